@@ -1,0 +1,29 @@
+"""The errors that Expunge raises on purpose.
+
+Every message says what is wrong, where the value came from and what to do about it, in one line.
+The command line turns a `UserError` into that line and exit code 2; anything else is a bug (exit code 1).
+"""
+
+
+class UserError(Exception):
+    """The input, a setting or the surroundings are at fault; the message is for the person who ran the command."""
+
+
+class DataError(UserError):
+    """A data file cannot be read as examples; the message names the file, the line where there is one, and the reason."""
+
+
+class ConfigError(UserError):
+    """A setting is out of range, unknown, or contradicts another one; the message names the flag."""
+
+
+class ModelError(UserError):
+    """A model, tokenizer or adapter folder cannot be used."""
+
+
+class RunError(UserError):
+    """A run directory cannot be used: it exists already, is incomplete, or belongs to something else."""
+
+
+class TrainingError(UserError):
+    """Training cannot go on (a loss or gradient is not finite); the last good checkpoint is left in place."""
