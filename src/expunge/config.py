@@ -1,0 +1,225 @@
+"""The one schema for Python arguments, YAML keys and command-line flags, and the recipes over it."""
+
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+from expunge.errors import ConfigError
+
+RECIPES: dict[str, dict[str, Any]] = {
+    "default": {},
+    "paper": {
+        "epochs": 20,
+        "learning_rate": 1e-4,
+        "schedule": "constant",
+        "warmup": 0.0,
+        "kl_weight": 0.5,
+        "forget_span": "completion",
+        "kl_span": "completion",
+        "lora_rank": 5,
+        "target_modules": "auto",
+        "rows_per_step": 4,
+        "max_grad_norm": 0.0,
+        "dtype": "float32",
+    },
+    "paper-code": {
+        "epochs": 20,
+        "learning_rate": 1e-4,
+        "schedule": "constant",
+        "warmup": 0.0,
+        "kl_weight": 0.5,
+        "kl_direction": "target-token",
+        "forget_span": "completion",
+        "kl_span": "completion",
+        "lora_rank": 5,
+        "target_modules": "auto",
+        "rows_per_step": 4,
+        "mix": "random",
+        "join": "separate",
+        "end_of_text": "no",
+        "max_grad_norm": 0.0,
+        "dtype": "float32",
+    },
+}
+"""Named presets: what differs from the defaults of `UnlearnConfig` (which are the recipe `default`).
+
+`paper` is arXiv 2503.13690 as it describes itself, with the exact KL; `paper-code` is its published code: the
+target-token "KL", prompt and completion tokenized apart without an end-of-text token, batches mixed at random.
+"""
+
+
+@dataclass
+class UnlearnConfig:
+    """Everything that an unlearning run depends on.
+
+    Attributes:
+        model: Folder or Hub name of the model; a PEFT adapter folder is folded into its base first.
+        forget: File or `datasets` name with the texts to forget.
+        retain: File or `datasets` name with the texts to keep.
+        output: Run directory to write.
+        holdout: Texts like the forget set that the model has never seen (measured at the end, never trained on).
+        benchmark: Read `forget`, `retain` and the membership documents from the folder `data`: `semeval`.
+        data: The benchmark's folder.
+        split: The benchmark's split.
+        columns: Which column is what, as `prompt=...,completion=...[,id=...,task=...]`.
+        recipe: Preset over this schema: `default`, `paper` or `paper-code`.
+        epochs: Passes over the forget set.
+        max_steps: Stop after so many optimizer steps, whatever `epochs` says.
+        learning_rate: Peak learning rate of Adam; by default 0.384 / hidden size (1.5e-3 at 256, 1.9e-4 at 2048).
+        schedule: `cosine` or `linear` to zero over the run, or `constant`.
+        warmup: Share of the steps over which the learning rate rises from zero.
+        max_grad_norm: Clip the adapter's gradient to this norm; 0 leaves it alone.
+        beta: Inverse temperature of NPO.
+        level: Unit of NPO: `token` or `sequence`.
+        retain_weight: Weight of the retain NLL.
+        kl_weight: Weight of the retain KL.
+        kl_direction: `reverse` is KL(policy || reference), `forward` KL(reference || policy), `target-token` what the
+            paper's code computes in its place.
+        forget_span: NPO on the `completion` tokens or on `all` tokens of a forget text.
+        kl_span: KL on the `completion` tokens or on `all` tokens of a retain text.
+        lora_rank: Rank of the adapter.
+        lora_alpha: Adapter scale times rank; by default the rank.
+        target_modules: `all-linear`, `auto` (query and value projections, as PEFT knows the architecture), or names
+            of modules separated by commas.
+        tokens_per_step: Tokens of forget and retain texts together in one optimizer step.
+        rows_per_step: Rows instead of tokens in one optimizer step (overrides `tokens_per_step`).
+        mix: `fixed`: every step holds forget and retain texts in the same proportion; `random`: both shuffled
+            together, a side that is missing from a step counts 0.
+        retain_per_forget: Retain tokens (rows under `rows_per_step`) per forget token in a step; by default that of
+            the two sets.
+        max_length: Longest text in tokens; longer ones lose the head of their prompt.
+        truncate_completions: Cut a completion that does not fit by itself (otherwise an error).
+        join: What stands between prompt and completion: `auto` (measured on the model), `none`, `space`, `newline`,
+            `chat` (the tokenizer's chat template), `separate` (tokenized apart, as the paper's code does).
+        end_of_text: End completions with the end-of-text token: `auto` (measured on the model), `yes`, `no`.
+        dtype: `auto` (bfloat16 autocast where the device is fast at it, else float32), `float32`, `bfloat16`.
+        device: `auto`, `cpu`, `cuda`, `cuda:1` ...
+        gradient_checkpointing: Recompute activations in the backward pass: less memory, about a third more time.
+        load_in_4bit: Keep the base weights in 4 bits (CUDA, `expunge[4bit]`).
+        seed: Seed of the adapter's initialisation and of the order of the data.
+        save_every: Optimizer steps between checkpoints; 0 writes none.
+        report_to: Trackers (`tensorboard`, `wandb`), separated by commas.
+        trust_remote_code: Run code that comes with the model.
+        overwrite: Replace an earlier run in `output`.
+        resume: Go on from the last checkpoint in `output`.
+    """
+
+    model: str
+    forget: str | None = None
+    retain: str | None = None
+    output: str = ""
+    holdout: str | None = None
+    benchmark: Literal["semeval"] | None = None
+    data: str | None = None
+    split: str = "train"
+    columns: str | None = None
+    recipe: str = "default"
+
+    epochs: int = 14
+    max_steps: int | None = None
+    learning_rate: float | None = None
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup: float = 0.05
+    max_grad_norm: float = 1.0
+
+    beta: float = 0.5
+    level: Literal["token", "sequence"] = "token"
+    retain_weight: float = 1.0
+    kl_weight: float = 1.0
+    kl_direction: Literal["reverse", "forward", "target-token"] = "reverse"
+    forget_span: Literal["completion", "all"] = "all"
+    kl_span: Literal["completion", "all"] = "all"
+
+    lora_rank: int = 16
+    lora_alpha: float | None = None
+    target_modules: str = "all-linear"
+
+    tokens_per_step: int = 1024
+    rows_per_step: int | None = None
+    mix: Literal["fixed", "random"] = "fixed"
+    retain_per_forget: float | None = None
+    max_length: int = 2048
+    truncate_completions: bool = False
+    join: Literal["auto", "none", "space", "newline", "chat", "separate"] = "auto"
+    end_of_text: Literal["auto", "yes", "no"] = "auto"
+
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    device: str = "auto"
+    gradient_checkpointing: bool = False
+    load_in_4bit: bool = False
+    seed: int = 0
+    save_every: int = 0
+    report_to: str | None = None
+    trust_remote_code: bool = False
+    overwrite: bool = False
+    resume: bool = False
+
+    @classmethod
+    def from_recipe(cls, recipe: str = "default", **settings: Any) -> "UnlearnConfig":
+        """The recipe's values, with `settings` over them.
+
+        Raises:
+            ConfigError: Unknown recipe or setting.
+        """
+        if recipe not in RECIPES:
+            raise ConfigError(f"--recipe {recipe}: unknown; known are {', '.join(RECIPES)}")
+        unknown = sorted(set(settings) - {f.name for f in fields(cls)})
+        if unknown:
+            raise ConfigError(f"unknown setting {', '.join(unknown)}; see `expunge unlearn --help` for those there are")
+        return cls(**{"recipe": recipe, **RECIPES[recipe], **settings})
+
+    @property
+    def uses_kl_states(self) -> bool:
+        """Whether the full-vocabulary KL, and with it the reference's hidden states, is needed."""
+        return self.kl_weight > 0 and self.kl_direction != "target-token"
+
+    def validate(self) -> None:
+        """Check every range and every pair of settings that must agree; nothing is loaded.
+
+        Raises:
+            ConfigError: The first setting that cannot be used, named by its flag.
+        """
+        checks = [
+            (bool(self.model), "--model is missing: give a folder or a Hub name"),
+            (bool(self.output), "--output is missing: give the run directory to write"),
+            (self.recipe in RECIPES, f"--recipe {self.recipe}: unknown; known are {', '.join(RECIPES)}"),
+            (self.epochs >= 1, f"--epochs {self.epochs}: must be at least 1"),
+            (self.max_steps is None or self.max_steps >= 1, f"--max-steps {self.max_steps}: must be at least 1"),
+            (self.learning_rate is None or 0 < self.learning_rate < 1,
+             f"--learning-rate {self.learning_rate}: must lie between 0 and 1"),
+            (0 <= self.warmup < 1, f"--warmup {self.warmup}: is a share of the steps, at least 0 and below 1"),
+            (0 <= self.max_grad_norm < float("inf"), f"--max-grad-norm {self.max_grad_norm}: must be finite, 0 or more"),
+            (0 < self.beta <= 100, f"--beta {self.beta}: must lie above 0 and not above 100"),
+            (0 <= self.retain_weight < float("inf"), f"--retain-weight {self.retain_weight}: must be finite, 0 or more"),
+            (0 <= self.kl_weight < float("inf"), f"--kl-weight {self.kl_weight}: must be finite, 0 or more"),
+            (1 <= self.lora_rank <= 4096, f"--lora-rank {self.lora_rank}: must lie between 1 and 4096"),
+            (self.lora_alpha is None or 0 < self.lora_alpha < float("inf"),
+             f"--lora-alpha {self.lora_alpha}: must be finite and above 0"),
+            (bool(self.target_modules.strip(" ,")), "--target-modules is empty: give all-linear, auto or module names"),
+            (self.tokens_per_step >= 1, f"--tokens-per-step {self.tokens_per_step}: must be at least 1"),
+            (self.rows_per_step is None or self.rows_per_step >= 1,
+             f"--rows-per-step {self.rows_per_step}: must be at least 1"),
+            (self.mix == "random" or self.rows_per_step is None or self.rows_per_step >= 2,
+             "--rows-per-step 1 cannot hold a forget and a retain row: use 2 or more, or --mix random"),
+            (self.mix == "fixed" or self.rows_per_step is not None, "--mix random needs --rows-per-step"),
+            (self.retain_per_forget is None or 0 < self.retain_per_forget < float("inf"),
+             f"--retain-per-forget {self.retain_per_forget}: must be finite and above 0"),
+            (self.max_length >= 2, f"--max-length {self.max_length}: must be at least 2"),
+            (self.save_every >= 0, f"--save-every {self.save_every}: must be 0 or more"),
+            (0 <= self.seed < 2**32, f"--seed {self.seed}: must lie between 0 and 2^32 - 1"),
+            (not (self.overwrite and self.resume), "--overwrite and --resume contradict each other: choose one"),
+            (self.benchmark is None or bool(self.data), f"--benchmark {self.benchmark} needs --data, its folder"),
+            (self.benchmark is None or not (self.forget or self.retain),
+             f"--benchmark {self.benchmark} brings its own files: leave --forget and --retain out"),
+            (self.benchmark is not None or bool(self.forget), "--forget is missing: give the file of texts to forget"),
+            (self.benchmark is not None or bool(self.retain) or not self.needs_retain,
+             f"--retain is missing: recipe {self.recipe} keeps the model in place with texts to keep "
+             f"(retain_weight {self.retain_weight:g}, kl_weight {self.kl_weight:g})"),
+        ]  # fmt: skip
+        for holds, message in checks:
+            if not holds:
+                raise ConfigError(message)
+
+    @property
+    def needs_retain(self) -> bool:
+        """Whether a retain term has any weight."""
+        return self.retain_weight > 0 or self.kl_weight > 0

@@ -1,0 +1,167 @@
+"""Which rows go into which optimizer step, and how a step is laid out in micro-batches.
+
+The two questions are apart on purpose: a step is a set of rows with a token budget and a fixed forget:retain mix; the
+layout (rows of like length side by side, so that hardly any padding is computed) never changes what the step computes.
+Everything follows from the seed, so a run is resumed by skipping the steps that it has done.
+"""
+
+import itertools
+import math
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+BUCKETS_PER_STEP = 2
+"""Stretches of rows of like length per side and step: more of them mix lengths better, fewer pad less."""
+MAX_PADDING = 0.05
+"""A micro-batch is closed when the next row would raise its padded share above this."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """The rows of one optimizer step, as indices into the forget and the retain set."""
+
+    epoch: int
+    forget: list[int]
+    retain: list[int]
+
+
+class Plan:
+    """The steps of a run: every epoch passes over the forget set once, the retain set is gone through as a stream.
+
+    Args:
+        forget_lengths: Tokens of each forget row.
+        retain_lengths: Tokens of each retain row; empty for a run without retain terms.
+        epochs: Passes over the forget set.
+        tokens_per_step: Budget of one step, both sides together.
+        rows_per_step: Count rows instead of tokens when given.
+        retain_per_forget: Retain tokens (rows) per forget token (row); that of the two sets when None.
+        mix: `fixed`, or `random`: an epoch passes over both sets, shuffled together, `rows_per_step` rows a step.
+        seed: Seed of all shuffling.
+    """
+
+    def __init__(
+        self,
+        forget_lengths: Sequence[int],
+        retain_lengths: Sequence[int],
+        *,
+        epochs: int,
+        tokens_per_step: int,
+        rows_per_step: int | None = None,
+        retain_per_forget: float | None = None,
+        mix: str = "fixed",
+        seed: int = 0,
+    ) -> None:
+        self.epochs, self.rows_per_step, self.mix, self.seed = epochs, rows_per_step, mix, seed
+        by_rows = rows_per_step is not None
+        self._forget_costs = [1] * len(forget_lengths) if by_rows else list(forget_lengths)
+        self._retain_costs = [1] * len(retain_lengths) if by_rows else list(retain_lengths)
+        self._by_rows = by_rows
+        forget_total, retain_total = sum(self._forget_costs), sum(self._retain_costs)
+        self.retain_per_forget = 0.0
+        if retain_total:
+            self.retain_per_forget = retain_per_forget or retain_total / forget_total
+        budget = rows_per_step if rows_per_step is not None else tokens_per_step
+        if mix == "random":
+            self.steps_per_epoch = math.ceil((forget_total + retain_total) / budget)
+        else:
+            forget_budget = max(1.0, budget / (1 + self.retain_per_forget))
+            self.steps_per_epoch = min(len(forget_lengths), math.ceil(forget_total / forget_budget - 1e-9))
+        self._forget_bucket = forget_total / self.steps_per_epoch / BUCKETS_PER_STEP
+        self._retain_bucket = self._forget_bucket * self.retain_per_forget
+
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return self.steps_per_epoch * self.epochs
+
+    def steps(self) -> Iterator[Step]:
+        """All steps of the run, in order."""
+        return self._random_steps() if self.mix == "random" else self._fixed_steps()
+
+    def _fixed_steps(self) -> Iterator[Step]:
+        retain = itertools.chain.from_iterable(
+            self._order(self._retain_costs, self._retain_bucket, f"retain {turn}") for turn in itertools.count()
+        )
+        forget_cost = retain_cost = 0.0
+        per_step = sum(self._forget_costs) / self.steps_per_epoch
+        for epoch in range(self.epochs):
+            forget = self._order(self._forget_costs, self._forget_bucket, f"forget {epoch}")
+            done, end = 0, epoch * sum(self._forget_costs)
+            for index in range(self.steps_per_epoch):
+                end += per_step
+                steps_left = self.steps_per_epoch - index - 1
+                step = Step(epoch, [], [])
+                while len(forget) - done > steps_left and (
+                    not step.forget or not steps_left or forget_cost + self._forget_costs[forget[done]] / 2 <= end
+                ):
+                    step.forget.append(forget[done])
+                    forget_cost += self._forget_costs[forget[done]]
+                    done += 1
+                if self.retain_per_forget:
+                    while not step.retain or retain_cost < forget_cost * self.retain_per_forget:
+                        row = next(retain)
+                        overshoot = retain_cost + self._retain_costs[row] / 2 > forget_cost * self.retain_per_forget
+                        if step.retain and overshoot:
+                            retain = itertools.chain([row], retain)
+                            break
+                        step.retain.append(row)
+                        retain_cost += self._retain_costs[row]
+                yield step
+
+    def _random_steps(self) -> Iterator[Step]:
+        forget_rows = len(self._forget_costs)
+        for epoch in range(self.epochs):
+            rows = list(range(forget_rows + len(self._retain_costs)))
+            random.Random(f"{self.seed} both {epoch}").shuffle(rows)
+            size = self.rows_per_step or len(rows)
+            for start in range(0, len(rows), size):
+                chosen = rows[start : start + size]
+                yield Step(
+                    epoch,
+                    [row for row in chosen if row < forget_rows],
+                    [row - forget_rows for row in chosen if row >= forget_rows],
+                )
+
+    def _order(self, costs: Sequence[int], bucket: float, name: str) -> list[int]:
+        """All rows of one side, shuffled, yet with rows of like length side by side in stretches of one bucket."""
+        rng = random.Random(f"{self.seed} {name}")
+        rows = list(range(len(costs)))
+        rng.shuffle(rows)
+        if self._by_rows:
+            return rows
+        rows.sort(key=lambda row: costs[row] * rng.uniform(0.97, 1.03))
+        stretches: list[list[int]] = [[]]
+        filled = bucket * rng.random()  # another cut every time, so that the stretches' members change
+        for row in rows:
+            if filled >= bucket and stretches[-1]:
+                stretches.append([])
+                filled = 0.0
+            stretches[-1].append(row)
+            filled += costs[row]
+        rng.shuffle(stretches)
+        return [row for stretch in stretches for row in stretch]
+
+
+def micro_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """Group rows of like length: indices into `lengths`, at most `max_tokens` of padded area each (or a single row).
+
+    Longest first, so that the largest memory need comes first.
+    """
+    groups: list[list[int]] = []
+    real = 0
+    for row in sorted(range(len(lengths)), key=lambda row: (-lengths[row], row)):
+        longest = lengths[groups[-1][0]] if groups else 0
+        area = longest * (len(groups[-1]) + 1) if groups else 0
+        if not groups or area > max_tokens or area - real - lengths[row] > MAX_PADDING * area:
+            groups.append([])
+            real = 0
+        groups[-1].append(row)
+        real += lengths[row]
+    return groups
+
+
+def real_share(groups: Sequence[Sequence[int]], lengths: Sequence[int]) -> float:
+    """Share of the padded area of all groups that is real text."""
+    area = sum(max(lengths[row] for row in group) * len(group) for group in groups)
+    return sum(lengths[row] for group in groups for row in group) / area

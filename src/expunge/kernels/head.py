@@ -1,0 +1,67 @@
+"""The frozen vocabulary head: final hidden states -> logits, and gradients of logits -> gradients of hidden states."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+CHUNK_ELEMENTS = {"cpu": 2**22, "cuda": 2**26}
+"""Largest (tokens, vocab) block that is alive at once, in elements, per device type."""
+
+
+@dataclass(frozen=True)
+class Head:
+    """logits = softcap * tanh(scale * (hidden @ weight.T + bias) / softcap), with the parts that the model has.
+
+    The head is frozen: no gradient of its weights is ever computed.
+
+    Attributes:
+        weight: `(vocab, hidden)` in the dtype that the matrix product runs in; None when the "hidden states" handed
+            over are the model's logits already (the plain path for heads of unknown form).
+        bias: `(vocab,)` or None.
+        scale: Factor on the logits (Cohere's `logit_scale`, the inverse of Granite's `logits_scaling`).
+        softcap: Bound of the logits (Gemma-2's `final_logit_softcapping`) or None.
+    """
+
+    weight: Tensor | None
+    bias: Tensor | None = None
+    scale: float = 1.0
+    softcap: float | None = None
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits of `hidden` `(num_tokens, hidden)` as `(num_tokens, vocab)`, in fp32 at least."""
+        logits = hidden
+        if self.weight is not None:
+            logits = torch.nn.functional.linear(hidden.to(self.weight.dtype), self.weight, self.bias)
+        if logits.dtype in (torch.bfloat16, torch.float16):
+            logits = logits.float()
+        if self.scale != 1.0:
+            logits = logits * self.scale
+        if self.softcap is not None:
+            logits = self.softcap * torch.tanh(logits / self.softcap)
+        return logits
+
+    def grad_hidden(self, grad_logits: Tensor, logits: Tensor) -> Tensor:
+        """Gradient of the hidden states, given that of the logits and the logits themselves.
+
+        `logits` is needed for the slope of the soft cap alone; it may be anything when there is none.
+        """
+        if self.softcap is not None:
+            grad_logits = grad_logits * (1 - (logits / self.softcap).square())
+        if self.scale != 1.0:
+            grad_logits = grad_logits * self.scale
+        if self.weight is None:
+            return grad_logits
+        return grad_logits.to(self.weight.dtype) @ self.weight
+
+    def vocab_size(self, hidden: Tensor) -> int:
+        """Number of logits per token."""
+        return (hidden if self.weight is None else self.weight.T).shape[-1]
+
+    def chunks(self, hidden: Tensor) -> Iterator[slice]:
+        """Slices over the tokens of `hidden` such that one block of (tokens, vocab) stays small."""
+        budget = CHUNK_ELEMENTS.get(hidden.device.type, CHUNK_ELEMENTS["cpu"])
+        size = max(16, budget // self.vocab_size(hidden))
+        for start in range(0, hidden.shape[0], size):
+            yield slice(start, min(start + size, hidden.shape[0]))

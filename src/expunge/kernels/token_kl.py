@@ -1,0 +1,88 @@
+"""Exact full-vocabulary KL per token against cached reference hidden states, with the log-probabilities on the way."""
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from expunge.kernels.head import Head
+from expunge.kernels.token_logps import IGNORE_INDEX, target_gradient
+
+Direction = Literal["reverse", "forward"]
+
+
+def plain_token_kl(hidden: Tensor, ref_hidden: Tensor, head: Head, direction: Direction = "reverse") -> Tensor:
+    """The formula that `token_logps_and_kl` equals: sum over the vocabulary of p (log p - log q), per token.
+
+    `reverse` is KL(policy || reference), `forward` is KL(reference || policy).
+    """
+    logp = head.logits(hidden).log_softmax(-1)
+    logq = head.logits(ref_hidden).log_softmax(-1)
+    if direction == "forward":
+        logp, logq = logq, logp
+    return (logp.exp() * (logp - logq)).sum(-1)
+
+
+def token_logps_and_kl(
+    hidden: Tensor, ref_hidden: Tensor, head: Head, targets: Tensor, direction: Direction = "reverse"
+) -> tuple[Tensor, Tensor]:
+    """Log-probability of each target and KL over the whole vocabulary, from one pass over the logits.
+
+    The head is the same for policy and reference, so the reference distribution of a token is fixed by its final hidden
+    state: caching that state gives the exact divergence without a second forward pass.
+
+    Args:
+        hidden: `(num_tokens, hidden)`, the policy's final hidden states.
+        ref_hidden: `(num_tokens, hidden)`, the reference's, which take no gradient.
+        head: The frozen head.
+        targets: `(num_tokens,)` int64; -100 gives a log-probability of 0; the KL is computed all the same.
+        direction: `reverse` for KL(policy || reference), `forward` for KL(reference || policy).
+
+    Returns:
+        `logps` and `kl`, each `(num_tokens,)` in nats, fp32 (fp64 for fp64 input), both differentiable in `hidden`.
+    """
+    logps, kl = _TokenLogpsAndKL.apply(hidden, ref_hidden, head, targets, direction)
+    return logps, kl
+
+
+class _TokenLogpsAndKL(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, ref_hidden: Tensor, head: Head, targets: Tensor, direction: Direction
+    ) -> tuple[Tensor, Tensor]:
+        needs_grad = ctx.needs_input_grad[0]
+        logps = hidden.new_empty(hidden.shape[0], dtype=torch.promote_types(hidden.dtype, torch.float32))
+        kl = torch.empty_like(logps)
+        logp_slopes = torch.zeros_like(hidden) if needs_grad else hidden.new_empty(0)
+        kl_slopes = torch.empty_like(hidden) if needs_grad else hidden.new_empty(0)
+        kept = targets != IGNORE_INDEX
+        with torch.autocast(hidden.device.type, enabled=False):
+            for rows in head.chunks(hidden):
+                logits = head.logits(hidden[rows])
+                logp = logits.log_softmax(-1)
+                logq = head.logits(ref_hidden[rows]).log_softmax(-1)
+                logps[rows] = logp.gather(-1, targets[rows].where(kept[rows], 0)[:, None])[:, 0].where(kept[rows], 0)
+                probs = logp.exp()
+                if direction == "reverse":  # d KL(p||q) / d logits = p (log p - log q - KL)
+                    gap = logp.sub_(logq)
+                    kl[rows] = (probs * gap).sum(-1)
+                    grad_kl = gap.sub_(kl[rows][:, None]).mul_(probs)
+                else:  # d KL(q||p) / d logits = p - q
+                    ref_probs = logq.exp()
+                    kl[rows] = (ref_probs * logq.sub_(logp)).sum(-1)
+                    grad_kl = probs - ref_probs
+                if needs_grad:
+                    kl_slopes[rows] = head.grad_hidden(grad_kl, logits).to(kl_slopes.dtype)
+                    own = kept[rows].nonzero()[:, 0]  # tokens without a target need no slope of their log-probability
+                    if len(own):
+                        grad_logits = target_gradient(probs[own], targets[rows][own])
+                        slopes = head.grad_hidden(grad_logits, logits[own])
+                        logp_slopes[rows.start + own] = slopes.to(logp_slopes.dtype)
+        ctx.save_for_backward(logp_slopes, kl_slopes)
+        return logps, kl
+
+    @staticmethod
+    def backward(ctx: Any, grad_logps: Tensor, grad_kl: Tensor) -> tuple[Tensor, None, None, None, None]:  # type: ignore[override]
+        logp_slopes, kl_slopes = ctx.saved_tensors
+        grad = logp_slopes * grad_logps[:, None] + kl_slopes * grad_kl[:, None]
+        return grad.to(kl_slopes.dtype), None, None, None, None

@@ -1,0 +1,126 @@
+"""The LoRA adapter: where it sits, how it is switched off, saved and merged."""
+
+import json
+import tempfile
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from expunge import run_dir
+from expunge.errors import ConfigError, ModelError
+from expunge.model.load import LoadedModel
+
+
+def target_modules(model: PreTrainedModel, wanted: str) -> str | list[str]:
+    """What `--target-modules` means for this model, as PEFT takes it.
+
+    `auto` is PEFT's own choice for the architecture (query and value projections, or the fused one that holds them).
+
+    Raises:
+        ConfigError: PEFT has no choice for the architecture, or a named module is not in the model.
+    """
+    if wanted == "all-linear":
+        return wanted
+    if wanted == "auto":
+        known = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(model.config.model_type)
+        names = list(known) if known else ["q_proj", "v_proj"]
+    else:
+        names = [name.strip() for name in wanted.split(",") if name.strip()]
+    linear = {name for name, module in model.named_modules() if isinstance(module, (torch.nn.Linear, Conv1D))}
+    output = model.get_output_embeddings()
+    for name in names:
+        found = [full for full in linear if full == name or full.endswith("." + name)]
+        if not found:
+            leaves = ", ".join(sorted({full.rpartition(".")[2] for full in linear}))
+            raise ConfigError(f"--target-modules {wanted}: the model has no linear module {name}; it has {leaves}")
+        if any(model.get_submodule(full) is output for full in found):
+            raise ConfigError(f"--target-modules {wanted}: {name} is the vocabulary head, which stays frozen")
+    return names
+
+
+def add_adapter(loaded: LoadedModel, *, rank: int, alpha: float | None, modules: str, seed: int) -> PeftModel:
+    """Put a fresh LoRA adapter (fp32, no dropout, B = 0) into the model; `loaded.model` becomes the PEFT model.
+
+    Raises:
+        ConfigError: The target modules do not exist, or the rank is larger than every adapted layer.
+    """
+    base = loaded.base
+    targets = target_modules(base, modules)
+    conv = any(isinstance(module, Conv1D) for module in base.modules())
+    torch.manual_seed(seed)
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=rank,
+        lora_alpha=rank if alpha is None else alpha,
+        target_modules=targets,
+        lora_dropout=0.0,
+        bias="none",
+        fan_in_fan_out=conv,
+    )
+    model = get_peft_model(base, config)
+    for parameter in trainable(model):
+        parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
+        if rank > max(parameter.shape):
+            model.unload()
+            raise ConfigError(f"--lora-rank {rank}: larger than the adapted layers ({max(parameter.shape)})")
+    model.eval()  # no dropout anywhere, so that the cached reference stays exact
+    loaded.model = model
+    return model
+
+
+def trainable(model: torch.nn.Module) -> list[torch.nn.Parameter]:
+    """The adapter's parameters, in a fixed order."""
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def save_adapter(model: PeftModel, folder: Path, *, base_name: str, card: str) -> None:
+    """Write a standard PEFT adapter folder, whole or not at all.
+
+    Args:
+        model: The PEFT model.
+        folder: Where to; replaced when it exists.
+        base_name: What `base_model_name_or_path` should say.
+        card: Text of its README.md (the model card).
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    model.save_pretrained(temporary, safe_serialization=True)
+    config_path = temporary / "adapter_config.json"
+    config = json.loads(config_path.read_text()) | {"base_model_name_or_path": base_name}
+    config_path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    (temporary / "README.md").write_text(card)
+    for path in temporary.iterdir():
+        path.chmod(0o600)
+    run_dir.replace_dir(temporary, folder)
+
+
+def adapter_folder(name: str) -> Path:
+    """The adapter folder that a run directory or adapter folder means.
+
+    Raises:
+        ModelError: There is none.
+    """
+    for folder in (Path(name), Path(name) / "adapter"):
+        if (folder / "adapter_config.json").exists():
+            return folder
+    raise ModelError(f"{name}: neither an adapter folder nor a run directory with one (no adapter_config.json)")
+
+
+def attach_adapter(loaded: LoadedModel, name: str) -> None:
+    """Put a saved adapter into a loaded base model; `loaded.model` becomes the PEFT model.
+
+    Raises:
+        ModelError: It does not fit the base.
+    """
+    folder = adapter_folder(name)
+    if not (folder / "adapter_model.safetensors").exists():
+        raise ModelError(f"{folder}: no adapter_model.safetensors in it")
+    try:
+        loaded.model = PeftModel.from_pretrained(loaded.base, str(folder)).eval()
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0][:300]
+        raise ModelError(f"{folder}: this adapter does not fit the model ({reason})") from None

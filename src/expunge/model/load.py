@@ -1,0 +1,223 @@
+"""From a folder or Hub name to a model that is ready to compute: weights, tokenizer, device, precision."""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft import PeftConfig, PeftModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.pytorch_utils import Conv1D
+
+from expunge.errors import ModelError
+from expunge.kernels import Head
+from expunge.model.head import cast_head, find_head
+
+
+@dataclass
+class LoadedModel:
+    """A model with what belongs to it.
+
+    Attributes:
+        model: The causal LM, in eval mode, without gradients; `add_adapter` replaces it by a `PeftModel` around it.
+        tokenizer: Its tokenizer.
+        head: The frozen head as the kernels take it.
+        dtype: What matrix products run in: `torch.float32` or `torch.bfloat16` (or `torch.float64` in tests).
+        plain_head: Why the head is not taken apart (the logits come from the model itself), or None.
+        folded: Name of the adapter that was folded into the base, or None.
+    """
+
+    model: PreTrainedModel | PeftModel
+    tokenizer: PreTrainedTokenizerBase
+    head: Head
+    dtype: torch.dtype
+    plain_head: str | None = None
+    folded: str | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes."""
+        return self.model.device
+
+    @property
+    def base(self) -> PreTrainedModel:
+        """The transformers model inside (the adapter's layers are part of it)."""
+        return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+
+    @contextlib.contextmanager
+    def autocast(self) -> Iterator[None]:
+        """Matrix products in `dtype`."""
+        enabled = self.dtype == torch.bfloat16
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled):
+            yield
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """The device that a `--device` value means.
+
+    Raises:
+        ModelError: The device does not exist here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ModelError(f"--device {name}: {str(error).splitlines()[0]}") from None
+    return device
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The compute dtype that a `--dtype` value means: bfloat16 under `auto` where the hardware multiplies it natively."""
+    if name != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}[name]
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if native else torch.float32
+
+
+def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model folder, Hub name or adapter folder.
+
+    Raises:
+        ModelError: There is none, or it cannot be read.
+    """
+    base = _base_name(name)
+    own = Path(name) / "tokenizer_config.json"
+    try:
+        return AutoTokenizer.from_pretrained(name if own.exists() else base, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+        raise ModelError(f"--model {name}: no usable tokenizer ({_first_line(error)})") from None
+
+
+def load_model(
+    name: str,
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    load_in_4bit: bool = False,
+    trust_remote_code: bool = False,
+) -> LoadedModel:
+    """Load a causal LM; if `name` is a PEFT adapter folder, its base with the adapter folded in.
+
+    Weights are kept in their stored dtype. Under bfloat16, the weights of linear layers that are stored wider are
+    rounded once, as autocast would do at every call; everything else stays as stored.
+
+    Raises:
+        ModelError: Not a causal LM, weights missing or not in safetensors, an adapter that does not fit.
+    """
+    target = pick_device(device)
+    compute = pick_dtype(dtype, target)
+    base_name = _base_name(name)
+    check_model(base_name, trust_remote_code=trust_remote_code)
+    options: dict = {"trust_remote_code": trust_remote_code, "use_safetensors": True, "attn_implementation": "sdpa"}
+    if load_in_4bit:
+        if target.type != "cuda":
+            raise ModelError(f"--load-in-4bit needs a CUDA device, this run is on {target.type}")
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute
+        )
+        options["device_map"] = {"": target}
+    stored = "auto" if compute == torch.bfloat16 else compute
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            base_name, dtype=stored, output_loading_info=True, **options
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        if "sdpa" not in str(error) and "scaled_dot_product" not in str(error):
+            raise ModelError(f"--model {base_name}: cannot be loaded ({_first_line(error)})") from None
+        options["attn_implementation"] = "eager"
+        model, report = AutoModelForCausalLM.from_pretrained(
+            base_name, dtype=stored, output_loading_info=True, **options
+        )
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise ModelError(f"--model {base_name}: {len(missing)} weights are missing from its files, first {missing[0]}")
+    folded = None
+    if base_name != name:
+        try:
+            model = PeftModel.from_pretrained(model, name).merge_and_unload()
+        except (OSError, ValueError, RuntimeError) as error:
+            raise ModelError(f"--model {name}: this adapter does not fit its base ({_first_line(error)})") from None
+        folded = name
+    if not load_in_4bit:
+        model.to(target)
+    model.eval().requires_grad_(False)
+    tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
+    if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
+        raise ModelError(
+            f"--model {name}: the tokenizer knows {len(tokenizer)} tokens, the model only "
+            f"{model.get_input_embeddings().weight.shape[0]}: they do not belong together"
+        )
+    head, plain_head = find_head(model)
+    if compute == torch.bfloat16:
+        _round_linear_weights(model)
+    return LoadedModel(model, tokenizer, cast_head(head, model, compute), compute, plain_head, folded)
+
+
+def check_model(name: str, *, trust_remote_code: bool = False) -> None:
+    """Check what can be checked before weights load: the configuration is there, a causal LM, its files safetensors.
+
+    Raises:
+        ModelError: It cannot be used.
+    """
+    folder = Path(name)
+    if folder.exists() and not (folder / "config.json").exists():
+        raise ModelError(f"--model {name}: not a model folder, there is no config.json in it")
+    if not folder.exists() and (folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1):
+        raise ModelError(f"--model {name}: no such folder")
+    try:
+        config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"--model {name}: cannot read its configuration ({_first_line(error)})") from None
+    if type(config) not in AutoModelForCausalLM._model_mapping and not getattr(config, "auto_map", None):
+        raise ModelError(f"--model {name}: architecture {config.model_type} is not a causal language model")
+    if folder.is_dir() and not any(folder.glob("*.safetensors")):
+        pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
+        hint = (
+            f"only {pickles[0]}, and pickles are never loaded: convert it with save_pretrained in a place you trust"
+            if pickles
+            else "none"
+        )
+        raise ModelError(f"--model {name}: no weights in safetensors format ({hint})")
+
+
+def _base_name(name: str) -> str:
+    """The model that `name` stands on: itself, or the base of the adapter folder that it is."""
+    if not (Path(name) / "adapter_config.json").exists():
+        return name
+    try:
+        base = PeftConfig.from_pretrained(name).base_model_name_or_path
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ModelError(f"--model {name}: cannot read its adapter_config.json ({_first_line(error)})") from None
+    if not base:
+        raise ModelError(f"--model {name}: its adapter_config.json names no base model")
+    beside = Path(name) / base
+    return str(beside.resolve()) if not Path(base).exists() and beside.exists() else base
+
+
+def _round_linear_weights(model: PreTrainedModel) -> None:
+    """Round the weights of linear layers to bfloat16 once; tied embeddings are left to the embedding's dtype."""
+    tied = model.get_input_embeddings().weight
+    if any(parameter.dtype == torch.float16 for parameter in model.parameters()):
+        model.to(torch.bfloat16)  # float16 beside bfloat16 products would promote everything to float32
+    for module in model.modules():
+        if isinstance(module, (torch.nn.Linear, Conv1D)) and module.weight is not tied:
+            if module.weight.dtype in (torch.float32, torch.float64):
+                module.to(torch.bfloat16)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else type(error).__name__

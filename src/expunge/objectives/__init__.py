@@ -1,0 +1,10 @@
+"""Losses as pure functions on tensors: one method a file, torch alone, every mean over a stated denominator.
+
+A denominator defaults to what is in the tensors; a step that is spread over several micro-batches passes the count of
+the whole step instead, so that the sum over its micro-batches is the mean over the step.
+"""
+
+from expunge.objectives.npo import npo_sequence, npo_token
+from expunge.objectives.retain import retain_kl, retain_nll, target_token_kl
+
+__all__ = ["npo_sequence", "npo_token", "retain_kl", "retain_nll", "target_token_kl"]

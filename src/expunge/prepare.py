@@ -1,0 +1,150 @@
+"""Everything that an unlearning run needs before its first step, checked in the order of what it costs to check."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from expunge.config import UnlearnConfig
+from expunge.data.examples import Example, check_sets, parse_columns, read_examples
+from expunge.data.lume import read_lume
+from expunge.data.tokenize import TokenizedExample, tokenize_all
+from expunge.errors import ConfigError, DataError
+from expunge.model.load import LoadedModel, load_model
+from expunge.model.preflight import JoinReport, measure_join
+
+REFERENCE_WIDTH, REFERENCE_RATE = 256, 1.5e-3
+"""The default learning rate is REFERENCE_RATE at a hidden size of REFERENCE_WIDTH and falls with 1 / width."""
+
+
+@dataclass
+class Sets:
+    """The texts of a run; `retain` and `holdout` may be empty."""
+
+    forget: list[Example]
+    retain: list[Example]
+    holdout: list[Example]
+
+    @property
+    def all(self) -> list[Example]:
+        """Texts that the model has seen: forget and retain."""
+        return self.forget + self.retain
+
+
+@dataclass
+class Prepared:
+    """A run that is ready to start.
+
+    Attributes:
+        config: The resolved settings (no `auto` left where the run has decided).
+        loaded: The untouched model.
+        forget: Tokenized rows, in the order of the file; likewise `retain` and `holdout`.
+        join: What the preflight found.
+        warnings: Findings that the user should read.
+    """
+
+    config: UnlearnConfig
+    loaded: LoadedModel
+    forget: list[TokenizedExample]
+    retain: list[TokenizedExample]
+    holdout: list[TokenizedExample]
+    join: JoinReport
+    warnings: list[str]
+
+
+def read_sets(config: UnlearnConfig) -> tuple[Sets, list[str]]:
+    """Read the texts that the settings name.
+
+    Returns:
+        The sets and the warnings about them (ids and numbers, no texts).
+
+    Raises:
+        DataError: A file or row that cannot be used.
+        ConfigError: `--columns` that cannot be used.
+    """
+    if config.benchmark == "semeval":
+        found = read_lume(config.data or "", config.split)
+        holdout = read_examples(config.holdout) if config.holdout else []
+        sets = Sets(found.forget, found.retain if config.needs_retain else [], holdout)
+    else:
+        columns = parse_columns(config.columns) if config.columns else None
+
+        def read(source: str | None) -> list[Example]:
+            return read_examples(source, columns=columns) if source else []
+
+        sets = Sets(read(config.forget), read(config.retain) if config.needs_retain else [], read(config.holdout))
+    return sets, check_sets(sets.forget, sets.retain or None, sets.holdout or None)
+
+
+def prepare(config: UnlearnConfig, say: Callable[[str], None]) -> Prepared:
+    """Validate, read, load and tokenize.
+
+    Args:
+        config: The settings as given.
+        say: Told, in a line each, what was decided.
+
+    Raises:
+        UserError: Whatever is wrong, before weights load wherever it can be known by then.
+    """
+    config.validate()
+    for name in ("forget", "retain", "holdout", "data"):
+        source = getattr(config, name)
+        if source and Path(source).exists() and Path(config.output).resolve() == Path(source).resolve():
+            raise ConfigError(f"--output {config.output} is --{name}: choose another place")
+    sets, warnings = read_sets(config)
+    loaded = load_model(
+        config.model,
+        dtype=config.dtype,
+        device=config.device,
+        load_in_4bit=config.load_in_4bit,
+        trust_remote_code=config.trust_remote_code,
+    )
+    if loaded.folded:
+        say(f"model: adapter {loaded.folded} folded into its base; the reference is the folded model")
+    if loaded.plain_head:
+        say(f"head: plain path, slower and larger, because {loaded.plain_head}")
+    context = getattr(loaded.base.config.get_text_config(), "max_position_embeddings", None) or config.max_length
+    max_length = min(config.max_length, context)
+    report = measure_join(
+        loaded,
+        sets.all,
+        style=config.join,
+        end_of_text=config.end_of_text,
+        max_length=max_length,
+        seed=config.seed,
+    )
+    say(f"join: {report}")
+
+    def rows(examples: list[Example]) -> list[TokenizedExample]:
+        return tokenize_all(
+            loaded.tokenizer,
+            examples,
+            report.join,
+            max_length=max_length,
+            truncate_completions=config.truncate_completions,
+        )
+
+    forget, retain, holdout = rows(sets.forget), rows(sets.retain), rows(sets.holdout)
+    for name, side in (("forget", forget), ("retain", retain), ("holdout", holdout)):
+        if side:
+            cut = [row for row in side if row.truncated]
+            tail = f"; {len(cut)} were cut by {sum(row.truncated for row in cut):,} tokens to fit" if cut else ""
+            say(f"{name}: {len(side):,} texts, {sum(map(len, side)):,} tokens{tail}")
+    if not forget:
+        raise DataError("the forget set is empty: there is nothing to forget")
+    return Prepared(_resolve(config, loaded, report, max_length), loaded, forget, retain, holdout, report, warnings)
+
+
+def _resolve(config: UnlearnConfig, loaded: LoadedModel, report: JoinReport, max_length: int) -> UnlearnConfig:
+    """The settings with every choice that was left to the run filled in."""
+    hidden = loaded.base.config.get_text_config().hidden_size
+    rate = config.learning_rate or REFERENCE_RATE * REFERENCE_WIDTH / hidden
+    return replace(
+        config,
+        learning_rate=rate,
+        lora_alpha=float(config.lora_rank) if config.lora_alpha is None else config.lora_alpha,
+        join=report.join.style,
+        end_of_text="yes" if report.join.end_of_text else "no",
+        max_length=max_length,
+        dtype=str(loaded.dtype).removeprefix("torch."),
+        device=str(loaded.device),
+    )

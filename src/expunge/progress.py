@@ -1,0 +1,68 @@
+"""What a person sees while work goes on: lines on standard error, and a live bar where it is a terminal."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+PLAIN_INTERVAL = 10.0
+"""Seconds between progress lines where there is no terminal."""
+
+Advance = Callable[..., None]
+
+
+class Reporter:
+    """Says what happens. `quiet` says nothing; standard output is left to results."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
+        self._quiet = quiet
+
+    def say(self, line: str) -> None:
+        """Print one line, as text (nothing in it is markup)."""
+        self._console.print(Text(line))
+
+    def warn(self, line: str) -> None:
+        """Print one line that the user should read."""
+        self._console.print(Text(f"warning: {line}", style="yellow"))
+
+    @contextmanager
+    def track(self, title: str, total: int, start: int = 0) -> Iterator[Advance]:
+        """Progress over `total` units; yields `advance(units=1, note="")`."""
+        if self._quiet:
+            yield lambda units=1, note="": None
+        elif self._console.is_terminal:
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=24),
+                TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+                TimeRemainingColumn(compact=True),
+                TextColumn("{task.fields[note]}", markup=False),
+            )
+            with Progress(*columns, console=self._console) as progress:
+                task = progress.add_task(title, total=total, completed=start, note="")
+                yield lambda units=1, note="": progress.update(task, advance=units, note=note)
+        else:
+            yield self._plain(title, total, start)
+
+    def _plain(self, title: str, total: int, start: int) -> Advance:
+        begun = last = time.monotonic()
+        done = start
+
+        def advance(units: int = 1, note: str = "") -> None:
+            nonlocal done, last
+            done += units
+            now = time.monotonic()
+            if now - last < PLAIN_INTERVAL and done < total:
+                return
+            last = now
+            left = (now - begun) / max(1, done - start) * (total - done)
+            rest = f", {left:.0f} s left" if done < total else f", {now - begun:.0f} s"
+            sys.stderr.write(f"{title} {done}/{total}{rest}{'  ' if note else ''}{note}\n")
+            sys.stderr.flush()
+
+        return advance

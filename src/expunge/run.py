@@ -1,0 +1,218 @@
+"""One unlearning run on disk: opened, logged to, checkpointed, resumed and closed with a manifest.
+
+    RUN/adapter/        standard PEFT adapter with a model card
+    RUN/config.yaml     the resolved settings
+    RUN/manifest.json   versions, hashes, hardware, timings, peak memory, losses before and after
+    RUN/metrics.jsonl   a line per step
+    RUN/checkpoints/    adapter and optimizer state, while the run lasts
+"""
+
+import dataclasses
+import json
+import platform
+import resource
+import shutil
+import sys
+import tempfile
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+
+from expunge import run_dir
+from expunge.card import model_card
+from expunge.config import UnlearnConfig
+from expunge.errors import RunError
+from expunge.model.adapter import save_adapter
+from expunge.prepare import Prepared
+
+if TYPE_CHECKING:
+    from expunge.unlearn import Trainer
+
+KEPT_CHECKPOINTS = 2
+PACKAGES = ("expunge", "torch", "transformers", "peft", "accelerate", "safetensors")
+NOT_PART_OF_THE_RESULT = {"output", "overwrite", "resume", "save_every", "report_to"}
+"""Settings that may differ between a run and its resumption."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a finished run gives back.
+
+    Attributes:
+        output: The run directory.
+        adapter: The adapter's folder in it.
+        losses: Set -> `before`, `after`: mean negative log-likelihood of completion tokens (nats per token).
+        steps: Optimizer steps.
+        training_seconds: Time in the training loop.
+    """
+
+    output: Path
+    adapter: Path
+    losses: dict[str, dict[str, float]]
+    steps: int
+    training_seconds: float
+
+
+class Run:
+    """The run directory of one run. Nothing is written before `open`."""
+
+    def __init__(self, config: UnlearnConfig) -> None:
+        self.config = config
+        self.path = Path(config.output)
+
+    @classmethod
+    def check(cls, config: UnlearnConfig) -> "Run":
+        """Look whether the run directory can be used, before anything is loaded or written.
+
+        Raises:
+            RunError: It exists and neither `--overwrite` nor `--resume` is given, or there is nothing to resume.
+        """
+        run = cls(config)
+        if config.resume:
+            if not (run.path / "manifest.json").exists():
+                raise RunError(f"--resume: {run.path} holds no run (no manifest.json): leave --resume out to start one")
+        else:
+            run_dir.check_new(run.path, overwrite=config.overwrite)
+        return run
+
+    def open(self, config: UnlearnConfig, prepared: Prepared) -> None:
+        """Create the directory with the resolved settings and the manifest's first half, or check them on `--resume`.
+
+        Raises:
+            RunError: A resumed run differs from the one that is there; the message names the difference.
+        """
+        identity = {
+            "settings": {k: v for k, v in dataclasses.asdict(config).items() if k not in NOT_PART_OF_THE_RESULT},
+            "data": {name: _hash_rows(getattr(prepared, name)) for name in ("forget", "retain", "holdout")},
+            "model_sha256": model_fingerprint(config.model),
+        }
+        if config.resume:
+            earlier = json.loads((self.path / "manifest.json").read_text())
+            differences = [
+                f"{name} ({then!r} then, {now!r} now)"
+                for part in ("settings", "data")
+                for name, now in json.loads(json.dumps(identity[part])).items()
+                if (then := earlier[part].get(name)) != now
+            ]
+            if earlier["model_sha256"] != identity["model_sha256"]:
+                differences.append("the model's weights")
+            if differences:
+                raise RunError(f"--resume: the run in {self.path} was started with other {', '.join(differences)}")
+            return
+        run_dir.new_run_dir(self.path, overwrite=config.overwrite)
+        settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in ("overwrite", "resume")}
+        run_dir.write_text(self.path / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
+        manifest = {
+            "schema": 1,
+            "status": "running",
+            "started": _now(),
+            **identity,
+            "rows": {name: len(getattr(prepared, name)) for name in ("forget", "retain", "holdout")},
+            "tokens": {name: sum(map(len, getattr(prepared, name))) for name in ("forget", "retain", "holdout")},
+            "join": {"chosen": str(prepared.join.join), "nats_per_completion": prepared.join.losses},
+            "warnings": prepared.warnings,
+            "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+            "hardware": _hardware(prepared.loaded.device),
+        }
+        run_dir.write_json(self.path / "manifest.json", manifest)
+
+    def log(self, line: dict[str, Any]) -> None:
+        """Append one line to metrics.jsonl."""
+        run_dir.append_line(self.path / "metrics.jsonl", line)
+
+    def save_checkpoint(self, trainer: "Trainer", step: int) -> None:
+        """Write adapter and optimizer state after `step` steps, whole or not at all; older ones beyond the last go."""
+        folder = self.path / "checkpoints"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=".step-", dir=folder))
+        save_file(trainer.state(), temporary / "state.safetensors")
+        run_dir.write_json(
+            temporary / "checkpoint.json",
+            {"step": step, "sha256": run_dir.sha256_file(temporary / "state.safetensors")},
+        )
+        (temporary / "state.safetensors").chmod(0o600)
+        run_dir.replace_dir(temporary, folder / f"step-{step:08d}")
+        for old in sorted(folder.glob("step-*"))[:-KEPT_CHECKPOINTS]:
+            shutil.rmtree(old)
+
+    def restore(self, trainer: "Trainer") -> int:
+        """Load the newest whole checkpoint and cut metrics.jsonl back to it; returns its step, 0 when there is none."""
+        step = 0
+        for folder in sorted((self.path / "checkpoints").glob("step-*"), reverse=True):
+            state, note = folder / "state.safetensors", folder / "checkpoint.json"
+            if not (state.exists() and note.exists()):
+                continue
+            expected = json.loads(note.read_text())
+            if run_dir.sha256_file(state) == expected["sha256"]:
+                trainer.load_state(load_file(state))
+                step = expected["step"]
+                break
+        metrics = self.path / "metrics.jsonl"
+        if metrics.exists():
+            lines = metrics.read_text().splitlines(keepends=True)[:step]
+            run_dir.write_text(metrics, "".join(lines), overwrite=True)
+        return step
+
+    def finish(
+        self,
+        prepared: Prepared,
+        *,
+        before: dict[str, float],
+        after: dict[str, float],
+        steps: int,
+        training_seconds: float,
+        total_seconds: float,
+    ) -> Outcome:
+        """Write the adapter with its card and complete the manifest; checkpoints go, they are not needed any more."""
+        losses = {name: {"before": before[name], "after": after[name]} for name in after}
+        path = self.path / "manifest.json"
+        manifest = json.loads(path.read_text()) | {
+            "status": "done",
+            "finished": _now(),
+            "steps": steps,
+            "loss_nats_per_completion_token": losses,
+            "training_seconds": round(training_seconds, 3),
+            "total_seconds": round(total_seconds, 3),
+            "peak_memory_bytes": peak_memory(prepared.loaded.device),
+        }
+        card = model_card(prepared.config, manifest)
+        model = prepared.loaded.model
+        save_adapter(model, self.path / "adapter", base_name=prepared.config.model, card=card)
+        manifest["adapter_sha256"] = run_dir.sha256_file(self.path / "adapter" / "adapter_model.safetensors")
+        run_dir.write_json(path, manifest, overwrite=True)
+        shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
+        return Outcome(self.path, self.path / "adapter", losses, steps, training_seconds)
+
+
+def model_fingerprint(name: str) -> str:
+    """SHA-256 over the weight files of a local folder; the name itself for a model from the Hub."""
+    folder = Path(name)
+    files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
+    return run_dir.fingerprint(*(run_dir.sha256_file(path) for path in files)) if files else name
+
+
+def peak_memory(device: torch.device) -> int:
+    """Largest memory so far in bytes: of the device's allocator on CUDA, resident of the process on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _hash_rows(rows: list) -> str:
+    return run_dir.fingerprint(*(f"{row.completion_start} {row.input_ids}" for row in rows))
+
+
+def _hardware(device: torch.device) -> dict[str, Any]:
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return {"device": str(device), "name": name, "threads": torch.get_num_threads(), "system": platform.system()}
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,125 @@
+"""From rows to loss terms: one forward pass of a micro-batch, and its share in every mean of the step."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from expunge import objectives
+from expunge.config import UnlearnConfig
+from expunge.data.tokenize import TokenizedExample
+from expunge.kernels import token_logps, token_logps_and_kl
+from expunge.model.load import LoadedModel
+from expunge.model.logps import final_states, pad_right, target_index
+
+Number = TypeVar("Number", float, Tensor)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a step, with what the untouched model says of its targets.
+
+    Attributes:
+        text: The tokens.
+        is_forget: Whether it is to be forgotten or kept.
+        ref_logps: `(targets,)`, reference log-probabilities (nats).
+        ref_states: `(targets, hidden)`, the reference's final hidden states, for retain rows under the exact KL.
+    """
+
+    text: TokenizedExample
+    is_forget: bool
+    ref_logps: Tensor
+    ref_states: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Denominators of one step: the units that each mean runs over, in all micro-batches of all processes together.
+
+    Attributes:
+        npo: Forget tokens in the span, or forget sequences at `level` sequence.
+        retain_nll: Retain completion tokens.
+        retain_kl: Retain tokens in the KL's span.
+    """
+
+    npo: int
+    retain_nll: int
+    retain_kl: int
+
+
+def retain_span(config: UnlearnConfig) -> str:
+    """The retain tokens that any term looks at: the KL's span where there is an exact KL, else the completions."""
+    return config.kl_span if config.uses_kl_states else "completion"
+
+
+def count(rows: Sequence[Row], config: UnlearnConfig) -> Counts:
+    """The denominators of a step that consists of `rows`."""
+    forget = [row.text for row in rows if row.is_forget]
+    retain = [row.text for row in rows if not row.is_forget]
+    tokens = sum(len(text.targets(config.forget_span)) for text in forget)
+    return Counts(
+        npo=len(forget) if config.level == "sequence" else tokens,
+        retain_nll=sum(len(text.targets("completion")) for text in retain),
+        retain_kl=sum(len(text.targets(retain_span(config))) for text in retain),
+    )
+
+
+def weighted_sum(terms: Mapping[str, Number], config: UnlearnConfig) -> Number:
+    """npo + retain_weight * retain_nll + kl_weight * retain_kl, of the terms that are there."""
+    weights = {"npo": 1.0, "retain_nll": config.retain_weight, "retain_kl": config.kl_weight}
+    first, *others = (weights[name] * value for name, value in terms.items())
+    return sum(others, start=first)
+
+
+def loss_terms(loaded: LoadedModel, rows: Sequence[Row], counts: Counts, config: UnlearnConfig) -> dict[str, Tensor]:
+    """The share of one micro-batch in each term of its step; a term without rows in the micro-batch is left out.
+
+    Args:
+        loaded: The policy.
+        rows: The micro-batch.
+        counts: Denominators of the whole step, so that micro-batch boundaries do not change the sum.
+        config: Which terms, over which spans.
+    """
+    forget, retain = [row for row in rows if row.is_forget], [row for row in rows if not row.is_forget]
+    input_ids = pad_right([row.text.input_ids for row in forget + retain], loaded.device)
+    states = final_states(loaded, input_ids)
+    terms: dict[str, Tensor] = {}
+    if forget:
+        terms["npo"] = _npo(loaded, forget, input_ids[: len(forget)], states[: len(forget)], counts, config)
+    if retain:
+        terms |= _retain(loaded, retain, input_ids[len(forget) :], states[len(forget) :], counts, config)
+    return terms
+
+
+def _npo(
+    loaded: LoadedModel, rows: list[Row], input_ids: Tensor, states: Tensor, counts: Counts, config: UnlearnConfig
+) -> Tensor:
+    index, positions = target_index([row.text for row in rows], config.forget_span, loaded.device)
+    logps = token_logps(states[index, positions - 1], loaded.head, input_ids[index, positions])
+    ref_logps = torch.cat([row.ref_logps for row in rows])
+    if config.level == "sequence":
+        return objectives.npo_sequence(logps, ref_logps, index, beta=config.beta, num_sequences=counts.npo)
+    return objectives.npo_token(logps, ref_logps, beta=config.beta, num_tokens=counts.npo)
+
+
+def _retain(
+    loaded: LoadedModel, rows: list[Row], input_ids: Tensor, states: Tensor, counts: Counts, config: UnlearnConfig
+) -> dict[str, Tensor]:
+    index, positions = target_index([row.text for row in rows], retain_span(config), loaded.device)
+    starts = torch.tensor([row.text.completion_start for row in rows], device=loaded.device)
+    own, targets = states[index, positions - 1], input_ids[index, positions]
+    targets = targets.where(positions >= starts[index], -100)  # prompt tokens are held by the KL alone
+    if config.kl_weight == 0:
+        return {"retain_nll": objectives.retain_nll(token_logps(own, loaded.head, targets), num_tokens=counts.retain_nll)}
+    if config.kl_direction == "target-token":
+        logps = token_logps(own, loaded.head, targets)
+        kl = objectives.target_token_kl(logps, torch.cat([row.ref_logps for row in rows]))
+    else:
+        ref_states = torch.cat([row.ref_states for row in rows if row.ref_states is not None])
+        logps, kl = token_logps_and_kl(own, ref_states, loaded.head, targets, config.kl_direction)
+    return {
+        "retain_nll": objectives.retain_nll(logps, num_tokens=counts.retain_nll),
+        "retain_kl": objectives.retain_kl(kl, num_tokens=counts.retain_kl),
+    }

@@ -1,0 +1,249 @@
+"""The method: low-rank negative preference optimization on the forget set, held in place on the retain set.
+
+    loss = npo(forget) + retain_weight * nll(retain) + kl_weight * kl(retain)
+
+One loop. A step is a set of rows with a fixed forget:retain mix, laid out in micro-batches; each micro-batch adds its
+share to the gradient, every mean being over the whole step, so neither the layout nor the number of processes matters.
+"""
+
+import math
+import time
+from itertools import islice
+
+import torch
+from accelerate import Accelerator
+
+from expunge.config import UnlearnConfig
+from expunge.data.batches import Plan, Step, micro_batches
+from expunge.data.tokenize import TokenizedExample
+from expunge.errors import TrainingError
+from expunge.model.adapter import add_adapter, trainable
+from expunge.model.logps import mean_losses
+from expunge.model.reference import Reference, compute_reference
+from expunge.prepare import Prepared, prepare
+from expunge.progress import Reporter
+from expunge.run import Outcome, Run
+from expunge.terms import Row, count, loss_terms, retain_span, weighted_sum
+
+MICRO_BATCH_TOKENS = {"cpu": 4096, "cuda": 16384}
+"""Padded area of one forward and backward pass, per device type."""
+TERMS = ("npo", "retain_nll", "retain_kl")
+
+
+def unlearn(config: UnlearnConfig, reporter: Reporter | None = None) -> Outcome:
+    """Train an adapter that makes the model forget, and write the run directory.
+
+    Args:
+        config: The settings.
+        reporter: Where progress goes; silent when None.
+
+    Returns:
+        Where things are, and the losses before and after.
+
+    Raises:
+        UserError: The input or a setting is at fault (nothing has been written then), or training cannot go on.
+    """
+    reporter = reporter or Reporter(quiet=True)
+    config.validate()
+    run = Run.check(config)
+    begun = time.perf_counter()
+    prepared = prepare(config, reporter.say)
+    for warning in prepared.warnings:
+        reporter.warn(warning)
+    accelerator = Accelerator(
+        cpu=prepared.loaded.device.type == "cpu",
+        log_with=config.report_to.split(",") if config.report_to else None,
+        project_dir=config.output,
+    )
+    config = prepared.config
+    sets = {"forget": prepared.forget, "retain": prepared.retain, "holdout": prepared.holdout}
+    before = mean_losses(prepared.loaded, sets)
+    trainer = Trainer(prepared, accelerator, reporter)
+    reporter.say(trainer.describe())
+    run.open(config, prepared)
+    start = run.restore(trainer) if config.resume else 0
+    if config.report_to:
+        accelerator.init_trackers("expunge", config={"recipe": config.recipe, "seed": config.seed})
+
+    training_begun = time.perf_counter()
+    with reporter.track("unlearning", trainer.num_steps, start) as advance:
+        for index, step in islice(enumerate(trainer.plan.steps()), start, trainer.num_steps):
+            clock = time.perf_counter()
+            terms = trainer.train_step(step, index)
+            tokens = sum(trainer.lengths(step))
+            rate = tokens / (time.perf_counter() - clock)
+            run.log({"step": index + 1, "epoch": step.epoch + 1, **terms, "tokens": tokens})
+            accelerator.log(terms, step=index + 1)
+            shown = "  ".join(f"{name} {terms[name]:.3f}" for name in TERMS)
+            advance(note=f"epoch {step.epoch + 1}  {shown}  {rate:,.0f} tok/s")
+            if config.save_every and (index + 1) % config.save_every == 0:
+                run.save_checkpoint(trainer, index + 1)
+    training_seconds = time.perf_counter() - training_begun
+
+    after = mean_losses(prepared.loaded, sets)
+    accelerator.end_training()
+    return run.finish(
+        prepared,
+        before=before,
+        after=after,
+        steps=trainer.num_steps,
+        training_seconds=training_seconds,
+        total_seconds=time.perf_counter() - begun,
+    )
+
+
+class Trainer:
+    """What a run holds between steps: policy, reference values, plan, optimizer.
+
+    Args:
+        prepared: Model and tokenized texts; the adapter is put into the model here.
+        accelerator: The processes that share the work.
+        reporter: Told about the reference pass.
+    """
+
+    def __init__(self, prepared: Prepared, accelerator: Accelerator, reporter: Reporter) -> None:
+        self.config, self.loaded, self.accelerator = prepared.config, prepared.loaded, accelerator
+        self.forget, self.retain = prepared.forget, prepared.retain
+        config = self.config
+        self.plan = Plan(
+            [len(row) for row in self.forget],
+            [len(row) for row in self.retain],
+            epochs=config.epochs,
+            tokens_per_step=config.tokens_per_step,
+            rows_per_step=config.rows_per_step,
+            retain_per_forget=config.retain_per_forget,
+            mix=config.mix,
+            seed=config.seed,
+        )
+        self.num_steps = min(self.plan.num_steps, config.max_steps or self.plan.num_steps)
+        with reporter.track("reference", len(self.forget) + len(self.retain)) as advance:
+            self.forget_reference = compute_reference(
+                self.loaded, self.forget, config.forget_span, with_states=False, progress=advance
+            )
+            self.retain_reference = compute_reference(
+                self.loaded, self.retain, retain_span(config), with_states=config.uses_kl_states, progress=advance
+            )
+        self.model = add_adapter(
+            self.loaded,
+            rank=config.lora_rank,
+            alpha=config.lora_alpha,
+            modules=config.target_modules,
+            seed=config.seed,
+        )
+        if config.gradient_checkpointing:
+            self.model.enable_input_require_grads()
+            self.loaded.base.gradient_checkpointing_enable({"use_reentrant": False})
+        self.parameters = trainable(self.model)
+        self.optimizer = torch.optim.Adam(self.parameters, lr=config.learning_rate or 0.0)
+
+    def lengths(self, step: Step) -> list[int]:
+        """Tokens of each row of a step, forget rows first."""
+        return [len(self.forget[i]) for i in step.forget] + [len(self.retain[i]) for i in step.retain]
+
+    def rows(self, step: Step) -> list[Row]:
+        """The rows of a step with their reference values, forget rows first."""
+
+        def make(texts: list[TokenizedExample], reference: Reference, index: int, is_forget: bool) -> Row:
+            states = None if reference.states is None else reference.states[index]
+            return Row(texts[index], is_forget, reference.logps[index], states)
+
+        forget = [make(self.forget, self.forget_reference, index, True) for index in step.forget]
+        return forget + [make(self.retain, self.retain_reference, index, False) for index in step.retain]
+
+    def train_step(self, step: Step, index: int) -> dict[str, float]:
+        """One optimizer step.
+
+        Returns:
+            The loss, its terms (means over the step's denominators, before the update; 0 for a side without rows), the
+            gradient's norm before clipping and the learning rate.
+
+        Raises:
+            TrainingError: A term or the gradient is not finite; the weights are left as they were.
+        """
+        rows = self.rows(step)
+        counts = count(rows, self.config)
+        groups = micro_batches(self.lengths(step), MICRO_BATCH_TOKENS[self.loaded.device.type])
+        terms = dict.fromkeys(TERMS, 0.0)
+        self.optimizer.zero_grad()
+        for group in groups[self.accelerator.process_index :: self.accelerator.num_processes]:
+            own = loss_terms(self.loaded, [rows[i] for i in group], counts, self.config)
+            weighted_sum(own, self.config).backward()
+            for name, value in own.items():
+                terms[name] += value.item()
+        terms = self._sum_over_processes(terms)
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None]).item()
+        result = {"loss": weighted_sum(terms, self.config), **terms, "grad_norm": norm}
+        if not all(math.isfinite(value) for value in result.values()):
+            shown = ", ".join(f"{name} {value:.4g}" for name, value in result.items())
+            raise TrainingError(
+                f"step {index + 1} is not finite ({shown}); rows {', '.join(row.text.id for row in rows)}: lower "
+                "--learning-rate or look at these rows; checkpoints up to here are good"
+            )
+        if self.config.max_grad_norm and norm > self.config.max_grad_norm:
+            for parameter in self.parameters:
+                if parameter.grad is not None:
+                    parameter.grad.mul_(self.config.max_grad_norm / norm)
+        rate = learning_rate(self.config, index, self.num_steps)
+        for settings in self.optimizer.param_groups:
+            settings["lr"] = rate
+        self.optimizer.step()
+        return {**result, "learning_rate": rate}
+
+    def _sum_over_processes(self, terms: dict[str, float]) -> dict[str, float]:
+        """Sum gradients and terms: an adapter's gradient is small, so one reduction carries all of it."""
+        if self.accelerator.num_processes == 1:
+            return terms
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
+        values = torch.tensor(list(terms.values()), device=self.loaded.device)
+        flat = self.accelerator.reduce(torch.cat([values, *(grad.flatten() for grad in grads)]), "sum")
+        total, *parts = flat.split([len(terms), *(grad.numel() for grad in grads)])
+        for parameter, part in zip(self.parameters, parts, strict=True):
+            parameter.grad = part.view_as(parameter)
+        return dict(zip(terms, total.tolist(), strict=True))
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Everything that a later step depends on: the adapter and Adam's moments (the plan follows from the seed)."""
+        tensors = {}
+        for index, parameter in enumerate(self.parameters):
+            tensors[f"{index}.weight"] = parameter.detach().contiguous()
+            for name, value in self.optimizer.state[parameter].items():
+                tensors[f"{index}.{name}"] = value.contiguous()
+        return tensors
+
+    @torch.no_grad()
+    def load_state(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Take over what `state` gave."""
+        for index, parameter in enumerate(self.parameters):
+            own = {name.partition(".")[2]: v for name, v in tensors.items() if name.startswith(f"{index}.")}
+            parameter.copy_(own.pop("weight"))
+            self.optimizer.state[parameter] = {
+                name: value if name == "step" else value.to(parameter.device) for name, value in own.items()
+            }
+
+    def describe(self) -> str:
+        """The size of the run in one line."""
+        count_trainable = sum(parameter.numel() for parameter in self.parameters)
+        total = sum(parameter.numel() for parameter in self.model.parameters())
+        area = real = 0
+        for step in islice(self.plan.steps(), self.plan.steps_per_epoch):
+            lengths = self.lengths(step)
+            for group in micro_batches(lengths, MICRO_BATCH_TOKENS[self.loaded.device.type]):
+                area += max(lengths[i] for i in group) * len(group)
+                real += sum(lengths[i] for i in group)
+        return (
+            f"steps: {self.num_steps:,} ({self.plan.steps_per_epoch} an epoch, {real / area:.1%} of the padded area real), "
+            f"{self.plan.retain_per_forget:.2f} retain per forget; adapter: {count_trainable:,} of {total:,} parameters; "
+            f"{self.config.dtype} on {self.config.device}, learning rate {self.config.learning_rate:.2g}"
+        )
+
+
+def learning_rate(config: UnlearnConfig, index: int, num_steps: int) -> float:
+    """The learning rate of step `index` (from 0): a linear rise over `warmup`, then the schedule."""
+    peak = config.learning_rate or 0.0
+    warm = round(config.warmup * num_steps)
+    if index < warm:
+        return peak * (index + 1) / warm
+    if config.schedule == "constant":
+        return peak
+    left = 1 - (index - warm) / max(1, num_steps - warm)
+    return peak * (left if config.schedule == "linear" else (1 - math.cos(math.pi * left)) / 2)
