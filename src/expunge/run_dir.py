@@ -66,7 +66,7 @@ def write_text(path: Path | str, text: str, *, overwrite: bool = False) -> None:
 
 
 def write_json(path: Path | str, obj: Any, *, overwrite: bool = False) -> None:
-    """Write strict ASCII JSON as `write_bytes` does: keys in their own order, indent 2, null for NaN and infinity.
+    """Write strict ASCII JSON as `write_bytes` does: own order of keys, indent 2, null for NaN and infinity.
 
     Raises:
         RunError: As `write_bytes`.
@@ -119,8 +119,8 @@ def check_new(path: Path | str, *, overwrite: bool = False) -> None:
         return
     if not overwrite:
         raise RunError(
-            f"--output {path}: this folder is not empty: give another --output, --overwrite to replace the run in "
-            "it, or --resume to go on with it"
+            f"--output {path}: this folder is not empty: give another --output, --overwrite to replace the run "
+            "in it, or --resume to go on with it"
         )
     if not _is_run(path):
         raise RunError(
@@ -219,8 +219,9 @@ def fingerprint(*parts: bytes | str) -> str:
 
 def _is_run(path: Path) -> bool:
     """Whether a folder holds a manifest.json or, cut off before that was written, a config.yaml of ours."""
-    manifest = _mapping(path / "manifest.json")
-    return "expunge" in (manifest.get("versions") or {}) or _mapping(path / "config.yaml").keys() >= CONFIG_KEYS
+    versions = _mapping(path / "manifest.json").get("versions")
+    of_ours = isinstance(versions, dict) and "expunge" in versions
+    return of_ours or _mapping(path / "config.yaml").keys() >= CONFIG_KEYS
 
 
 def _mapping(path: Path) -> dict[str, Any]:
@@ -240,7 +241,7 @@ def _move_aside(path: Path) -> Path:
 
 
 def _make_folders(path: Path) -> None:
-    """Make a folder and the missing ones above it with mode 0700 (`Path.mkdir` gives that to the last one only)."""
+    """Make a folder and the missing ones above it with mode 0700 (`Path.mkdir` gives it to the last alone)."""
     if not path.is_dir():
         _make_folders(path.parent)
         path.mkdir(mode=0o700, exist_ok=True)

@@ -143,6 +143,7 @@ def test_overwrite_knows_a_run_that_was_cut_off_before_its_manifest(tmp_path):
     [
         ("thesis.tex", "years of work"),
         ("manifest.json", '{"name": "some web app", "versions": {}}'),
+        ("manifest.json", '{"versions": 3}'),
         ("manifest.json", "[1]"),
         ("manifest.json", "not json"),
         ("config.yaml", "model: m\nport: 80\n"),
