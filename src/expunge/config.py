@@ -70,6 +70,7 @@ class UnlearnConfig:
         max_grad_norm: Clip the adapter's gradient to this norm; 0 leaves it alone.
         beta: Inverse temperature of NPO.
         level: Unit of NPO: `token` or `sequence`.
+        forget_weight: Weight of NPO.
         retain_weight: Weight of the retain NLL.
         kl_weight: Weight of the retain KL.
         kl_direction: `reverse` is KL(policy || reference), `forward` KL(reference || policy), `target-token` what the
@@ -123,6 +124,7 @@ class UnlearnConfig:
 
     beta: float = 0.5
     level: Literal["token", "sequence"] = "token"
+    forget_weight: float = 1.0
     retain_weight: float = 1.0
     kl_weight: float = 1.0
     kl_direction: Literal["reverse", "forward", "target-token"] = "reverse"
@@ -189,6 +191,7 @@ class UnlearnConfig:
             (0 <= self.warmup < 1, f"--warmup {self.warmup}: is a share of the steps, at least 0 and below 1"),
             (0 <= self.max_grad_norm < float("inf"), f"--max-grad-norm {self.max_grad_norm}: must be finite, 0 or more"),
             (0 < self.beta <= 100, f"--beta {self.beta}: must lie above 0 and not above 100"),
+            (0 < self.forget_weight < float("inf"), f"--forget-weight {self.forget_weight}: must be finite and above 0"),
             (0 <= self.retain_weight < float("inf"), f"--retain-weight {self.retain_weight}: must be finite, 0 or more"),
             (0 <= self.kl_weight < float("inf"), f"--kl-weight {self.kl_weight}: must be finite, 0 or more"),
             (1 <= self.lora_rank <= 4096, f"--lora-rank {self.lora_rank}: must lie between 1 and 4096"),

@@ -136,7 +136,6 @@ class Run:
             temporary / "checkpoint.json",
             {"step": step, "sha256": run_dir.sha256_file(temporary / "state.safetensors")},
         )
-        (temporary / "state.safetensors").chmod(0o600)
         run_dir.replace_dir(temporary, folder / f"step-{step:08d}")
         for old in sorted(folder.glob("step-*"))[:-KEPT_CHECKPOINTS]:
             shutil.rmtree(old)

@@ -67,8 +67,8 @@ def count(rows: Sequence[Row], config: UnlearnConfig) -> Counts:
 
 
 def weighted_sum(terms: Mapping[str, Number], config: UnlearnConfig) -> Number:
-    """npo + retain_weight * retain_nll + kl_weight * retain_kl, of the terms that are there."""
-    weights = {"npo": 1.0, "retain_nll": config.retain_weight, "retain_kl": config.kl_weight}
+    """forget_weight * npo + retain_weight * retain_nll + kl_weight * retain_kl, of the terms that are there."""
+    weights = {"npo": config.forget_weight, "retain_nll": config.retain_weight, "retain_kl": config.kl_weight}
     first, *others = (weights[name] * value for name, value in terms.items())
     return sum(others, start=first)
 

@@ -17,6 +17,7 @@ from expunge.config import UnlearnConfig
 from expunge.data.batches import Plan, Step, micro_batches
 from expunge.data.tokenize import TokenizedExample
 from expunge.errors import TrainingError
+from expunge.interrupt import StopRequest
 from expunge.model.adapter import add_adapter, trainable
 from expunge.model.logps import mean_losses
 from expunge.model.reference import Reference, compute_reference
@@ -66,7 +67,7 @@ def unlearn(config: UnlearnConfig, reporter: Reporter | None = None) -> Outcome:
         accelerator.init_trackers("expunge", config={"recipe": config.recipe, "seed": config.seed})
 
     training_begun = time.perf_counter()
-    with reporter.track("unlearning", trainer.num_steps, start) as advance:
+    with reporter.track("unlearning", trainer.num_steps, start) as advance, StopRequest() as stop:
         for index, step in islice(enumerate(trainer.plan.steps()), start, trainer.num_steps):
             clock = time.perf_counter()
             terms = trainer.train_step(step, index)
@@ -76,8 +77,10 @@ def unlearn(config: UnlearnConfig, reporter: Reporter | None = None) -> Outcome:
             accelerator.log(terms, step=index + 1)
             shown = "  ".join(f"{name} {terms[name]:.3f}" for name in TERMS)
             advance(note=f"epoch {step.epoch + 1}  {shown}  {rate:,.0f} tok/s")
-            if config.save_every and (index + 1) % config.save_every == 0:
+            if stop.requested or (config.save_every and (index + 1) % config.save_every == 0):
                 run.save_checkpoint(trainer, index + 1)
+            if stop.requested:
+                raise KeyboardInterrupt(f"saved after step {index + 1} of {trainer.num_steps}; --resume goes on from there")
     training_seconds = time.perf_counter() - training_begun
 
     after = mean_losses(prepared.loaded, sets)

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-CHUNK_ELEMENTS = {"cpu": 2**22, "cuda": 2**26}
-"""Largest (tokens, vocab) block that is alive at once, in elements, per device type."""
+CHUNK_ELEMENTS = {"cpu": 2**19, "cuda": 2**26}
+"""Size of the one (tokens, vocab) block that is alive at a time, in elements: on the CPU it should stay in the cache."""
+CHUNK_TOKENS = 96
+"""Fewest tokens in a block, so that matrix products stay efficient under a large vocabulary."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,6 @@ class Head:
     def chunks(self, hidden: Tensor) -> Iterator[slice]:
         """Slices over the tokens of `hidden` such that one block of (tokens, vocab) stays small."""
         budget = CHUNK_ELEMENTS.get(hidden.device.type, CHUNK_ELEMENTS["cpu"])
-        size = max(16, budget // self.vocab_size(hidden))
+        size = max(CHUNK_TOKENS, budget // self.vocab_size(hidden))
         for start in range(0, hidden.shape[0], size):
             yield slice(start, min(start + size, hidden.shape[0]))

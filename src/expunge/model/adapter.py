@@ -93,8 +93,6 @@ def save_adapter(model: PeftModel, folder: Path, *, base_name: str, card: str) -
     config = json.loads(config_path.read_text()) | {"base_model_name_or_path": base_name}
     config_path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     (temporary / "README.md").write_text(card)
-    for path in temporary.iterdir():
-        path.chmod(0o600)
     run_dir.replace_dir(temporary, folder)
 
 

@@ -1,0 +1,171 @@
+"""The command line: one subcommand, one call.
+
+Exit codes: 0 done; 2 the user's input is at fault (one line, nothing overwritten); 1 a bug; 130 interrupted.
+"""
+
+import dataclasses
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace
+
+from expunge.config import RECIPES, UnlearnConfig
+from expunge.errors import ConfigError, UserError
+
+COMMANDS = {
+    "demo": "make the bundled model forget made-up people, and show it",
+    "unlearn": "train an adapter that makes a model forget",
+    "evaluate": "score a model or adapter on a benchmark",
+    "score": "score stored generations, without a model",
+    "merge": "write adapter and base as one plain model",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    arguments = _normalize(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    arguments = [word for word in arguments if word != "--debug"]
+    os.umask(0o077)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        return _dispatch(arguments)
+    except (UserError, ArgumentError) as error:
+        if debug:
+            traceback.print_exc()
+        message = " ".join(str(error).split())
+        sys.stderr.write(f"expunge: error: {message}\n")
+        return 2
+    except KeyboardInterrupt as error:
+        sys.stderr.write(f"expunge: interrupted{f': {error}' if str(error) else ''}\n")
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 0
+    except Exception:
+        traceback.print_exc()
+        sys.stderr.write("expunge: this is a bug in Expunge; the traceback above says where\n")
+        return 1
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_usage())
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        from importlib.metadata import version
+
+        print(f"expunge {version('expunge')}")
+        return 0
+    command, *rest = arguments
+    if command not in COMMANDS:
+        raise ConfigError(f"unknown command {command}: known are {', '.join(COMMANDS)}")
+    parser = ArgumentParser(prog=f"expunge {command}", description=COMMANDS[command], exit_on_error=False)
+    values = globals()[f"_{command}_arguments"](parser, rest)
+    return globals()[f"_{command}"](values)
+
+
+def _usage() -> str:
+    lines = [f"  expunge {name:<10}{text}" for name, text in COMMANDS.items()]
+    return "\n".join(["usage: expunge COMMAND [options]", "", *lines, "", "`expunge COMMAND --help` lists its options."])
+
+
+def _normalize(words: Sequence[str]) -> list[str]:
+    """`--lora-rank` and `--lora_rank` are the same flag, and a switch needs no value."""
+    switches = {"--" + field.name for field in dataclasses.fields(UnlearnConfig) if field.type is bool}
+    normal = []
+    for word, following in zip(words, [*words[1:], "--"], strict=True):
+        name, equals, value = word.partition("=")
+        if name.startswith("--"):
+            name = "--" + name[2:].replace("-", "_")
+            if name in switches and not equals and following not in ("true", "false"):
+                equals, value = "=", "true"
+            word = name + equals + value
+        normal.append(word)
+    return normal
+
+
+def _parse(parser: ArgumentParser, arguments: list[str]) -> Namespace:
+    try:
+        return parser.parse_args(arguments)
+    except SystemExit as leave:  # --help
+        if leave.code in (0, None):
+            raise
+        raise ConfigError(f"{parser.prog}: wrong options") from None
+
+
+# --- unlearn -------------------------------------------------------------------------------------
+
+
+def _unlearn_arguments(parser: ArgumentParser, arguments: list[str]) -> Namespace:
+    parser.add_argument("--config", action=ActionConfigFile, help="YAML file of settings; flags after it win")
+    parser.add_class_arguments(UnlearnConfig)
+    recipe = _recipe(arguments)
+    if recipe not in RECIPES:
+        raise ConfigError(f"--recipe {recipe}: unknown; known are {', '.join(RECIPES)}")
+    parser.set_defaults(RECIPES[recipe] | {"recipe": recipe})
+    return _parse(parser, arguments)
+
+
+def _recipe(arguments: list[str]) -> str:
+    """The recipe that flags or the config file ask for: its values lie under all others."""
+    import yaml
+
+    found = "default"
+    for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        name, equals, value = word.partition("=")
+        value = value if equals else following
+        if name == "--config" and Path(value).is_file():
+            try:
+                settings = yaml.safe_load(Path(value).read_text(encoding="utf-8"))
+            except (yaml.YAMLError, UnicodeDecodeError) as error:
+                raise ConfigError(f"--config {value}: not YAML ({' '.join(str(error).split())[:200]})") from None
+            found = str(settings.get("recipe", found)) if isinstance(settings, dict) else found
+        elif name == "--recipe":
+            found = value
+    return found
+
+
+def _unlearn(values: Namespace) -> int:
+    settings = UnlearnConfig(**{name: value for name, value in values.as_dict().items() if name != "config"})
+    settings.validate()
+    from expunge.progress import Reporter
+    from expunge.unlearn import unlearn
+
+    outcome = unlearn(settings, Reporter())
+    print(_loss_table(outcome.losses))
+    print(f"adapter   {outcome.adapter}")
+    print(f"manifest  {outcome.output / 'manifest.json'}")
+    return 0
+
+
+def _loss_table(losses: dict[str, dict[str, float]]) -> str:
+    lines = ["loss, nats per completion token     before      after"]
+    lines += [f"  {name:<30}{pair['before']:>10.3f} {pair['after']:>10.3f}" for name, pair in losses.items()]
+    return "\n".join(lines)
+
+
+# --- merge ---------------------------------------------------------------------------------------
+
+
+def _merge_arguments(parser: ArgumentParser, arguments: list[str]) -> Namespace:
+    parser.add_argument("--run", type=str, required=True, help="run directory with the adapter")
+    parser.add_argument("--output", type=str, required=True, help="folder for the merged model")
+    parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda ...")
+    parser.add_argument("--overwrite", type=bool, default=False, help="replace --output")
+    return _parse(parser, arguments)
+
+
+def _merge(values: Namespace) -> int:
+    from expunge.merge import merge
+
+    report = merge(values.run, values.output, device=values.device, overwrite=values.overwrite)
+    shown = "  ".join(f"{name} {loss:.3f}" for name, loss in report.losses.items())
+    print(f"merged model             {report.output} ({report.dtype})")
+    print(f"largest difference       {report.max_logp_difference:.2e} nats in a token's log-probability")
+    print(f"loss on the forget set   {shown} (nats per completion token)")
+    print(f"forgetting               {'survives the rounding' if report.survives else 'DOES NOT SURVIVE the rounding'}")
+    return 0

@@ -1,0 +1,123 @@
+"""Adapter and base -> one plain transformers model, checked against the adapter that it replaces."""
+
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import yaml
+from peft.tuners.lora import LoraLayer
+
+from expunge import run_dir
+from expunge.config import UnlearnConfig
+from expunge.data.tokenize import Join, TokenizedExample, tokenize_all
+from expunge.errors import RunError
+from expunge.model.adapter import attach_adapter
+from expunge.model.load import LoadedModel, load_model
+from expunge.model.logps import mean_losses, sequence_logps
+from expunge.prepare import read_sets
+
+SURVIVES = 0.9
+"""The forgetting survives when the merged model keeps at least this share of the adapter's rise in forget loss."""
+
+
+@dataclass(frozen=True)
+class MergeReport:
+    """What the check of a merged model found.
+
+    Attributes:
+        output: The model's folder.
+        dtype: Precision of the written weights.
+        max_logp_difference: Largest difference of a token's log-probability (nats), adapter against merged model.
+        losses: `untouched`, `adapter`, `merged`: mean loss on the forget set's completion tokens (nats).
+        survives: Whether the forgetting survives the rounding.
+    """
+
+    output: Path
+    dtype: str
+    max_logp_difference: float
+    losses: dict[str, float]
+    survives: bool
+
+
+def merge(run: str, output: str, *, device: str = "auto", overwrite: bool = False) -> MergeReport:
+    """Write the merged model and compare it with the adapter on the run's own texts.
+
+    Sums are taken in fp32 and rounded once to the base's dtype. Log-probabilities are compared in fp32 arithmetic, so
+    the difference is that of the rounding of weights alone.
+
+    Raises:
+        RunError: `run` is not a finished run, or `output` exists.
+        DataError: The run's data files are gone; without them nothing can be checked.
+    """
+    settings = Path(run) / "config.yaml"
+    if not settings.exists() or not (Path(run) / "adapter" / "adapter_config.json").exists():
+        raise RunError(f"--run {run}: not a finished run (it needs config.yaml and adapter/)")
+    target = Path(output)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        if not overwrite:
+            raise RunError(f"--output {output}: exists already: give another folder, or --overwrite to replace the model in it")
+        if not (target / "config.json").exists():
+            raise RunError(f"--output {output}: --overwrite replaces only a model folder, and this has no config.json")
+    config = UnlearnConfig(**yaml.safe_load(settings.read_text()))
+    sets, _ = read_sets(config)
+
+    loaded = load_model(config.model, dtype="float32", device=device, trust_remote_code=config.trust_remote_code)
+    join = Join(config.join, config.end_of_text == "yes")
+    forget, retain = (
+        tokenize_all(loaded.tokenizer, texts, join, max_length=config.max_length, truncate_completions=True)
+        for texts in (sets.forget, sets.retain)
+    )
+    probes = [row.input_ids for row in (*forget[:64], *retain[:64])]
+    untouched = mean_losses(loaded, {"forget": forget})["forget"]
+    attach_adapter(loaded, run)
+    with_adapter, adapter_logps = mean_losses(loaded, {"forget": forget})["forget"], sequence_logps(loaded, probes)
+
+    stored = _stored_dtype(config.model, loaded)
+    _fold(loaded, stored)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        loaded.base.save_pretrained(temporary)
+        loaded.tokenizer.save_pretrained(temporary)
+        merged = load_model(str(temporary), dtype="float32", device=device)
+        merged_loss, difference = _compare(merged, forget, probes, adapter_logps)
+        run_dir.replace_dir(temporary, target)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    survives = merged_loss - untouched >= SURVIVES * (with_adapter - untouched)
+    losses = {"untouched": untouched, "adapter": with_adapter, "merged": merged_loss}
+    return MergeReport(target, str(stored).removeprefix("torch."), difference, losses, survives)
+
+
+def _stored_dtype(name: str, loaded: LoadedModel) -> torch.dtype:
+    """The dtype that the base's files hold."""
+    stored = getattr(loaded.base.config, "dtype", None)
+    original = load_model(name, dtype="bfloat16", device="cpu").base if stored is None else None
+    return original.dtype if original is not None else stored
+
+
+@torch.no_grad()
+def _fold(loaded: LoadedModel, dtype: torch.dtype) -> None:
+    """Add the adapter to its layers in fp32 and round the whole model to `dtype`; the adapter's layers go."""
+    peft_model = loaded.model
+    for module in peft_model.modules():
+        if isinstance(module, LoraLayer):
+            weight = module.get_base_layer().weight
+            for name in module.active_adapters:
+                weight += module.get_delta_weight(name).to(weight.dtype)
+    loaded.model = peft_model.base_model.unload().to(dtype)
+
+
+def _compare(
+    merged: LoadedModel,
+    forget: Sequence[TokenizedExample],
+    probes: Sequence[Sequence[int]],
+    adapter_logps: Sequence[torch.Tensor],
+) -> tuple[float, float]:
+    logps = sequence_logps(merged, probes)
+    differences = [(a - b).abs().max().item() for a, b in zip(logps, adapter_logps, strict=True)]
+    return mean_losses(merged, {"forget": forget})["forget"], max(differences)
