@@ -1,6 +1,6 @@
 """Expunge: make a causal language model forget given texts, and measure that it did.
 
-    from expunge import UnlearnConfig, unlearn
+    from expunge import EvaluateConfig, UnlearnConfig, evaluate, load_unlearned, unlearn
 
 Importing the package loads neither torch nor transformers; the public names load what they need when they are used.
 """
@@ -10,12 +10,13 @@ from types import ModuleType
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["UnlearnConfig", "__version__", "evaluate", "load_unlearned", "unlearn"]
+__all__ = ["EvaluateConfig", "UnlearnConfig", "__version__", "evaluate", "load_unlearned", "unlearn"]
 
 _HOMES = {
     "UnlearnConfig": "expunge.config",
     "unlearn": "expunge.unlearn",
-    "evaluate": "expunge.evaluate",
+    "evaluate": "expunge.evaluate.run",
+    "EvaluateConfig": "expunge.config",
     "load_unlearned": "expunge.model.adapter",
 }
 

@@ -9,11 +9,13 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal, Optional
 
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace
 
-from expunge.config import RECIPES, UnlearnConfig
+from expunge.config import RECIPES, EvaluateConfig, UnlearnConfig
 from expunge.errors import ConfigError, UserError
+from expunge.tables import loss_table, semeval_table
 
 COMMANDS = {
     "demo": "make the bundled model forget made-up people, and show it",
@@ -136,16 +138,50 @@ def _unlearn(values: Namespace) -> int:
     from expunge.unlearn import unlearn
 
     outcome = unlearn(settings, Reporter())
-    print(_loss_table(outcome.losses))
+    print(loss_table(outcome.losses))
     print(f"adapter   {outcome.adapter}")
     print(f"manifest  {outcome.output / 'manifest.json'}")
     return 0
 
 
-def _loss_table(losses: dict[str, dict[str, float]]) -> str:
-    lines = ["loss, nats per completion token     before      after"]
-    lines += [f"  {name:<30}{pair['before']:>10.3f} {pair['after']:>10.3f}" for name, pair in losses.items()]
-    return "\n".join(lines)
+# --- evaluate and score --------------------------------------------------------------------------
+
+
+def _evaluate_arguments(parser: ArgumentParser, arguments: list[str]) -> Namespace:
+    parser.add_argument("--config", action=ActionConfigFile, help="YAML file of settings; flags after it win")
+    parser.add_class_arguments(EvaluateConfig)
+    return _parse(parser, arguments)
+
+
+def _evaluate(values: Namespace) -> int:
+    from expunge.evaluate.run import evaluate
+    from expunge.progress import Reporter
+
+    settings = EvaluateConfig(**{name: value for name, value in values.as_dict().items() if name != "config"})
+    results = evaluate(settings, Reporter())
+    print(semeval_table({"score": results}))
+    print(f"results   {settings.output}")
+    if settings.keep_predictions:
+        print(f"predictions   {settings.keep_predictions} (they hold texts of the forget set)")
+    return 0
+
+
+def _score_arguments(parser: ArgumentParser, arguments: list[str]) -> Namespace:
+    parser.add_argument("--benchmark", type=Literal["semeval"], default="semeval", help="semeval")
+    parser.add_argument("--predictions", type=str, required=True, help="folder of predictions, ours or the organisers'")
+    parser.add_argument("--output", type=str, required=True, help="results file to write")
+    parser.add_argument("--mmlu", type=Optional[str], default=None, help="accuracy on MMLU: a number or a metrics file")
+    parser.add_argument("--overwrite", type=bool, default=False, help="replace --output")
+    return _parse(parser, arguments)
+
+
+def _score(values: Namespace) -> int:
+    from expunge.evaluate.run import score_predictions
+
+    results = score_predictions(values.predictions, values.output, mmlu=values.mmlu, overwrite=values.overwrite)
+    print(semeval_table({"score": results}))
+    print(f"results   {values.output}")
+    return 0
 
 
 # --- merge ---------------------------------------------------------------------------------------

@@ -226,3 +226,42 @@ class UnlearnConfig:
     def needs_retain(self) -> bool:
         """Whether a retain term has any weight."""
         return self.retain_weight > 0 or self.kl_weight > 0
+
+
+@dataclass
+class EvaluateConfig:
+    """What an evaluation depends on.
+
+    Attributes:
+        model: Folder or Hub name of the model.
+        adapter: Run directory or adapter folder to put on it.
+        benchmark: Which benchmark: `semeval`.
+        data: The benchmark's folder.
+        split: Its split, `validation` or `train` (a plain folder with forget.jsonl and retain.jsonl has none).
+        output: Results file to write.
+        keep_predictions: Folder for the generated texts, so that `expunge score` can score them again. They hold the
+            texts of the forget set; nothing else that an evaluation writes does.
+        mmlu: Accuracy on MMLU for the final score: a number in [0, 1] or a metrics file with `average_acc`.
+        max_new_tokens: Longest generation, in tokens.
+        join: How the model goes from prompt to completion (as for `unlearn`); `chat` puts prompts into the tokenizer's
+            template, all others hand over the prompt as it is.
+        dtype: `float32` (exact), `bfloat16`, or `auto` (the fastest that the device has).
+        device: `auto`, `cpu`, `cuda`, `cuda:1` ...
+        trust_remote_code: Run code that comes with the model.
+        overwrite: Replace an earlier results file and earlier predictions.
+    """
+
+    model: str
+    data: str
+    output: str
+    adapter: str | None = None
+    benchmark: Literal["semeval"] = "semeval"
+    split: str = "validation"
+    keep_predictions: str | None = None
+    mmlu: str | None = None
+    max_new_tokens: int = 256
+    join: Literal["auto", "none", "space", "newline", "chat", "separate"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16"] = "float32"
+    device: str = "auto"
+    trust_remote_code: bool = False
+    overwrite: bool = False

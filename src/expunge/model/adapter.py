@@ -7,12 +7,12 @@ from pathlib import Path
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
 from expunge import run_dir
 from expunge.errors import ConfigError, ModelError
-from expunge.model.load import LoadedModel
+from expunge.model.load import LoadedModel, load_model
 
 
 def target_modules(model: PreTrainedModel, wanted: str) -> str | list[str]:
@@ -122,3 +122,24 @@ def attach_adapter(loaded: LoadedModel, name: str) -> None:
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         reason = str(error).strip().splitlines()[0][:300]
         raise ModelError(f"{folder}: this adapter does not fit the model ({reason})") from None
+
+
+def load_unlearned(
+    run: str, *, model: str | None = None, dtype: str = "float32", device: str = "auto", trust_remote_code: bool = False
+) -> tuple[PeftModel, PreTrainedTokenizerBase]:
+    """The unlearned model of a run, ready to use: its base with the adapter on, and the tokenizer.
+
+    Args:
+        run: Run directory or adapter folder.
+        model: The base model; the one that the adapter names when None.
+        dtype: `float32`, `bfloat16` or `auto`.
+        device: `auto`, `cpu`, `cuda` ...
+        trust_remote_code: Run code that comes with the model.
+
+    Raises:
+        ModelError: Base or adapter cannot be loaded or do not fit each other.
+    """
+    name = model or json.loads((adapter_folder(run) / "adapter_config.json").read_text())["base_model_name_or_path"]
+    loaded = load_model(name, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    attach_adapter(loaded, run)
+    return loaded.model, loaded.tokenizer

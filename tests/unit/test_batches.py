@@ -1,0 +1,106 @@
+"""Steps keep their mix and budget, epochs cover the forget set, micro-batches pad little, everything follows the seed."""
+
+import random
+
+import pytest
+
+from expunge.data.batches import Plan, micro_batches, real_share
+
+rng = random.Random(5)
+FORGET = [rng.choice([20, 30, 120, 300, 450]) + rng.randint(0, 20) for _ in range(254)]
+RETAIN = [rng.choice([20, 30, 120, 300, 450]) + rng.randint(0, 20) for _ in range(301)]
+
+
+def plan(**options):
+    return Plan(FORGET, RETAIN, **{"epochs": 3, "tokens_per_step": 2048, "seed": 1} | options)
+
+
+def tokens(lengths, rows):
+    return sum(lengths[row] for row in rows)
+
+
+def test_every_epoch_passes_over_the_forget_set_once():
+    steps = list(plan().steps())
+    assert len(steps) == plan().num_steps
+    for epoch in range(3):
+        rows = [row for step in steps if step.epoch == epoch for row in step.forget]
+        assert sorted(rows) == list(range(len(FORGET)))
+
+
+def test_the_retain_set_goes_on_through_the_epochs():
+    rows = [row for step in plan(epochs=8, retain_per_forget=0.3).steps() for row in step.retain]
+    passes, rest = divmod(len(rows), len(RETAIN))
+    assert passes >= 1
+    for turn in range(passes):
+        assert sorted(rows[turn * len(RETAIN) : (turn + 1) * len(RETAIN)]) == list(range(len(RETAIN)))
+    assert len(set(rows[len(rows) - rest :])) == rest
+
+
+@pytest.mark.parametrize("ratio", [0.25, 1.0, 4.0, None])
+def test_every_step_has_both_sides_in_proportion(ratio):
+    own = plan(tokens_per_step=8192, retain_per_forget=ratio)
+    expected = ratio or sum(RETAIN) / sum(FORGET)
+    assert own.retain_per_forget == pytest.approx(expected)
+    forget_so_far = retain_so_far = 0
+    for step in own.steps():
+        forget, retain = tokens(FORGET, step.forget), tokens(RETAIN, step.retain)
+        assert forget
+        assert retain
+        forget_so_far, retain_so_far = forget_so_far + forget, retain_so_far + retain
+        # within half a row on either side, at every moment
+        assert abs(retain_so_far - expected * forget_so_far) <= max(RETAIN) / 2 + 1
+        assert forget + retain <= 8192 + max(FORGET) * (1 + expected) + max(RETAIN)
+
+
+def test_a_step_costs_about_its_budget():
+    sizes = [tokens(FORGET, step.forget) + tokens(RETAIN, step.retain) for step in plan(tokens_per_step=4096).steps()]
+    assert 0.85 * 4096 < sum(sizes) / len(sizes) <= 4096 * 1.05
+
+
+def test_rows_per_step_counts_rows():
+    steps = list(plan(rows_per_step=4, epochs=1, retain_per_forget=1.0).steps())
+    assert {len(step.forget) for step in steps} == {2}
+    assert {len(step.retain) for step in steps} == {2}
+
+
+def test_random_mix_passes_over_both_sets_and_may_miss_a_side():
+    steps = list(plan(rows_per_step=4, mix="random").steps())
+    first = [step for step in steps if step.epoch == 0]
+    assert sorted(row for step in first for row in step.forget) == list(range(len(FORGET)))
+    assert sorted(row for step in first for row in step.retain) == list(range(len(RETAIN)))
+    assert all(len(step.forget) + len(step.retain) == 4 for step in first[:-1])
+    assert any(not step.forget or not step.retain for step in steps)
+
+
+def test_the_seed_fixes_the_order_and_another_seed_changes_it():
+    assert list(plan().steps()) == list(plan().steps())
+    assert list(plan().steps()) != list(plan(seed=2).steps())
+    by_epoch = [[step.forget for step in plan().steps() if step.epoch == epoch] for epoch in range(2)]
+    assert by_epoch[0] != by_epoch[1]
+
+
+def test_without_retain_rows():
+    steps = list(Plan(FORGET, [], epochs=1, tokens_per_step=1024).steps())
+    assert all(step.forget and not step.retain for step in steps)
+
+
+@pytest.mark.parametrize("sizes", [([7], [9]), ([500], [3, 4]), ([5, 5], [900])])
+def test_tiny_sets(sizes):
+    steps = list(Plan(*sizes, epochs=2, tokens_per_step=64).steps())
+    assert all(step.forget and step.retain for step in steps)
+    assert sum(len(step.forget) for step in steps) == 2 * len(sizes[0])
+
+
+@pytest.mark.parametrize("budget", [512, 1024, 4096])
+def test_micro_batches_hold_every_row_once_and_pad_little(budget):
+    area = real = 0
+    for step in plan(tokens_per_step=budget).steps():
+        lengths = [FORGET[row] for row in step.forget] + [RETAIN[row] for row in step.retain]
+        groups = micro_batches(lengths, 4096)
+        assert sorted(row for group in groups for row in group) == list(range(len(lengths)))
+        for group in groups:
+            padded = max(lengths[row] for row in group) * len(group)
+            assert padded <= 4096 or len(group) == 1
+            area, real = area + padded, real + tokens(lengths, group)
+        assert real_share(groups, lengths) >= 0.95
+    assert real / area >= 0.95
