@@ -1,6 +1,34 @@
-"""The `Example` record: one text to forget or to keep."""
+"""The `Example` record, and the one reader for everything that holds examples.
 
-from dataclasses import dataclass
+Columns are recognised by `LAYOUTS`, the first that fits. A row that cannot be used is refused with file, line
+and reason, never skipped or mended, and no message shows a row's text.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from expunge.data.readers import read_rows, stem
+from expunge.errors import ConfigError, DataError
+
+MESSAGES = "messages"
+"""The column of chats."""
+LAYOUTS: tuple[tuple[str | None, str], ...] = (
+    ("input", "output"),  # LUME
+    ("prompt", "completion"),
+    ("question", "answer"),  # TOFU
+    (None, MESSAGES),  # the turns before the last are the prompt
+    (None, "text"),
+    (None, "document"),
+)
+"""Columns of prompt and completion that are recognised, the first that fits. None: the prompt is empty."""
+LUME = LAYOUTS[0]
+FIELDS = ("prompt", "completion", "id", "task")
+"""What `columns` may name."""
+KINDS = ("sc", "qa", "")
 
 
 @dataclass(frozen=True)
@@ -14,6 +42,8 @@ class Example:
         task: Group that the official scores average over (`Task1` ...); empty when the data has none.
         kind: `sc` (sentence completion: regurgitation), `qa` (question: knowledge) or empty.
         source: Where the row was read: `path:line`, for messages only.
+        messages: The turns of a chat before its last one, as `role` and `content`, for the chat template;
+            `prompt` is their contents, joined by blank lines. None for rows that are no chat.
     """
 
     id: str
@@ -22,3 +52,206 @@ class Example:
     task: str = ""
     kind: str = ""
     source: str = ""
+    messages: tuple[Mapping[str, str], ...] | None = field(default=None, hash=False)
+
+
+def read_examples(
+    source: str | Path, *, columns: Mapping[str, str] | None = None, name: str = ""
+) -> list[Example]:
+    """Read every row of a file or data set, in its order.
+
+    Args:
+        source: A .jsonl, .json (a list, or one object a line), .parquet or .csv file, a folder written by
+            `datasets.save_to_disk` (`folder` or `folder:split`), or a `datasets` name (`name`, `name:split`,
+            `name@config:split`). A `Path` is never looked up as a name.
+        columns: Field (`prompt`, `completion`, `id`, `task`) to column, over what is recognised.
+        name: What the ids of rows without an `id` begin with; by default the stem of the file or data set.
+
+    Raises:
+        DataError: The source cannot be read, has no rows or no known columns, or a row cannot be used.
+        ConfigError: `columns` names an unknown field, or a prompt that a chat has already.
+    """
+    columns = dict(columns or {})
+    _check_fields(columns)
+    rows = read_rows(source)
+    if not rows:
+        raise DataError(f"{source}: is empty, there is not one row in it")
+    found = list(dict.fromkeys(column for _, row in rows for column in row))
+    chosen = _choose_columns(source, found, columns)
+    prefix = name or stem(source)
+    return [_example(row, where, f"{prefix}-{number}", chosen) for number, (where, row) in enumerate(rows, 1)]
+
+
+def parse_columns(text: str) -> dict[str, str]:
+    """Read `prompt=a,completion=b` as field to column.
+
+    Raises:
+        ConfigError: Not of that form, an unknown field, or a field named twice.
+    """
+    columns: dict[str, str] = {}
+    for part in text.split(","):
+        key, equals, column = (piece.strip() for piece in part.partition("="))
+        if not (key and equals and column):
+            raise ConfigError(f"--columns {text}: write it as prompt=COLUMN,completion=COLUMN")
+        if key in columns:
+            raise ConfigError(f"--columns {text}: {key} is named twice")
+        columns[key] = column
+    _check_fields(columns)
+    return columns
+
+
+def check_sets(
+    forget: list[Example], retain: list[Example] | None, holdout: list[Example] | None = None
+) -> list[str]:
+    """Look for what is probably a mistake in the sets of a run.
+
+    Two texts are the same when prompt and completion, read on, differ in white space at most.
+
+    Returns:
+        One line for each finding: duplicate ids within a set, forget texts that the retain or holdout set has
+        too, more forget than retain texts. Ids and numbers only, no texts.
+    """
+    warnings = []
+    for name, examples in (("forget", forget), ("retain", retain or []), ("holdout", holdout or [])):
+        repeated = [
+            own_id for own_id, count in Counter(example.id for example in examples).items() if count > 1
+        ]
+        if repeated:
+            warnings.append(f"{name}: {_count(repeated, 'id')} on more than one row: {_some(repeated)}")
+    for name, others in (("retain", retain or []), ("holdout", holdout or [])):
+        texts = {_text_key(example) for example in others}
+        shared = [example.id for example in forget if _text_key(example) in texts]
+        if shared:
+            warnings.append(f"forget: {_count(shared, 'text')} also in {name}: {_some(shared)}")
+    if retain is not None and len(forget) > len(retain):
+        warnings.append(f"forget has {len(forget):,} texts, more than retain with {len(retain):,}")
+    return warnings
+
+
+def _text_key(example: Example) -> str:
+    return " ".join(f"{example.prompt} {example.completion}".split())
+
+
+def _count(ids: Sequence[str], noun: str) -> str:
+    return f"1 {noun} is" if len(ids) == 1 else f"{len(ids):,} {noun}s are"
+
+
+def _some(ids: Sequence[str], most: int = 5) -> str:
+    shown = ", ".join(repr(own_id[:60]) for own_id in ids[:most])
+    return f"{shown} and {len(ids) - most:,} more" if len(ids) > most else shown
+
+
+def _check_fields(columns: Mapping[str, str]) -> None:
+    unknown = sorted(set(columns) - set(FIELDS))
+    if unknown:
+        raise ConfigError(f"--columns: unknown field {', '.join(unknown)}; the fields are {', '.join(FIELDS)}")
+
+
+def _choose_columns(source: str | Path, found: Sequence[str], columns: Mapping[str, str]) -> dict[str, str]:
+    """Field -> column, for the four fields and `kind`, as far as the file has something for them."""
+    absent = [column for column in columns.values() if column not in found]
+    if absent:
+        raise DataError(f"{source}: has no column {', '.join(absent)}; columns found: {_names(found)}")
+    chosen = {name: name for name in ("id", "task", "kind") if name in found}
+    layout = next((pair for pair in LAYOUTS if set(filter(None, pair)) <= set(found)), (None, None))
+    chosen |= {key: column for key, column in zip(("prompt", "completion"), layout, strict=True) if column}
+    chosen |= columns
+    if "completion" not in chosen:
+        known = ", ".join("/".join(filter(None, pair)) for pair in LAYOUTS)
+        raise DataError(
+            f"{source}: no column holds a completion; columns found: {_names(found)}; known are {known}; "
+            "or say which with --columns prompt=...,completion=..."
+        )
+    prompt, completion = chosen.get("prompt"), chosen["completion"]
+    if prompt == completion:
+        raise ConfigError(f"--columns: {source}: prompt and completion are both {prompt}: name both")
+    if prompt and completion == MESSAGES:
+        raise ConfigError(f"--columns prompt={prompt}: {source}: the messages hold the prompt already")
+    return chosen
+
+
+def _names(found: Iterable[str]) -> str:
+    """Column names for a message; the first line of a CSV without a header is text, which must not be shown."""
+    name_like = re.compile(r"[A-Za-z_][\w.-]{0,39}")
+    shown = [name if name_like.fullmatch(name) else f"<{len(name)} characters>" for name in found]
+    return ", ".join(shown[:20]) + (f" and {len(shown) - 20} more" if len(shown) > 20 else "")
+
+
+def _example(row: dict[str, Any], where: str, default_id: str, columns: Mapping[str, str]) -> Example:
+    turns = None
+    if columns["completion"] == MESSAGES:
+        turns, completion = _turns(row, where)
+        prompt = "\n\n".join(turn["content"] for turn in turns)
+    else:
+        prompt = _text(row, columns["prompt"], where) if "prompt" in columns else ""
+        completion = _text(row, columns["completion"], where)
+    if not completion.strip():
+        raise DataError(f"{where}: field '{columns['completion']}' is empty: every row needs a completion")
+    row_id = _id(row, columns["id"], where) if _has(row, columns, "id") else default_id
+    task, kind = (
+        _text(row, columns[key], where) if _has(row, columns, key) else "" for key in ("task", "kind")
+    )
+    if kind not in KINDS:
+        raise DataError(
+            f"{where}: field 'kind' must be sc, qa or empty: rename a column that means something else"
+        )
+    if "kind" not in columns and (columns.get("prompt"), columns["completion"]) == LUME:
+        ending = re.search(r"(sc|qa)[0-9]+\Z", row_id)
+        kind = ending[1] if ending else ""
+    return Example(row_id, prompt, completion, task, kind, where, turns)
+
+
+def _has(row: Mapping[str, Any], columns: Mapping[str, str], key: str) -> bool:
+    """Whether a row has a value for an optional field."""
+    return key in columns and row.get(columns[key]) is not None
+
+
+def _cell(row: Mapping[str, Any], column: str, where: str) -> Any:
+    if column not in row:
+        raise DataError(f"{where}: missing field '{column}'")
+    if row[column] is None:
+        raise DataError(f"{where}: field '{column}' is null")
+    return row[column]
+
+
+def _text(row: Mapping[str, Any], column: str, where: str) -> str:
+    value = _cell(row, column, where)
+    if not isinstance(value, str):
+        raise DataError(f"{where}: field '{column}' is not a string but {type(value).__name__}")
+    if "\0" in value:
+        raise DataError(f"{where}: field '{column}': NUL character at position {value.index(chr(0)) + 1}")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"{where}: field '{column}': half a surrogate pair at {error.start + 1}") from None
+    return value
+
+
+def _id(row: Mapping[str, Any], column: str, where: str) -> str:
+    value = row[column]
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    text = _text(row, column, where)
+    if not text.strip():
+        raise DataError(f"{where}: field '{column}' is empty: give the row an id, or leave the column out")
+    return text
+
+
+def _turns(row: Mapping[str, Any], where: str) -> tuple[tuple[dict[str, str], ...], str]:
+    """A chat's turns before the last one, and what the last one, the assistant's, says."""
+    messages = _cell(row, MESSAGES, where)
+    if not isinstance(messages, list):
+        raise DataError(f"{where}: field 'messages' is not a list but {type(messages).__name__}")
+    turns = []
+    for number, turn in enumerate(messages, 1):
+        place = f"{where}: turn {number} of 'messages'"
+        if not isinstance(turn, dict):
+            raise DataError(f"{place} is not an object with role and content but {type(turn).__name__}")
+        turns.append({key: _text(turn, key, place) for key in ("role", "content")})
+    if not turns or turns[-1]["role"] != "assistant":
+        raise DataError(f"{where}: the last turn of 'messages' must be the assistant's, it is the completion")
+    if len(turns) == 1:
+        raise DataError(
+            f"{where}: 'messages' has only the assistant's turn: put texts alone in a column 'text'"
+        )
+    return tuple(turns[:-1]), turns[-1]["content"]

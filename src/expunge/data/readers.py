@@ -1,0 +1,248 @@
+"""From a file, a folder or a data set's name to rows: dicts of cells, each with the place where it was read."""
+
+import codecs
+import csv
+import io
+import json
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from expunge.errors import DataError
+
+Row = tuple[str, dict[str, Any]]
+"""Where a row was read (`path:line` or `path, row 3`), and its cells by column."""
+
+DATASET_NAME = re.compile(r"(?P<name>[\w-][\w.-]*(/[\w.-]+)?)(@(?P<config>[\w.-]+))?(:(?P<split>[\w.-]+))?")
+HUB_TIMEOUT = 10.0
+"""Seconds to wait for the Hub before a name counts as out of reach."""
+
+
+def read_rows(source: str | Path) -> list[Row]:
+    """Every row of a file, folder or `datasets` name, in order.
+
+    Raises:
+        DataError: It is not there, in no known format, or cannot be parsed.
+    """
+    try:
+        return _read(source)
+    except OSError as error:
+        raise DataError(f"{source}: cannot be read: {error.strerror or error}") from error
+
+
+def stem(source: str | Path) -> str:
+    """The name of a file or data set, without folder, suffix, configuration and split."""
+    return Path(source if Path(source).exists() else re.split("[@:]", str(source))[0]).stem
+
+
+def _read(source: str | Path) -> list[Row]:
+    path = Path(source)
+    if not str(source).strip():
+        raise DataError("the name of a data file is empty")
+    if path.is_dir():
+        return _read_saved(path, None)
+    if path.exists():
+        reader = READERS.get(path.suffix.lower())
+        if not reader:
+            raise DataError(f"{source}: unknown format '{path.suffix}': give a {', '.join(READERS)} file")
+        return reader(path)
+    if isinstance(source, str):
+        folder, _, split = source.rpartition(":")
+        if folder and Path(folder).is_dir():
+            return _read_saved(Path(folder), split)
+        if not _looks_like_path(source):
+            return _read_named(source)
+    raise DataError(f"{source}: no such file")
+
+
+def _read_text(path: Path) -> str:
+    """The text of a UTF-8 file, with or without a byte-order mark."""
+    data = path.read_bytes().removeprefix(codecs.BOM_UTF8)
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        line, byte = data.count(b"\n", 0, error.start) + 1, error.start - data.rfind(b"\n", 0, error.start)
+        raise DataError(
+            f"{path}:{line}: invalid UTF-8 at byte {byte} of the line: save the file as UTF-8"
+        ) from None
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise DataError(f"{path}:{line}: NUL character: save the file as UTF-8 text")
+    return text
+
+
+def _parse_json(text: str, path: Path, first_line: int = 1, hint: str = "") -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        line = first_line + error.lineno - 1
+        raise DataError(f"{path}:{line}: invalid JSON at column {error.colno}: {error.msg}{hint}") from None
+    except RecursionError:
+        raise DataError(f"{path}:{first_line}: JSON nested too deeply{hint}") from None
+    except ValueError:  # an integer of thousands of digits
+        raise DataError(f"{path}:{first_line}: JSON with a number too long to read{hint}") from None
+
+
+def _read_jsonl(path: Path, hint: str = "") -> list[Row]:
+    rows = []
+    # Not splitlines: U+2028 and its like may stand within a JSON string.
+    for number, line in enumerate(_read_text(path).split("\n"), 1):
+        if line.strip():
+            row = _parse_json(line, path, number, hint)
+            rows.append((f"{path}:{number}", _object(row, f"{path}:{number}")))
+    return rows
+
+
+def _read_json(path: Path) -> list[Row]:
+    text = _read_text(path)
+    if not text.lstrip().startswith("["):
+        return _read_jsonl(path, " (expected is a list of objects, or one object a line)")
+    rows = enumerate(_parse_json(text, path), 1)
+    return [(f"{path}, row {number}", _object(row, f"{path}, row {number}")) for number, row in rows]
+
+
+def _object(row: Any, where: str) -> dict[str, Any]:
+    if not isinstance(row, dict):
+        raise DataError(f"{where}: is not an object with named fields but {type(row).__name__}")
+    return row
+
+
+def _read_csv(path: Path) -> list[Row]:
+    text = _read_text(path)
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    rows: list[Row] = []
+    header: list[str] | None = None
+    line = 1  # where the record begins that is read next
+    limit = csv.field_size_limit(max(len(text), 1))
+    try:
+        for cells in reader:
+            where, line = f"{path}:{line}", reader.line_num + 1
+            if not cells:
+                continue
+            if header is None:
+                header = cells
+                if len(set(header)) < len(header):
+                    raise DataError(f"{where}: two columns have the same name")
+            elif len(cells) != len(header):
+                raise DataError(f"{where}: {len(cells)} cells where the header has {len(header)}")
+            else:
+                rows.append((where, dict(zip(header, cells, strict=True))))
+    except csv.Error as error:
+        raise DataError(f"{path}:{line}: invalid CSV in the row that begins here: {error}") from None
+    finally:
+        csv.field_size_limit(limit)
+    return rows
+
+
+def _read_parquet(path: Path) -> list[Row]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.ParquetFile(path).read()
+    except pa.ArrowException as error:
+        raise DataError(f"{path}: invalid Parquet: {_first_line(error)}") from error
+    if len(set(table.column_names)) < len(table.column_names):
+        raise DataError(f"{path}: two columns have the same name")
+    return _number(_table_rows(table, str(path)), str(path))
+
+
+def _table_rows(table: Any, where: str) -> list[dict[str, Any]]:
+    try:
+        rows: list[dict[str, Any]] = table.to_pylist()
+    except UnicodeDecodeError:
+        for number in range(table.num_rows):
+            try:
+                table.slice(number, 1).to_pylist()
+            except UnicodeDecodeError:
+                raise DataError(f"{where}, row {number + 1}: invalid UTF-8") from None
+        raise
+    return rows
+
+
+def _number(rows: Iterable[dict[str, Any]], where: str) -> list[Row]:
+    return [(f"{where}, row {number}", row) for number, row in enumerate(rows, 1)]
+
+
+READERS: dict[str, Callable[[Path], list[Row]]] = {
+    ".jsonl": _read_jsonl,
+    ".json": _read_json,
+    ".parquet": _read_parquet,
+    ".csv": _read_csv,
+}
+
+
+def _looks_like_path(source: str) -> bool:
+    """Whether a name that is no file was meant as one, so that it is not looked up on the Hub."""
+    path = Path(source.rpartition(":")[0] or source)
+    suffixes = (*READERS, ".txt", ".tsv", ".xlsx", ".gz", ".zip")
+    return (
+        path.suffix.lower() in suffixes
+        or source.startswith(("/", ".", "~"))
+        or source.count("/") > 1
+        or "\\" in source
+        or ("/" in source and path.parent.is_dir())
+    )
+
+
+def _read_saved(folder: Path, split: str | None) -> list[Row]:
+    """Rows of a folder that `datasets.save_to_disk` wrote."""
+    if not any((folder / name).is_file() for name in ("dataset_info.json", "dataset_dict.json")):
+        raise DataError(f"{folder}: is a folder: give a file, or a folder written by datasets.save_to_disk")
+    import datasets
+
+    try:
+        data = datasets.load_from_disk(str(folder))
+    except Exception as error:
+        raise DataError(f"{folder}: not a folder that datasets can load: {_first_line(error)}") from error
+    return _dataset_rows(data, split, str(folder))
+
+
+def _read_named(source: str) -> list[Row]:
+    """Rows of a data set on the Hub, or of its copy in the local cache when `HF_HUB_OFFLINE` is set."""
+    match = DATASET_NAME.fullmatch(source)
+    if not match:
+        raise DataError(
+            f"{source}: no such file, and no name of a data set (name, name:split, name@config:split)"
+        )
+    import datasets
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    name, config, split = match["name"], match["config"], match["split"]
+    try:
+        # One request, since load_dataset retries for half a minute where there is no network.
+        name = HfApi().dataset_info(name, timeout=HUB_TIMEOUT).id
+    except OfflineModeIsEnabled:
+        pass
+    except Exception as error:
+        raise DataError(
+            f"{source}: no such file, and the Hub has no such data set or is out of reach: "
+            f"{_first_line(error)}; HF_HUB_OFFLINE=1 reads what was downloaded before"
+        ) from error
+    if "/" not in name:  # datasets would take `csv` or `text` for a loader of the files around here
+        raise DataError(f"{source}: no such file; a data set's name needs its owner, as in owner/name")
+    try:
+        data = datasets.load_dataset(name, config)
+    except Exception as error:
+        raise DataError(f"{source}: no such file, and datasets cannot load it: {_first_line(error)}") from error
+    return _dataset_rows(data, split, source)
+
+
+def _dataset_rows(data: Any, split: str | None, source: str) -> list[Row]:
+    """The rows of one split; `data` is a `Dataset` or a `DatasetDict`."""
+    if isinstance(data, dict):
+        if split is None and len(data) == 1:
+            split = next(iter(data))
+        if split not in data:
+            wanted = f"has no split {split}" if split else "has several splits"
+            raise DataError(f"{source}: {wanted}: give one of {', '.join(data)} after a colon")
+        data = data[split]
+    elif split:
+        raise DataError(f"{source}: holds a single data set without splits: leave :{split} out")
+    return _number(_table_rows(data.with_format("arrow")[:], source), source)
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)[:200]
