@@ -329,9 +329,17 @@ def test_a_chat_takes_no_other_prompt(tmp_path: Path) -> None:
     assert read_examples(path, columns={"completion": "q"})[0].completion == "x"
 
 
-MISSING = (
-    "nothere.jsonl nothere.txt /no/such/file ./nothere ~/nothere a/b/c a\\b NOTHERE.CSV no.json:train".split()
-)
+MISSING = [
+    "nothere.jsonl",
+    "nothere.txt",
+    "/no/such/file",
+    "./nothere",
+    "~/nothere",
+    "a/b/c",
+    "a\\b",
+    "NOTHERE.CSV",
+    "no.json:train",
+]
 
 
 @pytest.mark.parametrize("source", MISSING)
