@@ -1,0 +1,223 @@
+"""Results and predictions on disk: what goes in comes out, and what is wrong is named."""
+
+import json
+import math
+import stat
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from expunge.errors import DataError, RunError
+from expunge.evaluate import (
+    Prediction,
+    Predictions,
+    read_any,
+    read_mmlu,
+    read_results,
+    score,
+    write_predictions,
+    write_results,
+)
+from expunge.evaluate.results import semeval_results
+
+SECRET = "the harbour master hides gold"
+
+
+def predictions(**losses: list[float]) -> Predictions:
+    forget = [
+        Prediction("a", "Task1", "sc", SECRET, "the harbour", "forget"),
+        Prediction("b", "Task1", "qa", "Gold", " gold\n", "forget"),
+    ]
+    retain = [Prediction("c", "Task1", "sc", "kept as is", "kept\ras\u2028is NA", "retain")]
+    return Predictions(forget, retain, **losses)
+
+
+def results(**options: Any) -> dict[str, Any]:
+    said = predictions(member=[1.0, 2.0], nonmember=[1.5])
+    return semeval_results(score(*vars(said).values()), said, **options)
+
+
+def test_predictions_come_back_as_written_and_private(tmp_path: Path) -> None:
+    folder = tmp_path / "predictions"
+    said = predictions(member=[0.1], nonmember=[0.30000000000000004, 2.0])
+    write_predictions(folder, said)
+    assert read_any(folder) == said
+    assert {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()} == {0o600}
+    with pytest.raises(RunError, match=r"forget\.jsonl exists"):
+        write_predictions(folder, predictions())
+    write_predictions(tmp_path / "texts only", predictions())
+    assert read_any(tmp_path / "texts only").member is None
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "message"),
+    [
+        ("forget", "{", r"forget\.jsonl:2: invalid JSON"),
+        ("forget", "[1]", r"forget\.jsonl:2: a list where an object is needed"),
+        ("forget", {"id": 3}, r"forget\.jsonl:2: field id is a number, it must be a string"),
+        ("retain", {"model_output": None}, r"retain\.jsonl:2: field model_output is missing or null"),
+        ("retain", {"kind": "mc"}, r"retain\.jsonl:2: kind 'mc' is unknown"),
+        ("retain", b"\xff", r"retain\.jsonl:2: invalid UTF-8"),
+        ("member", '{"nll": NaN}', r"member\.jsonl:2: nll is not a finite number"),
+        ("member", '{"nll": 1e999}', r"member\.jsonl:2: nll is not a finite number"),
+        ("member", '{"nll": "low"}', r"member\.jsonl:2: nll is a string"),
+        ("nonmember", '{"id": "x"}', r"nonmember\.jsonl:2: nll is missing"),
+    ],
+)
+def test_a_broken_line_is_named_without_its_text(tmp_path: Path, name: str, line: Any, message: str) -> None:
+    write_predictions(tmp_path, predictions(member=[1.0], nonmember=[2.0]))
+    path = tmp_path / f"{name}.jsonl"
+    first = path.read_bytes().splitlines()[0]
+    if isinstance(line, dict):
+        line = json.dumps(json.loads(first) | line)
+    path.write_bytes(first + b"\n" + (line if isinstance(line, bytes) else line.encode()) + b"\n")
+    with pytest.raises(DataError, match=message) as caught:
+        read_any(tmp_path)
+    assert SECRET not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({}, "looked for forget.jsonl and retain.jsonl, or .* found nothing"),
+        ({"forget.jsonl": "", "notes.txt": ""}, "found forget.jsonl, notes.txt"),
+        ({"forget.jsonl": "", "retain.jsonl": ""}, r"forget\.jsonl: is empty"),
+        ({"forget_0.csv": "", "retain_0.csv": ""}, r"forget_0\.csv: not readable as CSV"),
+        (
+            {"forget_0.csv": "id,task\n1,2\n", "retain_0.csv": ""},
+            "column expected_output is missing, found id, task",
+        ),
+    ],
+)
+def test_a_folder_that_cannot_be_scored_is_described(
+    tmp_path: Path, files: dict[str, str], message: str
+) -> None:
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(DataError, match=message):
+        read_any(tmp_path)
+    with pytest.raises(DataError, match="not a folder"):
+        read_any(tmp_path / "absent")
+
+
+@pytest.mark.parametrize("nll", ["", "low", "inf"])
+def test_the_organisers_losses_must_be_numbers(tmp_path: Path, nll: str) -> None:
+    for split in ("forget", "retain"):
+        (tmp_path / f"{split}_0.csv").write_text("id,task,expected_output,model_output\nxqa1,Task1,a,b\n")
+    (tmp_path / "mia_results").mkdir()
+    (tmp_path / "mia_results" / "member_0.csv").write_text(f"id,nll\n1,0.5\n2,{nll}\n")
+    with pytest.raises(DataError, match=r"member_\*\.csv: row [12]: nll"):
+        read_any(tmp_path)
+
+
+def test_one_side_of_the_membership_attack_is_not_enough() -> None:
+    said = predictions(member=[1.0])
+    with pytest.raises(DataError, match="losses of the non-members are missing"):
+        score(*vars(said).values())
+    with pytest.raises(DataError, match="the retain split has no predictions"):
+        score(said.forget, [])
+
+
+def test_results_follow_the_contract(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    write_results(
+        path, results(model="org/name", adapter="/home/somebody/runs/one", settings={"dtype": "float32"})
+    )
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    read = read_results(path)
+    assert read["schema"] == 1
+    assert read["benchmark"] == "semeval"
+    assert read["forget"] == {"Task1": {"regurgitation": 0.4, "knowledge": 1.0}}
+    assert read["retain"] == {"Task1": {"regurgitation": 1.0, "knowledge": None}}
+    assert read["terms"] == [0.6, 0.0, 1.0, None]
+    assert read["task_aggregate"] == 0
+    assert read["mia_auc"] == 0.5
+    assert read["mia_score"] == 1
+    assert read["mmlu"] is None
+    assert read["final_score"] is None
+    assert read["rows"] == {"forget": 2, "retain": 1, "member": 2, "nonmember": 1}
+    assert (read["model"], read["adapter"]) == ("org/name", "one")
+    assert SECRET not in path.read_text()
+    with pytest.raises(RunError):
+        write_results(path, results())
+    write_results(path, results(), overwrite=True)
+    assert read_results(path)["model"] is None
+
+
+def test_the_fingerprint_belongs_to_the_data_and_not_to_the_answers() -> None:
+    one, other, moved = predictions(), predictions(), predictions()
+    other.forget[0] = Prediction("a", "Task1", "sc", SECRET, "something else", "forget")
+    moved.forget[0] = Prediction("a", "Task1", "sc", SECRET + "!", "the harbour", "forget")
+    prints = [semeval_results(score(*vars(said).values()), said)["data"] for said in (one, other, moved)]
+    assert prints[0] == prints[1]
+    assert prints[0]["forget"] != prints[2]["forget"]
+    assert prints[0]["retain"] == prints[2]["retain"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"schema": 2}, "schema 2, this version reads schema 1"),
+        ({"benchmark": None}, "not a results file"),
+        ({"terms": 3}, "field terms must be a list"),
+        ({"terms": [0.5, "x"]}, r"field terms\[1\] must be a number"),
+        ({"mia_auc": 1.5}, "field mia_auc must be a number between 0 and 1"),
+        ({"forget": {"Task1": {"knowledge": True}}}, r"field forget\.Task1\.knowledge"),
+        ({"retain": []}, "field retain must hold"),
+    ],
+)
+def test_a_results_file_that_is_none_is_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    path = tmp_path / "results.json"
+    write_results(path, results() | change)
+    with pytest.raises(DataError, match=message):
+        read_results(path)
+
+
+def test_a_results_file_with_a_field_missing_or_no_json_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    kept = results()
+    del kept["mmlu"]
+    write_results(path, kept)
+    with pytest.raises(DataError, match="field mmlu is missing"):
+        read_results(path)
+    path.write_text("{")
+    with pytest.raises(DataError, match="invalid JSON"):
+        read_results(path)
+    with pytest.raises(DataError, match="cannot be read"):
+        read_results(tmp_path / "absent.json")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"average_acc": "high"}', "its average_acc is a string"),
+        ('{"acc": 0.4}', "not a JSON file with a number average_acc"),
+        ("half", "not a JSON file"),
+        ('{"average_acc": 41}', r"41 is not an accuracy between 0 and 1, 41 % is 0\.41"),
+    ],
+)
+def test_mmlu_from_a_file_or_a_number(tmp_path: Path, content: str, message: str) -> None:
+    path = tmp_path / "mmlu.json"
+    path.write_text('{"average_acc": 0.4599}')
+    assert read_mmlu(str(path)) == 0.4599
+    assert read_mmlu("0.5") == 0.5
+    path.write_text(content)
+    with pytest.raises(DataError, match=message):
+        read_mmlu(str(path))
+
+
+@pytest.mark.parametrize("value", ["37.1", "-0.1", "nan", "absent.json"])
+def test_an_mmlu_value_that_is_no_accuracy_is_refused(value: str) -> None:
+    with pytest.raises(DataError, match=f"--mmlu {value}: "):
+        read_mmlu(value)
+
+
+def test_final_score_is_the_mean_of_the_three() -> None:
+    said = predictions(member=[1.0], nonmember=[1.0])
+    said.forget[1] = Prediction("b", "Task1", "qa", "Gold", "no", "forget")
+    said.retain.append(Prediction("d", "Task1", "qa", "yes", "Yes", "retain"))
+    scores = score(*vars(said).values(), mmlu=0.4)
+    assert scores.task_aggregate == pytest.approx(4 / (1 / 0.6 + 3))
+    assert scores.final_score == pytest.approx((scores.task_aggregate + 0.4 + 1) / 3)
+    assert not math.isnan(scores.final_score)
