@@ -77,10 +77,8 @@ def test_json_is_strict_and_keeps_the_order(tmp_path):
     path = tmp_path / "x.json"
     run_dir.write_json(path, {"b": [1.5, float("nan"), (float("inf"), "ä\ud800")], "a": {"c": -float("inf")}})
     text = path.read_text("utf-8")
-    assert (
-        text
-        == '{\n  "b": [\n    1.5,\n    null,\n    [\n      null,\n      "\\u00e4\\ud800"\n    ]\n  ],\n'
-        + ('  "a": {\n    "c": null\n  }\n}\n')
+    assert text == '{\n  "b": [\n    1.5,\n    null,\n    [\n      null,\n      "\\u00e4\\ud800"\n    ]\n  ],\n' + (
+        '  "a": {\n    "c": null\n  }\n}\n'
     )
     with pytest.raises(TypeError):
         run_dir.write_json(tmp_path / "y.json", {"a": object()})
@@ -91,9 +89,7 @@ def test_lines_are_appended_to_a_private_file(tmp_path):
     path = tmp_path / "metrics.jsonl"
     for step in range(3):
         run_dir.append_line(path, {"step": step, "loss": float("nan")})
-    assert [json.loads(line) for line in path.read_text().splitlines()] == [
-        {"step": i, "loss": None} for i in range(3)
-    ]
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [{"step": i, "loss": None} for i in range(3)]
     assert mode(path) == 0o600
     with pytest.raises(RunError, match="cannot append"):
         run_dir.append_line(tmp_path / "absent" / "metrics.jsonl", {})
@@ -230,7 +226,5 @@ def test_hashes(tmp_path):
     with pytest.raises(RunError, match="cannot read"):
         run_dir.sha256_file(tmp_path / "absent")
     assert run_dir.fingerprint("a", b"b") == run_dir.fingerprint(b"a", "b")
-    different = {
-        run_dir.fingerprint(*parts) for parts in ((), ("",), ("ab",), ("a", "b"), ("b", "a"), ("", "ab"))
-    }
+    different = {run_dir.fingerprint(*parts) for parts in ((), ("",), ("ab",), ("a", "b"), ("b", "a"), ("", "ab"))}
     assert len(different) == 6
