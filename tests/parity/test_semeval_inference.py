@@ -36,9 +36,7 @@ def subject(request: pytest.FixtureRequest, shared: Path, tmp_path_factory: pyte
 
 
 def examples(rows: list[dict]) -> list[Example]:
-    return [
-        Example(row["id"], row["input"], row["output"], row["task"], organisers_kind(row["id"])) for row in rows
-    ]
+    return [Example(row["id"], row["input"], row["output"], row["task"], organisers_kind(row["id"])) for row in rows]
 
 
 def documents(rows: list[dict]) -> list[Example]:
@@ -46,9 +44,7 @@ def documents(rows: list[dict]) -> list[Example]:
 
 
 @pytest.mark.parametrize("drafted", [False, True])
-def test_texts_losses_and_scores(
-    subject: tuple[str, LoadedModel], golden: dict, texts: dict, drafted: bool
-) -> None:
+def test_texts_losses_and_scores(subject: tuple[str, LoadedModel], golden: dict, texts: dict, drafted: bool) -> None:
     name, loaded = subject
     want = golden[name]
     data = LumeData(
@@ -84,7 +80,5 @@ def test_losses_of_completions(subject: tuple[str, LoadedModel], golden: dict) -
         rows = golden["tokenised"][split]
         logps = sequence_logps(loaded, [row["joint_ids"] for row in rows])
         # The organisers mask as many joint tokens as the prompt has by itself, in the middle of a word or not.
-        losses = [
-            -own[len(row["prompt_ids"]) - 1 :].mean().item() for own, row in zip(logps, rows, strict=True)
-        ]
+        losses = [-own[len(row["prompt_ids"]) - 1 :].mean().item() for own, row in zip(logps, rows, strict=True)]
         assert losses == pytest.approx([row["nll"] for row in golden[name][split]], abs=NLL_TOLERANCE)

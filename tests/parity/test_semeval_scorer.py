@@ -83,9 +83,7 @@ def test_text_kept_as_written_gives_the_intended_numbers(case: tuple[Path, dict]
     write_predictions(tmp_path, Predictions(**ours, member=theirs.member, nonmember=theirs.nonmember))
     predictions = read_predictions(tmp_path)
     assert {split: getattr(predictions, split) for split in ours} == ours
-    check(
-        scored(folder, predictions), expected.get("intended_results_text_kept_as_written", expected["results"])
-    )
+    check(scored(folder, predictions), expected.get("intended_results_text_kept_as_written", expected["results"]))
 
 
 def as_written(folder: Path, split: str) -> list[Prediction]:

@@ -83,18 +83,14 @@ def one_at_a_time(loaded: LoadedModel, prompts: list[list[int]], max_new_tokens:
         options = {"do_sample": False, "eos_token_id": sorted(stop_ids(loaded)), "pad_token_id": 0}
         mask = torch.ones_like(ids)
         outputs.append(
-            loaded.base.generate(ids, attention_mask=mask, max_new_tokens=limit, **options)[
-                0, len(prompt) :
-            ].tolist()
+            loaded.base.generate(ids, attention_mask=mask, max_new_tokens=limit, **options)[0, len(prompt) :].tolist()
         )
     return outputs
 
 
 def random_prompts(seed: int, count: int = 14) -> list[list[int]]:
     draw = random.Random(seed)
-    return [
-        [draw.randrange(8, VOCAB) for _ in range(draw.choice([1, 2, 5, 9, 17, 30, 80]))] for _ in range(count)
-    ]
+    return [[draw.randrange(8, VOCAB) for _ in range(draw.choice([1, 2, 5, 9, 17, 30, 80]))] for _ in range(count)]
 
 
 @pytest.mark.parametrize("name", CONFIGS)

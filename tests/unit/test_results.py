@@ -90,9 +90,7 @@ def test_a_broken_line_is_named_without_its_text(tmp_path: Path, name: str, line
         ),
     ],
 )
-def test_a_folder_that_cannot_be_scored_is_described(
-    tmp_path: Path, files: dict[str, str], message: str
-) -> None:
+def test_a_folder_that_cannot_be_scored_is_described(tmp_path: Path, files: dict[str, str], message: str) -> None:
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     with pytest.raises(DataError, match=message):
@@ -121,9 +119,7 @@ def test_one_side_of_the_membership_attack_is_not_enough() -> None:
 
 def test_results_follow_the_contract(tmp_path: Path) -> None:
     path = tmp_path / "results.json"
-    write_results(
-        path, results(model="org/name", adapter="/home/somebody/runs/one", settings={"dtype": "float32"})
-    )
+    write_results(path, results(model="org/name", adapter="/home/somebody/runs/one", settings={"dtype": "float32"}))
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     read = read_results(path)
     assert read["schema"] == 1

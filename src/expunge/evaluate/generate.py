@@ -95,8 +95,7 @@ def greedy(
 
     # The last token of a generation is never fed, so neither an end token nor the last one allowed is drafted.
     fed = [
-        [*_until(draft, stops)[: limit - 1]]
-        for draft, limit in zip(drafts or [[]] * len(prompts), limits, strict=True)
+        [*_until(draft, stops)[: limit - 1]] for draft, limit in zip(drafts or [[]] * len(prompts), limits, strict=True)
     ]
     area = max_cached_tokens or CACHED_TOKENS.get(loaded.device.type, CACHED_TOKENS["cpu"])
     lengths = [len(prompt) + len(draft) for prompt, draft in zip(prompts, fed, strict=True)]
@@ -164,9 +163,7 @@ def generate_predictions(
     for example in examples:
         ids = list(encode_prompt(example))
         if not ids:
-            raise DataError(
-                f"{example.source or example.id}: the prompt is empty, so there is nothing to continue"
-            )
+            raise DataError(f"{example.source or example.id}: the prompt is empty, so there is nothing to continue")
         if context is not None and room is not None and len(ids) >= context:
             bos = ids[:1] if ids[0] == loaded.tokenizer.bos_token_id else []
             ids, cut = bos + ids[len(ids) - room + len(bos) :], cut + 1
@@ -203,9 +200,7 @@ class _Flight:
     def _width(self) -> int:
         return self._cache.get_seq_length() if self.rows else 0
 
-    def join(
-        self, rows: Sequence[int], cache: DynamicCache, kept: Sequence[int], lengths: Sequence[int]
-    ) -> None:
+    def join(self, rows: Sequence[int], cache: DynamicCache, kept: Sequence[int], lengths: Sequence[int]) -> None:
         """Add rows: the `kept` ones of a right-padded `cache`, whose first `lengths` tokens are valid."""
         if not rows:
             return
@@ -258,26 +253,20 @@ def _settle(
     loaded: LoadedModel, prompts: Sequence[Sequence[int]], drafts: Sequence[Sequence[int]]
 ) -> tuple[DynamicCache, list[list[int]]]:
     """One pass over prompts and drafts: its cache, and each row's agreed tokens with the one that follows."""
-    input_ids = pad_right(
-        [[*prompt, *draft] for prompt, draft in zip(prompts, drafts, strict=True)], loaded.device
-    )
+    input_ids = pad_right([[*prompt, *draft] for prompt, draft in zip(prompts, drafts, strict=True)], loaded.device)
     cache = DynamicCache()
     with loaded.autocast():
         if loaded.head.weight is None:
             states = loaded.base(input_ids=input_ids, past_key_values=cache, use_cache=True).logits
         else:
-            states = backbone(loaded.base)(
-                input_ids=input_ids, past_key_values=cache, use_cache=True
-            ).last_hidden_state
+            states = backbone(loaded.base)(input_ids=input_ids, past_key_values=cache, use_cache=True).last_hidden_state
         # The token before the completion predicts its first token, and so on to the one after the draft.
         asked = [
             states[row, len(prompt) - 1 : len(prompt) + len(draft)]
             for row, (prompt, draft) in enumerate(zip(prompts, drafts, strict=True))
         ]
         flat = torch.cat(asked)
-        best: Tensor = torch.cat(
-            [loaded.head.logits(flat[part]).argmax(-1) for part in loaded.head.chunks(flat)]
-        )
+        best: Tensor = torch.cat([loaded.head.logits(flat[part]).argmax(-1) for part in loaded.head.chunks(flat)])
     settled = []
     for draft, own in zip(drafts, best.cpu().split([len(draft) + 1 for draft in drafts]), strict=True):
         said = own.tolist()

@@ -76,9 +76,7 @@ def read_any(folder: str | Path) -> Predictions:
     if all(list(folder.glob(f"{split}_*.csv")) for split in SPLITS):
         return read_organisers(folder)
     names = sorted(path.name for path in folder.iterdir())
-    found = (
-        ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "") if names else "nothing"
-    )
+    found = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "") if names else "nothing"
     raise DataError(
         f"{folder}: no predictions here: looked for forget.jsonl and retain.jsonl, or forget_*.csv and "
         f"retain_*.csv; found {found}"
@@ -101,9 +99,7 @@ def read_predictions(folder: str | Path) -> Predictions:
                 if not isinstance(value, str):
                     raise DataError(f"{where}: field {name} is {_named(value)}, it must be a string")
             if texts["kind"] and texts["kind"] not in KINDS:
-                raise DataError(
-                    f"{where}: kind {texts['kind']!r} is unknown, it must be one of sc, qa or empty"
-                )
+                raise DataError(f"{where}: kind {texts['kind']!r} is unknown, it must be one of sc, qa or empty")
             splits[split].append(Prediction(**texts, split=split))
     losses: dict[str, list[float] | None] = {}
     for side in SIDES:
@@ -178,9 +174,7 @@ def read_mmlu(value: str) -> float:
         except (OSError, ValueError, KeyError, TypeError):
             raise DataError(f"--mmlu {value}: not a JSON file with a number average_acc") from None
         if isinstance(accuracy, bool) or not isinstance(accuracy, int | float):
-            raise DataError(
-                f"--mmlu {value}: its average_acc is {_named(accuracy)}, it must be a number"
-            ) from None
+            raise DataError(f"--mmlu {value}: its average_acc is {_named(accuracy)}, it must be a number") from None
     if not 0 <= accuracy <= 1:
         mend = f", {accuracy:g} % is {accuracy / 100:g}" if 1 < accuracy <= 100 else ""
         raise DataError(f"--mmlu {value}: {accuracy:g} is not an accuracy between 0 and 1{mend}")
@@ -199,9 +193,7 @@ def _read_shards(folder: Path, stem: str, columns: Sequence[str]) -> list[list[A
             raise DataError(f"{path}: not readable as CSV ({type(error).__name__})") from None
         missing = [name for name in columns if name not in shard.columns]
         if missing:
-            raise DataError(
-                f"{path}: column {missing[0]} is missing, found {', '.join(map(str, shard.columns))}"
-            )
+            raise DataError(f"{path}: column {missing[0]} is missing, found {', '.join(map(str, shard.columns))}")
         shards.append(shard[list(columns)])
     if not shards:
         raise DataError(f"{folder}: no {stem}_*.csv in it")

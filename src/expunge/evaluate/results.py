@@ -46,9 +46,7 @@ def semeval_results(
         **scores.as_dict(),
         "settings": settings or {},
         "data": {
-            split: fingerprint(
-                *(part for row in rows for part in (row.id, row.task, row.kind, row.expected_output))
-            )
+            split: fingerprint(*(part for row in rows for part in (row.id, row.task, row.kind, row.expected_output)))
             for split, rows in (("forget", predictions.forget), ("retain", predictions.retain))
         },
         "versions": _versions(),
@@ -77,11 +75,7 @@ def read_results(path: str | Path) -> dict[str, Any]:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None
     except ValueError:
         raise DataError(f"{path}: not a results file (invalid JSON)") from None
-    if (
-        not isinstance(results, dict)
-        or "schema" not in results
-        or not isinstance(results.get("benchmark"), str)
-    ):
+    if not isinstance(results, dict) or "schema" not in results or not isinstance(results.get("benchmark"), str):
         raise DataError(f"{path}: not a results file: it has no schema and benchmark")
     if results["schema"] != SCHEMA:
         raise DataError(f"{path}: results of schema {results['schema']!r}, this version reads schema {SCHEMA}")
@@ -102,9 +96,7 @@ def _check_semeval(path: str | Path, results: dict[str, Any]) -> None:
         tasks = results[split]
         if not isinstance(tasks, dict) or not all(isinstance(means, dict) for means in tasks.values()):
             raise DataError(f"{path}: field {split} must hold the means of each task")
-        values |= {
-            f"{split}.{task}.{name}": mean for task, means in tasks.items() for name, mean in means.items()
-        }
+        values |= {f"{split}.{task}.{name}": mean for task, means in tasks.items() for name, mean in means.items()}
     for name, value in values.items():
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if value is not None and not (number and 0 <= value <= 1):

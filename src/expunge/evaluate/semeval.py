@@ -103,9 +103,7 @@ def score(
     sides = {"forget": forget, "retain": retain}
     for split, predictions in sides.items():
         if not predictions:
-            raise DataError(
-                f"the {split} split has no predictions: both splits are needed for the official score"
-            )
+            raise DataError(f"the {split} split has no predictions: both splits are needed for the official score")
     row_scores = {split: [score_row(row) for row in predictions] for split, predictions in sides.items()}
     tasks = {split: _task_means(predictions, row_scores[split]) for split, predictions in sides.items()}
     terms = [1 - value for means in tasks["forget"].values() for value in means.values()]
@@ -170,9 +168,7 @@ def membership_auc(member_nll: Sequence[float], nonmember_nll: Sequence[float]) 
             raise DataError(f"the loss of {name} {bad + 1} is {losses[bad]}: a loss must be a finite number")
     ordered = sorted(nonmember_nll)
     # Half-wins are whole numbers, so nothing is rounded before the division.
-    doubled = sum(
-        2 * len(ordered) - bisect_left(ordered, loss) - bisect_right(ordered, loss) for loss in member_nll
-    )
+    doubled = sum(2 * len(ordered) - bisect_left(ordered, loss) - bisect_right(ordered, loss) for loss in member_nll)
     return doubled / (2 * len(member_nll) * len(ordered))
 
 
@@ -182,18 +178,13 @@ def _task_means(rows: Sequence[Prediction], scores: Sequence[float | None]) -> d
     for index, row in enumerate(rows):
         if row.task:
             groups.setdefault(row.task, []).append(index)
-    return {
-        task: _means([rows[i] for i in groups[task]], [scores[i] for i in groups[task]])
-        for task in sorted(groups)
-    }
+    return {task: _means([rows[i] for i in groups[task]], [scores[i] for i in groups[task]]) for task in sorted(groups)}
 
 
 def _means(rows: Sequence[Prediction], scores: Sequence[float | None]) -> dict[str, float]:
     means = {}
     for kind, name in KINDS.items():
-        values = [
-            value for row, value in zip(rows, scores, strict=True) if row.kind == kind and value is not None
-        ]
+        values = [value for row, value in zip(rows, scores, strict=True) if row.kind == kind and value is not None]
         means[name] = math.fsum(values) / len(values) if values else math.nan
     return means
 
