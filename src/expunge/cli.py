@@ -7,9 +7,10 @@ import dataclasses
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, Optional
+from typing import Literal
 
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace
 
@@ -32,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in arguments
     arguments = [word for word in arguments if word != "--debug"]
     os.umask(0o077)
+    warnings.simplefilter("ignore", FutureWarning)  # deprecations inside libraries are not for users
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         return _dispatch(arguments)
@@ -72,7 +74,8 @@ def _dispatch(arguments: list[str]) -> int:
 
 def _usage() -> str:
     lines = [f"  expunge {name:<10}{text}" for name, text in COMMANDS.items()]
-    return "\n".join(["usage: expunge COMMAND [options]", "", *lines, "", "`expunge COMMAND --help` lists its options."])
+    tail = "`expunge COMMAND --help` lists the options of one."
+    return "\n".join(["usage: expunge COMMAND [options]", "", *lines, "", tail])
 
 
 def _normalize(words: Sequence[str]) -> list[str]:
@@ -170,7 +173,7 @@ def _score_arguments(parser: ArgumentParser, arguments: list[str]) -> Namespace:
     parser.add_argument("--benchmark", type=Literal["semeval"], default="semeval", help="semeval")
     parser.add_argument("--predictions", type=str, required=True, help="folder of predictions, ours or the organisers'")
     parser.add_argument("--output", type=str, required=True, help="results file to write")
-    parser.add_argument("--mmlu", type=Optional[str], default=None, help="accuracy on MMLU: a number or a metrics file")
+    parser.add_argument("--mmlu", type=str | None, default=None, help="accuracy on MMLU: a number or a metrics file")
     parser.add_argument("--overwrite", type=bool, default=False, help="replace --output")
     return _parse(parser, arguments)
 

@@ -10,7 +10,7 @@ class UserError(Exception):
 
 
 class DataError(UserError):
-    """A data file cannot be read as examples; the message names the file, the line where there is one, and the reason."""
+    """A data file cannot be read as examples; the message names the file, the line and the reason."""
 
 
 class ConfigError(UserError):

@@ -58,7 +58,7 @@ def merge(run: str, output: str, *, device: str = "auto", overwrite: bool = Fals
     target = Path(output)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         if not overwrite:
-            raise RunError(f"--output {output}: exists already: give another folder, or --overwrite to replace the model in it")
+            raise RunError(f"--output {output}: exists already: name another folder, or --overwrite to replace it")
         if not (target / "config.json").exists():
             raise RunError(f"--output {output}: --overwrite replaces only a model folder, and this has no config.json")
     config = UnlearnConfig(**yaml.safe_load(settings.read_text()))

@@ -1,10 +1,10 @@
 """One unlearning run on disk: opened, logged to, checkpointed, resumed and closed with a manifest.
 
-    RUN/adapter/        standard PEFT adapter with a model card
-    RUN/config.yaml     the resolved settings
-    RUN/manifest.json   versions, hashes, hardware, timings, peak memory, losses before and after
-    RUN/metrics.jsonl   a line per step
-    RUN/checkpoints/    adapter and optimizer state, while the run lasts
+RUN/adapter/        standard PEFT adapter with a model card
+RUN/config.yaml     the resolved settings
+RUN/manifest.json   versions, hashes, hardware, timings, peak memory, losses before and after
+RUN/metrics.jsonl   a line per step
+RUN/checkpoints/    adapter and optimizer state, while the run lasts
 """
 
 import dataclasses
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from expunge.unlearn import Trainer
 
 KEPT_CHECKPOINTS = 2
-PACKAGES = ("expunge", "torch", "transformers", "peft", "accelerate", "safetensors")
 NOT_PART_OF_THE_RESULT = {"output", "overwrite", "resume", "save_every", "report_to"}
 """Settings that may differ between a run and its resumption."""
 
@@ -117,7 +116,7 @@ class Run:
             "tokens": {name: sum(map(len, getattr(prepared, name))) for name in ("forget", "retain", "holdout")},
             "join": {"chosen": str(prepared.join.join), "nats_per_completion": prepared.join.losses},
             "warnings": prepared.warnings,
-            "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+            "versions": {"python": platform.python_version(), **_versions()},
             "hardware": _hardware(prepared.loaded.device),
         }
         run_dir.write_json(self.path / "manifest.json", manifest)
@@ -211,6 +210,10 @@ def _hash_rows(rows: list) -> str:
 def _hardware(device: torch.device) -> dict[str, Any]:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     return {"device": str(device), "name": name, "threads": torch.get_num_threads(), "system": platform.system()}
+
+
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in ("expunge", "torch", "transformers", "peft", "accelerate", "safetensors")}
 
 
 def _now() -> str:

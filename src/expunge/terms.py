@@ -112,7 +112,8 @@ def _retain(
     own, targets = states[index, positions - 1], input_ids[index, positions]
     targets = targets.where(positions >= starts[index], -100)  # prompt tokens are held by the KL alone
     if config.kl_weight == 0:
-        return {"retain_nll": objectives.retain_nll(token_logps(own, loaded.head, targets), num_tokens=counts.retain_nll)}
+        logps = token_logps(own, loaded.head, targets)
+        return {"retain_nll": objectives.retain_nll(logps, num_tokens=counts.retain_nll)}
     if config.kl_direction == "target-token":
         logps = token_logps(own, loaded.head, targets)
         kl = objectives.target_token_kl(logps, torch.cat([row.ref_logps for row in rows]))

@@ -80,7 +80,7 @@ def unlearn(config: UnlearnConfig, reporter: Reporter | None = None) -> Outcome:
             if stop.requested or (config.save_every and (index + 1) % config.save_every == 0):
                 run.save_checkpoint(trainer, index + 1)
             if stop.requested:
-                raise KeyboardInterrupt(f"saved after step {index + 1} of {trainer.num_steps}; --resume goes on from there")
+                raise KeyboardInterrupt(f"step {index + 1} of {trainer.num_steps} is saved; --resume goes on from it")
     training_seconds = time.perf_counter() - training_begun
 
     after = mean_losses(prepared.loaded, sets)
@@ -234,8 +234,9 @@ class Trainer:
                 area += max(lengths[i] for i in group) * len(group)
                 real += sum(lengths[i] for i in group)
         return (
-            f"steps: {self.num_steps:,} ({self.plan.steps_per_epoch} an epoch, {real / area:.1%} of the padded area real), "
-            f"{self.plan.retain_per_forget:.2f} retain per forget; adapter: {count_trainable:,} of {total:,} parameters; "
+            f"steps: {self.num_steps:,} ({self.plan.steps_per_epoch} an epoch, {real / area:.1%} of the padded area "
+            f"real), {self.plan.retain_per_forget:.2f} retain per forget; adapter: {count_trainable:,} of {total:,} "
+            "parameters; "
             f"{self.config.dtype} on {self.config.device}, learning rate {self.config.learning_rate:.2g}"
         )
 

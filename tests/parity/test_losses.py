@@ -31,7 +31,10 @@ def gathered_kl(z, ref, labels, ids, beta):
 
 
 def exact_kl(direction):
-    return lambda z, ref, labels, ids, beta: objectives.retain_kl(token_logps_and_kl(z, ref, HEAD, labels, direction)[1])
+    def mean(z, ref, labels, ids, beta):
+        return objectives.retain_kl(token_logps_and_kl(z, ref, HEAD, labels, direction)[1])
+
+    return mean
 
 
 # name of the stored gradient -> (side, function, where its value is stored)

@@ -112,9 +112,7 @@ def test_five_steps(golden, model_folder, index):
         if number == 0:
             for name, parameter in adapter(trainer).items():
                 stored_grad = tensors[f"{run['hyper']}.grad_first_step_batch0.{name}"]
-                torch.testing.assert_close(
-                    parameter.grad.double(), stored_grad, rtol=0, atol=1e-9 if exact else 1e-5
-                )
+                torch.testing.assert_close(parameter.grad.double(), stored_grad, rtol=0, atol=1e-9 if exact else 1e-5)
         if number in (0, 4):
             for name, parameter in adapter(trainer).items():
                 stored_weight = tensors[f"{run['hyper']}.after_step{number + 1}.{name}"]

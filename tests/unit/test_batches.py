@@ -1,4 +1,4 @@
-"""Steps keep their mix and budget, epochs cover the forget set, micro-batches pad little, everything follows the seed."""
+"""Steps keep mix and budget, epochs cover the forget set, micro-batches pad little, all follows the seed."""
 
 import random
 

@@ -152,9 +152,7 @@ def turns(*pairs: tuple[str, str]) -> list[dict[str, str]]:
 
 @pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
 def test_a_chat_keeps_the_turns_before_the_last(suffix: str, tmp_path: Path) -> None:
-    chat = turns(
-        ("system", "Be brief."), ("user", "Hi"), ("assistant", "Yes?"), ("user", "Who?"), ("assistant", "Ann")
-    )
+    chat = turns(("system", "Be brief."), ("user", "Hi"), ("assistant", "Yes?"), ("user", "Who?"), ("assistant", "Ann"))
     path = tmp_path / f"chat.{suffix}"
     if suffix == "jsonl":
         write_jsonl(path, [{"messages": chat}])
@@ -276,9 +274,7 @@ GOOD = '{"text": "a"}\n'
         ),
     ],
 )
-def test_a_file_that_cannot_be_used_is_refused(
-    name: str, data: str | bytes, reason: str, tmp_path: Path
-) -> None:
+def test_a_file_that_cannot_be_used_is_refused(name: str, data: str | bytes, reason: str, tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         read_examples(write(tmp_path / name, data))
     message = str(caught.value)
@@ -424,9 +420,8 @@ class TestNames:
         monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", fail)
         with pytest.raises(DataError) as caught:
             read_examples("owner/name")
-        assert (
-            "owner/name: no such file, and the Hub has no such data set or is out of reach: no route;"
-            in str(caught.value)
+        assert "owner/name: no such file, and the Hub has no such data set or is out of reach: no route;" in str(
+            caught.value
         )
 
     def test_offline(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -456,9 +451,7 @@ def test_parse_columns(text: str, columns: dict) -> None:
     assert parse_columns(text) == columns
 
 
-@pytest.mark.parametrize(
-    "text", ["", "prompt", "prompt=", "=a", "prompt=a,", "a=b", "kind=a", "id=a,id=b", "Prompt=a"]
-)
+@pytest.mark.parametrize("text", ["", "prompt", "prompt=", "=a", "prompt=a,", "a=b", "kind=a", "id=a,id=b", "Prompt=a"])
 def test_parse_columns_refuses(text: str) -> None:
     with pytest.raises(ConfigError, match="--columns"):
         parse_columns(text)

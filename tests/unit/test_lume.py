@@ -36,9 +36,7 @@ def published(tmp_path: Path) -> Path:
     write_parquet(data / "forget_validation-00001-of-00002.parquet", "dqa1")
     write_parquet(data / "forget_validation-00000-of-00002.parquet", "csc1", "cqa0")
     write_jsonl(tmp_path / "mia_data/member.jsonl", {"id": "1", "document": "one"})
-    write_jsonl(
-        tmp_path / "mia_data/nonmember.jsonl", {"added": "x", "id": "2", "document": "two", "metadata": {}}
-    )
+    write_jsonl(tmp_path / "mia_data/nonmember.jsonl", {"added": "x", "id": "2", "document": "two", "metadata": {}})
     return tmp_path
 
 
@@ -91,9 +89,7 @@ def test_what_is_missing_is_named(published: Path) -> None:
     with pytest.raises(DataError, match=r"forget_validation-\*\.parquet are 1 of 2 shards"):
         find_lume(published, "validation")
     (published / "data/retain_train-00000-of-00001.parquet").unlink()
-    with pytest.raises(
-        DataError, match=r"no data/retain_train-\*\.parquet; in data/ there is forget_train-00000"
-    ):
+    with pytest.raises(DataError, match=r"no data/retain_train-\*\.parquet; in data/ there is forget_train-00000"):
         find_lume(published, "train")
 
 
@@ -121,9 +117,7 @@ def test_half_of_the_plain_layout(plain: Path) -> None:
 
 
 def test_a_folder_without_the_benchmark(tmp_path: Path) -> None:
-    with pytest.raises(
-        DataError, match=r"no forget\.jsonl, no retain\.jsonl, no data/forget_.*; there is nothing"
-    ):
+    with pytest.raises(DataError, match=r"no forget\.jsonl, no retain\.jsonl, no data/forget_.*; there is nothing"):
         find_lume(tmp_path)
     for index in range(10):
         (tmp_path / f"{index}.txt").touch()

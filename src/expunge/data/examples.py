@@ -55,9 +55,7 @@ class Example:
     messages: tuple[Mapping[str, str], ...] | None = field(default=None, hash=False)
 
 
-def read_examples(
-    source: str | Path, *, columns: Mapping[str, str] | None = None, name: str = ""
-) -> list[Example]:
+def read_examples(source: str | Path, *, columns: Mapping[str, str] | None = None, name: str = "") -> list[Example]:
     """Read every row of a file or data set, in its order.
 
     Args:
@@ -100,9 +98,7 @@ def parse_columns(text: str) -> dict[str, str]:
     return columns
 
 
-def check_sets(
-    forget: list[Example], retain: list[Example] | None, holdout: list[Example] | None = None
-) -> list[str]:
+def check_sets(forget: list[Example], retain: list[Example] | None, holdout: list[Example] | None = None) -> list[str]:
     """Look for what is probably a mistake in the sets of a run.
 
     Two texts are the same when prompt and completion, read on, differ in white space at most.
@@ -113,9 +109,7 @@ def check_sets(
     """
     warnings = []
     for name, examples in (("forget", forget), ("retain", retain or []), ("holdout", holdout or [])):
-        repeated = [
-            own_id for own_id, count in Counter(example.id for example in examples).items() if count > 1
-        ]
+        repeated = [own_id for own_id, count in Counter(example.id for example in examples).items() if count > 1]
         if repeated:
             warnings.append(f"{name}: {_count(repeated, 'id')} on more than one row: {_some(repeated)}")
     for name, others in (("retain", retain or []), ("holdout", holdout or [])):
@@ -188,13 +182,9 @@ def _example(row: dict[str, Any], where: str, default_id: str, columns: Mapping[
     if not completion.strip():
         raise DataError(f"{where}: field '{columns['completion']}' is empty: every row needs a completion")
     row_id = _id(row, columns["id"], where) if _has(row, columns, "id") else default_id
-    task, kind = (
-        _text(row, columns[key], where) if _has(row, columns, key) else "" for key in ("task", "kind")
-    )
+    task, kind = (_text(row, columns[key], where) if _has(row, columns, key) else "" for key in ("task", "kind"))
     if kind not in KINDS:
-        raise DataError(
-            f"{where}: field 'kind' must be sc, qa or empty: rename a column that means something else"
-        )
+        raise DataError(f"{where}: field 'kind' must be sc, qa or empty: rename a column that means something else")
     if "kind" not in columns and (columns.get("prompt"), columns["completion"]) == LUME:
         ending = re.search(r"(sc|qa)[0-9]+\Z", row_id)
         kind = ending[1] if ending else ""
@@ -251,7 +241,5 @@ def _turns(row: Mapping[str, Any], where: str) -> tuple[tuple[dict[str, str], ..
     if not turns or turns[-1]["role"] != "assistant":
         raise DataError(f"{where}: the last turn of 'messages' must be the assistant's, it is the completion")
     if len(turns) == 1:
-        raise DataError(
-            f"{where}: 'messages' has only the assistant's turn: put texts alone in a column 'text'"
-        )
+        raise DataError(f"{where}: 'messages' has only the assistant's turn: put texts alone in a column 'text'")
     return tuple(turns[:-1]), turns[-1]["content"]

@@ -70,9 +70,7 @@ def read_lume(data_dir: str | Path, split: str | None = None) -> LumeData:
         DataError: A part is missing, or a row cannot be used.
     """
     files = find_lume(data_dir, split)
-    forget, retain = (
-        list(chain.from_iterable(map(read_examples, paths))) for paths in (files.forget, files.retain)
-    )
+    forget, retain = (list(chain.from_iterable(map(read_examples, paths))) for paths in (files.forget, files.retain))
     member, nonmember = (
         read_examples(path, columns={"completion": "document"}) if path else None
         for path in (files.member, files.nonmember)
@@ -123,9 +121,7 @@ def _find_documents(folder: Path) -> tuple[Path | None, Path | None]:
     paths = [folder / "member.jsonl", folder / "nonmember.jsonl"]
     missing = [path.name for path in paths if not path.is_file()]
     if len(missing) == 1:
-        raise DataError(
-            f"{folder}: has no {missing[0]}: membership needs member.jsonl and nonmember.jsonl, or neither"
-        )
+        raise DataError(f"{folder}: has no {missing[0]}: membership needs member.jsonl and nonmember.jsonl, or neither")
     return (None, None) if missing else (paths[0], paths[1])
 
 

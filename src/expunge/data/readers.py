@@ -63,9 +63,7 @@ def _read_text(path: Path) -> str:
         text = data.decode()
     except UnicodeDecodeError as error:
         line, byte = data.count(b"\n", 0, error.start) + 1, error.start - data.rfind(b"\n", 0, error.start)
-        raise DataError(
-            f"{path}:{line}: invalid UTF-8 at byte {byte} of the line: save the file as UTF-8"
-        ) from None
+        raise DataError(f"{path}:{line}: invalid UTF-8 at byte {byte} of the line: save the file as UTF-8") from None
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
         raise DataError(f"{path}:{line}: NUL character: save the file as UTF-8 text")
@@ -203,9 +201,7 @@ def _read_named(source: str) -> list[Row]:
     """Rows of a data set on the Hub, or of its copy in the local cache when `HF_HUB_OFFLINE` is set."""
     match = DATASET_NAME.fullmatch(source)
     if not match:
-        raise DataError(
-            f"{source}: no such file, and no name of a data set (name, name:split, name@config:split)"
-        )
+        raise DataError(f"{source}: no such file, and no name of a data set (name, name:split, name@config:split)")
     import datasets
     from huggingface_hub import HfApi
     from huggingface_hub.errors import OfflineModeIsEnabled

@@ -5,7 +5,7 @@ completion when any of its characters does.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
@@ -113,8 +113,7 @@ def tokenize_all(
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, example: Example, join: Join) -> list[int]:
     """What the model is given when it is asked to continue: the prompt, encoded by itself, as a user would.
 
-    A separator that is white space is left to the model where the tokenizer merges it into the next word (byte-level
-    and sentencepiece alike): the prompt handed over is the longest start of the joined text that leaves it out.
+    The separator is left to the model, since most tokenizers merge it into the word that follows.
     """
     if join.style == "chat":
         return _apply_template(tokenizer, example, completed=False)
@@ -140,8 +139,7 @@ def _encode(tokenizer: PreTrainedTokenizerBase, example: Example, join: Join) ->
     if join.style == "separate":
         prompt = _strip_eos(tokenizer, tokenizer(example.prompt)["input_ids"])
         return prompt + tokenizer(example.completion, add_special_tokens=False)["input_ids"], len(prompt)
-    head = example.prompt + SEPARATORS[join.style] if example.prompt else ""
-    text = head + example.completion
+    text = example.prompt + _separator(example, join.style) + example.completion
     # The separator belongs to what the model says, so the completion begins where the prompt's own characters end.
     boundary = len(example.prompt)
     if not tokenizer.is_fast:
@@ -155,13 +153,21 @@ def _encode(tokenizer: PreTrainedTokenizerBase, example: Example, join: Join) ->
     return ids, start
 
 
+def _separator(example: Example, style: str) -> str:
+    """What stands between the two sides: nothing where there is no prompt or white space stands there already."""
+    if not example.prompt or example.prompt[-1].isspace() or example.completion[0].isspace():
+        return ""
+    return SEPARATORS[style]
+
+
 def _strip_eos(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[int]:
     """Drop an end-of-text token that the tokenizer appends by itself: the join decides about it."""
     return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else list(ids)
 
 
 def _common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
-    return next((i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second)))
+    shorter = min(len(first), len(second))
+    return next((i for i in range(shorter) if first[i] != second[i]), shorter)
 
 
 def _apply_template(tokenizer: PreTrainedTokenizerBase, example: Example, *, completed: bool) -> list[int]:

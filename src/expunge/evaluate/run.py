@@ -37,7 +37,7 @@ def evaluate(config: EvaluateConfig, reporter: Reporter | None = None) -> dict[s
         raise ConfigError(f"--max-new-tokens {config.max_new_tokens}: must be at least 1")
     _check_output(config.output, overwrite=config.overwrite)
     if config.keep_predictions and Path(config.keep_predictions).exists() and not config.overwrite:
-        raise RunError(f"--keep-predictions {config.keep_predictions}: exists already: give another folder or --overwrite")
+        raise RunError(f"--keep-predictions {config.keep_predictions}: exists already: name another, or --overwrite")
     mmlu = read_mmlu(config.mmlu) if config.mmlu else None
     data = read_lume(config.data, config.split)
     if config.adapter:
@@ -64,9 +64,7 @@ def evaluate(config: EvaluateConfig, reporter: Reporter | None = None) -> dict[s
         reporter=reporter,
     )
     settings = {"split": config.split, "max_new_tokens": config.max_new_tokens, "dtype": str(loaded.dtype)[6:]}
-    results = semeval_results(
-        scores, predictions, model=config.model, adapter=config.adapter, settings=settings
-    )
+    results = semeval_results(scores, predictions, model=config.model, adapter=config.adapter, settings=settings)
     if config.keep_predictions:
         write_predictions(config.keep_predictions, predictions, overwrite=config.overwrite)
     write_results(config.output, results, overwrite=config.overwrite)

@@ -1,4 +1,4 @@
-"""Hidden states of chosen positions -> per-token log-probabilities and divergences, without a tensor of (tokens, vocab)."""
+"""Hidden states -> per-token log-probabilities and divergences, without a tensor of (tokens, vocab)."""
 
 from expunge.kernels.head import Head
 from expunge.kernels.token_kl import plain_token_kl, token_logps_and_kl

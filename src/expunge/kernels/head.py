@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 CHUNK_ELEMENTS = {"cpu": 2**19, "cuda": 2**26}
-"""Size of the one (tokens, vocab) block that is alive at a time, in elements: on the CPU it should stay in the cache."""
+"""Size of the one (tokens, vocab) block that is alive at a time, in elements: on the CPU small enough for the cache."""
 CHUNK_TOKENS = 96
 """Fewest tokens in a block, so that matrix products stay efficient under a large vocabulary."""
 

@@ -41,7 +41,9 @@ def token_logps_and_kl(
     Returns:
         `logps` and `kl`, each `(num_tokens,)` in nats, fp32 (fp64 for fp64 input), both differentiable in `hidden`.
     """
-    logps, kl = _TokenLogpsAndKL.apply(hidden, ref_hidden, head, targets, direction)
+    logps, kl = _TokenLogpsAndKL.apply(  # type: ignore[no-untyped-call]
+        hidden, ref_hidden, head, targets, direction
+    )
     return logps, kl
 
 
@@ -82,7 +84,7 @@ class _TokenLogpsAndKL(torch.autograd.Function):
         return logps, kl
 
     @staticmethod
-    def backward(ctx: Any, grad_logps: Tensor, grad_kl: Tensor) -> tuple[Tensor, None, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad_logps: Tensor, grad_kl: Tensor) -> tuple[Tensor, None, None, None, None]:
         logp_slopes, kl_slopes = ctx.saved_tensors
         grad = logp_slopes * grad_logps[:, None] + kl_slopes * grad_kl[:, None]
         return grad.to(kl_slopes.dtype), None, None, None, None

@@ -31,12 +31,12 @@ def token_logps(hidden: Tensor, head: Head, targets: Tensor) -> Tensor:
     Returns:
         `(num_tokens,)`, fp32 (fp64 for fp64 input).
     """
-    logps: Tensor = _TokenLogps.apply(hidden, head, targets)
+    logps: Tensor = _TokenLogps.apply(hidden, head, targets)  # type: ignore[no-untyped-call]
     return logps
 
 
 def target_gradient(probs: Tensor, targets: Tensor) -> Tensor:
-    """d logp_target / d logits = onehot(target) - probs, zero rows where ignored. Overwrites `probs`."""
+    """Gradient of logp_target by the logits: onehot(target) - probs, zero rows where ignored. Overwrites `probs`."""
     kept = targets != IGNORE_INDEX
     grad = probs.neg_()
     grad.scatter_add_(-1, targets.where(kept, 0)[:, None], torch.ones_like(grad[:, :1]))
@@ -63,6 +63,6 @@ class _TokenLogps(torch.autograd.Function):
         return logps
 
     @staticmethod
-    def backward(ctx: Any, grad_logps: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad_logps: Tensor) -> tuple[Tensor, None, None]:
         (slopes,) = ctx.saved_tensors
         return (slopes * grad_logps[:, None]).to(slopes.dtype), None, None

@@ -16,6 +16,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.pytorch_utils import Conv1D
+from transformers.utils import logging as transformers_logging
 
 from expunge.errors import ModelError
 from expunge.kernels import Head
@@ -77,7 +78,7 @@ def pick_device(name: str = "auto") -> torch.device:
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The compute dtype that a `--dtype` value means: bfloat16 under `auto` where the hardware multiplies it natively."""
+    """The compute dtype that a `--dtype` value means: `auto` is bfloat16 where the hardware multiplies it."""
     if name != "auto":
         return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}[name]
     if device.type == "cuda":
@@ -117,6 +118,8 @@ def load_model(
     Raises:
         ModelError: Not a causal LM, weights missing or not in safetensors, an adapter that does not fit.
     """
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
     target = pick_device(device)
     compute = pick_dtype(dtype, target)
     base_name = _base_name(name)
@@ -213,9 +216,9 @@ def _round_linear_weights(model: PreTrainedModel) -> None:
     if any(parameter.dtype == torch.float16 for parameter in model.parameters()):
         model.to(torch.bfloat16)  # float16 beside bfloat16 products would promote everything to float32
     for module in model.modules():
-        if isinstance(module, (torch.nn.Linear, Conv1D)) and module.weight is not tied:
-            if module.weight.dtype in (torch.float32, torch.float64):
-                module.to(torch.bfloat16)
+        linear = isinstance(module, torch.nn.Linear | Conv1D) and module.weight is not tied
+        if linear and module.weight.dtype in (torch.float32, torch.float64):
+            module.to(torch.bfloat16)
 
 
 def _first_line(error: BaseException) -> str:

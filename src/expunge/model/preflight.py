@@ -89,9 +89,8 @@ def measure_join(
             for row, logps in zip(rows, sequence_logps(loaded, [row.input_ids for row in rows]), strict=True)
         ]
         if join.end_of_text:
-            finished = [
-                logps[-1].item() for row, logps in zip(rows, own, strict=True) if row.input_ids[-1] == end_of_text_id(tokenizer)
-            ]
+            end = end_of_text_id(tokenizer)
+            finished = [logps[-1].item() for row, logps in zip(rows, own, strict=True) if row.input_ids[-1] == end]
             ends[name] = -sum(finished) / max(1, len(finished))
             own = [logps[:-1] for logps in own]
         losses[name] = -sum(logps.sum().item() for logps in own) / len(own)

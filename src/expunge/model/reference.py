@@ -62,9 +62,10 @@ def compute_reference(
         sizes = [len(row.targets(span)) for row in batch]
         batch_logps = token_logps(own, loaded.head, input_ids[row_index, positions])
         batch_states = own.to(own.dtype if loaded.head.weight is None else loaded.head.weight.dtype)
-        for index, row_logps, row_states in zip(group, batch_logps.split(sizes), batch_states.split(sizes), strict=True):
+        for index, row_logps in zip(group, batch_logps.split(sizes), strict=True):
             logps[index] = row_logps
-            if with_states:
+        if with_states:
+            for index, row_states in zip(group, batch_states.split(sizes), strict=True):
                 states[index] = row_states
         if progress:
             progress(len(group))
