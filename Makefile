@@ -13,7 +13,7 @@ TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 install: $(STAMP)
 
 demo: $(STAMP)
-	$(BIN)/python -m expunge demo $(ARGS)
+	$(BIN)/python -m expunge demo --overwrite $(ARGS)
 
 test: $(STAMP)
 	$(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) $(ARGS)

@@ -102,6 +102,28 @@ def _parse(parser: ArgumentParser, arguments: list[str]) -> Namespace:
         raise ConfigError(f"{parser.prog}: wrong options") from None
 
 
+# --- demo ----------------------------------------------------------------------------------------
+
+
+def _demo_arguments(parser: ArgumentParser, arguments: list[str]) -> Namespace:
+    parser.add_argument("--output", type=str, default="expunge-demo", help="run directory to write")
+    parser.add_argument("--overwrite", type=bool, default=False, help="replace an earlier run in --output")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the run")
+    return _parse(parser, arguments)
+
+
+def _demo(values: Namespace) -> int:
+    from expunge.demo.run import run_demo
+    from expunge.progress import Reporter
+
+    result = run_demo(values.output, Reporter(), overwrite=values.overwrite, seed=values.seed)
+    print(result)
+    print()
+    print(f"adapter   {result.output / 'adapter'}")
+    print(f"results   {result.output / 'results_after.json'} (and _before, _retrained)")
+    return 0
+
+
 # --- unlearn -------------------------------------------------------------------------------------
 
 

@@ -25,7 +25,7 @@ def semeval_table(results: Mapping[str, Mapping[str, Any]]) -> str:
         results: Column title -> the content of a results file.
     """
     columns = list(results.values())
-    lines = [" " * 34 + "".join(f"{title[:13]:>14}" for title in results)]
+    lines = [" " * 38 + "".join(f"{title[:13]:>14}" for title in results)]
     for split, name, arrow in ROWS:
         for task in columns[0][split]:
             values = [column[split].get(task, {}).get(name) for column in columns]
@@ -34,15 +34,20 @@ def semeval_table(results: Mapping[str, Mapping[str, Any]]) -> str:
         ("task_aggregate", "task aggregate ↑"),
         ("mia_auc", "membership AUC (0.5 is best)"),
         ("mia_score", "membership score ↑"),
+        ("quiz", "general knowledge quiz ↑"),
         ("mmlu", "MMLU ↑"),
         ("final_score", "final score ↑"),
     ):
         values = [column.get(name) for column in columns]
         if any(value is not None for value in values):
             lines.append(_line(label, values))
+    for side in ("member", "nonmember"):
+        values = [column.get("mean_nll", {}).get(side) for column in columns]
+        if any(value is not None for value in values):
+            lines.append(_line(f"loss of {side} documents, nats/token", values))
     return "\n".join(lines)
 
 
 def _line(label: str, values: list[float | None]) -> str:
     cells = "".join(f"{'-':>14}" if value is None or value != value else f"{value:>14.3f}" for value in values)
-    return f"{label:<34}{cells}"
+    return f"{label:<38}{cells}"

@@ -44,6 +44,11 @@ def semeval_results(
         "model": _short_name(model),
         "adapter": _short_name(adapter),
         **scores.as_dict(),
+        "mean_nll": {
+            side: statistics.fmean(losses)
+            for side, losses in (("member", predictions.member), ("nonmember", predictions.nonmember))
+            if losses
+        },
         "settings": settings or {},
         "data": {
             split: fingerprint(*(part for row in rows for part in (row.id, row.task, row.kind, row.expected_output)))

@@ -1,0 +1,116 @@
+"""`expunge demo`: make the bundled subject forget made-up people, and show it beside the twin that never met them."""
+
+from dataclasses import dataclass, replace
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any
+
+from expunge.config import UnlearnConfig
+from expunge.data.examples import Example, read_examples
+from expunge.data.lume import LumeData, read_lume
+from expunge.data.tokenize import Join, prompt_ids, tokenize
+from expunge.evaluate.generate import generate_predictions
+from expunge.evaluate.results import semeval_results, write_results
+from expunge.evaluate.semeval import Prediction, score_row
+from expunge.evaluate.semeval_run import evaluate_semeval
+from expunge.model.adapter import attach_adapter
+from expunge.model.load import load_model
+from expunge.progress import Reporter
+from expunge.tables import semeval_table
+from expunge.unlearn import unlearn
+
+MAX_NEW_TOKENS = 96
+NAMES = ("before", "after", "retrained")
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What the demo found.
+
+    Attributes:
+        output: The run directory; `results_<name>.json` of each model lies in it.
+        results: `before`, `after`, `retrained` -> content of its results file.
+        answers: (question, expected answer, answer of each model), of made-up people.
+    """
+
+    output: Path
+    results: dict[str, dict[str, Any]]
+    answers: list[tuple[str, str, dict[str, str]]]
+
+    def __str__(self) -> str:
+        lines = [semeval_table(self.results), ""]
+        for question, expected, answers in self.answers:
+            lines += [question, f"  {'in the data':<13}{expected}"]
+            lines += [f"  {name:<13}{answer}" for name, answer in answers.items()]
+        return "\n".join(lines)
+
+
+def run_demo(output: str, reporter: Reporter | None = None, *, overwrite: bool = False, seed: int = 0) -> DemoResult:
+    """Unlearn the forget set of the bundled subject and score the subject before, after, and its retrained twin.
+
+    Args:
+        output: Run directory to write.
+        reporter: Where progress goes; silent when None.
+        overwrite: Replace an earlier run in `output`.
+        seed: Seed of the run.
+
+    Raises:
+        RunError: `output` cannot be used.
+    """
+    reporter = reporter or Reporter(quiet=True)
+    with as_file(files("expunge.demo") / "assets") as assets:
+        data_dir, subject = assets / "data", str(assets / "subject")
+        config = UnlearnConfig.from_recipe(
+            "default",
+            model=subject,
+            forget=str(data_dir / "forget.jsonl"),
+            retain=str(data_dir / "retain.jsonl"),
+            holdout=str(data_dir / "holdout.jsonl"),
+            output=output,
+            overwrite=overwrite,
+            seed=seed,
+        )
+        outcome = unlearn(config, reporter)
+        data, quiz = read_lume(data_dir), read_examples(data_dir / "quiz.jsonl")
+        models = ((subject, None), (subject, str(outcome.adapter)), (str(assets / "twin"), None))
+        results, said = {}, {}
+        for name, (model, adapter) in zip(NAMES, models, strict=True):
+            reporter.say(f"scoring: {name}")
+            results[name], said[name] = _score(model, adapter, data, quiz, reporter)
+            write_results(outcome.output / f"results_{name}.json", results[name])
+    return DemoResult(outcome.output, results, _examples(data, said))
+
+
+def _score(
+    model: str, adapter: str | None, data: LumeData, quiz: list[Example], reporter: Reporter
+) -> tuple[dict[str, Any], dict[str, Prediction]]:
+    """Results of one model on the official metrics and the quiz, and its predictions by id."""
+    loaded = load_model(model, dtype="float32")
+    if adapter:
+        attach_adapter(loaded, adapter)
+    join = Join("space", end_of_text=True)
+
+    def encode_prompt(example: Example) -> list[int]:
+        return prompt_ids(loaded.tokenizer, example, join)
+
+    def encode_draft(example: Example) -> list[int]:
+        text = tokenize(loaded.tokenizer, example, join, max_length=2**31)
+        return text.input_ids[text.completion_start :]
+
+    options = {"encode_prompt": encode_prompt, "encode_draft": encode_draft, "max_new_tokens": MAX_NEW_TOKENS}
+    scores, predictions = evaluate_semeval(loaded, data, **options, reporter=reporter)
+    answers = generate_predictions(loaded, [replace(row, kind="qa") for row in quiz], "retain", **options)
+    results = semeval_results(scores, predictions, model=model, adapter=adapter)
+    results["quiz"] = sum(score_row(row) or 0.0 for row in answers) / len(answers)
+    return results, {row.id: row for row in (*predictions.forget, *predictions.retain)}
+
+
+def _examples(data: LumeData, said: dict[str, dict[str, Prediction]]) -> list[tuple[str, str, dict[str, str]]]:
+    """Two questions about people to forget and one about a person to keep, with the answers of each model."""
+    questions = [row for row in data.forget if row.kind == "qa"][:6:5] + [
+        row for row in data.retain if row.kind == "qa"
+    ][:1]
+    return [
+        (row.prompt, row.completion, {name: answers[row.id].model_output.strip() for name, answers in said.items()})
+        for row in questions
+    ]
