@@ -6,6 +6,7 @@ x, ...}`; what was not measured, and a mean without rows, is null. The fields ar
 """
 
 import json
+import statistics
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
