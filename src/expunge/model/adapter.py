@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
@@ -67,6 +68,10 @@ def add_adapter(loaded: LoadedModel, *, rank: int, alpha: float | None, modules:
         if rank > max(parameter.shape):
             model.unload()
             raise ConfigError(f"--lora-rank {rank}: larger than the adapted layers ({max(parameter.shape)})")
+    if loaded.dtype == torch.bfloat16:
+        for module in model.modules():
+            if isinstance(module, LoraLayer):
+                module.cast_input_dtype_enabled = False  # autocast rounds inputs anyway; fp32 copies cost a sixth
     model.eval()  # no dropout anywhere, so that the cached reference stays exact
     loaded.model = model
     return model
