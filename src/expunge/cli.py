@@ -159,9 +159,13 @@ def _recipe(arguments: list[str]) -> str:
 def _unlearn(values: Namespace) -> int:
     settings = UnlearnConfig(**{name: value for name, value in values.as_dict().items() if name != "config"})
     settings.validate()
+    from expunge.plan import forecast
     from expunge.progress import Reporter
     from expunge.unlearn import unlearn
 
+    if settings.dry_run:
+        print(forecast(settings, Reporter()))
+        return 0
     outcome = unlearn(settings, Reporter())
     print(loss_table(outcome.losses))
     print(f"adapter   {outcome.adapter}")

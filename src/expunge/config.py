@@ -102,6 +102,7 @@ class UnlearnConfig:
         trust_remote_code: Run code that comes with the model.
         overwrite: Replace an earlier run in `output`.
         resume: Go on from the last checkpoint in `output`.
+        dry_run: Time a few steps, say what the run would take, and write nothing.
     """
 
     model: str
@@ -154,6 +155,7 @@ class UnlearnConfig:
     trust_remote_code: bool = False
     overwrite: bool = False
     resume: bool = False
+    dry_run: bool = False
 
     @classmethod
     def from_recipe(cls, recipe: str = "default", **settings: Any) -> "UnlearnConfig":
@@ -210,6 +212,7 @@ class UnlearnConfig:
             (self.save_every >= 0, f"--save-every {self.save_every}: must be 0 or more"),
             (0 <= self.seed < 2**32, f"--seed {self.seed}: must lie between 0 and 2^32 - 1"),
             (not (self.overwrite and self.resume), "--overwrite and --resume contradict each other: choose one"),
+            (not (self.dry_run and self.resume), "--dry-run and --resume contradict each other: choose one"),
             (self.benchmark is None or bool(self.data), f"--benchmark {self.benchmark} needs --data, its folder"),
             (self.benchmark is None or not (self.forget or self.retain),
              f"--benchmark {self.benchmark} brings its own files: leave --forget and --retain out"),

@@ -5,6 +5,7 @@ RUN/config.yaml     the resolved settings
 RUN/manifest.json   versions, hashes, hardware, timings, peak memory, losses before and after
 RUN/metrics.jsonl   a line per step
 RUN/checkpoints/    adapter and optimizer state, while the run lasts
+RUN/cache/          the reference where it is large, while the run lasts
 """
 
 import dataclasses
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from expunge.unlearn import Trainer
 
 KEPT_CHECKPOINTS = 2
-NOT_PART_OF_THE_RESULT = {"output", "overwrite", "resume", "save_every", "report_to"}
+NOT_PART_OF_THE_RESULT = {"output", "overwrite", "resume", "save_every", "report_to", "dry_run"}
 """Settings that may differ between a run and its resumption."""
 
 
@@ -64,6 +65,8 @@ class Run:
     def __init__(self, config: UnlearnConfig) -> None:
         self.config = config
         self.path = Path(config.output)
+        self.fingerprint = ""
+        """Of all that the run depends on, once it is open."""
 
     @classmethod
     def check(cls, config: UnlearnConfig) -> "Run":
@@ -91,6 +94,7 @@ class Run:
             "data": {name: _hash_rows(getattr(prepared, name)) for name in ("forget", "retain", "holdout")},
             "model_sha256": model_fingerprint(config.model),
         }
+        self.fingerprint = run_dir.fingerprint(json.dumps([identity, _versions()], sort_keys=True))
         if config.resume:
             earlier = json.loads((self.path / "manifest.json").read_text())
             differences = [
@@ -105,7 +109,7 @@ class Run:
                 raise RunError(f"--resume: the run in {self.path} was started with other {', '.join(differences)}")
             return
         run_dir.new_run_dir(self.path, overwrite=config.overwrite)
-        settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in ("overwrite", "resume")}
+        settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in ("overwrite", "resume", "dry_run")}
         run_dir.write_text(self.path / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
         manifest = {
             "schema": 1,

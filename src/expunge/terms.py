@@ -24,13 +24,13 @@ class Row:
     Attributes:
         text: The tokens.
         is_forget: Whether it is to be forgotten or kept.
-        ref_logps: `(targets,)`, reference log-probabilities (nats).
+        ref_logps: `(targets,)`, reference log-probabilities (nats), for forget rows and under the target-token KL.
         ref_states: `(targets, hidden)`, the reference's final hidden states, for retain rows under the exact KL.
     """
 
     text: TokenizedExample
     is_forget: bool
-    ref_logps: Tensor
+    ref_logps: Tensor | None = None
     ref_states: Tensor | None = None
 
 
@@ -98,7 +98,7 @@ def _npo(
 ) -> Tensor:
     index, positions = target_index([row.text for row in rows], config.forget_span, loaded.device)
     logps = token_logps(states[index, positions - 1], loaded.head, input_ids[index, positions])
-    ref_logps = torch.cat([row.ref_logps for row in rows])
+    ref_logps = torch.cat([row.ref_logps for row in rows if row.ref_logps is not None])
     if config.level == "sequence":
         return objectives.npo_sequence(logps, ref_logps, index, beta=config.beta, num_sequences=counts.npo)
     return objectives.npo_token(logps, ref_logps, beta=config.beta, num_tokens=counts.npo)
@@ -116,7 +116,8 @@ def _retain(
         return {"retain_nll": objectives.retain_nll(logps, num_tokens=counts.retain_nll)}
     if config.kl_direction == "target-token":
         logps = token_logps(own, loaded.head, targets)
-        kl = objectives.target_token_kl(logps, torch.cat([row.ref_logps for row in rows]))
+        ref_logps = torch.cat([row.ref_logps for row in rows if row.ref_logps is not None])
+        kl = objectives.target_token_kl(logps, ref_logps)
     else:
         ref_states = torch.cat([row.ref_states for row in rows if row.ref_states is not None])
         logps, kl = token_logps_and_kl(own, ref_states, loaded.head, targets, config.kl_direction)

@@ -9,18 +9,20 @@ share to the gradient, every mean being over the whole step, so neither the layo
 import math
 import time
 from itertools import islice
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 
 from expunge.config import UnlearnConfig
 from expunge.data.batches import Plan, Step, micro_batches
 from expunge.data.tokenize import TokenizedExample
-from expunge.errors import TrainingError
+from expunge.errors import ConfigError, TrainingError
 from expunge.interrupt import StopRequest
-from expunge.model.adapter import add_adapter, trainable
+from expunge.model.adapter import add_adapter, recompute_layers, trainable
 from expunge.model.logps import mean_losses
-from expunge.model.reference import Reference, compute_reference
+from expunge.model.reference import RowValues, Side, cache_folder, compute_reference
 from expunge.prepare import Prepared, prepare
 from expunge.progress import Reporter
 from expunge.run import Outcome, Run
@@ -46,6 +48,8 @@ def unlearn(config: UnlearnConfig, reporter: Reporter | None = None) -> Outcome:
     """
     reporter = reporter or Reporter(quiet=True)
     config.validate()
+    if config.dry_run:
+        raise ConfigError("dry_run is for expunge.plan.forecast and the command line: nothing is to be trained")
     run = Run.check(config)
     begun = time.perf_counter()
     prepared = prepare(config, reporter.say)
@@ -59,29 +63,17 @@ def unlearn(config: UnlearnConfig, reporter: Reporter | None = None) -> Outcome:
     config = prepared.config
     sets = {"forget": prepared.forget, "retain": prepared.retain, "holdout": prepared.holdout}
     before = mean_losses(prepared.loaded, sets)
-    trainer = Trainer(prepared, accelerator, reporter)
+    trainer = Trainer(prepared, accelerator)
     reporter.say(trainer.describe())
     run.open(config, prepared)
-    start = run.restore(trainer) if config.resume else 0
     if config.report_to:
         accelerator.init_trackers("expunge", config={"recipe": config.recipe, "seed": config.seed})
-
-    training_begun = time.perf_counter()
-    with reporter.track("unlearning", trainer.num_steps, start) as advance, StopRequest() as stop:
-        for index, step in islice(enumerate(trainer.plan.steps()), start, trainer.num_steps):
-            clock = time.perf_counter()
-            terms = trainer.train_step(step, index)
-            tokens = sum(trainer.lengths(step))
-            rate = tokens / (time.perf_counter() - clock)
-            run.log({"step": index + 1, "epoch": step.epoch + 1, **terms, "tokens": tokens})
-            accelerator.log(terms, step=index + 1)
-            shown = "  ".join(f"{name} {terms[name]:.3f}" for name in TERMS)
-            advance(note=f"epoch {step.epoch + 1}  {shown}  {rate:,.0f} tok/s")
-            if stop.requested or (config.save_every and (index + 1) % config.save_every == 0):
-                run.save_checkpoint(trainer, index + 1)
-            if stop.requested:
-                raise KeyboardInterrupt(f"step {index + 1} of {trainer.num_steps} is saved; --resume goes on from it")
-    training_seconds = time.perf_counter() - training_begun
+    with cache_folder(run.path / "cache") as cache:
+        trainer.compute_reference(reporter, cache, run.fingerprint)
+        start = run.restore(trainer) if config.resume else 0
+        training_begun = time.perf_counter()
+        train(trainer, run, reporter, start)
+        training_seconds = time.perf_counter() - training_begun
 
     after = mean_losses(prepared.loaded, sets)
     accelerator.end_training()
@@ -95,37 +87,45 @@ def unlearn(config: UnlearnConfig, reporter: Reporter | None = None) -> Outcome:
     )
 
 
+def train(trainer: "Trainer", run: Run, reporter: Reporter, start: int) -> None:
+    """The loop: from step `start` to the last, logging and saving on the way.
+
+    Raises:
+        TrainingError: Training cannot go on.
+        KeyboardInterrupt: Someone wants the process to stop; the step that was running is done and saved.
+    """
+    with reporter.track("unlearning", trainer.num_steps, start) as advance, StopRequest() as stop:
+        for index, step in islice(enumerate(trainer.plan.steps()), start, trainer.num_steps):
+            clock = time.perf_counter()
+            terms = trainer.train_step(step, index)
+            tokens = sum(trainer.lengths(step))
+            rate = tokens / (time.perf_counter() - clock)
+            run.log({"step": index + 1, "epoch": step.epoch + 1, **terms, "tokens": tokens})
+            trainer.accelerator.log(terms, step=index + 1)
+            shown = "  ".join(f"{name} {terms[name]:.3f}" for name in TERMS)
+            advance(note=f"epoch {step.epoch + 1}  {shown}  {rate:,.0f} tok/s")
+            every = trainer.config.save_every
+            if stop.requested or (every and (index + 1) % every == 0):
+                run.save_checkpoint(trainer, index + 1)
+            if stop.requested:
+                raise KeyboardInterrupt(f"step {index + 1} of {trainer.num_steps} is saved; --resume goes on from it")
+
+
 class Trainer:
     """What a run holds between steps: policy, reference values, plan, optimizer.
 
     Args:
         prepared: Model and tokenized texts; the adapter is put into the model here.
         accelerator: The processes that share the work.
-        reporter: Told about the reference pass.
     """
 
-    def __init__(self, prepared: Prepared, accelerator: Accelerator, reporter: Reporter) -> None:
+    def __init__(self, prepared: Prepared, accelerator: Accelerator) -> None:
         self.config, self.loaded, self.accelerator = prepared.config, prepared.loaded, accelerator
         self.forget, self.retain = prepared.forget, prepared.retain
         config = self.config
-        self.plan = Plan(
-            [len(row) for row in self.forget],
-            [len(row) for row in self.retain],
-            epochs=config.epochs,
-            tokens_per_step=config.tokens_per_step,
-            rows_per_step=config.rows_per_step,
-            retain_per_forget=config.retain_per_forget,
-            mix=config.mix,
-            seed=config.seed,
-        )
+        self.plan = make_plan(prepared)
         self.num_steps = min(self.plan.num_steps, config.max_steps or self.plan.num_steps)
-        with reporter.track("reference", len(self.forget) + len(self.retain)) as advance:
-            self.forget_reference = compute_reference(
-                self.loaded, self.forget, config.forget_span, with_states=False, progress=advance
-            )
-            self.retain_reference = compute_reference(
-                self.loaded, self.retain, retain_span(config), with_states=config.uses_kl_states, progress=advance
-            )
+        self.reference: dict[str, RowValues] = {}
         self.model = add_adapter(
             self.loaded,
             rank=config.lora_rank,
@@ -134,10 +134,24 @@ class Trainer:
             seed=config.seed,
         )
         if config.gradient_checkpointing:
-            self.model.enable_input_require_grads()
-            self.loaded.base.gradient_checkpointing_enable({"use_reentrant": False})
+            recompute_layers(self.loaded)
         self.parameters = trainable(self.model)
         self.optimizer = torch.optim.Adam(self.parameters, lr=config.learning_rate or 0.0)
+
+    def compute_reference(self, reporter: Reporter, cache: Path | None = None, key: str = "") -> None:
+        """Look once at all rows with the adapter off; must come before the first step.
+
+        Args:
+            reporter: Told about the pass.
+            cache: Folder for a reference that is too large for the memory; in memory whatever its size when None.
+            key: Fingerprint of the run: with a whole reference of the same key in `cache` there is no pass.
+        """
+        sides = reference_sides(self.config, self.forget, self.retain)
+        with reporter.track("reference", sum(len(side.rows) for side in sides.values())) as advance:
+            process = self.accelerator.process_index
+            self.reference = compute_reference(
+                self.loaded, sides, folder=cache, key=key, process=process, progress=advance
+            )
 
     def lengths(self, step: Step) -> list[int]:
         """Tokens of each row of a step, forget rows first."""
@@ -146,12 +160,13 @@ class Trainer:
     def rows(self, step: Step) -> list[Row]:
         """The rows of a step with their reference values, forget rows first."""
 
-        def make(texts: list[TokenizedExample], reference: Reference, index: int, is_forget: bool) -> Row:
-            states = None if reference.states is None else reference.states[index]
-            return Row(texts[index], is_forget, reference.logps[index], states)
+        def values(name: str, index: int) -> Tensor | None:
+            return self.reference[name][index].to(self.loaded.device) if name in self.reference else None
 
-        forget = [make(self.forget, self.forget_reference, index, True) for index in step.forget]
-        return forget + [make(self.retain, self.retain_reference, index, False) for index in step.retain]
+        forget = [Row(self.forget[i], True, values("forget_logps", i)) for i in step.forget]
+        return forget + [
+            Row(self.retain[i], False, values("retain_logps", i), values("retain_states", i)) for i in step.retain
+        ]
 
     def train_step(self, step: Step, index: int) -> dict[str, float]:
         """One optimizer step.
@@ -239,6 +254,33 @@ class Trainer:
             "parameters; "
             f"{self.config.dtype} on {self.config.device}, learning rate {self.config.learning_rate:.2g}"
         )
+
+
+def make_plan(prepared: Prepared) -> Plan:
+    """The steps of a run."""
+    config = prepared.config
+    return Plan(
+        [len(row) for row in prepared.forget],
+        [len(row) for row in prepared.retain],
+        epochs=config.epochs,
+        tokens_per_step=config.tokens_per_step,
+        rows_per_step=config.rows_per_step,
+        retain_per_forget=config.retain_per_forget,
+        mix=config.mix,
+        seed=config.seed,
+    )
+
+
+def reference_sides(
+    config: UnlearnConfig, forget: list[TokenizedExample], retain: list[TokenizedExample]
+) -> dict[str, Side]:
+    """What the terms need of the reference: nothing of the retain rows when there is no KL."""
+    sides = {"forget_logps": Side(forget, config.forget_span, "logps")}
+    if retain and config.uses_kl_states:
+        sides["retain_states"] = Side(retain, retain_span(config), "states")
+    elif retain and config.kl_weight > 0:
+        sides["retain_logps"] = Side(retain, retain_span(config), "logps")
+    return sides
 
 
 def learning_rate(config: UnlearnConfig, index: int, num_steps: int) -> float:

@@ -11,8 +11,8 @@ MAX_LINES = 400
 
 LAYERS = (
     "errors", "config", "progress", "interrupt", "run_dir", "kernels", "data", "model", "objectives",
-    "terms", "prepare", "card", "run", "unlearn", "strength", "merge",
-    "evaluate", "attacks", "tables", "report", "cli", "demo", "__main__", "__init__",
+    "terms", "prepare", "card", "run", "unlearn", "plan", "strength", "merge",
+    "evaluate", "attacks", "tables", "report", "demo", "cli", "__main__", "__init__",
 )  # fmt: skip
 """Folders and top-level modules of the package, from left to right."""
 

@@ -2,13 +2,16 @@
 
 import json
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
 
 from expunge import run_dir
@@ -75,6 +78,21 @@ def add_adapter(loaded: LoadedModel, *, rank: int, alpha: float | None, modules:
     model.eval()  # no dropout anywhere, so that the cached reference stays exact
     loaded.model = model
     return model
+
+
+def recompute_layers(loaded: LoadedModel) -> None:
+    """Keep only the inputs of the transformer layers for the backward pass, and compute the rest again there.
+
+    The model's own switch works in training mode alone, and with it comes dropout.
+
+    Raises:
+        ConfigError: The architecture has no layers that can be recomputed.
+    """
+    layers = [module for module in loaded.base.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if not layers:
+        raise ConfigError("--gradient-checkpointing: this architecture's layers cannot be recomputed: leave it out")
+    for layer in layers:
+        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
 
 
 def trainable(model: torch.nn.Module) -> list[torch.nn.Parameter]:

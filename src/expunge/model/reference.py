@@ -4,10 +4,16 @@ The reference is the same weights with the adapter off. Its head is frozen, so t
 the token's whole distribution: NPO needs one number per forget token, the exact KL `hidden` numbers per retain token.
 """
 
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import Literal
 
 import torch
+from peft import PeftModel
 from torch import Tensor
 
 from expunge.data.batches import micro_batches
@@ -15,58 +21,149 @@ from expunge.data.tokenize import TokenizedExample
 from expunge.kernels import token_logps
 from expunge.model.load import LoadedModel
 from expunge.model.logps import final_states, pad_right, target_index
+from expunge.model.tensor_file import FileTensor, TensorFile
+
+MEMORY_BYTES = 2**28
+"""A reference up to this size stays in main memory; a larger one goes to a file, if there is a folder for it."""
+MAX_TOKENS = 8192
+"""Padded area of one forward pass."""
+FILE_NAME = "reference-{process}.safetensors"
+
+What = Literal["logps", "states"]
 
 
-@dataclass
-class Reference:
-    """Reference values of one set of rows.
+class RowValues:
+    """Values of all targets of many rows in one flat tensor; `values[row]` gives those of one row.
 
-    Attributes:
-        logps: For each row `(targets,)`, fp32: the log-probability (nats) of each target token.
-        states: For each row `(targets, hidden)`, the final hidden state that predicts each target token, in the dtype
-            that the head multiplies in (so rounding loses nothing); None when no term needs them.
+    Args:
+        flat: `(targets,)` or `(targets, hidden)`, in main memory or in a file.
+        sizes: Targets of each row.
     """
 
-    logps: list[Tensor]
-    states: list[Tensor] | None = None
+    def __init__(self, flat: Tensor | FileTensor, sizes: Sequence[int]) -> None:
+        self.flat = flat
+        self._starts = [0, *accumulate(sizes)]
+
+    def __getitem__(self, row: int) -> Tensor:
+        return self.flat[self._starts[row] : self._starts[row + 1]]
+
+    def __setitem__(self, row: int, values: Tensor) -> None:
+        self.flat[self._starts[row] : self._starts[row + 1]] = values
+
+
+@dataclass(frozen=True)
+class Side:
+    """What is needed of one set of rows.
+
+    Attributes:
+        rows: The rows.
+        span: Their targets: `completion` or `all`.
+        what: `logps` for log-probabilities (nats, fp32), `states` for the final hidden states that predict the targets,
+            in the dtype that the head multiplies in (so rounding loses nothing).
+    """
+
+    rows: Sequence[TokenizedExample]
+    span: str
+    what: What
+
+    def sizes(self) -> list[int]:
+        """Targets of each row."""
+        return [len(row.targets(self.span)) for row in self.rows]
+
+
+def reference_layout(loaded: LoadedModel, sides: dict[str, Side]) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+    """Dtype and shape of the flat tensor of each side."""
+    probe = final_states(loaded, torch.zeros(1, 1, dtype=torch.long, device=loaded.device))
+    states = probe.dtype if loaded.head.weight is None else loaded.head.weight.dtype
+    logps = torch.promote_types(probe.dtype, torch.float32)
+    return {
+        name: (states, (sum(side.sizes()), probe.shape[-1])) if side.what == "states" else (logps, (sum(side.sizes()),))
+        for name, side in sides.items()
+    }
+
+
+def layout_bytes(layout: dict[str, tuple[torch.dtype, tuple[int, ...]]]) -> int:
+    """Size of all tensors of a layout."""
+    return sum(dtype.itemsize * shape.numel() for dtype, shape in ((d, torch.Size(s)) for d, s in layout.values()))
 
 
 @torch.no_grad()
 def compute_reference(
     loaded: LoadedModel,
-    rows: Sequence[TokenizedExample],
-    span: str,
+    sides: dict[str, Side],
     *,
-    with_states: bool,
-    max_tokens: int = 8192,
+    folder: Path | None = None,
+    key: str = "",
+    process: int = 0,
     progress: Callable[[int], None] | None = None,
-) -> Reference:
-    """One forward pass over all rows of a model without (or before) an adapter.
+) -> dict[str, RowValues]:
+    """One forward pass over all rows with the adapter off; or the file of an earlier one, if it has the same key.
 
     Args:
-        loaded: The model.
-        rows: The rows, each with at least one target.
-        span: `completion` or `all`: the targets of each row (`TokenizedExample.targets`).
-        with_states: Whether to keep the hidden states.
-        max_tokens: Padded area of one forward pass.
+        loaded: The model; an adapter in it is switched off for the pass.
+        sides: Name -> rows, each row with at least one target.
+        folder: Where a reference above `MEMORY_BYTES` is kept; in main memory whatever its size when None.
+        key: Fingerprint of everything that the values depend on.
+        process: Number of this process among those that share the work: each has a file of its own.
         progress: Called with the number of rows that have just been done.
+
+    Returns:
+        Name -> values, on the CPU.
+
+    Raises:
+        RunError: The file cannot be written.
     """
-    logps: list[Tensor] = [torch.empty(0)] * len(rows)
-    states: list[Tensor] = [torch.empty(0)] * len(rows)
-    for group in micro_batches([len(row) for row in rows], max_tokens):
-        input_ids = pad_right([rows[index].input_ids for index in group], loaded.device)
-        final = final_states(loaded, input_ids)
-        batch = [rows[index] for index in group]
-        row_index, positions = target_index(batch, span, loaded.device)
-        own = final[row_index, positions - 1]
-        sizes = [len(row.targets(span)) for row in batch]
-        batch_logps = token_logps(own, loaded.head, input_ids[row_index, positions])
-        batch_states = own.to(own.dtype if loaded.head.weight is None else loaded.head.weight.dtype)
-        for index, row_logps in zip(group, batch_logps.split(sizes), strict=True):
-            logps[index] = row_logps
-        if with_states:
-            for index, row_states in zip(group, batch_states.split(sizes), strict=True):
-                states[index] = row_states
-        if progress:
-            progress(len(group))
-    return Reference(logps, states if with_states else None)
+    off = loaded.model.disable_adapter() if isinstance(loaded.model, PeftModel) else nullcontext()
+    with off:
+        layout = reference_layout(loaded, sides)
+        if folder is None or layout_bytes(layout) <= MEMORY_BYTES:
+            memory = {name: torch.empty(shape, dtype=dtype) for name, (dtype, shape) in layout.items()}
+            return _fill(loaded, sides, memory, progress)
+        file = TensorFile(folder / FILE_NAME.format(process=process), layout, key)
+        if not file.complete():
+            file.create()
+            try:
+                _fill(loaded, sides, file.tensors(partial=True), progress)
+                file.finish()
+            finally:
+                file.partial.unlink(missing_ok=True)
+        return {name: RowValues(flat, sides[name].sizes()) for name, flat in file.tensors().items()}
+
+
+@contextmanager
+def cache_folder(path: Path) -> Iterator[Path]:
+    """A folder for the reference of one run: it goes when the run ends or fails, and stays when it is interrupted.
+
+    What it holds are activations of retain texts and numbers of forget texts. An interrupted run goes on from it.
+    """
+    try:
+        yield path
+    except KeyboardInterrupt:
+        raise
+    except BaseException:
+        shutil.rmtree(path, ignore_errors=True)
+        raise
+    if path.exists():
+        shutil.rmtree(path)
+
+
+def _fill(
+    loaded: LoadedModel,
+    sides: dict[str, Side],
+    flats: dict[str, Tensor] | dict[str, FileTensor],
+    progress: Callable[[int], None] | None,
+) -> dict[str, RowValues]:
+    values = {name: RowValues(flats[name], side.sizes()) for name, side in sides.items()}
+    for name, side in sides.items():
+        for group in micro_batches([len(row) for row in side.rows], MAX_TOKENS):
+            batch = [side.rows[index] for index in group]
+            input_ids = pad_right([row.input_ids for row in batch], loaded.device)
+            row_index, positions = target_index(batch, side.span, loaded.device)
+            own = final_states(loaded, input_ids)[row_index, positions - 1]
+            if side.what == "logps":
+                own = token_logps(own, loaded.head, input_ids[row_index, positions])
+            for index, row_values in zip(group, own.split([len(row.targets(side.span)) for row in batch]), strict=True):
+                values[name][index] = row_values
+            if progress:
+                progress(len(group))
+    return values

@@ -1,0 +1,247 @@
+"""What a run would take, before it is started: sizes from counting, time and memory from a few real steps.
+
+    training time = seconds of the timed steps / their padded area * padded area of all steps
+    forward time  = seconds of a timed forward pass / its padded area * (two loss passes + one reference pass)
+    whole run     = preparation (done for real) + forward time + training time
+    peak memory   = peak of this process, which has loaded the model, put the largest batches of every kind through it
+                    and taken steps with the whole adapter, + the part of the reference that a run holds in memory
+
+The padded area (rows times the longest row, in tokens) is what the matrix products see. The steps are real ones, taken
+on a throw-away adapter; the largest comes first and is not timed, so that nothing is timed while it warms up.
+"""
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+
+from accelerate import Accelerator
+
+from expunge.config import UnlearnConfig
+from expunge.data.batches import Step, micro_batches
+from expunge.data.tokenize import TokenizedExample
+from expunge.model import reference
+from expunge.model.logps import mean_losses
+from expunge.prepare import Prepared, prepare
+from expunge.progress import Reporter
+from expunge.run import Run, peak_memory
+from expunge.unlearn import MICRO_BATCH_TOKENS, Trainer, make_plan, reference_sides
+
+TIMED_STEPS = 12
+"""Most steps that are timed; a run with fewer steps is timed whole."""
+TIMED_SECONDS = 60.0
+"""No further step is begun after this time, once three are done."""
+FEWEST_STEPS = 3
+
+
+@dataclass(frozen=True)
+class Size:
+    """Extent of one step or pass.
+
+    Attributes:
+        tokens: Real tokens.
+        area: Padded area, in tokens.
+        largest: Padded area of its largest micro-batch, in tokens.
+    """
+
+    tokens: int
+    area: int
+    largest: int
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a run would take.
+
+    Attributes:
+        rows: Set -> rows; `tokens` likewise.
+        tokens: Set -> tokens.
+        steps: Optimizer steps of the run.
+        step_tokens: Real tokens of all steps together.
+        real_share: These over the padded area of all steps.
+        trainable: Parameters of the adapter.
+        parameters: Parameters of model and adapter.
+        reference_bytes: Size of the cached reference.
+        reference_on_disk: Whether it goes to a file.
+        peak_memory_bytes: Predicted: of the device's allocator on CUDA, resident of the process on the CPU.
+        training_seconds: Predicted time in the training loop.
+        total_seconds: Predicted time of the whole run.
+        device: Where and in which dtype.
+        timed_steps: Steps that the prediction rests on.
+    """
+
+    rows: dict[str, int]
+    tokens: dict[str, int]
+    steps: int
+    step_tokens: int
+    real_share: float
+    trainable: int
+    parameters: int
+    reference_bytes: int
+    reference_on_disk: bool
+    peak_memory_bytes: int
+    training_seconds: float
+    total_seconds: float
+    device: str
+    timed_steps: int
+
+    def __str__(self) -> str:
+        lines = [
+            ("rows", ", ".join(f"{name} {count:,}" for name, count in self.rows.items())),
+            ("tokens", ", ".join(f"{name} {count:,}" for name, count in self.tokens.items())),
+            ("real share", f"{self.real_share:.1%} of the padded area"),
+            ("steps", f"{self.steps:,} ({self.step_tokens:,} tokens)"),
+            ("trainable parameters", f"{self.trainable:,} of {self.parameters:,}"),
+            ("reference", f"{_size(self.reference_bytes)} {'on disk' if self.reference_on_disk else 'in memory'}"),
+            ("peak memory", f"{_size(self.peak_memory_bytes)} ({self.device})"),
+            ("training time", f"{_duration(self.training_seconds)} ({self.timed_steps} steps timed)"),
+            ("whole run", _duration(self.total_seconds)),
+        ]
+        return "\n".join(f"{name:<22}{value}" for name, value in lines)
+
+
+def forecast(config: UnlearnConfig, reporter: Reporter | None = None) -> Forecast:
+    """Prepare a run, time a few of its steps on a throw-away adapter, and write nothing.
+
+    Args:
+        config: The settings of the run.
+        reporter: Where progress goes; silent when None.
+
+    Raises:
+        UserError: As `unlearn` would, before its first step.
+    """
+    reporter = reporter or Reporter(quiet=True)
+    config.validate()
+    Run.check(config)
+    begun = time.perf_counter()
+    prepared = prepare(config, reporter.say)
+    for warning in prepared.warnings:
+        reporter.warn(warning)
+    prepare_seconds = time.perf_counter() - begun
+    config, loaded = prepared.config, prepared.loaded
+
+    plan = make_plan(prepared)
+    num_steps = min(plan.num_steps, config.max_steps or plan.num_steps)
+    steps = list(islice(plan.steps(), num_steps))
+    max_tokens = MICRO_BATCH_TOKENS[loaded.device.type]
+    sizes = [size_of(_lengths(prepared, step), max_tokens) for step in steps]
+    sets = {name: getattr(prepared, name) for name in ("forget", "retain", "holdout") if getattr(prepared, name)}
+    sides = reference_sides(config, prepared.forget, prepared.retain)
+    layout = reference.reference_layout(loaded, sides)
+    reference_bytes = reference.layout_bytes(layout)
+    on_cpu = loaded.device.type == "cpu"
+    on_disk = reference_bytes > reference.MEMORY_BYTES
+
+    mean_losses(loaded, {"largest": _largest_batch(sets)})
+    sample, places = _sample(prepared, steps, chosen_steps(sizes, TIMED_STEPS))
+    trainer = Trainer(sample, Accelerator(cpu=on_cpu))
+    clock = time.perf_counter()
+    trainer.compute_reference(Reporter(quiet=True))
+    mean_losses(loaded, {"forget": sample.forget, "retain": sample.retain})
+    forward_seconds = time.perf_counter() - clock
+    timed: list[tuple[Size, float]] = []
+    trainer.train_step(places[0][1], 0)
+    with reporter.track("timing", len(places) - 1) as advance:
+        for index, step in places[1:] or places:
+            clock = time.perf_counter()
+            trainer.train_step(step, index)
+            timed.append((sizes[index], time.perf_counter() - clock))
+            advance()
+            if len(timed) >= FEWEST_STEPS and sum(seconds for _, seconds in timed) > TIMED_SECONDS:
+                break
+
+    passes = 2 * _area(sets.values()) + _area(side.rows for side in sides.values())
+    forward_area = _area([sample.forget, sample.retain]) + _area(
+        [sample.forget] + [sample.retain] * ("retain_states" in sides or "retain_logps" in sides)
+    )
+    training = training_seconds(sizes, timed)
+    parameters = [parameter.numel() for parameter in trainer.model.parameters()]
+    return Forecast(
+        rows={name: len(rows) for name, rows in sets.items()},
+        tokens={name: sum(map(len, rows)) for name, rows in sets.items()},
+        steps=num_steps,
+        step_tokens=sum(size.tokens for size in sizes),
+        real_share=sum(size.tokens for size in sizes) / sum(size.area for size in sizes),
+        trainable=sum(parameter.numel() for parameter in trainer.parameters),
+        parameters=sum(parameters),
+        reference_bytes=reference_bytes,
+        reference_on_disk=on_disk,
+        peak_memory_bytes=peak_memory(loaded.device) + (reference_bytes if on_cpu and not on_disk else 0),
+        training_seconds=training,
+        total_seconds=prepare_seconds + passes / forward_area * forward_seconds + training,
+        device=f"{config.device}, {config.dtype}",
+        timed_steps=len(timed),
+    )
+
+
+def size_of(lengths: Sequence[int], max_tokens: int) -> Size:
+    """Extent of rows of `lengths` tokens, laid out in micro-batches of at most `max_tokens`."""
+    areas = [max(lengths[row] for row in group) * len(group) for group in micro_batches(lengths, max_tokens)]
+    return Size(sum(lengths), sum(areas), max(areas))
+
+
+def chosen_steps(sizes: Sequence[Size], count: int) -> list[int]:
+    """The step with the largest micro-batch, then at most `count` others, spread evenly over the run.
+
+    A run of one step gives that step alone.
+    """
+    largest = max(range(len(sizes)), key=lambda step: (sizes[step].largest, sizes[step].area))
+    others = [step for step in range(len(sizes)) if step != largest]
+    count = min(count, len(others))
+    return [largest, *(others[(2 * place + 1) * len(others) // (2 * count)] for place in range(count))]
+
+
+def training_seconds(sizes: Sequence[Size], timed: Sequence[tuple[Size, float]]) -> float:
+    """Time of all steps, if a token of padded area takes as long as in the timed ones."""
+    rate = sum(seconds for _, seconds in timed) / sum(size.area for size, _ in timed)
+    return rate * sum(size.area for size in sizes)
+
+
+def _lengths(prepared: Prepared, step: Step) -> list[int]:
+    return [len(prepared.forget[row]) for row in step.forget] + [len(prepared.retain[row]) for row in step.retain]
+
+
+def _area(sets: Iterable[Sequence[TokenizedExample]]) -> int:
+    """Padded area of one forward pass over each set."""
+    return sum(size_of([len(row) for row in rows], reference.MAX_TOKENS).area for rows in sets if rows)
+
+
+def _largest_batch(sets: dict[str, list[TokenizedExample]]) -> list[TokenizedExample]:
+    """The rows that make up the largest micro-batch of any forward pass."""
+    batches = [
+        [rows[index] for index in group]
+        for rows in sets.values()
+        for group in micro_batches([len(row) for row in rows], reference.MAX_TOKENS)
+    ]
+    return max(batches, key=lambda rows: len(rows) * max(map(len, rows)))
+
+
+def _sample(prepared: Prepared, steps: list[Step], chosen: list[int]) -> tuple[Prepared, list[tuple[int, Step]]]:
+    """The run cut down to the rows of some steps, and these steps over the rows that are left."""
+    forget = sorted({row for index in chosen for row in steps[index].forget})
+    retain = sorted({row for index in chosen for row in steps[index].retain})
+    forget_place, retain_place = ({row: at for at, row in enumerate(rows)} for rows in (forget, retain))
+    places = [
+        (
+            index,
+            Step(
+                steps[index].epoch,
+                [forget_place[row] for row in steps[index].forget],
+                [retain_place[row] for row in steps[index].retain],
+            ),
+        )
+        for index in chosen
+    ]
+    rows = {"forget": [prepared.forget[row] for row in forget], "retain": [prepared.retain[row] for row in retain]}
+    return replace(prepared, **rows), places
+
+
+def _size(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"

@@ -1,0 +1,91 @@
+"""The forecast: what is counted is exact, what is predicted follows the stated formulas."""
+
+import json
+
+import pytest
+
+from expunge import plan
+from expunge.config import UnlearnConfig
+from expunge.errors import ConfigError
+from expunge.model import reference
+from expunge.plan import Size, chosen_steps, forecast, size_of, training_seconds
+from expunge.unlearn import unlearn
+from tiny import save_tiny
+
+
+def test_size_counts_the_padded_area_of_the_micro_batches():
+    assert size_of([10, 10, 10], 20) == Size(tokens=30, area=30, largest=20)
+    assert size_of([100, 97], 1000) == Size(tokens=197, area=200, largest=200)
+    assert size_of([100, 10], 1000) == Size(tokens=110, area=110, largest=100)  # apart: too much padding together
+
+
+def test_the_largest_step_comes_first_and_the_others_are_spread():
+    sizes = [Size(9, 9, 9)] * 7 + [Size(8, 8, 50)] + [Size(9, 9, 9)] * 12
+    chosen = chosen_steps(sizes, 5)
+    assert chosen[0] == 7
+    assert len(set(chosen)) == 6
+    assert chosen[1] < 5
+    assert chosen[-1] > 14
+    assert sorted(chosen_steps(sizes, 100)) == list(range(20))
+    assert chosen_steps(sizes[:1], 5) == [0]
+
+
+def test_time_goes_with_the_padded_area():
+    sizes = [Size(90, 100, 100)] * 6 + [Size(40, 50, 50)] * 4
+    assert training_seconds(sizes, [(sizes[0], 2.0), (sizes[-1], 1.0)]) == pytest.approx(16.0)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("plan")
+    save_tiny(path / "model", "olmo")
+    for name, count in (("forget", 12), ("retain", 17)):
+        rows = [
+            {"prompt": f"Where is {name} {i}?", "completion": f"At mile {i}, " + "by the old mill " * (i % 4)}
+            for i in range(count)
+        ]
+        (path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def config(folder, **settings) -> UnlearnConfig:
+    files = {name: str(folder / f"{name}.jsonl") for name in ("forget", "retain")}
+    options = {"epochs": 3, "tokens_per_step": 256, "dtype": "float32", "device": "cpu", **settings}
+    return UnlearnConfig(model=str(folder / "model"), **{"output": str(folder / "run"), **files, **options})
+
+
+def test_what_is_counted_is_what_the_run_counts(folder):
+    predicted = forecast(config(folder))
+    outcome = unlearn(config(folder))
+    manifest = json.loads((outcome.output / "manifest.json").read_text())
+    assert predicted.steps == manifest["steps"]
+    assert predicted.rows == {"forget": 12, "retain": 17}
+    assert predicted.tokens == {name: manifest["tokens"][name] for name in predicted.tokens}
+    lines = [json.loads(line) for line in (outcome.output / "metrics.jsonl").read_text().splitlines()]
+    assert predicted.step_tokens == sum(line["tokens"] for line in lines)
+    assert 0.5 < predicted.real_share <= 1
+    assert predicted.timed_steps == min(plan.TIMED_STEPS, predicted.steps - 1)
+    assert predicted.training_seconds > 0
+    assert predicted.total_seconds > predicted.training_seconds
+
+
+@pytest.mark.parametrize("settings", [{"max_steps": 1}, {"kl_weight": 0.0, "retain_weight": 0.0}])
+def test_short_runs_and_runs_without_retain_terms(folder, settings):
+    predicted = forecast(config(folder, output=str(folder / "other"), **settings))
+    assert predicted.steps >= 1
+    assert predicted.timed_steps >= 1
+
+
+def test_the_forecast_says_where_the_reference_goes(folder, monkeypatch):
+    other = config(folder, output=str(folder / "other"), max_steps=2)
+    in_memory = forecast(other)
+    monkeypatch.setattr(reference, "MEMORY_BYTES", 0)
+    on_disk = forecast(other)
+    assert not in_memory.reference_on_disk
+    assert on_disk.reference_on_disk
+    assert on_disk.reference_bytes == in_memory.reference_bytes > 0
+
+
+def test_unlearn_itself_refuses_a_dry_run(folder):
+    with pytest.raises(ConfigError, match="dry_run"):
+        unlearn(config(folder, dry_run=True))
