@@ -1,0 +1,33 @@
+"""--gradient-checkpointing computes the layers again in the backward pass, and changes no gradient."""
+
+import pytest
+import torch
+
+from expunge.model.adapter import add_adapter, recompute_layers, trainable
+from expunge.model.load import load_model
+from expunge.model.logps import final_states
+from tiny import save_tiny
+
+
+@pytest.mark.parametrize("arch", ["gpt2", "olmo"])  # gpt2 has dropout in its configuration
+def test_same_gradients_with_every_layer_run_twice(tmp_path, arch):
+    loaded = load_model(str(save_tiny(tmp_path / "model", arch)), dtype="float32", device="cpu")
+    model = add_adapter(loaded, rank=2, alpha=2.0, modules="all-linear", seed=0)
+    input_ids = torch.arange(40).view(2, 20)
+    runs = []
+    attention = next(module for name, module in loaded.base.named_modules() if name.endswith((".attn", ".self_attn")))
+    attention.register_forward_hook(lambda *_: runs.append(1))
+
+    def gradients() -> list[torch.Tensor]:
+        final_states(loaded, input_ids).square().sum().backward()
+        found = [parameter.grad for parameter in trainable(model)]
+        model.zero_grad()
+        return found
+
+    plain = gradients()
+    assert len(runs) == 1
+    recompute_layers(loaded)
+    again = gradients()
+    assert len(runs) == 3
+    for one, other in zip(plain, again, strict=True):
+        assert torch.equal(one, other)
