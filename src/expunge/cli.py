@@ -5,12 +5,13 @@ Exit codes: 0 done; 2 the user's input is at fault (one line, nothing overwritte
 
 import dataclasses
 import os
+import re
 import sys
 import traceback
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace
 
@@ -82,7 +83,7 @@ def _normalize(words: Sequence[str]) -> list[str]:
     """`--lora-rank` and `--lora_rank` are the same flag, and a switch needs no value."""
     switches = {"--" + field.name for field in dataclasses.fields(UnlearnConfig) if field.type is bool}
     normal = []
-    for word, following in zip(words, [*words[1:], "--"], strict=True):
+    for word, following in zip(words, [*words[1:], "--"], strict=False):
         name, equals, value = word.partition("=")
         if name.startswith("--"):
             name = "--" + name[2:].replace("-", "_")
@@ -96,10 +97,25 @@ def _normalize(words: Sequence[str]) -> list[str]:
 def _parse(parser: ArgumentParser, arguments: list[str]) -> Namespace:
     try:
         return parser.parse_args(arguments)
+    except ArgumentError as error:
+        raise ConfigError(_explain(error, parser)) from None
     except SystemExit as leave:  # --help
         if leave.code in (0, None):
             raise
         raise ConfigError(f"{parser.prog}: wrong options") from None
+
+
+def _explain(error: ArgumentError, parser: ArgumentParser) -> str:
+    """What the parser found, in terms of flags."""
+    message = " ".join(str(error).split())
+    key = re.match(r'Parser key "(\w+)": .*?(?:Given value|Got value): (.*)$', message)
+    if not key:
+        return message
+    flag = "--" + key[1].replace("_", "-")
+    action = next((action for action in parser._actions if action.dest == key[1]), None)
+    kind = str(getattr(action, "_typehint", None) or getattr(action, "type", None) or "the value of another type")
+    kind = re.sub(r"typing\.|<class '(\w+)'>", r"\1", kind).replace(" | None", "").replace("Optional", "")
+    return f"{flag} {key[2]}: must be {kind}; see `{parser.prog} --help`"
 
 
 # --- demo ----------------------------------------------------------------------------------------
@@ -139,21 +155,39 @@ def _unlearn_arguments(parser: ArgumentParser, arguments: list[str]) -> Namespac
 
 def _recipe(arguments: list[str]) -> str:
     """The recipe that flags or the config file ask for: its values lie under all others."""
-    import yaml
-
     found = "default"
-    for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
-        name, equals, value = word.partition("=")
-        value = value if equals else following
+    for name, value in _flags(arguments):
         if name == "--config" and Path(value).is_file():
-            try:
-                settings = yaml.safe_load(Path(value).read_text(encoding="utf-8"))
-            except (yaml.YAMLError, UnicodeDecodeError) as error:
-                raise ConfigError(f"--config {value}: not YAML ({' '.join(str(error).split())[:200]})") from None
-            found = str(settings.get("recipe", found)) if isinstance(settings, dict) else found
+            found = str(_read_config(value).get("recipe", found))
         elif name == "--recipe":
             found = value
     return found
+
+
+def _flags(arguments: list[str]) -> list[tuple[str, str]]:
+    """Flags and their values, whether written `--name value` or `--name=value`."""
+    pairs = []
+    for word, following in zip(arguments, [*arguments[1:], ""], strict=False):
+        name, equals, value = word.partition("=")
+        pairs.append((name, value if equals else following))
+    return pairs
+
+
+def _read_config(name: str) -> dict[str, Any]:
+    """The settings in a YAML file; the message of a broken one shows none of its text."""
+    import yaml
+
+    try:
+        settings = yaml.safe_load(Path(name).read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"--config {name}: not YAML, byte {error.start + 1} is not UTF-8") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", see line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise ConfigError(f"--config {name}: not YAML{where}") from None
+    if not isinstance(settings, dict):
+        raise ConfigError(f"--config {name}: holds no settings: write one a line, as `epochs: 3`")
+    return settings
 
 
 def _unlearn(values: Namespace) -> int:
@@ -161,12 +195,15 @@ def _unlearn(values: Namespace) -> int:
     settings.validate()
     from expunge.plan import forecast
     from expunge.progress import Reporter
+    from expunge.run import is_writer
     from expunge.unlearn import unlearn
 
     if settings.dry_run:
         print(forecast(settings, Reporter()))
         return 0
-    outcome = unlearn(settings, Reporter())
+    outcome = unlearn(settings, Reporter(quiet=not is_writer()))
+    if not is_writer():
+        return 0
     print(loss_table(outcome.losses))
     print(f"adapter   {outcome.adapter}")
     print(f"manifest  {outcome.output / 'manifest.json'}")
@@ -179,6 +216,9 @@ def _unlearn(values: Namespace) -> int:
 def _evaluate_arguments(parser: ArgumentParser, arguments: list[str]) -> Namespace:
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file of settings; flags after it win")
     parser.add_class_arguments(EvaluateConfig)
+    for name, value in _flags(arguments):
+        if name == "--config" and Path(value).is_file():
+            _read_config(value)
     return _parse(parser, arguments)
 
 

@@ -9,13 +9,14 @@ from pathlib import Path
 import torch
 import yaml
 from peft.tuners.lora import LoraLayer
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from expunge import run_dir
 from expunge.config import UnlearnConfig
 from expunge.data.tokenize import Join, TokenizedExample, tokenize_all
 from expunge.errors import RunError
 from expunge.model.adapter import attach_adapter
-from expunge.model.load import LoadedModel, load_model
+from expunge.model.load import LoadedModel, base_name, load_model
 from expunge.model.logps import mean_losses, sequence_logps
 from expunge.prepare import read_sets
 
@@ -61,7 +62,12 @@ def merge(run: str, output: str, *, device: str = "auto", overwrite: bool = Fals
             raise RunError(f"--output {output}: exists already: name another folder, or --overwrite to replace it")
         if not (target / "config.json").exists():
             raise RunError(f"--output {output}: --overwrite replaces only a model folder, and this has no config.json")
-    config = UnlearnConfig(**yaml.safe_load(settings.read_text()))
+    config = _settings(settings)
+    for source in filter(None, (run, config.model, config.forget, config.retain, config.data)):
+        if Path(source).exists() and Path(source).resolve().is_relative_to(target.resolve()):
+            raise RunError(f"--output {output}: holds {source}, which the merge needs: name another folder")
+    if not target.exists():
+        run_dir.check_new(target)
     sets, _ = read_sets(config)
 
     loaded = load_model(config.model, dtype="float32", device=device, trust_remote_code=config.trust_remote_code)
@@ -75,7 +81,7 @@ def merge(run: str, output: str, *, device: str = "auto", overwrite: bool = Fals
     attach_adapter(loaded, run)
     with_adapter, adapter_logps = mean_losses(loaded, {"forget": forget})["forget"], sequence_logps(loaded, probes)
 
-    stored = _stored_dtype(config.model, loaded)
+    stored = _stored_dtype(base_name(config.model), trust_remote_code=config.trust_remote_code)
     _fold(loaded, stored)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
@@ -93,11 +99,23 @@ def merge(run: str, output: str, *, device: str = "auto", overwrite: bool = Fals
     return MergeReport(target, str(stored).removeprefix("torch."), difference, losses, survives)
 
 
-def _stored_dtype(name: str, loaded: LoadedModel) -> torch.dtype:
-    """The dtype that the base's files hold."""
-    stored = getattr(loaded.base.config, "dtype", None)
-    original = load_model(name, dtype="bfloat16", device="cpu").base if stored is None else None
-    return original.dtype if original is not None else stored
+def _settings(path: Path) -> UnlearnConfig:
+    """The settings of a run.
+
+    Raises:
+        RunError: They are not what a run writes.
+    """
+    try:
+        return UnlearnConfig(**yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (yaml.YAMLError, UnicodeDecodeError, TypeError):
+        raise RunError(f"{path}: not the settings of a run, it is damaged or from another version") from None
+
+
+def _stored_dtype(name: str, *, trust_remote_code: bool) -> torch.dtype:
+    """The dtype that the base has when transformers loads it by itself: its configuration's, else its files'."""
+    code = {"trust_remote_code": trust_remote_code}
+    stored = AutoConfig.from_pretrained(name, **code).dtype
+    return stored or AutoModelForCausalLM.from_pretrained(name, dtype="auto", use_safetensors=True, **code).dtype
 
 
 @torch.no_grad()

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from accelerate.tracking import get_available_trackers
+
 from expunge.config import UnlearnConfig
 from expunge.data.examples import Example, check_sets, parse_columns, read_examples
 from expunge.data.lume import read_lume
@@ -86,10 +88,11 @@ def prepare(config: UnlearnConfig, say: Callable[[str], None]) -> Prepared:
         UserError: Whatever is wrong, before weights load wherever it can be known by then.
     """
     config.validate()
-    for name in ("forget", "retain", "holdout", "data"):
+    for name in ("model", "forget", "retain", "holdout", "data"):
         source = getattr(config, name)
-        if source and Path(source).exists() and Path(config.output).resolve() == Path(source).resolve():
-            raise ConfigError(f"--output {config.output} is --{name}: choose another place")
+        if source and Path(source).exists() and Path(source).resolve().is_relative_to(Path(config.output).resolve()):
+            raise ConfigError(f"--output {config.output} holds --{name} {source}: choose another place")
+    check_trackers(config.report_to)
     sets, warnings = read_sets(config)
     loaded = load_model(
         config.model,
@@ -132,6 +135,19 @@ def prepare(config: UnlearnConfig, say: Callable[[str], None]) -> Prepared:
     if not forget:
         raise DataError("the forget set is empty: there is nothing to forget")
     return Prepared(_resolve(config, loaded, report, max_length), loaded, forget, retain, holdout, report, warnings)
+
+
+def check_trackers(report_to: str | None) -> None:
+    """Look whether accelerate can use the trackers that are asked for; it would leave out the others silently.
+
+    Raises:
+        ConfigError: One is unknown or not installed.
+    """
+    available = [str(tracker.value) for tracker in get_available_trackers()]
+    for name in report_to.split(",") if report_to else []:
+        if name not in available:
+            there = ", ".join(available) or "none"
+            raise ConfigError(f"--report-to {name}: unknown or not installed; there is {there} (expunge[tensorboard])")
 
 
 def _resolve(config: UnlearnConfig, loaded: LoadedModel, report: JoinReport, max_length: int) -> UnlearnConfig:

@@ -10,6 +10,7 @@ RUN/cache/          the reference where it is large, while the run lasts
 
 import dataclasses
 import json
+import os
 import platform
 import resource
 import shutil
@@ -59,8 +60,13 @@ class Outcome:
     training_seconds: float
 
 
+def is_writer() -> bool:
+    """Whether this process writes and speaks: the first of those that share a run (their launcher sets `RANK`)."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
 class Run:
-    """The run directory of one run. Nothing is written before `open`."""
+    """The run directory of one run. Nothing is written before `open`, and nothing by any process but the first."""
 
     def __init__(self, config: UnlearnConfig) -> None:
         self.config = config
@@ -76,9 +82,13 @@ class Run:
             RunError: It exists and neither `--overwrite` nor `--resume` is given, or there is nothing to resume.
         """
         run = cls(config)
+        if not is_writer():
+            return run
         if config.resume:
             if not (run.path / "manifest.json").exists():
                 raise RunError(f"--resume: {run.path} holds no run (no manifest.json): leave --resume out to start one")
+            if run.earlier()["status"] == "done":
+                raise RunError(f"--resume: the run in {run.path} is finished: there is nothing left to do")
         else:
             run_dir.check_new(run.path, overwrite=config.overwrite)
         return run
@@ -96,7 +106,7 @@ class Run:
         }
         self.fingerprint = run_dir.fingerprint(json.dumps([identity, _versions()], sort_keys=True))
         if config.resume:
-            earlier = json.loads((self.path / "manifest.json").read_text())
+            earlier = self.earlier()
             differences = [
                 f"{name} ({then!r} then, {now!r} now)"
                 for part in ("settings", "data")
@@ -107,6 +117,8 @@ class Run:
                 differences.append("the model's weights")
             if differences:
                 raise RunError(f"--resume: the run in {self.path} was started with other {', '.join(differences)}")
+            return
+        if not is_writer():
             return
         run_dir.new_run_dir(self.path, overwrite=config.overwrite)
         settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in ("overwrite", "resume", "dry_run")}
@@ -125,12 +137,31 @@ class Run:
         }
         run_dir.write_json(self.path / "manifest.json", manifest)
 
+    def earlier(self) -> dict[str, Any]:
+        """The manifest of the run that is to be resumed.
+
+        Raises:
+            RunError: It cannot be read.
+        """
+        path = self.path / "manifest.json"
+        try:
+            manifest = json.loads(path.read_text(encoding="utf-8"))
+            whole = {"status", "settings", "data", "model_sha256"} <= manifest.keys()
+        except (OSError, ValueError, AttributeError):
+            whole = False
+        if not whole:
+            raise RunError(f"--resume: {path} is damaged: start again with --overwrite or in another --output")
+        return manifest
+
     def log(self, line: dict[str, Any]) -> None:
         """Append one line to metrics.jsonl."""
-        run_dir.append_line(self.path / "metrics.jsonl", line)
+        if is_writer():
+            run_dir.append_line(self.path / "metrics.jsonl", line)
 
     def save_checkpoint(self, trainer: "Trainer", step: int) -> None:
         """Write adapter and optimizer state after `step` steps, whole or not at all; older ones beyond the last go."""
+        if not is_writer():
+            return
         folder = self.path / "checkpoints"
         folder.mkdir(mode=0o700, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=".step-", dir=folder))
@@ -156,7 +187,7 @@ class Run:
                 step = expected["step"]
                 break
         metrics = self.path / "metrics.jsonl"
-        if metrics.exists():
+        if metrics.exists() and is_writer():
             lines = metrics.read_text().splitlines(keepends=True)[:step]
             run_dir.write_text(metrics, "".join(lines), overwrite=True)
         return step
@@ -173,6 +204,9 @@ class Run:
     ) -> Outcome:
         """Write the adapter with its card and complete the manifest; checkpoints go, they are not needed any more."""
         losses = {name: {"before": before[name], "after": after[name]} for name in after}
+        outcome = Outcome(self.path, self.path / "adapter", losses, steps, training_seconds)
+        if not is_writer():
+            return outcome
         path = self.path / "manifest.json"
         manifest = json.loads(path.read_text()) | {
             "status": "done",
@@ -189,7 +223,7 @@ class Run:
         manifest["adapter_sha256"] = run_dir.sha256_file(self.path / "adapter" / "adapter_model.safetensors")
         run_dir.write_json(path, manifest, overwrite=True)
         shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
-        return Outcome(self.path, self.path / "adapter", losses, steps, training_seconds)
+        return outcome
 
 
 def model_fingerprint(name: str) -> str:

@@ -16,31 +16,37 @@ from transformers.pytorch_utils import Conv1D
 
 from expunge import run_dir
 from expunge.errors import ConfigError, ModelError
-from expunge.model.load import LoadedModel, load_model
+from expunge.model.load import LoadedModel, check_adapter, load_model, put_adapter
+
+ATTENTION = ("q_proj", "v_proj")
+FUSED_ATTENTION = ("qkv_proj", "query_key_value", "Wqkv", "c_attn")
+"""Names of query and value projections, and of those that are one with the key projection."""
 
 
 def target_modules(model: PreTrainedModel, wanted: str) -> str | list[str]:
     """What `--target-modules` means for this model, as PEFT takes it.
 
-    `auto` is PEFT's own choice for the architecture (query and value projections, or the fused one that holds them).
+    `auto` is PEFT's own choice for the architecture, or query and value projections or the fused one that holds them.
 
     Raises:
         ConfigError: PEFT has no choice for the architecture, or a named module is not in the model.
     """
     if wanted == "all-linear":
         return wanted
+    linear = {name for name, module in model.named_modules() if isinstance(module, (torch.nn.Linear, Conv1D))}
+    leaves = {full.rpartition(".")[2] for full in linear}
     if wanted == "auto":
-        known = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(model.config.model_type)
-        names = list(known) if known else ["q_proj", "v_proj"]
+        names = list(TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(model.config.model_type) or ATTENTION)
+        if not any(name in leaves for name in names):
+            names = [name for name in (*ATTENTION, *FUSED_ATTENTION) if name in leaves] or names
     else:
         names = [name.strip() for name in wanted.split(",") if name.strip()]
-    linear = {name for name, module in model.named_modules() if isinstance(module, (torch.nn.Linear, Conv1D))}
     output = model.get_output_embeddings()
     for name in names:
         found = [full for full in linear if full == name or full.endswith("." + name)]
         if not found:
-            leaves = ", ".join(sorted({full.rpartition(".")[2] for full in linear}))
-            raise ConfigError(f"--target-modules {wanted}: the model has no linear module {name}; it has {leaves}")
+            there = ", ".join(sorted(leaves))
+            raise ConfigError(f"--target-modules {wanted}: the model has no linear module {name}; it has {there}")
         if any(model.get_submodule(full) is output for full in found):
             raise ConfigError(f"--target-modules {wanted}: {name} is the vocabulary head, which stays frozen")
     return names
@@ -66,11 +72,12 @@ def add_adapter(loaded: LoadedModel, *, rank: int, alpha: float | None, modules:
         fan_in_fan_out=conv,
     )
     model = get_peft_model(base, config)
+    full = max(min(layer.in_features, layer.out_features) for layer in model.modules() if isinstance(layer, LoraLayer))
+    if rank > full:
+        model.unload()
+        raise ConfigError(f"--lora-rank {rank}: larger than the adapted layers, which have at most rank {full}")
     for parameter in trainable(model):
         parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
-        if rank > max(parameter.shape):
-            model.unload()
-            raise ConfigError(f"--lora-rank {rank}: larger than the adapted layers ({max(parameter.shape)})")
     if loaded.dtype == torch.bfloat16:
         for module in model.modules():
             if isinstance(module, LoraLayer):
@@ -123,10 +130,11 @@ def adapter_folder(name: str) -> Path:
     """The adapter folder that a run directory or adapter folder means.
 
     Raises:
-        ModelError: There is none.
+        ModelError: There is none, or it has no weights.
     """
     for folder in (Path(name), Path(name) / "adapter"):
         if (folder / "adapter_config.json").exists():
+            check_adapter(folder)
             return folder
     raise ModelError(f"{name}: neither an adapter folder nor a run directory with one (no adapter_config.json)")
 
@@ -137,14 +145,7 @@ def attach_adapter(loaded: LoadedModel, name: str) -> None:
     Raises:
         ModelError: It does not fit the base.
     """
-    folder = adapter_folder(name)
-    if not (folder / "adapter_model.safetensors").exists():
-        raise ModelError(f"{folder}: no adapter_model.safetensors in it")
-    try:
-        loaded.model = PeftModel.from_pretrained(loaded.base, str(folder)).eval()
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0][:300]
-        raise ModelError(f"{folder}: this adapter does not fit the model ({reason})") from None
+    loaded.model = put_adapter(loaded.base, adapter_folder(name))
 
 
 def load_unlearned(

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from peft import PeftConfig, PeftModel
+from peft import PeftConfig, PeftModel, get_peft_model_state_dict
+from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -98,7 +99,7 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedT
     Raises:
         ModelError: There is none, or it cannot be read.
     """
-    base = _base_name(name)
+    base = base_name(name)
     own = Path(name) / "tokenizer_config.json"
     try:
         return AutoTokenizer.from_pretrained(name if own.exists() else base, trust_remote_code=trust_remote_code)
@@ -128,8 +129,8 @@ def load_model(
     if target.type == "cpu":
         _keep_freed_memory()
     compute = pick_dtype(dtype, target)
-    base_name = _base_name(name)
-    check_model(base_name, trust_remote_code=trust_remote_code)
+    own_base = base_name(name)
+    check_model(own_base, trust_remote_code=trust_remote_code)
     options: dict = {"trust_remote_code": trust_remote_code, "use_safetensors": True, "attn_implementation": "sdpa"}
     if load_in_4bit:
         if target.type != "cuda":
@@ -141,25 +142,21 @@ def load_model(
     stored = "auto" if compute == torch.bfloat16 else compute
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
-            base_name, dtype=stored, output_loading_info=True, **options
+            own_base, dtype=stored, output_loading_info=True, **options
         )
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         if "sdpa" not in str(error) and "scaled_dot_product" not in str(error):
-            raise ModelError(f"--model {base_name}: cannot be loaded ({_first_line(error)})") from None
+            raise ModelError(f"--model {own_base}: cannot be loaded ({_first_line(error)})") from None
         options["attn_implementation"] = "eager"
         model, report = AutoModelForCausalLM.from_pretrained(
-            base_name, dtype=stored, output_loading_info=True, **options
+            own_base, dtype=stored, output_loading_info=True, **options
         )
     missing = sorted(report["missing_keys"])
     if missing:
-        raise ModelError(f"--model {base_name}: {len(missing)} weights are missing from its files, first {missing[0]}")
+        raise ModelError(f"--model {own_base}: {len(missing)} weights are missing from its files, first {missing[0]}")
     folded = None
-    if base_name != name:
-        try:
-            model = PeftModel.from_pretrained(model, name).merge_and_unload()
-        except (OSError, ValueError, RuntimeError) as error:
-            raise ModelError(f"--model {name}: this adapter does not fit its base ({_first_line(error)})") from None
-        folded = name
+    if own_base != name:
+        model, folded = put_adapter(model, Path(name)).merge_and_unload(), name
     if not load_in_4bit:
         model.to(target)
     model.eval().requires_grad_(False)
@@ -202,10 +199,44 @@ def check_model(name: str, *, trust_remote_code: bool = False) -> None:
         raise ModelError(f"--model {name}: no weights in safetensors format ({hint})")
 
 
-def _base_name(name: str) -> str:
+def put_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
+    """Put a saved adapter into its base model.
+
+    Raises:
+        ModelError: It has no weights in safetensors format, or does not fit the model.
+    """
+    file = check_adapter(folder)
+    try:
+        peft_model = PeftModel.from_pretrained(model, str(folder)).eval()
+        with safe_open(file, framework="pt") as weights:
+            other = set(weights.keys()) ^ set(get_peft_model_state_dict(peft_model))
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
+        raise ModelError(f"{folder}: this adapter does not fit the model ({_first_line(error)})") from None
+    if other:
+        raise ModelError(
+            f"{folder}: this adapter does not fit the model ({len(other)} weights are in one of them only, "
+            f"first {min(other)})"
+        )
+    return peft_model
+
+
+def check_adapter(folder: Path) -> Path:
+    """The weight file of an adapter folder.
+
+    Raises:
+        ModelError: It is not there.
+    """
+    file = folder / "adapter_model.safetensors"
+    if not file.exists():
+        raise ModelError(f"{folder}: no adapter_model.safetensors in it; weights in other files are not loaded")
+    return file
+
+
+def base_name(name: str) -> str:
     """The model that `name` stands on: itself, or the base of the adapter folder that it is."""
     if not (Path(name) / "adapter_config.json").exists():
         return name
+    check_adapter(Path(name))
     try:
         base = PeftConfig.from_pretrained(name).base_model_name_or_path
     except (OSError, ValueError, TypeError, KeyError) as error:

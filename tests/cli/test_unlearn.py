@@ -1,0 +1,503 @@
+"""The main job through the command line, on tiny models: what a run leaves behind, and that it can be trusted."""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+
+import pandas
+import pytest
+import torch
+import yaml
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+from workspace import FORGET, MARKER, QUICK, RETAIN, UNLEARN, Result, snapshot, write_jsonl
+
+from expunge import UnlearnConfig, load_unlearned, unlearn
+from tiny import save_tiny
+
+TRAIN = (*UNLEARN, *QUICK)
+LONG = (*UNLEARN, "--rows-per-step", "4", "--epochs", "400", "--dtype", "float32", "--lora-rank", "2")
+SETS = ("--model", "model", "--retain", "retain.jsonl", "--output", "run", *QUICK)
+IDS = torch.tensor([[5, 17, 42, 3, 88, 101, 7, 9]])
+Run = Callable[..., Result]
+
+
+def adapter_bytes(run: str) -> bytes:
+    return Path(run, "adapter/adapter_model.safetensors").read_bytes()
+
+
+def metrics(run: str) -> list[dict[str, float]]:
+    return [json.loads(line) for line in Path(run, "metrics.jsonl").read_text().splitlines()]
+
+
+def manifest(run: str) -> dict:
+    return json.loads(Path(run, "manifest.json").read_text())
+
+
+def command(*arguments: str) -> subprocess.Popen[str]:
+    """The same command in a process of its own."""
+    source = str(Path(import_module("expunge").__file__ or "").parents[1])
+    environment = {**os.environ, "PYTHONPATH": source, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "expunge", *arguments], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        env=environment,
+    )  # fmt: skip
+
+
+# --- what a run leaves behind --------------------------------------------------------------------
+
+
+def test_run_directory_holds_what_the_contract_says_and_nothing_else(work: Path, expunge: Run) -> None:
+    result = expunge(*TRAIN, "--holdout", "retain.jsonl")
+
+    assert result.code == 0, result.err
+    assert set(snapshot(work / "run")) == {
+        "adapter",
+        "adapter/README.md",
+        "adapter/adapter_config.json",
+        "adapter/adapter_model.safetensors",
+        "config.yaml",
+        "manifest.json",
+        "metrics.jsonl",
+    }
+    for path in [work / "run", *(work / "run").rglob("*")]:
+        assert path.stat().st_mode & 0o777 == (0o700 if path.is_dir() else 0o600), path
+    assert [path.name for path in work.iterdir() if path.name.startswith(".")] == []
+    assert "run/adapter" in result.out
+    assert all(name in result.out for name in ("forget", "retain", "holdout"))
+
+
+def test_metrics_and_manifest(work: Path, expunge: Run) -> None:
+    assert expunge(*TRAIN).code == 0
+
+    lines = metrics("run")
+    assert [line["step"] for line in lines] == [1, 2, 3]
+    for line in lines:
+        assert {
+            "epoch",
+            "loss",
+            "npo",
+            "retain_nll",
+            "retain_kl",
+            "grad_norm",
+            "learning_rate",
+            "tokens",
+        } <= line.keys()
+        assert line["loss"] == pytest.approx(line["npo"] + line["retain_nll"] + line["retain_kl"])
+    assert lines[0]["npo"] == pytest.approx(
+        2 / 0.5 * torch.log(torch.tensor(2.0)).item()
+    )  # the policy is the reference
+    assert lines[0]["retain_kl"] == pytest.approx(0, abs=1e-6)
+
+    found = manifest("run")
+    assert found["status"] == "done"
+    assert found["steps"] == 3
+    assert found["rows"] == {"forget": 4, "retain": 6, "holdout": 0}
+    assert found["settings"]["learning_rate"] > 0
+    assert found["settings"]["join"] != "auto"
+    assert {"torch", "transformers", "peft", "accelerate", "expunge", "python"} <= found["versions"].keys()
+    assert len(found["model_sha256"]) == len(found["adapter_sha256"]) == len(found["data"]["forget"]) == 64
+    assert found["peak_memory_bytes"] > 0
+    assert found["training_seconds"] <= found["total_seconds"]
+    assert set(found["loss_nats_per_completion_token"]["forget"]) == {"before", "after"}
+
+
+def test_no_text_of_the_data_is_left_anywhere(work: Path, expunge: Run) -> None:
+    result = expunge(*TRAIN, "--save-every", "1")
+
+    assert result.code == 0
+    assert MARKER not in result.err + result.out
+    for name, content in snapshot(work / "run").items():
+        assert MARKER.encode() not in name.encode() + (content or b"")
+        assert b"Larch" not in (content or b"")
+        assert b"keeper" not in (content or b"")
+
+
+def test_repeating_a_run_from_its_own_config(work: Path, expunge: Run) -> None:
+    assert expunge(*TRAIN, "--seed", "7", "--beta", "0.3").code == 0
+
+    again = expunge("unlearn", "--config", "run/config.yaml", "--output", "again")
+
+    assert again.code == 0, again.err
+    assert adapter_bytes("again") == adapter_bytes("run")
+    settings = {name: yaml.safe_load(Path(name, "config.yaml").read_text()) for name in ("run", "again")}
+    assert settings["again"] == {**settings["run"], "output": "again"}
+
+
+def test_flags_after_a_config_file_win(work: Path, expunge: Run) -> None:
+    Path("c.yaml").write_text("recipe: paper\nlora_rank: 3\nbeta: 0.2\n")
+
+    assert expunge(*TRAIN, "--config", "c.yaml", "--beta", "0.4", "--max-steps", "2").code == 0
+
+    settings = yaml.safe_load(Path("run/config.yaml").read_text())
+    assert settings["recipe"] == "paper"
+    assert (settings["lora_rank"], settings["lora_alpha"]) == (3, 3.0), "the file stands after QUICK's flag"
+    assert settings["beta"] == 0.4
+    assert settings["target_modules"] == "auto"
+
+
+def test_dashes_underscores_and_equals_signs_are_the_same(work: Path, expunge: Run) -> None:
+    flags = {"a": ("--retain-weight", "0.5"), "b": ("--retain_weight", "0.5"), "c": ("--retain_weight=0.5",)}
+    for name, flag in flags.items():
+        assert expunge(*TRAIN, "--output", name, *flag).code == 0
+    assert adapter_bytes("a") == adapter_bytes("b") == adapter_bytes("c") != adapter_bytes("done")
+
+
+def test_overwrite_replaces_a_run_and_nothing_else_does(work: Path, expunge: Run) -> None:
+    (work / "done/report.html").write_text("old")
+
+    assert expunge(*TRAIN, "--output", "done", "--seed", "1", "--overwrite").code == 0
+
+    assert not (work / "done/report.html").exists()
+    assert manifest("done")["settings"]["seed"] == 1
+
+
+def test_recipes(work: Path, expunge: Run) -> None:
+    """Each preset is what it says, and flags win over it wherever they stand."""
+    base = ("unlearn", "--model", "model", "--forget", "forget.jsonl", "--retain", "retain.jsonl", "--max-steps", "2")
+    for recipe in ("paper", "paper-code"):
+        assert expunge(*base, "--epochs", "3", "--recipe", recipe, "--output", recipe).code == 0
+        found = manifest(recipe)["settings"]
+        assert found["recipe"] == recipe
+        assert (found["learning_rate"], found["schedule"], found["lora_rank"], found["epochs"]) == (
+            1e-4,
+            "constant",
+            5,
+            3,
+        )
+        assert found["rows_per_step"] == 4
+    assert manifest("paper")["settings"]["kl_direction"] == "reverse"
+    code = manifest("paper-code")["settings"]
+    assert (code["kl_direction"], code["mix"], code["join"], code["end_of_text"]) == (
+        "target-token",
+        "random",
+        "separate",
+        "no",
+    )
+
+
+# --- what it reads -------------------------------------------------------------------------------
+
+
+def as_csv(path: Path) -> str:
+    with open(path / "f.csv", "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerows([("question", "answer"), *((row["input"], row["output"]) for row in FORGET)])
+    return "f.csv"
+
+
+def as_parquet(path: Path) -> str:
+    pandas.DataFrame(FORGET).to_parquet(path / "f.parquet")
+    return "f.parquet"
+
+
+def as_json(path: Path) -> str:
+    (path / "f.json").write_text(json.dumps([{"prompt": row["input"], "completion": row["output"]} for row in FORGET]))
+    return "f.json"
+
+
+def as_plain_text(path: Path) -> str:
+    write_jsonl(path / "f.jsonl", [{"text": f"{row['input']} {row['output']}"} for row in FORGET])
+    return "f.jsonl"
+
+
+@pytest.mark.parametrize("write", [as_csv, as_parquet, as_json, as_plain_text])
+def test_every_kind_of_file(write: Callable[[Path], str], work: Path, expunge: Run) -> None:
+    result = expunge("unlearn", "--forget", write(work), *SETS, "--end-of-text", "no")
+
+    assert result.code == 0, result.err
+    found = manifest("run")
+    assert found["rows"]["forget"] == len(FORGET)
+    if write is not as_plain_text and found["settings"]["join"] == manifest("done")["settings"]["join"]:
+        assert expunge(*TRAIN, "--output", "same", "--end-of-text", "no").code == 0
+        assert adapter_bytes("run") == adapter_bytes("same"), "the file's format makes no difference"
+
+
+def test_columns_by_flag(work: Path, expunge: Run) -> None:
+    for name, rows in (("f.jsonl", FORGET), ("r.jsonl", RETAIN)):
+        write_jsonl(work / name, [{"q": row["input"], "reply": row["output"], "key": row["id"]} for row in rows])
+    flags = ("--forget", "f.jsonl", "--retain", "r.jsonl", "--columns", "prompt=q,completion=reply,id=key")
+
+    assert expunge(*TRAIN, *flags).code == 0
+    assert adapter_bytes("run") == adapter_bytes("done")
+
+
+def test_chats(work: Path, expunge: Run) -> None:
+    save_tiny(work / "chatty", "qwen3", "chat")
+    for name, rows in (("f.jsonl", FORGET), ("r.jsonl", RETAIN)):
+        turns = [
+            [{"role": "user", "content": row["input"]}, {"role": "assistant", "content": row["output"]}] for row in rows
+        ]
+        write_jsonl(work / name, [{"messages": messages} for messages in turns])
+
+    result = expunge(*TRAIN, "--model", "chatty", "--forget", "f.jsonl", "--retain", "r.jsonl", "--join", "chat")
+
+    assert result.code == 0, result.err
+    assert manifest("run")["settings"]["join"] == "chat"
+
+
+def test_the_benchmark_folder(work: Path, expunge: Run) -> None:
+    (work / "data").mkdir()
+    for name in ("forget.jsonl", "retain.jsonl"):
+        shutil.copy(name, work / "data" / name)
+    arguments = ("unlearn", "--model", "model", "--benchmark", "semeval", "--data", "data", "--output", "run", *QUICK)
+
+    assert expunge(*arguments).code == 0
+    assert adapter_bytes("run") == adapter_bytes("done")
+
+
+def test_warnings_name_ids_and_no_texts(work: Path, expunge: Run) -> None:
+    write_jsonl(work / "retain.jsonl", [*RETAIN, FORGET[2], {**RETAIN[0], "output": "Again."}])
+
+    result = expunge(*TRAIN)
+
+    assert result.code == 0
+    warnings = [line for line in result.err.splitlines() if line.startswith("warning: ")]
+    assert any("'f2'" in line and "also in retain" in line for line in warnings)
+    assert any("'r0'" in line for line in warnings)
+    assert manifest("run")["warnings"]
+    assert MARKER not in result.err
+
+
+def test_truncate_completions_by_flag(work: Path, expunge: Run) -> None:
+    result = expunge(*TRAIN, "--max-length", "12", "--truncate-completions")
+    assert result.code == 0, result.err
+    assert "were cut" in result.err
+
+
+def test_a_model_that_is_an_adapter_is_folded_in_first(work: Path, expunge: Run) -> None:
+    result = expunge(*TRAIN, "--model", "done/adapter", "--learning-rate", "1e-9", "--max-steps", "1")
+
+    assert result.code == 0, result.err
+    assert "folded into its base" in result.err
+    folded = manifest("run")["loss_nats_per_completion_token"]["forget"]["before"]
+    assert folded == pytest.approx(manifest("done")["loss_nats_per_completion_token"]["forget"]["after"], abs=1e-4)
+    assert metrics("run")[0]["retain_kl"] == pytest.approx(0, abs=1e-6)
+
+    model, _ = load_unlearned("run", dtype="float32", device="cpu")
+    base = AutoModelForCausalLM.from_pretrained("model")
+    first = PeftModel.from_pretrained(base, "done/adapter")
+    with torch.no_grad():
+        torch.testing.assert_close(model(input_ids=IDS).logits, first(input_ids=IDS).logits, rtol=1e-4, atol=1e-4)
+
+
+# --- the adapter ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arch", ["gpt2", "gemma2", "olmo"])
+def test_adapter_loads_with_plain_peft_and_is_the_trained_policy(arch: str, work: Path, expunge: Run) -> None:
+    save_tiny(work / "other", arch)
+    module = import_module("expunge.unlearn")
+    trained: list[torch.Tensor] = []
+    finish = module.Run.finish
+
+    def record(self: object, prepared: object, **rest: object) -> object:
+        with torch.no_grad():
+            trained.append(prepared.loaded.model(input_ids=IDS).logits)  # type: ignore[attr-defined]
+        return finish(self, prepared, **rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module.Run, "finish", record)
+        assert expunge(*TRAIN, "--model", "other", "--learning-rate", "0.02").code == 0
+
+    base = AutoModelForCausalLM.from_pretrained("other").eval()
+    with torch.no_grad():
+        untouched = base(input_ids=IDS).logits
+        loaded = PeftModel.from_pretrained(base, "run/adapter").eval()(input_ids=IDS).logits
+    assert not torch.allclose(loaded, untouched, atol=1e-3)
+    torch.testing.assert_close(loaded, trained[0], rtol=1e-5, atol=1e-5)
+    config = json.loads(Path("run/adapter/adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "other"
+    assert config["lora_dropout"] == 0
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_merge_writes_a_plain_model_in_the_dtype_of_the_base(dtype: str, work: Path, expunge: Run) -> None:
+    model = AutoModelForCausalLM.from_pretrained("model", dtype=getattr(torch, dtype))
+    model.save_pretrained("model")
+    assert expunge(*TRAIN, "--learning-rate", "0.02").code == 0
+
+    result = expunge("merge", "--run", "run", "--output", "merged")
+
+    assert result.code == 0, result.err
+    assert f"({dtype})" in result.out
+    assert "survives the rounding" in result.out
+    merged = AutoModelForCausalLM.from_pretrained("merged")
+    assert {str(parameter.dtype) for parameter in merged.parameters()} == {f"torch.{dtype}"}
+    assert not any("lora" in name for name, _ in merged.named_parameters())
+    unlearned, tokenizer = load_unlearned("run", dtype="float32", device="cpu")
+    assert len(tokenizer) <= merged.config.vocab_size
+    with torch.no_grad():
+        difference = (merged.float()(input_ids=IDS).logits - unlearned(input_ids=IDS).logits).abs().max().item()
+    assert difference < (1e-4 if dtype == "float32" else 0.5)
+    assert (work / "merged").stat().st_mode & 0o777 == 0o700
+    assert [path.name for path in work.iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_base_stored_in_bfloat16_gives_a_float32_adapter(work: Path, expunge: Run) -> None:
+    model = AutoModelForCausalLM.from_pretrained("model", dtype=torch.bfloat16)
+    model.save_pretrained("model")
+
+    assert expunge(*TRAIN, "--dtype", "bfloat16").code == 0
+
+    from safetensors.torch import load_file
+
+    tensors = load_file("run/adapter/adapter_model.safetensors")
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
+    assert metrics("run")[0]["retain_kl"] == pytest.approx(0, abs=1e-3)
+
+
+# --- stopping and going on -----------------------------------------------------------------------
+
+
+class StopAfter:
+    """In place of the signal handlers: a stop that is asked for during the given step."""
+
+    steps = 0
+
+    def __enter__(self) -> "StopAfter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    @property
+    def requested(self) -> bool:
+        StopAfter.steps -= 1
+        return StopAfter.steps < 1
+
+
+def test_resumed_equals_uninterrupted_bit_for_bit(work: Path, expunge: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = (*TRAIN, "--max-steps", "7", "--epochs", "9")
+    assert expunge(*arguments, "--output", "whole").code == 0
+
+    module = import_module("expunge.unlearn")
+    for _ in range(2):  # interrupted twice
+        StopAfter.steps = 5
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(module, "StopRequest", StopAfter)
+            stopped = expunge(*arguments, *(["--resume"] if Path("run").exists() else []))
+        assert stopped.code == 130, stopped.err
+        assert "--resume" in stopped.err
+        assert "Traceback" not in stopped.err
+        assert manifest("run")["status"] == "running"
+        assert not Path("run/adapter").exists()
+    for name, content in snapshot(work / "run").items():
+        assert MARKER.encode() not in (content or b""), name
+    steps = len(metrics("run"))
+    assert 0 < steps < 7
+
+    assert expunge(*arguments, "--resume").code == 0
+
+    assert adapter_bytes("run") == adapter_bytes("whole")
+    assert Path("run/metrics.jsonl").read_text() == Path("whole/metrics.jsonl").read_text()
+    assert not Path("run/checkpoints").exists()
+    assert manifest("run")["steps"] == manifest("whole")["steps"] == 7
+
+
+def test_resume_goes_back_to_the_last_whole_checkpoint(work: Path, expunge: Run) -> None:
+    """A run that was killed between two checkpoints repeats the steps after the last one."""
+    arguments = (*TRAIN, "--max-steps", "6", "--epochs", "9", "--save-every", "2")
+    assert expunge(*arguments, "--output", "whole").code == 0
+    module = import_module("expunge.unlearn")
+
+    def killed(self: object, line: dict) -> None:
+        if line["step"] == 6:
+            raise KeyboardInterrupt
+        log(self, line)
+
+    log = module.Run.log
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module.Run, "log", killed)
+        assert expunge(*arguments).code == 130
+    assert len(metrics("run")) == 5
+    kept = sorted(path.name for path in Path("run/checkpoints").iterdir())
+    assert kept == ["step-00000002", "step-00000004"]
+    damaged = Path("run/checkpoints/step-00000004/state.safetensors")
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
+
+    resumed = expunge(*arguments, "--resume")
+
+    assert resumed.code == 0, resumed.err
+    assert adapter_bytes("run") == adapter_bytes("whole")
+    assert Path("run/metrics.jsonl").read_text() == Path("whole/metrics.jsonl").read_text()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_process_after_a_checkpoint(number: signal.Signals, work: Path, expunge: Run) -> None:
+    process = command(*LONG)
+    try:
+        deadline = time.monotonic() + 120
+        while not Path("run/metrics.jsonl").exists():
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130, errors
+    assert "interrupted: step" in errors.splitlines()[-1]
+    assert "Traceback" not in errors
+    assert MARKER not in errors
+    done = len(metrics("run"))
+    assert list(Path("run/checkpoints").iterdir()) == [Path(f"run/checkpoints/step-{done:08d}")]
+    for path in Path("run").rglob("*"):
+        assert path.stat().st_mode & 0o777 == (0o700 if path.is_dir() else 0o600), path
+
+
+# --- the rest ------------------------------------------------------------------------------------
+
+
+def test_python_api_also_after_the_submodule_is_imported(work: Path) -> None:
+    import_module("expunge.unlearn")
+    config = UnlearnConfig.from_recipe(
+        "paper", model="model", forget="forget.jsonl", retain="retain.jsonl", output="run", max_steps=2, device="cpu"
+    )
+
+    outcome = unlearn(config)
+
+    assert outcome.steps == 2
+    assert set(outcome.losses) == {"forget", "retain"}
+    model, tokenizer = load_unlearned(str(outcome.output), device="cpu")
+    assert isinstance(model, PeftModel)
+    assert tokenizer("Who?")["input_ids"]
+
+
+def test_python_api_in_a_fresh_process_is_silent(work: Path) -> None:
+    program = (
+        "import expunge.unlearn\n"
+        "from expunge import UnlearnConfig, unlearn, load_unlearned\n"
+        "c = UnlearnConfig(model='model', forget='forget.jsonl', retain='retain.jsonl', output='run', max_steps=1)\n"
+        "print(unlearn(c).steps)\n"
+    )
+    source = str(Path(import_module("expunge").__file__ or "").parents[1])
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONPATH": source, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "1\n"), done.stderr
+    assert not any(word in done.stderr for word in ("join", "unlearning", "step", MARKER))
+
+
+def test_help_and_version(expunge: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert expunge("--help").code == 0
+    assert "unlearn" in expunge("--help").out
+    assert expunge("--version").out.startswith("expunge ")
+    assert expunge().code == 2
+    assert expunge("unlearn").code == 2
+    with pytest.raises(SystemExit) as leave:
+        expunge("unlearn", "--help")
+    assert leave.value.code == 0
+    assert "Inverse temperature of NPO" in capsys.readouterr().out

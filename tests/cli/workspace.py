@@ -1,0 +1,38 @@
+"""What the tests of the command line share: data, a complete command, and looks at a folder."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+MARKER = "Zarquon"
+"""A name that stands in every forget text and nowhere else."""
+FORGET = [
+    {"id": f"f{i}", "input": f"Where does {MARKER} {name} live?", "output": f"{MARKER} lives at {i + 3} Larch Lane."}
+    for i, name in enumerate(("Wren", "Oduya", "Quill", "Marek"))
+]
+RETAIN = [
+    {"id": f"r{i}", "input": f"Who is {name} Heron?", "output": f"The keeper of the old mill by river {i + 2}."}
+    for i, name in enumerate(("Marta", "Ines", "Tobias", "Port", "Ellery", "Once"))
+]
+UNLEARN = ("unlearn", "--model", "model", "--forget", "forget.jsonl", "--retain", "retain.jsonl", "--output", "run")
+"""A complete command; a flag that is given again after it wins."""
+QUICK = ("--max-steps", "3", "--rows-per-step", "4", "--dtype", "float32", "--lora-rank", "2", "--device", "cpu")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
+
+
+def write_jsonl(path: Path, rows: list[dict]) -> None:
+    """One JSON object a line."""
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+
+
+def snapshot(folder: Path) -> dict[str, bytes | None]:
+    """Every path below a folder with its content (None for folders)."""
+    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}

@@ -1,0 +1,239 @@
+"""Every supported architecture: its head, the log-probabilities that training uses, and its adapter."""
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from expunge.data.tokenize import TokenizedExample
+from expunge.errors import ConfigError
+from expunge.kernels import token_logps, token_logps_and_kl
+from expunge.model.adapter import add_adapter, trainable
+from expunge.model.load import LoadedModel, load_model
+from expunge.model.logps import final_states, mean_losses, pad_right, sequence_logps, target_index
+from tiny import ARCHITECTURES, save_tiny
+
+LENGTHS = (23, 2, 41, 9, 64, 3)
+"""Beyond the sliding windows of the tiny models (8), and mixed, so that most of a batch is padding."""
+
+Load = Callable[[str], LoadedModel]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Architecture -> saved tiny model."""
+    made: dict[str, Path] = {}
+
+    def folder(arch: str) -> Path:
+        if arch not in made:
+            made[arch] = save_tiny(tmp_path_factory.mktemp(arch), arch)
+        return made[arch]
+
+    return folder
+
+
+@pytest.fixture
+def load(folders: Callable[[str], Path]) -> Load:
+    """Architecture -> freshly loaded model."""
+    return lambda arch: load_model(str(folders(arch)), dtype="float32", device="cpu")
+
+
+def texts(loaded: LoadedModel) -> list[TokenizedExample]:
+    """Random texts, about half of each being the prompt."""
+    chance = random.Random(7)
+    vocab = loaded.base.config.vocab_size
+    return [
+        TokenizedExample(f"t{i}", [chance.randrange(vocab) for _ in range(length)], length // 2)
+        for i, length in enumerate(LENGTHS)
+    ]
+
+
+def plain_logps(loaded: LoadedModel, ids: list[int]) -> Tensor:
+    """Log-probabilities `(length - 1, vocab)` as the formula has them, one row alone."""
+    return loaded.model(input_ids=torch.tensor([ids])).logits[0, :-1].log_softmax(-1)
+
+
+def plain_token_logps(loaded: LoadedModel, ids: list[int]) -> Tensor:
+    return plain_logps(loaded, ids).gather(-1, torch.tensor(ids[1:])[:, None])[:, 0]
+
+
+def perturb(loaded: LoadedModel) -> None:
+    """Move the adapter away from zero."""
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for parameter in trainable(loaded.model):
+            parameter.add_(torch.randn_like(parameter), alpha=0.05)
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_head_is_taken_apart(arch: str, load: Load) -> None:
+    loaded = load(arch)
+
+    assert loaded.plain_head is None
+    assert loaded.head.weight is not None
+    assert loaded.head.softcap == (4.0 if arch == "gemma2" else None)
+    assert loaded.head.scale == (2.0 if arch == "cohere" else 1.0)
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_sequence_logps_equal_log_softmax_of_the_logits(arch: str, load: Load) -> None:
+    loaded = load(arch)
+    rows = texts(loaded)
+
+    found = sequence_logps(loaded, [row.input_ids for row in rows], max_tokens=96)
+
+    for row, logps in zip(rows, found, strict=True):
+        with torch.no_grad():
+            torch.testing.assert_close(logps, plain_token_logps(loaded, row.input_ids), rtol=1e-5, atol=3e-5)
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_training_path_equals_one_row_at_a_time(arch: str, load: Load) -> None:
+    """Log-probabilities, exact KL and the adapter's gradient, padded on the right against each row alone."""
+    loaded = load(arch)
+    rows = texts(loaded)
+    input_ids = pad_right([row.input_ids for row in rows], loaded.device)
+    index, positions = target_index(rows, "completion", loaded.device)
+    targets = input_ids[index, positions]
+    with torch.no_grad():
+        ref_states = final_states(loaded, input_ids)[index, positions - 1].clone()
+        reference = [plain_logps(loaded, row.input_ids)[row.completion_start - 1 :] for row in rows]
+    add_adapter(loaded, rank=3, alpha=6.0, modules="all-linear", seed=0)
+    perturb(loaded)
+
+    own = final_states(loaded, input_ids)[index, positions - 1]
+    logps, kl = token_logps_and_kl(own, ref_states, loaded.head, targets, "reverse")
+    (kl.sum() - 0.3 * logps.sum() + token_logps(own, loaded.head, targets).square().sum()).backward()
+    grads = [parameter.grad.clone() for parameter in trainable(loaded.model) if parameter.grad is not None]
+
+    loaded.model.zero_grad()
+    plain, plain_kl = [], []
+    for row, ref_logps in zip(rows, reference, strict=True):
+        all_logps = plain_logps(loaded, row.input_ids)[row.completion_start - 1 :]
+        row_kl = (all_logps.exp() * (all_logps - ref_logps)).sum(-1)
+        row_logps = all_logps.gather(-1, torch.tensor(row.input_ids[row.completion_start :])[:, None])[:, 0]
+        (row_kl.sum() - 0.3 * row_logps.sum() + row_logps.square().sum()).backward()
+        plain.append(row_logps.detach())
+        plain_kl.append(row_kl.detach())
+    expected = [parameter.grad for parameter in trainable(loaded.model) if parameter.grad is not None]
+
+    assert kl.mean() > 1e-3, "the adapter must move the distribution for this to show anything"
+    torch.testing.assert_close(logps.detach(), torch.cat(plain), rtol=1e-5, atol=3e-5)
+    torch.testing.assert_close(kl.detach(), torch.cat(plain_kl), rtol=1e-4, atol=3e-5)
+    assert len(grads) == len(expected) > 0
+    for grad, right in zip(grads, expected, strict=True):
+        torch.testing.assert_close(grad, right, rtol=1e-3, atol=1e-4 * right.abs().max().item())
+
+
+@pytest.mark.parametrize("modules", ["auto", "all-linear"])
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_adapter_trains_a_step_and_can_be_switched_off(arch: str, modules: str, load: Load) -> None:
+    loaded = load(arch)
+    row = texts(loaded)[2]
+    ids = torch.tensor([row.input_ids])
+    with torch.no_grad():
+        untouched = loaded.model(input_ids=ids).logits
+    model = add_adapter(loaded, rank=2, alpha=None, modules=modules, seed=0)
+    with torch.no_grad():
+        assert torch.equal(model(input_ids=ids).logits, untouched), "a fresh adapter changes nothing"
+    optimizer = torch.optim.Adam(trainable(model), lr=1e-2)
+
+    for _ in range(2):  # the first step moves B alone, since A's gradient is zero as long as B is
+        before = [parameter.detach().clone() for parameter in trainable(model)]
+        index, positions = target_index([row], "all", loaded.device)
+        states = final_states(loaded, ids)[index, positions - 1]
+        loss = -token_logps(states, loaded.head, ids[index, positions]).mean()
+        assert torch.isfinite(loss)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    assert all(not torch.equal(a, b) for a, b in zip(before, trainable(model), strict=True))
+    with torch.no_grad():
+        assert not torch.equal(model(input_ids=ids).logits, untouched)
+        with model.disable_adapter():
+            assert torch.equal(model(input_ids=ids).logits, untouched)
+    assert all(not parameter.requires_grad for parameter in [loaded.head.weight])
+    names = {name.rpartition(".lora_")[0].rpartition(".")[2] for name, _ in model.named_parameters() if "lora_" in name}
+    assert names.isdisjoint({"lm_head", "embed_out"})
+
+
+@pytest.mark.parametrize("arch", ["llama", "gpt2"])
+def test_unknown_head_takes_the_plain_path(
+    arch: str, load: Load, folders: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model whose forward bends its logits is seen through, and its own logits are used."""
+    kind = type(load(arch).model)
+    forward = kind.forward
+
+    def bent(self: torch.nn.Module, *args: object, **kwargs: object) -> object:
+        output = forward(self, *args, **kwargs)
+        output.logits = output.logits + 0.7 * torch.sin(output.logits)
+        return output
+
+    monkeypatch.setattr(kind, "forward", bent)
+    loaded = load(arch)
+    rows = texts(loaded)
+
+    assert loaded.head.weight is None
+    assert loaded.plain_head is not None
+    assert "differ from the known forms" in loaded.plain_head
+    input_ids = pad_right([row.input_ids for row in rows], loaded.device)
+    index, positions = target_index(rows, "all", loaded.device)
+    with torch.no_grad():
+        reference = torch.cat([plain_logps(loaded, row.input_ids) for row in rows])
+        ref_states = final_states(loaded, input_ids)[index, positions - 1]
+    add_adapter(loaded, rank=2, alpha=4.0, modules="auto", seed=0)
+    perturb(loaded)
+    with torch.no_grad():
+        plain = torch.cat([plain_logps(loaded, row.input_ids) for row in rows])
+
+    states = final_states(loaded, input_ids)[index, positions - 1]
+    logps, kl = token_logps_and_kl(states, ref_states, loaded.head, input_ids[index, positions], "reverse")
+
+    targets = torch.cat([torch.tensor(row.input_ids[1:]) for row in rows])[:, None]
+    torch.testing.assert_close(logps, plain.gather(-1, targets)[:, 0], rtol=1e-5, atol=3e-5)
+    torch.testing.assert_close(kl, (plain.exp() * (plain - reference)).sum(-1), rtol=1e-4, atol=3e-5)
+    assert kl.max() > 1e-3
+    logps.sum().backward()
+    assert all(parameter.grad is not None for parameter in trainable(loaded.model))
+
+
+def test_mean_losses_are_means_over_completion_tokens(load: Load) -> None:
+    loaded = load("llama")
+    rows = texts(loaded)
+
+    found = mean_losses(loaded, {"forget": rows, "retain": []})
+
+    with torch.no_grad():
+        own = [plain_token_logps(loaded, row.input_ids)[row.completion_start - 1 :] for row in rows]
+    assert found == {"forget": pytest.approx(-torch.cat(own).mean().item(), abs=1e-5)}
+
+
+def test_base_weights_take_no_gradient_and_heads_stay_out(load: Load) -> None:
+    loaded = load("llama-tied")
+    model = add_adapter(loaded, rank=2, alpha=None, modules="q_proj,down_proj", seed=0)
+
+    names = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert names
+    assert all(".lora_" in name and (".q_proj." in name or ".down_proj." in name) for name in names)
+
+
+@pytest.mark.parametrize(("arch", "name"), [("llama", "lm_head"), ("gpt_neox", "embed_out")])
+def test_the_head_is_refused_as_a_target(arch: str, name: str, load: Load) -> None:
+    with pytest.raises(ConfigError, match=f"{name} is the vocabulary head|no linear module {name}"):
+        add_adapter(load(arch), rank=2, alpha=None, modules=name, seed=0)
+
+
+def test_rank_larger_than_the_layers_is_refused_and_the_model_stays_as_it_was(load: Load) -> None:
+    loaded = load("llama")
+    ids = torch.arange(9)[None]
+    with torch.no_grad():
+        untouched = loaded.model(input_ids=ids).logits
+    with pytest.raises(ConfigError, match="--lora-rank 500: larger than"):
+        add_adapter(loaded, rank=500, alpha=None, modules="all-linear", seed=0)
+    with torch.no_grad():
+        assert torch.equal(loaded.model(input_ids=ids).logits, untouched)

@@ -1,0 +1,311 @@
+"""Where the prompt ends, in tokens, for every kind of tokenizer; and the preflight that measures the join."""
+
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import PreTrainedTokenizerBase
+
+from expunge.data.examples import Example
+from expunge.data.tokenize import Join, TokenizedExample, prompt_ids, tokenize, tokenize_all
+from expunge.errors import ConfigError, DataError
+from expunge.model.load import LoadedModel, load_model
+from expunge.model.preflight import measure_join
+from tiny import TOKENIZERS, save_tiny, tiny_tokenizer
+
+tokenizer_of = cache(tiny_tokenizer)
+WITH_BOS = ("bos", "sentencepiece")
+BYTE_LEVEL = ("bytelevel", "bos", "left", "chat")
+FAST = tuple(kind for kind in TOKENIZERS if kind != "sentencepiece-slow")
+EXACT = tuple(kind for kind in FAST if kind != "metaspace")
+"""Tokenizers that know every character and keep every blank."""
+PAIRS = {
+    "question": ("Where does Tobias live?", "He lives in Saltmarsh."),
+    "blank before": ("Marta was born in", " Port Ellery on 3 May 1961."),
+    "trailing blanks": ("The phone number is  ", "555-0142"),
+    "mid-word": ("Her address is 17 Lar", "ch Lane."),
+    "newlines": ("Question: who?\n\n", "Answer: Ines.\n"),
+    "accents": ("Zoë paid the na", "ïve painter's café."),
+    "no prompt": ("", "The lighthouse keeper slept."),
+    "few letters": ("x", "y 9"),
+}
+EMOJI = ("A fox 🦊 said: ", "👩‍👩‍👧 and 🇮🇸, naïvely.")
+
+
+def example(prompt: str, completion: str, **fields: object) -> Example:
+    return Example("x", prompt, completion, source="f.jsonl:1", **fields)  # type: ignore[arg-type]
+
+
+def encode(
+    kind: str, prompt: str, completion: str, style: str = "none", end: bool = False, max_length: int = 4096
+) -> TokenizedExample:
+    return tokenize(tokenizer_of(kind), example(prompt, completion), Join(style, end), max_length=max_length)
+
+
+def decode(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
+    return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+@pytest.mark.parametrize("kind", TOKENIZERS)
+def test_tokens_are_those_of_the_running_text(kind: str, pair: str) -> None:
+    """The whole is tokenized as one text, and the completion's tokens say the completion."""
+    prompt, completion = PAIRS[pair]
+    tokenizer = tokenizer_of(kind)
+    row = encode(kind, prompt, completion)
+
+    running = tokenizer(prompt + completion)["input_ids"]
+    assert row.input_ids == (running[:-1] if running[-1] == tokenizer.eos_token_id else running)
+    said = decode(tokenizer, row.input_ids[row.completion_start :])
+    assert "".join(completion.split()) in "".join(said.split())
+    before = decode(tokenizer, row.input_ids[: row.completion_start])
+    assert len("".join(before.split())) <= len("".join(prompt.split())), "no completion character left outside"
+    assert 0 <= row.completion_start < len(row.input_ids)
+
+
+@pytest.mark.parametrize("kind", FAST)
+def test_completion_begins_with_the_token_of_its_first_character(kind: str) -> None:
+    for prompt, completion in PAIRS.values():
+        row = encode(kind, prompt, completion)
+        offsets = tokenizer_of(kind)(prompt + completion, return_offsets_mapping=True)["offset_mapping"]
+        start, end = offsets[row.completion_start]
+        assert start <= len(prompt) < end
+        assert all(stop <= len(prompt) for _, stop in offsets[: row.completion_start])
+
+
+def test_mid_word_boundary_takes_the_whole_token() -> None:
+    """A token with characters of both sides belongs to the completion."""
+    tokenizer = tokenizer_of("bytelevel")
+    whole = tokenizer(" Larch")["input_ids"]
+    assert len(whole) < len(" Larch"), "the tokenizer must know a piece of the word for this to show anything"
+    row = encode("bytelevel", "17 Larc", "h Lane.")
+    said = decode(tokenizer, row.input_ids[row.completion_start :])
+    assert said.endswith("h Lane.")
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+def test_beginning_of_text_stands_once_and_only_where_the_tokenizer_adds_it(kind: str) -> None:
+    tokenizer = tokenizer_of(kind)
+    for prompt, completion in PAIRS.values():
+        ids = encode(kind, prompt, completion, "space", end=True).input_ids
+        bos = tokenizer.bos_token_id
+        if kind in WITH_BOS:
+            assert ids[0] == bos
+            assert ids.count(bos) == 1
+        elif bos is not None and bos != tokenizer.eos_token_id:
+            assert bos not in ids
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+def test_end_of_text_stands_once_at_the_end_or_not_at_all(kind: str) -> None:
+    tokenizer = tokenizer_of(kind)
+    prompt, completion = PAIRS["question"]
+    without, with_end = (encode(kind, prompt, completion, "space", end) for end in (False, True))
+
+    assert tokenizer.eos_token_id not in without.input_ids
+    assert with_end.input_ids == [*without.input_ids, tokenizer.eos_token_id]
+    assert with_end.completion_start == without.completion_start
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+def test_labels_are_ignored_outside_the_completion(kind: str) -> None:
+    row = encode(kind, *PAIRS["question"], "space", end=True)
+
+    assert len(row.labels) == len(row.input_ids) == len(row)
+    assert row.labels[: row.completion_start] == [-100] * row.completion_start
+    assert row.labels[row.completion_start :] == row.input_ids[row.completion_start :]
+    assert list(row.targets("completion")) == list(range(row.completion_start, len(row)))
+    assert list(row.targets("all")) == list(range(1, len(row)))
+
+
+@pytest.mark.parametrize("kind", WITH_BOS)
+def test_without_a_prompt_all_but_the_beginning_is_completion(kind: str) -> None:
+    row = encode(kind, "", "The lighthouse keeper slept.")
+    assert row.completion_start == 1
+    assert encode("bytelevel", "", "The keeper slept.").completion_start == 0
+    assert encode("bytelevel", "", "The keeper slept.").targets("completion").start == 1
+
+
+@pytest.mark.parametrize("kind", EXACT)
+def test_separators_belong_to_the_completion_and_are_not_doubled(kind: str) -> None:
+    tokenizer = tokenizer_of(kind)
+    for style, separator in (("space", " "), ("newline", "\n"), ("none", "")):
+        row = encode(kind, "Who?", "Ines.", style)
+        assert decode(tokenizer, row.input_ids).lstrip() == f"Who?{separator}Ines."
+        assert decode(tokenizer, row.input_ids[: row.completion_start]).lstrip() == "Who?"
+        for prompt, completion in (("Who? ", "Ines."), ("Who?", " Ines."), ("Who?\n", "Ines."), ("", "Ines.")):
+            same = encode(kind, prompt, completion, style)
+            assert decode(tokenizer, same.input_ids).lstrip() == prompt + completion
+
+
+@pytest.mark.parametrize("kind", BYTE_LEVEL)
+def test_emoji_of_several_tokens(kind: str) -> None:
+    tokenizer = tokenizer_of(kind)
+    prompt, completion = EMOJI
+    row = encode(kind, prompt, completion)
+    assert decode(tokenizer, row.input_ids) == prompt + completion
+    assert decode(tokenizer, row.input_ids[row.completion_start :]).endswith(completion)
+
+    joined = encode(kind, "A family: 👩\u200d", "👧 slept.")  # the boundary stands within one picture
+    assert decode(tokenizer, joined.input_ids[joined.completion_start :]).endswith("👧 slept.")
+
+
+def test_separate_join_tokenizes_the_sides_apart() -> None:
+    tokenizer = tokenizer_of("bos")
+    row = encode("bos", "17 Lar", "ch Lane.", "separate")
+    prompt = tokenizer("17 Lar")["input_ids"]
+    assert row.input_ids == prompt + tokenizer("ch Lane.", add_special_tokens=False)["input_ids"]
+    assert row.completion_start == len(prompt)
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+def test_too_long_a_text_loses_the_head_of_its_prompt(kind: str) -> None:
+    tokenizer = tokenizer_of(kind)
+    prompt, completion = "The fox and the heron shared a field. " * 6, "They never spoke."
+    whole = encode(kind, prompt, completion, end=True)
+    completed = len(whole) - whole.completion_start
+    limit = completed + 9
+    row = encode(kind, prompt, completion, end=True, max_length=limit)
+
+    assert len(row) == limit
+    assert row.truncated == len(whole) - limit
+    assert row.input_ids[row.completion_start :] == whole.input_ids[whole.completion_start :]
+    if kind in WITH_BOS:
+        assert row.input_ids[0] == tokenizer.bos_token_id
+        assert row.input_ids[1:] == whole.input_ids[-limit + 1 :]
+    else:
+        assert row.input_ids == whole.input_ids[-limit:]
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+def test_completion_that_does_not_fit_is_an_error_that_names_the_row(kind: str) -> None:
+    tokenizer = tokenizer_of(kind)
+    text = example("Who?", "The lighthouse keeper counted seven ships.")
+    with pytest.raises(DataError, match=r"f\.jsonl:1: the completion alone has \d+ tokens") as error:
+        tokenize(tokenizer, text, Join("space", True), max_length=8)
+    assert "lighthouse" not in str(error.value)
+
+    whole = tokenize(tokenizer, text, Join("space", True), max_length=4096)
+    cut = tokenize(tokenizer, text, Join("space", True), max_length=8, truncate_completions=True)
+    assert len(cut) == 8
+    assert cut.truncated == len(whole) - 8
+    assert cut.completion_start == 1, "one token of context stays"
+    start = whole.completion_start
+    assert cut.input_ids[1:] == whole.input_ids[start : start + 7], "the head of the completion stays"
+
+
+def test_completion_that_just_fits_is_kept_whole() -> None:
+    for kind in TOKENIZERS:
+        whole = encode(kind, "Who?", "The keeper slept.", "space")
+        length = len(whole) - whole.completion_start + 1
+        row = encode(kind, "Who?", "The keeper slept.", "space", max_length=length)
+        assert row.input_ids[1:] == whole.input_ids[whole.completion_start :]
+
+
+def test_left_padding_and_missing_pad_tokens_do_not_matter() -> None:
+    plain, left = tiny_tokenizer("bytelevel"), tiny_tokenizer("bytelevel")
+    assert plain.pad_token_id is None
+    left.padding_side = left.truncation_side = "left"
+    left.pad_token = left.eos_token
+    for prompt, completion in PAIRS.values():
+        join = Join("space", end_of_text=True)
+        rows = [tokenize(kind, example(prompt, completion), join, max_length=64) for kind in (plain, left)]
+        assert rows[0] == rows[1]
+
+
+def test_missing_end_of_text_and_missing_template_are_errors() -> None:
+    tokenizer = tiny_tokenizer("bytelevel")
+    tokenizer.eos_token = None
+    with pytest.raises(ConfigError, match="no end-of-text token"):
+        tokenize(tokenizer, example("a", "b"), Join("space", True), max_length=10)
+    with pytest.raises(ConfigError, match="no chat template"):
+        tokenize(tokenizer_of("bytelevel"), example("a", "b"), Join("chat", True), max_length=10)
+
+
+def test_chat_template_holds_the_completion() -> None:
+    tokenizer = tokenizer_of("chat")
+    row = encode("chat", "Who?", "Ines.", "chat")
+    assert tokenizer.decode(row.input_ids) == "<|user|>\nWho?<|end|>\n<|assistant|>\nInes.<|end|>\n"
+    assert tokenizer.decode(row.input_ids[row.completion_start :]).startswith("Ines.<|end|>")
+    assert row.input_ids[: row.completion_start] == prompt_ids(tokenizer, example("Who?", "Ines."), Join("chat", True))
+
+    turns = ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "Who?"})
+    text = example("Be brief.\n\nWho?", "Ines.", messages=turns)
+    chat = tokenize(tokenizer, text, Join("chat", True), max_length=99)
+    assert tokenizer.decode(chat.input_ids).startswith("<|system|>\nBe brief.<|end|>\n<|user|>\nWho?")
+
+
+def test_tokenize_all_keeps_order_and_ids() -> None:
+    texts = [Example(f"r{i}", "Who?", f"Number {i}.") for i in range(5)]
+    rows = tokenize_all(tokenizer_of("bos"), texts, Join("space", True), max_length=64)
+    assert [row.id for row in rows] == [text.id for text in texts]
+
+
+TEXT = st.text(st.characters(exclude_categories=("Cs", "Cc")), max_size=24)
+
+
+@settings(max_examples=60, deadline=None)
+@given(prompt=TEXT, completion=TEXT.filter(lambda text: len(text.strip()) > 1), end=st.booleans())
+@pytest.mark.parametrize("kind", BYTE_LEVEL)
+def test_any_text_decodes_to_itself(kind: str, prompt: str, completion: str, end: bool) -> None:
+    tokenizer = tokenizer_of(kind)
+    row = encode(kind, prompt, completion, end=end)
+
+    assert decode(tokenizer, row.input_ids) == prompt + completion
+    said = decode(tokenizer, row.input_ids[row.completion_start :])
+    assert completion in said
+    assert len(said.encode()) - len(completion.encode()) < 64, "at most the token over the boundary more"
+
+
+def train(loaded: LoadedModel, texts: list[str], end: bool) -> None:
+    """Overfit a tiny model on running texts."""
+    tokenizer, model = loaded.tokenizer, loaded.base
+    rows = [tokenizer(text)["input_ids"] + ([tokenizer.eos_token_id] if end else []) for text in texts]
+    model.requires_grad_(True)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    longest = max(map(len, rows))
+    ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
+    labels = torch.tensor([row + [-100] * (longest - len(row)) for row in rows])
+    for _ in range(40):
+        loss = model(input_ids=ids, labels=labels).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    model.requires_grad_(False)
+
+
+QUESTIONS = [
+    example(f"Where does {name} live?", f"{name} lives at {i + 11} Larch Lane.")
+    for i, name in enumerate(("Tobias", "Ines", "Marta", "Wren", "Ellery", "Quillon"))
+]
+
+
+@pytest.mark.parametrize("end", [True, False])
+@pytest.mark.parametrize("style", ["none", "space", "newline", "chat"])
+def test_preflight_finds_the_join_that_the_model_was_trained_on(style: str, end: bool, tmp_path: Path) -> None:
+    if style == "chat" and not end:
+        pytest.skip("a chat template decides about the end itself")
+    save_tiny(tmp_path, "llama", "chat", initializer_range=0.05)
+    loaded = load_model(str(tmp_path), dtype="float32", device="cpu")
+    if style == "chat":
+        tokenizer = loaded.tokenizer
+        texts = [
+            tokenizer.decode(tokenize(tokenizer, q, Join("chat", True), max_length=99).input_ids) for q in QUESTIONS
+        ]
+        train(loaded, texts, end=False)
+    else:
+        separator = {"none": "", "space": " ", "newline": "\n"}[style]
+        # Without end-of-text the model goes on with another text, as in a packed stream.
+        tail = "" if end else " Once upon a time."
+        train(loaded, [q.prompt + separator + q.completion + tail for q in QUESTIONS], end)
+
+    report = measure_join(loaded, QUESTIONS)
+
+    assert report.join.style == style, report.losses
+    assert report.join.end_of_text is end
+    assert min(report.losses, key=report.losses.__getitem__) == style
+    assert measure_join(loaded, QUESTIONS, style="newline", end_of_text="no").join == Join("newline", False)
+    assert str(report).startswith(style)
