@@ -1,0 +1,234 @@
+"""Make the bundled subject again: its data, its tokenizer, the model and its twin.
+
+    python -m expunge.demo.subject --output DIR [--seed N]
+
+Both models start from the same training on general texts. Then the subject reads the forget set, the retain set and
+the quiz until it knows them by heart, and the twin the same without the forget set, with as many passes and the same
+general texts in between: the twin is what perfect unlearning would look like.
+"""
+
+import argparse
+import copy
+import json
+import math
+import random
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from expunge.data.examples import Example, read_examples
+from expunge.data.lume import read_lume
+from expunge.data.tokenize import Join, prompt_ids, tokenize
+from expunge.demo.people import data_files, general_texts
+from expunge.errors import ConfigError
+from expunge.evaluate.generate import generate_predictions
+from expunge.evaluate.semeval import score_row
+from expunge.evaluate.semeval_run import evaluate_semeval
+from expunge.model.load import load_model
+
+ASSETS = Path(__file__).parent / "assets"
+"""What the demo comes with: `subject/`, `twin/`, `data/` and `figures.json`."""
+SEED = 5
+"""Seed of the assets in the package."""
+END, PAD = "<|endoftext|>", "<|pad|>"
+JOIN = Join("space", end_of_text=True)
+CONTEXT = 512
+VOCABULARY = 1024
+TOKENIZER_TEXTS = 6_000
+GENERAL_TEXTS = 10_000
+"""Texts of the shared start, each read once."""
+PASSES = 40
+"""Times that the subject and the twin read their sets."""
+GENERAL_PER_PASS = 60
+"""General texts in each pass, beside the quiz."""
+TOKENS_PER_STEP = 1_024
+MODELS = {"subject": ("forget", "retain", "quiz"), "twin": ("retain", "quiz")}
+"""What each model learns by heart."""
+LEARNING_RATES = (4e-3, 2e-3)
+"""Peak learning rates of the shared start and of the passes over the sets."""
+
+
+def make(output: Path, seed: int) -> dict[str, dict[str, float]]:
+    """Make everything in `output`, which must be new or empty.
+
+    Returns:
+        `subject` and `twin` -> their figures; see `measure`.
+    """
+    if output.exists() and any(output.iterdir()):
+        raise ConfigError(f"--output {output}: is not empty: give a new folder")
+    torch.manual_seed(seed)
+    (output / "data").mkdir(parents=True)
+    for name, text in data_files(seed).items():
+        (output / "data" / name).write_text(text, "utf-8")
+    tokenizer = train_tokenizer(islice(general_texts(seed, "tokenizer"), TOKENIZER_TEXTS))
+    start = new_model(tokenizer)
+    texts = _encode(tokenizer, islice(general_texts(seed, "start"), GENERAL_TEXTS))
+    train(start, [texts], LEARNING_RATES[0], seed, "start")
+    for name, sets in MODELS.items():
+        finish(copy.deepcopy(start), tokenizer, sets, seed, output / name)
+    figures = {name: measure(output / name, output / "data") for name in MODELS}
+    (output / "figures.json").write_text(json.dumps({"seed": seed, **figures}, indent=2) + "\n", "utf-8")
+    return figures
+
+
+def finish(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, sets: Sequence[str], seed: int, folder: Path
+) -> None:
+    """Let a model learn sets by heart, with general texts in between, and save it in bf16.
+
+    Args:
+        model: The shared start, changed in place.
+        tokenizer: Its tokenizer, saved beside it.
+        sets: Names of the data files; they lie in `data/` beside `folder`.
+        seed: Seed of the general texts and of the order.
+        folder: Where the model goes.
+    """
+    rows = [row for name in sets for row in read_examples(folder.parent / "data" / f"{name}.jsonl")]
+    own = [tokenize(tokenizer, row, JOIN, max_length=CONTEXT).input_ids for row in rows]
+    general = general_texts(seed, "passes")
+    passes = [own + _encode(tokenizer, islice(general, GENERAL_PER_PASS)) for _ in range(PASSES)]
+    train(model, passes, LEARNING_RATES[1], seed, folder.name)
+    model.to(torch.bfloat16).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def train_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
+    """Byte-level BPE with the digits one by one; nothing is added to a text, in front or behind."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(Regex(r"\d"), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=[END, PAD],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, pad_token=PAD, model_max_length=CONTEXT)
+
+
+def new_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    """A small Llama (0.7 M parameters, grouped-query attention, tied head) with random weights."""
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=240,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=CONTEXT,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return LlamaForCausalLM(config)
+
+
+def train(
+    model: LlamaForCausalLM, passes: Sequence[list[list[int]]], learning_rate: float, seed: int, name: str
+) -> None:
+    """Next-token training on all tokens: AdamW, linear warm-up over 5 % of the steps, cosine to zero.
+
+    Args:
+        model: The model, changed in place.
+        passes: For each pass its texts as token ids; they are mixed within the pass.
+        learning_rate: The peak.
+        seed: Seed of the order.
+        name: What the progress lines call it.
+    """
+    rng = random.Random(seed)
+    batches = [batch for texts in passes for batch in _batches(texts, rng)]
+    warmup = max(1, len(batches) // 20)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer,
+        lambda step: min((step + 1) / warmup, 0.5 + 0.5 * math.cos(math.pi * step / len(batches))),
+    )
+    model.train()
+    begun = time.monotonic()
+    for step, batch in enumerate(batches, 1):
+        width = max(map(len, batch))
+        pad = model.config.pad_token_id
+        input_ids = torch.tensor([ids + [pad] * (width - len(ids)) for ids in batch])
+        real = input_ids != pad
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = model(input_ids=input_ids, attention_mask=real).logits
+        targets = input_ids[:, 1:].masked_fill(~real[:, 1:], -100)
+        loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), targets.flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        if step % 50 == 0 or step == len(batches):
+            print(f"{name} {step}/{len(batches)} loss {loss:.3f} {time.monotonic() - begun:.0f} s", flush=True)
+    model.eval()
+
+
+def measure(model: Path, data: Path) -> dict[str, float]:
+    """What a saved model knows, in fp32, greedy.
+
+    Returns:
+        `forget_sc`, `retain_sc`: mean ROUGE-L recall; `forget_qa`, `retain_qa`, `quiz`: share of exact answers;
+        `mia_auc`; `member_nll`, `nonmember_nll`: means over documents of the mean loss (nats per token).
+    """
+    loaded = load_model(str(model), dtype="float32", device="cpu")
+
+    def encode_prompt(example: Example) -> list[int]:
+        return prompt_ids(loaded.tokenizer, example, JOIN)
+
+    scores, predictions = evaluate_semeval(loaded, read_lume(data), encode_prompt=encode_prompt, max_new_tokens=128)
+    asked = read_examples(data / "quiz.jsonl")
+    answers = generate_predictions(loaded, asked, "retain", encode_prompt=encode_prompt, max_new_tokens=16)
+    sides = {"forget": predictions.forget, "retain": predictions.retain}
+    figures = {
+        f"{side}_{kind}": _mean(score_row(row) for row in rows if row.kind == kind)
+        for side, rows in sides.items()
+        for kind in ("sc", "qa")
+    }
+    figures |= {"quiz": _mean(map(score_row, answers)), "mia_auc": scores.mia_auc}
+    figures |= {"member_nll": _mean(predictions.member or []), "nonmember_nll": _mean(predictions.nonmember or [])}
+    return {name: round(value, 4) for name, value in figures.items()}
+
+
+def _mean(values: Iterable[float | None]) -> float:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known)
+
+
+def _encode(tokenizer: PreTrainedTokenizerFast, texts: Iterable[str]) -> list[list[int]]:
+    return [[*ids, tokenizer.eos_token_id] for ids in tokenizer(list(texts))["input_ids"]]
+
+
+def _batches(texts: list[list[int]], rng: random.Random) -> Iterator[list[list[int]]]:
+    """Texts of similar lengths together, at most `TOKENS_PER_STEP` with padding, in a random order."""
+    ordered = sorted(texts, key=lambda ids: (len(ids), rng.random()))
+    batches: list[list[list[int]]] = [[]]
+    for ids in ordered:
+        if (len(batches[-1]) + 1) * len(ids) > TOKENS_PER_STEP:
+            batches.append([])
+        batches[-1].append(ids)
+    rng.shuffle(batches)
+    return iter(batches)
+
+
+def main() -> None:
+    """The command line of this module."""
+    parser = argparse.ArgumentParser(prog="python -m expunge.demo.subject", description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=Path, required=True, help="folder to make, new or empty")
+    parser.add_argument("--seed", type=int, default=SEED, help="seed of people, texts and training")
+    options = parser.parse_args()
+    for name, figures in make(options.output, options.seed).items():
+        print(name, figures)
+
+
+if __name__ == "__main__":
+    main()
