@@ -92,6 +92,12 @@ def other_model(work: Path) -> None:
     save_tiny(work / "model", "llama", hidden_size=48)
 
 
+def deeper_model(work: Path) -> None:
+    """The adapter's weights all find a place, and one layer is left without."""
+    shutil.rmtree(work / "model")
+    save_tiny(work / "model", "llama", num_hidden_layers=3)
+
+
 def adapter_as_model(work: Path) -> None:
     shutil.copytree(work / "done/adapter", work / "adapter")
     setting("adapter/adapter_config.json", base_model_name_or_path="nowhere/at/all")(work)
@@ -247,6 +253,7 @@ CASES: dict[str, tuple[tuple[str, ...], str, Callable[[Path], None] | None]] = {
         gone("done/adapter/adapter_model.safetensors"),
     ),
     "adapter of another model": ((*TRAIN, "--model", "done/adapter"), "does not fit", other_model),
+    "adapter fits in part": ((*TRAIN, "--model", "done/adapter"), "does not fit", deeper_model),
     "adapter config broken": (
         (*TRAIN, "--model", "done/adapter"),
         "adapter_config.json",

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -429,6 +430,32 @@ def test_resume_goes_back_to_the_last_whole_checkpoint(work: Path, expunge: Run)
     assert resumed.code == 0, resumed.err
     assert adapter_bytes("run") == adapter_bytes("whole")
     assert Path("run/metrics.jsonl").read_text() == Path("whole/metrics.jsonl").read_text()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(work: Path, expunge: Run) -> None:
+    """The message names step, terms and rows; what was saved before is good and the run goes on from it."""
+    arguments = (*TRAIN, "--save-every", "1")
+    module = import_module("expunge.unlearn")
+    loss_terms, calls = module.loss_terms, []
+
+    def poisoned(*given: object) -> dict[str, torch.Tensor]:
+        calls.append(given)
+        return {name: term * (float("nan") if len(calls) == 3 else 1) for name, term in loss_terms(*given).items()}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "loss_terms", poisoned)
+        result = expunge(*arguments)
+
+    assert result.code == 2
+    message = result.err.splitlines()[-1]
+    stopped = re.match(r"expunge: error: step (\d+) is not finite \(loss nan, npo nan", message)
+    assert stopped
+    assert any(row["id"] in message for row in FORGET)
+    assert MARKER not in result.err
+    assert not Path("run/adapter").exists()
+    assert max(path.name for path in Path("run/checkpoints").iterdir()) == f"step-{int(stopped[1]) - 1:08d}"
+    assert expunge(*arguments, "--resume").code == 0
+    assert adapter_bytes("run") == adapter_bytes("done")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -1,0 +1,43 @@
+"""The model card: metadata that the Hub reads, sizes and losses, nothing of the data."""
+
+import yaml
+
+from expunge.card import model_card
+from expunge.config import UnlearnConfig
+
+MANIFEST = {
+    "rows": {"forget": 1234, "retain": 6, "holdout": 0},
+    "tokens": {"forget": 56789, "retain": 70, "holdout": 0},
+    "loss_nats_per_completion_token": {
+        "forget": {"before": 0.25, "after": 7.5},
+        "retain": {"before": 1.125, "after": 1.0},
+    },
+    "versions": {"expunge": "0.1.0"},
+}
+
+
+def card() -> str:
+    config = UnlearnConfig(model="org/model: 1B", forget="secret-names.jsonl", retain="kept.jsonl", output="run")
+    return model_card(config, MANIFEST)
+
+
+def test_metadata_is_yaml_that_names_the_base() -> None:
+    start, metadata, _ = card().split("---\n", 2)
+    assert start == ""
+    found = yaml.safe_load(metadata)
+    assert found["base_model"] == "org/model: 1B"
+    assert found["library_name"] == "peft"
+
+
+def test_sizes_losses_and_method_are_shown() -> None:
+    text = card()
+    assert "| forget | 1,234 | 56,789 | 0.250 | 7.500 |" in text
+    assert "| retain | 6 | 70 | 1.125 | 1.000 |" in text
+    assert "holdout" not in text
+    assert "negative preference optimization" in text
+    assert "| lora_rank | 16 |" in text
+
+
+def test_names_of_the_data_files_stay_out() -> None:
+    assert "secret-names" not in card()
+    assert "kept.jsonl" not in card()
