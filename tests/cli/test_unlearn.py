@@ -528,3 +528,25 @@ def test_help_and_version(expunge: Run, capsys: pytest.CaptureFixture[str]) -> N
         expunge("unlearn", "--help")
     assert leave.value.code == 0
     assert "Inverse temperature of NPO" in capsys.readouterr().out
+
+
+def test_merge_of_a_run_on_an_adapter_holds_both_adapters(work: Path, expunge: Run) -> None:
+    assert expunge(*TRAIN, "--model", "done/adapter", "--learning-rate", "0.02").code == 0
+
+    result = expunge("merge", "--run", "run", "--output", "merged")
+
+    assert result.code == 0, result.err
+    unlearned, _ = load_unlearned("run", dtype="float32", device="cpu")
+    merged = AutoModelForCausalLM.from_pretrained("merged")
+    with torch.no_grad():
+        torch.testing.assert_close(merged(input_ids=IDS).logits, unlearned(input_ids=IDS).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_merge_replaces_an_earlier_merge_only_with_overwrite(work: Path, expunge: Run) -> None:
+    merge = ("merge", "--run", "done", "--output", "merged")
+    assert expunge(*merge).code == 0
+    before = snapshot(work / "merged")
+    assert expunge(*merge).code == 2
+    assert snapshot(work / "merged") == before
+    assert expunge(*merge, "--overwrite").code == 0
+    assert snapshot(work / "merged") == before
