@@ -150,7 +150,7 @@ class UnlearnConfig:
     gradient_checkpointing: bool = False
     load_in_4bit: bool = False
     seed: int = 0
-    save_every: int = 0
+    save_every: int = 100
     report_to: str | None = None
     trust_remote_code: bool = False
     overwrite: bool = False

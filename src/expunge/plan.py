@@ -25,7 +25,7 @@ from expunge.model.logps import mean_losses
 from expunge.prepare import Prepared, prepare
 from expunge.progress import Reporter
 from expunge.run import Run, peak_memory
-from expunge.unlearn import MICRO_BATCH_TOKENS, Trainer, bound_kernel_cache, make_plan, reference_sides
+from expunge.unlearn import MICRO_BATCH_TOKENS, Trainer, make_plan, reference_sides
 
 TIMED_STEPS = 12
 """Most steps that are timed; a run with fewer steps is timed whole."""
@@ -113,7 +113,6 @@ def forecast(config: UnlearnConfig, reporter: Reporter | None = None) -> Forecas
     reporter = reporter or Reporter(quiet=True)
     config.validate()
     Run.check(config)
-    bound_kernel_cache()
     begun = time.perf_counter()
     prepared = prepare(config, reporter.say)
     for warning in prepared.warnings:

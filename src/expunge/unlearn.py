@@ -7,7 +7,6 @@ share to the gradient, every mean being over the whole step, so neither the layo
 """
 
 import math
-import os
 import time
 from itertools import islice
 from pathlib import Path
@@ -31,8 +30,6 @@ from expunge.terms import Row, count, loss_terms, retain_span, weighted_sum
 
 MICRO_BATCH_TOKENS = {"cpu": 4096, "cuda": 16384}
 """Padded area of one forward and backward pass, per device type."""
-CACHED_KERNELS = 32
-"""Matrix-product kernels that oneDNN keeps: it keeps 1,024 by itself, one per shape, and a run has many shapes."""
 TERMS = ("npo", "retain_nll", "retain_kl")
 
 
@@ -54,7 +51,6 @@ def unlearn(config: UnlearnConfig, reporter: Reporter | None = None) -> Outcome:
     if config.dry_run:
         raise ConfigError("dry_run is for expunge.plan.forecast and the command line: nothing is to be trained")
     run = Run.check(config)
-    bound_kernel_cache()
     begun = time.perf_counter()
     prepared = prepare(config, reporter.say)
     for warning in prepared.warnings:
@@ -258,11 +254,6 @@ class Trainer:
             "parameters; "
             f"{self.config.dtype} on {self.config.device}, learning rate {self.config.learning_rate:.2g}"
         )
-
-
-def bound_kernel_cache() -> None:
-    """Keep the memory flat on the CPU; has an effect before the first matrix product of the process only."""
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(CACHED_KERNELS))
 
 
 def make_plan(prepared: Prepared) -> Plan:
