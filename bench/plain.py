@@ -1,0 +1,121 @@
+"""The published algorithm written plainly from its description (arXiv 2503.13690), to measure against.
+
+Batches of 4 rows, forget and retain shuffled together and padded to the longest; in every step one forward pass of the
+policy and one of the reference (adapter off); logits of all positions; log-softmax over the whole vocabulary of both;
+NPO, NLL and KL as means over the selected tokens; Adam. Model, rows, adapter (PEFT) and terms are those of the
+`UnlearnConfig` that it is given, so that it computes the numbers that Expunge computes. The KL is over the whole
+vocabulary, as the paper describes it. Loading is transformers' own, without what Expunge sets on the way.
+"""
+
+import random
+from collections.abc import Iterator
+
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import Tensor
+from torch.nn.functional import softplus
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from expunge.config import UnlearnConfig
+from expunge.data.tokenize import TokenizedExample
+from expunge.kernels import Head
+from expunge.model.adapter import target_modules
+from expunge.model.load import LoadedModel
+
+ROWS_PER_BATCH = 4
+Batch = list[tuple[TokenizedExample, bool]]
+"""Rows, each with whether it is to be forgotten."""
+
+
+def load_plain(name: str, *, dtype: str, device: str) -> LoadedModel:
+    """The model by `from_pretrained`: in fp32, or as stored with bf16 autocast around every forward pass."""
+    compute = {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
+    stored = "auto" if compute == torch.bfloat16 else compute
+    model = AutoModelForCausalLM.from_pretrained(name, dtype=stored).to(device).eval()
+    return LoadedModel(model, AutoTokenizer.from_pretrained(name), Head(None), compute)
+
+
+class Plain:
+    """Model, adapter, optimizer and the order of the rows.
+
+    Args:
+        loaded: Model; its dtype says whether forward passes run under bf16 autocast; the adapter is put into it.
+        forget: Rows to forget.
+        retain: Rows to keep.
+        config: Terms, spans, adapter, learning rate, seed.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        forget: list[TokenizedExample],
+        retain: list[TokenizedExample],
+        config: UnlearnConfig,
+    ) -> None:
+        self.loaded, self.config = loaded, config
+        self.rows: Batch = [(row, True) for row in forget] + [(row, False) for row in retain]
+        adapter = LoraConfig(
+            task_type="CAUSAL_LM",
+            r=config.lora_rank,
+            lora_alpha=config.lora_alpha or config.lora_rank,
+            target_modules=target_modules(loaded.base, config.target_modules),
+        )
+        torch.manual_seed(config.seed)
+        self.model = loaded.model = get_peft_model(loaded.base, adapter)
+        self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.Adam(self.parameters, lr=config.learning_rate or 1e-4)
+
+    def batches(self, epochs: int) -> Iterator[Batch]:
+        """All rows of every epoch, shuffled."""
+        for epoch in range(epochs):
+            rows = list(self.rows)
+            random.Random(f"{self.config.seed} {epoch}").shuffle(rows)
+            yield from (rows[start : start + ROWS_PER_BATCH] for start in range(0, len(rows), ROWS_PER_BATCH))
+
+    def terms(self, batch: Batch) -> dict[str, Tensor]:
+        """`npo`, `retain_nll` and `retain_kl` of a batch, each a mean over its tokens; a side without rows counts 0."""
+        longest = max(len(row) for row, _ in batch)
+        input_ids = torch.zeros(len(batch), longest, dtype=torch.long)
+        attention_mask = torch.zeros_like(input_ids)
+        npo_mask, nll_mask, kl_mask = (torch.zeros(input_ids.shape, dtype=torch.bool) for _ in range(3))
+        for place, (row, is_forget) in enumerate(batch):
+            input_ids[place, : len(row)] = torch.tensor(row.input_ids)
+            attention_mask[place, : len(row)] = 1
+            if is_forget:
+                npo_mask[place, list(row.targets(self.config.forget_span))] = True
+            else:
+                nll_mask[place, list(row.targets("completion"))] = True
+                kl_mask[place, list(row.targets(self.config.kl_span))] = True
+        device = self.loaded.device
+        input_ids, attention_mask = input_ids.to(device), attention_mask.to(device)
+        npo_mask, nll_mask, kl_mask = (mask[:, 1:].to(device) for mask in (npo_mask, nll_mask, kl_mask))
+
+        with self.loaded.autocast():
+            logits = self.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
+            with torch.no_grad(), self.model.disable_adapter():
+                ref_logits = self.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
+        logp = logits[:, :-1].float().log_softmax(-1)
+        logq = ref_logits[:, :-1].float().log_softmax(-1)
+        targets = input_ids[:, 1:, None]
+        own, ref = logp.gather(-1, targets)[..., 0], logq.gather(-1, targets)[..., 0]
+        beta = self.config.beta
+        npo = 2 / beta * softplus(-beta * (ref - own))
+        if self.config.kl_direction == "forward":
+            logp, logq = logq, logp
+        kl = (logp.exp() * (logp - logq)).sum(-1)
+        per_token = {"npo": (npo, npo_mask), "retain_nll": (-own, nll_mask), "retain_kl": (kl, kl_mask)}
+        return {name: values[mask].sum() / mask.sum().clamp(min=1) for name, (values, mask) in per_token.items()}
+
+    def loss(self, terms: dict[str, Tensor]) -> Tensor:
+        """The weighted sum of the terms."""
+        config = self.config
+        forget = config.forget_weight * terms["npo"]
+        return forget + config.retain_weight * terms["retain_nll"] + config.kl_weight * terms["retain_kl"]
+
+    def train_step(self, batch: Batch) -> dict[str, float]:
+        """One optimizer step; returns the terms before it."""
+        self.optimizer.zero_grad()
+        terms = self.terms(batch)
+        self.loss(terms).backward()
+        self.optimizer.step()
+        return {name: value.item() for name, value in terms.items()}

@@ -1,0 +1,150 @@
+"""The benchmark measures the same work on both sides, and its scripts run."""
+
+import json
+
+import pytest
+import torch
+from accelerate import Accelerator
+from bench import __main__ as bench_main
+from bench import gpu, report
+from bench.machine import matrix_sizes
+from bench.measure import Spec, in_own_process, measure
+from bench.plain import Plain, load_plain
+from bench.workload import official_lengths, random_model, random_rows
+
+from expunge.config import UnlearnConfig
+from expunge.data.tokenize import TokenizedExample
+from expunge.model.load import load_model
+from expunge.prepare import Prepared
+from expunge.progress import Reporter
+from expunge.unlearn import Trainer
+
+
+@pytest.fixture(scope="module")
+def folder():
+    with random_model("olmo-tiny") as path:
+        yield path
+
+
+def rows(count: int) -> list[TokenizedExample]:
+    generator = torch.Generator().manual_seed(count)
+    lengths = torch.randint(4, 20, (count,), generator=generator).tolist()
+    return [
+        TokenizedExample(str(length), torch.randint(512, (length,), generator=generator).tolist(), length // 3)
+        for length in lengths
+    ]
+
+
+@pytest.mark.parametrize("recipe", ["paper", "default"])
+@pytest.mark.parametrize("direction", ["reverse", "forward"])
+def test_plain_computes_what_the_trainer_computes(folder, recipe, direction):
+    settings = {"model": folder, "lora_alpha": 8.0, "learning_rate": 1e-3, "kl_direction": direction}
+    config = UnlearnConfig.from_recipe(recipe, **settings, max_grad_norm=0.0)
+    forget, retain = rows(5), rows(6)
+    ours = Trainer(
+        Prepared(config, load_model(folder, dtype="float32", device="cpu"), forget, retain, [], None, []),
+        Accelerator(cpu=True),
+    )
+    ours.compute_reference(Reporter(quiet=True))
+    plain = Plain(load_plain(folder, dtype="float32", device="cpu"), forget, retain, config)
+    names = [name for name, parameter in ours.model.named_parameters() if parameter.requires_grad]
+    assert names == [name for name, parameter in plain.model.named_parameters() if parameter.requires_grad]
+    with torch.no_grad():
+        for own, other in zip(ours.parameters, plain.parameters, strict=True):
+            own.copy_(torch.randn_like(own).mul_(0.1))
+            other.copy_(own)
+
+    step = next(ours.plan.steps())
+    batch = [(forget[i], True) for i in step.forget] + [(retain[i], False) for i in step.retain]
+    got, want = ours.train_step(step, 0), plain.train_step(batch)
+    assert want["npo"] > 0.1
+    assert want["retain_kl"] > 1e-3
+    assert {name: got[name] for name in want} == pytest.approx(want, rel=1e-5, abs=1e-6)
+    for name, own, other in zip(names, ours.parameters, plain.parameters, strict=True):
+        assert other.grad.abs().max() > 0, name
+        torch.testing.assert_close(own.grad, other.grad, rtol=1e-4, atol=1e-6, msg=lambda text, n=name: f"{n}: {text}")
+
+
+def test_a_batch_without_a_side_counts_zero(folder):
+    config = UnlearnConfig.from_recipe("paper", model=folder)
+    plain = Plain(load_plain(folder, dtype="float32", device="cpu"), rows(3), [], config)
+    terms = plain.train_step(next(plain.batches(1)))
+    assert terms["retain_nll"] == terms["retain_kl"] == 0
+    assert terms["npo"] == pytest.approx(2 / config.beta * torch.tensor(2.0).log().item())
+
+
+def test_lengths_without_the_data_folder_are_like_those_with_it(shared, monkeypatch):
+    stored = official_lengths("validation")
+    official_lengths.cache_clear()
+    monkeypatch.setattr("bench.workload.SUBJECT", shared / "absent")
+    drawn = official_lengths("validation")
+    official_lengths.cache_clear()
+    for side, pairs in stored.items():
+        assert len(drawn[side]) == len(pairs)
+        for place in (0, 1):
+            assert sum(pair[place] for pair in drawn[side]) == pytest.approx(sum(p[place] for p in pairs), rel=0.03)
+        assert all(0 < start < total for total, start in drawn[side])
+
+
+def test_floor_counts_the_matrices_of_the_model(folder):
+    linear, head = matrix_sizes(load_model(folder, dtype="float32", device="cpu"))
+    assert sum(a * b for a, b in linear) == 2 * (4 * 64 * 64 + 3 * 64 * 128)
+    assert head == [(512, 64)]
+    sides = random_rows("validation", 512)
+    assert max(token for row in sides["forget"] for token in row.input_ids) < 512
+
+
+@pytest.mark.parametrize("implementation", ["expunge", "plain"])
+def test_training_is_measured(folder, implementation, monkeypatch):
+    monkeypatch.setattr("bench.machine.RATE_SECONDS", 0.01)
+    result = measure(Spec("train", implementation, folder, seconds=0.1))
+    assert result["tokens_per_second"] == pytest.approx(result["tokens"] / result["seconds"])
+    assert result["seconds_per_epoch"] > result["seconds"] / 100
+    assert result["floor_share"] > 0
+
+
+def test_scoring_is_measured_in_its_own_process_and_gives_the_same_tokens(folder):
+    ours = in_own_process(Spec("score", "expunge", folder, rows=3, max_new_tokens=5))
+    plain = measure(Spec("score", "plain", folder, rows=3, max_new_tokens=5))
+    assert ours["digests"] == plain["digests"]
+    assert ours["new_tokens"] > 0
+
+
+def test_gpu_script_runs_on_the_cpu(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("bench.machine.RATE_SECONDS", 0.01)
+    monkeypatch.setattr(gpu, "in_own_process", measure)
+    gpu.main(["--tiny", "--seconds", "0.1", "--output", str(tmp_path / "gpu.json")])
+    stored = json.loads((tmp_path / "gpu.json").read_text())
+    assert {run["implementation"] for run in stored["runs"]} == {"expunge", "plain"}
+    assert "| olmo-tiny |" in capsys.readouterr().out
+
+
+def test_tables_show_medians_and_factors(tmp_path, capsys):
+    common = {"name": "m", "recipe": "default", "load_in_4bit": False, "copies": 1, "dtype": "float32"}
+    common |= {"machine": "x", "threads": 2, "torch": "2", "max_new_tokens": 9, "rows": 2, "draft_right": 1}
+    numbers = {"seconds_per_epoch": 10.0, "set_up_seconds": 2.0, "peak": 2**31, "matrix_rate": 1e11, "floor_share": 0.5}
+
+    def run(part, implementation, speed=1.0, memory=4, copies=1, seconds=1.0):
+        own = {"part": part, "implementation": implementation, "tokens_per_second": speed, "seconds": seconds}
+        own |= {"peak_above_weights": memory * 2**20, "digests": ["a", implementation], "new_tokens": 7}
+        return {**common, **numbers, **own, "copies": copies}
+
+    runs = [run("train", "plain", 10, 8), *(run("train", "expunge", speed, 2) for speed in (30, 50, 90))]
+    runs += [run("score", "plain", seconds=20.0), run("score", "expunge", seconds=4.0)]
+    runs += [run("growth", "expunge", 100, 10), run("growth", "expunge", 95, 11, copies=16)]
+    report.save(str(tmp_path / "runs.json"), runs)
+    bench_main.main(["--input", str(tmp_path / "runs.json")])
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()]
+    train = "m default Expunge float32 50 30-90 5.0 10.0 2.0 142 2 25% 2.00 100 50%"
+    assert train.split() in lines
+    assert ["m", "2", "9", "7", "1 of 2", "20.0", "4.0", "5.0", "1 of 2"] in lines
+    assert ["m", "default", "float32", "16x", "95", "-5.0%", "10.0", "2.0", "11", "+10.0%"] in lines
+
+
+def test_tables_go_between_their_markers(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- cpu -->\nold\n<!-- /cpu -->\nafter\n")
+    report.write_between(page, "cpu", "| new |")
+    assert page.read_text() == "before\n<!-- cpu -->\n| new |\n<!-- /cpu -->\nafter\n"
+    with pytest.raises(SystemExit, match="gpu"):
+        report.write_between(page, "gpu", "| new |")
