@@ -40,11 +40,11 @@ JOIN = Join("space", end_of_text=True)
 CONTEXT = 512
 VOCABULARY = 1024
 TOKENIZER_TEXTS = 6_000
-GENERAL_TEXTS = 10_000
+GENERAL_TEXTS = 25_000
 """Texts of the shared start, each read once."""
-PASSES = 40
+PASSES = 60
 """Times that the subject and the twin read their sets."""
-GENERAL_PER_PASS = 60
+GENERAL_PER_PASS = 90
 """General texts in each pass, beside the quiz."""
 TOKENS_PER_STEP = 1_024
 MODELS = {"subject": ("forget", "retain", "quiz"), "twin": ("retain", "quiz")}
