@@ -96,6 +96,8 @@ def deeper_model(work: Path) -> None:
     """The adapter's weights all find a place, and one layer is left without."""
     shutil.rmtree(work / "model")
     save_tiny(work / "model", "llama", num_hidden_layers=3)
+    leaves = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    setting("done/adapter/adapter_config.json", target_modules=leaves)(work)
 
 
 def adapter_as_model(work: Path) -> None:
