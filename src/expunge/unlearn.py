@@ -105,9 +105,10 @@ def train(trainer: "Trainer", run: Run, reporter: Reporter, start: int) -> None:
             shown = "  ".join(f"{name} {terms[name]:.3f}" for name in TERMS)
             advance(note=f"epoch {step.epoch + 1}  {shown}  {rate:,.0f} tok/s")
             every = trainer.config.save_every
-            if stop.requested or (every and (index + 1) % every == 0):
+            stopping = trainer.any_process(stop.requested)
+            if stopping or (every and (index + 1) % every == 0):
                 run.save_checkpoint(trainer, index + 1)
-            if stop.requested:
+            if stopping:
                 raise KeyboardInterrupt(f"step {index + 1} of {trainer.num_steps} is saved; --resume goes on from it")
 
 
@@ -218,6 +219,12 @@ class Trainer:
         for parameter, part in zip(self.parameters, parts, strict=True):
             parameter.grad = part.view_as(parameter)
         return dict(zip(terms, total.tolist(), strict=True))
+
+    def any_process(self, flag: bool) -> bool:
+        """Whether `flag` is set in any process, so that all of them stop after the same step."""
+        if self.accelerator.num_processes == 1:
+            return flag
+        return bool(self.accelerator.reduce(torch.tensor(float(flag), device=self.loaded.device), "sum") > 0)
 
     def state(self) -> dict[str, torch.Tensor]:
         """Everything that a later step depends on: the adapter and Adam's moments (the plan follows from the seed)."""

@@ -286,6 +286,21 @@ CASES: dict[str, tuple[tuple[str, ...], str, Callable[[Path], None] | None]] = {
         "results.json: exists already",
         lambda work: (plain_benchmark(work), file("results.json", "{}")(work)),
     ),
+    "evaluate over no results": (
+        (*EVALUATE, "--output", "forget.jsonl", "--overwrite"),
+        "replaces only a results file",
+        plain_benchmark,
+    ),
+    "evaluate predictions over the data": (
+        (*EVALUATE, "--keep-predictions", "data", "--overwrite"),
+        "replaces only predictions",
+        plain_benchmark,
+    ),
+    "evaluate predictions exist": (
+        (*EVALUATE, "--keep-predictions", "data"),
+        "exists already",
+        plain_benchmark,
+    ),
     "evaluate silly mmlu": ((*EVALUATE, "--mmlu", "59"), "59 is not an accuracy", plain_benchmark),
     "evaluate unknown benchmark": ((*EVALUATE, "--benchmark", "muse"), "benchmark", plain_benchmark),
     # score

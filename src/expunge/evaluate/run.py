@@ -8,9 +8,9 @@ from expunge.config import EvaluateConfig
 from expunge.data.examples import Example
 from expunge.data.lume import read_lume
 from expunge.data.tokenize import prompt_ids, tokenize
-from expunge.errors import ConfigError, RunError
-from expunge.evaluate.predictions import Predictions, read_any, read_mmlu, write_predictions
-from expunge.evaluate.results import semeval_results, write_results
+from expunge.errors import ConfigError, DataError, RunError
+from expunge.evaluate.predictions import Predictions, read_any, read_mmlu, read_predictions, write_predictions
+from expunge.evaluate.results import read_results, semeval_results, write_results
 from expunge.evaluate.semeval import score
 from expunge.evaluate.semeval_run import evaluate_semeval
 from expunge.model.adapter import adapter_folder, attach_adapter
@@ -36,8 +36,8 @@ def evaluate(config: EvaluateConfig, reporter: Reporter | None = None) -> dict[s
     if config.max_new_tokens < 1:
         raise ConfigError(f"--max-new-tokens {config.max_new_tokens}: must be at least 1")
     _check_output(config.output, overwrite=config.overwrite)
-    if config.keep_predictions and Path(config.keep_predictions).exists() and not config.overwrite:
-        raise RunError(f"--keep-predictions {config.keep_predictions}: exists already: name another, or --overwrite")
+    if config.keep_predictions:
+        _check_predictions(config)
     mmlu = read_mmlu(config.mmlu) if config.mmlu else None
     data = read_lume(config.data, config.split)
     if config.adapter:
@@ -90,12 +90,32 @@ def score_predictions(
 
 
 def _check_output(output: str, *, overwrite: bool) -> None:
-    """Refuse, before any work, a results file that could not be written at the end."""
+    """Refuse, before any work, a results file that could not be written at the end, or that is something else."""
     path = Path(output)
     if path.is_dir():
         raise RunError(f"--output {output}: is a folder: give the name of a file")
-    if path.exists() and not overwrite:
-        raise RunError(f"--output {output}: exists already: give another name or --overwrite")
+    if path.exists():
+        if not overwrite:
+            raise RunError(f"--output {output}: exists already: give another name or --overwrite")
+        try:
+            read_results(path)
+        except DataError:
+            raise RunError(f"--output {output}: --overwrite replaces only a results file, and this is none") from None
     parent = next(folder for folder in path.absolute().parents if folder.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise RunError(f"--output {output}: cannot write in {parent}")
+
+
+def _check_predictions(config: EvaluateConfig) -> None:
+    """Refuse a folder for predictions that holds anything but earlier predictions."""
+    folder = Path(config.keep_predictions or "")
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    if not config.overwrite:
+        raise RunError(f"--keep-predictions {folder}: exists already: name another, or --overwrite")
+    try:
+        read_predictions(folder)
+    except DataError:
+        raise RunError(
+            f"--keep-predictions {folder}: --overwrite replaces only predictions, and this holds something else"
+        ) from None
