@@ -104,3 +104,8 @@ def test_micro_batches_hold_every_row_once_and_pad_little(budget):
             area, real = area + padded, real + tokens(lengths, group)
         assert real_share(groups, lengths) >= 0.95
     assert real / area >= 0.95
+
+
+def test_very_many_steps():
+    count = sum(1 for _ in Plan([5] * 20, [5] * 3, epochs=10_000, tokens_per_step=20, retain_per_forget=1.0).steps())
+    assert count >= 50_000

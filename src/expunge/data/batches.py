@@ -83,6 +83,8 @@ class Plan:
         retain = itertools.chain.from_iterable(
             self._order(self._retain_costs, self._retain_bucket, f"retain {turn}") for turn in itertools.count()
         )
+        retain_row = next(retain) if self.retain_per_forget else 0
+        retain_next = self._retain_costs[retain_row] if self.retain_per_forget else 0
         forget_cost = retain_cost = 0.0
         per_step = sum(self._forget_costs) / self.steps_per_epoch
         for epoch in range(self.epochs):
@@ -98,15 +100,12 @@ class Plan:
                     step.forget.append(forget[done])
                     forget_cost += self._forget_costs[forget[done]]
                     done += 1
-                if self.retain_per_forget:
-                    while not step.retain or retain_cost < forget_cost * self.retain_per_forget:
-                        row = next(retain)
-                        overshoot = retain_cost + self._retain_costs[row] / 2 > forget_cost * self.retain_per_forget
-                        if step.retain and overshoot:
-                            retain = itertools.chain([row], retain)
-                            break
-                        step.retain.append(row)
-                        retain_cost += self._retain_costs[row]
+                wanted = forget_cost * self.retain_per_forget
+                while self.retain_per_forget and (not step.retain or retain_cost + retain_next / 2 <= wanted):
+                    step.retain.append(retain_row)
+                    retain_cost += retain_next
+                    retain_row = next(retain)
+                    retain_next = self._retain_costs[retain_row]
                 yield step
 
     def _random_steps(self) -> Iterator[Step]:
