@@ -64,7 +64,7 @@ class UnlearnConfig:
         recipe: Preset over this schema: `default`, `paper` or `paper-code`.
         epochs: Passes over the forget set.
         max_steps: Stop after so many optimizer steps, whatever `epochs` says.
-        learning_rate: Peak learning rate of Adam; by default 0.384 / hidden size (1.5e-3 at 256, 1.9e-4 at 2048).
+        learning_rate: Peak learning rate of Adam; by default 1.5e-3 up to a hidden size of 256 and 0.384 / hidden size above.
         schedule: `cosine` or `linear` to zero over the run, or `constant`.
         warmup: Share of the steps over which the learning rate rises from zero.
         max_grad_norm: Clip the adapter's gradient to this norm; 0 leaves it alone.
@@ -90,7 +90,7 @@ class UnlearnConfig:
         max_length: Longest text in tokens; longer ones lose the head of their prompt.
         truncate_completions: Cut a completion that does not fit by itself (otherwise an error).
         join: What stands between prompt and completion: `auto` (measured on the model), `none`, `space`, `newline`,
-            `chat` (the tokenizer's chat template), `separate` (tokenized apart, as the paper's code does).
+            `separate` (nothing, and the two sides tokenized apart), `chat` (the tokenizer's chat template).
         end_of_text: End completions with the end-of-text token: `auto` (measured on the model), `yes`, `no`.
         dtype: `auto` (bfloat16 autocast where the device is fast at it, else float32), `float32`, `bfloat16`.
         device: `auto`, `cpu`, `cuda`, `cuda:1` ...
@@ -127,7 +127,7 @@ class UnlearnConfig:
     level: Literal["token", "sequence"] = "token"
     forget_weight: float = 1.0
     retain_weight: float = 1.0
-    kl_weight: float = 1.0
+    kl_weight: float = 1.5
     kl_direction: Literal["reverse", "forward", "target-token"] = "reverse"
     forget_span: Literal["completion", "all"] = "all"
     kl_span: Literal["completion", "all"] = "all"

@@ -15,7 +15,7 @@ from expunge.model.load import LoadedModel, load_model
 from expunge.model.preflight import JoinReport, measure_join
 
 REFERENCE_WIDTH, REFERENCE_RATE = 256, 1.5e-3
-"""The default learning rate is REFERENCE_RATE at a hidden size of REFERENCE_WIDTH and falls with 1 / width."""
+"""The default learning rate is REFERENCE_RATE up to a hidden size of REFERENCE_WIDTH and falls with 1 / width above."""
 
 
 @dataclass
@@ -153,7 +153,7 @@ def check_trackers(report_to: str | None) -> None:
 def _resolve(config: UnlearnConfig, loaded: LoadedModel, report: JoinReport, max_length: int) -> UnlearnConfig:
     """The settings with every choice that was left to the run filled in."""
     hidden = loaded.base.config.get_text_config().hidden_size
-    rate = config.learning_rate or REFERENCE_RATE * REFERENCE_WIDTH / hidden
+    rate = config.learning_rate or REFERENCE_RATE * min(1.0, REFERENCE_WIDTH / hidden)
     return replace(
         config,
         learning_rate=rate,

@@ -74,7 +74,7 @@ def measure_join(
     elif not any(example.prompt for example in sample):
         styles = ["none"]
     else:
-        styles = [*SEPARATORS, *(["chat"] if tokenizer.chat_template else [])]
+        styles = [*SEPARATORS, "separate", *(["chat"] if tokenizer.chat_template else [])]
 
     losses: dict[str, float] = {}
     ends: dict[str, float] = {}
