@@ -64,7 +64,7 @@ class UnlearnConfig:
         recipe: Preset over this schema: `default`, `paper` or `paper-code`.
         epochs: Passes over the forget set.
         max_steps: Stop after so many optimizer steps, whatever `epochs` says.
-        learning_rate: Peak learning rate of Adam; by default 1.5e-3 up to a hidden size of 256 and 0.384 / hidden size above.
+        learning_rate: Peak learning rate of Adam; by default 1.5e-3, and 0.384 / hidden size above a width of 256.
         schedule: `cosine` or `linear` to zero over the run, or `constant`.
         warmup: Share of the steps over which the learning rate rises from zero.
         max_grad_norm: Clip the adapter's gradient to this norm; 0 leaves it alone.

@@ -3,15 +3,17 @@
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from expunge.data.examples import Example
-from expunge.data.tokenize import SEPARATORS, Join, end_of_text_id, tokenize
+from expunge.data.tokenize import SEPARATORS, Join, TokenizedExample, end_of_text_id, tokenize
 from expunge.model.load import LoadedModel
 from expunge.model.logps import sequence_logps
 
 SAMPLE = 64
 """Examples that the preflight looks at."""
+MERGE_SEARCH = 2000
+"""Examples among which it looks for tokens that cross the boundary."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,8 @@ class JoinReport:
         end_of_text_loss: Mean negative log-likelihood of end-of-text after the completion (nats), or None.
         token_loss: Mean negative log-likelihood of a completion token (nats) under the chosen style.
         rows: Examples measured.
+        apart: Where joined texts hold tokens that cross the boundary: the same loss of these examples under `none` and
+            under `separate` (nothing in between as well, but the two sides tokenized apart); empty otherwise.
     """
 
     join: Join
@@ -31,6 +35,7 @@ class JoinReport:
     end_of_text_loss: float | None
     token_loss: float
     rows: int
+    apart: dict[str, float] = field(default_factory=dict)
 
     def __str__(self) -> str:
         ranked = sorted(self.losses, key=self.losses.__getitem__)
@@ -39,6 +44,9 @@ class JoinReport:
             gap = self.losses[ranked[1]] - self.losses[ranked[0]]
             ahead = f" ({gap:.2f} nats per completion better than {ranked[1]}, {self.rows} examples)"
         end = "" if self.end_of_text_loss is None else f"; end-of-text costs {self.end_of_text_loss:.2f} nats"
+        if self.apart:
+            gap = self.apart["none"] - self.apart["separate"]
+            end += f"; where tokens would cross the boundary, tokenizing apart is {gap:.2f} nats better"
         return f"{self.join}{ahead}{end}"
 
 
@@ -54,8 +62,10 @@ def measure_join(
     """Choose the join under which the model finds the completions least surprising.
 
     The log-probability of a completion includes that of the separator, so styles compete as continuations of the same
-    prompt. End-of-text is taken where the model emits it: where it costs no more than a token of the completions does
-    on average, or no more than ln 2 (it is the likelier way to go on).
+    prompt. With nothing in between, a token may cross the boundary; where such tokens are strange to the model it was
+    trained on the two sides tokenized apart, and `separate` is taken. End-of-text is taken where the model emits it:
+    where it costs no more than a token of the completions does on average, or no more than ln 2 (it is the likelier way
+    to go on).
 
     Args:
         loaded: The model, adapter off.
@@ -66,41 +76,65 @@ def measure_join(
         seed: Seed of the sample.
     """
     tokenizer = loaded.tokenizer
+    rng = random.Random(seed)
     with_prompt = [example for example in examples if example.prompt] or list(examples)
-    sample = random.Random(seed).sample(with_prompt, min(SAMPLE, len(with_prompt)))
-    has_end = tokenizer.eos_token_id is not None
+    sample = rng.sample(with_prompt, min(SAMPLE, len(with_prompt)))
     if style != "auto":
         styles = [style]
     elif not any(example.prompt for example in sample):
         styles = ["none"]
     else:
-        styles = [*SEPARATORS, "separate", *(["chat"] if tokenizer.chat_template else [])]
-
-    losses: dict[str, float] = {}
-    ends: dict[str, float] = {}
-    tokens: dict[str, float] = {}
-    for name in styles:
-        join = Join(name, end_of_text=has_end and name != "chat")
-        rows = [
-            tokenize(tokenizer, example, join, max_length=max_length, truncate_completions=True) for example in sample
-        ]
-        own = [
-            logps[max(row.completion_start, 1) - 1 :]
-            for row, logps in zip(rows, sequence_logps(loaded, [row.input_ids for row in rows]), strict=True)
-        ]
-        if join.end_of_text:
-            end = end_of_text_id(tokenizer)
-            finished = [logps[-1].item() for row, logps in zip(rows, own, strict=True) if row.input_ids[-1] == end]
-            ends[name] = -sum(finished) / max(1, len(finished))
-            own = [logps[:-1] for logps in own]
-        losses[name] = -sum(logps.sum().item() for logps in own) / len(own)
-        tokens[name] = losses[name] * len(own) / max(1, sum(len(logps) for logps in own))
+        styles = [*SEPARATORS, *(["chat"] if tokenizer.chat_template else [])]
+    found = {name: _measure(loaded, sample, name, max_length) for name in styles}
+    losses = {name: measured.completion_loss for name, measured in found.items()}
     best = min(losses, key=losses.__getitem__)
-    ending = ends.get(best)
+    ending, token_loss = found[best].end_loss, found[best].token_loss
     if best == "chat":
         with_end = True  # the template decides
     elif end_of_text == "auto":
-        with_end = ending is not None and ending <= max(tokens[best], math.log(2))
+        with_end = ending is not None and ending <= max(token_loss, math.log(2))
     else:
         with_end = end_of_text == "yes"
-    return JoinReport(Join(best, with_end), losses, ending, tokens[best], len(sample))
+
+    apart: dict[str, float] = {}
+    if style == "auto" and best == "none":
+        rng.shuffle(with_prompt)
+        merged = [example for example in with_prompt[:MERGE_SEARCH] if _merges(loaded, example, max_length)][:SAMPLE]
+        if merged:
+            apart = {n: _measure(loaded, merged, n, max_length).completion_loss for n in ("none", "separate")}
+            best = min(apart, key=apart.__getitem__)
+    return JoinReport(Join(best, with_end), losses, ending, token_loss, len(sample), apart)
+
+
+@dataclass(frozen=True)
+class _Measured:
+    completion_loss: float
+    end_loss: float | None
+    token_loss: float
+
+
+def _measure(loaded: LoadedModel, sample: Sequence[Example], style: str, max_length: int) -> _Measured:
+    """Mean losses of the sample's completions under one style, end-of-text apart."""
+    tokenizer = loaded.tokenizer
+    join = Join(style, end_of_text=tokenizer.eos_token_id is not None and style != "chat")
+    rows = [_encode(loaded, example, join, max_length) for example in sample]
+    logps = sequence_logps(loaded, [row.input_ids for row in rows])
+    own = [values[max(row.completion_start, 1) - 1 :] for row, values in zip(rows, logps, strict=True)]
+    ending = None
+    if join.end_of_text:
+        end = end_of_text_id(tokenizer)
+        last = [values[-1].item() for row, values in zip(rows, own, strict=True) if row.input_ids[-1] == end]
+        ending = -sum(last) / max(1, len(last))
+        own = [values[:-1] for values in own]
+    total = -sum(values.sum().item() for values in own)
+    return _Measured(total / len(own), ending, total / max(1, sum(map(len, own))))
+
+
+def _merges(loaded: LoadedModel, example: Example, max_length: int) -> bool:
+    """Whether a token of the joined text holds characters of both sides, so that tokenizing them apart differs."""
+    joined, apart = (_encode(loaded, example, Join(style, False), max_length) for style in ("none", "separate"))
+    return joined.input_ids != apart.input_ids
+
+
+def _encode(loaded: LoadedModel, example: Example, join: Join, max_length: int) -> TokenizedExample:
+    return tokenize(loaded.tokenizer, example, join, max_length=max_length, truncate_completions=True)
