@@ -14,7 +14,7 @@ from expunge.data.tokenize import Join, TokenizedExample, prompt_ids, tokenize, 
 from expunge.errors import ConfigError, DataError
 from expunge.model.load import LoadedModel, load_model
 from expunge.model.preflight import measure_join
-from tiny import TOKENIZERS, save_tiny, tiny_tokenizer
+from tiny import TEXTS, TOKENIZERS, save_tiny, tiny_tokenizer
 
 tokenizer_of = cache(tiny_tokenizer)
 WITH_BOS = ("bos", "sentencepiece")
@@ -262,8 +262,12 @@ def test_any_text_decodes_to_itself(kind: str, prompt: str, completion: str, end
 
 def train(loaded: LoadedModel, texts: list[str], end: bool) -> None:
     """Overfit a tiny model on running texts."""
-    tokenizer, model = loaded.tokenizer, loaded.base
-    rows = [tokenizer(text)["input_ids"] + ([tokenizer.eos_token_id] if end else []) for text in texts]
+    tokenizer = loaded.tokenizer
+    train_ids(loaded, [tokenizer(text)["input_ids"] + ([tokenizer.eos_token_id] if end else []) for text in texts])
+
+
+def train_ids(loaded: LoadedModel, rows: list[list[int]]) -> None:
+    model = loaded.base
     model.requires_grad_(True)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     longest = max(map(len, rows))
@@ -309,3 +313,21 @@ def test_preflight_finds_the_join_that_the_model_was_trained_on(style: str, end:
     assert min(report.losses, key=report.losses.__getitem__) == style
     assert measure_join(loaded, QUESTIONS, style="newline", end_of_text="no").join == Join("newline", False)
     assert str(report).startswith(style)
+
+
+@pytest.mark.parametrize("style", ["none", "separate"])
+def test_preflight_asks_about_tokens_that_cross_the_boundary(style: str, tmp_path: Path) -> None:
+    save_tiny(tmp_path, "llama", "bytelevel", initializer_range=0.05)
+    loaded = load_model(str(tmp_path), dtype="float32", device="cpu")
+    words = sorted({word for text in TEXTS for word in text.split() if word.isalpha() and len(word) > 4})[:6]
+    inside = [example(f"Once upon {word[:3]}", f"{word[3:]} and so on.") for word in words]
+    rows = [tokenize(loaded.tokenizer, row, Join(style, True), max_length=99).input_ids for row in inside]
+    other = [tokenize(loaded.tokenizer, row, Join("none", True), max_length=99).input_ids for row in inside]
+    assert style == "none" or rows != other
+    train_ids(loaded, rows)
+
+    report = measure_join(loaded, inside)
+
+    assert report.join.style == style
+    assert set(report.apart) == {"none", "separate"}
+    assert "cross the boundary" in str(report)
