@@ -62,7 +62,9 @@ def unlearn(config: UnlearnConfig, reporter: Reporter | None = None) -> Outcome:
     )
     config = prepared.config
     sets = {"forget": prepared.forget, "retain": prepared.retain, "holdout": prepared.holdout}
-    before = mean_losses(prepared.loaded, sets)
+    texts = sum(map(len, sets.values()))
+    with reporter.track("losses before", texts) as advance:
+        before = mean_losses(prepared.loaded, sets, progress=advance)
     trainer = Trainer(prepared, accelerator)
     reporter.say(trainer.describe())
     run.open(config, prepared)
@@ -75,7 +77,8 @@ def unlearn(config: UnlearnConfig, reporter: Reporter | None = None) -> Outcome:
         train(trainer, run, reporter, start)
         training_seconds = time.perf_counter() - training_begun
 
-    after = mean_losses(prepared.loaded, sets)
+    with reporter.track("losses after", texts) as advance:
+        after = mean_losses(prepared.loaded, sets, progress=advance)
     accelerator.end_training()
     return run.finish(
         prepared,

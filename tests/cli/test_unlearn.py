@@ -92,7 +92,9 @@ def test_metrics_and_manifest(work: Path, expunge: Run) -> None:
             "learning_rate",
             "tokens",
         } <= line.keys()
-        assert line["loss"] == pytest.approx(line["npo"] + line["retain_nll"] + line["retain_kl"])
+        assert line["loss"] == pytest.approx(
+            line["npo"] + line["retain_nll"] + UnlearnConfig.kl_weight * line["retain_kl"]
+        )
     assert lines[0]["npo"] == pytest.approx(
         2 / 0.5 * torch.log(torch.tensor(2.0)).item()
     )  # the policy is the reference

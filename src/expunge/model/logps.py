@@ -72,12 +72,17 @@ def sequence_logps(
     return results
 
 
-def mean_losses(loaded: LoadedModel, sets: Mapping[str, Sequence[TokenizedExample]]) -> dict[str, float]:
+def mean_losses(
+    loaded: LoadedModel,
+    sets: Mapping[str, Sequence[TokenizedExample]],
+    *,
+    progress: Callable[[int], None] | None = None,
+) -> dict[str, float]:
     """Mean negative log-likelihood of the completion tokens of each set that is not empty, in nats per token."""
     losses = {}
     for name, rows in sets.items():
         if rows:
-            logps = sequence_logps(loaded, [row.input_ids for row in rows])
+            logps = sequence_logps(loaded, [row.input_ids for row in rows], progress=progress)
             own = [values[row.targets("completion").start - 1 :] for row, values in zip(rows, logps, strict=True)]
             losses[name] = -torch.cat(own).mean().item()
     return losses
