@@ -384,7 +384,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(work: Path, expunge: Run, monk
 
     module = import_module("expunge.unlearn")
     for _ in range(2):  # interrupted twice
-        StopAfter.steps = 5
+        StopAfter.steps = 3
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(module, "StopRequest", StopAfter)
             stopped = expunge(*arguments, *(["--resume"] if Path("run").exists() else []))
