@@ -502,3 +502,11 @@ def test_reading_does_not_import_the_heavy_libraries() -> None:
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     for library in ("torch", "datasets", "pandas", "pyarrow"):
         assert f"'{library}'" not in loaded
+
+
+def test_an_instruction_column_is_not_left_out_silently(tmp_path):
+    path = tmp_path / "alpaca.jsonl"
+    path.write_text(json.dumps({"instruction": "Say where.", "input": "Wren", "output": "At the mill."}) + "\n")
+    with pytest.raises(DataError, match="instruction"):
+        read_examples(path)
+    assert read_examples(path, columns={"prompt": "instruction"})[0].prompt == "Say where."

@@ -148,6 +148,11 @@ def _choose_columns(source: str | Path, found: Sequence[str], columns: Mapping[s
         raise DataError(f"{source}: has no column {', '.join(absent)}; columns found: {_names(found)}")
     chosen = {name: name for name in ("id", "task", "kind") if name in found}
     layout = next((pair for pair in LAYOUTS if set(filter(None, pair)) <= set(found)), (None, None))
+    if layout == LUME and "instruction" in found and "prompt" not in columns:
+        raise DataError(
+            f"{source}: has a column instruction beside input and output, which would be left out: put the prompt "
+            "into one column and name it with --columns prompt=COLUMN"
+        )
     chosen |= {key: column for key, column in zip(("prompt", "completion"), layout, strict=True) if column}
     chosen |= columns
     if "completion" not in chosen:
