@@ -60,6 +60,7 @@ def model_card(config: UnlearnConfig, manifest: dict[str, Any]) -> str:
             "",
             "| setting | value |",
             "|---|---|",
+            f"| optimizer steps | {manifest['steps']:,} |",
             *settings,
             "",
             "## Use",

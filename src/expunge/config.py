@@ -1,7 +1,7 @@
 """The one schema for Python arguments, YAML keys and command-line flags, and the recipes over it."""
 
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from expunge.errors import ConfigError
 
@@ -182,6 +182,7 @@ class UnlearnConfig:
         Raises:
             ConfigError: The first setting that cannot be used, named by its flag.
         """
+        self._check_types()
         checks = [
             (bool(self.model), "--model is missing: give a folder or a Hub name"),
             (bool(self.output), "--output is missing: give the run directory to write"),
@@ -224,6 +225,23 @@ class UnlearnConfig:
         for holds, message in checks:
             if not holds:
                 raise ConfigError(message)
+
+    def _check_types(self) -> None:
+        hints = get_type_hints(type(self))
+        for name, value in vars(self).items():
+            kinds = get_args(hints[name]) or (hints[name],)
+            if get_origin(hints[name]) is Literal:
+                fits = value in kinds
+            else:
+                literals = [choice for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
+                types = tuple(kind for kind in kinds if isinstance(kind, type))
+                number = isinstance(value, int) and not isinstance(value, bool) and float in types
+                fits = (
+                    value in literals or number or (isinstance(value, types) and (bool in types or value is not True))
+                )
+            if not fits:
+                expected = " or ".join(getattr(kind, "__name__", str(kind)) for kind in kinds)
+                raise ConfigError(f"--{name.replace('_', '-')} {value!r}: must be {expected}")
 
     @property
     def needs_retain(self) -> bool:

@@ -62,12 +62,12 @@ def unlearn(config: UnlearnConfig, reporter: Reporter | None = None) -> Outcome:
     )
     config = prepared.config
     sets = {"forget": prepared.forget, "retain": prepared.retain, "holdout": prepared.holdout}
-    texts = sum(map(len, sets.values()))
-    with reporter.track("losses before", texts) as advance:
-        before = mean_losses(prepared.loaded, sets, progress=advance)
     trainer = Trainer(prepared, accelerator)
     reporter.say(trainer.describe())
     run.open(config, prepared)
+    texts = sum(map(len, sets.values()))
+    with reporter.track("losses before", texts) as advance:  # a fresh adapter changes nothing
+        before = mean_losses(prepared.loaded, sets, progress=advance)
     if config.report_to:
         accelerator.init_trackers("expunge", config={"recipe": config.recipe, "seed": config.seed})
     with cache_folder(run.path / "cache") as cache:

@@ -6,6 +6,7 @@ from expunge.card import model_card
 from expunge.config import UnlearnConfig
 
 MANIFEST = {
+    "steps": 4321,
     "rows": {"forget": 1234, "retain": 6, "holdout": 0},
     "tokens": {"forget": 56789, "retain": 70, "holdout": 0},
     "loss_nats_per_completion_token": {
@@ -27,6 +28,10 @@ def test_metadata_is_yaml_that_names_the_base() -> None:
     found = yaml.safe_load(metadata)
     assert found["base_model"] == "org/model: 1B"
     assert found["library_name"] == "peft"
+
+
+def test_the_steps_that_were_taken_are_shown() -> None:
+    assert "| optimizer steps | 4,321 |" in card()
 
 
 def test_sizes_losses_and_method_are_shown() -> None:

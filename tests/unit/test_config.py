@@ -104,3 +104,13 @@ def test_retain_is_needed_only_where_a_term_uses_it() -> None:
 def test_every_setting_is_documented(schema: type) -> None:
     documented = re.findall(r"^ {8}(\w+): ", schema.__doc__ or "", re.MULTILINE)
     assert set(documented) == {f.name for f in fields(schema)}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("max_steps", "5"), ("epochs", 2.5), ("epochs", True), ("schedule", "step"), ("overwrite", 1), ("model", None)],
+)
+def test_a_value_of_the_wrong_type_is_named(name: str, value: object) -> None:
+    settings = {"model": "m", "forget": "f", "retain": "r", "output": "o", name: value}
+    with pytest.raises(ConfigError, match=f"--{name.replace('_', '-')} "):
+        UnlearnConfig(**settings).validate()
