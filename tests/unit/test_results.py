@@ -119,7 +119,7 @@ def test_one_side_of_the_membership_attack_is_not_enough() -> None:
 
 def test_results_follow_the_contract(tmp_path: Path) -> None:
     path = tmp_path / "results.json"
-    write_results(path, results(model="org/name", adapter="/home/somebody/runs/one", settings={"dtype": "float32"}))
+    write_results(path, results(model="org/name", adapter="/srv/runs/one", settings={"dtype": "float32"}))
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     read = read_results(path)
     assert read["schema"] == 1
