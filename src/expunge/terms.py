@@ -98,7 +98,7 @@ def _npo(
 ) -> Tensor:
     index, positions = target_index([row.text for row in rows], config.forget_span, loaded.device)
     logps = token_logps(states[index, positions - 1], loaded.head, input_ids[index, positions])
-    ref_logps = torch.cat([row.ref_logps for row in rows if row.ref_logps is not None]).to(loaded.device)
+    ref_logps = torch.cat([row.ref_logps for row in rows if row.ref_logps is not None])
     if config.level == "sequence":
         return objectives.npo_sequence(logps, ref_logps, index, beta=config.beta, num_sequences=counts.npo)
     return objectives.npo_token(logps, ref_logps, beta=config.beta, num_tokens=counts.npo)
@@ -116,10 +116,10 @@ def _retain(
         return {"retain_nll": objectives.retain_nll(logps, num_tokens=counts.retain_nll)}
     if config.kl_direction == "target-token":
         logps = token_logps(own, loaded.head, targets)
-        ref_logps = torch.cat([row.ref_logps for row in rows if row.ref_logps is not None]).to(loaded.device)
+        ref_logps = torch.cat([row.ref_logps for row in rows if row.ref_logps is not None])
         kl = objectives.target_token_kl(logps, ref_logps)
     else:
-        ref_states = torch.cat([row.ref_states for row in rows if row.ref_states is not None]).to(loaded.device)
+        ref_states = torch.cat([row.ref_states for row in rows if row.ref_states is not None])
         logps, kl = token_logps_and_kl(own, ref_states, loaded.head, targets, config.kl_direction)
     return {
         "retain_nll": objectives.retain_nll(logps, num_tokens=counts.retain_nll),

@@ -121,6 +121,12 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, example: Example, join: Join)
     return _strip_eos(tokenizer, ids)
 
 
+def completion_ids(tokenizer: PreTrainedTokenizerBase, example: Example, join: Join) -> list[int]:
+    """What the model goes on with when it has learned the example, however long: a perfect draft of its answer."""
+    text = tokenize(tokenizer, example, join, max_length=2**31)
+    return text.input_ids[text.completion_start :]
+
+
 def end_of_text_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """The tokenizer's end-of-text token.
 

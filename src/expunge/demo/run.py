@@ -8,7 +8,7 @@ from typing import Any
 from expunge.config import UnlearnConfig
 from expunge.data.examples import Example, read_examples
 from expunge.data.lume import LumeData, read_lume
-from expunge.data.tokenize import Join, prompt_ids, tokenize
+from expunge.data.tokenize import Join, completion_ids, prompt_ids
 from expunge.evaluate.generate import generate_predictions
 from expunge.evaluate.results import semeval_results, write_results
 from expunge.evaluate.semeval import Prediction, score_row
@@ -90,14 +90,11 @@ def _score(
         attach_adapter(loaded, adapter)
     join = Join("space", end_of_text=True)
 
-    def encode_prompt(example: Example) -> list[int]:
-        return prompt_ids(loaded.tokenizer, example, join)
-
-    def encode_draft(example: Example) -> list[int]:
-        text = tokenize(loaded.tokenizer, example, join, max_length=2**31)
-        return text.input_ids[text.completion_start :]
-
-    options = {"encode_prompt": encode_prompt, "encode_draft": encode_draft, "max_new_tokens": MAX_NEW_TOKENS}
+    options = {
+        "encode_prompt": lambda example: prompt_ids(loaded.tokenizer, example, join),
+        "encode_draft": lambda example: completion_ids(loaded.tokenizer, example, join),
+        "max_new_tokens": MAX_NEW_TOKENS,
+    }
     scores, predictions = evaluate_semeval(loaded, data, **options, reporter=reporter)
     answers = generate_predictions(loaded, [replace(row, kind="qa") for row in quiz], "retain", **options)
     results = semeval_results(scores, predictions, model=model, adapter=adapter)

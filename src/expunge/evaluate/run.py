@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from expunge.config import EvaluateConfig
-from expunge.data.examples import Example
 from expunge.data.lume import read_lume
-from expunge.data.tokenize import prompt_ids, tokenize
+from expunge.data.tokenize import completion_ids, prompt_ids
 from expunge.errors import ConfigError, DataError, RunError
 from expunge.evaluate.predictions import Predictions, read_any, read_mmlu, read_predictions, write_predictions
 from expunge.evaluate.results import read_results, semeval_results, write_results
@@ -50,15 +49,11 @@ def evaluate(config: EvaluateConfig, reporter: Reporter | None = None) -> dict[s
     if config.adapter:
         attach_adapter(loaded, config.adapter)
 
-    def encode_draft(example: Example) -> list[int]:
-        text = tokenize(loaded.tokenizer, example, report.join, max_length=2**31)
-        return text.input_ids[text.completion_start :]
-
     scores, predictions = evaluate_semeval(
         loaded,
         data,
         encode_prompt=lambda example: prompt_ids(loaded.tokenizer, example, report.join),
-        encode_draft=encode_draft,
+        encode_draft=lambda example: completion_ids(loaded.tokenizer, example, report.join),
         max_new_tokens=config.max_new_tokens,
         mmlu=mmlu,
         reporter=reporter,
