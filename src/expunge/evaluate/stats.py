@@ -1,7 +1,7 @@
 """Intervals and tests: how far a measured number can be trusted.
 
-All intervals are at 95 %. Rows about one document are not independent, so wherever clusters are given, whole clusters
-are resampled. Arrays in, numbers out; no torch.
+All intervals are at 95 %. Rows about one document are not independent, so wherever clusters are given, a document
+counts as one unit. Arrays in, numbers out; no torch.
 """
 
 import math
@@ -9,13 +9,22 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import betaincinv, ndtr, ndtri, stdtrit
+from scipy.special import betaincinv
 
 from expunge.errors import DataError
+from expunge.evaluate.bootstrap import (
+    RESAMPLES,
+    TAIL,
+    bca_interval,
+    leave_one_out,
+    resample,
+    strata_of,
+    t_quantile,
+    z_quantile,
+)
 
-LEVEL = 0.95
-RESAMPLES = 2000
-Z = float(ndtri((1 + LEVEL) / 2))
+BLOCK = 2_000_000
+"""Cluster draws that are held in memory at a time."""
 
 
 @dataclass(frozen=True)
@@ -38,19 +47,24 @@ class Estimate:
 def mean_estimate(
     values: Sequence[float] | np.ndarray, clusters: Sequence[Hashable] | None = None, *, seed: int = 0
 ) -> Estimate:
-    """Mean over rows, with a bootstrap interval.
+    """Mean over rows, with an interval that takes documents as the unit.
+
+    Values that all lie in [0, 1] (shares, ROUGE, probabilities) get a score interval (Wilson 1927) at the effective
+    number of rows that their variance between documents amounts to (Korn & Graubard 1998), with Student's quantile for
+    the number of documents: a bootstrap of twenty zeros and a one covers far less than it says, and of zeros alone it
+    is a point. Other values get the outer ends of two intervals, the bias-corrected and accelerated bootstrap of
+    documents (Efron 1987, widened for few units as in Hesterberg 2015) and the jackknife's t interval.
 
     Args:
         values: One number per row.
-        clusters: Label of each row's document; rows of one label are resampled together. Every row on its own when
-            None.
+        clusters: Label of each row's document; every row is its own when None.
         seed: Of the resampling.
 
     Raises:
         DataError: A value is not finite, or `clusters` has another length.
     """
     rows = _finite("values", values)
-    return _mean(rows, _codes(clusters, rows, "clusters"), seed)
+    return _mean(rows, _codes("clusters", clusters, rows.size), seed)
 
 
 def difference_estimate(
@@ -62,15 +76,21 @@ def difference_estimate(
 ) -> Estimate:
     """Mean of `after - before` over the same rows in the same order.
 
+    Where all values lie in [0, 1], the two means' score intervals are joined by their correlation (Newcombe 1998,
+    method 10, with documents as the unit); other differences are treated as `mean_estimate` treats values.
+
     Raises:
         DataError: As `mean_estimate`, or the two have different lengths.
     """
     first, second = _finite("before", before), _finite("after", after)
     if first.size != second.size:
         raise DataError(
-            f"before has {first.size} rows and after {second.size}: a paired difference needs the same rows"
+            f"before has {first.size} rows, after has {second.size}: a paired difference needs the same rows"
         )
-    return _mean(second - first, _codes(clusters, first, "clusters"), seed)
+    codes = _codes("clusters", clusters, first.size)
+    if first.size and codes.max() > 0 and _in_unit_range(first) and _in_unit_range(second):
+        return _unit_difference(first, second, codes)
+    return _mean(second - first, codes, seed)
 
 
 def statistic_estimate(
@@ -82,34 +102,38 @@ def statistic_estimate(
 ) -> Estimate:
     """Any aggregate of groups of rows (a harmonic mean of group means, say), with a bootstrap interval.
 
+    Bias-corrected and accelerated bootstrap; groups are resampled apart from each other, save those that share
+    documents. A group whose rows are all alike adds no spread, so an aggregate that such a group fixes (a harmonic mean
+    with a zero) has a point for an interval.
+
     Args:
         groups: Group -> one number per row.
         statistic: The aggregate, of the groups as arrays.
-        clusters: Group -> label of each row's document. A label in several groups is one document, whose rows are
-            resampled together.
+        clusters: Group -> label of each row's document; every row is its own in a group that is left out. One label in
+            several groups is one document, whose rows are resampled together.
         seed: Of the resampling.
+
+    Returns:
+        The aggregate. Its interval is NaN if a group has rows of one document only, or a resample has no finite value.
 
     Raises:
         DataError: A value is not finite, or labels do not match the rows.
     """
     rows = {name: _finite(f"group {name}", values) for name, values in groups.items()}
-    value, n = float(statistic(rows)), sum(values.size for values in rows.values())
+    n = sum(values.size for values in rows.values())
+    value = float(statistic(rows)) if n else math.nan
     if not math.isfinite(value):
         return Estimate(math.nan, math.nan, math.nan, n)
-    strata = _strata(rows, clusters)
+    unknown = Estimate(value, math.nan, math.nan, n)
+    strata = strata_of(rows, clusters)
+    if any(np.count_nonzero(sizes) < 2 for stratum in strata for _, _, sizes in stratum.values()):
+        return unknown
     rng = np.random.default_rng(seed)
-    draws = []
-    for _ in range(RESAMPLES):
-        picks: dict[str, list[np.ndarray]] = {name: [] for name in rows}
-        for names, members in strata:
-            chosen = rng.integers(len(members[names[0]]), size=len(members[names[0]]))
-            for name in names:
-                picks[name].extend(members[name][i] for i in chosen)
-        draws.append(
-            statistic({name: rows[name][np.concatenate(own)] if own else rows[name] for name, own in picks.items()})
-        )
-    low, high = _percentiles(np.array(draws, dtype=float), sum(len(members[names[0]]) for names, members in strata))
-    return Estimate(value, min(low, value), max(high, value), n)
+    draws = np.array([statistic({**rows, **resample(strata, rows, rng)}) for _ in range(RESAMPLES)], dtype=float)
+    without = [np.array(leave_one_out(stratum, rows, statistic), dtype=float) for stratum in strata]
+    if not all(np.isfinite(numbers).all() for numbers in (draws, *without)):
+        return unknown
+    return Estimate(value, *bca_interval(value, draws, without), n)
 
 
 def auc(members: Sequence[float] | np.ndarray, nonmembers: Sequence[float] | np.ndarray) -> float:
@@ -122,7 +146,11 @@ def auc(members: Sequence[float] | np.ndarray, nonmembers: Sequence[float] | np.
 
 
 def auc_estimate(members: Sequence[float] | np.ndarray, nonmembers: Sequence[float] | np.ndarray) -> Estimate:
-    """`auc` with DeLong's interval on the logit scale; `n` counts both sides.
+    """`auc` with the interval of DeLong et al. 1988 on the logit scale; `n` counts both sides.
+
+    DeLong's variance is too small when few scores overlap, so that of Hanley & McNeil 1982 is used where it is larger.
+    At 0 and 1 both vanish, and the interval is Clopper and Pearson's exact one for a share of min(members, nonmembers)
+    trials, which bounds the variance of any AUC (Birnbaum & Klose 1957).
 
     Raises:
         DataError: A score is not finite.
@@ -134,52 +162,60 @@ def auc_estimate(members: Sequence[float] | np.ndarray, nonmembers: Sequence[flo
         return Estimate(value, math.nan, math.nan, 0)
     if min(m, n) < 2:
         return Estimate(value, math.nan, math.nan, m + n)
-    variance = above.var(ddof=1) / m + below.var(ddof=1) / n
-    if variance == 0:
-        low, high = _clopper_pearson(value, min(m, n))
-    else:
-        half = Z * math.sqrt(variance) / (value * (1 - value))
-        logit = math.log(value / (1 - value))
-        low, high = _expit(logit - half), _expit(logit + half)
-    return Estimate(value, low, high, m + n)
+    if value in (0.0, 1.0):
+        return Estimate(value, *_clopper_pearson(value, min(m, n)), m + n)
+    delong = above.var(ddof=1) / m + below.var(ddof=1) / n
+    same_member, same_nonmember = 2 * value**2 / (1 + value), value / (2 - value)
+    hanley = value * (1 - value) + (m - 1) * (same_nonmember - value**2) + (n - 1) * (same_member - value**2)
+    half = z_quantile(1 - TAIL) * math.sqrt(max(delong, hanley / (m * n))) / (value * (1 - value))
+    logit = math.log(value / (1 - value))
+    return Estimate(value, _expit(logit - half), _expit(logit + half), m + n)
 
 
 def tpr_at_fpr(members: Sequence[float] | np.ndarray, nonmembers: Sequence[float] | np.ndarray, fpr: float) -> float:
-    """Largest share of members found by a threshold that flags at most the share `fpr` of the non-members.
+    """Largest share of members above a threshold that flags at most the share `fpr` of the non-members.
+
+    The measure of Carlini et al. 2022; NaN if a side is empty.
 
     Raises:
         DataError: A score is not finite.
     """
     inside, outside = _finite("members", members), _finite("nonmembers", nonmembers)
+    if not 0 <= fpr < 1:
+        raise ValueError(f"fpr is {fpr}: a rate from 0 to below 1 is needed")
     if not inside.size or not outside.size:
         return math.nan
-    thresholds = np.sort(outside)[::-1]
     allowed = math.floor(fpr * outside.size + 1e-9)  # 0.29 * 100 is a little less than 29
-    return 1.0 if allowed >= outside.size else float(np.mean(inside > thresholds[allowed]))
+    return float(np.mean(inside > np.sort(outside)[::-1][allowed]))
 
 
 def tpr_estimate(
     members: Sequence[float] | np.ndarray, nonmembers: Sequence[float] | np.ndarray, fpr: float, *, seed: int = 0
 ) -> Estimate:
-    """`tpr_at_fpr` with an interval.
+    """`tpr_at_fpr` with an interval that assumes nothing about the scores; `n` counts both sides.
+
+    The number of non-members above the true threshold is binomial (n, fpr), which puts that threshold between two of
+    their scores; the share of members above it is drawn from Jeffreys' posterior. With too few non-members for `fpr`
+    (30 for 1 %) the threshold may lie above them all and the lower end is 0: that much is not known.
 
     Raises:
         DataError: A score is not finite.
     """
     inside, outside = _finite("members", members), _finite("nonmembers", nonmembers)
     value = tpr_at_fpr(inside, outside, fpr)
+    m, n = inside.size, outside.size
     if math.isnan(value):
         return Estimate(value, math.nan, math.nan, 0)
-    m, n = inside.size, outside.size
     if min(m, n) < 2:
         return Estimate(value, math.nan, math.nan, m + n)
-    # How many members lie above each non-member, from the highest down; none above infinity, all above -infinity.
-    found = np.concatenate([[0], m - np.searchsorted(np.sort(inside), np.sort(outside)[::-1], side="right"), [m]])
+    # Members above each non-member, from the highest down; none lie above infinity, all above minus infinity.
+    higher = m - np.searchsorted(np.sort(inside), np.sort(outside)[::-1], side="right")
+    higher = np.concatenate([[0], higher, [m]])
     rng = np.random.default_rng(seed)
-    exceed = rng.binomial(n, fpr, size=RESAMPLES)
-    low = np.quantile(_beta_draws(found[exceed], m, rng), (1 - LEVEL) / 2)
-    high = np.quantile(_beta_draws(found[exceed + 1], m, rng), (1 + LEVEL) / 2)
-    return Estimate(value, min(float(low), value), max(float(high), value), m + n)
+    flagged = rng.binomial(n, fpr, size=5 * RESAMPLES)
+    low = float(np.quantile(_share_draws(higher[flagged], m, rng), TAIL))
+    high = float(np.quantile(_share_draws(higher[flagged + 1], m, rng), 1 - TAIL))
+    return Estimate(value, min(low, value), max(high, value), m + n)
 
 
 def ks_pvalue(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray) -> float:
@@ -197,7 +233,7 @@ def ks_pvalue(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray) 
 
 
 def pooled(values: Sequence[float] | np.ndarray) -> dict[str, float]:
-    """Mean, standard deviation (n - 1 in the denominator) and number of several runs' values.
+    """Mean, standard deviation (n - 1 in the denominator, NaN of one run) and number `n` of several runs' values.
 
     Raises:
         DataError: A value is not finite.
@@ -210,6 +246,116 @@ def pooled(values: Sequence[float] | np.ndarray) -> dict[str, float]:
     }
 
 
+def runs_estimate(values: Sequence[float] | np.ndarray) -> Estimate:
+    """Mean over runs with Student's t interval; `n` counts runs.
+
+    Raises:
+        DataError: A value is not finite.
+    """
+    mean, std, n = pooled(values).values()
+    half = t_quantile(int(n) - 1) * std / math.sqrt(n) if n > 1 else math.nan
+    return Estimate(mean, mean - half, mean + half, int(n))
+
+
+# --- means ---------------------------------------------------------------------------------------
+
+
+def _mean(rows: np.ndarray, codes: np.ndarray, seed: int) -> Estimate:
+    if not rows.size:
+        return Estimate(math.nan, math.nan, math.nan, 0)
+    value = float(rows.mean())
+    sums, sizes = np.bincount(codes, rows), np.bincount(codes)
+    units = sums.size
+    if units < 2:
+        return Estimate(value, math.nan, math.nan, rows.size)
+    if _in_unit_range(rows):
+        return Estimate(value, *_score_interval(value, _cluster_variance(value, sums, sizes), units), rows.size)
+    if not np.ptp(rows):
+        return Estimate(value, value, value, rows.size)
+    rng = np.random.default_rng(seed)
+    draws = np.empty(RESAMPLES)
+    step = max(1, BLOCK // units)
+    for start in range(0, RESAMPLES, step):
+        chosen = rng.integers(units, size=(min(step, RESAMPLES - start), units))
+        draws[start : start + step] = sums[chosen].sum(axis=1) / sizes[chosen].sum(axis=1)
+    without = (sums.sum() - sums) / (rows.size - sizes)
+    low, high = bca_interval(value, draws, [without])
+    half = t_quantile(units - 1) * math.sqrt((units - 1) / units * np.square(without - without.mean()).sum())
+    return Estimate(value, min(low, value - half), max(high, value + half), rows.size)
+
+
+def _unit_difference(first: np.ndarray, second: np.ndarray, codes: np.ndarray) -> Estimate:
+    """Newcombe's interval for the difference of two paired means of values in [0, 1]."""
+    sizes = np.bincount(codes)
+    means, ends, residuals = [], [], []
+    for rows in (first, second):
+        mean, sums = float(rows.mean()), np.bincount(codes, rows)
+        means.append(mean)
+        ends.append(_score_interval(mean, _cluster_variance(mean, sums, sizes), sizes.size))
+        residuals.append(sums - mean * sizes)
+    scale = math.sqrt(float(np.square(residuals[0]).sum() * np.square(residuals[1]).sum()))
+    correlation = float(residuals[0] @ residuals[1]) / scale if scale else 0.0
+    (old, new), ((old_low, old_high), (new_low, new_high)) = means, ends
+
+    def reach(a: float, b: float) -> float:
+        return math.sqrt(max(0.0, a * a + b * b - 2 * correlation * a * b))
+
+    value = new - old
+    low, high = value - reach(new - new_low, old_high - old), value + reach(new_high - new, old - old_low)
+    return Estimate(value, low, high, first.size)
+
+
+def _cluster_variance(mean: float, sums: np.ndarray, sizes: np.ndarray) -> float:
+    """Variance of a mean over rows in clusters, linearised as a ratio of sums."""
+    units = sums.size
+    return float(units / (units - 1) * np.square(sums - mean * sizes).sum() / sizes.sum() ** 2)
+
+
+def _score_interval(share: float, variance: float, units: int) -> tuple[float, float]:
+    """Wilson's interval of a mean of values in [0, 1] at the number of trials that its variance amounts to."""
+    trials = share * (1 - share) / variance if variance > 0 else units
+    weight = t_quantile(units - 1) ** 2 / trials
+    centre = (share + weight / 2) / (1 + weight)
+    half = math.sqrt(weight * share * (1 - share) + weight**2 / 4) / (1 + weight)
+    return min(share, max(0.0, centre - half)), max(share, min(1.0, centre + half))
+
+
+def _in_unit_range(rows: np.ndarray) -> bool:
+    return bool(rows.min() >= 0 and rows.max() <= 1)
+
+
+# --- two sides -----------------------------------------------------------------------------------
+
+
+def _placements(inside: np.ndarray, outside: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
+    """The AUC, each member's share of lower non-members, and each non-member's share of higher members."""
+    if not inside.size or not outside.size:
+        return math.nan, np.empty(0), np.empty(0)
+    ordered, members = np.sort(outside), np.sort(inside)
+    # Half-wins are whole numbers, so nothing is rounded before the division.
+    wins = np.searchsorted(ordered, inside, "left") + np.searchsorted(ordered, inside, "right")
+    losses = np.searchsorted(members, outside, "left") + np.searchsorted(members, outside, "right")
+    value = int(wins.sum()) / (2 * inside.size * outside.size)
+    return value, wins / (2 * outside.size), 1 - losses / (2 * inside.size)
+
+
+def _clopper_pearson(share: float, trials: int) -> tuple[float, float]:
+    """Exact interval of a share of so many trials."""
+    hits = share * trials
+    low = float(betaincinv(hits, trials - hits + 1, TAIL)) if hits > 0 else 0.0
+    high = float(betaincinv(hits + 1, trials - hits, 1 - TAIL)) if hits < trials else 1.0
+    return low, high
+
+
+def _share_draws(hits: np.ndarray, trials: int, rng: np.random.Generator) -> np.ndarray:
+    """A draw of the true share for each count; exactly 0 or 1 where none or all hit."""
+    draws = rng.beta(hits + 0.5, trials - hits + 0.5)
+    return np.where(hits == 0, 0.0, np.where(hits == trials, 1.0, draws))
+
+
+# --- small things --------------------------------------------------------------------------------
+
+
 def _finite(name: str, values: Sequence[float] | np.ndarray) -> np.ndarray:
     """The values as a one-dimensional float64 array, once all are finite."""
     array = np.asarray(values, dtype=np.float64)
@@ -218,85 +364,20 @@ def _finite(name: str, values: Sequence[float] | np.ndarray) -> np.ndarray:
     bad = np.flatnonzero(~np.isfinite(array))
     if bad.size:
         raise DataError(
-            f"{name}: {bad.size} of {array.size} values are not finite (the first is number {bad[0] + 1}, "
-            f"{array[bad[0]]}): leave out what was not measured"
+            f"{name}: {bad.size} of {array.size} values are not finite (first is number {bad[0] + 1}: {array[bad[0]]}):"
+            " leave out what was not measured"
         )
     return array
 
 
-def _codes(clusters: Sequence[Hashable] | None, rows: np.ndarray, name: str) -> np.ndarray:
+def _codes(name: str, clusters: Sequence[Hashable] | None, rows: int) -> np.ndarray:
     """Number of each row's cluster, from 0."""
     if clusters is None:
-        return np.arange(rows.size)
-    if len(clusters) != rows.size:
-        raise DataError(f"{name}: {len(clusters)} labels for {rows.size} rows")
+        return np.arange(rows)
+    if len(clusters) != rows:
+        raise DataError(f"{name}: {len(clusters)} labels for {rows} rows")
     numbers: dict[Hashable, int] = {}
     return np.array([numbers.setdefault(label, len(numbers)) for label in clusters], dtype=np.int64)
-
-
-def _mean(rows: np.ndarray, codes: np.ndarray, seed: int) -> Estimate:
-    if not rows.size:
-        return Estimate(math.nan, math.nan, math.nan, 0)
-    value = float(rows.mean())
-    sums, sizes = np.bincount(codes, rows), np.bincount(codes)
-    if sums.size < 2:
-        return Estimate(value, math.nan, math.nan, rows.size)
-    chosen = np.random.default_rng(seed).integers(sums.size, size=(RESAMPLES, sums.size))
-    low, high = _percentiles(sums[chosen].sum(axis=1) / sizes[chosen].sum(axis=1), sums.size)
-    return Estimate(value, min(low, value), max(high, value), rows.size)
-
-
-def _percentiles(draws: np.ndarray, units: int) -> tuple[float, float]:
-    """Ends of the interval of a bootstrap distribution, widened for few units (Hesterberg 2015)."""
-    tail = float(ndtr(math.sqrt(units / (units - 1)) * stdtrit(units - 1, (1 - LEVEL) / 2)))
-    low, high = np.quantile(draws, [tail, 1 - tail])
-    return float(low), float(high)
-
-
-def _strata(
-    rows: Mapping[str, np.ndarray], clusters: Mapping[str, Sequence[Hashable]] | None
-) -> list[tuple[tuple[str, ...], dict[str, list[np.ndarray]]]]:
-    """Clusters by the set of groups that they have rows in: (groups, group -> row numbers of each cluster)."""
-    places: dict[Hashable, dict[str, list[int]]] = {}
-    for name, values in rows.items():
-        labels = (clusters or {}).get(name)
-        codes = [(name, i) for i in range(values.size)] if labels is None else list(labels)
-        if len(codes) != values.size:
-            raise DataError(f"group {name}: {len(codes)} labels for {values.size} rows")
-        for index, label in enumerate(codes):
-            places.setdefault(label, {}).setdefault(name, []).append(index)
-    strata: dict[tuple[str, ...], dict[str, list[np.ndarray]]] = {}
-    for own in places.values():
-        stratum = strata.setdefault(tuple(own), {name: [] for name in own})
-        for name, indices in own.items():
-            stratum[name].append(np.array(indices))
-    return list(strata.items())
-
-
-def _placements(inside: np.ndarray, outside: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
-    """The AUC, each member's share of lower non-members, and each non-member's share of higher members."""
-    if not inside.size or not outside.size:
-        return math.nan, np.empty(0), np.empty(0)
-    ordered, above = np.sort(outside), np.sort(inside)
-    # Half-wins are whole numbers, so nothing is rounded before the division.
-    wins = np.searchsorted(ordered, inside, "left") + np.searchsorted(ordered, inside, "right")
-    losses = np.searchsorted(above, outside, "left") + np.searchsorted(above, outside, "right")
-    value = int(wins.sum()) / (2 * inside.size * outside.size)
-    return value, wins / (2 * outside.size), 1 - losses / (2 * inside.size)
-
-
-def _clopper_pearson(share: float, n: float) -> tuple[float, float]:
-    """Exact interval of a share of n trials, n not necessarily whole."""
-    hits, tail = share * n, (1 - LEVEL) / 2
-    low = float(betaincinv(hits, n - hits + 1, tail)) if hits > 0 else 0.0
-    high = float(betaincinv(hits + 1, n - hits, 1 - tail)) if hits < n else 1.0
-    return low, high
-
-
-def _beta_draws(hits: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
-    """A draw of the true share for each count out of n (Jeffreys' prior); exactly 0 or 1 where all or none hit."""
-    draws = rng.beta(hits + 0.5, n - hits + 0.5)
-    return np.where(hits == 0, 0.0, np.where(hits == n, 1.0, draws))
 
 
 def _expit(x: float) -> float:

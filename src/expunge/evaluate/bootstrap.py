@@ -1,0 +1,121 @@
+"""The bootstrap of an aggregate: resampling whole documents, and the interval that the resamples give."""
+
+import math
+from collections.abc import Callable, Hashable, Mapping, Sequence
+
+import numpy as np
+from scipy.special import ndtr, ndtri, stdtrit
+
+from expunge.errors import DataError
+
+TAIL = 0.025
+"""Probability outside the interval on each side."""
+RESAMPLES = 2000
+
+
+def bca_interval(value: float, draws: np.ndarray, without: Sequence[np.ndarray]) -> tuple[float, float]:
+    """Ends of the bias-corrected and accelerated bootstrap interval, widened for few units.
+
+    Args:
+        value: The statistic of all rows.
+        draws: The statistic of each resample.
+        without: Of every independently resampled set of units, the statistic without each unit in turn.
+    """
+    influence = [numbers.mean() - numbers for numbers in without]
+    spread = np.array([np.square(own).sum() for own in influence])
+    if not spread.sum() or not np.ptp(draws):
+        return value, value
+    units = np.array([own.size for own in influence])
+    acceleration = sum((own**3).sum() for own in influence) / (6 * spread.sum() ** 1.5)
+    widening = math.sqrt((spread * units / (units - 1)).sum() / spread.sum())
+    freedom = spread.sum() ** 2 / (spread**2 / (units - 1)).sum()  # Satterthwaite
+    share = np.mean(draws < value) + np.mean(draws == value) / 2
+    bias = z_quantile(min(max(float(share), 1 / draws.size), 1 - 1 / draws.size))
+    ends = []
+    for sign in (-1, 1):
+        z = bias + sign * widening * t_quantile(freedom)
+        level = float(ndtr(bias + z / (1 - acceleration * z))) if acceleration * z < 1 else (1 + sign) / 2
+        ends.append(float(np.quantile(draws, level)))
+    return min(ends[0], value), max(ends[1], value)
+
+
+Stratum = dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]
+"""Groups whose units are resampled together: group -> (row numbers sorted by unit, and of each unit the first place
+among these and the number of rows)."""
+
+
+def strata_of(rows: Mapping[str, np.ndarray], clusters: Mapping[str, Sequence[Hashable]] | None) -> list[Stratum]:
+    """The non-empty groups, those that share documents together."""
+    names = [name for name, values in rows.items() if values.size]
+    labels: dict[str, Sequence[Hashable]] = {}
+    for name in names:
+        given = (clusters or {}).get(name)
+        if given is not None and len(given) != rows[name].size:
+            raise DataError(f"group {name}: {len(given)} labels for {rows[name].size} rows")
+        # A row without a label is a unit of its own, which no other group can share.
+        labels[name] = given if given is not None else [(name, None, i) for i in range(rows[name].size)]
+    joined: list[tuple[list[str], set[Hashable]]] = []
+    for name in names:
+        own = ([name], set(labels[name]))
+        for other in [pair for pair in joined if pair[1] & own[1]]:
+            joined.remove(other)
+            own = (other[0] + own[0], other[1] | own[1])
+        joined.append(own)
+    strata = []
+    for members, _ in joined:
+        numbers: dict[Hashable, int] = {}
+        codes = {name: [numbers.setdefault(label, len(numbers)) for label in labels[name]] for name in members}
+        stratum = {}
+        for name, own_codes in codes.items():
+            sizes = np.bincount(own_codes, minlength=len(numbers))
+            stratum[name] = (np.argsort(own_codes, kind="stable"), np.cumsum(sizes) - sizes, sizes)
+        strata.append(stratum)
+    return strata
+
+
+def resample(
+    strata: Sequence[Stratum], rows: Mapping[str, np.ndarray], rng: np.random.Generator
+) -> dict[str, np.ndarray]:
+    """Every group's values of as many units as there are, drawn with replacement; none of the groups is empty."""
+    drawn: dict[str, np.ndarray] = {}
+    for stratum in strata:
+        units = next(iter(stratum.values()))[2].size
+        while True:
+            chosen = rng.integers(units, size=units)
+            own = {name: rows[name][_rows_of(chosen, *index)] for name, index in stratum.items()}
+            if all(values.size for values in own.values()):
+                break
+        drawn |= own
+    return drawn
+
+
+def leave_one_out(
+    stratum: Stratum, rows: Mapping[str, np.ndarray], statistic: Callable[[Mapping[str, np.ndarray]], float]
+) -> list[float]:
+    """The statistic without each unit of a stratum in turn."""
+    everyone = np.arange(next(iter(stratum.values()))[2].size)
+    results = []
+    for unit in everyone:
+        left = everyone[everyone != unit]
+        own = {name: rows[name][_rows_of(left, *index)] for name, index in stratum.items()}
+        results.append(statistic({**rows, **own}))
+    return results
+
+
+def _rows_of(units: np.ndarray, order: np.ndarray, starts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Row numbers of the given units, a unit that is given twice twice."""
+    if order.size == sizes.size and sizes.max() == 1:  # a row a unit
+        return order[units]
+    counts = sizes[units]
+    first = np.repeat(starts[units] - (np.cumsum(counts) - counts), counts)
+    return order[first + np.arange(first.size)]
+
+
+def z_quantile(level: float) -> float:
+    """The normal distribution's quantile."""
+    return float(ndtri(level))
+
+
+def t_quantile(freedom: float) -> float:
+    """Student's quantile of a 95 % interval."""
+    return float(stdtrit(freedom, 1 - TAIL))
