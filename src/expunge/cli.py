@@ -17,6 +17,7 @@ from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namesp
 
 from expunge.config import RECIPES, EvaluateConfig, UnlearnConfig
 from expunge.errors import ConfigError, UserError
+from expunge.interrupt import Interruptions
 from expunge.tables import loss_table, semeval_table
 
 COMMANDS = {
@@ -36,8 +37,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.umask(0o077)
     warnings.simplefilter("ignore", FutureWarning)  # deprecations inside libraries are not for users
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    interruptions = Interruptions()
     try:
-        return _dispatch(arguments)
+        with interruptions.heed():
+            return _dispatch(arguments)
     except (UserError, ArgumentError) as error:
         if debug:
             traceback.print_exc()
@@ -51,6 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.close()
         return 0
     except Exception:
+        if interruptions.seen:
+            sys.stderr.write("expunge: interrupted\n")
+            return 130
         traceback.print_exc()
         sys.stderr.write("expunge: this is a bug in Expunge; the traceback above says where\n")
         return 1
@@ -195,13 +201,16 @@ def _unlearn(values: Namespace) -> int:
     settings.validate()
     from expunge.plan import forecast
     from expunge.progress import Reporter
-    from expunge.run import is_writer
+    from expunge.run import is_writer, standing
     from expunge.unlearn import unlearn
 
     if settings.dry_run:
         print(forecast(settings, Reporter()))
         return 0
-    outcome = unlearn(settings, Reporter(quiet=not is_writer()))
+    try:
+        outcome = unlearn(settings, Reporter(quiet=not is_writer()))
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt(str(error) or standing(settings)) from None
     if not is_writer():
         return 0
     print(loss_table(outcome.losses))

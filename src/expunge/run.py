@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import yaml
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from expunge import run_dir
@@ -31,6 +32,7 @@ from expunge.card import model_card
 from expunge.config import UnlearnConfig
 from expunge.errors import RunError
 from expunge.model.adapter import save_adapter
+from expunge.model.load import base_name
 from expunge.prepare import Prepared
 
 if TYPE_CHECKING:
@@ -88,6 +90,7 @@ class Run:
             if not (run.path / "manifest.json").exists():
                 raise RunError(f"--resume: {run.path} holds no run (no manifest.json): leave --resume out to start one")
             if run.earlier()["status"] == "done":
+                run.clear()  # cut off between its last two breaths, a run leaves its checkpoints
                 raise RunError(f"--resume: the run in {run.path} is finished: there is nothing left to do")
         else:
             run_dir.check_new(run.path, overwrite=config.overwrite)
@@ -102,7 +105,7 @@ class Run:
         identity = {
             "settings": {k: v for k, v in dataclasses.asdict(config).items() if k not in NOT_PART_OF_THE_RESULT},
             "data": {name: _hash_rows(getattr(prepared, name)) for name in ("forget", "retain", "holdout")},
-            "model_sha256": model_fingerprint(config.model),
+            "model_sha256": model_fingerprint(config.model, getattr(prepared.loaded.base.config, "_commit_hash", None)),
         }
         self.fingerprint = run_dir.fingerprint(json.dumps([identity, _versions()], sort_keys=True))
         if config.resume:
@@ -114,15 +117,18 @@ class Run:
                 if (then := earlier[part].get(name)) != now
             ]
             if earlier["model_sha256"] != identity["model_sha256"]:
-                differences.append("the model's weights")
+                differences.append("the model's weights or configuration")
             if differences:
                 raise RunError(f"--resume: the run in {self.path} was started with other {', '.join(differences)}")
+            if is_writer():
+                run_dir.sweep(self.path)
+                run_dir.sweep(self.path / "checkpoints")
+                if not (self.path / "config.yaml").exists():
+                    self._write_settings(config)
             return
         if not is_writer():
             return
         run_dir.new_run_dir(self.path, overwrite=config.overwrite)
-        settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in ("overwrite", "resume", "dry_run")}
-        run_dir.write_text(self.path / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
         manifest = {
             "schema": 1,
             "status": "running",
@@ -135,7 +141,12 @@ class Run:
             "versions": {"python": platform.python_version(), **_versions()},
             "hardware": _hardware(prepared.loaded.device),
         }
-        run_dir.write_json(self.path / "manifest.json", manifest)
+        run_dir.write_json(self.path / "manifest.json", manifest)  # from here on it is a run that can be resumed
+        self._write_settings(config)
+
+    def _write_settings(self, config: UnlearnConfig) -> None:
+        settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in ("overwrite", "resume", "dry_run")}
+        run_dir.write_text(self.path / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
 
     def earlier(self) -> dict[str, Any]:
         """The manifest of the run that is to be resumed.
@@ -159,37 +170,55 @@ class Run:
             run_dir.append_line(self.path / "metrics.jsonl", line)
 
     def save_checkpoint(self, trainer: "Trainer", step: int) -> None:
-        """Write adapter and optimizer state after `step` steps, whole or not at all; older ones beyond the last go."""
+        """Write adapter and optimizer state after `step` steps, whole or not at all; older ones beyond the last go.
+
+        Raises:
+            RunError: The system refuses; the checkpoints before are as they were.
+        """
         if not is_writer():
             return
         folder = self.path / "checkpoints"
-        folder.mkdir(mode=0o700, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=".step-", dir=folder))
-        save_file(trainer.state(), temporary / "state.safetensors")
-        run_dir.write_json(
-            temporary / "checkpoint.json",
-            {"step": step, "sha256": run_dir.sha256_file(temporary / "state.safetensors")},
-        )
-        run_dir.replace_dir(temporary, folder / f"step-{step:08d}")
-        for old in sorted(folder.glob("step-*"))[:-KEPT_CHECKPOINTS]:
-            shutil.rmtree(old)
+        last = max((path.name for path in folder.glob("step-*")), default=None)
+        try:
+            run_dir.flush(self.path / "metrics.jsonl")  # a checkpoint never knows of a step that its log has lost
+            folder.mkdir(mode=0o700, exist_ok=True)
+            temporary = Path(tempfile.mkdtemp(prefix=".step-", dir=folder))
+            try:
+                save_file(trainer.state(), temporary / "state.safetensors")
+                run_dir.write_json(
+                    temporary / "checkpoint.json",
+                    {"step": step, "sha256": run_dir.sha256_file(temporary / "state.safetensors")},
+                )
+                run_dir.replace_dir(temporary, folder / f"step-{step:08d}")
+            except BaseException:
+                shutil.rmtree(temporary, ignore_errors=True)
+                raise
+            for old in sorted(folder.glob("step-*"))[:-KEPT_CHECKPOINTS]:
+                shutil.rmtree(old)
+        except (OSError, SafetensorError, RunError) as error:
+            rest = f"the last good one is {last}" if last else "there is none yet"
+            raise RunError(
+                f"cannot write the checkpoint of step {step} ({_reason(error)}); {rest}: look at the disk, then go on "
+                "with --resume"
+            ) from error
 
     def restore(self, trainer: "Trainer") -> int:
-        """Load the newest whole checkpoint and cut metrics.jsonl back to it; returns its step, 0 when there is none."""
+        """Load the newest whole checkpoint and cut metrics.jsonl back to it; returns its step, 0 when there is none.
+
+        A checkpoint is whole when its state has the hash that its checkpoint.json names, and the log all its steps.
+        """
         step = 0
-        for folder in sorted((self.path / "checkpoints").glob("step-*"), reverse=True):
-            state, note = folder / "state.safetensors", folder / "checkpoint.json"
-            if not (state.exists() and note.exists()):
-                continue
-            expected = json.loads(note.read_text())
-            if run_dir.sha256_file(state) == expected["sha256"]:
-                trainer.load_state(load_file(state))
-                step = expected["step"]
-                break
         metrics = self.path / "metrics.jsonl"
+        lines = metrics.read_bytes().splitlines(keepends=True) if metrics.exists() else []
+        logged = sum(line.endswith(b"\n") for line in lines)
+        for folder in sorted((self.path / "checkpoints").glob("step-*"), reverse=True):
+            found = _whole_checkpoint(folder)
+            if found is not None and found <= logged:
+                trainer.load_state(load_file(folder / "state.safetensors"))
+                step = found
+                break
         if metrics.exists() and is_writer():
-            lines = metrics.read_text().splitlines(keepends=True)[:step]
-            run_dir.write_text(metrics, "".join(lines), overwrite=True)
+            run_dir.write_bytes(metrics, b"".join(lines[:step]), overwrite=True)
         return step
 
     def finish(
@@ -222,15 +251,31 @@ class Run:
         save_adapter(model, self.path / "adapter", base_name=prepared.config.model, card=card)
         manifest["adapter_sha256"] = run_dir.sha256_file(self.path / "adapter" / "adapter_model.safetensors")
         run_dir.write_json(path, manifest, overwrite=True)
-        shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
+        self.clear()
         return outcome
 
+    def clear(self) -> None:
+        """Remove what a finished run does not need."""
+        if is_writer():
+            for name in ("checkpoints", "cache"):
+                shutil.rmtree(self.path / name, ignore_errors=True)
+            run_dir.sweep(self.path)
 
-def model_fingerprint(name: str) -> str:
-    """SHA-256 over the weight files of a local folder; the name itself for a model from the Hub."""
-    folder = Path(name)
-    files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
-    return run_dir.fingerprint(*(run_dir.sha256_file(path) for path in files)) if files else name
+
+def model_fingerprint(name: str, commit: str | None = None) -> str:
+    """SHA-256 over the weights and configuration of a local folder, and of its base where it is an adapter.
+
+    A model from the Hub is known by its name and the commit that was loaded.
+    """
+    parts = []
+    for place in dict.fromkeys((name, base_name(name))):
+        folder = Path(place)
+        if folder.is_dir():
+            configs = [folder / own for own in ("config.json", "adapter_config.json") if (folder / own).exists()]
+            parts += [run_dir.sha256_file(path) for path in (*sorted(folder.glob("*.safetensors")), *configs)]
+        else:
+            parts += [place, commit or ""]
+    return run_dir.fingerprint(*parts)
 
 
 def peak_memory(device: torch.device) -> int:
@@ -239,6 +284,35 @@ def peak_memory(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def standing(config: UnlearnConfig) -> str:
+    """What an interruption has left of a run, and how to go on."""
+    run = Run(config)
+    try:
+        running = run.earlier()["status"] != "done"
+    except RunError:
+        running = False
+    if not running:
+        return "nothing was written"
+    saved = max((path.name for path in (run.path / "checkpoints").glob("step-*")), default=None)
+    return f"--resume goes on with the run in {run.path}, " + (f"from {saved}" if saved else "from its beginning")
+
+
+def _whole_checkpoint(folder: Path) -> int | None:
+    """The step of a checkpoint that is whole, or None."""
+    try:
+        note = json.loads((folder / "checkpoint.json").read_text(encoding="utf-8"))
+        whole = run_dir.sha256_file(folder / "state.safetensors") == note["sha256"]
+        return int(note["step"]) if whole else None
+    except (OSError, ValueError, TypeError, KeyError, RunError):
+        return None
+
+
+def _reason(error: BaseException) -> str:
+    """The system's reason within an error."""
+    found = next((e for e in (error, error.__cause__) if isinstance(e, OSError)), None)
+    return (found.strerror if found else None) or str(error).strip().splitlines()[0]
 
 
 def _hash_rows(rows: list) -> str:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -23,6 +24,9 @@ from expunge.errors import RunError
 
 CONFIG_KEYS = {"model", "forget", "output", "recipe"}
 """Keys that every `config.yaml` of a run has; by these and the manifest a run directory is known."""
+
+TEMPORARY = re.compile(r"\..+-[a-z0-9_]{8}")
+"""Temporary names, as `tempfile` makes them of our prefixes."""
 
 
 def write_bytes(path: Path | str, data: bytes, *, overwrite: bool = False) -> None:
@@ -114,7 +118,7 @@ def check_new(path: Path | str, *, overwrite: bool = False) -> None:
     if not path.is_dir():
         raise RunError(f"--output {path}: this is a file, not a folder: give another --output")
     with _as_run_error("cannot look into", path):
-        empty = not any(path.iterdir())
+        empty = all(TEMPORARY.fullmatch(name.name) for name in path.iterdir())  # cut off at its very first file
     if empty:
         return
     if not overwrite:
@@ -149,8 +153,10 @@ def new_run_dir(path: Path | str, *, overwrite: bool = False) -> Path:
     path = Path(path)
     check_new(path, overwrite=overwrite)
     with _as_run_error("cannot make the run directory", path):
-        if path.is_dir() and any(path.iterdir()):
-            shutil.rmtree(_move_aside(path))
+        if path.is_dir():
+            sweep(path)
+            if any(path.iterdir()):
+                shutil.rmtree(_move_aside(path))
         _make_folders(path)
         path.chmod(0o700)
     return path
@@ -185,6 +191,21 @@ def replace_dir(temporary: Path | str, final: Path | str) -> None:
         _sync(final.parent)
         if earlier:
             shutil.rmtree(earlier)
+
+
+def sweep(path: Path) -> None:
+    """Remove what a process that was killed has left under temporary names in a folder of ours."""
+    if path.is_dir():
+        for left in path.iterdir():
+            if TEMPORARY.fullmatch(left.name):
+                shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
+
+
+def flush(path: Path) -> None:
+    """Flush a file to the disk, if it is there."""
+    if path.exists():
+        with _as_run_error("cannot write", path):
+            _sync(path)
 
 
 @contextmanager
