@@ -1,0 +1,44 @@
+"""What one teacher-forced pass keeps of a text."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from expunge.errors import DataError
+
+
+@dataclass(frozen=True)
+class TokenRecord:
+    """A model's view of the target tokens of one text; each array is `(targets,)`.
+
+    Attributes:
+        id: Id of the text.
+        logps: float64, log p(label), nats.
+        ranks: int64, number of tokens with a larger logit than the label's; 0 = the label is the argmax (or ties
+            with it).
+        mean_logp: float64, mu = sum_v p log p, nats.
+        var_logp: float64, sum_v p (log p - mu)^2, nats squared.
+    """
+
+    id: str
+    logps: NDArray[np.float64]
+    ranks: NDArray[np.int64]
+    mean_logp: NDArray[np.float64]
+    var_logp: NDArray[np.float64]
+
+    def __len__(self) -> int:
+        return len(self.logps)
+
+    def require_targets(self) -> None:
+        """Refuse a text in which nothing was predicted.
+
+        Raises:
+            DataError: There is no target token.
+        """
+        if not len(self):
+            raise DataError(f"{self.id}: has no token to predict, so nothing can be measured on it: leave the row out")
+
+    def without_last(self) -> "TokenRecord":
+        """The record less its last token, which some published code drops."""
+        return TokenRecord(self.id, self.logps[:-1], self.ranks[:-1], self.mean_logp[:-1], self.var_logp[:-1])
