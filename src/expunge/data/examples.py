@@ -182,12 +182,12 @@ def _example(row: dict[str, Any], where: str, default_id: str, columns: Mapping[
         turns, completion = _turns(row, where)
         prompt = "\n\n".join(turn["content"] for turn in turns)
     else:
-        prompt = _text(row, columns["prompt"], where) if "prompt" in columns else ""
-        completion = _text(row, columns["completion"], where)
+        prompt = text_cell(row, columns["prompt"], where) if "prompt" in columns else ""
+        completion = text_cell(row, columns["completion"], where)
     if not completion.strip():
         raise DataError(f"{where}: field '{columns['completion']}' is empty: every row needs a completion")
     row_id = _id(row, columns["id"], where) if _has(row, columns, "id") else default_id
-    task, kind = (_text(row, columns[key], where) if _has(row, columns, key) else "" for key in ("task", "kind"))
+    task, kind = (text_cell(row, columns[key], where) if _has(row, columns, key) else "" for key in ("task", "kind"))
     if kind not in KINDS:
         raise DataError(f"{where}: field 'kind' must be sc, qa or empty: rename a column that means something else")
     if "kind" not in columns and (columns.get("prompt"), columns["completion"]) == LUME:
@@ -209,7 +209,12 @@ def _cell(row: Mapping[str, Any], column: str, where: str) -> Any:
     return row[column]
 
 
-def _text(row: Mapping[str, Any], column: str, where: str) -> str:
+def text_cell(row: Mapping[str, Any], column: str, where: str, *, empty: bool = True) -> str:
+    """The text in a cell, once it is one that can be tokenized.
+
+    Raises:
+        DataError: It is missing, null, no string, not Unicode text, or has nothing but white space and may not.
+    """
     value = _cell(row, column, where)
     if not isinstance(value, str):
         raise DataError(f"{where}: field '{column}' is not a string but {type(value).__name__}")
@@ -219,6 +224,8 @@ def _text(row: Mapping[str, Any], column: str, where: str) -> str:
         value.encode()
     except UnicodeEncodeError as error:
         raise DataError(f"{where}: field '{column}': half a surrogate pair at {error.start + 1}") from None
+    if not empty and not value.strip():
+        raise DataError(f"{where}: field '{column}' is empty")
     return value
 
 
@@ -226,7 +233,7 @@ def _id(row: Mapping[str, Any], column: str, where: str) -> str:
     value = row[column]
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
-    text = _text(row, column, where)
+    text = text_cell(row, column, where)
     if not text.strip():
         raise DataError(f"{where}: field '{column}' is empty: give the row an id, or leave the column out")
     return text
@@ -242,7 +249,7 @@ def _turns(row: Mapping[str, Any], where: str) -> tuple[tuple[dict[str, str], ..
         place = f"{where}: turn {number} of 'messages'"
         if not isinstance(turn, dict):
             raise DataError(f"{place} is not an object with role and content but {type(turn).__name__}")
-        turns.append({key: _text(turn, key, place) for key in ("role", "content")})
+        turns.append({key: text_cell(turn, key, place) for key in ("role", "content")})
     if not turns or turns[-1]["role"] != "assistant":
         raise DataError(f"{where}: the last turn of 'messages' must be the assistant's, it is the completion")
     if len(turns) == 1:

@@ -8,6 +8,7 @@ those of other passes.
 
 import inspect
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,6 +27,24 @@ CACHED_TOKENS = {"cpu": 2**13, "cuda": 2**17}
 """Largest (rows, width) area of the key-value cache when rows are added to it, per device type."""
 PASSES_PER_CACHE = 4
 """One pass over prompts and drafts takes at most this part of that area; the rows left over are joined."""
+
+Pick = Callable[[Tensor], Tensor]
+"""From logits `(rows, vocab)` to the next token of each row, `(rows,)`."""
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What a model said after one prompt.
+
+    Attributes:
+        prompt: Tokens that it was given, cut where they did not fit.
+        tokens: Tokens that it said, the end token included where there was one.
+        text: The same as text, special tokens left out, otherwise as decoded.
+    """
+
+    prompt: list[int]
+    tokens: list[int]
+    text: str
 
 
 def stop_ids(loaded: LoadedModel) -> frozenset[int]:
@@ -58,7 +77,6 @@ def batching_obstacle(model: PreTrainedModel) -> str | None:
     return None
 
 
-@torch.no_grad()
 def greedy(
     loaded: LoadedModel,
     prompts: Sequence[Sequence[int]],
@@ -84,6 +102,44 @@ def greedy(
     Returns:
         The new tokens of each row, the end token included where there was one.
     """
+    return _decode(loaded, prompts, max_new_tokens, drafts, _argmax, max_cached_tokens, progress)
+
+
+def sample(
+    loaded: LoadedModel,
+    prompts: Sequence[Sequence[int]],
+    *,
+    temperature: float = 1.0,
+    seed: int = 0,
+    max_new_tokens: int = 256,
+    max_cached_tokens: int | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> list[list[int]]:
+    """Continue each prompt with tokens drawn from the model's whole distribution at `temperature`.
+
+    The other arguments and the result are those of `greedy`.
+    """
+    generator = torch.Generator(loaded.device).manual_seed(seed)
+
+    def draw(logits: Tensor) -> Tensor:
+        return torch.multinomial((logits.float() / temperature).softmax(-1), 1, generator=generator)[:, 0]
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)  # the library's own decoding draws from the global generator
+        return _decode(loaded, prompts, max_new_tokens, None, draw, max_cached_tokens, progress, temperature)
+
+
+@torch.no_grad()
+def _decode(
+    loaded: LoadedModel,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    drafts: Sequence[Sequence[int]] | None,
+    pick: Pick,
+    max_cached_tokens: int | None,
+    progress: Callable[[int], None] | None,
+    temperature: float | None = None,
+) -> list[list[int]]:
     context = context_length(loaded.base)
     if not all(0 < len(prompt) < (context or len(prompt) + 1) for prompt in prompts):
         raise ValueError("a prompt is empty or leaves no room in the model's context")
@@ -91,7 +147,7 @@ def greedy(
     stops = stop_ids(loaded)
     report = progress or (lambda _: None)
     if batching_obstacle(loaded.base) is not None:
-        return [_generate_one(loaded, *row, stops, report) for row in zip(prompts, limits, strict=True)]
+        return [_generate_one(loaded, *row, stops, report, temperature) for row in zip(prompts, limits, strict=True)]
 
     # The last token of a generation is never fed, so neither an end token nor the last one allowed is drafted.
     fed = [
@@ -101,7 +157,7 @@ def greedy(
     lengths = [len(prompt) + len(draft) for prompt, draft in zip(prompts, fed, strict=True)]
     waiting = micro_batches(lengths, area // PASSES_PER_CACHE)[::-1]
     results: list[list[int]] = [[] for _ in prompts]
-    flight = _Flight(loaded)
+    flight = _Flight(loaded, pick)
 
     def goes_on(row: int) -> bool:
         return len(results[row]) < limits[row] and results[row][-1] not in stops
@@ -109,7 +165,7 @@ def greedy(
     while waiting or flight.rows:
         while waiting and flight.area_with(len(waiting[-1]), lengths[waiting[-1][0]]) <= area:
             group = waiting.pop()
-            cache, settled = _settle(loaded, [prompts[row] for row in group], [fed[row] for row in group])
+            cache, settled = _settle(loaded, [prompts[row] for row in group], [fed[row] for row in group], pick)
             for row, agreed in zip(group, settled, strict=True):
                 results[row] = agreed
             kept = [i for i, row in enumerate(group) if goes_on(row)]
@@ -126,29 +182,35 @@ def greedy(
     return results
 
 
-def generate_predictions(
+def generate(
     loaded: LoadedModel,
     examples: Sequence[Example],
-    split: str,
+    name: str,
     *,
     encode_prompt: Callable[[Example], Sequence[int]],
     encode_draft: Callable[[Example], Sequence[int]] | None = None,
     max_new_tokens: int = 256,
+    samples: int = 0,
+    temperature: float = 1.0,
+    seed: int = 0,
     say: Callable[[str], None] = lambda line: None,
     progress: Callable[[int], None] | None = None,
-) -> list[Prediction]:
-    """What the model says to each example: greedy, special tokens left out, otherwise as decoded.
+) -> list[Generation]:
+    """What the model says to each example, greedily, or `samples` times each at `temperature`.
 
     Args:
         loaded: The model.
         examples: The rows.
-        split: `forget` or `retain`, for the predictions.
+        name: What the rows are, for messages.
         encode_prompt: Tokens that the model is given.
         encode_draft: Tokens of the completion as the model was trained to give it; drafts change the speed
             alone.
         max_new_tokens: Bound on the generated tokens of each row.
+        samples: Draws per row, which then follow each other in the result; 0 is greedy.
+        temperature: Of the draws.
+        seed: Of the draws.
         say: Takes lines for the user: prompts that were cut, a model that cannot be batched.
-        progress: Called with the number of rows that have just been finished.
+        progress: Called with the number of rows (or draws) that have just been finished.
 
     Raises:
         DataError: A prompt has no tokens.
@@ -167,16 +229,32 @@ def generate_predictions(
         if context is not None and room is not None and len(ids) >= context:
             bos = ids[:1] if ids[0] == loaded.tokenizer.bos_token_id else []
             ids, cut = bos + ids[len(ids) - room + len(bos) :], cut + 1
-        prompts.append(ids)
+        prompts += [ids] * max(1, samples)
     if cut:
-        say(f"{cut} of {len(examples)} {split} prompts do not fit into {context} tokens and lose their head")
-    drafts = None if encode_draft is None else [encode_draft(example) for example in examples]
-    tokens = greedy(loaded, prompts, max_new_tokens=max_new_tokens, drafts=drafts, progress=progress)
+        say(f"{cut} of {len(examples)} {name} prompts do not fit into {context} tokens and lose their head")
+    if samples:
+        options = {"temperature": temperature, "seed": seed, "max_new_tokens": max_new_tokens, "progress": progress}
+        tokens = sample(loaded, prompts, **options)
+    else:
+        drafts = None if encode_draft is None else [encode_draft(example) for example in examples]
+        tokens = greedy(loaded, prompts, max_new_tokens=max_new_tokens, drafts=drafts, progress=progress)
     texts = [str(loaded.tokenizer.decode(ids, skip_special_tokens=True)) for ids in tokens]
+    return [Generation(*row) for row in zip(prompts, tokens, texts, strict=True)]
+
+
+def generate_predictions(
+    loaded: LoadedModel, examples: Sequence[Example], split: str, **options: Any
+) -> list[Prediction]:
+    """What the model says to each example of a split (`forget` or `retain`); options and errors as `generate`."""
+    said = generate(loaded, examples, split, **options)
     return [
-        Prediction(row.id, row.task, row.kind, row.completion, text, split)
-        for row, text in zip(examples, texts, strict=True)
+        Prediction(row.id, row.task, row.kind, row.completion, own.text, split)
+        for row, own in zip(examples, said, strict=True)
     ]
+
+
+def _argmax(logits: Tensor) -> Tensor:
+    return logits.argmax(-1)
 
 
 class _Flight:
@@ -186,8 +264,9 @@ class _Flight:
     left of a shorter row is masked.
     """
 
-    def __init__(self, loaded: LoadedModel) -> None:
+    def __init__(self, loaded: LoadedModel, pick: Pick = _argmax) -> None:
         self._loaded = loaded
+        self._pick = pick
         self._cache = DynamicCache()
         self._lengths = torch.empty(0, dtype=torch.long, device=loaded.device)
         self.rows: list[int] = []
@@ -234,7 +313,7 @@ class _Flight:
                 use_cache=True,
             ).logits[:, -1]
         self._lengths = self._lengths + 1
-        return logits.argmax(-1).tolist()
+        return self._pick(logits).tolist()
 
     def keep(self, kept: Sequence[int]) -> None:
         """Let go of all rows but those at the places `kept`, and of the width that only the others needed."""
@@ -250,7 +329,7 @@ class _Flight:
 
 
 def _settle(
-    loaded: LoadedModel, prompts: Sequence[Sequence[int]], drafts: Sequence[Sequence[int]]
+    loaded: LoadedModel, prompts: Sequence[Sequence[int]], drafts: Sequence[Sequence[int]], pick: Pick
 ) -> tuple[DynamicCache, list[list[int]]]:
     """One pass over prompts and drafts: its cache, and each row's agreed tokens with the one that follows."""
     input_ids = pad_right([[*prompt, *draft] for prompt, draft in zip(prompts, drafts, strict=True)], loaded.device)
@@ -266,7 +345,7 @@ def _settle(
             for row, (prompt, draft) in enumerate(zip(prompts, drafts, strict=True))
         ]
         flat = torch.cat(asked)
-        best: Tensor = torch.cat([loaded.head.logits(flat[part]).argmax(-1) for part in loaded.head.chunks(flat)])
+        best: Tensor = torch.cat([pick(loaded.head.logits(flat[part])) for part in loaded.head.chunks(flat)])
     settled = []
     for draft, own in zip(drafts, best.cpu().split([len(draft) + 1 for draft in drafts]), strict=True):
         said = own.tolist()
@@ -276,16 +355,23 @@ def _settle(
 
 
 def _generate_one(
-    loaded: LoadedModel, prompt: Sequence[int], limit: int, stops: frozenset[int], report: Callable[[int], None]
+    loaded: LoadedModel,
+    prompt: Sequence[int],
+    limit: int,
+    stops: frozenset[int],
+    report: Callable[[int], None],
+    temperature: float | None,
 ) -> list[int]:
-    """The library's own greedy decoding, for models whose rows cannot share a batch."""
+    """The library's own decoding, greedy without a temperature, for models whose rows cannot share a batch."""
+    drawn = {} if temperature is None else {"temperature": temperature, "top_k": 0, "top_p": 1.0}
     input_ids = torch.tensor([list(prompt)], device=loaded.device)
     with loaded.autocast():
         output = loaded.base.generate(
             input_ids,
             attention_mask=torch.ones_like(input_ids),
             max_new_tokens=limit,
-            do_sample=False,
+            do_sample=temperature is not None,
+            **drawn,
             eos_token_id=sorted(stops) or None,
             pad_token_id=min(stops, default=0),
         )
