@@ -4,6 +4,7 @@ Exit codes: 0 done; 2 the user's input is at fault (one line, nothing overwritte
 """
 
 import dataclasses
+import errno
 import os
 import re
 import sys
@@ -18,6 +19,7 @@ from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namesp
 from expunge.config import RECIPES, EvaluateConfig, UnlearnConfig
 from expunge.errors import ConfigError, UserError
 from expunge.interrupt import Interruptions
+from expunge.progress import printable
 from expunge.tables import loss_table, semeval_table
 
 COMMANDS = {
@@ -44,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (UserError, ArgumentError) as error:
         if debug:
             traceback.print_exc()
-        message = " ".join(str(error).split())
+        message = printable(" ".join(str(error).split()))
         sys.stderr.write(f"expunge: error: {message}\n")
         return 2
     except KeyboardInterrupt as error:
@@ -53,13 +55,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return 0
-    except Exception:
+    except Exception as error:
         if interruptions.seen:
             sys.stderr.write("expunge: interrupted\n")
             return 130
+        if not debug and (mend := _outside_cause(error)):
+            sys.stderr.write(f"expunge: error: {mend}\n")
+            return 2
         traceback.print_exc()
         sys.stderr.write("expunge: this is a bug in Expunge; the traceback above says where\n")
         return 1
+
+
+def _outside_cause(error: Exception) -> str:
+    """What is wrong with the surroundings when an error is not of our making: memory or disk; else nothing."""
+    memory = type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator: can't allocate" in str(error)
+    if memory or isinstance(error, MemoryError):
+        return "out of memory: take a smaller model, a lower --max-length, --gradient-checkpointing or a larger machine"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO):
+        place = f" at {printable(str(error.filename))}" if error.filename else ""
+        return f"{error.strerror}{place}: make room or look at the disk"
+    return ""
 
 
 def _dispatch(arguments: list[str]) -> int:

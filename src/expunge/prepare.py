@@ -1,5 +1,6 @@
 """Everything that an unlearning run needs before its first step, checked in the order of what it costs to check."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from expunge.config import UnlearnConfig
 from expunge.data.examples import Example, check_sets, parse_columns, read_examples
 from expunge.data.lume import read_lume
 from expunge.data.tokenize import TokenizedExample, tokenize_all
-from expunge.errors import ConfigError, DataError
+from expunge.errors import ConfigError, DataError, ModelError
 from expunge.model.load import LoadedModel, load_model
 from expunge.model.preflight import JoinReport, measure_join
 
@@ -115,6 +116,7 @@ def prepare(config: UnlearnConfig, say: Callable[[str], None]) -> Prepared:
         max_length=max_length,
         seed=config.seed,
     )
+    _check_finite(loaded, report)
     say(f"join: {report}")
 
     def rows(examples: list[Example]) -> list[TokenizedExample]:
@@ -148,6 +150,20 @@ def check_trackers(report_to: str | None) -> None:
         if name not in available:
             there = ", ".join(available) or "none"
             raise ConfigError(f"--report-to {name}: unknown or not installed; there is {there} (expunge[tensorboard])")
+
+
+def _check_finite(loaded: LoadedModel, report: JoinReport) -> None:
+    """Look whether the model can say anything about its texts.
+
+    Raises:
+        ModelError: Its log-probabilities are not finite; the message names the weight where that comes from.
+    """
+    if math.isfinite(report.token_loss) and all(map(math.isfinite, report.losses.values())):
+        return
+    for name, parameter in loaded.base.named_parameters():
+        if parameter.is_floating_point() and not parameter.isfinite().all():
+            raise ModelError(f"the model's weight {name} holds values that are not finite: its files are damaged")
+    raise ModelError(f"the model's log-probabilities are not finite in {loaded.dtype}: try --dtype float32")
 
 
 def _resolve(config: UnlearnConfig, loaded: LoadedModel, report: JoinReport, max_length: int) -> UnlearnConfig:

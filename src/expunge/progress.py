@@ -2,6 +2,7 @@
 
 import sys
 import time
+import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -11,8 +12,21 @@ from rich.text import Text
 
 PLAIN_INTERVAL = 10.0
 """Seconds between progress lines where there is no terminal."""
+STEERING = {"Cc", "Cf", "Cs", "Zl", "Zp"}
+"""Unicode categories of what is not printed: controls, format characters, halves of surrogate pairs, separators."""
 
 Advance = Callable[..., None]
+
+
+def printable(text: str) -> str:
+    """The text with characters that steer a terminal (or reverse what is read) written out, save line ends.
+
+    Names, ids and messages may come from files of strangers.
+    """
+    return "".join(
+        char if char == "\n" or unicodedata.category(char) not in STEERING else char.encode("unicode_escape").decode()
+        for char in text
+    )
 
 
 class Reporter:
@@ -24,11 +38,11 @@ class Reporter:
 
     def say(self, line: str) -> None:
         """Print one line, as text (nothing in it is markup)."""
-        self._console.print(Text(line))
+        self._console.print(Text(printable(line)))
 
     def warn(self, line: str) -> None:
         """Print one line that the user should read."""
-        self._console.print(Text(f"warning: {line}", style="yellow"))
+        self._console.print(Text(f"warning: {printable(line)}", style="yellow"))
 
     @contextmanager
     def track(self, title: str, total: int, start: int = 0) -> Iterator[Advance]:

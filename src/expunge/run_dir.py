@@ -117,6 +117,8 @@ def check_new(path: Path | str, *, overwrite: bool = False) -> None:
         return
     if not path.is_dir():
         raise RunError(f"--output {path}: this is a file, not a folder: give another --output")
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise RunError(f"--output {path}: no permission to write in {path}: give another --output")
     with _as_run_error("cannot look into", path):
         empty = all(TEMPORARY.fullmatch(name.name) for name in path.iterdir())  # cut off at its very first file
     if empty:

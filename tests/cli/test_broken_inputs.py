@@ -236,7 +236,7 @@ CASES: dict[str, tuple[tuple[str, ...], str, Callable[[Path], None] | None]] = {
     "model of an unknown kind": (TRAIN, "cannot read its configuration", setting("model/config.json", model_type="x")),
     "pickle only": (TRAIN, "pickles are never loaded", pickle_only),
     "no weights": (TRAIN, "no weights in safetensors", gone("model/model.safetensors")),
-    "weights cut off": (TRAIN, "--model model: cannot be loaded", file("model/model.safetensors", b"\x10\0\0\0")),
+    "weights cut off": (TRAIN, "model.safetensors: damaged or cut off", file("model/model.safetensors", b"\x10\0\0\0")),
     "weight missing": (TRAIN, "1 weights are missing", without_weight),
     "weight of other shape": (TRAIN, "--model model: cannot be loaded", setting("model/config.json", vocab_size=999)),
     "tokenizer missing": (

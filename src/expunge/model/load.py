@@ -24,7 +24,9 @@ from transformers.utils import logging as transformers_logging
 
 from expunge.errors import ModelError
 from expunge.kernels import Head
+from expunge.model.files import check_paths, check_whole, weight_files
 from expunge.model.head import cast_head, find_head
+from expunge.model.memory import check_fits, weight_bytes
 
 CACHED_KERNELS = 32
 """Compiled bf16 products that are kept on the CPU, one per shape: more than one forward and backward pass needs."""
@@ -143,6 +145,10 @@ def load_model(
         )
         options["device_map"] = {"": target}
     stored = "auto" if compute == torch.bfloat16 else compute
+    if Path(own_base).is_dir() and not load_in_4bit:
+        headers = [check_whole(file) for file in weight_files(Path(own_base))]
+        size = weight_bytes(headers, None if stored == "auto" else compute)
+        check_fits(size, target, f"--model {own_base}", "take a smaller model, --dtype bfloat16 or a larger machine")
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
             own_base, dtype=stored, output_loading_info=True, **options
@@ -192,14 +198,9 @@ def check_model(name: str, *, trust_remote_code: bool = False) -> None:
         raise ModelError(f"--model {name}: cannot read its configuration ({_first_line(error)})") from None
     if type(config) not in AutoModelForCausalLM._model_mapping and not getattr(config, "auto_map", None):
         raise ModelError(f"--model {name}: architecture {config.model_type} is not a causal language model")
-    if folder.is_dir() and not any(folder.glob("*.safetensors")):
-        pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
-        hint = (
-            f"only {pickles[0]}, and pickles are never loaded: convert it with save_pretrained in a place you trust"
-            if pickles
-            else "none"
-        )
-        raise ModelError(f"--model {name}: no weights in safetensors format ({hint})")
+    if folder.is_dir():
+        check_paths(folder)
+        weight_files(folder)
 
 
 def put_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
@@ -227,11 +228,12 @@ def check_adapter(folder: Path) -> Path:
     """The weight file of an adapter folder.
 
     Raises:
-        ModelError: It is not there.
+        ModelError: It is not there, or damaged.
     """
     file = folder / "adapter_model.safetensors"
     if not file.exists():
         raise ModelError(f"{folder}: no adapter_model.safetensors in it; weights in other files are not loaded")
+    check_whole(file)
     return file
 
 

@@ -1,0 +1,72 @@
+"""How much memory there is, and whether a model fits into it: asked before anything large is loaded."""
+
+from collections.abc import Iterable, Mapping
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from expunge.errors import ModelError
+
+STORED_BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}
+CGROUPS = (
+    (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
+    (Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"), Path("/sys/fs/cgroup/memory/memory.usage_in_bytes")),
+)
+"""Limit and use of the container that the process runs in, versions 2 and 1."""
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that can still be allocated on a device; None where the system does not say."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration, ValueError):
+        return None
+    for limit, used in CGROUPS:
+        try:
+            free = min(free, int(limit.read_text()) - int(used.read_text()) + _reclaimable(limit.parent))
+        except (OSError, ValueError):  # no such file, or the word "max"
+            continue
+    return max(0, free)
+
+
+def weight_bytes(headers: Iterable[Mapping[str, Any]], dtype: torch.dtype | None) -> int:
+    """Size of the weights that safetensors headers describe: in `dtype`, or as stored when None."""
+    return sum(
+        prod(entry["shape"]) * (dtype.itemsize if dtype and entry["dtype"] in STORED_BYTES else _stored_bytes(entry))
+        for header in headers
+        for entry in header.values()
+    )
+
+
+def check_fits(needed: int, device: torch.device, what: str, mend: str) -> None:
+    """Refuse what cannot fit, instead of being killed by the system half way.
+
+    Raises:
+        ModelError: `needed` bytes are not free on the device.
+    """
+    free = free_memory(device)
+    if free is not None and needed > free:
+        raise ModelError(f"{what} needs about {show_bytes(needed)} and {show_bytes(free)} is free on {device}: {mend}")
+
+
+def show_bytes(size: int) -> str:
+    """A size for people."""
+    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
+
+
+def _stored_bytes(entry: Mapping[str, Any]) -> int:
+    return STORED_BYTES.get(entry["dtype"], 1)
+
+
+def _reclaimable(cgroup: Path) -> int:
+    """Pages of files in a container's memory, which the system takes back when it needs room."""
+    for line in (cgroup / "memory.stat").read_text().splitlines():
+        name, _, value = line.partition(" ")
+        if name in ("inactive_file", "total_inactive_file"):
+            return int(value)
+    return 0

@@ -1,0 +1,193 @@
+"""The machine is at fault: a full or read-only disk, too little memory, damaged weights. One clear line each time, and
+what was good before stays good."""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from workspace import MARKER, QUICK, UNLEARN, Result, snapshot
+
+from expunge.model import memory, reference
+
+TRAIN = (*UNLEARN, *QUICK, "--max-steps", "6", "--epochs", "9", "--save-every", "2")
+Run = Callable[..., Result]
+module = import_module("expunge.unlearn")
+run_module = import_module("expunge.run")
+
+
+def one_line(result: Result, phrase: str) -> None:
+    """The command ended with exit code 2 and one clear line."""
+    assert result.code == 2, result.err
+    assert [line.startswith("expunge: error: ") for line in result.err.splitlines()].count(True) == 1
+    assert phrase in result.err.splitlines()[-1]
+    assert "Traceback" not in result.err
+    assert MARKER not in result.err
+
+
+def no_temporary_files(folder: Path) -> bool:
+    return not [name for name in snapshot(folder) if Path(name).name.startswith(".")]
+
+
+def adapter(run: str) -> bytes:
+    return Path(run, "adapter/adapter_model.safetensors").read_bytes()
+
+
+# --- disks ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def disk(work: Path) -> Iterator[Callable[[str], Path]]:
+    """`disk("size=64k")` mounts (or changes) a file system in memory at disk/, within the current folder."""
+    place = work / "disk"
+    place.mkdir()
+
+    def mount(options: str) -> Path:
+        mounted = os.path.ismount(place)
+        how = ["mount", "-o", f"remount,{options}"] if mounted else ["mount", "-t", "tmpfs", "-o", options, "none"]
+        if shutil.which("mount") is None or subprocess.run([*how, str(place)], capture_output=True).returncode:
+            pytest.skip("needs the right to mount a file system")
+        return place
+
+    yield mount
+    if os.path.ismount(place):
+        subprocess.run(["umount", str(place)], check=True)
+
+
+@pytest.mark.parametrize("kilobytes", [0, 4, 16, 40, 64, 80])
+def test_a_full_disk_and_going_on_once_there_is_room(
+    kilobytes: int, work: Path, expunge: Run, disk: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever file it is that does not fit: the manifest, the reference, the log, a checkpoint or the adapter."""
+    monkeypatch.setattr(reference, "MEMORY_BYTES", 0)
+    assert expunge(*TRAIN, "--output", "whole").code == 0
+    disk("size=4m")
+    Path("disk/ballast").write_bytes(bytes(4 * 2**20 - 1024 * kilobytes - 4096))
+
+    result = expunge(*TRAIN, "--output", "disk/run")
+
+    one_line(result, "No space left on device")
+    assert no_temporary_files(work / "disk")
+    assert not Path("disk/run/adapter").exists()
+    assert not Path("disk/run/cache").exists()
+    Path("disk/ballast").unlink()
+    resume = ["--resume"] if Path("disk/run/manifest.json").exists() else []
+    assert expunge(*TRAIN, "--output", "disk/run", *resume).code == 0
+    assert adapter("disk/run") == adapter("whole")
+    assert Path("disk/run/metrics.jsonl").read_bytes() == Path("whole/metrics.jsonl").read_bytes()
+
+
+def test_a_read_only_disk_is_seen_before_anything_is_loaded(
+    work: Path, expunge: Run, disk: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk("size=1m,ro")
+    monkeypatch.setattr(module, "prepare", None)
+
+    for output in ("disk/run", "disk"):
+        result = expunge(*TRAIN, "--output", output)
+        one_line(result, "no permission to write in")
+        assert len(result.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("fault", ["serializing", "renaming", "noting"])
+def test_a_checkpoint_that_cannot_be_written(
+    fault: str, work: Path, expunge: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one before stays, and the run goes on from it."""
+    assert expunge(*TRAIN, "--output", "whole").code == 0
+    calls: list[object] = []
+    owner, name = {
+        "serializing": (run_module, "save_file"),
+        "renaming": (run_module.run_dir, "replace_dir"),
+        "noting": (run_module.run_dir, "sha256_file"),
+    }[fault]
+    original = getattr(owner, name)
+
+    def failing(*given: object) -> object:
+        if "step-" in str(given):
+            calls.append(given)
+            if len(calls) == 2:
+                if fault == "serializing":
+                    raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+                raise OSError(28, "No space left on device")
+        return original(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, failing)
+        result = expunge(*TRAIN)
+
+    one_line(result, "cannot write the checkpoint of step 4 (")
+    assert "No space left on device" in result.err
+    assert "the last good one is step-00000002" in result.err.splitlines()[-1]
+    assert [path.name for path in Path("run/checkpoints").iterdir()] == ["step-00000002"]
+    assert expunge(*TRAIN, "--resume").code == 0
+    assert adapter("run") == adapter("whole")
+
+
+# --- memory --------------------------------------------------------------------------------------
+
+
+def test_a_model_larger_than_the_memory_is_refused_before_it_is_loaded(
+    work: Path, expunge: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "free_memory", lambda device: 50_000)
+    before = snapshot(work)
+
+    result = expunge(*TRAIN)
+
+    one_line(result, "is free on cpu: take a smaller model")
+    assert len(result.err.splitlines()) == 1
+    assert snapshot(work) == before
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        MemoryError(),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory"),
+    ],
+)
+def test_memory_that_runs_out_elsewhere_is_one_line(
+    error: Exception, work: Path, expunge: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(module, "prepare", fail)
+
+    one_line(expunge(*TRAIN), "out of memory: take a smaller model")
+
+
+def test_free_memory_is_that_of_the_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "CGROUPS", ((tmp_path / "max", tmp_path / "current"),))
+    everything = memory.free_memory(torch.device("cpu"))
+    assert everything
+    for name, text in (("max", "1000000"), ("current", "700000"), ("memory.stat", "anon 1\ninactive_file 50000\n")):
+        (tmp_path / name).write_text(text)
+    assert memory.free_memory(torch.device("cpu")) == 350_000
+    (tmp_path / "max").write_text("max\n")
+    assert memory.free_memory(torch.device("cpu")) > 350_000
+
+
+# --- weights -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["model.layers.1.mlp.up_proj.weight", "model.norm.weight", "lm_head.weight"])
+def test_weights_that_are_not_finite(name: str, value: float, work: Path, expunge: Run) -> None:
+    tensors = load_file("model/model.safetensors")
+    tensors[name].view(-1)[3] = value
+    save_file(tensors, "model/model.safetensors", {"format": "pt"})
+    before = snapshot(work)
+
+    result = expunge(*TRAIN)
+
+    one_line(result, f"the model's weight {name} holds values that are not finite")
+    assert snapshot(work) == before
