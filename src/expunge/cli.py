@@ -27,6 +27,7 @@ COMMANDS = {
     "unlearn": "train an adapter that makes a model forget",
     "evaluate": "score a model or adapter on a benchmark",
     "score": "score stored generations, without a model",
+    "compare": "results files side by side",
     "merge": "write adapter and base as one plain model",
 }
 
@@ -275,6 +276,44 @@ def _score(values: Namespace) -> int:
     results = score_predictions(values.predictions, values.output, mmlu=values.mmlu, overwrite=values.overwrite)
     print(semeval_table({"score": results}))
     print(f"results   {values.output}")
+    return 0
+
+
+# --- compare -------------------------------------------------------------------------------------
+
+
+def _compare_arguments(parser: ArgumentParser, arguments: list[str]) -> Namespace:
+    parser.add_argument(
+        "results", nargs="+", type=str, help="results files or run directories; A.json,B.json are pooled as two runs"
+    )
+    parser.add_argument(
+        "--format", type=Literal["table", "csv", "latex"] | None, help="by the ending of --output, else a table"
+    )
+    parser.add_argument("--output", type=str | None, help="file to write instead of the terminal")
+    parser.add_argument("--metrics", type=str | None, help="metrics to show, as *auc*,forget/*")
+    parser.add_argument("--names", type=str | None, help="titles of the columns, separated by commas")
+    parser.add_argument("--pool", action="store_true", help="all results are runs (seeds) of one configuration")
+    parser.add_argument("--overwrite", type=bool, default=False, help="replace --output")
+    return _parse(parser, arguments)
+
+
+def _compare(values: Namespace) -> int:
+    from expunge.evaluate.compare import compare, write_comparison
+    from expunge.evaluate.compare_formats import FORMATS, format_of
+
+    comparison = compare(
+        values.results,
+        names=values.names.split(",") if values.names else None,
+        pool=values.pool,
+        patterns=[pattern for pattern in (values.metrics or "").split(",") if pattern],
+    )
+    text = FORMATS[values.format or format_of(values.output)](comparison)
+    if values.output is None:
+        print(text)
+        return 0
+    inputs = [path for column in comparison.columns for path in column.paths]
+    write_comparison(values.output, text + "\n", inputs, overwrite=values.overwrite)
+    print(f"comparison   {values.output}")
     return 0
 
 

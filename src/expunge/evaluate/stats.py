@@ -9,7 +9,6 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import betaincinv
 
 from expunge.errors import DataError
 from expunge.evaluate.bootstrap import (
@@ -146,11 +145,12 @@ def auc(members: Sequence[float] | np.ndarray, nonmembers: Sequence[float] | np.
 
 
 def auc_estimate(members: Sequence[float] | np.ndarray, nonmembers: Sequence[float] | np.ndarray) -> Estimate:
-    """`auc` with the interval of DeLong et al. 1988 on the logit scale; `n` counts both sides.
+    """`auc` with a score interval at the variance of DeLong et al. 1988; `n` counts both sides.
 
-    DeLong's variance is too small when few scores overlap, so that of Hanley & McNeil 1982 is used where it is larger.
-    At 0 and 1 both vanish, and the interval is Clopper and Pearson's exact one for a share of min(members, nonmembers)
-    trials, which bounds the variance of any AUC (Birnbaum & Klose 1957).
+    Where few scores overlap, DeLong's variance is too small (its interval on the logit scale covers 77 % at an AUC of
+    .97 with 30 exponential scores against 300), so the one that Newcombe 2006 (method 5) derives from the AUC alone is
+    used where it is larger. At 0 and 1 both vanish, and an AUC counts as a share of min(members, nonmembers) trials,
+    which bounds its variance whatever the scores (Birnbaum & Klose 1957).
 
     Raises:
         DataError: A score is not finite.
@@ -162,14 +162,11 @@ def auc_estimate(members: Sequence[float] | np.ndarray, nonmembers: Sequence[flo
         return Estimate(value, math.nan, math.nan, 0)
     if min(m, n) < 2:
         return Estimate(value, math.nan, math.nan, m + n)
-    if value in (0.0, 1.0):
-        return Estimate(value, *_clopper_pearson(value, min(m, n)), m + n)
-    delong = above.var(ddof=1) / m + below.var(ddof=1) / n
-    same_member, same_nonmember = 2 * value**2 / (1 + value), value / (2 - value)
-    hanley = value * (1 - value) + (m - 1) * (same_nonmember - value**2) + (n - 1) * (same_member - value**2)
-    half = z_quantile(1 - TAIL) * math.sqrt(max(delong, hanley / (m * n))) / (value * (1 - value))
-    logit = math.log(value / (1 - value))
-    return Estimate(value, _expit(logit - half), _expit(logit + half), m + n)
+    delong = float(above.var(ddof=1) / m + below.var(ddof=1) / n)
+    mean = (m + n) / 2 - 1
+    newcombe = value * (1 - value) * (1 + mean * ((1 - value) / (2 - value) + value / (1 + value))) / (m * n)
+    ends = _score_interval(value, max(delong, newcombe), min(m, n), z_quantile(1 - TAIL))
+    return Estimate(value, *ends, m + n)
 
 
 def tpr_at_fpr(members: Sequence[float] | np.ndarray, nonmembers: Sequence[float] | np.ndarray, fpr: float) -> float:
@@ -213,8 +210,9 @@ def tpr_estimate(
     higher = np.concatenate([[0], higher, [m]])
     rng = np.random.default_rng(seed)
     flagged = rng.binomial(n, fpr, size=5 * RESAMPLES)
-    low = float(np.quantile(_share_draws(higher[flagged], m, rng), TAIL))
-    high = float(np.quantile(_share_draws(higher[flagged + 1], m, rng), 1 - TAIL))
+    fewest, most = higher[flagged], higher[flagged + 1]
+    low = float(np.quantile(np.where(fewest == 0, 0, _share_draws(fewest, m, rng)), TAIL))
+    high = float(np.quantile(np.where(most == m, 1, _share_draws(most, m, rng)), 1 - TAIL))
     return Estimate(value, min(low, value), max(high, value), m + n)
 
 
@@ -269,7 +267,7 @@ def _mean(rows: np.ndarray, codes: np.ndarray, seed: int) -> Estimate:
     if units < 2:
         return Estimate(value, math.nan, math.nan, rows.size)
     if _in_unit_range(rows):
-        return Estimate(value, *_score_interval(value, _cluster_variance(value, sums, sizes), units), rows.size)
+        return Estimate(value, *_share_interval(value, sums, sizes), rows.size)
     if not np.ptp(rows):
         return Estimate(value, value, value, rows.size)
     rng = np.random.default_rng(seed)
@@ -291,10 +289,13 @@ def _unit_difference(first: np.ndarray, second: np.ndarray, codes: np.ndarray) -
     for rows in (first, second):
         mean, sums = float(rows.mean()), np.bincount(codes, rows)
         means.append(mean)
-        ends.append(_score_interval(mean, _cluster_variance(mean, sums, sizes), sizes.size))
+        ends.append(_share_interval(mean, sums, sizes))
         residuals.append(sums - mean * sizes)
     scale = math.sqrt(float(np.square(residuals[0]).sum() * np.square(residuals[1]).sum()))
-    correlation = float(residuals[0] @ residuals[1]) / scale if scale else 0.0
+    product = float(residuals[0] @ residuals[1])
+    if product > 0 and np.isin([first, second], (0.0, 1.0)).all():
+        product = max(0.0, product - 0.5)  # Newcombe's continuity correction: no change among few rows is not certainty
+    correlation = product / scale if scale else 0.0
     (old, new), ((old_low, old_high), (new_low, new_high)) = means, ends
 
     def reach(a: float, b: float) -> float:
@@ -305,16 +306,23 @@ def _unit_difference(first: np.ndarray, second: np.ndarray, codes: np.ndarray) -
     return Estimate(value, low, high, first.size)
 
 
-def _cluster_variance(mean: float, sums: np.ndarray, sizes: np.ndarray) -> float:
-    """Variance of a mean over rows in clusters, linearised as a ratio of sums."""
+def _share_interval(mean: float, sums: np.ndarray, sizes: np.ndarray) -> tuple[float, float]:
+    """Score interval of a mean of values in [0, 1], from the sum and the number of rows of each document."""
     units = sums.size
-    return float(units / (units - 1) * np.square(sums - mean * sizes).sum() / sizes.sum() ** 2)
+    variance = units / (units - 1) * np.square(sums - mean * sizes).sum() / sizes.sum() ** 2
+    return _score_interval(mean, float(variance), units, t_quantile(units - 1))
 
 
-def _score_interval(share: float, variance: float, units: int) -> tuple[float, float]:
-    """Wilson's interval of a mean of values in [0, 1] at the number of trials that its variance amounts to."""
-    trials = share * (1 - share) / variance if variance > 0 else units
-    weight = t_quantile(units - 1) ** 2 / trials
+def _score_interval(share: float, variance: float, trials: int, quantile: float) -> tuple[float, float]:
+    """Wilson's interval of a share at the number of trials that its variance amounts to.
+
+    Args:
+        share: In [0, 1].
+        variance: Of `share`.
+        trials: What counts instead where the variance is 0.
+        quantile: Standard deviations on each side.
+    """
+    weight = quantile**2 / (share * (1 - share) / variance if variance > 0 else trials)
     centre = (share + weight / 2) / (1 + weight)
     half = math.sqrt(weight * share * (1 - share) + weight**2 / 4) / (1 + weight)
     return min(share, max(0.0, centre - half)), max(share, min(1.0, centre + half))
@@ -339,18 +347,9 @@ def _placements(inside: np.ndarray, outside: np.ndarray) -> tuple[float, np.ndar
     return value, wins / (2 * outside.size), 1 - losses / (2 * inside.size)
 
 
-def _clopper_pearson(share: float, trials: int) -> tuple[float, float]:
-    """Exact interval of a share of so many trials."""
-    hits = share * trials
-    low = float(betaincinv(hits, trials - hits + 1, TAIL)) if hits > 0 else 0.0
-    high = float(betaincinv(hits + 1, trials - hits, 1 - TAIL)) if hits < trials else 1.0
-    return low, high
-
-
 def _share_draws(hits: np.ndarray, trials: int, rng: np.random.Generator) -> np.ndarray:
-    """A draw of the true share for each count; exactly 0 or 1 where none or all hit."""
-    draws = rng.beta(hits + 0.5, trials - hits + 0.5)
-    return np.where(hits == 0, 0.0, np.where(hits == trials, 1.0, draws))
+    """A draw of the true share for each count, from its posterior under Jeffreys' prior."""
+    return rng.beta(hits + 0.5, trials - hits + 0.5)
 
 
 # --- small things --------------------------------------------------------------------------------
@@ -378,7 +377,3 @@ def _codes(name: str, clusters: Sequence[Hashable] | None, rows: int) -> np.ndar
         raise DataError(f"{name}: {len(clusters)} labels for {rows} rows")
     numbers: dict[Hashable, int] = {}
     return np.array([numbers.setdefault(label, len(numbers)) for label in clusters], dtype=np.int64)
-
-
-def _expit(x: float) -> float:
-    return 1 / (1 + math.exp(-x))
