@@ -1,12 +1,12 @@
 """What a run would take, before it is started: sizes from counting, time and memory from a few real steps.
 
-    training time = seconds of the timed steps / their padded area * padded area of all steps
-    forward time  = seconds of a timed forward pass / its padded area * (two loss passes + one reference pass)
+    training time = seconds of the timed steps / their area * area of all steps
+    forward time  = seconds of a timed forward pass / its area * (two loss passes + one reference pass)
     whole run     = preparation (done for real) + forward time + training time
     peak memory   = peak of this process, which has loaded the model, put the largest batches of every kind through it
                     and taken steps with the whole adapter, + the part of the reference that a run holds in memory
 
-The padded area (rows times the longest row, in tokens) is what the matrix products see. The steps are real ones, taken
+The area (tokens with the padding) is what the matrix products see. The steps are real ones, taken
 on a throw-away adapter; the largest comes first and is not timed, so that nothing is timed while it warms up.
 """
 
@@ -18,7 +18,7 @@ from itertools import islice
 from accelerate import Accelerator
 
 from expunge.config import UnlearnConfig
-from expunge.data.batches import Step, micro_batches
+from expunge.data.batches import Size, Step, micro_batches, size_of
 from expunge.data.tokenize import TokenizedExample
 from expunge.model import reference
 from expunge.model.logps import mean_losses
@@ -35,21 +35,6 @@ FEWEST_STEPS = 3
 
 
 @dataclass(frozen=True)
-class Size:
-    """Extent of one step or pass.
-
-    Attributes:
-        tokens: Real tokens.
-        area: Padded area, in tokens.
-        largest: Padded area of its largest micro-batch, in tokens.
-    """
-
-    tokens: int
-    area: int
-    largest: int
-
-
-@dataclass(frozen=True)
 class Forecast:
     """What a run would take.
 
@@ -58,7 +43,7 @@ class Forecast:
         tokens: Set -> tokens.
         steps: Optimizer steps of the run.
         step_tokens: Real tokens of all steps together.
-        real_share: These over the padded area of all steps.
+        real_share: These over the tokens that are computed, padding included.
         trainable: Parameters of the adapter.
         parameters: Parameters of model and adapter.
         reference_bytes: Size of the cached reference.
@@ -89,7 +74,7 @@ class Forecast:
         lines = [
             ("rows", ", ".join(f"{name} {count:,}" for name, count in self.rows.items())),
             ("tokens", ", ".join(f"{name} {count:,}" for name, count in self.tokens.items())),
-            ("real share", f"{self.real_share:.1%} of the padded area"),
+            ("real share", f"{self.real_share:.1%} of the computed area"),
             ("steps", f"{self.steps:,} ({self.step_tokens:,} tokens)"),
             ("trainable parameters", f"{self.trainable:,} of {self.parameters:,}"),
             ("reference", f"{_size(self.reference_bytes)} {'on disk' if self.reference_on_disk else 'in memory'}"),
@@ -123,16 +108,17 @@ def forecast(config: UnlearnConfig, reporter: Reporter | None = None) -> Forecas
     plan = make_plan(prepared)
     num_steps = min(plan.num_steps, config.max_steps or plan.num_steps)
     steps = list(islice(plan.steps(), num_steps))
-    max_tokens = MICRO_BATCH_TOKENS[loaded.device.type]
-    sizes = [size_of(_lengths(prepared, step), max_tokens) for step in steps]
     sets = {name: getattr(prepared, name) for name in ("forget", "retain", "holdout") if getattr(prepared, name)}
+    packed = loaded.packs([len(row) for rows in sets.values() for row in rows])
+    max_tokens = MICRO_BATCH_TOKENS[loaded.device.type]
+    sizes = [size_of(_lengths(prepared, step), max_tokens, packed=packed) for step in steps]
     sides = reference_sides(config, prepared.forget, prepared.retain)
     layout = reference.reference_layout(loaded, sides)
     reference_bytes = reference.layout_bytes(layout)
     on_cpu = loaded.device.type == "cpu"
     on_disk = reference_bytes > reference.MEMORY_BYTES
 
-    mean_losses(loaded, {"largest": _largest_batch(sets)})
+    mean_losses(loaded, {"largest": _largest_batch(sets, packed)})
     sample, places = _sample(prepared, steps, chosen_steps(sizes, TIMED_STEPS))
     trainer = Trainer(sample, Accelerator(cpu=on_cpu))
     clock = time.perf_counter()
@@ -150,9 +136,9 @@ def forecast(config: UnlearnConfig, reporter: Reporter | None = None) -> Forecas
             if len(timed) >= FEWEST_STEPS and sum(seconds for _, seconds in timed) > TIMED_SECONDS:
                 break
 
-    passes = 2 * _area(sets.values()) + _area(side.rows for side in sides.values())
-    forward_area = _area([sample.forget, sample.retain]) + _area(
-        [sample.forget] + [sample.retain] * ("retain_states" in sides or "retain_logps" in sides)
+    passes = 2 * _area(sets.values(), packed) + _area((side.rows for side in sides.values()), packed)
+    forward_area = _area([sample.forget, sample.retain], packed) + _area(
+        [sample.forget] + [sample.retain] * ("retain_states" in sides or "retain_logps" in sides), packed
     )
     training = training_seconds(sizes, timed)
     parameters = [parameter.numel() for parameter in trainer.model.parameters()]
@@ -174,12 +160,6 @@ def forecast(config: UnlearnConfig, reporter: Reporter | None = None) -> Forecas
     )
 
 
-def size_of(lengths: Sequence[int], max_tokens: int) -> Size:
-    """Extent of rows of `lengths` tokens, laid out in micro-batches of at most `max_tokens`."""
-    areas = [max(lengths[row] for row in group) * len(group) for group in micro_batches(lengths, max_tokens)]
-    return Size(sum(lengths), sum(areas), max(areas))
-
-
 def chosen_steps(sizes: Sequence[Size], count: int) -> list[int]:
     """The step with the largest micro-batch, then at most `count` others, spread evenly over the run.
 
@@ -192,7 +172,7 @@ def chosen_steps(sizes: Sequence[Size], count: int) -> list[int]:
 
 
 def training_seconds(sizes: Sequence[Size], timed: Sequence[tuple[Size, float]]) -> float:
-    """Time of all steps, if a token of padded area takes as long as in the timed ones."""
+    """Time of all steps, if a token of area takes as long as in the timed ones."""
     rate = sum(seconds for _, seconds in timed) / sum(size.area for size, _ in timed)
     return rate * sum(size.area for size in sizes)
 
@@ -201,19 +181,19 @@ def _lengths(prepared: Prepared, step: Step) -> list[int]:
     return [len(prepared.forget[row]) for row in step.forget] + [len(prepared.retain[row]) for row in step.retain]
 
 
-def _area(sets: Iterable[Sequence[TokenizedExample]]) -> int:
-    """Padded area of one forward pass over each set."""
-    return sum(size_of([len(row) for row in rows], reference.MAX_TOKENS).area for rows in sets if rows)
+def _area(sets: Iterable[Sequence[TokenizedExample]], packed: bool) -> int:
+    """Area of one forward pass over each set."""
+    return sum(size_of([len(row) for row in rows], reference.MAX_TOKENS, packed=packed).area for rows in sets if rows)
 
 
-def _largest_batch(sets: dict[str, list[TokenizedExample]]) -> list[TokenizedExample]:
+def _largest_batch(sets: dict[str, list[TokenizedExample]], packed: bool) -> list[TokenizedExample]:
     """The rows that make up the largest micro-batch of any forward pass."""
     batches = [
         [rows[index] for index in group]
         for rows in sets.values()
-        for group in micro_batches([len(row) for row in rows], reference.MAX_TOKENS)
+        for group in micro_batches([len(row) for row in rows], reference.MAX_TOKENS, packed=packed)
     ]
-    return max(batches, key=lambda rows: len(rows) * max(map(len, rows)))
+    return max(batches, key=lambda rows: size_of([len(row) for row in rows], reference.MAX_TOKENS, packed=packed).area)
 
 
 def _sample(prepared: Prepared, steps: list[Step], chosen: list[int]) -> tuple[Prepared, list[tuple[int, Step]]]:

@@ -12,7 +12,7 @@ from expunge.config import UnlearnConfig
 from expunge.data.tokenize import TokenizedExample
 from expunge.kernels import token_logps, token_logps_and_kl
 from expunge.model.load import LoadedModel
-from expunge.model.logps import final_states, pad_right, target_index
+from expunge.model.logps import Batch, final_states, lay_out, target_index
 
 Number = TypeVar("Number", float, Tensor)
 
@@ -83,21 +83,21 @@ def loss_terms(loaded: LoadedModel, rows: Sequence[Row], counts: Counts, config:
         config: Which terms, over which spans.
     """
     forget, retain = [row for row in rows if row.is_forget], [row for row in rows if not row.is_forget]
-    input_ids = pad_right([row.text.input_ids for row in forget + retain], loaded.device)
-    states = final_states(loaded, input_ids)
+    batch = lay_out(loaded, [row.text.input_ids for row in forget + retain])
+    states = final_states(loaded, batch)
     terms: dict[str, Tensor] = {}
     if forget:
-        terms["npo"] = _npo(loaded, forget, input_ids[: len(forget)], states[: len(forget)], counts, config)
+        terms["npo"] = _npo(loaded, forget, batch, states, counts, config)
     if retain:
-        terms |= _retain(loaded, retain, input_ids[len(forget) :], states[len(forget) :], counts, config)
+        terms |= _retain(loaded, retain, batch, states, len(forget), counts, config)
     return terms
 
 
 def _npo(
-    loaded: LoadedModel, rows: list[Row], input_ids: Tensor, states: Tensor, counts: Counts, config: UnlearnConfig
+    loaded: LoadedModel, rows: list[Row], batch: Batch, states: Tensor, counts: Counts, config: UnlearnConfig
 ) -> Tensor:
-    index, positions = target_index([row.text for row in rows], config.forget_span, loaded.device)
-    logps = token_logps(states[index, positions - 1], loaded.head, input_ids[index, positions])
+    index, positions = target_index(batch, [row.text for row in rows], config.forget_span)
+    logps = token_logps(states[positions - 1], loaded.head, batch.flat_ids[positions])
     ref_logps = torch.cat([row.ref_logps for row in rows if row.ref_logps is not None])
     if config.level == "sequence":
         return objectives.npo_sequence(logps, ref_logps, index, beta=config.beta, num_sequences=counts.npo)
@@ -105,11 +105,19 @@ def _npo(
 
 
 def _retain(
-    loaded: LoadedModel, rows: list[Row], input_ids: Tensor, states: Tensor, counts: Counts, config: UnlearnConfig
+    loaded: LoadedModel,
+    rows: list[Row],
+    batch: Batch,
+    states: Tensor,
+    first: int,
+    counts: Counts,
+    config: UnlearnConfig,
 ) -> dict[str, Tensor]:
-    index, positions = target_index([row.text for row in rows], retain_span(config), loaded.device)
-    starts = torch.tensor([row.text.completion_start for row in rows], device=loaded.device)
-    own, targets = states[index, positions - 1], input_ids[index, positions]
+    """Terms of the retain rows, which stand in the batch from place `first` on."""
+    index, positions = target_index(batch, [row.text for row in rows], retain_span(config), first)
+    completions = zip(batch.starts[first:], rows, strict=True)
+    starts = torch.tensor([start + row.text.completion_start for start, row in completions], device=loaded.device)
+    own, targets = states[positions - 1], batch.flat_ids[positions]
     targets = targets.where(positions >= starts[index], -100)  # prompt tokens are held by the KL alone
     if config.kl_weight == 0:
         logps = token_logps(own, loaded.head, targets)

@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from expunge.config import UnlearnConfig
-from expunge.data.batches import Plan, Step, micro_batches
+from expunge.data.batches import Plan, Step, micro_batches, size_of
 from expunge.data.tokenize import TokenizedExample
 from expunge.errors import ConfigError, TrainingError
 from expunge.interrupt import StopRequest
@@ -29,7 +29,7 @@ from expunge.run import Outcome, Run
 from expunge.terms import Row, count, loss_terms, retain_span, weighted_sum
 
 MICRO_BATCH_TOKENS = {"cpu": 4096, "cuda": 16384}
-"""Padded area of one forward and backward pass, per device type."""
+"""Area of one forward and backward pass, per device type."""
 TERMS = ("npo", "retain_nll", "retain_kl")
 
 
@@ -139,6 +139,7 @@ class Trainer:
         )
         if config.gradient_checkpointing:
             recompute_layers(self.loaded)
+        self.packed = self.loaded.packs([len(row) for row in [*self.forget, *self.retain]])
         self.parameters = trainable(self.model)
         self.optimizer = torch.optim.Adam(self.parameters, lr=config.learning_rate or 0.0)
 
@@ -160,6 +161,11 @@ class Trainer:
     def lengths(self, step: Step) -> list[int]:
         """Tokens of each row of a step, forget rows first."""
         return [len(self.forget[i]) for i in step.forget] + [len(self.retain[i]) for i in step.retain]
+
+    def micro_batch_tokens(self, step: Step) -> int:
+        """Bound on the area of a micro-batch: what the device takes, and no more than a process's share of the step."""
+        share = math.ceil(sum(self.lengths(step)) / self.accelerator.num_processes)
+        return min(MICRO_BATCH_TOKENS[self.loaded.device.type], share)
 
     def rows(self, step: Step) -> list[Row]:
         """The rows of a step with their reference values, forget rows first."""
@@ -184,7 +190,7 @@ class Trainer:
         """
         rows = self.rows(step)
         counts = count(rows, self.config)
-        groups = micro_batches(self.lengths(step), MICRO_BATCH_TOKENS[self.loaded.device.type])
+        groups = micro_batches(self.lengths(step), self.micro_batch_tokens(step), packed=self.packed)
         terms = dict.fromkeys(TERMS, 0.0)
         self.optimizer.zero_grad()
         for group in groups[self.accelerator.process_index :: self.accelerator.num_processes]:
@@ -252,17 +258,14 @@ class Trainer:
         """The size of the run in one line."""
         count_trainable = sum(parameter.numel() for parameter in self.parameters)
         total = sum(parameter.numel() for parameter in self.model.parameters())
-        area = real = 0
-        for step in islice(self.plan.steps(), self.plan.steps_per_epoch):
-            lengths = self.lengths(step)
-            for group in micro_batches(lengths, MICRO_BATCH_TOKENS[self.loaded.device.type]):
-                area += max(lengths[i] for i in group) * len(group)
-                real += sum(lengths[i] for i in group)
+        epoch = islice(self.plan.steps(), self.plan.steps_per_epoch)
+        sizes = [size_of(self.lengths(step), self.micro_batch_tokens(step), packed=self.packed) for step in epoch]
+        share = sum(size.tokens for size in sizes) / sum(size.area for size in sizes)
         return (
-            f"steps: {self.num_steps:,} ({self.plan.steps_per_epoch} an epoch, {real / area:.1%} of the padded area "
-            f"real), {self.plan.retain_per_forget:.2f} retain per forget; adapter: {count_trainable:,} of {total:,} "
-            "parameters; "
-            f"{self.config.dtype} on {self.config.device}, learning rate {self.config.learning_rate:.2g}"
+            f"steps: {self.num_steps:,} ({self.plan.steps_per_epoch} an epoch, {share:.1%} of the computed "
+            f"area real), {self.plan.retain_per_forget:.2f} retain per forget; adapter: {count_trainable:,} of "
+            f"{total:,} parameters; {self.config.dtype} on {self.config.device}, learning rate "
+            f"{self.config.learning_rate:.2g}"
         )
 
 

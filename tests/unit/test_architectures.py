@@ -13,11 +13,13 @@ from expunge.errors import ConfigError
 from expunge.kernels import token_logps, token_logps_and_kl
 from expunge.model.adapter import add_adapter, trainable
 from expunge.model.load import LoadedModel, load_model
-from expunge.model.logps import final_states, mean_losses, pad_right, sequence_logps, target_index
+from expunge.model.logps import final_states, lay_out, mean_losses, sequence_logps, target_index
 from tiny import ARCHITECTURES, save_tiny
 
 LENGTHS = (23, 2, 41, 9, 64, 3)
 """Beyond the sliding windows of the tiny models (8), and mixed, so that most of a batch is padding."""
+UNPACKABLE = {"mistral", "gemma2", "gemma3"}
+"""Rows beyond the window, or attention scores of a form that only the plain attention has."""
 
 Load = Callable[[str], LoadedModel]
 
@@ -90,21 +92,25 @@ def test_sequence_logps_equal_log_softmax_of_the_logits(arch: str, load: Load) -
             torch.testing.assert_close(logps, plain_token_logps(loaded, row.input_ids), rtol=1e-5, atol=3e-5)
 
 
+@pytest.mark.parametrize("packed", [True, False])
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_training_path_equals_one_row_at_a_time(arch: str, load: Load) -> None:
-    """Log-probabilities, exact KL and the adapter's gradient, padded on the right against each row alone."""
+def test_training_path_equals_one_row_at_a_time(arch: str, packed: bool, load: Load) -> None:
+    """Log-probabilities, exact KL and the adapter's gradient, packed and padded, against each row alone."""
     loaded = load(arch)
     rows = texts(loaded)
-    input_ids = pad_right([row.input_ids for row in rows], loaded.device)
-    index, positions = target_index(rows, "completion", loaded.device)
-    targets = input_ids[index, positions]
+    if not packed:
+        loaded.packable_length = 0
+    batch = lay_out(loaded, [row.input_ids for row in rows])
+    assert batch.packed == (packed and arch not in UNPACKABLE)
+    _, positions = target_index(batch, rows, "completion")
+    targets = batch.flat_ids[positions]
     with torch.no_grad():
-        ref_states = final_states(loaded, input_ids)[index, positions - 1].clone()
+        ref_states = final_states(loaded, batch)[positions - 1].clone()
         reference = [plain_logps(loaded, row.input_ids)[row.completion_start - 1 :] for row in rows]
     add_adapter(loaded, rank=3, alpha=6.0, modules="all-linear", seed=0)
     perturb(loaded)
 
-    own = final_states(loaded, input_ids)[index, positions - 1]
+    own = final_states(loaded, batch)[positions - 1]
     logps, kl = token_logps_and_kl(own, ref_states, loaded.head, targets, "reverse")
     (kl.sum() - 0.3 * logps.sum() + token_logps(own, loaded.head, targets).square().sum()).backward()
     grads = [parameter.grad.clone() for parameter in trainable(loaded.model) if parameter.grad is not None]
@@ -143,9 +149,9 @@ def test_adapter_trains_a_step_and_can_be_switched_off(arch: str, modules: str, 
 
     for _ in range(2):  # the first step moves B alone, since A's gradient is zero as long as B is
         before = [parameter.detach().clone() for parameter in trainable(model)]
-        index, positions = target_index([row], "all", loaded.device)
-        states = final_states(loaded, ids)[index, positions - 1]
-        loss = -token_logps(states, loaded.head, ids[index, positions]).mean()
+        batch = lay_out(loaded, [row.input_ids])
+        _, positions = target_index(batch, [row], "all")
+        loss = -token_logps(final_states(loaded, batch)[positions - 1], loaded.head, batch.flat_ids[positions]).mean()
         assert torch.isfinite(loss)
         optimizer.zero_grad()
         loss.backward()
@@ -181,18 +187,18 @@ def test_unknown_head_takes_the_plain_path(
     assert loaded.head.weight is None
     assert loaded.plain_head is not None
     assert "differ from the known forms" in loaded.plain_head
-    input_ids = pad_right([row.input_ids for row in rows], loaded.device)
-    index, positions = target_index(rows, "all", loaded.device)
+    batch = lay_out(loaded, [row.input_ids for row in rows])
+    _, positions = target_index(batch, rows, "all")
     with torch.no_grad():
         reference = torch.cat([plain_logps(loaded, row.input_ids) for row in rows])
-        ref_states = final_states(loaded, input_ids)[index, positions - 1]
+        ref_states = final_states(loaded, batch)[positions - 1]
     add_adapter(loaded, rank=2, alpha=4.0, modules="auto", seed=0)
     perturb(loaded)
     with torch.no_grad():
         plain = torch.cat([plain_logps(loaded, row.input_ids) for row in rows])
 
-    states = final_states(loaded, input_ids)[index, positions - 1]
-    logps, kl = token_logps_and_kl(states, ref_states, loaded.head, input_ids[index, positions], "reverse")
+    states = final_states(loaded, batch)[positions - 1]
+    logps, kl = token_logps_and_kl(states, ref_states, loaded.head, batch.flat_ids[positions], "reverse")
 
     targets = torch.cat([torch.tensor(row.input_ids[1:]) for row in rows])[:, None]
     torch.testing.assert_close(logps, plain.gather(-1, targets)[:, 0], rtol=1e-5, atol=3e-5)
@@ -237,3 +243,30 @@ def test_rank_larger_than_the_layers_is_refused_and_the_model_stays_as_it_was(lo
         add_adapter(loaded, rank=500, alpha=None, modules="all-linear", seed=0)
     with torch.no_grad():
         assert torch.equal(loaded.model(input_ids=ids).logits, untouched)
+
+
+def test_rows_within_the_window_are_packed(load: Load) -> None:
+    loaded = load("mistral")
+    assert loaded.packable_length == loaded.base.config.sliding_window == 8
+    rows = [list(range(3, 3 + length)) for length in (8, 2, 5, 5, 8)]
+    assert lay_out(loaded, rows).packed
+
+    found = sequence_logps(loaded, rows)
+
+    for ids, logps in zip(rows, found, strict=True):
+        with torch.no_grad():
+            torch.testing.assert_close(logps, plain_token_logps(loaded, ids), rtol=1e-5, atol=3e-5)
+
+
+def test_an_architecture_that_leaks_between_rows_is_padded(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever ignores the row lengths is found out by the trial on load."""
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    from expunge.model import packing
+
+    def leaky(*args: object, row_lengths: tuple[int, ...], **kwargs: object) -> object:
+        return sdpa_attention_forward(*args, **kwargs)
+
+    monkeypatch.setitem(packing.AttentionInterface._global_mapping, packing.NAME, leaky)
+
+    assert load("llama").packable_length == 0

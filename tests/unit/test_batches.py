@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from expunge.data.batches import Plan, micro_batches, real_share
+from expunge.data.batches import Plan, Size, micro_batches, size_of
 
 rng = random.Random(5)
 FORGET = [rng.choice([20, 30, 120, 300, 450]) + rng.randint(0, 20) for _ in range(254)]
@@ -102,8 +102,26 @@ def test_micro_batches_hold_every_row_once_and_pad_little(budget):
             padded = max(lengths[row] for row in group) * len(group)
             assert padded <= 4096 or len(group) == 1
             area, real = area + padded, real + tokens(lengths, group)
-        assert real_share(groups, lengths) >= 0.95
+        assert size_of(lengths, 4096).area <= tokens(lengths, range(len(lengths))) / 0.95
     assert real / area >= 0.95
+
+
+@pytest.mark.parametrize("budget", [512, 1024, 4096])
+def test_packed_micro_batches_are_filled(budget):
+    groups = micro_batches(FORGET, budget, packed=True)
+    assert sorted(row for group in groups for row in group) == list(range(len(FORGET)))
+    sizes = [tokens(FORGET, group) for group in groups]
+    assert max(sizes) <= budget
+    assert all(size + max(FORGET) > budget for size in sizes[:-1])  # the next row would not have fitted
+    assert size_of(FORGET, budget, packed=True).area == sum(FORGET)
+    assert micro_batches([9, 5], 4, packed=True) == [[0], [1]]
+
+
+def test_size_counts_the_padded_area_of_the_micro_batches():
+    assert size_of([10, 10, 10], 20) == Size(tokens=30, area=30, largest=20)
+    assert size_of([100, 97], 1000) == Size(tokens=197, area=200, largest=200)
+    assert size_of([100, 10], 1000) == Size(tokens=110, area=110, largest=100)  # apart: too much padding together
+    assert size_of([100, 10], 1000, packed=True) == Size(tokens=110, area=110, largest=110)
 
 
 def test_very_many_steps():

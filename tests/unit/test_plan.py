@@ -6,17 +6,12 @@ import pytest
 
 from expunge import plan
 from expunge.config import UnlearnConfig
+from expunge.data.batches import Size
 from expunge.errors import ConfigError
 from expunge.model import reference
-from expunge.plan import Size, chosen_steps, forecast, size_of, training_seconds
+from expunge.plan import chosen_steps, forecast, training_seconds
 from expunge.unlearn import unlearn
 from tiny import save_tiny
-
-
-def test_size_counts_the_padded_area_of_the_micro_batches():
-    assert size_of([10, 10, 10], 20) == Size(tokens=30, area=30, largest=20)
-    assert size_of([100, 97], 1000) == Size(tokens=197, area=200, largest=200)
-    assert size_of([100, 10], 1000) == Size(tokens=110, area=110, largest=100)  # apart: too much padding together
 
 
 def test_the_largest_step_comes_first_and_the_others_are_spread():

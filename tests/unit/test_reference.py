@@ -15,7 +15,7 @@ from expunge.config import UnlearnConfig
 from expunge.errors import TrainingError
 from expunge.kernels import token_logps, token_logps_and_kl
 from expunge.model import reference
-from expunge.model.logps import final_states
+from expunge.model.logps import final_states, lay_out
 from expunge.model.tensor_file import TensorFile
 from expunge.prepare import prepare
 from expunge.progress import Reporter
@@ -80,9 +80,9 @@ def test_kl_from_the_cache_is_that_of_a_second_forward_pass(folder, tmp_path, on
     for index, row in enumerate(prepared.retain):
         ids = torch.tensor([row.input_ids])
         with torch.no_grad():
-            policy = final_states(loaded, ids)[0, :-1]
+            policy = final_states(loaded, lay_out(loaded, ids.tolist()))[:-1]
             with trainer.model.disable_adapter():
-                second = final_states(loaded, ids)[0, :-1]
+                second = final_states(loaded, lay_out(loaded, ids.tolist()))[:-1]
         targets = ids[0, 1:]
         _, cached_kl = token_logps_and_kl(
             policy, trainer.reference["retain_states"][index], loaded.head, targets, direction
@@ -93,7 +93,7 @@ def test_kl_from_the_cache_is_that_of_a_second_forward_pass(folder, tmp_path, on
     row = prepared.forget[0]
     ids = torch.tensor([row.input_ids])
     with torch.no_grad(), trainer.model.disable_adapter():
-        logps = token_logps(final_states(loaded, ids)[0, :-1], loaded.head, ids[0, 1:])
+        logps = token_logps(final_states(loaded, lay_out(loaded, ids.tolist()))[:-1], loaded.head, ids[0, 1:])
     torch.testing.assert_close(trainer.reference["forget_logps"][0], logps, rtol=1e-5, atol=1e-5)
 
 

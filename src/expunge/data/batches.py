@@ -142,16 +142,23 @@ class Plan:
         return [row for stretch in stretches for row in stretch]
 
 
-def micro_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
-    """Group rows of like length: indices into `lengths`, at most `max_tokens` of padded area each (or a single row).
+def micro_batches(lengths: Sequence[int], max_tokens: int, *, packed: bool = False) -> list[list[int]]:
+    """Group rows: indices into `lengths`, at most `max_tokens` of area each (or a single row).
 
     Longest first, so that the largest memory need comes first.
+
+    Args:
+        lengths: Tokens of each row.
+        max_tokens: Bound on the area.
+        packed: The area of a group is the sum of its lengths, every group is filled; else it is its longest row times
+            its rows, and rows of like length stand together so that little of it is padding.
     """
     groups: list[list[int]] = []
     real = 0
     for row in sorted(range(len(lengths)), key=lambda row: (-lengths[row], row)):
         longest = lengths[groups[-1][0]] if groups else 0
-        area = longest * (len(groups[-1]) + 1) if groups else 0
+        padded = longest * (len(groups[-1]) + 1) if groups else 0
+        area = real + lengths[row] if packed else padded
         if not groups or area > max_tokens or area - real - lengths[row] > MAX_PADDING * area:
             groups.append([])
             real = 0
@@ -160,7 +167,25 @@ def micro_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
     return groups
 
 
-def real_share(groups: Sequence[Sequence[int]], lengths: Sequence[int]) -> float:
-    """Share of the padded area of all groups that is real text."""
-    area = sum(max(lengths[row] for row in group) * len(group) for group in groups)
-    return sum(lengths[row] for group in groups for row in group) / area
+@dataclass(frozen=True)
+class Size:
+    """Extent of one step or pass.
+
+    Attributes:
+        tokens: Real tokens.
+        area: Tokens that are computed, padding included.
+        largest: Area of its largest micro-batch, in tokens.
+    """
+
+    tokens: int
+    area: int
+    largest: int
+
+
+def size_of(lengths: Sequence[int], max_tokens: int, *, packed: bool = False) -> Size:
+    """Extent of rows of `lengths` tokens, laid out by `micro_batches`."""
+    areas = [
+        sum(lengths[row] for row in group) if packed else max(lengths[row] for row in group) * len(group)
+        for group in micro_batches(lengths, max_tokens, packed=packed)
+    ]
+    return Size(sum(lengths), sum(areas), max(areas))

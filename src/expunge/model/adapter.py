@@ -100,6 +100,7 @@ def recompute_layers(loaded: LoadedModel) -> None:
         raise ConfigError("--gradient-checkpointing: this architecture's layers cannot be recomputed: leave it out")
     for layer in layers:
         layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+    loaded.packable_length = 0  # a layer that runs again in the backward pass would not find the packed attention
 
 
 def trainable(model: torch.nn.Module) -> list[torch.nn.Parameter]:

@@ -4,7 +4,7 @@ import contextlib
 import ctypes
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from expunge.kernels import Head
 from expunge.model.files import check_paths, check_whole, weight_files
 from expunge.model.head import cast_head, find_head
 from expunge.model.memory import check_fits, weight_bytes
+from expunge.model.packing import packable_length
 
 CACHED_KERNELS = 32
 """Compiled bf16 products that are kept on the CPU, one per shape: more than one forward and backward pass needs."""
@@ -44,6 +45,7 @@ class LoadedModel:
         dtype: What matrix products run in: `torch.float32` or `torch.bfloat16` (or `torch.float64` in tests).
         plain_head: Why the head is not taken apart (the logits come from the model itself), or None.
         folded: Name of the adapter that was folded into the base, or None.
+        packable_length: Longest row that may stand in a packed sequence; 0 when rows are padded.
     """
 
     model: PreTrainedModel | PeftModel
@@ -52,6 +54,11 @@ class LoadedModel:
     dtype: torch.dtype
     plain_head: str | None = None
     folded: str | None = None
+    packable_length: int = 0
+
+    def packs(self, lengths: Sequence[int]) -> bool:
+        """Whether rows of these lengths share a packed sequence instead of a padded batch."""
+        return max(lengths, default=0) <= self.packable_length
 
     @property
     def device(self) -> torch.device:
@@ -176,9 +183,11 @@ def load_model(
             f"{model.get_input_embeddings().weight.shape[0]}: they do not belong together"
         )
     head, plain_head = find_head(model)
+    # On CUDA one attention call per row costs more than padding does.
+    packable = packable_length(model) if target.type == "cpu" and head.weight is not None else 0
     if compute == torch.bfloat16:
         _round_linear_weights(model)
-    return LoadedModel(model, tokenizer, cast_head(head, model, compute), compute, plain_head, folded)
+    return LoadedModel(model, tokenizer, cast_head(head, model, compute), compute, plain_head, folded, packable)
 
 
 def check_model(name: str, *, trust_remote_code: bool = False) -> None:

@@ -1,10 +1,13 @@
 """Final hidden states and per-token log-probabilities of token sequences.
 
-Sequences are padded on the right and no attention mask is passed: under causal attention a real token never sees
-what stands after it, so padding cannot change a result, whatever side the tokenizer pads on.
+Sequences stand one behind the other where the model can do that. Else they are padded on the right and no attention
+mask is passed: under causal attention a real token never sees what stands after it, so padding cannot change a
+result, whatever side the tokenizer pads on.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -14,6 +17,7 @@ from expunge.data.tokenize import TokenizedExample
 from expunge.kernels import token_logps
 from expunge.model.head import backbone
 from expunge.model.load import LoadedModel
+from expunge.model.packing import packed_states
 
 
 def pad_right(sequences: Sequence[Sequence[int]], device: torch.device) -> Tensor:
@@ -22,20 +26,64 @@ def pad_right(sequences: Sequence[Sequence[int]], device: torch.device) -> Tenso
     return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=0).to(device)
 
 
-def final_states(loaded: LoadedModel, input_ids: Tensor) -> Tensor:
-    """Final hidden states `(rows, length, hidden)`, or the logits when the head takes the plain path."""
+@dataclass(frozen=True)
+class Batch:
+    """Sequences as the model takes them.
+
+    Attributes:
+        input_ids: `(1, tokens)` when packed, else `(rows, longest)`.
+        lengths: Tokens of each sequence.
+        starts: Where the first token of each stands in the flattened `input_ids`.
+        packed: Which of the two.
+    """
+
+    input_ids: Tensor
+    lengths: list[int]
+    starts: list[int]
+    packed: bool
+
+    @property
+    def flat_ids(self) -> Tensor:
+        """All token ids `(positions,)`."""
+        return self.input_ids.flatten()
+
+
+def lay_out(loaded: LoadedModel, sequences: Sequence[Sequence[int]]) -> Batch:
+    """Put sequences into one batch: packed when `loaded.packs` them, else padded."""
+    lengths = [len(ids) for ids in sequences]
+    if loaded.packs(lengths):
+        ids = torch.tensor([token for own in sequences for token in own], device=loaded.device)
+        return Batch(ids[None], lengths, [0, *accumulate(lengths[:-1])], packed=True)
+    longest = max(lengths)
+    return Batch(
+        pad_right(sequences, loaded.device), lengths, [row * longest for row in range(len(lengths))], packed=False
+    )
+
+
+def final_states(loaded: LoadedModel, batch: Batch) -> Tensor:
+    """Final hidden states `(positions, hidden)`, or the logits when the head takes the plain path."""
     with loaded.autocast():
+        if batch.packed:
+            return packed_states(loaded.base, batch.input_ids, batch.lengths)[0]
         if loaded.head.weight is None:
-            return loaded.base(input_ids=input_ids, use_cache=False).logits
-        return backbone(loaded.base)(input_ids=input_ids, use_cache=False).last_hidden_state
+            return loaded.base(input_ids=batch.input_ids, use_cache=False).logits.flatten(0, 1)
+        return backbone(loaded.base)(input_ids=batch.input_ids, use_cache=False).last_hidden_state.flatten(0, 1)
 
 
-def target_index(rows: Sequence[TokenizedExample], span: str, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Where the targets of `rows` stand in a padded batch of them: row and position, each `(targets,)` int64."""
+def target_index(batch: Batch, rows: Sequence[TokenizedExample], span: str, first: int = 0) -> tuple[Tensor, Tensor]:
+    """Where the targets of `rows` stand in a batch: row (from 0) and flat position, each `(targets,)` int64.
+
+    Args:
+        batch: The batch.
+        rows: Texts that stand in it one after the other.
+        span: Which of their tokens are targets.
+        first: Place of the first of `rows` in the batch.
+    """
     ranges = [row.targets(span) for row in rows]
     row_index = torch.repeat_interleave(torch.arange(len(rows)), torch.tensor([len(r) for r in ranges]))
-    positions = torch.cat([torch.arange(r.start, r.stop) for r in ranges])
-    return row_index.to(device), positions.to(device)
+    starts = batch.starts[first : first + len(rows)]
+    flat = torch.cat([torch.arange(start + r.start, start + r.stop) for start, r in zip(starts, ranges, strict=True)])
+    return row_index.to(batch.input_ids.device), flat.to(batch.input_ids.device)
 
 
 @torch.no_grad()
@@ -58,14 +106,16 @@ def sequence_logps(
         For each sequence an fp32 tensor of its length less one, on the CPU.
     """
     results: list[Tensor] = [torch.empty(0)] * len(sequences)
-    for group in micro_batches([len(ids) for ids in sequences], max_tokens):
-        input_ids = pad_right([sequences[row] for row in group], loaded.device)
-        lengths = [len(sequences[row]) for row in group]
-        kept = torch.arange(input_ids.shape[1] - 1)[None] < torch.tensor(lengths)[:, None] - 1
-        kept = kept.to(loaded.device)
-        states = final_states(loaded, input_ids)[:, :-1][kept]
-        logps = token_logps(states, loaded.head, input_ids[:, 1:][kept]).float().cpu()
-        for row, own in zip(group, logps.split([length - 1 for length in lengths]), strict=True):
+    lengths = [len(ids) for ids in sequences]
+    for group in micro_batches(lengths, max_tokens, packed=loaded.packs(lengths)):
+        batch = lay_out(loaded, [sequences[row] for row in group])
+        targets = torch.cat(
+            [torch.arange(start + 1, start + length) for start, length in zip(batch.starts, batch.lengths, strict=True)]
+        ).to(loaded.device)
+        logps = (
+            token_logps(final_states(loaded, batch)[targets - 1], loaded.head, batch.flat_ids[targets]).float().cpu()
+        )
+        for row, own in zip(group, logps.split([length - 1 for length in batch.lengths]), strict=True):
             results[row] = own
         if progress:
             progress(len(group))

@@ -20,7 +20,7 @@ from expunge.data.batches import micro_batches
 from expunge.data.tokenize import TokenizedExample
 from expunge.kernels import token_logps
 from expunge.model.load import LoadedModel
-from expunge.model.logps import final_states, pad_right, target_index
+from expunge.model.logps import final_states, lay_out, target_index
 from expunge.model.tensor_file import FileTensor, TensorFile
 
 MEMORY_BYTES = 2**28
@@ -73,7 +73,7 @@ class Side:
 
 def reference_layout(loaded: LoadedModel, sides: dict[str, Side]) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
     """Dtype and shape of the flat tensor of each side."""
-    probe = final_states(loaded, torch.zeros(1, 1, dtype=torch.long, device=loaded.device))
+    probe = final_states(loaded, lay_out(loaded, [[0]]))
     states = probe.dtype if loaded.head.weight is None else loaded.head.weight.dtype
     logps = torch.promote_types(probe.dtype, torch.float32)
     return {
@@ -155,14 +155,15 @@ def _fill(
 ) -> dict[str, RowValues]:
     values = {name: RowValues(flats[name], side.sizes()) for name, side in sides.items()}
     for name, side in sides.items():
-        for group in micro_batches([len(row) for row in side.rows], MAX_TOKENS):
-            batch = [side.rows[index] for index in group]
-            input_ids = pad_right([row.input_ids for row in batch], loaded.device)
-            row_index, positions = target_index(batch, side.span, loaded.device)
-            own = final_states(loaded, input_ids)[row_index, positions - 1]
+        lengths = [len(row) for row in side.rows]
+        for group in micro_batches(lengths, MAX_TOKENS, packed=loaded.packs(lengths)):
+            rows = [side.rows[index] for index in group]
+            batch = lay_out(loaded, [row.input_ids for row in rows])
+            _, positions = target_index(batch, rows, side.span)
+            own = final_states(loaded, batch)[positions - 1]
             if side.what == "logps":
-                own = token_logps(own, loaded.head, input_ids[row_index, positions])
-            for index, row_values in zip(group, own.split([len(row.targets(side.span)) for row in batch]), strict=True):
+                own = token_logps(own, loaded.head, batch.flat_ids[positions])
+            for index, row_values in zip(group, own.split([len(row.targets(side.span)) for row in rows]), strict=True):
                 values[name][index] = row_values
             if progress:
                 progress(len(group))

@@ -1,0 +1,112 @@
+"""Rows of any length one behind the other in a single sequence: no padding, and matrix products as large as can be.
+
+Positions start again with every row, and attention runs row by row, so that no row sees another. It goes through
+the attention interface of transformers; whether an architecture takes part is found out by trying, on load.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from expunge.model.head import backbone
+
+NAME = "expunge_packed"
+UNBOUNDED = 2**31
+"""Longest row of a model whose attention reaches back to the first token."""
+PROBE = (7, 12, 3)
+"""Lengths of the rows that an architecture is tried on."""
+
+
+def packable_length(model: PreTrainedModel) -> int:
+    """Longest row that may stand in a packed sequence of this model; 0 when its rows must be padded instead.
+
+    Tried on a few tokens: each row's final hidden states must be those of the row alone.
+    """
+    config = model.config.get_text_config()
+    if config._attn_implementation != "sdpa" or not hasattr(model, model.base_model_prefix):
+        return 0
+    windows = (getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size"))
+    longest = min((window for window in windows if window), default=UNBOUNDED)
+    lengths = [min(length, longest) for length in PROBE]
+    rows = [torch.arange(1, length + 1, device=model.device).remainder(config.vocab_size) for length in lengths]
+    with torch.no_grad():
+        try:
+            alone = torch.cat(
+                [backbone(model)(input_ids=row[None], use_cache=False).last_hidden_state for row in rows], 1
+            )
+            packed = packed_states(model, torch.cat(rows)[None], lengths)
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError):
+            return 0  # its attention does not go through the interface
+    precision = torch.finfo(alone.dtype).eps
+    if not (packed - alone).abs().max().item() <= 16 * precision * max(1.0, alone.abs().max().item()):
+        return 0
+    return longest
+
+
+def packed_states(model: PreTrainedModel, input_ids: Tensor, lengths: Sequence[int]) -> Tensor:
+    """Final hidden states `(1, tokens, hidden)` of rows of `lengths` tokens that stand in `input_ids` `(1, tokens)`."""
+    positions = torch.cat([torch.arange(length, device=input_ids.device) for length in lengths])[None]
+    with _packed_attention(model):
+        output = backbone(model)(
+            input_ids=input_ids, position_ids=positions, use_cache=False, row_lengths=tuple(lengths)
+        )
+    states: Tensor = output.last_hidden_state
+    return states
+
+
+@contextmanager
+def _packed_attention(model: PreTrainedModel) -> Iterator[None]:
+    config = model.config.get_text_config()
+    own = config._attn_implementation
+    config._attn_implementation = NAME
+    try:
+        yield
+    finally:
+        config._attn_implementation = own
+
+
+def _attend_by_row(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    row_lengths: tuple[int, ...],
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Causal attention of each row to itself; neighbours of one length go together.
+
+    Args:
+        module: The attention layer.
+        query: `(1, heads, tokens, head_dim)`.
+        key: `(1, key-value heads, tokens, head_dim)`.
+        value: As `key`.
+        attention_mask: None; what may be seen follows from `row_lengths`.
+        row_lengths: Tokens of each row, in their order.
+        **kwargs: What the layer hands over beside.
+
+    Returns:
+        `(1, tokens, heads, head_dim)`, and None for the weights.
+    """
+    if attention_mask is not None:
+        raise ValueError("a packed sequence takes no attention mask")
+    stretches = [(length, len(list(same))) for length, same in groupby(row_lengths)]
+    cuts = [length * count for length, count in stretches]
+    outputs = []
+    for (length, count), *parts in zip(
+        stretches, *(states.split(cuts, dim=2) for states in (query, key, value)), strict=True
+    ):
+        rows = (part[0].unflatten(1, (count, length)).transpose(0, 1) for part in parts)
+        output, _ = sdpa_attention_forward(module, *rows, None, **kwargs)
+        outputs.append(output.flatten(0, 1))  # (count, length, heads, head_dim)
+    return torch.cat(outputs)[None], None
+
+
+AttentionInterface.register(NAME, _attend_by_row)
