@@ -1,7 +1,7 @@
 """The bootstrap of an aggregate: resampling whole documents, and the interval that the resamples give."""
 
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 
 import numpy as np
 from scipy.special import ndtr, ndtri, stdtrit
@@ -11,6 +11,8 @@ from expunge.errors import DataError
 TAIL = 0.025
 """Probability outside the interval on each side."""
 RESAMPLES = 2000
+BLOCK = 100
+"""Resamples that are drawn at a time."""
 
 
 def bca_interval(value: float, draws: np.ndarray, without: Sequence[np.ndarray]) -> tuple[float, float]:
@@ -73,20 +75,24 @@ def strata_of(rows: Mapping[str, np.ndarray], clusters: Mapping[str, Sequence[Ha
     return strata
 
 
-def resample(
-    strata: Sequence[Stratum], rows: Mapping[str, np.ndarray], rng: np.random.Generator
-) -> dict[str, np.ndarray]:
-    """Every group's values of as many units as there are, drawn with replacement; none of the groups is empty."""
-    drawn: dict[str, np.ndarray] = {}
-    for stratum in strata:
-        units = next(iter(stratum.values()))[2].size
-        while True:
-            chosen = rng.integers(units, size=units)
-            own = {name: rows[name][_rows_of(chosen, *index)] for name, index in stratum.items()}
-            if all(values.size for values in own.values()):
-                break
-        drawn |= own
-    return drawn
+def resamples(
+    strata: Sequence[Stratum], rows: Mapping[str, np.ndarray], count: int, rng: np.random.Generator
+) -> Iterator[dict[str, np.ndarray]]:
+    """Every group's values of as many units as there are, drawn with replacement, `count` times.
+
+    A draw that leaves a group empty is made again.
+    """
+    sizes = [next(iter(stratum.values()))[2].size for stratum in strata]
+    for start in range(0, count, BLOCK):
+        block = [rng.integers(units, size=(min(BLOCK, count - start), units)) for units in sizes]
+        for index in range(len(block[0])):
+            drawn: dict[str, np.ndarray] = {}
+            for stratum, units, chosen in zip(strata, sizes, block, strict=True):
+                own = _values_of(chosen[index], stratum, rows)
+                while not all(values.size for values in own.values()):
+                    own = _values_of(rng.integers(units, size=units), stratum, rows)
+                drawn |= own
+            yield drawn
 
 
 def leave_one_out(
@@ -94,21 +100,22 @@ def leave_one_out(
 ) -> list[float]:
     """The statistic without each unit of a stratum in turn."""
     everyone = np.arange(next(iter(stratum.values()))[2].size)
-    results = []
-    for unit in everyone:
-        left = everyone[everyone != unit]
-        own = {name: rows[name][_rows_of(left, *index)] for name, index in stratum.items()}
-        results.append(statistic({**rows, **own}))
-    return results
+    return [statistic({**rows, **_values_of(np.delete(everyone, unit), stratum, rows)}) for unit in everyone]
 
 
-def _rows_of(units: np.ndarray, order: np.ndarray, starts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """Row numbers of the given units, a unit that is given twice twice."""
-    if order.size == sizes.size and sizes.max() == 1:  # a row a unit
-        return order[units]
-    counts = sizes[units]
-    first = np.repeat(starts[units] - (np.cumsum(counts) - counts), counts)
-    return order[first + np.arange(first.size)]
+def _values_of(units: np.ndarray, stratum: Stratum, rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Group -> its values of the given units, of a unit that is given twice twice."""
+    values = {}
+    for name, (order, starts, sizes) in stratum.items():
+        if order.size == sizes.size and sizes.max() == 1:  # a row a unit
+            values[name] = rows[name][order[units]]
+            continue
+        counts = sizes[units]
+        ends = counts.cumsum()
+        places = (starts[units] - ends + counts).repeat(counts)
+        places += np.arange(places.size)
+        values[name] = rows[name][order[places]]
+    return values
 
 
 def z_quantile(level: float) -> float:

@@ -16,7 +16,7 @@ from expunge.evaluate.bootstrap import (
     TAIL,
     bca_interval,
     leave_one_out,
-    resample,
+    resamples,
     strata_of,
     t_quantile,
     z_quantile,
@@ -128,7 +128,7 @@ def statistic_estimate(
     if any(np.count_nonzero(sizes) < 2 for stratum in strata for _, _, sizes in stratum.values()):
         return unknown
     rng = np.random.default_rng(seed)
-    draws = np.array([statistic({**rows, **resample(strata, rows, rng)}) for _ in range(RESAMPLES)], dtype=float)
+    draws = np.array([statistic({**rows, **drawn}) for drawn in resamples(strata, rows, RESAMPLES, rng)], dtype=float)
     without = [np.array(leave_one_out(stratum, rows, statistic), dtype=float) for stratum in strata]
     if not all(np.isfinite(numbers).all() for numbers in (draws, *without)):
         return unknown

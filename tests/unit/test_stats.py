@@ -1,0 +1,400 @@
+"""Intervals against slow, obvious definitions; how often they cover is simulated in test_coverage.py."""
+
+import itertools
+import math
+import random
+import statistics
+import time
+
+import numpy as np
+import pytest
+from scipy.special import stdtrit
+
+from expunge.errors import DataError
+from expunge.evaluate.bootstrap import strata_of
+from expunge.evaluate.stats import (
+    Estimate,
+    auc,
+    auc_estimate,
+    difference_estimate,
+    ks_pvalue,
+    mean_estimate,
+    pooled,
+    runs_estimate,
+    statistic_estimate,
+    tpr_at_fpr,
+    tpr_estimate,
+)
+
+NAN = math.nan
+
+
+def documents(values, labels):
+    """The rows of each document."""
+    return [
+        [value for value, own in zip(values, labels, strict=True) if own == label] for label in dict.fromkeys(labels)
+    ]
+
+
+def slow_share_interval(values, labels):
+    """All shares that a t test with the variance of a share does not reject, found on a fine grid."""
+    rows, mean = documents(values, labels), statistics.fmean(values)
+    residuals = [sum(own) - mean * len(own) for own in rows]
+    variance = len(rows) / (len(rows) - 1) * sum(r * r for r in residuals) / len(values) ** 2
+    trials = mean * (1 - mean) / variance if variance else len(rows)
+    t = stdtrit(len(rows) - 1, 0.975)
+    grid = [i / 20000 for i in range(20001)]
+    kept = [p for p in grid if (mean - p) ** 2 <= t * t * p * (1 - p) / trials + 1e-15]
+    return kept[0], kept[-1]
+
+
+def slow_bootstrap(values, labels, resamples=8000):
+    """Means of resamples of whole documents, one by one."""
+    rows, draw = documents(values, labels), random.Random(0)
+    means = []
+    for _ in range(resamples):
+        picked = [value for _ in rows for value in draw.choice(rows)]
+        means.append(statistics.fmean(picked))
+    return sorted(means)
+
+
+def sample(kind, seed=1, n=60, documents_of=4):
+    rng = np.random.default_rng(seed)
+    labels = [f"d{i // documents_of}" for i in range(n)]
+    common = rng.normal(size=n)[[i // documents_of for i in range(n)]]
+    if kind == "binary":
+        return (rng.normal(size=n) + common > 0.5).astype(float), labels
+    if kind == "share":
+        return 1 / (1 + np.exp(-rng.normal(size=n) - common)), labels
+    if kind == "same":
+        return np.zeros(n), labels
+    return np.exp(0.6 * rng.normal(size=n) + 0.6 * common), labels
+
+
+@pytest.mark.parametrize("kind", ["binary", "share", "same"])
+@pytest.mark.parametrize("clustered", [True, False])
+def test_the_interval_of_a_share_is_the_test_that_it_inverts(kind, clustered):
+    values, labels = sample(kind)
+    labels = labels if clustered else list(range(len(values)))
+    found = mean_estimate(values, labels)
+    assert found.value == pytest.approx(statistics.fmean(values))
+    assert found.n == 60
+    assert (found.low, found.high) == pytest.approx(slow_share_interval(values, labels), abs=1e-4)
+
+
+@pytest.mark.parametrize("clustered", [True, False])
+def test_the_interval_of_a_mean_is_the_outer_one_of_bootstrap_and_t(clustered):
+    values, labels = sample("loss")
+    labels = labels if clustered else list(range(len(values)))
+    rows, mean = documents(values, labels), statistics.fmean(values)
+    units = len(rows)
+    without = [statistics.fmean([v for j, own in enumerate(rows) if j != i for v in own]) for i in range(units)]
+    centre = statistics.fmean(without)
+    jackknife = math.sqrt((units - 1) / units * sum((w - centre) ** 2 for w in without))
+    t = stdtrit(units - 1, 0.975)
+
+    draws = slow_bootstrap(values, labels)
+    normal = statistics.NormalDist()
+    bias = normal.inv_cdf(sum(draw < mean for draw in draws) / len(draws))
+    acceleration = sum((centre - w) ** 3 for w in without) / (6 * sum((centre - w) ** 2 for w in without) ** 1.5)
+    ends = []
+    for z in (bias - t * math.sqrt(units / (units - 1)), bias + t * math.sqrt(units / (units - 1))):
+        level = normal.cdf(bias + z / (1 - acceleration * z))
+        ends.append(draws[min(len(draws) - 1, int(level * len(draws)))])
+
+    found = mean_estimate(values, labels)
+    tolerance = 0.15 * jackknife  # resampling noise in the tails of 2,000 draws
+    assert found.low == pytest.approx(min(ends[0], mean - t * jackknife), abs=tolerance)
+    assert found.high == pytest.approx(max(ends[1], mean + t * jackknife), abs=tolerance)
+    assert found.low < mean - 1.9 * jackknife
+    assert found.high > mean + 1.9 * jackknife
+
+
+def test_rows_of_one_document_count_less_than_rows_of_many():
+    values, labels = sample("loss")
+    alone, together = mean_estimate(values), mean_estimate(values, labels)
+    assert together.high - together.low > 1.2 * (alone.high - alone.low)
+    assert alone.value == together.value
+
+
+def test_five_hundred_rows_take_well_under_a_tenth_of_a_second():
+    values = np.random.default_rng(0).exponential(size=500)
+    mean_estimate(values)
+    begun = time.process_time()
+    mean_estimate(values)
+    assert time.process_time() - begun < 0.1
+
+
+def test_a_seed_decides_everything():
+    values, labels = sample("loss")
+    assert mean_estimate(values, labels) == mean_estimate(list(values), labels)
+    assert mean_estimate(values, labels, seed=1) != mean_estimate(values, labels)
+
+
+@pytest.mark.parametrize("kind", ["binary", "share"])
+def test_a_difference_of_shares_joins_their_intervals_by_their_correlation(kind):
+    (old, labels), (noise, _) = sample(kind), sample(kind, seed=2)
+    new = np.where(np.arange(60) % 3 == 0, noise, old) * (1 if kind == "binary" else 0.7)
+    m, k = statistics.fmean(old), statistics.fmean(new)
+    first = [sum(own) - m * len(own) for own in documents(old, labels)]
+    second = [sum(own) - k * len(own) for own in documents(new, labels)]
+    dot = sum(a * b for a, b in zip(first, second, strict=True))
+    r = max(0.0, dot - (0.5 if kind == "binary" else 0)) / math.sqrt(
+        sum(a * a for a in first) * sum(b * b for b in second)
+    )
+    l1, u1 = slow_share_interval(old, labels)
+    l2, u2 = slow_share_interval(new, labels)
+    low = k - m - math.sqrt((k - l2) ** 2 - 2 * r * (k - l2) * (u1 - m) + (u1 - m) ** 2)
+    high = k - m + math.sqrt((u2 - k) ** 2 - 2 * r * (u2 - k) * (m - l1) + (m - l1) ** 2)
+    found = difference_estimate(old, new, labels)
+    assert found.value == pytest.approx(k - m)
+    assert (found.low, found.high) == pytest.approx((low, high), abs=3e-4)
+
+
+def test_a_difference_of_losses_is_the_mean_of_the_rows_own_differences():
+    old, labels = sample("loss")
+    new = old + np.random.default_rng(3).normal(1, 0.1, size=60)
+    found = difference_estimate(old, new, labels)
+    assert found == mean_estimate(new - old, labels)
+    assert found.high - found.low < 0.1  # unpaired it would be about 1
+
+
+def test_no_change_in_any_row_is_not_certainty():
+    found = difference_estimate([0.0] * 30, [0.0] * 30)
+    assert found.value == 0
+    assert -0.2 < found.low < -0.05
+    assert 0.05 < found.high < 0.2
+
+
+def harmonic_mean_of_means(groups):
+    means = [float(np.mean(values)) for values in groups.values()]
+    return len(means) / sum(1 / mean for mean in means)
+
+
+def test_an_aggregate_of_groups_against_resampling_in_loops():
+    rng, draw = np.random.default_rng(4), random.Random(4)
+    groups = {name: rng.uniform(low, 1, size=25) for name, low in (("a", 0.2), ("b", 0.5), ("c", 0.0))}
+    found = statistic_estimate(groups, harmonic_mean_of_means)
+    draws = []
+    for _ in range(6000):
+        means = [statistics.fmean(draw.choices(list(values), k=25)) for values in groups.values()]
+        draws.append(statistics.harmonic_mean(means))
+    spread = statistics.stdev(draws)
+    assert found.value == pytest.approx(harmonic_mean_of_means(groups))
+    assert found.n == 75
+    low, high = sorted(draws)[150], sorted(draws)[-150]
+    assert found.low == pytest.approx(low, abs=0.4 * spread)  # the bootstrap's own bias is corrected
+    assert found.high == pytest.approx(high, abs=0.4 * spread)
+
+
+def test_of_one_group_the_aggregate_is_the_bootstrap_of_a_mean():
+    values, labels = sample("loss")
+    whole = mean_estimate(values, labels)
+    found = statistic_estimate({"a": values}, lambda groups: float(groups["a"].mean()), {"a": labels})
+    assert found.value == whole.value
+    assert found.low == pytest.approx(whole.low, abs=0.1)
+    assert found.high == pytest.approx(whole.high, abs=0.1)
+
+
+def test_groups_that_share_documents_move_together():
+    rng = np.random.default_rng(5)
+    level = rng.uniform(size=40)
+    groups = {"a": level + 0.01 * rng.normal(size=40), "b": level + 0.01 * rng.normal(size=40)}
+    names = [f"d{i}" for i in range(40)]
+
+    def gap(own):
+        return float(own["a"].mean() - own["b"].mean())
+
+    def width(clusters):
+        found = statistic_estimate(groups, gap, clusters)
+        return found.high - found.low
+
+    assert width({"a": names, "b": names}) < 0.1 * width(None)
+
+
+def test_documents_are_resampled_whole():
+    labels = {"a": ["x", "y", "x", "z"], "b": ["y", "w"], "c": ["q", "r", "s"]}
+    rows = {name: np.arange(len(own), dtype=float) for name, own in labels.items()}
+    first, second = sorted(strata_of(rows, labels), key=len, reverse=True)
+    assert set(first) == {"a", "b"}
+    assert set(second) == {"c"}
+    order, starts, sizes = first["a"]
+    units = [sorted(order[start : start + size].tolist()) for start, size in zip(starts, sizes, strict=True)]
+    assert sorted(units) == [[], [0, 2], [1], [3]]
+
+
+@pytest.mark.parametrize(
+    ("groups", "value"),
+    [
+        ({"a": [1.0, 2.0], "b": [3.0]}, 4.5),
+        ({"a": [1.0, 2.0], "b": []}, NAN),
+        ({"a": [], "b": []}, NAN),
+    ],
+)
+def test_an_aggregate_whose_spread_cannot_be_known_has_no_interval(groups, value):
+    def total(own):
+        return sum(float(np.mean(values)) if values.size else NAN for values in own.values())
+
+    found = statistic_estimate(groups, total)
+    assert found.value == pytest.approx(value, nan_ok=True)
+    assert math.isnan(found.low)
+    assert math.isnan(found.high)
+
+
+def test_auc_counts_pairs():
+    rng = np.random.default_rng(6)
+    members, nonmembers = rng.integers(0, 9, 23), rng.integers(-3, 7, 31)
+    wins = sum((m > n) + (m == n) / 2 for m in members for n in nonmembers)
+    assert auc(members, nonmembers) == wins / (23 * 31)
+    assert auc([1], [0]) == 1
+    assert auc([0], [1]) == 0
+    assert math.isnan(auc([], [1]))
+
+
+def test_the_interval_of_an_auc_is_the_test_that_it_inverts():
+    rng = np.random.default_rng(7)
+    members, nonmembers = rng.normal(0.7, 1, size=80), rng.normal(size=60)
+    m, n, value = 80, 60, auc(members, nonmembers)
+    wins = [[(a > b) + (a == b) / 2 for b in nonmembers] for a in members]
+    of_members = [sum(row) / n for row in wins]
+    of_nonmembers = [sum(row[j] for row in wins) / m for j in range(n)]
+    delong = statistics.variance(of_members) / m + statistics.variance(of_nonmembers) / n
+    half = (m + n) / 2 - 1
+    newcombe = value * (1 - value) * (1 + half * ((1 - value) / (2 - value) + value / (1 + value))) / (m * n)
+    trials = value * (1 - value) / max(delong, newcombe)
+    grid = [i / 20000 for i in range(20001)]
+    kept = [p for p in grid if (value - p) ** 2 <= 1.959964**2 * p * (1 - p) / trials]
+    found = auc_estimate(members, nonmembers)
+    assert (found.low, found.high) == pytest.approx((kept[0], kept[-1]), abs=1e-4)
+    assert found.n == 140
+
+
+@pytest.mark.parametrize(("sides", "low", "high"), [((30, 40), 0.88, 1.0), ((300, 400), 0.98, 1.0), ((2, 9), 0.3, 1.0)])
+def test_a_perfect_auc_has_an_interval_that_is_no_point(sides, low, high):
+    found = auc_estimate(np.arange(sides[0]) + 1000, np.arange(sides[1]))
+    assert found.value == found.high == high
+    assert low < found.low < low + 0.1
+    mirrored = auc_estimate(np.arange(sides[1]), np.arange(sides[0]) + 1000)
+    assert mirrored.value == mirrored.low == 0
+    assert mirrored.high == pytest.approx(1 - found.low)
+
+
+def test_tpr_is_the_best_of_all_thresholds():
+    rng = np.random.default_rng(8)
+    for fpr in (0.0, 0.01, 0.05, 0.29, 0.5):
+        members, nonmembers = rng.integers(0, 30, 57), rng.integers(-5, 25, 100)
+        best = max(
+            np.mean(members >= threshold)
+            for threshold in [*range(-6, 31), math.inf]
+            if sum(nonmembers >= threshold) <= round(fpr * 100)
+        )
+        assert tpr_at_fpr(members, nonmembers, fpr) == best
+        found = tpr_estimate(members, nonmembers, fpr)
+        assert found.value == best
+        assert found.low <= best <= found.high
+
+
+def test_too_few_nonmembers_leave_the_lower_end_at_nothing():
+    members = np.arange(30) + 100.0
+    assert tpr_estimate(members, np.arange(30), 0.01).low == 0
+    assert tpr_estimate(np.arange(500) + 1000.0, np.arange(500), 0.05).low > 0.95
+    with pytest.raises(ValueError, match="fpr is 1"):
+        tpr_at_fpr(members, members, 1)
+
+
+def test_ks_is_the_share_of_splits_that_differ_as_much():
+    a, b = [0.1, 0.4, 0.5, 0.9, 1.3], [0.7, 1.1, 1.6, 2.0]
+
+    def distance(first, second):
+        return max(
+            abs(sum(x <= t for x in first) / len(first) - sum(x <= t for x in second) / len(second)) for t in every
+        )
+
+    every = a + b
+    splits = [[every[i] for i in chosen] for chosen in itertools.combinations(range(9), 5)]
+    observed = distance(a, b)
+    as_large = sum(distance(own, [x for x in every if x not in own]) >= observed - 1e-12 for own in splits)
+    assert ks_pvalue(a, b) == pytest.approx(as_large / len(splits))
+    assert math.isnan(ks_pvalue([], b))
+
+
+def test_several_runs():
+    values = [0.31, 0.35, 0.29, 0.4]
+    assert pooled(values) == {"mean": pytest.approx(0.3375), "std": pytest.approx(statistics.stdev(values)), "n": 4}
+    found = runs_estimate(values)
+    half = 3.182446 * statistics.stdev(values) / 2
+    assert (found.low, found.high) == pytest.approx((0.3375 - half, 0.3375 + half))
+    assert runs_estimate([0.5]).value == 0.5
+    assert math.isnan(runs_estimate([0.5]).low)
+    assert math.isnan(pooled([])["mean"])
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        mean_estimate([]),
+        difference_estimate([], []),
+        statistic_estimate({}, lambda groups: 0.0),
+        auc_estimate([], [1.0]),
+        tpr_estimate([1.0], [], 0.01),
+    ],
+)
+def test_an_empty_group_has_no_value(found):
+    assert found.n == 0
+    assert all(math.isnan(number) for number in (found.value, found.low, found.high))
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        mean_estimate([0.5]),
+        mean_estimate([3.5]),
+        mean_estimate([0.0, 1.0], ["a", "a"]),
+        difference_estimate([1.0, 1.0], [0.0, 0.0], ["a", "a"]),
+        auc_estimate([1.0], [0.0, 2.0]),
+        tpr_estimate([1.0, 2.0], [0.0], 0.05),
+    ],
+)
+def test_one_unit_has_a_value_and_no_interval(found):
+    assert math.isfinite(found.value)
+    assert math.isnan(found.low)
+    assert math.isnan(found.high)
+
+
+@pytest.mark.parametrize("bad", [NAN, math.inf, -math.inf])
+@pytest.mark.parametrize(
+    ("call", "name"),
+    [
+        (lambda bad: mean_estimate([1.0, bad]), "values"),
+        (lambda bad: difference_estimate([1.0, bad], [1.0, 2.0]), "before"),
+        (lambda bad: difference_estimate([1.0, 2.0], [1.0, bad]), "after"),
+        (lambda bad: statistic_estimate({"x": [1.0, bad]}, harmonic_mean_of_means), "group x"),
+        (lambda bad: auc([1.0, bad], [1.0]), "members"),
+        (lambda bad: auc_estimate([1.0], [1.0, bad]), "nonmembers"),
+        (lambda bad: tpr_estimate([1.0, bad], [1.0], 0.1), "members"),
+        (lambda bad: ks_pvalue([1.0], [1.0, bad]), "b"),
+        (lambda bad: pooled([1.0, bad]), "values"),
+    ],
+)
+def test_numbers_that_are_none_are_refused(call, name, bad):
+    with pytest.raises(DataError, match=rf"^{name}: 1 of 2 values are not finite \(first is number 2: "):
+        call(bad)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: mean_estimate([1.0, 2.0], ["a"]), "clusters: 1 labels for 2 rows"),
+        (lambda: difference_estimate([1.0], [1.0, 2.0]), "before has 1 rows, after has 2"),
+        (lambda: statistic_estimate({"a": [1.0, 2.0]}, harmonic_mean_of_means, {"a": [1]}), "group a: 1 labels for 2"),
+        (lambda: mean_estimate([[1.0, 2.0]]), "values: one number per row is needed, and this has 2 dimensions"),
+    ],
+)
+def test_rows_that_do_not_fit_are_refused(call, message):
+    with pytest.raises(DataError, match=message):
+        call()
+
+
+def test_an_estimate_does_not_change():
+    with pytest.raises(AttributeError):
+        Estimate(1.0, 0.0, 2.0, 3).value = 2.0
