@@ -57,16 +57,17 @@ def token_stats(hidden: Tensor, head: Head, targets: Tensor) -> TokenStats:
         for rows in head.chunks(hidden):
             logits = head.logits(hidden[rows])
             picked = logits.gather(-1, targets[rows, None])
-            ranks[rows] = (logits > picked).sum(-1)
             top = logits.amax(-1, keepdim=True)
             # A logit of -inf has probability 0 and counts 0; what exp rounds to 0 is held where 0 times it is 0 too.
-            shifted = (logits - top).clamp_(min=math.log(torch.finfo(logits.dtype).tiny))
-            weights = shifted.exp()
+            gaps = (logits - top).clamp_(min=math.log(torch.finfo(logits.dtype).tiny))
+            weights = gaps.exp()
             total = weights.sum(-1)
             log_norm = total.log()
             logps[rows] = (picked - top)[:, 0] - log_norm
-            mean = (weights * shifted).sum(-1) / total
+            mean = torch.linalg.vecdot(weights, gaps) / total
             means[rows] = mean - log_norm
-            gaps = shifted.sub_(mean[:, None])
-            variances[rows] = weights.mul_(gaps).mul_(gaps).sum(-1) / total
+            gaps.sub_(mean[:, None])
+            variances[rows] = torch.linalg.vecdot(weights.mul_(gaps), gaps) / total
+            # Counted as 0 and 1 in a block that is there already: several times as fast as the sum of a mask.
+            ranks[rows] = torch.gt(logits, picked, out=weights).sum(-1).to(ranks.dtype)
     return TokenStats(logps, ranks, means, variances)

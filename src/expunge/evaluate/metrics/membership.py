@@ -95,7 +95,7 @@ def _mean_of_smallest(record: TokenRecord, kind: str, k: float, compat: Compat |
     if not 0 < k <= 1:
         raise DataError(f"min-k of a share of {k} tokens: k must be above 0 and at most 1")
     if compat == "open-unlearning":
-        record = record.without_last()
+        record = record[:-1]
         if not len(record):
             return 0.0
     values = record.logps

@@ -48,7 +48,7 @@ def exact_memorization(record: TokenRecord, compat: Compat | None = None) -> flo
     Tirumala et al. 2022 (2205.10770). Under `compat` NaN where no label is left, which the published mean skips.
 
     Raises:
-        DataError: There is no target token.
+        DataError: There is no target token (not under `compat`).
     """
     hits = _hits(record, compat)
     return float(hits.mean()) if len(hits) else float("nan")
@@ -62,7 +62,7 @@ def extraction_strength(record: TokenRecord, compat: Compat | None = None) -> fl
     2021 (2012.07805). Under `compat` that case gives 1/n, and 0 where no label is left.
 
     Raises:
-        DataError: There is no target token.
+        DataError: There is no target token (not under `compat`).
     """
     hits = _hits(record, compat)
     if not len(hits):
@@ -75,5 +75,7 @@ def extraction_strength(record: TokenRecord, compat: Compat | None = None) -> fl
 
 
 def _hits(record: TokenRecord, compat: Compat | None) -> np.ndarray:
+    if compat:
+        return record[:-1].ranks == 0
     record.require_targets()
-    return (record.without_last() if compat else record).ranks == 0
+    return record.ranks == 0

@@ -39,6 +39,6 @@ class TokenRecord:
         if not len(self):
             raise DataError(f"{self.id}: has no token to predict, so nothing can be measured on it: leave the row out")
 
-    def without_last(self) -> "TokenRecord":
-        """The record less its last token, which some published code drops."""
-        return TokenRecord(self.id, self.logps[:-1], self.ranks[:-1], self.mean_logp[:-1], self.var_logp[:-1])
+    def __getitem__(self, part: slice) -> "TokenRecord":
+        """The record of a stretch of the tokens: `record[:-1]` lacks the last."""
+        return TokenRecord(self.id, self.logps[part], self.ranks[part], self.mean_logp[part], self.var_logp[part])
