@@ -48,6 +48,41 @@ def semeval_table(results: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def metrics_table(results: Mapping[str, Any]) -> str:
+    """Every metric of one results file with its 95 % interval, and the reference's where there is one.
+
+    Tasks and the second false-positive rate are left to the file.
+    """
+    metrics = {
+        name: entry
+        for name, entry in results["metrics"].items()
+        if (name.count("/") < 2 or name.endswith("/paraphrased")) and not name.endswith("tpr_at_5_fpr")
+    }
+    if not metrics:
+        return ""
+    compared = any("reference" in entry for entry in metrics.values())
+    lines = [f"{'':<50}{'value':>10}{'95 % interval':>20}{'n':>7}" + (f"{'retrained':>11}" if compared else "")]
+    for name, entry in metrics.items():
+        low, high = _number(entry["low"]), _number(entry["high"])
+        interval = f"{low} to {high}" if "-" not in (low, high) else ""
+        label = f"{name.replace('/', ' ').replace('_', ' ')} {_arrow(entry)}"[:50]
+        line = f"{label:<50}{_number(entry['value']):>10}{interval:>20}{entry['n'] or '':>7}"
+        lines.append((line + (f"{_number(entry.get('reference')):>11}" if compared else "")).rstrip())
+    return "\n".join(lines)
+
+
+def _arrow(entry: Mapping[str, Any]) -> str:
+    if entry["direction"] == "target":
+        return f"→ {entry['target']:.3g}"
+    return {"higher": "↑", "lower": "↓"}.get(entry["direction"], "")
+
+
+def _number(value: float | None) -> str:
+    if value is None or value != value:
+        return "-"
+    return f"{value:.3f}" if abs(value) < 1000 else f"{value:.3g}"
+
+
 def _line(label: str, values: list[float | None]) -> str:
     cells = "".join(f"{'-':>14}" if value is None or value != value else f"{value:>14.3f}" for value in values)
     return f"{label:<38}{cells}"

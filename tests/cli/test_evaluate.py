@@ -54,10 +54,10 @@ def test_model_then_adapter_then_stored_predictions(work: Path, data: Path, expu
         assert stored[name] == results[name], name
 
 
-def test_nothing_but_the_results_file_is_written_without_asking(work: Path, data: Path, expunge: Run) -> None:
+def test_nothing_but_results_and_row_values_is_written_without_asking(work: Path, data: Path, expunge: Run) -> None:
     before = snapshot(work)
     assert expunge(*EVALUATE, "--output", "r.json").code == 0
-    assert set(snapshot(work)) - set(before) == {"r.json"}
+    assert set(snapshot(work)) - set(before) == {"r.json", "r.parquet"}
 
 
 def test_results_are_replaced_only_on_request(work: Path, data: Path, expunge: Run) -> None:

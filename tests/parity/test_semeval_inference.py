@@ -7,8 +7,11 @@ import pytest
 
 from expunge.data.examples import Example
 from expunge.data.lume import LumeData
+from expunge.data.tokenize import Join
+from expunge.evaluate.assemble import official_scores
+from expunge.evaluate.benchmarks import lume
+from expunge.evaluate.benchmarks.engine import Options, measure
 from expunge.evaluate.predictions import organisers_kind
-from expunge.evaluate.semeval_run import evaluate_semeval
 from expunge.model.load import LoadedModel, load_model
 from expunge.model.logps import sequence_logps
 
@@ -43,8 +46,7 @@ def documents(rows: list[dict]) -> list[Example]:
     return [Example(row["id"], "", row["document"]) for row in rows]
 
 
-@pytest.mark.parametrize("drafted", [False, True])
-def test_texts_losses_and_scores(subject: tuple[str, LoadedModel], golden: dict, texts: dict, drafted: bool) -> None:
+def test_texts_losses_and_scores(subject: tuple[str, LoadedModel], golden: dict, texts: dict) -> None:
     name, loaded = subject
     want = golden[name]
     data = LumeData(
@@ -53,14 +55,11 @@ def test_texts_losses_and_scores(subject: tuple[str, LoadedModel], golden: dict,
         member=documents(texts["semeval_mia"]["member"]),
         nonmember=documents(texts["semeval_mia"]["nonmember"]),
     )
-    scores, predictions = evaluate_semeval(
-        loaded,
-        data,
-        encode_prompt=lambda row: loaded.tokenizer(row.prompt)["input_ids"],
-        encode_draft=(lambda row: loaded.tokenizer(row.completion)["input_ids"]) if drafted else None,
-        max_new_tokens=golden["settings"]["max_new_tokens"],
-        mmlu=golden["settings"]["mmlu_average"],
-    )
+    suite = lume.suite_of(data)
+    options = Options(golden["settings"]["max_new_tokens"], attacks=("loss",))
+    measurement = measure(loaded, suite, Join("none", end_of_text=False), options)
+    predictions = lume.predictions_of(measurement, suite)
+    scores = official_scores(predictions, golden["settings"]["mmlu_average"])
     for split in ("forget", "retain"):
         got = [(row.id, row.task, row.model_output) for row in getattr(predictions, split)]
         assert got == [(row["id"], row["task"], row["model_output"]) for row in want[split]]

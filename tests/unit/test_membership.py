@@ -2,6 +2,8 @@
 
 import itertools
 import math
+import zlib
+from typing import Any
 
 import pytest
 import torch
@@ -11,8 +13,10 @@ from sklearn.metrics import roc_auc_score
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from expunge.data.examples import Example
+from expunge.data.tokenize import Join
 from expunge.errors import DataError
-from expunge.evaluate.membership import document_nlls
+from expunge.evaluate.membership import Document, attack_scores, encode_documents, even_lengths, lowercased
+from expunge.evaluate.record import token_records
 from expunge.evaluate.semeval import membership_auc
 from expunge.model.head import find_head
 from expunge.model.load import LoadedModel
@@ -21,10 +25,13 @@ LOSSES = st.lists(st.integers(0, 6).map(lambda tenths: tenths / 10), min_size=1,
 
 
 class Letters:
-    """A tokenizer of lower-case letters with a beginning-of-text token."""
+    """A tokenizer of lower-case letters with a beginning-of-text token; capitals are small letters to it."""
 
     def __call__(self, text: str, verbose: bool) -> dict[str, list[int]]:
-        return {"input_ids": [1, *(ord(letter) - 87 for letter in text)]}
+        return {"input_ids": [1, *(ord(letter) - 87 for letter in text.lower())]}
+
+    def decode(self, ids: list[int], skip_special_tokens: bool) -> str:
+        return "".join(chr(token + 87) for token in ids if token != 1)
 
 
 @pytest.fixture(scope="module")
@@ -42,29 +49,56 @@ def loaded() -> LoadedModel:
     return LoadedModel(model, Letters(), find_head(model)[0], torch.float32)
 
 
+def documents(loaded: LoadedModel, *rows: Example, **options: Any) -> list[Document]:
+    return encode_documents(loaded.tokenizer, rows, Join("none", end_of_text=False), **options)
+
+
 def test_the_loss_of_a_document_is_the_models_own_mean_loss(loaded: LoadedModel) -> None:
-    documents = [Example("a", "", "theharbour"), Example("b", "some", "thing"), Example("c", "", "x")]
-    counts: list[int] = []
-    got = document_nlls(loaded, documents, progress=counts.append)
-    for row, loss in zip(documents, got, strict=True):
+    rows = [Example("a", "", "theharbour"), Example("b", "some", "thing"), Example("c", "", "x")]
+    records = token_records(loaded, [document.row for document in documents(loaded, *rows)])
+    for row, record in zip(rows, records, strict=True):
         ids = torch.tensor([Letters()(row.prompt + row.completion, False)["input_ids"]])
-        assert loss == pytest.approx(loaded.model(ids, labels=ids).loss.item(), abs=1e-6)
-    assert sum(counts) == 3
+        assert -record.logps.mean() == pytest.approx(loaded.model(ids, labels=ids).loss.item(), abs=1e-6)
 
 
-def test_a_long_document_counts_up_to_the_context_and_says_so(loaded: LoadedModel) -> None:
+def test_a_long_document_counts_up_to_the_bound_and_says_so(loaded: LoadedModel) -> None:
     long, lines = "abcdefghij" * 5, []
-    both = document_nlls(loaded, [Example("a", "", long), Example("b", "", long[:31])], say=lines.append)
-    assert both[0] == pytest.approx(both[1], abs=1e-6)
+    cut, whole = documents(loaded, Example("a", "", long), Example("b", "", "abc"), max_length=32, say=lines.append)
+    assert cut.row.input_ids == Letters()(long[:31], False)["input_ids"]
+    assert cut.text == long[:31]
+    assert whole.text == "abc"
     assert lines == ["1 of 2 documents are longer than 32 tokens and count up to there"]
-    assert document_nlls(loaded, [Example("a", "", long)], max_length=5) == pytest.approx(
-        document_nlls(loaded, [Example("a", "", long[:4])]), abs=1e-6
-    )
 
 
 def test_a_document_of_one_token_is_refused_without_its_text(loaded: LoadedModel) -> None:
     with pytest.raises(DataError, match=r"^docs\.jsonl:7: has 1 tokens"):
-        document_nlls(loaded, [Example("a", "", "", source="docs.jsonl:7")])
+        documents(loaded, Example("a", "", "", source="docs.jsonl:7"))
+
+
+def test_both_sides_are_cut_to_the_smaller_median(loaded: LoadedModel) -> None:
+    members = documents(loaded, *(Example(str(n), "", "a" * n) for n in (3, 5, 40)))
+    others = documents(loaded, *(Example(str(n), "", "b" * n) for n in (20, 30, 40)))
+    cut_members, cut_others, bound = even_lengths(loaded.tokenizer, members, others)
+    assert bound == 6  # five letters and the beginning of text
+    assert [len(document.row) for document in cut_members] == [4, 6, 6]
+    assert [len(document.row) for document in cut_others] == [6, 6, 6]
+    assert [document.text for document in cut_others] == ["bbbbb"] * 3
+
+
+def test_scores_of_all_attacks(loaded: LoadedModel) -> None:
+    own = documents(loaded, Example("a", "", "TheHarbour"), Example("b", "", "x"))
+    lower = [lowercased(loaded.tokenizer, document) for document in own]
+    records = token_records(loaded, [document.row for document in own])
+    others = token_records(loaded, [row for row in lower if row is not None])
+    scores = attack_scores(("loss", "zlib", "lowercase", "min_k"), own, records, [others[0], None], (0.2, 0.4))
+    assert list(scores) == ["loss", "zlib", "lowercase", "min_k_20", "min_k_40"]
+    logps = records[0].logps
+    assert scores["loss"][0] == pytest.approx(logps.mean())
+    assert scores["zlib"][0] == pytest.approx(logps.mean() / len(zlib.compress(b"TheHarbour")))
+    assert scores["lowercase"] == [pytest.approx(-1), None]  # this tokenizer sees no capitals
+    assert scores["min_k_20"][0] == pytest.approx(sum(sorted(logps)[:2]) / 2)
+    assert scores["min_k_40"][0] == pytest.approx(sum(sorted(logps)[:4]) / 4)
+    assert list(attack_scores(("loss",), own, records, [None, None], (0.2,))) == ["loss"]
 
 
 @given(members=LOSSES, others=LOSSES)

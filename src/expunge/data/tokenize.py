@@ -4,7 +4,7 @@ The model was trained on running text, so prompt and completion are tokenized to
 completion when any of its characters does.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
@@ -127,6 +127,12 @@ def completion_ids(tokenizer: PreTrainedTokenizerBase, example: Example, join: J
     return text.input_ids[text.completion_start :]
 
 
+def whole_text(example: Example, join: Join) -> str:
+    """Prompt and completion as one text, as it may stand in a corpus; a chat's turns are lines."""
+    separators = {**SEPARATORS, "separate": "", "chat": "\n"}
+    return example.prompt + _separator(example, join.style, separators) + example.completion
+
+
 def end_of_text_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """The tokenizer's end-of-text token.
 
@@ -159,11 +165,11 @@ def _encode(tokenizer: PreTrainedTokenizerBase, example: Example, join: Join) ->
     return ids, start
 
 
-def _separator(example: Example, style: str) -> str:
+def _separator(example: Example, style: str, separators: Mapping[str, str] = SEPARATORS) -> str:
     """What stands between the two sides: nothing where there is no prompt or white space stands there already."""
     if not example.prompt or example.prompt[-1].isspace() or example.completion[0].isspace():
         return ""
-    return SEPARATORS[style]
+    return separators[style]
 
 
 def _strip_eos(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[int]:

@@ -9,10 +9,13 @@ from expunge.config import UnlearnConfig
 from expunge.data.examples import Example, read_examples
 from expunge.data.lume import LumeData, read_lume
 from expunge.data.tokenize import Join, completion_ids, prompt_ids
+from expunge.evaluate.assemble import assemble
+from expunge.evaluate.benchmarks import BENCHMARKS, lume
+from expunge.evaluate.benchmarks.engine import Options, measure
+from expunge.evaluate.examples_file import examples_path, write_examples
 from expunge.evaluate.generate import generate_predictions
-from expunge.evaluate.results import semeval_results, write_results
+from expunge.evaluate.results import write_results
 from expunge.evaluate.semeval import Prediction, score_row
-from expunge.evaluate.semeval_run import evaluate_semeval
 from expunge.model.adapter import attach_adapter
 from expunge.model.load import load_model
 from expunge.progress import Reporter
@@ -76,29 +79,35 @@ def run_demo(output: str, reporter: Reporter | None = None, *, overwrite: bool =
         results, said = {}, {}
         for name, (model, adapter) in zip(NAMES, models, strict=True):
             reporter.say(f"scoring: {name}")
-            results[name], said[name] = _score(model, adapter, data, quiz, reporter)
-            write_results(outcome.output / f"results_{name}.json", results[name])
+            file = outcome.output / f"results_{name}.json"
+            results[name], said[name] = _score(model, adapter, data, quiz, file, reporter)
     return DemoResult(outcome.output, results, _examples(data, said))
 
 
 def _score(
-    model: str, adapter: str | None, data: LumeData, quiz: list[Example], reporter: Reporter
+    model: str, adapter: str | None, data: LumeData, quiz: list[Example], file: Path, reporter: Reporter
 ) -> tuple[dict[str, Any], dict[str, Prediction]]:
-    """Results of one model on the official metrics and the quiz, and its predictions by id."""
+    """Results of one model on all metrics and the quiz, written to `file`, and its predictions by id."""
     loaded = load_model(model, dtype="float32")
     if adapter:
         attach_adapter(loaded, adapter)
     join = Join("space", end_of_text=True)
 
-    options = {
-        "encode_prompt": lambda example: prompt_ids(loaded.tokenizer, example, join),
-        "encode_draft": lambda example: completion_ids(loaded.tokenizer, example, join),
-        "max_new_tokens": MAX_NEW_TOKENS,
-    }
-    scores, predictions = evaluate_semeval(loaded, data, **options, reporter=reporter)
-    answers = generate_predictions(loaded, [replace(row, kind="qa") for row in quiz], "retain", **options)
-    results = semeval_results(scores, predictions, model=model, adapter=adapter)
+    suite = lume.suite_of(data)
+    measurement = measure(loaded, suite, join, Options(MAX_NEW_TOKENS), reporter=reporter)
+    predictions = lume.predictions_of(measurement, suite)
+    answers = generate_predictions(
+        loaded,
+        [replace(row, kind="qa") for row in quiz],
+        "retain",
+        encode_prompt=lambda example: prompt_ids(loaded.tokenizer, example, join),
+        encode_draft=lambda example: completion_ids(loaded.tokenizer, example, join),
+        max_new_tokens=MAX_NEW_TOKENS,
+    )
+    results = assemble("semeval", BENCHMARKS["semeval"], suite, measurement, model=model, adapter=adapter)
     results["quiz"] = sum(score_row(row) or 0.0 for row in answers) / len(answers)
+    write_examples(examples_path(file), measurement.table(("member", "nonmember")))
+    write_results(file, results)
     return results, {row.id: row for row in (*predictions.forget, *predictions.retain)}
 
 

@@ -26,9 +26,12 @@ from expunge.data.lume import read_lume
 from expunge.data.tokenize import Join, prompt_ids, tokenize
 from expunge.demo.people import data_files, general_texts
 from expunge.errors import ConfigError
+from expunge.evaluate.assemble import official_scores
+from expunge.evaluate.benchmarks import lume
+from expunge.evaluate.benchmarks.engine import Options
+from expunge.evaluate.benchmarks.engine import measure as measure_suite
 from expunge.evaluate.generate import generate_predictions
 from expunge.evaluate.semeval import score_row
-from expunge.evaluate.semeval_run import evaluate_semeval
 from expunge.model.load import load_model
 
 ASSETS = Path(__file__).parent / "assets"
@@ -185,7 +188,10 @@ def measure(model: Path, data: Path) -> dict[str, float]:
     def encode_prompt(example: Example) -> list[int]:
         return prompt_ids(loaded.tokenizer, example, JOIN)
 
-    scores, predictions = evaluate_semeval(loaded, read_lume(data), encode_prompt=encode_prompt, max_new_tokens=128)
+    suite = lume.suite_of(read_lume(data))
+    measurement = measure_suite(loaded, suite, JOIN, Options(max_new_tokens=128, attacks=("loss",)))
+    predictions = lume.predictions_of(measurement, suite)
+    scores = official_scores(predictions, None)
     asked = read_examples(data / "quiz.jsonl")
     answers = generate_predictions(loaded, asked, "retain", encode_prompt=encode_prompt, max_new_tokens=16)
     sides = {"forget": predictions.forget, "retain": predictions.retain}

@@ -1,6 +1,6 @@
 """What is left after unlearning: the official scorers, and the results files that they fill.
 
-Importing this package loads no model code; `expunge.evaluate.semeval_run` runs a model.
+Importing this package loads no model code; `expunge.evaluate.run` runs a model.
 """
 
 from expunge.evaluate.predictions import (

@@ -1,5 +1,9 @@
 """The results file: what a benchmark measured on one model, as strict JSON that holds no text of the data.
 
+Every benchmark has `metrics`: `<set>/<metric>[/<task>]` -> `{"value", "low", "high", "n", "direction", "target",
+"source", "family", "reference"}`, with `reference` (the retrained model and the tests against it) and `not_measured`
+(plain sentences) beside it. SemEval and LUME have the official numbers too:
+
 `{"schema": 1, "benchmark": "semeval", "forget": {"Task1": {"regurgitation": x, "knowledge": x}, ...},
 "retain": {...}, "terms": [...], "task_aggregate": x, "mia_auc": x, "mia_score": x, "mmlu": x, "final_score":
 x, ...}`; what was not measured, and a mean without rows, is null. The fields are described at `SemevalScores`.
@@ -22,41 +26,57 @@ PACKAGES = ("expunge", "torch", "transformers", "peft", "rouge-score")
 NUMBERS = ("task_aggregate", "mia_auc", "mia_score", "mmlu", "final_score")
 
 
-def semeval_results(
-    scores: SemevalScores,
-    predictions: Predictions,
+def results_header(
+    benchmark: str,
     *,
     model: str | None = None,
     adapter: str | None = None,
     settings: dict[str, Any] | None = None,
+    data: dict[str, str] | None = None,
 ) -> dict[str, Any]:
-    """The content of a results file.
+    """What every results file says beside its numbers.
+
+    Args:
+        benchmark: Its name.
+        model: Name or folder of the model; of an absolute path the last part alone is kept.
+        adapter: The same of the adapter.
+        settings: How the numbers were made (`max_new_tokens`, `dtype`, ...).
+        data: Set of rows -> fingerprint of them.
+    """
+    return {
+        "schema": SCHEMA,
+        "benchmark": benchmark,
+        "model": short_name(model),
+        "adapter": short_name(adapter),
+        "settings": settings or {},
+        "data": data or {},
+        "versions": _versions(),
+    }
+
+
+def semeval_results(
+    scores: SemevalScores, predictions: Predictions, *, benchmark: str = "semeval", **header: Any
+) -> dict[str, Any]:
+    """The official part of a results file.
 
     Args:
         scores: What `score` gave.
         predictions: What was scored; only a fingerprint of its ids and references is kept.
-        model: Name or folder of the model; of an absolute path the last part alone is kept.
-        adapter: The same of the adapter.
-        settings: How the predictions were made (`max_new_tokens`, `dtype`, ...).
+        benchmark: `semeval` or `lume`.
+        header: As for `results_header`.
     """
-    return {
-        "schema": SCHEMA,
-        "benchmark": "semeval",
-        "model": _short_name(model),
-        "adapter": _short_name(adapter),
-        **scores.as_dict(),
-        "mean_nll": {
-            side: statistics.fmean(losses)
-            for side, losses in (("member", predictions.member), ("nonmember", predictions.nonmember))
-            if losses
-        },
-        "settings": settings or {},
-        "data": {
-            split: fingerprint(*(part for row in rows for part in (row.id, row.task, row.kind, row.expected_output)))
-            for split, rows in (("forget", predictions.forget), ("retain", predictions.retain))
-        },
-        "versions": _versions(),
+    data = {
+        split: fingerprint(*(part for row in rows for part in (row.id, row.task, row.kind, row.expected_output)))
+        for split, rows in (("forget", predictions.forget), ("retain", predictions.retain))
     }
+    own = results_header(benchmark, data=data, **header)
+    losses = {
+        side: statistics.fmean(losses)
+        for side, losses in (("member", predictions.member), ("nonmember", predictions.nonmember))
+        if losses
+    }
+    first = {name: own.pop(name) for name in ("schema", "benchmark", "model", "adapter")}
+    return {**first, **scores.as_dict(), "mean_nll": losses, **own}
 
 
 def write_results(path: str | Path, results: dict[str, Any], *, overwrite: bool = False) -> None:
@@ -85,7 +105,7 @@ def read_results(path: str | Path) -> dict[str, Any]:
         raise DataError(f"{path}: not a results file: it has no schema and benchmark")
     if results["schema"] != SCHEMA:
         raise DataError(f"{path}: results of schema {results['schema']!r}, this version reads schema {SCHEMA}")
-    if results["benchmark"] == "semeval":
+    if results["benchmark"] in ("semeval", "lume"):
         _check_semeval(path, results)
     return results
 
@@ -109,7 +129,8 @@ def _check_semeval(path: str | Path, results: dict[str, Any]) -> None:
             raise DataError(f"{path}: field {name} must be a number between 0 and 1 or null")
 
 
-def _short_name(name: str | None) -> str | None:
+def short_name(name: str | None) -> str | None:
+    """A model's name as results show it: of an absolute path the last part alone."""
     return Path(name).name if name is not None and Path(name).is_absolute() else name
 
 

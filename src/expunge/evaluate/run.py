@@ -1,25 +1,27 @@
 """`expunge evaluate` and `expunge score`: from a model, or from stored predictions, to a results file."""
 
-import os
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 from expunge.config import EvaluateConfig
-from expunge.data.lume import read_lume
-from expunge.data.tokenize import completion_ids, prompt_ids
-from expunge.errors import ConfigError, DataError, RunError
-from expunge.evaluate.predictions import Predictions, read_any, read_mmlu, read_predictions, write_predictions
-from expunge.evaluate.results import read_results, semeval_results, write_results
-from expunge.evaluate.semeval import score
-from expunge.evaluate.semeval_run import evaluate_semeval
+from expunge.data.tokenize import Join
+from expunge.evaluate.assemble import assemble, assemble_scored
+from expunge.evaluate.benchmarks import BENCHMARKS, lume
+from expunge.evaluate.benchmarks.engine import Options, measure
+from expunge.evaluate.benchmarks.measurement import Measurement
+from expunge.evaluate.benchmarks.suite import Suite
+from expunge.evaluate.checks import check_output, check_predictions, check_reference, check_same_rows
+from expunge.evaluate.examples_file import examples_path, write_examples
+from expunge.evaluate.predictions import Predictions, read_any, read_mmlu, write_predictions
+from expunge.evaluate.results import write_results
 from expunge.model.adapter import adapter_folder, attach_adapter
-from expunge.model.load import load_model
+from expunge.model.load import LoadedModel, load_model
 from expunge.model.preflight import measure_join
 from expunge.progress import Reporter
 
 
 def evaluate(config: EvaluateConfig, reporter: Reporter | None = None) -> dict[str, Any]:
-    """Score a model, with an adapter on it or not, and write the results file.
+    """Measure a model, with an adapter on it or not, and write the results and the values of every row.
 
     Args:
         config: The settings.
@@ -32,85 +34,138 @@ def evaluate(config: EvaluateConfig, reporter: Reporter | None = None) -> dict[s
         UserError: The input or a setting is at fault; nothing has been written then.
     """
     reporter = reporter or Reporter(quiet=True)
-    if config.max_new_tokens < 1:
-        raise ConfigError(f"--max-new-tokens {config.max_new_tokens}: must be at least 1")
-    _check_output(config.output, overwrite=config.overwrite)
+    config.validate()
+    check_output(config.output, overwrite=config.overwrite)
     if config.keep_predictions:
-        _check_predictions(config)
+        check_predictions(config.keep_predictions, overwrite=config.overwrite)
     mmlu = read_mmlu(config.mmlu) if config.mmlu else None
-    data = read_lume(config.data, config.split)
+    benchmark = BENCHMARKS[config.benchmark]
+    suite = benchmark.read(config)
     if config.adapter:
         adapter_folder(config.adapter)
-    loaded = load_model(
-        config.model, dtype=config.dtype, device=config.device, trust_remote_code=config.trust_remote_code
-    )
-    report = measure_join(loaded, data.forget + data.retain, style=config.join)
-    reporter.say(f"join: {report}")
+    if config.tasks:
+        from expunge.evaluate.utility import check_tasks
+
+        check_tasks(config.task_names, config.task_path)
+    if config.reference:
+        check_reference(config.model, config.reference, suite, trust_remote_code=config.trust_remote_code)
+
+    loaded = _load(config, config.model)
+    join = _join(loaded, suite, config, reporter)
+    options = Options(config.max_new_tokens, config.attack_names, config.samples, config.temperature, config.seed)
+    reference = None
+    if config.reference:
+        reporter.say(f"reference: {config.reference}")
+        reference = measure(_load(config, config.reference), suite, join, options, reporter=reporter)
     if config.adapter:
         attach_adapter(loaded, config.adapter)
-
-    scores, predictions = evaluate_semeval(
-        loaded,
-        data,
-        encode_prompt=lambda example: prompt_ids(loaded.tokenizer, example, report.join),
-        encode_draft=lambda example: completion_ids(loaded.tokenizer, example, report.join),
-        max_new_tokens=config.max_new_tokens,
-        mmlu=mmlu,
-        reporter=reporter,
+    measurement = measure(loaded, suite, join, options, reference=reference, reporter=reporter)
+    utility = _utility(loaded, config, reporter)
+    results = assemble(
+        config.benchmark,
+        benchmark,
+        suite,
+        measurement,
+        reference=reference,
+        reference_name=config.reference,
+        mmlu=utility.mmlu if mmlu is None else mmlu,
+        utility=utility.entries,
+        model=config.model,
+        adapter=config.adapter,
+        settings=_settings(config, loaded, join, suite, measurement),
     )
-    settings = {"split": config.split, "max_new_tokens": config.max_new_tokens, "dtype": str(loaded.dtype)[6:]}
-    results = semeval_results(scores, predictions, model=config.model, adapter=config.adapter, settings=settings)
     if config.keep_predictions:
-        write_predictions(config.keep_predictions, predictions, overwrite=config.overwrite)
+        said = lume.predictions_of(measurement, suite)
+        write_predictions(config.keep_predictions, said, overwrite=config.overwrite)
+    table = measurement.table(suite.documents.names if suite.documents else None)
+    write_examples(examples_path(config.output), {**table, **utility.rows}, overwrite=config.overwrite)
     write_results(config.output, results, overwrite=config.overwrite)
     return results
 
 
 def score_predictions(
-    predictions: str, output: str, *, mmlu: str | None = None, overwrite: bool = False
+    predictions: str,
+    output: str,
+    *,
+    mmlu: str | None = None,
+    data: str | None = None,
+    split: str = "validation",
+    overwrite: bool = False,
 ) -> dict[str, Any]:
     """Score stored generations, Expunge's own or the organisers', and write the results file.
 
+    Args:
+        predictions: Their folder.
+        output: Results file to write.
+        mmlu: Accuracy on MMLU: a number or a metrics file.
+        data: The benchmark's folder; the predictions must then be for its rows.
+        split: Its split.
+        overwrite: Replace `output`.
+
     Raises:
-        DataError: The folder holds no predictions that can be read.
+        DataError: The folder holds no predictions that can be read, or they are for other rows.
         RunError: `output` exists and `overwrite` is off.
     """
-    _check_output(output, overwrite=overwrite)
+    check_output(output, overwrite=overwrite)
     accuracy = read_mmlu(mmlu) if mmlu else None
     found: Predictions = read_any(predictions)
-    scores = score(found.forget, found.retain, found.member, found.nonmember, accuracy)
-    results = semeval_results(scores, found)
+    if data:
+        check_same_rows(predictions, found, data, split)
+    results = assemble_scored(found, accuracy)
     write_results(output, results, overwrite=overwrite)
     return results
 
 
-def _check_output(output: str, *, overwrite: bool) -> None:
-    """Refuse, before any work, a results file that could not be written at the end, or that is something else."""
-    path = Path(output)
-    if path.is_dir():
-        raise RunError(f"--output {output}: is a folder: give the name of a file")
-    if path.exists():
-        if not overwrite:
-            raise RunError(f"--output {output}: exists already: give another name or --overwrite")
-        try:
-            read_results(path)
-        except DataError:
-            raise RunError(f"--output {output}: --overwrite replaces only a results file, and this is none") from None
-    parent = next(folder for folder in path.absolute().parents if folder.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise RunError(f"--output {output}: cannot write in {parent}")
+@dataclass(frozen=True)
+class _Utility:
+    entries: dict[str, Any]
+    rows: dict[tuple[str, str], Any]
+    mmlu: float | None
 
 
-def _check_predictions(config: EvaluateConfig) -> None:
-    """Refuse a folder for predictions that holds anything but earlier predictions."""
-    folder = Path(config.keep_predictions or "")
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return
-    if not config.overwrite:
-        raise RunError(f"--keep-predictions {folder}: exists already: name another, or --overwrite")
-    try:
-        read_predictions(folder)
-    except DataError:
-        raise RunError(
-            f"--keep-predictions {folder}: --overwrite replaces only predictions, and this holds something else"
-        ) from None
+def _utility(loaded: LoadedModel, config: EvaluateConfig, reporter: Reporter) -> _Utility:
+    """The utility tasks, on the model and, under an adapter, on the untouched one."""
+    if not config.tasks:
+        return _Utility({}, {}, None)
+    from expunge.evaluate.utility import mmlu_average, run_tasks, task_entries, task_rows
+
+    options = {"task_path": config.task_path, "limit": config.limit}
+    reporter.say(f"utility tasks: {', '.join(config.task_names)}")
+    after, before = run_tasks(loaded, config.task_names, **options), None
+    if config.adapter:
+        with loaded.model.disable_adapter():
+            before = run_tasks(loaded, config.task_names, **options)
+    return _Utility(task_entries(after, before), task_rows(after), mmlu_average(after))
+
+
+def _load(config: EvaluateConfig, name: str) -> LoadedModel:
+    return load_model(name, dtype=config.dtype, device=config.device, trust_remote_code=config.trust_remote_code)
+
+
+def _join(loaded: LoadedModel, suite: Suite, config: EvaluateConfig, reporter: Reporter) -> Join:
+    """The benchmark's own join, or the one that fits the model."""
+    if suite.join is not None:
+        return suite.join
+    examples = [row for rows in suite.sets if rows.name in ("forget", "retain") for row in rows.examples]
+    report = measure_join(loaded, examples, style=config.join)
+    reporter.say(f"join: {report}")
+    return report.join
+
+
+def _settings(
+    config: EvaluateConfig, loaded: LoadedModel, join: Join, suite: Suite, measurement: Measurement
+) -> dict[str, Any]:
+    """How the numbers were made."""
+    found: dict[str, Any] = {
+        "split": suite.split,
+        "max_new_tokens": config.max_new_tokens,
+        "dtype": str(loaded.dtype)[6:],
+        "join": str(join),
+    }
+    if measurement.cut_to is not None:
+        found["membership_tokens"] = measurement.cut_to
+    if config.samples:
+        found |= {"samples": config.samples, "temperature": config.temperature, "seed": config.seed}
+    if config.tasks:
+        found |= {"tasks": config.tasks, "limit": config.limit}
+    return found
