@@ -52,8 +52,9 @@ class Row:
 
     @property
     def target(self) -> float | None:
-        """The value to come close to, for the direction `target`."""
-        return next((cell.target for cell in self.cells if cell), None)
+        """The value to come close to, where the columns agree on one."""
+        targets = {cell.target for cell in self.cells if cell}
+        return targets.pop() if len(targets) == 1 else None
 
 
 @dataclass(frozen=True)

@@ -45,10 +45,12 @@ def measured_metrics(path: str | Path, results: Mapping[str, Any]) -> dict[str, 
         results: Its content, as `read_results` gives it.
 
     Raises:
-        DataError: An entry of `metrics` does not have the form that the results file promises.
+        DataError: An entry of `metrics` does not have the form that the results file promises, or there are none.
     """
     if "metrics" not in results:
-        return dict(_contract_numbers(results))
+        if results["benchmark"] != "semeval":
+            raise DataError(f"{path}: field metrics is missing")
+        return dict(_contract_numbers(path, results))
     metrics = results["metrics"]
     if not isinstance(metrics, dict):
         raise DataError(f"{path}: field metrics must be an object")
@@ -82,8 +84,8 @@ def _number(where: str, name: str, value: Any) -> float | None:
     return float(value)
 
 
-def _contract_numbers(results: Mapping[str, Any]) -> Iterator[tuple[str, Measured]]:
-    """The official numbers of a SemEval file without `metrics`, under the names that `metrics` has for them."""
+def _contract_numbers(path: str | Path, results: Mapping[str, Any]) -> Iterator[tuple[str, Measured]]:
+    """The official numbers of a SemEval file without `metrics`, under the names that they have there."""
     for split, direction in (("forget", "lower"), ("retain", "higher")):
         for task, means in results.get(split, {}).items():
             for key, metric in (("regurgitation", "rouge_l_recall"), ("knowledge", "exact_match")):
@@ -93,6 +95,8 @@ def _contract_numbers(results: Mapping[str, Any]) -> Iterator[tuple[str, Measure
         yield "membership/loss_auc", Measured(results["mia_auc"], direction="target", target=CHANCE_AUC)
     for key in ("mia_score", "task_aggregate", "quiz", "mmlu", "final_score"):
         if key in results:
-            yield f"all/{key}", Measured(results[key], direction="higher")
-    for side, loss in results.get("mean_nll", {}).items():
-        yield f"{side}/nll", Measured(loss)
+            yield f"all/{key}", Measured(_number(str(path), key, results[key]), direction="higher")
+    losses = results.get("mean_nll")
+    for side in ("member", "nonmember"):
+        if isinstance(losses, dict) and side in losses:
+            yield f"{side}/nll", Measured(_number(str(path), f"mean_nll.{side}", losses[side]))

@@ -38,7 +38,9 @@ def pool_runs(runs: Sequence[tuple[str | Path, Mapping[str, Any]]]) -> dict[str,
         values = [entry.value for entry in found if entry.value is not None]
         entry = found[0]
         if len({(other.direction, other.target) for other in found}) > 1:
-            raise DataError(f"{first_path} and others cannot be pooled: metric {ascii(name)[1:-1]} has two directions")
+            raise DataError(
+                f"{first_path} and others cannot be pooled: metric {ascii(name)[1:-1]} has two directions or targets"
+            )
         estimate = runs_estimate(values)
         known = len(values) > 1
         combined[name] = Measured(

@@ -1,0 +1,261 @@
+"""What a comparison calls best, what it pools, and how it is written."""
+
+import csv
+import io
+import json
+import statistics
+import unicodedata
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from expunge.errors import ConfigError, DataError
+from expunge.evaluate.compare import Column, Comparison, Row, best_cell, compare
+from expunge.evaluate.compare_formats import as_csv, as_latex, as_table, number, printable
+from expunge.evaluate.measured import Measured, measured_metrics
+from expunge.evaluate.pool import configuration_difference, pool_runs
+
+
+def results(value: float | None, **others: Any) -> dict[str, Any]:
+    """A results file with one metric; its interval is value ± 0.1."""
+    ends = {"low": None, "high": None} if value is None else {"low": value - 0.1, "high": value + 0.1}
+    entry = {"value": value, **ends, "n": 40, "direction": "lower", "source": "s", "family": "text"}
+    file = {"schema": 1, "benchmark": "custom", "settings": {"split": "v"}, "data": {"forget": "f00"}}
+    return file | {"metrics": {"forget/probability": entry}} | others
+
+
+def save(path: Path, content: dict[str, Any]) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content))
+    return str(path)
+
+
+def cell(low: float, value: float, high: float, direction: str | None = "lower", target: float | None = None):
+    return Measured(value, low, high, 10, direction, target)
+
+
+@pytest.mark.parametrize(
+    ("cells", "best"),
+    [
+        ([cell(0.1, 0.2, 0.3), cell(0.31, 0.4, 0.5)], 0),
+        ([cell(0.1, 0.2, 0.3), cell(0.3, 0.4, 0.5)], None),  # they touch
+        ([cell(0.1, 0.2, 0.3, "higher"), cell(0.31, 0.4, 0.5, "higher")], 1),
+        ([cell(0.1, 0.2, 0.3), cell(0.4, 0.45, 0.5), cell(0.0, 0.05, 0.09)], 2),
+        ([cell(0.1, 0.2, 0.3), cell(0.4, 0.45, 0.5), cell(0.0, 0.05, 0.11)], None),
+        ([cell(0.1, 0.2, 0.3), cell(0.15, 0.25, 9.0), cell(0.01, 0.02, 0.03)], 2),  # others may overlap
+        ([cell(0.4, 0.5, 0.6, "target", 0.5), cell(0.7, 0.8, 0.9, "target", 0.5)], 0),
+        ([cell(0.4, 0.45, 0.5, "target", 0.5), cell(0.52, 0.56, 0.6, "target", 0.5)], None),  # as near from below
+        ([cell(0.1, 0.2, 0.3, "target", 0.5), cell(0.6, 0.62, 0.65, "target", 0.5)], 1),
+        ([cell(0.1, 0.2, 0.3, "target", 0.5), cell(0.6, 0.62, 0.65, "target", 0.7)], None),
+        ([cell(0.1, 0.2, 0.3, None), cell(0.6, 0.62, 0.65, None)], None),
+        ([cell(0.1, 0.2, 0.3), None], None),
+        ([cell(0.1, 0.2, 0.3), None, cell(0.6, 0.7, 0.8)], 0),
+        ([cell(0.1, 0.2, 0.3), Measured(0.9, direction="lower")], None),  # who knows
+    ],
+)
+def test_best_is_only_what_overlaps_with_nothing(cells, best):
+    assert best_cell(cells) == best
+
+
+def test_runs_are_pooled():
+    values = [0.31, 0.35, 0.29]
+    pool = pool_runs(
+        [(f"{i}.json", results(value, settings={"split": "v", "seed": i})) for i, value in enumerate(values)]
+    )
+    found = pool["forget/probability"]
+    assert found.value == pytest.approx(statistics.fmean(values))
+    assert found.std == pytest.approx(statistics.stdev(values))
+    assert found.high - found.value == pytest.approx(4.302653 * statistics.stdev(values) / 3**0.5)
+    assert (found.runs, found.n, found.direction) == (3, 40, "lower")
+
+
+def test_a_metric_that_a_run_lacks_is_the_mean_of_the_others():
+    found = pool_runs([("a", results(0.2)), ("b", results(None)), ("c", results(0.4))])["forget/probability"]
+    assert (found.value, found.runs) == (pytest.approx(0.3), 2)
+    found = pool_runs([("a", results(0.2)), ("b", results(None))])["forget/probability"]
+    assert (found.value, found.low, found.std, found.runs) == (0.2, None, None, 1)
+    found = pool_runs([("a", results(None)), ("b", results(None))])["forget/probability"]
+    assert (found.value, found.runs) == (None, 0)
+
+
+@pytest.mark.parametrize(
+    ("other", "difference"),
+    [
+        ({"benchmark": "tofu"}, "benchmark is custom in one and tofu in the other"),
+        ({"settings": {"split": "train"}}, "setting split is v in one and train in the other"),
+        ({"settings": {"split": "v", "max_new_tokens": 8}}, "setting max_new_tokens is None in one and 8 in the other"),
+        ({"data": {"forget": "f01"}}, "the data of forget is not the same"),
+        ({"data": {"forget": "f00", "retain": "x"}}, "the data of retain is not the same"),
+    ],
+)
+def test_runs_of_different_configurations_are_not_pooled(other, difference):
+    with pytest.raises(DataError, match=f"^a and b are not runs of one configuration: {difference}$"):
+        pool_runs([("a", results(0.2)), ("b", results(0.3, **other))])
+
+
+def test_a_seed_is_no_difference():
+    assert configuration_difference(results(0.2), results(0.2, settings={"split": "v", "seed": 3})) is None
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ([], "must be an object"),
+        ({}, "field value is missing"),
+        ({"value": "0.5"}, "field value must be a finite number or null"),
+        ({"value": True}, "field value must be a finite number or null"),
+        ({"value": float("nan")}, "field value must be a finite number or null"),
+        ({"value": 0.5, "n": "many"}, "field n must be"),
+        ({"value": 0.5, "direction": "up"}, "direction must be one of higher, lower, target"),
+        ({"value": 0.5, "direction": "target"}, "has the direction target, and no target"),
+        ({"value": 0.5, "low": 0.9, "high": 0.1}, "low is larger than high"),
+    ],
+)
+def test_a_malformed_metric_is_named(entry, message):
+    with pytest.raises(DataError, match=rf"^x\.json: metric a/\\x1bb: {message}"):
+        measured_metrics("x.json", {"benchmark": "custom", "metrics": {"a/\x1bb": entry}})
+
+
+def test_a_file_of_another_benchmark_needs_metrics():
+    with pytest.raises(DataError, match=r"^x\.json: field metrics is missing$"):
+        measured_metrics("x.json", {"benchmark": "tofu", "forget": 3})
+
+
+def test_half_an_interval_is_none():
+    (found,) = measured_metrics("x", {"benchmark": "x", "metrics": {"a": {"value": 1, "low": 0.5}}}).values()
+    assert (found.value, found.low, found.high) == (1.0, None, None)
+
+
+@pytest.mark.parametrize(
+    ("files", "names"),
+    [
+        (["a.json", "b.json"], ["a", "b"]),
+        (["one/r.json", "two/r.json"], ["one/r", "two/r"]),
+        (["x/one/results.json", "x/two/results.json"], ["one", "two"]),
+        (["one/results_after.json", "two/results_after.json"], ["one/after", "two/after"]),
+        (["a/x/r.json", "b/x/r.json", "c/y/z.json"], ["a/x/r", "b/x/r", "z"]),
+        (["s0/results.json,s1/results.json", "other.json"], ["s0+s1", "other"]),
+        (["a/s0/r.json,a/s1/r.json", "b/s0/r.json,b/s1/r.json"], ["a/s0+s1/r", "b/s0+s1/r"]),
+        (["0.json,1.json,2.json,3.json,4.json"], ["0+1+2+..."]),
+    ],
+)
+def test_names_are_the_shortest_that_differ(tmp_path, monkeypatch, files, names):
+    monkeypatch.chdir(tmp_path)
+    for file in ",".join(files).split(","):
+        save(tmp_path / file, results(0.5))
+    assert [column.name for column in compare(files).columns] == names
+
+
+def test_a_run_directory_is_a_column_per_results_file(tmp_path):
+    for name in ("retrained", "after", "zeta", "before"):
+        save(tmp_path / "run" / f"results_{name}.json", results(0.5))
+    assert [column.name for column in compare([str(tmp_path / "run")]).columns] == [
+        "before", "after", "retrained", "zeta"
+    ]  # fmt: skip
+
+
+def test_run_directories_are_pooled_file_by_file(tmp_path):
+    for seed, value in enumerate((0.2, 0.4)):
+        for name in ("before", "after"):
+            save(tmp_path / f"s{seed}" / f"results_{name}.json", results(value if name == "after" else 0.9))
+    runs = [str(tmp_path / "s0"), str(tmp_path / "s1")]
+    for comparison in (compare([",".join(runs)]), compare(runs, pool=True)):
+        assert [column.name for column in comparison.columns] == ["before", "after"]
+        assert comparison.rows[0].cells[1].value == pytest.approx(0.3)
+        assert comparison.rows[0].cells[1].runs == 2
+    save(tmp_path / "s1" / "results_extra.json", results(0.5))
+    with pytest.raises(DataError, match="do not hold the same results"):
+        compare(runs, pool=True)
+
+
+def test_a_comma_may_be_part_of_a_name(tmp_path):
+    path = save(tmp_path / "a,b.json", results(0.5))
+    assert compare([path]).columns[0].paths == (Path(path),)
+
+
+def test_other_data_is_said_and_compared(tmp_path):
+    a, b = save(tmp_path / "a.json", results(0.5)), save(tmp_path / "b.json", results(0.2, data={"forget": "f01"}))
+    comparison = compare([a, b])
+    assert comparison.rows[0].best == 1
+    assert comparison.notes == ("a and b were not measured alike: the data of forget is not the same",)
+
+
+def test_patterns_choose_metrics(tmp_path):
+    content = results(0.5)
+    content["metrics"] = dict.fromkeys(("forget/a", "retain/a", "all/b"), content["metrics"]["forget/probability"])
+    path = save(tmp_path / "a.json", content)
+
+    def shown(*patterns: str) -> list[str]:
+        return [row.metric for row in compare([path], patterns=patterns).rows]
+
+    assert shown() == ["forget/a", "retain/a", "all/b"]
+    assert shown("retain/*") == ["retain/a"]
+    assert shown("b") == ["all/b"]
+    assert shown("*/b", "forget") == ["forget/a", "all/b"]
+    with pytest.raises(
+        ConfigError, match=r"--metrics zzz,y\*: matches no metric of these results \(they have forget/a"
+    ):
+        shown("zzz", "y*")
+
+
+HOSTILE = "evil\x1b[31m\u202e\r\n\u2028|&%$#_{}~^\\<b>,\"'"
+
+
+@pytest.fixture
+def hostile() -> Comparison:
+    """Names and notes as a file from anywhere may bring them."""
+    cells = (cell(0.1, 0.2, 0.3), cell(0.6, 0.7, 0.8), None)
+    columns = tuple(Column(f"{HOSTILE}{i}", (), {}) for i in range(3))
+    wide = Row("x" * 130, (cell(1e-12, 2e-12, 3e-12), cell(-123456.0, -0.5, 99999.0), Measured(None)), 0)
+    return Comparison(columns, (Row(HOSTILE, cells, 0), wide), (HOSTILE,))
+
+
+@pytest.mark.parametrize("write", [as_table, as_csv, as_latex])
+def test_nothing_from_data_can_steer_a_terminal(hostile, write):
+    text = write(hostile)
+    assert not [char for char in text if unicodedata.category(char) in ("Cc", "Cf", "Zl", "Zp") and char != "\n"]
+    assert r"\x1b" in text.replace(r"\textbackslash{}", "\\")
+
+
+def test_the_table_is_narrower_than_a_hundred_columns(hostile):
+    assert max(map(len, as_table(hostile).splitlines())) < 100
+    columns = tuple(Column(f"model {i}", (), {}) for i in range(7))
+    rows = tuple(Row(f"forget/metric_{j}", tuple(cell(0.1, 0.2, 0.3) for _ in columns), None) for j in range(3))
+    lines = as_table(Comparison(columns, rows, ())).splitlines()
+    assert max(map(len, lines)) < 100
+    assert [line.split("  ")[-1] for line in lines if line.startswith("metric")] == ["model 3", "model 6"]
+    assert sum(line.startswith("forget/metric_0") for line in lines) == 2
+    assert sum(line.count("0.200 [.100 .300]") for line in lines) == 21
+
+
+def test_csv_has_every_number_in_full(hostile):
+    first, *_ = csv.DictReader(io.StringIO(as_csv(hostile)))
+    assert (first["value"], first["low"], first["high"], first["n"], first["best"]) == ("0.2", "0.1", "0.3", "10", "1")
+    absent = list(csv.DictReader(io.StringIO(as_csv(hostile))))[2]
+    assert (absent["value"], absent["runs"], absent["best"]) == ("", "0", "0")
+
+
+def test_latex_is_escaped(hostile):
+    text = as_latex(hostile)
+    assert (
+        r"\textbar{}\&\%\$\#\_\{\}\textasciitilde{}\textasciicircum{}\textbackslash{}\textless{}b\textgreater{}" in text
+    )
+    assert r"\textbf{0.200} {\scriptsize [0.100, 0.300]}" in text
+    assert r"$2.0 \cdot 10^{-12}$" in text
+    assert all(line.count("&") - line.count(r"\&") == 3 for line in text.splitlines() if line.endswith(r" \\"))
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0, "0.000"), (0.98765, "0.988"), (-0.5, "-0.500"), (12.345, "12.35"), (123.4, "123"), (4321.0, "4321"),
+        (1e6, "1.0e+06"), (2.3e-7, "2.3e-07"),
+    ],
+)  # fmt: skip
+def test_numbers(value, text):
+    assert number(value) == text
+
+
+def test_letters_of_any_script_stay():
+    assert printable("Größe 模型") == "Größe 模型"
