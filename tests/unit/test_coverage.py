@@ -163,3 +163,18 @@ def test_the_plain_percentile_bootstrap_would_not_do():
         low, high = np.quantile(draws, [bootstrap.TAIL, 1 - bootstrap.TAIL])
         covered += low <= 0.03 <= high
     assert covered / 200 < 0.75
+
+
+def test_delongs_interval_on_the_logit_scale_would_not_do():
+    """It covers about 80 % where few scores overlap and they are skewed."""
+    rng = np.random.default_rng(10)
+    covered = 0
+    for _ in range(300):
+        members, nonmembers = rng.exponential(size=30) * 0.97 / 0.03, rng.exponential(size=300)
+        above = (members[:, None] > nonmembers).mean(axis=1)
+        below = (members[:, None] > nonmembers).mean(axis=0)
+        value = above.mean()
+        error = np.sqrt(above.var(ddof=1) / 30 + below.var(ddof=1) / 300)
+        half = 1.96 * error / max(1e-9, value * (1 - value))
+        covered += abs(np.log(value / max(1e-9, 1 - value)) - np.log(0.97 / 0.03)) <= half
+    assert 0.7 < covered / 300 < 0.88
