@@ -1,11 +1,17 @@
 """The adapter's model card: README.md with the Hub's metadata, without any text of the data."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import yaml
 
 from expunge.config import UnlearnConfig
 
+NOT_SCORED = (
+    "A higher loss on the texts to forget does not prove by itself that they are gone: score the adapter with",
+    "`expunge evaluate` before relying on it.",
+)
 METHOD = "`loss = npo(forget) + retain_weight * nll(retain) + kl_weight * kl(retain)`"
 SHOWN = (
     "recipe", "epochs", "learning_rate", "schedule", "beta", "level", "retain_weight", "kl_weight", "kl_direction",
@@ -14,19 +20,62 @@ SHOWN = (
 )  # fmt: skip
 
 
-def model_card(config: UnlearnConfig, manifest: dict[str, Any]) -> str:
+@dataclass(frozen=True)
+class Score:
+    """One measured number for the card.
+
+    Attributes:
+        key: Its name in results files.
+        label: What the card calls it.
+        arrow: Which way is better, as a sign.
+        value: Of the unlearned model.
+        shown: The values of the untouched model, of this one and of a reference as text, with intervals.
+    """
+
+    key: str
+    label: str
+    arrow: str
+    value: float
+    shown: tuple[str, str, str]
+
+
+def model_card(
+    config: UnlearnConfig,
+    manifest: dict[str, Any],
+    *,
+    benchmark: str = "",
+    scores: Sequence[Score] = (),
+    verdict: str = "",
+) -> str:
     """The card of a finished run.
 
     Args:
         config: The resolved settings.
         manifest: The run's manifest.
+        benchmark: What the adapter was scored on; empty when it was not.
+        scores: What was measured.
+        verdict: What they say together, in one sentence.
     """
     metadata = {
         "base_model": config.model,
+        "base_model_relation": "adapter",
         "library_name": "peft",
         "pipeline_tag": "text-generation",
         "tags": ["expunge", "machine-unlearning", "lora", "npo"],
     }
+    if scores:
+        metadata["model-index"] = [
+            {
+                "name": f"{config.model.rstrip('/').rpartition('/')[2]}, unlearned",
+                "results": [
+                    {
+                        "task": {"type": "text-generation"},
+                        "dataset": {"name": benchmark, "type": benchmark},
+                        "metrics": [{"type": score.key, "name": score.label, "value": score.value} for score in scores],
+                    }
+                ],
+            }
+        ]
     losses = [
         f"| {name} | {manifest['rows'][name]:,} | {manifest['tokens'][name]:,} "
         f"| {pair['before']:.3f} | {pair['after']:.3f} |"
@@ -53,8 +102,7 @@ def model_card(config: UnlearnConfig, manifest: dict[str, Any]) -> str:
             "|---|---|---|---|---|",
             *losses,
             "",
-            "A higher loss on the texts to forget does not prove by itself that they are gone: score the adapter with",
-            "`expunge evaluate` before relying on it.",
+            *(_results(benchmark, scores, verdict) if scores else NOT_SCORED),
             "",
             "## Settings",
             "",
@@ -75,3 +123,20 @@ def model_card(config: UnlearnConfig, manifest: dict[str, Any]) -> str:
             "",
         ]
     )
+
+
+def _results(benchmark: str, scores: Sequence[Score], verdict: str) -> list[str]:
+    return [
+        f"## Scores on {benchmark}",
+        "",
+        verdict,
+        "",
+        "| score | before | after | reference |",
+        "|---|---|---|---|",
+        *(f"| {_cell(f'{score.label} {score.arrow}')} | {' | '.join(map(_cell, score.shown))} |" for score in scores),
+    ]
+
+
+def _cell(text: str) -> str:
+    """Text that cannot leave its cell of a Markdown table."""
+    return " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("`", "'")

@@ -20,7 +20,7 @@ from expunge.config import RECIPES, EvaluateConfig, UnlearnConfig
 from expunge.errors import ConfigError, UserError
 from expunge.interrupt import Interruptions
 from expunge.progress import printable
-from expunge.tables import loss_table, semeval_table
+from expunge.tables import loss_table, metrics_table, semeval_table
 
 COMMANDS = {
     "demo": "make the bundled model forget made-up people, and show it",
@@ -28,6 +28,7 @@ COMMANDS = {
     "evaluate": "score a model or adapter on a benchmark",
     "score": "score stored generations, without a model",
     "compare": "results files side by side",
+    "report": "a page on one run or several: what was forgotten, what it cost, how sure that is",
     "merge": "write adapter and base as one plain model",
 }
 
@@ -160,6 +161,7 @@ def _demo(values: Namespace) -> int:
     print()
     print(f"adapter   {result.output / 'adapter'}")
     print(f"results   {result.output / 'results_after.json'} (and _before, _retrained)")
+    _write_run_report(result.output)
     return 0
 
 
@@ -233,6 +235,7 @@ def _unlearn(values: Namespace) -> int:
     print(loss_table(outcome.losses))
     print(f"adapter   {outcome.adapter}")
     print(f"manifest  {outcome.output / 'manifest.json'}")
+    _write_run_report(outcome.output)
     return 0
 
 
@@ -254,8 +257,13 @@ def _evaluate(values: Namespace) -> int:
 
     settings = EvaluateConfig(**{name: value for name, value in values.as_dict().items() if name != "config"})
     results = evaluate(settings, Reporter())
-    print(semeval_table({"score": results}))
-    print(f"results   {settings.output}")
+    if "task_aggregate" in results:
+        print(semeval_table({"score": results}))
+        print()
+    print(metrics_table(results))
+    for sentence in results["not_measured"]:
+        print(f"note      {sentence}")
+    print(f"results   {settings.output} and the values of every row in {Path(settings.output).with_suffix('.parquet')}")
     if settings.keep_predictions:
         print(f"predictions   {settings.keep_predictions} (they hold texts of the forget set)")
     return 0
@@ -266,6 +274,10 @@ def _score_arguments(parser: ArgumentParser, arguments: list[str]) -> Namespace:
     parser.add_argument("--predictions", type=str, required=True, help="folder of predictions, ours or the organisers'")
     parser.add_argument("--output", type=str, required=True, help="results file to write")
     parser.add_argument("--mmlu", type=str | None, default=None, help="accuracy on MMLU: a number or a metrics file")
+    parser.add_argument(
+        "--data", type=str | None, default=None, help="the benchmark's folder, to check the rows against"
+    )
+    parser.add_argument("--split", type=str, default="validation", help="its split")
     parser.add_argument("--overwrite", type=bool, default=False, help="replace --output")
     return _parse(parser, arguments)
 
@@ -273,8 +285,11 @@ def _score_arguments(parser: ArgumentParser, arguments: list[str]) -> Namespace:
 def _score(values: Namespace) -> int:
     from expunge.evaluate.run import score_predictions
 
-    results = score_predictions(values.predictions, values.output, mmlu=values.mmlu, overwrite=values.overwrite)
+    settings = {name: getattr(values, name) for name in ("mmlu", "data", "split", "overwrite")}
+    results = score_predictions(values.predictions, values.output, **settings)
     print(semeval_table({"score": results}))
+    print()
+    print(metrics_table(results))
     print(f"results   {values.output}")
     return 0
 
@@ -315,6 +330,42 @@ def _compare(values: Namespace) -> int:
     write_comparison(values.output, text + "\n", inputs, overwrite=values.overwrite)
     print(f"comparison   {values.output}")
     return 0
+
+
+# --- report --------------------------------------------------------------------------------------
+
+
+def _report_arguments(parser: ArgumentParser, arguments: list[str]) -> Namespace:
+    parser.add_argument("runs", nargs="+", type=str, help="run directories; those that differ in the seed are pooled")
+    parser.add_argument("--output", type=str | None, help="page to write; RUN/report.html of a single run")
+    parser.add_argument("--figures", type=str | None, help="folder for the figures (PNG, SVG, PDF) and a LaTeX table")
+    parser.add_argument("--show_examples", type=int, default=0, help="texts of the FORGET SET to put on the page")
+    parser.add_argument("--card", action="store_true", help="bring the model cards in the runs up to date with results")
+    parser.add_argument("--overwrite", type=bool, default=False, help="replace --output and --figures")
+    return _parse(parser, arguments)
+
+
+def _report(values: Namespace) -> int:
+    from expunge.report import write_cards, write_report
+
+    options = {"figures": values.figures, "show_examples": values.show_examples, "overwrite": values.overwrite}
+    page = write_report(values.runs, values.output, **options)
+    cards = write_cards(values.runs) if values.card else []
+    print(f"report    {page}" + (" (it holds texts of the forget set)" if values.show_examples else ""))
+    for name, path in (("figures", values.figures), *(("card", card) for card in cards)):
+        if path:
+            print(f"{name:<10}{path}")
+    return 0
+
+
+def _write_run_report(run: Path) -> None:
+    """The page and the card of a run that has just ended."""
+    from expunge.report import verdict_sentence, write_cards, write_report
+
+    write_cards([run])
+    page = write_report([run], overwrite=True)
+    print(verdict_sentence(run))
+    print(f"report    {page}")
 
 
 # --- merge ---------------------------------------------------------------------------------------

@@ -68,6 +68,7 @@ def test_run_directory_holds_what_the_contract_says_and_nothing_else(work: Path,
         "config.yaml",
         "manifest.json",
         "metrics.jsonl",
+        "report.html",
     }
     for path in [work / "run", *(work / "run").rglob("*")]:
         assert path.stat().st_mode & 0o777 == (0o700 if path.is_dir() else 0o600), path
@@ -155,11 +156,11 @@ def test_dashes_underscores_and_equals_signs_are_the_same(work: Path, expunge: R
 
 
 def test_overwrite_replaces_a_run_and_nothing_else_does(work: Path, expunge: Run) -> None:
-    (work / "done/report.html").write_text("old")
+    (work / "done/results.json").write_text("old")
 
     assert expunge(*TRAIN, "--output", "done", "--seed", "1", "--overwrite").code == 0
 
-    assert not (work / "done/report.html").exists()
+    assert not (work / "done/results.json").exists()
     assert manifest("done")["settings"]["seed"] == 1
 
 

@@ -1,0 +1,76 @@
+"""Texts of the forget set on the page: for internal use, on request alone, read from where the run read them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from expunge.data.examples import Example, parse_columns, read_examples
+from expunge.data.lume import read_lume
+from expunge.errors import DataError
+from expunge.evaluate.predictions import read_any
+from expunge.report.collect import RunData
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One example.
+
+    Attributes:
+        run: Name of the run.
+        id: The row's id.
+        prompt: What is asked.
+        completion: What the data says.
+        answers: Name of a kept set of predictions -> what that model said.
+    """
+
+    run: str
+    id: str
+    prompt: str
+    completion: str
+    answers: dict[str, str]
+
+
+def shown_examples(run: RunData, count: int) -> list[Shown]:
+    """The first forget texts, with what models said where predictions were kept in the run directory.
+
+    With per-example values those come first that the unlearned model still finds most likely. Predictions are folders
+    `predictions*` in the run directory, as `expunge evaluate --keep-predictions` writes them.
+
+    Raises:
+        DataError: The run's forget texts are not where they were, or cannot be read.
+    """
+    rows = _forget(run)
+    losses = run.values.get("after", {}).get(("forget", "nll"), {})
+    rows = sorted(rows, key=lambda row: losses.get(row.id, float("inf")))[:count]
+    said = {}
+    for folder in sorted(run.path.glob("predictions*")):
+        name = folder.name.removeprefix("predictions").strip("_-.") or "after"
+        said[name] = {row.id: row.model_output.strip() for row in read_any(folder).forget}
+    return [
+        Shown(
+            run.name,
+            row.id,
+            _prompt(row),
+            row.completion,
+            {name: answers[row.id] for name, answers in said.items() if row.id in answers},
+        )
+        for row in rows
+    ]
+
+
+def _forget(run: RunData) -> Sequence[Example]:
+    settings = run.settings
+    try:
+        if settings.get("data"):
+            return read_lume(Path(str(settings["data"])), settings.get("split") or None).forget
+        columns = parse_columns(str(settings["columns"])) if settings.get("columns") else None
+        return read_examples(str(settings.get("forget")), columns=columns)
+    except DataError as error:
+        raise DataError(f"--show-examples: the forget texts of {run.path} cannot be read again: {error}") from None
+
+
+def _prompt(row: Example) -> str:
+    messages = getattr(row, "messages", None)
+    if messages:
+        return "\n".join(f"{turn.get('role')}: {turn.get('content')}" for turn in messages)
+    return row.prompt

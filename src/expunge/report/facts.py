@@ -1,0 +1,217 @@
+"""What the page says beside the scores: cost, settings, where everything comes from, and what was not measured."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from expunge.report.collect import RunData
+from expunge.report.comparison import DATA_FILES, Group, of_run, short
+from expunge.report.readings import number
+from expunge.report.verdict import number_text
+
+SETS = ("forget", "retain", "holdout")
+NOT_SHOWN = DATA_FILES | {"output", "columns"}
+"""Settings that can hold names of files: their hashes are shown instead."""
+LEAST_FORGOTTEN = 10
+
+Table = tuple[list[str], list[list[str]]]
+"""Heads and lines."""
+
+
+def losses(groups: Sequence[Group]) -> Table:
+    """Loss of each set before and after, of every run."""
+    lines = []
+    for group in groups:
+        for run in group.runs:
+            for name, pair in run.losses.items():
+                before, after = number(pair["before"]), number(pair["after"])
+                change = f"{after - before:+.3f}" if before is not None and after is not None else "–"
+                lines.append([run.name, name, number_text(before), number_text(after), change])
+    if len(groups) == 1 and len(groups[0].runs) == 1:
+        return ["texts", "before", "after", "change"], [line[1:] for line in lines]
+    return ["run", "texts", "before", "after", "change"], lines
+
+
+def cost(groups: Sequence[Group]) -> Table:
+    """What every run took."""
+    lines = []
+    for group in groups:
+        for run in group.runs:
+            manifest = run.manifest
+            tokens = sum(step.get("tokens", 0) for step in run.steps if isinstance(step.get("tokens"), int))
+            seconds = number(manifest.get("training_seconds"))
+            lines.append(
+                [
+                    run.name,
+                    _of(manifest.get("steps"), "{:,}"),
+                    _duration(seconds),
+                    _duration(number(manifest.get("total_seconds"))),
+                    f"{tokens:,}" if tokens else "–",
+                    f"{tokens / seconds:,.0f}" if tokens and seconds else "–",
+                    _bytes(number(manifest.get("peak_memory_bytes"))),
+                    energy(manifest),
+                ]
+            )
+    return ["run", "steps", "training", "in all", "tokens trained on", "tokens/s", "peak memory", "energy"], lines
+
+
+def energy(manifest: Mapping[str, Any]) -> str:
+    """The energy that the device reported."""
+    joules = number(manifest.get("energy_joules"))
+    return "not measured" if joules is None else f"{joules / 3600:,.1f} Wh"
+
+
+def stopped(run: RunData) -> str:
+    """Where the run stopped and why, in one sentence."""
+    reason = run.manifest.get("stopped")
+    if isinstance(reason, Mapping):
+        reason = reason.get("reason")
+    steps = run.manifest.get("steps") or (run.steps[-1]["step"] if run.steps else 0)
+    if isinstance(reason, str) and reason:
+        return f"{run.name} stopped after {steps:,} steps: {reason}."
+    if not run.finished:
+        return f"{run.name} is not finished: its log ends at step {steps:,}."
+    limit = run.settings.get("max_steps")
+    if limit and steps >= limit:
+        return f"{run.name} stopped after {steps:,} steps because max_steps said so; no target decided it."
+    epochs = run.settings.get("epochs")
+    return f"{run.name} went to the end of its schedule, {steps:,} steps in {epochs} epochs; no target decided it."
+
+
+def settings(group: Group) -> list[tuple[str, str]]:
+    """All resolved settings but those that name files of data."""
+    shown = {name: value for name, value in group.runs[0].settings.items() if name not in NOT_SHOWN}
+    if len(group.runs) > 1:
+        shown["seed"] = ", ".join(str(run.settings.get("seed")) for run in group.runs)
+    return [(name, "–" if value is None else short(value)) for name, value in shown.items()]
+
+
+def data(groups: Sequence[Group]) -> Table:
+    """Sizes and hashes of the texts."""
+    lines = []
+    for group in groups:
+        first: dict[str, Any] = {}
+        for run in group.runs:
+            if run.manifest.get("data") == first:
+                continue
+            first = run.manifest.get("data", {})
+            rows, tokens = run.manifest.get("rows", {}), run.manifest.get("tokens", {})
+            for name in SETS:
+                if rows.get(name):
+                    line = [name, _of(rows[name], "{:,}"), _of(tokens.get(name), "{:,}"), str(first.get(name, "–"))]
+                    if line not in lines:
+                        lines.append(line)
+    return ["texts", "rows", "tokens", "SHA-256 of the tokenized rows"], lines
+
+
+def provenance(groups: Sequence[Group]) -> Table:
+    """Versions, hardware, hashes and times of every run; what is the same for all of them stands once."""
+    runs = [run for group in groups for run in group.runs]
+    facts: dict[str, list[str]] = {}
+    for i, run in enumerate(runs):
+        manifest = run.manifest
+        versions = manifest.get("versions", {})
+        hardware = manifest.get("hardware", {})
+        own = {
+            "model": short(run.settings.get("model", "–")),
+            "model weights, SHA-256": str(manifest.get("model_sha256", "–")),
+            "adapter, SHA-256": str(manifest.get("adapter_sha256", "–")),
+            "seed": str(run.settings.get("seed", "–")),
+            "started": str(manifest.get("started", "–")),
+            "finished": str(manifest.get("finished", "–")),
+            "hardware": " · ".join(f"{name} {value}" for name, value in hardware.items()) or "–",
+            "prompt and completion joined by": str((manifest.get("join") or {}).get("chosen", "–")),
+            "versions": " · ".join(f"{name} {value}" for name, value in versions.items()) or "–",
+        }
+        for name, value in own.items():
+            facts.setdefault(name, ["–"] * len(runs))[i] = value
+    if len(runs) == 1:
+        return ["", ""], [[name, *values] for name, values in facts.items()]
+    lines = []
+    for name, values in facts.items():
+        if len(set(values)) == 1:
+            lines.append([name, "all runs", values[0]])
+        else:
+            lines += [[name, run.name, value] for run, value in zip(runs, values, strict=True)]
+    return ["", "run", ""], lines
+
+
+def least_forgotten(run: RunData) -> Table | None:
+    """The forget texts that the unlearned model finds most likely, by id; None without per-example values."""
+    after = run.values.get("after", {}).get(("forget", "nll"))
+    if not after:
+        return None
+    others = {role: run.values.get(role, {}).get(("forget", "nll"), {}) for role in ("before", "reference")}
+    roles = [role for role, values in others.items() if values]
+    lowest = sorted(after.items(), key=lambda pair: pair[1])[:LEAST_FORGOTTEN]
+    lines = [
+        [identity, number_text(value), *(number_text(others[role].get(identity)) for role in roles)]
+        for identity, value in lowest
+    ]
+    return ["id", "after", *roles], lines
+
+
+def unmeasured(groups: Sequence[Group]) -> list[str]:
+    """What the runs do not tell, one plain sentence each; each is said once, for the runs that it holds for."""
+    runs = [run for group in groups for run in group.runs]
+    found: dict[str, list[str]] = {}
+    for run in runs:
+        for sentence in _gaps(run):
+            found.setdefault(sentence, []).append(run.name)
+    return [
+        sentence if len(names) == len(runs) else f"{sentence} ({', '.join(names[:4])}{' …' if len(names) > 4 else ''})"
+        for sentence, names in found.items()
+    ]
+
+
+def _gaps(run: RunData) -> list[str]:
+    found = of_run(run)
+    after = found.get("after", {})
+    checks = [
+        (run.finished, "The run is not finished: losses after unlearning are unknown."),
+        ("after" in run.results, "The unlearned model was not scored: only losses are known."),
+        ("before" in run.results, "The untouched model was not scored: scores cannot tell what was lost or kept."),
+        ("reference" in found, "No reference: how a model that never saw the texts would score is unknown."),
+        (bool(run.manifest.get("rows", {}).get("holdout")),
+         "No hold-out texts: whether unseen texts of this kind changed is unknown."),
+        (not after or any(reading.bounded for reading in after.values()),
+         "No intervals: how far the scores could lie off by chance of the rows is unknown."),
+        (not after or any(reading.family == "membership" for reading in after.values()),
+         "No membership attack was run."),
+        (not after or "all/mmlu" in after or any(reading.family == "utility" for reading in after.values()),
+         "General ability (MMLU or other tasks) was not measured."),
+        (bool(run.values.get("after")), "No per-example values: distributions of losses cannot be shown."),
+        (energy(run.manifest) != "not measured", "Energy was not measured: the device does not tell."),
+    ]  # fmt: skip
+    said = [sentence for holds, sentence in checks if not holds]
+    noted = run.results.get("after", {}).get("not_measured")
+    said += [str(sentence) for sentence in noted] if isinstance(noted, list) else []
+    said.append("Whether the texts come back by fine-tuning, rounding or other prompts is not part of this report.")
+    return list(dict.fromkeys(said))
+
+
+def warnings(groups: Sequence[Group]) -> list[str]:
+    """What the runs warned of."""
+    found = [str(text) for group in groups for run in group.runs for text in run.manifest.get("warnings") or []]
+    return list(dict.fromkeys(found))
+
+
+def model_name(run: RunData) -> str:
+    """The model's name, of a path the last part."""
+    return Path(str(run.settings.get("model", "a model"))).name
+
+
+def _of(value: Any, form: str) -> str:
+    return form.format(value) if isinstance(value, int | float) else "–"
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "–"
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _bytes(value: float | None) -> str:
+    return "–" if value is None else f"{value / 2**30:.2f} GiB"
