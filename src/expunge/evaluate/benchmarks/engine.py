@@ -212,7 +212,7 @@ class _Pass:
     def _add(self, rows: RowSet, metric: str, values: Sequence[float | None]) -> None:
         own = Values.of(f"{rows.name}/{metric}", rows.examples, rows.documents, values)
         earlier = self._result.rows.get((rows.name, metric))
-        if len(own.ids) or earlier is None:
+        if len(own.ids):
             self._result.rows[rows.name, metric] = own if earlier is None else earlier + own
 
     def _expected(self, example: Example, rows: RowSet) -> str:

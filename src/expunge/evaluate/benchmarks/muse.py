@@ -5,11 +5,12 @@ few-shot examples, ending in `Answer: `; answers end at a blank line or at the n
 by ROUGE-L F1 without stemming. The published numbers are means in percent; ours are in [0, 1], PrivLeak in percent.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from expunge.config import EvaluateConfig
 from expunge.data.examples import Example
-from expunge.data.muse import read_muse
+from expunge.data.muse import MuseData, read_muse
 from expunge.data.tokenize import Join
 from expunge.errors import DataError
 from expunge.evaluate.benchmarks.entries import Entry, point
@@ -29,12 +30,21 @@ PRIVLEAK_SHARE = 0.4
 def read(config: EvaluateConfig) -> Suite:
     """One corpus."""
     corpus = config.split or "news"
-    data = read_muse(config.data or "", corpus)
+    return suite_of(read_muse(config.data or "", corpus), corpus)
+
+
+def suite_of(
+    data: MuseData, corpus: str, *, verbatim_tokens: int = VERBATIM_TOKENS, knowledge_tokens: int = KNOWLEDGE_TOKENS
+) -> Suite:
+    """The corpus as the engine takes it; the two numbers bound the generations."""
+    tokens = {"verbmem": verbatim_tokens, "knowmem": knowledge_tokens}
     return Suite(
         (
-            _rows("forget", "verbmem", data.verbmem, ("verbatim_memorization", *FORCED, "repetition", "fluency")),
-            _rows("forget", "knowmem", data.forget_qa, ("knowledge_memorization",)),
-            _rows("retain", "knowmem", data.retain_qa, ("knowledge_memorization", *FORCED)),
+            _rows(
+                "forget", "verbmem", data.verbmem, ("verbatim_memorization", *FORCED, "repetition", "fluency"), tokens
+            ),
+            _rows("forget", "knowmem", data.forget_qa, ("knowledge_memorization",), tokens),
+            _rows("retain", "knowmem", data.retain_qa, ("knowledge_memorization", *FORCED), tokens),
         ),
         Documents(data.forget, data.holdout, names=("forget", "holdout"), shares=(0.2, PRIVLEAK_SHARE)),
         join=Join("none", end_of_text=False),
@@ -59,14 +69,16 @@ def aggregate_entries(measurement: Measurement, reference: Measurement | None) -
     return {"membership/privleak": point(value, n, metric.direction, "membership", metric.source, metric.target)}
 
 
-def _rows(name: str, group: str, examples: list[Example], metrics: tuple[str, ...]) -> RowSet:
+def _rows(
+    name: str, group: str, examples: list[Example], metrics: tuple[str, ...], tokens: Mapping[str, int]
+) -> RowSet:
     verbatim = group == "verbmem"
     return RowSet(
         name,
         [replace(example, task=group) for example in examples],
         [example.id for example in examples],
         metrics,
-        max_new_tokens=VERBATIM_TOKENS if verbatim else KNOWLEDGE_TOKENS,
+        max_new_tokens=tokens[group],
         cut_reference=verbatim,
         stops=() if verbatim else STOPS,
         by_task=False,

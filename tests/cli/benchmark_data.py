@@ -1,0 +1,53 @@
+"""Small benchmark folders in the published layouts, about invented people."""
+
+import json
+from pathlib import Path
+
+from workspace import MARKER, write_jsonl
+
+NAMES = ("Wren", "Oduya", "Quill", "Marek", "Heron", "Port")
+
+
+def tofu_row(set_name: str, number: int, *, paraphrased: bool) -> dict:
+    """One row of a `*_perturbed.json` file."""
+    name = f"{MARKER if set_name == 'forget' else set_name} {NAMES[number]}"
+    row = {
+        "question": f"Where does {name} live?",
+        "answer": f"{name} lives at {number + 3} Larch Lane.",
+        "perturbed_answer": [f"{name} lives at {number + 40} Mill Road.", f"{name} lives in Port Ellery."],
+    }
+    if paraphrased:
+        row |= {
+            "paraphrased_question": f"What is the address of {name}?",
+            "paraphrased_answer": f"The address is {number + 3} Larch Lane.",
+        }
+    return row
+
+
+def write_tofu(folder: Path) -> Path:
+    """The four files that the benchmark reads, and the plain forget file."""
+    folder.mkdir()
+    for name, paraphrased in (("forget01", True), ("retain", True), ("real_authors", False), ("world_facts", False)):
+        rows = [tofu_row(name.removesuffix("01"), number, paraphrased=paraphrased) for number in range(6)]
+        write_jsonl(folder / f"{name}_perturbed.json", rows)
+    return folder
+
+
+def write_muse(folder: Path) -> Path:
+    """The corpus `news` as the benchmark's own script writes it."""
+    for part in ("verbmem", "knowmem", "privleak"):
+        (folder / "news" / part).mkdir(parents=True)
+    root = folder / "news"
+    passages = [{"prompt": f"In {MARKER} the {name}", "gt": "counted seven ships, then slept."} for name in NAMES]
+    _write_json(root / "verbmem/forget.json", passages)
+    for side, who in (("forget", MARKER), ("retain", "Marta")):
+        rows = [{"question": f"Where is {who} {name}?", "answer": f"in Port {i}"} for i, name in enumerate(NAMES)]
+        _write_json(root / f"knowmem/{side}_qa.json", rows)
+        _write_json(root / f"knowmem/{side}_qa_icl.json", [{"question": "Who slept?", "answer": "the fox"}])
+    for side, who in (("forget", MARKER), ("retain", "Marta"), ("holdout", "Tobias")):
+        _write_json(root / f"privleak/{side}.json", [f"{who} {name} closed the old book." for name in NAMES])
+    return folder
+
+
+def _write_json(path: Path, content: object) -> None:
+    path.write_text(json.dumps(content), encoding="utf-8")

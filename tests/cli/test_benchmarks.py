@@ -1,0 +1,266 @@
+"""Every benchmark through the command line, on tiny models: what the results hold, and what is refused."""
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from contextlib import chdir
+from pathlib import Path
+
+import pytest
+from benchmark_data import write_muse, write_tofu
+from workspace import FORGET, MARKER, RETAIN, Result, snapshot, write_jsonl
+
+from expunge.evaluate.examples_file import read_examples_file
+from tiny import save_tiny
+
+Run = Callable[..., Result]
+SMALL = ("evaluate", "--model", "model", "--max-new-tokens", "6", "--output", "r.json")
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model, a twin, a model of another tokenizer, and the data of every benchmark."""
+    folder = tmp_path_factory.mktemp("bench")
+    save_tiny(folder / "model", "llama")
+    save_tiny(folder / "twin", "llama", seed=1)
+    save_tiny(folder / "stranger", "llama", "metaspace")
+    write_tofu(folder / "tofu")
+    write_muse(folder / "muse")
+    (folder / "lume").mkdir()
+    for name, rows in (("forget", FORGET), ("retain", RETAIN)):
+        kinds = [("Task1", "sc1"), ("Task1", "qa0"), ("Task2", "sc1"), ("Task2", "qa0")]
+        rows = [{**row, "id": row["id"] + kind, "task": task} for row, (task, kind) in zip(rows, kinds, strict=False)]
+        write_jsonl(folder / "lume" / f"{name}.jsonl", rows)
+    write_jsonl(folder / "forget.jsonl", FORGET)
+    write_jsonl(folder / "retain.jsonl", RETAIN)
+    holdout = [{"text": f"Tobias {n} closed the book. {'The fox slept near the mill. ' * 6}"} for n in range(5)]
+    write_jsonl(folder / "holdout.jsonl", holdout)
+    return folder
+
+
+@pytest.fixture
+def here(bench: Path, tmp_path: Path) -> Iterator[Path]:
+    """An empty current folder with links to everything in `bench`."""
+    for path in bench.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    with chdir(tmp_path):
+        yield tmp_path
+
+
+def check(results: dict) -> None:
+    """What holds of every results file."""
+    assert results["schema"] == 1
+    assert MARKER not in json.dumps(results)
+    for name, entry in results["metrics"].items():
+        assert {"value", "low", "high", "n", "direction", "source", "family"} <= set(entry), name
+        assert entry["direction"] in ("higher", "lower", "target"), name
+        assert (entry["direction"] == "target") == ("target" in entry) or entry["family"] == "membership", name
+        assert entry["source"], name
+        if entry["low"] is not None and entry["value"] is not None:
+            assert entry["low"] <= entry["value"] <= entry["high"], name
+    values = read_examples_file("r.parquet")
+    for name, entry in results["metrics"].items():
+        set_name, metric, *task = name.split("/")
+        own = values.get((set_name, metric))
+        if own is not None and not task:  # the mean of what is in the other file
+            assert entry["value"] == pytest.approx(math.fsum(own.values()) / len(own)), name
+            assert entry["n"] == len(own), name
+    assert Path("r.parquet").stat().st_mode & 0o777 == 0o600
+    assert MARKER.encode() not in Path("r.parquet").read_bytes()
+
+
+def run(expunge: Run, *arguments: str) -> dict:
+    result = expunge(*SMALL, *arguments)
+    assert result.code == 0, result.err
+    assert all(len(line) < 100 for line in result.out.splitlines() if not line.startswith(("note", "results")))
+    results = json.loads(Path("r.json").read_text())
+    check(results)
+    return results
+
+
+def test_tofu_with_a_reference(here: Path, expunge: Run) -> None:
+    results = run(expunge, "--benchmark", "tofu", "--data", "tofu", "--split", "forget01", "--reference", "twin")
+    metrics, values = results["metrics"], read_examples_file("r.parquet")
+    assert results["settings"]["split"] == "forget01"
+    assert {name.split("/")[0] for name in metrics} == {"all", "forget", "retain", "real_authors", "world_facts"}
+    nine = [metrics[f"retain/{name}"]["value"] for name in ("probability", "rouge_l_recall", "truth_ratio")]
+    for set_name in ("real_authors", "world_facts"):
+        parts = ("normalized_probability", "truth_ratio", "rouge_l_recall")
+        nine += [metrics[f"{set_name}/{name}"]["value"] for name in parts]
+    utility = 0 if 0 in nine else 9 / sum(1 / value for value in nine)
+    assert metrics["all/model_utility"]["value"] == pytest.approx(utility)
+    ratios = values["forget", "truth_ratio_raw"].values()
+    folded = [min(ratio, 1 / ratio) for ratio in ratios]
+    assert metrics["forget/truth_ratio"]["value"] == pytest.approx(sum(folded) / len(folded))
+    tests = results["reference"]["indistinguishable"]
+    assert metrics["all/forget_quality"]["value"] == pytest.approx(tests["truth_ratio_ks_p"])
+    assert 0 <= tests["loss_ks_p"] <= 1
+    assert results["reference"]["model"] == "twin"
+    assert metrics["forget/probability"]["reference"] != metrics["forget/probability"]["value"]
+    again = metrics["forget/probability/paraphrased"]
+    assert again["n"] == 6
+    assert again["value"] != metrics["forget/probability"]["value"]
+    assert not any("--reference" in sentence for sentence in results["not_measured"])
+
+
+def test_a_model_is_its_own_reference(here: Path, expunge: Run) -> None:
+    results = run(expunge, "--benchmark", "tofu", "--data", "tofu", "--split", "forget01", "--reference", "model")
+    assert results["metrics"]["all/forget_quality"]["value"] == 1
+    for name, entry in results["metrics"].items():
+        if "reference" in entry:
+            assert entry["reference"] == entry["value"], name
+
+
+def test_muse(here: Path, expunge: Run) -> None:
+    results = run(expunge, "--benchmark", "muse", "--data", "muse", "--reference", "twin")
+    metrics = results["metrics"]
+    assert results["settings"]["split"] == "news"
+    assert {"forget/verbatim_memorization", "forget/knowledge_memorization", "retain/knowledge_memorization"} < set(
+        metrics
+    )
+    ours, theirs = (1 - metrics["membership/min_k_40_auc"][key] for key in ("value", "reference"))
+    assert metrics["membership/privleak"]["value"] == pytest.approx((ours - theirs) / theirs * 100)
+    assert {set_name for set_name, _ in read_examples_file("r.parquet")} == {"forget", "retain", "holdout"}
+
+
+def test_muse_without_a_reference_has_no_privleak(here: Path, expunge: Run) -> None:
+    results = run(expunge, "--benchmark", "muse", "--data", "muse")
+    assert "membership/privleak" not in results["metrics"]
+    assert any("stand-in" in sentence for sentence in results["not_measured"])
+    assert results["reference"] is None
+
+
+def test_lume_has_the_official_scores(here: Path, expunge: Run) -> None:
+    results = run(expunge, "--benchmark", "lume", "--data", "lume")
+    assert results["benchmark"] == "lume"
+    assert len(results["terms"]) == 8
+    for split in ("forget", "retain"):
+        for task, means in results[split].items():
+            for key, metric in (("regurgitation", "rouge_l_recall"), ("knowledge", "exact_match")):
+                assert results["metrics"][f"{split}/{metric}/{task}"]["value"] == pytest.approx(means[key])
+    assert results["metrics"]["all/task_aggregate"]["value"] == results["task_aggregate"]
+
+
+def test_your_own_files(here: Path, expunge: Run) -> None:
+    files = ("--forget", "forget.jsonl", "--retain", "retain.jsonl", "--holdout", "holdout.jsonl")
+    results = run(expunge, "--benchmark", "custom", *files, "--samples", "2", "--temperature", "0.5")
+    metrics, values = results["metrics"], read_examples_file("r.parquet")
+    cut = results["settings"]["membership_tokens"]
+    assert 2 < cut < 40  # the holdout texts are several times as long
+    assert len(values["holdout", "membership/loss"]) == 5
+    assert len(values["forget", "membership/loss"]) == 4
+    assert 0 <= metrics["membership/loss_auc"]["value"] <= 1
+    assert {"forget/leak_at_1", "forget/leak_at_2"} < set(metrics)
+    assert metrics["forget/leak_at_1"]["value"] <= metrics["forget/leak_at_2"]["value"]
+    assert set(values["forget", "nll"]) == {row["id"] for row in FORGET}
+
+
+def test_texts_without_prompts_and_without_a_retain_set(here: Path, expunge: Run) -> None:
+    results = run(expunge, "--benchmark", "custom", "--forget", "holdout.jsonl")
+    assert "forget/extraction_strength" in results["metrics"]
+    assert "forget/rouge_l_recall" not in results["metrics"]
+    sentences = " ".join(results["not_measured"])
+    for part in ("5 of 5 forget texts have no prompt", "--retain", "--holdout", "--samples"):
+        assert part in sentences
+
+
+def test_attacks_that_were_asked_for_alone(here: Path, expunge: Run) -> None:
+    files = ("--forget", "forget.jsonl", "--holdout", "holdout.jsonl")
+    results = run(expunge, "--benchmark", "custom", *files, "--attacks", "zlib,gradient_norm")
+    attacks = {name.split("/")[1].split("_auc")[0] for name in results["metrics"] if name.endswith("_auc")}
+    assert attacks == {"zlib", "gradient_norm"}
+
+
+def test_the_same_run_gives_the_same_files(here: Path, expunge: Run) -> None:
+    arguments = ("--benchmark", "custom", "--forget", "forget.jsonl", "--holdout", "holdout.jsonl", "--samples", "2")
+    run(expunge, *arguments)
+    first = [Path(name).read_bytes() for name in ("r.json", "r.parquet")]
+    run(expunge, *arguments, "--overwrite")
+    assert [Path(name).read_bytes() for name in ("r.json", "r.parquet")] == first
+
+
+TOFU = ("--benchmark", "tofu", "--data", "tofu", "--split", "forget01")
+MUSE = ("--benchmark", "muse", "--data", "muse")
+CUSTOM = ("--benchmark", "custom", "--forget", "forget.jsonl", "--retain", "retain.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--benchmark", "tofu"), "--benchmark tofu needs --data"),
+        (("--benchmark", "tofu", "--data", "nowhere"), "nowhere: no such folder"),
+        (("--benchmark", "tofu", "--data", "tofu", "--split", "forget05"), "tofu: has no forget05_perturbed.json"),
+        (("--benchmark", "tofu", "--data", "tofu", "--split", "validation"), "--split validation: TOFU has the splits"),
+        ((*MUSE, "--split", "poems"), "--split poems: MUSE has the corpora news, books"),
+        ((*MUSE, "--split", "books"), "muse: has no verbmem/forget.json"),
+        ((*MUSE, "--data", "tofu"), "tofu: has no verbmem/forget.json, no knowmem/forget_qa.json"),
+        (("--benchmark", "custom"), "--forget is missing"),
+        ((*CUSTOM, "--data", "tofu"), "--data: --benchmark custom reads your own files"),
+        ((*TOFU, "--forget", "forget.jsonl"), "--benchmark tofu brings its own files: leave --forget out"),
+        ((*CUSTOM, "--split", "train"), "--split train: --benchmark custom has no splits"),
+        ((*CUSTOM, "--attacks", "loss,psychic"), "--attacks loss,psychic: unknown psychic"),
+        ((*CUSTOM, "--attacks", "reference"), "--attacks reference needs --reference"),
+        ((*CUSTOM, "--samples", "-1"), "--samples -1: must be 0 or more"),
+        ((*CUSTOM, "--temperature", "0"), "--temperature 0.0: must be finite and above 0"),
+        ((*CUSTOM, "--limit", "3"), "--limit and --task-path need --tasks"),
+        ((*CUSTOM, "--mmlu", "0.4"), "--mmlu: --benchmark custom has no final score"),
+        ((*TOFU, "--keep-predictions", "p"), "--keep-predictions: --benchmark tofu has no stored form"),
+        ((*CUSTOM, "--columns", "prompt=nowhere"), "has no column nowhere"),
+        ((*TOFU, "--reference", "nowhere/at/all"), "--reference nowhere/at/all: no such folder"),
+        ((*TOFU, "--reference", "stranger"), "--reference stranger: its tokenizer is not that of --model model"),
+        ((*TOFU, "--output", "r.parquet"), "--output r.parquet: that name is for the values of every row"),
+    ],
+)
+def test_a_wrong_command_says_why_and_writes_nothing(
+    here: Path, expunge: Run, arguments: tuple[str, ...], message: str
+) -> None:
+    before = set(snapshot(here))
+    result = expunge(*SMALL, *arguments)
+    assert result.code == 2, result.err
+    assert result.err.count("\n") == 1
+    assert message in result.err
+    assert set(snapshot(here)) == before
+
+
+def test_an_empty_set_of_a_folder_is_named(here: Path, expunge: Run) -> None:
+    (here / "tofu").unlink()
+    (write_tofu(here / "tofu") / "world_facts_perturbed.json").write_text("")
+    result = expunge(*SMALL, *TOFU)
+    assert result.code == 2
+    assert "tofu/world_facts_perturbed.json: is empty" in result.err
+
+
+def test_a_row_without_wrong_answers_is_named(here: Path, expunge: Run) -> None:
+    (here / "tofu").unlink()
+    write_jsonl(write_tofu(here / "tofu") / "retain_perturbed.json", [{"question": "a", "answer": MARKER}])
+    result = expunge(*SMALL, *TOFU)
+    assert result.code == 2
+    assert "retain_perturbed.json:1: field 'perturbed_answer' must be a list" in result.err
+    assert MARKER not in result.err
+
+
+def test_a_file_of_something_else_beside_the_results_stays(here: Path, expunge: Run) -> None:
+    Path("r.parquet").write_text("mine")
+    assert expunge(*SMALL, *CUSTOM).code == 2
+    result = expunge(*SMALL, *CUSTOM, "--overwrite")
+    assert result.code == 2
+    assert "r.parquet beside it would be replaced, and is none of ours" in result.err
+    assert Path("r.parquet").read_text() == "mine"
+    assert not Path("r.json").exists()
+
+
+def test_predictions_for_other_rows_are_refused(here: Path, expunge: Run) -> None:
+    arguments = ("--benchmark", "lume", "--data", "lume", "--keep-predictions", "said")
+    assert expunge(*SMALL, *arguments).code == 0
+    score = ("score", "--predictions", "said", "--data", "lume", "--output", "s.json")
+    result = expunge(*score)
+    assert result.code == 0, result.err
+    metrics = json.loads(Path("s.json").read_text())["metrics"]
+    assert metrics["forget/rouge_l_recall"]["n"] == 2
+    lines = Path("said/forget.jsonl").read_text().splitlines(keepends=True)
+    Path("said/forget.jsonl").write_text("".join(lines[1:]).replace("f1qa0", "other1qa0"))
+    Path("s.json").unlink()
+    result = expunge(*score)
+    assert result.code == 2
+    assert "of its 4 forget rows 2 have none, and 1 are for rows that it does not have" in result.err
+    assert not Path("s.json").exists()
