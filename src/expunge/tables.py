@@ -61,13 +61,13 @@ def metrics_table(results: Mapping[str, Any]) -> str:
     if not metrics:
         return ""
     compared = any("reference" in entry for entry in metrics.values())
-    lines = [f"{'':<50}{'value':>10}{'95 % interval':>20}{'n':>7}" + (f"{'retrained':>11}" if compared else "")]
+    lines = [f"{'':<48}{'value':>10}{'95 % interval':>23}{'n':>7}" + (f"{'retrained':>10}" if compared else "")]
     for name, entry in metrics.items():
         low, high = _number(entry["low"]), _number(entry["high"])
         interval = f"{low} to {high}" if "-" not in (low, high) else ""
-        label = f"{name.replace('/', ' ').replace('_', ' ')} {_arrow(entry)}"[:50]
-        line = f"{label:<50}{_number(entry['value']):>10}{interval:>20}{entry['n'] or '':>7}"
-        lines.append((line + (f"{_number(entry.get('reference')):>11}" if compared else "")).rstrip())
+        label = f"{name.replace('/', ' ').replace('_', ' ')} {_arrow(entry)}"[:48]
+        line = f"{label:<48}{_number(entry['value']):>10}{interval:>23}{entry['n'] or '':>7}"
+        lines.append((line + (f"{_number(entry.get('reference')):>10}" if compared else "")).rstrip())
     return "\n".join(lines)
 
 
@@ -80,7 +80,7 @@ def _arrow(entry: Mapping[str, Any]) -> str:
 def _number(value: float | None) -> str:
     if value is None or value != value:
         return "-"
-    return f"{value:.3f}" if abs(value) < 1000 else f"{value:.3g}"
+    return f"{value:.3f}" if abs(value) < 1000 else f"{value:.1e}"
 
 
 def _line(label: str, values: list[float | None]) -> str:

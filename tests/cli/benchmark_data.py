@@ -5,6 +5,8 @@ from pathlib import Path
 
 from workspace import MARKER, write_jsonl
 
+SMALL = ("evaluate", "--model", "model", "--max-new-tokens", "6", "--output", "r.json")
+CUSTOM = ("--benchmark", "custom", "--forget", "forget.jsonl", "--retain", "retain.jsonl")
 NAMES = ("Wren", "Oduya", "Quill", "Marek", "Heron", "Port")
 
 

@@ -6,6 +6,7 @@ from contextlib import chdir
 from pathlib import Path
 
 import pytest
+from benchmark_data import write_muse, write_tofu
 from workspace import FORGET, QUICK, RETAIN, UNLEARN, Result, write_jsonl
 
 from expunge.cli import main
@@ -44,3 +45,33 @@ def expunge(capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
         return Result(code, captured.out, captured.err)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model, a twin, a model of another tokenizer, and the data of every benchmark."""
+    folder = tmp_path_factory.mktemp("bench")
+    save_tiny(folder / "model", "llama")
+    save_tiny(folder / "twin", "llama", seed=1)
+    save_tiny(folder / "stranger", "llama", "metaspace")
+    write_tofu(folder / "tofu")
+    write_muse(folder / "muse")
+    (folder / "lume").mkdir()
+    for name, rows in (("forget", FORGET), ("retain", RETAIN)):
+        kinds = [("Task1", "sc1"), ("Task1", "qa0"), ("Task2", "sc1"), ("Task2", "qa0")]
+        rows = [{**row, "id": row["id"] + kind, "task": task} for row, (task, kind) in zip(rows, kinds, strict=False)]
+        write_jsonl(folder / "lume" / f"{name}.jsonl", rows)
+    write_jsonl(folder / "forget.jsonl", FORGET)
+    write_jsonl(folder / "retain.jsonl", RETAIN)
+    holdout = [{"text": f"Tobias {n} closed the book. {'The fox slept near the mill. ' * 6}"} for n in range(5)]
+    write_jsonl(folder / "holdout.jsonl", holdout)
+    return folder
+
+
+@pytest.fixture
+def here(bench: Path, tmp_path: Path) -> Iterator[Path]:
+    """An empty current folder with links to everything in `bench`."""
+    for path in bench.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    with chdir(tmp_path):
+        yield tmp_path

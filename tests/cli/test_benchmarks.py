@@ -2,49 +2,16 @@
 
 import json
 import math
-from collections.abc import Callable, Iterator
-from contextlib import chdir
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from benchmark_data import write_muse, write_tofu
-from workspace import FORGET, MARKER, RETAIN, Result, snapshot, write_jsonl
+from benchmark_data import CUSTOM, SMALL, write_tofu
+from workspace import FORGET, MARKER, Result, snapshot, write_jsonl
 
 from expunge.evaluate.examples_file import read_examples_file
-from tiny import save_tiny
 
 Run = Callable[..., Result]
-SMALL = ("evaluate", "--model", "model", "--max-new-tokens", "6", "--output", "r.json")
-
-
-@pytest.fixture(scope="module")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a model, a twin, a model of another tokenizer, and the data of every benchmark."""
-    folder = tmp_path_factory.mktemp("bench")
-    save_tiny(folder / "model", "llama")
-    save_tiny(folder / "twin", "llama", seed=1)
-    save_tiny(folder / "stranger", "llama", "metaspace")
-    write_tofu(folder / "tofu")
-    write_muse(folder / "muse")
-    (folder / "lume").mkdir()
-    for name, rows in (("forget", FORGET), ("retain", RETAIN)):
-        kinds = [("Task1", "sc1"), ("Task1", "qa0"), ("Task2", "sc1"), ("Task2", "qa0")]
-        rows = [{**row, "id": row["id"] + kind, "task": task} for row, (task, kind) in zip(rows, kinds, strict=False)]
-        write_jsonl(folder / "lume" / f"{name}.jsonl", rows)
-    write_jsonl(folder / "forget.jsonl", FORGET)
-    write_jsonl(folder / "retain.jsonl", RETAIN)
-    holdout = [{"text": f"Tobias {n} closed the book. {'The fox slept near the mill. ' * 6}"} for n in range(5)]
-    write_jsonl(folder / "holdout.jsonl", holdout)
-    return folder
-
-
-@pytest.fixture
-def here(bench: Path, tmp_path: Path) -> Iterator[Path]:
-    """An empty current folder with links to everything in `bench`."""
-    for path in bench.iterdir():
-        (tmp_path / path.name).symlink_to(path)
-    with chdir(tmp_path):
-        yield tmp_path
 
 
 def check(results: dict) -> None:
@@ -181,7 +148,6 @@ def test_the_same_run_gives_the_same_files(here: Path, expunge: Run) -> None:
 
 TOFU = ("--benchmark", "tofu", "--data", "tofu", "--split", "forget01")
 MUSE = ("--benchmark", "muse", "--data", "muse")
-CUSTOM = ("--benchmark", "custom", "--forget", "forget.jsonl", "--retain", "retain.jsonl")
 
 
 @pytest.mark.parametrize(

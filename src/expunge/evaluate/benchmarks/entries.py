@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from expunge.evaluate.benchmarks.measurement import Measurement, Values
@@ -23,6 +24,12 @@ def entry(estimate: Estimate, direction: str | None, family: str, source: str, t
     """One number of `metrics`; what is NaN here becomes null in the file."""
     goal = {} if target is None else {"target": target}
     return {**vars(estimate), "direction": direction, **goal, "source": source, "family": family}
+
+
+def within(estimate: Estimate, low: float, high: float) -> Estimate:
+    """The estimate with its interval cut to the values that the metric can have."""
+    ends = (estimate.low if math.isnan(estimate.low) else max(estimate.low, low), estimate.high)
+    return replace(estimate, low=ends[0], high=ends[1] if math.isnan(ends[1]) else min(ends[1], high))
 
 
 def point(value: float, n: int, direction: str | None, family: str, source: str, target: float | None = None) -> Entry:
@@ -94,7 +101,7 @@ def _metric(set_name: str, name: str) -> Metric:
 def _of_values(values: Values, metric: Metric, set_name: str) -> Entry:
     direction = metric.direction_on(set_name)
     target = metric.target if direction == "target" else None
-    return entry(values.estimate(), direction, metric.family, metric.source, target)
+    return entry(within(values.estimate(), metric.low, metric.high), direction, metric.family, metric.source, target)
 
 
 def _base_name(attack: str) -> str:

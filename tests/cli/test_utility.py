@@ -1,0 +1,100 @@
+"""Utility tasks through lm-eval: a small task in MMLU's format, from a folder."""
+
+import json
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from benchmark_data import CUSTOM, SMALL
+from workspace import Result, snapshot, write_jsonl
+
+from expunge.evaluate.examples_file import read_examples_file
+
+Run = Callable[..., Result]
+TASK = """\
+task: mmlu_village
+dataset_path: json
+dataset_kwargs:
+  data_files: {{test: {folder}/test.jsonl, dev: {folder}/dev.jsonl}}
+test_split: test
+fewshot_split: dev
+output_type: multiple_choice
+doc_to_text: "{{{{question}}}}\\nA. {{{{choices[0]}}}}\\nB. {{{{choices[1]}}}}\\nAnswer:"
+doc_to_choice: ["A", "B"]
+doc_to_target: answer
+metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
+"""
+
+
+@pytest.fixture
+def task(here: Path) -> Path:
+    """A folder with the task."""
+    pytest.importorskip("lm_eval", reason="needs lm-eval: pip install 'expunge[lm-eval]'")
+    folder = here / "tasks"
+    folder.mkdir()
+    rows = [{"question": f"Who lives at {i}?", "choices": ["Wren", "Oduya"], "answer": i % 2} for i in range(6)]
+    write_jsonl(folder / "test.jsonl", rows)
+    write_jsonl(folder / "dev.jsonl", rows[:1])
+    (folder / "village.yaml").write_text(TASK.format(folder=folder))
+    return folder
+
+
+def test_a_local_task_feeds_the_final_score(here: Path, task: Path, expunge: Run) -> None:
+    documents = [{"id": str(i), "document": f"Once upon a time, {i} ships"} for i in range(3)]
+    folder = here / "official"
+    folder.mkdir()
+    for name in ("forget", "retain"):
+        (folder / f"{name}.jsonl").write_bytes(Path(f"lume/{name}.jsonl").read_bytes())
+        write_jsonl(folder / ("member.jsonl" if name == "forget" else "nonmember.jsonl"), documents)
+    data = ("--benchmark", "lume", "--data", "official")
+    result = expunge(*SMALL, *data, "--tasks", "mmlu_village", "--task-path", "tasks", "--limit", "5")
+    assert result.code == 0, result.err
+    results = json.loads(Path("r.json").read_text())
+    metric = results["metrics"]["all/mmlu_village_acc"]
+    values = read_examples_file("r.parquet")["all", "mmlu_village_acc"]
+    assert len(values) == metric["n"] == 5
+    assert metric["value"] == pytest.approx(sum(values.values()) / 5)
+    assert results["mmlu"] == metric["value"]
+    assert results["final_score"] == pytest.approx(
+        (results["task_aggregate"] + results["mia_score"] + metric["value"]) / 3
+    )
+    assert "it/s" not in result.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--tasks", "mmlu_village", "--task-path", "nowhere"), "--task-path nowhere: no such folder"),
+        (("--tasks", ","), "--tasks is empty"),
+    ],
+)
+def test_tasks_that_cannot_be_run(here: Path, task: Path, expunge: Run, arguments: tuple, message: str) -> None:
+    before = set(snapshot(here))
+    result = expunge(*SMALL, *CUSTOM, *arguments)
+    assert result.code == 2
+    assert message in result.err
+    assert set(snapshot(here)) == before
+
+
+def test_an_unknown_task_is_named(here: Path, task: Path, expunge: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = SimpleNamespace(all_tasks=["mmlu_village"])  # reading lm-eval's own list takes 12 s
+    monkeypatch.setattr(import_module("expunge.evaluate.utility"), "_manager", lambda tasks, path: known)
+    result = expunge(*SMALL, *CUSTOM, "--tasks", "mmlu_village,astrology", "--task-path", "tasks")
+    assert result.code == 2
+    assert "lm-eval knows no astrology" in result.err
+    assert not Path("r.json").exists()
+
+
+def test_without_lm_eval_the_way_to_it_is_said(here: Path, expunge: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(import_module("expunge.evaluate.utility"), "find_spec", lambda name: None)
+    result = expunge(*SMALL, *CUSTOM, "--tasks", "mmlu")
+    assert result.code == 2
+    assert "pip install 'expunge[lm-eval]'" in result.err
+
+
+def test_two_sources_of_mmlu_contradict_each_other(here: Path, expunge: Run) -> None:
+    result = expunge(*SMALL, "--benchmark", "lume", "--data", "lume", "--tasks", "mmlu", "--mmlu", "0.4")
+    assert result.code == 2
+    assert "--mmlu and --tasks mmlu contradict each other" in result.err
