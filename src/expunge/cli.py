@@ -203,7 +203,10 @@ def _read_config(name: str) -> dict[str, Any]:
     import yaml
 
     try:
-        settings = yaml.safe_load(Path(name).read_text(encoding="utf-8"))
+        text = Path(name).read_text(encoding="utf-8")
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):  # a few can grow beyond all bounds
+            raise ConfigError(f"--config {name}: holds an alias (*name), which settings have no use for")
+        settings = yaml.safe_load(text)
     except UnicodeDecodeError as error:
         raise ConfigError(f"--config {name}: not YAML, byte {error.start + 1} is not UTF-8") from None
     except yaml.YAMLError as error:

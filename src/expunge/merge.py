@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from expunge import run_dir
 from expunge.config import UnlearnConfig
 from expunge.data.tokenize import Join, TokenizedExample, tokenize_all
-from expunge.errors import RunError
+from expunge.errors import ConfigError, RunError
 from expunge.model.adapter import attach_adapter
 from expunge.model.load import LoadedModel, base_name, load_model
 from expunge.model.logps import mean_losses, sequence_logps
@@ -106,8 +106,10 @@ def _settings(path: Path) -> UnlearnConfig:
         RunError: They are not what a run writes.
     """
     try:
-        return UnlearnConfig(**yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (yaml.YAMLError, UnicodeDecodeError, TypeError):
+        config = UnlearnConfig(**yaml.safe_load(path.read_text(encoding="utf-8")))
+        config.validate()
+        return config
+    except (yaml.YAMLError, UnicodeDecodeError, TypeError, ConfigError):
         raise RunError(f"{path}: not the settings of a run, it is damaged or from another version") from None
 
 

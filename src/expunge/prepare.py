@@ -1,6 +1,7 @@
 """Everything that an unlearning run needs before its first step, checked in the order of what it costs to check."""
 
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -91,7 +92,7 @@ def prepare(config: UnlearnConfig, say: Callable[[str], None]) -> Prepared:
     config.validate()
     for name in ("model", "forget", "retain", "holdout", "data"):
         source = getattr(config, name)
-        if source and Path(source).exists() and Path(source).resolve().is_relative_to(Path(config.output).resolve()):
+        if source and os.path.exists(source) and Path(source).resolve().is_relative_to(Path(config.output).resolve()):
             raise ConfigError(f"--output {config.output} holds --{name} {source}: choose another place")
     check_trackers(config.report_to)
     sets, warnings = read_sets(config)
@@ -149,7 +150,9 @@ def check_trackers(report_to: str | None) -> None:
     for name in report_to.split(",") if report_to else []:
         if name not in available:
             there = ", ".join(available) or "none"
-            raise ConfigError(f"--report-to {name}: unknown or not installed; there is {there} (expunge[tensorboard])")
+            raise ConfigError(
+                f"--report-to {name or report_to}: unknown or not installed; there is {there} (expunge[tensorboard])"
+            )
 
 
 def _check_finite(loaded: LoadedModel, report: JoinReport) -> None:

@@ -108,6 +108,13 @@ def check_new(path: Path | str, *, overwrite: bool = False) -> None:
         RunError: Something other than an empty folder is there and it may not, or must not, be removed.
     """
     path = Path(path)
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise RunError(f"--output {str(path)[:100]}: cannot be used ({reason}): give another --output") from None
     if not os.path.lexists(path):
         parent = next(folder for folder in path.absolute().parents if os.path.lexists(folder))
         if not parent.is_dir():

@@ -1,5 +1,6 @@
 """The machine is at fault: a full or read-only disk, too little memory, damaged weights. One clear line each time, and
-what was good before stays good."""
+what was good before stays good.
+"""
 
 import os
 import shutil

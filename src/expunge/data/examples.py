@@ -5,6 +5,7 @@ and reason, never skipped or mended, and no message shows a row's text.
 """
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -184,7 +185,7 @@ def _example(row: dict[str, Any], where: str, default_id: str, columns: Mapping[
     else:
         prompt = text_cell(row, columns["prompt"], where) if "prompt" in columns else ""
         completion = text_cell(row, columns["completion"], where)
-    if not completion.strip():
+    if _blank(completion):
         raise DataError(f"{where}: field '{columns['completion']}' is empty: every row needs a completion")
     row_id = _id(row, columns["id"], where) if _has(row, columns, "id") else default_id
     task, kind = (text_cell(row, columns[key], where) if _has(row, columns, key) else "" for key in ("task", "kind"))
@@ -194,6 +195,11 @@ def _example(row: dict[str, Any], where: str, default_id: str, columns: Mapping[
         ending = re.search(r"(sc|qa)[0-9]+\Z", row_id)
         kind = ending[1] if ending else ""
     return Example(row_id, prompt, completion, task, kind, where, turns)
+
+
+def _blank(text: str) -> bool:
+    """Whether there is nothing to be seen: white space, control and zero-width characters at most."""
+    return all(char.isspace() or unicodedata.category(char) in ("Cc", "Cf") for char in text)
 
 
 def _has(row: Mapping[str, Any], columns: Mapping[str, str], key: str) -> bool:
@@ -234,7 +240,7 @@ def _id(row: Mapping[str, Any], column: str, where: str) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     text = text_cell(row, column, where)
-    if not text.strip():
+    if _blank(text):
         raise DataError(f"{where}: field '{column}' is empty: give the row an id, or leave the column out")
     return text
 

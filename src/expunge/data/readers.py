@@ -43,6 +43,8 @@ def _read(source: str | Path) -> list[Row]:
     if path.is_dir():
         return _read_saved(path, None)
     if path.exists():
+        if not path.is_file():
+            raise DataError(f"{source}: is not a file but a pipe or device: write its content to a file first")
         reader = READERS.get(path.suffix.lower())
         if not reader:
             raise DataError(f"{source}: unknown format '{path.suffix}': give a {', '.join(READERS)} file")
@@ -70,9 +72,22 @@ def _read_text(path: Path) -> str:
     return text
 
 
+class _TwoFieldsError(Exception):
+    """An object names a field twice, so that one of its values would be lost."""
+
+
+def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        raise _TwoFieldsError
+    return row
+
+
 def _parse_json(text: str, path: Path, first_line: int = 1, hint: str = "") -> Any:
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_pairs)
+    except _TwoFieldsError:
+        raise DataError(f"{path}:{first_line}: two fields of an object have the same name{hint}") from None
     except json.JSONDecodeError as error:
         line = first_line + error.lineno - 1
         raise DataError(f"{path}:{line}: invalid JSON at column {error.colno}: {error.msg}{hint}") from None

@@ -188,5 +188,10 @@ def _apply_template(tokenizer: PreTrainedTokenizerBase, example: Example, *, com
     turns = list(example.messages or ()) or [{"role": "user", "content": example.prompt}]
     if completed:
         turns = [*turns, {"role": "assistant", "content": example.completion}]
-    ids = tokenizer.apply_chat_template(turns, add_generation_prompt=not completed, tokenize=True, return_dict=False)
-    return list(ids)
+    try:
+        return list(tokenizer.apply_chat_template(turns, add_generation_prompt=not completed, return_dict=False))
+    except Exception as error:  # a template is a program; its message may hold the text
+        raise ConfigError(
+            f"--join chat: {example.source or example.id}: the tokenizer's chat template fails on this row "
+            f"({type(error).__name__}): choose another --join"
+        ) from None

@@ -71,7 +71,10 @@ def add_adapter(loaded: LoadedModel, *, rank: int, alpha: float | None, modules:
         bias="none",
         fan_in_fan_out=conv,
     )
-    model = get_peft_model(base, config)
+    try:
+        model = get_peft_model(base, config)
+    except ValueError:
+        raise ConfigError(f"--target-modules {modules}: the model has no layer to adapt") from None
     full = max(min(layer.in_features, layer.out_features) for layer in model.modules() if isinstance(layer, LoraLayer))
     if rank > full:
         model.unload()

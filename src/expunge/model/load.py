@@ -88,7 +88,7 @@ def pick_device(name: str = "auto") -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()  # a device without memory of its own has no item
     except (RuntimeError, AssertionError) as error:
         raise ModelError(f"--device {name}: {str(error).splitlines()[0]}") from None
     return device
@@ -115,7 +115,7 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedT
     own = Path(name) / "tokenizer_config.json"
     try:
         return AutoTokenizer.from_pretrained(name if own.exists() else base, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+    except Exception as error:  # what damaged files can make of it has no bounds
         raise ModelError(f"--model {name}: no usable tokenizer ({_first_line(error)})") from None
 
 
@@ -160,7 +160,9 @@ def load_model(
         model, report = AutoModelForCausalLM.from_pretrained(
             own_base, dtype=stored, output_loading_info=True, **options
         )
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+    except (torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:  # as for the tokenizer
         if "sdpa" not in str(error) and "scaled_dot_product" not in str(error):
             raise ModelError(f"--model {own_base}: cannot be loaded ({_first_line(error)})") from None
         options["attn_implementation"] = "eager"
@@ -201,14 +203,20 @@ def check_model(name: str, *, trust_remote_code: bool = False) -> None:
         raise ModelError(f"--model {name}: not a model folder, there is no config.json in it")
     if not folder.exists() and (folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1):
         raise ModelError(f"--model {name}: no such folder")
+    if folder.is_dir():
+        check_paths(folder)
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # as for the tokenizer
+        if not trust_remote_code and "trust_remote_code" in str(error):
+            raise ModelError(
+                f"--model {name}: comes with code of its own, which is not run unless you trust its author and give "
+                "--trust-remote-code"
+            ) from None
         raise ModelError(f"--model {name}: cannot read its configuration ({_first_line(error)})") from None
     if type(config) not in AutoModelForCausalLM._model_mapping and not getattr(config, "auto_map", None):
         raise ModelError(f"--model {name}: architecture {config.model_type} is not a causal language model")
     if folder.is_dir():
-        check_paths(folder)
         weight_files(folder)
 
 
@@ -255,6 +263,8 @@ def base_name(name: str) -> str:
         base = PeftConfig.from_pretrained(name).base_model_name_or_path
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ModelError(f"--model {name}: cannot read its adapter_config.json ({_first_line(error)})") from None
+    if not isinstance(base, str | None):
+        raise ModelError(f"--model {name}: its adapter_config.json names no base model but a {type(base).__name__}")
     if not base:
         raise ModelError(f"--model {name}: its adapter_config.json names no base model")
     beside = Path(name) / base
