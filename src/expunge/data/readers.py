@@ -28,7 +28,7 @@ def read_rows(source: str | Path) -> list[Row]:
     try:
         return _read(source)
     except OSError as error:
-        raise DataError(f"{source}: cannot be read: {error.strerror or error}") from error
+        raise DataError(f"{source}: cannot be read: {error.strerror or _first_line(error)}") from error
 
 
 def stem(source: str | Path) -> str:
@@ -154,9 +154,13 @@ def _read_parquet(path: Path) -> list[Row]:
 
     try:
         table = pq.ParquetFile(path).read()
-    except pa.ArrowException as error:
-        raise DataError(f"{path}: invalid Parquet: {_first_line(error)}") from error
-    if len(set(table.column_names)) < len(table.column_names):
+        names = table.column_names
+    except (pa.ArrowException, UnicodeDecodeError, ValueError, OSError) as error:
+        if isinstance(error, OSError) and error.errno:
+            raise  # the disk's fault, not the file's
+        reason = "a name in it is not UTF-8" if isinstance(error, UnicodeDecodeError) else _first_line(error)
+        raise DataError(f"{path}: invalid Parquet: {reason}") from error
+    if len(set(names)) < len(names):
         raise DataError(f"{path}: two columns have the same name")
     return _number(_table_rows(table, str(path)), str(path))
 
@@ -164,12 +168,14 @@ def _read_parquet(path: Path) -> list[Row]:
 def _table_rows(table: Any, where: str) -> list[dict[str, Any]]:
     try:
         rows: list[dict[str, Any]] = table.to_pylist()
-    except UnicodeDecodeError:
+    except (ValueError, OverflowError):  # as UnicodeDecodeError is, too
         for number in range(table.num_rows):
             try:
                 table.slice(number, 1).to_pylist()
             except UnicodeDecodeError:
                 raise DataError(f"{where}, row {number + 1}: invalid UTF-8") from None
+            except (ValueError, OverflowError):
+                raise DataError(f"{where}, row {number + 1}: a value that is out of range") from None
         raise
     return rows
 
