@@ -52,7 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"expunge: error: {message}\n")
         return 2
     except KeyboardInterrupt as error:
-        sys.stderr.write(f"expunge: interrupted{f': {error}' if str(error) else ''}\n")
+        if os.environ.get("RANK", "0") == "0":  # of several processes, the first speaks
+            sys.stderr.write(f"expunge: interrupted{f': {error}' if str(error) else ''}\n")
         return 130
     except BrokenPipeError:
         sys.stderr.close()

@@ -103,7 +103,10 @@ class Run:
             RunError: A resumed run differs from the one that is there; the message names the difference.
         """
         identity = {
-            "settings": {k: v for k, v in dataclasses.asdict(config).items() if k not in NOT_PART_OF_THE_RESULT},
+            "settings": {
+                **{k: v for k, v in dataclasses.asdict(config).items() if k not in NOT_PART_OF_THE_RESULT},
+                "device": prepared.loaded.device.type,  # whichever it is of several
+            },
             "data": {name: _hash_rows(getattr(prepared, name)) for name in ("forget", "retain", "holdout")},
             "model_sha256": model_fingerprint(config.model, getattr(prepared.loaded.base.config, "_commit_hash", None)),
         }

@@ -16,17 +16,19 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from expunge.config import UnlearnConfig
-from expunge.data.batches import Plan, Step, micro_batches, size_of
+from expunge.data.batches import Plan, Step, halved, micro_batches, size_of
 from expunge.data.tokenize import TokenizedExample
 from expunge.errors import ConfigError, TrainingError
 from expunge.interrupt import StopRequest
 from expunge.model.adapter import add_adapter, recompute_layers, trainable
+from expunge.model.load import pick_device
 from expunge.model.logps import mean_losses
 from expunge.model.reference import RowValues, Side, cache_folder, compute_reference
 from expunge.prepare import Prepared, prepare
+from expunge.processes import ALONE, Processes, together
 from expunge.progress import Reporter
 from expunge.run import Outcome, Run
-from expunge.terms import Row, count, loss_terms, retain_span, weighted_sum
+from expunge.terms import Counts, Row, count, loss_terms, retain_span, weighted_sum
 
 MICRO_BATCH_TOKENS = {"cpu": 4096, "cuda": 16384}
 """Area of one forward and backward pass, per device type."""
@@ -50,6 +52,11 @@ def unlearn(config: UnlearnConfig, reporter: Reporter | None = None) -> Outcome:
     config.validate()
     if config.dry_run:
         raise ConfigError("dry_run is for expunge.plan.forecast and the command line: nothing is to be trained")
+    with together(pick_device(config.device)) as processes:
+        return _unlearn(config, reporter, processes)
+
+
+def _unlearn(config: UnlearnConfig, reporter: Reporter, processes: Processes) -> Outcome:
     run = Run.check(config)
     begun = time.perf_counter()
     prepared = prepare(config, reporter.say)
@@ -67,18 +74,19 @@ def unlearn(config: UnlearnConfig, reporter: Reporter | None = None) -> Outcome:
     run.open(config, prepared)
     texts = sum(map(len, sets.values()))
     with reporter.track("losses before", texts) as advance:  # a fresh adapter changes nothing
-        before = mean_losses(prepared.loaded, sets, progress=advance)
+        before = mean_losses(prepared.loaded, sets, processes=processes, progress=advance)
     if config.report_to:
         accelerator.init_trackers("expunge", config={"recipe": config.recipe, "seed": config.seed})
-    with cache_folder(run.path / "cache") as cache:
-        trainer.compute_reference(reporter, cache, run.fingerprint)
+    with cache_folder(run.path / "cache", processes) as cache:
+        trainer.compute_reference(reporter, cache, run.fingerprint, processes)
         start = run.restore(trainer) if config.resume else 0
+        processes.agree(start, "checkpoints")
         training_begun = time.perf_counter()
         train(trainer, run, reporter, start)
         training_seconds = time.perf_counter() - training_begun
 
     with reporter.track("losses after", texts) as advance:
-        after = mean_losses(prepared.loaded, sets, progress=advance)
+        after = mean_losses(prepared.loaded, sets, processes=processes, progress=advance)
     accelerator.end_training()
     return run.finish(
         prepared,
@@ -130,6 +138,8 @@ class Trainer:
         self.plan = make_plan(prepared)
         self.num_steps = min(self.plan.num_steps, config.max_steps or self.plan.num_steps)
         self.reference: dict[str, RowValues] = {}
+        self.rows_that_fit = 2**31
+        """Most rows of a micro-batch, found when the device's memory ran out."""
         self.model = add_adapter(
             self.loaded,
             rank=config.lora_rank,
@@ -143,19 +153,21 @@ class Trainer:
         self.parameters = trainable(self.model)
         self.optimizer = torch.optim.Adam(self.parameters, lr=config.learning_rate or 0.0)
 
-    def compute_reference(self, reporter: Reporter, cache: Path | None = None, key: str = "") -> None:
+    def compute_reference(
+        self, reporter: Reporter, cache: Path | None = None, key: str = "", processes: Processes = ALONE
+    ) -> None:
         """Look once at all rows with the adapter off; must come before the first step.
 
         Args:
             reporter: Told about the pass.
             cache: Folder for a reference that is too large for the memory; in memory whatever its size when None.
             key: Fingerprint of the run: with a whole reference of the same key in `cache` there is no pass.
+            processes: Those that share the pass.
         """
         sides = reference_sides(self.config, self.forget, self.retain)
         with reporter.track("reference", sum(len(side.rows) for side in sides.values())) as advance:
-            process = self.accelerator.process_index
             self.reference = compute_reference(
-                self.loaded, sides, folder=cache, key=key, process=process, progress=advance
+                self.loaded, sides, folder=cache, key=key, processes=processes, progress=advance
             )
 
     def lengths(self, step: Step) -> list[int]:
@@ -191,14 +203,8 @@ class Trainer:
         rows = self.rows(step)
         counts = count(rows, self.config)
         groups = micro_batches(self.lengths(step), self.micro_batch_tokens(step), packed=self.packed)
-        terms = dict.fromkeys(TERMS, 0.0)
-        self.optimizer.zero_grad()
-        for group in groups[self.accelerator.process_index :: self.accelerator.num_processes]:
-            own = loss_terms(self.loaded, [rows[i] for i in group], counts, self.config)
-            weighted_sum(own, self.config).backward()
-            for name, value in own.items():
-                terms[name] += value.item()
-        terms = self._sum_over_processes(terms)
+        own = groups[self.accelerator.process_index :: self.accelerator.num_processes]
+        terms = self._sum_over_processes(self._accumulate(rows, own, counts))
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None]).item()
         result = {"loss": weighted_sum(terms, self.config), **terms, "grad_norm": norm}
         if not all(math.isfinite(value) for value in result.values()):
@@ -216,6 +222,36 @@ class Trainer:
             settings["lr"] = rate
         self.optimizer.step()
         return {**result, "learning_rate": rate}
+
+    def _accumulate(self, rows: list[Row], groups: list[list[int]], counts: Counts) -> dict[str, float]:
+        """Gradients and terms of this process's micro-batches; halved, and all of it done again, until they fit.
+
+        Every mean has the whole step's denominator, so smaller micro-batches give the same sums.
+
+        Raises:
+            TrainingError: A single row does not fit into the device's memory.
+        """
+        terms = dict.fromkeys(TERMS, 0.0)
+        self.optimizer.zero_grad()
+        try:
+            for part in (part for group in groups for part in halved(group, self.rows_that_fit)):
+                own = loss_terms(self.loaded, [rows[i] for i in part], counts, self.config)
+                weighted_sum(own, self.config).backward()
+                for name, value in own.items():
+                    terms[name] += value.item()
+        except torch.OutOfMemoryError as error:
+            most = min(max(map(len, groups)), self.rows_that_fit)
+            if most == 1:
+                longest = max(len(rows[i].text) for group in groups for i in group)
+                raise TrainingError(
+                    f"out of memory on {self.loaded.device} with one row at a time (the longest has {longest:,} "
+                    "tokens): lower --max-length or give --gradient-checkpointing"
+                ) from error
+            self.rows_that_fit = (most + 1) // 2
+        else:
+            return terms
+        torch.cuda.empty_cache()  # outside of the handler, which holds the tensors of the failed pass
+        return self._accumulate(rows, groups, counts)
 
     def _sum_over_processes(self, terms: dict[str, float]) -> dict[str, float]:
         """Sum gradients and terms: an adapter's gradient is small, so one reduction carries all of it."""

@@ -1,10 +1,6 @@
 """Settings that must not change a run: how rows are laid out, how many processes share the work, and repetition."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -15,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from expunge import UnlearnConfig
+from expunge.errors import TrainingError
 from tiny import save_tiny
 
 module = import_module("expunge.unlearn")
@@ -176,49 +173,40 @@ def test_holdout_is_never_trained_on(train: Callable[..., Path], data: Path) -> 
     assert file_bytes(train("plain")) == file_bytes(train("held", holdout=str(data / "retain.jsonl")))
 
 
-def test_two_processes_equal_one(data: Path, tmp_path: Path) -> None:
-    """The command line under a launcher: gloo on the CPU, each micro-batch on one of the processes."""
-    arguments = (
-        "unlearn", "--model", "model", "--forget", "forget.jsonl", "--retain", "retain.jsonl", "--max-steps", "4",
-        "--rows-per-step", "8", "--lora-rank", "4", "--dtype", "float32", "--device", "cpu", "--join", "space",
-    )  # fmt: skip
-    # A budget below the step's rows, so that there is work for both.
-    program = (
-        "import sys; from importlib import import_module\n"
-        "import_module('expunge.unlearn').MICRO_BATCH_TOKENS = {'cpu': 100}\n"
-        "from expunge.cli import main\n"
-        "sys.exit(main(sys.argv[1:]))\n"
-    )
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    source = str(Path(import_module("expunge").__file__ or "").parents[1])
-    common = {**os.environ, "PYTHONPATH": source, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    launched = {
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
-    }  # fmt: skip
+def out_of_memory_above(rows: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A device on which more than `rows` rows at once do not fit; gives the sizes that were tried.
 
-    def start(output: str, **extra: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [sys.executable, "-c", program, *arguments, "--output", str(tmp_path / output)],
-            cwd=data, env=common | extra, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
+    The memory runs out in the backward pass, when part of the gradient is there already.
+    """
+    original, tried = module.loss_terms, []
 
-    pair = [start("two", RANK=str(rank), LOCAL_RANK=str(rank), **launched) for rank in range(2)]
-    try:
-        ends = [process.communicate(timeout=150) for process in pair]
-    finally:
-        for process in pair:
-            process.kill()
-    single = start("one")
-    _, errors = single.communicate(timeout=100)
+    def loss_terms(loaded: Any, batch: Any, *rest: Any) -> dict[str, torch.Tensor]:
+        terms = original(loaded, batch, *rest)
+        tried.append(len(batch))
+        if len(batch) > rows:
+            sum(terms.values()).backward()
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return terms
 
-    assert [process.returncode for process in pair] == [0, 0], ends
-    assert single.returncode == 0, errors
-    assert ends[1][0] == "", "only the first process speaks"
-    assert "unlearning 4/4" in ends[0][1]
-    assert "unlearning" not in ends[1][1]
-    assert_same_trajectory(tmp_path / "one", tmp_path / "two", tolerance=1e-6)
-    assert sorted(path.name for path in (tmp_path / "two").iterdir()) == sorted(
-        path.name for path in (tmp_path / "one").iterdir()
-    )
+    monkeypatch.setattr(module, "loss_terms", loss_terms)
+    return tried
+
+
+@pytest.mark.parametrize("rows", [3, 1])
+def test_out_of_memory_halves_the_micro_batches_and_repeats_the_step(
+    rows: int, train: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = train("whole")
+    tried = out_of_memory_above(rows, monkeypatch)
+    parts = train("parts")
+
+    assert_same_trajectory(whole, parts, tolerance=2e-4)
+    assert tried[0] > rows
+    assert max(tried[tried.index(rows if rows == 1 else 2) :]) <= rows, "what fits is known from then on"
+
+
+def test_out_of_memory_with_a_single_row_says_so(train: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    out_of_memory_above(0, monkeypatch)
+
+    with pytest.raises(TrainingError, match=r"out of memory on cpu with one row at a time .* lower --max-length"):
+        train("run")

@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).resolve().parents[2] / "src" / "expunge"
 MAX_LINES = 400
 
 LAYERS = (
-    "errors", "config", "progress", "interrupt", "run_dir", "kernels", "data", "model", "objectives",
+    "errors", "config", "progress", "interrupt", "processes", "run_dir", "kernels", "data", "model", "objectives",
     "terms", "prepare", "card", "run", "unlearn", "plan", "strength", "merge",
     "evaluate", "attacks", "tables", "report", "demo", "cli", "__main__", "__init__",
 )  # fmt: skip

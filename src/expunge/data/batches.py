@@ -142,6 +142,16 @@ class Plan:
         return [row for stretch in stretches for row in stretch]
 
 
+def halved(group: list[int], most: int) -> Iterator[list[int]]:
+    """The same rows in parts of at most `most`, by halving."""
+    if len(group) <= most:
+        yield group
+        return
+    middle = (len(group) + 1) // 2
+    yield from halved(group[:middle], most)
+    yield from halved(group[middle:], most)
+
+
 def micro_batches(lengths: Sequence[int], max_tokens: int, *, packed: bool = False) -> list[list[int]]:
     """Group rows: indices into `lengths`, at most `max_tokens` of area each (or a single row).
 

@@ -85,7 +85,9 @@ def pick_device(name: str = "auto") -> torch.device:
         ModelError: The device does not exist here.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda":  # each process of a launcher takes a device of its own
+        name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).item()  # a device without memory of its own has no item

@@ -18,6 +18,7 @@ from expunge.kernels import token_logps
 from expunge.model.head import backbone
 from expunge.model.load import LoadedModel
 from expunge.model.packing import packed_states
+from expunge.processes import ALONE, Processes
 
 
 def pad_right(sequences: Sequence[Sequence[int]], device: torch.device) -> Tensor:
@@ -92,6 +93,7 @@ def sequence_logps(
     sequences: Sequence[Sequence[int]],
     *,
     max_tokens: int = 8192,
+    processes: Processes = ALONE,
     progress: Callable[[int], None] | None = None,
 ) -> list[Tensor]:
     """Log-probability (nats) of every token but the first of each sequence, given what stands before it.
@@ -100,14 +102,19 @@ def sequence_logps(
         loaded: The model.
         sequences: Token ids.
         max_tokens: Padded area of one forward pass.
+        processes: Those that share the work; each gets all results.
         progress: Called with the number of sequences that have just been done.
 
     Returns:
         For each sequence an fp32 tensor of its length less one, on the CPU.
     """
-    results: list[Tensor] = [torch.empty(0)] * len(sequences)
     lengths = [len(ids) for ids in sequences]
-    for group in micro_batches(lengths, max_tokens, packed=loaded.packs(lengths)):
+    results = list(torch.zeros(sum(lengths) - len(lengths)).split([length - 1 for length in lengths]))
+    for number, group in enumerate(micro_batches(lengths, max_tokens, packed=loaded.packs(lengths))):
+        if progress:
+            progress(len(group))
+        if not processes.is_own(number):
+            continue
         batch = lay_out(loaded, [sequences[row] for row in group])
         targets = torch.cat(
             [torch.arange(start + 1, start + length) for start, length in zip(batch.starts, batch.lengths, strict=True)]
@@ -116,23 +123,27 @@ def sequence_logps(
             token_logps(final_states(loaded, batch)[targets - 1], loaded.head, batch.flat_ids[targets]).float().cpu()
         )
         for row, own in zip(group, logps.split([length - 1 for length in batch.lengths]), strict=True):
-            results[row] = own
-        if progress:
-            progress(len(group))
-    return results
+            results[row].copy_(own)
+    if processes.count == 1:
+        return results
+    return list(processes.total(torch.cat(results)).split([length - 1 for length in lengths]))
 
 
 def mean_losses(
     loaded: LoadedModel,
     sets: Mapping[str, Sequence[TokenizedExample]],
     *,
+    processes: Processes = ALONE,
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, float]:
-    """Mean negative log-likelihood of the completion tokens of each set that is not empty, in nats per token."""
+    """Mean negative log-likelihood of the completion tokens of each set that is not empty, in nats per token.
+
+    The processes share the forward passes; the mean is taken over the same values however many they are.
+    """
     losses = {}
     for name, rows in sets.items():
         if rows:
-            logps = sequence_logps(loaded, [row.input_ids for row in rows], progress=progress)
+            logps = sequence_logps(loaded, [row.input_ids for row in rows], processes=processes, progress=progress)
             own = [values[row.targets("completion").start - 1 :] for row, values in zip(rows, logps, strict=True)]
             losses[name] = -torch.cat(own).mean().item()
     return losses

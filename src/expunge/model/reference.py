@@ -22,12 +22,14 @@ from expunge.kernels import token_logps
 from expunge.model.load import LoadedModel
 from expunge.model.logps import final_states, lay_out, target_index
 from expunge.model.tensor_file import FileTensor, TensorFile
+from expunge.processes import ALONE, Processes
 
 MEMORY_BYTES = 2**28
 """A reference up to this size stays in main memory; a larger one goes to a file, if there is a folder for it."""
 MAX_TOKENS = 8192
 """Padded area of one forward pass."""
-FILE_NAME = "reference-{process}.safetensors"
+FILE_NAME = "reference-{node}.safetensors"
+"""One file on each machine, whose processes write it together."""
 
 What = Literal["logps", "states"]
 
@@ -94,7 +96,7 @@ def compute_reference(
     *,
     folder: Path | None = None,
     key: str = "",
-    process: int = 0,
+    processes: Processes = ALONE,
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, RowValues]:
     """One forward pass over all rows with the adapter off; or the file of an earlier one, if it has the same key.
@@ -104,7 +106,8 @@ def compute_reference(
         sides: Name -> rows, each row with at least one target.
         folder: Where a reference above `MEMORY_BYTES` is kept; in main memory whatever its size when None.
         key: Fingerprint of everything that the values depend on.
-        process: Number of this process among those that share the work: each has a file of its own.
+        processes: Those that share the work. In memory each gets all values; in files, the processes of one machine
+            write one together, so nothing has to be sent.
         progress: Called with the number of rows that have just been done.
 
     Returns:
@@ -117,21 +120,30 @@ def compute_reference(
     with off:
         layout = reference_layout(loaded, sides)
         if folder is None or layout_bytes(layout) <= MEMORY_BYTES:
-            memory = {name: torch.empty(shape, dtype=dtype) for name, (dtype, shape) in layout.items()}
-            return _fill(loaded, sides, memory, progress)
-        file = TensorFile(folder / FILE_NAME.format(process=process), layout, key)
-        if not file.complete():
-            file.create()
+            memory = {name: torch.zeros(shape, dtype=dtype) for name, (dtype, shape) in layout.items()}
+            _fill(loaded, sides, memory, progress, processes)
+            return {name: RowValues(processes.total(flat), sides[name].sizes()) for name, flat in memory.items()}
+        local = processes.on_this_machine()
+        node = processes.index // local.count
+        file = TensorFile(folder / FILE_NAME.format(node=node), layout, key)
+        if processes.any(not file.complete()):
             try:
-                _fill(loaded, sides, file.tensors(partial=True), progress)
-                file.finish()
+                if local.index == 0:
+                    file.create()
+                processes.wait()
+                _fill(loaded, sides, file.tensors(partial=True), progress, local)
+                processes.wait()
+                if local.index == 0:
+                    file.finish()
+                processes.wait()
             finally:
-                file.partial.unlink(missing_ok=True)
+                if local.index == 0:
+                    file.partial.unlink(missing_ok=True)
         return {name: RowValues(flat, sides[name].sizes()) for name, flat in file.tensors().items()}
 
 
 @contextmanager
-def cache_folder(path: Path) -> Iterator[Path]:
+def cache_folder(path: Path, processes: Processes = ALONE) -> Iterator[Path]:
     """A folder for the reference of one run: it goes when the run ends or fails, and stays when it is interrupted.
 
     What it holds are activations of retain texts and numbers of forget texts. An interrupted run goes on from it.
@@ -143,7 +155,8 @@ def cache_folder(path: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(path, ignore_errors=True)
         raise
-    if path.exists():
+    processes.wait()  # another one may still read
+    if processes.local_index == 0 and path.exists():
         shutil.rmtree(path)
 
 
@@ -152,11 +165,16 @@ def _fill(
     sides: dict[str, Side],
     flats: dict[str, Tensor] | dict[str, FileTensor],
     progress: Callable[[int], None] | None,
-) -> dict[str, RowValues]:
+    processes: Processes,
+) -> None:
     values = {name: RowValues(flats[name], side.sizes()) for name, side in sides.items()}
     for name, side in sides.items():
         lengths = [len(row) for row in side.rows]
-        for group in micro_batches(lengths, MAX_TOKENS, packed=loaded.packs(lengths)):
+        for number, group in enumerate(micro_batches(lengths, MAX_TOKENS, packed=loaded.packs(lengths))):
+            if progress:
+                progress(len(group))
+            if not processes.is_own(number):
+                continue
             rows = [side.rows[index] for index in group]
             batch = lay_out(loaded, [row.input_ids for row in rows])
             _, positions = target_index(batch, rows, side.span)
@@ -165,6 +183,3 @@ def _fill(
                 own = token_logps(own, loaded.head, batch.flat_ids[positions])
             for index, row_values in zip(group, own.split([len(row.targets(side.span)) for row in rows]), strict=True):
                 values[name][index] = row_values
-            if progress:
-                progress(len(group))
-    return values

@@ -1,0 +1,254 @@
+"""Several processes that share one run: their places, their sums, and how one that fails takes the others along.
+
+A launcher (`accelerate launch`, `torchrun`) starts the processes and sets RANK, WORLD_SIZE, LOCAL_RANK and the address
+where they meet. Each of them computes its part of the work; the first one alone writes and speaks.
+"""
+
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from expunge.errors import RunError, UserError
+
+Item = TypeVar("Item")
+POLL_SECONDS = 0.5
+"""How often a process looks whether another one has failed."""
+GRACE_SECONDS = 30.0
+"""Time for an interrupted run to save what it has, and for all processes to come to the end."""
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The place of this process among those that share the work.
+
+    Attributes:
+        index: Number of this process.
+        count: Processes of the run.
+        local_index: Number of this process on its machine.
+        local_count: Processes on its machine.
+    """
+
+    index: int = 0
+    count: int = 1
+    local_index: int = 0
+    local_count: int = 1
+
+    def is_own(self, number: int) -> bool:
+        """Whether this process does piece `number` of the work."""
+        return number % self.count == self.index
+
+    def on_this_machine(self) -> "Processes":
+        """The processes of this machine alone."""
+        return Processes(self.local_index, self.local_count, self.local_index, self.local_count)
+
+    def total(self, values: Tensor) -> Tensor:
+        """Sum over the processes; where each has filled its own part of zeros, that puts the parts together exactly."""
+        if self.count == 1:
+            return values
+        device = _device()
+        summed = values.to(device)
+        dist.all_reduce(summed)
+        return summed.to(values.device)
+
+    def any(self, flag: bool) -> bool:
+        """Whether `flag` is set in any process."""
+        return self.total(torch.tensor([int(flag)])).item() > 0
+
+    def agree(self, number: int, what: str) -> None:
+        """Check that all processes have the same number.
+
+        Raises:
+            RunError: They differ.
+        """
+        numbers = torch.zeros(self.count, dtype=torch.int64)
+        numbers[self.index] = number
+        found = self.total(numbers).tolist()
+        if len(set(found)) > 1:
+            raise RunError(
+                f"the processes see different {what} ({', '.join(map(str, found))}): --output and the data must be on "
+                "a file system that all machines share"
+            )
+
+    def gather(self, own: Any) -> list[Any]:
+        """What every process gives, in the order of the processes."""
+        if self.count == 1:
+            return [own]
+        everyone: list[Any] = [None] * self.count
+        dist.all_gather_object(everyone, own)
+        return everyone
+
+    def wait(self) -> None:
+        """Come to the same point as all others."""
+        if self.count > 1:
+            dist.barrier()
+
+
+ALONE = Processes()
+
+
+def launched() -> bool:
+    """Whether a launcher has started several processes for one run."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
+
+
+def current() -> Processes:
+    """The processes of the run that is on."""
+    if not dist.is_available() or not dist.is_initialized():
+        return ALONE
+    rank, count = dist.get_rank(), dist.get_world_size()
+    local_count = int(os.environ.get("LOCAL_WORLD_SIZE", str(count)))
+    return Processes(rank, count, int(os.environ.get("LOCAL_RANK", str(rank))), local_count)
+
+
+@contextmanager
+def together(device: torch.device) -> Iterator[Processes]:
+    """Meet the other processes of the run; within the context, an error of one of them ends all.
+
+    Args:
+        device: Where this process computes.
+
+    Raises:
+        RunError: Another process is gone.
+    """
+    if not launched() or dist.is_initialized():
+        yield current()
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    store, rank, count = next(iter(dist.rendezvous("env://")))
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=count)
+    watch = _Watch(rank, count)
+    try:
+        yield current()
+    except BaseException as error:
+        watch.stop()
+        watch.fail(error)
+    else:
+        watch.stop()
+        watch.leave(GRACE_SECONDS)
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+class _Watch:
+    """Looks, beside the work, whether another process has failed; a process may wait for such a one for ever."""
+
+    def __init__(self, rank: int, count: int) -> None:
+        self.rank, self.count = rank, count
+        # A connection of its own: the group's may be busy with waiting.
+        self.store = dist.PrefixStore(
+            f"expunge-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}",
+            dist.TCPStore(
+                os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), None, False, timedelta(seconds=60), False
+            ),
+        )
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Look no more."""
+        self._ended.set()
+        self._thread.join()
+
+    def fail(self, error: BaseException) -> None:
+        """Tell the others why this process ends, unless one of them was first.
+
+        Raises:
+            BaseException: `error`, or a RunError with the message of the process that failed first.
+        """
+        lost = isinstance(error, RuntimeError) and any(
+            word in str(error) for word in ("Connection", "connection", "gloo", "NCCL", "Socket", "socket")
+        )
+        if isinstance(error, KeyboardInterrupt):
+            note = {"process": self.rank, "interrupted": True, "message": str(error)}
+        else:
+            text = str(error) if isinstance(error, UserError) else f"{type(error).__name__} (a bug in Expunge)"
+            note = {"process": self.rank, "interrupted": False, "message": text}
+        first = self._first_failure(2.0 if lost else 0.0)
+        if first is None and lost:
+            raise RunError(
+                "another process of this run is gone, perhaps killed for its memory: look at the system's log; "
+                "--resume goes on from the last checkpoint"
+            ) from error
+        if first is None and self._add("failures") == 1:
+            self._set("failure", json.dumps(note))
+            self.leave()
+            raise error
+        first = first or self._first_failure(2.0)
+        self.leave()
+        if first is None or isinstance(error, KeyboardInterrupt):
+            raise error
+        if first["message"] == note["message"]:
+            raise SystemExit(2) from None  # the first has said it
+        raise RunError(_told(first)) from error
+
+    def leave(self, seconds: float = 10 * POLL_SECONDS) -> None:
+        """The last word with the others; the first process may hold the store, so it lets them go before."""
+        gone = self._add("gone")
+        deadline = time.monotonic() + seconds
+        while self.rank == 0 and gone < self.count and time.monotonic() < deadline:
+            time.sleep(POLL_SECONDS / 10)
+            gone = self._add("gone", 0)
+
+    def _look(self) -> None:
+        while not self._ended.wait(POLL_SECONDS):
+            first = self._first_failure(0.0)
+            if first is None:
+                continue
+            if first["interrupted"] and self._ended.wait(GRACE_SECONDS):
+                return
+            if self._ended.is_set():
+                return
+            self.leave()
+            if not first["interrupted"]:
+                sys.stderr.write(f"expunge: error: {_told(first)}\n")
+                sys.stderr.flush()
+            os._exit(130 if first["interrupted"] else 2)  # the work may wait for the other one without end
+
+    def _first_failure(self, seconds: float) -> dict[str, Any] | None:
+        deadline = time.monotonic() + seconds
+        while True:
+            try:
+                if self.store.check(["failure"]):
+                    note: dict[str, Any] = json.loads(self.store.get("failure"))
+                    return note
+            except (RuntimeError, ValueError):
+                return None  # the store is gone, and with it what it could tell
+            if time.monotonic() >= deadline:
+                return None
+            time.sleep(POLL_SECONDS / 10)
+
+    def _add(self, key: str, amount: int = 1) -> int:
+        try:
+            return self.store.add(key, amount)
+        except RuntimeError:  # as above: nobody is left to tell
+            return self.count + 1
+
+    def _set(self, key: str, value: str) -> None:
+        try:
+            self.store.set(key, value)
+        except RuntimeError:
+            return
+
+
+def _told(note: dict[str, Any]) -> str:
+    return f"process {note['process']} failed: {' '.join(note['message'].split())}"
+
+
+def _device() -> torch.device:
+    """Where sums over the processes are taken."""
+    return torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")

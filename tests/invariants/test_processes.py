@@ -1,0 +1,128 @@
+"""Two and three processes: the losses and the adapter of one, and an end of one is the end of all."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from launch import launch
+from tiny import save_tiny
+
+COMMAND = (
+    "unlearn", "--model", "model", "--forget", "forget.jsonl", "--retain", "retain.jsonl", "--holdout", "holdout.jsonl",
+    "--rows-per-step", "5", "--max-steps", "7", "--save-every", "2", "--lora-rank", "4", "--dtype", "float32",
+    "--device", "cpu", "--join", "space", "--end-of-text", "yes", "--learning-rate", "0.01",
+)  # fmt: skip
+MARKER = "Zarquon"
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with model/, the data and one/, the run of a single process: 5 rows a step, 7 forget and 9 retain."""
+    folder = tmp_path_factory.mktemp("processes")
+    save_tiny(folder / "model", "llama")
+    for name, count in (("forget", 7), ("retain", 9), ("holdout", 2)):
+        rows = [
+            {
+                "input": f"Where does {MARKER if name == 'forget' else name} {i} live?" + " Say it." * (i * 3 % 7),
+                "output": f"At {i} Larch Lane" + ", by the old mill" * (i * 5 % 4) + ".",
+            }
+            for i in range(count)
+        ]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (end,) = launch(1, folder, *COMMAND, "--output", "one")
+    assert end.code == 0, end.err
+    return folder
+
+
+@pytest.fixture
+def folder(template: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(template, tmp_path / "work"))
+
+
+def largest_differences(first: Path, second: Path) -> tuple[float, float]:
+    """Of the losses of a step (relative), and of the adapters' weights (absolute)."""
+    logs = [[json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()] for run in (first, second)]
+    losses = max(
+        abs(one[name] - other[name]) / max(1e-3, abs(one[name]))
+        for one, other in zip(*logs, strict=True)
+        for name in ("loss", "npo", "retain_nll", "retain_kl", "grad_norm")
+    )
+    weights = [load_file(run / "adapter/adapter_model.safetensors") for run in (first, second)]
+    return losses, max((weights[0][name] - weights[1][name]).abs().max().item() for name in weights[0])
+
+
+@pytest.mark.parametrize(("count", "prepare"), [(2, "nothing"), (3, "nothing"), (3, "reference_in_files")])
+def test_the_same_losses_and_the_same_adapter(count: int, prepare: str, folder: Path) -> None:
+    ends = launch(count, folder, *COMMAND, "--output", "many", prepare=prepare)
+
+    assert [end.code for end in ends] == [0] * count, ends
+    assert all(end.out == end.err == "" for end in ends[1:]), "only the first process speaks"
+    losses, weights = largest_differences(folder / "one", folder / "many")
+    assert losses < 1e-5
+    assert weights < 1e-5
+    manifests = [json.loads((folder / run / "manifest.json").read_text()) for run in ("one", "many")]
+    before, after = (manifest["loss_nats_per_completion_token"] for manifest in manifests)
+    for name in ("forget", "retain", "holdout"):
+        assert before[name]["before"] == pytest.approx(after[name]["before"], abs=1e-6)
+        assert before[name]["after"] == pytest.approx(after[name]["after"], abs=1e-4)
+    assert not (folder / "many/cache").exists()
+    assert sorted(path.name for path in (folder / "many").iterdir()) == sorted(
+        path.name for path in (folder / "one").iterdir()
+    )
+
+
+FAILURES = {
+    "first_fails": "No space left on device",
+    "last_has_a_bug": "KeyError (a bug in Expunge)",
+    "last_is_killed": "is gone",
+    "first_is_killed": "is gone",
+    "first_waits_for_ever": "nothing to be found here",
+}
+
+
+@pytest.mark.parametrize("prepare", FAILURES)
+def test_one_that_fails_takes_the_others_down_with_its_message(prepare: str, folder: Path) -> None:
+    """The last checkpoint is good, and a single process goes on from it."""
+    ends = launch(2, folder, *COMMAND, "--output", "many", prepare=prepare)
+
+    assert all(end.code not in (0, None) for end in ends), ends
+    alive = [end for end in ends if end.code > 0]
+    assert all(FAILURES[prepare] in end.err for end in alive if "this is a bug" not in end.err), ends
+    assert any(FAILURES[prepare] in end.err for end in ends), ends
+    assert not any(MARKER in end.err and "Traceback" not in end.err for end in ends)
+    (end,) = launch(1, folder, *COMMAND, "--output", "many", "--resume")
+    assert end.code == 0, end.err
+    losses, weights = largest_differences(folder / "one", folder / "many")
+    assert losses < 1e-5
+    assert weights < 1e-5
+
+
+def test_what_all_refuse_is_said_once(folder: Path) -> None:
+    ends = launch(2, folder, *COMMAND, "--output", "many", "--max-length", "12")
+
+    assert [end.code for end in ends] == [2, 2]
+    assert sum(end.err.count("expunge: error: ") for end in ends) == 1
+    assert not (folder / "many").exists()
+
+
+def test_what_the_first_refuses_ends_the_others(folder: Path) -> None:
+    """The first process alone looks at the output."""
+    ends = launch(2, folder, *COMMAND, "--output", "one")
+
+    assert [end.code for end in ends] == [2, 2]
+    assert "not empty" in ends[0].err
+    assert "process 0 failed" in ends[1].err
+
+
+def test_a_signal_to_one_stops_all_after_the_same_step_and_they_go_on(folder: Path) -> None:
+    ends = launch(2, folder, *COMMAND, "--output", "many", prepare="one_gets_a_signal")
+
+    assert [end.code for end in ends] == [130, 130], ends
+    assert ends[0].err.splitlines()[-1].startswith("expunge: interrupted: step 3 of 7 is saved")
+    assert ends[1].err == ""
+    again = launch(2, folder, *COMMAND, "--output", "many", "--resume")
+    assert [end.code for end in again] == [0, 0], again
+    assert largest_differences(folder / "one", folder / "many")[1] < 1e-5

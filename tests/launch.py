@@ -1,0 +1,156 @@
+"""Several processes of one run, as a launcher starts them, forked from a server that has loaded the libraries once.
+
+with Launch(folder) as launch:
+    ends = launch(3, "unlearn", "--model", ..., prepare="reference_in_files")
+"""
+
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+TIMEOUT = 90.0
+
+
+@dataclass(frozen=True)
+class End:
+    """How a process ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+def launch(count: int, folder: Path, *arguments: str, prepare: str = "nothing") -> list[End]:
+    """Run the command line in `count` processes that share the work.
+
+    Args:
+        count: Processes.
+        folder: Where they stand.
+        arguments: The command.
+        prepare: Function of this module that every process calls before.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["expunge.unlearn", "expunge.plan", "expunge.evaluate.run"])
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    logs = [(folder / f".out-{rank}", folder / f".err-{rank}") for rank in range(count)]
+    workers: list[Any] = []
+    for rank in range(count):
+        environment = {"OMP_NUM_THREADS": "1"}
+        if count > 1:
+            environment |= {
+                "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(count), "RANK": str(rank),
+                "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(count), "ACCELERATE_USE_CPU": "true",
+            }  # fmt: skip
+        given = (environment, str(folder), arguments, [str(path) for path in logs[rank]], prepare)
+        workers.append(context.Process(target=_work, args=given))
+        workers[-1].start()
+    try:
+        for worker in workers:
+            worker.join(TIMEOUT)
+    finally:
+        late = [worker for worker in workers if worker.is_alive()]
+        for worker in late:
+            worker.kill()
+            worker.join()
+    ends = [
+        End(worker.exitcode, out.read_text(), err.read_text()) for worker, (out, err) in zip(workers, logs, strict=True)
+    ]
+    for out, err in logs:
+        out.unlink()
+        err.unlink()
+    assert not late, ends
+    return ends
+
+
+def _work(environment: dict[str, str], folder: str, arguments: tuple[str, ...], logs: list[str], prepare: str) -> None:
+    os.environ.update(environment)
+    os.chdir(folder)
+    for descriptor, log in zip((1, 2), logs, strict=True):
+        os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT, 0o600), descriptor)
+    sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
+    globals()[prepare]()
+    sys.exit(import_module("expunge.cli").main(arguments))
+
+
+def rank() -> int:
+    return int(os.environ.get("RANK", "0"))
+
+
+def nothing() -> None:
+    """As it is."""
+
+
+def reference_in_files() -> None:
+    """As if the reference were too large for the memory."""
+    import_module("expunge.model.reference").MEMORY_BYTES = 0
+
+
+def _at_step_3(action: Any) -> None:
+    trainer = import_module("expunge.unlearn").Trainer
+    step = trainer.train_step
+
+    def train_step(self: Any, plan_step: Any, index: int) -> dict[str, float]:
+        if index == 2:
+            action()
+        return step(self, plan_step, index)
+
+    trainer.train_step = train_step
+
+
+def first_fails() -> None:
+    """The first process finds its disk full."""
+    from expunge.errors import RunError
+
+    def fail() -> None:
+        raise RunError("cannot append to run/metrics.jsonl (No space left on device): free some space")
+
+    if rank() == 0:
+        _at_step_3(fail)
+
+
+def last_has_a_bug() -> None:
+    """The last process meets a bug."""
+    if rank() == int(os.environ["WORLD_SIZE"]) - 1:
+        _at_step_3(lambda: {}["Zarquon"])
+
+
+def last_is_killed() -> None:
+    """The system kills the last process."""
+    if rank() == int(os.environ["WORLD_SIZE"]) - 1:
+        _at_step_3(lambda: os.kill(os.getpid(), signal.SIGKILL))
+
+
+def first_is_killed() -> None:
+    """The system kills the process that holds the store."""
+    if rank() == 0:
+        _at_step_3(lambda: os.kill(os.getpid(), signal.SIGKILL))
+
+
+def first_waits_for_ever() -> None:
+    """The first process never comes to the reference, where the second one finds something wrong."""
+    import time
+
+    from expunge.errors import RunError
+
+    module = import_module("expunge.unlearn")
+
+    def wait(*_: Any, **__: Any) -> None:
+        if rank() == 0:
+            time.sleep(1000)
+        raise RunError("nothing to be found here")
+
+    module.compute_reference = wait
+
+
+def one_gets_a_signal() -> None:
+    """One process is asked to stop during the third step."""
+    if rank() == 1:
+        _at_step_3(lambda: os.kill(os.getpid(), signal.SIGTERM))
