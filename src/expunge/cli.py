@@ -258,9 +258,12 @@ def _evaluate_arguments(parser: ArgumentParser, arguments: list[str]) -> Namespa
 def _evaluate(values: Namespace) -> int:
     from expunge.evaluate.run import evaluate
     from expunge.progress import Reporter
+    from expunge.run import is_writer
 
     settings = EvaluateConfig(**{name: value for name, value in values.as_dict().items() if name != "config"})
-    results = evaluate(settings, Reporter())
+    results = evaluate(settings, Reporter(quiet=not is_writer()))
+    if not is_writer():
+        return 0
     if "task_aggregate" in results:
         print(semeval_table({"score": results}))
         print()

@@ -9,7 +9,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -22,6 +22,7 @@ from torch import Tensor
 from expunge.errors import RunError, UserError
 
 Item = TypeVar("Item")
+Result = TypeVar("Result")
 POLL_SECONDS = 0.5
 """How often a process looks whether another one has failed."""
 GRACE_SECONDS = 30.0
@@ -87,6 +88,25 @@ class Processes:
         everyone: list[Any] = [None] * self.count
         dist.all_gather_object(everyone, own)
         return everyone
+
+    def share(self, items: Sequence[Item], work: Callable[[list[Item]], list[Result]]) -> list[Result]:
+        """`work(items)`, each process doing its part; every item is done once, and all processes get all results.
+
+        Args:
+            items: What there is to do.
+            work: Gives one result for each item that it gets.
+        """
+        if self.count == 1:
+            return work(list(items))
+        done = work(list(items[self.index :: self.count]))
+        results: list[Any] = [None] * len(items)
+        for index, own in enumerate(self.gather(done)):
+            results[index :: self.count] = own
+        return results
+
+    def once(self, work: Callable[[], Result]) -> Result:
+        """What `work` gives in the first process, for work that cannot be divided."""
+        return self.gather(work() if self.index == 0 else None)[0]
 
     def wait(self) -> None:
         """Come to the same point as all others."""

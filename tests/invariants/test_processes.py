@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import pandas
 import pytest
 from safetensors.torch import load_file
 
@@ -72,6 +73,30 @@ def test_the_same_losses_and_the_same_adapter(count: int, prepare: str, folder: 
     assert sorted(path.name for path in (folder / "many").iterdir()) == sorted(
         path.name for path in (folder / "one").iterdir()
     )
+
+
+@pytest.mark.parametrize("arguments", [(), ("--samples", "2", "--attacks", "loss,gradient_norm")])
+def test_evaluation_is_divided_and_every_row_is_scored_once(arguments: tuple[str, ...], folder: Path) -> None:
+    command = (
+        "evaluate", "--model", "model", "--adapter", "one", "--benchmark", "custom", "--forget", "forget.jsonl",
+        "--retain", "retain.jsonl", "--holdout", "holdout.jsonl", "--max-new-tokens", "6", "--device", "cpu",
+        *arguments,
+    )  # fmt: skip
+    (single,) = launch(1, folder, *command, "--output", "one.json")
+    assert single.code == 0, single.err
+
+    ends = launch(3, folder, *command, "--output", "many.json")
+
+    assert [end.code for end in ends] == [0, 0, 0], ends
+    assert all(end.out == end.err == "" for end in ends[1:])
+    one, many = (json.loads((folder / f"{name}.json").read_text())["metrics"] for name in ("one", "many"))
+    assert one.keys() == many.keys()
+    for name, entry in one.items():
+        assert many[name]["n"] == entry["n"], name
+        assert many[name]["value"] == pytest.approx(entry["value"], rel=1e-4, abs=1e-5), name
+    tables = [pandas.read_parquet(folder / f"{name}.parquet") for name in ("one", "many")]
+    assert list(tables[0]["id"]) == list(tables[1]["id"])
+    assert list(tables[0]["metric"]) == list(tables[1]["metric"])
 
 
 FAILURES = {

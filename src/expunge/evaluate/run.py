@@ -15,8 +15,9 @@ from expunge.evaluate.examples_file import examples_path, write_examples
 from expunge.evaluate.predictions import Predictions, read_any, read_mmlu, write_predictions
 from expunge.evaluate.results import write_results
 from expunge.model.adapter import adapter_folder, attach_adapter
-from expunge.model.load import LoadedModel, load_model
+from expunge.model.load import LoadedModel, load_model, pick_device
 from expunge.model.preflight import measure_join
+from expunge.processes import Processes, together
 from expunge.progress import Reporter
 
 
@@ -35,6 +36,11 @@ def evaluate(config: EvaluateConfig, reporter: Reporter | None = None) -> dict[s
     """
     reporter = reporter or Reporter(quiet=True)
     config.validate()
+    with together(pick_device(config.device)) as processes:
+        return _evaluate(config, reporter, processes)
+
+
+def _evaluate(config: EvaluateConfig, reporter: Reporter, processes: Processes) -> dict[str, Any]:
     check_output(config.output, overwrite=config.overwrite)
     if config.keep_predictions:
         check_predictions(config.keep_predictions, overwrite=config.overwrite)
@@ -74,6 +80,8 @@ def evaluate(config: EvaluateConfig, reporter: Reporter | None = None) -> dict[s
         adapter=config.adapter,
         settings=_settings(config, loaded, join, suite, measurement),
     )
+    if processes.index > 0:  # the first one writes
+        return results
     if config.keep_predictions:
         said = lume.predictions_of(measurement, suite)
         write_predictions(config.keep_predictions, said, overwrite=config.overwrite)

@@ -19,6 +19,7 @@ from expunge.evaluate.metrics import TokenRecord, memorization, text
 from expunge.evaluate.metrics import membership as attacks
 from expunge.evaluate.record import token_records
 from expunge.model.load import LoadedModel
+from expunge.processes import current
 from expunge.progress import Reporter
 
 CHEAP_ATTACKS = ("loss", "zlib", "lowercase", "min_k", "min_k_plus_plus", "reference")
@@ -95,6 +96,7 @@ class _Pass:
         self._reference, self._reporter = reference, reporter
         self._parts = [part for rows in suite.sets for part in _parts(rows)]
         self._documents: dict[str, list[Document]] = {}
+        self._processes = current()
         self._result = Measurement()
 
     def run(self) -> Measurement:
@@ -136,7 +138,7 @@ class _Pass:
 
     def _records(self, rows: Sequence[TokenizedExample], title: str) -> list[TokenRecord]:
         with self._reporter.track(title, len(rows)) as advance:
-            return token_records(self._loaded, rows, progress=advance)
+            return self._processes.share(rows, lambda own: token_records(self._loaded, own, progress=advance))
 
     def _encode(self, example: Example) -> TokenizedExample:
         bound = context_length(self._loaded.base) or 2**31
@@ -172,10 +174,11 @@ class _Pass:
     def _answers(self, examples: Sequence[Example], rows: RowSet, suffix: str, *, samples: int) -> list[Generation]:
         tokenizer, options = self._loaded.tokenizer, self._options
         title = f"{'drawing answers to' if samples else 'answering'} {rows.name}{suffix.replace('/', ' ')} prompts"
-        with self._reporter.track(title, len(examples) * max(1, samples)) as advance:
-            said = generate(
+
+        def say_all(own: Sequence[Example]) -> list[Generation]:
+            return generate(
                 self._loaded,
-                examples,
+                own,
                 rows.name,
                 encode_prompt=lambda example: prompt_ids(tokenizer, example, self._join),
                 encode_draft=lambda example: completion_ids(tokenizer, example, self._join),
@@ -186,6 +189,11 @@ class _Pass:
                 say=self._reporter.say,
                 progress=advance,
             )
+
+        with self._reporter.track(title, len(examples) * max(1, samples)) as advance:
+            # Draws come from one stream of random numbers, which cannot be divided.
+            shared = self._processes.once(lambda: say_all(examples)) if samples else None
+            said = self._processes.share(examples, say_all) if shared is None else shared
         return [replace(own, text=text.cut_at(own.text, rows.stops)) for own in said] if rows.stops else said
 
     # --- metrics ---------------------------------------------------------------------------------
@@ -248,7 +256,10 @@ class _Pass:
             scores = attack_scores(wanted, own, forced, lower, documents.shares)
             if "gradient_norm" in wanted:
                 with self._reporter.track(f"gradients of {side} texts", len(own)) as advance:
-                    norms = gradient_norms(self._loaded, [document.row for document in own], progress=advance)
+                    norms = self._processes.share(
+                        [document.row for document in own],
+                        lambda rows, advance=advance: gradient_norms(self._loaded, rows, progress=advance),
+                    )
                 scores["gradient_norm"] = [attacks.gradient_norm(norm) for norm in norms]
             labels = [example.id for example in examples]
             sides[side] = {name: Values.of(name, examples, labels, values) for name, values in scores.items()}
