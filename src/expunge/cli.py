@@ -4,7 +4,6 @@ Exit codes: 0 done; 2 the user's input is at fault (one line, nothing overwritte
 """
 
 import dataclasses
-import errno
 import os
 import re
 import sys
@@ -17,7 +16,7 @@ from typing import Any, Literal
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace
 
 from expunge.config import RECIPES, EvaluateConfig, UnlearnConfig
-from expunge.errors import ConfigError, UserError
+from expunge.errors import ConfigError, UserError, outside_cause
 from expunge.interrupt import Interruptions
 from expunge.progress import printable
 from expunge.tables import loss_table, metrics_table, semeval_table
@@ -62,23 +61,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if interruptions.seen:
             sys.stderr.write("expunge: interrupted\n")
             return 130
-        if not debug and (mend := _outside_cause(error)):
-            sys.stderr.write(f"expunge: error: {mend}\n")
+        if not debug and (mend := outside_cause(error)):
+            sys.stderr.write(f"expunge: error: {printable(mend)}\n")
             return 2
         traceback.print_exc()
         sys.stderr.write("expunge: this is a bug in Expunge; the traceback above says where\n")
         return 1
-
-
-def _outside_cause(error: Exception) -> str:
-    """What is wrong with the surroundings when an error is not of our making: memory or disk; else nothing."""
-    memory = type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator: can't allocate" in str(error)
-    if memory or isinstance(error, MemoryError):
-        return "out of memory: take a smaller model, a lower --max-length, --gradient-checkpointing or a larger machine"
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO):
-        place = f" at {printable(str(error.filename))}" if error.filename else ""
-        return f"{error.strerror}{place}: make room or look at the disk"
-    return ""
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -175,8 +163,18 @@ def _unlearn_arguments(parser: ArgumentParser, arguments: list[str]) -> Namespac
     recipe = _recipe(arguments)
     if recipe not in RECIPES:
         raise ConfigError(f"--recipe {recipe}: unknown; known are {', '.join(RECIPES)}")
-    parser.set_defaults(RECIPES[recipe] | {"recipe": recipe})
+    parser.set_defaults(RECIPES[recipe] | {"recipe": recipe} | _recorded(arguments))
     return _parse(parser, arguments)
+
+
+def _recorded(arguments: list[str]) -> dict[str, Any]:
+    """The settings of the run that is to be repeated."""
+    name = dict(_flags(arguments)).get("--from_manifest")
+    if name is None:
+        return {}
+    from expunge.manifest import recorded_settings
+
+    return recorded_settings(name)
 
 
 def _recipe(arguments: list[str]) -> str:

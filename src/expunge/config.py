@@ -105,6 +105,8 @@ class UnlearnConfig:
         trust_remote_code: Run code that comes with the model.
         overwrite: Replace an earlier run in `output`.
         resume: Go on from the last checkpoint in `output`.
+        from_manifest: Repeat the run of this manifest.json: its settings stand where no flag does, and model, data and
+            settings must be those that it names (paths may have moved).
         dry_run: Time a few steps, say what the run would take, and write nothing.
     """
 
@@ -158,6 +160,7 @@ class UnlearnConfig:
     trust_remote_code: bool = False
     overwrite: bool = False
     resume: bool = False
+    from_manifest: str | None = None
     dry_run: bool = False
 
     @classmethod
@@ -216,6 +219,7 @@ class UnlearnConfig:
             (self.save_every >= 0, f"--save-every {self.save_every}: must be 0 or more"),
             (0 <= self.seed < 2**32, f"--seed {self.seed}: must lie between 0 and 2^32 - 1"),
             (not (self.overwrite and self.resume), "--overwrite and --resume contradict each other: choose one"),
+            (not (self.from_manifest and self.resume), "--from-manifest and --resume contradict each other: take one"),
             (not (self.dry_run and self.resume), "--dry-run and --resume contradict each other: choose one"),
             (self.benchmark is None or bool(self.data), f"--benchmark {self.benchmark} needs --data, its folder"),
             (self.benchmark is None or not (self.forget or self.retain),

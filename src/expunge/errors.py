@@ -4,6 +4,8 @@ Every message says what is wrong, where the value came from and what to do about
 The command line turns a `UserError` into that line and exit code 2; anything else is a bug (exit code 1).
 """
 
+import errno
+
 
 class UserError(Exception):
     """The input, a setting or the surroundings are at fault; the message is for the person who ran the command."""
@@ -27,3 +29,14 @@ class RunError(UserError):
 
 class TrainingError(UserError):
     """Training cannot go on (a loss or gradient is not finite); the last good checkpoint is left in place."""
+
+
+def outside_cause(error: Exception) -> str:
+    """What is wrong with the surroundings when an error is not of our making: memory or disk; else nothing."""
+    memory = type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator: can't allocate" in str(error)
+    if memory or isinstance(error, MemoryError):
+        return "out of memory: take a smaller model, a lower --max-length, --gradient-checkpointing or a larger machine"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO):
+        place = f" at {error.filename}" if error.filename else ""
+        return f"{error.strerror}{place}: make room or look at the disk"
+    return ""

@@ -18,7 +18,6 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,15 +30,17 @@ from expunge import run_dir
 from expunge.card import model_card
 from expunge.config import UnlearnConfig
 from expunge.errors import RunError
+from expunge.manifest import PLACES, differences, hardware, hash_rows, model_fingerprint, read_manifest, versions
 from expunge.model.adapter import save_adapter
-from expunge.model.load import base_name
 from expunge.prepare import Prepared
 
 if TYPE_CHECKING:
     from expunge.unlearn import Trainer
 
 KEPT_CHECKPOINTS = 2
-NOT_PART_OF_THE_RESULT = {"output", "overwrite", "resume", "save_every", "report_to", "dry_run"}
+NOT_SETTINGS = {"overwrite", "resume", "dry_run", "from_manifest"}
+"""What is said about one start of a run alone."""
+NOT_PART_OF_THE_RESULT = {*NOT_SETTINGS, "output", "save_every", "report_to"}
 """Settings that may differ between a run and its resumption."""
 
 
@@ -107,22 +108,18 @@ class Run:
                 **{k: v for k, v in dataclasses.asdict(config).items() if k not in NOT_PART_OF_THE_RESULT},
                 "device": prepared.loaded.device.type,  # whichever it is of several
             },
-            "data": {name: _hash_rows(getattr(prepared, name)) for name in ("forget", "retain", "holdout")},
+            "data": {name: hash_rows(getattr(prepared, name)) for name in ("forget", "retain", "holdout")},
             "model_sha256": model_fingerprint(config.model, getattr(prepared.loaded.base.config, "_commit_hash", None)),
         }
-        self.fingerprint = run_dir.fingerprint(json.dumps([identity, _versions()], sort_keys=True))
+        self.fingerprint = run_dir.fingerprint(json.dumps([identity, versions()], sort_keys=True))
+        if config.from_manifest:
+            found = differences(read_manifest(config.from_manifest, "--from-manifest"), identity, PLACES)
+            if found:
+                raise RunError(f"--from-manifest: the run of {config.from_manifest} had other {', '.join(found)}")
         if config.resume:
-            earlier = self.earlier()
-            differences = [
-                f"{name} ({then!r} then, {now!r} now)"
-                for part in ("settings", "data")
-                for name, now in json.loads(json.dumps(identity[part])).items()
-                if (then := earlier[part].get(name)) != now
-            ]
-            if earlier["model_sha256"] != identity["model_sha256"]:
-                differences.append("the model's weights or configuration")
-            if differences:
-                raise RunError(f"--resume: the run in {self.path} was started with other {', '.join(differences)}")
+            found = differences(self.earlier(), identity)
+            if found:
+                raise RunError(f"--resume: the run in {self.path} was started with other {', '.join(found)}")
             if is_writer():
                 run_dir.sweep(self.path)
                 run_dir.sweep(self.path / "checkpoints")
@@ -141,14 +138,18 @@ class Run:
             "tokens": {name: sum(map(len, getattr(prepared, name))) for name in ("forget", "retain", "holdout")},
             "join": {"chosen": str(prepared.join.join), "nats_per_completion": prepared.join.losses},
             "warnings": prepared.warnings,
-            "versions": {"python": platform.python_version(), **_versions()},
-            "hardware": _hardware(prepared.loaded.device),
+            "versions": {"python": platform.python_version(), **versions()},
+            "hardware": hardware(prepared.loaded.device),
         }
         run_dir.write_json(self.path / "manifest.json", manifest)  # from here on it is a run that can be resumed
         self._write_settings(config)
 
     def _write_settings(self, config: UnlearnConfig) -> None:
-        settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in ("overwrite", "resume", "dry_run")}
+        settings = {
+            k: v
+            for k, v in dataclasses.asdict(config).items()
+            if k not in ("overwrite", "resume", "dry_run", "from_manifest")
+        }
         run_dir.write_text(self.path / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
 
     def earlier(self) -> dict[str, Any]:
@@ -157,15 +158,7 @@ class Run:
         Raises:
             RunError: It cannot be read.
         """
-        path = self.path / "manifest.json"
-        try:
-            manifest = json.loads(path.read_text(encoding="utf-8"))
-            whole = {"status", "settings", "data", "model_sha256"} <= manifest.keys()
-        except (OSError, ValueError, AttributeError):
-            whole = False
-        if not whole:
-            raise RunError(f"--resume: {path} is damaged: start again with --overwrite or in another --output")
-        return manifest
+        return read_manifest(self.path / "manifest.json", "--resume")
 
     def log(self, line: dict[str, Any]) -> None:
         """Append one line to metrics.jsonl."""
@@ -265,22 +258,6 @@ class Run:
             run_dir.sweep(self.path)
 
 
-def model_fingerprint(name: str, commit: str | None = None) -> str:
-    """SHA-256 over the weights and configuration of a local folder, and of its base where it is an adapter.
-
-    A model from the Hub is known by its name and the commit that was loaded.
-    """
-    parts = []
-    for place in dict.fromkeys((name, base_name(name))):
-        folder = Path(place)
-        if folder.is_dir():
-            configs = [folder / own for own in ("config.json", "adapter_config.json") if (folder / own).exists()]
-            parts += [run_dir.sha256_file(path) for path in (*sorted(folder.glob("*.safetensors")), *configs)]
-        else:
-            parts += [place, commit or ""]
-    return run_dir.fingerprint(*parts)
-
-
 def peak_memory(device: torch.device) -> int:
     """Largest memory so far in bytes: of the device's allocator on CUDA, resident of the process on the CPU."""
     if device.type == "cuda":
@@ -316,19 +293,6 @@ def _reason(error: BaseException) -> str:
     """The system's reason within an error."""
     found = next((e for e in (error, error.__cause__) if isinstance(e, OSError)), None)
     return (found.strerror if found else None) or str(error).strip().splitlines()[0]
-
-
-def _hash_rows(rows: list) -> str:
-    return run_dir.fingerprint(*(f"{row.completion_start} {row.input_ids}" for row in rows))
-
-
-def _hardware(device: torch.device) -> dict[str, Any]:
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
-    return {"device": str(device), "name": name, "threads": torch.get_num_threads(), "system": platform.system()}
-
-
-def _versions() -> dict[str, str]:
-    return {name: version(name) for name in ("expunge", "torch", "transformers", "peft", "accelerate", "safetensors")}
 
 
 def _now() -> str:

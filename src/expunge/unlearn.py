@@ -20,6 +20,7 @@ from expunge.data.batches import Plan, Step, halved, micro_batches, size_of
 from expunge.data.tokenize import TokenizedExample
 from expunge.errors import ConfigError, TrainingError
 from expunge.interrupt import StopRequest
+from expunge.manifest import other_surroundings, read_manifest
 from expunge.model.adapter import add_adapter, recompute_layers, trainable
 from expunge.model.load import pick_device
 from expunge.model.logps import mean_losses
@@ -62,6 +63,9 @@ def _unlearn(config: UnlearnConfig, reporter: Reporter, processes: Processes) ->
     prepared = prepare(config, reporter.say)
     for warning in prepared.warnings:
         reporter.warn(warning)
+    if config.from_manifest:
+        for other in other_surroundings(read_manifest(config.from_manifest, "--from-manifest"), prepared):
+            reporter.warn(f"the last digits may differ from those of the run that is repeated: {other}")
     accelerator = Accelerator(
         cpu=prepared.loaded.device.type == "cpu",
         log_with=config.report_to.split(",") if config.report_to else None,

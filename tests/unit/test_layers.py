@@ -11,7 +11,7 @@ MAX_LINES = 400
 
 LAYERS = (
     "errors", "config", "progress", "interrupt", "processes", "run_dir", "kernels", "data", "model", "objectives",
-    "terms", "prepare", "card", "run", "unlearn", "plan", "strength", "merge",
+    "terms", "prepare", "card", "manifest", "run", "unlearn", "plan", "strength", "merge",
     "evaluate", "attacks", "tables", "report", "demo", "cli", "__main__", "__init__",
 )  # fmt: skip
 """Folders and top-level modules of the package, from left to right."""

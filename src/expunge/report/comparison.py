@@ -9,7 +9,17 @@ from typing import Any
 from expunge.report.collect import RunData
 from expunge.report.readings import FAMILIES, Reading, label, readings, with_reference
 
-NOT_A_METHOD = {"seed", "output", "overwrite", "resume", "save_every", "report_to", "dry_run", "device"}
+NOT_A_METHOD = {
+    "seed",
+    "output",
+    "overwrite",
+    "resume",
+    "save_every",
+    "report_to",
+    "dry_run",
+    "device",
+    "from_manifest",
+}
 """Settings that do not make another configuration."""
 DATA_FILES = {"forget", "retain", "holdout", "data"}
 """Settings that name files of the data: their hashes stand for them, and the page leaves their names out."""
