@@ -8,7 +8,7 @@ WORKERS ?= 2
 # One thread per worker, and nothing is fetched: the tests bring their own models.
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: install demo test check bench clean
+.PHONY: install demo test check bench audit clean
 
 install: $(STAMP)
 
@@ -25,6 +25,11 @@ check: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m bench $(ARGS)
+
+# Known vulnerabilities of the exact versions in constraints.txt; asks the advisory database, so it needs the network.
+audit: $(STAMP)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt '.[audit]'
+	$(BIN)/python -m pip_audit --requirement constraints.txt --no-deps --disable-pip $(ARGS)
 
 clean:
 	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache .hypothesis dist

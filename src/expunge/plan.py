@@ -121,6 +121,7 @@ def forecast(config: UnlearnConfig, reporter: Reporter | None = None) -> Forecas
     mean_losses(loaded, {"largest": _largest_batch(sets, packed)})
     sample, places = _sample(prepared, steps, chosen_steps(sizes, TIMED_STEPS))
     trainer = Trainer(sample, Accelerator(cpu=on_cpu))
+    trainer.check_memory()
     clock = time.perf_counter()
     trainer.compute_reference(Reporter(quiet=True))
     mean_losses(loaded, {"forget": sample.forget, "retain": sample.retain})

@@ -23,8 +23,17 @@ from expunge.interrupt import StopRequest
 from expunge.manifest import other_surroundings, read_manifest
 from expunge.model.adapter import add_adapter, recompute_layers, trainable
 from expunge.model.load import pick_device
-from expunge.model.logps import mean_losses
-from expunge.model.reference import RowValues, Side, cache_folder, compute_reference
+from expunge.model.logps import final_states, lay_out, mean_losses
+from expunge.model.memory import check_fits, saved_bytes
+from expunge.model.reference import (
+    MEMORY_BYTES,
+    RowValues,
+    Side,
+    cache_folder,
+    compute_reference,
+    layout_bytes,
+    reference_layout,
+)
 from expunge.prepare import Prepared, prepare
 from expunge.processes import ALONE, Processes, together
 from expunge.progress import Reporter
@@ -74,6 +83,7 @@ def _unlearn(config: UnlearnConfig, reporter: Reporter, processes: Processes) ->
     config = prepared.config
     sets = {"forget": prepared.forget, "retain": prepared.retain, "holdout": prepared.holdout}
     trainer = Trainer(prepared, accelerator)
+    trainer.check_memory()
     reporter.say(trainer.describe())
     run.open(config, prepared)
     texts = sum(map(len, sets.values()))
@@ -156,6 +166,30 @@ class Trainer:
         self.packed = self.loaded.packs([len(row) for row in [*self.forget, *self.retain]])
         self.parameters = trainable(self.model)
         self.optimizer = torch.optim.Adam(self.parameters, lr=config.learning_rate or 0.0)
+
+    def check_memory(self) -> None:
+        """Look whether the largest micro-batch and the reference fit on the CPU, where the system kills who takes more.
+
+        What a micro-batch keeps for its backward pass is measured on the longest row and scaled by the tokens.
+
+        Raises:
+            ModelError: They do not.
+        """
+        if self.loaded.device.type != "cpu":
+            return  # there, a step that does not fit is repeated in smaller parts
+        longest = max([*self.forget, *self.retain], key=len)
+        batch = lay_out(self.loaded, [longest.input_ids])
+        kept = saved_bytes(self.model, lambda: final_states(self.loaded, batch))
+        epoch = islice(self.plan.steps(), self.plan.steps_per_epoch)
+        most = max(size_of(self.lengths(s), self.micro_batch_tokens(s), packed=self.packed).largest for s in epoch)
+        layout = reference_layout(self.loaded, reference_sides(self.config, self.forget, self.retain))
+        needed = kept * most // len(longest) + min(layout_bytes(layout), MEMORY_BYTES)
+        check_fits(
+            needed,
+            self.loaded.device,
+            f"training with {most:,} tokens at once",
+            "give --gradient-checkpointing, lower --tokens-per-step or --max-length, or take a larger machine",
+        )
 
     def compute_reference(
         self, reporter: Reporter, cache: Path | None = None, key: str = "", processes: Processes = ALONE

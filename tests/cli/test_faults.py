@@ -147,6 +147,44 @@ def test_a_model_larger_than_the_memory_is_refused_before_it_is_loaded(
     assert snapshot(work) == before
 
 
+@pytest.mark.parametrize("dry_run", [[], ["--dry-run"]])
+def test_training_that_does_not_fit_is_refused_before_anything_is_written(
+    dry_run: list[str], work: Path, expunge: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model fits, what a step keeps for its backward pass does not; with recomputation it does."""
+    monkeypatch.setattr(memory, "free_memory", lambda device: 900_000)
+    arguments = (*TRAIN, "--rows-per-step", "10")
+    before = snapshot(work)
+
+    result = expunge(*arguments, *dry_run)
+
+    one_line(result, "tokens at once needs about")
+    assert "give --gradient-checkpointing" in result.err
+    assert snapshot(work) == before
+    assert expunge(*arguments, "--gradient-checkpointing").code == 0
+
+
+def test_predicted_activations_are_what_a_step_keeps(work: Path) -> None:
+    """Against a count of the tensors of a real micro-batch, all its rows in one."""
+    from accelerate import Accelerator
+
+    from expunge import UnlearnConfig
+    from expunge.model.logps import final_states, lay_out
+    from expunge.prepare import prepare
+
+    config = UnlearnConfig(model="model", forget="forget.jsonl", retain="retain.jsonl", output="x", device="cpu")
+    trainer = module.Trainer(prepare(config, lambda line: None), Accelerator(cpu=True))
+    rows = [row.input_ids for row in [*trainer.forget, *trainer.retain]]
+
+    def kept(sequences: list[list[int]]) -> int:
+        batch = lay_out(trainer.loaded, sequences)
+        return memory.saved_bytes(trainer.model, lambda: final_states(trainer.loaded, batch))
+
+    longest = max(rows, key=len)
+    predicted = kept([longest]) * sum(map(len, rows)) / len(longest)
+    assert 0.8 < predicted / kept(rows) < 1.3
+
+
 @pytest.mark.parametrize(
     "error",
     [

@@ -128,7 +128,7 @@ def test_every_command_that_writes(planted: Path, expunge: Run, monkeypatch: pyt
         expunge(*EVALUATE, "--adapter", "run", "--samples", "2", "--output", "run/results_after.json"),
         expunge("compare", "run/results_before.json", "run/results_after.json"),
         expunge("compare", "run/results_before.json", "run/results_after.json", "--output", "table.csv"),
-        expunge("report", "run", "--figures", "figures", "--card", "--overwrite"),
+        expunge("report", "run", "--card", "--overwrite"),
         expunge("merge", "--run", "run", "--output", "merged"),
         expunge("unlearn", "--from-manifest", "run/manifest.json", "--output", "again", "--device", "cpu"),
         expunge(*TRAIN, "--output", "no", "--dry-run"),

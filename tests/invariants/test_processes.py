@@ -151,3 +151,16 @@ def test_a_signal_to_one_stops_all_after_the_same_step_and_they_go_on(folder: Pa
     again = launch(2, folder, *COMMAND, "--output", "many", "--resume")
     assert [end.code for end in again] == [0, 0], again
     assert largest_differences(folder / "one", folder / "many")[1] < 1e-5
+
+
+def test_the_launcher_files_in_the_docs_are_what_accelerate_reads() -> None:
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    folder = Path(__file__).resolve().parents[2] / "docs/accelerate"
+    found = {path.stem: load_config_from_file(path) for path in folder.glob("*.yaml")}
+
+    assert {name: config.num_processes for name, config in found.items()} == {
+        "one_node_8_gpus": 8,
+        "two_nodes_16_gpus": 16,
+    }
+    assert all(config.mixed_precision == "no" for config in found.values()), "the precision is Expunge's own choice"

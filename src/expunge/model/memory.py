@@ -1,6 +1,6 @@
 """How much memory there is, and whether a model fits into it: asked before anything large is loaded."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,23 @@ def check_fits(needed: int, device: torch.device, what: str, mend: str) -> None:
     free = free_memory(device)
     if free is not None and needed > free:
         raise ModelError(f"{what} needs about {show_bytes(needed)} and {show_bytes(free)} is free on {device}: {mend}")
+
+
+def saved_bytes(model: torch.nn.Module, forward: Callable[[], object]) -> int:
+    """Bytes that a forward pass keeps for its backward pass, the model's own weights and buffers aside."""
+    own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
+    kept: dict[int, int] = {}
+    alive = []  # so that no address is used twice
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        alive.append(tensor)
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        forward()
+    return sum(size for address, size in kept.items() if address not in own)
 
 
 def show_bytes(size: int) -> str:
