@@ -157,7 +157,7 @@ def test_the_launcher_files_in_the_docs_are_what_accelerate_reads() -> None:
     from accelerate.commands.config.config_args import load_config_from_file
 
     folder = Path(__file__).resolve().parents[2] / "docs/accelerate"
-    found = {path.stem: load_config_from_file(path) for path in folder.glob("*.yaml")}
+    found = {path.stem: load_config_from_file(str(path)) for path in folder.glob("*.yaml")}
 
     assert {name: config.num_processes for name, config in found.items()} == {
         "one_node_8_gpus": 8,
