@@ -222,7 +222,7 @@ def _unlearn(values: Namespace) -> int:
     settings.validate()
     from expunge.plan import forecast
     from expunge.progress import Reporter
-    from expunge.run import is_writer, standing
+    from expunge.run import is_writer, lacks_report, standing
     from expunge.unlearn import unlearn
 
     if settings.dry_run:
@@ -232,6 +232,10 @@ def _unlearn(values: Namespace) -> int:
         outcome = unlearn(settings, Reporter(quiet=not is_writer()))
     except KeyboardInterrupt as error:
         raise KeyboardInterrupt(str(error) or standing(settings)) from None
+    except UserError:
+        if settings.resume and lacks_report(settings):
+            _write_run_report(Path(settings.output))
+        raise
     if not is_writer():
         return 0
     print(loss_table(outcome.losses))

@@ -279,6 +279,16 @@ def standing(config: UnlearnConfig) -> str:
     return f"--resume goes on with the run in {run.path}, " + (f"from {saved}" if saved else "from its beginning")
 
 
+def lacks_report(config: UnlearnConfig) -> bool:
+    """Whether a run was cut off when all of it was done but its page."""
+    run = Run(config)
+    try:
+        done = is_writer() and run.earlier()["status"] == "done"
+    except RunError:
+        return False
+    return done and not (run.path / "report.html").exists()
+
+
 def _whole_checkpoint(folder: Path) -> int | None:
     """The step of a checkpoint that is whole, or None."""
     try:

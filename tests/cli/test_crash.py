@@ -112,14 +112,16 @@ def test_a_run_cut_off_at_its_first_file_can_be_started_again(work: Path, expung
     assert not [name for name in snapshot(work / "run") if name.startswith(".")]
 
 
-def test_resume_of_a_finished_run_removes_what_it_does_not_need(killed: Path, expunge: Run) -> None:
+def test_resume_of_a_finished_run_completes_it_and_removes_what_it_does_not_need(killed: Path, expunge: Run) -> None:
     Path("run/checkpoints").rename("whole/checkpoints")
+    Path("whole/report.html").unlink()
 
     result = expunge(*TRAIN, "--output", "whole", "--resume")
 
     assert result.code == 2
     assert "finished" in result.err
     assert not Path("whole/checkpoints").exists()
+    assert Path("whole/report.html").read_text().endswith("</html>")
 
 
 def changed_weights() -> None:
