@@ -267,11 +267,11 @@ def _evaluate(values: Namespace) -> int:
     if not is_writer():
         return 0
     if "task_aggregate" in results:
-        print(semeval_table({"score": results}))
+        print(printable(semeval_table({"score": results})))
         print()
-    print(metrics_table(results))
+    print(printable(metrics_table(results)))
     for sentence in results["not_measured"]:
-        print(f"note      {sentence}")
+        print(printable(f"note      {sentence}"))
     print(f"results   {settings.output} and the values of every row in {Path(settings.output).with_suffix('.parquet')}")
     if settings.keep_predictions:
         print(f"predictions   {settings.keep_predictions} (they hold texts of the forget set)")
@@ -296,9 +296,9 @@ def _score(values: Namespace) -> int:
 
     settings = {name: getattr(values, name) for name in ("mmlu", "data", "split", "overwrite")}
     results = score_predictions(values.predictions, values.output, **settings)
-    print(semeval_table({"score": results}))
+    print(printable(semeval_table({"score": results})))
     print()
-    print(metrics_table(results))
+    print(printable(metrics_table(results)))
     print(f"results   {values.output}")
     return 0
 
@@ -333,7 +333,7 @@ def _compare(values: Namespace) -> int:
     )
     text = FORMATS[values.format or format_of(values.output)](comparison)
     if values.output is None:
-        print(text)
+        print(text if values.format else printable(text))
         return 0
     inputs = [path for column in comparison.columns for path in column.paths]
     write_comparison(values.output, text + "\n", inputs, overwrite=values.overwrite)

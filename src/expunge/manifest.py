@@ -46,7 +46,7 @@ def read_manifest(path: Path | str, flag: str) -> dict[str, Any]:
         whole = whole and all(isinstance(manifest[name], dict) for name in ("settings", "data"))
     except OSError as error:
         raise RunError(f"{flag}: {path} cannot be read ({error.strerror})") from None
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         whole = False
     if not whole:
         mend = "start again with --overwrite or in another --output" if flag == "--resume" else "give another one"

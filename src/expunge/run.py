@@ -295,7 +295,7 @@ def _whole_checkpoint(folder: Path) -> int | None:
         note = json.loads((folder / "checkpoint.json").read_text(encoding="utf-8"))
         whole = run_dir.sha256_file(folder / "state.safetensors") == note["sha256"]
         return int(note["step"]) if whole else None
-    except (OSError, ValueError, TypeError, KeyError, RunError):
+    except (OSError, ValueError, TypeError, KeyError, RecursionError, RunError):
         return None
 
 

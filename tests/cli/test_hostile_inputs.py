@@ -349,6 +349,35 @@ CASES: dict[str, Case] = {
         (*SCORE, "--output", "forget.jsonl"), "forget.jsonl",
         broken_predictions,
     ),
+    "score deep json": (
+        (*SCORE, "--mmlu", "deep.json"), "deep.json: not a JSON file", file("deep.json", "[" * 100_000),
+    ),
+    "score deep row": (
+        SCORE, "forget.jsonl:1: invalid JSON",
+        lambda work: (broken_predictions(work), file("predictions/forget.jsonl", "[" * 100_000)(work)),
+    ),
+    "compare nowhere": (("compare", "nowhere.json"), "nowhere.json: no such file", None),
+    "compare a folder without results": (("compare", "model"), "holds no results", None),
+    "compare deep json": (("compare", "deep.json"), "not a results file", file("deep.json", "[" * 100_000)),
+    "compare a list": (("compare", "list.json"), "not a results file", file("list.json", "[]")),
+    "compare another schema": (
+        ("compare", "r.json"), "schema 99", file("r.json", '{"schema": 99, "benchmark": "custom", "metrics": {}}'),
+    ),
+    "compare a name with terminal commands": (
+        ("compare", "r.json"), "r.json", file("r.json", '{"schema": 1, "benchmark": "\\u001b[2J", "metrics": [1]}'),
+    ),
+    "report nowhere": (("report", "nowhere"), "not a run directory", None),
+    "report a model": (("report", "model"), "not a run directory", None),
+    "report a broken manifest": (
+        ("report", "done", "--overwrite"), "manifest.json: damaged", file("done/manifest.json", "[" * 100_000),
+    ),
+    "report broken results": (
+        ("report", "done", "--overwrite"), "not a results file", file("done/results_after.json", "[" * 100_000),
+    ),
+    "manifest deep": (
+        ("unlearn", "--from-manifest", "deep.json", "--output", "x"), "damaged or no manifest",
+        file("deep.json", "[" * 100_000),
+    ),
     "merge nowhere": ((*MERGE, "--run", "nowhere"), "not a finished run", None),
     "merge on a device that is not there": ((*MERGE, "--device", "quantum"), "--device quantum", None),
     "merge settings of another type": (MERGE, "config.yaml", file("done/config.yaml", "- a\n")),

@@ -118,7 +118,7 @@ def _strings(path: Path) -> list[tuple[str, dict[str, Any]]] | None:
         return None
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None  # read_rows says what is wrong with it
     if not isinstance(content, list) or not content or not all(isinstance(text, str) for text in content):
         return None

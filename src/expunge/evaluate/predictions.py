@@ -171,7 +171,7 @@ def read_mmlu(value: str) -> float:
             raise DataError(f"--mmlu {value}: neither a number nor a file") from None
         try:
             accuracy = json.loads(path.read_text(encoding="utf-8"))["average_acc"]
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             raise DataError(f"--mmlu {value}: not a JSON file with a number average_acc") from None
         if isinstance(accuracy, bool) or not isinstance(accuracy, int | float):
             raise DataError(f"--mmlu {value}: its average_acc is {_named(accuracy)}, it must be a number") from None
@@ -216,7 +216,7 @@ def _read_json_lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
             continue
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise DataError(f"{path}:{number}: invalid JSON") from None
         if not isinstance(row, dict):
             raise DataError(f"{path}:{number}: {_named(row)} where an object is needed")

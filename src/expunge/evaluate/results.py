@@ -99,7 +99,7 @@ def read_results(path: str | Path) -> dict[str, Any]:
         results = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise DataError(f"{path}: not a results file (invalid JSON)") from None
     if not isinstance(results, dict) or "schema" not in results or not isinstance(results.get("benchmark"), str):
         raise DataError(f"{path}: not a results file: it has no schema and benchmark")

@@ -125,7 +125,7 @@ def _manifest(path: Path) -> dict[str, Any]:
         raise RunError(f"{path}: not a run directory (no manifest.json): give the --output of `expunge unlearn`")
     try:
         manifest = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         manifest = None
     if not isinstance(manifest, dict) or not isinstance(manifest.get("settings"), dict):
         raise RunError(f"{file}: damaged: the report needs the manifest that the run wrote")
@@ -146,7 +146,7 @@ def _steps(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, 1):
         try:
             step = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             if number == len(lines):
                 break  # a run that is killed may leave a part of its last line
             raise RunError(f"{path}: line {number} is damaged: the report needs the file that the run wrote") from None

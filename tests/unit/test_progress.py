@@ -1,0 +1,32 @@
+"""What reaches the terminal."""
+
+import pytest
+
+from expunge.progress import Reporter, printable
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("Zoë's café → 3 ↑ 你好", "Zoë's café → 3 ↑ 你好"),
+        ("two\nlines", "two\nlines"),
+        ("\x1b[2J\x07", "\\x1b[2J\\x07"),
+        ("a\u202etxt.exe\u200b", "a\\u202etxt.exe\\u200b"),
+        ("carriage\rreturn", "carriage\\rreturn"),
+        ("\x9b31m", "\\x9b31m"),
+        ("half \ud800", "half \\ud800"),
+    ],
+)
+def test_what_steers_a_terminal_is_written_out(text: str, shown: str) -> None:
+    assert printable(text) == shown
+
+
+def test_lines_of_a_reporter_are_printable(capsys: pytest.CaptureFixture[str]) -> None:
+    reporter = Reporter()
+    reporter.say("row \x1b]0;title\x07 [bold]not markup[/bold]")
+    reporter.warn("row \x1b[31m")
+
+    error = capsys.readouterr().err
+    assert "\x1b" not in error
+    assert "[bold]not markup[/bold]" in error
+    assert "warning: row \\x1b[31m" in error
