@@ -36,6 +36,8 @@ def outside_cause(error: Exception) -> str:
     memory = type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator: can't allocate" in str(error)
     if memory or isinstance(error, MemoryError):
         return "out of memory: take a smaller model, a lower --max-length, --gradient-checkpointing or a larger machine"
+    if type(error).__name__ == "SafetensorError" and "(os error" in str(error):
+        return f"cannot write weights ({str(error).strip().splitlines()[0]}): make room or look at the disk"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO):
         place = f" at {error.filename}" if error.filename else ""
         return f"{error.strerror}{place}: make room or look at the disk"

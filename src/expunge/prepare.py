@@ -181,5 +181,5 @@ def _resolve(config: UnlearnConfig, loaded: LoadedModel, report: JoinReport, max
         end_of_text="yes" if report.join.end_of_text else "no",
         max_length=max_length,
         dtype=str(loaded.dtype).removeprefix("torch."),
-        device=str(loaded.device),
+        device=str(loaded.device) if ":" in config.device else loaded.device.type,
     )

@@ -147,8 +147,15 @@ def test_resume_with_another_model_is_refused(change: Callable[[], None], killed
     assert snapshot(killed) == before
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-@pytest.mark.parametrize("place", ["prepare", "mean_losses", "compute_reference", "save_adapter"])
+@pytest.mark.parametrize(
+    ("place", "number"),
+    [
+        ("prepare", signal.SIGTERM),
+        ("mean_losses", signal.SIGINT),
+        ("compute_reference", signal.SIGHUP),
+        ("save_adapter", signal.SIGTERM),
+    ],
+)
 def test_a_signal_outside_the_loop_is_one_line_and_leaves_nothing_half_written(
     place: str, number: signal.Signals, work: Path, expunge: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -40,6 +40,12 @@ def adapter(run: str) -> bytes:
     return Path(run, "adapter/adapter_model.safetensors").read_bytes()
 
 
+@pytest.fixture(autouse=True)
+def without_a_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No report at the end of every run, which takes longer than the run."""
+    monkeypatch.setattr(import_module("expunge.cli"), "_write_run_report", lambda run: None)
+
+
 # --- disks ---------------------------------------------------------------------------------------
 
 
@@ -82,6 +88,22 @@ def test_a_full_disk_and_going_on_once_there_is_room(
     assert expunge(*TRAIN, "--output", "disk/run", *resume).code == 0
     assert adapter("disk/run") == adapter("whole")
     assert Path("disk/run/metrics.jsonl").read_bytes() == Path("whole/metrics.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize("kilobytes", [12, 20, 28])
+def test_a_disk_that_is_full_at_the_end(kilobytes: int, work: Path, expunge: Run, disk: Callable[[str], Path]) -> None:
+    """Without checkpoints the adapter is the first large file; a merged model is one too."""
+    disk("size=4m")
+    Path("disk/ballast").write_bytes(bytes(4 * 2**20 - 1024 * kilobytes - 4096))
+
+    result = expunge(*TRAIN, "--output", "disk/run", "--save-every", "0")
+    merged = expunge("merge", "--run", "done", "--output", "disk/merged")
+
+    one_line(result, "No space left on device")
+    one_line(merged, "No space left on device")
+    assert no_temporary_files(work / "disk")
+    assert not Path("disk/run/adapter").exists()
+    assert not Path("disk/merged").exists()
 
 
 def test_a_read_only_disk_is_seen_before_anything_is_loaded(

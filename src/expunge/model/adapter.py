@@ -1,6 +1,7 @@
 """The LoRA adapter: where it sits, how it is switched off, saved and merged."""
 
 import json
+import shutil
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -122,12 +123,16 @@ def save_adapter(model: PeftModel, folder: Path, *, base_name: str, card: str) -
     """
     folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    model.save_pretrained(temporary, safe_serialization=True)
-    config_path = temporary / "adapter_config.json"
-    config = json.loads(config_path.read_text()) | {"base_model_name_or_path": base_name}
-    config_path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-    (temporary / "README.md").write_text(card)
-    run_dir.replace_dir(temporary, folder)
+    try:
+        model.save_pretrained(temporary, safe_serialization=True)
+        config_path = temporary / "adapter_config.json"
+        config = json.loads(config_path.read_text()) | {"base_model_name_or_path": base_name}
+        config_path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+        (temporary / "README.md").write_text(card)
+        run_dir.replace_dir(temporary, folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
 
 
 def adapter_folder(name: str) -> Path:
