@@ -87,9 +87,7 @@ def main() -> int:
         worst = max(worst, *found)
         rows.append(f"| {count} | {manifest['steps']} | {' | '.join(f'{x:.1e}' for x in found)} | {seconds:.0f} s |")
         print(f"{count}: done", flush=True)
-    print(
-        "\n| processes | steps | loss of a step, relative | a weight | loss before or after, nats | wall |"
-    )
+    print("\n| processes | steps | loss of a step, relative | a weight | loss before or after, nats | wall |")
     print("|---|---|---|---|---|---|")
     print("\n".join(rows))
     return int(worst > BOUND)
