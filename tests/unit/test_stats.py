@@ -68,7 +68,8 @@ def sample(kind, seed=1, n=60, documents_of=4):
         return 1 / (1 + np.exp(-rng.normal(size=n) - common)), labels
     if kind == "same":
         return np.zeros(n), labels
-    return np.exp(0.6 * rng.normal(size=n) + 0.6 * common), labels
+    signed = 0.6 * rng.normal(size=n) + 0.6 * common
+    return (signed if kind == "signed" else np.exp(signed)), labels
 
 
 @pytest.mark.parametrize("kind", ["binary", "share", "same"])
@@ -82,9 +83,10 @@ def test_the_interval_of_a_share_is_the_test_that_it_inverts(kind, clustered):
     assert (found.low, found.high) == pytest.approx(slow_share_interval(values, labels), abs=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["loss", "signed"])
 @pytest.mark.parametrize("clustered", [True, False])
-def test_the_interval_of_a_mean_is_the_outer_one_of_bootstrap_and_t(clustered):
-    values, labels = sample("loss")
+def test_the_interval_of_a_mean_is_the_outer_one_of_bootstrap_and_t(kind, clustered):
+    values, labels = sample(kind)
     labels = labels if clustered else list(range(len(values)))
     rows, mean = documents(values, labels), statistics.fmean(values)
     units = len(rows)
@@ -102,12 +104,22 @@ def test_the_interval_of_a_mean_is_the_outer_one_of_bootstrap_and_t(clustered):
         level = normal.cdf(bias + z / (1 - acceleration * z))
         ends.append(draws[min(len(draws) - 1, int(level * len(draws)))])
 
+    half = t * jackknife
+    low, high = mean - half, mean + half
+    if kind == "loss":  # positive alone: the t interval of the logarithm
+        low, high = mean * math.exp(-half / mean), mean * math.exp(half / mean)
     found = mean_estimate(values, labels)
     tolerance = 0.15 * jackknife  # resampling noise in the tails of 2,000 draws
-    assert found.low == pytest.approx(min(ends[0], mean - t * jackknife), abs=tolerance)
-    assert found.high == pytest.approx(max(ends[1], mean + t * jackknife), abs=tolerance)
-    assert found.low < mean - 1.9 * jackknife
-    assert found.high > mean + 1.9 * jackknife
+    assert found.low == pytest.approx(min(ends[0], low), abs=tolerance)
+    assert found.high == pytest.approx(max(ends[1], high), abs=tolerance)
+
+
+def test_a_heavy_tail_does_not_reach_below_what_is_possible():
+    values = [1.2, 3.0, 2.1, 9.0, 400.0, 1.1, 5.0]
+    found = mean_estimate(values)
+    assert 0 < found.low < 30
+    assert found.high > 200
+    assert mean_estimate(values[:5]).low < 0  # too few to know that there are no negative ones
 
 
 def test_rows_of_one_document_count_less_than_rows_of_many():

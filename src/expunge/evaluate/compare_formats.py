@@ -15,7 +15,7 @@ from expunge.evaluate.measured import Measured
 
 WIDTH = 99
 """Columns of a terminal that the table may use."""
-LABEL_WIDTH = 32
+LABEL_WIDTH = 30
 TITLE_WIDTH = 24
 GAP = 2
 STAR = "*"
@@ -118,7 +118,7 @@ def number(value: float) -> str:
     """Three decimals or, of large and very small numbers, as many digits as that takes."""
     size = abs(value)
     if size >= 1e5 or 0 < size < 5e-4:
-        return f"{value:.1e}"
+        return f"{value:.1e}".replace("e-0", "e-").replace("e+0", "e+")
     return f"{value:.{3 if size < 10 else 2 if size < 100 else 0}f}"
 
 
@@ -190,8 +190,13 @@ def _text_cell(row: Row, column: int) -> str:
 
 
 def _bare(value: float) -> str:
-    """A number without the zero before its point."""
-    return re.sub(r"^(-?)0(?=\.)", r"\1", number(value))
+    """A number without the zero before its point and, if it is tiny or huge, with one digit."""
+    text = number(value)
+    return (
+        f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e+")
+        if "e" in text
+        else re.sub(r"^(-?)0(?=\.)", r"\1", text)
+    )
 
 
 def _width(column: tuple[list[str], list[str]]) -> int:

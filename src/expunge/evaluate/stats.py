@@ -24,6 +24,8 @@ from expunge.evaluate.bootstrap import (
 
 BLOCK = 2_000_000
 """Cluster draws that are held in memory at a time."""
+LOG_UNITS = 6
+"""Documents from which on positive values alone are taken as a sign that there are no others (1 in 64 by chance)."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,8 @@ def mean_estimate(
     number of rows that their variance between documents amounts to (Korn & Graubard 1998), with Student's quantile for
     the number of documents: a bootstrap of twenty zeros and a one covers far less than it says, and of zeros alone it
     is a point. Other values get the outer ends of two intervals, the bias-corrected and accelerated bootstrap of
-    documents (Efron 1987, widened for few units as in Hesterberg 2015) and the jackknife's t interval.
+    documents (Efron 1987, widened for few units as in Hesterberg 2015) and the jackknife's t interval, on the log scale
+    where all values of six or more documents are positive.
 
     Args:
         values: One number per row.
@@ -279,7 +282,11 @@ def _mean(rows: np.ndarray, codes: np.ndarray, seed: int) -> Estimate:
     without = (sums.sum() - sums) / (rows.size - sizes)
     low, high = bca_interval(value, draws, [without])
     half = t_quantile(units - 1) * math.sqrt((units - 1) / units * np.square(without - without.mean()).sum())
-    return Estimate(value, min(low, value - half), max(high, value + half), rows.size)
+    if rows.min() > 0 and units >= LOG_UNITS:
+        ends = value * math.exp(-half / value), value * math.exp(half / value)
+    else:
+        ends = value - half, value + half
+    return Estimate(value, min(low, ends[0]), max(high, ends[1]), rows.size)
 
 
 def _unit_difference(first: np.ndarray, second: np.ndarray, codes: np.ndarray) -> Estimate:

@@ -156,7 +156,13 @@ def forgotten(run: RunData, found: Mapping[str, Mapping[str, Reading]]) -> Findi
         return Finding(question, "yes", says, rule, tuple(notes))
     says = f"forgotten beyond doubt on {gone} of {len(states)} metrics (most is left on {most})"
     if "no" not in states.values():
-        return Finding(question, "unknown", says.replace(" (", ", the intervals of the others leave it open (", 1), rule, tuple(notes))
+        return Finding(
+            question,
+            "unknown",
+            says.replace(" (", ", the intervals of the others leave it open (", 1),
+            rule,
+            tuple(notes),
+        )
     return Finding(question, "no" if average >= 0.5 else "partly", says, rule, tuple(notes))
 
 
