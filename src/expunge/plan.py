@@ -111,7 +111,8 @@ def forecast(config: UnlearnConfig, reporter: Reporter | None = None) -> Forecas
     sets = {name: getattr(prepared, name) for name in ("forget", "retain", "holdout") if getattr(prepared, name)}
     packed = loaded.packs([len(row) for rows in sets.values() for row in rows])
     max_tokens = MICRO_BATCH_TOKENS[loaded.device.type]
-    sizes = [size_of(_lengths(prepared, step), max_tokens, packed=packed) for step in steps]
+    multiple = loaded.row_multiple if packed else 1
+    sizes = [size_of(_lengths(prepared, step), max_tokens, packed=packed, multiple=multiple) for step in steps]
     sides = reference_sides(config, prepared.forget, prepared.retain)
     layout = reference.reference_layout(loaded, sides)
     reference_bytes = reference.layout_bytes(layout)

@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from expunge.config import UnlearnConfig
-from expunge.data.batches import Plan, Step, halved, micro_batches, size_of
+from expunge.data.batches import Plan, Size, Step, halved, micro_batches, size_of
 from expunge.data.tokenize import TokenizedExample
 from expunge.errors import ConfigError, TrainingError
 from expunge.interrupt import StopRequest
@@ -181,7 +181,7 @@ class Trainer:
         batch = lay_out(self.loaded, [longest.input_ids])
         kept = saved_bytes(self.model, lambda: final_states(self.loaded, batch))
         epoch = islice(self.plan.steps(), self.plan.steps_per_epoch)
-        most = max(size_of(self.lengths(s), self.micro_batch_tokens(s), packed=self.packed).largest for s in epoch)
+        most = max(self.size(step).largest for step in epoch)
         layout = reference_layout(self.loaded, reference_sides(self.config, self.forget, self.retain))
         needed = kept * most // len(longest) + min(layout_bytes(layout), MEMORY_BYTES)
         check_fits(
@@ -216,6 +216,11 @@ class Trainer:
         """Bound on the area of a micro-batch: what the device takes, and no more than a process's share of the step."""
         share = math.ceil(sum(self.lengths(step)) / self.accelerator.num_processes)
         return min(MICRO_BATCH_TOKENS[self.loaded.device.type], share)
+
+    def size(self, step: Step) -> Size:
+        """Extent of a step as it is laid out here."""
+        multiple = self.loaded.row_multiple
+        return size_of(self.lengths(step), self.micro_batch_tokens(step), packed=self.packed, multiple=multiple)
 
     def rows(self, step: Step) -> list[Row]:
         """The rows of a step with their reference values, forget rows first."""
@@ -333,7 +338,7 @@ class Trainer:
         count_trainable = sum(parameter.numel() for parameter in self.parameters)
         total = sum(parameter.numel() for parameter in self.model.parameters())
         epoch = islice(self.plan.steps(), self.plan.steps_per_epoch)
-        sizes = [size_of(self.lengths(step), self.micro_batch_tokens(step), packed=self.packed) for step in epoch]
+        sizes = [self.size(step) for step in epoch]
         share = sum(size.tokens for size in sizes) / sum(size.area for size in sizes)
         return (
             f"steps: {self.num_steps:,} ({self.plan.steps_per_epoch} an epoch, {share:.1%} of the computed "

@@ -192,10 +192,12 @@ class Size:
     largest: int
 
 
-def size_of(lengths: Sequence[int], max_tokens: int, *, packed: bool = False) -> Size:
-    """Extent of rows of `lengths` tokens, laid out by `micro_batches`."""
+def size_of(lengths: Sequence[int], max_tokens: int, *, packed: bool = False, multiple: int = 1) -> Size:
+    """Extent of rows of `lengths` tokens, laid out by `micro_batches`; packed ones are rounded up to a `multiple`."""
     areas = [
-        sum(lengths[row] for row in group) if packed else max(lengths[row] for row in group) * len(group)
+        math.ceil(sum(lengths[row] for row in group) / multiple) * multiple
+        if packed
+        else max(lengths[row] for row in group) * len(group)
         for group in micro_batches(lengths, max_tokens, packed=packed)
     ]
     return Size(sum(lengths), sum(areas), max(areas))

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from expunge.kernels.rounding import round_rows
+
 CHUNK_ELEMENTS = {"cpu": 2**19, "cuda": 2**26}
 """Size of the one (tokens, vocab) block that is alive at a time, in elements: on the CPU small enough for the cache."""
 CHUNK_TOKENS = 96
@@ -35,7 +37,8 @@ class Head:
         """Logits of `hidden` `(num_tokens, hidden)` as `(num_tokens, vocab)`, in fp32 at least."""
         logits = hidden
         if self.weight is not None:
-            logits = torch.nn.functional.linear(hidden.to(self.weight.dtype), self.weight, self.bias)
+            rows = round_rows(hidden.to(self.weight.dtype))
+            logits = torch.nn.functional.linear(rows, self.weight, self.bias)[: hidden.shape[0]]
         if logits.dtype in (torch.bfloat16, torch.float16):
             logits = logits.float()
         if self.scale != 1.0:
@@ -55,7 +58,7 @@ class Head:
             grad_logits = grad_logits * self.scale
         if self.weight is None:
             return grad_logits
-        return grad_logits.to(self.weight.dtype) @ self.weight
+        return (round_rows(grad_logits.to(self.weight.dtype)) @ self.weight)[: grad_logits.shape[0]]
 
     def vocab_size(self, hidden: Tensor) -> int:
         """Number of logits per token."""

@@ -24,12 +24,13 @@ from transformers.utils import logging as transformers_logging
 
 from expunge.errors import ModelError
 from expunge.kernels import Head
+from expunge.kernels.rounding import row_multiple
 from expunge.model.files import check_paths, check_whole, weight_files
 from expunge.model.head import cast_head, find_head
 from expunge.model.memory import check_fits, weight_bytes
 from expunge.model.packing import packable_length
 
-CACHED_KERNELS = 32
+CACHED_KERNELS = 128
 """Compiled bf16 products that are kept on the CPU, one per shape: more than one forward and backward pass needs."""
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # names of glibc's malloc.h
 
@@ -69,6 +70,11 @@ class LoadedModel:
     def base(self) -> PreTrainedModel:
         """The transformers model inside (the adapter's layers are part of it)."""
         return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+
+    @property
+    def row_multiple(self) -> int:
+        """What the tokens of a packed sequence are rounded up to."""
+        return row_multiple(self.dtype, self.device)
 
     @contextlib.contextmanager
     def autocast(self) -> Iterator[None]:

@@ -15,6 +15,7 @@ from torch import Tensor
 from expunge.data.batches import micro_batches
 from expunge.data.tokenize import TokenizedExample
 from expunge.kernels import token_logps
+from expunge.kernels.rounding import missing_rows
 from expunge.model.head import backbone
 from expunge.model.load import LoadedModel
 from expunge.model.packing import packed_states
@@ -32,7 +33,7 @@ class Batch:
     """Sequences as the model takes them.
 
     Attributes:
-        input_ids: `(1, tokens)` when packed, else `(rows, longest)`.
+        input_ids: `(1, tokens)` when packed, a few more than in the sequences at times, else `(rows, longest)`.
         lengths: Tokens of each sequence.
         starts: Where the first token of each stands in the flattened `input_ids`.
         packed: Which of the two.
@@ -53,8 +54,9 @@ def lay_out(loaded: LoadedModel, sequences: Sequence[Sequence[int]]) -> Batch:
     """Put sequences into one batch: packed when `loaded.packs` them, else padded."""
     lengths = [len(ids) for ids in sequences]
     if loaded.packs(lengths):
-        ids = torch.tensor([token for own in sequences for token in own], device=loaded.device)
-        return Batch(ids[None], lengths, [0, *accumulate(lengths[:-1])], packed=True)
+        ids = [token for own in sequences for token in own]
+        ids += [0] * missing_rows(len(ids), loaded.row_multiple)
+        return Batch(torch.tensor([ids], device=loaded.device), lengths, [0, *accumulate(lengths[:-1])], packed=True)
     longest = max(lengths)
     return Batch(
         pad_right(sequences, loaded.device), lengths, [row * longest for row in range(len(lengths))], packed=False

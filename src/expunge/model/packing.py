@@ -11,9 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from expunge.kernels.rounding import missing_rows, row_multiple
 from expunge.model.head import backbone
 
 NAME = "expunge_packed"
@@ -50,7 +52,12 @@ def packable_length(model: PreTrainedModel) -> int:
 
 
 def packed_states(model: PreTrainedModel, input_ids: Tensor, lengths: Sequence[int]) -> Tensor:
-    """Final hidden states `(1, tokens, hidden)` of rows of `lengths` tokens that stand in `input_ids` `(1, tokens)`."""
+    """Final hidden states `(1, tokens, hidden)` of rows of `lengths` tokens that stand in `input_ids` `(1, tokens)`.
+
+    What stands behind the last of them is a row of its own.
+    """
+    behind = input_ids.shape[1] - sum(lengths)
+    lengths = [*lengths, behind] if behind else lengths
     positions = torch.cat([torch.arange(length, device=input_ids.device) for length in lengths])[None]
     with _packed_attention(model):
         output = backbone(model)(
@@ -81,7 +88,7 @@ def _attend_by_row(
     row_lengths: tuple[int, ...],
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Causal attention of each row to itself; neighbours of one length go together.
+    """Causal attention of each row to itself; neighbours of one length, padded to a rounded one, go together.
 
     Args:
         module: The attention layer.
@@ -97,16 +104,30 @@ def _attend_by_row(
     """
     if attention_mask is not None:
         raise ValueError("a packed sequence takes no attention mask")
-    stretches = [(length, len(list(same))) for length, same in groupby(row_lengths)]
-    cuts = [length * count for length, count in stretches]
+    multiple = row_multiple(query.dtype, query.device)
+    groups = [
+        (padded, list(rows))
+        for padded, rows in groupby(row_lengths, lambda length: length + missing_rows(length, multiple))
+    ]
+    cuts = [sum(rows) for _, rows in groups]
     outputs = []
-    for (length, count), *parts in zip(
-        stretches, *(states.split(cuts, dim=2) for states in (query, key, value)), strict=True
+    for (padded, rows), *parts in zip(
+        groups, *(states[0].transpose(0, 1).split(cuts) for states in (query, key, value)), strict=True
     ):
-        rows = (part[0].unflatten(1, (count, length)).transpose(0, 1) for part in parts)
-        output, _ = sdpa_attention_forward(module, *rows, None, **kwargs)
-        outputs.append(output.flatten(0, 1))  # (count, length, heads, head_dim)
+        stacked = (_stack(part, rows, padded).transpose(1, 2) for part in parts)
+        output, _ = sdpa_attention_forward(module, *stacked, None, **kwargs)  # (rows, padded, heads, head_dim)
+        outputs += (
+            [output.flatten(0, 1)] if set(rows) == {padded} else [own[:n] for own, n in zip(output, rows, strict=True)]
+        )
     return torch.cat(outputs)[None], None
+
+
+def _stack(states: Tensor, rows: Sequence[int], padded: int) -> Tensor:
+    """Rows of `states` `(tokens, heads, head_dim)` as `(rows, padded, heads, head_dim)`; zeros fill them up."""
+    if set(rows) == {padded}:
+        return states.unflatten(0, (len(rows), padded))
+    stacked = pad_sequence(list(states.split(list(rows))), batch_first=True)
+    return torch.nn.functional.pad(stacked, (0, 0, 0, 0, 0, padded - stacked.shape[1]))
 
 
 AttentionInterface.register(NAME, _attend_by_row)
