@@ -10,6 +10,12 @@ ROWS = (
     ("retain", "knowledge", "↑"),
 )
 
+SAME = {
+    "truth_ratio_ks_p": "as if retrained, by truth ratios (KS test)",
+    "loss_ks_p": "as if retrained, by losses of forget texts",
+}
+"""Tests against a model that never saw the forget set: a small p says that the two can be told apart."""
+
 
 def loss_table(losses: Mapping[str, Mapping[str, float]]) -> str:
     """Mean losses before and after, one set of texts a line."""
@@ -51,7 +57,8 @@ def semeval_table(results: Mapping[str, Mapping[str, Any]]) -> str:
 def metrics_table(results: Mapping[str, Any]) -> str:
     """Every metric of one results file with its 95 % interval, and the reference's where there is one.
 
-    Tasks and the second false-positive rate are left to the file.
+    Tasks and the second false-positive rate are left to the file. A star says that the paired interval of the
+    difference from the reference does not hold 0.
     """
     metrics = {
         name: entry
@@ -67,8 +74,19 @@ def metrics_table(results: Mapping[str, Any]) -> str:
         interval = f"{low} to {high}" if "-" not in (low, high) else ""
         label = f"{name.replace('/', ' ').replace('_', ' ')} {_arrow(entry)}"[:48]
         line = f"{label:<48}{_number(entry['value']):>10}{interval:>23}{entry['n'] or '':>7}"
-        lines.append((line + (f"{_number(entry.get('reference')):>10}" if compared else "")).rstrip())
+        line += f"{_number(entry.get('reference')):>10}{_star(entry)}" if compared else ""
+        lines.append(line.rstrip())
+    if compared:
+        lines.append("* differs from the retrained model on the same rows (paired 95 % interval)")
+        tests = (results.get("reference") or {}).get("indistinguishable", {})
+        lines += [f"{SAME[name]:<48}p = {p:.2g}" for name, p in tests.items() if p is not None and p == p]
     return "\n".join(lines)
+
+
+def _star(entry: Mapping[str, Any]) -> str:
+    change = entry.get("difference") or {}
+    low, high = change.get("low"), change.get("high")
+    return "*" if low is not None and high is not None and (low > 0 or high < 0) else ""
 
 
 def _arrow(entry: Mapping[str, Any]) -> str:

@@ -1,7 +1,8 @@
 """The results file: what a benchmark measured on one model, as strict JSON that holds no text of the data.
 
 Every benchmark has `metrics`: `<set>/<metric>[/<task>]` -> `{"value", "low", "high", "n", "direction", "target",
-"source", "family", "reference"}`, with `reference` (the retrained model and the tests against it) and `not_measured`
+"source", "family", "reference", "difference"}` (the last two with a reference model: its value, and value, low and high
+of the paired difference from it), with `reference` (the retrained model and the tests against it) and `not_measured`
 (plain sentences) beside it. SemEval and LUME have the official numbers too:
 
 `{"schema": 1, "benchmark": "semeval", "forget": {"Task1": {"regurgitation": x, "knowledge": x}, ...},
