@@ -146,8 +146,7 @@ def _demo(values: Namespace) -> int:
     from expunge.progress import Reporter
 
     result = run_demo(values.output, Reporter(), overwrite=values.overwrite, seed=values.seed)
-    print(result)
-    print()
+    print(f"{result}\n")
     print(f"adapter   {result.output / 'adapter'}")
     print(f"results   {result.output / 'results_after.json'} (and _before, _retrained)")
     _write_run_report(result.output)
@@ -258,18 +257,20 @@ def _evaluate_arguments(parser: ArgumentParser, arguments: list[str]) -> Namespa
 
 
 def _evaluate(values: Namespace) -> int:
+    from expunge.evaluate.results import results_before
     from expunge.evaluate.run import evaluate
     from expunge.progress import Reporter
     from expunge.run import is_writer
 
     settings = EvaluateConfig(**{name: value for name, value in values.as_dict().items() if name != "config"})
+    before = results_before(settings.output, settings.benchmark)
     results = evaluate(settings, Reporter(quiet=not is_writer()))
     if not is_writer():
         return 0
     if "task_aggregate" in results:
-        print(printable(semeval_table({"score": results})))
-        print()
-    print(printable(metrics_table(results)))
+        shown = {"before": before, "after": results} if before else {"score": results}
+        print(printable(semeval_table(shown)) + "\n")
+    print(printable(metrics_table(results, before)))
     for sentence in results["not_measured"]:
         print(printable(f"note      {sentence}"))
     print(f"results   {settings.output} and the values of every row in {Path(settings.output).with_suffix('.parquet')}")
