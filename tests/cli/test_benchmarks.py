@@ -259,6 +259,35 @@ def test_a_wrong_command_says_why_and_writes_nothing(
     assert set(snapshot(here)) == before
 
 
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"retain.jsonl": ""}, "lume2/retain.jsonl: is empty, there is not one row in it"),
+        ({"member.jsonl": "{}"}, "lume2: has no nonmember.jsonl: membership needs member.jsonl and nonmember.jsonl"),
+        ({"member.jsonl": "", "nonmember.jsonl": ""}, "lume2/member.jsonl: is empty, there is not one row in it"),
+    ],
+)
+def test_an_empty_or_missing_side_is_named(here: Path, expunge: Run, files: dict[str, str], message: str) -> None:
+    Path("lume2").mkdir()
+    for name in ("forget.jsonl", "retain.jsonl"):
+        Path("lume2", name).write_bytes(Path("lume", name).read_bytes())
+    for name, content in files.items():
+        Path("lume2", name).write_text(content)
+    result = expunge(*SMALL, "--benchmark", "lume", "--data", "lume2")
+    assert result.code == 2
+    assert message in result.err
+    assert not Path("r.json").exists()
+
+
+def test_predictions_without_rows_are_refused(here: Path, expunge: Run) -> None:
+    Path("said").mkdir()
+    for name in ("forget.jsonl", "retain.jsonl"):
+        Path("said", name).write_text("")
+    result = expunge("score", "--predictions", "said", "--output", "s.json")
+    assert result.code == 2
+    assert "said/forget.jsonl: is empty" in result.err
+
+
 def test_an_empty_set_of_a_folder_is_named(here: Path, expunge: Run) -> None:
     (here / "tofu").unlink()
     (write_tofu(here / "tofu") / "world_facts_perturbed.json").write_text("")
