@@ -64,6 +64,13 @@ def test_numbers_of_any_size_can_be_drawn(tmp_path, value):
     assert len(files) == 3
 
 
+def test_the_same_numbers_give_the_same_files(tmp_path):
+    own = column("after", Cell(0.5, 0.4, 0.6, 3, None, [0.5]))
+    with style():
+        first, second = (save(figures.dots("u", "U", [own], rows_of(own)).figure, tmp_path / "x") for _ in range(2))
+    assert first == second
+
+
 def test_latex_signs_in_names_are_written_out():
     odd = Column("50% & more_ \\input{x} $ # ~ ^ { }", "after", 1, {"utility/m": Cell(-3e-7, -1.0, 0.5, 3, None, [])})
     table = latex_table([odd], {"utility": [Row("a_b & c%\n<x>", Reading("utility/m", 0.0), [*odd.cells.values()])]})

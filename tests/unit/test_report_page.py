@@ -283,6 +283,11 @@ def test_a_page_that_is_there_is_replaced_only_on_request(scored):
     assert output.stat().st_mode & 0o777 == 0o600
 
 
+def test_the_same_run_gives_the_same_page(scored):
+    first = write_report([scored], scored.parent / "first.html").read_bytes()
+    assert write_report([scored], scored.parent / "second.html").read_bytes() == first
+
+
 def test_what_cannot_be_reported_is_refused(scored, tmp_path):
     other = write_run(tmp_path / "other", seed=1)
     with pytest.raises(ConfigError, match="--output is missing"):

@@ -39,6 +39,7 @@ _VARIABLES = {
 }
 _STYLE = {
     "svg.fonttype": "none",
+    "svg.hashsalt": "expunge",
     "text.parse_math": False,
     "font.family": "DejaVu Sans",
     "font.size": 9.5,
