@@ -209,6 +209,16 @@ def test_runs_of_the_same_name_are_told_apart(tmp_path):
     assert "there/run" in words
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "starred"), [(0.01, 0.2, True), (-0.2, -0.01, True), (-0.1, 0.1, False), (None, None, False)]
+)
+def test_a_star_says_that_a_metric_differs_from_the_reference(tmp_path, low, high, starred):
+    own = entry(0.4321) | {"reference": 0.3, "difference": {"value": 0.1321, "low": low, "high": high}}
+    words = page_of(write_run(tmp_path / "run", metrics={"utility/own": own})).words
+    assert ("0.432*" in words) == starred
+    assert ("* differs from the reference on the same rows" in words) == starred
+
+
 def test_further_results_files_are_checkpoints(tmp_path):
     run = write_run(tmp_path / "run")
     (run / "results_step40.json").write_text((run / "results_after.json").read_text())
