@@ -31,7 +31,9 @@ NO = "**no**"
 def main(argv: list[str] | None = None) -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(prog="python -m bench.subjects", description=__doc__)
-    parser.add_argument("results", nargs=3, help="results files: before, after, twin; with --reference TWIN")
+    parser.add_argument(
+        "results", nargs=3, help="results files: before and after with --reference TWIN, and of the twin"
+    )
     parser.add_argument("--docs", action="store_true", help="also write the tables into docs/evaluation.md")
     args = parser.parse_args(argv)
     text = tables(args.results)
@@ -90,9 +92,8 @@ def _tests(files: Sequence[str | Path]) -> list[str]:
 
 
 def _label(row: Row) -> str:
-    if row.target is not None:
-        return f"{row.metric} → {row.target:g}"
-    return row.metric + {"higher": " ↑", "lower": " ↓"}.get(row.direction or "", "")
+    arrow = {"higher": " ↑", "lower": " ↓", "target": " →"}.get(row.direction or "", "")
+    return row.metric + arrow + ("" if row.target is None else f" {row.target:g}")
 
 
 def _cell(cell: Measured | None) -> str:
