@@ -173,36 +173,30 @@ def last_runs_out_of_memory() -> None:
 
 
 def all_note_what_they_hold() -> None:
-    """Every process writes down the bytes of weights that it has, before the third step."""
+    """Every process writes down the bytes of weights that it has between a forward pass and its backward pass."""
     import gc
 
     import torch
     from torch.distributed.tensor import DTensor
 
-    def note(trainer: Any) -> None:
-        live = [item for item in gc.get_objects() if isinstance(item, torch.Tensor)]
-        shards = [p for p in trainer.model.parameters() if isinstance(p, DTensor)]
-        shapes = {p.shape for p in shards if p.dim() == 2}
-        plain = [t for t in live if type(t) in (torch.Tensor, torch.nn.Parameter) and t.shape in shapes]
-        whole = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in plain}
+    module = import_module("expunge.unlearn")
+    forward = module.loss_terms
+
+    def loss_terms(loaded: Any, *arguments: Any) -> Any:
+        terms = forward(loaded, *arguments)
+        shards = [p for p in loaded.base.parameters() if isinstance(p, DTensor)]
+        shapes = {p.shape for p in shards}
+        live = [item for item in gc.get_objects() if type(item) is torch.nn.Parameter and item.shape in shapes]
         found = {
             "shards": sum(p.to_local().untyped_storage().nbytes() for p in shards),
             "shards_without_filling": sum(p.to_local().nbytes for p in shards),
             "layers": sum(p.nbytes for p in shards),
-            "gathered": sum(whole.values()),
+            "gathered": sum(p.untyped_storage().nbytes() for p in live if p.dim() == 2),
         }
-        with open(f"held-{rank()}.json", "w") as file:
-            json.dump(found, file)
+        Path(f"held-{rank()}.json").write_text(json.dumps(found))
+        return terms
 
-    trainer = import_module("expunge.unlearn").Trainer
-    step = trainer.train_step
-
-    def train_step(self: Any, plan_step: Any, index: int) -> dict[str, float]:
-        if index == 2:
-            note(self)
-        return step(self, plan_step, index)
-
-    trainer.train_step = train_step
+    module.loss_terms = loss_terms
 
 
 def first_waits_for_ever() -> None:

@@ -16,7 +16,7 @@ from expunge.errors import ConfigError, DataError, ModelError
 from expunge.model.load import LoadedModel, load_model, load_shared
 from expunge.model.memory import show_bytes
 from expunge.model.preflight import JoinReport, measure_join
-from expunge.model.shard import held_bytes
+from expunge.model.shard import held_bytes, own_part
 from expunge.processes import current
 
 REFERENCE_WIDTH, REFERENCE_RATE = 256, 1.5e-3
@@ -167,7 +167,7 @@ def _check_finite(loaded: LoadedModel, report: JoinReport) -> None:
     if math.isfinite(report.token_loss) and all(map(math.isfinite, report.losses.values())):
         return
     for name, parameter in loaded.base.named_parameters():
-        if parameter.is_floating_point() and not parameter.isfinite().all():
+        if parameter.is_floating_point() and current().any(not own_part(parameter).isfinite().all()):
             raise ModelError(f"the model's weight {name} holds values that are not finite: its files are damaged")
     raise ModelError(f"the model's log-probabilities are not finite in {loaded.dtype}: try --dtype float32")
 

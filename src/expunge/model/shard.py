@@ -46,8 +46,13 @@ def shard_layers(model: PreTrainedModel, mesh: DeviceMesh, device: torch.device)
 
 def held_bytes(model: torch.nn.Module) -> tuple[int, int]:
     """Size of the weights that this process holds, and of all weights of the model."""
-    local = [p.to_local() if isinstance(p, DTensor) else p for p in model.parameters()]
-    return sum(p.untyped_storage().nbytes() for p in local), sum(p.nbytes for p in model.parameters())
+    held = sum(own_part(parameter).untyped_storage().nbytes() for parameter in model.parameters())
+    return held, sum(parameter.nbytes for parameter in model.parameters())
+
+
+def own_part(parameter: torch.Tensor) -> torch.Tensor:
+    """What this process holds of a parameter."""
+    return parameter.to_local() if isinstance(parameter, DTensor) else parameter
 
 
 class Lockstep:
