@@ -8,7 +8,7 @@ WORKERS ?= 2
 # One thread per worker, and nothing is fetched: the tests bring their own models.
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: install demo test check bench audit clean
+.PHONY: install demo test test-browser check bench audit clean
 
 install: $(STAMP)
 
@@ -17,6 +17,11 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+
+# The report in Chromium, which has to be there (apt-get install chromium).
+test-browser: $(STAMP)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[browser]'
+	$(TEST_ENV) $(BIN)/python -m pytest -m browser tests/browser $(ARGS)
 
 check: $(STAMP)
 	$(BIN)/python -m ruff check

@@ -7,6 +7,10 @@ machine.py    memory and the rate of matrix products
 report.py     tables, on the screen and in docs/performance.md
 __main__.py   `python -m bench`: which measurements, in which order; tables
 gpu.py        `python -m bench.gpu`: the same on a CUDA machine, at 1B and 7B
+metrics.py    `python -m bench.metrics`: the table of metrics; docs/evaluation.md
+parity/       `python -m bench.parity`: our metrics against published numbers; docs/papers.md
+records.py    `python -m bench.records`: the cost of all teacher-forced metrics; docs/evaluation.md
+subjects.py   `python -m bench.subjects`: which metrics tell three models apart; docs/evaluation.md
 crash.py      `python -m bench.crash`: runs killed at random moments and gone on with; docs/reliability.md
 fuzz.py       `python -m bench.fuzz`: damaged files for the readers
 processes.py  `python -m bench.processes`: one, two and three processes under a launcher; docs/scaling.md

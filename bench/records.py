@@ -10,7 +10,10 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 
+import torch
+
 from bench.machine import processor
+from bench.report import DOCS, write_between
 from bench.workload import SUBJECT, random_model, rows_for
 from expunge.data.tokenize import TokenizedExample
 from expunge.evaluate.metrics import TokenRecord, membership
@@ -46,7 +49,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def report(loaded: LoadedModel, name: str, args: argparse.Namespace) -> None:
-    """Time both sides and print the ratio."""
+    """Time both sides, print the ratio and write it into the docs if asked."""
     sides = rows_for(loaded, "validation")
     rows = [row for side in sides.values() for row in side][: args.rows or None]
     texts = [loaded.tokenizer.decode(row.input_ids) for row in rows]
@@ -62,14 +65,17 @@ def report(loaded: LoadedModel, name: str, args: argparse.Namespace) -> None:
             function()
             if repeat:  # the first round warms up
                 times[kind].append(time.perf_counter() - start)
-    print(
-        f"{name}, {str(loaded.dtype).removeprefix('torch.')}, {loaded.device}, {processor()}: {len(rows)} rows, "
-        f"{sum(map(len, rows)):,} tokens, {args.repeats} repeats"
-    )
+    lines = [
+        f"{name}, {str(loaded.dtype).removeprefix('torch.')}, {loaded.device}, {processor()}, "
+        f"{torch.get_num_threads()} threads: {len(rows)} rows, {sum(map(len, rows)):,} tokens, {args.repeats} repeats"
+    ]
     forward = statistics.median(times["forward"])
     for kind, own in times.items():
         median = statistics.median(own)
-        print(f"{kind:20} {median:7.3f} s  {median / forward:5.3f}  (from {min(own):.3f} to {max(own):.3f} s)")
+        lines.append(f"{kind:20} {median:7.3f} s  {median / forward:5.3f}  (from {min(own):.3f} to {max(own):.3f} s)")
+    print("\n".join(lines))
+    if args.docs:
+        write_between(DOCS / "evaluation.md", "cost", "\n".join(["```", *lines, "```"]))
 
 
 def all_metrics(loaded: LoadedModel, rows: Sequence[TokenizedExample], texts: Sequence[str]) -> list[list[float]]:
@@ -100,6 +106,7 @@ def _arguments() -> argparse.ArgumentParser:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--docs", action="store_true", help="also write the figures into docs/evaluation.md")
     return parser
 
 

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "performance.md"
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+PAGE = DOCS / "performance.md"
 NAMES = {"expunge": "Expunge", "plain": "plain"}
 Run = dict[str, Any]
 """The fields of a `Spec`, `name` of the model, and what was measured."""

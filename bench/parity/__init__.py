@@ -6,7 +6,7 @@ muse.py             swj0419/muse_bench
 tofu.py             locuslab/tofu
 semeval.py          the organisers of SemEval-2025 Task 4
 numbers.py          number-level and string-level vectors that need no model
-__main__.py         `python -m bench.parity`: the table of docs/papers.md
+__main__.py         `python -m bench.parity [--docs]`: the table of docs/papers.md
 """
 
 from collections.abc import Iterator

@@ -146,8 +146,7 @@ def _demo(values: Namespace) -> int:
     from expunge.progress import Reporter
 
     result = run_demo(values.output, Reporter(), overwrite=values.overwrite, seed=values.seed)
-    print(result)
-    print()
+    print(f"{result}\n")
     print(f"adapter   {result.output / 'adapter'}")
     print(f"results   {result.output / 'results_after.json'} (and _before, _retrained)")
     _write_run_report(result.output)
@@ -258,18 +257,20 @@ def _evaluate_arguments(parser: ArgumentParser, arguments: list[str]) -> Namespa
 
 
 def _evaluate(values: Namespace) -> int:
+    from expunge.evaluate.results import results_before
     from expunge.evaluate.run import evaluate
     from expunge.progress import Reporter
     from expunge.run import is_writer
 
     settings = EvaluateConfig(**{name: value for name, value in values.as_dict().items() if name != "config"})
+    before = results_before(settings.output, settings.benchmark)
     results = evaluate(settings, Reporter(quiet=not is_writer()))
     if not is_writer():
         return 0
     if "task_aggregate" in results:
-        print(printable(semeval_table({"score": results})))
-        print()
-    print(printable(metrics_table(results)))
+        shown = {"before": before, "after": results} if before else {"score": results}
+        print(printable(semeval_table(shown)) + "\n")
+    print(printable(metrics_table(results, before)))
     for sentence in results["not_measured"]:
         print(printable(f"note      {sentence}"))
     print(f"results   {settings.output} and the values of every row in {Path(settings.output).with_suffix('.parquet')}")
@@ -283,9 +284,7 @@ def _score_arguments(parser: ArgumentParser, arguments: list[str]) -> Namespace:
     parser.add_argument("--predictions", type=str, required=True, help="folder of predictions, ours or the organisers'")
     parser.add_argument("--output", type=str, required=True, help="results file to write")
     parser.add_argument("--mmlu", type=str | None, default=None, help="accuracy on MMLU: a number or a metrics file")
-    parser.add_argument(
-        "--data", type=str | None, default=None, help="the benchmark's folder, to check the rows against"
-    )
+    parser.add_argument("--data", type=str | None, help="the benchmark's folder, to check the rows against")
     parser.add_argument("--split", type=str, default="validation", help="its split")
     parser.add_argument("--overwrite", type=bool, default=False, help="replace --output")
     return _parse(parser, arguments)
@@ -317,6 +316,7 @@ def _compare_arguments(parser: ArgumentParser, arguments: list[str]) -> Namespac
     parser.add_argument("--metrics", type=str | None, help="metrics to show, as *auc*,forget/*")
     parser.add_argument("--names", type=str | None, help="titles of the columns, separated by commas")
     parser.add_argument("--pool", action="store_true", help="all results are runs (seeds) of one configuration")
+    parser.add_argument("--paired", action="store_true", help="differences from the first, row by row")
     parser.add_argument("--overwrite", type=bool, default=False, help="replace --output")
     return _parse(parser, arguments)
 
@@ -329,14 +329,14 @@ def _compare(values: Namespace) -> int:
         values.results,
         names=values.names.split(",") if values.names else None,
         pool=values.pool,
+        paired=values.paired,
         patterns=[pattern for pattern in (values.metrics or "").split(",") if pattern],
     )
     text = FORMATS[values.format or format_of(values.output)](comparison)
     if values.output is None:
         print(text if values.format else printable(text))
         return 0
-    inputs = [path for column in comparison.columns for path in column.paths]
-    write_comparison(values.output, text + "\n", inputs, overwrite=values.overwrite)
+    write_comparison(values.output, text + "\n", comparison, overwrite=values.overwrite)
     print(f"comparison   {values.output}")
     return 0
 

@@ -2,7 +2,7 @@
 
 RUN/adapter/        standard PEFT adapter with a model card
 RUN/config.yaml     the resolved settings
-RUN/manifest.json   versions, hashes, hardware, timings, peak memory, losses before and after
+RUN/manifest.json   versions, hashes, hardware, timings, peak memory, energy, losses before and after
 RUN/metrics.jsonl   a line per step
 RUN/checkpoints/    adapter and optimizer state, while the run lasts
 RUN/cache/          the reference where it is large, while the run lasts
@@ -32,7 +32,9 @@ from expunge.config import UnlearnConfig
 from expunge.errors import RunError
 from expunge.manifest import PLACES, differences, hardware, hash_rows, model_fingerprint, read_manifest, versions
 from expunge.model.adapter import save_adapter
+from expunge.model.energy import energy_joules
 from expunge.prepare import Prepared
+from expunge.processes import current
 
 if TYPE_CHECKING:
     from expunge.unlearn import Trainer
@@ -76,6 +78,8 @@ class Run:
         self.path = Path(config.output)
         self.fingerprint = ""
         """Of all that the run depends on, once it is open."""
+        self._energy: float | None = None
+        """What the device had used when the run began; None of a resumed run."""
 
     @classmethod
     def check(cls, config: UnlearnConfig) -> "Run":
@@ -142,6 +146,7 @@ class Run:
             "hardware": hardware(prepared.loaded.device),
         }
         run_dir.write_json(self.path / "manifest.json", manifest)  # from here on it is a run that can be resumed
+        self._energy = energy_joules(prepared.loaded.device)
         self._write_settings(config)
 
     def _write_settings(self, config: UnlearnConfig) -> None:
@@ -241,6 +246,7 @@ class Run:
             "training_seconds": round(training_seconds, 3),
             "total_seconds": round(total_seconds, 3),
             "peak_memory_bytes": peak_memory(prepared.loaded.device),
+            "energy_joules": self._energy_used(prepared.loaded.device),
         }
         card = model_card(prepared.config, manifest)
         model = prepared.loaded.model
@@ -249,6 +255,11 @@ class Run:
         run_dir.write_json(path, manifest, overwrite=True)
         self.clear()
         return outcome
+
+    def _energy_used(self, device: torch.device) -> float | None:
+        """Of the whole run; None where the device does not tell, or several shared the run."""
+        now = energy_joules(device) if self._energy is not None and current().count == 1 else None
+        return None if now is None else round(now - self._energy, 1)
 
     def clear(self) -> None:
         """Remove what a finished run does not need."""

@@ -10,11 +10,23 @@ ROWS = (
     ("retain", "knowledge", "↑"),
 )
 
+SAME = {
+    "truth_ratio_ks_p": "as if retrained, by truth ratios (KS test)",
+    "loss_ks_p": "as if retrained, by losses of forget texts",
+}
+"""Tests against a model that never saw the forget set: a small p says that the two can be told apart."""
+
+
+AIMS = {"forget": "forget ↑", "retain": "retain ↓", "holdout": "holdout (as before)"}
+"""Set of texts -> where its loss is meant to go."""
+
 
 def loss_table(losses: Mapping[str, Mapping[str, float]]) -> str:
     """Mean losses before and after, one set of texts a line."""
     lines = ["nats per completion token    before     after"]
-    lines += [f"  {name:<24}{pair['before']:>9.3f} {pair['after']:>9.3f}" for name, pair in losses.items()]
+    lines += [
+        f"  {AIMS.get(name, name):<24}{pair['before']:>9.3f} {pair['after']:>9.3f}" for name, pair in losses.items()
+    ]
     return "\n".join(lines)
 
 
@@ -27,9 +39,9 @@ def semeval_table(results: Mapping[str, Mapping[str, Any]]) -> str:
     columns = list(results.values())
     lines = [" " * 38 + "".join(f"{title[:13]:>14}" for title in results)]
     for split, name, arrow in ROWS:
-        for task in columns[0][split]:
+        for task in dict.fromkeys(task for column in columns for task in column[split]):
             values = [column[split].get(task, {}).get(name) for column in columns]
-            lines.append(_line(f"{split} {name} {task} {arrow}".replace("  ", " "), values))
+            lines.append(_line(f"{split} {name} {task} {arrow}".replace("  ", " ")[:38], values))
     for name, label in (
         ("task_aggregate", "task aggregate ↑"),
         ("mia_auc", "membership AUC (0.5 is best)"),
@@ -48,10 +60,12 @@ def semeval_table(results: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def metrics_table(results: Mapping[str, Any]) -> str:
+def metrics_table(results: Mapping[str, Any], before: Mapping[str, Any] | None = None) -> str:
     """Every metric of one results file with its 95 % interval, and the reference's where there is one.
 
-    Tasks and the second false-positive rate are left to the file.
+    With `before`, the results of the untouched model, its values stand on the left. Tasks and the second
+    false-positive rate are left to the file. A star says that the paired interval of the difference from the reference
+    does not hold 0.
     """
     metrics = {
         name: entry
@@ -61,14 +75,30 @@ def metrics_table(results: Mapping[str, Any]) -> str:
     if not metrics:
         return ""
     compared = any("reference" in entry for entry in metrics.values())
-    lines = [f"{'':<48}{'value':>10}{'95 % interval':>23}{'n':>7}" + (f"{'retrained':>10}" if compared else "")]
+    earlier = (before or {}).get("metrics") or {}
+    width = 38 if earlier else 48
+    first = f"{'before':>10}{'after':>10}" if earlier else f"{'value':>10}"
+    lines = [f"{'':<{width}}{first}{'95 % interval':>23}{'n':>7}" + (f"{'retrained':>10}" if compared else "")]
     for name, entry in metrics.items():
         low, high = _number(entry["low"]), _number(entry["high"])
         interval = f"{low} to {high}" if "-" not in (low, high) else ""
-        label = f"{name.replace('/', ' ').replace('_', ' ')} {_arrow(entry)}"[:48]
-        line = f"{label:<48}{_number(entry['value']):>10}{interval:>23}{entry['n'] or '':>7}"
-        lines.append((line + (f"{_number(entry.get('reference')):>10}" if compared else "")).rstrip())
+        arrow = _arrow(entry)
+        label = f"{name.replace('/', ' ').replace('_', ' ')[: width - len(arrow) - 1]} {arrow}"
+        line = f"{label:<{width}}" + (f"{_number(earlier.get(name, {}).get('value')):>10}" if earlier else "")
+        line += f"{_number(entry['value']):>10}{interval:>23}{entry['n'] or '':>7}"
+        line += f"{_number(entry.get('reference')):>10}{_star(entry)}" if compared else ""
+        lines.append(line.rstrip())
+    if compared:
+        lines.append("* differs from the retrained model on the same rows (paired 95 % interval)")
+        tests = (results.get("reference") or {}).get("indistinguishable", {})
+        lines += [f"{SAME[name]:<48}p = {p:.2g}" for name, p in tests.items() if p is not None and p == p]
     return "\n".join(lines)
+
+
+def _star(entry: Mapping[str, Any]) -> str:
+    change = entry.get("difference") or {}
+    low, high = change.get("low"), change.get("high")
+    return "*" if low is not None and high is not None and (low > 0 or high < 0) else ""
 
 
 def _arrow(entry: Mapping[str, Any]) -> str:

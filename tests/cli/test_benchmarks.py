@@ -10,6 +10,7 @@ from benchmark_data import CUSTOM, SMALL, write_tofu
 from workspace import FORGET, MARKER, Result, snapshot, write_jsonl
 
 from expunge.evaluate.examples_file import read_examples_file
+from expunge.evaluate.stats import mean_estimate
 
 Run = Callable[..., Result]
 
@@ -30,8 +31,8 @@ def check(results: dict) -> None:
         set_name, metric, *task = name.split("/")
         own = values.get((set_name, metric))
         if own is not None and not task:  # the mean of what is in the other file
-            assert entry["value"] == pytest.approx(math.fsum(own.values()) / len(own)), name
-            assert entry["n"] == len(own), name
+            assert entry["value"] == pytest.approx(math.fsum(own.values) / len(own.ids)), name
+            assert entry["n"] == len(own.ids), name
     assert Path("r.parquet").stat().st_mode & 0o777 == 0o600
     assert MARKER.encode() not in Path("r.parquet").read_bytes()
 
@@ -56,7 +57,7 @@ def test_tofu_with_a_reference(here: Path, expunge: Run) -> None:
         nine += [metrics[f"{set_name}/{name}"]["value"] for name in parts]
     utility = 0 if 0 in nine else 9 / sum(1 / value for value in nine)
     assert metrics["all/model_utility"]["value"] == pytest.approx(utility)
-    ratios = values["forget", "truth_ratio_raw"].values()
+    ratios = values["forget", "truth_ratio_raw"].values
     folded = [min(ratio, 1 / ratio) for ratio in ratios]
     assert metrics["forget/truth_ratio"]["value"] == pytest.approx(sum(folded) / len(folded))
     tests = results["reference"]["indistinguishable"]
@@ -64,6 +65,13 @@ def test_tofu_with_a_reference(here: Path, expunge: Run) -> None:
     assert 0 <= tests["loss_ks_p"] <= 1
     assert results["reference"]["model"] == "twin"
     assert metrics["forget/probability"]["reference"] != metrics["forget/probability"]["value"]
+    for name in ("forget/probability", "forget/truth_ratio", "retain/rouge_l_recall", "world_facts/probability"):
+        entry = metrics[name]
+        assert entry["difference"]["value"] == pytest.approx(entry["value"] - entry["reference"]), name
+    assert metrics["forget/probability"]["difference"]["low"] is None  # six rows about one author
+    change = metrics["world_facts/probability"]["difference"]
+    assert change["low"] < change["value"] < change["high"]
+    assert "difference" not in metrics["all/model_utility"]
     again = metrics["forget/probability/paraphrased"]
     assert again["n"] == 6
     assert again["value"] != metrics["forget/probability"]["value"]
@@ -76,6 +84,69 @@ def test_a_model_is_its_own_reference(here: Path, expunge: Run) -> None:
     for name, entry in results["metrics"].items():
         if "reference" in entry:
             assert entry["reference"] == entry["value"], name
+            assert "difference" not in entry or not _certain(entry["difference"]), name
+
+
+def test_the_terminal_says_what_differs_from_the_reference(here: Path, expunge: Run) -> None:
+    files = ("--benchmark", "custom", "--forget", "forget.jsonl", "--holdout", "holdout.jsonl")
+    result = expunge(*SMALL, *files, "--reference", "twin")
+    metrics = json.loads(Path("r.json").read_text())["metrics"]
+    lines = {line[:48].rstrip(" ↑↓"): line for line in result.out.splitlines()}
+    starred = {name for name, entry in metrics.items() if "difference" in entry and _certain(entry["difference"])}
+    assert starred  # two random models do not give the same losses
+    for name, entry in metrics.items():
+        if "reference" in entry and name.count("/") == 1 and entry["direction"] in ("higher", "lower"):
+            line = lines[name.replace("/", " ").replace("_", " ")]
+            assert line.endswith("*") == (name in starred), name
+    assert "as if retrained, by losses of forget texts" in result.out
+    assert "truth ratios" not in result.out
+
+
+def _certain(change: dict[str, float | None]) -> bool:
+    return change["low"] is not None and (change["low"] > 0 or change["high"] < 0)
+
+
+def test_before_and_after_in_pairs(here: Path, expunge: Run) -> None:
+    files = ("--benchmark", "custom", "--forget", "forget.jsonl", "--holdout", "holdout.jsonl")
+    for model in ("model", "twin"):
+        arguments = ("evaluate", "--model", model, "--max-new-tokens", "6", "--output", f"{model}.json")
+        assert expunge(*arguments, *files).code == 0
+    pair = ("compare", "model.json", "twin.json", "--paired")
+    result = expunge(*pair, "--metrics", "forget/*,*loss_auc,*tpr_at_1*", "--format", "csv")
+    assert result.code == 0, result.err
+    rows = [line.split(",") for line in result.out.splitlines()[1:]]
+    found = {(row[0], row[3]): [float(cell) if cell else None for cell in row[4:8]] for row in rows}
+    results = {name: json.loads(Path(f"{name}.json").read_text())["metrics"] for name in ("model", "twin")}
+    for name in ("forget/perplexity", "forget/rouge_l_recall", "membership/loss_auc"):
+        value, low, high, n = found[name, "twin - model"]
+        assert value == pytest.approx(results["twin"][name]["value"] - results["model"][name]["value"])
+        assert low <= value <= high
+        assert n == results["model"][name]["n"]
+        assert found[name, "model"][0] == results["model"][name]["value"]
+    losses = [read_examples_file(f"{name}.parquet")["forget", "perplexity"].values for name in ("model", "twin")]
+    change = mean_estimate(losses[1] - losses[0])  # every text is a document of its own here
+    assert found["forget/perplexity", "twin - model"][:3] == pytest.approx([change.value, change.low, change.high])
+    assert found["membership/loss_tpr_at_1_fpr", "twin - model"][0] is None
+    shown = expunge(*pair)
+    assert "differences from it, row by row" in shown.out
+    assert max(map(len, shown.out.splitlines())) < 100
+
+    Path("elsewhere").mkdir()
+    Path("elsewhere/model.json").write_bytes(Path("model.json").read_bytes())
+    other = expunge(*SMALL, "--benchmark", "custom", "--forget", "retain.jsonl")
+    assert other.code == 0, other.err
+    for arguments, message in (
+        (("model.json",), "--paired shows differences from the first of several results files"),
+        (("model.json,elsewhere/model.json", "r.json"), "two or more, unpooled"),
+        (("model.json", "elsewhere/model.json"), "elsewhere/model.parquet: no such file: --paired needs the values"),
+        (("model.json", "r.json"), "model.json and r.json are not of the same data"),
+    ):
+        refused = expunge("compare", *arguments, "--paired")
+        assert refused.code == 2
+        assert refused.err.count("\n") == 1
+        assert message in refused.err
+    Path("twin.parquet").write_text("mine")
+    assert "twin.parquet: cannot be read as Parquet" in expunge(*pair).err
 
 
 def test_muse(here: Path, expunge: Run) -> None:
@@ -114,12 +185,12 @@ def test_your_own_files(here: Path, expunge: Run) -> None:
     metrics, values = results["metrics"], read_examples_file("r.parquet")
     cut = results["settings"]["membership_tokens"]
     assert 2 < cut < 40  # the holdout texts are several times as long
-    assert len(values["holdout", "membership/loss"]) == 5
-    assert len(values["forget", "membership/loss"]) == 4
+    assert len(values["holdout", "membership/loss"].ids) == 5
+    assert len(values["forget", "membership/loss"].ids) == 4
     assert 0 <= metrics["membership/loss_auc"]["value"] <= 1
     assert {"forget/leak_at_1", "forget/leak_at_2"} < set(metrics)
     assert metrics["forget/leak_at_1"]["value"] <= metrics["forget/leak_at_2"]["value"]
-    assert set(values["forget", "nll"]) == {row["id"] for row in FORGET}
+    assert set(values["forget", "nll"].ids) == {row["id"] for row in FORGET}
 
 
 def test_texts_without_prompts_and_without_a_retain_set(here: Path, expunge: Run) -> None:
@@ -186,6 +257,35 @@ def test_a_wrong_command_says_why_and_writes_nothing(
     assert result.err.count("\n") == 1
     assert message in result.err
     assert set(snapshot(here)) == before
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"retain.jsonl": ""}, "lume2/retain.jsonl: is empty, there is not one row in it"),
+        ({"member.jsonl": "{}"}, "lume2: has no nonmember.jsonl: membership needs member.jsonl and nonmember.jsonl"),
+        ({"member.jsonl": "", "nonmember.jsonl": ""}, "lume2/member.jsonl: is empty, there is not one row in it"),
+    ],
+)
+def test_an_empty_or_missing_side_is_named(here: Path, expunge: Run, files: dict[str, str], message: str) -> None:
+    Path("lume2").mkdir()
+    for name in ("forget.jsonl", "retain.jsonl"):
+        Path("lume2", name).write_bytes(Path("lume", name).read_bytes())
+    for name, content in files.items():
+        Path("lume2", name).write_text(content)
+    result = expunge(*SMALL, "--benchmark", "lume", "--data", "lume2")
+    assert result.code == 2
+    assert message in result.err
+    assert not Path("r.json").exists()
+
+
+def test_predictions_without_rows_are_refused(here: Path, expunge: Run) -> None:
+    Path("said").mkdir()
+    for name in ("forget.jsonl", "retain.jsonl"):
+        Path("said", name).write_text("")
+    result = expunge("score", "--predictions", "said", "--output", "s.json")
+    assert result.code == 2
+    assert "said/forget.jsonl: is empty" in result.err
 
 
 def test_an_empty_set_of_a_folder_is_named(here: Path, expunge: Run) -> None:

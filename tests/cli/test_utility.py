@@ -54,8 +54,8 @@ def test_a_local_task_feeds_the_final_score(here: Path, task: Path, expunge: Run
     results = json.loads(Path("r.json").read_text())
     metric = results["metrics"]["all/mmlu_village_acc"]
     values = read_examples_file("r.parquet")["all", "mmlu_village_acc"]
-    assert len(values) == metric["n"] == 5
-    assert metric["value"] == pytest.approx(sum(values.values()) / 5)
+    assert len(values.ids) == metric["n"] == 5
+    assert metric["value"] == pytest.approx(sum(values.values) / 5)
     assert results["mmlu"] == metric["value"]
     assert results["final_score"] == pytest.approx(
         (results["task_aggregate"] + results["mia_score"] + metric["value"]) / 3

@@ -14,7 +14,8 @@ from expunge.kernels import token_logps, token_logps_and_kl
 from expunge.model.adapter import add_adapter, trainable
 from expunge.model.load import LoadedModel, load_model
 from expunge.model.logps import final_states, lay_out, mean_losses, sequence_logps, target_index
-from tiny import ARCHITECTURES, save_tiny
+from expunge.model.packing import PROBE, UNBOUNDED, packable_length, packed_states
+from tiny import ARCHITECTURES, save_tiny, tiny_model
 
 LENGTHS = (23, 2, 41, 9, 64, 3)
 """Beyond the sliding windows of the tiny models (8), and mixed, so that most of a batch is padding."""
@@ -256,6 +257,18 @@ def test_rows_within_the_window_are_packed(load: Load) -> None:
     for ids, logps in zip(rows, found, strict=True):
         with torch.no_grad():
             torch.testing.assert_close(logps, plain_token_logps(loaded, ids), rtol=1e-5, atol=3e-5)
+
+
+def test_a_deep_model_is_packed_although_rounding_grows_with_the_depth() -> None:
+    wide = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 24, "initializer_range": 0.1}
+    model = tiny_model("llama", **wide).eval()
+    model.set_attn_implementation("sdpa")
+    rows = [torch.arange(1, length + 1) for length in PROBE]
+    with torch.no_grad():
+        alone = torch.cat([model.model(input_ids=row[None]).last_hidden_state for row in rows], 1)
+        apart = (packed_states(model, torch.cat(rows)[None], PROBE) - alone).abs().max() / alone.abs().max()
+    assert apart > 20 * torch.finfo(torch.float32).eps  # a bound of a few eps would refuse it
+    assert packable_length(model) == UNBOUNDED
 
 
 def test_an_architecture_that_leaks_between_rows_is_padded(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:

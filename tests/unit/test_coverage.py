@@ -9,6 +9,7 @@ from scipy.special import ndtr, ndtri
 from expunge.evaluate import bootstrap, stats
 from expunge.evaluate.stats import (
     Estimate,
+    auc_difference_estimate,
     auc_estimate,
     difference_estimate,
     mean_estimate,
@@ -117,6 +118,22 @@ def test_auc(members, nonmembers, truth, kind):
     covered = coverage(estimate, truth, 250)
     assert 0.90 <= covered <= (0.99 if truth < 0.9 else 1)
     assert np.mean(widths) < 1.6 * 2 * 1.96 * np.std(values)
+
+
+@pytest.mark.parametrize(("members", "nonmembers"), [(34, 34), (100, 300)])
+@pytest.mark.parametrize(("before", "after"), [(0.97, 0.6), (0.8, 0.8), (0.6, 0.5)])
+def test_paired_difference_of_aucs(members, nonmembers, before, after):
+    rng = np.random.default_rng(10)
+
+    def estimate():
+        level = rng.normal(size=members), rng.normal(size=nonmembers)
+        pairs = []
+        for truth in (before, after):
+            own = [(side + rng.normal(size=side.size)) / np.sqrt(2) for side in level]
+            pairs.append((own[0] + ndtri(truth) * np.sqrt(2), own[1]))
+        return auc_difference_estimate(*pairs)
+
+    assert 0.90 <= coverage(estimate, after - before, 300) <= 0.995
 
 
 @pytest.mark.parametrize(("rows", "fpr"), [(100, 0.05), (500, 0.01), (500, 0.05)])

@@ -15,11 +15,11 @@ from expunge.evaluate.bootstrap import strata_of
 from expunge.evaluate.stats import (
     Estimate,
     auc,
+    auc_difference_estimate,
     auc_estimate,
     difference_estimate,
     ks_pvalue,
     mean_estimate,
-    pooled,
     runs_estimate,
     statistic_estimate,
     tpr_at_fpr,
@@ -291,6 +291,43 @@ def test_a_perfect_auc_has_an_interval_that_is_no_point(sides, low, high):
     assert mirrored.high == pytest.approx(1 - found.low)
 
 
+def test_a_difference_of_aucs_joins_their_intervals_by_the_correlation_of_what_each_text_contributes():
+    rng = np.random.default_rng(11)
+    level = rng.normal(size=80), rng.normal(size=60)
+    before = [side + 0.4 * rng.normal(size=side.size) + shift for side, shift in zip(level, (1.2, 0), strict=True)]
+    after = [side + 0.4 * rng.normal(size=side.size) + shift for side, shift in zip(level, (0.3, 0), strict=True)]
+
+    def contributions(members, nonmembers):
+        wins = [[(a > b) + (a == b) / 2 for b in nonmembers] for a in members]
+        return [statistics.fmean(row) for row in wins], [statistics.fmean(column) for column in zip(*wins, strict=True)]
+
+    def covariance(first, second):
+        return sum(statistics.covariance(x, y) / len(x) for x, y in zip(first, second, strict=True))
+
+    old, new = contributions(*before), contributions(*after)
+    r = covariance(old, new) / math.sqrt(covariance(old, old) * covariance(new, new))
+    first, second = auc_estimate(*before), auc_estimate(*after)
+    down, up = second.value - second.low, first.high - first.value
+    low = math.sqrt(down**2 + up**2 - 2 * r * down * up)
+    down, up = first.value - first.low, second.high - second.value
+    high = math.sqrt(down**2 + up**2 - 2 * r * down * up)
+    found, change = auc_difference_estimate(before, after), second.value - first.value
+    assert r > 0.5
+    assert (found.value, found.low, found.high, found.n) == pytest.approx((change, change - low, change + high, 140))
+    assert found.high - found.low < 0.8 * math.hypot(first.high - first.low, second.high - second.low)
+
+
+def test_two_perfect_aucs_may_still_differ():
+    side = np.arange(30) + 1000, np.arange(40)
+    found = auc_difference_estimate(side, side)
+    assert found.value == 0
+    assert -0.2 < found.low < -0.05
+    assert 0.05 < found.high < 0.2
+    assert math.isnan(auc_difference_estimate(([1], [0, 2]), ([3], [0, 2])).low)
+    with pytest.raises(DataError, match="not of the same number of texts"):
+        auc_difference_estimate(([1, 2], [0, 2]), ([3], [0, 2]))
+
+
 def test_tpr_is_the_best_of_all_thresholds():
     rng = np.random.default_rng(8)
     for fpr in (0.0, 0.01, 0.05, 0.29, 0.5):
@@ -332,13 +369,13 @@ def test_ks_is_the_share_of_splits_that_differ_as_much():
 
 def test_several_runs():
     values = [0.31, 0.35, 0.29, 0.4]
-    assert pooled(values) == {"mean": pytest.approx(0.3375), "std": pytest.approx(statistics.stdev(values)), "n": 4}
     found = runs_estimate(values)
+    assert (found.value, found.n) == (pytest.approx(0.3375), 4)
     half = 3.182446 * statistics.stdev(values) / 2
     assert (found.low, found.high) == pytest.approx((0.3375 - half, 0.3375 + half))
     assert runs_estimate([0.5]).value == 0.5
     assert math.isnan(runs_estimate([0.5]).low)
-    assert math.isnan(pooled([])["mean"])
+    assert math.isnan(runs_estimate([]).value)
 
 
 @pytest.mark.parametrize(
@@ -385,7 +422,7 @@ def test_one_unit_has_a_value_and_no_interval(found):
         (lambda bad: auc_estimate([1.0], [1.0, bad]), "nonmembers"),
         (lambda bad: tpr_estimate([1.0, bad], [1.0], 0.1), "members"),
         (lambda bad: ks_pvalue([1.0], [1.0, bad]), "b"),
-        (lambda bad: pooled([1.0, bad]), "values"),
+        (lambda bad: runs_estimate([1.0, bad]), "values"),
     ],
 )
 def test_numbers_that_are_none_are_refused(call, name, bad):

@@ -7,6 +7,7 @@ from typing import Any
 from expunge.evaluate.benchmarks import Benchmark, lume
 from expunge.evaluate.benchmarks.entries import (
     Entry,
+    add_differences,
     add_reference,
     drift_entries,
     membership_entries,
@@ -64,6 +65,8 @@ def assemble(
         if benchmark.official:
             their_scores = official_scores(lume.predictions_of(reference, suite), None)
         add_reference(found, _entries(benchmark, suite, reference, None, their_scores))
+        names = suite.documents.names if suite.documents else None
+        add_differences(found, reference.table(names), measurement.table(names))
     results["metrics"] = found
     results["reference"] = None if reference is None else _tests(measurement, reference, reference_name)
     results["not_measured"] = _not_measured(suite, measurement, reference, bool(utility) or mmlu is not None)

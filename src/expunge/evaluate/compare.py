@@ -1,5 +1,6 @@
 """`expunge compare`: results files side by side, and where one of them is best beyond doubt."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -71,6 +72,7 @@ def compare(
     *,
     names: Sequence[str] | None = None,
     pool: bool = False,
+    paired: bool = False,
     patterns: Sequence[str] = (),
 ) -> Comparison:
     """Put results side by side.
@@ -80,6 +82,8 @@ def compare(
             one column (of run directories, one column for each name of results file).
         names: Titles of the columns; taken from the paths when None.
         pool: All arguments are runs of one configuration.
+        paired: Show differences from the first column, row by row from the files of per-example values, with paired
+            intervals; aggregates of several metrics have none.
         patterns: Metrics to show, as names with `*` and `?`; a pattern without these is looked for anywhere in the
             name. All metrics when empty.
 
@@ -106,17 +110,22 @@ def compare(
         Column(title, tuple(paths), pool_runs(runs))
         for title, (_, paths), runs in zip(titles, files, contents, strict=True)
     )
+    if paired:
+        columns = _differences(columns, [runs[0][1].get("data") for runs in contents])
     rows = _rows(columns, patterns)
-    return Comparison(columns, rows, tuple(_notes(columns, [runs[0][1] for runs in contents])))
+    notes = [*_notes(columns, [runs[0][1] for runs in contents])]
+    if paired:
+        notes.append("columns after the first are differences from it, row by row, with paired intervals")
+    return Comparison(columns, rows, tuple(notes))
 
 
-def write_comparison(path: str, text: str, inputs: Sequence[Path], *, overwrite: bool = False) -> None:
-    """Write a comparison to a file, readable by its owner alone.
+def write_comparison(path: str, text: str, comparison: Comparison, *, overwrite: bool = False) -> None:
+    """Write a comparison, as `text`, to a file, readable by its owner alone.
 
     Raises:
         RunError: The file exists and `overwrite` is off, or it is one of those compared.
     """
-    if any(Path(path).resolve() == source.resolve() for source in inputs):
+    if any(Path(path).resolve() == source.resolve() for column in comparison.columns for source in column.paths):
         raise RunError(f"--output {path}: is one of the results to compare: give another name")
     write_text(path, text, overwrite=overwrite)
 
@@ -202,6 +211,40 @@ def _unique_names(many: Sequence[list[str]]) -> list[str]:
         depth = next((d for d in range(1, len(parts)) if all(parts[-d:] != other[-d:] for other in others)), len(parts))
         names.append("/".join(parts[-depth:]))
     return names
+
+
+def _differences(columns: Sequence[Column], data: Sequence[Any]) -> tuple[Column, ...]:
+    """The first column, and of every other its differences from it."""
+    from expunge.evaluate.examples_file import examples_path, read_examples_file
+    from expunge.evaluate.paired import paired_difference
+
+    first, *others = columns
+    if not others or any(len(column.paths) > 1 for column in columns):
+        raise ConfigError(
+            "--paired shows differences from the first of several results files: give two or more, unpooled"
+        )
+    tables = []
+    for column, rows in zip(columns, data, strict=True):
+        path = examples_path(column.paths[0])
+        if not path.is_file():
+            raise DataError(
+                f"{path}: no such file: --paired needs the values of every row, which `evaluate` writes there"
+            )
+        if rows != data[0]:
+            raise DataError(f"{first.paths[0]} and {column.paths[0]} are not of the same data: nothing can be paired")
+        tables.append(read_examples_file(path))
+    found = [first]
+    for column, table in zip(others, tables[1:], strict=True):
+        changes = {name: paired_difference(name, tables[0], table) for name in first.metrics}
+        own = {
+            name: Measured(
+                *(None if math.isnan(end) else end for end in (change.value, change.low, change.high)), change.n
+            )
+            for name, change in changes.items()
+            if change is not None
+        }
+        found.append(Column(f"{column.name} - {first.name}", column.paths, own))
+    return tuple(found)
 
 
 def _refuse_repetition(paths: Sequence[Path]) -> None:

@@ -1,17 +1,20 @@
 """The values of every row, as a Parquet file beside the results: ids and numbers, no texts and no tokens.
 
-Long format, a row per (set, metric, row): columns id, set, task, metric (strings) and value (float64).
+Long format, a row per (set, metric, row): columns id, set, task, document (what the row is about, by an id), metric
+(strings) and value (float64).
 """
 
 import io
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
+
 from expunge.errors import DataError, RunError
-from expunge.evaluate.benchmarks.measurement import Values
+from expunge.evaluate.values import Values
 from expunge.run_dir import write_bytes
 
-COLUMNS = ("id", "set", "task", "metric", "value")
+COLUMNS = {**dict.fromkeys(("id", "set", "task", "document", "metric"), "string"), "value": "double"}
 
 
 def examples_path(output: str | Path) -> Path:
@@ -38,11 +41,11 @@ def write_examples(path: Path, table: Mapping[tuple[str, str], Values], *, overw
         columns["id"] += values.ids
         columns["set"] += [set_name] * len(values.ids)
         columns["task"] += values.tasks
+        columns["document"] += values.documents
         columns["metric"] += [metric] * len(values.ids)
         columns["value"] += values.values.tolist()
-    types = {name: pa.float64() if name == "value" else pa.string() for name in COLUMNS}
     buffer = io.BytesIO()
-    pq.write_table(pa.table(columns, schema=pa.schema(types.items())), buffer)
+    pq.write_table(pa.table(columns, schema=pa.schema(COLUMNS.items())), buffer)
     write_bytes(path, buffer.getvalue(), overwrite=overwrite)
 
 
@@ -62,8 +65,8 @@ def check_examples_file(path: Path, *, overwrite: bool = False) -> None:
         raise RunError(f"--output: {path} beside it would be replaced, and is none of ours") from None
 
 
-def read_examples_file(path: str | Path) -> dict[tuple[str, str], dict[str, float]]:
-    """(set, metric) -> id -> value.
+def read_examples_file(path: str | Path) -> dict[tuple[str, str], Values]:
+    """(set, metric) -> values.
 
     Raises:
         DataError: It cannot be read, or has other columns.
@@ -75,9 +78,19 @@ def read_examples_file(path: str | Path) -> dict[tuple[str, str], dict[str, floa
         table = pq.ParquetFile(path).read()
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path}: cannot be read as Parquet ({type(error).__name__})") from None
-    if tuple(table.column_names) != COLUMNS:
+    if dict(zip(table.column_names, map(str, table.schema.types), strict=True)) != COLUMNS:
         raise DataError(f"{path}: not a file of values per row: its columns are not {', '.join(COLUMNS)}")
-    found: dict[tuple[str, str], dict[str, float]] = {}
-    for row_id, set_name, _, metric, value in zip(*(table[name].to_pylist() for name in COLUMNS), strict=True):
-        found.setdefault((set_name, metric), {})[row_id] = value
-    return found
+    if any(table[name].null_count for name in COLUMNS) or not np.isfinite(table["value"].to_numpy()).all():
+        raise DataError(f"{path}: damaged: it has empty cells or values that are no finite number")
+    columns = {name: table[name].to_pylist() for name in COLUMNS}
+    places: dict[tuple[str, str], list[int]] = {}
+    for i, key in enumerate(zip(columns["set"], columns["metric"], strict=True)):
+        places.setdefault(key, []).append(i)
+
+    def of(name: str, rows: list[int]) -> tuple:
+        return tuple(columns[name][i] for i in rows)
+
+    return {
+        key: Values(of("id", rows), of("task", rows), of("document", rows), np.array(of("value", rows)))
+        for key, rows in places.items()
+    }

@@ -1,5 +1,6 @@
 """Several runs (seeds) of one configuration as one: means, their spread over runs, and intervals for the means."""
 
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ def pool_runs(runs: Sequence[tuple[str | Path, Mapping[str, Any]]]) -> dict[str,
     metrics = [measured_metrics(path, results) for path, results in runs]
     if len(runs) == 1:
         return metrics[0]
-    from expunge.evaluate.stats import pooled, runs_estimate  # half a second that a plain comparison need not pay
+    from expunge.evaluate.stats import runs_estimate  # half a second that a plain comparison need not pay
 
     combined = {}
     for name in dict.fromkeys(name for own in metrics for name in own):
@@ -51,7 +52,7 @@ def pool_runs(runs: Sequence[tuple[str | Path, Mapping[str, Any]]]) -> dict[str,
             direction=entry.direction,
             target=entry.target,
             runs=len(values),
-            std=pooled(values)["std"] if known else None,
+            std=statistics.stdev(values) if known else None,
         )
     return combined
 

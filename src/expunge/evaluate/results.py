@@ -1,7 +1,8 @@
 """The results file: what a benchmark measured on one model, as strict JSON that holds no text of the data.
 
 Every benchmark has `metrics`: `<set>/<metric>[/<task>]` -> `{"value", "low", "high", "n", "direction", "target",
-"source", "family", "reference"}`, with `reference` (the retrained model and the tests against it) and `not_measured`
+"source", "family", "reference", "difference"}` (the last two with a reference model: its value, and value, low and high
+of the paired difference from it), with `reference` (the retrained model and the tests against it) and `not_measured`
 (plain sentences) beside it. SemEval and LUME have the official numbers too:
 
 `{"schema": 1, "benchmark": "semeval", "forget": {"Task1": {"regurgitation": x, "knowledge": x}, ...},
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from expunge.errors import DataError
+from expunge.evaluate.measured import measured_metrics
 from expunge.evaluate.predictions import Predictions
 from expunge.evaluate.semeval import SemevalScores
 from expunge.run_dir import fingerprint, write_json
@@ -110,6 +112,20 @@ def read_results(path: str | Path) -> dict[str, Any]:
     return results
 
 
+def results_before(output: str | Path, benchmark: str) -> dict[str, Any] | None:
+    """The untouched model's results on the same benchmark, `results_before.json` beside a results file; None without.
+
+    Raises:
+        DataError: It is no results file.
+    """
+    path = Path(output).with_name("results_before.json")
+    if path.name == Path(output).name or not path.is_file():
+        return None
+    results = read_results(path)
+    measured_metrics(path, results)
+    return results if results["benchmark"] == benchmark else None
+
+
 def _check_semeval(path: str | Path, results: dict[str, Any]) -> None:
     missing = [name for name in ("forget", "retain", "terms", *NUMBERS) if name not in results]
     if missing:
@@ -117,12 +133,16 @@ def _check_semeval(path: str | Path, results: dict[str, Any]) -> None:
     values = {name: results[name] for name in NUMBERS}
     if not isinstance(results["terms"], list):
         raise DataError(f"{path}: field terms must be a list")
+    values["quiz"] = results.get("quiz")
     values |= {f"terms[{i}]": value for i, value in enumerate(results["terms"])}
     for split in ("forget", "retain"):
         tasks = results[split]
         if not isinstance(tasks, dict) or not all(isinstance(means, dict) for means in tasks.values()):
             raise DataError(f"{path}: field {split} must hold the means of each task")
         values |= {f"{split}.{task}.{name}": mean for task, means in tasks.items() for name, mean in means.items()}
+    losses = results.get("mean_nll", {})
+    if not isinstance(losses, dict) or not all(isinstance(loss, int | float | None) for loss in losses.values()):
+        raise DataError(f"{path}: field mean_nll must hold a number of each side")
     for name, value in values.items():
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if value is not None and not (number and 0 <= value <= 1):

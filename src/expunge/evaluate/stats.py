@@ -172,6 +172,30 @@ def auc_estimate(members: Sequence[float] | np.ndarray, nonmembers: Sequence[flo
     return Estimate(value, *ends, m + n)
 
 
+def auc_difference_estimate(
+    before: tuple[Sequence[float] | np.ndarray, Sequence[float] | np.ndarray],
+    after: tuple[Sequence[float] | np.ndarray, Sequence[float] | np.ndarray],
+) -> Estimate:
+    """AUC of `after` less that of `before`, each (members, non-members): the same texts in the same order.
+
+    Newcombe's method 10 as for other differences, from the intervals of `auc_estimate` and DeLong's correlation.
+
+    Raises:
+        DataError: A score is not finite, or the two are not of the same number of texts.
+    """
+    old, new = auc_estimate(*before), auc_estimate(*after)
+    sides = [[np.asarray(side, dtype=np.float64) for side in pair] for pair in (before, after)]
+    if [side.size for side in sides[0]] != [side.size for side in sides[1]]:
+        raise DataError("before and after are not of the same number of texts: a paired difference needs the same ones")
+    if math.isnan(old.low):
+        return Estimate(new.value - old.value, math.nan, math.nan, new.n)
+    # Rows: before and after, of the members and of the non-members.
+    shares = zip(_placements(*sides[0])[1:], _placements(*sides[1])[1:], strict=True)
+    covariance = sum(np.cov(pair) / pair[0].size for pair in shares)
+    scale = math.sqrt(covariance[0, 0] * covariance[1, 1])
+    return _joined(old, new, float(covariance[0, 1] / scale) if scale else 0.0)
+
+
 def tpr_at_fpr(members: Sequence[float] | np.ndarray, nonmembers: Sequence[float] | np.ndarray, fpr: float) -> float:
     """Largest share of members above a threshold that flags at most the share `fpr` of the non-members.
 
@@ -233,29 +257,17 @@ def ks_pvalue(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray) 
     return float(ks_2samp(first, second).pvalue)
 
 
-def pooled(values: Sequence[float] | np.ndarray) -> dict[str, float]:
-    """Mean, standard deviation (n - 1 in the denominator, NaN of one run) and number `n` of several runs' values.
-
-    Raises:
-        DataError: A value is not finite.
-    """
-    runs = _finite("values", values)
-    return {
-        "mean": float(runs.mean()) if runs.size else math.nan,
-        "std": float(runs.std(ddof=1)) if runs.size > 1 else math.nan,
-        "n": runs.size,
-    }
-
-
 def runs_estimate(values: Sequence[float] | np.ndarray) -> Estimate:
     """Mean over runs with Student's t interval; `n` counts runs.
 
     Raises:
         DataError: A value is not finite.
     """
-    mean, std, n = pooled(values).values()
-    half = t_quantile(int(n) - 1) * std / math.sqrt(n) if n > 1 else math.nan
-    return Estimate(mean, mean - half, mean + half, int(n))
+    runs = _finite("values", values)
+    if runs.size < 2:
+        return Estimate(float(runs[0]) if runs.size else math.nan, math.nan, math.nan, runs.size)
+    mean, half = float(runs.mean()), t_quantile(runs.size - 1) * float(runs.std(ddof=1)) / math.sqrt(runs.size)
+    return Estimate(mean, mean - half, mean + half, runs.size)
 
 
 # --- means ---------------------------------------------------------------------------------------
@@ -292,25 +304,27 @@ def _mean(rows: np.ndarray, codes: np.ndarray, seed: int) -> Estimate:
 def _unit_difference(first: np.ndarray, second: np.ndarray, codes: np.ndarray) -> Estimate:
     """Newcombe's interval for the difference of two paired means of values in [0, 1]."""
     sizes = np.bincount(codes)
-    means, ends, residuals = [], [], []
+    means, residuals = [], []
     for rows in (first, second):
         mean, sums = float(rows.mean()), np.bincount(codes, rows)
-        means.append(mean)
-        ends.append(_share_interval(mean, sums, sizes))
+        means.append(Estimate(mean, *_share_interval(mean, sums, sizes), first.size))
         residuals.append(sums - mean * sizes)
     scale = math.sqrt(float(np.square(residuals[0]).sum() * np.square(residuals[1]).sum()))
     product = float(residuals[0] @ residuals[1])
     if product > 0 and np.isin([first, second], (0.0, 1.0)).all():
         product = max(0.0, product - 0.5)  # Newcombe's continuity correction: no change among few rows is not certainty
-    correlation = product / scale if scale else 0.0
-    (old, new), ((old_low, old_high), (new_low, new_high)) = means, ends
+    return _joined(*means, product / scale if scale else 0.0)
+
+
+def _joined(old: Estimate, new: Estimate, correlation: float) -> Estimate:
+    """New less old, its interval from those of the two and their correlation (Newcombe 1998, method 10)."""
 
     def reach(a: float, b: float) -> float:
         return math.sqrt(max(0.0, a * a + b * b - 2 * correlation * a * b))
 
-    value = new - old
-    low, high = value - reach(new - new_low, old_high - old), value + reach(new_high - new, old - old_low)
-    return Estimate(value, low, high, first.size)
+    value = new.value - old.value
+    low = value - reach(new.value - new.low, old.high - old.value)
+    return Estimate(value, low, value + reach(new.high - new.value, old.value - old.low), new.n)
 
 
 def _share_interval(mean: float, sums: np.ndarray, sizes: np.ndarray) -> tuple[float, float]:

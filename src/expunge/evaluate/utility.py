@@ -19,8 +19,8 @@ import numpy as np
 
 from expunge.errors import ConfigError, DataError
 from expunge.evaluate.benchmarks.entries import Entry, entry
-from expunge.evaluate.benchmarks.measurement import Values
 from expunge.evaluate.stats import difference_estimate, mean_estimate
+from expunge.evaluate.values import Values
 from expunge.model.load import LoadedModel
 
 SOURCE = "lm-evaluation-harness"

@@ -52,6 +52,7 @@ class Cell:
         n: Rows behind it.
         std: Standard deviation over models (n - 1); None for one.
         each: Every model's value.
+        differs: Whether it differs from the reference on the same rows; of several models, whether any does.
     """
 
     value: float
@@ -60,6 +61,7 @@ class Cell:
     n: int | None
     std: float | None
     each: list[float]
+    differs: bool = False
 
 
 @dataclass(frozen=True)
@@ -222,6 +224,6 @@ def _cell(found: list[Reading]) -> Cell:
     values = [reading.value for reading in found if reading.value is not None]
     first = found[0]
     if len(values) == 1:
-        return Cell(values[0], first.low, first.high, first.n, None, values)
+        return Cell(values[0], first.low, first.high, first.n, None, values, first.differs)
     mean, std = statistics.fmean(values), statistics.stdev(values)
-    return Cell(mean, mean - std, mean + std, first.n, std, values)
+    return Cell(mean, mean - std, mean + std, first.n, std, values, any(reading.differs for reading in found))

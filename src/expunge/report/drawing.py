@@ -26,7 +26,7 @@ GROUP_COLORS = ("#0072b2", "#d55e00", "#009e73", "#aa4499", "#8a6d00", "#3b8fc4"
 SET_COLORS = {"forget": "#d55e01", "retain": "#0072b3", "holdout": "#59636f"}
 MARKERS = ("o", "s", "^", "v", "P", "X")
 DASHES = ("-", "--", "-.", ":", (0, (6, 1)), (0, (3, 1, 1, 1)))
-WIDTH, HEIGHT = 4.0, 2.7
+WIDTH, HEIGHT = 4.0, 2.45
 """Inches."""
 
 _DISGUISE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
@@ -39,6 +39,7 @@ _VARIABLES = {
 }
 _STYLE = {
     "svg.fonttype": "none",
+    "svg.hashsalt": "expunge",
     "text.parse_math": False,
     "font.family": "DejaVu Sans",
     "font.size": 9.5,
@@ -87,11 +88,16 @@ def canvas(xlabel: str, ylabel: str, *, width: float = WIDTH, height: float = HE
 
 
 def legend(axes: "Axes", *, columns: int = 3) -> None:
-    """The legend above the axes, where it covers no data."""
+    """The legend above the axes, where it covers no data, in as many columns as fit; the figure grows by its height."""
+    figure = axes.get_figure()
     handles, labels = axes.get_legend_handles_labels()
-    if handles:
-        box = {"loc": "lower left", "bbox_to_anchor": (0, 1.02)}
-        axes.legend(handles, labels, ncols=min(columns, len(labels)), **box)
+    for ncols in range(min(columns, len(labels)), 0, -1):
+        drawn = figure.legend(handles, labels, ncols=ncols, loc="outside upper left")
+        size = drawn.get_window_extent()
+        if ncols == 1 or size.width <= 0.98 * figure.bbox.width:
+            figure.set_figheight(figure.get_figheight() + size.height / figure.dpi)
+            return
+        drawn.remove()
 
 
 def whole_numbers(axes: "Axes") -> None:

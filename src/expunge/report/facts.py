@@ -181,7 +181,8 @@ def _gaps(run: RunData) -> list[str]:
         (not after or "all/mmlu" in after or any(reading.family == "utility" for reading in after.values()),
          "General ability (MMLU or other tasks) was not measured."),
         (bool(run.values.get("after")), "No per-example values: distributions of losses cannot be shown."),
-        (energy(run.manifest) != "not measured", "Energy was not measured: the device does not tell."),
+        (energy(run.manifest) != "not measured",
+         "Energy was not measured: the device does not tell, the run was resumed, or several processes shared it."),
     ]  # fmt: skip
     said = [sentence for holds, sentence in checks if not holds]
     noted = run.results.get("after", {}).get("not_measured")

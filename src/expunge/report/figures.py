@@ -88,13 +88,17 @@ def _course(groups: Sequence[Group], name: str, key: str, title: str, ylabel: st
             linestyle=DASHES[index % len(DASHES)],
             marker="o" if len(values) < 30 else None,
             markersize=3.5,
-            label=f"{group.letter}: {brief(group.title)}" if first and len(groups) > 1 else None,
+            label=_named(group) if first and len(groups) > 1 else None,
         )
         says.append(f"{run.name}: from {values[0]:.3g} at step {steps[0]} to {values[-1]:.3g} at step {steps[-1]}")
     axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
     whole_numbers(axes)
     legend(axes, columns=2)
     return Drawn(name, brief(title, 40), f"{ylabel} over the optimizer steps. " + _list(says), figure)
+
+
+def _named(group: Group) -> str:
+    return f"{group.letter}: {brief(group.title, 40)}"
 
 
 def _curves(groups: Sequence[Group], key: str) -> list[tuple[int, Group, RunData, np.ndarray, np.ndarray]]:
@@ -166,7 +170,7 @@ def membership_curves(groups: Sequence[Group]) -> Drawn | None:
     for index, group in enumerate(groups):
         for run in group.runs:
             if "after" in run.values and (curve := roc(run, "after")):
-                name = "after" if len(groups) == 1 else f"{group.letter}: {brief(group.title)}"
+                name = "after" if len(groups) == 1 else _named(group)
                 color = GROUP_COLORS[index % len(GROUP_COLORS)]
                 curves.append((name if run is group.runs[0] else "", color, "-", *curve))
     if not curves:
@@ -255,7 +259,7 @@ def _scored_points(groups: Sequence[Group]) -> list[Point]:
     points: list[Point] = []
     for index, group in enumerate(groups):
         color, marker = GROUP_COLORS[index % len(GROUP_COLORS)], MARKERS[index % len(MARKERS)]
-        title = "after" if len(groups) == 1 else f"{group.letter}: {brief(group.title)}"
+        title = "after" if len(groups) == 1 else _named(group)
         for run in group.runs:
             found = of_run(run)
             for name, results in run.checkpoints.items():
@@ -274,7 +278,7 @@ def _loss_points(groups: Sequence[Group]) -> list[Point]:
     points: list[Point] = []
     for index, group in enumerate(groups):
         color, marker = GROUP_COLORS[index % len(GROUP_COLORS)], MARKERS[index % len(MARKERS)]
-        title = "after" if len(groups) == 1 else f"{group.letter}: {brief(group.title)}"
+        title = "after" if len(groups) == 1 else _named(group)
         for run in group.runs:
             for role, fill in (("before", False), ("after", True)):
                 pairs = [run.losses.get(name, {}).get(role) for name in ("forget", "retain")]

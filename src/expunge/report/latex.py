@@ -46,5 +46,7 @@ def _cell(cell: Cell | None) -> str:
 
 
 def _number(value: float) -> str:
-    text = number_text(value)
-    return f"${text}$" if value < 0 or "e" in text else text
+    mantissa, _, exponent = number_text(value).partition("e")
+    if exponent:
+        return rf"${mantissa}\times10^{{{int(exponent)}}}$"
+    return f"${mantissa}$" if value < 0 else mantissa

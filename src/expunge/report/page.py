@@ -107,6 +107,7 @@ def build(runs: Sequence[RunData]) -> dict[str, Any]:
         "columns": columns,
         "scales": [scale for name, rows in families.items() for scale in scales(name, rows, whole=True)],
         "task_scales": [scale for name, rows in families.items() for scale in scales(name, rows, whole=False)],
+        "starred": any(cell and cell.differs for rows in families.values() for row in rows for cell in row.cells),
         "losses": facts.losses(groups),
         "stopped": [facts.stopped(run) for run in runs],
         "courses": [_inline(drawn) for drawn in figures.courses(groups)],

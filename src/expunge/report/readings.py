@@ -51,6 +51,7 @@ class Reading:
         family: What it looks at; a key of `FAMILIES` as a rule.
         source: Paper or repository.
         reference: The value of the reference model, where the file names it.
+        differs: Whether the paired interval of the difference from the reference leaves out 0.
     """
 
     key: str
@@ -63,6 +64,7 @@ class Reading:
     family: str = "official"
     source: str = ""
     reference: float | None = None
+    differs: bool = False
 
     @property
     def set(self) -> str:
@@ -120,7 +122,15 @@ def _reading(key: str, measured: Measured, entry: Mapping[str, Any]) -> Reading:
         str(entry.get("family") or _family(key)),
         str(entry.get("source") or ""),
         number(entry.get("reference")),
+        _excludes_zero(entry.get("difference")),
     )
+
+
+def _excludes_zero(difference: Any) -> bool:
+    if not isinstance(difference, Mapping):
+        return False
+    low, high = number(difference.get("low")), number(difference.get("high"))
+    return low is not None and high is not None and (low > 0 or high < 0)
 
 
 def _family(key: str) -> str:
@@ -153,7 +163,7 @@ def _beside(results: Mapping[str, Any]) -> list[Reading]:
 def with_reference(after: Mapping[str, Reading], reference: Mapping[str, Reading]) -> dict[str, Reading]:
     """The readings of a reference model: its own file's, and those that the file of the unlearned model names."""
     named = {
-        key: replace(reading, value=reading.reference, low=None, high=None, n=None, reference=None)
+        key: replace(reading, value=reading.reference, low=None, high=None, n=None, reference=None, differs=False)
         for key, reading in after.items()
         if reading.reference is not None
     }

@@ -152,7 +152,8 @@ def forgotten(run: RunData, found: Mapping[str, Mapping[str, Reading]]) -> Findi
         f"{max(0.0, shares[key]):.0%} of the way is left"
     )
     if all(state == "yes" for state in states.values()):
-        says = f"the texts are forgotten on all {len(states)} metrics (most is left on {most})"
+        where = f"all {len(states)} metrics" if len(states) > 1 else "the one metric"
+        says = f"the texts are forgotten on {where} (most is left on {most})"
         return Finding(question, "yes", says, rule, tuple(notes))
     says = f"forgotten beyond doubt on {gone} of {len(states)} metrics (most is left on {most})"
     if "no" not in states.values():

@@ -9,7 +9,7 @@ from peft import PeftModel
 
 from expunge.data.examples import Example
 from expunge.data.tokenize import Join, TokenizedExample, completion_ids, prompt_ids, tokenize
-from expunge.evaluate.benchmarks.measurement import Measurement, Values
+from expunge.evaluate.benchmarks.measurement import Measurement
 from expunge.evaluate.benchmarks.row_metrics import FORCED, OF_TEXT, leaks, text_metrics, truth_metrics
 from expunge.evaluate.benchmarks.suite import Documents, RowSet, Suite
 from expunge.evaluate.generate import Generation, context_length, generate
@@ -18,6 +18,7 @@ from expunge.evaluate.membership import Document, attack_scores, encode_document
 from expunge.evaluate.metrics import TokenRecord, memorization, text
 from expunge.evaluate.metrics import membership as attacks
 from expunge.evaluate.record import token_records
+from expunge.evaluate.values import Values
 from expunge.model.load import LoadedModel
 from expunge.processes import current
 from expunge.progress import Reporter

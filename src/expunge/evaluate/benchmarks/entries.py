@@ -5,13 +5,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from expunge.evaluate.benchmarks.measurement import Measurement, Values
+from expunge.evaluate.benchmarks.measurement import Measurement
 from expunge.evaluate.benchmarks.suite import Documents, RowSet, Suite
 from expunge.evaluate.metrics import METRICS, Metric
+from expunge.evaluate.paired import Table, paired_difference
 from expunge.evaluate.stats import Estimate, auc_estimate, tpr_estimate
+from expunge.evaluate.values import Values
 
 Entry = dict[str, Any]
-"""value, low, high, n, direction, source, family; target where there is one."""
+"""value, low, high, n, direction, source, family; target where there is one; reference and difference beside one."""
 
 BY_TASK = ("probability", "extraction_strength", "rouge_l_recall", "exact_match")
 """Metrics that are also given for each task."""
@@ -81,6 +83,14 @@ def add_reference(found: dict[str, Entry], theirs: Mapping[str, Entry]) -> None:
             own["reference"] = other["value"]
             if own["family"] == "membership":
                 own["target"] = other["value"]
+
+
+def add_differences(found: dict[str, Entry], theirs: Table, ours: Table) -> None:
+    """Put the paired difference from the reference, with its interval, to every mean over rows and every AUC."""
+    for name, own in found.items():
+        change = paired_difference(name, theirs, ours) if "reference" in own else None
+        if change is not None:
+            own["difference"] = {"value": change.value, "low": change.low, "high": change.high}
 
 
 def _measured(measurement: Measurement, rows: RowSet) -> Iterator[str]:

@@ -14,12 +14,13 @@ from expunge.config import EvaluateConfig
 from expunge.data.examples import Example
 from expunge.data.lume import LumeData, read_lume
 from expunge.evaluate.benchmarks.entries import Entry, entry, point
-from expunge.evaluate.benchmarks.measurement import Measurement, Values, document_of
+from expunge.evaluate.benchmarks.measurement import Measurement, document_of
 from expunge.evaluate.benchmarks.suite import FORCED, SAID, Documents, RowSet, Suite
 from expunge.evaluate.metrics.text import exact_match, rouge
 from expunge.evaluate.predictions import Predictions
 from expunge.evaluate.semeval import KINDS, Prediction, SemevalScores
 from expunge.evaluate.stats import Estimate, auc, auc_estimate, statistic_estimate
+from expunge.evaluate.values import Values
 
 SOURCE = "SemEval-2025 Task 4 (2504.02883)"
 OFFICIAL = {"sc": "rouge_l_recall", "qa": "exact_match"}

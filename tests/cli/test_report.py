@@ -1,0 +1,191 @@
+"""The report through the command line: from a run over its evaluation to the page, its figures and its card."""
+
+import json
+import os
+import re
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from workspace import FORGET, MARKER, RETAIN, Result, snapshot, write_jsonl
+
+from expunge.report.verdict import number_text
+from report_runs import write_run
+
+Run = Callable[..., Result]
+EVALUATE = ("evaluate", "--model", "model", "--benchmark", "semeval", "--data", "data", "--max-new-tokens", "6")
+TORCHLESS = """
+import sys
+from expunge.cli import main
+code = main(sys.argv[1:])
+heavy = sorted({"torch", "transformers", "peft", "accelerate", "datasets"} & sys.modules.keys())
+assert not heavy, heavy
+sys.exit(code)
+"""
+
+
+@pytest.fixture
+def scored(work: Path, expunge: Run) -> Path:
+    """The finished run `done`, with the results of the model before and after."""
+    (work / "data").mkdir()
+    for name, rows in (("forget", FORGET), ("retain", RETAIN)):
+        kinds = [("Task1", "sc1"), ("Task1", "qa0"), ("Task2", "sc1"), ("Task2", "qa0")]
+        rows = [{**row, "id": row["id"] + kind, "task": task} for row, (task, kind) in zip(rows, kinds, strict=False)]
+        write_jsonl(work / f"data/{name}.jsonl", rows)
+    for name, rows in (("member", FORGET), ("nonmember", RETAIN)):
+        write_jsonl(work / f"data/{name}.jsonl", [{"id": row["id"], "document": row["input"]} for row in rows])
+    for role, more in (("before", ()), ("after", ("--adapter", "done"))):
+        result = expunge(*EVALUATE, *more, "--output", f"done/results_{role}.json")
+        assert result.code == 0, result.err
+    return work / "done"
+
+
+def test_unlearn_ends_with_the_verdict_and_the_page(work: Path, expunge: Run) -> None:
+    from workspace import QUICK, UNLEARN
+
+    result = expunge(*UNLEARN, *QUICK)
+    assert result.code == 0, result.err
+    assert result.out.splitlines()[-1] == "report    run/report.html"
+    assert "Not proven: the loss of the forget texts went from" in result.out
+    page = Path("run/report.html").read_text()
+    assert page.endswith("</html>")
+    assert MARKER not in page
+    assert Path("run/report.html").stat().st_mode & 0o777 == 0o600
+
+
+def test_from_the_evaluation_to_page_figures_and_card(scored: Path, expunge: Run) -> None:
+    result = expunge("report", "done", "--card", "--figures", "figures", "--overwrite")
+    assert result.code == 0, result.err
+    assert result.out.splitlines() == [
+        "report    done/report.html", "figures   figures", "card      done/adapter/README.md",
+    ]  # fmt: skip
+    page = Path("done/report.html").read_text()
+    metrics = json.loads(Path("done/results_after.json").read_text())["metrics"]
+    for key in ("forget/rouge_l_recall", "forget/probability", "retain/probability", "membership/loss_auc"):
+        assert number_text(metrics[key]["value"]) in page
+    assert "Membership attack by loss" in page
+    assert "forget texts that are still most likely" in page
+    files = [*Path("figures").iterdir(), Path("done/report.html"), Path("done/adapter/README.md")]
+    assert {path.suffix for path in files} == {".png", ".svg", ".pdf", ".tex", ".html", ".md"}
+    for path in files:
+        assert MARKER.encode() not in path.read_bytes(), path
+
+
+def test_evaluate_shows_the_untouched_model_beside_the_unlearned_one(scored: Path, expunge: Run) -> None:
+    result = expunge(*EVALUATE, "--adapter", "done", "--output", "done/results_after.json", "--overwrite")
+    heads = [line.split() for line in result.out.splitlines() if line.split()[:2] == ["before", "after"]]
+    assert [head[:4] for head in heads] == [["before", "after"], ["before", "after", "95", "%"]]
+    tables = [line for line in result.out.splitlines() if not line.startswith(("note ", "results "))]
+    assert max(map(len, tables)) < 100
+    before = json.loads(Path("done/results_before.json").read_text())["metrics"]["retain/probability"]["value"]
+    (line,) = [line for line in result.out.splitlines() if line.startswith("retain probability ↑")]
+    assert line.split()[3] == f"{before:.3f}"
+
+
+def test_a_damaged_file_beside_the_results_is_told_before_the_work(scored: Path, expunge: Run) -> None:
+    (scored / "results_before.json").write_text("{}")
+    result = expunge(*EVALUATE, "--adapter", "done", "--output", "done/results_new.json")
+    assert result.code == 2
+    assert "results_before.json: not a results file" in result.err
+    assert not (scored / "results_new.json").exists()
+
+
+def test_the_card_is_one_that_the_hub_reads(scored: Path, expunge: Run) -> None:
+    from huggingface_hub import ModelCard
+
+    assert expunge("report", "done", "--card", "--overwrite").code == 0
+    text = (scored / "adapter/README.md").read_text()
+    data = ModelCard(text).data
+    assert (data.base_model, data.library_name, data.pipeline_tag) == ("model", "peft", "text-generation")
+    metrics = json.loads((scored / "results_after.json").read_text())["metrics"]
+    scores = {own.metric_type: own.metric_value for own in data.eval_results}
+    assert scores["forget/probability"] == metrics["forget/probability"]["value"]
+    assert not [key for key in scores if key.count("/") > 1]
+    metadata = yaml.safe_load(text.split("---\n")[1])
+    assert metadata["base_model_relation"] == "adapter"
+    row = next(line for line in text.splitlines() if line.startswith("| forget: probability ↓ |"))
+    assert row.count("|") == 5
+    assert f"| {number_text(scores['forget/probability'])} (95% interval" in row
+
+
+def test_examples_are_shown_on_request_alone_and_under_a_banner(scored: Path, expunge: Run) -> None:
+    folder = "done/predictions_after"
+    after = ("--adapter", "done", "--output", "done/results_after.json", "--overwrite", "--keep-predictions", folder)
+    assert expunge(*EVALUATE, *after).code == 0
+    assert expunge("report", "done", "--output", "page.html").code == 0
+    assert MARKER not in Path("page.html").read_text()
+
+    result = expunge("report", "done", "--output", "shown.html", "--show-examples", "2")
+    assert result.code == 0, result.err
+    assert "it holds texts of the forget set" in result.out
+    page = Path("shown.html").read_text()
+    assert "For internal use only: this page shows 2 texts of the forget set." in page
+    assert page.count('<div class="example">') == 2
+    assert sum(row["output"] in page for row in FORGET) == 2
+    assert "Texts of the forget set are not in this page" not in page
+    assert Path("shown.html").stat().st_mode & 0o777 == 0o600
+
+
+def test_examples_that_are_gone_are_an_error(work: Path, expunge: Run) -> None:
+    Path("forget.jsonl").unlink()
+    result = expunge("report", "done", "--output", "page.html", "--show-examples", "1")
+    assert result.code == 2
+    assert "--show-examples: the forget texts of done cannot be read again" in result.err
+    assert not Path("page.html").exists()
+
+
+def test_several_runs_on_one_page(work: Path, expunge: Run) -> None:
+    for seed in range(2):
+        write_run(work / f"seed{seed}", seed=seed)
+    result = expunge("report", "seed0", "seed1", "done", "--output", "all.html")
+    assert result.code == 0, result.err
+    page = Path("all.html").read_text()
+    assert "3 runs of 2 configurations" in page
+    assert re.search(r"± 0\.\d+, 2 runs", page)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("report", "done"), "done/report.html exists already"),
+        (("report", "done", "done", "--output", "p.html"), "given twice"),
+        (("report", "done", "model", "--output", "p.html"), "model: not a run directory (no manifest.json)"),
+        (("report", "done", "--show-examples", "-1", "--overwrite"), "--show-examples -1: must be 0 or more"),
+        (("report", "done", "--figures", "model/config.json", "--overwrite"), "model/config.json"),
+        (("report",), "runs"),
+    ],
+)
+def test_what_is_refused_leaves_everything_as_it_was(work: Path, expunge: Run, arguments, message) -> None:
+    before = snapshot(work)
+    result = expunge(*arguments)
+    assert result.code == 2
+    assert message in result.err
+    assert result.err.count("\n") == 1
+    assert snapshot(work) == before
+
+
+def test_ten_runs_take_less_than_five_seconds_and_no_torch(work: Path) -> None:
+    """Processor time of the command, start included: less than the time on the clock only on a busy machine."""
+    runs = [str(write_run(work / f"seed{seed}", seed=seed, steps=2000, rows=300)) for seed in range(10)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    command = [sys.executable, "-c", TORCHLESS, "report", *runs, "--output", "page.html"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.returncode == 0, done.stderr
+    assert Path("page.html").is_file()
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 5
+
+
+def test_figures_examples_and_cards_need_no_torch_either(work: Path) -> None:
+    shutil.copy(work / "forget.jsonl", work / "kept.jsonl")
+    options = ["--figures", "figures", "--show-examples", "1", "--card", "--output", "page.html"]
+    done = subprocess.run(
+        [sys.executable, "-c", TORCHLESS, "report", "done", *options], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,113 @@
+"""The tables of docs/evaluation.md and docs/papers.md come from the code, and say what the files say."""
+
+import numpy as np
+import pytest
+from bench import metrics, report, subjects
+from bench.parity.__main__ import PAGE, PARTS, table
+from bench.parity.golden import Comparison
+
+from expunge.evaluate.benchmarks.entries import add_reference, entry
+from expunge.evaluate.examples_file import examples_path, write_examples
+from expunge.evaluate.metrics import METRICS
+from expunge.evaluate.results import results_header, write_results
+from expunge.evaluate.stats import auc_estimate, tpr_estimate
+from expunge.evaluate.values import Values
+
+
+def between(page, marker):
+    return page.read_text().split(f"<!-- {marker} -->\n")[1].split(f"\n<!-- /{marker} -->")[0]
+
+
+def test_the_table_of_metrics_is_up_to_date():
+    assert between(metrics.PAGE, metrics.MARKER) == metrics.table(), "run `python -m bench.metrics --docs`"
+    for name in METRICS:
+        assert metrics.table().count(f"\n| {name} | ") == 1
+
+
+def test_every_metric_with_published_numbers_stands_in_the_page():
+    text = between(PAGE, "parity")
+    for name in METRICS:
+        assert f"\n| {name} | " in text or name in text.rsplit("\n", 1)[1], name
+
+
+def test_the_parity_table_shows_the_worst_difference_and_says_what_is_new():
+    found = [Comparison("min_k", "muse", value, 1.0, 1e-3) for value in (1.0, 1.002, 0.999)]
+    lines = table([("MUSE", own) for own in [*found, Comparison("auc", "", 0.5, 0.5, 0)]]).splitlines()
+    assert lines[2].split(" | ")[0] == "| min_k"
+    assert lines[2].endswith("| MUSE | muse | 3 | 2e-03 | 1e-03 |")
+    assert lines[3] == f"| auc | {PARTS['auc']} |  | MUSE |  | 1 | 0 | 0 |"
+    assert "probability" in lines[-1]
+    assert "min_k," not in lines[-1]
+
+
+def write(path, known, reference=None):
+    """Results of a model that knows the forget texts with the probability `known`."""
+    rng = np.random.default_rng(3)
+    level = rng.uniform(-0.05, 0.05, size=40)
+    ids = tuple(f"row{i}" for i in range(40))
+
+    def values(numbers):
+        return Values(ids, ("",) * 40, ids, np.asarray(numbers))
+
+    rows = {
+        ("forget", "probability"): values(known + level),
+        ("forget", "exact_match"): values(np.zeros(40)),  # blind to everything
+        ("forget", "repetition"): values(0.2 + level),
+        ("retain", "probability"): values(0.9 + level),
+        ("member", "membership/loss"): values(known + 10 * level),
+        ("nonmember", "membership/loss"): values(10 * level[::-1]),
+    }
+    sides = [rows[name, "membership/loss"].values for name in ("member", "nonmember")]
+    found = {
+        f"{name}/{metric}": entry(own.estimate(), "lower" if name == "forget" else "higher", "text", "s")
+        for (name, metric), own in rows.items()
+        if not metric.startswith("membership")
+    }
+    found["membership/loss_auc"] = entry(auc_estimate(*sides), "target", "membership", "s", 0.5)
+    found["membership/loss_tpr_at_5_fpr"] = entry(tpr_estimate(*sides, 0.05), "target", "membership", "s", 0.05)
+    results = results_header("custom") | {"metrics": found}
+    if reference is not None:
+        add_reference(found, reference["metrics"])
+        results["reference"] = {"indistinguishable": {"loss_ks_p": 1e-9 if known > 0.5 else 0.4}}
+    write_results(path, results)
+    write_examples(examples_path(path), rows)
+    return results
+
+
+def test_the_table_of_subjects_says_which_metrics_tell(tmp_path):
+    twin = write(tmp_path / "twin.json", 0.3)
+    write(tmp_path / "before.json", 0.9, twin)
+    write(tmp_path / "after.json", 0.3, twin)
+    files = [str(tmp_path / f"{name}.json") for name in ("before", "after", "twin")]
+    must, need_not = subjects.tables(files).split("\n### ")
+    told = {line.split(" | ")[0][2:]: line.removesuffix(" |").split(" | ")[-2:] for line in must.splitlines()[2:]}
+    assert told["forget/probability ↓"] == ["yes", "**no**"]
+    assert told["forget/exact_match ↓"] == ["**no**", "**no**"]
+    assert told["membership/loss_auc →"][0] == "yes"
+    assert told["membership/loss_tpr_at_5_fpr →"][1] == "**no**"
+    assert told["KS test of losses of forget texts, p"] == ["yes", "**no**"]
+    blind = "`forget/exact_match`, `membership/loss_tpr_at_5_fpr`"
+    assert must.rstrip().endswith(f"Fail to tell the twin from the model before: {blind}.")
+    assert "forget/repetition" in need_not
+    assert "retain/probability" in need_not
+    (line,) = (line for line in must.splitlines() if line.startswith("| forget/probability"))
+    before, unlearned, own_twin, change = line.split(" | ")[2:6]
+    assert before.startswith("0.898")
+    assert unlearned == own_twin
+    assert change == "0.600 [0.600, 0.600]"
+
+
+def test_subjects_writes_between_its_markers(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(subjects, "DOCS", tmp_path)
+    page = tmp_path / "evaluation.md"
+    page.write_text("a\n<!-- subjects -->\n<!-- /subjects -->\nb\n")
+    for name in ("before", "after", "twin"):
+        write(tmp_path / f"{name}.json", 0.5)
+    subjects.main([*(str(tmp_path / f"{name}.json") for name in ("before", "after", "twin")), "--docs"])
+    assert between(page, "subjects") == capsys.readouterr().out.strip()
+
+
+def test_a_page_without_the_place_is_refused(tmp_path):
+    (tmp_path / "page.md").write_text("nothing")
+    with pytest.raises(SystemExit, match="has no place for subjects"):
+        report.write_between(tmp_path / "page.md", "subjects", "x")

@@ -1,0 +1,239 @@
+"""Figures and tables as files, and the numbers that they draw."""
+
+import re
+from pathlib import Path
+
+import matplotlib.colors
+import numpy as np
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from expunge.report import figures, write_report
+from expunge.report.collect import RunData, read_run
+from expunge.report.comparison import Cell, Column, Row, all_readings, group_runs, read_columns, tabulate
+from expunge.report.drawing import GROUP_COLORS, MARKERS, SET_COLORS, brief, save, slug, style, visible
+from expunge.report.latex import latex_table
+from expunge.report.page import scales
+from expunge.report.readings import Reading
+from report_runs import entry, write_run
+
+SIGNATURES = {".png": b"\x89PNG\r\n", ".svg": b"<?xml", ".pdf": b"%PDF-"}
+
+
+def texts(figure) -> list[str]:
+    return [text.get_text() for axes in figure.axes for text in axes.get_xticklabels() + axes.get_yticklabels()]
+
+
+def test_every_figure_comes_as_png_svg_and_pdf_with_a_latex_table(tmp_path):
+    run = write_run(tmp_path / "run", steps=20)
+    write_report([run], figures=tmp_path / "figures")
+    files = sorted((tmp_path / "figures").iterdir())
+    stems = {path.stem for path in files} - {"scores"}
+    assert stems >= {
+        "course-1-npo", "course-2-retain-nll", "course-3-retain-kl", "distribution-before", "distribution-after",
+        "distribution-reference", "membership-roc", "forget-against-utility", "metrics-memorization",
+        "metrics-memorization-tasks", "metrics-membership", "metrics-utility",
+    }  # fmt: skip
+    for stem in stems:
+        for suffix, signature in SIGNATURES.items():
+            path = tmp_path / "figures" / f"{stem}{suffix}"
+            assert path.read_bytes().startswith(signature), path
+            assert path.stat().st_mode & 0o777 == 0o600
+    pdf = (tmp_path / "figures/membership-roc.pdf").read_bytes()
+    assert b"/Type3" not in pdf  # journals refuse such fonts
+    assert b"CreationDate" not in pdf
+    table = (tmp_path / "figures/scores.tex").read_text()
+    assert r"\begin{tabular}{lrrr}" in table
+    assert r"forget: probability $\downarrow$ & 0.970 {\scriptsize [" in table
+
+
+def column(kind: str, *cells: Cell | None) -> Column:
+    return Column(kind, kind, int(kind == "after"), {f"utility/m{i}": cell for i, cell in enumerate(cells) if cell})
+
+
+def rows_of(*columns: Column) -> list[Row]:
+    keys = dict.fromkeys(key for own in columns for key in own.cells)
+    return [Row(key, Reading(key, 0.0), [own.cells.get(key) for own in columns]) for key in keys]
+
+
+@pytest.mark.parametrize("value", [1e300, -1e300, 1e-300, -5.0, 0.0])
+def test_numbers_of_any_size_can_be_drawn(tmp_path, value):
+    own = column("after", Cell(value, None, None, None, None, [value]))
+    with style():
+        files = save(figures.dots("utility", "Utility", [own], rows_of(own)).figure, tmp_path / "x")
+    assert len(files) == 3
+
+
+def test_the_same_numbers_give_the_same_files(tmp_path):
+    own = column("after", Cell(0.5, 0.4, 0.6, 3, None, [0.5]))
+    with style():
+        first, second = (save(figures.dots("u", "U", [own], rows_of(own)).figure, tmp_path / "x") for _ in range(2))
+    assert first == second
+
+
+def test_latex_signs_in_names_are_written_out():
+    odd = Column("50% & more_ \\input{x} $ # ~ ^ { }", "after", 1, {"utility/m": Cell(-3e-7, -1.0, 0.5, 3, None, [])})
+    table = latex_table([odd], {"utility": [Row("a_b & c%\n<x>", Reading("utility/m", 0.0), [*odd.cells.values()])]})
+    assert r"50\% \& more\_ \textbackslash{}input\{x\} \$ \# \textasciitilde{} \textasciicircum{} \{ \}" in table
+    assert (
+        r"a\_b \& c\% \textless{}x\textgreater{} $\uparrow$ & $-3.00\times10^{-7}$ {\scriptsize [$-1.000$, 0.500]}"
+        in table
+    )
+    assert table.count("\n") == 9
+
+
+def test_pooled_numbers_in_latex_have_their_spread():
+    pooled = column("after", Cell(0.5, 0.4, 0.6, 3, 0.1, [0.4, 0.5, 0.6]), None)
+    plain = column("before", Cell(0.7, None, None, 3, None, [0.7]), Cell(1.0, 0.9, 1.0, 3, None, [1.0]))
+    table = latex_table([plain, pooled], {"utility": rows_of(plain, pooled)})
+    assert r"0.700 & 0.500 $\pm$ 0.100 \\" in table
+    assert r"1.000 {\scriptsize [0.900, 1.000]} & -- \\" in table
+
+
+def test_the_membership_curve_has_the_area_that_scikit_learn_finds():
+    rng = np.random.default_rng(3)
+    members, others = rng.integers(0, 9, 40) / 4, rng.integers(2, 11, 30) / 4  # many equal values
+    values = {
+        ("forget", "nll"): {str(i): float(value) for i, value in enumerate(members)},
+        ("holdout", "nll"): {str(i): float(value) for i, value in enumerate(others)},
+    }
+    fpr, tpr = figures.roc(RunData(Path("r"), "r", {}, values={"after": values}), "after")
+    expected = roc_auc_score([1] * 40 + [0] * 30, -np.concatenate([members, others]))
+    assert np.trapezoid(tpr, fpr) == pytest.approx(expected)
+    assert (fpr[0], tpr[0], fpr[-1], tpr[-1]) == (0, 0, 1, 1)
+
+
+def test_the_scores_of_the_attack_itself_come_before_losses():
+    values = {
+        ("member", "membership/loss"): {"a": 2.0, "b": 1.0},
+        ("nonmember", "membership/loss"): {"c": 0.0},
+        ("forget", "nll"): {"a": 9.0},
+        ("holdout", "nll"): {"c": 1.0},
+    }
+    fpr, tpr = figures.roc(RunData(Path("r"), "r", {}, values={"after": values}), "after")
+    assert np.trapezoid(tpr, fpr) == 1.0
+
+
+def test_the_running_mean_is_that_of_the_window():
+    values = np.random.default_rng(0).normal(size=60)
+    mean = figures._running_mean(values)
+    half = figures.SMOOTH // 2
+    slow = [values[max(0, i - half) : i + half + 1].mean() for i in range(60)]
+    np.testing.assert_allclose(mean, slow)
+
+
+def test_every_run_checkpoint_and_reference_is_a_point(tmp_path):
+    runs = [write_run(tmp_path / f"seed{seed}", seed=seed) for seed in range(2)]
+    other = write_run(tmp_path / "other", seed=9, settings={"epochs": 3})
+    (other / "results_step40.json").write_text((other / "results_before.json").read_text())
+    groups = group_runs([read_run(path) for path in (*runs, other)])
+    with style():
+        drawn, points = figures.tradeoff(groups)
+    assert [name for name, *_ in points] == ["before", "reference", "seed0", "seed1", "other, step40", "other"]
+    places = {name: place for name, *place in points}
+    assert places["before"] == places["other, step40"]
+    assert places["before"][0] == pytest.approx((0.99 + 1.0 + 0.97) / 3)  # the mean of the metrics over all tasks
+    assert len(drawn.figure.axes[0].lines) == len(points)
+    assert all(f"{name}: " in drawn.says for name in places)
+
+
+def test_without_scores_the_losses_are_the_points(tmp_path):
+    groups = group_runs([read_run(write_run(tmp_path / "run", scored=False))])
+    with style():
+        drawn, points = figures.tradeoff(groups)
+    assert points == [("run, before", 0.05, 0.05), ("run, after", 1.25, 0.06)]
+    assert "nats per token" in drawn.figure.axes[0].get_xlabel()
+
+
+def test_axes_are_labelled_with_units_and_legends_cover_no_data(tmp_path):
+    runs = [read_run(write_run(tmp_path / f"run{seed}", seed=seed)) for seed in range(2)]
+    groups = group_runs(runs)
+    columns = read_columns(groups)
+    families = tabulate(columns, all_readings(groups))
+    with style():
+        drawn = [*figures.courses(groups), *figures.distributions(runs[0]), figures.membership_curves(groups)]
+        drawn += [figures.tradeoff(groups)[0]]
+        drawn += [figures.dots(name, name, columns, rows) for name, rows in families.items()]
+        for own in drawn:
+            (axes,) = own.figure.axes
+            assert axes.get_xlabel(), own.name
+            assert axes.get_ylabel() or own.name.startswith("metrics"), own.name
+            if own.name.startswith(("course", "distribution")):
+                assert "nats per token" in axes.get_xlabel() + axes.get_ylabel()
+            own.figure.canvas.draw()
+            for legend in own.figure.legends:
+                padding = 3  # pixels around the legend's signs and words
+                assert legend.get_window_extent().y0 >= axes.get_window_extent().y1 - padding, own.name
+                assert legend.get_window_extent().x1 <= own.figure.bbox.x1 + 1, own.name
+
+
+def _seen(color: str, matrix: list[list[float]]) -> np.ndarray:
+    """A colour as CIELAB after a matrix in linear RGB."""
+    rgb = np.array(matplotlib.colors.to_rgb(color))
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    linear = np.clip(np.array(matrix) @ linear, 0, 1)
+    xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]) @ linear
+    f = np.cbrt(np.maximum(xyz / [0.9505, 1.0, 1.089], 1e-6))
+    return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
+
+
+SIGHT = {
+    "normal": np.eye(3).tolist(),
+    "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.01182, 0.04294, 0.968881]],
+    "tritanopia": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.3039]],
+}
+"""Machado, Oliveira and Fernandes 2009, severity 1.0."""
+
+
+@pytest.mark.parametrize("sight", SIGHT)
+def test_colours_are_told_apart_by_colour_blind_readers(sight):
+    """Those of sets, and those of methods together with their marker: no two alike within 10 units of CIELAB."""
+    seen = [_seen(color, SIGHT[sight]) for color in SET_COLORS.values()]
+    assert min(np.linalg.norm(a - b) for i, a in enumerate(seen) for b in seen[:i]) > 10
+    signs = list(zip((_seen(color, SIGHT[sight]) for color in GROUP_COLORS), MARKERS, strict=True))
+    for i, (a, marker) in enumerate(signs):
+        for b, other in signs[:i]:
+            assert np.linalg.norm(a - b) > 10 or marker != other
+
+
+@pytest.mark.parametrize("color", [*GROUP_COLORS, *SET_COLORS.values()])
+def test_colours_stand_out_from_white(color):
+    rgb = np.array(matplotlib.colors.to_rgb(color))
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    luminance = float(linear @ [0.2126, 0.7152, 0.0722])
+    assert 1.05 / (luminance + 0.05) >= 3  # WCAG 2.1, 1.4.11: graphical objects
+
+
+def test_rows_of_other_sizes_get_an_axis_of_their_own_or_none():
+    unit = Row("a", Reading("utility/a", 0.0), [Cell(0.5, 0.4, 1.0, 3, None, [0.5])])
+    loss = Row("b", Reading("utility/b", 0.0), [Cell(4.0, 3.0, 5.3, 3, None, [4.0])])
+    huge = Row("c", Reading("utility/c", 0.0), [Cell(9e4, None, None, 3, None, [9e4])])
+    first, second = scales("utility", [unit, loss], whole=True)
+    assert (first.rows, first.low, first.high) == ([unit], 0.0, 1.0)
+    assert (second.rows, second.low, second.high) == ([loss], 0.0, 6.0)
+    assert first.at(0.0) == "3.00%"
+    assert first.at(1.0) == "97.00%"
+    (mixed,) = scales("utility", [loss, huge], whole=True)
+    assert mixed.low is None
+    assert scales("utility", [unit], whole=False) == []
+
+
+def test_names_in_figures_are_short_visible_and_safe_for_files():
+    assert brief("a" * 40) == "a" * 25 + "…"
+    assert brief("a\n b\u202ec") == "a b\ufffdc"
+    assert slug("../../etc/Passwd <x>") == "etc-passwd-x"
+    assert slug("日本") == "figure"
+    assert visible("a\x1b[2J\u200b") == "a\ufffd[2J\ufffd"
+
+
+def test_names_with_dollars_are_no_formulas(tmp_path):
+    name = "$\\frac{1}{0}$"
+    run = write_run(tmp_path / "run", steps=5, metrics={f"utility/{name}": entry(0.5)})
+    groups = group_runs([read_run(run)])
+    columns = read_columns(groups)
+    with style():
+        drawn = figures.dots("u", "u", columns, tabulate(columns, all_readings(groups))["utility"])
+        svg = save(drawn.figure, tmp_path / "x")[1][1].decode()
+    assert name in texts(drawn.figure)
+    assert name in re.sub(r"<[^>]+>", "", svg)
