@@ -23,6 +23,8 @@ HEADINGS = (
 )
 MANNER = ("forget/repetition", "forget/fluency")
 """Of the forget prompts, but not of what is known."""
+AGGREGATES = ("all/task_aggregate", "all/mia_score", "all/final_score", "all/forget_quality")
+"""Of all rows, those to forget among them."""
 TESTS = {"loss_ks_p": "KS test of losses of forget texts, p", "truth_ratio_ks_p": "KS test of truth ratios, p"}
 LEVEL = 0.05
 NO = "**no**"
@@ -54,7 +56,7 @@ def tables(files: Sequence[str | Path]) -> str:
     for row in shown.rows:
         if row.metric.count("/") > 1 and not row.metric.endswith("/paraphrased"):
             continue  # of one task
-        must = row.metric.startswith(("forget/", "membership/")) and row.metric not in MANNER
+        must = row.metric.startswith(("forget/", "membership/", *AGGREGATES)) and row.metric not in MANNER
         own = changes.get(row.metric, (None, None))
         told = [_tells(own[i], row.cells[i], row.cells[2]) for i in (0, 1)]
         counts = {cell.n for cell in row.cells if cell is not None and cell.n}

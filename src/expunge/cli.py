@@ -5,7 +5,6 @@ Exit codes: 0 done; 2 the user's input is at fault (one line, nothing overwritte
 
 import dataclasses
 import os
-import re
 import sys
 import traceback
 import warnings
@@ -15,11 +14,12 @@ from typing import Any, Literal
 
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace
 
-from expunge.config import RECIPES, EvaluateConfig, UnlearnConfig
+from expunge.arguments import flags, normalize, parse, read_config
+from expunge.config import RECIPES, CalibrateConfig, EvaluateConfig, UnlearnConfig
 from expunge.errors import ConfigError, UserError, outside_cause
 from expunge.interrupt import Interruptions
 from expunge.progress import printable
-from expunge.tables import loss_table, metrics_table, semeval_table
+from expunge.tables import loss_table, metrics_table, semeval_table, strength_table
 
 COMMANDS = {
     "demo": "make the bundled model forget made-up people, and show it",
@@ -28,13 +28,14 @@ COMMANDS = {
     "score": "score stored generations, without a model",
     "compare": "results files side by side",
     "report": "a page on one run or several: what was forgotten, what it cost, how sure that is",
+    "calibrate": "set the strength of a finished adapter by texts that the model has never seen",
     "merge": "write adapter and base as one plain model",
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
-    arguments = _normalize(sys.argv[1:] if argv is None else argv)
+    arguments = normalize(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     arguments = [word for word in arguments if word != "--debug"]
     os.umask(0o077)
@@ -92,45 +93,6 @@ def _usage() -> str:
     return "\n".join(["usage: expunge COMMAND [options]", "", *lines, "", tail])
 
 
-def _normalize(words: Sequence[str]) -> list[str]:
-    """`--lora-rank` and `--lora_rank` are the same flag, and a switch needs no value."""
-    switches = {"--" + field.name for field in dataclasses.fields(UnlearnConfig) if field.type is bool}
-    normal = []
-    for word, following in zip(words, [*words[1:], "--"], strict=False):
-        name, equals, value = word.partition("=")
-        if name.startswith("--"):
-            name = "--" + name[2:].replace("-", "_")
-            if name in switches and not equals and following not in ("true", "false"):
-                equals, value = "=", "true"
-            word = name + equals + value
-        normal.append(word)
-    return normal
-
-
-def _parse(parser: ArgumentParser, arguments: list[str]) -> Namespace:
-    try:
-        return parser.parse_args(arguments)
-    except ArgumentError as error:
-        raise ConfigError(_explain(error, parser)) from None
-    except SystemExit as leave:  # --help
-        if leave.code in (0, None):
-            raise
-        raise ConfigError(f"{parser.prog}: wrong options") from None
-
-
-def _explain(error: ArgumentError, parser: ArgumentParser) -> str:
-    """What the parser found, in terms of flags."""
-    message = " ".join(str(error).split())
-    key = re.match(r'Parser key "(\w+)": .*?(?:Given value|Got value): (.*)$', message)
-    if not key:
-        return message
-    flag = "--" + key[1].replace("_", "-")
-    action = next((action for action in parser._actions if action.dest == key[1]), None)
-    kind = str(getattr(action, "_typehint", None) or getattr(action, "type", None) or "the value of another type")
-    kind = re.sub(r"typing\.|<class '(\w+)'>", r"\1", kind).replace(" | None", "").replace("Optional", "")
-    return f"{flag} {key[2]}: must be {kind}; see `{parser.prog} --help`"
-
-
 # --- demo ----------------------------------------------------------------------------------------
 
 
@@ -138,7 +100,7 @@ def _demo_arguments(parser: ArgumentParser, arguments: list[str]) -> Namespace:
     parser.add_argument("--output", type=str, default="expunge-demo", help="run directory to write")
     parser.add_argument("--overwrite", type=bool, default=False, help="replace an earlier run in --output")
     parser.add_argument("--seed", type=int, default=0, help="seed of the run")
-    return _parse(parser, arguments)
+    return parse(parser, arguments)
 
 
 def _demo(values: Namespace) -> int:
@@ -163,12 +125,12 @@ def _unlearn_arguments(parser: ArgumentParser, arguments: list[str]) -> Namespac
     if recipe not in RECIPES:
         raise ConfigError(f"--recipe {recipe}: unknown; known are {', '.join(RECIPES)}")
     parser.set_defaults(RECIPES[recipe] | {"recipe": recipe} | _recorded(arguments))
-    return _parse(parser, arguments)
+    return parse(parser, arguments)
 
 
 def _recorded(arguments: list[str]) -> dict[str, Any]:
     """The settings of the run that is to be repeated."""
-    name = dict(_flags(arguments)).get("--from_manifest")
+    name = dict(flags(arguments)).get("--from_manifest")
     if name is None:
         return {}
     from expunge.manifest import recorded_settings
@@ -179,41 +141,12 @@ def _recorded(arguments: list[str]) -> dict[str, Any]:
 def _recipe(arguments: list[str]) -> str:
     """The recipe that flags or the config file ask for: its values lie under all others."""
     found = "default"
-    for name, value in _flags(arguments):
+    for name, value in flags(arguments):
         if name == "--config" and Path(value).is_file():
-            found = str(_read_config(value).get("recipe", found))
+            found = str(read_config(value).get("recipe", found))
         elif name == "--recipe":
             found = value
     return found
-
-
-def _flags(arguments: list[str]) -> list[tuple[str, str]]:
-    """Flags and their values, whether written `--name value` or `--name=value`."""
-    pairs = []
-    for word, following in zip(arguments, [*arguments[1:], ""], strict=False):
-        name, equals, value = word.partition("=")
-        pairs.append((name, value if equals else following))
-    return pairs
-
-
-def _read_config(name: str) -> dict[str, Any]:
-    """The settings in a YAML file; the message of a broken one shows none of its text."""
-    import yaml
-
-    try:
-        text = Path(name).read_text(encoding="utf-8")
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):  # a few can grow beyond all bounds
-            raise ConfigError(f"--config {name}: holds an alias (*name), which settings have no use for")
-        settings = yaml.safe_load(text)
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"--config {name}: not YAML, byte {error.start + 1} is not UTF-8") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", see line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise ConfigError(f"--config {name}: not YAML{where}") from None
-    if not isinstance(settings, dict):
-        raise ConfigError(f"--config {name}: holds no settings: write one a line, as `epochs: 3`")
-    return settings
 
 
 def _unlearn(values: Namespace) -> int:
@@ -250,10 +183,10 @@ def _unlearn(values: Namespace) -> int:
 def _evaluate_arguments(parser: ArgumentParser, arguments: list[str]) -> Namespace:
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file of settings; flags after it win")
     parser.add_class_arguments(EvaluateConfig)
-    for name, value in _flags(arguments):
+    for name, value in flags(arguments):
         if name == "--config" and Path(value).is_file():
-            _read_config(value)
-    return _parse(parser, arguments)
+            read_config(value)
+    return parse(parser, arguments)
 
 
 def _evaluate(values: Namespace) -> int:
@@ -287,7 +220,7 @@ def _score_arguments(parser: ArgumentParser, arguments: list[str]) -> Namespace:
     parser.add_argument("--data", type=str | None, help="the benchmark's folder, to check the rows against")
     parser.add_argument("--split", type=str, default="validation", help="its split")
     parser.add_argument("--overwrite", type=bool, default=False, help="replace --output")
-    return _parse(parser, arguments)
+    return parse(parser, arguments)
 
 
 def _score(values: Namespace) -> int:
@@ -318,7 +251,7 @@ def _compare_arguments(parser: ArgumentParser, arguments: list[str]) -> Namespac
     parser.add_argument("--pool", action="store_true", help="all results are runs (seeds) of one configuration")
     parser.add_argument("--paired", action="store_true", help="differences from the first, row by row")
     parser.add_argument("--overwrite", type=bool, default=False, help="replace --output")
-    return _parse(parser, arguments)
+    return parse(parser, arguments)
 
 
 def _compare(values: Namespace) -> int:
@@ -351,7 +284,7 @@ def _report_arguments(parser: ArgumentParser, arguments: list[str]) -> Namespace
     parser.add_argument("--show_examples", type=int, default=0, help="texts of the FORGET SET to put on the page")
     parser.add_argument("--card", action="store_true", help="bring the model cards in the runs up to date with results")
     parser.add_argument("--overwrite", type=bool, default=False, help="replace --output and --figures")
-    return _parse(parser, arguments)
+    return parse(parser, arguments)
 
 
 def _report(values: Namespace) -> int:
@@ -377,6 +310,25 @@ def _write_run_report(run: Path) -> None:
     print(f"report    {page}")
 
 
+# --- calibrate -----------------------------------------------------------------------------------
+
+
+def _calibrate_arguments(parser: ArgumentParser, arguments: list[str]) -> Namespace:
+    parser.add_class_arguments(CalibrateConfig)
+    return parse(parser, arguments)
+
+
+def _calibrate(values: Namespace) -> int:
+    from expunge.calibrate import calibrate
+    from expunge.progress import Reporter
+
+    found = calibrate(CalibrateConfig(**values.as_dict()), Reporter())
+    print(strength_table([dataclasses.asdict(signals) for signals in found.curve], found.scale))
+    print(f"strength      {found.scale:g} times the trained one, written into {Path(values.run) / 'adapter'}")
+    print(f"target        {'reached' if found.reached else 'NOT REACHED'}: {found.verdict}")
+    return 0
+
+
 # --- merge ---------------------------------------------------------------------------------------
 
 
@@ -385,7 +337,7 @@ def _merge_arguments(parser: ArgumentParser, arguments: list[str]) -> Namespace:
     parser.add_argument("--output", type=str, required=True, help="folder for the merged model")
     parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda ...")
     parser.add_argument("--overwrite", type=bool, default=False, help="replace --output")
-    return _parse(parser, arguments)
+    return parse(parser, arguments)
 
 
 def _merge(values: Namespace) -> int:

@@ -365,6 +365,29 @@ class EvaluateConfig:
         return _names(self.tasks)
 
 
+@dataclass
+class CalibrateConfig:
+    """What the strength of an adapter is chosen by.
+
+    Attributes:
+        run: Finished run; the adapter in it gets the strength.
+        holdout: Texts like the forget set that the model has never seen; by default the run's, or the benchmark's.
+        target: Membership AUC to come closest to, `auc=0.5` or a retrained model's.
+        floor: Least share of the retain texts' probability to keep, as `retain=0.97`.
+        ceiling: Largest relative change of the unseen texts' loss, as `drift=0.05`.
+        dtype: `auto`, `float32` or `bfloat16`.
+        device: `auto`, `cpu`, `cuda` ...
+    """
+
+    run: str
+    holdout: str | None = None
+    target: str = "auc=0.5"
+    floor: str = "retain=0.97"
+    ceiling: str = "drift=0.05"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    device: str = "auto"
+
+
 def _check_types(config: "UnlearnConfig | EvaluateConfig") -> None:
     hints = get_type_hints(type(config))
     for name, value in vars(config).items():

@@ -53,16 +53,13 @@ def merge(run: str, output: str, *, device: str = "auto", overwrite: bool = Fals
         RunError: `run` is not a finished run, or `output` exists.
         DataError: The run's data files are gone; without them nothing can be checked.
     """
-    settings = Path(run) / "config.yaml"
-    if not settings.exists() or not (Path(run) / "adapter" / "adapter_config.json").exists():
-        raise RunError(f"--run {run}: not a finished run (it needs config.yaml and adapter/)")
+    config = run_settings(run)
     target = Path(output)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         if not overwrite:
             raise RunError(f"--output {output}: exists already: name another folder, or --overwrite to replace it")
         if not (target / "config.json").exists():
             raise RunError(f"--output {output}: --overwrite replaces only a model folder, and this has no config.json")
-    config = _settings(settings)
     for source in filter(None, (run, config.model, config.forget, config.retain, config.data)):
         if Path(source).exists() and Path(source).resolve().is_relative_to(target.resolve()):
             raise RunError(f"--output {output}: holds {source}, which the merge needs: name another folder")
@@ -99,12 +96,15 @@ def merge(run: str, output: str, *, device: str = "auto", overwrite: bool = Fals
     return MergeReport(target, str(stored).removeprefix("torch."), difference, losses, survives)
 
 
-def _settings(path: Path) -> UnlearnConfig:
-    """The settings of a run.
+def run_settings(run: str) -> UnlearnConfig:
+    """The settings of a finished run.
 
     Raises:
-        RunError: They are not what a run writes.
+        RunError: It is none, or its settings are not what a run writes.
     """
+    path = Path(run) / "config.yaml"
+    if not path.exists() or not (Path(run) / "adapter" / "adapter_config.json").exists():
+        raise RunError(f"--run {run}: not a finished run (it needs config.yaml and adapter/)")
     try:
         config = UnlearnConfig(**yaml.safe_load(path.read_text(encoding="utf-8")))
         config.validate()

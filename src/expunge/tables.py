@@ -1,6 +1,6 @@
 """Results as plain text for a terminal, narrower than 100 columns."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 ROWS = (
@@ -26,6 +26,17 @@ def loss_table(losses: Mapping[str, Mapping[str, float]]) -> str:
     lines = ["nats per completion token    before     after"]
     lines += [
         f"  {AIMS.get(name, name):<24}{pair['before']:>9.3f} {pair['after']:>9.3f}" for name, pair in losses.items()
+    ]
+    return "\n".join(lines)
+
+
+def strength_table(curve: Sequence[Mapping[str, float]], chosen: float) -> str:
+    """What each strength of an adapter does on the selection texts, the chosen one marked."""
+    lines = [f"{'strength':>10}{'AUC':>8}{'loss of forgotten':>20}{'of unseen texts':>18}{'retain probability':>21}"]
+    lines += [
+        f"{own['scale']:>10.4g}{own['auc']:>8.3f}{own['forget_nll']:>20.3f}{own['holdout_nll']:>18.3f}"
+        f"{own['retain']:>21.3f}" + ("  <-" if own["scale"] == chosen else "")
+        for own in curve
     ]
     return "\n".join(lines)
 

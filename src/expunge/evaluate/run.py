@@ -1,10 +1,13 @@
 """`expunge evaluate` and `expunge score`: from a model, or from stored predictions, to a results file."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+from expunge.calibrate import read_calibration, without_selection
 from expunge.config import EvaluateConfig
 from expunge.data.tokenize import Join
+from expunge.errors import DataError
 from expunge.evaluate.assemble import assemble, assemble_scored
 from expunge.evaluate.benchmarks import BENCHMARKS, lume
 from expunge.evaluate.benchmarks.engine import Options, measure
@@ -48,7 +51,7 @@ def _evaluate(config: EvaluateConfig, reporter: Reporter, processes: Processes) 
     benchmark = BENCHMARKS[config.benchmark]
     suite = benchmark.read(config)
     if config.adapter:
-        adapter_folder(config.adapter)
+        suite = _without_selection(suite, adapter_folder(config.adapter).parent)
     if config.tasks:
         from expunge.evaluate.utility import check_tasks
 
@@ -89,6 +92,26 @@ def _evaluate(config: EvaluateConfig, reporter: Reporter, processes: Processes) 
     write_examples(examples_path(config.output), {**table, **utility.rows}, overwrite=config.overwrite)
     write_results(config.output, results, overwrite=config.overwrite)
     return results
+
+
+def _without_selection(suite: Suite, run: Path) -> Suite:
+    """The suite without the membership texts that the strength of the run's adapter was chosen on.
+
+    Raises:
+        DataError: None is left.
+    """
+    documents = suite.documents
+    if documents is None or read_calibration(run) is None:
+        return suite
+    sides = [without_selection(run, side) for side in (documents.members, documents.nonmembers)]
+    if not all(sides):
+        raise DataError(f"--adapter {run}: its strength was chosen on every membership text: none is left to report on")
+    note = (
+        f"Membership is reported on the {len(sides[0])} and {len(sides[1])} texts that the adapter's strength was not "
+        f"chosen on (of {len(documents.members)} and {len(documents.nonmembers)})."
+    )
+    kept = replace(documents, members=sides[0], nonmembers=sides[1])
+    return replace(suite, documents=kept, not_measured=(*suite.not_measured, note))
 
 
 def score_predictions(

@@ -1,0 +1,112 @@
+"""`expunge calibrate` as a user calls it."""
+
+import json
+import shutil
+
+import pytest
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+from transformers import AutoModelForCausalLM
+from workspace import FORGET, write_jsonl
+
+MANY = [{**row, "id": f"{row['id']}-{i}", "input": f"{row['input']} ({i})"} for i in range(5) for row in FORGET]
+UNSEEN = [
+    {"id": f"u{i}", "input": f"Where does Ulla {i} live?", "output": f"Ulla lives at {i} Birch Road."}
+    for i in range(20)
+]
+
+
+@pytest.fixture
+def run(work, expunge):
+    """A finished run with enough texts to choose by; the adapter is strong enough to have an effect."""
+    write_jsonl(work / "many.jsonl", MANY)
+    write_jsonl(work / "unseen.jsonl", UNSEEN)
+    made = expunge(
+        "unlearn", "--model", "model", "--forget", "many.jsonl", "--retain", "retain.jsonl",
+        "--holdout", "unseen.jsonl",
+        "--max-steps", "8", "--learning-rate", "0.02", "--dtype", "float32", "--lora-rank", "2", "--output", "run",
+    )  # fmt: skip
+    assert made.code == 0, made.err
+    return work / "run"
+
+
+def test_the_chosen_strength_is_what_plain_peft_loads(run, expunge):
+    before = json.loads((run / "adapter" / "adapter_config.json").read_text())["lora_alpha"]
+    found = expunge("calibrate", "--run", "run", "--target", "auc=0", "--ceiling", "drift=1", "--floor", "retain=0")
+    assert found.code == 0, found.err
+    record = json.loads((run / "calibration.json").read_text())
+    after = json.loads((run / "adapter" / "adapter_config.json").read_text())["lora_alpha"]
+    assert after == pytest.approx(before * record["scale"])
+    assert f"strength      {record['scale']:g} times" in found.out
+    assert [own["scale"] for own in record["curve"]] == sorted(own["scale"] for own in record["curve"])
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("model"), "run/adapter")
+    scalings = {module.scaling["default"] for module in model.modules() if isinstance(module, LoraLayer)}
+    assert list(scalings) == [pytest.approx(after / 2)]
+
+    again = expunge("calibrate", "--run", "run", "--target", "auc=0", "--ceiling", "drift=1", "--floor", "retain=0")
+    assert again.code == 0
+    assert json.loads((run / "calibration.json").read_text()) == record  # from the trained strength, not from this one
+
+
+def test_bounds_that_nothing_keeps_switch_the_adapter_off_and_a_second_try_brings_it_back(run, expunge):
+    assert expunge("calibrate", "--run", "run", "--ceiling", "drift=0", "--floor", "retain=1").code == 0
+    assert json.loads((run / "adapter" / "adapter_config.json").read_text())["lora_alpha"] == 0
+    assert (
+        expunge("calibrate", "--run", "run", "--target", "auc=0", "--ceiling", "drift=1", "--floor", "retain=0").code
+        == 0
+    )
+    assert json.loads((run / "adapter" / "adapter_config.json").read_text())["lora_alpha"] > 0
+
+
+def test_evaluation_leaves_the_selection_out(run, expunge):
+    command = (
+        "evaluate", "--benchmark", "custom", "--model", "model", "--adapter", "run", "--forget", "many.jsonl",
+        "--holdout", "unseen.jsonl", "--max-new-tokens", "2", "--overwrite", "--output", "out.json",
+    )  # fmt: skip
+    assert expunge(*command).code == 0
+    whole = json.loads((run.parent / "out.json").read_text())
+    assert expunge("calibrate", "--run", "run").code == 0
+    told = expunge(*command)
+    assert told.code == 0, told.err
+    half = json.loads((run.parent / "out.json").read_text())
+    assert whole["metrics"]["membership/loss_auc"]["n"] == 40
+    assert half["metrics"]["membership/loss_auc"]["n"] == 20
+    assert "10 and 10 texts that the adapter's strength was not chosen on (of 20 and 20)" in told.out
+    assert half["metrics"]["forget/probability"]["n"] == 20  # all rows: none of these metrics chose the strength
+
+
+def test_no_text_is_in_what_it_writes(run, expunge):
+    assert expunge("calibrate", "--run", "run").code == 0
+    text = (run / "calibration.json").read_text()
+    assert "Zarquon" not in text
+    assert "Ulla" not in text
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--run", "nowhere"), "--run nowhere: not a finished run"),
+        (("--run", "done"), "give --holdout"),
+        (("--run", "done", "--holdout", "few.jsonl"), "at least 8 are needed"),
+        (("--run", "run", "--target", "auc"), "--target auc: write auc=NUMBER"),
+        (("--run", "run", "--floor", "drift=0.9"), "--floor drift=0.9: write retain=NUMBER"),
+        (("--run", "run", "--ceiling", "drift=-1"), "the number between 0 and 1"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_and_changes_nothing(run, work, expunge, flags, message):
+    write_jsonl(work / "few.jsonl", UNSEEN[:3])
+    before = (run / "adapter" / "adapter_config.json").read_bytes()
+    told = expunge("calibrate", *flags)
+    assert told.code == 2
+    assert message in told.err
+    assert told.err.count("\n") == 1
+    assert (run / "adapter" / "adapter_config.json").read_bytes() == before
+    assert not (run / "calibration.json").exists()
+
+
+def test_a_damaged_record_is_refused(run, expunge):
+    (run / "calibration.json").write_text("{}")
+    told = expunge("calibrate", "--run", "run")
+    assert told.code == 2
+    assert "calibration.json: not a calibration" in told.err
+    shutil.rmtree(run)

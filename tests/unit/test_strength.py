@@ -1,0 +1,122 @@
+"""The dial: signals of a scale, the search over scales, and the halves of the membership texts."""
+
+import math
+
+import pytest
+import torch
+from peft import PeftModel
+
+from expunge import strength
+from expunge.data.tokenize import TokenizedExample
+from expunge.model.adapter import add_adapter
+from expunge.model.load import load_model
+from expunge.model.logps import sequence_logps
+from expunge.strength import Selection, Signals, Target, choose, measure, scaled, selection_half
+from tiny import save_tiny
+
+
+@pytest.fixture(scope="module")
+def adapted(tmp_path_factory):
+    loaded = load_model(str(save_tiny(tmp_path_factory.mktemp("model"), "llama")), dtype="float32", device="cpu")
+    model = add_adapter(loaded, rank=2, alpha=None, modules="all-linear", seed=0)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.3)
+    return loaded
+
+
+def rows(name, lengths, start=0):
+    return [
+        TokenizedExample(f"{name}{i}", [(start + 7 * i + 3 * j) % 90 + 3 for j in range(length)], length // 2)
+        for i, length in enumerate(lengths)
+    ]
+
+
+SELECTION = Selection(rows("m", (9, 12, 7)), rows("n", (8, 11), 40), rows("r", (10, 6), 20))
+
+
+def test_signals_are_their_definitions(adapted):
+    found = measure(adapted, SELECTION, 0.5)
+    with scaled(adapted.model, 0.5):
+        alone = {
+            row.id: sequence_logps(adapted, [row.input_ids])[0]
+            for row in (*SELECTION.members, *SELECTION.nonmembers, *SELECTION.retain)
+        }
+    losses = {name: -values.mean().item() for name, values in alone.items()}
+    members, others = ([losses[row.id] for row in side] for side in (SELECTION.members, SELECTION.nonmembers))
+    pairs = [(a < b) + 0.5 * (a == b) for a in members for b in others]
+    kept = [math.exp(alone[row.id][row.completion_start - 1 :].mean().item()) for row in SELECTION.retain]
+    assert found.auc == pytest.approx(sum(pairs) / len(pairs))
+    assert found.forget_nll == pytest.approx(sum(members) / 3, rel=1e-5)
+    assert found.holdout_nll == pytest.approx(sum(others) / 2, rel=1e-5)
+    assert found.retain == pytest.approx(sum(kept) / 2, rel=1e-5)
+
+
+def test_strength_0_is_the_untouched_model_and_1_the_trained_one(adapted):
+    ids = [row.input_ids for row in SELECTION.members]
+    trained = sequence_logps(adapted, ids)
+    with scaled(adapted.model, 0.0):
+        silent = sequence_logps(adapted, ids)
+    assert isinstance(adapted.model, PeftModel)
+    with adapted.model.disable_adapter():
+        untouched = sequence_logps(adapted, ids)
+    for one, other in zip(silent, untouched, strict=True):
+        torch.testing.assert_close(one, other)
+    for one, other in zip(sequence_logps(adapted, ids), trained, strict=True):
+        assert torch.equal(one, other)  # and the scale is as it was
+    assert any((one - other).abs().max() > 0.1 for one, other in zip(trained, untouched, strict=True))
+
+
+def search(monkeypatch, curve, target=Target()):  # noqa: B008
+    """`choose` with signals that are a function of the scale."""
+    looked = []
+
+    def look(loaded, selection, scale, processes):
+        looked.append(scale)
+        return curve(scale)
+
+    monkeypatch.setattr(strength, "measure", look)
+    found = choose(None, SELECTION, target)
+    assert len(looked) == len(set(looked)) <= strength.number_of_looks()
+    return found
+
+
+def test_the_search_finds_the_target_between_the_first_scales(monkeypatch):
+    found = search(monkeypatch, lambda s: Signals(s, 1 - s / 2.2, 1 + s, 5.0, 0.9))
+    assert found.reached
+    assert found.scale == pytest.approx(1.1, abs=0.04)
+    assert found.curve == sorted(found.curve, key=lambda own: own.scale)
+    assert found.at(found.scale).auc == pytest.approx(0.5, abs=0.02)
+
+
+def test_a_bound_stops_it_and_the_verdict_names_the_bound(monkeypatch):
+    found = search(monkeypatch, lambda s: Signals(s, 1 - s / 2.2, 1 + s, 5.0 * (1 + 0.099 * s), 0.9))
+    assert not found.reached
+    assert found.scale == 0.5  # a drift of 5 %
+    assert "unseen texts by" in found.verdict
+    assert "ceiling 5.0%" in found.verdict
+
+    found = search(monkeypatch, lambda s: Signals(s, 1 - s / 2.2, 1 + s, 5.0, 1 - 0.04 * s))
+    assert found.scale == 0.75
+    assert "floor 97.0%" in found.verdict
+
+
+def test_where_no_scale_gets_away_from_1_the_strongest_within_the_bounds_wins(monkeypatch):
+    found = search(monkeypatch, lambda s: Signals(s, 1.0, 1 + s, 5.0 * (1 + 0.0399 * s), 0.9))
+    assert (found.reached, found.scale) == (False, 1.25)
+    assert "no scale up to 2 comes closer" in found.verdict
+
+
+def test_an_adapter_that_harms_at_any_strength_is_switched_off(monkeypatch):
+    found = search(monkeypatch, lambda s: Signals(s, 1 - s / 2.2, 1 + s, 5.0 * (1 + s), 0.9))
+    assert found.scale == 0.0
+
+
+def test_halves_depend_on_the_texts_alone():
+    texts = [f"text {i}" for i in range(21)] + ["text 3"]
+    chosen = {text for text, own in zip(texts, selection_half(texts), strict=True) if own}
+    assert len(chosen) == 10
+    backwards = texts[::-1]
+    assert {text for text, own in zip(backwards, selection_half(backwards), strict=True) if own} == chosen
