@@ -5,39 +5,29 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from expunge.errors import ConfigError
 
+_PAPER: dict[str, Any] = {
+    "epochs": 20,
+    "learning_rate": 1e-4,
+    "schedule": "constant",
+    "warmup": 0.0,
+    "kl_weight": 0.5,
+    "forget_span": "completion",
+    "kl_span": "completion",
+    "lora_rank": 5,
+    "target_modules": "auto",
+    "rows_per_step": 4,
+    "max_grad_norm": 0.0,
+    "dtype": "float32",
+}
 RECIPES: dict[str, dict[str, Any]] = {
     "default": {},
-    "paper": {
-        "epochs": 20,
-        "learning_rate": 1e-4,
-        "schedule": "constant",
-        "warmup": 0.0,
-        "kl_weight": 0.5,
-        "forget_span": "completion",
-        "kl_span": "completion",
-        "lora_rank": 5,
-        "target_modules": "auto",
-        "rows_per_step": 4,
-        "max_grad_norm": 0.0,
-        "dtype": "float32",
-    },
+    "paper": _PAPER,
     "paper-code": {
-        "epochs": 20,
-        "learning_rate": 1e-4,
-        "schedule": "constant",
-        "warmup": 0.0,
-        "kl_weight": 0.5,
+        **_PAPER,
         "kl_direction": "target-token",
-        "forget_span": "completion",
-        "kl_span": "completion",
-        "lora_rank": 5,
-        "target_modules": "auto",
-        "rows_per_step": 4,
         "mix": "random",
         "join": "separate",
         "end_of_text": "no",
-        "max_grad_norm": 0.0,
-        "dtype": "float32",
     },
 }
 """Named presets: what differs from the defaults of `UnlearnConfig` (which are the recipe `default`).
