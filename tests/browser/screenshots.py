@@ -16,7 +16,7 @@ VIEWS = {
     "phone": {"viewport": {"width": 390, "height": 844}, "device_scale_factor": 2},
     "print": {"viewport": {"width": 794, "height": 1123}},
 }
-COLORS = 64
+COLORS = 128
 
 
 def main(page: Path, folder: Path, *names: str) -> None:
@@ -32,7 +32,9 @@ def main(page: Path, folder: Path, *names: str) -> None:
             tab.goto(page.resolve().as_uri())
             path = folder / f"{page.stem}-{name}.png"
             tab.screenshot(path=path, full_page="whole" in page.stem)
-            Image.open(path).convert("RGB").quantize(COLORS, dither=Image.Dither.NONE).save(path, optimize=True)
+            Image.open(path).convert("RGB").quantize(COLORS, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(
+                path, optimize=True
+            )
             print(f"{path}  {path.stat().st_size / 1000:.0f} kB")
         browser.close()
 

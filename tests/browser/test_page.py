@@ -20,6 +20,13 @@ OVERFLOW = """() => {
     .map((e) => `${e.tagName} ${e.className.baseVal ?? e.className} ${e.textContent.trim().slice(0, 40)}`);
 }"""
 """What sticks out of the page to the right, save what lies in a box that scrolls by itself."""
+CROWDED = """() => [...document.querySelectorAll("th, td")].filter((cell) => {
+  const words = document.createRange();
+  words.selectNodeContents(cell);
+  const [own, box] = [words.getBoundingClientRect(), cell.getBoundingClientRect()];
+  return !cell.matches(".plot") && own.width > 0 && (own.left < box.left - 1 || own.right > box.right + 1);
+}).map((cell) => cell.textContent.trim().slice(0, 60))"""
+"""Cells whose words run into their neighbours."""
 UNNAMED = """() => [...document.querySelectorAll("svg")].filter((svg) => {
   if (svg.closest("[aria-hidden=true]") || svg.parentElement.closest("svg")) return false;
   const named = (svg.getAttribute("aria-labelledby") || "").split(" ").filter(Boolean)
@@ -73,10 +80,17 @@ def test_nothing_sticks_out_of_the_page(see, pages, name, width):
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("width", [1200, 390])
+def test_words_in_tables_lie_within_their_cells(see, pages, name, width):
+    assert see(pages[name], width=width).page.evaluate(CROWDED) == []
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_nothing_sticks_out_of_a_printed_page(see, pages, name):
     page = see(pages[name], width=A4, media="print").page
     assert page.evaluate("document.documentElement.scrollWidth") <= A4
     assert page.evaluate(OVERFLOW) == []
+    assert page.evaluate(CROWDED) == []
     assert page.locator("nav").is_hidden()
     settings = page.locator("details dl")
     assert settings.first.is_visible(), "what is folded on the screen is printed"

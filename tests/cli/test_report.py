@@ -146,7 +146,7 @@ def test_several_runs_on_one_page(work: Path, expunge: Run) -> None:
     assert result.code == 0, result.err
     page = Path("all.html").read_text()
     assert "3 runs of 2 configurations" in page
-    assert re.search(r"± 0\.\d+, 2 runs", page)
+    assert re.search(r"± 0\.\d+<", page)
 
 
 @pytest.mark.parametrize(

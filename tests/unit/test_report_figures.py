@@ -30,8 +30,8 @@ def test_every_figure_comes_as_png_svg_and_pdf_with_a_latex_table(tmp_path):
     files = sorted((tmp_path / "figures").iterdir())
     stems = {path.stem for path in files} - {"scores"}
     assert stems >= {
-        "course-1-npo", "course-2-retain-nll", "course-3-retain-kl", "distribution-before", "distribution-after",
-        "distribution-reference", "membership-roc", "forget-against-utility", "metrics-memorization",
+        "course-1-npo", "course-2-retain-nll", "course-3-retain-kl", "losses-before", "losses-after",
+        "losses-reference", "membership-roc", "forget-against-utility", "metrics-memorization",
         "metrics-memorization-tasks", "metrics-membership", "metrics-utility",
     }  # fmt: skip
     for stem in stems:
@@ -158,7 +158,7 @@ def test_axes_are_labelled_with_units_and_legends_cover_no_data(tmp_path):
             (axes,) = own.figure.axes
             assert axes.get_xlabel(), own.name
             assert axes.get_ylabel() or own.name.startswith("metrics"), own.name
-            if own.name.startswith(("course", "distribution")):
+            if own.name.startswith(("course", "losses", "documents")):
                 assert "nats per token" in axes.get_xlabel() + axes.get_ylabel()
             own.figure.canvas.draw()
             for legend in own.figure.legends:

@@ -154,7 +154,7 @@ def test_the_reference_sets_the_target_of_the_attack():
 def test_a_test_against_the_reference_overrules_the_attacks():
     judged = judge(metrics(FLOOR), reference=REFERENCE, tests={"loss_ks_p": 0.001, "truth_ratio_ks_p": None})
     assert answers(judged)[2] == "no"
-    assert "a test tells it from the reference (loss ks p" in judged.findings[2].says
+    assert "a test tells it from the reference (loss, Kolmogorov-Smirnov, p = 0.001)" in judged.findings[2].says
     assert answers(judge(metrics(FLOOR), reference=REFERENCE, tests={"loss_ks_p": 0.4}))[2] == "yes"
 
 
@@ -187,7 +187,7 @@ def test_of_several_runs_the_worst_answer_stands():
     pooled = worst([good, bad, good])
     assert answers(pooled) == ["yes", "no", "yes"]
     assert pooled.tone == "bad"
-    assert "(so in 1 of 3 runs)" in pooled.findings[1].says
+    assert ", in 1 of 3 runs" in pooled.findings[1].says
     assert worst([good]) is good
 
 

@@ -12,10 +12,13 @@ from expunge.data.tokenize import Join, completion_ids, prompt_ids
 from expunge.evaluate.assemble import assemble
 from expunge.evaluate.benchmarks import BENCHMARKS, lume
 from expunge.evaluate.benchmarks.engine import Options, measure
+from expunge.evaluate.benchmarks.entries import entry
+from expunge.evaluate.benchmarks.measurement import Measurement
 from expunge.evaluate.examples_file import examples_path, write_examples
 from expunge.evaluate.generate import generate_predictions
 from expunge.evaluate.results import write_results
 from expunge.evaluate.semeval import Prediction, score_row
+from expunge.evaluate.stats import mean_estimate
 from expunge.model.adapter import attach_adapter
 from expunge.model.load import load_model
 from expunge.progress import Reporter
@@ -76,18 +79,29 @@ def run_demo(output: str, reporter: Reporter | None = None, *, overwrite: bool =
         outcome = unlearn(config, reporter)
         data, quiz = read_lume(data_dir), read_examples(data_dir / "quiz.jsonl")
         models = ((subject, None), (subject, str(outcome.adapter)), (str(assets / "twin"), None))
-        results, said = {}, {}
-        for name, (model, adapter) in zip(NAMES, models, strict=True):
+        results, said, twin = {}, {}, None
+        for name, (model, adapter) in reversed(list(zip(NAMES, models, strict=True))):
             reporter.say(f"scoring: {name}")
             file = outcome.output / f"results_{name}.json"
-            results[name], said[name] = _score(model, adapter, data, quiz, file, reporter)
+            results[name], said[name], measured = _score(model, adapter, data, quiz, file, reporter, twin)
+            twin = twin or measured
+    results, said = ({name: found[name] for name in NAMES} for found in (results, said))
     return DemoResult(outcome.output, results, _examples(data, said))
 
 
 def _score(
-    model: str, adapter: str | None, data: LumeData, quiz: list[Example], file: Path, reporter: Reporter
-) -> tuple[dict[str, Any], dict[str, Prediction]]:
-    """Results of one model on all metrics and the quiz, written to `file`, and its predictions by id."""
+    model: str,
+    adapter: str | None,
+    data: LumeData,
+    quiz: list[Example],
+    file: Path,
+    reporter: Reporter,
+    twin: Measurement | None,
+) -> tuple[dict[str, Any], dict[str, Prediction], Measurement]:
+    """Results of one model on all metrics and the quiz, written to `file`, its predictions by id, and its measurement.
+
+    `twin` is the measurement of the retrained model, to compare with.
+    """
     loaded = load_model(model, dtype="float32")
     if adapter:
         attach_adapter(loaded, adapter)
@@ -104,11 +118,16 @@ def _score(
         encode_draft=lambda example: completion_ids(loaded.tokenizer, example, join),
         max_new_tokens=MAX_NEW_TOKENS,
     )
-    results = assemble("semeval", BENCHMARKS["semeval"], suite, measurement, model=model, adapter=adapter)
-    results["quiz"] = sum(score_row(row) or 0.0 for row in answers) / len(answers)
+    quizzed = mean_estimate([score_row(row) or 0.0 for row in answers])
+    results = assemble(
+        "semeval", BENCHMARKS["semeval"], suite, measurement,
+        reference=twin, reference_name="twin", model=model, adapter=adapter,
+        utility={"all/quiz": entry(quizzed, "higher", "utility", "exact match, the demo's own questions")},
+    )  # fmt: skip
+    results["quiz"] = quizzed.value
     write_examples(examples_path(file), measurement.table(("member", "nonmember")))
     write_results(file, results)
-    return results, {row.id: row for row in (*predictions.forget, *predictions.retain)}
+    return results, {row.id: row for row in (*predictions.forget, *predictions.retain)}, measurement
 
 
 def _examples(data: LumeData, said: dict[str, dict[str, Prediction]]) -> list[tuple[str, str, dict[str, str]]]:

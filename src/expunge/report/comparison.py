@@ -73,12 +73,14 @@ class Column:
         kind: `before`, `after` or `reference`.
         color: Index of the group's colour, from 1; 0 for before and reference.
         cells: Key -> cell.
+        runs: Models behind it.
     """
 
     title: str
     kind: str
     color: int
     cells: dict[str, Cell] = field(default_factory=dict)
+    runs: int = 1
 
 
 @dataclass(frozen=True)
@@ -217,7 +219,7 @@ def _column(title: str, kind: str, color: int, models: list[dict[str, Reading]])
         found = [own[key] for own in models if key in own and own[key].value is not None]
         if found:
             cells[key] = _cell(found)
-    return Column(title, kind, color, cells)
+    return Column(title, kind, color, cells, len(models))
 
 
 def _cell(found: list[Reading]) -> Cell:

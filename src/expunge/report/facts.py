@@ -1,5 +1,6 @@
 """What the page says beside the scores: cost, settings, where everything comes from, and what was not measured."""
 
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,17 +20,29 @@ Table = tuple[list[str], list[list[str]]]
 
 
 def losses(groups: Sequence[Group]) -> Table:
-    """Loss of each set before and after, of every run."""
+    """Loss of each set before and after; of several runs of one configuration the mean and standard deviation."""
     lines = []
     for group in groups:
-        for run in group.runs:
-            for name, pair in run.losses.items():
-                before, after = number(pair["before"]), number(pair["after"])
-                change = f"{after - before:+.3f}" if before is not None and after is not None else "–"
-                lines.append([run.name, name, number_text(before), number_text(after), change])
-    if len(groups) == 1 and len(groups[0].runs) == 1:
-        return ["texts", "before", "after", "change"], [line[1:] for line in lines]
-    return ["run", "texts", "before", "after", "change"], lines
+        for name in dict.fromkeys(name for run in group.runs for name in run.losses):
+            pairs = [run.losses[name] for run in group.runs if name in run.losses]
+            known = [pair for pair in pairs if None not in (number(pair["before"]), number(pair["after"]))]
+            columns = (
+                [pair["before"] for pair in known],
+                [pair["after"] for pair in known],
+                [pair["after"] - pair["before"] for pair in known],
+            )
+            before, after, change = map(_spread, columns)
+            sign = "+" if change[0].isdigit() else ""
+            lines.append([f"{group.letter}: {group.title}", name, before, after, sign + change])
+    heads = ["runs", "texts", "before", "after", "change"]
+    return (heads[1:], [line[1:] for line in lines]) if len(groups) == 1 else (heads, lines)
+
+
+def _spread(values: Sequence[float]) -> str:
+    if not values:
+        return "–"
+    mean = number_text(statistics.fmean(values))
+    return f"{mean} ± {number_text(round(statistics.stdev(values), 3))}" if len(values) > 1 else mean
 
 
 def cost(groups: Sequence[Group]) -> Table:
@@ -61,21 +74,29 @@ def energy(manifest: Mapping[str, Any]) -> str:
     return "not measured" if joules is None else f"{joules / 3600:,.1f} Wh"
 
 
-def stopped(run: RunData) -> str:
-    """Where the run stopped and why, in one sentence."""
+def stops(groups: Sequence[Group]) -> list[str]:
+    """Where the runs stopped and why, a sentence for those of which the same is to be said."""
+    found: dict[str, list[str]] = {}
+    for group in groups:
+        for run in group.runs:
+            found.setdefault(_stopped(run), []).append(run.name)
+    return [f"{', '.join(names[:8])}{' …' if len(names) > 8 else ''}: {text}." for text, names in found.items()]
+
+
+def _stopped(run: RunData) -> str:
     reason = run.manifest.get("stopped")
     if isinstance(reason, Mapping):
         reason = reason.get("reason")
     steps = run.manifest.get("steps") or (run.steps[-1]["step"] if run.steps else 0)
     if isinstance(reason, str) and reason:
-        return f"{run.name} stopped after {steps:,} steps: {reason}."
+        return f"stopped after {steps:,} steps, {reason}"
     if not run.finished:
-        return f"{run.name} is not finished: its log ends at step {steps:,}."
+        return f"not finished, the log ends at step {steps:,}"
     limit = run.settings.get("max_steps")
     if limit and steps >= limit:
-        return f"{run.name} stopped after {steps:,} steps because max_steps said so; no target decided it."
+        return f"stopped after {steps:,} steps because max_steps said so; no target decided it"
     epochs = run.settings.get("epochs")
-    return f"{run.name} went to the end of its schedule, {steps:,} steps in {epochs} epochs; no target decided it."
+    return f"went to the end of the schedule, {steps:,} steps in {epochs} epochs; no target decided it"
 
 
 def settings(group: Group) -> list[tuple[str, str]]:
@@ -195,6 +216,11 @@ def warnings(groups: Sequence[Group]) -> list[str]:
     """What the runs warned of."""
     found = [str(text) for group in groups for run in group.runs for text in run.manifest.get("warnings") or []]
     return list(dict.fromkeys(found))
+
+
+def moment(stamp: Any) -> str:
+    """A time as people write it."""
+    return f"{str(stamp)[:16].replace('T', ' ')} UTC" if stamp else "not finished"
 
 
 def model_name(run: RunData) -> str:

@@ -1,6 +1,6 @@
 """The report's figures. Each function draws one and says in words what it shows."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -91,7 +91,7 @@ def _course(groups: Sequence[Group], name: str, key: str, title: str, ylabel: st
             label=_named(group) if first and len(groups) > 1 else None,
         )
         says.append(f"{run.name}: from {values[0]:.3g} at step {steps[0]} to {values[-1]:.3g} at step {steps[-1]}")
-    axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
+    axes.set_ylim(bottom=min(0.0, *(float(values.min()) for *_, values in _curves(groups, key))))
     whole_numbers(axes)
     legend(axes, columns=2)
     return Drawn(name, brief(title, 40), f"{ylabel} over the optimizer steps. " + _list(says), figure)
@@ -129,33 +129,42 @@ def _thin(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 
 def distributions(run: RunData) -> list[Drawn]:
-    """How likely forget, retain and hold-out texts are to each model, on one axis for all models."""
-    losses = {
-        role: {name: np.array(list(own.values())) for (name, metric), own in values.items() if metric == "nll" and own}
-        for role, values in run.values.items()
-    }
-    losses = {role: {name: own[name] for name in SET_COLORS if name in own} for role, own in losses.items()}
-    losses = {role: own for role, own in losses.items() if own}
+    """How likely texts are to each model: completions of every set, and whole documents, forgotten and unseen."""
+    return [
+        *_histograms(run, "nll", {name: (name,) for name in SET_COLORS}, "Losses", "completion"),
+        *_histograms(
+            run, "document_nll", {"forget": ("member", "forget"), "holdout": ("nonmember", "holdout")}, "Documents",
+            "document",
+        ),
+    ]  # fmt: skip
+
+
+def _histograms(run: RunData, metric: str, sets: Mapping[str, Sequence[str]], title: str, unit: str) -> Iterator[Drawn]:
+    """One figure for each model, on one axis for all of them."""
+    losses: dict[str, dict[str, np.ndarray]] = {}
+    for role, values in run.values.items():
+        for name, stored in sets.items():
+            own = next((values[key] for key in ((side, metric) for side in stored) if values.get(key)), None)
+            if own:
+                losses.setdefault(role, {})[name] = np.array(list(own.values()))
     if not losses:
-        return []
-    highest = max(float(own.max()) for sets in losses.values() for own in sets.values())
+        return
+    highest = max(float(own.max()) for found in losses.values() for own in found.values())
     bins = np.linspace(0, max(highest, 0.1) * 1.02, 28)
-    drawn = []
-    for role, sets in losses.items():
-        figure, axes = canvas("mean NLL of a text (nats per token)", "share of the texts")
-        for name, own in sets.items():
+    for role, found in losses.items():
+        figure, axes = canvas(f"mean NLL of a {unit} (nats per token)", f"share of the {unit}s")
+        for name, own in found.items():
             color, dash = SET_COLORS[name], DASHES[list(SET_COLORS).index(name)]
             weights = np.full(len(own), 1 / len(own))
-            label = f"{name} ({len(own)})"
             axes.hist(own, bins, weights=weights, color=color, alpha=0.22)
             axes.hist(
-                own, bins, weights=weights, histtype="step", color=color, linestyle=dash, linewidth=1.5, label=label
-            )
+                own, bins, weights=weights, histtype="step", color=color, linestyle=dash, linewidth=1.5,
+                label=f"{name} ({len(own)})",
+            )  # fmt: skip
         legend(axes)
-        says = [f"{name}: median {np.median(own):.3g}, {len(own)} texts" for name, own in sets.items()]
-        says_all = f"Histogram of the mean NLL (nats per token) of each text, {role}. " + _list(says)
-        drawn.append(Drawn(f"distribution-{role}", f"Losses, {role}", says_all, figure))
-    return drawn
+        says = [f"{name}: median {np.median(own):.3g}, {len(own)} {unit}s" for name, own in found.items()]
+        text = f"Histogram of the mean NLL (nats per token) of each {unit}, {role}. " + _list(says)
+        yield Drawn(f"{slug(title)}-{role}", f"{title}, {role}", text, figure)
 
 
 def membership_curves(groups: Sequence[Group]) -> Drawn | None:

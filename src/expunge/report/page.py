@@ -100,6 +100,7 @@ def build(runs: Sequence[RunData]) -> dict[str, Any]:
         "groups": groups,
         "runs": list(runs),
         "single": single,
+        "finished": facts.moment(single.manifest.get("finished")) if single else "",
         "model": ", ".join(dict.fromkeys(facts.model_name(run) for run in runs)),
         "verdicts": judged,
         "answers": ANSWERS,
@@ -109,7 +110,7 @@ def build(runs: Sequence[RunData]) -> dict[str, Any]:
         "task_scales": [scale for name, rows in families.items() for scale in scales(name, rows, whole=False)],
         "starred": any(cell and cell.differs for rows in families.values() for row in rows for cell in row.cells),
         "losses": facts.losses(groups),
-        "stopped": [facts.stopped(run) for run in runs],
+        "stopped": facts.stops(groups),
         "courses": [_inline(drawn) for drawn in figures.courses(groups)],
         "course_table": _course_table(groups),
         "distributions": spread,
@@ -168,15 +169,21 @@ def _extent(row: Row) -> list[float]:
     return found
 
 
-def cell_text(cell: Cell | None) -> tuple[str, str]:
-    """A cell's value, and its interval or spread."""
+def cell_text(cell: Cell | None, runs: int = 1) -> tuple[str, str]:
+    """A cell's value, and its interval or spread; with the number of runs where it is not that of its column."""
     if cell is None:
         return "–", ""
     if cell.std is not None:
-        return number_text(cell.value), f"± {number_text(cell.std)}, {len(cell.each)} runs"
+        fewer = f", {len(cell.each)} runs" if len(cell.each) < runs else ""
+        return number_text(cell.value), f"± {_bound(cell.std, cell)}{fewer}"
     if cell.low is None or cell.high is None:
         return number_text(cell.value), ""
-    return number_text(cell.value), f"{number_text(cell.low)} to {number_text(cell.high)}"
+    return number_text(cell.value), f"{_bound(cell.low, cell)} to {_bound(cell.high, cell)}"
+
+
+def _bound(value: float, cell: Cell) -> str:
+    """An end of an interval, with no more digits than the value before it."""
+    return number_text(value if "e" in number_text(cell.value) else round(value, 3))
 
 
 def _course_table(groups: Sequence[Group]) -> facts.Table:

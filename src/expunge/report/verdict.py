@@ -88,9 +88,8 @@ def worst(verdicts: list[Verdict]) -> Verdict:
     for own in zip(*(verdict.findings for verdict in verdicts), strict=True):
         low = min(own, key=lambda finding: WORST_FIRST.index(finding.answer))
         same = sum(finding.answer == low.answer for finding in own)
-        findings.append(
-            Finding(low.question, low.answer, f"{low.says} (so in {same} of {len(own)} runs)", low.rule, low.notes)
-        )
+        where = f"in all {len(own)} runs" if same == len(own) else f"in {same} of {len(own)} runs"
+        findings.append(Finding(low.question, low.answer, f"{low.says}, {where}", low.rule, low.notes))
     lead = min(verdicts, key=lambda verdict: ("bad", "open", "good").index(verdict.tone))
     return Verdict(lead.tone, lead.lead, tuple(findings))
 
@@ -251,7 +250,10 @@ def _drift(run: RunData, found: Mapping[str, Mapping[str, Reading]]) -> tuple[st
         return None, ""
     change, text = max(changes, key=lambda pair: abs(pair[0]))
     if abs(change) <= DRIFT:
-        return "yes", f"the loss of unseen texts moved by {change:+.0%}"
+        return (
+            "yes",
+            f"the loss of unseen texts moved by {f'{change:+.0%}' if abs(change) >= 0.005 else 'less than 1%'}",
+        )
     return "no", f"the loss of unseen texts went from {text} nats per token ({change:+.0%}), which is damage"
 
 
@@ -317,11 +319,18 @@ def indistinguishable(run: RunData, found: Mapping[str, Mapping[str, Reading]]) 
         parts.append(f"{what} ({numbers})")
     failed = [name for name, p in tests.items() if p < SIGNIFICANCE]
     if failed:
-        parts.append(f"a test tells it from the reference ({failed[0].replace('_', ' ')} {tests[failed[0]]:.2g})")
+        parts.append(f"a test tells it from the reference ({_test(failed[0])}p = {tests[failed[0]]:.2g})")
     if not parts:
         return Finding(question, "unknown", "membership was not measured", rule, tuple(notes))
     answers = [*states.values(), *(["no"] if failed else [])]
     return Finding(question, min(answers, key=WORST_FIRST.index), " and ".join(parts), rule, tuple(notes))
+
+
+def _test(name: str) -> str:
+    """A test's name before its p: `loss_ks_p` is a Kolmogorov-Smirnov test of losses."""
+    return (
+        f"{name.removesuffix('_p').removesuffix('_ks').replace('_', ' ')}, {'Kolmogorov-Smirnov, ' * ('_ks' in name)}"
+    )
 
 
 def _auc_state(reading: Reading, target: float) -> str:
