@@ -33,7 +33,7 @@ bench: $(STAMP)
 
 # Known vulnerabilities of the exact versions in constraints.txt; asks the advisory database, so it needs the network.
 audit: $(STAMP)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt '.[audit]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[audit]'
 	$(BIN)/python -m pip_audit --requirement constraints.txt --no-deps --disable-pip $(ARGS)
 
 clean:

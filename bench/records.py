@@ -9,6 +9,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 
 import torch
 
@@ -39,19 +40,25 @@ def main(argv: list[str] | None = None) -> None:
         SystemExit: The subject is not there and no shape was asked for.
     """
     args = _arguments().parse_args(argv)
-    if args.shape:
-        with random_model(args.shape) as folder:
-            report(load_model(folder, dtype=args.dtype, device=args.device), args.shape, args)
-    elif SUBJECT.is_dir():
-        report(load_model(str(SUBJECT), dtype=args.dtype, device=args.device), SUBJECT.name, args)
-    else:
+    if not args.shape and not SUBJECT.is_dir():
         raise SystemExit(f"no {SUBJECT.name} in ../shared/subjects beside the project: give --shape olmo-100m")
+    with random_model(args.shape) if args.shape else nullcontext(str(SUBJECT)) as folder:
+        lines = [
+            line
+            for dtype in args.dtypes
+            for line in measure(
+                load_model(folder, dtype=dtype, device=args.device), args.shape or SUBJECT.name, args.rows, args.repeats
+            )
+        ]
+    print("\n".join(lines))
+    if args.docs:
+        write_between(DOCS / "evaluation.md", "cost", "\n".join(["```", *lines, "```"]))
 
 
-def report(loaded: LoadedModel, name: str, args: argparse.Namespace) -> None:
-    """Time both sides, print the ratio and write it into the docs if asked."""
+def measure(loaded: LoadedModel, name: str, limit: int, repeats: int) -> list[str]:
+    """Lines with the time of both sides and their ratio, of the first `limit` rows (0 is all)."""
     sides = rows_for(loaded, "validation")
-    rows = [row for side in sides.values() for row in side][: args.rows or None]
+    rows = [row for side in sides.values() for row in side][: limit or None]
     texts = [loaded.tokenizer.decode(row.input_ids) for row in rows]
     kinds: dict[str, Callable[[], object]] = {
         "forward": lambda: sequence_logps(loaded, [row.input_ids for row in rows]),
@@ -59,7 +66,7 @@ def report(loaded: LoadedModel, name: str, args: argparse.Namespace) -> None:
         "records and metrics": lambda: all_metrics(loaded, rows, texts),
     }
     times: dict[str, list[float]] = {kind: [] for kind in kinds}
-    for repeat in range(args.repeats + 1):
+    for repeat in range(repeats + 1):
         for kind, function in kinds.items():
             start = time.perf_counter()
             function()
@@ -67,15 +74,13 @@ def report(loaded: LoadedModel, name: str, args: argparse.Namespace) -> None:
                 times[kind].append(time.perf_counter() - start)
     lines = [
         f"{name}, {str(loaded.dtype).removeprefix('torch.')}, {loaded.device}, {processor()}, "
-        f"{torch.get_num_threads()} threads: {len(rows)} rows, {sum(map(len, rows)):,} tokens, {args.repeats} repeats"
+        f"{torch.get_num_threads()} threads: {len(rows)} rows, {sum(map(len, rows)):,} tokens, {repeats} repeats"
     ]
     forward = statistics.median(times["forward"])
     for kind, own in times.items():
         median = statistics.median(own)
         lines.append(f"{kind:20} {median:7.3f} s  {median / forward:5.3f}  (from {min(own):.3f} to {max(own):.3f} s)")
-    print("\n".join(lines))
-    if args.docs:
-        write_between(DOCS / "evaluation.md", "cost", "\n".join(["```", *lines, "```"]))
+    return lines
 
 
 def all_metrics(loaded: LoadedModel, rows: Sequence[TokenizedExample], texts: Sequence[str]) -> list[list[float]]:
@@ -104,7 +109,7 @@ def _arguments() -> argparse.ArgumentParser:
     parser.add_argument("--shape", choices=["olmo-tiny", "olmo-100m"], help="random weights instead of the subject")
     parser.add_argument("--rows", type=int, default=0, help="rows of the validation split; 0 is all (default)")
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--dtypes", nargs="+", choices=["float32", "bfloat16"], default=["float32", "bfloat16"])
     parser.add_argument("--device", default="auto")
     parser.add_argument("--docs", action="store_true", help="also write the figures into docs/evaluation.md")
     return parser

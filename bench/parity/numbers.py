@@ -71,13 +71,13 @@ def comparisons(golden: Golden) -> Iterator[Comparison]:
 def record_of_logps(logps: Sequence[float]) -> TokenRecord:
     """A record of which nothing but the log-probabilities is looked at."""
     own = np.array(logps, dtype=np.float64)
-    return TokenRecord("given", own, np.zeros(len(own), dtype=np.int64), np.zeros_like(own), np.zeros_like(own))
+    return TokenRecord("given", own, np.zeros(len(own), dtype=bool), np.zeros_like(own), np.zeros_like(own))
 
 
 def record_of_logits(logits: Sequence[Sequence[float]], labels: Sequence[int]) -> TokenRecord:
     """The record of `(targets, vocab)` logits, through the kernel."""
     stats = token_stats(torch.tensor(logits, dtype=torch.float64), Head(None), torch.tensor(labels))
-    return TokenRecord("given", *(getattr(stats, name).numpy() for name in ("logps", "ranks", "mean_logp", "var_logp")))
+    return TokenRecord("given", *(getattr(stats, name).numpy() for name in ("logps", "hits", "mean_logp", "var_logp")))
 
 
 def _truth_ratios(case: dict[str, Any]) -> Iterator[Comparison]:
@@ -106,7 +106,7 @@ def _min_k(case: dict[str, Any]) -> Iterator[Comparison]:
         own = replace(moments, logps=own.logps)
     # One more token at the end, for the published code to drop.
     longer = TokenRecord(
-        "given", *(np.append(getattr(own, name), 0) for name in ("logps", "ranks", "mean_logp", "var_logp"))
+        "given", *(np.append(getattr(own, name), 0) for name in ("logps", "hits", "mean_logp", "var_logp"))
     )
     for name, stored in case.items():
         if name.startswith("min_k"):

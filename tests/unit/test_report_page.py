@@ -146,6 +146,21 @@ def test_what_was_not_measured_is_said(tmp_path):
     assert "2.0 Wh" in measured
 
 
+def test_what_a_results_file_says_of_the_reference_does_not_contradict_the_page(tmp_path):
+    run = write_run(tmp_path / "run", manifest={"rows": {"forget": 60, "retain": 60, "holdout": 0}})
+    results = json.loads((run / "results_after.json").read_text())
+    results["not_measured"] = ["No model was given (--reference): 0.5 is a stand-in.", "Leaks were not measured."]
+    results["metrics"]["holdout/drift"] = entry(0.01, "target", "drift") | {"target": 0.0}
+    (run / "results_after.json").write_text(json.dumps(results))
+    words = page_of(run).words
+    assert "No test against the reference was run" in words
+    assert "stand-in" not in words
+    assert "Leaks were not measured." in words
+    assert "No hold-out texts" not in words
+    (run / "results_retrained.json").unlink()
+    assert "No model was given (--reference): 0.5 is a stand-in." in page_of(run).words
+
+
 @pytest.mark.parametrize(
     ("manifest", "settings", "says"),
     [
@@ -211,14 +226,17 @@ def test_runs_of_the_same_name_are_told_apart(tmp_path):
     assert "there/run" in words
 
 
-@pytest.mark.parametrize(
-    ("low", "high", "starred"), [(0.01, 0.2, True), (-0.2, -0.01, True), (-0.1, 0.1, False), (None, None, False)]
-)
-def test_a_star_says_that_a_metric_differs_from_the_reference(tmp_path, low, high, starred):
-    own = entry(0.4321) | {"reference": 0.3, "difference": {"value": 0.1321, "low": low, "high": high}}
-    words = page_of(write_run(tmp_path / "run", metrics={"utility/own": own})).words
-    assert ("0.432*" in words) == starred
-    assert ("* differs from the reference on the same rows" in words) == starred
+def test_a_star_says_that_a_metric_differs_from_the_reference(tmp_path):
+    bounds = {"above": (0.01, 0.2), "below": (-0.2, -0.01), "around": (-0.1, 0.1), "unknown": (None, None)}
+    metrics = {
+        f"utility/{name}": entry(0.4321) | {"reference": 0.3, "difference": {"value": 0.1, "low": low, "high": high}}
+        for name, (low, high) in bounds.items()
+    }
+    words = page_of(write_run(tmp_path / "run", metrics=metrics)).words
+    for name in bounds:
+        after = words.split(f" {name} ↑ ")[1].split()[4]  # the value before and its interval come first
+        assert after == ("0.432*" if name in ("above", "below") else "0.432"), name
+    assert "* differs from the reference on the same rows" in words
 
 
 def test_further_results_files_are_checkpoints(tmp_path):
@@ -268,11 +286,14 @@ def test_200_metrics_with_long_names(tmp_path):
     assert f"{name.replace('_', ' ')}199" in page.words
 
 
-@pytest.mark.parametrize("value", [1e300, -1e300, 1e-300, -5.0, 0.0])
-def test_numbers_of_any_size_get_an_axis_or_none(tmp_path, value):
-    own = {"utility/odd": {"value": value, "low": None, "high": None, "n": 3, "direction": "higher"}}
-    page = page_of(write_run(tmp_path / "run", metrics=own))
-    assert "odd" in page.words
+def test_numbers_of_any_size_get_an_axis_or_none(tmp_path):
+    """Each is a family of its own, since a family shares an axis."""
+    sizes = (1e300, -1e300, 1e-300, -5.0, 0.0)
+    plain = {"low": None, "high": None, "n": 3, "direction": "higher"}
+    metrics = {f"utility/size{i}": {"value": value, "family": f"f{i}", **plain} for i, value in enumerate(sizes)}
+    page = page_of(write_run(tmp_path / "run", metrics=metrics))
+    for i in range(len(sizes)):
+        assert f"size{i} ↑" in page.words
     for own in page.of("svg"):
         assert "nan" not in str(own)
         assert "inf" not in str(own)

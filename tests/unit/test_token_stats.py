@@ -1,4 +1,4 @@
-"""Log-probability, rank and moments of each target against the plain formulas, in fp64 and within an error budget."""
+"""Log-probability, hit and moments of each target against the plain formulas, in fp64 and within an error budget."""
 
 import math
 
@@ -41,13 +41,13 @@ def test_equals_the_plain_formulas_in_fp64(kind, tokens):
 
 def test_what_is_computed_written_out():
     logits = torch.tensor([[1.0, 3.0, 0.5, 3.0]], dtype=torch.float64)
-    for target, rank in ((0, 2), (1, 0), (2, 3), (3, 0)):  # a tie with the largest is no larger one
+    for target, hit in ((0, False), (1, True), (2, False), (3, True)):  # a tie with the largest is one
         stats = token_stats(logits, Head(None), torch.tensor([target]))
         norm = sum(math.exp(z) for z in logits[0].tolist())
         logp = [math.log(math.exp(z) / norm) for z in logits[0].tolist()]
         mean = sum(math.exp(own) * own for own in logp)
         assert stats.logps.item() == pytest.approx(logp[target])
-        assert stats.ranks.item() == rank
+        assert stats.hits.item() is hit
         assert stats.mean_logp.item() == pytest.approx(mean)
         assert stats.var_logp.item() == pytest.approx(sum(math.exp(own) * (own - mean) ** 2 for own in logp))
 
@@ -67,7 +67,7 @@ def test_error_stays_within_the_budget(kind, spread):
         error, allowed = ((getattr(stats, name) - truth).abs().max() for stats in (ours, plain))
         tiny = 4 * torch.finfo(torch.float32).eps * max(1.0, truth.abs().max())
         assert error <= max(BUDGET * allowed, tiny), name
-    assert torch.equal(ours.ranks, plain.ranks)
+    assert torch.equal(ours.hits, plain.hits)
 
 
 @pytest.mark.parametrize("size", [1e2, 1e4, 1e30])
@@ -77,7 +77,7 @@ def test_huge_logits_stay_finite(size):
     assert stats.logps.tolist() == pytest.approx([0.0, -math.log(2)])
     assert stats.mean_logp.tolist() == pytest.approx([0.0, -math.log(2)])
     assert stats.var_logp.tolist() == pytest.approx([0.0, 0.0], abs=1e-12)
-    assert stats.ranks.tolist() == [0, 0]
+    assert stats.hits.tolist() == [True, True]
 
 
 @pytest.mark.parametrize("masked", [-math.inf, torch.finfo(torch.float32).min])
@@ -113,7 +113,7 @@ def test_agrees_with_token_logps_in_every_dtype(dtype):
     stats = token_stats(hidden, head, targets)
     expected = token_logps(hidden, head, targets)
     assert stats.logps.dtype == stats.var_logp.dtype == expected.dtype
-    assert stats.ranks.dtype == torch.int64
+    assert stats.hits.dtype == torch.bool
     torch.testing.assert_close(stats.logps, expected)
 
 

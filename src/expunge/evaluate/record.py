@@ -45,9 +45,9 @@ def token_records(
         stats = token_stats(final_states(loaded, batch)[targets - 1], loaded.head, batch.flat_ids[targets])
         # One copy to the CPU: on another device each of them would wait.
         logps, mean, var = torch.stack([stats.logps, stats.mean_logp, stats.var_logp]).double().cpu().numpy()
-        ranks = stats.ranks.cpu().numpy()
+        hits = stats.hits.cpu().numpy()
         ends = np.cumsum([len(row.targets(span)) for row in own])[:-1]
-        parts = zip(*(np.split(values, ends) for values in (logps, ranks, mean, var)), strict=True)
+        parts = zip(*(np.split(values, ends) for values in (logps, hits, mean, var)), strict=True)
         for index, row, part in zip(group, own, parts, strict=True):
             records[index] = TokenRecord(row.id, *part)
         if progress:

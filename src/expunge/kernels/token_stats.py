@@ -1,4 +1,4 @@
-"""What one softmax says about its target, without a tensor of (tokens, vocab): log-probability, rank and moments."""
+"""What one softmax says about its target, without a tensor of (tokens, vocab): log-probability, hit and moments."""
 
 import math
 from typing import NamedTuple
@@ -14,13 +14,13 @@ class TokenStats(NamedTuple):
 
     Attributes:
         logps: log p(y), nats.
-        ranks: int64, how many tokens have a larger logit than y; 0 when none has.
+        hits: bool, whether no token has a larger logit than y.
         mean_logp: mu = sum_v p(v) log p(v), nats: the mean of log p under p, minus the entropy.
         var_logp: sum_v p(v) (log p(v) - mu)^2, nats squared.
     """
 
     logps: Tensor
-    ranks: Tensor
+    hits: Tensor
     mean_logp: Tensor
     var_logp: Tensor
 
@@ -32,13 +32,13 @@ def plain_token_stats(hidden: Tensor, head: Head, targets: Tensor) -> TokenStats
     probs = logp.exp()
     mean = (probs * logp).sum(-1)
     variance = (probs * (logp - mean[:, None]).square()).sum(-1)
-    ranks = (logits > logits.gather(-1, targets[:, None])).sum(-1)
-    return TokenStats(logp.gather(-1, targets[:, None])[:, 0], ranks, mean, variance)
+    hits = ~(logits > logits.gather(-1, targets[:, None])).any(-1)
+    return TokenStats(logp.gather(-1, targets[:, None])[:, 0], hits, mean, variance)
 
 
 @torch.no_grad()
 def token_stats(hidden: Tensor, head: Head, targets: Tensor) -> TokenStats:
-    """Log-probability, rank and the first two moments of log p for each target; takes no gradient.
+    """Log-probability, hit and the first two moments of log p for each target; takes no gradient.
 
     Equals `plain_token_stats`, in few passes over a block that fits into the cache.
 
@@ -48,11 +48,11 @@ def token_stats(hidden: Tensor, head: Head, targets: Tensor) -> TokenStats:
         targets: `(num_tokens,)` int64, all of them token ids (nothing is ignored).
 
     Returns:
-        fp32 (fp64 for fp64 input), the ranks int64.
+        fp32 (fp64 for fp64 input), the hits bool.
     """
     dtype = torch.promote_types(hidden.dtype, torch.float32)
     logps, means, variances = (hidden.new_empty(hidden.shape[0], dtype=dtype) for _ in range(3))
-    ranks = torch.empty_like(targets)
+    hits = torch.empty_like(targets, dtype=torch.bool)
     with torch.autocast(hidden.device.type, enabled=False):
         for rows in head.chunks(hidden):
             logits = head.logits(hidden[rows])
@@ -68,6 +68,5 @@ def token_stats(hidden: Tensor, head: Head, targets: Tensor) -> TokenStats:
             means[rows] = mean - log_norm
             gaps.sub_(mean[:, None])
             variances[rows] = torch.linalg.vecdot(weights.mul_(gaps), gaps) / total
-            # Counted as 0 and 1 in a block that is there already: several times as fast as the sum of a mask.
-            ranks[rows] = torch.gt(logits, picked, out=weights).sum(-1).to(ranks.dtype)
-    return TokenStats(logps, ranks, means, variances)
+            hits[rows] = (picked >= top)[:, 0]
+    return TokenStats(logps, hits, means, variances)

@@ -138,8 +138,8 @@ def provenance(groups: Sequence[Group]) -> Table:
             "model weights, SHA-256": str(manifest.get("model_sha256", "–")),
             "adapter, SHA-256": str(manifest.get("adapter_sha256", "–")),
             "seed": str(run.settings.get("seed", "–")),
-            "started": str(manifest.get("started", "–")),
-            "finished": str(manifest.get("finished", "–")),
+            "started": moment(manifest.get("started")),
+            "finished": moment(manifest.get("finished")),
             "hardware": " · ".join(f"{name} {value}" for name, value in hardware.items()) or "–",
             "prompt and completion joined by": str((manifest.get("join") or {}).get("chosen", "–")),
             "versions": " · ".join(f"{name} {value}" for name, value in versions.items()) or "–",
@@ -151,7 +151,7 @@ def provenance(groups: Sequence[Group]) -> Table:
     lines = []
     for name, values in facts.items():
         if len(set(values)) == 1:
-            lines.append([name, "all runs", values[0]])
+            lines.append([name, "all\u00a0runs", values[0]])
         else:
             lines += [[name, run.name, value] for run, value in zip(runs, values, strict=True)]
     return ["", "run", ""], lines
@@ -193,7 +193,7 @@ def _gaps(run: RunData) -> list[str]:
         ("after" in run.results, "The unlearned model was not scored: only losses are known."),
         ("before" in run.results, "The untouched model was not scored: scores cannot tell what was lost or kept."),
         ("reference" in found, "No reference: how a model that never saw the texts would score is unknown."),
-        (bool(run.manifest.get("rows", {}).get("holdout")),
+        (run.manifest.get("rows", {}).get("holdout") or any(reading.family == "drift" for reading in after.values()),
          "No hold-out texts: whether unseen texts of this kind changed is unknown."),
         (not after or any(reading.bounded for reading in after.values()),
          "No intervals: how far the scores could lie off by chance of the rows is unknown."),
@@ -207,7 +207,9 @@ def _gaps(run: RunData) -> list[str]:
     ]  # fmt: skip
     said = [sentence for holds, sentence in checks if not holds]
     noted = run.results.get("after", {}).get("not_measured")
-    said += [str(sentence) for sentence in noted] if isinstance(noted, list) else []
+    for sentence in noted if isinstance(noted, list) else []:
+        stand_in = "reference" in found and "(--reference)" in str(sentence)
+        said.append("No test against the reference was run (evaluate --reference)." if stand_in else str(sentence))
     said.append("Whether the texts come back by fine-tuning, rounding or other prompts is not part of this report.")
     return list(dict.fromkeys(said))
 
@@ -220,7 +222,8 @@ def warnings(groups: Sequence[Group]) -> list[str]:
 
 def moment(stamp: Any) -> str:
     """A time as people write it."""
-    return f"{str(stamp)[:16].replace('T', ' ')} UTC" if stamp else "not finished"
+    text = str(stamp or "unknown")
+    return f"{text[:16].replace('T', ' ')} UTC" if text.endswith("+00:00") else text
 
 
 def model_name(run: RunData) -> str:

@@ -100,7 +100,7 @@ def build(runs: Sequence[RunData]) -> dict[str, Any]:
         "groups": groups,
         "runs": list(runs),
         "single": single,
-        "finished": facts.moment(single.manifest.get("finished")) if single else "",
+        "finished": facts.moment(single.manifest.get("finished") or "not finished") if single else "",
         "model": ", ".join(dict.fromkeys(facts.model_name(run) for run in runs)),
         "verdicts": judged,
         "answers": ANSWERS,

@@ -76,6 +76,6 @@ def extraction_strength(record: TokenRecord, compat: Compat | None = None) -> fl
 
 def _hits(record: TokenRecord, compat: Compat | None) -> np.ndarray:
     if compat:
-        return record[:-1].ranks == 0
+        return record[:-1].hits
     record.require_targets()
-    return record.ranks == 0
+    return record.hits

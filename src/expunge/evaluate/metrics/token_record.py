@@ -15,15 +15,14 @@ class TokenRecord:
     Attributes:
         id: Id of the text.
         logps: float64, log p(label), nats.
-        ranks: int64, number of tokens with a larger logit than the label's; 0 = the label is the argmax (or ties
-            with it).
+        hits: bool, whether the label is the argmax, or ties with it.
         mean_logp: float64, mu = sum_v p log p, nats.
         var_logp: float64, sum_v p (log p - mu)^2, nats squared.
     """
 
     id: str
     logps: NDArray[np.float64]
-    ranks: NDArray[np.int64]
+    hits: NDArray[np.bool_]
     mean_logp: NDArray[np.float64]
     var_logp: NDArray[np.float64]
 
@@ -41,4 +40,4 @@ class TokenRecord:
 
     def __getitem__(self, part: slice) -> "TokenRecord":
         """The record of a stretch of the tokens: `record[:-1]` lacks the last."""
-        return TokenRecord(self.id, self.logps[part], self.ranks[part], self.mean_logp[part], self.var_logp[part])
+        return TokenRecord(self.id, self.logps[part], self.hits[part], self.mean_logp[part], self.var_logp[part])
