@@ -4,6 +4,7 @@ with Launch(folder) as launch:
     ends = launch(3, "unlearn", "--model", ..., prepare="reference_in_files")
 """
 
+import json
 import multiprocessing
 import os
 import signal
@@ -14,7 +15,15 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import load_file
+
 TIMEOUT = 90.0
+COMMAND = (
+    "unlearn", "--model", "model", "--forget", "forget.jsonl", "--retain", "retain.jsonl", "--holdout", "holdout.jsonl",
+    "--rows-per-step", "5", "--max-steps", "7", "--save-every", "2", "--lora-rank", "4", "--dtype", "float32",
+    "--device", "cpu", "--join", "space", "--end-of-text", "yes", "--learning-rate", "0.01",
+)  # fmt: skip
+MARKER = "Zarquon"
 
 
 @dataclass(frozen=True)
@@ -68,6 +77,18 @@ def launch(count: int, folder: Path, *arguments: str, prepare: str = "nothing") 
         err.unlink()
     assert not late, ends
     return ends
+
+
+def largest_differences(first: Path, second: Path) -> tuple[float, float]:
+    """Of the losses of a step (relative), and of the adapters' weights (absolute)."""
+    logs = [[json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()] for run in (first, second)]
+    losses = max(
+        abs(one[name] - other[name]) / max(1e-3, abs(one[name]))
+        for one, other in zip(*logs, strict=True)
+        for name in ("loss", "npo", "retain_nll", "retain_kl", "grad_norm")
+    )
+    weights = [load_file(run / "adapter/adapter_model.safetensors") for run in (first, second)]
+    return losses, max((weights[0][name] - weights[1][name]).abs().max().item() for name in weights[0])
 
 
 def _work(environment: dict[str, str], folder: str, arguments: tuple[str, ...], logs: list[str], prepare: str) -> None:
@@ -133,6 +154,49 @@ def first_is_killed() -> None:
     """The system kills the process that holds the store."""
     if rank() == 0:
         _at_step_3(lambda: os.kill(os.getpid(), signal.SIGKILL))
+
+
+def last_runs_out_of_memory() -> None:
+    """The last process finds no room for a micro-batch."""
+    import torch
+
+    module = import_module("expunge.unlearn")
+
+    def fail() -> None:
+        def loss_terms(*_: Any) -> None:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+        module.loss_terms = loss_terms
+
+    if rank() == int(os.environ["WORLD_SIZE"]) - 1:
+        _at_step_3(fail)
+
+
+def all_note_what_they_hold() -> None:
+    """Every process writes down the bytes of weights that it has between a forward pass and its backward pass."""
+    import gc
+
+    import torch
+    from torch.distributed.tensor import DTensor
+
+    module = import_module("expunge.unlearn")
+    forward = module.loss_terms
+
+    def loss_terms(loaded: Any, *arguments: Any) -> Any:
+        terms = forward(loaded, *arguments)
+        shards = [p for p in loaded.base.parameters() if isinstance(p, DTensor)]
+        shapes = {p.shape for p in shards}
+        live = [item for item in gc.get_objects() if type(item) is torch.nn.Parameter and item.shape in shapes]
+        found = {
+            "shards": sum(p.to_local().untyped_storage().nbytes() for p in shards),
+            "shards_without_filling": sum(p.to_local().nbytes for p in shards),
+            "layers": sum(p.nbytes for p in shards),
+            "gathered": sum(p.untyped_storage().nbytes() for p in live if p.dim() == 2),
+        }
+        Path(f"held-{rank()}.json").write_text(json.dumps(found))
+        return terms
+
+    module.loss_terms = loss_terms
 
 
 def first_waits_for_ever() -> None:

@@ -5,39 +5,29 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from expunge.errors import ConfigError
 
+_PAPER: dict[str, Any] = {
+    "epochs": 20,
+    "learning_rate": 1e-4,
+    "schedule": "constant",
+    "warmup": 0.0,
+    "kl_weight": 0.5,
+    "forget_span": "completion",
+    "kl_span": "completion",
+    "lora_rank": 5,
+    "target_modules": "auto",
+    "rows_per_step": 4,
+    "max_grad_norm": 0.0,
+    "dtype": "float32",
+}
 RECIPES: dict[str, dict[str, Any]] = {
     "default": {},
-    "paper": {
-        "epochs": 20,
-        "learning_rate": 1e-4,
-        "schedule": "constant",
-        "warmup": 0.0,
-        "kl_weight": 0.5,
-        "forget_span": "completion",
-        "kl_span": "completion",
-        "lora_rank": 5,
-        "target_modules": "auto",
-        "rows_per_step": 4,
-        "max_grad_norm": 0.0,
-        "dtype": "float32",
-    },
+    "paper": _PAPER,
     "paper-code": {
-        "epochs": 20,
-        "learning_rate": 1e-4,
-        "schedule": "constant",
-        "warmup": 0.0,
-        "kl_weight": 0.5,
+        **_PAPER,
         "kl_direction": "target-token",
-        "forget_span": "completion",
-        "kl_span": "completion",
-        "lora_rank": 5,
-        "target_modules": "auto",
-        "rows_per_step": 4,
         "mix": "random",
         "join": "separate",
         "end_of_text": "no",
-        "max_grad_norm": 0.0,
-        "dtype": "float32",
     },
 }
 """Named presets: what differs from the defaults of `UnlearnConfig` (which are the recipe `default`).
@@ -99,6 +89,7 @@ class UnlearnConfig:
         device: `auto`, `cpu`, `cuda`, `cuda:1` ...
         gradient_checkpointing: Recompute activations in the backward pass: less memory, about a third more time.
         load_in_4bit: Keep the base weights in 4 bits (CUDA, `expunge[4bit]`).
+        shard_base: Let each process of the run hold its part of the base's layers alone: less memory, more traffic.
         seed: Seed of the adapter's initialisation and of the order of the data.
         save_every: Optimizer steps between checkpoints; 0 writes none.
         report_to: Trackers (`tensorboard`, `wandb`), separated by commas.
@@ -154,6 +145,7 @@ class UnlearnConfig:
     device: str = "auto"
     gradient_checkpointing: bool = False
     load_in_4bit: bool = False
+    shard_base: bool = False
     seed: int = 0
     save_every: int = 100
     report_to: str | None = None
@@ -221,6 +213,8 @@ class UnlearnConfig:
             (not (self.overwrite and self.resume), "--overwrite and --resume contradict each other: choose one"),
             (not (self.from_manifest and self.resume), "--from-manifest and --resume contradict each other: take one"),
             (not (self.dry_run and self.resume), "--dry-run and --resume contradict each other: choose one"),
+            (not (self.shard_base and self.load_in_4bit), "--shard-base cannot share 4-bit weights: leave one out"),
+            (not (self.shard_base and self.dry_run), "--dry-run looks at one process alone: leave --shard-base out"),
             (self.benchmark is None or bool(self.data), f"--benchmark {self.benchmark} needs --data, its folder"),
             (self.benchmark is None or not (self.forget or self.retain),
              f"--benchmark {self.benchmark} brings its own files: leave --forget and --retain out"),
@@ -273,6 +267,7 @@ class EvaluateConfig:
             template, all others hand over the prompt as it is.
         dtype: `float32` (exact), `bfloat16`, or `auto` (the fastest that the device has).
         device: `auto`, `cpu`, `cuda`, `cuda:1` ...
+        shard_base: As for `unlearn`; without `gradient_norm` and `tasks`.
         trust_remote_code: Run code that comes with the model.
         overwrite: Replace an earlier results file and earlier predictions.
     """
@@ -301,6 +296,7 @@ class EvaluateConfig:
     join: Literal["auto", "none", "space", "newline", "chat", "separate"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "float32"
     device: str = "auto"
+    shard_base: bool = False
     trust_remote_code: bool = False
     overwrite: bool = False
 
@@ -336,6 +332,8 @@ class EvaluateConfig:
             (self.limit is None or self.limit >= 1, f"--limit {self.limit}: must be at least 1"),
             (bool(self.tasks) or not (self.limit or self.task_path), "--limit and --task-path need --tasks"),
             (self.tasks is None or bool(self.task_names), "--tasks is empty: give names separated by commas"),
+            (not (self.shard_base and ("gradient_norm" in self.attack_names or self.tasks)),
+             "--shard-base: neither --attacks gradient_norm nor --tasks can be measured on a sharded base"),
             (official or not self.mmlu, f"--mmlu: --benchmark {self.benchmark} has no final score: leave it out"),
             (not (self.mmlu and any(name.startswith("mmlu") for name in self.task_names)),
              "--mmlu and --tasks mmlu contradict each other: choose one"),

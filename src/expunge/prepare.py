@@ -13,8 +13,11 @@ from expunge.data.examples import Example, check_sets, parse_columns, read_examp
 from expunge.data.lume import read_lume
 from expunge.data.tokenize import TokenizedExample, tokenize_all
 from expunge.errors import ConfigError, DataError, ModelError
-from expunge.model.load import LoadedModel, load_model
+from expunge.model.load import LoadedModel, load_model, load_shared
+from expunge.model.memory import show_bytes
 from expunge.model.preflight import JoinReport, measure_join
+from expunge.model.shard import held_bytes, own_part
+from expunge.processes import current
 
 REFERENCE_WIDTH, REFERENCE_RATE = 256, 1.5e-3
 """The default learning rate is REFERENCE_RATE up to a hidden size of REFERENCE_WIDTH and falls with 1 / width above."""
@@ -96,13 +99,13 @@ def prepare(config: UnlearnConfig, say: Callable[[str], None]) -> Prepared:
             raise ConfigError(f"--output {config.output} holds --{name} {source}: choose another place")
     check_trackers(config.report_to)
     sets, warnings = read_sets(config)
-    loaded = load_model(
-        config.model,
-        dtype=config.dtype,
-        device=config.device,
-        load_in_4bit=config.load_in_4bit,
-        trust_remote_code=config.trust_remote_code,
-    )
+    options = {"dtype": config.dtype, "device": config.device, "trust_remote_code": config.trust_remote_code}
+    if config.shard_base:
+        loaded = load_shared(config.model, current(), **options)
+        held, whole = map(show_bytes, held_bytes(loaded.base))
+        say(f"base: {held} of {whole} in each of {current().count} processes")
+    else:
+        loaded = load_model(config.model, load_in_4bit=config.load_in_4bit, **options)
     if loaded.folded:
         say(f"model: adapter {loaded.folded} folded into its base; the reference is the folded model")
     if loaded.plain_head:
@@ -164,7 +167,7 @@ def _check_finite(loaded: LoadedModel, report: JoinReport) -> None:
     if math.isfinite(report.token_loss) and all(map(math.isfinite, report.losses.values())):
         return
     for name, parameter in loaded.base.named_parameters():
-        if parameter.is_floating_point() and not parameter.isfinite().all():
+        if parameter.is_floating_point() and current().any(not own_part(parameter).isfinite().all()):
             raise ModelError(f"the model's weight {name} holds values that are not finite: its files are damaged")
     raise ModelError(f"the model's log-probabilities are not finite in {loaded.dtype}: try --dtype float32")
 

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import DeviceMesh, init_device_mesh
 
 from expunge.errors import RunError, UserError
 
@@ -25,6 +26,8 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 POLL_SECONDS = 0.5
 """How often a process looks whether another one has failed."""
+WAIT = timedelta(hours=1)
+"""Longest wait for the others, one of which may be loading a large model; a failure is seen long before."""
 GRACE_SECONDS = 30.0
 """Time for an interrupted run to save what it has, and for all processes to come to the end."""
 
@@ -104,9 +107,21 @@ class Processes:
             results[index :: self.count] = own
         return results
 
-    def once(self, work: Callable[[], Result]) -> Result:
-        """What `work` gives in the first process, for work that cannot be divided."""
-        return self.gather(work() if self.index == 0 else None)[0]
+    def once(self, items: Sequence[Item], work: Callable[[list[Item]], list[Result]]) -> list[Result]:
+        """`work(items)` of the first process, for work that cannot be divided; the others do it on no items."""
+        return self.gather(work(list(items) if self.index == 0 else []))[0]
+
+    def in_turn(self, work: Callable[[], Result]) -> Result:
+        """What `work` gives, done by one process of a machine after the other: for what takes much of its memory."""
+        for turn in range(max(self.gather(self.local_count))):
+            if turn == self.local_index:
+                result = work()
+            self.wait()
+        return result
+
+    def mesh(self, device: torch.device) -> DeviceMesh:
+        """All processes, as those that share the weights of a model do."""
+        return init_device_mesh(device.type, (self.count,), mesh_dim_names=("fsdp",))  # the name that PEFT looks for
 
     def wait(self) -> None:
         """Come to the same point as all others."""
@@ -148,7 +163,7 @@ def together(device: torch.device) -> Iterator[Processes]:
         torch.cuda.set_device(device)
     store, rank, count = next(iter(dist.rendezvous("env://")))
     backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, store=store, rank=rank, world_size=count)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=WAIT)
     watch = _Watch(rank, count)
     try:
         yield current()

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 KEPT_CHECKPOINTS = 2
 NOT_SETTINGS = {"overwrite", "resume", "dry_run", "from_manifest"}
 """What is said about one start of a run alone."""
-NOT_PART_OF_THE_RESULT = {*NOT_SETTINGS, "output", "save_every", "report_to"}
+NOT_PART_OF_THE_RESULT = {*NOT_SETTINGS, "output", "save_every", "report_to", "shard_base"}
 """Settings that may differ between a run and its resumption."""
 
 

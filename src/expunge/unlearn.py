@@ -283,6 +283,11 @@ class Trainer:
                 for name, value in own.items():
                     terms[name] += value.item()
         except torch.OutOfMemoryError as error:
+            if self.loaded.lockstep is not None:  # the others wait in the middle of their passes
+                raise TrainingError(
+                    f"out of memory on {self.loaded.device}: with --shard-base a step cannot be repeated in smaller "
+                    "parts; lower --tokens-per-step or --max-length, or give --gradient-checkpointing; --resume goes on"
+                ) from error
             most = min(max(map(len, groups)), self.rows_that_fit)
             if most == 1:
                 longest = max(len(rows[i].text) for group in groups for i in group)
@@ -292,6 +297,7 @@ class Trainer:
                 ) from error
             self.rows_that_fit = (most + 1) // 2
         else:
+            self.loaded.join()
             return terms
         torch.cuda.empty_cache()  # outside of the handler, which holds the tensors of the failed pass
         return self._accumulate(rows, groups, counts)

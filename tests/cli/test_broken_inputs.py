@@ -121,6 +121,7 @@ CASES: dict[str, Case] = {
     "unknown tracker": ((*TRAIN, "--report-to", "nothing"), "--report-to nothing", None),
     "no such device": ((*TRAIN, "--device", "quantum"), "--device quantum", None),
     "4 bits on the cpu": ((*TRAIN, "--load-in-4bit"), "--load-in-4bit", None),
+    "shards for one process": ((*TRAIN, "--shard-base"), "--shard-base: there is one process", None),
     # config files
     "config missing": ((*TRAIN, "--config", "none.yaml"), "none.yaml", None),
     "config not yaml": ((*TRAIN, "--config", "c.yaml"), "--config c.yaml: not YAML", file("c.yaml", f"a: [{SECRET}")),

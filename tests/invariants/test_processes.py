@@ -1,58 +1,12 @@
 """Two and three processes: the losses and the adapter of one, and an end of one is the end of all."""
 
 import json
-import shutil
 from pathlib import Path
 
 import pandas
 import pytest
-from safetensors.torch import load_file
 
-from launch import launch
-from tiny import save_tiny
-
-COMMAND = (
-    "unlearn", "--model", "model", "--forget", "forget.jsonl", "--retain", "retain.jsonl", "--holdout", "holdout.jsonl",
-    "--rows-per-step", "5", "--max-steps", "7", "--save-every", "2", "--lora-rank", "4", "--dtype", "float32",
-    "--device", "cpu", "--join", "space", "--end-of-text", "yes", "--learning-rate", "0.01",
-)  # fmt: skip
-MARKER = "Zarquon"
-
-
-@pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with model/, the data and one/, the run of a single process: 5 rows a step, 7 forget and 9 retain."""
-    folder = tmp_path_factory.mktemp("processes")
-    save_tiny(folder / "model", "llama")
-    for name, count in (("forget", 7), ("retain", 9), ("holdout", 2)):
-        rows = [
-            {
-                "input": f"Where does {MARKER if name == 'forget' else name} {i} live?" + " Say it." * (i * 3 % 7),
-                "output": f"At {i} Larch Lane" + ", by the old mill" * (i * 5 % 4) + ".",
-            }
-            for i in range(count)
-        ]
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (end,) = launch(1, folder, *COMMAND, "--output", "one")
-    assert end.code == 0, end.err
-    return folder
-
-
-@pytest.fixture
-def folder(template: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(template, tmp_path / "work"))
-
-
-def largest_differences(first: Path, second: Path) -> tuple[float, float]:
-    """Of the losses of a step (relative), and of the adapters' weights (absolute)."""
-    logs = [[json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()] for run in (first, second)]
-    losses = max(
-        abs(one[name] - other[name]) / max(1e-3, abs(one[name]))
-        for one, other in zip(*logs, strict=True)
-        for name in ("loss", "npo", "retain_nll", "retain_kl", "grad_norm")
-    )
-    weights = [load_file(run / "adapter/adapter_model.safetensors") for run in (first, second)]
-    return losses, max((weights[0][name] - weights[1][name]).abs().max().item() for name in weights[0])
+from launch import COMMAND, MARKER, largest_differences, launch
 
 
 @pytest.mark.parametrize(("count", "prepare"), [(2, "nothing"), (3, "nothing"), (3, "reference_in_files")])

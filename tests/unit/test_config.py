@@ -84,6 +84,8 @@ def test_values_out_of_range_are_refused_by_their_flag(name: str, value: Any) ->
 def test_contradictions_are_refused() -> None:
     for settings, phrase in (
         ({"overwrite": True, "resume": True}, "--overwrite and --resume"),
+        ({"shard_base": True, "load_in_4bit": True}, "--shard-base cannot share 4-bit weights"),
+        ({"shard_base": True, "dry_run": True}, "leave --shard-base out"),
         ({"mix": "random"}, "--mix random needs --rows-per-step"),
         ({"benchmark": "semeval"}, "--benchmark semeval needs --data"),
         ({"benchmark": "semeval", "data": "d"}, "leave --forget and --retain out"),

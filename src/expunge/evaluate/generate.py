@@ -147,7 +147,9 @@ def _decode(
     stops = stop_ids(loaded)
     report = progress or (lambda _: None)
     if batching_obstacle(loaded.base) is not None:
-        return [_generate_one(loaded, *row, stops, report, temperature) for row in zip(prompts, limits, strict=True)]
+        alone = [_generate_one(loaded, *row, stops, report, temperature) for row in zip(prompts, limits, strict=True)]
+        loaded.join()
+        return alone
 
     # The last token of a generation is never fed, so neither an end token nor the last one allowed is drafted.
     fed = [
@@ -179,6 +181,7 @@ def _decode(
             kept = [i for i, row in enumerate(flight.rows) if goes_on(row)]
             report(len(flight.rows) - len(kept))
             flight.keep(kept)
+    loaded.join()
     return results
 
 
@@ -374,6 +377,7 @@ def _generate_one(
             **drawn,
             eos_token_id=sorted(stops) or None,
             pad_token_id=min(stops, default=0),
+            synced_gpus=False,  # `loaded.join` keeps the processes of a sharded model together
         )
     report(1)
     return output[0, len(prompt) :].tolist()

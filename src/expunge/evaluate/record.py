@@ -52,4 +52,5 @@ def token_records(
             records[index] = TokenRecord(row.id, *part)
         if progress:
             progress(len(group))
+    loaded.join()
     return [records[index] for index in range(len(rows))]

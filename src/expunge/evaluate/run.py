@@ -18,9 +18,9 @@ from expunge.evaluate.examples_file import examples_path, write_examples
 from expunge.evaluate.predictions import Predictions, read_any, read_mmlu, write_predictions
 from expunge.evaluate.results import write_results
 from expunge.model.adapter import adapter_folder, attach_adapter
-from expunge.model.load import LoadedModel, load_model, pick_device
+from expunge.model.load import LoadedModel, load_model, load_shared, pick_device
 from expunge.model.preflight import measure_join
-from expunge.processes import Processes, together
+from expunge.processes import Processes, current, together
 from expunge.progress import Reporter
 
 
@@ -170,7 +170,8 @@ def _utility(loaded: LoadedModel, config: EvaluateConfig, reporter: Reporter) ->
 
 
 def _load(config: EvaluateConfig, name: str) -> LoadedModel:
-    return load_model(name, dtype=config.dtype, device=config.device, trust_remote_code=config.trust_remote_code)
+    options = {"dtype": config.dtype, "device": config.device, "trust_remote_code": config.trust_remote_code}
+    return load_shared(name, current(), **options) if config.shard_base else load_model(name, **options)
 
 
 def _join(loaded: LoadedModel, suite: Suite, config: EvaluateConfig, reporter: Reporter) -> Join:

@@ -7,10 +7,12 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
+from torch.distributed import DeviceMesh
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -22,13 +24,15 @@ from transformers import (
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as transformers_logging
 
-from expunge.errors import ModelError
+from expunge.errors import ConfigError, ModelError
 from expunge.kernels import Head
 from expunge.kernels.rounding import row_multiple
 from expunge.model.files import check_paths, check_whole, weight_files
 from expunge.model.head import cast_head, find_head
 from expunge.model.memory import check_fits, weight_bytes
 from expunge.model.packing import packable_length
+from expunge.model.shard import Lockstep, shard_layers
+from expunge.processes import Processes
 
 CACHED_KERNELS = 128
 """Compiled bf16 products that are kept on the CPU, one per shape: more than one forward and backward pass needs."""
@@ -47,6 +51,7 @@ class LoadedModel:
         plain_head: Why the head is not taken apart (the logits come from the model itself), or None.
         folded: Name of the adapter that was folded into the base, or None.
         packable_length: Longest row that may stand in a packed sequence; 0 when rows are padded.
+        lockstep: What keeps the processes together that share the base's weights; None when each holds all of them.
     """
 
     model: PreTrainedModel | PeftModel
@@ -56,6 +61,7 @@ class LoadedModel:
     plain_head: str | None = None
     folded: str | None = None
     packable_length: int = 0
+    lockstep: Lockstep | None = None
 
     def packs(self, lengths: Sequence[int]) -> bool:
         """Whether rows of these lengths share a packed sequence instead of a padded batch."""
@@ -75,6 +81,11 @@ class LoadedModel:
     def row_multiple(self) -> int:
         """What the tokens of a packed sequence are rounded up to."""
         return row_multiple(self.dtype, self.device)
+
+    def join(self) -> None:
+        """After this process's part of what several divide: take part in the passes of those that share the base."""
+        if self.lockstep is not None:
+            self.lockstep.join()
 
     @contextlib.contextmanager
     def autocast(self) -> Iterator[None]:
@@ -134,11 +145,13 @@ def load_model(
     device: str = "auto",
     load_in_4bit: bool = False,
     trust_remote_code: bool = False,
+    mesh: DeviceMesh | None = None,
 ) -> LoadedModel:
     """Load a causal LM; if `name` is a PEFT adapter folder, its base with the adapter folded in.
 
     Weights are kept in their stored dtype. Under bfloat16, the weights of linear layers that are stored wider are
-    rounded once, as autocast would do at every call; everything else stays as stored.
+    rounded once, as autocast would do at every call; everything else stays as stored. With a `mesh`, its processes
+    share the weights of the layers; each loads all of them on the CPU first, without a word to the others.
 
     Raises:
         ModelError: Not a causal LM, weights missing or not in safetensors, an adapter that does not fit.
@@ -148,6 +161,7 @@ def load_model(
     target = pick_device(device)
     if target.type == "cpu":
         _settle_cpu_memory()
+    place = target if mesh is None else torch.device("cpu")
     compute = pick_dtype(dtype, target)
     own_base = base_name(name)
     check_model(own_base, trust_remote_code=trust_remote_code)
@@ -163,7 +177,7 @@ def load_model(
     if Path(own_base).is_dir() and not load_in_4bit:
         headers = [check_whole(file) for file in weight_files(Path(own_base))]
         size = weight_bytes(headers, None if stored == "auto" else compute)
-        check_fits(size, target, f"--model {own_base}", "take a smaller model, --dtype bfloat16 or a larger machine")
+        check_fits(size, place, f"--model {own_base}", "take a smaller model, --dtype bfloat16 or a larger machine")
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
             own_base, dtype=stored, output_loading_info=True, **options
@@ -184,7 +198,7 @@ def load_model(
     if own_base != name:
         model, folded = put_adapter(model, Path(name)).merge_and_unload(), name
     if not load_in_4bit:
-        model.to(target)
+        model.to(place)
     model.eval().requires_grad_(False)
     tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
     if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
@@ -197,7 +211,25 @@ def load_model(
     packable = packable_length(model) if target.type == "cpu" and head.weight is not None else 0
     if compute == torch.bfloat16:
         _round_linear_weights(model)
-    return LoadedModel(model, tokenizer, cast_head(head, model, compute), compute, plain_head, folded, packable)
+    if mesh is not None:
+        shard_layers(model, mesh, target)
+    loaded = LoadedModel(model, tokenizer, cast_head(head, model, compute), compute, plain_head, folded, packable)
+    if mesh is not None:
+        loaded.lockstep = Lockstep(model, loaded.autocast)
+    return loaded
+
+
+def load_shared(name: str, processes: Processes, *, device: str = "auto", **options: Any) -> LoadedModel:
+    """`load_model` with the weights of the layers shared by the processes of the run; a machine loads one at a time.
+
+    Raises:
+        ConfigError: There is one process alone, or the architecture cannot be sharded.
+        ModelError: As `load_model`.
+    """
+    if processes.count == 1:
+        raise ConfigError("--shard-base: there is one process: start several with torchrun or accelerate launch")
+    mesh = processes.mesh(pick_device(device))
+    return processes.in_turn(lambda: load_model(name, device=device, mesh=mesh, **options))
 
 
 def check_model(name: str, *, trust_remote_code: bool = False) -> None:

@@ -126,6 +126,7 @@ def sequence_logps(
         )
         for row, own in zip(group, logps.split([length - 1 for length in batch.lengths]), strict=True):
             results[row].copy_(own)
+    loaded.join()
     if processes.count == 1:
         return results
     return list(processes.total(torch.cat(results)).split([length - 1 for length in lengths]))

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from expunge.errors import ModelError
 
@@ -56,19 +57,18 @@ def check_fits(needed: int, device: torch.device, what: str, mend: str) -> None:
 
 def saved_bytes(model: torch.nn.Module, forward: Callable[[], object]) -> int:
     """Bytes that a forward pass keeps for its backward pass, the model's own weights and buffers aside."""
-    own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
-    kept: dict[int, int] = {}
-    alive = []  # so that no address is used twice
+    plain = (tensor for tensor in (*model.parameters(), *model.buffers()) if not isinstance(tensor, DTensor))
+    own = {tensor.untyped_storage().data_ptr() for tensor in plain}
+    alive = []  # to the end: so that no address is used twice, and layers that were put together from shards are empty
 
     def note(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
         alive.append(tensor)
-        kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         forward()
-    return sum(size for address, size in kept.items() if address not in own)
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in alive}
+    return sum(size for address, size in storages.items() if address not in own)
 
 
 def show_bytes(size: int) -> str:

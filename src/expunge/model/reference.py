@@ -183,3 +183,4 @@ def _fill(
                 own = token_logps(own, loaded.head, batch.flat_ids[positions])
             for index, row_values in zip(group, own.split([len(row.targets(side.span)) for row in rows]), strict=True):
                 values[name][index] = row_values
+    loaded.join()

@@ -193,8 +193,7 @@ class _Pass:
 
         with self._reporter.track(title, len(examples) * max(1, samples)) as advance:
             # Draws come from one stream of random numbers, which cannot be divided.
-            shared = self._processes.once(lambda: say_all(examples)) if samples else None
-            said = self._processes.share(examples, say_all) if shared is None else shared
+            said = (self._processes.once if samples else self._processes.share)(examples, say_all)
         return [replace(own, text=text.cut_at(own.text, rows.stops)) for own in said] if rows.stops else said
 
     # --- metrics ---------------------------------------------------------------------------------

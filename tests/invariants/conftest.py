@@ -1,0 +1,34 @@
+"""A small run of a single process, for the tests that repeat it with several."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from launch import COMMAND, MARKER, launch
+from tiny import save_tiny
+
+
+@pytest.fixture(scope="session")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with model/, the data and one/, the run of a single process: 5 rows a step, 7 forget and 9 retain."""
+    folder = tmp_path_factory.mktemp("processes")
+    save_tiny(folder / "model", "llama")
+    for name, count in (("forget", 7), ("retain", 9), ("holdout", 2)):
+        rows = [
+            {
+                "input": f"Where does {MARKER if name == 'forget' else name} {i} live?" + " Say it." * (i * 3 % 7),
+                "output": f"At {i} Larch Lane" + ", by the old mill" * (i * 5 % 4) + ".",
+            }
+            for i in range(count)
+        ]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (end,) = launch(1, folder, *COMMAND, "--output", "one")
+    assert end.code == 0, end.err
+    return folder
+
+
+@pytest.fixture
+def folder(template: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(template, tmp_path / "work"))
