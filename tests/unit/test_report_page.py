@@ -176,6 +176,17 @@ def test_where_the_run_stopped_and_why(tmp_path, manifest, settings, says):
     assert says in page_of(run).words
 
 
+def test_a_calibrated_adapter_is_said_to_be_one(tmp_path):
+    run = write_run(tmp_path / "run", scored=False)
+    assert "trained strength" not in page_of(run).words
+    (run / "calibration.json").write_text('{"scale": 0.75, "verdict": "the target is reached"}')
+    words = page_of(run).words
+    assert "set to 0.75 of its trained strength (calibration: the target is reached). Losses on the texts" in words
+    (run / "calibration.json").write_text("[]")
+    with pytest.raises(RunError, match=r"calibration\.json: damaged"):
+        page_of(run)
+
+
 def test_the_formula_is_that_of_the_settings(tmp_path):
     token = page_of(write_run(tmp_path / "a", scored=False)).words
     sequence = page_of(

@@ -37,6 +37,7 @@ class RunData:
         checkpoints: Name -> content of any further results file of the same benchmark, such as those of checkpoints.
         values: Role -> per-example values.
         files: Role -> results file.
+        calibration: Content of calibration.json; empty where the adapter has the strength that it was trained with.
     """
 
     path: Path
@@ -47,6 +48,7 @@ class RunData:
     checkpoints: dict[str, dict[str, Any]] = field(default_factory=dict)
     values: dict[str, Values] = field(default_factory=dict)
     files: dict[str, Path] = field(default_factory=dict)
+    calibration: dict[str, Any] = field(default_factory=dict)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -90,7 +92,8 @@ def read_run(path: str | Path) -> RunData:
         if further["benchmark"] == results.get("after", further)["benchmark"]:
             checkpoints[file.stem.removeprefix("results").strip("_-.") or file.stem] = further
     name = path.name or path.resolve().name
-    return RunData(path, name, manifest, _steps(path / "metrics.jsonl"), results, checkpoints, values, files)
+    steps, calibration = _steps(path / "metrics.jsonl"), _calibration(path / "calibration.json")
+    return RunData(path, name, manifest, steps, results, checkpoints, values, files, calibration)
 
 
 def read_values(path: Path) -> Values:
@@ -136,6 +139,18 @@ def _manifest(path: Path) -> dict[str, Any]:
         if not isinstance(pair, dict) or not {"before", "after"} <= pair.keys():
             raise RunError(f"{file}: damaged: no losses before and after of {name!r}")
     return manifest
+
+
+def _calibration(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        content = None
+    if not isinstance(content, dict) or not isinstance(content.get("scale"), int | float):
+        raise RunError(f"{path}: damaged: the report needs the file that `expunge calibrate` wrote")
+    return content
 
 
 def _steps(path: Path) -> list[dict[str, Any]]:
