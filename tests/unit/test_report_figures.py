@@ -47,6 +47,15 @@ def test_every_figure_comes_as_png_svg_and_pdf_with_a_latex_table(tmp_path):
     assert r"forget: probability $\downarrow$ & 0.970 {\scriptsize [" in table
 
 
+def test_many_metrics_are_divided_over_figures(tmp_path, monkeypatch):
+    monkeypatch.setattr("expunge.report.drawing.save", lambda figure, stem: [(stem.with_suffix(".svg"), b"")])
+    run = write_run(tmp_path / "run", metrics={f"utility/own{i}": entry(0.5) for i in range(90)})
+    write_report([run], figures=tmp_path / "figures")
+    names = {path.stem for path in (tmp_path / "figures").iterdir()}
+    assert {"metrics-utility", "metrics-utility-2", "metrics-utility-3"} <= names
+    assert "metrics-utility-4" not in names
+
+
 def column(kind: str, *cells: Cell | None) -> Column:
     return Column(kind, kind, int(kind == "after"), {f"utility/m{i}": cell for i, cell in enumerate(cells) if cell})
 

@@ -59,14 +59,15 @@ def token_stats(hidden: Tensor, head: Head, targets: Tensor) -> TokenStats:
             picked = logits.gather(-1, targets[rows, None])
             top = logits.amax(-1, keepdim=True)
             # A logit of -inf has probability 0 and counts 0; what exp rounds to 0 is held where 0 times it is 0 too.
-            gaps = (logits - top).clamp_(min=math.log(torch.finfo(logits.dtype).tiny))
+            gaps = torch.sub(logits, top, out=logits if head.weight is not None else None)  # given logits are kept
+            gaps.clamp_(min=math.log(torch.finfo(logits.dtype).tiny))
             weights = gaps.exp()
             total = weights.sum(-1)
             log_norm = total.log()
             logps[rows] = (picked - top)[:, 0] - log_norm
+            hits[rows] = (picked >= top)[:, 0]
             mean = torch.linalg.vecdot(weights, gaps) / total
             means[rows] = mean - log_norm
             gaps.sub_(mean[:, None])
-            variances[rows] = torch.linalg.vecdot(weights.mul_(gaps), gaps) / total
-            hits[rows] = (picked >= top)[:, 0]
+            variances[rows] = weights.mul_(gaps).mul_(gaps).sum(-1) / total
     return TokenStats(logps, hits, means, variances)

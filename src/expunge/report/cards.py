@@ -14,7 +14,6 @@ from expunge.report.verdict import interval_text, verdict
 from expunge.run_dir import write_text
 
 CARD = Path("adapter") / "README.md"
-MOST_SCORES = 40
 
 
 def write_cards(runs: Sequence[str | Path]) -> list[Path]:
@@ -54,7 +53,7 @@ def scored_card(run: RunData) -> str:
     ]
     benchmark = str(run.results["after"]["benchmark"])
     judged = verdict(run)
-    return model_card(config, run.manifest, benchmark=benchmark, scores=scores[:MOST_SCORES], verdict=judged.sentence)
+    return model_card(config, run.manifest, benchmark=benchmark, scores=scores, verdict=judged.sentence)
 
 
 def _text(reading: Reading | None) -> str:

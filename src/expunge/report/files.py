@@ -10,6 +10,8 @@ from expunge.report.verdict import verdict
 from expunge.run_dir import write_bytes, write_text
 
 PAGE = "report.html"
+MOST_ROWS = 40
+"""Rows of a figure; more go into further figures."""
 
 
 def write_report(
@@ -97,9 +99,14 @@ def _figures(runs: list[RunData], folder: Path) -> list[tuple[Path, bytes]]:
         drawn += [traded[0]] if (traded := figures.tradeoff(groups)) else []
         for family, rows in families.items():
             for whole in (True, False):
-                for i, scale in enumerate(scales(family, rows, whole=whole)):
+                parts = [
+                    (scale.title, scale.rows[first : first + MOST_ROWS])
+                    for scale in scales(family, rows, whole=whole)
+                    for first in range(0, len(scale.rows), MOST_ROWS)
+                ]
+                for i, (title, part) in enumerate(parts):
                     name = f"{family}{'' if whole else '-tasks'}{f'-{i + 1}' if i else ''}"
-                    drawn.append(figures.dots(name, scale.title, columns, scale.rows))
+                    drawn.append(figures.dots(name, title, columns, part))
         for own in drawn:
             files += save(own.figure, folder / own.name)
     if families:
