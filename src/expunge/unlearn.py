@@ -183,7 +183,7 @@ class Trainer:
         epoch = islice(self.plan.steps(), self.plan.steps_per_epoch)
         most = max(self.size(step).largest for step in epoch)
         layout = reference_layout(self.loaded, reference_sides(self.config, self.forget, self.retain))
-        needed = kept * most // len(longest) + min(layout_bytes(layout), MEMORY_BYTES)
+        needed = kept * most // batch.input_ids.numel() + min(layout_bytes(layout), MEMORY_BYTES)
         check_fits(
             needed,
             self.loaded.device,

@@ -198,13 +198,12 @@ def test_predicted_activations_are_what_a_step_keeps(work: Path) -> None:
     trainer = module.Trainer(prepare(config, lambda line: None), Accelerator(cpu=True))
     rows = [row.input_ids for row in [*trainer.forget, *trainer.retain]]
 
-    def kept(sequences: list[list[int]]) -> int:
+    def kept(sequences: list[list[int]]) -> tuple[int, int]:
         batch = lay_out(trainer.loaded, sequences)
-        return memory.saved_bytes(trainer.model, lambda: final_states(trainer.loaded, batch))
+        return memory.saved_bytes(trainer.model, lambda: final_states(trainer.loaded, batch)), batch.input_ids.numel()
 
-    longest = max(rows, key=len)
-    predicted = kept([longest]) * sum(map(len, rows)) / len(longest)
-    assert 0.8 < predicted / kept(rows) < 1.3
+    (one, area_of_one), (all_of_them, area) = kept([max(rows, key=len)]), kept(rows)
+    assert 0.8 < one * area / area_of_one / all_of_them < 1.3
 
 
 @pytest.mark.parametrize(
