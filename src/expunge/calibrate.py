@@ -137,6 +137,13 @@ def _membership_texts(
 
 def _selected(members: list[Example], nonmembers: list[Example]) -> tuple[list[str], list[list[Example]]]:
     """The selection half of both sides, and the hashes of its texts."""
+    both = {text_hash(selection_text(example)) for example in members} & {
+        text_hash(selection_text(example)) for example in nonmembers
+    }
+    if both:
+        raise DataError(
+            f"{len(both)} of the unseen texts are among those to be forgotten: give texts that the model has never seen"
+        )
     halves, hashes = [], set()
     for name, side in (("forgotten", members), ("unseen", nonmembers)):
         texts = [selection_text(example) for example in side]

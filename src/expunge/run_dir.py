@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -305,3 +305,23 @@ def _as_run_error(what: str, path: Path) -> Iterator[None]:
     except OSError as error:
         mend = "free some space" if error.errno == errno.ENOSPC else "look at the path and its permissions"
         raise RunError(f"{what} {path} ({error.strerror or error}): {mend}") from error
+
+
+def check_replaceable(path: Path, marks: Sequence[str], what: str) -> None:
+    """Refuse to put a file in the place of another kind of file, whatever `--overwrite` says.
+
+    Args:
+        path: The file to be written.
+        marks: One of them stands in the first 2,000 characters of what may be replaced.
+        what: What that is called.
+
+    Raises:
+        RunError: Something else is there.
+    """
+    if path.is_dir():
+        raise RunError(f"--output {path}: is a folder: give the name of a file")
+    if path.exists():
+        with path.open("rb") as file:
+            head = file.read(2000).decode(errors="replace")
+        if not any(mark in head for mark in marks):
+            raise RunError(f"--output {path}: --overwrite replaces only {what}, and this is none: give another name")

@@ -88,6 +88,7 @@ def test_no_text_is_in_what_it_writes(run, expunge):
         (("--run", "nowhere"), "--run nowhere: not a finished run"),
         (("--run", "done"), "give --holdout"),
         (("--run", "done", "--holdout", "few.jsonl"), "at least 8 are needed"),
+        (("--run", "run", "--holdout", "many.jsonl"), "20 of the unseen texts are among those to be forgotten"),
         (("--run", "run", "--target", "auc"), "--target auc: write auc=NUMBER"),
         (("--run", "run", "--floor", "drift=0.9"), "--floor drift=0.9: write retain=NUMBER"),
         (("--run", "run", "--ceiling", "drift=-1"), "the number between 0 and 1"),

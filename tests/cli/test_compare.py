@@ -162,3 +162,16 @@ def test_it_starts_without_torch(files: Path, arguments: list[str]) -> None:
     )
     done = subprocess.run([sys.executable, "-c", check, "compare", *arguments], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", ["before.json", "notes.csv"])
+def test_overwrite_replaces_comparisons_alone(files: Path, expunge: Run, name: str) -> None:
+    (files / "notes.csv").write_text("prompt,completion\na,b\n")
+    content = (files / name).read_bytes()
+    told = expunge("compare", "after.json", "--output", name, "--overwrite")
+    assert told.code == 2
+    assert "--overwrite replaces only a comparison" in told.err
+    assert (files / name).read_bytes() == content
+    for form in ("table", "csv", "latex"):  # each of which it knows again
+        command = ("compare", "after.json", "--format", form, "--output", f"own.{form}", "--overwrite")
+        assert (expunge(*command).code, expunge(*command).code) == (0, 0)

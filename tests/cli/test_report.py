@@ -191,3 +191,12 @@ def test_figures_examples_and_cards_need_no_torch_either(work: Path) -> None:
         [sys.executable, "-c", TORCHLESS, "report", "done", *options], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", ["forget.jsonl", "done/manifest.json", "done/adapter/adapter_model.safetensors"])
+def test_overwrite_replaces_pages_alone(work: Path, expunge: Run, name: str) -> None:
+    content = (work / name).read_bytes()
+    told = expunge("report", "done", "--output", name, "--overwrite")
+    assert told.code == 2
+    assert "--overwrite replaces only a report page" in told.err
+    assert (work / name).read_bytes() == content

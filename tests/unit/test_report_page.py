@@ -319,9 +319,12 @@ def test_numbers_that_were_not_measured_leave_a_gap(tmp_path):
 def test_a_page_that_is_there_is_replaced_only_on_request(scored):
     output = scored.parent / "kept.html"
     output.write_text("mine")
-    with pytest.raises(RunError, match="exists already"):
-        write_report([scored], output)
-    assert output.read_text() == "mine"
+    for overwrite, message in ((False, "exists already"), (True, "replaces only a report page")):
+        with pytest.raises(RunError, match=message):
+            write_report([scored], output, overwrite=overwrite)
+        assert output.read_text() == "mine"
+    output.unlink()
+    write_report([scored], output)
     write_report([scored], output, overwrite=True)
     assert output.read_text().endswith("</html>")
     assert output.stat().st_mode & 0o777 == 0o600

@@ -11,8 +11,10 @@ from expunge.errors import ConfigError, DataError, RunError
 from expunge.evaluate.measured import Measured
 from expunge.evaluate.pool import configuration_difference, pool_runs
 from expunge.evaluate.results import read_results
-from expunge.run_dir import write_text
+from expunge.run_dir import check_replaceable, write_text
 
+MARKS = ("metric  ", "metric,direction,target,", "% \\usepackage{booktabs}")
+"""Beginnings of comparisons as a table, as CSV and as LaTeX."""
 FIRST_STEMS = ("before", "after", "retrained")
 """The order of a run's results files; any others follow by name."""
 
@@ -127,6 +129,8 @@ def write_comparison(path: str, text: str, comparison: Comparison, *, overwrite:
     """
     if any(Path(path).resolve() == source.resolve() for column in comparison.columns for source in column.paths):
         raise RunError(f"--output {path}: is one of the results to compare: give another name")
+    if overwrite:
+        check_replaceable(Path(path), MARKS, "a comparison")
     write_text(path, text, overwrite=overwrite)
 
 

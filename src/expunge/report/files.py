@@ -7,9 +7,11 @@ from pathlib import Path
 from expunge.errors import ConfigError, RunError
 from expunge.report.collect import RunData, read_run
 from expunge.report.verdict import verdict
-from expunge.run_dir import write_bytes, write_text
+from expunge.run_dir import check_replaceable, write_bytes, write_text
 
 PAGE = "report.html"
+MARK = '<meta name="generator" content="Expunge report">'
+"""What tells a page of ours from other files."""
 MOST_ROWS = 40
 """Rows of a figure; more go into further figures."""
 
@@ -52,6 +54,7 @@ def write_report(
     data = _distinct([read_run(path) for path in runs])
     if not overwrite and output.exists():
         raise RunError(f"{output} exists already: give another name, or --overwrite to replace it")
+    check_replaceable(output, [MARK], "a report page")
     from expunge.report.page import render  # matplotlib takes a second that a refusal need not wait for
 
     examples = []
