@@ -7,9 +7,8 @@ RUN/calibration.json    target, verdict, the curve over all scales, hashes of th
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from itertools import compress
 from pathlib import Path
-from typing import Any
 
 from peft.tuners.lora import LoraLayer
 
@@ -17,25 +16,17 @@ from expunge import run_dir
 from expunge.config import CalibrateConfig, UnlearnConfig
 from expunge.data.examples import Example, parse_columns, read_examples
 from expunge.data.lume import read_lume
-from expunge.data.tokenize import Join, TokenizedExample, tokenize_all, whole_text
-from expunge.errors import ConfigError, DataError, RunError
+from expunge.data.tokenize import Join, tokenize_all
+from expunge.errors import ConfigError, DataError
+from expunge.evaluate.membership import encode_documents
 from expunge.merge import run_settings
 from expunge.model.adapter import attach_adapter
 from expunge.model.load import LoadedModel, load_model
 from expunge.prepare import read_sets
 from expunge.progress import Reporter
-from expunge.strength import (
-    RETAIN_ROWS,
-    Calibration,
-    Selection,
-    Target,
-    choose,
-    number_of_looks,
-    selection_half,
-    text_hash,
-)
+from expunge.selection import FILE, example_hashes, read_calibration, selection_half
+from expunge.strength import RETAIN_ROWS, Calibration, Selection, Target, choose, number_of_looks
 
-FILE = "calibration.json"
 FEWEST = 8
 """Fewest selection texts on either side; a membership AUC of fewer says next to nothing."""
 
@@ -79,7 +70,10 @@ def calibrate(config: CalibrateConfig, reporter: Reporter | None = None) -> Cali
         max_length=settings.max_length,
         truncate_completions=True,
     )
-    sides = (_documents(loaded, side, join, settings.max_length) for side in (members, nonmembers))
+    sides = (
+        [document.row for document in encode_documents(loaded.tokenizer, side, join, max_length=settings.max_length)]
+        for side in (members, nonmembers)
+    )
     with reporter.track("scales", number_of_looks()) as advance:
         found = choose(loaded, Selection(*sides, retain), goal, progress=advance)
     content = {
@@ -97,24 +91,6 @@ def calibrate(config: CalibrateConfig, reporter: Reporter | None = None) -> Cali
     run_dir.write_json(folder / FILE, content, overwrite=True)
     run_dir.write_json(adapter_config, adapter_settings | {"lora_alpha": trained * found.scale}, overwrite=True)
     return found
-
-
-def read_calibration(folder: Path) -> dict[str, Any] | None:
-    """The calibration of a run, or None.
-
-    Raises:
-        RunError: It cannot be read.
-    """
-    file = folder / FILE
-    if not file.exists():
-        return None
-    try:
-        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        if not (isinstance(content["trained_alpha"], int | float) and isinstance(content["selection_sha256"], list)):
-            raise TypeError
-        return content
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
-        raise RunError(f"{file}: not a calibration, it is damaged or from another version") from None
 
 
 def _membership_texts(
@@ -137,46 +113,22 @@ def _membership_texts(
 
 def _selected(members: list[Example], nonmembers: list[Example]) -> tuple[list[str], list[list[Example]]]:
     """The selection half of both sides, and the hashes of its texts."""
-    both = {text_hash(selection_text(example)) for example in members} & {
-        text_hash(selection_text(example)) for example in nonmembers
-    }
+    sides = (("forgotten", members, example_hashes(members)), ("unseen", nonmembers, example_hashes(nonmembers)))
+    both = set(sides[0][2]) & set(sides[1][2])
     if both:
         raise DataError(
             f"{len(both)} of the unseen texts are among those to be forgotten: give texts that the model has never seen"
         )
-    halves, hashes = [], set()
-    for name, side in (("forgotten", members), ("unseen", nonmembers)):
-        texts = [selection_text(example) for example in side]
-        half = [example for example, own in zip(side, selection_half(texts), strict=True) if own]
-        if len(half) < FEWEST:
+    halves, chosen = [], set()
+    for name, side, hashes in sides:
+        half = selection_half(hashes)
+        if sum(half) < FEWEST:
             raise DataError(
-                f"{len(half)} selection texts on the {name} side (half of {len(side)}): at least {FEWEST} are needed"
+                f"{sum(half)} selection texts on the {name} side (half of {len(side)}): at least {FEWEST} are needed"
             )
-        hashes |= {text_hash(selection_text(example)) for example in half}
-        halves.append(half)
-    return sorted(hashes), halves
-
-
-def without_selection(folder: Path, texts: Sequence[Example]) -> list[Example]:
-    """The texts that the run's strength was not chosen on; all of them where it was not calibrated.
-
-    Raises:
-        RunError: The calibration cannot be read.
-    """
-    calibration = read_calibration(folder)
-    left_out = set(calibration["selection_sha256"]) if calibration else set()
-    return [example for example in texts if text_hash(selection_text(example)) not in left_out]
-
-
-def selection_text(example: Example) -> str:
-    """What is hashed of a text, however prompt and completion are joined."""
-    return f"{example.prompt}\n{example.completion}"
-
-
-def _documents(loaded: LoadedModel, side: list[Example], join: Join, max_length: int) -> list[TokenizedExample]:
-    """Whole texts, as the membership attacks read them."""
-    rows = [loaded.tokenizer(whole_text(example, join), verbose=False)["input_ids"][:max_length] for example in side]
-    return [TokenizedExample(example.id, ids, 0) for example, ids in zip(side, rows, strict=True) if len(ids) > 1]
+        chosen |= set(compress(hashes, half))
+        halves.append(list(compress(side, half)))
+    return sorted(chosen), halves
 
 
 def _set_alpha(loaded: LoadedModel, alpha: float) -> None:

@@ -5,17 +5,17 @@ attack by loss tells forgotten texts from texts that were never seen, what the r
 loss of unseen texts has moved. The selection is half of the documents; `expunge evaluate` reports on the other half.
 """
 
-import hashlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from statistics import fmean
 
 import torch
 from peft.tuners.lora import LoraLayer
-from torch import Tensor
 
 from expunge.data.tokenize import TokenizedExample
+from expunge.evaluate.stats import auc
 from expunge.model.load import LoadedModel
 from expunge.model.logps import sequence_logps
 from expunge.processes import ALONE, Processes
@@ -99,18 +99,6 @@ class Calibration:
         return next(signals for signals in self.curve if signals.scale == scale)
 
 
-def selection_half(texts: Sequence[str]) -> list[bool]:
-    """Which of some texts are for selection: half of the different ones, the same whatever their order."""
-    order = sorted({text_hash(text) for text in texts})
-    chosen = set(order[: len(order) // 2])
-    return [text_hash(text) in chosen for text in texts]
-
-
-def text_hash(text: str) -> str:
-    """What stands for a text where it must not be told: SHA-256 of its characters without surrounding blanks."""
-    return hashlib.sha256(text.strip().encode()).hexdigest()
-
-
 @contextmanager
 def scaled(model: torch.nn.Module, factor: float) -> Iterator[None]:
     """The model with its adapter times `factor`."""
@@ -130,21 +118,13 @@ def measure(loaded: LoadedModel, selection: Selection, scale: float, processes: 
     rows = [*selection.members, *selection.nonmembers, *selection.retain]
     with scaled(loaded.model, scale):
         logps = sequence_logps(loaded, [row.input_ids for row in rows], processes=processes)
-    losses = [-own.mean().item() for own in logps[: len(selection.members) + len(selection.nonmembers)]]
-    members, nonmembers = torch.tensor(losses).split([len(selection.members), len(selection.nonmembers)])
+    scores = [own.mean().item() for own in logps[: len(rows) - len(selection.retain)]]
+    members, nonmembers = scores[: len(selection.members)], scores[len(selection.members) :]
     kept = [
         math.exp(own[row.targets("completion").start - 1 :].mean().item())
-        for row, own in zip(selection.retain, logps[len(losses) :], strict=True)
+        for row, own in zip(selection.retain, logps[len(scores) :], strict=True)
     ]
-    return Signals(
-        scale, auc(members, nonmembers), members.mean().item(), nonmembers.mean().item(), sum(kept) / max(1, len(kept))
-    )
-
-
-def auc(members: Tensor, nonmembers: Tensor) -> float:
-    """P(a member's loss is lower) + 0.5 P(equal), over all pairs."""
-    differences = nonmembers[None] - members[:, None]
-    return ((differences > 0).double() + 0.5 * (differences == 0).double()).mean().item()
+    return Signals(scale, auc(members, nonmembers), -fmean(members), -fmean(nonmembers), sum(kept) / max(1, len(kept)))
 
 
 def choose(

@@ -11,8 +11,8 @@ MAX_LINES = 400
 
 LAYERS = (
     "errors", "config", "progress", "interrupt", "processes", "run_dir", "kernels", "data", "model", "objectives",
-    "terms", "prepare", "card", "manifest", "run", "unlearn", "plan", "strength", "merge", "calibrate",
-    "evaluate", "attacks", "tables", "report", "demo", "arguments", "cli", "__main__", "__init__",
+    "terms", "prepare", "card", "manifest", "run", "unlearn", "plan", "merge", "selection", "evaluate",
+    "strength", "calibrate", "attacks", "tables", "report", "demo", "arguments", "cli", "__main__", "__init__",
 )  # fmt: skip
 """Folders and top-level modules of the package, from left to right."""
 

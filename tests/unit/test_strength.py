@@ -11,7 +11,8 @@ from expunge.data.tokenize import TokenizedExample
 from expunge.model.adapter import add_adapter
 from expunge.model.load import load_model
 from expunge.model.logps import sequence_logps
-from expunge.strength import Selection, Signals, Target, choose, measure, scaled, selection_half
+from expunge.selection import selection_half
+from expunge.strength import Selection, Signals, Target, choose, measure, scaled
 from tiny import save_tiny
 
 

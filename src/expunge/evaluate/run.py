@@ -4,7 +4,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from expunge.calibrate import read_calibration, without_selection
 from expunge.config import EvaluateConfig
 from expunge.data.tokenize import Join
 from expunge.errors import DataError
@@ -22,6 +21,7 @@ from expunge.model.load import LoadedModel, load_model, load_shared, pick_device
 from expunge.model.preflight import measure_join
 from expunge.processes import Processes, current, together
 from expunge.progress import Reporter
+from expunge.selection import read_calibration, without_selection
 
 
 def evaluate(config: EvaluateConfig, reporter: Reporter | None = None) -> dict[str, Any]:
@@ -101,9 +101,10 @@ def _without_selection(suite: Suite, run: Path) -> Suite:
         DataError: None is left.
     """
     documents = suite.documents
-    if documents is None or read_calibration(run) is None:
+    calibration = read_calibration(run)
+    if documents is None or calibration is None:
         return suite
-    sides = [without_selection(run, side) for side in (documents.members, documents.nonmembers)]
+    sides = [without_selection(side, calibration) for side in (documents.members, documents.nonmembers)]
     if not all(sides):
         raise DataError(f"--adapter {run}: its strength was chosen on every membership text: none is left to report on")
     note = (
