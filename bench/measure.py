@@ -25,7 +25,7 @@ from expunge.model.load import LoadedModel, load_model
 from expunge.prepare import Prepared
 from expunge.progress import Reporter
 from expunge.terms import retain_span
-from expunge.unlearn import Trainer
+from expunge.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parents[1]
 WARM_UP_STEPS = 2

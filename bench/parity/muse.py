@@ -10,7 +10,7 @@ from expunge.data.tokenize import TokenizedExample
 from expunge.evaluate.metrics import membership
 from expunge.evaluate.metrics.aggregate import privleak
 from expunge.evaluate.metrics.text import cut_at, muse_memorization, rouge
-from expunge.evaluate.stats import auc
+from expunge.ranking import auc
 
 COMPAT = "muse"
 MIN_K = 5e-5

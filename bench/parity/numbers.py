@@ -21,8 +21,8 @@ from expunge.evaluate.metrics.truth_ratio import (
     truth_probability,
     truth_ratio,
 )
-from expunge.evaluate.stats import auc
 from expunge.kernels import Head, token_stats
+from expunge.ranking import auc
 
 COMPAT = "open-unlearning"
 FROM_FP32 = 2e-6

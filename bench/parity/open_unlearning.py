@@ -19,7 +19,7 @@ from expunge.evaluate.metrics.truth_ratio import (
     truth_probability,
     truth_ratio,
 )
-from expunge.evaluate.stats import auc
+from expunge.ranking import auc
 
 COMPAT = "open-unlearning"
 MIN_K, MIN_K_PLUS_PLUS, GRADIENT = 5e-5, 2e-4, 1e-3

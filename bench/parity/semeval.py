@@ -7,7 +7,7 @@ from expunge.data.tokenize import TokenizedExample
 from expunge.evaluate.metrics.aggregate import harmonic_mean
 from expunge.evaluate.metrics.memorization import mean_nll
 from expunge.evaluate.metrics.text import exact_match, rouge
-from expunge.evaluate.stats import auc
+from expunge.ranking import auc
 
 
 def comparisons(golden: Golden) -> Iterator[Comparison]:

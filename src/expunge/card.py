@@ -12,9 +12,13 @@ NOT_SCORED = (
     "A higher loss on the texts to forget does not prove by itself that they are gone: score the adapter with",
     "`expunge evaluate` before relying on it.",
 )
-METHOD = "`loss = npo(forget) + retain_weight * nll(retain) + kl_weight * kl(retain)`"
+METHOD = (
+    "`loss = forget_weight * npo(forget) + retain_weight * nll(retain) + kl_weight * kl(retain)"
+    " + anchor_weight * kl(anchors)`"
+)
 SHOWN = (
-    "recipe", "epochs", "learning_rate", "schedule", "beta", "level", "retain_weight", "kl_weight", "kl_direction",
+    "recipe", "epochs", "learning_rate", "schedule", "beta", "level", "forget_weight", "retain_weight", "kl_weight",
+    "kl_direction", "anchor_weight",
     "forget_span", "kl_span", "lora_rank", "lora_alpha", "target_modules", "tokens_per_step", "rows_per_step",
     "join", "end_of_text", "dtype", "seed",
 )  # fmt: skip

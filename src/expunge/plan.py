@@ -10,6 +10,7 @@ The area (tokens with the padding) is what the matrix products see. The steps ar
 on a throw-away adapter; the largest comes first and is not timed, so that nothing is timed while it warms up.
 """
 
+import itertools
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -22,10 +23,13 @@ from expunge.data.batches import Size, Step, micro_batches, size_of
 from expunge.data.tokenize import TokenizedExample
 from expunge.model import reference
 from expunge.model.logps import mean_losses
+from expunge.model.sampling import write_texts
 from expunge.prepare import Prepared, prepare
 from expunge.progress import Reporter
 from expunge.run import Run, peak_memory
-from expunge.unlearn import MICRO_BATCH_TOKENS, Trainer, make_plan, reference_sides
+from expunge.schedule import anchor_tokens, make_plan
+from expunge.terms import reference_sides
+from expunge.trainer import MICRO_BATCH_TOKENS, Trainer
 
 TIMED_STEPS = 12
 """Most steps that are timed; a run with fewer steps is timed whole."""
@@ -106,22 +110,26 @@ def forecast(config: UnlearnConfig, reporter: Reporter | None = None) -> Forecas
     config, loaded = prepared.config, prepared.loaded
 
     plan = make_plan(prepared)
+    anchors = _stand_ins(prepared, anchor_tokens(prepared, (config.max_steps or plan.num_steps) / plan.steps_per_epoch))
+    plan = make_plan(prepared, anchors)
     num_steps = min(plan.num_steps, config.max_steps or plan.num_steps)
     steps = list(islice(plan.steps(), num_steps))
     sets = {name: getattr(prepared, name) for name in ("forget", "retain", "holdout") if getattr(prepared, name)}
     packed = loaded.packs([len(row) for rows in sets.values() for row in rows])
     max_tokens = MICRO_BATCH_TOKENS[loaded.device.type]
     multiple = loaded.row_multiple if packed else 1
-    sizes = [size_of(_lengths(prepared, step), max_tokens, packed=packed, multiple=multiple) for step in steps]
-    sides = reference_sides(config, prepared.forget, prepared.retain)
+    sizes = [size_of(_lengths(prepared, anchors, step), max_tokens, packed=packed, multiple=multiple) for step in steps]
+    sides = reference_sides(config, prepared.forget, prepared.retain, anchors)
     layout = reference.reference_layout(loaded, sides)
     reference_bytes = reference.layout_bytes(layout)
     on_cpu = loaded.device.type == "cpu"
     on_disk = reference_bytes > reference.MEMORY_BYTES
 
     mean_losses(loaded, {"largest": _largest_batch(sets, packed)})
-    sample, places = _sample(prepared, steps, chosen_steps(sizes, TIMED_STEPS))
+    sample, own_anchors, places = _sample(prepared, anchors, steps, chosen_steps(sizes, TIMED_STEPS))
+    writing = _writing_seconds(prepared, sum(map(len, anchors)))
     trainer = Trainer(sample, Accelerator(cpu=on_cpu))
+    trainer.anchors = own_anchors
     trainer.check_memory()
     clock = time.perf_counter()
     trainer.compute_reference(Reporter(quiet=True))
@@ -156,7 +164,7 @@ def forecast(config: UnlearnConfig, reporter: Reporter | None = None) -> Forecas
         reference_on_disk=on_disk,
         peak_memory_bytes=peak_memory(loaded.device) + (reference_bytes if on_cpu and not on_disk else 0),
         training_seconds=training,
-        total_seconds=prepare_seconds + passes / forward_area * forward_seconds + training,
+        total_seconds=prepare_seconds + writing + passes / forward_area * forward_seconds + training,
         device=f"{config.device}, {config.dtype}",
         timed_steps=len(timed),
     )
@@ -179,8 +187,27 @@ def training_seconds(sizes: Sequence[Size], timed: Sequence[tuple[Size, float]])
     return rate * sum(size.area for size in sizes)
 
 
-def _lengths(prepared: Prepared, step: Step) -> list[int]:
-    return [len(prepared.forget[row]) for row in step.forget] + [len(prepared.retain[row]) for row in step.retain]
+def _stand_ins(prepared: Prepared, tokens: int) -> list[TokenizedExample]:
+    """Rows of the run in place of the anchors that it would write, of about the same size altogether."""
+    rows = itertools.cycle([*prepared.retain, *prepared.forget])
+    chosen: list[TokenizedExample] = []
+    while sum(map(len, chosen)) < tokens:
+        chosen.append(next(rows))
+    return chosen
+
+
+def _writing_seconds(prepared: Prepared, tokens: int) -> float:
+    """Time that writing the anchors takes, from a few of them."""
+    if not tokens:
+        return 0.0
+    clock = time.perf_counter()
+    written = write_texts(prepared.loaded, prepared.forget, prepared.retain, tokens=1, seed=0)
+    return (time.perf_counter() - clock) * tokens / max(1, sum(map(len, written)))
+
+
+def _lengths(prepared: Prepared, anchors: list[TokenizedExample], step: Step) -> list[int]:
+    sides = ((prepared.forget, step.forget), (prepared.retain, step.retain), (anchors, step.anchor))
+    return [len(rows[row]) for rows, chosen in sides for row in chosen]
 
 
 def _area(sets: Iterable[Sequence[TokenizedExample]], packed: bool) -> int:
@@ -198,24 +225,25 @@ def _largest_batch(sets: dict[str, list[TokenizedExample]], packed: bool) -> lis
     return max(batches, key=lambda rows: size_of([len(row) for row in rows], reference.MAX_TOKENS, packed=packed).area)
 
 
-def _sample(prepared: Prepared, steps: list[Step], chosen: list[int]) -> tuple[Prepared, list[tuple[int, Step]]]:
-    """The run cut down to the rows of some steps, and these steps over the rows that are left."""
-    forget = sorted({row for index in chosen for row in steps[index].forget})
-    retain = sorted({row for index in chosen for row in steps[index].retain})
-    forget_place, retain_place = ({row: at for at, row in enumerate(rows)} for rows in (forget, retain))
+def _sample(
+    prepared: Prepared, anchors: list[TokenizedExample], steps: list[Step], chosen: list[int]
+) -> tuple[Prepared, list[TokenizedExample], list[tuple[int, Step]]]:
+    """The run and its anchors cut down to the rows of some steps, and these steps over the rows that are left."""
+    sides = {"forget": prepared.forget, "retain": prepared.retain, "anchor": anchors}
+    used = {side: sorted({row for index in chosen for row in getattr(steps[index], side)}) for side in sides}
+    place = {side: {row: at for at, row in enumerate(rows)} for side, rows in used.items()}
     places = [
         (
             index,
             Step(
                 steps[index].epoch,
-                [forget_place[row] for row in steps[index].forget],
-                [retain_place[row] for row in steps[index].retain],
+                **{side: [place[side][row] for row in getattr(steps[index], side)] for side in sides},
             ),
         )
         for index in chosen
     ]
-    rows = {"forget": [prepared.forget[row] for row in forget], "retain": [prepared.retain[row] for row in retain]}
-    return replace(prepared, **rows), places
+    rows = {side: [sides[side][row] for row in used[side]] for side in sides}
+    return replace(prepared, forget=rows["forget"], retain=rows["retain"]), rows["anchor"], places
 
 
 def _size(size: int) -> str:

@@ -18,6 +18,7 @@ from expunge.model.memory import show_bytes
 from expunge.model.preflight import JoinReport, measure_join
 from expunge.model.shard import held_bytes, own_part
 from expunge.processes import current
+from expunge.selection import example_hashes, split_off
 
 REFERENCE_WIDTH, REFERENCE_RATE = 256, 1.5e-3
 """The default learning rate is REFERENCE_RATE up to a hidden size of REFERENCE_WIDTH and falls with 1 / width above."""
@@ -25,16 +26,39 @@ REFERENCE_WIDTH, REFERENCE_RATE = 256, 1.5e-3
 
 @dataclass
 class Sets:
-    """The texts of a run; `retain` and `holdout` may be empty."""
+    """The texts of a run; `retain` and `holdout` may be empty.
+
+    Attributes:
+        forget: Texts to forget.
+        retain: Texts to keep.
+        holdout: Texts like `members` that the model has never seen.
+        members: What membership is judged on beside `holdout`: the forget set, or the benchmark's documents.
+    """
 
     forget: list[Example]
     retain: list[Example]
     holdout: list[Example]
+    members: list[Example]
 
     @property
     def all(self) -> list[Example]:
         """Texts that the model has seen: forget and retain."""
         return self.forget + self.retain
+
+
+@dataclass(frozen=True)
+class SelectionRows:
+    """The selection half of the membership texts.
+
+    Attributes:
+        members: Rows that are to be forgotten.
+        nonmembers: Rows that the model has never seen.
+        hashes: What stands for both, for whoever reports on the other half.
+    """
+
+    members: list[TokenizedExample]
+    nonmembers: list[TokenizedExample]
+    hashes: list[str]
 
 
 @dataclass
@@ -47,6 +71,7 @@ class Prepared:
         forget: Tokenized rows, in the order of the file; likewise `retain` and `holdout`.
         join: What the preflight found.
         warnings: Findings that the user should read.
+        selection: Rows that say when to stop, and their hashes; None where there are too few unseen texts.
     """
 
     config: UnlearnConfig
@@ -56,6 +81,7 @@ class Prepared:
     holdout: list[TokenizedExample]
     join: JoinReport
     warnings: list[str]
+    selection: SelectionRows | None = None
 
 
 def read_sets(config: UnlearnConfig) -> tuple[Sets, list[str]]:
@@ -70,15 +96,17 @@ def read_sets(config: UnlearnConfig) -> tuple[Sets, list[str]]:
     """
     if config.benchmark == "semeval":
         found = read_lume(config.data or "", config.split)
-        holdout = read_examples(config.holdout) if config.holdout else []
-        sets = Sets(found.forget, found.retain if config.needs_retain else [], holdout)
+        holdout = read_examples(config.holdout) if config.holdout else found.nonmember or []
+        members = found.forget if config.holdout or not found.member else found.member
+        sets = Sets(found.forget, found.retain if config.needs_retain else [], holdout, members)
     else:
         columns = parse_columns(config.columns) if config.columns else None
 
         def read(source: str | None) -> list[Example]:
             return read_examples(source, columns=columns) if source else []
 
-        sets = Sets(read(config.forget), read(config.retain) if config.needs_retain else [], read(config.holdout))
+        forget = read(config.forget)
+        sets = Sets(forget, read(config.retain) if config.needs_retain else [], read(config.holdout), forget)
     return sets, check_sets(sets.forget, sets.retain or None, sets.holdout or None)
 
 
@@ -140,7 +168,30 @@ def prepare(config: UnlearnConfig, say: Callable[[str], None]) -> Prepared:
             say(f"{name}: {len(side):,} texts, {sum(map(len, side)):,} tokens{tail}")
     if not forget:
         raise DataError("the forget set is empty: there is nothing to forget")
-    return Prepared(_resolve(config, loaded, report, max_length), loaded, forget, retain, holdout, report, warnings)
+    selection = _selection(config, sets, rows, say)
+    resolved = _resolve(config, loaded, report, max_length)
+    return Prepared(resolved, loaded, forget, retain, holdout, report, warnings, selection)
+
+
+def _selection(
+    config: UnlearnConfig,
+    sets: Sets,
+    rows: Callable[[list[Example]], list[TokenizedExample]],
+    say: Callable[[str], None],
+) -> SelectionRows | None:
+    """The selection half of the membership texts; texts that are on both sides are no unseen ones and left out."""
+    if config.select_every == 0 or not sets.holdout:
+        return None
+    seen = set(example_hashes(sets.members))
+    unseen = [own for own, mark in zip(sets.holdout, example_hashes(sets.holdout), strict=True) if mark not in seen]
+    try:
+        hashes, (members, nonmembers) = split_off(sets.members, unseen)
+    except DataError as error:
+        say(f"selection: not by the unseen texts: {error}")
+        return None
+    counts = f"{len(members)} texts to forget and {len(nonmembers)} unseen ones"
+    say(f"selection: {counts} say when to stop; evaluate reports on the others")
+    return SelectionRows(rows(members), rows(nonmembers), hashes)
 
 
 def check_trackers(report_to: str | None) -> None:

@@ -35,11 +35,14 @@ from expunge.model.adapter import save_adapter
 from expunge.model.energy import energy_joules
 from expunge.prepare import Prepared
 from expunge.processes import current
+from expunge.selection import FILE as CALIBRATION
 
 if TYPE_CHECKING:
-    from expunge.unlearn import Trainer
+    from expunge.trainer import Trainer
 
 KEPT_CHECKPOINTS = 2
+SUMMARY = ("stopped", "best_step", "scale", "reached", "verdict", "target", "texts")
+"""What the manifest tells of the selection; the rest is in calibration.json."""
 NOT_SETTINGS = {"overwrite", "resume", "dry_run", "from_manifest"}
 """What is said about one start of a run alone."""
 NOT_PART_OF_THE_RESULT = {*NOT_SETTINGS, "output", "save_every", "report_to", "shard_base"}
@@ -215,7 +218,8 @@ class Run:
         for folder in sorted((self.path / "checkpoints").glob("step-*"), reverse=True):
             found = _whole_checkpoint(folder)
             if found is not None and found <= logged:
-                trainer.load_state(load_file(folder / "state.safetensors"))
+                log = [json.loads(line) for line in lines[:found]]
+                trainer.load_state(load_file(folder / "state.safetensors"), log)
                 step = found
                 break
         if metrics.exists() and is_writer():
@@ -229,6 +233,7 @@ class Run:
         before: dict[str, float],
         after: dict[str, float],
         steps: int,
+        selection: dict[str, Any] | None,
         training_seconds: float,
         total_seconds: float,
     ) -> Outcome:
@@ -243,6 +248,7 @@ class Run:
             "finished": _now(),
             "steps": steps,
             "loss_nats_per_completion_token": losses,
+            "selection": selection and {key: selection[key] for key in SUMMARY},
             "training_seconds": round(training_seconds, 3),
             "total_seconds": round(total_seconds, 3),
             "peak_memory_bytes": peak_memory(prepared.loaded.device),
@@ -250,6 +256,8 @@ class Run:
         }
         card = model_card(prepared.config, manifest)
         model = prepared.loaded.model
+        if selection:
+            run_dir.write_json(self.path / CALIBRATION, selection, overwrite=True)
         save_adapter(model, self.path / "adapter", base_name=prepared.config.model, card=card)
         manifest["adapter_sha256"] = run_dir.sha256_file(self.path / "adapter" / "adapter_model.safetensors")
         run_dir.write_json(path, manifest, overwrite=True)

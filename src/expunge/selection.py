@@ -3,13 +3,16 @@
 import hashlib
 import json
 from collections.abc import Sequence
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
 from expunge.data.examples import Example
-from expunge.errors import RunError
+from expunge.errors import DataError, RunError
 
 FILE = "calibration.json"
+FEWEST = 8
+"""Fewest selection texts on either side; a membership AUC of fewer says next to nothing."""
 
 
 def example_hashes(examples: Sequence[Example]) -> list[str]:
@@ -23,6 +26,30 @@ def selection_half(hashes: Sequence[str]) -> list[bool]:
     order = sorted(set(hashes))
     chosen = set(order[: len(order) // 2])
     return [own in chosen for own in hashes]
+
+
+def split_off(members: Sequence[Example], nonmembers: Sequence[Example]) -> tuple[list[str], list[list[Example]]]:
+    """The selection half of members and of non-members, and the hashes of its texts.
+
+    Raises:
+        DataError: A text is on both sides, or a half has fewer than `FEWEST`.
+    """
+    sides = (("forgotten", members, example_hashes(members)), ("unseen", nonmembers, example_hashes(nonmembers)))
+    both = set(sides[0][2]) & set(sides[1][2])
+    if both:
+        raise DataError(
+            f"{len(both)} of the unseen texts are among those to be forgotten: give texts that the model has never seen"
+        )
+    halves, chosen = [], set()
+    for name, side, hashes in sides:
+        half = selection_half(hashes)
+        if sum(half) < FEWEST:
+            raise DataError(
+                f"{sum(half)} selection texts on the {name} side (half of {len(side)}): at least {FEWEST} are needed"
+            )
+        chosen |= set(compress(hashes, half))
+        halves.append(list(compress(side, half)))
+    return sorted(chosen), halves
 
 
 def read_calibration(folder: Path) -> dict[str, Any] | None:

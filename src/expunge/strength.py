@@ -6,25 +6,30 @@ loss of unseen texts has moved. The selection is half of the documents; `expunge
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from statistics import fmean
+from typing import Any, TypeVar
 
 import torch
 from peft.tuners.lora import LoraLayer
 
+from expunge.config.goal import Goal
 from expunge.data.tokenize import TokenizedExample
-from expunge.evaluate.stats import auc
 from expunge.model.load import LoadedModel
 from expunge.model.logps import sequence_logps
 from expunge.processes import ALONE, Processes
+from expunge.ranking import auc
 
+Item = TypeVar("Item")
 SCALES = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
 """Where the search looks first; then it halves the distance to the neighbours of the best, `REFINEMENTS` times."""
 REFINEMENTS = 2
-RETAIN_ROWS = 256
+RETAIN_ROWS = 128
 """Retain rows that are looked at, evenly from all of them."""
+TOLERANCES = {"auc": 0.05, "depth": 0.05, "retain": 0.01, "drift": 0.05}
+"""What a shortfall is counted in; a membership AUC and a depth are reached within one of them."""
 SAME_AUC = 0.005
 """Distances to the target that are closer than this count as the same; the stronger adapter wins then."""
 
@@ -42,21 +47,6 @@ class Selection:
     members: list[TokenizedExample]
     nonmembers: list[TokenizedExample]
     retain: list[TokenizedExample]
-
-
-@dataclass(frozen=True)
-class Target:
-    """What a scale should reach.
-
-    Attributes:
-        auc: Membership AUC of a model that never saw the forgotten texts: 0.5, or the retrained twin's.
-        retain: Least probability of the retain texts, as a share of the untouched model's.
-        drift: Largest relative change of the unseen texts' loss.
-    """
-
-    auc: float = 0.5
-    retain: float = 0.97
-    drift: float = 0.05
 
 
 @dataclass(frozen=True)
@@ -113,6 +103,35 @@ def scaled(model: torch.nn.Module, factor: float) -> Iterator[None]:
             layer.scaling.update(values)
 
 
+def set_alpha(model: torch.nn.Module, alpha: float) -> None:
+    """Give the adapter another alpha."""
+    for module in model.modules():
+        if isinstance(module, LoraLayer):
+            module.scaling.update({name: alpha / module.r[name] for name in module.scaling})
+
+
+def evenly(rows: Sequence[Item], most: int) -> list[Item]:
+    """At most `most` rows, evenly from all of them."""
+    return list(rows[:: max(1, len(rows) // most)][:most])
+
+
+def record(
+    found: Calibration, goal: Goal, *, trained_alpha: float, selection: Selection, hashes: Sequence[str]
+) -> dict[str, Any]:
+    """The content of calibration.json: what was chosen, why, and the hashes of the texts that it was chosen on."""
+    return {
+        "schema": 1,
+        "scale": found.scale,
+        "trained_alpha": trained_alpha,
+        "reached": found.reached,
+        "verdict": found.verdict,
+        "target": asdict(goal),
+        "curve": [asdict(signals) for signals in found.curve],
+        "texts": {name: len(getattr(selection, name)) for name in ("members", "nonmembers", "retain")},
+        "selection_sha256": list(hashes),
+    }
+
+
 def measure(loaded: LoadedModel, selection: Selection, scale: float, processes: Processes = ALONE) -> Signals:
     """Signals of one scale: a forward pass over the selection."""
     rows = [*selection.members, *selection.nonmembers, *selection.retain]
@@ -130,21 +149,25 @@ def measure(loaded: LoadedModel, selection: Selection, scale: float, processes: 
 def choose(
     loaded: LoadedModel,
     selection: Selection,
-    target: Target,
+    goal: Goal,
     *,
+    weighed: bool = False,
     processes: Processes = ALONE,
     progress: Callable[[int], None] = lambda count: None,
 ) -> Calibration:
-    """Find the scale that comes closest to the target without passing a bound.
+    """Find the scale that comes closest to the target AUC without passing a bound.
 
     Args:
         loaded: The model with its adapter.
         selection: Texts to judge by; members and non-members at least one each.
-        target: What to reach.
+        goal: What to reach.
+        weighed: Take the scale of the least `shortfall` instead: the bounds may be passed where that brings the goal
+            nearer than it costs.
         processes: Those that share the forward passes.
         progress: Called with 1 after each scale.
     """
     found: dict[float, Signals] = {}
+    pick = _least_short if weighed else _best
 
     def look(scale: float) -> None:
         if scale not in found:
@@ -156,12 +179,12 @@ def choose(
     width = SCALES[1] - SCALES[0]
     for _ in range(REFINEMENTS):
         width /= 2
-        best = _best(found, target)
+        best = pick(found, goal)
         for scale in (best - width, best + width):
             if 0 < scale <= SCALES[-1]:
                 look(scale)
-    best = _best(found, target)
-    return Calibration(best, *_judge(found[best], found, target), sorted(found.values(), key=lambda own: own.scale))
+    best = pick(found, goal)
+    return Calibration(best, *_judge(found[best], found, goal), sorted(found.values(), key=lambda own: own.scale))
 
 
 def number_of_looks() -> int:
@@ -169,34 +192,60 @@ def number_of_looks() -> int:
     return 1 + len(SCALES) + 2 * REFINEMENTS
 
 
-def passed_bounds(signals: Signals, untouched: Signals, target: Target) -> list[str]:
+def passed_bounds(signals: Signals, untouched: Signals, goal: Goal) -> list[str]:
     """The bounds that a scale passes, in words."""
     passed = []
-    kept, drift = signals.retain / untouched.retain if untouched.retain else 1.0, _drift(signals, untouched)
-    if kept < target.retain:
-        passed.append(f"keeps {kept:.1%} of the retain set's probability (floor {target.retain:.1%})")
-    if drift > target.drift:
-        passed.append(f"moves the loss of unseen texts by {drift:.1%} (ceiling {target.drift:.1%})")
+    kept, drift = _kept(signals, untouched), _drift(signals, untouched)
+    if kept < goal.retain:
+        passed.append(f"keeps {kept:.1%} of the retain set's probability (floor {goal.retain:.1%})")
+    if drift > goal.drift:
+        passed.append(f"moves the loss of unseen texts by {drift:.1%} (ceiling {goal.drift:.1%})")
     return passed
+
+
+def shortfall(signals: Signals, untouched: Signals, goal: Goal) -> float:
+    """How much is missing: the sum, over four aims, of what is missing beyond the tolerance, in tolerances.
+
+    The aims are the membership AUC, forgotten texts as unlikely as unseen ones (a share of the unseen texts' loss), the
+    floor of the retain set and the ceiling of the drift. 0 is the goal.
+    """
+    depth = 1 - signals.forget_nll / signals.holdout_nll if signals.holdout_nll else 0.0
+    missing = {
+        "auc": abs(signals.auc - goal.auc) - TOLERANCES["auc"],
+        "depth": depth - TOLERANCES["depth"],
+        "retain": goal.retain - _kept(signals, untouched),
+        "drift": _drift(signals, untouched) - goal.drift,
+    }
+    return sum(max(0.0, value) / TOLERANCES[name] for name, value in missing.items())
+
+
+def _kept(signals: Signals, untouched: Signals) -> float:
+    return signals.retain / untouched.retain if untouched.retain else 1.0
+
+
+def _least_short(found: dict[float, Signals], goal: Goal) -> float:
+    return min(found.values(), key=lambda own: (shortfall(own, found[0.0], goal), -own.scale)).scale
 
 
 def _drift(signals: Signals, untouched: Signals) -> float:
     return abs(signals.holdout_nll / untouched.holdout_nll - 1)
 
 
-def _best(found: dict[float, Signals], target: Target) -> float:
+def _best(found: dict[float, Signals], goal: Goal) -> float:
     """The scale within the bounds that is closest to the target; the untouched model is always within them."""
-    within = [own for own in found.values() if not passed_bounds(own, found[0.0], target)]
-    closest = min(abs(own.auc - target.auc) for own in within)
-    return max(own.scale for own in within if abs(own.auc - target.auc) <= closest + SAME_AUC)
+    within = [own for own in found.values() if not passed_bounds(own, found[0.0], goal)]
+    closest = min(abs(own.auc - goal.auc) for own in within)
+    return max(own.scale for own in within if abs(own.auc - goal.auc) <= closest + SAME_AUC)
 
 
-def _judge(best: Signals, found: dict[float, Signals], target: Target) -> tuple[bool, str]:
-    if abs(best.auc - target.auc) <= 0.05:
-        return True, f"membership AUC {best.auc:.2f} on the selection texts, {target.auc:.2f} wanted"
-    beyond = [own for own in found.values() if abs(own.auc - target.auc) < abs(best.auc - target.auc) - SAME_AUC]
+def _judge(best: Signals, found: dict[float, Signals], goal: Goal) -> tuple[bool, str]:
+    passed = passed_bounds(best, found[0.0], goal)
+    if abs(best.auc - goal.auc) <= TOLERANCES["auc"]:
+        cost = "".join(f", but {bound}" for bound in passed)
+        return not passed, f"membership AUC {best.auc:.2f} on the selection texts, {goal.auc:.2f} wanted{cost}"
+    beyond = [own for own in found.values() if abs(own.auc - goal.auc) < abs(best.auc - goal.auc) - SAME_AUC]
     if not beyond:
-        return False, f"membership AUC {best.auc:.2f}: no scale up to {SCALES[-1]:g} comes closer to {target.auc:.2f}"
+        return False, f"membership AUC {best.auc:.2f}: no scale up to {SCALES[-1]:g} comes closer to {goal.auc:.2f}"
     nearest = min(beyond, key=lambda own: abs(own.scale - best.scale))
-    reasons = " and ".join(passed_bounds(nearest, found[0.0], target))
-    return False, f"membership AUC {best.auc:.2f}, {target.auc:.2f} wanted: scale {nearest.scale:g} {reasons}"
+    reasons = " and ".join(passed_bounds(nearest, found[0.0], goal))
+    return False, f"membership AUC {best.auc:.2f}, {goal.auc:.2f} wanted: scale {nearest.scale:g} {reasons}"

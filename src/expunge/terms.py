@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor
@@ -13,7 +13,10 @@ from expunge.data.tokenize import TokenizedExample
 from expunge.kernels import token_logps, token_logps_and_kl
 from expunge.model.load import LoadedModel
 from expunge.model.logps import Batch, final_states, lay_out, target_index
+from expunge.model.reference import Side
 
+SideName = Literal["forget", "retain", "anchor"]
+SIDES: tuple[SideName, ...] = get_args(SideName)
 Number = TypeVar("Number", float, Tensor)
 
 
@@ -23,13 +26,14 @@ class Row:
 
     Attributes:
         text: The tokens.
-        is_forget: Whether it is to be forgotten or kept.
+        side: Whether it is to be forgotten, to be kept, or an anchor, which the KL alone holds.
         ref_logps: `(targets,)`, reference log-probabilities (nats), for forget rows and under the target-token KL.
-        ref_states: `(targets, hidden)`, the reference's final hidden states, for retain rows under the exact KL.
+        ref_states: `(targets, hidden)`, the reference's final hidden states, for retain rows under the exact KL and
+            for anchors.
     """
 
     text: TokenizedExample
-    is_forget: bool
+    side: SideName
     ref_logps: Tensor | None = None
     ref_states: Tensor | None = None
 
@@ -42,11 +46,13 @@ class Counts:
         npo: Forget tokens in the span, or forget sequences at `level` sequence.
         retain_nll: Retain completion tokens.
         retain_kl: Retain tokens in the KL's span.
+        anchor_kl: Tokens of anchors.
     """
 
     npo: int
     retain_nll: int
     retain_kl: int
+    anchor_kl: int
 
 
 def retain_span(config: UnlearnConfig) -> str:
@@ -54,21 +60,46 @@ def retain_span(config: UnlearnConfig) -> str:
     return config.kl_span if config.uses_kl_states else "completion"
 
 
+def reference_sides(
+    config: UnlearnConfig,
+    forget: list[TokenizedExample],
+    retain: list[TokenizedExample],
+    anchors: list[TokenizedExample],
+) -> dict[str, Side]:
+    """What the terms need of the reference: nothing of the retain rows when there is no KL."""
+    sides = {"forget_logps": Side(forget, config.forget_span, "logps")}
+    if retain and config.uses_kl_states:
+        sides["retain_states"] = Side(retain, retain_span(config), "states")
+    elif retain and config.kl_weight > 0:
+        sides["retain_logps"] = Side(retain, retain_span(config), "logps")
+    if anchors:
+        sides["anchor_states"] = Side(anchors, "all", "states")
+    return sides
+
+
 def count(rows: Sequence[Row], config: UnlearnConfig) -> Counts:
     """The denominators of a step that consists of `rows`."""
-    forget = [row.text for row in rows if row.is_forget]
-    retain = [row.text for row in rows if not row.is_forget]
+    forget, retain, anchor = ([row.text for row in rows if row.side == side] for side in SIDES)
     tokens = sum(len(text.targets(config.forget_span)) for text in forget)
     return Counts(
         npo=len(forget) if config.level == "sequence" else tokens,
         retain_nll=sum(len(text.targets("completion")) for text in retain),
         retain_kl=sum(len(text.targets(retain_span(config))) for text in retain),
+        anchor_kl=sum(len(text.targets("all")) for text in anchor),
     )
 
 
 def weighted_sum(terms: Mapping[str, Number], config: UnlearnConfig) -> Number:
-    """forget_weight * npo + retain_weight * retain_nll + kl_weight * retain_kl, of the terms that are there."""
-    weights = {"npo": config.forget_weight, "retain_nll": config.retain_weight, "retain_kl": config.kl_weight}
+    """forget_weight * npo + retain_weight * retain_nll + kl_weight * retain_kl + anchor_weight * anchor_kl.
+
+    Terms that are not there count nothing.
+    """
+    weights = {
+        "npo": config.forget_weight,
+        "retain_nll": config.retain_weight,
+        "retain_kl": config.kl_weight,
+        "anchor_kl": config.anchor_weight,
+    }
     first, *others = (weights[name] * value for name, value in terms.items())
     return sum(others, start=first)
 
@@ -82,14 +113,16 @@ def loss_terms(loaded: LoadedModel, rows: Sequence[Row], counts: Counts, config:
         counts: Denominators of the whole step, so that micro-batch boundaries do not change the sum.
         config: Which terms, over which spans.
     """
-    forget, retain = [row for row in rows if row.is_forget], [row for row in rows if not row.is_forget]
-    batch = lay_out(loaded, [row.text.input_ids for row in forget + retain])
+    forget, retain, anchor = ([row for row in rows if row.side == side] for side in SIDES)
+    batch = lay_out(loaded, [row.text.input_ids for row in forget + retain + anchor])
     states = final_states(loaded, batch)
     terms: dict[str, Tensor] = {}
     if forget:
         terms["npo"] = _npo(loaded, forget, batch, states, counts, config)
     if retain:
         terms |= _retain(loaded, retain, batch, states, len(forget), counts, config)
+    if anchor:
+        terms["anchor_kl"] = _anchor(loaded, anchor, batch, states, len(forget) + len(retain), counts)
     return terms
 
 
@@ -104,6 +137,16 @@ def _npo(
     return objectives.npo_token(logps, ref_logps, beta=config.beta, num_tokens=counts.npo)
 
 
+def _anchor(loaded: LoadedModel, rows: list[Row], batch: Batch, states: Tensor, first: int, counts: Counts) -> Tensor:
+    """KL(policy || reference) on all tokens of the anchors, which stand in the batch from place `first` on."""
+    _, positions = target_index(batch, [row.text for row in rows], "all", first)
+    ref_states = torch.cat([row.ref_states for row in rows if row.ref_states is not None])
+    _, kl = token_logps_and_kl(
+        states[positions - 1], ref_states, loaded.head, torch.full_like(positions, -100), "reverse"
+    )
+    return objectives.retain_kl(kl, num_tokens=counts.anchor_kl)
+
+
 def _retain(
     loaded: LoadedModel,
     rows: list[Row],
@@ -115,7 +158,7 @@ def _retain(
 ) -> dict[str, Tensor]:
     """Terms of the retain rows, which stand in the batch from place `first` on."""
     index, positions = target_index(batch, [row.text for row in rows], retain_span(config), first)
-    completions = zip(batch.starts[first:], rows, strict=True)
+    completions = zip(batch.starts[first : first + len(rows)], rows, strict=True)
     starts = torch.tensor([start + row.text.completion_start for start, row in completions], device=loaded.device)
     own, targets = states[positions - 1], batch.flat_ids[positions]
     targets = targets.where(positions >= starts[index], -100)  # prompt tokens are held by the KL alone

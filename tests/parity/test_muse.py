@@ -9,8 +9,8 @@ from expunge.data.examples import Example
 from expunge.data.muse import MuseData, few_shot
 from expunge.evaluate.benchmarks import muse
 from expunge.evaluate.benchmarks.engine import Options, measure
-from expunge.evaluate.stats import auc
 from expunge.model.load import LoadedModel, load_model
+from expunge.ranking import auc
 
 ATTACKS = {"loss": "PPL", "zlib": "PPL/zlib", "lowercase": "PPL/lower", "min_k_40": "Min-40%"}
 

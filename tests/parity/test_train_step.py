@@ -16,7 +16,7 @@ from expunge.kernels import token_logps
 from expunge.model.load import load_model
 from expunge.model.logps import sequence_logps
 from expunge.progress import Reporter
-from expunge.unlearn import Trainer
+from expunge.trainer import Trainer
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from expunge.data.tokenize import TokenizedExample
 from expunge.model.load import load_model
 from expunge.prepare import Prepared
 from expunge.progress import Reporter
-from expunge.unlearn import Trainer
+from expunge.trainer import Trainer
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,10 @@ PACKAGE = Path(__file__).resolve().parents[2] / "src" / "expunge"
 MAX_LINES = 400
 
 LAYERS = (
-    "errors", "config", "progress", "interrupt", "processes", "run_dir", "kernels", "data", "model", "objectives",
-    "terms", "prepare", "card", "manifest", "run", "unlearn", "plan", "merge", "selection", "evaluate",
-    "strength", "calibrate", "attacks", "tables", "report", "demo", "arguments", "cli", "__main__", "__init__",
+    "errors", "config", "progress", "interrupt", "processes", "run_dir", "kernels", "data", "ranking", "selection",
+    "model", "objectives", "terms", "prepare", "strength", "stopping", "schedule", "card", "manifest", "run", "trainer",
+    "unlearn", "plan", "merge", "evaluate", "calibrate", "attacks", "tables", "report", "demo", "arguments", "cli",
+    "__main__", "__init__",
 )  # fmt: skip
 """Folders and top-level modules of the package, from left to right."""
 

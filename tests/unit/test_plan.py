@@ -50,8 +50,9 @@ def config(folder, **settings) -> UnlearnConfig:
 
 
 def test_what_is_counted_is_what_the_run_counts(folder):
-    predicted = forecast(config(folder))
-    outcome = unlearn(config(folder))
+    exact = {"anchor_weight": 0.0, "select_every": 0}
+    predicted = forecast(config(folder, **exact))
+    outcome = unlearn(config(folder, **exact))
     manifest = json.loads((outcome.output / "manifest.json").read_text())
     assert predicted.steps == manifest["steps"]
     assert predicted.rows == {"forget": 12, "retain": 17}
@@ -62,6 +63,15 @@ def test_what_is_counted_is_what_the_run_counts(folder):
     assert predicted.timed_steps == min(plan.TIMED_STEPS, predicted.steps - 1)
     assert predicted.training_seconds > 0
     assert predicted.total_seconds > predicted.training_seconds
+
+
+def test_anchors_are_counted(folder):
+    settings = {"output": str(folder / "anchored"), "select_every": 0}
+    predicted, without = forecast(config(folder, **settings)), forecast(config(folder, anchor_weight=0.0, **settings))
+    outcome = unlearn(config(folder, **settings))
+    lines = [json.loads(line) for line in (outcome.output / "metrics.jsonl").read_text().splitlines()]
+    assert predicted.step_tokens == pytest.approx(sum(line["tokens"] for line in lines), rel=0.1)
+    assert predicted.step_tokens > 1.2 * without.step_tokens
 
 
 @pytest.mark.parametrize("settings", [{"max_steps": 1}, {"kl_weight": 0.0, "retain_weight": 0.0}])

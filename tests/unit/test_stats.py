@@ -14,7 +14,6 @@ from expunge.errors import DataError
 from expunge.evaluate.bootstrap import strata_of
 from expunge.evaluate.stats import (
     Estimate,
-    auc,
     auc_difference_estimate,
     auc_estimate,
     difference_estimate,
@@ -25,6 +24,7 @@ from expunge.evaluate.stats import (
     tpr_at_fpr,
     tpr_estimate,
 )
+from expunge.ranking import auc
 
 NAN = math.nan
 

@@ -7,12 +7,13 @@ import torch
 from peft import PeftModel
 
 from expunge import strength
+from expunge.config.goal import Goal
 from expunge.data.tokenize import TokenizedExample
 from expunge.model.adapter import add_adapter
 from expunge.model.load import load_model
 from expunge.model.logps import sequence_logps
 from expunge.selection import selection_half
-from expunge.strength import Selection, Signals, Target, choose, measure, scaled
+from expunge.strength import Selection, Signals, choose, measure, scaled
 from tiny import save_tiny
 
 
@@ -70,7 +71,7 @@ def test_strength_0_is_the_untouched_model_and_1_the_trained_one(adapted):
     assert any((one - other).abs().max() > 0.1 for one, other in zip(trained, untouched, strict=True))
 
 
-def search(monkeypatch, curve, target=Target()):  # noqa: B008
+def search(monkeypatch, curve, target=Goal()):  # noqa: B008
     """`choose` with signals that are a function of the scale."""
     looked = []
 

@@ -9,7 +9,7 @@ import itertools
 import math
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 BUCKETS_PER_STEP = 2
 """Stretches of rows of like length per side and step: more of them mix lengths better, fewer pad less."""
@@ -19,15 +19,16 @@ MAX_PADDING = 0.05
 
 @dataclass(frozen=True)
 class Step:
-    """The rows of one optimizer step, as indices into the forget and the retain set."""
+    """The rows of one optimizer step, as indices into the forget set, the retain set and the anchors."""
 
     epoch: int
     forget: list[int]
     retain: list[int]
+    anchor: list[int] = field(default_factory=list)
 
 
 class Plan:
-    """The steps of a run: every epoch passes over the forget set once, the retain set is gone through as a stream.
+    """The steps of a run: an epoch passes over the forget set once, retain set and anchors are gone through as streams.
 
     Args:
         forget_lengths: Tokens of each forget row.
@@ -36,6 +37,8 @@ class Plan:
         tokens_per_step: Budget of one step, both sides together.
         rows_per_step: Count rows instead of tokens when given.
         retain_per_forget: Retain tokens (rows) per forget token (row); that of the two sets when None.
+        anchor_lengths: Tokens of each anchor; anchors come on top of the budget.
+        anchors_per_forget: Anchor tokens (rows) per forget token (row).
         mix: `fixed`, or `random`: an epoch passes over both sets, shuffled together, `rows_per_step` rows a step.
         seed: Seed of all shuffling.
     """
@@ -49,6 +52,8 @@ class Plan:
         tokens_per_step: int,
         rows_per_step: int | None = None,
         retain_per_forget: float | None = None,
+        anchor_lengths: Sequence[int] = (),
+        anchors_per_forget: float = 1.0,
         mix: str = "fixed",
         seed: int = 0,
     ) -> None:
@@ -56,6 +61,8 @@ class Plan:
         by_rows = rows_per_step is not None
         self._forget_costs = [1] * len(forget_lengths) if by_rows else list(forget_lengths)
         self._retain_costs = [1] * len(retain_lengths) if by_rows else list(retain_lengths)
+        self._anchor_costs = [1] * len(anchor_lengths) if by_rows else list(anchor_lengths)
+        self.anchors_per_forget = anchors_per_forget if anchor_lengths else 0.0
         self._by_rows = by_rows
         forget_total, retain_total = sum(self._forget_costs), sum(self._retain_costs)
         self.retain_per_forget = 0.0
@@ -68,7 +75,6 @@ class Plan:
             forget_budget = max(1.0, budget / (1 + self.retain_per_forget))
             self.steps_per_epoch = min(len(forget_lengths), math.ceil(forget_total / forget_budget - 1e-9))
         self._forget_bucket = forget_total / self.steps_per_epoch / BUCKETS_PER_STEP
-        self._retain_bucket = self._forget_bucket * self.retain_per_forget
 
     @property
     def num_steps(self) -> int:
@@ -80,12 +86,9 @@ class Plan:
         return self._random_steps() if self.mix == "random" else self._fixed_steps()
 
     def _fixed_steps(self) -> Iterator[Step]:
-        retain = itertools.chain.from_iterable(
-            self._order(self._retain_costs, self._retain_bucket, f"retain {turn}") for turn in itertools.count()
-        )
-        retain_row = next(retain) if self.retain_per_forget else 0
-        retain_next = self._retain_costs[retain_row] if self.retain_per_forget else 0
-        forget_cost = retain_cost = 0.0
+        retain = self._stream("retain", self._retain_costs, self.retain_per_forget)
+        anchor = self._stream("anchor", self._anchor_costs, self.anchors_per_forget)
+        forget_cost = 0.0
         per_step = sum(self._forget_costs) / self.steps_per_epoch
         for epoch in range(self.epochs):
             forget = self._order(self._forget_costs, self._forget_bucket, f"forget {epoch}")
@@ -100,13 +103,15 @@ class Plan:
                     step.forget.append(forget[done])
                     forget_cost += self._forget_costs[forget[done]]
                     done += 1
-                wanted = forget_cost * self.retain_per_forget
-                while self.retain_per_forget and (not step.retain or retain_cost + retain_next / 2 <= wanted):
-                    step.retain.append(retain_row)
-                    retain_cost += retain_next
-                    retain_row = next(retain)
-                    retain_next = self._retain_costs[retain_row]
+                step.retain.extend(retain.up_to(forget_cost))
+                step.anchor.extend(anchor.up_to(forget_cost))
                 yield step
+
+    def _stream(self, name: str, costs: Sequence[int], per_forget: float) -> "_Stream":
+        """The rows of a side again and again, in a new order each time."""
+        bucket = self._forget_bucket * per_forget
+        rows = (self._order(costs, bucket, f"{name} {turn}") for turn in itertools.count())
+        return _Stream(itertools.chain.from_iterable(rows) if per_forget else iter(()), costs, per_forget)
 
     def _random_steps(self) -> Iterator[Step]:
         forget_rows = len(self._forget_costs)
@@ -140,6 +145,26 @@ class Plan:
             filled += costs[row]
         rng.shuffle(stretches)
         return [row for stretch in stretches for row in stretch]
+
+
+class _Stream:
+    """Rows handed out in proportion to what the forget rows have cost; at least one a step."""
+
+    def __init__(self, rows: Iterator[int], costs: Sequence[int], per_forget: float) -> None:
+        self._rows, self._costs, self._per_forget = rows, costs, per_forget
+        self._next = next(rows, None)
+        self._cost = 0.0
+
+    def up_to(self, forget_cost: float) -> list[int]:
+        """The rows that come next, when the forget rows so far have cost so much."""
+        found: list[int] = []
+        while self._next is not None and (
+            not found or self._cost + self._costs[self._next] / 2 <= forget_cost * self._per_forget
+        ):
+            found.append(self._next)
+            self._cost += self._costs[self._next]
+            self._next = next(self._rows, None)
+        return found
 
 
 def halved(group: list[int], most: int) -> Iterator[list[int]]:

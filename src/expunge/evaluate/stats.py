@@ -21,6 +21,7 @@ from expunge.evaluate.bootstrap import (
     t_quantile,
     z_quantile,
 )
+from expunge.ranking import finite, placements
 
 BLOCK = 2_000_000
 """Cluster draws that are held in memory at a time."""
@@ -65,7 +66,7 @@ def mean_estimate(
     Raises:
         DataError: A value is not finite, or `clusters` has another length.
     """
-    rows = _finite("values", values)
+    rows = finite("values", values)
     return _mean(rows, _codes("clusters", clusters, rows.size), seed)
 
 
@@ -84,7 +85,7 @@ def difference_estimate(
     Raises:
         DataError: As `mean_estimate`, or the two have different lengths.
     """
-    first, second = _finite("before", before), _finite("after", after)
+    first, second = finite("before", before), finite("after", after)
     if first.size != second.size:
         raise DataError(
             f"before has {first.size} rows, after has {second.size}: a paired difference needs the same rows"
@@ -121,7 +122,7 @@ def statistic_estimate(
     Raises:
         DataError: A value is not finite, or labels do not match the rows.
     """
-    rows = {name: _finite(f"group {name}", values) for name, values in groups.items()}
+    rows = {name: finite(f"group {name}", values) for name, values in groups.items()}
     n = sum(values.size for values in rows.values())
     value = float(statistic(rows)) if n else math.nan
     if not math.isfinite(value):
@@ -138,15 +139,6 @@ def statistic_estimate(
     return Estimate(value, *bca_interval(value, draws, without), n)
 
 
-def auc(members: Sequence[float] | np.ndarray, nonmembers: Sequence[float] | np.ndarray) -> float:
-    """Probability that a member scores higher than a non-member, a tie counting one half; NaN if a side is empty.
-
-    Raises:
-        DataError: A score is not finite.
-    """
-    return _placements(_finite("members", members), _finite("nonmembers", nonmembers))[0]
-
-
 def auc_estimate(members: Sequence[float] | np.ndarray, nonmembers: Sequence[float] | np.ndarray) -> Estimate:
     """`auc` with a score interval at the variance of DeLong et al. 1988; `n` counts both sides.
 
@@ -158,8 +150,8 @@ def auc_estimate(members: Sequence[float] | np.ndarray, nonmembers: Sequence[flo
     Raises:
         DataError: A score is not finite.
     """
-    inside, outside = _finite("members", members), _finite("nonmembers", nonmembers)
-    value, above, below = _placements(inside, outside)
+    inside, outside = finite("members", members), finite("nonmembers", nonmembers)
+    value, above, below = placements(inside, outside)
     m, n = inside.size, outside.size
     if math.isnan(value):
         return Estimate(value, math.nan, math.nan, 0)
@@ -190,7 +182,7 @@ def auc_difference_estimate(
     if math.isnan(old.low):
         return Estimate(new.value - old.value, math.nan, math.nan, new.n)
     # Rows: before and after, of the members and of the non-members.
-    shares = zip(_placements(*sides[0])[1:], _placements(*sides[1])[1:], strict=True)
+    shares = zip(placements(*sides[0])[1:], placements(*sides[1])[1:], strict=True)
     covariance = sum(np.cov(pair) / pair[0].size for pair in shares)
     scale = math.sqrt(covariance[0, 0] * covariance[1, 1])
     return _joined(old, new, float(covariance[0, 1] / scale) if scale else 0.0)
@@ -204,7 +196,7 @@ def tpr_at_fpr(members: Sequence[float] | np.ndarray, nonmembers: Sequence[float
     Raises:
         DataError: A score is not finite.
     """
-    inside, outside = _finite("members", members), _finite("nonmembers", nonmembers)
+    inside, outside = finite("members", members), finite("nonmembers", nonmembers)
     if not 0 <= fpr < 1:
         raise ValueError(f"fpr is {fpr}: a rate from 0 to below 1 is needed")
     if not inside.size or not outside.size:
@@ -225,7 +217,7 @@ def tpr_estimate(
     Raises:
         DataError: A score is not finite.
     """
-    inside, outside = _finite("members", members), _finite("nonmembers", nonmembers)
+    inside, outside = finite("members", members), finite("nonmembers", nonmembers)
     value = tpr_at_fpr(inside, outside, fpr)
     m, n = inside.size, outside.size
     if math.isnan(value):
@@ -249,7 +241,7 @@ def ks_pvalue(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray) 
     Raises:
         DataError: A value is not finite.
     """
-    first, second = _finite("a", a), _finite("b", b)
+    first, second = finite("a", a), finite("b", b)
     if not first.size or not second.size:
         return math.nan
     from scipy.stats import ks_2samp  # takes a second to import
@@ -263,7 +255,7 @@ def runs_estimate(values: Sequence[float] | np.ndarray) -> Estimate:
     Raises:
         DataError: A value is not finite.
     """
-    runs = _finite("values", values)
+    runs = finite("values", values)
     if runs.size < 2:
         return Estimate(float(runs[0]) if runs.size else math.nan, math.nan, math.nan, runs.size)
     mean, half = float(runs.mean()), t_quantile(runs.size - 1) * float(runs.std(ddof=1)) / math.sqrt(runs.size)
@@ -356,38 +348,12 @@ def _in_unit_range(rows: np.ndarray) -> bool:
 # --- two sides -----------------------------------------------------------------------------------
 
 
-def _placements(inside: np.ndarray, outside: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
-    """The AUC, each member's share of lower non-members, and each non-member's share of higher members."""
-    if not inside.size or not outside.size:
-        return math.nan, np.empty(0), np.empty(0)
-    ordered, members = np.sort(outside), np.sort(inside)
-    # Half-wins are whole numbers, so nothing is rounded before the division.
-    wins = np.searchsorted(ordered, inside, "left") + np.searchsorted(ordered, inside, "right")
-    losses = np.searchsorted(members, outside, "left") + np.searchsorted(members, outside, "right")
-    value = int(wins.sum()) / (2 * inside.size * outside.size)
-    return value, wins / (2 * outside.size), 1 - losses / (2 * inside.size)
-
-
 def _share_draws(hits: np.ndarray, trials: int, rng: np.random.Generator) -> np.ndarray:
     """A draw of the true share for each count, from its posterior under Jeffreys' prior."""
     return rng.beta(hits + 0.5, trials - hits + 0.5)
 
 
 # --- small things --------------------------------------------------------------------------------
-
-
-def _finite(name: str, values: Sequence[float] | np.ndarray) -> np.ndarray:
-    """The values as a one-dimensional float64 array, once all are finite."""
-    array = np.asarray(values, dtype=np.float64)
-    if array.ndim != 1:
-        raise DataError(f"{name}: one number per row is needed, and this has {array.ndim} dimensions")
-    bad = np.flatnonzero(~np.isfinite(array))
-    if bad.size:
-        raise DataError(
-            f"{name}: {bad.size} of {array.size} values are not finite (first is number {bad[0] + 1}: {array[bad[0]]}):"
-            " leave out what was not measured"
-        )
-    return array
 
 
 def _codes(name: str, clusters: Sequence[Hashable] | None, rows: int) -> np.ndarray:

@@ -19,8 +19,9 @@ from expunge.evaluate.benchmarks.suite import FORCED, SAID, Documents, RowSet, S
 from expunge.evaluate.metrics.text import exact_match, rouge
 from expunge.evaluate.predictions import Predictions
 from expunge.evaluate.semeval import KINDS, Prediction, SemevalScores
-from expunge.evaluate.stats import Estimate, auc, auc_estimate, statistic_estimate
+from expunge.evaluate.stats import Estimate, auc_estimate, statistic_estimate
 from expunge.evaluate.values import Values
+from expunge.ranking import auc
 
 SOURCE = "SemEval-2025 Task 4 (2504.02883)"
 OFFICIAL = {"sc": "rouge_l_recall", "qa": "exact_match"}

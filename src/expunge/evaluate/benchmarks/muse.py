@@ -17,7 +17,7 @@ from expunge.evaluate.benchmarks.entries import Entry, point
 from expunge.evaluate.benchmarks.measurement import Measurement
 from expunge.evaluate.benchmarks.suite import FORCED, Documents, RowSet, Suite
 from expunge.evaluate.metrics import METRICS, aggregate
-from expunge.evaluate.stats import auc
+from expunge.ranking import auc
 
 VERBATIM_TOKENS = 128
 KNOWLEDGE_TOKENS = 32

@@ -1,7 +1,7 @@
 """Was a text in the training data: one score per text, larger = MORE likely a member.
 
 Under `compat` the number that the named code publishes: a loss, so larger = LESS likely a member, with its quirks.
-The area under the ROC curve over members and non-members is `expunge.evaluate.stats.auc`.
+The area under the ROC curve over members and non-members is `expunge.ranking.auc`.
 """
 
 import zlib as _zlib

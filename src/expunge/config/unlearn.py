@@ -1,8 +1,10 @@
-"""The one schema for Python arguments, YAML keys and command-line flags, and the recipes over it."""
+"""The settings of an unlearning run, and the recipes over them."""
 
 from dataclasses import dataclass, fields
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
+from expunge.config.checks import check_types
+from expunge.config.goal import Goal, read_goal
 from expunge.errors import ConfigError
 
 _PAPER: dict[str, Any] = {
@@ -10,7 +12,10 @@ _PAPER: dict[str, Any] = {
     "learning_rate": 1e-4,
     "schedule": "constant",
     "warmup": 0.0,
+    "forget_weight": 1.0,
     "kl_weight": 0.5,
+    "anchor_weight": 0.0,
+    "select_every": 0,
     "forget_span": "completion",
     "kl_span": "completion",
     "lora_rank": 5,
@@ -36,9 +41,6 @@ RECIPES: dict[str, dict[str, Any]] = {
 target-token "KL", prompt and completion tokenized apart without an end-of-text token, batches mixed at random.
 """
 
-ATTACKS = ("loss", "zlib", "lowercase", "min_k", "min_k_plus_plus", "reference", "gradient_norm")
-"""Membership attacks that `--attacks` may name."""
-
 
 @dataclass
 class UnlearnConfig:
@@ -49,7 +51,8 @@ class UnlearnConfig:
         forget: File or `datasets` name with the texts to forget.
         retain: File or `datasets` name with the texts to keep.
         output: Run directory to write.
-        holdout: Texts like the forget set that the model has never seen (measured at the end, never trained on).
+        holdout: Texts like the forget set that the model has never seen; half of them say when to stop and how strong
+            the adapter should be, none is ever trained on. A benchmark brings its own.
         benchmark: Read `forget`, `retain` and the membership documents from the folder `data`: `semeval`.
         data: The benchmark's folder.
         split: The benchmark's split.
@@ -70,6 +73,15 @@ class UnlearnConfig:
             paper's code computes in its place.
         forget_span: NPO on the `completion` tokens or on `all` tokens of a forget text.
         kl_span: KL on the `completion` tokens or on `all` tokens of a retain text.
+        anchor_weight: Weight of the KL on anchors, texts that the untouched model writes itself; they hold what it says
+            of texts that it never saw. 0 uses none.
+        anchors_per_forget: Anchor tokens (rows under `rows_per_step`) per forget token in a step.
+        select_every: Optimizer steps between looks at the selection texts; half an epoch when None. 0 never looks: the
+            run goes through all epochs and keeps the strength that it ends with.
+        patience: Looks in a row without a better state before the run stops.
+        target: Membership AUC to come to, `auc=0.5` or a retrained model's.
+        floor: Least share of the retain texts' probability to keep, as `retain=0.98`.
+        ceiling: Largest relative change of the unseen texts' loss, as `drift=0.05`.
         lora_rank: Rank of the adapter.
         lora_alpha: Adapter scale times rank; by default the rank.
         target_modules: `all-linear`, `auto` (query and value projections, as PEFT knows the architecture), or names
@@ -121,14 +133,22 @@ class UnlearnConfig:
 
     beta: float = 0.5
     level: Literal["token", "sequence"] = "token"
-    forget_weight: float = 1.0
+    forget_weight: float = 5.0
     retain_weight: float = 1.0
-    kl_weight: float = 1.5
+    kl_weight: float = 3.0
     kl_direction: Literal["reverse", "forward", "target-token"] = "reverse"
     forget_span: Literal["completion", "all"] = "all"
     kl_span: Literal["completion", "all"] = "all"
+    anchor_weight: float = 2.0
+    anchors_per_forget: float = 1.0
 
-    lora_rank: int = 16
+    select_every: int | None = None
+    patience: int = 4
+    target: str = "auc=0.5"
+    floor: str = "retain=0.98"
+    ceiling: str = "drift=0.05"
+
+    lora_rank: int = 32
     lora_alpha: float | None = None
     target_modules: str = "all-linear"
 
@@ -180,7 +200,7 @@ class UnlearnConfig:
         Raises:
             ConfigError: The first setting that cannot be used, named by its flag.
         """
-        _check_types(self)
+        check_types(self)
         checks = [
             (bool(self.model), "--model is missing: give a folder or a Hub name"),
             (bool(self.output), "--output is missing: give the run directory to write"),
@@ -195,6 +215,15 @@ class UnlearnConfig:
             (0 < self.forget_weight < float("inf"), f"--forget-weight {self.forget_weight}: must be above 0"),
             (0 <= self.retain_weight < float("inf"), f"--retain-weight {self.retain_weight}: must be 0 or more"),
             (0 <= self.kl_weight < float("inf"), f"--kl-weight {self.kl_weight}: must be finite, 0 or more"),
+            (0 <= self.anchor_weight < float("inf"),
+             f"--anchor-weight {self.anchor_weight}: must be finite, 0 or more"),
+            (0 < self.anchors_per_forget < float("inf"),
+             f"--anchors-per-forget {self.anchors_per_forget}: must be finite and above 0"),
+            (self.anchor_weight == 0 or self.mix == "fixed" or self.rows_per_step is None,
+             "--mix random has no place for anchors: --anchor-weight 0"),
+            (self.select_every is None or self.select_every >= 0,
+             f"--select-every {self.select_every}: must be 0 or more"),
+            (self.patience >= 1, f"--patience {self.patience}: must be at least 1"),
             (1 <= self.lora_rank <= 4096, f"--lora-rank {self.lora_rank}: must lie between 1 and 4096"),
             (self.lora_alpha is None or 0 < self.lora_alpha < float("inf"),
              f"--lora-alpha {self.lora_alpha}: must be finite and above 0"),
@@ -226,173 +255,18 @@ class UnlearnConfig:
         for holds, message in checks:
             if not holds:
                 raise ConfigError(message)
+        _ = self.goal
+
+    @property
+    def goal(self) -> Goal:
+        """What selection is to reach.
+
+        Raises:
+            ConfigError: `target`, `floor` or `ceiling` cannot be read.
+        """
+        return read_goal(self.target, self.floor, self.ceiling)
 
     @property
     def needs_retain(self) -> bool:
         """Whether a retain term has any weight."""
         return self.retain_weight > 0 or self.kl_weight > 0
-
-
-@dataclass
-class EvaluateConfig:
-    """What an evaluation depends on.
-
-    Attributes:
-        model: Folder or Hub name of the model.
-        data: The benchmark's folder.
-        output: Results file to write; the values of every row go to a .parquet file beside it.
-        adapter: Run directory or adapter folder to put on the model.
-        benchmark: `semeval`, `lume`, `tofu`, `muse`, or `custom` (your own files).
-        split: The benchmark's split: semeval `validation` (default) or `train`; tofu `forget01`, `forget05` or
-            `forget10` (default); muse `news` (default) or `books`. A plain folder of lume or semeval has none.
-        forget: Custom: file or `datasets` name with the texts that must be forgotten.
-        retain: Custom: texts that must be kept.
-        holdout: Custom: texts like the forget set that the model has never seen; membership is measured against them.
-        columns: Custom: which column is what, as `prompt=...,completion=...[,id=...,task=...]`.
-        reference: A model that never saw the forget set: every metric is shown for it too.
-        attacks: Membership attacks, separated by commas: `loss`, `zlib`, `lowercase`, `min_k`, `min_k_plus_plus`,
-            `reference` (needs `reference`), `gradient_norm` (a backward pass per text); by default all but the last.
-        samples: Answers drawn per forget prompt, for leak@k; 0 draws none.
-        temperature: Temperature of these draws.
-        seed: Seed of these draws.
-        tasks: Utility tasks of lm-eval (`mmlu,hellaswag`), on the model with and without the adapter
-            (`expunge[lm-eval]`); the MMLU average enters the final score.
-        task_path: Folder with task files of your own for lm-eval.
-        limit: Rows per utility task; all when None.
-        keep_predictions: Folder for the generated texts, so that `expunge score` can score them again (semeval, lume).
-            They hold the texts of the forget set; nothing else that an evaluation writes does.
-        mmlu: Accuracy on MMLU for the final score: a number in [0, 1] or a metrics file with `average_acc`.
-        max_new_tokens: Longest generation, in tokens (muse has its own).
-        join: How the model goes from prompt to completion (as for `unlearn`); `chat` puts prompts into the tokenizer's
-            template, all others hand over the prompt as it is.
-        dtype: `float32` (exact), `bfloat16`, or `auto` (the fastest that the device has).
-        device: `auto`, `cpu`, `cuda`, `cuda:1` ...
-        shard_base: As for `unlearn`; without `gradient_norm` and `tasks`.
-        trust_remote_code: Run code that comes with the model.
-        overwrite: Replace an earlier results file and earlier predictions.
-    """
-
-    model: str
-    data: str | None = None
-    output: str = ""
-    adapter: str | None = None
-    benchmark: Literal["semeval", "lume", "tofu", "muse", "custom"] = "semeval"
-    split: str | None = None
-    forget: str | None = None
-    retain: str | None = None
-    holdout: str | None = None
-    columns: str | None = None
-    reference: str | None = None
-    attacks: str | None = None
-    samples: int = 0
-    temperature: float = 1.0
-    seed: int = 0
-    tasks: str | None = None
-    task_path: str | None = None
-    limit: int | None = None
-    keep_predictions: str | None = None
-    mmlu: str | None = None
-    max_new_tokens: int = 256
-    join: Literal["auto", "none", "space", "newline", "chat", "separate"] = "auto"
-    dtype: Literal["auto", "float32", "bfloat16"] = "float32"
-    device: str = "auto"
-    shard_base: bool = False
-    trust_remote_code: bool = False
-    overwrite: bool = False
-
-    def validate(self) -> None:
-        """Check every range and every pair of settings that must agree; nothing is loaded.
-
-        Raises:
-            ConfigError: The first setting that cannot be used, named by its flag.
-        """
-        _check_types(self)
-        custom, official = self.benchmark == "custom", self.benchmark in ("semeval", "lume")
-        own_files = [f"--{name}" for name in ("forget", "retain", "holdout", "columns") if getattr(self, name)]
-        unknown = [name for name in self.attack_names if name not in ATTACKS]
-        checks = [
-            (bool(self.model), "--model is missing: give a folder or a Hub name"),
-            (bool(self.output), "--output is missing: give the results file to write"),
-            (not self.output.endswith(".parquet"),
-             f"--output {self.output}: that name is for the values of every row: end it in .json"),
-            (custom or bool(self.data), f"--benchmark {self.benchmark} needs --data, its folder"),
-            (custom or not own_files, f"--benchmark {self.benchmark} brings its own files: leave "
-             f"{' and '.join(own_files)} out, or give --benchmark custom"),
-            (not custom or bool(self.forget), "--forget is missing: custom measures your own texts"),
-            (not custom or not self.data, "--data: --benchmark custom reads your own files: give --forget, --retain"),
-            (not (custom or self.benchmark == "lume") or not self.split,
-             f"--split {self.split}: --benchmark {self.benchmark} has no splits"),
-            (not unknown, f"--attacks {self.attacks}: unknown {', '.join(unknown)}; known are {', '.join(ATTACKS)}"),
-            ("reference" not in self.attack_names or bool(self.reference),
-             "--attacks reference needs --reference, the model to compare with"),
-            (self.max_new_tokens >= 1, f"--max-new-tokens {self.max_new_tokens}: must be at least 1"),
-            (self.samples >= 0, f"--samples {self.samples}: must be 0 or more"),
-            (0 < self.temperature < float("inf"), f"--temperature {self.temperature}: must be finite and above 0"),
-            (0 <= self.seed < 2**32, f"--seed {self.seed}: must lie between 0 and 2^32 - 1"),
-            (self.limit is None or self.limit >= 1, f"--limit {self.limit}: must be at least 1"),
-            (bool(self.tasks) or not (self.limit or self.task_path), "--limit and --task-path need --tasks"),
-            (self.tasks is None or bool(self.task_names), "--tasks is empty: give names separated by commas"),
-            (not (self.shard_base and ("gradient_norm" in self.attack_names or self.tasks)),
-             "--shard-base: neither --attacks gradient_norm nor --tasks can be measured on a sharded base"),
-            (official or not self.mmlu, f"--mmlu: --benchmark {self.benchmark} has no final score: leave it out"),
-            (not (self.mmlu and any(name.startswith("mmlu") for name in self.task_names)),
-             "--mmlu and --tasks mmlu contradict each other: choose one"),
-            (official or not self.keep_predictions,
-             f"--keep-predictions: --benchmark {self.benchmark} has no stored form: leave it out"),
-        ]  # fmt: skip
-        for holds, message in checks:
-            if not holds:
-                raise ConfigError(message)
-
-    @property
-    def attack_names(self) -> list[str]:
-        """The membership attacks that were asked for; empty for all cheap ones."""
-        return _names(self.attacks)
-
-    @property
-    def task_names(self) -> list[str]:
-        """The utility tasks."""
-        return _names(self.tasks)
-
-
-@dataclass
-class CalibrateConfig:
-    """What the strength of an adapter is chosen by.
-
-    Attributes:
-        run: Finished run; the adapter in it gets the strength.
-        holdout: Texts like the forget set that the model has never seen; by default the run's, or the benchmark's.
-        target: Membership AUC to come closest to, `auc=0.5` or a retrained model's.
-        floor: Least share of the retain texts' probability to keep, as `retain=0.97`.
-        ceiling: Largest relative change of the unseen texts' loss, as `drift=0.05`.
-        dtype: `auto`, `float32` or `bfloat16`.
-        device: `auto`, `cpu`, `cuda` ...
-    """
-
-    run: str
-    holdout: str | None = None
-    target: str = "auc=0.5"
-    floor: str = "retain=0.97"
-    ceiling: str = "drift=0.05"
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    device: str = "auto"
-
-
-def _check_types(config: "UnlearnConfig | EvaluateConfig") -> None:
-    hints = get_type_hints(type(config))
-    for name, value in vars(config).items():
-        kinds = get_args(hints[name]) or (hints[name],)
-        if get_origin(hints[name]) is Literal:
-            fits = value in kinds
-        else:
-            literals = [choice for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
-            types = tuple(kind for kind in kinds if isinstance(kind, type))
-            number = isinstance(value, int) and not isinstance(value, bool) and float in types
-            fits = value in literals or number or (isinstance(value, types) and (bool in types or value is not True))
-        if not fits:
-            expected = " or ".join(getattr(kind, "__name__", str(kind)) for kind in kinds)
-            raise ConfigError(f"--{name.replace('_', '-')} {value!r}: must be {expected}")
-
-
-def _names(text: str | None) -> list[str]:
-    return [name.strip() for name in (text or "").split(",") if name.strip()]

@@ -1,0 +1,155 @@
+"""The settings of an evaluation and of a calibration."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from expunge.config.checks import check_types, names
+from expunge.errors import ConfigError
+
+ATTACKS = ("loss", "zlib", "lowercase", "min_k", "min_k_plus_plus", "reference", "gradient_norm")
+"""Membership attacks that `--attacks` may name."""
+
+
+@dataclass
+class EvaluateConfig:
+    """What an evaluation depends on.
+
+    Attributes:
+        model: Folder or Hub name of the model.
+        data: The benchmark's folder.
+        output: Results file to write; the values of every row go to a .parquet file beside it.
+        adapter: Run directory or adapter folder to put on the model.
+        benchmark: `semeval`, `lume`, `tofu`, `muse`, or `custom` (your own files).
+        split: The benchmark's split: semeval `validation` (default) or `train`; tofu `forget01`, `forget05` or
+            `forget10` (default); muse `news` (default) or `books`. A plain folder of lume or semeval has none.
+        forget: Custom: file or `datasets` name with the texts that must be forgotten.
+        retain: Custom: texts that must be kept.
+        holdout: Custom: texts like the forget set that the model has never seen; membership is measured against them.
+        columns: Custom: which column is what, as `prompt=...,completion=...[,id=...,task=...]`.
+        reference: A model that never saw the forget set: every metric is shown for it too.
+        attacks: Membership attacks, separated by commas: `loss`, `zlib`, `lowercase`, `min_k`, `min_k_plus_plus`,
+            `reference` (needs `reference`), `gradient_norm` (a backward pass per text); by default all but the last.
+        samples: Answers drawn per forget prompt, for leak@k; 0 draws none.
+        temperature: Temperature of these draws.
+        seed: Seed of these draws.
+        tasks: Utility tasks of lm-eval (`mmlu,hellaswag`), on the model with and without the adapter
+            (`expunge[lm-eval]`); the MMLU average enters the final score.
+        task_path: Folder with task files of your own for lm-eval.
+        limit: Rows per utility task; all when None.
+        keep_predictions: Folder for the generated texts, so that `expunge score` can score them again (semeval, lume).
+            They hold the texts of the forget set; nothing else that an evaluation writes does.
+        mmlu: Accuracy on MMLU for the final score: a number in [0, 1] or a metrics file with `average_acc`.
+        max_new_tokens: Longest generation, in tokens (muse has its own).
+        join: How the model goes from prompt to completion (as for `unlearn`); `chat` puts prompts into the tokenizer's
+            template, all others hand over the prompt as it is.
+        dtype: `float32` (exact), `bfloat16`, or `auto` (the fastest that the device has).
+        device: `auto`, `cpu`, `cuda`, `cuda:1` ...
+        shard_base: As for `unlearn`; without `gradient_norm` and `tasks`.
+        trust_remote_code: Run code that comes with the model.
+        overwrite: Replace an earlier results file and earlier predictions.
+    """
+
+    model: str
+    data: str | None = None
+    output: str = ""
+    adapter: str | None = None
+    benchmark: Literal["semeval", "lume", "tofu", "muse", "custom"] = "semeval"
+    split: str | None = None
+    forget: str | None = None
+    retain: str | None = None
+    holdout: str | None = None
+    columns: str | None = None
+    reference: str | None = None
+    attacks: str | None = None
+    samples: int = 0
+    temperature: float = 1.0
+    seed: int = 0
+    tasks: str | None = None
+    task_path: str | None = None
+    limit: int | None = None
+    keep_predictions: str | None = None
+    mmlu: str | None = None
+    max_new_tokens: int = 256
+    join: Literal["auto", "none", "space", "newline", "chat", "separate"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16"] = "float32"
+    device: str = "auto"
+    shard_base: bool = False
+    trust_remote_code: bool = False
+    overwrite: bool = False
+
+    def validate(self) -> None:
+        """Check every range and every pair of settings that must agree; nothing is loaded.
+
+        Raises:
+            ConfigError: The first setting that cannot be used, named by its flag.
+        """
+        check_types(self)
+        custom, official = self.benchmark == "custom", self.benchmark in ("semeval", "lume")
+        own_files = [f"--{name}" for name in ("forget", "retain", "holdout", "columns") if getattr(self, name)]
+        unknown = [name for name in self.attack_names if name not in ATTACKS]
+        checks = [
+            (bool(self.model), "--model is missing: give a folder or a Hub name"),
+            (bool(self.output), "--output is missing: give the results file to write"),
+            (not self.output.endswith(".parquet"),
+             f"--output {self.output}: that name is for the values of every row: end it in .json"),
+            (custom or bool(self.data), f"--benchmark {self.benchmark} needs --data, its folder"),
+            (custom or not own_files, f"--benchmark {self.benchmark} brings its own files: leave "
+             f"{' and '.join(own_files)} out, or give --benchmark custom"),
+            (not custom or bool(self.forget), "--forget is missing: custom measures your own texts"),
+            (not custom or not self.data, "--data: --benchmark custom reads your own files: give --forget, --retain"),
+            (not (custom or self.benchmark == "lume") or not self.split,
+             f"--split {self.split}: --benchmark {self.benchmark} has no splits"),
+            (not unknown, f"--attacks {self.attacks}: unknown {', '.join(unknown)}; known are {', '.join(ATTACKS)}"),
+            ("reference" not in self.attack_names or bool(self.reference),
+             "--attacks reference needs --reference, the model to compare with"),
+            (self.max_new_tokens >= 1, f"--max-new-tokens {self.max_new_tokens}: must be at least 1"),
+            (self.samples >= 0, f"--samples {self.samples}: must be 0 or more"),
+            (0 < self.temperature < float("inf"), f"--temperature {self.temperature}: must be finite and above 0"),
+            (0 <= self.seed < 2**32, f"--seed {self.seed}: must lie between 0 and 2^32 - 1"),
+            (self.limit is None or self.limit >= 1, f"--limit {self.limit}: must be at least 1"),
+            (bool(self.tasks) or not (self.limit or self.task_path), "--limit and --task-path need --tasks"),
+            (self.tasks is None or bool(self.task_names), "--tasks is empty: give names separated by commas"),
+            (not (self.shard_base and ("gradient_norm" in self.attack_names or self.tasks)),
+             "--shard-base: neither --attacks gradient_norm nor --tasks can be measured on a sharded base"),
+            (official or not self.mmlu, f"--mmlu: --benchmark {self.benchmark} has no final score: leave it out"),
+            (not (self.mmlu and any(name.startswith("mmlu") for name in self.task_names)),
+             "--mmlu and --tasks mmlu contradict each other: choose one"),
+            (official or not self.keep_predictions,
+             f"--keep-predictions: --benchmark {self.benchmark} has no stored form: leave it out"),
+        ]  # fmt: skip
+        for holds, message in checks:
+            if not holds:
+                raise ConfigError(message)
+
+    @property
+    def attacknames(self) -> list[str]:
+        """The membership attacks that were asked for; empty for all cheap ones."""
+        return names(self.attacks)
+
+    @property
+    def tasknames(self) -> list[str]:
+        """The utility tasks."""
+        return names(self.tasks)
+
+
+@dataclass
+class CalibrateConfig:
+    """What the strength of an adapter is chosen by.
+
+    Attributes:
+        run: Finished run; the adapter in it gets the strength.
+        holdout: Texts like the forget set that the model has never seen; by default the run's, or the benchmark's.
+        target: Membership AUC to come closest to, `auc=0.5` or a retrained model's.
+        floor: Least share of the retain texts' probability to keep, as `retain=0.97`.
+        ceiling: Largest relative change of the unseen texts' loss, as `drift=0.05`.
+        dtype: `auto`, `float32` or `bfloat16`.
+        device: `auto`, `cpu`, `cuda` ...
+    """
+
+    run: str
+    holdout: str | None = None
+    target: str = "auc=0.5"
+    floor: str = "retain=0.97"
+    ceiling: str = "drift=0.05"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    device: str = "auto"

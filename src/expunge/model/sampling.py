@@ -1,0 +1,124 @@
+"""Anchors: texts that the untouched model writes itself, so that what it says of unseen texts can be held in place.
+
+Nothing holds a model on texts that neither the forget nor the retain set is like, and pushing the forget set moves what
+it says there. Texts that it would write by itself are the nearest to them that can be had without any data.
+"""
+
+import itertools
+import random
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+
+import torch
+from peft import PeftModel
+
+from expunge.data.tokenize import TokenizedExample
+from expunge.model.load import LoadedModel
+from expunge.processes import ALONE, Processes
+
+PREFIXES = (1, 2, 4, 8)
+"""Tokens that a text is begun with, in turn."""
+REPLACED = 0.5
+"""Share of them that is replaced by tokens drawn from all texts, so that what is known by heart does not go on."""
+NEW_TOKENS = 96
+"""Longest continuation."""
+BATCH = {"cpu": 128, "cuda": 512}
+"""Texts that are written at once, per device type."""
+KNOWN = 8
+"""A text that has so many tokens in a row from the forget set, and not from the retain set, is no anchor."""
+
+
+@torch.no_grad()
+def write_texts(
+    loaded: LoadedModel,
+    forget: Sequence[TokenizedExample],
+    retain: Sequence[TokenizedExample],
+    *,
+    tokens: int,
+    seed: int,
+    processes: Processes = ALONE,
+    progress: Callable[[int], None] = lambda count: None,
+) -> list[TokenizedExample]:
+    """Let the model write different texts, at temperature 1, until there are `tokens` of them.
+
+    Args:
+        loaded: The untouched model.
+        forget: Texts to forget; what repeats them is left out.
+        retain: Texts to keep.
+        tokens: Tokens of all texts together.
+        seed: Seed of the beginnings and of the draws.
+        processes: Those that need the texts; all get those of the first.
+        progress: Called with the number of tokens that have just been written.
+
+    Returns:
+        The texts, which may be fewer than wanted where the model writes the same again and again.
+    """
+    rng = random.Random(f"{seed} anchors")
+    rows = [*forget, *retain]
+    vocabulary = [token for row in rows for token in row.input_ids]
+    known = _grams(forget) - _grams(retain)
+    size = BATCH[loaded.device.type]
+    found: dict[tuple[int, ...], None] = {}
+    written, most = 0, 8 * tokens
+    devices = [] if loaded.device.type == "cpu" else [loaded.device]
+    off = loaded.model.disable_adapter() if isinstance(loaded.model, PeftModel) else nullcontext()
+    with torch.random.fork_rng(devices), off:
+        torch.manual_seed(seed)
+        for length in itertools.cycle(PREFIXES):
+            before = sum(map(len, found))
+            if before >= tokens or written >= most:
+                break
+            texts = _continue(loaded, [_beginning(rng, rows, vocabulary, length) for _ in range(size)])
+            texts = processes.gather(texts)[0]
+            found |= {text: None for text in texts if len(text) > length and not known & set(_windows(text))}
+            written += sum(map(len, texts))
+            progress(min(sum(map(len, found)), tokens) - before)
+    chosen, total = [], 0
+    for text in found:
+        if total < tokens:
+            chosen.append(TokenizedExample(f"anchor-{len(chosen) + 1}", list(text), 1))
+            total += len(text)
+    return chosen
+
+
+def _beginning(
+    rng: random.Random, rows: Sequence[TokenizedExample], vocabulary: Sequence[int], length: int
+) -> list[int]:
+    """The first tokens of a row, some of them replaced; short rows are filled up."""
+    first = rng.choice(rows).input_ids[:length]
+    kept = [token if at == 0 or rng.random() >= REPLACED else rng.choice(vocabulary) for at, token in enumerate(first)]
+    return kept + [rng.choice(vocabulary) for _ in range(length - len(kept))]
+
+
+def _continue(loaded: LoadedModel, begun: list[list[int]]) -> list[tuple[int, ...]]:
+    """What the model writes after each of some beginnings of one length, up to the end-of-text token."""
+    tokenizer = loaded.tokenizer
+    end = tokenizer.eos_token_id
+    context = getattr(loaded.base.config.get_text_config(), "max_position_embeddings", None)
+    room = NEW_TOKENS if context is None else context - len(begun[0])
+    ids = torch.tensor(begun, device=loaded.device)
+    with loaded.autocast():
+        output = loaded.base.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=True,
+            temperature=1.0,
+            top_k=0,
+            top_p=1.0,
+            max_new_tokens=max(1, min(NEW_TOKENS, room)),
+            eos_token_id=end,
+            pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end or 0,
+        ).tolist()
+    texts = []
+    for text in output:
+        ends = [at for at, token in enumerate(text) if token == end and at >= ids.shape[1]]
+        texts.append(tuple(text[: ends[0] + 1] if ends else text))
+    return texts
+
+
+def _windows(ids: Sequence[int]) -> list[tuple[int, ...]]:
+    return [tuple(ids[at : at + KNOWN]) for at in range(len(ids) - KNOWN + 1)]
+
+
+def _grams(rows: Sequence[TokenizedExample]) -> set[tuple[int, ...]]:
+    return {window for row in rows for window in _windows(row.input_ids)}

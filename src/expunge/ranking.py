@@ -1,0 +1,43 @@
+"""The area under the ROC curve, from scores alone."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from expunge.errors import DataError
+
+
+def auc(members: Sequence[float] | np.ndarray, nonmembers: Sequence[float] | np.ndarray) -> float:
+    """Probability that a member scores higher than a non-member, a tie counting one half; NaN if a side is empty.
+
+    Raises:
+        DataError: A score is not finite.
+    """
+    return placements(finite("members", members), finite("nonmembers", nonmembers))[0]
+
+
+def placements(inside: np.ndarray, outside: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
+    """The AUC, each member's share of lower non-members, and each non-member's share of higher members."""
+    if not inside.size or not outside.size:
+        return math.nan, np.empty(0), np.empty(0)
+    ordered, members = np.sort(outside), np.sort(inside)
+    # Half-wins are whole numbers, so nothing is rounded before the division.
+    wins = np.searchsorted(ordered, inside, "left") + np.searchsorted(ordered, inside, "right")
+    losses = np.searchsorted(members, outside, "left") + np.searchsorted(members, outside, "right")
+    value = int(wins.sum()) / (2 * inside.size * outside.size)
+    return value, wins / (2 * outside.size), 1 - losses / (2 * inside.size)
+
+
+def finite(name: str, values: Sequence[float] | np.ndarray) -> np.ndarray:
+    """The values as a one-dimensional float64 array, once all are finite."""
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim != 1:
+        raise DataError(f"{name}: one number per row is needed, and this has {array.ndim} dimensions")
+    bad = np.flatnonzero(~np.isfinite(array))
+    if bad.size:
+        raise DataError(
+            f"{name}: {bad.size} of {array.size} values are not finite (first is number {bad[0] + 1}: {array[bad[0]]}):"
+            " leave out what was not measured"
+        )
+    return array

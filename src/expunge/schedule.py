@@ -1,0 +1,50 @@
+"""What happens when: the rows of every step, and its learning rate."""
+
+import math
+from collections.abc import Sequence
+
+from expunge.config import UnlearnConfig
+from expunge.data.batches import Plan
+from expunge.data.tokenize import TokenizedExample
+from expunge.prepare import Prepared
+
+ANCHORS_PER_FORGET_SET = 4
+"""Size of the anchor set in tokens, in forget sets; smaller where the run needs fewer."""
+
+
+def anchor_tokens(prepared: Prepared, epochs: float) -> int:
+    """Tokens of anchors that a run of so many epochs writes."""
+    config = prepared.config
+    if not config.anchor_weight:
+        return 0
+    forget = sum(map(len, prepared.forget))
+    return math.ceil(forget * min(ANCHORS_PER_FORGET_SET, epochs * config.anchors_per_forget))
+
+
+def make_plan(prepared: Prepared, anchors: Sequence[TokenizedExample] = ()) -> Plan:
+    """The steps of a run, with anchors in them once these are written."""
+    config = prepared.config
+    return Plan(
+        [len(row) for row in prepared.forget],
+        [len(row) for row in prepared.retain],
+        epochs=config.epochs,
+        tokens_per_step=config.tokens_per_step,
+        rows_per_step=config.rows_per_step,
+        retain_per_forget=config.retain_per_forget,
+        anchor_lengths=[len(row) for row in anchors],
+        anchors_per_forget=config.anchors_per_forget,
+        mix=config.mix,
+        seed=config.seed,
+    )
+
+
+def learning_rate(config: UnlearnConfig, index: int, num_steps: int) -> float:
+    """The learning rate of step `index` (from 0): a linear rise over `warmup`, then the schedule."""
+    peak = config.learning_rate or 0.0
+    warm = round(config.warmup * num_steps)
+    if index < warm:
+        return peak * (index + 1) / warm
+    if config.schedule == "constant":
+        return peak
+    left = 1 - (index - warm) / max(1, num_steps - warm)
+    return peak * (left if config.schedule == "linear" else (1 - math.cos(math.pi * left)) / 2)

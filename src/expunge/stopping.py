@@ -1,0 +1,116 @@
+"""When to stop: looks at the selection texts while the run goes on, and the best state so far."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from expunge.config.goal import Goal
+from expunge.data.tokenize import TokenizedExample
+from expunge.model.load import LoadedModel
+from expunge.prepare import Prepared
+from expunge.processes import ALONE, Processes
+from expunge.strength import RETAIN_ROWS, TOLERANCES, Selection, Signals, evenly, measure, shortfall
+
+STAND_INS = 64
+"""Texts of the model's own that stand in for unseen ones where there are none."""
+PREFIX = "best."
+"""Of the tensors of the best state in a checkpoint."""
+
+
+def selection_of(
+    prepared: Prepared, written: Sequence[TokenizedExample]
+) -> tuple[Selection, list[str], list[TokenizedExample]]:
+    """What a run is judged by.
+
+    Args:
+        prepared: The run.
+        written: Texts that the untouched model wrote.
+
+    Returns:
+        The texts; the hashes of those that nothing may be reported on; what is left of `written` as anchors: all of
+        them, but where there are no unseen texts, `STAND_INS` of them stand in.
+    """
+    retain = evenly(prepared.retain, RETAIN_ROWS)
+    if prepared.selection is not None:
+        own = prepared.selection
+        return Selection(own.members, own.nonmembers, retain), own.hashes, list(written)
+    count = min(STAND_INS, len(written) // 2)
+    return Selection(evenly(prepared.forget, RETAIN_ROWS), list(written[:count]), retain), [], list(written[count:])
+
+
+class Selector:
+    """The looks of one run.
+
+    Args:
+        selection: What to look at.
+        goal: What to reach.
+        patience: Looks in a row without a better state, once the membership AUC is no longer above the goal.
+    """
+
+    def __init__(self, selection: Selection, goal: Goal, *, patience: int) -> None:
+        self.selection, self._goal, self._patience = selection, goal, patience
+        self._untouched: Signals | None = None
+        self._looks: list[tuple[float, float]] = []  # shortfall and AUC of each
+        self.best: list[Tensor] = []
+        """The adapter's parameters at the best look."""
+        self.best_step = 0
+
+    def begin(self, loaded: LoadedModel, processes: Processes = ALONE) -> None:
+        """Look at the untouched model; must come before the first look."""
+        self._untouched = measure(loaded, self.selection, 0.0, processes)
+
+    def look(
+        self, loaded: LoadedModel, parameters: Sequence[Tensor], step: int, processes: Processes = ALONE
+    ) -> dict[str, float]:
+        """Measure the adapter as it is after `step` steps, and keep it if it is the best so far."""
+        if self._untouched is None:
+            raise RuntimeError("begin comes first")
+        signals = measure(loaded, self.selection, 1.0, processes)
+        missing = shortfall(signals, self._untouched, self._goal)
+        if self._take(step, missing, signals.auc):
+            self.best = [parameter.detach().clone() for parameter in parameters]
+        return {**asdict(signals), "shortfall": missing}
+
+    def _take(self, step: int, missing: float, auc: float) -> bool:
+        better = missing < min((own for own, _ in self._looks), default=float("inf"))
+        self._looks.append((missing, auc))
+        if better:
+            self.best_step = step
+        return better
+
+    @property
+    def reason(self) -> str | None:
+        """Why the run should stop; None while it should go on."""
+        if not self._looks:
+            return None
+        if self._looks[-1][0] == 0:
+            return "the goal is reached"
+        best = min(range(len(self._looks)), key=lambda at: self._looks[at][0])
+        through = next(
+            (at for at, (_, auc) in enumerate(self._looks) if auc <= self._goal.auc + TOLERANCES["auc"]), None
+        )
+        if through is not None and len(self._looks) - 1 - max(best, through) >= self._patience:
+            return f"no better state in {self._patience} looks since the membership AUC has come to the goal"
+        return None
+
+    @torch.no_grad()
+    def take_best(self, parameters: Sequence[Tensor]) -> None:
+        """Set the adapter back to its best state."""
+        for parameter, value in zip(parameters, self.best, strict=True):
+            parameter.copy_(value)
+
+    def state(self) -> dict[str, Tensor]:
+        """The best state, for a checkpoint."""
+        return {f"{PREFIX}{index}": value for index, value in enumerate(self.best)}
+
+    def restore(self, lines: Iterable[Mapping[str, Any]], tensors: Mapping[str, Tensor]) -> None:
+        """Take over the looks in the log's lines and the best state of a checkpoint."""
+        self._looks = []
+        for line in lines:
+            if "selection" in line:
+                self._take(line["step"], line["selection"]["shortfall"], line["selection"]["auc"])
+        count = sum(name.startswith(PREFIX) for name in tensors)
+        self.best = [tensors[f"{PREFIX}{index}"] for index in range(count)]
