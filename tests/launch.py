@@ -116,7 +116,7 @@ def reference_in_files() -> None:
 
 
 def _at_step_3(action: Any) -> None:
-    trainer = import_module("expunge.unlearn").Trainer
+    trainer = import_module("expunge.trainer").Trainer
     step = trainer.train_step
 
     def train_step(self: Any, plan_step: Any, index: int) -> dict[str, float]:
@@ -160,7 +160,7 @@ def last_runs_out_of_memory() -> None:
     """The last process finds no room for a micro-batch."""
     import torch
 
-    module = import_module("expunge.unlearn")
+    module = import_module("expunge.trainer")
 
     def fail() -> None:
         def loss_terms(*_: Any) -> None:
@@ -179,7 +179,7 @@ def all_note_what_they_hold() -> None:
     import torch
     from torch.distributed.tensor import DTensor
 
-    module = import_module("expunge.unlearn")
+    module = import_module("expunge.trainer")
     forward = module.loss_terms
 
     def loss_terms(loaded: Any, *arguments: Any) -> Any:
@@ -205,7 +205,7 @@ def first_waits_for_ever() -> None:
 
     from expunge.errors import RunError
 
-    module = import_module("expunge.unlearn")
+    module = import_module("expunge.trainer")
 
     def wait(*_: Any, **__: Any) -> None:
         if rank() == 0:

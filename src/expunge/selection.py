@@ -16,8 +16,11 @@ FEWEST = 8
 
 
 def example_hashes(examples: Sequence[Example]) -> list[str]:
-    """What stands for texts where they must not be told: SHA-256 of each, however prompt and completion are joined."""
-    texts = (f"{example.prompt}\n{example.completion}".strip() for example in examples)
+    """What stands for texts where they must not be told: SHA-256 of each, however prompt and completion are joined.
+
+    White space does not count, so a text is the same with and without a space where it is split.
+    """
+    texts = ("".join(f"{example.prompt} {example.completion}".split()) for example in examples)
     return [hashlib.sha256(text.encode()).hexdigest() for text in texts]
 
 
@@ -31,6 +34,8 @@ def selection_half(hashes: Sequence[str]) -> list[bool]:
 def split_off(members: Sequence[Example], nonmembers: Sequence[Example]) -> tuple[list[str], list[list[Example]]]:
     """The selection half of members and of non-members, and the hashes of its texts.
 
+    A membership attack reads documents: where there are enough of them, texts much shorter than most are left out.
+
     Raises:
         DataError: A text is on both sides, or a half has fewer than `FEWEST`.
     """
@@ -40,6 +45,10 @@ def split_off(members: Sequence[Example], nonmembers: Sequence[Example]) -> tupl
         raise DataError(
             f"{len(both)} of the unseen texts are among those to be forgotten: give texts that the model has never seen"
         )
+    least = _least_length([*members, *nonmembers])
+    long = [[own for own in side if _length(own) >= least] for _, side, _ in sides]
+    if all(len(side) >= 2 * FEWEST for side in long):
+        sides = tuple((name, own, example_hashes(own)) for (name, _, _), own in zip(sides, long, strict=True))
     halves, chosen = [], set()
     for name, side, hashes in sides:
         half = selection_half(hashes)
@@ -50,6 +59,16 @@ def split_off(members: Sequence[Example], nonmembers: Sequence[Example]) -> tupl
         chosen |= set(compress(hashes, half))
         halves.append(list(compress(side, half)))
     return sorted(chosen), halves
+
+
+def _length(example: Example) -> int:
+    return len(example.prompt) + len(example.completion)
+
+
+def _least_length(examples: Sequence[Example]) -> float:
+    """Half the length of the text that a character drawn at random stands in, on average."""
+    lengths = [_length(example) for example in examples]
+    return sum(length**2 for length in lengths) / sum(lengths) / 2
 
 
 def read_calibration(folder: Path) -> dict[str, Any] | None:

@@ -1,7 +1,7 @@
 """When to stop: looks at the selection texts while the run goes on, and the best state so far."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -12,10 +12,13 @@ from expunge.data.tokenize import TokenizedExample
 from expunge.model.load import LoadedModel
 from expunge.prepare import Prepared
 from expunge.processes import ALONE, Processes
-from expunge.strength import RETAIN_ROWS, TOLERANCES, Selection, Signals, evenly, measure, shortfall
+from expunge.strength import RETAIN_ROWS, TOLERANCES, Selection, Signals, evenly, lack, measure, shortfall
 
 STAND_INS = 64
 """Texts of the model's own that stand in for unseen ones where there are none."""
+RAMP, REST = 0.5, 0.15
+"""NPO has its whole weight while forgotten texts lack this share of the unseen texts' loss, and what is needed to keep
+them from coming back (`REST`) where they lack nothing."""
 PREFIX = "best."
 """Of the tensors of the best state in a checkpoint."""
 
@@ -41,6 +44,15 @@ def selection_of(
     return Selection(evenly(prepared.forget, RETAIN_ROWS), list(written[:count]), retain), [], list(written[count:])
 
 
+@dataclass(frozen=True)
+class _Look:
+    """Shortfall, membership AUC, and the share of the unseen texts' loss that the forgotten ones lack."""
+
+    missing: float
+    auc: float
+    lack: float
+
+
 class Selector:
     """The looks of one run.
 
@@ -53,7 +65,7 @@ class Selector:
     def __init__(self, selection: Selection, goal: Goal, *, patience: int) -> None:
         self.selection, self._goal, self._patience = selection, goal, patience
         self._untouched: Signals | None = None
-        self._looks: list[tuple[float, float]] = []  # shortfall and AUC of each
+        self._looks: list[_Look] = []
         self.best: list[Tensor] = []
         """The adapter's parameters at the best look."""
         self.best_step = 0
@@ -70,27 +82,35 @@ class Selector:
             raise RuntimeError("begin comes first")
         signals = measure(loaded, self.selection, 1.0, processes)
         missing = shortfall(signals, self._untouched, self._goal)
-        if self._take(step, missing, signals.auc):
+        if self._take(step, _Look(missing, signals.auc, lack(signals))):
             self.best = [parameter.detach().clone() for parameter in parameters]
         return {**asdict(signals), "shortfall": missing}
 
-    def _take(self, step: int, missing: float, auc: float) -> bool:
-        better = missing < min((own for own, _ in self._looks), default=float("inf"))
-        self._looks.append((missing, auc))
+    def _take(self, step: int, look: "_Look") -> bool:
+        better = look.missing < min((own.missing for own in self._looks), default=float("inf"))
+        self._looks.append(look)
         if better:
             self.best_step = step
         return better
+
+    @property
+    def push(self) -> float:
+        """Share of NPO's weight, from the last look: 1 far from the depth of unseen texts, `REST` at it, 0 below it.
+
+        Pushing on at full weight goes past that depth at once, and without any push the texts come back.
+        """
+        return min(1.0, max(0.0, REST + self._looks[-1].lack / RAMP)) if self._looks else 1.0
 
     @property
     def reason(self) -> str | None:
         """Why the run should stop; None while it should go on."""
         if not self._looks:
             return None
-        if self._looks[-1][0] == 0:
+        if self._looks[-1].missing == 0:
             return "the goal is reached"
-        best = min(range(len(self._looks)), key=lambda at: self._looks[at][0])
+        best = min(range(len(self._looks)), key=lambda at: self._looks[at].missing)
         through = next(
-            (at for at, (_, auc) in enumerate(self._looks) if auc <= self._goal.auc + TOLERANCES["auc"]), None
+            (at for at, look in enumerate(self._looks) if look.auc <= self._goal.auc + TOLERANCES["auc"]), None
         )
         if through is not None and len(self._looks) - 1 - max(best, through) >= self._patience:
             return f"no better state in {self._patience} looks since the membership AUC has come to the goal"
@@ -111,6 +131,8 @@ class Selector:
         self._looks = []
         for line in lines:
             if "selection" in line:
-                self._take(line["step"], line["selection"]["shortfall"], line["selection"]["auc"])
+                own = dict(line["selection"])
+                missing = own.pop("shortfall")
+                self._take(line["step"], _Look(missing, own["auc"], lack(Signals(**own))))
         count = sum(name.startswith(PREFIX) for name in tensors)
         self.best = [tensors[f"{PREFIX}{index}"] for index in range(count)]

@@ -26,7 +26,7 @@ Item = TypeVar("Item")
 SCALES = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
 """Where the search looks first; then it halves the distance to the neighbours of the best, `REFINEMENTS` times."""
 REFINEMENTS = 2
-RETAIN_ROWS = 128
+RETAIN_ROWS = 64
 """Retain rows that are looked at, evenly from all of them."""
 TOLERANCES = {"auc": 0.05, "depth": 0.05, "retain": 0.01, "drift": 0.05}
 """What a shortfall is counted in; a membership AUC and a depth are reached within one of them."""
@@ -209,14 +209,18 @@ def shortfall(signals: Signals, untouched: Signals, goal: Goal) -> float:
     The aims are the membership AUC, forgotten texts as unlikely as unseen ones (a share of the unseen texts' loss), the
     floor of the retain set and the ceiling of the drift. 0 is the goal.
     """
-    depth = 1 - signals.forget_nll / signals.holdout_nll if signals.holdout_nll else 0.0
     missing = {
         "auc": abs(signals.auc - goal.auc) - TOLERANCES["auc"],
-        "depth": depth - TOLERANCES["depth"],
+        "depth": lack(signals) - TOLERANCES["depth"],
         "retain": goal.retain - _kept(signals, untouched),
         "drift": _drift(signals, untouched) - goal.drift,
     }
     return sum(max(0.0, value) / TOLERANCES[name] for name, value in missing.items())
+
+
+def lack(signals: Signals) -> float:
+    """Share of the unseen texts' loss that the forgotten texts lack; below 0 where they are less likely than those."""
+    return 1 - signals.forget_nll / signals.holdout_nll if signals.holdout_nll else 0.0
 
 
 def _kept(signals: Signals, untouched: Signals) -> float:

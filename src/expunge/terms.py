@@ -89,13 +89,13 @@ def count(rows: Sequence[Row], config: UnlearnConfig) -> Counts:
     )
 
 
-def weighted_sum(terms: Mapping[str, Number], config: UnlearnConfig) -> Number:
+def weighted_sum(terms: Mapping[str, Number], config: UnlearnConfig, push: float = 1.0) -> Number:
     """forget_weight * npo + retain_weight * retain_nll + kl_weight * retain_kl + anchor_weight * anchor_kl.
 
-    Terms that are not there count nothing.
+    Terms that are not there count nothing. `push` is the share of `forget_weight` that counts.
     """
     weights = {
-        "npo": config.forget_weight,
+        "npo": push * config.forget_weight,
         "retain_nll": config.retain_weight,
         "retain_kl": config.kl_weight,
         "anchor_kl": config.anchor_weight,

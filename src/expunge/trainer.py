@@ -6,6 +6,7 @@ gradient, every mean being over the whole step, so neither the layout nor the nu
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from expunge.terms import Counts, Row, SideName, count, loss_terms, reference_si
 
 MICRO_BATCH_TOKENS = {"cpu": 4096, "cuda": 16384}
 """Area of one forward and backward pass, per device type."""
-LOOKS_PER_EPOCH = 2
+LOOKS_PER_EPOCH = 4
 TERMS = ("npo", "retain_nll", "retain_kl", "anchor_kl")
 
 
@@ -182,13 +183,16 @@ class Trainer:
         Raises:
             TrainingError: A term or the gradient is not finite; the weights are left as they were.
         """
+        push = self.selector.push if self.selector else 1.0
+        if not push and (step.retain or step.anchor):
+            step = replace(step, forget=[])
         rows = self.rows(step)
         counts = count(rows, self.config)
         groups = micro_batches(self.lengths(step), self.micro_batch_tokens(step), packed=self.packed)
         own = groups[self.accelerator.process_index :: self.accelerator.num_processes]
-        terms = self._sum_over_processes(self._accumulate(rows, own, counts))
+        terms = self._sum_over_processes(self._accumulate(rows, own, counts, push))
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None]).item()
-        result = {"loss": weighted_sum(terms, self.config), **terms, "grad_norm": norm}
+        result = {"loss": weighted_sum(terms, self.config, push), **terms, "grad_norm": norm}
         if not all(math.isfinite(value) for value in result.values()):
             shown = ", ".join(f"{name} {value:.4g}" for name, value in result.items())
             raise TrainingError(
@@ -203,9 +207,9 @@ class Trainer:
         for settings in self.optimizer.param_groups:
             settings["lr"] = rate
         self.optimizer.step()
-        return {**result, "learning_rate": rate}
+        return {**result, "push": push, "learning_rate": rate}
 
-    def _accumulate(self, rows: list[Row], groups: list[list[int]], counts: Counts) -> dict[str, float]:
+    def _accumulate(self, rows: list[Row], groups: list[list[int]], counts: Counts, push: float) -> dict[str, float]:
         """Gradients and terms of this process's micro-batches; halved, and all of it done again, until they fit.
 
         Every mean has the whole step's denominator, so smaller micro-batches give the same sums.
@@ -218,7 +222,7 @@ class Trainer:
         try:
             for part in (part for group in groups for part in halved(group, self.rows_that_fit)):
                 own = loss_terms(self.loaded, [rows[i] for i in part], counts, self.config)
-                weighted_sum(own, self.config).backward()
+                weighted_sum(own, self.config, push).backward()
                 for name, value in own.items():
                     terms[name] += value.item()
         except torch.OutOfMemoryError as error:
@@ -239,7 +243,7 @@ class Trainer:
             self.loaded.join()
             return terms
         torch.cuda.empty_cache()  # outside of the handler, which holds the tensors of the failed pass
-        return self._accumulate(rows, groups, counts)
+        return self._accumulate(rows, groups, counts, push)
 
     def _sum_over_processes(self, terms: dict[str, float]) -> dict[str, float]:
         """Sum gradients and terms: an adapter's gradient is small, so one reduction carries all of it."""

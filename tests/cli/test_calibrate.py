@@ -23,7 +23,7 @@ def run(work, expunge):
     write_jsonl(work / "unseen.jsonl", UNSEEN)
     made = expunge(
         "unlearn", "--model", "model", "--forget", "many.jsonl", "--retain", "retain.jsonl",
-        "--holdout", "unseen.jsonl",
+        "--holdout", "unseen.jsonl", "--select-every", "0",
         "--max-steps", "8", "--learning-rate", "0.02", "--dtype", "float32", "--lora-rank", "2", "--output", "run",
     )  # fmt: skip
     assert made.code == 0, made.err

@@ -95,7 +95,7 @@ def test_a_torn_state_is_recognised_and_the_one_before_is_used(
     damage, start = DAMAGE[name]
     damage()
     starts, train = [], module.train
-    monkeypatch.setattr(module, "train", lambda *given: starts.append(given[-1]) or train(*given))
+    monkeypatch.setattr(module, "train", lambda *given: starts.append(given[3]) or train(*given))
 
     result = expunge(*TRAIN, "--resume")
 
@@ -159,7 +159,8 @@ def test_resume_with_another_model_is_refused(change: Callable[[], None], killed
 def test_a_signal_outside_the_loop_is_one_line_and_leaves_nothing_half_written(
     place: str, number: signal.Signals, work: Path, expunge: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    home = import_module("expunge.run") if place == "save_adapter" else module
+    homes = {"save_adapter": "expunge.run", "compute_reference": "expunge.trainer"}
+    home = import_module(homes[place]) if place in homes else module
     original = getattr(home, place)
 
     def stopped(*given: object, **named: object) -> object:

@@ -65,6 +65,7 @@ def test_run_directory_holds_what_the_contract_says_and_nothing_else(work: Path,
         "adapter/README.md",
         "adapter/adapter_config.json",
         "adapter/adapter_model.safetensors",
+        "calibration.json",
         "config.yaml",
         "manifest.json",
         "metrics.jsonl",
@@ -94,7 +95,10 @@ def test_metrics_and_manifest(work: Path, expunge: Run) -> None:
             "tokens",
         } <= line.keys()
         assert line["loss"] == pytest.approx(
-            line["npo"] + line["retain_nll"] + UnlearnConfig.kl_weight * line["retain_kl"]
+            UnlearnConfig.forget_weight * line["npo"]
+            + line["retain_nll"]
+            + UnlearnConfig.kl_weight * line["retain_kl"]
+            + UnlearnConfig.anchor_weight * line["anchor_kl"]
         )
     assert lines[0]["npo"] == pytest.approx(
         2 / 0.5 * torch.log(torch.tensor(2.0)).item()
@@ -438,7 +442,7 @@ def test_resume_goes_back_to_the_last_whole_checkpoint(work: Path, expunge: Run)
 def test_a_loss_that_is_not_finite_stops_the_run(work: Path, expunge: Run) -> None:
     """The message names step, terms and rows; what was saved before is good and the run goes on from it."""
     arguments = (*TRAIN, "--save-every", "1")
-    module = import_module("expunge.unlearn")
+    module = import_module("expunge.trainer")
     loss_terms, calls = module.loss_terms, []
 
     def poisoned(*given: object) -> dict[str, torch.Tensor]:

@@ -15,6 +15,7 @@ from expunge.errors import TrainingError
 from tiny import save_tiny
 
 module = import_module("expunge.unlearn")
+trainer_module = import_module("expunge.trainer")
 NAMES = ("Wren", "Oduya", "Quill", "Marek", "Ines", "Marta", "Tobias", "Port")
 
 
@@ -101,7 +102,13 @@ VARIANTS = {
         "kl_direction": "forward",
         "target_modules": "auto",
     },
-    "target token": {"kl_direction": "target-token", "kl_span": "completion", "mix": "random", "rows_per_step": 4},
+    "target token": {
+        "kl_direction": "target-token",
+        "kl_span": "completion",
+        "mix": "random",
+        "rows_per_step": 4,
+        "anchor_weight": 0.0,
+    },
     "tokens": {"rows_per_step": None, "tokens_per_step": 300},
     "no kl": {"kl_weight": 0.0},
 }
@@ -114,9 +121,9 @@ def test_accumulated_equals_one_batch_and_rows_alone(
 ) -> None:
     """A micro-batch budget of 1 token puts every row by itself, without any padding."""
     settings = VARIANTS[variant]
-    monkeypatch.setattr(module, "MICRO_BATCH_TOKENS", {"cpu": 10**6})
+    monkeypatch.setattr(trainer_module, "MICRO_BATCH_TOKENS", {"cpu": 10**6})
     whole = train("whole", **settings)
-    monkeypatch.setattr(module, "MICRO_BATCH_TOKENS", {"cpu": budget})
+    monkeypatch.setattr(trainer_module, "MICRO_BATCH_TOKENS", {"cpu": budget})
     parts = train("parts", **settings)
 
     # Adam divides by the gradient's size, so where that is next to nothing its rounding is magnified.
@@ -143,8 +150,8 @@ def test_gradient_of_a_step_does_not_depend_on_its_layout(
             return result
 
         monkeypatch.setattr(module.Trainer, "train_step", record)
-        monkeypatch.setattr(module, "MICRO_BATCH_TOKENS", {"cpu": budget})
-        train(f"run-{budget}", max_steps=1, max_grad_norm=0.0, **VARIANTS[variant])
+        monkeypatch.setattr(trainer_module, "MICRO_BATCH_TOKENS", {"cpu": budget})
+        train(f"run-{budget}", max_steps=1, max_grad_norm=0.0, forget_weight=1.0, **VARIANTS[variant])
 
     for budget in (200, 1):
         for grad, other in zip(found[10**6], found[budget], strict=True):
@@ -178,7 +185,7 @@ def out_of_memory_above(rows: int, monkeypatch: pytest.MonkeyPatch) -> list[int]
 
     The memory runs out in the backward pass, when part of the gradient is there already.
     """
-    original, tried = module.loss_terms, []
+    original, tried = trainer_module.loss_terms, []
 
     def loss_terms(loaded: Any, batch: Any, *rest: Any) -> dict[str, torch.Tensor]:
         terms = original(loaded, batch, *rest)
@@ -188,7 +195,7 @@ def out_of_memory_above(rows: int, monkeypatch: pytest.MonkeyPatch) -> list[int]
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         return terms
 
-    monkeypatch.setattr(module, "loss_terms", loss_terms)
+    monkeypatch.setattr(trainer_module, "loss_terms", loss_terms)
     return tried
 
 

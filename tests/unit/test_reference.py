@@ -18,6 +18,7 @@ from expunge.model import reference
 from expunge.model.logps import final_states, lay_out
 from expunge.model.tensor_file import TensorFile
 from expunge.prepare import prepare
+from expunge.processes import ALONE
 from expunge.progress import Reporter
 from expunge.run import Run
 from expunge.run_dir import sha256_file
@@ -166,11 +167,13 @@ def test_a_failed_run_leaves_no_cache(folder, tmp_path, monkeypatch, on_disk):
 
 def test_only_what_a_term_needs_is_computed(folder):
     for settings, names in (
-        ({"kl_weight": 0.0}, {"forget_logps"}),
-        ({"kl_direction": "target-token"}, {"forget_logps", "retain_logps"}),
+        ({"kl_weight": 0.0, "anchor_weight": 0.0}, {"forget_logps"}),
+        ({"kl_direction": "target-token", "anchor_weight": 0.0}, {"forget_logps", "retain_logps"}),
         ({}, {"forget_logps", "retain_states", "anchor_states"}),
     ):
-        trainer = Trainer(prepare(config(folder, **settings), lambda line: None), Accelerator(cpu=True))
+        prepared = prepare(config(folder, **settings), lambda line: None)
+        trainer = Trainer(prepared, Accelerator(cpu=True))
+        trainer.write_anchors(prepared, QUIET, ALONE)
         trainer.compute_reference(QUIET)
         assert set(trainer.reference) == names
 

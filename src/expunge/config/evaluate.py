@@ -122,12 +122,12 @@ class EvaluateConfig:
                 raise ConfigError(message)
 
     @property
-    def attacknames(self) -> list[str]:
+    def attack_names(self) -> list[str]:
         """The membership attacks that were asked for; empty for all cheap ones."""
         return names(self.attacks)
 
     @property
-    def tasknames(self) -> list[str]:
+    def task_names(self) -> list[str]:
         """The utility tasks."""
         return names(self.tasks)
 

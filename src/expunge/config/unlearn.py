@@ -76,7 +76,7 @@ class UnlearnConfig:
         anchor_weight: Weight of the KL on anchors, texts that the untouched model writes itself; they hold what it says
             of texts that it never saw. 0 uses none.
         anchors_per_forget: Anchor tokens (rows under `rows_per_step`) per forget token in a step.
-        select_every: Optimizer steps between looks at the selection texts; half an epoch when None. 0 never looks: the
+        select_every: Optimizer steps between looks at the selection texts; a quarter of an epoch when None. 0 never looks: the
             run goes through all epochs and keeps the strength that it ends with.
         patience: Looks in a row without a better state before the run stops.
         target: Membership AUC to come to, `auc=0.5` or a retrained model's.
@@ -143,7 +143,7 @@ class UnlearnConfig:
     anchors_per_forget: float = 1.0
 
     select_every: int | None = None
-    patience: int = 4
+    patience: int = 16
     target: str = "auc=0.5"
     floor: str = "retain=0.98"
     ceiling: str = "drift=0.05"

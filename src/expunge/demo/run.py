@@ -22,6 +22,7 @@ from expunge.evaluate.stats import mean_estimate
 from expunge.model.adapter import attach_adapter
 from expunge.model.load import load_model
 from expunge.progress import Reporter
+from expunge.selection import read_calibration, without_selection
 from expunge.tables import semeval_table
 from expunge.unlearn import unlearn
 
@@ -77,7 +78,7 @@ def run_demo(output: str, reporter: Reporter | None = None, *, overwrite: bool =
             seed=seed,
         )
         outcome = unlearn(config, reporter)
-        data, quiz = read_lume(data_dir), read_examples(data_dir / "quiz.jsonl")
+        data, quiz = _reported(read_lume(data_dir), outcome.output), read_examples(data_dir / "quiz.jsonl")
         models = ((subject, None), (subject, str(outcome.adapter)), (str(assets / "twin"), None))
         results, said, twin = {}, {}, None
         for name, (model, adapter) in reversed(list(zip(NAMES, models, strict=True))):
@@ -87,6 +88,18 @@ def run_demo(output: str, reporter: Reporter | None = None, *, overwrite: bool =
             twin = twin or measured
     results, said = ({name: found[name] for name in NAMES} for found in (results, said))
     return DemoResult(outcome.output, results, _examples(data, said))
+
+
+def _reported(data: LumeData, run: Path) -> LumeData:
+    """The data without the documents that the run selected on."""
+    calibration = read_calibration(run)
+    if calibration is None or data.member is None or data.nonmember is None:
+        return data
+    return replace(
+        data,
+        member=without_selection(data.member, calibration),
+        nonmember=without_selection(data.nonmember, calibration),
+    )
 
 
 def _score(

@@ -1,0 +1,212 @@
+"""`python -m bench.quality`: how well methods forget and keep, over seeds, as tables.
+
+    python -m bench.quality methods --output FOLDER [--subjects demo olmo] [--seeds 0 1 2 3 4]
+    python -m bench.quality sweep   --output FOLDER      learning rates of the methods to compare with, one seed
+    python -m bench.quality ranks   --output FOLDER      rank by target modules
+
+Every run and its results go to FOLDER/SUBJECT/NAME-SEED; what is there already is not done again. Membership is
+reported on the documents that no run chose anything on, whatever the method.
+"""
+
+import argparse
+import json
+import math
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.workload import SEMEVAL, SHARED, SUBJECT
+from expunge import EvaluateConfig, UnlearnConfig, evaluate, unlearn
+from expunge.data.lume import read_lume
+from expunge.demo.subject import ASSETS
+from expunge.evaluate.results import read_results
+from expunge.selection import split_off, without_selection
+
+PAPER_RATES = (5e-4, 2e-3, 8e-3)
+"""Learning rates that each method to compare with is tried with; the paper's 1e-4 moves nothing on small models."""
+METHODS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "paper": {"recipe": "paper"},
+    "paper-code": {"recipe": "paper-code"},
+    "gradient-difference": {"recipe": "paper", "beta": 1e-3, "kl_weight": 0.0},
+}
+"""NPO becomes gradient ascent as beta goes to 0 (Zhang et al. 2024), and with the retain NLL gradient difference."""
+RANKS = (1, 2, 5, 16, 64, 256)
+TARGETS = {"q,v": "auto", "all-linear": "all-linear"}
+COLUMNS = ("task", "lowest retain", "auc", "zlib", "min-k", "mia score", "drift", "members", "unseen")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model that has memorised a benchmark folder, and its twin that never saw the forget set."""
+
+    model: Path
+    twin: Path
+    data: Path
+    split: str
+
+
+SUBJECTS = {
+    "demo": Subject(ASSETS / "subject", ASSETS / "twin", ASSETS / "data", ""),
+    "olmo": Subject(SUBJECT, SHARED / "subjects" / f"{SUBJECT.name}-retrained", SEMEVAL, "validation"),
+}
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run what is asked for and print its table."""
+    args = _arguments().parse_args(argv)
+    for name in args.subjects:
+        subject = SUBJECTS[name]
+        if not subject.model.is_dir():
+            raise SystemExit(f"{subject.model}: not there: leave {name} out of --subjects")
+        folder = Path(args.output) / name
+        data = reported(subject, folder / "data")
+        untouched = score(subject, folder / "untouched", data, str(subject.model))
+        twin = score(subject, folder / "twin", data, str(subject.twin))
+        rows = {"untouched": [untouched], "twin": [twin]}
+        for kind, settings in kinds(args).items():
+            rows[kind] = [
+                score(subject, train(subject, folder / f"{kind}-{seed}", settings | {"seed": seed}), data)
+                for seed in args.seeds
+            ]
+        print(f"### {name}, {args.what}, seeds {' '.join(map(str, args.seeds))}\n\n{table(rows, untouched)}\n")
+
+
+def kinds(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """Name -> settings of all runs."""
+    if args.what == "ranks":
+        return {
+            f"{label}-{rank}": {"lora_rank": rank, "target_modules": modules}
+            for label, modules in TARGETS.items()
+            for rank in args.ranks
+        }
+    if args.what == "sweep":
+        return {
+            f"{method}-{rate:g}": METHODS[method] | {"learning_rate": rate}
+            for method in METHODS
+            if method != "default"
+            for rate in PAPER_RATES
+        }
+    chosen = dict(pair.split("=") for pair in args.rates)
+    return {
+        name: settings | ({"learning_rate": float(chosen[name])} if name in chosen else {})
+        for name, settings in METHODS.items()
+        if name in args.methods
+    }
+
+
+def train(subject: Subject, folder: Path, settings: dict[str, Any]) -> Path:
+    """The run, unless it is there."""
+    if not (folder / "adapter").is_dir():
+        files: dict[str, Any] = {"benchmark": "semeval", "data": str(subject.data), "split": subject.split}
+        if not subject.split:
+            files = {name: str(subject.data / f"{name}.jsonl") for name in ("forget", "retain", "holdout")}
+        config = UnlearnConfig.from_recipe(
+            **settings, **files, model=str(subject.model), output=str(folder), overwrite=True
+        )
+        unlearn(config)
+    return folder
+
+
+def score(subject: Subject, run: Path, data: Path, model: str | None = None) -> dict[str, Any]:
+    """Results of a run, or of a plain model, on `data`."""
+    file = run / "results_after.json"
+    if not file.exists():
+        run.mkdir(parents=True, exist_ok=True)
+        evaluate(
+            EvaluateConfig(
+                model=model or str(subject.model),
+                adapter=None if model else str(run),
+                benchmark="lume",
+                data=str(data),
+                attacks="loss,zlib,min_k",
+                max_new_tokens=96,
+                output=str(file),
+            )
+        )
+    return read_results(file)
+
+
+def reported(subject: Subject, folder: Path) -> Path:
+    """The subject's rows, and the documents that no run selects on, as a folder that can be evaluated."""
+    found = read_lume(subject.data, subject.split or None)
+    if found.member is None or found.nonmember is None:
+        raise SystemExit(f"{subject.data}: has no documents to attack")
+    calibration = {"selection_sha256": split_off(found.member, found.nonmember)[0]}
+    sides = {
+        "forget": found.forget,
+        "retain": found.retain,
+        "member": without_selection(found.member, calibration),
+        "nonmember": without_selection(found.nonmember, calibration),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, rows in sides.items():
+        if name in ("forget", "retain"):
+            lines = [
+                {"id": row.id, "input": row.prompt, "output": row.completion, "task": row.task, "kind": row.kind}
+                for row in rows
+            ]
+        else:
+            lines = [{"id": row.id, "document": row.completion} for row in rows]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def summary(results: dict[str, Any], untouched: dict[str, Any]) -> dict[str, float]:
+    """The numbers of one row."""
+    half = len(results["terms"]) // 2
+    kept = [
+        after / before
+        for after, before in zip(results["terms"][half:], untouched["terms"][half:], strict=True)
+        if before
+    ]
+    metrics = results["metrics"]
+
+    def auc(name: str) -> float:
+        return metrics[f"membership/{name}_auc"]["value"]
+
+    members, unseen = results["mean_nll"]["member"], results["mean_nll"]["nonmember"]
+    return {
+        "task": results["task_aggregate"],
+        "lowest retain": min(kept),
+        "auc": auc("loss"),
+        "zlib": auc("zlib"),
+        "min-k": auc("min_k_20"),
+        "mia score": results["mia_score"],
+        "drift": unseen / untouched["mean_nll"]["nonmember"] - 1,
+        "members": members,
+        "unseen": unseen,
+    }
+
+
+def table(rows: dict[str, list[dict[str, Any]]], untouched: dict[str, Any]) -> str:
+    """Mean and standard deviation over the seeds of every number."""
+    lines = [f"| | {' | '.join(COLUMNS)} |", f"|---|{'---:|' * len(COLUMNS)}"]
+    for name, results in rows.items():
+        numbers = [summary(own, untouched) for own in results]
+        cells = [spread([own[column] for own in numbers]) for column in COLUMNS]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def spread(values: list[float]) -> str:
+    """`mean ± standard deviation`, or the value alone."""
+    shown = f"{statistics.fmean(values):.3f}"
+    return shown if len(values) == 1 or math.isnan(sum(values)) else f"{shown} ± {statistics.stdev(values):.3f}"
+
+
+def _arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m bench.quality", description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=["methods", "sweep", "ranks"])
+    parser.add_argument("--output", required=True, help="folder of all runs")
+    parser.add_argument("--subjects", nargs="+", choices=list(SUBJECTS), default=["demo"])
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
+    parser.add_argument("--rates", nargs="*", default=[], help="METHOD=RATE, as the sweep found it")
+    parser.add_argument("--ranks", nargs="+", type=int, default=list(RANKS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    return parser
+
+
+if __name__ == "__main__":
+    main()

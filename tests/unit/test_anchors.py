@@ -1,0 +1,47 @@
+"""Anchors: what the model writes, the same for the same seed, and nothing that repeats the forget set."""
+
+import pytest
+
+from expunge.data.tokenize import TokenizedExample
+from expunge.model import sampling
+from expunge.model.adapter import add_adapter
+from expunge.model.load import load_model
+from expunge.model.sampling import KNOWN, write_texts
+from tiny import save_tiny
+
+ROWS = [TokenizedExample(f"r{i}", [(7 * i + 3 * j) % 90 + 3 for j in range(12)], 4) for i in range(6)]
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory):
+    return load_model(str(save_tiny(tmp_path_factory.mktemp("model"), "llama")), dtype="float32", device="cpu")
+
+
+def test_enough_is_written_and_the_same_for_the_same_seed(loaded):
+    first, again, other = (write_texts(loaded, ROWS[:3], ROWS[3:], tokens=500, seed=seed) for seed in (1, 1, 2))
+    assert first == again != other
+    assert 500 <= sum(map(len, first)) < 500 + sampling.NEW_TOKENS + 8
+    assert len({tuple(text.input_ids) for text in first}) == len(first)
+
+
+def test_an_adapter_in_the_model_is_not_heard(loaded, tmp_path):
+    plain = write_texts(loaded, ROWS[:3], ROWS[3:], tokens=300, seed=3)
+    adapted = load_model(str(save_tiny(tmp_path, "llama")), dtype="float32", device="cpu")
+    model = add_adapter(adapted, rank=2, alpha=None, modules="all-linear", seed=0)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(std=0.5)
+    assert write_texts(adapted, ROWS[:3], ROWS[3:], tokens=300, seed=3) == plain
+
+
+def test_what_repeats_the_forget_set_is_left_out(loaded, monkeypatch):
+    told, kept = ROWS[0].input_ids, ROWS[3].input_ids
+    said = [(5, *told), (5, *told[: KNOWN - 1], 4), (5, *kept)]
+    monkeypatch.setattr(sampling, "_continue", lambda loaded, begun: said)
+    found = write_texts(loaded, ROWS[:1], ROWS[3:], tokens=10**6, seed=0)
+    assert [tuple(text.input_ids) for text in found] == said[1:]
+
+
+def test_a_model_that_writes_the_same_again_and_again_ends_it(loaded, monkeypatch):
+    monkeypatch.setattr(sampling, "_continue", lambda loaded, begun: [(5, 6, 7, 8, 9, 10, 11, 12, 13, 14)])
+    assert len(write_texts(loaded, ROWS[:3], ROWS[3:], tokens=100, seed=0)) == 1
