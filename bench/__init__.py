@@ -8,6 +8,7 @@ report.py     tables, on the screen and in docs/performance.md
 __main__.py   `python -m bench`: which measurements, in which order; tables
 gpu.py        `python -m bench.gpu`: the same on a CUDA machine, at 1B and 7B
 metrics.py    `python -m bench.metrics`: the table of metrics; docs/evaluation.md
+quality.py    `python -m bench.quality`: methods, learning rates and ranks over seeds; docs/log.md
 parity/       `python -m bench.parity`: our metrics against published numbers; docs/papers.md
 records.py    `python -m bench.records`: the cost of all teacher-forced metrics; docs/evaluation.md
 subjects.py   `python -m bench.subjects`: which metrics tell three models apart; docs/evaluation.md

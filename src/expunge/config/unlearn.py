@@ -76,8 +76,8 @@ class UnlearnConfig:
         anchor_weight: Weight of the KL on anchors, texts that the untouched model writes itself; they hold what it says
             of texts that it never saw. 0 uses none.
         anchors_per_forget: Anchor tokens (rows under `rows_per_step`) per forget token in a step.
-        select_every: Optimizer steps between looks at the selection texts; a quarter of an epoch when None. 0 never looks: the
-            run goes through all epochs and keeps the strength that it ends with.
+        select_every: Optimizer steps between looks at the selection texts; a quarter of an epoch when None. 0 never
+            looks: the run goes through all epochs and keeps the strength that it ends with.
         patience: Looks in a row without a better state before the run stops.
         target: Membership AUC to come to, `auc=0.5` or a retrained model's.
         floor: Least share of the retain texts' probability to keep, as `retain=0.98`.
