@@ -6,7 +6,6 @@ gradient, every mean being over the whole step, so neither the layout nor the nu
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -184,8 +183,6 @@ class Trainer:
             TrainingError: A term or the gradient is not finite; the weights are left as they were.
         """
         push = self.selector.push if self.selector else 1.0
-        if not push and (step.retain or step.anchor):
-            step = replace(step, forget=[])
         rows = self.rows(step)
         counts = count(rows, self.config)
         groups = micro_batches(self.lengths(step), self.micro_batch_tokens(step), packed=self.packed)
