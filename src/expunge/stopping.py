@@ -8,14 +8,13 @@ import torch
 from torch import Tensor
 
 from expunge.config.goal import Goal
-from expunge.data.tokenize import TokenizedExample
 from expunge.model.load import LoadedModel
 from expunge.prepare import Prepared
 from expunge.processes import ALONE, Processes
 from expunge.strength import RETAIN_ROWS, TOLERANCES, Selection, Signals, evenly, lack, measure, shortfall
 
-STAND_INS = 64
-"""Texts of the model's own that stand in for unseen ones where there are none."""
+UNSTEERED = 0.4
+"""Share of NPO's weight where it should follow the unseen texts and there are none."""
 RAMP, REST = 0.5, 0.15
 """NPO has its whole weight while forgotten texts lack this share of the unseen texts' loss, and what is needed to keep
 them from coming back (`REST`) where they lack nothing."""
@@ -23,25 +22,10 @@ PREFIX = "best."
 """Of the tensors of the best state in a checkpoint."""
 
 
-def selection_of(
-    prepared: Prepared, written: Sequence[TokenizedExample]
-) -> tuple[Selection, list[str], list[TokenizedExample]]:
-    """What a run is judged by.
-
-    Args:
-        prepared: The run.
-        written: Texts that the untouched model wrote.
-
-    Returns:
-        The texts; the hashes of those that nothing may be reported on; what is left of `written` as anchors: all of
-        them, but where there are no unseen texts, `STAND_INS` of them stand in.
-    """
-    retain = evenly(prepared.retain, RETAIN_ROWS)
-    if prepared.selection is not None:
-        own = prepared.selection
-        return Selection(own.members, own.nonmembers, retain), own.hashes, list(written)
-    count = min(STAND_INS, len(written) // 2)
-    return Selection(evenly(prepared.forget, RETAIN_ROWS), list(written[:count]), retain), [], list(written[count:])
+def selection_of(prepared: Prepared) -> Selection | None:
+    """What a run is judged by; None where there are no unseen texts."""
+    own = prepared.selection
+    return own and Selection(own.members, own.nonmembers, evenly(prepared.retain, RETAIN_ROWS))
 
 
 @dataclass(frozen=True)

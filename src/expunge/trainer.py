@@ -26,7 +26,7 @@ from expunge.prepare import Prepared
 from expunge.processes import ALONE, Processes
 from expunge.progress import Reporter
 from expunge.schedule import anchor_tokens, learning_rate, make_plan
-from expunge.stopping import Selector, selection_of
+from expunge.stopping import UNSTEERED, Selector, selection_of
 from expunge.terms import Counts, Row, SideName, count, loss_terms, reference_sides, weighted_sum
 
 MICRO_BATCH_TOKENS = {"cpu": 4096, "cuda": 16384}
@@ -105,21 +105,13 @@ class Trainer:
                     self.loaded, self.forget, self.retain, tokens=wanted, seed=config.seed,
                     processes=processes, progress=advance,
                 )  # fmt: skip
-        if config.select_every != 0:
-            selection, self.selection_hashes, written = selection_of(prepared, written)
-            if selection.nonmembers:
-                self.selector = Selector(selection, config.goal, patience=config.patience)
-                self.selector.begin(self.loaded, processes)
-            if prepared.selection is None:
-                reporter.warn(
-                    "no unseen texts (--holdout) to judge by: "
-                    + (
-                        "texts of the model's own stand in for them when the run stops; whether a membership attack "
-                        "still works cannot be known"
-                        if self.selector
-                        else "the run goes through all its epochs, and how deep is deep enough cannot be known"
-                    )
-                )
+        selection = selection_of(prepared) if config.select_every != 0 else None
+        if selection is not None and prepared.selection is not None:
+            self.selection_hashes = prepared.selection.hashes
+            self.selector = Selector(selection, config.goal, patience=config.patience)
+            self.selector.begin(self.loaded, processes)
+        elif config.select_every != 0:
+            reporter.say("no --holdout: the run goes through its epochs, and how deep is deep enough cannot be known")
         self.anchors = written
         self.plan = make_plan(prepared, written)
 
@@ -182,7 +174,8 @@ class Trainer:
         Raises:
             TrainingError: A term or the gradient is not finite; the weights are left as they were.
         """
-        push = self.selector.push if self.selector else 1.0
+        steered = self.config.select_every != 0
+        push = self.selector.push if self.selector else UNSTEERED if steered else 1.0
         rows = self.rows(step)
         counts = count(rows, self.config)
         groups = micro_batches(self.lengths(step), self.micro_batch_tokens(step), packed=self.packed)

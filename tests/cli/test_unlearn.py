@@ -65,7 +65,6 @@ def test_run_directory_holds_what_the_contract_says_and_nothing_else(work: Path,
         "adapter/README.md",
         "adapter/adapter_config.json",
         "adapter/adapter_model.safetensors",
-        "calibration.json",
         "config.yaml",
         "manifest.json",
         "metrics.jsonl",
@@ -95,7 +94,7 @@ def test_metrics_and_manifest(work: Path, expunge: Run) -> None:
             "tokens",
         } <= line.keys()
         assert line["loss"] == pytest.approx(
-            UnlearnConfig.forget_weight * line["npo"]
+            line["push"] * UnlearnConfig.forget_weight * line["npo"]
             + line["retain_nll"]
             + UnlearnConfig.kl_weight * line["retain_kl"]
             + UnlearnConfig.anchor_weight * line["anchor_kl"]
