@@ -27,6 +27,7 @@ PAPER_RATES = (5e-4, 2e-3, 8e-3)
 """Learning rates that each method to compare with is tried with; the paper's 1e-4 moves nothing on small models."""
 METHODS: dict[str, dict[str, Any]] = {
     "default": {},
+    "steered": {"recipe": "steered"},
     "paper": {"recipe": "paper"},
     "paper-code": {"recipe": "paper-code"},
     "gradient-difference": {"recipe": "paper", "beta": 1e-3, "kl_weight": 0.0},
@@ -77,7 +78,7 @@ def kinds(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """Name -> settings of all runs."""
     if args.what == "ranks":
         return {
-            f"{label}-{rank}": {"lora_rank": rank, "target_modules": modules}
+            f"{label}-{rank}": {"recipe": "steered", "lora_rank": rank, "target_modules": modules}
             for label, modules in TARGETS.items()
             for rank in args.ranks
         }
@@ -85,7 +86,7 @@ def kinds(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
         return {
             f"{method}-{rate:g}": METHODS[method] | {"learning_rate": rate}
             for method in METHODS
-            if method != "default"
+            if method not in ("default", "steered")
             for rate in PAPER_RATES
         }
     chosen = dict(pair.split("=") for pair in args.rates)

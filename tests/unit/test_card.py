@@ -40,7 +40,7 @@ def test_sizes_losses_and_method_are_shown() -> None:
     assert "| retain | 6 | 70 | 1.125 | 1.000 |" in text
     assert "holdout" not in text
     assert "negative preference optimization" in text
-    assert "| lora_rank | 32 |" in text
+    assert "| lora_rank | 16 |" in text
 
 
 def test_names_of_the_data_files_stay_out() -> None:

@@ -66,9 +66,12 @@ def test_what_is_counted_is_what_the_run_counts(folder):
 
 
 def test_anchors_are_counted(folder):
-    settings = {"output": str(folder / "anchored"), "select_every": 0}
-    predicted, without = forecast(config(folder, **settings)), forecast(config(folder, anchor_weight=0.0, **settings))
-    outcome = unlearn(config(folder, **settings))
+    settings = {"output": str(folder / "anchored")}
+    predicted, without = (
+        forecast(config(folder, anchor_weight=2.0, **settings)),
+        forecast(config(folder, anchor_weight=0.0, **settings)),
+    )
+    outcome = unlearn(config(folder, anchor_weight=2.0, **settings))
     lines = [json.loads(line) for line in (outcome.output / "metrics.jsonl").read_text().splitlines()]
     assert predicted.step_tokens == pytest.approx(sum(line["tokens"] for line in lines), rel=0.1)
     assert predicted.step_tokens > 1.2 * without.step_tokens

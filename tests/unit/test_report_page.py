@@ -195,7 +195,7 @@ def test_the_formula_is_that_of_the_settings(tmp_path):
     assert "mean over forget tokens" in token
     assert "mean over forget texts" in sequence
     assert "β = 0.1" in sequence
-    assert "3 · KL(retain)" in token
+    assert "1.5 · KL(retain)" in token
     assert "Σ v p ( v ) (log p ( v ) − log p ref ( v ))" in token
     assert "Σ v p ref ( v ) (log p ref ( v ) − log p ( v ))" in sequence
 

@@ -26,6 +26,7 @@ _PAPER: dict[str, Any] = {
 }
 RECIPES: dict[str, dict[str, Any]] = {
     "default": {},
+    "steered": {"forget_weight": 5.0, "kl_weight": 3.0, "anchor_weight": 2.0, "lora_rank": 32, "select_every": None},
     "paper": _PAPER,
     "paper-code": {
         **_PAPER,
@@ -37,7 +38,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 """Named presets: what differs from the defaults of `UnlearnConfig` (which are the recipe `default`).
 
-`paper` is arXiv 2503.13690 as it describes itself, with the exact KL; `paper-code` is its published code: the
+`steered` follows unseen texts to their depth and holds anchors (docs/stopping.md). `paper` is arXiv 2503.13690 as it describes itself, with the exact KL; `paper-code` is its published code: the
 target-token "KL", prompt and completion tokenized apart without an end-of-text token, batches mixed at random.
 """
 
@@ -133,22 +134,22 @@ class UnlearnConfig:
 
     beta: float = 0.5
     level: Literal["token", "sequence"] = "token"
-    forget_weight: float = 5.0
+    forget_weight: float = 1.0
     retain_weight: float = 1.0
-    kl_weight: float = 3.0
+    kl_weight: float = 1.5
     kl_direction: Literal["reverse", "forward", "target-token"] = "reverse"
     forget_span: Literal["completion", "all"] = "all"
     kl_span: Literal["completion", "all"] = "all"
-    anchor_weight: float = 2.0
+    anchor_weight: float = 0.0
     anchors_per_forget: float = 1.0
 
-    select_every: int | None = None
+    select_every: int | None = 0
     patience: int = 16
     target: str = "auc=0.5"
     floor: str = "retain=0.98"
     ceiling: str = "drift=0.05"
 
-    lora_rank: int = 32
+    lora_rank: int = 16
     lora_alpha: float | None = None
     target_modules: str = "all-linear"
 

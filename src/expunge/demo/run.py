@@ -68,7 +68,7 @@ def run_demo(output: str, reporter: Reporter | None = None, *, overwrite: bool =
     with as_file(files("expunge.demo") / "assets") as assets:
         data_dir, subject = assets / "data", str(assets / "subject")
         config = UnlearnConfig.from_recipe(
-            "default",
+            "steered",
             model=subject,
             forget=str(data_dir / "forget.jsonl"),
             retain=str(data_dir / "retain.jsonl"),
