@@ -38,8 +38,9 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 """Named presets: what differs from the defaults of `UnlearnConfig` (which are the recipe `default`).
 
-`steered` follows unseen texts to their depth and holds anchors (docs/stopping.md). `paper` is arXiv 2503.13690 as it describes itself, with the exact KL; `paper-code` is its published code: the
-target-token "KL", prompt and completion tokenized apart without an end-of-text token, batches mixed at random.
+`steered` follows unseen texts to their depth and holds anchors (docs/stopping.md). `paper` is arXiv 2503.13690 as it
+describes itself, with the exact KL; `paper-code` is its published code: the target-token "KL", prompt and completion
+tokenized apart without an end-of-text token, batches mixed at random.
 """
 
 
@@ -58,7 +59,7 @@ class UnlearnConfig:
         data: The benchmark's folder.
         split: The benchmark's split.
         columns: Which column is what, as `prompt=...,completion=...[,id=...,task=...]`.
-        recipe: Preset over this schema: `default`, `paper` or `paper-code`.
+        recipe: Preset over this schema: `default`, `steered`, `paper` or `paper-code`.
         epochs: Passes over the forget set.
         max_steps: Stop after so many optimizer steps, whatever `epochs` says.
         learning_rate: Peak learning rate of Adam; by default 1.5e-3, and 0.384 / hidden size above a width of 256.
