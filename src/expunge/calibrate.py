@@ -12,14 +12,13 @@ from expunge import run_dir
 from expunge.config import CalibrateConfig, UnlearnConfig
 from expunge.config.goal import read_goal
 from expunge.data.examples import Example, parse_columns, read_examples
-from expunge.data.lume import read_lume
 from expunge.data.tokenize import Join, tokenize_all
 from expunge.errors import DataError
 from expunge.evaluate.membership import encode_documents
 from expunge.merge import run_settings
 from expunge.model.adapter import attach_adapter
 from expunge.model.load import load_model
-from expunge.prepare import read_sets
+from expunge.prepare import Sets, read_sets
 from expunge.progress import Reporter
 from expunge.selection import FILE, read_calibration, split_off
 from expunge.strength import RETAIN_ROWS, Calibration, Selection, choose, evenly, number_of_looks, record, set_alpha
@@ -40,7 +39,7 @@ def calibrate(config: CalibrateConfig, reporter: Reporter | None = None) -> Cali
     folder = Path(config.run)
     settings = run_settings(config.run)
     sets, _ = read_sets(settings)
-    members, nonmembers = _membership_texts(settings, config.holdout, sets.forget)
+    members, nonmembers = _membership_texts(settings, config.holdout, sets)
     hashes, (members, nonmembers) = split_off(members, nonmembers)
 
     loaded = load_model(
@@ -74,19 +73,14 @@ def calibrate(config: CalibrateConfig, reporter: Reporter | None = None) -> Cali
     return found
 
 
-def _membership_texts(
-    settings: UnlearnConfig, holdout: str | None, forget: list[Example]
-) -> tuple[list[Example], list[Example]]:
-    """Texts that the model was trained on, and texts that it has never seen."""
-    holdout = holdout or settings.holdout
+def _membership_texts(settings: UnlearnConfig, holdout: str | None, sets: Sets) -> tuple[list[Example], list[Example]]:
+    """Texts that the model was trained on, and texts that it has never seen: the run's own, or others of `holdout`."""
     if holdout:
         columns = parse_columns(settings.columns) if settings.columns and not settings.benchmark else None
-        return forget, read_examples(holdout, columns=columns)
-    if settings.benchmark:
-        found = read_lume(settings.data or "", settings.split)
-        if found.member is not None and found.nonmember is not None:
-            return found.member, found.nonmember
-    raise DataError(
-        "there are no texts that the model has never seen, and without them nobody can know how deep is deep enough: "
-        "give --holdout"
-    )
+        return sets.forget, read_examples(holdout, columns=columns)
+    if not sets.nonmembers:
+        raise DataError(
+            "there are no texts that the model has never seen, and without them nobody can know how deep is deep "
+            "enough: give --holdout"
+        )
+    return sets.members, sets.nonmembers

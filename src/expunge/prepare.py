@@ -4,6 +4,7 @@ import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from accelerate.tracking import get_available_trackers
@@ -31,14 +32,16 @@ class Sets:
     Attributes:
         forget: Texts to forget.
         retain: Texts to keep.
-        holdout: Texts like `members` that the model has never seen.
-        members: What membership is judged on beside `holdout`: the forget set, or the benchmark's documents.
+        holdout: Texts like the forget set that the model has never seen, as the user gave them.
+        members: What membership is judged on: the forget set, or the benchmark's documents.
+        nonmembers: Texts like `members` that the model has never seen: `holdout`, or the benchmark's documents.
     """
 
     forget: list[Example]
     retain: list[Example]
     holdout: list[Example]
     members: list[Example]
+    nonmembers: list[Example]
 
     @property
     def all(self) -> list[Example]:
@@ -96,17 +99,20 @@ def read_sets(config: UnlearnConfig) -> tuple[Sets, list[str]]:
     """
     if config.benchmark == "semeval":
         found = read_lume(config.data or "", config.split)
-        holdout = read_examples(config.holdout) if config.holdout else found.nonmember or []
-        members = found.forget if config.holdout or not found.member else found.member
-        sets = Sets(found.forget, found.retain if config.needs_retain else [], holdout, members)
+        retain = found.retain if config.needs_retain else []
+        if config.holdout:
+            holdout = read_examples(config.holdout)
+            sets = Sets(found.forget, retain, holdout, found.forget, holdout)
+        else:
+            sets = Sets(found.forget, retain, [], found.member or [], found.nonmember or [])
     else:
         columns = parse_columns(config.columns) if config.columns else None
 
         def read(source: str | None) -> list[Example]:
             return read_examples(source, columns=columns) if source else []
 
-        forget = read(config.forget)
-        sets = Sets(forget, read(config.retain) if config.needs_retain else [], read(config.holdout), forget)
+        forget, holdout = read(config.forget), read(config.holdout)
+        sets = Sets(forget, read(config.retain) if config.needs_retain else [], holdout, forget, holdout)
     return sets, check_sets(sets.forget, sets.retain or None, sets.holdout or None)
 
 
@@ -151,14 +157,8 @@ def prepare(config: UnlearnConfig, say: Callable[[str], None]) -> Prepared:
     _check_finite(loaded, report)
     say(f"join: {report}")
 
-    def rows(examples: list[Example]) -> list[TokenizedExample]:
-        return tokenize_all(
-            loaded.tokenizer,
-            examples,
-            report.join,
-            max_length=max_length,
-            truncate_completions=config.truncate_completions,
-        )
+    def rows(examples: list[Example], *, cut: bool = config.truncate_completions) -> list[TokenizedExample]:
+        return tokenize_all(loaded.tokenizer, examples, report.join, max_length=max_length, truncate_completions=cut)
 
     forget, retain, holdout = rows(sets.forget), rows(sets.retain), rows(sets.holdout)
     for name, side in (("forget", forget), ("retain", retain), ("holdout", holdout)):
@@ -168,7 +168,7 @@ def prepare(config: UnlearnConfig, say: Callable[[str], None]) -> Prepared:
             say(f"{name}: {len(side):,} texts, {sum(map(len, side)):,} tokens{tail}")
     if not forget:
         raise DataError("the forget set is empty: there is nothing to forget")
-    selection = _selection(config, sets, rows, say)
+    selection = _selection(config, sets, partial(rows, cut=True), say)
     resolved = _resolve(config, loaded, report, max_length)
     return Prepared(resolved, loaded, forget, retain, holdout, report, warnings, selection)
 
@@ -180,10 +180,12 @@ def _selection(
     say: Callable[[str], None],
 ) -> SelectionRows | None:
     """The selection half of the membership texts; texts that are on both sides are no unseen ones and left out."""
-    if config.select_every == 0 or not sets.holdout:
+    if config.select_every == 0 or not sets.nonmembers:
         return None
     seen = set(example_hashes(sets.members))
-    unseen = [own for own, mark in zip(sets.holdout, example_hashes(sets.holdout), strict=True) if mark not in seen]
+    unseen = [
+        own for own, mark in zip(sets.nonmembers, example_hashes(sets.nonmembers), strict=True) if mark not in seen
+    ]
     try:
         hashes, (members, nonmembers) = split_off(sets.members, unseen)
     except DataError as error:
