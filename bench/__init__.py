@@ -11,6 +11,7 @@ metrics.py    `python -m bench.metrics`: the table of metrics; docs/evaluation.m
 quality.py    `python -m bench.quality`: methods, learning rates and ranks over seeds; docs/log.md
 parity/       `python -m bench.parity`: our metrics against published numbers; docs/papers.md
 records.py    `python -m bench.records`: the cost of all teacher-forced metrics; docs/evaluation.md
+taught.py     `python -m bench.taught`: subjects of other architectures, for bench.quality
 subjects.py   `python -m bench.subjects`: which metrics tell three models apart; docs/evaluation.md
 crash.py      `python -m bench.crash`: runs killed at random moments and gone on with; docs/reliability.md
 fuzz.py       `python -m bench.fuzz`: damaged files for the readers

@@ -4,6 +4,8 @@
     python -m bench.quality sweep   --output FOLDER      learning rates of the methods to compare with, one seed
     python -m bench.quality ranks   --output FOLDER      rank by target modules
 
+Subjects are `demo`, `olmo` (beside the project) and those of `python -m bench.taught`, with `--taught` their folder.
+
 Every run and its results go to FOLDER/SUBJECT/NAME-SEED; what is there already is not done again. Membership is
 reported on the documents that no run chose anything on, whatever the method.
 """
@@ -16,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.taught import SUBJECTS as TAUGHT
 from bench.workload import SEMEVAL, SHARED, SUBJECT
 from expunge import EvaluateConfig, UnlearnConfig, evaluate, unlearn
 from expunge.data.lume import read_lume
@@ -45,12 +48,12 @@ class Subject:
     model: Path
     twin: Path
     data: Path
-    split: str
+    split: str = "validation"
 
 
 SUBJECTS = {
-    "demo": Subject(ASSETS / "subject", ASSETS / "twin", ASSETS / "data", ""),
-    "olmo": Subject(SUBJECT, SHARED / "subjects" / f"{SUBJECT.name}-retrained", SEMEVAL, "validation"),
+    "demo": Subject(ASSETS / "subject", ASSETS / "twin", ASSETS / "data"),
+    "olmo": Subject(SUBJECT, SHARED / "subjects" / f"{SUBJECT.name}-retrained", SEMEVAL),
 }
 
 
@@ -58,7 +61,8 @@ def main(argv: list[str] | None = None) -> None:
     """Run what is asked for and print its table."""
     args = _arguments().parse_args(argv)
     for name in args.subjects:
-        subject = SUBJECTS[name]
+        parts = (Path(args.taught) / name / part for part in ("subject", "twin", "data"))
+        subject = SUBJECTS.get(name) or Subject(*parts)
         if not subject.model.is_dir():
             raise SystemExit(f"{subject.model}: not there: leave {name} out of --subjects")
         folder = Path(args.output) / name
@@ -100,11 +104,14 @@ def kinds(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
 def train(subject: Subject, folder: Path, settings: dict[str, Any]) -> Path:
     """The run, unless it is there."""
     if not (folder / "adapter").is_dir():
-        files: dict[str, Any] = {"benchmark": "semeval", "data": str(subject.data), "split": subject.split}
-        if not subject.split:
-            files = {name: str(subject.data / f"{name}.jsonl") for name in ("forget", "retain", "holdout")}
         config = UnlearnConfig.from_recipe(
-            **settings, **files, model=str(subject.model), output=str(folder), overwrite=True
+            **settings,
+            benchmark="semeval",
+            data=str(subject.data),
+            split=subject.split,
+            model=str(subject.model),
+            output=str(folder),
+            overwrite=True,
         )
         unlearn(config)
     return folder
@@ -131,7 +138,7 @@ def score(subject: Subject, run: Path, data: Path, model: str | None = None) -> 
 
 def reported(subject: Subject, folder: Path) -> Path:
     """The subject's rows, and the documents that no run selects on, as a folder that can be evaluated."""
-    found = read_lume(subject.data, subject.split or None)
+    found = read_lume(subject.data, subject.split)
     if found.member is None or found.nonmember is None:
         raise SystemExit(f"{subject.data}: has no documents to attack")
     calibration = {"selection_sha256": split_off(found.member, found.nonmember)[0]}
@@ -155,13 +162,14 @@ def reported(subject: Subject, folder: Path) -> Path:
 
 
 def summary(results: dict[str, Any], untouched: dict[str, Any]) -> dict[str, float]:
-    """The numbers of one row."""
+    """The numbers of one row; the task aggregate of data without questions is over the terms that there are."""
     half = len(results["terms"]) // 2
     kept = [
         after / before
         for after, before in zip(results["terms"][half:], untouched["terms"][half:], strict=True)
         if before
     ]
+    terms = [term for term in results["terms"] if term is not None]
     metrics = results["metrics"]
 
     def auc(name: str) -> float:
@@ -169,7 +177,7 @@ def summary(results: dict[str, Any], untouched: dict[str, Any]) -> dict[str, flo
 
     members, unseen = results["mean_nll"]["member"], results["mean_nll"]["nonmember"]
     return {
-        "task": results["task_aggregate"],
+        "task": statistics.harmonic_mean(terms),
         "lowest retain": min(kept),
         "auc": auc("loss"),
         "zlib": auc("zlib"),
@@ -201,7 +209,8 @@ def _arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench.quality", description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=["methods", "sweep", "ranks"])
     parser.add_argument("--output", required=True, help="folder of all runs")
-    parser.add_argument("--subjects", nargs="+", choices=list(SUBJECTS), default=["demo"])
+    parser.add_argument("--subjects", nargs="+", choices=[*SUBJECTS, *TAUGHT], default=["demo"])
+    parser.add_argument("--taught", default="", help="folder of the subjects of bench.taught")
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     parser.add_argument("--rates", nargs="*", default=[], help="METHOD=RATE, as the sweep found it")
     parser.add_argument("--ranks", nargs="+", type=int, default=list(RANKS))

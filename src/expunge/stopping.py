@@ -4,7 +4,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from expunge.config.goal import Goal
@@ -13,11 +12,10 @@ from expunge.prepare import Prepared
 from expunge.processes import ALONE, Processes
 from expunge.strength import RETAIN_ROWS, TOLERANCES, Selection, Signals, evenly, lack, measure, shortfall
 
-UNSTEERED = 0.4
-"""Share of NPO's weight where it should follow the unseen texts and there are none."""
-RAMP, REST = 0.5, 0.15
-"""NPO has its whole weight while forgotten texts lack this share of the unseen texts' loss, and what is needed to keep
-them from coming back (`REST`) where they lack nothing."""
+NEAR = 0.15
+"""The membership AUC corrects the depth where forgotten texts lack less than this share of it; else it says nothing."""
+CORRECTION, LEAST, MOST = 0.2, 0.6, 1.6
+"""Change of the depth at a look, as a share, per unit of AUC that is missing; and its bounds."""
 PREFIX = "best."
 """Of the tensors of the best state in a checkpoint."""
 
@@ -30,11 +28,10 @@ def selection_of(prepared: Prepared) -> Selection | None:
 
 @dataclass(frozen=True)
 class _Look:
-    """Shortfall, membership AUC, and the share of the unseen texts' loss that the forgotten ones lack."""
+    """Shortfall, and the signals that it was counted from."""
 
     missing: float
-    auc: float
-    lack: float
+    signals: Signals
 
 
 class Selector:
@@ -43,13 +40,13 @@ class Selector:
     Args:
         selection: What to look at.
         goal: What to reach.
-        patience: Looks in a row without a better state, once the membership AUC is no longer above the goal.
     """
 
-    def __init__(self, selection: Selection, goal: Goal, *, patience: int) -> None:
-        self.selection, self._goal, self._patience = selection, goal, patience
+    def __init__(self, selection: Selection, goal: Goal) -> None:
+        self.selection, self._goal = selection, goal
         self._untouched: Signals | None = None
         self._looks: list[_Look] = []
+        self._steps: list[int] = []
         self.best: list[Tensor] = []
         """The adapter's parameters at the best look."""
         self.best_step = 0
@@ -66,45 +63,50 @@ class Selector:
             raise RuntimeError("begin comes first")
         signals = measure(loaded, self.selection, 1.0, processes)
         missing = shortfall(signals, self._untouched, self._goal)
-        if self._take(step, _Look(missing, signals.auc, lack(signals))):
+        if self._take(step, _Look(missing, signals)):
             self.best = [parameter.detach().clone() for parameter in parameters]
         return {**asdict(signals), "shortfall": missing}
 
     def _take(self, step: int, look: "_Look") -> bool:
-        better = look.missing < min((own.missing for own in self._looks), default=float("inf"))
+        better = look.missing <= min((own.missing for own in self._looks), default=float("inf"))
         self._looks.append(look)
+        self._steps.append(step)
         if better:
             self.best_step = step
         return better
 
     @property
-    def push(self) -> float:
-        """Share of NPO's weight, from the last look: 1 far from the depth of unseen texts, `REST` at it, 0 below it.
+    def depth(self) -> float | None:
+        """Mean loss that a forgotten text should have (nats per token): of unseen ones at the last look, corrected.
 
-        Pushing on at full weight goes past that depth at once, and without any push the texts come back.
+        Texts of the same mean loss are still told apart where other terms pull some of them back or push them on, so
+        every look moves the depth by what its membership AUC is off.
         """
-        return min(1.0, max(0.0, REST + self._looks[-1].lack / RAMP)) if self._looks else 1.0
+        if self._untouched is None:
+            return None
+        factor = 1.0
+        for look in self._looks:
+            if lack(look.signals) < NEAR:
+                factor += CORRECTION * (look.signals.auc - self._goal.auc)
+                factor = min(MOST, max(LEAST, factor))
+        last = self._looks[-1].signals if self._looks else self._untouched
+        return factor * last.holdout_nll
 
     @property
-    def reason(self) -> str | None:
-        """Why the run should stop; None while it should go on."""
-        if not self._looks:
-            return None
-        if self._looks[-1].missing == 0:
-            return "the goal is reached"
-        best = min(range(len(self._looks)), key=lambda at: self._looks[at].missing)
-        through = next(
-            (at for at, look in enumerate(self._looks) if look.auc <= self._goal.auc + TOLERANCES["auc"]), None
-        )
-        if through is not None and len(self._looks) - 1 - max(best, through) >= self._patience:
-            return f"no better state in {self._patience} looks since the membership AUC has come to the goal"
+    def arrived(self) -> int | None:
+        """Steps after which the forgotten texts had come to the depth, by their loss or by the membership AUC."""
+        for step, look in zip(self._steps, self._looks, strict=True):
+            signals = look.signals
+            if signals.auc <= self._goal.auc + TOLERANCES["auc"] or lack(signals) <= TOLERANCES["depth"]:
+                return step
         return None
 
-    @torch.no_grad()
-    def take_best(self, parameters: Sequence[Tensor]) -> None:
-        """Set the adapter back to its best state."""
-        for parameter, value in zip(parameters, self.best, strict=True):
-            parameter.copy_(value)
+    @property
+    def reason(self) -> str:
+        """Why a run that is over has stopped."""
+        if self.arrived is None:
+            return "all epochs are done; the forgotten texts never came to the depth of unseen ones"
+        return f"the forgotten texts came to the depth of unseen ones at step {self.arrived}, and the run has settled"
 
     def state(self) -> dict[str, Tensor]:
         """The best state, for a checkpoint."""
@@ -112,11 +114,11 @@ class Selector:
 
     def restore(self, lines: Iterable[Mapping[str, Any]], tensors: Mapping[str, Tensor]) -> None:
         """Take over the looks in the log's lines and the best state of a checkpoint."""
-        self._looks = []
+        self._looks, self._steps = [], []
         for line in lines:
             if "selection" in line:
                 own = dict(line["selection"])
                 missing = own.pop("shortfall")
-                self._take(line["step"], _Look(missing, own["auc"], lack(Signals(**own))))
+                self._take(line["step"], _Look(missing, Signals(**own)))
         count = sum(name.startswith(PREFIX) for name in tensors)
         self.best = [tensors[f"{PREFIX}{index}"] for index in range(count)]

@@ -25,7 +25,7 @@ from expunge.ranking import auc
 Item = TypeVar("Item")
 SCALES = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
 """Where the search looks first; then it halves the distance to the neighbours of the best, `REFINEMENTS` times."""
-REFINEMENTS = 2
+REFINEMENTS = 4
 RETAIN_ROWS = 64
 """Retain rows that are looked at, evenly from all of them."""
 TOLERANCES = {"auc": 0.05, "depth": 0.05, "retain": 0.01, "drift": 0.05}
@@ -216,6 +216,11 @@ def shortfall(signals: Signals, untouched: Signals, goal: Goal) -> float:
         "drift": _drift(signals, untouched) - goal.drift,
     }
     return sum(max(0.0, value) / TOLERANCES[name] for name, value in missing.items())
+
+
+def missing_at(found: Calibration, goal: Goal) -> float:
+    """The shortfall of the chosen scale."""
+    return shortfall(found.at(found.scale), found.at(0.0), goal)
 
 
 def lack(signals: Signals) -> float:

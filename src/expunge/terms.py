@@ -89,13 +89,13 @@ def count(rows: Sequence[Row], config: UnlearnConfig) -> Counts:
     )
 
 
-def weighted_sum(terms: Mapping[str, Number], config: UnlearnConfig, push: float = 1.0) -> Number:
+def weighted_sum(terms: Mapping[str, Number], config: UnlearnConfig) -> Number:
     """forget_weight * npo + retain_weight * retain_nll + kl_weight * retain_kl + anchor_weight * anchor_kl.
 
-    Terms that are not there count nothing. `push` is the share of `forget_weight` that counts.
+    Terms that are not there count nothing.
     """
     weights = {
-        "npo": push * config.forget_weight,
+        "npo": config.forget_weight,
         "retain_nll": config.retain_weight,
         "retain_kl": config.kl_weight,
         "anchor_kl": config.anchor_weight,
@@ -104,7 +104,9 @@ def weighted_sum(terms: Mapping[str, Number], config: UnlearnConfig, push: float
     return sum(others, start=first)
 
 
-def loss_terms(loaded: LoadedModel, rows: Sequence[Row], counts: Counts, config: UnlearnConfig) -> dict[str, Tensor]:
+def loss_terms(
+    loaded: LoadedModel, rows: Sequence[Row], counts: Counts, config: UnlearnConfig, depth: float | None = None
+) -> dict[str, Tensor]:
     """The share of one micro-batch in each term of its step; a term without rows in the micro-batch is left out.
 
     Args:
@@ -112,13 +114,14 @@ def loss_terms(loaded: LoadedModel, rows: Sequence[Row], counts: Counts, config:
         rows: The micro-batch.
         counts: Denominators of the whole step, so that micro-batch boundaries do not change the sum.
         config: Which terms, over which spans.
+        depth: Mean loss of unseen texts, to which forget texts are pushed and not beyond; None pushes without end.
     """
     forget, retain, anchor = ([row for row in rows if row.side == side] for side in SIDES)
     batch = lay_out(loaded, [row.text.input_ids for row in forget + retain + anchor])
     states = final_states(loaded, batch)
     terms: dict[str, Tensor] = {}
     if forget:
-        terms["npo"] = _npo(loaded, forget, batch, states, counts, config)
+        terms["npo"] = _npo(loaded, forget, batch, states, counts, config, depth)
     if retain:
         terms |= _retain(loaded, retain, batch, states, len(forget), counts, config)
     if anchor:
@@ -127,14 +130,21 @@ def loss_terms(loaded: LoadedModel, rows: Sequence[Row], counts: Counts, config:
 
 
 def _npo(
-    loaded: LoadedModel, rows: list[Row], batch: Batch, states: Tensor, counts: Counts, config: UnlearnConfig
+    loaded: LoadedModel,
+    rows: list[Row],
+    batch: Batch,
+    states: Tensor,
+    counts: Counts,
+    config: UnlearnConfig,
+    depth: float | None,
 ) -> Tensor:
     index, positions = target_index(batch, [row.text for row in rows], config.forget_span)
     logps = token_logps(states[positions - 1], loaded.head, batch.flat_ids[positions])
     ref_logps = torch.cat([row.ref_logps for row in rows if row.ref_logps is not None])
+    push = logps.new_ones(len(rows)) if depth is None else objectives.push(logps, index, depth=depth)
     if config.level == "sequence":
-        return objectives.npo_sequence(logps, ref_logps, index, beta=config.beta, num_sequences=counts.npo)
-    return objectives.npo_token(logps, ref_logps, beta=config.beta, num_tokens=counts.npo)
+        return objectives.npo_sequence(logps, ref_logps, index, beta=config.beta, num_sequences=counts.npo, push=push)
+    return objectives.npo_token(logps, ref_logps, beta=config.beta, num_tokens=counts.npo, push=push[index])
 
 
 def _anchor(loaded: LoadedModel, rows: list[Row], batch: Batch, states: Tensor, first: int, counts: Counts) -> Tensor:

@@ -25,8 +25,8 @@ from expunge.model.sampling import write_texts
 from expunge.prepare import Prepared
 from expunge.processes import ALONE, Processes
 from expunge.progress import Reporter
-from expunge.schedule import anchor_tokens, learning_rate, make_plan
-from expunge.stopping import UNSTEERED, Selector, selection_of
+from expunge.schedule import Decay, anchor_tokens, decay, learning_rate, make_plan
+from expunge.stopping import Selector, selection_of
 from expunge.terms import Counts, Row, SideName, count, loss_terms, reference_sides, weighted_sum
 
 MICRO_BATCH_TOKENS = {"cpu": 4096, "cuda": 16384}
@@ -108,7 +108,7 @@ class Trainer:
         selection = selection_of(prepared) if config.select_every != 0 else None
         if selection is not None and prepared.selection is not None:
             self.selection_hashes = prepared.selection.hashes
-            self.selector = Selector(selection, config.goal, patience=config.patience)
+            self.selector = Selector(selection, config.goal)
             self.selector.begin(self.loaded, processes)
         elif config.select_every != 0:
             reporter.say("no --holdout: the run goes through its epochs, and how deep is deep enough cannot be known")
@@ -174,15 +174,13 @@ class Trainer:
         Raises:
             TrainingError: A term or the gradient is not finite; the weights are left as they were.
         """
-        steered = self.config.select_every != 0
-        push = self.selector.push if self.selector else UNSTEERED if steered else 1.0
         rows = self.rows(step)
         counts = count(rows, self.config)
         groups = micro_batches(self.lengths(step), self.micro_batch_tokens(step), packed=self.packed)
         own = groups[self.accelerator.process_index :: self.accelerator.num_processes]
-        terms = self._sum_over_processes(self._accumulate(rows, own, counts, push))
+        terms = self._sum_over_processes(self._accumulate(rows, own, counts))
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None]).item()
-        result = {"loss": weighted_sum(terms, self.config, push), **terms, "grad_norm": norm}
+        result = {"loss": weighted_sum(terms, self.config), **terms, "grad_norm": norm}
         if not all(math.isfinite(value) for value in result.values()):
             shown = ", ".join(f"{name} {value:.4g}" for name, value in result.items())
             raise TrainingError(
@@ -193,13 +191,13 @@ class Trainer:
             for parameter in self.parameters:
                 if parameter.grad is not None:
                     parameter.grad.mul_(self.config.max_grad_norm / norm)
-        rate = learning_rate(self.config, index, self.num_steps)
+        rate = learning_rate(self.config, index, self.num_steps, self.decay)
         for settings in self.optimizer.param_groups:
             settings["lr"] = rate
         self.optimizer.step()
-        return {**result, "push": push, "learning_rate": rate}
+        return {**result, "learning_rate": rate}
 
-    def _accumulate(self, rows: list[Row], groups: list[list[int]], counts: Counts, push: float) -> dict[str, float]:
+    def _accumulate(self, rows: list[Row], groups: list[list[int]], counts: Counts) -> dict[str, float]:
         """Gradients and terms of this process's micro-batches; halved, and all of it done again, until they fit.
 
         Every mean has the whole step's denominator, so smaller micro-batches give the same sums.
@@ -208,11 +206,12 @@ class Trainer:
             TrainingError: A single row does not fit into the device's memory.
         """
         terms = dict.fromkeys(TERMS, 0.0)
+        depth = self.selector.depth if self.selector else None
         self.optimizer.zero_grad()
         try:
             for part in (part for group in groups for part in halved(group, self.rows_that_fit)):
-                own = loss_terms(self.loaded, [rows[i] for i in part], counts, self.config)
-                weighted_sum(own, self.config, push).backward()
+                own = loss_terms(self.loaded, [rows[i] for i in part], counts, self.config, depth)
+                weighted_sum(own, self.config).backward()
                 for name, value in own.items():
                     terms[name] += value.item()
         except torch.OutOfMemoryError as error:
@@ -233,7 +232,7 @@ class Trainer:
             self.loaded.join()
             return terms
         torch.cuda.empty_cache()  # outside of the handler, which holds the tensors of the failed pass
-        return self._accumulate(rows, groups, counts, push)
+        return self._accumulate(rows, groups, counts)
 
     def _sum_over_processes(self, terms: dict[str, float]) -> dict[str, float]:
         """Sum gradients and terms: an adapter's gradient is small, so one reduction carries all of it."""
@@ -276,6 +275,20 @@ class Trainer:
             self.optimizer.state[parameter] = {
                 name: value if name == "step" else value.to(parameter.device) for name, value in own.items()
             }
+
+    @torch.no_grad()
+    def take(self, values: Sequence[Tensor]) -> None:
+        """Set the adapter to another state."""
+        for parameter, value in zip(self.parameters, values, strict=True):
+            parameter.copy_(value)
+
+    @property
+    def decay(self) -> Decay:
+        """When the learning rate falls and the run ends, as far as is known by now."""
+        if self.selector is None:
+            return decay(self.config, self.num_steps)
+        own = self.plan.steps_per_epoch
+        return decay(self.config, self.num_steps, arrived=self.selector.arrived, steps_per_epoch=own)
 
     def describe(self) -> str:
         """The size of the run in one line."""

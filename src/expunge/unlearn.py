@@ -24,7 +24,7 @@ from expunge.prepare import prepare
 from expunge.processes import ALONE, Processes, together
 from expunge.progress import Reporter
 from expunge.run import Outcome, Run
-from expunge.strength import choose, number_of_looks, record, set_alpha
+from expunge.strength import Calibration, choose, missing_at, number_of_looks, record, set_alpha
 from expunge.trainer import TERMS, Trainer
 
 
@@ -82,7 +82,7 @@ def _unlearn(config: UnlearnConfig, reporter: Reporter, processes: Processes) ->
         training_begun = time.perf_counter()
         steps = train(trainer, run, reporter, start, processes)
         training_seconds = time.perf_counter() - training_begun
-    chosen = settle(trainer, reporter, processes)
+    chosen = settle(trainer, steps, reporter, processes)
 
     with reporter.track("losses after", texts) as advance:
         after = mean_losses(prepared.loaded, sets, processes=processes, progress=advance)
@@ -112,7 +112,7 @@ def train(trainer: Trainer, run: Run, reporter: Reporter, start: int, processes:
     done = start
     with reporter.track("unlearning", trainer.num_steps, start) as advance, StopRequest() as stop:
         for index, step in islice(enumerate(trainer.plan.steps()), start, trainer.num_steps):
-            if selector is not None and selector.reason:
+            if index >= trainer.decay.end:
                 break
             clock = time.perf_counter()
             terms = trainer.train_step(step, index)
@@ -121,7 +121,7 @@ def train(trainer: Trainer, run: Run, reporter: Reporter, start: int, processes:
             done = index + 1
             line = {"step": done, "epoch": step.epoch + 1, **terms, "tokens": tokens}
             shown = "  ".join(f"{name} {terms[name]:.3f}" for name in TERMS if terms[name])
-            if selector is not None and (done % trainer.select_every == 0 or done == trainer.num_steps):
+            if selector is not None and (done % trainer.select_every == 0 or done == trainer.decay.end):
                 line["selection"] = selector.look(trainer.loaded, trainer.parameters, done, processes)
                 reporter.say(looked(done, line["selection"]))
             run.log(line)
@@ -143,8 +143,8 @@ def looked(step: int, signals: dict[str, float]) -> str:
     )
 
 
-def settle(trainer: Trainer, reporter: Reporter, processes: Processes) -> dict[str, Any] | None:
-    """Take the best state that was seen, and set its strength by the selection texts.
+def settle(trainer: Trainer, steps: int, reporter: Reporter, processes: Processes) -> dict[str, Any] | None:
+    """Set the strength of the last state (after `steps`) and of the best that was seen, and take the better of them.
 
     Returns:
         What calibration.json should hold, and when the best state was; None where nothing was looked at.
@@ -152,16 +152,23 @@ def settle(trainer: Trainer, reporter: Reporter, processes: Processes) -> dict[s
     selector, config = trainer.selector, trainer.config
     if selector is None or not selector.best:
         return None
-    selector.take_best(trainer.parameters)
-    with reporter.track("strengths", number_of_looks()) as advance:
-        found = choose(
-            trainer.loaded, selector.selection, config.goal, weighed=True, processes=processes, progress=advance
-        )
+    last = [parameter.detach().clone() for parameter in trainer.parameters]
+    states = {steps: last, selector.best_step: selector.best}
+    found: dict[int, Calibration] = {}
+    with reporter.track("strengths", len(states) * number_of_looks()) as advance:
+        for step, values in states.items():
+            trainer.take(values)
+            found[step] = choose(
+                trainer.loaded, selector.selection, config.goal, weighed=True, processes=processes, progress=advance
+            )
+    step = min(found, key=lambda step: missing_at(found[step], config.goal))
+    trainer.take(states[step])
+    chosen = found[step]
     trained = config.lora_alpha or config.lora_rank
-    set_alpha(trainer.model, trained * found.scale)
-    trainer.model.peft_config["default"].lora_alpha = trained * found.scale
-    reporter.say(f"state of step {selector.best_step} at {found.scale:g} times its strength: {found.verdict}")
+    set_alpha(trainer.model, trained * chosen.scale)
+    trainer.model.peft_config["default"].lora_alpha = trained * chosen.scale
+    reporter.say(f"state of step {step} at {chosen.scale:g} times its strength: {chosen.verdict}")
     content = record(
-        found, config.goal, trained_alpha=trained, selection=selector.selection, hashes=trainer.selection_hashes
+        chosen, config.goal, trained_alpha=trained, selection=selector.selection, hashes=trainer.selection_hashes
     )
-    return {**content, "best_step": selector.best_step, "stopped": selector.reason or "all epochs are done"}
+    return {**content, "best_step": step, "stopped": selector.reason}

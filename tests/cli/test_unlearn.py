@@ -94,7 +94,7 @@ def test_metrics_and_manifest(work: Path, expunge: Run) -> None:
             "tokens",
         } <= line.keys()
         assert line["loss"] == pytest.approx(
-            line["push"] * UnlearnConfig.forget_weight * line["npo"]
+            UnlearnConfig.forget_weight * line["npo"]
             + line["retain_nll"]
             + UnlearnConfig.kl_weight * line["retain_kl"]
             + UnlearnConfig.anchor_weight * line["anchor_kl"]

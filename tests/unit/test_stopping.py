@@ -1,13 +1,19 @@
-"""When a run stops: the shortfall, the looks, the push, and which state is kept."""
+"""When a run stops: the shortfall, the looks, the depth, and which state is kept."""
+
+from dataclasses import asdict
 
 import pytest
 import torch
 
+from expunge.config import UnlearnConfig
 from expunge.config.goal import Goal
 from expunge.data.tokenize import TokenizedExample
 from expunge.model.adapter import add_adapter, trainable
 from expunge.model.load import load_model
-from expunge.stopping import RAMP, REST, Selector
+from expunge.objectives import push
+from expunge.objectives.depth import RAMP
+from expunge.schedule import Decay, decay, learning_rate
+from expunge.stopping import CORRECTION, LEAST, MOST, Selector
 from expunge.strength import Selection, Signals, shortfall
 from tiny import save_tiny
 
@@ -38,50 +44,70 @@ def test_shortfall_is_what_is_missing_in_tolerances(signals, expected):
     assert shortfall(signals, UNTOUCHED, Goal(0.5, 0.98, 0.05)) == expected
 
 
-def after(*aucs, shortfalls=None, lacks=None, patience=2):
-    """A selector that has seen these membership AUCs, by default with the shortfall that they alone make."""
-    selector = Selector(SELECTION, Goal(), patience=patience)
-    missing = shortfalls or [abs(auc - 0.5) * 20 for auc in aucs]
+def after(*looks):
+    """A selector that has seen these (AUC, loss of forgotten texts), unseen ones at 2 nats, every 10 steps."""
+    selector = Selector(SELECTION, Goal())
+    selector._untouched = UNTOUCHED
+    signals = [Signals(1.0, auc, nll, 2.0, 0.8) for auc, nll in looks]
     lines = [
-        {
-            "step": 10 * (at + 1),
-            "selection": {
-                "scale": 1.0, "auc": auc, "forget_nll": 2.0 * (1 - lack), "holdout_nll": 2.0, "retain": 0.9,
-                "shortfall": own,
-            },
-        }
-        for at, (auc, own, lack) in enumerate(zip(aucs, missing, lacks or [0.5] * len(aucs), strict=True))
-    ]  # fmt: skip
+        {"step": 10 * (at + 1), "selection": {**asdict(own), "shortfall": shortfall(own, UNTOUCHED, Goal())}}
+        for at, own in enumerate(signals)
+    ]
     selector.restore([{"step": 1}, *lines], {})
     return selector
 
 
-def test_it_stops_where_the_goal_is_reached_and_not_before():
-    assert after(1.0, 0.8).reason is None
-    assert after(1.0, 0.5).reason == "the goal is reached"
+def test_it_has_arrived_at_the_first_look_at_the_depth():
+    assert after((1.0, 0.2), (0.9, 1.5)).arrived is None
+    assert after((1.0, 0.2), (0.9, 1.5)).reason.startswith("all epochs are done")
+    assert after((1.0, 0.2), (0.53, 1.5), (0.9, 1.4)).arrived == 20  # by the membership AUC
+    assert after((1.0, 0.2), (0.9, 1.5), (0.8, 1.91)).arrived == 30  # by the loss
+    assert "step 30" in after((1.0, 0.2), (0.9, 1.5), (0.8, 1.91)).reason
 
 
-def test_patience_begins_where_the_auc_has_come_to_the_goal():
-    worse = {"shortfalls": [20, 30, 31, 32, 33]}
-    assert after(1.0, 1.0, 0.99, 0.99, 0.98, **worse).reason is None  # still on the way
-    assert after(1.0, 0.5, 0.4, shortfalls=[20, 5, 6]).reason is None
-    found = after(1.0, 0.5, 0.4, 0.3, shortfalls=[20, 5, 6, 7])
-    assert found.reason.startswith("no better state in 2 looks")
-    assert found.best_step == 20
+def test_the_best_state_is_the_last_of_those_that_lack_the_least():
+    assert after((1.0, 0.2), (0.6, 2.0), (0.3, 2.0)).best_step == 20
+    assert after((1.0, 0.2), (0.5, 2.0), (0.52, 2.0), (0.3, 2.0)).best_step == 30
 
 
-def test_the_push_follows_the_depth():
-    assert Selector(SELECTION, Goal(), patience=2).push == 1
-    assert after(1.0, lacks=[0.9]).push == 1
-    assert after(1.0, lacks=[RAMP / 4]).push == pytest.approx(REST + 0.25)
-    assert after(0.5, lacks=[0.0]).push == pytest.approx(REST)
-    assert after(0.2, lacks=[-0.2]).push == 0
+def test_the_depth_is_that_of_unseen_texts_corrected_by_what_the_auc_lacks():
+    assert Selector(SELECTION, Goal()).depth is None
+    assert after().depth == UNTOUCHED.holdout_nll
+    assert after((1.0, 0.2), (1.0, 1.6)).depth == 2.0  # too far off to say anything
+    assert after((1.0, 0.2), (0.9, 1.8)).depth == pytest.approx(2.0 * (1 + CORRECTION * 0.4))
+    assert after((0.9, 1.8), (0.2, 2.2)).depth == pytest.approx(2.0 * (1 + CORRECTION * (0.4 - 0.3)))
+    assert after(*[(1.0, 1.9)] * 50).depth == 2.0 * MOST
+    assert after(*[(0.0, 2.5)] * 50).depth == 2.0 * LEAST
+
+
+def test_a_text_is_pushed_by_what_its_own_loss_lacks():
+    logps = torch.tensor([-0.2, -0.2, -2.0, -2.0, -2.0, -3.0], requires_grad=True)
+    shares = push(logps, torch.tensor([0, 0, 1, 1, 1, 2]), depth=2.0)
+    assert not shares.requires_grad
+    assert shares.tolist() == pytest.approx([1.0, 0.0, 0.0])
+    shares = push(torch.tensor([-1.75]), torch.tensor([0]), depth=2.0)
+    assert shares.item() == pytest.approx(0.125 / RAMP)
+
+
+def test_the_learning_rate_stays_at_its_peak_until_the_depth_and_then_falls():
+    config = UnlearnConfig("m", warmup=0.1, learning_rate=1e-3)
+    on_the_way = decay(config, 300, steps_per_epoch=10)
+    assert (on_the_way.start, on_the_way.end) == (200, 300)
+    there = decay(config, 300, arrived=80, steps_per_epoch=10)
+    assert (there.start, there.end) == (80, 120)
+    assert decay(config, 300, arrived=10, steps_per_epoch=10) == Decay(10, 20)  # two epochs at least
+    rates = [learning_rate(config, index, 300, there) for index in range(there.end + 1)]
+    assert rates[29:81] == [1e-3] * 52
+    assert rates[80:] == sorted(rates[80:], reverse=True)
+    assert rates[100] == pytest.approx(5e-4)
+    assert rates[-1] == pytest.approx(0, abs=1e-12)
+    assert decay(config, 300) == Decay(30, 270)  # who follows nothing falls from the warm-up on
 
 
 def test_looks_keep_the_best_state_and_a_checkpoint_brings_it_back(tmp_path):
     loaded = load_model(str(save_tiny(tmp_path, "llama")), dtype="float32", device="cpu")
     parameters = trainable(add_adapter(loaded, rank=2, alpha=None, modules="all-linear", seed=0))
-    selector = Selector(SELECTION, Goal(), patience=2)
+    selector = Selector(SELECTION, Goal())
     selector.begin(loaded)
     seen = []
     for step in (1, 2, 3):
@@ -93,10 +119,10 @@ def test_looks_keep_the_best_state_and_a_checkpoint_brings_it_back(tmp_path):
     best = min(range(3), key=lambda at: seen[at][1]["shortfall"])
     assert selector.best_step == best + 1
 
-    other = Selector(SELECTION, Goal(), patience=2)
+    other = Selector(SELECTION, Goal())
     lines = [{"step": at + 1, "selection": own} for at, (_, own) in enumerate(seen)]
     other.restore(lines, selector.state())
-    assert (other.best_step, other.reason, other.push) == (selector.best_step, selector.reason, selector.push)
-    other.take_best(parameters)
-    for parameter, kept in zip(parameters, seen[best][0], strict=True):
-        assert torch.equal(parameter, kept)
+    other.begin(loaded)
+    assert (other.best_step, other.reason, other.depth) == (selector.best_step, selector.reason, selector.depth)
+    for value, kept in zip(other.best, seen[best][0], strict=True):
+        assert torch.equal(value, kept)

@@ -26,7 +26,15 @@ _PAPER: dict[str, Any] = {
 }
 RECIPES: dict[str, dict[str, Any]] = {
     "default": {},
-    "steered": {"forget_weight": 5.0, "kl_weight": 3.0, "anchor_weight": 2.0, "lora_rank": 32, "select_every": None},
+    "steered": {
+        "epochs": 24,
+        "forget_weight": 10.0,
+        "retain_weight": 2.0,
+        "kl_weight": 6.0,
+        "anchor_weight": 5.0,
+        "lora_rank": 32,
+        "select_every": None,
+    },
     "paper": _PAPER,
     "paper-code": {
         **_PAPER,
@@ -80,7 +88,6 @@ class UnlearnConfig:
         anchors_per_forget: Anchor tokens (rows under `rows_per_step`) per forget token in a step.
         select_every: Optimizer steps between looks at the selection texts; a quarter of an epoch when None. 0 never
             looks: the run goes through all epochs and keeps the strength that it ends with.
-        patience: Looks in a row without a better state before the run stops.
         target: Membership AUC to come to, `auc=0.5` or a retrained model's.
         floor: Least share of the retain texts' probability to keep, as `retain=0.98`.
         ceiling: Largest relative change of the unseen texts' loss, as `drift=0.05`.
@@ -145,7 +152,6 @@ class UnlearnConfig:
     anchors_per_forget: float = 1.0
 
     select_every: int | None = 0
-    patience: int = 16
     target: str = "auc=0.5"
     floor: str = "retain=0.98"
     ceiling: str = "drift=0.05"
@@ -225,7 +231,6 @@ class UnlearnConfig:
              "--mix random has no place for anchors: --anchor-weight 0"),
             (self.select_every is None or self.select_every >= 0,
              f"--select-every {self.select_every}: must be 0 or more"),
-            (self.patience >= 1, f"--patience {self.patience}: must be at least 1"),
             (1 <= self.lora_rank <= 4096, f"--lora-rank {self.lora_rank}: must lie between 1 and 4096"),
             (self.lora_alpha is None or 0 < self.lora_alpha < float("inf"),
              f"--lora-alpha {self.lora_alpha}: must be finite and above 0"),

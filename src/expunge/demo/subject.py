@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from expunge.data.examples import Example, read_examples
 from expunge.data.lume import read_lume
@@ -32,7 +32,7 @@ from expunge.evaluate.benchmarks.engine import Options
 from expunge.evaluate.benchmarks.engine import measure as measure_suite
 from expunge.evaluate.generate import generate_predictions
 from expunge.evaluate.semeval import score_row
-from expunge.model.load import load_model
+from expunge.model.load import load_model, pick_dtype
 
 ASSETS = Path(__file__).parent / "assets"
 """What the demo comes with: `subject/`, `twin/`, `data/` and `figures.json`."""
@@ -100,7 +100,7 @@ def finish(
     tokenizer.save_pretrained(folder)
 
 
-def train_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
+def train_tokenizer(texts: Iterable[str], size: int = VOCABULARY) -> PreTrainedTokenizerFast:
     """Byte-level BPE with the digits one by one; nothing is added to a text, in front or behind."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -108,7 +108,7 @@ def train_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
+        vocab_size=size,
         special_tokens=[END, PAD],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
@@ -136,7 +136,7 @@ def new_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
 
 
 def train(
-    model: LlamaForCausalLM, passes: Sequence[list[list[int]]], learning_rate: float, seed: int, name: str
+    model: PreTrainedModel, passes: Sequence[list[list[int]]], learning_rate: float, seed: int, name: str
 ) -> None:
     """Next-token training on all tokens: AdamW, linear warm-up over 5 % of the steps, cosine to zero.
 
@@ -147,6 +147,7 @@ def train(
         seed: Seed of the order.
         name: What the progress lines call it.
     """
+    dtype = pick_dtype("auto", torch.device("cpu"))
     rng = random.Random(seed)
     batches = [batch for texts in passes for batch in _batches(texts, rng)]
     warmup = max(1, len(batches) // 20)
@@ -162,7 +163,7 @@ def train(
         pad = model.config.pad_token_id
         input_ids = torch.tensor([ids + [pad] * (width - len(ids)) for ids in batch])
         real = input_ids != pad
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
             logits = model(input_ids=input_ids, attention_mask=real).logits
         targets = input_ids[:, 1:].masked_fill(~real[:, 1:], -100)
         loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), targets.flatten())
