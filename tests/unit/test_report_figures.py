@@ -1,5 +1,6 @@
 """Figures and tables as files, and the numbers that they draw."""
 
+import json
 import re
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from expunge.report.drawing import GROUP_COLORS, MARKERS, SET_COLORS, brief, sav
 from expunge.report.latex import latex_table
 from expunge.report.page import scales
 from expunge.report.readings import Reading
+from expunge.report.selection_figures import looks, strengths
 from report_runs import entry, write_run
 
 SIGNATURES = {".png": b"\x89PNG\r\n", ".svg": b"<?xml", ".pdf": b"%PDF-"}
@@ -45,6 +47,34 @@ def test_every_figure_comes_as_png_svg_and_pdf_with_a_latex_table(tmp_path):
     table = (tmp_path / "figures/scores.tex").read_text()
     assert r"\begin{tabular}{lrrr}" in table
     assert r"forget: probability $\downarrow$ & 0.970 {\scriptsize [" in table
+
+
+def test_what_a_run_was_steered_by_is_drawn(tmp_path):
+    run = write_run(tmp_path / "run", scored=False, manifest={"selection": {"best_step": 90}})
+    assert not looks(read_run(run))
+    assert not strengths(read_run(run))
+
+    def signals(scale, auc):
+        return {"scale": scale, "auc": auc, "forget_nll": 2 - auc, "holdout_nll": 1.5, "retain": 0.9}
+
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    for at, auc in ((29, 1.0), (59, 0.8), (89, 0.5)):
+        lines[at] = json.dumps(json.loads(lines[at]) | {"selection": signals(1.0, auc) | {"shortfall": 1.0}})
+    (run / "metrics.jsonl").write_text("\n".join(lines))
+    curve = [signals(1.0, 0.6), signals(0.0, 1.0), signals(1.25, 0.45)]
+    (run / "calibration.json").write_text(json.dumps({"scale": 1.25, "curve": curve, "best_step": 90}))
+    with style():
+        drawn = [*looks(read_run(run)), *strengths(read_run(run))]
+    assert [own.name for own in drawn] == ["looks-loss", "looks-shares", "strengths-loss", "strengths-shares"]
+    line = drawn[1].figure.axes[0].lines[0]
+    assert (list(line.get_xdata()), list(line.get_ydata())) == ([30, 60, 90], [1.0, 0.8, 0.5])
+    assert "taken at 90" in drawn[1].says
+    line = drawn[3].figure.axes[0].lines[0]
+    assert (list(line.get_xdata()), list(line.get_ydata())) == ([0.0, 1.0, 1.25], [1.0, 0.6, 0.45])
+    assert "taken at 1.25" in drawn[3].says
+    write_report([run], figures=tmp_path / "figures")
+    assert (tmp_path / "figures/strengths-loss.png").exists()
+    assert "What said when to stop" in (run / "report.html").read_text()
 
 
 def test_many_metrics_are_divided_over_figures(tmp_path, monkeypatch):

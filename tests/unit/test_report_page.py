@@ -166,8 +166,12 @@ def test_what_a_results_file_says_of_the_reference_does_not_contradict_the_page(
     [
         ({}, {}, "run: went to the end of the schedule, 120 steps in 14 epochs; no target decided it."),
         ({}, {"max_steps": 120}, "run: stopped after 120 steps because max_steps said so"),
-        ({"stopped": "the loss reached its target"}, {}, "run: stopped after 120 steps, the loss reached its target."),
-        ({"stopped": {"reason": "enough"}}, {}, "run: stopped after 120 steps, enough."),
+        (
+            {"selection": {"stopped": "it has settled", "best_step": 96, "scale": 1.25, "verdict": "AUC 0.52"}},
+            {},
+            "run: stopped after 120 steps: it has settled. The state of step 96 was taken at 1.25 of its trained "
+            "strength (AUC 0.52).",
+        ),
         ({"status": "running", "steps": None}, {}, "run: not finished, the log ends at step 120."),
     ],
 )
@@ -270,7 +274,7 @@ def hostile(folder: Path) -> Path:
             "hardware": {EVIL: EVIL},
             "data": {"forget": EVIL},
             "join": {"chosen": EVIL},
-            "stopped": EVIL,
+            "selection": {"stopped": EVIL, "best_step": EVIL, "scale": 1.0, "verdict": EVIL},
             "started": EVIL,
         },
     )

@@ -86,17 +86,18 @@ def stops(groups: Sequence[Group]) -> list[str]:
         f"{run.calibration.get('verdict', 'no verdict')}). Losses on the texts of training are those before that."
         for group in groups
         for run in group.runs
-        if run.calibration
+        if run.calibration and "best_step" not in run.calibration
     ]
 
 
 def _stopped(run: RunData) -> str:
-    reason = run.manifest.get("stopped")
-    if isinstance(reason, Mapping):
-        reason = reason.get("reason")
     steps = run.manifest.get("steps") or (run.steps[-1]["step"] if run.steps else 0)
-    if isinstance(reason, str) and reason:
-        return f"stopped after {steps:,} steps, {reason}"
+    selection = run.manifest.get("selection")
+    if isinstance(selection, Mapping) and {"stopped", "best_step", "scale", "verdict"} <= selection.keys():
+        return (
+            f"stopped after {steps:,} steps: {selection['stopped']}. The state of step {selection['best_step']} was "
+            f"taken at {selection['scale']:g} of its trained strength ({selection['verdict']})"
+        )
     if not run.finished:
         return f"not finished, the log ends at step {steps:,}"
     limit = run.settings.get("max_steps")

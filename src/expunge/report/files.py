@@ -91,6 +91,7 @@ def _figures(runs: list[RunData], folder: Path) -> list[tuple[Path, bytes]]:
     from expunge.report.drawing import save, style
     from expunge.report.latex import latex_table
     from expunge.report.page import scales
+    from expunge.report.selection_figures import looks, strengths
 
     groups = group_runs(runs)
     columns = read_columns(groups)
@@ -98,6 +99,7 @@ def _figures(runs: list[RunData], folder: Path) -> list[tuple[Path, bytes]]:
     files = []
     with style():
         drawn = [*figures.courses(groups), *(figures.distributions(runs[0]) if len(groups) == 1 else [])]
+        drawn += [*looks(runs[0]), *strengths(runs[0])] if len(runs) == 1 else []
         drawn += [found for found in (figures.membership_curves(groups),) if found]
         drawn += [traded[0]] if (traded := figures.tradeoff(groups)) else []
         for family, rows in families.items():

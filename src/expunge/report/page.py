@@ -26,6 +26,7 @@ from expunge.report.comparison import (
 )
 from expunge.report.drawing import inline_svg, style, visible
 from expunge.report.readings import ARROWS, FAMILIES
+from expunge.report.selection_figures import looks, strengths
 from expunge.report.verdict import number_text, verdict, worst
 
 ANSWERS = {"yes": "yes", "partly": "not wholly", "no": "no", "unknown": "open"}
@@ -113,6 +114,7 @@ def build(runs: Sequence[RunData]) -> dict[str, Any]:
         "stopped": facts.stops(groups),
         "courses": [_inline(drawn) for drawn in figures.courses(groups)],
         "course_table": _course_table(groups),
+        "selection": [_inline(drawn) for drawn in (*looks(single), *strengths(single))] if single else [],
         "distributions": spread,
         "distributions_of": runs[0].name,
         "membership": _inline(curve) if curve else None,
