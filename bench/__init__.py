@@ -12,6 +12,7 @@ quality.py    `python -m bench.quality`: methods, learning rates and ranks over 
 parity/       `python -m bench.parity`: our metrics against published numbers; docs/papers.md
 records.py    `python -m bench.records`: the cost of all teacher-forced metrics; docs/evaluation.md
 taught.py     `python -m bench.taught`: subjects of other architectures, for bench.quality
+rounding.py   `python -m bench.rounding`: what comes back at 8 and 4 bits; docs/log.md
 subjects.py   `python -m bench.subjects`: which metrics tell three models apart; docs/evaluation.md
 crash.py      `python -m bench.crash`: runs killed at random moments and gone on with; docs/reliability.md
 fuzz.py       `python -m bench.fuzz`: damaged files for the readers

@@ -61,8 +61,7 @@ def main(argv: list[str] | None = None) -> None:
     """Run what is asked for and print its table."""
     args = _arguments().parse_args(argv)
     for name in args.subjects:
-        parts = (Path(args.taught) / name / part for part in ("subject", "twin", "data"))
-        subject = SUBJECTS.get(name) or Subject(*parts)
+        subject = subject_of(name, args.taught)
         if not subject.model.is_dir():
             raise SystemExit(f"{subject.model}: not there: leave {name} out of --subjects")
         folder = Path(args.output) / name
@@ -76,6 +75,11 @@ def main(argv: list[str] | None = None) -> None:
                 for seed in args.seeds
             ]
         print(f"### {name}, {args.what}, seeds {' '.join(map(str, args.seeds))}\n\n{table(rows, untouched)}\n")
+
+
+def subject_of(name: str, taught: str) -> Subject:
+    """The subject of that name; those that `bench.taught` makes lie in `taught`."""
+    return SUBJECTS.get(name) or Subject(*(Path(taught) / name / part for part in ("subject", "twin", "data")))
 
 
 def kinds(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
@@ -178,6 +182,7 @@ def summary(results: dict[str, Any], untouched: dict[str, Any]) -> dict[str, flo
     members, unseen = results["mean_nll"]["member"], results["mean_nll"]["nonmember"]
     return {
         "task": statistics.harmonic_mean(terms),
+        "forget": statistics.harmonic_mean([term for term in results["terms"][:half] if term is not None]),
         "lowest retain": min(kept),
         "auc": auc("loss"),
         "zlib": auc("zlib"),

@@ -139,14 +139,18 @@ def _recorded(arguments: list[str]) -> dict[str, Any]:
 
 
 def _recipe(arguments: list[str]) -> str:
-    """The recipe that flags or the config file ask for: its values lie under all others."""
-    found = "default"
+    """The recipe that flags or the config file ask for, or that goes with the others: its values lie under them."""
+    found: dict[str, Any] = {}
     for name, value in flags(arguments):
         if name == "--config" and Path(value).is_file():
-            found = str(read_config(value).get("recipe", found))
-        elif name == "--recipe":
-            found = value
-    return found
+            found |= read_config(value)
+        else:
+            found[name.removeprefix("--")] = value
+    if "recipe" in found or not ("holdout" in found or "benchmark" in found) or "help" in found:
+        return str(found.get("recipe", "default"))
+    from expunge.prepare import fitting_recipe
+
+    return fitting_recipe(found)
 
 
 def _unlearn(values: Namespace) -> int:

@@ -2,18 +2,19 @@
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 from accelerate.tracking import get_available_trackers
 
 from expunge.config import UnlearnConfig
+from expunge.config.checks import check_types
 from expunge.data.examples import Example, check_sets, parse_columns, read_examples
 from expunge.data.lume import read_lume
 from expunge.data.tokenize import TokenizedExample, tokenize_all
-from expunge.errors import ConfigError, DataError, ModelError
+from expunge.errors import ConfigError, DataError, ModelError, UserError
 from expunge.model.load import LoadedModel, load_model, load_shared
 from expunge.model.memory import show_bytes
 from expunge.model.preflight import JoinReport, measure_join
@@ -133,6 +134,9 @@ def prepare(config: UnlearnConfig, say: Callable[[str], None]) -> Prepared:
             raise ConfigError(f"--output {config.output} holds --{name} {source}: choose another place")
     check_trackers(config.report_to)
     sets, warnings = read_sets(config)
+    halves = _selection_halves(config, sets)
+    if halves is None and sets.nonmembers:
+        say("no step is taken by the unseen texts; --recipe steered follows them, 16 or more, to their depth")
     options = {"dtype": config.dtype, "device": config.device, "trust_remote_code": config.trust_remote_code}
     if config.shard_base:
         loaded = load_shared(config.model, current(), **options)
@@ -168,32 +172,53 @@ def prepare(config: UnlearnConfig, say: Callable[[str], None]) -> Prepared:
             say(f"{name}: {len(side):,} texts, {sum(map(len, side)):,} tokens{tail}")
     if not forget:
         raise DataError("the forget set is empty: there is nothing to forget")
-    selection = _selection(config, sets, partial(rows, cut=True), say)
+    selection = None
+    if halves is not None:
+        hashes, (members, nonmembers) = halves
+        counts = f"{len(members)} texts to forget and {len(nonmembers)} unseen ones"
+        say(f"selection: {counts} say when to stop; evaluate reports on the others")
+        selection = SelectionRows(rows(members, cut=True), rows(nonmembers, cut=True), hashes)
     resolved = _resolve(config, loaded, report, max_length)
     return Prepared(resolved, loaded, forget, retain, holdout, report, warnings, selection)
 
 
-def _selection(
-    config: UnlearnConfig,
-    sets: Sets,
-    rows: Callable[[list[Example]], list[TokenizedExample]],
-    say: Callable[[str], None],
-) -> SelectionRows | None:
-    """The selection half of the membership texts; texts that are on both sides are no unseen ones and left out."""
-    if config.select_every == 0 or not sets.nonmembers:
+def fitting_recipe(settings: Mapping[str, Any]) -> str:
+    """The recipe for settings that name none: `steered` where there are enough unseen texts, else `default`.
+
+    Whatever cannot be read or is too little counts as no unseen texts; if it is a mistake, the run itself says so.
+    """
+    names = ("forget", "retain", "holdout", "benchmark", "data", "split", "columns")
+    given = {name: settings[name] for name in names if name in settings}
+    try:
+        config = UnlearnConfig.from_recipe("steered", model="", **given)
+        check_types(config)
+        _selection_halves(config, read_sets(config)[0])
+    except UserError:
+        return "default"
+    return "steered"
+
+
+def _selection_halves(config: UnlearnConfig, sets: Sets) -> tuple[list[str], list[list[Example]]] | None:
+    """The selection half of the membership texts, forgotten and unseen, and their hashes; None where none is asked for.
+
+    Texts that are on both sides are no unseen ones and left out.
+
+    Raises:
+        DataError: There are no unseen texts, or too few.
+    """
+    if config.select_every == 0:
         return None
+    otherwise = "; without them a run cannot know how deep is deep enough: --recipe default"
     seen = set(example_hashes(sets.members))
     unseen = [
         own for own, mark in zip(sets.nonmembers, example_hashes(sets.nonmembers), strict=True) if mark not in seen
     ]
+    if not unseen:
+        raise DataError(f"{config.data}: has no documents that the model has never seen: give --holdout{otherwise}")
     try:
-        hashes, (members, nonmembers) = split_off(sets.members, unseen)
+        return split_off(sets.members, unseen)
     except DataError as error:
-        say(f"selection: not by the unseen texts: {error}")
-        return None
-    counts = f"{len(members)} texts to forget and {len(nonmembers)} unseen ones"
-    say(f"selection: {counts} say when to stop; evaluate reports on the others")
-    return SelectionRows(rows(members), rows(nonmembers), hashes)
+        raise DataError(f"--recipe {config.recipe} follows unseen texts: {error}{otherwise}") from None
 
 
 def check_trackers(report_to: str | None) -> None:

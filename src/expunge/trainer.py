@@ -105,13 +105,11 @@ class Trainer:
                     self.loaded, self.forget, self.retain, tokens=wanted, seed=config.seed,
                     processes=processes, progress=advance,
                 )  # fmt: skip
-        selection = selection_of(prepared) if config.select_every != 0 else None
+        selection = selection_of(prepared)
         if selection is not None and prepared.selection is not None:
             self.selection_hashes = prepared.selection.hashes
             self.selector = Selector(selection, config.goal)
             self.selector.begin(self.loaded, processes)
-        elif config.select_every != 0:
-            reporter.say("no --holdout: the run goes through its epochs, and how deep is deep enough cannot be known")
         self.anchors = written
         self.plan = make_plan(prepared, written)
 

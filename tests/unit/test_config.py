@@ -14,7 +14,7 @@ GIVEN = {"model": "m", "forget": "f.jsonl", "retain": "r.jsonl", "output": "run"
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_recipes_are_valid_and_name_known_settings(recipe: str) -> None:
-    config = UnlearnConfig.from_recipe(recipe, **GIVEN)
+    config = UnlearnConfig.from_recipe(recipe, **GIVEN, holdout="h.jsonl")
     config.validate()
     assert config.recipe == recipe
     for name, value in RECIPES[recipe].items():

@@ -67,7 +67,8 @@ class UnlearnConfig:
         data: The benchmark's folder.
         split: The benchmark's split.
         columns: Which column is what, as `prompt=...,completion=...[,id=...,task=...]`.
-        recipe: Preset over this schema: `default`, `steered`, `paper` or `paper-code`.
+        recipe: Preset over this schema: `default`, `steered`, `paper` or `paper-code`. On the command line, where none
+            is named, `steered` with enough unseen texts (`holdout` or a benchmark's) and `default` without.
         epochs: Passes over the forget set.
         max_steps: Stop after so many optimizer steps, whatever `epochs` says.
         learning_rate: Peak learning rate of Adam; by default 1.5e-3, and 0.384 / hidden size above a width of 256.
@@ -231,6 +232,9 @@ class UnlearnConfig:
              "--mix random has no place for anchors: --anchor-weight 0"),
             (self.select_every is None or self.select_every >= 0,
              f"--select-every {self.select_every}: must be 0 or more"),
+            (self.select_every == 0 or bool(self.holdout) or self.benchmark is not None,
+             f"--holdout is missing: recipe {self.recipe} follows texts like those to forget that the model has "
+             "never seen; without them take --recipe default"),
             (1 <= self.lora_rank <= 4096, f"--lora-rank {self.lora_rank}: must lie between 1 and 4096"),
             (self.lora_alpha is None or 0 < self.lora_alpha < float("inf"),
              f"--lora-alpha {self.lora_alpha}: must be finite and above 0"),
