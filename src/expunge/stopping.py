@@ -1,5 +1,6 @@
 """When to stop: looks at the selection texts while the run goes on, and the best state so far."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -11,11 +12,14 @@ from expunge.model.load import LoadedModel
 from expunge.prepare import Prepared
 from expunge.processes import ALONE, Processes
 from expunge.strength import RETAIN_ROWS, TOLERANCES, Selection, Signals, evenly, lack, measure, shortfall
+from expunge.terms import Aim
 
 NEAR = 0.15
 """The membership AUC corrects the depth where forgotten texts lack less than this share of it; else it says nothing."""
 CORRECTION, LEAST, MOST = 0.2, 0.6, 1.6
 """Change of the depth at a look, as a share, per unit of AUC that is missing; and its bounds."""
+SHARPENING, FLATTEST, SHARPEST = 1.0, 1 / 16, 4.0
+"""Change of the logarithm of beta at a look per unit of min-k AUC that is missing; and the bounds of its factor."""
 PREFIX = "best."
 """Of the tensors of the best state in a checkpoint."""
 
@@ -76,6 +80,11 @@ class Selector:
         return better
 
     @property
+    def aim(self) -> Aim | None:
+        """Where the next step pushes; None before the first look."""
+        return None if self.depth is None else Aim(self.depth, self.sharpness)
+
+    @property
     def depth(self) -> float | None:
         """Mean loss that a forgotten text should have (nats per token): of unseen ones at the last look, corrected.
 
@@ -91,6 +100,21 @@ class Selector:
                 factor = min(MOST, max(LEAST, factor))
         last = self._looks[-1].signals if self._looks else self._untouched
         return factor * last.holdout_nll
+
+    @property
+    def sharpness(self) -> float:
+        """Factor on NPO's beta.
+
+        NPO leaves a token alone once it is about 1/beta nats less likely than it was. So beta says how evenly a text's
+        loss is spread over its tokens, which is what an attack by the least likely ones sees: those of forgotten texts
+        more likely than those of unseen ones ask for a smaller beta, less likely ones for a larger.
+        """
+        change = 0.0
+        for look in self._looks:
+            if lack(look.signals) < NEAR:
+                change += SHARPENING * (self._goal.auc - look.signals.min_k_auc)
+                change = min(math.log(SHARPEST), max(math.log(FLATTEST), change))
+        return math.exp(change)
 
     @property
     def arrived(self) -> int | None:

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import torch
 from peft.tuners.lora import LoraLayer
+from torch import Tensor
 
 from expunge.config.goal import Goal
 from expunge.data.tokenize import TokenizedExample
@@ -26,6 +27,8 @@ Item = TypeVar("Item")
 SCALES = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
 """Where the search looks first; then it halves the distance to the neighbours of the best, `REFINEMENTS` times."""
 REFINEMENTS = 4
+TAIL = 0.2
+"""Share of a text's tokens that min-k looks at."""
 RETAIN_ROWS = 64
 """Retain rows that are looked at, evenly from all of them."""
 TOLERANCES = {"auc": 0.05, "depth": 0.05, "retain": 0.01, "drift": 0.05}
@@ -59,6 +62,7 @@ class Signals:
         forget_nll: Mean over members of their loss per token, nats.
         holdout_nll: Mean over non-members.
         retain: Mean probability of the retain completions (length-normalised, exp of minus the loss per token).
+        min_k_auc: Like `auc`, of the mean loss of the fifth of a text's tokens that are least likely.
     """
 
     scale: float
@@ -66,6 +70,7 @@ class Signals:
     forget_nll: float
     holdout_nll: float
     retain: float
+    min_k_auc: float = 0.5
 
 
 @dataclass(frozen=True)
@@ -137,13 +142,27 @@ def measure(loaded: LoadedModel, selection: Selection, scale: float, processes: 
     rows = [*selection.members, *selection.nonmembers, *selection.retain]
     with scaled(loaded.model, scale):
         logps = sequence_logps(loaded, [row.input_ids for row in rows], processes=processes)
-    scores = [own.mean().item() for own in logps[: len(rows) - len(selection.retain)]]
-    members, nonmembers = scores[: len(selection.members)], scores[len(selection.members) :]
+    documents = logps[: len(rows) - len(selection.retain)]
+    scores, tails = [own.mean().item() for own in documents], [_tail(own) for own in documents]
+    count = len(selection.members)
+    members, nonmembers = scores[:count], scores[count:]
     kept = [
         math.exp(own[row.targets("completion").start - 1 :].mean().item())
         for row, own in zip(selection.retain, logps[len(scores) :], strict=True)
     ]
-    return Signals(scale, auc(members, nonmembers), -fmean(members), -fmean(nonmembers), sum(kept) / max(1, len(kept)))
+    return Signals(
+        scale,
+        auc(members, nonmembers),
+        -fmean(members),
+        -fmean(nonmembers),
+        sum(kept) / max(1, len(kept)),
+        auc(tails[:count], tails[count:]),
+    )
+
+
+def _tail(logps: Tensor) -> float:
+    """Mean log-probability of the least likely fifth of a text's tokens (min-k, Shi et al. 2024, 2310.16789)."""
+    return logps.topk(max(1, int(TAIL * len(logps))), largest=False).values.mean().item()
 
 
 def choose(

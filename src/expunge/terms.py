@@ -39,6 +39,19 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Aim:
+    """Where forget texts should end in a run that follows unseen texts.
+
+    Attributes:
+        depth: Mean loss of a text, nats per token; NPO has no weight beyond it.
+        sharpness: Factor on beta.
+    """
+
+    depth: float
+    sharpness: float
+
+
+@dataclass(frozen=True)
 class Counts:
     """Denominators of one step: the units that each mean runs over, in all micro-batches of all processes together.
 
@@ -105,7 +118,7 @@ def weighted_sum(terms: Mapping[str, Number], config: UnlearnConfig) -> Number:
 
 
 def loss_terms(
-    loaded: LoadedModel, rows: Sequence[Row], counts: Counts, config: UnlearnConfig, depth: float | None = None
+    loaded: LoadedModel, rows: Sequence[Row], counts: Counts, config: UnlearnConfig, aim: Aim | None = None
 ) -> dict[str, Tensor]:
     """The share of one micro-batch in each term of its step; a term without rows in the micro-batch is left out.
 
@@ -114,14 +127,14 @@ def loss_terms(
         rows: The micro-batch.
         counts: Denominators of the whole step, so that micro-batch boundaries do not change the sum.
         config: Which terms, over which spans.
-        depth: Mean loss of unseen texts, to which forget texts are pushed and not beyond; None pushes without end.
+        aim: How deep to push the forget texts, and how evenly; None pushes without end.
     """
     forget, retain, anchor = ([row for row in rows if row.side == side] for side in SIDES)
     batch = lay_out(loaded, [row.text.input_ids for row in forget + retain + anchor])
     states = final_states(loaded, batch)
     terms: dict[str, Tensor] = {}
     if forget:
-        terms["npo"] = _npo(loaded, forget, batch, states, counts, config, depth)
+        terms["npo"] = _npo(loaded, forget, batch, states, counts, config, aim)
     if retain:
         terms |= _retain(loaded, retain, batch, states, len(forget), counts, config)
     if anchor:
@@ -136,15 +149,16 @@ def _npo(
     states: Tensor,
     counts: Counts,
     config: UnlearnConfig,
-    depth: float | None,
+    aim: "Aim | None",
 ) -> Tensor:
     index, positions = target_index(batch, [row.text for row in rows], config.forget_span)
     logps = token_logps(states[positions - 1], loaded.head, batch.flat_ids[positions])
     ref_logps = torch.cat([row.ref_logps for row in rows if row.ref_logps is not None])
-    push = logps.new_ones(len(rows)) if depth is None else objectives.push(logps, index, depth=depth)
+    push = logps.new_ones(len(rows)) if aim is None else objectives.push(logps, index, depth=aim.depth)
+    beta = config.beta * (1.0 if aim is None else aim.sharpness)
     if config.level == "sequence":
-        return objectives.npo_sequence(logps, ref_logps, index, beta=config.beta, num_sequences=counts.npo, push=push)
-    return objectives.npo_token(logps, ref_logps, beta=config.beta, num_tokens=counts.npo, push=push[index])
+        return objectives.npo_sequence(logps, ref_logps, index, beta=beta, num_sequences=counts.npo, push=push)
+    return objectives.npo_token(logps, ref_logps, beta=beta, num_tokens=counts.npo, push=push[index])
 
 
 def _anchor(loaded: LoadedModel, rows: list[Row], batch: Batch, states: Tensor, first: int, counts: Counts) -> Tensor:

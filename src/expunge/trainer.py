@@ -204,11 +204,11 @@ class Trainer:
             TrainingError: A single row does not fit into the device's memory.
         """
         terms = dict.fromkeys(TERMS, 0.0)
-        depth = self.selector.depth if self.selector else None
+        aim = self.selector.aim if self.selector else None
         self.optimizer.zero_grad()
         try:
             for part in (part for group in groups for part in halved(group, self.rows_that_fit)):
-                own = loss_terms(self.loaded, [rows[i] for i in part], counts, self.config, depth)
+                own = loss_terms(self.loaded, [rows[i] for i in part], counts, self.config, aim)
                 weighted_sum(own, self.config).backward()
                 for name, value in own.items():
                     terms[name] += value.item()

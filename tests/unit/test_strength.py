@@ -112,7 +112,7 @@ def test_where_no_scale_gets_away_from_1_the_strongest_within_the_bounds_wins(mo
 
 
 def test_an_adapter_that_harms_at_any_strength_is_switched_off(monkeypatch):
-    found = search(monkeypatch, lambda s: Signals(s, 1 - s / 2.2, 1 + s, 5.0 * (1 + s), 0.9))
+    found = search(monkeypatch, lambda s: Signals(s, 1 - s / 2.2, 1 + s, 5.0 * (1 + 10 * s), 0.9))
     assert found.scale == 0.0
 
 
