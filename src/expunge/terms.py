@@ -154,11 +154,20 @@ def _npo(
     index, positions = target_index(batch, [row.text for row in rows], config.forget_span)
     logps = token_logps(states[positions - 1], loaded.head, batch.flat_ids[positions])
     ref_logps = torch.cat([row.ref_logps for row in rows if row.ref_logps is not None])
-    push = logps.new_ones(len(rows)) if aim is None else objectives.push(logps, index, depth=aim.depth)
+    # Prompt and completion have each their own share: else a short answer stays while its question is past the depth.
+    groups = index if config.level == "sequence" else 2 * index + (positions >= _starts(batch, rows)[index]).long()
+    push = logps.new_ones(2 * len(rows)) if aim is None else objectives.push(logps, groups, depth=aim.depth)
     beta = config.beta * (1.0 if aim is None else aim.sharpness)
     if config.level == "sequence":
+        push = push[: len(rows)]
         return objectives.npo_sequence(logps, ref_logps, index, beta=beta, num_sequences=counts.npo, push=push)
-    return objectives.npo_token(logps, ref_logps, beta=beta, num_tokens=counts.npo, push=push[index])
+    return objectives.npo_token(logps, ref_logps, beta=beta, num_tokens=counts.npo, push=push[groups])
+
+
+def _starts(batch: Batch, rows: Sequence[Row], first: int = 0) -> Tensor:
+    """`(rows,)`, where the completions of the rows begin that stand in the batch from place `first` on."""
+    begun = zip(batch.starts[first : first + len(rows)], rows, strict=True)
+    return torch.tensor([start + row.text.completion_start for start, row in begun], device=batch.flat_ids.device)
 
 
 def _anchor(loaded: LoadedModel, rows: list[Row], batch: Batch, states: Tensor, first: int, counts: Counts) -> Tensor:
@@ -182,8 +191,7 @@ def _retain(
 ) -> dict[str, Tensor]:
     """Terms of the retain rows, which stand in the batch from place `first` on."""
     index, positions = target_index(batch, [row.text for row in rows], retain_span(config), first)
-    completions = zip(batch.starts[first : first + len(rows)], rows, strict=True)
-    starts = torch.tensor([start + row.text.completion_start for start, row in completions], device=loaded.device)
+    starts = _starts(batch, rows, first)
     own, targets = states[positions - 1], batch.flat_ids[positions]
     targets = targets.where(positions >= starts[index], -100)  # prompt tokens are held by the KL alone
     if config.kl_weight == 0:

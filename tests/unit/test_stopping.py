@@ -80,13 +80,13 @@ def test_the_depth_is_that_of_unseen_texts_corrected_by_what_the_auc_lacks():
     assert after(*[(0.0, 2.5)] * 50).depth == 2.0 * LEAST
 
 
-def test_a_text_is_pushed_by_what_its_own_loss_lacks():
+def test_tokens_are_pushed_by_what_their_group_lacks():
     logps = torch.tensor([-0.2, -0.2, -2.0, -2.0, -2.0, -3.0], requires_grad=True)
     shares = push(logps, torch.tensor([0, 0, 1, 1, 1, 2]), depth=2.0)
     assert not shares.requires_grad
     assert shares.tolist() == pytest.approx([1.0, 0.0, 0.0])
-    shares = push(torch.tensor([-1.75]), torch.tensor([0]), depth=2.0)
-    assert shares.item() == pytest.approx(0.125 / RAMP)
+    shares = push(torch.tensor([-1.75]), torch.tensor([2]), depth=2.0)
+    assert shares.tolist() == pytest.approx([1.0, 1.0, 0.125 / RAMP])
 
 
 def test_the_learning_rate_stays_at_its_peak_until_the_depth_and_then_falls():
