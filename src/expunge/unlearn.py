@@ -110,6 +110,7 @@ def train(trainer: Trainer, run: Run, reporter: Reporter, start: int, processes:
     """
     selector, every = trainer.selector, trainer.config.save_every
     done = start
+    seen = ""
     with reporter.track("unlearning", trainer.num_steps, start) as advance, StopRequest() as stop:
         for index, step in islice(enumerate(trainer.plan.steps()), start, trainer.num_steps):
             if index >= trainer.decay.end:
@@ -122,11 +123,16 @@ def train(trainer: Trainer, run: Run, reporter: Reporter, start: int, processes:
             line = {"step": done, "epoch": step.epoch + 1, **terms, "tokens": tokens}
             shown = "  ".join(f"{name} {terms[name]:.3f}" for name in TERMS if terms[name])
             if selector is not None and (done % trainer.select_every == 0 or done == trainer.decay.end):
+                arrived = selector.arrived
                 line["selection"] = selector.look(trainer.loaded, trainer.parameters, done, processes)
-                reporter.say(looked(done, line["selection"]))
+                seen = looked(line["selection"])
+                if arrived is None and selector.arrived:
+                    reporter.say(
+                        f"step {done}: at the depth of unseen texts ({seen}); settles to step {trainer.decay.end}"
+                    )
             run.log(line)
             trainer.accelerator.log(terms, step=done)
-            advance(note=f"epoch {step.epoch + 1}  {shown}  {rate:,.0f} tok/s")
+            advance(note=f"epoch {step.epoch + 1}  {shown}  {seen}  {rate:,.0f} tok/s")
             stopping = trainer.any_process(stop.requested)
             if stopping or (every and done % every == 0):
                 run.save_checkpoint(trainer, done)
@@ -135,12 +141,9 @@ def train(trainer: Trainer, run: Run, reporter: Reporter, start: int, processes:
     return done
 
 
-def looked(step: int, signals: dict[str, float]) -> str:
-    """One look in a line."""
-    return (
-        f"look after step {step}: membership AUC {signals['auc']:.2f}, loss {signals['forget_nll']:.2f} of texts to "
-        f"forget, {signals['holdout_nll']:.2f} of unseen ones"
-    )
+def looked(signals: dict[str, float]) -> str:
+    """One look in a few words: the membership AUC, and the losses of texts to forget and of unseen ones."""
+    return f"AUC {signals['auc']:.2f}  forget {signals['forget_nll']:.2f}  unseen {signals['holdout_nll']:.2f} nats"
 
 
 def settle(trainer: Trainer, steps: int, reporter: Reporter, processes: Processes) -> dict[str, Any] | None:
@@ -152,6 +155,7 @@ def settle(trainer: Trainer, steps: int, reporter: Reporter, processes: Processe
     selector, config = trainer.selector, trainer.config
     if selector is None or not selector.best:
         return None
+    reporter.say(f"stopped after {steps} steps: {selector.reason}")
     last = [parameter.detach().clone() for parameter in trainer.parameters]
     states = {steps: last, selector.best_step: selector.best}
     found: dict[int, Calibration] = {}

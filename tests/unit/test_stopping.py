@@ -1,5 +1,6 @@
 """When a run stops: the shortfall, the looks, the depth, and which state is kept."""
 
+import math
 from dataclasses import asdict
 
 import pytest
@@ -10,11 +11,13 @@ from expunge.config.goal import Goal
 from expunge.data.tokenize import TokenizedExample
 from expunge.model.adapter import add_adapter, trainable
 from expunge.model.load import load_model
+from expunge.model.logps import sequence_logps
 from expunge.objectives import push
 from expunge.objectives.depth import RAMP
 from expunge.schedule import Decay, decay, learning_rate
-from expunge.stopping import CORRECTION, LEAST, MOST, Selector
+from expunge.stopping import CORRECTION, FLATTEST, LEAST, MOST, SHARPENING, SHARPEST, Selector
 from expunge.strength import Selection, Signals, shortfall
+from expunge.terms import Aim, Row, count, loss_terms
 from tiny import save_tiny
 
 UNTOUCHED = Signals(0.0, 1.0, 0.1, 2.0, 0.8)
@@ -78,6 +81,44 @@ def test_the_depth_is_that_of_unseen_texts_corrected_by_what_the_auc_lacks():
     assert after((0.9, 1.8), (0.2, 2.2)).depth == pytest.approx(2.0 * (1 + CORRECTION * (0.4 - 0.3)))
     assert after(*[(1.0, 1.9)] * 50).depth == 2.0 * MOST
     assert after(*[(0.0, 2.5)] * 50).depth == 2.0 * LEAST
+
+
+def test_beta_follows_how_evenly_the_loss_is_spread():
+    def selector(*tails, nll=1.9):
+        made = Selector(SELECTION, Goal())
+        made._untouched = UNTOUCHED
+        looks = [asdict(Signals(1.0, 0.5, nll, 2.0, 0.8, tail)) | {"shortfall": 1.0} for tail in tails]
+        made.restore([{"step": at + 1, "selection": own} for at, own in enumerate(looks)], {})
+        return made
+
+    assert selector().aim == Aim(UNTOUCHED.holdout_nll, 1.0)
+    assert selector(1.0, nll=1.0).sharpness == 1.0  # too far off to say anything
+    assert selector(0.9).sharpness == pytest.approx(math.exp(-0.4 * SHARPENING))  # the tail is too likely: let it go on
+    assert selector(0.2, 0.4).sharpness == pytest.approx(math.exp(0.4 * SHARPENING))
+    assert selector(*[1.0] * 50).sharpness == pytest.approx(FLATTEST)
+    assert selector(*[0.0] * 50).sharpness == pytest.approx(SHARPEST)
+
+
+def test_a_question_that_is_past_the_depth_does_not_keep_its_answer(tmp_path):
+    loaded = load_model(str(save_tiny(tmp_path, "llama")), dtype="float64", device="cpu")
+    parameters = trainable(add_adapter(loaded, rank=2, alpha=None, modules="all-linear", seed=0))
+    with torch.no_grad():
+        for parameter in parameters:
+            parameter.normal_(std=0.05)
+    [text] = rows("q", 1, 3)
+    logps = sequence_logps(loaded, [text.input_ids])[0]
+    start = text.completion_start - 1
+    config = UnlearnConfig("m", forget_span="all")
+    row = Row(text, "forget", logps - 1.0)
+    depth = (-logps[:start].mean() - logps[start:].mean()).item() / 2  # one part lies above it, the other below
+    terms = loss_terms(loaded, [row], count([row], config), config, Aim(depth, 2.0))
+    shares = torch.cat(
+        [(((1 + part.mean() / depth) / RAMP).clamp(0, 1)).expand(len(part)) for part in (logps[:start], logps[start:])]
+    )
+    assert shares.min() == 0 < shares.max()
+    ratio = torch.tensor(1.0, dtype=torch.float64)  # logp - ref_logp of every token
+    expected = (shares * 2 / (2 * config.beta) * torch.nn.functional.softplus(2 * config.beta * ratio)).mean()
+    assert terms["npo"].item() == pytest.approx(expected.item(), rel=1e-4)  # sequence_logps are fp32
 
 
 def test_tokens_are_pushed_by_what_their_group_lacks():
