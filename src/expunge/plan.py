@@ -45,7 +45,9 @@ class Forecast:
     Attributes:
         rows: Set -> rows; `tokens` likewise.
         tokens: Set -> tokens.
-        steps: Optimizer steps of the run.
+        steps: Optimizer steps of the run, the most that it may take where it follows unseen texts.
+        follows: Whether it follows unseen texts, so that it may take fewer, and looks at them in between, which the
+            times leave out.
         step_tokens: Real tokens of all steps together.
         real_share: These over the tokens that are computed, padding included.
         trainable: Parameters of the adapter.
@@ -62,6 +64,7 @@ class Forecast:
     rows: dict[str, int]
     tokens: dict[str, int]
     steps: int
+    follows: bool
     step_tokens: int
     real_share: float
     trainable: int
@@ -79,7 +82,7 @@ class Forecast:
             ("rows", ", ".join(f"{name} {count:,}" for name, count in self.rows.items())),
             ("tokens", ", ".join(f"{name} {count:,}" for name, count in self.tokens.items())),
             ("real share", f"{self.real_share:.1%} of the computed area"),
-            ("steps", f"{self.steps:,} ({self.step_tokens:,} tokens)"),
+            ("steps", f"{'at most ' if self.follows else ''}{self.steps:,} ({self.step_tokens:,} tokens)"),
             ("trainable parameters", f"{self.trainable:,} of {self.parameters:,}"),
             ("reference", f"{_size(self.reference_bytes)} {'on disk' if self.reference_on_disk else 'in memory'}"),
             ("peak memory", f"{_size(self.peak_memory_bytes)} ({self.device})"),
@@ -156,6 +159,7 @@ def forecast(config: UnlearnConfig, reporter: Reporter | None = None) -> Forecas
         rows={name: len(rows) for name, rows in sets.items()},
         tokens={name: sum(map(len, rows)) for name, rows in sets.items()},
         steps=num_steps,
+        follows=config.select_every != 0,
         step_tokens=sum(size.tokens for size in sizes),
         real_share=sum(size.tokens for size in sizes) / sum(size.area for size in sizes),
         trainable=sum(parameter.numel() for parameter in trainer.parameters),
