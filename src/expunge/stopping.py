@@ -81,25 +81,25 @@ class Selector:
 
     @property
     def aim(self) -> Aim | None:
-        """Where the next step pushes: to the losses of unseen texts at the last look, corrected; None before the first.
+        """Where the next step pushes; None before the first look."""
+        return None if self.depth is None else Aim(self.depth, self.sharpness)
+
+    @property
+    def depth(self) -> float | None:
+        """Mean loss that a forgotten text should have (nats per token): of unseen ones at the last look, corrected.
 
         Texts of the same mean loss are still told apart where other terms pull some of them back or push them on, so
         every look moves the depth by what its membership AUC is off.
         """
-        if self._last is None:
+        if self._untouched is None:
             return None
         factor = 1.0
         for look in self._looks:
             if lack(look.signals) < NEAR:
                 factor += CORRECTION * (look.signals.auc - self._goal.auc)
                 factor = min(MOST, max(LEAST, factor))
-        last = self._last
-        return Aim(factor * last.holdout_nll, factor * last.holdout_capped, last.holdout_nll, self.sharpness)
-
-    @property
-    def _last(self) -> Signals | None:
-        """The newest signals."""
-        return self._looks[-1].signals if self._looks else self._untouched
+        last = self._looks[-1].signals if self._looks else self._untouched
+        return factor * last.holdout_nll
 
     @property
     def sharpness(self) -> float:

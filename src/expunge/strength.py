@@ -63,7 +63,6 @@ class Signals:
         holdout_nll: Mean over non-members.
         retain: Mean probability of the retain completions (length-normalised, exp of minus the loss per token).
         min_k_auc: Like `auc`, of the mean loss of the fifth of a text's tokens that are least likely.
-        holdout_capped: Like `holdout_nll`, where no token counts more than `holdout_nll`.
     """
 
     scale: float
@@ -72,7 +71,6 @@ class Signals:
     holdout_nll: float
     retain: float
     min_k_auc: float = 0.5
-    holdout_capped: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -152,15 +150,13 @@ def measure(loaded: LoadedModel, selection: Selection, scale: float, processes: 
         math.exp(own[row.targets("completion").start - 1 :].mean().item())
         for row, own in zip(selection.retain, logps[len(scores) :], strict=True)
     ]
-    cap = -fmean(nonmembers)
     return Signals(
         scale,
         auc(members, nonmembers),
         -fmean(members),
-        cap,
+        -fmean(nonmembers),
         sum(kept) / max(1, len(kept)),
         auc(tails[:count], tails[count:]),
-        fmean((-own).clamp(max=cap).mean().item() for own in documents[count:]),
     )
 
 

@@ -20,7 +20,7 @@ from expunge.strength import Selection, Signals, shortfall
 from expunge.terms import Aim, Row, count, loss_terms
 from tiny import save_tiny
 
-UNTOUCHED = Signals(0.0, 1.0, 0.1, 2.0, 0.8, 1.0, 1.5)
+UNTOUCHED = Signals(0.0, 1.0, 0.1, 2.0, 0.8)
 
 
 def rows(name, count, start):
@@ -51,7 +51,7 @@ def after(*looks):
     """A selector that has seen these (AUC, loss of forgotten texts), unseen ones at 2 nats, every 10 steps."""
     selector = Selector(SELECTION, Goal())
     selector._untouched = UNTOUCHED
-    signals = [Signals(1.0, auc, nll, 2.0, 0.8, 0.5, 1.5) for auc, nll in looks]
+    signals = [Signals(1.0, auc, nll, 2.0, 0.8) for auc, nll in looks]
     lines = [
         {"step": 10 * (at + 1), "selection": {**asdict(own), "shortfall": shortfall(own, UNTOUCHED, Goal())}}
         for at, own in enumerate(signals)
@@ -74,13 +74,13 @@ def test_the_best_state_is_the_last_of_those_that_lack_the_least():
 
 
 def test_the_depth_is_that_of_unseen_texts_corrected_by_what_the_auc_lacks():
-    assert Selector(SELECTION, Goal()).aim is None
-    assert after().aim == Aim(2.0, 1.5, 2.0, 1.0)
-    assert after((1.0, 0.2), (1.0, 1.6)).aim.capped_depth == 1.5  # too far off to say anything
-    assert after((1.0, 0.2), (0.9, 1.8)).aim.capped_depth == pytest.approx(1.5 * (1 + CORRECTION * 0.4))
-    assert after((0.9, 1.8), (0.2, 2.2)).aim.capped_depth == pytest.approx(1.5 * (1 + CORRECTION * (0.4 - 0.3)))
-    assert after(*[(1.0, 1.9)] * 50).aim.capped_depth == 1.5 * MOST
-    assert after(*[(0.0, 2.5)] * 50).aim.capped_depth == 1.5 * LEAST
+    assert Selector(SELECTION, Goal()).depth is None
+    assert after().depth == UNTOUCHED.holdout_nll
+    assert after((1.0, 0.2), (1.0, 1.6)).depth == 2.0  # too far off to say anything
+    assert after((1.0, 0.2), (0.9, 1.8)).depth == pytest.approx(2.0 * (1 + CORRECTION * 0.4))
+    assert after((0.9, 1.8), (0.2, 2.2)).depth == pytest.approx(2.0 * (1 + CORRECTION * (0.4 - 0.3)))
+    assert after(*[(1.0, 1.9)] * 50).depth == 2.0 * MOST
+    assert after(*[(0.0, 2.5)] * 50).depth == 2.0 * LEAST
 
 
 def test_beta_follows_how_evenly_the_loss_is_spread():
@@ -91,7 +91,7 @@ def test_beta_follows_how_evenly_the_loss_is_spread():
         made.restore([{"step": at + 1, "selection": own} for at, own in enumerate(looks)], {})
         return made
 
-    assert selector().aim == Aim(2.0, 1.5, 2.0, 1.0)
+    assert selector().aim == Aim(UNTOUCHED.holdout_nll, 1.0)
     assert selector(1.0, nll=1.0).sharpness == 1.0  # too far off to say anything
     assert selector(0.9).sharpness == pytest.approx(math.exp(-0.4 * SHARPENING))  # the tail is too likely: let it go on
     assert selector(0.2, 0.4).sharpness == pytest.approx(math.exp(0.4 * SHARPENING))
@@ -111,7 +111,7 @@ def test_a_question_that_is_past_the_depth_does_not_keep_its_answer(tmp_path):
     config = UnlearnConfig("m", forget_span="all")
     row = Row(text, "forget", logps - 1.0)
     depth = (-logps[:start].mean() - logps[start:].mean()).item() / 2  # one part lies above it, the other below
-    terms = loss_terms(loaded, [row], count([row], config), config, Aim(depth, depth, 1e9, 2.0))
+    terms = loss_terms(loaded, [row], count([row], config), config, Aim(depth, 2.0))
     shares = torch.cat(
         [(((1 + part.mean() / depth) / RAMP).clamp(0, 1)).expand(len(part)) for part in (logps[:start], logps[start:])]
     )
@@ -123,19 +123,11 @@ def test_a_question_that_is_past_the_depth_does_not_keep_its_answer(tmp_path):
 
 def test_tokens_are_pushed_by_what_their_group_lacks():
     logps = torch.tensor([-0.2, -0.2, -2.0, -2.0, -2.0, -3.0], requires_grad=True)
-    shares = push(logps, torch.tensor([0, 0, 1, 1, 1, 2]), depth=2.0, capped_depth=2.0, cap=9.0)
+    shares = push(logps, torch.tensor([0, 0, 1, 1, 1, 2]), depth=2.0)
     assert not shares.requires_grad
     assert shares.tolist() == pytest.approx([1.0, 0.0, 0.0])
-    shares = push(torch.tensor([-1.75]), torch.tensor([2]), depth=2.0, capped_depth=2.0, cap=9.0)
+    shares = push(torch.tensor([-1.75]), torch.tensor([2]), depth=2.0)
     assert shares.tolist() == pytest.approx([1.0, 1.0, 0.125 / RAMP])
-
-
-def test_a_dead_token_does_not_stand_in_for_one_that_is_known():
-    answer, groups = torch.tensor([-0.1, -3.0, -20.0]), torch.tensor([0, 0, 0])
-    assert push(answer, groups, depth=6.0, capped_depth=4.0, cap=99.0).item() == 0
-    both = push(answer, groups, depth=6.0, capped_depth=4.0, cap=6.0)
-    assert both.item() == pytest.approx((1 - (0.1 + 3 + 6) / 3 / 4) / RAMP)
-    assert push(answer, groups, depth=8.0, capped_depth=3.0, cap=6.0).item() == pytest.approx((1 - 23.1 / 3 / 8) / RAMP)
 
 
 def test_the_learning_rate_stays_at_its_peak_until_the_depth_and_then_falls():
@@ -172,6 +164,6 @@ def test_looks_keep_the_best_state_and_a_checkpoint_brings_it_back(tmp_path):
     lines = [{"step": at + 1, "selection": own} for at, (_, own) in enumerate(seen)]
     other.restore(lines, selector.state())
     other.begin(loaded)
-    assert (other.best_step, other.reason, other.aim) == (selector.best_step, selector.reason, selector.aim)
+    assert (other.best_step, other.reason, other.depth) == (selector.best_step, selector.reason, selector.depth)
     for value, kept in zip(other.best, seen[best][0], strict=True):
         assert torch.equal(value, kept)
