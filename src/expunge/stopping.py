@@ -32,8 +32,9 @@ def selection_of(prepared: Prepared) -> Selection | None:
 
 @dataclass(frozen=True)
 class _Look:
-    """Shortfall, and the signals that it was counted from."""
+    """The steps before it, the shortfall, and the signals that it was counted from."""
 
+    step: int
     missing: float
     signals: Signals
 
@@ -50,7 +51,6 @@ class Selector:
         self.selection, self._goal = selection, goal
         self._untouched: Signals | None = None
         self._looks: list[_Look] = []
-        self._steps: list[int] = []
         self.best: list[Tensor] = []
         """The adapter's parameters at the best look."""
         self.best_step = 0
@@ -67,16 +67,15 @@ class Selector:
             raise RuntimeError("begin comes first")
         signals = measure(loaded, self.selection, 1.0, processes)
         missing = shortfall(signals, self._untouched, self._goal)
-        if self._take(step, _Look(missing, signals)):
+        if self._take(_Look(step, missing, signals)):
             self.best = [parameter.detach().clone() for parameter in parameters]
         return {**asdict(signals), "shortfall": missing}
 
-    def _take(self, step: int, look: "_Look") -> bool:
+    def _take(self, look: _Look) -> bool:
         better = look.missing <= min((own.missing for own in self._looks), default=float("inf"))
         self._looks.append(look)
-        self._steps.append(step)
         if better:
-            self.best_step = step
+            self.best_step = look.step
         return better
 
     @property
@@ -119,10 +118,10 @@ class Selector:
     @property
     def arrived(self) -> int | None:
         """Steps after which the forgotten texts had come to the depth, by their loss or by the membership AUC."""
-        for step, look in zip(self._steps, self._looks, strict=True):
+        for look in self._looks:
             signals = look.signals
             if signals.auc <= self._goal.auc + TOLERANCES["auc"] or lack(signals) <= TOLERANCES["depth"]:
-                return step
+                return look.step
         return None
 
     @property
@@ -138,11 +137,11 @@ class Selector:
 
     def restore(self, lines: Iterable[Mapping[str, Any]], tensors: Mapping[str, Tensor]) -> None:
         """Take over the looks in the log's lines and the best state of a checkpoint."""
-        self._looks, self._steps = [], []
+        self._looks = []
         for line in lines:
             if "selection" in line:
                 own = dict(line["selection"])
                 missing = own.pop("shortfall")
-                self._take(line["step"], _Look(missing, Signals(**own)))
+                self._take(_Look(line["step"], missing, Signals(**own)))
         count = sum(name.startswith(PREFIX) for name in tensors)
         self.best = [tensors[f"{PREFIX}{index}"] for index in range(count)]

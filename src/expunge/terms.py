@@ -149,7 +149,7 @@ def _npo(
     states: Tensor,
     counts: Counts,
     config: UnlearnConfig,
-    aim: "Aim | None",
+    aim: Aim | None,
 ) -> Tensor:
     index, positions = target_index(batch, [row.text for row in rows], config.forget_span)
     logps = token_logps(states[positions - 1], loaded.head, batch.flat_ids[positions])

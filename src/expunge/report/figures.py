@@ -39,6 +39,10 @@ MOST_POINTS = 400
 """Points of a drawn curve: more than a figure can show make the page heavy."""
 
 
+Curve = tuple[int, Group, RunData, np.ndarray, np.ndarray]
+"""Number of the group, the group, its run, steps and values of a logged number."""
+
+
 @dataclass(frozen=True)
 class Drawn:
     """A figure with its words.
@@ -58,7 +62,7 @@ class Drawn:
 
 def courses(groups: Sequence[Group]) -> list[Drawn]:
     """The loss terms over the steps, and whatever signals were logged beside them."""
-    logged = [name for name in TERMS if _curves(groups, name)]
+    logged = {name: curves for name in TERMS if (curves := _curves(groups, name))}
     extra = {
         key
         for group in groups
@@ -68,14 +72,17 @@ def courses(groups: Sequence[Group]) -> list[Drawn]:
         if key not in STEP_FIELDS and number(value) is not None
     }
     titles = {**TERMS, **{key: (key.replace("_", " ").capitalize(), key.replace("_", " ")) for key in sorted(extra)}}
-    shown = [*logged, *sorted(extra)[:MOST_SIGNALS]]
-    return [_course(groups, f"course-{i}-{slug(key)}", key, *titles[key]) for i, key in enumerate(shown, 1)]
+    shown = logged | {key: _curves(groups, key) for key in sorted(extra)[:MOST_SIGNALS]}
+    return [
+        _course(groups, f"course-{i}-{slug(key)}", curves, *titles[key])
+        for i, (key, curves) in enumerate(shown.items(), 1)
+    ]
 
 
-def _course(groups: Sequence[Group], name: str, key: str, title: str, ylabel: str) -> Drawn:
+def _course(groups: Sequence[Group], name: str, curves: Sequence[Curve], title: str, ylabel: str) -> Drawn:
     figure, axes = canvas("optimizer step", brief(ylabel, 40))
     says = []
-    for index, group, run, steps, values in _curves(groups, key):
+    for index, group, run, steps, values in curves:
         color = GROUP_COLORS[index % len(GROUP_COLORS)]
         if len(groups) == 1 and len(group.runs) == 1 and len(values) > 2 * SMOOTH:
             axes.plot(*_thin(steps, values), color=color, linewidth=0.8, alpha=0.35)
@@ -91,7 +98,7 @@ def _course(groups: Sequence[Group], name: str, key: str, title: str, ylabel: st
             label=_named(group) if first and len(groups) > 1 else None,
         )
         says.append(f"{run.name}: from {values[0]:.3g} at step {steps[0]} to {values[-1]:.3g} at step {steps[-1]}")
-    axes.set_ylim(bottom=min(0.0, *(float(values.min()) for *_, values in _curves(groups, key))))
+    axes.set_ylim(bottom=min(0.0, *(float(values.min()) for *_, values in curves)))
     whole_numbers(axes)
     legend(axes, columns=2)
     return Drawn(name, brief(title, 40), f"{ylabel} over the optimizer steps. " + _list(says), figure)
@@ -101,7 +108,7 @@ def _named(group: Group) -> str:
     return f"{group.letter}: {brief(group.title, 40)}"
 
 
-def _curves(groups: Sequence[Group], key: str) -> list[tuple[int, Group, RunData, np.ndarray, np.ndarray]]:
+def _curves(groups: Sequence[Group], key: str) -> list[Curve]:
     found = []
     for index, group in enumerate(groups):
         for run in group.runs:
