@@ -2,7 +2,6 @@
 
     python -m bench.quality methods --output FOLDER [--subjects demo olmo] [--seeds 0 1 2 3 4]
     python -m bench.quality sweep   --output FOLDER      learning rates of the methods to compare with, one seed
-    python -m bench.quality ranks   --output FOLDER      rank by target modules
 
 Subjects are `demo`, `olmo` (beside the project) and those of `python -m bench.taught`, with `--taught` their folder.
 
@@ -36,8 +35,6 @@ METHODS: dict[str, dict[str, Any]] = {
     "gradient-difference": {"recipe": "paper", "beta": 1e-3, "kl_weight": 0.0},
 }
 """NPO becomes gradient ascent as beta goes to 0 (Zhang et al. 2024), and with the retain NLL gradient difference."""
-RANKS = (1, 2, 5, 16, 64, 256)
-TARGETS = {"q,v": "auto", "all-linear": "all-linear"}
 COLUMNS = ("task", "lowest retain", "auc", "zlib", "min-k", "mia score", "drift", "members", "unseen")
 
 
@@ -84,12 +81,6 @@ def subject_of(name: str, taught: str) -> Subject:
 
 def kinds(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """Name -> settings of all runs."""
-    if args.what == "ranks":
-        return {
-            f"{label}-{rank}": {"recipe": "steered", "lora_rank": rank, "target_modules": modules}
-            for label, modules in TARGETS.items()
-            for rank in args.ranks
-        }
     if args.what == "sweep":
         return {
             f"{method}-{rate:g}": METHODS[method] | {"learning_rate": rate}
@@ -212,13 +203,12 @@ def spread(values: list[float]) -> str:
 
 def _arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench.quality", description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["methods", "sweep", "ranks"])
+    parser.add_argument("what", choices=["methods", "sweep"])
     parser.add_argument("--output", required=True, help="folder of all runs")
     parser.add_argument("--subjects", nargs="+", choices=[*SUBJECTS, *TAUGHT], default=["demo"])
     parser.add_argument("--taught", default="", help="folder of the subjects of bench.taught")
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     parser.add_argument("--rates", nargs="*", default=[], help="METHOD=RATE, as the sweep found it")
-    parser.add_argument("--ranks", nargs="+", type=int, default=list(RANKS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     return parser
 

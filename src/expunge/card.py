@@ -14,7 +14,7 @@ NOT_SCORED = (
 )
 METHOD = (
     "`loss = forget_weight * npo(forget) + retain_weight * nll(retain) + kl_weight * kl(retain)"
-    " + anchor_weight * kl(anchors)`"
+    " + anchor_weight * kl(anchors) + instead_weight * nll(instead)`"
 )
 SHOWN = (
     "recipe", "epochs", "learning_rate", "schedule", "beta", "level", "forget_weight", "retain_weight", "kl_weight",

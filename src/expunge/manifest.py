@@ -14,10 +14,10 @@ from expunge import run_dir
 from expunge.config import UnlearnConfig
 from expunge.errors import RunError
 from expunge.model.load import base_name
-from expunge.prepare import Prepared
+from expunge.prepare import SETS, Prepared
 from expunge.processes import current
 
-PLACES = {"model", "forget", "retain", "holdout", "data"}
+PLACES = {"model", *SETS, "data"}
 """Settings that say where something is; when a run is repeated, what is there counts."""
 
 

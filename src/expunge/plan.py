@@ -24,7 +24,7 @@ from expunge.data.tokenize import TokenizedExample
 from expunge.model import reference
 from expunge.model.logps import mean_losses
 from expunge.model.sampling import write_texts
-from expunge.prepare import Prepared, prepare
+from expunge.prepare import SETS, Prepared, prepare
 from expunge.progress import Reporter
 from expunge.run import Run, peak_memory
 from expunge.schedule import anchor_tokens, make_plan
@@ -117,7 +117,7 @@ def forecast(config: UnlearnConfig, reporter: Reporter | None = None) -> Forecas
     plan = make_plan(prepared, anchors)
     num_steps = min(plan.num_steps, config.max_steps or plan.num_steps)
     steps = list(islice(plan.steps(), num_steps))
-    sets = {name: getattr(prepared, name) for name in ("forget", "retain", "holdout") if getattr(prepared, name)}
+    sets = {name: getattr(prepared, name) for name in SETS if getattr(prepared, name)}
     packed = loaded.packs([len(row) for rows in sets.values() for row in rows])
     max_tokens = MICRO_BATCH_TOKENS[loaded.device.type]
     multiple = loaded.row_multiple if packed else 1
@@ -210,8 +210,12 @@ def _writing_seconds(prepared: Prepared, tokens: int) -> float:
 
 
 def _lengths(prepared: Prepared, anchors: list[TokenizedExample], step: Step) -> list[int]:
-    sides = ((prepared.forget, step.forget), (prepared.retain, step.retain), (anchors, step.anchor))
-    return [len(rows[row]) for rows, chosen in sides for row in chosen]
+    return [len(rows[row]) for side, rows in _sides(prepared, anchors).items() for row in getattr(step, side)]
+
+
+def _sides(prepared: Prepared, anchors: list[TokenizedExample]) -> dict[str, list[TokenizedExample]]:
+    """The rows that steps point into."""
+    return {"forget": prepared.forget, "retain": prepared.retain, "anchor": anchors, "instead": prepared.instead}
 
 
 def _area(sets: Iterable[Sequence[TokenizedExample]], packed: bool) -> int:
@@ -233,7 +237,7 @@ def _sample(
     prepared: Prepared, anchors: list[TokenizedExample], steps: list[Step], chosen: list[int]
 ) -> tuple[Prepared, list[TokenizedExample], list[tuple[int, Step]]]:
     """The run and its anchors cut down to the rows of some steps, and these steps over the rows that are left."""
-    sides = {"forget": prepared.forget, "retain": prepared.retain, "anchor": anchors}
+    sides = _sides(prepared, anchors)
     used = {side: sorted({row for index in chosen for row in getattr(steps[index], side)}) for side in sides}
     place = {side: {row: at for at, row in enumerate(rows)} for side, rows in used.items()}
     places = [
@@ -247,7 +251,8 @@ def _sample(
         for index in chosen
     ]
     rows = {side: [sides[side][row] for row in used[side]] for side in sides}
-    return replace(prepared, forget=rows["forget"], retain=rows["retain"]), rows["anchor"], places
+    cut = replace(prepared, forget=rows["forget"], retain=rows["retain"], instead=rows["instead"])
+    return cut, rows["anchor"], places
 
 
 def _size(size: int) -> str:

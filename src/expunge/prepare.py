@@ -3,7 +3,7 @@
 import math
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +22,21 @@ from expunge.model.shard import held_bytes, own_part
 from expunge.processes import current
 from expunge.selection import example_hashes, split_off
 
+SETS = ("forget", "retain", "holdout", "instead")
+"""The texts that a run is given, by the names of their settings."""
 REFERENCE_WIDTH, REFERENCE_RATE = 256, 1.5e-3
 """The default learning rate is REFERENCE_RATE up to a hidden size of REFERENCE_WIDTH and falls with 1 / width above."""
 
 
 @dataclass
 class Sets:
-    """The texts of a run; `retain` and `holdout` may be empty.
+    """The texts of a run; all but `forget` may be empty.
 
     Attributes:
         forget: Texts to forget.
         retain: Texts to keep.
         holdout: Texts like the forget set that the model has never seen, as the user gave them.
+        instead: What the model should say instead.
         members: What membership is judged on: the forget set, or the benchmark's documents.
         nonmembers: Texts like `members` that the model has never seen: `holdout`, or the benchmark's documents.
     """
@@ -41,6 +44,7 @@ class Sets:
     forget: list[Example]
     retain: list[Example]
     holdout: list[Example]
+    instead: list[Example]
     members: list[Example]
     nonmembers: list[Example]
 
@@ -72,10 +76,11 @@ class Prepared:
     Attributes:
         config: The resolved settings (no `auto` left where the run has decided).
         loaded: The untouched model.
-        forget: Tokenized rows, in the order of the file; likewise `retain` and `holdout`.
+        forget: Tokenized rows, in the order of the file; likewise those of the other sets.
         join: What the preflight found.
         warnings: Findings that the user should read.
         selection: Rows that say when to stop, and their hashes; None where there are too few unseen texts.
+        instead: Tokenized rows of what to say instead.
     """
 
     config: UnlearnConfig
@@ -86,6 +91,7 @@ class Prepared:
     join: JoinReport
     warnings: list[str]
     selection: SelectionRows | None = None
+    instead: list[TokenizedExample] = field(default_factory=list)
 
 
 def read_sets(config: UnlearnConfig) -> tuple[Sets, list[str]]:
@@ -98,23 +104,25 @@ def read_sets(config: UnlearnConfig) -> tuple[Sets, list[str]]:
         DataError: A file or row that cannot be used.
         ConfigError: `--columns` that cannot be used.
     """
+    columns = parse_columns(config.columns) if config.columns else None
+
+    def read(source: str | None) -> list[Example]:
+        return read_examples(source, columns=columns) if source else []
+
+    instead = read(config.instead)
     if config.benchmark == "semeval":
         found = read_lume(config.data or "", config.split)
         retain = found.retain if config.needs_retain else []
         if config.holdout:
-            holdout = read_examples(config.holdout)
-            sets = Sets(found.forget, retain, holdout, found.forget, holdout)
+            holdout = read(config.holdout)
+            sets = Sets(found.forget, retain, holdout, instead, found.forget, holdout)
         else:
-            sets = Sets(found.forget, retain, [], found.member or [], found.nonmember or [])
+            sets = Sets(found.forget, retain, [], instead, found.member or [], found.nonmember or [])
     else:
-        columns = parse_columns(config.columns) if config.columns else None
-
-        def read(source: str | None) -> list[Example]:
-            return read_examples(source, columns=columns) if source else []
-
         forget, holdout = read(config.forget), read(config.holdout)
-        sets = Sets(forget, read(config.retain) if config.needs_retain else [], holdout, forget, holdout)
-    return sets, check_sets(sets.forget, sets.retain or None, sets.holdout or None)
+        retain = read(config.retain) if config.needs_retain else []
+        sets = Sets(forget, retain, holdout, instead, forget, holdout)
+    return sets, check_sets(sets.forget, sets.retain or None, sets.holdout, sets.instead)
 
 
 def prepare(config: UnlearnConfig, say: Callable[[str], None]) -> Prepared:
@@ -128,7 +136,7 @@ def prepare(config: UnlearnConfig, say: Callable[[str], None]) -> Prepared:
         UserError: Whatever is wrong, before weights load wherever it can be known by then.
     """
     config.validate()
-    for name in ("model", "forget", "retain", "holdout", "data"):
+    for name in ("model", *SETS, "data"):
         source = getattr(config, name)
         if source and os.path.exists(source) and Path(source).resolve().is_relative_to(Path(config.output).resolve()):
             raise ConfigError(f"--output {config.output} holds --{name} {source}: choose another place")
@@ -164,13 +172,13 @@ def prepare(config: UnlearnConfig, say: Callable[[str], None]) -> Prepared:
     def rows(examples: list[Example], *, cut: bool = config.truncate_completions) -> list[TokenizedExample]:
         return tokenize_all(loaded.tokenizer, examples, report.join, max_length=max_length, truncate_completions=cut)
 
-    forget, retain, holdout = rows(sets.forget), rows(sets.retain), rows(sets.holdout)
-    for name, side in (("forget", forget), ("retain", retain), ("holdout", holdout)):
+    tokenized = {name: rows(getattr(sets, name)) for name in SETS}
+    for name, side in tokenized.items():
         if side:
             cut = [row for row in side if row.truncated]
             tail = f"; {len(cut)} were cut by {sum(row.truncated for row in cut):,} tokens to fit" if cut else ""
             say(f"{name}: {len(side):,} texts, {sum(map(len, side)):,} tokens{tail}")
-    if not forget:
+    if not sets.forget:
         raise DataError("the forget set is empty: there is nothing to forget")
     selection = None
     if halves is not None:
@@ -179,7 +187,7 @@ def prepare(config: UnlearnConfig, say: Callable[[str], None]) -> Prepared:
         say(f"selection: {counts} say when to stop; evaluate reports on the others")
         selection = SelectionRows(rows(members, cut=True), rows(nonmembers, cut=True), hashes)
     resolved = _resolve(config, loaded, report, max_length)
-    return Prepared(resolved, loaded, forget, retain, holdout, report, warnings, selection)
+    return Prepared(resolved, loaded, **tokenized, join=report, warnings=warnings, selection=selection)
 
 
 def fitting_recipe(settings: Mapping[str, Any]) -> str:

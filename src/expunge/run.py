@@ -33,7 +33,7 @@ from expunge.errors import RunError
 from expunge.manifest import PLACES, differences, hardware, hash_rows, model_fingerprint, read_manifest, versions
 from expunge.model.adapter import save_adapter
 from expunge.model.energy import energy_joules
-from expunge.prepare import Prepared
+from expunge.prepare import SETS, Prepared
 from expunge.processes import current
 from expunge.selection import FILE as CALIBRATION
 
@@ -115,7 +115,7 @@ class Run:
                 **{k: v for k, v in dataclasses.asdict(config).items() if k not in NOT_PART_OF_THE_RESULT},
                 "device": prepared.loaded.device.type,  # whichever it is of several
             },
-            "data": {name: hash_rows(getattr(prepared, name)) for name in ("forget", "retain", "holdout")},
+            "data": {name: hash_rows(getattr(prepared, name)) for name in SETS},
             "model_sha256": model_fingerprint(config.model, getattr(prepared.loaded.base.config, "_commit_hash", None)),
         }
         self.fingerprint = run_dir.fingerprint(json.dumps([identity, versions()], sort_keys=True))
@@ -141,8 +141,8 @@ class Run:
             "status": "running",
             "started": _now(),
             **identity,
-            "rows": {name: len(getattr(prepared, name)) for name in ("forget", "retain", "holdout")},
-            "tokens": {name: sum(map(len, getattr(prepared, name))) for name in ("forget", "retain", "holdout")},
+            "rows": {name: len(getattr(prepared, name)) for name in SETS},
+            "tokens": {name: sum(map(len, getattr(prepared, name))) for name in SETS},
             "join": {"chosen": str(prepared.join.join), "nats_per_completion": prepared.join.losses},
             "warnings": prepared.warnings,
             "versions": {"python": platform.python_version(), **versions()},

@@ -36,6 +36,7 @@ def make_plan(prepared: Prepared, anchors: Sequence[TokenizedExample] = ()) -> P
         retain_per_forget=config.retain_per_forget,
         anchor_lengths=[len(row) for row in anchors],
         anchors_per_forget=config.anchors_per_forget,
+        instead_lengths=[len(row) for row in prepared.instead],
         mix=config.mix,
         seed=config.seed,
     )

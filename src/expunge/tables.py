@@ -17,7 +17,7 @@ SAME = {
 """Tests against a model that never saw the forget set: a small p says that the two can be told apart."""
 
 
-AIMS = {"forget": "forget ↑", "retain": "retain ↓", "holdout": "holdout (as before)"}
+AIMS = {"forget": "forget ↑", "retain": "retain ↓", "holdout": "holdout (as before)", "instead": "instead ↓"}
 """Set of texts -> where its loss is meant to go."""
 
 

@@ -15,7 +15,7 @@ from expunge.model.load import LoadedModel
 from expunge.model.logps import Batch, final_states, lay_out, target_index
 from expunge.model.reference import Side
 
-SideName = Literal["forget", "retain", "anchor"]
+SideName = Literal["forget", "retain", "anchor", "instead"]
 SIDES: tuple[SideName, ...] = get_args(SideName)
 Number = TypeVar("Number", float, Tensor)
 
@@ -26,7 +26,8 @@ class Row:
 
     Attributes:
         text: The tokens.
-        side: Whether it is to be forgotten, to be kept, or an anchor, which the KL alone holds.
+        side: Whether it is to be forgotten, to be kept, an anchor, which the KL alone holds, or what to
+            say instead, which has the NLL alone.
         ref_logps: `(targets,)`, reference log-probabilities (nats), for forget rows and under the target-token KL.
         ref_states: `(targets, hidden)`, the reference's final hidden states, for retain rows under the exact KL and
             for anchors.
@@ -60,12 +61,14 @@ class Counts:
         retain_nll: Retain completion tokens.
         retain_kl: Retain tokens in the KL's span.
         anchor_kl: Tokens of anchors.
+        instead_nll: Completion tokens of texts to say instead.
     """
 
     npo: int
     retain_nll: int
     retain_kl: int
     anchor_kl: int
+    instead_nll: int
 
 
 def retain_span(config: UnlearnConfig) -> str:
@@ -92,18 +95,19 @@ def reference_sides(
 
 def count(rows: Sequence[Row], config: UnlearnConfig) -> Counts:
     """The denominators of a step that consists of `rows`."""
-    forget, retain, anchor = ([row.text for row in rows if row.side == side] for side in SIDES)
+    forget, retain, anchor, instead = ([row.text for row in rows if row.side == side] for side in SIDES)
     tokens = sum(len(text.targets(config.forget_span)) for text in forget)
     return Counts(
         npo=len(forget) if config.level == "sequence" else tokens,
         retain_nll=sum(len(text.targets("completion")) for text in retain),
         retain_kl=sum(len(text.targets(retain_span(config))) for text in retain),
         anchor_kl=sum(len(text.targets("all")) for text in anchor),
+        instead_nll=sum(len(text.targets("completion")) for text in instead),
     )
 
 
 def weighted_sum(terms: Mapping[str, Number], config: UnlearnConfig) -> Number:
-    """forget_weight * npo + retain_weight * retain_nll + kl_weight * retain_kl + anchor_weight * anchor_kl.
+    """The sum of the terms, each times its weight in the settings.
 
     Terms that are not there count nothing.
     """
@@ -112,6 +116,7 @@ def weighted_sum(terms: Mapping[str, Number], config: UnlearnConfig) -> Number:
         "retain_nll": config.retain_weight,
         "retain_kl": config.kl_weight,
         "anchor_kl": config.anchor_weight,
+        "instead_nll": config.instead_weight,
     }
     first, *others = (weights[name] * value for name, value in terms.items())
     return sum(others, start=first)
@@ -129,8 +134,8 @@ def loss_terms(
         config: Which terms, over which spans.
         aim: How deep to push the forget texts, and how evenly; None pushes without end.
     """
-    forget, retain, anchor = ([row for row in rows if row.side == side] for side in SIDES)
-    batch = lay_out(loaded, [row.text.input_ids for row in forget + retain + anchor])
+    forget, retain, anchor, instead = ([row for row in rows if row.side == side] for side in SIDES)
+    batch = lay_out(loaded, [row.text.input_ids for row in forget + retain + anchor + instead])
     states = final_states(loaded, batch)
     terms: dict[str, Tensor] = {}
     if forget:
@@ -139,6 +144,8 @@ def loss_terms(
         terms |= _retain(loaded, retain, batch, states, len(forget), counts, config)
     if anchor:
         terms["anchor_kl"] = _anchor(loaded, anchor, batch, states, len(forget) + len(retain), counts)
+    if instead:
+        terms["instead_nll"] = _instead(loaded, instead, batch, states, len(rows) - len(instead), counts)
     return terms
 
 
@@ -161,7 +168,8 @@ def _npo(
     if config.level == "sequence":
         push = push[: len(rows)]
         return objectives.npo_sequence(logps, ref_logps, index, beta=beta, num_sequences=counts.npo, push=push)
-    return objectives.npo_token(logps, ref_logps, beta=beta, num_tokens=counts.npo, push=push[groups])
+    each = push[groups] if aim is None else push[groups] * objectives.odds_factor(logps)
+    return objectives.npo_token(logps, ref_logps, beta=beta, num_tokens=counts.npo, push=each)
 
 
 def _starts(batch: Batch, rows: Sequence[Row], first: int = 0) -> Tensor:
@@ -178,6 +186,13 @@ def _anchor(loaded: LoadedModel, rows: list[Row], batch: Batch, states: Tensor, 
         states[positions - 1], ref_states, loaded.head, torch.full_like(positions, -100), "reverse"
     )
     return objectives.retain_kl(kl, num_tokens=counts.anchor_kl)
+
+
+def _instead(loaded: LoadedModel, rows: list[Row], batch: Batch, states: Tensor, first: int, counts: Counts) -> Tensor:
+    """NLL on the completions of what to say instead, whose rows stand in the batch from place `first` on."""
+    _, positions = target_index(batch, [row.text for row in rows], "completion", first)
+    logps = token_logps(states[positions - 1], loaded.head, batch.flat_ids[positions])
+    return objectives.retain_nll(logps, num_tokens=counts.instead_nll)
 
 
 def _retain(

@@ -27,12 +27,12 @@ from expunge.processes import ALONE, Processes
 from expunge.progress import Reporter
 from expunge.schedule import Decay, anchor_tokens, decay, learning_rate, make_plan
 from expunge.stopping import Selector, selection_of
-from expunge.terms import Counts, Row, SideName, count, loss_terms, reference_sides, weighted_sum
+from expunge.terms import SIDES, Counts, Row, SideName, count, loss_terms, reference_sides, weighted_sum
 
 MICRO_BATCH_TOKENS = {"cpu": 4096, "cuda": 16384}
 """Area of one forward and backward pass, per device type."""
 LOOKS_PER_EPOCH = 4
-TERMS = ("npo", "retain_nll", "retain_kl", "anchor_kl")
+TERMS = ("npo", "retain_nll", "retain_kl", "anchor_kl", "instead_nll")
 
 
 class Trainer:
@@ -45,7 +45,7 @@ class Trainer:
 
     def __init__(self, prepared: Prepared, accelerator: Accelerator) -> None:
         self.config, self.loaded, self.accelerator = prepared.config, prepared.loaded, accelerator
-        self.forget, self.retain = prepared.forget, prepared.retain
+        self.forget, self.retain, self.instead = prepared.forget, prepared.retain, prepared.instead
         self.anchors: list[TokenizedExample] = []
         self.selector: Selector | None = None
         self.selection_hashes: list[str] = []
@@ -65,7 +65,7 @@ class Trainer:
         )
         if config.gradient_checkpointing:
             recompute_layers(self.loaded)
-        self.packed = self.loaded.packs([len(row) for row in [*self.forget, *self.retain]])
+        self.packed = self.loaded.packs([len(row) for row in [*self.forget, *self.retain, *self.instead]])
         self.parameters = trainable(self.model)
         self.optimizer = torch.optim.Adam(self.parameters, lr=config.learning_rate or 0.0)
 
@@ -79,7 +79,7 @@ class Trainer:
         """
         if self.loaded.device.type != "cpu":
             return  # there, a step that does not fit is repeated in smaller parts
-        longest = max([*self.forget, *self.retain], key=len)
+        longest = max([*self.forget, *self.retain, *self.instead], key=len)
         batch = lay_out(self.loaded, [longest.input_ids])
         kept = saved_bytes(self.model, lambda: final_states(self.loaded, batch))
         epoch = islice(self.plan.steps(), self.plan.steps_per_epoch)
@@ -130,10 +130,14 @@ class Trainer:
                 self.loaded, sides, folder=cache, key=key, processes=processes, progress=advance
             )
 
+    @property
+    def texts(self) -> dict[SideName, list[TokenizedExample]]:
+        """The rows of each side, which a step points into."""
+        return {"forget": self.forget, "retain": self.retain, "anchor": self.anchors, "instead": self.instead}
+
     def lengths(self, step: Step) -> list[int]:
         """Tokens of each row of a step, in the order of `rows`."""
-        sides = ((self.forget, step.forget), (self.retain, step.retain), (self.anchors, step.anchor))
-        return [len(rows[i]) for rows, chosen in sides for i in chosen]
+        return [len(self.texts[side][i]) for side in SIDES for i in getattr(step, side)]
 
     def micro_batch_tokens(self, step: Step) -> int:
         """Bound on the area of a micro-batch: what the device takes, and no more than a process's share of the step."""
@@ -146,20 +150,15 @@ class Trainer:
         return size_of(self.lengths(step), self.micro_batch_tokens(step), packed=self.packed, multiple=multiple)
 
     def rows(self, step: Step) -> list[Row]:
-        """The rows of a step with their reference values: forget rows, retain rows, anchors."""
+        """The rows of a step with their reference values, side by side."""
 
         def values(name: str, index: int) -> Tensor | None:
             return self.reference[name][index].to(self.loaded.device) if name in self.reference else None
 
-        sides: tuple[tuple[SideName, list[TokenizedExample], list[int]], ...] = (
-            ("forget", self.forget, step.forget),
-            ("retain", self.retain, step.retain),
-            ("anchor", self.anchors, step.anchor),
-        )
         return [
-            Row(texts[i], side, values(f"{side}_logps", i), values(f"{side}_states", i))
-            for side, texts, chosen in sides
-            for i in chosen
+            Row(self.texts[side][i], side, values(f"{side}_logps", i), values(f"{side}_states", i))
+            for side in SIDES
+            for i in getattr(step, side)
         ]
 
     def train_step(self, step: Step, index: int) -> dict[str, float]:

@@ -1,10 +1,10 @@
 """The method: low-rank negative preference optimization on the forget set, held in place on the rest.
 
     loss = forget_weight * npo(forget) + retain_weight * nll(retain) + kl_weight * kl(retain)
-           + anchor_weight * kl(anchors)
+           + anchor_weight * kl(anchors) + instead_weight * nll(instead)
 
-Anchors are texts that the untouched model wrote itself. Looks at selection texts say when to stop; the best state is
-taken, and the same texts set its strength. One loop.
+Anchors are texts that the untouched model wrote itself; `instead` is what it should say in place of the forget set.
+Looks at selection texts say when to stop; the best state is taken, and the same texts set its strength. One loop.
 """
 
 import time
@@ -20,7 +20,7 @@ from expunge.manifest import other_surroundings, read_manifest
 from expunge.model.load import pick_device
 from expunge.model.logps import mean_losses
 from expunge.model.reference import cache_folder
-from expunge.prepare import prepare
+from expunge.prepare import SETS, prepare
 from expunge.processes import ALONE, Processes, together
 from expunge.progress import Reporter
 from expunge.run import Outcome, Run
@@ -64,7 +64,7 @@ def _unlearn(config: UnlearnConfig, reporter: Reporter, processes: Processes) ->
         project_dir=config.output,
     )
     config = prepared.config
-    sets = {"forget": prepared.forget, "retain": prepared.retain, "holdout": prepared.holdout}
+    sets = {name: getattr(prepared, name) for name in SETS}
     trainer = Trainer(prepared, accelerator)
     trainer.check_memory()
     reporter.say(trainer.describe())

@@ -52,6 +52,16 @@ def test_every_step_has_both_sides_in_proportion(ratio):
         assert forget + retain <= 8192 + max(FORGET) * (1 + expected) + max(RETAIN)
 
 
+def test_what_to_say_instead_comes_once_an_epoch_on_top():
+    lengths = [7 + row % 30 for row in range(300)]
+    own = plan(instead_lengths=lengths)
+    assert own.steps_per_epoch == plan().steps_per_epoch
+    rows = [row for step in own.steps() for row in step.instead]
+    assert len(rows) in range(3 * len(lengths) - 3, 3 * len(lengths) + 4)
+    assert sorted(rows[: len(lengths)]) == list(range(len(lengths)))
+    assert [step.forget for step in own.steps()] == [step.forget for step in plan().steps()]
+
+
 def test_a_step_costs_about_its_budget():
     sizes = [tokens(FORGET, step.forget) + tokens(RETAIN, step.retain) for step in plan(tokens_per_step=4096).steps()]
     assert 0.85 * 4096 < sum(sizes) / len(sizes) <= 4096 * 1.05

@@ -12,8 +12,8 @@ from expunge.data.tokenize import TokenizedExample
 from expunge.model.adapter import add_adapter, trainable
 from expunge.model.load import load_model
 from expunge.model.logps import sequence_logps
-from expunge.objectives import push
-from expunge.objectives.depth import RAMP
+from expunge.objectives import odds_factor, push
+from expunge.objectives.depth import CLEAREST, RAMP
 from expunge.schedule import Decay, decay, learning_rate
 from expunge.stopping import CORRECTION, FLATTEST, LEAST, MOST, SHARPENING, SHARPEST, Selector
 from expunge.strength import Selection, Signals, shortfall
@@ -117,7 +117,8 @@ def test_a_question_that_is_past_the_depth_does_not_keep_its_answer(tmp_path):
     )
     assert shares.min() == 0 < shares.max()
     ratio = torch.tensor(1.0, dtype=torch.float64)  # logp - ref_logp of every token
-    expected = (shares * 2 / (2 * config.beta) * torch.nn.functional.softplus(2 * config.beta * ratio)).mean()
+    each = shares / (1 - logps.double().exp()).clamp(min=CLEAREST)
+    expected = (each * 2 / (2 * config.beta) * torch.nn.functional.softplus(2 * config.beta * ratio)).mean()
     assert terms["npo"].item() == pytest.approx(expected.item(), rel=1e-4)  # sequence_logps are fp32
 
 
@@ -128,6 +129,18 @@ def test_tokens_are_pushed_by_what_their_group_lacks():
     assert shares.tolist() == pytest.approx([1.0, 0.0, 0.0])
     shares = push(torch.tensor([-1.75]), torch.tensor([2]), depth=2.0)
     assert shares.tolist() == pytest.approx([1.0, 1.0, 0.125 / RAMP])
+
+
+def test_a_token_that_the_model_is_sure_of_is_pushed_by_its_odds():
+    logits = torch.tensor([[2.0, 0.0, -1.0], [0.0, 0.0, 3.0]], dtype=torch.float64, requires_grad=True)
+    logps = logits.log_softmax(1)[:, 0]
+    log_odds = logps - (-logps.expm1()).log()
+    (pushed,) = torch.autograd.grad((odds_factor(logps) * logps).sum(), logits, retain_graph=True)
+    (expected,) = torch.autograd.grad(log_odds.sum(), logits)
+    torch.testing.assert_close(pushed, expected)
+    assert pushed[:, 0].tolist() == pytest.approx([1.0, 1.0])
+    assert odds_factor(torch.tensor([0.0, -1e-9, -0.01])).tolist() == pytest.approx([1 / CLEAREST] * 3)
+    assert not odds_factor(logps).requires_grad
 
 
 def test_the_learning_rate_stays_at_its_peak_until_the_depth_and_then_falls():

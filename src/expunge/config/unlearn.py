@@ -63,6 +63,8 @@ class UnlearnConfig:
         output: Run directory to write.
         holdout: Texts like the forget set that the model has never seen; half of them say when to stop and how strong
             the adapter should be, none is ever trained on. A benchmark brings its own.
+        instead: File or `datasets` name with what the model should say instead: prompts as those of the forget set, and
+            other completions, which are trained on. Without it nothing says what comes in place of what is forgotten.
         benchmark: Read `forget`, `retain` and the membership documents from the folder `data`: `semeval`.
         data: The benchmark's folder.
         split: The benchmark's split.
@@ -87,6 +89,7 @@ class UnlearnConfig:
         anchor_weight: Weight of the KL on anchors, texts that the untouched model writes itself; they hold what it says
             of texts that it never saw. 0 uses none.
         anchors_per_forget: Anchor tokens (rows under `rows_per_step`) per forget token in a step.
+        instead_weight: Weight of the NLL on the completions of `instead`.
         select_every: Optimizer steps between looks at the selection texts; a quarter of an epoch when None. 0 never
             looks: the run goes through all epochs and keeps the strength that it ends with.
         target: Membership AUC to come to, `auc=0.5` or a retrained model's.
@@ -128,6 +131,7 @@ class UnlearnConfig:
     retain: str | None = None
     output: str = ""
     holdout: str | None = None
+    instead: str | None = None
     benchmark: Literal["semeval"] | None = None
     data: str | None = None
     split: str = "train"
@@ -151,6 +155,7 @@ class UnlearnConfig:
     kl_span: Literal["completion", "all"] = "all"
     anchor_weight: float = 0.0
     anchors_per_forget: float = 1.0
+    instead_weight: float = 1.0
 
     select_every: int | None = 0
     target: str = "auc=0.5"
@@ -230,6 +235,9 @@ class UnlearnConfig:
              f"--anchors-per-forget {self.anchors_per_forget}: must be finite and above 0"),
             (self.anchor_weight == 0 or self.mix == "fixed" or self.rows_per_step is None,
              "--mix random has no place for anchors: --anchor-weight 0"),
+            (0 < self.instead_weight < float("inf"),
+             f"--instead-weight {self.instead_weight}: must be finite and above 0"),
+            (not self.instead or self.mix == "fixed", "--mix random has no place for --instead"),
             (self.select_every is None or self.select_every >= 0,
              f"--select-every {self.select_every}: must be 0 or more"),
             (self.select_every == 0 or bool(self.holdout) or self.benchmark is not None,

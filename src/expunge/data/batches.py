@@ -19,16 +19,17 @@ MAX_PADDING = 0.05
 
 @dataclass(frozen=True)
 class Step:
-    """The rows of one optimizer step, as indices into the forget set, the retain set and the anchors."""
+    """The rows of one optimizer step, as indices into forget set, retain set, anchors and what to say instead."""
 
     epoch: int
     forget: list[int]
     retain: list[int]
     anchor: list[int] = field(default_factory=list)
+    instead: list[int] = field(default_factory=list)
 
 
 class Plan:
-    """The steps of a run: an epoch passes over the forget set once, retain set and anchors are gone through as streams.
+    """The steps of a run: an epoch passes over the forget set once, the other sides are gone through as streams.
 
     Args:
         forget_lengths: Tokens of each forget row.
@@ -39,6 +40,8 @@ class Plan:
         retain_per_forget: Retain tokens (rows) per forget token (row); that of the two sets when None.
         anchor_lengths: Tokens of each anchor; anchors come on top of the budget.
         anchors_per_forget: Anchor tokens (rows) per forget token (row).
+        instead_lengths: Tokens of each text to say instead; all of them once an epoch, at least one a step; they
+            come on top of the budget.
         mix: `fixed`, or `random`: an epoch passes over both sets, shuffled together, `rows_per_step` rows a step.
         seed: Seed of all shuffling.
     """
@@ -54,6 +57,7 @@ class Plan:
         retain_per_forget: float | None = None,
         anchor_lengths: Sequence[int] = (),
         anchors_per_forget: float = 1.0,
+        instead_lengths: Sequence[int] = (),
         mix: str = "fixed",
         seed: int = 0,
     ) -> None:
@@ -63,6 +67,7 @@ class Plan:
         self._retain_costs = [1] * len(retain_lengths) if by_rows else list(retain_lengths)
         self._anchor_costs = [1] * len(anchor_lengths) if by_rows else list(anchor_lengths)
         self.anchors_per_forget = anchors_per_forget if anchor_lengths else 0.0
+        self._instead_costs = [1] * len(instead_lengths) if by_rows else list(instead_lengths)
         self._by_rows = by_rows
         forget_total, retain_total = sum(self._forget_costs), sum(self._retain_costs)
         self.retain_per_forget = 0.0
@@ -88,6 +93,7 @@ class Plan:
     def _fixed_steps(self) -> Iterator[Step]:
         retain = self._stream("retain", self._retain_costs, self.retain_per_forget)
         anchor = self._stream("anchor", self._anchor_costs, self.anchors_per_forget)
+        instead = self._stream("instead", self._instead_costs, sum(self._instead_costs) / sum(self._forget_costs))
         forget_cost = 0.0
         per_step = sum(self._forget_costs) / self.steps_per_epoch
         for epoch in range(self.epochs):
@@ -105,6 +111,7 @@ class Plan:
                     done += 1
                 step.retain.extend(retain.up_to(forget_cost))
                 step.anchor.extend(anchor.up_to(forget_cost))
+                step.instead.extend(instead.up_to(forget_cost))
                 yield step
 
     def _stream(self, name: str, costs: Sequence[int], per_forget: float) -> "_Stream":

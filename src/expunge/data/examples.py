@@ -99,22 +99,28 @@ def parse_columns(text: str) -> dict[str, str]:
     return columns
 
 
-def check_sets(forget: list[Example], retain: list[Example] | None, holdout: list[Example] | None = None) -> list[str]:
+def check_sets(
+    forget: list[Example],
+    retain: list[Example] | None,
+    holdout: Sequence[Example] = (),
+    instead: Sequence[Example] = (),
+) -> list[str]:
     """Look for what is probably a mistake in the sets of a run.
 
     Two texts are the same when prompt and completion, read on, differ in white space at most.
 
     Returns:
-        One line for each finding: duplicate ids within a set, forget texts that the retain or holdout set has
-        too, more forget than retain texts. Ids and numbers only, no texts.
+        One line for each finding: duplicate ids within a set, forget texts that another set has too,
+        more forget than retain texts. Ids and numbers only, no texts.
     """
     warnings = []
-    for name, examples in (("forget", forget), ("retain", retain or []), ("holdout", holdout or [])):
+    others = {"retain": retain or [], "holdout": holdout, "instead": instead}
+    for name, examples in {"forget": forget, **others}.items():
         repeated = [own_id for own_id, count in Counter(example.id for example in examples).items() if count > 1]
         if repeated:
             warnings.append(f"{name}: {_count(repeated, 'id')} on more than one row: {_some(repeated)}")
-    for name, others in (("retain", retain or []), ("holdout", holdout or [])):
-        texts = {_text_key(example) for example in others}
+    for name, examples in others.items():
+        texts = {_text_key(example) for example in examples}
         shared = [example.id for example in forget if _text_key(example) in texts]
         if shared:
             warnings.append(f"forget: {_count(shared, 'text')} also in {name}: {_some(shared)}")

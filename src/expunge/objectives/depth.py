@@ -1,9 +1,12 @@
-"""How hard tokens are still to be pushed, so that they end as unlikely as those of unseen texts, and not beyond."""
+"""How hard tokens are to be pushed, so that they end as unlikely as those of unseen texts, and not beyond."""
 
 from torch import Tensor
 
 RAMP = 0.5
 """Tokens are pushed at full weight while they lack this share of the depth or more."""
+
+CLEAREST = 0.1
+"""Tokens that are surer than one minus this are pushed no harder than by its inverse."""
 
 
 def push(logps: Tensor, groups: Tensor, *, depth: float) -> Tensor:
@@ -23,3 +26,18 @@ def push(logps: Tensor, groups: Tensor, *, depth: float) -> Tensor:
     counts = groups.bincount()
     nll = logps.new_zeros(len(counts)).index_add(0, groups, -logps.detach()) / counts.clamp(min=1)
     return ((1 - nll / depth) / RAMP).clamp(0, 1)
+
+
+def odds_factor(logps: Tensor) -> Tensor:
+    """What turns a loss on log-probabilities into one on log-odds: `1 / max(1 - p, CLEAREST)` for each token.
+
+    The gradient of log p with respect to the token's logit is 1 - p, hardly anything for a text known by heart, whose
+    tokens are then the last to move; that of log(p / (1 - p)) is 1. A factor without a gradient of its own.
+
+    Args:
+        logps: `(tokens,)`, the policy's log-probabilities (nats).
+
+    Returns:
+        `(tokens,)`, between 1 and `1 / CLEAREST`.
+    """
+    return 1 / (-logps.detach().expm1()).clamp(min=CLEAREST)

@@ -21,7 +21,7 @@ NOT_A_METHOD = {
     "from_manifest",
 }
 """Settings that do not make another configuration."""
-DATA_FILES = {"forget", "retain", "holdout", "data"}
+DATA_FILES = {"forget", "retain", "holdout", "instead", "data"}
 """Settings that name files of the data: their hashes stand for them, and the page leaves their names out."""
 TITLE_SETTINGS = 3
 

@@ -10,7 +10,7 @@ from expunge.report.comparison import DATA_FILES, Group, of_run, short
 from expunge.report.readings import number
 from expunge.report.verdict import number_text
 
-SETS = ("forget", "retain", "holdout")
+SETS = ("forget", "retain", "holdout", "instead")
 NOT_SHOWN = DATA_FILES | {"output", "columns"}
 """Settings that can hold names of files: their hashes are shown instead."""
 LEAST_FORGOTTEN = 10

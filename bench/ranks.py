@@ -1,0 +1,128 @@
+"""`python -m bench.ranks`: which rank an adapter needs, by what it is put on; one table and one picture a subject.
+
+    python -m bench.ranks --output FOLDER --subjects neox --taught TAUGHT [--ranks 1 2 5 16 64 256] [--seeds 0 1 2 3 4]
+
+Every run is one of recipe `steered` in FOLDER/SUBJECT/TARGETS-RANK-SEED, kept and scored as by `bench.quality`. Then
+it is attacked: the merged model is fine-tuned on a tenth of the forget set until half of the rest is back
+(bench/relearning.py). The picture goes to FOLDER/SUBJECT/ranks.svg and ranks.png.
+"""
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot
+from matplotlib.axes import Axes
+
+from bench.quality import SUBJECTS, reported, score, spread, subject_of, summary, train
+from bench.relearning import MOST, Attack, prepare_attack, steps_to_relearn
+from bench.taught import SUBJECTS as TAUGHT
+from expunge.data.lume import read_lume
+from expunge.merge import merge
+
+RANKS = (1, 2, 5, 16, 64, 256)
+TARGETS = {"q,v": "auto", "all-linear": "all-linear"}
+PANELS = {
+    "task": "task aggregate (higher is better)",
+    "lowest retain": "lowest retain term, share of before",
+    "distance": "membership AUC: distance from the twin's",
+    "drift": "change of the unseen texts' loss",
+    "relearning": "steps of relearning",
+}
+COLUMNS = ("task", "lowest retain", "auc", "distance", "drift", "steps", "relearning")
+Row = dict[str, float]
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run, attack, print and draw."""
+    args = _arguments().parse_args(argv)
+    for name in args.subjects:
+        subject = subject_of(name, args.taught)
+        if not subject.model.is_dir():
+            raise SystemExit(f"{subject.model}: not there: leave {name} out of --subjects")
+        folder = Path(args.output) / name
+        data = reported(subject, folder / "data")
+        untouched = score(subject, folder / "untouched", data, str(subject.model))
+        twin = summary(score(subject, folder / "twin", data, str(subject.twin)), untouched)
+        attack = prepare_attack(subject.model, read_lume(subject.data, subject.split).forget)
+        rows: dict[str, dict[int, list[Row]]] = {label: {rank: [] for rank in args.ranks} for label in TARGETS}
+        for seed in args.seeds:
+            for label, modules in TARGETS.items():
+                for rank in args.ranks:
+                    settings = {"recipe": "steered", "lora_rank": rank, "target_modules": modules, "seed": seed}
+                    run = train(subject, folder / f"{label}-{rank}-{seed}", settings)
+                    numbers: Row = summary(score(subject, run, data), untouched)
+                    numbers["distance"] = abs(numbers["auc"] - twin["auc"])
+                    numbers["steps"] = _manifest(run)["steps"]
+                    numbers["relearning"] = relearned(run, attack)
+                    rows[label][rank].append(numbers)
+        print(f"### {name}, ranks, seeds {' '.join(map(str, args.seeds))}\n\n{table(rows)}\n")
+        draw(rows, twin, folder)
+
+
+def relearned(run: Path, attack: Attack) -> int:
+    """Steps of relearning, once for each run."""
+    file = run / "relearning.json"
+    if not file.exists():
+        if not (run / "merged").is_dir():
+            merge(str(run), str(run / "merged"))
+        file.write_text(json.dumps({"steps": steps_to_relearn(run / "merged", attack), "most": MOST}))
+    return json.loads(file.read_text())["steps"]
+
+
+def table(rows: dict[str, dict[int, list[Row]]]) -> str:
+    """Mean and standard deviation over the seeds of every number."""
+    lines = [f"| targets | rank | {' | '.join(COLUMNS)} |", f"|---|{'---:|' * (len(COLUMNS) + 1)}"]
+    for label, ranks in rows.items():
+        for rank, found in ranks.items():
+            cells = [spread([own[column] for own in found]) for column in COLUMNS]
+            lines.append(f"| {label} | {rank} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def draw(rows: dict[str, dict[int, list[Row]]], twin: Row, folder: Path) -> None:
+    """One panel a number: its mean over the seeds against the rank, a line for each choice of targets."""
+    figure, axes = pyplot.subplots(1, len(PANELS), figsize=(3.2 * len(PANELS), 3), layout="constrained")
+    for axis, (column, title) in zip(axes, PANELS.items(), strict=True):
+        for label, ranks in rows.items():
+            _line(axis, label, ranks, column)
+        if column == "task":
+            axis.axhline(twin["task"], color="0.5", linestyle=":", label="retrained twin")
+        axis.set(title=title, xlabel="rank", xscale="log")
+        axis.title.set_fontsize(9)
+        axis.set_xticks(list(next(iter(rows.values()))), labels=[str(rank) for rank in next(iter(rows.values()))])
+        axis.minorticks_off()
+    axes[0].legend(fontsize=8)
+    for kind in ("svg", "png"):
+        figure.savefig(folder / f"ranks.{kind}", dpi=150)
+    pyplot.close(figure)
+
+
+def _line(axis: Axes, label: str, ranks: dict[int, list[Row]], column: str) -> None:
+    values = [[own[column] for own in found] for found in ranks.values()]
+    means = [statistics.fmean(own) for own in values]
+    errors = [statistics.stdev(own) if len(own) > 1 else 0.0 for own in values]
+    axis.errorbar(list(ranks), means, yerr=errors, marker="o", markersize=4, capsize=2, label=label)
+
+
+def _manifest(run: Path) -> dict[str, Any]:
+    return json.loads((run / "manifest.json").read_text())
+
+
+def _arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m bench.ranks", description=__doc__.splitlines()[0])
+    parser.add_argument("--output", required=True, help="folder of all runs; one of bench.quality may be used again")
+    parser.add_argument("--subjects", nargs="+", choices=[*SUBJECTS, *TAUGHT], default=["demo"])
+    parser.add_argument("--taught", default="", help="folder of the subjects of bench.taught")
+    parser.add_argument("--ranks", nargs="+", type=int, default=list(RANKS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    return parser
+
+
+if __name__ == "__main__":
+    main()

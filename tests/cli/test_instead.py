@@ -1,0 +1,71 @@
+"""`--instead`: what the model is to say in place of what is forgotten, as a user calls it."""
+
+import json
+from pathlib import Path
+
+import pytest
+from workspace import FORGET, QUICK, UNLEARN, snapshot, write_jsonl
+
+INSTEAD = [{"id": f"i{i}", "input": row["input"], "output": "Nobody here can say."} for i, row in enumerate(FORGET)]
+SLOW = (*QUICK, "--max-steps", "30", "--epochs", "30", "--learning-rate", "0.02")
+
+
+@pytest.fixture
+def texts(work):
+    write_jsonl(work / "instead.jsonl", INSTEAD)
+    return work
+
+
+def losses(run):
+    return json.loads(Path(run, "manifest.json").read_text())["loss_nats_per_completion_token"]
+
+
+def test_the_model_learns_what_to_say_instead(texts, expunge):
+    done = expunge(*UNLEARN, *SLOW, "--instead", "instead.jsonl")
+    assert done.code == 0, done.err
+    assert "instead ↓" in done.out
+    found = losses("run")
+    assert found["instead"]["after"] < found["instead"]["before"] - 1
+    assert found["forget"]["after"] > found["forget"]["before"] + 0.5
+    manifest = json.loads(Path("run/manifest.json").read_text())
+    assert manifest["rows"]["instead"] == len(INSTEAD)
+    lines = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        weighted = line["npo"] + line["retain_nll"] + 1.5 * line["retain_kl"] + line["instead_nll"]
+        assert line["loss"] == pytest.approx(weighted, rel=1e-5)
+    assert lines[-1]["instead_nll"] < lines[0]["instead_nll"] / 2
+    assert "NLL(what to say instead)" in Path("run/report.html").read_text()
+    for name, content in snapshot(texts / "run").items():
+        assert b"Nobody here can say" not in (content or b""), name
+
+
+def test_a_repeated_run_must_be_given_the_same(texts, expunge):
+    assert expunge(*UNLEARN, *QUICK, "--instead", "instead.jsonl").code == 0
+    write_jsonl(texts / "instead.jsonl", INSTEAD[:2])
+    told = expunge("unlearn", "--from-manifest", "run/manifest.json", "--output", "again")
+    assert told.code == 2
+    assert "had other instead" in told.err
+    assert not Path("again").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--instead", "nowhere.jsonl"), "nowhere.jsonl"),
+        (("--instead", "instead.jsonl", "--mix", "random"), "--mix random has no place for --instead"),
+        (("--instead", "instead.jsonl", "--instead-weight", "0"), "--instead-weight 0"),
+    ],
+)
+def test_what_cannot_be_used_is_refused(texts, expunge, flags, message):
+    before = snapshot(texts)
+    told = expunge(*UNLEARN, *QUICK, *flags)
+    assert (told.code, told.err.count("\n")) == (2, 1), told.err
+    assert message in told.err
+    assert snapshot(texts) == before
+
+
+def test_a_text_on_both_sides_is_said(texts, expunge):
+    write_jsonl(texts / "instead.jsonl", [*INSTEAD, {**FORGET[0], "id": "same"}])
+    told = expunge(*UNLEARN, *QUICK, "--instead", "instead.jsonl")
+    assert told.code == 0
+    assert "1 text is also in instead" in told.err
