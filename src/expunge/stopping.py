@@ -20,6 +20,8 @@ CORRECTION, LEAST, MOST = 0.2, 0.6, 1.6
 """Change of the depth at a look, as a share, per unit of AUC that is missing; and its bounds."""
 SHARPENING, FLATTEST, SHARPEST = 1.0, 1 / 16, 4.0
 """Change of the logarithm of beta at a look per unit of min-k AUC that is missing; and the bounds of its factor."""
+PRESSURE, MOST_PRESSURE = 1.02, 8.0
+"""Factor on NPO's weight for every look at which the forgotten texts have not come to the depth; and its bound."""
 PREFIX = "best."
 """Of the tensors of the best state in a checkpoint."""
 
@@ -81,7 +83,7 @@ class Selector:
     @property
     def aim(self) -> Aim | None:
         """Where the next step pushes; None before the first look."""
-        return None if self.depth is None else Aim(self.depth, self.sharpness)
+        return None if self.depth is None else Aim(self.depth, self.sharpness, self.pressure)
 
     @property
     def depth(self) -> float | None:
@@ -114,6 +116,17 @@ class Selector:
                 change += SHARPENING * (self._goal.auc - look.signals.min_k_auc)
                 change = min(math.log(SHARPEST), max(math.log(FLATTEST), change))
         return math.exp(change)
+
+    @property
+    def pressure(self) -> float:
+        """Factor on NPO's weight.
+
+        How much of it a model takes is not known beforehand: too little, and it comes to rest before the depth, where
+        what holds it in place is as strong. So the weight grows until it is there.
+        """
+        arrived = self.arrived
+        short = sum(arrived is None or look.step < arrived for look in self._looks)
+        return min(MOST_PRESSURE, PRESSURE**short)
 
     @property
     def arrived(self) -> int | None:

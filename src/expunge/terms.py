@@ -46,10 +46,12 @@ class Aim:
     Attributes:
         depth: Mean loss of a text, nats per token; NPO has no weight beyond it.
         sharpness: Factor on beta.
+        pressure: Factor on NPO's weight.
     """
 
     depth: float
     sharpness: float
+    pressure: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -163,7 +165,9 @@ def _npo(
     ref_logps = torch.cat([row.ref_logps for row in rows if row.ref_logps is not None])
     # Prompt and completion have each their own share: else a short answer stays while its question is past the depth.
     groups = index if config.level == "sequence" else 2 * index + (positions >= _starts(batch, rows)[index]).long()
-    push = logps.new_ones(2 * len(rows)) if aim is None else objectives.push(logps, groups, depth=aim.depth)
+    push = logps.new_ones(2 * len(rows))
+    if aim is not None:
+        push = aim.pressure * objectives.push(logps, groups, depth=aim.depth)
     beta = config.beta * (1.0 if aim is None else aim.sharpness)
     if config.level == "sequence":
         push = push[: len(rows)]

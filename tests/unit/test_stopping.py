@@ -15,7 +15,7 @@ from expunge.model.logps import sequence_logps
 from expunge.objectives import odds_factor, push
 from expunge.objectives.depth import CLEAREST, RAMP
 from expunge.schedule import Decay, decay, learning_rate
-from expunge.stopping import CORRECTION, FLATTEST, LEAST, MOST, SHARPENING, SHARPEST, Selector
+from expunge.stopping import CORRECTION, FLATTEST, LEAST, MOST, MOST_PRESSURE, PRESSURE, SHARPENING, SHARPEST, Selector
 from expunge.strength import Selection, Signals, shortfall
 from expunge.terms import Aim, Row, count, loss_terms
 from tiny import save_tiny
@@ -91,12 +91,27 @@ def test_beta_follows_how_evenly_the_loss_is_spread():
         made.restore([{"step": at + 1, "selection": own} for at, own in enumerate(looks)], {})
         return made
 
-    assert selector().aim == Aim(UNTOUCHED.holdout_nll, 1.0)
+    assert selector().aim == Aim(UNTOUCHED.holdout_nll, 1.0, 1.0)
     assert selector(1.0, nll=1.0).sharpness == 1.0  # too far off to say anything
     assert selector(0.9).sharpness == pytest.approx(math.exp(-0.4 * SHARPENING))  # the tail is too likely: let it go on
     assert selector(0.2, 0.4).sharpness == pytest.approx(math.exp(0.4 * SHARPENING))
     assert selector(*[1.0] * 50).sharpness == pytest.approx(FLATTEST)
     assert selector(*[0.0] * 50).sharpness == pytest.approx(SHARPEST)
+
+
+def test_the_weight_of_npo_grows_until_the_depth_is_reached():
+    def selector(*losses):
+        made = Selector(SELECTION, Goal())
+        made._untouched = UNTOUCHED
+        looks = [asdict(Signals(1.0, 1.0, nll, 2.0, 0.8)) | {"shortfall": 1.0} for nll in losses]
+        made.restore([{"step": 5 * (at + 1), "selection": own} for at, own in enumerate(looks)], {})
+        return made
+
+    assert selector().aim.pressure == 1.0
+    assert selector(0.5, 1.0).pressure == pytest.approx(PRESSURE**2)
+    assert selector(0.5, 1.0, 2.0).pressure == pytest.approx(PRESSURE**2)  # there
+    assert selector(0.5, 1.0, 2.0, 1.0, 1.0).pressure == pytest.approx(PRESSURE**2)  # and it stays
+    assert selector(*[0.5] * 500).pressure == MOST_PRESSURE
 
 
 def test_a_question_that_is_past_the_depth_does_not_keep_its_answer(tmp_path):
@@ -111,13 +126,13 @@ def test_a_question_that_is_past_the_depth_does_not_keep_its_answer(tmp_path):
     config = UnlearnConfig("m", forget_span="all")
     row = Row(text, "forget", logps - 1.0)
     depth = (-logps[:start].mean() - logps[start:].mean()).item() / 2  # one part lies above it, the other below
-    terms = loss_terms(loaded, [row], count([row], config), config, Aim(depth, 2.0))
+    terms = loss_terms(loaded, [row], count([row], config), config, Aim(depth, 2.0, pressure=3.0))
     shares = torch.cat(
         [(((1 + part.mean() / depth) / RAMP).clamp(0, 1)).expand(len(part)) for part in (logps[:start], logps[start:])]
     )
     assert shares.min() == 0 < shares.max()
     ratio = torch.tensor(1.0, dtype=torch.float64)  # logp - ref_logp of every token
-    each = shares / (1 - logps.double().exp()).clamp(min=CLEAREST)
+    each = 3.0 * shares / (1 - logps.double().exp()).clamp(min=CLEAREST)
     expected = (each * 2 / (2 * config.beta) * torch.nn.functional.softplus(2 * config.beta * ratio)).mean()
     assert terms["npo"].item() == pytest.approx(expected.item(), rel=1e-4)  # sequence_logps are fp32
 
