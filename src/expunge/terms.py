@@ -165,15 +165,15 @@ def _npo(
     ref_logps = torch.cat([row.ref_logps for row in rows if row.ref_logps is not None])
     # Prompt and completion have each their own share: else a short answer stays while its question is past the depth.
     groups = index if config.level == "sequence" else 2 * index + (positions >= _starts(batch, rows)[index]).long()
-    push = logps.new_ones(2 * len(rows))
-    if aim is not None:
-        push = aim.pressure * objectives.push(logps, groups, depth=aim.depth)
-    beta = config.beta * (1.0 if aim is None else aim.sharpness)
+    push = logps.new_ones(2 * len(rows)) if aim is None else objectives.push(logps, groups, depth=aim.depth)
+    beta, pressure = (config.beta, 1.0) if aim is None else (config.beta * aim.sharpness, aim.pressure)
     if config.level == "sequence":
         push = push[: len(rows)]
-        return objectives.npo_sequence(logps, ref_logps, index, beta=beta, num_sequences=counts.npo, push=push)
-    each = push[groups] if aim is None else push[groups] * objectives.odds_factor(logps)
-    return objectives.npo_token(logps, ref_logps, beta=beta, num_tokens=counts.npo, push=each)
+        npo = objectives.npo_sequence(logps, ref_logps, index, beta=beta, num_sequences=counts.npo, push=push)
+    else:
+        each = push[groups] if aim is None else objectives.push_odds(logps, push[groups])
+        npo = objectives.npo_token(logps, ref_logps, beta=beta, num_tokens=counts.npo, push=each)
+    return pressure * npo
 
 
 def _starts(batch: Batch, rows: Sequence[Row], first: int = 0) -> Tensor:

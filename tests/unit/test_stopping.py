@@ -12,7 +12,7 @@ from expunge.data.tokenize import TokenizedExample
 from expunge.model.adapter import add_adapter, trainable
 from expunge.model.load import load_model
 from expunge.model.logps import sequence_logps
-from expunge.objectives import odds_factor, push
+from expunge.objectives import push, push_odds
 from expunge.objectives.depth import CLEAREST, RAMP
 from expunge.schedule import Decay, decay, learning_rate
 from expunge.stopping import CORRECTION, FLATTEST, LEAST, MOST, MOST_PRESSURE, PRESSURE, SHARPENING, SHARPEST, Selector
@@ -132,7 +132,7 @@ def test_a_question_that_is_past_the_depth_does_not_keep_its_answer(tmp_path):
     )
     assert shares.min() == 0 < shares.max()
     ratio = torch.tensor(1.0, dtype=torch.float64)  # logp - ref_logp of every token
-    each = 3.0 * shares / (1 - logps.double().exp()).clamp(min=CLEAREST)
+    each = 3.0 * shares / (1 - logps.double().exp()).clamp(min=CLEAREST) ** shares
     expected = (each * 2 / (2 * config.beta) * torch.nn.functional.softplus(2 * config.beta * ratio)).mean()
     assert terms["npo"].item() == pytest.approx(expected.item(), rel=1e-4)  # sequence_logps are fp32
 
@@ -150,12 +150,15 @@ def test_a_token_that_the_model_is_sure_of_is_pushed_by_its_odds():
     logits = torch.tensor([[2.0, 0.0, -1.0], [0.0, 0.0, 3.0]], dtype=torch.float64, requires_grad=True)
     logps = logits.log_softmax(1)[:, 0]
     log_odds = logps - (-logps.expm1()).log()
-    (pushed,) = torch.autograd.grad((odds_factor(logps) * logps).sum(), logits, retain_graph=True)
+    (pushed,) = torch.autograd.grad((push_odds(logps, torch.ones(2)) * logps).sum(), logits, retain_graph=True)
     (expected,) = torch.autograd.grad(log_odds.sum(), logits)
     torch.testing.assert_close(pushed, expected)
     assert pushed[:, 0].tolist() == pytest.approx([1.0, 1.0])
-    assert odds_factor(torch.tensor([0.0, -1e-9, -0.01])).tolist() == pytest.approx([1 / CLEAREST] * 3)
-    assert not odds_factor(logps).requires_grad
+    sure = torch.tensor([0.0, -1e-9, -0.01])
+    assert push_odds(sure, torch.ones(3)).tolist() == pytest.approx([1 / CLEAREST] * 3)
+    near = push_odds(sure, torch.tensor([0.0, 0.5, 0.1]))  # the less it lacks, the more it is as without odds
+    assert near.tolist() == pytest.approx([0.0, 0.5 / CLEAREST**0.5, 0.1 / CLEAREST**0.1])
+    assert not push_odds(logps, torch.ones(2)).requires_grad
 
 
 def test_the_learning_rate_stays_at_its_peak_until_the_depth_and_then_falls():

@@ -28,16 +28,18 @@ def push(logps: Tensor, groups: Tensor, *, depth: float) -> Tensor:
     return ((1 - nll / depth) / RAMP).clamp(0, 1)
 
 
-def odds_factor(logps: Tensor) -> Tensor:
-    """What turns a loss on log-probabilities into one on log-odds: `1 / max(1 - p, CLEAREST)` for each token.
+def push_odds(logps: Tensor, shares: Tensor) -> Tensor:
+    """A push on log-odds where a text has far to go, on log-probabilities where it is nearly there.
 
     The gradient of log p with respect to the token's logit is 1 - p, hardly anything for a text known by heart, whose
-    tokens are then the last to move; that of log(p / (1 - p)) is 1. A factor without a gradient of its own.
+    surest tokens are then the last to move; that of log(p / (1 - p)) is 1. But pushed to the end like that, a text has
+    no unlikely tokens left, as unseen ones have. So a token's share is `share / max(1 - p, CLEAREST) ** share`.
 
     Args:
         logps: `(tokens,)`, the policy's log-probabilities (nats).
+        shares: `(tokens,)`, from 0 to 1, of the token's group (`push`).
 
     Returns:
-        `(tokens,)`, between 1 and `1 / CLEAREST`.
+        `(tokens,)`, from 0 to `1 / CLEAREST`; takes no gradient.
     """
-    return 1 / (-logps.detach().expm1()).clamp(min=CLEAREST)
+    return shares / (-logps.detach().expm1()).clamp(min=CLEAREST) ** shares
