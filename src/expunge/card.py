@@ -18,7 +18,7 @@ METHOD = (
 )
 SHOWN = (
     "recipe", "epochs", "learning_rate", "schedule", "beta", "level", "forget_weight", "retain_weight", "kl_weight",
-    "kl_direction", "anchor_weight",
+    "kl_direction", "anchor_weight", "instead_weight",
     "forget_span", "kl_span", "lora_rank", "lora_alpha", "target_modules", "tokens_per_step", "rows_per_step",
     "join", "end_of_text", "dtype", "seed",
 )  # fmt: skip

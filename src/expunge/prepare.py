@@ -195,7 +195,7 @@ def fitting_recipe(settings: Mapping[str, Any]) -> str:
 
     Whatever cannot be read or is too little counts as no unseen texts; if it is a mistake, the run itself says so.
     """
-    names = ("forget", "retain", "holdout", "benchmark", "data", "split", "columns")
+    names = (*SETS, "benchmark", "data", "split", "columns")
     given = {name: settings[name] for name in names if name in settings}
     try:
         config = UnlearnConfig.from_recipe("steered", model="", **given)
@@ -209,7 +209,7 @@ def fitting_recipe(settings: Mapping[str, Any]) -> str:
 def _selection_halves(config: UnlearnConfig, sets: Sets) -> tuple[list[str], list[list[Example]]] | None:
     """The selection half of the membership texts, forgotten and unseen, and their hashes; None where none is asked for.
 
-    Texts that are on both sides are no unseen ones and left out.
+    Texts that are trained on too, on whichever side, are no unseen ones and left out.
 
     Raises:
         DataError: There are no unseen texts, or too few.
@@ -217,7 +217,7 @@ def _selection_halves(config: UnlearnConfig, sets: Sets) -> tuple[list[str], lis
     if config.select_every == 0:
         return None
     otherwise = "; without them a run cannot know how deep is deep enough: --recipe default"
-    seen = set(example_hashes(sets.members))
+    seen = set(example_hashes([*sets.members, *sets.retain, *sets.instead]))
     unseen = [
         own for own, mark in zip(sets.nonmembers, example_hashes(sets.nonmembers), strict=True) if mark not in seen
     ]

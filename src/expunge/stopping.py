@@ -141,7 +141,7 @@ class Selector:
     def reason(self) -> str:
         """Why a run that is over has stopped."""
         if self.arrived is None:
-            return "all epochs are done; the forgotten texts never came to the depth of unseen ones"
+            return "all steps are done; the forgotten texts never came to the depth of unseen ones"
         return f"the forgotten texts came to the depth of unseen ones at step {self.arrived}, and the run has settled"
 
     def state(self) -> dict[str, Tensor]:

@@ -54,6 +54,8 @@ def test_a_repeated_run_must_be_given_the_same(texts, expunge):
         (("--instead", "nowhere.jsonl"), "nowhere.jsonl"),
         (("--instead", "instead.jsonl", "--mix", "random"), "--mix random has no place for --instead"),
         (("--instead", "instead.jsonl", "--instead-weight", "0"), "--instead-weight 0"),
+        (("--instead-weight", "2"), "there is no --instead that it could weigh"),
+        (("--instead", ""), "--instead is empty"),
     ],
 )
 def test_what_cannot_be_used_is_refused(texts, expunge, flags, message):
@@ -69,3 +71,11 @@ def test_a_text_on_both_sides_is_said(texts, expunge):
     told = expunge(*UNLEARN, *QUICK, "--instead", "instead.jsonl")
     assert told.code == 0
     assert "1 text is also in instead" in told.err
+
+
+def test_unseen_texts_that_are_trained_on_are_not_unseen(texts, expunge):
+    unseen = [{"id": f"u{i}", "input": f"Where is {i}?", "output": f"It is in {i} Birch Road."} for i in range(20)]
+    write_jsonl(texts / "unseen.jsonl", unseen)
+    told = expunge(*UNLEARN, *QUICK, "--holdout", "unseen.jsonl", "--instead", "unseen.jsonl")
+    assert "20 texts are also in holdout, so not unseen" in told.err
+    assert json.loads(Path("run/manifest.json").read_text())["settings"]["recipe"] == "default"

@@ -62,7 +62,7 @@ def after(*looks):
 
 def test_it_has_arrived_at_the_first_look_at_the_depth():
     assert after((1.0, 0.2), (0.9, 1.5)).arrived is None
-    assert after((1.0, 0.2), (0.9, 1.5)).reason.startswith("all epochs are done")
+    assert after((1.0, 0.2), (0.9, 1.5)).reason.startswith("all steps are done")
     assert after((1.0, 0.2), (0.53, 1.5), (0.9, 1.4)).arrived == 20  # by the membership AUC
     assert after((1.0, 0.2), (0.9, 1.5), (0.8, 1.91)).arrived == 30  # by the loss
     assert "step 30" in after((1.0, 0.2), (0.9, 1.5), (0.8, 1.91)).reason

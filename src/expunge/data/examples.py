@@ -111,7 +111,7 @@ def check_sets(
 
     Returns:
         One line for each finding: duplicate ids within a set, forget texts that another set has too,
-        more forget than retain texts. Ids and numbers only, no texts.
+        unseen texts that are trained on, more forget than retain texts. Ids and numbers only, no texts.
     """
     warnings = []
     others = {"retain": retain or [], "holdout": holdout, "instead": instead}
@@ -124,6 +124,11 @@ def check_sets(
         shared = [example.id for example in forget if _text_key(example) in texts]
         if shared:
             warnings.append(f"forget: {_count(shared, 'text')} also in {name}: {_some(shared)}")
+    unseen = {_text_key(example) for example in holdout}
+    for name in ("retain", "instead"):
+        shared = [example.id for example in others[name] if _text_key(example) in unseen]
+        if shared:
+            warnings.append(f"{name}: {_count(shared, 'text')} also in holdout, so not unseen: {_some(shared)}")
     if retain is not None and len(forget) > len(retain):
         warnings.append(f"forget has {len(forget):,} texts, more than retain with {len(retain):,}")
     return warnings
