@@ -60,7 +60,7 @@ def trainer_and_steps(golden, model_folder, run):
             join = Join(config.join, config.end_of_text == "yes")
             sides[row["forget"]].append(tokenize(loaded.tokenizer, example, join, max_length=2048))
         steps.append(Step(0, places[1], places[0]))
-    prepared = SimpleNamespace(config=config, loaded=loaded, forget=sides[1], retain=sides[0])
+    prepared = SimpleNamespace(config=config, loaded=loaded, instead=[], forget=sides[1], retain=sides[0])
     trainer = Trainer(prepared, Accelerator(cpu=True))
     trainer.compute_reference(Reporter(quiet=True))
     with torch.no_grad():
