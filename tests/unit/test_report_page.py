@@ -128,7 +128,7 @@ def test_the_numbers_of_the_files_are_on_the_page(page, scored):
 def test_all_settings_are_on_the_page_and_names_of_data_files_are_not(page, scored):
     settings = json.loads((scored / "manifest.json").read_text())["settings"]
     terms = page.words
-    for name in settings.keys() - {"forget", "retain", "holdout", "data", "columns", "output"}:
+    for name in settings.keys() - {"forget", "retain", "holdout", "instead", "data", "columns", "output"}:
         assert f" {name} " in terms, name
     assert "forget.jsonl" not in terms
     assert str(scored.parent) not in terms
