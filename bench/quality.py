@@ -13,6 +13,7 @@ import argparse
 import json
 import math
 import statistics
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,14 +58,7 @@ SUBJECTS = {
 def main(argv: list[str] | None = None) -> None:
     """Run what is asked for and print its table."""
     args = _arguments().parse_args(argv)
-    for name in args.subjects:
-        subject = subject_of(name, args.taught)
-        if not subject.model.is_dir():
-            raise SystemExit(f"{subject.model}: not there: leave {name} out of --subjects")
-        folder = Path(args.output) / name
-        data = reported(subject, folder / "data")
-        untouched = score(subject, folder / "untouched", data, str(subject.model))
-        twin = score(subject, folder / "twin", data, str(subject.twin))
+    for name, subject, folder, data, untouched, twin in opened(args):
         rows = {"untouched": [untouched], "twin": [twin]}
         for kind, settings in kinds(args).items():
             rows[kind] = [
@@ -72,6 +66,20 @@ def main(argv: list[str] | None = None) -> None:
                 for seed in args.seeds
             ]
         print(f"### {name}, {args.what}, seeds {' '.join(map(str, args.seeds))}\n\n{table(rows, untouched)}\n")
+
+
+def opened(
+    args: argparse.Namespace,
+) -> Iterator[tuple[str, Subject, Path, Path, dict[str, Any], dict[str, Any]]]:
+    """Each subject asked for: name, subject, folder of its runs, reported data, results of untouched model and twin."""
+    for name in args.subjects:
+        subject = subject_of(name, args.taught)
+        if not subject.model.is_dir():
+            raise SystemExit(f"{subject.model}: not there: leave {name} out of --subjects")
+        folder = Path(args.output) / name
+        data = reported(subject, folder / "data")
+        untouched = score(subject, folder / "untouched", data, str(subject.model))
+        yield name, subject, folder, data, untouched, score(subject, folder / "twin", data, str(subject.twin))
 
 
 def subject_of(name: str, taught: str) -> Subject:

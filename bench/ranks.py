@@ -19,7 +19,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot
 from matplotlib.axes import Axes
 
-from bench.quality import SUBJECTS, reported, score, spread, subject_of, summary, train
+from bench.quality import SUBJECTS, opened, score, spread, summary, train
 from bench.relearning import MOST, Attack, prepare_attack, steps_to_relearn
 from bench.taught import SUBJECTS as TAUGHT
 from expunge.data.lume import read_lume
@@ -41,14 +41,8 @@ Row = dict[str, float]
 def main(argv: list[str] | None = None) -> None:
     """Run, attack, print and draw."""
     args = _arguments().parse_args(argv)
-    for name in args.subjects:
-        subject = subject_of(name, args.taught)
-        if not subject.model.is_dir():
-            raise SystemExit(f"{subject.model}: not there: leave {name} out of --subjects")
-        folder = Path(args.output) / name
-        data = reported(subject, folder / "data")
-        untouched = score(subject, folder / "untouched", data, str(subject.model))
-        twin = summary(score(subject, folder / "twin", data, str(subject.twin)), untouched)
+    for name, subject, folder, data, untouched, retrained in opened(args):
+        twin = summary(retrained, untouched)
         attack = prepare_attack(subject.model, read_lume(subject.data, subject.split).forget)
         rows: dict[str, dict[int, list[Row]]] = {label: {rank: [] for rank in args.ranks} for label in TARGETS}
         for seed in args.seeds:

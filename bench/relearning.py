@@ -1,6 +1,5 @@
 """What it takes to bring back what was forgotten: fine-tuning on a tenth of it, until half of the rest is back."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from expunge.kernels import token_logps
 from expunge.model.load import LoadedModel, load_model
 from expunge.model.logps import Batch, final_states, lay_out, sequence_logps, target_index
 from expunge.model.preflight import measure_join
+from expunge.strength import probabilities
 
 TENTHS = 10
 RATE = 3e-4
@@ -38,10 +38,8 @@ class Attack:
 
 
 def known(loaded: LoadedModel, rows: Sequence[TokenizedExample]) -> float:
-    """Mean over rows of the probability of their completions, length-normalised (exp of minus the loss per token)."""
-    logps = sequence_logps(loaded, [row.input_ids for row in rows])
-    pairs = zip(rows, logps, strict=True)
-    return fmean(math.exp(own[row.targets("completion").start - 1 :].mean().item()) for row, own in pairs)
+    """Mean over rows of the length-normalised probability of their completions."""
+    return fmean(probabilities(rows, sequence_logps(loaded, [row.input_ids for row in rows])))
 
 
 def prepare_attack(model: Path, forget: Sequence[Example], tenth: int = 0) -> Attack:

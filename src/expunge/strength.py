@@ -146,10 +146,7 @@ def measure(loaded: LoadedModel, selection: Selection, scale: float, processes: 
     scores, tails = [own.mean().item() for own in documents], [_tail(own) for own in documents]
     count = len(selection.members)
     members, nonmembers = scores[:count], scores[count:]
-    kept = [
-        math.exp(own[row.targets("completion").start - 1 :].mean().item())
-        for row, own in zip(selection.retain, logps[len(scores) :], strict=True)
-    ]
+    kept = probabilities(selection.retain, logps[len(scores) :])
     return Signals(
         scale,
         auc(members, nonmembers),
@@ -158,6 +155,17 @@ def measure(loaded: LoadedModel, selection: Selection, scale: float, processes: 
         sum(kept) / max(1, len(kept)),
         auc(tails[:count], tails[count:]),
     )
+
+
+def probabilities(rows: Sequence[TokenizedExample], logps: Sequence[Tensor]) -> list[float]:
+    """Probability of each row's completion, length-normalised: exp of minus its loss per token.
+
+    Args:
+        rows: The texts.
+        logps: `(tokens - 1,)` for each of them, as `sequence_logps` gives them.
+    """
+    pairs = zip(rows, logps, strict=True)
+    return [math.exp(own[row.targets("completion").start - 1 :].mean().item()) for row, own in pairs]
 
 
 def _tail(logps: Tensor) -> float:

@@ -137,7 +137,8 @@ class Trainer:
 
     def lengths(self, step: Step) -> list[int]:
         """Tokens of each row of a step, in the order of `rows`."""
-        return [len(self.texts[side][i]) for side in SIDES for i in getattr(step, side)]
+        texts = self.texts
+        return [len(texts[side][i]) for side in SIDES for i in getattr(step, side)]
 
     def micro_batch_tokens(self, step: Step) -> int:
         """Bound on the area of a micro-batch: what the device takes, and no more than a process's share of the step."""
@@ -155,8 +156,9 @@ class Trainer:
         def values(name: str, index: int) -> Tensor | None:
             return self.reference[name][index].to(self.loaded.device) if name in self.reference else None
 
+        texts = self.texts
         return [
-            Row(self.texts[side][i], side, values(f"{side}_logps", i), values(f"{side}_states", i))
+            Row(texts[side][i], side, values(f"{side}_logps", i), values(f"{side}_states", i))
             for side in SIDES
             for i in getattr(step, side)
         ]
