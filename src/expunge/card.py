@@ -12,10 +12,13 @@ NOT_SCORED = (
     "A higher loss on the texts to forget does not prove by itself that they are gone: score the adapter with",
     "`expunge evaluate` before relying on it.",
 )
-METHOD = (
-    "`loss = forget_weight * npo(forget) + retain_weight * nll(retain) + kl_weight * kl(retain)"
-    " + anchor_weight * kl(anchors) + instead_weight * nll(instead)`"
-)
+TERMS = {
+    "forget_weight": "npo(forget)",
+    "retain_weight": "nll(retain)",
+    "kl_weight": "kl(retain)",
+    "anchor_weight": "kl(anchors)",
+    "instead_weight": "nll(instead)",
+}
 SHOWN = (
     "recipe", "epochs", "learning_rate", "schedule", "beta", "level", "forget_weight", "retain_weight", "kl_weight",
     "kl_direction", "anchor_weight", "instead_weight",
@@ -85,6 +88,8 @@ def model_card(
         f"| {pair['before']:.3f} | {pair['after']:.3f} |"
         for name, pair in manifest["loss_nats_per_completion_token"].items()
     ]
+    weights = {name: getattr(config, name) for name in TERMS} | ({} if config.instead else {"instead_weight": 0})
+    method = "loss = " + " + ".join(f"{name} * {term}" for name, term in TERMS.items() if weights[name])
     settings = [f"| {name} | {getattr(config, name)} |" for name in SHOWN if getattr(config, name) is not None]
     return "\n".join(
         [
@@ -96,7 +101,7 @@ def model_card(
             "",
             f"A LoRA adapter for `{config.model}` that makes it forget {manifest['rows']['forget']:,} texts.",
             f"Trained by Expunge {manifest['versions']['expunge']} with low-rank negative preference optimization",
-            f"(arXiv 2503.13690): {METHOD}.",
+            f"(arXiv 2503.13690): `{method}`.",
             "",
             "## Losses",
             "",

@@ -58,10 +58,10 @@ def differences(earlier: dict[str, Any], identity: dict[str, Any], moved: Contai
     """What a run depends on and another one had otherwise, save the settings in `moved`."""
     found = [
         f"{name} ({then!r} then, {now!r} now)"
-        for part in ("settings", "data")
-        for name, now in json.loads(json.dumps(identity[part])).items()
-        if not (part == "settings" and name in moved) and (then := earlier[part].get(name)) != now
+        for name, now in json.loads(json.dumps(identity["settings"])).items()
+        if name not in moved and (then := earlier["settings"].get(name)) != now
     ]
+    found += [f"rows of the {name} set" for name, now in identity["data"].items() if earlier["data"].get(name) != now]
     if earlier["model_sha256"] != identity["model_sha256"]:
         found.append("the model's weights or configuration")
     return found

@@ -23,7 +23,7 @@ from expunge.data.batches import Size, Step, micro_batches, size_of
 from expunge.data.tokenize import TokenizedExample
 from expunge.model import reference
 from expunge.model.logps import mean_losses
-from expunge.model.sampling import write_texts
+from expunge.model.sampling import seconds_per_token
 from expunge.prepare import SETS, Prepared, prepare
 from expunge.progress import Reporter
 from expunge.run import Run, peak_memory
@@ -130,7 +130,8 @@ def forecast(config: UnlearnConfig, reporter: Reporter | None = None) -> Forecas
 
     mean_losses(loaded, {"largest": _largest_batch(sets, packed)})
     sample, own_anchors, places = _sample(prepared, anchors, steps, chosen_steps(sizes, TIMED_STEPS))
-    writing = _writing_seconds(prepared, sum(map(len, anchors)))
+    rows = [*prepared.forget, *prepared.retain]
+    writing = seconds_per_token(loaded, rows) * sum(map(len, anchors)) if anchors else 0.0
     trainer = Trainer(sample, Accelerator(cpu=on_cpu))
     trainer.anchors = own_anchors
     trainer.check_memory()
@@ -198,15 +199,6 @@ def _stand_ins(prepared: Prepared, tokens: int) -> list[TokenizedExample]:
     while sum(map(len, chosen)) < tokens:
         chosen.append(next(rows))
     return chosen
-
-
-def _writing_seconds(prepared: Prepared, tokens: int) -> float:
-    """Time that writing the anchors takes, from a few of them."""
-    if not tokens:
-        return 0.0
-    clock = time.perf_counter()
-    written = write_texts(prepared.loaded, prepared.forget, prepared.retain, tokens=1, seed=0)
-    return (time.perf_counter() - clock) * tokens / max(1, sum(map(len, written)))
 
 
 def _lengths(prepared: Prepared, anchors: list[TokenizedExample], step: Step) -> list[int]:

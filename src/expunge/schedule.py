@@ -9,7 +9,7 @@ from expunge.data.batches import Plan
 from expunge.data.tokenize import TokenizedExample
 from expunge.prepare import Prepared
 
-SETTLING, LEAST_SETTLING = 0.5, 2
+SETTLING, LEAST_SETTLING = 0.75, 2
 """Steps of the fall per step before it, and at least so many epochs, in a run that follows unseen texts."""
 ANCHORS_PER_FORGET_SET = 4
 """Size of the anchor set in tokens, in forget sets; smaller where the run needs fewer."""

@@ -5,23 +5,38 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from expunge.config.goal import Goal
 from expunge.model.load import LoadedModel
 from expunge.prepare import Prepared
 from expunge.processes import ALONE, Processes
-from expunge.strength import RETAIN_ROWS, TOLERANCES, Selection, Signals, evenly, lack, measure, shortfall
+from expunge.strength import (
+    RETAIN_ROWS,
+    TOLERANCES,
+    Selection,
+    Signals,
+    evenly,
+    lack,
+    measure,
+    relative_losses,
+    shortfall,
+)
 from expunge.terms import Aim
 
 NEAR = 0.15
 """The membership AUC corrects the depth where forgotten texts lack less than this share of it; else it says nothing."""
 CORRECTION, LEAST, MOST = 0.2, 0.6, 1.6
 """Change of the depth at a look, as a share, per unit of AUC that is missing; and its bounds."""
-SHARPENING, FLATTEST, SHARPEST = 1.0, 1 / 16, 4.0
+SHARPENING, FLATTEST, SHARPEST = 2.0, 1 / 16, 4.0
 """Change of the logarithm of beta at a look per unit of min-k AUC that is missing; and the bounds of its factor."""
-PRESSURE, MOST_PRESSURE = 1.02, 8.0
-"""Factor on NPO's weight for every look at which the forgotten texts have not come to the depth; and its bound."""
+PRESSING, MOST_PRESSURE = 0.06, 8.0
+"""Change of the logarithm of NPO's weight at a look per unit of membership AUC that is missing; bound of its factor."""
+HOLDING, HELD = 2.0, 0.5
+"""Change of the logarithm of the anchors' weight at a look, per unit of drift beyond this share of its ceiling."""
+LOOSEST, TIGHTEST = 1 / 16, 2.0
+"""Bounds of the factor on the anchors' weight."""
 PREFIX = "best."
 """Of the tensors of the best state in a checkpoint."""
 
@@ -52,6 +67,7 @@ class Selector:
     def __init__(self, selection: Selection, goal: Goal) -> None:
         self.selection, self._goal = selection, goal
         self._untouched: Signals | None = None
+        self._relative = torch.ones(0)
         self._looks: list[_Look] = []
         self.best: list[Tensor] = []
         """The adapter's parameters at the best look."""
@@ -60,6 +76,7 @@ class Selector:
     def begin(self, loaded: LoadedModel, processes: Processes = ALONE) -> None:
         """Look at the untouched model; must come before the first look."""
         self._untouched = measure(loaded, self.selection, 0.0, processes)
+        self._relative = relative_losses(loaded, self.selection.nonmembers, processes).to(loaded.device)
 
     def look(
         self, loaded: LoadedModel, parameters: Sequence[Tensor], step: int, processes: Processes = ALONE
@@ -82,8 +99,9 @@ class Selector:
 
     @property
     def aim(self) -> Aim | None:
-        """Where the next step pushes; None before the first look."""
-        return None if self.depth is None else Aim(self.depth, self.sharpness, self.pressure)
+        """Where the next step pushes; None before the untouched model was looked at."""
+        depth = self.depth
+        return None if depth is None else Aim(depth, self._relative, self.sharpness, self.pressure, self.hold)
 
     @property
     def depth(self) -> float | None:
@@ -110,23 +128,31 @@ class Selector:
         loss is spread over its tokens, which is what an attack by the least likely ones sees: those of forgotten texts
         more likely than those of unseen ones ask for a smaller beta, less likely ones for a larger.
         """
-        change = 0.0
-        for look in self._looks:
-            if lack(look.signals) < NEAR:
-                change += SHARPENING * (self._goal.auc - look.signals.min_k_auc)
-                change = min(math.log(SHARPEST), max(math.log(FLATTEST), change))
-        return math.exp(change)
+        near = (look.signals for look in self._looks if lack(look.signals) < NEAR)
+        return _multiplier((SHARPENING * (self._goal.auc - own.min_k_auc) for own in near), FLATTEST, SHARPEST)
 
     @property
     def pressure(self) -> float:
-        """Factor on NPO's weight.
+        """Factor on NPO's weight, the multiplier of the membership AUC.
 
         How much of it a model takes is not known beforehand: too little, and it comes to rest before the depth, where
-        what holds it in place is as strong. So the weight grows until it is there.
+        what holds it in place is as strong. So the weight grows while the forgotten texts are told from unseen ones.
         """
-        arrived = self.arrived
-        short = sum(arrived is None or look.step < arrived for look in self._looks)
-        return min(MOST_PRESSURE, PRESSURE**short)
+        changes = (PRESSING * (look.signals.auc - self._goal.auc) for look in self._looks)
+        return _multiplier(changes, 1 / MOST_PRESSURE, MOST_PRESSURE)
+
+    @property
+    def hold(self) -> float:
+        """Factor on the weight of the anchors, the multiplier of the ceiling on drift.
+
+        Anchors keep the loss of unseen texts where it was, and keep alive what is like them, short answers above all.
+        So they weigh less while the unseen texts stay far below the ceiling, and more where these come near it.
+        """
+        if self._untouched is None:
+            return 1.0
+        before, wanted = self._untouched.holdout_nll, HELD * self._goal.drift
+        changes = (HOLDING * (look.signals.holdout_nll / before - 1 - wanted) for look in self._looks)
+        return _multiplier(changes, LOOSEST, TIGHTEST)
 
     @property
     def arrived(self) -> int | None:
@@ -158,3 +184,11 @@ class Selector:
                 self._take(_Look(line["step"], missing, Signals(**own)))
         count = sum(name.startswith(PREFIX) for name in tensors)
         self.best = [tensors[f"{PREFIX}{index}"] for index in range(count)]
+
+
+def _multiplier(changes: Iterable[float], least: float, most: float) -> float:
+    """1, its logarithm changed again and again, and kept within bounds after each change."""
+    total = 0.0
+    for change in changes:
+        total = min(math.log(most), max(math.log(least), total + change))
+    return math.exp(total)

@@ -157,6 +157,30 @@ def measure(loaded: LoadedModel, selection: Selection, scale: float, processes: 
     )
 
 
+def relative_losses(loaded: LoadedModel, texts: Sequence[TokenizedExample], processes: Processes = ALONE) -> Tensor:
+    """How unlikely the untouched model finds each token of the vocabulary in unseen texts.
+
+    The mean loss of the token wherever it stands in them, over the mean of all tokens. Tokens that are rare in them
+    are drawn towards the mean of those that stand there once, which counts as one more place of each.
+
+    Args:
+        loaded: The model with its adapter, which is left out.
+        texts: Unseen texts, at least one token beside the first.
+        processes: Those that share the forward passes.
+
+    Returns:
+        `(vocabulary,)`, on the CPU.
+    """
+    with scaled(loaded.model, 0.0):
+        losses = -torch.cat(sequence_logps(loaded, [row.input_ids for row in texts], processes=processes))
+    ids = torch.cat([torch.tensor(row.input_ids[1:]) for row in texts])
+    counts = ids.bincount(minlength=loaded.base.get_input_embeddings().num_embeddings)
+    once = losses[counts[ids] == 1]
+    rare = once.mean() if len(once) else losses.mean()
+    means = (torch.zeros(len(counts)).index_add(0, ids, losses) + rare) / (counts + 1)
+    return means / means[ids].mean().clamp(min=torch.finfo().tiny)
+
+
 def probabilities(rows: Sequence[TokenizedExample], logps: Sequence[Tensor]) -> list[float]:
     """Probability of each row's completion, length-normalised: exp of minus its loss per token.
 

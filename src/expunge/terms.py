@@ -17,6 +17,11 @@ from expunge.model.reference import Side
 
 SideName = Literal["forget", "retain", "anchor", "instead"]
 SIDES: tuple[SideName, ...] = get_args(SideName)
+SHALLOWEST = 0.5
+"""Least relative loss of a token that the depth of its text is counted with.
+
+What is easy in unseen texts, a digit of a year, may be what must be forgotten in others.
+"""
 Number = TypeVar("Number", float, Tensor)
 
 
@@ -45,13 +50,17 @@ class Aim:
 
     Attributes:
         depth: Mean loss of a text, nats per token; NPO has no weight beyond it.
+        relative: `(vocabulary,)`, loss of each token in unseen texts, over the mean of all tokens.
         sharpness: Factor on beta.
         pressure: Factor on NPO's weight.
+        hold: Factor on the weight of the anchors.
     """
 
     depth: float
-    sharpness: float
+    relative: Tensor
+    sharpness: float = 1.0
     pressure: float = 1.0
+    hold: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -108,16 +117,16 @@ def count(rows: Sequence[Row], config: UnlearnConfig) -> Counts:
     )
 
 
-def weighted_sum(terms: Mapping[str, Number], config: UnlearnConfig) -> Number:
-    """The sum of the terms, each times its weight in the settings.
+def weighted_sum(terms: Mapping[str, Number], config: UnlearnConfig, aim: Aim | None = None) -> Number:
+    """The sum of the terms, each times its weight in the settings and what the run has made of it.
 
     Terms that are not there count nothing.
     """
     weights = {
-        "npo": config.forget_weight,
+        "npo": config.forget_weight * (aim.pressure if aim else 1.0),
         "retain_nll": config.retain_weight,
         "retain_kl": config.kl_weight,
-        "anchor_kl": config.anchor_weight,
+        "anchor_kl": config.anchor_weight * (aim.hold if aim else 1.0),
         "instead_nll": config.instead_weight,
     }
     first, *others = (weights[name] * value for name, value in terms.items())
@@ -161,19 +170,22 @@ def _npo(
     aim: Aim | None,
 ) -> Tensor:
     index, positions = target_index(batch, [row.text for row in rows], config.forget_span)
-    logps = token_logps(states[positions - 1], loaded.head, batch.flat_ids[positions])
+    ids = batch.flat_ids[positions]
+    logps = token_logps(states[positions - 1], loaded.head, ids)
     ref_logps = torch.cat([row.ref_logps for row in rows if row.ref_logps is not None])
+    by_sequence = config.level == "sequence"
+    if aim is None:
+        if by_sequence:
+            return objectives.npo_sequence(logps, ref_logps, index, beta=config.beta, num_sequences=counts.npo)
+        return objectives.npo_token(logps, ref_logps, beta=config.beta, num_tokens=counts.npo)
+    beta, relative = config.beta * aim.sharpness, aim.relative[ids]
     # Prompt and completion have each their own share: else a short answer stays while its question is past the depth.
-    groups = index if config.level == "sequence" else 2 * index + (positions >= _starts(batch, rows)[index]).long()
-    push = logps.new_ones(2 * len(rows)) if aim is None else objectives.push(logps, groups, depth=aim.depth)
-    beta, pressure = (config.beta, 1.0) if aim is None else (config.beta * aim.sharpness, aim.pressure)
-    if config.level == "sequence":
-        push = push[: len(rows)]
-        npo = objectives.npo_sequence(logps, ref_logps, index, beta=beta, num_sequences=counts.npo, push=push)
-    else:
-        each = push[groups] if aim is None else objectives.push_odds(logps, push[groups])
-        npo = objectives.npo_token(logps, ref_logps, beta=beta, num_tokens=counts.npo, push=each)
-    return pressure * npo
+    groups = index if by_sequence else 2 * index + (positions >= _starts(batch, rows)[index]).long()
+    push = objectives.push(logps, aim.depth * relative.clamp(min=SHALLOWEST), groups)
+    if by_sequence:
+        return objectives.npo_sequence(logps, ref_logps, index, beta=beta, num_sequences=counts.npo, push=push)
+    push = objectives.push_odds(logps, push[groups]) * objectives.level(logps, ref_logps, groups, beta=beta) * relative
+    return objectives.npo_token(logps, ref_logps, beta=beta, num_tokens=counts.npo, push=push)
 
 
 def _starts(batch: Batch, rows: Sequence[Row], first: int = 0) -> Tensor:

@@ -27,7 +27,7 @@ from expunge.processes import ALONE, Processes
 from expunge.progress import Reporter
 from expunge.schedule import Decay, anchor_tokens, decay, learning_rate, make_plan
 from expunge.stopping import Selector, selection_of
-from expunge.terms import SIDES, Counts, Row, SideName, count, loss_terms, reference_sides, weighted_sum
+from expunge.terms import SIDES, Aim, Counts, Row, SideName, count, loss_terms, reference_sides, weighted_sum
 
 MICRO_BATCH_TOKENS = {"cpu": 4096, "cuda": 16384}
 """Area of one forward and backward pass, per device type."""
@@ -177,9 +177,10 @@ class Trainer:
         counts = count(rows, self.config)
         groups = micro_batches(self.lengths(step), self.micro_batch_tokens(step), packed=self.packed)
         own = groups[self.accelerator.process_index :: self.accelerator.num_processes]
-        terms = self._sum_over_processes(self._accumulate(rows, own, counts))
+        aim = self.selector.aim if self.selector else None
+        terms = self._sum_over_processes(self._accumulate(rows, own, counts, aim))
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None]).item()
-        result = {"loss": weighted_sum(terms, self.config), **terms, "grad_norm": norm}
+        result = {"loss": weighted_sum(terms, self.config, aim), **terms, "grad_norm": norm}
         if not all(math.isfinite(value) for value in result.values()):
             shown = ", ".join(f"{name} {value:.4g}" for name, value in result.items())
             raise TrainingError(
@@ -196,7 +197,9 @@ class Trainer:
         self.optimizer.step()
         return {**result, "learning_rate": rate}
 
-    def _accumulate(self, rows: list[Row], groups: list[list[int]], counts: Counts) -> dict[str, float]:
+    def _accumulate(
+        self, rows: list[Row], groups: list[list[int]], counts: Counts, aim: Aim | None
+    ) -> dict[str, float]:
         """Gradients and terms of this process's micro-batches; halved, and all of it done again, until they fit.
 
         Every mean has the whole step's denominator, so smaller micro-batches give the same sums.
@@ -205,12 +208,11 @@ class Trainer:
             TrainingError: A single row does not fit into the device's memory.
         """
         terms = dict.fromkeys(TERMS, 0.0)
-        aim = self.selector.aim if self.selector else None
         self.optimizer.zero_grad()
         try:
             for part in (part for group in groups for part in halved(group, self.rows_that_fit)):
                 own = loss_terms(self.loaded, [rows[i] for i in part], counts, self.config, aim)
-                weighted_sum(own, self.config).backward()
+                weighted_sum(own, self.config, aim).backward()
                 for name, value in own.items():
                     terms[name] += value.item()
         except torch.OutOfMemoryError as error:
@@ -231,7 +233,7 @@ class Trainer:
             self.loaded.join()
             return terms
         torch.cuda.empty_cache()  # outside of the handler, which holds the tensors of the failed pass
-        return self._accumulate(rows, groups, counts)
+        return self._accumulate(rows, groups, counts, aim)
 
     def _sum_over_processes(self, terms: dict[str, float]) -> dict[str, float]:
         """Sum gradients and terms: an adapter's gradient is small, so one reduction carries all of it."""

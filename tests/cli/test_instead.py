@@ -44,7 +44,7 @@ def test_a_repeated_run_must_be_given_the_same(texts, expunge):
     write_jsonl(texts / "instead.jsonl", INSTEAD[:2])
     told = expunge("unlearn", "--from-manifest", "run/manifest.json", "--output", "again")
     assert told.code == 2
-    assert "had other instead" in told.err
+    assert "had other rows of the instead set" in told.err
     assert not Path("again").exists()
 
 

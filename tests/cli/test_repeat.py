@@ -56,7 +56,11 @@ def test_other_versions_or_hardware_are_said(work: Path, expunge: Run) -> None:
 
 
 CASES = {
-    "other data": (AGAIN, "--from-manifest: the run of done/manifest.json had other forget", row(output="Elsewhere.")),
+    "other data": (
+        AGAIN,
+        "the run of done/manifest.json had other rows of the forget set",
+        row(output="Elsewhere."),
+    ),
     "other weights": (AGAIN, "had other the model's weights or configuration", other_model),
     "other configuration": (AGAIN, "the model's weights", setting("model/config.json", rms_norm_eps=1e-5)),
     "other settings": ((*AGAIN, "--seed", "5"), "had other seed (0 then, 5 now)", None),

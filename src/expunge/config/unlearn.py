@@ -28,10 +28,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     "default": {},
     "steered": {
         "epochs": 24,
-        "forget_weight": 3.5,
-        "retain_weight": 2.0,
-        "kl_weight": 6.0,
-        "anchor_weight": 5.0,
+        "kl_weight": 2.0,
+        "anchor_weight": 3.0,
         "lora_rank": 32,
         "select_every": None,
     },

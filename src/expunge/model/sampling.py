@@ -6,6 +6,7 @@ it says there. Texts that it would write by itself are the nearest to them that 
 
 import itertools
 import random
+import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 
@@ -79,6 +80,17 @@ def write_texts(
             chosen.append(TokenizedExample(f"anchor-{len(chosen) + 1}", list(text), 1))
             total += len(text)
     return chosen
+
+
+@torch.no_grad()
+def seconds_per_token(loaded: LoadedModel, rows: Sequence[TokenizedExample]) -> float:
+    """Time that writing one token takes, from one batch that is thrown away."""
+    rng, length = random.Random(0), PREFIXES[0]
+    vocabulary = [token for row in rows for token in row.input_ids]
+    begun = [_beginning(rng, rows, vocabulary, length) for _ in range(BATCH[loaded.device.type])]
+    clock = time.perf_counter()
+    texts = _continue(loaded, begun)
+    return (time.perf_counter() - clock) / sum(map(len, texts))
 
 
 def _beginning(

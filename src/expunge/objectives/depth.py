@@ -8,24 +8,29 @@ RAMP = 0.5
 CLEAREST = 0.1
 """Tokens that are surer than one minus this are pushed no harder than by its inverse."""
 
+LEAST_WEIGHT = 1e-4
+"""A group whose mean weight in NPO is less is raised by no more than the inverse of this."""
 
-def push(logps: Tensor, groups: Tensor, *, depth: float) -> Tensor:
+
+def push(logps: Tensor, depths: Tensor, groups: Tensor) -> Tensor:
     """The share of NPO's weight that each group of tokens has, from its own mean loss.
 
-    `min(1, max(0, (1 - nll / depth) / RAMP))`: all of it while the group lacks `RAMP` of the depth or more, less and
-    less from there, nothing at the depth and beyond. A factor without a gradient of its own.
+    `min(1, max(0, (1 - nll / depth) / RAMP))`, with the group's means of both: all of it while the group lacks `RAMP`
+    of its depth or more, less and less from there, nothing at the depth and beyond. A factor without a gradient of its
+    own.
 
     Args:
         logps: `(tokens,)`, the policy's log-probabilities (nats) of the forget tokens.
+        depths: `(tokens,)`, loss that each of them would have in a text that was never seen (nats), above 0.
         groups: `(tokens,)` int64, from 0: the group of each token; all tokens of a group must be in this call.
-        depth: Mean loss that a forgotten text should have (nats per token), above 0.
 
     Returns:
         `(groups,)`, between 0 and 1; 1 for a number that no token has.
     """
-    counts = groups.bincount()
-    nll = logps.new_zeros(len(counts)).index_add(0, groups, -logps.detach()) / counts.clamp(min=1)
-    return ((1 - nll / depth) / RAMP).clamp(0, 1)
+    present = len(groups.bincount())
+    nll = logps.new_zeros(present).index_add(0, groups, -logps.detach())
+    depth = logps.new_zeros(present).index_add(0, groups, depths)
+    return ((1 - nll / depth.where(depth > 0, 1)) / RAMP).clamp(0, 1)
 
 
 def push_odds(logps: Tensor, shares: Tensor) -> Tensor:
@@ -43,3 +48,25 @@ def push_odds(logps: Tensor, shares: Tensor) -> Tensor:
         `(tokens,)`, from 0 to `1 / CLEAREST`; takes no gradient.
     """
     return shares / (-logps.detach().expm1()).clamp(min=CLEAREST) ** shares
+
+
+def level(logps: Tensor, ref_logps: Tensor, groups: Tensor, *, beta: float) -> Tensor:
+    """What raises each group's mean weight in NPO to 1, the weight that it begins with.
+
+    A token's weight in the gradient of NPO is `2 sigmoid(-beta (ref_logp - logp))`: it falls as the token becomes less
+    likely. The share of the group (`push`) says already how hard it is to be pushed; so beta is left to say how that is
+    spread over its tokens, and may be changed without a jump.
+
+    Args:
+        logps: `(tokens,)`, the policy's log-probabilities (nats) of the forget tokens.
+        ref_logps: `(tokens,)`, the reference's.
+        groups: `(tokens,)` int64, from 0: the group of each token; all tokens of a group must be in this call.
+        beta: Inverse temperature.
+
+    Returns:
+        `(tokens,)`, from about 1 to `1 / LEAST_WEIGHT`; takes no gradient.
+    """
+    weights = 2 * (-beta * (ref_logps - logps.detach())).sigmoid()
+    counts = groups.bincount()
+    mean = weights.new_zeros(len(counts)).index_add(0, groups, weights) / counts.clamp(min=1)
+    return 1 / mean.clamp(min=LEAST_WEIGHT)[groups]

@@ -17,8 +17,8 @@ ROLES = {
     "reference": ("results_retrained.json", "results_reference.json"),
 }
 """Which results file plays which part; the first that is there counts."""
-STEP_FIELDS = ("step", "epoch", "loss", "npo", "retain_nll", "retain_kl", "grad_norm", "learning_rate", "tokens")
-"""What every line of metrics.jsonl may hold about a step; other numbers in it are selection signals."""
+STEP_FIELDS = ("step", "epoch", "loss", "grad_norm", "learning_rate", "tokens")
+"""What a line of metrics.jsonl holds about a step beside its terms; other numbers in it are selection signals."""
 
 Values = Mapping[tuple[str, str], Mapping[str, float]]
 """(set, metric) -> id -> value."""

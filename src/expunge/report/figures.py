@@ -30,8 +30,10 @@ TERMS = {
     "npo": ("Forget term", "NPO (nats per token)"),
     "retain_nll": ("Retain term", "retain NLL (nats per token)"),
     "retain_kl": ("Divergence term", "retain KL (nats per token)"),
+    "anchor_kl": ("Anchor term", "anchor KL (nats per token)"),
+    "instead_nll": ("Term of what to say instead", "NLL (nats per token)"),
 }
-"""Logged term -> title and axis."""
+"""Logged term -> title and axis; a term that a run does not have is logged as 0."""
 SMOOTH = 15
 """Points of the running mean over a noisy curve."""
 MOST_SIGNALS = 8
@@ -62,14 +64,14 @@ class Drawn:
 
 def courses(groups: Sequence[Group]) -> list[Drawn]:
     """The loss terms over the steps, and whatever signals were logged beside them."""
-    logged = {name: curves for name in TERMS if (curves := _curves(groups, name))}
+    logged = {name: _curves(groups, name) for name in used_terms(groups)}
     extra = {
         key
         for group in groups
         for run in group.runs
         for step in run.steps
         for key, value in step.items()
-        if key not in STEP_FIELDS and number(value) is not None
+        if key not in STEP_FIELDS and key not in TERMS and number(value) is not None
     }
     titles = {**TERMS, **{key: (key.replace("_", " ").capitalize(), key.replace("_", " ")) for key in sorted(extra)}}
     shown = logged | {key: _curves(groups, key) for key in sorted(extra)[:MOST_SIGNALS]}
@@ -106,6 +108,12 @@ def _course(groups: Sequence[Group], name: str, curves: Sequence[Curve], title: 
 
 def _named(group: Group) -> str:
     return f"{group.letter}: {brief(group.title, 40)}"
+
+
+def used_terms(groups: Sequence[Group]) -> list[str]:
+    """The terms that any run has."""
+    steps = [step for group in groups for run in group.runs for step in run.steps]
+    return [name for name in TERMS if any(step.get(name) for step in steps)]
 
 
 def _curves(groups: Sequence[Group], key: str) -> list[Curve]:

@@ -190,9 +190,7 @@ def _bound(value: float, cell: Cell) -> str:
 
 def _course_table(groups: Sequence[Group]) -> facts.Table:
     """The logged terms at the start, a quarter, the middle, three quarters and the end of every run."""
-    names = [
-        name for name in figures.TERMS if any(name in step for g in groups for run in g.runs for step in run.steps)
-    ]
+    names = figures.used_terms(groups)
     lines = []
     for group in groups:
         for run in group.runs:
