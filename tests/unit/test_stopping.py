@@ -138,7 +138,7 @@ def test_the_weight_of_the_anchors_follows_the_drift():
     assert selector().hold == 1.0
     assert selector(2.0).hold == pytest.approx(math.exp(-HOLDING * HELD * ceiling))  # nothing drifts: let go
     assert selector(2.0 * (1 + HELD * ceiling)).hold == pytest.approx(1.0)
-    assert selector(2.4, 2.4).hold == pytest.approx(math.exp(2 * HOLDING * (0.2 - HELD * ceiling)))
+    assert selector(2.2, 2.2).hold == pytest.approx(math.exp(2 * HOLDING * (0.1 - HELD * ceiling)))
     assert selector(*[3.0] * 50).hold == pytest.approx(TIGHTEST)
     assert selector(*[1.0] * 50).hold == pytest.approx(LOOSEST)
 
