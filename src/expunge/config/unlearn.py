@@ -28,6 +28,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "default": {},
     "steered": {
         "epochs": 24,
+        "retain_weight": 2.0,
         "kl_weight": 2.0,
         "anchor_weight": 3.0,
         "lora_rank": 32,
