@@ -35,7 +35,7 @@ PRESSING, MOST_PRESSURE = 0.06, 8.0
 """Change of the logarithm of NPO's weight at a look per unit of membership AUC that is missing; bound of its factor."""
 HOLDING, HELD = 2.0, 0.5
 """Change of the logarithm of the anchors' weight at a look, per unit of drift beyond this share of its ceiling."""
-LOOSEST, TIGHTEST = 1 / 16, 2.0
+LOOSEST, TIGHTEST = 1 / 16, 4.0
 """Bounds of the factor on the anchors' weight."""
 PREFIX = "best."
 """Of the tensors of the best state in a checkpoint."""
@@ -146,13 +146,18 @@ class Selector:
         """Factor on the weight of the anchors, the multiplier of the ceiling on drift.
 
         Anchors keep the loss of unseen texts where it was, and keep alive what is like them, short answers above all.
-        So they weigh less while the unseen texts stay far below the ceiling, and more where these come near it.
+        So they weigh less while the unseen texts stay far below the ceiling, and more where these come near it; more
+        than at the beginning only once the depth is reached, since forgetting goes before drift.
         """
         if self._untouched is None:
             return 1.0
-        before, wanted = self._untouched.holdout_nll, HELD * self._goal.drift
-        changes = (HOLDING * (look.signals.holdout_nll / before - 1 - wanted) for look in self._looks)
-        return _multiplier(changes, LOOSEST, TIGHTEST)
+        change = 0.0
+        for look in self._looks:
+            drift = look.signals.holdout_nll / self._untouched.holdout_nll - 1
+            most = TIGHTEST if self.arrived and look.step >= self.arrived else 1.0
+            change += HOLDING * (drift - HELD * self._goal.drift)
+            change = min(math.log(most), max(math.log(LOOSEST), change))
+        return math.exp(change)
 
     @property
     def arrived(self) -> int | None:

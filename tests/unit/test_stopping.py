@@ -131,16 +131,17 @@ def test_the_weight_of_npo_follows_the_membership_auc():
 
 
 def test_the_weight_of_the_anchors_follows_the_drift():
-    def selector(*losses):
-        return looked(*(Signals(1.0, 0.5, 1.0, nll, 0.8) for nll in losses))
+    def selector(*losses, auc=0.5):
+        return looked(*(Signals(1.0, auc, 1.0, nll, 0.8) for nll in losses))
 
     ceiling = Goal().drift
     assert selector().hold == 1.0
     assert selector(2.0).hold == pytest.approx(math.exp(-HOLDING * HELD * ceiling))  # nothing drifts: let go
     assert selector(2.0 * (1 + HELD * ceiling)).hold == pytest.approx(1.0)
     assert selector(2.2, 2.2).hold == pytest.approx(math.exp(2 * HOLDING * (0.1 - HELD * ceiling)))
+    assert selector(2.2, 2.2, auc=1.0).hold == 1.0  # not at the depth yet: forgetting goes first
     assert selector(*[3.0] * 50).hold == pytest.approx(TIGHTEST)
-    assert selector(*[1.0] * 50).hold == pytest.approx(LOOSEST)
+    assert selector(*[2.0] * 100).hold == pytest.approx(LOOSEST)
 
 
 def test_the_weights_that_follow_the_looks_are_in_the_sum_and_not_in_the_terms():
