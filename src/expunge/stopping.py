@@ -153,7 +153,7 @@ class Selector:
             return 1.0
         change = 0.0
         for look in self._looks:
-            drift = look.signals.holdout_nll / self._untouched.holdout_nll - 1
+            drift = max(0.0, look.signals.holdout_nll / self._untouched.holdout_nll - 1)
             most = TIGHTEST if self.arrived and look.step >= self.arrived else 1.0
             change += HOLDING * (drift - HELD * self._goal.drift)
             change = min(math.log(most), max(math.log(LOOSEST), change))

@@ -137,6 +137,7 @@ def test_the_weight_of_the_anchors_follows_the_drift():
     ceiling = Goal().drift
     assert selector().hold == 1.0
     assert selector(2.0).hold == pytest.approx(math.exp(-HOLDING * HELD * ceiling))  # nothing drifts: let go
+    assert selector(1.0).hold == selector(2.0).hold  # more likely than before is no drift
     assert selector(2.0 * (1 + HELD * ceiling)).hold == pytest.approx(1.0)
     assert selector(2.2, 2.2).hold == pytest.approx(math.exp(2 * HOLDING * (0.1 - HELD * ceiling)))
     assert selector(2.2, 2.2, auc=1.0).hold == 1.0  # not at the depth yet: forgetting goes first
