@@ -51,8 +51,8 @@ ROUNDINGS: dict[str, Callable[[Tensor], Tensor] | None] = {"merged": None, "8 bi
 
 @torch.no_grad()
 def round_model(folder: Path, output: Path, rounding: Callable[[Tensor], Tensor]) -> None:
-    """A copy of a model folder with the linear layers within its blocks rounded."""
-    shutil.copytree(folder, output, dirs_exist_ok=True)
+    """A copy of a model folder, without its results, with the linear layers within its blocks rounded."""
+    shutil.copytree(folder, output, dirs_exist_ok=True, ignore=shutil.ignore_patterns("results_*"))
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     head = model.get_output_embeddings()
     for module in model.modules():

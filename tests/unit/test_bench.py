@@ -10,6 +10,7 @@ from bench import gpu, report
 from bench.machine import matrix_sizes
 from bench.measure import Spec, in_own_process, measure
 from bench.plain import Plain, load_plain
+from bench.rounding import int8, nf4, round_model
 from bench.workload import official_lengths, random_model, random_rows
 
 from expunge.config import UnlearnConfig
@@ -18,6 +19,7 @@ from expunge.model.load import load_model
 from expunge.prepare import Prepared
 from expunge.progress import Reporter
 from expunge.trainer import Trainer
+from tiny import save_tiny
 
 
 @pytest.fixture(scope="module")
@@ -148,3 +150,16 @@ def test_tables_go_between_their_markers(tmp_path):
     assert page.read_text() == "before\n<!-- cpu -->\n| new |\n<!-- /cpu -->\nafter\n"
     with pytest.raises(SystemExit, match="gpu"):
         report.write_between(page, "gpu", "| new |")
+
+
+@pytest.mark.parametrize("rounding", [int8, nf4])
+def test_a_rounded_model_has_rounded_weights_and_not_the_results_of_the_whole_one(tmp_path, rounding):
+    whole = save_tiny(tmp_path / "whole", "llama")
+    (whole / "results_after.json").write_text("{}")
+    round_model(whole, tmp_path / "rounded", rounding)
+    assert not (tmp_path / "rounded" / "results_after.json").exists()
+    before, after = (load_model(str(own), dtype="float32", device="cpu").base for own in (whole, tmp_path / "rounded"))
+    weight, rounded = (own.model.layers[0].mlp.up_proj.weight for own in (before, after))
+    assert 0 < (weight - rounded).abs().max() < weight.abs().max() / 3
+    torch.testing.assert_close(rounded, rounding(weight))
+    assert torch.equal(before.get_input_embeddings().weight, after.get_input_embeddings().weight)
