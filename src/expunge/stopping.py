@@ -151,13 +151,12 @@ class Selector:
         """
         if self._untouched is None:
             return 1.0
-        change = 0.0
-        for look in self._looks:
-            drift = max(0.0, look.signals.holdout_nll / self._untouched.holdout_nll - 1)
-            most = TIGHTEST if self.arrived and look.step >= self.arrived else 1.0
-            change += HOLDING * (drift - HELD * self._goal.drift)
-            change = min(math.log(most), max(math.log(LOOSEST), change))
-        return math.exp(change)
+        before, wanted, arrived = self._untouched.holdout_nll, HELD * self._goal.drift, self.arrived
+        drifts = [max(0.0, look.signals.holdout_nll / before - 1) for look in self._looks]
+        changes = [HOLDING * (drift - wanted) for drift in drifts]
+        early = sum(arrived is None or look.step < arrived for look in self._looks)
+        on_the_way = _multiplier(changes[:early], LOOSEST, 1.0)
+        return _multiplier(changes[early:], LOOSEST, TIGHTEST, start=on_the_way)
 
     @property
     def arrived(self) -> int | None:
@@ -191,9 +190,9 @@ class Selector:
         self.best = [tensors[f"{PREFIX}{index}"] for index in range(count)]
 
 
-def _multiplier(changes: Iterable[float], least: float, most: float) -> float:
-    """1, its logarithm changed again and again, and kept within bounds after each change."""
-    total = 0.0
+def _multiplier(changes: Iterable[float], least: float, most: float, start: float = 1.0) -> float:
+    """`start`, its logarithm changed again and again, and kept within bounds after each change."""
+    total = math.log(start)
     for change in changes:
         total = min(math.log(most), max(math.log(least), total + change))
     return math.exp(total)
