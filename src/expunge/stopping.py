@@ -1,8 +1,7 @@
-"""When to stop: looks at the selection texts while the run goes on, and the best state so far."""
+"""Looks at the selection texts while a run goes on: which state is looked at, and the best so far."""
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -12,33 +11,16 @@ from expunge.config.goal import Goal
 from expunge.model.load import LoadedModel
 from expunge.prepare import Prepared
 from expunge.processes import ALONE, Processes
-from expunge.strength import (
-    RETAIN_ROWS,
-    TOLERANCES,
-    Selection,
-    Signals,
-    evenly,
-    lack,
-    measure,
-    relative_losses,
-    shortfall,
-)
+from expunge.steering import Course, Look
+from expunge.strength import RETAIN_ROWS, Selection, Signals, evenly, measure, relative_losses, shortfall
 from expunge.terms import Aim
 
-NEAR = 0.15
-"""The membership AUC corrects the depth where forgotten texts lack less than this share of it; else it says nothing."""
-CORRECTION, LEAST, MOST = 0.2, 0.6, 1.6
-"""Change of the depth at a look, as a share, per unit of AUC that is missing; and its bounds."""
-SHARPENING, FLATTEST, SHARPEST = 2.0, 1 / 16, 4.0
-"""Change of the logarithm of beta at a look per unit of min-k AUC that is missing; and the bounds of its factor."""
-PRESSING, MOST_PRESSURE = 0.06, 8.0
-"""Change of the logarithm of NPO's weight at a look per unit of membership AUC that is missing; bound of its factor."""
-HOLDING, HELD = 2.0, 0.5
-"""Change of the logarithm of the anchors' weight at a look, per unit of drift beyond this share of its ceiling."""
-LOOSEST, TIGHTEST = 1 / 16, 4.0
-"""Bounds of the factor on the anchors' weight."""
-PREFIX = "best."
-"""Of the tensors of the best state in a checkpoint."""
+AVERAGING = 1 / 3
+"""Epochs that the mean of the adapter's states runs over."""
+WARMING = 4
+"""It runs over no more than one in so many of the steps so far."""
+BEST, MEAN = "best.", "mean."
+"""Prefixes of the tensors of the best state and of the running mean in a checkpoint."""
 
 
 def selection_of(prepared: Prepared) -> Selection | None:
@@ -47,152 +29,94 @@ def selection_of(prepared: Prepared) -> Selection | None:
     return own and Selection(own.members, own.nonmembers, evenly(prepared.retain, RETAIN_ROWS))
 
 
-@dataclass(frozen=True)
-class _Look:
-    """The steps before it, the shortfall, and the signals that it was counted from."""
-
-    step: int
-    missing: float
-    signals: Signals
-
-
 class Selector:
     """The looks of one run.
 
+    What is looked at, and kept, is a running mean of the adapter's states: at a learning rate that does not fall, a
+    single state swings with every step, and the mean of some is what it swings around (Polyak and Juditsky 1992).
+
     Args:
+        loaded: The model with its fresh adapter; the untouched model is looked at here.
         selection: What to look at.
         goal: What to reach.
+        beta: NPO's beta at the beginning.
+        parameters: Those of the adapter, which the run changes.
+        steps_per_epoch: Optimizer steps.
+        processes: Those that share the forward passes.
     """
 
-    def __init__(self, selection: Selection, goal: Goal) -> None:
-        self.selection, self._goal = selection, goal
-        self._untouched: Signals | None = None
-        self._relative = torch.ones(0)
-        self._looks: list[_Look] = []
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        selection: Selection,
+        goal: Goal,
+        *,
+        beta: float,
+        parameters: Sequence[Tensor],
+        steps_per_epoch: int,
+        processes: Processes = ALONE,
+    ) -> None:
+        self.selection, self._beta = selection, beta
+        self.course = Course(measure(loaded, selection, 0.0, processes), goal)
+        """The looks so far, and what follows from them."""
+        self._relative = relative_losses(loaded, selection.nonmembers, processes).to(loaded.device)
+        self._parameters, self._horizon = parameters, max(1.0, AVERAGING * steps_per_epoch)
+        self.mean = _copied(parameters)
+        """The adapter's parameters as they are looked at."""
         self.best: list[Tensor] = []
-        """The adapter's parameters at the best look."""
-        self.best_step = 0
+        """Those at the best look."""
 
-    def begin(self, loaded: LoadedModel, processes: Processes = ALONE) -> None:
-        """Look at the untouched model; must come before the first look."""
-        self._untouched = measure(loaded, self.selection, 0.0, processes)
-        self._relative = relative_losses(loaded, self.selection.nonmembers, processes).to(loaded.device)
+    @torch.no_grad()
+    def follow(self, step: int) -> None:
+        """Take the parameters as they are after `step` steps into the mean."""
+        share = 1 / max(1.0, min(self._horizon, step / WARMING))
+        for mean, parameter in zip(self.mean, self._parameters, strict=True):
+            mean.lerp_(parameter, share)
 
-    def look(
-        self, loaded: LoadedModel, parameters: Sequence[Tensor], step: int, processes: Processes = ALONE
-    ) -> dict[str, float]:
-        """Measure the adapter as it is after `step` steps, and keep it if it is the best so far."""
-        if self._untouched is None:
-            raise RuntimeError("begin comes first")
+    def look(self, loaded: LoadedModel, step: int, processes: Processes = ALONE) -> dict[str, float]:
+        """Measure the mean as it is after `step` steps, and keep it if it is the best so far."""
+        own = _copied(self._parameters)
+        take(self._parameters, self.mean)
         signals = measure(loaded, self.selection, 1.0, processes)
-        missing = shortfall(signals, self._untouched, self._goal)
-        if self._take(_Look(step, missing, signals)):
-            self.best = [parameter.detach().clone() for parameter in parameters]
+        take(self._parameters, own)
+        missing = shortfall(signals, self.course.untouched, self.course.goal)
+        self.course.looks.append(Look(step, missing, signals))
+        if self.course.best is self.course.looks[-1]:
+            self.best = _copied(self.mean)
         return {**asdict(signals), "shortfall": missing}
 
-    def _take(self, look: _Look) -> bool:
-        better = look.missing <= min((own.missing for own in self._looks), default=float("inf"))
-        self._looks.append(look)
-        if better:
-            self.best_step = look.step
-        return better
-
     @property
-    def aim(self) -> Aim | None:
-        """Where the next step pushes; None before the untouched model was looked at."""
-        depth = self.depth
-        return None if depth is None else Aim(depth, self._relative, self.sharpness, self.pressure, self.hold)
-
-    @property
-    def depth(self) -> float | None:
-        """Mean loss that a forgotten text should have (nats per token): of unseen ones at the last look, corrected.
-
-        Texts of the same mean loss are still told apart where other terms pull some of them back or push them on, so
-        every look moves the depth by what its membership AUC is off.
-        """
-        if self._untouched is None:
-            return None
-        factor = 1.0
-        for look in self._looks:
-            if lack(look.signals) < NEAR:
-                factor += CORRECTION * (look.signals.auc - self._goal.auc)
-                factor = min(MOST, max(LEAST, factor))
-        last = self._looks[-1].signals if self._looks else self._untouched
-        return factor * last.holdout_nll
-
-    @property
-    def sharpness(self) -> float:
-        """Factor on NPO's beta.
-
-        NPO leaves a token alone once it is about 1/beta nats less likely than it was. So beta says how evenly a text's
-        loss is spread over its tokens, which is what an attack by the least likely ones sees: those of forgotten texts
-        more likely than those of unseen ones ask for a smaller beta, less likely ones for a larger.
-        """
-        near = (look.signals for look in self._looks if lack(look.signals) < NEAR)
-        return _multiplier((SHARPENING * (self._goal.auc - own.min_k_auc) for own in near), FLATTEST, SHARPEST)
-
-    @property
-    def pressure(self) -> float:
-        """Factor on NPO's weight, the multiplier of the membership AUC.
-
-        How much of it a model takes is not known beforehand: too little, and it comes to rest before the depth, where
-        what holds it in place is as strong. So the weight grows while the forgotten texts are told from unseen ones.
-        """
-        changes = (PRESSING * (look.signals.auc - self._goal.auc) for look in self._looks)
-        return _multiplier(changes, 1 / MOST_PRESSURE, MOST_PRESSURE)
-
-    @property
-    def hold(self) -> float:
-        """Factor on the weight of the anchors, the multiplier of the ceiling on drift.
-
-        Anchors keep the loss of unseen texts where it was, and keep alive what is like them, short answers above all.
-        So they weigh less while the unseen texts stay far below the ceiling, and more where these come near it; more
-        than at the beginning only once the depth is reached, since forgetting goes before drift.
-        """
-        if self._untouched is None:
-            return 1.0
-        before, wanted, arrived = self._untouched.holdout_nll, HELD * self._goal.drift, self.arrived
-        drifts = [max(0.0, look.signals.holdout_nll / before - 1) for look in self._looks]
-        changes = [HOLDING * (drift - wanted) for drift in drifts]
-        early = sum(arrived is None or look.step < arrived for look in self._looks)
-        on_the_way = _multiplier(changes[:early], LOOSEST, 1.0)
-        return _multiplier(changes[early:], LOOSEST, TIGHTEST, start=on_the_way)
-
-    @property
-    def arrived(self) -> int | None:
-        """Steps after which the forgotten texts had come to the depth, by their loss or by the membership AUC."""
-        for look in self._looks:
-            signals = look.signals
-            if signals.auc <= self._goal.auc + TOLERANCES["auc"] or lack(signals) <= TOLERANCES["depth"]:
-                return look.step
-        return None
-
-    @property
-    def reason(self) -> str:
-        """Why a run that is over has stopped."""
-        if self.arrived is None:
-            return "all steps are done; the forgotten texts never came to the depth of unseen ones"
-        return f"the forgotten texts came to the depth of unseen ones at step {self.arrived}, and the run has settled"
+    def aim(self) -> Aim:
+        """Where the next step pushes."""
+        own = self.course
+        return Aim(own.depth, self._relative, own.beta(self._beta), own.pull, own.pressure, own.keep, own.hold)
 
     def state(self) -> dict[str, Tensor]:
-        """The best state, for a checkpoint."""
-        return {f"{PREFIX}{index}": value for index, value in enumerate(self.best)}
+        """The mean and the best state, for a checkpoint."""
+        sides = ((BEST, self.best), (MEAN, self.mean))
+        return {f"{prefix}{index}": value for prefix, side in sides for index, value in enumerate(side)}
 
     def restore(self, lines: Iterable[Mapping[str, Any]], tensors: Mapping[str, Tensor]) -> None:
-        """Take over the looks in the log's lines and the best state of a checkpoint."""
-        self._looks = []
+        """Take over the looks in the log's lines, and the states of a checkpoint."""
+        looks = []
         for line in lines:
             if "selection" in line:
                 own = dict(line["selection"])
                 missing = own.pop("shortfall")
-                self._take(_Look(line["step"], missing, Signals(**own)))
-        count = sum(name.startswith(PREFIX) for name in tensors)
-        self.best = [tensors[f"{PREFIX}{index}"] for index in range(count)]
+                looks.append(Look(line["step"], missing, Signals(**own)))
+        self.course.looks = looks
+        self.best, self.mean = (
+            [tensors[f"{prefix}{index}"] for index in range(sum(name.startswith(prefix) for name in tensors))]
+            for prefix in (BEST, MEAN)
+        )
 
 
-def _multiplier(changes: Iterable[float], least: float, most: float, start: float = 1.0) -> float:
-    """`start`, its logarithm changed again and again, and kept within bounds after each change."""
-    total = math.log(start)
-    for change in changes:
-        total = min(math.log(most), max(math.log(least), total + change))
-    return math.exp(total)
+@torch.no_grad()
+def take(parameters: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    """Set parameters to other values."""
+    for parameter, value in zip(parameters, values, strict=True):
+        parameter.copy_(value)
+
+
+def _copied(tensors: Sequence[Tensor]) -> list[Tensor]:
+    return [tensor.detach().clone() for tensor in tensors]

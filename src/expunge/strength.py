@@ -31,8 +31,8 @@ TAIL = 0.2
 """Share of a text's tokens that min-k looks at."""
 RETAIN_ROWS = 64
 """Retain rows that are looked at, evenly from all of them."""
-TOLERANCES = {"auc": 0.05, "depth": 0.05, "retain": 0.01, "drift": 0.05}
-"""What a shortfall is counted in; a membership AUC and a depth are reached within one of them."""
+TOLERANCES = {"auc": 0.05, "min_k": 0.05, "depth": 0.05, "retain": 0.01, "drift": 0.05}
+"""What a shortfall is counted in; AUCs and a depth are reached within one of them."""
 SAME_AUC = 0.005
 """Distances to the target that are closer than this count as the same; the stronger adapter wins then."""
 
@@ -63,6 +63,8 @@ class Signals:
         holdout_nll: Mean over non-members.
         retain: Mean probability of the retain completions (length-normalised, exp of minus the loss per token).
         min_k_auc: Like `auc`, of the mean loss of the fifth of a text's tokens that are least likely.
+        forget_tail: Mean over members of that loss, nats.
+        holdout_tail: Mean over non-members.
     """
 
     scale: float
@@ -71,6 +73,8 @@ class Signals:
     holdout_nll: float
     retain: float
     min_k_auc: float = 0.5
+    forget_tail: float = 0.0
+    holdout_tail: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -154,6 +158,8 @@ def measure(loaded: LoadedModel, selection: Selection, scale: float, processes: 
         -fmean(nonmembers),
         sum(kept) / max(1, len(kept)),
         auc(tails[:count], tails[count:]),
+        -fmean(tails[:count]),
+        -fmean(tails[count:]),
     )
 
 
@@ -203,6 +209,7 @@ def choose(
     goal: Goal,
     *,
     weighed: bool = False,
+    known: Sequence[Signals] = (),
     processes: Processes = ALONE,
     progress: Callable[[int], None] = lambda count: None,
 ) -> Calibration:
@@ -214,10 +221,11 @@ def choose(
         goal: What to reach.
         weighed: Take the scale of the least `shortfall` instead: the bounds may be passed where that brings the goal
             nearer than it costs.
+        known: Signals of scales that were measured already.
         processes: Those that share the forward passes.
         progress: Called with 1 after each scale.
     """
-    found: dict[float, Signals] = {}
+    found = {signals.scale: signals for signals in known}
     pick = _least_short if weighed else _best
 
     def look(scale: float) -> None:
@@ -246,25 +254,26 @@ def number_of_looks() -> int:
 def passed_bounds(signals: Signals, untouched: Signals, goal: Goal) -> list[str]:
     """The bounds that a scale passes, in words."""
     passed = []
-    kept, drift = _kept(signals, untouched), _drift(signals, untouched)
-    if kept < goal.retain:
-        passed.append(f"keeps {kept:.1%} of the retain set's probability (floor {goal.retain:.1%})")
+    share, drift = kept(signals, untouched), abs(drifted(signals, untouched))
+    if share < goal.retain:
+        passed.append(f"keeps {share:.1%} of the retain set's probability (floor {goal.retain:.1%})")
     if drift > goal.drift:
         passed.append(f"moves the loss of unseen texts by {drift:.1%} (ceiling {goal.drift:.1%})")
     return passed
 
 
 def shortfall(signals: Signals, untouched: Signals, goal: Goal) -> float:
-    """How much is missing: the sum, over four aims, of what is missing beyond the tolerance, in tolerances.
+    """How much is missing: the sum, over five aims, of what is missing beyond the tolerance, in tolerances.
 
-    The aims are the membership AUC, forgotten texts as unlikely as unseen ones (a share of the unseen texts' loss), the
-    floor of the retain set and the ceiling of the drift. 0 is the goal.
+    The aims are the membership AUC by loss and by min-k, forgotten texts as unlikely as unseen ones (a share of the
+    unseen texts' loss), the floor of the retain set and the ceiling of the drift. 0 is the goal.
     """
     missing = {
         "auc": abs(signals.auc - goal.auc) - TOLERANCES["auc"],
+        "min_k": abs(signals.min_k_auc - goal.auc) - TOLERANCES["min_k"],
         "depth": lack(signals) - TOLERANCES["depth"],
-        "retain": goal.retain - _kept(signals, untouched),
-        "drift": _drift(signals, untouched) - goal.drift,
+        "retain": goal.retain - kept(signals, untouched),
+        "drift": abs(drifted(signals, untouched)) - goal.drift,
     }
     return sum(max(0.0, value) / TOLERANCES[name] for name, value in missing.items())
 
@@ -279,16 +288,28 @@ def lack(signals: Signals) -> float:
     return 1 - signals.forget_nll / signals.holdout_nll if signals.holdout_nll else 0.0
 
 
-def _kept(signals: Signals, untouched: Signals) -> float:
+def evenness(signals: Signals) -> float:
+    """How much more evenly the loss of forgotten texts is spread over their tokens than that of unseen ones.
+
+    1 minus the loss of a text's least likely fifth over its mean loss, as a share of the same of unseen texts; 0 where the
+    two are alike, whatever the mean losses are.
+    """
+    own, other = signals.forget_tail * signals.holdout_nll, signals.holdout_tail * signals.forget_nll
+    return 1 - own / other if other else 0.0
+
+
+def kept(signals: Signals, untouched: Signals) -> float:
+    """Probability of the retain completions, as a share of the untouched model's; 1 where there are none."""
     return signals.retain / untouched.retain if untouched.retain else 1.0
+
+
+def drifted(signals: Signals, untouched: Signals) -> float:
+    """Relative change of the unseen texts' loss."""
+    return signals.holdout_nll / untouched.holdout_nll - 1
 
 
 def _least_short(found: dict[float, Signals], goal: Goal) -> float:
     return min(found.values(), key=lambda own: (shortfall(own, found[0.0], goal), -own.scale)).scale
-
-
-def _drift(signals: Signals, untouched: Signals) -> float:
-    return abs(signals.holdout_nll / untouched.holdout_nll - 1)
 
 
 def _best(found: dict[float, Signals], goal: Goal) -> float:

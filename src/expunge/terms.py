@@ -51,15 +51,19 @@ class Aim:
     Attributes:
         depth: Mean loss of a text, nats per token; NPO has no weight beyond it.
         relative: `(vocabulary,)`, loss of each token in unseen texts, over the mean of all tokens.
-        sharpness: Factor on beta.
+        beta: NPO's, in place of the one in the settings; 0 and below it are allowed.
+        pull: Most of a push backwards beyond the depth, as a share of a whole push.
         pressure: Factor on NPO's weight.
+        keep: Factor on the weights of the retain terms.
         hold: Factor on the weight of the anchors.
     """
 
     depth: float
     relative: Tensor
-    sharpness: float = 1.0
+    beta: float
+    pull: float = 0.0
     pressure: float = 1.0
+    keep: float = 1.0
     hold: float = 1.0
 
 
@@ -122,11 +126,12 @@ def weighted_sum(terms: Mapping[str, Number], config: UnlearnConfig, aim: Aim | 
 
     Terms that are not there count nothing.
     """
+    pressure, keep, hold = (aim.pressure, aim.keep, aim.hold) if aim else (1.0, 1.0, 1.0)
     weights = {
-        "npo": config.forget_weight * (aim.pressure if aim else 1.0),
-        "retain_nll": config.retain_weight,
-        "retain_kl": config.kl_weight,
-        "anchor_kl": config.anchor_weight * (aim.hold if aim else 1.0),
+        "npo": config.forget_weight * pressure,
+        "retain_nll": config.retain_weight * keep,
+        "retain_kl": config.kl_weight * keep,
+        "anchor_kl": config.anchor_weight * hold,
         "instead_nll": config.instead_weight,
     }
     first, *others = (weights[name] * value for name, value in terms.items())
@@ -178,14 +183,14 @@ def _npo(
         if by_sequence:
             return objectives.npo_sequence(logps, ref_logps, index, beta=config.beta, num_sequences=counts.npo)
         return objectives.npo_token(logps, ref_logps, beta=config.beta, num_tokens=counts.npo)
-    beta, relative = config.beta * aim.sharpness, aim.relative[ids]
+    relative = aim.relative[ids]
     # Prompt and completion have each their own share: else a short answer stays while its question is past the depth.
     groups = index if by_sequence else 2 * index + (positions >= _starts(batch, rows)[index]).long()
-    push = objectives.push(logps, aim.depth * relative.clamp(min=SHALLOWEST), groups)
+    push = objectives.push(logps, aim.depth * relative.clamp(min=SHALLOWEST), groups, aim.pull)
     if by_sequence:
-        return objectives.npo_sequence(logps, ref_logps, index, beta=beta, num_sequences=counts.npo, push=push)
-    push = objectives.push_odds(logps, push[groups]) * objectives.level(logps, ref_logps, groups, beta=beta) * relative
-    return objectives.npo_token(logps, ref_logps, beta=beta, num_tokens=counts.npo, push=push)
+        return objectives.npo_sequence(logps, ref_logps, index, beta=config.beta, num_sequences=counts.npo, push=push)
+    weights = objectives.push_odds(logps, push[groups]) * objectives.spread(logps, ref_logps, groups, beta=aim.beta)
+    return objectives.pushed(logps, weights * relative, num_tokens=counts.npo)
 
 
 def _starts(batch: Batch, rows: Sequence[Row], first: int = 0) -> Tensor:

@@ -25,7 +25,7 @@ from expunge.model.sampling import write_texts
 from expunge.prepare import Prepared
 from expunge.processes import ALONE, Processes
 from expunge.progress import Reporter
-from expunge.schedule import Decay, anchor_tokens, decay, learning_rate, make_plan
+from expunge.schedule import anchor_tokens, learning_rate, make_plan
 from expunge.stopping import Selector, selection_of
 from expunge.terms import SIDES, Aim, Counts, Row, SideName, count, loss_terms, reference_sides, weighted_sum
 
@@ -108,8 +108,15 @@ class Trainer:
         selection = selection_of(prepared)
         if selection is not None and prepared.selection is not None:
             self.selection_hashes = prepared.selection.hashes
-            self.selector = Selector(selection, config.goal)
-            self.selector.begin(self.loaded, processes)
+            self.selector = Selector(
+                self.loaded,
+                selection,
+                config.goal,
+                beta=config.beta,
+                parameters=self.parameters,
+                steps_per_epoch=self.plan.steps_per_epoch,
+                processes=processes,
+            )
         self.anchors = written
         self.plan = make_plan(prepared, written)
 
@@ -191,10 +198,12 @@ class Trainer:
             for parameter in self.parameters:
                 if parameter.grad is not None:
                     parameter.grad.mul_(self.config.max_grad_norm / norm)
-        rate = learning_rate(self.config, index, self.num_steps, self.decay)
+        rate = learning_rate(self.config, index, self.num_steps) * (self.selector.course.rate if self.selector else 1.0)
         for settings in self.optimizer.param_groups:
             settings["lr"] = rate
         self.optimizer.step()
+        if self.selector:
+            self.selector.follow(index + 1)
         return {**result, "learning_rate": rate}
 
     def _accumulate(
@@ -254,7 +263,7 @@ class Trainer:
         return bool(self.accelerator.reduce(torch.tensor(float(flag), device=self.loaded.device), "sum") > 0)
 
     def state(self) -> dict[str, torch.Tensor]:
-        """Everything that a later step depends on: the adapter, Adam's moments and the best adapter so far.
+        """Everything that a later step depends on: the adapter, Adam's moments, its running mean and the best so far.
 
         The plan and the anchors follow from the seed.
         """
@@ -277,19 +286,10 @@ class Trainer:
                 name: value if name == "step" else value.to(parameter.device) for name, value in own.items()
             }
 
-    @torch.no_grad()
-    def take(self, values: Sequence[Tensor]) -> None:
-        """Set the adapter to another state."""
-        for parameter, value in zip(self.parameters, values, strict=True):
-            parameter.copy_(value)
-
     @property
-    def decay(self) -> Decay:
-        """When the learning rate falls and the run ends, as far as is known by now."""
-        if self.selector is None:
-            return decay(self.config, self.num_steps)
-        own = self.plan.steps_per_epoch
-        return decay(self.config, self.num_steps, arrived=self.selector.arrived, steps_per_epoch=own)
+    def over(self) -> bool:
+        """Whether what was looked at says that the run should end."""
+        return self.selector is not None and self.selector.course.over is not None
 
     def describe(self) -> str:
         """The size of the run in one line."""

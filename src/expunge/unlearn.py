@@ -24,6 +24,7 @@ from expunge.prepare import SETS, prepare
 from expunge.processes import ALONE, Processes, together
 from expunge.progress import Reporter
 from expunge.run import Outcome, Run
+from expunge.stopping import take
 from expunge.strength import Calibration, choose, missing_at, number_of_looks, record, set_alpha
 from expunge.trainer import TERMS, Trainer
 
@@ -113,7 +114,7 @@ def train(trainer: Trainer, run: Run, reporter: Reporter, start: int, processes:
     seen = ""
     with reporter.track("unlearning", trainer.num_steps, start) as advance, StopRequest() as stop:
         for index, step in islice(enumerate(trainer.plan.steps()), start, trainer.num_steps):
-            if index >= trainer.decay.end:
+            if trainer.over:
                 break
             clock = time.perf_counter()
             terms = trainer.train_step(step, index)
@@ -122,14 +123,11 @@ def train(trainer: Trainer, run: Run, reporter: Reporter, start: int, processes:
             done = index + 1
             line = {"step": done, "epoch": step.epoch + 1, **terms, "tokens": tokens}
             shown = "  ".join(f"{name} {terms[name]:.3f}" for name in TERMS if terms[name])
-            if selector is not None and (done % trainer.select_every == 0 or done == trainer.decay.end):
-                arrived = selector.arrived
-                line["selection"] = selector.look(trainer.loaded, trainer.parameters, done, processes)
+            if selector is not None and (done % trainer.select_every == 0 or done == trainer.num_steps):
+                line["selection"] = selector.look(trainer.loaded, done, processes)
                 seen = looked(line["selection"])
-                if arrived is None and selector.arrived:
-                    reporter.say(
-                        f"step {done}: at the depth of unseen texts ({seen}); settles to step {trainer.decay.end}"
-                    )
+                if selector.course.arrived == done:
+                    reporter.say(f"step {done}: at the depth of unseen texts ({seen})")
             run.log(line)
             trainer.accelerator.log(terms, step=done)
             advance(note=f"epoch {step.epoch + 1}  {shown}  {seen}  {rate:,.0f} tok/s")
@@ -153,20 +151,27 @@ def settle(trainer: Trainer, steps: int, reporter: Reporter, processes: Processe
         What calibration.json should hold, and when the best state was; None where nothing was looked at.
     """
     selector, config = trainer.selector, trainer.config
-    if selector is None or not selector.best:
+    best = selector and selector.course.best
+    if selector is None or best is None:
         return None
-    reporter.say(f"stopped after {steps} steps: {selector.reason}")
-    last = [parameter.detach().clone() for parameter in trainer.parameters]
-    states = {steps: last, selector.best_step: selector.best}
+    reporter.say(f"stopped after {steps} steps: {selector.course.reason}")
+    states = {steps: selector.mean, best.step: selector.best}
+    looks = {look.step: look.signals for look in selector.course.looks}
     found: dict[int, Calibration] = {}
     with reporter.track("strengths", len(states) * number_of_looks()) as advance:
         for step, values in states.items():
-            trainer.take(values)
+            take(trainer.parameters, values)
             found[step] = choose(
-                trainer.loaded, selector.selection, config.goal, weighed=True, processes=processes, progress=advance
+                trainer.loaded,
+                selector.selection,
+                config.goal,
+                weighed=True,
+                known=(selector.course.untouched, looks[step]),
+                processes=processes,
+                progress=advance,
             )
     step = min(found, key=lambda step: missing_at(found[step], config.goal))
-    trainer.take(states[step])
+    take(trainer.parameters, states[step])
     chosen = found[step]
     trained = config.lora_alpha or config.lora_rank
     set_alpha(trainer.model, trained * chosen.scale)
@@ -175,4 +180,4 @@ def settle(trainer: Trainer, steps: int, reporter: Reporter, processes: Processe
     content = record(
         chosen, config.goal, trained_alpha=trained, selection=selector.selection, hashes=trainer.selection_hashes
     )
-    return {**content, "best_step": step, "stopped": selector.reason}
+    return {**content, "best_step": step, "stopped": selector.course.reason}

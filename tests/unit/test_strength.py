@@ -13,7 +13,7 @@ from expunge.model.adapter import add_adapter
 from expunge.model.load import load_model
 from expunge.model.logps import sequence_logps
 from expunge.selection import selection_half
-from expunge.strength import Selection, Signals, choose, measure, scaled
+from expunge.strength import Selection, Signals, choose, evenness, measure, scaled
 from tiny import save_tiny
 
 
@@ -54,6 +54,11 @@ def test_signals_are_their_definitions(adapted):
     assert found.forget_nll == pytest.approx(sum(members) / 3, rel=1e-5)
     assert found.holdout_nll == pytest.approx(sum(others) / 2, rel=1e-5)
     assert found.retain == pytest.approx(sum(kept) / 2, rel=1e-5)
+    tails = [-own.sort().values[: max(1, len(own) // 5)].mean().item() for own in list(alone.values())[:5]]
+    assert found.forget_tail == pytest.approx(sum(tails[:3]) / 3, rel=1e-5)
+    assert found.holdout_tail == pytest.approx(sum(tails[3:]) / 2, rel=1e-5)
+    spread = [sum(tails[:3]) / sum(losses[row.id] for row in SELECTION.members), found.holdout_tail / found.holdout_nll]
+    assert evenness(found) == pytest.approx(1 - spread[0] / spread[1], rel=1e-4)
 
 
 def test_strength_0_is_the_untouched_model_and_1_the_trained_one(adapted):
@@ -71,7 +76,7 @@ def test_strength_0_is_the_untouched_model_and_1_the_trained_one(adapted):
     assert any((one - other).abs().max() > 0.1 for one, other in zip(trained, untouched, strict=True))
 
 
-def search(monkeypatch, curve, target=Goal()):  # noqa: B008
+def search(monkeypatch, curve, target=Goal(), known=()):  # noqa: B008
     """`choose` with signals that are a function of the scale."""
     looked = []
 
@@ -80,7 +85,8 @@ def search(monkeypatch, curve, target=Goal()):  # noqa: B008
         return curve(scale)
 
     monkeypatch.setattr(strength, "measure", look)
-    found = choose(None, SELECTION, target)
+    found = choose(None, SELECTION, target, known=known)
+    assert not {own.scale for own in known} & set(looked)
     assert len(looked) == len(set(looked)) <= strength.number_of_looks()
     return found
 
@@ -91,6 +97,13 @@ def test_the_search_finds_the_target_between_the_first_scales(monkeypatch):
     assert found.scale == pytest.approx(1.1, abs=0.04)
     assert found.curve == sorted(found.curve, key=lambda own: own.scale)
     assert found.at(found.scale).auc == pytest.approx(0.5, abs=0.02)
+
+
+def test_what_was_measured_already_is_not_measured_again(monkeypatch):
+    def curve(scale):
+        return Signals(scale, 1 - scale / 2.2, 1 + scale, 5.0, 0.9)
+
+    assert search(monkeypatch, curve, known=(curve(0.0), curve(1.0))) == search(monkeypatch, curve)
 
 
 def test_a_bound_stops_it_and_the_verdict_names_the_bound(monkeypatch):

@@ -2,35 +2,36 @@
 
 from torch import Tensor
 
-RAMP = 0.5
+RAMP = 0.35
 """Tokens are pushed at full weight while they lack this share of the depth or more."""
 
 CLEAREST = 0.1
 """Tokens that are surer than one minus this are pushed no harder than by its inverse."""
 
 LEAST_WEIGHT = 1e-4
-"""A group whose mean weight in NPO is less is raised by no more than the inverse of this."""
+"""The mean weight in NPO of a group counts as this where it is less."""
 
 
-def push(logps: Tensor, depths: Tensor, groups: Tensor) -> Tensor:
+def push(logps: Tensor, depths: Tensor, groups: Tensor, pull: float = 0.0) -> Tensor:
     """The share of NPO's weight that each group of tokens has, from its own mean loss.
 
-    `min(1, max(0, (1 - nll / depth) / RAMP))`, with the group's means of both: all of it while the group lacks `RAMP`
-    of its depth or more, less and less from there, nothing at the depth and beyond. A factor without a gradient of its
-    own.
+    `min(1, max(-pull, (1 - nll / depth) / RAMP))`, with the group's means of both: all of it while the group lacks
+    `RAMP` of its depth or more, less and less from there, nothing at the depth; beyond, as much as `pull` backwards. A
+    factor without a gradient of its own.
 
     Args:
         logps: `(tokens,)`, the policy's log-probabilities (nats) of the forget tokens.
         depths: `(tokens,)`, loss that each of them would have in a text that was never seen (nats), above 0.
         groups: `(tokens,)` int64, from 0: the group of each token; all tokens of a group must be in this call.
+        pull: From 0 to 1.
 
     Returns:
-        `(groups,)`, between 0 and 1; 1 for a number that no token has.
+        `(groups,)`, between -pull and 1; 1 for a number that no token has.
     """
     present = len(groups.bincount())
     nll = logps.new_zeros(present).index_add(0, groups, -logps.detach())
     depth = logps.new_zeros(present).index_add(0, groups, depths)
-    return ((1 - nll / depth.where(depth > 0, 1)) / RAMP).clamp(0, 1)
+    return ((1 - nll / depth.where(depth > 0, 1)) / RAMP).clamp(-pull, 1)
 
 
 def push_odds(logps: Tensor, shares: Tensor) -> Tensor:
@@ -42,20 +43,20 @@ def push_odds(logps: Tensor, shares: Tensor) -> Tensor:
 
     Args:
         logps: `(tokens,)`, the policy's log-probabilities (nats).
-        shares: `(tokens,)`, from 0 to 1, of the token's group (`push`).
+        shares: `(tokens,)`, from -1 to 1, of the token's group (`push`).
 
     Returns:
-        `(tokens,)`, from 0 to `1 / CLEAREST`; takes no gradient.
+        `(tokens,)`, from -1 to `1 / CLEAREST`; takes no gradient.
     """
     return shares / (-logps.detach().expm1()).clamp(min=CLEAREST) ** shares
 
 
-def level(logps: Tensor, ref_logps: Tensor, groups: Tensor, *, beta: float) -> Tensor:
-    """What raises each group's mean weight in NPO to 1, the weight that it begins with.
+def spread(logps: Tensor, ref_logps: Tensor, groups: Tensor, *, beta: float) -> Tensor:
+    """How a group's push is spread over its tokens: their weights in NPO, over the mean of the group.
 
-    A token's weight in the gradient of NPO is `2 sigmoid(-beta (ref_logp - logp))`: it falls as the token becomes less
-    likely. The share of the group (`push`) says already how hard it is to be pushed; so beta is left to say how that is
-    spread over its tokens, and may be changed without a jump.
+    A token's weight in the gradient of NPO is `2 sigmoid(-beta (ref_logp - logp))` (arXiv 2404.05868): it falls as the
+    token becomes less likely, or grows where beta is below 0. The share of the group (`push`) says already how hard it
+    is to be pushed; so beta is left to say how evenly, and may be changed without a jump.
 
     Args:
         logps: `(tokens,)`, the policy's log-probabilities (nats) of the forget tokens.
@@ -64,9 +65,22 @@ def level(logps: Tensor, ref_logps: Tensor, groups: Tensor, *, beta: float) -> T
         beta: Inverse temperature.
 
     Returns:
-        `(tokens,)`, from about 1 to `1 / LEAST_WEIGHT`; takes no gradient.
+        `(tokens,)`, 1 on average over a group whose mean weight is not below `LEAST_WEIGHT`; takes no gradient.
     """
     weights = 2 * (-beta * (ref_logps - logps.detach())).sigmoid()
     counts = groups.bincount()
     mean = weights.new_zeros(len(counts)).index_add(0, groups, weights) / counts.clamp(min=1)
-    return 1 / mean.clamp(min=LEAST_WEIGHT)[groups]
+    return weights / mean.clamp(min=LEAST_WEIGHT)[groups]
+
+
+def pushed(logps: Tensor, weights: Tensor, *, num_tokens: int | None = None) -> Tensor:
+    """The term whose gradient pushes each token by its weight: mean_t weight_t logp_t.
+
+    With the weights of NPO (`spread`) this is the gradient of NPO, and its value is how likely what is still pushed is.
+
+    Args:
+        logps: `(tokens,)`, the policy's log-probabilities (nats) of the forget tokens.
+        weights: `(tokens,)`, without a gradient.
+        num_tokens: Denominator; the number of tokens in `logps` when None.
+    """
+    return (weights * logps).sum() / (num_tokens or logps.numel())

@@ -1,0 +1,194 @@
+"""What steers a run that follows unseen texts: how hard, deep and evenly its next step pushes, and when it ends.
+
+All of it is a function of the looks so far, so that a resumed run takes the steps of one that was not interrupted.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from expunge.config.goal import Goal
+from expunge.strength import TOLERANCES, Signals, drifted, evenness, kept, lack
+
+NEAR = 0.15
+"""AUCs correct depth and beta where forgotten texts lack less than this share of the depth; else they say nothing."""
+DEEPER, DEEPER_NOW, LEAST_DEPTH, MOST_DEPTH = 0.05, 0.3, 0.6, 1.6
+"""Change of the depth, as a share, per unit of AUC that is missing: at every look for good, and while it is missing;
+bounds of what has come together."""
+EVENER, EVENER_NOW, LEAST_BETA, MOST_BETA = 0.5, 5.0, -1.0, 2.0
+"""The same of beta, down by how much too evenly the loss of forgotten texts is spread."""
+RANKED = 0.2
+"""What a unit of min-k AUC above that by loss counts as, in evenness."""
+PRESSING, MOST_PRESSURE = 0.12, 8.0
+"""Change of the logarithm of NPO's weight at a look per unit of membership AUC that is missing; bound of its factor."""
+KEEPING, MOST_KEPT = 3.0, 4.0
+"""The same of the retain terms' weight, per share of the retain set's probability that is missing."""
+PULLING = 2.0
+"""Push backwards beyond the depth, as a share of the whole, per unit of membership AUC below its target."""
+HOLDING, LOOSEST, TIGHTEST = 4.0, 1 / 16, 4.0
+"""The same of the anchors' weight, per unit of drift that is too much; bounds of its factor."""
+MARGIN = 0.3
+"""The retain set and the drift are steered to this share of what their bounds allow them to lose."""
+SLOWING, SLOWEST = 0.7, 0.06
+"""Factor on the learning rate each time that the AUC passes from one side of its target to the other; at less than the
+second the run ends, as nothing moves any more."""
+REACHED = 0.1
+"""A shortfall of less, in tolerances, counts as the goal."""
+PATIENCE = 12
+"""Looks at the depth without a better one after which the run ends."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """The steps before it, the shortfall, and the signals that it was counted from."""
+
+    step: int
+    missing: float
+    signals: Signals
+
+
+@dataclass
+class Course:
+    """The looks of a run, and what follows from them.
+
+    Attributes:
+        untouched: Signals of the untouched model.
+        goal: What to reach.
+        looks: In the order of their steps.
+    """
+
+    untouched: Signals
+    goal: Goal
+    looks: list[Look] = field(default_factory=list)
+
+    @property
+    def depth(self) -> float:
+        """Mean loss that a forgotten text should have (nats per token): of unseen ones at the last look, corrected.
+
+        Texts of the same mean loss are still told apart where other terms pull some of them back or push them on, so
+        the membership AUC corrects it.
+        """
+        errors = self._near(lambda signals: signals.auc - self.goal.auc)
+        last = self.looks[-1].signals if self.looks else self.untouched
+        return last.holdout_nll * _corrected(1.0, errors, DEEPER, DEEPER_NOW, LEAST_DEPTH, MOST_DEPTH)
+
+    def beta(self, start: float) -> float:
+        """NPO's beta, which begins as `start`.
+
+        The larger it is, the less are tokens pushed that are unlikely already, and the more evenly a text's loss is
+        spread; below 0 those are pushed most. An attack by a text's least likely tokens sees it: a loss that is spread
+        more evenly than that of unseen texts asks for a smaller beta, a less even one for a larger. The mean over texts
+        says so long before the ranks of single texts do, and these say it where the mean is right.
+        """
+        errors = self._near(lambda own: -evenness(own) - RANKED * (own.min_k_auc - own.auc))
+        return _corrected(start, errors, EVENER, EVENER_NOW, LEAST_BETA, MOST_BETA)
+
+    @property
+    def pressure(self) -> float:
+        """Factor on NPO's weight, the multiplier of the membership AUC.
+
+        How much of it a model takes is not known beforehand: too little, and it comes to rest before the depth, where
+        what holds it in place is as strong. So the weight grows while the forgotten texts are told from unseen ones.
+        """
+        changes = (PRESSING * (look.signals.auc - self.goal.auc) for look in self.looks)
+        return _multiplier(changes, 1 / MOST_PRESSURE, MOST_PRESSURE)
+
+    @property
+    def pull(self) -> float:
+        """Most of a push backwards that a text has which is beyond the depth.
+
+        Shared weights carry a text on that is no longer pushed; what pulls it back, the retain terms and the anchors,
+        does so slowly. So while the forgotten texts are less likely than unseen ones, those beyond the depth are pulled.
+        """
+        last = self.looks[-1].signals.auc if self.looks else 1.0
+        return PULLING * max(0.0, self.goal.auc - last)
+
+    @property
+    def keep(self) -> float:
+        """Factor on the weights of the retain terms, the multiplier of the floor."""
+        wanted = 1 - MARGIN * (1 - self.goal.retain)
+        changes = (KEEPING * (wanted - kept(look.signals, self.untouched)) for look in self.looks)
+        return _multiplier(changes, 1 / MOST_KEPT, MOST_KEPT)
+
+    @property
+    def hold(self) -> float:
+        """Factor on the weight of the anchors, the multiplier of the ceiling on drift.
+
+        Anchors keep the loss of unseen texts where it was, and keep alive what is like them, short answers above all.
+        So they weigh less while the unseen texts stay far below the ceiling, and more where these come near it; more
+        than at the beginning only once the depth is reached, since forgetting goes before drift.
+        """
+        wanted, arrived = MARGIN * self.goal.drift, self.arrived
+        changes = [HOLDING * (max(0.0, drifted(look.signals, self.untouched)) - wanted) for look in self.looks]
+        early = sum(arrived is None or look.step < arrived for look in self.looks)
+        on_the_way = _multiplier(changes[:early], LOOSEST, 1.0)
+        return _multiplier(changes[early:], LOOSEST, TIGHTEST, start=on_the_way)
+
+    @property
+    def rate(self) -> float:
+        """Factor on the learning rate: smaller with every turn of the AUC around its target (Kesten 1958).
+
+        A constant rate swings around the target for ever, and a rate that falls by a clock falls too early or too late.
+        """
+        above, turns = True, 0
+        for look in self.looks:
+            off = look.signals.auc - self.goal.auc
+            if abs(off) > TOLERANCES["auc"] and (off > 0) != above:
+                above, turns = not above, turns + 1
+        return SLOWING**turns
+
+    @property
+    def arrived(self) -> int | None:
+        """Steps after which the forgotten texts had come to the depth, by their loss or by the membership AUC."""
+        for look in self.looks:
+            signals = look.signals
+            if signals.auc <= self.goal.auc + TOLERANCES["auc"] or lack(signals) <= TOLERANCES["depth"]:
+                return look.step
+        return None
+
+    @property
+    def best(self) -> Look | None:
+        """The last of the looks that lack the least."""
+        return min(reversed(self.looks), key=lambda look: look.missing, default=None)
+
+    @property
+    def over(self) -> str | None:
+        """Why the run should end now; None where it should not."""
+        best, arrived = self.best, self.arrived
+        if best is None or arrived is None:
+            return None
+        last = self.looks[-1]
+        if last.missing < REACHED:
+            return f"the goal is reached at step {last.step}"
+        if self.rate < SLOWEST:
+            return f"the learning rate is {self.rate:.1%} of its peak and nothing moves any more"
+        waited = sum(look.step > max(best.step, arrived) for look in self.looks)
+        return f"no better state in {waited} looks since step {best.step}" if waited >= PATIENCE else None
+
+    @property
+    def reason(self) -> str:
+        """Why a run that is over has stopped."""
+        if self.arrived is None:
+            return "all steps are done; the forgotten texts never came to the depth of unseen ones"
+        there = f"the forgotten texts came to the depth of unseen ones at step {self.arrived}"
+        return f"{there}; {self.over or 'all steps are done'}"
+
+    def _near(self, error: Callable[[Signals], float]) -> list[float]:
+        """What is missing at each look; nothing where the forgotten texts are not near the depth."""
+        return [error(look.signals) if lack(look.signals) < NEAR else 0.0 for look in self.looks]
+
+
+def _corrected(start: float, errors: Iterable[float], gain: float, now: float, least: float, most: float) -> float:
+    """`start`, changed for good by every error, kept within bounds, and for now by the last (a PI controller)."""
+    total, last = start, 0.0
+    for last in errors:
+        total = min(most, max(least, total + gain * last))
+    return total + now * last
+
+
+def _multiplier(changes: Iterable[float], least: float, most: float, start: float = 1.0) -> float:
+    """`start`, its logarithm changed again and again, and kept within bounds after each change."""
+    total = math.log(start)
+    for change in changes:
+        total = min(math.log(most), max(math.log(least), total + change))
+    return math.exp(total)

@@ -1,0 +1,165 @@
+"""What follows from the looks of a run: depth, beta, the weights, the learning rate, and when it ends."""
+
+import math
+
+import pytest
+
+from expunge.config.goal import Goal
+from expunge.steering import (
+    DEEPER,
+    DEEPER_NOW,
+    EVENER,
+    EVENER_NOW,
+    HOLDING,
+    KEEPING,
+    LEAST_BETA,
+    LEAST_DEPTH,
+    LOOSEST,
+    MARGIN,
+    MOST_BETA,
+    MOST_DEPTH,
+    MOST_KEPT,
+    MOST_PRESSURE,
+    PATIENCE,
+    PRESSING,
+    PULLING,
+    RANKED,
+    SLOWEST,
+    SLOWING,
+    TIGHTEST,
+    Course,
+    Look,
+)
+from expunge.strength import Signals, shortfall
+
+UNTOUCHED = Signals(0.0, 1.0, 0.1, 2.0, 0.8)
+GOAL = Goal(0.5, 0.98, 0.05)
+
+
+def course(*signals):
+    """A look every ten steps."""
+    looks = [Look(10 * (at + 1), shortfall(own, UNTOUCHED, GOAL), own) for at, own in enumerate(signals)]
+    return Course(UNTOUCHED, GOAL, looks)
+
+
+def signals(auc=0.5, nll=2.0, unseen=2.0, retain=0.8, tail=0.5):
+    return Signals(1.0, auc, nll, unseen, retain, tail)
+
+
+def after(*looks):
+    """A run that has seen these (AUC, loss of forgotten texts), unseen ones at 2 nats."""
+    return course(*(signals(auc, nll) for auc, nll in looks))
+
+
+def test_it_has_arrived_at_the_first_look_at_the_depth():
+    assert after((1.0, 0.2), (0.9, 1.5)).arrived is None
+    assert after((1.0, 0.2), (0.9, 1.5)).reason.startswith("all steps are done")
+    assert after((1.0, 0.2), (0.53, 1.5), (0.9, 1.4)).arrived == 20  # by the membership AUC
+    assert after((1.0, 0.2), (0.9, 1.5), (0.8, 1.91)).arrived == 30  # by the loss
+    assert "step 30" in after((1.0, 0.2), (0.9, 1.5), (0.8, 1.91)).reason
+
+
+def test_the_best_state_is_the_last_of_those_that_lack_the_least():
+    assert after().best is None
+    assert after((1.0, 0.2), (0.6, 2.0), (0.3, 2.0)).best.step == 20
+    assert after((1.0, 0.2), (0.5, 2.0), (0.52, 2.0), (0.3, 2.0)).best.step == 30
+
+
+def test_the_depth_is_that_of_unseen_texts_corrected_by_what_the_auc_lacks():
+    assert after().depth == UNTOUCHED.holdout_nll
+    assert after((1.0, 0.2), (1.0, 1.6)).depth == 2.0  # too far off to say anything
+    assert after((1.0, 0.2), (0.9, 1.8)).depth == pytest.approx(2.0 * (1 + 0.4 * (DEEPER + DEEPER_NOW)))
+    for_good = DEEPER * (0.4 - 0.3)
+    assert after((0.9, 1.8), (0.2, 2.2)).depth == pytest.approx(2.0 * (1 + for_good - 0.3 * DEEPER_NOW))
+    assert after((0.9, 1.8), (0.5, 2.0)).depth == pytest.approx(2.0 * (1 + 0.4 * DEEPER))
+    assert after(*[(1.0, 1.9)] * 50, (0.5, 2.0)).depth == 2.0 * MOST_DEPTH
+    assert after(*[(0.0, 2.5)] * 50, (0.5, 2.0)).depth == 2.0 * LEAST_DEPTH
+
+
+def test_beta_follows_how_evenly_the_loss_is_spread():
+    def beta(*tails, nll=1.9):
+        looks = (Signals(1.0, 0.5, nll, 2.0, 0.8, 0.5, tail * nll, 4.0) for tail in tails)  # 2 in unseen texts
+        return course(*looks).beta(0.5)
+
+    assert beta() == 0.5
+    assert beta(1.0, nll=1.0) == 0.5  # too far off to say anything
+    assert beta(2.0) == pytest.approx(0.5)
+    assert beta(1.8) == pytest.approx(0.5 - 0.1 * (EVENER + EVENER_NOW))  # the tail is too likely: let it go on
+    assert beta(2.4, 2.2) == pytest.approx(0.5 + 0.3 * EVENER + 0.1 * EVENER_NOW)
+    ranked = Signals(1.0, 0.5, 2.0, 2.0, 0.8, 0.3, 4.0, 4.0)  # the mean is right, and single texts are told apart
+    assert course(ranked).beta(0.5) == pytest.approx(0.5 + 0.2 * RANKED * (EVENER + EVENER_NOW))
+    assert beta(*[1.0] * 50, 2.0) == pytest.approx(LEAST_BETA)
+    assert beta(*[3.0] * 50, 2.0) == pytest.approx(MOST_BETA)
+
+
+def test_the_weight_of_npo_follows_the_membership_auc():
+    def pressure(*aucs):
+        return course(*(signals(own, 1.0) for own in aucs)).pressure
+
+    assert pressure() == 1.0
+    assert pressure(1.0, 0.9) == pytest.approx(math.exp(0.9 * PRESSING))
+    assert pressure(1.0, 0.5, 0.5) == pytest.approx(math.exp(0.5 * PRESSING))  # there, and it stays
+    assert pressure(1.0, 0.2) == pytest.approx(math.exp(0.2 * PRESSING))
+    assert pressure(*[1.0] * 500) == pytest.approx(MOST_PRESSURE)
+    assert pressure(*[1.0] * 500, 0.0) == pytest.approx(MOST_PRESSURE * math.exp(-0.5 * PRESSING))
+
+
+def test_texts_beyond_the_depth_are_pulled_back_while_they_are_less_likely_than_unseen_ones():
+    assert after().pull == after((1.0, 0.2)).pull == after((0.4, 2.0), (0.5, 2.0)).pull == 0.0
+    assert after((1.0, 0.2), (0.3, 2.2)).pull == pytest.approx(0.2 * PULLING)
+
+
+def test_the_weight_of_the_retain_terms_follows_what_is_kept():
+    def keep(*shares):
+        return course(*(signals(retain=0.8 * own) for own in shares)).keep
+
+    wanted = 1 - MARGIN * 0.02
+    assert keep() == 1.0
+    assert keep(wanted) == pytest.approx(1.0)
+    assert keep(0.9, 0.9) == pytest.approx(math.exp(2 * KEEPING * (wanted - 0.9)))
+    assert keep(0.9, 1.1) == pytest.approx(math.exp(2 * KEEPING * (wanted - 1.0)))  # more than before: let go
+    assert keep(*[0.5] * 50) == pytest.approx(MOST_KEPT)
+    assert keep(*[1.5] * 50) == pytest.approx(1 / MOST_KEPT)
+
+
+def test_the_weight_of_the_anchors_follows_the_drift():
+    def hold(*losses, auc=0.5):
+        return course(*(signals(auc, 1.0, nll) for nll in losses)).hold
+
+    wanted = MARGIN * GOAL.drift
+    assert hold() == 1.0
+    assert hold(2.0) == pytest.approx(math.exp(-HOLDING * wanted))  # nothing drifts: let go
+    assert hold(1.0) == hold(2.0)  # more likely than before is no drift
+    assert hold(2.0 * (1 + wanted)) == pytest.approx(1.0)
+    assert hold(2.2, 2.2) == pytest.approx(math.exp(2 * HOLDING * (0.1 - wanted)))
+    assert hold(2.2, 2.2, auc=1.0) == 1.0  # not at the depth yet: forgetting goes first
+    assert hold(*[3.0] * 50) == pytest.approx(TIGHTEST)
+    assert hold(*[2.0] * 100) == pytest.approx(LOOSEST)
+
+
+def test_the_learning_rate_falls_at_every_turn_of_the_auc_around_its_target():
+    assert after().rate == 1.0
+    assert after((1.0, 0.2), (0.6, 1.8), (0.48, 2.0), (0.46, 2.0)).rate == 1.0  # within the tolerance is no turn
+    assert after((1.0, 0.2), (0.4, 2.0)).rate == pytest.approx(SLOWING)
+    assert after((1.0, 0.2), (0.4, 2.0), (0.3, 2.2), (0.52, 2.0)).rate == pytest.approx(SLOWING)
+    assert after((1.0, 0.2), (0.4, 2.0), (0.6, 2.0), (0.5, 2.0), (0.4, 2.0)).rate == pytest.approx(SLOWING**3)
+
+
+def test_it_ends_at_the_goal():
+    assert after((1.0, 0.2), (0.6, 1.8)).over is None
+    assert after((1.0, 0.2), (0.6, 1.8), (0.52, 2.0)).over == "the goal is reached at step 30"
+    assert course(signals(), signals(retain=0.8 * 0.9795)).over.endswith("step 20")  # a twentieth of a tolerance
+    assert course(signals(retain=0.8 * 0.97)).over is None
+    assert course(signals(unseen=2.3, nll=2.3)).over is None
+    assert course(signals(tail=0.7)).over is None
+
+
+def test_it_ends_where_nothing_moves_any_more_or_nothing_gets_better():
+    turns = [(0.3, 2.0) if at % 2 else (0.7, 2.0) for at in range(60)]
+    ended = next(count for count in range(60) if after(*turns[:count]).over)
+    assert SLOWING ** (ended - 1) < SLOWEST <= SLOWING ** (ended - 2)
+    better = [(0.7 - 0.001 * at, 2.0) for at in range(100)]
+    assert after(*better).over is None
+    assert after((0.6, 2.0), *[(0.7, 2.0)] * (PATIENCE - 1)).over is None
+    assert after((0.6, 2.0), *[(0.7, 2.0)] * PATIENCE).over.startswith(f"no better state in {PATIENCE} looks")
+    assert after((0.6, 0.2), *[(1.0, 0.1)] * 100).over is None  # on the way nothing is lost yet
