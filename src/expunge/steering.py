@@ -15,9 +15,9 @@ NEAR = 0.15
 DEEPER, DEEPER_NOW, LEAST_DEPTH, MOST_DEPTH = 0.05, 0.3, 0.6, 1.6
 """Change of the depth, as a share, per unit of AUC that is missing: at every look for good, and while it is missing;
 bounds of what has come together."""
-EVENER, EVENER_NOW, LEAST_BETA, MOST_BETA = 0.5, 5.0, -1.0, 2.0
+EVENER, EVENER_NOW, LEAST_BETA, MOST_BETA = 0.5, 4.0, -1.0, 2.0
 """The same of beta, down by how much too evenly the loss of forgotten texts is spread."""
-RANKED = 0.2
+RANKED = 0.1
 """What a unit of min-k AUC above that by loss counts as, in evenness."""
 PRESSING, MOST_PRESSURE = 0.12, 8.0
 """Change of the logarithm of NPO's weight at a look per unit of membership AUC that is missing; bound of its factor."""
@@ -27,11 +27,11 @@ PULLING = 2.0
 """Push backwards beyond the depth, as a share of the whole, per unit of membership AUC below its target."""
 HOLDING, LOOSEST, TIGHTEST = 4.0, 1 / 16, 4.0
 """The same of the anchors' weight, per unit of drift that is too much; bounds of its factor."""
-MARGIN = 0.3
+MARGIN = 0.5
 """The retain set and the drift are steered to this share of what their bounds allow them to lose."""
-SLOWING, SLOWEST = 0.7, 0.06
-"""Factor on the learning rate each time that the AUC passes from one side of its target to the other; at less than the
-second the run ends, as nothing moves any more."""
+SLOWING, TURN, SLOWEST = 0.7, 0.1, 0.06
+"""Factor on the learning rate each time that the AUC passes from one side of its target to the other, by the second at
+least; at less than the third the run ends, as nothing moves any more."""
 REACHED = 0.1
 """A shortfall of less, in tolerances, counts as the goal."""
 PATIENCE = 12
@@ -133,7 +133,7 @@ class Course:
         above, turns = True, 0
         for look in self.looks:
             off = look.signals.auc - self.goal.auc
-            if abs(off) > TOLERANCES["auc"] and (off > 0) != above:
+            if abs(off) > TURN and (off > 0) != above:
                 above, turns = not above, turns + 1
         return SLOWING**turns
 

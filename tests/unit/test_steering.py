@@ -27,6 +27,7 @@ from expunge.steering import (
     SLOWEST,
     SLOWING,
     TIGHTEST,
+    TURN,
     Course,
     Look,
 )
@@ -139,10 +140,11 @@ def test_the_weight_of_the_anchors_follows_the_drift():
 
 def test_the_learning_rate_falls_at_every_turn_of_the_auc_around_its_target():
     assert after().rate == 1.0
-    assert after((1.0, 0.2), (0.6, 1.8), (0.48, 2.0), (0.46, 2.0)).rate == 1.0  # within the tolerance is no turn
-    assert after((1.0, 0.2), (0.4, 2.0)).rate == pytest.approx(SLOWING)
-    assert after((1.0, 0.2), (0.4, 2.0), (0.3, 2.2), (0.52, 2.0)).rate == pytest.approx(SLOWING)
-    assert after((1.0, 0.2), (0.4, 2.0), (0.6, 2.0), (0.5, 2.0), (0.4, 2.0)).rate == pytest.approx(SLOWING**3)
+    assert after((1.0, 0.2), (0.6, 1.8), (0.48, 2.0), (0.46, 2.0)).rate == 1.0  # this little is no turn
+    low, high = 0.49 - TURN, 0.51 + TURN
+    assert after((1.0, 0.2), (low, 2.0)).rate == pytest.approx(SLOWING)
+    assert after((1.0, 0.2), (low, 2.0), (0.3, 2.2), (0.52, 2.0)).rate == pytest.approx(SLOWING)
+    assert after((1.0, 0.2), (low, 2.0), (high, 2.0), (0.5, 2.0), (low, 2.0)).rate == pytest.approx(SLOWING**3)
 
 
 def test_it_ends_at_the_goal():
