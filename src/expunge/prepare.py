@@ -122,7 +122,22 @@ def read_sets(config: UnlearnConfig) -> tuple[Sets, list[str]]:
         forget, holdout = read(config.forget), read(config.holdout)
         retain = read(config.retain) if config.needs_retain else []
         sets = Sets(forget, retain, holdout, instead, forget, holdout)
+    _check_instead(sets)
     return sets, check_sets(sets.forget, sets.retain or None, sets.holdout, sets.instead)
+
+
+def _check_instead(sets: Sets) -> None:
+    """Look whether what the model should say instead answers something, and is not what it should forget.
+
+    Raises:
+        DataError: The first row where it is not so.
+    """
+    forgotten = set(example_hashes(sets.forget))
+    for row, mark in zip(sets.instead, example_hashes(sets.instead), strict=True):
+        if not row.prompt:
+            raise DataError(f"{row.source}: --instead needs a prompt beside what the model should say to it")
+        if mark in forgotten:
+            raise DataError(f"{row.source}: --instead holds a text that is to be forgotten")
 
 
 def prepare(config: UnlearnConfig, say: Callable[[str], None]) -> Prepared:

@@ -98,7 +98,7 @@ class Course:
         """Most of a push backwards that a text has which is beyond the depth.
 
         Shared weights carry a text on that is no longer pushed; what pulls it back, the retain terms and the anchors,
-        does so slowly. So while the forgotten texts are less likely than unseen ones, those beyond the depth are pulled.
+        does so slowly. So while the forgotten texts are less likely than unseen ones, those beyond it are pulled.
         """
         last = self.looks[-1].signals.auc if self.looks else 1.0
         return PULLING * max(0.0, self.goal.auc - last)

@@ -291,8 +291,8 @@ def lack(signals: Signals) -> float:
 def evenness(signals: Signals) -> float:
     """How much more evenly the loss of forgotten texts is spread over their tokens than that of unseen ones.
 
-    1 minus the loss of a text's least likely fifth over its mean loss, as a share of the same of unseen texts; 0 where the
-    two are alike, whatever the mean losses are.
+    1 minus the loss of a text's least likely fifth over its mean loss, as a share of the same of unseen texts; 0 where
+    the two are alike, whatever the mean losses are.
     """
     own, other = signals.forget_tail * signals.holdout_nll, signals.holdout_tail * signals.forget_nll
     return 1 - own / other if other else 0.0

@@ -66,11 +66,20 @@ def test_what_cannot_be_used_is_refused(texts, expunge, flags, message):
     assert snapshot(texts) == before
 
 
-def test_a_text_on_both_sides_is_said(texts, expunge):
-    write_jsonl(texts / "instead.jsonl", [*INSTEAD, {**FORGET[0], "id": "same"}])
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({**FORGET[0], "id": "same"}, "holds a text that is to be forgotten"),
+        ({"id": "alone", "input": "", "output": "Nothing is known."}, "needs a prompt"),
+    ],
+)
+def test_what_cannot_be_said_instead_is_refused(texts, expunge, row, message):
+    write_jsonl(texts / "instead.jsonl", [*INSTEAD, row])
+    before = snapshot(texts)
     told = expunge(*UNLEARN, *QUICK, "--instead", "instead.jsonl")
-    assert told.code == 0
-    assert "1 text is also in instead" in told.err
+    assert (told.code, told.err.count("\n")) == (2, 1), told.err
+    assert f"instead.jsonl:{len(INSTEAD) + 1}: --instead {message}" in told.err
+    assert snapshot(texts) == before
 
 
 def test_unseen_texts_that_are_trained_on_are_not_unseen(texts, expunge):

@@ -69,7 +69,7 @@ class UnlearnConfig:
         benchmark: Read `forget`, `retain` and the membership documents from the folder `data`: `semeval`.
         data: The benchmark's folder.
         split: The benchmark's split.
-        columns: Which column is what, as `prompt=...,completion=...[,id=...,task=...]`.
+        columns: Which column is what, as `prompt=...,completion=...[,id=...,task=...]`, in all files of texts.
         recipe: Preset over this schema: `default`, `steered`, `paper` or `paper-code`. On the command line, where none
             is named, `steered` with enough unseen texts (`holdout` or a benchmark's) and `default` without.
         epochs: Passes over the forget set.
