@@ -29,13 +29,11 @@ HOLDING, LOOSEST, TIGHTEST = 4.0, 1 / 16, 4.0
 """The same of the anchors' weight, per unit of drift that is too much; bounds of its factor."""
 MARGIN = 0.5
 """The retain set and the drift are steered to this share of what their bounds allow them to lose."""
-SLOWING, TURN, SLOWEST = 0.7, 0.1, 0.06
-"""Factor on the learning rate each time that the AUC passes from one side of its target to the other, by the second at
-least; at less than the third the run ends, as nothing moves any more."""
+PATIENCE, SLOWING, SLOWEST = 4, 0.5, 0.1
+"""Looks at the depth without a better one after which the learning rate falls, the factor on it, and the factor below
+which the run ends."""
 REACHED = 0.1
 """A shortfall of less, in tolerances, counts as the goal."""
-PATIENCE = 12
-"""Looks at the depth without a better one after which the run ends."""
 
 
 @dataclass(frozen=True)
@@ -126,16 +124,19 @@ class Course:
 
     @property
     def rate(self) -> float:
-        """Factor on the learning rate: smaller with every turn of the AUC around its target (Kesten 1958).
+        """Factor on the learning rate: the peak on the way and while looks get better, half of it where they do not.
 
-        A constant rate swings around the target for ever, and a rate that falls by a clock falls too early or too late.
+        A constant rate swings around the goal for ever, and one that falls by a clock falls too early or too late.
         """
-        above, turns = True, 0
+        arrived, least, waited, falls = self.arrived, float("inf"), 0, 0
         for look in self.looks:
-            off = look.signals.auc - self.goal.auc
-            if abs(off) > TURN and (off > 0) != above:
-                above, turns = not above, turns + 1
-        return SLOWING**turns
+            if arrived is None or look.step < arrived:
+                continue
+            waited = 0 if look.missing < least else waited + 1
+            least = min(least, look.missing)
+            if waited == PATIENCE:
+                waited, falls = 0, falls + 1
+        return SLOWING**falls
 
     @property
     def arrived(self) -> int | None:
@@ -154,16 +155,12 @@ class Course:
     @property
     def over(self) -> str | None:
         """Why the run should end now; None where it should not."""
-        best, arrived = self.best, self.arrived
-        if best is None or arrived is None:
+        best = self.best
+        if best is None:
             return None
-        last = self.looks[-1]
-        if last.missing < REACHED:
-            return f"the goal is reached at step {last.step}"
-        if self.rate < SLOWEST:
-            return f"the learning rate is {self.rate:.1%} of its peak and nothing moves any more"
-        waited = sum(look.step > max(best.step, arrived) for look in self.looks)
-        return f"no better state in {waited} looks since step {best.step}" if waited >= PATIENCE else None
+        if self.arrived is not None and self.looks[-1].missing < REACHED:
+            return f"the goal is reached at step {self.looks[-1].step}"
+        return f"nothing has become better since step {best.step}" if self.rate < SLOWEST else None
 
     @property
     def reason(self) -> str:

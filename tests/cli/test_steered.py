@@ -99,11 +99,11 @@ class StopAfter:
 
 
 def test_resumed_equals_uninterrupted_with_looks_and_falling_rate(texts, expunge):
-    """The depth, the moment where the learning rate falls and the best state come back with a checkpoint."""
-    loose = ("--target", "auc=0.9")  # is come to on the way, so that the rate falls before the end
+    """The aim, the learning rate, the mean of the states and the best of them come back with a checkpoint."""
+    loose = ("--target", "auc=0.3", "--select-every", "1")  # passed on the way, so that the rate falls before the end
     assert expunge(*FOLLOW, *loose, "--output", "whole").code == 0
     rates = [line["learning_rate"] for line in lines("whole")]
-    assert rates[-1] < max(rates) / 2
+    assert rates[-1] <= max(rates) / 2
 
     module = import_module("expunge.unlearn")
     for steps in (5, 6):

@@ -27,7 +27,6 @@ from expunge.steering import (
     SLOWEST,
     SLOWING,
     TIGHTEST,
-    TURN,
     Course,
     Look,
 )
@@ -138,13 +137,20 @@ def test_the_weight_of_the_anchors_follows_the_drift():
     assert hold(*[2.0] * 100) == pytest.approx(LOOSEST)
 
 
-def test_the_learning_rate_falls_at_every_turn_of_the_auc_around_its_target():
-    assert after().rate == 1.0
-    assert after((1.0, 0.2), (0.6, 1.8), (0.48, 2.0), (0.46, 2.0)).rate == 1.0  # this little is no turn
-    low, high = 0.49 - TURN, 0.51 + TURN
-    assert after((1.0, 0.2), (low, 2.0)).rate == pytest.approx(SLOWING)
-    assert after((1.0, 0.2), (low, 2.0), (0.3, 2.2), (0.52, 2.0)).rate == pytest.approx(SLOWING)
-    assert after((1.0, 0.2), (low, 2.0), (high, 2.0), (0.5, 2.0), (low, 2.0)).rate == pytest.approx(SLOWING**3)
+def falling(*missing):
+    """A run at the depth from step 20 on, with these shortfalls from there."""
+    far, near = signals(1.0, 0.2), signals(0.5, 2.0)
+    looks = [Look(10, 30.0, far), *(Look(20 + 10 * at, own, near) for at, own in enumerate(missing))]
+    return Course(UNTOUCHED, GOAL, looks)
+
+
+def test_the_learning_rate_falls_where_looks_do_not_get_better():
+    assert after().rate == after(*[(1.0, 0.2)] * 50).rate == 1.0  # on the way nothing is lost yet
+    assert falling(*range(50, 1, -1)).rate == 1.0
+    assert falling(5.0, *[6.0] * (PATIENCE - 1)).rate == 1.0
+    assert falling(5.0, *[5.0] * PATIENCE).rate == SLOWING
+    assert falling(5.0, *[6.0] * PATIENCE, 4.0, *[6.0] * (PATIENCE - 1)).rate == SLOWING
+    assert falling(5.0, *[6.0] * 2 * PATIENCE).rate == SLOWING**2
 
 
 def test_it_ends_at_the_goal():
@@ -156,12 +162,7 @@ def test_it_ends_at_the_goal():
     assert course(signals(tail=0.7)).over is None
 
 
-def test_it_ends_where_nothing_moves_any_more_or_nothing_gets_better():
-    turns = [(0.3, 2.0) if at % 2 else (0.7, 2.0) for at in range(60)]
-    ended = next(count for count in range(60) if after(*turns[:count]).over)
-    assert SLOWING ** (ended - 1) < SLOWEST <= SLOWING ** (ended - 2)
-    better = [(0.7 - 0.001 * at, 2.0) for at in range(100)]
-    assert after(*better).over is None
-    assert after((0.6, 2.0), *[(0.7, 2.0)] * (PATIENCE - 1)).over is None
-    assert after((0.6, 2.0), *[(0.7, 2.0)] * PATIENCE).over.startswith(f"no better state in {PATIENCE} looks")
-    assert after((0.6, 0.2), *[(1.0, 0.1)] * 100).over is None  # on the way nothing is lost yet
+def test_it_ends_where_nothing_gets_better():
+    ended = next(count for count in range(1, 200) if falling(5.0, *[6.0] * count).over)
+    assert SLOWING ** (ended / PATIENCE) < SLOWEST <= SLOWING ** (ended / PATIENCE - 1)
+    assert falling(5.0, *[6.0] * ended).over == "nothing has become better since step 20"

@@ -75,8 +75,8 @@ class UnlearnConfig:
         epochs: Passes over the forget set.
         max_steps: Stop after so many optimizer steps, whatever `epochs` says.
         learning_rate: Peak learning rate of Adam; by default 1.5e-3, and 0.384 / hidden size above a width of 256.
-        schedule: `cosine` or `linear` to zero over the run, or `constant`; a run that follows unseen texts lowers it at
-            every turn of the membership AUC.
+        schedule: `cosine` or `linear` to zero over the run, or `constant`; a run that follows unseen texts halves
+            it where its looks get no better.
         warmup: Share of the steps over which the learning rate rises from zero.
         max_grad_norm: Clip the adapter's gradient to this norm; 0 leaves it alone.
         beta: Inverse temperature of NPO.
