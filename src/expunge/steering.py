@@ -4,7 +4,7 @@ All of it is a function of the looks so far, so that a resumed run takes the ste
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from expunge.config.goal import Goal
@@ -21,14 +21,14 @@ RANKED = 0.1
 """What a unit of min-k AUC above that by loss counts as, in evenness."""
 PRESSING, MOST_PRESSURE = 0.12, 8.0
 """Change of the logarithm of NPO's weight at a look per unit of membership AUC that is missing; bound of its factor."""
-KEEPING, MOST_KEPT = 3.0, 4.0
-"""The same of the retain terms' weight, per share of the retain set's probability that is missing."""
+KEEPING, LEAST_KEPT, MOST_KEPT = 3.0, 1 / 4, 4.0
+"""The same of the retain terms' weight, per share of the retain set's probability that is missing; bounds."""
 PULLING = 2.0
 """Push backwards beyond the depth, as a share of the whole, per unit of membership AUC below its target."""
 HOLDING, LOOSEST, TIGHTEST = 4.0, 1 / 16, 4.0
 """The same of the anchors' weight, per unit of drift that is too much; bounds of its factor."""
-MARGIN = 0.5
-"""The retain set and the drift are steered to this share of what their bounds allow them to lose."""
+LOSS, DRIFT = 0.5, 0.8
+"""The retain set and the drift are steered to these shares of what their bounds allow."""
 PATIENCE, SLOWING, SLOWEST = 4, 0.5, 0.1
 """Looks at the depth without a better one after which the learning rate falls, the factor on it, and the factor below
 which the run ends."""
@@ -103,24 +103,29 @@ class Course:
 
     @property
     def keep(self) -> float:
-        """Factor on the weights of the retain terms, the multiplier of the floor."""
-        wanted = 1 - MARGIN * (1 - self.goal.retain)
-        changes = (KEEPING * (wanted - kept(look.signals, self.untouched)) for look in self.looks)
-        return _multiplier(changes, 1 / MOST_KEPT, MOST_KEPT)
+        """Factor on the weights of the retain terms, the multiplier of the floor.
+
+        On the way to the depth the retain set is always short of it, and comes back there. So these weights, and those of
+        the anchors, are more than at the beginning only once the depth is reached.
+        """
+        wanted = 1 - LOSS * (1 - self.goal.retain)
+        return self._held(
+            [KEEPING * (wanted - kept(look.signals, self.untouched)) for look in self.looks], LEAST_KEPT, MOST_KEPT
+        )
 
     @property
     def hold(self) -> float:
         """Factor on the weight of the anchors, the multiplier of the ceiling on drift.
 
         Anchors keep the loss of unseen texts where it was, and keep alive what is like them, short answers above all.
-        So they weigh less while the unseen texts stay far below the ceiling, and more where these come near it; more
-        than at the beginning only once the depth is reached, since forgetting goes before drift.
+        So they weigh less while the unseen texts stay far below the ceiling, and more where these come near it.
         """
-        wanted, arrived = MARGIN * self.goal.drift, self.arrived
-        changes = [HOLDING * (max(0.0, drifted(look.signals, self.untouched)) - wanted) for look in self.looks]
-        early = sum(arrived is None or look.step < arrived for look in self.looks)
-        on_the_way = _multiplier(changes[:early], LOOSEST, 1.0)
-        return _multiplier(changes[early:], LOOSEST, TIGHTEST, start=on_the_way)
+        wanted = DRIFT * self.goal.drift
+        return self._held(
+            [HOLDING * (max(0.0, drifted(look.signals, self.untouched)) - wanted) for look in self.looks],
+            LOOSEST,
+            TIGHTEST,
+        )
 
     @property
     def rate(self) -> float:
@@ -169,6 +174,13 @@ class Course:
             return "all steps are done; the forgotten texts never came to the depth of unseen ones"
         there = f"the forgotten texts came to the depth of unseen ones at step {self.arrived}"
         return f"{there}; {self.over or 'all steps are done'}"
+
+    def _held(self, changes: Sequence[float], least: float, most: float) -> float:
+        """The multiplier of what holds the model in place, at most 1 before the depth is reached."""
+        arrived = self.arrived
+        early = sum(arrived is None or look.step < arrived for look in self.looks)
+        on_the_way = _multiplier(changes[:early], least, 1.0)
+        return _multiplier(changes[early:], least, most, start=on_the_way)
 
     def _near(self, error: Callable[[Signals], float]) -> list[float]:
         """What is missing at each look; nothing where the forgotten texts are not near the depth."""

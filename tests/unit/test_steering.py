@@ -8,14 +8,16 @@ from expunge.config.goal import Goal
 from expunge.steering import (
     DEEPER,
     DEEPER_NOW,
+    DRIFT,
     EVENER,
     EVENER_NOW,
     HOLDING,
     KEEPING,
     LEAST_BETA,
     LEAST_DEPTH,
+    LEAST_KEPT,
     LOOSEST,
-    MARGIN,
+    LOSS,
     MOST_BETA,
     MOST_DEPTH,
     MOST_KEPT,
@@ -110,23 +112,24 @@ def test_texts_beyond_the_depth_are_pulled_back_while_they_are_less_likely_than_
 
 
 def test_the_weight_of_the_retain_terms_follows_what_is_kept():
-    def keep(*shares):
-        return course(*(signals(retain=0.8 * own) for own in shares)).keep
+    def keep(*shares, auc=0.5):
+        return course(*(signals(auc, 1.0, retain=0.8 * own) for own in shares)).keep
 
-    wanted = 1 - MARGIN * 0.02
+    wanted = 1 - LOSS * 0.02
     assert keep() == 1.0
     assert keep(wanted) == pytest.approx(1.0)
     assert keep(0.9, 0.9) == pytest.approx(math.exp(2 * KEEPING * (wanted - 0.9)))
     assert keep(0.9, 1.1) == pytest.approx(math.exp(2 * KEEPING * (wanted - 1.0)))  # more than before: let go
     assert keep(*[0.5] * 50) == pytest.approx(MOST_KEPT)
-    assert keep(*[1.5] * 50) == pytest.approx(1 / MOST_KEPT)
+    assert keep(*[1.5] * 50) == pytest.approx(LEAST_KEPT)
+    assert keep(0.9, 0.9, auc=1.0) == 1.0  # not at the depth yet
 
 
 def test_the_weight_of_the_anchors_follows_the_drift():
     def hold(*losses, auc=0.5):
         return course(*(signals(auc, 1.0, nll) for nll in losses)).hold
 
-    wanted = MARGIN * GOAL.drift
+    wanted = DRIFT * GOAL.drift
     assert hold() == 1.0
     assert hold(2.0) == pytest.approx(math.exp(-HOLDING * wanted))  # nothing drifts: let go
     assert hold(1.0) == hold(2.0)  # more likely than before is no drift
