@@ -105,8 +105,8 @@ class Course:
     def keep(self) -> float:
         """Factor on the weights of the retain terms, the multiplier of the floor.
 
-        On the way to the depth the retain set is always short of it, and comes back there. So these weights, and those of
-        the anchors, are more than at the beginning only once the depth is reached.
+        On the way to the depth the retain set is always short of it, and comes back there. So these weights are more
+        than at the beginning only once the depth is reached, as is that of the anchors.
         """
         wanted = 1 - LOSS * (1 - self.goal.retain)
         return self._held(
