@@ -11,7 +11,7 @@ MAX_LINES = 400
 
 LAYERS = (
     "errors", "config", "progress", "interrupt", "processes", "run_dir", "kernels", "data", "ranking", "selection",
-    "model", "objectives", "terms", "prepare", "strength", "stopping", "schedule", "card", "manifest", "run", "trainer",
+    "model", "objectives", "terms", "prepare", "strength", "steering", "stopping", "schedule", "card", "manifest", "run", "trainer",
     "unlearn", "plan", "merge", "evaluate", "calibrate", "attacks", "tables", "report", "demo", "arguments", "cli",
     "__main__", "__init__",
 )  # fmt: skip
