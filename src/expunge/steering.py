@@ -25,7 +25,7 @@ KEEPING, LEAST_KEPT, MOST_KEPT = 3.0, 1 / 4, 4.0
 """The same of the retain terms' weight, per share of the retain set's probability that is missing; bounds."""
 PULLING = 2.0
 """Push backwards beyond the depth, as a share of the whole, per unit of membership AUC below its target."""
-HOLDING, LOOSEST, TIGHTEST = 4.0, 1 / 16, 4.0
+HOLDING, LOOSEST, TIGHTEST = 4.0, 1 / 16, 1.5
 """The same of the anchors' weight, per unit of drift that is too much; bounds of its factor."""
 LOSS, DRIFT = 0.5, 0.8
 """The retain set and the drift are steered to these shares of what their bounds allow."""

@@ -134,7 +134,7 @@ def test_the_weight_of_the_anchors_follows_the_drift():
     assert hold(2.0) == pytest.approx(math.exp(-HOLDING * wanted))  # nothing drifts: let go
     assert hold(1.0) == hold(2.0)  # more likely than before is no drift
     assert hold(2.0 * (1 + wanted)) == pytest.approx(1.0)
-    assert hold(2.2, 2.2) == pytest.approx(math.exp(2 * HOLDING * (0.1 - wanted)))
+    assert hold(2.1, 2.1) == pytest.approx(math.exp(2 * HOLDING * (0.05 - wanted)))
     assert hold(2.2, 2.2, auc=1.0) == 1.0  # not at the depth yet: forgetting goes first
     assert hold(*[3.0] * 50) == pytest.approx(TIGHTEST)
     assert hold(*[2.0] * 100) == pytest.approx(LOOSEST)
