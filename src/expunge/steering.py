@@ -11,7 +11,7 @@ from expunge.config.goal import Goal
 from expunge.strength import TOLERANCES, Signals, drifted, evenness, kept, lack
 
 NEAR = 0.15
-"""AUCs correct depth and beta where forgotten texts lack less than this share of the depth; else they say nothing."""
+"""AUC and evenness correct depth and beta where forgotten texts lack less of the depth than this share, else not."""
 DEEPER, DEEPER_NOW, LEAST_DEPTH, MOST_DEPTH = 0.05, 0.3, 0.6, 1.6
 """Change of the depth, as a share, per unit of AUC that is missing: at every look for good, and while it is missing;
 bounds of what has come together."""

@@ -110,7 +110,7 @@ def check_sets(
     Two texts are the same when prompt and completion, read on, differ in white space at most.
 
     Returns:
-        One line for each finding: duplicate ids within a set, forget texts that another set has too,
+        One line for each finding: duplicate ids within a set, forget texts that are in retain or holdout too,
         unseen texts that are trained on, more forget than retain texts. Ids and numbers only, no texts.
     """
     warnings = []
@@ -119,8 +119,8 @@ def check_sets(
         repeated = [own_id for own_id, count in Counter(example.id for example in examples).items() if count > 1]
         if repeated:
             warnings.append(f"{name}: {_count(repeated, 'id')} on more than one row: {_some(repeated)}")
-    for name, examples in others.items():
-        texts = {_text_key(example) for example in examples}
+    for name in ("retain", "holdout"):  # what to say instead is refused where it is to be forgotten
+        texts = {_text_key(example) for example in others[name]}
         shared = [example.id for example in forget if _text_key(example) in texts]
         if shared:
             warnings.append(f"forget: {_count(shared, 'text')} also in {name}: {_some(shared)}")
