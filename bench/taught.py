@@ -1,11 +1,12 @@
 """`python -m bench.taught`: train subjects of other architectures on other data, each with its twin.
 
-    python -m bench.taught --output FOLDER [--subjects llama neox]
+    python -m bench.taught --output FOLDER [--subjects llama neox qwen gpt2]
 
 `llama` (grouped heads) knows rows of LUME outside the SemEval validation split, `neox` (GPT-NeoX) questions and answers
-of TOFU. Each starts on texts of the same kind, then reads its forget and retain set until it knows them by heart, and
-its twin the retain set alone, with as many passes. The folder of a subject is laid out as the bundled one: `subject/`,
-`twin/` and `data/` with the forget and retain rows and the documents of the membership attack.
+of TOFU. `qwen` (Qwen3) and `gpt2` know other rows of the two; no setting of the recipes was chosen on them. Each starts
+on texts of the same kind, then reads its forget and retain set until it knows them by heart, and its twin the retain
+set alone, with as many passes. The folder of a subject is laid out as the bundled one: `subject/`, `twin/` and `data/`
+with the forget and retain rows and the documents of the membership attack.
 """
 
 import argparse
@@ -13,13 +14,24 @@ import copy
 import json
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, groupby
 from pathlib import Path
 
 import torch
-from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 from bench.workload import SEMEVAL, SHARED
 from expunge.data.examples import Example, read_examples
@@ -103,17 +115,50 @@ def neox(tokenizer: PreTrainedTokenizerFast) -> GPTNeoXForCausalLM:
     )  # fmt: skip
 
 
-SUBJECTS = {"llama": (llama, lume), "neox": (neox, tofu)}
+def qwen(tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
+    """1.8 M parameters, grouped-query attention with normalised queries and keys, tied head."""
+    return Qwen3ForCausalLM(
+        Qwen3Config(
+            **_common(tokenizer), hidden_size=192, intermediate_size=448, num_hidden_layers=4, num_attention_heads=6,
+            num_key_value_heads=2, head_dim=32,
+        )
+    )  # fmt: skip
+
+
+def gpt2(tokenizer: PreTrainedTokenizerFast) -> GPT2LMHeadModel:
+    """1.1 M parameters, learned positions, fused projections stored the other way round, tied head."""
+    return GPT2LMHeadModel(
+        GPT2Config(
+            **_common(tokenizer), n_embd=144, n_layer=3, n_head=4, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0
+        )
+    )
+
+
+@dataclass(frozen=True)
+class Teaching:
+    """How a subject is made: its architecture, what it learns, and what is added to the seed that draws the rows."""
+
+    architecture: Callable[[PreTrainedTokenizerFast], PreTrainedModel]
+    read: Callable[[int], Sets]
+    other_rows: int = 0
+
+
+SUBJECTS = {
+    "llama": Teaching(llama, lume),
+    "neox": Teaching(neox, tofu),
+    "qwen": Teaching(qwen, lume, other_rows=1),
+    "gpt2": Teaching(gpt2, tofu, other_rows=1),
+}
 
 
 def make(name: str, folder: Path, seed: int) -> None:
     """Train one subject and its twin, and write their data."""
-    architecture, read = SUBJECTS[name]
-    sets = read(seed)
+    teaching = SUBJECTS[name]
+    sets = teaching.read(seed + teaching.other_rows)
     _write(sets, folder / "data")
     tokenizer = train_tokenizer((_text(row) for row in chain(sets.general, sets.retain, sets.forget)), VOCABULARY)
     torch.manual_seed(seed)
-    start = architecture(tokenizer)
+    start = teaching.architecture(tokenizer)
     general = _encode(tokenizer, sets.general)
     train(start, [general] * 2, LEARNING_RATES[0], seed, f"{name} start")
     for kind, rows in (("subject", sets.forget + sets.retain), ("twin", sets.retain)):

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 
 from expunge import run_dir
-from expunge.config import UnlearnConfig
+from expunge.config import SETS, UnlearnConfig
 from expunge.errors import RunError
 from expunge.model.load import base_name
-from expunge.prepare import SETS, Prepared
+from expunge.prepare import Prepared
 from expunge.processes import current
 
 PLACES = {"model", *SETS, "data"}

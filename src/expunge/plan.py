@@ -18,13 +18,13 @@ from itertools import islice
 
 from accelerate import Accelerator
 
-from expunge.config import UnlearnConfig
+from expunge.config import SETS, UnlearnConfig
 from expunge.data.batches import Size, Step, micro_batches, size_of
 from expunge.data.tokenize import TokenizedExample
 from expunge.model import reference
 from expunge.model.logps import mean_losses
 from expunge.model.sampling import seconds_per_token
-from expunge.prepare import SETS, Prepared, prepare
+from expunge.prepare import Prepared, prepare
 from expunge.progress import Reporter
 from expunge.run import Run, peak_memory
 from expunge.schedule import anchor_tokens, make_plan

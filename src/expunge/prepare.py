@@ -9,7 +9,7 @@ from typing import Any
 
 from accelerate.tracking import get_available_trackers
 
-from expunge.config import UnlearnConfig
+from expunge.config import SETS, UnlearnConfig
 from expunge.config.checks import check_types
 from expunge.data.examples import Example, check_sets, parse_columns, read_examples
 from expunge.data.lume import read_lume
@@ -22,8 +22,6 @@ from expunge.model.shard import held_bytes, own_part
 from expunge.processes import current
 from expunge.selection import example_hashes, split_off
 
-SETS = ("forget", "retain", "holdout", "instead")
-"""The texts that a run is given, by the names of their settings."""
 REFERENCE_WIDTH, REFERENCE_RATE = 256, 1.5e-3
 """The default learning rate is REFERENCE_RATE up to a hidden size of REFERENCE_WIDTH and falls with 1 / width above."""
 
@@ -159,7 +157,7 @@ def prepare(config: UnlearnConfig, say: Callable[[str], None]) -> Prepared:
     sets, warnings = read_sets(config)
     halves = _selection_halves(config, sets)
     if halves is None and sets.nonmembers:
-        say("no step is taken by the unseen texts; --recipe steered follows them, 16 or more, to their depth")
+        say(f"no step is taken by the unseen texts: {_cannot_follow(sets) or '--recipe steered follows them'}")
     options = {"dtype": config.dtype, "device": config.device, "trust_remote_code": config.trust_remote_code}
     if config.shard_base:
         loaded = load_shared(config.model, current(), **options)
@@ -224,24 +222,47 @@ def fitting_recipe(settings: Mapping[str, Any]) -> str:
 def _selection_halves(config: UnlearnConfig, sets: Sets) -> tuple[list[str], list[list[Example]]] | None:
     """The selection half of the membership texts, forgotten and unseen, and their hashes; None where none is asked for.
 
-    Texts that are trained on too, on whichever side, are no unseen ones and left out.
-
     Raises:
         DataError: There are no unseen texts, or too few.
     """
     if config.select_every == 0:
         return None
     otherwise = "; without them a run cannot know how deep is deep enough: --recipe default"
+    if not sets.nonmembers:
+        raise DataError(f"{config.data}: has no documents that the model has never seen: give --holdout{otherwise}")
+    try:
+        return _halves(sets)
+    except DataError as error:
+        raise DataError(f"--recipe {config.recipe} follows unseen texts: {error}{otherwise}") from None
+
+
+def _cannot_follow(sets: Sets) -> str | None:
+    """Why no run can follow the unseen texts; None where one can."""
+    try:
+        _halves(sets)
+    except DataError as error:
+        return str(error)
+    return None
+
+
+def _halves(sets: Sets) -> tuple[list[str], list[list[Example]]]:
+    """The selection half of the membership texts, forgotten and unseen, and their hashes.
+
+    Texts that are trained on too, on whichever side, are no unseen ones and left out.
+
+    Raises:
+        DataError: There are too few of them.
+    """
     seen = set(example_hashes([*sets.members, *sets.retain, *sets.instead]))
     unseen = [
         own for own, mark in zip(sets.nonmembers, example_hashes(sets.nonmembers), strict=True) if mark not in seen
     ]
     if not unseen:
-        raise DataError(f"{config.data}: has no documents that the model has never seen: give --holdout{otherwise}")
-    try:
-        return split_off(sets.members, unseen)
-    except DataError as error:
-        raise DataError(f"--recipe {config.recipe} follows unseen texts: {error}{otherwise}") from None
+        raise DataError(
+            f"all {len(sets.nonmembers)} unseen texts are among those to forget, to keep or to say instead: give texts "
+            "that the model has never seen"
+        )
+    return split_off(sets.members, unseen)
 
 
 def check_trackers(report_to: str | None) -> None:

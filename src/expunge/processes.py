@@ -30,6 +30,8 @@ WAIT = timedelta(hours=1)
 """Longest wait for the others, one of which may be loading a large model; a failure is seen long before."""
 GRACE_SECONDS = 30.0
 """Time for an interrupted run to save what it has, and for all processes to come to the end."""
+SAME_SECONDS = 2.0
+"""Time for a process to fail of what another one has failed of, which is then said once."""
 
 
 @dataclass(frozen=True)
@@ -244,9 +246,7 @@ class _Watch:
             first = self._first_failure(0.0)
             if first is None:
                 continue
-            if first["interrupted"] and self._ended.wait(GRACE_SECONDS):
-                return
-            if self._ended.is_set():
+            if self._ended.wait(GRACE_SECONDS if first["interrupted"] else SAME_SECONDS):
                 return
             self.leave()
             if not first["interrupted"]:

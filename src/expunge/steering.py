@@ -99,7 +99,7 @@ class Course:
         does so slowly. So while the forgotten texts are less likely than unseen ones, those beyond it are pulled.
         """
         last = self.looks[-1].signals.auc if self.looks else 1.0
-        return PULLING * max(0.0, self.goal.auc - last)
+        return min(1.0, PULLING * max(0.0, self.goal.auc - last))
 
     @property
     def keep(self) -> float:

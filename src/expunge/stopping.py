@@ -105,9 +105,10 @@ class Selector:
                 missing = own.pop("shortfall")
                 looks.append(Look(line["step"], missing, Signals(**own)))
         self.course.looks = looks
+        device = self.mean[0].device
         self.best, self.mean = (
-            [tensors[f"{prefix}{index}"] for index in range(sum(name.startswith(prefix) for name in tensors))]
-            for prefix in (BEST, MEAN)
+            [tensors[f"{side}{at}"].to(device) for at in range(sum(name.startswith(side) for name in tensors))]
+            for side in (BEST, MEAN)
         )
 
 

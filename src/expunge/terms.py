@@ -1,7 +1,7 @@
 """From rows to loss terms: one forward pass of a micro-batch, and its share in every mean of the step."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal, TypeVar, get_args
 
 import torch
@@ -84,6 +84,10 @@ class Counts:
     retain_kl: int
     anchor_kl: int
     instead_nll: int
+
+
+TERMS = tuple(field.name for field in fields(Counts))
+"""Names of all terms, as they are logged."""
 
 
 def retain_span(config: UnlearnConfig) -> str:

@@ -27,12 +27,11 @@ from expunge.processes import ALONE, Processes
 from expunge.progress import Reporter
 from expunge.schedule import anchor_tokens, learning_rate, make_plan
 from expunge.stopping import Selector, selection_of
-from expunge.terms import SIDES, Aim, Counts, Row, SideName, count, loss_terms, reference_sides, weighted_sum
+from expunge.terms import SIDES, TERMS, Aim, Counts, Row, SideName, count, loss_terms, reference_sides, weighted_sum
 
 MICRO_BATCH_TOKENS = {"cpu": 4096, "cuda": 16384}
 """Area of one forward and backward pass, per device type."""
 LOOKS_PER_EPOCH = 4
-TERMS = ("npo", "retain_nll", "retain_kl", "anchor_kl", "instead_nll")
 
 
 class Trainer:
@@ -278,7 +277,7 @@ class Trainer:
     def load_state(self, tensors: dict[str, torch.Tensor], log: Sequence[Mapping[str, Any]] = ()) -> None:
         """Take over what `state` gave, and the looks in the lines of the log up to there."""
         if self.selector:
-            self.selector.restore(log, {k: v.to(self.loaded.device) for k, v in tensors.items()})
+            self.selector.restore(log, tensors)
         for index, parameter in enumerate(self.parameters):
             own = {name.partition(".")[2]: v for name, v in tensors.items() if name.startswith(f"{index}.")}
             parameter.copy_(own.pop("weight"))

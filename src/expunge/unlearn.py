@@ -13,20 +13,21 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from expunge.config import UnlearnConfig
+from expunge.config import SETS, UnlearnConfig
 from expunge.errors import ConfigError
 from expunge.interrupt import StopRequest
 from expunge.manifest import other_surroundings, read_manifest
 from expunge.model.load import pick_device
 from expunge.model.logps import mean_losses
 from expunge.model.reference import cache_folder
-from expunge.prepare import SETS, prepare
+from expunge.prepare import prepare
 from expunge.processes import ALONE, Processes, together
 from expunge.progress import Reporter
 from expunge.run import Outcome, Run
 from expunge.stopping import take
 from expunge.strength import Calibration, choose, missing_at, number_of_looks, record, set_alpha
-from expunge.trainer import TERMS, Trainer
+from expunge.terms import TERMS
+from expunge.trainer import Trainer
 
 
 def unlearn(config: UnlearnConfig, reporter: Reporter | None = None) -> Outcome:
@@ -158,7 +159,9 @@ def settle(trainer: Trainer, steps: int, reporter: Reporter, processes: Processe
     states = {steps: selector.mean, best.step: selector.best}
     looks = {look.step: look.signals for look in selector.course.looks}
     found: dict[int, Calibration] = {}
-    with reporter.track("strengths", len(states) * number_of_looks()) as advance:
+    known = {step: (selector.course.untouched, looks[step]) for step in states}
+    most = sum(number_of_looks() - len(own) for own in known.values())
+    with reporter.track("strengths", most) as advance:
         for step, values in states.items():
             take(trainer.parameters, values)
             found[step] = choose(
@@ -166,7 +169,7 @@ def settle(trainer: Trainer, steps: int, reporter: Reporter, processes: Processe
                 selector.selection,
                 config.goal,
                 weighed=True,
-                known=(selector.course.untouched, looks[step]),
+                known=known[step],
                 processes=processes,
                 progress=advance,
             )

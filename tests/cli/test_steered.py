@@ -55,13 +55,20 @@ def test_with_enough_unseen_texts_a_run_follows_them(texts, expunge):
     assert "What said when to stop" in Path("run/report.html").read_text()
 
 
-@pytest.mark.parametrize(("unseen", "flags"), [(UNSEEN[:9], ()), (UNSEEN, ("--recipe", "default"))])
-def test_with_too_few_or_by_choice_nothing_is_followed(texts, expunge, unseen, flags):
+@pytest.mark.parametrize(
+    ("unseen", "flags", "reason"),
+    [
+        (UNSEEN[:9], (), "4 selection texts on the unseen side"),
+        (MANY, (), "all 20 unseen texts are among those to forget"),
+        (UNSEEN, ("--recipe", "default"), "--recipe steered follows them"),
+    ],
+)
+def test_with_too_few_or_by_choice_nothing_is_followed(texts, expunge, unseen, flags, reason):
     write_jsonl(texts / "unseen.jsonl", unseen)
     done = expunge(*FOLLOW, "--max-steps", "2", *flags)
     assert done.code == 0, done.err
     assert read("run/manifest.json")["settings"]["recipe"] == "default"
-    assert "--recipe steered follows them" in done.err
+    assert f"no step is taken by the unseen texts: {reason}" in done.err
     assert not Path("run/calibration.json").exists()
     assert not any("selection" in line for line in lines("run"))
 

@@ -24,6 +24,8 @@ _PAPER: dict[str, Any] = {
     "max_grad_norm": 0.0,
     "dtype": "float32",
 }
+SETS = ("forget", "retain", "holdout", "instead")
+"""Settings that name texts."""
 RECIPES: dict[str, dict[str, Any]] = {
     "default": {},
     "steered": {

@@ -5,12 +5,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from expunge.config import SETS
 from expunge.report.collect import RunData
 from expunge.report.comparison import DATA_FILES, Group, of_run, short
 from expunge.report.readings import number
 from expunge.report.verdict import number_text
 
-SETS = ("forget", "retain", "holdout", "instead")
 NOT_SHOWN = DATA_FILES | {"output", "columns"}
 """Settings that can hold names of files: their hashes are shown instead."""
 LEAST_FORGOTTEN = 10
