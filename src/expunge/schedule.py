@@ -10,6 +10,11 @@ from expunge.prepare import Prepared
 
 ANCHORS_PER_FORGET_SET = 4
 """Size of the anchor set in tokens, in forget sets; smaller where the run needs fewer."""
+SHORTEST_EPOCH = 10
+"""What is counted in epochs beside the passes over the forget set takes one to be so many steps at least."""
+LOOKS_PER_EPOCH = 4
+MOST_EPOCHS, MOST_STEPS = 24, 500
+"""Where a run ends by itself: most passes over the forget set, or most steps, whichever is more."""
 
 
 def anchor_tokens(prepared: Prepared, epochs: float) -> int:
@@ -24,10 +29,10 @@ def anchor_tokens(prepared: Prepared, epochs: float) -> int:
 def make_plan(prepared: Prepared, anchors: Sequence[TokenizedExample] = ()) -> Plan:
     """The steps of a run, with anchors in them once these are written."""
     config = prepared.config
-    return Plan(
+    plan = Plan(
         [len(row) for row in prepared.forget],
         [len(row) for row in prepared.retain],
-        epochs=config.epochs,
+        epochs=config.epochs or MOST_EPOCHS,
         tokens_per_step=config.tokens_per_step,
         rows_per_step=config.rows_per_step,
         retain_per_forget=config.retain_per_forget,
@@ -37,6 +42,14 @@ def make_plan(prepared: Prepared, anchors: Sequence[TokenizedExample] = ()) -> P
         mix=config.mix,
         seed=config.seed,
     )
+    if config.epochs is None:
+        plan.epochs = max(MOST_EPOCHS, math.ceil(MOST_STEPS / plan.steps_per_epoch))
+    return plan
+
+
+def epoch_length(plan: Plan) -> int:
+    """Steps of an epoch, for what is counted in epochs beside the passes over the forget set."""
+    return max(SHORTEST_EPOCH, plan.steps_per_epoch)
 
 
 def learning_rate(config: UnlearnConfig, index: int, num_steps: int) -> float:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from expunge.config.goal import Goal
-from expunge.strength import TOLERANCES, Signals, drifted, evenness, kept, lack
+from expunge.strength import TOLERANCES, Signals, depth, drifted, evenness, kept, lack
 
 NEAR = 0.15
 """AUC and evenness correct depth and beta where forgotten texts lack less of the depth than this share, else not."""
@@ -53,22 +53,25 @@ class Course:
         untouched: Signals of the untouched model.
         goal: What to reach.
         looks: In the order of their steps.
+        pace: Steps between looks, over those that are usual: what follows from a look counts that much.
     """
 
     untouched: Signals
     goal: Goal
     looks: list[Look] = field(default_factory=list)
+    pace: float = 1.0
 
     @property
     def depth(self) -> float:
-        """Mean loss that a forgotten text should have (nats per token): of unseen ones at the last look, corrected.
+        """Mean loss that a forgotten text should have (nats per token), by the unseen ones at the last look, corrected.
 
         Texts of the same mean loss are still told apart where other terms pull some of them back or push them on, so
         the membership AUC corrects it.
         """
         errors = self._near(lambda signals: signals.auc - self.goal.auc)
         last = self.looks[-1].signals if self.looks else self.untouched
-        return last.holdout_nll * _corrected(1.0, errors, DEEPER, DEEPER_NOW, LEAST_DEPTH, MOST_DEPTH)
+        correction = _corrected(1.0, errors, self.pace * DEEPER, DEEPER_NOW, LEAST_DEPTH, MOST_DEPTH)
+        return depth(last, self.goal) * correction
 
     def beta(self, start: float) -> float:
         """NPO's beta, which begins as `start`.
@@ -79,7 +82,7 @@ class Course:
         says so long before the ranks of single texts do, and these say it where the mean is right.
         """
         errors = self._near(lambda own: -evenness(own) - RANKED * (own.min_k_auc - own.auc))
-        return _corrected(start, errors, EVENER, EVENER_NOW, LEAST_BETA, MOST_BETA)
+        return _corrected(start, errors, self.pace * EVENER, EVENER_NOW, LEAST_BETA, MOST_BETA)
 
     @property
     def pressure(self) -> float:
@@ -88,7 +91,7 @@ class Course:
         How much of it a model takes is not known beforehand: too little, and it comes to rest before the depth, where
         what holds it in place is as strong. So the weight grows while the forgotten texts are told from unseen ones.
         """
-        changes = (PRESSING * (look.signals.auc - self.goal.auc) for look in self.looks)
+        changes = (self.pace * PRESSING * (look.signals.auc - self.goal.auc) for look in self.looks)
         return _multiplier(changes, 1 / MOST_PRESSURE, MOST_PRESSURE)
 
     @property
@@ -134,12 +137,13 @@ class Course:
         A constant rate swings around the goal for ever, and one that falls by a clock falls too early or too late.
         """
         arrived, least, waited, falls = self.arrived, float("inf"), 0, 0
+        patience = max(1, round(PATIENCE / self.pace))
         for look in self.looks:
             if arrived is None or look.step < arrived:
                 continue
             waited = 0 if look.missing < least else waited + 1
             least = min(least, look.missing)
-            if waited == PATIENCE:
+            if waited == patience:
                 waited, falls = 0, falls + 1
         return SLOWING**falls
 
@@ -148,7 +152,7 @@ class Course:
         """Steps after which the forgotten texts had come to the depth, by their loss or by the membership AUC."""
         for look in self.looks:
             signals = look.signals
-            if signals.auc <= self.goal.auc + TOLERANCES["auc"] or lack(signals) <= TOLERANCES["depth"]:
+            if signals.auc <= self.goal.auc + TOLERANCES["auc"] or lack(signals, self.goal) <= TOLERANCES["depth"]:
                 return look.step
         return None
 
@@ -179,12 +183,13 @@ class Course:
         """The multiplier of what holds the model in place, at most 1 before the depth is reached."""
         arrived = self.arrived
         early = sum(arrived is None or look.step < arrived for look in self.looks)
-        on_the_way = _multiplier(changes[:early], least, 1.0)
-        return _multiplier(changes[early:], least, most, start=on_the_way)
+        paced = [self.pace * change for change in changes]
+        on_the_way = _multiplier(paced[:early], least, 1.0)
+        return _multiplier(paced[early:], least, most, start=on_the_way)
 
     def _near(self, error: Callable[[Signals], float]) -> list[float]:
         """What is missing at each look; nothing where the forgotten texts are not near the depth."""
-        return [error(look.signals) if lack(look.signals) < NEAR else 0.0 for look in self.looks]
+        return [error(look.signals) if lack(look.signals, self.goal) < NEAR else 0.0 for look in self.looks]
 
 
 def _corrected(start: float, errors: Iterable[float], gain: float, now: float, least: float, most: float) -> float:

@@ -41,7 +41,8 @@ class Selector:
         goal: What to reach.
         beta: NPO's beta at the beginning.
         parameters: Those of the adapter, which the run changes.
-        steps_per_epoch: Optimizer steps.
+        epoch: Optimizer steps of an epoch.
+        pace: Steps between looks, over those that are usual.
         processes: Those that share the forward passes.
     """
 
@@ -53,14 +54,15 @@ class Selector:
         *,
         beta: float,
         parameters: Sequence[Tensor],
-        steps_per_epoch: int,
+        epoch: int,
+        pace: float = 1.0,
         processes: Processes = ALONE,
     ) -> None:
         self.selection, self._beta = selection, beta
-        self.course = Course(measure(loaded, selection, 0.0, processes), goal)
+        self.course = Course(measure(loaded, selection, 0.0, processes), goal, pace=pace)
         """The looks so far, and what follows from them."""
         self._relative = relative_losses(loaded, selection.nonmembers, processes).to(loaded.device)
-        self._parameters, self._horizon = parameters, max(1.0, AVERAGING * steps_per_epoch)
+        self._parameters, self._horizon = parameters, max(1.0, AVERAGING * epoch)
         self.mean = _copied(parameters)
         """The adapter's parameters as they are looked at."""
         self.best: list[Tensor] = []

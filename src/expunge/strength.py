@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from statistics import fmean
+from statistics import NormalDist, fmean, pstdev
 from typing import Any, TypeVar
 
 import torch
@@ -33,6 +33,10 @@ RETAIN_ROWS = 64
 """Retain rows that are looked at, evenly from all of them."""
 TOLERANCES = {"auc": 0.05, "min_k": 0.05, "depth": 0.05, "retain": 0.01, "drift": 0.05}
 """What a shortfall is counted in; AUCs and a depth are reached within one of them."""
+SAFE = 0.9
+"""Share of the ceiling on drift that a shortfall is counted from."""
+LEAST_SHARE = 0.1
+"""Least depth, whatever the goal, as a share of the unseen texts' loss."""
 SAME_AUC = 0.005
 """Distances to the target that are closer than this count as the same; the stronger adapter wins then."""
 
@@ -65,6 +69,7 @@ class Signals:
         min_k_auc: Like `auc`, of the mean loss of the fifth of a text's tokens that are least likely.
         forget_tail: Mean over members of that loss, nats.
         holdout_tail: Mean over non-members.
+        holdout_sd: Standard deviation of the non-members' loss per token, nats.
     """
 
     scale: float
@@ -75,6 +80,7 @@ class Signals:
     min_k_auc: float = 0.5
     forget_tail: float = 0.0
     holdout_tail: float = 0.0
+    holdout_sd: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -121,7 +127,8 @@ def set_alpha(model: torch.nn.Module, alpha: float) -> None:
 
 def evenly(rows: Sequence[Item], most: int) -> list[Item]:
     """At most `most` rows, evenly from all of them."""
-    return list(rows[:: max(1, len(rows) // most)][:most])
+    count = min(most, len(rows))
+    return [rows[at * len(rows) // count] for at in range(count)]
 
 
 def record(
@@ -160,6 +167,7 @@ def measure(loaded: LoadedModel, selection: Selection, scale: float, processes: 
         auc(tails[:count], tails[count:]),
         -fmean(tails[:count]),
         -fmean(tails[count:]),
+        pstdev(nonmembers),
     )
 
 
@@ -265,15 +273,16 @@ def passed_bounds(signals: Signals, untouched: Signals, goal: Goal) -> list[str]
 def shortfall(signals: Signals, untouched: Signals, goal: Goal) -> float:
     """How much is missing: the sum, over five aims, of what is missing beyond the tolerance, in tolerances.
 
-    The aims are the membership AUC by loss and by min-k, forgotten texts as unlikely as unseen ones (a share of the
-    unseen texts' loss), the floor of the retain set and the ceiling of the drift. 0 is the goal.
+    The aims are the membership AUC by loss and by min-k, the depth of the forgotten texts (as a share of it), the floor
+    of the retain set and the ceiling of the drift, of which `SAFE` is aimed at, so that it holds on texts that are not
+    looked at. 0 is the goal.
     """
     missing = {
         "auc": abs(signals.auc - goal.auc) - TOLERANCES["auc"],
         "min_k": abs(signals.min_k_auc - goal.auc) - TOLERANCES["min_k"],
-        "depth": lack(signals) - TOLERANCES["depth"],
+        "depth": lack(signals, goal) - TOLERANCES["depth"],
         "retain": goal.retain - kept(signals, untouched),
-        "drift": abs(drifted(signals, untouched)) - goal.drift,
+        "drift": abs(drifted(signals, untouched)) - SAFE * goal.drift,
     }
     return sum(max(0.0, value) / TOLERANCES[name] for name, value in missing.items())
 
@@ -283,9 +292,19 @@ def missing_at(found: Calibration, goal: Goal) -> float:
     return shortfall(found.at(found.scale), found.at(0.0), goal)
 
 
-def lack(signals: Signals) -> float:
-    """Share of the unseen texts' loss that the forgotten texts lack; below 0 where they are less likely than those."""
-    return 1 - signals.forget_nll / signals.holdout_nll if signals.holdout_nll else 0.0
+def depth(signals: Signals, goal: Goal) -> float:
+    """Mean loss of the forgotten texts at which their membership AUC is the goal's, if both sides are spread alike.
+
+    The unseen texts' own for an AUC of .5; for another, normal distributions of one width stand for both sides.
+    """
+    shift = math.sqrt(2) * signals.holdout_sd * NormalDist().inv_cdf(min(0.99, max(0.01, goal.auc)))
+    return max(LEAST_SHARE * signals.holdout_nll, signals.holdout_nll - shift)
+
+
+def lack(signals: Signals, goal: Goal) -> float:
+    """Share of the depth that the forgotten texts lack; below 0 where they are beyond it."""
+    wanted = depth(signals, goal)
+    return 1 - signals.forget_nll / wanted if wanted else 0.0
 
 
 def evenness(signals: Signals) -> float:

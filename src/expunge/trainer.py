@@ -25,13 +25,12 @@ from expunge.model.sampling import write_texts
 from expunge.prepare import Prepared
 from expunge.processes import ALONE, Processes
 from expunge.progress import Reporter
-from expunge.schedule import anchor_tokens, learning_rate, make_plan
+from expunge.schedule import LOOKS_PER_EPOCH, anchor_tokens, epoch_length, learning_rate, make_plan
 from expunge.stopping import Selector, selection_of
 from expunge.terms import SIDES, TERMS, Aim, Counts, Row, SideName, count, loss_terms, reference_sides, weighted_sum
 
 MICRO_BATCH_TOKENS = {"cpu": 4096, "cuda": 16384}
 """Area of one forward and backward pass, per device type."""
-LOOKS_PER_EPOCH = 4
 
 
 class Trainer:
@@ -51,7 +50,8 @@ class Trainer:
         config = self.config
         self.plan = make_plan(prepared)
         self.num_steps = min(self.plan.num_steps, config.max_steps or self.plan.num_steps)
-        self.select_every = config.select_every or math.ceil(self.plan.steps_per_epoch / LOOKS_PER_EPOCH)
+        self.usual_spacing = math.ceil(epoch_length(self.plan) / LOOKS_PER_EPOCH)
+        self.select_every = config.select_every or self.usual_spacing
         self.reference: dict[str, RowValues] = {}
         self.rows_that_fit = 2**31
         """Most rows of a micro-batch, found when the device's memory ran out."""
@@ -113,7 +113,8 @@ class Trainer:
                 config.goal,
                 beta=config.beta,
                 parameters=self.parameters,
-                steps_per_epoch=self.plan.steps_per_epoch,
+                epoch=epoch_length(self.plan),
+                pace=self.select_every / self.usual_spacing,
                 processes=processes,
             )
         self.anchors = written

@@ -107,7 +107,7 @@ class StopAfter:
 
 def test_resumed_equals_uninterrupted_with_looks_and_falling_rate(texts, expunge):
     """The aim, the learning rate, the mean of the states and the best of them come back with a checkpoint."""
-    loose = ("--target", "auc=0.3", "--select-every", "1")  # passed on the way, so that the rate falls before the end
+    loose = ("--target", "auc=0.3", "--epochs", "12")  # passed on the way, so that the rate falls before the end
     assert expunge(*FOLLOW, *loose, "--output", "whole").code == 0
     rates = [line["learning_rate"] for line in lines("whole")]
     assert rates[-1] <= max(rates) / 2
@@ -125,3 +125,15 @@ def test_resumed_equals_uninterrupted_with_looks_and_falling_rate(texts, expunge
     assert Path("run/calibration.json").read_text() == Path("whole/calibration.json").read_text()
     adapters = [Path(run, "adapter/adapter_model.safetensors").read_bytes() for run in ("run", "whole")]
     assert adapters[0] == adapters[1]
+
+
+def test_a_run_on_few_texts_may_take_as_many_steps_as_one_on_many(texts, expunge):
+    """Twenty texts make three steps an epoch: 24 epochs would end before anything is forgotten."""
+    without = [word for word in FOLLOW if word not in ("--epochs", "3", "--rows-per-step", "6")]
+    done = expunge(*without, "--tokens-per-step", "256", "--dry-run")
+    assert done.code == 0, done.err
+    steps = int(done.out.split("at most ")[1].split()[0])
+    assert 500 <= steps < 520
+    told = expunge(*without, "--select-every", "0")
+    assert (told.code, told.err.count("\n")) == (2, 1)
+    assert "--epochs is missing" in told.err

@@ -42,6 +42,17 @@ def test_what_repeats_the_forget_set_is_left_out(loaded, monkeypatch):
     assert [tuple(text.input_ids) for text in found] == said[1:]
 
 
+def test_a_short_text_to_forget_is_left_out_whole(loaded, monkeypatch):
+    """Its end-of-text token does not hide it, and the retain set may hold the same."""
+    end = loaded.tokenizer.eos_token_id
+    short = [TokenizedExample("f", [41, 42, 43, 44, end], 2), TokenizedExample("g", [51, 52, 53], 1)]
+    said = [(5, 41, 42, 43, 44, 6), (5, 41, 42, 43, 45), (5, 51, 52, 53)]
+    monkeypatch.setattr(sampling, "_continue", lambda loaded, begun: said)
+    retain = [TokenizedExample("r", [7, 51, 52, 53, 8], 2)]
+    found = write_texts(loaded, [*ROWS[:1], *short], retain, tokens=10**3, seed=0)
+    assert [tuple(text.input_ids) for text in found] == said[1:]
+
+
 def test_a_model_that_writes_the_same_again_and_again_ends_it(loaded, monkeypatch):
     monkeypatch.setattr(sampling, "_continue", lambda loaded, begun: [(5, 6, 7, 8, 9, 10, 11, 12, 13, 14)])
     assert len(write_texts(loaded, ROWS[:3], ROWS[3:], tokens=100, seed=0)) == 1

@@ -52,6 +52,18 @@ def test_every_step_has_both_sides_in_proportion(ratio):
         assert forget + retain <= 8192 + max(FORGET) * (1 + expected) + max(RETAIN)
 
 
+@pytest.mark.parametrize("options", [{"tokens_per_step": 1024}, {"rows_per_step": 8}])
+def test_a_large_retain_set_does_not_burst_the_budget(options):
+    """An epoch sees a part of it, and those after it the rest."""
+    own = Plan([40] * 10, [40] * 1000, epochs=40, **{"tokens_per_step": 1024} | options)
+    assert own.steps_per_epoch == 10
+    steps = list(own.steps())
+    budget = options.get("rows_per_step") or options["tokens_per_step"] / 40
+    assert all(len(step.forget) == 1 and len(step.retain) <= budget for step in steps)
+    rows = [row for step in steps for row in step.retain]
+    assert len(set(rows)) == 1000
+
+
 def test_what_to_say_instead_comes_once_an_epoch_on_top():
     lengths = [7 + row % 30 for row in range(300)]
     own = plan(instead_lengths=lengths)

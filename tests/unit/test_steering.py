@@ -94,6 +94,24 @@ def test_beta_follows_how_evenly_the_loss_is_spread():
     assert beta(*[3.0] * 50, 2.0) == pytest.approx(MOST_BETA)
 
 
+def test_looks_that_are_more_frequent_count_less_each():
+    """Three looks in the time of one, with the same signals, make of the run what one does."""
+    seen = [(1.0, 0.2), (0.9, 1.9), (0.4, 2.0), (0.3, 1.9)]
+
+    def controls(looks, pace):
+        own = course(*(signals(auc, nll, unseen=2.2, retain=0.7) for auc, nll in looks))
+        own.pace = pace
+        return own.depth, own.beta(0.5), own.pressure, own.keep, own.hold
+
+    thrice = [seen[0], *(look for look in seen[1:] for _ in range(3))]
+    assert controls(thrice, 1 / 3)[0] == pytest.approx(controls(seen[1:], 1.0)[0])
+    assert controls(thrice[1:], 1 / 3) == pytest.approx(controls(seen[1:], 1.0))
+    waiting = course(signals(0.5, 2.0, 2.2), *[signals(0.9, 2.0, 2.2)] * PATIENCE)
+    assert waiting.rate == SLOWING
+    waiting.pace = 1 / 3
+    assert waiting.rate == 1.0
+
+
 def test_the_weight_of_npo_follows_the_membership_auc():
     def pressure(*aucs):
         return course(*(signals(own, 1.0) for own in aucs)).pressure

@@ -13,7 +13,7 @@ from expunge.objectives import npo_token, push, push_odds, pushed, spread
 from expunge.objectives.depth import CLEAREST, LEAST_WEIGHT, RAMP
 from expunge.schedule import learning_rate
 from expunge.stopping import AVERAGING, Selector
-from expunge.strength import Selection, Signals, measure, relative_losses, shortfall
+from expunge.strength import SAFE, Selection, Signals, depth, evenly, measure, relative_losses, shortfall
 from expunge.terms import SHALLOWEST, Aim, Row, count, loss_terms, weighted_sum
 from tiny import save_tiny
 
@@ -33,16 +33,34 @@ SELECTION = Selection(rows("m", 4, 0), rows("n", 4, 31), rows("r", 3, 17))
     ("signals", "expected"),
     [
         (Signals(1.0, 0.5, 2.0, 2.0, 0.8), 0.0),
-        (Signals(1.0, 0.55, 1.9, 2.1, 0.8 * 0.98), pytest.approx((1 - 1.9 / 2.1 - 0.05) / 0.05)),
+        (Signals(1.0, 0.55, 1.9, 2.08, 0.8 * 0.98), pytest.approx((1 - 1.9 / 2.08 - 0.05) / 0.05)),
         (Signals(1.0, 0.7, 2.0, 2.0, 0.8), pytest.approx(3)),  # (.2 - .05) / .05
         (Signals(1.0, 0.3, 2.0, 2.0, 0.8), pytest.approx(3)),  # too deep counts the same
         (Signals(1.0, 0.5, 2.0, 2.0, 0.8, 0.8), pytest.approx(5)),  # its least likely tokens are too likely
-        (Signals(1.0, 0.5, 2.4, 2.4, 0.8), pytest.approx(3)),  # a drift of 20 %
+        (Signals(1.0, 0.5, 2.4, 2.4, 0.8), pytest.approx((0.2 - SAFE * 0.05) / 0.05)),  # a drift of 20 %
         (Signals(1.0, 0.5, 2.0, 2.0, 0.8 * 0.96), pytest.approx(2)),  # two points below the floor
     ],
 )
 def test_shortfall_is_what_is_missing_in_tolerances(signals, expected):
     assert shortfall(signals, UNTOUCHED, Goal(0.5, 0.98, 0.05)) == expected
+
+
+@pytest.mark.parametrize("target", [0.3, 0.5, 0.8])
+def test_the_depth_for_a_target_is_where_texts_spread_like_unseen_ones_have_that_auc(target):
+    generator = torch.Generator().manual_seed(0)
+    unseen, other = (5 + torch.randn(20_000, generator=generator) for _ in range(2))
+    wanted = depth(
+        Signals(0.0, 1.0, 0.1, unseen.mean().item(), 0.8, holdout_sd=unseen.std().item()), Goal(target, 1, 0)
+    )
+    forgotten = wanted + other - other.mean()
+    assert (forgotten[:, None] < unseen[None, :2000]).float().mean().item() == pytest.approx(target, abs=0.01)
+
+
+@pytest.mark.parametrize("count", [1, 63, 64, 65, 127, 150, 191])
+def test_rows_that_are_looked_at_come_evenly_from_all(count):
+    rows = evenly(list(range(count)), 64)
+    assert len(rows) == len(set(rows)) == min(count, 64)
+    assert max(b - a for a, b in zip(rows, [*rows[1:], count], strict=True)) <= -(-count // 64)
 
 
 def test_the_weights_that_follow_the_looks_are_in_the_sum_and_not_in_the_terms():
@@ -168,9 +186,9 @@ def adapted(tmp_path):
     return loaded, trainable(add_adapter(loaded, rank=2, alpha=None, modules="all-linear", seed=0))
 
 
-def made(adapted, steps_per_epoch=1):
+def made(adapted, epoch=1):
     loaded, parameters = adapted
-    return Selector(loaded, SELECTION, Goal(), beta=0.5, parameters=parameters, steps_per_epoch=steps_per_epoch)
+    return Selector(loaded, SELECTION, Goal(), beta=0.5, parameters=parameters, epoch=epoch)
 
 
 def moved(parameters, seed):
@@ -205,7 +223,7 @@ def test_looks_keep_the_best_state_and_a_checkpoint_brings_it_back(adapted):
 def test_what_is_looked_at_is_the_mean_of_the_last_states(adapted):
     loaded, parameters = adapted
     epoch = 12
-    selector = made(adapted, steps_per_epoch=epoch)
+    selector = made(adapted, epoch=epoch)
     expected = [parameter.clone() for parameter in parameters]
     for step in range(1, 41):
         states = moved(parameters, step)

@@ -37,7 +37,8 @@ class Plan:
         epochs: Passes over the forget set.
         tokens_per_step: Budget of one step, both sides together.
         rows_per_step: Count rows instead of tokens when given.
-        retain_per_forget: Retain tokens (rows) per forget token (row); that of the two sets when None.
+        retain_per_forget: Retain tokens (rows) per forget token (row); when None that of the two sets, or what fits
+            into the budget beside a single forget row where that is less (an epoch then sees a part of the retain set).
         anchor_lengths: Tokens of each anchor; anchors come on top of the budget.
         anchors_per_forget: Anchor tokens (rows) per forget token (row).
         instead_lengths: Tokens of each text to say instead; all of them once an epoch, at least one a step; they
@@ -71,9 +72,10 @@ class Plan:
         self._by_rows = by_rows
         forget_total, retain_total = sum(self._forget_costs), sum(self._retain_costs)
         self.retain_per_forget = 0.0
-        if retain_total:
-            self.retain_per_forget = retain_per_forget or retain_total / forget_total
         budget = rows_per_step if rows_per_step is not None else tokens_per_step
+        if retain_total:
+            fits = max(1.0, budget * len(forget_lengths) / forget_total - 1)
+            self.retain_per_forget = retain_per_forget or min(retain_total / forget_total, fits)
         if mix == "random":
             self.steps_per_epoch = math.ceil((forget_total + retain_total) / budget)
         else:

@@ -25,8 +25,9 @@ NEW_TOKENS = 96
 """Longest continuation."""
 BATCH = {"cpu": 128, "cuda": 512}
 """Texts that are written at once, per device type."""
-KNOWN = 8
-"""A text that has so many tokens in a row from the forget set, and not from the retain set, is no anchor."""
+KNOWN, FEWEST_KNOWN = 8, 3
+"""A text that has so many tokens in a row from the forget set, and not from the retain set, is no anchor; nor is one
+that holds a whole forget text of fewer, down to the second number."""
 
 
 @torch.no_grad()
@@ -57,7 +58,7 @@ def write_texts(
     rng = random.Random(f"{seed} anchors")
     rows = [*forget, *retain]
     vocabulary = [token for row in rows for token in row.input_ids]
-    known = _grams(forget) - _grams(retain)
+    known = _known(forget, retain, loaded.tokenizer.eos_token_id)
     size = BATCH[loaded.device.type]
     found: dict[tuple[int, ...], None] = {}
     written, most = 0, 8 * tokens
@@ -71,7 +72,7 @@ def write_texts(
                 break
             texts = _continue(loaded, [_beginning(rng, rows, vocabulary, length) for _ in range(size)])
             texts = processes.gather(texts)[0]
-            found |= {text: None for text in texts if len(text) > length and not known & set(_windows(text))}
+            found |= {text: None for text in texts if len(text) > length and not _holds(text, known)}
             written += sum(map(len, texts))
             progress(min(sum(map(len, found)), tokens) - before)
     chosen, total = [], 0
@@ -128,9 +129,25 @@ def _continue(loaded: LoadedModel, begun: list[list[int]]) -> list[tuple[int, ..
     return texts
 
 
-def _windows(ids: Sequence[int]) -> list[tuple[int, ...]]:
-    return [tuple(ids[at : at + KNOWN]) for at in range(len(ids) - KNOWN + 1)]
+def _known(
+    forget: Sequence[TokenizedExample], retain: Sequence[TokenizedExample], end: int | None
+) -> dict[int, set[tuple[int, ...]]]:
+    """By their length, the sequences of tokens that no anchor may hold; an end-of-text token is no part of a text."""
+    texts = [row.input_ids[:-1] if row.input_ids[-1] == end else row.input_ids for row in forget]
+    known: dict[int, set[tuple[int, ...]]] = {}
+    for ids in texts:
+        size = min(KNOWN, len(ids))
+        if size >= FEWEST_KNOWN:
+            known.setdefault(size, set()).update(_windows(ids, size))
+    return {
+        size: own - {window for row in retain for window in _windows(row.input_ids, size)}
+        for size, own in known.items()
+    }
 
 
-def _grams(rows: Sequence[TokenizedExample]) -> set[tuple[int, ...]]:
-    return {window for row in rows for window in _windows(row.input_ids)}
+def _holds(text: Sequence[int], known: dict[int, set[tuple[int, ...]]]) -> bool:
+    return any(not own.isdisjoint(_windows(text, size)) for size, own in known.items())
+
+
+def _windows(ids: Sequence[int], size: int) -> list[tuple[int, ...]]:
+    return [tuple(ids[at : at + size]) for at in range(len(ids) - size + 1)]
