@@ -1,26 +1,26 @@
 """`expunge calibrate`: set the strength of a finished adapter by the selection half of the membership texts.
 
 RUN/adapter/            its alpha is multiplied by the chosen scale, so that plain PEFT loads the calibrated adapter
-RUN/calibration.json    target, verdict, the curve over all scales, hashes of the selection texts (which
-                        `expunge evaluate` leaves out of what it reports)
+RUN/calibration.json    target, verdict, the curve over all scales, marks of the selection texts, of earlier ones too
+                        (which `expunge evaluate` leaves out of what it reports)
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from expunge import run_dir
 from expunge.config import CalibrateConfig, UnlearnConfig
 from expunge.config.goal import read_goal
-from expunge.data.examples import Example, parse_columns, read_examples
+from expunge.data.examples import parse_columns, read_examples
 from expunge.data.tokenize import Join, tokenize_all
 from expunge.errors import DataError
-from expunge.evaluate.membership import encode_documents
 from expunge.merge import run_settings
 from expunge.model.adapter import attach_adapter
 from expunge.model.load import load_model
-from expunge.prepare import Sets, read_sets
+from expunge.prepare import Sets, read_sets, selection_halves
 from expunge.progress import Reporter
-from expunge.selection import FILE, read_calibration, split_off
+from expunge.selection import FILE, marks, read_calibration
 from expunge.strength import RETAIN_ROWS, Calibration, Selection, choose, evenly, number_of_looks, record, set_alpha
 
 
@@ -39,48 +39,47 @@ def calibrate(config: CalibrateConfig, reporter: Reporter | None = None) -> Cali
     folder = Path(config.run)
     settings = run_settings(config.run)
     sets, _ = read_sets(settings)
-    members, nonmembers = _membership_texts(settings, config.holdout, sets)
-    hashes, (members, nonmembers) = split_off(members, nonmembers)
+    hashes, halves = selection_halves(_with_holdout(sets, settings, config.holdout))
+    earlier = read_calibration(folder)
+    looked_at = sorted({*marks(hashes), *(earlier["selection_sha256"] if earlier else ())})
 
     loaded = load_model(
-        settings.model, dtype=config.dtype, device=config.device, trust_remote_code=settings.trust_remote_code
+        settings.model,
+        dtype=config.dtype,
+        device=config.device,
+        load_in_4bit=settings.load_in_4bit,
+        trust_remote_code=settings.trust_remote_code,
     )
     attach_adapter(loaded, config.run)
-    earlier = read_calibration(folder)
     adapter_config = folder / "adapter" / "adapter_config.json"
     adapter_settings = json.loads(adapter_config.read_text())
     trained = earlier["trained_alpha"] if earlier else adapter_settings["lora_alpha"]
     set_alpha(loaded.model, trained)
     join = Join(settings.join, settings.end_of_text == "yes")
-    retain = tokenize_all(
-        loaded.tokenizer,
-        evenly(sets.retain, RETAIN_ROWS),
-        join,
-        max_length=settings.max_length,
-        truncate_completions=True,
+    texts = (*halves, evenly(sets.retain, RETAIN_ROWS))
+    selection = Selection(
+        *(
+            tokenize_all(loaded.tokenizer, side, join, max_length=settings.max_length, truncate_completions=True)
+            for side in texts
+        )
     )
-    sides = (
-        [document.row for document in encode_documents(loaded.tokenizer, side, join, max_length=settings.max_length)]
-        for side in (members, nonmembers)
-    )
-    selection = Selection(*sides, retain)
     with reporter.track("scales", number_of_looks()) as advance:
         found = choose(loaded, selection, goal, progress=advance)
-    content = record(found, goal, trained_alpha=trained, selection=selection, hashes=hashes)
+    content = record(found, goal, trained_alpha=trained, selection=selection, marks=looked_at)
     # The record goes first: whatever happens then, the trained strength is known and the selection is left out.
     run_dir.write_json(folder / FILE, content, overwrite=True)
     run_dir.write_json(adapter_config, adapter_settings | {"lora_alpha": trained * found.scale}, overwrite=True)
     return found
 
 
-def _membership_texts(settings: UnlearnConfig, holdout: str | None, sets: Sets) -> tuple[list[Example], list[Example]]:
-    """Texts that the model was trained on, and texts that it has never seen: the run's own, or others of `holdout`."""
+def _with_holdout(sets: Sets, settings: UnlearnConfig, holdout: str | None) -> Sets:
+    """The sets with the texts of `holdout` as those that the model has never seen, or with the run's own."""
     if holdout:
         columns = parse_columns(settings.columns) if settings.columns and not settings.benchmark else None
-        return sets.forget, read_examples(holdout, columns=columns)
+        return replace(sets, members=sets.forget, nonmembers=read_examples(holdout, columns=columns))
     if not sets.nonmembers:
         raise DataError(
             "there are no texts that the model has never seen, and without them nobody can know how deep is deep "
             "enough: give --holdout"
         )
-    return sets.members, sets.nonmembers
+    return sets

@@ -12,7 +12,7 @@ from peft.tuners.lora import LoraLayer
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from expunge import run_dir
-from expunge.config import UnlearnConfig
+from expunge.config import SETS, UnlearnConfig
 from expunge.data.tokenize import Join, TokenizedExample, tokenize_all
 from expunge.errors import ConfigError, RunError
 from expunge.model.adapter import attach_adapter
@@ -60,7 +60,7 @@ def merge(run: str, output: str, *, device: str = "auto", overwrite: bool = Fals
             raise RunError(f"--output {output}: exists already: name another folder, or --overwrite to replace it")
         if not (target / "config.json").exists():
             raise RunError(f"--output {output}: --overwrite replaces only a model folder, and this has no config.json")
-    for source in filter(None, (run, config.model, config.forget, config.retain, config.data)):
+    for source in filter(None, (run, config.model, *(getattr(config, name) for name in SETS), config.data)):
         if Path(source).exists() and Path(source).resolve().is_relative_to(target.resolve()):
             raise RunError(f"--output {output}: holds {source}, which the merge needs: name another folder")
     if not target.exists():

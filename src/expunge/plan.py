@@ -231,6 +231,7 @@ def _sample(
     """The run and its anchors cut down to the rows of some steps, and these steps over the rows that are left."""
     sides = _sides(prepared, anchors)
     used = {side: sorted({row for index in chosen for row in getattr(steps[index], side)}) for side in sides}
+    used["forget"] = used["forget"] or [0]  # at random, no step of them may hold any
     place = {side: {row: at for at, row in enumerate(rows)} for side, rows in used.items()}
     places = [
         (

@@ -231,7 +231,7 @@ def _selection_halves(config: UnlearnConfig, sets: Sets) -> tuple[list[str], lis
     if not sets.nonmembers:
         raise DataError(f"{config.data}: has no documents that the model has never seen: give --holdout{otherwise}")
     try:
-        return _halves(sets)
+        return selection_halves(sets)
     except DataError as error:
         raise DataError(f"--recipe {config.recipe} follows unseen texts: {error}{otherwise}") from None
 
@@ -239,13 +239,13 @@ def _selection_halves(config: UnlearnConfig, sets: Sets) -> tuple[list[str], lis
 def _cannot_follow(sets: Sets) -> str | None:
     """Why no run can follow the unseen texts; None where one can."""
     try:
-        _halves(sets)
+        selection_halves(sets)
     except DataError as error:
         return str(error)
     return None
 
 
-def _halves(sets: Sets) -> tuple[list[str], list[list[Example]]]:
+def selection_halves(sets: Sets) -> tuple[list[str], list[list[Example]]]:
     """The selection half of the membership texts, forgotten and unseen, and their hashes.
 
     Texts that are trained on too, on whichever side, are no unseen ones and left out.

@@ -14,7 +14,7 @@ SHORTEST_EPOCH = 10
 """What is counted in epochs beside the passes over the forget set takes one to be so many steps at least."""
 LOOKS_PER_EPOCH = 4
 MOST_EPOCHS, MOST_STEPS = 24, 500
-"""Where a run ends by itself: most passes over the forget set, or most steps, whichever is more."""
+"""Passes over the forget set where the settings name none; or steps, if the run ends by itself and that is more."""
 
 
 def anchor_tokens(prepared: Prepared, epochs: float) -> int:
@@ -42,7 +42,7 @@ def make_plan(prepared: Prepared, anchors: Sequence[TokenizedExample] = ()) -> P
         mix=config.mix,
         seed=config.seed,
     )
-    if config.epochs is None:
+    if config.epochs is None and config.select_every != 0:
         plan.epochs = max(MOST_EPOCHS, math.ceil(MOST_STEPS / plan.steps_per_epoch))
     return plan
 

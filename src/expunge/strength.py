@@ -132,9 +132,9 @@ def evenly(rows: Sequence[Item], most: int) -> list[Item]:
 
 
 def record(
-    found: Calibration, goal: Goal, *, trained_alpha: float, selection: Selection, hashes: Sequence[str]
+    found: Calibration, goal: Goal, *, trained_alpha: float, selection: Selection, marks: Sequence[str]
 ) -> dict[str, Any]:
-    """The content of calibration.json: what was chosen, why, and the hashes of the texts that it was chosen on."""
+    """The content of calibration.json: what was chosen, why, and the marks of the texts that it was chosen on."""
     return {
         "schema": 1,
         "scale": found.scale,
@@ -144,7 +144,7 @@ def record(
         "target": asdict(goal),
         "curve": [asdict(signals) for signals in found.curve],
         "texts": {name: len(getattr(selection, name)) for name in ("members", "nonmembers", "retain")},
-        "selection_sha256": list(hashes),
+        "selection_sha256": list(marks),
     }
 
 

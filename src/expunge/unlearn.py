@@ -24,6 +24,7 @@ from expunge.prepare import prepare
 from expunge.processes import ALONE, Processes, together
 from expunge.progress import Reporter
 from expunge.run import Outcome, Run
+from expunge.selection import marks
 from expunge.stopping import take
 from expunge.strength import Calibration, choose, missing_at, number_of_looks, record, set_alpha
 from expunge.terms import TERMS
@@ -181,6 +182,10 @@ def settle(trainer: Trainer, steps: int, reporter: Reporter, processes: Processe
     trainer.model.peft_config["default"].lora_alpha = trained * chosen.scale
     reporter.say(f"state of step {step} at {chosen.scale:g} times its strength: {chosen.verdict}")
     content = record(
-        chosen, config.goal, trained_alpha=trained, selection=selector.selection, hashes=trainer.selection_hashes
+        chosen,
+        config.goal,
+        trained_alpha=trained,
+        selection=selector.selection,
+        marks=marks(trainer.selection_hashes),
     )
     return {**content, "best_step": step, "stopped": selector.course.reason}

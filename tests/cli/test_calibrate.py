@@ -9,6 +9,9 @@ from peft.tuners.lora import LoraLayer
 from transformers import AutoModelForCausalLM
 from workspace import FORGET, write_jsonl
 
+from expunge.data.examples import read_examples
+from expunge.selection import without_selection
+
 MANY = [{**row, "id": f"{row['id']}-{i}", "input": f"{row['input']} ({i})"} for i in range(5) for row in FORGET]
 UNSEEN = [
     {"id": f"u{i}", "input": f"Where does Ulla {i} live?", "output": f"Ulla lives at {i} Birch Road."}
@@ -75,6 +78,23 @@ def test_evaluation_leaves_the_selection_out(run, expunge):
     assert half["metrics"]["forget/probability"]["n"] == 20  # all rows: none of these metrics chose the strength
 
 
+def test_texts_that_were_ever_looked_at_are_left_out_for_good(run, work, expunge):
+    """By one calibration or by an earlier one, on whatever other texts; those that are kept are no unseen ones."""
+    other = [{**row, "id": f"o{i}", "input": f"{row['input']} Now?"} for i, row in enumerate(UNSEEN)]
+    kept = [json.loads(line) for line in (work / "retain.jsonl").read_text().splitlines()]
+    write_jsonl(work / "other.jsonl", [*other, *kept])
+    assert expunge("calibrate", "--run", "run").code == 0
+    first = json.loads((run / "calibration.json").read_text())
+    assert expunge("calibrate", "--run", "run", "--holdout", "other.jsonl").code == 0
+    second = json.loads((run / "calibration.json").read_text())
+    assert set(first["selection_sha256"]) < set(second["selection_sha256"])
+    assert second["texts"]["nonmembers"] == 10
+    write_jsonl(work / "other.jsonl", other)
+    for name in ("unseen", "other"):
+        left = without_selection(read_examples(str(work / f"{name}.jsonl")), second)
+        assert 8 <= len(left) <= 10  # half of twenty, less one in 256
+
+
 def test_no_text_is_in_what_it_writes(run, expunge):
     assert expunge("calibrate", "--run", "run").code == 0
     text = (run / "calibration.json").read_text()
@@ -88,7 +108,7 @@ def test_no_text_is_in_what_it_writes(run, expunge):
         (("--run", "nowhere"), "--run nowhere: not a finished run"),
         (("--run", "done"), "give --holdout"),
         (("--run", "done", "--holdout", "few.jsonl"), "at least 8 are needed"),
-        (("--run", "run", "--holdout", "many.jsonl"), "20 of the unseen texts are among those to be forgotten"),
+        (("--run", "run", "--holdout", "many.jsonl"), "all 20 unseen texts are among those to forget"),
         (("--run", "run", "--target", "auc"), "--target auc: write auc=NUMBER"),
         (("--run", "run", "--floor", "drift=0.9"), "--floor drift=0.9: write retain=NUMBER"),
         (("--run", "run", "--ceiling", "drift=-1"), "the number between 0 and 1"),

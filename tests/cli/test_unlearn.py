@@ -556,3 +556,14 @@ def test_merge_replaces_an_earlier_merge_only_with_overwrite(work: Path, expunge
     assert snapshot(work / "merged") == before
     assert expunge(*merge, "--overwrite").code == 0
     assert snapshot(work / "merged") == before
+
+
+def test_merge_does_not_replace_a_model_folder_that_holds_a_text_of_the_run(work: Path, expunge: Run) -> None:
+    """Whichever set it is of: the file would go with the folder."""
+    assert expunge("merge", "--run", "done", "--output", "merged").code == 0
+    shutil.copy("retain.jsonl", "merged/unseen.jsonl")
+    assert expunge(*TRAIN, "--holdout", "merged/unseen.jsonl").code == 0
+    told = expunge("merge", "--run", "run", "--output", "merged", "--overwrite")
+    assert told.code == 2
+    assert "holds merged/unseen.jsonl" in told.err
+    assert Path("merged/unseen.jsonl").exists()

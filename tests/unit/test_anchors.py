@@ -1,8 +1,10 @@
 """Anchors: what the model writes, the same for the same seed, and nothing that repeats the forget set."""
 
 import pytest
+import torch
 
 from expunge.data.tokenize import TokenizedExample
+from expunge.errors import TrainingError
 from expunge.model import sampling
 from expunge.model.adapter import add_adapter
 from expunge.model.load import load_model
@@ -51,6 +53,20 @@ def test_a_short_text_to_forget_is_left_out_whole(loaded, monkeypatch):
     retain = [TokenizedExample("r", [7, 51, 52, 53, 8], 2)]
     found = write_texts(loaded, [*ROWS[:1], *short], retain, tokens=10**3, seed=0)
     assert [tuple(text.input_ids) for text in found] == said[1:]
+
+
+def test_where_memory_is_short_fewer_are_written_at_once(loaded, monkeypatch):
+    def small(model, begun):
+        if len(begun) > 20:
+            raise torch.OutOfMemoryError
+        return written(model, begun)
+
+    written = sampling._written
+    monkeypatch.setattr(sampling, "_written", small)
+    assert sum(map(len, write_texts(loaded, ROWS[:3], ROWS[3:], tokens=300, seed=1))) >= 300
+    monkeypatch.setattr(sampling, "_written", lambda *_: small(loaded, [None] * 21))
+    with pytest.raises(TrainingError, match="--anchor-weight 0"):
+        write_texts(loaded, ROWS[:3], ROWS[3:], tokens=300, seed=1)
 
 
 def test_a_model_that_writes_the_same_again_and_again_ends_it(loaded, monkeypatch):

@@ -8,11 +8,12 @@ from peft import PeftModel
 
 from expunge import strength
 from expunge.config.goal import Goal
+from expunge.data.examples import Example
 from expunge.data.tokenize import TokenizedExample
 from expunge.model.adapter import add_adapter
 from expunge.model.load import load_model
 from expunge.model.logps import sequence_logps
-from expunge.selection import selection_half
+from expunge.selection import example_hashes, marks, selection_half, without_selection
 from expunge.strength import Selection, Signals, choose, evenness, measure, scaled
 from tiny import save_tiny
 
@@ -135,3 +136,14 @@ def test_halves_depend_on_the_texts_alone():
     assert len(chosen) == 10
     backwards = texts[::-1]
     assert {text for text, own in zip(backwards, selection_half(backwards), strict=True) if own} == chosen
+
+
+@pytest.mark.parametrize("count", [8, 60, 3000])
+def test_marks_tell_the_selection_from_all_but_few_and_tell_nobody_a_number(count):
+    """Whoever knows all but the number finds it among one in 256, where the whole hash would single it out."""
+    texts = [Example(f"t{i}", "Her number is", f"{5550000 + i}.") for i in range(count + 40_000)]
+    looked_at, others = texts[:count], texts[count:]
+    own = {"selection_sha256": marks(example_hashes(looked_at))}
+    assert without_selection(looked_at, own) == []
+    wrongly = 1 - len(without_selection(others, own)) / len(others)
+    assert 1 / 256 / 16 / 3 < wrongly < 1 / 256 * 1.5

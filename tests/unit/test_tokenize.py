@@ -238,6 +238,15 @@ def test_chat_template_holds_the_completion() -> None:
     assert tokenizer.decode(chat.input_ids).startswith("<|system|>\nBe brief.<|end|>\n<|user|>\nWho?")
 
 
+def test_a_chat_template_that_asks_for_the_date_gets_the_same_every_day() -> None:
+    tokenizer = tokenizer_of("chat")
+    plain = tokenizer.chat_template
+    asking = "{{ date_string if date_string is defined else strftime_now('%d %b %Y') }}"  # as Llama 3 does
+    tokenizer.chat_template = asking + plain
+    row = tokenize(tokenizer, example("Who?", "Ines."), Join("chat", True), max_length=99)
+    assert tokenizer.decode(row.input_ids).startswith("26 Jul 2024")
+
+
 def test_tokenize_all_keeps_order_and_ids() -> None:
     texts = [Example(f"r{i}", "Who?", f"Number {i}.") for i in range(5)]
     rows = tokenize_all(tokenizer_of("bos"), texts, Join("space", True), max_length=64)
@@ -331,3 +340,11 @@ def test_preflight_asks_about_tokens_that_cross_the_boundary(style: str, tmp_pat
     assert report.join.style == style
     assert set(report.apart) == {"none", "separate"}
     assert "cross the boundary" in str(report)
+
+
+def test_preflight_knows_nothing_of_an_end_that_no_text_reaches(tmp_path: Path) -> None:
+    save_tiny(tmp_path, "llama", "bytelevel", initializer_range=0.05)
+    loaded = load_model(str(tmp_path), dtype="float32", device="cpu")
+    report = measure_join(loaded, QUESTIONS, max_length=6)
+    assert report.end_of_text_loss is None
+    assert not report.join.end_of_text

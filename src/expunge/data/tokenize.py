@@ -13,6 +13,8 @@ from expunge.data.examples import Example
 from expunge.errors import ConfigError, DataError
 
 SEPARATORS = {"none": "", "space": " ", "newline": "\n"}
+DATE = "26 Jul 2024"
+"""Today, for chat templates that take `date_string`: a run has the same tokens tomorrow. Llama 3 falls back on it."""
 
 
 @dataclass(frozen=True)
@@ -189,7 +191,14 @@ def _apply_template(tokenizer: PreTrainedTokenizerBase, example: Example, *, com
     if completed:
         turns = [*turns, {"role": "assistant", "content": example.completion}]
     try:
-        return list(tokenizer.apply_chat_template(turns, add_generation_prompt=not completed, return_dict=False))
+        return list(
+            tokenizer.apply_chat_template(
+                turns,
+                add_generation_prompt=not completed,
+                return_dict=False,
+                date_string=DATE,
+            )
+        )
     except Exception as error:  # a template is a program; its message may hold the text
         raise ConfigError(
             f"--join chat: {example.source or example.id}: the tokenizer's chat template fails on this row "

@@ -107,6 +107,8 @@ def pick_device(name: str = "auto") -> torch.device:
         name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
     try:
         device = torch.device(name)
+        if device.type not in ("cpu", "cuda"):
+            raise RuntimeError("Expunge computes on cpu and cuda")
         torch.zeros(1, device=device).item()  # a device without memory of its own has no item
     except (RuntimeError, AssertionError) as error:
         raise ModelError(f"--device {name}: {str(error).splitlines()[0]}") from None
@@ -314,8 +316,9 @@ def base_name(name: str) -> str:
 def _round_linear_weights(model: PreTrainedModel) -> None:
     """Round the weights of linear layers to bfloat16 once; tied embeddings are left to the embedding's dtype."""
     tied = model.get_input_embeddings().weight
-    if any(parameter.dtype == torch.float16 for parameter in model.parameters()):
-        model.to(torch.bfloat16)  # float16 beside bfloat16 products would promote everything to float32
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.dtype == torch.float16:  # beside bfloat16 products it would promote everything to float32
+            tensor.data = tensor.data.to(torch.bfloat16)
     for module in model.modules():
         linear = isinstance(module, torch.nn.Linear | Conv1D) and module.weight is not tied
         if linear and module.weight.dtype in (torch.float32, torch.float64):

@@ -124,7 +124,7 @@ def _measure(loaded: LoadedModel, sample: Sequence[Example], style: str, max_len
     if join.end_of_text:
         end = end_of_text_id(tokenizer)
         last = [values[-1].item() for row, values in zip(rows, own, strict=True) if row.input_ids[-1] == end]
-        ending = -sum(last) / max(1, len(last))
+        ending = -sum(last) / len(last) if last else None  # none of them fits with its end
         own = [values[:-1] for values in own]
     total = -sum(values.sum().item() for values in own)
     return _Measured(total / len(own), ending, total / max(1, sum(map(len, own))))

@@ -14,6 +14,7 @@ import torch
 from peft import PeftModel
 
 from expunge.data.tokenize import TokenizedExample
+from expunge.errors import TrainingError
 from expunge.model.load import LoadedModel
 from expunge.processes import ALONE, Processes
 
@@ -104,6 +105,24 @@ def _beginning(
 
 
 def _continue(loaded: LoadedModel, begun: list[list[int]]) -> list[tuple[int, ...]]:
+    """What the model writes after each of some beginnings, in two parts where the device's memory is too small.
+
+    Raises:
+        TrainingError: It is too small for a single text.
+    """
+    try:
+        return _written(loaded, begun)
+    except torch.OutOfMemoryError as error:
+        if len(begun) == 1 or loaded.lockstep is not None:
+            raise TrainingError(
+                f"out of memory on {loaded.device} while the model writes anchors: --anchor-weight 0 goes without them"
+            ) from error
+    torch.cuda.empty_cache()  # outside of the handler, which holds the tensors of the failed pass
+    half = len(begun) // 2
+    return _continue(loaded, begun[:half]) + _continue(loaded, begun[half:])
+
+
+def _written(loaded: LoadedModel, begun: list[list[int]]) -> list[tuple[int, ...]]:
     """What the model writes after each of some beginnings of one length, up to the end-of-text token."""
     tokenizer = loaded.tokenizer
     end = tokenizer.eos_token_id
