@@ -39,11 +39,8 @@ def test_faults_of_the_input_are_found_as_in_a_real_run(work, expunge):
 
 
 def test_steps_at_random_may_hold_nothing_to_forget(work, expunge):
-    forget, retain = (
-        [json.loads(line) for line in (work / f"{name}.jsonl").read_text().splitlines()]
-        for name in ("forget", "retain")
-    )
-    write_jsonl(work / "one.jsonl", forget[:1])
+    retain = [json.loads(line) for line in (work / "retain.jsonl").read_text().splitlines()]
+    write_jsonl(work / "one.jsonl", [{"input": "Who?", "output": "Me."}])  # short: not in the largest step
     write_jsonl(work / "many.jsonl", [{**row, "id": f"{row['id']}{i}"} for row in retain for i in range(40)])
     for seed in ("0", "1", "2"):
         result = expunge(
