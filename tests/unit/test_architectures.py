@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
 from expunge.data.tokenize import TokenizedExample
 from expunge.errors import ConfigError
@@ -283,3 +284,15 @@ def test_an_architecture_that_leaks_between_rows_is_padded(load: Load, monkeypat
     monkeypatch.setitem(packing.AttentionInterface._global_mapping, packing.NAME, leaky)
 
     assert load("llama").packable_length == 0
+
+
+def test_a_model_in_float16_keeps_its_float32_frequencies(tmp_path: Path) -> None:
+    """Rotary frequencies in bfloat16 would turn far positions by another angle."""
+    model = AutoModelForCausalLM.from_pretrained(save_tiny(tmp_path, "llama"))
+    model.half().save_pretrained(tmp_path)
+    loaded = load_model(str(tmp_path), dtype="bfloat16", device="cpu")
+    dtypes = {parameter.dtype for parameter in loaded.base.parameters()}
+    assert torch.float16 not in dtypes
+    frequencies = [buffer for name, buffer in loaded.base.named_buffers() if name.endswith("inv_freq")]
+    assert frequencies
+    assert all(own.dtype == torch.float32 for own in frequencies)
