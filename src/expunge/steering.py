@@ -29,9 +29,9 @@ HOLDING, LOOSEST, TIGHTEST = 4.0, 1 / 16, 1.5
 """The same of the anchors' weight, per unit of drift that is too much; bounds of its factor."""
 LOSS, DRIFT = 0.5, 0.8
 """The retain set and the drift are steered to these shares of what their bounds allow."""
-PATIENCE, SLOWING, SLOWEST = 4, 0.5, 0.1
-"""Looks at the depth without a better one after which the learning rate falls, the factor on it, and the factor below
-which the run ends."""
+PATIENCE, PATIENT_STEPS, SLOWING, SLOWEST = 4, 36, 0.5, 0.1
+"""Looks at the depth, and steps, without a better look after which the learning rate falls; the factor on it, and the
+factor below which the run ends. The AUC swings around its target, and one of its swings takes about twenty steps."""
 REACHED = 0.1
 """A shortfall of less, in tolerances, counts as the goal."""
 
@@ -136,15 +136,17 @@ class Course:
 
         A constant rate swings around the goal for ever, and one that falls by a clock falls too early or too late.
         """
-        arrived, least, waited, falls = self.arrived, float("inf"), 0, 0
+        arrived, least, falls = self.arrived, float("inf"), 0
+        waited, since = 0, 0
         patience = max(1, round(PATIENCE / self.pace))
         for look in self.looks:
             if arrived is None or look.step < arrived:
                 continue
-            waited = 0 if look.missing < least else waited + 1
-            least = min(least, look.missing)
-            if waited == patience:
-                waited, falls = 0, falls + 1
+            waited += 1
+            if look.missing < least:
+                least, waited, since = look.missing, 0, look.step
+            elif waited >= patience and look.step - since >= PATIENT_STEPS:
+                waited, since, falls = 0, look.step, falls + 1
         return SLOWING**falls
 
     @property

@@ -23,6 +23,7 @@ from expunge.steering import (
     MOST_KEPT,
     MOST_PRESSURE,
     PATIENCE,
+    PATIENT_STEPS,
     PRESSING,
     PULLING,
     RANKED,
@@ -110,6 +111,16 @@ def test_looks_that_are_more_frequent_count_less_each():
     assert waiting.rate == SLOWING
     waiting.pace = 1 / 3
     assert waiting.rate == 1.0
+
+
+def test_frequent_looks_wait_for_a_whole_swing_of_the_auc():
+    def rate(count):
+        looks = [Look(3 * (at + 1), 0.0 if at == 0 else 1.0, signals()) for at in range(count)]
+        return Course(UNTOUCHED, GOAL, looks).rate
+
+    falls = 1 + PATIENT_STEPS // 3
+    assert rate(falls - 1) == 1.0
+    assert rate(falls) == SLOWING
 
 
 def test_the_weight_of_npo_follows_the_membership_auc():
