@@ -14,14 +14,15 @@ NOT_SCORED = (
 )
 TERMS = {
     "forget_weight": "npo(forget)",
+    "rest_weight": "kl(others)",
     "retain_weight": "nll(retain)",
     "kl_weight": "kl(retain)",
     "anchor_weight": "kl(anchors)",
     "instead_weight": "nll(instead)",
 }
 SHOWN = (
-    "recipe", "epochs", "learning_rate", "schedule", "beta", "level", "forget_weight", "retain_weight", "kl_weight",
-    "kl_direction", "anchor_weight", "instead_weight",
+    "recipe", "epochs", "learning_rate", "schedule", "beta", "level", "forget_weight", "rest_weight", "retain_weight",
+    "kl_weight", "kl_direction", "anchor_weight", "instead_weight",
     "forget_span", "kl_span", "lora_rank", "lora_alpha", "target_modules", "tokens_per_step", "rows_per_step",
     "join", "end_of_text", "dtype", "seed",
 )  # fmt: skip

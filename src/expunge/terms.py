@@ -34,8 +34,8 @@ class Row:
         side: Whether it is to be forgotten, to be kept, an anchor, which the KL alone holds, or what to
             say instead, which has the NLL alone.
         ref_logps: `(targets,)`, reference log-probabilities (nats), for forget rows and under the target-token KL.
-        ref_states: `(targets, hidden)`, the reference's final hidden states, for retain rows under the exact KL and
-            for anchors.
+        ref_states: `(targets, hidden)`, the reference's final hidden states, for retain rows under the exact KL, for
+            anchors, and for forget rows where the other tokens' shares are held.
     """
 
     text: TokenizedExample
@@ -73,6 +73,7 @@ class Counts:
 
     Attributes:
         npo: Forget tokens in the span, or forget sequences at `level` sequence.
+        rest_kl: Forget tokens in the span.
         retain_nll: Retain completion tokens.
         retain_kl: Retain tokens in the KL's span.
         anchor_kl: Tokens of anchors.
@@ -80,6 +81,7 @@ class Counts:
     """
 
     npo: int
+    rest_kl: int
     retain_nll: int
     retain_kl: int
     anchor_kl: int
@@ -103,6 +105,8 @@ def reference_sides(
 ) -> dict[str, Side]:
     """What the terms need of the reference: nothing of the retain rows when there is no KL."""
     sides = {"forget_logps": Side(forget, config.forget_span, "logps")}
+    if config.rest_weight:
+        sides["forget_states"] = Side(forget, config.forget_span, "states")
     if retain and config.uses_kl_states:
         sides["retain_states"] = Side(retain, retain_span(config), "states")
     elif retain and config.kl_weight > 0:
@@ -118,6 +122,7 @@ def count(rows: Sequence[Row], config: UnlearnConfig) -> Counts:
     tokens = sum(len(text.targets(config.forget_span)) for text in forget)
     return Counts(
         npo=len(forget) if config.level == "sequence" else tokens,
+        rest_kl=tokens,
         retain_nll=sum(len(text.targets("completion")) for text in retain),
         retain_kl=sum(len(text.targets(retain_span(config))) for text in retain),
         anchor_kl=sum(len(text.targets("all")) for text in anchor),
@@ -133,6 +138,7 @@ def weighted_sum(terms: Mapping[str, Number], config: UnlearnConfig, aim: Aim | 
     pressure, keep, hold = (aim.pressure, aim.keep, aim.hold) if aim else (1.0, 1.0, 1.0)
     weights = {
         "npo": config.forget_weight * pressure,
+        "rest_kl": config.rest_weight,
         "retain_nll": config.retain_weight * keep,
         "retain_kl": config.kl_weight * keep,
         "anchor_kl": config.anchor_weight * hold,
@@ -159,7 +165,7 @@ def loss_terms(
     states = final_states(loaded, batch)
     terms: dict[str, Tensor] = {}
     if forget:
-        terms["npo"] = _npo(loaded, forget, batch, states, counts, config, aim)
+        terms |= _forget(loaded, forget, batch, states, counts, config, aim)
     if retain:
         terms |= _retain(loaded, retain, batch, states, len(forget), counts, config)
     if anchor:
@@ -169,7 +175,7 @@ def loss_terms(
     return terms
 
 
-def _npo(
+def _forget(
     loaded: LoadedModel,
     rows: list[Row],
     batch: Batch,
@@ -177,11 +183,35 @@ def _npo(
     counts: Counts,
     config: UnlearnConfig,
     aim: Aim | None,
-) -> Tensor:
+) -> dict[str, Tensor]:
+    """Terms of the forget rows, which stand first in the batch."""
     index, positions = target_index(batch, [row.text for row in rows], config.forget_span)
-    ids = batch.flat_ids[positions]
-    logps = token_logps(states[positions - 1], loaded.head, ids)
+    ids, own = batch.flat_ids[positions], states[positions - 1]
     ref_logps = torch.cat([row.ref_logps for row in rows if row.ref_logps is not None])
+    if not config.rest_weight:
+        logps = token_logps(own, loaded.head, ids)
+        return {"npo": _npo(logps, ref_logps, rows, batch, index, positions, counts, config, aim)}
+    ref_states = torch.cat([row.ref_states for row in rows if row.ref_states is not None])
+    logps, kl = token_logps_and_kl(own, ref_states, loaded.head, ids, "reverse")
+    return {
+        "npo": _npo(logps, ref_logps, rows, batch, index, positions, counts, config, aim),
+        "rest_kl": objectives.rest_kl(kl, logps, ref_logps, num_tokens=counts.rest_kl),
+    }
+
+
+def _npo(
+    logps: Tensor,
+    ref_logps: Tensor,
+    rows: list[Row],
+    batch: Batch,
+    index: Tensor,
+    positions: Tensor,
+    counts: Counts,
+    config: UnlearnConfig,
+    aim: Aim | None,
+) -> Tensor:
+    """NPO without end, or to a depth, on tokens of the rows `index` that stand at `positions` in the batch."""
+    ids = batch.flat_ids[positions]
     by_sequence = config.level == "sequence"
     if aim is None:
         if by_sequence:

@@ -1,10 +1,11 @@
 """The method: low-rank negative preference optimization on the forget set, held in place on the rest.
 
-    loss = forget_weight * npo(forget) + retain_weight * nll(retain) + kl_weight * kl(retain)
+    loss = forget_weight * npo(forget) + rest_weight * kl(others) + retain_weight * nll(retain) + kl_weight * kl(retain)
            + anchor_weight * kl(anchors) + instead_weight * nll(instead)
 
-Anchors are texts that the untouched model wrote itself; `instead` is what it should say in place of the forget set.
-Looks at selection texts say when to stop; the best state is taken, and the same texts set its strength. One loop.
+Others are all tokens but the forgotten one, in its place; anchors are texts that the untouched model wrote itself;
+`instead` is what it should say in place of the forget set. Looks at selection texts say when to stop; the best state is
+taken, and the same texts set its strength. One loop.
 """
 
 import time

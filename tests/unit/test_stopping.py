@@ -6,10 +6,11 @@ import torch
 from expunge.config import UnlearnConfig
 from expunge.config.goal import Goal
 from expunge.data.tokenize import TokenizedExample
+from expunge.kernels import Head, token_logps, token_logps_and_kl
 from expunge.model.adapter import add_adapter, trainable
 from expunge.model.load import load_model
-from expunge.model.logps import sequence_logps
-from expunge.objectives import npo_token, push, push_odds, pushed, spread
+from expunge.model.logps import final_states, lay_out, sequence_logps
+from expunge.objectives import npo_token, push, push_odds, pushed, rest_kl, spread
 from expunge.objectives.depth import CLEAREST, LEAST_WEIGHT, RAMP
 from expunge.schedule import learning_rate
 from expunge.stopping import AVERAGING, Selector
@@ -100,6 +101,42 @@ def test_a_question_that_is_past_the_depth_does_not_keep_its_answer(tmp_path, be
     assert own.min() < SHALLOWEST
     expected = (each * logps).mean()
     assert terms["npo"].item() == pytest.approx(expected.item(), rel=1e-4)  # sequence_logps are fp32
+
+
+def test_what_a_forgotten_token_leaves_goes_to_the_others_as_before(tmp_path):
+    """The divergence of all others, by the formula written out; the token's own probability is left free."""
+    loaded = load_model(str(save_tiny(tmp_path, "llama")), dtype="float64", device="cpu")
+    ref_logits, change = torch.randn(2, 7, 30, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    ids = torch.arange(7)
+    logits = (ref_logits + change).requires_grad_()
+    p, q = logits.softmax(-1), ref_logits.softmax(-1)
+    others = torch.ones(7, 30, dtype=torch.bool).scatter(1, ids[:, None], False)
+    rest, ref_rest = (own[others].view(7, 29) for own in (p, q))
+    shares, ref_shares = rest / rest.sum(-1, keepdim=True), ref_rest / ref_rest.sum(-1, keepdim=True)
+    expected = (rest.sum(-1) * (shares * (shares / ref_shares).log()).sum(-1)).mean()
+    (slope,) = torch.autograd.grad(expected, logits)
+
+    logps, kl = token_logps_and_kl(logits, ref_logits, Head(None), ids, "reverse")
+    found = rest_kl(kl, logps, token_logps(ref_logits, Head(None), ids))
+    assert found.item() == pytest.approx(expected.item(), abs=1e-9)
+    torch.testing.assert_close(torch.autograd.grad(found, logits)[0], slope, rtol=1e-6, atol=1e-9)
+
+    alone = ref_logits.clone()
+    alone[range(7), ids] -= 3.0  # pushed, and nothing else
+    logps, kl = token_logps_and_kl(alone, ref_logits, Head(None), ids, "reverse")
+    assert rest_kl(kl, logps, token_logps(ref_logits, Head(None), ids)).item() == pytest.approx(0, abs=1e-9)
+
+    [text] = rows("q", 1, 3)
+    states = final_states(loaded, lay_out(loaded, [text.input_ids]))[:-1]
+    ref_logps = sequence_logps(loaded, [text.input_ids])[0].double()
+    config = UnlearnConfig("m", rest_weight=2.0, forget_span="all")
+    row = Row(text, "forget", ref_logps, states)
+    untouched = loss_terms(loaded, [row], count([row], config), config)
+    assert untouched["rest_kl"].item() == pytest.approx(0, abs=1e-6)
+    row = Row(text, "forget", ref_logps, 1.5 * states)
+    moved = loss_terms(loaded, [row], count([row], config), config)
+    assert moved["rest_kl"].item() > 1e-4
+    assert moved["npo"].item() == pytest.approx(untouched["npo"].item())
 
 
 def test_tokens_are_pushed_by_what_their_group_lacks():

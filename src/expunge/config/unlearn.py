@@ -84,6 +84,8 @@ class UnlearnConfig:
         beta: Inverse temperature of NPO.
         level: Unit of NPO: `token` or `sequence`.
         forget_weight: Weight of NPO.
+        rest_weight: Weight of the KL of all other tokens in place of a forgotten one, with their shares among
+            themselves; it is what keeps the model from babbling there. 0 leaves them free.
         retain_weight: Weight of the retain NLL.
         kl_weight: Weight of the retain KL.
         kl_direction: `reverse` is KL(policy || reference), `forward` KL(reference || policy), `target-token` what the
@@ -152,6 +154,7 @@ class UnlearnConfig:
     beta: float = 0.5
     level: Literal["token", "sequence"] = "token"
     forget_weight: float = 1.0
+    rest_weight: float = 0.0
     retain_weight: float = 1.0
     kl_weight: float = 1.5
     kl_direction: Literal["reverse", "forward", "target-token"] = "reverse"
@@ -231,6 +234,7 @@ class UnlearnConfig:
             (0 <= self.max_grad_norm < float("inf"), f"--max-grad-norm {self.max_grad_norm}: must be 0 or more"),
             (0 < self.beta <= 100, f"--beta {self.beta}: must lie above 0 and not above 100"),
             (0 < self.forget_weight < float("inf"), f"--forget-weight {self.forget_weight}: must be above 0"),
+            (0 <= self.rest_weight < float("inf"), f"--rest-weight {self.rest_weight}: must be finite, 0 or more"),
             (0 <= self.retain_weight < float("inf"), f"--retain-weight {self.retain_weight}: must be 0 or more"),
             (0 <= self.kl_weight < float("inf"), f"--kl-weight {self.kl_weight}: must be finite, 0 or more"),
             (0 <= self.anchor_weight < float("inf"),
