@@ -104,7 +104,8 @@ def _stopped(run: RunData) -> str:
     if limit and steps >= limit:
         return f"stopped after {steps:,} steps because max_steps said so; no target decided it"
     epochs = run.settings.get("epochs")
-    return f"went to the end of the schedule, {steps:,} steps in {epochs} epochs; no target decided it"
+    passes = f" in {epochs} epochs" if epochs else ""
+    return f"went to the end of the schedule, {steps:,} steps{passes}; no target decided it"
 
 
 def settings(group: Group) -> list[tuple[str, str]]:
