@@ -1,27 +1,36 @@
 """`expunge calibrate`: set the strength of a finished adapter by the selection half of the membership texts.
 
 RUN/adapter/            its alpha is multiplied by the chosen scale, so that plain PEFT loads the calibrated adapter
+RUN/manifest.json       its losses, and with them the adapter's card, become those at this strength
 RUN/calibration.json    target, verdict, the curve over all scales, marks of the selection texts, of earlier ones too
                         (which `expunge evaluate` leaves out of what it reports)
 """
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from expunge import run_dir
+from expunge.card import model_card
 from expunge.config import CalibrateConfig, UnlearnConfig
 from expunge.config.goal import read_goal
-from expunge.data.examples import parse_columns, read_examples
-from expunge.data.tokenize import Join, tokenize_all
+from expunge.data.examples import Example, parse_columns, read_examples
+from expunge.data.tokenize import Join, TokenizedExample, tokenize_all
 from expunge.errors import DataError
+from expunge.manifest import read_manifest
 from expunge.merge import run_settings
 from expunge.model.adapter import attach_adapter
 from expunge.model.load import load_model
+from expunge.model.logps import mean_losses
 from expunge.prepare import Sets, read_sets, selection_halves
 from expunge.progress import Reporter
+from expunge.run import SUMMARY
 from expunge.selection import FILE, marks, read_calibration
 from expunge.strength import RETAIN_ROWS, Calibration, Selection, choose, evenly, number_of_looks, record, set_alpha
+
+WEAKER = 0.9
+"""A strength is told to forget less where so little of the forget set's rise in loss is left."""
 
 
 def calibrate(config: CalibrateConfig, reporter: Reporter | None = None) -> Calibration:
@@ -45,7 +54,7 @@ def calibrate(config: CalibrateConfig, reporter: Reporter | None = None) -> Cali
 
     loaded = load_model(
         settings.model,
-        dtype=config.dtype,
+        dtype=settings.dtype if config.dtype == "auto" else config.dtype,
         device=config.device,
         load_in_4bit=settings.load_in_4bit,
         trust_remote_code=settings.trust_remote_code,
@@ -56,20 +65,42 @@ def calibrate(config: CalibrateConfig, reporter: Reporter | None = None) -> Cali
     trained = earlier["trained_alpha"] if earlier else adapter_settings["lora_alpha"]
     set_alpha(loaded.model, trained)
     join = Join(settings.join, settings.end_of_text == "yes")
-    texts = (*halves, evenly(sets.retain, RETAIN_ROWS))
-    selection = Selection(
-        *(
-            tokenize_all(loaded.tokenizer, side, join, max_length=settings.max_length, truncate_completions=True)
-            for side in texts
-        )
-    )
+
+    def rows(texts: Sequence[Example]) -> list[TokenizedExample]:
+        return tokenize_all(loaded.tokenizer, texts, join, max_length=settings.max_length, truncate_completions=True)
+
+    selection = Selection(*(rows(texts) for texts in (*halves, evenly(sets.retain, RETAIN_ROWS))))
     with reporter.track("scales", number_of_looks()) as advance:
         found = choose(loaded, selection, goal, progress=advance)
     content = record(found, goal, trained_alpha=trained, selection=selection, marks=looked_at)
+    content |= {name: earlier[name] for name in ("best_step", "stopped") if earlier and name in earlier}
+    manifest = read_manifest(folder / "manifest.json", "--run")
+    losses = manifest["loss_nats_per_completion_token"]
+    set_alpha(loaded.model, trained * found.scale)
+    after = mean_losses(loaded, {name: rows(getattr(sets, name)) for name in losses})
+    _tell(losses["forget"], after["forget"], reporter)
+    manifest["loss_nats_per_completion_token"] = {
+        name: {"before": own["before"], "after": after[name]} for name, own in losses.items()
+    }
+    manifest["selection"] = {name: content[name] for name in SUMMARY if name in content}
     # The record goes first: whatever happens then, the trained strength is known and the selection is left out.
     run_dir.write_json(folder / FILE, content, overwrite=True)
     run_dir.write_json(adapter_config, adapter_settings | {"lora_alpha": trained * found.scale}, overwrite=True)
+    run_dir.write_json(folder / "manifest.json", manifest, overwrite=True)
+    run_dir.write_text(folder / "adapter" / "README.md", model_card(settings, manifest), overwrite=True)
     return found
+
+
+def _tell(forget: Mapping[str, float | None], now: float | None, reporter: Reporter) -> None:
+    """What the new strength does to the forget set, louder where it gives back what was forgotten."""
+    before, was = forget["before"], forget["after"]
+    if before is None or was is None or now is None:
+        return
+    line = f"loss of the forget set: {before:.3f} untouched, {was:.3f} at the strength before, {now:.3f} now"
+    if now - before < WEAKER * (was - before):
+        reporter.warn(f"{line}: the adapter forgets less than it did; calibrate with wider bounds to go back")
+    else:
+        reporter.say(line)
 
 
 def _with_holdout(sets: Sets, settings: UnlearnConfig, holdout: str | None) -> Sets:

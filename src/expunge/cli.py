@@ -330,7 +330,7 @@ def _calibrate(values: Namespace) -> int:
     print(strength_table([dataclasses.asdict(signals) for signals in found.curve], found.scale))
     print(f"strength      {found.scale:g} times the trained one, written into {Path(values.run) / 'adapter'}")
     print(f"target        {'reached' if found.reached else 'NOT REACHED'}: {found.verdict}")
-    print("note          scores, page and card that are there are of the strength before: evaluate again")
+    print("note          scores and page that are there are of the strength before: evaluate, then report, again")
     return 0
 
 

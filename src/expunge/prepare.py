@@ -22,6 +22,7 @@ from expunge.model.shard import held_bytes, own_part
 from expunge.processes import current
 from expunge.selection import example_hashes, split_off
 
+BY_CHOICE = "--recipe steered does"
 REFERENCE_WIDTH, REFERENCE_RATE = 256, 1.5e-3
 """The default learning rate is REFERENCE_RATE up to a hidden size of REFERENCE_WIDTH and falls with 1 / width above."""
 
@@ -121,6 +122,8 @@ def read_sets(config: UnlearnConfig) -> tuple[Sets, list[str]]:
         retain = read(config.retain) if config.needs_retain else []
         sets = Sets(forget, retain, holdout, instead, forget, holdout)
     _check_instead(sets)
+    if config.holdout and not set(example_hashes(sets.holdout)) - set(example_hashes(sets.forget)):
+        raise DataError(f"--holdout {config.holdout}: all of its texts are to be forgotten: give texts never seen")
     return sets, check_sets(sets.forget, sets.retain or None, sets.holdout, sets.instead)
 
 
@@ -157,7 +160,7 @@ def prepare(config: UnlearnConfig, say: Callable[[str], None]) -> Prepared:
     sets, warnings = read_sets(config)
     halves = _selection_halves(config, sets)
     if halves is None and sets.nonmembers:
-        say(f"no step is taken by the unseen texts: {_cannot_follow(sets) or '--recipe steered follows them'}")
+        say(f"recipe {config.recipe}, which does not follow the unseen texts: {_cannot_follow(sets) or BY_CHOICE}")
     options = {"dtype": config.dtype, "device": config.device, "trust_remote_code": config.trust_remote_code}
     if config.shard_base:
         loaded = load_shared(config.model, current(), **options)
@@ -227,13 +230,14 @@ def _selection_halves(config: UnlearnConfig, sets: Sets) -> tuple[list[str], lis
     """
     if config.select_every == 0:
         return None
-    otherwise = "; without them a run cannot know how deep is deep enough: --recipe default"
+    asked = "--recipe steered" if config.recipe == "steered" else "--select-every"
+    otherwise = f"; without them a run cannot know how deep is deep enough: leave out {asked}"
     if not sets.nonmembers:
         raise DataError(f"{config.data}: has no documents that the model has never seen: give --holdout{otherwise}")
     try:
         return selection_halves(sets)
     except DataError as error:
-        raise DataError(f"--recipe {config.recipe} follows unseen texts: {error}{otherwise}") from None
+        raise DataError(f"{asked} follows unseen texts: {error}{otherwise}") from None
 
 
 def _cannot_follow(sets: Sets) -> str | None:

@@ -266,7 +266,7 @@ def passed_bounds(signals: Signals, untouched: Signals, goal: Goal) -> list[str]
     if share < goal.retain:
         passed.append(f"keeps {share:.1%} of the retain set's probability (floor {goal.retain:.1%})")
     if drift > goal.drift:
-        passed.append(f"moves the loss of unseen texts by {drift:.1%} (ceiling {goal.drift:.1%})")
+        passed.append(f"moves the loss of the unseen selection texts by {drift:.1%} (ceiling {goal.drift:.1%})")
     return passed
 
 
@@ -348,4 +348,7 @@ def _judge(best: Signals, found: dict[float, Signals], goal: Goal) -> tuple[bool
         return False, f"membership AUC {best.auc:.2f}: no scale up to {SCALES[-1]:g} comes closer to {goal.auc:.2f}"
     nearest = min(beyond, key=lambda own: abs(own.scale - best.scale))
     reasons = " and ".join(passed_bounds(nearest, found[0.0], goal))
-    return False, f"membership AUC {best.auc:.2f}, {goal.auc:.2f} wanted: scale {nearest.scale:g} {reasons}"
+    return (
+        False,
+        f"membership AUC {best.auc:.2f}, {goal.auc:.2f} wanted: what comes closer, {nearest.scale:g}, {reasons}",
+    )

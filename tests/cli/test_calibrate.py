@@ -95,6 +95,26 @@ def test_texts_that_were_ever_looked_at_are_left_out_for_good(run, work, expunge
         assert 8 <= len(left) <= 10  # half of twenty, less one in 256
 
 
+def test_losses_and_card_are_those_of_the_strength_that_is_written(run, expunge):
+    def losses():
+        return json.loads((run / "manifest.json").read_text())["loss_nats_per_completion_token"]
+
+    trained = losses()
+    bounds = ("--target", "auc=0", "--ceiling", "drift=1", "--floor", "retain=0")
+    told = expunge("calibrate", "--run", "run", "--ceiling", "drift=0", "--floor", "retain=1")
+    assert "warning: loss of the forget set" in told.err
+    off = losses()
+    assert off["forget"]["after"] == pytest.approx(trained["forget"]["before"], abs=1e-4)
+    assert off["retain"]["before"] == trained["retain"]["before"]
+    assert f"{off['forget']['after']:.3f}" in (run / "adapter" / "README.md").read_text()
+    told = expunge("calibrate", "--run", "run", *bounds)
+    assert "loss of the forget set" in told.err
+    assert "warning" not in told.err
+    scale = json.loads((run / "calibration.json").read_text())["scale"]
+    assert (losses()["forget"]["after"] > trained["forget"]["after"]) == (scale > 1)
+    assert losses()["forget"]["after"] > off["forget"]["after"] + 0.1
+
+
 def test_no_text_is_in_what_it_writes(run, expunge):
     assert expunge("calibrate", "--run", "run").code == 0
     text = (run / "calibration.json").read_text()

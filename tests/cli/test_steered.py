@@ -59,8 +59,7 @@ def test_with_enough_unseen_texts_a_run_follows_them(texts, expunge):
     ("unseen", "flags", "reason"),
     [
         (UNSEEN[:9], (), "4 selection texts on the unseen side"),
-        (MANY, (), "all 20 unseen texts are among those to forget"),
-        (UNSEEN, ("--recipe", "default"), "--recipe steered follows them"),
+        (UNSEEN, ("--recipe", "default"), "--recipe steered does"),
     ],
 )
 def test_with_too_few_or_by_choice_nothing_is_followed(texts, expunge, unseen, flags, reason):
@@ -68,7 +67,7 @@ def test_with_too_few_or_by_choice_nothing_is_followed(texts, expunge, unseen, f
     done = expunge(*FOLLOW, "--max-steps", "2", *flags)
     assert done.code == 0, done.err
     assert read("run/manifest.json")["settings"]["recipe"] == "default"
-    assert f"no step is taken by the unseen texts: {reason}" in done.err
+    assert f"recipe default, which does not follow the unseen texts: {reason}" in done.err
     assert not Path("run/calibration.json").exists()
     assert not any("selection" in line for line in lines("run"))
 
@@ -83,7 +82,14 @@ def test_who_asks_for_it_without_enough_unseen_texts_is_told(texts, expunge):
     told = expunge(*FOLLOW, "--recipe", "steered")
     assert (told.code, told.err.count("\n")) == (2, 1)
     assert "at least 8 are needed" in told.err
-    assert "--recipe default" in told.err
+    assert "leave out --recipe steered" in told.err
+    told = expunge(*FOLLOW, "--select-every", "2")
+    assert (told.code, told.err.count("\n")) == (2, 1)
+    assert "--select-every follows unseen texts: 4 selection texts" in told.err
+    write_jsonl(texts / "unseen.jsonl", MANY)
+    told = expunge(*FOLLOW)
+    assert (told.code, told.err.count("\n")) == (2, 1)
+    assert "--holdout unseen.jsonl: all of its texts are to be forgotten" in told.err
     write_jsonl(texts / "unseen.jsonl", UNSEEN)
     assert snapshot(texts) == before
 

@@ -111,7 +111,7 @@ def test_a_bound_stops_it_and_the_verdict_names_the_bound(monkeypatch):
     found = search(monkeypatch, lambda s: Signals(s, 1 - s / 2.2, 1 + s, 5.0 * (1 + 0.099 * s), 0.9))
     assert not found.reached
     assert found.scale == 0.5  # a drift of 5 %
-    assert "unseen texts by" in found.verdict
+    assert "unseen selection texts by" in found.verdict
     assert "ceiling 5.0%" in found.verdict
 
     found = search(monkeypatch, lambda s: Signals(s, 1 - s / 2.2, 1 + s, 5.0, 1 - 0.04 * s))

@@ -142,7 +142,7 @@ class CalibrateConfig:
         target: Membership AUC to come closest to, `auc=0.5` or a retrained model's.
         floor: Least share of the retain texts' probability to keep, as `retain=0.97`.
         ceiling: Largest relative change of the unseen texts' loss, as `drift=0.05`.
-        dtype: `auto`, `float32` or `bfloat16`.
+        dtype: `auto` (that of the run), `float32` or `bfloat16`.
         device: `auto`, `cpu`, `cuda` ...
     """
 
