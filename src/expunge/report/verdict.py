@@ -171,9 +171,9 @@ def _forgotten_by_losses(run: RunData, question: str, rule: str, *, scored: bool
     pair, unseen = run.losses.get("forget"), run.losses.get("holdout")
     if not _numbers(pair):
         return Finding(question, "unknown", f"whether the texts are forgotten is unknown ({why})", rule)
-    says = f"the loss of the forget texts went from {pair['before']:.2f} to {pair['after']:.2f} nats per token"
+    says = _moved("forget", pair)
     if _numbers(unseen):
-        says += f" (texts never seen: {unseen['before']:.2f} before)"
+        says += f" (texts never seen: {number_text(unseen['before'])} before)"
         gap = unseen["before"] - pair["before"]
         if gap > 0 and pair["after"] - pair["before"] < LEFT * gap:
             return Finding(question, "no", says, rule, (f"Judged by losses: {why}.",))
@@ -257,15 +257,18 @@ def _drift(run: RunData, found: Mapping[str, Mapping[str, Reading]]) -> tuple[st
     return "no", f"the loss of unseen texts went from {text} nats per token ({change:+.0%}), which is damage"
 
 
+def _moved(name: str, pair: Mapping[str, Any]) -> str:
+    before, after = number_text(pair["before"]), number_text(pair["after"])
+    return f"the loss of the {name} texts went from {before} to {after} nats per token"
+
+
 def _held_by_losses(run: RunData, question: str, rule: str, drift: str | None, drift_says: str) -> Finding:
     pair = run.losses.get("retain")
     says = []
     rise = 0.0
     if _numbers(pair):
         rise = pair["after"] - pair["before"]
-        says.append(
-            f"the loss of the retain texts went from {pair['before']:.2f} to {pair['after']:.2f} nats per token"
-        )
+        says.append(_moved("retain", pair))
     if drift_says:
         says.append(drift_says)
     if drift == "no" or rise > max(LOSS_RISE, DRIFT * (pair["before"] if _numbers(pair) else 0)):
