@@ -257,7 +257,7 @@ def _drift(run: RunData, found: Mapping[str, Mapping[str, Reading]]) -> tuple[st
     return "no", f"the loss of unseen texts went from {text} nats per token ({change:+.0%}), which is damage"
 
 
-def _moved(name: str, pair: Mapping[str, Any]) -> str:
+def _moved(name: str, pair: Mapping[str, float]) -> str:
     before, after = number_text(pair["before"]), number_text(pair["after"])
     return f"the loss of the {name} texts went from {before} to {after} nats per token"
 
