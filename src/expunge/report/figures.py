@@ -27,8 +27,8 @@ from expunge.report.drawing import (
 from expunge.report.readings import Reading, kept, knowledge, number
 
 TERMS = {
-    "npo": ("Forget term", "what is pushed (nats per token)"),
-    "rest_kl": ("Others term", "KL of the other tokens in forget texts (nats per token)"),
+    "npo": ("Forget term", "pushed (nats per token)"),
+    "rest_kl": ("Others term", "others' KL (nats per token)"),
     "retain_nll": ("Retain term", "retain NLL (nats per token)"),
     "retain_kl": ("Divergence term", "retain KL (nats per token)"),
     "anchor_kl": ("Anchor term", "anchor KL (nats per token)"),
