@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
+from transformers.pytorch_utils import Conv1D
 
 from bench.quality import score, spread, subject_of, summary
 from expunge.merge import merge
@@ -55,9 +56,16 @@ def round_model(folder: Path, output: Path, rounding: Callable[[Tensor], Tensor]
     shutil.copytree(folder, output, dirs_exist_ok=True, ignore=shutil.ignore_patterns("results_*"))
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     head = model.get_output_embeddings()
+    rounded = 0
     for module in model.modules():
         if isinstance(module, torch.nn.Linear) and module is not head:
             module.weight.copy_(rounding(module.weight))
+            rounded += 1
+        elif isinstance(module, Conv1D):  # a linear layer that is stored the other way round
+            module.weight.copy_(rounding(module.weight.T.contiguous()).T)
+            rounded += 1
+    if not rounded:
+        raise SystemExit(f"{folder}: has no linear layers that are known here")
     model.save_pretrained(output)
 
 
