@@ -7,7 +7,7 @@ RUN/calibration.json    target, verdict, the curve over all scales, marks of the
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,11 +15,10 @@ from expunge import run_dir
 from expunge.card import model_card
 from expunge.config import CalibrateConfig, UnlearnConfig
 from expunge.config.goal import read_goal
-from expunge.data.examples import Example, parse_columns, read_examples
-from expunge.data.tokenize import Join, TokenizedExample, tokenize_all
+from expunge.data.examples import parse_columns, read_examples
 from expunge.errors import DataError
 from expunge.manifest import read_manifest
-from expunge.merge import run_settings
+from expunge.merge import run_rows, run_settings
 from expunge.model.adapter import attach_adapter
 from expunge.model.load import load_model
 from expunge.model.logps import mean_losses
@@ -64,12 +63,8 @@ def calibrate(config: CalibrateConfig, reporter: Reporter | None = None) -> Cali
     adapter_settings = json.loads(adapter_config.read_text())
     trained = earlier["trained_alpha"] if earlier else adapter_settings["lora_alpha"]
     set_alpha(loaded.model, trained)
-    join = Join(settings.join, settings.end_of_text == "yes")
-
-    def rows(texts: Sequence[Example]) -> list[TokenizedExample]:
-        return tokenize_all(loaded.tokenizer, texts, join, max_length=settings.max_length, truncate_completions=True)
-
-    selection = Selection(*(rows(texts) for texts in (*halves, evenly(sets.retain, RETAIN_ROWS))))
+    texts = (*halves, evenly(sets.retain, RETAIN_ROWS))
+    selection = Selection(*(run_rows(settings, loaded.tokenizer, own) for own in texts))
     with reporter.track("scales", number_of_looks()) as advance:
         found = choose(loaded, selection, goal, progress=advance)
     content = record(found, goal, trained_alpha=trained, selection=selection, marks=looked_at)
@@ -77,7 +72,7 @@ def calibrate(config: CalibrateConfig, reporter: Reporter | None = None) -> Cali
     manifest = read_manifest(folder / "manifest.json", "--run")
     losses = manifest["loss_nats_per_completion_token"]
     set_alpha(loaded.model, trained * found.scale)
-    after = mean_losses(loaded, {name: rows(getattr(sets, name)) for name in losses})
+    after = mean_losses(loaded, {name: run_rows(settings, loaded.tokenizer, getattr(sets, name)) for name in losses})
     _tell(losses["forget"], after["forget"], reporter)
     manifest["loss_nats_per_completion_token"] = {
         name: {"before": own["before"], "after": after[name]} for name, own in losses.items()

@@ -9,10 +9,11 @@ from pathlib import Path
 import torch
 import yaml
 from peft.tuners.lora import LoraLayer
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from expunge import run_dir
 from expunge.config import SETS, UnlearnConfig
+from expunge.data.examples import Example
 from expunge.data.tokenize import Join, TokenizedExample, tokenize_all
 from expunge.errors import ConfigError, RunError
 from expunge.model.adapter import attach_adapter
@@ -68,11 +69,7 @@ def merge(run: str, output: str, *, device: str = "auto", overwrite: bool = Fals
     sets, _ = read_sets(config)
 
     loaded = load_model(config.model, dtype="float32", device=device, trust_remote_code=config.trust_remote_code)
-    join = Join(config.join, config.end_of_text == "yes")
-    forget, retain = (
-        tokenize_all(loaded.tokenizer, texts, join, max_length=config.max_length, truncate_completions=True)
-        for texts in (sets.forget, sets.retain)
-    )
+    forget, retain = (run_rows(config, loaded.tokenizer, texts) for texts in (sets.forget, sets.retain))
     probes = [row.input_ids for row in (*forget[:64], *retain[:64])]
     untouched = mean_losses(loaded, {"forget": forget})["forget"]
     attach_adapter(loaded, run)
@@ -111,6 +108,14 @@ def run_settings(run: str) -> UnlearnConfig:
         return config
     except (yaml.YAMLError, UnicodeDecodeError, TypeError, ConfigError):
         raise RunError(f"{path}: not the settings of a run, it is damaged or from another version") from None
+
+
+def run_rows(
+    settings: UnlearnConfig, tokenizer: PreTrainedTokenizerBase, texts: Sequence[Example]
+) -> list[TokenizedExample]:
+    """Texts as a finished run has read them; completions that do not fit are cut."""
+    join = Join(settings.join, settings.end_of_text == "yes")
+    return tokenize_all(tokenizer, texts, join, max_length=settings.max_length, truncate_completions=True)
 
 
 def _stored_dtype(name: str, *, trust_remote_code: bool) -> torch.dtype:

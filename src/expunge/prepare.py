@@ -22,7 +22,6 @@ from expunge.model.shard import held_bytes, own_part
 from expunge.processes import current
 from expunge.selection import example_hashes, split_off
 
-BY_CHOICE = "--recipe steered does"
 REFERENCE_WIDTH, REFERENCE_RATE = 256, 1.5e-3
 """The default learning rate is REFERENCE_RATE up to a hidden size of REFERENCE_WIDTH and falls with 1 / width above."""
 
@@ -121,17 +120,16 @@ def read_sets(config: UnlearnConfig) -> tuple[Sets, list[str]]:
         forget, holdout = read(config.forget), read(config.holdout)
         retain = read(config.retain) if config.needs_retain else []
         sets = Sets(forget, retain, holdout, instead, forget, holdout)
-    _check_instead(sets)
-    if config.holdout and not set(example_hashes(sets.holdout)) - set(example_hashes(sets.forget)):
-        raise DataError(f"--holdout {config.holdout}: all of its texts are to be forgotten: give texts never seen")
+    _check_apart(config, sets)
     return sets, check_sets(sets.forget, sets.retain or None, sets.holdout, sets.instead)
 
 
-def _check_instead(sets: Sets) -> None:
-    """Look whether what the model should say instead answers something, and is not what it should forget.
+def _check_apart(config: UnlearnConfig, sets: Sets) -> None:
+    """Look whether what the model should say instead answers something, and whether that and the unseen texts are not
+    what it should forget.
 
     Raises:
-        DataError: The first row where it is not so.
+        DataError: The first row to say instead where it is not so, or all of `holdout` is to be forgotten.
     """
     forgotten = set(example_hashes(sets.forget))
     for row, mark in zip(sets.instead, example_hashes(sets.instead), strict=True):
@@ -139,6 +137,8 @@ def _check_instead(sets: Sets) -> None:
             raise DataError(f"{row.source}: --instead needs a prompt beside what the model should say to it")
         if mark in forgotten:
             raise DataError(f"{row.source}: --instead holds a text that is to be forgotten")
+    if config.holdout and forgotten.issuperset(example_hashes(sets.holdout)):
+        raise DataError(f"--holdout {config.holdout}: all of its texts are to be forgotten: give texts never seen")
 
 
 def prepare(config: UnlearnConfig, say: Callable[[str], None]) -> Prepared:
@@ -160,7 +160,7 @@ def prepare(config: UnlearnConfig, say: Callable[[str], None]) -> Prepared:
     sets, warnings = read_sets(config)
     halves = _selection_halves(config, sets)
     if halves is None and sets.nonmembers:
-        say(f"recipe {config.recipe}, which does not follow the unseen texts: {_cannot_follow(sets) or BY_CHOICE}")
+        say(f"recipe {config.recipe}, which does not follow the unseen texts: {_why_not_followed(sets)}")
     options = {"dtype": config.dtype, "device": config.device, "trust_remote_code": config.trust_remote_code}
     if config.shard_base:
         loaded = load_shared(config.model, current(), **options)
@@ -240,13 +240,13 @@ def _selection_halves(config: UnlearnConfig, sets: Sets) -> tuple[list[str], lis
         raise DataError(f"{asked} follows unseen texts: {error}{otherwise}") from None
 
 
-def _cannot_follow(sets: Sets) -> str | None:
-    """Why no run can follow the unseen texts; None where one can."""
+def _why_not_followed(sets: Sets) -> str:
+    """Why a run does not follow its unseen texts: because it cannot, or because it takes another recipe."""
     try:
         selection_halves(sets)
     except DataError as error:
         return str(error)
-    return None
+    return "--recipe steered does"
 
 
 def selection_halves(sets: Sets) -> tuple[list[str], list[list[Example]]]:

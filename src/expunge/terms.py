@@ -188,15 +188,16 @@ def _forget(
     index, positions = target_index(batch, [row.text for row in rows], config.forget_span)
     ids, own = batch.flat_ids[positions], states[positions - 1]
     ref_logps = torch.cat([row.ref_logps for row in rows if row.ref_logps is not None])
-    if not config.rest_weight:
+    kl = None
+    if config.rest_weight:
+        ref_states = torch.cat([row.ref_states for row in rows if row.ref_states is not None])
+        logps, kl = token_logps_and_kl(own, ref_states, loaded.head, ids, "reverse")
+    else:
         logps = token_logps(own, loaded.head, ids)
-        return {"npo": _npo(logps, ref_logps, rows, batch, index, positions, counts, config, aim)}
-    ref_states = torch.cat([row.ref_states for row in rows if row.ref_states is not None])
-    logps, kl = token_logps_and_kl(own, ref_states, loaded.head, ids, "reverse")
-    return {
-        "npo": _npo(logps, ref_logps, rows, batch, index, positions, counts, config, aim),
-        "rest_kl": objectives.rest_kl(kl, logps, ref_logps, num_tokens=counts.rest_kl),
-    }
+    terms = {"npo": _npo(logps, ref_logps, rows, batch, index, positions, counts, config, aim)}
+    if kl is not None:
+        terms["rest_kl"] = objectives.rest_kl(kl, logps, ref_logps, num_tokens=counts.rest_kl)
+    return terms
 
 
 def _npo(
