@@ -26,7 +26,17 @@ from expunge.prepare import Sets, read_sets, selection_halves
 from expunge.progress import Reporter
 from expunge.run import SUMMARY
 from expunge.selection import FILE, marks, read_calibration
-from expunge.strength import RETAIN_ROWS, Calibration, Selection, choose, evenly, number_of_looks, record, set_alpha
+from expunge.strength import (
+    RETAIN_ROWS,
+    Calibration,
+    Meter,
+    Selection,
+    choose,
+    evenly,
+    number_of_looks,
+    record,
+    set_alpha,
+)
 
 WEAKER = 0.9
 """A strength is told to forget less where so little of the forget set's rise in loss is left."""
@@ -66,7 +76,7 @@ def calibrate(config: CalibrateConfig, reporter: Reporter | None = None) -> Cali
     texts = (*halves, evenly(sets.retain, RETAIN_ROWS))
     selection = Selection(*(run_rows(settings, loaded.tokenizer, own) for own in texts))
     with reporter.track("scales", number_of_looks()) as advance:
-        found = choose(loaded, selection, goal, progress=advance)
+        found = choose(Meter(loaded, selection), goal, progress=advance)
     content = record(found, goal, trained_alpha=trained, selection=selection, marks=looked_at)
     content |= {name: earlier[name] for name in ("best_step", "stopped") if earlier and name in earlier}
     manifest = read_manifest(folder / "manifest.json", "--run")

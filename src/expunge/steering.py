@@ -21,8 +21,8 @@ RANKED = 0.1
 """What a unit of min-k AUC above that by loss counts as, in evenness."""
 PRESSING, MOST_PRESSURE = 0.12, 8.0
 """Change of the logarithm of NPO's weight at a look per unit of membership AUC that is missing; bound of its factor."""
-KEEPING, LEAST_KEPT, MOST_KEPT = 3.0, 1 / 4, 4.0
-"""The same of the retain terms' weight, per share of the retain set's probability that is missing; bounds."""
+KEEPING, LEAST_KEPT, MOST_KEPT = 3.0, 1 / 4, 16.0
+"""The same of the retain terms' weight, per share of the retain set that is missing; bounds."""
 PULLING = 2.0
 """Push backwards beyond the depth, as a share of the whole, per unit of membership AUC below its target."""
 HOLDING, LOOSEST, TIGHTEST = 4.0, 1 / 16, 1.5

@@ -8,11 +8,9 @@ import torch
 from torch import Tensor
 
 from expunge.config.goal import Goal
-from expunge.model.load import LoadedModel
 from expunge.prepare import Prepared
-from expunge.processes import ALONE, Processes
 from expunge.steering import Course, Look
-from expunge.strength import RETAIN_ROWS, Selection, Signals, evenly, measure, relative_losses, shortfall
+from expunge.strength import RETAIN_ROWS, Meter, Selection, Signals, evenly, relative_losses, shortfall
 from expunge.terms import Aim
 
 AVERAGING = 1 / 3
@@ -36,32 +34,30 @@ class Selector:
     single state swings with every step, and the mean of some is what it swings around (Polyak and Juditsky 1992).
 
     Args:
-        loaded: The model with its fresh adapter; the untouched model is looked at here.
-        selection: What to look at.
+        meter: The model with its adapter, and what to look at.
         goal: What to reach.
         beta: NPO's beta at the beginning.
         parameters: Those of the adapter, which the run changes.
         epoch: Optimizer steps of an epoch.
         pace: Steps between looks, over those that are usual.
-        processes: Those that share the forward passes.
     """
 
     def __init__(
         self,
-        loaded: LoadedModel,
-        selection: Selection,
+        meter: Meter,
         goal: Goal,
         *,
         beta: float,
         parameters: Sequence[Tensor],
         epoch: int,
         pace: float = 1.0,
-        processes: Processes = ALONE,
     ) -> None:
-        self.selection, self._beta = selection, beta
-        self.course = Course(measure(loaded, selection, 0.0, processes), goal, pace=pace)
+        self.meter, self._beta = meter, beta
+        self.course = Course(meter.untouched, goal, pace=pace)
         """The looks so far, and what follows from them."""
-        self._relative = relative_losses(loaded, selection.nonmembers, processes).to(loaded.device)
+        vocabulary = meter.loaded.base.get_input_embeddings().num_embeddings
+        unseen = relative_losses(meter.selection.nonmembers, meter.holdout_logps, vocabulary)
+        self._relative = unseen.to(meter.loaded.device)
         self._parameters, self._horizon = parameters, max(1.0, AVERAGING * epoch)
         self.mean = _copied(parameters)
         """The adapter's parameters as they are looked at."""
@@ -75,11 +71,11 @@ class Selector:
         for mean, parameter in zip(self.mean, self._parameters, strict=True):
             mean.lerp_(parameter, share)
 
-    def look(self, loaded: LoadedModel, step: int, processes: Processes = ALONE) -> dict[str, float]:
+    def look(self, step: int) -> dict[str, float]:
         """Measure the mean as it is after `step` steps, and keep it if it is the best so far."""
         own = _copied(self._parameters)
         take(self._parameters, self.mean)
-        signals = measure(loaded, self.selection, 1.0, processes)
+        signals = self.meter.at(1.0)
         take(self._parameters, own)
         missing = shortfall(signals, self.course.untouched, self.course.goal)
         self.course.looks.append(Look(step, missing, signals))

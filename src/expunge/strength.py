@@ -70,6 +70,8 @@ class Signals:
         forget_tail: Mean over members of that loss, nats.
         holdout_tail: Mean over non-members.
         holdout_sd: Standard deviation of the non-members' loss per token, nats.
+        lost: Share of the retain completions that greedy decoding no longer says: mean over them of how much of their
+            `certainty` is gone since the untouched model. What one gains does not make up for what another loses.
     """
 
     scale: float
@@ -81,6 +83,7 @@ class Signals:
     forget_tail: float = 0.0
     holdout_tail: float = 0.0
     holdout_sd: float = 0.0
+    lost: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -148,47 +151,72 @@ def record(
     }
 
 
-def measure(loaded: LoadedModel, selection: Selection, scale: float, processes: Processes = ALONE) -> Signals:
-    """Signals of one scale: a forward pass over the selection."""
-    rows = [*selection.members, *selection.nonmembers, *selection.retain]
-    with scaled(loaded.model, scale):
-        logps = sequence_logps(loaded, [row.input_ids for row in rows], processes=processes)
-    documents = logps[: len(rows) - len(selection.retain)]
-    scores, tails = [own.mean().item() for own in documents], [_tail(own) for own in documents]
-    count = len(selection.members)
-    members, nonmembers = scores[:count], scores[count:]
-    kept = probabilities(selection.retain, logps[len(scores) :])
-    return Signals(
-        scale,
-        auc(members, nonmembers),
-        -fmean(members),
-        -fmean(nonmembers),
-        sum(kept) / max(1, len(kept)),
-        auc(tails[:count], tails[count:]),
-        -fmean(tails[:count]),
-        -fmean(tails[count:]),
-        pstdev(nonmembers),
-    )
+class Meter:
+    """Signals of any scale on one selection, a forward pass over it each.
+
+    Args:
+        loaded: The model with its adapter, without which it is measured at once.
+        selection: What to look at; members and non-members at least one each.
+        processes: Those that share the forward passes.
+
+    Attributes:
+        untouched: Signals of the model without its adapter.
+        holdout_logps: Its log-probabilities of the non-members' tokens, `(tokens - 1,)` each.
+    """
+
+    def __init__(self, loaded: LoadedModel, selection: Selection, processes: Processes = ALONE) -> None:
+        self.loaded, self.selection, self._processes = loaded, selection, processes
+        _, self.holdout_logps, retain = before = self._pass(0.0)
+        self._certain = certainty(selection.retain, retain)
+        self.untouched = self._signals(0.0, *before)
+
+    def at(self, scale: float) -> Signals:
+        """Signals of one scale."""
+        return self._signals(scale, *self._pass(scale))
+
+    def _pass(self, scale: float) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """Log-probabilities of the tokens of members, non-members and retain texts."""
+        own = self.selection
+        rows = [*own.members, *own.nonmembers, *own.retain]
+        with scaled(self.loaded.model, scale):
+            logps = sequence_logps(self.loaded, [row.input_ids for row in rows], processes=self._processes)
+        members, documents = len(own.members), len(rows) - len(own.retain)
+        return logps[:members], logps[members:documents], logps[documents:]
+
+    def _signals(self, scale: float, members: list[Tensor], nonmembers: list[Tensor], retain: list[Tensor]) -> Signals:
+        means, tails = ([[f(own) for own in side] for side in (members, nonmembers)] for f in (_mean_logp, _tail))
+        pairs = zip(self._certain, certainty(self.selection.retain, retain), strict=True)
+        return Signals(
+            scale,
+            auc(*means),
+            -fmean(means[0]),
+            -fmean(means[1]),
+            _mean(probabilities(self.selection.retain, retain)),
+            auc(*tails),
+            -fmean(tails[0]),
+            -fmean(tails[1]),
+            pstdev(means[1]),
+            _mean([max(0.0, before - now) for before, now in pairs]),
+        )
 
 
-def relative_losses(loaded: LoadedModel, texts: Sequence[TokenizedExample], processes: Processes = ALONE) -> Tensor:
+def relative_losses(texts: Sequence[TokenizedExample], logps: Sequence[Tensor], vocabulary: int) -> Tensor:
     """How unlikely the untouched model finds each token of the vocabulary in unseen texts.
 
     The mean loss of the token wherever it stands in them, over the mean of all tokens. Tokens that are rare in them
     are drawn towards the mean of those that stand there once, which counts as one more place of each.
 
     Args:
-        loaded: The model with its adapter, which is left out.
         texts: Unseen texts, at least one token beside the first.
-        processes: Those that share the forward passes.
+        logps: `(tokens - 1,)` for each of them, of the untouched model.
+        vocabulary: Rows of the embedding.
 
     Returns:
         `(vocabulary,)`, on the CPU.
     """
-    with scaled(loaded.model, 0.0):
-        losses = -torch.cat(sequence_logps(loaded, [row.input_ids for row in texts], processes=processes))
+    losses = -torch.cat(list(logps))
     ids = torch.cat([torch.tensor(row.input_ids[1:]) for row in texts])
-    counts = ids.bincount(minlength=loaded.base.get_input_embeddings().num_embeddings)
+    counts = ids.bincount(minlength=vocabulary)
     once = losses[counts[ids] == 1]
     rare = once.mean() if len(once) else losses.mean()
     means = (torch.zeros(len(counts)).index_add(0, ids, losses) + rare) / (counts + 1)
@@ -206,42 +234,60 @@ def probabilities(rows: Sequence[TokenizedExample], logps: Sequence[Tensor]) -> 
     return [math.exp(own[row.targets("completion").start - 1 :].mean().item()) for row, own in pairs]
 
 
+def certainty(rows: Sequence[TokenizedExample], logps: Sequence[Tensor]) -> list[float]:
+    """How surely greedy decoding says each row's completion, from 0 to 1.
+
+    Twice the probability of its least likely token, at most 1: a token of more than a half is the one that is said, and
+    with a single other one the text goes another way, which the mean over a long completion hardly shows.
+
+    Args:
+        rows: The texts.
+        logps: `(tokens - 1,)` for each of them, as `sequence_logps` gives them.
+    """
+    pairs = zip(rows, logps, strict=True)
+    return [min(1.0, 2 * math.exp(own[row.targets("completion").start - 1 :].min().item())) for row, own in pairs]
+
+
+def _mean(values: Sequence[float]) -> float:
+    return fmean(values) if values else 0.0
+
+
+def _mean_logp(logps: Tensor) -> float:
+    return logps.mean().item()
+
+
 def _tail(logps: Tensor) -> float:
     """Mean log-probability of the least likely fifth of a text's tokens (min-k, Shi et al. 2024, 2310.16789)."""
     return logps.topk(max(1, int(TAIL * len(logps))), largest=False).values.mean().item()
 
 
 def choose(
-    loaded: LoadedModel,
-    selection: Selection,
+    meter: Meter,
     goal: Goal,
     *,
     weighed: bool = False,
     known: Sequence[Signals] = (),
-    processes: Processes = ALONE,
     progress: Callable[[int], None] = lambda count: None,
 ) -> Calibration:
     """Find the scale that comes closest to the target AUC without passing a bound.
 
     Args:
-        loaded: The model with its adapter.
-        selection: Texts to judge by; members and non-members at least one each.
+        meter: The model with its adapter, and the texts to judge by.
         goal: What to reach.
         weighed: Take the scale of the least `shortfall` instead: the bounds may be passed where that brings the goal
             nearer than it costs.
         known: Signals of scales that were measured already.
-        processes: Those that share the forward passes.
         progress: Called with 1 after each scale.
     """
-    found = {signals.scale: signals for signals in known}
+    found = {signals.scale: signals for signals in (meter.untouched, *known)}
     pick = _least_short if weighed else _best
 
     def look(scale: float) -> None:
         if scale not in found:
-            found[scale] = measure(loaded, selection, scale, processes)
+            found[scale] = meter.at(scale)
             progress(1)
 
-    for scale in (0.0, *SCALES):
+    for scale in SCALES:
         look(scale)
     width = SCALES[1] - SCALES[0]
     for _ in range(REFINEMENTS):
@@ -255,8 +301,8 @@ def choose(
 
 
 def number_of_looks() -> int:
-    """Most scales that `choose` tries."""
-    return 1 + len(SCALES) + 2 * REFINEMENTS
+    """Most scales that `choose` measures."""
+    return len(SCALES) + 2 * REFINEMENTS
 
 
 def passed_bounds(signals: Signals, untouched: Signals, goal: Goal) -> list[str]:
@@ -264,7 +310,7 @@ def passed_bounds(signals: Signals, untouched: Signals, goal: Goal) -> list[str]
     passed = []
     share, drift = kept(signals, untouched), abs(drifted(signals, untouched))
     if share < goal.retain:
-        passed.append(f"keeps {share:.1%} of the retain set's probability (floor {goal.retain:.1%})")
+        passed.append(f"keeps {share:.1%} of the retain set (floor {goal.retain:.1%})")
     if drift > goal.drift:
         passed.append(f"moves the loss of the unseen selection texts by {drift:.1%} (ceiling {goal.drift:.1%})")
     return passed
@@ -318,8 +364,12 @@ def evenness(signals: Signals) -> float:
 
 
 def kept(signals: Signals, untouched: Signals) -> float:
-    """Probability of the retain completions, as a share of the untouched model's; 1 where there are none."""
-    return signals.retain / untouched.retain if untouched.retain else 1.0
+    """What the retain set has kept, as a share of the untouched model's; 1 where there are no texts.
+
+    The lower of two: the probability of its completions, and the share of them that greedy decoding still says.
+    """
+    probability = signals.retain / untouched.retain if untouched.retain else 1.0
+    return min(probability, 1 - signals.lost)
 
 
 def drifted(signals: Signals, untouched: Signals) -> float:

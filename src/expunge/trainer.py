@@ -27,6 +27,7 @@ from expunge.processes import ALONE, Processes
 from expunge.progress import Reporter
 from expunge.schedule import LOOKS_PER_EPOCH, anchor_tokens, epoch_length, learning_rate, make_plan
 from expunge.stopping import Selector, selection_of
+from expunge.strength import Meter
 from expunge.terms import SIDES, TERMS, Aim, Counts, Row, SideName, count, loss_terms, reference_sides, weighted_sum
 
 MICRO_BATCH_TOKENS = {"cpu": 4096, "cuda": 16384}
@@ -108,14 +109,12 @@ class Trainer:
         if selection is not None and prepared.selection is not None:
             self.selection_hashes = prepared.selection.hashes
             self.selector = Selector(
-                self.loaded,
-                selection,
+                Meter(self.loaded, selection, processes),
                 config.goal,
                 beta=config.beta,
                 parameters=self.parameters,
                 epoch=epoch_length(self.plan),
                 pace=self.select_every / self.usual_spacing,
-                processes=processes,
             )
         self.anchors = written
         self.plan = make_plan(prepared, written)

@@ -22,7 +22,7 @@ from expunge.model.load import pick_device
 from expunge.model.logps import mean_losses
 from expunge.model.reference import cache_folder
 from expunge.prepare import prepare
-from expunge.processes import ALONE, Processes, together
+from expunge.processes import Processes, together
 from expunge.progress import Reporter
 from expunge.run import Outcome, Run
 from expunge.selection import marks
@@ -84,9 +84,9 @@ def _unlearn(config: UnlearnConfig, reporter: Reporter, processes: Processes) ->
         start = run.restore(trainer) if config.resume else 0
         processes.agree(start, "checkpoints")
         training_begun = time.perf_counter()
-        steps = train(trainer, run, reporter, start, processes)
+        steps = train(trainer, run, reporter, start)
         training_seconds = time.perf_counter() - training_begun
-    chosen = settle(trainer, steps, reporter, processes)
+    chosen = settle(trainer, steps, reporter)
 
     with reporter.track("losses after", texts) as advance:
         after = mean_losses(prepared.loaded, sets, processes=processes, progress=advance)
@@ -102,7 +102,7 @@ def _unlearn(config: UnlearnConfig, reporter: Reporter, processes: Processes) ->
     )
 
 
-def train(trainer: Trainer, run: Run, reporter: Reporter, start: int, processes: Processes = ALONE) -> int:
+def train(trainer: Trainer, run: Run, reporter: Reporter, start: int) -> int:
     """The loop: from step `start` to the last, or to where it should stop, looking, logging and saving on the way.
 
     Returns:
@@ -127,7 +127,7 @@ def train(trainer: Trainer, run: Run, reporter: Reporter, start: int, processes:
             line = {"step": done, "epoch": step.epoch + 1, **terms, "tokens": tokens}
             shown = "  ".join(f"{name} {terms[name]:.3f}" for name in TERMS if terms[name])
             if selector is not None and (done % trainer.select_every == 0 or done == trainer.num_steps):
-                line["selection"] = selector.look(trainer.loaded, done, processes)
+                line["selection"] = selector.look(done)
                 seen = looked(line["selection"])
                 if selector.course.arrived == done:
                     reporter.say(f"step {done}: at the depth of unseen texts ({seen})")
@@ -147,7 +147,7 @@ def looked(signals: dict[str, float]) -> str:
     return f"AUC {signals['auc']:.2f}  forget {signals['forget_nll']:.2f}  unseen {signals['holdout_nll']:.2f} nats"
 
 
-def settle(trainer: Trainer, steps: int, reporter: Reporter, processes: Processes) -> dict[str, Any] | None:
+def settle(trainer: Trainer, steps: int, reporter: Reporter) -> dict[str, Any] | None:
     """Set the strength of the last state (after `steps`) and of the best that was seen, and take the better of them.
 
     Returns:
@@ -161,20 +161,12 @@ def settle(trainer: Trainer, steps: int, reporter: Reporter, processes: Processe
     states = {steps: selector.mean, best.step: selector.best}
     looks = {look.step: look.signals for look in selector.course.looks}
     found: dict[int, Calibration] = {}
-    known = {step: (selector.course.untouched, looks[step]) for step in states}
-    most = sum(number_of_looks() - len(own) for own in known.values())
-    with reporter.track("strengths", most) as advance:
+    with reporter.track("strengths", len(states) * (number_of_looks() - 1)) as advance:
         for step, values in states.items():
             take(trainer.parameters, values)
             found[step] = choose(
-                trainer.loaded,
-                selector.selection,
-                config.goal,
-                weighed=True,
-                known=known[step],
-                processes=processes,
-                progress=advance,
-            )
+                selector.meter, config.goal, weighed=True, known=[looks[step]], progress=advance
+            )  # fmt: skip
     step = min(found, key=lambda step: missing_at(found[step], config.goal))
     take(trainer.parameters, states[step])
     chosen = found[step]
@@ -186,7 +178,7 @@ def settle(trainer: Trainer, steps: int, reporter: Reporter, processes: Processe
         chosen,
         config.goal,
         trained_alpha=trained,
-        selection=selector.selection,
+        selection=selector.meter.selection,
         marks=marks(trainer.selection_hashes),
     )
     return {**content, "best_step": step, "stopped": selector.course.reason}

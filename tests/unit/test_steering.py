@@ -148,7 +148,7 @@ def test_the_weight_of_the_retain_terms_follows_what_is_kept():
     assert keep() == 1.0
     assert keep(wanted) == pytest.approx(1.0)
     assert keep(0.9, 0.9) == pytest.approx(math.exp(2 * KEEPING * (wanted - 0.9)))
-    assert keep(0.9, 1.1) == pytest.approx(math.exp(2 * KEEPING * (wanted - 1.0)))  # more than before: let go
+    assert keep(0.9, 1.1) == pytest.approx(math.exp(KEEPING * (2 * wanted - 1.9)))  # more than all: let go
     assert keep(*[0.5] * 50) == pytest.approx(MOST_KEPT)
     assert keep(*[1.5] * 50) == pytest.approx(LEAST_KEPT)
     assert keep(0.9, 0.9, auc=1.0) == 1.0  # not at the depth yet

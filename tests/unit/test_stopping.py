@@ -14,7 +14,7 @@ from expunge.objectives import npo_token, push, push_odds, pushed, rest_kl, spre
 from expunge.objectives.depth import CLEAREST, LEAST_WEIGHT, RAMP
 from expunge.schedule import learning_rate
 from expunge.stopping import AVERAGING, Selector
-from expunge.strength import SAFE, Selection, Signals, depth, evenly, measure, relative_losses, shortfall
+from expunge.strength import SAFE, Meter, Selection, Signals, depth, evenly, relative_losses, shortfall
 from expunge.terms import SHALLOWEST, Aim, Row, count, loss_terms, weighted_sum
 from tiny import save_tiny
 
@@ -40,6 +40,7 @@ SELECTION = Selection(rows("m", 4, 0), rows("n", 4, 31), rows("r", 3, 17))
         (Signals(1.0, 0.5, 2.0, 2.0, 0.8, 0.8), pytest.approx(5)),  # its least likely tokens are too likely
         (Signals(1.0, 0.5, 2.4, 2.4, 0.8), pytest.approx((0.2 - SAFE * 0.05) / 0.05)),  # a drift of 20 %
         (Signals(1.0, 0.5, 2.0, 2.0, 0.8 * 0.96), pytest.approx(2)),  # two points below the floor
+        (Signals(1.0, 0.5, 2.0, 2.0, 0.9, lost=0.05), pytest.approx(3)),  # more likely, and yet not all of it is said
     ],
 )
 def test_shortfall_is_what_is_missing_in_tolerances(signals, expected):
@@ -176,10 +177,10 @@ def test_a_group_that_npo_has_left_alone_is_not_raised_without_end():
 
 def test_tokens_are_as_unlikely_as_in_unseen_texts(tmp_path):
     loaded = load_model(str(save_tiny(tmp_path, "llama")), dtype="float32", device="cpu")
-    add_adapter(loaded, rank=2, alpha=None, modules="all-linear", seed=0)
     texts = rows("u", 2, 4)
-    found = relative_losses(loaded, texts)
-    losses = -torch.cat(sequence_logps(loaded, [own.input_ids for own in texts]))
+    logps = sequence_logps(loaded, [own.input_ids for own in texts])
+    found = relative_losses(texts, logps, loaded.base.config.vocab_size)
+    losses = -torch.cat(logps)
     ids = [token for own in texts for token in own.input_ids[1:]]
     places = {token: [at for at, own in enumerate(ids) if own == token] for token in ids}
     once = [losses[at[0]].item() for at in places.values() if len(at) == 1]
@@ -225,7 +226,7 @@ def adapted(tmp_path):
 
 def made(adapted, epoch=1):
     loaded, parameters = adapted
-    return Selector(loaded, SELECTION, Goal(), beta=0.5, parameters=parameters, epoch=epoch)
+    return Selector(Meter(loaded, SELECTION), Goal(), beta=0.5, parameters=parameters, epoch=epoch)
 
 
 def moved(parameters, seed):
@@ -237,12 +238,12 @@ def moved(parameters, seed):
 
 
 def test_looks_keep_the_best_state_and_a_checkpoint_brings_it_back(adapted):
-    loaded, parameters = adapted
+    parameters = adapted[1]
     selector, seen = made(adapted), []
     for step in (1, 2, 3):
         state = moved(parameters, step)
         selector.follow(step)  # an epoch of one step: the mean is the state
-        seen.append((state, selector.look(loaded, step)))
+        seen.append((state, selector.look(step)))
     best = min(range(3), key=lambda at: seen[at][1]["shortfall"])
     assert selector.course.best.step == best + 1
 
@@ -267,12 +268,12 @@ def test_what_is_looked_at_is_the_mean_of_the_last_states(adapted):
         selector.follow(step)
         share = 1 / max(1, min(AVERAGING * epoch, step / 4))  # of no more than a quarter of the steps so far
         expected = [mean + share * (state - mean) for mean, state in zip(expected, states, strict=True)]
-    found = selector.look(loaded, 40)
+    found = selector.look(40)
     for parameter, state in zip(parameters, states, strict=True):
         assert torch.equal(parameter, state)  # training goes on from where it was
     with torch.no_grad():
         for parameter, mean in zip(parameters, expected, strict=True):
             parameter.copy_(mean)
-    alone = measure(loaded, SELECTION, 1.0)
+    alone = Meter(loaded, SELECTION).at(1.0)
     assert found["forget_nll"] == pytest.approx(alone.forget_nll, rel=1e-5)
     assert found["retain"] == pytest.approx(alone.retain, rel=1e-5)

@@ -1,6 +1,8 @@
 """The dial: signals of a scale, the search over scales, and the halves of the membership texts."""
 
 import math
+from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +16,7 @@ from expunge.model.adapter import add_adapter
 from expunge.model.load import load_model
 from expunge.model.logps import sequence_logps
 from expunge.selection import example_hashes, marks, selection_half, without_selection
-from expunge.strength import Selection, Signals, choose, evenness, measure, scaled
+from expunge.strength import Meter, Selection, Signals, certainty, choose, evenness, kept, number_of_looks, scaled
 from tiny import save_tiny
 
 
@@ -37,16 +39,18 @@ def rows(name, lengths, start=0):
     ]
 
 
-SELECTION = Selection(rows("m", (9, 12, 7)), rows("n", (8, 11), 40), rows("r", (10, 6), 20))
+SELECTION = Selection(rows("m", (9, 12, 7)), rows("n", (8, 11), 40), rows("r", (10, 6, 7, 9), 20))
 
 
 def test_signals_are_their_definitions(adapted):
-    found = measure(adapted, SELECTION, 0.5)
-    with scaled(adapted.model, 0.5):
-        alone = {
-            row.id: sequence_logps(adapted, [row.input_ids])[0]
-            for row in (*SELECTION.members, *SELECTION.nonmembers, *SELECTION.retain)
-        }
+    found = Meter(adapted, SELECTION).at(0.5)
+    texts = (*SELECTION.members, *SELECTION.nonmembers, *SELECTION.retain)
+
+    def one_by_one(scale):
+        with scaled(adapted.model, scale):
+            return {row.id: sequence_logps(adapted, [row.input_ids])[0] for row in texts}
+
+    before, alone = one_by_one(0.0), one_by_one(0.5)
     losses = {name: -values.mean().item() for name, values in alone.items()}
     members, others = ([losses[row.id] for row in side] for side in (SELECTION.members, SELECTION.nonmembers))
     pairs = [(a < b) + 0.5 * (a == b) for a in members for b in others]
@@ -54,12 +58,49 @@ def test_signals_are_their_definitions(adapted):
     assert found.auc == pytest.approx(sum(pairs) / len(pairs))
     assert found.forget_nll == pytest.approx(sum(members) / 3, rel=1e-5)
     assert found.holdout_nll == pytest.approx(sum(others) / 2, rel=1e-5)
-    assert found.retain == pytest.approx(sum(kept) / 2, rel=1e-5)
+    assert found.retain == pytest.approx(sum(kept) / 4, rel=1e-5)
+    sure = [
+        [min(1, 2 * logps[row.id][row.completion_start - 1 :].exp().min().item()) for row in SELECTION.retain]
+        for logps in (before, alone)
+    ]
+    lost = [max(0, was - now) for was, now in zip(*sure, strict=True)]
+    assert found.lost == pytest.approx(sum(lost) / 4, rel=1e-4)
     tails = [-own.sort().values[: max(1, len(own) // 5)].mean().item() for own in list(alone.values())[:5]]
     assert found.forget_tail == pytest.approx(sum(tails[:3]) / 3, rel=1e-5)
     assert found.holdout_tail == pytest.approx(sum(tails[3:]) / 2, rel=1e-5)
     spread = [sum(tails[:3]) / sum(losses[row.id] for row in SELECTION.members), found.holdout_tail / found.holdout_nll]
     assert evenness(found) == pytest.approx(1 - spread[0] / spread[1], rel=1e-4)
+
+
+def test_what_one_completion_gains_does_not_make_up_for_what_another_loses(monkeypatch):
+    texts = rows("r", (4, 4), 20)
+    values = {0.0: (0.9, 0.2), 1.0: (0.3, 0.9), 0.5: (0.6, 0.2)}  # of every token of each text
+
+    def logps(loaded, ids, processes):
+        found = values[loaded.model]
+        return [torch.full((len(own) - 1,), found[at % 2]).log() for at, own in enumerate(ids)]
+
+    @contextmanager
+    def at_scale(model, scale):
+        loaded.model = scale
+        yield
+
+    loaded = SimpleNamespace(model=None)
+    monkeypatch.setattr(strength, "sequence_logps", logps)
+    monkeypatch.setattr(strength, "scaled", at_scale)
+    meter = Meter(loaded, Selection(rows("m", (3, 3)), rows("n", (3, 3), 40), texts))
+    found = {scale: meter.at(scale) for scale in (0.5, 1.0)}
+    assert meter.untouched.lost == 0
+    assert found[1.0].lost == pytest.approx((1 - 0.6) / 2)
+    assert found[0.5].lost == 0  # less likely, and greedy decoding still says it
+    assert kept(found[1.0], meter.untouched) == pytest.approx(0.8)  # though the mean probability is higher
+    assert kept(found[0.5], meter.untouched) == pytest.approx(0.8 / 1.1)
+
+
+def test_a_completion_is_said_if_its_least_likely_token_is():
+    texts = [TokenizedExample("a", [1, 2, 3, 4], 2), TokenizedExample("b", [1, 2, 3], 1)]
+    logps = [torch.tensor([0.01, 0.9, 0.3]).log(), torch.tensor([0.6, 0.99]).log()]  # the first is of a prompt
+    assert certainty(texts, logps) == pytest.approx([0.6, 1.0])
 
 
 def test_strength_0_is_the_untouched_model_and_1_the_trained_one(adapted):
@@ -77,56 +118,64 @@ def test_strength_0_is_the_untouched_model_and_1_the_trained_one(adapted):
     assert any((one - other).abs().max() > 0.1 for one, other in zip(trained, untouched, strict=True))
 
 
-def search(monkeypatch, curve, target=Goal(), known=()):  # noqa: B008
-    """`choose` with signals that are a function of the scale."""
-    looked = []
+class Curve:
+    """A meter whose signals are a function of the scale."""
 
-    def look(loaded, selection, scale, processes):
-        looked.append(scale)
-        return curve(scale)
+    def __init__(self, signals):
+        self.signals, self.untouched, self.looked = signals, signals(0.0), []
 
-    monkeypatch.setattr(strength, "measure", look)
-    found = choose(None, SELECTION, target, known=known)
-    assert not {own.scale for own in known} & set(looked)
-    assert len(looked) == len(set(looked)) <= strength.number_of_looks()
+    def at(self, scale):
+        self.looked.append(scale)
+        return self.signals(scale)
+
+
+def search(signals, target=Goal(), known=()):  # noqa: B008
+    curve = Curve(signals)
+    found = choose(curve, target, known=known)
+    assert not {0.0, *(own.scale for own in known)} & set(curve.looked)
+    assert len(curve.looked) == len(set(curve.looked)) <= number_of_looks()
     return found
 
 
-def test_the_search_finds_the_target_between_the_first_scales(monkeypatch):
-    found = search(monkeypatch, lambda s: Signals(s, 1 - s / 2.2, 1 + s, 5.0, 0.9))
+def test_the_search_finds_the_target_between_the_first_scales():
+    found = search(lambda s: Signals(s, 1 - s / 2.2, 1 + s, 5.0, 0.9))
     assert found.reached
     assert found.scale == pytest.approx(1.1, abs=0.04)
     assert found.curve == sorted(found.curve, key=lambda own: own.scale)
     assert found.at(found.scale).auc == pytest.approx(0.5, abs=0.02)
 
 
-def test_what_was_measured_already_is_not_measured_again(monkeypatch):
+def test_what_was_measured_already_is_not_measured_again():
     def curve(scale):
         return Signals(scale, 1 - scale / 2.2, 1 + scale, 5.0, 0.9)
 
-    assert search(monkeypatch, curve, known=(curve(0.0), curve(1.0))) == search(monkeypatch, curve)
+    assert search(curve, known=[curve(1.0)]) == search(curve)
 
 
-def test_a_bound_stops_it_and_the_verdict_names_the_bound(monkeypatch):
-    found = search(monkeypatch, lambda s: Signals(s, 1 - s / 2.2, 1 + s, 5.0 * (1 + 0.099 * s), 0.9))
+def test_a_bound_stops_it_and_the_verdict_names_the_bound():
+    found = search(lambda s: Signals(s, 1 - s / 2.2, 1 + s, 5.0 * (1 + 0.099 * s), 0.9))
     assert not found.reached
     assert found.scale == 0.5  # a drift of 5 %
     assert "unseen selection texts by" in found.verdict
     assert "ceiling 5.0%" in found.verdict
 
-    found = search(monkeypatch, lambda s: Signals(s, 1 - s / 2.2, 1 + s, 5.0, 1 - 0.04 * s))
+    found = search(lambda s: Signals(s, 1 - s / 2.2, 1 + s, 5.0, 1 - 0.04 * s))
     assert found.scale == 0.75
     assert "floor 97.0%" in found.verdict
 
+    found = search(lambda s: Signals(s, 1 - s / 2.2, 1 + s, 5.0, 0.9 + 0.04 * s, lost=0.04 * s))
+    assert found.scale == 0.75  # more likely than before, and not all of it is said any more
+    assert "keeps 96.9% of the retain set (floor 97.0%)" in found.verdict
 
-def test_where_no_scale_gets_away_from_1_the_strongest_within_the_bounds_wins(monkeypatch):
-    found = search(monkeypatch, lambda s: Signals(s, 1.0, 1 + s, 5.0 * (1 + 0.0399 * s), 0.9))
+
+def test_where_no_scale_gets_away_from_1_the_strongest_within_the_bounds_wins():
+    found = search(lambda s: Signals(s, 1.0, 1 + s, 5.0 * (1 + 0.0399 * s), 0.9))
     assert (found.reached, found.scale) == (False, 1.25)
     assert "no scale up to 2 comes closer" in found.verdict
 
 
-def test_an_adapter_that_harms_at_any_strength_is_switched_off(monkeypatch):
-    found = search(monkeypatch, lambda s: Signals(s, 1 - s / 2.2, 1 + s, 5.0 * (1 + 10 * s), 0.9))
+def test_an_adapter_that_harms_at_any_strength_is_switched_off():
+    found = search(lambda s: Signals(s, 1 - s / 2.2, 1 + s, 5.0 * (1 + 10 * s), 0.9))
     assert found.scale == 0.0
 
 
