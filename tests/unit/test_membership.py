@@ -20,6 +20,7 @@ from expunge.evaluate.record import token_records
 from expunge.evaluate.semeval import membership_auc
 from expunge.model.head import find_head
 from expunge.model.load import LoadedModel
+from tiny import tiny_tokenizer
 
 LOSSES = st.lists(st.integers(0, 6).map(lambda tenths: tenths / 10), min_size=1, max_size=12)
 
@@ -83,6 +84,25 @@ def test_both_sides_are_cut_to_the_smaller_median(loaded: LoadedModel) -> None:
     assert [len(document.row) for document in cut_members] == [4, 6, 6]
     assert [len(document.row) for document in cut_others] == [6, 6, 6]
     assert [document.text for document in cut_others] == ["bbbbb"] * 3
+
+
+def test_a_chat_is_read_in_the_frame_that_the_model_has_met() -> None:
+    tokenizer = tiny_tokenizer("chat")
+    turns = ({"role": "system", "content": "Be Brief."}, {"role": "user", "content": "WHO?"})
+    chat = Example("c", "Be Brief.\n\nWHO?", "INES Marrow.", messages=turns)
+    plain = Example("p", "", "INES Marrow.")
+    read = {"join": Join("chat", False), "max_length": 200}
+    document, other = encode_documents(tokenizer, [chat, plain], **read)
+    framed = "<|system|>\nBe Brief.<|end|>\n<|user|>\nWHO?<|end|>\n<|assistant|>\nINES Marrow.<|end|>\n"
+    assert tokenizer.decode(document.row.input_ids) == framed
+    assert "<|" not in document.text  # zlib compresses what the chat says
+    assert tokenizer.decode(lowercased(tokenizer, document).input_ids) == framed.lower()
+    assert tokenizer.decode(other.row.input_ids) == "INES Marrow."  # a text alone is no chat
+
+    (cut,), _, bound = even_lengths(tokenizer, [document], [other])
+    assert len(cut.row) == bound == len(other.row) < len(document.row)
+    share = len(lowercased(tokenizer, cut)) / len(lowercased(tokenizer, document))
+    assert share == pytest.approx(len(cut.row) / len(document.row), abs=1 / len(document.row))
 
 
 def test_scores_of_all_attacks(loaded: LoadedModel) -> None:

@@ -4,14 +4,15 @@ An attack needs no more than the records of the documents (and, for one of them,
 of them come out of the one teacher-forced pass.
 """
 
+import math
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from transformers import PreTrainedTokenizerBase
 
 from expunge.data.examples import Example
-from expunge.data.tokenize import Join, TokenizedExample, whole_text
+from expunge.data.tokenize import Join, TokenizedExample, tokenize, whole_text
 from expunge.errors import DataError
 from expunge.evaluate.metrics import TokenRecord
 from expunge.evaluate.metrics import membership as attacks
@@ -23,11 +24,14 @@ class Document:
 
     Attributes:
         row: Its tokens; all but the first are targets.
-        text: The text that they stand for.
+        text: The text that they stand for; without what a chat template puts around it.
+        lower: The same of the text in lower case, where the two are framed by a chat template; None for plain text,
+            whose lower case is made of `text`.
     """
 
     row: TokenizedExample
     text: str
+    lower: TokenizedExample | None = None
 
 
 def encode_documents(
@@ -39,6 +43,8 @@ def encode_documents(
     say: Callable[[str], None] = lambda line: None,
 ) -> list[Document]:
     """Tokenize whole documents.
+
+    Questions and answers are read as the model has met them: with `chat` in the frame of the tokenizer's template.
 
     Args:
         tokenizer: The model's.
@@ -52,15 +58,12 @@ def encode_documents(
     """
     found, cut = [], 0
     for document in documents:
-        text = whole_text(document, join)
-        ids = tokenizer(text, verbose=False)["input_ids"]
-        if len(ids) < 2:
+        own = _encoded(tokenizer, document, join)
+        if len(own.row) < 2:
             where = document.source or document.id
-            raise DataError(f"{where}: has {len(ids)} tokens, so there is nothing to predict")
-        if max_length is not None and len(ids) > max_length:
-            ids, cut = ids[:max_length], cut + 1
-            text = tokenizer.decode(ids, skip_special_tokens=True)
-        found.append(Document(TokenizedExample(document.id, ids, 0), text))
+            raise DataError(f"{where}: has {len(own.row)} tokens, so there is nothing to predict")
+        cut += max_length is not None and len(own.row) > max_length
+        found.append(own if max_length is None else _cut(tokenizer, own, max_length))
     if cut:
         say(f"{cut} of {len(documents)} documents are longer than {max_length} tokens and count up to there")
     return found
@@ -72,22 +75,43 @@ def even_lengths(
     """Cut the documents of both sides to the smaller of their median lengths; returns that length in tokens too."""
     bound = int(min(statistics.median(len(document.row) for document in side) for side in (members, nonmembers)))
     bound = max(2, bound)
-
-    def cut(document: Document) -> Document:
-        if len(document.row) <= bound:
-            return document
-        ids = document.row.input_ids[:bound]
-        return Document(TokenizedExample(document.row.id, ids, 0), tokenizer.decode(ids, skip_special_tokens=True))
-
-    return [cut(document) for document in members], [cut(document) for document in nonmembers], bound
+    cut = [[_cut(tokenizer, document, bound) for document in side] for side in (members, nonmembers)]
+    return cut[0], cut[1], bound
 
 
 def lowercased(
     tokenizer: PreTrainedTokenizerBase, document: Document, max_length: int | None = None
 ) -> TokenizedExample | None:
     """The document in lower case, up to `max_length` tokens; None where too little is left of it to predict."""
-    ids = tokenizer(document.text.lower(), verbose=False)["input_ids"][:max_length]
-    return TokenizedExample(document.row.id, ids, 0) if len(ids) > 1 else None
+    ids = document.lower.input_ids if document.lower else tokenizer(document.text.lower(), verbose=False)["input_ids"]
+    return TokenizedExample(document.row.id, ids[:max_length], 0) if len(ids[:max_length]) > 1 else None
+
+
+def _encoded(tokenizer: PreTrainedTokenizerBase, document: Example, join: Join) -> Document:
+    text = whole_text(document, join)
+    if join.style != "chat" or not document.prompt:
+        return Document(TokenizedExample(document.id, tokenizer(text, verbose=False)["input_ids"], 0), text)
+    framed = (tokenize(tokenizer, own, join, max_length=2**31) for own in (document, _in_lower_case(document)))
+    row, lower = (replace(own, completion_start=0) for own in framed)
+    return Document(row, text, lower)
+
+
+def _in_lower_case(chat: Example) -> Example:
+    turns = chat.messages and tuple({**turn, "content": turn["content"].lower()} for turn in chat.messages)
+    return replace(chat, prompt=chat.prompt.lower(), completion=chat.completion.lower(), messages=turns)
+
+
+def _cut(tokenizer: PreTrainedTokenizerBase, document: Document, most: int) -> Document:
+    """The first `most` tokens of a document, and as large a share of it in lower case."""
+    if len(document.row) <= most:
+        return document
+    ids = document.row.input_ids[:most]
+    lower = document.lower and replace(
+        document.lower,
+        input_ids=document.lower.input_ids[: math.ceil(len(document.lower) * most / len(document.row))],
+    )
+    row = TokenizedExample(document.row.id, ids, 0)
+    return Document(row, tokenizer.decode(ids, skip_special_tokens=True), lower)
 
 
 def attack_scores(
