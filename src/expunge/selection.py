@@ -8,7 +8,7 @@ from itertools import compress
 from pathlib import Path
 from typing import Any
 
-from expunge.data.examples import Example
+from expunge.data.examples import Example, text_key
 from expunge.errors import DataError, RunError
 
 FILE = "calibration.json"
@@ -17,12 +17,8 @@ FEWEST = 8
 
 
 def example_hashes(examples: Sequence[Example]) -> list[str]:
-    """What stands for texts where they must not be told: SHA-256 of each, however prompt and completion are joined.
-
-    White space does not count, so a text is the same with and without a space where it is split.
-    """
-    texts = ("".join(f"{example.prompt} {example.completion}".split()) for example in examples)
-    return [hashlib.sha256(text.encode()).hexdigest() for text in texts]
+    """What stands for texts where they must not be told: SHA-256 of each one's `text_key`."""
+    return [hashlib.sha256(text_key(example).encode()).hexdigest() for example in examples]
 
 
 def selection_half(hashes: Sequence[str]) -> list[bool]:

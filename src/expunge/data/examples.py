@@ -120,13 +120,13 @@ def check_sets(
         if repeated:
             warnings.append(f"{name}: {_count(repeated, 'id')} on more than one row: {_some(repeated)}")
     for name in ("retain", "holdout"):  # what to say instead is refused where it is to be forgotten
-        texts = {_text_key(example) for example in others[name]}
-        shared = [example.id for example in forget if _text_key(example) in texts]
+        texts = {text_key(example) for example in others[name]}
+        shared = [example.id for example in forget if text_key(example) in texts]
         if shared:
             warnings.append(f"forget: {_count(shared, 'text')} also in {name}: {_some(shared)}")
-    unseen = {_text_key(example) for example in holdout}
+    unseen = {text_key(example) for example in holdout}
     for name in ("retain", "instead"):
-        shared = [example.id for example in others[name] if _text_key(example) in unseen]
+        shared = [example.id for example in others[name] if text_key(example) in unseen]
         if shared:
             warnings.append(f"{name}: {_count(shared, 'text')} also in holdout, so not unseen: {_some(shared)}")
     if retain is not None and len(forget) > len(retain):
@@ -134,8 +134,9 @@ def check_sets(
     return warnings
 
 
-def _text_key(example: Example) -> str:
-    return " ".join(f"{example.prompt} {example.completion}".split())
+def text_key(example: Example) -> str:
+    """What two examples share that are the same text: all but white space, however prompt and completion are joined."""
+    return "".join(f"{example.prompt}{example.completion}".split())
 
 
 def _count(ids: Sequence[str], noun: str) -> str:
