@@ -29,10 +29,12 @@ def anchor_tokens(prepared: Prepared, epochs: float) -> int:
 def make_plan(prepared: Prepared, anchors: Sequence[TokenizedExample] = ()) -> Plan:
     """The steps of a run, with anchors in them once these are written."""
     config = prepared.config
-    plan = Plan(
+    ends_by_itself = config.epochs is None and config.select_every != 0
+    return Plan(
         [len(row) for row in prepared.forget],
         [len(row) for row in prepared.retain],
         epochs=config.epochs or MOST_EPOCHS,
+        least_steps=MOST_STEPS if ends_by_itself else 0,
         tokens_per_step=config.tokens_per_step,
         rows_per_step=config.rows_per_step,
         retain_per_forget=config.retain_per_forget,
@@ -42,9 +44,11 @@ def make_plan(prepared: Prepared, anchors: Sequence[TokenizedExample] = ()) -> P
         mix=config.mix,
         seed=config.seed,
     )
-    if config.epochs is None and config.select_every != 0:
-        plan.epochs = max(MOST_EPOCHS, math.ceil(MOST_STEPS / plan.steps_per_epoch))
-    return plan
+
+
+def usual_spacing(plan: Plan) -> int:
+    """Steps between two looks where the settings do not name them."""
+    return math.ceil(epoch_length(plan) / LOOKS_PER_EPOCH)
 
 
 def epoch_length(plan: Plan) -> int:

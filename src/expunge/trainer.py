@@ -25,7 +25,7 @@ from expunge.model.sampling import write_texts
 from expunge.prepare import Prepared
 from expunge.processes import ALONE, Processes
 from expunge.progress import Reporter
-from expunge.schedule import LOOKS_PER_EPOCH, anchor_tokens, epoch_length, learning_rate, make_plan
+from expunge.schedule import anchor_tokens, epoch_length, learning_rate, make_plan, usual_spacing
 from expunge.stopping import Selector, selection_of
 from expunge.strength import Meter
 from expunge.terms import SIDES, TERMS, Aim, Counts, Row, SideName, count, loss_terms, reference_sides, weighted_sum
@@ -51,8 +51,7 @@ class Trainer:
         config = self.config
         self.plan = make_plan(prepared)
         self.num_steps = min(self.plan.num_steps, config.max_steps or self.plan.num_steps)
-        self.usual_spacing = math.ceil(epoch_length(self.plan) / LOOKS_PER_EPOCH)
-        self.select_every = config.select_every or self.usual_spacing
+        self.select_every = config.select_every or usual_spacing(self.plan)
         self.reference: dict[str, RowValues] = {}
         self.rows_that_fit = 2**31
         """Most rows of a micro-batch, found when the device's memory ran out."""
@@ -114,7 +113,7 @@ class Trainer:
                 beta=config.beta,
                 parameters=self.parameters,
                 epoch=epoch_length(self.plan),
-                pace=self.select_every / self.usual_spacing,
+                pace=self.select_every / usual_spacing(self.plan),
             )
         self.anchors = written
         self.plan = make_plan(prepared, written)

@@ -34,7 +34,8 @@ class Plan:
     Args:
         forget_lengths: Tokens of each forget row.
         retain_lengths: Tokens of each retain row; empty for a run without retain terms.
-        epochs: Passes over the forget set.
+        epochs: Passes over the forget set; more of them where they have less than `least_steps`.
+        least_steps: Optimizer steps of the whole run at the least.
         tokens_per_step: Budget of one step, both sides together.
         rows_per_step: Count rows instead of tokens when given.
         retain_per_forget: Retain tokens (rows) per forget token (row); when None that of the two sets, or what fits
@@ -53,6 +54,7 @@ class Plan:
         retain_lengths: Sequence[int],
         *,
         epochs: int,
+        least_steps: int = 0,
         tokens_per_step: int,
         rows_per_step: int | None = None,
         retain_per_forget: float | None = None,
@@ -62,7 +64,7 @@ class Plan:
         mix: str = "fixed",
         seed: int = 0,
     ) -> None:
-        self.epochs, self.rows_per_step, self.mix, self.seed = epochs, rows_per_step, mix, seed
+        self.rows_per_step, self.mix, self.seed = rows_per_step, mix, seed
         by_rows = rows_per_step is not None
         self._forget_costs = [1] * len(forget_lengths) if by_rows else list(forget_lengths)
         self._retain_costs = [1] * len(retain_lengths) if by_rows else list(retain_lengths)
@@ -81,6 +83,7 @@ class Plan:
         else:
             forget_budget = max(1.0, budget / (1 + self.retain_per_forget))
             self.steps_per_epoch = min(len(forget_lengths), math.ceil(forget_total / forget_budget - 1e-9))
+        self.epochs = max(epochs, math.ceil(least_steps / self.steps_per_epoch))
         self._forget_bucket = forget_total / self.steps_per_epoch / BUCKETS_PER_STEP
 
     @property
