@@ -26,7 +26,7 @@ from expunge.ranking import auc
 Item = TypeVar("Item")
 SCALES = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
 """Where the search looks first; then it halves the distance to the neighbours of the best, `REFINEMENTS` times."""
-REFINEMENTS = 4
+REFINEMENTS = 6
 TAIL = 0.2
 """Share of a text's tokens that min-k looks at."""
 RETAIN_ROWS = 64
@@ -274,13 +274,13 @@ def choose(
     Args:
         meter: The model with its adapter, and the texts to judge by.
         goal: What to reach.
-        weighed: Take the scale of the least `shortfall` instead: the bounds may be passed where that brings the goal
+        weighed: Take the scale of the least `misfit` instead: the bounds may be passed where that brings the goal
             nearer than it costs.
         known: Signals of scales that were measured already.
         progress: Called with 1 after each scale.
     """
     found = {signals.scale: signals for signals in (meter.untouched, *known)}
-    pick = _least_short if weighed else _best
+    pick = _least_misfit if weighed else _best
 
     def look(scale: float) -> None:
         if scale not in found:
@@ -333,9 +333,19 @@ def shortfall(signals: Signals, untouched: Signals, goal: Goal) -> float:
     return sum(max(0.0, value) / TOLERANCES[name] for name, value in missing.items())
 
 
-def missing_at(found: Calibration, goal: Goal) -> float:
-    """The shortfall of the chosen scale."""
-    return shortfall(found.at(found.scale), found.at(0.0), goal)
+def misfit(signals: Signals, untouched: Signals, goal: Goal) -> float:
+    """What the strength is chosen by: the shortfall, and how exactly the two AUCs are at their target.
+
+    A hundredth of an adapter's strength moves the AUC by up to .04, so where a run ends within the tolerance is chance,
+    which the dial takes out. The squares of both distances, in tolerances and at most 1, put the target between the two.
+    """
+    misses = (abs(own - goal.auc) / TOLERANCES["auc"] for own in (signals.auc, signals.min_k_auc))
+    return shortfall(signals, untouched, goal) + sum(min(1.0, own) ** 2 for own in misses)
+
+
+def misfit_at(found: Calibration, goal: Goal) -> float:
+    """The misfit of the chosen scale."""
+    return misfit(found.at(found.scale), found.at(0.0), goal)
 
 
 def depth(signals: Signals, goal: Goal) -> float:
@@ -377,8 +387,8 @@ def drifted(signals: Signals, untouched: Signals) -> float:
     return signals.holdout_nll / untouched.holdout_nll - 1
 
 
-def _least_short(found: dict[float, Signals], goal: Goal) -> float:
-    return min(found.values(), key=lambda own: (shortfall(own, found[0.0], goal), -own.scale)).scale
+def _least_misfit(found: dict[float, Signals], goal: Goal) -> float:
+    return min(found.values(), key=lambda own: (misfit(own, found[0.0], goal), -own.scale)).scale
 
 
 def _best(found: dict[float, Signals], goal: Goal) -> float:

@@ -27,7 +27,7 @@ from expunge.progress import Reporter
 from expunge.run import Outcome, Run
 from expunge.selection import marks
 from expunge.stopping import take
-from expunge.strength import Calibration, choose, missing_at, number_of_looks, record, set_alpha
+from expunge.strength import Calibration, choose, misfit_at, number_of_looks, record, set_alpha
 from expunge.terms import TERMS
 from expunge.trainer import Trainer
 
@@ -167,7 +167,7 @@ def settle(trainer: Trainer, steps: int, reporter: Reporter) -> dict[str, Any] |
             found[step] = choose(
                 selector.meter, config.goal, weighed=True, known=[looks[step]], progress=advance
             )  # fmt: skip
-    step = min(found, key=lambda step: missing_at(found[step], config.goal))
+    step = min(found, key=lambda step: misfit_at(found[step], config.goal))
     take(trainer.parameters, states[step])
     chosen = found[step]
     trained = config.lora_alpha or config.lora_rank

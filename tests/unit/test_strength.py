@@ -129,9 +129,9 @@ class Curve:
         return self.signals(scale)
 
 
-def search(signals, target=Goal(), known=()):  # noqa: B008
+def search(signals, target=Goal(), known=(), weighed=False):  # noqa: B008
     curve = Curve(signals)
-    found = choose(curve, target, known=known)
+    found = choose(curve, target, known=known, weighed=weighed)
     assert not {0.0, *(own.scale for own in known)} & set(curve.looked)
     assert len(curve.looked) == len(set(curve.looked)) <= number_of_looks()
     return found
@@ -155,7 +155,7 @@ def test_what_was_measured_already_is_not_measured_again():
 def test_a_bound_stops_it_and_the_verdict_names_the_bound():
     found = search(lambda s: Signals(s, 1 - s / 2.2, 1 + s, 5.0 * (1 + 0.099 * s), 0.9))
     assert not found.reached
-    assert found.scale == 0.5  # a drift of 5 %
+    assert found.scale == pytest.approx(0.505, abs=0.004)  # a drift of 5 %
     assert "unseen selection texts by" in found.verdict
     assert "ceiling 5.0%" in found.verdict
 
@@ -174,8 +174,22 @@ def test_where_no_scale_gets_away_from_1_the_strongest_within_the_bounds_wins():
     assert "no scale up to 2 comes closer" in found.verdict
 
 
+def test_weighed_it_takes_the_middle_of_the_tolerance_and_goes_no_further():
+    def steep(scale):  # near 1 the AUCs fall by a tolerance in a hundredth of the strength
+        fall = min(0.5, max(-0.5, 5 * (scale - 1)))
+        return Signals(scale, 0.53 - fall, 4 + scale, 5.0, 0.9, 0.51 - fall)
+
+    assert search(steep, weighed=True).at(1.0).auc == pytest.approx(0.53)  # within the tolerance as it was trained
+    assert search(steep, weighed=True).scale == pytest.approx(1.004, abs=0.002)  # .51 and .49
+
+    def harmful(scale):  # the AUC would be right at twice the strength, at a drift of 100 %
+        return Signals(scale, 1.0 - 0.25 * scale, 1.0 + 2 * scale, 5.0 * (1 + 0.5 * scale), 0.9, 0.5)
+
+    assert search(harmful, weighed=True).scale < 0.3
+
+
 def test_an_adapter_that_harms_at_any_strength_is_switched_off():
-    found = search(lambda s: Signals(s, 1 - s / 2.2, 1 + s, 5.0 * (1 + 10 * s), 0.9))
+    found = search(lambda s: Signals(s, 1 - s / 2.2, 1 + s, 5.0 * (1 + 20 * s), 0.9))
     assert found.scale == 0.0
 
 
