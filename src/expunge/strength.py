@@ -337,7 +337,7 @@ def misfit(signals: Signals, untouched: Signals, goal: Goal) -> float:
     """What the strength is chosen by: the shortfall, and how exactly the two AUCs are at their target.
 
     A hundredth of an adapter's strength moves the AUC by up to .04, so where a run ends within the tolerance is chance,
-    which the dial takes out. The squares of both distances, in tolerances and at most 1, put the target between the two.
+    which the dial takes out. The squares of both distances, in tolerances and at most 1, put the target between them.
     """
     misses = (abs(own - goal.auc) / TOLERANCES["auc"] for own in (signals.auc, signals.min_k_auc))
     return shortfall(signals, untouched, goal) + sum(min(1.0, own) ** 2 for own in misses)
