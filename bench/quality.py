@@ -13,7 +13,7 @@ import argparse
 import json
 import math
 import statistics
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from bench.workload import SEMEVAL, SHARED, SUBJECT
 from expunge import EvaluateConfig, UnlearnConfig, evaluate, unlearn
 from expunge.data.lume import read_lume
 from expunge.demo.subject import ASSETS
+from expunge.evaluate.bootstrap import t_quantile
 from expunge.evaluate.results import read_results
 from expunge.selection import split_off, without_selection
 
@@ -37,6 +38,10 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 """NPO becomes gradient ascent as beta goes to 0 (Zhang et al. 2024), and with the retain NLL gradient difference."""
 COLUMNS = ("task", "lowest retain", "auc", "zlib", "min-k", "mia score", "drift", "members", "unseen")
+
+
+Show = Callable[[list[float]], str]
+"""How the values over the seeds are put into one cell."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,7 @@ SUBJECTS = {
 def main(argv: list[str] | None = None) -> None:
     """Run what is asked for and print its table."""
     args = _arguments().parse_args(argv)
+    show = interval if args.intervals else spread
     for name, subject, folder, data, untouched, twin in opened(args):
         rows = {"untouched": [untouched], "twin": [twin]}
         for kind, settings in kinds(args).items():
@@ -65,7 +71,7 @@ def main(argv: list[str] | None = None) -> None:
                 score(subject, train(subject, folder / f"{kind}-{seed}", settings | {"seed": seed}), data)
                 for seed in args.seeds
             ]
-        print(f"### {name}, {args.what}, seeds {' '.join(map(str, args.seeds))}\n\n{table(rows, untouched)}\n")
+        print(f"### {name}, {args.what}, seeds {' '.join(map(str, args.seeds))}\n\n{table(rows, untouched, show)}\n")
 
 
 def opened(
@@ -193,12 +199,12 @@ def summary(results: dict[str, Any], untouched: dict[str, Any]) -> dict[str, flo
     }
 
 
-def table(rows: dict[str, list[dict[str, Any]]], untouched: dict[str, Any]) -> str:
-    """Mean and standard deviation over the seeds of every number."""
+def table(rows: dict[str, list[dict[str, Any]]], untouched: dict[str, Any], show: Show) -> str:
+    """Every number over the seeds: mean and standard deviation, or as `show` has it."""
     lines = [f"| | {' | '.join(COLUMNS)} |", f"|---|{'---:|' * len(COLUMNS)}"]
     for name, results in rows.items():
         numbers = [summary(own, untouched) for own in results]
-        cells = [spread([own[column] for own in numbers]) for column in COLUMNS]
+        cells = [show([own[column] for own in numbers]) for column in COLUMNS]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -207,6 +213,15 @@ def spread(values: list[float]) -> str:
     """`mean ± standard deviation`, or the value alone."""
     shown = f"{statistics.fmean(values):.3f}"
     return shown if len(values) == 1 or math.isnan(sum(values)) else f"{shown} ± {statistics.stdev(values):.3f}"
+
+
+def interval(values: list[float]) -> str:
+    """`mean [low, high]`, Student's 95 % interval of the mean over seeds, or the value alone."""
+    mean = statistics.fmean(values)
+    if len(values) == 1:
+        return f"{mean:.3f}"
+    half = t_quantile(len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
+    return f"{mean:.3f} [{mean - half:.3f}, {mean + half:.3f}]"
 
 
 def _arguments() -> argparse.ArgumentParser:
@@ -218,6 +233,7 @@ def _arguments() -> argparse.ArgumentParser:
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     parser.add_argument("--rates", nargs="*", default=[], help="METHOD=RATE, as the sweep found it")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--intervals", action="store_true", help="95 %% intervals of the means in place of deviations")
     return parser
 
 
