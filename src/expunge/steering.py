@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from expunge.config.goal import Goal
-from expunge.strength import TOLERANCES, Signals, depth, drifted, evenness, kept, lack
+from expunge.strength import REACHED, TOLERANCES, Signals, depth, drifted, evenness, kept, lack
 
 NEAR = 0.15
 """AUC and evenness correct depth and beta where forgotten texts lack less of the depth than this share, else not."""
@@ -32,8 +32,6 @@ LOSS, DRIFT = 0.5, 0.8
 PATIENCE, PATIENT_STEPS, SLOWING, SLOWEST = 4, 36, 0.5, 0.1
 """Looks at the depth, and steps, without a better look after which the learning rate falls; the factor on it, and the
 factor below which the run ends. The AUC swings around its target, and one of its swings takes about twenty steps."""
-REACHED = 0.1
-"""A shortfall of less, in tolerances, counts as the goal."""
 
 
 @dataclass(frozen=True)

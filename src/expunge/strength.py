@@ -37,6 +37,8 @@ SAFE = 0.9
 """Share of the ceiling on drift that a shortfall is counted from."""
 LEAST_SHARE = 0.1
 """Least depth, whatever the goal, as a share of the unseen texts' loss."""
+REACHED = 0.1
+"""A shortfall of less, in tolerances, counts as the goal."""
 SAME_AUC = 0.005
 """Distances to the target that are closer than this count as the same; the stronger adapter wins then."""
 
@@ -334,13 +336,14 @@ def shortfall(signals: Signals, untouched: Signals, goal: Goal) -> float:
 
 
 def misfit(signals: Signals, untouched: Signals, goal: Goal) -> float:
-    """What the strength is chosen by: the shortfall, and how exactly the two AUCs are at their target.
+    """What the strength is chosen by: the shortfall, and next to nothing for AUCs that are off their target within it.
 
     A hundredth of an adapter's strength moves the AUC by up to .04, so where a run ends within the tolerance is chance,
-    which the dial takes out. The squares of both distances, in tolerances and at most 1, put the target between them.
+    which the dial takes out: by the squares of both distances, in tolerances and at most 1, which put the target
+    between them. Together they count no more than a shortfall that is none (`REACHED`).
     """
     misses = (abs(own - goal.auc) / TOLERANCES["auc"] for own in (signals.auc, signals.min_k_auc))
-    return shortfall(signals, untouched, goal) + sum(min(1.0, own) ** 2 for own in misses)
+    return shortfall(signals, untouched, goal) + REACHED * fmean(min(1.0, own) ** 2 for own in misses)
 
 
 def misfit_at(found: Calibration, goal: Goal) -> float:

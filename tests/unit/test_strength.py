@@ -16,7 +16,20 @@ from expunge.model.adapter import add_adapter
 from expunge.model.load import load_model
 from expunge.model.logps import sequence_logps
 from expunge.selection import example_hashes, marks, selection_half, without_selection
-from expunge.strength import Meter, Selection, Signals, certainty, choose, evenness, kept, number_of_looks, scaled
+from expunge.strength import (
+    REACHED,
+    Meter,
+    Selection,
+    Signals,
+    certainty,
+    choose,
+    evenness,
+    kept,
+    misfit_at,
+    number_of_looks,
+    scaled,
+    shortfall,
+)
 from tiny import save_tiny
 
 
@@ -174,13 +187,18 @@ def test_where_no_scale_gets_away_from_1_the_strongest_within_the_bounds_wins():
     assert "no scale up to 2 comes closer" in found.verdict
 
 
-def test_weighed_it_takes_the_middle_of_the_tolerance_and_goes_no_further():
-    def steep(scale):  # near 1 the AUCs fall by a tolerance in a hundredth of the strength
+def test_weighed_it_takes_the_middle_of_the_tolerance_and_gives_nothing_for_it():
+    def steep(scale, drift=0.0, lost=0.0):  # near 1 the AUCs fall by a tolerance in a hundredth of the strength
         fall = min(0.5, max(-0.5, 5 * (scale - 1)))
-        return Signals(scale, 0.53 - fall, 4 + scale, 5.0, 0.9, 0.51 - fall)
+        drift, lost = (max(0.0, at + 2 * (scale - 1)) for at in (drift, lost))
+        return Signals(scale, 0.53 - fall, 5 + scale, 5.0 * (1 + drift), 0.9, 0.51 - fall, lost=lost)
 
-    assert search(steep, weighed=True).at(1.0).auc == pytest.approx(0.53)  # within the tolerance as it was trained
     assert search(steep, weighed=True).scale == pytest.approx(1.004, abs=0.002)  # .51 and .49
+    untouched, goal = steep(0.0), Goal(0.5, 0.98, 0.05)
+    for at in ({"drift": 0.045}, {"lost": 0.02}):  # as much as is aimed at, and more with more strength
+        assert shortfall(steep(1.0, **at), untouched, goal) == 0
+        found = search(lambda scale, at=at: steep(scale, **at), goal, weighed=True)
+        assert shortfall(found.at(found.scale), untouched, goal) <= misfit_at(found, goal) <= REACHED
 
     def harmful(scale):  # the AUC would be right at twice the strength, at a drift of 100 %
         return Signals(scale, 1.0 - 0.25 * scale, 1.0 + 2 * scale, 5.0 * (1 + 0.5 * scale), 0.9, 0.5)
