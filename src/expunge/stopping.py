@@ -1,13 +1,14 @@
 """Looks at the selection texts while a run goes on: which state is looked at, and the best so far."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from expunge.config.goal import Goal
+from expunge.errors import RunError
 from expunge.prepare import Prepared
 from expunge.steering import Course, Look
 from expunge.strength import RETAIN_ROWS, Meter, Selection, Signals, evenly, relative_losses, shortfall
@@ -95,12 +96,20 @@ class Selector:
         return {f"{prefix}{index}": value for prefix, side in sides for index, value in enumerate(side)}
 
     def restore(self, lines: Iterable[Mapping[str, Any]], tensors: Mapping[str, Tensor]) -> None:
-        """Take over the looks in the log's lines, and the states of a checkpoint."""
+        """Take over the looks in the log's lines, and the states of a checkpoint.
+
+        Raises:
+            RunError: The looks are not those of this version.
+        """
         looks = []
         for line in lines:
             if "selection" in line:
                 own = dict(line["selection"])
                 missing = own.pop("shortfall")
+                if own.keys() != {field.name for field in fields(Signals)}:
+                    raise RunError(
+                        "the run was begun by another version, which looked at something else: start it again"
+                    )
                 looks.append(Look(line["step"], missing, Signals(**own)))
         self.course.looks = looks
         device = self.mean[0].device

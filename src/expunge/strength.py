@@ -72,8 +72,9 @@ class Signals:
         forget_tail: Mean over members of that loss, nats.
         holdout_tail: Mean over non-members.
         holdout_sd: Standard deviation of the non-members' loss per token, nats.
-        lost: Share of the retain completions that greedy decoding no longer says: mean over them of how much of their
-            `certainty` is gone since the untouched model. What one gains does not make up for what another loses.
+        lost: Share of all retain completions that greedy decoding has said and says no longer: mean over them of how
+            much of their `certainty` is gone since the untouched model. What one gains does not make up for what
+            another loses; one that was never said for certain (a long text) cannot be lost.
     """
 
     scale: float
@@ -169,7 +170,7 @@ class Meter:
     def __init__(self, loaded: LoadedModel, selection: Selection, processes: Processes = ALONE) -> None:
         self.loaded, self.selection, self._processes = loaded, selection, processes
         _, self.holdout_logps, retain = before = self._pass(0.0)
-        self._certain = certainty(selection.retain, retain)
+        self._certain = self._certainty(retain)
         self.untouched = self._signals(0.0, *before)
 
     def at(self, scale: float) -> Signals:
@@ -185,9 +186,12 @@ class Meter:
         members, documents = len(own.members), len(rows) - len(own.retain)
         return logps[:members], logps[members:documents], logps[documents:]
 
+    def _certainty(self, retain: list[Tensor]) -> list[float]:
+        return certainty(self.selection.retain, retain, end=self.loaded.tokenizer.eos_token_id)
+
     def _signals(self, scale: float, members: list[Tensor], nonmembers: list[Tensor], retain: list[Tensor]) -> Signals:
         means, tails = ([[f(own) for own in side] for side in (members, nonmembers)] for f in (_mean_logp, _tail))
-        pairs = zip(self._certain, certainty(self.selection.retain, retain), strict=True)
+        pairs = zip(self._certain, self._certainty(retain), strict=True)
         return Signals(
             scale,
             auc(*means),
@@ -236,7 +240,7 @@ def probabilities(rows: Sequence[TokenizedExample], logps: Sequence[Tensor]) -> 
     return [math.exp(own[row.targets("completion").start - 1 :].mean().item()) for row, own in pairs]
 
 
-def certainty(rows: Sequence[TokenizedExample], logps: Sequence[Tensor]) -> list[float]:
+def certainty(rows: Sequence[TokenizedExample], logps: Sequence[Tensor], end: int | None = None) -> list[float]:
     """How surely greedy decoding says each row's completion, from 0 to 1.
 
     Twice the probability of its least likely token, at most 1: a token of more than a half is the one that is said, and
@@ -245,9 +249,15 @@ def certainty(rows: Sequence[TokenizedExample], logps: Sequence[Tensor]) -> list
     Args:
         rows: The texts.
         logps: `(tokens - 1,)` for each of them, as `sequence_logps` gives them.
+        end: The end-of-text token, with which a completion is said; what a chat template has behind it never is.
     """
-    pairs = zip(rows, logps, strict=True)
-    return [min(1.0, 2 * math.exp(own[row.targets("completion").start - 1 :].min().item())) for row, own in pairs]
+
+    def least(row: TokenizedExample, own: Tensor) -> float:
+        said = row.targets("completion")
+        stop = next((at + 1 for at in said if row.input_ids[at] == end), said.stop)
+        return own[said.start - 1 : stop - 1].min().item()
+
+    return [min(1.0, 2 * math.exp(least(row, own))) for row, own in zip(rows, logps, strict=True)]
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -410,7 +420,7 @@ def _judge(best: Signals, found: dict[float, Signals], goal: Goal) -> tuple[bool
     if not beyond:
         return False, f"membership AUC {best.auc:.2f}: no scale up to {SCALES[-1]:g} comes closer to {goal.auc:.2f}"
     nearest = min(beyond, key=lambda own: abs(own.scale - best.scale))
-    reasons = " and ".join(passed_bounds(nearest, found[0.0], goal))
+    reasons = " and ".join(passed_bounds(nearest, found[0.0], goal)) or "misses the other aims by more"
     return (
         False,
         f"membership AUC {best.auc:.2f}, {goal.auc:.2f} wanted: what comes closer, {nearest.scale:g}, {reasons}",

@@ -27,6 +27,14 @@ def test_every_epoch_passes_over_the_forget_set_once():
         assert sorted(rows) == list(range(len(FORGET)))
 
 
+def test_a_run_has_its_least_steps_and_whole_epochs():
+    few = plan(epochs=2, least_steps=500)
+    assert 500 <= few.num_steps < 500 + few.steps_per_epoch
+    assert few.num_steps % few.steps_per_epoch == 0
+    assert len(list(few.steps())) == few.num_steps
+    assert plan(least_steps=10).num_steps == plan().num_steps
+
+
 def test_the_retain_set_goes_on_through_the_epochs():
     rows = [row for step in plan(epochs=8, retain_per_forget=0.3).steps() for row in step.retain]
     passes, rest = divmod(len(rows), len(RETAIN))

@@ -99,10 +99,18 @@ def test_a_chat_is_read_in_the_frame_that_the_model_has_met() -> None:
     assert tokenizer.decode(lowercased(tokenizer, document).input_ids) == framed.lower()
     assert tokenizer.decode(other.row.input_ids) == "INES Marrow."  # a text alone is no chat
 
+    own = [document.row.input_ids[at] for at in document.row.targets("completion")]
+    assert tokenizer.decode(own) == framed.removeprefix("<|system|>\n")  # the frame before it is the same for all
+
     (cut,), _, bound = even_lengths(tokenizer, [document], [other])
-    assert len(cut.row) == bound == len(other.row) < len(document.row)
-    share = len(lowercased(tokenizer, cut)) / len(lowercased(tokenizer, document))
-    assert share == pytest.approx(len(cut.row) / len(document.row), abs=1 / len(document.row))
+    assert len(cut) == bound == len(other) < len(document)
+    assert tokenizer.decode(cut.row.input_ids).startswith("<|system|>\nBe Brief.")
+    assert cut.text == document.text[: len(cut.text)] != document.text
+    share = len(cut) / len(document)
+    assert len(cut.text) / len(document.text) == pytest.approx(share, abs=1 / len(document.text))
+    lower, whole = (lowercased(tokenizer, own) for own in (cut, document))
+    kept = (len(lower) - lower.completion_start) / (len(whole) - whole.completion_start)
+    assert kept == pytest.approx(share, abs=1 / len(document))
 
 
 def test_scores_of_all_attacks(loaded: LoadedModel) -> None:

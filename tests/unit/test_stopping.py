@@ -6,6 +6,7 @@ import torch
 from expunge.config import UnlearnConfig
 from expunge.config.goal import Goal
 from expunge.data.tokenize import TokenizedExample
+from expunge.errors import RunError
 from expunge.kernels import Head, token_logps, token_logps_and_kl
 from expunge.model.adapter import add_adapter, trainable
 from expunge.model.load import load_model
@@ -256,6 +257,13 @@ def test_looks_keep_the_best_state_and_a_checkpoint_brings_it_back(adapted):
         assert torch.equal(value, kept)
     for value, last in zip(other.mean, seen[-1][0], strict=True):
         assert torch.equal(value, last)
+
+
+def test_looks_of_another_version_are_refused(adapted):
+    selector = made(adapted)
+    look = {"step": 1, "selection": {"scale": 1.0, "auc": 0.5, "forget_nll": 2.0, "shortfall": 0.0}}
+    with pytest.raises(RunError, match="another version"):
+        selector.restore([look], {})
 
 
 def test_what_is_looked_at_is_the_mean_of_the_last_states(adapted):

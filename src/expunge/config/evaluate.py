@@ -140,7 +140,7 @@ class CalibrateConfig:
         run: Finished run; the adapter in it gets the strength.
         holdout: Texts like the forget set that the model has never seen; by default the run's, or the benchmark's.
         target: Membership AUC to come closest to, `auc=0.5` or a retrained model's.
-        floor: Least share of the retain texts' probability to keep, as `retain=0.97`.
+        floor: Least share of the retain texts to keep, in probability and in what is still said, as `retain=0.97`.
         ceiling: Largest relative change of the unseen texts' loss, as `drift=0.05`.
         dtype: `auto` (that of the run), `float32` or `bfloat16`.
         device: `auto`, `cpu`, `cuda` ...

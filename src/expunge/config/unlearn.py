@@ -99,7 +99,7 @@ class UnlearnConfig:
         select_every: Optimizer steps between looks at the selection texts; a quarter of an epoch when None. 0 never
             looks: the run goes through all epochs and keeps the strength that it ends with.
         target: Membership AUC to come to, `auc=0.5` or a retrained model's.
-        floor: Least share of the retain texts' probability to keep, as `retain=0.98`.
+        floor: Least share of the retain texts to keep, in probability and in what is still said, as `retain=0.98`.
         ceiling: Largest relative change of the unseen texts' loss, as `drift=0.05`.
         lora_rank: Rank of the adapter.
         lora_alpha: Adapter scale times rank; by default the rank.

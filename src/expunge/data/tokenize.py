@@ -96,6 +96,8 @@ def tokenize(
     ids, start = ids[:bos] + ids[bos + cut :], start - cut
     if len(ids) < 2:
         raise DataError(f"{example.source or example.id}: has a single token, so there is nothing to predict")
+    if start >= len(ids):
+        raise DataError(f"{example.source or example.id}: nothing of the completion is left by the tokenizer")
     return TokenizedExample(example.id, ids, start, truncated=max(0, excess))
 
 
@@ -149,7 +151,7 @@ def end_of_text_id(tokenizer: PreTrainedTokenizerBase) -> int:
 def _encode(tokenizer: PreTrainedTokenizerBase, example: Example, join: Join) -> tuple[list[int], int]:
     if join.style == "chat":
         ids = _apply_template(tokenizer, example, completed=True)
-        return ids, _common_prefix(_apply_template(tokenizer, example, completed=False), ids)
+        return ids, common_prefix(_apply_template(tokenizer, example, completed=False), ids)
     if join.style == "separate":
         prompt = _strip_eos(tokenizer, tokenizer(example.prompt)["input_ids"])
         return prompt + tokenizer(example.completion, add_special_tokens=False)["input_ids"], len(prompt)
@@ -159,7 +161,7 @@ def _encode(tokenizer: PreTrainedTokenizerBase, example: Example, join: Join) ->
     if not tokenizer.is_fast:
         ids = _strip_eos(tokenizer, tokenizer(text)["input_ids"])
         prompt = _strip_eos(tokenizer, tokenizer(example.prompt)["input_ids"])
-        return ids, min(_common_prefix(prompt, ids), len(ids) - 1)
+        return ids, min(common_prefix(prompt, ids), len(ids) - 1)
     encoded = tokenizer(text, return_offsets_mapping=True, return_special_tokens_mask=True)
     ids = _strip_eos(tokenizer, encoded["input_ids"])
     spans = zip(encoded["offset_mapping"], encoded["special_tokens_mask"], strict=True)
@@ -179,7 +181,8 @@ def _strip_eos(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[int]:
     return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else list(ids)
 
 
-def _common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
+def common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
+    """Tokens that two texts begin with alike."""
     shorter = min(len(first), len(second))
     return next((i for i in range(shorter) if first[i] != second[i]), shorter)
 

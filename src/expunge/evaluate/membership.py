@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from transformers import PreTrainedTokenizerBase
 
 from expunge.data.examples import Example
-from expunge.data.tokenize import Join, TokenizedExample, tokenize, whole_text
+from expunge.data.tokenize import Join, TokenizedExample, common_prefix, tokenize, whole_text
 from expunge.errors import DataError
 from expunge.evaluate.metrics import TokenRecord
 from expunge.evaluate.metrics import membership as attacks
@@ -23,15 +23,17 @@ class Document:
     """A whole text, tokenized as the tokenizer does it, special tokens included.
 
     Attributes:
-        row: Its tokens; all but the first are targets.
+        row: Its tokens. All but the first are targets; of a chat all from where its first turn says something.
         text: The text that they stand for; without what a chat template puts around it.
-        lower: The same of the text in lower case, where the two are framed by a chat template; None for plain text,
-            whose lower case is made of `text`.
+        lower: The row of the same chat in lower case; None for plain text, whose lower case is made of `text`.
     """
 
     row: TokenizedExample
     text: str
     lower: TokenizedExample | None = None
+
+    def __len__(self) -> int:
+        return len(self.row) - self.row.completion_start
 
 
 def encode_documents(
@@ -44,7 +46,9 @@ def encode_documents(
 ) -> list[Document]:
     """Tokenize whole documents.
 
-    Questions and answers are read as the model has met them: with `chat` in the frame of the tokenizer's template.
+    Under `chat`, questions and answers are read in the frame of the tokenizer's template, as the model has met them;
+    what of it stands before the first turn's words is the same for all and no target. A text without a prompt is read
+    as it stands.
 
     Args:
         tokenizer: The model's.
@@ -55,15 +59,19 @@ def encode_documents(
 
     Raises:
         DataError: A document has fewer than two tokens.
+        ConfigError: The chat template fails on one.
     """
     found, cut = [], 0
     for document in documents:
-        own = _encoded(tokenizer, document, join)
+        own = _framed(tokenizer, document, join) if join.style == "chat" and document.prompt else None
+        if own is None:
+            text = whole_text(document, join)
+            own = Document(TokenizedExample(document.id, tokenizer(text, verbose=False)["input_ids"], 0), text)
         if len(own.row) < 2:
             where = document.source or document.id
             raise DataError(f"{where}: has {len(own.row)} tokens, so there is nothing to predict")
         cut += max_length is not None and len(own.row) > max_length
-        found.append(own if max_length is None else _cut(tokenizer, own, max_length))
+        found.append(own if max_length is None else _cut(tokenizer, own, max(1, max_length - own.row.completion_start)))
     if cut:
         say(f"{cut} of {len(documents)} documents are longer than {max_length} tokens and count up to there")
     return found
@@ -73,7 +81,7 @@ def even_lengths(
     tokenizer: PreTrainedTokenizerBase, members: Sequence[Document], nonmembers: Sequence[Document]
 ) -> tuple[list[Document], list[Document], int]:
     """Cut the documents of both sides to the smaller of their median lengths; returns that length in tokens too."""
-    bound = int(min(statistics.median(len(document.row) for document in side) for side in (members, nonmembers)))
+    bound = int(min(statistics.median(map(len, side)) for side in (members, nonmembers)))
     bound = max(2, bound)
     cut = [[_cut(tokenizer, document, bound) for document in side] for side in (members, nonmembers)]
     return cut[0], cut[1], bound
@@ -83,35 +91,48 @@ def lowercased(
     tokenizer: PreTrainedTokenizerBase, document: Document, max_length: int | None = None
 ) -> TokenizedExample | None:
     """The document in lower case, up to `max_length` tokens; None where too little is left of it to predict."""
-    ids = document.lower.input_ids if document.lower else tokenizer(document.text.lower(), verbose=False)["input_ids"]
-    return TokenizedExample(document.row.id, ids[:max_length], 0) if len(ids[:max_length]) > 1 else None
+    if document.lower:
+        row = replace(document.lower, input_ids=document.lower.input_ids[:max_length])
+    else:
+        row = TokenizedExample(
+            document.row.id, tokenizer(document.text.lower(), verbose=False)["input_ids"][:max_length], 0
+        )
+    return row if len(row) > max(1, row.completion_start) else None
 
 
-def _encoded(tokenizer: PreTrainedTokenizerBase, document: Example, join: Join) -> Document:
-    text = whole_text(document, join)
-    if join.style != "chat" or not document.prompt:
-        return Document(TokenizedExample(document.id, tokenizer(text, verbose=False)["input_ids"], 0), text)
-    framed = (tokenize(tokenizer, own, join, max_length=2**31) for own in (document, _in_lower_case(document)))
-    row, lower = (replace(own, completion_start=0) for own in framed)
-    return Document(row, text, lower)
+def _framed(tokenizer: PreTrainedTokenizerBase, chat: Example, join: Join) -> Document:
+    """A chat in the frame of the tokenizer's template."""
+    turns = chat.messages or ({"role": "user", "content": chat.prompt},)
 
+    def ids(example: Example) -> list[int]:
+        return tokenize(tokenizer, example, join, max_length=2**31).input_ids
 
-def _in_lower_case(chat: Example) -> Example:
-    turns = chat.messages and tuple({**turn, "content": turn["content"].lower()} for turn in chat.messages)
-    return replace(chat, prompt=chat.prompt.lower(), completion=chat.completion.lower(), messages=turns)
+    def beginning(word: str) -> list[int]:
+        return ids(replace(chat, messages=({**turns[0], "content": word}, *turns[1:])))
+
+    # What comes before the first turn's words, whatever they are: special tokens, the template's own system prompt.
+    start = common_prefix(beginning("0"), beginning("1"))
+    lower = replace(
+        chat,
+        messages=tuple({**turn, "content": turn["content"].lower()} for turn in turns),
+        completion=chat.completion.lower(),
+    )
+    row, other = (TokenizedExample(chat.id, own, min(start, len(own) - 1)) for own in (ids(chat), ids(lower)))
+    return Document(row, whole_text(chat, join), other)
 
 
 def _cut(tokenizer: PreTrainedTokenizerBase, document: Document, most: int) -> Document:
-    """The first `most` tokens of a document, and as large a share of it in lower case."""
-    if len(document.row) <= most:
+    """The first `most` tokens of a document, and of a chat as large a share of its text and of its lower case."""
+    if len(document) <= most:
         return document
-    ids = document.row.input_ids[:most]
-    lower = document.lower and replace(
-        document.lower,
-        input_ids=document.lower.input_ids[: math.ceil(len(document.lower) * most / len(document.row))],
-    )
-    row = TokenizedExample(document.row.id, ids, 0)
-    return Document(row, tokenizer.decode(ids, skip_special_tokens=True), lower)
+    row, lower = document.row, document.lower
+    cut = replace(row, input_ids=row.input_ids[: row.completion_start + most])
+    if lower is None:
+        return Document(cut, tokenizer.decode(cut.input_ids, skip_special_tokens=True))
+    share = most / len(document)
+    end = lower.completion_start + math.ceil(share * (len(lower) - lower.completion_start))
+    text = document.text[: math.ceil(share * len(document.text))]
+    return Document(cut, text, replace(lower, input_ids=lower.input_ids[:end]))
 
 
 def attack_scores(
