@@ -13,7 +13,7 @@ from expunge.kernels import token_logps
 from expunge.model.load import LoadedModel, load_model
 from expunge.model.logps import Batch, final_states, lay_out, sequence_logps, target_index
 from expunge.model.preflight import measure_join
-from expunge.strength import probabilities
+from expunge.signals import probabilities
 
 TENTHS = 10
 RATE = 3e-4

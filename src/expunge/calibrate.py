@@ -19,24 +19,15 @@ from expunge.data.examples import parse_columns, read_examples
 from expunge.errors import DataError
 from expunge.manifest import read_manifest
 from expunge.merge import run_rows, run_settings
-from expunge.model.adapter import attach_adapter
+from expunge.model.adapter import attach_adapter, set_alpha
 from expunge.model.load import load_model
 from expunge.model.logps import mean_losses
 from expunge.prepare import Sets, read_sets, selection_halves
 from expunge.progress import Reporter
 from expunge.run import SUMMARY
 from expunge.selection import FILE, marks, read_calibration
-from expunge.strength import (
-    RETAIN_ROWS,
-    Calibration,
-    Meter,
-    Selection,
-    choose,
-    evenly,
-    number_of_looks,
-    record,
-    set_alpha,
-)
+from expunge.signals import RETAIN_ROWS, Meter, Selection, evenly
+from expunge.strength import Calibration, choose, number_of_looks, record
 
 WEAKER = 0.9
 """A strength is told to forget less where so little of the forget set's rise in loss is left."""

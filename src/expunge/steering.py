@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from expunge.config.goal import Goal
-from expunge.strength import REACHED, TOLERANCES, Signals, depth, drifted, evenness, kept, lack
+from expunge.signals import REACHED, TOLERANCES, Signals, depth, drifted, evenness, kept, lack
 
 NEAR = 0.15
 """AUC and evenness correct depth and beta where forgotten texts lack less of the depth than this share, else not."""

@@ -10,8 +10,8 @@ from torch import Tensor
 from expunge.config.goal import Goal
 from expunge.errors import RunError
 from expunge.prepare import Prepared
+from expunge.signals import RETAIN_ROWS, Meter, Selection, Signals, evenly, relative_losses, shortfall
 from expunge.steering import Course, Look
-from expunge.strength import RETAIN_ROWS, Meter, Selection, Signals, evenly, relative_losses, shortfall
 from expunge.terms import Aim
 
 AVERAGING = 1 / 3

@@ -1,92 +1,21 @@
 """How strong an adapter should be: its scale is a dial from the untouched model (0) over the trained one (1) on.
 
-A scale is judged on selection texts by teacher-forced signals alone, so the search takes seconds: whether a membership
-attack by loss tells forgotten texts from texts that were never seen, what the retain set has kept, and how far the
-loss of unseen texts has moved. The selection is half of the documents; `expunge evaluate` reports on the other half.
+A scale is judged on selection texts by the signals of `signals.py`, so the search takes seconds. The selection is half
+of the documents; `expunge evaluate` reports on the other half.
 """
 
-import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from statistics import NormalDist, fmean, pstdev
-from typing import Any, TypeVar
-
-import torch
-from peft.tuners.lora import LoraLayer
-from torch import Tensor
+from typing import Any
 
 from expunge.config.goal import Goal
-from expunge.data.tokenize import TokenizedExample
-from expunge.model.load import LoadedModel
-from expunge.model.logps import sequence_logps
-from expunge.processes import ALONE, Processes
-from expunge.ranking import auc
+from expunge.signals import TOLERANCES, Meter, Selection, Signals, misfit, passed_bounds
 
-Item = TypeVar("Item")
 SCALES = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
 """Where the search looks first; then it halves the distance to the neighbours of the best, `REFINEMENTS` times."""
 REFINEMENTS = 6
-TAIL = 0.2
-"""Share of a text's tokens that min-k looks at."""
-RETAIN_ROWS = 64
-"""Retain rows that are looked at, evenly from all of them."""
-TOLERANCES = {"auc": 0.05, "min_k": 0.05, "depth": 0.05, "retain": 0.01, "drift": 0.05}
-"""What a shortfall is counted in; AUCs and a depth are reached within one of them."""
-SAFE = 0.9
-"""Share of the ceiling on drift that a shortfall is counted from."""
-LEAST_SHARE = 0.1
-"""Least depth, whatever the goal, as a share of the unseen texts' loss."""
-REACHED = 0.1
-"""A shortfall of less, in tolerances, counts as the goal."""
 SAME_AUC = 0.005
 """Distances to the target that are closer than this count as the same; the stronger adapter wins then."""
-
-
-@dataclass(frozen=True)
-class Selection:
-    """Texts that a scale is chosen on.
-
-    Attributes:
-        members: Texts that are to be forgotten.
-        nonmembers: Texts like them that the model has never seen.
-        retain: Texts to keep.
-    """
-
-    members: list[TokenizedExample]
-    nonmembers: list[TokenizedExample]
-    retain: list[TokenizedExample]
-
-
-@dataclass(frozen=True)
-class Signals:
-    """What one scale does on the selection.
-
-    Attributes:
-        scale: Factor on the adapter; 0 is the untouched model.
-        auc: P(a member has a lower mean loss than a non-member) + 0.5 P(equal).
-        forget_nll: Mean over members of their loss per token, nats.
-        holdout_nll: Mean over non-members.
-        retain: Mean probability of the retain completions (length-normalised, exp of minus the loss per token).
-        min_k_auc: Like `auc`, of the mean loss of the fifth of a text's tokens that are least likely.
-        forget_tail: Mean over members of that loss, nats.
-        holdout_tail: Mean over non-members.
-        holdout_sd: Standard deviation of the non-members' loss per token, nats.
-        lost: Share of all retain completions that greedy decoding has said and says no longer: mean over them of how
-            much of their `certainty` is gone since the untouched model. What one gains does not make up for what
-            another loses; one that was never said for certain (a long text) cannot be lost.
-    """
-
-    scale: float
-    auc: float
-    forget_nll: float
-    holdout_nll: float
-    retain: float
-    min_k_auc: float = 0.5
-    forget_tail: float = 0.0
-    holdout_tail: float = 0.0
-    holdout_sd: float = 0.0
-    lost: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -110,33 +39,6 @@ class Calibration:
         return next(signals for signals in self.curve if signals.scale == scale)
 
 
-@contextmanager
-def scaled(model: torch.nn.Module, factor: float) -> Iterator[None]:
-    """The model with its adapter times `factor`."""
-    layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
-    own = [dict(layer.scaling) for layer in layers]
-    try:
-        for layer in layers:
-            layer.scaling.update({name: factor * value for name, value in layer.scaling.items()})
-        yield
-    finally:
-        for layer, values in zip(layers, own, strict=True):
-            layer.scaling.update(values)
-
-
-def set_alpha(model: torch.nn.Module, alpha: float) -> None:
-    """Give the adapter another alpha."""
-    for module in model.modules():
-        if isinstance(module, LoraLayer):
-            module.scaling.update({name: alpha / module.r[name] for name in module.scaling})
-
-
-def evenly(rows: Sequence[Item], most: int) -> list[Item]:
-    """At most `most` rows, evenly from all of them."""
-    count = min(most, len(rows))
-    return [rows[at * len(rows) // count] for at in range(count)]
-
-
 def record(
     found: Calibration, goal: Goal, *, trained_alpha: float, selection: Selection, marks: Sequence[str]
 ) -> dict[str, Any]:
@@ -152,125 +54,6 @@ def record(
         "texts": {name: len(getattr(selection, name)) for name in ("members", "nonmembers", "retain")},
         "selection_sha256": list(marks),
     }
-
-
-class Meter:
-    """Signals of any scale on one selection, a forward pass over it each.
-
-    Args:
-        loaded: The model with its adapter, without which it is measured at once.
-        selection: What to look at; members and non-members at least one each.
-        processes: Those that share the forward passes.
-
-    Attributes:
-        untouched: Signals of the model without its adapter.
-        holdout_logps: Its log-probabilities of the non-members' tokens, `(tokens - 1,)` each.
-    """
-
-    def __init__(self, loaded: LoadedModel, selection: Selection, processes: Processes = ALONE) -> None:
-        self.loaded, self.selection, self._processes = loaded, selection, processes
-        _, self.holdout_logps, retain = before = self._pass(0.0)
-        self._certain = self._certainty(retain)
-        self.untouched = self._signals(0.0, *before)
-
-    def at(self, scale: float) -> Signals:
-        """Signals of one scale."""
-        return self._signals(scale, *self._pass(scale))
-
-    def _pass(self, scale: float) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """Log-probabilities of the tokens of members, non-members and retain texts."""
-        own = self.selection
-        rows = [*own.members, *own.nonmembers, *own.retain]
-        with scaled(self.loaded.model, scale):
-            logps = sequence_logps(self.loaded, [row.input_ids for row in rows], processes=self._processes)
-        members, documents = len(own.members), len(rows) - len(own.retain)
-        return logps[:members], logps[members:documents], logps[documents:]
-
-    def _certainty(self, retain: list[Tensor]) -> list[float]:
-        return certainty(self.selection.retain, retain, end=self.loaded.tokenizer.eos_token_id)
-
-    def _signals(self, scale: float, members: list[Tensor], nonmembers: list[Tensor], retain: list[Tensor]) -> Signals:
-        means, tails = ([[f(own) for own in side] for side in (members, nonmembers)] for f in (_mean_logp, _tail))
-        pairs = zip(self._certain, self._certainty(retain), strict=True)
-        return Signals(
-            scale,
-            auc(*means),
-            -fmean(means[0]),
-            -fmean(means[1]),
-            _mean(probabilities(self.selection.retain, retain)),
-            auc(*tails),
-            -fmean(tails[0]),
-            -fmean(tails[1]),
-            pstdev(means[1]),
-            _mean([max(0.0, before - now) for before, now in pairs]),
-        )
-
-
-def relative_losses(texts: Sequence[TokenizedExample], logps: Sequence[Tensor], vocabulary: int) -> Tensor:
-    """How unlikely the untouched model finds each token of the vocabulary in unseen texts.
-
-    The mean loss of the token wherever it stands in them, over the mean of all tokens. Tokens that are rare in them
-    are drawn towards the mean of those that stand there once, which counts as one more place of each.
-
-    Args:
-        texts: Unseen texts, at least one token beside the first.
-        logps: `(tokens - 1,)` for each of them, of the untouched model.
-        vocabulary: Rows of the embedding.
-
-    Returns:
-        `(vocabulary,)`, on the CPU.
-    """
-    losses = -torch.cat(list(logps))
-    ids = torch.cat([torch.tensor(row.input_ids[1:]) for row in texts])
-    counts = ids.bincount(minlength=vocabulary)
-    once = losses[counts[ids] == 1]
-    rare = once.mean() if len(once) else losses.mean()
-    means = (torch.zeros(len(counts)).index_add(0, ids, losses) + rare) / (counts + 1)
-    return means / means[ids].mean().clamp(min=torch.finfo().tiny)
-
-
-def probabilities(rows: Sequence[TokenizedExample], logps: Sequence[Tensor]) -> list[float]:
-    """Probability of each row's completion, length-normalised: exp of minus its loss per token.
-
-    Args:
-        rows: The texts.
-        logps: `(tokens - 1,)` for each of them, as `sequence_logps` gives them.
-    """
-    pairs = zip(rows, logps, strict=True)
-    return [math.exp(own[row.targets("completion").start - 1 :].mean().item()) for row, own in pairs]
-
-
-def certainty(rows: Sequence[TokenizedExample], logps: Sequence[Tensor], end: int | None = None) -> list[float]:
-    """How surely greedy decoding says each row's completion, from 0 to 1.
-
-    Twice the probability of its least likely token, at most 1: a token of more than a half is the one that is said, and
-    with a single other one the text goes another way, which the mean over a long completion hardly shows.
-
-    Args:
-        rows: The texts.
-        logps: `(tokens - 1,)` for each of them, as `sequence_logps` gives them.
-        end: The end-of-text token, with which a completion is said; what a chat template has behind it never is.
-    """
-
-    def least(row: TokenizedExample, own: Tensor) -> float:
-        said = row.targets("completion")
-        stop = next((at + 1 for at in said if row.input_ids[at] == end), said.stop)
-        return own[said.start - 1 : stop - 1].min().item()
-
-    return [min(1.0, 2 * math.exp(least(row, own))) for row, own in zip(rows, logps, strict=True)]
-
-
-def _mean(values: Sequence[float]) -> float:
-    return fmean(values) if values else 0.0
-
-
-def _mean_logp(logps: Tensor) -> float:
-    return logps.mean().item()
-
-
-def _tail(logps: Tensor) -> float:
-    """Mean log-probability of the least likely fifth of a text's tokens (min-k, Shi et al. 2024, 2310.16789)."""
-    return logps.topk(max(1, int(TAIL * len(logps))), largest=False).values.mean().item()
 
 
 def choose(
@@ -317,87 +100,9 @@ def number_of_looks() -> int:
     return len(SCALES) + 2 * REFINEMENTS
 
 
-def passed_bounds(signals: Signals, untouched: Signals, goal: Goal) -> list[str]:
-    """The bounds that a scale passes, in words."""
-    passed = []
-    share, drift = kept(signals, untouched), abs(drifted(signals, untouched))
-    if share < goal.retain:
-        passed.append(f"keeps {share:.1%} of the retain set (floor {goal.retain:.1%})")
-    if drift > goal.drift:
-        passed.append(f"moves the loss of the unseen selection texts by {drift:.1%} (ceiling {goal.drift:.1%})")
-    return passed
-
-
-def shortfall(signals: Signals, untouched: Signals, goal: Goal) -> float:
-    """How much is missing: the sum, over five aims, of what is missing beyond the tolerance, in tolerances.
-
-    The aims are the membership AUC by loss and by min-k, the depth of the forgotten texts (as a share of it), the floor
-    of the retain set and the ceiling of the drift, of which `SAFE` is aimed at, so that it holds on texts that are not
-    looked at. 0 is the goal.
-    """
-    missing = {
-        "auc": abs(signals.auc - goal.auc) - TOLERANCES["auc"],
-        "min_k": abs(signals.min_k_auc - goal.auc) - TOLERANCES["min_k"],
-        "depth": lack(signals, goal) - TOLERANCES["depth"],
-        "retain": goal.retain - kept(signals, untouched),
-        "drift": abs(drifted(signals, untouched)) - SAFE * goal.drift,
-    }
-    return sum(max(0.0, value) / TOLERANCES[name] for name, value in missing.items())
-
-
-def misfit(signals: Signals, untouched: Signals, goal: Goal) -> float:
-    """What the strength is chosen by: the shortfall, and next to nothing for AUCs that are off their target within it.
-
-    A hundredth of an adapter's strength moves the AUC by up to .04, so where a run ends within the tolerance is chance,
-    which the dial takes out: by the squares of both distances, in tolerances and at most 1, which put the target
-    between them. Together they count no more than a shortfall that is none (`REACHED`).
-    """
-    misses = (abs(own - goal.auc) / TOLERANCES["auc"] for own in (signals.auc, signals.min_k_auc))
-    return shortfall(signals, untouched, goal) + REACHED * fmean(min(1.0, own) ** 2 for own in misses)
-
-
 def misfit_at(found: Calibration, goal: Goal) -> float:
     """The misfit of the chosen scale."""
     return misfit(found.at(found.scale), found.at(0.0), goal)
-
-
-def depth(signals: Signals, goal: Goal) -> float:
-    """Mean loss of the forgotten texts at which their membership AUC is the goal's, if both sides are spread alike.
-
-    The unseen texts' own for an AUC of .5; for another, normal distributions of one width stand for both sides.
-    """
-    shift = math.sqrt(2) * signals.holdout_sd * NormalDist().inv_cdf(min(0.99, max(0.01, goal.auc)))
-    return max(LEAST_SHARE * signals.holdout_nll, signals.holdout_nll - shift)
-
-
-def lack(signals: Signals, goal: Goal) -> float:
-    """Share of the depth that the forgotten texts lack; below 0 where they are beyond it."""
-    wanted = depth(signals, goal)
-    return 1 - signals.forget_nll / wanted if wanted else 0.0
-
-
-def evenness(signals: Signals) -> float:
-    """How much more evenly the loss of forgotten texts is spread over their tokens than that of unseen ones.
-
-    1 minus the loss of a text's least likely fifth over its mean loss, as a share of the same of unseen texts; 0 where
-    the two are alike, whatever the mean losses are.
-    """
-    own, other = signals.forget_tail * signals.holdout_nll, signals.holdout_tail * signals.forget_nll
-    return 1 - own / other if other else 0.0
-
-
-def kept(signals: Signals, untouched: Signals) -> float:
-    """What the retain set has kept, as a share of the untouched model's; 1 where there are no texts.
-
-    The lower of two: the probability of its completions, and the share of them that greedy decoding still says.
-    """
-    probability = signals.retain / untouched.retain if untouched.retain else 1.0
-    return min(probability, 1 - signals.lost)
-
-
-def drifted(signals: Signals, untouched: Signals) -> float:
-    """Relative change of the unseen texts' loss."""
-    return signals.holdout_nll / untouched.holdout_nll - 1
 
 
 def _least_misfit(found: dict[float, Signals], goal: Goal) -> float:

@@ -26,8 +26,8 @@ from expunge.prepare import Prepared
 from expunge.processes import ALONE, Processes
 from expunge.progress import Reporter
 from expunge.schedule import anchor_tokens, epoch_length, learning_rate, make_plan, usual_spacing
+from expunge.signals import Meter
 from expunge.stopping import Selector, selection_of
-from expunge.strength import Meter
 from expunge.terms import SIDES, TERMS, Aim, Counts, Row, SideName, count, loss_terms, reference_sides, weighted_sum
 
 MICRO_BATCH_TOKENS = {"cpu": 4096, "cuda": 16384}

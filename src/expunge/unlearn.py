@@ -18,6 +18,7 @@ from expunge.config import SETS, UnlearnConfig
 from expunge.errors import ConfigError
 from expunge.interrupt import StopRequest
 from expunge.manifest import other_surroundings, read_manifest
+from expunge.model.adapter import set_alpha
 from expunge.model.load import pick_device
 from expunge.model.logps import mean_losses
 from expunge.model.reference import cache_folder
@@ -27,7 +28,7 @@ from expunge.progress import Reporter
 from expunge.run import Outcome, Run
 from expunge.selection import marks
 from expunge.stopping import take
-from expunge.strength import Calibration, choose, misfit_at, number_of_looks, record, set_alpha
+from expunge.strength import Calibration, choose, misfit_at, number_of_looks, record
 from expunge.terms import TERMS
 from expunge.trainer import Trainer
 

@@ -11,8 +11,8 @@ MAX_LINES = 400
 
 LAYERS = (
     "errors", "config", "progress", "interrupt", "processes", "run_dir", "kernels", "data", "ranking", "selection",
-    "model", "objectives", "terms", "prepare", "strength", "steering", "stopping", "schedule", "card", "manifest",
-    "run", "trainer", "unlearn", "plan", "merge", "evaluate", "calibrate", "tables", "report", "demo",
+    "model", "objectives", "terms", "prepare", "signals", "strength", "steering", "stopping", "schedule", "card",
+    "manifest", "run", "trainer", "unlearn", "plan", "merge", "evaluate", "calibrate", "tables", "report", "demo",
     "arguments", "cli", "__main__", "__init__",
 )  # fmt: skip
 """Folders and top-level modules of the package, from left to right."""

@@ -5,6 +5,7 @@ import math
 import pytest
 
 from expunge.config.goal import Goal
+from expunge.signals import Signals, shortfall
 from expunge.steering import (
     DEEPER,
     DEEPER_NOW,
@@ -33,7 +34,6 @@ from expunge.steering import (
     Course,
     Look,
 )
-from expunge.strength import Signals, shortfall
 
 UNTOUCHED = Signals(0.0, 1.0, 0.1, 2.0, 0.8)
 GOAL = Goal(0.5, 0.98, 0.05)

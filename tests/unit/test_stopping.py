@@ -14,8 +14,8 @@ from expunge.model.logps import final_states, lay_out, sequence_logps
 from expunge.objectives import npo_token, push, push_odds, pushed, rest_kl, spread
 from expunge.objectives.depth import CLEAREST, LEAST_WEIGHT, RAMP
 from expunge.schedule import learning_rate
+from expunge.signals import SAFE, Meter, Selection, Signals, depth, evenly, relative_losses, shortfall
 from expunge.stopping import AVERAGING, Selector
-from expunge.strength import SAFE, Meter, Selection, Signals, depth, evenly, relative_losses, shortfall
 from expunge.terms import SHALLOWEST, Aim, Row, count, loss_terms, weighted_sum
 from tiny import save_tiny
 

@@ -1,126 +1,12 @@
-"""The dial: signals of a scale, the search over scales, and the halves of the membership texts."""
-
-import math
-from contextlib import contextmanager
-from types import SimpleNamespace
+"""The dial: the search over scales, and the halves of the membership texts."""
 
 import pytest
-import torch
-from peft import PeftModel
 
-from expunge import strength
 from expunge.config.goal import Goal
 from expunge.data.examples import Example
-from expunge.data.tokenize import TokenizedExample
-from expunge.model.adapter import add_adapter
-from expunge.model.load import load_model
-from expunge.model.logps import sequence_logps
 from expunge.selection import example_hashes, marks, selection_half, without_selection
-from expunge.strength import (
-    REACHED,
-    Meter,
-    Selection,
-    Signals,
-    certainty,
-    choose,
-    evenness,
-    kept,
-    misfit_at,
-    number_of_looks,
-    scaled,
-    shortfall,
-)
-from tiny import save_tiny
-
-
-@pytest.fixture(scope="module")
-def adapted(tmp_path_factory):
-    loaded = load_model(str(save_tiny(tmp_path_factory.mktemp("model"), "llama")), dtype="float32", device="cpu")
-    model = add_adapter(loaded, rank=2, alpha=None, modules="all-linear", seed=0)
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_(std=0.3)
-    return loaded
-
-
-def rows(name, lengths, start=0):
-    return [
-        TokenizedExample(f"{name}{i}", [(start + 7 * i + 3 * j) % 90 + 3 for j in range(length)], length // 2)
-        for i, length in enumerate(lengths)
-    ]
-
-
-SELECTION = Selection(rows("m", (9, 12, 7)), rows("n", (8, 11), 40), rows("r", (10, 6, 7, 9), 20))
-
-
-def test_signals_are_their_definitions(adapted):
-    found = Meter(adapted, SELECTION).at(0.5)
-    texts = (*SELECTION.members, *SELECTION.nonmembers, *SELECTION.retain)
-    with scaled(adapted.model, 0.5):
-        alone = {row.id: sequence_logps(adapted, [row.input_ids])[0] for row in texts}
-    losses = {name: -values.mean().item() for name, values in alone.items()}
-    members, others = ([losses[row.id] for row in side] for side in (SELECTION.members, SELECTION.nonmembers))
-    pairs = [(a < b) + 0.5 * (a == b) for a in members for b in others]
-    kept = [math.exp(alone[row.id][row.completion_start - 1 :].mean().item()) for row in SELECTION.retain]
-    assert found.auc == pytest.approx(sum(pairs) / len(pairs))
-    assert found.forget_nll == pytest.approx(sum(members) / 3, rel=1e-5)
-    assert found.holdout_nll == pytest.approx(sum(others) / 2, rel=1e-5)
-    assert found.retain == pytest.approx(sum(kept) / 4, rel=1e-5)
-    tails = [-own.sort().values[: max(1, len(own) // 5)].mean().item() for own in list(alone.values())[:5]]
-    assert found.forget_tail == pytest.approx(sum(tails[:3]) / 3, rel=1e-5)
-    assert found.holdout_tail == pytest.approx(sum(tails[3:]) / 2, rel=1e-5)
-    spread = [sum(tails[:3]) / sum(losses[row.id] for row in SELECTION.members), found.holdout_tail / found.holdout_nll]
-    assert evenness(found) == pytest.approx(1 - spread[0] / spread[1], rel=1e-4)
-
-
-def test_what_one_completion_gains_does_not_make_up_for_what_another_loses(monkeypatch):
-    texts = rows("r", (4, 4), 20)
-    values = {0.0: (0.9, 0.2), 1.0: (0.3, 0.9), 0.5: (0.6, 0.2)}  # of every token of each text
-
-    def logps(loaded, ids, processes):
-        found = values[loaded.model]
-        return [torch.full((len(own) - 1,), found[at % 2]).log() for at, own in enumerate(ids)]
-
-    @contextmanager
-    def at_scale(model, scale):
-        loaded.model = scale
-        yield
-
-    loaded = SimpleNamespace(model=None, tokenizer=SimpleNamespace(eos_token_id=None))
-    monkeypatch.setattr(strength, "sequence_logps", logps)
-    monkeypatch.setattr(strength, "scaled", at_scale)
-    meter = Meter(loaded, Selection(rows("m", (3, 3)), rows("n", (3, 3), 40), texts))
-    found = {scale: meter.at(scale) for scale in (0.5, 1.0)}
-    assert meter.untouched.lost == 0
-    assert found[1.0].lost == pytest.approx((1 - 0.6) / 2)
-    assert found[0.5].lost == 0  # less likely, and greedy decoding still says it
-    assert kept(found[1.0], meter.untouched) == pytest.approx(0.8)  # though the mean probability is higher
-    assert kept(found[0.5], meter.untouched) == pytest.approx(0.8 / 1.1)
-
-
-def test_a_completion_is_said_if_its_least_likely_token_is():
-    texts = [TokenizedExample("a", [1, 2, 3, 4], 2), TokenizedExample("b", [1, 2, 3], 1)]
-    logps = [torch.tensor([0.01, 0.9, 0.3]).log(), torch.tensor([0.6, 0.99]).log()]  # the first is of a prompt
-    assert certainty(texts, logps) == pytest.approx([0.6, 1.0])
-    framed = [torch.tensor([0.9, 0.8, 0.01]).log()]  # a chat template has something behind the end of text
-    assert certainty([TokenizedExample("c", [1, 2, 9, 4], 1)], framed, end=9) == pytest.approx([1.0])
-
-
-def test_strength_0_is_the_untouched_model_and_1_the_trained_one(adapted):
-    ids = [row.input_ids for row in SELECTION.members]
-    trained = sequence_logps(adapted, ids)
-    with scaled(adapted.model, 0.0):
-        silent = sequence_logps(adapted, ids)
-    assert isinstance(adapted.model, PeftModel)
-    with adapted.model.disable_adapter():
-        untouched = sequence_logps(adapted, ids)
-    for one, other in zip(silent, untouched, strict=True):
-        torch.testing.assert_close(one, other)
-    for one, other in zip(sequence_logps(adapted, ids), trained, strict=True):
-        assert torch.equal(one, other)  # and the scale is as it was
-    assert any((one - other).abs().max() > 0.1 for one, other in zip(trained, untouched, strict=True))
+from expunge.signals import REACHED, Signals, shortfall
+from expunge.strength import choose, misfit_at, number_of_looks
 
 
 class Curve:

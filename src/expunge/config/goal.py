@@ -11,7 +11,7 @@ class Goal:
 
     Attributes:
         auc: Membership AUC of a model that never saw the forgotten texts: 0.5, or the retrained twin's.
-        retain: Least of the retain texts that must be kept (`strength.kept`), as a share.
+        retain: Least of the retain texts that must be kept (`signals.kept`), as a share.
         drift: Largest relative change of the unseen texts' loss.
     """
 

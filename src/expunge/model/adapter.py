@@ -1,8 +1,10 @@
-"""The LoRA adapter: where it sits, how it is switched off, saved and merged."""
+"""The LoRA adapter: where it sits, how strong it is, how it is switched off, saved and merged."""
 
 import json
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -176,3 +178,24 @@ def load_unlearned(
     loaded = load_model(name, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     attach_adapter(loaded, run)
     return loaded.model, loaded.tokenizer
+
+
+@contextmanager
+def scaled(model: torch.nn.Module, factor: float) -> Iterator[None]:
+    """The model with its adapter times `factor`."""
+    layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    own = [dict(layer.scaling) for layer in layers]
+    try:
+        for layer in layers:
+            layer.scaling.update({name: factor * value for name, value in layer.scaling.items()})
+        yield
+    finally:
+        for layer, values in zip(layers, own, strict=True):
+            layer.scaling.update(values)
+
+
+def set_alpha(model: torch.nn.Module, alpha: float) -> None:
+    """Give the adapter another alpha."""
+    for module in model.modules():
+        if isinstance(module, LoraLayer):
+            module.scaling.update({name: alpha / module.r[name] for name in module.scaling})
