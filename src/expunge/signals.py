@@ -24,7 +24,7 @@ from expunge.ranking import auc
 Item = TypeVar("Item")
 TAIL = 0.2
 """Share of a text's tokens that min-k looks at."""
-RETAIN_ROWS = 64
+RETAIN_ROWS = 256
 """Retain rows that are looked at, evenly from all of them."""
 TOLERANCES = {"auc": 0.05, "min_k": 0.05, "depth": 0.05, "retain": 0.01, "drift": 0.05}
 """What a shortfall is counted in; AUCs and a depth are reached within one of them."""
