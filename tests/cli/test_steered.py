@@ -113,7 +113,7 @@ class StopAfter:
 
 def test_resumed_equals_uninterrupted_with_looks_and_falling_rate(texts, expunge):
     """The aim, the learning rate, the mean of the states and the best of them come back with a checkpoint."""
-    loose = ("--target", "auc=0.3", "--epochs", "12")  # passed on the way, so that the rate falls before the end
+    loose = ("--target", "auc=0.3", "--epochs", "20")  # passed on the way, so that the rate falls before the end
     assert expunge(*FOLLOW, *loose, "--output", "whole").code == 0
     rates = [line["learning_rate"] for line in lines("whole")]
     assert rates[-1] <= max(rates) / 2
