@@ -137,6 +137,11 @@ def whole_text(example: Example, join: Join) -> str:
     return example.prompt + _separator(example, join.style, separators) + example.completion
 
 
+def chat_turns(example: Example) -> tuple[Mapping[str, str], ...]:
+    """The turns before the completion; a prompt alone is what the user says."""
+    return example.messages or ({"role": "user", "content": example.prompt},)
+
+
 def end_of_text_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """The tokenizer's end-of-text token.
 
@@ -190,7 +195,7 @@ def common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
 def _apply_template(tokenizer: PreTrainedTokenizerBase, example: Example, *, completed: bool) -> list[int]:
     if not tokenizer.chat_template:
         raise ConfigError("--join chat: the tokenizer has no chat template")
-    turns = list(example.messages or ()) or [{"role": "user", "content": example.prompt}]
+    turns = [*chat_turns(example)]
     if completed:
         turns = [*turns, {"role": "assistant", "content": example.completion}]
     try:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from transformers import PreTrainedTokenizerBase
 
 from expunge.data.examples import Example
-from expunge.data.tokenize import Join, TokenizedExample, common_prefix, tokenize, whole_text
+from expunge.data.tokenize import Join, TokenizedExample, chat_turns, common_prefix, tokenize, whole_text
 from expunge.errors import DataError
 from expunge.evaluate.metrics import TokenRecord
 from expunge.evaluate.metrics import membership as attacks
@@ -102,7 +102,7 @@ def lowercased(
 
 def _framed(tokenizer: PreTrainedTokenizerBase, chat: Example, join: Join) -> Document:
     """A chat in the frame of the tokenizer's template."""
-    turns = chat.messages or ({"role": "user", "content": chat.prompt},)
+    turns = chat_turns(chat)
 
     def ids(example: Example) -> list[int]:
         return tokenize(tokenizer, example, join, max_length=2**31).input_ids
