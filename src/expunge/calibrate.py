@@ -26,7 +26,7 @@ from expunge.prepare import Sets, read_sets, selection_halves
 from expunge.progress import Reporter
 from expunge.run import SUMMARY
 from expunge.selection import FILE, marks, read_calibration
-from expunge.signals import RETAIN_ROWS, Meter, Selection, evenly
+from expunge.signals import FORGET_ROWS, RETAIN_ROWS, Meter, Selection, evenly
 from expunge.strength import Calibration, choose, number_of_looks, record
 
 WEAKER = 0.9
@@ -64,7 +64,7 @@ def calibrate(config: CalibrateConfig, reporter: Reporter | None = None) -> Cali
     adapter_settings = json.loads(adapter_config.read_text())
     trained = earlier["trained_alpha"] if earlier else adapter_settings["lora_alpha"]
     set_alpha(loaded.model, trained)
-    texts = (*halves, evenly(sets.retain, RETAIN_ROWS))
+    texts = (*halves, evenly(sets.retain, RETAIN_ROWS), evenly(sets.forget, FORGET_ROWS))
     selection = Selection(*(run_rows(settings, loaded.tokenizer, own) for own in texts))
     with reporter.track("scales", number_of_looks()) as advance:
         found = choose(Meter(loaded, selection), goal, progress=advance)

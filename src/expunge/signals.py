@@ -1,12 +1,14 @@
 """What is looked at to judge an adapter, at any strength, and how far that is from the goal.
 
 Teacher-forced signals alone, so a look takes seconds: whether a membership attack by loss tells forgotten texts from
-texts that were never seen, what the retain set has kept, and how far the loss of unseen texts has moved.
+texts that were never seen, what of the forget set is still said, what the retain set has kept, and how far the loss of
+unseen texts has moved.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from statistics import NormalDist, fmean, pstdev
 from typing import TypeVar
 
@@ -24,14 +26,16 @@ from expunge.ranking import auc
 Item = TypeVar("Item")
 TAIL = 0.2
 """Share of a text's tokens that min-k looks at."""
-RETAIN_ROWS = 256
-"""Retain rows that are looked at, evenly from all of them."""
-TOLERANCES = {"auc": 0.05, "min_k": 0.05, "depth": 0.05, "retain": 0.01, "drift": 0.05}
+RETAIN_ROWS, FORGET_ROWS = 256, 128
+"""Rows whose completions are looked at, evenly from all of them."""
+TOLERANCES = {"auc": 0.05, "min_k": 0.05, "depth": 0.05, "said": 0.02, "retain": 0.01, "drift": 0.05}
 """What a shortfall is counted in; AUCs and a depth are reached within one of them."""
 SAFE = 0.9
 """Share of the ceiling on drift that a shortfall is counted from."""
 LEAST_SHARE = 0.1
 """Least depth, whatever the goal, as a share of the unseen texts' loss."""
+SAID = 0.02
+"""Share of the forget completions that may be said still; more where more of the unseen texts' can be guessed."""
 REACHED = 0.1
 """A shortfall of less, in tolerances, counts as the goal."""
 
@@ -44,11 +48,13 @@ class Selection:
         members: Texts that are to be forgotten.
         nonmembers: Texts like them that the model has never seen.
         retain: Texts to keep.
+        forget: Texts to forget whose completions are looked at.
     """
 
     members: list[TokenizedExample]
     nonmembers: list[TokenizedExample]
     retain: list[TokenizedExample]
+    forget: list[TokenizedExample]
 
 
 @dataclass(frozen=True)
@@ -66,8 +72,11 @@ class Signals:
         holdout_tail: Mean over non-members.
         holdout_sd: Standard deviation of the non-members' loss per token, nats.
         lost: Share of all retain completions that greedy decoding has said and says no longer: mean over them of how
-            much of their `certainty` is gone since the untouched model. What one gains does not make up for what
-            another loses; one that was never said for certain (a long text) cannot be lost.
+            much of their `certainty` is gone since the untouched model. What rows of one task and kind gain does not
+            make up for what others lose; a row that was never said for certain (a long text) cannot be lost.
+        said: Share of the forget completions that greedy decoding says: mean of their `certainty`.
+        guessed: The same of the non-members.
+        auc_sd: Standard deviation of the AUC of as many texts that nothing tells apart (Mann and Whitney 1947).
     """
 
     scale: float
@@ -80,6 +89,9 @@ class Signals:
     holdout_tail: float = 0.0
     holdout_sd: float = 0.0
     lost: float = 0.0
+    said: float = 0.0
+    guessed: float = 0.0
+    auc_sd: float = 0.0
 
 
 def evenly(rows: Sequence[Item], most: int) -> list[Item]:
@@ -103,29 +115,40 @@ class Meter:
 
     def __init__(self, loaded: LoadedModel, selection: Selection, processes: Processes = ALONE) -> None:
         self.loaded, self.selection, self._processes = loaded, selection, processes
-        _, self.holdout_logps, retain = before = self._pass(0.0)
-        self._certain = self._certainty(retain)
+        _, self.holdout_logps, retain, _ = before = self._pass(0.0)
+        self._certain = self._certainty(selection.retain, retain)
         self.untouched = self._signals(0.0, *before)
 
     def at(self, scale: float) -> Signals:
         """Signals of one scale."""
         return self._signals(scale, *self._pass(scale))
 
-    def _pass(self, scale: float) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """Log-probabilities of the tokens of members, non-members and retain texts."""
+    def _pass(self, scale: float) -> list[list[Tensor]]:
+        """Log-probabilities of the tokens of members, non-members, retain and forget texts."""
         own = self.selection
-        rows = [*own.members, *own.nonmembers, *own.retain]
+        sides = (own.members, own.nonmembers, own.retain, own.forget)
         with scaled(self.loaded.model, scale):
-            logps = sequence_logps(self.loaded, [row.input_ids for row in rows], processes=self._processes)
-        members, documents = len(own.members), len(rows) - len(own.retain)
-        return logps[:members], logps[members:documents], logps[documents:]
+            ids = [row.input_ids for side in sides for row in side]
+            logps = iter(sequence_logps(self.loaded, ids, processes=self._processes))
+        return [list(islice(logps, len(side))) for side in sides]
 
-    def _certainty(self, retain: list[Tensor]) -> list[float]:
-        return certainty(self.selection.retain, retain, end=self.loaded.tokenizer.eos_token_id)
+    def _certainty(self, rows: list[TokenizedExample], logps: list[Tensor]) -> list[float]:
+        return certainty(rows, logps, end=self.loaded.tokenizer.eos_token_id)
 
-    def _signals(self, scale: float, members: list[Tensor], nonmembers: list[Tensor], retain: list[Tensor]) -> Signals:
+    def _signals(
+        self,
+        scale: float,
+        members: list[Tensor],
+        nonmembers: list[Tensor],
+        retain: list[Tensor],
+        forget: list[Tensor],
+    ) -> Signals:
         means, tails = ([[f(own) for own in side] for side in (members, nonmembers)] for f in (_mean_logp, _tail))
-        pairs = zip(self._certain, self._certainty(retain), strict=True)
+        falls: dict[str, float] = {}
+        for row, before, now in zip(
+            self.selection.retain, self._certain, self._certainty(self.selection.retain, retain), strict=True
+        ):
+            falls[row.group] = falls.get(row.group, 0.0) + before - now
         return Signals(
             scale,
             auc(*means),
@@ -136,7 +159,10 @@ class Meter:
             -fmean(tails[0]),
             -fmean(tails[1]),
             pstdev(means[1]),
-            _mean([max(0.0, before - now) for before, now in pairs]),
+            sum(max(0.0, fall) for fall in falls.values()) / max(1, len(retain)),
+            _mean(self._certainty(self.selection.forget, forget)),
+            _mean(self._certainty(self.selection.nonmembers, nonmembers)),
+            math.sqrt((len(members) + len(nonmembers) + 1) / (12 * len(members) * len(nonmembers))),
         )
 
 
@@ -219,20 +245,23 @@ def passed_bounds(signals: Signals, untouched: Signals, goal: Goal) -> list[str]
 
 
 def shortfall(signals: Signals, untouched: Signals, goal: Goal) -> float:
-    """How much is missing: the sum, over five aims, of what is missing beyond the tolerance, in tolerances.
+    """How much is missing: the sum, over six aims, of what is missing beyond the tolerance, in tolerances.
 
-    The aims are the membership AUC by loss and by min-k, the depth of the forgotten texts (as a share of it), the floor
-    of the retain set and the ceiling of the drift, of which `SAFE` is aimed at, so that it holds on texts that are not
-    looked at. 0 is the goal.
+    The aims are the membership AUC by loss and by min-k, the depth of the forgotten texts (as a share of it), that they
+    are no longer said, the floor of the retain set and the ceiling of the drift, of which `SAFE` is aimed at, so that
+    it holds on texts that are not looked at. 0 is the goal. AUCs beyond their tolerance count in no less than their
+    standard deviation by chance: on few texts they jump.
     """
     missing = {
         "auc": abs(signals.auc - goal.auc) - TOLERANCES["auc"],
         "min_k": abs(signals.min_k_auc - goal.auc) - TOLERANCES["min_k"],
         "depth": lack(signals, goal) - TOLERANCES["depth"],
+        "said": oversaid(signals, untouched),
         "retain": goal.retain - kept(signals, untouched),
         "drift": abs(drifted(signals, untouched)) - SAFE * goal.drift,
     }
-    return sum(max(0.0, value) / TOLERANCES[name] for name, value in missing.items())
+    units = TOLERANCES | {name: max(TOLERANCES[name], signals.auc_sd) for name in ("auc", "min_k")}
+    return sum(max(0.0, value) / units[name] for name, value in missing.items())
 
 
 def misfit(signals: Signals, untouched: Signals, goal: Goal) -> float:
@@ -269,6 +298,11 @@ def evenness(signals: Signals) -> float:
     """
     own, other = signals.forget_tail * signals.holdout_nll, signals.holdout_tail * signals.forget_nll
     return 1 - own / other if other else 0.0
+
+
+def oversaid(signals: Signals, untouched: Signals) -> float:
+    """Share of the forget completions that is said beyond what may be; below 0 where less is."""
+    return signals.said - max(SAID, untouched.guessed)
 
 
 def kept(signals: Signals, untouched: Signals) -> float:

@@ -5,10 +5,10 @@ All of it is a function of the looks so far, so that a resumed run takes the ste
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from expunge.config.goal import Goal
-from expunge.signals import REACHED, TOLERANCES, Signals, depth, drifted, evenness, kept, lack
+from expunge.signals import REACHED, TOLERANCES, Signals, depth, drifted, evenness, kept, lack, oversaid
 
 NEAR = 0.15
 """AUC and evenness correct depth and beta where forgotten texts lack less of the depth than this share, else not."""
@@ -21,14 +21,19 @@ RANKED = 0.1
 """What a unit of min-k AUC above that by loss counts as, in evenness."""
 PRESSING, MOST_PRESSURE = 0.12, 8.0
 """Change of the logarithm of NPO's weight at a look per unit of membership AUC that is missing; bound of its factor."""
-KEEPING, LEAST_KEPT, MOST_KEPT = 3.0, 1 / 4, 16.0
-"""The same of the retain terms' weight, per share of the retain set that is missing; bounds."""
+KEEPING, LEAST_KEPT, MOST_KEPT_EARLY, MOST_KEPT = 0.2, 1 / 4, 3.0, 16.0
+"""The same of the retain terms' weight, where the retain set lacks as much again as it may lose, or more; back by as
+much where it has lost nothing; bounds, of which the second holds on the way to the depth."""
+INSISTING, OFTEN, MOST_INSISTENCE = 0.3, 0.05, 16.0
+"""The same of how much harder completions are pushed that are still said, where so large a share of all is said beyond
+what may be, or more; bound."""
 PULLING = 2.0
 """Push backwards beyond the depth, as a share of the whole, per unit of membership AUC below its target."""
-HOLDING, LOOSEST, TIGHTEST = 4.0, 1 / 16, 1.5
+HOLDING, LOOSEST, TIGHTEST = 4.0, 1 / 16, 4.0
 """The same of the anchors' weight, per unit of drift that is too much; bounds of its factor."""
-LOSS, DRIFT = 0.5, 0.8
-"""The retain set and the drift are steered to these shares of what their bounds allow."""
+LOSS, DRIFT, LEAST_LOSS = 0.3, 0.8, 1e-3
+"""The retain set and the drift are steered to these shares of what their bounds allow; what the retain set may lose is
+no less than this, whatever its floor."""
 PATIENCE, PATIENT_STEPS, SLOWING, SLOWEST = 4, 36, 0.5, 0.1
 """Looks at the depth, and steps, without a better look after which the learning rate falls; the factor on it, and the
 factor below which the run ends. The AUC swings around its target, and one of its swings takes about twenty steps."""
@@ -64,10 +69,13 @@ class Course:
         """Mean loss that a forgotten text should have (nats per token), by the unseen ones at the last look, corrected.
 
         Texts of the same mean loss are still told apart where other terms pull some of them back or push them on, so
-        the membership AUC corrects it.
+        the membership AUC corrects it. Where the unseen texts have drifted, the depth does not follow them: what is
+        pushed further takes them along, further still.
         """
         errors = self._near(lambda signals: signals.auc - self.goal.auc)
         last = self.looks[-1].signals if self.looks else self.untouched
+        most = self.untouched.holdout_nll * (1 + DRIFT * self.goal.drift)
+        last = replace(last, holdout_nll=min(last.holdout_nll, most))
         correction = _corrected(1.0, errors, self.pace * DEEPER, DEEPER_NOW, LEAST_DEPTH, MOST_DEPTH)
         return depth(last, self.goal) * correction
 
@@ -103,16 +111,31 @@ class Course:
         return min(1.0, PULLING * max(0.0, self.goal.auc - last))
 
     @property
+    def insistence(self) -> float:
+        """Factor on the push of completions that are said for certain, the multiplier of what is still said.
+
+        Short answers weigh next to nothing in a mean over tokens, and the retain terms and the anchors keep alive what
+        is like them; the membership AUC, which reads documents, does not see them.
+        """
+        arrived = self.arrived
+        shares = [
+            _bounded(oversaid(look.signals, self.untouched) / OFTEN)
+            for look in self.looks
+            if arrived is not None and look.step >= arrived
+        ]
+        return _multiplier([self.pace * INSISTING * own for own in shares], 1.0, MOST_INSISTENCE)
+
+    @property
     def keep(self) -> float:
         """Factor on the weights of the retain terms, the multiplier of the floor.
 
-        On the way to the depth the retain set is always short of it, and comes back there. So these weights are more
-        than at the beginning only once the depth is reached, as is that of the anchors.
+        On the way to the depth the retain set is always short of it, and comes back there. So until then these weights
+        are bounded: held too tight, a run never arrives; not at all, it arrives with a model that takes long to heal.
         """
-        wanted = 1 - LOSS * (1 - self.goal.retain)
-        return self._held(
-            [KEEPING * (wanted - kept(look.signals, self.untouched)) for look in self.looks], LEAST_KEPT, MOST_KEPT
-        )
+        allowed = max(LEAST_LOSS, LOSS * (1 - self.goal.retain))
+        lost = [1 - kept(look.signals, self.untouched) for look in self.looks]
+        changes = [KEEPING * _bounded(own / allowed - 1) for own in lost]
+        return self._held(changes, LEAST_KEPT, MOST_KEPT_EARLY, MOST_KEPT)
 
     @property
     def hold(self) -> float:
@@ -125,6 +148,7 @@ class Course:
         return self._held(
             [HOLDING * (max(0.0, drifted(look.signals, self.untouched)) - wanted) for look in self.looks],
             LOOSEST,
+            1.0,
             TIGHTEST,
         )
 
@@ -179,17 +203,21 @@ class Course:
         there = f"the forgotten texts came to the depth of unseen ones at step {self.arrived}"
         return f"{there}; {self.over or 'all steps are done'}"
 
-    def _held(self, changes: Sequence[float], least: float, most: float) -> float:
-        """The multiplier of what holds the model in place, at most 1 before the depth is reached."""
+    def _held(self, changes: Sequence[float], least: float, most_early: float, most: float) -> float:
+        """The multiplier of what holds the model in place, at most `most_early` before the depth is reached."""
         arrived = self.arrived
         early = sum(arrived is None or look.step < arrived for look in self.looks)
         paced = [self.pace * change for change in changes]
-        on_the_way = _multiplier(paced[:early], least, 1.0)
+        on_the_way = _multiplier(paced[:early], least, most_early)
         return _multiplier(paced[early:], least, most, start=on_the_way)
 
     def _near(self, error: Callable[[Signals], float]) -> list[float]:
         """What is missing at each look; nothing where the forgotten texts are not near the depth."""
         return [error(look.signals) if lack(look.signals, self.goal) < NEAR else 0.0 for look in self.looks]
+
+
+def _bounded(value: float) -> float:
+    return min(1.0, max(-1.0, value))
 
 
 def _corrected(start: float, errors: Iterable[float], gain: float, now: float, least: float, most: float) -> float:

@@ -10,7 +10,7 @@ from torch import Tensor
 from expunge.config.goal import Goal
 from expunge.errors import RunError
 from expunge.prepare import Prepared
-from expunge.signals import RETAIN_ROWS, Meter, Selection, Signals, evenly, relative_losses, shortfall
+from expunge.signals import FORGET_ROWS, RETAIN_ROWS, Meter, Selection, Signals, evenly, relative_losses, shortfall
 from expunge.steering import Course, Look
 from expunge.terms import Aim
 
@@ -25,7 +25,9 @@ BEST, MEAN = "best.", "mean."
 def selection_of(prepared: Prepared) -> Selection | None:
     """What a run is judged by; None where there are no unseen texts."""
     own = prepared.selection
-    return own and Selection(own.members, own.nonmembers, evenly(prepared.retain, RETAIN_ROWS))
+    return own and Selection(
+        own.members, own.nonmembers, evenly(prepared.retain, RETAIN_ROWS), evenly(prepared.forget, FORGET_ROWS)
+    )
 
 
 class Selector:
@@ -88,7 +90,9 @@ class Selector:
     def aim(self) -> Aim:
         """Where the next step pushes."""
         own = self.course
-        return Aim(own.depth, self._relative, own.beta(self._beta), own.pull, own.pressure, own.keep, own.hold)
+        return Aim(
+            own.depth, self._relative, own.beta(self._beta), own.pull, own.insistence, own.pressure, own.keep, own.hold
+        )
 
     def state(self) -> dict[str, Tensor]:
         """The mean and the best state, for a checkpoint."""

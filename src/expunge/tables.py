@@ -32,11 +32,11 @@ def loss_table(losses: Mapping[str, Mapping[str, float]]) -> str:
 
 def strength_table(curve: Sequence[Mapping[str, float]], chosen: float) -> str:
     """What each strength of an adapter does on the selection texts, the chosen one marked."""
-    titles = ("strength", "AUC", "loss of forgotten", "of unseen texts", "retain probability", "still said")
-    lines = ["{:>10}{:>8}{:>20}{:>18}{:>21}{:>13}".format(*titles)]
+    titles = ("strength", "AUC", "loss: forgotten", "unseen", "still said: forgotten", "kept", "probability kept")
+    lines = ["{:>10}{:>8}{:>18}{:>9}{:>24}{:>7}{:>19}".format(*titles)]
     lines += [
-        f"{own['scale']:>10.4g}{own['auc']:>8.3f}{own['forget_nll']:>20.3f}{own['holdout_nll']:>18.3f}"
-        f"{own['retain']:>21.3f}{1 - own['lost']:>13.3f}" + ("  <-" if own["scale"] == chosen else "")
+        f"{own['scale']:>10.4g}{own['auc']:>8.3f}{own['forget_nll']:>18.3f}{own['holdout_nll']:>9.3f}"
+        f"{own['said']:>24.3f}{1 - own['lost']:>7.3f}{own['retain']:>19.3f}" + ("  <-" if own["scale"] == chosen else "")
         for own in curve
     ]
     return "\n".join(lines)

@@ -53,6 +53,7 @@ class Aim:
         relative: `(vocabulary,)`, loss of each token in unseen texts, over the mean of all tokens.
         beta: NPO's, in place of the one in the settings; 0 and below it are allowed.
         pull: Most of a push backwards beyond the depth, as a share of a whole push.
+        insistence: Factor on the push of completions that are said for certain (token level).
         pressure: Factor on NPO's weight.
         keep: Factor on the weights of the retain terms.
         hold: Factor on the weight of the anchors.
@@ -62,6 +63,7 @@ class Aim:
     relative: Tensor
     beta: float
     pull: float = 0.0
+    insistence: float = 1.0
     pressure: float = 1.0
     keep: float = 1.0
     hold: float = 1.0
@@ -220,12 +222,14 @@ def _npo(
         return objectives.npo_token(logps, ref_logps, beta=config.beta, num_tokens=counts.npo)
     relative = aim.relative[ids]
     # Prompt and completion have each their own share: else a short answer stays while its question is past the depth.
-    groups = index if by_sequence else 2 * index + (positions >= _starts(batch, rows)[index]).long()
+    completion = positions >= _starts(batch, rows)[index]
+    groups = index if by_sequence else 2 * index + completion.long()
     push = objectives.push(logps, aim.depth * relative.clamp(min=SHALLOWEST), groups, aim.pull)
     if by_sequence:
         return objectives.npo_sequence(logps, ref_logps, index, beta=config.beta, num_sequences=counts.npo, push=push)
     weights = objectives.push_odds(logps, push[groups]) * objectives.spread(logps, ref_logps, groups, beta=aim.beta)
-    return objectives.pushed(logps, weights * relative, num_tokens=counts.npo)
+    harder = objectives.insistence(logps, groups, most=aim.insistence)[groups].where(completion, 1.0)
+    return objectives.pushed(logps, weights * harder * relative, num_tokens=counts.npo)
 
 
 def _starts(batch: Batch, rows: Sequence[Row], first: int = 0) -> Tensor:

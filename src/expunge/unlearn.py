@@ -144,8 +144,9 @@ def train(trainer: Trainer, run: Run, reporter: Reporter, start: int) -> int:
 
 
 def looked(signals: dict[str, float]) -> str:
-    """One look in a few words: the membership AUC, and the losses of texts to forget and of unseen ones."""
-    return f"AUC {signals['auc']:.2f}  forget {signals['forget_nll']:.2f}  unseen {signals['holdout_nll']:.2f} nats"
+    """One look in a few words: the membership AUC, the losses of texts to forget and of unseen ones, what is said."""
+    losses = f"forget {signals['forget_nll']:.2f}  unseen {signals['holdout_nll']:.2f} nats"
+    return f"AUC {signals['auc']:.2f}  {losses}  said {signals['said']:.0%}"
 
 
 def settle(trainer: Trainer, steps: int, reporter: Reporter) -> dict[str, Any] | None:

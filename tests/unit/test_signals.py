@@ -2,6 +2,9 @@
 
 import math
 from contextlib import contextmanager
+from dataclasses import replace
+from itertools import combinations
+from statistics import pstdev
 from types import SimpleNamespace
 
 import pytest
@@ -36,12 +39,14 @@ def rows(name, lengths, start=0):
     ]
 
 
-SELECTION = Selection(rows("m", (9, 12, 7)), rows("n", (8, 11), 40), rows("r", (10, 6, 7, 9), 20))
+SELECTION = Selection(
+    rows("m", (9, 12, 7)), rows("n", (8, 11), 40), rows("r", (10, 6, 7, 9), 20), rows("f", (5, 8), 60)
+)
 
 
 def test_signals_are_their_definitions(adapted):
     found = Meter(adapted, SELECTION).at(0.5)
-    texts = (*SELECTION.members, *SELECTION.nonmembers, *SELECTION.retain)
+    texts = (*SELECTION.members, *SELECTION.nonmembers, *SELECTION.retain, *SELECTION.forget)
     with scaled(adapted.model, 0.5):
         alone = {row.id: sequence_logps(adapted, [row.input_ids])[0] for row in texts}
     losses = {name: -values.mean().item() for name, values in alone.items()}
@@ -49,18 +54,25 @@ def test_signals_are_their_definitions(adapted):
     pairs = [(a < b) + 0.5 * (a == b) for a in members for b in others]
     kept = [math.exp(alone[row.id][row.completion_start - 1 :].mean().item()) for row in SELECTION.retain]
     assert found.auc == pytest.approx(sum(pairs) / len(pairs))
+    by_chance = [sum(a < b for a in own for b in range(5) if b not in own) / 6 for own in combinations(range(5), 3)]
+    assert found.auc_sd == pytest.approx(pstdev(by_chance))
     assert found.forget_nll == pytest.approx(sum(members) / 3, rel=1e-5)
     assert found.holdout_nll == pytest.approx(sum(others) / 2, rel=1e-5)
     assert found.retain == pytest.approx(sum(kept) / 4, rel=1e-5)
     tails = [-own.sort().values[: max(1, len(own) // 5)].mean().item() for own in list(alone.values())[:5]]
     assert found.forget_tail == pytest.approx(sum(tails[:3]) / 3, rel=1e-5)
     assert found.holdout_tail == pytest.approx(sum(tails[3:]) / 2, rel=1e-5)
+    for side, share in ((SELECTION.forget, found.said), (SELECTION.nonmembers, found.guessed)):
+        least = [math.exp(alone[row.id][row.completion_start - 1 :].min().item()) for row in side]
+        assert share == pytest.approx(sum(min(1, 2 * own) for own in least) / 2, rel=1e-5)
+        assert share > 0
     spread = [sum(tails[:3]) / sum(losses[row.id] for row in SELECTION.members), found.holdout_tail / found.holdout_nll]
     assert evenness(found) == pytest.approx(1 - spread[0] / spread[1], rel=1e-4)
 
 
-def test_what_one_completion_gains_does_not_make_up_for_what_another_loses(monkeypatch):
-    texts = rows("r", (4, 4), 20)
+@pytest.mark.parametrize("together", [False, True])
+def test_what_one_task_gains_does_not_make_up_for_what_another_loses(monkeypatch, together):
+    texts = [replace(own, group="Task1 qa" if together else own.id) for own in rows("r", (4, 4), 20)]
     values = {0.0: (0.9, 0.2), 1.0: (0.3, 0.9), 0.5: (0.6, 0.2)}  # of every token of each text
 
     def logps(loaded, ids, processes):
@@ -75,12 +87,13 @@ def test_what_one_completion_gains_does_not_make_up_for_what_another_loses(monke
     loaded = SimpleNamespace(model=None, tokenizer=SimpleNamespace(eos_token_id=None))
     monkeypatch.setattr(signals, "sequence_logps", logps)
     monkeypatch.setattr(signals, "scaled", at_scale)
-    meter = Meter(loaded, Selection(rows("m", (3, 3)), rows("n", (3, 3), 40), texts))
+    meter = Meter(loaded, Selection(rows("m", (3, 3)), rows("n", (3, 3), 40), texts, []))
     found = {scale: meter.at(scale) for scale in (0.5, 1.0)}
     assert meter.untouched.lost == 0
-    assert found[1.0].lost == pytest.approx((1 - 0.6) / 2)
+    assert found[1.0].lost == (0 if together else pytest.approx((1 - 0.6) / 2))  # the other has gained 0.6
     assert found[0.5].lost == 0  # less likely, and greedy decoding still says it
-    assert kept(found[1.0], meter.untouched) == pytest.approx(0.8)  # though the mean probability is higher
+    probability = (0.3 + 0.9) / (0.9 + 0.2)
+    assert kept(found[1.0], meter.untouched) == pytest.approx(min(probability, 1.0 if together else 0.8))
     assert kept(found[0.5], meter.untouched) == pytest.approx(0.8 / 1.1)
 
 

@@ -1,11 +1,12 @@
 """What follows from the looks of a run: depth, beta, the weights, the learning rate, and when it ends."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
 from expunge.config.goal import Goal
-from expunge.signals import Signals, shortfall
+from expunge.signals import SAID, Signals, shortfall
 from expunge.steering import (
     DEEPER,
     DEEPER_NOW,
@@ -13,6 +14,7 @@ from expunge.steering import (
     EVENER,
     EVENER_NOW,
     HOLDING,
+    INSISTING,
     KEEPING,
     LEAST_BETA,
     LEAST_DEPTH,
@@ -21,8 +23,11 @@ from expunge.steering import (
     LOSS,
     MOST_BETA,
     MOST_DEPTH,
+    MOST_INSISTENCE,
     MOST_KEPT,
+    MOST_KEPT_EARLY,
     MOST_PRESSURE,
+    OFTEN,
     PATIENCE,
     PATIENT_STEPS,
     PRESSING,
@@ -75,6 +80,8 @@ def test_the_depth_is_that_of_unseen_texts_corrected_by_what_the_auc_lacks():
     for_good = DEEPER * (0.4 - 0.3)
     assert after((0.9, 1.8), (0.2, 2.2)).depth == pytest.approx(2.0 * (1 + for_good - 0.3 * DEEPER_NOW))
     assert after((0.9, 1.8), (0.5, 2.0)).depth == pytest.approx(2.0 * (1 + 0.4 * DEEPER))
+    drifting = [course(signals(nll=1.0, unseen=own)).depth for own in (1.8, 2.05, 2.2, 4.0)]
+    assert drifting == pytest.approx([1.8, 2.05, *[2.0 * (1 + DRIFT * GOAL.drift)] * 2])  # no further than may be
     assert after(*[(1.0, 1.9)] * 50, (0.5, 2.0)).depth == 2.0 * MOST_DEPTH
     assert after(*[(0.0, 2.5)] * 50, (0.5, 2.0)).depth == 2.0 * LEAST_DEPTH
 
@@ -100,9 +107,10 @@ def test_looks_that_are_more_frequent_count_less_each():
     seen = [(1.0, 0.2), (0.9, 1.9), (0.4, 2.0), (0.3, 1.9)]
 
     def controls(looks, pace):
-        own = course(*(signals(auc, nll, unseen=2.2, retain=0.7) for auc, nll in looks))
+        seen = (replace(signals(auc, nll, unseen=2.2, retain=0.7), said=0.04) for auc, nll in looks)
+        own = course(*seen)
         own.pace = pace
-        return own.depth, own.beta(0.5), own.pressure, own.keep, own.hold
+        return own.depth, own.beta(0.5), own.insistence, own.pressure, own.keep, own.hold
 
     thrice = [seen[0], *(look for look in seen[1:] for _ in range(3))]
     assert controls(thrice, 1 / 3)[0] == pytest.approx(controls(seen[1:], 1.0)[0])
@@ -144,14 +152,30 @@ def test_the_weight_of_the_retain_terms_follows_what_is_kept():
     def keep(*shares, auc=0.5):
         return course(*(signals(auc, 1.0, retain=0.8 * own) for own in shares)).keep
 
-    wanted = 1 - LOSS * 0.02
+    allowed = LOSS * 0.02
     assert keep() == 1.0
-    assert keep(wanted) == pytest.approx(1.0)
-    assert keep(0.9, 0.9) == pytest.approx(math.exp(2 * KEEPING * (wanted - 0.9)))
-    assert keep(0.9, 1.1) == pytest.approx(math.exp(KEEPING * (2 * wanted - 1.9)))  # more than all: let go
+    assert keep(1 - allowed) == pytest.approx(1.0)
+    assert keep(1 - 1.5 * allowed) == pytest.approx(math.exp(0.5 * KEEPING))
+    assert keep(0.9, 0.5) == pytest.approx(math.exp(2 * KEEPING))  # no faster, however much is lost
+    assert keep(0.9, 0.9, 1.0, 1.1) == pytest.approx(1.0)  # nothing is lost: let go as fast
     assert keep(*[0.5] * 50) == pytest.approx(MOST_KEPT)
     assert keep(*[1.5] * 50) == pytest.approx(LEAST_KEPT)
-    assert keep(0.9, 0.9, auc=1.0) == 1.0  # not at the depth yet
+    assert keep(*[0.9] * 50, auc=1.0) == pytest.approx(MOST_KEPT_EARLY)  # not at the depth yet
+
+
+def test_completions_that_are_still_said_are_pushed_harder():
+    def insistence(*shares, auc=0.5, guessed=0.0):
+        own = course(*(Signals(1.0, auc, 1.0, 2.0, 0.8, said=share) for share in shares))
+        own.untouched = replace(UNTOUCHED, guessed=guessed)
+        return own.insistence
+
+    assert insistence() == insistence(0.0) == insistence(SAID) == 1.0
+    assert insistence(SAID + 0.4 * OFTEN) == pytest.approx(math.exp(0.4 * INSISTING))
+    assert insistence(0.9, 0.9) == pytest.approx(math.exp(2 * INSISTING))
+    assert insistence(0.9, SAID - 0.3 * OFTEN) == pytest.approx(math.exp(0.7 * INSISTING))
+    assert insistence(0.9, 0.9, auc=1.0) == 1.0  # not at the depth yet, where all of them are pushed
+    assert insistence(0.5, guessed=0.5) == 1.0  # no more than can be guessed of unseen texts
+    assert insistence(*[0.5] * 50) == pytest.approx(MOST_INSISTENCE)
 
 
 def test_the_weight_of_the_anchors_follows_the_drift():

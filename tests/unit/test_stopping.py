@@ -11,7 +11,7 @@ from expunge.kernels import Head, token_logps, token_logps_and_kl
 from expunge.model.adapter import add_adapter, trainable
 from expunge.model.load import load_model
 from expunge.model.logps import final_states, lay_out, sequence_logps
-from expunge.objectives import npo_token, push, push_odds, pushed, rest_kl, spread
+from expunge.objectives import insistence, npo_token, push, push_odds, pushed, rest_kl, spread
 from expunge.objectives.depth import CLEAREST, LEAST_WEIGHT, RAMP
 from expunge.schedule import learning_rate
 from expunge.signals import SAFE, Meter, Selection, Signals, depth, evenly, relative_losses, shortfall
@@ -28,7 +28,7 @@ def rows(name, count, start):
     ]
 
 
-SELECTION = Selection(rows("m", 4, 0), rows("n", 4, 31), rows("r", 3, 17))
+SELECTION = Selection(rows("m", 4, 0), rows("n", 4, 31), rows("r", 3, 17), rows("f", 2, 5))
 
 
 @pytest.mark.parametrize(
@@ -42,6 +42,10 @@ SELECTION = Selection(rows("m", 4, 0), rows("n", 4, 31), rows("r", 3, 17))
         (Signals(1.0, 0.5, 2.4, 2.4, 0.8), pytest.approx((0.2 - SAFE * 0.05) / 0.05)),  # a drift of 20 %
         (Signals(1.0, 0.5, 2.0, 2.0, 0.8 * 0.96), pytest.approx(2)),  # two points below the floor
         (Signals(1.0, 0.5, 2.0, 2.0, 0.9, lost=0.05), pytest.approx(3)),  # more likely, and yet not all of it is said
+        (Signals(1.0, 0.5, 2.0, 2.0, 0.8, said=0.08), pytest.approx(3)),  # short answers that documents do not show
+        (Signals(1.0, 0.5, 2.0, 2.0, 0.8, said=0.02), 0.0),
+        (Signals(1.0, 0.3, 2.0, 2.0, 0.8, auc_sd=0.1), pytest.approx(1.5)),  # on few texts
+        (Signals(1.0, 0.3, 2.0, 2.0, 0.8, auc_sd=0.01), pytest.approx(3)),
     ],
 )
 def test_shortfall_is_what_is_missing_in_tolerances(signals, expected):
@@ -89,16 +93,18 @@ def test_a_question_that_is_past_the_depth_does_not_keep_its_answer(tmp_path, be
     row = Row(text, "forget", logps + ratios)
     relative = torch.linspace(0.2, 1.5, loaded.base.config.vocab_size, dtype=torch.float64)
     own = relative[torch.tensor(text.input_ids[1:])]
+    most = 5.0
     least = own.clamp(min=SHALLOWEST)
     parts = (slice(0, start), slice(start, None))
     depth = sum(-logps[part].sum().item() / least[part].sum().item() for part in parts) / 2  # one lies above, one below
-    terms = loss_terms(loaded, [row], count([row], config), config, Aim(depth, relative, beta))
+    terms = loss_terms(loaded, [row], count([row], config), config, Aim(depth, relative, beta, insistence=most))
     each = torch.zeros_like(logps)
     for part in parts:
         share = ((1 + logps[part].mean() / (depth * least[part]).mean()) / RAMP).clamp(0, 1)
         weights = 2 * torch.sigmoid(-beta * ratios[part])
         odds = share / (1 - logps[part].exp()).clamp(min=CLEAREST) ** share
         each[part] = odds * own[part] * weights / weights.mean()
+    each[parts[1]] *= 1 + (most - 1) * min(1.0, 2 * logps[parts[1]].min().exp().item())
     assert each.min() == 0 < each.max()
     assert own.min() < SHALLOWEST
     expected = (each * logps).mean()
@@ -169,6 +175,14 @@ def test_beta_says_how_a_push_is_spread_and_not_how_hard_it_is(beta):
     if beta > 0:  # the gradient of NPO, times one factor for the group
         (npo,) = torch.autograd.grad(npo_token(logps, ref_logps, beta=beta, num_tokens=1), logps)
         torch.testing.assert_close(own[:3] / own[0], npo[:3] / npo[0])
+
+
+def test_what_is_said_for_certain_is_pushed_harder():
+    logps = torch.tensor([0.9, 0.6, 0.9, 0.1, 0.01], dtype=torch.float64).log().requires_grad_()
+    factors = insistence(logps, torch.tensor([0, 0, 1, 1, 3]), most=5.0)
+    assert factors.tolist() == pytest.approx([5.0, 1.8, 5.0, 1.08])  # no token has the third
+    assert not factors.requires_grad
+    assert insistence(logps, torch.tensor([0, 0, 1, 1, 3]), most=1.0).tolist() == [1.0] * 4
 
 
 def test_a_group_that_npo_has_left_alone_is_not_raised_without_end():

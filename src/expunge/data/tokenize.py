@@ -42,12 +42,14 @@ class TokenizedExample:
         input_ids: All tokens, beginning-of-text included where the tokenizer adds it.
         completion_start: Index of the first completion token.
         truncated: Tokens that were cut off to make it fit.
+        group: What the scores average it with: its task and kind.
     """
 
     id: str
     input_ids: list[int]
     completion_start: int
     truncated: int = 0
+    group: str = ""
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -98,7 +100,8 @@ def tokenize(
         raise DataError(f"{example.source or example.id}: has a single token, so there is nothing to predict")
     if start >= len(ids):
         raise DataError(f"{example.source or example.id}: nothing of the completion is left by the tokenizer")
-    return TokenizedExample(example.id, ids, start, truncated=max(0, excess))
+    group = f"{example.task} {example.kind}".strip()
+    return TokenizedExample(example.id, ids, start, truncated=max(0, excess), group=group)
 
 
 def tokenize_all(

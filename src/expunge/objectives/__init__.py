@@ -4,12 +4,12 @@ A denominator defaults to what is in the tensors; a step that is spread over sev
 the whole step instead, so that the sum over its micro-batches is the mean over the step.
 """
 
-from expunge.objectives.depth import push, push_odds, pushed, spread
+from expunge.objectives.depth import insistence, push, push_odds, pushed, spread
 from expunge.objectives.npo import npo_sequence, npo_token
 from expunge.objectives.rest import rest_kl
 from expunge.objectives.retain import retain_kl, retain_nll, target_token_kl
 
 __all__ = [
-    "npo_sequence", "npo_token", "push", "push_odds", "pushed", "rest_kl", "retain_kl", "retain_nll", "spread",
-    "target_token_kl",
+    "insistence", "npo_sequence", "npo_token", "push", "push_odds", "pushed", "rest_kl", "retain_kl", "retain_nll",
+    "spread", "target_token_kl",
 ]  # fmt: skip

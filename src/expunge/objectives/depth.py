@@ -73,6 +73,24 @@ def spread(logps: Tensor, ref_logps: Tensor, groups: Tensor, *, beta: float) -> 
     return weights / mean.clamp(min=LEAST_WEIGHT)[groups]
 
 
+def insistence(logps: Tensor, groups: Tensor, *, most: float) -> Tensor:
+    """How much harder each group of tokens is pushed, by how surely greedy decoding says it.
+
+    `1 + (most - 1) c`, where c is twice the probability of the least likely token of the group, at most 1: a token of
+    more than a half is the one that is said. So what is said no longer is pushed as before.
+
+    Args:
+        logps: `(tokens,)`, the policy's log-probabilities (nats) of the forget tokens.
+        groups: `(tokens,)` int64, from 0: the group of each token; all tokens of a group must be in this call.
+        most: Factor for a group that is said for certain, at least 1.
+
+    Returns:
+        `(groups,)`, from 1 to `most`; `most` for a number that no token has. Takes no gradient.
+    """
+    least = logps.new_zeros(len(groups.bincount())).scatter_reduce(0, groups, logps.detach(), "amin")
+    return 1 + (most - 1) * (2 * least.exp()).clamp(max=1)
+
+
 def pushed(logps: Tensor, weights: Tensor, *, num_tokens: int | None = None) -> Tensor:
     """The term whose gradient pushes each token by its weight: mean_t weight_t logp_t.
 
