@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from expunge.config.goal import Goal
+from expunge.data.examples import Example
 from expunge.data.tokenize import TokenizedExample
 from expunge.model.adapter import scaled
 from expunge.model.load import LoadedModel
@@ -23,7 +24,7 @@ from expunge.model.logps import sequence_logps
 from expunge.processes import ALONE, Processes
 from expunge.ranking import auc
 
-Item = TypeVar("Item")
+Item = TypeVar("Item", Example, TokenizedExample)
 TAIL = 0.2
 """Share of a text's tokens that min-k looks at."""
 RETAIN_ROWS, FORGET_ROWS = 256, 128
@@ -34,8 +35,11 @@ SAFE = 0.9
 """Share of the ceiling on drift that a shortfall is counted from."""
 LEAST_SHARE = 0.1
 """Least depth, whatever the goal, as a share of the unseen texts' loss."""
-SAID = 0.02
-"""Share of the forget completions that may be said still; more where more of the unseen texts' can be guessed."""
+SAID = 0.03
+"""Share of the forget completions that may be said still (what can be guessed counts a little); more where more of the
+unseen texts' can be guessed."""
+CERTAIN = 0.5
+"""Least certainty of a retain completion that the untouched model says."""
 REACHED = 0.1
 """A shortfall of less, in tolerances, counts as the goal."""
 
@@ -71,10 +75,10 @@ class Signals:
         forget_tail: Mean over members of that loss, nats.
         holdout_tail: Mean over non-members.
         holdout_sd: Standard deviation of the non-members' loss per token, nats.
-        lost: Share of all retain completions that greedy decoding has said and says no longer: mean over them of how
-            much of their `certainty` is gone since the untouched model. What rows of one task and kind gain does not
-            make up for what others lose; a row that was never said for certain (a long text) cannot be lost.
-        said: Share of the forget completions that greedy decoding says: mean of their `certainty`.
+        lost: Share of all retain completions that greedy decoding has said and says no longer: how much of their
+            `certainty` is gone since the untouched model, of those that it has said. What rows of one group (task and
+            kind) gain does not make up for what others lose, nor what was not said before for what was.
+        said: Mean `certainty` of the forget completions: about the share of them that greedy decoding says.
         guessed: The same of the non-members.
         auc_sd: Standard deviation of the AUC of as many texts that nothing tells apart (Mann and Whitney 1947).
     """
@@ -95,9 +99,9 @@ class Signals:
 
 
 def evenly(rows: Sequence[Item], most: int) -> list[Item]:
-    """At most `most` rows, evenly from all of them."""
-    count = min(most, len(rows))
-    return [rows[at * len(rows) // count] for at in range(count)]
+    """At most `most` rows, evenly from all groups and from the whole of each."""
+    count, ordered = min(most, len(rows)), sorted(rows, key=lambda own: own.group)
+    return [ordered[at * len(rows) // count] for at in range(count)]
 
 
 class Meter:
@@ -148,7 +152,8 @@ class Meter:
         for row, before, now in zip(
             self.selection.retain, self._certain, self._certainty(self.selection.retain, retain), strict=True
         ):
-            falls[row.group] = falls.get(row.group, 0.0) + before - now
+            if before >= CERTAIN:
+                falls[row.group] = falls.get(row.group, 0.0) + before - now
         return Signals(
             scale,
             auc(*means),
@@ -209,13 +214,12 @@ def certainty(rows: Sequence[TokenizedExample], logps: Sequence[Tensor], end: in
     Args:
         rows: The texts.
         logps: `(tokens - 1,)` for each of them, as `sequence_logps` gives them.
-        end: The end-of-text token, with which a completion is said; what a chat template has behind it never is.
+        end: The end-of-text token, with which a completion is said.
     """
 
     def least(row: TokenizedExample, own: Tensor) -> float:
-        said = row.targets("completion")
-        stop = next((at + 1 for at in said if row.input_ids[at] == end), said.stop)
-        return own[said.start - 1 : stop - 1].min().item()
+        spoken = row.spoken(end)
+        return own[spoken.start - 1 : spoken.stop - 1].min().item()
 
     return [min(1.0, 2 * math.exp(least(row, own))) for row, own in zip(rows, logps, strict=True)]
 
@@ -275,18 +279,20 @@ def misfit(signals: Signals, untouched: Signals, goal: Goal) -> float:
     return shortfall(signals, untouched, goal) + REACHED * fmean(min(1.0, own) ** 2 for own in misses)
 
 
-def depth(signals: Signals, goal: Goal) -> float:
+def depth(signals: Signals, goal: Goal, most: float = math.inf) -> float:
     """Mean loss of the forgotten texts at which their membership AUC is the goal's, if both sides are spread alike.
 
-    The unseen texts' own for an AUC of .5; for another, normal distributions of one width stand for both sides.
+    The unseen texts' own for an AUC of .5; for another, normal distributions of one width stand for both sides. A loss
+    of unseen texts above `most` counts as that.
     """
+    unseen = min(signals.holdout_nll, most)
     shift = math.sqrt(2) * signals.holdout_sd * NormalDist().inv_cdf(min(0.99, max(0.01, goal.auc)))
-    return max(LEAST_SHARE * signals.holdout_nll, signals.holdout_nll - shift)
+    return max(LEAST_SHARE * unseen, unseen - shift)
 
 
-def lack(signals: Signals, goal: Goal) -> float:
+def lack(signals: Signals, goal: Goal, most: float = math.inf) -> float:
     """Share of the depth that the forgotten texts lack; below 0 where they are beyond it."""
-    wanted = depth(signals, goal)
+    wanted = depth(signals, goal, most)
     return 1 - signals.forget_nll / wanted if wanted else 0.0
 
 

@@ -5,7 +5,7 @@ All of it is a function of the looks so far, so that a resumed run takes the ste
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from expunge.config.goal import Goal
 from expunge.signals import REACHED, TOLERANCES, Signals, depth, drifted, evenness, kept, lack, oversaid
@@ -31,9 +31,9 @@ PULLING = 2.0
 """Push backwards beyond the depth, as a share of the whole, per unit of membership AUC below its target."""
 HOLDING, LOOSEST, TIGHTEST = 4.0, 1 / 16, 4.0
 """The same of the anchors' weight, per unit of drift that is too much; bounds of its factor."""
-LOSS, DRIFT, LEAST_LOSS = 0.3, 0.8, 1e-3
-"""The retain set and the drift are steered to these shares of what their bounds allow; what the retain set may lose is
-no less than this, whatever its floor."""
+LOSS, DRIFT = 0.3, 0.8
+"""The retain set and the drift are steered to these shares of what their bounds allow; the retain set may always lose
+one row."""
 PATIENCE, PATIENT_STEPS, SLOWING, SLOWEST = 4, 36, 0.5, 0.1
 """Looks at the depth, and steps, without a better look after which the learning rate falls; the factor on it, and the
 factor below which the run ends. The AUC swings around its target, and one of its swings takes about twenty steps."""
@@ -57,27 +57,26 @@ class Course:
         goal: What to reach.
         looks: In the order of their steps.
         pace: Steps between looks, over those that are usual: what follows from a look counts that much.
+        rows: Retain rows that are looked at.
     """
 
     untouched: Signals
     goal: Goal
     looks: list[Look] = field(default_factory=list)
     pace: float = 1.0
+    rows: int = 256
 
     @property
     def depth(self) -> float:
         """Mean loss that a forgotten text should have (nats per token), by the unseen ones at the last look, corrected.
 
         Texts of the same mean loss are still told apart where other terms pull some of them back or push them on, so
-        the membership AUC corrects it. Where the unseen texts have drifted, the depth does not follow them: what is
-        pushed further takes them along, further still.
+        the membership AUC corrects it.
         """
         errors = self._near(lambda signals: signals.auc - self.goal.auc)
         last = self.looks[-1].signals if self.looks else self.untouched
-        most = self.untouched.holdout_nll * (1 + DRIFT * self.goal.drift)
-        last = replace(last, holdout_nll=min(last.holdout_nll, most))
         correction = _corrected(1.0, errors, self.pace * DEEPER, DEEPER_NOW, LEAST_DEPTH, MOST_DEPTH)
-        return depth(last, self.goal) * correction
+        return depth(last, self.goal, self._most) * correction
 
     def beta(self, start: float) -> float:
         """NPO's beta, which begins as `start`.
@@ -132,7 +131,7 @@ class Course:
         On the way to the depth the retain set is always short of it, and comes back there. So until then these weights
         are bounded: held too tight, a run never arrives; not at all, it arrives with a model that takes long to heal.
         """
-        allowed = max(LEAST_LOSS, LOSS * (1 - self.goal.retain))
+        allowed = max(LOSS * (1 - self.goal.retain), 1 / max(1, self.rows))
         lost = [1 - kept(look.signals, self.untouched) for look in self.looks]
         changes = [KEEPING * _bounded(own / allowed - 1) for own in lost]
         return self._held(changes, LEAST_KEPT, MOST_KEPT_EARLY, MOST_KEPT)
@@ -176,7 +175,7 @@ class Course:
         """Steps after which the forgotten texts had come to the depth, by their loss or by the membership AUC."""
         for look in self.looks:
             signals = look.signals
-            if signals.auc <= self.goal.auc + TOLERANCES["auc"] or lack(signals, self.goal) <= TOLERANCES["depth"]:
+            if signals.auc <= self.goal.auc + TOLERANCES["auc"] or self._lack(signals) <= TOLERANCES["depth"]:
                 return look.step
         return None
 
@@ -213,7 +212,18 @@ class Course:
 
     def _near(self, error: Callable[[Signals], float]) -> list[float]:
         """What is missing at each look; nothing where the forgotten texts are not near the depth."""
-        return [error(look.signals) if lack(look.signals, self.goal) < NEAR else 0.0 for look in self.looks]
+        return [error(look.signals) if self._lack(look.signals) < NEAR else 0.0 for look in self.looks]
+
+    def _lack(self, signals: Signals) -> float:
+        return lack(signals, self.goal, self._most)
+
+    @property
+    def _most(self) -> float:
+        """Largest loss of unseen texts that the depth follows.
+
+        Beyond it they have drifted: forgotten texts that are pushed further take them along, further still.
+        """
+        return self.untouched.holdout_nll * (1 + DRIFT * self.goal.drift)
 
 
 def _bounded(value: float) -> float:

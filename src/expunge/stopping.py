@@ -56,7 +56,7 @@ class Selector:
         pace: float = 1.0,
     ) -> None:
         self.meter, self._beta = meter, beta
-        self.course = Course(meter.untouched, goal, pace=pace)
+        self.course = Course(meter.untouched, goal, pace=pace, rows=len(meter.selection.retain))
         """The looks so far, and what follows from them."""
         vocabulary = meter.loaded.base.get_input_embeddings().num_embeddings
         unseen = relative_losses(meter.selection.nonmembers, meter.holdout_logps, vocabulary)

@@ -36,7 +36,8 @@ def strength_table(curve: Sequence[Mapping[str, float]], chosen: float) -> str:
     lines = ["{:>10}{:>8}{:>18}{:>9}{:>24}{:>7}{:>19}".format(*titles)]
     lines += [
         f"{own['scale']:>10.4g}{own['auc']:>8.3f}{own['forget_nll']:>18.3f}{own['holdout_nll']:>9.3f}"
-        f"{own['said']:>24.3f}{1 - own['lost']:>7.3f}{own['retain']:>19.3f}" + ("  <-" if own["scale"] == chosen else "")
+        f"{own['said']:>24.3f}{1 - own['lost']:>7.3f}{own['retain']:>19.3f}"
+        + ("  <-" if own["scale"] == chosen else "")
         for own in curve
     ]
     return "\n".join(lines)

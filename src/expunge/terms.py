@@ -53,7 +53,7 @@ class Aim:
         relative: `(vocabulary,)`, loss of each token in unseen texts, over the mean of all tokens.
         beta: NPO's, in place of the one in the settings; 0 and below it are allowed.
         pull: Most of a push backwards beyond the depth, as a share of a whole push.
-        insistence: Factor on the push of completions that are said for certain (token level).
+        insistence: Factor on the push of completions that are said for certain (token level); a pull has none.
         pressure: Factor on NPO's weight.
         keep: Factor on the weights of the retain terms.
         hold: Factor on the weight of the anchors.
@@ -196,7 +196,8 @@ def _forget(
         logps, kl = token_logps_and_kl(own, ref_states, loaded.head, ids, "reverse")
     else:
         logps = token_logps(own, loaded.head, ids)
-    terms = {"npo": _npo(logps, ref_logps, rows, batch, index, positions, counts, config, aim)}
+    end = loaded.tokenizer.eos_token_id
+    terms = {"npo": _npo(logps, ref_logps, rows, batch, index, positions, counts, config, aim, end)}
     if kl is not None:
         terms["rest_kl"] = objectives.rest_kl(kl, logps, ref_logps, num_tokens=counts.rest_kl)
     return terms
@@ -212,6 +213,7 @@ def _npo(
     counts: Counts,
     config: UnlearnConfig,
     aim: Aim | None,
+    end: int | None,
 ) -> Tensor:
     """NPO without end, or to a depth, on tokens of the rows `index` that stand at `positions` in the batch."""
     ids = batch.flat_ids[positions]
@@ -222,20 +224,22 @@ def _npo(
         return objectives.npo_token(logps, ref_logps, beta=config.beta, num_tokens=counts.npo)
     relative = aim.relative[ids]
     # Prompt and completion have each their own share: else a short answer stays while its question is past the depth.
-    completion = positions >= _starts(batch, rows)[index]
+    completion = positions >= _places(batch, rows, [row.text.completion_start for row in rows])[index]
     groups = index if by_sequence else 2 * index + completion.long()
     push = objectives.push(logps, aim.depth * relative.clamp(min=SHALLOWEST), groups, aim.pull)
     if by_sequence:
         return objectives.npo_sequence(logps, ref_logps, index, beta=config.beta, num_sequences=counts.npo, push=push)
     weights = objectives.push_odds(logps, push[groups]) * objectives.spread(logps, ref_logps, groups, beta=aim.beta)
-    harder = objectives.insistence(logps, groups, most=aim.insistence)[groups].where(completion, 1.0)
+    silent = positions >= _places(batch, rows, [row.text.spoken(end).stop for row in rows])[index]
+    harder = objectives.insistence(logps.masked_fill(silent, 0), groups, most=aim.insistence)
+    harder = harder.where(push > 0, 1.0)[groups].where(completion, 1.0)
     return objectives.pushed(logps, weights * harder * relative, num_tokens=counts.npo)
 
 
-def _starts(batch: Batch, rows: Sequence[Row], first: int = 0) -> Tensor:
-    """`(rows,)`, where the completions of the rows begin that stand in the batch from place `first` on."""
-    begun = zip(batch.starts[first : first + len(rows)], rows, strict=True)
-    return torch.tensor([start + row.text.completion_start for start, row in begun], device=batch.flat_ids.device)
+def _places(batch: Batch, rows: Sequence[Row], own: Sequence[int], first: int = 0) -> Tensor:
+    """`(rows,)`, place in the batch of position `own` of each row; the rows stand in it from place `first` on."""
+    starts = batch.starts[first : first + len(rows)]
+    return torch.tensor([start + at for start, at in zip(starts, own, strict=True)], device=batch.flat_ids.device)
 
 
 def _anchor(loaded: LoadedModel, rows: list[Row], batch: Batch, states: Tensor, first: int, counts: Counts) -> Tensor:
@@ -266,7 +270,7 @@ def _retain(
 ) -> dict[str, Tensor]:
     """Terms of the retain rows, which stand in the batch from place `first` on."""
     index, positions = target_index(batch, [row.text for row in rows], retain_span(config), first)
-    starts = _starts(batch, rows, first)
+    starts = _places(batch, rows, [row.text.completion_start for row in rows], first)
     own, targets = states[positions - 1], batch.flat_ids[positions]
     targets = targets.where(positions >= starts[index], -100)  # prompt tokens are held by the KL alone
     if config.kl_weight == 0:

@@ -72,12 +72,12 @@ def test_signals_are_their_definitions(adapted):
 
 @pytest.mark.parametrize("together", [False, True])
 def test_what_one_task_gains_does_not_make_up_for_what_another_loses(monkeypatch, together):
-    texts = [replace(own, group="Task1 qa" if together else own.id) for own in rows("r", (4, 4), 20)]
-    values = {0.0: (0.9, 0.2), 1.0: (0.3, 0.9), 0.5: (0.6, 0.2)}  # of every token of each text
+    texts = [replace(own, group="Task1 qa" if together else own.id) for own in rows("r", (4, 4, 4), 20)]
+    values = {0.0: (0.9, 0.3, 0.1), 1.0: (0.3, 0.9, 0.9), 0.5: (0.6, 0.3, 0.1)}  # of every token of each text
 
     def logps(loaded, ids, processes):
         found = values[loaded.model]
-        return [torch.full((len(own) - 1,), found[at % 2]).log() for at, own in enumerate(ids)]
+        return [torch.full((len(own) - 1,), found[at % 3]).log() for at, own in enumerate(ids)]
 
     @contextmanager
     def at_scale(model, scale):
@@ -87,14 +87,14 @@ def test_what_one_task_gains_does_not_make_up_for_what_another_loses(monkeypatch
     loaded = SimpleNamespace(model=None, tokenizer=SimpleNamespace(eos_token_id=None))
     monkeypatch.setattr(signals, "sequence_logps", logps)
     monkeypatch.setattr(signals, "scaled", at_scale)
-    meter = Meter(loaded, Selection(rows("m", (3, 3)), rows("n", (3, 3), 40), texts, []))
+    meter = Meter(loaded, Selection(rows("m", (3, 3)), rows("n", (3,), 40), texts, []))
     found = {scale: meter.at(scale) for scale in (0.5, 1.0)}
     assert meter.untouched.lost == 0
-    assert found[1.0].lost == (0 if together else pytest.approx((1 - 0.6) / 2))  # the other has gained 0.6
+    gained = 0.4 if together else 0.0  # by the second; the third was not said before, so it makes up for nothing
+    assert found[1.0].lost == pytest.approx(max(0, 1 - 0.6 - gained) / 3)
     assert found[0.5].lost == 0  # less likely, and greedy decoding still says it
-    probability = (0.3 + 0.9) / (0.9 + 0.2)
-    assert kept(found[1.0], meter.untouched) == pytest.approx(min(probability, 1.0 if together else 0.8))
-    assert kept(found[0.5], meter.untouched) == pytest.approx(0.8 / 1.1)
+    assert kept(found[1.0], meter.untouched) == pytest.approx(1 - found[1.0].lost)  # though the mean is higher
+    assert kept(found[0.5], meter.untouched) == pytest.approx(1.0 / 1.3)
 
 
 def test_a_completion_is_said_if_its_least_likely_token_is():

@@ -80,6 +80,9 @@ def test_the_depth_is_that_of_unseen_texts_corrected_by_what_the_auc_lacks():
     for_good = DEEPER * (0.4 - 0.3)
     assert after((0.9, 1.8), (0.2, 2.2)).depth == pytest.approx(2.0 * (1 + for_good - 0.3 * DEEPER_NOW))
     assert after((0.9, 1.8), (0.5, 2.0)).depth == pytest.approx(2.0 * (1 + 0.4 * DEEPER))
+    stuck = course(signals(1.0, nll=2.05, unseen=2.6))  # at the depth, and unseen texts far beyond it
+    assert stuck.arrived == 10
+    assert stuck.depth > 2.0 * (1 + DRIFT * GOAL.drift)  # told apart: it goes deeper
     drifting = [course(signals(nll=1.0, unseen=own)).depth for own in (1.8, 2.05, 2.2, 4.0)]
     assert drifting == pytest.approx([1.8, 2.05, *[2.0 * (1 + DRIFT * GOAL.drift)] * 2])  # no further than may be
     assert after(*[(1.0, 1.9)] * 50, (0.5, 2.0)).depth == 2.0 * MOST_DEPTH
@@ -157,6 +160,9 @@ def test_the_weight_of_the_retain_terms_follows_what_is_kept():
     assert keep(1 - allowed) == pytest.approx(1.0)
     assert keep(1 - 1.5 * allowed) == pytest.approx(math.exp(0.5 * KEEPING))
     assert keep(0.9, 0.5) == pytest.approx(math.exp(2 * KEEPING))  # no faster, however much is lost
+    own = course(signals(nll=1.0, retain=0.8 * (1 - 1 / 20)))
+    own.rows = 20
+    assert own.keep == pytest.approx(1.0)  # one row of twenty
     assert keep(0.9, 0.9, 1.0, 1.1) == pytest.approx(1.0)  # nothing is lost: let go as fast
     assert keep(*[0.5] * 50) == pytest.approx(MOST_KEPT)
     assert keep(*[1.5] * 50) == pytest.approx(LEAST_KEPT)

@@ -5,6 +5,7 @@ import torch
 
 from expunge.config import UnlearnConfig
 from expunge.config.goal import Goal
+from expunge.data.examples import Example
 from expunge.data.tokenize import TokenizedExample
 from expunge.errors import RunError
 from expunge.kernels import Head, token_logps, token_logps_and_kl
@@ -14,7 +15,7 @@ from expunge.model.logps import final_states, lay_out, sequence_logps
 from expunge.objectives import insistence, npo_token, push, push_odds, pushed, rest_kl, spread
 from expunge.objectives.depth import CLEAREST, LEAST_WEIGHT, RAMP
 from expunge.schedule import learning_rate
-from expunge.signals import SAFE, Meter, Selection, Signals, depth, evenly, relative_losses, shortfall
+from expunge.signals import SAFE, SAID, Meter, Selection, Signals, depth, evenly, relative_losses, shortfall
 from expunge.stopping import AVERAGING, Selector
 from expunge.terms import SHALLOWEST, Aim, Row, count, loss_terms, weighted_sum
 from tiny import save_tiny
@@ -42,8 +43,11 @@ SELECTION = Selection(rows("m", 4, 0), rows("n", 4, 31), rows("r", 3, 17), rows(
         (Signals(1.0, 0.5, 2.4, 2.4, 0.8), pytest.approx((0.2 - SAFE * 0.05) / 0.05)),  # a drift of 20 %
         (Signals(1.0, 0.5, 2.0, 2.0, 0.8 * 0.96), pytest.approx(2)),  # two points below the floor
         (Signals(1.0, 0.5, 2.0, 2.0, 0.9, lost=0.05), pytest.approx(3)),  # more likely, and yet not all of it is said
-        (Signals(1.0, 0.5, 2.0, 2.0, 0.8, said=0.08), pytest.approx(3)),  # short answers that documents do not show
-        (Signals(1.0, 0.5, 2.0, 2.0, 0.8, said=0.02), 0.0),
+        (
+            Signals(1.0, 0.5, 2.0, 2.0, 0.8, said=SAID + 0.06),
+            pytest.approx(3),
+        ),  # short answers that documents do not show
+        (Signals(1.0, 0.5, 2.0, 2.0, 0.8, said=SAID), 0.0),
         (Signals(1.0, 0.3, 2.0, 2.0, 0.8, auc_sd=0.1), pytest.approx(1.5)),  # on few texts
         (Signals(1.0, 0.3, 2.0, 2.0, 0.8, auc_sd=0.01), pytest.approx(3)),
     ],
@@ -56,18 +60,23 @@ def test_shortfall_is_what_is_missing_in_tolerances(signals, expected):
 def test_the_depth_for_a_target_is_where_texts_spread_like_unseen_ones_have_that_auc(target):
     generator = torch.Generator().manual_seed(0)
     unseen, other = (5 + torch.randn(20_000, generator=generator) for _ in range(2))
-    wanted = depth(
-        Signals(0.0, 1.0, 0.1, unseen.mean().item(), 0.8, holdout_sd=unseen.std().item()), Goal(target, 1, 0)
-    )
+    own = Signals(0.0, 1.0, 0.1, unseen.mean().item(), 0.8, holdout_sd=unseen.std().item())
+    wanted = depth(own, Goal(target, 1, 0))
     forgotten = wanted + other - other.mean()
     assert (forgotten[:, None] < unseen[None, :2000]).float().mean().item() == pytest.approx(target, abs=0.01)
 
 
 @pytest.mark.parametrize("count", [1, 63, 64, 65, 127, 150, 191])
 def test_rows_that_are_looked_at_come_evenly_from_all(count):
-    rows = evenly(list(range(count)), 64)
+    rows = [int(row.id) for row in evenly([Example(str(at), "", "x") for at in range(count)], 64)]
     assert len(rows) == len(set(rows)) == min(count, 64)
     assert max(b - a for a, b in zip(rows, [*rows[1:], count], strict=True)) <= -(-count // 64)
+
+
+def test_rows_that_are_looked_at_come_from_all_groups():
+    alternating = [Example(str(at), "", "x", task="Task1", kind=("sc", "qa")[at % 2]) for at in range(256)]
+    kinds = [row.kind for row in evenly(alternating, 128)]
+    assert kinds.count("sc") == kinds.count("qa") == 64
 
 
 def test_the_weights_that_follow_the_looks_are_in_the_sum_and_not_in_the_terms():
@@ -78,8 +87,10 @@ def test_the_weights_that_follow_the_looks_are_in_the_sum_and_not_in_the_terms()
     assert weighted_sum(terms, config, aim) == 3 + 20 + 600 + 2500
 
 
-@pytest.mark.parametrize("beta", [1.0, 0.0, -0.5])
-def test_a_question_that_is_past_the_depth_does_not_keep_its_answer(tmp_path, beta):
+@pytest.mark.parametrize(
+    ("beta", "factor", "pull"), [(1.0, 1, 0.0), (0.0, 1, 0.0), (-0.5, 1, 0.5), (1.0, 1.2, 0.0), (0.5, 1.2, 0.5)]
+)
+def test_a_question_that_is_past_the_depth_does_not_keep_its_answer(tmp_path, beta, factor, pull):
     loaded = load_model(str(save_tiny(tmp_path, "llama")), dtype="float64", device="cpu")
     parameters = trainable(add_adapter(loaded, rank=2, alpha=None, modules="all-linear", seed=0))
     with torch.no_grad():
@@ -96,16 +107,19 @@ def test_a_question_that_is_past_the_depth_does_not_keep_its_answer(tmp_path, be
     most = 5.0
     least = own.clamp(min=SHALLOWEST)
     parts = (slice(0, start), slice(start, None))
-    depth = sum(-logps[part].sum().item() / least[part].sum().item() for part in parts) / 2  # one lies above, one below
-    terms = loss_terms(loaded, [row], count([row], config), config, Aim(depth, relative, beta, insistence=most))
+    own_depths = [-logps[part].sum().item() / least[part].sum().item() for part in parts]
+    depth = factor * (max(own_depths) if factor > 1 else sum(own_depths) / 2)  # both below, or one above
+    terms = loss_terms(loaded, [row], count([row], config), config, Aim(depth, relative, beta, pull, insistence=most))
     each = torch.zeros_like(logps)
     for part in parts:
-        share = ((1 + logps[part].mean() / (depth * least[part]).mean()) / RAMP).clamp(0, 1)
+        share = ((1 + logps[part].mean() / (depth * least[part]).mean()) / RAMP).clamp(-pull, 1)
         weights = 2 * torch.sigmoid(-beta * ratios[part])
         odds = share / (1 - logps[part].exp()).clamp(min=CLEAREST) ** share
         each[part] = odds * own[part] * weights / weights.mean()
-    each[parts[1]] *= 1 + (most - 1) * min(1.0, 2 * logps[parts[1]].min().exp().item())
-    assert each.min() == 0 < each.max()
+        if part == parts[1] and share > 0:  # an answer; what is pulled back is not pulled harder
+            each[part] *= 1 + (most - 1) * min(1.0, 2 * logps[part].min().exp().item())
+    assert each.min() < each.max()
+    assert (each.min() > 0) == (factor > 1)
     assert own.min() < SHALLOWEST
     expected = (each * logps).mean()
     assert terms["npo"].item() == pytest.approx(expected.item(), rel=1e-4)  # sequence_logps are fp32
@@ -183,6 +197,23 @@ def test_what_is_said_for_certain_is_pushed_harder():
     assert factors.tolist() == pytest.approx([5.0, 1.8, 5.0, 1.08])  # no token has the third
     assert not factors.requires_grad
     assert insistence(logps, torch.tensor([0, 0, 1, 1, 3]), most=1.0).tolist() == [1.0] * 4
+
+
+def test_what_a_chat_template_has_behind_the_end_does_not_say_whether_a_completion_is_said(tmp_path):
+    loaded = load_model(str(save_tiny(tmp_path, "llama")), dtype="float32", device="cpu")
+    end = loaded.tokenizer.eos_token_id
+    config = UnlearnConfig("m", forget_span="all")
+    texts = [TokenizedExample("c", [5, 6, 7, 8, end, behind], 2) for behind in range(3, 90)]
+    text, logps = min(
+        ((text, sequence_logps(loaded, [text.input_ids])[0]) for text in texts), key=lambda own: own[1][-1].item()
+    )
+    assert logps[4] < logps[1:4].min()
+    row = Row(text, "forget", logps)
+    aim = [Aim(100.0, torch.ones(loaded.base.config.vocab_size), 0.0, insistence=most) for most in (1.0, 301.0)]
+    first, then = (loss_terms(loaded, [row], count([row], config), config, own)["npo"].item() for own in aim)
+    odds = logps / (1 - logps.exp()).clamp(min=CLEAREST)
+    harder = 300 * min(1.0, 2 * logps[1:4].min().exp().item())
+    assert then - first == pytest.approx(harder * odds[1:].sum().item() / len(logps), rel=1e-4)
 
 
 def test_a_group_that_npo_has_left_alone_is_not_raised_without_end():

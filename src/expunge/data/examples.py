@@ -55,6 +55,11 @@ class Example:
     source: str = ""
     messages: tuple[Mapping[str, str], ...] | None = field(default=None, hash=False)
 
+    @property
+    def group(self) -> str:
+        """What the official scores average the row with: its task and kind."""
+        return f"{self.task} {self.kind}".strip()
+
 
 def read_examples(source: str | Path, *, columns: Mapping[str, str] | None = None, name: str = "") -> list[Example]:
     """Read every row of a file or data set, in its order.

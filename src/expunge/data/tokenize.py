@@ -42,7 +42,7 @@ class TokenizedExample:
         input_ids: All tokens, beginning-of-text included where the tokenizer adds it.
         completion_start: Index of the first completion token.
         truncated: Tokens that were cut off to make it fit.
-        group: What the scores average it with: its task and kind.
+        group: The example's.
     """
 
     id: str
@@ -62,6 +62,13 @@ class TokenizedExample:
     def targets(self, span: str) -> range:
         """Positions of the tokens that a term over `span` (`completion` or `all`) acts on; the first has no context."""
         return range(max(1, self.completion_start if span == "completion" else 1), len(self.input_ids))
+
+    def spoken(self, end: int | None) -> range:
+        """Positions of the completion up to end-of-text (`end`); what a chat template has behind is never said."""
+        completion = self.targets("completion")
+        return range(
+            completion.start, next((at + 1 for at in completion if self.input_ids[at] == end), completion.stop)
+        )
 
 
 def tokenize(
@@ -100,8 +107,7 @@ def tokenize(
         raise DataError(f"{example.source or example.id}: has a single token, so there is nothing to predict")
     if start >= len(ids):
         raise DataError(f"{example.source or example.id}: nothing of the completion is left by the tokenizer")
-    group = f"{example.task} {example.kind}".strip()
-    return TokenizedExample(example.id, ids, start, truncated=max(0, excess), group=group)
+    return TokenizedExample(example.id, ids, start, truncated=max(0, excess), group=example.group)
 
 
 def tokenize_all(

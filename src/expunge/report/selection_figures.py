@@ -44,9 +44,11 @@ def _pair(name: str, xlabel: str, points: Sequence[Point], chosen: float | None)
         "membership AUC": ("auc", GROUP_COLORS[3], DASHES[0]),
         "retain probability": ("retain", SET_COLORS["retain"], DASHES[1]),
     }
-    if all(number(own.get(name)) is not None for _, own in points for name in ("lost", "said")):  # not in earlier versions
+    # runs of earlier versions have not looked at these
+    if all(number(own.get("lost")) is not None for _, own in points):
         points = [(at, {**own, "kept": 1 - own["lost"]}) for at, own in points]
         shares["retain still said"] = ("kept", SET_COLORS["retain"], DASHES[0])
+    if all(number(own.get("said")) is not None for _, own in points):
         shares["forget still said"] = ("said", SET_COLORS["forget"], DASHES[0])
     return [
         _drawn(f"{name}-loss", f"Loss ({name})", xlabel, "NLL (nats per token)", losses, points, chosen),
