@@ -72,6 +72,18 @@ def test_what_a_run_was_steered_by_is_drawn(tmp_path):
     line = drawn[3].figure.axes[0].lines[0]
     assert (list(line.get_xdata()), list(line.get_ydata())) == ([0.0, 1.0, 1.25], [1.0, 0.6, 0.45])
     assert "taken at 1.25" in drawn[3].says
+    for extra, labels in (
+        ({}, []),
+        ({"lost": 0.25}, ["retain still said"]),  # of a version that did not look at the other
+        ({"lost": 0.25, "said": 0.125}, ["retain still said", "forget still said"]),
+    ):
+        (run / "calibration.json").write_text(json.dumps({"scale": 1.25, "curve": [own | extra for own in curve]}))
+        with style():
+            lines = strengths(read_run(run))[1].figure.axes[0].lines
+        values = {own.get_label(): set(own.get_ydata()) for own in lines}
+        assert [name for name in values if name.endswith("still said")] == labels
+        assert values.get("retain still said", {0.75}) == {0.75}
+        assert values.get("forget still said", {0.125}) == {0.125}
     write_report([run], figures=tmp_path / "figures")
     assert (tmp_path / "figures/strengths-loss.png").exists()
     assert "What said when to stop" in (run / "report.html").read_text()

@@ -16,6 +16,7 @@ from expunge.objectives import insistence, npo_token, push, push_odds, pushed, r
 from expunge.objectives.depth import CLEAREST, LEAST_WEIGHT, RAMP
 from expunge.schedule import learning_rate
 from expunge.signals import SAFE, SAID, Meter, Selection, Signals, depth, evenly, relative_losses, shortfall
+from expunge.steering import Look
 from expunge.stopping import AVERAGING, Selector
 from expunge.terms import SHALLOWEST, Aim, Row, count, loss_terms, weighted_sum
 from tiny import save_tiny
@@ -330,3 +331,14 @@ def test_what_is_looked_at_is_the_mean_of_the_last_states(adapted):
     alone = Meter(loaded, SELECTION).at(1.0)
     assert found["forget_nll"] == pytest.approx(alone.forget_nll, rel=1e-5)
     assert found["retain"] == pytest.approx(alone.retain, rel=1e-5)
+
+
+def test_the_next_step_is_aimed_by_what_follows_from_the_looks(adapted):
+    selector = made(adapted)
+    own = selector.course
+    seen = Signals(1.0, 0.3, own.untouched.holdout_nll, 1.2 * own.untouched.holdout_nll, 0.9, said=0.9, lost=0.1)
+    own.looks = [Look(10 * (at + 1), 1.0, seen) for at in range(3)]
+    aim = selector.aim
+    found = (aim.depth, aim.beta, aim.pull, aim.insistence, aim.pressure, aim.keep, aim.hold)
+    assert found == (own.depth, own.beta(0.5), own.pull, own.insistence, own.pressure, own.keep, own.hold)
+    assert len(set(found)) == 7

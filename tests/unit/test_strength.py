@@ -50,6 +50,11 @@ def test_a_bound_stops_it_and_the_verdict_names_the_bound():
     assert "unseen selection texts by" in found.verdict
     assert "ceiling 5.0%" in found.verdict
 
+    found = search(lambda s: Signals(s, 1 - s / 2.2, 1 + s, 5.0, 0.9, said=0.9 - 0.7 * s))
+    assert abs(found.at(found.scale).auc - 0.5) < 0.02  # the documents are there, and answers are still said
+    assert not found.reached
+    assert "still says 1" in found.verdict
+
     found = search(lambda s: Signals(s, 1 - s / 2.2, 1 + s, 5.0, 1 - 0.04 * s))
     assert found.scale == 0.75
     assert "floor 97.0%" in found.verdict

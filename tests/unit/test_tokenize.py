@@ -247,6 +247,19 @@ def test_a_chat_template_that_asks_for_the_date_gets_the_same_every_day() -> Non
     assert tokenizer.decode(row.input_ids).startswith("26 Jul 2024")
 
 
+def test_what_a_row_is_scored_with_goes_along() -> None:
+    rows = [Example("a", "1", "x", task="Task2", kind="qa"), Example("b", "2", "y", kind="sc"), Example("c", "3", "z")]
+    found = tokenize_all(tokenizer_of("bos"), rows, Join("space", False), max_length=64)
+    assert [row.group for row in found] == ["Task2 qa", "sc", ""]
+
+
+def test_a_completion_is_spoken_up_to_the_end_of_text() -> None:
+    row = TokenizedExample("a", [1, 5, 2, 6, 2, 7], 1)
+    assert row.spoken(2) == range(1, 3)
+    assert row.spoken(9) == row.spoken(None) == range(1, 6)
+    assert TokenizedExample("a", [2, 5, 6], 0).spoken(2) == range(1, 3)  # the first token has no context
+
+
 def test_tokenize_all_keeps_order_and_ids() -> None:
     texts = [Example(f"r{i}", "Who?", f"Number {i}.") for i in range(5)]
     rows = tokenize_all(tokenizer_of("bos"), texts, Join("space", True), max_length=64)
