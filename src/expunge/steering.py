@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from expunge.config.goal import Goal
-from expunge.signals import REACHED, TOLERANCES, Signals, depth, drifted, evenness, kept, lack, oversaid
+from expunge.signals import REACHED, RETAIN_ROWS, TOLERANCES, Signals, depth, drifted, evenness, kept, lack, oversaid
 
 NEAR = 0.15
 """AUC and evenness correct depth and beta where forgotten texts lack less of the depth than this share, else not."""
@@ -64,7 +64,7 @@ class Course:
     goal: Goal
     looks: list[Look] = field(default_factory=list)
     pace: float = 1.0
-    rows: int = 256
+    rows: int = RETAIN_ROWS
 
     @property
     def depth(self) -> float:
@@ -116,13 +116,8 @@ class Course:
         Short answers weigh next to nothing in a mean over tokens, and the retain terms and the anchors keep alive what
         is like them; the membership AUC, which reads documents, does not see them.
         """
-        arrived = self.arrived
-        shares = [
-            _bounded(oversaid(look.signals, self.untouched) / OFTEN)
-            for look in self.looks
-            if arrived is not None and look.step >= arrived
-        ]
-        return _multiplier([self.pace * INSISTING * own for own in shares], 1.0, MOST_INSISTENCE)
+        said = [oversaid(look.signals, self.untouched) for look in self.looks]
+        return self._settled([INSISTING * _bounded(own / OFTEN) for own in said], 1.0, 1.0, MOST_INSISTENCE)
 
     @property
     def keep(self) -> float:
@@ -134,7 +129,7 @@ class Course:
         allowed = max(LOSS * (1 - self.goal.retain), 1 / max(1, self.rows))
         lost = [1 - kept(look.signals, self.untouched) for look in self.looks]
         changes = [KEEPING * _bounded(own / allowed - 1) for own in lost]
-        return self._held(changes, LEAST_KEPT, MOST_KEPT_EARLY, MOST_KEPT)
+        return self._settled(changes, LEAST_KEPT, MOST_KEPT_EARLY, MOST_KEPT)
 
     @property
     def hold(self) -> float:
@@ -144,7 +139,7 @@ class Course:
         So they weigh less while the unseen texts stay far below the ceiling, and more where these come near it.
         """
         wanted = DRIFT * self.goal.drift
-        return self._held(
+        return self._settled(
             [HOLDING * (max(0.0, drifted(look.signals, self.untouched)) - wanted) for look in self.looks],
             LOOSEST,
             1.0,
@@ -202,8 +197,8 @@ class Course:
         there = f"the forgotten texts came to the depth of unseen ones at step {self.arrived}"
         return f"{there}; {self.over or 'all steps are done'}"
 
-    def _held(self, changes: Sequence[float], least: float, most_early: float, most: float) -> float:
-        """The multiplier of what holds the model in place, at most `most_early` before the depth is reached."""
+    def _settled(self, changes: Sequence[float], least: float, most_early: float, most: float) -> float:
+        """A multiplier that has another bound, `most_early`, before the depth is reached."""
         arrived = self.arrived
         early = sum(arrived is None or look.step < arrived for look in self.looks)
         paced = [self.pace * change for change in changes]
