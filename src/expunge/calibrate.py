@@ -13,7 +13,7 @@ from pathlib import Path
 
 from expunge import run_dir
 from expunge.card import model_card
-from expunge.config import CalibrateConfig, UnlearnConfig
+from expunge.config import SETS, CalibrateConfig, UnlearnConfig
 from expunge.config.goal import read_goal
 from expunge.data.examples import parse_columns, read_examples
 from expunge.errors import DataError
@@ -26,7 +26,7 @@ from expunge.prepare import Sets, read_sets, selection_halves
 from expunge.progress import Reporter
 from expunge.run import SUMMARY
 from expunge.selection import FILE, marks, read_calibration
-from expunge.signals import FORGET_ROWS, RETAIN_ROWS, Meter, Selection, evenly
+from expunge.signals import Meter, Selection
 from expunge.strength import Calibration, choose, number_of_looks, record
 
 WEAKER = 0.9
@@ -64,8 +64,9 @@ def calibrate(config: CalibrateConfig, reporter: Reporter | None = None) -> Cali
     adapter_settings = json.loads(adapter_config.read_text())
     trained = earlier["trained_alpha"] if earlier else adapter_settings["lora_alpha"]
     set_alpha(loaded.model, trained)
-    texts = (*halves, evenly(sets.retain, RETAIN_ROWS), evenly(sets.forget, FORGET_ROWS))
-    selection = Selection(*(run_rows(settings, loaded.tokenizer, own) for own in texts))
+    rows = {name: run_rows(settings, loaded.tokenizer, getattr(sets, name)) for name in SETS}
+    members, nonmembers = (run_rows(settings, loaded.tokenizer, own) for own in halves)
+    selection = Selection.of(members, nonmembers, rows["retain"], rows["forget"])
     with reporter.track("scales", number_of_looks()) as advance:
         found = choose(Meter(loaded, selection), goal, progress=advance)
     content = record(found, goal, trained_alpha=trained, selection=selection, marks=looked_at)
@@ -73,7 +74,7 @@ def calibrate(config: CalibrateConfig, reporter: Reporter | None = None) -> Cali
     manifest = read_manifest(folder / "manifest.json", "--run")
     losses = manifest["loss_nats_per_completion_token"]
     set_alpha(loaded.model, trained * found.scale)
-    after = mean_losses(loaded, {name: run_rows(settings, loaded.tokenizer, getattr(sets, name)) for name in losses})
+    after = mean_losses(loaded, {name: rows[name] for name in losses})
     _tell(losses["forget"], after["forget"], reporter)
     manifest["loss_nats_per_completion_token"] = {
         name: {"before": own["before"], "after": after[name]} for name, own in losses.items()

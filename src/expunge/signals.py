@@ -10,13 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from statistics import NormalDist, fmean, pstdev
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from expunge.config.goal import Goal
-from expunge.data.examples import Example
 from expunge.data.tokenize import TokenizedExample
 from expunge.model.adapter import scaled
 from expunge.model.load import LoadedModel
@@ -24,7 +22,6 @@ from expunge.model.logps import sequence_logps
 from expunge.processes import ALONE, Processes
 from expunge.ranking import auc
 
-Item = TypeVar("Item", Example, TokenizedExample)
 TAIL = 0.2
 """Share of a text's tokens that min-k looks at."""
 RETAIN_ROWS, FORGET_ROWS = 256, 128
@@ -59,6 +56,17 @@ class Selection:
     nonmembers: list[TokenizedExample]
     retain: list[TokenizedExample]
     forget: list[TokenizedExample]
+
+    @classmethod
+    def of(
+        cls,
+        members: list[TokenizedExample],
+        nonmembers: list[TokenizedExample],
+        retain: Sequence[TokenizedExample],
+        forget: Sequence[TokenizedExample],
+    ) -> "Selection":
+        """All members and non-members, and of the retain and forget set as many rows as are looked at."""
+        return cls(members, nonmembers, evenly(retain, RETAIN_ROWS), evenly(forget, FORGET_ROWS))
 
 
 @dataclass(frozen=True)
@@ -98,7 +106,7 @@ class Signals:
     auc_sd: float = 0.0
 
 
-def evenly(rows: Sequence[Item], most: int) -> list[Item]:
+def evenly(rows: Sequence[TokenizedExample], most: int) -> list[TokenizedExample]:
     """At most `most` rows, evenly from all groups and from the whole of each."""
     count, ordered = min(most, len(rows)), sorted(rows, key=lambda own: own.group)
     return [ordered[at * len(rows) // count] for at in range(count)]

@@ -10,7 +10,7 @@ from torch import Tensor
 from expunge.config.goal import Goal
 from expunge.errors import RunError
 from expunge.prepare import Prepared
-from expunge.signals import FORGET_ROWS, RETAIN_ROWS, Meter, Selection, Signals, evenly, relative_losses, shortfall
+from expunge.signals import Meter, Selection, Signals, relative_losses, shortfall
 from expunge.steering import Course, Look
 from expunge.terms import Aim
 
@@ -25,9 +25,7 @@ BEST, MEAN = "best.", "mean."
 def selection_of(prepared: Prepared) -> Selection | None:
     """What a run is judged by; None where there are no unseen texts."""
     own = prepared.selection
-    return own and Selection(
-        own.members, own.nonmembers, evenly(prepared.retain, RETAIN_ROWS), evenly(prepared.forget, FORGET_ROWS)
-    )
+    return own and Selection.of(own.members, own.nonmembers, prepared.retain, prepared.forget)
 
 
 class Selector:

@@ -118,18 +118,19 @@ def _best(found: dict[float, Signals], goal: Goal) -> float:
 
 
 def _judge(best: Signals, found: dict[float, Signals], goal: Goal) -> tuple[bool, str]:
-    passed = passed_bounds(best, found[0.0], goal)
-    if oversaid(best, found[0.0]) > TOLERANCES["said"]:
-        passed.append(f"still says {best.said:.0%} of the completions to forget")
+    untouched = found[0.0]
+    amiss = passed_bounds(best, untouched, goal)
+    if oversaid(best, untouched) > TOLERANCES["said"]:
+        amiss.append(f"still says {best.said:.0%} of the completions to forget")
     if abs(best.auc - goal.auc) <= TOLERANCES["auc"]:
-        cost = "".join(f", but {bound}" for bound in passed)
-        return not passed, f"membership AUC {best.auc:.2f} on the selection texts, {goal.auc:.2f} wanted{cost}"
+        cost = f", but it {' and '.join(amiss)}" if amiss else ""
+        return not amiss, f"membership AUC {best.auc:.2f} on the selection texts, {goal.auc:.2f} wanted{cost}"
+    cost = f"; and it {' and '.join(amiss)}" if amiss else ""
     beyond = [own for own in found.values() if abs(own.auc - goal.auc) < abs(best.auc - goal.auc) - SAME_AUC]
     if not beyond:
-        return False, f"membership AUC {best.auc:.2f}: no scale up to {SCALES[-1]:g} comes closer to {goal.auc:.2f}"
+        why = f"no scale up to {SCALES[-1]:g} comes closer to {goal.auc:.2f}"
+        return False, f"membership AUC {best.auc:.2f}: {why}{cost}"
     nearest = min(beyond, key=lambda own: abs(own.scale - best.scale))
-    reasons = " and ".join(passed_bounds(nearest, found[0.0], goal)) or "misses the other aims by more"
-    return (
-        False,
-        f"membership AUC {best.auc:.2f}, {goal.auc:.2f} wanted: what comes closer, {nearest.scale:g}, {reasons}",
-    )
+    reasons = " and ".join(passed_bounds(nearest, untouched, goal)) or "misses the other aims by more"
+    why = f"what comes closer, {nearest.scale:g}, {reasons}"
+    return False, f"membership AUC {best.auc:.2f}, {goal.auc:.2f} wanted: {why}{cost}"

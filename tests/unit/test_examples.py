@@ -480,6 +480,15 @@ def test_check_sets_names_how_many_and_which() -> None:
     ]
 
 
+def test_check_sets_names_texts_that_count_twice() -> None:
+    forget = rows(("a", "p", SECRET), ("b", "q", "x"), ("c", "p ", f" {SECRET}"), ("d", "p", SECRET))
+    assert check_sets(forget, rows(("r", "q", "y"), ("s", "q", "y"), *(("t", f"{n}", "z") for n in range(4)))) == [
+        "forget: 2 texts are there already on an earlier row, and count each time: 'c', 'd'",
+        "retain: 1 id is on more than one row: 't'",
+        "retain: 1 text is there already on an earlier row, and counts each time: 's'",
+    ]
+
+
 def test_check_sets_stays_on_one_line() -> None:
     (warning,) = check_sets(rows(("a\nb" * 100, "", "x"), ("a\nb" * 100, "", "y")), None)
     assert "\n" not in warning

@@ -5,7 +5,6 @@ import torch
 
 from expunge.config import UnlearnConfig
 from expunge.config.goal import Goal
-from expunge.data.examples import Example
 from expunge.data.tokenize import TokenizedExample
 from expunge.errors import RunError
 from expunge.kernels import Head, token_logps, token_logps_and_kl
@@ -69,15 +68,15 @@ def test_the_depth_for_a_target_is_where_texts_spread_like_unseen_ones_have_that
 
 @pytest.mark.parametrize("count", [1, 63, 64, 65, 127, 150, 191])
 def test_rows_that_are_looked_at_come_evenly_from_all(count):
-    rows = [int(row.id) for row in evenly([Example(str(at), "", "x") for at in range(count)], 64)]
+    rows = [int(row.id) for row in evenly([TokenizedExample(str(at), [1, 2], 1) for at in range(count)], 64)]
     assert len(rows) == len(set(rows)) == min(count, 64)
     assert max(b - a for a, b in zip(rows, [*rows[1:], count], strict=True)) <= -(-count // 64)
 
 
 def test_rows_that_are_looked_at_come_from_all_groups():
-    alternating = [Example(str(at), "", "x", task="Task1", kind=("sc", "qa")[at % 2]) for at in range(256)]
-    kinds = [row.kind for row in evenly(alternating, 128)]
-    assert kinds.count("sc") == kinds.count("qa") == 64
+    alternating = [TokenizedExample(str(at), [1, 2], 1, group=("sc", "qa")[at % 2]) for at in range(256)]
+    groups = [row.group for row in evenly(alternating, 128)]
+    assert groups.count("sc") == groups.count("qa") == 64
 
 
 def test_the_weights_that_follow_the_looks_are_in_the_sum_and_not_in_the_terms():

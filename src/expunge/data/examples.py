@@ -115,7 +115,7 @@ def check_sets(
     Two texts are the same when prompt and completion, read on, differ in white space at most.
 
     Returns:
-        One line for each finding: duplicate ids within a set, forget texts that are in retain or holdout too,
+        One line for each finding: duplicate ids and texts within a set, forget texts that are in retain or holdout too,
         unseen texts that are trained on, more forget than retain texts. Ids and numbers only, no texts.
     """
     warnings = []
@@ -124,6 +124,11 @@ def check_sets(
         repeated = [own_id for own_id, count in Counter(example.id for example in examples).items() if count > 1]
         if repeated:
             warnings.append(f"{name}: {_count(repeated, 'id')} on more than one row: {_some(repeated)}")
+        again = _again(examples)
+        if again:
+            counts = "counts" if len(again) == 1 else "count"
+            told = f"there already on an earlier row, and {counts} each time"
+            warnings.append(f"{name}: {_count(again, 'text')} {told}: {_some(again)}")
     for name in ("retain", "holdout"):  # what to say instead is refused where it is to be forgotten
         texts = {text_key(example) for example in others[name]}
         shared = [example.id for example in forget if text_key(example) in texts]
@@ -142,6 +147,18 @@ def check_sets(
 def text_key(example: Example) -> str:
     """What two examples share that are the same text: all but white space, however prompt and completion are joined."""
     return "".join(f"{example.prompt}{example.completion}".split())
+
+
+def _again(examples: Sequence[Example]) -> list[str]:
+    """Ids of the texts that an earlier row has."""
+    seen: set[str] = set()
+    again = []
+    for example in examples:
+        key = text_key(example)
+        if key in seen:
+            again.append(example.id)
+        seen.add(key)
+    return again
 
 
 def _count(ids: Sequence[str], noun: str) -> str:
