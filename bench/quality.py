@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from transformers import AutoTokenizer
+
 from bench.taught import SUBJECTS as TAUGHT
 from bench.workload import SEMEVAL, SHARED, SUBJECT
 from expunge import EvaluateConfig, UnlearnConfig, evaluate, unlearn
@@ -25,7 +27,7 @@ from expunge.data.lume import read_lume
 from expunge.demo.subject import ASSETS
 from expunge.evaluate.bootstrap import t_quantile
 from expunge.evaluate.results import read_results
-from expunge.selection import split_off, without_selection
+from expunge.selection import documents, split_off, without_selection
 
 PAPER_RATES = (1.25e-4, 5e-4, 2e-3, 8e-3)
 """Learning rates that each method to compare with is tried with; the paper's 1e-4 moves nothing on small models."""
@@ -150,7 +152,9 @@ def reported(subject: Subject, folder: Path) -> Path:
     found = read_lume(subject.data, subject.split)
     if found.member is None or found.nonmember is None:
         raise SystemExit(f"{subject.data}: has no documents to attack")
-    calibration = {"selection_sha256": split_off(found.member, found.nonmember)[0]}
+    tokenizer = AutoTokenizer.from_pretrained(subject.model)
+    hashes, _ = split_off(documents(found.member, found.nonmember), found.retain, tokenizer)
+    calibration = {"selection_sha256": hashes}
     sides = {
         "forget": found.forget,
         "retain": found.retain,

@@ -22,10 +22,10 @@ from expunge.merge import run_rows, run_settings
 from expunge.model.adapter import attach_adapter, set_alpha
 from expunge.model.load import load_model
 from expunge.model.logps import mean_losses
-from expunge.prepare import Sets, read_sets, selection_halves
+from expunge.prepare import Sets, membership_texts, read_sets
 from expunge.progress import Reporter
 from expunge.run import SUMMARY
-from expunge.selection import FILE, marks, read_calibration
+from expunge.selection import FILE, marks, read_calibration, split_off
 from expunge.signals import Meter, Selection
 from expunge.strength import Calibration, choose, number_of_looks, record
 
@@ -48,9 +48,8 @@ def calibrate(config: CalibrateConfig, reporter: Reporter | None = None) -> Cali
     folder = Path(config.run)
     settings = run_settings(config.run)
     sets, _ = read_sets(settings)
-    hashes, halves = selection_halves(_with_holdout(sets, settings, config.holdout))
+    judged = membership_texts(_with_holdout(sets, settings, config.holdout))
     earlier = read_calibration(folder)
-    looked_at = sorted({*marks(hashes), *(earlier["selection_sha256"] if earlier else ())})
 
     loaded = load_model(
         settings.model,
@@ -65,6 +64,8 @@ def calibrate(config: CalibrateConfig, reporter: Reporter | None = None) -> Cali
     trained = earlier["trained_alpha"] if earlier else adapter_settings["lora_alpha"]
     set_alpha(loaded.model, trained)
     rows = {name: run_rows(settings, loaded.tokenizer, getattr(sets, name)) for name in SETS}
+    hashes, halves = split_off(judged, sets.retain, loaded.tokenizer)
+    looked_at = sorted({*marks(hashes), *(earlier["selection_sha256"] if earlier else ())})
     members, nonmembers = (run_rows(settings, loaded.tokenizer, own) for own in halves)
     selection = Selection.of(members, nonmembers, rows["retain"], rows["forget"])
     with reporter.track("scales", number_of_looks()) as advance:

@@ -20,7 +20,7 @@ from expunge.model.memory import show_bytes
 from expunge.model.preflight import JoinReport, measure_join
 from expunge.model.shard import held_bytes, own_part
 from expunge.processes import current
-from expunge.selection import example_hashes, split_off
+from expunge.selection import documents, example_hashes, split_off
 
 REFERENCE_WIDTH, REFERENCE_RATE = 256, 1.5e-3
 """The default learning rate is REFERENCE_RATE up to a hidden size of REFERENCE_WIDTH and falls with 1 / width above."""
@@ -158,8 +158,8 @@ def prepare(config: UnlearnConfig, say: Callable[[str], None]) -> Prepared:
             raise ConfigError(f"--output {config.output} holds --{name} {source}: choose another place")
     check_trackers(config.report_to)
     sets, warnings = read_sets(config)
-    halves = _selection_halves(config, sets)
-    if halves is None and sets.nonmembers:
+    followed = _followed(config, sets)
+    if followed is None and sets.nonmembers:
         say(f"recipe {config.recipe}, which does not follow the unseen texts: {_why_not_followed(sets)}")
     options = {"dtype": config.dtype, "device": config.device, "trust_remote_code": config.trust_remote_code}
     if config.shard_base:
@@ -197,8 +197,8 @@ def prepare(config: UnlearnConfig, say: Callable[[str], None]) -> Prepared:
     if not sets.forget:
         raise DataError("the forget set is empty: there is nothing to forget")
     selection = None
-    if halves is not None:
-        hashes, (members, nonmembers) = halves
+    if followed is not None:
+        hashes, (members, nonmembers) = split_off(followed, sets.retain, loaded.tokenizer)
         counts = f"{len(members)} texts to forget and {len(nonmembers)} unseen ones"
         say(f"selection: {counts} say when to stop; evaluate reports on the others")
         selection = SelectionRows(rows(members, cut=True), rows(nonmembers, cut=True), hashes)
@@ -216,14 +216,14 @@ def fitting_recipe(settings: Mapping[str, Any]) -> str:
     try:
         config = UnlearnConfig.from_recipe("steered", model="", **given)
         check_types(config)
-        _selection_halves(config, read_sets(config)[0])
+        _followed(config, read_sets(config)[0])
     except UserError:
         return "default"
     return "steered"
 
 
-def _selection_halves(config: UnlearnConfig, sets: Sets) -> tuple[list[str], list[list[Example]]] | None:
-    """The selection half of the membership texts, forgotten and unseen, and their hashes; None where none is asked for.
+def _followed(config: UnlearnConfig, sets: Sets) -> list[list[Example]] | None:
+    """The texts, forgotten and unseen, that the run may follow; None where it is to follow none.
 
     Raises:
         DataError: There are no unseen texts, or too few.
@@ -235,7 +235,7 @@ def _selection_halves(config: UnlearnConfig, sets: Sets) -> tuple[list[str], lis
     if not sets.nonmembers:
         raise DataError(f"{config.data}: has no documents that the model has never seen: give --holdout{otherwise}")
     try:
-        return selection_halves(sets)
+        return membership_texts(sets)
     except DataError as error:
         raise DataError(f"{asked} follows unseen texts: {error}{otherwise}") from None
 
@@ -243,14 +243,14 @@ def _selection_halves(config: UnlearnConfig, sets: Sets) -> tuple[list[str], lis
 def _why_not_followed(sets: Sets) -> str:
     """Why a run does not follow its unseen texts: because it cannot, or because it takes another recipe."""
     try:
-        selection_halves(sets)
+        membership_texts(sets)
     except DataError as error:
         return str(error)
     return "--recipe steered does"
 
 
-def selection_halves(sets: Sets) -> tuple[list[str], list[list[Example]]]:
-    """The selection half of the membership texts, forgotten and unseen, and their hashes.
+def membership_texts(sets: Sets) -> list[list[Example]]:
+    """The texts, forgotten and unseen, that membership can be judged on, one half of them while a run goes on.
 
     Texts that are trained on too, on whichever side, are no unseen ones and left out.
 
@@ -266,7 +266,7 @@ def selection_halves(sets: Sets) -> tuple[list[str], list[list[Example]]]:
             f"all {len(sets.nonmembers)} unseen texts are among those to forget, to keep or to say instead: give texts "
             "that the model has never seen"
         )
-    return split_off(sets.members, unseen)
+    return documents(sets.members, unseen)
 
 
 def check_trackers(report_to: str | None) -> None:

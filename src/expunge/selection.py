@@ -6,10 +6,14 @@ import math
 from collections.abc import Sequence
 from itertools import compress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from expunge.data.examples import Example, text_key
+from expunge.data.surprise import surprises
 from expunge.errors import DataError, RunError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 FILE = "calibration.json"
 FEWEST = 8
@@ -21,38 +25,58 @@ def example_hashes(examples: Sequence[Example]) -> list[str]:
     return [hashlib.sha256(text_key(example).encode()).hexdigest() for example in examples]
 
 
-def selection_half(hashes: Sequence[str]) -> list[bool]:
-    """Which of some texts are for selection: half of the different ones, the same whatever their order."""
-    order = sorted(set(hashes))
-    chosen = set(order[: len(order) // 2])
+def selection_half(hashes: Sequence[str], surprises: Sequence[float]) -> list[bool]:
+    """Which of some texts are for selection: half of the different ones, the same whatever their order.
+
+    Of two that follow each other by how surprising they are, it is the one of the smaller hash: so both halves hold as
+    many easy texts, and as many hard ones.
+    """
+    of = dict(zip(hashes, surprises, strict=True))
+    order = sorted(of, key=lambda own: (of[own], own))
+    chosen = {min(pair) for pair in zip(order[::2], order[1::2], strict=False)}
     return [own in chosen for own in hashes]
 
 
-def split_off(members: Sequence[Example], nonmembers: Sequence[Example]) -> tuple[list[str], list[list[Example]]]:
-    """The selection half of members and of non-members, and the hashes of its texts.
+def documents(members: Sequence[Example], nonmembers: Sequence[Example]) -> list[list[Example]]:
+    """The texts, forgotten and unseen, of which one half may be looked at and the other reported.
 
     A membership attack reads documents: where there are enough of them, texts much shorter than most are left out.
 
     Raises:
-        DataError: A text is on both sides, or a half has fewer than `FEWEST`.
+        DataError: A text is on both sides, or half of a side is fewer than `FEWEST`.
     """
-    sides = (("forgotten", members, example_hashes(members)), ("unseen", nonmembers, example_hashes(nonmembers)))
-    both = set(sides[0][2]) & set(sides[1][2])
+    both = set(example_hashes(members)) & set(example_hashes(nonmembers))
     if both:
         raise DataError(
             f"{len(both)} of the unseen texts are among those to be forgotten: give texts that the model has never seen"
         )
     least = _least_length([*members, *nonmembers])
-    long = [[own for own in side if _length(own) >= least] for _, side, _ in sides]
-    if all(len(side) >= 2 * FEWEST for side in long):
-        sides = tuple((name, own, example_hashes(own)) for (name, _, _), own in zip(sides, long, strict=True))
-    halves, chosen = [], set()
-    for name, side, hashes in sides:
-        half = selection_half(hashes)
-        if sum(half) < FEWEST:
+    sides = [[own for own in side if _length(own) >= least] for side in (members, nonmembers)]
+    if any(len(side) < 2 * FEWEST for side in sides):
+        sides = [list(members), list(nonmembers)]
+    for name, side in zip(("forgotten", "unseen"), sides, strict=True):
+        half = len(set(example_hashes(side))) // 2
+        if half < FEWEST:
             raise DataError(
-                f"{sum(half)} selection texts on the {name} side (half of {len(side)}): at least {FEWEST} are needed"
+                f"{half} selection texts on the {name} side (half of {len(side)}): at least {FEWEST} are needed"
             )
+    return sides
+
+
+def split_off(
+    sides: Sequence[Sequence[Example]], known: Sequence[Example], tokenizer: "PreTrainedTokenizerBase"
+) -> tuple[list[str], list[list[Example]]]:
+    """The selection half of each side of `documents`, and the hashes of its texts.
+
+    Args:
+        sides: Forgotten and unseen texts.
+        known: Texts to keep, which say how surprising the others are.
+        tokenizer: The model's.
+    """
+    halves, chosen = [], set()
+    for side in sides:
+        hashes = example_hashes(side)
+        half = selection_half(hashes, surprises(tokenizer, known, side))
         chosen |= set(compress(hashes, half))
         halves.append(list(compress(side, half)))
     return sorted(chosen), halves

@@ -1,10 +1,8 @@
-"""The dial: the search over scales, and the halves of the membership texts."""
+"""The dial: the search over scales."""
 
 import pytest
 
 from expunge.config.goal import Goal
-from expunge.data.examples import Example
-from expunge.selection import example_hashes, marks, selection_half, without_selection
 from expunge.signals import REACHED, Signals, shortfall
 from expunge.strength import choose, misfit_at, number_of_looks
 
@@ -102,22 +100,3 @@ def test_weighed_it_takes_the_middle_of_the_tolerance_and_gives_nothing_for_it()
 def test_an_adapter_that_harms_at_any_strength_is_switched_off():
     found = search(lambda s: Signals(s, 1 - s / 2.2, 1 + s, 5.0 * (1 + 20 * s), 0.9))
     assert found.scale == 0.0
-
-
-def test_halves_depend_on_the_texts_alone():
-    texts = [f"text {i}" for i in range(21)] + ["text 3"]
-    chosen = {text for text, own in zip(texts, selection_half(texts), strict=True) if own}
-    assert len(chosen) == 10
-    backwards = texts[::-1]
-    assert {text for text, own in zip(backwards, selection_half(backwards), strict=True) if own} == chosen
-
-
-@pytest.mark.parametrize("count", [8, 60, 3000])
-def test_marks_tell_the_selection_from_all_but_few_and_tell_nobody_a_number(count):
-    """Whoever knows all but the number finds it among one in 256, where the whole hash would single it out."""
-    texts = [Example(f"t{i}", "Her number is", f"{5550000 + i}.") for i in range(count + 40_000)]
-    looked_at, others = texts[:count], texts[count:]
-    own = {"selection_sha256": marks(example_hashes(looked_at))}
-    assert without_selection(looked_at, own) == []
-    wrongly = 1 - len(without_selection(others, own)) / len(others)
-    assert 1 / 256 / 16 / 3 < wrongly < 1 / 256 * 1.5

@@ -1,0 +1,80 @@
+"""How surprising a text is to whoever knows some others: by pairs of tokens, without a model.
+
+A model that has never seen a text finds it as hard as its words are unusual among those that it knows. So this says,
+before anything is measured, which documents will be easy to guess.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from expunge.data.examples import Example
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+MOST_KNOWN = 4096
+"""Texts that the pairs are counted in; of more, every second, third ... is taken."""
+
+
+def surprises(tokenizer: "PreTrainedTokenizerBase", known: Sequence[Example], texts: Sequence[Example]) -> list[float]:
+    """Mean surprise of each text's tokens, the first left out, in nats; 0 for a text of a single token.
+
+    Args:
+        tokenizer: Says what a token is.
+        known: Texts to count in; without any, every token is as surprising as every other.
+        texts: The texts.
+    """
+    every = max(1, math.ceil(len(known) / MOST_KNOWN))
+    counted, asked = ([_ids(tokenizer, own) for own in side] for side in (known[::every], texts))
+    most = max((int(own.max()) for own in [*counted, *asked] if len(own)), default=0)
+    pairs = Pairs(counted, max(len(tokenizer), 1 + most))
+    found = map(pairs.surprise, asked)
+    return [float(own.mean()) if len(own) else 0.0 for own in found]
+
+
+class Pairs:
+    """How often tokens stand together in some texts.
+
+    Counts of pairs are filled up with those of single tokens, and these with an even share of the vocabulary, each as
+    much as there are different ones (Witten and Bell 1991).
+
+    Args:
+        texts: `(tokens,)` each.
+        vocabulary: Number of tokens that there are.
+    """
+
+    def __init__(self, texts: Sequence[np.ndarray], vocabulary: int) -> None:
+        empty = np.empty(0, np.int64)
+        ids = np.concatenate([empty, *(own[1:] for own in texts)])
+        self._vocabulary = vocabulary
+        counts = np.bincount(ids, minlength=vocabulary)
+        kinds = max(1, np.count_nonzero(counts))
+        self._single = (counts + kinds / vocabulary) / (len(ids) + kinds)
+        self._pairs, self._times = np.unique(
+            np.concatenate([empty, *(self._numbers(own) for own in texts)]), return_counts=True
+        )
+        first = self._pairs // vocabulary
+        self._followed = np.bincount(first, self._times, minlength=vocabulary)
+        self._followers = np.bincount(first, minlength=vocabulary)
+
+    def surprise(self, text: np.ndarray) -> np.ndarray:
+        """`(tokens - 1,)`, -log p of each token after the one before it, nats."""
+        numbers = self._numbers(text)
+        single = self._single[text[1:]]
+        at = np.searchsorted(self._pairs, numbers)
+        there = np.append(self._pairs, -1)[at] == numbers
+        times = np.append(self._times, 0)[at] * there
+        followed, followers = self._followed[text[:-1]], self._followers[text[:-1]]
+        paired = (times + followers * single) / np.maximum(1, followed + followers)
+        return -np.log(np.where(followed > 0, paired, single))
+
+    def _numbers(self, text: np.ndarray) -> np.ndarray:
+        return text[:-1] * self._vocabulary + text[1:]
+
+
+def _ids(tokenizer: "PreTrainedTokenizerBase", text: Example) -> np.ndarray:
+    ids = tokenizer(f"{text.prompt} {text.completion}", add_special_tokens=False, verbose=False)["input_ids"]
+    return np.array(ids, dtype=np.int64)

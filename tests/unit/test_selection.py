@@ -1,0 +1,120 @@
+"""Which membership texts are looked at and which are reported: halves that are alike, and marks that tell nothing."""
+
+import itertools
+import math
+import random
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from expunge.data.examples import Example
+from expunge.data.surprise import MOST_KNOWN, Pairs, surprises
+from expunge.errors import DataError
+from expunge.selection import documents, example_hashes, marks, selection_half, split_off, without_selection
+from tiny import tiny_tokenizer
+
+
+def texts(start, count):
+    return [
+        Example(f"t{i}", "Where does it stand?", f"Number {i} stands in row {i % 7}.")
+        for i in range(start, start + count)
+    ]
+
+
+def test_pairs_are_those_of_witten_and_bell():
+    """Against their formulas, on counts in dictionaries."""
+    rng = random.Random(0)
+    known = [[rng.randrange(20) // rng.randint(1, 5) for _ in range(30)] for _ in range(8)]
+    single, pair = Counter(), Counter()
+    for row in known:
+        single.update(row[1:])
+        pair.update(itertools.pairwise(row))
+
+    def p(first, second):
+        alone = (single[second] + len(single) / 50) / (single.total() + len(single))
+        after = {b: count for (a, b), count in pair.items() if a == first}
+        if not after:
+            return alone
+        return (after.get(second, 0) + len(after) * alone) / (sum(after.values()) + len(after))
+
+    pairs = Pairs([np.array(row) for row in known], 50)
+    asked = [rng.randrange(50) for _ in range(200)]
+    expected = [-math.log(p(a, b)) for a, b in itertools.pairwise(asked)]
+    assert pairs.surprise(np.array(asked)) == pytest.approx(expected)
+    for first in (0, 49):  # seen and unseen
+        every = [pairs.surprise(np.array([first, second]))[0] for second in range(50)]
+        assert sum(math.exp(-own) for own in every) == pytest.approx(1)
+
+
+def test_a_text_is_less_surprising_the_more_of_it_is_known():
+    tokenizer = tiny_tokenizer("bytelevel")
+    known = texts(0, 40)
+    strange = Example("s", "", "Zxq vwj kpf hbd gym, qvz: jkx!")
+    alike, odd, shuffled = surprises(
+        tokenizer, known, [texts(60, 1)[0], strange, Example("w", "", "row in stands 61 Number it stand does Where")]
+    )
+    assert alike < shuffled < odd
+    assert surprises(tokenizer, known, []) == []
+    level = surprises(tokenizer, [], [known[0], strange])  # nothing is known: all tokens are alike
+    assert level[0] == pytest.approx(level[1])
+    assert surprises(tokenizer, known, [Example("e", "", "a")])[0] >= 0
+
+
+def test_of_very_many_known_texts_some_are_counted():
+    tokenizer = tiny_tokenizer("bytelevel")
+    one, other = Example("a", "", "row row row row"), Example("b", "", "it stands in row 5")
+    known = [one, other] * MOST_KNOWN
+    assert surprises(tokenizer, known, [other]) == surprises(tokenizer, [one] * MOST_KNOWN, [other])
+
+
+def test_both_halves_are_as_surprising():
+    rng = random.Random(1)
+    hashes = example_hashes(texts(0, 60))
+    difficulty = [rng.gauss(5, 2) for _ in hashes]
+    half = selection_half(hashes, difficulty)
+    looked_at, reported = (
+        sorted(d for d, own in zip(difficulty, half, strict=True) if own is side) for side in (True, False)
+    )
+    assert len(looked_at) == len(reported) == 30
+    gaps = [b - a for a, b in zip(sorted(difficulty), sorted(difficulty)[1:], strict=False)]
+    assert all(abs(a - b) <= max(gaps) for a, b in zip(looked_at, reported, strict=True))
+    lower = sum(a < b for a, b in zip(looked_at, reported, strict=True))
+    assert 8 <= lower <= 22  # which of two is looked at is a coin's toss
+
+
+def test_halves_depend_on_the_texts_alone():
+    own = [f"{i:02}" for i in range(21)] + ["03"]
+    difficulty = [int(name) // 4 for name in own]  # with ties
+    chosen = {name for name, half in zip(own, selection_half(own, difficulty), strict=True) if half}
+    assert len(chosen) == 10
+    again = selection_half(own[::-1], difficulty[::-1])
+    assert {name for name, half in zip(own[::-1], again, strict=True) if half} == chosen
+
+
+def test_what_is_split_off_is_half_of_each_side_and_reported_nowhere():
+    members, unseen, known = texts(0, 20), texts(100, 33), texts(200, 10)
+    hashes, halves = split_off(documents(members, unseen), known, tiny_tokenizer("bytelevel"))
+    assert [len(half) for half in halves] == [10, 16]
+    assert sorted(example_hashes([*halves[0], *halves[1]])) == hashes
+    left = without_selection([*members, *unseen], {"selection_sha256": hashes})
+    assert not set(example_hashes(left)) & set(hashes)
+    assert len(left) == 10 + 17
+
+
+def test_too_few_documents_and_texts_on_both_sides_are_refused():
+    with pytest.raises(DataError, match=r"7 selection texts on the unseen side \(half of 15\): at least 8"):
+        documents(texts(0, 20), texts(100, 15))
+    with pytest.raises(DataError, match="2 of the unseen texts are among those to be forgotten"):
+        documents(texts(0, 20), texts(18, 20))
+
+
+@pytest.mark.parametrize("count", [8, 60, 3000])
+def test_marks_tell_the_selection_from_all_but_few_and_tell_nobody_a_number(count):
+    """Whoever knows all but the number finds it among one in 256, where the whole hash would single it out."""
+    texts = [Example(f"t{i}", "Her number is", f"{5550000 + i}.") for i in range(count + 40_000)]
+    looked_at, others = texts[:count], texts[count:]
+    own = {"selection_sha256": marks(example_hashes(looked_at))}
+    assert without_selection(looked_at, own) == []
+    wrongly = 1 - len(without_selection(others, own)) / len(others)
+    assert 1 / 256 / 16 / 3 < wrongly < 1 / 256 * 1.5
