@@ -7,6 +7,7 @@ import torch
 from accelerate import Accelerator
 from bench import __main__ as bench_main
 from bench import gpu, report
+from bench.halves import main as halves_main
 from bench.machine import matrix_sizes
 from bench.measure import Spec, in_own_process, measure
 from bench.plain import Plain, load_plain
@@ -163,3 +164,10 @@ def test_a_rounded_model_has_rounded_weights_and_not_the_results_of_the_whole_on
     assert 0 < (weight - rounded).abs().max() < weight.abs().max() / 3
     torch.testing.assert_close(rounded, rounding(weight))
     assert torch.equal(before.get_input_embeddings().weight, after.get_input_embeddings().weight)
+
+
+def test_halves_that_are_paired_are_closer_than_those_by_hash(capsys):
+    halves_main(["--subjects", "demo"])
+    row = [cell.strip() for cell in capsys.readouterr().out.splitlines()[-1].strip("|").split("|")]
+    assert row[:2] == ["demo", "16 + 16"]
+    assert 0 < float(row[4]) < float(row[3]) < 0.3
