@@ -3,9 +3,9 @@
     python -m bench.halves --subjects neox --taught TAUGHT
 
 A retrained twin has never seen the forget set, so its membership AUC is what a run should come to. It is another one on
-each half of the documents: printed is the root mean square of the difference over a hundred splits, of halves by hash
-alone and of halves whose texts are paired by surprise (`selection.py`), with the correlation of surprise and the twin's
-loss on either side.
+each half of the documents that are long enough to be looked at: printed is the root mean square of the difference over a
+hundred splits, of halves by hash alone and of halves whose texts are paired by surprise (`selection.py`), with the
+correlation of surprise and the twin's loss on either side.
 """
 
 import argparse
@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> None:
         for side in sides:
             rows = tokenize_all(loaded.tokenizer, side, Join("space", False), max_length=512, truncate_completions=True)
             losses.append([-own.mean().item() for own in sequence_logps(loaded, [row.input_ids for row in rows])])
-        hard = [surprises(loaded.tokenizer, found.retain, side) for side in sides]
+        hard = surprises(loaded.tokenizer, found.retain, sides)
         level = [[0.0] * len(side) for side in sides]
         cells = [
             name,

@@ -27,7 +27,8 @@ from expunge.data.lume import read_lume
 from expunge.demo.subject import ASSETS
 from expunge.evaluate.bootstrap import t_quantile
 from expunge.evaluate.results import read_results
-from expunge.selection import documents, split_off, without_selection
+from expunge.prepare import Sets, membership_texts
+from expunge.selection import split_off, without_selection
 
 PAPER_RATES = (1.25e-4, 5e-4, 2e-3, 8e-3)
 """Learning rates that each method to compare with is tried with; the paper's 1e-4 moves nothing on small models."""
@@ -153,7 +154,8 @@ def reported(subject: Subject, folder: Path) -> Path:
     if found.member is None or found.nonmember is None:
         raise SystemExit(f"{subject.data}: has no documents to attack")
     tokenizer = AutoTokenizer.from_pretrained(subject.model)
-    hashes, _ = split_off(documents(found.member, found.nonmember), found.retain, tokenizer)
+    sets = Sets(found.forget, found.retain, [], [], found.member, found.nonmember)
+    hashes, _ = split_off(membership_texts(sets), found.retain, tokenizer)
     calibration = {"selection_sha256": hashes}
     sides = {
         "forget": found.forget,
@@ -170,7 +172,10 @@ def reported(subject: Subject, folder: Path) -> Path:
             ]
         else:
             lines = [{"id": row.id, "document": row.completion} for row in rows]
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        file, content = folder / f"{name}.jsonl", "".join(json.dumps(line) + "\n" for line in lines)
+        if file.exists() and file.read_text() != content:
+            raise SystemExit(f"{file}: other rows than would be reported now: give another --output")
+        file.write_text(content)
     return folder
 
 

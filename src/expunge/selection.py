@@ -29,11 +29,15 @@ def selection_half(hashes: Sequence[str], surprises: Sequence[float]) -> list[bo
     """Which of some texts are for selection: half of the different ones, the same whatever their order.
 
     Of two that follow each other by how surprising they are, it is the one of the smaller hash: so both halves hold as
-    many easy texts, and as many hard ones.
+    many easy texts, and as many hard ones. Of an odd number the middle one is left out.
     """
-    of = dict(zip(hashes, surprises, strict=True))
+    of: dict[str, float] = {}
+    for own, surprise in zip(hashes, surprises, strict=True):
+        of[own] = min(surprise, of.get(own, surprise))
     order = sorted(of, key=lambda own: (of[own], own))
-    chosen = {min(pair) for pair in zip(order[::2], order[1::2], strict=False)}
+    if len(order) % 2:
+        order.pop(len(order) // 2)
+    chosen = {min(pair) for pair in zip(order[::2], order[1::2], strict=True)}
     return [own in chosen for own in hashes]
 
 
@@ -52,10 +56,10 @@ def documents(members: Sequence[Example], nonmembers: Sequence[Example]) -> list
         )
     least = _least_length([*members, *nonmembers])
     sides = [[own for own in side if _length(own) >= least] for side in (members, nonmembers)]
-    if any(len(side) < 2 * FEWEST for side in sides):
+    if any(_half(side) < FEWEST for side in sides):
         sides = [list(members), list(nonmembers)]
     for name, side in zip(("forgotten", "unseen"), sides, strict=True):
-        half = len(set(example_hashes(side))) // 2
+        half = _half(side)
         if half < FEWEST:
             raise DataError(
                 f"{half} selection texts on the {name} side (half of {len(side)}): at least {FEWEST} are needed"
@@ -74,12 +78,17 @@ def split_off(
         tokenizer: The model's.
     """
     halves, chosen = [], set()
-    for side in sides:
+    for side, own in zip(sides, surprises(tokenizer, known, sides), strict=True):
         hashes = example_hashes(side)
-        half = selection_half(hashes, surprises(tokenizer, known, side))
+        half = selection_half(hashes, own)
         chosen |= set(compress(hashes, half))
         halves.append(list(compress(side, half)))
     return sorted(chosen), halves
+
+
+def _half(examples: Sequence[Example]) -> int:
+    """Half the number of different texts."""
+    return len(set(example_hashes(examples))) // 2
 
 
 def _length(example: Example) -> int:

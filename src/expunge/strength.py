@@ -125,7 +125,7 @@ def _judge(best: Signals, found: dict[float, Signals], goal: Goal) -> tuple[bool
     if abs(best.auc - goal.auc) <= TOLERANCES["auc"]:
         cost = f", but it {' and '.join(amiss)}" if amiss else ""
         return not amiss, f"membership AUC {best.auc:.2f} on the selection texts, {goal.auc:.2f} wanted{cost}"
-    cost = f"; and it {' and '.join(amiss)}" if amiss else ""
+    cost = f"; the chosen one {' and '.join(amiss)}" if amiss else ""
     beyond = [own for own in found.values() if abs(own.auc - goal.auc) < abs(best.auc - goal.auc) - SAME_AUC]
     if not beyond:
         why = f"no scale up to {SCALES[-1]:g} comes closer to {goal.auc:.2f}"

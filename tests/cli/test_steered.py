@@ -53,6 +53,8 @@ def test_with_enough_unseen_texts_a_run_follows_them(texts, expunge):
     for name, content in snapshot(texts / "run").items():
         assert MARKER.encode() not in (content or b""), name
     assert "What said when to stop" in Path("run/report.html").read_text()
+    assert expunge("calibrate", "--run", "run").code == 0  # looks at the same half again
+    assert read("run/calibration.json")["selection_sha256"] == calibration["selection_sha256"]
 
 
 @pytest.mark.parametrize(

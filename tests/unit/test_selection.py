@@ -51,21 +51,21 @@ def test_a_text_is_less_surprising_the_more_of_it_is_known():
     tokenizer = tiny_tokenizer("bytelevel")
     known = texts(0, 40)
     strange = Example("s", "", "Zxq vwj kpf hbd gym, qvz: jkx!")
-    alike, odd, shuffled = surprises(
-        tokenizer, known, [texts(60, 1)[0], strange, Example("w", "", "row in stands 61 Number it stand does Where")]
-    )
+    mixed = Example("w", "", "row in stands 61 Number it stand does Where")
+    (alike, odd, shuffled), none = surprises(tokenizer, known, [[*texts(60, 1), strange, mixed], []])
     assert alike < shuffled < odd
-    assert surprises(tokenizer, known, []) == []
-    level = surprises(tokenizer, [], [known[0], strange])  # nothing is known: all tokens are alike
-    assert level[0] == pytest.approx(level[1])
-    assert surprises(tokenizer, known, [Example("e", "", "a")])[0] >= 0
+    assert none == []
+    (level,) = surprises(tokenizer, [], [[known[0], strange]])  # nothing is known: all tokens are alike
+    assert level[0] == level[1] > 0
+    assert surprises(tokenizer, known, [[Example("e", "", "a")]])[0][0] >= 0
 
 
-def test_of_very_many_known_texts_some_are_counted():
+def test_of_very_many_known_texts_some_are_counted_whatever_their_order():
     tokenizer = tiny_tokenizer("bytelevel")
-    one, other = Example("a", "", "row row row row"), Example("b", "", "it stands in row 5")
-    known = [one, other] * MOST_KNOWN
-    assert surprises(tokenizer, known, [other]) == surprises(tokenizer, [one] * MOST_KNOWN, [other])
+    known, asked = texts(0, MOST_KNOWN + 400), [texts(0, 20)]
+    some = surprises(tokenizer, known, asked)
+    assert surprises(tokenizer, known[::-1], asked) == some
+    assert surprises(tokenizer, known[:MOST_KNOWN], asked) != some
 
 
 def test_both_halves_are_as_surprising():
@@ -84,12 +84,22 @@ def test_both_halves_are_as_surprising():
 
 
 def test_halves_depend_on_the_texts_alone():
-    own = [f"{i:02}" for i in range(21)] + ["03"]
+    own = [f"{i:02}" for i in range(21)] + ["03", "17"]
     difficulty = [int(name) // 4 for name in own]  # with ties
+    difficulty[-1] = 0  # the same text in other white space
     chosen = {name for name, half in zip(own, selection_half(own, difficulty), strict=True) if half}
     assert len(chosen) == 10
     again = selection_half(own[::-1], difficulty[::-1])
     assert {name for name, half in zip(own[::-1], again, strict=True) if half} == chosen
+
+
+def test_neither_half_gets_the_hardest_of_an_odd_number():
+    hashes = example_hashes(texts(0, 2001))
+    half = selection_half(hashes, list(range(2001)))
+    at = [number for number, own in enumerate(half) if own]
+    assert len(at) == 1000
+    for ends in ((0, 1), (1999, 2000)):
+        assert len(set(ends) & set(at)) == 1
 
 
 def test_what_is_split_off_is_half_of_each_side_and_reported_nowhere():
@@ -97,9 +107,18 @@ def test_what_is_split_off_is_half_of_each_side_and_reported_nowhere():
     hashes, halves = split_off(documents(members, unseen), known, tiny_tokenizer("bytelevel"))
     assert [len(half) for half in halves] == [10, 16]
     assert sorted(example_hashes([*halves[0], *halves[1]])) == hashes
+    shuffled = [side[::-1] for side in documents(members[::-1], unseen)]
+    assert split_off(shuffled, known[::-1], tiny_tokenizer("bytelevel"))[0] == hashes
     left = without_selection([*members, *unseen], {"selection_sha256": hashes})
     assert not set(example_hashes(left)) & set(hashes)
     assert len(left) == 10 + 17
+
+
+def test_texts_much_shorter_than_most_are_left_out_where_enough_are_left():
+    short = [Example(f"s{i}", "", f"{i}.") for i in range(5)]
+    assert documents([*texts(0, 16), *short], texts(100, 16)) == [texts(0, 16), texts(100, 16)]
+    again = [*texts(0, 15), texts(0, 1)[0], *short]  # fifteen different ones are too few
+    assert documents(again, texts(100, 16)) == [again, texts(100, 16)]
 
 
 def test_too_few_documents_and_texts_on_both_sides_are_refused():

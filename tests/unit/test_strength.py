@@ -67,7 +67,7 @@ def test_where_no_scale_gets_away_from_1_the_strongest_within_the_bounds_wins():
     assert (found.reached, found.scale) == (False, 1.25)
     assert "no scale up to 2 comes closer" in found.verdict
     found = search(lambda s: Signals(s, 1.0, 1 + s, 5.0, 0.9, said=1 - 0.1 * s))
-    assert "no scale up to 2 comes closer to 0.50; and it still says 80% of the completions" in found.verdict
+    assert "no scale up to 2 comes closer to 0.50; the chosen one still says 80% of the completions" in found.verdict
 
 
 def test_weighed_the_verdict_names_the_bounds_that_are_passed_where_the_target_is_missed():
@@ -75,7 +75,7 @@ def test_weighed_the_verdict_names_the_bounds_that_are_passed_where_the_target_i
     assert not found.reached
     drift = found.at(found.scale).holdout_nll / 5 - 1
     assert drift > 0.05
-    assert f"; and it moves the loss of the unseen selection texts by {drift:.1%}" in found.verdict
+    assert f"; the chosen one moves the loss of the unseen selection texts by {drift:.1%}" in found.verdict
 
 
 def test_weighed_it_takes_the_middle_of_the_tolerance_and_gives_nothing_for_it():

@@ -4,35 +4,42 @@ A model that has never seen a text finds it as hard as its words are unusual amo
 before anything is measured, which documents will be easy to guess.
 """
 
-import math
+import hashlib
 from collections.abc import Sequence
+from heapq import nsmallest
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from expunge.data.examples import Example
+from expunge.data.examples import Example, text_key
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-MOST_KNOWN = 4096
-"""Texts that the pairs are counted in; of more, every second, third ... is taken."""
+MOST_KNOWN, MOST_TOKENS = 4096, 2048
+"""Texts that the pairs are counted in, those of the smallest hashes; tokens that are looked at of any text."""
+DIGITS = 6
+"""Decimals of a surprise: what is equal stays so whatever the machine adds up first."""
 
 
-def surprises(tokenizer: "PreTrainedTokenizerBase", known: Sequence[Example], texts: Sequence[Example]) -> list[float]:
+def surprises(
+    tokenizer: "PreTrainedTokenizerBase", known: Sequence[Example], sides: Sequence[Sequence[Example]]
+) -> list[list[float]]:
     """Mean surprise of each text's tokens, the first left out, in nats; 0 for a text of a single token.
 
     Args:
         tokenizer: Says what a token is.
         known: Texts to count in; without any, every token is as surprising as every other.
-        texts: The texts.
+        sides: The texts, side by side.
     """
-    every = max(1, math.ceil(len(known) / MOST_KNOWN))
-    counted, asked = ([_ids(tokenizer, own) for own in side] for side in (known[::every], texts))
-    most = max((int(own.max()) for own in [*counted, *asked] if len(own)), default=0)
+    if len(known) > MOST_KNOWN:
+        known = nsmallest(MOST_KNOWN, known, key=lambda own: hashlib.sha256(text_key(own).encode()).digest())
+    counted, *asked = ([_ids(tokenizer, own) for own in side] for side in (known, *sides))
+    most = max((int(own.max()) for side in (counted, *asked) for own in side if len(own)), default=0)
     pairs = Pairs(counted, max(len(tokenizer), 1 + most))
-    found = map(pairs.surprise, asked)
-    return [float(own.mean()) if len(own) else 0.0 for own in found]
+    return [
+        [round(float(pairs.surprise(own).mean()), DIGITS) if len(own) > 1 else 0.0 for own in side] for side in asked
+    ]
 
 
 class Pairs:
@@ -59,14 +66,14 @@ class Pairs:
         first = self._pairs // vocabulary
         self._followed = np.bincount(first, self._times, minlength=vocabulary)
         self._followers = np.bincount(first, minlength=vocabulary)
+        self._pairs, self._times = np.append(self._pairs, -1), np.append(self._times, 0)  # what is beyond all others
 
     def surprise(self, text: np.ndarray) -> np.ndarray:
         """`(tokens - 1,)`, -log p of each token after the one before it, nats."""
         numbers = self._numbers(text)
         single = self._single[text[1:]]
-        at = np.searchsorted(self._pairs, numbers)
-        there = np.append(self._pairs, -1)[at] == numbers
-        times = np.append(self._times, 0)[at] * there
+        at = np.searchsorted(self._pairs[:-1], numbers)
+        times = self._times[at] * (self._pairs[at] == numbers)
         followed, followers = self._followed[text[:-1]], self._followers[text[:-1]]
         paired = (times + followers * single) / np.maximum(1, followed + followers)
         return -np.log(np.where(followed > 0, paired, single))
@@ -77,4 +84,4 @@ class Pairs:
 
 def _ids(tokenizer: "PreTrainedTokenizerBase", text: Example) -> np.ndarray:
     ids = tokenizer(f"{text.prompt} {text.completion}", add_special_tokens=False, verbose=False)["input_ids"]
-    return np.array(ids, dtype=np.int64)
+    return np.array(ids[:MOST_TOKENS], dtype=np.int64)
