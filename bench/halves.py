@@ -3,9 +3,9 @@
     python -m bench.halves --subjects neox --taught TAUGHT
 
 A retrained twin has never seen the forget set, so its membership AUC is what a run should come to. It is another on
-each half of the documents that are long enough to be looked at: printed is the root mean square of the difference over a
-hundred splits, of halves by hash alone and of halves whose texts are paired by surprise (`selection.py`), with the
-correlation of surprise and the twin's loss on either side.
+each half of the documents that are long enough to be looked at: printed is the root mean square of the difference
+over a hundred splits, of halves by hash alone and of halves whose texts are paired by surprise (`selection.py`), with
+the correlation of surprise and the twin's loss on either side.
 """
 
 import argparse
