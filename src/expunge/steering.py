@@ -27,6 +27,8 @@ much where it has lost nothing; bounds, of which the second holds on the way to 
 INSISTING, OFTEN, MOST_INSISTENCE = 0.3, 0.05, 16.0
 """The same of how much harder completions are pushed that are still said, where so large a share of all is said beyond
 what may be, or more; bound."""
+PULLING = 2.0
+"""Push backwards beyond the depth, as a share of the whole, per unit of membership AUC below its target."""
 HOLDING, LOOSEST, TIGHTEST = 4.0, 1 / 16, 4.0
 """The same of the anchors' weight, per unit of drift that is too much; bounds of its factor."""
 LOSS, DRIFT = 0.3, 0.8
@@ -99,12 +101,13 @@ class Course:
 
     @property
     def pull(self) -> float:
-        """Most of a push backwards that a text has which is beyond the depth: all of it once the depth was reached.
+        """Most of a push backwards that a text has which is beyond the depth.
 
         Shared weights carry a text on that is no longer pushed; what pulls it back, the retain terms and the anchors,
-        does so slowly. On the way there a pull would only make it longer.
+        does so slowly. So while the forgotten texts are less likely than unseen ones, those beyond it are pulled.
         """
-        return 0.0 if self.arrived is None else 1.0
+        last = self.looks[-1].signals.auc if self.looks else 1.0
+        return min(1.0, PULLING * max(0.0, self.goal.auc - last))
 
     @property
     def insistence(self) -> float:

@@ -31,6 +31,7 @@ from expunge.steering import (
     PATIENCE,
     PATIENT_STEPS,
     PRESSING,
+    PULLING,
     RANKED,
     SLOWEST,
     SLOWING,
@@ -145,9 +146,9 @@ def test_the_weight_of_npo_follows_the_membership_auc():
     assert pressure(*[1.0] * 500, 0.0) == pytest.approx(MOST_PRESSURE * math.exp(-0.5 * PRESSING))
 
 
-def test_texts_beyond_the_depth_are_pulled_back_once_it_was_reached():
-    assert after().pull == after((1.0, 0.2)).pull == after((0.9, 1.5), (0.8, 1.8)).pull == 0.0
-    assert after((1.0, 0.2), (0.5, 2.0)).pull == after((0.5, 2.0), (0.9, 1.2)).pull == 1.0
+def test_texts_beyond_the_depth_are_pulled_back_while_they_are_less_likely_than_unseen_ones():
+    assert after().pull == after((1.0, 0.2)).pull == after((0.4, 2.0), (0.5, 2.0)).pull == 0.0
+    assert after((1.0, 0.2), (0.3, 2.2)).pull == pytest.approx(0.2 * PULLING)
 
 
 def test_the_weight_of_the_retain_terms_follows_what_is_kept():
