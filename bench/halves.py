@@ -14,8 +14,7 @@ import math
 from itertools import compress
 from statistics import correlation, fmean
 
-from bench.quality import SUBJECTS, subject_of
-from bench.taught import SUBJECTS as TAUGHT
+from bench.quality import documents_of, subject_arguments, subject_of
 from expunge.data.examples import Example
 from expunge.data.lume import read_lume
 from expunge.data.surprise import surprises
@@ -23,7 +22,7 @@ from expunge.data.tokenize import Join, tokenize_all
 from expunge.model.load import load_model
 from expunge.model.logps import sequence_logps
 from expunge.ranking import auc
-from expunge.selection import documents, selection_half
+from expunge.selection import selection_half
 
 SPLITS = 100
 
@@ -36,7 +35,7 @@ def main(argv: list[str] | None = None) -> None:
     for name in args.subjects:
         subject = subject_of(name, args.taught)
         found = read_lume(subject.data, subject.split)
-        sides = documents(found.member or [], found.nonmember or [])
+        sides = documents_of(found)
         loaded = load_model(str(subject.twin), dtype="float32", device="cpu")
         losses = []
         for side in sides:
@@ -74,8 +73,7 @@ def _auc(losses: list[list[float]]) -> float:
 
 def _arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench.halves", description=__doc__.splitlines()[0])
-    parser.add_argument("--subjects", nargs="+", choices=[*SUBJECTS, *TAUGHT], default=["demo"])
-    parser.add_argument("--taught", default="", help="folder of the subjects of bench.taught")
+    subject_arguments(parser)
     return parser
 
 

@@ -23,7 +23,8 @@ from transformers import AutoTokenizer
 from bench.taught import SUBJECTS as TAUGHT
 from bench.workload import SEMEVAL, SHARED, SUBJECT
 from expunge import EvaluateConfig, UnlearnConfig, evaluate, unlearn
-from expunge.data.lume import read_lume
+from expunge.data.examples import Example
+from expunge.data.lume import LumeData, read_lume
 from expunge.demo.subject import ASSETS
 from expunge.evaluate.bootstrap import t_quantile
 from expunge.evaluate.results import read_results
@@ -153,9 +154,7 @@ def reported(subject: Subject, folder: Path) -> Path:
     found = read_lume(subject.data, subject.split)
     if found.member is None or found.nonmember is None:
         raise SystemExit(f"{subject.data}: has no documents to attack")
-    tokenizer = AutoTokenizer.from_pretrained(subject.model)
-    sets = Sets(found.forget, found.retain, [], [], found.member, found.nonmember)
-    hashes, _ = split_off(membership_texts(sets), found.retain, tokenizer)
+    hashes, _ = split_off(documents_of(found), found.retain, AutoTokenizer.from_pretrained(subject.model))
     calibration = {"selection_sha256": hashes}
     sides = {
         "forget": found.forget,
@@ -177,6 +176,12 @@ def reported(subject: Subject, folder: Path) -> Path:
             raise SystemExit(f"{file}: other rows than would be reported now: give another --output")
         file.write_text(content)
     return folder
+
+
+def documents_of(found: LumeData) -> list[list[Example]]:
+    """The documents, forgotten and unseen, one half of which a run on this data looks at."""
+    member, nonmember = found.member or [], found.nonmember or []
+    return membership_texts(Sets(found.forget, found.retain, [], [], member, nonmember))
 
 
 def summary(results: dict[str, Any], untouched: dict[str, Any]) -> dict[str, float]:
@@ -233,12 +238,17 @@ def interval(values: list[float]) -> str:
     return f"{mean:.3f} [{mean - half:.3f}, {mean + half:.3f}]"
 
 
+def subject_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments that say which subjects, and where those are that `bench.taught` made."""
+    parser.add_argument("--subjects", nargs="+", choices=[*SUBJECTS, *TAUGHT], default=["demo"])
+    parser.add_argument("--taught", default="", help="folder of the subjects of bench.taught")
+
+
 def _arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench.quality", description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=["methods", "sweep"])
     parser.add_argument("--output", required=True, help="folder of all runs")
-    parser.add_argument("--subjects", nargs="+", choices=[*SUBJECTS, *TAUGHT], default=["demo"])
-    parser.add_argument("--taught", default="", help="folder of the subjects of bench.taught")
+    subject_arguments(parser)
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     parser.add_argument("--rates", nargs="*", default=[], help="METHOD=RATE, as the sweep found it")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])

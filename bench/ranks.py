@@ -19,9 +19,8 @@ matplotlib.use("Agg")
 from matplotlib import pyplot
 from matplotlib.axes import Axes
 
-from bench.quality import SUBJECTS, opened, score, spread, summary, train
+from bench.quality import opened, score, spread, subject_arguments, summary, train
 from bench.relearning import MOST, Attack, prepare_attack, steps_to_relearn
-from bench.taught import SUBJECTS as TAUGHT
 from expunge.data.lume import read_lume
 from expunge.merge import merge
 
@@ -111,8 +110,7 @@ def _manifest(run: Path) -> dict[str, Any]:
 def _arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench.ranks", description=__doc__.splitlines()[0])
     parser.add_argument("--output", required=True, help="folder of all runs; one of bench.quality may be used again")
-    parser.add_argument("--subjects", nargs="+", choices=[*SUBJECTS, *TAUGHT], default=["demo"])
-    parser.add_argument("--taught", default="", help="folder of the subjects of bench.taught")
+    subject_arguments(parser)
     parser.add_argument("--ranks", nargs="+", type=int, default=list(RANKS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     return parser

@@ -1,6 +1,5 @@
 """Which membership texts the strength of an adapter was chosen on, so that nothing is reported on them."""
 
-import hashlib
 import json
 import math
 from collections.abc import Sequence
@@ -8,7 +7,7 @@ from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from expunge.data.examples import Example, text_key
+from expunge.data.examples import Example, text_hash
 from expunge.data.surprise import surprises
 from expunge.errors import DataError, RunError
 
@@ -21,19 +20,19 @@ FEWEST = 8
 
 
 def example_hashes(examples: Sequence[Example]) -> list[str]:
-    """What stands for texts where they must not be told: SHA-256 of each one's `text_key`."""
-    return [hashlib.sha256(text_key(example).encode()).hexdigest() for example in examples]
+    """`text_hash` of each text."""
+    return [text_hash(example) for example in examples]
 
 
-def selection_half(hashes: Sequence[str], surprises: Sequence[float]) -> list[bool]:
+def selection_half(hashes: Sequence[str], surprise: Sequence[float]) -> list[bool]:
     """Which of some texts are for selection: half of the different ones, the same whatever their order.
 
     Of two that follow each other by how surprising they are, it is the one of the smaller hash: so both halves hold as
     many easy texts, and as many hard ones. Of an odd number the middle one is left out.
     """
     of: dict[str, float] = {}
-    for own, surprise in zip(hashes, surprises, strict=True):
-        of[own] = min(surprise, of.get(own, surprise))
+    for own, value in zip(hashes, surprise, strict=True):
+        of[own] = min(value, of.get(own, value))
     order = sorted(of, key=lambda own: (of[own], own))
     if len(order) % 2:
         order.pop(len(order) // 2)
@@ -49,22 +48,23 @@ def documents(members: Sequence[Example], nonmembers: Sequence[Example]) -> list
     Raises:
         DataError: A text is on both sides, or half of a side is fewer than `FEWEST`.
     """
-    both = set(example_hashes(members)) & set(example_hashes(nonmembers))
+    sides, hashes = (members, nonmembers), [set(example_hashes(side)) for side in (members, nonmembers)]
+    both = hashes[0] & hashes[1]
     if both:
         raise DataError(
             f"{len(both)} of the unseen texts are among those to be forgotten: give texts that the model has never seen"
         )
     least = _least_length([*members, *nonmembers])
-    sides = [[own for own in side if _length(own) >= least] for side in (members, nonmembers)]
-    if any(_half(side) < FEWEST for side in sides):
-        sides = [list(members), list(nonmembers)]
-    for name, side in zip(("forgotten", "unseen"), sides, strict=True):
-        half = _half(side)
+    long = [[own for own in side if _length(own) >= least] for side in sides]
+    if all(len(set(example_hashes(side))) // 2 >= FEWEST for side in long):
+        return long
+    for name, side, different in zip(("forgotten", "unseen"), sides, hashes, strict=True):
+        half = len(different) // 2
         if half < FEWEST:
             raise DataError(
                 f"{half} selection texts on the {name} side (half of {len(side)}): at least {FEWEST} are needed"
             )
-    return sides
+    return [list(side) for side in sides]
 
 
 def split_off(
@@ -84,11 +84,6 @@ def split_off(
         chosen |= set(compress(hashes, half))
         halves.append(list(compress(side, half)))
     return sorted(chosen), halves
-
-
-def _half(examples: Sequence[Example]) -> int:
-    """Half the number of different texts."""
-    return len(set(example_hashes(examples))) // 2
 
 
 def _length(example: Example) -> int:

@@ -4,6 +4,7 @@ Columns are recognised by `LAYOUTS`, the first that fits. A row that cannot be u
 and reason, never skipped or mended, and no message shows a row's text.
 """
 
+import hashlib
 import re
 import unicodedata
 from collections import Counter
@@ -119,24 +120,28 @@ def check_sets(
         unseen texts that are trained on, more forget than retain texts. Ids and numbers only, no texts.
     """
     warnings = []
-    others = {"retain": retain or [], "holdout": holdout, "instead": instead}
-    for name, examples in {"forget": forget, **others}.items():
+    sets = {"forget": forget, "retain": retain or [], "holdout": holdout, "instead": instead}
+    keys = {name: [text_key(example) for example in examples] for name, examples in sets.items()}
+
+    def among(name: str, texts: set[str]) -> list[str]:
+        """Ids of the set's rows whose text is one of `texts`."""
+        return [example.id for example, key in zip(sets[name], keys[name], strict=True) if key in texts]
+
+    for name, examples in sets.items():
         repeated = [own_id for own_id, count in Counter(example.id for example in examples).items() if count > 1]
         if repeated:
             warnings.append(f"{name}: {_count(repeated, 'id')} on more than one row: {_some(repeated)}")
-        again = _again(examples)
+        again = [examples[at].id for at in _again(keys[name])]
         if again:
             counts = "counts" if len(again) == 1 else "count"
             told = f"there already on an earlier row, and {counts} each time"
             warnings.append(f"{name}: {_count(again, 'text')} {told}: {_some(again)}")
     for name in ("retain", "holdout"):  # what to say instead is refused where it is to be forgotten
-        texts = {text_key(example) for example in others[name]}
-        shared = [example.id for example in forget if text_key(example) in texts]
+        shared = among("forget", set(keys[name]))
         if shared:
             warnings.append(f"forget: {_count(shared, 'text')} also in {name}: {_some(shared)}")
-    unseen = {text_key(example) for example in holdout}
     for name in ("retain", "instead"):
-        shared = [example.id for example in others[name] if text_key(example) in unseen]
+        shared = among(name, set(keys["holdout"]))
         if shared:
             warnings.append(f"{name}: {_count(shared, 'text')} also in holdout, so not unseen: {_some(shared)}")
     if retain is not None and len(forget) > len(retain):
@@ -149,16 +154,15 @@ def text_key(example: Example) -> str:
     return "".join(f"{example.prompt}{example.completion}".split())
 
 
-def _again(examples: Sequence[Example]) -> list[str]:
-    """Ids of the texts that an earlier row has."""
-    seen: set[str] = set()
-    again = []
-    for example in examples:
-        key = text_key(example)
-        if key in seen:
-            again.append(example.id)
-        seen.add(key)
-    return again
+def text_hash(example: Example) -> str:
+    """What stands for a text where it must not be told: SHA-256 of its `text_key`."""
+    return hashlib.sha256(text_key(example).encode()).hexdigest()
+
+
+def _again(keys: Sequence[str]) -> list[int]:
+    """Places of the keys that stand there already on an earlier one."""
+    first: dict[str, int] = {}
+    return [at for at, key in enumerate(keys) if first.setdefault(key, at) != at]
 
 
 def _count(ids: Sequence[str], noun: str) -> str:

@@ -4,14 +4,13 @@ A model that has never seen a text finds it as hard as its words are unusual amo
 before anything is measured, which documents will be easy to guess.
 """
 
-import hashlib
 from collections.abc import Sequence
 from heapq import nsmallest
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from expunge.data.examples import Example, text_key
+from expunge.data.examples import Example, text_hash
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -33,7 +32,7 @@ def surprises(
         sides: The texts, side by side.
     """
     if len(known) > MOST_KNOWN:
-        known = nsmallest(MOST_KNOWN, known, key=lambda own: hashlib.sha256(text_key(own).encode()).digest())
+        known = nsmallest(MOST_KNOWN, known, key=text_hash)
     counted, *asked = ([_ids(tokenizer, own) for own in side] for side in (known, *sides))
     most = max((int(own.max()) for side in (counted, *asked) for own in side if len(own)), default=0)
     pairs = Pairs(counted, max(len(tokenizer), 1 + most))
