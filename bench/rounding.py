@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
-from bench.quality import score, spread, subject_of, summary
+from bench.quality import opened, score, spread, subject_arguments, summary
 from expunge.merge import merge
 
 BLOCK = 64
@@ -71,15 +71,8 @@ def round_model(folder: Path, output: Path, rounding: Callable[[Tensor], Tensor]
 
 def main(argv: list[str] | None = None) -> None:
     """Print a table for each subject."""
-    parser = argparse.ArgumentParser(prog="python -m bench.rounding", description=__doc__.splitlines()[0])
-    parser.add_argument("--output", required=True, help="folder of the runs of bench.quality")
-    parser.add_argument("--subjects", nargs="+", default=["demo"])
-    parser.add_argument("--taught", default="", help="folder of the subjects of bench.taught")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    args = parser.parse_args(argv)
-    for name in args.subjects:
-        folder, subject = Path(args.output) / name, subject_of(name, args.taught)
-        untouched = score(subject, folder / "untouched", folder / "data", str(subject.model))
+    args = _arguments().parse_args(argv)
+    for name, subject, folder, data, untouched, _ in opened(args):
         rows: dict[str, list[dict[str, Any]]] = {kind: [] for kind in ROUNDINGS}
         for seed in args.seeds:
             run = folder / f"steered-{seed}"
@@ -91,12 +84,20 @@ def main(argv: list[str] | None = None) -> None:
                 if rounding is not None:
                     model = run / kind.replace(" ", "-")
                     round_model(merged, model, rounding)
-                rows[kind].append(summary(score(subject, model, folder / "data", str(model)), untouched))
+                rows[kind].append(summary(score(subject, model, data, str(model)), untouched))
         print(f"### {name}, seeds {' '.join(map(str, args.seeds))}\n\n| | task | forget | lowest retain | auc |")
         print("|---|---:|---:|---:|---:|")
         for kind, found in rows.items():
             cells = [spread([own[column] for own in found]) for column in ("task", "forget", "lowest retain", "auc")]
             print(f"| {kind} | {' | '.join(cells)} |")
+
+
+def _arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m bench.rounding", description=__doc__.splitlines()[0])
+    parser.add_argument("--output", required=True, help="folder of the runs of bench.quality")
+    subject_arguments(parser)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    return parser
 
 
 if __name__ == "__main__":

@@ -157,17 +157,40 @@ def make(name: str, folder: Path, seed: int) -> None:
     sets = teaching.read(seed + teaching.other_rows)
     _write(sets, folder / "data")
     tokenizer = train_tokenizer((_text(row) for row in chain(sets.general, sets.retain, sets.forget)), VOCABULARY)
-    torch.manual_seed(seed)
-    start = teaching.architecture(tokenizer)
-    general = _encode(tokenizer, sets.general)
-    train(start, [general] * 2, LEARNING_RATES[0], seed, f"{name} start")
+    start = begin(name, sets, tokenizer, seed)
     for kind, rows in (("subject", sets.forget + sets.retain), ("twin", sets.retain)):
-        model, rng = copy.deepcopy(start), random.Random(seed)
-        own = _encode(tokenizer, rows)
-        passes = [own + rng.sample(general, FREQUENT) for _ in range(PASSES)]
-        train(model, passes, LEARNING_RATES[1], seed, f"{name} {kind}")
-        model.save_pretrained(folder / kind)
+        learn(copy.deepcopy(start), rows, sets, tokenizer, seed, f"{name} {kind}").save_pretrained(folder / kind)
         tokenizer.save_pretrained(folder / kind)
+
+
+def retrain(name: str, tokenizer: PreTrainedTokenizerFast, seed: int) -> PreTrainedModel:
+    """A twin of the subject that `make` makes with seed 0, with other first weights and another order of the texts."""
+    teaching = SUBJECTS[name]
+    sets = teaching.read(teaching.other_rows)
+    return learn(begin(name, sets, tokenizer, seed), sets.retain, sets, tokenizer, seed, f"{name} twin {seed}")
+
+
+def begin(name: str, sets: Sets, tokenizer: PreTrainedTokenizerFast, seed: int) -> PreTrainedModel:
+    """The model of which subject and twin are made: it has read texts of the same kind."""
+    torch.manual_seed(seed)
+    model = SUBJECTS[name].architecture(tokenizer)
+    train(model, [_encode(tokenizer, sets.general)] * 2, LEARNING_RATES[0], seed, f"{name} start")
+    return model
+
+
+def learn(
+    model: PreTrainedModel,
+    rows: list[Example],
+    sets: Sets,
+    tokenizer: PreTrainedTokenizerFast,
+    seed: int,
+    label: str,
+) -> PreTrainedModel:
+    """The model, changed in place: it knows `rows` by heart."""
+    own, general, rng = _encode(tokenizer, rows), _encode(tokenizer, sets.general), random.Random(seed)
+    passes = [own + rng.sample(general, FREQUENT) for _ in range(PASSES)]
+    train(model, passes, LEARNING_RATES[1], seed, label)
+    return model
 
 
 def _write(sets: Sets, folder: Path) -> None:

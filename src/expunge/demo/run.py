@@ -14,15 +14,16 @@ from expunge.evaluate.benchmarks import BENCHMARKS, lume
 from expunge.evaluate.benchmarks.engine import Options, measure
 from expunge.evaluate.benchmarks.entries import entry
 from expunge.evaluate.benchmarks.measurement import Measurement
+from expunge.evaluate.benchmarks.suite import Suite
 from expunge.evaluate.examples_file import examples_path, write_examples
 from expunge.evaluate.generate import generate_predictions
 from expunge.evaluate.results import write_results
+from expunge.evaluate.run import reported
 from expunge.evaluate.semeval import Prediction, score_row
 from expunge.evaluate.stats import mean_estimate
 from expunge.model.adapter import attach_adapter
 from expunge.model.load import load_model
 from expunge.progress import Reporter
-from expunge.selection import read_calibration, without_selection
 from expunge.tables import semeval_table
 from expunge.unlearn import unlearn
 
@@ -78,34 +79,23 @@ def run_demo(output: str, reporter: Reporter | None = None, *, overwrite: bool =
             seed=seed,
         )
         outcome = unlearn(config, reporter)
-        data, quiz = _reported(read_lume(data_dir), outcome.output), read_examples(data_dir / "quiz.jsonl")
+        data, quiz = read_lume(data_dir), read_examples(data_dir / "quiz.jsonl")
+        suite = reported(lume.suite_of(data), outcome.output)
         models = ((subject, None), (subject, str(outcome.adapter)), (str(assets / "twin"), None))
         results, said, twin = {}, {}, None
         for name, (model, adapter) in reversed(list(zip(NAMES, models, strict=True))):
             reporter.say(f"scoring: {name}")
             file = outcome.output / f"results_{name}.json"
-            results[name], said[name], measured = _score(model, adapter, data, quiz, file, reporter, twin)
+            results[name], said[name], measured = _score(model, adapter, suite, quiz, file, reporter, twin)
             twin = twin or measured
     results, said = ({name: found[name] for name in NAMES} for found in (results, said))
     return DemoResult(outcome.output, results, _examples(data, said))
 
 
-def _reported(data: LumeData, run: Path) -> LumeData:
-    """The data without the documents that the run selected on."""
-    calibration = read_calibration(run)
-    if calibration is None or data.member is None or data.nonmember is None:
-        return data
-    return replace(
-        data,
-        member=without_selection(data.member, calibration),
-        nonmember=without_selection(data.nonmember, calibration),
-    )
-
-
 def _score(
     model: str,
     adapter: str | None,
-    data: LumeData,
+    suite: Suite,
     quiz: list[Example],
     file: Path,
     reporter: Reporter,
@@ -119,8 +109,6 @@ def _score(
     if adapter:
         attach_adapter(loaded, adapter)
     join = Join("space", end_of_text=True)
-
-    suite = lume.suite_of(data)
     measurement = measure(loaded, suite, join, Options(MAX_NEW_TOKENS), reporter=reporter)
     predictions = lume.predictions_of(measurement, suite)
     answers = generate_predictions(

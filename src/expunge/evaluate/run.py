@@ -51,7 +51,7 @@ def _evaluate(config: EvaluateConfig, reporter: Reporter, processes: Processes) 
     benchmark = BENCHMARKS[config.benchmark]
     suite = benchmark.read(config)
     if config.adapter:
-        suite = _without_selection(suite, adapter_folder(config.adapter).parent)
+        suite = reported(suite, adapter_folder(config.adapter).parent)
     if config.tasks:
         from expunge.evaluate.utility import check_tasks
 
@@ -94,7 +94,7 @@ def _evaluate(config: EvaluateConfig, reporter: Reporter, processes: Processes) 
     return results
 
 
-def _without_selection(suite: Suite, run: Path) -> Suite:
+def reported(suite: Suite, run: Path) -> Suite:
     """The suite without the membership texts that the strength of the run's adapter was chosen on.
 
     Raises:
