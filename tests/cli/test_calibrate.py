@@ -77,6 +77,20 @@ def test_evaluation_leaves_the_selection_out(run, expunge):
     assert "10 and 10 texts that the adapter's strength was not chosen on (of 20 and 20)" in told.out
     assert half["metrics"]["forget/probability"]["n"] == 20  # all rows: none of these metrics chose the strength
 
+    plain = [argument for argument in command if argument not in ("--adapter", "run")]
+    assert expunge(*plain[:-1], "before.json").code == 0
+    before = json.loads((run.parent / "before.json").read_text())
+    assert before["data"] == half["data"]  # of what was given
+    beside = expunge("compare", "before.json", "out.json", "--names", "before,after")
+    assert "membership is of other texts" in beside.out
+    assert beside.err == ""
+    paired = expunge("compare", "before.json", "out.json", "--names", "before,after", "--paired", "--format", "csv")
+    assert paired.code == 0, paired.err
+    rows = [line.split(",") for line in paired.out.splitlines()]
+    counts = {tuple(row[i] for i in (0, 3)): row[7] for row in rows}
+    assert counts["membership/loss_auc", "before"] == "40"
+    assert counts["membership/loss_auc", "after - before"] == "20"
+
 
 def test_texts_that_were_ever_looked_at_are_left_out_for_good(run, work, expunge):
     """By one calibration or by an earlier one, on whatever other texts; those that are kept are no unseen ones."""

@@ -19,7 +19,6 @@ from expunge.evaluate.predictions import Predictions
 from expunge.evaluate.results import results_header, semeval_results, short_name
 from expunge.evaluate.semeval import SemevalScores, score
 from expunge.evaluate.stats import ks_pvalue
-from expunge.run_dir import fingerprint
 
 STAND_IN = (
     "No model retrained without the forget set was given (--reference): 0.5 as the target of a membership AUC is only "
@@ -58,7 +57,7 @@ def assemble(
         scores = official_scores(predictions, mmlu)
         results = semeval_results(scores, predictions, benchmark=name, **header)
     else:
-        results = results_header(name, data=_fingerprints(suite), **header)
+        results = results_header(name, data=suite.fingerprints(), **header)
     found = _entries(benchmark, suite, measurement, reference, scores) | dict(utility or {})
     if reference is not None:
         their_scores = None
@@ -137,16 +136,3 @@ def _not_measured(suite: Suite, measurement: Measurement, reference: Measurement
     if not general:
         found.append("General abilities were not measured (--tasks, --mmlu).")
     return found
-
-
-def _fingerprints(suite: Suite) -> dict[str, str]:
-    """Of the rows of every set, and of the documents."""
-    sides: dict[str, list[str]] = {}
-    for rows in suite.sets:
-        for row in rows.examples:
-            sides.setdefault(rows.name, []).extend((row.id, row.task, row.prompt, row.completion))
-    if suite.documents:
-        for side in ("members", "nonmembers"):
-            documents = getattr(suite.documents, side)
-            sides[side] = [part for row in documents for part in (row.id, row.prompt, row.completion)]
-    return {name: fingerprint(*parts) for name, parts in sides.items()}

@@ -15,6 +15,7 @@ from expunge.run_dir import check_replaceable, write_text
 
 MARKS = ("metric  ", "metric,direction,target,", "% \\usepackage{booktabs}")
 """Beginnings of comparisons as a table, as CSV and as LaTeX."""
+ATTACKS = "membership/"
 FIRST_STEMS = ("before", "after", "retrained")
 """The order of a run's results files; any others follow by name."""
 
@@ -112,10 +113,10 @@ def compare(
         Column(title, tuple(paths), pool_runs(runs))
         for title, (_, paths), runs in zip(titles, files, contents, strict=True)
     )
+    notes = [*_notes(columns, [runs[0][1] for runs in contents])]
     if paired:
         columns = _differences(columns, [runs[0][1].get("data") for runs in contents])
     rows = _rows(columns, patterns)
-    notes = [*_notes(columns, [runs[0][1] for runs in contents])]
     if paired:
         notes.append("columns after the first are differences from it, row by row, with paired intervals")
     return Comparison(columns, rows, tuple(notes))
@@ -282,6 +283,12 @@ def _notes(columns: Sequence[Column], contents: Sequence[Mapping[str, Any]]) -> 
     for column, results in zip(columns[1:], contents[1:], strict=True):
         if difference := configuration_difference(contents[0], results):
             yield f"{columns[0].name} and {column.name} were not measured alike: {difference}"
+    attacked = [{cell.n for name, cell in column.metrics.items() if name.startswith(ATTACKS)} for column in columns]
+    if any(own != attacked[0] for own in attacked if own):
+        yield (
+            "membership is of other texts from column to column: a run is not reported on those that it was steered by "
+            "(--paired takes the texts that both have)"
+        )
     for column in columns:
         runs = max((cell.runs for cell in column.metrics.values()), default=1)
         if runs > 1:

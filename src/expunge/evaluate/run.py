@@ -112,7 +112,7 @@ def reported(suite: Suite, run: Path) -> Suite:
         f"chosen on (of {len(documents.members)} and {len(documents.nonmembers)})."
     )
     kept = replace(documents, members=sides[0], nonmembers=sides[1])
-    return replace(suite, documents=kept, not_measured=(*suite.not_measured, note))
+    return replace(suite, documents=kept, not_measured=(*suite.not_measured, note), given=suite.fingerprints())
 
 
 def score_predictions(

@@ -1,10 +1,11 @@
 """What a benchmark asks for: rows, documents, and the metrics of each."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from expunge.data.examples import Example
 from expunge.data.tokenize import Join
+from expunge.run_dir import fingerprint
 
 FORCED = ("probability", "perplexity", "exact_memorization", "extraction_strength")
 """Metrics of the one teacher-forced pass that apply to any prompt with a completion."""
@@ -73,6 +74,7 @@ class Suite:
         join: How prompt and completion are joined, where the benchmark says so; measured on the model when None.
         split: The split that was read; None where there are none.
         not_measured: What the data lacks, in plain sentences.
+        given: Fingerprints of the data as it was given, where documents have been left out of it; None where not.
     """
 
     sets: tuple[RowSet, ...]
@@ -80,6 +82,21 @@ class Suite:
     join: Join | None = None
     split: str | None = None
     not_measured: tuple[str, ...] = field(default=())
+    given: Mapping[str, str] | None = None
 
     def __getitem__(self, name: str) -> RowSet:
         return next(rows for rows in self.sets if rows.name == name)
+
+    def fingerprints(self) -> Mapping[str, str]:
+        """Of the rows of every set and of the documents, as they were given."""
+        if self.given is not None:
+            return self.given
+        sides: dict[str, list[str]] = {}
+        for rows in self.sets:
+            for row in rows.examples:
+                sides.setdefault(rows.name, []).extend((row.id, row.task, row.prompt, row.completion))
+        if self.documents:
+            for side in ("members", "nonmembers"):
+                documents = getattr(self.documents, side)
+                sides[side] = [part for row in documents for part in (row.id, row.prompt, row.completion)]
+        return {name: fingerprint(*parts) for name, parts in sides.items()}
