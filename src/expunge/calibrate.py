@@ -25,7 +25,7 @@ from expunge.model.logps import mean_losses
 from expunge.prepare import Sets, membership_texts, read_sets
 from expunge.progress import Reporter
 from expunge.run import SUMMARY
-from expunge.selection import FILE, marks, read_calibration, split_off
+from expunge.selection import FILE, marks, read_calibration, split_off, without_selection
 from expunge.signals import Meter, Selection
 from expunge.strength import Calibration, choose, number_of_looks, record
 
@@ -74,11 +74,15 @@ def calibrate(config: CalibrateConfig, reporter: Reporter | None = None) -> Cali
     content |= {name: earlier[name] for name in ("best_step", "stopped") if earlier and name in earlier}
     manifest = read_manifest(folder / "manifest.json", "--run")
     losses = manifest["loss_nats_per_completion_token"]
+    rows["holdout"] = run_rows(settings, loaded.tokenizer, without_selection(sets.holdout, content))
+    told = {name: rows[name] for name in losses}
+    set_alpha(loaded.model, 0.0)
+    before = mean_losses(loaded, told)
     set_alpha(loaded.model, trained * found.scale)
-    after = mean_losses(loaded, {name: rows[name] for name in losses})
+    after = mean_losses(loaded, told)
     _tell(losses["forget"], after["forget"], reporter)
     manifest["loss_nats_per_completion_token"] = {
-        name: {"before": own["before"], "after": after[name]} for name, own in losses.items()
+        name: {"before": before[name], "after": after[name]} for name in losses
     }
     manifest["selection"] = {name: content[name] for name in SUMMARY if name in content}
     # The record goes first: whatever happens then, the trained strength is known and the selection is left out.
@@ -104,7 +108,7 @@ def _tell(forget: Mapping[str, float | None], now: float | None, reporter: Repor
 def _with_holdout(sets: Sets, settings: UnlearnConfig, holdout: str | None) -> Sets:
     """The sets with the texts of `holdout` as those that the model has never seen, or with the run's own."""
     if holdout:
-        columns = parse_columns(settings.columns) if settings.columns and not settings.benchmark else None
+        columns = parse_columns(settings.columns) if settings.columns else None
         return replace(sets, members=sets.forget, nonmembers=read_examples(holdout, columns=columns))
     if not sets.nonmembers:
         raise DataError(

@@ -23,6 +23,11 @@ from expunge.prepare import read_sets
 
 SURVIVES = 0.9
 """The forgetting survives when the merged model keeps at least this share of the adapter's rise in forget loss."""
+MODEL_FILES = (
+    "config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json", "*token*.json", "*.model",
+    "vocab.*", "merges.txt", "chat_template.jinja", "*.py",
+)  # fmt: skip
+"""What a model folder of transformers holds: all that `--overwrite` may remove."""
 
 
 @dataclass(frozen=True)
@@ -56,15 +61,15 @@ def merge(run: str, output: str, *, device: str = "auto", overwrite: bool = Fals
     """
     config = run_settings(run)
     target = Path(output)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        if not overwrite:
-            raise RunError(f"--output {output}: exists already: name another folder, or --overwrite to replace it")
-        if not (target / "config.json").exists():
-            raise RunError(f"--output {output}: --overwrite replaces only a model folder, and this has no config.json")
+    there = target.exists() and (not target.is_dir() or any(target.iterdir()))
+    if there and not overwrite:
+        raise RunError(f"--output {output}: exists already: name another folder, or --overwrite to replace it")
     for source in filter(None, (run, config.model, *(getattr(config, name) for name in SETS), config.data)):
         if Path(source).exists() and Path(source).resolve().is_relative_to(target.resolve()):
             raise RunError(f"--output {output}: holds {source}, which the merge needs: name another folder")
-    if not target.exists():
+    if there:
+        _check_model_folder(target)
+    else:
         run_dir.check_new(target)
     sets, _ = read_sets(config)
 
@@ -82,7 +87,7 @@ def merge(run: str, output: str, *, device: str = "auto", overwrite: bool = Fals
     try:
         loaded.base.save_pretrained(temporary)
         loaded.tokenizer.save_pretrained(temporary)
-        merged = load_model(str(temporary), dtype="float32", device=device)
+        merged = load_model(str(temporary), dtype="float32", device=device, trust_remote_code=config.trust_remote_code)
         merged_loss, difference = _compare(merged, forget, probes, adapter_logps)
         run_dir.replace_dir(temporary, target)
     except BaseException:
@@ -91,6 +96,22 @@ def merge(run: str, output: str, *, device: str = "auto", overwrite: bool = Fals
     survives = merged_loss - untouched >= SURVIVES * (with_adapter - untouched)
     losses = {"untouched": untouched, "adapter": with_adapter, "merged": merged_loss}
     return MergeReport(target, str(stored).removeprefix("torch."), difference, losses, survives)
+
+
+def _check_model_folder(path: Path) -> None:
+    """Refuse to replace anything but a folder that holds a model and nothing else.
+
+    Raises:
+        RunError: So; the message names what is there or not there.
+    """
+    refused = f"--output {path}: --overwrite replaces only a model folder"
+    if not (path / "config.json").is_file():
+        raise RunError(f"{refused}, and this has no config.json")
+    strange = [own for own in sorted(path.iterdir()) if own.is_dir() or not any(map(own.match, MODEL_FILES))]
+    if strange:
+        raise RunError(f"{refused}, and this holds {strange[0].name}: name another folder")
+    if path.is_symlink() or Path.cwd().is_relative_to(path.resolve()):
+        raise RunError(f"--output {path}: --overwrite does not replace a link or the folder you stand in: name another")
 
 
 def run_settings(run: str) -> UnlearnConfig:

@@ -1,7 +1,7 @@
 """What a run would take, before it is started: sizes from counting, time and memory from a few real steps.
 
     training time = seconds of the timed steps / their area * area of all steps
-    forward time  = seconds of a timed forward pass / its area * (two loss passes + one reference pass)
+    forward time  = seconds of a timed forward pass / its area * (two loss passes + one reference pass + all looks)
     whole run     = preparation (done for real) + forward time + training time
     peak memory   = peak of this process, which has loaded the model, put the largest batches of every kind through it
                     and taken steps with the whole adapter, + the part of the reference that a run holds in memory
@@ -27,7 +27,9 @@ from expunge.model.sampling import seconds_per_token
 from expunge.prepare import Prepared, prepare
 from expunge.progress import Reporter
 from expunge.run import Run, peak_memory
-from expunge.schedule import anchor_tokens, make_plan
+from expunge.schedule import anchor_tokens, make_plan, usual_spacing
+from expunge.stopping import selection_of
+from expunge.strength import number_of_looks
 from expunge.terms import reference_sides
 from expunge.trainer import MICRO_BATCH_TOKENS, Trainer
 
@@ -36,6 +38,8 @@ TIMED_STEPS = 12
 TIMED_SECONDS = 60.0
 """No further step is begun after this time, once three are done."""
 FEWEST_STEPS = 3
+STATES = 2
+"""Most states of a run that follows unseen texts whose strength is chosen: its best and its last."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +50,8 @@ class Forecast:
         rows: Set -> rows; `tokens` likewise.
         tokens: Set -> tokens.
         steps: Optimizer steps of the run, the most that it may take where it follows unseen texts.
-        follows: Whether it follows unseen texts, so that it may take fewer, and looks at them in between, which the
-            times leave out.
+        follows: Whether it follows unseen texts, so that it may take fewer.
+        looks: Most forward passes over the texts that it follows, and that its strength is chosen by.
         step_tokens: Real tokens of all steps together.
         real_share: These over the tokens that are computed, padding included.
         trainable: Parameters of the adapter.
@@ -65,6 +69,7 @@ class Forecast:
     tokens: dict[str, int]
     steps: int
     follows: bool
+    looks: int
     step_tokens: int
     real_share: float
     trainable: int
@@ -83,6 +88,7 @@ class Forecast:
             ("tokens", ", ".join(f"{name} {count:,}" for name, count in self.tokens.items())),
             ("real share", f"{self.real_share:.1%} of the computed area"),
             ("steps", f"{'at most ' if self.follows else ''}{self.steps:,} ({self.step_tokens:,} tokens)"),
+            *([("looks", f"at most {self.looks:,} at the texts that it follows")] if self.follows else []),
             ("trainable parameters", f"{self.trainable:,} of {self.parameters:,}"),
             ("reference", f"{_size(self.reference_bytes)} {'on disk' if self.reference_on_disk else 'in memory'}"),
             ("peak memory", f"{_size(self.peak_memory_bytes)} ({self.device})"),
@@ -155,12 +161,18 @@ def forecast(config: UnlearnConfig, reporter: Reporter | None = None) -> Forecas
         [sample.forget] + [sample.retain] * ("retain_states" in sides or "retain_logps" in sides), packed
     )
     training = training_seconds(sizes, timed)
+    looks, looked_at = 0, selection_of(prepared)
+    if looked_at is not None:
+        looks = num_steps // (config.select_every or usual_spacing(plan)) + STATES * number_of_looks()
+        own = (looked_at.members, looked_at.nonmembers, looked_at.retain, looked_at.forget)
+        passes += looks * _area(own, packed)
     parameters = [parameter.numel() for parameter in trainer.model.parameters()]
     return Forecast(
         rows={name: len(rows) for name, rows in sets.items()},
         tokens={name: sum(map(len, rows)) for name, rows in sets.items()},
         steps=num_steps,
         follows=config.select_every != 0,
+        looks=looks,
         step_tokens=sum(size.tokens for size in sizes),
         real_share=sum(size.tokens for size in sizes) / sum(size.area for size in sizes),
         trainable=sum(parameter.numel() for parameter in trainer.parameters),
@@ -196,8 +208,9 @@ def _stand_ins(prepared: Prepared, tokens: int) -> list[TokenizedExample]:
     """Rows of the run in place of the anchors that it would write, of about the same size altogether."""
     rows = itertools.cycle([*prepared.retain, *prepared.forget])
     chosen: list[TokenizedExample] = []
-    while sum(map(len, chosen)) < tokens:
+    while tokens > 0:
         chosen.append(next(rows))
+        tokens -= len(chosen[-1])
     return chosen
 
 

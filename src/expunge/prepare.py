@@ -79,6 +79,7 @@ class Prepared:
         warnings: Findings that the user should read.
         selection: Rows that say when to stop, and their hashes; None where there are too few unseen texts.
         instead: Tokenized rows of what to say instead.
+        unlooked: Of the holdout rows those that do not say when to stop, so that losses are reported on them.
     """
 
     config: UnlearnConfig
@@ -90,6 +91,7 @@ class Prepared:
     warnings: list[str]
     selection: SelectionRows | None = None
     instead: list[TokenizedExample] = field(default_factory=list)
+    unlooked: list[TokenizedExample] = field(default_factory=list)
 
 
 def read_sets(config: UnlearnConfig) -> tuple[Sets, list[str]]:
@@ -172,8 +174,7 @@ def prepare(config: UnlearnConfig, say: Callable[[str], None]) -> Prepared:
         say(f"model: adapter {loaded.folded} folded into its base; the reference is the folded model")
     if loaded.plain_head:
         say(f"head: plain path, slower and larger, because {loaded.plain_head}")
-    context = getattr(loaded.base.config.get_text_config(), "max_position_embeddings", None) or config.max_length
-    max_length = min(config.max_length, context)
+    max_length = min(config.max_length, loaded.context or config.max_length)
     report = measure_join(
         loaded,
         sets.all,
@@ -196,14 +197,20 @@ def prepare(config: UnlearnConfig, say: Callable[[str], None]) -> Prepared:
             say(f"{name}: {len(side):,} texts, {sum(map(len, side)):,} tokens{tail}")
     if not sets.forget:
         raise DataError("the forget set is empty: there is nothing to forget")
-    selection = None
+    selection, unlooked = None, tokenized["holdout"]
     if followed is not None:
         hashes, (members, nonmembers) = split_off(followed, sets.retain, loaded.tokenizer)
         counts = f"{len(members)} texts to forget and {len(nonmembers)} unseen ones"
         say(f"selection: {counts} say when to stop; evaluate reports on the others")
         selection = SelectionRows(rows(members, cut=True), rows(nonmembers, cut=True), hashes)
+        looked_at = set(hashes)
+        unlooked = [
+            row for row, own in zip(unlooked, example_hashes(sets.holdout), strict=True) if own not in looked_at
+        ]
     resolved = _resolve(config, loaded, report, max_length)
-    return Prepared(resolved, loaded, **tokenized, join=report, warnings=warnings, selection=selection)
+    return Prepared(
+        resolved, loaded, **tokenized, join=report, warnings=warnings, unlooked=unlooked, selection=selection
+    )
 
 
 def fitting_recipe(settings: Mapping[str, Any]) -> str:

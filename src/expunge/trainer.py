@@ -126,7 +126,7 @@ class Trainer:
         Args:
             reporter: Told about the pass.
             cache: Folder for a reference that is too large for the memory; in memory whatever its size when None.
-            key: Fingerprint of the run: with a whole reference of the same key in `cache` there is no pass.
+            key: Fingerprint of the run: with a whole reference of the same key and rows in `cache` there is no pass.
             processes: Those that share the pass.
         """
         sides = reference_sides(self.config, self.forget, self.retain, self.anchors)

@@ -69,7 +69,7 @@ def _unlearn(config: UnlearnConfig, reporter: Reporter, processes: Processes) ->
         project_dir=config.output,
     )
     config = prepared.config
-    sets = {name: getattr(prepared, name) for name in SETS}
+    sets = {name: getattr(prepared, name) for name in SETS} | {"holdout": prepared.unlooked}
     trainer = Trainer(prepared, accelerator)
     trainer.check_memory()
     reporter.say(trainer.describe())

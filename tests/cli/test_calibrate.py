@@ -1,5 +1,6 @@
 """`expunge calibrate` as a user calls it."""
 
+import contextlib
 import json
 import shutil
 
@@ -76,6 +77,10 @@ def test_evaluation_leaves_the_selection_out(run, expunge):
     assert half["metrics"]["membership/loss_auc"]["n"] == 20
     assert "10 and 10 texts that the adapter's strength was not chosen on (of 20 and 20)" in told.out
     assert half["metrics"]["forget/probability"]["n"] == 20  # all rows: none of these metrics chose the strength
+    with contextlib.chdir("run/adapter"):
+        above = {name: f"../../{name}" for name in ("model", "many.jsonl", "unseen.jsonl", "out.json")}
+        assert expunge(*(({"run": "."} | above).get(own, own) for own in command)).code == 0
+    assert json.loads((run.parent / "out.json").read_text())["metrics"] == half["metrics"]
 
     plain = [argument for argument in command if argument not in ("--adapter", "run")]
     assert expunge(*plain[:-1], "before.json").code == 0

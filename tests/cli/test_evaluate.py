@@ -5,6 +5,8 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from workspace import FORGET, MARKER, QUICK, RETAIN, UNLEARN, Result, snapshot, write_jsonl
 
@@ -52,6 +54,27 @@ def test_model_then_adapter_then_stored_predictions(work: Path, data: Path, expu
     stored = json.loads(Path("s.json").read_text())
     for name in ("forget", "retain", "terms", "task_aggregate", "mia_auc", "mia_score", "mmlu", "final_score"):
         assert stored[name] == results[name], name
+
+
+def test_who_scores_another_split_than_was_forgotten_is_told(work: Path, data: Path, expunge: Run) -> None:
+    made = ("unlearn", "--model", "model", "--benchmark", "semeval", "--data", "data", "--output", "run", *QUICK)
+    assert expunge(*made, "--recipe", "default").code == 0
+    scored = (*EVALUATE, "--adapter", "run", "--overwrite", "--output", "r.json")
+    assert "split" not in expunge(*scored).err  # the plain layout has none
+    (data / "data").mkdir()
+    for split in ("train", "validation"):
+        for side in ("forget", "retain"):
+            rows = [json.loads(line) for line in (data / f"{side}.jsonl").read_text().splitlines()]
+            pq.write_table(pa.Table.from_pylist(rows), data / "data" / f"{side}_{split}-00000-of-00001.parquet")
+    told = expunge(*scored)
+    assert told.code == 0, told.err
+    assert "the run has forgotten --split train of semeval, and --split validation is scored" in " ".join(
+        told.err.split()
+    )
+    assert "forgotten" not in expunge(*scored, "--split", "train").err
+    for file in (data / "data").glob("*_train-*"):
+        file.unlink()
+    assert "--split train of semeval, which this data has not" in " ".join(expunge(*scored).err.split())
 
 
 def test_nothing_but_results_and_row_values_is_written_without_asking(work: Path, data: Path, expunge: Run) -> None:

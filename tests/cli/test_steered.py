@@ -7,6 +7,10 @@ from pathlib import Path
 import pytest
 from workspace import FORGET, MARKER, snapshot, write_jsonl
 
+from expunge.data.examples import read_examples
+from expunge.selection import without_selection
+from expunge.strength import number_of_looks
+
 MANY = [{**row, "id": f"{row['id']}-{i}", "input": f"{row['input']} ({i})"} for i in range(5) for row in FORGET]
 UNSEEN = [
     {"id": f"u{i}", "input": f"Where does Ulla {i} live?", "output": f"Ulla lives at {i} Birch Road."}
@@ -43,6 +47,9 @@ def test_with_enough_unseen_texts_a_run_follows_them(texts, expunge):
     looked = [line for line in lines("run") if "selection" in line]
     assert len(looked) >= 4
     assert looked[-1]["step"] == manifest["steps"]
+    told = expunge(*FOLLOW, "--output", "dry", "--dry-run").out.splitlines()
+    steps, looks = (int(next(line for line in told if line.startswith(name)).split()[3]) for name in ("steps", "looks"))
+    assert looks == steps // looked[0]["step"] + 2 * number_of_looks()
     assert all(line["anchor_kl"] >= 0 for line in lines("run"))
     assert max(line["anchor_kl"] for line in lines("run")) > 0
     alpha = read("run/adapter/adapter_config.json")["lora_alpha"]
@@ -50,6 +57,14 @@ def test_with_enough_unseen_texts_a_run_follows_them(texts, expunge):
     assert calibration["best_step"] in {line["step"] for line in looked}
     assert manifest["selection"]["stopped"] == calibration["stopped"]
     assert len(calibration["selection_sha256"]) == 20
+    whole = expunge(*FOLLOW, "--recipe", "default", "--max-steps", "2", "--output", "whole")
+    assert whole.code == 0, whole.err
+    name, losses = "loss_nats_per_completion_token", []
+    for run, count in (("run", 10), ("whole", 20)):  # none is reported on texts that steered the run
+        left = without_selection(read_examples("unseen.jsonl"), calibration) if run == "run" else UNSEEN
+        assert len(left) == count
+        losses.append(read(f"{run}/manifest.json")[name]["holdout"]["before"])
+    assert losses[0] != losses[1]
     for name, content in snapshot(texts / "run").items():
         assert MARKER.encode() not in (content or b""), name
     assert "What said when to stop" in Path("run/report.html").read_text()

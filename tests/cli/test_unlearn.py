@@ -558,6 +558,35 @@ def test_merge_replaces_an_earlier_merge_only_with_overwrite(work: Path, expunge
     assert snapshot(work / "merged") == before
 
 
+@pytest.mark.parametrize("strange", ["chapters/thesis.tex", "notes.md"])
+def test_merge_replaces_nothing_but_a_model(strange: str, work: Path, expunge: Run) -> None:
+    """A file of the name config.json lies in many a folder."""
+    file = work / "project" / strange
+    file.parent.mkdir(parents=True)
+    file.write_text("mine")
+    (work / "project" / "config.json").write_text("{}")
+    told = expunge("merge", "--run", "done", "--output", "project", "--overwrite")
+    assert (told.code, told.err.count("\n")) == (2, 1)
+    assert f"this holds {strange.split('/')[0]}" in told.err
+    assert file.read_text() == "mine"
+
+
+def test_a_model_with_code_of_its_own_is_merged_where_the_run_trusted_it(work: Path, expunge: Run) -> None:
+    settings = json.loads(Path("model/config.json").read_text())
+    own = {"model_type": "own", "auto_map": {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}}
+    Path("model/config.json").write_text(json.dumps(settings | own | {"architectures": ["OwnModel"]}))
+    Path("model/own.py").write_text(
+        "from transformers import LlamaConfig, LlamaForCausalLM\n\n\n"
+        "class OwnConfig(LlamaConfig):\n    model_type = 'own'\n\n\n"
+        "class OwnModel(LlamaForCausalLM):\n    config_class = OwnConfig\n"
+    )
+    made = expunge(*TRAIN, "--trust-remote-code", "--target-modules", "q_proj,v_proj")
+    assert made.code == 0, made.err
+    merged = expunge("merge", "--run", "run", "--output", "merged")
+    assert merged.code == 0, merged.err
+    assert Path("merged/own.py").exists()
+
+
 def test_merge_does_not_replace_a_model_folder_that_holds_a_text_of_the_run(work: Path, expunge: Run) -> None:
     """Whichever set it is of: the file would go with the folder."""
     assert expunge("merge", "--run", "done", "--output", "merged").code == 0

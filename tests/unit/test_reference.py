@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from safetensors import safe_open
 
 from expunge.config import UnlearnConfig
+from expunge.data.tokenize import TokenizedExample
 from expunge.errors import TrainingError
 from expunge.kernels import token_logps, token_logps_and_kl
 from expunge.model import reference
@@ -151,6 +152,17 @@ def test_a_file_that_does_not_fit_is_built_anew(folder, tmp_path, monkeypatch, o
     unlearn(config(folder, tmp_path / "run", resume=True))
     assert filled
     assert not file.parent.exists()
+
+
+def test_a_file_of_other_rows_is_built_anew(folder, tmp_path, on_disk):
+    """Anchors are sampled again where a run goes on, and on another machine others come, of the same length."""
+    loaded = prepare(config(folder), lambda line: None).loaded
+    found = []
+    for token in (5, 9):
+        rows = {"anchor_states": reference.Side([TokenizedExample("a", [3, 4, token, 6], 0)], "all", "states")}
+        values = reference.compute_reference(loaded, rows, folder=tmp_path, key="the run's")
+        found.append(values["anchor_states"][0])
+    assert (found[0] - found[1]).abs().max() > 1e-3
 
 
 def test_a_failed_run_leaves_no_cache(folder, tmp_path, monkeypatch, on_disk):

@@ -126,6 +126,20 @@ def test_losses_of_unseen_texts_in_the_manifest_count_as_drift():
     assert "2.00 to 2.30 nats per token (+15%)" in judged.findings[1].says
 
 
+def test_unseen_texts_of_another_half_are_no_drift():
+    """Before: all of them; after: those that did not steer the run, which may be harder."""
+    before = metrics(1.0, auc=1.0) | {"nonmember/nll": entry(1.0, family="losses") | {"n": 100}}
+    after = metrics(FLOOR) | {"nonmember/nll": entry(1.3, family="losses") | {"n": 50}}
+    assert answers(judge(after, before, REFERENCE))[1] == "yes"
+    after["holdout/drift"]["value"] = 0.2  # of each text by itself
+    judged = judge(after, before, REFERENCE)
+    assert "1.10 to 1.30 nats per token (+18%)" in judged.findings[1].says
+    del after["holdout/drift"]
+    assert "nats per token" not in judge(after, before, REFERENCE).findings[1].says
+    before["nonmember/nll"]["n"] = 50
+    assert "1.00 to 1.30 nats per token (+30%)" in judge(after, before, REFERENCE).findings[1].says
+
+
 @pytest.mark.parametrize(
     ("auc", "half", "answer"),
     [

@@ -1,5 +1,6 @@
 """Where the prompt ends, in tokens, for every kind of tokenizer; and the preflight that measures the join."""
 
+import math
 from functools import cache
 from pathlib import Path
 
@@ -7,6 +8,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Regex
+from tokenizers.normalizers import Replace
 from transformers import PreTrainedTokenizerBase
 
 from expunge.data.examples import Example
@@ -197,6 +200,16 @@ def test_completion_that_does_not_fit_is_an_error_that_names_the_row(kind: str) 
     assert cut.input_ids[1:] == whole.input_ids[start : start + 7], "the head of the completion stays"
 
 
+@pytest.mark.parametrize("end", [False, True])
+@pytest.mark.parametrize("prompt", ["Once upon", ""])
+def test_completion_of_which_the_tokenizer_leaves_nothing_is_refused(prompt: str, end: bool) -> None:
+    """A tokenizer without an unknown token drops what it does not know; the prompt must not be taken for it."""
+    tokenizer = tiny_tokenizer("bytelevel")
+    tokenizer.backend_tokenizer.normalizer = Replace(Regex("[^a-zA-Z ]"), "")
+    with pytest.raises(DataError, match=r"f\.jsonl:1: the tokenizer leaves nothing of the completion"):
+        tokenize(tokenizer, example(prompt, "漢字"), Join("none", end), max_length=99)
+
+
 def test_completion_that_just_fits_is_kept_whole() -> None:
     for kind in TOKENIZERS:
         whole = encode(kind, "Who?", "The keeper slept.", "space")
@@ -353,6 +366,14 @@ def test_preflight_asks_about_tokens_that_cross_the_boundary(style: str, tmp_pat
     assert report.join.style == style
     assert set(report.apart) == {"none", "separate"}
     assert "cross the boundary" in str(report)
+
+
+def test_preflight_stays_within_the_positions_of_the_model(tmp_path: Path) -> None:
+    save_tiny(tmp_path, "gpt2", "bytelevel", max_position_embeddings=16)
+    loaded = load_model(str(tmp_path), dtype="float32", device="cpu")
+    assert loaded.context == 16
+    long = [example("Once upon a time", " and so on" * 20)]
+    assert math.isfinite(measure_join(loaded, long).token_loss)
 
 
 def test_preflight_knows_nothing_of_an_end_that_no_text_reaches(tmp_path: Path) -> None:

@@ -88,6 +88,8 @@ def tokenize(
         ConfigError: The join needs a chat template or an end-of-text token that the tokenizer does not have.
     """
     ids, start = _encode(tokenizer, example, join)
+    if start >= len(ids):
+        raise DataError(f"{example.source or example.id}: the tokenizer leaves nothing of the completion")
     if join.end_of_text and join.style != "chat":
         ids = [*ids, end_of_text_id(tokenizer)]
     bos = 1 if start and ids[0] == tokenizer.bos_token_id else 0
@@ -105,8 +107,6 @@ def tokenize(
     ids, start = ids[:bos] + ids[bos + cut :], start - cut
     if len(ids) < 2:
         raise DataError(f"{example.source or example.id}: has a single token, so there is nothing to predict")
-    if start >= len(ids):
-        raise DataError(f"{example.source or example.id}: nothing of the completion is left by the tokenizer")
     return TokenizedExample(example.id, ids, start, truncated=max(0, excess), group=example.group)
 
 
@@ -175,11 +175,11 @@ def _encode(tokenizer: PreTrainedTokenizerBase, example: Example, join: Join) ->
     if not tokenizer.is_fast:
         ids = _strip_eos(tokenizer, tokenizer(text)["input_ids"])
         prompt = _strip_eos(tokenizer, tokenizer(example.prompt)["input_ids"])
-        return ids, min(common_prefix(prompt, ids), len(ids) - 1)
+        return ids, common_prefix(prompt, ids)
     encoded = tokenizer(text, return_offsets_mapping=True, return_special_tokens_mask=True)
     ids = _strip_eos(tokenizer, encoded["input_ids"])
     spans = zip(encoded["offset_mapping"], encoded["special_tokens_mask"], strict=True)
-    start = next((i for i, ((_, end), special) in enumerate(spans) if not special and end > boundary), len(ids) - 1)
+    start = next((i for i, ((_, end), special) in enumerate(spans) if not special and end > boundary), len(ids))
     return ids, start
 
 

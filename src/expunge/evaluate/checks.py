@@ -4,12 +4,13 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from expunge.data.lume import read_lume
+from expunge.data.lume import find_lume, read_lume
 from expunge.errors import DataError, ModelError, RunError
 from expunge.evaluate.benchmarks.suite import Suite
 from expunge.evaluate.examples_file import check_examples_file, examples_path
 from expunge.evaluate.predictions import SPLITS, Predictions, read_predictions
 from expunge.evaluate.results import read_results
+from expunge.manifest import read_manifest
 from expunge.model.load import base_name, check_model, load_tokenizer
 
 ENCODED = 32
@@ -76,6 +77,24 @@ def check_reference(model: str, reference: str, suite: Suite, *, trust_remote_co
     raise ModelError(
         f"--reference {reference}: its tokenizer is not that of --model {model} ({len(theirs):,} and {len(ours):,} "
         "tokens, or other rules), and numbers per token cannot be compared: give a retrained twin of the model"
+    )
+
+
+def other_split(run: Path, benchmark: str, data: str | None, split: str | None) -> str | None:
+    """What is to be said where a run has forgotten another split of the benchmark than the one that is scored."""
+    file = run / "manifest.json"
+    settings = read_manifest(file, "--adapter")["settings"] if file.exists() else {}
+    forgotten = settings.get("split")
+    if settings.get("benchmark") != benchmark or forgotten == split:
+        return None
+    try:
+        if find_lume(data or "", forgotten) == find_lume(data or "", split):
+            return None  # the plain layout, which has none
+    except DataError:
+        return f"the run has forgotten --split {forgotten} of {benchmark}, which this data has not"
+    return (
+        f"the run has forgotten --split {forgotten} of {benchmark}, and --split {split} is scored: "
+        f"give --split {forgotten} to measure what it forgot"
     )
 
 

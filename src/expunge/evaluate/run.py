@@ -12,7 +12,7 @@ from expunge.evaluate.benchmarks import BENCHMARKS, lume
 from expunge.evaluate.benchmarks.engine import Options, measure
 from expunge.evaluate.benchmarks.measurement import Measurement
 from expunge.evaluate.benchmarks.suite import Suite
-from expunge.evaluate.checks import check_output, check_predictions, check_reference, check_same_rows
+from expunge.evaluate.checks import check_output, check_predictions, check_reference, check_same_rows, other_split
 from expunge.evaluate.examples_file import examples_path, write_examples
 from expunge.evaluate.predictions import Predictions, read_any, read_mmlu, write_predictions
 from expunge.evaluate.results import write_results
@@ -51,7 +51,10 @@ def _evaluate(config: EvaluateConfig, reporter: Reporter, processes: Processes) 
     benchmark = BENCHMARKS[config.benchmark]
     suite = benchmark.read(config)
     if config.adapter:
-        suite = reported(suite, adapter_folder(config.adapter).parent)
+        run = adapter_folder(config.adapter).resolve().parent
+        suite = reported(suite, run)
+        if other := other_split(run, config.benchmark, config.data, suite.split):
+            reporter.warn(other)
     if config.tasks:
         from expunge.evaluate.utility import check_tasks
 

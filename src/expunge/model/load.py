@@ -78,6 +78,11 @@ class LoadedModel:
         return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
 
     @property
+    def context(self) -> int | None:
+        """Tokens that the model has positions for; None when it sets no bound."""
+        return getattr(self.base.config.get_text_config(), "max_position_embeddings", None)
+
+    @property
     def row_multiple(self) -> int:
         """What the tokens of a packed sequence are rounded up to."""
         return row_multiple(self.dtype, self.device)

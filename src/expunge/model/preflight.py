@@ -72,10 +72,11 @@ def measure_join(
         examples: Texts that the model was trained on; a seeded sample of them is measured.
         style: A style to use without comparing, or `auto`.
         end_of_text: `yes`, `no` or `auto`.
-        max_length: Longest text in tokens.
+        max_length: Longest text in tokens; the model's context where that is shorter.
         seed: Seed of the sample.
     """
     tokenizer = loaded.tokenizer
+    max_length = min(max_length, loaded.context or max_length)
     rng = random.Random(seed)
     with_prompt = [example for example in examples if example.prompt] or list(examples)
     sample = rng.sample(with_prompt, min(SAMPLE, len(with_prompt)))

@@ -23,6 +23,7 @@ from expunge.model.load import LoadedModel
 from expunge.model.logps import final_states, lay_out, target_index
 from expunge.model.tensor_file import FileTensor, TensorFile
 from expunge.processes import ALONE, Processes
+from expunge.run_dir import fingerprint
 
 MEMORY_BYTES = 2**28
 """A reference up to this size stays in main memory; a larger one goes to a file, if there is a folder for it."""
@@ -105,7 +106,7 @@ def compute_reference(
         loaded: The model; an adapter in it is switched off for the pass.
         sides: Name -> rows, each row with at least one target.
         folder: Where a reference above `MEMORY_BYTES` is kept; in main memory whatever its size when None.
-        key: Fingerprint of everything that the values depend on.
+        key: Fingerprint of everything that the values depend on beside the rows.
         processes: Those that share the work. In memory each gets all values; in files, the processes of one machine
             write one together, so nothing has to be sent.
         progress: Called with the number of rows that have just been done.
@@ -125,7 +126,7 @@ def compute_reference(
             return {name: RowValues(processes.total(flat), sides[name].sizes()) for name, flat in memory.items()}
         local = processes.on_this_machine()
         node = processes.index // local.count
-        file = TensorFile(folder / FILE_NAME.format(node=node), layout, key)
+        file = TensorFile(folder / FILE_NAME.format(node=node), layout, fingerprint(key, *_parts(sides)))
         if processes.any(not file.complete()):
             try:
                 if local.index == 0:
@@ -140,6 +141,14 @@ def compute_reference(
                 if local.index == 0:
                     file.partial.unlink(missing_ok=True)
         return {name: RowValues(flat, sides[name].sizes()) for name, flat in file.tensors().items()}
+
+
+def _parts(sides: dict[str, Side]) -> Iterator[str]:
+    """What the values of some sides are of: anchors are sampled anew on another machine, and then others may come."""
+    for name, side in sides.items():
+        yield f"{name} {side.span} {side.what}"
+        for row in side.rows:
+            yield f"{row.completion_start} {row.input_ids}"
 
 
 @contextmanager

@@ -83,7 +83,7 @@ def stops(groups: Sequence[Group]) -> list[str]:
     said = [f"{', '.join(names[:8])}{' …' if len(names) > 8 else ''}: {text}." for text, names in found.items()]
     return said + [
         f"{run.name}: the adapter was then set to {run.calibration['scale']:g} of its trained strength (calibration: "
-        f"{run.calibration.get('verdict', 'no verdict')}). Losses on the texts of training are those before that."
+        f"{run.calibration.get('verdict', 'no verdict')})."
         for group in groups
         for run in group.runs
         if run.calibration and "best_step" not in run.calibration

@@ -230,22 +230,29 @@ def held(run: RunData, found: Mapping[str, Mapping[str, Reading]]) -> Finding:
 
 
 def _drift(run: RunData, found: Mapping[str, Mapping[str, Reading]]) -> tuple[str | None, str]:
-    """`yes` (no drift to speak of), `no`, or None where nothing was measured; and the clause."""
+    """`yes` (no drift to speak of), `no`, or None where nothing was measured; and the clause.
+
+    Of the losses on the training's own unseen texts and of those in the results, the larger change counts. A run is not
+    reported on the texts that steered it, so the results before and after are compared where they are of as many
+    texts, and only if what the adapter does to each text was not measured.
+    """
     changes = []
-    pair, unseen = run.losses.get("holdout"), None
-    before = found.get("before", {})
+    pair = run.losses.get("holdout")
     if _numbers(pair) and pair["before"] > 0:
-        unseen = pair["before"]
-        changes.append((pair["after"] / unseen - 1, f"{unseen:.2f} to {pair['after']:.2f}"))
-    for key, reading in found.get("after", {}).items():
-        earlier = before.get(key)
-        if reading.name == "nll" and reading.set in UNSEEN and reading.value is not None and earlier and earlier.value:
-            unseen = earlier.value
-            changes.append((reading.value / unseen - 1, f"{unseen:.2f} to {reading.value:.2f}"))
-    for reading in found.get("after", {}).values():
-        if reading.family == "drift" and reading.target == 0 and reading.value is not None:
-            share = reading.value / unseen if unseen else reading.value / (LOSS_RISE / DRIFT)
-            changes.append((share, f"what it was to {reading.value:+.2f}"))
+        changes.append((pair["after"] / pair["before"] - 1, f"{pair['before']:.2f} to {pair['after']:.2f}"))
+    before, after = found.get("before", {}), found.get("after", {})
+    losses = {own.set: own for own in after.values() if own.name == "nll" and own.set in UNSEEN and own.value}
+    drifts = [own.value for own in after.values() if own.family == "drift" and own.target == 0]
+    for drift in (own for own in drifts if own is not None):
+        now = next(iter(losses.values())).value if losses else None
+        if now is not None and now > drift:
+            changes.append((drift / (now - drift), f"{now - drift:.2f} to {now:.2f}"))
+        else:
+            changes.append((drift / (LOSS_RISE / DRIFT), f"what it was to {drift:+.2f}"))
+    for own in losses.values() if not drifts else ():
+        earlier = before.get(own.key)
+        if earlier and earlier.value and earlier.n == own.n:
+            changes.append((own.value / earlier.value - 1, f"{earlier.value:.2f} to {own.value:.2f}"))
     if not changes:
         return None, ""
     change, text = max(changes, key=lambda pair: abs(pair[0]))
