@@ -89,7 +89,7 @@ def _dispatch(arguments: list[str]) -> int:
 
 def _usage() -> str:
     lines = [f"  expunge {name:<10}{text}" for name, text in COMMANDS.items()]
-    tail = "`expunge COMMAND --help` lists the options of one."
+    tail = "`expunge COMMAND --help` lists the options of one; `--debug` with any shows the traceback of an error."
     return "\n".join(["usage: expunge COMMAND [options]", "", *lines, "", tail])
 
 

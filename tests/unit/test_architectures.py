@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from expunge.data.tokenize import TokenizedExample
-from expunge.errors import ConfigError
+from expunge.errors import ConfigError, DataError
 from expunge.kernels import token_logps, token_logps_and_kl
+from expunge.model import packing
 from expunge.model.adapter import add_adapter, trainable
+from expunge.model.context import context_length
 from expunge.model.load import LoadedModel, load_model
 from expunge.model.logps import final_states, lay_out, mean_losses, sequence_logps, target_index
 from expunge.model.packing import PROBE, UNBOUNDED, packable_length, packed_states
@@ -276,14 +278,90 @@ def test_an_architecture_that_leaks_between_rows_is_padded(load: Load, monkeypat
     """Whatever ignores the row lengths is found out by the trial on load."""
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-    from expunge.model import packing
-
     def leaky(*args: object, row_lengths: tuple[int, ...], **kwargs: object) -> object:
         return sdpa_attention_forward(*args, **kwargs)
 
     monkeypatch.setitem(packing.AttentionInterface._global_mapping, packing.NAME, leaky)
 
     assert load("llama").packable_length == 0
+
+
+def convolving(initializer_range: float = 0.3) -> PreTrainedModel:
+    """A random LFM2: one of its two kinds of layers convolves along the sequence, whatever the rows are."""
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2}
+    config = AutoConfig.for_model(
+        "lfm2",
+        **sizes,
+        vocab_size=131,
+        num_hidden_layers=4,
+        layer_types=["full_attention"] * 3 + ["conv"],
+        initializer_range=initializer_range,
+        pad_token_id=0,
+        attn_implementation="sdpa",
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return AutoModelForCausalLM.from_config(config).eval()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("arch", [arch for arch in ARCHITECTURES if arch != "gemma2"])
+def test_attention_alone_is_packed_in_either_precision(arch: str, dtype: torch.dtype) -> None:
+    model = tiny_model(arch).to(dtype)
+    model.set_attn_implementation("sdpa")
+    assert packable_length(model) == (8 if arch in UNPACKABLE else UNBOUNDED)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_layers_that_do_not_attend_are_padded_by_what_the_configuration_says(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packing, "backbone", lambda model: pytest.fail("was tried"))
+    assert packable_length(convolving().to(dtype)) == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("initializer_range", [0.1, 0.3])
+@pytest.mark.parametrize("outlier", [1.0, 100.0])
+def test_layers_that_nobody_names_are_found_out_in_either_precision(
+    dtype: torch.dtype, initializer_range: float, outlier: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A dimension that is far larger than the others hides nothing."""
+    model = convolving(initializer_range)
+    model.model.embedding_norm.weight.data[5] *= outlier
+    monkeypatch.setattr(packing, "unusual_layers", lambda model, usual: [])
+    assert packable_length(model.to(dtype)) == 0
+
+
+@pytest.fixture
+def longrope(tmp_path: Path) -> LoadedModel:
+    """A Phi-3 whose rotary factors are others where a row of the batch has more than 32 tokens."""
+    rope = {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [4.0, 7.0, 11.0, 16.0]}
+    settings = {"original_max_position_embeddings": 32, "rope_parameters": {**rope, "rope_theta": 1e4}}
+    return load_model(str(save_tiny(tmp_path, "phi3", **settings)), dtype="float32", device="cpu")
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_no_row_changes_the_rotary_factors_of_another(longrope: LoadedModel, packed: bool) -> None:
+    longrope.packable_length *= packed
+    chance = random.Random(2)
+    short, longest, longer = ([chance.randrange(3, 130) for _ in range(length)] for length in (28, 32, 60))
+    assert lay_out(longrope, [short, longest]).packed == packed
+
+    beside = sequence_logps(longrope, [short, longest])[0]
+
+    torch.testing.assert_close(beside, sequence_logps(longrope, [short])[0], rtol=1e-5, atol=3e-5)
+    assert context_length(longrope.base) == 32
+    with pytest.raises(DataError, match=r"a text has 60 tokens .* context is 32 .*: give --max-length 32$"):
+        sequence_logps(longrope, [short, longer])
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_rows_beyond_the_positions_of_a_model_are_refused(arch: str, load: Load) -> None:
+    loaded = load(arch)
+    lay_out(loaded, [[1] * 256])
+    with pytest.raises(DataError, match="a text has 257 tokens and the model's context is 256 "):
+        lay_out(loaded, [[1] * 257, [1]])
 
 
 def test_a_model_in_float16_keeps_its_float32_frequencies(tmp_path: Path) -> None:

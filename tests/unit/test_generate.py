@@ -18,6 +18,7 @@ from expunge.data.examples import Example
 from expunge.errors import DataError
 from expunge.evaluate.generate import _Flight, batching_obstacle, generate_predictions, greedy, stop_ids
 from expunge.kernels import Head
+from expunge.model.context import context_length
 from expunge.model.head import find_head
 from expunge.model.load import LoadedModel, load_model
 
@@ -49,6 +50,16 @@ CONFIGS = {
     "gemma2": WINDOW | {"final_logit_softcapping": 5.0},
     "gemma3_text": WINDOW,
     "cohere": GROUPED | {"logit_scale": 0.3},
+    "phi3": GROUPED
+    | {
+        "original_max_position_embeddings": 48,
+        "rope_parameters": {
+            "rope_type": "longrope",
+            "rope_theta": 1e4,
+            "short_factor": [1.0] * 4,
+            "long_factor": [4.0, 7.0, 11.0, 16.0],
+        },
+    },
 }
 
 
@@ -78,7 +89,7 @@ def wrap(model: PreTrainedModel) -> LoadedModel:
 def one_at_a_time(loaded: LoadedModel, prompts: list[list[int]], max_new_tokens: int) -> list[list[int]]:
     outputs = []
     for prompt in prompts:
-        limit = min(max_new_tokens, loaded.base.config.max_position_embeddings - len(prompt))
+        limit = min(max_new_tokens, (context_length(loaded.base) or 0) - len(prompt))
         ids = torch.tensor([prompt])
         options = {"do_sample": False, "eos_token_id": sorted(stop_ids(loaded)), "pad_token_id": 0}
         mask = torch.ones_like(ids)
@@ -88,17 +99,20 @@ def one_at_a_time(loaded: LoadedModel, prompts: list[list[int]], max_new_tokens:
     return outputs
 
 
-def random_prompts(seed: int, count: int = 14) -> list[list[int]]:
+def random_prompts(seed: int, count: int = 14, longest: int = 80) -> list[list[int]]:
     draw = random.Random(seed)
-    return [[draw.randrange(8, VOCAB) for _ in range(draw.choice([1, 2, 5, 9, 17, 30, 80]))] for _ in range(count)]
+    return [[draw.randrange(8, VOCAB) for _ in range(draw.choice([1, 2, 5, 9, 17, 30, longest]))] for _ in range(count)]
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_batches_and_drafts_change_nothing(name: str) -> None:
     loaded = build(name)
     assert batching_obstacle(loaded.base) is None
-    prompts = random_prompts(1)
+    prompts = random_prompts(1, longest=40 if name == "phi3" else 80)  # of which rotary factors must not depend
     want = one_at_a_time(loaded, prompts, 24)
+    assert max(len(prompt + tokens) for prompt, tokens in zip(prompts, want, strict=True)) <= context_length(
+        loaded.base
+    )
     assert len({tuple(tokens) for tokens in want}) > len(prompts) // 2
     done = []
     assert greedy(loaded, prompts, max_new_tokens=24, progress=done.append) == want
@@ -156,8 +170,9 @@ def test_the_plain_path_of_an_unknown_head() -> None:
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
-        ({"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}, "dynamic"),
-        ({"layer_types": ["full_attention", "chunked_attention"]}, "chunked_attention"),
+        ({"layer_types": ["full_attention", "chunked_attention"]}, "it has chunked_attention layers"),
+        ({"layer_types": ["conv", "full_attention"]}, "it has conv layers"),
+        ({"alibi": True}, "its positions cannot be given row by row"),
     ],
 )
 def test_what_cannot_share_a_batch_is_recognised(settings: dict, reason: str) -> None:

@@ -1,13 +1,37 @@
 """Sampling draws from the model's own distribution, whatever the rows are batched with."""
 
+import random
+from typing import Any
+
+import pytest
 import torch
+from transformers import GenerationConfig, MambaConfig, MambaForCausalLM
 
 from expunge.data.examples import Example
-from expunge.evaluate.generate import generate, greedy, sample
+from expunge.data.tokenize import TokenizedExample
+from expunge.evaluate.generate import batching_obstacle, generate, greedy, sample
 from expunge.kernels import Head
 from expunge.model.head import find_head
 from expunge.model.load import LoadedModel
+from expunge.model.sampling import write_texts
 from tiny import tiny_model, tiny_tokenizer
+
+OWN_SETTINGS: list[dict[str, Any]] = [
+    {"repetition_penalty": 1.3},
+    {"no_repeat_ngram_size": 1},
+    {"do_sample": True, "min_p": 0.5, "temperature": 0.3, "top_k": 2, "top_p": 0.4},
+    {"typical_p": 0.3},
+    {"epsilon_cutoff": 0.2, "eta_cutoff": 0.2},
+    {"suppress_tokens": list(range(3, 300, 2))},
+    {"num_beams": 3},
+    {"num_return_sequences": 2, "do_sample": True},
+    {"min_new_tokens": 12},
+    {"sequence_bias": [[[70], 50.0]]},
+    {"eos_token_id": list(range(3, 200))},
+    {"return_dict_in_generate": True},
+    {"max_time": 1e-6},
+]
+"""What a model's `generation_config.json` may ask for."""
 
 
 def loaded(arch: str = "llama") -> LoadedModel:
@@ -63,3 +87,60 @@ def test_draws_of_a_row_follow_each_other() -> None:
     )
     assert [own.prompt for own in said] == [model.tokenizer(row.prompt)["input_ids"] for row in rows for _ in range(3)]
     assert all(1 <= len(own.tokens) <= 4 for own in said)
+
+
+def rows(count: int) -> list[TokenizedExample]:
+    chance = random.Random(4)
+    return [TokenizedExample(f"r{i}", [chance.randrange(3, 90) for _ in range(12)], 4) for i in range(count)]
+
+
+@pytest.fixture(scope="module")
+def anchors() -> list[TokenizedExample]:
+    """What the tiny Llama writes by itself."""
+    return write_texts(loaded(), rows(6)[:3], rows(6)[3:], tokens=300, seed=1)
+
+
+@pytest.mark.parametrize("settings", OWN_SETTINGS, ids=lambda settings: min(settings))
+def test_anchors_do_not_depend_on_the_models_own_generation_settings(
+    settings: dict[str, Any], anchors: list[TokenizedExample]
+) -> None:
+    model = loaded()
+    own = model.base.generation_config = GenerationConfig(**settings)
+    assert write_texts(model, rows(6)[:3], rows(6)[3:], tokens=300, seed=1) == anchors
+    assert model.base.generation_config is own
+
+
+def recurrent() -> LoadedModel:
+    """A model that is decoded one row at a time."""
+    sizes = {"vocab_size": 131, "hidden_size": 16, "num_hidden_layers": 2, "state_size": 4}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = MambaForCausalLM(MambaConfig(**sizes, eos_token_id=0, bos_token_id=1, pad_token_id=0)).eval()
+        for parameter in model.parameters():
+            parameter.data.mul_(4 if parameter.dim() == 2 else 1)
+    head, plain = find_head(model)
+    return LoadedModel(model, tiny_tokenizer("bytelevel"), head, torch.float32, plain)
+
+
+@pytest.mark.parametrize("settings", OWN_SETTINGS, ids=lambda settings: min(settings))
+def test_one_at_a_time_is_the_plain_argmax_whatever_the_models_own_settings(settings: dict[str, Any]) -> None:
+    model = recurrent()
+    assert batching_obstacle(model.base)
+    prompt = [11, 12, 13]
+    model.base.generation_config = GenerationConfig(eos_token_id=0)
+    drawn = sample(model, [prompt], seed=1, max_new_tokens=9)
+    want = list(prompt)
+    with torch.no_grad():
+        while len(want) < 12:
+            want.append(int(model.base(torch.tensor([want])).logits[0, -1].argmax()))
+    assert len({*want}) < len(want), "a penalty on what was said must have something to bite on"
+
+    model.base.generation_config = GenerationConfig(**{"eos_token_id": 0, **settings, "bos_token_id": 1})
+    stops = {*settings.get("eos_token_id", [])}
+    assert greedy(model, [prompt], max_new_tokens=9)[0] == until(want[3:], stops)
+    assert sample(model, [prompt], seed=1, max_new_tokens=9)[0] == until(drawn[0], stops)
+
+
+def until(tokens: list[int], stops: set[int]) -> list[int]:
+    """Tokens up to the first stop, which is part of it."""
+    return tokens[: next((i for i, token in enumerate(tokens) if token in stops), len(tokens)) + 1]

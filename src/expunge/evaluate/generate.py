@@ -22,6 +22,8 @@ from expunge.evaluate.semeval import Prediction
 from expunge.model.head import backbone
 from expunge.model.load import LoadedModel
 from expunge.model.logps import pad_right
+from expunge.model.packing import unusual_layers
+from expunge.model.sampling import go_on
 
 CACHED_TOKENS = {"cpu": 2**13, "cuda": 2**17}
 """Largest (rows, width) area of the key-value cache when rows are added to it, per device type."""
@@ -55,25 +57,17 @@ def stop_ids(loaded: LoadedModel) -> frozenset[int]:
     return frozenset(token for token in [*found, loaded.tokenizer.eos_token_id] if token is not None)
 
 
-def context_length(model: PreTrainedModel) -> int | None:
-    """Tokens that the model has positions for; None when it sets no bound."""
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
-
-
 def batching_obstacle(model: PreTrainedModel) -> str | None:
     """Why rows of this model cannot share a batch and a cache, or None when they can."""
     config = model.config.get_text_config()
     parameters = inspect.signature(model.forward).parameters
-    kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
-    ropes = _rope_types(getattr(config, "rope_parameters", None) or {}) & {"dynamic", "longrope"}
+    kinds = unusual_layers(model, ("full_attention", "sliding_attention"))
     if getattr(model, "_is_stateful", False) or "past_key_values" not in parameters:
         return "its state is not a key-value cache"
     if "position_ids" not in parameters or getattr(config, "alibi", False):
         return "its positions cannot be given row by row"
     if kinds:
-        return f"it has {', '.join(sorted(kinds))} layers"
-    if ropes:
-        return f"its {ropes.pop()} rotary embedding depends on the longest row of a batch"
+        return f"it has {', '.join(kinds)} layers"
     return None
 
 
@@ -140,7 +134,7 @@ def _decode(
     progress: Callable[[int], None] | None,
     temperature: float | None = None,
 ) -> list[list[int]]:
-    context = context_length(loaded.base)
+    context = loaded.context
     if not all(0 < len(prompt) < (context or len(prompt) + 1) for prompt in prompts):
         raise ValueError("a prompt is empty or leaves no room in the model's context")
     limits = [min(max_new_tokens, (context or len(p) + max_new_tokens) - len(p)) for p in prompts]
@@ -221,7 +215,7 @@ def generate(
     obstacle = batching_obstacle(loaded.base)
     if obstacle is not None:
         say(f"generating one row at a time: {type(loaded.base).__name__} cannot be batched, {obstacle}")
-    context = context_length(loaded.base)
+    context = loaded.context
     # A prompt that fits is kept whole; one that does not gives way to its answer, up to half of the context.
     room = None if context is None else context - min(max_new_tokens, context // 2)
     prompts, cut = [], 0
@@ -365,30 +359,11 @@ def _generate_one(
     report: Callable[[int], None],
     temperature: float | None,
 ) -> list[int]:
-    """The library's own decoding, greedy without a temperature, for models whose rows cannot share a batch."""
-    drawn = {} if temperature is None else {"temperature": temperature, "top_k": 0, "top_p": 1.0}
-    input_ids = torch.tensor([list(prompt)], device=loaded.device)
-    with loaded.autocast():
-        output = loaded.base.generate(
-            input_ids,
-            attention_mask=torch.ones_like(input_ids),
-            max_new_tokens=limit,
-            do_sample=temperature is not None,
-            **drawn,
-            eos_token_id=sorted(stops) or None,
-            pad_token_id=min(stops, default=0),
-            synced_gpus=False,  # `loaded.join` keeps the processes of a sharded model together
-        )
+    """One row alone, for models whose rows cannot share a batch; greedy without a temperature."""
+    tokens = go_on(loaded, [prompt], most=limit, stops=stops, temperature=temperature)[0]
     report(1)
-    return output[0, len(prompt) :].tolist()
+    return tokens[len(prompt) :]
 
 
 def _until(tokens: Sequence[int], stops: frozenset[int]) -> Sequence[int]:
     return tokens[: next((i for i, token in enumerate(tokens) if token in stops), len(tokens))]
-
-
-def _rope_types(parameters: dict[str, Any]) -> set[str]:
-    """The `rope_type`s of a configuration, which may hold one set of parameters or one per kind of layer."""
-    nested = [value for value in parameters.values() if isinstance(value, dict)]
-    own = {str(parameters["rope_type"])} if "rope_type" in parameters else set()
-    return own.union(*map(_rope_types, nested))

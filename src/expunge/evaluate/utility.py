@@ -87,7 +87,7 @@ def run_tasks(
 
     with _quiet(), loaded.autocast():
         rows = max(1, BATCH_TOKENS // 256)
-        model = HFLM(pretrained=loaded.model, tokenizer=loaded.tokenizer, batch_size=rows)
+        model = HFLM(pretrained=loaded.model, tokenizer=loaded.tokenizer, batch_size=rows, max_length=loaded.context)
         try:
             found = lm_eval.simple_evaluate(
                 model=model,

@@ -27,6 +27,7 @@ from transformers.utils import logging as transformers_logging
 from expunge.errors import ConfigError, ModelError
 from expunge.kernels import Head
 from expunge.kernels.rounding import row_multiple
+from expunge.model.context import context_length
 from expunge.model.files import check_paths, check_whole, weight_files
 from expunge.model.head import cast_head, find_head
 from expunge.model.memory import check_fits, weight_bytes
@@ -79,8 +80,8 @@ class LoadedModel:
 
     @property
     def context(self) -> int | None:
-        """Tokens that the model has positions for; None when it sets no bound."""
-        return getattr(self.base.config.get_text_config(), "max_position_embeddings", None)
+        """Tokens of the longest row, see `context_length`; None where the model sets no bound."""
+        return context_length(self.base)
 
     @property
     def row_multiple(self) -> int:

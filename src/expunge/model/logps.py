@@ -16,6 +16,7 @@ from expunge.data.batches import micro_batches
 from expunge.data.tokenize import TokenizedExample
 from expunge.kernels import token_logps
 from expunge.kernels.rounding import missing_rows
+from expunge.model.context import check_lengths
 from expunge.model.head import backbone
 from expunge.model.load import LoadedModel
 from expunge.model.packing import packed_states
@@ -51,8 +52,13 @@ class Batch:
 
 
 def lay_out(loaded: LoadedModel, sequences: Sequence[Sequence[int]]) -> Batch:
-    """Put sequences into one batch: packed when `loaded.packs` them, else padded."""
+    """Put sequences into one batch: packed when `loaded.packs` them, else padded.
+
+    Raises:
+        DataError: One is longer than the model's context.
+    """
     lengths = [len(ids) for ids in sequences]
+    check_lengths(loaded.base, lengths)
     if loaded.packs(lengths):
         ids = [token for own in sequences for token in own]
         ids += [0] * missing_rows(len(ids), loaded.row_multiple)

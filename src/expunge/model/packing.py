@@ -1,11 +1,12 @@
 """Rows of any length one behind the other in a single sequence: no padding, and matrix products as large as can be.
 
 Positions start again with every row, and attention runs row by row, so that no row sees another. It goes through
-the attention interface of transformers; whether an architecture takes part is found out by trying, on load.
+the attention interface of transformers; whether an architecture takes part is found out by trying, on load. One whose
+layers mix along the sequence in another way (convolutions, recurrences) does not.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
 from typing import Any
@@ -24,33 +25,54 @@ UNBOUNDED = 2**31
 """Longest row of a model whose attention reaches back to the first token."""
 PROBE = (7, 12, 3)
 """Lengths of the rows that an architecture is tried on."""
+ATTENTION = ("full_attention", "sliding_attention", "chunked_attention")
+"""Kinds of layers that do nothing along the sequence but attend."""
+UNSEEN = 1e-5
+"""Change of a state, as a share of its size, that other rows beside its own may cause: the rounding of experts, whose
+products are of another size then. All else is the same to the last bit, in any precision."""
 
 
 def packable_length(model: PreTrainedModel) -> int:
     """Longest row that may stand in a packed sequence of this model; 0 when its rows must be padded instead.
 
-    Tried on a few tokens: each row's final hidden states must be those of the row alone.
+    Tried on a few tokens: each row's final hidden states must be those of the row alone, and stay when the rows beside
+    it are others.
     """
     config = model.config.get_text_config()
     if config._attn_implementation != "sdpa" or not hasattr(model, model.base_model_prefix):
+        return 0
+    if unusual_layers(model, ATTENTION):
         return 0
     windows = (getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size"))
     longest = min((window for window in windows if window), default=UNBOUNDED)
     lengths = [min(length, longest) for length in PROBE]
     rows = [torch.arange(1, length + 1, device=model.device).remainder(config.vocab_size) for length in lengths]
+    before, row, behind = rows
+    others = [(own + config.vocab_size // 2).remainder(config.vocab_size) for own in (before, behind)]
     with torch.no_grad():
         try:
             alone = torch.cat(
-                [backbone(model)(input_ids=row[None], use_cache=False).last_hidden_state for row in rows], 1
+                [backbone(model)(input_ids=own[None], use_cache=False).last_hidden_state for own in rows], 1
             )
             packed = packed_states(model, torch.cat(rows)[None], lengths)
+            beside_others = packed_states(model, torch.cat([others[0], row, others[1]])[None], lengths)
         except (AttributeError, KeyError, RuntimeError, TypeError, ValueError):
             return 0  # its attention does not go through the interface
-    # Rounding is a few eps and grows with the depth; a row that sees another is off by as much as the states are large.
-    tolerance = math.sqrt(torch.finfo(alone.dtype).eps) * max(1.0, alone.abs().max().item())
-    if not (packed - alone).abs().max().item() <= tolerance:
-        return 0
-    return longest
+    # Rounding is a few eps and grows with the depth: too much in bfloat16 to tell it from a row that is seen a little.
+    same = _difference(packed, alone) <= math.sqrt(torch.finfo(alone.dtype).eps)
+    place = slice(len(before), len(before) + len(row))
+    unseen = _difference(beside_others[:, place], packed[:, place]) <= UNSEEN
+    return longest if same and unseen else 0
+
+
+def unusual_layers(model: PreTrainedModel, usual: Collection[str]) -> list[str]:
+    """The kinds of layers that a model has by its configuration, but for the `usual` ones; sorted."""
+    return sorted({*(getattr(model.config.get_text_config(), "layer_types", None) or ())} - {*usual})
+
+
+def _difference(states: Tensor, right: Tensor) -> float:
+    """The largest difference of a position's states `(1, tokens, hidden)` as a share of their size."""
+    return ((states - right).double().norm(dim=-1) / right.double().norm(dim=-1)).max().item()
 
 
 def packed_states(model: PreTrainedModel, input_ids: Tensor, lengths: Sequence[int]) -> Tensor:

@@ -7,11 +7,12 @@ it says there. Texts that it would write by itself are the nearest to them that 
 import itertools
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
 
 import torch
 from peft import PeftModel
+from transformers import GenerationConfig
 
 from expunge.data.tokenize import TokenizedExample
 from expunge.errors import TrainingError
@@ -124,28 +125,57 @@ def _continue(loaded: LoadedModel, begun: list[list[int]]) -> list[tuple[int, ..
 
 def _written(loaded: LoadedModel, begun: list[list[int]]) -> list[tuple[int, ...]]:
     """What the model writes after each of some beginnings of one length, up to the end-of-text token."""
-    tokenizer = loaded.tokenizer
-    end = tokenizer.eos_token_id
-    context = getattr(loaded.base.config.get_text_config(), "max_position_embeddings", None)
-    room = NEW_TOKENS if context is None else context - len(begun[0])
-    ids = torch.tensor(begun, device=loaded.device)
-    with loaded.autocast():
-        output = loaded.base.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            do_sample=True,
-            temperature=1.0,
-            top_k=0,
-            top_p=1.0,
-            max_new_tokens=max(1, min(NEW_TOKENS, room)),
-            eos_token_id=end,
-            pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end or 0,
-        ).tolist()
+    end, length = loaded.tokenizer.eos_token_id, len(begun[0])
+    context = loaded.context
+    room = NEW_TOKENS if context is None else context - length
+    most = max(1, min(NEW_TOKENS, room))
     texts = []
-    for text in output:
-        ends = [at for at, token in enumerate(text) if token == end and at >= ids.shape[1]]
+    for text in go_on(loaded, begun, most=most, stops=set() if end is None else {end}, temperature=1.0):
+        ends = [at for at, token in enumerate(text) if token == end and at >= length]
         texts.append(tuple(text[: ends[0] + 1] if ends else text))
     return texts
+
+
+def go_on(
+    loaded: LoadedModel,
+    begun: Sequence[Sequence[int]],
+    *,
+    most: int,
+    stops: Collection[int],
+    temperature: float | None = None,
+) -> list[list[int]]:
+    """The library's own decoding, by the plain logits alone.
+
+    It would take penalties, filters, beams and the like from the model's `generation_config` wherever a call leaves a
+    setting open, so that one gives way to the call's own for as long.
+
+    Args:
+        loaded: The model.
+        begun: Token ids of beginnings of one length.
+        most: Bound on the new tokens of each.
+        stops: Tokens that end a text.
+        temperature: Of the draws from the whole distribution; greedy when None.
+
+    Returns:
+        Each beginning with what follows; what stands behind a stop fills up.
+    """
+    drawn = {} if temperature is None else {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+    settings = GenerationConfig(
+        max_new_tokens=most, eos_token_id=sorted(stops) or None, pad_token_id=min(stops, default=0), **drawn
+    )
+    ids = torch.tensor(begun, device=loaded.device)
+    own, loaded.base.generation_config = loaded.base.generation_config, settings
+    try:
+        with loaded.autocast():
+            written: list[list[int]] = loaded.base.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                generation_config=settings,
+                synced_gpus=False,  # `loaded.join` keeps the processes of a sharded model together
+            ).tolist()
+    finally:
+        loaded.base.generation_config = own
+    return written
 
 
 def _known(

@@ -12,7 +12,7 @@ from expunge.data.tokenize import Join, TokenizedExample, completion_ids, prompt
 from expunge.evaluate.benchmarks.measurement import Measurement
 from expunge.evaluate.benchmarks.row_metrics import FORCED, OF_TEXT, leaks, text_metrics, truth_metrics
 from expunge.evaluate.benchmarks.suite import Documents, RowSet, Suite
-from expunge.evaluate.generate import Generation, context_length, generate
+from expunge.evaluate.generate import Generation, generate
 from expunge.evaluate.gradient_norm import gradient_norms
 from expunge.evaluate.membership import Document, attack_scores, encode_documents, even_lengths, lowercased
 from expunge.evaluate.metrics import TokenRecord, memorization, text
@@ -128,7 +128,7 @@ class _Pass:
                     jobs[number, "correct", i] = self._encode(rows.correct[i])
                 for j, other in enumerate(rows.wrong[i] if rows.wrong else ()):
                     jobs[number, "wrong", i, j] = self._encode(other)
-        bound, lower = context_length(self._loaded.base), "lowercase" in self._attack_names()
+        bound, lower = self._loaded.context, "lowercase" in self._attack_names()
         for side, documents in self._documents.items():
             for i, document in enumerate(documents):
                 jobs[side, "own", i] = document.row
@@ -142,11 +142,11 @@ class _Pass:
             return self._processes.share(rows, lambda own: token_records(self._loaded, own, progress=advance))
 
     def _encode(self, example: Example) -> TokenizedExample:
-        bound = context_length(self._loaded.base) or 2**31
+        bound = self._loaded.context or 2**31
         return tokenize(self._loaded.tokenizer, example, self._join, max_length=bound, truncate_completions=True)
 
     def _encode_documents(self, documents: Documents) -> None:
-        bound, tokenizer = context_length(self._loaded.base), self._loaded.tokenizer
+        bound, tokenizer = self._loaded.context, self._loaded.tokenizer
         sides = (documents.members, documents.nonmembers)
         members, nonmembers = (
             encode_documents(tokenizer, side, self._join, max_length=bound, say=self._reporter.say) for side in sides

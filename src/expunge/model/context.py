@@ -1,0 +1,46 @@
+"""How many tokens a row may have."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from expunge.errors import DataError
+
+
+def context_length(model: PreTrainedModel) -> int | None:
+    """Tokens that the model has positions for; None when it sets no bound.
+
+    With a longrope rotary embedding those of its original context: as soon as one row of a batch is longer, all of them
+    get other factors, and what the model says of a row would depend on the rows beside it. (A dynamic one is the same
+    for all rows up to `max_position_embeddings`.)
+    """
+    config = model.config.get_text_config()
+    bounds = [
+        getattr(config, "max_position_embeddings", None),
+        *_original_contexts(getattr(config, "rope_parameters", None) or {}),
+    ]
+    return min((bound for bound in bounds if bound), default=None)
+
+
+def check_lengths(model: PreTrainedModel, lengths: Sequence[int]) -> None:
+    """Refuse rows beyond the model's context.
+
+    Raises:
+        DataError: The longest of `lengths` tokens is.
+    """
+    longest, context = max(lengths), context_length(model)
+    if context is not None and longest > context:
+        raise DataError(
+            f"a text has {longest:,} tokens and the model's context is {context:,} (with a longrope rotary embedding "
+            f"its original one, beyond which rows change each other): give --max-length {context}"
+        )
+
+
+def _original_contexts(parameters: Mapping[str, Any]) -> Iterator[int]:
+    """Those of the longrope embeddings in a configuration, which may hold one for all layers or one per kind."""
+    if parameters.get("rope_type") == "longrope":
+        yield parameters["original_max_position_embeddings"]
+    for value in parameters.values():
+        if isinstance(value, Mapping):
+            yield from _original_contexts(value)
