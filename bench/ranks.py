@@ -4,7 +4,8 @@
 
 Every run is one of recipe `steered` in FOLDER/SUBJECT/TARGETS-RANK-SEED, kept and scored as by `bench.quality`. Then
 it is attacked: the merged model is fine-tuned on a tenth of the forget set until half of the rest is back
-(bench/relearning.py). The picture goes to FOLDER/SUBJECT/ranks.svg and ranks.png.
+(bench/relearning.py). A rank above the model's width stands for that width, which can do all that it could. The
+picture goes to FOLDER/SUBJECT/ranks.svg and ranks.png.
 """
 
 import argparse
@@ -18,6 +19,7 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot
 from matplotlib.axes import Axes
+from transformers import AutoConfig
 
 from bench.quality import opened, score, spread, subject_arguments, summary, train
 from bench.relearning import MOST, Attack, prepare_attack, steps_to_relearn
@@ -42,11 +44,13 @@ def main(argv: list[str] | None = None) -> None:
     args = _arguments().parse_args(argv)
     for name, subject, folder, data, untouched, retrained in opened(args):
         twin = summary(retrained, untouched)
+        width = AutoConfig.from_pretrained(subject.model).hidden_size
+        ranks = sorted({min(rank, width) for rank in args.ranks})
         attack = prepare_attack(subject.model, read_lume(subject.data, subject.split).forget)
-        rows: dict[str, dict[int, list[Row]]] = {label: {rank: [] for rank in args.ranks} for label in TARGETS}
+        rows: dict[str, dict[int, list[Row]]] = {label: {rank: [] for rank in ranks} for label in TARGETS}
         for seed in args.seeds:
             for label, modules in TARGETS.items():
-                for rank in args.ranks:
+                for rank in ranks:
                     settings = {"recipe": "steered", "lora_rank": rank, "target_modules": modules, "seed": seed}
                     run = train(subject, folder / f"{label}-{rank}-{seed}", settings)
                     numbers: Row = summary(score(subject, run, data), untouched)
