@@ -185,7 +185,7 @@ def test_a_calibrated_adapter_is_said_to_be_one(tmp_path):
     assert "trained strength" not in page_of(run).words
     (run / "calibration.json").write_text('{"scale": 0.75, "verdict": "the target is reached"}')
     words = page_of(run).words
-    assert "set to 0.75 of its trained strength (calibration: the target is reached). Losses on the texts" in words
+    assert "set to 0.75 of its trained strength (calibration: the target is reached)." in words
     (run / "calibration.json").write_text("[]")
     with pytest.raises(RunError, match=r"calibration\.json: damaged"):
         page_of(run)
