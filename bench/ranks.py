@@ -10,6 +10,7 @@ picture goes to FOLDER/SUBJECT/ranks.svg and ranks.png.
 
 import argparse
 import json
+import math
 import statistics
 from pathlib import Path
 from typing import Any
@@ -43,10 +44,11 @@ def main(argv: list[str] | None = None) -> None:
     """Run, attack, print and draw."""
     args = _arguments().parse_args(argv)
     for name, subject, folder, data, untouched, retrained in opened(args):
-        twin = summary(retrained, untouched)
         width = AutoConfig.from_pretrained(subject.model).hidden_size
         ranks = sorted({min(rank, width) for rank in args.ranks})
         attack = prepare_attack(subject.model, read_lume(subject.data, subject.split).forget)
+        twin: Row = summary(retrained, untouched) | {"distance": 0.0, "steps": math.nan}
+        twin["relearning"] = relearned(folder / "twin", subject.twin, attack)
         rows: dict[str, dict[int, list[Row]]] = {label: {rank: [] for rank in ranks} for label in TARGETS}
         for seed in args.seeds:
             for label, modules in TARGETS.items():
@@ -56,29 +58,30 @@ def main(argv: list[str] | None = None) -> None:
                     numbers: Row = summary(score(subject, run, data), untouched)
                     numbers["distance"] = abs(numbers["auc"] - twin["auc"])
                     numbers["steps"] = _manifest(run)["steps"]
-                    numbers["relearning"] = relearned(run, attack)
+                    if not (run / "merged").is_dir():
+                        merge(str(run), str(run / "merged"))
+                    numbers["relearning"] = relearned(run, run / "merged", attack)
                     rows[label][rank].append(numbers)
-        print(f"### {name}, ranks, seeds {' '.join(map(str, args.seeds))}\n\n{table(rows)}\n")
+        print(f"### {name}, ranks, seeds {' '.join(map(str, args.seeds))}\n\n{table(rows, twin)}\n")
         draw(rows, twin, folder)
 
 
-def relearned(run: Path, attack: Attack) -> int:
-    """Steps of relearning, once for each run."""
-    file = run / "relearning.json"
+def relearned(folder: Path, model: Path, attack: Attack) -> int:
+    """Steps of relearning that a model takes, once for each folder of its results."""
+    file = folder / "relearning.json"
     if not file.exists():
-        if not (run / "merged").is_dir():
-            merge(str(run), str(run / "merged"))
-        file.write_text(json.dumps({"steps": steps_to_relearn(run / "merged", attack), "most": MOST}))
+        file.write_text(json.dumps({"steps": steps_to_relearn(model, attack), "most": MOST}))
     return json.loads(file.read_text())["steps"]
 
 
-def table(rows: dict[str, dict[int, list[Row]]]) -> str:
-    """Mean and standard deviation over the seeds of every number."""
+def table(rows: dict[str, dict[int, list[Row]]], twin: Row) -> str:
+    """Mean and standard deviation over the seeds of every number, and the twin's."""
     lines = [f"| targets | rank | {' | '.join(COLUMNS)} |", f"|---|{'---:|' * (len(COLUMNS) + 1)}"]
     for label, ranks in rows.items():
         for rank, found in ranks.items():
             cells = [spread([own[column] for own in found]) for column in COLUMNS]
             lines.append(f"| {label} | {rank} | {' | '.join(cells)} |")
+    lines.append(f"| twin | | {' | '.join(spread([twin[column]]) for column in COLUMNS)} |")
     return "\n".join(lines)
 
 
@@ -88,8 +91,8 @@ def draw(rows: dict[str, dict[int, list[Row]]], twin: Row, folder: Path) -> None
     for axis, (column, title) in zip(axes, PANELS.items(), strict=True):
         for label, ranks in rows.items():
             _line(axis, label, ranks, column)
-        if column == "task":
-            axis.axhline(twin["task"], color="0.5", linestyle=":", label="retrained twin")
+        if column in ("task", "relearning"):
+            axis.axhline(twin[column], color="0.5", linestyle=":", label="retrained twin")
         axis.set(title=title, xlabel="rank", xscale="log")
         axis.title.set_fontsize(9)
         axis.set_xticks(list(next(iter(rows.values()))), labels=[str(rank) for rank in next(iter(rows.values()))])
