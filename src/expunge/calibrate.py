@@ -84,6 +84,7 @@ def calibrate(config: CalibrateConfig, reporter: Reporter | None = None) -> Cali
     manifest["loss_nats_per_completion_token"] = {
         name: {"before": before[name], "after": after[name]} for name in losses
     }
+    manifest["loss_texts"] = {name: len(told[name]) for name in losses}
     manifest["selection"] = {name: content[name] for name in SUMMARY if name in content}
     # The record goes first: whatever happens then, the trained strength is known and the selection is left out.
     run_dir.write_json(folder / FILE, content, overwrite=True)

@@ -84,9 +84,9 @@ def model_card(
                 ],
             }
         ]
+    counts = manifest.get("loss_texts", manifest["rows"])
     losses = [
-        f"| {name} | {manifest['rows'][name]:,} | {manifest['tokens'][name]:,} "
-        f"| {pair['before']:.3f} | {pair['after']:.3f} |"
+        f"| {name} | {counts[name]:,} | {pair['before']:.3f} | {pair['after']:.3f} |"
         for name, pair in manifest["loss_nats_per_completion_token"].items()
     ]
     weights = {name: getattr(config, name) for name in TERMS} | ({} if config.instead else {"instead_weight": 0})
@@ -108,8 +108,8 @@ def model_card(
             "",
             "Mean negative log-likelihood of the completion tokens, in nats per token.",
             "",
-            "| texts | rows | tokens | before | after |",
-            "|---|---|---|---|---|",
+            "| texts | rows | before | after |",
+            "|---|---:|---:|---:|",
             *losses,
             "",
             *(_results(benchmark, scores, verdict) if scores else NOT_SCORED),

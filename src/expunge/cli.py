@@ -200,7 +200,7 @@ def _evaluate(values: Namespace) -> int:
     from expunge.run import is_writer
 
     settings = EvaluateConfig(**{name: value for name, value in values.as_dict().items() if name != "config"})
-    before = results_before(settings.output, settings.benchmark)
+    before = results_before(settings.output, settings.benchmark) if settings.adapter else None
     results = evaluate(settings, Reporter(quiet=not is_writer()))
     if not is_writer():
         return 0

@@ -93,6 +93,11 @@ class Prepared:
     instead: list[TokenizedExample] = field(default_factory=list)
     unlooked: list[TokenizedExample] = field(default_factory=list)
 
+    @property
+    def told(self) -> dict[str, list[TokenizedExample]]:
+        """Set -> the rows that losses are reported on."""
+        return {name: getattr(self, name) for name in SETS} | {"holdout": self.unlooked}
+
 
 def read_sets(config: UnlearnConfig) -> tuple[Sets, list[str]]:
     """Read the texts that the settings name.

@@ -248,6 +248,7 @@ class Run:
             "finished": _now(),
             "steps": steps,
             "loss_nats_per_completion_token": losses,
+            "loss_texts": {name: len(prepared.told[name]) for name in losses},
             "selection": selection and {key: selection[key] for key in SUMMARY},
             "training_seconds": round(training_seconds, 3),
             "total_seconds": round(total_seconds, 3),

@@ -247,6 +247,19 @@ def fingerprint(*parts: bytes | str) -> str:
     return digest.hexdigest()
 
 
+def adapter_fingerprint(folder: Path) -> str:
+    """SHA-256 over an adapter's weights and strength: what its scores are of.
+
+    Raises:
+        RunError: A file of it cannot be read.
+    """
+    settings = folder / "adapter_config.json"
+    with _as_run_error("cannot read", settings):
+        alpha = json.loads(settings.read_text("utf-8"))["lora_alpha"]
+    weights = sorted(folder.glob("adapter_model*.safetensors"))
+    return fingerprint(f"{float(alpha)!r}", *map(sha256_file, weights))
+
+
 def _is_run(path: Path) -> bool:
     """Whether a folder holds a manifest.json or, cut off before that was written, a config.yaml of ours."""
     versions = _mapping(path / "manifest.json").get("versions")

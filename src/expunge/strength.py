@@ -132,5 +132,5 @@ def _judge(best: Signals, found: dict[float, Signals], goal: Goal) -> tuple[bool
         return False, f"membership AUC {best.auc:.2f}: {why}{cost}"
     nearest = min(beyond, key=lambda own: abs(own.scale - best.scale))
     reasons = " and ".join(passed_bounds(nearest, untouched, goal)) or "misses the other aims by more"
-    why = f"what comes closer, {nearest.scale:g}, {reasons}"
+    why = f"a strength of {nearest.scale:g}, which comes closer, {reasons}"
     return False, f"membership AUC {best.auc:.2f}, {goal.auc:.2f} wanted: {why}{cost}"

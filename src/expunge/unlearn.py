@@ -14,7 +14,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from expunge.config import SETS, UnlearnConfig
+from expunge.config import UnlearnConfig
 from expunge.errors import ConfigError
 from expunge.interrupt import StopRequest
 from expunge.manifest import other_surroundings, read_manifest
@@ -69,7 +69,7 @@ def _unlearn(config: UnlearnConfig, reporter: Reporter, processes: Processes) ->
         project_dir=config.output,
     )
     config = prepared.config
-    sets = {name: getattr(prepared, name) for name in SETS} | {"holdout": prepared.unlooked}
+    sets = prepared.told
     trainer = Trainer(prepared, accelerator)
     trainer.check_memory()
     reporter.say(trainer.describe())
@@ -84,6 +84,8 @@ def _unlearn(config: UnlearnConfig, reporter: Reporter, processes: Processes) ->
         trainer.compute_reference(reporter, cache, run.fingerprint, processes)
         start = run.restore(trainer) if config.resume else 0
         processes.agree(start, "checkpoints")
+        if config.resume:
+            reporter.say(f"resume: {start} of {trainer.num_steps} steps are done")
         training_begun = time.perf_counter()
         steps = train(trainer, run, reporter, start)
         training_seconds = time.perf_counter() - training_begun

@@ -97,6 +97,28 @@ def test_evaluation_leaves_the_selection_out(run, expunge):
     assert counts["membership/loss_auc", "after - before"] == "20"
 
 
+def test_scores_of_another_strength_are_no_scores_of_this_adapter(run, expunge):
+    """A page or card that shows them would be a false certificate."""
+    score = (
+        "evaluate", "--benchmark", "custom", "--model", "model", "--adapter", "run", "--forget", "many.jsonl",
+        "--max-new-tokens", "2", "--overwrite", "--output", "run/results_after.json",
+    )  # fmt: skip
+    outdated = "results_after.json is of the adapter at another strength"
+    card = run / "adapter" / "README.md"
+    assert expunge(*score).code == 0
+    assert expunge("report", "run", "--card", "--overwrite").code == 0
+    assert outdated not in (run / "report.html").read_text()
+    assert "Scores on custom" in card.read_text()
+    assert expunge("calibrate", "--run", "run", "--ceiling", "drift=0", "--floor", "retain=1").code == 0
+    assert expunge("report", "run", "--card", "--overwrite").code == 0
+    assert outdated in (run / "report.html").read_text()
+    assert "Scores on custom" not in card.read_text()
+    assert expunge(*score).code == 0
+    assert expunge("report", "run", "--card", "--overwrite").code == 0
+    assert outdated not in (run / "report.html").read_text()
+    assert "Scores on custom" in card.read_text()
+
+
 def test_texts_that_were_ever_looked_at_are_left_out_for_good(run, work, expunge):
     """By one calibration or by an earlier one, on whatever other texts; those that are kept are no unseen ones."""
     other = [{**row, "id": f"o{i}", "input": f"{row['input']} Now?"} for i, row in enumerate(UNSEEN)]

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -75,6 +76,29 @@ def test_who_scores_another_split_than_was_forgotten_is_told(work: Path, data: P
     for file in (data / "data").glob("*_train-*"):
         file.unlink()
     assert "--split train of semeval, which this data has not" in " ".join(expunge(*scored).err.split())
+
+
+def test_unseen_texts_that_are_the_forgotten_ones_are_refused(work: Path, expunge: Run) -> None:
+    """Every attack would find nothing, whatever the model knows."""
+    files = ("--forget", "forget.jsonl", "--holdout", "forget.jsonl", "--output", "r.json")
+    told = expunge("evaluate", "--model", "model", "--benchmark", "custom", *files)
+    assert (told.code, told.err.count("\n")) == (2, 1)
+    assert "--holdout forget.jsonl: all of its texts are to be forgotten" in told.err
+
+
+def test_another_base_and_few_texts_are_told(work: Path, expunge: Run) -> None:
+    shutil.copytree("model", "other")
+    settings = json.loads(Path("other/config.json").read_text())
+    Path("other/config.json").write_text(json.dumps(settings | {"rms_norm_eps": 1e-3}))
+    files = ("--benchmark", "custom", "--forget", "forget.jsonl", "--holdout", "retain.jsonl", "--max-new-tokens", "4")
+    for model, warned in (("model", False), ("other", True)):
+        told = expunge("evaluate", "--model", model, "--adapter", "done", *files, "--output", f"{model}.json")
+        assert told.code == 0, told.err
+        assert (
+            "its weights or settings are not those that the run was made on" in " ".join(told.err.split())
+        ) == warned
+    notes = json.loads(Path("model.json").read_text())["not_measured"]
+    assert any("rest on 4 texts of one side" in note for note in notes)
 
 
 def test_nothing_but_results_and_row_values_is_written_without_asking(work: Path, data: Path, expunge: Run) -> None:

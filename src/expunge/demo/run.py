@@ -24,6 +24,7 @@ from expunge.evaluate.stats import mean_estimate
 from expunge.model.adapter import attach_adapter
 from expunge.model.load import load_model
 from expunge.progress import Reporter
+from expunge.run_dir import adapter_fingerprint
 from expunge.tables import semeval_table
 from expunge.unlearn import unlearn
 
@@ -123,6 +124,7 @@ def _score(
     results = assemble(
         "semeval", BENCHMARKS["semeval"], suite, measurement,
         reference=twin, reference_name="twin", model=model, adapter=adapter,
+        adapter_sha256=adapter_fingerprint(Path(adapter)) if adapter else None,
         utility={"all/quiz": entry(quizzed, "higher", "utility", "exact match, the demo's own questions")},
     )  # fmt: skip
     results["quiz"] = quizzed.value

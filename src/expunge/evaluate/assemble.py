@@ -19,6 +19,7 @@ from expunge.evaluate.predictions import Predictions
 from expunge.evaluate.results import results_header, semeval_results, short_name
 from expunge.evaluate.semeval import SemevalScores, score
 from expunge.evaluate.stats import ks_pvalue
+from expunge.selection import FEWEST
 
 STAND_IN = (
     "No model retrained without the forget set was given (--reference): 0.5 as the target of a membership AUC is only "
@@ -49,7 +50,7 @@ def assemble(
         reference_name: Its name.
         mmlu: Accuracy on MMLU, in [0, 1], for the final score.
         utility: What the utility tasks gave.
-        header: `model`, `adapter` and `settings`, as for `results_header`.
+        header: `model`, `adapter`, `adapter_sha256` and `settings`, as for `results_header`.
     """
     scores = predictions = None
     if benchmark.official:
@@ -125,6 +126,11 @@ def _not_measured(suite: Suite, measurement: Measurement, reference: Measurement
     found = [*suite.not_measured, *measurement.not_measured]
     if reference is None:
         found.append(STAND_IN)
+    fewest = min(len(suite.documents.members), len(suite.documents.nonmembers)) if suite.documents else FEWEST
+    if fewest < FEWEST:
+        found.append(
+            f"Membership and drift rest on {fewest} texts of one side: fewer than {FEWEST} tell next to nothing."
+        )
     if suite.documents is None and not suite.not_measured:
         found.append("The data has no texts that the model has never seen, so no membership attack was run.")
     if suite.documents is not None and "gradient_norm" not in measurement.attacks:

@@ -10,7 +10,7 @@ from expunge.evaluate.benchmarks.suite import Suite
 from expunge.evaluate.examples_file import check_examples_file, examples_path
 from expunge.evaluate.predictions import SPLITS, Predictions, read_predictions
 from expunge.evaluate.results import read_results
-from expunge.manifest import read_manifest
+from expunge.manifest import model_fingerprint, read_manifest
 from expunge.model.load import base_name, check_model, load_tokenizer
 
 ENCODED = 32
@@ -78,6 +78,18 @@ def check_reference(model: str, reference: str, suite: Suite, *, trust_remote_co
         f"--reference {reference}: its tokenizer is not that of --model {model} ({len(theirs):,} and {len(ours):,} "
         "tokens, or other rules), and numbers per token cannot be compared: give a retrained twin of the model"
     )
+
+
+def other_model(run: Path, model: str) -> str | None:
+    """What is to be said where the adapter of a run is put on a model in a folder that it was not made for."""
+    file = run / "manifest.json"
+    if not file.exists() or not Path(model).is_dir():
+        return None
+    manifest = read_manifest(file, "--adapter")
+    recorded = manifest["settings"].get("model")
+    if model_fingerprint(model) == manifest["model_sha256"]:
+        return None
+    return f"--model {model}: its weights or settings are not those that the run was made on ({recorded})"
 
 
 def other_split(run: Path, benchmark: str, data: str | None, split: str | None) -> str | None:

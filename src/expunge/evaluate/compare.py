@@ -113,7 +113,7 @@ def compare(
         Column(title, tuple(paths), pool_runs(runs))
         for title, (_, paths), runs in zip(titles, files, contents, strict=True)
     )
-    notes = [*_notes(columns, [runs[0][1] for runs in contents])]
+    notes = [*_notes(columns, [runs[0][1] for runs in contents], paired=paired)]
     if paired:
         columns = _differences(columns, [runs[0][1].get("data") for runs in contents])
     rows = _rows(columns, patterns)
@@ -271,7 +271,8 @@ def _rows(columns: Sequence[Column], patterns: Sequence[str]) -> tuple[Row, ...]
     rows = []
     for name in shown:
         cells = tuple(column.metrics.get(name) for column in columns)
-        rows.append(Row(name, cells, best_cell(cells)))
+        alike = not name.startswith(ATTACKS) or len({cell.n for cell in cells if cell}) == 1
+        rows.append(Row(name, cells, best_cell(cells) if alike else None))
     return tuple(rows)
 
 
@@ -279,12 +280,12 @@ def _matches(name: str, pattern: str) -> bool:
     return fnmatchcase(name, pattern if any(sign in pattern for sign in "*?[") else f"*{pattern}*")
 
 
-def _notes(columns: Sequence[Column], contents: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+def _notes(columns: Sequence[Column], contents: Sequence[Mapping[str, Any]], *, paired: bool) -> Iterator[str]:
     for column, results in zip(columns[1:], contents[1:], strict=True):
         if difference := configuration_difference(contents[0], results):
             yield f"{columns[0].name} and {column.name} were not measured alike: {difference}"
-    attacked = [{cell.n for name, cell in column.metrics.items() if name.startswith(ATTACKS)} for column in columns]
-    if any(own != attacked[0] for own in attacked if own):
+    attacked = [{cell.n for name, cell in own.metrics.items() if name.startswith(ATTACKS)} for own in columns]
+    if not paired and any(own != attacked[0] for own in attacked if own):
         yield (
             "membership is of other texts from column to column: a run is not reported on those that it was steered by "
             "(--paired takes the texts that both have)"

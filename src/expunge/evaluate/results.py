@@ -33,6 +33,7 @@ def results_header(
     *,
     model: str | None = None,
     adapter: str | None = None,
+    adapter_sha256: str | None = None,
     settings: dict[str, Any] | None = None,
     data: dict[str, str] | None = None,
 ) -> dict[str, Any]:
@@ -42,6 +43,7 @@ def results_header(
         benchmark: Its name.
         model: Name or folder of the model; of an absolute path the last part alone is kept.
         adapter: The same of the adapter.
+        adapter_sha256: Its `adapter_fingerprint`: the numbers are of this one at this strength.
         settings: How the numbers were made (`max_new_tokens`, `dtype`, ...).
         data: Set of rows -> fingerprint of them.
     """
@@ -50,6 +52,7 @@ def results_header(
         "benchmark": benchmark,
         "model": short_name(model),
         "adapter": short_name(adapter),
+        "adapter_sha256": adapter_sha256,
         "settings": settings or {},
         "data": data or {},
         "versions": _versions(),

@@ -12,7 +12,14 @@ from expunge.evaluate.benchmarks import BENCHMARKS, lume
 from expunge.evaluate.benchmarks.engine import Options, measure
 from expunge.evaluate.benchmarks.measurement import Measurement
 from expunge.evaluate.benchmarks.suite import Suite
-from expunge.evaluate.checks import check_output, check_predictions, check_reference, check_same_rows, other_split
+from expunge.evaluate.checks import (
+    check_output,
+    check_predictions,
+    check_reference,
+    check_same_rows,
+    other_model,
+    other_split,
+)
 from expunge.evaluate.examples_file import examples_path, write_examples
 from expunge.evaluate.predictions import Predictions, read_any, read_mmlu, write_predictions
 from expunge.evaluate.results import write_results
@@ -21,6 +28,7 @@ from expunge.model.load import LoadedModel, load_model, load_shared, pick_device
 from expunge.model.preflight import measure_join
 from expunge.processes import Processes, current, together
 from expunge.progress import Reporter
+from expunge.run_dir import adapter_fingerprint
 from expunge.selection import read_calibration, without_selection
 
 
@@ -51,8 +59,11 @@ def _evaluate(config: EvaluateConfig, reporter: Reporter, processes: Processes) 
     benchmark = BENCHMARKS[config.benchmark]
     suite = benchmark.read(config)
     if config.adapter:
-        run = adapter_folder(config.adapter).resolve().parent
+        adapter = adapter_folder(config.adapter).resolve()
+        run = adapter.parent
         suite = reported(suite, run)
+        if other := other_model(run, config.model):
+            reporter.warn(other)
         if other := other_split(run, config.benchmark, config.data, suite.split):
             reporter.warn(other)
     if config.tasks:
@@ -84,6 +95,7 @@ def _evaluate(config: EvaluateConfig, reporter: Reporter, processes: Processes) 
         utility=utility.entries,
         model=config.model,
         adapter=config.adapter,
+        adapter_sha256=adapter_fingerprint(adapter_folder(config.adapter)) if config.adapter else None,
         settings=_settings(config, loaded, join, suite, measurement),
     )
     if processes.index > 0:  # the first one writes

@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import os
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -277,7 +278,8 @@ def put_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
     file = check_adapter(folder)
     try:
         peft_model = PeftModel.from_pretrained(model, str(folder)).eval()
-        with safe_open(file, framework="pt") as weights:
+        with warnings.catch_warnings(), safe_open(file, framework="pt") as weights:
+            warnings.filterwarnings("ignore", message="Could not find a config file")  # where the base was then
             other = set(weights.keys()) ^ set(get_peft_model_state_dict(peft_model))
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
         raise ModelError(f"{folder}: this adapter does not fit the model ({_first_line(error)})") from None

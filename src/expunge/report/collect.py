@@ -10,6 +10,7 @@ from typing import Any
 from expunge.errors import DataError, RunError
 from expunge.evaluate.measured import measured_metrics
 from expunge.evaluate.results import read_results
+from expunge.run_dir import adapter_fingerprint
 
 ROLES = {
     "before": ("results_before.json",),
@@ -38,6 +39,7 @@ class RunData:
         values: Role -> per-example values.
         files: Role -> results file.
         calibration: Content of calibration.json; empty where the adapter has the strength that it was trained with.
+        outdated: Results files that are left out, because they are of another strength or another adapter.
     """
 
     path: Path
@@ -49,6 +51,7 @@ class RunData:
     values: dict[str, Values] = field(default_factory=dict)
     files: dict[str, Path] = field(default_factory=dict)
     calibration: dict[str, Any] = field(default_factory=dict)
+    outdated: list[str] = field(default_factory=list)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -75,13 +78,18 @@ def read_run(path: str | Path) -> RunData:
     """
     path = Path(path)
     manifest = _manifest(path)
-    results, values, files = {}, {}, {}
+    results, values, files, outdated = {}, {}, {}, []
+    own = adapter_fingerprint(path / "adapter") if (path / "adapter" / "adapter_config.json").is_file() else None
     for role, names in ROLES.items():
         file = next((path / name for name in names if (path / name).is_file()), None)
         if file is None:
             continue
         files[role] = file
-        results[role] = _results(file)
+        found = _results(file)
+        if own and found.get("adapter_sha256") not in (None, own):
+            outdated.append(file.name)
+            continue
+        results[role] = found
         if file.with_suffix(".parquet").is_file():
             values[role] = read_values(file.with_suffix(".parquet"))
     checkpoints = {}
@@ -93,7 +101,7 @@ def read_run(path: str | Path) -> RunData:
             checkpoints[file.stem.removeprefix("results").strip("_-.") or file.stem] = further
     name = path.name or path.resolve().name
     steps, calibration = _steps(path / "metrics.jsonl"), _calibration(path / "calibration.json")
-    return RunData(path, name, manifest, steps, results, checkpoints, values, files, calibration)
+    return RunData(path, name, manifest, steps, results, checkpoints, values, files, calibration, outdated)
 
 
 def read_values(path: Path) -> Values:

@@ -214,7 +214,10 @@ def _gaps(run: RunData) -> list[str]:
         (energy(run.manifest) != "not measured",
          "Energy was not measured: the device does not tell, the run was resumed, or several processes shared it."),
     ]  # fmt: skip
-    said = [sentence for holds, sentence in checks if not holds]
+    said = [
+        f"{name} is of the adapter at another strength, or of another one: evaluate again." for name in run.outdated
+    ]
+    said += [sentence for holds, sentence in checks if not holds]
     noted = run.results.get("after", {}).get("not_measured")
     for sentence in noted if isinstance(noted, list) else []:
         stand_in = "reference" in found and "(--reference)" in str(sentence)

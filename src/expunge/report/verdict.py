@@ -21,6 +21,8 @@ DRIFT = 0.10
 """Relative change of the loss of unseen texts that is allowed."""
 UNSEEN = ("nonmember", "holdout")
 """Sets that the model has never seen."""
+LOSSES = ("nll", "document_nll")
+"""What the loss of a document is called, before and since it is among the metrics."""
 LOSS_RISE = 0.1
 """Rise of a loss (nats per token) that is allowed where there is nothing to relate it to."""
 AUC_MARGIN = 0.05
@@ -241,7 +243,7 @@ def _drift(run: RunData, found: Mapping[str, Mapping[str, Reading]]) -> tuple[st
     if _numbers(pair) and pair["before"] > 0:
         changes.append((pair["after"] / pair["before"] - 1, f"{pair['before']:.2f} to {pair['after']:.2f}"))
     before, after = found.get("before", {}), found.get("after", {})
-    losses = {own.set: own for own in after.values() if own.name == "nll" and own.set in UNSEEN and own.value}
+    losses = {own.set: own for own in after.values() if own.name in LOSSES and own.set in UNSEEN and own.value}
     drifts = [own.value for own in after.values() if own.family == "drift" and own.target == 0]
     for drift in (own for own in drifts if own is not None):
         now = next(iter(losses.values())).value if losses else None

@@ -68,11 +68,16 @@ def membership_entries(measurement: Measurement) -> dict[str, Entry]:
 
 
 def drift_entries(measurement: Measurement, documents: Documents | None) -> dict[str, Entry]:
-    """How much less likely unseen texts have become, nats per token."""
-    if measurement.drift is None or documents is None:
+    """How likely unseen texts are, and of an adapter, how much less likely they have become, nats per token."""
+    if documents is None:
         return {}
-    source = "mean NLL - that of the untouched model, nats per token"
-    return {"holdout/drift": entry(measurement.drift.estimate(), "target", "drift", source, 0.0)}
+    own = documents.names[1], "document_nll"
+    source = "mean NLL of the unseen documents, nats per token"
+    found = {"/".join(own): entry(measurement.rows[own].estimate(), "lower", "drift", source)}
+    if measurement.drift is not None:
+        source = "mean NLL - that of the untouched model, nats per token"
+        found["holdout/drift"] = entry(measurement.drift.estimate(), "target", "drift", source, 0.0)
+    return found
 
 
 def add_reference(found: dict[str, Entry], theirs: Mapping[str, Entry]) -> None:
