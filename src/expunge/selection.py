@@ -55,7 +55,7 @@ def documents(members: Sequence[Example], nonmembers: Sequence[Example]) -> list
             f"{len(both)} of the unseen texts are among those to be forgotten: give texts that the model has never seen"
         )
     least = _least_length([*members, *nonmembers])
-    long = [[own for own in side if _length(own) >= least] for side in sides]
+    long = [[own for own in side if length(own) >= least] for side in sides]
     if all(len(set(example_hashes(side))) // 2 >= FEWEST for side in long):
         return long
     for name, side, different in zip(("forgotten", "unseen"), sides, hashes, strict=True):
@@ -86,13 +86,14 @@ def split_off(
     return sorted(chosen), halves
 
 
-def _length(example: Example) -> int:
+def length(example: Example) -> int:
+    """Characters of prompt and completion."""
     return len(example.prompt) + len(example.completion)
 
 
 def _least_length(examples: Sequence[Example]) -> float:
     """Half the length of the text that a character drawn at random stands in, on average."""
-    lengths = [_length(example) for example in examples]
+    lengths = [length(example) for example in examples]
     return sum(length**2 for length in lengths) / sum(lengths) / 2
 
 

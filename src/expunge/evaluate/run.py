@@ -1,7 +1,9 @@
 """`expunge evaluate` and `expunge score`: from a model, or from stored predictions, to a results file."""
 
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from expunge.config import EvaluateConfig
@@ -29,7 +31,10 @@ from expunge.model.preflight import measure_join
 from expunge.processes import Processes, current, together
 from expunge.progress import Reporter
 from expunge.run_dir import adapter_fingerprint
-from expunge.selection import read_calibration, without_selection
+from expunge.selection import length, read_calibration, without_selection
+
+SHORTER = 0.8
+"""Texts of less than this share of the others' length are shorter."""
 
 
 def evaluate(config: EvaluateConfig, reporter: Reporter | None = None) -> dict[str, Any]:
@@ -126,6 +131,11 @@ def reported(suite: Suite, run: Path) -> Suite:
         f"Membership is reported on the {len(sides[0])} and {len(sides[1])} texts that the adapter's strength was not "
         f"chosen on (of {len(documents.members)} and {len(documents.nonmembers)})."
     )
+    left = list(chain(*sides))
+    known = set(map(id, left))
+    chosen = [own for own in chain(documents.members, documents.nonmembers) if id(own) not in known]
+    if chosen and median(map(length, left)) < SHORTER * median(map(length, chosen)):
+        note += " They are mostly shorter than those, so their numbers are not those that the run said of itself."
     kept = replace(documents, members=sides[0], nonmembers=sides[1])
     return replace(suite, documents=kept, not_measured=(*suite.not_measured, note), given=suite.fingerprints())
 

@@ -98,9 +98,10 @@ class Row:
     cells: list[Cell | None]
 
     @property
-    def count(self) -> int | None:
-        """Rows of the data behind it."""
-        return next((cell.n for cell in self.cells if cell and cell.n), None)
+    def count(self) -> str:
+        """Rows of the data behind it, from the fewest to the most where the columns have not the same; may be empty."""
+        known = {cell.n for cell in self.cells if cell and cell.n}
+        return "–".join(map(str, sorted({min(known), max(known)}))) if known else ""
 
 
 def group_runs(runs: Sequence[RunData]) -> list[Group]:
