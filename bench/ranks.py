@@ -34,9 +34,9 @@ PANELS = {
     "lowest retain": "lowest retain term, share of before",
     "distance": "membership AUC: distance from the twin's",
     "drift": "change of the unseen texts' loss",
-    "relearning": "steps of relearning",
+    "relearning": f"steps of relearning ({MOST}: given up)",
 }
-COLUMNS = ("task", "lowest retain", "auc", "distance", "drift", "steps", "relearning")
+COLUMNS = ("task", "lowest retain", "auc", "distance", "min-k", "mia score", "drift", "steps", "relearning")
 Row = dict[str, float]
 
 
@@ -75,18 +75,26 @@ def relearned(folder: Path, model: Path, attack: Attack) -> int:
 
 
 def table(rows: dict[str, dict[int, list[Row]]], twin: Row) -> str:
-    """Mean and standard deviation over the seeds of every number, and the twin's."""
+    """Mean and standard deviation over the seeds of every number, the steps of every relearning, and the twin's."""
     lines = [f"| targets | rank | {' | '.join(COLUMNS)} |", f"|---|{'---:|' * (len(COLUMNS) + 1)}"]
     for label, ranks in rows.items():
         for rank, found in ranks.items():
-            cells = [spread([own[column] for own in found]) for column in COLUMNS]
+            cells = [_cell(column, [own[column] for own in found]) for column in COLUMNS]
             lines.append(f"| {label} | {rank} | {' | '.join(cells)} |")
-    lines.append(f"| twin | | {' | '.join(spread([twin[column]]) for column in COLUMNS)} |")
+    lines.append(f"| twin | | {' | '.join(_cell(column, [twin[column]]) for column in COLUMNS)} |")
     return "\n".join(lines)
 
 
+def _cell(column: str, values: list[float]) -> str:
+    if column != "relearning":
+        return spread(values)
+    return ", ".join("-" if own >= MOST else f"{own:g}" for own in sorted(values))
+
+
 def draw(rows: dict[str, dict[int, list[Row]]], twin: Row, folder: Path) -> None:
-    """One panel a number: its mean over the seeds against the rank, a line for each choice of targets."""
+    """One panel a number: its mean over the seeds against the rank, with the standard deviation, a line for each choice
+    of targets; of the steps of relearning, of which many are given up, the median and the range.
+    """
     figure, axes = pyplot.subplots(1, len(PANELS), figsize=(3.2 * len(PANELS), 3), layout="constrained")
     for axis, (column, title) in zip(axes, PANELS.items(), strict=True):
         for label, ranks in rows.items():
@@ -105,9 +113,14 @@ def draw(rows: dict[str, dict[int, list[Row]]], twin: Row, folder: Path) -> None
 
 def _line(axis: Axes, label: str, ranks: dict[int, list[Row]], column: str) -> None:
     values = [[own[column] for own in found] for found in ranks.values()]
-    means = [statistics.fmean(own) for own in values]
-    errors = [statistics.stdev(own) if len(own) > 1 else 0.0 for own in values]
-    axis.errorbar(list(ranks), means, yerr=errors, marker="o", markersize=4, capsize=2, label=label)
+    if column == "relearning":
+        middles = [statistics.median(own) for own in values]
+        errors = [[m - min(own) for m, own in zip(middles, values, strict=True)]]
+        errors += [[max(own) - m for m, own in zip(middles, values, strict=True)]]
+    else:
+        middles = [statistics.fmean(own) for own in values]
+        errors = [[statistics.stdev(own) if len(own) > 1 else 0.0 for own in values]] * 2
+    axis.errorbar(list(ranks), middles, yerr=errors, marker="o", markersize=4, capsize=2, label=label)
 
 
 def _manifest(run: Path) -> dict[str, Any]:
