@@ -77,7 +77,8 @@ def calibrate(config: CalibrateConfig, reporter: Reporter | None = None) -> Cali
     rows["holdout"] = run_rows(settings, loaded.tokenizer, without_selection(sets.holdout, content))
     told = {name: rows[name] for name in losses}
     set_alpha(loaded.model, 0.0)
-    before = mean_losses(loaded, told)
+    unseen = {name: texts for name, texts in told.items() if name == "holdout"}  # other ones than before, perhaps
+    before = {name: own["before"] for name, own in losses.items()} | mean_losses(loaded, unseen)
     set_alpha(loaded.model, trained * found.scale)
     after = mean_losses(loaded, told)
     _tell(losses["forget"], after["forget"], reporter)

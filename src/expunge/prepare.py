@@ -20,7 +20,7 @@ from expunge.model.memory import show_bytes
 from expunge.model.preflight import JoinReport, measure_join
 from expunge.model.shard import held_bytes, own_part
 from expunge.processes import current
-from expunge.selection import documents, example_hashes, split_off
+from expunge.selection import check_unseen, documents, example_hashes, split_off
 
 REFERENCE_WIDTH, REFERENCE_RATE = 256, 1.5e-3
 """The default learning rate is REFERENCE_RATE up to a hidden size of REFERENCE_WIDTH and falls with 1 / width above."""
@@ -144,8 +144,8 @@ def _check_apart(config: UnlearnConfig, sets: Sets) -> None:
             raise DataError(f"{row.source}: --instead needs a prompt beside what the model should say to it")
         if mark in forgotten:
             raise DataError(f"{row.source}: --instead holds a text that is to be forgotten")
-    if config.holdout and forgotten.issuperset(example_hashes(sets.holdout)):
-        raise DataError(f"--holdout {config.holdout}: all of its texts are to be forgotten: give texts never seen")
+    if config.holdout:
+        check_unseen(config.holdout, sets.forget, sets.holdout)
 
 
 def prepare(config: UnlearnConfig, say: Callable[[str], None]) -> Prepared:

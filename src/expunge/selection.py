@@ -40,6 +40,16 @@ def selection_half(hashes: Sequence[str], surprise: Sequence[float]) -> list[boo
     return [own in chosen for own in hashes]
 
 
+def check_unseen(holdout: str, forget: Sequence[Example], unseen: Sequence[Example]) -> None:
+    """Refuse unseen texts, those of `--holdout`, that are the ones to be forgotten.
+
+    Raises:
+        DataError: All of them are.
+    """
+    if set(example_hashes(forget)).issuperset(example_hashes(unseen)):
+        raise DataError(f"--holdout {holdout}: all of its texts are to be forgotten: give texts never seen")
+
+
 def documents(members: Sequence[Example], nonmembers: Sequence[Example]) -> list[list[Example]]:
     """The texts, forgotten and unseen, of which one half may be looked at and the other reported.
 

@@ -63,8 +63,8 @@ def _evaluate(config: EvaluateConfig, reporter: Reporter, processes: Processes) 
     mmlu = read_mmlu(config.mmlu) if config.mmlu else None
     benchmark = BENCHMARKS[config.benchmark]
     suite = benchmark.read(config)
-    if config.adapter:
-        adapter = adapter_folder(config.adapter).resolve()
+    adapter = adapter_folder(config.adapter).resolve() if config.adapter else None
+    if adapter:
         run = adapter.parent
         suite = reported(suite, run)
         if other := other_model(run, config.model):
@@ -100,7 +100,7 @@ def _evaluate(config: EvaluateConfig, reporter: Reporter, processes: Processes) 
         utility=utility.entries,
         model=config.model,
         adapter=config.adapter,
-        adapter_sha256=adapter_fingerprint(adapter_folder(config.adapter)) if config.adapter else None,
+        adapter_sha256=adapter_fingerprint(adapter) if adapter else None,
         settings=_settings(config, loaded, join, suite, measurement),
     )
     if processes.index > 0:  # the first one writes

@@ -2,10 +2,9 @@
 
 from expunge.config import EvaluateConfig
 from expunge.data.examples import Example, parse_columns, read_examples
-from expunge.errors import DataError
 from expunge.evaluate.benchmarks.measurement import document_of
 from expunge.evaluate.benchmarks.suite import FORCED, SAID, Documents, RowSet, Suite
-from expunge.selection import example_hashes
+from expunge.selection import check_unseen
 
 
 def read(config: EvaluateConfig) -> Suite:
@@ -18,8 +17,7 @@ def read(config: EvaluateConfig) -> Suite:
         missing.append("No retain set was given (--retain): whether the rest is kept was not measured.")
     documents = None
     if "holdout" in read:
-        if {*example_hashes(read["forget"])}.issuperset(example_hashes(read["holdout"])):
-            raise DataError(f"--holdout {config.holdout}: all of its texts are to be forgotten: give texts never seen")
+        check_unseen(files["holdout"], read["forget"], read["holdout"])
         documents = Documents(read["forget"], read["holdout"], names=("forget", "holdout"), even=True)
     else:
         missing.append("No unseen texts were given (--holdout): no membership attack was run.")
