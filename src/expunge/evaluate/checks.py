@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from expunge.config import EvaluateConfig
 from expunge.data.lume import find_lume, read_lume
 from expunge.errors import DataError, ModelError, RunError
 from expunge.evaluate.benchmarks.suite import Suite
@@ -80,34 +81,36 @@ def check_reference(model: str, reference: str, suite: Suite, *, trust_remote_co
     )
 
 
-def other_model(run: Path, model: str) -> str | None:
-    """What is to be said where the adapter of a run is put on a model in a folder that it was not made for."""
+def mismatches(run: Path, config: EvaluateConfig, split: str | None) -> Iterator[str]:
+    """What is to be said where a run's adapter is scored on another model or another split than the run's own.
+
+    Args:
+        run: The run, which may be a folder without a manifest.
+        config: What is scored.
+        split: The split that was read; None where there are none.
+    """
     file = run / "manifest.json"
-    if not file.exists() or not Path(model).is_dir():
-        return None
+    if not file.exists():
+        return
     manifest = read_manifest(file, "--adapter")
-    recorded = manifest["settings"].get("model")
-    if model_fingerprint(model) == manifest["model_sha256"]:
-        return None
-    return f"--model {model}: its weights or settings are not those that the run was made on ({recorded})"
+    settings = manifest["settings"]
+    if Path(config.model).is_dir() and model_fingerprint(config.model) != manifest["model_sha256"]:
+        made_on = settings.get("model")
+        yield f"--model {config.model}: its weights or settings are not those that the run was made on ({made_on})"
+    if settings.get("benchmark") == config.benchmark and settings.get("split") != split:
+        yield from _other_split(config, settings["split"], split)
 
 
-def other_split(run: Path, benchmark: str, data: str | None, split: str | None) -> str | None:
-    """What is to be said where a run has forgotten another split of the benchmark than the one that is scored."""
-    file = run / "manifest.json"
-    settings = read_manifest(file, "--adapter")["settings"] if file.exists() else {}
-    forgotten = settings.get("split")
-    if settings.get("benchmark") != benchmark or forgotten == split:
-        return None
+def _other_split(config: EvaluateConfig, forgotten: str, split: str | None) -> Iterator[str]:
+    data = config.data or ""
     try:
-        if find_lume(data or "", forgotten) == find_lume(data or "", split):
-            return None  # the plain layout, which has none
+        if find_lume(data, forgotten) != find_lume(data, split):
+            yield (
+                f"the run has forgotten --split {forgotten} of {config.benchmark}, and --split {split} is scored: "
+                f"give --split {forgotten} to measure what it forgot"
+            )
     except DataError:
-        return f"the run has forgotten --split {forgotten} of {benchmark}, which this data has not"
-    return (
-        f"the run has forgotten --split {forgotten} of {benchmark}, and --split {split} is scored: "
-        f"give --split {forgotten} to measure what it forgot"
-    )
+        yield f"the run has forgotten --split {forgotten} of {config.benchmark}, which this data has not"
 
 
 def check_same_rows(folder: str, found: Predictions, data: str, split: str) -> None:

@@ -19,8 +19,7 @@ from expunge.evaluate.checks import (
     check_predictions,
     check_reference,
     check_same_rows,
-    other_model,
-    other_split,
+    mismatches,
 )
 from expunge.evaluate.examples_file import examples_path, write_examples
 from expunge.evaluate.predictions import Predictions, read_any, read_mmlu, write_predictions
@@ -67,10 +66,8 @@ def _evaluate(config: EvaluateConfig, reporter: Reporter, processes: Processes) 
     if adapter:
         run = adapter.parent
         suite = reported(suite, run)
-        if other := other_model(run, config.model):
-            reporter.warn(other)
-        if other := other_split(run, config.benchmark, config.data, suite.split):
-            reporter.warn(other)
+        for mismatch in mismatches(run, config, suite.split):
+            reporter.warn(mismatch)
     if config.tasks:
         from expunge.evaluate.utility import check_tasks
 
