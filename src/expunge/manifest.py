@@ -90,11 +90,6 @@ def model_fingerprint(name: str, commit: str | None = None) -> str:
     return run_dir.fingerprint(*parts)
 
 
-def hash_rows(rows: list) -> str:
-    """Hash of tokenized rows: their tokens and where their completions begin."""
-    return run_dir.fingerprint(*(f"{row.completion_start} {row.input_ids}" for row in rows))
-
-
 def hardware(device: torch.device) -> dict[str, Any]:
     """What the last digits of a result may depend on beside the versions."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()

@@ -29,8 +29,9 @@ from safetensors.torch import load_file, save_file
 from expunge import run_dir
 from expunge.card import model_card
 from expunge.config import SETS, UnlearnConfig
+from expunge.data.tokenize import hash_rows
 from expunge.errors import RunError
-from expunge.manifest import PLACES, differences, hardware, hash_rows, model_fingerprint, read_manifest, versions
+from expunge.manifest import PLACES, differences, hardware, model_fingerprint, read_manifest, versions
 from expunge.model.adapter import save_adapter
 from expunge.model.energy import energy_joules
 from expunge.prepare import Prepared

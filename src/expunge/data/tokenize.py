@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from expunge.data.examples import Example
 from expunge.errors import ConfigError, DataError
+from expunge.run_dir import fingerprint
 
 SEPARATORS = {"none": "", "space": " ", "newline": "\n"}
 DATE = "26 Jul 2024"
@@ -121,6 +122,11 @@ def tokenize_all(
     """`tokenize` over a whole set."""
     options = {"max_length": max_length, "truncate_completions": truncate_completions}
     return [tokenize(tokenizer, example, join, **options) for example in examples]
+
+
+def hash_rows(rows: Sequence[TokenizedExample]) -> str:
+    """Hash of tokenized rows: their tokens and where their completions begin."""
+    return fingerprint(*(f"{row.completion_start} {row.input_ids}" for row in rows))
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, example: Example, join: Join) -> list[int]:

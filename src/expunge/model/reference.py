@@ -17,7 +17,7 @@ from peft import PeftModel
 from torch import Tensor
 
 from expunge.data.batches import micro_batches
-from expunge.data.tokenize import TokenizedExample
+from expunge.data.tokenize import TokenizedExample, hash_rows
 from expunge.kernels import token_logps
 from expunge.model.load import LoadedModel
 from expunge.model.logps import final_states, lay_out, target_index
@@ -146,9 +146,7 @@ def compute_reference(
 def _parts(sides: dict[str, Side]) -> Iterator[str]:
     """What the values of some sides are of: anchors are sampled anew on another machine, and then others may come."""
     for name, side in sides.items():
-        yield f"{name} {side.span} {side.what}"
-        for row in side.rows:
-            yield f"{row.completion_start} {row.input_ids}"
+        yield f"{name} {side.span} {side.what} {hash_rows(side.rows)}"
 
 
 @contextmanager
