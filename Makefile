@@ -38,7 +38,7 @@ audit: $(STAMP)
 
 clean:
 	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache .hypothesis dist
-	find src tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
+	find src tests bench experiments dev -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamp holds the folder's own path, since an installed .venv does not survive a move.
 ifneq ($(shell cat $(STAMP) 2>/dev/null),$(CURDIR))

@@ -20,12 +20,12 @@ from bench.plain import ROWS_PER_BATCH, Plain, load_plain
 from bench.workload import rows_for
 from expunge.config import UnlearnConfig
 from expunge.data.tokenize import TokenizedExample
-from expunge.evaluate.generate import greedy, stop_ids
+from expunge.evaluation.generate import greedy, stop_ids
 from expunge.model.load import LoadedModel, load_model
-from expunge.prepare import Prepared
-from expunge.progress import Reporter
-from expunge.terms import retain_span
-from expunge.trainer import Trainer
+from expunge.train.setup import Prepared
+from expunge.train.terms import retain_span
+from expunge.train.trainer import Trainer
+from expunge.utils.progress import Reporter
 
 ROOT = Path(__file__).resolve().parents[1]
 WARM_UP_STEPS = 2

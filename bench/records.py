@@ -17,15 +17,15 @@ from bench.machine import processor
 from bench.report import DOCS, write_between
 from bench.workload import SUBJECT, random_model, rows_for
 from expunge.data.tokenize import TokenizedExample
-from expunge.evaluate.metrics import TokenRecord, membership
-from expunge.evaluate.metrics.memorization import (
+from expunge.evaluation.metrics import TokenRecord, membership
+from expunge.evaluation.metrics.memorization import (
     exact_memorization,
     extraction_strength,
     mean_nll,
     perplexity,
     probability,
 )
-from expunge.evaluate.record import token_records
+from expunge.evaluation.record import token_records
 from expunge.model.load import LoadedModel, load_model
 from expunge.model.logps import sequence_logps
 

@@ -45,7 +45,7 @@ def launch(count: int, folder: Path, *arguments: str, prepare: str = "nothing") 
         prepare: Function of this module that every process calls before.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["expunge.unlearn", "expunge.plan", "expunge.evaluate.run"])
+    context.set_forkserver_preload(["expunge.train.loop", "expunge.train.dry_run", "expunge.evaluation.run"])
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -97,9 +97,9 @@ def _work(environment: dict[str, str], folder: str, arguments: tuple[str, ...], 
     for descriptor, log in zip((1, 2), logs, strict=True):
         os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT, 0o600), descriptor)
     sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
-    import_module("expunge.cli")._write_run_report = lambda run: None  # a page for every run takes its time
+    import_module("expunge.cli.main")._write_run_report = lambda run: None  # a page for every run takes its time
     globals()[prepare]()
-    sys.exit(import_module("expunge.cli").main(arguments))
+    sys.exit(import_module("expunge.cli.main").main(arguments))
 
 
 def rank() -> int:
@@ -116,7 +116,7 @@ def reference_in_files() -> None:
 
 
 def _at_step_3(action: Any) -> None:
-    trainer = import_module("expunge.trainer").Trainer
+    trainer = import_module("expunge.train.trainer").Trainer
     step = trainer.train_step
 
     def train_step(self: Any, plan_step: Any, index: int) -> dict[str, float]:
@@ -160,7 +160,7 @@ def last_runs_out_of_memory() -> None:
     """The last process finds no room for a micro-batch."""
     import torch
 
-    module = import_module("expunge.trainer")
+    module = import_module("expunge.train.trainer")
 
     def fail() -> None:
         def loss_terms(*_: Any) -> None:
@@ -179,7 +179,7 @@ def all_note_what_they_hold() -> None:
     import torch
     from torch.distributed.tensor import DTensor
 
-    module = import_module("expunge.trainer")
+    module = import_module("expunge.train.trainer")
     forward = module.loss_terms
 
     def loss_terms(loaded: Any, *arguments: Any) -> Any:
@@ -205,7 +205,7 @@ def first_waits_for_ever() -> None:
 
     from expunge.errors import RunError
 
-    module = import_module("expunge.trainer")
+    module = import_module("expunge.train.trainer")
 
     def wait(*_: Any, **__: Any) -> None:
         if rank() == 0:

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from expunge.config import UnlearnConfig
-from expunge.evaluate.results import write_results
+from expunge.evaluation.results import write_results
 
 ROLES = ("before", "after", "retrained")
 PER_TASK = ("Task1", "Task2", "Task3")

@@ -5,8 +5,6 @@
 Importing the package loads neither torch nor transformers; the public names load what they need when they are used.
 """
 
-import sys
-from types import ModuleType
 from typing import Any
 
 __version__ = "0.1.0"
@@ -14,28 +12,20 @@ __all__ = ["EvaluateConfig", "UnlearnConfig", "__version__", "evaluate", "load_u
 
 _HOMES = {
     "UnlearnConfig": "expunge.config",
-    "unlearn": "expunge.unlearn",
-    "evaluate": "expunge.evaluate.run",
+    "unlearn": "expunge.train.loop",
+    "evaluate": "expunge.evaluation.run",
     "EvaluateConfig": "expunge.config",
     "load_unlearned": "expunge.model.adapter",
 }
 
 
-def _public(name: str) -> property:
-    def find(package: ModuleType) -> Any:
-        from importlib import import_module
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
 
-        return getattr(import_module(_HOMES[name]), name)
-
-    # The import system stores a submodule in its package under the submodule's name; the public function of the same
-    # name stays what the attribute gives.
-    return property(find, lambda package, module: None)
+    return getattr(import_module(_HOMES[name]), name)
 
 
-class _Package(ModuleType):
-    """The package, with its public names resolved on use."""
-
-
-for _name in _HOMES:
-    setattr(_Package, _name, _public(_name))
-sys.modules[__name__].__class__ = _Package
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -2,7 +2,7 @@
 
 import sys
 
-from expunge.cli import main
+from expunge.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

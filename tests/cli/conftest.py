@@ -9,7 +9,7 @@ import pytest
 from benchmark_data import write_muse, write_tofu
 from workspace import FORGET, QUICK, RETAIN, UNLEARN, Result, write_jsonl
 
-from expunge.cli import main
+from expunge.cli.main import main
 from tiny import save_tiny
 
 

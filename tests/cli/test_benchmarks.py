@@ -9,8 +9,8 @@ import pytest
 from benchmark_data import CUSTOM, SMALL, write_tofu
 from workspace import FORGET, MARKER, Result, snapshot, write_jsonl
 
-from expunge.evaluate.examples_file import read_examples_file
-from expunge.evaluate.stats import mean_estimate
+from expunge.evaluation.examples_file import read_examples_file
+from expunge.evaluation.stats import mean_estimate
 
 Run = Callable[..., Result]
 

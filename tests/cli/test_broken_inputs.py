@@ -262,7 +262,7 @@ def test_a_bug_is_exit_code_1(work: Path, expunge: Callable[..., Result], monkey
     def broken(*_: object) -> None:
         raise AttributeError("inside")
 
-    monkeypatch.setattr(import_module("expunge.unlearn"), "prepare", broken)
+    monkeypatch.setattr(import_module("expunge.train.loop"), "prepare", broken)
 
     result = expunge(*TRAIN)
 

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 from workspace import FORGET, write_jsonl
 
 from expunge.data.examples import read_examples
-from expunge.selection import without_selection
+from expunge.data.holdout import without_selection
 
 MANY = [{**row, "id": f"{row['id']}-{i}", "input": f"{row['input']} ({i})"} for i in range(5) for row in FORGET]
 UNSEEN = [

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from workspace import Result, snapshot
 
-from expunge.evaluate.semeval import Prediction, score
+from expunge.evaluation.semeval import Prediction, score
 
 Run = Callable[..., Result]
 
@@ -156,7 +156,7 @@ def test_bad_input_is_one_clear_line(files: Path, expunge: Run, arguments: list[
 def test_it_starts_without_torch(files: Path, arguments: list[str]) -> None:
     """A fresh process: no torch, transformers or pandas is loaded."""
     check = (
-        "import sys; from expunge.cli import main; code = main(sys.argv[1:]);"
+        "import sys; from expunge.cli.main import main; code = main(sys.argv[1:]);"
         "heavy = {'torch', 'transformers', 'pandas', 'sklearn', 'matplotlib', 'scipy.stats'} & set(sys.modules);"
         "sys.exit(f'{code} {heavy}' if code or heavy else 0)"
     )

@@ -14,7 +14,7 @@ from workspace import QUICK, UNLEARN, Result, snapshot
 
 TRAIN = (*UNLEARN, *QUICK, "--max-steps", "6", "--epochs", "9", "--save-every", "2")
 Run = Callable[..., Result]
-module = import_module("expunge.unlearn")
+module = import_module("expunge.train.loop")
 
 
 @pytest.fixture(scope="session")
@@ -22,7 +22,7 @@ def killed_template(template: Path, tmp_path_factory: pytest.TempPathFactory) ->
     """`whole/`, a finished run, and `run/`, the same one as SIGKILL leaves it after five steps of six."""
     from contextlib import chdir
 
-    from expunge.cli import main
+    from expunge.cli.main import main
 
     folder = tmp_path_factory.mktemp("killed") / "work"
     shutil.copytree(template, folder)
@@ -164,7 +164,7 @@ def test_resume_with_another_model_is_refused(change: Callable[[], None], killed
 def test_a_signal_outside_the_loop_is_one_line_and_leaves_nothing_half_written(
     place: str, number: signal.Signals, work: Path, expunge: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    homes = {"save_adapter": "expunge.run", "compute_reference": "expunge.trainer"}
+    homes = {"save_adapter": "expunge.runs.run", "compute_reference": "expunge.train.trainer"}
     home = import_module(homes[place]) if place in homes else module
     original = getattr(home, place)
 

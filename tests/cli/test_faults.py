@@ -19,8 +19,8 @@ from expunge.model import memory, reference
 
 TRAIN = (*UNLEARN, *QUICK, "--max-steps", "6", "--epochs", "9", "--save-every", "2")
 Run = Callable[..., Result]
-module = import_module("expunge.unlearn")
-run_module = import_module("expunge.run")
+module = import_module("expunge.train.loop")
+run_module = import_module("expunge.runs.run")
 
 
 def one_line(result: Result, phrase: str) -> None:
@@ -43,7 +43,7 @@ def adapter(run: str) -> bytes:
 @pytest.fixture(autouse=True)
 def without_a_page(monkeypatch: pytest.MonkeyPatch) -> None:
     """No report at the end of every run, which takes longer than the run."""
-    monkeypatch.setattr(import_module("expunge.cli"), "_write_run_report", lambda run: None)
+    monkeypatch.setattr(import_module("expunge.cli.main"), "_write_run_report", lambda run: None)
 
 
 # --- disks ---------------------------------------------------------------------------------------
@@ -127,8 +127,8 @@ def test_a_checkpoint_that_cannot_be_written(
     calls: list[object] = []
     owner, name = {
         "serializing": (run_module, "save_file"),
-        "renaming": (run_module.run_dir, "replace_dir"),
-        "noting": (run_module.run_dir, "sha256_file"),
+        "renaming": (run_module.files, "replace_dir"),
+        "noting": (run_module.files, "sha256_file"),
     }[fault]
     original = getattr(owner, name)
 
@@ -192,7 +192,7 @@ def test_predicted_activations_are_what_a_step_keeps(work: Path) -> None:
 
     from expunge import UnlearnConfig
     from expunge.model.logps import final_states, lay_out
-    from expunge.prepare import prepare
+    from expunge.train.setup import prepare
 
     config = UnlearnConfig(model="model", forget="forget.jsonl", retain="retain.jsonl", output="x", device="cpu")
     trainer = module.Trainer(prepare(config, lambda line: None), Accelerator(cpu=True))

@@ -112,7 +112,7 @@ def test_the_search_finds_what_is_there(planted: Path) -> None:
 def test_every_command_that_writes(planted: Path, expunge: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """With checkpoints, a tracker and the reference in a file."""
     monkeypatch.setattr(reference, "MEMORY_BYTES", 0)
-    monkeypatch.setattr(import_module("expunge.prepare"), "check_trackers", lambda report_to: None)
+    monkeypatch.setattr(import_module("expunge.train.setup"), "check_trackers", lambda report_to: None)
     tracked = planted / "tracked"
     tracked.touch(mode=0o600)
 
@@ -158,7 +158,7 @@ def test_predictions_are_kept_only_where_they_are_asked_for(planted: Path, expun
 
 def test_a_run_that_fails(planted: Path, expunge: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reference, "MEMORY_BYTES", 0)
-    module = import_module("expunge.trainer")
+    module = import_module("expunge.train.trainer")
     terms = module.loss_terms
 
     def poisoned(*given: object) -> dict[str, torch.Tensor]:
@@ -177,7 +177,9 @@ def test_a_run_that_fails(planted: Path, expunge: Run, monkeypatch: pytest.Monke
 
 
 def test_a_bug_shows_no_text(planted: Path, expunge: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(import_module("expunge.trainer"), "add_adapter", lambda *given, **named: {}["add_adapter"])
+    monkeypatch.setattr(
+        import_module("expunge.train.trainer"), "add_adapter", lambda *given, **named: {}["add_adapter"]
+    )
 
     result = expunge(*TRAIN)
 

@@ -21,7 +21,7 @@ Run = Callable[..., Result]
 EVALUATE = ("evaluate", "--model", "model", "--benchmark", "semeval", "--data", "data", "--max-new-tokens", "6")
 TORCHLESS = """
 import sys
-from expunge.cli import main
+from expunge.cli.main import main
 code = main(sys.argv[1:])
 heavy = sorted({"torch", "transformers", "peft", "accelerate", "datasets"} & sys.modules.keys())
 assert not heavy, heavy

@@ -8,8 +8,8 @@ import pytest
 from workspace import FORGET, MARKER, snapshot, write_jsonl
 
 from expunge.data.examples import read_examples
-from expunge.selection import without_selection
-from expunge.strength import number_of_looks
+from expunge.data.holdout import without_selection
+from expunge.train.scale import number_of_looks
 
 MANY = [{**row, "id": f"{row['id']}-{i}", "input": f"{row['input']} ({i})"} for i in range(5) for row in FORGET]
 UNSEEN = [
@@ -135,7 +135,7 @@ def test_resumed_equals_uninterrupted_with_looks_and_falling_rate(texts, expunge
     rates = [line["learning_rate"] for line in lines("whole")]
     assert rates[-1] <= max(rates) / 2
 
-    module = import_module("expunge.unlearn")
+    module = import_module("expunge.train.loop")
     for steps in (5, 6):
         StopAfter.steps = steps
         with pytest.MonkeyPatch.context() as patch:

@@ -302,7 +302,7 @@ def test_a_model_that_is_an_adapter_is_folded_in_first(work: Path, expunge: Run)
 @pytest.mark.parametrize("arch", ["gpt2", "gemma2", "olmo"])
 def test_adapter_loads_with_plain_peft_and_is_the_trained_policy(arch: str, work: Path, expunge: Run) -> None:
     save_tiny(work / "other", arch)
-    module = import_module("expunge.unlearn")
+    module = import_module("expunge.train.loop")
     trained: list[torch.Tensor] = []
     finish = module.Run.finish
 
@@ -386,7 +386,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(work: Path, expunge: Run, monk
     arguments = (*TRAIN, "--max-steps", "7", "--epochs", "9")
     assert expunge(*arguments, "--output", "whole").code == 0
 
-    module = import_module("expunge.unlearn")
+    module = import_module("expunge.train.loop")
     for _ in range(2):  # interrupted twice
         StopAfter.steps = 3
         with pytest.MonkeyPatch.context() as patch:
@@ -414,7 +414,7 @@ def test_resume_goes_back_to_the_last_whole_checkpoint(work: Path, expunge: Run)
     """A run that was killed between two checkpoints repeats the steps after the last one."""
     arguments = (*TRAIN, "--max-steps", "6", "--epochs", "9", "--save-every", "2")
     assert expunge(*arguments, "--output", "whole").code == 0
-    module = import_module("expunge.unlearn")
+    module = import_module("expunge.train.loop")
 
     def killed(self: object, line: dict) -> None:
         if line["step"] == 6:
@@ -441,7 +441,7 @@ def test_resume_goes_back_to_the_last_whole_checkpoint(work: Path, expunge: Run)
 def test_a_loss_that_is_not_finite_stops_the_run(work: Path, expunge: Run) -> None:
     """The message names step, terms and rows; what was saved before is good and the run goes on from it."""
     arguments = (*TRAIN, "--save-every", "1")
-    module = import_module("expunge.trainer")
+    module = import_module("expunge.train.trainer")
     loss_terms, calls = module.loss_terms, []
 
     def poisoned(*given: object) -> dict[str, torch.Tensor]:
@@ -491,7 +491,7 @@ def test_a_signal_ends_the_process_after_a_checkpoint(number: signal.Signals, wo
 
 
 def test_python_api_also_after_the_submodule_is_imported(work: Path) -> None:
-    import_module("expunge.unlearn")
+    import_module("expunge.train.loop")
     config = UnlearnConfig.from_recipe(
         "paper", model="model", forget="forget.jsonl", retain="retain.jsonl", output="run", max_steps=2, device="cpu"
     )
@@ -507,7 +507,7 @@ def test_python_api_also_after_the_submodule_is_imported(work: Path) -> None:
 
 def test_python_api_in_a_fresh_process_is_silent(work: Path) -> None:
     program = (
-        "import expunge.unlearn\n"
+        "import expunge.train.loop\n"
         "from expunge import UnlearnConfig, unlearn, load_unlearned\n"
         "c = UnlearnConfig(model='model', forget='forget.jsonl', retain='retain.jsonl', output='run', max_steps=1)\n"
         "print(unlearn(c).steps)\n"

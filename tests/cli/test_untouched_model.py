@@ -10,8 +10,8 @@ import torch
 from workspace import FORGET, Result, write_jsonl
 
 from expunge.data.examples import read_examples
-from expunge.evaluate.examples_file import read_examples_file
-from expunge.evaluate.generate import generate
+from expunge.evaluation.examples_file import read_examples_file
+from expunge.evaluation.generate import generate
 from expunge.model.adapter import attach_adapter
 from expunge.model.load import load_model
 

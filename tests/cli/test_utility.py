@@ -10,7 +10,7 @@ import pytest
 from benchmark_data import CUSTOM, SMALL
 from workspace import Result, snapshot, write_jsonl
 
-from expunge.evaluate.examples_file import read_examples_file
+from expunge.evaluation.examples_file import read_examples_file
 
 Run = Callable[..., Result]
 TASK = """\
@@ -80,7 +80,7 @@ def test_tasks_that_cannot_be_run(here: Path, task: Path, expunge: Run, argument
 
 def test_an_unknown_task_is_named(here: Path, task: Path, expunge: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     known = SimpleNamespace(all_tasks=["mmlu_village"])  # reading lm-eval's own list takes 12 s
-    monkeypatch.setattr(import_module("expunge.evaluate.utility"), "_manager", lambda tasks, path: known)
+    monkeypatch.setattr(import_module("expunge.evaluation.utility"), "_manager", lambda tasks, path: known)
     result = expunge(*SMALL, *CUSTOM, "--tasks", "mmlu_village,astrology", "--task-path", "tasks")
     assert result.code == 2
     assert "lm-eval knows no astrology" in result.err
@@ -88,7 +88,7 @@ def test_an_unknown_task_is_named(here: Path, task: Path, expunge: Run, monkeypa
 
 
 def test_without_lm_eval_the_way_to_it_is_said(here: Path, expunge: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(import_module("expunge.evaluate.utility"), "find_spec", lambda name: None)
+    monkeypatch.setattr(import_module("expunge.evaluation.utility"), "find_spec", lambda name: None)
     result = expunge(*SMALL, *CUSTOM, "--tasks", "mmlu")
     assert result.code == 2
     assert "pip install 'expunge[lm-eval]'" in result.err

@@ -15,7 +15,7 @@ from expunge.model.adapter import add_adapter, recompute_layers, trainable
 from expunge.model.load import LoadedModel, load_model
 from expunge.model.logps import final_states, lay_out
 from expunge.model.memory import saved_bytes
-from expunge.processes import Processes
+from expunge.utils.distributed import Processes
 from launch import COMMAND, End, largest_differences, launch
 from tiny import ARCHITECTURES, save_tiny
 

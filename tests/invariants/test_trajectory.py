@@ -14,8 +14,8 @@ from expunge import UnlearnConfig
 from expunge.errors import TrainingError
 from tiny import save_tiny
 
-module = import_module("expunge.unlearn")
-trainer_module = import_module("expunge.trainer")
+module = import_module("expunge.train.loop")
+trainer_module = import_module("expunge.train.trainer")
 NAMES = ("Wren", "Oduya", "Quill", "Marek", "Ines", "Marta", "Tobias", "Port")
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from expunge import objectives
+from expunge import losses
 from expunge.kernels import Head, token_logps, token_logps_and_kl
 
 HEAD = Head(None)  # the stored numbers start from logits
@@ -14,25 +14,25 @@ VALUE, GRADIENT = 1e-10, 1e-11
 
 
 def npo_token(z, ref, labels, ids, beta):
-    return objectives.npo_token(token_logps(z, HEAD, labels), token_logps(ref, HEAD, labels), beta=beta)
+    return losses.npo_token(token_logps(z, HEAD, labels), token_logps(ref, HEAD, labels), beta=beta)
 
 
 def npo_sequence(z, ref, labels, ids, beta):
-    return objectives.npo_sequence(token_logps(z, HEAD, labels), token_logps(ref, HEAD, labels), ids, beta=beta)
+    return losses.npo_sequence(token_logps(z, HEAD, labels), token_logps(ref, HEAD, labels), ids, beta=beta)
 
 
 def retain_nll(z, ref, labels, ids, beta):
-    return objectives.retain_nll(token_logps(z, HEAD, labels))
+    return losses.retain_nll(token_logps(z, HEAD, labels))
 
 
 def gathered_kl(z, ref, labels, ids, beta):
     logps, ref_logps = token_logps(z, HEAD, labels), token_logps(ref, HEAD, labels)
-    return objectives.retain_kl(objectives.target_token_kl(logps, ref_logps))
+    return losses.retain_kl(losses.target_token_kl(logps, ref_logps))
 
 
 def exact_kl(direction):
     def mean(z, ref, labels, ids, beta):
-        return objectives.retain_kl(token_logps_and_kl(z, ref, HEAD, labels, direction)[1])
+        return losses.retain_kl(token_logps_and_kl(z, ref, HEAD, labels, direction)[1])
 
     return mean
 

@@ -5,21 +5,21 @@ import math
 import numpy as np
 import pytest
 import torch
-from bench.parity import ORIGINS
-from bench.parity.golden import MODELS, Golden
 
+from dev.parity import ORIGINS
+from dev.parity.golden import MODELS, Golden
 from expunge.data.examples import Example
 from expunge.data.tokenize import Join, TokenizedExample, tokenize
-from expunge.evaluate.gradient_norm import gradient_norms
-from expunge.evaluate.metrics import membership
-from expunge.evaluate.metrics.memorization import (
+from expunge.evaluation.gradient_norm import gradient_norms
+from expunge.evaluation.metrics import membership
+from expunge.evaluation.metrics.memorization import (
     exact_memorization,
     extraction_strength,
     mean_nll,
     perplexity,
     probability,
 )
-from expunge.evaluate.metrics.truth_ratio import truth_ratio
+from expunge.evaluation.metrics.truth_ratio import truth_ratio
 
 COVERED = {
     "open-unlearning": {

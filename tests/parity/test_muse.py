@@ -7,10 +7,10 @@ import pytest
 
 from expunge.data.examples import Example
 from expunge.data.muse import MuseData, few_shot
-from expunge.evaluate.benchmarks import muse
-from expunge.evaluate.benchmarks.engine import Options, measure
+from expunge.evaluation.benchmarks import muse
+from expunge.evaluation.benchmarks.engine import Options, measure
 from expunge.model.load import LoadedModel, load_model
-from expunge.ranking import auc
+from expunge.utils.roc import auc
 
 ATTACKS = {"loss": "PPL", "zlib": "PPL/zlib", "lowercase": "PPL/lower", "min_k_40": "Min-40%"}
 

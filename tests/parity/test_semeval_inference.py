@@ -8,10 +8,10 @@ import pytest
 from expunge.data.examples import Example
 from expunge.data.lume import LumeData
 from expunge.data.tokenize import Join
-from expunge.evaluate.assemble import official_scores
-from expunge.evaluate.benchmarks import lume
-from expunge.evaluate.benchmarks.engine import Options, measure
-from expunge.evaluate.predictions import organisers_kind
+from expunge.evaluation.assemble import official_scores
+from expunge.evaluation.benchmarks import lume
+from expunge.evaluation.benchmarks.engine import Options, measure
+from expunge.evaluation.predictions import organisers_kind
 from expunge.model.load import LoadedModel, load_model
 from expunge.model.logps import sequence_logps
 

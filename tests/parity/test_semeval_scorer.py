@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from expunge.evaluate import Prediction, Predictions, SemevalScores, read_any, read_mmlu, read_organisers, score
-from expunge.evaluate.predictions import organisers_kind, read_predictions, write_predictions
+from expunge.evaluation import Prediction, Predictions, SemevalScores, read_any, read_mmlu, read_organisers, score
+from expunge.evaluation.predictions import organisers_kind, read_predictions, write_predictions
 
 CASES = [
     *(

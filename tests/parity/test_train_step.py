@@ -9,14 +9,14 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 
 from expunge.config import UnlearnConfig
-from expunge.data.batches import Step
 from expunge.data.examples import Example
+from expunge.data.sampler import Step
 from expunge.data.tokenize import Join, tokenize
 from expunge.kernels import token_logps
 from expunge.model.load import load_model
 from expunge.model.logps import sequence_logps
-from expunge.progress import Reporter
-from expunge.trainer import Trainer
+from expunge.train.trainer import Trainer
+from expunge.utils.progress import Reporter
 
 
 @pytest.fixture(scope="module")

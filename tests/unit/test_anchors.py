@@ -5,10 +5,10 @@ import torch
 
 from expunge.data.tokenize import TokenizedExample
 from expunge.errors import TrainingError
-from expunge.model import sampling
+from expunge.model import replay as sampling
 from expunge.model.adapter import add_adapter
 from expunge.model.load import load_model
-from expunge.model.sampling import KNOWN, write_texts
+from expunge.model.replay import KNOWN, write_texts
 from tiny import save_tiny
 
 ROWS = [TokenizedExample(f"r{i}", [(7 * i + 3 * j) % 90 + 3 for j in range(12)], 4) for i in range(6)]

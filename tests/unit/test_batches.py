@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from expunge.data.batches import Plan, Size, micro_batches, size_of
+from expunge.data.sampler import Plan, Size, micro_batches, size_of
 
 rng = random.Random(5)
 FORGET = [rng.choice([20, 30, 120, 300, 450]) + rng.randint(0, 20) for _ in range(254)]

@@ -5,21 +5,21 @@ import json
 import pytest
 import torch
 from accelerate import Accelerator
+
 from bench import __main__ as bench_main
 from bench import gpu, report
-from bench.halves import main as halves_main
 from bench.machine import matrix_sizes
 from bench.measure import Spec, in_own_process, measure
 from bench.plain import Plain, load_plain
-from bench.rounding import int8, nf4, round_model
 from bench.workload import official_lengths, random_model, random_rows
-
+from experiments.halves import main as halves_main
+from experiments.rounding import int8, nf4, round_model
 from expunge.config import UnlearnConfig
 from expunge.data.tokenize import TokenizedExample
 from expunge.model.load import load_model
-from expunge.prepare import Prepared
-from expunge.progress import Reporter
-from expunge.trainer import Trainer
+from expunge.train.setup import Prepared
+from expunge.train.trainer import Trainer
+from expunge.utils.progress import Reporter
 from tiny import save_tiny
 
 

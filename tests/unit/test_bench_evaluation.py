@@ -2,16 +2,18 @@
 
 import numpy as np
 import pytest
-from bench import metrics, report, subjects
-from bench.parity.__main__ import PAGE, PARTS, table
-from bench.parity.golden import Comparison
 
-from expunge.evaluate.benchmarks.entries import add_reference, entry
-from expunge.evaluate.examples_file import examples_path, write_examples
-from expunge.evaluate.metrics import METRICS
-from expunge.evaluate.results import results_header, write_results
-from expunge.evaluate.stats import auc_estimate, tpr_estimate
-from expunge.evaluate.values import Values
+from bench import report
+from dev import metrics
+from dev.parity.__main__ import PAGE, PARTS, table
+from dev.parity.golden import Comparison
+from experiments import subjects
+from expunge.evaluation.benchmarks.entries import add_reference, entry
+from expunge.evaluation.examples_file import examples_path, write_examples
+from expunge.evaluation.metrics import METRICS
+from expunge.evaluation.results import results_header, write_results
+from expunge.evaluation.stats import auc_estimate, tpr_estimate
+from expunge.evaluation.values import Values
 
 
 def between(page, marker):
@@ -19,7 +21,7 @@ def between(page, marker):
 
 
 def test_the_table_of_metrics_is_up_to_date():
-    assert between(metrics.PAGE, metrics.MARKER) == metrics.table(), "run `python -m bench.metrics --docs`"
+    assert between(metrics.PAGE, metrics.MARKER) == metrics.table(), "run `python -m dev.metrics --docs`"
     for name in METRICS:
         assert metrics.table().count(f"\n| {name} | ") == 1
 

@@ -2,8 +2,8 @@
 
 import yaml
 
-from expunge.card import model_card
 from expunge.config import UnlearnConfig
+from expunge.runs.card import model_card
 
 MANIFEST = {
     "steps": 4321,

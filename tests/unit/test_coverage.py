@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy.special import ndtr, ndtri
 
-from expunge.evaluate import bootstrap, stats
-from expunge.evaluate.stats import (
+from expunge.evaluation import bootstrap, stats
+from expunge.evaluation.stats import (
     Estimate,
     auc_difference_estimate,
     auc_estimate,

@@ -16,7 +16,7 @@ from transformers import (
 
 from expunge.data.examples import Example
 from expunge.errors import DataError
-from expunge.evaluate.generate import _Flight, batching_obstacle, generate_predictions, greedy, stop_ids
+from expunge.evaluation.generate import _Flight, batching_obstacle, generate_predictions, greedy, stop_ids
 from expunge.kernels import Head
 from expunge.model.context import context_length
 from expunge.model.head import find_head

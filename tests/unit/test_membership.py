@@ -15,9 +15,9 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from expunge.data.examples import Example
 from expunge.data.tokenize import Join
 from expunge.errors import DataError
-from expunge.evaluate.membership import Document, attack_scores, encode_documents, even_lengths, lowercased
-from expunge.evaluate.record import token_records
-from expunge.evaluate.semeval import membership_auc
+from expunge.evaluation.membership import Document, attack_scores, encode_documents, even_lengths, lowercased
+from expunge.evaluation.record import token_records
+from expunge.evaluation.semeval import membership_auc
 from expunge.model.head import find_head
 from expunge.model.load import LoadedModel
 from tiny import tiny_tokenizer

@@ -4,13 +4,13 @@ import json
 
 import pytest
 
-from expunge import plan
 from expunge.config import UnlearnConfig
-from expunge.data.batches import Size
+from expunge.data.sampler import Size
 from expunge.errors import ConfigError
 from expunge.model import reference
-from expunge.plan import chosen_steps, forecast, training_seconds
-from expunge.unlearn import unlearn
+from expunge.train import dry_run as plan
+from expunge.train.dry_run import chosen_steps, forecast, training_seconds
+from expunge.train.loop import unlearn
 from tiny import save_tiny
 
 

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from expunge.errors import ConfigError, DataError
-from expunge.evaluate.compare import Column, Comparison, Row, best_cell, compare
-from expunge.evaluate.compare_formats import as_csv, as_latex, as_table, number, printable
-from expunge.evaluate.measured import Measured, measured_metrics
-from expunge.evaluate.pool import configuration_difference, pool_runs
+from expunge.evaluation.compare import Column, Comparison, Row, best_cell, compare
+from expunge.evaluation.compare_formats import as_csv, as_latex, as_table, number, printable
+from expunge.evaluation.measured import Measured, measured_metrics
+from expunge.evaluation.pool import configuration_difference, pool_runs
 
 
 def results(value: float | None, **others: Any) -> dict[str, Any]:

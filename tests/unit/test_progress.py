@@ -2,7 +2,7 @@
 
 import pytest
 
-from expunge.progress import Reporter, printable
+from expunge.utils.progress import Reporter, printable
 
 
 @pytest.mark.parametrize(

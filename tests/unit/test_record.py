@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from expunge.data.tokenize import TokenizedExample
-from expunge.evaluate.record import TokenRecord, token_records
+from expunge.evaluation.record import TokenRecord, token_records
 from expunge.kernels import Head
 from expunge.model.load import load_model
 from expunge.model.logps import sequence_logps

@@ -18,13 +18,13 @@ from expunge.kernels import token_logps, token_logps_and_kl
 from expunge.model import reference
 from expunge.model.logps import final_states, lay_out
 from expunge.model.tensor_file import TensorFile
-from expunge.prepare import prepare
-from expunge.processes import ALONE
-from expunge.progress import Reporter
-from expunge.run import Run
-from expunge.run_dir import sha256_file
-from expunge.trainer import Trainer
-from expunge.unlearn import unlearn
+from expunge.runs.run import Run
+from expunge.train.loop import unlearn
+from expunge.train.setup import prepare
+from expunge.train.trainer import Trainer
+from expunge.utils.distributed import ALONE
+from expunge.utils.files import sha256_file
+from expunge.utils.progress import Reporter
 from tiny import save_tiny
 
 FORGET = [

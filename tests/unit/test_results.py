@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from expunge.errors import DataError, RunError
-from expunge.evaluate import (
+from expunge.evaluation import (
     Prediction,
     Predictions,
     read_any,
@@ -19,7 +19,7 @@ from expunge.evaluate import (
     write_predictions,
     write_results,
 )
-from expunge.evaluate.results import semeval_results
+from expunge.evaluation.results import semeval_results
 
 SECRET = "the harbour master hides gold"
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from expunge import run_dir
 from expunge.errors import RunError
+from expunge.utils import files
 
 
 def mode(path: Path) -> int:
@@ -24,14 +24,14 @@ def open_umask():
 
 
 def make_run(path: Path) -> Path:
-    run_dir.new_run_dir(path)
-    run_dir.write_json(path / "manifest.json", {"schema": 1, "versions": {"expunge": "0.1.0"}})
+    files.new_run_dir(path)
+    files.write_json(path / "manifest.json", {"schema": 1, "versions": {"expunge": "0.1.0"}})
     return path
 
 
 def test_files_and_all_new_folders_are_private(tmp_path):
     path = tmp_path / "a" / "b" / "file.txt"
-    run_dir.write_text(path, "one\r\ntwo")
+    files.write_text(path, "one\r\ntwo")
     assert path.read_bytes() == b"one\r\ntwo"
     assert mode(path) == 0o600
     assert mode(path.parent) == mode(path.parent.parent) == 0o700
@@ -40,26 +40,26 @@ def test_files_and_all_new_folders_are_private(tmp_path):
 
 def test_nothing_is_replaced_unless_asked(tmp_path):
     path = tmp_path / "file"
-    run_dir.write_bytes(path, b"first")
+    files.write_bytes(path, b"first")
     with pytest.raises(RunError, match="--overwrite"):
-        run_dir.write_bytes(path, b"second")
+        files.write_bytes(path, b"second")
     assert path.read_bytes() == b"first"
     path.chmod(0o644)
-    run_dir.write_bytes(path, b"second", overwrite=True)
+    files.write_bytes(path, b"second", overwrite=True)
     assert path.read_bytes() == b"second"
     assert mode(path) == 0o600
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
     path = tmp_path / "file"
-    run_dir.write_bytes(path, b"first")
+    files.write_bytes(path, b"first")
 
     def refuse(descriptor):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", refuse)
     with pytest.raises(RunError, match=r"No space left on device.*free some space"):
-        run_dir.write_bytes(path, b"second", overwrite=True)
+        files.write_bytes(path, b"second", overwrite=True)
     assert path.read_bytes() == b"first"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -67,70 +67,70 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
 def test_a_folder_in_the_place_of_a_file_or_a_file_in_the_place_of_a_folder(tmp_path):
     (tmp_path / "folder").mkdir()
     with pytest.raises(RunError, match="Is a directory"):
-        run_dir.write_bytes(tmp_path / "folder", b"", overwrite=True)
+        files.write_bytes(tmp_path / "folder", b"", overwrite=True)
     (tmp_path / "file").touch()
     with pytest.raises(RunError, match="cannot write"):
-        run_dir.write_bytes(tmp_path / "file" / "below", b"")
+        files.write_bytes(tmp_path / "file" / "below", b"")
 
 
 def test_json_is_strict_and_keeps_the_order(tmp_path):
     path = tmp_path / "x.json"
-    run_dir.write_json(path, {"b": [1.5, float("nan"), (float("inf"), "ä\ud800")], "a": {"c": -float("inf")}})
+    files.write_json(path, {"b": [1.5, float("nan"), (float("inf"), "ä\ud800")], "a": {"c": -float("inf")}})
     text = path.read_text("utf-8")
     assert text == '{\n  "b": [\n    1.5,\n    null,\n    [\n      null,\n      "\\u00e4\\ud800"\n    ]\n  ],\n' + (
         '  "a": {\n    "c": null\n  }\n}\n'
     )
     with pytest.raises(TypeError):
-        run_dir.write_json(tmp_path / "y.json", {"a": object()})
+        files.write_json(tmp_path / "y.json", {"a": object()})
     assert not (tmp_path / "y.json").exists()
 
 
 def test_lines_are_appended_to_a_private_file(tmp_path):
     path = tmp_path / "metrics.jsonl"
     for step in range(3):
-        run_dir.append_line(path, {"step": step, "loss": float("nan")})
+        files.append_line(path, {"step": step, "loss": float("nan")})
     assert [json.loads(line) for line in path.read_text().splitlines()] == [{"step": i, "loss": None} for i in range(3)]
     assert mode(path) == 0o600
     with pytest.raises(RunError, match="cannot append"):
-        run_dir.append_line(tmp_path / "absent" / "metrics.jsonl", {})
+        files.append_line(tmp_path / "absent" / "metrics.jsonl", {})
 
 
 def test_a_line_that_the_disk_takes_in_part_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "write", lambda descriptor, data: len(data) - 1)
     with pytest.raises(RunError, match="free some space"):
-        run_dir.append_line(tmp_path / "metrics.jsonl", {"step": 1})
+        files.append_line(tmp_path / "metrics.jsonl", {"step": 1})
 
 
 def test_a_new_run_directory_is_private_and_an_empty_folder_may_be_used(tmp_path):
     path = tmp_path / "above" / "run"
-    assert run_dir.new_run_dir(path) == path
+    assert files.new_run_dir(path) == path
     assert mode(path) == mode(path.parent) == 0o700
     path.chmod(0o755)
-    run_dir.new_run_dir(path)
+    files.new_run_dir(path)
     assert mode(path) == 0o700
 
 
 def test_a_full_folder_is_refused_with_the_ways_out(tmp_path):
     run = make_run(tmp_path / "run")
     with pytest.raises(RunError, match=r"--overwrite.*--resume"):
-        run_dir.new_run_dir(run)
+        files.new_run_dir(run)
     assert (run / "manifest.json").exists()
 
 
 def test_overwrite_removes_a_run_and_everything_in_it(tmp_path):
     run = make_run(tmp_path / "run")
-    run_dir.write_text(run / "adapter" / "README.md", "card")
-    run_dir.check_new(run, overwrite=True)
+    files.write_text(run / "adapter" / "README.md", "card")
+    files.check_new(run, overwrite=True)
     assert (run / "adapter").exists(), "looking changes nothing"
-    run_dir.new_run_dir(run, overwrite=True)
+    files.new_run_dir(run, overwrite=True)
     assert list(run.iterdir()) == []
     assert list(tmp_path.iterdir()) == [run]
 
 
 def test_overwrite_knows_a_run_that_was_cut_off_before_its_manifest(tmp_path):
-    run = run_dir.new_run_dir(tmp_path / "run")
-    run_dir.write_text(run / "config.yaml", "model: m\nforget: f\nretain: r\noutput: run\nrecipe: default\n")
-    run_dir.new_run_dir(run, overwrite=True)
+    run = files.new_run_dir(tmp_path / "run")
+    files.write_text(run / "config.yaml", "model: m\nforget: f\nretain: r\noutput: run\nrecipe: default\n")
+    files.new_run_dir(run, overwrite=True)
     assert list(run.iterdir()) == []
 
 
@@ -152,7 +152,7 @@ def test_overwrite_never_removes_a_folder_that_is_not_a_run(tmp_path, name, cont
     folder.mkdir()
     (folder / name).write_text(content)
     with pytest.raises(RunError, match="only a run of Expunge"):
-        run_dir.new_run_dir(folder, overwrite=True)
+        files.new_run_dir(folder, overwrite=True)
     assert (folder / name).read_text() == content
 
 
@@ -160,17 +160,17 @@ def test_overwrite_does_not_remove_the_current_folder_or_follow_a_link(tmp_path,
     run = make_run(tmp_path / "run")
     (tmp_path / "link").symlink_to(run)
     with pytest.raises(RunError, match="does not remove a link"):
-        run_dir.new_run_dir(tmp_path / "link", overwrite=True)
+        files.new_run_dir(tmp_path / "link", overwrite=True)
     monkeypatch.chdir(run)
     with pytest.raises(RunError, match="the folder you stand in"):
-        run_dir.new_run_dir(".", overwrite=True)
+        files.new_run_dir(".", overwrite=True)
     assert (run / "manifest.json").exists()
 
 
 def test_a_run_directory_cannot_be_made_where_a_file_stands(tmp_path):
     (tmp_path / "file").touch()
     for path in (tmp_path / "file", tmp_path / "file" / "run"):
-        for check in (run_dir.check_new, run_dir.new_run_dir):
+        for check in (files.check_new, files.new_run_dir):
             with pytest.raises(RunError, match="not a folder"):
                 check(path, overwrite=True)
 
@@ -181,7 +181,7 @@ def test_a_folder_is_published_whole_and_private(tmp_path):
     (temporary / "inner" / "new").write_text("new")
     final.mkdir()
     (final / "old").touch()
-    run_dir.replace_dir(temporary, final)
+    files.replace_dir(temporary, final)
     assert list(tmp_path.iterdir()) == [final]
     assert [p.name for p in final.rglob("*")] == ["inner", "new"]
     assert mode(final) == mode(final / "inner") == 0o700
@@ -202,18 +202,18 @@ def test_a_failed_publication_leaves_the_earlier_folder(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "rename", refuse)
     with pytest.raises(RunError, match="Input/output error"):
-        run_dir.replace_dir(temporary, final)
+        files.replace_dir(temporary, final)
     assert (final / "old").exists()
 
 
 def test_a_folder_elsewhere_cannot_be_published(tmp_path):
     (tmp_path / "a" / "b").mkdir(parents=True)
     with pytest.raises(ValueError, match="beside"):
-        run_dir.replace_dir(tmp_path / "a" / "b", tmp_path / "b")
+        files.replace_dir(tmp_path / "a" / "b", tmp_path / "b")
 
 
 def test_private_umask_holds_inside_alone(tmp_path):
-    with run_dir.private_umask():
+    with files.private_umask():
         (tmp_path / "inside").touch()
     (tmp_path / "outside").touch()
     assert mode(tmp_path / "inside") == 0o600
@@ -222,9 +222,9 @@ def test_private_umask_holds_inside_alone(tmp_path):
 
 def test_hashes(tmp_path):
     (tmp_path / "file").write_bytes(b"abc")
-    assert run_dir.sha256_file(tmp_path / "file").startswith("ba7816bf8f01cfea")
+    assert files.sha256_file(tmp_path / "file").startswith("ba7816bf8f01cfea")
     with pytest.raises(RunError, match="cannot read"):
-        run_dir.sha256_file(tmp_path / "absent")
-    assert run_dir.fingerprint("a", b"b") == run_dir.fingerprint(b"a", "b")
-    different = {run_dir.fingerprint(*parts) for parts in ((), ("",), ("ab",), ("a", "b"), ("b", "a"), ("", "ab"))}
+        files.sha256_file(tmp_path / "absent")
+    assert files.fingerprint("a", b"b") == files.fingerprint(b"a", "b")
+    different = {files.fingerprint(*parts) for parts in ((), ("",), ("ab",), ("a", "b"), ("b", "a"), ("", "ab"))}
     assert len(different) == 6

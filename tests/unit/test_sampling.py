@@ -9,11 +9,11 @@ from transformers import GenerationConfig, MambaConfig, MambaForCausalLM
 
 from expunge.data.examples import Example
 from expunge.data.tokenize import TokenizedExample
-from expunge.evaluate.generate import batching_obstacle, generate, greedy, sample
+from expunge.evaluation.generate import batching_obstacle, generate, greedy, sample
 from expunge.kernels import Head
 from expunge.model.head import find_head
 from expunge.model.load import LoadedModel
-from expunge.model.sampling import write_texts
+from expunge.model.replay import write_texts
 from tiny import tiny_model, tiny_tokenizer
 
 OWN_SETTINGS: list[dict[str, Any]] = [

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from expunge.data.examples import Example
+from expunge.data.holdout import documents, example_hashes, marks, selection_half, split_off, without_selection
 from expunge.data.surprise import MOST_KNOWN, Pairs, surprises
 from expunge.errors import DataError
-from expunge.selection import documents, example_hashes, marks, selection_half, split_off, without_selection
 from tiny import tiny_tokenizer
 
 

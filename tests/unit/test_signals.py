@@ -11,12 +11,12 @@ import pytest
 import torch
 from peft import PeftModel
 
-from expunge import signals
 from expunge.data.tokenize import TokenizedExample
 from expunge.model.adapter import add_adapter, scaled
 from expunge.model.load import load_model
 from expunge.model.logps import sequence_logps
-from expunge.signals import Meter, Selection, certainty, evenness, kept
+from expunge.train import validation as signals
+from expunge.train.validation import Meter, Selection, certainty, evenness, kept
 from tiny import save_tiny
 
 

@@ -11,8 +11,8 @@ import pytest
 from scipy.special import stdtrit
 
 from expunge.errors import DataError
-from expunge.evaluate.bootstrap import strata_of
-from expunge.evaluate.stats import (
+from expunge.evaluation.bootstrap import strata_of
+from expunge.evaluation.stats import (
     Estimate,
     auc_difference_estimate,
     auc_estimate,
@@ -24,7 +24,7 @@ from expunge.evaluate.stats import (
     tpr_at_fpr,
     tpr_estimate,
 )
-from expunge.ranking import auc
+from expunge.utils.roc import auc
 
 NAN = math.nan
 

@@ -5,9 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from expunge.config.goal import Goal
-from expunge.signals import SAID, Signals, shortfall
-from expunge.steering import (
+from expunge.config.criteria import Goal
+from expunge.train.steering import (
     DEEPER,
     DEEPER_NOW,
     DRIFT,
@@ -39,6 +38,7 @@ from expunge.steering import (
     Course,
     Look,
 )
+from expunge.train.validation import SAID, Signals, shortfall
 
 UNTOUCHED = Signals(0.0, 1.0, 0.1, 2.0, 0.8)
 GOAL = Goal(0.5, 0.98, 0.05)

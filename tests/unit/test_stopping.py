@@ -4,20 +4,20 @@ import pytest
 import torch
 
 from expunge.config import UnlearnConfig
-from expunge.config.goal import Goal
+from expunge.config.criteria import Goal
 from expunge.data.tokenize import TokenizedExample
 from expunge.errors import RunError
 from expunge.kernels import Head, token_logps, token_logps_and_kl
+from expunge.losses import insistence, npo_token, push, push_odds, pushed, rest_kl, spread
+from expunge.losses.depth import CLEAREST, LEAST_WEIGHT, RAMP
 from expunge.model.adapter import add_adapter, trainable
 from expunge.model.load import load_model
 from expunge.model.logps import final_states, lay_out, sequence_logps
-from expunge.objectives import insistence, npo_token, push, push_odds, pushed, rest_kl, spread
-from expunge.objectives.depth import CLEAREST, LEAST_WEIGHT, RAMP
-from expunge.schedule import learning_rate
-from expunge.signals import SAFE, SAID, Meter, Selection, Signals, depth, evenly, relative_losses, shortfall
-from expunge.steering import Look
-from expunge.stopping import AVERAGING, Selector
-from expunge.terms import SHALLOWEST, Aim, Row, count, loss_terms, weighted_sum
+from expunge.train.early_stopping import AVERAGING, Selector
+from expunge.train.schedule import learning_rate
+from expunge.train.steering import Look
+from expunge.train.terms import SHALLOWEST, Aim, Row, count, loss_terms, weighted_sum
+from expunge.train.validation import SAFE, SAID, Meter, Selection, Signals, depth, evenly, relative_losses, shortfall
 from tiny import save_tiny
 
 UNTOUCHED = Signals(0.0, 1.0, 0.1, 2.0, 0.8)

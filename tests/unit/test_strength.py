@@ -2,9 +2,9 @@
 
 import pytest
 
-from expunge.config.goal import Goal
-from expunge.signals import REACHED, Signals, shortfall
-from expunge.strength import choose, misfit_at, number_of_looks
+from expunge.config.criteria import Goal
+from expunge.train.scale import choose, misfit_at, number_of_looks
+from expunge.train.validation import REACHED, Signals, shortfall
 
 
 class Curve:

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from expunge.tables import loss_table, metrics_table, semeval_table
+from expunge.utils.tables import loss_table, metrics_table, semeval_table
 
 WIDEST = 99
 

@@ -6,7 +6,7 @@ import math
 import pytest
 
 from expunge.errors import DataError
-from expunge.evaluate.metrics.text import contains, cut_at, exact_match, leak_at_k, repetition
+from expunge.evaluation.metrics.text import contains, cut_at, exact_match, leak_at_k, repetition
 
 
 @pytest.mark.parametrize("leaks", [0, 1, 2, 5, 6])

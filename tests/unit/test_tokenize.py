@@ -16,7 +16,7 @@ from expunge.data.examples import Example
 from expunge.data.tokenize import Join, TokenizedExample, prompt_ids, tokenize, tokenize_all
 from expunge.errors import ConfigError, DataError
 from expunge.model.load import LoadedModel, load_model
-from expunge.model.preflight import measure_join
+from expunge.model.prompt_format import measure_join
 from tiny import TEXTS, TOKENIZERS, save_tiny, tiny_tokenizer
 
 tokenizer_of = cache(tiny_tokenizer)

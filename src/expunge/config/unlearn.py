@@ -4,7 +4,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from expunge.config.checks import check_types
-from expunge.config.goal import Goal, read_goal
+from expunge.config.criteria import Goal, read_goal
 from expunge.errors import ConfigError
 
 _PAPER: dict[str, Any] = {

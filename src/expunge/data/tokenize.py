@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from expunge.data.examples import Example
 from expunge.errors import ConfigError, DataError
-from expunge.run_dir import fingerprint
+from expunge.utils.files import fingerprint
 
 SEPARATORS = {"none": "", "space": " ", "newline": "\n"}
 DATE = "26 Jul 2024"

@@ -9,24 +9,24 @@ from expunge.config import UnlearnConfig
 from expunge.data.examples import Example, read_examples
 from expunge.data.lume import LumeData, read_lume
 from expunge.data.tokenize import Join, completion_ids, prompt_ids
-from expunge.evaluate.assemble import assemble
-from expunge.evaluate.benchmarks import BENCHMARKS, lume
-from expunge.evaluate.benchmarks.engine import Options, measure
-from expunge.evaluate.benchmarks.entries import entry
-from expunge.evaluate.benchmarks.measurement import Measurement
-from expunge.evaluate.benchmarks.suite import Suite
-from expunge.evaluate.examples_file import examples_path, write_examples
-from expunge.evaluate.generate import generate_predictions
-from expunge.evaluate.results import write_results
-from expunge.evaluate.run import reported
-from expunge.evaluate.semeval import Prediction, score_row
-from expunge.evaluate.stats import mean_estimate
+from expunge.evaluation.assemble import assemble
+from expunge.evaluation.benchmarks import BENCHMARKS, lume
+from expunge.evaluation.benchmarks.engine import Options, measure
+from expunge.evaluation.benchmarks.entries import entry
+from expunge.evaluation.benchmarks.measurement import Measurement
+from expunge.evaluation.benchmarks.suite import Suite
+from expunge.evaluation.examples_file import examples_path, write_examples
+from expunge.evaluation.generate import generate_predictions
+from expunge.evaluation.results import write_results
+from expunge.evaluation.run import reported
+from expunge.evaluation.semeval import Prediction, score_row
+from expunge.evaluation.stats import mean_estimate
 from expunge.model.adapter import attach_adapter
 from expunge.model.load import load_model
-from expunge.progress import Reporter
-from expunge.run_dir import adapter_fingerprint
-from expunge.tables import semeval_table
-from expunge.unlearn import unlearn
+from expunge.train.loop import unlearn
+from expunge.utils.files import adapter_fingerprint
+from expunge.utils.progress import Reporter
+from expunge.utils.tables import semeval_table
 
 MAX_NEW_TOKENS = 96
 NAMES = ("before", "after", "retrained")

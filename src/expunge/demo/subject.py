@@ -26,12 +26,12 @@ from expunge.data.lume import read_lume
 from expunge.data.tokenize import Join, prompt_ids, tokenize
 from expunge.demo.people import data_files, general_texts
 from expunge.errors import ConfigError
-from expunge.evaluate.assemble import official_scores
-from expunge.evaluate.benchmarks import lume
-from expunge.evaluate.benchmarks.engine import Options
-from expunge.evaluate.benchmarks.engine import measure as measure_suite
-from expunge.evaluate.generate import generate_predictions
-from expunge.evaluate.semeval import score_row
+from expunge.evaluation.assemble import official_scores
+from expunge.evaluation.benchmarks import lume
+from expunge.evaluation.benchmarks.engine import Options
+from expunge.evaluation.benchmarks.engine import measure as measure_suite
+from expunge.evaluation.generate import generate_predictions
+from expunge.evaluation.semeval import score_row
 from expunge.model.load import load_model, pick_dtype
 
 ASSETS = Path(__file__).parent / "assets"

@@ -17,9 +17,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
 
-from expunge import run_dir
 from expunge.errors import ConfigError, ModelError
 from expunge.model.load import LoadedModel, check_adapter, load_model, put_adapter
+from expunge.utils import files
 
 ATTENTION = ("q_proj", "v_proj")
 FUSED_ATTENTION = ("qkv_proj", "query_key_value", "Wqkv", "c_attn")
@@ -131,7 +131,7 @@ def save_adapter(model: PeftModel, folder: Path, *, base_name: str, card: str) -
         config = json.loads(config_path.read_text()) | {"base_model_name_or_path": base_name}
         config_path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
         (temporary / "README.md").write_text(card)
-        run_dir.replace_dir(temporary, folder)
+        files.replace_dir(temporary, folder)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise

@@ -34,7 +34,7 @@ from expunge.model.head import cast_head, find_head
 from expunge.model.memory import check_fits, weight_bytes
 from expunge.model.packing import packable_length
 from expunge.model.shard import Lockstep, shard_layers
-from expunge.processes import Processes
+from expunge.utils.distributed import Processes
 
 CACHED_KERNELS = 128
 """Compiled bf16 products that are kept on the CPU, one per shape: more than one forward and backward pass needs."""

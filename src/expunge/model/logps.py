@@ -12,7 +12,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from expunge.data.batches import micro_batches
+from expunge.data.sampler import micro_batches
 from expunge.data.tokenize import TokenizedExample
 from expunge.kernels import token_logps
 from expunge.kernels.rounding import missing_rows
@@ -20,7 +20,7 @@ from expunge.model.context import check_lengths
 from expunge.model.head import backbone
 from expunge.model.load import LoadedModel
 from expunge.model.packing import packed_states
-from expunge.processes import ALONE, Processes
+from expunge.utils.distributed import ALONE, Processes
 
 
 def pad_right(sequences: Sequence[Sequence[int]], device: torch.device) -> Tensor:

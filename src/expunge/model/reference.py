@@ -16,14 +16,14 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
-from expunge.data.batches import micro_batches
+from expunge.data.sampler import micro_batches
 from expunge.data.tokenize import TokenizedExample, hash_rows
 from expunge.kernels import token_logps
 from expunge.model.load import LoadedModel
 from expunge.model.logps import final_states, lay_out, target_index
 from expunge.model.tensor_file import FileTensor, TensorFile
-from expunge.processes import ALONE, Processes
-from expunge.run_dir import fingerprint
+from expunge.utils.distributed import ALONE, Processes
+from expunge.utils.files import fingerprint
 
 MEMORY_BYTES = 2**28
 """A reference up to this size stays in main memory; a larger one goes to a file, if there is a folder for it."""

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from expunge.errors import ConfigError
-from expunge.processes import current
+from expunge.utils.distributed import current
 
 
 def shard_layers(model: PreTrainedModel, mesh: DeviceMesh, device: torch.device) -> None:

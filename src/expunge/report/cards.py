@@ -4,14 +4,14 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
-from expunge.card import Score, model_card
 from expunge.config import UnlearnConfig
 from expunge.errors import RunError
 from expunge.report.collect import RunData, read_run
 from expunge.report.comparison import of_run
 from expunge.report.readings import ARROWS, Reading, label
 from expunge.report.verdict import interval_text, verdict
-from expunge.run_dir import write_text
+from expunge.runs.card import Score, model_card
+from expunge.utils.files import write_text
 
 CARD = Path("adapter") / "README.md"
 

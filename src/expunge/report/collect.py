@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from expunge.errors import DataError, RunError
-from expunge.evaluate.measured import measured_metrics
-from expunge.evaluate.results import read_results
-from expunge.run_dir import adapter_fingerprint
+from expunge.evaluation.measured import measured_metrics
+from expunge.evaluation.results import read_results
+from expunge.utils.files import adapter_fingerprint
 
 ROLES = {
     "before": ("results_before.json",),

@@ -7,7 +7,7 @@ from pathlib import Path
 from expunge.data.examples import Example, parse_columns, read_examples
 from expunge.data.lume import read_lume
 from expunge.errors import DataError
-from expunge.evaluate.predictions import read_any
+from expunge.evaluation.predictions import read_any
 from expunge.report.collect import RunData
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from expunge.errors import ConfigError, RunError
 from expunge.report.collect import RunData, read_run
 from expunge.report.verdict import verdict
-from expunge.run_dir import check_replaceable, write_bytes, write_text
+from expunge.utils.files import check_replaceable, write_bytes, write_text
 
 PAGE = "report.html"
 MARK = '<meta name="generator" content="Expunge report">'

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from expunge.evaluate.compare_formats import LATEX_ARROWS, LATEX_SIGNS
+from expunge.evaluation.compare_formats import LATEX_ARROWS, LATEX_SIGNS
 from expunge.report.comparison import Cell, Column, Row
 from expunge.report.drawing import visible
 from expunge.report.readings import FAMILIES

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from expunge.evaluate.measured import Measured, measured_metrics
+from expunge.evaluation.measured import Measured, measured_metrics
 
 FAMILIES = {
     "official": "Official scores",

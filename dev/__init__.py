@@ -1,0 +1,1 @@
+"""Tools for developers: parity with published code, fuzzing, crashes."""

@@ -1,0 +1,197 @@
+"""Feed the readers and the tokenization damaged files for a while: any error but a UserError is a finding.
+
+python -m dev.fuzz --minutes 20 --seed 0
+
+Each round takes a good file of a random format, damages it (bytes flipped, cut, doubled, moved, numbers and odd
+characters put in, values of other types) and reads it as `expunge unlearn` would. What is read is tokenized. The first
+file of every kind of finding is kept in `--keep`.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import random
+import resource
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+MEMORY_LIMIT = 6 * 2**30
+SLOW = 5.0
+"""Seconds after which reading a small file is a finding too."""
+WORDS = [
+    b"null", b"NaN", b"-Infinity", b"1e999", b"true", b"\\ud800", b"\\u0000", b"\0", b"\xef\xbb\xbf", b"\xff\xfe",
+    b"\r", b"\n", b"\xe2\x80\xa8", b'"', b'""', b"'", b",", b"{", b"[" * 3000, b"]", b"9" * 5000, b"\xe2\x80\x8b",
+    b"\x1b[2J", b"\xf0\x9f\x91\xa9", b"messages", b"role", b"assistant", b"instruction", b"kind", b"task", b"id",
+    b"output", b"text",
+]  # fmt: skip
+CHAT = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+VALUES: list[Any] = [
+    None, 0, -1, 1.5, True, "", " ", "\u200b", "x" * 3000, [], {}, [1], {"role": "user"}, "sc", "\ud800", float("nan"),
+    2**70, CHAT[1:], CHAT,
+]  # fmt: skip
+COLUMNS = ["input", "output", "prompt", "completion", "question", "answer", "text", "document", "messages", "id",
+           "task", "kind", "instruction", "", " ", "output\u200b", "a,b", "x" * 200]  # fmt: skip
+FLAGS = [None, None, None, {"prompt": "input"}, {"completion": "text"}, {"id": "id", "completion": "output"}]
+JOINS = [("none", True), ("space", True), ("newline", False), ("separate", True), ("chat", True)]
+LENGTHS = [2, 3, 16, 2048]
+
+
+def good_file(rng: random.Random, kind: str) -> bytes:
+    """A file of one format with a few rows, of which some cells are of odd types."""
+    rows = [_row(rng) for _ in range(rng.randint(0, 5))]
+    if kind == "jsonl":
+        return "".join(json.dumps(row, ensure_ascii=rng.random() < 0.5) + "\n" for row in rows).encode(
+            "utf-8", "surrogatepass"
+        )
+    if kind == "json":
+        return json.dumps(rows if rng.random() < 0.8 else rows[:1], ensure_ascii=True).encode()
+    if kind == "csv":
+        import csv
+
+        text = io.StringIO()
+        columns = rng.sample(COLUMNS, rng.randint(1, 4)) + rng.choice([[], ["output"], ["answer", "question"]])
+        writer = csv.writer(text)
+        writer.writerows([columns, *([str(rng.choice(VALUES)) for _ in columns] for _ in rows)])
+        return text.getvalue().encode("utf-8", "surrogatepass")
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    buffer = io.BytesIO()
+    while True:
+        columns = {name: [rng.choice(VALUES) for _ in rows] for name in rng.sample(COLUMNS, rng.randint(1, 4))}
+        columns["output"] = ["At Larch Lane."] * len(rows)
+        with contextlib.suppress(pa.ArrowException, OverflowError, UnicodeEncodeError):
+            pq.write_table(pa.table(columns), buffer, compression=rng.choice(["none", "snappy", "zstd"]))
+            return buffer.getvalue()
+
+
+def _row(rng: random.Random) -> dict[str, Any]:
+    row: dict[str, Any] = rng.choice(
+        [
+            {"input": "Where?", "output": "Here."},
+            {"question": "Who?", "answer": "Zoë."},
+            {"text": "Once upon a time."},
+            {"messages": VALUES[-1]},
+            {"id": "a", "input": "", "output": "b", "task": "Task1"},
+        ]
+    )
+    row = dict(row)
+    if rng.random() < 0.2:
+        row[rng.choice([*row, *COLUMNS])] = rng.choice(VALUES)
+    return row
+
+
+def damage(rng: random.Random, data: bytes) -> bytes:
+    """Change some bytes."""
+    changed = bytearray(data)
+    for _ in range(rng.choice([0, 0, 0, 1, 1, 2, 5, 20])):
+        at = rng.randint(0, len(changed))
+        size = rng.choice([1, 1, 4, 50])
+        match rng.randrange(6):
+            case 0 if changed:
+                changed[at % len(changed)] = rng.randrange(256)
+            case 1:
+                del changed[at : at + size]
+            case 2:
+                changed[at:at] = rng.choice(WORDS)
+            case 3:
+                changed[at:at] = changed[at : at + size]
+            case 4:
+                changed[at : at + size] = rng.randbytes(size)
+            case _:
+                del changed[at:]
+    return bytes(changed)
+
+
+def attempt(path: Path, rng: random.Random, tokenizers: list[Any]) -> tuple[str, str]:
+    """Read a file and tokenize what is in it.
+
+    Returns:
+        `refused`, `read` or `found`, and for a finding what it is.
+    """
+    from expunge.data.examples import check_sets, read_examples
+    from expunge.data.tokenize import Join, prompt_ids, tokenize
+    from expunge.errors import UserError
+
+    begun = time.monotonic()
+    outcome = "refused"
+    try:
+        examples = read_examples(str(path), columns=rng.choice(FLAGS))
+        check_sets(examples, examples)
+        outcome = "read"
+        tokenizer, (style, end) = rng.choice(tokenizers), rng.choice(JOINS)
+        for example in examples:
+            with contextlib.suppress(UserError):
+                row = tokenize(
+                    tokenizer,
+                    example,
+                    Join(style, end),
+                    max_length=rng.choice(LENGTHS),
+                    truncate_completions=rng.random() < 0.5,
+                )
+                if not 0 <= row.completion_start < len(row) or not row.targets("completion"):
+                    return "found", f"tokenize gives start {row.completion_start} of {len(row)} under {style}"
+                prompt_ids(tokenizer, example, Join(style, end))
+    except UserError as error:
+        if "\n" in str(error):
+            return "found", f"a message of several lines: {type(error).__name__}"
+    except Exception as error:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        return "found", f"{type(error).__name__} at {Path(where.filename).name}:{where.name}"
+    if time.monotonic() - begun > SLOW:
+        return "found", "slow"
+    return outcome, ""
+
+
+def main() -> int:
+    """Fuzz for the time that is asked for; exit code 1 with findings."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=20.0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--keep", type=Path, default=Path("fuzz-findings"), help="folder for files that gave a finding")
+    options = parser.parse_args()
+    sys.path.insert(0, str(ROOT / "tests"))
+    os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+    from tiny import TOKENIZERS, tiny_tokenizer
+
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT))
+    tokenizers = [tiny_tokenizer(kind) for kind in TOKENIZERS]
+    rng = random.Random(options.seed)
+    counts: Counter[str] = Counter()
+    findings: Counter[str] = Counter()
+    end = time.monotonic() + 60 * options.minutes
+    shown = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        while time.monotonic() < end:
+            kind = rng.choice(["jsonl", "jsonl", "json", "csv", "parquet"])
+            path = Path(folder) / f"rows.{kind}"
+            path.write_bytes(damage(rng, good_file(rng, kind)))
+            outcome, what = attempt(path, rng, tokenizers)
+            counts[f"{kind} {outcome}"] += 1
+            if outcome == "found":
+                findings[f"{kind}: {what}"] += 1
+                if findings[f"{kind}: {what}"] == 1:
+                    options.keep.mkdir(exist_ok=True)
+                    (options.keep / f"{len(findings)}.{kind}").write_bytes(path.read_bytes())
+                    print(f"finding: {kind}: {what}", flush=True)
+            if time.monotonic() - shown > 60:
+                shown = time.monotonic()
+                print(f"{counts.total():,} files, {len(findings)} kinds of findings", flush=True)
+    print(f"\n{options.minutes:g} minutes, {counts.total():,} files, {len(findings)} kinds of findings")
+    for name, count in sorted(counts.items()):
+        print(f"{name:<20}{count:>10,}")
+    for name, count in findings.most_common():
+        print(f"{name}: {count}")
+    return bool(findings)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,54 @@
+"""`python -m dev.metrics`: the table of all metrics, from the code's own list; `--docs` writes docs/evaluation.md."""
+
+import argparse
+import math
+
+from bench.report import DOCS, write_between
+from expunge.evaluation.metrics import METRICS, Metric
+
+PAGE = DOCS / "evaluation.md"
+MARKER = "metrics"
+FAMILIES = {
+    "memorization": "read, of texts given to the model",
+    "text": "said, in answer to prompts",
+    "membership": "membership, of whole documents",
+    "utility": "what must stay",
+}
+"""What a family looks at, in the order of the table."""
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(prog="python -m dev.metrics", description=__doc__)
+    parser.add_argument("--docs", action="store_true", help=f"also write it into docs/{PAGE.name}")
+    args = parser.parse_args(argv)
+    print(table())
+    if args.docs:
+        write_between(PAGE, MARKER, table())
+
+
+def table() -> str:
+    """A row for each of `METRICS`, family by family."""
+    lines = ["| metric | definition | better | range | source |", "|---|---|---|---|---|"]
+    for family, title in FAMILIES.items():
+        lines.append(f"| **{title}** | | | | |")
+        for metric in METRICS.values():
+            if metric.family == family:
+                cells = (metric.name, metric.definition, _better(metric), _range(metric), metric.source)
+                lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _better(metric: Metric) -> str:
+    own = f"near {metric.target:g}" if metric.target is not None else metric.direction
+    return own if metric.retain_direction is None else f"{own}; on texts to keep {metric.retain_direction}"
+
+
+def _range(metric: Metric) -> str:
+    low = "(-inf" if math.isinf(metric.low) else f"[{metric.low:g}"
+    high = "inf)" if math.isinf(metric.high) else f"{metric.high:g}]"
+    return f"{low}, {high}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,223 @@
+"""locuslab/open-unlearning: memorization, truth ratio, utility, ROUGE and membership metrics on two models."""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from dev.parity.golden import EXACT, LOSS, MODELS, TEXT, Comparison, Golden, compare, mean, values
+from expunge.data.examples import Example
+from expunge.data.tokenize import Join, TokenizedExample, tokenize
+from expunge.evaluation.gradient_norm import gradient_norms
+from expunge.evaluation.metrics import TokenRecord, membership
+from expunge.evaluation.metrics.aggregate import forget_quality, model_utility, privleak, rel_diff
+from expunge.evaluation.metrics.memorization import exact_memorization, extraction_strength, mean_nll, probability
+from expunge.evaluation.metrics.text import cut_at, rouge
+from expunge.evaluation.metrics.truth_ratio import (
+    forget_truth_ratio,
+    normalized_probability,
+    retain_truth_ratio,
+    truth_probability,
+    truth_ratio,
+)
+from expunge.utils.roc import auc
+
+COMPAT = "open-unlearning"
+MIN_K, MIN_K_PLUS_PLUS, GRADIENT = 5e-5, 2e-4, 1e-3
+"""Tolerances; that of gradient norms is relative."""
+ORDERS = {"1": 1.0, "2": 2.0, "inf": math.inf}
+SETS = ("forget", "retain", "ra", "wf")
+SCORE = {"rougeL_recall": "rouge_l_recall", "rougeL_f1": "rouge_l_f1", "rouge1_recall": "rouge_1_recall"}
+
+
+def comparisons(golden: Golden) -> Iterator[Comparison]:
+    """All of them."""
+    stored = golden.read("open_unlearning")
+    ratios: dict[str, list[float]] = {}
+    aucs: dict[tuple[str, str], float] = {}
+    for model in MODELS:
+        own = stored["models"][model]
+        yield from _texts(golden, model, own, stored["settings"])
+        yield from _matches(golden, model, own, stored["tokenised"])
+        yield from _probabilities(golden, model, own, ratios)
+        for kind in ("qa", "documents"):
+            yield from _attacks(golden, model, kind, stored, aucs)
+    p_value = forget_quality(ratios["fitted"], ratios["random"])
+    yield from compare(
+        "forget_quality", [p_value], [stored["forget_quality_fitted_against_random"]["agg_value"]], EXACT
+    )
+    for kind, numbers in stored["privleak"].items():
+        fitted, random = aucs["fitted", kind], aucs["random", kind]
+        yield from compare("auc", [fitted, random], [numbers["auc_fitted"], numbers["auc_random"]], EXACT)
+        for name, function in (("privleak", privleak), ("rel_diff", rel_diff)):
+            golden_values = [numbers[f"{name}_default_reference_0.5"], numbers[f"{name}_against_random"]]
+            default = privleak(fitted, None, COMPAT) if name == "privleak" else rel_diff(fitted, 0.5, COMPAT)
+            yield from compare(name, [default, function(fitted, random, COMPAT)], golden_values, EXACT, compat=COMPAT)
+    tokens = stored["fitted_qa_forget_tokenwise"]
+    for record, item in zip(
+        golden.records("fitted", _labelled(stored["tokenised"]["qa"]["forget"])), tokens, strict=True
+    ):
+        yield from compare("token log-probability", record[:-1].logps, item["log_prob"], LOSS)
+
+
+def _texts(golden: Golden, model: str, own: dict[str, Any], settings: dict[str, Any]) -> Iterator[Comparison]:
+    for name in [key for key in own if key.endswith("_ROUGE")]:
+        rows = own[name]["value_by_index"]
+        knowledge = "knowmem" in name
+        limit = settings["max_new_tokens_knowmem" if knowledge else "max_new_tokens"]
+        stops = settings["stopwords_knowmem"] if knowledge else []
+        said = [cut_at(text, stops).strip() for text in golden.answers(model, values(rows, "input"), limit)]
+        yield from compare(
+            "generated text",
+            [a == b for a, b in zip(said, values(rows, "generation"), strict=True)],
+            [1] * len(said),
+            0,
+        )
+        scores = [rouge(text, truth) for text, truth in zip(said, values(rows, "ground_truth"), strict=True)]
+        for key, ours in SCORE.items():
+            yield from compare(ours, [score[ours] for score in scores], values(rows, key), TEXT)
+        aggregate = SCORE["rougeL_f1" if "mem_" in name else "rougeL_recall"]
+        yield from compare(aggregate, [mean(score[aggregate] for score in scores)], [own[name]["agg_value"]], TEXT)
+
+
+def _matches(golden: Golden, model: str, own: dict[str, Any], tokenised: dict[str, Any]) -> Iterator[Comparison]:
+    items = {
+        "forget_qa": tokenised["qa"]["forget"],
+        "retain_qa": tokenised["qa"]["retain"],
+        "completion_forget": tokenised["completion_forget"],
+    }
+    for metric in (exact_memorization, extraction_strength):
+        for name, rows in items.items():
+            table = own[f"{metric.__name__}.{name}"]
+            scores = [metric(record, COMPAT) for record in golden.records(model, _labelled(rows))]
+            stored = values(table["value_by_index"], "score")
+            yield from compare(metric.__name__, scores, stored, TEXT, compat=COMPAT)
+            yield from compare(metric.__name__, [mean(scores)], [table["agg_value"]], TEXT, compat=COMPAT)
+
+
+def _probabilities(
+    golden: Golden, model: str, own: dict[str, Any], ratios: dict[str, list[float]]
+) -> Iterator[Comparison]:
+    terms = {}
+    for name in SETS:
+        rows = golden.data["qa"][name]
+        losses: dict[str, list[list[float]]] = {}
+        for kind, field in (("Prob", "answer"), ("PARA_Prob", "paraphrased_answer"), ("PERT_Prob", "perturbed_answer")):
+            asked = [_asked(golden, row, row[field]) for row in rows]
+            flat = iter(golden.records(model, [text for several in asked for text in several]))
+            records = [[next(flat) for _ in several] for several in asked]
+            losses[kind] = [[mean_nll(record) for record in several] for several in records]
+            table = own[f"{name}_Q_A_{kind}"]
+            stored = table["value_by_index"]
+            yield from compare("mean_nll", _flat(losses[kind]), _flat(values(stored, "avg_loss")), LOSS)
+            probabilities = [[probability(record) for record in several] for several in records]
+            yield from compare("probability", _flat(probabilities), _flat(values(stored, "prob")), LOSS)
+            yield from compare("probability", [mean(map(mean, probabilities))], [table["agg_value"]], LOSS)
+        answers = [own[0] for own in losses["Prob"]]
+        terms[f"{name}_Q_A_Prob"] = mean(map(math.exp, (-loss for loss in answers)))
+        correct = [several[0] for several in losses["PARA_Prob" if name in ("forget", "retain") else "Prob"]]
+        pairs = list(zip(correct, losses["PERT_Prob"], strict=True))
+        row_ratios = [truth_ratio(right, wrong, COMPAT) for right, wrong in pairs]
+        if name == "forget":
+            ratios[model] = row_ratios
+            aggregates = {
+                "closer_to_1_better": ("forget_truth_ratio", [forget_truth_ratio(r, COMPAT) for r in row_ratios]),
+                "true_better": ("retain_truth_ratio", [retain_truth_ratio(r) for r in row_ratios]),
+                "prob_mean": ("truth_probability", [truth_probability(right, wrong, COMPAT) for right, wrong in pairs]),
+            }
+            for key, (metric, scores) in aggregates.items():
+                table = own[f"forget_Truth_Ratio.{key}"]
+                shown = scores if key == "prob_mean" else row_ratios
+                stored = values(table["value_by_index"], "score")
+                yield from compare("truth_ratio" if shown is row_ratios else metric, shown, stored, LOSS, compat=COMPAT)
+                yield from compare(metric, [mean(scores)], [table["agg_value"]], LOSS, compat=COMPAT)
+        else:
+            table = own[f"{name}_Truth_Ratio"]
+            terms[f"{name}_Truth_Ratio"] = mean(map(retain_truth_ratio, row_ratios))
+            stored = values(table["value_by_index"], "score")
+            yield from compare("truth_ratio", row_ratios, stored, LOSS, compat=COMPAT)
+            yield from compare(
+                "retain_truth_ratio", [terms[f"{name}_Truth_Ratio"]], [table["agg_value"]], LOSS, compat=COMPAT
+            )
+        if name in ("ra", "wf"):
+            table = own[f"{name}_Q_A_Prob_normalised"]
+            shares = [normalized_probability(a, w, COMPAT) for a, w in zip(answers, losses["PERT_Prob"], strict=True)]
+            stored = values(table["value_by_index"], "prob")
+            yield from compare("normalized_probability", shares, stored, LOSS, compat=COMPAT)
+            yield from compare("normalized_probability", [mean(shares)], [table["agg_value"]], LOSS, compat=COMPAT)
+            terms[f"{name}_Q_A_Prob_normalised"] = mean(shares)
+        terms[f"{name}_Q_A_ROUGE"] = own[f"{name}_Q_A_ROUGE"]["agg_value"]  # compared above
+    stored_terms = own["model_utility"]["terms"]
+    stored_value = own["model_utility"]["agg_value"]
+    yield from compare("model_utility", [model_utility(list(stored_terms.values()))], [stored_value], EXACT)
+    yield from compare("model_utility", [model_utility([terms[name] for name in stored_terms])], [stored_value], LOSS)
+
+
+def _attacks(
+    golden: Golden, model: str, kind: str, stored: dict[str, Any], aucs: dict[tuple[str, str], float]
+) -> Iterator[Comparison]:
+    tokenised = stored["tokenised"]
+    sides = {
+        side: _labelled(tokenised["qa"][side] if kind == "qa" else tokenised[f"documents_{side}"])
+        for side in ("forget", "holdout")
+    }
+    records = {side: golden.records(model, rows) for side, rows in sides.items()}
+    untrained = {side: golden.records("random", rows) for side, rows in sides.items()}
+    for attack, table in stored["mia"][model][kind].items():
+        metric, _, k = attack.rpartition("_")
+        tolerance = {"min_k": MIN_K, "min_k_plus_plus": MIN_K_PLUS_PLUS, "gradnorm": GRADIENT}.get(metric, LOSS)
+        name = {"gradnorm": "gradient_norm", "": attack}.get(metric, metric)
+        members: dict[str, list[float]] = {}
+        for side, rows in sides.items():
+            scores: list[float] = []
+            norms = [0.0] * len(rows)
+            if metric == "gradnorm":
+                norms = gradient_norms(golden.models[model], rows, order=ORDERS[k[1:]], compat=COMPAT)
+            for row, record, other, norm in zip(rows, records[side], untrained[side], norms, strict=True):
+                text = golden.decode(row.input_ids[row.completion_start :])
+                scores.append(_score(name, k, record, other, text, norm))
+            members[side] = [-score for score in scores]
+            golden_scores = values(table[side]["value_by_index"], "score")
+            relative = metric == "gradnorm"
+            yield from compare(name, scores, golden_scores, tolerance, compat=COMPAT, relative=relative)
+            golden_mean = [table[side]["agg_value"]]
+            yield from compare(name, [mean(scores)], golden_mean, tolerance, compat=COMPAT, relative=relative)
+        area = auc(members["forget"], members["holdout"])
+        yield from compare("auc", [area], [table["auc"]], EXACT)
+        if attack == "min_k_0.4":
+            aucs[model, kind] = area
+
+
+def _score(name: str, k: str, record: TokenRecord, other: TokenRecord, text: str, norm: float) -> float:
+    if name == "zlib":
+        return membership.zlib(record, text, COMPAT)
+    if name == "reference":
+        return membership.reference(record, other, COMPAT)
+    if name == "gradient_norm":
+        return membership.gradient_norm(norm, COMPAT)
+    if name == "loss":
+        return membership.loss(record, COMPAT)
+    function = {"min_k": membership.min_k, "min_k_plus_plus": membership.min_k_plus_plus}[name]
+    return function(record, float(k), COMPAT)
+
+
+def _labelled(items: Sequence[dict[str, list[int]]]) -> list[TokenizedExample]:
+    """Stored ids and labels as rows: the labels are the tail of each."""
+    return [
+        TokenizedExample(str(i), item["input_ids"], sum(label == -100 for label in item["labels"]))
+        for i, item in enumerate(items)
+    ]
+
+
+def _asked(golden: Golden, row: dict[str, Any], answers: str | list[str]) -> list[TokenizedExample]:
+    """The question with each answer, through our own tokenization."""
+    prompt = f"Question: {row['question']}\nAnswer:\n"
+    tokenizer = golden.models["fitted"].tokenizer
+    several = answers if isinstance(answers, list) else [answers]
+    return [
+        tokenize(tokenizer, Example(row["id"], prompt, answer), Join("none", True), max_length=4096)
+        for answer in several
+    ]
+
+
+def _flat(nested: Sequence[Any]) -> list[float]:
+    return [number for item in nested for number in (item if isinstance(item, list) else [item])]

@@ -1,0 +1,81 @@
+"""`python -m experiments.halves`: how far the half of the documents that steers a run is from the half that is reported.
+
+    python -m experiments.halves --subjects neox --taught TAUGHT
+
+A retrained twin has never seen the forget set, so its membership AUC is what a run should come to. It is another on
+each half of the documents that are long enough to be looked at: printed is the root mean square of the difference
+over a hundred splits, of halves by hash alone and of halves whose texts are paired by surprise (`selection.py`), with
+the correlation of surprise and the twin's loss on either side.
+"""
+
+import argparse
+import hashlib
+import math
+from itertools import compress
+from statistics import correlation, fmean
+
+from experiments.quality import documents_of, subject_arguments, subject_of
+from expunge.data.examples import Example
+from expunge.data.holdout import selection_half
+from expunge.data.lume import read_lume
+from expunge.data.surprise import surprises
+from expunge.data.tokenize import Join, tokenize_all
+from expunge.model.load import load_model
+from expunge.model.logps import sequence_logps
+from expunge.utils.roc import auc
+
+SPLITS = 100
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Print the table."""
+    args = _arguments().parse_args(argv)
+    print("| subject | documents | twin's AUC | by hash | paired | surprise and loss, forgotten | unseen |")
+    print("|---|---:|---:|---:|---:|---:|---:|")
+    for name in args.subjects:
+        subject = subject_of(name, args.taught)
+        found = read_lume(subject.data, subject.split)
+        sides = documents_of(found)
+        loaded = load_model(str(subject.twin), dtype="float32", device="cpu")
+        losses = []
+        for side in sides:
+            rows = tokenize_all(loaded.tokenizer, side, Join("space", False), max_length=512, truncate_completions=True)
+            losses.append([-own.mean().item() for own in sequence_logps(loaded, [row.input_ids for row in rows])])
+        hard = surprises(loaded.tokenizer, found.retain, sides)
+        level = [[0.0] * len(side) for side in sides]
+        cells = [
+            name,
+            f"{len(sides[0])} + {len(sides[1])}",
+            f"{_auc(losses):.2f}",
+            *(f"{_gap(sides, losses, own):.3f}" for own in (level, hard)),
+            *(f"{correlation(own, loss):.2f}" for own, loss in zip(hard, losses, strict=True)),
+        ]
+        print(f"| {' | '.join(cells)} |", flush=True)
+
+
+def _gap(sides: list[list[Example]], losses: list[list[float]], surprise: list[list[float]]) -> float:
+    """Root mean square over splits of the difference of both halves' AUCs."""
+    squares = []
+    for salt in range(SPLITS):
+        halves: tuple[list[list[float]], list[list[float]]] = ([], [])
+        for side, values, own in zip(sides, losses, surprise, strict=True):
+            hashes = [hashlib.sha256(f"{salt} {row.completion}".encode()).hexdigest() for row in side]
+            chosen = selection_half(hashes, own)
+            halves[0].append(list(compress(values, chosen)))
+            halves[1].append(list(compress(values, (not at for at in chosen))))
+        squares.append((_auc(halves[0]) - _auc(halves[1])) ** 2)
+    return math.sqrt(fmean(squares))
+
+
+def _auc(losses: list[list[float]]) -> float:
+    return auc(*([-own for own in side] for side in losses))
+
+
+def _arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m experiments.halves", description=__doc__.splitlines()[0])
+    subject_arguments(parser)
+    return parser
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""MUSE: what a model still says of a corpus, what it knows of it, and whether it gives away having seen it.
+
+Shi et al. 2024 (2407.06460), news or books. Prompts are as published: passages as they stand, questions behind their
+few-shot examples, ending in `Answer: `; answers end at a blank line or at the next question. Generations are compared
+by ROUGE-L F1 without stemming. The published numbers are means in percent; ours are in [0, 1], PrivLeak in percent.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from expunge.config import EvaluateConfig
+from expunge.data.examples import Example
+from expunge.data.muse import MuseData, read_muse
+from expunge.data.tokenize import Join
+from expunge.errors import DataError
+from expunge.evaluation.benchmarks.entries import Entry, point
+from expunge.evaluation.benchmarks.measurement import Measurement
+from expunge.evaluation.benchmarks.suite import FORCED, Documents, RowSet, Suite
+from expunge.evaluation.metrics import METRICS, aggregate
+from expunge.utils.roc import auc
+
+VERBATIM_TOKENS = 128
+KNOWLEDGE_TOKENS = 32
+STOPS = ("\n\n", "\nQuestion", "Question:")
+"""Where an answer ends."""
+PRIVLEAK_SHARE = 0.4
+"""PrivLeak takes the AUC of min-k% at this share of the tokens."""
+
+
+def read(config: EvaluateConfig) -> Suite:
+    """One corpus."""
+    corpus = config.split or "news"
+    return suite_of(read_muse(config.data or "", corpus), corpus)
+
+
+def suite_of(
+    data: MuseData, corpus: str, *, verbatim_tokens: int = VERBATIM_TOKENS, knowledge_tokens: int = KNOWLEDGE_TOKENS
+) -> Suite:
+    """The corpus as the engine takes it; the two numbers bound the generations."""
+    tokens = {"verbmem": verbatim_tokens, "knowmem": knowledge_tokens}
+    return Suite(
+        (
+            _rows(
+                "forget", "verbmem", data.verbmem, ("verbatim_memorization", *FORCED, "repetition", "fluency"), tokens
+            ),
+            _rows("forget", "knowmem", data.forget_qa, ("knowledge_memorization",), tokens),
+            _rows("retain", "knowmem", data.retain_qa, ("knowledge_memorization", *FORCED), tokens),
+        ),
+        Documents(data.forget, data.holdout, names=("forget", "holdout"), shares=(0.2, PRIVLEAK_SHARE)),
+        join=Join("none", end_of_text=False),
+        split=corpus,
+    )
+
+
+def aggregate_entries(measurement: Measurement, reference: Measurement | None) -> dict[str, Entry]:
+    """PrivLeak, where there is a reference."""
+    if reference is None:
+        return {}
+    key = f"min_k_{round(100 * PRIVLEAK_SHARE)}"
+    if key not in measurement.attacks:
+        return {}
+    ours, theirs = (auc(*(side.values for side in own.attacks[key])) for own in (measurement, reference))
+    metric = METRICS["privleak"]
+    n = sum(len(side.ids) for side in measurement.attacks[key])
+    try:
+        value = aggregate.privleak(ours, theirs)
+    except DataError:  # the reference recognises every text, so there is nothing to divide by
+        value = float("nan")
+    return {"membership/privleak": point(value, n, metric.direction, "membership", metric.source, metric.target)}
+
+
+def _rows(
+    name: str, group: str, examples: list[Example], metrics: tuple[str, ...], tokens: Mapping[str, int]
+) -> RowSet:
+    verbatim = group == "verbmem"
+    return RowSet(
+        name,
+        [replace(example, task=group) for example in examples],
+        [example.id for example in examples],
+        metrics,
+        max_new_tokens=tokens[group],
+        cut_reference=verbatim,
+        stops=() if verbatim else STOPS,
+        by_task=False,
+    )

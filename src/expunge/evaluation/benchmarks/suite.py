@@ -1,0 +1,102 @@
+"""What a benchmark asks for: rows, documents, and the metrics of each."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from expunge.data.examples import Example
+from expunge.data.tokenize import Join
+from expunge.utils.files import fingerprint
+
+FORCED = ("probability", "perplexity", "exact_memorization", "extraction_strength")
+"""Metrics of the one teacher-forced pass that apply to any prompt with a completion."""
+SAID = ("rouge_1_recall", "rouge_1_f1", "rouge_l_recall", "rouge_l_f1", "exact_match", "repetition")
+"""Metrics of the one generation pass that apply to any prompt with a completion."""
+
+
+@dataclass(frozen=True)
+class RowSet:
+    """Rows that one set of metrics is taken of.
+
+    Attributes:
+        name: `forget`, `retain`, `real_authors` or `world_facts`.
+        examples: The rows.
+        documents: What each row is about; rows about one document are resampled together.
+        metrics: Names in `METRICS`, in the order of the results; `truth_ratio` is the set's own of the two.
+        paraphrased: The same questions in other words; None for a row without, and altogether where the data has none.
+        correct: The right answer that the truth ratio takes, row by row; empty where the data has no wrong answers.
+        wrong: Wrong answers, row by row.
+        max_new_tokens: Longest generation, in tokens; the run's setting when None.
+        cut_reference: Compare generations with the first `max_new_tokens` tokens of the completion.
+        stops: Strings at which an answer ends.
+        by_task: Report the rows of each task by themselves too.
+    """
+
+    name: str
+    examples: Sequence[Example]
+    documents: Sequence[str]
+    metrics: Sequence[str]
+    paraphrased: Sequence[Example | None] = ()
+    correct: Sequence[Example] = ()
+    wrong: Sequence[Sequence[Example]] = ()
+    max_new_tokens: int | None = None
+    cut_reference: bool = False
+    stops: Sequence[str] = ()
+    by_task: bool = True
+
+
+@dataclass(frozen=True)
+class Documents:
+    """The two sides of the membership attacks, as whole texts.
+
+    Attributes:
+        members: Texts that the model was trained on and must have forgotten.
+        nonmembers: Texts like them that it has never seen.
+        names: What the two sides are called in the per-example file.
+        even: Cut both sides to the smaller of their median lengths in tokens; long texts are easier to predict, so
+            sides of different lengths could be told apart by that alone.
+        shares: The k of the min-k attacks.
+    """
+
+    members: Sequence[Example]
+    nonmembers: Sequence[Example]
+    names: tuple[str, str] = ("member", "nonmember")
+    even: bool = False
+    shares: tuple[float, ...] = (0.2,)
+
+
+@dataclass(frozen=True)
+class Suite:
+    """One benchmark's data, ready to be measured.
+
+    Attributes:
+        sets: Rows, the forget set first.
+        documents: For the membership attacks; None where the data has no unseen texts.
+        join: How prompt and completion are joined, where the benchmark says so; measured on the model when None.
+        split: The split that was read; None where there are none.
+        not_measured: What the data lacks, in plain sentences.
+        given: Fingerprints of the data as it was given, where documents have been left out of it; None where not.
+    """
+
+    sets: tuple[RowSet, ...]
+    documents: Documents | None = None
+    join: Join | None = None
+    split: str | None = None
+    not_measured: tuple[str, ...] = field(default=())
+    given: Mapping[str, str] | None = None
+
+    def __getitem__(self, name: str) -> RowSet:
+        return next(rows for rows in self.sets if rows.name == name)
+
+    def fingerprints(self) -> Mapping[str, str]:
+        """Of the rows of every set and of the documents, as they were given."""
+        if self.given is not None:
+            return self.given
+        sides: dict[str, list[str]] = {}
+        for rows in self.sets:
+            for row in rows.examples:
+                sides.setdefault(rows.name, []).extend((row.id, row.task, row.prompt, row.completion))
+        if self.documents:
+            for side in ("members", "nonmembers"):
+                documents = getattr(self.documents, side)
+                sides[side] = [part for row in documents for part in (row.id, row.prompt, row.completion)]
+        return {name: fingerprint(*parts) for name, parts in sides.items()}

@@ -1,0 +1,231 @@
+"""A comparison as text: a table for terminals narrower than 100 columns, CSV, LaTeX."""
+
+import csv
+import io
+import re
+import textwrap
+import unicodedata
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from rich.cells import cell_len
+
+from expunge.evaluation.compare import Comparison, Row
+from expunge.evaluation.measured import Measured
+
+WIDTH = 99
+"""Columns of a terminal that the table may use."""
+LABEL_WIDTH = 30
+TITLE_WIDTH = 24
+GAP = 2
+STAR = "*"
+ENDINGS = {".csv": "csv", ".tex": "latex"}
+ARROWS = {"lower": "↓", "higher": "↑"}
+LATEX_ARROWS = {"lower": r"$\downarrow$", "higher": r"$\uparrow$"}
+LATEX_SIGNS = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    **{sign: f"\\{sign}" for sign in "&%$#_{}"},
+}
+
+
+def as_table(comparison: Comparison) -> str:
+    """For a terminal: value, interval and a star at what is best; columns that do not fit go into further blocks."""
+    labels = ["metric", *(_label(row) for row in comparison.rows)]
+    rows_of = ["rows", *(_rows_of(row) for row in comparison.rows)]
+    columns = []
+    for number, column in enumerate(comparison.columns):
+        cells = [_text_cell(row, number) for row in comparison.rows]
+        title = _wrapped(printable(column.name), max(TITLE_WIDTH, *(cell_len(cell) for cell in cells)))
+        columns.append((title, cells))
+    label_width = min(LABEL_WIDTH, max(map(cell_len, labels)))
+    rows_width = max(map(len, rows_of))
+    blocks: list[list[tuple[list[str], list[str]]]] = []
+    room = 0
+    for column in columns:
+        width = GAP + _width(column)
+        if not blocks or width > room:
+            blocks.append([])
+            room = WIDTH - label_width - GAP - rows_width
+        blocks[-1].append(column)
+        room -= width
+    parts = [_block(labels, rows_of, block, label_width, rows_width) for block in blocks]
+    return "\n\n".join("\n".join(lines) for lines in [*parts, _legend(comparison)]).rstrip()
+
+
+def as_csv(comparison: Comparison) -> str:
+    """One line per metric and column, in full precision; empty where a number is not there.
+
+    Columns: metric, direction, target, name, value, low, high, n (rows), runs, std (over runs), best (1 or 0).
+    """
+    file = io.StringIO()
+    lines = csv.writer(file, lineterminator="\n")
+    lines.writerow(["metric", "direction", "target", "name", "value", "low", "high", "n", "runs", "std", "best"])
+    for row in comparison.rows:
+        for number, (column, cell) in enumerate(zip(comparison.columns, row.cells, strict=True)):
+            found = cell or Measured(None, runs=0)
+            numbers = [found.value, found.low, found.high, found.n, found.runs, found.std]
+            head = [printable(row.metric), row.direction, row.target, printable(column.name)]
+            lines.writerow([*head, *numbers, int(number == row.best)])
+    return file.getvalue().rstrip("\n")
+
+
+def as_latex(comparison: Comparison) -> str:
+    """A `tabular` with the rules of booktabs; what is best is bold."""
+    lines = [
+        r"% \usepackage{booktabs}",
+        *(f"% {printable(note)}" for note in comparison.notes),
+        r"\begin{tabular}{l" + "r" * len(comparison.columns) + "}",
+        r"\toprule",
+        " & ".join(["metric", *(_latex(column.name) for column in comparison.columns)]) + r" \\",
+        r"\midrule",
+    ]
+    for row in comparison.rows:
+        cells = [_latex(row.metric) + _direction(row, LATEX_ARROWS, lambda target: rf"$\to {target}$")]
+        for number, cell in enumerate(row.cells):
+            if cell is None or cell.value is None:
+                cells.append("--")
+                continue
+            value = _latex_number(cell.value) + ("" if cell.std is None else rf" $\pm$ {_latex_number(cell.std)}")
+            value = rf"\textbf{{{value}}}" if number == row.best else value
+            if cell.low is not None and cell.high is not None:
+                value += rf" {{\scriptsize [{_latex_number(cell.low)}, {_latex_number(cell.high)}]}}"
+            cells.append(value)
+        lines.append(" & ".join(cells) + r" \\")
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"])
+
+
+FORMATS: dict[str, Callable[[Comparison], str]] = {"table": as_table, "csv": as_csv, "latex": as_latex}
+
+
+def format_of(output: str | None) -> str:
+    """The format that the ending of a file name asks for; a table by default."""
+    return ENDINGS.get(Path(output or "").suffix.lower(), "table")
+
+
+def printable(text: str) -> str:
+    """Text from data with every character that could steer a terminal written as its escape."""
+    return "".join(
+        char if unicodedata.category(char)[0] not in "CZ" or char == " " else ascii(char)[1:-1] for char in text
+    )
+
+
+def number(value: float) -> str:
+    """Three decimals or, of large and very small numbers, as many digits as that takes."""
+    size = abs(value)
+    if size >= 1e5 or 0 < size < 5e-4:
+        return f"{value:.1e}".replace("e-0", "e-").replace("e+0", "e+")
+    return f"{value:.{3 if size < 10 else 2 if size < 100 else 0}f}"
+
+
+def _block(
+    labels: Sequence[str], rows_of: Sequence[str], block: Sequence[tuple[list[str], list[str]]], wide: int, narrow: int
+) -> list[str]:
+    """The lines of one block: the titles, then a line per metric."""
+    height = max(len(title) for title, _ in block)
+    lines = []
+    for level in range(height):
+        last = level == height - 1
+        above = [[""] * (height - len(title)) + title for title, _ in block]
+        cells = [_left(title[level], _width(column) + GAP) for title, column in zip(above, block, strict=True)]
+        lines.append(_line(labels[0] if last else "", rows_of[0] if last else "", cells, wide, narrow))
+    for index, (label, rows) in enumerate(zip(labels[1:], rows_of[1:], strict=True)):
+        cells = [_left(column[1][index], _width(column) + GAP) for column in block]
+        if cell_len(label) > wide:
+            lines += _wrapped(label, WIDTH)
+            label = ""
+        lines.append(_line(label, rows, cells, wide, narrow))
+    return lines
+
+
+def _line(label: str, rows: str, cells: Sequence[str], wide: int, narrow: int) -> str:
+    return (_left(label, wide + GAP) + rows.rjust(narrow) + " " * GAP + "".join(cells)).rstrip()
+
+
+def _legend(comparison: Comparison) -> list[str]:
+    """What the signs of the table mean, those that occur in it; then the notes."""
+    cells = [cell for row in comparison.rows for cell in row.cells if cell]
+    signs = []
+    if any(cell.low is not None for cell in cells):
+        signs.append("[95 % interval]")
+    if any(row.best is not None for row in comparison.rows):
+        signs.append("* best: its interval overlaps with no other")
+    for direction, sign in ARROWS.items():
+        if any(cell.direction == direction for cell in cells):
+            signs.append(f"{sign} {direction} is better")
+    if any(cell.direction == "target" for cell in cells):
+        signs.append("→ closer is better")
+    texts = ["; ".join(signs), *(f"note: {printable(note)}" for note in comparison.notes)]
+    return [line for text in texts for line in textwrap.wrap(text, WIDTH, subsequent_indent="  ")]
+
+
+def _label(row: Row) -> str:
+    return printable(row.metric) + _direction(row, ARROWS, lambda target: f"→{target}")
+
+
+def _direction(row: Row, arrows: dict[str, str], towards: Callable[[str], str]) -> str:
+    if row.direction == "target" and row.target is not None:
+        return " " + towards(f"{row.target:g}")
+    return f" {arrows[row.direction]}" if row.direction in arrows else ""
+
+
+def _rows_of(row: Row) -> str:
+    """The number of rows that a metric rests on, a range where the columns differ."""
+    counts = sorted({cell.n for cell in row.cells if cell and cell.n is not None})
+    return f"{counts[0]}-{counts[-1]}" if len(counts) > 1 else str(counts[0]) if counts else ""
+
+
+def _text_cell(row: Row, column: int) -> str:
+    cell = row.cells[column]
+    if cell is None or cell.value is None:
+        return "-"
+    text = number(cell.value) + ("" if cell.std is None else f" ±{number(cell.std)}")
+    if cell.low is not None and cell.high is not None:
+        text += f" [{_bare(cell.low)} {_bare(cell.high)}]"
+    return text + (STAR if column == row.best else "")
+
+
+def _bare(value: float) -> str:
+    """A number without the zero before its point and, if it is tiny or huge, with one digit."""
+    text = number(value)
+    return (
+        f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e+")
+        if "e" in text
+        else re.sub(r"^(-?)0(?=\.)", r"\1", text)
+    )
+
+
+def _width(column: tuple[list[str], list[str]]) -> int:
+    """Of a column; a star may stand in the gap to the next."""
+    title, cells = column
+    return max(cell_len(text.removesuffix(STAR)) for text in (*title, *cells))
+
+
+def _wrapped(title: str, width: int) -> list[str]:
+    """A title in pieces that fit."""
+    lines = [""]
+    for char in title:
+        if cell_len(lines[-1] + char) > width:
+            lines.append("")
+        lines[-1] += char
+    return lines
+
+
+def _left(text: str, width: int) -> str:
+    return text + " " * (width - cell_len(text))
+
+
+def _latex(text: str) -> str:
+    return "".join(LATEX_SIGNS.get(char, char) for char in printable(text))
+
+
+def _latex_number(value: float) -> str:
+    text = number(value)
+    if "e" in text:
+        digits, exponent = text.split("e")
+        return rf"${digits} \cdot 10^{{{int(exponent)}}}$"
+    return f"${text}$" if text.startswith("-") else text

@@ -1,0 +1,369 @@
+"""Greedy generation: batched, with a key-value cache, and with the gold completions as drafts.
+
+What comes out is what one-at-a-time greedy decoding gives (`argmax` of the plain logits at every step);
+batching and drafts only change how fast. One forward pass over a prompt and its draft settles every token up
+to the first difference. The rows that it does not finish go on token by token from its cache, together with
+those of other passes.
+"""
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+from expunge.data.examples import Example
+from expunge.data.sampler import micro_batches
+from expunge.errors import DataError
+from expunge.evaluation.semeval import Prediction
+from expunge.model.head import backbone
+from expunge.model.load import LoadedModel
+from expunge.model.logps import pad_right
+from expunge.model.packing import unusual_layers
+from expunge.model.replay import go_on
+
+CACHED_TOKENS = {"cpu": 2**13, "cuda": 2**17}
+"""Largest (rows, width) area of the key-value cache when rows are added to it, per device type."""
+PASSES_PER_CACHE = 4
+"""One pass over prompts and drafts takes at most this part of that area; the rows left over are joined."""
+
+Pick = Callable[[Tensor], Tensor]
+"""From logits `(rows, vocab)` to the next token of each row, `(rows,)`."""
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What a model said after one prompt.
+
+    Attributes:
+        prompt: Tokens that it was given, cut where they did not fit.
+        tokens: Tokens that it said, the end token included where there was one.
+        text: The same as text, special tokens left out, otherwise as decoded.
+    """
+
+    prompt: list[int]
+    tokens: list[int]
+    text: str
+
+
+def stop_ids(loaded: LoadedModel) -> frozenset[int]:
+    """The tokens that end a generation: those of the model's settings and the tokenizer's end-of-text."""
+    config = getattr(loaded.base, "generation_config", None)
+    ids = getattr(config, "eos_token_id", None)
+    found = ids if isinstance(ids, list) else [ids]
+    return frozenset(token for token in [*found, loaded.tokenizer.eos_token_id] if token is not None)
+
+
+def batching_obstacle(model: PreTrainedModel) -> str | None:
+    """Why rows of this model cannot share a batch and a cache, or None when they can."""
+    config = model.config.get_text_config()
+    parameters = inspect.signature(model.forward).parameters
+    kinds = unusual_layers(model, ("full_attention", "sliding_attention"))
+    if getattr(model, "_is_stateful", False) or "past_key_values" not in parameters:
+        return "its state is not a key-value cache"
+    if "position_ids" not in parameters or getattr(config, "alibi", False):
+        return "its positions cannot be given row by row"
+    if kinds:
+        return f"it has {', '.join(kinds)} layers"
+    return None
+
+
+def greedy(
+    loaded: LoadedModel,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int = 256,
+    drafts: Sequence[Sequence[int]] | None = None,
+    max_cached_tokens: int | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> list[list[int]]:
+    """Continue each prompt with the most likely token until an end token or `max_new_tokens`.
+
+    In fp32 the tokens are those of `generate(do_sample=False)` one prompt at a time, whatever the drafts. A
+    generation also ends where the model has no more positions.
+
+    Args:
+        loaded: The model.
+        prompts: Token ids of each prompt; none is empty, each leaves room for a token in the model's context.
+        max_new_tokens: Bound on the generated tokens of each row.
+        drafts: A guess of each continuation; the better it is the less is left to decode.
+        max_cached_tokens: Bound on the cache, in rows times width; chosen by device when None.
+        progress: Called with the number of rows that have just been finished.
+
+    Returns:
+        The new tokens of each row, the end token included where there was one.
+    """
+    return _decode(loaded, prompts, max_new_tokens, drafts, _argmax, max_cached_tokens, progress)
+
+
+def sample(
+    loaded: LoadedModel,
+    prompts: Sequence[Sequence[int]],
+    *,
+    temperature: float = 1.0,
+    seed: int = 0,
+    max_new_tokens: int = 256,
+    max_cached_tokens: int | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> list[list[int]]:
+    """Continue each prompt with tokens drawn from the model's whole distribution at `temperature`.
+
+    The other arguments and the result are those of `greedy`.
+    """
+    generator = torch.Generator(loaded.device).manual_seed(seed)
+
+    def draw(logits: Tensor) -> Tensor:
+        return torch.multinomial((logits.float() / temperature).softmax(-1), 1, generator=generator)[:, 0]
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)  # the library's own decoding draws from the global generator
+        return _decode(loaded, prompts, max_new_tokens, None, draw, max_cached_tokens, progress, temperature)
+
+
+@torch.no_grad()
+def _decode(
+    loaded: LoadedModel,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    drafts: Sequence[Sequence[int]] | None,
+    pick: Pick,
+    max_cached_tokens: int | None,
+    progress: Callable[[int], None] | None,
+    temperature: float | None = None,
+) -> list[list[int]]:
+    context = loaded.context
+    if not all(0 < len(prompt) < (context or len(prompt) + 1) for prompt in prompts):
+        raise ValueError("a prompt is empty or leaves no room in the model's context")
+    limits = [min(max_new_tokens, (context or len(p) + max_new_tokens) - len(p)) for p in prompts]
+    stops = stop_ids(loaded)
+    report = progress or (lambda _: None)
+    if batching_obstacle(loaded.base) is not None:
+        alone = [_generate_one(loaded, *row, stops, report, temperature) for row in zip(prompts, limits, strict=True)]
+        loaded.join()
+        return alone
+
+    # The last token of a generation is never fed, so neither an end token nor the last one allowed is drafted.
+    fed = [
+        [*_until(draft, stops)[: limit - 1]] for draft, limit in zip(drafts or [[]] * len(prompts), limits, strict=True)
+    ]
+    area = max_cached_tokens or CACHED_TOKENS.get(loaded.device.type, CACHED_TOKENS["cpu"])
+    lengths = [len(prompt) + len(draft) for prompt, draft in zip(prompts, fed, strict=True)]
+    waiting = micro_batches(lengths, area // PASSES_PER_CACHE)[::-1]
+    results: list[list[int]] = [[] for _ in prompts]
+    flight = _Flight(loaded, pick)
+
+    def goes_on(row: int) -> bool:
+        return len(results[row]) < limits[row] and results[row][-1] not in stops
+
+    while waiting or flight.rows:
+        while waiting and flight.area_with(len(waiting[-1]), lengths[waiting[-1][0]]) <= area:
+            group = waiting.pop()
+            cache, settled = _settle(loaded, [prompts[row] for row in group], [fed[row] for row in group], pick)
+            for row, agreed in zip(group, settled, strict=True):
+                results[row] = agreed
+            kept = [i for i, row in enumerate(group) if goes_on(row)]
+            rows = [group[i] for i in kept]
+            flight.join(rows, cache, kept, [len(prompts[row]) + len(results[row]) - 1 for row in rows])
+            report(len(group) - len(kept))
+        if flight.rows:
+            tokens = flight.step([results[row][-1] for row in flight.rows])
+            for row, token in zip(flight.rows, tokens, strict=True):
+                results[row].append(token)
+            kept = [i for i, row in enumerate(flight.rows) if goes_on(row)]
+            report(len(flight.rows) - len(kept))
+            flight.keep(kept)
+    loaded.join()
+    return results
+
+
+def generate(
+    loaded: LoadedModel,
+    examples: Sequence[Example],
+    name: str,
+    *,
+    encode_prompt: Callable[[Example], Sequence[int]],
+    encode_draft: Callable[[Example], Sequence[int]] | None = None,
+    max_new_tokens: int = 256,
+    samples: int = 0,
+    temperature: float = 1.0,
+    seed: int = 0,
+    say: Callable[[str], None] = lambda line: None,
+    progress: Callable[[int], None] | None = None,
+) -> list[Generation]:
+    """What the model says to each example, greedily, or `samples` times each at `temperature`.
+
+    Args:
+        loaded: The model.
+        examples: The rows.
+        name: What the rows are, for messages.
+        encode_prompt: Tokens that the model is given.
+        encode_draft: Tokens of the completion as the model was trained to give it; drafts change the speed
+            alone.
+        max_new_tokens: Bound on the generated tokens of each row.
+        samples: Draws per row, which then follow each other in the result; 0 is greedy.
+        temperature: Of the draws.
+        seed: Of the draws.
+        say: Takes lines for the user: prompts that were cut, a model that cannot be batched.
+        progress: Called with the number of rows (or draws) that have just been finished.
+
+    Raises:
+        DataError: A prompt has no tokens.
+    """
+    obstacle = batching_obstacle(loaded.base)
+    if obstacle is not None:
+        say(f"generating one row at a time: {type(loaded.base).__name__} cannot be batched, {obstacle}")
+    context = loaded.context
+    # A prompt that fits is kept whole; one that does not gives way to its answer, up to half of the context.
+    room = None if context is None else context - min(max_new_tokens, context // 2)
+    prompts, cut = [], 0
+    for example in examples:
+        ids = list(encode_prompt(example))
+        if not ids:
+            raise DataError(f"{example.source or example.id}: the prompt is empty, so there is nothing to continue")
+        if context is not None and room is not None and len(ids) >= context:
+            bos = ids[:1] if ids[0] == loaded.tokenizer.bos_token_id else []
+            ids, cut = bos + ids[len(ids) - room + len(bos) :], cut + 1
+        prompts += [ids] * max(1, samples)
+    if cut:
+        say(f"{cut} of {len(examples)} {name} prompts do not fit into {context} tokens and lose their head")
+    if samples:
+        options = {"temperature": temperature, "seed": seed, "max_new_tokens": max_new_tokens, "progress": progress}
+        tokens = sample(loaded, prompts, **options)
+    else:
+        drafts = None if encode_draft is None else [encode_draft(example) for example in examples]
+        tokens = greedy(loaded, prompts, max_new_tokens=max_new_tokens, drafts=drafts, progress=progress)
+    texts = [str(loaded.tokenizer.decode(ids, skip_special_tokens=True)) for ids in tokens]
+    return [Generation(*row) for row in zip(prompts, tokens, texts, strict=True)]
+
+
+def generate_predictions(
+    loaded: LoadedModel, examples: Sequence[Example], split: str, **options: Any
+) -> list[Prediction]:
+    """What the model says to each example of a split (`forget` or `retain`); options and errors as `generate`."""
+    said = generate(loaded, examples, split, **options)
+    return [
+        Prediction(row.id, row.task, row.kind, row.completion, own.text, split)
+        for row, own in zip(examples, said, strict=True)
+    ]
+
+
+def _argmax(logits: Tensor) -> Tensor:
+    return logits.argmax(-1)
+
+
+class _Flight:
+    """The rows that are being decoded, with one cache of keys and values `(rows, heads, width, head_dim)`.
+
+    Rows end at the right edge of the cache, so that a sliding window sees the right tokens; what stands to the
+    left of a shorter row is masked.
+    """
+
+    def __init__(self, loaded: LoadedModel, pick: Pick = _argmax) -> None:
+        self._loaded = loaded
+        self._pick = pick
+        self._cache = DynamicCache()
+        self._lengths = torch.empty(0, dtype=torch.long, device=loaded.device)
+        self.rows: list[int] = []
+
+    def area_with(self, rows: int, length: int) -> int:
+        """Rows times width after joining `rows` of at most `length` tokens; 0 when they would stand alone."""
+        return (len(self.rows) + rows) * max(self._width, length) if self.rows else 0
+
+    @property
+    def _width(self) -> int:
+        return self._cache.get_seq_length() if self.rows else 0
+
+    def join(self, rows: Sequence[int], cache: DynamicCache, kept: Sequence[int], lengths: Sequence[int]) -> None:
+        """Add rows: the `kept` ones of a right-padded `cache`, whose first `lengths` tokens are valid."""
+        if not rows:
+            return
+        own = torch.tensor(lengths, device=self._loaded.device)
+        index = torch.tensor(kept, device=own.device)
+        width = max(self._width, *lengths)
+        source = (torch.arange(width, device=own.device) - width + own[:, None]).clamp(min=0)[:, None, :, None]
+        for number, layer in enumerate(cache.layers):
+            for name in ("keys", "values"):
+                aligned = torch.take_along_dim(getattr(layer, name)[index], source, dim=2)
+                if self.rows:
+                    present = getattr(self._cache.layers[number], name)
+                    present = torch.nn.functional.pad(present, (0, 0, width - self._width, 0))
+                    aligned = torch.cat([present, aligned])
+                setattr(layer, name, aligned)
+        self._cache = cache
+        self._lengths = torch.cat([self._lengths, own])
+        self.rows = [*self.rows, *rows]
+
+    def step(self, tokens: Sequence[int]) -> list[int]:
+        """Feed the last token of each row; returns the next ones."""
+        width = self._width + 1
+        places = torch.arange(width, device=self._lengths.device)
+        mask = places >= width - 1 - self._lengths[:, None]
+        with self._loaded.autocast():
+            logits = self._loaded.base(
+                input_ids=torch.tensor(tokens, device=self._loaded.device)[:, None],
+                attention_mask=mask.long(),
+                position_ids=self._lengths[:, None],
+                past_key_values=self._cache,
+                use_cache=True,
+            ).logits[:, -1]
+        self._lengths = self._lengths + 1
+        return self._pick(logits).tolist()
+
+    def keep(self, kept: Sequence[int]) -> None:
+        """Let go of all rows but those at the places `kept`, and of the width that only the others needed."""
+        if len(kept) == len(self.rows):
+            return
+        self.rows = [self.rows[i] for i in kept]
+        index = torch.tensor(kept, dtype=torch.long, device=self._lengths.device)
+        self._lengths = self._lengths[index]
+        if kept:
+            spare = self._cache.get_seq_length() - int(self._lengths.max())
+            for layer in self._cache.layers:
+                layer.keys, layer.values = layer.keys[index, :, spare:], layer.values[index, :, spare:]
+
+
+def _settle(
+    loaded: LoadedModel, prompts: Sequence[Sequence[int]], drafts: Sequence[Sequence[int]], pick: Pick
+) -> tuple[DynamicCache, list[list[int]]]:
+    """One pass over prompts and drafts: its cache, and each row's agreed tokens with the one that follows."""
+    input_ids = pad_right([[*prompt, *draft] for prompt, draft in zip(prompts, drafts, strict=True)], loaded.device)
+    cache = DynamicCache()
+    with loaded.autocast():
+        if loaded.head.weight is None:
+            states = loaded.base(input_ids=input_ids, past_key_values=cache, use_cache=True).logits
+        else:
+            states = backbone(loaded.base)(input_ids=input_ids, past_key_values=cache, use_cache=True).last_hidden_state
+        # The token before the completion predicts its first token, and so on to the one after the draft.
+        asked = [
+            states[row, len(prompt) - 1 : len(prompt) + len(draft)]
+            for row, (prompt, draft) in enumerate(zip(prompts, drafts, strict=True))
+        ]
+        flat = torch.cat(asked)
+        best: Tensor = torch.cat([pick(loaded.head.logits(flat[part])) for part in loaded.head.chunks(flat)])
+    settled = []
+    for draft, own in zip(drafts, best.cpu().split([len(draft) + 1 for draft in drafts]), strict=True):
+        said = own.tolist()
+        agreed = next((i for i, token in enumerate(draft) if token != said[i]), len(draft))
+        settled.append(said[: agreed + 1])
+    return cache, settled
+
+
+def _generate_one(
+    loaded: LoadedModel,
+    prompt: Sequence[int],
+    limit: int,
+    stops: frozenset[int],
+    report: Callable[[int], None],
+    temperature: float | None,
+) -> list[int]:
+    """One row alone, for models whose rows cannot share a batch; greedy without a temperature."""
+    tokens = go_on(loaded, [prompt], most=limit, stops=stops, temperature=temperature)[0]
+    report(1)
+    return tokens[len(prompt) :]
+
+
+def _until(tokens: Sequence[int], stops: frozenset[int]) -> Sequence[int]:
+    return tokens[: next((i for i, token in enumerate(tokens) if token in stops), len(tokens))]

@@ -1,0 +1,168 @@
+"""Membership attacks: documents as a model reads them, and one score per document and attack.
+
+An attack needs no more than the records of the documents (and, for one of them, of their lower-cased texts), so all
+of them come out of the one teacher-forced pass.
+"""
+
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from transformers import PreTrainedTokenizerBase
+
+from expunge.data.examples import Example
+from expunge.data.tokenize import Join, TokenizedExample, chat_turns, common_prefix, tokenize, whole_text
+from expunge.errors import DataError
+from expunge.evaluation.metrics import TokenRecord
+from expunge.evaluation.metrics import membership as attacks
+
+
+@dataclass(frozen=True)
+class Document:
+    """A whole text, tokenized as the tokenizer does it, special tokens included.
+
+    Attributes:
+        row: Its tokens. All but the first are targets; of a chat all from where its first turn says something.
+        text: The text that they stand for; without what a chat template puts around it.
+        lower: The row of the same chat in lower case; None for plain text, whose lower case is made of `text`.
+    """
+
+    row: TokenizedExample
+    text: str
+    lower: TokenizedExample | None = None
+
+    def __len__(self) -> int:
+        return len(self.row) - self.row.completion_start
+
+
+def encode_documents(
+    tokenizer: PreTrainedTokenizerBase,
+    documents: Sequence[Example],
+    join: Join,
+    *,
+    max_length: int | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> list[Document]:
+    """Tokenize whole documents.
+
+    Under `chat`, questions and answers are read in the frame of the tokenizer's template, as the model has met them;
+    what of it stands before the first turn's words is the same for all and no target. A text without a prompt is read
+    as it stands.
+
+    Args:
+        tokenizer: The model's.
+        documents: The documents; prompt and completion are one text.
+        join: What stands between the two.
+        max_length: Tokens of a document that count, from its start (the model's context); all when None.
+        say: Takes a line for the user when documents were cut.
+
+    Raises:
+        DataError: A document has fewer than two tokens.
+        ConfigError: The chat template fails on one.
+    """
+    found, cut = [], 0
+    for document in documents:
+        own = _framed(tokenizer, document, join) if join.style == "chat" and document.prompt else None
+        if own is None:
+            text = whole_text(document, join)
+            own = Document(TokenizedExample(document.id, tokenizer(text, verbose=False)["input_ids"], 0), text)
+        if len(own.row) < 2:
+            where = document.source or document.id
+            raise DataError(f"{where}: has {len(own.row)} tokens, so there is nothing to predict")
+        cut += max_length is not None and len(own.row) > max_length
+        found.append(own if max_length is None else _cut(tokenizer, own, max(1, max_length - own.row.completion_start)))
+    if cut:
+        say(f"{cut} of {len(documents)} documents are longer than {max_length} tokens and count up to there")
+    return found
+
+
+def even_lengths(
+    tokenizer: PreTrainedTokenizerBase, members: Sequence[Document], nonmembers: Sequence[Document]
+) -> tuple[list[Document], list[Document], int]:
+    """Cut the documents of both sides to the smaller of their median lengths; returns that length in tokens too."""
+    bound = int(min(statistics.median(map(len, side)) for side in (members, nonmembers)))
+    bound = max(2, bound)
+    cut = [[_cut(tokenizer, document, bound) for document in side] for side in (members, nonmembers)]
+    return cut[0], cut[1], bound
+
+
+def lowercased(
+    tokenizer: PreTrainedTokenizerBase, document: Document, max_length: int | None = None
+) -> TokenizedExample | None:
+    """The document in lower case, up to `max_length` tokens; None where too little is left of it to predict."""
+    if document.lower:
+        row = replace(document.lower, input_ids=document.lower.input_ids[:max_length])
+    else:
+        row = TokenizedExample(
+            document.row.id, tokenizer(document.text.lower(), verbose=False)["input_ids"][:max_length], 0
+        )
+    return row if len(row) > max(1, row.completion_start) else None
+
+
+def _framed(tokenizer: PreTrainedTokenizerBase, chat: Example, join: Join) -> Document:
+    """A chat in the frame of the tokenizer's template."""
+    turns = chat_turns(chat)
+
+    def ids(example: Example) -> list[int]:
+        return tokenize(tokenizer, example, join, max_length=2**31).input_ids
+
+    def beginning(word: str) -> list[int]:
+        return ids(replace(chat, messages=({**turns[0], "content": word}, *turns[1:])))
+
+    # What comes before the first turn's words, whatever they are: special tokens, the template's own system prompt.
+    start = common_prefix(beginning("0"), beginning("1"))
+    lower = replace(
+        chat,
+        messages=tuple({**turn, "content": turn["content"].lower()} for turn in turns),
+        completion=chat.completion.lower(),
+    )
+    row, other = (TokenizedExample(chat.id, own, min(start, len(own) - 1)) for own in (ids(chat), ids(lower)))
+    return Document(row, whole_text(chat, join), other)
+
+
+def _cut(tokenizer: PreTrainedTokenizerBase, document: Document, most: int) -> Document:
+    """The first `most` tokens of a document, and of a chat as large a share of its text and of its lower case."""
+    if len(document) <= most:
+        return document
+    row, lower = document.row, document.lower
+    cut = replace(row, input_ids=row.input_ids[: row.completion_start + most])
+    if lower is None:
+        return Document(cut, tokenizer.decode(cut.input_ids, skip_special_tokens=True))
+    share = most / len(document)
+    end = lower.completion_start + math.ceil(share * (len(lower) - lower.completion_start))
+    text = document.text[: math.ceil(share * len(document.text))]
+    return Document(cut, text, replace(lower, input_ids=lower.input_ids[:end]))
+
+
+def attack_scores(
+    wanted: Sequence[str],
+    documents: Sequence[Document],
+    records: Sequence[TokenRecord],
+    lower: Sequence[TokenRecord | None],
+    shares: Sequence[float],
+) -> dict[str, list[float | None]]:
+    """Score of each document, larger = more likely a member, by attack; None where an attack does not apply.
+
+    Args:
+        wanted: Names of attacks; those that need another model or a gradient are left to the caller.
+        documents: The documents.
+        records: Their records.
+        lower: Those of their lower-cased texts.
+        shares: The k of the min-k attacks, each an attack of its own (`min_k_20`).
+    """
+    scores: dict[str, list[float | None]] = {}
+    if "loss" in wanted:
+        scores["loss"] = [attacks.loss(record) for record in records]
+    if "zlib" in wanted:
+        scores["zlib"] = [attacks.zlib(record, own.text) for record, own in zip(records, documents, strict=True)]
+    if "lowercase" in wanted:
+        scores["lowercase"] = [
+            attacks.lowercase(record, other) if other is not None and other.logps.any() else None
+            for record, other in zip(records, lower, strict=True)
+        ]
+    for name, function in (("min_k", attacks.min_k), ("min_k_plus_plus", attacks.min_k_plus_plus)):
+        if name in wanted:
+            for share in shares:
+                scores[f"{name}_{round(100 * share)}"] = [function(record, share) for record in records]
+    return scores

@@ -1,0 +1,64 @@
+"""What changed from one model to another on the same rows: differences with paired 95 % intervals.
+
+Rows that both models were measured on count, each against itself, with documents as the unit; that is far sharper than
+two intervals side by side, since most of the spread between rows is the same for both models.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from expunge.errors import DataError
+from expunge.evaluation.stats import Estimate, auc_difference_estimate, difference_estimate
+from expunge.evaluation.values import Values
+
+Table = Mapping[tuple[str, str], Values]
+"""(set, metric) -> values, as in the file of per-example values."""
+SIDES = (("member", "forget"), ("nonmember", "holdout"))
+"""What the sets of the two sides of membership attacks are called."""
+
+
+def paired_difference(metric: str, before: Table, after: Table) -> Estimate | None:
+    """`after` less `before` in one entry of `metrics`; None where it is neither a mean over rows nor an AUC.
+
+    Args:
+        metric: `<set>/<metric>[/<task>]`.
+        before: Values of the one model.
+        after: Values of the other.
+
+    Raises:
+        DataError: The two have no row in common.
+    """
+    set_name, _, name = metric.partition("/")
+    if set_name == "membership":
+        return _auc_difference(name.removesuffix("_auc"), before, after) if name.endswith("_auc") else None
+    task = ""
+    if (set_name, name) not in before:
+        name, _, task = name.partition("/")
+    if (set_name, name) not in before or (set_name, name) not in after:
+        return None
+    old, new = (own[set_name, name].of_task(task) if task else own[set_name, name] for own in (before, after))
+    first, second, documents = _aligned(metric, old, new)
+    return difference_estimate(first, second, documents)
+
+
+def _auc_difference(attack: str, before: Table, after: Table) -> Estimate | None:
+    pairs = []
+    for names in SIDES:
+        keys = [(name, f"membership/{attack}") for name in names]
+        key = next((own for own in keys if own in before and own in after), None)
+        if key is None:
+            return None
+        pairs.append(_aligned(f"membership/{attack}", before[key], after[key])[:2])
+    (old_members, new_members), (old_others, new_others) = pairs
+    return auc_difference_estimate((old_members, old_others), (new_members, new_others))
+
+
+def _aligned(what: str, before: Values, after: Values) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Values of the rows that both have, in one order, and their documents."""
+    places = {row: i for i, row in enumerate(zip(before.ids, before.tasks, strict=True))}
+    pairs = [(places[row], i) for i, row in enumerate(zip(after.ids, after.tasks, strict=True)) if row in places]
+    if not pairs:
+        raise DataError(f"{what}: the two have no row in common: both must be measured on the same data")
+    old, new = (list(own) for own in zip(*pairs, strict=True))
+    return before.values[old], after.values[new], [after.documents[i] for i in new]

@@ -1,0 +1,78 @@
+"""Several runs (seeds) of one configuration as one: means, their spread over runs, and intervals for the means."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from expunge.errors import DataError
+from expunge.evaluation.measured import Measured, measured_metrics
+
+SEED = "seed"
+"""The one setting in which runs of a configuration may differ."""
+
+
+def pool_runs(runs: Sequence[tuple[str | Path, Mapping[str, Any]]]) -> dict[str, Measured]:
+    """Metric -> mean over runs, with Student's t interval and the standard deviation over runs.
+
+    The interval says what another seed would give on the same data; the rows' own uncertainty is not in it. A metric
+    that some runs could not measure is the mean of the others, and `runs` says of how many.
+
+    Args:
+        runs: (name of the file, its content) of each run.
+
+    Raises:
+        DataError: The files are of different benchmarks, settings or data, or a metric is malformed.
+    """
+    first_path, first = runs[0]
+    for path, results in runs[1:]:
+        if difference := configuration_difference(first, results):
+            raise DataError(f"{first_path} and {path} are not runs of one configuration: {difference}")
+    metrics = [measured_metrics(path, results) for path, results in runs]
+    if len(runs) == 1:
+        return metrics[0]
+    from expunge.evaluation.stats import runs_estimate  # half a second that a plain comparison need not pay
+
+    combined = {}
+    for name in dict.fromkeys(name for own in metrics for name in own):
+        found = [own[name] for own in metrics if name in own]
+        values = [entry.value for entry in found if entry.value is not None]
+        entry = found[0]
+        if len({(other.direction, other.target) for other in found}) > 1:
+            raise DataError(
+                f"{first_path} and others cannot be pooled: metric {ascii(name)[1:-1]} has two directions or targets"
+            )
+        estimate = runs_estimate(values)
+        known = len(values) > 1
+        combined[name] = Measured(
+            value=estimate.value if values else None,
+            low=estimate.low if known else None,
+            high=estimate.high if known else None,
+            n=entry.n if len({other.n for other in found}) == 1 else None,
+            direction=entry.direction,
+            target=entry.target,
+            runs=len(values),
+            std=statistics.stdev(values) if known else None,
+        )
+    return combined
+
+
+def configuration_difference(first: Mapping[str, Any], second: Mapping[str, Any]) -> str | None:
+    """Where the configurations of two results files differ, in words; None where they agree."""
+    if first["benchmark"] != second["benchmark"]:
+        return f"benchmark is {_shown(first['benchmark'])} in one and {_shown(second['benchmark'])} in the other"
+    for group, unit in (("data", "the data of"), ("settings", "setting")):
+        one, other = first.get(group) or {}, second.get(group) or {}
+        for key in dict.fromkeys((*one, *other)):
+            if key == SEED or one.get(key) == other.get(key):
+                continue
+            if group == "data":  # fingerprints, which say nothing to a reader
+                return f"{unit} {_shown(key)} is not the same"
+            return f"{unit} {_shown(key)} is {_shown(one.get(key))} in one and {_shown(other.get(key))} in the other"
+    return None
+
+
+def _shown(value: Any) -> str:
+    text = ascii(value)
+    text = text[1:-1] if isinstance(value, str) else text
+    return text if len(text) <= 60 else text[:57] + "..."

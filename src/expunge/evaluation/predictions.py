@@ -1,0 +1,240 @@
+"""Predictions on disk: Expunge's own files, and the organisers' files as the organisers read them.
+
+Expunge's own layout is a folder with `forget.jsonl` and `retain.jsonl` (a `Prediction` a line: id, task, kind,
+expected_output, model_output) and, where the membership attack was run, `member.jsonl` and `nonmember.jsonl`
+(id and nll, the mean negative log-likelihood in nats per token). Texts are kept exactly as written.
+These files hold the texts to be forgotten; they are for the person who scores, and are written for nobody else
+to read.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from expunge.errors import DataError, RunError
+from expunge.evaluation.semeval import KINDS, Prediction
+from expunge.utils.files import write_text
+
+SPLITS = ("forget", "retain")
+SIDES = ("member", "nonmember")
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What one model said and how well it knew the documents of the membership attack.
+
+    Attributes:
+        forget: Predictions on the forget split.
+        retain: Predictions on the retain split.
+        member: Mean negative log-likelihood (nats per token) of each member document, or None.
+        nonmember: The same of the non-members, or None.
+    """
+
+    forget: list[Prediction]
+    retain: list[Prediction]
+    member: list[float] | None = None
+    nonmember: list[float] | None = None
+
+
+def write_predictions(folder: str | Path, predictions: Predictions, *, overwrite: bool = False) -> None:
+    """Write the files of Expunge's own layout, each whole or not at all, readable by the owner alone.
+
+    Raises:
+        RunError: A file exists and `overwrite` is off; nothing is written then.
+    """
+    files = {}
+    for split in SPLITS:
+        rows = getattr(predictions, split)
+        files[split] = [{name: value for name, value in vars(row).items() if name != "split"} for row in rows]
+    for side in SIDES:
+        losses = getattr(predictions, side)
+        if losses is not None:
+            files[side] = [{"id": f"{side}-{i}", "nll": nll} for i, nll in enumerate(losses, 1)]
+    paths = {name: Path(folder) / f"{name}.jsonl" for name in files}
+    there = [str(path) for path in paths.values() if path.exists()]
+    if there and not overwrite:
+        raise RunError(f"{there[0]} exists already: give --overwrite or another folder")
+    for name, lines in files.items():
+        text = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
+        write_text(paths[name], text, overwrite=overwrite)
+
+
+def read_any(folder: str | Path) -> Predictions:
+    """Read a folder of predictions in either layout.
+
+    Raises:
+        DataError: There is no such folder, neither layout is in it, or a file of it cannot be read.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise DataError(f"{folder}: not a folder of predictions")
+    if all((folder / f"{split}.jsonl").exists() for split in SPLITS):
+        return read_predictions(folder)
+    if all(list(folder.glob(f"{split}_*.csv")) for split in SPLITS):
+        return read_organisers(folder)
+    names = sorted(path.name for path in folder.iterdir())
+    found = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "") if names else "nothing"
+    raise DataError(
+        f"{folder}: no predictions here: looked for forget.jsonl and retain.jsonl, or forget_*.csv and "
+        f"retain_*.csv; found {found}"
+    )
+
+
+def read_predictions(folder: str | Path) -> Predictions:
+    """Read Expunge's own layout.
+
+    Raises:
+        DataError: A line is not what it should be (file and line are named), or a file is missing or empty.
+    """
+    folder = Path(folder)
+    splits: dict[str, list[Prediction]] = {}
+    for split in SPLITS:
+        splits[split] = []
+        for where, row in _read_json_lines(folder / f"{split}.jsonl"):
+            texts = {name: row.get(name) for name in ("id", "task", "kind", "expected_output", "model_output")}
+            for name, value in texts.items():
+                if not isinstance(value, str):
+                    raise DataError(f"{where}: field {name} is {_named(value)}, it must be a string")
+            if texts["kind"] and texts["kind"] not in KINDS:
+                raise DataError(f"{where}: kind {texts['kind']!r} is unknown, it must be one of sc, qa or empty")
+            splits[split].append(Prediction(**texts, split=split))
+    losses: dict[str, list[float] | None] = {}
+    for side in SIDES:
+        path = folder / f"{side}.jsonl"
+        losses[side] = (
+            [_loss(row.get("nll"), where) for where, row in _read_json_lines(path)] if path.exists() else None
+        )
+    return Predictions(splits["forget"], splits["retain"], losses["member"], losses["nonmember"])
+
+
+def read_organisers(folder: str | Path) -> Predictions:
+    """Read the organisers' layout as their script reads it, so that the scores are theirs.
+
+    `forget_*.csv` and `retain_*.csv` (id, task, expected_output, model_output), `mia_results/member_*.csv` and
+    `nonmember_*.csv` (nll). Their way through pandas changes texts:
+
+    - an empty cell and the reader's missing-value words (nan, None, NA, null, ...) are scored as the text
+      `nan`;
+    - a column that looks numeric in every shard is read as numbers: leading zeros are lost, and beside an
+      empty cell `900514344` is scored as `900514344.0`;
+    - a bare carriage return in an unquoted cell ends the row, and its tail becomes a row of its own, with some
+      number as its task and no score, so that the means of that task and the aggregate are NaN;
+    - repeated rows, which a run on several processes leaves at the end of the last shard, are counted.
+
+    Raises:
+        DataError: Files or columns are missing, or a loss is not a finite number.
+    """
+    folder = Path(folder)
+    splits = {}
+    for split in SPLITS:
+        columns = ("id", "task", "expected_output", "model_output")
+        read = _read_shards(folder, split, columns)
+        splits[split] = [
+            # A row without a task falls out of the organisers' groups and stays in their overall means.
+            Prediction(row_id, "" if task == "nan" else task, organisers_kind(row_id), reference, output, split)
+            for row_id, task, reference, output in zip(
+                *([str(cell) for cell in column] for column in read), strict=True
+            )
+        ]
+    losses: dict[str, list[float] | None] = {}
+    for side in SIDES:
+        losses[side] = None
+        if list((folder / "mia_results").glob(f"{side}_*.csv")):
+            (values,) = _read_shards(folder / "mia_results", side, ("nll",))
+            where = folder / "mia_results" / f"{side}_*.csv"
+            losses[side] = [_loss(value, f"{where}: row {row}") for row, value in enumerate(values, 1)]
+    return Predictions(splits["forget"], splits["retain"], losses["member"], losses["nonmember"])
+
+
+def organisers_kind(row_id: str) -> str:
+    """Kind of a row by the organisers' rule: what its id ends in, apart from the last character.
+
+    An id whose counter has two digits (`...qa12`) therefore has no kind and is never scored.
+    """
+    return next((kind for kind in KINDS if row_id[:-1].endswith(kind)), "")
+
+
+def read_mmlu(value: str) -> float:
+    """An MMLU accuracy given as a number in [0, 1] or as a JSON file with `average_acc`.
+
+    Raises:
+        DataError: Neither, or out of range.
+    """
+    try:
+        accuracy = float(value)
+    except ValueError:
+        path = Path(value)
+        if not path.is_file():
+            raise DataError(f"--mmlu {value}: neither a number nor a file") from None
+        try:
+            accuracy = json.loads(path.read_text(encoding="utf-8"))["average_acc"]
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            raise DataError(f"--mmlu {value}: not a JSON file with a number average_acc") from None
+        if isinstance(accuracy, bool) or not isinstance(accuracy, int | float):
+            raise DataError(f"--mmlu {value}: its average_acc is {_named(accuracy)}, it must be a number") from None
+    if not 0 <= accuracy <= 1:
+        mend = f", {accuracy:g} % is {accuracy / 100:g}" if 1 < accuracy <= 100 else ""
+        raise DataError(f"--mmlu {value}: {accuracy:g} is not an accuracy between 0 and 1{mend}")
+    return float(accuracy)
+
+
+def _read_shards(folder: Path, stem: str, columns: Sequence[str]) -> list[list[Any]]:
+    """Columns of all shards `<stem>_*.csv`, one after the other, as pandas types them: the organisers' way."""
+    import pandas
+
+    shards = []
+    for path in sorted(folder.glob(f"{stem}_*.csv")):
+        try:
+            shard = pandas.read_csv(path)
+        except (ValueError, OSError) as error:  # pandas' parser errors and bad UTF-8 are ValueErrors
+            raise DataError(f"{path}: not readable as CSV ({type(error).__name__})") from None
+        missing = [name for name in columns if name not in shard.columns]
+        if missing:
+            raise DataError(f"{path}: column {missing[0]} is missing, found {', '.join(map(str, shard.columns))}")
+        shards.append(shard[list(columns)])
+    if not shards:
+        raise DataError(f"{folder}: no {stem}_*.csv in it")
+    rows = pandas.concat(shards)
+    return [rows[name].tolist() for name in columns]
+
+
+def _read_json_lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
+    """(path:line, object) of each line that is not blank."""
+    try:
+        text = path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        number = error.object[: error.start].count(b"\n") + 1
+        raise DataError(f"{path}:{number}: invalid UTF-8") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+    rows: list[tuple[str, dict[str, Any]]] = []
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            raise DataError(f"{path}:{number}: invalid JSON") from None
+        if not isinstance(row, dict):
+            raise DataError(f"{path}:{number}: {_named(row)} where an object is needed")
+        rows.append((f"{path}:{number}", row))
+    if not rows:
+        raise DataError(f"{path}: is empty")
+    return rows
+
+
+def _loss(value: Any, where: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise DataError(f"{where}: nll is {_named(value)}, it must be a number")
+    if not abs(value) <= sys.float_info.max:
+        raise DataError(f"{where}: nll is not a finite number")
+    return float(value)
+
+
+def _named(value: Any) -> str:
+    """What a value is, without its content."""
+    names = {dict: "an object", list: "a list", str: "a string", bool: "true or false", int: "a number"}
+    return "missing or null" if value is None else names.get(type(value), "a number")

@@ -1,0 +1,56 @@
+"""One teacher-forced pass over texts; every teacher-forced metric is a function of what it leaves."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+
+from expunge.data.sampler import micro_batches
+from expunge.data.tokenize import TokenizedExample
+from expunge.evaluation.metrics.token_record import TokenRecord
+from expunge.kernels import token_stats
+from expunge.model.load import LoadedModel
+from expunge.model.logps import final_states, lay_out, target_index
+
+__all__ = ["TokenRecord", "token_records"]
+
+
+@torch.no_grad()
+def token_records(
+    loaded: LoadedModel,
+    rows: Sequence[TokenizedExample],
+    *,
+    span: str = "completion",
+    max_tokens: int = 8192,
+    progress: Callable[[int], None] | None = None,
+) -> list[TokenRecord]:
+    """What the model thinks of every target token of each text, given the text before it.
+
+    Args:
+        loaded: The model.
+        rows: The texts.
+        span: Which tokens are targets: those of the `completion`, or `all` (the first of a text never is).
+        max_tokens: Area of one forward pass.
+        progress: Called with the number of texts that have just been done.
+
+    Returns:
+        One record per row, in order; a row without a target gives an empty one.
+    """
+    records: dict[int, TokenRecord] = {}
+    lengths = [len(row) for row in rows]
+    for group in micro_batches(lengths, max_tokens, packed=loaded.packs(lengths)):
+        own = [rows[index] for index in group]
+        batch = lay_out(loaded, [row.input_ids for row in own])
+        _, targets = target_index(batch, own, span)
+        stats = token_stats(final_states(loaded, batch)[targets - 1], loaded.head, batch.flat_ids[targets])
+        # One copy to the CPU: on another device each of them would wait.
+        logps, mean, var = torch.stack([stats.logps, stats.mean_logp, stats.var_logp]).double().cpu().numpy()
+        hits = stats.hits.cpu().numpy()
+        ends = np.cumsum([len(row.targets(span)) for row in own])[:-1]
+        parts = zip(*(np.split(values, ends) for values in (logps, hits, mean, var)), strict=True)
+        for index, row, part in zip(group, own, parts, strict=True):
+            records[index] = TokenRecord(row.id, *part)
+        if progress:
+            progress(len(group))
+    loaded.join()
+    return [records[index] for index in range(len(rows))]

@@ -1,0 +1,202 @@
+"""Anchors: texts that the untouched model writes itself, so that what it says of unseen texts can be held in place.
+
+Nothing holds a model on texts that neither the forget nor the retain set is like, and pushing the forget set moves what
+it says there. Texts that it would write by itself are the nearest to them that can be had without any data.
+"""
+
+import itertools
+import random
+import time
+from collections.abc import Callable, Collection, Sequence
+from contextlib import nullcontext
+
+import torch
+from peft import PeftModel
+from transformers import GenerationConfig
+
+from expunge.data.tokenize import TokenizedExample
+from expunge.errors import TrainingError
+from expunge.model.load import LoadedModel
+from expunge.utils.distributed import ALONE, Processes
+
+PREFIXES = (1, 2, 4, 8)
+"""Tokens that a text is begun with, in turn."""
+REPLACED = 0.5
+"""Share of them that is replaced by tokens drawn from all texts, so that what is known by heart does not go on."""
+NEW_TOKENS = 96
+"""Longest continuation."""
+BATCH = {"cpu": 128, "cuda": 512}
+"""Texts that are written at once, per device type."""
+KNOWN, FEWEST_KNOWN = 8, 3
+"""A text that has so many tokens in a row from the forget set, and not from the retain set, is no anchor; nor is one
+that holds a whole forget text of fewer, down to the second number."""
+
+
+@torch.no_grad()
+def write_texts(
+    loaded: LoadedModel,
+    forget: Sequence[TokenizedExample],
+    retain: Sequence[TokenizedExample],
+    *,
+    tokens: int,
+    seed: int,
+    processes: Processes = ALONE,
+    progress: Callable[[int], None] = lambda count: None,
+) -> list[TokenizedExample]:
+    """Let the model write different texts, at temperature 1, until there are `tokens` of them.
+
+    Args:
+        loaded: The untouched model.
+        forget: Texts to forget; what repeats them is left out.
+        retain: Texts to keep.
+        tokens: Tokens of all texts together.
+        seed: Seed of the beginnings and of the draws.
+        processes: Those that need the texts; all get those of the first.
+        progress: Called with the number of tokens that have just been written.
+
+    Returns:
+        The texts, which may be fewer than wanted where the model writes the same again and again.
+    """
+    rng = random.Random(f"{seed} anchors")
+    rows = [*forget, *retain]
+    vocabulary = [token for row in rows for token in row.input_ids]
+    known = _known(forget, retain, loaded.tokenizer.eos_token_id)
+    size = BATCH[loaded.device.type]
+    found: dict[tuple[int, ...], None] = {}
+    written, most = 0, 8 * tokens
+    devices = [] if loaded.device.type == "cpu" else [loaded.device]
+    off = loaded.model.disable_adapter() if isinstance(loaded.model, PeftModel) else nullcontext()
+    with torch.random.fork_rng(devices), off:
+        torch.manual_seed(seed)
+        for length in itertools.cycle(PREFIXES):
+            before = sum(map(len, found))
+            if before >= tokens or written >= most:
+                break
+            texts = _continue(loaded, [_beginning(rng, rows, vocabulary, length) for _ in range(size)])
+            texts = processes.gather(texts)[0]
+            found |= {text: None for text in texts if len(text) > length and not _holds(text, known)}
+            written += sum(map(len, texts))
+            progress(min(sum(map(len, found)), tokens) - before)
+    chosen, total = [], 0
+    for text in found:
+        if total < tokens:
+            chosen.append(TokenizedExample(f"anchor-{len(chosen) + 1}", list(text), 1))
+            total += len(text)
+    return chosen
+
+
+@torch.no_grad()
+def seconds_per_token(loaded: LoadedModel, rows: Sequence[TokenizedExample]) -> float:
+    """Time that writing one token takes, from one batch that is thrown away."""
+    rng, length = random.Random(0), PREFIXES[0]
+    vocabulary = [token for row in rows for token in row.input_ids]
+    begun = [_beginning(rng, rows, vocabulary, length) for _ in range(BATCH[loaded.device.type])]
+    clock = time.perf_counter()
+    texts = _continue(loaded, begun)
+    return (time.perf_counter() - clock) / sum(map(len, texts))
+
+
+def _beginning(
+    rng: random.Random, rows: Sequence[TokenizedExample], vocabulary: Sequence[int], length: int
+) -> list[int]:
+    """The first tokens of a row, some of them replaced; short rows are filled up."""
+    first = rng.choice(rows).input_ids[:length]
+    kept = [token if at == 0 or rng.random() >= REPLACED else rng.choice(vocabulary) for at, token in enumerate(first)]
+    return kept + [rng.choice(vocabulary) for _ in range(length - len(kept))]
+
+
+def _continue(loaded: LoadedModel, begun: list[list[int]]) -> list[tuple[int, ...]]:
+    """What the model writes after each of some beginnings, in two parts where the device's memory is too small.
+
+    Raises:
+        TrainingError: It is too small for a single text.
+    """
+    try:
+        return _written(loaded, begun)
+    except torch.OutOfMemoryError as error:
+        if len(begun) == 1 or loaded.lockstep is not None:
+            raise TrainingError(
+                f"out of memory on {loaded.device} while the model writes anchors: --anchor-weight 0 goes without them"
+            ) from error
+    torch.cuda.empty_cache()  # outside of the handler, which holds the tensors of the failed pass
+    half = len(begun) // 2
+    return _continue(loaded, begun[:half]) + _continue(loaded, begun[half:])
+
+
+def _written(loaded: LoadedModel, begun: list[list[int]]) -> list[tuple[int, ...]]:
+    """What the model writes after each of some beginnings of one length, up to the end-of-text token."""
+    end, length = loaded.tokenizer.eos_token_id, len(begun[0])
+    context = loaded.context
+    room = NEW_TOKENS if context is None else context - length
+    most = max(1, min(NEW_TOKENS, room))
+    texts = []
+    for text in go_on(loaded, begun, most=most, stops=set() if end is None else {end}, temperature=1.0):
+        ends = [at for at, token in enumerate(text) if token == end and at >= length]
+        texts.append(tuple(text[: ends[0] + 1] if ends else text))
+    return texts
+
+
+def go_on(
+    loaded: LoadedModel,
+    begun: Sequence[Sequence[int]],
+    *,
+    most: int,
+    stops: Collection[int],
+    temperature: float | None = None,
+) -> list[list[int]]:
+    """The library's own decoding, by the plain logits alone.
+
+    It would take penalties, filters, beams and the like from the model's `generation_config` wherever a call leaves a
+    setting open, so that one gives way to the call's own for as long.
+
+    Args:
+        loaded: The model.
+        begun: Token ids of beginnings of one length.
+        most: Bound on the new tokens of each.
+        stops: Tokens that end a text.
+        temperature: Of the draws from the whole distribution; greedy when None.
+
+    Returns:
+        Each beginning with what follows; what stands behind a stop fills up.
+    """
+    drawn = {} if temperature is None else {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+    settings = GenerationConfig(
+        max_new_tokens=most, eos_token_id=sorted(stops) or None, pad_token_id=min(stops, default=0), **drawn
+    )
+    ids = torch.tensor(begun, device=loaded.device)
+    own, loaded.base.generation_config = loaded.base.generation_config, settings
+    try:
+        with loaded.autocast():
+            written: list[list[int]] = loaded.base.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                generation_config=settings,
+                synced_gpus=False,  # `loaded.join` keeps the processes of a sharded model together
+            ).tolist()
+    finally:
+        loaded.base.generation_config = own
+    return written
+
+
+def _known(
+    forget: Sequence[TokenizedExample], retain: Sequence[TokenizedExample], end: int | None
+) -> dict[int, set[tuple[int, ...]]]:
+    """By their length, the sequences of tokens that no anchor may hold; an end-of-text token is no part of a text."""
+    texts = [row.input_ids[:-1] if row.input_ids[-1] == end else row.input_ids for row in forget]
+    known: dict[int, set[tuple[int, ...]]] = {}
+    for ids in texts:
+        size = min(KNOWN, len(ids))
+        if size >= FEWEST_KNOWN:
+            known.setdefault(size, set()).update(_windows(ids, size))
+    return {
+        size: own - {window for row in retain for window in _windows(row.input_ids, size)}
+        for size, own in known.items()
+    }
+
+
+def _holds(text: Sequence[int], known: dict[int, set[tuple[int, ...]]]) -> bool:
+    return any(not own.isdisjoint(_windows(text, size)) for size, own in known.items())
+
+
+def _windows(ids: Sequence[int], size: int) -> list[tuple[int, ...]]:
+    return [tuple(ids[at : at + size]) for at in range(len(ids) - size + 1)]

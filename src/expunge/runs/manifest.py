@@ -1,0 +1,108 @@
+"""What a run depends on, as its manifest records it: settings, data, model, versions, hardware; and how two compare."""
+
+import dataclasses
+import json
+import platform
+from collections.abc import Container
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from expunge.config import SETS, UnlearnConfig
+from expunge.errors import RunError
+from expunge.model.load import base_name
+from expunge.train.setup import Prepared
+from expunge.utils import files
+from expunge.utils.distributed import current
+
+PLACES = {"model", *SETS, "data"}
+"""Settings that say where something is; when a run is repeated, what is there counts."""
+
+
+def recorded_settings(name: str) -> dict[str, Any]:
+    """The settings in the manifest that --from-manifest names.
+
+    Raises:
+        RunError: It cannot be read, or holds settings that are unknown here.
+    """
+    settings = read_manifest(name, "--from-manifest")["settings"]
+    unknown = sorted(settings.keys() - {field.name for field in dataclasses.fields(UnlearnConfig)})
+    if unknown:
+        raise RunError(f"--from-manifest {name}: holds settings of another version of Expunge ({unknown[0]})")
+    return settings
+
+
+def read_manifest(path: Path | str, flag: str) -> dict[str, Any]:
+    """The manifest of a run.
+
+    Raises:
+        RunError: It cannot be read; the message begins with `flag`.
+    """
+    try:
+        manifest = json.loads(Path(path).read_text(encoding="utf-8"))
+        whole = {"status", "settings", "data", "model_sha256"} <= manifest.keys()
+        whole = whole and all(isinstance(manifest[name], dict) for name in ("settings", "data"))
+    except OSError as error:
+        raise RunError(f"{flag}: {path} cannot be read ({error.strerror})") from None
+    except (ValueError, AttributeError, RecursionError):
+        whole = False
+    if not whole:
+        mend = "start again with --overwrite or in another --output" if flag == "--resume" else "give another one"
+        raise RunError(f"{flag}: {path} is damaged or no manifest: {mend}")
+    return manifest
+
+
+def differences(earlier: dict[str, Any], identity: dict[str, Any], moved: Container[str] = ()) -> list[str]:
+    """What a run depends on and another one had otherwise, save the settings in `moved`."""
+    found = [
+        f"{name} ({then!r} then, {now!r} now)"
+        for name, now in json.loads(json.dumps(identity["settings"])).items()
+        if name not in moved and (then := earlier["settings"].get(name)) != now
+    ]
+    found += [f"rows of the {name} set" for name, now in identity["data"].items() if earlier["data"].get(name) != now]
+    if earlier["model_sha256"] != identity["model_sha256"]:
+        found.append("the model's weights or configuration")
+    return found
+
+
+def other_surroundings(manifest: dict[str, Any], prepared: Prepared) -> list[str]:
+    """What may change the last digits of a repeated run: versions, hardware, processes; one phrase each."""
+    now = {**versions(), **hardware(prepared.loaded.device)}
+    then = {**manifest.get("versions", {}), **manifest.get("hardware", {})}
+    return [f"{name} {then.get(name)} then, {value} now" for name, value in now.items() if then.get(name) != value]
+
+
+def model_fingerprint(name: str, commit: str | None = None) -> str:
+    """SHA-256 over the weights and configuration of a local folder, and of its base where it is an adapter.
+
+    A model from the Hub is known by its name and the commit that was loaded.
+    """
+    parts = []
+    for place in dict.fromkeys((name, base_name(name))):
+        folder = Path(place)
+        if folder.is_dir():
+            configs = [folder / own for own in ("config.json", "adapter_config.json") if (folder / own).exists()]
+            parts += [files.sha256_file(path) for path in (*sorted(folder.glob("*.safetensors")), *configs)]
+        else:
+            parts += [place, commit or ""]
+    return files.fingerprint(*parts)
+
+
+def hardware(device: torch.device) -> dict[str, Any]:
+    """What the last digits of a result may depend on beside the versions."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return {
+        "device": str(device),
+        "name": name,
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "processes": current().count,
+        "system": platform.system(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of everything that computes."""
+    return {name: version(name) for name in ("expunge", "torch", "transformers", "peft", "accelerate", "safetensors")}
