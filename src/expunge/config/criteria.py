@@ -1,8 +1,32 @@
-"""What an adapter should reach: the membership AUC that is wanted, and the bounds on what it may cost."""
+"""The one set of success criteria: early stopping aims at it, calibration keeps to it and the verdict judges by it."""
 
 from dataclasses import dataclass
 
 from expunge.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Criteria:
+    """When unlearning counts as a success.
+
+    Attributes:
+        target_auc: Membership AUC (by loss, min-k and the like) of a model that never saw the forgotten texts: 0.5 by
+            chance, or a retrained model's.
+        auc_tolerance: Largest distance of an AUC from `target_auc`; the standard deviation of an AUC of as few texts by
+            chance where that is larger.
+        max_exact_match: Largest share of the forget completions that greedy decoding still says word for word; more
+            where it guesses as large a share of completions that were never seen.
+        min_retain: Least share that every retain score keeps of what the untouched model has.
+        max_drift: Largest relative change of the loss of unseen texts, either way.
+        max_repetition: Largest rise of the share of repeated four-grams in what is said in place of forgotten texts.
+    """
+
+    target_auc: float = 0.5
+    auc_tolerance: float = 0.05
+    max_exact_match: float = 0.05
+    min_retain: float = 0.98
+    max_drift: float = 0.05
+    max_repetition: float = 0.1
 
 
 @dataclass(frozen=True)
