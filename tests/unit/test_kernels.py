@@ -5,7 +5,15 @@ import itertools
 import pytest
 import torch
 
-from expunge.kernels import Head, plain_token_kl, plain_token_logps, token_logps, token_logps_and_kl
+from expunge.kernels import (
+    Head,
+    plain_target_kl,
+    plain_token_kl,
+    plain_token_logps,
+    token_logps,
+    token_logps_and_kl,
+    token_target_kl,
+)
 from expunge.kernels import head as head_module
 
 BUDGET = 1.5
@@ -129,3 +137,96 @@ def test_the_plain_path_takes_logits_as_they_are():
     torch.testing.assert_close(
         token_logps_and_kl(logits, ref_logits, identity, targets)[1], plain_token_kl(hidden, ref, head)
     )
+
+
+def target_nlls(tokens):
+    """From a target of nearly 1 to one of nearly 0, fp64."""
+    return torch.logspace(-3, 1.2, tokens, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("tokens", [1, 8, 50])
+@pytest.mark.parametrize("kind", KINDS)
+def test_target_kl_equals_the_plain_formula_in_fp64(kind, tokens):
+    head, hidden, ref, targets = make(kind, torch.float64, tokens=tokens)
+    kl, logps = token_target_kl(hidden, ref, head, targets, target_nlls(tokens))
+    torch.testing.assert_close(kl, plain_target_kl(hidden, ref, head, targets, target_nlls(tokens)))
+    torch.testing.assert_close(logps, plain_token_logps(hidden, head, targets))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_target_kl_has_the_gradient_of_the_function(kind):
+    head, hidden, ref, targets = make(kind, torch.float64, tokens=9)
+    hidden.requires_grad_()
+    assert torch.autograd.gradcheck(lambda h: token_target_kl(h, ref, head, targets, target_nlls(9))[0], (hidden,))
+
+
+def test_target_kl_is_the_divergence_from_the_distribution_written_out():
+    logits = torch.randn(1, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(3)).requires_grad_()
+    ref = torch.tensor([[0.4, 0.1, 0.2, 0.05, 0.1, 0.1, 0.05]], dtype=torch.float64)
+    wanted = torch.tensor([0.4, 0.1, 0.25, 0.05, 0.1, 0.1, 0.05], dtype=torch.float64)
+    wanted[torch.arange(7) != 2] *= (1 - 0.25) / (1 - 0.2)
+    nll = -torch.tensor([0.25], dtype=torch.float64).log()
+    kl, _ = token_target_kl(logits, ref.log(), Head(None), torch.tensor([2]), nll)
+    torch.testing.assert_close(kl[0], (wanted * (wanted.log() - logits[0].log_softmax(-1))).sum())
+    (grad,) = torch.autograd.grad(kl.sum(), logits)
+    torch.testing.assert_close(grad[0], logits[0].softmax(-1) - wanted)
+
+
+@pytest.mark.parametrize("rest", [1e-1, 1e-6, 1e-9])
+def test_target_kl_keeps_its_digits_where_the_reference_is_sure(rest):
+    """In fp32, with r = 1 - rest: what is left for the others must not drown in 1 - r."""
+    generator = torch.Generator().manual_seed(4)
+    others = torch.randn(5, 40, dtype=torch.float64, generator=generator).softmax(-1) * rest
+    ref = torch.cat([torch.full((5, 1), 1 - rest, dtype=torch.float64), others], -1).log().float()
+    policy = (ref.double() + 0.3 * torch.randn(5, 41, dtype=torch.float64, generator=generator)).float()
+    targets, nll = torch.zeros(5, dtype=torch.long), torch.tensor([0.01, 0.5, 2.0, 4.0, 9.0])
+    own = policy.clone().requires_grad_()
+    kl, _ = token_target_kl(own, ref, Head(None), targets, nll)
+    exact_own = policy.double().requires_grad_()
+    exact = plain_target_kl(exact_own, ref.double(), Head(None), targets, nll.double())
+    torch.testing.assert_close(kl.double(), exact, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        torch.autograd.grad(kl.sum(), own)[0].double(), torch.autograd.grad(exact.sum(), exact_own)[0], rtol=1e-4,
+        atol=1e-6,
+    )  # fmt: skip
+
+
+def test_at_the_target_there_is_neither_divergence_nor_gradient():
+    ref = torch.randn(6, 30, generator=torch.Generator().manual_seed(5)).log_softmax(-1)
+    targets = torch.arange(6)
+    own = ref.clone().requires_grad_()
+    kl, logps = token_target_kl(own, ref, Head(None), targets, -ref[targets, targets])
+    assert kl.abs().max() < 1e-6
+    assert not logps.requires_grad
+    assert torch.autograd.grad(kl.sum(), own)[0].abs().max() < 1e-6
+
+
+def test_entries_that_a_model_rules_out_count_nothing():
+    """A vocabulary entry of -inf has no probability: values and gradients are those without it."""
+    head, hidden, ref, targets = make("bias", torch.float64, vocab=61)
+    targets %= 50
+    ruled_out = head.bias.clone()
+    ruled_out[50:] = -torch.inf
+    wide, narrow = Head(head.weight, ruled_out), Head(head.weight[:50], head.bias[:50])
+    nll = target_nlls(len(targets))
+    for function in (
+        lambda h, own: token_logps(h, own, targets),
+        lambda h, own: token_logps_and_kl(h, ref, own, targets, "reverse")[1],
+        lambda h, own: token_logps_and_kl(h, ref, own, targets, "forward")[1],
+        lambda h, own: token_target_kl(h, ref, own, targets, nll)[0],
+    ):
+        found = []
+        for own in (wide, narrow):
+            states = hidden.clone().requires_grad_()
+            value = function(states, own)
+            value.sum().backward()
+            found.append((value.detach(), states.grad))
+        torch.testing.assert_close(*found)
+
+
+@pytest.mark.cuda
+def test_bf16_products_are_not_rounded_before_they_are_widened_on_cuda():
+    head, hidden, _, _ = make("bias", torch.bfloat16, tokens=64, vocab=301)
+    exact = as64(head).logits(hidden.double())
+    own = Head(head.weight.cuda(), head.bias.cuda()).logits(hidden.cuda()).cpu()
+    assert (own - exact).abs().max() < 1e-4 * exact.abs().max()

@@ -6,12 +6,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from expunge.kernels.rounding import round_rows
+from expunge.kernels.rounding import round_rows, wide_linear
 
 CHUNK_ELEMENTS = {"cpu": 2**19, "cuda": 2**26}
 """Size of the one (tokens, vocab) block that is alive at a time, in elements: on the CPU small enough for the cache."""
 CHUNK_TOKENS = 96
 """Fewest tokens in a block, so that matrix products stay efficient under a large vocabulary."""
+LOWEST = -1e30
+"""Stands for a log-probability of -inf (an entry that the model rules out) where 0 times it has to be 0."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Head:
         logits = hidden
         if self.weight is not None:
             rows = round_rows(hidden.to(self.weight.dtype))
-            logits = torch.nn.functional.linear(rows, self.weight, self.bias)[: hidden.shape[0]]
+            logits = wide_linear(rows, self.weight, self.bias)[: hidden.shape[0]]
         if logits.dtype in (torch.bfloat16, torch.float16):
             logits = logits.float()
         if self.scale != 1.0:

@@ -5,7 +5,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from expunge.kernels.head import Head
+from expunge.kernels.head import LOWEST, Head
 from expunge.kernels.token_logps import IGNORE_INDEX, target_gradient
 
 Direction = Literal["reverse", "forward"]
@@ -20,7 +20,7 @@ def plain_token_kl(hidden: Tensor, ref_hidden: Tensor, head: Head, direction: Di
     logq = head.logits(ref_hidden).log_softmax(-1)
     if direction == "forward":
         logp, logq = logq, logp
-    return (logp.exp() * (logp - logq)).sum(-1)
+    return torch.where(logp > -torch.inf, logp.exp() * (logp - logq), 0).sum(-1)
 
 
 def token_logps_and_kl(
@@ -65,6 +65,7 @@ class _TokenLogpsAndKL(torch.autograd.Function):
                 logq = head.logits(ref_hidden[rows]).log_softmax(-1)
                 logps[rows] = logp.gather(-1, targets[rows].where(kept[rows], 0)[:, None])[:, 0].where(kept[rows], 0)
                 probs = logp.exp()
+                logp, logq = logp.clamp_(min=LOWEST), logq.clamp_(min=LOWEST)
                 if direction == "reverse":  # d KL(p||q) / d logits = p (log p - log q - KL)
                     gap = logp.sub_(logq)
                     kl[rows] = (probs * gap).sum(-1)

@@ -14,7 +14,7 @@ class TokenStats(NamedTuple):
 
     Attributes:
         logps: log p(y), nats.
-        hits: bool, whether no token has a larger logit than y.
+        hits: bool, whether y is what `argmax` gives: no logit is larger, and of equal ones it is the first.
         mean_logp: mu = sum_v p(v) log p(v), nats: the mean of log p under p, minus the entropy.
         var_logp: sum_v p(v) (log p(v) - mu)^2, nats squared.
     """
@@ -32,7 +32,7 @@ def plain_token_stats(hidden: Tensor, head: Head, targets: Tensor) -> TokenStats
     probs = logp.exp()
     mean = (probs * logp).sum(-1)
     variance = (probs * (logp - mean[:, None]).square()).sum(-1)
-    hits = ~(logits > logits.gather(-1, targets[:, None])).any(-1)
+    hits = logits.argmax(-1) == targets
     return TokenStats(logp.gather(-1, targets[:, None])[:, 0], hits, mean, variance)
 
 
@@ -53,11 +53,13 @@ def token_stats(hidden: Tensor, head: Head, targets: Tensor) -> TokenStats:
     dtype = torch.promote_types(hidden.dtype, torch.float32)
     logps, means, variances = (hidden.new_empty(hidden.shape[0], dtype=dtype) for _ in range(3))
     hits = torch.empty_like(targets, dtype=torch.bool)
+    entries = torch.arange(head.vocab_size(hidden), device=hidden.device)
     with torch.autocast(hidden.device.type, enabled=False):
         for rows in head.chunks(hidden):
             logits = head.logits(hidden[rows])
             picked = logits.gather(-1, targets[rows, None])
             top = logits.amax(-1, keepdim=True)
+            first = torch.where(logits == top, entries, len(entries)).amin(-1)  # as argmax, which is slow on the CPU
             # A logit of -inf has probability 0 and counts 0; what exp rounds to 0 is held where 0 times it is 0 too.
             gaps = torch.sub(logits, top, out=logits if head.weight is not None else None)  # given logits are kept
             gaps.clamp_(min=math.log(torch.finfo(logits.dtype).tiny))
@@ -65,7 +67,7 @@ def token_stats(hidden: Tensor, head: Head, targets: Tensor) -> TokenStats:
             total = weights.sum(-1)
             log_norm = total.log()
             logps[rows] = (picked - top)[:, 0] - log_norm
-            hits[rows] = (picked >= top)[:, 0]
+            hits[rows] = first == targets[rows]
             mean = torch.linalg.vecdot(weights, gaps) / total
             means[rows] = mean - log_norm
             gaps.sub_(mean[:, None])

@@ -1,0 +1,87 @@
+"""KL per token to a target distribution: the token gets a probability, the others keep the reference's shares.
+
+With y the token, t its target probability and w(v) = p_ref(v) / (1 - p_ref(y)) for v != y,
+
+    q(y) = t,    q(v) = (1 - t) w(v)
+    KL(q || p) = t (log t - log p(y)) + (1 - t) (log(1 - t) + sum over v != y of w(v) (log w(v) - log p(v)))
+
+and the gradient on the logits is p - q: bounded, two-sided, zero at the target. `w` comes from a log-softmax of the
+reference over the others alone, so nothing cancels where p_ref(y) is near 1, which is where a text is known by heart.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from expunge.kernels.head import LOWEST, Head
+
+
+def plain_target_kl(hidden: Tensor, ref_hidden: Tensor, head: Head, targets: Tensor, target_nll: Tensor) -> Tensor:
+    """The formula that `token_target_kl` equals, in terms of r = p_ref(y) and S; for fp64.
+
+    KL(q || p) = t (log t - log p(y)) + (1 - t) (log(1 - t) - log(1 - r)) + (1 - t) / (1 - r) * S with
+    S = sum over v != y of p_ref(v) (log p_ref(v) - log p(v)), the sums taken over the other entries.
+    """
+    logp, logq = head.logits(hidden).log_softmax(-1), head.logits(ref_hidden).log_softmax(-1)
+    others = torch.ones_like(logq).scatter_(-1, targets[:, None], 0).bool() & (logq > -torch.inf)
+    rest = torch.where(others, logq.exp(), 0).sum(-1)  # 1 - r
+    gaps = torch.where(others, logq.exp() * (logq - logp), 0).sum(-1)  # S
+    t = (-target_nll.to(logp.dtype)).exp()
+    own = torch.xlogy(t, t) - t * logp.gather(-1, targets[:, None])[:, 0]
+    return own + torch.xlogy(1 - t, 1 - t) - (1 - t) * rest.log() + (1 - t) / rest * gaps
+
+
+def token_target_kl(
+    hidden: Tensor, ref_hidden: Tensor, head: Head, targets: Tensor, target_nll: Tensor
+) -> tuple[Tensor, Tensor]:
+    """KL(q || p) of each token to its target distribution and its log-probability, from one pass over the logits.
+
+    Args:
+        hidden: `(num_tokens, hidden)`, the policy's final hidden states.
+        ref_hidden: `(num_tokens, hidden)`, the reference's, which take no gradient.
+        head: The frozen head.
+        targets: `(num_tokens,)` int64, all of them token ids (nothing is ignored).
+        target_nll: `(num_tokens,)`, -log t in nats, at least 0.
+
+    Returns:
+        `kl`, differentiable in `hidden`, and `logps`, which takes no gradient; each `(num_tokens,)` in nats, fp32
+        (fp64 for fp64 input).
+    """
+    kl, logps = _TokenTargetKL.apply(hidden, ref_hidden, head, targets, target_nll)  # type: ignore[no-untyped-call]
+    return kl, logps
+
+
+class _TokenTargetKL(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, ref_hidden: Tensor, head: Head, targets: Tensor, target_nll: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        needs_grad = ctx.needs_input_grad[0]
+        logps = hidden.new_empty(hidden.shape[0], dtype=torch.promote_types(hidden.dtype, torch.float32))
+        kl = torch.empty_like(logps)
+        slopes = torch.empty_like(hidden) if needs_grad else hidden.new_empty(0)
+        nll = target_nll.to(logps.dtype)
+        own, rest = (-nll).exp(), -(-nll).expm1()  # t and 1 - t
+        entropy = torch.xlogy(own, own) + torch.xlogy(rest, rest)
+        with torch.autocast(hidden.device.type, enabled=False):
+            for rows in head.chunks(hidden):
+                picked = targets[rows, None]
+                logits = head.logits(hidden[rows])
+                logp = logits.log_softmax(-1)
+                logps[rows] = logp.gather(-1, picked)[:, 0]
+                shares = head.logits(ref_hidden[rows]).scatter(-1, picked, -torch.inf).log_softmax(-1)  # log w
+                weights = shares.exp()
+                gaps = shares.clamp_(min=LOWEST).sub_(logp.clamp(min=LOWEST))  # finite where w is 0
+                kl[rows] = entropy[rows] - own[rows] * logps[rows] + rest[rows] * torch.linalg.vecdot(weights, gaps)
+                if needs_grad:
+                    wanted = weights.mul_(rest[rows, None]).scatter_(-1, picked, own[rows, None])  # q
+                    slopes[rows] = head.grad_hidden(logp.exp_().sub_(wanted), logits).to(slopes.dtype)
+        ctx.save_for_backward(slopes)
+        ctx.mark_non_differentiable(logps)
+        return kl, logps
+
+    @staticmethod
+    def backward(ctx: Any, grad_kl: Tensor, _: Tensor) -> tuple[Tensor, None, None, None, None]:
+        (slopes,) = ctx.saved_tensors
+        return (slopes * grad_kl[:, None]).to(slopes.dtype), None, None, None, None
