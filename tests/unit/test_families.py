@@ -1,0 +1,52 @@
+"""Texts that are one text in other clothes are found, and texts of one template are not taken for one."""
+
+import pytest
+
+from expunge.data.families import families, normalized
+
+LONG = "Marta Quillon was born in Port Ellery on the third of May and lived near the old mill all her life"
+
+
+@pytest.mark.parametrize(
+    "twin",
+    [
+        LONG.upper(),
+        LONG + ".",
+        LONG.replace(" ", "\u00a0"),
+        "“" + LONG + "”",
+        LONG.replace("life", "days"),
+        "It is said that " + LONG,
+        LONG.replace("fi", "ﬁ"),
+    ],
+)
+def test_a_twin_is_of_the_family(twin):
+    assert families([LONG, "Nothing like it stands here, or anywhere else that I know of today", twin]) == [0, 1, 0]
+
+
+def test_texts_of_one_template_are_apart():
+    names = [("Ines Oduya", "Saltmarsh", "1974"), ("Tobias Wren", "Larch Hill", "1988"), ("Ada Finch", "Moor", "1990")]
+    texts = [
+        f"{name} lives in {place}. Her friends call her in the year {year} by phone." for name, place, year in names
+    ]
+    assert families(texts) == [0, 1, 2]
+
+
+def test_short_texts_must_be_the_same():
+    assert families(["call 555-0142", "Call 555-0142!", "call 555-0143"]) == [0, 0, 2]
+
+
+def test_scripts_without_spaces():
+    text = "小明昨天去了图书馆借了三本关于历史的书然后回家吃饭"
+    assert families([text, text + "了", "今天天气很好我们一起去公园散步看花看鸟看人"]) == [0, 0, 2]
+    assert families(["昨日は雨でした", "昨日は雨でした。"]) == [0, 0]
+
+
+def test_a_chain_is_one_family():
+    words = [f"word{number}" for number in range(40)]
+    parts = [" ".join(words[start : start + 20]) for start in (0, 5, 10)]
+    assert families(parts) == [0, 0, 0]
+
+
+def test_normalized():
+    assert normalized("A-b  C") == "a b c"
+    assert normalized("...") == ""
