@@ -12,9 +12,9 @@ from pathlib import Path
 
 from bench.report import DOCS, write_between
 from expunge.evaluation.compare import Row, compare
-from expunge.evaluation.compare_formats import number
 from expunge.evaluation.measured import Measured
 from expunge.evaluation.results import read_results
+from expunge.utils.text import show_number
 
 NAMES = ("before", "unlearned", "twin")
 HEADINGS = (
@@ -101,8 +101,8 @@ def _label(row: Row) -> str:
 def _cell(cell: Measured | None) -> str:
     if cell is None or cell.value is None:
         return ""
-    ends = "" if cell.low is None or cell.high is None else f" [{number(cell.low)}, {number(cell.high)}]"
-    return number(cell.value) + ends
+    ends = "" if cell.low is None or cell.high is None else f" [{show_number(cell.low)}, {show_number(cell.high)}]"
+    return show_number(cell.value) + ends
 
 
 if __name__ == "__main__":

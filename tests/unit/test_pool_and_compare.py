@@ -12,7 +12,7 @@ import pytest
 
 from expunge.errors import ConfigError, DataError
 from expunge.evaluation.compare import Column, Comparison, Row, best_cell, compare
-from expunge.evaluation.compare_formats import as_csv, as_latex, as_table, number, printable
+from expunge.evaluation.compare_formats import as_csv, as_latex, as_table, printable
 from expunge.evaluation.measured import Measured, measured_metrics
 from expunge.evaluation.pool import configuration_difference, pool_runs
 
@@ -244,17 +244,6 @@ def test_latex_is_escaped(hostile):
     assert r"\textbf{0.200} {\scriptsize [0.100, 0.300]}" in text
     assert r"$2.0 \cdot 10^{-12}$" in text
     assert all(line.count("&") - line.count(r"\&") == 3 for line in text.splitlines() if line.endswith(r" \\"))
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [
-        (0, "0.000"), (0.98765, "0.988"), (-0.5, "-0.500"), (12.345, "12.35"), (123.4, "123"), (4321.0, "4321"),
-        (1e6, "1.0e+6"), (2.3e-7, "2.3e-7"),
-    ],
-)  # fmt: skip
-def test_numbers(value, text):
-    assert number(value) == text
 
 
 def test_letters_of_any_script_stay():

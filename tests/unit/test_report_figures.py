@@ -122,17 +122,6 @@ def test_the_same_numbers_give_the_same_files(tmp_path):
     assert first == second
 
 
-def test_latex_signs_in_names_are_written_out():
-    odd = Column("50% & more_ \\input{x} $ # ~ ^ { }", "after", 1, {"utility/m": Cell(-3e-7, -1.0, 0.5, 3, None, [])})
-    table = latex_table([odd], {"utility": [Row("a_b & c%\n<x>", Reading("utility/m", 0.0), [*odd.cells.values()])]})
-    assert r"50\% \& more\_ \textbackslash{}input\{x\} \$ \# \textasciitilde{} \textasciicircum{} \{ \}" in table
-    assert (
-        r"a\_b \& c\% \textless{}x\textgreater{} $\uparrow$ & $-3.00\times10^{-7}$ {\scriptsize [$-1.000$, 0.500]}"
-        in table
-    )
-    assert table.count("\n") == 9
-
-
 def test_pooled_numbers_in_latex_have_their_spread():
     pooled = column("after", Cell(0.5, 0.4, 0.6, 3, 0.1, [0.4, 0.5, 0.6]), None)
     plain = column("before", Cell(0.7, None, None, 3, None, [0.7]), Cell(1.0, 0.9, 1.0, 3, None, [1.0]))

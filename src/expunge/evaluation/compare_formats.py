@@ -12,6 +12,8 @@ from rich.cells import cell_len
 
 from expunge.evaluation.compare import Comparison, Row
 from expunge.evaluation.measured import Measured
+from expunge.utils import latex
+from expunge.utils.text import show_number
 
 WIDTH = 99
 """Columns of a terminal that the table may use."""
@@ -21,16 +23,6 @@ GAP = 2
 STAR = "*"
 ENDINGS = {".csv": "csv", ".tex": "latex"}
 ARROWS = {"lower": "↓", "higher": "↑"}
-LATEX_ARROWS = {"lower": r"$\downarrow$", "higher": r"$\uparrow$"}
-LATEX_SIGNS = {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-    **{sign: f"\\{sign}" for sign in "&%$#_{}"},
-}
 
 
 def as_table(comparison: Comparison) -> str:
@@ -76,27 +68,20 @@ def as_csv(comparison: Comparison) -> str:
 
 def as_latex(comparison: Comparison) -> str:
     """A `tabular` with the rules of booktabs; what is best is bold."""
-    lines = [
-        r"% \usepackage{booktabs}",
-        *(f"% {printable(note)}" for note in comparison.notes),
-        r"\begin{tabular}{l" + "r" * len(comparison.columns) + "}",
-        r"\toprule",
-        " & ".join(["metric", *(_latex(column.name) for column in comparison.columns)]) + r" \\",
-        r"\midrule",
+    rows = [
+        [
+            latex.escaped(printable(row.metric)) + _direction(row, latex.ARROWS, lambda target: rf"$\to {target}$"),
+            *(
+                latex.cell(cell.value, low=cell.low, high=cell.high, std=cell.std, bold=place == row.best)
+                if cell
+                else latex.cell(None)
+                for place, cell in enumerate(row.cells)
+            ),
+        ]
+        for row in comparison.rows
     ]
-    for row in comparison.rows:
-        cells = [_latex(row.metric) + _direction(row, LATEX_ARROWS, lambda target: rf"$\to {target}$")]
-        for number, cell in enumerate(row.cells):
-            if cell is None or cell.value is None:
-                cells.append("--")
-                continue
-            value = _latex_number(cell.value) + ("" if cell.std is None else rf" $\pm$ {_latex_number(cell.std)}")
-            value = rf"\textbf{{{value}}}" if number == row.best else value
-            if cell.low is not None and cell.high is not None:
-                value += rf" {{\scriptsize [{_latex_number(cell.low)}, {_latex_number(cell.high)}]}}"
-            cells.append(value)
-        lines.append(" & ".join(cells) + r" \\")
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"])
+    heads = ["metric", *(printable(column.name) for column in comparison.columns)]
+    return latex.tabular(heads, [("", rows)], map(printable, comparison.notes)).rstrip()
 
 
 FORMATS: dict[str, Callable[[Comparison], str]] = {"table": as_table, "csv": as_csv, "latex": as_latex}
@@ -112,14 +97,6 @@ def printable(text: str) -> str:
     return "".join(
         char if unicodedata.category(char)[0] not in "CZ" or char == " " else ascii(char)[1:-1] for char in text
     )
-
-
-def number(value: float) -> str:
-    """Three decimals or, of large and very small numbers, as many digits as that takes."""
-    size = abs(value)
-    if size >= 1e5 or 0 < size < 5e-4:
-        return f"{value:.1e}".replace("e-0", "e-").replace("e+0", "e+")
-    return f"{value:.{3 if size < 10 else 2 if size < 100 else 0}f}"
 
 
 def _block(
@@ -183,7 +160,7 @@ def _text_cell(row: Row, column: int) -> str:
     cell = row.cells[column]
     if cell is None or cell.value is None:
         return "-"
-    text = number(cell.value) + ("" if cell.std is None else f" ±{number(cell.std)}")
+    text = show_number(cell.value) + ("" if cell.std is None else f" ±{show_number(cell.std)}")
     if cell.low is not None and cell.high is not None:
         text += f" [{_bare(cell.low)} {_bare(cell.high)}]"
     return text + (STAR if column == row.best else "")
@@ -191,7 +168,7 @@ def _text_cell(row: Row, column: int) -> str:
 
 def _bare(value: float) -> str:
     """A number without the zero before its point and, if it is tiny or huge, with one digit."""
-    text = number(value)
+    text = show_number(value)
     return (
         f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e+")
         if "e" in text
@@ -217,15 +194,3 @@ def _wrapped(title: str, width: int) -> list[str]:
 
 def _left(text: str, width: int) -> str:
     return text + " " * (width - cell_len(text))
-
-
-def _latex(text: str) -> str:
-    return "".join(LATEX_SIGNS.get(char, char) for char in printable(text))
-
-
-def _latex_number(value: float) -> str:
-    text = number(value)
-    if "e" in text:
-        digits, exponent = text.split("e")
-        return rf"${digits} \cdot 10^{{{int(exponent)}}}$"
-    return f"${text}$" if text.startswith("-") else text

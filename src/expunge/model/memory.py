@@ -9,6 +9,7 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from expunge.errors import ModelError
+from expunge.utils.text import show_bytes
 
 STORED_BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}
 CGROUPS = (
@@ -69,11 +70,6 @@ def saved_bytes(model: torch.nn.Module, forward: Callable[[], object]) -> int:
         forward()
     storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in alive}
     return sum(size for address, size in storages.items() if address not in own)
-
-
-def show_bytes(size: int) -> str:
-    """A size for people."""
-    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
 
 
 def _stored_bytes(entry: Mapping[str, Any]) -> int:

@@ -32,6 +32,7 @@ from expunge.train.setup import Prepared, prepare
 from expunge.train.terms import reference_sides
 from expunge.train.trainer import MICRO_BATCH_TOKENS, Trainer
 from expunge.utils.progress import Reporter
+from expunge.utils.text import show_bytes, show_duration
 
 TIMED_STEPS = 12
 """Most steps that are timed; a run with fewer steps is timed whole."""
@@ -90,10 +91,10 @@ class Forecast:
             ("steps", f"{'at most ' if self.follows else ''}{self.steps:,} ({self.step_tokens:,} tokens)"),
             *([("looks", f"at most {self.looks:,} at the texts that it follows")] if self.follows else []),
             ("trainable parameters", f"{self.trainable:,} of {self.parameters:,}"),
-            ("reference", f"{_size(self.reference_bytes)} {'on disk' if self.reference_on_disk else 'in memory'}"),
-            ("peak memory", f"{_size(self.peak_memory_bytes)} ({self.device})"),
-            ("training time", f"{_duration(self.training_seconds)} ({self.timed_steps} steps timed)"),
-            ("whole run", _duration(self.total_seconds)),
+            ("reference", f"{show_bytes(self.reference_bytes)} {'on disk' if self.reference_on_disk else 'in memory'}"),
+            ("peak memory", f"{show_bytes(self.peak_memory_bytes)} ({self.device})"),
+            ("training time", f"{show_duration(self.training_seconds)} ({self.timed_steps} steps timed)"),
+            ("whole run", show_duration(self.total_seconds)),
         ]
         return "\n".join(f"{name:<22}{value}" for name, value in lines)
 
@@ -259,14 +260,3 @@ def _sample(
     rows = {side: [sides[side][row] for row in used[side]] for side in sides}
     cut = replace(prepared, forget=rows["forget"], retain=rows["retain"], instead=rows["instead"])
     return cut, rows["anchor"], places
-
-
-def _size(size: int) -> str:
-    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.1f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"

@@ -17,10 +17,10 @@ from expunge.data.lume import read_lume
 from expunge.data.tokenize import TokenizedExample, tokenize_all
 from expunge.errors import ConfigError, DataError, ModelError, UserError
 from expunge.model.load import LoadedModel, load_model, load_shared
-from expunge.model.memory import show_bytes
 from expunge.model.prompt_format import JoinReport, measure_join
 from expunge.model.shard import held_bytes, own_part
 from expunge.utils.distributed import current
+from expunge.utils.text import show_bytes
 
 REFERENCE_WIDTH, REFERENCE_RATE = 256, 1.5e-3
 """The default learning rate is REFERENCE_RATE up to a hidden size of REFERENCE_WIDTH and falls with 1 / width above."""

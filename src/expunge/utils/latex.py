@@ -1,0 +1,66 @@
+"""LaTeX tables with the rules of booktabs."""
+
+from collections.abc import Iterable, Sequence
+
+from expunge.utils.text import show_number
+
+ARROWS = {"lower": r"$\downarrow$", "higher": r"$\uparrow$"}
+_SIGNS = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    **{sign: f"\\{sign}" for sign in "&%$#_{}"},
+}
+
+
+def escaped(text: str) -> str:
+    """Text that LaTeX shows as it is; line ends become spaces."""
+    return "".join(_SIGNS.get(sign, sign) for sign in " ".join(text.split()))
+
+
+def cell(
+    value: float | None, *, low: float | None = None, high: float | None = None, std: float | None = None,
+    bold: bool = False,
+) -> str:  # fmt: skip
+    """A number, with its standard deviation and its interval in small brackets where they are given."""
+    if value is None:
+        return "--"
+    text = _number(value) if std is None else rf"{_number(value)} $\pm$ {_number(std)}"
+    text = rf"\textbf{{{text}}}" if bold else text
+    if low is None or high is None:
+        return text
+    return rf"{text} {{\scriptsize [{_number(low)}, {_number(high)}]}}"
+
+
+def tabular(
+    heads: Sequence[str], sections: Iterable[tuple[str, Iterable[Sequence[str]]]], notes: Iterable[str] = ()
+) -> str:
+    """A whole table.
+
+    Args:
+        heads: Head of every column, to be escaped.
+        sections: Heading (to be escaped; none where it is empty) and lines of cells, which are LaTeX already.
+        notes: Comments above the table, a line each.
+    """
+    lines = [r"% \usepackage{booktabs}", *(f"% {note}" for note in notes)]
+    lines += [r"\begin{tabular}{l" + "r" * (len(heads) - 1) + "}", r"\toprule", _line(map(escaped, heads))]
+    for heading, rows in sections:
+        lines.append(r"\midrule")
+        if heading:
+            lines.append(rf"\multicolumn{{{len(heads)}}}{{l}}{{\emph{{{escaped(heading)}}}}} \\")
+        lines += map(_line, rows)
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+
+
+def _line(cells: Iterable[str]) -> str:
+    return " & ".join(cells) + r" \\"
+
+
+def _number(value: float) -> str:
+    digits, _, exponent = show_number(value).partition("e")
+    if exponent:
+        return rf"${digits} \cdot 10^{{{int(exponent)}}}$"
+    return f"${digits}$" if value < 0 else digits

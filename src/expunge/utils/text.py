@@ -1,0 +1,33 @@
+"""Numbers, sizes and times as people read them: one way of writing each in the whole package."""
+
+import math
+
+MISSING = "–"
+"""Stands where there is no number."""
+
+
+def show_number(value: float | None) -> str:
+    """Three decimals below 10, two below 100, none above; very small and very large ones as powers of ten."""
+    if value is None or math.isnan(value):
+        return MISSING
+    magnitude = abs(value)
+    if magnitude >= 1e5 or 0 < magnitude < 5e-4:
+        return f"{value:.1e}".replace("e-0", "e-").replace("e+0", "e+")
+    return f"{value:.3f}" if magnitude < 10 else f"{value:.2f}" if magnitude < 100 else f"{value:,.0f}"
+
+
+def show_bytes(count: float | None) -> str:
+    """A number of bytes."""
+    if count is None:
+        return MISSING
+    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
+
+
+def show_duration(seconds: float | None) -> str:
+    """A time: seconds up to two minutes, then minutes, then hours and minutes."""
+    if seconds is None:
+        return MISSING
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
