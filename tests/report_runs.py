@@ -72,6 +72,7 @@ def write_run(
         "tokens": dict.fromkeys(ENDS, rows * 31),
         "join": {"chosen": "space, with end-of-text"},
         "warnings": [],
+        "terms": [{"name": "forget", "weight": 1.0, "formula": "mean(-log p)", "source": "arXiv 2404.05868"}],
         "versions": {"python": "3.11.7", "expunge": "0.1.0", "torch": "2.13.0"},
         "hardware": {"device": "cpu", "name": "x86_64", "threads": 1},
         "steps": steps,

@@ -164,7 +164,7 @@ def test_resume_with_another_model_is_refused(change: Callable[[], None], killed
 def test_a_signal_outside_the_loop_is_one_line_and_leaves_nothing_half_written(
     place: str, number: signal.Signals, work: Path, expunge: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    homes = {"save_adapter": "expunge.runs.run", "compute_reference": "expunge.train.trainer"}
+    homes = {"compute_reference": "expunge.train.trainer"}
     home = import_module(homes[place]) if place in homes else module
     original = getattr(home, place)
 

@@ -20,7 +20,7 @@ from expunge.model import memory, reference
 TRAIN = (*UNLEARN, *QUICK, "--max-steps", "6", "--epochs", "9", "--save-every", "2")
 Run = Callable[..., Result]
 module = import_module("expunge.train.loop")
-run_module = import_module("expunge.runs.run")
+run_module = import_module("expunge.runs.checkpoints")
 
 
 def one_line(result: Result, phrase: str) -> None:
@@ -132,14 +132,14 @@ def test_a_checkpoint_that_cannot_be_written(
     }[fault]
     original = getattr(owner, name)
 
-    def failing(*given: object) -> object:
+    def failing(*given: object, **named: object) -> object:
         if "step-" in str(given):
             calls.append(given)
             if len(calls) == 2:
                 if fault == "serializing":
                     raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
                 raise OSError(28, "No space left on device")
-        return original(*given)
+        return original(*given, **named)
 
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, failing)

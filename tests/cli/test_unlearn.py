@@ -304,15 +304,15 @@ def test_adapter_loads_with_plain_peft_and_is_the_trained_policy(arch: str, work
     save_tiny(work / "other", arch)
     module = import_module("expunge.train.loop")
     trained: list[torch.Tensor] = []
-    finish = module.Run.finish
+    save_adapter = module.save_adapter
 
-    def record(self: object, prepared: object, **rest: object) -> object:
+    def record(model: torch.nn.Module, *rest: object, **named: object) -> object:
         with torch.no_grad():
-            trained.append(prepared.loaded.model(input_ids=IDS).logits)  # type: ignore[attr-defined]
-        return finish(self, prepared, **rest)
+            trained.append(model(input_ids=IDS).logits)
+        return save_adapter(model, *rest, **named)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module.Run, "finish", record)
+        patch.setattr(module, "save_adapter", record)
         assert expunge(*TRAIN, "--model", "other", "--learning-rate", "0.02").code == 0
 
     base = AutoModelForCausalLM.from_pretrained("other").eval()
@@ -571,7 +571,9 @@ def test_merge_replaces_nothing_but_a_model(strange: str, work: Path, expunge: R
     assert file.read_text() == "mine"
 
 
-def test_a_model_with_code_of_its_own_is_merged_where_the_run_trusted_it(work: Path, expunge: Run) -> None:
+def test_code_of_a_model_runs_where_this_command_line_trusts_it_and_not_because_a_run_did(
+    work: Path, expunge: Run
+) -> None:
     settings = json.loads(Path("model/config.json").read_text())
     own = {"model_type": "own", "auto_map": {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}}
     Path("model/config.json").write_text(json.dumps(settings | own | {"architectures": ["OwnModel"]}))
@@ -582,7 +584,14 @@ def test_a_model_with_code_of_its_own_is_merged_where_the_run_trusted_it(work: P
     )
     made = expunge(*TRAIN, "--trust-remote-code", "--target-modules", "q_proj,v_proj")
     assert made.code == 0, made.err
-    merged = expunge("merge", "--run", "run", "--output", "merged")
+    for said in (Path("run/config.yaml"), Path("run/manifest.json")):
+        assert "trust_remote_code" not in said.read_text()
+    with Path("run/config.yaml").open("a") as file:
+        file.write("trust_remote_code: true\n")
+    refused = expunge("merge", "--run", "run", "--output", "merged")
+    assert (refused.code, Path("merged").exists()) == (2, False)
+    assert "not run unless you trust its author and give --trust-remote-code" in refused.err
+    merged = expunge("merge", "--run", "run", "--output", "merged", "--trust-remote-code")
     assert merged.code == 0, merged.err
     assert Path("merged/own.py").exists()
 

@@ -2,10 +2,11 @@
 
 import yaml
 
-from expunge.config import UnlearnConfig
 from expunge.runs.card import model_card
 
 MANIFEST = {
+    "settings": {"model": "org/model: 1B", "forget": "secret-names.jsonl", "retain": "kept.jsonl", "lora_rank": 16},
+    "terms": [{"name": "retain_kl", "weight": 1.5, "formula": "KL(p || p_ref)", "source": "arXiv 2503.13690"}],
     "steps": 4321,
     "rows": {"forget": 1234, "retain": 6, "holdout": 0},
     "tokens": {"forget": 56789, "retain": 70, "holdout": 0},
@@ -18,8 +19,7 @@ MANIFEST = {
 
 
 def card() -> str:
-    config = UnlearnConfig(model="org/model: 1B", forget="secret-names.jsonl", retain="kept.jsonl", output="run")
-    return model_card(config, MANIFEST)
+    return model_card(MANIFEST)
 
 
 def test_metadata_is_yaml_that_names_the_base() -> None:
@@ -39,7 +39,7 @@ def test_sizes_losses_and_method_are_shown() -> None:
     assert "| forget | 1,234 | 0.250 | 7.500 |" in text
     assert "| retain | 6 | 1.125 | 1.000 |" in text
     assert "holdout" not in text
-    assert "negative preference optimization" in text
+    assert "| retain_kl | 1.5 | `KL(p \\|\\| p_ref)` | arXiv 2503.13690 |" in text
     assert "| lora_rank | 16 |" in text
 
 

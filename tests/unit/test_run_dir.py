@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from expunge.errors import RunError
+from expunge.runs import directory
 from expunge.utils import files
 
 
@@ -24,7 +25,7 @@ def open_umask():
 
 
 def make_run(path: Path) -> Path:
-    files.new_run_dir(path)
+    directory.new_run_dir(path)
     files.write_json(path / "manifest.json", {"schema": 1, "versions": {"expunge": "0.1.0"}})
     return path
 
@@ -103,34 +104,34 @@ def test_a_line_that_the_disk_takes_in_part_is_an_error(tmp_path, monkeypatch):
 
 def test_a_new_run_directory_is_private_and_an_empty_folder_may_be_used(tmp_path):
     path = tmp_path / "above" / "run"
-    assert files.new_run_dir(path) == path
+    assert directory.new_run_dir(path) == path
     assert mode(path) == mode(path.parent) == 0o700
     path.chmod(0o755)
-    files.new_run_dir(path)
+    directory.new_run_dir(path)
     assert mode(path) == 0o700
 
 
 def test_a_full_folder_is_refused_with_the_ways_out(tmp_path):
     run = make_run(tmp_path / "run")
     with pytest.raises(RunError, match=r"--overwrite.*--resume"):
-        files.new_run_dir(run)
+        directory.new_run_dir(run)
     assert (run / "manifest.json").exists()
 
 
 def test_overwrite_removes_a_run_and_everything_in_it(tmp_path):
     run = make_run(tmp_path / "run")
     files.write_text(run / "adapter" / "README.md", "card")
-    files.check_new(run, overwrite=True)
+    directory.check_new(run, overwrite=True)
     assert (run / "adapter").exists(), "looking changes nothing"
-    files.new_run_dir(run, overwrite=True)
+    directory.new_run_dir(run, overwrite=True)
     assert list(run.iterdir()) == []
     assert list(tmp_path.iterdir()) == [run]
 
 
 def test_overwrite_knows_a_run_that_was_cut_off_before_its_manifest(tmp_path):
-    run = files.new_run_dir(tmp_path / "run")
+    run = directory.new_run_dir(tmp_path / "run")
     files.write_text(run / "config.yaml", "model: m\nforget: f\nretain: r\noutput: run\nrecipe: default\n")
-    files.new_run_dir(run, overwrite=True)
+    directory.new_run_dir(run, overwrite=True)
     assert list(run.iterdir()) == []
 
 
@@ -152,7 +153,7 @@ def test_overwrite_never_removes_a_folder_that_is_not_a_run(tmp_path, name, cont
     folder.mkdir()
     (folder / name).write_text(content)
     with pytest.raises(RunError, match="only a run of Expunge"):
-        files.new_run_dir(folder, overwrite=True)
+        directory.new_run_dir(folder, overwrite=True)
     assert (folder / name).read_text() == content
 
 
@@ -160,17 +161,17 @@ def test_overwrite_does_not_remove_the_current_folder_or_follow_a_link(tmp_path,
     run = make_run(tmp_path / "run")
     (tmp_path / "link").symlink_to(run)
     with pytest.raises(RunError, match="does not remove a link"):
-        files.new_run_dir(tmp_path / "link", overwrite=True)
+        directory.new_run_dir(tmp_path / "link", overwrite=True)
     monkeypatch.chdir(run)
     with pytest.raises(RunError, match="the folder you stand in"):
-        files.new_run_dir(".", overwrite=True)
+        directory.new_run_dir(".", overwrite=True)
     assert (run / "manifest.json").exists()
 
 
 def test_a_run_directory_cannot_be_made_where_a_file_stands(tmp_path):
     (tmp_path / "file").touch()
     for path in (tmp_path / "file", tmp_path / "file" / "run"):
-        for check in (files.check_new, files.new_run_dir):
+        for check in (directory.check_new, directory.new_run_dir):
             with pytest.raises(RunError, match="not a folder"):
                 check(path, overwrite=True)
 

@@ -11,6 +11,9 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from expunge.config import UnlearnConfig
 from expunge.errors import ConfigError
 
+ON_THE_COMMAND_LINE = {"config", "trust_remote_code"}
+"""What no file may say: to read a further file, and to trust a model's code."""
+
 
 def normalize(words: Sequence[str]) -> list[str]:
     """`--lora-rank` and `--lora_rank` are the same flag, and a switch needs no value."""
@@ -77,4 +80,6 @@ def read_config(name: str) -> dict[str, Any]:
         raise ConfigError(f"--config {name}: not YAML{where}") from None
     if not isinstance(settings, dict):
         raise ConfigError(f"--config {name}: holds no settings: write one a line, as `epochs: 3`")
+    for key in sorted(ON_THE_COMMAND_LINE & settings.keys()):
+        raise ConfigError(f"--config {name}: {key} is said on the command line alone: take it out of the file")
     return settings

@@ -342,13 +342,15 @@ def _merge_arguments(parser: ArgumentParser, arguments: list[str]) -> Namespace:
     parser.add_argument("--output", type=str, required=True, help="folder for the merged model")
     parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda ...")
     parser.add_argument("--overwrite", type=bool, default=False, help="replace --output")
+    parser.add_argument("--trust_remote_code", type=bool, default=False, help="run code that comes with the model")
     return parse(parser, arguments)
 
 
 def _merge(values: Namespace) -> int:
     from expunge.train.merge import merge
 
-    report = merge(values.run, values.output, device=values.device, overwrite=values.overwrite)
+    options = {name: getattr(values, name) for name in ("device", "overwrite", "trust_remote_code")}
+    report = merge(values.run, values.output, **options)
     shown = "  ".join(f"{name} {loss:.3f}" for name, loss in report.losses.items())
     print(f"merged model             {report.output} ({report.dtype})")
     print(f"largest difference       {report.max_logp_difference:.2e} nats in a token's log-probability")

@@ -144,6 +144,7 @@ class CalibrateConfig:
         ceiling: Largest relative change of the unseen texts' loss, as `drift=0.05`.
         dtype: `auto` (that of the run), `float32` or `bfloat16`.
         device: `auto`, `cpu`, `cuda` ...
+        trust_remote_code: Run code that comes with the model.
     """
 
     run: str
@@ -153,3 +154,4 @@ class CalibrateConfig:
     ceiling: str = "drift=0.05"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     device: str = "auto"
+    trust_remote_code: bool = False

@@ -1,8 +1,6 @@
 """The LoRA adapter: where it sits, how strong it is, how it is switched off, saved and merged."""
 
 import json
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -19,7 +17,6 @@ from transformers.pytorch_utils import Conv1D
 
 from expunge.errors import ConfigError, ModelError
 from expunge.model.load import LoadedModel, check_adapter, load_model, put_adapter
-from expunge.utils import files
 
 ATTENTION = ("q_proj", "v_proj")
 FUSED_ATTENTION = ("qkv_proj", "query_key_value", "Wqkv", "c_attn")
@@ -114,27 +111,18 @@ def trainable(model: torch.nn.Module) -> list[torch.nn.Parameter]:
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
-def save_adapter(model: PeftModel, folder: Path, *, base_name: str, card: str) -> None:
-    """Write a standard PEFT adapter folder, whole or not at all.
+def save_adapter(model: PeftModel, folder: Path, *, base_name: str) -> None:
+    """Write the files of a standard PEFT adapter.
 
     Args:
         model: The PEFT model.
-        folder: Where to; replaced when it exists.
+        folder: Where to.
         base_name: What `base_model_name_or_path` should say.
-        card: Text of its README.md (the model card).
     """
-    folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        model.save_pretrained(temporary, safe_serialization=True)
-        config_path = temporary / "adapter_config.json"
-        config = json.loads(config_path.read_text()) | {"base_model_name_or_path": base_name}
-        config_path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-        (temporary / "README.md").write_text(card)
-        files.replace_dir(temporary, folder)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+    model.save_pretrained(folder, safe_serialization=True)
+    config_path = folder / "adapter_config.json"
+    config = json.loads(config_path.read_text()) | {"base_model_name_or_path": base_name}
+    config_path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def adapter_folder(name: str) -> Path:

@@ -1,10 +1,8 @@
 """The model card of a run, brought up to date with its results."""
 
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 
-from expunge.config import UnlearnConfig
 from expunge.errors import RunError
 from expunge.report.collect import RunData, read_run
 from expunge.report.comparison import of_run
@@ -37,8 +35,6 @@ def write_cards(runs: Sequence[str | Path]) -> list[Path]:
 
 def scored_card(run: RunData) -> str:
     """The card with what results files say, over all tasks."""
-    known = {field.name for field in fields(UnlearnConfig)}
-    config = UnlearnConfig(**{name: value for name, value in run.settings.items() if name in known})
     found = of_run(run)
     scores = [
         Score(
@@ -53,7 +49,7 @@ def scored_card(run: RunData) -> str:
     ]
     benchmark = str(run.results["after"]["benchmark"])
     judged = verdict(run)
-    return model_card(config, run.manifest, benchmark=benchmark, scores=scores, verdict=judged.sentence)
+    return model_card(run.manifest, benchmark=benchmark, scores=scores, verdict=judged.sentence)
 
 
 def _text(reading: Reading | None) -> str:

@@ -1,31 +1,19 @@
 """The adapter's model card: README.md with the Hub's metadata, without any text of the data."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import yaml
 
-from expunge.config import UnlearnConfig
+from expunge.config import SETS
 
 NOT_SCORED = (
     "A higher loss on the texts to forget does not prove by itself that they are gone: score the adapter with",
     "`expunge evaluate` before relying on it.",
 )
-TERMS = {
-    "forget_weight": "npo(forget)",
-    "rest_weight": "kl(others)",
-    "retain_weight": "nll(retain)",
-    "kl_weight": "kl(retain)",
-    "anchor_weight": "kl(anchors)",
-    "instead_weight": "nll(instead)",
-}
-SHOWN = (
-    "recipe", "epochs", "learning_rate", "schedule", "beta", "level", "forget_weight", "rest_weight", "retain_weight",
-    "kl_weight", "kl_direction", "anchor_weight", "instead_weight",
-    "forget_span", "kl_span", "lora_rank", "lora_alpha", "target_modules", "tokens_per_step", "rows_per_step",
-    "join", "end_of_text", "dtype", "seed",
-)  # fmt: skip
+HIDDEN = {*SETS, "model", "data", "split", "columns", "output", "save_every", "report_to", "shard_base"}
+"""Settings that a card leaves out: they name the user's files, or change nothing about the adapter."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +36,7 @@ class Score:
 
 
 def model_card(
-    config: UnlearnConfig,
-    manifest: dict[str, Any],
+    manifest: Mapping[str, Any],
     *,
     benchmark: str = "",
     scores: Sequence[Score] = (),
@@ -58,23 +45,24 @@ def model_card(
     """The card of a finished run.
 
     Args:
-        config: The resolved settings.
         manifest: The run's manifest.
         benchmark: What the adapter was scored on; empty when it was not.
         scores: What was measured.
         verdict: What they say together, in one sentence.
     """
-    metadata = {
-        "base_model": config.model,
+    settings = manifest["settings"]
+    model = str(settings["model"])
+    metadata: dict[str, Any] = {
+        "base_model": model,
         "base_model_relation": "adapter",
         "library_name": "peft",
         "pipeline_tag": "text-generation",
-        "tags": ["expunge", "machine-unlearning", "lora", "npo"],
+        "tags": ["expunge", "machine-unlearning", "lora"],
     }
     if scores:
         metadata["model-index"] = [
             {
-                "name": f"{config.model.rstrip('/').rpartition('/')[2]}, unlearned",
+                "name": f"{model.rstrip('/').rpartition('/')[2]}, unlearned",
                 "results": [
                     {
                         "task": {"type": "text-generation"},
@@ -89,9 +77,15 @@ def model_card(
         f"| {name} | {counts[name]:,} | {pair['before']:.3f} | {pair['after']:.3f} |"
         for name, pair in manifest["loss_nats_per_completion_token"].items()
     ]
-    weights = {name: getattr(config, name) for name in TERMS} | ({} if config.instead else {"instead_weight": 0})
-    method = "loss = " + " + ".join(f"{name} * {term}" for name, term in TERMS.items() if weights[name])
-    settings = [f"| {name} | {getattr(config, name)} |" for name in SHOWN if getattr(config, name) is not None]
+    terms = [
+        f"| {_cell(own['name'])} | {own['weight']:g} | `{_cell(own['formula'])}` | {_cell(own['source'])} |"
+        for own in manifest.get("terms", ())
+    ]
+    shown = [
+        f"| {name} | {_cell(str(value))} |"
+        for name, value in settings.items()
+        if name not in HIDDEN and value is not None
+    ]
     return "\n".join(
         [
             "---",
@@ -100,9 +94,16 @@ def model_card(
             "",
             "# Unlearning adapter",
             "",
-            f"A LoRA adapter for `{config.model}` that makes it forget {manifest['rows']['forget']:,} texts.",
-            f"Trained by Expunge {manifest['versions']['expunge']} with low-rank negative preference optimization",
-            f"(arXiv 2503.13690): `{method}`.",
+            f"A LoRA adapter for `{model}` that makes it forget {manifest['rows']['forget']:,} texts,",
+            f"trained by Expunge {manifest['versions']['expunge']}.",
+            "",
+            "## Loss",
+            "",
+            "The sum of these terms, each times its weight.",
+            "",
+            "| term | weight | formula | source |",
+            "|---|---:|---|---|",
+            *terms,
             "",
             "## Losses",
             "",
@@ -119,7 +120,7 @@ def model_card(
             "| setting | value |",
             "|---|---|",
             f"| optimizer steps | {manifest['steps']:,} |",
-            *settings,
+            *shown,
             "",
             "## Use",
             "",
@@ -127,7 +128,7 @@ def model_card(
             "from peft import PeftModel",
             "from transformers import AutoModelForCausalLM",
             "",
-            f'base = AutoModelForCausalLM.from_pretrained("{config.model}")',
+            f'base = AutoModelForCausalLM.from_pretrained("{model}")',
             'model = PeftModel.from_pretrained(base, "path/to/this/folder")',
             "```",
             "",

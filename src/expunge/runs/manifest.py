@@ -4,6 +4,7 @@ import dataclasses
 import json
 import platform
 from collections.abc import Container
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,64 @@ from typing import Any
 import torch
 
 from expunge.config import SETS, UnlearnConfig
+from expunge.data.tokenize import TokenizedExample, hash_rows
 from expunge.errors import RunError
 from expunge.model.load import base_name
-from expunge.train.setup import Prepared
+from expunge.runs.settings import ONE_START, recorded
 from expunge.utils import files
 from expunge.utils.distributed import current
 
 PLACES = {"model", *SETS, "data"}
 """Settings that say where something is; when a run is repeated, what is there counts."""
+NOT_PART_OF_THE_RESULT = {"output", "save_every", "report_to", "shard_base"}
+"""Settings that may differ between a run and its resumption."""
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What a run depends on beside its settings, known once model and texts are loaded.
+
+    Attributes:
+        rows: Set -> its tokenized rows; all that say what is trained, or when training stops, belong here.
+        prompt_format: What stands between prompt and completion, as the run has chosen it.
+        prompt_format_losses: Prompt format -> mean loss of a completion under it (nats), by which it was chosen.
+        terms: Terms of the loss: `name`, `weight`, `formula`, `source` of each.
+        device: Where the run computes.
+        base_commit: Commit of a model from the Hub; None of a folder.
+        warnings: Findings that the user was told of.
+    """
+
+    rows: dict[str, list[TokenizedExample]]
+    prompt_format: str
+    prompt_format_losses: dict[str, float]
+    terms: list[dict[str, Any]]
+    device: torch.device
+    base_commit: str | None = None
+    warnings: list[str] = field(default_factory=list)
+
+
+def identity_of(config: UnlearnConfig, facts: RunFacts) -> dict[str, Any]:
+    """What a run depends on: settings, data, model."""
+    settings = {name: value for name, value in recorded(config).items() if name not in NOT_PART_OF_THE_RESULT}
+    return {
+        "settings": {**settings, "device": facts.device.type},  # whichever it is of several
+        "data": {name: hash_rows(rows) for name, rows in facts.rows.items()},
+        "model_sha256": model_fingerprint(config.model, facts.base_commit),
+    }
+
+
+def first_half(identity: dict[str, Any], facts: RunFacts) -> dict[str, Any]:
+    """What a manifest says before the first step."""
+    return {
+        **identity,
+        "rows": {name: len(rows) for name, rows in facts.rows.items()},
+        "tokens": {name: sum(map(len, rows)) for name, rows in facts.rows.items()},
+        "terms": facts.terms,
+        "join": {"chosen": facts.prompt_format, "nats_per_completion": facts.prompt_format_losses},
+        "warnings": facts.warnings,
+        "versions": {"python": platform.python_version(), **versions()},
+        "hardware": hardware(facts.device),
+    }
 
 
 def recorded_settings(name: str) -> dict[str, Any]:
@@ -27,7 +78,8 @@ def recorded_settings(name: str) -> dict[str, Any]:
     Raises:
         RunError: It cannot be read, or holds settings that are unknown here.
     """
-    settings = read_manifest(name, "--from-manifest")["settings"]
+    found = read_manifest(name, "--from-manifest")["settings"]
+    settings = {key: value for key, value in found.items() if key not in ONE_START}
     unknown = sorted(settings.keys() - {field.name for field in dataclasses.fields(UnlearnConfig)})
     if unknown:
         raise RunError(f"--from-manifest {name}: holds settings of another version of Expunge ({unknown[0]})")
@@ -51,7 +103,7 @@ def read_manifest(path: Path | str, flag: str) -> dict[str, Any]:
     if not whole:
         mend = "start again with --overwrite or in another --output" if flag == "--resume" else "give another one"
         raise RunError(f"{flag}: {path} is damaged or no manifest: {mend}")
-    return manifest
+    return dict(manifest)
 
 
 def differences(earlier: dict[str, Any], identity: dict[str, Any], moved: Container[str] = ()) -> list[str]:
@@ -67,9 +119,9 @@ def differences(earlier: dict[str, Any], identity: dict[str, Any], moved: Contai
     return found
 
 
-def other_surroundings(manifest: dict[str, Any], prepared: Prepared) -> list[str]:
+def other_surroundings(manifest: dict[str, Any], device: torch.device) -> list[str]:
     """What may change the last digits of a repeated run: versions, hardware, processes; one phrase each."""
-    now = {**versions(), **hardware(prepared.loaded.device)}
+    now = {**versions(), **hardware(device)}
     then = {**manifest.get("versions", {}), **manifest.get("hardware", {})}
     return [f"{name} {then.get(name)} then, {value} now" for name, value in now.items() if then.get(name) != value]
 

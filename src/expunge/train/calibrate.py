@@ -22,7 +22,8 @@ from expunge.model.logps import mean_losses
 from expunge.runs.card import model_card
 from expunge.runs.manifest import read_manifest
 from expunge.runs.run import SUMMARY
-from expunge.train.merge import run_rows, run_settings
+from expunge.runs.settings import run_settings
+from expunge.train.merge import run_rows
 from expunge.train.scale import Calibration, choose, number_of_looks, record
 from expunge.train.setup import Sets, membership_texts, read_sets
 from expunge.train.validation import Meter, Selection
@@ -56,7 +57,7 @@ def calibrate(config: CalibrateConfig, reporter: Reporter | None = None) -> Cali
         dtype=settings.dtype if config.dtype == "auto" else config.dtype,
         device=config.device,
         load_in_4bit=settings.load_in_4bit,
-        trust_remote_code=settings.trust_remote_code,
+        trust_remote_code=config.trust_remote_code,
     )
     attach_adapter(loaded, config.run)
     adapter_config = folder / "adapter" / "adapter_config.json"
@@ -91,7 +92,7 @@ def calibrate(config: CalibrateConfig, reporter: Reporter | None = None) -> Cali
     files.write_json(folder / FILE, content, overwrite=True)
     files.write_json(adapter_config, adapter_settings | {"lora_alpha": trained * found.scale}, overwrite=True)
     files.write_json(folder / "manifest.json", manifest, overwrite=True)
-    files.write_text(folder / "adapter" / "README.md", model_card(settings, manifest), overwrite=True)
+    files.write_text(folder / "adapter" / "README.md", model_card(manifest), overwrite=True)
     return found
 
 

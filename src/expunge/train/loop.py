@@ -14,23 +14,33 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from expunge.config import UnlearnConfig
+from expunge.config import SETS, UnlearnConfig
 from expunge.data.holdout import marks
 from expunge.errors import ConfigError
-from expunge.model.adapter import set_alpha
+from expunge.model.adapter import save_adapter, set_alpha
 from expunge.model.load import pick_device
 from expunge.model.logps import mean_losses
 from expunge.model.reference import cache_folder
-from expunge.runs.manifest import other_surroundings, read_manifest
-from expunge.runs.run import Outcome, Run
+from expunge.runs.manifest import RunFacts, other_surroundings, read_manifest
+from expunge.runs.run import Outcome, Run, RunResult
 from expunge.train.early_stopping import take
 from expunge.train.scale import Calibration, choose, misfit_at, number_of_looks, record
-from expunge.train.setup import prepare
+from expunge.train.setup import Prepared, prepare
 from expunge.train.terms import TERMS
 from expunge.train.trainer import Trainer
 from expunge.utils.distributed import Processes, together
 from expunge.utils.interrupt import StopRequest
 from expunge.utils.progress import Reporter
+
+FORMULAS = {
+    "forget": {"formula": "npo(forget)", "source": "arXiv 2404.05868"},
+    "rest": {"formula": "kl(others)", "source": "Expunge"},
+    "retain": {"formula": "nll(retain)", "source": "arXiv 2503.13690"},
+    "kl": {"formula": "kl(retain)", "source": "arXiv 2503.13690"},
+    "anchor": {"formula": "kl(anchors)", "source": "Expunge"},
+    "instead": {"formula": "nll(instead)", "source": "Expunge"},
+}
+"""Term -> what the card says of it; its weight is the setting of the same name."""
 
 
 def unlearn(config: UnlearnConfig, reporter: Reporter | None = None) -> Outcome:
@@ -50,18 +60,17 @@ def unlearn(config: UnlearnConfig, reporter: Reporter | None = None) -> Outcome:
     config.validate()
     if config.dry_run:
         raise ConfigError("dry_run is for the command line (expunge.train.dry_run.forecast): nothing is to be trained")
-    with together(pick_device(config.device)) as processes:
-        return _unlearn(config, reporter, processes)
+    with together(pick_device(config.device)) as processes, Run.check(config) as run:
+        return _unlearn(config, run, reporter, processes)
 
 
-def _unlearn(config: UnlearnConfig, reporter: Reporter, processes: Processes) -> Outcome:
-    run = Run.check(config)
+def _unlearn(config: UnlearnConfig, run: Run, reporter: Reporter, processes: Processes) -> Outcome:
     begun = time.perf_counter()
     prepared = prepare(config, reporter.say)
     for warning in prepared.warnings:
         reporter.warn(warning)
     if config.from_manifest:
-        for other in other_surroundings(read_manifest(config.from_manifest, "--from-manifest"), prepared):
+        for other in other_surroundings(read_manifest(config.from_manifest, "--from-manifest"), prepared.loaded.device):
             reporter.warn(f"the last digits may differ from those of the run that is repeated: {other}")
     accelerator = Accelerator(
         cpu=prepared.loaded.device.type == "cpu",
@@ -73,7 +82,7 @@ def _unlearn(config: UnlearnConfig, reporter: Reporter, processes: Processes) ->
     trainer = Trainer(prepared, accelerator)
     trainer.check_memory()
     reporter.say(trainer.describe())
-    run.open(config, prepared)
+    run.open(config, facts_of(prepared))
     texts = sum(map(len, sets.values()))
     with reporter.track("losses before", texts) as advance:  # a fresh adapter changes nothing
         before = mean_losses(prepared.loaded, sets, processes=processes, progress=advance)
@@ -82,7 +91,11 @@ def _unlearn(config: UnlearnConfig, reporter: Reporter, processes: Processes) ->
     with cache_folder(run.path / "cache", processes) as cache:
         trainer.write_anchors(prepared, reporter, processes)
         trainer.compute_reference(reporter, cache, run.fingerprint, processes)
-        start = run.restore(trainer) if config.resume else 0
+        start = 0
+        if config.resume:
+            start, tensors, lines = run.restore()
+            if start:
+                trainer.load_state(tensors, lines)
         processes.agree(start, "checkpoints")
         if config.resume:
             reporter.say(f"resume: {start} of {trainer.num_steps} steps are done")
@@ -95,13 +108,35 @@ def _unlearn(config: UnlearnConfig, reporter: Reporter, processes: Processes) ->
         after = mean_losses(prepared.loaded, sets, processes=processes, progress=advance)
     accelerator.end_training()
     return run.finish(
-        prepared,
-        before=before,
-        after=after,
-        steps=steps,
-        selection=chosen,
-        training_seconds=training_seconds,
-        total_seconds=time.perf_counter() - begun,
+        RunResult(
+            losses={name: {"before": before[name], "after": after[name]} for name in after},
+            texts={name: len(sets[name]) for name in after},
+            steps=steps,
+            training_seconds=training_seconds,
+            total_seconds=time.perf_counter() - begun,
+            selection=chosen,
+        ),
+        lambda folder: save_adapter(prepared.loaded.model, folder, base_name=config.model),
+    )
+
+
+def facts_of(prepared: Prepared) -> RunFacts:
+    """What the manifest and the card of a run say beside its settings."""
+    rows = {name: getattr(prepared, name) for name in SETS}
+    if prepared.selection:
+        rows |= {"members": prepared.selection.members, "nonmembers": prepared.selection.nonmembers}
+    return RunFacts(
+        rows=rows,
+        prompt_format=str(prepared.join.join),
+        prompt_format_losses=prepared.join.losses,
+        terms=[
+            {"name": name, "weight": weight, **FORMULAS[name]}
+            for name, weight in ((name, getattr(prepared.config, f"{name}_weight")) for name in FORMULAS)
+            if weight and (name != "instead" or prepared.config.instead)
+        ],
+        device=prepared.loaded.device,
+        base_commit=getattr(prepared.loaded.base.config, "_commit_hash", None),
+        warnings=prepared.warnings,
     )
 
 
@@ -139,7 +174,7 @@ def train(trainer: Trainer, run: Run, reporter: Reporter, start: int) -> int:
             advance(note=f"epoch {step.epoch + 1}  {shown}  {seen}  {rate:,.0f} tok/s")
             stopping = trainer.any_process(stop.requested)
             if stopping or (every and done % every == 0):
-                run.save_checkpoint(trainer, done)
+                run.save_checkpoint(trainer.state(), done)
             if stopping:
                 raise KeyboardInterrupt(f"step {done} of {trainer.num_steps} is saved; --resume goes on from it")
     return done

@@ -7,17 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import yaml
 from peft.tuners.lora import LoraLayer
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from expunge.config import SETS, UnlearnConfig
 from expunge.data.examples import Example
 from expunge.data.tokenize import Join, TokenizedExample, tokenize_all
-from expunge.errors import ConfigError, RunError
+from expunge.errors import RunError
 from expunge.model.adapter import attach_adapter
 from expunge.model.load import LoadedModel, base_name, load_model
 from expunge.model.logps import mean_losses, sequence_logps
+from expunge.runs.directory import check_new
+from expunge.runs.settings import run_settings
 from expunge.train.setup import read_sets
 from expunge.utils import files
 
@@ -49,7 +50,9 @@ class MergeReport:
     survives: bool
 
 
-def merge(run: str, output: str, *, device: str = "auto", overwrite: bool = False) -> MergeReport:
+def merge(
+    run: str, output: str, *, device: str = "auto", overwrite: bool = False, trust_remote_code: bool = False
+) -> MergeReport:
     """Write the merged model and compare it with the adapter on the run's own texts.
 
     Sums are taken in fp32 and rounded once to the base's dtype. Log-probabilities are compared in fp32 arithmetic, so
@@ -70,24 +73,24 @@ def merge(run: str, output: str, *, device: str = "auto", overwrite: bool = Fals
     if there:
         _check_model_folder(target)
     else:
-        files.check_new(target)
+        check_new(target)
     sets, _ = read_sets(config)
 
-    loaded = load_model(config.model, dtype="float32", device=device, trust_remote_code=config.trust_remote_code)
+    loaded = load_model(config.model, dtype="float32", device=device, trust_remote_code=trust_remote_code)
     forget, retain = (run_rows(config, loaded.tokenizer, texts) for texts in (sets.forget, sets.retain))
     probes = [row.input_ids for row in (*forget[:64], *retain[:64])]
     untouched = mean_losses(loaded, {"forget": forget})["forget"]
     attach_adapter(loaded, run)
     with_adapter, adapter_logps = mean_losses(loaded, {"forget": forget})["forget"], sequence_logps(loaded, probes)
 
-    stored = _stored_dtype(base_name(config.model), trust_remote_code=config.trust_remote_code)
+    stored = _stored_dtype(base_name(config.model), trust_remote_code=trust_remote_code)
     _fold(loaded, stored)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
         loaded.base.save_pretrained(temporary)
         loaded.tokenizer.save_pretrained(temporary)
-        merged = load_model(str(temporary), dtype="float32", device=device, trust_remote_code=config.trust_remote_code)
+        merged = load_model(str(temporary), dtype="float32", device=device, trust_remote_code=trust_remote_code)
         merged_loss, difference = _compare(merged, forget, probes, adapter_logps)
         files.replace_dir(temporary, target)
     except BaseException:
@@ -112,23 +115,6 @@ def _check_model_folder(path: Path) -> None:
         raise RunError(f"{refused}, and this holds {strange[0].name}: name another folder")
     if path.is_symlink() or Path.cwd().is_relative_to(path.resolve()):
         raise RunError(f"--output {path}: --overwrite does not replace a link or the folder you stand in: name another")
-
-
-def run_settings(run: str) -> UnlearnConfig:
-    """The settings of a finished run.
-
-    Raises:
-        RunError: It is none, or its settings are not what a run writes.
-    """
-    path = Path(run) / "config.yaml"
-    if not path.exists() or not (Path(run) / "adapter" / "adapter_config.json").exists():
-        raise RunError(f"--run {run}: not a finished run (it needs config.yaml and adapter/)")
-    try:
-        config = UnlearnConfig(**yaml.safe_load(path.read_text(encoding="utf-8")))
-        config.validate()
-        return config
-    except (yaml.YAMLError, UnicodeDecodeError, TypeError, ConfigError):
-        raise RunError(f"{path}: not the settings of a run, it is damaged or from another version") from None
 
 
 def run_rows(

@@ -18,12 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from expunge.errors import RunError
-
-CONFIG_KEYS = {"model", "forget", "output", "recipe"}
-"""Keys that every `config.yaml` of a run has; by these and the manifest a run directory is known."""
 
 TEMPORARY = re.compile(r"\..+-[a-z0-9_]{8}")
 """Temporary names, as `tempfile` makes them of our prefixes."""
@@ -41,12 +36,12 @@ def write_bytes(path: Path | str, data: bytes, *, overwrite: bool = False) -> No
         RunError: The file exists and `overwrite` is not set, or the system refuses the write.
     """
     path = Path(path)
-    with _as_run_error("cannot write", path):
+    with refusal("cannot write", path):
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         if not overwrite and os.path.lexists(path):
             raise RunError(f"{path} exists already: give another name, or --overwrite to replace it")
-        _make_folders(path.parent)
+        make_folders(path.parent)
         descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)  # mode 0600
         try:
             with os.fdopen(descriptor, "wb") as file:
@@ -88,87 +83,13 @@ def append_line(path: Path | str, obj: Any) -> None:
     """
     path = Path(path)
     line = (json.dumps(_finite(obj), allow_nan=False) + "\n").encode("ascii")
-    with _as_run_error("cannot append to", path):
+    with refusal("cannot append to", path):
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         try:
             if os.write(descriptor, line) < len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         finally:
             os.close(descriptor)
-
-
-def check_new(path: Path | str, *, overwrite: bool = False) -> None:
-    """Look whether `new_run_dir` would succeed, without touching the disk.
-
-    Args:
-        path: The run directory to be.
-        overwrite: A run that is there may be removed.
-
-    Raises:
-        RunError: Something other than an empty folder is there and it may not, or must not, be removed.
-    """
-    path = Path(path)
-    try:
-        os.lstat(path)
-    except (FileNotFoundError, NotADirectoryError):
-        pass
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise RunError(f"--output {str(path)[:100]}: cannot be used ({reason}): give another --output") from None
-    if not os.path.lexists(path):
-        parent = next(folder for folder in path.absolute().parents if os.path.lexists(folder))
-        if not parent.is_dir():
-            raise RunError(f"--output {path}: {parent} is a file, not a folder: give another --output")
-        if not os.access(parent, os.W_OK | os.X_OK):
-            raise RunError(f"--output {path}: no permission to write in {parent}: give another --output")
-        return
-    if not path.is_dir():
-        raise RunError(f"--output {path}: this is a file, not a folder: give another --output")
-    if not os.access(path, os.W_OK | os.X_OK):
-        raise RunError(f"--output {path}: no permission to write in {path}: give another --output")
-    with _as_run_error("cannot look into", path):
-        empty = all(TEMPORARY.fullmatch(name.name) for name in path.iterdir())  # cut off at its very first file
-    if empty:
-        return
-    if not overwrite:
-        raise RunError(
-            f"--output {path}: this folder is not empty: give another --output, --overwrite to replace the run "
-            "in it, or --resume to go on with it"
-        )
-    if not _is_run(path):
-        raise RunError(
-            f"--output {path}: --overwrite removes only a run of Expunge, and this folder has neither its "
-            "manifest.json nor its config.yaml: empty it yourself or give another --output"
-        )
-    if path.is_symlink() or Path.cwd().is_relative_to(path.resolve()):
-        raise RunError(
-            f"--output {path}: --overwrite does not remove a link or the folder you stand in: give another one"
-        )
-
-
-def new_run_dir(path: Path | str, *, overwrite: bool = False) -> Path:
-    """Make an empty run directory with mode 0700.
-
-    Args:
-        path: The folder; an empty one that is there is used.
-        overwrite: Remove a run that is there, with everything in its folder.
-
-    Returns:
-        The folder.
-
-    Raises:
-        RunError: As `check_new`, or the system refuses.
-    """
-    path = Path(path)
-    check_new(path, overwrite=overwrite)
-    with _as_run_error("cannot make the run directory", path):
-        if path.is_dir():
-            sweep(path)
-            if any(path.iterdir()):
-                shutil.rmtree(_move_aside(path))
-        _make_folders(path)
-        path.chmod(0o700)
-    return path
 
 
 def replace_dir(temporary: Path | str, final: Path | str) -> None:
@@ -186,11 +107,11 @@ def replace_dir(temporary: Path | str, final: Path | str) -> None:
     temporary, final = Path(temporary), Path(final)
     if temporary.absolute().parent != final.absolute().parent:
         raise ValueError(f"{temporary} must stand beside {final}: only then is the renaming atomic")
-    with _as_run_error("cannot write", final):
+    with refusal("cannot write", final):
         for path in [*temporary.rglob("*"), temporary]:
             path.chmod(0o700 if path.is_dir() else 0o600)
             _sync(path)
-        earlier = _move_aside(final) if final.is_dir() else None
+        earlier = move_aside(final) if final.is_dir() else None
         try:
             os.rename(temporary, final)
         except OSError:
@@ -213,7 +134,7 @@ def sweep(path: Path) -> None:
 def flush(path: Path) -> None:
     """Flush a file to the disk, if it is there."""
     if path.exists():
-        with _as_run_error("cannot write", path):
+        with refusal("cannot write", path):
             _sync(path)
 
 
@@ -233,7 +154,7 @@ def sha256_file(path: Path | str) -> str:
     Raises:
         RunError: It cannot be read.
     """
-    with _as_run_error("cannot read", Path(path)), open(path, "rb") as file:
+    with refusal("cannot read", Path(path)), open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -254,39 +175,23 @@ def adapter_fingerprint(folder: Path) -> str:
         RunError: A file of it cannot be read.
     """
     settings = folder / "adapter_config.json"
-    with _as_run_error("cannot read", settings):
+    with refusal("cannot read", settings):
         alpha = json.loads(settings.read_text("utf-8"))["lora_alpha"]
     weights = sorted(folder.glob("adapter_model*.safetensors"))
     return fingerprint(f"{float(alpha)!r}", *map(sha256_file, weights))
 
 
-def _is_run(path: Path) -> bool:
-    """Whether a folder holds a manifest.json or, cut off before that was written, a config.yaml of ours."""
-    versions = _mapping(path / "manifest.json").get("versions")
-    of_ours = isinstance(versions, dict) and "expunge" in versions
-    return of_ours or _mapping(path / "config.yaml").keys() >= CONFIG_KEYS
-
-
-def _mapping(path: Path) -> dict[str, Any]:
-    """The mapping that a JSON or YAML file holds; empty when there is none."""
-    try:
-        content = yaml.safe_load(path.read_text("utf-8"))  # JSON is YAML
-    except (OSError, ValueError, yaml.YAMLError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def _move_aside(path: Path) -> Path:
+def move_aside(path: Path) -> Path:
     """Rename a folder to a free hidden name beside it."""
     aside = Path(tempfile.mkdtemp(prefix=f".{path.name}-old-", dir=path.parent))
     os.rename(path, aside)  # onto an empty folder, which this replaces
     return aside
 
 
-def _make_folders(path: Path) -> None:
+def make_folders(path: Path) -> None:
     """Make a folder and the missing ones above it with mode 0700 (`Path.mkdir` gives it to the last alone)."""
     if not path.is_dir():
-        _make_folders(path.parent)
+        make_folders(path.parent)
         path.mkdir(mode=0o700, exist_ok=True)
 
 
@@ -311,7 +216,7 @@ def _finite(obj: Any) -> Any:
 
 
 @contextmanager
-def _as_run_error(what: str, path: Path) -> Iterator[None]:
+def refusal(what: str, path: Path) -> Iterator[None]:
     """Turn the system's refusal into one clear line."""
     try:
         yield

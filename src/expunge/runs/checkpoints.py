@@ -1,0 +1,87 @@
+"""Checkpoints of a run: its state and its place, whole or not at all, and of no other run.
+
+RUN/checkpoints/step-00000100/state.safetensors   tensors; in the header the run's fingerprint and the step
+RUN/checkpoints/step-00000100/checkpoint.json     the hash of that file
+"""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from expunge.errors import RunError
+from expunge.utils import files
+
+KEPT = 2
+"""Checkpoints that stay: where the last one is damaged, the one before is used."""
+
+
+def save(folder: Path, tensors: Mapping[str, Tensor], *, step: int, fingerprint: str) -> None:
+    """Write the state after `step` steps, whole or not at all; older checkpoints beyond the last `KEPT` go.
+
+    Raises:
+        RunError: The system refuses; the checkpoints before are as they were.
+    """
+    last = max((path.name for path in folder.glob("step-*")), default=None)
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=".step-", dir=folder))
+        try:
+            state = temporary / "state.safetensors"
+            save_file(dict(tensors), state, metadata={"run": fingerprint, "step": str(step)})
+            files.write_json(temporary / "checkpoint.json", {"sha256": files.sha256_file(state)})
+            files.replace_dir(temporary, folder / f"step-{step:08d}")
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        for old in sorted(folder.glob("step-*"))[:-KEPT]:
+            shutil.rmtree(old)
+    except (OSError, SafetensorError, RunError) as error:
+        rest = f"the last good one is {last}" if last else "there is none yet"
+        raise RunError(
+            f"cannot write the checkpoint of step {step} ({_reason(error)}); {rest}: look at the disk, then go on "
+            "with --resume"
+        ) from error
+
+
+def newest(folder: Path, *, fingerprint: str, most: int) -> tuple[int, dict[str, Tensor]]:
+    """The newest whole checkpoint after at most `most` steps: its step and state; 0 and nothing where there is none.
+
+    Raises:
+        RunError: It is one of another run.
+    """
+    for place in sorted(folder.glob("step-*"), reverse=True):
+        found = _whole(place)
+        if found is None:
+            continue
+        step, run = found
+        if run != fingerprint:
+            raise RunError(f"--resume: {place} is a checkpoint of another run: remove it, or start with --overwrite")
+        if step <= most:
+            return step, load_file(place / "state.safetensors")
+    return 0, {}
+
+
+def _whole(place: Path) -> tuple[int, str] | None:
+    """The step and the run of a checkpoint whose state has the hash that it should have, or None."""
+    state = place / "state.safetensors"
+    try:
+        note = json.loads((place / "checkpoint.json").read_text(encoding="utf-8"))
+        if files.sha256_file(state) != note["sha256"]:
+            return None
+        with safe_open(state, framework="pt") as header:
+            about = header.metadata()
+        return int(about["step"]), about["run"]
+    except (OSError, ValueError, TypeError, KeyError, RecursionError, RunError, SafetensorError):
+        return None
+
+
+def _reason(error: BaseException) -> str:
+    """The system's reason within an error."""
+    found = next((e for e in (error, error.__cause__) if isinstance(e, OSError)), None)
+    return (found.strerror if found else None) or str(error).strip().splitlines()[0]

@@ -1,0 +1,47 @@
+"""`config.yaml` of a run: the resolved settings, written once and read by the commands that go on from a run."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from expunge.config import UnlearnConfig
+from expunge.errors import ConfigError, RunError
+from expunge.utils import files
+
+FILE = "config.yaml"
+ONE_START = {"overwrite", "resume", "dry_run", "from_manifest", "trust_remote_code"}
+"""What is said about one start of a run alone, and recorded nowhere: trust in a model's code least of all."""
+
+
+def recorded(config: UnlearnConfig) -> dict[str, Any]:
+    """The settings as a run records them."""
+    return {name: value for name, value in dataclasses.asdict(config).items() if name not in ONE_START}
+
+
+def write_settings(run: Path, config: UnlearnConfig) -> None:
+    """Write `config.yaml`.
+
+    Raises:
+        RunError: The system refuses.
+    """
+    files.write_text(run / FILE, yaml.safe_dump(recorded(config), sort_keys=False))
+
+
+def run_settings(run: str) -> UnlearnConfig:
+    """The settings of a finished run.
+
+    Raises:
+        RunError: It is none, or its settings are not what a run writes.
+    """
+    path = Path(run) / FILE
+    if not path.exists() or not (Path(run) / "adapter" / "adapter_config.json").exists():
+        raise RunError(f"--run {run}: not a finished run (it needs {FILE} and adapter/)")
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        config = UnlearnConfig(**{name: value for name, value in found.items() if name not in ONE_START})
+        config.validate()
+        return config
+    except (yaml.YAMLError, UnicodeDecodeError, TypeError, AttributeError, ConfigError):
+        raise RunError(f"{path}: not the settings of a run, it is damaged or from another version") from None
