@@ -22,7 +22,8 @@ from tiny import ARCHITECTURES, save_tiny, tiny_model
 
 LENGTHS = (23, 2, 41, 9, 64, 3)
 """Beyond the sliding windows of the tiny models (8), and mixed, so that most of a batch is padding."""
-UNPACKABLE = {"mistral", "gemma2", "gemma3"}
+WAYS = (packing.ROWS, packing.MASK, packing.VARLEN)
+UNPACKABLE = {packing.ROWS: {"mistral", "gemma2", "gemma3"}, packing.MASK: {"gemma2"}, packing.VARLEN: {"gemma2"}}
 """Rows beyond the window, or attention scores of a form that only the plain attention has."""
 
 Load = Callable[[str], LoadedModel]
@@ -45,6 +46,39 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 def load(folders: Callable[[str], Path]) -> Load:
     """Architecture -> freshly loaded model."""
     return lambda arch: load_model(str(folders(arch)), dtype="float32", device="cpu")
+
+
+@pytest.fixture
+def attend(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Make packed rows attend in one of the ways, also in those that the CPU does not take."""
+
+    def choose(way: str) -> None:
+        monkeypatch.setattr(packing, "attention_way", lambda model: way)
+        monkeypatch.setattr(packing, "varlen_attn", varlen_on_the_cpu)
+
+    return choose
+
+
+def varlen_on_the_cpu(
+    query: Tensor, key: Tensor, value: Tensor, cuts: Tensor, cuts_k: Tensor, most: int, most_k: int,
+    *, scale: float | None, window_size: tuple[int, int], enable_gqa: bool,
+) -> Tensor:  # fmt: skip
+    """What PyTorch's flash attention for rows of any length computes, in its layout `(tokens, heads, head_dim)`."""
+    assert cuts.dtype == torch.int32
+    assert cuts is cuts_k
+    assert most == most_k >= cuts.diff().max()
+    assert window_size[1] == 0
+    found = []
+    for rows in zip(*(states.split(cuts.diff().tolist()) for states in (query, key, value)), strict=True):
+        places = torch.arange(len(rows[0]))
+        back = places[:, None] - places
+        seen = (back >= 0) & ((back <= window_size[0]) | (window_size[0] < 0))
+        own = (states.transpose(0, 1) for states in rows)
+        attention = torch.nn.functional.scaled_dot_product_attention(
+            *own, attn_mask=seen, scale=scale, enable_gqa=enable_gqa
+        )
+        found.append(attention.transpose(0, 1))
+    return torch.cat(found)
 
 
 def texts(loaded: LoadedModel) -> list[TokenizedExample]:
@@ -96,16 +130,20 @@ def test_sequence_logps_equal_log_softmax_of_the_logits(arch: str, load: Load) -
             torch.testing.assert_close(logps, plain_token_logps(loaded, row.input_ids), rtol=1e-5, atol=3e-5)
 
 
-@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("way", [*WAYS, None])
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_training_path_equals_one_row_at_a_time(arch: str, packed: bool, load: Load) -> None:
-    """Log-probabilities, exact KL and the adapter's gradient, packed and padded, against each row alone."""
+def test_training_path_equals_one_row_at_a_time(
+    arch: str, way: str | None, load: Load, attend: Callable[[str], None]
+) -> None:
+    """Log-probabilities, exact KL and the adapter's gradient, packed in every way and padded, as each row alone."""
+    if way:
+        attend(way)
     loaded = load(arch)
     rows = texts(loaded)
-    if not packed:
+    if way is None:
         loaded.packable_length = 0
     batch = lay_out(loaded, [row.input_ids for row in rows])
-    assert batch.packed == (packed and arch not in UNPACKABLE)
+    assert batch.packed == (way is not None and arch not in UNPACKABLE[way])
     _, positions = target_index(batch, rows, "completion")
     targets = batch.flat_ids[positions]
     with torch.no_grad():
@@ -281,7 +319,7 @@ def test_an_architecture_that_leaks_between_rows_is_padded(load: Load, monkeypat
     def leaky(*args: object, row_lengths: tuple[int, ...], **kwargs: object) -> object:
         return sdpa_attention_forward(*args, **kwargs)
 
-    monkeypatch.setitem(packing.AttentionInterface._global_mapping, packing.NAME, leaky)
+    monkeypatch.setitem(packing.AttentionInterface._global_mapping, packing.ROWS, leaky)
 
     assert load("llama").packable_length == 0
 
@@ -304,12 +342,29 @@ def convolving(initializer_range: float = 0.3) -> PreTrainedModel:
         return AutoModelForCausalLM.from_config(config).eval()
 
 
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("arch", [arch for arch in ARCHITECTURES if arch != "gemma2"])
-def test_attention_alone_is_packed_in_either_precision(arch: str, dtype: torch.dtype) -> None:
+def test_attention_alone_is_packed_in_either_precision(
+    arch: str, dtype: torch.dtype, way: str, attend: Callable[[str], None]
+) -> None:
+    attend(way)
     model = tiny_model(arch).to(dtype)
     model.set_attn_implementation("sdpa")
-    assert packable_length(model) == (8 if arch in UNPACKABLE else UNBOUNDED)
+    assert packable_length(model) == (8 if arch in UNPACKABLE[way] else UNBOUNDED)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_what_fills_a_packed_sequence_up_changes_nothing(way: str, load: Load, attend: Callable[[str], None]) -> None:
+    """Also where it is longer than every row and than the positions of the model."""
+    attend(way)
+    loaded = load("gpt2")
+    ids = [list(range(3, 3 + length)) for length in (20, 7)]
+    filled = torch.tensor([[*ids[0], *ids[1], *[0] * 300]])
+    with torch.no_grad():
+        states = packed_states(loaded.base, filled, [20, 7])
+        torch.testing.assert_close(states[:, :27], packed_states(loaded.base, filled[:, :27], [20, 7]))
+    assert states.shape[1] == 327
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -9,12 +9,13 @@ from expunge.model.logps import final_states, lay_out
 from tiny import save_tiny
 
 
+@pytest.mark.parametrize("packed", [True, False])
 @pytest.mark.parametrize("arch", ["gpt2", "olmo"])  # gpt2 has dropout in its configuration
-def test_same_gradients_with_every_layer_run_twice(tmp_path, arch):
+def test_same_gradients_with_every_layer_run_twice(tmp_path, arch, packed):
     loaded = load_model(str(save_tiny(tmp_path / "model", arch)), dtype="float32", device="cpu")
     model = add_adapter(loaded, rank=2, alpha=2.0, modules="all-linear", seed=0)
     sequences = torch.arange(40).view(2, 20).tolist()
-    loaded.packable_length = 0
+    loaded.packable_length *= packed
     runs = []
     attention = next(module for name, module in loaded.base.named_modules() if name.endswith((".attn", ".self_attn")))
     attention.register_forward_hook(lambda *_: runs.append(1))

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 from expunge.errors import ConfigError, ModelError
 from expunge.model.load import LoadedModel, check_adapter, load_model, put_adapter
+from expunge.model.packing import using_attention
 
 ATTENTION = ("q_proj", "v_proj")
 FUSED_ATTENTION = ("qkv_proj", "query_key_value", "Wqkv", "c_attn")
@@ -101,9 +102,14 @@ def recompute_layers(loaded: LoadedModel) -> None:
     layers = [module for module in loaded.base.modules() if isinstance(module, GradientCheckpointingLayer)]
     if not layers:
         raise ConfigError("--gradient-checkpointing: this architecture's layers cannot be recomputed: leave it out")
+    config = loaded.base.config.get_text_config()
+
+    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        """The layer runs again in the backward pass, and must attend there as it did."""
+        return nullcontext(), using_attention(config, config._attn_implementation)
+
     for layer in layers:
-        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
-    loaded.packable_length = 0  # a layer that runs again in the backward pass would not find the packed attention
+        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, context_fn=contexts)
 
 
 def trainable(model: torch.nn.Module) -> list[torch.nn.Parameter]:

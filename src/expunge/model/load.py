@@ -216,8 +216,7 @@ def load_model(
             f"{model.get_input_embeddings().weight.shape[0]}: they do not belong together"
         )
     head, plain_head = find_head(model)
-    # On CUDA one attention call per row costs more than padding does.
-    packable = packable_length(model) if target.type == "cpu" and head.weight is not None else 0
+    packable = packable_length(model, compute) if head.weight is not None else 0
     if compute == torch.bfloat16:
         _round_linear_weights(model)
     if mesh is not None:

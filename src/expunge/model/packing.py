@@ -1,12 +1,23 @@
 """Rows of any length one behind the other in a single sequence: no padding, and matrix products as large as can be.
 
-Positions start again with every row, and attention runs row by row, so that no row sees another. It goes through
-the attention interface of transformers; whether an architecture takes part is found out by trying, on load. One whose
-layers mix along the sequence in another way (convolutions, recurrences) does not.
+Positions start again with every row, and no row sees another. Attention gets there in one of three ways, which
+`attention_way` chooses by the device:
+
+| way | calls a layer | cost in a sequence of T tokens | where |
+|---|---|---|---|
+| by mask | 1, `sdpa` with the mask that transformers makes of positions that start again | T^2 | everywhere |
+| `VARLEN` | 1, PyTorch's flash attention for rows of any length | sum of the squares of the lengths | CUDA, bfloat16 |
+| `ROWS` | 1 for each stretch of rows of like length | sum of the squares of the lengths | CPU |
+
+On a GPU each call costs some microseconds of the host's time whatever it computes, so their number must not grow with
+the rows; on the CPU arithmetic is what costs. All go through the attention interface of transformers; whether an
+architecture takes part is found out by trying, on load. One whose layers mix along the sequence in another way
+(convolutions, recurrences) does not.
 """
 
+import inspect
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
 from typing import Any
@@ -14,13 +25,22 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AttentionInterface, PreTrainedModel
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers import AttentionInterface, PretrainedConfig, PreTrainedModel
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 
 from expunge.kernels.rounding import missing_rows, row_multiple
 from expunge.model.head import backbone
 
-NAME = "expunge_packed"
+try:
+    from torch.nn.attention import varlen
+except ImportError:  # before torch 2.10
+    varlen = None  # type: ignore[assignment]
+varlen_attn: Callable[..., Tensor] | None = getattr(varlen, "varlen_attn", None)
+
+MASK, VARLEN, ROWS = "sdpa", "expunge_varlen", "expunge_rows"
+"""Names of the ways, as transformers' attention interface knows them."""
+VARLEN_HEAD_DIM = 256
+"""Widest head that flash attention takes."""
 UNBOUNDED = 2**31
 """Longest row of a model whose attention reaches back to the first token."""
 PROBE = (7, 12, 3)
@@ -32,24 +52,48 @@ UNSEEN = 1e-5
 products are of another size then. All else is the same to the last bit, in any precision."""
 
 
-def packable_length(model: PreTrainedModel) -> int:
+def attention_way(model: PreTrainedModel) -> str:
+    """How the rows of a packed sequence attend on the device of this model, in the precision that is set right now."""
+    device = model.device.type
+    if device == "cpu":
+        return ROWS
+    products = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else model.dtype
+    config = model.config.get_text_config()
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    flash = (
+        device == "cuda"
+        and products in (torch.bfloat16, torch.float16)
+        and torch.cuda.get_device_capability(model.device) >= (8, 0)
+        and head_dim <= VARLEN_HEAD_DIM
+        and getattr(model, "_supports_flash_attn", False)
+    )
+    return VARLEN if flash and _varlen_options() is not None else MASK
+
+
+def packable_length(model: PreTrainedModel, products: torch.dtype | None = None) -> int:
     """Longest row that may stand in a packed sequence of this model; 0 when its rows must be padded instead.
 
     Tried on a few tokens: each row's final hidden states must be those of the row alone, and stay when the rows beside
     it are others.
+
+    Args:
+        model: The model.
+        products: What its matrix products will run in; as its weights are stored when None.
     """
     config = model.config.get_text_config()
-    if config._attn_implementation != "sdpa" or not hasattr(model, model.base_model_prefix):
+    if config._attn_implementation != MASK or not hasattr(model, model.base_model_prefix):
         return 0
     if unusual_layers(model, ATTENTION):
         return 0
-    windows = (getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size"))
-    longest = min((window for window in windows if window), default=UNBOUNDED)
-    lengths = [min(length, longest) for length in PROBE]
-    rows = [torch.arange(1, length + 1, device=model.device).remainder(config.vocab_size) for length in lengths]
-    before, row, behind = rows
-    others = [(own + config.vocab_size // 2).remainder(config.vocab_size) for own in (before, behind)]
-    with torch.no_grad():
+    with torch.no_grad(), torch.autocast(model.device.type, torch.bfloat16, enabled=products == torch.bfloat16):
+        # What a way does not know of, rows must be too short to notice.
+        unknown = {MASK: (), VARLEN: ("attention_chunk_size",), ROWS: ("sliding_window", "attention_chunk_size")}
+        windows = (getattr(config, name, None) for name in unknown[attention_way(model)])
+        longest = min((window for window in windows if window), default=UNBOUNDED)
+        lengths = [min(length, longest) for length in PROBE]
+        rows = [torch.arange(1, length + 1, device=model.device).remainder(config.vocab_size) for length in lengths]
+        before, row, behind = rows
+        others = [(own + config.vocab_size // 2).remainder(config.vocab_size) for own in (before, behind)]
         try:
             alone = torch.cat(
                 [backbone(model)(input_ids=own[None], use_cache=False).last_hidden_state for own in rows], 1
@@ -59,7 +103,8 @@ def packable_length(model: PreTrainedModel) -> int:
         except (AttributeError, KeyError, RuntimeError, TypeError, ValueError):
             return 0  # its attention does not go through the interface
     # Rounding is a few eps and grows with the depth: too much in bfloat16 to tell it from a row that is seen a little.
-    same = _difference(packed, alone) <= math.sqrt(torch.finfo(alone.dtype).eps)
+    eps = max(torch.finfo(dtype).eps for dtype in (alone.dtype, products or alone.dtype))
+    same = _difference(packed, alone) <= math.sqrt(eps)
     place = slice(len(before), len(before) + len(row))
     unseen = _difference(beside_others[:, place], packed[:, place]) <= UNSEEN
     return longest if same and unseen else 0
@@ -72,34 +117,105 @@ def unusual_layers(model: PreTrainedModel, usual: Collection[str]) -> list[str]:
 
 def _difference(states: Tensor, right: Tensor) -> float:
     """The largest difference of a position's states `(1, tokens, hidden)` as a share of their size."""
-    return ((states - right).double().norm(dim=-1) / right.double().norm(dim=-1)).max().item()
+    return float(((states - right).double().norm(dim=-1) / right.double().norm(dim=-1)).max())
 
 
 def packed_states(model: PreTrainedModel, input_ids: Tensor, lengths: Sequence[int]) -> Tensor:
     """Final hidden states `(1, tokens, hidden)` of rows of `lengths` tokens that stand in `input_ids` `(1, tokens)`.
 
-    What stands behind the last of them is a row of its own.
+    What stands behind the last of them fills up: rows of their own, none longer than the others.
     """
-    behind = input_ids.shape[1] - sum(lengths)
-    lengths = [*lengths, behind] if behind else lengths
-    positions = torch.cat([torch.arange(length, device=input_ids.device) for length in lengths])[None]
-    with _packed_attention(model):
+    behind, longest = input_ids.shape[1] - sum(lengths), max(lengths)
+    lengths = [*lengths, *[longest] * (behind // longest), *[behind % longest] * (behind % longest > 0)]
+    counts = torch.tensor(lengths)
+    ends = counts.cumsum(0)
+    positions = torch.arange(input_ids.shape[1]) - (ends - counts).repeat_interleave(counts)
+    way = attention_way(model)
+    layout: dict[str, Any] = {}
+    if way == ROWS:
+        layout = {"row_lengths": tuple(lengths)}
+    elif way == VARLEN:
+        cuts = send(torch.nn.functional.pad(ends, (1, 0)).int(), input_ids.device)
+        most = 1 << (longest - 1).bit_length()  # few values, since compiled layers are compiled for each
+        layout = {"cu_seq_lens_q": cuts, "cu_seq_lens_k": cuts, "max_length_q": most, "max_length_k": most}
+    with using_attention(model.config.get_text_config(), way):
         output = backbone(model)(
-            input_ids=input_ids, position_ids=positions, use_cache=False, row_lengths=tuple(lengths)
+            input_ids=input_ids, position_ids=send(positions[None], input_ids.device), use_cache=False, **layout
         )
     states: Tensor = output.last_hidden_state
     return states
 
 
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor from main memory on a device; the host does not wait until it is there."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
 @contextmanager
-def _packed_attention(model: PreTrainedModel) -> Iterator[None]:
-    config = model.config.get_text_config()
+def using_attention(config: PretrainedConfig, way: str) -> Iterator[None]:
+    """Let the layers of a model attend in another way for a while."""
     own = config._attn_implementation
-    config._attn_implementation = NAME
+    config._attn_implementation = way
     try:
         yield
     finally:
         config._attn_implementation = own
+
+
+def _attend_varlen(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    cu_seq_lens_q: Tensor,
+    max_length_q: int,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Causal attention of each row to itself in one call; as `_attend_by_row`.
+
+    Args:
+        module: The attention layer.
+        query: `(1, heads, tokens, head_dim)`.
+        key: `(1, key-value heads, tokens, head_dim)`.
+        value: As `key`.
+        attention_mask: None; what may be seen follows from `cu_seq_lens_q`.
+        cu_seq_lens_q: `(rows + 1,)` int32, where each row begins, and the end.
+        max_length_q: At least the tokens of the longest row.
+        scaling: Factor on the scores.
+        sliding_window: How many tokens back, the token itself included, a layer sees; None for all.
+        **kwargs: What the layer hands over beside.
+
+    Returns:
+        `(1, tokens, heads, head_dim)`, and None for the weights.
+
+    Raises:
+        ValueError: The layer wants something that this attention does not have.
+    """
+    options = _varlen_options()
+    unknown = [name for name in ("softcap", "position_bias", "s_aux") if kwargs.get(name) is not None]
+    if unknown or attention_mask is not None or options is None or varlen_attn is None:
+        raise ValueError(f"attention to rows of any length knows no {', '.join(unknown) or 'attention mask'}")
+    if not options:  # of torch 2.11, which has no grouped heads here
+        key, value = (repeat_kv(states, query.shape[1] // key.shape[1]) for states in (key, value))
+    device = query.device.type
+    low = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else query.dtype
+    rows = [states[0].transpose(0, 1).to(low) for states in (query, key, value)]
+    window = (-1 if sliding_window is None else sliding_window - 1, 0)
+    cuts, most = cu_seq_lens_q, max_length_q
+    output = varlen_attn(*rows, cuts, cuts, most, most, scale=scaling, window_size=window, **options)
+    return output[None], None
+
+
+def _varlen_options() -> dict[str, bool] | None:
+    """What PyTorch's attention for rows of any length is given beside; None where it is missing or too old."""
+    known = inspect.signature(varlen_attn).parameters if varlen_attn is not None else {}
+    if "window_size" not in known or "scale" not in known:
+        return None
+    return {"enable_gqa": True} if "enable_gqa" in known else {}
 
 
 def _attend_by_row(
@@ -135,23 +251,24 @@ def _attend_by_row(
     ]
     cuts = [sum(rows) for _, rows in groups]
     outputs = []
-    for (padded, rows), *parts in zip(
-        groups, *(states[0].transpose(0, 1).split(cuts) for states in (query, key, value)), strict=True
-    ):
-        stacked = (_stack(part, rows, padded).transpose(1, 2) for part in parts)
-        output, _ = sdpa_attention_forward(module, *stacked, None, **kwargs)  # (rows, padded, heads, head_dim)
-        outputs += (
-            [output.flatten(0, 1)] if set(rows) == {padded} else [own[:n] for own, n in zip(output, rows, strict=True)]
-        )
+    parts = (torch.split(states[0].transpose(0, 1), cuts) for states in (query, key, value))
+    for (padded, rows), *own in zip(groups, *parts, strict=True):
+        queries, keys, values = (_stack(part, rows, padded).transpose(1, 2) for part in own)
+        output, _ = sdpa_attention_forward(module, queries, keys, values, None, **kwargs)
+        if set(rows) == {padded}:
+            outputs.append(output.flatten(0, 1))
+        else:
+            outputs += [row[:length] for row, length in zip(output, rows, strict=True)]
     return torch.cat(outputs)[None], None
 
 
 def _stack(states: Tensor, rows: Sequence[int], padded: int) -> Tensor:
     """Rows of `states` `(tokens, heads, head_dim)` as `(rows, padded, heads, head_dim)`; zeros fill them up."""
     if set(rows) == {padded}:
-        return states.unflatten(0, (len(rows), padded))
-    stacked = pad_sequence(list(states.split(list(rows))), batch_first=True)
+        return states.view(len(rows), padded, *states.shape[1:])
+    stacked = pad_sequence(list(torch.split(states, list(rows))), batch_first=True)
     return torch.nn.functional.pad(stacked, (0, 0, 0, 0, 0, padded - stacked.shape[1]))
 
 
-AttentionInterface.register(NAME, _attend_by_row)
+AttentionInterface.register(VARLEN, _attend_varlen)
+AttentionInterface.register(ROWS, _attend_by_row)
