@@ -28,6 +28,8 @@ LOSSES = st.lists(st.integers(0, 6).map(lambda tenths: tenths / 10), min_size=1,
 class Letters:
     """A tokenizer of lower-case letters with a beginning-of-text token; capitals are small letters to it."""
 
+    bos_token_id, eos_token, eos_token_id = 1, None, None
+
     def __call__(self, text: str, verbose: bool) -> dict[str, list[int]]:
         return {"input_ids": [1, *(ord(letter) - 87 for letter in text.lower())]}
 

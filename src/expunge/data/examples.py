@@ -5,6 +5,7 @@ and reason, never skipped or mended, and no message shows a row's text.
 """
 
 import hashlib
+import json
 import re
 import unicodedata
 from collections import Counter
@@ -31,6 +32,12 @@ LUME = LAYOUTS[0]
 FIELDS = ("prompt", "completion", "id", "task")
 """What `columns` may name."""
 KINDS = ("sc", "qa", "")
+SPOKEN = ("reasoning_content", "reasoning", "thinking", "tool_calls", "function_call")
+"""Keys of a turn, beside its content, that say something; others (names, ids) are handed on and may be dropped."""
+TEMPLATE = ("tools", "documents", "chat_template_kwargs")
+"""Columns beside `messages` that chat templates take."""
+BESIDE = ("instruction", "system", "system_prompt", "tools")
+"""Columns that say something to the model beside a prompt, and would be left out."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +52,10 @@ class Example:
         kind: `sc` (sentence completion: regurgitation), `qa` (question: knowledge) or empty.
         source: Where the row was read: `path:line`, for messages only.
         messages: The turns of a chat before its last one, as `role` and `content`, for the chat template;
-            `prompt` is their contents, joined by blank lines. None for rows that are no chat.
+            `prompt` is their contents, joined by blank lines. None for rows that are no chat. Turns keep their other
+            keys (`tool_calls`, `reasoning_content`, `name`).
+        answer: The other keys of a chat's last turn.
+        template: What the chat template takes beside the turns: `tools`, `documents`.
     """
 
     id: str
@@ -54,12 +64,20 @@ class Example:
     task: str = ""
     kind: str = ""
     source: str = ""
-    messages: tuple[Mapping[str, str], ...] | None = field(default=None, hash=False)
+    messages: tuple[Mapping[str, Any], ...] | None = field(default=None, hash=False)
+    answer: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    template: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     @property
     def group(self) -> str:
         """What the official scores average the row with: its task and kind."""
         return f"{self.task} {self.kind}".strip()
+
+    @property
+    def beyond_text(self) -> list[str]:
+        """What the row says that only a chat template can show: keys of turns, and tools or documents."""
+        turns = (*(self.messages or ()), self.answer)
+        return sorted({key for turn in turns for key in SPOKEN if key in turn} | {*self.template} & {*TEMPLATE})
 
 
 def read_examples(source: str | Path, *, columns: Mapping[str, str] | None = None, name: str = "") -> list[Example]:
@@ -187,9 +205,13 @@ def _choose_columns(source: str | Path, found: Sequence[str], columns: Mapping[s
         raise DataError(f"{source}: has no column {', '.join(absent)}; columns found: {_names(found)}")
     chosen = {name: name for name in ("id", "task", "kind") if name in found}
     layout = next((pair for pair in LAYOUTS if set(filter(None, pair)) <= set(found)), (None, None))
-    if layout == LUME and "instruction" in found and "prompt" not in columns:
+    beside = [column for column in BESIDE if column in found and column not in columns.values()]
+    if beside and layout[1] == MESSAGES:
+        beside = [column for column in beside if column not in TEMPLATE]
+    if beside and layout != (None, None) and "prompt" not in columns:
+        own = "messages" if layout[1] == MESSAGES else " and ".join(filter(None, layout))
         raise DataError(
-            f"{source}: has a column instruction beside input and output, which would be left out: put the prompt "
+            f"{source}: has a column {beside[0]} beside {own}, which would be left out: put the prompt "
             "into one column and name it with --columns prompt=COLUMN"
         )
     chosen |= {key: column for key, column in zip(("prompt", "completion"), layout, strict=True) if column}
@@ -216,10 +238,15 @@ def _names(found: Iterable[str]) -> str:
 
 
 def _example(row: dict[str, Any], where: str, default_id: str, columns: Mapping[str, str]) -> Example:
-    turns = None
+    turns: tuple[dict[str, Any], ...] | None = None
+    answer: dict[str, Any] = {}
+    template: dict[str, Any] = {}
     if columns["completion"] == MESSAGES:
-        turns, completion = _turns(row, where)
-        prompt = "\n\n".join(turn["content"] for turn in turns)
+        turns, answer = _turns(row, where)
+        completion = answer["content"]
+        answer = {key: value for key, value in answer.items() if key not in ("role", "content")}
+        template = _template_columns(row, where)
+        prompt = "\n\n".join(turn["content"] for turn in turns if turn["content"])
     else:
         prompt = text_cell(row, columns["prompt"], where) if "prompt" in columns else ""
         completion = text_cell(row, columns["completion"], where)
@@ -232,7 +259,7 @@ def _example(row: dict[str, Any], where: str, default_id: str, columns: Mapping[
     if "kind" not in columns and (columns.get("prompt"), columns["completion"]) == LUME:
         ending = re.search(r"(sc|qa)[0-9]+\Z", row_id)
         kind = ending[1] if ending else ""
-    return Example(row_id, prompt, completion, task, kind, where, turns)
+    return Example(row_id, prompt, completion, task, kind, where, turns, answer, template)
 
 
 def _blank(text: str) -> bool:
@@ -283,19 +310,59 @@ def _id(row: Mapping[str, Any], column: str, where: str) -> str:
     return text
 
 
-def _turns(row: Mapping[str, Any], where: str) -> tuple[tuple[dict[str, str], ...], str]:
-    """A chat's turns before the last one, and what the last one, the assistant's, says."""
+def _turns(row: Mapping[str, Any], where: str) -> tuple[tuple[dict[str, Any], ...], dict[str, Any]]:
+    """A chat's turns before the last one, and the last one, the assistant's."""
     messages = _cell(row, MESSAGES, where)
     if not isinstance(messages, list):
         raise DataError(f"{where}: field 'messages' is not a list but {type(messages).__name__}")
-    turns = []
+    turns: list[dict[str, Any]] = []
     for number, turn in enumerate(messages, 1):
         place = f"{where}: turn {number} of 'messages'"
         if not isinstance(turn, dict):
             raise DataError(f"{place} is not an object with role and content but {type(turn).__name__}")
-        turns.append({key: text_cell(turn, key, place) for key in ("role", "content")})
+        others = {key: _value(turn[key], place) for key in turn if key not in ("role", "content")}
+        others = {key: value for key, value in others.items() if value not in (None, "", [], {})}
+        if turn.get("content") is None and "tool_calls" in others:  # as OpenAI's format has it
+            turn = {**turn, "content": ""}
+        turns.append({key: text_cell(turn, key, place) for key in ("role", "content")} | others)
     if not turns or turns[-1]["role"] != "assistant":
         raise DataError(f"{where}: the last turn of 'messages' must be the assistant's, it is the completion")
     if len(turns) == 1:
         raise DataError(f"{where}: 'messages' has only the assistant's turn: put texts alone in a column 'text'")
-    return tuple(turns[:-1]), turns[-1]["content"]
+    return tuple(turns[:-1]), turns[-1]
+
+
+def _template_columns(row: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """What stands beside the turns for the chat template; lists may be written as JSON, as data sets with tools do."""
+    found: dict[str, Any] = {}
+    for column in TEMPLATE:
+        value = _value(row.get(column), f"{where}: field '{column}'")
+        if isinstance(value, str) and value.strip():
+            try:
+                value = json.loads(value)
+            except ValueError:
+                raise DataError(f"{where}: field '{column}' is a string that holds no JSON") from None
+        if value in (None, "", [], {}):
+            continue
+        kind = dict if column == "chat_template_kwargs" else list
+        if not isinstance(value, kind):
+            raise DataError(f"{where}: field '{column}' is not a {kind.__name__} but {type(value).__name__}")
+        found |= value if isinstance(value, dict) else {column: value}
+    return found
+
+
+def _value(value: Any, place: str) -> Any:
+    """A nested value without the nulls that tables put where a row has no such key.
+
+    Raises:
+        DataError: A string in it cannot be tokenized, or it is none of JSON's kinds.
+    """
+    if isinstance(value, str):
+        return text_cell({"value": value}, "value", place)
+    if isinstance(value, Mapping):
+        return {str(key): _value(own, place) for key, own in value.items() if own is not None}
+    if isinstance(value, list | tuple):
+        return [_value(own, place) for own in value]
+    if value is None or isinstance(value, int | float):
+        return value
+    raise DataError(f"{place}: holds a {type(value).__name__}, which is no value of JSON")

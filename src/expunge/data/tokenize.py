@@ -1,7 +1,8 @@
 """Where the prompt ends and the completion begins, in tokens.
 
 The model was trained on running text, so prompt and completion are tokenized together and a token belongs to the
-completion when any of its characters does.
+completion when any of its characters does. The model is asked with the tokens that stand before the completion, in the
+same encoding: what it is trained on and what it is asked with are never two encodings.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,13 +10,12 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
+from expunge.data.chat import render
 from expunge.data.examples import Example
 from expunge.errors import ConfigError, DataError
 from expunge.utils.files import fingerprint
 
 SEPARATORS = {"none": "", "space": " ", "newline": "\n"}
-DATE = "26 Jul 2024"
-"""Today, for chat templates that take `date_string`: a run has the same tokens tomorrow. Llama 3 falls back on it."""
 
 
 @dataclass(frozen=True)
@@ -88,11 +88,12 @@ def tokenize(
         DataError: The completion alone does not fit and `truncate_completions` is off, or nothing is left to predict.
         ConfigError: The join needs a chat template or an end-of-text token that the tokenizer does not have.
     """
-    ids, start = _encode(tokenizer, example, join)
+    encoded = _encode(tokenizer, example, join)
+    ids, start = encoded.ids, encoded.start
     if start >= len(ids):
         raise DataError(f"{example.source or example.id}: the tokenizer leaves nothing of the completion")
-    if join.end_of_text and join.style != "chat":
-        ids = [*ids, end_of_text_id(tokenizer)]
+    if join.end_of_text and join.style != "chat" and ids[-1] != (end := end_of_text_id(tokenizer)):
+        ids = [*ids, end]
     bos = 1 if start and ids[0] == tokenizer.bos_token_id else 0
     excess = len(ids) - max_length
     # The first token of all has nothing to be predicted from, so a completion needs one token of context before it.
@@ -120,8 +121,10 @@ def tokenize_all(
     truncate_completions: bool = False,
 ) -> list[TokenizedExample]:
     """`tokenize` over a whole set."""
-    options = {"max_length": max_length, "truncate_completions": truncate_completions}
-    return [tokenize(tokenizer, example, join, **options) for example in examples]
+    return [
+        tokenize(tokenizer, example, join, max_length=max_length, truncate_completions=truncate_completions)
+        for example in examples
+    ]
 
 
 def hash_rows(rows: Sequence[TokenizedExample]) -> str:
@@ -129,15 +132,17 @@ def hash_rows(rows: Sequence[TokenizedExample]) -> str:
     return fingerprint(*(f"{row.completion_start} {row.input_ids}" for row in rows))
 
 
-def prompt_ids(tokenizer: PreTrainedTokenizerBase, example: Example, join: Join) -> list[int]:
-    """What the model is given when it is asked to continue: the prompt, encoded by itself, as a user would.
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, example: Example, join: Join, *, alone: bool = False) -> list[int]:
+    """What the model is given when it is asked to continue: the tokens before the completion.
 
-    The separator is left to the model, since most tokenizers merge it into the word that follows.
+    White space at the end of a prompt is left to the model where the tokenizer merges it into the word that follows. A
+    prompt of which no token is left (its characters all belong to the completion's first one) is encoded by itself; so
+    is every prompt that is no chat with `alone`, as the scripts of some benchmarks have it.
     """
-    if join.style == "chat":
-        return _apply_template(tokenizer, example, completed=False)
-    ids = tokenizer(example.prompt)["input_ids"]
-    return _strip_eos(tokenizer, ids)
+    if alone and join.style != "chat":
+        return text_ids(tokenizer, example.prompt)
+    encoded = _encode(tokenizer, example, join)
+    return encoded.ids[: encoded.start] or text_ids(tokenizer, example.prompt)
 
 
 def completion_ids(tokenizer: PreTrainedTokenizerBase, example: Example, join: Join) -> list[int]:
@@ -146,15 +151,36 @@ def completion_ids(tokenizer: PreTrainedTokenizerBase, example: Example, join: J
     return text.input_ids[text.completion_start :]
 
 
+def expected_text(tokenizer: PreTrainedTokenizerBase, example: Example, join: Join) -> str:
+    """What the model says after `prompt_ids` when it knows the example, as generations are decoded.
+
+    It is the completion, save where that holds special tokens (which are no text once they are said), where a chat's
+    answer has more than its content, or where its first token begins within a word of the prompt.
+    """
+    special = any(token and token in example.completion for token in tokenizer.all_special_tokens)
+    if not (special or example.answer or _encode(tokenizer, example, join).held.strip()):
+        return example.completion
+    row = tokenize(tokenizer, example, join, max_length=2**31)
+    spoken = [row.input_ids[at] for at in row.spoken(tokenizer.eos_token_id)]
+    return str(tokenizer.decode(spoken, skip_special_tokens=True))
+
+
+def document_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """A text as the tokenizer has it, with beginning-of-text once also where the text brings its own."""
+    ids = list(tokenizer(text, verbose=False)["input_ids"])
+    return ids[_own(tokenizer, text, ids).start :]
+
+
+def text_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """`document_ids` without an end-of-text token that the tokenizer appends by itself; the text's own stays."""
+    ids = list(tokenizer(text, verbose=False)["input_ids"])
+    return ids[_own(tokenizer, text, ids)]
+
+
 def whole_text(example: Example, join: Join) -> str:
     """Prompt and completion as one text, as it may stand in a corpus; a chat's turns are lines."""
     separators = {**SEPARATORS, "separate": "", "chat": "\n"}
     return example.prompt + _separator(example, join.style, separators) + example.completion
-
-
-def chat_turns(example: Example) -> tuple[Mapping[str, str], ...]:
-    """The turns before the completion; a prompt alone is what the user says."""
-    return example.messages or ({"role": "user", "content": example.prompt},)
 
 
 def end_of_text_id(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -165,28 +191,65 @@ def end_of_text_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """
     if tokenizer.eos_token_id is None:
         raise ConfigError("the tokenizer has no end-of-text token: give --end-of-text no")
-    return tokenizer.eos_token_id
+    return int(tokenizer.eos_token_id)
 
 
-def _encode(tokenizer: PreTrainedTokenizerBase, example: Example, join: Join) -> tuple[list[int], int]:
+@dataclass(frozen=True)
+class _Encoded:
+    """All tokens, the first of the completion, and the characters of the prompt that this one holds."""
+
+    ids: list[int]
+    start: int
+    held: str = ""
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, example: Example, join: Join) -> _Encoded:
     if join.style == "chat":
-        ids = _apply_template(tokenizer, example, completed=True)
-        return ids, common_prefix(_apply_template(tokenizer, example, completed=False), ids)
+        prompt, rest = render(tokenizer, example)
+        return _encode_text(tokenizer, prompt, rest, framed=True)
+    if example.beyond_text:
+        raise ConfigError(
+            f"{example.source or example.id}: has {', '.join(example.beyond_text)}, which only a chat template "
+            "can show: give --join chat, or take it out of the row"
+        )
     if join.style == "separate":
-        prompt = _strip_eos(tokenizer, tokenizer(example.prompt)["input_ids"])
-        return prompt + tokenizer(example.completion, add_special_tokens=False)["input_ids"], len(prompt)
-    text = example.prompt + _separator(example, join.style) + example.completion
+        prompt_part = text_ids(tokenizer, example.prompt)
+        own = tokenizer(example.completion, add_special_tokens=False)["input_ids"]
+        return _Encoded(prompt_part + own, len(prompt_part))
     # The separator belongs to what the model says, so the completion begins where the prompt's own characters end.
-    boundary = len(example.prompt)
+    return _encode_text(tokenizer, example.prompt, _separator(example, join.style) + example.completion)
+
+
+def _encode_text(tokenizer: PreTrainedTokenizerBase, prompt: str, rest: str, *, framed: bool = False) -> _Encoded:
+    """Prompt and what follows as one text; one that is `framed` has its special tokens written out."""
+    text, boundary = prompt + rest, len(prompt)
     if not tokenizer.is_fast:
-        ids = _strip_eos(tokenizer, tokenizer(text)["input_ids"])
-        prompt = _strip_eos(tokenizer, tokenizer(example.prompt)["input_ids"])
-        return ids, common_prefix(prompt, ids)
-    encoded = tokenizer(text, return_offsets_mapping=True, return_special_tokens_mask=True)
-    ids = _strip_eos(tokenizer, encoded["input_ids"])
-    spans = zip(encoded["offset_mapping"], encoded["special_tokens_mask"], strict=True)
-    start = next((i for i, ((_, end), special) in enumerate(spans) if not special and end > boundary), len(ids))
-    return ids, start
+        if framed:
+            ids, before = (tokenizer(part, add_special_tokens=False)["input_ids"] for part in (text, prompt))
+        else:
+            ids, before = (text_ids(tokenizer, part) for part in (text, prompt))
+        return _Encoded(ids, common_prefix(before, ids))
+    encoded = tokenizer(text, add_special_tokens=not framed, return_offsets_mapping=True, verbose=False)
+    ids, offsets = list(encoded["input_ids"]), encoded["offset_mapping"]
+    if not framed:
+        own = _own(tokenizer, text, ids)
+        ids, offsets = ids[own], offsets[own]
+    # Tokens that the tokenizer adds by itself have no characters.
+    spans = zip(offsets, range(len(ids)), strict=True)
+    first, start = next(((begin, at) for (begin, end), at in spans if end > boundary), (boundary, len(ids)))
+    return _Encoded(ids, start, text[first:boundary])
+
+
+def _own(tokenizer: PreTrainedTokenizerBase, text: str, ids: Sequence[int]) -> slice:
+    """The part of a text's tokens without what the tokenizer adds to it once too often.
+
+    That is a second beginning-of-text, and the end-of-text that some append: the prompt format decides about the end.
+    """
+    bos, end = tokenizer.bos_token_id, tokenizer.eos_token_id
+    doubled = bos is not None and list(ids[:2]) == [bos, bos]
+    written = text.rstrip().endswith(str(tokenizer.eos_token)) and list(ids[-2:]) != [end, end]
+    appended = end is not None and list(ids[-1:]) == [end] and not written
+    return slice(int(doubled), len(ids) - appended)
 
 
 def _separator(example: Example, style: str, separators: Mapping[str, str] = SEPARATORS) -> str:
@@ -196,34 +259,7 @@ def _separator(example: Example, style: str, separators: Mapping[str, str] = SEP
     return separators[style]
 
 
-def _strip_eos(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[int]:
-    """Drop an end-of-text token that the tokenizer appends by itself: the join decides about it."""
-    return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else list(ids)
-
-
 def common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
     """Tokens that two texts begin with alike."""
     shorter = min(len(first), len(second))
     return next((i for i in range(shorter) if first[i] != second[i]), shorter)
-
-
-def _apply_template(tokenizer: PreTrainedTokenizerBase, example: Example, *, completed: bool) -> list[int]:
-    if not tokenizer.chat_template:
-        raise ConfigError("--join chat: the tokenizer has no chat template")
-    turns = [*chat_turns(example)]
-    if completed:
-        turns = [*turns, {"role": "assistant", "content": example.completion}]
-    try:
-        return list(
-            tokenizer.apply_chat_template(
-                turns,
-                add_generation_prompt=not completed,
-                return_dict=False,
-                date_string=DATE,
-            )
-        )
-    except Exception as error:  # a template is a program; its message may hold the text
-        raise ConfigError(
-            f"--join chat: {example.source or example.id}: the tokenizer's chat template fails on this row "
-            f"({type(error).__name__}): choose another --join"
-        ) from None

@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 
 from transformers import PreTrainedTokenizerBase
 
+from expunge.data.chat import turns_of
 from expunge.data.examples import Example
-from expunge.data.tokenize import Join, TokenizedExample, chat_turns, common_prefix, tokenize, whole_text
+from expunge.data.tokenize import Join, TokenizedExample, common_prefix, document_ids, tokenize, whole_text
 from expunge.errors import DataError
 from expunge.evaluation.metrics import TokenRecord
 from expunge.evaluation.metrics import membership as attacks
@@ -66,7 +67,7 @@ def encode_documents(
         own = _framed(tokenizer, document, join) if join.style == "chat" and document.prompt else None
         if own is None:
             text = whole_text(document, join)
-            own = Document(TokenizedExample(document.id, tokenizer(text, verbose=False)["input_ids"], 0), text)
+            own = Document(TokenizedExample(document.id, document_ids(tokenizer, text), 0), text)
         if len(own.row) < 2:
             where = document.source or document.id
             raise DataError(f"{where}: has {len(own.row)} tokens, so there is nothing to predict")
@@ -94,15 +95,13 @@ def lowercased(
     if document.lower:
         row = replace(document.lower, input_ids=document.lower.input_ids[:max_length])
     else:
-        row = TokenizedExample(
-            document.row.id, tokenizer(document.text.lower(), verbose=False)["input_ids"][:max_length], 0
-        )
+        row = TokenizedExample(document.row.id, document_ids(tokenizer, document.text.lower())[:max_length], 0)
     return row if len(row) > max(1, row.completion_start) else None
 
 
 def _framed(tokenizer: PreTrainedTokenizerBase, chat: Example, join: Join) -> Document:
     """A chat in the frame of the tokenizer's template."""
-    turns = chat_turns(chat)
+    turns = turns_of(chat)
 
     def ids(example: Example) -> list[int]:
         return tokenize(tokenizer, example, join, max_length=2**31).input_ids

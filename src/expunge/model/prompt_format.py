@@ -5,8 +5,12 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from transformers import PreTrainedTokenizerBase
+
+from expunge.data.chat import render
 from expunge.data.examples import Example
 from expunge.data.tokenize import SEPARATORS, Join, TokenizedExample, end_of_text_id, tokenize
+from expunge.errors import ConfigError
 from expunge.model.load import LoadedModel
 from expunge.model.logps import sequence_logps
 
@@ -28,6 +32,7 @@ class JoinReport:
         rows: Examples measured.
         apart: Where joined texts hold tokens that cross the boundary: the same loss of these examples under `none` and
             under `separate` (nothing in between as well, but the two sides tokenized apart); empty otherwise.
+        left_out: Why the chat template was not tried, where there is one; else empty.
     """
 
     join: Join
@@ -36,6 +41,7 @@ class JoinReport:
     token_loss: float
     rows: int
     apart: dict[str, float] = field(default_factory=dict)
+    left_out: str = ""
 
     def __str__(self) -> str:
         ranked = sorted(self.losses, key=self.losses.__getitem__)
@@ -47,7 +53,8 @@ class JoinReport:
         if self.apart:
             gap = self.apart["none"] - self.apart["separate"]
             end += f"; where tokens would cross the boundary, tokenizing apart is {gap:.2f} nats better"
-        return f"{self.join}{ahead}{end}"
+        left_out = f"; {self.left_out}" if self.left_out else ""
+        return f"{self.join}{ahead}{end}{left_out}"
 
 
 def measure_join(
@@ -80,12 +87,7 @@ def measure_join(
     rng = random.Random(seed)
     with_prompt = [example for example in examples if example.prompt] or list(examples)
     sample = rng.sample(with_prompt, min(SAMPLE, len(with_prompt)))
-    if style != "auto":
-        styles = [style]
-    elif not any(example.prompt for example in sample):
-        styles = ["none"]
-    else:
-        styles = [*SEPARATORS, *(["chat"] if tokenizer.chat_template else [])]
+    styles, left_out = ([style], "") if style != "auto" else _candidates(tokenizer, examples)
     found = {name: _measure(loaded, sample, name, max_length) for name in styles}
     losses = {name: measured.completion_loss for name, measured in found.items()}
     best = min(losses, key=losses.__getitem__)
@@ -104,7 +106,27 @@ def measure_join(
         if merged:
             apart = {n: _measure(loaded, merged, n, max_length).completion_loss for n in ("none", "separate")}
             best = min(apart, key=apart.__getitem__)
-    return JoinReport(Join(best, with_end), losses, ending, token_loss, len(sample), apart)
+    return JoinReport(Join(best, with_end), losses, ending, token_loss, len(sample), apart, left_out)
+
+
+def _candidates(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]) -> tuple[list[str], str]:
+    """The styles that `auto` compares, and why the chat template is not one of them where there is one.
+
+    Raises:
+        ConfigError: A row holds what only the chat template can show, and the template cannot be used.
+    """
+    needed = next((example for example in examples if example.beyond_text), None)
+    plain = [*SEPARATORS] if any(example.prompt for example in examples) else ["none"]
+    if needed is None and not (tokenizer.chat_template and len(plain) > 1):
+        return plain, ""
+    try:
+        for example in examples:
+            render(tokenizer, example)
+    except ConfigError as error:
+        if needed is not None:
+            raise
+        return plain, f"the chat template is left out ({str(error).removeprefix('--join chat: ')})"
+    return (["chat"] if needed is not None else [*plain, "chat"]), ""
 
 
 @dataclass(frozen=True)

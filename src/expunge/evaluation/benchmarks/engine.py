@@ -8,7 +8,7 @@ from typing import Any
 from peft import PeftModel
 
 from expunge.data.examples import Example
-from expunge.data.tokenize import Join, TokenizedExample, completion_ids, prompt_ids, tokenize
+from expunge.data.tokenize import Join, TokenizedExample, completion_ids, expected_text, prompt_ids, tokenize
 from expunge.evaluation.benchmarks.measurement import Measurement
 from expunge.evaluation.benchmarks.row_metrics import FORCED, OF_TEXT, leaks, text_metrics, truth_metrics
 from expunge.evaluation.benchmarks.suite import Documents, RowSet, Suite
@@ -181,7 +181,7 @@ class _Pass:
                 self._loaded,
                 own,
                 rows.name,
-                encode_prompt=lambda example: prompt_ids(tokenizer, example, self._join),
+                encode_prompt=lambda example: prompt_ids(tokenizer, example, self._join, alone=self._suite.alone),
                 encode_draft=lambda example: completion_ids(tokenizer, example, self._join),
                 max_new_tokens=rows.max_new_tokens or options.max_new_tokens,
                 samples=samples,
@@ -226,7 +226,9 @@ class _Pass:
     def _expected(self, example: Example, rows: RowSet) -> str:
         """What a generation is compared with."""
         if not rows.cut_reference:
-            return example.completion
+            if self._suite.alone:
+                return example.completion
+            return expected_text(self._loaded.tokenizer, example, self._join)
         ids = self._loaded.tokenizer(example.completion)["input_ids"][: rows.max_new_tokens]
         return str(self._loaded.tokenizer.decode(ids, skip_special_tokens=True))
 
@@ -238,7 +240,7 @@ class _Pass:
             asked = [i for i, example in enumerate(rows.examples) if example.prompt]
             said = self._answers([rows.examples[i] for i in asked], rows, "", samples=k)
             draws = [[own.text for own in said[start : start + k]] for start in range(0, len(said), k)]
-            for name, values in leaks([rows.examples[i].completion for i in asked], draws).items():
+            for name, values in leaks([self._expected(rows.examples[i], rows) for i in asked], draws).items():
                 own = dict(zip(asked, values, strict=True))
                 self._add(rows, name, [own.get(i) for i in range(len(rows.examples))])
 

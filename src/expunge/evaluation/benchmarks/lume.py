@@ -44,7 +44,7 @@ def suite_of(data: LumeData) -> Suite:
     documents = None
     if data.member is not None and data.nonmember is not None:
         documents = Documents(data.member, data.nonmember)
-    return Suite((_rows("forget", data.forget), _rows("retain", data.retain)), documents)
+    return Suite((_rows("forget", data.forget), _rows("retain", data.retain)), documents, alone=True)
 
 
 def predictions_of(measurement: Measurement, suite: Suite) -> Predictions:

@@ -72,6 +72,8 @@ class Suite:
         sets: Rows, the forget set first.
         documents: For the membership attacks; None where the data has no unseen texts.
         join: How prompt and completion are joined, where the benchmark says so; measured on the model when None.
+        alone: Prompts are encoded by themselves when the model is asked, as the organisers' script does, and not as the
+            beginning of the text that is trained on.
         split: The split that was read; None where there are none.
         not_measured: What the data lacks, in plain sentences.
         given: Fingerprints of the data as it was given, where documents have been left out of it; None where not.
@@ -80,6 +82,7 @@ class Suite:
     sets: tuple[RowSet, ...]
     documents: Documents | None = None
     join: Join | None = None
+    alone: bool = False
     split: str | None = None
     not_measured: tuple[str, ...] = field(default=())
     given: Mapping[str, str] | None = None

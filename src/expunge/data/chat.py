@@ -1,0 +1,147 @@
+"""A row as the tokenizer's chat template writes it: what the model is asked with, and what it says after that.
+
+What the data holds and the template would drop (a system turn, tools, a thought) is refused, never lost.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+from transformers.utils.chat_template_utils import _compile_jinja_template
+
+from expunge.data.examples import SPOKEN, Example
+from expunge.errors import ConfigError
+
+TODAY = datetime(2024, 7, 26, tzinfo=UTC)
+"""The date in every template, so that a run has the same tokens tomorrow: the one that Llama 3 falls back on."""
+PROBE = "expunge"
+"""What stands for the answer where only the template's own words are of interest."""
+
+Turn = Mapping[str, Any]
+
+
+def turns_of(example: Example) -> tuple[Turn, ...]:
+    """The turns before the completion; a prompt alone is what the user says."""
+    return example.messages or ({"role": "user", "content": example.prompt},)
+
+
+def has_template(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether there is a chat template that needs no name."""
+    template = tokenizer.chat_template
+    return bool(template) and (not isinstance(template, dict) or "default" in template)
+
+
+def render(tokenizer: PreTrainedTokenizerBase, example: Example) -> tuple[str, str]:
+    """What the model is asked with, and what it is to say after that, with what the template puts behind.
+
+    The answer follows what the generation prompt ends in, also where the template writes finished turns in another
+    way (a generation prompt that opens a thought, a template that drops thoughts).
+
+    Raises:
+        ConfigError: There is no template, it fails, or it drops something that the row holds.
+    """
+    if not has_template(tokenizer):
+        named = f" but those by name ({', '.join(sorted(tokenizer.chat_template))})" if tokenizer.chat_template else ""
+        raise ConfigError(f"--join chat: the tokenizer has no chat template{named}")
+    turns = turns_of(example)
+    answer = {"role": "assistant", "content": example.completion, **example.answer}
+    asked = _apply(tokenizer, example, turns, asked=True)
+    whole = _apply(tokenizer, example, [*turns, answer])
+    _check_kept(tokenizer, example, turns, answer, asked, whole)
+    opened = _opened(asked)
+    completion, rest = example.completion, whole[len(asked) :]
+    # An answer that closes the thought which the generation prompt has opened stands there as the model says it.
+    closes = bool(opened) and f"</{opened[1:]}" in completion
+    if whole.startswith(asked) and not closes and _squeezed(completion) in _squeezed(rest):
+        return asked, rest
+    if opened and completion.lstrip().startswith(opened):
+        completion = completion.lstrip().removeprefix(opened)
+        completion = completion.lstrip() if asked[-1].isspace() else completion
+    _, shown, behind = _apply(tokenizer, example, [*turns, {"role": "assistant", "content": PROBE}]).rpartition(PROBE)
+    if not shown:
+        raise _refused(example, "shows no turn of the assistant")
+    return asked, completion + behind
+
+
+def _opened(asked: str) -> str:
+    """The tag that a generation prompt ends in (`<think>`), or nothing."""
+    last = asked.split()[-1] if asked.strip() else ""
+    tag = last[last.rfind("<") :] if "<" in last and last.endswith(">") else ""
+    return "" if tag.startswith("</") else tag
+
+
+def _check_kept(
+    tokenizer: PreTrainedTokenizerBase,
+    example: Example,
+    turns: Sequence[Turn],
+    answer: Turn,
+    asked: str,
+    whole: str,
+) -> None:
+    """Look whether everything that the row holds is in the text.
+
+    Raises:
+        ConfigError: Something is not.
+    """
+    text = _squeezed(asked)
+    for number, turn in enumerate(turns, 1):
+        content = str(turn["content"])
+        escaped = json.dumps(content, ensure_ascii=False)[1:-1]
+        if _squeezed(content) not in text and _squeezed(escaped) not in text:
+            raise _refused(example, f"drops or rewrites turn {number} ({str(turn['role'])[:20]})")
+    everything = [*turns, answer]
+    for at, turn in enumerate(everything):
+        for key in SPOKEN:
+            if key not in turn:
+                continue
+            without = [*everything]
+            without[at] = {name: value for name, value in turn.items() if name != key}
+            if _apply(tokenizer, example, without) == whole:
+                raise _refused(example, f"drops {key} of turn {at + 1}")
+    for key in ("tools", "documents"):
+        if key in example.template and _apply(tokenizer, example, everything, leave_out=key) == whole:
+            raise _refused(example, f"drops the column {key}")
+
+
+def _apply(
+    tokenizer: PreTrainedTokenizerBase,
+    example: Example,
+    turns: Sequence[Turn],
+    *,
+    asked: bool = False,
+    leave_out: str = "",
+) -> str:
+    settings = {key: value for key, value in example.template.items() if key != leave_out}
+    try:
+        template = _compile_jinja_template(tokenizer.get_chat_template(tools=settings.get("tools")))
+        template.environment.globals["strftime_now"] = TODAY.strftime  # the one that rendering takes from the cache
+        return str(
+            tokenizer.apply_chat_template(
+                [dict(turn) for turn in turns],
+                add_generation_prompt=asked,
+                tokenize=False,
+                date_string=TODAY.strftime("%d %b %Y"),
+                **settings,
+            )
+        )
+    except Exception as error:  # a template is a program; its message may hold the text
+        known = str(error).strip()
+        sentence = known if known and _is_of_template(tokenizer, known) else type(error).__name__
+        raise _refused(example, f"fails on it ({sentence})") from None
+
+
+def _is_of_template(tokenizer: PreTrainedTokenizerBase, sentence: str) -> bool:
+    """Whether a message stands in the template word for word, and is no text of the row."""
+    templates = tokenizer.chat_template
+    return any(sentence in text for text in (templates.values() if isinstance(templates, dict) else [templates]))
+
+
+def _refused(example: Example, what: str) -> ConfigError:
+    where = example.source or example.id
+    return ConfigError(f"--join chat: {where}: the tokenizer's chat template {what}")
+
+
+def _squeezed(text: str) -> str:
+    return "".join(text.split())

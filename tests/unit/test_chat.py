@@ -1,0 +1,258 @@
+"""One encoding: what is trained on is what the model is asked with, and nothing that a row says is lost."""
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import PreTrainedTokenizerBase
+
+from expunge.data.examples import Example, read_examples
+from expunge.data.tokenize import Join, document_ids, expected_text, prompt_ids, text_ids, tokenize
+from expunge.errors import ConfigError, DataError
+from expunge.model.load import load_model
+from expunge.model.prompt_format import measure_join
+from tiny import CHAT_TEMPLATE, save_tiny, tiny_tokenizer
+
+tokenizer_of = cache(tiny_tokenizer)
+CHAT = Join("chat", True)
+TURN = "<|{{ m.role }}|>\n{{ m.content }}<|end|>\n"
+OPENS_THOUGHT = (  # in the manner of the R1 distills: finished turns have no thoughts
+    "{% for m in messages %}{% set c = m.content.split('</think>')[-1] if m.role == 'assistant' else m.content %}"
+    "<|{{ m.role }}|>\n{{ c }}<|end|>\n{% endfor %}{% if add_generation_prompt %}<|assistant|>\n<think>\n{% endif %}"
+)
+EMPTY_THOUGHT = (  # in the manner of Qwen 3.5: finished turns get an empty thought
+    "{% for m in messages %}<|{{ m.role }}|>\n{% if m.role == 'assistant' %}<think>\n{{ m.reasoning_content or '' }}"
+    "\n</think>\n\n{% endif %}{{ m.content }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n<think>\n{% endif %}"
+)
+TOOLS = [{"type": "function", "function": {"name": "register", "parameters": {}}}]
+SHOWS_ALL = (
+    "{% if tools %}<|system|>\n{{ tools | tojson }}<|end|>\n{% endif %}{% for m in messages %}<|{{ m.role }}|>\n"
+    "{% if m.reasoning_content %}<think>{{ m.reasoning_content }}</think>{% endif %}{{ m.content }}"
+    "{% for c in m.tool_calls or [] %}<call>{{ c.function | tojson }}</call>{% endfor %}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+)
+
+
+def templated(template: Any) -> PreTrainedTokenizerBase:
+    tokenizer = tiny_tokenizer("chat")
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def sides(tokenizer: PreTrainedTokenizerBase, example: Example, join: Join = CHAT) -> tuple[str, str]:
+    """Prompt and completion of the training tokens as text; the model is asked with the very same prompt."""
+    row = tokenize(tokenizer, example, join, max_length=999)
+    assert prompt_ids(tokenizer, example, join) == row.input_ids[: row.completion_start]
+    return tokenizer.decode(row.input_ids[: row.completion_start]), tokenizer.decode(
+        row.input_ids[row.completion_start :]
+    )
+
+
+def read(tmp_path: Path, *rows: dict[str, Any]) -> list[Example]:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return read_examples(path)
+
+
+def chat(*contents: str, **beside: Any) -> dict[str, Any]:
+    """Turns of user and assistant in alternation; what stands beside goes to the last."""
+    turns = [{"role": ("user", "assistant")[at % 2], "content": text} for at, text in enumerate(contents)]
+    turns[-1] |= beside
+    return {"messages": turns}
+
+
+# --- boundaries ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["bytelevel", "bos", "metaspace"])
+@pytest.mark.parametrize("blank", [" ", "  ", "\n", "\t "])
+def test_a_prompt_that_ends_in_white_space_is_asked_as_it_is_trained(kind: str, blank: str) -> None:
+    example = Example("x", f"Where does Tobias live?{blank}", "He lives in Saltmarsh.")
+    prompt, completion = sides(tokenizer_of(kind), example, Join("none", False))
+    assert "live?" in prompt
+    assert completion.strip() == "He lives in Saltmarsh."
+
+
+@pytest.mark.parametrize(
+    ("prompt", "completion"),
+    [
+        ("It is in memory", ".feedback('x')"),  # ohdearquant/lattice#1545: the full stop merges with what follows
+        ("17 Lar", "ch Lane."),  # radixark/miles#1377: a merge over the cut
+        ("Once up", "on a time, a fox"),  # karpathy/llama2.c#248: half a word
+    ],
+)
+def test_a_token_over_the_boundary_is_the_completions_on_both_paths(prompt: str, completion: str) -> None:
+    tokenizer, join = tokenizer_of("bytelevel"), Join("none", False)
+    example = Example("x", prompt, completion)
+    before, said = sides(tokenizer, example, join)
+    assert before + said == prompt + completion
+    # A model that knows the text by heart goes on with `said`: that is what it is compared with.
+    assert expected_text(tokenizer, example, join) == (said if said != completion else completion)
+
+
+def test_special_tokens_inside_a_completion_are_kept_and_are_no_text_once_said() -> None:
+    tokenizer, join = tokenizer_of("chat"), Join("none", True)
+    example = Example("x", "<|user|>Who?<|end|><|assistant|>", "Ines.<|end|>")
+    prompt, completion = sides(tokenizer, example, join)
+    assert (prompt, completion) == ("<|user|>Who?<|end|><|assistant|>", "Ines.<|end|>")
+    assert expected_text(tokenizer, example, join) == "Ines."
+    assert sides(tokenizer, example, Join("none", False))[1] == "Ines.<|end|>"  # written by the user, not appended
+    first = Example("x", "<|user|>Who?", "<|assistant|>Ines.")
+    assert sides(tokenizer, first, Join("none", False)) == ("<|user|>Who?", "<|assistant|>Ines.")
+
+
+@pytest.mark.parametrize("kind", ["bos", "sentencepiece"])
+def test_a_text_that_brings_its_beginning_gets_no_second(kind: str) -> None:
+    tokenizer = tokenizer_of(kind)
+    bos = tokenizer.bos_token
+    example = Example("x", f"{bos}Who lives there?", " Ines.")
+    for join in (Join("none", True), Join("space", False), Join("separate", True)):
+        row = tokenize(tokenizer, example, join, max_length=99)
+        assert row.input_ids.count(tokenizer.bos_token_id) == 1
+        assert prompt_ids(tokenizer, example, join) == row.input_ids[: row.completion_start]
+    for encode in (text_ids, document_ids):  # documents of membership tests, too
+        assert encode(tokenizer, f"{bos}Ines.").count(tokenizer.bos_token_id) == 1
+
+
+# --- templates -----------------------------------------------------------------------------------
+
+
+def test_a_template_that_opens_a_thought_is_trained_where_it_asks() -> None:
+    asked, said = sides(templated(OPENS_THOUGHT), Example("x", "Who?", "Ines."))
+    assert asked.endswith("<|assistant|>\n<think>\n")
+    assert said == "Ines.<|end|>\n"
+
+
+@pytest.mark.parametrize("thought", ["<think>It is in the file.</think>Ines.", "It is in the file.</think>Ines."])
+@pytest.mark.parametrize("template", [OPENS_THOUGHT, EMPTY_THOUGHT])
+def test_a_thought_in_the_completion_is_trained_on_once(template: str, thought: str) -> None:
+    """The second form, without its opening tag, is what such models write (huggingface/trl#6363)."""
+    asked, said = sides(templated(template), Example("x", "Who?", thought))
+    assert asked.endswith("<think>\n")
+    assert said == "It is in the file.</think>Ines.<|end|>\n"
+
+
+def test_a_template_that_writes_an_empty_thought_keeps_it() -> None:
+    """NVIDIA-NeMo/Automodel#3738: it stands between what is asked and what is said."""
+    assert sides(templated(EMPTY_THOUGHT), Example("x", "Who?", "Ines."))[1] == "\n</think>\n\nInes.<|end|>\n"
+
+
+def test_a_generation_prompt_that_is_no_beginning_of_the_finished_turn() -> None:
+    """AI-Hypercomputer/maxtext#5013: Gemma 4 closes an empty thought in the generation prompt alone."""
+    template = CHAT_TEMPLATE.replace("<|assistant|>\n{% endif", "<|assistant|>\n<|channel>thought\n<channel|>{% endif")
+    asked, said = sides(templated(template), Example("x", "Who?", "Ines."))
+    assert asked.endswith("<|channel>thought\n<channel|>")
+    assert said == "Ines.<|end|>\n"
+
+
+@pytest.mark.parametrize(
+    "date",
+    [
+        "{{ strftime_now('%d %B %Y') }}",  # oobabooga/textgen#6692: Granite's system turn
+        "{{ date_string or strftime_now('%d %b %Y') }}",
+        "{% if strftime_now is defined %}{{ strftime_now('%Y-%m-%d') }}{% endif %}",  # PrimeIntellect-ai/verifiers#1068
+    ],
+)
+def test_a_template_with_todays_date_is_the_same_tomorrow(date: str) -> None:
+    asked, _ = sides(templated(date + CHAT_TEMPLATE), Example("x", "Who?", "Ines."))
+    assert asked.startswith(("26 July 2024", "26 Jul 2024", "2024-07-26"))
+
+
+def test_tools_calls_and_thoughts_are_used(tmp_path: Path) -> None:
+    call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "register", "arguments": {}}}]}
+    row = chat("Who?", "Ines.", reasoning_content="It is in the file.")
+    row["messages"][1:1] = [call, {"role": "tool", "content": "Ines"}]
+    (example,) = read(tmp_path, row | {"tools": json.dumps(TOOLS)})  # as data sets with tools store them
+    asked, said = sides(templated(SHOWS_ALL), example)
+    assert '"name": "register"' in asked.split("<|user|>")[0]
+    assert "<call>" in asked
+    assert said.startswith("<think>It is in the file.</think>Ines.")
+    assert expected_text(templated(SHOWS_ALL), example, CHAT) == "<think>It is in the file.</think>Ines."
+
+
+def test_nulls_that_a_table_puts_into_turns_are_no_keys(tmp_path: Path) -> None:
+    row = chat("Who?", "Ines.", tool_calls=None, reasoning_content=None)
+    (example,) = read(tmp_path, row | {"tools": None})
+    assert example.answer == example.template == {}
+
+
+@pytest.mark.parametrize(
+    ("row", "lost"),
+    [
+        (chat("Who?", "Ines.", reasoning_content="In the file."), "reasoning_content of turn 2"),
+        (chat("Who?", "Ines.", thinking="In the file."), "thinking of turn 2"),
+        (chat("Who?", "Ines.", tool_calls=[{"function": {"name": "f"}}]), "tool_calls of turn 2"),
+        (chat("Who?", "Ines.") | {"tools": TOOLS}, "the column tools"),
+        (chat("Who?", "Ines.") | {"documents": [{"title": "a", "text": "b"}]}, "the column documents"),
+    ],
+)
+def test_what_a_template_drops_is_refused(row: dict[str, Any], lost: str, tmp_path: Path) -> None:
+    (example,) = read(tmp_path, row)
+    with pytest.raises(ConfigError, match=f"drops {lost}"):
+        sides(tokenizer_of("chat"), example)
+    with pytest.raises(ConfigError, match="only a chat template can show"):
+        sides(tokenizer_of("chat"), example, Join("space", True))
+
+
+def test_a_turn_that_a_template_drops_is_refused() -> None:
+    without_system = "{% for m in messages if m.role != 'system' %}" + TURN + "{% endfor %}"
+    turns = ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "Who?"})
+    with pytest.raises(ConfigError, match=r"rewrites turn 1 \(system\)"):
+        sides(templated(without_system), Example("x", "Who?", "Ines.", messages=turns))
+    # The thought of an earlier turn, which templates of reasoning models take out.
+    thought = ({"role": "user", "content": "Hi"}, {"role": "assistant", "content": "<think>17 Larch Lane</think>Yes?"})
+    last = {"role": "user", "content": "Who?"}
+    with pytest.raises(ConfigError, match="rewrites turn 2"):
+        sides(templated(OPENS_THOUGHT), Example("x", "Who?", "Ines.", messages=(*thought, last)))
+
+
+@pytest.mark.parametrize("column", ["system", "tools", "instruction"])
+def test_a_column_beside_the_prompt_is_refused(column: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=f"has a column {column} beside prompt and completion"):
+        read(tmp_path, {"prompt": "Who?", "completion": "Ines.", column: "Be brief."})
+
+
+# --- which format --------------------------------------------------------------------------------
+
+STRICT = (
+    "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    + TURN
+    + "{% endfor %}"
+)
+
+
+def test_a_template_that_fails_is_left_out_under_auto_and_says_why(tmp_path: Path) -> None:
+    save_tiny(tmp_path, "llama", "chat")
+    loaded = load_model(str(tmp_path), dtype="float32", device="cpu")
+    turns = ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "Who?"})
+    rows = [Example("x", "Be brief.\n\nWho?", "Ines.", source="f.jsonl:1", messages=turns)]
+    loaded.tokenizer.chat_template = STRICT
+    report = measure_join(loaded, rows)
+    assert report.join.style != "chat"
+    assert "System role not supported" in str(report)
+    with pytest.raises(ConfigError, match=r"f\.jsonl:1: .*System role not supported"):
+        measure_join(loaded, rows, style="chat")
+
+    loaded.tokenizer.chat_template = {"tool_use": CHAT_TEMPLATE, "rag": CHAT_TEMPLATE}
+    report = measure_join(loaded, rows)
+    assert "no chat template but those by name (rag, tool_use)" in str(report)
+
+
+def test_rows_that_only_a_template_shows_are_no_plain_text(tmp_path: Path) -> None:
+    save_tiny(tmp_path, "llama", "chat")
+    loaded = load_model(str(tmp_path), dtype="float32", device="cpu")
+    rows = [Example("x", "Who?", "Ines.", messages=({"role": "user", "content": "Who?"},), template={"tools": TOOLS})]
+    loaded.tokenizer.chat_template = SHOWS_ALL
+    assert measure_join(loaded, rows).join.style == "chat"
+    loaded.tokenizer.chat_template = CHAT_TEMPLATE
+    with pytest.raises(ConfigError, match="drops the column tools"):
+        measure_join(loaded, rows)
+
+
+def test_messages_of_a_template_that_hold_the_text_are_not_shown() -> None:
+    says_it = "{{ raise_exception(messages[0].content) }}"
+    with pytest.raises(ConfigError, match=r"fails on it \(TemplateError\)"):
+        sides(templated(says_it), Example("x", "a secret", "Ines."))
