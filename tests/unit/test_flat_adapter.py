@@ -1,0 +1,177 @@
+"""An adapter in one buffer trains as PEFT's and Adam's own do, in a fraction of the kernels."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import AutoModelForCausalLM
+
+from expunge.kernels import token_logps
+from expunge.model import packing
+from expunge.model.adapter import add_adapter, save_adapter, scaled, trainable
+from expunge.model.flat_adapter import FlatAdapter
+from expunge.model.head import cast_head, find_head
+from expunge.model.load import LoadedModel, load_model
+from expunge.model.logps import final_states, lay_out
+from tiny import save_tiny, tiny_model, tiny_tokenizer
+
+SEQUENCES = [list(range(3, 3 + length)) for length in (23, 9, 14)]
+LAYERS, BUDGET = 30, 260
+"""Non-view operations of a training step that a layer may cost."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
+    made: dict[str, Path] = {}
+
+    def save(arch: str) -> str:
+        if arch not in made:
+            made[arch] = save_tiny(tmp_path_factory.mktemp(arch), arch)
+        return str(made[arch])
+
+    return save
+
+
+def with_adapter(name: str, dtype: str = "float64") -> LoadedModel:
+    loaded = load_model(name, dtype=dtype, device="cpu")
+    add_adapter(loaded, rank=3, alpha=7.0, modules="all-linear", seed=0)
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for parameter in trainable(loaded.model):
+            parameter.add_(torch.randn_like(parameter), alpha=0.05)
+    return loaded
+
+
+def loss_of(loaded: LoadedModel) -> torch.Tensor:
+    batch = lay_out(loaded, SEQUENCES)
+    return -token_logps(final_states(loaded, batch)[:-1], loaded.head, batch.flat_ids[1:]).mean()
+
+
+@pytest.mark.parametrize("arch", ["llama", "gpt2"])
+@pytest.mark.parametrize(("dtype", "error"), [("float64", 1e-9), ("bfloat16", 0.06)])
+def test_same_loss_and_gradients_as_the_library(arch: str, dtype: str, error: float, folder: Callable) -> None:
+    plain, flat = with_adapter(folder(arch), dtype), with_adapter(folder(arch), dtype)
+    adapter = FlatAdapter(flat)
+    adapter.gradients.zero_()
+    for loaded in (plain, flat):
+        for _ in range(2):  # micro-batches add up
+            loss_of(loaded).backward()
+    torch.testing.assert_close(loss_of(flat), loss_of(plain), rtol=error, atol=error)
+    for own, right in zip(adapter.parameters, trainable(plain.model), strict=True):
+        assert own.grad.untyped_storage().data_ptr() == adapter.gradients.untyped_storage().data_ptr()
+        assert (own.grad - right.grad).norm() <= error * right.grad.norm()
+
+
+def test_adam_is_that_of_each_matrix_bit_for_bit(folder: Callable) -> None:
+    plain, flat = (with_adapter(folder("llama"), "float32") for _ in range(2))
+    adapter = FlatAdapter(flat)
+    optimizer = torch.optim.Adam(trainable(plain.model), lr=1.0)
+    chance = torch.Generator().manual_seed(1)
+    for rate in (1e-2, 3e-3, 1e-3, 5e-4):
+        for own, other in zip(adapter.parameters, trainable(plain.model), strict=True):
+            other.grad = torch.randn(own.shape, generator=chance) * 0.01
+            own.grad.copy_(other.grad)
+        norm = torch.cat([other.grad.flatten() for other in trainable(plain.model)]).norm()
+        for other in trainable(plain.model):
+            other.grad.mul_((0.05 / norm).clamp(max=1.0))
+        optimizer.param_groups[0]["lr"] = rate
+        optimizer.step()
+        torch.testing.assert_close(adapter.update(rate, 0.05), norm)
+        for own, other in zip(adapter.parameters, trainable(plain.model), strict=True):
+            assert torch.equal(own, other)
+
+
+def test_what_is_stored_is_all_that_a_later_step_needs(folder: Callable) -> None:
+    first, second = (FlatAdapter(with_adapter(folder("llama"), "float32")) for _ in range(2))
+    chance = torch.Generator().manual_seed(2)
+    grads = [torch.randn(first.weights.shape, generator=chance) for _ in range(4)]
+    for number, grad in enumerate(grads):
+        if number == 2:
+            second.load_state({name: value.clone() for name, value in first.state().items()})
+        first.gradients.copy_(grad)
+        first.update(1e-2)
+        if number >= 2:
+            second.gradients.copy_(grad)
+            second.update(1e-2)
+    for name, value in first.state().items():
+        assert torch.equal(value, second.state()[name]), name
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing(folder: Callable) -> None:
+    adapter = FlatAdapter(with_adapter(folder("llama"), "float32"))
+    adapter.gradients.fill_(0.1)
+    adapter.update(1e-2)
+    before = {name: value.clone() for name, value in adapter.state().items()}
+    adapter.gradients[5] = torch.nan
+    assert not adapter.update(1e-2, 1.0).isfinite()
+    assert all(torch.equal(value, before[name]) for name, value in adapter.state().items())
+
+
+def test_switched_off_scaled_and_saved_as_before(folder: Callable, tmp_path: Path) -> None:
+    loaded = with_adapter(folder("llama"))
+    ids = torch.tensor([SEQUENCES[0]])
+    with torch.no_grad():
+        on = loaded.model(input_ids=ids).logits
+        with scaled(loaded.model, 0.5):
+            half = loaded.model(input_ids=ids).logits
+        with loaded.model.disable_adapter():
+            off = loaded.model(input_ids=ids).logits
+        FlatAdapter(loaded)
+        torch.testing.assert_close(loaded.model(input_ids=ids).logits, on)
+        with scaled(loaded.model, 0.5):
+            torch.testing.assert_close(loaded.model(input_ids=ids).logits, half)
+        with loaded.model.disable_adapter():
+            assert torch.equal(loaded.model(input_ids=ids).logits, off)
+        save_adapter(loaded.model, tmp_path / "adapter", base_name=folder("llama"))
+        base = AutoModelForCausalLM.from_pretrained(folder("llama"), dtype=torch.float64)
+        again = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
+        torch.testing.assert_close(again(input_ids=ids).logits, on)
+
+
+class Operations(TorchDispatchMode):
+    """Counts what is dispatched and is no view: what costs a GPU a kernel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        results = func._schema.returns
+        view = any(result.alias_info is not None and not result.alias_info.is_write for result in results)
+        self.count += bool(results) and not view
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("way", [packing.MASK, packing.VARLEN])
+def test_kernel_budget(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One training step: at most `BUDGET` operations a layer, and as many for 40 rows as for 4."""
+    monkeypatch.setattr(packing, "attention_way", lambda model: way)
+    if way == packing.VARLEN:
+        monkeypatch.setattr(packing, "varlen_attn", stand_in)
+    model = tiny_model("llama", num_hidden_layers=LAYERS).to(torch.bfloat16).requires_grad_(False)
+    model.set_attn_implementation("sdpa")
+    head = cast_head(find_head(model)[0], model, torch.bfloat16)
+    loaded = LoadedModel(model, tiny_tokenizer("bytelevel"), head, torch.bfloat16, packable_length=packing.UNBOUNDED)
+    add_adapter(loaded, rank=4, alpha=8, modules="all-linear", seed=0)
+    adapter = FlatAdapter(loaded)
+    counts = {}
+    for rows in (4, 40):
+        batch = lay_out(loaded, [[5] * (320 // rows + row % 2) for row in range(rows)])
+        with Operations() as operations:
+            adapter.gradients.zero_()
+            states = final_states(loaded, batch)
+            (-token_logps(states[:-1], loaded.head, batch.flat_ids[1:]).mean()).backward()
+            adapter.update(1e-3, 1.0)
+        counts[rows] = operations.count
+    assert counts[40] <= BUDGET * LAYERS
+    assert abs(counts[40] - counts[4]) <= 0.02 * counts[4]
+
+
+def stand_in(query, key, value, *cuts, window_size, scale, enable_gqa):
+    """One operation with a gradient, in place of a kernel that the CPU does not have."""
+    return torch.nn.functional.scaled_dot_product_attention(
+        *(states.transpose(0, 1)[None] for states in (query, key, value)), scale=scale, enable_gqa=enable_gqa
+    )[0].transpose(0, 1)
