@@ -13,7 +13,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 
 from bench.machine import Memory, clock, matrix_rate, matrix_sizes, processor
 from bench.plain import ROWS_PER_BATCH, Plain, load_plain
@@ -21,9 +20,9 @@ from bench.workload import rows_for
 from expunge.config import UnlearnConfig
 from expunge.data.tokenize import TokenizedExample
 from expunge.evaluation.generate import greedy, stop_ids
+from expunge.losses import make_forget_loss
 from expunge.model.load import LoadedModel, load_model
 from expunge.train.setup import Prepared
-from expunge.train.terms import retain_span
 from expunge.train.trainer import Trainer
 from expunge.utils.progress import Reporter
 
@@ -88,8 +87,20 @@ class _Ours:
     """Expunge's trainer, step by step."""
 
     def __init__(self, config: UnlearnConfig, loaded: LoadedModel, sides: dict[str, list[TokenizedExample]]) -> None:
-        prepared = Prepared(config, loaded, sides["forget"], sides["retain"], [], None, [])  # type: ignore[arg-type]
-        self.trainer = Trainer(prepared, Accelerator(cpu=loaded.device.type == "cpu"))
+        prepared = Prepared(
+            config=config,
+            loaded=loaded,
+            loss=make_forget_loss(config.loss, config.loss_args),
+            **sides,
+            holdout=[],
+            instead=[],
+            pairs=[],
+            selection=None,
+            reported=[],
+            prompt_format=None,  # type: ignore[arg-type]
+            warnings=[],
+        )
+        self.trainer = Trainer(prepared)
         self._cache = TemporaryDirectory(prefix="bench-")
         self.trainer.compute_reference(Reporter(quiet=True), Path(self._cache.name), "bench")
 
@@ -97,7 +108,8 @@ class _Ours:
         return self.trainer.plan.steps()
 
     def texts(self, step: Any) -> tuple[list[TokenizedExample], list[TokenizedExample]]:
-        return [self.trainer.forget[i] for i in step.forget], [self.trainer.retain[i] for i in step.retain]
+        forget, retain = (self.trainer.sides[name].rows for name in ("forget", "retain"))
+        return [forget[i] for i in step.forget], [retain[i] for i in step.retain]
 
     def train(self, step: Any) -> None:
         self.trainer.train_step(step, 0)
@@ -125,7 +137,7 @@ def train(spec: Spec) -> dict[str, Any]:
     sides = rows_for(loaded, spec.split, copies=spec.copies)
     # A constant, harmless learning rate: random models must stay finite, and the speed does not depend on it.
     settings = {"learning_rate": 1e-5, "schedule": "constant", "warmup": 0.0, "device": spec.device}
-    config = replace(UnlearnConfig.from_recipe(spec.recipe, model=spec.model, **settings), dtype=spec.dtype)
+    config = replace(UnlearnConfig(recipe=spec.recipe, model=spec.model, **settings), dtype=spec.dtype)
     config = replace(config, lora_alpha=float(config.lora_rank), epochs=1000)
     sum(
         float(parameter.detach().sum()) for parameter in loaded.model.parameters()
@@ -149,7 +161,7 @@ def train(spec: Spec) -> dict[str, Any]:
         steps += 1
         tokens += sum(map(len, forget + retain))
         positions += sum(len(row.targets(config.forget_span)) for row in forget)
-        positions += sum(len(row.targets(retain_span(config))) for row in retain)
+        positions += sum(len(row.targets(config.kl_span)) for row in retain)
         seconds = clock(loaded.device) - begun
         if seconds >= spec.seconds:
             break

@@ -117,7 +117,7 @@ def kinds(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
 def train(subject: Subject, folder: Path, settings: dict[str, Any]) -> Path:
     """The run, unless it is there."""
     if not (folder / "adapter").is_dir():
-        config = UnlearnConfig.from_recipe(
+        config = UnlearnConfig(
             **settings,
             benchmark="semeval",
             data=str(subject.data),

@@ -57,7 +57,7 @@ def write_run(
     rng = np.random.default_rng(seed)
     own = {"model": "org/base", "forget": "forget.jsonl", "retain": "retain.jsonl", "output": str(folder), "seed": seed}
     resolved = {"learning_rate": 0.0015, "join": "space", "end_of_text": "yes", "dtype": "float32", "device": "cpu"}
-    config = UnlearnConfig.from_recipe("default", **own | resolved | (settings or {}))
+    config = UnlearnConfig(recipe="default", **own | resolved | (settings or {}))
     losses = {name: {"before": before, "after": after} for name, (before, after, _) in ENDS.items()}
     content = {
         "schema": 1,

@@ -492,7 +492,7 @@ def test_a_signal_ends_the_process_after_a_checkpoint(number: signal.Signals, wo
 
 def test_python_api_also_after_the_submodule_is_imported(work: Path) -> None:
     import_module("expunge.train.loop")
-    config = UnlearnConfig.from_recipe(
+    config = UnlearnConfig(
         "paper", model="model", forget="forget.jsonl", retain="retain.jsonl", output="run", max_steps=2, device="cpu"
     )
 

@@ -37,7 +37,7 @@ def model_folder(shared, tmp_path_factory):
 def trainer_and_steps(golden, model_folder, run):
     """The trainer under `paper-code`, its adapter at the stored start, and the five stored batches as steps."""
     expected, tensors = golden
-    config = UnlearnConfig.from_recipe(
+    config = UnlearnConfig(
         "paper-code",
         model=str(model_folder),
         forget="-",

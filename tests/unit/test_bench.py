@@ -42,7 +42,7 @@ def rows(count: int) -> list[TokenizedExample]:
 @pytest.mark.parametrize("direction", ["reverse", "forward"])
 def test_plain_computes_what_the_trainer_computes(folder, recipe, direction):
     settings = {"model": folder, "lora_alpha": 8.0, "learning_rate": 1e-3, "kl_direction": direction}
-    config = UnlearnConfig.from_recipe(recipe, **settings, max_grad_norm=0.0)
+    config = UnlearnConfig(recipe, **settings, max_grad_norm=0.0)
     forget, retain = rows(5), rows(6)
     ours = Trainer(
         Prepared(config, load_model(folder, dtype="float32", device="cpu"), forget, retain, [], None, []),
@@ -69,7 +69,7 @@ def test_plain_computes_what_the_trainer_computes(folder, recipe, direction):
 
 
 def test_a_batch_without_a_side_counts_zero(folder):
-    config = UnlearnConfig.from_recipe("paper", model=folder)
+    config = UnlearnConfig(recipe="paper", model=folder)
     plain = Plain(load_plain(folder, dtype="float32", device="cpu"), rows(3), [], config)
     terms = plain.train_step(next(plain.batches(1)))
     assert terms["retain_nll"] == terms["retain_kl"] == 0

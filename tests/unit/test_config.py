@@ -14,7 +14,7 @@ GIVEN = {"model": "m", "forget": "f.jsonl", "retain": "r.jsonl", "output": "run"
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_recipes_are_valid_and_name_known_settings(recipe: str) -> None:
-    config = UnlearnConfig.from_recipe(recipe, **GIVEN, holdout="h.jsonl")
+    config = UnlearnConfig(recipe, **GIVEN, holdout="h.jsonl")
     config.validate()
     assert config.recipe == recipe
     for name, value in RECIPES[recipe].items():
@@ -22,20 +22,20 @@ def test_recipes_are_valid_and_name_known_settings(recipe: str) -> None:
 
 
 def test_settings_win_over_the_recipe() -> None:
-    assert UnlearnConfig.from_recipe("paper", **GIVEN, lora_rank=9).lora_rank == 9
+    assert UnlearnConfig(recipe="paper", **GIVEN, lora_rank=9).lora_rank == 9
 
 
 def test_paper_code_is_the_paper_but_for_what_its_code_does_differently() -> None:
-    paper, code = (UnlearnConfig.from_recipe(recipe, **GIVEN) for recipe in ("paper", "paper-code"))
+    paper, code = (UnlearnConfig(recipe, **GIVEN) for recipe in ("paper", "paper-code"))
     different = {f.name for f in fields(paper) if getattr(paper, f.name) != getattr(code, f.name)}
     assert different == {"recipe", "kl_direction", "mix", "join", "end_of_text"}
 
 
 def test_unknown_recipe_and_setting() -> None:
     with pytest.raises(ConfigError, match="--recipe best: unknown"):
-        UnlearnConfig.from_recipe("best", **GIVEN)
+        UnlearnConfig(recipe="best", **GIVEN)
     with pytest.raises(ConfigError, match="unknown setting colour"):
-        UnlearnConfig.from_recipe(**GIVEN, colour="red")
+        UnlearnConfig(**GIVEN, colour="red")
 
 
 REFUSED: list[tuple[str, Any]] = [

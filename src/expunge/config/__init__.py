@@ -1,6 +1,9 @@
 """The one schema for Python arguments, YAML keys and command-line flags."""
 
-from expunge.config.evaluate import ATTACKS, CalibrateConfig, EvaluateConfig
-from expunge.config.unlearn import RECIPES, SETS, UnlearnConfig
+from expunge.config.calibrate import CalibrateConfig
+from expunge.config.criteria import Criteria
+from expunge.config.evaluate import ATTACKS, EvaluateConfig
+from expunge.config.recipes import RECIPES
+from expunge.config.unlearn import SETS, UnlearnConfig
 
-__all__ = ["ATTACKS", "RECIPES", "SETS", "CalibrateConfig", "EvaluateConfig", "UnlearnConfig"]
+__all__ = ["ATTACKS", "RECIPES", "SETS", "CalibrateConfig", "Criteria", "EvaluateConfig", "UnlearnConfig"]

@@ -1,8 +1,23 @@
 """Checks that all settings share."""
 
+from collections.abc import Iterable
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from expunge.errors import ConfigError
+
+Check = tuple[bool, str]
+"""Whether something holds, and the message where it does not."""
+
+
+def first_failed(checks: Iterable[Check]) -> None:
+    """Go through checks until one does not hold.
+
+    Raises:
+        ConfigError: With its message.
+    """
+    for holds, message in checks:
+        if not holds:
+            raise ConfigError(message)
 
 
 def check_types(config: Any) -> None:
@@ -13,6 +28,8 @@ def check_types(config: Any) -> None:
     """
     hints = get_type_hints(type(config))
     for name, value in vars(config).items():
+        if name not in hints:
+            continue
         kinds = get_args(hints[name]) or (hints[name],)
         if get_origin(hints[name]) is Literal:
             fits = value in kinds

@@ -130,28 +130,3 @@ class EvaluateConfig:
     def task_names(self) -> list[str]:
         """The utility tasks."""
         return names(self.tasks)
-
-
-@dataclass
-class CalibrateConfig:
-    """What the strength of an adapter is chosen by.
-
-    Attributes:
-        run: Finished run; the adapter in it gets the strength.
-        holdout: Texts like the forget set that the model has never seen; by default the run's, or the benchmark's.
-        target: Membership AUC to come closest to, `auc=0.5` or a retrained model's.
-        floor: Least share of the retain texts to keep, in probability and in what is still said, as `retain=0.97`.
-        ceiling: Largest relative change of the unseen texts' loss, as `drift=0.05`.
-        dtype: `auto` (that of the run), `float32` or `bfloat16`.
-        device: `auto`, `cpu`, `cuda` ...
-        trust_remote_code: Run code that comes with the model.
-    """
-
-    run: str
-    holdout: str | None = None
-    target: str = "auc=0.5"
-    floor: str = "retain=0.97"
-    ceiling: str = "drift=0.05"
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    device: str = "auto"
-    trust_remote_code: bool = False

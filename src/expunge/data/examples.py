@@ -69,6 +69,11 @@ class Example:
     template: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     @property
+    def text(self) -> str:
+        """Prompt and completion, for comparing texts."""
+        return f"{self.prompt} {self.completion}".strip()
+
+    @property
     def group(self) -> str:
         """What the official scores average the row with: its task and kind."""
         return f"{self.task} {self.kind}".strip()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from expunge.data.examples import Example, text_hash
+from expunge.data.families import families
 from expunge.data.surprise import surprises
 from expunge.errors import DataError, RunError
 
@@ -24,20 +25,35 @@ def example_hashes(examples: Sequence[Example]) -> list[str]:
     return [text_hash(example) for example in examples]
 
 
-def selection_half(hashes: Sequence[str], surprise: Sequence[float]) -> list[bool]:
-    """Which of some texts are for selection: half of the different ones, the same whatever their order.
+def selection_half(hashes: Sequence[str], surprise: Sequence[float], family: Sequence[int]) -> list[bool]:
+    """Which of some texts are for selection: half of the families, the same whatever their order.
 
-    Of two that follow each other by how surprising they are, it is the one of the smaller hash: so both halves hold as
-    many easy texts, and as many hard ones. Of an odd number the middle one is left out.
+    Of two families that follow each other by how surprising they are, it is the one of the smaller hash: so both halves
+    hold as many easy texts, and as many hard ones. Of an odd number the middle one is left out.
+
+    Args:
+        hashes: Of each text.
+        surprise: Of each text, in nats.
+        family: Number of each text's family (`families`), which is never divided.
     """
-    of: dict[str, float] = {}
-    for own, value in zip(hashes, surprise, strict=True):
-        of[own] = min(value, of.get(own, value))
-    order = sorted(of, key=lambda own: (of[own], own))
+    of: dict[int, tuple[float, str]] = {}
+    for own, value, name in zip(family, surprise, hashes, strict=True):
+        of[own] = min((value, name), of.get(own, (value, name)))
+    names: dict[int, str] = {}
+    for own, name in zip(family, hashes, strict=True):
+        names[own] = min(name, names.get(own, name))
+    order = sorted(of, key=lambda own: (of[own][0], names[own]))
     if len(order) % 2:
         order.pop(len(order) // 2)
-    chosen = {min(pair) for pair in zip(order[::2], order[1::2], strict=True)}
-    return [own in chosen for own in hashes]
+    chosen = {min(pair, key=names.__getitem__) for pair in zip(order[::2], order[1::2], strict=True)}
+    return [own in chosen for own in family]
+
+
+def unseen_texts(nonmembers: Sequence[Example], trained: Sequence[Example]) -> list[Example]:
+    """Those of `nonmembers` of whose family nothing was trained on."""
+    family = families([own.text for own in [*trained, *nonmembers]])
+    seen = set(family[: len(trained)])
+    return [own for own, name in zip(nonmembers, family[len(trained) :], strict=True) if name not in seen]
 
 
 def check_unseen(holdout: str, forget: Sequence[Example], unseen: Sequence[Example]) -> None:
@@ -90,7 +106,7 @@ def split_off(
     halves, chosen = [], set()
     for side, own in zip(sides, surprises(tokenizer, known, sides), strict=True):
         hashes = example_hashes(side)
-        half = selection_half(hashes, own)
+        half = selection_half(hashes, own, families([example.text for example in side]))
         chosen |= set(compress(hashes, half))
         halves.append(list(compress(side, half)))
     return sorted(chosen), halves

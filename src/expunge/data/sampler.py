@@ -19,12 +19,12 @@ MAX_PADDING = 0.05
 
 @dataclass(frozen=True)
 class Step:
-    """The rows of one optimizer step, as indices into forget set, retain set, anchors and what to say instead."""
+    """The rows of one optimizer step, as indices into forget set, retain set, replay texts and what to say instead."""
 
     epoch: int
     forget: list[int]
     retain: list[int]
-    anchor: list[int] = field(default_factory=list)
+    replay: list[int] = field(default_factory=list)
     instead: list[int] = field(default_factory=list)
 
 
@@ -40,11 +40,10 @@ class Plan:
         rows_per_step: Count rows instead of tokens when given.
         retain_per_forget: Retain tokens (rows) per forget token (row); when None that of the two sets, or what fits
             into the budget beside a single forget row where that is less (an epoch then sees a part of the retain set).
-        anchor_lengths: Tokens of each anchor; anchors come on top of the budget.
-        anchors_per_forget: Anchor tokens (rows) per forget token (row).
+        replay_lengths: Tokens of each replay text; they come on top of the budget.
+        replay_per_forget: Replay tokens (rows) per forget token (row).
         instead_lengths: Tokens of each text to say instead; all of them once an epoch, at least one a step; they
             come on top of the budget.
-        mix: `fixed`, or `random`: an epoch passes over both sets, shuffled together, `rows_per_step` rows a step.
         seed: Seed of all shuffling.
     """
 
@@ -58,18 +57,17 @@ class Plan:
         tokens_per_step: int,
         rows_per_step: int | None = None,
         retain_per_forget: float | None = None,
-        anchor_lengths: Sequence[int] = (),
-        anchors_per_forget: float = 1.0,
+        replay_lengths: Sequence[int] = (),
+        replay_per_forget: float = 1.0,
         instead_lengths: Sequence[int] = (),
-        mix: str = "fixed",
         seed: int = 0,
     ) -> None:
-        self.rows_per_step, self.mix, self.seed = rows_per_step, mix, seed
+        self.rows_per_step, self.seed = rows_per_step, seed
         by_rows = rows_per_step is not None
         self._forget_costs = [1] * len(forget_lengths) if by_rows else list(forget_lengths)
         self._retain_costs = [1] * len(retain_lengths) if by_rows else list(retain_lengths)
-        self._anchor_costs = [1] * len(anchor_lengths) if by_rows else list(anchor_lengths)
-        self.anchors_per_forget = anchors_per_forget if anchor_lengths else 0.0
+        self._replay_costs = [1] * len(replay_lengths) if by_rows else list(replay_lengths)
+        self.replay_per_forget = replay_per_forget if replay_lengths else 0.0
         self._instead_costs = [1] * len(instead_lengths) if by_rows else list(instead_lengths)
         self._by_rows = by_rows
         forget_total, retain_total = sum(self._forget_costs), sum(self._retain_costs)
@@ -78,11 +76,8 @@ class Plan:
         if retain_total:
             fits = max(1.0, budget * len(forget_lengths) / forget_total - 1)
             self.retain_per_forget = retain_per_forget or min(retain_total / forget_total, fits)
-        if mix == "random":
-            self.steps_per_epoch = math.ceil((forget_total + retain_total) / budget)
-        else:
-            forget_budget = max(1.0, budget / (1 + self.retain_per_forget))
-            self.steps_per_epoch = min(len(forget_lengths), math.ceil(forget_total / forget_budget - 1e-9))
+        forget_budget = max(1.0, budget / (1 + self.retain_per_forget))
+        self.steps_per_epoch = min(len(forget_lengths), math.ceil(forget_total / forget_budget - 1e-9))
         self.epochs = max(epochs, math.ceil(least_steps / self.steps_per_epoch))
         self._forget_bucket = forget_total / self.steps_per_epoch / BUCKETS_PER_STEP
 
@@ -93,11 +88,8 @@ class Plan:
 
     def steps(self) -> Iterator[Step]:
         """All steps of the run, in order."""
-        return self._random_steps() if self.mix == "random" else self._fixed_steps()
-
-    def _fixed_steps(self) -> Iterator[Step]:
         retain = self._stream("retain", self._retain_costs, self.retain_per_forget)
-        anchor = self._stream("anchor", self._anchor_costs, self.anchors_per_forget)
+        replay = self._stream("replay", self._replay_costs, self.replay_per_forget)
         instead = self._stream("instead", self._instead_costs, sum(self._instead_costs) / sum(self._forget_costs))
         forget_cost = 0.0
         per_step = sum(self._forget_costs) / self.steps_per_epoch
@@ -115,7 +107,7 @@ class Plan:
                     forget_cost += self._forget_costs[forget[done]]
                     done += 1
                 step.retain.extend(retain.up_to(forget_cost))
-                step.anchor.extend(anchor.up_to(forget_cost))
+                step.replay.extend(replay.up_to(forget_cost))
                 step.instead.extend(instead.up_to(forget_cost))
                 yield step
 
@@ -124,20 +116,6 @@ class Plan:
         bucket = self._forget_bucket * per_forget
         rows = (self._order(costs, bucket, f"{name} {turn}") for turn in itertools.count())
         return _Stream(itertools.chain.from_iterable(rows) if per_forget else iter(()), costs, per_forget)
-
-    def _random_steps(self) -> Iterator[Step]:
-        forget_rows = len(self._forget_costs)
-        for epoch in range(self.epochs):
-            rows = list(range(forget_rows + len(self._retain_costs)))
-            random.Random(f"{self.seed} both {epoch}").shuffle(rows)
-            size = self.rows_per_step or len(rows)
-            for start in range(0, len(rows), size):
-                chosen = rows[start : start + size]
-                yield Step(
-                    epoch,
-                    [row for row in chosen if row < forget_rows],
-                    [row - forget_rows for row in chosen if row >= forget_rows],
-                )
 
     def _order(self, costs: Sequence[int], bucket: float, name: str) -> list[int]:
         """All rows of one side, shuffled, yet with rows of like length side by side in stretches of one bucket."""

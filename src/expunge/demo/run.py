@@ -69,8 +69,8 @@ def run_demo(output: str, reporter: Reporter | None = None, *, overwrite: bool =
     reporter = reporter or Reporter(quiet=True)
     with as_file(files("expunge.demo") / "assets") as assets:
         data_dir, subject = assets / "data", str(assets / "subject")
-        config = UnlearnConfig.from_recipe(
-            "steered",
+        config = UnlearnConfig(
+            recipe="default",
             model=subject,
             forget=str(data_dir / "forget.jsonl"),
             retain=str(data_dir / "retain.jsonl"),

@@ -1,15 +1,127 @@
-"""Losses as pure functions on tensors: one method a file, torch alone, every mean over a stated denominator.
+"""Forget losses, one method a file, and the registry that everything else reads.
 
-A denominator defaults to what is in the tensors; a step that is spread over several micro-batches passes the count of
-the whole step instead, so that the sum over its micro-batches is the mean over the step.
+A method is a small frozen dataclass: its fields are its parameters (`--loss-args`), `needs` says what the trainer has
+to bring along, and calling it on a `TokenBatch` gives the scalar that is minimised. A file that stands in this folder
+is registered: names, formulas and sources in the card, the manifest, the report, `--help` and the docs come from here.
+
+| `needs` | what the batch then holds |
+|---|---|
+| `ref_logps` | log-probabilities of the targets under the untouched model |
+| `ref_states` | its final hidden states, which fix its whole distribution |
+| `target_nll` | the NLL that each token should end with, from texts that were never seen |
+| `pairs` | the same prompts with another completion each, with `ref_logps` |
+| `hidden` | the policy's hidden states behind the layer `loss.layer` |
 """
 
-from expunge.losses.depth import insistence, push, push_odds, pushed, spread
-from expunge.losses.npo import npo_sequence, npo_token
-from expunge.losses.rest import rest_kl
-from expunge.losses.retain import retain_kl, retain_nll, target_token_kl
+import dataclasses
+import pkgutil
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from typing import Any, ClassVar, Protocol, get_type_hints
 
-__all__ = [
-    "insistence", "npo_sequence", "npo_token", "push", "push_odds", "pushed", "rest_kl", "retain_kl", "retain_nll",
-    "spread", "target_token_kl",
-]  # fmt: skip
+from torch import Tensor
+
+from expunge.errors import ConfigError
+from expunge.losses.batch import TokenBatch
+
+NEEDS = ("ref_logps", "ref_states", "target_nll", "pairs", "hidden")
+
+
+class ForgetLoss(Protocol):
+    """What a registered method is."""
+
+    name: ClassVar[str]
+    formula: ClassVar[str]
+    source: ClassVar[str]
+    needs: ClassVar[tuple[str, ...]]
+
+    def __call__(self, batch: TokenBatch) -> Tensor:
+        """The share of a micro-batch in the step's loss; micro-batches add up to it."""
+        ...
+
+
+FORGET_LOSSES: dict[str, type[Any]] = {}
+"""Name -> class, in the order of their names."""
+
+
+def forget_loss(name: str, *, formula: str, source: str) -> Callable[[type[Any]], type[Any]]:
+    """Register a method.
+
+    Args:
+        name: What `--loss` calls it.
+        formula: Plain text, with s_t = log p_ref(y_t) - log p(y_t).
+        source: Paper and equation.
+
+    Raises:
+        ValueError: The name is taken, or `needs` holds a word that is unknown here.
+    """
+
+    def register(method: type[Any]) -> type[Any]:
+        unknown = set(method.needs) - set(NEEDS)
+        if name in FORGET_LOSSES or unknown:
+            raise ValueError(f"forget loss {name}: taken already, or it needs something unknown: {unknown}")
+        method.name, method.formula, method.source = name, formula, source
+        FORGET_LOSSES[name] = method
+        return method
+
+    return register
+
+
+def make_forget_loss(name: str, args: str | Mapping[str, Any] = "") -> ForgetLoss:
+    """The method of that name with its parameters.
+
+    Args:
+        name: A registered name.
+        args: Its parameters: a mapping, or text such as `beta=0.5,level=sequence`.
+
+    Raises:
+        ConfigError: No such method or parameter, or a value that it cannot take.
+    """
+    if name not in FORGET_LOSSES:
+        raise ConfigError(f"--loss {name}: unknown; known are {', '.join(FORGET_LOSSES)}")
+    method = FORGET_LOSSES[name]
+    kinds = get_type_hints(method)
+    known = [field.name for field in dataclasses.fields(method)]
+    values = {}
+    for key, value in (_parse(args) if isinstance(args, str) else args).items():
+        if key not in known:
+            raise ConfigError(f"--loss-args {key}: {name} has no such parameter; it has {', '.join(known) or 'none'}")
+        values[key] = _converted(key, value, kinds[key])
+    loss: ForgetLoss = method(**values)
+    return loss
+
+
+def check_positive(**values: float) -> None:
+    """Check that parameters of a method are above 0 and finite.
+
+    Raises:
+        ConfigError: One is not; the message names it.
+    """
+    for name, value in values.items():
+        if not 0 < value < float("inf"):
+            raise ConfigError(f"--loss-args {name}={value}: must be finite and above 0")
+
+
+def _parse(text: str) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for part in filter(None, (piece.strip() for piece in text.split(","))):
+        key, equals, value = (piece.strip() for piece in part.partition("="))
+        if not (key and equals and value) or key in found:
+            raise ConfigError(f"--loss-args {text}: write each parameter once, as name=value,name=value")
+        found[key] = value
+    return found
+
+
+def _converted(key: str, value: Any, kind: Any) -> Any:
+    """A value as a parameter's type takes it."""
+    if kind in (int, float):
+        try:
+            return kind(value)
+        except (TypeError, ValueError):
+            raise ConfigError(f"--loss-args {key}={value}: must be a number ({kind.__name__})") from None
+    return value
+
+
+for _module in sorted(module.name for module in pkgutil.iter_modules(__path__)):
+    import_module(f"{__name__}.{_module}")
+FORGET_LOSSES = dict(sorted(FORGET_LOSSES.items()))

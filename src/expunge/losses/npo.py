@@ -1,44 +1,43 @@
-"""Negative preference optimization (Zhang et al. 2024, arXiv 2404.05868, Eq. 3), per token and per sequence."""
+"""Negative preference optimization."""
+
+from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from expunge.errors import ConfigError
+from expunge.losses import check_positive, forget_loss
+from expunge.losses.batch import TokenBatch
 
-def npo_token(
-    logps: Tensor, ref_logps: Tensor, *, beta: float, num_tokens: int | None = None, push: Tensor | float = 1.0
-) -> Tensor:
-    """NPO with a token as the unit (arXiv 2503.13690): (2/beta) mean_t softplus(-beta (ref_logp_t - logp_t)).
+LEVELS = ("token", "sequence")
 
-    Args:
-        logps: `(tokens,)`, the policy's log-probabilities (nats) of the forget tokens.
-        ref_logps: `(tokens,)`, the reference's.
+
+@forget_loss(
+    "npo",
+    formula="(2/beta) mean softplus(-beta s), s = s_t of a token or its sum over a sequence",
+    source="Zhang et al. 2024, arXiv 2404.05868, Eq. 3; per token: arXiv 2503.13690",
+)
+@dataclass(frozen=True)
+class NPO:
+    """NPO with a token or a sequence as the unit.
+
+    Attributes:
         beta: Inverse temperature; towards 0 the gradient becomes that of gradient ascent.
-        num_tokens: Denominator; the number of tokens in `logps` when None.
-        push: Factor on each token's loss, `(tokens,)` or one for all.
+        level: `token` or `sequence`, the unit of the mean.
     """
-    return (2 / beta) * (push * softplus(-beta * (ref_logps - logps))).sum() / (num_tokens or logps.numel())
 
+    beta: float = 0.5
+    level: str = "token"
+    needs: ClassVar[tuple[str, ...]] = ("ref_logps",)
 
-def npo_sequence(
-    logps: Tensor,
-    ref_logps: Tensor,
-    sequence_ids: Tensor,
-    *,
-    beta: float,
-    num_sequences: int | None = None,
-    push: Tensor | float = 1.0,
-) -> Tensor:
-    """NPO with a sequence as the unit: (2/beta) mean_b softplus(-beta sum_{t in b} (ref_logp_t - logp_t)).
+    def __post_init__(self) -> None:
+        check_positive(beta=self.beta)
+        if self.level not in LEVELS:
+            raise ConfigError(f"--loss-args level={self.level}: must be one of {', '.join(LEVELS)}")
 
-    Args:
-        logps: `(tokens,)`, the policy's log-probabilities (nats) of the forget tokens.
-        ref_logps: `(tokens,)`, the reference's.
-        sequence_ids: `(tokens,)` int64, the sequence of each token: 0, 1, ... without a gap; all tokens of a sequence
-            must be in this call.
-        beta: Inverse temperature.
-        num_sequences: Denominator; the number of sequences in this call when None.
-        push: Factor on each sequence's loss, `(sequences,)` or one for all.
-    """
-    present = int(sequence_ids.max()) + 1
-    log_ratios = (ref_logps - logps).new_zeros(present).index_add(0, sequence_ids, ref_logps - logps)
-    return (2 / beta) * (push * softplus(-beta * log_ratios)).sum() / (num_sequences or present)
+    def __call__(self, batch: TokenBatch) -> Tensor:
+        if self.level == "token":
+            return (2 / self.beta) * softplus(-self.beta * batch.log_ratios).sum() / batch.num_tokens
+        ratios = batch.per_sequence(batch.log_ratios)
+        return (2 / self.beta) * softplus(-self.beta * ratios).sum() / batch.num_sequences

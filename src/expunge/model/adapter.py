@@ -12,10 +12,10 @@ from peft.tuners.lora import LoraLayer
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
 
 from expunge.errors import ConfigError, ModelError
+from expunge.model.layers import decoder_layers
 from expunge.model.load import LoadedModel, check_adapter, load_model, put_adapter
 from expunge.model.packing import using_attention
 
@@ -99,7 +99,7 @@ def recompute_layers(loaded: LoadedModel) -> None:
     Raises:
         ConfigError: The architecture has no layers that can be recomputed.
     """
-    layers = [module for module in loaded.base.modules() if isinstance(module, GradientCheckpointingLayer)]
+    layers = decoder_layers(loaded.base)
     if not layers:
         raise ConfigError("--gradient-checkpointing: this architecture's layers cannot be recomputed: leave it out")
     config = loaded.base.config.get_text_config()
@@ -189,7 +189,9 @@ def scaled(model: torch.nn.Module, factor: float) -> Iterator[None]:
 
 
 def set_alpha(model: torch.nn.Module, alpha: float) -> None:
-    """Give the adapter another alpha."""
+    """Give the adapter another alpha, in its layers and in what is saved."""
+    for own in getattr(model, "peft_config", {}).values():
+        own.lora_alpha = alpha
     for module in model.modules():
         if isinstance(module, LoraLayer):
             module.scaling.update({name: alpha / module.r[name] for name in module.scaling})

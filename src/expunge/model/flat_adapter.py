@@ -10,8 +10,8 @@ cost a GPU thousands of kernels a step that compute next to nothing. Here the ma
         norm = adapter.update(rate, max_norm)      # clip and Adam; a tensor on the device, no host read
 
 `adapter.parameters` are the same `nn.Parameter`s as before, in the order of `trainable(model)`; they can still be
-saved, averaged and loaded one by one. `adapter.gradients` is what processes add up. Layers multiply by one copy of all weights
-in the precision of the products, which one kernel makes before every forward pass.
+saved, averaged and loaded one by one. `adapter.gradients` is what processes add up. Layers multiply by one copy of all
+weights in the precision of the products, which one kernel makes before every forward pass.
 """
 
 from functools import partial

@@ -15,9 +15,9 @@ from torch.distributed import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from expunge.errors import ConfigError
+from expunge.model.layers import decoder_layers
 from expunge.utils.distributed import current
 
 
@@ -32,7 +32,7 @@ def shard_layers(model: PreTrainedModel, mesh: DeviceMesh, device: torch.device)
     Raises:
         ConfigError: The architecture has no layers that are known as such.
     """
-    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    layers = decoder_layers(model)
     if not layers:
         raise ConfigError("--shard-base: this architecture's layers cannot be told apart: leave it out")
     for layer in layers:

@@ -10,7 +10,7 @@ import yaml
 from expunge.errors import RunError
 from expunge.utils import files
 
-CONFIG_KEYS = {"model", "forget", "output", "recipe"}
+CONFIG_KEYS = {"run", "data", "loss"}
 """Keys that every `config.yaml` of a run has; by these and the manifest a run directory is known."""
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 from expunge.config import UnlearnConfig
+from expunge.config.unlearn import by_group, flat
 from expunge.errors import ConfigError, RunError
 from expunge.utils import files
 
@@ -26,7 +27,7 @@ def write_settings(run: Path, config: UnlearnConfig) -> None:
     Raises:
         RunError: The system refuses.
     """
-    files.write_text(run / FILE, yaml.safe_dump(recorded(config), sort_keys=False))
+    files.write_text(run / FILE, yaml.safe_dump(by_group(recorded(config)), sort_keys=False))
 
 
 def run_settings(run: str) -> UnlearnConfig:
@@ -40,7 +41,7 @@ def run_settings(run: str) -> UnlearnConfig:
         raise RunError(f"--run {run}: not a finished run (it needs {FILE} and adapter/)")
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
-        config = UnlearnConfig(**{name: value for name, value in found.items() if name not in ONE_START})
+        config = UnlearnConfig(**{name: value for name, value in flat(found).items() if name not in ONE_START})
         config.validate()
         return config
     except (yaml.YAMLError, UnicodeDecodeError, TypeError, AttributeError, ConfigError):

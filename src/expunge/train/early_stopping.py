@@ -1,132 +1,94 @@
-"""Looks at the selection texts while a run goes on: which state is looked at, and the best so far."""
+"""When a run ends, and which state it keeps: the one that comes closest to the criteria on the validation rows.
+
+Nothing here changes what is minimised.
+"""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from expunge.config.criteria import Goal
+from expunge.config.criteria import Criteria
 from expunge.errors import RunError
-from expunge.train.setup import Prepared
-from expunge.train.steering import Course, Look
-from expunge.train.terms import Aim
-from expunge.train.validation import Meter, Selection, Signals, relative_losses, shortfall
+from expunge.train.averaging import copied
+from expunge.train.validation import Validation, violation, violations
 
-AVERAGING = 1 / 3
-"""Epochs that the mean of the adapter's states runs over."""
-WARMING = 4
-"""It runs over no more than one in so many of the steps so far."""
-BEST, MEAN = "best.", "mean."
-"""Prefixes of the tensors of the best state and of the running mean in a checkpoint."""
+BEST = "best."
+"""Prefix of the tensors of the best state in a checkpoint."""
 
 
-def selection_of(prepared: Prepared) -> Selection | None:
-    """What a run is judged by; None where there are no unseen texts."""
-    own = prepared.selection
-    return own and Selection.of(own.members, own.nonmembers, prepared.retain, prepared.forget)
+@dataclass(frozen=True)
+class Evaluated:
+    """One evaluation step: the steps before it, its metrics, and how far they are from the criteria."""
+
+    step: int
+    metrics: Validation
+    violation: float
 
 
-class Selector:
-    """The looks of one run.
-
-    What is looked at, and kept, is a running mean of the adapter's states: at a learning rate that does not fall, a
-    single state swings with every step, and the mean of some is what it swings around (Polyak and Juditsky 1992).
+class EarlyStopping:
+    """The evaluation steps of a run so far.
 
     Args:
-        meter: The model with its adapter, and what to look at.
-        goal: What to reach.
-        beta: NPO's beta at the beginning.
-        parameters: Those of the adapter, which the run changes.
-        epoch: Optimizer steps of an epoch.
-        pace: Steps between looks, over those that are usual.
+        criteria: What to reach.
+        untouched: Metrics of the untouched model.
+        patience: Evaluation steps without improvement after which the run ends; counted from where the violation first
+        is
+            less than the untouched model's.
+
+    Attributes:
+        history: The evaluation steps, in order.
+        state: The parameters at the best of them.
     """
 
-    def __init__(
-        self,
-        meter: Meter,
-        goal: Goal,
-        *,
-        beta: float,
-        parameters: Sequence[Tensor],
-        epoch: int,
-        pace: float = 1.0,
-    ) -> None:
-        self.meter, self._beta = meter, beta
-        self.course = Course(meter.untouched, goal, pace=pace, rows=len(meter.selection.retain))
-        """The looks so far, and what follows from them."""
-        vocabulary = meter.loaded.base.get_input_embeddings().num_embeddings
-        unseen = relative_losses(meter.selection.nonmembers, meter.holdout_logps, vocabulary)
-        self._relative = unseen.to(meter.loaded.device)
-        self._parameters, self._horizon = parameters, max(1.0, AVERAGING * epoch)
-        self.mean = _copied(parameters)
-        """The adapter's parameters as they are looked at."""
-        self.best: list[Tensor] = []
-        """Those at the best look."""
+    def __init__(self, criteria: Criteria, untouched: Validation, patience: int) -> None:
+        self.criteria, self.untouched, self.patience = criteria, untouched, patience
+        self.history: list[Evaluated] = []
+        self.state: list[Tensor] = []
 
-    @torch.no_grad()
-    def follow(self, step: int) -> None:
-        """Take the parameters as they are after `step` steps into the mean."""
-        share = 1 / max(1.0, min(self._horizon, step / WARMING))
-        for mean, parameter in zip(self.mean, self._parameters, strict=True):
-            mean.lerp_(parameter, share)
-
-    def look(self, step: int) -> dict[str, float]:
-        """Measure the mean as it is after `step` steps, and keep it if it is the best so far."""
-        own = _copied(self._parameters)
-        take(self._parameters, self.mean)
-        signals = self.meter.at(1.0)
-        take(self._parameters, own)
-        missing = shortfall(signals, self.course.untouched, self.course.goal)
-        self.course.looks.append(Look(step, missing, signals))
-        if self.course.best is self.course.looks[-1]:
-            self.best = _copied(self.mean)
-        return {**asdict(signals), "shortfall": missing}
+    def add(self, step: int, metrics: Validation, parameters: Sequence[Tensor]) -> dict[str, Any]:
+        """Take in an evaluation step, and keep the state if it is the best so far; gives what the log should hold."""
+        missing = violations(metrics, self.untouched, self.criteria)
+        self.history.append(Evaluated(step, metrics, sum(missing.values())))
+        if self.best is self.history[-1]:
+            self.state = copied(parameters)
+        return {**asdict(metrics), "violations": missing}
 
     @property
-    def aim(self) -> Aim:
-        """Where the next step pushes."""
-        own = self.course
-        return Aim(
-            own.depth, self._relative, own.beta(self._beta), own.pull, own.insistence, own.pressure, own.keep, own.hold
-        )
+    def best(self) -> Evaluated | None:
+        """The last of those with the least violation."""
+        return min(reversed(self.history), key=lambda own: own.violation, default=None)
 
-    def state(self) -> dict[str, Tensor]:
-        """The mean and the best state, for a checkpoint."""
-        sides = ((BEST, self.best), (MEAN, self.mean))
-        return {f"{prefix}{index}": value for prefix, side in sides for index, value in enumerate(side)}
+    @property
+    def over(self) -> str | None:
+        """Why the run should end now; None where it should not."""
+        best = self.best
+        if best is None:
+            return None
+        if self.history[-1].violation == 0:
+            return f"all criteria are met at step {self.history[-1].step}"
+        since = sum(own.step > best.step for own in self.history)
+        improved = best.violation < violation(self.untouched, self.untouched, self.criteria)
+        return f"nothing has become better since step {best.step}" if improved and since >= self.patience else None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The best state, for a checkpoint."""
+        return {f"{BEST}{index}": value for index, value in enumerate(self.state)}
 
     def restore(self, lines: Iterable[Mapping[str, Any]], tensors: Mapping[str, Tensor]) -> None:
-        """Take over the looks in the log's lines, and the states of a checkpoint.
+        """Take over the evaluation steps in the log's lines, and the best state of a checkpoint.
 
         Raises:
-            RunError: The looks are not those of this version.
+            RunError: The metrics are not those of this version.
         """
-        looks = []
+        self.history = []
         for line in lines:
-            if "selection" in line:
-                own = dict(line["selection"])
-                missing = own.pop("shortfall")
-                if own.keys() != {field.name for field in fields(Signals)}:
-                    raise RunError(
-                        "the run was begun by another version, which looked at something else: start it again"
-                    )
-                looks.append(Look(line["step"], missing, Signals(**own)))
-        self.course.looks = looks
-        device = self.mean[0].device
-        self.best, self.mean = (
-            [tensors[f"{side}{at}"].to(device) for at in range(sum(name.startswith(side) for name in tensors))]
-            for side in (BEST, MEAN)
-        )
-
-
-@torch.no_grad()
-def take(parameters: Sequence[Tensor], values: Sequence[Tensor]) -> None:
-    """Set parameters to other values."""
-    for parameter, value in zip(parameters, values, strict=True):
-        parameter.copy_(value)
-
-
-def _copied(tensors: Sequence[Tensor]) -> list[Tensor]:
-    return [tensor.detach().clone() for tensor in tensors]
+            if "validation" in line:
+                own = dict(line["validation"])
+                missing = own.pop("violations", {})
+                if own.keys() != {field.name for field in fields(Validation)}:
+                    raise RunError("--resume: the run was begun by another version of Expunge: start it again")
+                self.history.append(Evaluated(line["step"], Validation(**own), sum(missing.values())))
+        count = sum(name.startswith(BEST) for name in tensors)
+        self.state = [tensors[f"{BEST}{index}"] for index in range(count)]

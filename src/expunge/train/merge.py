@@ -19,7 +19,7 @@ from expunge.model.load import LoadedModel, base_name, load_model
 from expunge.model.logps import mean_losses, sequence_logps
 from expunge.runs.directory import check_new
 from expunge.runs.settings import run_settings
-from expunge.train.setup import read_sets
+from expunge.train.sets import read_sets
 from expunge.utils import files
 
 SURVIVES = 0.9
@@ -74,7 +74,7 @@ def merge(
         _check_model_folder(target)
     else:
         check_new(target)
-    sets, _ = read_sets(config)
+    sets = read_sets(config)
 
     loaded = load_model(config.model, dtype="float32", device=device, trust_remote_code=trust_remote_code)
     forget, retain = (run_rows(config, loaded.tokenizer, texts) for texts in (sets.forget, sets.retain))

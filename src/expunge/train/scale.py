@@ -1,21 +1,28 @@
-"""How strong an adapter should be: its scale is a dial from the untouched model (0) over the trained one (1) on.
+"""The scale of a finished adapter: a line search from the untouched model (0) over the trained adapter (1) on.
 
-A scale is judged on selection texts by the signals of `signals.py`, so the search takes seconds. The selection is half
-of the documents; `expunge evaluate` reports on the other half.
+A scale is judged by the validation metrics on the selection half of the documents; `expunge evaluate` reports on the
+others.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from expunge.config.criteria import Goal
-from expunge.train.validation import TOLERANCES, Meter, Selection, Signals, misfit, oversaid, passed_bounds
+from expunge.config.criteria import Criteria
+from expunge.train.validation import Validation, ValidationRows, Validator, violations
 
 SCALES = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
-"""Where the search looks first; then it halves the distance to the neighbours of the best, `REFINEMENTS` times."""
-REFINEMENTS = 6
-SAME_AUC = 0.005
-"""Distances to the target that are closer than this count as the same; the stronger adapter wins then."""
+"""Where the search begins; then it halves the distance to the neighbours of the best, `REFINEMENTS` times."""
+REFINEMENTS = 4
+WORDS = {
+    "auc": "membership AUC {own.auc:.2f} ({criteria.target_auc:.2f} wanted)",
+    "min_k_auc": "membership AUC by min-k {own.min_k_auc:.2f} ({criteria.target_auc:.2f} wanted)",
+    "forget_nll": "forgotten texts have {own.forget_nll:.2f} nats per token, unseen ones {untouched.unseen_nll:.2f}",
+    "exact_match": "{own.exact_match:.0%} of the completions to forget are still said",
+    "retained": "{own.retained:.1%} of the retain scores kept (at least {criteria.min_retain:.0%} wanted)",
+    "drift": "the loss of unseen texts moved by {own.drift:+.1%} (at most {criteria.max_drift:.0%} wanted)",
+}
+"""Criterion -> what is said where it is not met."""
 
 
 @dataclass(frozen=True)
@@ -24,113 +31,89 @@ class Calibration:
 
     Attributes:
         scale: The chosen factor.
-        reached: Whether the target AUC is reached within 0.05 without passing a bound, and what is to be forgotten is
-            said no longer.
+        reached: Whether all criteria are met at that scale.
         verdict: The same in words.
-        curve: Signals of every scale that was tried, in their order.
+        curve: Metrics of every scale that was tried, in their order.
+        violation: Sum of the violations at that scale.
     """
 
     scale: float
     reached: bool
     verdict: str
-    curve: list[Signals]
+    curve: list[Validation]
+    violation: float
 
-    def at(self, scale: float) -> Signals:
-        """The signals of a scale that was tried."""
-        return next(signals for signals in self.curve if signals.scale == scale)
+
+def choose_scale(
+    validator: Validator,
+    criteria: Criteria,
+    *,
+    known: Sequence[Validation] = (),
+    progress: Callable[[int], None] = lambda count: None,
+) -> Calibration:
+    """Find the scale with the least violation of the criteria; of several, that whose AUCs are nearest to their target.
+
+    Args:
+        validator: The model with its adapter, and the texts to judge by.
+        criteria: What to reach.
+        known: Metrics of scales that were measured already.
+        progress: Called with 1 after each scale.
+    """
+    untouched = validator.untouched
+    found = {own.scale: own for own in (untouched, *known)}
+
+    def measure(scale: float) -> None:
+        if scale not in found:
+            found[scale] = validator.at(scale)
+            progress(1)
+
+    def candidates() -> list[Validation]:
+        return [own for own in found.values() if own.scale > 0]  # an adapter that does nothing forgets nothing
+
+    def cost(own: Validation) -> tuple[float, float]:
+        missing = sum(violations(own, untouched, criteria).values())
+        return missing, abs(own.auc - criteria.target_auc) + abs(own.min_k_auc - criteria.target_auc)
+
+    for scale in SCALES:
+        measure(scale)
+    width = SCALES[1] - SCALES[0]
+    for _ in range(REFINEMENTS):
+        width /= 2
+        best = min(candidates(), key=cost).scale
+        for scale in (best - width, best + width):
+            if 0 < scale <= SCALES[-1]:
+                measure(scale)
+    best_metrics = min(candidates(), key=cost)
+    curve = sorted(found.values(), key=lambda own: own.scale)
+    reached, verdict = judge(best_metrics, untouched, criteria)
+    return Calibration(best_metrics.scale, reached, verdict, curve, cost(best_metrics)[0])
+
+
+def most_scales() -> int:
+    """Most scales that `choose_scale` measures."""
+    return len(SCALES) + 2 * REFINEMENTS
+
+
+def judge(own: Validation, untouched: Validation, criteria: Criteria) -> tuple[bool, str]:
+    """Whether all criteria are met on the validation rows, and a sentence on it."""
+    failed = [name for name, missing in violations(own, untouched, criteria).items() if missing]
+    if not failed:
+        return True, f"all criteria are met on the selection texts (membership AUC {own.auc:.2f})"
+    return False, "; ".join(WORDS[name].format(own=own, untouched=untouched, criteria=criteria) for name in failed)
 
 
 def record(
-    found: Calibration, goal: Goal, *, trained_alpha: float, selection: Selection, marks: Sequence[str]
+    found: Calibration, criteria: Criteria, *, trained_alpha: float, rows: ValidationRows, hashes: Sequence[str]
 ) -> dict[str, Any]:
-    """The content of calibration.json: what was chosen, why, and the marks of the texts that it was chosen on."""
+    """The content of calibration.json: what was chosen, why, and what stands for the texts that it was chosen on."""
     return {
         "schema": 1,
         "scale": found.scale,
         "trained_alpha": trained_alpha,
         "reached": found.reached,
         "verdict": found.verdict,
-        "target": asdict(goal),
-        "curve": [asdict(signals) for signals in found.curve],
-        "texts": {name: len(getattr(selection, name)) for name in ("members", "nonmembers", "retain", "forget")},
-        "selection_sha256": list(marks),
+        "target": asdict(criteria),
+        "curve": [asdict(metrics) for metrics in found.curve],
+        "texts": {name: len(getattr(rows, name)) for name in ("members", "nonmembers", "retain", "forget")},
+        "selection_sha256": list(hashes),
     }
-
-
-def choose(
-    meter: Meter,
-    goal: Goal,
-    *,
-    weighed: bool = False,
-    known: Sequence[Signals] = (),
-    progress: Callable[[int], None] = lambda count: None,
-) -> Calibration:
-    """Find the scale that comes closest to the target AUC without passing a bound.
-
-    Args:
-        meter: The model with its adapter, and the texts to judge by.
-        goal: What to reach.
-        weighed: Take the scale of the least `misfit` instead: the bounds may be passed where that brings the goal
-            nearer than it costs.
-        known: Signals of scales that were measured already.
-        progress: Called with 1 after each scale.
-    """
-    found = {signals.scale: signals for signals in (meter.untouched, *known)}
-    pick = _least_misfit if weighed else _best
-
-    def look(scale: float) -> None:
-        if scale not in found:
-            found[scale] = meter.at(scale)
-            progress(1)
-
-    for scale in SCALES:
-        look(scale)
-    width = SCALES[1] - SCALES[0]
-    for _ in range(REFINEMENTS):
-        width /= 2
-        best = pick(found, goal)
-        for scale in (best - width, best + width):
-            if 0 < scale <= SCALES[-1]:
-                look(scale)
-    best = pick(found, goal)
-    return Calibration(best, *_judge(found[best], found, goal), sorted(found.values(), key=lambda own: own.scale))
-
-
-def number_of_looks() -> int:
-    """Most scales that `choose` measures."""
-    return len(SCALES) + 2 * REFINEMENTS
-
-
-def misfit_at(found: Calibration, goal: Goal) -> float:
-    """The misfit of the chosen scale."""
-    return misfit(found.at(found.scale), found.at(0.0), goal)
-
-
-def _least_misfit(found: dict[float, Signals], goal: Goal) -> float:
-    return min(found.values(), key=lambda own: (misfit(own, found[0.0], goal), -own.scale)).scale
-
-
-def _best(found: dict[float, Signals], goal: Goal) -> float:
-    """The scale within the bounds that is closest to the target; the untouched model is always within them."""
-    within = [own for own in found.values() if not passed_bounds(own, found[0.0], goal)]
-    closest = min(abs(own.auc - goal.auc) for own in within)
-    return max(own.scale for own in within if abs(own.auc - goal.auc) <= closest + SAME_AUC)
-
-
-def _judge(best: Signals, found: dict[float, Signals], goal: Goal) -> tuple[bool, str]:
-    untouched = found[0.0]
-    amiss = passed_bounds(best, untouched, goal)
-    if oversaid(best, untouched) > TOLERANCES["said"]:
-        amiss.append(f"still says {best.said:.0%} of the completions to forget")
-    if abs(best.auc - goal.auc) <= TOLERANCES["auc"]:
-        cost = f", but it {' and '.join(amiss)}" if amiss else ""
-        return not amiss, f"membership AUC {best.auc:.2f} on the selection texts, {goal.auc:.2f} wanted{cost}"
-    cost = f"; the chosen one {' and '.join(amiss)}" if amiss else ""
-    beyond = [own for own in found.values() if abs(own.auc - goal.auc) < abs(best.auc - goal.auc) - SAME_AUC]
-    if not beyond:
-        why = f"no scale up to {SCALES[-1]:g} comes closer to {goal.auc:.2f}"
-        return False, f"membership AUC {best.auc:.2f}: {why}{cost}"
-    nearest = min(beyond, key=lambda own: abs(own.scale - best.scale))
-    reasons = " and ".join(passed_bounds(nearest, untouched, goal)) or "misses the other aims by more"
-    why = f"a strength of {nearest.scale:g}, which comes closer, {reasons}"
-    return False, f"membership AUC {best.auc:.2f}, {goal.auc:.2f} wanted: {why}{cost}"

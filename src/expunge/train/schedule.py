@@ -1,59 +1,68 @@
-"""What happens when: the rows of every step, and its learning rate."""
+"""What happens when: the rows of every step, its learning rate, and when it is evaluated."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from expunge.config import UnlearnConfig
 from expunge.data.sampler import Plan
 from expunge.data.tokenize import TokenizedExample
-from expunge.train.setup import Prepared
 
-ANCHORS_PER_FORGET_SET = 4
-"""Size of the anchor set in tokens, in forget sets; smaller where the run needs fewer."""
-SHORTEST_EPOCH = 10
-"""What is counted in epochs beside the passes over the forget set takes one to be so many steps at least."""
-LOOKS_PER_EPOCH = 4
-MOST_EPOCHS, MOST_STEPS = 24, 500
-"""Passes over the forget set where the settings name none; or steps, if the run ends by itself and that is more."""
+REPLAY_PER_FORGET_SET = 4
+"""Size of the replay set in tokens, in forget sets; smaller where the run needs fewer."""
+EPOCHS, MOST_EPOCHS, MOST_STEPS = 14, 24, 500
+"""Passes over the forget set where the settings name none; the same, or these steps if that is more, of a run that
+ends by itself."""
+EVALUATION_SHARE, EVALUATIONS_PER_EPOCH = 0.1, 4
+"""Evaluation steps cost about this share of the training at most, and are no more often than this."""
+FORWARD_SHARE = 1 / 3
+"""Of what a token costs in training, its forward pass."""
 
 
-def anchor_tokens(prepared: Prepared, epochs: float) -> int:
-    """Tokens of anchors that a run of so many epochs writes."""
-    config = prepared.config
-    if not config.anchor_weight:
+def replay_tokens(config: UnlearnConfig, forget: Sequence[TokenizedExample], epochs: float) -> int:
+    """Tokens of replay texts that a run of so many epochs needs."""
+    if not config.replay_weight:
         return 0
-    forget = sum(map(len, prepared.forget))
-    return math.ceil(forget * min(ANCHORS_PER_FORGET_SET, epochs * config.anchors_per_forget))
+    return math.ceil(sum(map(len, forget)) * min(REPLAY_PER_FORGET_SET, epochs * config.replay_per_forget))
 
 
-def make_plan(prepared: Prepared, anchors: Sequence[TokenizedExample] = ()) -> Plan:
-    """The steps of a run, with anchors in them once these are written."""
-    config = prepared.config
-    ends_by_itself = config.epochs is None and config.select_every != 0
+def make_plan(
+    config: UnlearnConfig, sides: Mapping[str, Sequence[TokenizedExample]], replay: Sequence[TokenizedExample] = ()
+) -> Plan:
+    """The steps of a run, with replay texts in them once these are written.
+
+    Args:
+        config: The settings.
+        sides: Rows of `forget`, `retain` and `instead`, as far as they are trained on.
+        replay: Replay texts.
+    """
+    stops_early = config.eval_every != 0
+    epochs = config.epochs or (MOST_EPOCHS if stops_early else EPOCHS)
+    least = MOST_STEPS if stops_early and config.epochs is None else config.min_steps
     return Plan(
-        [len(row) for row in prepared.forget],
-        [len(row) for row in prepared.retain],
-        epochs=config.epochs or MOST_EPOCHS,
-        least_steps=MOST_STEPS if ends_by_itself else 0,
+        [len(row) for row in sides["forget"]],
+        [len(row) for row in sides.get("retain", ())],
+        epochs=epochs,
+        least_steps=least,
         tokens_per_step=config.tokens_per_step,
         rows_per_step=config.rows_per_step,
         retain_per_forget=config.retain_per_forget,
-        anchor_lengths=[len(row) for row in anchors],
-        anchors_per_forget=config.anchors_per_forget,
-        instead_lengths=[len(row) for row in prepared.instead],
-        mix=config.mix,
+        replay_lengths=[len(row) for row in replay],
+        replay_per_forget=config.replay_per_forget,
+        instead_lengths=[len(row) for row in sides.get("instead", ())],
         seed=config.seed,
     )
 
 
-def usual_spacing(plan: Plan) -> int:
-    """Steps between two looks where the settings do not name them."""
-    return math.ceil(epoch_length(plan) / LOOKS_PER_EPOCH)
+def evaluation_spacing(plan: Plan, evaluated_tokens: int, step_tokens: float) -> int:
+    """Steps between two evaluation steps where the settings do not name them.
 
-
-def epoch_length(plan: Plan) -> int:
-    """Steps of an epoch, for what is counted in epochs beside the passes over the forget set."""
-    return max(SHORTEST_EPOCH, plan.steps_per_epoch)
+    Args:
+        plan: The steps of the run.
+        evaluated_tokens: Tokens of one evaluation step, which has forward passes alone.
+        step_tokens: Tokens of one optimizer step on average.
+    """
+    affordable = evaluated_tokens * FORWARD_SHARE / (EVALUATION_SHARE * step_tokens)
+    return max(1, math.ceil(affordable), math.ceil(plan.steps_per_epoch / EVALUATIONS_PER_EPOCH))
 
 
 def learning_rate(config: UnlearnConfig, index: int, num_steps: int) -> float:

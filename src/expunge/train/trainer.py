@@ -1,69 +1,65 @@
-"""One training step and what it needs: policy, reference values, anchors, optimizer.
+"""One training step and what it needs: policy, sides with their reference values, plan, optimizer.
 
 A step is a set of rows with a fixed mix of sides, laid out in micro-batches; each micro-batch adds its share to the
 gradient, every mean being over the whole step, so neither the layout nor the number of processes matters.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
 from expunge.data.sampler import Size, Step, halved, micro_batches, size_of
 from expunge.data.tokenize import TokenizedExample
-from expunge.errors import TrainingError
+from expunge.errors import ConfigError, TrainingError
+from expunge.losses.collate import SIDES, Counts, SideRows, collate, count
+from expunge.losses.terms import Term, loss_terms, terms_of
 from expunge.model.adapter import add_adapter, recompute_layers, trainable
+from expunge.model.layers import decoder_layers
 from expunge.model.logps import final_states, lay_out
 from expunge.model.memory import check_fits, saved_bytes
-from expunge.model.reference import MEMORY_BYTES, RowValues, compute_reference, layout_bytes, reference_layout
+from expunge.model.reference import MEMORY_BYTES, Side, What, compute_reference, layout_bytes, reference_layout
 from expunge.model.replay import write_texts
-from expunge.train.early_stopping import Selector, selection_of
-from expunge.train.schedule import anchor_tokens, epoch_length, learning_rate, make_plan, usual_spacing
+from expunge.train.averaging import MovingAverage
+from expunge.train.schedule import learning_rate, make_plan, replay_tokens
 from expunge.train.setup import Prepared
-from expunge.train.terms import (
-    SIDES,
-    TERMS,
-    Aim,
-    Counts,
-    Row,
-    SideName,
-    count,
-    loss_terms,
-    reference_sides,
-    weighted_sum,
-)
-from expunge.train.validation import Meter
+from expunge.train.targets import target_nlls
 from expunge.utils.distributed import ALONE, Processes
 from expunge.utils.progress import Reporter
 
 MICRO_BATCH_TOKENS = {"cpu": 4096, "cuda": 16384}
 """Area of one forward and backward pass, per device type."""
+AVERAGE = "average."
+"""Prefix of the tensors of the moving average in a checkpoint."""
 
 
 class Trainer:
-    """What a run holds between steps: policy, reference values, plan, optimizer.
+    """What a run holds between steps.
 
     Args:
         prepared: Model and tokenized texts; the adapter is put into the model here.
-        accelerator: The processes that share the work.
+        processes: Those that share the work.
+
+    Attributes:
+        terms: The terms of the loss.
+        plan: The rows of every step.
+        num_steps: Optimizer steps of the run at most.
+        average: The moving average of the adapter, which is evaluated and kept.
     """
 
-    def __init__(self, prepared: Prepared, accelerator: Accelerator) -> None:
-        self.config, self.loaded, self.accelerator = prepared.config, prepared.loaded, accelerator
-        self.forget, self.retain, self.instead = prepared.forget, prepared.retain, prepared.instead
-        self.anchors: list[TokenizedExample] = []
-        self.selector: Selector | None = None
-        self.selection_hashes: list[str] = []
+    def __init__(self, prepared: Prepared, processes: Processes = ALONE) -> None:
+        self.config, self.loaded, self.loss, self.processes = (
+            prepared.config, prepared.loaded, prepared.loss, processes,
+        )  # fmt: skip
         config = self.config
-        self.plan = make_plan(prepared)
+        self.prepared = prepared
+        self.terms: list[Term] = terms_of(config, self.loss)
+        self.sides = _sides(prepared)
+        self.plan = make_plan(config, self._rows())
         self.num_steps = min(self.plan.num_steps, config.max_steps or self.plan.num_steps)
-        self.select_every = config.select_every or usual_spacing(self.plan)
-        self.reference: dict[str, RowValues] = {}
         self.rows_that_fit = 2**31
         """Most rows of a micro-batch, found when the device's memory ran out."""
         self.model = add_adapter(
@@ -73,11 +69,31 @@ class Trainer:
             modules=config.target_modules,
             seed=config.seed,
         )
+        self.layer = self._inner_layer()
         if config.gradient_checkpointing:
             recompute_layers(self.loaded)
-        self.packed = self.loaded.packs([len(row) for row in [*self.forget, *self.retain, *self.instead]])
+        self.packed = self.loaded.packs([len(row) for side in self.sides.values() for row in side.rows])
         self.parameters = trainable(self.model)
         self.optimizer = torch.optim.Adam(self.parameters, lr=config.learning_rate or 0.0)
+        self.average = MovingAverage(self.parameters, config.ema_steps)
+
+    def _rows(self) -> dict[str, list[TokenizedExample]]:
+        return {name: side.rows for name, side in self.sides.items()}
+
+    def _inner_layer(self) -> int | None:
+        """The layer whose states the forget loss needs.
+
+        Raises:
+            ConfigError: The model has no such layer.
+        """
+        if "hidden" not in self.loss.needs:
+            return None
+        depth, wanted = len(decoder_layers(self.loaded.base)), getattr(self.loss, "layer", -1)
+        if wanted >= depth:
+            raise ConfigError(
+                f"--loss-args layer={wanted}: the model has {depth} layers that can be told apart, from 0"
+            )
+        return depth // 4 if wanted < 0 else int(wanted)
 
     def check_memory(self) -> None:
         """Look whether the largest micro-batch and the reference fit on the CPU, where the system kills who takes more.
@@ -89,12 +105,12 @@ class Trainer:
         """
         if self.loaded.device.type != "cpu":
             return  # there, a step that does not fit is repeated in smaller parts
-        longest = max([*self.forget, *self.retain, *self.instead], key=len)
+        longest = max((row for side in self.sides.values() for row in side.rows), key=len)
         batch = lay_out(self.loaded, [longest.input_ids])
         kept = saved_bytes(self.model, lambda: final_states(self.loaded, batch))
         epoch = islice(self.plan.steps(), self.plan.steps_per_epoch)
         most = max(self.size(step).largest for step in epoch)
-        layout = reference_layout(self.loaded, reference_sides(self.config, self.forget, self.retain, self.anchors))
+        layout = reference_layout(self.loaded, self.reference_sides())
         needed = kept * most // batch.input_ids.numel() + min(layout_bytes(layout), MEMORY_BYTES)
         check_fits(
             needed,
@@ -103,81 +119,94 @@ class Trainer:
             "give --gradient-checkpointing, lower --tokens-per-step or --max-length, or take a larger machine",
         )
 
-    def write_anchors(self, prepared: Prepared, reporter: Reporter, processes: Processes) -> None:
-        """Let the untouched model write the anchors, and get ready to look at the selection texts."""
-        config = self.config
-        epochs = self.num_steps / self.plan.steps_per_epoch
-        wanted = anchor_tokens(prepared, epochs)
-        written: list[TokenizedExample] = []
-        if wanted:
-            with reporter.track("anchors (tokens)", wanted) as advance:
-                written = write_texts(
-                    self.loaded, self.forget, self.retain, tokens=wanted, seed=config.seed,
-                    processes=processes, progress=advance,
-                )  # fmt: skip
-        selection = selection_of(prepared)
-        if selection is not None and prepared.selection is not None:
-            self.selection_hashes = prepared.selection.hashes
-            self.selector = Selector(
-                Meter(self.loaded, selection, processes),
-                config.goal,
-                beta=config.beta,
-                parameters=self.parameters,
-                epoch=epoch_length(self.plan),
-                pace=self.select_every / usual_spacing(self.plan),
+    def write_replay(self, reporter: Reporter) -> None:
+        """Let the untouched model write the replay texts, and plan the steps with them."""
+        wanted = replay_tokens(self.config, self.prepared.forget, self.num_steps / self.plan.steps_per_epoch)
+        if not wanted:
+            return
+        with reporter.track("replay texts (tokens)", wanted) as advance:
+            written = write_texts(
+                self.loaded,
+                self.prepared.forget,
+                self.prepared.retain,
+                tokens=wanted,
+                seed=self.config.seed,
+                processes=self.processes,
+                progress=advance,
             )
-        self.anchors = written
-        self.plan = make_plan(prepared, written)
+        self.set_replay(written)
 
-    def compute_reference(
-        self, reporter: Reporter, cache: Path | None = None, key: str = "", processes: Processes = ALONE
-    ) -> None:
-        """Look once at all rows with the adapter off; must come before the first step.
+    def set_replay(self, rows: list[TokenizedExample]) -> None:
+        """Take replay texts, and plan the steps with them."""
+        if rows:
+            self.sides["replay"] = SideRows(rows, "all")
+        self.plan = make_plan(self.config, self._rows(), rows)
+
+    def reference_sides(self) -> dict[str, Side]:
+        """What the terms need of the untouched model: nothing that no term asks for."""
+        terms = {term.name for term in self.terms}
+        asked: list[tuple[str, What, bool]] = [
+            ("forget", "logps", "ref_logps" in self.loss.needs),
+            ("forget", "states", "ref_states" in self.loss.needs),
+            ("pairs", "logps", "ref_logps" in self.loss.needs),
+            ("retain", "states", "kl" in terms),
+            ("replay", "states", "replay" in terms),
+        ]
+        return {
+            f"{name}.ref_{what}": Side(self.sides[name].rows, self.sides[name].span, what)
+            for name, what, wanted in asked
+            if wanted and name in self.sides
+        }
+
+    def compute_reference(self, reporter: Reporter, cache: Path | None = None, key: str = "") -> None:
+        """Look once at all rows with the adapter off, and find the target NLLs; must come before the first step.
 
         Args:
             reporter: Told about the pass.
             cache: Folder for a reference that is too large for the memory; in memory whatever its size when None.
             key: Fingerprint of the run: with a whole reference of the same key and rows in `cache` there is no pass.
-            processes: Those that share the pass.
         """
-        sides = reference_sides(self.config, self.forget, self.retain, self.anchors)
+        sides = self.reference_sides()
         with reporter.track("reference", sum(len(side.rows) for side in sides.values())) as advance:
-            self.reference = compute_reference(
-                self.loaded, sides, folder=cache, key=key, processes=processes, progress=advance
+            found = compute_reference(
+                self.loaded, sides, folder=cache, key=key, processes=self.processes, progress=advance
             )
+        for place, values in found.items():
+            name, what = place.split(".")
+            self.sides[name].values[what] = values
+        if "target_nll" in self.loss.needs:
+            with self.model.disable_adapter():
+                self.sides["forget"].values["target_nll"] = target_nlls(self.prepared, self.processes, reporter)
 
-    @property
-    def texts(self) -> dict[SideName, list[TokenizedExample]]:
-        """The rows of each side, which a step points into."""
-        return {"forget": self.forget, "retain": self.retain, "anchor": self.anchors, "instead": self.instead}
+    def chosen(self, step: Step) -> dict[str, list[int]]:
+        """Side -> the rows of it that a step holds; pairs go with their forget rows."""
+        found = {name: getattr(step, name, []) for name in SIDES if name in self.sides}
+        return found | ({"pairs": step.forget} if "pairs" in self.sides else {})
+
+    def units(self, step: Step) -> list[list[tuple[str, int]]]:
+        """What is never divided between micro-batches: single rows, and forget rows with their pairs."""
+        chosen = self.chosen(step)
+        together = [list(zip(("forget", "pairs"), (row, row), strict=True)) for row in chosen.pop("pairs", [])]
+        if together:
+            chosen.pop("forget")
+        return together + [[(name, row)] for name in SIDES for row in chosen.get(name, ())]
 
     def lengths(self, step: Step) -> list[int]:
-        """Tokens of each row of a step, in the order of `rows`."""
-        texts = self.texts
-        return [len(texts[side][i]) for side in SIDES for i in getattr(step, side)]
+        """Area of each unit of a step, in tokens."""
+        return [self._area([len(self.sides[name].rows[row]) for name, row in unit]) for unit in self.units(step)]
+
+    def _area(self, lengths: list[int]) -> int:
+        return sum(lengths) if self.packed else max(lengths) * len(lengths)
 
     def micro_batch_tokens(self, step: Step) -> int:
         """Bound on the area of a micro-batch: what the device takes, and no more than a process's share of the step."""
-        share = math.ceil(sum(self.lengths(step)) / self.accelerator.num_processes)
+        share = math.ceil(sum(self.lengths(step)) / self.processes.count)
         return min(MICRO_BATCH_TOKENS[self.loaded.device.type], share)
 
     def size(self, step: Step) -> Size:
         """Extent of a step as it is laid out here."""
         multiple = self.loaded.row_multiple
         return size_of(self.lengths(step), self.micro_batch_tokens(step), packed=self.packed, multiple=multiple)
-
-    def rows(self, step: Step) -> list[Row]:
-        """The rows of a step with their reference values, side by side."""
-
-        def values(name: str, index: int) -> Tensor | None:
-            return self.reference[name][index].to(self.loaded.device) if name in self.reference else None
-
-        texts = self.texts
-        return [
-            Row(texts[side][i], side, values(f"{side}_logps", i), values(f"{side}_states", i))
-            for side in SIDES
-            for i in getattr(step, side)
-        ]
 
     def train_step(self, step: Step, index: int) -> dict[str, float]:
         """One optimizer step.
@@ -189,127 +218,143 @@ class Trainer:
         Raises:
             TrainingError: A term or the gradient is not finite; the weights are left as they were.
         """
-        rows = self.rows(step)
-        counts = count(rows, self.config)
+        counts = {name: count(self.sides[name], rows) for name, rows in self.chosen(step).items()}
         groups = micro_batches(self.lengths(step), self.micro_batch_tokens(step), packed=self.packed)
-        own = groups[self.accelerator.process_index :: self.accelerator.num_processes]
-        aim = self.selector.aim if self.selector else None
-        terms = self._sum_over_processes(self._accumulate(rows, own, counts, aim))
-        norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None]).item()
-        result = {"loss": weighted_sum(terms, self.config, aim), **terms, "grad_norm": norm}
-        if not all(math.isfinite(value) for value in result.values()):
+        own = [group for number, group in enumerate(groups) if self.processes.is_own(number)]
+        terms = self._sum_over_processes(self._accumulate(self.units(step), own, counts))
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        values = [*terms.tolist(), norm.item()]
+        result = dict(zip([term.name for term in self.terms], values, strict=False)) | {"grad_norm": values[-1]}
+        if not all(map(math.isfinite, values)):
             shown = ", ".join(f"{name} {value:.4g}" for name, value in result.items())
+            ids = ", ".join(self.sides[name].rows[row].id for unit in self.units(step) for name, row in unit)
             raise TrainingError(
-                f"step {index + 1} is not finite ({shown}); rows {', '.join(row.text.id for row in rows)}: lower "
-                "--learning-rate or look at these rows; checkpoints up to here are good"
+                f"step {index + 1} is not finite ({shown}); rows {ids}: lower --learning-rate or look at these rows; "
+                "checkpoints up to here are good"
             )
-        if self.config.max_grad_norm and norm > self.config.max_grad_norm:
+        if self.config.max_grad_norm and values[-1] > self.config.max_grad_norm:
             for parameter in self.parameters:
                 if parameter.grad is not None:
-                    parameter.grad.mul_(self.config.max_grad_norm / norm)
-        rate = learning_rate(self.config, index, self.num_steps) * (self.selector.course.rate if self.selector else 1.0)
+                    parameter.grad.mul_(self.config.max_grad_norm / values[-1])
+        rate = learning_rate(self.config, index, self.num_steps)
         for settings in self.optimizer.param_groups:
             settings["lr"] = rate
         self.optimizer.step()
-        if self.selector:
-            self.selector.follow(index + 1)
-        return {**result, "learning_rate": rate}
+        self.average.update(index + 1)
+        loss = sum(term.weight * result[term.name] for term in self.terms)
+        return {"loss": loss, **result, "learning_rate": rate}
 
     def _accumulate(
-        self, rows: list[Row], groups: list[list[int]], counts: Counts, aim: Aim | None
-    ) -> dict[str, float]:
-        """Gradients and terms of this process's micro-batches; halved, and all of it done again, until they fit.
+        self, units: list[list[tuple[str, int]]], groups: list[list[int]], counts: Mapping[str, Counts]
+    ) -> Tensor:
+        """Gradients, and the terms `(terms,)`, of this process's micro-batches; halved, and done again, until they fit.
 
         Every mean has the whole step's denominator, so smaller micro-batches give the same sums.
 
         Raises:
             TrainingError: A single row does not fit into the device's memory.
         """
-        terms = dict.fromkeys(TERMS, 0.0)
+        total = torch.zeros(len(self.terms), device=self.loaded.device)
         self.optimizer.zero_grad()
         try:
             for part in (part for group in groups for part in halved(group, self.rows_that_fit)):
-                own = loss_terms(self.loaded, [rows[i] for i in part], counts, self.config, aim)
-                weighted_sum(own, self.config, aim).backward()
-                for name, value in own.items():
-                    terms[name] += value.item()
+                total += self._backward([place for unit in part for place in units[unit]], counts)
         except torch.OutOfMemoryError as error:
-            if self.loaded.lockstep is not None:  # the others wait in the middle of their passes
-                raise TrainingError(
-                    f"out of memory on {self.loaded.device}: with --shard-base a step cannot be repeated in smaller "
-                    "parts; lower --tokens-per-step or --max-length, or give --gradient-checkpointing; --resume goes on"
-                ) from error
-            most = min(max(map(len, groups)), self.rows_that_fit)
-            if most == 1:
-                longest = max(len(rows[i].text) for group in groups for i in group)
-                raise TrainingError(
-                    f"out of memory on {self.loaded.device} with one row at a time (the longest has {longest:,} "
-                    "tokens): lower --max-length or give --gradient-checkpointing"
-                ) from error
-            self.rows_that_fit = (most + 1) // 2
+            self._halve(groups, units, error)
         else:
             self.loaded.join()
-            return terms
+            return total
         torch.cuda.empty_cache()  # outside of the handler, which holds the tensors of the failed pass
-        return self._accumulate(rows, groups, counts, aim)
+        return self._accumulate(units, groups, counts)
 
-    def _sum_over_processes(self, terms: dict[str, float]) -> dict[str, float]:
+    def _backward(self, places: list[tuple[str, int]], counts: Mapping[str, Counts]) -> Tensor:
+        """Forward and backward pass of one micro-batch; gives its share in each term, on the device."""
+        rows = {name: [row for side, row in places if side == name] for name in SIDES}
+        micro = collate(self.loaded, self.sides, rows, counts, self.layer)
+        found = loss_terms(micro, self.loss, self.config.kl_direction)
+        parts = [term.weight * found[term.name] for term in self.terms if term.name in found]
+        torch.autograd.backward(sum(parts[1:], start=parts[0]))
+        zero = torch.zeros((), device=self.loaded.device)
+        return torch.stack([found.get(term.name, zero).detach().float() for term in self.terms])
+
+    def _halve(self, groups: list[list[int]], units: list[list[tuple[str, int]]], error: BaseException) -> None:
+        """Allow half as many rows at once.
+
+        Raises:
+            TrainingError: There is nothing to halve, or processes wait in the middle of their passes.
+        """
+        if self.loaded.lockstep is not None:
+            raise TrainingError(
+                f"out of memory on {self.loaded.device}: with --shard-base a step cannot be repeated in smaller parts; "
+                "lower --tokens-per-step or --max-length, or give --gradient-checkpointing; --resume goes on"
+            ) from error
+        most = min(max(map(len, groups)), self.rows_that_fit)
+        if most == 1:
+            rows = [place for group in groups for unit in group for place in units[unit]]
+            longest = max(len(self.sides[name].rows[row]) for name, row in rows)
+            raise TrainingError(
+                f"out of memory on {self.loaded.device} with one row at a time (the longest has {longest:,} tokens): "
+                "lower --max-length or give --gradient-checkpointing"
+            ) from error
+        self.rows_that_fit = (most + 1) // 2
+
+    def _sum_over_processes(self, terms: Tensor) -> Tensor:
         """Sum gradients and terms: an adapter's gradient is small, so one reduction carries all of it."""
-        if self.accelerator.num_processes == 1:
+        if self.processes.count == 1:
             return terms
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
-        values = torch.tensor(list(terms.values()), device=self.loaded.device)
-        flat = self.accelerator.reduce(torch.cat([values, *(grad.flatten() for grad in grads)]), "sum")
-        total, *parts = flat.split([len(terms), *(grad.numel() for grad in grads)])
+        flat = self.processes.total(torch.cat([terms, *(grad.flatten() for grad in grads)]))
+        total, *parts = torch.split(flat, [len(terms), *(grad.numel() for grad in grads)])
         for parameter, part in zip(self.parameters, parts, strict=True):
             parameter.grad = part.view_as(parameter)
-        return dict(zip(terms, total.tolist(), strict=True))
+        return total
 
-    def any_process(self, flag: bool) -> bool:
-        """Whether `flag` is set in any process, so that all of them stop after the same step."""
-        if self.accelerator.num_processes == 1:
-            return flag
-        return bool(self.accelerator.reduce(torch.tensor(float(flag), device=self.loaded.device), "sum") > 0)
+    def state(self) -> dict[str, Tensor]:
+        """Everything that a later step depends on: the adapter, Adam's moments, the moving average.
 
-    def state(self) -> dict[str, torch.Tensor]:
-        """Everything that a later step depends on: the adapter, Adam's moments, its running mean and the best so far.
-
-        The plan and the anchors follow from the seed.
+        The plan and the replay texts follow from the seed.
         """
         tensors = {}
         for index, parameter in enumerate(self.parameters):
             tensors[f"{index}.weight"] = parameter.detach().contiguous()
             for name, value in self.optimizer.state[parameter].items():
                 tensors[f"{index}.{name}"] = value.contiguous()
-        return tensors | (self.selector.state() if self.selector else {})
+        averaged = self.average.values if self.config.ema_steps else []
+        return tensors | {f"{AVERAGE}{index}": value for index, value in enumerate(averaged)}
 
     @torch.no_grad()
-    def load_state(self, tensors: dict[str, torch.Tensor], log: Sequence[Mapping[str, Any]] = ()) -> None:
-        """Take over what `state` gave, and the looks in the lines of the log up to there."""
-        if self.selector:
-            self.selector.restore(log, tensors)
+    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take over what `state` gave."""
         for index, parameter in enumerate(self.parameters):
             own = {name.partition(".")[2]: v for name, v in tensors.items() if name.startswith(f"{index}.")}
             parameter.copy_(own.pop("weight"))
             self.optimizer.state[parameter] = {
                 name: value if name == "step" else value.to(parameter.device) for name, value in own.items()
             }
-
-    @property
-    def over(self) -> bool:
-        """Whether what was looked at says that the run should end."""
-        return self.selector is not None and self.selector.course.over is not None
+            if self.config.ema_steps:
+                self.average.values[index].copy_(tensors[f"{AVERAGE}{index}"])
 
     def describe(self) -> str:
         """The size of the run in one line."""
-        count_trainable = sum(parameter.numel() for parameter in self.parameters)
+        trained = sum(parameter.numel() for parameter in self.parameters)
         total = sum(parameter.numel() for parameter in self.model.parameters())
-        epoch = islice(self.plan.steps(), self.plan.steps_per_epoch)
-        sizes = [self.size(step) for step in epoch]
+        sizes = [self.size(step) for step in islice(self.plan.steps(), self.plan.steps_per_epoch)]
         share = sum(size.tokens for size in sizes) / sum(size.area for size in sizes)
         return (
             f"steps: {self.num_steps:,} ({self.plan.steps_per_epoch} an epoch, {share:.1%} of the computed "
-            f"area real), {self.plan.retain_per_forget:.2f} retain per forget; adapter: {count_trainable:,} of "
+            f"area real), {self.plan.retain_per_forget:.2f} retain per forget; adapter: {trained:,} of "
             f"{total:,} parameters; {self.config.dtype} on {self.config.device}, learning rate "
             f"{self.config.learning_rate:.2g}"
         )
+
+
+def _sides(prepared: Prepared) -> dict[str, SideRows]:
+    """The sides that a run trains on, with their spans; those without rows are left out."""
+    config = prepared.config
+    found = {
+        "forget": SideRows(prepared.forget, config.forget_span),
+        "pairs": SideRows(prepared.pairs, "completion"),
+        "instead": SideRows([] if prepared.pairs else prepared.instead, "completion"),
+        "retain": SideRows(prepared.retain, config.kl_span if config.kl_weight else "completion"),
+    }
+    return {name: side for name, side in found.items() if side.rows}

@@ -30,13 +30,13 @@ def loss_table(losses: Mapping[str, Mapping[str, float]]) -> str:
     return "\n".join(lines)
 
 
-def strength_table(curve: Sequence[Mapping[str, float]], chosen: float) -> str:
-    """What each strength of an adapter does on the selection texts, the chosen one marked."""
-    titles = ("strength", "AUC", "loss: forgotten", "unseen", "still said: forgotten", "kept", "probability kept")
-    lines = ["{:>10}{:>8}{:>18}{:>9}{:>24}{:>7}{:>19}".format(*titles)]
+def scale_table(curve: Sequence[Mapping[str, float]], chosen: float) -> str:
+    """What each scale of an adapter does on the selection texts, the chosen one marked."""
+    titles = ("scale", "AUC", "AUC min-k", "NLL: forgotten", "unseen", "exact match", "retained")
+    lines = ["{:>8}{:>8}{:>11}{:>16}{:>8}{:>13}{:>10}".format(*titles)]
     lines += [
-        f"{own['scale']:>10.4g}{own['auc']:>8.3f}{own['forget_nll']:>18.3f}{own['holdout_nll']:>9.3f}"
-        f"{own['said']:>24.3f}{1 - own['lost']:>7.3f}{own['retain']:>19.3f}"
+        f"{own['scale']:>8.4g}{own['auc']:>8.3f}{own['min_k_auc']:>11.3f}{own['forget_nll']:>16.3f}"
+        f"{own['unseen_nll']:>8.3f}{own['exact_match']:>13.3f}{own['retained']:>10.3f}"
         + ("  <-" if own["scale"] == chosen else "")
         for own in curve
     ]

@@ -1,0 +1,414 @@
+"""The commands: each is a documented dataclass of settings and a function that runs them.
+
+Heavy rooms are imported where a command runs, so that `--help` and a mistaken flag answer at once.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from expunge.config import CalibrateConfig, EvaluateConfig, UnlearnConfig
+from expunge.errors import UserError
+from expunge.utils.progress import Reporter, printable
+from expunge.utils.tables import loss_table, metrics_table, scale_table, semeval_table
+
+NOT_AS_PROMISED = 3
+"""Exit code of a command that is done and whose result is not what was promised."""
+
+
+@dataclass
+class Output:
+    """Where results go: text as it comes, or one JSON object at the end.
+
+    Attributes:
+        json: Print the results as JSON in place of the text.
+        quiet: No progress.
+        results: What was found.
+    """
+
+    json: bool = False
+    quiet: bool = False
+    results: dict[str, Any] = field(default_factory=dict)
+
+    def text(self, line: str = "") -> None:
+        """Print a line for a person."""
+        if not self.json:
+            print(printable(line))
+
+    def reporter(self) -> Reporter:
+        """Where progress goes."""
+        return Reporter(quiet=self.quiet)
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command.
+
+    Attributes:
+        name: Its name.
+        help: What it does, in a line.
+        schema: Its settings.
+        run: Does it; gives the exit code.
+        example: One use of it.
+        shown: The flags that `--help` shows; all when empty.
+    """
+
+    name: str
+    help: str
+    schema: type
+    run: Callable[[Any, Output], int]
+    example: str
+    shown: tuple[str, ...] = ()
+
+
+@dataclass(kw_only=True)
+class DemoSettings:
+    """Settings of the demo.
+
+    Attributes:
+        output: Run directory to write.
+        overwrite: Replace an earlier run in `output`.
+        seed: Seed of the run.
+    """
+
+    output: str = "expunge-demo"
+    overwrite: bool = False
+    seed: int = 0
+
+
+def demo(settings: DemoSettings, out: Output) -> int:
+    """Make the bundled model forget made-up people."""
+    from expunge.demo.run import run_demo
+
+    result = run_demo(settings.output, out.reporter(), overwrite=settings.overwrite, seed=settings.seed)
+    out.text(f"{result}\n")
+    out.text(f"adapter   {result.output / 'adapter'}")
+    out.text(f"results   {result.output / 'results_after.json'} (and _before, _retrained)")
+    _write_report(result.output, out)
+    return 0
+
+
+def unlearn(settings: UnlearnConfig, out: Output) -> int:
+    """Train an adapter."""
+    settings.validate()
+    from expunge.runs.run import is_writer, lacks_report, standing
+    from expunge.train.dry_run import forecast
+    from expunge.train.loop import unlearn as train
+
+    out.quiet = out.quiet or not is_writer()
+    if settings.dry_run:
+        expected = forecast(settings, out.reporter())
+        out.text(str(expected))
+        out.results = dataclasses.asdict(expected)
+        return 0
+    try:
+        outcome = train(settings, out.reporter())
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt(str(error) or standing(settings)) from None
+    except UserError:
+        if settings.resume and lacks_report(settings):
+            _write_report(Path(settings.output), out)
+        raise
+    if is_writer():
+        out.text(loss_table(outcome.losses))
+        out.text(f"adapter   {outcome.adapter}")
+        out.text(f"manifest  {outcome.output / 'manifest.json'}")
+        out.results = {"output": str(outcome.output), "losses": outcome.losses, "steps": outcome.steps}
+        _write_report(outcome.output, out)
+    return 0
+
+
+def evaluate(settings: EvaluateConfig, out: Output) -> int:
+    """Score a model or adapter."""
+    settings.validate()
+    from expunge.evaluation.results import results_before
+    from expunge.evaluation.run import evaluate as score
+    from expunge.runs.run import is_writer
+
+    before = results_before(settings.output, settings.benchmark) if settings.adapter else None
+    out.quiet = out.quiet or not is_writer()
+    results = score(settings, out.reporter())
+    if not is_writer():
+        return 0
+    out.results = results
+    if "task_aggregate" in results:
+        shown = {"before": before, "after": results} if before else {"score": results}
+        out.text(semeval_table(shown) + "\n")
+    out.text(metrics_table(results, before))
+    for sentence in results["not_measured"]:
+        out.text(f"note      {sentence}")
+    out.text(
+        f"results   {settings.output} and the values of every row in {Path(settings.output).with_suffix('.parquet')}"
+    )
+    if settings.keep_predictions:
+        out.text(f"predictions   {settings.keep_predictions} (they hold texts of the forget set)")
+    return 0
+
+
+@dataclass(kw_only=True)
+class ScoreSettings:
+    """Settings of `score`.
+
+    Attributes:
+        predictions: Folder of predictions, ours or the organisers'.
+        output: Results file to write.
+        benchmark: Whose scorer.
+        mmlu: Accuracy on MMLU: a number or a metrics file.
+        data: The benchmark's folder, to check the rows against.
+        split: Its split.
+        overwrite: Replace `output`.
+    """
+
+    predictions: str
+    output: str
+    benchmark: Literal["semeval"] = "semeval"
+    mmlu: str | None = None
+    data: str | None = None
+    split: str = "validation"
+    overwrite: bool = False
+
+
+def score(settings: ScoreSettings, out: Output) -> int:
+    """Score stored generations."""
+    from expunge.evaluation.run import score_predictions
+
+    options = {name: getattr(settings, name) for name in ("mmlu", "data", "split", "overwrite")}
+    out.results = score_predictions(settings.predictions, settings.output, **options)
+    out.text(semeval_table({"score": out.results}) + "\n")
+    out.text(metrics_table(out.results))
+    out.text(f"results   {settings.output}")
+    return 0
+
+
+@dataclass(kw_only=True)
+class CompareSettings:
+    """Settings of `compare`.
+
+    Attributes:
+        results: Results files or run directories; A.json,B.json are pooled as two runs.
+        format: How to write it; by the ending of `output`, else a table.
+        output: File to write instead of the terminal.
+        metrics: Metrics to show, as `*auc*,forget/*`.
+        names: Titles of the columns, separated by commas.
+        pool: All results are runs (seeds) of one configuration.
+        paired: Differences from the first, row by row.
+        overwrite: Replace `output`.
+    """
+
+    results: list[str] = field(default_factory=list)
+    format: Literal["table", "csv", "latex"] | None = None
+    output: str | None = None
+    metrics: str | None = None
+    names: str | None = None
+    pool: bool = False
+    paired: bool = False
+    overwrite: bool = False
+
+
+def compare(settings: CompareSettings, out: Output) -> int:
+    """Results files side by side."""
+    from expunge.evaluation.compare import compare as put_together
+    from expunge.evaluation.compare import write_comparison
+    from expunge.evaluation.compare_formats import FORMATS, format_of
+
+    if not settings.results:
+        from expunge.errors import ConfigError
+
+        raise ConfigError("results are missing: give results files or run directories")
+    comparison = put_together(
+        settings.results,
+        names=settings.names.split(",") if settings.names else None,
+        pool=settings.pool,
+        paired=settings.paired,
+        patterns=[pattern for pattern in (settings.metrics or "").split(",") if pattern],
+    )
+    text = FORMATS[settings.format or format_of(settings.output)](comparison)
+    if settings.output is None:
+        print(text if settings.format else printable(text))
+        return 0
+    write_comparison(settings.output, text + "\n", comparison, overwrite=settings.overwrite)
+    out.text(f"comparison   {settings.output}")
+    return 0
+
+
+@dataclass(kw_only=True)
+class ReportSettings:
+    """Settings of `report`.
+
+    Attributes:
+        runs: Run directories; those that differ in the seed are pooled.
+        output: Page to write; RUN/report.html of a single run.
+        figures: Folder for the figures (PNG, SVG, PDF) and a LaTeX table.
+        show_examples: Texts of the FORGET SET to put on the page.
+        card: Bring the model cards in the runs up to date with results.
+        overwrite: Replace `output` and `figures`.
+    """
+
+    runs: list[str] = field(default_factory=list)
+    output: str | None = None
+    figures: str | None = None
+    show_examples: int = 0
+    card: bool = False
+    overwrite: bool = False
+
+
+def report(settings: ReportSettings, out: Output) -> int:
+    """A page on one run or several."""
+    from expunge.report import write_cards, write_report
+
+    if not settings.runs:
+        from expunge.errors import ConfigError
+
+        raise ConfigError("runs are missing: give run directories")
+    page = write_report(
+        settings.runs,
+        settings.output,
+        figures=settings.figures,
+        show_examples=settings.show_examples,
+        overwrite=settings.overwrite,
+    )
+    cards = write_cards(settings.runs) if settings.card else []
+    out.text(f"report    {page}" + (" (it holds texts of the forget set)" if settings.show_examples else ""))
+    for name, path in (("figures", settings.figures), *(("card", card) for card in cards)):
+        if path:
+            out.text(f"{name:<10}{path}")
+    return 0
+
+
+def calibrate(settings: CalibrateConfig, out: Output) -> int:
+    """Set the scale of a finished adapter."""
+    from expunge.train.calibrate import calibrate as choose
+
+    found = choose(settings, out.reporter())
+    out.results = dataclasses.asdict(found)
+    out.text(scale_table([dataclasses.asdict(metrics) for metrics in found.curve], found.scale))
+    out.text(f"scale         {found.scale:g} times the trained one, written into {Path(settings.run) / 'adapter'}")
+    out.text(f"criteria      {'met' if found.reached else 'NOT MET'}: {found.verdict}")
+    out.text("note          scores and page that are there are of the scale before: evaluate, then report, again")
+    return 0
+
+
+@dataclass(kw_only=True)
+class MergeSettings:
+    """Settings of `merge`.
+
+    Attributes:
+        run: Run directory with the adapter.
+        output: Folder for the merged model.
+        device: `auto`, `cpu`, `cuda` ...
+        trust_remote_code: Run code that comes with the model.
+        overwrite: Replace `output`.
+    """
+
+    run: str
+    output: str
+    device: str = "auto"
+    trust_remote_code: bool = False
+    overwrite: bool = False
+
+
+def merge(settings: MergeSettings, out: Output) -> int:
+    """Write adapter and base as one plain model."""
+    from expunge.train.merge import merge as write_merged
+
+    options = {name: getattr(settings, name) for name in ("device", "overwrite", "trust_remote_code")}
+    found = write_merged(settings.run, settings.output, **options)
+    shown = "  ".join(f"{name} {loss:.3f}" for name, loss in found.losses.items())
+    out.text(f"merged model             {found.output} ({found.dtype})")
+    out.text(f"largest difference       {found.max_logp_difference:.2e} nats in a token's log-probability")
+    out.text(f"loss on the forget set   {shown} (nats per completion token)")
+    out.text(f"forgetting               {'survives' if found.survives else 'DOES NOT SURVIVE'} the rounding")
+    out.results = {**dataclasses.asdict(found), "output": str(found.output)}
+    return 0 if found.survives else NOT_AS_PROMISED
+
+
+def _write_report(run: Path, out: Output) -> None:
+    """The page and the card of a run that has just ended."""
+    from expunge.report import verdict_sentence, write_cards, write_report
+
+    write_cards([run])
+    page = write_report([run], overwrite=True)
+    out.text(verdict_sentence(run))
+    out.text(f"report    {page}")
+
+
+_TABLE = (
+    Command("demo", "make the bundled model forget made-up people, and show it", DemoSettings, demo, "expunge demo"),
+    Command(
+        "unlearn",
+        "train an adapter that makes a model forget",
+        UnlearnConfig,
+        unlearn,
+        "expunge unlearn --model MODEL --forget f.jsonl --retain r.jsonl --holdout unseen.jsonl --output runs/one",
+        ("model", "forget", "retain", "holdout", "output", "dry_run"),
+    ),
+    Command(
+        "evaluate",
+        "score a model or adapter on a benchmark",
+        EvaluateConfig,
+        evaluate,
+        "expunge evaluate --run runs/one",
+        ("run", "model", "adapter", "benchmark", "data", "output", "reference"),
+    ),
+    Command(
+        "score",
+        "score stored generations, without a model",
+        ScoreSettings,
+        score,
+        "expunge score --predictions predictions --output results.json",
+    ),
+    Command(
+        "compare",
+        "results files side by side",
+        CompareSettings,
+        compare,
+        "expunge compare before.json after.json --paired",
+    ),
+    Command(
+        "report",
+        "a page on one run or several: what was forgotten, what it cost, how sure that is",
+        ReportSettings,
+        report,
+        "expunge report runs/one --overwrite",
+    ),
+    Command(
+        "calibrate",
+        "set the scale of a finished adapter by texts that the model has never seen",
+        CalibrateConfig,
+        calibrate,
+        "expunge calibrate --run runs/one --target-auc 0.5",
+    ),
+    Command(
+        "merge",
+        "write adapter and base as one plain model",
+        MergeSettings,
+        merge,
+        "expunge merge --run runs/one --output merged",
+    ),
+)
+COMMANDS = {command.name: command for command in _TABLE}
+"""Name -> command."""
+
+
+def recorded(words: list[str]) -> dict[str, Any]:
+    """The settings of the run that `--from-manifest` repeats; nothing without it."""
+    for word, following in zip(words, [*words[1:], ""], strict=False):
+        name, equals, value = word.partition("=")
+        if name.replace("_", "-") == "--from-manifest":
+            from expunge.runs.manifest import recorded_settings
+
+            return recorded_settings(value if equals else following)
+    return {}
+
+
+def losses_help() -> str:
+    """The forget losses, for `expunge unlearn --help-all`."""
+    from expunge.losses import FORGET_LOSSES
+
+    lines = ["forget losses (--loss NAME --loss-args name=value,...):"]
+    for name, method in FORGET_LOSSES.items():
+        args = ", ".join(f"{own.name}={own.default}" for own in dataclasses.fields(method))
+        lines.append(f"  {name:<18}{method.formula}" + (f"\n{'':<20}{args}" if args else ""))
+    return "\n".join(lines)

@@ -1,0 +1,255 @@
+"""From a documented dataclass to flags, help and checked values: one flag for each field, one line of help from its
+docs.
+"""
+
+import argparse
+import dataclasses
+import difflib
+import inspect
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass
+from pathlib import Path
+from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
+
+from expunge.config.unlearn import GROUPS, UnlearnConfig, flat
+from expunge.errors import ConfigError
+
+RENAMED = {
+    "target": "--target-auc 0.5",
+    "floor": "--min-retain 0.98",
+    "ceiling": "--max-drift 0.05",
+    "beta": "--loss npo --loss-args beta=0.5",
+    "level": "--loss npo --loss-args level=sequence",
+    "select_every": "--eval-every",
+    "anchor_weight": "--replay-weight",
+    "anchors_per_forget": "--replay-per-forget",
+    "rest_weight": "--loss target_kl, which keeps the shares of all other tokens",
+    "mix": "nothing: forget and retain texts always have a fixed share of a step",
+    "prompt_format": "--join",
+}
+"""Flags of the first version -> what is written now."""
+ON_THE_COMMAND_LINE = {"config", "trust_remote_code"}
+"""What no file may say: to read a further file, and to trust a model's code."""
+WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One field as a flag.
+
+    Attributes:
+        name: The field's name; the flag has hyphens.
+        kind: Its type without None.
+        default: Its default; `MISSING` where it must be given.
+        help: Its line in the docs.
+        group: The group that it belongs to; empty where there is none.
+        positional: Whether it stands without a flag, several times.
+    """
+
+    name: str
+    kind: Any
+    default: Any
+    help: str
+    group: str
+    positional: bool
+
+    @property
+    def flag(self) -> str:
+        """How it is written."""
+        return f"--{self.name.replace('_', '-')}"
+
+    @property
+    def choices(self) -> tuple[Any, ...]:
+        """What it may be, where that is a list."""
+        return get_args(self.kind) if get_origin(self.kind) is Literal else ()
+
+    @property
+    def words(self) -> str:
+        """Its type for people."""
+        return "|".join(map(str, self.choices)) or WORDS.get(self.kind, "text")
+
+    def convert(self, text: str) -> Any:
+        """The value that a word of the command line means.
+
+        Raises:
+            ConfigError: It means none.
+        """
+        if self.kind is bool:
+            if text in ("true", "false"):
+                return text == "true"
+        elif self.choices:
+            if text in self.choices:
+                return text
+            close = difflib.get_close_matches(text, self.choices, 1)
+            hint = f" (did you mean {close[0]}?)" if close else ""
+            raise ConfigError(f"{self.flag} {text}: must be one of {', '.join(self.choices)}{hint}")
+        else:
+            try:
+                return self.kind(text)
+            except (TypeError, ValueError):
+                pass
+        raise ConfigError(f"{self.flag} {text}: must be {self.words}")
+
+
+def settings_of(schema: type) -> dict[str, Setting]:
+    """The fields of a dataclass as flags, in their order."""
+    hints, helps = get_type_hints(schema), _documented(schema)
+    groups = {name: {field.name for field in dataclasses.fields(group)} for name, group in GROUPS.items()}
+    found = {}
+    for field in dataclasses.fields(schema):
+        kind = hints[field.name]
+        parts = [part for part in get_args(kind) if part is not type(None)]
+        own = parts[0] if parts and get_origin(kind) not in (Literal, list) else kind
+        group = next((name for name, own_fields in groups.items() if field.name in own_fields), "")
+        default = field.default_factory() if field.default_factory is not MISSING else field.default
+        found[field.name] = Setting(
+            name=field.name,
+            kind=own,
+            default=default,
+            help=helps.get(field.name, ""),
+            group=group if issubclass(schema, UnlearnConfig) else "",
+            positional=get_origin(own) is list,
+        )
+    return found
+
+
+def _documented(schema: type) -> dict[str, str]:
+    """Field -> its text under `Attributes:` in the docs of the class or of one that it is made from."""
+    found: dict[str, str] = {}
+    for part in reversed(schema.__mro__):
+        _, _, attributes = (inspect.getdoc(part) or "").partition("Attributes:\n")
+        for entry in re.split(r"\n(?=    \w)", "\n" + attributes):
+            name, colon, text = entry.strip().partition(":")
+            if colon and name.isidentifier():
+                found[name] = " ".join(text.split())
+    return found
+
+
+def parse(schema: type, words: Sequence[str], command: str, extra: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The settings that were given: a file's under those of the command line, under both what `extra` holds.
+
+    Raises:
+        ConfigError: An unknown flag, or a value that its flag cannot take.
+    """
+    known = settings_of(schema)
+    parser = _Parser(prog=f"expunge {command}", add_help=False, allow_abbrev=False)
+    for name, setting in known.items():
+        if setting.positional:
+            parser.add_argument(name, nargs="*", default=argparse.SUPPRESS)
+        else:
+            parser.add_argument(setting.flag, dest=name, default=argparse.SUPPRESS)
+    parser.add_argument("--config", default=argparse.SUPPRESS)
+    given, unknown = parser.parse_known_args(_normalized(words, known))
+    for word in unknown:
+        raise ConfigError(_unknown(word, known, command))
+    values = vars(given)
+    found = dict(extra or {})
+    if "config" in values:
+        found |= read_config(values.pop("config"), known)
+    for name, value in values.items():
+        found[name] = value if known[name].positional else known[name].convert(value)
+    missing = [own for own in known.values() if own.default is MISSING and not found.get(own.name)]
+    if missing:
+        own = missing[0]
+        raise ConfigError(f"{own.name if own.positional else own.flag} is missing: {own.help or 'it must be given'}")
+    return found
+
+
+def read_config(name: str, known: Mapping[str, Setting]) -> dict[str, Any]:
+    """The settings in a YAML file; the message of a broken one shows none of its text.
+
+    Raises:
+        ConfigError: It cannot be read, or holds what is no setting.
+    """
+    settings = flat(_read_yaml(name))
+    for key in sorted(ON_THE_COMMAND_LINE & settings.keys()):
+        raise ConfigError(f"--config {name}: {key} is said on the command line alone: take it out of the file")
+    for key in settings:
+        if key not in known:
+            raise ConfigError(f"--config {name}: {_unknown(f'--{key}', known, 'unlearn')}")
+    return settings
+
+
+def _read_yaml(name: str) -> dict[str, Any]:
+    import yaml
+
+    try:
+        text = Path(name).read_text(encoding="utf-8")
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):  # a few can grow beyond all bounds
+            raise ConfigError(f"--config {name}: holds an alias (*name), which settings have no use for")
+        settings = yaml.safe_load(text)
+    except OSError as error:
+        raise ConfigError(f"--config {name}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"--config {name}: not YAML, byte {error.start + 1} is not UTF-8") from None
+    except (yaml.YAMLError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", see line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise ConfigError(f"--config {name}: not YAML{where}") from None
+    if not isinstance(settings, dict) or not all(isinstance(key, str) for key in settings):
+        raise ConfigError(f"--config {name}: holds no settings: write one a line, as `epochs: 3`")
+    return settings
+
+
+def _normalized(words: Sequence[str], known: Mapping[str, Setting]) -> list[str]:
+    """`--lora_rank` is `--lora-rank`, and a switch needs no value."""
+    normal = []
+    for word, following in zip(words, [*words[1:], "--"], strict=False):
+        name, equals, value = word.partition("=")
+        if name.startswith("--"):
+            key = name[2:].replace("-", "_")
+            name = "--" + key.replace("_", "-")
+            if key in known and known[key].kind is bool and not equals and following not in ("true", "false"):
+                equals, value = "=", "true"
+            word = name + equals + value
+        normal.append(word)
+    return normal
+
+
+def _unknown(word: str, known: Mapping[str, Setting], command: str) -> str:
+    flag = word.partition("=")[0]
+    key = flag.removeprefix("--").replace("-", "_")
+    if key in RENAMED:
+        return f"{flag} is no flag of this version: write {RENAMED[key]}"
+    if not flag.startswith("--"):
+        return f"{flag[:40]!r}: is no flag; see `expunge {command} --help`"
+    close = difflib.get_close_matches(flag, [own.flag for own in known.values()], 1)
+    hint = f": did you mean {close[0]}?" if close else ""
+    return f"unknown flag {flag}{hint}; see `expunge {command} --help-all`"
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; see `{self.prog} --help`")
+
+
+def describe(schema: type, shown: Sequence[str] = ()) -> str:
+    """The help on flags: those that are `shown`, or all in their groups."""
+    known = settings_of(schema)
+    if shown:
+        return "\n".join(_line(known[name]) for name in shown if name in known)
+    groups: dict[str, list[str]] = {}
+    for setting in known.values():
+        groups.setdefault(setting.group, []).append(_line(setting))
+    parts = []
+    for group, lines in groups.items():
+        parts += [f"{group}:"] if group else []
+        parts += [*lines, ""]
+    return "\n".join(parts).rstrip()
+
+
+def _line(setting: Setting, width: int = 98, indent: int = 26) -> str:
+    import textwrap
+
+    head = f"  {setting.name.upper() + ' ...' if setting.positional else setting.flag}"
+    default = setting.default
+    tail = "" if default in (MISSING, None, "", False) or default == [] else f" [{default}]"
+    if setting.kind is not bool and not setting.positional:
+        tail = f" ({setting.words}){tail}" if setting.kind in (int, float) or setting.choices else tail
+    text = textwrap.wrap(setting.help + tail, width - indent) or [""]
+    if len(head) >= indent - 1:
+        lines = [head, *(" " * indent + line for line in text)]
+    else:
+        lines = [head.ljust(indent) + text[0], *(" " * indent + line for line in text[1:])]
+    return "\n".join(lines)

@@ -1,0 +1,49 @@
+"""The settings of a calibration."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from expunge.config.checks import check_types, first_failed
+from expunge.config.criteria import Criteria
+
+
+@dataclass(kw_only=True)
+class CalibrateConfig:
+    """What the scale of an adapter is chosen by.
+
+    Attributes:
+        run: Finished run; the adapter in it gets the scale.
+        holdout: Texts like the forget set that the model has never seen; by default the run's, or the benchmark's.
+        target_auc: Membership AUC to come closest to: 0.5 by chance, or a retrained model's.
+        min_retain: Least share of the retain scores to keep.
+        max_drift: Largest relative change of the loss of unseen texts.
+        dtype: `auto` (that of the run), `float32` or `bfloat16`.
+        device: `auto`, `cpu`, `cuda` ...
+        trust_remote_code: Run code that comes with the model.
+    """
+
+    run: str
+    holdout: str | None = None
+    target_auc: float = Criteria.target_auc
+    min_retain: float = Criteria.min_retain
+    max_drift: float = Criteria.max_drift
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    device: str = "auto"
+    trust_remote_code: bool = False
+
+    def validate(self) -> None:
+        """Check every range; nothing is loaded.
+
+        Raises:
+            ConfigError: The first setting that cannot be used, named by its flag.
+        """
+        check_types(self)
+        first_failed(
+            (0 <= getattr(self, name) <= 1, f"--{name.replace('_', '-')}: must lie between 0 and 1")
+            for name in ("target_auc", "min_retain", "max_drift")
+        )
+
+    @property
+    def criteria(self) -> Criteria:
+        """What is to be met."""
+        return Criteria(target_auc=self.target_auc, min_retain=self.min_retain, max_drift=self.max_drift)

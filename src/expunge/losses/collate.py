@@ -1,0 +1,130 @@
+"""From the rows of a micro-batch to what the losses see, built once: one layout, one forward pass, one gather."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from expunge.data.tokenize import TokenizedExample
+from expunge.losses.batch import TokenBatch
+from expunge.model.layers import captured_states, decoder_layers
+from expunge.model.load import LoadedModel
+from expunge.model.logps import final_states, lay_out
+from expunge.model.reference import RowValues
+
+SIDES = ("forget", "pairs", "instead", "retain", "replay")
+"""The sides of a run, in the order in which their rows stand in a micro-batch."""
+
+
+@dataclass
+class SideRows:
+    """All rows of one side, and what is known of their targets before training.
+
+    Attributes:
+        rows: The rows, which steps point into.
+        span: Their targets: `completion` or `all` tokens.
+        values: `ref_logps`, `ref_states` or `target_nll` -> the values of each row's targets.
+    """
+
+    rows: list[TokenizedExample]
+    span: str
+    values: dict[str, RowValues] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Denominators of one side in one step, all micro-batches of all processes together."""
+
+    tokens: int
+    completion_tokens: int
+    sequences: int
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """A micro-batch after its forward pass: side -> its target tokens; a side without rows in it is left out."""
+
+    sides: dict[str, TokenBatch]
+
+
+def count(side: SideRows, chosen: Sequence[int]) -> Counts:
+    """The denominators of a step that holds the `chosen` rows of a side."""
+    rows = [side.rows[index] for index in chosen]
+    return Counts(
+        sum(len(row.targets(side.span)) for row in rows),
+        sum(len(row.targets("completion")) for row in rows),
+        len(rows),
+    )
+
+
+def collate(
+    loaded: LoadedModel,
+    sides: Mapping[str, SideRows],
+    chosen: Mapping[str, Sequence[int]],
+    counts: Mapping[str, Counts],
+    layer: int | None = None,
+) -> MicroBatch:
+    """Lay the rows of a micro-batch out, pass them through the policy, and gather what predicts their targets.
+
+    Args:
+        loaded: The policy.
+        sides: All rows of each side.
+        chosen: Side -> the rows of it that stand in this micro-batch.
+        counts: Side -> denominators of the whole step.
+        layer: Inner layer whose states the forget loss needs; None for none.
+    """
+    names = [name for name in SIDES if chosen.get(name)]
+    rows = [(name, sides[name].rows[index]) for name in names for index in chosen[name]]
+    batch = lay_out(loaded, [row.input_ids for _, row in rows])
+    index = _target_index(rows, batch.starts, sides).to(loaded.device, non_blocking=True)
+    with captured_states(None if layer is None else decoder_layers(loaded.base)[layer]) as captured:
+        states = final_states(loaded, batch)
+    positions, sequence, completion = index
+    targets = batch.flat_ids[positions]
+    predicting = states[positions - 1]
+    hidden = captured[0].flatten(0, 1)[positions] if captured else None
+    found: dict[str, TokenBatch] = {}
+    start = 0
+    for name in names:
+        side, own = sides[name], counts[name]
+        own_rows = chosen[name]
+        size = sum(len(side.rows[at].targets(side.span)) for at in own_rows)
+        part = slice(start, start + size)
+        start += size
+        values: dict[str, Any] = {
+            what: torch.cat([known[at] for at in own_rows]).to(loaded.device, non_blocking=True)
+            for what, known in side.values.items()
+        }
+        found[name] = TokenBatch(
+            states=predicting[part],
+            targets=targets[part],
+            sequence=sequence[part],
+            completion=completion[part].bool(),
+            head=loaded.head,
+            num_sequences_here=len(own_rows),
+            num_tokens=own.tokens,
+            num_completion_tokens=own.completion_tokens,
+            num_sequences=own.sequences,
+            hidden=None if hidden is None or name != "forget" else hidden[part],
+            **values,
+        )
+    if "pairs" in found:
+        found["forget"] = replace(found["forget"], pairs=found.pop("pairs"))
+    return MicroBatch(found)
+
+
+def _target_index(
+    rows: Sequence[tuple[str, TokenizedExample]], starts: Sequence[int], sides: Mapping[str, SideRows]
+) -> Tensor:
+    """`(3, targets)` int64: flat position of each target, its row within its side, whether it is of the completion."""
+    positions, sequence, completion = [], [], []
+    number: dict[str, int] = {}
+    for (name, row), start in zip(rows, starts, strict=True):
+        own = number[name] = number.get(name, -1) + 1
+        span = row.targets(sides[name].span)
+        positions.append(torch.arange(start + span.start, start + span.stop))
+        sequence.append(torch.full((len(span),), own))
+        completion.append(torch.arange(span.start, span.stop) >= row.completion_start)
+    return torch.stack([torch.cat(positions), torch.cat(sequence), torch.cat(completion).long()])

@@ -1,0 +1,36 @@
+"""SimNPO: NPO without a reference, by the mean log-probability of a sequence."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from expunge.losses import check_positive, forget_loss
+from expunge.losses.batch import TokenBatch
+
+
+@forget_loss(
+    "simnpo",
+    formula="-(2/beta) mean_b log sigmoid(-beta mean_t log p(y_t) - gamma)",
+    source="Fan et al. 2024, arXiv 2410.07163, Eq. 5",
+)
+@dataclass(frozen=True)
+class SimNPO:
+    """SimNPO.
+
+    Attributes:
+        beta: Inverse temperature.
+        gamma: Margin; above 0, sequences are pushed further.
+    """
+
+    beta: float = 4.5
+    gamma: float = 0.0
+    needs: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self) -> None:
+        check_positive(beta=self.beta)
+
+    def __call__(self, batch: TokenBatch) -> Tensor:
+        mean_nll = -batch.per_sequence(batch.logps) / batch.lengths
+        return (2 / self.beta) * batch.sequence_mean(softplus(self.gamma - self.beta * mean_nll))

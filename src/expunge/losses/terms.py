@@ -1,0 +1,94 @@
+"""All terms of the loss of a run: names, weights, formulas and sources, from which card, manifest and report are made.
+
+    loss = forget_weight * forget + retain_weight * retain + kl_weight * kl + replay_weight * replay
+           + instead_weight * instead
+
+A term `x` is weighted by the setting `x_weight` and logged in the column `x`.
+"""
+
+from dataclasses import asdict, dataclass
+
+from torch import Tensor
+
+from expunge.config import UnlearnConfig
+from expunge.kernels import token_logps, token_logps_and_kl
+from expunge.kernels.token_kl import Direction
+from expunge.losses import ForgetLoss
+from expunge.losses.batch import needed
+from expunge.losses.collate import MicroBatch
+
+
+@dataclass(frozen=True)
+class Term:
+    """One term of the loss.
+
+    Attributes:
+        name: Its column; its weight is the setting `<name>_weight`.
+        title: What a page calls it.
+        formula: Plain text.
+        source: Where it comes from.
+        weight: Its weight in a run.
+    """
+
+    name: str
+    title: str
+    formula: str
+    source: str
+    weight: float = 0.0
+
+
+_KL = {"reverse": "KL(p || p_ref)", "forward": "KL(p_ref || p)"}
+
+
+def terms_of(config: UnlearnConfig, loss: ForgetLoss) -> list[Term]:
+    """The terms that a run minimises, in the order of their columns."""
+    divergence = _KL[config.kl_direction]
+    found = [
+        Term("forget", f"Forget loss ({loss.name})", loss.formula, loss.source, config.forget_weight),
+        Term("retain", "Retain NLL", "mean_t -log p(y_t) over retain completions", "arXiv 2503.13690",
+             config.retain_weight),
+        Term("kl", "Retain KL", f"mean_t {divergence} over the whole vocabulary, retain texts", "arXiv 2503.13690",
+             config.kl_weight),
+        Term("replay", "Replay KL", "mean_t KL(p || p_ref) over the whole vocabulary, texts of the untouched model",
+             "this project, docs/method.md", config.replay_weight),
+        Term("instead", "Instead NLL", "mean_t -log p(y_t) over what to say instead", "this project, docs/method.md",
+             config.instead_weight if config.instead and "pairs" not in loss.needs else 0.0),
+    ]  # fmt: skip
+    return [term for term in found if term.weight]
+
+
+def described(terms: list[Term]) -> list[dict[str, str | float]]:
+    """The terms as a manifest holds them."""
+    return [asdict(term) for term in terms]
+
+
+def loss_terms(micro: MicroBatch, loss: ForgetLoss, direction: Direction) -> dict[str, Tensor]:
+    """The share of one micro-batch in each term of its step; a term without rows in it is left out.
+
+    Args:
+        micro: The micro-batch, after its forward pass.
+        loss: The forget loss.
+        direction: Of the retain KL: `reverse` or `forward`.
+    """
+    sides = micro.sides
+    terms = {}
+    if "forget" in sides:
+        terms["forget"] = loss(sides["forget"])
+    if "instead" in sides:
+        own = sides["instead"]
+        terms["instead"] = own.token_mean(-own.logps)
+    if "retain" in sides:
+        own = sides["retain"]
+        targets = own.targets.where(own.completion, -100)  # prompts are held by the KL alone
+        if own.ref_states is None:
+            logps = token_logps(own.states, own.head, targets)
+        else:
+            logps, kl = token_logps_and_kl(own.states, own.ref_states, own.head, targets, direction)
+            terms["kl"] = own.token_mean(kl)
+        terms["retain"] = -logps.sum() / own.num_completion_tokens
+    if "replay" in sides:
+        own = sides["replay"]
+        unread = own.targets.new_full((len(own.targets),), -100)
+        _, kl = token_logps_and_kl(own.states, needed(own.ref_states), own.head, unread, "reverse")
+        terms["replay"] = own.token_mean(kl)
+    return terms

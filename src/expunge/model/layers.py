@@ -1,0 +1,35 @@
+"""The repeated layers of a transformer, and what comes out of one of them."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+
+def decoder_layers(model: torch.nn.Module) -> list[torch.nn.Module]:
+    """The repeated layers in their order; empty where the architecture does not mark them."""
+    return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+
+
+@contextmanager
+def captured_states(layer: torch.nn.Module | None) -> Iterator[list[Tensor]]:
+    """Within the context, the hidden states that a layer gives in each forward pass are appended to the list.
+
+    Without a layer, nothing is.
+    """
+    found: list[Tensor] = []
+    if layer is None:
+        yield found
+        return
+
+    def keep(module: torch.nn.Module, inputs: Any, output: Any) -> None:
+        found.append(output[0] if isinstance(output, tuple) else output)
+
+    handle = layer.register_forward_hook(keep)
+    try:
+        yield found
+    finally:
+        handle.remove()

@@ -1,0 +1,169 @@
+"""The texts of a run, as its settings name them."""
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from expunge.config import UnlearnConfig
+from expunge.data.examples import Example, check_sets, parse_columns, read_examples, text_key
+from expunge.data.holdout import check_unseen, documents, example_hashes, unseen_texts
+from expunge.data.lume import read_lume
+from expunge.data.muse import read_muse
+from expunge.data.tofu import read_tofu
+from expunge.errors import DataError
+
+SPLIT = {"semeval": "validation", "tofu": "forget10", "muse": "news"}
+"""The split of a benchmark where none is named, the same for `unlearn` and `evaluate`."""
+REFUSALS = (
+    "I don't know.",
+    "I don't have any information about that.",
+    "I'm not able to answer that.",
+    "I have no knowledge of that.",
+    "That is not something I can tell you.",
+)
+"""What a method that needs other completions teaches where no `instead` gives them."""
+
+
+@dataclass
+class Sets:
+    """The texts of a run; all but `forget` may be empty.
+
+    Attributes:
+        forget: Texts to forget.
+        retain: Texts to keep.
+        holdout: Texts like the forget set that the model has never seen, as the user gave them.
+        instead: What the model should say instead.
+        members: What membership is judged on: the forget set, or the benchmark's documents.
+        nonmembers: Texts like `members` that the model has never seen: `holdout`, or the benchmark's documents.
+        warnings: What is probably a mistake (ids and numbers, no texts).
+    """
+
+    forget: list[Example]
+    retain: list[Example] = field(default_factory=list)
+    holdout: list[Example] = field(default_factory=list)
+    instead: list[Example] = field(default_factory=list)
+    members: list[Example] = field(default_factory=list)
+    nonmembers: list[Example] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def trained(self) -> list[Example]:
+        """Texts that the model has seen, or will see."""
+        return [*self.forget, *self.retain, *self.instead, *self.members]
+
+
+def read_sets(config: UnlearnConfig) -> Sets:
+    """Read the texts that the settings name, and leave out of the unseen ones what is trained on.
+
+    Raises:
+        DataError: A file or row that cannot be used, or unseen texts that are all among the others.
+        ConfigError: `--columns` that cannot be used.
+    """
+    columns = parse_columns(config.columns) if config.columns else None
+
+    def read(source: str | None) -> list[Example]:
+        return read_examples(source, columns=columns) if source else []
+
+    if config.benchmark:
+        split = config.split or SPLIT.get(config.benchmark)
+        sets = _BENCHMARKS[config.benchmark](config.data or "", split)
+        if config.holdout:
+            sets.holdout = read(config.holdout)
+            sets.members, sets.nonmembers = sets.forget, sets.holdout
+    else:
+        forget, holdout = read(config.forget), read(config.holdout)
+        sets = Sets(forget, read(config.retain), holdout, members=forget, nonmembers=holdout)
+    if not config.needs_retain:
+        sets.retain = []
+    sets.instead = read(config.instead)
+    _check_apart(config, sets)
+    warnings = check_sets(sets.forget, sets.retain or None, sets.holdout, sets.instead)
+    unseen = unseen_texts(sets.nonmembers, sets.trained)
+    left_out = len(sets.nonmembers) - len(unseen)
+    if left_out:
+        warnings.append(f"{left_out} of the unseen texts are, or nearly are, among those trained on: they are left out")
+    return replace(sets, nonmembers=unseen, warnings=warnings)
+
+
+def membership_texts(sets: Sets) -> list[list[Example]]:
+    """The texts, forgotten and unseen, that membership is judged on: one half while a run goes on, the other after it.
+
+    Raises:
+        DataError: There are too few of them.
+    """
+    if not sets.nonmembers:
+        raise DataError("there are no texts that the model has never seen: give --holdout")
+    return documents(sets.members, sets.nonmembers)
+
+
+def pairs_for(sets: Sets, seed: int) -> list[Example]:
+    """For each forget text its prompt with another completion: that of `instead` with the same prompt, else a refusal.
+
+    Raises:
+        DataError: A forget text has no prompt that could be answered in another way.
+    """
+    bare = [own for own in sets.forget if not own.prompt]
+    if bare:
+        raise DataError(
+            f"{bare[0].source}: has no prompt, so there is nothing to answer in another way: take another --loss"
+        )
+    answers = {_prompt_key(own): own for own in sets.instead}
+    rng = random.Random(f"{seed} refusals")
+    found = []
+    for own in sets.forget:
+        other = answers.get(_prompt_key(own))
+        completion = other.completion if other else rng.choice(REFUSALS)
+        found.append(replace(own, completion=completion))
+    return found
+
+
+def _prompt_key(example: Example) -> str:
+    return text_key(replace(example, completion=""))
+
+
+def _read_lume(folder: str, split: str | None) -> Sets:
+    found = read_lume(folder, split)
+    return Sets(found.forget, found.retain, members=found.member or [], nonmembers=found.nonmember or [])
+
+
+def _read_tofu(folder: str, split: str | None) -> Sets:
+    """The plain questions and answers of a split and of the authors that stay, where the folder has them."""
+    name = split or SPLIT["tofu"]
+    found = read_tofu(folder, name)
+    plain = [Path(folder) / f"{name}.json", Path(folder) / f"retain{100 - int(name.removeprefix('forget')):02d}.json"]
+    sides = [found.forget, found.retain]
+    forget, retain = (
+        read_examples(path) if path.is_file() else [row.example for row in rows]
+        for path, rows in zip(plain, sides, strict=True)
+    )
+    return Sets(forget, retain, members=forget)
+
+
+def _read_muse(folder: str, split: str | None) -> Sets:
+    found = read_muse(folder, split or SPLIT["muse"])
+    return Sets(found.forget, found.retain, members=found.forget, nonmembers=found.holdout)
+
+
+_BENCHMARKS: dict[str, Callable[[str, str | None], Sets]] = {
+    "semeval": _read_lume,
+    "lume": _read_lume,
+    "tofu": _read_tofu,
+    "muse": _read_muse,
+}
+
+
+def _check_apart(config: UnlearnConfig, sets: Sets) -> None:
+    """Look whether what the model should say instead answers something, and is not what it should forget.
+
+    Raises:
+        DataError: The first row to say instead where it is not so, or all of `holdout` is to be forgotten.
+    """
+    forgotten = set(example_hashes(sets.forget))
+    for row, own in zip(sets.instead, example_hashes(sets.instead), strict=True):
+        if not row.prompt:
+            raise DataError(f"{row.source}: --instead needs a prompt beside what the model should say to it")
+        if own in forgotten:
+            raise DataError(f"{row.source}: --instead holds a text that is to be forgotten")
+    if config.holdout:
+        check_unseen(config.holdout, sets.forget, sets.holdout)

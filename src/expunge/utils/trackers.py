@@ -1,0 +1,61 @@
+"""Numbers to TensorBoard or Weights & Biases while a run goes on."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from expunge.errors import ConfigError
+
+TRACKERS = ("tensorboard", "wandb")
+
+
+def check_trackers(report_to: str | None) -> None:
+    """Look whether the trackers that are asked for are known and installed.
+
+    Raises:
+        ConfigError: One is not.
+    """
+    from importlib.util import find_spec
+
+    for name in report_to.split(",") if report_to else []:
+        if name not in TRACKERS:
+            raise ConfigError(f"--report-to {name or report_to}: unknown; known are {', '.join(TRACKERS)}")
+        if find_spec(name) is None:
+            raise ConfigError(f"--report-to {name}: is not installed: pip install 'expunge[{name}]'")
+
+
+class Trackers:
+    """The trackers of one run; with none, nothing happens.
+
+    Args:
+        report_to: Names, separated by commas.
+        folder: Where TensorBoard's files go.
+        settings: What Weights & Biases notes of the run.
+    """
+
+    def __init__(self, report_to: str | None, folder: str, settings: Mapping[str, Any]) -> None:
+        self._writer: Any = None
+        self._wandb: Any = None
+        names = report_to.split(",") if report_to else []
+        if "tensorboard" in names:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(f"{folder}/tensorboard")
+        if "wandb" in names:
+            import wandb
+
+            self._wandb = wandb.init(project="expunge", config=dict(settings))
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        """Hand over the numbers of one step."""
+        if self._writer:
+            for name, value in values.items():
+                self._writer.add_scalar(name, value, step)
+        if self._wandb:
+            self._wandb.log(dict(values), step=step)
+
+    def close(self) -> None:
+        """Flush and let go."""
+        if self._writer:
+            self._writer.close()
+        if self._wandb:
+            self._wandb.finish()
