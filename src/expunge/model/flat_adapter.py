@@ -14,7 +14,7 @@ saved, averaged and loaded one by one. `adapter.gradients` is what processes add
 weights in the precision of the products, which one kernel makes before every forward pass.
 """
 
-from functools import partial
+from functools import cache
 from typing import Any
 
 import torch
@@ -68,9 +68,8 @@ class FlatAdapter:
             if isinstance(layer, LoraLayer):
                 (name,) = layer.lora_A
                 down, up = (module.get_parameter("weight") for module in (layer.lora_A[name], layer.lora_B[name]))
-                layer.forward = partial(
-                    _adapted, layer, layer.forward, layer.scaling, name, down, up, copies[down], copies[up]
-                )
+                layer.__class__ = _flat(type(layer))  # type: ignore[assignment]
+                vars(layer)["low"] = copies[down], copies[up]
         self._low = low
         if low.dtype != first.dtype:
             backbone(loaded.base).register_forward_pre_hook(self._round)
@@ -119,19 +118,24 @@ class FlatAdapter:
         }
 
 
-def _adapted(
-    layer: LoraLayer, plain: Any, scaling: dict[str, float], name: str,
-    down: Tensor, up: Tensor, low_down: Tensor, low_up: Tensor, x: Tensor,
-) -> Tensor:  # fmt: skip
-    """`base(x) + scaling * (x @ down.T) @ up.T`; as PEFT has it where the adapter is off or merged."""
-    output: Tensor
-    if layer.disable_adapters or layer.merged:
-        output = plain(x)
-    else:
-        output = _LowRank.apply(  # type: ignore[no-untyped-call]
-            layer.base_layer(x), x, down, up, low_down, low_up, scaling[name]
+@cache
+def _flat(kind: type[LoraLayer]) -> type[LoraLayer]:
+    """A kind of adapted layer with another forward: a class, so that compiled layers share one graph.
+
+    `base(x) + scaling * (x @ down.T) @ up.T`; as PEFT has it where the adapter is off or merged.
+    """
+
+    def forward(self: LoraLayer, x: Tensor) -> Tensor:
+        if self.disable_adapters or self.merged:
+            return kind.forward(self, x)  # type: ignore[attr-defined, no-any-return]
+        (name,) = self.lora_A
+        weights = self.lora_A[name].weight, self.lora_B[name].weight, *vars(self)["low"]
+        output: Tensor = _LowRank.apply(  # type: ignore[no-untyped-call]
+            self.base_layer(x), x, *weights, self.scaling[name]
         )
-    return output
+        return output
+
+    return type(kind.__name__, (kind,), {"forward": forward})
 
 
 class _LowRank(torch.autograd.Function):
