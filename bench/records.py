@@ -17,7 +17,7 @@ from bench.machine import processor
 from bench.report import DOCS, write_between
 from bench.workload import SUBJECT, random_model, rows_for
 from expunge.data.tokenize import TokenizedExample
-from expunge.evaluation.metrics import TokenRecord, membership
+from expunge.evaluation.metrics import TokenRecord, attacks
 from expunge.evaluation.metrics.memorization import (
     exact_memorization,
     extraction_strength,
@@ -25,7 +25,7 @@ from expunge.evaluation.metrics.memorization import (
     perplexity,
     probability,
 )
-from expunge.evaluation.record import token_records
+from expunge.evaluation.teacher_forcing import token_records
 from expunge.model.load import LoadedModel, load_model
 from expunge.model.logps import sequence_logps
 
@@ -98,9 +98,9 @@ def _of_completion(record: TokenRecord, row: TokenizedExample) -> list[float]:
 
 
 def _of_text(record: TokenRecord, text: str) -> list[float]:
-    scores = [membership.loss(record), membership.zlib(record, text)]
+    scores = [attacks.loss(record), attacks.zlib(record, text)]
     for share in SHARES:
-        scores += [membership.min_k(record, share), membership.min_k_plus_plus(record, share)]
+        scores += [attacks.min_k(record, share), attacks.min_k_plus_plus(record, share)]
     return scores
 
 

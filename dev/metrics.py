@@ -4,7 +4,7 @@ import argparse
 import math
 
 from bench.report import DOCS, write_between
-from expunge.evaluation.metrics import METRICS, Metric
+from expunge.evaluation.metrics import ATTACKS, METRICS, Metric
 
 PAGE = DOCS / "evaluation.md"
 MARKER = "metrics"
@@ -32,16 +32,16 @@ def table() -> str:
     lines = ["| metric | definition | better | range | source |", "|---|---|---|---|---|"]
     for family, title in FAMILIES.items():
         lines.append(f"| **{title}** | | | | |")
-        for metric in METRICS.values():
-            if metric.family == family:
+        for metric in (*METRICS.values(), *ATTACKS.values()):
+            if metric.family == family and metric.direction:
                 cells = (metric.name, metric.definition, _better(metric), _range(metric), metric.source)
                 lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def _better(metric: Metric) -> str:
-    own = f"near {metric.target:g}" if metric.target is not None else metric.direction
-    return own if metric.retain_direction is None else f"{own}; on texts to keep {metric.retain_direction}"
+    own = f"near {metric.target:g}" if metric.target is not None else str(metric.direction)
+    return own if metric.keep is None else f"{own}; on texts to keep {metric.keep}"
 
 
 def _range(metric: Metric) -> str:

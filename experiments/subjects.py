@@ -12,7 +12,7 @@ from pathlib import Path
 
 from bench.report import DOCS, write_between
 from expunge.evaluation.compare import Row, compare
-from expunge.evaluation.measured import Measured
+from expunge.evaluation.estimate import Estimate
 from expunge.evaluation.results import read_results
 from expunge.utils.text import show_number
 
@@ -72,7 +72,7 @@ def tables(files: Sequence[str | Path]) -> str:
     )
 
 
-def _tells(change: Measured | None, one: Measured | None, other: Measured | None) -> str:
+def _tells(change: Estimate | None, one: Estimate | None, other: Estimate | None) -> str:
     if change is not None and change.low is not None and change.high is not None:
         return "yes" if change.low > 0 or change.high < 0 else NO
     ends = [end for cell in (one, other) if cell is not None for end in (cell.low, cell.high) if end is not None]
@@ -98,7 +98,7 @@ def _label(row: Row) -> str:
     return row.metric + arrow + ("" if row.target is None else f" {row.target:g}")
 
 
-def _cell(cell: Measured | None) -> str:
+def _cell(cell: Estimate | None) -> str:
     if cell is None or cell.value is None:
         return ""
     ends = "" if cell.low is None or cell.high is None else f" [{show_number(cell.low)}, {show_number(cell.high)}]"

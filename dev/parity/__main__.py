@@ -11,7 +11,9 @@ from collections.abc import Iterable
 from bench.report import DOCS, write_between
 from dev.parity import all_comparisons
 from dev.parity.golden import Comparison, Golden
-from expunge.evaluation.metrics import METRICS
+from expunge.evaluation.metrics import ATTACKS, METRICS
+
+KNOWN = {**METRICS, **ATTACKS}
 
 PAGE = DOCS / "papers.md"
 PARTS = {
@@ -20,7 +22,6 @@ PARTS = {
     "truth_ratio": "R, of which the truth ratios are made",
     "auc": "P(a member scores higher than a non-member) + P(equal)/2",
     "harmonic_mean": "n / sum(1/value)",
-    "rel_diff": "(value - reference) / reference, percent",
     "generated text": "1 where a greedy text is the stored one, letter by letter",
     "prompt": "1 where the few-shot prompt is the stored one",
     "tokenization": "1 where the completion's tokens are the stored ones",
@@ -48,13 +49,13 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def table(found: Iterable[tuple[str, Comparison]]) -> str:
-    """A row for each metric, origin and `compat`, in the order of `METRICS`, then their parts; what no origin has."""
+    """A row for each metric, origin and variant, in the order of `METRICS`, then their parts; what no origin has."""
     groups: dict[tuple[str, str, str, bool], list[Comparison]] = defaultdict(list)
     for origin, comparison in found:
         groups[comparison.metric, origin, comparison.compat, comparison.relative].append(comparison)
-    names = [*METRICS, *PARTS]
+    names = [*KNOWN, *PARTS]
     lines = [
-        "| metric | definition | source | numbers of | `compat` | compared | largest difference | tolerance |",
+        "| metric | definition | source | numbers of | variant | compared | largest difference | tolerance |",
         "|---|---|---|---|---|---:|---:|---:|",
     ]
     last = None
@@ -62,13 +63,13 @@ def table(found: Iterable[tuple[str, Comparison]]) -> str:
         name, origin, compat, relative = key
         head = ["", "", ""]
         if name != last:  # what a metric is stands in its first row
-            head = [name, *((METRICS[name].definition, METRICS[name].source) if name in METRICS else (PARTS[name], ""))]
+            head = [name, *((KNOWN[name].definition, KNOWN[name].source) if name in KNOWN else (PARTS[name], ""))]
         last = name
         worst = max(comparison.difference for comparison in several)
         bound = max(comparison.tolerance for comparison in several)
         ends = [f"{number:.0e}{' relative' if relative else ''}" if number else "0" for number in (worst, bound)]
         lines.append("| " + " | ".join([*head, origin, compat, str(len(several)), *ends]) + " |")
-    without = [name for name in METRICS if name not in {key[0] for key in groups}]
+    without = [name for name, own in KNOWN.items() if own.direction and name not in {key[0] for key in groups}]
     lines += ["", f"No published numbers: {', '.join(without)}; tests hold them against their slow definitions."]
     return "\n".join(lines)
 

@@ -13,7 +13,7 @@ from bench.workload import SHARED
 from expunge.data.tokenize import TokenizedExample
 from expunge.evaluation.generate import greedy
 from expunge.evaluation.metrics import TokenRecord
-from expunge.evaluation.record import token_records
+from expunge.evaluation.teacher_forcing import token_records
 from expunge.model.load import LoadedModel, load_model
 
 LOSS = 2e-5
@@ -31,7 +31,7 @@ class Comparison:
 
     Attributes:
         metric: As in `METRICS`, or a name for what is no metric (a generated text).
-        compat: The value of our function's `compat`; empty when it is our own definition that agrees.
+        compat: Whose variant in `published` is compared; empty when it is our own definition that agrees.
         ours: Our number.
         golden: The stored one.
         tolerance: Largest difference that counts as agreement.
@@ -85,7 +85,7 @@ class Golden:
 
     def read(self, name: str) -> Any:
         """A JSON file of the metrics."""
-        return json.loads((self.root / "metrics" / f"{name}.json").read_text(encoding="utf-8"))
+        return _numbers(json.loads((self.root / "metrics" / f"{name}.json").read_text(encoding="utf-8")))
 
     @cached_property
     def data(self) -> Any:
@@ -125,6 +125,15 @@ class Golden:
         """Greedy continuations."""
         ids = [self.encode(prompt) for prompt in prompts]
         return [self.decode(own) for own in greedy(self.models[model], ids, max_new_tokens=max_new_tokens)]
+
+
+def _numbers(stored: Any) -> Any:
+    """What is stored, with the strings that stand for numbers that JSON has no form for as such."""
+    if isinstance(stored, dict):
+        return {key: _numbers(own) for key, own in stored.items()}
+    if isinstance(stored, list):
+        return [_numbers(own) for own in stored]
+    return float(stored) if stored in ("nan", "inf", "-inf") else stored
 
 
 def values(table: dict[str, Any], field: str) -> list[Any]:

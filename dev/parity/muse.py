@@ -5,11 +5,12 @@ from typing import Any
 
 import numpy as np
 
+from dev.parity import published
 from dev.parity.golden import EXACT, LOSS, MODELS, TEXT, Comparison, Golden, compare, mean
 from expunge.data.tokenize import TokenizedExample
-from expunge.evaluation.metrics import membership
+from expunge.evaluation.metrics import attacks
 from expunge.evaluation.metrics.aggregate import privleak
-from expunge.evaluation.metrics.text import cut_at, muse_memorization, rouge
+from expunge.evaluation.metrics.generations import cut_at, published_rouge, verbatim_memorization
 from expunge.utils.roc import auc
 
 COMPAT = "muse"
@@ -50,10 +51,10 @@ def _memorization(golden: Golden, model: str, metric: str, stored: dict[str, Any
     yield from compare(
         "generated text", [text == row["response"] for text, row in zip(said, rows, strict=True)], [1] * len(rows), 0
     )
-    scores = [rouge(text, row["gt"], stem=False) for text, row in zip(said, rows, strict=True)]
+    scores = [published_rouge(text, row["gt"], stem=False) for text, row in zip(said, rows, strict=True)]
     for key, name in SCORE.items():
         yield from compare(name, [score[name] for score in scores], [row[key] for row in rows], TEXT)
-    ours = [muse_memorization(text, row["gt"]) for text, row in zip(said, rows, strict=True)]
+    ours = [verbatim_memorization(text, row["gt"]) for text, row in zip(said, rows, strict=True)]
     yield from compare(metric, ours, [row["rougeL"] for row in rows], TEXT)
     yield from compare(metric, [mean(ours)], [stored["aggregate"]["mean_rougeL"]], TEXT)
 
@@ -66,11 +67,11 @@ def _leak(golden: Golden, model: str, own: dict[str, Any], retrained: dict[str, 
         lowered = [TokenizedExample(split, golden.encode(text.lower()), 0) for text in texts]
         scores[split] = [
             {
-                "PPL": membership.loss(record, COMPAT),
-                "PPL/lower": membership.lowercase(record, other, COMPAT),
-                "PPL/zlib": membership.zlib(record, text, COMPAT),
+                "PPL": -attacks.loss(record),
+                "PPL/lower": -(attacks.lowercase(record, other) or 0),
+                "PPL/zlib": -attacks.zlib(record, text),
                 **{
-                    name: membership.min_k(record, int(name[4:-1]) / 100, COMPAT)
+                    name: published.muse_min_k(record, int(name[4:-1]) / 100)
                     for name in samples[0]
                     if name.startswith("Min-")
                 },

@@ -8,19 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from dev.parity import tofu
+from dev.parity import published, tofu
 from dev.parity.golden import EXACT, TEXT, Comparison, Golden, compare, mean
-from expunge.evaluation.metrics import TokenRecord, membership
-from expunge.evaluation.metrics.aggregate import forget_quality, harmonic_mean, model_utility, privleak, rel_diff
+from expunge.evaluation.metrics import TokenRecord, attacks
+from expunge.evaluation.metrics.aggregate import forget_quality, harmonic_mean, model_utility
+from expunge.evaluation.metrics.generations import published_rouge
 from expunge.evaluation.metrics.memorization import exact_memorization, extraction_strength, mean_nll, probability
-from expunge.evaluation.metrics.text import rouge
-from expunge.evaluation.metrics.truth_ratio import (
-    forget_truth_ratio,
-    normalized_probability,
-    retain_truth_ratio,
-    truth_probability,
-    truth_ratio,
-)
 from expunge.kernels import Head, token_stats
 from expunge.utils.roc import auc
 
@@ -42,27 +35,23 @@ def comparisons(golden: Golden) -> Iterator[Comparison]:
     for case in stored["privleak"]:
         value, reference = case["auc_forget"], case["auc_reference"]
         beyond = reference == 1  # nothing but the published 1e-10 is left in the denominator
-        leak, difference = privleak(value, reference, COMPAT), rel_diff(value, reference, COMPAT)
-        tolerance = 1e-3 if beyond else EXACT
+        leak, tolerance = published.privleak(value, reference), 1e-3 if beyond else EXACT
         yield from compare("privleak", [leak], [case["privleak"]], tolerance, compat=COMPAT, relative=True)
-        yield from compare("rel_diff", [difference], [case["rel_diff"]], EXACT, compat=COMPAT, relative=True)
     for case in stored["mia_auc"]:
         sides = [-np.array(case[name]) for name in ("forget_scores", "holdout_scores")]
         yield from compare("auc", [auc(*sides)], [case["auc"]], EXACT)
     for case in stored["min_k"]:
         yield from _min_k(case)
     empty = record_of_logps([-1.0])  # the published code drops the last label, here the only one
-    yield from compare(
-        "min_k", [membership.min_k(empty, 0.4, COMPAT)], [stored["min_k_empty_sequence"]], 0, compat=COMPAT
-    )
+    yield from compare("min_k", [published.min_k(empty, 0.4)], [stored["min_k_empty_sequence"]], 0, compat=COMPAT)
     for case in stored["zlib"]:
-        score = membership.zlib(record_of_logps([-case["loss"]]), case["text"], COMPAT)
+        score = -attacks.zlib(record_of_logps([-case["loss"]]), case["text"])
         yield from compare("zlib", [score], [case["score"]], EXACT, compat=COMPAT)
     yield from _patterns(stored["memorization_patterns"])
     yield from _tofu(stored["tofu_aggregation"])
     for pair in golden.read("rouge_pairs")["pairs"]:
         for stem, name in ((True, "stemmer"), (False, "no_stemmer")):
-            own = rouge(pair["prediction"], pair["reference"], stem=stem)
+            own = published_rouge(pair["prediction"], pair["reference"], stem=stem)
             for kind, ours in (("rouge1", "rouge_1"), ("rougeL", "rouge_l")):
                 yield from compare(f"{ours}_recall", [own[f"{ours}_recall"]], [pair[name][kind][1]], EXACT)
                 yield from compare(f"{ours}_f1", [own[f"{ours}_f1"]], [pair[name][kind][2]], EXACT)
@@ -83,12 +72,12 @@ def record_of_logits(logits: Sequence[Sequence[float]], labels: Sequence[int]) -
 def _truth_ratios(case: dict[str, Any]) -> Iterator[Comparison]:
     wrong = [own if isinstance(own, list) else [own] for own in case["wrong_avg_loss"]]
     pairs = list(zip(case["correct_avg_loss"], wrong, strict=True))
-    ratios = [truth_ratio(right, other, COMPAT) for right, other in pairs]
-    shares = [truth_probability(right, other, COMPAT) for right, other in pairs]
-    options = [normalized_probability(right, other, COMPAT) for right, other in pairs]
+    ratios = [published.truth_ratio(right, other, published.EPSILON) for right, other in pairs]
+    shares = [published.truth_probability(right, other) for right, other in pairs]
+    options = [published.normalized_probability(right, other) for right, other in pairs]
     for key, metric, rows, shown in (
-        ("closer_to_1_better", "forget_truth_ratio", [forget_truth_ratio(r, COMPAT) for r in ratios], ratios),
-        ("true_better", "retain_truth_ratio", [retain_truth_ratio(r) for r in ratios], ratios),
+        ("closer_to_1_better", "forget_truth_ratio", [published.folded(r) for r in ratios], ratios),
+        ("true_better", "retain_truth_ratio", [max(0.0, 1 - r) for r in ratios], ratios),
         ("prob_mean", "truth_probability", shares, shares),
         ("probability_w_options", "normalized_probability", options, options),
     ):
@@ -111,9 +100,8 @@ def _min_k(case: dict[str, Any]) -> Iterator[Comparison]:
     for name, stored in case.items():
         if name.startswith("min_k"):
             metric, _, k = name.rpartition("_")
-            function = {"min_k": membership.min_k, "min_k_plus_plus": membership.min_k_plus_plus}[metric]
-            published = function(longer, float(k), COMPAT)
-            yield from compare(metric, [published], [stored], FROM_FP32, compat=COMPAT, relative=True)
+            function, theirs = (getattr(home, metric) for home in (attacks, published))
+            yield from compare(metric, [theirs(longer, float(k))], [stored], FROM_FP32, compat=COMPAT, relative=True)
             yield from compare(metric, [-function(own, float(k))], [stored], FROM_FP32, relative=True)
 
 
@@ -123,9 +111,12 @@ def _patterns(stored: dict[str, Any]) -> Iterator[Comparison]:
         labels = [label for label in item["labels"] if label != -100]
         record = record_of_logits(item["logits_row_per_label"], labels)
         intended = item["intended"]
-        for function in (extraction_strength, exact_memorization):
+        for function, theirs in (
+            (extraction_strength, published.extraction),
+            (exact_memorization, published.exact_match_share),
+        ):
             name = function.__name__
-            means[name].append(function(record, COMPAT))
+            means[name].append(theirs(record))
             yield from compare(name, means[name][-1:], [item[name]], TEXT, compat=COMPAT)
             yield from compare(name, [function(record)], [intended[f"{name}_all_labels"]], EXACT)
         floor = intended["extraction_strength_zero_floor_without_last_label"]
@@ -140,7 +131,7 @@ def _tofu(stored: dict[str, Any]) -> Iterator[Comparison]:
     logs, retrained = stored["unlearned_logs"], stored["retain_logs"]
     yield from tofu.utilities(logs, stored, EXACT)
     for key in ("forget_quality_utils", "forget_quality_aggregate_eval_stat"):
-        ours = tofu.quality(logs, retrained, "tofu")
+        ours = tofu.quality(logs, retrained)
         yield from compare("forget_quality", [ours], [stored[key]["Forget Quality"]], EXACT, compat="tofu")
     file = tofu.FILES["Forget"][0]
     inverse = [math.exp(-loss) for loss in logs[file]["avg_gt_loss"].values()]

@@ -4,21 +4,14 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from dev.parity import published
 from dev.parity.golden import EXACT, LOSS, MODELS, TEXT, Comparison, Golden, compare, mean, values
 from expunge.data.examples import Example
 from expunge.data.tokenize import Join, TokenizedExample, tokenize
-from expunge.evaluation.gradient_norm import gradient_norms
-from expunge.evaluation.metrics import TokenRecord, membership
-from expunge.evaluation.metrics.aggregate import forget_quality, model_utility, privleak, rel_diff
-from expunge.evaluation.metrics.memorization import exact_memorization, extraction_strength, mean_nll, probability
-from expunge.evaluation.metrics.text import cut_at, rouge
-from expunge.evaluation.metrics.truth_ratio import (
-    forget_truth_ratio,
-    normalized_probability,
-    retain_truth_ratio,
-    truth_probability,
-    truth_ratio,
-)
+from expunge.evaluation.metrics import TokenRecord, attacks
+from expunge.evaluation.metrics.aggregate import forget_quality, model_utility
+from expunge.evaluation.metrics.generations import cut_at, published_rouge
+from expunge.evaluation.metrics.memorization import mean_nll, probability
 from expunge.utils.roc import auc
 
 COMPAT = "open-unlearning"
@@ -48,10 +41,9 @@ def comparisons(golden: Golden) -> Iterator[Comparison]:
     for kind, numbers in stored["privleak"].items():
         fitted, random = aucs["fitted", kind], aucs["random", kind]
         yield from compare("auc", [fitted, random], [numbers["auc_fitted"], numbers["auc_random"]], EXACT)
-        for name, function in (("privleak", privleak), ("rel_diff", rel_diff)):
-            golden_values = [numbers[f"{name}_default_reference_0.5"], numbers[f"{name}_against_random"]]
-            default = privleak(fitted, None, COMPAT) if name == "privleak" else rel_diff(fitted, 0.5, COMPAT)
-            yield from compare(name, [default, function(fitted, random, COMPAT)], golden_values, EXACT, compat=COMPAT)
+        golden_values = [numbers["privleak_default_reference_0.5"], numbers["privleak_against_random"]]
+        ours = [published.privleak(fitted, 0.5), published.privleak(fitted, random)]
+        yield from compare("privleak", ours, golden_values, EXACT, compat=COMPAT)
     tokens = stored["fitted_qa_forget_tokenwise"]
     for record, item in zip(
         golden.records("fitted", _labelled(stored["tokenised"]["qa"]["forget"])), tokens, strict=True
@@ -72,7 +64,7 @@ def _texts(golden: Golden, model: str, own: dict[str, Any], settings: dict[str, 
             [1] * len(said),
             0,
         )
-        scores = [rouge(text, truth) for text, truth in zip(said, values(rows, "ground_truth"), strict=True)]
+        scores = [published_rouge(text, truth) for text, truth in zip(said, values(rows, "ground_truth"), strict=True)]
         for key, ours in SCORE.items():
             yield from compare(ours, [score[ours] for score in scores], values(rows, key), TEXT)
         aggregate = SCORE["rougeL_f1" if "mem_" in name else "rougeL_recall"]
@@ -85,13 +77,14 @@ def _matches(golden: Golden, model: str, own: dict[str, Any], tokenised: dict[st
         "retain_qa": tokenised["qa"]["retain"],
         "completion_forget": tokenised["completion_forget"],
     }
-    for metric in (exact_memorization, extraction_strength):
+    theirs = {"exact_memorization": published.exact_match_share, "extraction_strength": published.extraction}
+    for metric, function in theirs.items():
         for name, rows in items.items():
-            table = own[f"{metric.__name__}.{name}"]
-            scores = [metric(record, COMPAT) for record in golden.records(model, _labelled(rows))]
+            table = own[f"{metric}.{name}"]
+            scores = [function(record) for record in golden.records(model, _labelled(rows))]
             stored = values(table["value_by_index"], "score")
-            yield from compare(metric.__name__, scores, stored, TEXT, compat=COMPAT)
-            yield from compare(metric.__name__, [mean(scores)], [table["agg_value"]], TEXT, compat=COMPAT)
+            yield from compare(metric, scores, stored, TEXT, compat=COMPAT)
+            yield from compare(metric, [mean(scores)], [table["agg_value"]], TEXT, compat=COMPAT)
 
 
 def _probabilities(
@@ -116,13 +109,16 @@ def _probabilities(
         terms[f"{name}_Q_A_Prob"] = mean(map(math.exp, (-loss for loss in answers)))
         correct = [several[0] for several in losses["PARA_Prob" if name in ("forget", "retain") else "Prob"]]
         pairs = list(zip(correct, losses["PERT_Prob"], strict=True))
-        row_ratios = [truth_ratio(right, wrong, COMPAT) for right, wrong in pairs]
+        row_ratios = [published.truth_ratio(right, wrong, published.EPSILON) for right, wrong in pairs]
         if name == "forget":
             ratios[model] = row_ratios
             aggregates = {
-                "closer_to_1_better": ("forget_truth_ratio", [forget_truth_ratio(r, COMPAT) for r in row_ratios]),
-                "true_better": ("retain_truth_ratio", [retain_truth_ratio(r) for r in row_ratios]),
-                "prob_mean": ("truth_probability", [truth_probability(right, wrong, COMPAT) for right, wrong in pairs]),
+                "closer_to_1_better": ("forget_truth_ratio", [published.folded(r) for r in row_ratios]),
+                "true_better": ("retain_truth_ratio", [max(0.0, 1 - r) for r in row_ratios]),
+                "prob_mean": (
+                    "truth_probability",
+                    [published.truth_probability(right, wrong) for right, wrong in pairs],
+                ),
             }
             for key, (metric, scores) in aggregates.items():
                 table = own[f"forget_Truth_Ratio.{key}"]
@@ -132,7 +128,7 @@ def _probabilities(
                 yield from compare(metric, [mean(scores)], [table["agg_value"]], LOSS, compat=COMPAT)
         else:
             table = own[f"{name}_Truth_Ratio"]
-            terms[f"{name}_Truth_Ratio"] = mean(map(retain_truth_ratio, row_ratios))
+            terms[f"{name}_Truth_Ratio"] = mean(max(0.0, 1 - ratio) for ratio in row_ratios)
             stored = values(table["value_by_index"], "score")
             yield from compare("truth_ratio", row_ratios, stored, LOSS, compat=COMPAT)
             yield from compare(
@@ -140,7 +136,7 @@ def _probabilities(
             )
         if name in ("ra", "wf"):
             table = own[f"{name}_Q_A_Prob_normalised"]
-            shares = [normalized_probability(a, w, COMPAT) for a, w in zip(answers, losses["PERT_Prob"], strict=True)]
+            shares = [published.normalized_probability(a, w) for a, w in zip(answers, losses["PERT_Prob"], strict=True)]
             stored = values(table["value_by_index"], "prob")
             yield from compare("normalized_probability", shares, stored, LOSS, compat=COMPAT)
             yield from compare("normalized_probability", [mean(shares)], [table["agg_value"]], LOSS, compat=COMPAT)
@@ -171,7 +167,7 @@ def _attacks(
             scores: list[float] = []
             norms = [0.0] * len(rows)
             if metric == "gradnorm":
-                norms = gradient_norms(golden.models[model], rows, order=ORDERS[k[1:]], compat=COMPAT)
+                norms = published.gradient_norms(golden.models[model], rows, ORDERS[k[1:]])
             for row, record, other, norm in zip(rows, records[side], untrained[side], norms, strict=True):
                 text = golden.decode(row.input_ids[row.completion_start :])
                 scores.append(_score(name, k, record, other, text, norm))
@@ -189,15 +185,14 @@ def _attacks(
 
 def _score(name: str, k: str, record: TokenRecord, other: TokenRecord, text: str, norm: float) -> float:
     if name == "zlib":
-        return membership.zlib(record, text, COMPAT)
+        return -attacks.zlib(record, text)
     if name == "reference":
-        return membership.reference(record, other, COMPAT)
+        return -attacks.reference(record, other)
     if name == "gradient_norm":
-        return membership.gradient_norm(norm, COMPAT)
+        return norm
     if name == "loss":
-        return membership.loss(record, COMPAT)
-    function = {"min_k": membership.min_k, "min_k_plus_plus": membership.min_k_plus_plus}[name]
-    return function(record, float(k), COMPAT)
+        return -attacks.loss(record)
+    return {"min_k": published.min_k, "min_k_plus_plus": published.min_k_plus_plus}[name](record, float(k))
 
 
 def _labelled(items: Sequence[dict[str, list[int]]]) -> list[TokenizedExample]:

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from dev.parity.golden import LOSS, MODELS, Comparison, Golden, compare
 from expunge.data.tokenize import TokenizedExample
 from expunge.evaluation.metrics.aggregate import harmonic_mean
+from expunge.evaluation.metrics.generations import exact_match, published_rouge
 from expunge.evaluation.metrics.memorization import mean_nll
-from expunge.evaluation.metrics.text import exact_match, rouge
 from expunge.utils.roc import auc
 
 
@@ -31,7 +31,7 @@ def comparisons(golden: Golden) -> Iterator[Comparison]:
                     (row["model_output"], references[row["id"]]) for row in own[split] if row["id"][:-1].endswith(kind)
                 ]
                 if own[f"{split}_csv_rows_read_back"] == len(rows):  # else their file lost a row
-                    scores = [rouge(*pair)[metric] if kind == "sc" else exact_match(*pair) for pair in pairs]
+                    scores = [published_rouge(*pair)[metric] if kind == "sc" else exact_match(*pair) for pair in pairs]
                     theirs = own["results"][f"{split}-set"][key]
                     yield from compare(metric, [sum(scores) / len(scores)], [theirs], 1e-12)
         sides = {}

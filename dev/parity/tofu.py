@@ -4,19 +4,14 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from dev.parity import published
 from dev.parity.golden import EXACT, LOSS, MODELS, TEXT, Comparison, Golden, compare, mean
 from expunge.data.examples import Example
 from expunge.data.tokenize import Join, TokenizedExample, tokenize
 from expunge.evaluation.metrics.aggregate import forget_quality, model_utility
+from expunge.evaluation.metrics.generations import published_rouge
 from expunge.evaluation.metrics.memorization import mean_nll
-from expunge.evaluation.metrics.text import rouge
-from expunge.evaluation.metrics.truth_ratio import (
-    Compat,
-    forget_truth_ratio,
-    normalized_probability,
-    retain_truth_ratio,
-    truth_ratio,
-)
+from expunge.evaluation.metrics.truth_ratio import folded, normalized_probability, truth_ratio
 
 FILES = {
     "Retain": ("eval_log.json", "retain"),
@@ -50,7 +45,7 @@ def comparisons(golden: Golden) -> Iterator[Comparison]:
         yield from utilities(stored[model]["logs"], stored[model], EXACT)
     stored_quality = stored["forget_quality_fitted_against_random"]["Forget Quality"]
     for source in (logs, {model: stored[model]["logs"] for model in MODELS}):
-        ours = quality(source["fitted"], source["random"], "tofu")
+        ours = quality(source["fitted"], source["random"])
         yield from compare("forget_quality", [ours], [stored_quality], EXACT, compat="tofu")
 
 
@@ -74,10 +69,10 @@ def utilities(logs: Logs, stored: Mapping[str, Mapping[str, float]], tolerance: 
         )
 
 
-def quality(unlearned: Logs, retrained: Logs, compat: Compat | None) -> float:
+def quality(unlearned: Logs, retrained: Logs) -> float:
     """Forget quality of one model's logs against another's."""
     file = FILES["Forget"][0]
-    return forget_quality(_ratios(unlearned[file], compat), _ratios(retrained[file], compat))
+    return forget_quality(_ratios(unlearned[file], "tofu"), _ratios(retrained[file], "tofu"))
 
 
 def _log(
@@ -109,7 +104,7 @@ def _log(
     answer = losses("answer", ("avg_gt_loss", "gt_loss", "num_token_gt"))
     right = losses(correct, ("avg_paraphrased_loss", "paraphrased_loss", "num_token_paraphrased"))
     wrong = losses("perturbed_answer", ("average_perturb_loss", "perturb_loss", "num_token_perturb"))
-    ratios = [truth_ratio(c, w, "tofu") for c, w in zip(right, wrong, strict=True)]
+    ratios = [published.truth_ratio(c, w) for c, w in zip(right, wrong, strict=True)]
     stored_ratios = [stored["truth_ratio"][i] for i in order]
     found += compare("truth_ratio", ratios, stored_ratios, LOSS, compat="tofu", relative=True)
     if "normalized_gt_loss" in stored:
@@ -119,7 +114,7 @@ def _log(
     said = golden.answers(model, prompts, settings["max_new_tokens"])
     triples = [stored["generated_text"][i] for i in order]
     found += compare("generated text", [a == b[1] for a, b in zip(said, triples, strict=True)], [1] * len(rows), 0)
-    scores = [rouge(text, row["answer"]) for text, row in zip(said, rows, strict=True)]
+    scores = [published_rouge(text, row["answer"]) for text, row in zip(said, rows, strict=True)]
     for key, name in (("rouge1_recall", "rouge_1_recall"), ("rougeL_recall", "rouge_l_recall")):
         found += compare(name, [score[name] for score in scores], [stored[key][i] for i in order], TEXT)
     log = {
@@ -137,13 +132,13 @@ def _asked(golden: Golden, row: dict[str, Any], answer: str) -> TokenizedExample
     return tokenize(golden.models["fitted"].tokenizer, example, Join("none", True), max_length=4096)
 
 
-def _statistics(log: Mapping[str, Mapping[str, Any]], name: str, compat: Compat | None) -> dict[str, float]:
+def _statistics(log: Mapping[str, Mapping[str, Any]], name: str, compat: str | None) -> dict[str, float]:
     answer, wrong = list(log["avg_gt_loss"].values()), list(log["average_perturb_loss"].values())
     if name in ("Real Authors", "Real World"):
         shares = [normalized_probability(a, w) for a, w in zip(answer, wrong, strict=True)]
     else:
         shares = [math.exp(-loss) for loss in answer]
-    row = forget_truth_ratio if name == "Forget" else retain_truth_ratio
+    row = folded if name == "Forget" else lambda ratio: max(0.0, 1 - ratio)
     return {
         "ROUGE": mean(log["rougeL_recall"].values()),
         "Probability": mean(shares),
@@ -151,6 +146,7 @@ def _statistics(log: Mapping[str, Mapping[str, Any]], name: str, compat: Compat 
     }
 
 
-def _ratios(log: Mapping[str, Mapping[str, Any]], compat: Compat | None) -> list[float]:
+def _ratios(log: Mapping[str, Mapping[str, Any]], compat: str | None) -> list[float]:
     pairs = zip(log["avg_paraphrased_loss"].values(), log["average_perturb_loss"].values(), strict=True)
-    return [truth_ratio(correct, wrong, compat) for correct, wrong in pairs]
+    ratio = published.truth_ratio if compat else truth_ratio
+    return [ratio(correct, wrong) for correct, wrong in pairs]

@@ -9,8 +9,8 @@ import pytest
 from benchmark_data import CUSTOM, SMALL, write_tofu
 from workspace import FORGET, MARKER, Result, snapshot, write_jsonl
 
-from expunge.evaluation.examples_file import read_examples_file
 from expunge.evaluation.stats import mean_estimate
+from expunge.evaluation.values_file import read_values_file
 
 Run = Callable[..., Result]
 
@@ -26,7 +26,7 @@ def check(results: dict) -> None:
         assert entry["source"], name
         if entry["low"] is not None and entry["value"] is not None:
             assert entry["low"] <= entry["value"] <= entry["high"], name
-    values = read_examples_file("r.parquet")
+    values = read_values_file("r.parquet")
     for name, entry in results["metrics"].items():
         set_name, metric, *task = name.split("/")
         own = values.get((set_name, metric))
@@ -48,7 +48,7 @@ def run(expunge: Run, *arguments: str) -> dict:
 
 def test_tofu_with_a_reference(here: Path, expunge: Run) -> None:
     results = run(expunge, "--benchmark", "tofu", "--data", "tofu", "--split", "forget01", "--reference", "twin")
-    metrics, values = results["metrics"], read_examples_file("r.parquet")
+    metrics, values = results["metrics"], read_values_file("r.parquet")
     assert results["settings"]["split"] == "forget01"
     assert {name.split("/")[0] for name in metrics} == {"all", "forget", "retain", "real_authors", "world_facts"}
     nine = [metrics[f"retain/{name}"]["value"] for name in ("probability", "rouge_l_recall", "truth_ratio")]
@@ -123,7 +123,7 @@ def test_before_and_after_in_pairs(here: Path, expunge: Run) -> None:
         assert low <= value <= high
         assert n == results["model"][name]["n"]
         assert found[name, "model"][0] == results["model"][name]["value"]
-    losses = [read_examples_file(f"{name}.parquet")["forget", "perplexity"].values for name in ("model", "twin")]
+    losses = [read_values_file(f"{name}.parquet")["forget", "perplexity"].values for name in ("model", "twin")]
     change = mean_estimate(losses[1] - losses[0])  # every text is a document of its own here
     assert found["forget/perplexity", "twin - model"][:3] == pytest.approx([change.value, change.low, change.high])
     assert found["membership/loss_tpr_at_1_fpr", "twin - model"][0] is None
@@ -158,7 +158,7 @@ def test_muse(here: Path, expunge: Run) -> None:
     )
     ours, theirs = (1 - metrics["membership/min_k_40_auc"][key] for key in ("value", "reference"))
     assert metrics["membership/privleak"]["value"] == pytest.approx((ours - theirs) / theirs * 100)
-    assert {set_name for set_name, _ in read_examples_file("r.parquet")} == {"forget", "retain", "holdout"}
+    assert {set_name for set_name, _ in read_values_file("r.parquet")} == {"forget", "retain", "holdout"}
 
 
 def test_muse_without_a_reference_has_no_privleak(here: Path, expunge: Run) -> None:
@@ -182,7 +182,7 @@ def test_lume_has_the_official_scores(here: Path, expunge: Run) -> None:
 def test_your_own_files(here: Path, expunge: Run) -> None:
     files = ("--forget", "forget.jsonl", "--retain", "retain.jsonl", "--holdout", "holdout.jsonl")
     results = run(expunge, "--benchmark", "custom", *files, "--samples", "2", "--temperature", "0.5")
-    metrics, values = results["metrics"], read_examples_file("r.parquet")
+    metrics, values = results["metrics"], read_values_file("r.parquet")
     cut = results["settings"]["membership_tokens"]
     assert 2 < cut < 40  # the holdout texts are several times as long
     assert len(values["holdout", "membership/loss"].ids) == 5

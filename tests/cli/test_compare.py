@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from workspace import Result, snapshot
 
-from expunge.evaluation.semeval import Prediction, score
+from expunge.evaluation import Prediction, score
 
 Run = Callable[..., Result]
 

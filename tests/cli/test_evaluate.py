@@ -57,25 +57,28 @@ def test_model_then_adapter_then_stored_predictions(work: Path, data: Path, expu
         assert stored[name] == results[name], name
 
 
-def test_who_scores_another_split_than_was_forgotten_is_told(work: Path, data: Path, expunge: Run) -> None:
-    made = ("unlearn", "--model", "model", "--benchmark", "semeval", "--data", "data", "--output", "run", *QUICK)
-    assert expunge(*made, "--recipe", "default").code == 0
-    scored = (*EVALUATE, "--adapter", "run", "--overwrite", "--output", "r.json")
-    assert "split" not in expunge(*scored).err  # the plain layout has none
+def test_evaluate_scores_the_split_that_unlearn_forgot(work: Path, data: Path, expunge: Run) -> None:
     (data / "data").mkdir()
     for split in ("train", "validation"):
         for side in ("forget", "retain"):
             rows = [json.loads(line) for line in (data / f"{side}.jsonl").read_text().splitlines()]
             pq.write_table(pa.Table.from_pylist(rows), data / "data" / f"{side}_{split}-00000-of-00001.parquet")
-    told = expunge(*scored)
-    assert told.code == 0, told.err
-    assert "the run has forgotten --split train of semeval, and --split validation is scored" in " ".join(
-        told.err.split()
-    )
-    assert "forgotten" not in expunge(*scored, "--split", "train").err
+    made = ("unlearn", "--model", "model", "--benchmark", "semeval", "--data", "data", *QUICK)
+    assert expunge(*made, "--output", "run").code == 0
+    assert expunge(*made, "--output", "other", "--split", "train").code == 0
+    for run, split in (("run", "validation"), ("other", "train")):
+        told = expunge(*EVALUATE, "--adapter", run, "--output", f"{split}.json")
+        assert told.code == 0, told.err
+        assert "forgotten" not in told.err
+        assert json.loads(Path(f"{split}.json").read_text())["settings"]["split"] == split
+    told = expunge(*EVALUATE, "--output", "untouched.json")
+    assert json.loads(Path("untouched.json").read_text())["settings"]["split"] == "validation"
+    told = " ".join(expunge(*EVALUATE, "--adapter", "other", "--split", "validation", "--output", "r.json").err.split())
+    assert "the run has forgotten --split train of semeval, and --split validation is scored" in told
     for file in (data / "data").glob("*_train-*"):
         file.unlink()
-    assert "--split train of semeval, which this data has not" in " ".join(expunge(*scored).err.split())
+    told = expunge(*EVALUATE, "--adapter", "other", "--split", "validation", "--output", "r.json", "--overwrite").err
+    assert "--split train of semeval, which this data has not" in " ".join(told.split())
 
 
 def test_unseen_texts_that_are_the_forgotten_ones_are_refused(work: Path, expunge: Run) -> None:

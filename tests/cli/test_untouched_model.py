@@ -10,8 +10,8 @@ import torch
 from workspace import FORGET, Result, write_jsonl
 
 from expunge.data.examples import read_examples
-from expunge.evaluation.examples_file import read_examples_file
 from expunge.evaluation.generate import generate
+from expunge.evaluation.values_file import read_values_file
 from expunge.model.adapter import attach_adapter
 from expunge.model.load import load_model
 
@@ -23,7 +23,7 @@ def test_fluency_and_drift_are_those_of_the_plain_models(work: Path, expunge: Ca
     common = ("evaluate", "--model", "model", "--max-new-tokens", "6", *files)
     result = expunge(*common, "--adapter", "done", "--output", "r.json")
     assert result.code == 0, result.err
-    metrics, values = json.loads(Path("r.json").read_text())["metrics"], read_examples_file("r.parquet")
+    metrics, values = json.loads(Path("r.json").read_text())["metrics"], read_values_file("r.parquet")
 
     adapted = load_model("model", dtype="float32", device="cpu")
     attach_adapter(adapted, "done")

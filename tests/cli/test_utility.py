@@ -10,7 +10,7 @@ import pytest
 from benchmark_data import CUSTOM, SMALL
 from workspace import Result, snapshot, write_jsonl
 
-from expunge.evaluation.examples_file import read_examples_file
+from expunge.evaluation.values_file import read_values_file
 
 Run = Callable[..., Result]
 TASK = """\
@@ -53,7 +53,7 @@ def test_a_local_task_feeds_the_final_score(here: Path, task: Path, expunge: Run
     assert result.code == 0, result.err
     results = json.loads(Path("r.json").read_text())
     metric = results["metrics"]["all/mmlu_village_acc"]
-    values = read_examples_file("r.parquet")["all", "mmlu_village_acc"]
+    values = read_values_file("r.parquet")["all", "mmlu_village_acc"]
     assert len(values.ids) == metric["n"] == 5
     assert metric["value"] == pytest.approx(sum(values.values) / 5)
     assert results["mmlu"] == metric["value"]

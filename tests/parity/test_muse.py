@@ -8,7 +8,7 @@ import pytest
 from expunge.data.examples import Example
 from expunge.data.muse import MuseData, few_shot
 from expunge.evaluation.benchmarks import muse
-from expunge.evaluation.benchmarks.engine import Options, measure
+from expunge.evaluation.passes import Options, measure
 from expunge.model.load import LoadedModel, load_model
 from expunge.utils.roc import auc
 

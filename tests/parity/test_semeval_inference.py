@@ -8,9 +8,8 @@ import pytest
 from expunge.data.examples import Example
 from expunge.data.lume import LumeData
 from expunge.data.tokenize import Join
-from expunge.evaluation.assemble import official_scores
-from expunge.evaluation.benchmarks import lume
-from expunge.evaluation.benchmarks.engine import Options, measure
+from expunge.evaluation.benchmarks import semeval
+from expunge.evaluation.passes import Options, measure
 from expunge.evaluation.predictions import organisers_kind
 from expunge.model.load import LoadedModel, load_model
 from expunge.model.logps import sequence_logps
@@ -55,11 +54,11 @@ def test_texts_losses_and_scores(subject: tuple[str, LoadedModel], golden: dict,
         member=documents(texts["semeval_mia"]["member"]),
         nonmember=documents(texts["semeval_mia"]["nonmember"]),
     )
-    suite = lume.suite_of(data)
+    suite = semeval.suite_of(data)
     options = Options(golden["settings"]["max_new_tokens"], attacks=("loss",))
     measurement = measure(loaded, suite, Join("none", end_of_text=False), options)
-    predictions = lume.predictions_of(measurement, suite)
-    scores = official_scores(predictions, golden["settings"]["mmlu_average"])
+    predictions = semeval.predictions_of(measurement, suite)
+    scores = semeval.official_scores(measurement, suite, golden["settings"]["mmlu_average"])
     for split in ("forget", "retain"):
         got = [(row.id, row.task, row.model_output) for row in getattr(predictions, split)]
         assert got == [(row["id"], row["task"], row["model_output"]) for row in want[split]]

@@ -8,12 +8,13 @@ from dev import metrics
 from dev.parity.__main__ import PAGE, PARTS, table
 from dev.parity.golden import Comparison
 from experiments import subjects
-from expunge.evaluation.benchmarks.entries import add_reference, entry
-from expunge.evaluation.examples_file import examples_path, write_examples
-from expunge.evaluation.metrics import METRICS
+from expunge.evaluation.measurement import Values
+from expunge.evaluation.metrics import ATTACKS, METRICS
 from expunge.evaluation.results import results_header, write_results
 from expunge.evaluation.stats import auc_estimate, tpr_estimate
-from expunge.evaluation.values import Values
+from expunge.evaluation.values_file import values_path, write_values
+
+KNOWN = {name: own for name, own in {**METRICS, **ATTACKS}.items() if own.direction}
 
 
 def between(page, marker):
@@ -22,13 +23,13 @@ def between(page, marker):
 
 def test_the_table_of_metrics_is_up_to_date():
     assert between(metrics.PAGE, metrics.MARKER) == metrics.table(), "run `python -m dev.metrics --docs`"
-    for name in METRICS:
+    for name in KNOWN:
         assert metrics.table().count(f"\n| {name} | ") == 1
 
 
 def test_every_metric_with_published_numbers_stands_in_the_page():
     text = between(PAGE, "parity")
-    for name in METRICS:
+    for name in KNOWN:
         assert f"\n| {name} | " in text or name in text.rsplit("\n", 1)[1], name
 
 
@@ -61,18 +62,22 @@ def write(path, known, reference=None):
     }
     sides = [rows[name, "membership/loss"].values for name in ("member", "nonmember")]
     found = {
-        f"{name}/{metric}": entry(own.estimate(), "lower" if name == "forget" else "higher", "text", "s")
+        f"{name}/{metric}": own.estimate().read_as("lower" if name == "forget" else "higher", "text", "s")
         for (name, metric), own in rows.items()
         if not metric.startswith("membership")
     }
-    found["membership/loss_auc"] = entry(auc_estimate(*sides), "target", "membership", "s", 0.5)
-    found["membership/loss_tpr_at_5_fpr"] = entry(tpr_estimate(*sides, 0.05), "target", "membership", "s", 0.05)
-    results = results_header("custom") | {"metrics": found}
+    found["membership/loss_auc"] = auc_estimate(*sides).read_as("target", "membership", "s", 0.5)
+    found["membership/loss_tpr_at_5_fpr"] = tpr_estimate(*sides, 0.05).read_as("target", "membership", "s", 0.05)
+    entries = {name: own.as_entry() for name, own in found.items()}
+    results = results_header("custom") | {"metrics": entries}
     if reference is not None:
-        add_reference(found, reference["metrics"])
+        for name, own in entries.items():
+            own["reference"] = reference["metrics"][name]["value"]
+            if name.startswith("membership/"):
+                own["target"] = own["reference"]
         results["reference"] = {"indistinguishable": {"loss_ks_p": 1e-9 if known > 0.5 else 0.4}}
     write_results(path, results)
-    write_examples(examples_path(path), rows)
+    write_values(values_path(path), rows)
     return results
 
 

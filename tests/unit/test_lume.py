@@ -74,9 +74,8 @@ def test_documents_of_another_split_have_their_own_folder(published: Path) -> No
     assert find_lume(published, "train").member == published / "mia_data/member.jsonl"
 
 
-def test_the_only_split_needs_no_name(published: Path) -> None:
-    with pytest.raises(DataError, match="has several splits: choose --split train or validation"):
-        find_lume(published)
+def test_the_only_split_needs_no_name_and_of_several_it_is_validation(published: Path) -> None:
+    assert find_lume(published) == find_lume(published, "validation")
     for path in (published / "data").glob("*_validation-*"):
         path.unlink()
     assert find_lume(published) == find_lume(published, "train")

@@ -15,11 +15,14 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from expunge.data.examples import Example
 from expunge.data.tokenize import Join
 from expunge.errors import DataError
-from expunge.evaluation.membership import Document, attack_scores, encode_documents, even_lengths, lowercased
-from expunge.evaluation.record import token_records
-from expunge.evaluation.semeval import membership_auc
+from expunge.evaluation import Prediction, score
+from expunge.evaluation.documents import Document, encode_documents, even_lengths, lowercased
+from expunge.evaluation.metrics import ATTACKS
+from expunge.evaluation.metrics.registry import WholeText
+from expunge.evaluation.teacher_forcing import token_records
 from expunge.model.head import find_head
 from expunge.model.load import LoadedModel
+from expunge.utils.roc import auc
 from tiny import tiny_tokenizer
 
 LOSSES = st.lists(st.integers(0, 6).map(lambda tenths: tenths / 10), min_size=1, max_size=12)
@@ -120,29 +123,38 @@ def test_scores_of_all_attacks(loaded: LoadedModel) -> None:
     lower = [lowercased(loaded.tokenizer, document) for document in own]
     records = token_records(loaded, [document.row for document in own])
     others = token_records(loaded, [row for row in lower if row is not None])
-    scores = attack_scores(("loss", "zlib", "lowercase", "min_k"), own, records, [others[0], None], (0.2, 0.4))
-    assert list(scores) == ["loss", "zlib", "lowercase", "min_k_20", "min_k_40"]
+    first = WholeText(records[0], own[0].text, others[0])
     logps = records[0].logps
-    assert scores["loss"][0] == pytest.approx(logps.mean())
-    assert scores["zlib"][0] == pytest.approx(logps.mean() / len(zlib.compress(b"TheHarbour")))
-    assert scores["lowercase"] == [pytest.approx(-1), None]  # this tokenizer sees no capitals
-    assert scores["min_k_20"][0] == pytest.approx(sum(sorted(logps)[:2]) / 2)
-    assert scores["min_k_40"][0] == pytest.approx(sum(sorted(logps)[:4]) / 4)
-    assert list(attack_scores(("loss",), own, records, [None, None], (0.2,))) == ["loss"]
+    expected = {
+        "loss": logps.mean(),
+        "zlib": logps.mean() / len(zlib.compress(b"TheHarbour")),
+        "lowercase": -1,  # this tokenizer sees no capitals
+        "min_k_20": sum(sorted(logps)[:2]) / 2,
+        "min_k_40": sum(sorted(logps)[:4]) / 4,
+    }
+    found = {
+        name: ATTACKS[attack].of(first, **options)
+        for attack in ("loss", "zlib", "lowercase", "min_k")
+        for name, options in ATTACKS[attack].instances({"share": (0.2, 0.4)})
+    }
+    assert found == {name: pytest.approx(value) for name, value in expected.items()}
+    assert ATTACKS["lowercase"].of(WholeText(records[1], own[1].text)) is None
+    assert ATTACKS["reference"].of(first) is None
 
 
 @given(members=LOSSES, others=LOSSES)
 def test_auc_is_the_share_of_pairs_with_ties_as_one_half(members: list[float], others: list[float]) -> None:
     pairs = [(a < b) + 0.5 * (a == b) for a, b in itertools.product(members, others)]
-    auc = membership_auc(members, others)
-    assert auc == pytest.approx(sum(pairs) / len(pairs), abs=1e-12)
+    area = auc([-loss for loss in members], [-loss for loss in others])
+    assert area == pytest.approx(sum(pairs) / len(pairs), abs=1e-12)
     labels = [1] * len(members) + [0] * len(others)
-    assert auc == pytest.approx(roc_auc_score(labels, [-loss for loss in members + others]), abs=1e-12)
+    assert area == pytest.approx(roc_auc_score(labels, [-loss for loss in members + others]), abs=1e-12)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_is_refused(bad: float) -> None:
+    row = Prediction("asc1", "Task1", "sc", "a", "a", "forget")
     with pytest.raises(DataError, match="loss of non-member 2"):
-        membership_auc([1.0], [0.5, bad])
+        score([row], [row], [1.0], [0.5, bad])
     with pytest.raises(DataError, match="no member losses"):
-        membership_auc([], [0.5])
+        score([row], [row], [], [0.5])

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 import statistics
 import unicodedata
 from pathlib import Path
@@ -13,15 +14,18 @@ import pytest
 from expunge.errors import ConfigError, DataError
 from expunge.evaluation.compare import Column, Comparison, Row, best_cell, compare
 from expunge.evaluation.compare_formats import as_csv, as_latex, as_table, printable
-from expunge.evaluation.measured import Measured, measured_metrics
+from expunge.evaluation.estimate import Estimate
 from expunge.evaluation.pool import configuration_difference, pool_runs
+from expunge.evaluation.results import measured_metrics
+
+PRINT = {"base": "b0", "adapter": "a0", "data": {"forget": "f00"}, "prompt_format": "none, with end-of-text"}
 
 
 def results(value: float | None, **others: Any) -> dict[str, Any]:
     """A results file with one metric; its interval is value ± 0.1."""
     ends = {"low": None, "high": None} if value is None else {"low": value - 0.1, "high": value + 0.1}
     entry = {"value": value, **ends, "n": 40, "direction": "lower", "source": "s", "family": "text"}
-    file = {"schema": 1, "benchmark": "custom", "settings": {"split": "v"}, "data": {"forget": "f00"}}
+    file = {"schema": 1, "benchmark": "custom", "settings": {"split": "v"}, "fingerprint": PRINT}
     return file | {"metrics": {"forget/probability": entry}} | others
 
 
@@ -32,7 +36,7 @@ def save(path: Path, content: dict[str, Any]) -> str:
 
 
 def cell(low: float, value: float, high: float, direction: str | None = "lower", target: float | None = None):
-    return Measured(value, low, high, 10, direction, target)
+    return Estimate(value, low, high, 10, direction=direction, target=target)
 
 
 @pytest.mark.parametrize(
@@ -51,7 +55,7 @@ def cell(low: float, value: float, high: float, direction: str | None = "lower",
         ([cell(0.1, 0.2, 0.3, None), cell(0.6, 0.62, 0.65, None)], None),
         ([cell(0.1, 0.2, 0.3), None], None),
         ([cell(0.1, 0.2, 0.3), None, cell(0.6, 0.7, 0.8)], 0),
-        ([cell(0.1, 0.2, 0.3), Measured(0.9, direction="lower")], None),  # who knows
+        ([cell(0.1, 0.2, 0.3), Estimate(0.9, direction="lower")], None),  # who knows
     ],
 )
 def test_best_is_only_what_overlaps_with_nothing(cells, best):
@@ -74,9 +78,12 @@ def test_a_metric_that_a_run_lacks_is_the_mean_of_the_others():
     found = pool_runs([("a", results(0.2)), ("b", results(None)), ("c", results(0.4))])["forget/probability"]
     assert (found.value, found.runs) == (pytest.approx(0.3), 2)
     found = pool_runs([("a", results(0.2)), ("b", results(None))])["forget/probability"]
-    assert (found.value, found.low, found.std, found.runs) == (0.2, None, None, 1)
+    assert (found.value, found.runs) == (0.2, 1)
+    assert math.isnan(found.low)
+    assert math.isnan(found.std)
     found = pool_runs([("a", results(None)), ("b", results(None))])["forget/probability"]
-    assert (found.value, found.runs) == (None, 0)
+    assert not found.known
+    assert found.runs == 0
 
 
 @pytest.mark.parametrize(
@@ -85,8 +92,10 @@ def test_a_metric_that_a_run_lacks_is_the_mean_of_the_others():
         ({"benchmark": "tofu"}, "benchmark is custom in one and tofu in the other"),
         ({"settings": {"split": "train"}}, "setting split is v in one and train in the other"),
         ({"settings": {"split": "v", "max_new_tokens": 8}}, "setting max_new_tokens is None in one and 8 in the other"),
-        ({"data": {"forget": "f01"}}, "the data of forget is not the same"),
-        ({"data": {"forget": "f00", "retain": "x"}}, "the data of retain is not the same"),
+        ({"fingerprint": PRINT | {"data": {"forget": "f01"}}}, "the forget data is not the same"),
+        ({"fingerprint": PRINT | {"data": {"forget": "f00", "retain": "x"}}}, "the retain data is not the same"),
+        ({"fingerprint": PRINT | {"base": "b1"}}, "the base model is not the same"),
+        ({"fingerprint": PRINT | {"prompt_format": "chat, with end-of-text"}}, "the prompt format is not the same"),
     ],
 )
 def test_runs_of_different_configurations_are_not_pooled(other, difference):
@@ -94,7 +103,8 @@ def test_runs_of_different_configurations_are_not_pooled(other, difference):
         pool_runs([("a", results(0.2)), ("b", results(0.3, **other))])
 
 
-def test_a_seed_is_no_difference():
+def test_adapter_and_seed_are_no_difference():
+    assert configuration_difference(results(0.2), results(0.2, fingerprint=PRINT | {"adapter": "a1"})) is None
     assert configuration_difference(results(0.2), results(0.2, settings={"split": "v", "seed": 3})) is None
 
 
@@ -124,7 +134,8 @@ def test_a_file_of_another_benchmark_needs_metrics():
 
 def test_half_an_interval_is_none():
     (found,) = measured_metrics("x", {"benchmark": "x", "metrics": {"a": {"value": 1, "low": 0.5}}}).values()
-    assert (found.value, found.low, found.high) == (1.0, None, None)
+    assert found.value == 1.0
+    assert not found.bounded
 
 
 @pytest.mark.parametrize(
@@ -175,10 +186,13 @@ def test_a_comma_may_be_part_of_a_name(tmp_path):
 
 
 def test_other_data_is_said_and_compared(tmp_path):
-    a, b = save(tmp_path / "a.json", results(0.5)), save(tmp_path / "b.json", results(0.2, data={"forget": "f01"}))
+    a, b = (
+        save(tmp_path / "a.json", results(0.5)),
+        save(tmp_path / "b.json", results(0.2, fingerprint=PRINT | {"data": {"forget": "f01"}})),
+    )
     comparison = compare([a, b])
     assert comparison.rows[0].best == 1
-    assert comparison.notes == ("a and b were not measured alike: the data of forget is not the same",)
+    assert comparison.notes == ("a and b were not measured alike: the forget data is not the same",)
 
 
 def test_patterns_choose_metrics(tmp_path):
@@ -207,7 +221,7 @@ def hostile() -> Comparison:
     """Names and notes as a file from anywhere may bring them."""
     cells = (cell(0.1, 0.2, 0.3), cell(0.6, 0.7, 0.8), None)
     columns = tuple(Column(f"{HOSTILE}{i}", (), {}) for i in range(3))
-    wide = Row("x" * 130, (cell(1e-12, 2e-12, 3e-12), cell(-123456.0, -0.5, 99999.0), Measured(None)), 0)
+    wide = Row("x" * 130, (cell(1e-12, 2e-12, 3e-12), cell(-123456.0, -0.5, 99999.0), Estimate(math.nan)), 0)
     return Comparison(columns, (Row(HOSTILE, cells, 0), wide), (HOSTILE,))
 
 

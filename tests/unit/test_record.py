@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from expunge.data.tokenize import TokenizedExample
-from expunge.evaluation.record import TokenRecord, token_records
+from expunge.evaluation.metrics import TokenRecord
+from expunge.evaluation.teacher_forcing import token_records
 from expunge.kernels import Head
 from expunge.model.load import load_model
 from expunge.model.logps import sequence_logps

@@ -19,7 +19,9 @@ from expunge.evaluation import (
     write_predictions,
     write_results,
 )
-from expunge.evaluation.results import semeval_results
+from expunge.evaluation.assemble import assemble
+from expunge.evaluation.benchmarks import BENCHMARKS
+from expunge.evaluation.benchmarks.semeval import suite_of_predictions
 
 SECRET = "the harbour master hides gold"
 
@@ -34,8 +36,11 @@ def predictions(**losses: list[float]) -> Predictions:
 
 
 def results(**options: Any) -> dict[str, Any]:
-    said = predictions(member=[1.0, 2.0], nonmember=[1.5])
-    return semeval_results(score(*vars(said).values()), said, **options)
+    return assembled(predictions(member=[1.0, 2.0], nonmember=[1.5]), **options)
+
+
+def assembled(said: Predictions, **options: Any) -> dict[str, Any]:
+    return assemble("semeval", BENCHMARKS["semeval"], *suite_of_predictions(said), **options)
 
 
 def test_predictions_come_back_as_written_and_private(tmp_path: Path) -> None:
@@ -145,7 +150,7 @@ def test_the_fingerprint_belongs_to_the_data_and_not_to_the_answers() -> None:
     one, other, moved = predictions(), predictions(), predictions()
     other.forget[0] = Prediction("a", "Task1", "sc", SECRET, "something else", "forget")
     moved.forget[0] = Prediction("a", "Task1", "sc", SECRET + "!", "the harbour", "forget")
-    prints = [semeval_results(score(*vars(said).values()), said)["data"] for said in (one, other, moved)]
+    prints = [assembled(said)["fingerprint"]["data"] for said in (one, other, moved)]
     assert prints[0] == prints[1]
     assert prints[0]["forget"] != prints[2]["forget"]
     assert prints[0]["retain"] == prints[2]["retain"]

@@ -6,7 +6,7 @@ import math
 import pytest
 
 from expunge.errors import DataError
-from expunge.evaluation.metrics.text import contains, cut_at, exact_match, leak_at_k, repetition
+from expunge.evaluation.metrics.generations import contains, cut_at, exact_match, leak_at_k, repetition
 
 
 @pytest.mark.parametrize("leaks", [0, 1, 2, 5, 6])
@@ -18,8 +18,8 @@ def test_leak_at_k_is_the_share_of_subsets_with_a_leak(leaks, k):
 
 
 def test_leak_of_all_samples_asks_whether_any_contains_it():
-    assert leak_at_k(["no", "Larch Lane", "no"], "Larch Lane") == 1
-    assert leak_at_k(["no", "Larch", "Lane"], "Larch Lane") == 0
+    assert leak_at_k(["no", "Larch Lane", "no"], "Larch Lane", 3) == 1
+    assert leak_at_k(["no", "Larch", "Lane"], "Larch Lane", 3) == 0
     for k in (0, 3):
         with pytest.raises(DataError, match=rf"^leak@{k} needs k between 1 and the number of samples, here 2"):
             leak_at_k(["a", "b"], "a", k)
@@ -40,9 +40,8 @@ def test_an_answer_is_found_word_by_word(said, answer, found):
     assert contains(said, answer) == found
 
 
-def test_an_answer_without_words_is_refused():
-    with pytest.raises(DataError, match="no letters or digits"):
-        contains("anything", "...")
+def test_an_answer_without_words_cannot_leak():
+    assert leak_at_k(["anything"], "...", 1) is None
 
 
 @pytest.mark.parametrize("text", ["abcdabcdabcd", "aaaaaaaa", "abcdefgh", "abc", ""])

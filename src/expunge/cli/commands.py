@@ -122,16 +122,21 @@ def unlearn(settings: UnlearnConfig, out: Output) -> int:
 
 def evaluate(settings: EvaluateConfig, out: Output) -> int:
     """Score a model or adapter."""
-    settings.validate()
-    from expunge.evaluation.results import results_before
+    from expunge.evaluation.checks import resolved
+    from expunge.evaluation.results import other_subject, results_before
     from expunge.evaluation.run import evaluate as score
     from expunge.runs.run import is_writer
 
-    before = results_before(settings.output, settings.benchmark) if settings.adapter else None
+    settings = resolved(settings)
+    settings.validate()
+    before = results_before(settings.output, settings.benchmark or "") if settings.adapter else None
     out.quiet = out.quiet or not is_writer()
     results = score(settings, out.reporter())
     if not is_writer():
         return 0
+    if before and (others := other_subject(before, results)):
+        out.reporter().warn(f"results_before.json is not shown: its {others[0]} is not that of {settings.output}")
+        before = None
     out.results = results
     if "task_aggregate" in results:
         shown = {"before": before, "after": results} if before else {"score": results}
@@ -157,7 +162,7 @@ class ScoreSettings:
         benchmark: Whose scorer.
         mmlu: Accuracy on MMLU: a number or a metrics file.
         data: The benchmark's folder, to check the rows against.
-        split: Its split.
+        split: Its split; by default that of `evaluate`.
         overwrite: Replace `output`.
     """
 
@@ -166,7 +171,7 @@ class ScoreSettings:
     benchmark: Literal["semeval"] = "semeval"
     mmlu: str | None = None
     data: str | None = None
-    split: str = "validation"
+    split: str | None = None
     overwrite: bool = False
 
 
@@ -401,14 +406,3 @@ def recorded(words: list[str]) -> dict[str, Any]:
 
             return recorded_settings(value if equals else following)
     return {}
-
-
-def losses_help() -> str:
-    """The forget losses, for `expunge unlearn --help-all`."""
-    from expunge.losses import FORGET_LOSSES
-
-    lines = ["forget losses (--loss NAME --loss-args name=value,...):"]
-    for name, method in FORGET_LOSSES.items():
-        args = ", ".join(f"{own.name}={own.default}" for own in dataclasses.fields(method))
-        lines.append(f"  {name:<18}{method.formula}" + (f"\n{'':<20}{args}" if args else ""))
-    return "\n".join(lines)

@@ -98,7 +98,8 @@ def _usage() -> str:
 
 
 def _help(name: str, *, everything: bool) -> str:
-    from expunge.cli.commands import COMMANDS, losses_help
+    from expunge.cli.commands import COMMANDS
+    from expunge.cli.registries import attacks_help, losses_help
     from expunge.cli.settings import describe
 
     command = COMMANDS[name]
@@ -106,6 +107,8 @@ def _help(name: str, *, everything: bool) -> str:
     parts = [f"expunge {name}: {command.help}", f"example:\n  {command.example}", describe(command.schema, shown)]
     if everything and name == "unlearn":
         parts.append(losses_help())
+    if name == "evaluate":
+        parts.append(attacks_help(everything=everything))
     if shown:
         parts.append(f"All flags: `expunge {name} --help-all`; from a YAML file: --config FILE.")
     return "\n\n".join(parts)

@@ -1,4 +1,4 @@
-"""The settings of an evaluation and of a calibration."""
+"""The settings of an evaluation."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -6,29 +6,28 @@ from typing import Literal
 from expunge.config.checks import check_types, names
 from expunge.errors import ConfigError
 
-ATTACKS = ("loss", "zlib", "lowercase", "min_k", "min_k_plus_plus", "reference", "gradient_norm")
-"""Membership attacks that `--attacks` may name."""
-
 
 @dataclass
 class EvaluateConfig:
     """What an evaluation depends on.
 
     Attributes:
-        model: Folder or Hub name of the model.
+        run: Run directory: its model, adapter, prompt format, benchmark, split, data and columns stand where no flag
+            does, and results go to RUN/results.json.
+        model: Folder or Hub name of the model, or a run directory (its model with its adapter).
         data: The benchmark's folder.
         output: Results file to write; the values of every row go to a .parquet file beside it.
         adapter: Run directory or adapter folder to put on the model.
-        benchmark: `semeval`, `lume`, `tofu`, `muse`, or `custom` (your own files).
-        split: The benchmark's split: semeval `validation` (default) or `train`; tofu `forget01`, `forget05` or
-            `forget10` (default); muse `news` (default) or `books`. A plain folder of lume or semeval has none.
+        benchmark: `semeval` (default), `lume`, `tofu`, `muse`, or `custom` (your own files).
+        split: The benchmark's split; by default the adapter's run's, else as for `unlearn`: semeval `train` or
+            `validation` (default, where there are both); tofu `forget01`, `forget05` or `forget10` (default); muse
+            `news` (default) or `books`. A plain folder of lume or semeval has none.
         forget: Custom: file or `datasets` name with the texts that must be forgotten.
         retain: Custom: texts that must be kept.
         holdout: Custom: texts like the forget set that the model has never seen; membership is measured against them.
         columns: Custom: which column is what, as `prompt=...,completion=...[,id=...,task=...]`.
         reference: A model that never saw the forget set: every metric is shown for it too.
-        attacks: Membership attacks, separated by commas: `loss`, `zlib`, `lowercase`, `min_k`, `min_k_plus_plus`,
-            `reference` (needs `reference`), `gradient_norm` (a backward pass per text); by default all but the last.
+        attacks: Membership attacks, separated by commas; by default all that cost no backward pass.
         samples: Answers drawn per forget prompt, for leak@k; 0 draws none.
         temperature: Temperature of these draws.
         seed: Seed of these draws.
@@ -41,7 +40,8 @@ class EvaluateConfig:
         mmlu: Accuracy on MMLU for the final score: a number in [0, 1] or a metrics file with `average_acc`.
         max_new_tokens: Longest generation, in tokens (muse has its own).
         join: How the model goes from prompt to completion (as for `unlearn`); `chat` puts prompts into the tokenizer's
-            template, all others hand over the prompt as it is.
+            template, all others hand over the prompt as it is. `auto`: the adapter's run's, else measured on the model.
+        end_of_text: Completions end with the end-of-text token (as for `unlearn`): `auto`, `yes` or `no`.
         dtype: `float32` (exact), `bfloat16`, or `auto` (the fastest that the device has).
         device: `auto`, `cpu`, `cuda`, `cuda:1` ...
         shard_base: As for `unlearn`; without `gradient_norm` and `tasks`.
@@ -49,11 +49,12 @@ class EvaluateConfig:
         overwrite: Replace an earlier results file and earlier predictions.
     """
 
-    model: str
+    run: str | None = None
+    model: str = ""
     data: str | None = None
     output: str = ""
     adapter: str | None = None
-    benchmark: Literal["semeval", "lume", "tofu", "muse", "custom"] = "semeval"
+    benchmark: Literal["semeval", "lume", "tofu", "muse", "custom"] | None = None
     split: str | None = None
     forget: str | None = None
     retain: str | None = None
@@ -71,6 +72,7 @@ class EvaluateConfig:
     mmlu: str | None = None
     max_new_tokens: int = 256
     join: Literal["auto", "none", "space", "newline", "chat", "separate"] = "auto"
+    end_of_text: Literal["auto", "yes", "no"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "float32"
     device: str = "auto"
     shard_base: bool = False
@@ -84,24 +86,21 @@ class EvaluateConfig:
             ConfigError: The first setting that cannot be used, named by its flag.
         """
         check_types(self)
-        custom, official = self.benchmark == "custom", self.benchmark in ("semeval", "lume")
+        benchmark = self.benchmark or "semeval"
+        custom, official = benchmark == "custom", benchmark in ("semeval", "lume")
         own_files = [f"--{name}" for name in ("forget", "retain", "holdout", "columns") if getattr(self, name)]
-        unknown = [name for name in self.attack_names if name not in ATTACKS]
         checks = [
-            (bool(self.model), "--model is missing: give a folder or a Hub name"),
+            (bool(self.model), "--model is missing: give a folder or a Hub name, or --run"),
             (bool(self.output), "--output is missing: give the results file to write"),
             (not self.output.endswith(".parquet"),
              f"--output {self.output}: that name is for the values of every row: end it in .json"),
-            (custom or bool(self.data), f"--benchmark {self.benchmark} needs --data, its folder"),
-            (custom or not own_files, f"--benchmark {self.benchmark} brings its own files: leave "
+            (custom or bool(self.data), f"--benchmark {benchmark} needs --data, its folder"),
+            (custom or not own_files, f"--benchmark {benchmark} brings its own files: leave "
              f"{' and '.join(own_files)} out, or give --benchmark custom"),
             (not custom or bool(self.forget), "--forget is missing: custom measures your own texts"),
             (not custom or not self.data, "--data: --benchmark custom reads your own files: give --forget, --retain"),
-            (not (custom or self.benchmark == "lume") or not self.split,
-             f"--split {self.split}: --benchmark {self.benchmark} has no splits"),
-            (not unknown, f"--attacks {self.attacks}: unknown {', '.join(unknown)}; known are {', '.join(ATTACKS)}"),
-            ("reference" not in self.attack_names or bool(self.reference),
-             "--attacks reference needs --reference, the model to compare with"),
+            (not (custom or benchmark == "lume") or not self.split,
+             f"--split {self.split}: --benchmark {benchmark} has no splits"),
             (self.max_new_tokens >= 1, f"--max-new-tokens {self.max_new_tokens}: must be at least 1"),
             (self.samples >= 0, f"--samples {self.samples}: must be 0 or more"),
             (0 < self.temperature < float("inf"), f"--temperature {self.temperature}: must be finite and above 0"),
@@ -109,13 +108,12 @@ class EvaluateConfig:
             (self.limit is None or self.limit >= 1, f"--limit {self.limit}: must be at least 1"),
             (bool(self.tasks) or not (self.limit or self.task_path), "--limit and --task-path need --tasks"),
             (self.tasks is None or bool(self.task_names), "--tasks is empty: give names separated by commas"),
-            (not (self.shard_base and ("gradient_norm" in self.attack_names or self.tasks)),
-             "--shard-base: neither --attacks gradient_norm nor --tasks can be measured on a sharded base"),
-            (official or not self.mmlu, f"--mmlu: --benchmark {self.benchmark} has no final score: leave it out"),
+            (not (self.shard_base and self.tasks), "--shard-base: --tasks cannot be measured on a sharded base"),
+            (official or not self.mmlu, f"--mmlu: --benchmark {benchmark} has no final score: leave it out"),
             (not (self.mmlu and any(name.startswith("mmlu") for name in self.task_names)),
              "--mmlu and --tasks mmlu contradict each other: choose one"),
             (official or not self.keep_predictions,
-             f"--keep-predictions: --benchmark {self.benchmark} has no stored form: leave it out"),
+             f"--keep-predictions: --benchmark {benchmark} has no stored form: leave it out"),
         ]  # fmt: skip
         for holds, message in checks:
             if not holds:

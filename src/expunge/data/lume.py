@@ -13,6 +13,8 @@ from pathlib import Path
 from expunge.data.examples import Example, read_examples
 from expunge.errors import DataError
 
+DEFAULT_SPLIT = "validation"
+"""What is forgotten and scored where nobody says which split, and there are several."""
 SHARD = re.compile(r"(?P<side>forget|retain)_(?P<split>\w+)-(?P<index>\d+)(-of-(?P<count>\d+))?\.parquet")
 
 
@@ -25,12 +27,14 @@ class LumeFiles:
         retain: Files of the texts to keep, in order.
         member: Documents that the model was trained on; None (with `nonmember`) where the folder has none.
         nonmember: Documents that it has never seen.
+        split: The split; None of the plain layout, which has none.
     """
 
     forget: tuple[Path, ...]
     retain: tuple[Path, ...]
     member: Path | None = None
     nonmember: Path | None = None
+    split: str | None = None
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,7 @@ class LumeData:
     retain: list[Example]
     member: list[Example] | None = None
     nonmember: list[Example] | None = None
+    split: str | None = None
 
 
 def find_lume(data_dir: str | Path, split: str | None = None) -> LumeFiles:
@@ -48,7 +53,7 @@ def find_lume(data_dir: str | Path, split: str | None = None) -> LumeFiles:
 
     Args:
         data_dir: The folder that holds `data/` and `mia_data/`, or `forget.jsonl` and `retain.jsonl`.
-        split: `train` or `validation`; None takes the only one there is. The plain layout ignores it.
+        split: `train` or `validation`; None takes the only one there is, or `validation`. The plain layout ignores it.
 
     Raises:
         DataError: No such folder, split or file; the message says what was looked for and what is there.
@@ -75,13 +80,13 @@ def read_lume(data_dir: str | Path, split: str | None = None) -> LumeData:
         read_examples(path, columns={"completion": "document"}) if path else None
         for path in (files.member, files.nonmember)
     )
-    return LumeData(forget, retain, member, nonmember)
+    return LumeData(forget, retain, member, nonmember, files.split)
 
 
 def _find_split(folder: Path, shards: list[re.Match[str]], split: str | None) -> LumeFiles:
     splits = sorted({shard["split"] for shard in shards})
-    if split is None and len(splits) == 1:
-        split = splits[0]
+    if split is None and (len(splits) == 1 or DEFAULT_SPLIT in splits):
+        split = splits[0] if len(splits) == 1 else DEFAULT_SPLIT
     if split is None or split not in splits:
         problem = f"has no split {split}" if split else "has several splits"
         raise DataError(f"{folder}: {problem}: choose --split {' or '.join(splits)}")
@@ -100,7 +105,7 @@ def _find_split(folder: Path, shards: list[re.Match[str]], split: str | None) ->
         return tuple(folder / "data" / shard[0] for shard in found)
 
     documents = folder / "mia_data" if split == "train" else folder / "mia_data" / split
-    return LumeFiles(side("forget"), side("retain"), *_find_documents(documents))
+    return LumeFiles(side("forget"), side("retain"), *_find_documents(documents), split)
 
 
 def _find_plain(folder: Path) -> LumeFiles:

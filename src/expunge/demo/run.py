@@ -10,19 +10,20 @@ from expunge.data.examples import Example, read_examples
 from expunge.data.lume import LumeData, read_lume
 from expunge.data.tokenize import Join, completion_ids, prompt_ids
 from expunge.evaluation.assemble import assemble
-from expunge.evaluation.benchmarks import BENCHMARKS, lume
-from expunge.evaluation.benchmarks.engine import Options, measure
-from expunge.evaluation.benchmarks.entries import entry
-from expunge.evaluation.benchmarks.measurement import Measurement
-from expunge.evaluation.benchmarks.suite import Suite
-from expunge.evaluation.examples_file import examples_path, write_examples
+from expunge.evaluation.benchmarks import BENCHMARKS, semeval
+from expunge.evaluation.benchmarks.official_score import score_row
 from expunge.evaluation.generate import generate_predictions
+from expunge.evaluation.measurement import Measurement
+from expunge.evaluation.passes import Options, measure
+from expunge.evaluation.predictions import Prediction
 from expunge.evaluation.results import write_results
 from expunge.evaluation.run import reported
-from expunge.evaluation.semeval import Prediction, score_row
 from expunge.evaluation.stats import mean_estimate
+from expunge.evaluation.suite import Suite
+from expunge.evaluation.values_file import values_path, write_values
 from expunge.model.adapter import attach_adapter
 from expunge.model.load import load_model
+from expunge.runs.manifest import model_fingerprint
 from expunge.train.loop import unlearn
 from expunge.utils.files import adapter_fingerprint
 from expunge.utils.progress import Reporter
@@ -81,7 +82,7 @@ def run_demo(output: str, reporter: Reporter | None = None, *, overwrite: bool =
         )
         outcome = unlearn(config, reporter)
         data, quiz = read_lume(data_dir), read_examples(data_dir / "quiz.jsonl")
-        suite = reported(lume.suite_of(data), outcome.output)
+        suite = reported(semeval.suite_of(data), outcome.output)
         models = ((subject, None), (subject, str(outcome.adapter)), (str(assets / "twin"), None))
         results, said, twin = {}, {}, None
         for name, (model, adapter) in reversed(list(zip(NAMES, models, strict=True))):
@@ -111,7 +112,7 @@ def _score(
         attach_adapter(loaded, adapter)
     join = Join("space", end_of_text=True)
     measurement = measure(loaded, suite, join, Options(MAX_NEW_TOKENS), reporter=reporter)
-    predictions = lume.predictions_of(measurement, suite)
+    predictions = semeval.predictions_of(measurement, suite)
     answers = generate_predictions(
         loaded,
         [replace(row, kind="qa") for row in quiz],
@@ -120,15 +121,24 @@ def _score(
         encode_draft=lambda example: completion_ids(loaded.tokenizer, example, join),
         max_new_tokens=MAX_NEW_TOKENS,
     )
-    quizzed = mean_estimate([score_row(row) or 0.0 for row in answers])
+    quizzed = replace(
+        mean_estimate([score_row(row) or 0.0 for row in answers]),
+        direction="higher",
+        family="utility",
+        source="exact match, the demo's own questions",
+    )
     results = assemble(
         "semeval", BENCHMARKS["semeval"], suite, measurement,
         reference=twin, reference_name="twin", model=model, adapter=adapter,
-        adapter_sha256=adapter_fingerprint(Path(adapter)) if adapter else None,
-        utility={"all/quiz": entry(quizzed, "higher", "utility", "exact match, the demo's own questions")},
+        utility={"all/quiz": quizzed},
+        fingerprint={
+            "base": model_fingerprint(model),
+            "adapter": adapter_fingerprint(Path(adapter)) if adapter else None,
+            "prompt_format": str(join),
+        },
     )  # fmt: skip
     results["quiz"] = quizzed.value
-    write_examples(examples_path(file), measurement.table(("member", "nonmember")))
+    write_values(values_path(file), measurement.table(("member", "nonmember")))
     write_results(file, results)
     return results, {row.id: row for row in (*predictions.forget, *predictions.retain)}, measurement
 

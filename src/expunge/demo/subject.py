@@ -26,12 +26,11 @@ from expunge.data.lume import read_lume
 from expunge.data.tokenize import Join, prompt_ids, tokenize
 from expunge.demo.people import data_files, general_texts
 from expunge.errors import ConfigError
-from expunge.evaluation.assemble import official_scores
-from expunge.evaluation.benchmarks import lume
-from expunge.evaluation.benchmarks.engine import Options
-from expunge.evaluation.benchmarks.engine import measure as measure_suite
+from expunge.evaluation.benchmarks import semeval
+from expunge.evaluation.benchmarks.official_score import score_row
 from expunge.evaluation.generate import generate_predictions
-from expunge.evaluation.semeval import score_row
+from expunge.evaluation.passes import Options
+from expunge.evaluation.passes import measure as measure_suite
 from expunge.model.load import load_model, pick_dtype
 
 ASSETS = Path(__file__).parent / "assets"
@@ -189,10 +188,10 @@ def measure(model: Path, data: Path) -> dict[str, float]:
     def encode_prompt(example: Example) -> list[int]:
         return prompt_ids(loaded.tokenizer, example, JOIN)
 
-    suite = lume.suite_of(read_lume(data))
+    suite = semeval.suite_of(read_lume(data))
     measurement = measure_suite(loaded, suite, JOIN, Options(max_new_tokens=128, attacks=("loss",)))
-    predictions = lume.predictions_of(measurement, suite)
-    scores = official_scores(predictions, None)
+    predictions = semeval.predictions_of(measurement, suite)
+    scores = semeval.official_scores(measurement, suite)
     asked = read_examples(data / "quiz.jsonl")
     answers = generate_predictions(loaded, asked, "retain", encode_prompt=encode_prompt, max_new_tokens=16)
     sides = {"forget": predictions.forget, "retain": predictions.retain}

@@ -1,30 +1,42 @@
-"""What is left after unlearning: the official scorers, and the results files that they fill.
+"""What is left after unlearning: from one pass over the texts to the numbers of a results file.
 
-Importing this package loads no model code; `expunge.evaluation.run` runs a model.
+run.py            `expunge evaluate` and `score`: the whole way, in order
+checks.py         what is refused before any weights load
+suite.py          what a benchmark asks for: rows, documents, metrics
+benchmarks/       SemEval and LUME, TOFU, MUSE, your own files: data layout, metrics, aggregation
+passes.py         one teacher-forced pass and one generation pass, by teacher_forcing.py, generate.py, documents.py and
+                  gradients.py
+measurement.py    what they leave: a number for each row and metric
+metrics/          metrics and membership attacks, each a registered function
+estimate.py       a number with its 95 % interval; stats.py and bootstrap.py make them, paired.py those of differences
+assemble.py       from measurements to the content of a results file; results.py reads and writes it
+values_file.py    the values of every row beside it; predictions.py the texts, where they are asked for
+utility.py        tasks of lm-eval
+compare.py        results side by side; pool.py over seeds, compare_formats.py as text
+
+Importing this package loads nothing; the names below are loaded when they are asked for.
 """
 
-from expunge.evaluation.predictions import (
-    Predictions,
-    read_any,
-    read_mmlu,
-    read_organisers,
-    read_predictions,
-    write_predictions,
-)
-from expunge.evaluation.results import read_results, write_results
-from expunge.evaluation.semeval import Prediction, SemevalScores, membership_auc, score
+from importlib import import_module
+from typing import Any
 
-__all__ = [
-    "Prediction",
-    "Predictions",
-    "SemevalScores",
-    "membership_auc",
-    "read_any",
-    "read_mmlu",
-    "read_organisers",
-    "read_predictions",
-    "read_results",
-    "score",
-    "write_predictions",
-    "write_results",
-]
+_HOMES = {
+    "Prediction": "predictions",
+    "Predictions": "predictions",
+    "SemevalScores": "benchmarks.official_score",
+    "read_any": "predictions",
+    "read_mmlu": "predictions",
+    "read_organisers": "predictions",
+    "read_predictions": "predictions",
+    "read_results": "results",
+    "score": "benchmarks.official_score",
+    "write_predictions": "predictions",
+    "write_results": "results",
+}
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__} has no attribute {name}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,26 +1,20 @@
-"""From measurements to the content of a results file."""
+"""From measurements to the content of a results file: every number with its interval, and what was not measured."""
 
-import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from expunge.data.holdout import FEWEST
-from expunge.evaluation.benchmarks import Benchmark, lume
-from expunge.evaluation.benchmarks.entries import (
-    Entry,
-    add_differences,
-    add_reference,
-    drift_entries,
-    membership_entries,
-    row_entries,
-)
-from expunge.evaluation.benchmarks.measurement import Measurement
-from expunge.evaluation.benchmarks.suite import Suite
-from expunge.evaluation.predictions import Predictions
-from expunge.evaluation.results import results_header, semeval_results, short_name
-from expunge.evaluation.semeval import SemevalScores, score
-from expunge.evaluation.stats import ks_pvalue
+from expunge.evaluation.benchmarks import Benchmark
+from expunge.evaluation.estimate import NAN, Estimate
+from expunge.evaluation.measurement import Measurement
+from expunge.evaluation.paired import paired_difference
+from expunge.evaluation.results import CHANCE_AUC, results_header, short_name
+from expunge.evaluation.stats import auc_estimate, ks_pvalue, tpr_estimate
+from expunge.evaluation.suite import Documents, RowSet, Suite
 
+FALSE_ALARMS = (0.01, 0.05)
+CARLINI = "Carlini et al. 2022 (2112.03570)"
 STAND_IN = (
     "No model retrained without the forget set was given (--reference): 0.5 as the target of a membership AUC is only "
     "a stand-in, and whether the model can be told from one that never saw the texts was not tested."
@@ -36,7 +30,8 @@ def assemble(
     reference: Measurement | None = None,
     reference_name: str | None = None,
     mmlu: float | None = None,
-    utility: Mapping[str, Entry] | None = None,
+    utility: Mapping[str, Estimate] | None = None,
+    fingerprint: Mapping[str, Any] | None = None,
     **header: Any,
 ) -> dict[str, Any]:
     """The content of a results file.
@@ -50,80 +45,101 @@ def assemble(
         reference_name: Its name.
         mmlu: Accuracy on MMLU, in [0, 1], for the final score.
         utility: What the utility tasks gave.
-        header: `model`, `adapter`, `adapter_sha256` and `settings`, as for `results_header`.
+        fingerprint: `base`, `adapter` and `prompt_format`; that of the data is the suite's.
+        header: `model`, `adapter` and `settings`, as for `results_header`.
     """
-    scores = predictions = None
-    if benchmark.official:
-        predictions = lume.predictions_of(measurement, suite)
-        scores = official_scores(predictions, mmlu)
-        results = semeval_results(scores, predictions, benchmark=name, **header)
-    else:
-        results = results_header(name, data=suite.fingerprints(), **header)
-    found = _entries(benchmark, suite, measurement, reference, scores) | dict(utility or {})
+    fingerprint = {**(fingerprint or {}), "data": dict(suite.fingerprints())}
+    results = results_header(name, fingerprint=fingerprint, **header) | benchmark.fields(measurement, suite, mmlu)
+    found = {**entries(benchmark, suite, measurement, reference, mmlu), **(utility or {})}
     if reference is not None:
-        their_scores = None
-        if benchmark.official:
-            their_scores = official_scores(lume.predictions_of(reference, suite), None)
-        add_reference(found, _entries(benchmark, suite, reference, None, their_scores))
-        names = suite.documents.names if suite.documents else None
-        add_differences(found, reference.table(names), measurement.table(names))
-    results["metrics"] = found
+        theirs = entries(benchmark, suite, reference, None, None)
+        tables = [own.table(suite.documents.names if suite.documents else None) for own in (reference, measurement)]
+        found = {key: _beside(key, own, theirs.get(key), *tables) for key, own in found.items()}
+    results["metrics"] = {key: own.as_entry() for key, own in found.items()}
     results["reference"] = None if reference is None else _tests(measurement, reference, reference_name)
-    results["not_measured"] = _not_measured(suite, measurement, reference, bool(utility) or mmlu is not None)
+    results["not_measured"] = [
+        *suite.not_measured,
+        *measurement.not_measured,
+        *benchmark.notes(measurement, suite),
+        *_not_measured(suite, measurement, reference, bool(utility) or mmlu is not None),
+    ]
     return results
 
 
-def assemble_scored(predictions: Predictions, mmlu: float | None) -> dict[str, Any]:
-    """The same of stored predictions, without a model: the official metrics, with intervals."""
-    scores, measurement = official_scores(predictions, mmlu), lume.measurement_of(predictions)
-    results = semeval_results(scores, predictions)
-    results["metrics"] = (
-        lume.official_entries(measurement, scores)
-        | row_entries(measurement, lume.scored_suite())
-        | membership_entries(measurement)
-    )
-    results["reference"] = None
-    results["not_measured"] = [STAND_IN, "Only what stored texts and losses tell was measured (expunge score)."]
-    return results
-
-
-def official_scores(predictions: Predictions, mmlu: float | None) -> SemevalScores:
-    """The official score of predictions."""
-    return score(predictions.forget, predictions.retain, predictions.member, predictions.nonmember, mmlu)
-
-
-def _entries(
-    benchmark: Benchmark,
-    suite: Suite,
-    measurement: Measurement,
-    reference: Measurement | None,
-    scores: SemevalScores | None,
-) -> dict[str, Entry]:
-    official = {} if scores is None else lume.official_entries(measurement, scores)
+def entries(
+    benchmark: Benchmark, suite: Suite, measurement: Measurement, reference: Measurement | None, mmlu: float | None
+) -> dict[str, Estimate]:
+    """Every number of one model."""
     return {
-        **official,
-        **benchmark.aggregate(measurement, reference),
-        **row_entries(measurement, suite),
+        **benchmark.aggregate(measurement, reference, suite, mmlu),
+        **{key: own for rows in suite.sets for key, own in row_entries(measurement, rows).items()},
         **membership_entries(measurement),
         **drift_entries(measurement, suite.documents),
     }
 
 
+def row_entries(measurement: Measurement, rows: RowSet) -> dict[str, Estimate]:
+    """Means over the rows of a set, and of every task where there are several."""
+    found: dict[str, Estimate] = {}
+    for (set_name, name), metric in measurement.metrics.items():
+        if set_name != rows.name or metric.direction is None:
+            continue
+        values = measurement.rows[set_name, name]
+        found[f"{set_name}/{name}"] = metric.read(values.estimate(), set_name)
+        tasks = sorted({*values.tasks} - {""})
+        for task in tasks if rows.by_task and metric.by_task and len(tasks) > 1 and "/" not in name else ():
+            found[f"{set_name}/{name}/{task}"] = metric.read(values.of_task(task).estimate(), set_name)
+    return found
+
+
+def membership_entries(measurement: Measurement) -> dict[str, Estimate]:
+    """AUC and the share of members found at few false alarms, of every attack."""
+    found = {}
+    for name, (members, nonmembers) in measurement.attacks.items():
+        sides, source = (members.values, nonmembers.values), measurement.metrics["membership", name].source
+        found[f"membership/{name}_auc"] = auc_estimate(*sides).read_as("target", "membership", source, CHANCE_AUC)
+        for rate in FALSE_ALARMS:
+            share = tpr_estimate(*sides, rate).read_as("target", "membership", f"{source}; {CARLINI}", rate)
+            found[f"membership/{name}_tpr_at_{round(100 * rate)}_fpr"] = share
+    return found
+
+
+def drift_entries(measurement: Measurement, documents: Documents | None) -> dict[str, Estimate]:
+    """How likely unseen texts are, and of an adapter, how much less likely they have become, nats per token."""
+    if documents is None:
+        return {}
+    own = documents.names[1], "document_nll"
+    source = "mean NLL of the unseen documents, nats per token"
+    found = {"/".join(own): measurement.rows[own].estimate().read_as("lower", "drift", source)}
+    if measurement.drift is not None:
+        source = "mean NLL - that of the untouched model, nats per token"
+        found["holdout/drift"] = measurement.drift.estimate().read_as("target", "drift", source, 0.0)
+    return found
+
+
+def _beside(key: str, own: Estimate, theirs: Estimate | None, *tables: Any) -> Estimate:
+    """The number with the reference's; where the target was chance, the reference's value is the target."""
+    if theirs is None or not theirs.known:
+        return own
+    change = paired_difference(key, *tables)
+    target = theirs.value if own.family == "membership" else own.target
+    return replace(own, reference=theirs.value, target=target, difference=change)
+
+
 def _tests(ours: Measurement, theirs: Measurement, name: str | None) -> dict[str, Any]:
-    """Whether two models can be told apart by how they treat the forget set; NaN where the data does not allow it."""
-
-    def p(metric: str) -> float:
+    """Whether two models can be told apart by how they treat the forget set."""
+    found: dict[str, Any] = {"model": short_name(name), "indistinguishable": {}}
+    for label, metric in (("truth_ratio_ks_p", "truth_ratio_raw"), ("loss_ks_p", "nll")):
         pair = [own.rows.get(("forget", metric)) for own in (ours, theirs)]
-        return math.nan if None in pair else ks_pvalue(*(values.values for values in pair if values is not None))
-
-    return {
-        "model": short_name(name),
-        "indistinguishable": {"truth_ratio_ks_p": p("truth_ratio_raw"), "loss_ks_p": p("nll")},
-    }
+        known = [values.values for values in pair if values is not None]
+        found["indistinguishable"][label] = ks_pvalue(*known) if len(known) == 2 else NAN
+        if len(known) < 2:
+            found.setdefault("missing", {})[label] = "the data has no wrong answers"
+    return found
 
 
 def _not_measured(suite: Suite, measurement: Measurement, reference: Measurement | None, general: bool) -> list[str]:
-    found = [*suite.not_measured, *measurement.not_measured]
+    found = []
     if reference is None:
         found.append(STAND_IN)
     fewest = min(len(suite.documents.members), len(suite.documents.nonmembers)) if suite.documents else FEWEST

@@ -4,9 +4,11 @@ import math
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.special import ndtr, ndtri, stdtrit
 
 from expunge.errors import DataError
+from expunge.utils.roc import Floats
 
 TAIL = 0.025
 """Probability outside the interval on each side."""
@@ -15,7 +17,7 @@ BLOCK = 100
 """Resamples that are drawn at a time."""
 
 
-def bca_interval(value: float, draws: np.ndarray, without: Sequence[np.ndarray]) -> tuple[float, float]:
+def bca_interval(value: float, draws: Floats, without: Sequence[Floats]) -> tuple[float, float]:
     """Ends of the bias-corrected and accelerated bootstrap interval, widened for few units.
 
     Args:
@@ -41,12 +43,13 @@ def bca_interval(value: float, draws: np.ndarray, without: Sequence[np.ndarray])
     return min(ends[0], value), max(ends[1], value)
 
 
-Stratum = dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]
+Ints = NDArray[np.int64]
+Stratum = dict[str, tuple[Ints, Ints, Ints]]
 """Groups whose units are resampled together: group -> (row numbers sorted by unit, and of each unit the first place
 among these and the number of rows)."""
 
 
-def strata_of(rows: Mapping[str, np.ndarray], clusters: Mapping[str, Sequence[Hashable]] | None) -> list[Stratum]:
+def strata_of(rows: Mapping[str, Floats], clusters: Mapping[str, Sequence[Hashable]] | None) -> list[Stratum]:
     """The non-empty groups, those that share documents together."""
     names = [name for name, values in rows.items() if values.size]
     labels: dict[str, Sequence[Hashable]] = {}
@@ -76,8 +79,8 @@ def strata_of(rows: Mapping[str, np.ndarray], clusters: Mapping[str, Sequence[Ha
 
 
 def resamples(
-    strata: Sequence[Stratum], rows: Mapping[str, np.ndarray], count: int, rng: np.random.Generator
-) -> Iterator[dict[str, np.ndarray]]:
+    strata: Sequence[Stratum], rows: Mapping[str, Floats], count: int, rng: np.random.Generator
+) -> Iterator[dict[str, Floats]]:
     """Every group's values of as many units as there are, drawn with replacement, `count` times.
 
     A draw that leaves a group empty is made again.
@@ -86,7 +89,7 @@ def resamples(
     for start in range(0, count, BLOCK):
         block = [rng.integers(units, size=(min(BLOCK, count - start), units)) for units in sizes]
         for index in range(len(block[0])):
-            drawn: dict[str, np.ndarray] = {}
+            drawn: dict[str, Floats] = {}
             for stratum, units, chosen in zip(strata, sizes, block, strict=True):
                 own = _values_of(chosen[index], stratum, rows)
                 while not all(values.size for values in own.values()):
@@ -96,14 +99,14 @@ def resamples(
 
 
 def leave_one_out(
-    stratum: Stratum, rows: Mapping[str, np.ndarray], statistic: Callable[[Mapping[str, np.ndarray]], float]
+    stratum: Stratum, rows: Mapping[str, Floats], statistic: Callable[[Mapping[str, Floats]], float]
 ) -> list[float]:
     """The statistic without each unit of a stratum in turn."""
     everyone = np.arange(next(iter(stratum.values()))[2].size)
     return [statistic({**rows, **_values_of(np.delete(everyone, unit), stratum, rows)}) for unit in everyone]
 
 
-def _values_of(units: np.ndarray, stratum: Stratum, rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _values_of(units: Ints, stratum: Stratum, rows: Mapping[str, Floats]) -> dict[str, Floats]:
     """Group -> its values of the given units, of a unit that is given twice twice."""
     values = {}
     for name, (order, starts, sizes) in stratum.items():

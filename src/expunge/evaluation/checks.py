@@ -1,21 +1,106 @@
-"""What is refused before any weights load: files that must not be replaced, and things that do not belong together."""
+"""What is refused before any weights load, and what an evaluation takes from a run instead of asking for it again."""
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from expunge.config import EvaluateConfig
 from expunge.data.lume import find_lume, read_lume
-from expunge.errors import DataError, ModelError, RunError
-from expunge.evaluation.benchmarks.suite import Suite
-from expunge.evaluation.examples_file import check_examples_file, examples_path
+from expunge.errors import ConfigError, DataError, ModelError, RunError
+from expunge.evaluation.metrics import ATTACKS
 from expunge.evaluation.predictions import SPLITS, Predictions, read_predictions
 from expunge.evaluation.results import read_results
+from expunge.evaluation.suite import Suite
+from expunge.evaluation.values_file import check_values_file, values_path
 from expunge.model.load import base_name, check_model, load_tokenizer
-from expunge.runs.manifest import model_fingerprint, read_manifest
+from expunge.runs.manifest import read_manifest
 
 ENCODED = 32
 """Texts of the data that two tokenizers are compared on."""
+FORMAT = ("join", "end_of_text")
+OWN_FILES = ("forget", "retain", "holdout", "columns")
+BENCHMARK_FILES = ("data", "split")
+"""Settings that an evaluation takes from a run: prompt format, your own files, a benchmark's."""
+
+
+def resolved(config: EvaluateConfig) -> EvaluateConfig:
+    """The settings with what they leave open filled in from `--run`, or from the run of `--adapter` or `--model`.
+
+    `--run` gives all; of an adapter, the prompt format and, on the run's own benchmark, the split.
+
+    Raises:
+        RunError: A run's manifest cannot be read.
+        ConfigError: `--run` contradicts another flag.
+    """
+    if config.run is None and is_run(config.model):
+        if config.adapter:
+            raise ConfigError(f"--model {config.model}: is a run, which has an adapter: leave --adapter out")
+        made_on = _settings(Path(config.model), "--model").get("model")
+        config = replace(config, model=made_on or "", adapter=config.model)
+    if config.run is not None:
+        if config.adapter not in (None, config.run):
+            raise ConfigError(f"--run {config.run}: has an adapter: leave --adapter out")
+        settings = _settings(Path(config.run), "--run")
+        benchmark = config.benchmark or settings.get("benchmark") or "custom"
+        files = OWN_FILES if benchmark == "custom" else BENCHMARK_FILES
+        same = benchmark == (settings.get("benchmark") or "custom")
+        config = replace(
+            _filled(config, settings, ("model", *files) if same else ("model",)),
+            adapter=config.run,
+            benchmark=benchmark,
+            output=config.output or str(Path(config.run) / "results.json"),
+        )
+    config = replace(config, benchmark=config.benchmark or "semeval")
+    if config.adapter and (folder := run_of(config.adapter)):
+        settings = _settings(folder, "--adapter")
+        split = ("split",) if settings.get("benchmark") == config.benchmark else ()
+        config = _filled(config, settings, (*split, *(FORMAT if config.join == "auto" else ())))
+    return config
+
+
+def is_run(name: str) -> bool:
+    """Whether a folder is a run directory and no model."""
+    folder = Path(name)
+    return bool(name) and (folder / "manifest.json").is_file() and not (folder / "config.json").exists()
+
+
+def run_of(adapter: str) -> Path | None:
+    """The run that an adapter lies in; None of an adapter from elsewhere."""
+    folders = (Path(adapter), Path(adapter).resolve().parent)
+    return next((folder for folder in folders if (folder / "manifest.json").is_file()), None)
+
+
+def check_attacks(config: EvaluateConfig) -> None:
+    """Refuse attacks that are unknown, or that lack what they need.
+
+    Raises:
+        ConfigError: So.
+    """
+    unknown = [name for name in config.attack_names if name not in ATTACKS]
+    if unknown:
+        known = ", ".join(ATTACKS)
+        raise ConfigError(f"--attacks {config.attacks}: unknown {', '.join(unknown)}; known are {known}")
+    for name in config.attack_names:
+        if "reference" in ATTACKS[name].needs and not config.reference:
+            raise ConfigError(f"--attacks {name} needs --reference, the model to compare with")
+        if "gradient" in ATTACKS[name].needs and config.shard_base:
+            raise ConfigError(f"--shard-base: --attacks {name} cannot be measured on a sharded base")
+
+
+def _settings(run: Path, flag: str) -> dict[str, Any]:
+    settings: dict[str, Any] = read_manifest(run / "manifest.json", flag)["settings"]
+    return settings
+
+
+def _filled(config: EvaluateConfig, settings: dict[str, Any], names: tuple[str, ...]) -> EvaluateConfig:
+    """The settings with those of a run where they stand at their defaults."""
+    fresh = EvaluateConfig()
+    taken = {name: settings[name] for name in names if settings.get(name) is not None}
+    return replace(
+        config, **{name: own for name, own in taken.items() if getattr(config, name) == getattr(fresh, name)}
+    )
 
 
 def check_output(output: str, *, overwrite: bool) -> None:
@@ -37,7 +122,7 @@ def check_output(output: str, *, overwrite: bool) -> None:
     parent = next(folder for folder in path.absolute().parents if folder.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise RunError(f"--output {output}: cannot write in {parent}")
-    check_examples_file(examples_path(output), overwrite=overwrite)
+    check_values_file(values_path(output), overwrite=overwrite)
 
 
 def check_predictions(name: str, *, overwrite: bool) -> None:
@@ -77,43 +162,47 @@ def check_reference(model: str, reference: str, suite: Suite, *, trust_remote_co
         return
     raise ModelError(
         f"--reference {reference}: its tokenizer is not that of --model {model} ({len(theirs):,} and {len(ours):,} "
-        "tokens, or other rules), and numbers per token cannot be compared: give a retrained twin of the model"
+        "tokens, or other rules), and numbers per token cannot be compared: give one retrained from the same base"
     )
 
 
-def mismatches(run: Path, config: EvaluateConfig, split: str | None) -> Iterator[str]:
-    """What is to be said where a run's adapter is scored on another model or another split than the run's own.
+def mismatches(run: Path, config: EvaluateConfig, base: str | None) -> Iterator[str]:
+    """What is to be said where a run's adapter is scored in another way than the run was made.
 
     Args:
         run: The run, which may be a folder without a manifest.
         config: What is scored.
-        split: The split that was read; None where there are none.
+        base: Fingerprint of the model that is scored; None where it is not known yet.
     """
-    file = run / "manifest.json"
-    if not file.exists():
+    if not (run / "manifest.json").exists():
         return
-    manifest = read_manifest(file, "--adapter")
+    manifest = read_manifest(run / "manifest.json", "--adapter")
     settings = manifest["settings"]
-    if Path(config.model).is_dir() and model_fingerprint(config.model) != manifest["model_sha256"]:
+    if base and base != manifest["model_sha256"]:
         made_on = settings.get("model")
         yield f"--model {config.model}: its weights or settings are not those that the run was made on ({made_on})"
-    if settings.get("benchmark") == config.benchmark and settings.get("split") != split:
-        yield from _other_split(config, settings["split"], split)
+    if config.join != "auto" and settings.get("join") not in (None, config.join):
+        yield (
+            f"--join {config.join}: the run was made with --join {settings['join']}, so what is scored is not what was "
+            "trained: leave --join out"
+        )
+    if settings.get("benchmark") == config.benchmark and settings.get("split") not in (None, config.split):
+        yield from _other_split(config, settings["split"])
 
 
-def _other_split(config: EvaluateConfig, forgotten: str, split: str | None) -> Iterator[str]:
+def _other_split(config: EvaluateConfig, forgotten: str) -> Iterator[str]:
     data = config.data or ""
     try:
-        if find_lume(data, forgotten) != find_lume(data, split):
+        if find_lume(data, forgotten) != find_lume(data, config.split):
             yield (
-                f"the run has forgotten --split {forgotten} of {config.benchmark}, and --split {split} is scored: "
-                f"give --split {forgotten} to measure what it forgot"
+                f"the run has forgotten --split {forgotten} of {config.benchmark}, and --split {config.split} is "
+                f"scored: give --split {forgotten} to measure what it forgot"
             )
     except DataError:
         yield f"the run has forgotten --split {forgotten} of {config.benchmark}, which this data has not"
 
 
-def check_same_rows(folder: str, found: Predictions, data: str, split: str) -> None:
+def check_same_rows(folder: str, found: Predictions, data: str, split: str | None) -> None:
     """Refuse predictions that are for other rows than those of the data.
 
     Raises:

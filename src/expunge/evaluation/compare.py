@@ -1,6 +1,5 @@
 """`expunge compare`: results files side by side, and where one of them is best beyond doubt."""
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -8,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from expunge.errors import ConfigError, DataError, RunError
-from expunge.evaluation.measured import Measured
+from expunge.evaluation.estimate import Estimate
 from expunge.evaluation.pool import configuration_difference, pool_runs
-from expunge.evaluation.results import read_results
+from expunge.evaluation.results import other_subject, read_results
 from expunge.utils.files import check_replaceable, write_text
 
 MARKS = ("metric  ", "metric,direction,target,", "% \\usepackage{booktabs}")
@@ -32,7 +31,7 @@ class Column:
 
     name: str
     paths: tuple[Path, ...]
-    metrics: Mapping[str, Measured]
+    metrics: Mapping[str, Estimate]
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class Row:
     """
 
     metric: str
-    cells: tuple[Measured | None, ...]
+    cells: tuple[Estimate | None, ...]
     best: int | None
 
     @property
@@ -115,7 +114,7 @@ def compare(
     )
     notes = [*_notes(columns, [runs[0][1] for runs in contents], paired=paired)]
     if paired:
-        columns = _differences(columns, [runs[0][1].get("data") for runs in contents])
+        columns = _differences(columns, [runs[0][1] for runs in contents])
     rows = _rows(columns, patterns)
     if paired:
         notes.append("columns after the first are differences from it, row by row, with paired intervals")
@@ -135,12 +134,12 @@ def write_comparison(path: str, text: str, comparison: Comparison, *, overwrite:
     write_text(path, text, overwrite=overwrite)
 
 
-def best_cell(cells: Sequence[Measured | None]) -> int | None:
+def best_cell(cells: Sequence[Estimate | None]) -> int | None:
     """Number of the best cell, if its interval overlaps with no other's; None where that is not certain.
 
     For a metric with a target, the intervals of the distances from the target are compared.
     """
-    known = [(i, cell) for i, cell in enumerate(cells) if cell is not None and cell.value is not None]
+    known = [(i, cell) for i, cell in enumerate(cells) if cell is not None and cell.known]
     if len(known) < 2 or len({(cell.direction, cell.target) for _, cell in known}) > 1:
         return None
     spans = [(i, _badness(cell)) for i, cell in known]
@@ -151,9 +150,9 @@ def best_cell(cells: Sequence[Measured | None]) -> int | None:
     return best if all(worst_of_best < low for _, low, _ in ordered[1:]) else None
 
 
-def _badness(cell: Measured) -> tuple[float, float] | None:
+def _badness(cell: Estimate) -> tuple[float, float] | None:
     """The interval of a number that is the better the smaller; None where there is none."""
-    if cell.low is None or cell.high is None or cell.direction is None:
+    if not cell.bounded or cell.direction is None:
         return None
     if cell.direction == "higher":
         return -cell.high, -cell.low
@@ -218,10 +217,10 @@ def _unique_names(many: Sequence[list[str]]) -> list[str]:
     return names
 
 
-def _differences(columns: Sequence[Column], data: Sequence[Any]) -> tuple[Column, ...]:
+def _differences(columns: Sequence[Column], contents: Sequence[Mapping[str, Any]]) -> tuple[Column, ...]:
     """The first column, and of every other its differences from it."""
-    from expunge.evaluation.examples_file import examples_path, read_examples_file
     from expunge.evaluation.paired import paired_difference
+    from expunge.evaluation.values_file import read_values_file, values_path
 
     first, *others = columns
     if not others or any(len(column.paths) > 1 for column in columns):
@@ -229,25 +228,19 @@ def _differences(columns: Sequence[Column], data: Sequence[Any]) -> tuple[Column
             "--paired shows differences from the first of several results files: give two or more, unpooled"
         )
     tables = []
-    for column, rows in zip(columns, data, strict=True):
-        path = examples_path(column.paths[0])
+    for column, results in zip(columns, contents, strict=True):
+        path = values_path(column.paths[0])
         if not path.is_file():
             raise DataError(
                 f"{path}: no such file: --paired needs the values of every row, which `evaluate` writes there"
             )
-        if rows != data[0]:
+        if any("data" in what for what in other_subject(contents[0], results)):
             raise DataError(f"{first.paths[0]} and {column.paths[0]} are not of the same data: nothing can be paired")
-        tables.append(read_examples_file(path))
+        tables.append(read_values_file(path))
     found = [first]
     for column, table in zip(others, tables[1:], strict=True):
         changes = {name: paired_difference(name, tables[0], table) for name in first.metrics}
-        own = {
-            name: Measured(
-                *(None if math.isnan(end) else end for end in (change.value, change.low, change.high)), change.n
-            )
-            for name, change in changes.items()
-            if change is not None
-        }
+        own = {name: change for name, change in changes.items() if change is not None}
         found.append(Column(f"{column.name} - {first.name}", column.paths, own))
     return tuple(found)
 
@@ -294,5 +287,5 @@ def _notes(columns: Sequence[Column], contents: Sequence[Mapping[str, Any]], *, 
         runs = max((cell.runs for cell in column.metrics.values()), default=1)
         if runs > 1:
             yield f"{column.name}: mean ± standard deviation of {runs} runs; the interval is that of the mean over runs"
-        elif all(cell.low is None for cell in column.metrics.values()):
+        elif not any(cell.bounded for cell in column.metrics.values()):
             yield f"{column.name}: the file has no intervals, so nothing beside it is marked as best"

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 import re
 import textwrap
 import unicodedata
@@ -11,7 +12,7 @@ from pathlib import Path
 from rich.cells import cell_len
 
 from expunge.evaluation.compare import Comparison, Row
-from expunge.evaluation.measured import Measured
+from expunge.evaluation.estimate import NAN, Estimate
 from expunge.utils import latex
 from expunge.utils.text import show_number
 
@@ -29,7 +30,7 @@ def as_table(comparison: Comparison) -> str:
     """For a terminal: value, interval and a star at what is best; columns that do not fit go into further blocks."""
     labels = ["metric", *(_label(row) for row in comparison.rows)]
     rows_of = ["rows", *(_rows_of(row) for row in comparison.rows)]
-    columns = []
+    columns: list[tuple[list[str], list[str]]] = []
     for number, column in enumerate(comparison.columns):
         cells = [_text_cell(row, number) for row in comparison.rows]
         title = _wrapped(printable(column.name), max(TITLE_WIDTH, *(cell_len(cell) for cell in cells)))
@@ -38,12 +39,12 @@ def as_table(comparison: Comparison) -> str:
     rows_width = max(map(len, rows_of))
     blocks: list[list[tuple[list[str], list[str]]]] = []
     room = 0
-    for column in columns:
-        width = GAP + _width(column)
+    for titled in columns:
+        width = GAP + _width(titled)
         if not blocks or width > room:
             blocks.append([])
             room = WIDTH - label_width - GAP - rows_width
-        blocks[-1].append(column)
+        blocks[-1].append(titled)
         room -= width
     parts = [_block(labels, rows_of, block, label_width, rows_width) for block in blocks]
     return "\n\n".join("\n".join(lines) for lines in [*parts, _legend(comparison)]).rstrip()
@@ -59,8 +60,8 @@ def as_csv(comparison: Comparison) -> str:
     lines.writerow(["metric", "direction", "target", "name", "value", "low", "high", "n", "runs", "std", "best"])
     for row in comparison.rows:
         for number, (column, cell) in enumerate(zip(comparison.columns, row.cells, strict=True)):
-            found = cell or Measured(None, runs=0)
-            numbers = [found.value, found.low, found.high, found.n, found.runs, found.std]
+            found = cell or Estimate(NAN, n=None, runs=0)
+            numbers = [*map(_known, (found.value, found.low, found.high)), found.n, found.runs, _known(found.std)]
             head = [printable(row.metric), row.direction, row.target, printable(column.name)]
             lines.writerow([*head, *numbers, int(number == row.best)])
     return file.getvalue().rstrip("\n")
@@ -72,7 +73,13 @@ def as_latex(comparison: Comparison) -> str:
         [
             latex.escaped(printable(row.metric)) + _direction(row, latex.ARROWS, lambda target: rf"$\to {target}$"),
             *(
-                latex.cell(cell.value, low=cell.low, high=cell.high, std=cell.std, bold=place == row.best)
+                latex.cell(
+                    _known(cell.value),
+                    low=_known(cell.low),
+                    high=_known(cell.high),
+                    std=_known(cell.std),
+                    bold=place == row.best,
+                )
                 if cell
                 else latex.cell(None)
                 for place, cell in enumerate(row.cells)
@@ -127,7 +134,7 @@ def _legend(comparison: Comparison) -> list[str]:
     """What the signs of the table mean, those that occur in it; then the notes."""
     cells = [cell for row in comparison.rows for cell in row.cells if cell]
     signs = []
-    if any(cell.low is not None for cell in cells):
+    if any(cell.bounded for cell in cells):
         signs.append("[95 % interval]")
     if any(row.best is not None for row in comparison.rows):
         signs.append("* best: its interval overlaps with no other")
@@ -158,12 +165,17 @@ def _rows_of(row: Row) -> str:
 
 def _text_cell(row: Row, column: int) -> str:
     cell = row.cells[column]
-    if cell is None or cell.value is None:
+    if cell is None or not cell.known:
         return "-"
-    text = show_number(cell.value) + ("" if cell.std is None else f" ±{show_number(cell.std)}")
-    if cell.low is not None and cell.high is not None:
+    text = show_number(cell.value) + ("" if _known(cell.std) is None else f" ±{show_number(cell.std)}")
+    if cell.bounded:
         text += f" [{_bare(cell.low)} {_bare(cell.high)}]"
     return text + (STAR if column == row.best else "")
+
+
+def _known(value: float) -> float | None:
+    """The number; None where there is none."""
+    return None if math.isnan(value) else value
 
 
 def _bare(value: float) -> str:

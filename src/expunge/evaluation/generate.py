@@ -18,7 +18,7 @@ from transformers import DynamicCache, PreTrainedModel
 from expunge.data.examples import Example
 from expunge.data.sampler import micro_batches
 from expunge.errors import DataError
-from expunge.evaluation.semeval import Prediction
+from expunge.evaluation.predictions import Prediction
 from expunge.model.head import backbone
 from expunge.model.load import LoadedModel
 from expunge.model.logps import pad_right
@@ -230,8 +230,9 @@ def generate(
     if cut:
         say(f"{cut} of {len(examples)} {name} prompts do not fit into {context} tokens and lose their head")
     if samples:
-        options = {"temperature": temperature, "seed": seed, "max_new_tokens": max_new_tokens, "progress": progress}
-        tokens = sample(loaded, prompts, **options)
+        tokens = sample(
+            loaded, prompts, temperature=temperature, seed=seed, max_new_tokens=max_new_tokens, progress=progress
+        )
     else:
         drafts = None if encode_draft is None else [encode_draft(example) for example in examples]
         tokens = greedy(loaded, prompts, max_new_tokens=max_new_tokens, drafts=drafts, progress=progress)
@@ -322,7 +323,8 @@ class _Flight:
         if kept:
             spare = self._cache.get_seq_length() - int(self._lengths.max())
             for layer in self._cache.layers:
-                layer.keys, layer.values = layer.keys[index, :, spare:], layer.values[index, :, spare:]
+                for name in ("keys", "values"):
+                    setattr(layer, name, getattr(layer, name)[index, :, spare:])
 
 
 def _settle(
@@ -344,7 +346,7 @@ def _settle(
         flat = torch.cat(asked)
         best: Tensor = torch.cat([pick(loaded.head.logits(flat[part])) for part in loaded.head.chunks(flat)])
     settled = []
-    for draft, own in zip(drafts, best.cpu().split([len(draft) + 1 for draft in drafts]), strict=True):
+    for draft, own in zip(drafts, torch.split(best.cpu(), [len(draft) + 1 for draft in drafts]), strict=True):
         said = own.tolist()
         agreed = next((i for i, token in enumerate(draft) if token != said[i]), len(draft))
         settled.append(said[: agreed + 1])

@@ -6,11 +6,11 @@ two intervals side by side, since most of the spread between rows is the same fo
 
 from collections.abc import Mapping
 
-import numpy as np
-
 from expunge.errors import DataError
-from expunge.evaluation.stats import Estimate, auc_difference_estimate, difference_estimate
-from expunge.evaluation.values import Values
+from expunge.evaluation.estimate import Estimate
+from expunge.evaluation.measurement import Values
+from expunge.evaluation.stats import auc_difference_estimate, difference_estimate
+from expunge.utils.roc import Floats
 
 Table = Mapping[tuple[str, str], Values]
 """(set, metric) -> values, as in the file of per-example values."""
@@ -54,7 +54,7 @@ def _auc_difference(attack: str, before: Table, after: Table) -> Estimate | None
     return auc_difference_estimate((old_members, old_others), (new_members, new_others))
 
 
-def _aligned(what: str, before: Values, after: Values) -> tuple[np.ndarray, np.ndarray, list[str]]:
+def _aligned(what: str, before: Values, after: Values) -> tuple[Floats, Floats, list[str]]:
     """Values of the rows that both have, in one order, and their documents."""
     places = {row: i for i, row in enumerate(zip(before.ids, before.tasks, strict=True))}
     pairs = [(places[row], i) for i, row in enumerate(zip(after.ids, after.tasks, strict=True)) if row in places]

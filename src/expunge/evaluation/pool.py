@@ -2,17 +2,19 @@
 
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from expunge.errors import DataError
-from expunge.evaluation.measured import Measured, measured_metrics
+from expunge.evaluation.estimate import NAN, Estimate
+from expunge.evaluation.results import measured_metrics, other_subject
 
 SEED = "seed"
 """The one setting in which runs of a configuration may differ."""
 
 
-def pool_runs(runs: Sequence[tuple[str | Path, Mapping[str, Any]]]) -> dict[str, Measured]:
+def pool_runs(runs: Sequence[tuple[str | Path, Mapping[str, Any]]]) -> dict[str, Estimate]:
     """Metric -> mean over runs, with Student's t interval and the standard deviation over runs.
 
     The interval says what another seed would give on the same data; the rows' own uncertainty is not in it. A metric
@@ -36,39 +38,38 @@ def pool_runs(runs: Sequence[tuple[str | Path, Mapping[str, Any]]]) -> dict[str,
     combined = {}
     for name in dict.fromkeys(name for own in metrics for name in own):
         found = [own[name] for own in metrics if name in own]
-        values = [entry.value for entry in found if entry.value is not None]
-        entry = found[0]
         if len({(other.direction, other.target) for other in found}) > 1:
             raise DataError(
                 f"{first_path} and others cannot be pooled: metric {ascii(name)[1:-1]} has two directions or targets"
             )
-        estimate = runs_estimate(values)
-        known = len(values) > 1
-        combined[name] = Measured(
-            value=estimate.value if values else None,
-            low=estimate.low if known else None,
-            high=estimate.high if known else None,
-            n=entry.n if len({other.n for other in found}) == 1 else None,
-            direction=entry.direction,
-            target=entry.target,
+        values = [own.value for own in found if own.known]
+        combined[name] = replace(
+            runs_estimate(values),
+            n=found[0].n if len({other.n for other in found}) == 1 else None,
+            direction=found[0].direction,
+            target=found[0].target,
+            family=found[0].family,
+            source=found[0].source,
             runs=len(values),
-            std=statistics.stdev(values) if known else None,
+            std=statistics.stdev(values) if len(values) > 1 else NAN,
         )
     return combined
 
 
 def configuration_difference(first: Mapping[str, Any], second: Mapping[str, Any]) -> str | None:
-    """Where the configurations of two results files differ, in words; None where they agree."""
+    """Where the configurations of two results files differ, in words; None where they agree.
+
+    A configuration is the benchmark, what was measured (base model, data, prompt format) and the settings; adapters and
+    seeds are what its runs differ in.
+    """
     if first["benchmark"] != second["benchmark"]:
         return f"benchmark is {_shown(first['benchmark'])} in one and {_shown(second['benchmark'])} in the other"
-    for group, unit in (("data", "the data of"), ("settings", "setting")):
-        one, other = first.get(group) or {}, second.get(group) or {}
-        for key in dict.fromkeys((*one, *other)):
-            if key == SEED or one.get(key) == other.get(key):
-                continue
-            if group == "data":  # fingerprints, which say nothing to a reader
-                return f"{unit} {_shown(key)} is not the same"
-            return f"{unit} {_shown(key)} is {_shown(one.get(key))} in one and {_shown(other.get(key))} in the other"
+    if others := other_subject(first, second):
+        return f"the {others[0]} is not the same"  # fingerprints say nothing to a reader
+    one, other = first.get("settings") or {}, second.get("settings") or {}
+    for key in dict.fromkeys((*one, *other)):
+        if key != SEED and one.get(key) != other.get(key):
+            return f"setting {_shown(key)} is {_shown(one.get(key))} in one and {_shown(other.get(key))} in the other"
     return None
 
 

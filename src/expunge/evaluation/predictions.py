@@ -15,11 +15,34 @@ from pathlib import Path
 from typing import Any
 
 from expunge.errors import DataError, RunError
-from expunge.evaluation.semeval import KINDS, Prediction
 from expunge.utils.files import write_text
 
 SPLITS = ("forget", "retain")
 SIDES = ("member", "nonmember")
+KINDS = {"sc": "regurgitation", "qa": "knowledge"}
+"""Row kind -> what it measures, in the order of the organisers' terms."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model said to one row.
+
+    Attributes:
+        id: Id of the row.
+        task: Group of the row; a row without one counts in the overall means only.
+        kind: `sc` (completion, scored by ROUGE-L recall), `qa` (question, scored by exact match) or empty (no
+            score).
+        expected_output: The reference.
+        model_output: The generation.
+        split: `forget` or `retain`.
+    """
+
+    id: str
+    task: str
+    kind: str
+    expected_output: str
+    model_output: str
+    split: str
 
 
 @dataclass(frozen=True)
@@ -94,7 +117,9 @@ def read_predictions(folder: str | Path) -> Predictions:
     for split in SPLITS:
         splits[split] = []
         for where, row in _read_json_lines(folder / f"{split}.jsonl"):
-            texts = {name: row.get(name) for name in ("id", "task", "kind", "expected_output", "model_output")}
+            texts: dict[str, Any] = {
+                name: row.get(name) for name in ("id", "task", "kind", "expected_output", "model_output")
+            }
             for name, value in texts.items():
                 if not isinstance(value, str):
                     raise DataError(f"{where}: field {name} is {_named(value)}, it must be a string")

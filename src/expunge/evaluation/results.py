@@ -1,31 +1,38 @@
 """The results file: what a benchmark measured on one model, as strict JSON that holds no text of the data.
 
-Every benchmark has `metrics`: `<set>/<metric>[/<task>]` -> `{"value", "low", "high", "n", "direction", "target",
-"source", "family", "reference", "difference"}` (the last two with a reference model: its value, and value, low and high
-of the paired difference from it), with `reference` (the retrained model and the tests against it) and `not_measured`
-(plain sentences) beside it. SemEval and LUME have the official numbers too:
+Every benchmark has
 
-`{"schema": 1, "benchmark": "semeval", "forget": {"Task1": {"regurgitation": x, "knowledge": x}, ...},
-"retain": {...}, "terms": [...], "task_aggregate": x, "mia_auc": x, "mia_score": x, "mmlu": x, "final_score":
-x, ...}`; what was not measured, and a mean without rows, is null. The fields are described at `SemevalScores`.
+- `metrics`: `<set>/<metric>[/<task>]` -> `{"value", "low", "high", "n", "direction", "target", "source", "family",
+  "reason", "reference", "difference"}`; the reason says why a value or an interval is null, the last two are there with
+  a reference model: its value, and value, low and high of the paired difference from it;
+- `fingerprint`: what the numbers are of: `base` (content of the model), `adapter` (weights and strength), `data`
+  (set -> `data_fingerprint`) and `prompt_format`;
+- `settings`, `reference` (the retrained model and the tests against it) and `not_measured` (plain sentences).
+
+SemEval and LUME have the official numbers too: `forget`, `retain` (task -> `regurgitation`, `knowledge`), `terms`,
+`task_aggregate`, `mia_auc`, `mia_score`, `mmlu`, `final_score`, described at `SemevalScores`; `missing` says why one of
+them is null.
 """
 
 import json
-import statistics
+from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from expunge.errors import DataError
-from expunge.evaluation.measured import measured_metrics
-from expunge.evaluation.predictions import Predictions
-from expunge.evaluation.semeval import SemevalScores
-from expunge.utils.files import fingerprint, write_json
+from expunge.evaluation.estimate import Estimate
+from expunge.utils.files import write_json
 
 SCHEMA = 1
 PACKAGES = ("expunge", "torch", "transformers", "peft", "rouge-score")
 """Their versions are noted, because generations and scores can depend on them."""
 NUMBERS = ("task_aggregate", "mia_auc", "mia_score", "mmlu", "final_score")
+OFFICIAL = {"regurgitation": "rouge_l_recall", "knowledge": "exact_match"}
+"""Official number of a task -> the metric that it is the mean of."""
+CHANCE_AUC = 0.5
+FINGERPRINT = {"base": "base model", "prompt_format": "prompt format"}
+"""Parts of the fingerprint, beside the data, in which files that are compared should agree, and their names."""
 
 
 def results_header(
@@ -33,9 +40,8 @@ def results_header(
     *,
     model: str | None = None,
     adapter: str | None = None,
-    adapter_sha256: str | None = None,
-    settings: dict[str, Any] | None = None,
-    data: dict[str, str] | None = None,
+    settings: Mapping[str, Any] | None = None,
+    fingerprint: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """What every results file says beside its numbers.
 
@@ -43,45 +49,18 @@ def results_header(
         benchmark: Its name.
         model: Name or folder of the model; of an absolute path the last part alone is kept.
         adapter: The same of the adapter.
-        adapter_sha256: Its `adapter_fingerprint`: the numbers are of this one at this strength.
         settings: How the numbers were made (`max_new_tokens`, `dtype`, ...).
-        data: Set of rows -> fingerprint of them.
+        fingerprint: `base`, `adapter`, `data`, `prompt_format`, as far as they are known.
     """
     return {
         "schema": SCHEMA,
         "benchmark": benchmark,
         "model": short_name(model),
         "adapter": short_name(adapter),
-        "adapter_sha256": adapter_sha256,
-        "settings": settings or {},
-        "data": data or {},
+        "settings": dict(settings or {}),
+        "fingerprint": dict(fingerprint or {}),
         "versions": _versions(),
     }
-
-
-def semeval_results(
-    scores: SemevalScores, predictions: Predictions, *, benchmark: str = "semeval", **header: Any
-) -> dict[str, Any]:
-    """The official part of a results file.
-
-    Args:
-        scores: What `score` gave.
-        predictions: What was scored; only a fingerprint of its ids and references is kept.
-        benchmark: `semeval` or `lume`.
-        header: As for `results_header`.
-    """
-    data = {
-        split: fingerprint(*(part for row in rows for part in (row.id, row.task, row.kind, row.expected_output)))
-        for split, rows in (("forget", predictions.forget), ("retain", predictions.retain))
-    }
-    own = results_header(benchmark, data=data, **header)
-    losses = {
-        side: statistics.fmean(losses)
-        for side, losses in (("member", predictions.member), ("nonmember", predictions.nonmember))
-        if losses
-    }
-    first = {name: own.pop(name) for name in ("schema", "benchmark", "model", "adapter")}
-    return {**first, **scores.as_dict(), "mean_nll": losses, **own}
 
 
 def write_results(path: str | Path, results: dict[str, Any], *, overwrite: bool = False) -> None:
@@ -110,9 +89,43 @@ def read_results(path: str | Path) -> dict[str, Any]:
         raise DataError(f"{path}: not a results file: it has no schema and benchmark")
     if results["schema"] != SCHEMA:
         raise DataError(f"{path}: results of schema {results['schema']!r}, this version reads schema {SCHEMA}")
+    if not isinstance(results.get("fingerprint", {}), dict):
+        raise DataError(f"{path}: field fingerprint must be an object")
     if results["benchmark"] in ("semeval", "lume"):
         _check_semeval(path, results)
     return results
+
+
+def measured_metrics(path: str | Path, results: Mapping[str, Any]) -> dict[str, Estimate]:
+    """Metric -> what a results file says of it, in the file's order.
+
+    Args:
+        path: The file, for messages.
+        results: Its content, as `read_results` gives it.
+
+    Raises:
+        DataError: An entry of `metrics` does not have the form that the results file promises, or there are none.
+    """
+    if "metrics" not in results:
+        if results["benchmark"] != "semeval":
+            raise DataError(f"{path}: field metrics is missing")
+        return dict(_official_numbers(results))
+    metrics = results["metrics"]
+    if not isinstance(metrics, dict):
+        raise DataError(f"{path}: field metrics must be an object")
+    return {name: Estimate.from_entry(f"{path}: metric {ascii(name)[1:-1]}", own) for name, own in metrics.items()}
+
+
+def other_subject(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
+    """In what two results files are not of the same thing: base model, data, prompt format; adapters may differ.
+
+    What one of them does not say is not held against it.
+    """
+    one, other = (own.get("fingerprint") or {} for own in (first, second))
+    found = [FINGERPRINT[key] for key in FINGERPRINT if one.get(key) and other.get(key) and one[key] != other[key]]
+    ours, theirs = (own.get("data") or {} for own in (one, other))
+    sets = dict.fromkeys((*ours, *theirs)) if ours and theirs else {}
+    return found + [f"{name} data" for name in sets if ours.get(name) != theirs.get(name)]
 
 
 def results_before(output: str | Path, benchmark: str) -> dict[str, Any] | None:
@@ -127,6 +140,33 @@ def results_before(output: str | Path, benchmark: str) -> dict[str, Any] | None:
     results = read_results(path)
     measured_metrics(path, results)
     return results if results["benchmark"] == benchmark else None
+
+
+def short_name(name: str | None) -> str | None:
+    """A model's name as results show it: of an absolute path the last part alone."""
+    return Path(name).name if name is not None and Path(name).is_absolute() else name
+
+
+def _official_numbers(results: Mapping[str, Any]) -> Iterator[tuple[str, Estimate]]:
+    """The official numbers of a SemEval file without `metrics`, under the names that they have there."""
+    for split, direction in (("forget", "lower"), ("retain", "higher")):
+        for task, means in results.get(split, {}).items():
+            for key, metric in OFFICIAL.items():
+                if key in means:
+                    yield f"{split}/{metric}/{task}", _plain(means[key], direction)
+    if "mia_auc" in results:
+        yield "membership/loss_auc", _plain(results["mia_auc"], "target", CHANCE_AUC)
+    for key in ("mia_score", "task_aggregate", "quiz", "mmlu", "final_score"):
+        if key in results:
+            yield f"all/{key}", _plain(results[key], "higher")
+    for side in ("member", "nonmember"):
+        if side in (losses := results.get("mean_nll", {})):
+            yield f"{side}/nll", _plain(losses[side], None)
+
+
+def _plain(value: float | None, direction: str | None, target: float | None = None) -> Estimate:
+    number = float("nan") if value is None else float(value)
+    return Estimate(number, n=None, reason="the file has no intervals", direction=direction, target=target)
 
 
 def _check_semeval(path: str | Path, results: dict[str, Any]) -> None:
@@ -150,11 +190,6 @@ def _check_semeval(path: str | Path, results: dict[str, Any]) -> None:
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if value is not None and not (number and 0 <= value <= 1):
             raise DataError(f"{path}: field {name} must be a number between 0 and 1 or null")
-
-
-def short_name(name: str | None) -> str | None:
-    """A model's name as results show it: of an absolute path the last part alone."""
-    return Path(name).name if name is not None and Path(name).is_absolute() else name
 
 
 def _versions() -> dict[str, str]:

@@ -1,6 +1,7 @@
 """`expunge evaluate` and `expunge score`: from a model, or from stored predictions, to a results file."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from statistics import median
@@ -10,24 +11,28 @@ from expunge.config import EvaluateConfig
 from expunge.data.holdout import length, read_calibration, without_selection
 from expunge.data.tokenize import Join
 from expunge.errors import DataError
-from expunge.evaluation.assemble import assemble, assemble_scored
-from expunge.evaluation.benchmarks import BENCHMARKS, lume
-from expunge.evaluation.benchmarks.engine import Options, measure
-from expunge.evaluation.benchmarks.measurement import Measurement
-from expunge.evaluation.benchmarks.suite import Suite
+from expunge.evaluation.assemble import STAND_IN, assemble
+from expunge.evaluation.benchmarks import BENCHMARKS, semeval
 from expunge.evaluation.checks import (
+    check_attacks,
     check_output,
     check_predictions,
     check_reference,
     check_same_rows,
     mismatches,
+    resolved,
 )
-from expunge.evaluation.examples_file import examples_path, write_examples
+from expunge.evaluation.estimate import Estimate
+from expunge.evaluation.measurement import Measurement, Values
+from expunge.evaluation.passes import Options, adapter_off, measure
 from expunge.evaluation.predictions import Predictions, read_any, read_mmlu, write_predictions
 from expunge.evaluation.results import write_results
+from expunge.evaluation.suite import Suite, with_families
+from expunge.evaluation.values_file import values_path, write_values
 from expunge.model.adapter import adapter_folder, attach_adapter
 from expunge.model.load import LoadedModel, load_model, load_shared, pick_device
 from expunge.model.prompt_format import measure_join
+from expunge.runs.manifest import model_fingerprint
 from expunge.utils.distributed import Processes, current, together
 from expunge.utils.files import adapter_fingerprint
 from expunge.utils.progress import Reporter
@@ -40,7 +45,7 @@ def evaluate(config: EvaluateConfig, reporter: Reporter | None = None) -> dict[s
     """Measure a model, with an adapter on it or not, and write the results and the values of every row.
 
     Args:
-        config: The settings.
+        config: The settings; with `run`, what is not set is taken from that run.
         reporter: Where progress goes; silent when None.
 
     Returns:
@@ -50,7 +55,9 @@ def evaluate(config: EvaluateConfig, reporter: Reporter | None = None) -> dict[s
         UserError: The input or a setting is at fault; nothing has been written then.
     """
     reporter = reporter or Reporter(quiet=True)
+    config = resolved(config)
     config.validate()
+    check_attacks(config)
     with together(pick_device(config.device)) as processes:
         return _evaluate(config, reporter, processes)
 
@@ -60,13 +67,14 @@ def _evaluate(config: EvaluateConfig, reporter: Reporter, processes: Processes) 
     if config.keep_predictions:
         check_predictions(config.keep_predictions, overwrite=config.overwrite)
     mmlu = read_mmlu(config.mmlu) if config.mmlu else None
-    benchmark = BENCHMARKS[config.benchmark]
-    suite = benchmark.read(config)
+    name = config.benchmark or "semeval"
+    benchmark = BENCHMARKS[name]
+    suite = with_families(benchmark.read(config))
     adapter = adapter_folder(config.adapter).resolve() if config.adapter else None
+    base = model_fingerprint(config.model) if Path(config.model).is_dir() else None
     if adapter:
-        run = adapter.parent
-        suite = reported(suite, run)
-        for mismatch in mismatches(run, config, suite.split):
+        suite = reported(suite, adapter.parent)
+        for mismatch in mismatches(adapter.parent, config, base):
             reporter.warn(mismatch)
     if config.tasks:
         from expunge.evaluation.utility import check_tasks
@@ -87,7 +95,7 @@ def _evaluate(config: EvaluateConfig, reporter: Reporter, processes: Processes) 
     measurement = measure(loaded, suite, join, options, reference=reference, reporter=reporter)
     utility = _utility(loaded, config, reporter)
     results = assemble(
-        config.benchmark,
+        name,
         benchmark,
         suite,
         measurement,
@@ -97,16 +105,20 @@ def _evaluate(config: EvaluateConfig, reporter: Reporter, processes: Processes) 
         utility=utility.entries,
         model=config.model,
         adapter=config.adapter,
-        adapter_sha256=adapter_fingerprint(adapter) if adapter else None,
         settings=_settings(config, loaded, join, suite, measurement),
+        fingerprint={
+            "base": base or model_fingerprint(config.model, getattr(loaded.base.config, "_commit_hash", None)),
+            "adapter": adapter_fingerprint(adapter) if adapter else None,
+            "prompt_format": str(join),
+        },
     )
     if processes.index > 0:  # the first one writes
         return results
     if config.keep_predictions:
-        said = lume.predictions_of(measurement, suite)
+        said = semeval.predictions_of(measurement, suite)
         write_predictions(config.keep_predictions, said, overwrite=config.overwrite)
     table = measurement.table(suite.documents.names if suite.documents else None)
-    write_examples(examples_path(config.output), {**table, **utility.rows}, overwrite=config.overwrite)
+    write_values(values_path(config.output), {**table, **utility.rows}, overwrite=config.overwrite)
     write_results(config.output, results, overwrite=config.overwrite)
     return results
 
@@ -143,7 +155,7 @@ def score_predictions(
     *,
     mmlu: str | None = None,
     data: str | None = None,
-    split: str = "validation",
+    split: str | None = None,
     overwrite: bool = False,
 ) -> dict[str, Any]:
     """Score stored generations, Expunge's own or the organisers', and write the results file.
@@ -165,44 +177,62 @@ def score_predictions(
     found: Predictions = read_any(predictions)
     if data:
         check_same_rows(predictions, found, data, split)
-    results = assemble_scored(found, accuracy)
+    suite, measurement = semeval.suite_of_predictions(found)
+    results = assemble("semeval", BENCHMARKS["semeval"], suite, measurement, mmlu=accuracy)
+    only = "Only what stored texts and losses tell was measured (expunge score)."
+    results["not_measured"] = [STAND_IN, only, *semeval.blind_spots(measurement, suite)]
     write_results(output, results, overwrite=overwrite)
     return results
 
 
 @dataclass(frozen=True)
 class _Utility:
-    entries: dict[str, Any]
-    rows: dict[tuple[str, str], Any]
-    mmlu: float | None
+    """What utility tasks gave: numbers for the results, values of every row, accuracy on MMLU."""
+
+    entries: Mapping[str, Estimate] = field(default_factory=dict)
+    rows: Mapping[tuple[str, str], Values] = field(default_factory=dict)
+    mmlu: float | None = None
 
 
 def _utility(loaded: LoadedModel, config: EvaluateConfig, reporter: Reporter) -> _Utility:
     """The utility tasks, on the model and, under an adapter, on the untouched one."""
     if not config.tasks:
-        return _Utility({}, {}, None)
+        return _Utility()
     from expunge.evaluation.utility import mmlu_average, run_tasks, task_entries, task_rows
 
-    options = {"task_path": config.task_path, "limit": config.limit}
+    def run() -> Any:
+        return run_tasks(loaded, config.task_names, task_path=config.task_path, limit=config.limit)
+
     reporter.say(f"utility tasks: {', '.join(config.task_names)}")
-    after, before = run_tasks(loaded, config.task_names, **options), None
+    after, before = run(), None
     if config.adapter:
-        with loaded.model.disable_adapter():
-            before = run_tasks(loaded, config.task_names, **options)
+        with adapter_off(loaded):
+            before = run()
     return _Utility(task_entries(after, before), task_rows(after), mmlu_average(after))
 
 
 def _load(config: EvaluateConfig, name: str) -> LoadedModel:
-    options = {"dtype": config.dtype, "device": config.device, "trust_remote_code": config.trust_remote_code}
-    return load_shared(name, current(), **options) if config.shard_base else load_model(name, **options)
+    if config.shard_base:
+        return load_shared(
+            name,
+            current(),
+            dtype=config.dtype,
+            device=config.device,
+            trust_remote_code=config.trust_remote_code,
+        )
+    return load_model(name, dtype=config.dtype, device=config.device, trust_remote_code=config.trust_remote_code)
 
 
 def _join(loaded: LoadedModel, suite: Suite, config: EvaluateConfig, reporter: Reporter) -> Join:
-    """The benchmark's own join, or the one that fits the model."""
+    """The benchmark's own join, the run's, or the one that fits the model."""
     if suite.join is not None:
         return suite.join
+    if config.join != "auto" and config.end_of_text != "auto":
+        join = Join(config.join, config.end_of_text == "yes")
+        reporter.say(f"join: {join}, as given")
+        return join
     examples = [row for rows in suite.sets if rows.name in ("forget", "retain") for row in rows.examples]
-    report = measure_join(loaded, examples, style=config.join)
+    report = measure_join(loaded, examples, style=config.join, end_of_text=config.end_of_text)
     reporter.say(f"join: {report}")
     return report.join
 

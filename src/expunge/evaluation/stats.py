@@ -6,9 +6,9 @@ counts as one unit. Arrays in, numbers out; no torch.
 
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from expunge.errors import DataError
 from expunge.evaluation.bootstrap import (
@@ -21,7 +21,8 @@ from expunge.evaluation.bootstrap import (
     t_quantile,
     z_quantile,
 )
-from expunge.utils.roc import finite, placements
+from expunge.evaluation.estimate import NAN, Estimate
+from expunge.utils.roc import Floats, finite, placements
 
 BLOCK = 2_000_000
 """Cluster draws that are held in memory at a time."""
@@ -29,25 +30,15 @@ LOG_UNITS = 6
 """Documents from which on positive values alone are taken as a sign that there are no others (1 in 64 by chance)."""
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """A measured number with its 95 % interval.
-
-    Attributes:
-        value: The number; NaN where nothing was measured.
-        low: Lower end of the interval; NaN where it cannot be known (fewer than two independent units).
-        high: Upper end.
-        n: Rows that the number rests on.
-    """
-
-    value: float
-    low: float
-    high: float
-    n: int
+ONE = "all its rows are about one document, so how far it can be trusted is not known"
+NO_ROWS = "no row has it"
+ONE_SIDE = "one side has no texts"
+ONE_TEXT = "one side has a single text, so how far it can be trusted is not known"
+"""Why a number or its interval is missing."""
 
 
 def mean_estimate(
-    values: Sequence[float] | np.ndarray, clusters: Sequence[Hashable] | None = None, *, seed: int = 0
+    values: Sequence[float] | Floats, clusters: Sequence[Hashable] | None = None, *, seed: int = 0
 ) -> Estimate:
     """Mean over rows, with an interval that takes documents as the unit.
 
@@ -71,8 +62,8 @@ def mean_estimate(
 
 
 def difference_estimate(
-    before: Sequence[float] | np.ndarray,
-    after: Sequence[float] | np.ndarray,
+    before: Sequence[float] | Floats,
+    after: Sequence[float] | Floats,
     clusters: Sequence[Hashable] | None = None,
     *,
     seed: int = 0,
@@ -97,8 +88,8 @@ def difference_estimate(
 
 
 def statistic_estimate(
-    groups: Mapping[str, Sequence[float] | np.ndarray],
-    statistic: Callable[[Mapping[str, np.ndarray]], float],
+    groups: Mapping[str, Sequence[float] | Floats],
+    statistic: Callable[[Mapping[str, Floats]], float],
     clusters: Mapping[str, Sequence[Hashable]] | None = None,
     *,
     seed: int = 0,
@@ -126,8 +117,8 @@ def statistic_estimate(
     n = sum(values.size for values in rows.values())
     value = float(statistic(rows)) if n else math.nan
     if not math.isfinite(value):
-        return Estimate(math.nan, math.nan, math.nan, n)
-    unknown = Estimate(value, math.nan, math.nan, n)
+        return Estimate(NAN, n=n, reason="a part of it has no number" if n else NO_ROWS)
+    unknown = Estimate(value, n=n, reason=ONE)
     strata = strata_of(rows, clusters)
     if any(np.count_nonzero(sizes) < 2 for stratum in strata for _, _, sizes in stratum.values()):
         return unknown
@@ -135,11 +126,11 @@ def statistic_estimate(
     draws = np.array([statistic({**rows, **drawn}) for drawn in resamples(strata, rows, RESAMPLES, rng)], dtype=float)
     without = [np.array(leave_one_out(stratum, rows, statistic), dtype=float) for stratum in strata]
     if not all(np.isfinite(numbers).all() for numbers in (draws, *without)):
-        return unknown
+        return Estimate(value, n=n, reason="some resamples of the rows have no number")
     return Estimate(value, *bca_interval(value, draws, without), n)
 
 
-def auc_estimate(members: Sequence[float] | np.ndarray, nonmembers: Sequence[float] | np.ndarray) -> Estimate:
+def auc_estimate(members: Sequence[float] | Floats, nonmembers: Sequence[float] | Floats) -> Estimate:
     """`auc` with a score interval at the variance of DeLong et al. 1988; `n` counts both sides.
 
     Where few scores overlap, DeLong's variance is too small: its interval on the logit scale covers about 80 % at an
@@ -154,9 +145,9 @@ def auc_estimate(members: Sequence[float] | np.ndarray, nonmembers: Sequence[flo
     value, above, below = placements(inside, outside)
     m, n = inside.size, outside.size
     if math.isnan(value):
-        return Estimate(value, math.nan, math.nan, 0)
+        return Estimate(value, reason=ONE_SIDE)
     if min(m, n) < 2:
-        return Estimate(value, math.nan, math.nan, m + n)
+        return Estimate(value, n=m + n, reason=ONE_TEXT)
     delong = float(above.var(ddof=1) / m + below.var(ddof=1) / n)
     mean = (m + n) / 2 - 1
     newcombe = value * (1 - value) * (1 + mean * ((1 - value) / (2 - value) + value / (1 + value))) / (m * n)
@@ -165,8 +156,8 @@ def auc_estimate(members: Sequence[float] | np.ndarray, nonmembers: Sequence[flo
 
 
 def auc_difference_estimate(
-    before: tuple[Sequence[float] | np.ndarray, Sequence[float] | np.ndarray],
-    after: tuple[Sequence[float] | np.ndarray, Sequence[float] | np.ndarray],
+    before: tuple[Sequence[float] | Floats, Sequence[float] | Floats],
+    after: tuple[Sequence[float] | Floats, Sequence[float] | Floats],
 ) -> Estimate:
     """AUC of `after` less that of `before`, each (members, non-members): the same texts in the same order.
 
@@ -180,15 +171,15 @@ def auc_difference_estimate(
     if [side.size for side in sides[0]] != [side.size for side in sides[1]]:
         raise DataError("before and after are not of the same number of texts: a paired difference needs the same ones")
     if math.isnan(old.low):
-        return Estimate(new.value - old.value, math.nan, math.nan, new.n)
+        return Estimate(new.value - old.value, n=new.n, reason=new.reason or old.reason)
     # Rows: before and after, of the members and of the non-members.
     shares = zip(placements(*sides[0])[1:], placements(*sides[1])[1:], strict=True)
-    covariance = sum(np.cov(pair) / pair[0].size for pair in shares)
+    covariance: Floats = np.sum([np.cov(pair) / pair[0].size for pair in shares], axis=0)
     scale = math.sqrt(covariance[0, 0] * covariance[1, 1])
     return _joined(old, new, float(covariance[0, 1] / scale) if scale else 0.0)
 
 
-def tpr_at_fpr(members: Sequence[float] | np.ndarray, nonmembers: Sequence[float] | np.ndarray, fpr: float) -> float:
+def tpr_at_fpr(members: Sequence[float] | Floats, nonmembers: Sequence[float] | Floats, fpr: float) -> float:
     """Largest share of members above a threshold that flags at most the share `fpr` of the non-members.
 
     The measure of Carlini et al. 2022; NaN if a side is empty.
@@ -206,7 +197,7 @@ def tpr_at_fpr(members: Sequence[float] | np.ndarray, nonmembers: Sequence[float
 
 
 def tpr_estimate(
-    members: Sequence[float] | np.ndarray, nonmembers: Sequence[float] | np.ndarray, fpr: float, *, seed: int = 0
+    members: Sequence[float] | Floats, nonmembers: Sequence[float] | Floats, fpr: float, *, seed: int = 0
 ) -> Estimate:
     """`tpr_at_fpr` with an interval that assumes nothing about the scores; `n` counts both sides.
 
@@ -221,9 +212,9 @@ def tpr_estimate(
     value = tpr_at_fpr(inside, outside, fpr)
     m, n = inside.size, outside.size
     if math.isnan(value):
-        return Estimate(value, math.nan, math.nan, 0)
+        return Estimate(value, reason=ONE_SIDE)
     if min(m, n) < 2:
-        return Estimate(value, math.nan, math.nan, m + n)
+        return Estimate(value, n=m + n, reason=ONE_TEXT)
     # Members above each non-member, from the highest down; none lie above infinity, all above minus infinity.
     higher = m - np.searchsorted(np.sort(inside), np.sort(outside)[::-1], side="right")
     higher = np.concatenate([[0], higher, [m]])
@@ -235,7 +226,7 @@ def tpr_estimate(
     return Estimate(value, min(low, value), max(high, value), m + n)
 
 
-def ks_pvalue(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray) -> float:
+def ks_pvalue(a: Sequence[float] | Floats, b: Sequence[float] | Floats) -> float:
     """P-value of the two-sided two-sample Kolmogorov-Smirnov test; NaN if a side is empty.
 
     Raises:
@@ -249,7 +240,7 @@ def ks_pvalue(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray) 
     return float(ks_2samp(first, second).pvalue)
 
 
-def runs_estimate(values: Sequence[float] | np.ndarray) -> Estimate:
+def runs_estimate(values: Sequence[float] | Floats) -> Estimate:
     """Mean over runs with Student's t interval; `n` counts runs.
 
     Raises:
@@ -257,7 +248,8 @@ def runs_estimate(values: Sequence[float] | np.ndarray) -> Estimate:
     """
     runs = finite("values", values)
     if runs.size < 2:
-        return Estimate(float(runs[0]) if runs.size else math.nan, math.nan, math.nan, runs.size)
+        reason = "one run has no spread" if runs.size else "no run has it"
+        return Estimate(float(runs[0]) if runs.size else NAN, n=runs.size, reason=reason)
     mean, half = float(runs.mean()), t_quantile(runs.size - 1) * float(runs.std(ddof=1)) / math.sqrt(runs.size)
     return Estimate(mean, mean - half, mean + half, runs.size)
 
@@ -265,14 +257,14 @@ def runs_estimate(values: Sequence[float] | np.ndarray) -> Estimate:
 # --- means ---------------------------------------------------------------------------------------
 
 
-def _mean(rows: np.ndarray, codes: np.ndarray, seed: int) -> Estimate:
+def _mean(rows: Floats, codes: NDArray[np.int64], seed: int) -> Estimate:
     if not rows.size:
-        return Estimate(math.nan, math.nan, math.nan, 0)
+        return Estimate(NAN, reason=NO_ROWS)
     value = float(rows.mean())
-    sums, sizes = np.bincount(codes, rows), np.bincount(codes)
+    sums, sizes = np.bincount(codes, rows).astype(np.float64), np.bincount(codes).astype(np.int64)
     units = sums.size
     if units < 2:
-        return Estimate(value, math.nan, math.nan, rows.size)
+        return Estimate(value, n=rows.size, reason=ONE)
     if _in_unit_range(rows):
         return Estimate(value, *_share_interval(value, sums, sizes), rows.size)
     if not np.ptp(rows):
@@ -293,19 +285,19 @@ def _mean(rows: np.ndarray, codes: np.ndarray, seed: int) -> Estimate:
     return Estimate(value, min(low, ends[0]), max(high, ends[1]), rows.size)
 
 
-def _unit_difference(first: np.ndarray, second: np.ndarray, codes: np.ndarray) -> Estimate:
+def _unit_difference(first: Floats, second: Floats, codes: NDArray[np.int64]) -> Estimate:
     """Newcombe's interval for the difference of two paired means of values in [0, 1]."""
-    sizes = np.bincount(codes)
+    sizes = np.bincount(codes).astype(np.int64)
     means, residuals = [], []
     for rows in (first, second):
-        mean, sums = float(rows.mean()), np.bincount(codes, rows)
+        mean, sums = float(rows.mean()), np.bincount(codes, rows).astype(np.float64)
         means.append(Estimate(mean, *_share_interval(mean, sums, sizes), first.size))
         residuals.append(sums - mean * sizes)
     scale = math.sqrt(float(np.square(residuals[0]).sum() * np.square(residuals[1]).sum()))
     product = float(residuals[0] @ residuals[1])
     if product > 0 and np.isin([first, second], (0.0, 1.0)).all():
         product = max(0.0, product - 0.5)  # Newcombe's continuity correction: no change among few rows is not certainty
-    return _joined(*means, product / scale if scale else 0.0)
+    return _joined(means[0], means[1], product / scale if scale else 0.0)
 
 
 def _joined(old: Estimate, new: Estimate, correlation: float) -> Estimate:
@@ -319,7 +311,7 @@ def _joined(old: Estimate, new: Estimate, correlation: float) -> Estimate:
     return Estimate(value, low, value + reach(new.high - new.value, old.value - old.low), new.n)
 
 
-def _share_interval(mean: float, sums: np.ndarray, sizes: np.ndarray) -> tuple[float, float]:
+def _share_interval(mean: float, sums: Floats, sizes: NDArray[np.int64]) -> tuple[float, float]:
     """Score interval of a mean of values in [0, 1], from the sum and the number of rows of each document."""
     units = sums.size
     variance = units / (units - 1) * np.square(sums - mean * sizes).sum() / sizes.sum() ** 2
@@ -341,14 +333,14 @@ def _score_interval(share: float, variance: float, trials: int, quantile: float)
     return min(share, max(0.0, centre - half)), max(share, min(1.0, centre + half))
 
 
-def _in_unit_range(rows: np.ndarray) -> bool:
+def _in_unit_range(rows: Floats) -> bool:
     return bool(rows.min() >= 0 and rows.max() <= 1)
 
 
 # --- two sides -----------------------------------------------------------------------------------
 
 
-def _share_draws(hits: np.ndarray, trials: int, rng: np.random.Generator) -> np.ndarray:
+def _share_draws(hits: NDArray[np.int64], trials: int, rng: np.random.Generator) -> Floats:
     """A draw of the true share for each count, from its posterior under Jeffreys' prior."""
     return rng.beta(hits + 0.5, trials - hits + 0.5)
 
@@ -356,7 +348,7 @@ def _share_draws(hits: np.ndarray, trials: int, rng: np.random.Generator) -> np.
 # --- small things --------------------------------------------------------------------------------
 
 
-def _codes(name: str, clusters: Sequence[Hashable] | None, rows: int) -> np.ndarray:
+def _codes(name: str, clusters: Sequence[Hashable] | None, rows: int) -> NDArray[np.int64]:
     """Number of each row's cluster, from 0."""
     if clusters is None:
         return np.arange(rows)

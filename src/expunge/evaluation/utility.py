@@ -18,10 +18,11 @@ from typing import Any
 import numpy as np
 
 from expunge.errors import ConfigError, DataError
-from expunge.evaluation.benchmarks.entries import Entry, entry
+from expunge.evaluation.estimate import Estimate
+from expunge.evaluation.measurement import Values
 from expunge.evaluation.stats import difference_estimate, mean_estimate
-from expunge.evaluation.values import Values
 from expunge.model.load import LoadedModel
+from expunge.utils.roc import Floats
 
 SOURCE = "lm-evaluation-harness"
 BATCH_TOKENS = 4096
@@ -42,7 +43,7 @@ class TaskValues:
     metric: str
     tasks: tuple[str, ...]
     rows: tuple[str, ...]
-    values: np.ndarray
+    values: Floats
 
 
 def check_tasks(tasks: Sequence[str], task_path: str | None) -> None:
@@ -104,17 +105,16 @@ def run_tasks(
     return {name: _values(name, _leaves(name, found.get("group_subtasks", {})), samples) for name in tasks}
 
 
-def task_entries(after: Mapping[str, TaskValues], before: Mapping[str, TaskValues] | None) -> dict[str, Entry]:
-    """Mean of every task; with the untouched model's beside it, and the paired difference, where there is one."""
+def task_entries(after: Mapping[str, TaskValues], before: Mapping[str, TaskValues] | None) -> dict[str, Estimate]:
+    """Mean of every task; with the paired change from the untouched model's, where that was asked too."""
     found = {}
     for name, own in after.items():
         key = f"all/{name}_{own.metric}"
-        found[key] = entry(mean_estimate(own.values, own.rows), "higher", "utility", SOURCE)
+        found[key] = mean_estimate(own.values, own.rows).read_as("higher", "utility", SOURCE)
         if before is not None:
-            base = before[name]
-            found[key]["base"] = float(base.values.mean())
-            change = difference_estimate(base.values, own.values, own.rows)
-            found[f"{key}_change"] = entry(change, "higher", "utility", f"{SOURCE}; paired with the untouched model")
+            change = difference_estimate(before[name].values, own.values, own.rows)
+            source = f"{SOURCE}; paired with the untouched model"
+            found[f"{key}_change"] = change.read_as("higher", "utility", source)
     return found
 
 

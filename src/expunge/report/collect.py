@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from expunge.errors import DataError, RunError
-from expunge.evaluation.measured import measured_metrics
-from expunge.evaluation.results import read_results
+from expunge.evaluation.results import measured_metrics, read_results
 from expunge.utils.files import adapter_fingerprint
 
 ROLES = {
@@ -86,7 +85,7 @@ def read_run(path: str | Path) -> RunData:
             continue
         files[role] = file
         found = _results(file)
-        if own and found.get("adapter_sha256") not in (None, own):
+        if own and (found.get("fingerprint") or {}).get("adapter") not in (None, own):
             outdated.append(file.name)
             continue
         results[role] = found

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from expunge.evaluation.measured import Measured, measured_metrics
+from expunge.evaluation.estimate import Estimate
+from expunge.evaluation.results import measured_metrics
 
 FAMILIES = {
     "official": "Official scores",
@@ -110,12 +111,12 @@ def readings(results: Mapping[str, Any], path: str | Path = "results file") -> d
     return found
 
 
-def _reading(key: str, measured: Measured, entry: Mapping[str, Any]) -> Reading:
+def _reading(key: str, measured: Estimate, entry: Mapping[str, Any]) -> Reading:
     return Reading(
         key,
-        measured.value,
-        measured.low,
-        measured.high,
+        number(measured.value),
+        number(measured.low),
+        number(measured.high),
         measured.n,
         measured.direction,
         measured.target,

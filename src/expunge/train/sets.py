@@ -13,8 +13,9 @@ from expunge.data.muse import read_muse
 from expunge.data.tofu import read_tofu
 from expunge.errors import DataError
 
-SPLIT = {"semeval": "validation", "tofu": "forget10", "muse": "news"}
-"""The split of a benchmark where none is named, the same for `unlearn` and `evaluate`."""
+SPLIT = {"tofu": "forget10", "muse": "news"}
+"""The split of a benchmark where none is named, the same for `unlearn` and `evaluate`; that of semeval is the only one
+there is, or `DEFAULT_SPLIT` in data/lume.py."""
 REFUSALS = (
     "I don't know.",
     "I don't have any information about that.",

@@ -4,11 +4,15 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from expunge.errors import DataError
 
+Floats = NDArray[np.float64]
+"""Numbers, float64."""
 
-def auc(members: Sequence[float] | np.ndarray, nonmembers: Sequence[float] | np.ndarray) -> float:
+
+def auc(members: Sequence[float] | Floats, nonmembers: Sequence[float] | Floats) -> float:
     """Probability that a member scores higher than a non-member, a tie counting one half; NaN if a side is empty.
 
     Raises:
@@ -17,7 +21,7 @@ def auc(members: Sequence[float] | np.ndarray, nonmembers: Sequence[float] | np.
     return placements(finite("members", members), finite("nonmembers", nonmembers))[0]
 
 
-def placements(inside: np.ndarray, outside: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
+def placements(inside: Floats, outside: Floats) -> tuple[float, Floats, Floats]:
     """The AUC, each member's share of lower non-members, and each non-member's share of higher members."""
     if not inside.size or not outside.size:
         return math.nan, np.empty(0), np.empty(0)
@@ -29,7 +33,7 @@ def placements(inside: np.ndarray, outside: np.ndarray) -> tuple[float, np.ndarr
     return value, wins / (2 * outside.size), 1 - losses / (2 * inside.size)
 
 
-def finite(name: str, values: Sequence[float] | np.ndarray) -> np.ndarray:
+def finite(name: str, values: Sequence[float] | Floats) -> Floats:
     """The values as a one-dimensional float64 array, once all are finite."""
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1:

@@ -1,22 +1,14 @@
-"""The benchmarks: each is a data layout, lists of metrics and an aggregation, in one file.
-
-suite.py        what a benchmark hands to the engine
-engine.py       one teacher-forced pass and one generation pass, and all metrics of their rows
-measurement.py  what comes out
-entries.py      the `metrics` of a results file
-"""
+"""The benchmarks: each is a data layout, lists of metrics and an aggregation, in one file."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from expunge.config import EvaluateConfig
-from expunge.evaluation.benchmarks import custom, lume, muse, tofu
-from expunge.evaluation.benchmarks.entries import Entry
-from expunge.evaluation.benchmarks.measurement import Measurement
-from expunge.evaluation.benchmarks.suite import Suite
-
-Aggregate = Callable[[Measurement, Measurement | None], dict[str, Entry]]
-"""The benchmark's own numbers, of the model and, where there is one, the reference."""
+from expunge.evaluation.benchmarks import custom, muse, semeval, tofu
+from expunge.evaluation.estimate import Estimate
+from expunge.evaluation.measurement import Measurement
+from expunge.evaluation.suite import Suite
 
 
 @dataclass(frozen=True)
@@ -25,18 +17,24 @@ class Benchmark:
 
     Attributes:
         read: Its data, as the settings name them.
-        aggregate: Its own numbers over all rows.
-        official: Whether its results are those of SemEval-2025 Task 4.
+        aggregate: Its own numbers over all rows, of the model and, where there is one, the reference; the last two
+            arguments are its data and the accuracy on MMLU.
+        fields: Fields of the results file beside those that every benchmark has.
+        notes: Sentences on what its numbers do not say.
     """
 
     read: Callable[[EvaluateConfig], Suite]
-    aggregate: Aggregate = lambda measurement, reference: {}
-    official: bool = False
+    aggregate: Callable[[Measurement, Measurement | None, Suite, float | None], dict[str, Estimate]] = (
+        lambda measurement, reference, suite, mmlu: {}
+    )
+    fields: Callable[[Measurement, Suite, float | None], dict[str, Any]] = lambda measurement, suite, mmlu: {}
+    notes: Callable[[Measurement, Suite], list[str]] = lambda measurement, suite: []
 
 
+_SEMEVAL = (semeval.aggregate_entries, semeval.official_fields, semeval.blind_spots)
 BENCHMARKS = {
-    "semeval": Benchmark(lume.read_semeval, official=True),
-    "lume": Benchmark(lume.read_whole, official=True),
+    "semeval": Benchmark(semeval.read_semeval, *_SEMEVAL),
+    "lume": Benchmark(semeval.read_lume_folder, *_SEMEVAL),
     "tofu": Benchmark(tofu.read, tofu.aggregate_entries),
     "muse": Benchmark(muse.read, muse.aggregate_entries),
     "custom": Benchmark(custom.read),

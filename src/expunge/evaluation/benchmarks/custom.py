@@ -1,32 +1,62 @@
 """Your own files: texts that must be forgotten, texts that must be kept, and texts like the former, never seen."""
 
+from collections.abc import Sequence
+
 from expunge.config import EvaluateConfig
 from expunge.data.examples import Example, parse_columns, read_examples
-from expunge.data.holdout import check_unseen
-from expunge.evaluation.benchmarks.measurement import document_of
-from expunge.evaluation.benchmarks.suite import FORCED, SAID, Documents, RowSet, Suite
+from expunge.data.families import normalized
+from expunge.errors import DataError
+from expunge.evaluation.measurement import document_of
+from expunge.evaluation.metrics.registry import default_metrics
+from expunge.evaluation.suite import Documents, RowSet, Suite
 
 
 def read(config: EvaluateConfig) -> Suite:
-    """The files; whatever they allow is measured, and the rest is said."""
+    """The files; whatever they allow is measured, and the rest is said.
+
+    Raises:
+        DataError: A file cannot be read, or all of the holdout's texts are trained on.
+    """
     columns = parse_columns(config.columns) if config.columns else None
     files = {name: getattr(config, name) for name in ("forget", "retain", "holdout")}
     read = {name: read_examples(file, columns=columns) for name, file in files.items() if file}
-    missing = []
+    notes = []
     if "retain" not in read:
-        missing.append("No retain set was given (--retain): whether the rest is kept was not measured.")
+        notes.append("No retain set was given (--retain): whether the rest is kept was not measured.")
     documents = None
     if "holdout" in read:
-        check_unseen(files["holdout"], read["forget"], read["holdout"])
-        documents = Documents(read["forget"], read["holdout"], names=("forget", "holdout"), even=True)
+        unseen = never_seen(config.holdout or "", read["holdout"], [*read["forget"], *read.get("retain", [])])
+        if len(unseen) < len(read["holdout"]):
+            left_out = len(read["holdout"]) - len(unseen)
+            notes.append(
+                f"{left_out} of {len(read['holdout'])} holdout texts stand in the forget or retain set too (case, "
+                "punctuation and white space aside), so they are no unseen ones and were left out."
+            )
+        documents = Documents(read["forget"], unseen, names=("forget", "holdout"), even=True)
     else:
-        missing.append("No unseen texts were given (--holdout): no membership attack was run.")
+        notes.append("No unseen texts were given (--holdout): no membership attack was run.")
     sets = tuple(_rows(name, read[name]) for name in ("forget", "retain") if name in read)
-    return Suite(sets, documents, not_measured=tuple(missing))
+    return Suite(sets, documents, not_measured=tuple(notes))
+
+
+def never_seen(file: str, holdout: Sequence[Example], trained_on: Sequence[Example]) -> list[Example]:
+    """The texts of `--holdout` that are not trained on.
+
+    Raises:
+        DataError: There is none.
+    """
+    known = set(map(_key, trained_on))
+    unseen = [row for row in holdout if _key(row) not in known]
+    if not unseen:
+        raise DataError(f"--holdout {file}: all of its texts are to be forgotten or kept: give texts never seen")
+    return unseen
+
+
+def _key(example: Example) -> str:
+    return normalized(example.text).replace(" ", "") or example.text
 
 
 def _rows(name: str, examples: list[Example]) -> RowSet:
-    metrics = (*FORCED, *SAID, *(["fluency"] if name == "forget" else []))
     # LUME's kinds come with its ids, and only these say which rows are about one document.
     documents = [document_of(example.id) if example.kind else example.id for example in examples]
-    return RowSet(name, examples, documents, metrics)
+    return RowSet(name, examples, documents, default_metrics(name))

@@ -5,6 +5,7 @@ few-shot examples, ending in `Answer: `; answers end at a blank line or at the n
 by ROUGE-L F1 without stemming. The published numbers are means in percent; ours are in [0, 1], PrivLeak in percent.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -13,12 +14,15 @@ from expunge.data.examples import Example
 from expunge.data.muse import MuseData, read_muse
 from expunge.data.tokenize import Join
 from expunge.errors import DataError
-from expunge.evaluation.benchmarks.entries import Entry, point
-from expunge.evaluation.benchmarks.measurement import Measurement
-from expunge.evaluation.benchmarks.suite import FORCED, Documents, RowSet, Suite
-from expunge.evaluation.metrics import METRICS, aggregate
+from expunge.evaluation.estimate import Estimate
+from expunge.evaluation.measurement import Measurement
+from expunge.evaluation.metrics import METRICS
+from expunge.evaluation.metrics.aggregate import privleak
+from expunge.evaluation.suite import Documents, RowSet, Suite
 from expunge.utils.roc import auc
 
+RAW = ("nll",)
+FORCED = ("probability", "perplexity", "exact_memorization", "extraction_strength")
 VERBATIM_TOKENS = 128
 KNOWLEDGE_TOKENS = 32
 STOPS = ("\n\n", "\nQuestion", "Question:")
@@ -36,37 +40,42 @@ def read(config: EvaluateConfig) -> Suite:
 def suite_of(
     data: MuseData, corpus: str, *, verbatim_tokens: int = VERBATIM_TOKENS, knowledge_tokens: int = KNOWLEDGE_TOKENS
 ) -> Suite:
-    """The corpus as the engine takes it; the two numbers bound the generations."""
+    """The corpus as the passes take it; the two numbers bound the generations."""
     tokens = {"verbmem": verbatim_tokens, "knowmem": knowledge_tokens}
     return Suite(
         (
             _rows(
-                "forget", "verbmem", data.verbmem, ("verbatim_memorization", *FORCED, "repetition", "fluency"), tokens
+                "forget",
+                "verbmem",
+                data.verbmem,
+                (*RAW, "verbatim_memorization", *FORCED, "repetition", "fluency", "leak_at_k"),
+                tokens,
             ),
-            _rows("forget", "knowmem", data.forget_qa, ("knowledge_memorization",), tokens),
+            _rows("forget", "knowmem", data.forget_qa, (*RAW, "knowledge_memorization", "leak_at_k"), tokens),
             _rows("retain", "knowmem", data.retain_qa, ("knowledge_memorization", *FORCED), tokens),
         ),
         Documents(data.forget, data.holdout, names=("forget", "holdout"), shares=(0.2, PRIVLEAK_SHARE)),
         join=Join("none", end_of_text=False),
+        alone=True,
         split=corpus,
     )
 
 
-def aggregate_entries(measurement: Measurement, reference: Measurement | None) -> dict[str, Entry]:
+def aggregate_entries(
+    measurement: Measurement, reference: Measurement | None, suite: Suite, mmlu: float | None
+) -> dict[str, Estimate]:
     """PrivLeak, where there is a reference."""
-    if reference is None:
-        return {}
     key = f"min_k_{round(100 * PRIVLEAK_SHARE)}"
-    if key not in measurement.attacks:
+    if reference is None or key not in measurement.attacks:
         return {}
     ours, theirs = (auc(*(side.values for side in own.attacks[key])) for own in (measurement, reference))
-    metric = METRICS["privleak"]
-    n = sum(len(side.ids) for side in measurement.attacks[key])
+    value, reason = math.nan, "one number of two AUCs, which has no rows to resample"
     try:
-        value = aggregate.privleak(ours, theirs)
-    except DataError:  # the reference recognises every text, so there is nothing to divide by
-        value = float("nan")
-    return {"membership/privleak": point(value, n, metric.direction, "membership", metric.source, metric.target)}
+        value = privleak(ours, theirs)
+    except DataError as error:
+        reason = str(error)
+    n = sum(len(side.ids) for side in measurement.attacks[key])
+    return {"membership/privleak": METRICS["privleak"].read(Estimate(value, n=n, reason=reason))}
 
 
 def _rows(

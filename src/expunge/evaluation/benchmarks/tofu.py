@@ -6,24 +6,19 @@ p-value of a test against a model retrained without the forget set.
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-
 from expunge.config import EvaluateConfig
 from expunge.data.tofu import TofuRow, read_tofu
-from expunge.evaluation.benchmarks.entries import Entry, entry, point
-from expunge.evaluation.benchmarks.measurement import Measurement
-from expunge.evaluation.benchmarks.suite import FORCED, SAID, RowSet, Suite
-from expunge.evaluation.metrics import METRICS, aggregate
+from expunge.evaluation.estimate import Estimate
+from expunge.evaluation.measurement import Measurement
+from expunge.evaluation.metrics import METRICS
+from expunge.evaluation.metrics.aggregate import forget_quality, model_utility
+from expunge.evaluation.metrics.registry import default_metrics
 from expunge.evaluation.stats import statistic_estimate
+from expunge.evaluation.suite import RowSet, Suite
+from expunge.utils.roc import Floats
 
-INVENTED = (*FORCED, "truth_ratio", "truth_probability", *SAID)
 REAL = ("probability", "normalized_probability", "truth_ratio", "rouge_l_recall")
-METRICS_OF = {
-    "forget": (*INVENTED, "fluency"),
-    "retain": INVENTED,
-    "real_authors": REAL,
-    "world_facts": REAL,
-}
+SETS = ("forget", "retain", "real_authors", "world_facts")
 UTILITY = [
     ("retain", "probability"),
     ("retain", "rouge_l_recall"),
@@ -38,40 +33,40 @@ def read(config: EvaluateConfig) -> Suite:
     split = config.split or "forget10"
     data = read_tofu(config.data or "", split)
     return Suite(
-        tuple(_rows(name, getattr(data, name)) for name in METRICS_OF),
+        tuple(_rows(name, getattr(data, name)) for name in SETS),
         split=split,
         not_measured=("TOFU has no texts that the model has never seen, so no membership attack was run.",),
     )
 
 
-def aggregate_entries(measurement: Measurement, reference: Measurement | None) -> dict[str, Entry]:
+def aggregate_entries(
+    measurement: Measurement, reference: Measurement | None, suite: Suite, mmlu: float | None
+) -> dict[str, Estimate]:
     """Model utility, and forget quality where there is a reference."""
     groups = {f"{name}/{metric}": measurement.rows[name, metric].values for name, metric in UTILITY}
     documents = {f"{name}/{metric}": measurement.rows[name, metric].documents for name, metric in UTILITY}
-    utility = METRICS["model_utility"]
-    found = {
-        "all/model_utility": entry(
-            statistic_estimate(groups, _utility, documents), utility.direction, "official", utility.source
-        )
-    }
+    own = statistic_estimate(groups, _utility, documents)
+    found = {"all/model_utility": METRICS["model_utility"].read(own)}
     if reference is not None:
         ours, theirs = (own.rows["forget", "truth_ratio_raw"].values for own in (measurement, reference))
-        quality = METRICS["forget_quality"]
-        p = aggregate.forget_quality(ours, theirs)
-        found["all/forget_quality"] = point(p, len(ours), quality.direction, "official", quality.source)
+        p = Estimate(
+            forget_quality(ours.tolist(), theirs.tolist()), n=len(ours), reason="a p-value, which has no interval"
+        )
+        found["all/forget_quality"] = METRICS["forget_quality"].read(p)
     return found
 
 
-def _utility(groups: Mapping[str, np.ndarray]) -> float:
-    return aggregate.model_utility([float(values.mean()) for values in groups.values()])
+def _utility(groups: Mapping[str, Floats]) -> float:
+    return model_utility([float(values.mean()) for values in groups.values()])
 
 
 def _rows(name: str, rows: Sequence[TofuRow]) -> RowSet:
+    real = tuple("retain_truth_ratio" if metric == "truth_ratio" else metric for metric in REAL)
     return RowSet(
         name,
         [row.example for row in rows],
         [row.document for row in rows],
-        METRICS_OF[name],
+        default_metrics(name) if name in ("forget", "retain") else real,
         paraphrased=[row.paraphrased_question for row in rows],
         correct=[row.correct for row in rows],
         wrong=[row.wrong for row in rows],

@@ -1,13 +1,19 @@
-"""Metrics: short functions of a record, of texts or of numbers, and `METRICS`, which says how to read each.
+"""Metrics and membership attacks; `registry.py` has the decorators, and every other file here registers its own.
 
 memorization.py  of the record of a text's tokens
-text.py          of what the model said
+generations.py   of what the model said
 truth_ratio.py   of the losses of right and wrong answers
-membership.py    scores of membership attacks, larger = more likely a member
+attacks.py       scores of membership attacks, larger = more likely a member
 aggregate.py     benchmark-level numbers
 """
 
-from expunge.evaluation.metrics.registry import METRICS, Direction, Metric
-from expunge.evaluation.metrics.token_record import TokenRecord
+import importlib
+import pkgutil
 
-__all__ = ["METRICS", "Direction", "Metric", "TokenRecord"]
+from expunge.evaluation.metrics.record import TokenRecord
+from expunge.evaluation.metrics.registry import ATTACKS, METRICS, Metric, attack, metric
+
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")
+
+__all__ = ["ATTACKS", "METRICS", "Metric", "TokenRecord", "attack", "metric"]

@@ -1,18 +1,18 @@
 """From many values to the one number that a benchmark reports."""
 
+import math
 import statistics
 from collections.abc import Sequence
-from typing import Literal
 
 from expunge.errors import DataError
+from expunge.evaluation.metrics.generations import MUSE
+from expunge.evaluation.metrics.memorization import TOFU
+from expunge.evaluation.metrics.registry import metric
 from expunge.evaluation.stats import ks_pvalue
-
-EPSILON = 1e-10
-"""What open-unlearning adds to denominators."""
 
 
 def harmonic_mean(values: Sequence[float]) -> float:
-    """Harmonic mean n / sum(1/value) of n values that are not negative; 0 as soon as one is 0.
+    """Harmonic mean n / sum(1/value) of n values that are not negative; 0 as soon as one is 0, else NaN if one is NaN.
 
     Raises:
         DataError: There is no value, or a negative one.
@@ -23,11 +23,18 @@ def harmonic_mean(values: Sequence[float]) -> float:
         raise DataError(f"no harmonic mean of {len(values)} values: it needs one or more, none below 0") from None
 
 
+@metric(
+    "model_utility",
+    direction="higher",
+    family="utility",
+    source=TOFU,
+    definition="harmonic mean of probability, ROUGE-L recall, truth ratio on retain, real authors, world facts",
+)
 def model_utility(terms: Sequence[float]) -> float:
     """Harmonic mean of probability, ROUGE-L recall and truth ratio on retain, real authors and world facts, in [0, 1].
 
-    Maini et al. 2024 (TOFU): probability is `normalized_probability` on real authors and world facts, the truth
-    ratio enters as mean max(0, 1 - R).
+    Probability is `normalized_probability` on real authors and world facts, the truth ratio enters as the mean of
+    max(0, 1 - R).
 
     Raises:
         DataError: There are not nine terms, or one is negative.
@@ -37,10 +44,17 @@ def model_utility(terms: Sequence[float]) -> float:
     return harmonic_mean(terms)
 
 
+@metric(
+    "forget_quality",
+    direction="higher",
+    family="memorization",
+    source=TOFU,
+    definition="p-value of the two-sample KS test between the truth ratios of this and a retrained model",
+)
 def forget_quality(ratios: Sequence[float], reference_ratios: Sequence[float]) -> float:
     """p-value, in [0, 1], of the two-sample Kolmogorov-Smirnov test between two models' truth ratios on forget rows.
 
-    Large: the unlearned model cannot be told from one that never saw the rows. Maini et al. 2024 (TOFU).
+    Large: the unlearned model cannot be told from one that never saw the rows.
 
     Raises:
         DataError: A side is empty, or a ratio is not finite.
@@ -50,36 +64,29 @@ def forget_quality(ratios: Sequence[float], reference_ratios: Sequence[float]) -
     return ks_pvalue(ratios, reference_ratios)
 
 
-def privleak(auc: float, reference_auc: float | None, compat: Literal["open-unlearning"] | None = None) -> float:
-    """How far the membership attack is from that on a retrained model, in percent; target 0. Shi et al. 2024 (MUSE).
+@metric(
+    "privleak",
+    direction="target",
+    target=0,
+    low=-100,
+    high=math.inf,
+    family="membership",
+    source=MUSE,
+    definition="((1 - AUC) - (1 - AUC_retrained)) / (1 - AUC_retrained) in percent, of min-k%",
+)
+def privleak(auc: float, reference_auc: float) -> float:
+    """How far the membership attack is from that on a retrained model, in percent; target 0.
 
-    ((1 - auc) - (1 - reference_auc)) / (1 - reference_auc) * 100 with the AUC of min-k% (k = 40 %), forget texts as
-    members: negative = still recognised, positive = pushed beyond never having been seen.
+    The AUC is that of min-k% (k = 40 %), forget texts as members: negative = still recognised, positive = pushed
+    beyond never having been seen.
 
     Args:
         auc: P(a forget text scores higher than a holdout text) + 0.5 P(equal), in [0, 1].
         reference_auc: The same under a model that never saw the forget texts.
-        compat: `open-unlearning` takes 0.5 where there is no reference, and adds 1e-10 to the denominator.
 
     Raises:
-        DataError: There is no reference, or it recognises every text.
+        DataError: The reference recognises every text, so that there is nothing to divide by.
     """
-    if compat == "open-unlearning":
-        ceiling = 1 - (0.5 if reference_auc is None else reference_auc)
-        return ((1 - auc) - ceiling) / (ceiling + EPSILON) * 100
-    if reference_auc is None:
-        raise DataError("PrivLeak needs the AUC of a model that never saw the forget texts; 0.5 is only a stand-in")
     if reference_auc >= 1:
         raise DataError("PrivLeak divides by 1 - AUC of the reference, and that recognises every forget text")
     return ((1 - auc) - (1 - reference_auc)) / (1 - reference_auc) * 100
-
-
-def rel_diff(value: float, reference: float, compat: Literal["open-unlearning"] | None = None) -> float:
-    """(value - reference) / reference in percent; target 0. open-unlearning, which adds 1e-10 to the denominator.
-
-    Raises:
-        DataError: The reference is 0.
-    """
-    if compat != "open-unlearning" and reference == 0:
-        raise DataError("a relative difference to a reference of 0 is not defined")
-    return (value - reference) / (reference + (EPSILON if compat == "open-unlearning" else 0.0)) * 100

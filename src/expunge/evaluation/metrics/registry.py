@@ -1,197 +1,218 @@
-"""What each metric means: definition, direction, range and source."""
+"""`@metric` and `@attack`: what is measured on rows and on documents, each a function with what a reader must know.
 
-import math
-from dataclasses import dataclass
-from typing import Literal
+A metric is added by a file in this folder (every file is imported) or by decorating a function anywhere: the passes
+collect what it needs, and results, tables, `--help` and the docs read it here.
+
+    @metric("brevity", direction="lower", keep="higher", high=1, needs=("text", "expected"),
+            family="text", source="...", definition="...")
+    def brevity(text: str, expected: str) -> float: ...
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeVar
+
+from expunge.evaluation.estimate import Estimate
+from expunge.evaluation.metrics.record import TokenRecord
 
 Direction = Literal["higher", "lower", "target"]
 Family = Literal["memorization", "text", "membership", "utility"]
+Function = TypeVar("Function", bound=Callable[..., float | None])
+
+
+@dataclass
+class Row:
+    """What the passes know of one row; a metric's `needs` are names of these, handed over in that order.
+
+    Attributes:
+        record: The completion's tokens, given the prompt.
+        kind: `sc` (to be completed), `qa` (a question) or empty.
+        expected: What a generation is compared with.
+        correct: The right answer in other words (the answer itself where the data has no other words).
+        wrong: Wrong answers; None where the data has none.
+        text: What the model said, greedily; None where the row has no prompt.
+        tokens: The same as token ids.
+        untouched: What was said, as the model without its adapter sees it.
+        samples: Answers drawn at a temperature.
+    """
+
+    record: TokenRecord | None = None
+    kind: str = ""
+    expected: str = ""
+    correct: TokenRecord | None = None
+    wrong: Sequence[TokenRecord] | None = None
+    text: str | None = None
+    tokens: Sequence[int] | None = None
+    untouched: TokenRecord | None = None
+    samples: Sequence[str] | None = None
+
+
+@dataclass
+class WholeText:
+    """What the passes know of one document; an attack's `needs` are names of these, handed over in that order.
+
+    Attributes:
+        record: All its tokens but the first.
+        text: The text.
+        lower: The record of its lower-cased text; None where too little is left of that.
+        reference: Its record under a model that never saw the forget set; None without one.
+        gradient: Norm of the gradient of its mean NLL, a backward pass a text.
+    """
+
+    record: TokenRecord
+    text: str
+    lower: TokenRecord | None = None
+    reference: TokenRecord | None = None
+    gradient: float | None = None
 
 
 @dataclass(frozen=True)
 class Metric:
-    """How to read a metric.
+    """A metric of rows or of a whole benchmark, or the score that a membership attack gives one text.
 
     Attributes:
         name: As in results files.
-        direction: Which values are better on texts that are to be forgotten (or of a whole model): `higher`, `lower`,
-            or those near `target`.
+        function: What computes it; None is for what does not apply.
+        needs: Names of what it takes, in order; none for a benchmark's own aggregates.
+        direction: Which values are better on texts that are to be forgotten (or of a whole model); None where neither
+            are: such numbers are kept for each row, for tests, and are no result.
         low: Smallest possible value.
         high: Largest possible value.
         source: Paper or repository that it comes from.
         definition: In one line.
         family: What it looks at.
         target: The value of a perfect unlearning that is known without a reference; for direction `target` alone.
-        retain_direction: The better direction on texts that are to be kept, where it is another.
+        keep: The better direction on texts that are to be kept, where it is another.
+        default: Whether rows (documents) get it where no benchmark (no `--attacks`) says otherwise.
+        on: `forget` or `others`, where it is for these sets of rows alone.
+        skips: Kind of rows that it is not taken of.
+        by_task: Whether results give it for each task too.
+        over: Name of the function's parameter that it is taken at several values of.
+        label: What results call it, by that value; its name where empty.
     """
 
     name: str
-    direction: Direction
+    function: Callable[..., float | None]
+    needs: tuple[str, ...]
+    direction: Direction | None
     low: float
     high: float
     source: str
     definition: str
     family: Family
     target: float | None = None
-    retain_direction: Direction | None = None
+    keep: Direction | None = None
+    default: bool = True
+    on: str = ""
+    skips: str = ""
+    by_task: bool = False
+    over: str = ""
+    label: Callable[[Any], str] | None = None
 
-    def direction_on(self, split: str) -> Direction:
-        """The better direction on `forget` texts, or on those of any other split, which are to be kept."""
-        return self.direction if split == "forget" or self.retain_direction is None else self.retain_direction
+    def direction_on(self, set_name: str) -> Direction | None:
+        """The better direction on `forget` texts, or on those of any other set, which are to be kept."""
+        return self.direction if set_name == "forget" or self.keep is None else self.keep
+
+    def applies_to(self, set_name: str) -> bool:
+        """Whether it is for this set of rows."""
+        return not self.on or (self.on == "forget") == (set_name == "forget")
+
+    def instances(self, plan: Mapping[str, Sequence[Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
+        """What results call it and the options of its function, for each value that the plan has for `over`."""
+        for value in plan.get(self.over, ()) if self.over else (None,):
+            yield self.label(value) if self.label else self.name, {self.over: value} if self.over else {}
+
+    def of(self, facts: Row | WholeText, **options: Any) -> float | None:
+        """Its value; None where something that it needs is not there, or it does not apply."""
+        given = [getattr(facts, need) for need in self.needs]
+        if any(own is None for own in given) or (self.skips and getattr(facts, "kind", "") == self.skips):
+            return None
+        return self.function(*given, **options)
+
+    def read(self, estimate: Estimate, set_name: str = "forget") -> Estimate:
+        """The estimate with how to read it, its interval cut to the values that the metric can have."""
+        direction = self.direction_on(set_name)
+        return replace(
+            estimate,
+            low=estimate.low if estimate.low != estimate.low else max(estimate.low, self.low),
+            high=estimate.high if estimate.high != estimate.high else min(estimate.high, self.high),
+            direction=direction,
+            target=self.target if direction == "target" else None,
+            family=self.family,
+            source=self.source,
+        )
 
 
-TOFU = "Maini et al. 2024, TOFU (2401.06121)"
-MUSE = "Shi et al. 2024, MUSE (2407.06460)"
-EXTRACTION = "Carlini et al. 2021 (2012.07805)"
-ROUGE = "Lin 2004; rouge-score"
-SEMEVAL = "SemEval-2025 Task 4, LUME (2502.15097)"
+METRICS: dict[str, Metric] = {}
+"""Name -> metric."""
+ATTACKS: dict[str, Metric] = {}
+"""Name -> membership attack, as `--attacks` takes it."""
 
 
-def _known(name: str, high: float, source: str, definition: str, family: Family) -> Metric:
-    """A metric of how well texts are known: lower is better on those to forget, higher on those to keep."""
-    return Metric(name, "lower", 0, high, source, definition, family, retain_direction="higher")
+def metric(
+    name: str,
+    *,
+    direction: Direction | None,
+    source: str,
+    definition: str,
+    family: Family,
+    needs: tuple[str, ...] = (),
+    low: float = 0,
+    high: float = 1,
+    **options: Any,
+) -> Callable[[Function], Function]:
+    """Register a metric; see `Metric` for what the arguments mean.
+
+    Raises:
+        ValueError: The name is taken, or a need is none of `Row`'s.
+    """
+    return _register(METRICS, Row, name, needs, direction, low, high, source, definition, family, **options)
 
 
-def _attack(name: str, high: float, source: str, definition: str) -> Metric:
-    """The score of a membership attack on one text; an owner wants forget texts to look like non-members."""
-    return Metric(name, "lower", -math.inf, high, source, definition, "membership")
+def attack(
+    name: str,
+    *,
+    needs: tuple[str, ...],
+    source: str,
+    definition: str,
+    high: float = 0,
+    **options: Any,
+) -> Callable[[Function], Function]:
+    """Register a membership attack: a function whose value is the larger, the likelier the text was trained on.
 
-
-METRICS: dict[str, Metric] = {
-    metric.name: metric
-    for metric in (
-        _known("probability", 1, TOFU, "exp(-mean NLL of the completion tokens)", "memorization"),
-        Metric(
-            "perplexity",
-            "higher",
-            1,
-            math.inf,
-            "Jelinek et al. 1977",
-            "exp(mean NLL of the completion tokens)",
-            "memorization",
-            retain_direction="lower",
-        ),
-        _known(
-            "exact_memorization",
-            1,
-            "Tirumala et al. 2022 (2205.10770)",
-            "share of the completion tokens that are the model's first choice given the text before",
-            "memorization",
-        ),
-        _known(
-            "extraction_strength",
-            1,
-            "Wang et al. 2024 (2406.09179), after Carlini et al. 2021 (2012.07805)",
-            "share of the completion that follows word for word from its shortest sufficient beginning",
-            "memorization",
-        ),
-        _known("rouge_1_recall", 1, ROUGE, "share of the reference's words that the generation holds", "text"),
-        _known("rouge_1_f1", 1, ROUGE, "harmonic mean of ROUGE-1 precision and recall", "text"),
-        _known("rouge_l_recall", 1, ROUGE, "longest common subsequence of words / words of the reference", "text"),
-        _known("rouge_l_f1", 1, ROUGE, "harmonic mean of ROUGE-L precision and recall", "text"),
-        _known("exact_match", 1, SEMEVAL, "equal but for case and white space at the ends", "text"),
-        _known("verbatim_memorization", 1, MUSE, "ROUGE-L F1 of the continuation of a document, no stemming", "text"),
-        _known("knowledge_memorization", 1, MUSE, "ROUGE-L F1 of the answer to a question, no stemming", "text"),
-        _known(
-            "leak_at_k",
-            1,
-            "Reisizadeh et al. 2025 (2511.04934)",
-            "probability that one of k samples contains the answer",
-            "text",
-        ),
-        Metric(
-            "repetition",
-            "lower",
-            0,
-            1,
-            "Welleck et al. 2020 (1908.04319), seq-rep-4",
-            "share of the generation's 4-grams that repeat an earlier one",
-            "text",
-        ),
-        Metric(
-            "fluency",
-            "lower",
-            1,
-            math.inf,
-            "Jelinek et al. 1977",
-            "perplexity of the generation under the untouched model",
-            "text",
-        ),
-        Metric(
-            "forget_truth_ratio",
-            "target",
-            0,
-            1,
-            TOFU + "; min(R, 1/R) as in its code",
-            "min(R, 1/R), R = mean normalised probability of wrong answers / that of the paraphrased right one",
-            "memorization",
-            target=1,
-        ),
-        Metric(
-            "retain_truth_ratio",
-            "higher",
-            0,
-            1,
-            TOFU,
-            "max(0, 1 - R), R = mean normalised probability of wrong answers / that of the paraphrased right one",
-            "utility",
-        ),
-        _known(
-            "truth_probability",
-            1,
-            "open-unlearning (prob_mean)",
-            "1/(1 + R): the right answer's share of right and mean wrong probability",
-            "memorization",
-        ),
-        _known(
-            "normalized_probability",
-            1,
-            TOFU,
-            "the answer's share of the normalised probabilities of all options",
-            "memorization",
-        ),
-        Metric(
-            "forget_quality",
-            "higher",
-            0,
-            1,
-            TOFU,
-            "p-value of the two-sample KS test between the truth ratios of this and a retrained model",
-            "memorization",
-        ),
-        Metric(
-            "model_utility",
-            "higher",
-            0,
-            1,
-            TOFU,
-            "harmonic mean of probability, ROUGE-L recall, truth ratio on retain, real authors, world facts",
-            "utility",
-        ),
-        Metric(
-            "privleak",
-            "target",
-            -100,
-            math.inf,
-            MUSE,
-            "((1 - AUC) - (1 - AUC_retrained)) / (1 - AUC_retrained) in percent, of min-k%",
-            "membership",
-            target=0,
-        ),
-        _attack("loss", 0, "Yeom et al. 2018 (1709.01604)", "-mean NLL"),
-        _attack("zlib", 0, EXTRACTION, "-mean NLL / bytes of the zlib-compressed text"),
-        _attack("lowercase", 0, EXTRACTION, "-mean NLL / mean NLL of the lower-cased text"),
-        _attack("min_k", 0, "Shi et al. 2023 (2310.16789)", "mean log p of the share k of least likely tokens"),
-        _attack(
-            "min_k_plus_plus",
-            math.inf,
-            "Zhang et al. 2024 (2404.02936)",
-            "mean (log p - mu)/sigma of the share k of tokens with the least",
-        ),
-        _attack("reference", math.inf, EXTRACTION, "mean NLL under a reference model - mean NLL"),
-        _attack(
-            "gradient_norm", 0, "Wang et al. 2024 (2402.17012)", "-2-norm of the mean NLL's gradient by all parameters"
-        ),
+    Raises:
+        ValueError: The name is taken, or a need is none of `WholeText`'s.
+    """
+    return _register(
+        ATTACKS, WholeText, name, needs, "lower", -float("inf"), high, source, definition, "membership", **options
     )
-}
-"""Name -> metric. Means over rows keep the direction and range of their rows."""
+
+
+def _register(
+    registry: dict[str, Metric],
+    facts: type[Row] | type[WholeText],
+    name: str,
+    needs: tuple[str, ...],
+    *more: Any,
+    **options: Any,
+) -> Callable[[Function], Function]:
+    unknown = [need for need in needs if need not in facts.__dataclass_fields__]
+    if name in METRICS or name in ATTACKS or unknown:
+        there = ", ".join(facts.__dataclass_fields__)
+        raise ValueError(f"{name}: needs {', '.join(unknown)}; there are {there}" if unknown else f"{name}: is taken")
+
+    def keep(function: Function) -> Function:
+        registry[name] = Metric(name, function, needs, *more, **options)
+        return function
+
+    return keep
+
+
+def default_metrics(set_name: str) -> tuple[str, ...]:
+    """The metrics that rows of a set get where no benchmark says otherwise."""
+    return tuple(name for name, own in METRICS.items() if own.default and own.needs and own.applies_to(set_name))
+
+
+def default_attacks() -> tuple[str, ...]:
+    """The membership attacks that are run where none are named: all that cost no backward pass."""
+    return tuple(name for name, own in ATTACKS.items() if own.default)

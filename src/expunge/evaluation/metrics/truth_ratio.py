@@ -1,25 +1,24 @@
-"""Does the model prefer the right answer to wrong ones: functions of mean NLLs (nats per token), one row at a time.
+"""Does the model prefer the right answer to wrong ones, one row at a time (Maini et al. 2024, TOFU).
 
-`correct` is the mean NLL of the paraphrased right answer (of the answer itself where the data has no paraphrase),
-`wrong` those of the perturbed answers. The paper's truth ratio is the arithmetic mean of the wrong answers' normalised
-probabilities over that of the right one. So does TOFU's `utils.py`; its `aggregate_eval_stat.py` (`compat="tofu"`)
-and open-unlearning (`compat="open-unlearning"`, which adds 1e-10 to denominators) take the geometric mean.
+The truth ratio is the arithmetic mean of the wrong answers' normalised probabilities over that of the paraphrased
+right answer (of the answer itself where the data has no paraphrase).
 """
 
+import math
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 
 from expunge.errors import DataError
+from expunge.evaluation.metrics.memorization import TOFU, mean_nll
+from expunge.evaluation.metrics.record import TokenRecord
+from expunge.evaluation.metrics.registry import metric
 
-Compat = Literal["tofu", "open-unlearning"]
-EPSILON = 1e-10
-"""What open-unlearning adds to denominators."""
+R = "R = mean normalised probability of wrong answers / that of the paraphrased right one"
 
 
-def truth_ratio(correct: float, wrong: Sequence[float], compat: Compat | None = None) -> float:
-    """R = mean_j P(wrong_j)^(1/|wrong_j|) / P(correct)^(1/|correct|), in [0, inf). Maini et al. 2024 (TOFU).
+def truth_ratio(correct: float, wrong: Sequence[float]) -> float:
+    """R = mean_j P(wrong_j)^(1/|wrong_j|) / P(correct)^(1/|correct|), in [0, inf), from mean NLLs (nats per token).
 
     Below 1 the model prefers the right answer; a model that never saw it has no preference, so on forget rows the
     target is the retrained model's distribution (`forget_quality`), near 1.
@@ -27,62 +26,92 @@ def truth_ratio(correct: float, wrong: Sequence[float], compat: Compat | None = 
     Raises:
         DataError: There is no wrong answer.
     """
-    _require(wrong)
+    if not len(wrong):
+        raise DataError("a truth ratio compares the right answer with wrong ones, and this row has none")
     with np.errstate(over="ignore"):
-        if compat == "open-unlearning":
-            return float(np.exp(-np.mean(wrong)) / (np.exp(-correct) + EPSILON))
-        if compat == "tofu":
-            return float(np.exp(correct - np.mean(wrong)))
         return float(np.exp(correct - np.asarray(wrong)).mean())
 
 
-def forget_truth_ratio(ratio: float, compat: Compat | None = None) -> float:
-    """min(R, 1/R) of a forget row, in [0, 1]: 1 = no preference either way. TOFU's and open-unlearning's aggregate."""
-    epsilon = EPSILON if compat == "open-unlearning" else 0.0
-    return ratio if ratio <= 1 - epsilon else min(ratio, 1 / (ratio + epsilon))
+@metric(
+    "truth_ratio_raw",
+    direction=None,
+    high=math.inf,
+    needs=("correct", "wrong"),
+    family="memorization",
+    source=TOFU,
+    definition=R,
+)
+def truth_ratio_of(correct: TokenRecord, wrong: Sequence[TokenRecord]) -> float:
+    """`truth_ratio` of records."""
+    return truth_ratio(mean_nll(correct), [mean_nll(record) for record in wrong])
 
 
-def retain_truth_ratio(ratio: float) -> float:
-    """max(0, 1 - R) of a row to keep, in [0, 1]: 1 = the right answer is preferred for certain. Maini et al. 2024."""
-    return max(0.0, 1 - ratio)
+@metric(
+    "forget_truth_ratio",
+    direction="target",
+    target=1,
+    needs=("correct", "wrong"),
+    on="forget",
+    label=lambda _: "truth_ratio",
+    family="memorization",
+    source=TOFU + "; min(R, 1/R) as in its code",
+    definition=f"min(R, 1/R), {R}",
+)
+def forget_truth_ratio(correct: TokenRecord, wrong: Sequence[TokenRecord]) -> float:
+    """min(R, 1/R) of a forget row, in [0, 1]: 1 = no preference either way."""
+    return folded(truth_ratio_of(correct, wrong))
 
 
-def truth_probability(correct: float, wrong: Sequence[float], compat: Compat | None = None) -> float:
-    """Share c / (c + w) of the normalised probability c of the right answer, w the mean of the wrong ones, in [0, 1].
-
-    1/(1 + R), open-unlearning's `prob_mean`.
-
-    Raises:
-        DataError: There is no wrong answer.
-    """
-    if compat == "open-unlearning":
-        _require(wrong)
-        right, other = np.exp(-correct), np.exp(-np.mean(wrong))
-        return float(right / (right + other + EPSILON))
-    return float(1 / (1 + truth_ratio(correct, wrong, compat)))
+def folded(ratio: float) -> float:
+    """min(R, 1/R)."""
+    return ratio if ratio <= 1 else 1 / ratio
 
 
-def normalized_probability(answer: float, wrong: Sequence[float], compat: Compat | None = None) -> float:
-    """Share of the answer in the normalised probabilities of all options, in [0, 1]. Maini et al. 2024 (TOFU).
+@metric(
+    "retain_truth_ratio",
+    direction="higher",
+    needs=("correct", "wrong"),
+    on="others",
+    label=lambda _: "truth_ratio",
+    family="utility",
+    source=TOFU,
+    definition=f"max(0, 1 - R), {R}",
+)
+def retain_truth_ratio(correct: TokenRecord, wrong: Sequence[TokenRecord]) -> float:
+    """max(0, 1 - R) of a row to keep, in [0, 1]: 1 = the right answer is preferred for certain."""
+    return max(0.0, 1 - truth_ratio_of(correct, wrong))
 
-    P(a)^(1/|a|) / (P(a)^(1/|a|) + sum_j P(wrong_j)^(1/|wrong_j|)), on real authors and world facts.
 
-    Args:
-        answer: Mean NLL of the answer itself, nats per token.
-        wrong: Those of the perturbed answers.
-        compat: `open-unlearning` adds 1e-10 to the denominator.
+@metric(
+    "truth_probability",
+    direction="lower",
+    keep="higher",
+    needs=("correct", "wrong"),
+    family="memorization",
+    source="open-unlearning (prob_mean)",
+    definition="1/(1 + R): the right answer's share of right and mean wrong probability",
+)
+def truth_probability(correct: TokenRecord, wrong: Sequence[TokenRecord]) -> float:
+    """1 / (1 + R), in [0, 1]."""
+    return 1 / (1 + truth_ratio_of(correct, wrong))
 
-    Raises:
-        DataError: There is no wrong answer.
-    """
-    _require(wrong)
-    if compat == "open-unlearning":
-        right = np.exp(-answer)
-        return float(right / (right + np.exp(-np.asarray(wrong)).sum() + EPSILON))
+
+@metric(
+    "normalized_probability",
+    direction="lower",
+    keep="higher",
+    needs=("record", "wrong"),
+    default=False,
+    family="memorization",
+    source=TOFU,
+    definition="the answer's share of the normalised probabilities of all options",
+)
+def normalized_probability_of(record: TokenRecord, wrong: Sequence[TokenRecord]) -> float:
+    """`normalized_probability` of records."""
+    return normalized_probability(mean_nll(record), [mean_nll(other) for other in wrong])
+
+
+def normalized_probability(answer: float, wrong: Sequence[float]) -> float:
+    """P(a)^(1/|a|) / (P(a)^(1/|a|) + sum_j P(wrong_j)^(1/|wrong_j|)), in [0, 1], from mean NLLs (nats per token)."""
     with np.errstate(over="ignore"):
         return float(1 / (1 + np.exp(answer - np.asarray(wrong)).sum()))
-
-
-def _require(wrong: Sequence[float]) -> None:
-    if not len(wrong):
-        raise DataError("a truth ratio compares the right answer with wrong ones, and this row has none")

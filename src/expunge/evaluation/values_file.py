@@ -7,22 +7,23 @@ Long format, a row per (set, metric, row): columns id, set, task, document (what
 import io
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from expunge.errors import DataError, RunError
-from expunge.evaluation.values import Values
+from expunge.evaluation.measurement import Values
 from expunge.utils.files import write_bytes
 
 COLUMNS = {**dict.fromkeys(("id", "set", "task", "document", "metric"), "string"), "value": "double"}
 
 
-def examples_path(output: str | Path) -> Path:
+def values_path(output: str | Path) -> Path:
     """The file that belongs to a results file."""
     return Path(output).with_suffix(".parquet")
 
 
-def write_examples(path: Path, table: Mapping[tuple[str, str], Values], *, overwrite: bool = False) -> None:
+def write_values(path: Path, table: Mapping[tuple[str, str], Values], *, overwrite: bool = False) -> None:
     """Write the file, whole or not at all, readable by the owner alone.
 
     Args:
@@ -36,7 +37,7 @@ def write_examples(path: Path, table: Mapping[tuple[str, str], Values], *, overw
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    columns: dict[str, list] = {name: [] for name in COLUMNS}
+    columns: dict[str, list[Any]] = {name: [] for name in COLUMNS}
     for (set_name, metric), values in table.items():
         columns["id"] += values.ids
         columns["set"] += [set_name] * len(values.ids)
@@ -49,7 +50,7 @@ def write_examples(path: Path, table: Mapping[tuple[str, str], Values], *, overw
     write_bytes(path, buffer.getvalue(), overwrite=overwrite)
 
 
-def check_examples_file(path: Path, *, overwrite: bool = False) -> None:
+def check_values_file(path: Path, *, overwrite: bool = False) -> None:
     """Refuse, before any work, a path that holds something that must not be replaced.
 
     Raises:
@@ -60,12 +61,12 @@ def check_examples_file(path: Path, *, overwrite: bool = False) -> None:
     if not overwrite:
         raise RunError(f"--output: {path} beside it exists already: give another name or --overwrite")
     try:
-        read_examples_file(path)
+        read_values_file(path)
     except DataError:
         raise RunError(f"--output: {path} beside it would be replaced, and is none of ours") from None
 
 
-def read_examples_file(path: str | Path) -> dict[tuple[str, str], Values]:
+def read_values_file(path: str | Path) -> dict[tuple[str, str], Values]:
     """(set, metric) -> values.
 
     Raises:
@@ -87,7 +88,7 @@ def read_examples_file(path: str | Path) -> dict[tuple[str, str], Values]:
     for i, key in enumerate(zip(columns["set"], columns["metric"], strict=True)):
         places.setdefault(key, []).append(i)
 
-    def of(name: str, rows: list[int]) -> tuple:
+    def of(name: str, rows: list[int]) -> tuple[Any, ...]:
         return tuple(columns[name][i] for i in rows)
 
     return {

@@ -7,12 +7,10 @@ import torch
 
 from expunge.data.sampler import micro_batches
 from expunge.data.tokenize import TokenizedExample
-from expunge.evaluation.metrics.token_record import TokenRecord
+from expunge.evaluation.metrics.record import TokenRecord
 from expunge.kernels import token_stats
 from expunge.model.load import LoadedModel
 from expunge.model.logps import final_states, lay_out, target_index
-
-__all__ = ["TokenRecord", "token_records"]
 
 
 @torch.no_grad()

@@ -6,39 +6,15 @@ way is reproduced by `expunge.evaluation.predictions.read_organisers` alone.
 """
 
 import math
-from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from statistics import harmonic_mean
 from typing import Any
 
 from expunge.errors import DataError
-
-KINDS = {"sc": "regurgitation", "qa": "knowledge"}
-"""Row kind -> what it measures, in the order of the organisers' terms."""
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What a model said to one row.
-
-    Attributes:
-        id: Id of the row.
-        task: Group of the row; a row without one counts in the overall means only.
-        kind: `sc` (completion, scored by ROUGE-L recall), `qa` (question, scored by exact match) or empty (no
-            score).
-        expected_output: The reference.
-        model_output: The generation.
-        split: `forget` or `retain`.
-    """
-
-    id: str
-    task: str
-    kind: str
-    expected_output: str
-    model_output: str
-    split: str
+from expunge.evaluation.metrics.generations import official_knowledge, official_regurgitation
+from expunge.evaluation.predictions import KINDS, Prediction
+from expunge.utils.roc import auc
 
 
 @dataclass(frozen=True)
@@ -76,8 +52,30 @@ class SemevalScores:
     row_scores: dict[str, list[float | None]] = field(repr=False)
 
     def as_dict(self) -> dict[str, Any]:
-        """The fields of the results file: everything but the rows' own scores."""
-        return {name: value for name, value in vars(self).items() if name != "row_scores"}
+        """The fields of the results file: everything but the rows' own scores; `missing` says why a number is null."""
+        fields = {name: value for name, value in vars(self).items() if name != "row_scores"}
+        return {**fields, "missing": self.missing()}
+
+    def missing(self) -> dict[str, str]:
+        """Field -> why its number is null."""
+        reasons = {}
+        for split, tasks in (("forget", self.forget), ("retain", self.retain)):
+            for task, name in ((task, name) for task, means in tasks.items() for name in means):
+                if math.isnan(tasks[task][name]):
+                    reasons[f"{split}/{task}/{name}"] = "the task has no rows of this kind"
+            for name, value in self.overall[split].items():
+                if math.isnan(value):
+                    reasons[f"overall/{split}/{name}"] = "the split has no rows of this kind"
+        if math.isnan(self.task_aggregate):
+            reasons["task_aggregate"] = "one of its terms has no rows" if self.terms else "no row names a task"
+        if self.mia_auc is None:
+            reasons["mia_auc"] = reasons["mia_score"] = "there are no documents that the model has never seen"
+        if self.mmlu is None:
+            reasons["mmlu"] = "not given (--mmlu) and not measured (--tasks mmlu)"
+        if self.final_score is None or math.isnan(self.final_score):
+            parts = [name for name in ("task_aggregate", "mia_score", "mmlu") if name in reasons]
+            reasons["final_score"] = f"it is the mean of three, and there is no {', no '.join(parts)}"
+        return reasons
 
 
 def score(
@@ -115,7 +113,12 @@ def score(
         raise DataError(f"the membership attack needs both sides, and the losses of the {missing} are missing")
     mia_auc = mia_score = final_score = None
     if member_nll is not None and nonmember_nll is not None:
-        mia_auc = membership_auc(member_nll, nonmember_nll)
+        for name, losses in (("member", member_nll), ("non-member", nonmember_nll)):
+            if not losses:
+                raise DataError(f"the membership attack has no {name} losses")
+            if bad := [at for at, loss in enumerate(losses) if not math.isfinite(loss)]:
+                raise DataError(f"the loss of {name} {bad[0] + 1} is {losses[bad[0]]}: it must be a finite number")
+        mia_auc = auc(*([-loss for loss in losses] for losses in (member_nll, nonmember_nll)))
         mia_score = 1 - 2 * abs(mia_auc - 0.5)
         if mmlu is not None:
             final_score = math.fsum([task_aggregate, mmlu, mia_score]) / 3
@@ -141,35 +144,9 @@ def score(
 
 
 def score_row(row: Prediction) -> float | None:
-    """Score of one row: ROUGE-L recall with stemming (`sc`), exact match as 0 or 1 (`qa`), None for other rows.
-
-    Exact match ignores case and white space at the ends.
-    """
-    if row.kind == "sc":
-        return float(_rouge_scorer().score(row.expected_output, row.model_output)["rougeL"].recall)
-    if row.kind == "qa":
-        return float(row.expected_output.strip().lower() == row.model_output.strip().lower())
-    return None
-
-
-def membership_auc(member_nll: Sequence[float], nonmember_nll: Sequence[float]) -> float:
-    """Probability that a member has a lower loss than a non-member; a tie counts one half.
-
-    1 means that every member is recognised, 0.5 that the loss says nothing.
-
-    Raises:
-        DataError: A side is empty or a loss is not finite.
-    """
-    for name, losses in (("member", member_nll), ("non-member", nonmember_nll)):
-        if not losses:
-            raise DataError(f"the membership attack has no {name} losses")
-        bad = next((i for i, loss in enumerate(losses) if not math.isfinite(loss)), None)
-        if bad is not None:
-            raise DataError(f"the loss of {name} {bad + 1} is {losses[bad]}: a loss must be a finite number")
-    ordered = sorted(nonmember_nll)
-    # Half-wins are whole numbers, so nothing is rounded before the division.
-    doubled = sum(2 * len(ordered) - bisect_left(ordered, loss) - bisect_right(ordered, loss) for loss in member_nll)
-    return doubled / (2 * len(member_nll) * len(ordered))
+    """Score of one row: ROUGE-L recall with stemming (`sc`), exact match as 0 or 1 (`qa`), None for other rows."""
+    own = row.model_output, row.expected_output, row.kind
+    return official_knowledge(*own) if row.kind == "qa" else official_regurgitation(*own)
 
 
 def _task_means(rows: Sequence[Prediction], scores: Sequence[float | None]) -> dict[str, dict[str, float]]:
@@ -187,10 +164,3 @@ def _means(rows: Sequence[Prediction], scores: Sequence[float | None]) -> dict[s
         values = [value for row, value in zip(rows, scores, strict=True) if row.kind == kind and value is not None]
         means[name] = math.fsum(values) / len(values) if values else math.nan
     return means
-
-
-@cache
-def _rouge_scorer() -> Any:
-    from rouge_score.rouge_scorer import RougeScorer  # takes half a second that readers of results need not pay
-
-    return RougeScorer(["rougeL"], use_stemmer=True)

@@ -1,8 +1,4 @@
-"""Membership attacks: documents as a model reads them, and one score per document and attack.
-
-An attack needs no more than the records of the documents (and, for one of them, of their lower-cased texts), so all
-of them come out of the one teacher-forced pass.
-"""
+"""The documents of membership attacks as a model reads them: whole texts, cut alike on both sides."""
 
 import math
 import statistics
@@ -15,8 +11,6 @@ from expunge.data.chat import turns_of
 from expunge.data.examples import Example
 from expunge.data.tokenize import Join, TokenizedExample, common_prefix, document_ids, tokenize, whole_text
 from expunge.errors import DataError
-from expunge.evaluation.metrics import TokenRecord
-from expunge.evaluation.metrics import membership as attacks
 
 
 @dataclass(frozen=True)
@@ -127,41 +121,8 @@ def _cut(tokenizer: PreTrainedTokenizerBase, document: Document, most: int) -> D
     row, lower = document.row, document.lower
     cut = replace(row, input_ids=row.input_ids[: row.completion_start + most])
     if lower is None:
-        return Document(cut, tokenizer.decode(cut.input_ids, skip_special_tokens=True))
+        return Document(cut, str(tokenizer.decode(cut.input_ids, skip_special_tokens=True)))
     share = most / len(document)
     end = lower.completion_start + math.ceil(share * (len(lower) - lower.completion_start))
     text = document.text[: math.ceil(share * len(document.text))]
     return Document(cut, text, replace(lower, input_ids=lower.input_ids[:end]))
-
-
-def attack_scores(
-    wanted: Sequence[str],
-    documents: Sequence[Document],
-    records: Sequence[TokenRecord],
-    lower: Sequence[TokenRecord | None],
-    shares: Sequence[float],
-) -> dict[str, list[float | None]]:
-    """Score of each document, larger = more likely a member, by attack; None where an attack does not apply.
-
-    Args:
-        wanted: Names of attacks; those that need another model or a gradient are left to the caller.
-        documents: The documents.
-        records: Their records.
-        lower: Those of their lower-cased texts.
-        shares: The k of the min-k attacks, each an attack of its own (`min_k_20`).
-    """
-    scores: dict[str, list[float | None]] = {}
-    if "loss" in wanted:
-        scores["loss"] = [attacks.loss(record) for record in records]
-    if "zlib" in wanted:
-        scores["zlib"] = [attacks.zlib(record, own.text) for record, own in zip(records, documents, strict=True)]
-    if "lowercase" in wanted:
-        scores["lowercase"] = [
-            attacks.lowercase(record, other) if other is not None and other.logps.any() else None
-            for record, other in zip(records, lower, strict=True)
-        ]
-    for name, function in (("min_k", attacks.min_k), ("min_k_plus_plus", attacks.min_k_plus_plus)):
-        if name in wanted:
-            for share in shares:
-                scores[f"{name}_{round(100 * share)}"] = [function(record, share) for record in records]
-    return scores

@@ -1,16 +1,12 @@
 """What a benchmark asks for: rows, documents, and the metrics of each."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from expunge.data.examples import Example
+from expunge.data.families import families
 from expunge.data.tokenize import Join
 from expunge.utils.files import fingerprint
-
-FORCED = ("probability", "perplexity", "exact_memorization", "extraction_strength")
-"""Metrics of the one teacher-forced pass that apply to any prompt with a completion."""
-SAID = ("rouge_1_recall", "rouge_1_f1", "rouge_l_recall", "rouge_l_f1", "exact_match", "repetition")
-"""Metrics of the one generation pass that apply to any prompt with a completion."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +17,7 @@ class RowSet:
         name: `forget`, `retain`, `real_authors` or `world_facts`.
         examples: The rows.
         documents: What each row is about; rows about one document are resampled together.
-        metrics: Names in `METRICS`, in the order of the results; `truth_ratio` is the set's own of the two.
+        metrics: Names in `METRICS`; rows that lack what one needs do not get it.
         paraphrased: The same questions in other words; None for a row without, and altogether where the data has none.
         correct: The right answer that the truth ratio takes, row by row; empty where the data has no wrong answers.
         wrong: Wrong answers, row by row.
@@ -51,7 +47,7 @@ class Documents:
     Attributes:
         members: Texts that the model was trained on and must have forgotten.
         nonmembers: Texts like them that it has never seen.
-        names: What the two sides are called in the per-example file.
+        names: What the two sides are called in the file of row values.
         even: Cut both sides to the smaller of their median lengths in tokens; long texts are easier to predict, so
             sides of different lengths could be told apart by that alone.
         shares: The k of the min-k attacks.
@@ -91,15 +87,44 @@ class Suite:
         return next(rows for rows in self.sets if rows.name == name)
 
     def fingerprints(self) -> Mapping[str, str]:
-        """Of the rows of every set and of the documents, as they were given."""
+        """Of the rows of every set and of the documents, as they were given; see `data_fingerprint`."""
         if self.given is not None:
             return self.given
-        sides: dict[str, list[str]] = {}
+        sides: dict[str, list[Example]] = {}
         for rows in self.sets:
-            for row in rows.examples:
-                sides.setdefault(rows.name, []).extend((row.id, row.task, row.prompt, row.completion))
+            sides.setdefault(rows.name, []).extend(rows.examples)
         if self.documents:
-            for side in ("members", "nonmembers"):
-                documents = getattr(self.documents, side)
-                sides[side] = [part for row in documents for part in (row.id, row.prompt, row.completion)]
-        return {name: fingerprint(*parts) for name, parts in sides.items()}
+            sides |= {"members": [*self.documents.members], "nonmembers": [*self.documents.nonmembers]}
+        return {name: data_fingerprint(examples) for name, examples in sides.items()}
+
+
+def data_fingerprint(examples: Sequence[Example]) -> str:
+    """What stands for rows where their texts must not be told.
+
+    A hash of their ids, tasks and the lengths of their completions, and three bits of a hash of these texts: whoever
+    knows all of a text but a number in it and tries all numbers is left with an eighth of them.
+    """
+    shape = (f"{row.id}\0{row.task}\0{row.kind}\0{len(row.completion)}" for row in examples)
+    texts = fingerprint(*(row.completion for row in examples))
+    return f"{fingerprint(*shape)[:16]}-{int(texts[0], 16) % 8}"
+
+
+def with_families(suite: Suite) -> Suite:
+    """The suite with near-duplicate rows about one document, so that intervals do not count a text twice."""
+    rows = [row for own in suite.sets for row in own.examples]
+    labels = [label for own in suite.sets for label in own.documents]
+    parent: dict[str, str] = {}
+
+    def root(label: str) -> str:
+        while (above := parent.get(label, label)) != label:
+            label = above
+        return label
+
+    for at, first in enumerate(families([row.text for row in rows])):
+        own, other = root(labels[at]), root(labels[first])
+        if own != other:
+            parent[own] = other
+    if not parent:
+        return suite
+    sets = tuple(replace(own, documents=[root(label) for label in own.documents]) for own in suite.sets)
+    return replace(suite, sets=sets)

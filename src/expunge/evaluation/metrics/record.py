@@ -15,7 +15,7 @@ class TokenRecord:
     Attributes:
         id: Id of the text.
         logps: float64, log p(label), nats.
-        hits: bool, whether the label is the argmax (of equal ones the first).
+        hits: bool, whether the label is the argmax (of equal logits the first).
         mean_logp: float64, mu = sum_v p log p, nats.
         var_logp: float64, sum_v p (log p - mu)^2, nats squared.
     """

@@ -1,0 +1,124 @@
+"""A number with its 95 % interval: the one type from the statistics to the results file and back."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from expunge.errors import DataError
+
+DIRECTIONS = ("higher", "lower", "target")
+NAN = math.nan
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A measured number, how sure it is, and how to read it.
+
+    Attributes:
+        value: The number; NaN where nothing was measured.
+        low: Lower end of the 95 % interval; NaN where it cannot be known.
+        high: Upper end.
+        n: Rows that the number rests on; None where a file does not say.
+        reason: Why the value or the interval is missing; never empty where one is, of what this version measures.
+        direction: Which values are better, `higher`, `lower` or those near the `target`; None where neither are.
+        target: The value to come close to.
+        family: What the number looks at.
+        source: Paper or repository that it comes from.
+        reference: The same of a model that never saw the forget set; NaN without one.
+        difference: The paired difference from that model, where rows can be paired.
+        runs: Runs that are pooled in it.
+        std: Standard deviation over runs; NaN of one run.
+    """
+
+    value: float
+    low: float = NAN
+    high: float = NAN
+    n: int | None = 0
+    reason: str = ""
+    direction: str | None = None
+    target: float | None = None
+    family: str = ""
+    source: str = ""
+    reference: float = NAN
+    difference: "Estimate | None" = None
+    runs: int = 1
+    std: float = NAN
+
+    @property
+    def known(self) -> bool:
+        """Whether there is a number."""
+        return not math.isnan(self.value)
+
+    @property
+    def bounded(self) -> bool:
+        """Whether there is an interval."""
+        return not (math.isnan(self.low) or math.isnan(self.high))
+
+    def read_as(self, direction: str | None, family: str, source: str, target: float | None = None) -> "Estimate":
+        """The same number with how to read it."""
+        return replace(self, direction=direction, family=family, source=source, target=target)
+
+    def as_entry(self) -> dict[str, Any]:
+        """The entry of a results file, which writes null for NaN."""
+        entry: dict[str, Any] = {name: getattr(self, name) for name in ("value", "low", "high", "n", "direction")}
+        if self.target is not None:
+            entry["target"] = self.target
+        entry |= {"source": self.source, "family": self.family}
+        if self.reason:
+            entry["reason"] = self.reason
+        if not math.isnan(self.reference):
+            entry["reference"] = self.reference
+        if self.difference is not None:
+            names = ("value", "low", "high", *(["reason"] if self.difference.reason else []))
+            entry["difference"] = {name: getattr(self.difference, name) for name in names}
+        return entry
+
+    @classmethod
+    def from_entry(cls, where: str, entry: Any) -> "Estimate":
+        """Read an entry of a results file.
+
+        Args:
+            where: File and metric, for messages.
+            entry: What stands there.
+
+        Raises:
+            DataError: It does not have the form that results files promise.
+        """
+        if not isinstance(entry, dict):
+            raise DataError(f"{where}: must be an object with value, low, high and n")
+        if "value" not in entry:
+            raise DataError(f"{where}: field value is missing")
+        direction, target = entry.get("direction"), _number(where, "target", entry)
+        if direction is not None and direction not in DIRECTIONS:
+            raise DataError(f"{where}: direction must be one of {', '.join(DIRECTIONS)}")
+        if direction == "target" and math.isnan(target):
+            raise DataError(f"{where}: has the direction target, and no target")
+        low, high = (_number(where, name, entry) for name in ("low", "high"))
+        if math.isnan(low) or math.isnan(high):
+            low = high = NAN
+        elif low > high:
+            raise DataError(f"{where}: low is larger than high")
+        rows, difference = _number(where, "n", entry), entry.get("difference")
+        return cls(
+            _number(where, "value", entry),
+            low,
+            high,
+            None if math.isnan(rows) else int(rows),
+            str(entry.get("reason") or ""),
+            direction,
+            None if math.isnan(target) else target,
+            str(entry.get("family") or ""),
+            str(entry.get("source") or ""),
+            _number(where, "reference", entry),
+            cls.from_entry(f"{where}: difference", difference) if isinstance(difference, Mapping) else None,
+        )
+
+
+def _number(where: str, name: str, entry: Mapping[str, Any]) -> float:
+    value = entry.get(name)
+    if value is None:
+        return NAN
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise DataError(f"{where}: field {name} must be a finite number or null")
+    return float(value)

@@ -1,0 +1,80 @@
+"""The raw material of the gradient-norm attack: how far one text would move the model."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from expunge.data.tokenize import TokenizedExample
+from expunge.errors import DataError
+from expunge.model.load import LoadedModel
+
+
+def gradient_norms(
+    loaded: LoadedModel, rows: Sequence[TokenizedExample], *, progress: Callable[[int], None] | None = None
+) -> list[float]:
+    """2-norm of the gradient of each text's mean NLL by all parameters of the model, taken as one vector.
+
+    One backward pass a text; quantised weights have no gradient and do not count.
+
+    Args:
+        loaded: The model.
+        rows: The texts; the mean is over the tokens of their completions.
+        progress: Called with the number of texts that have just been done.
+
+    Raises:
+        DataError: A text has no target token.
+    """
+    norms = []
+    with trainable(loaded) as parameters:
+        for row in rows:
+            own = [torch.linalg.vector_norm(part) for part in gradient(loaded, row, parameters)]
+            norms.append(torch.linalg.vector_norm(torch.stack(own)).item())
+            if progress:
+                progress(1)
+    return norms
+
+
+def gradient(
+    loaded: LoadedModel, row: TokenizedExample, parameters: Sequence[Tensor], targets: Sequence[int] | None = None
+) -> list[Tensor]:
+    """Gradient of a text's mean NLL by each of the parameters that it depends on, fp32 at least.
+
+    Args:
+        loaded: The model.
+        row: The text.
+        parameters: As `trainable` gives them.
+        targets: Places of the tokens that the mean is over; all of the completion when None.
+
+    Raises:
+        DataError: There is no target token.
+    """
+    targets = row.targets("completion") if targets is None else targets
+    if not len(targets):
+        raise DataError(f"{row.id}: has no token to predict, so its loss has no gradient: leave the row out")
+    ids = torch.tensor([row.input_ids], device=loaded.device)
+    positions = torch.tensor(list(targets), device=loaded.device)
+    with loaded.autocast():  # the model's own logits: `loaded.head` is frozen, and the head's weights count here
+        logits = loaded.base(input_ids=ids, use_cache=False).logits[0, positions - 1]
+    loss = torch.nn.functional.cross_entropy(_widened(logits), ids[0, positions])
+    found = torch.autograd.grad(loss, list(parameters), allow_unused=True)
+    return [_widened(part) for part in found if part is not None]
+
+
+@contextlib.contextmanager
+def trainable(loaded: LoadedModel) -> Iterator[list[Tensor]]:
+    """All floating-point parameters, with gradients for as long as this lasts."""
+    parameters = [parameter for parameter in loaded.model.parameters() if parameter.is_floating_point()]
+    before = [parameter.requires_grad for parameter in parameters]
+    try:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+        yield list(parameters)
+    finally:
+        for parameter, value in zip(parameters, before, strict=True):
+            parameter.requires_grad_(value)
+
+
+def _widened(values: Tensor) -> Tensor:
+    return values.to(torch.promote_types(values.dtype, torch.float32))

@@ -1,0 +1,121 @@
+"""What one model's passes over a suite leave: a number per row and metric, and the texts that it said."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import compress
+
+import numpy as np
+from numpy.typing import NDArray
+
+from expunge.data.examples import Example
+from expunge.errors import ModelError
+from expunge.evaluation.estimate import Estimate
+from expunge.evaluation.metrics import Metric, TokenRecord
+from expunge.evaluation.stats import mean_estimate
+
+
+@dataclass(frozen=True)
+class Values:
+    """One metric on the rows of a set that have it.
+
+    Attributes:
+        ids: Ids of the rows.
+        tasks: Their tasks.
+        documents: What each row is about.
+        values: float64 `(rows,)`, all finite.
+    """
+
+    ids: tuple[str, ...]
+    tasks: tuple[str, ...]
+    documents: tuple[str, ...]
+    values: NDArray[np.float64]
+
+    @classmethod
+    def of(
+        cls, what: str, examples: Sequence[Example], documents: Sequence[str], values: Sequence[float | None]
+    ) -> "Values":
+        """The rows whose value is not None.
+
+        Raises:
+            ModelError: A value is not a finite number.
+        """
+        kept = [i for i, value in enumerate(values) if value is not None]
+        array = np.array([values[i] for i in kept], dtype=np.float64)
+        broken = int(np.count_nonzero(~np.isfinite(array)))
+        if broken:
+            raise ModelError(
+                f"{what} is no finite number on {broken} of {len(array)} rows: this model's outputs are broken, or "
+                "--dtype float32 is needed"
+            )
+        return cls(
+            tuple(examples[i].id for i in kept),
+            tuple(examples[i].task for i in kept),
+            tuple(documents[i] for i in kept),
+            array,
+        )
+
+    def __add__(self, other: "Values") -> "Values":
+        """The rows of both."""
+        return Values(
+            self.ids + other.ids,
+            self.tasks + other.tasks,
+            self.documents + other.documents,
+            np.concatenate([self.values, other.values]),
+        )
+
+    def of_task(self, task: str) -> "Values":
+        """The rows of one task."""
+        kept = [own == task for own in self.tasks]
+        ids, tasks, documents = (tuple(compress(own, kept)) for own in (self.ids, self.tasks, self.documents))
+        return Values(ids, tasks, documents, self.values[kept])
+
+    def estimate(self) -> Estimate:
+        """Mean over the rows; the interval resamples documents."""
+        return mean_estimate(self.values, self.documents)
+
+
+def document_of(row_id: str) -> str:
+    """What a LUME row is about: its id without the `sc` or `qa` and counter at its end."""
+    return re.sub(r"(sc|qa)[0-9]+\Z", "", row_id)
+
+
+@dataclass
+class Measurement:
+    """Everything that was measured on one model.
+
+    Attributes:
+        rows: (set, name in results) -> values. Metrics of paraphrased questions end in `/paraphrased`.
+        metrics: (set, name in results) -> the metric; attacks are under the set `membership`.
+        attacks: Name in results -> scores of members and non-members, larger = more likely a member.
+        documents: Records of members and non-members, for the attack that compares two models.
+        said: Set -> generation for each row, None where the row has no prompt.
+        drift: Loss of unseen documents less that of the untouched model (nats per token); None without an adapter.
+        cut_to: Tokens that the documents of both sides were cut to; None where they were not.
+        not_measured: Plain sentences on what is missing, was cut or was stopped.
+    """
+
+    rows: dict[tuple[str, str], Values] = field(default_factory=dict)
+    metrics: dict[tuple[str, str], Metric] = field(default_factory=dict)
+    attacks: dict[str, tuple[Values, Values]] = field(default_factory=dict)
+    documents: tuple[list[TokenRecord], list[TokenRecord]] = ([], [])
+    said: dict[str, list[str | None]] = field(default_factory=dict)
+    drift: Values | None = None
+    cut_to: int | None = None
+    not_measured: list[str] = field(default_factory=list)
+
+    def add(self, set_name: str, name: str, metric: Metric, values: Values) -> None:
+        """Add the values of some rows of a set; empty ones leave no trace."""
+        if len(values.ids):
+            key = set_name, name
+            self.rows[key] = self.rows[key] + values if key in self.rows else values
+            self.metrics[key] = metric
+
+    def table(self, names: tuple[str, str] | None) -> Mapping[tuple[str, str], Values]:
+        """(set, metric) -> values of everything, the attacks' scores among them under the sets `names`."""
+        attacks = {
+            (name, f"membership/{attack}"): values
+            for attack, sides in self.attacks.items()
+            for name, values in zip(names or (), sides, strict=True)
+        }
+        return {**self.rows, **attacks}

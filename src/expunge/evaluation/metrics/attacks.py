@@ -1,0 +1,134 @@
+"""Was a text in the training data: one score per text, larger = MORE likely a member.
+
+The area under the ROC curve over members and non-members is `expunge.utils.roc.auc`.
+"""
+
+import math
+import zlib as _zlib
+
+import numpy as np
+from numpy.typing import NDArray
+
+from expunge.errors import DataError
+from expunge.evaluation.metrics.memorization import mean_nll
+from expunge.evaluation.metrics.record import TokenRecord
+from expunge.evaluation.metrics.registry import attack
+
+CARLINI = "Carlini et al. 2021 (2012.07805)"
+VARIANCE_FLOOR = float(np.finfo(np.float32).tiny)
+"""Keeps a token with a probability of exactly 1 from dividing 0 by 0; it scores 0, the limit."""
+
+
+@attack("loss", needs=("record",), source="Yeom et al. 2018 (1709.01604)", definition="-mean NLL")
+def loss(record: TokenRecord) -> float:
+    """-mean NLL, nats per token, in (-inf, 0]."""
+    return -mean_nll(record)
+
+
+@attack(
+    "zlib",
+    needs=("record", "text"),
+    source=CARLINI,
+    definition="-mean NLL / bytes of the zlib-compressed text",
+)
+def zlib(record: TokenRecord, text: str) -> float:
+    """-mean NLL / bytes of the zlib-compressed text (UTF-8), in (-inf, 0]."""
+    return -mean_nll(record) / len(_zlib.compress(text.encode()))
+
+
+@attack(
+    "lowercase",
+    needs=("record", "lower"),
+    source=CARLINI,
+    definition="-mean NLL / mean NLL of the lower-cased text",
+)
+def lowercase(record: TokenRecord, lower: TokenRecord) -> float | None:
+    """-mean NLL / mean NLL of the lower-cased text, in (-inf, 0]; None where that has a loss of 0."""
+    reference = mean_nll(lower)
+    return -mean_nll(record) / reference if reference else None
+
+
+def _of_share(share: float | None) -> str:
+    return f"min_k_{round(100 * (share or 0))}"
+
+
+@attack(
+    "min_k",
+    needs=("record",),
+    over="share",
+    label=_of_share,
+    source="Shi et al. 2023 (2310.16789)",
+    definition="mean log p of the share k of least likely tokens",
+)
+def min_k(record: TokenRecord, share: float) -> float:
+    """Mean log p (nats) of the floor(share n) of n tokens with the smallest, at least one; in (-inf, 0]."""
+    return mean_of_smallest(record, record.logps, share)
+
+
+@attack(
+    "min_k_plus_plus",
+    needs=("record",),
+    over="share",
+    label=lambda share: _of_share(share).replace("min_k", "min_k_plus_plus"),
+    high=math.inf,
+    source="Zhang et al. 2024 (2404.02936)",
+    definition="mean (log p - mu)/sigma of the share k of tokens with the least",
+)
+def min_k_plus_plus(record: TokenRecord, share: float) -> float:
+    """Mean of the share of tokens with the smallest (log p - mu)/sigma, at least one.
+
+    mu and sigma^2 are the mean and variance of log p under the model's own distribution at that token, so the score of
+    a token says how it compares with what could have stood there.
+    """
+    return mean_of_smallest(record, standardised(record, VARIANCE_FLOOR), share)
+
+
+@attack(
+    "reference",
+    needs=("record", "reference"),
+    high=math.inf,
+    source=CARLINI,
+    definition="mean NLL under a reference model - mean NLL",
+)
+def reference(record: TokenRecord, reference: TokenRecord) -> float:
+    """Mean NLL under a reference model - mean NLL, nats per token.
+
+    Raises:
+        DataError: The two are not of the same text under one tokenizer.
+    """
+    if len(record) != len(reference):
+        raise DataError(
+            f"{record.id}: has {len(record)} tokens here and {len(reference)} under the reference: the "
+            "reference attack needs a model with the same tokenizer"
+        )
+    return mean_nll(reference) - mean_nll(record)
+
+
+@attack(
+    "gradient_norm",
+    needs=("gradient",),
+    default=False,
+    source="Wang et al. 2024 (2402.17012)",
+    definition="-2-norm of the mean NLL's gradient by all parameters",
+)
+def gradient_norm(gradient: float) -> float:
+    """-norm of the gradient of the text's mean NLL (`expunge.evaluation.gradients`)."""
+    return -gradient
+
+
+def standardised(record: TokenRecord, floor: float) -> NDArray[np.float64]:
+    """(log p - mu)/sigma of each token, sigma^2 at least `floor`."""
+    found: NDArray[np.float64] = (record.logps - record.mean_logp) / np.sqrt(np.maximum(record.var_logp, floor))
+    return found
+
+
+def mean_of_smallest(record: TokenRecord, values: NDArray[np.float64], share: float) -> float:
+    """Mean of the floor(share n) smallest of n values, of at least one.
+
+    Raises:
+        DataError: There is no target token, or the share is not above 0 and at most 1.
+    """
+    record.require_targets()
+    if not 0 < share <= 1:
+        raise DataError(f"min-k of a share of {share} tokens: k must be above 0 and at most 1")
+    return float(np.sort(values)[: max(1, int(share * len(values)))].mean())

@@ -1,0 +1,268 @@
+"""What the model says, against what it should or should not say.
+
+Words are those of `expunge.data.words`, in any script. The organisers' and other published codes see a to z and 0 to 9
+alone; `published_rouge` is theirs, and of ASCII text both are the same.
+"""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Hashable, Sequence
+from functools import cache, lru_cache
+from typing import Any
+
+from expunge.data.words import words
+from expunge.errors import DataError
+from expunge.evaluation.metrics.memorization import perplexity
+from expunge.evaluation.metrics.record import TokenRecord
+from expunge.evaluation.metrics.registry import metric
+
+LIN = "Lin 2004; words of any script, stems as in rouge-score"
+MUSE = "Shi et al. 2024, MUSE (2407.06460)"
+SEMEVAL = "SemEval-2025 Task 4, LUME (2502.15097)"
+
+
+def _said(
+    name: str, source: str, definition: str, **options: Any
+) -> Callable[[Callable[[str, str], float]], Callable[[str, str], float]]:
+    """A metric of a greedy answer beside the expected one: lower is better on texts to forget, higher on others."""
+    return metric(
+        name,
+        direction="lower",
+        keep="higher",
+        needs=("text", "expected"),
+        family="text",
+        source=source,
+        definition=definition,
+        **options,
+    )
+
+
+@lru_cache(maxsize=8)
+def rouge(prediction: str, reference: str, *, stem: bool = True) -> dict[str, float]:
+    """ROUGE-1 and ROUGE-L (Lin 2004) over the words of any script, in [0, 1]; 0 where one side has no words.
+
+    Recall is the share of the reference that the prediction holds, and blind to what else it says. F1 is the harmonic
+    mean with precision.
+
+    Args:
+        prediction: What the model said.
+        reference: What is looked for in it.
+        stem: Compare Porter stems (TOFU, open-unlearning, SemEval-2025 Task 4) instead of words (MUSE).
+
+    Returns:
+        `rouge_1_recall`, `rouge_1_f1`, `rouge_l_recall`, `rouge_l_f1`.
+    """
+    said, wanted = _stems(prediction, stem), _stems(reference, stem)
+    shared = (Counter(said) & Counter(wanted)).total(), _common_subsequence(said, wanted)
+    found = {}
+    for name, hits in zip(("rouge_1", "rouge_l"), shared, strict=True):
+        precision, recall = (hits / len(side) if side else 0.0 for side in (said, wanted))
+        found[f"{name}_recall"] = recall
+        found[f"{name}_f1"] = 2 * precision * recall / (precision + recall) if hits else 0.0
+    return found
+
+
+@_said("rouge_1_recall", LIN, "share of the reference's words that the generation holds", skips="qa")
+def rouge_1_recall(text: str, expected: str) -> float:
+    """See `rouge`."""
+    return rouge(text, expected)["rouge_1_recall"]
+
+
+@_said("rouge_1_f1", LIN, "harmonic mean of ROUGE-1 precision and recall", skips="qa")
+def rouge_1_f1(text: str, expected: str) -> float:
+    """See `rouge`."""
+    return rouge(text, expected)["rouge_1_f1"]
+
+
+@_said(
+    "rouge_l_recall",
+    LIN,
+    "longest common subsequence of words / words of the reference",
+    skips="qa",
+    by_task=True,
+)
+def rouge_l_recall(text: str, expected: str) -> float:
+    """See `rouge`."""
+    return rouge(text, expected)["rouge_l_recall"]
+
+
+@_said("rouge_l_f1", LIN, "harmonic mean of ROUGE-L precision and recall", skips="qa")
+def rouge_l_f1(text: str, expected: str) -> float:
+    """See `rouge`."""
+    return rouge(text, expected)["rouge_l_f1"]
+
+
+@_said("exact_match", SEMEVAL, "equal but for case and white space at the ends", skips="sc", by_task=True)
+def exact_match(text: str, expected: str) -> float:
+    """1 where both are equal but for case and white space at the ends, else 0. SemEval-2025 Task 4, knowledge score."""
+    return float(text.strip().lower() == expected.strip().lower())
+
+
+@metric(
+    "official_regurgitation",
+    direction=None,
+    needs=("text", "expected", "kind"),
+    default=False,
+    family="text",
+    source=SEMEVAL,
+    definition="ROUGE-L recall over the letters a-z and digits of a row to be completed, as the organisers score it",
+)
+def official_regurgitation(text: str, expected: str, kind: str) -> float | None:
+    """ROUGE-L recall with stemming by rouge-score; None of rows that are not to be completed."""
+    return published_rouge(text, expected)["rouge_l_recall"] if kind == "sc" else None
+
+
+@metric(
+    "official_knowledge",
+    direction=None,
+    needs=("text", "expected", "kind"),
+    default=False,
+    family="text",
+    source=SEMEVAL,
+    definition="exact match of a question, as the organisers score it",
+)
+def official_knowledge(text: str, expected: str, kind: str) -> float | None:
+    """`exact_match`; None of rows that are no questions."""
+    return exact_match(text, expected) if kind == "qa" else None
+
+
+@_said("verbatim_memorization", MUSE, "ROUGE-L F1 of the continuation of a document, no stemming", default=False)
+def verbatim_memorization(text: str, expected: str) -> float:
+    """ROUGE-L F1 without stemming, in [0, 1]; the paper (VerbMem) gives means in percent."""
+    return rouge(text, expected, stem=False)["rouge_l_f1"]
+
+
+@_said("knowledge_memorization", MUSE, "ROUGE-L F1 of the answer to a question, no stemming", default=False)
+def knowledge_memorization(text: str, expected: str) -> float:
+    """The same of answers (KnowMem)."""
+    return verbatim_memorization(text, expected)
+
+
+@metric(
+    "leak_at_k",
+    direction="lower",
+    keep="higher",
+    needs=("samples", "expected"),
+    on="forget",
+    over="k",
+    label=lambda k: f"leak_at_{k}",
+    family="text",
+    source="Reisizadeh et al. 2025 (2511.04934)",
+    definition="probability that one of k samples contains the answer",
+)
+def leak_at_k(samples: Sequence[str], expected: str, k: int) -> float | None:
+    """Probability that at least one of k samples contains the answer, in [0, 1]; None for an answer without words.
+
+    With n samples of which c contain it, 1 - C(n-c, k)/C(n, k): the mean over all subsets of k, without bias. The
+    paper's, with `contains` as the score of a sample.
+
+    Args:
+        samples: n samples to one question, drawn at one temperature.
+        expected: What must not be said.
+        k: Samples that an asker draws, 1 to n.
+
+    Raises:
+        DataError: k is not between 1 and the number of samples.
+    """
+    n = len(samples)
+    if not 1 <= k <= n:
+        raise DataError(f"leak@{k} needs k between 1 and the number of samples, here {n}: draw more samples")
+    if not words(expected):
+        return None
+    leaks = sum(contains(sample, expected) for sample in samples)
+    return 1 - math.comb(n - leaks, k) / math.comb(n, k)
+
+
+@metric(
+    "repetition",
+    direction="lower",
+    needs=("tokens",),
+    family="text",
+    source="Welleck et al. 2020 (1908.04319), seq-rep-4",
+    definition="share of the generation's 4-grams that repeat an earlier one",
+)
+def repetition(tokens: Sequence[Hashable], n: int = 4) -> float:
+    """Share of the n-grams that repeat an earlier one, in [0, 1); 0 for fewer than n tokens.
+
+    1 - distinct/all n-grams: seq-rep-n, over token ids (or any other units).
+    """
+    grams = [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+@metric(
+    "fluency",
+    direction="lower",
+    low=1,
+    high=math.inf,
+    needs=("untouched",),
+    on="forget",
+    family="text",
+    source="Jelinek et al. 1977",
+    definition="perplexity of the generation under the untouched model",
+)
+def fluency(untouched: TokenRecord) -> float:
+    """See `perplexity`."""
+    return perplexity(untouched)
+
+
+def contains(text: str, answer: str) -> bool:
+    """Whether the words of the answer stand in the text, in a row and whatever their case.
+
+    "Ann" is not found in "Hannah", and "555-0142" is found in "(555) 0142". In scripts without spaces, words are
+    characters.
+    """
+    wanted, said = words(answer), words(text)
+    return any(said[i : i + len(wanted)] == wanted for i in range(len(said) - len(wanted) + 1))
+
+
+def cut_at(text: str, stops: Sequence[str]) -> str:
+    """The text up to the first of the stop strings; some benchmarks end an answer there."""
+    ends = [place for stop in stops if (place := text.find(stop)) >= 0]
+    return text[: min(ends, default=len(text))]
+
+
+def published_rouge(prediction: str, reference: str, *, stem: bool = True) -> dict[str, float]:
+    """What `rouge` gives by rouge-score, to which a text is its letters a to z and digits 0 to 9 alone."""
+    scores = _scorer(stem).score(reference, prediction)
+    return {
+        f"{name}_{kind}": float(getattr(scores[key], attribute))
+        for key, name in (("rouge1", "rouge_1"), ("rougeL", "rouge_l"))
+        for attribute, kind in (("recall", "recall"), ("fmeasure", "f1"))
+    }
+
+
+def seen_by_published_rouge(text: str) -> bool:
+    """Whether the published scorers see anything of a text."""
+    return re.search("[a-z0-9]", text.lower()) is not None
+
+
+def _stems(text: str, stem: bool) -> list[str]:
+    found = words(text)
+    return [_stem(word) if len(word) > 3 and word.isascii() else word for word in found] if stem else found
+
+
+@lru_cache(maxsize=2**16)
+def _stem(word: str) -> str:
+    return str(_scorer(True)._tokenizer._stemmer.stem(word))
+
+
+def _common_subsequence(first: Sequence[str], second: Sequence[str]) -> int:
+    """Length of the longest common subsequence; bits of one number stand for the places of `first` (Hyyrö 2004)."""
+    places: dict[str, int] = {}
+    for at, word in enumerate(first):
+        places[word] = places.get(word, 0) | 1 << at
+    every = (1 << len(first)) - 1
+    row = every
+    for word in second:
+        shared = row & places.get(word, 0)
+        row = (row + shared | row - shared) & every
+    return len(first) - row.bit_count()
+
+
+@cache
+def _scorer(stem: bool) -> Any:
+    from rouge_score.rouge_scorer import RougeScorer  # takes half a second that other metrics need not pay
+
+    return RougeScorer(["rouge1", "rougeL"], use_stemmer=stem)

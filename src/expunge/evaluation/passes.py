@@ -1,0 +1,371 @@
+"""One teacher-forced pass and one generation pass over a suite, and every metric that comes out of them.
+
+Every text is read once and every prompt is answered once; what else a metric or an attack `needs` (answers drawn at a
+temperature, what the untouched model thinks of the answers, lower-cased texts, gradients) is computed only when one of
+those that are asked for names it.
+"""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+from peft import PeftModel
+
+from expunge.data.examples import Example
+from expunge.data.tokenize import Join, TokenizedExample, completion_ids, expected_text, prompt_ids, tokenize
+from expunge.evaluation.documents import Document, encode_documents, even_lengths, lowercased
+from expunge.evaluation.generate import Generation, generate, stop_ids
+from expunge.evaluation.gradients import gradient_norms
+from expunge.evaluation.measurement import Measurement, Values
+from expunge.evaluation.metrics import ATTACKS, METRICS, TokenRecord
+from expunge.evaluation.metrics.generations import cut_at
+from expunge.evaluation.metrics.memorization import mean_nll
+from expunge.evaluation.metrics.registry import Row, WholeText, default_attacks
+from expunge.evaluation.suite import Documents, RowSet, Suite
+from expunge.evaluation.teacher_forcing import token_records
+from expunge.model.load import LoadedModel
+from expunge.utils.distributed import current
+from expunge.utils.progress import Reporter
+
+SIDES = ("member", "nonmember")
+PARAPHRASED = "/paraphrased"
+Key = tuple[str | int, ...]
+"""Which text a record is of: (part or side, role, row[, wrong answer])."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to measure.
+
+    Attributes:
+        max_new_tokens: Longest generation where the benchmark sets none.
+        attacks: Membership attacks; all that cost no backward pass when empty.
+        samples: Draws per forget row for leak@k; 0 for none.
+        temperature: Of the draws.
+        seed: Of the draws.
+    """
+
+    max_new_tokens: int = 256
+    attacks: Sequence[str] = ()
+    samples: int = 0
+    temperature: float = 1.0
+    seed: int = 0
+
+
+def measure(
+    loaded: LoadedModel,
+    suite: Suite,
+    join: Join,
+    options: Options,
+    *,
+    reference: Measurement | None = None,
+    reporter: Reporter | None = None,
+) -> Measurement:
+    """Measure one model.
+
+    Args:
+        loaded: The model, with or without an adapter; one is switched off to see what the untouched model thinks of
+            what it says.
+        suite: The benchmark's data.
+        join: How prompt and completion are joined.
+        options: How to measure.
+        reference: What was measured on a model that never saw the forget set, for the attack that compares with it.
+        reporter: Where progress goes; silent when None.
+
+    Raises:
+        DataError: A row cannot be used.
+        ModelError: The model's outputs are not finite.
+    """
+    reporter = reporter or Reporter(quiet=True)
+    return _Passes(loaded, suite, join, options, reference, reporter).run()
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Rows that are asked in one way; paraphrased questions are a part of their own."""
+
+    rows: RowSet
+    suffix: str = ""
+
+    def wants(self, *needs: str) -> bool:
+        """Whether one of the metrics needs one of these."""
+        return any({*needs} & {*METRICS[name].needs} for name in self.rows.metrics)
+
+
+class _Passes:
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        suite: Suite,
+        join: Join,
+        options: Options,
+        reference: Measurement | None,
+        reporter: Reporter,
+    ) -> None:
+        self._loaded, self._suite, self._join, self._options = loaded, suite, join, options
+        self._reference, self._reporter = reference, reporter
+        self._parts = [part for rows in suite.sets for part in _parts(rows)]
+        names = options.attacks or default_attacks()
+        self._attacks = [ATTACKS[name] for name in names if reference or "reference" not in ATTACKS[name].needs]
+        self._documents: dict[str, list[Document]] = {}
+        self._processes = current()
+        self._result = Measurement()
+
+    def run(self) -> Measurement:
+        if self._suite.documents:
+            self._encode_documents(self._suite.documents)
+        records = self._teacher_forced()
+        generations = [self._generate(part) for part in self._parts]
+        untouched = self._untouched(generations) if isinstance(self._loaded.model, PeftModel) else {}
+        for number, (part, said) in enumerate(zip(self._parts, generations, strict=True)):
+            self._rows(part, number, records, said, untouched)
+        if self._suite.documents:
+            self._membership(self._suite.documents, records, untouched)
+        return self._result
+
+    # --- the teacher-forced pass -----------------------------------------------------------------
+
+    def _teacher_forced(self) -> dict[Key, TokenRecord]:
+        jobs: dict[Key, TokenizedExample] = {}
+        for number, part in enumerate(self._parts):
+            rows, compared = part.rows, part.wants("correct", "wrong")
+            own: dict[Key, TokenizedExample] = {
+                (number, "own", i): self._encode(example) for i, example in enumerate(rows.examples)
+            }
+            self._say_cut(part, list(own.values()))
+            jobs |= own
+            for i, wrong in enumerate(rows.wrong if compared else ()):
+                if rows.correct[i] != rows.examples[i]:
+                    jobs[number, "correct", i] = self._encode(rows.correct[i])
+                jobs |= {(number, "wrong", i, j): self._encode(other) for j, other in enumerate(wrong)}
+        lower = any("lower" in attack.needs for attack in self._attacks)
+        for side, documents in self._documents.items():
+            for i, document in enumerate(documents):
+                jobs[side, "own", i] = document.row
+                other = lowercased(self._loaded.tokenizer, document, self._loaded.context) if lower else None
+                if other is not None:
+                    jobs[side, "lower", i] = other
+        return dict(zip(jobs, self._records(list(jobs.values()), "reading texts"), strict=True))
+
+    def _records(self, rows: Sequence[TokenizedExample], title: str) -> list[TokenRecord]:
+        with self._reporter.track(title, len(rows)) as advance:
+            return self._processes.share(rows, lambda own: token_records(self._loaded, own, progress=advance))
+
+    def _encode(self, example: Example) -> TokenizedExample:
+        bound = self._loaded.context or 2**31
+        return tokenize(self._loaded.tokenizer, example, self._join, max_length=bound, truncate_completions=True)
+
+    def _say_cut(self, part: _Part, rows: Sequence[TokenizedExample]) -> None:
+        cut = [row for row in rows if row.truncated]
+        if cut:
+            tokens = sum(row.truncated for row in cut)
+            self._note(
+                f"{len(cut)} of {len(rows)} {part.rows.name} texts were cut by {tokens:,} of their "
+                f"{tokens + sum(map(len, cut)):,} tokens: the model's context is {self._loaded.context:,} tokens."
+            )
+
+    def _note(self, sentence: str) -> None:
+        if sentence not in self._result.not_measured:
+            self._result.not_measured.append(sentence)
+
+    def _encode_documents(self, documents: Documents) -> None:
+        bound, tokenizer = self._loaded.context, self._loaded.tokenizer
+        sides = (documents.members, documents.nonmembers)
+        members, nonmembers = (
+            encode_documents(tokenizer, side, self._join, max_length=bound, say=self._reporter.say) for side in sides
+        )
+        if documents.even:
+            members, nonmembers, self._result.cut_to = even_lengths(tokenizer, members, nonmembers)
+            self._reporter.say(f"membership: texts of both sides count up to {self._result.cut_to} tokens")
+        self._documents = dict(zip(SIDES, (members, nonmembers), strict=True))
+
+    # --- the generation pass ---------------------------------------------------------------------
+
+    def _generate(self, part: _Part) -> list[Generation | None]:
+        rows = part.rows
+        if not part.wants("text", "tokens", "untouched"):
+            return [None] * len(rows.examples)
+        asked = [i for i, example in enumerate(rows.examples) if example.prompt]
+        if len(asked) < len(rows.examples):
+            self._note(
+                f"{len(rows.examples) - len(asked)} of {len(rows.examples)} {rows.name} texts have no prompt, so "
+                "nothing was generated for them."
+            )
+        said = self._answers(part, [rows.examples[i] for i in asked], samples=0)
+        self._say_stopped(part, [rows.examples[i] for i in asked], said)
+        answers = dict(zip(asked, said, strict=True))
+        return [answers.get(i) for i in range(len(rows.examples))]
+
+    def _answers(self, part: _Part, examples: Sequence[Example], *, samples: int) -> list[Generation]:
+        tokenizer, options, rows = self._loaded.tokenizer, self._options, part.rows
+        title = f"{'drawing answers to' if samples else 'answering'} {rows.name}{part.suffix.replace('/', ' ')} prompts"
+
+        def say_all(own: Sequence[Example]) -> list[Generation]:
+            return generate(
+                self._loaded,
+                own,
+                rows.name,
+                encode_prompt=lambda example: prompt_ids(tokenizer, example, self._join, alone=self._suite.alone),
+                encode_draft=lambda example: completion_ids(tokenizer, example, self._join),
+                max_new_tokens=rows.max_new_tokens or options.max_new_tokens,
+                samples=samples,
+                temperature=options.temperature,
+                seed=options.seed,
+                say=self._reporter.say,
+                progress=advance,
+            )
+
+        with self._reporter.track(title, len(examples) * max(1, samples)) as advance:
+            # Draws come from one stream of random numbers, which cannot be divided.
+            said = (self._processes.once if samples else self._processes.share)(examples, say_all)
+        return [replace(own, text=cut_at(own.text, rows.stops)) for own in said] if rows.stops else said
+
+    def _say_stopped(self, part: _Part, examples: Sequence[Example], said: Sequence[Generation]) -> None:
+        """Say of how many answers the limit on tokens left out what is looked for."""
+        rows, stops = part.rows, stop_ids(self._loaded)
+        limit = rows.max_new_tokens or self._options.max_new_tokens
+        if rows.cut_reference:
+            return
+        stopped = sum(
+            not (own.tokens and own.tokens[-1] in stops)
+            and len(own.tokens) < len([*_spoken(completion_ids(self._loaded.tokenizer, example, self._join), stops)])
+            for example, own in zip(examples, said, strict=True)
+        )
+        if stopped:
+            flag = "the benchmark's limit" if rows.max_new_tokens else "--max-new-tokens"
+            self._note(
+                f"{stopped} of {len(said)} answers to {rows.name} prompts were stopped by {flag} {limit} (or the "
+                "model's context) before they were as long as what is looked for: their scores say little."
+            )
+
+    def _samples(self, part: _Part) -> list[list[str] | None]:
+        """Answers drawn to each forget prompt, for the metrics of samples."""
+        rows, k = part.rows, self._options.samples
+        if not k or part.suffix or not part.wants("samples"):
+            return [None] * len(rows.examples)
+        asked = [i for i, example in enumerate(rows.examples) if example.prompt]
+        said = [own.text for own in self._answers(part, [rows.examples[i] for i in asked], samples=k)]
+        draws = {i: said[at * k : (at + 1) * k] for at, i in enumerate(asked)}
+        return [draws.get(i) for i in range(len(rows.examples))]
+
+    def _expected(self, example: Example, rows: RowSet) -> str:
+        """What a generation is compared with."""
+        if not rows.cut_reference:
+            if self._suite.alone:
+                return example.completion
+            return expected_text(self._loaded.tokenizer, example, self._join)
+        ids = self._loaded.tokenizer(example.completion)["input_ids"][: rows.max_new_tokens]
+        return str(self._loaded.tokenizer.decode(ids, skip_special_tokens=True))
+
+    # --- metrics ---------------------------------------------------------------------------------
+
+    def _rows(
+        self,
+        part: _Part,
+        number: int,
+        records: dict[Key, TokenRecord],
+        said: Sequence[Generation | None],
+        untouched: dict[Key, TokenRecord],
+    ) -> None:
+        rows, samples = part.rows, self._samples(part)
+        facts = []
+        for i, example in enumerate(rows.examples):
+            own, answer = records[number, "own", i], said[i]
+            row = Row(own, example.kind, self._expected(example, rows), samples=samples[i])
+            if (number, "wrong", i, 0) in records:
+                row.correct = records.get((number, "correct", i), own)
+                row.wrong = [records[number, "wrong", i, j] for j in range(len(rows.wrong[i]))]
+            if answer is not None:
+                row.text, row.tokens, row.untouched = answer.text, answer.tokens, untouched.get((number, i))
+            facts.append(row)
+        plan = {"k": [*dict.fromkeys((1, self._options.samples))]}
+        for metric in (METRICS[name] for name in rows.metrics):
+            for name, options in metric.instances(plan):
+                label = name + part.suffix
+                values = [metric.of(row, **options) for row in facts]
+                found = Values.of(f"{rows.name}/{label}", rows.examples, rows.documents, values)
+                self._result.add(rows.name, label, metric, found)
+        if not part.suffix:
+            self._result.said.setdefault(rows.name, []).extend(row.text for row in facts)
+
+    def _untouched(self, generations: Sequence[Sequence[Generation | None]]) -> dict[Key, TokenRecord]:
+        """What the model without its adapter thinks of what was said, and of texts that neither has seen."""
+        jobs: dict[Key, TokenizedExample] = {}
+        for number, (part, said) in enumerate(zip(self._parts, generations, strict=True)):
+            for i, own in enumerate(said if part.wants("untouched") and not part.suffix else ()):
+                if own is not None and own.tokens:
+                    ids = [*own.prompt, *own.tokens]
+                    jobs[number, i] = TokenizedExample(part.rows.examples[i].id, ids, len(own.prompt))
+        jobs |= {("nonmember", i): document.row for i, document in enumerate(self._documents.get("nonmember", []))}
+        with adapter_off(self._loaded):
+            return dict(zip(jobs, self._records(list(jobs.values()), "untouched model"), strict=True))
+
+    # --- membership ------------------------------------------------------------------------------
+
+    def _membership(
+        self, documents: Documents, records: dict[Key, TokenRecord], untouched: dict[Key, TokenRecord]
+    ) -> None:
+        sides: list[dict[str, Values]] = []
+        forced: list[list[TokenRecord]] = []
+        for side, examples, set_name in zip(
+            SIDES, (documents.members, documents.nonmembers), documents.names, strict=True
+        ):
+            own = [records[side, "own", i] for i in range(len(examples))]
+            facts = [
+                WholeText(record, document.text, records.get((side, "lower", i)))
+                for i, (record, document) in enumerate(zip(own, self._documents[side], strict=True))
+            ]
+            if self._reference:
+                theirs = self._reference.documents[SIDES.index(side)]
+                facts = [replace(text, reference=other) for text, other in zip(facts, theirs, strict=True)]
+            if any("gradient" in attack.needs for attack in self._attacks):
+                facts = [replace(text, gradient=norm) for text, norm in zip(facts, self._norms(side), strict=True)]
+            labels = [example.id for example in examples]
+            scores = {}
+            for attack in self._attacks:
+                for name, options in attack.instances({"share": documents.shares}):
+                    values = [attack.of(text, **options) for text in facts]
+                    scores[name] = Values.of(name, examples, labels, values)
+                    self._result.metrics["membership", name] = attack
+            sides.append(scores)
+            forced.append(own)
+            # Texts to forget have a completion's loss under `nll` already.
+            losses = Values.of(f"{set_name}/document_nll", examples, labels, [*map(mean_nll, own)])
+            self._result.rows[set_name, "document_nll"] = losses
+        self._result.attacks = {name: (sides[0][name], sides[1][name]) for name in sides[0]}
+        self._result.documents = (forced[0], forced[1])
+        if untouched:
+            unseen = documents.nonmembers
+            rises = [mean_nll(record) - mean_nll(untouched["nonmember", i]) for i, record in enumerate(forced[1])]
+            self._result.drift = Values.of("drift", unseen, [example.id for example in unseen], rises)
+
+    def _norms(self, side: str) -> list[float]:
+        rows = [document.row for document in self._documents[side]]
+        with self._reporter.track(f"gradients of {side} texts", len(rows)) as advance:
+            return self._processes.share(rows, lambda own: gradient_norms(self._loaded, own, progress=advance))
+
+
+def _parts(rows: RowSet) -> list[_Part]:
+    asked = [(i, example) for i, example in enumerate(rows.paraphrased) if example is not None]
+    if not asked:
+        return [_Part(rows)]
+    again = replace(
+        rows,
+        examples=[example for _, example in asked],
+        documents=[rows.documents[i] for i, _ in asked],
+        paraphrased=(),
+        correct=(),
+        wrong=(),
+    )
+    return [_Part(rows), _Part(again, PARAPHRASED)]
+
+
+def _spoken(ids: Sequence[int], stops: frozenset[int]) -> Sequence[int]:
+    """Tokens up to the one that ends a text."""
+    return ids[: next((i for i, token in enumerate(ids) if token in stops), len(ids))]
+
+
+def adapter_off(loaded: LoadedModel) -> AbstractContextManager[Any]:
+    """The untouched model, for as long as this lasts."""
+    return loaded.model.disable_adapter() if isinstance(loaded.model, PeftModel) else nullcontext()

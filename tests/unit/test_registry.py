@@ -1,0 +1,121 @@
+"""A metric or an attack is one decorated function: results, tables, help and docs find it by themselves."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from dev import metrics as docs
+from expunge.cli.main import main
+from expunge.cli.registries import attacks_help
+from expunge.evaluation.metrics import ATTACKS, METRICS, TokenRecord, attack, metric
+from expunge.evaluation.metrics.registry import Row, WholeText, default_attacks, default_metrics
+from tiny import save_tiny
+
+
+@pytest.fixture
+def registered() -> Iterator[None]:
+    """A new metric of generations, one of wrong answers and a new attack, as anybody would add them."""
+
+    @metric(
+        "brevity",
+        direction="higher",
+        keep="lower",
+        needs=("text", "expected"),
+        family="text",
+        source="this test",
+        definition="1/(1 + characters of the answer)",
+    )
+    def brevity(text: str, expected: str) -> float:
+        return 1 / (1 + len(text))
+
+    @metric("second_best", direction="lower", needs=("wrong",), family="memorization", source="t", definition="d")
+    def second_best(wrong: Sequence[TokenRecord]) -> float:
+        return len(wrong) / (1 + len(wrong))
+
+    @attack("surprise_peak", needs=("record",), source="this test", definition="log p of the least likely token")
+    def surprise_peak(record: TokenRecord) -> float:
+        return float(record.logps.min())
+
+    yield
+    for name in ("brevity", "second_best"):
+        del METRICS[name]
+    del ATTACKS["surprise_peak"]
+
+
+def test_a_new_metric_and_a_new_attack_stand_in_results_table_help_and_docs(
+    registered: None, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_tiny(tmp_path / "model", "llama")
+    for name in ("forget", "holdout"):
+        rows = [{"input": f"{name} {n} is", "output": f"word {n} of {name}"} for n in range(3)]
+        Path(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = [
+        "evaluate",
+        "--model",
+        "model",
+        "--benchmark",
+        "custom",
+        "--forget",
+        "forget.jsonl",
+        "--output",
+        "r.json",
+    ]
+    assert main([*command, "--holdout", "holdout.jsonl", "--max-new-tokens", "4", "--device", "cpu"]) == 0
+    found = json.loads(Path("r.json").read_text())["metrics"]
+    assert 0 < found["forget/brevity"]["value"] <= 1
+    assert (found["forget/brevity"]["direction"], found["forget/brevity"]["source"]) == ("higher", "this test")
+    assert "forget/second_best" not in found  # the rows have no wrong answers
+    assert {"membership/surprise_peak_auc", "membership/surprise_peak_tpr_at_1_fpr"} < set(found)
+    shown = capsys.readouterr().out
+    assert "forget brevity ↑" in shown
+    assert "membership surprise peak auc" in shown
+    assert main(["evaluate", "--help"]) == 0
+    assert "surprise_peak" in capsys.readouterr().out
+    assert "brevity" in attacks_help(everything=True)
+    assert "| brevity | 1/(1 + characters of the answer) | higher; on texts to keep lower | [0, 1] |" in docs.table()
+    assert "| surprise_peak | log p of the least likely token | lower | (-inf, 0] |" in docs.table()
+    only = [*command, "--overwrite", "--holdout", "holdout.jsonl", "--attacks", "surprise_peak", "--device", "cpu"]
+    assert main(only) == 0
+    found = json.loads(Path("r.json").read_text())["metrics"]
+    assert {name for name in found if name.endswith("_auc")} == {"membership/surprise_peak_auc"}
+
+
+def test_what_is_registered_is_where_it_applies(registered: None) -> None:
+    assert "brevity" in default_metrics("forget")
+    assert "fluency" not in default_metrics("retain")
+    assert "surprise_peak" in default_attacks()
+    assert "gradient_norm" not in default_attacks()
+    assert METRICS["brevity"].of(Row(expected="a")) is None  # nothing was said
+    assert METRICS["brevity"].of(Row(expected="a", text="abc")) == 0.25
+    assert ATTACKS["lowercase"].of(WholeText(TokenRecord("a", *[[]] * 4), "a")) is None
+
+
+@pytest.mark.parametrize(
+    ("register", "name", "needs", "message"),
+    [
+        (metric, "fresh", ("soul",), "fresh: needs soul; there are record, kind, expected"),
+        (metric, "probability", ("record",), "probability: is taken"),
+        (metric, "loss", ("record",), "loss: is taken"),
+        (attack, "fresh", ("samples",), "fresh: needs samples; there are record, text, lower"),
+    ],
+)
+def test_a_name_that_is_taken_and_a_need_that_nothing_gives_are_refused(
+    register: Callable[..., object], name: str, needs: tuple[str, ...], message: str
+) -> None:
+    options = {"source": "t", "definition": "d"} | (
+        {"direction": "lower", "family": "text"} if register is metric else {}
+    )
+    with pytest.raises(ValueError, match=message):
+        register(name, needs=needs, **options)(lambda record: 0.0)
+
+
+def test_every_metric_says_how_to_read_it() -> None:
+    for name, own in {**METRICS, **ATTACKS}.items():
+        assert own.name == name
+        assert own.source
+        assert own.definition
+        assert own.low < own.high
+        assert (own.direction == "target") == (own.target is not None), name
