@@ -26,8 +26,13 @@ def normalized(text: str) -> str:
     return " ".join("".join(kept).split())
 
 
-def families(texts: Sequence[str]) -> list[int]:
-    """A number for each text; texts of one family have the same. The number is the place of its first text."""
+def families(texts: Sequence[str], overlap: float = OVERLAP) -> list[int]:
+    """A number for each text; texts of one family have the same. The number is the place of its first text.
+
+    Args:
+        texts: The texts.
+        overlap: Part of the shingles of the shorter one that makes two texts one family.
+    """
     keys = [normalized(text) or text for text in texts]
     parent = list(range(len(texts)))
 
@@ -57,7 +62,7 @@ def families(texts: Sequence[str]) -> list[int]:
             other for shingle in own if len(places[shingle]) <= COMMON for other in places[shingle] if other < at
         )
         for other, count in shared.items():
-            if count >= OVERLAP * min(len(own), len(shingles[other])):
+            if count >= overlap * min(len(own), len(shingles[other])):
                 join(at, other)
     return [root(at) for at in range(len(texts))]
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from expunge.data.holdout import FEWEST
 from expunge.evaluation.benchmarks import Benchmark
-from expunge.evaluation.estimate import NAN, Estimate
+from expunge.evaluation.estimate import Estimate
 from expunge.evaluation.measurement import Measurement
 from expunge.evaluation.paired import paired_difference
 from expunge.evaluation.results import CHANCE_AUC, results_header, short_name
@@ -132,7 +132,7 @@ def _tests(ours: Measurement, theirs: Measurement, name: str | None) -> dict[str
     for label, metric in (("truth_ratio_ks_p", "truth_ratio_raw"), ("loss_ks_p", "nll")):
         pair = [own.rows.get(("forget", metric)) for own in (ours, theirs)]
         known = [values.values for values in pair if values is not None]
-        found["indistinguishable"][label] = ks_pvalue(*known) if len(known) == 2 else NAN
+        found["indistinguishable"][label] = ks_pvalue(*known) if len(known) == 2 else None
         if len(known) < 2:
             found.setdefault("missing", {})[label] = "the data has no wrong answers"
     return found

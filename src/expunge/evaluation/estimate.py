@@ -60,8 +60,8 @@ class Estimate:
         return replace(self, direction=direction, family=family, source=source, target=target)
 
     def as_entry(self) -> dict[str, Any]:
-        """The entry of a results file, which writes null for NaN."""
-        entry: dict[str, Any] = {name: getattr(self, name) for name in ("value", "low", "high", "n", "direction")}
+        """The entry of a results file; null stands for NaN."""
+        entry: dict[str, Any] = {**self._ends(), "n": self.n, "direction": self.direction}
         if self.target is not None:
             entry["target"] = self.target
         entry |= {"source": self.source, "family": self.family}
@@ -70,9 +70,13 @@ class Estimate:
         if not math.isnan(self.reference):
             entry["reference"] = self.reference
         if self.difference is not None:
-            names = ("value", "low", "high", *(["reason"] if self.difference.reason else []))
-            entry["difference"] = {name: getattr(self.difference, name) for name in names}
+            reason = {"reason": self.difference.reason} if self.difference.reason else {}
+            entry["difference"] = {**self.difference._ends(), **reason}
         return entry
+
+    def _ends(self) -> dict[str, float | None]:
+        own = {"value": self.value, "low": self.low, "high": self.high}
+        return {name: None if math.isnan(number) else number for name, number in own.items()}
 
     @classmethod
     def from_entry(cls, where: str, entry: Any) -> "Estimate":

@@ -8,6 +8,10 @@ from expunge.data.families import families
 from expunge.data.tokenize import Join
 from expunge.utils.files import fingerprint
 
+NEAR_DUPLICATE = 0.8
+"""Part of the word triples of the shorter of two texts that makes them one document: another last word, another full
+stop. Sentences of one template about different people share less, and are documents of their own."""
+
 
 @dataclass(frozen=True)
 class RowSet:
@@ -120,7 +124,7 @@ def with_families(suite: Suite) -> Suite:
             label = above
         return label
 
-    for at, first in enumerate(families([row.text for row in rows])):
+    for at, first in enumerate(families([row.text for row in rows], NEAR_DUPLICATE)):
         own, other = root(labels[at]), root(labels[first])
         if own != other:
             parent[own] = other

@@ -105,7 +105,20 @@ def metrics_table(results: Mapping[str, Any], before: Mapping[str, Any] | None =
         lines.append("* differs from the retrained model on the same rows (paired 95 % interval)")
         tests = (results.get("reference") or {}).get("indistinguishable", {})
         lines += [f"{SAME[name]:<48}p = {p:.2g}" for name, p in tests.items() if p is not None and p == p]
-    return "\n".join(lines)
+    return "\n".join([*lines, *_reasons(metrics)])
+
+
+def _reasons(metrics: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Why numbers or their intervals are missing, a line for each reason."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for name, entry in metrics.items():
+        what = "value" if entry["value"] is None else "interval" if entry["low"] is None else ""
+        if what and entry.get("reason"):
+            found.setdefault((what, entry["reason"]), []).append(name)
+    return [
+        f"note      no {what} of {names[0]}{f' and {len(names) - 1} others' if len(names) > 1 else ''}: {reason}"
+        for (what, reason), names in found.items()
+    ]
 
 
 def _star(entry: Mapping[str, Any]) -> str:

@@ -53,7 +53,7 @@ class SemevalScores:
 
     def as_dict(self) -> dict[str, Any]:
         """The fields of the results file: everything but the rows' own scores; `missing` says why a number is null."""
-        fields = {name: value for name, value in vars(self).items() if name != "row_scores"}
+        fields = {name: _null_for_nan(value) for name, value in vars(self).items() if name != "row_scores"}
         return {**fields, "missing": self.missing()}
 
     def missing(self) -> dict[str, str]:
@@ -164,3 +164,11 @@ def _means(rows: Sequence[Prediction], scores: Sequence[float | None]) -> dict[s
         values = [value for row, value in zip(rows, scores, strict=True) if row.kind == kind and value is not None]
         means[name] = math.fsum(values) / len(values) if values else math.nan
     return means
+
+
+def _null_for_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _null_for_nan(own) for name, own in value.items()}
+    if isinstance(value, list):
+        return [_null_for_nan(own) for own in value]
+    return None if isinstance(value, float) and math.isnan(value) else value

@@ -1,0 +1,147 @@
+"""`evaluate --run`: what a run was made with is what it is scored with; and what a results file says it is of."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from workspace import FORGET, MARKER, QUICK, RETAIN, UNLEARN, Result, write_jsonl
+
+Run = Callable[..., Result]
+SMALL = ("--max-new-tokens", "4", "--device", "cpu")
+FILES = ("--benchmark", "custom", "--forget", "forget.jsonl", "--retain", "retain.jsonl")
+
+
+def read(path: str) -> dict:
+    return json.loads(Path(path).read_text())
+
+
+def test_a_run_is_scored_as_it_was_made(work: Path, expunge: Run) -> None:
+    told = expunge("evaluate", "--run", "done", *SMALL)
+    assert told.code == 0, told.err
+    results, manifest = read("done/results.json"), read("done/manifest.json")
+    assert (results["benchmark"], results["model"], results["adapter"]) == ("custom", "model", "done")
+    assert results["fingerprint"]["base"] == manifest["model_sha256"]
+    assert set(results["fingerprint"]["data"]) == {"forget", "retain"}
+    assert results["fingerprint"]["prompt_format"] == manifest["join"]["chosen"]
+    assert {"forget/probability", "retain/probability", "forget/fluency"} < set(results["metrics"])
+    assert MARKER not in json.dumps(results)
+
+    by_hand = expunge("evaluate", "--model", "model", "--adapter", "done", *FILES, *SMALL, "--output", "hand.json")
+    assert by_hand.code == 0, by_hand.err
+    as_model = expunge("evaluate", "--model", "done", *FILES, *SMALL, "--output", "model.json")
+    assert as_model.code == 0, as_model.err
+    for name in ("hand.json", "model.json"):
+        assert read(name)["metrics"] == results["metrics"]
+        assert read(name)["fingerprint"] == results["fingerprint"]
+
+    write_jsonl(work / "others.jsonl", [{**row, "id": f"o{row['id']}"} for row in FORGET[:3]])
+    told = expunge("evaluate", "--run", "done", *SMALL, "--forget", "others.jsonl", "--output", "o.json")
+    assert told.code == 0, told.err
+    assert read("o.json")["metrics"]["forget/probability"]["n"] == 3
+    compared = expunge("compare", "done/results.json", "o.json")
+    assert "were not measured alike: the forget data is not the same" in " ".join(compared.out.split())
+    assert expunge("compare", "done/results.json", "o.json", "--pool").code == 2
+
+
+@pytest.mark.parametrize("style", ["newline", "space", "none"])
+def test_the_prompt_format_is_that_of_the_run(work: Path, expunge: Run, style: str) -> None:
+    made = expunge(*UNLEARN, *QUICK, "--output", "run", "--join", style, "--end-of-text", "no")
+    assert made.code == 0, made.err
+    scored = ("evaluate", "--model", "model", "--adapter", "run", *FILES, *SMALL)
+    told = expunge(*scored, "--output", "r.json")
+    assert told.code == 0, told.err
+    assert read("r.json")["fingerprint"]["prompt_format"] == f"{style}, without end-of-text"
+    other = "space" if style == "newline" else "newline"
+    told = expunge(*scored, "--output", "s.json", "--join", other)
+    assert told.code == 0, told.err
+    assert f"--join {other}: the run was made with --join {style}" in " ".join(told.err.split())
+    compared = expunge("compare", "r.json", "s.json")
+    assert "the prompt format is not the same" in " ".join(compared.out.split())
+
+
+def test_results_of_another_model_are_not_shown_as_before(work: Path, expunge: Run) -> None:
+    shutil.copytree("model", "other")
+    settings = read("other/config.json")
+    Path("other/config.json").write_text(json.dumps(settings | {"rms_norm_eps": 1e-3}))
+    before = ("evaluate", *FILES, *SMALL, "--output", "done/results_before.json", "--overwrite")
+    for model, shown in (("other", False), ("model", True)):
+        assert expunge(*before, "--model", model).code == 0
+        told = expunge("evaluate", "--run", "done", *SMALL, "--overwrite")
+        assert told.code == 0, told.err
+        assert ("results_before.json is not shown: its base model" in " ".join(told.err.split())) != shown
+        assert ("before     after" in told.out) == shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--run", "nowhere"), "--run: nowhere/manifest.json cannot be read"),
+        (("--run", "done", "--adapter", "other"), "--run done: has an adapter: leave --adapter out"),
+        (
+            ("--model", "done", "--adapter", "done", "--output", "r.json"),
+            "--model done: is a run, which has an adapter",
+        ),
+        (("--output", "r.json"), "--model is missing: give a folder or a Hub name, or --run"),
+        (("--run", "done", "--benchmark", "tofu"), "--benchmark tofu needs --data"),
+    ],
+)
+def test_what_contradicts_a_run_is_refused(work: Path, expunge: Run, arguments: tuple[str, ...], message: str) -> None:
+    told = expunge("evaluate", *arguments)
+    assert told.code == 2
+    assert told.err.count("\n") == 1
+    assert message in told.err
+    assert not Path("done/results.json").exists()
+
+
+def test_unseen_texts_that_are_trained_on_are_left_out_and_counted(work: Path, expunge: Run) -> None:
+    seen = [f"{FORGET[0]['input']} {FORGET[0]['output']}", f"{RETAIN[1]['input']} {RETAIN[1]['output']}"]
+    twins = [seen[0].upper(), seen[0].replace(" ", "\u00a0\n") + "!!", "Ｗho ｉs" + seen[1].removeprefix("Who is")]
+    clean = [f"Tobias {n} closed the heavy book and slept until noon." for n in range(4)]
+    write_jsonl(work / "holdout.jsonl", [{"text": text} for text in (*twins, *seen, *clean)])
+    told = expunge("evaluate", "--model", "model", *FILES, *SMALL, "--holdout", "holdout.jsonl", "--output", "r.json")
+    assert told.code == 0, told.err
+    results = read("r.json")
+    left_out = len(twins) + len(seen)
+    assert f"{left_out} of 9 holdout texts stand in the forget or retain set too" in " ".join(results["not_measured"])
+    assert results["metrics"]["holdout/document_nll"]["n"] == len(clean)
+    assert results["metrics"]["membership/loss_auc"]["n"] == len(FORGET) + len(clean)
+    write_jsonl(work / "holdout.jsonl", [{"text": text} for text in twins])
+    refused = expunge("evaluate", "--model", "model", *FILES, "--holdout", "holdout.jsonl", "--output", "s.json")
+    assert refused.code == 2
+    assert "all of its texts are to be forgotten or kept" in refused.err
+
+
+def test_texts_that_were_cut_and_answers_that_were_stopped_are_said(work: Path, expunge: Run) -> None:
+    long = [{**FORGET[0], "output": "the old mill by the river " * 40}, *FORGET[1:]]
+    write_jsonl(work / "long.jsonl", long)
+    files = ("--benchmark", "custom", "--forget", "long.jsonl", "--retain", "retain.jsonl")
+    notes = []
+    for most in ("2", "200"):
+        told = expunge("evaluate", "--model", "model", *files, "--max-new-tokens", most, "--output", f"{most}.json")
+        assert told.code == 0, told.err
+        notes.append(" ".join(read(f"{most}.json")["not_measured"]))
+        assert "1 of 4 forget texts were cut by" in notes[-1]
+        assert "the model's context is 256 tokens" in notes[-1]
+        assert f"note      {read(f'{most}.json')['not_measured'][0]}" in told.out
+    assert "answers to forget prompts were stopped by --max-new-tokens 2" in notes[0]
+    assert "answers to retain prompts were stopped by --max-new-tokens 2" in notes[0]
+    assert "retain prompts were stopped" not in notes[1]
+
+
+def test_no_null_stands_alone(work: Path, expunge: Run) -> None:
+    write_jsonl(work / "one.jsonl", FORGET[:1])
+    write_jsonl(work / "unseen.jsonl", [{"text": "Tobias closed the heavy book and slept until noon."}])
+    files = ("--benchmark", "custom", "--forget", "one.jsonl", "--holdout", "unseen.jsonl")
+    told = expunge("evaluate", "--model", "model", *files, *SMALL, "--reference", "model", "--output", "r.json")
+    assert told.code == 0, told.err
+    results = read("r.json")
+    for name, entry in results["metrics"].items():
+        if None in (entry["value"], entry["low"], entry["high"]):
+            assert entry["reason"], name
+        if None in entry.get("difference", {}).values():
+            assert entry["difference"]["reason"], name
+    tests = results["reference"]["indistinguishable"]
+    assert [results["reference"]["missing"][name] for name, p in tests.items() if p is None]
+    assert "all its rows are about one document" in told.out
