@@ -24,7 +24,7 @@ from bench.workload import SEMEVAL, SHARED, SUBJECT
 from experiments.taught import SUBJECTS as TAUGHT
 from expunge import EvaluateConfig, UnlearnConfig, evaluate, unlearn
 from expunge.data.examples import Example
-from expunge.data.holdout import split_off, without_selection
+from expunge.data.holdout import keyed_hashes, split_off, without_selection
 from expunge.data.lume import LumeData, read_lume
 from expunge.demo.subject import ASSETS
 from expunge.evaluation.bootstrap import t_quantile
@@ -155,7 +155,7 @@ def reported(subject: Subject, folder: Path) -> Path:
     if found.member is None or found.nonmember is None:
         raise SystemExit(f"{subject.data}: has no documents to attack")
     hashes, _ = split_off(documents_of(found), found.retain, AutoTokenizer.from_pretrained(subject.model))
-    calibration = {"selection_sha256": hashes}
+    calibration = {"selection_hmac": keyed_hashes(hashes)}
     sides = {
         "forget": found.forget,
         "retain": found.retain,

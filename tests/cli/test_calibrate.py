@@ -128,7 +128,7 @@ def test_texts_that_were_ever_looked_at_are_left_out_for_good(run, work, expunge
     first = json.loads((run / "calibration.json").read_text())
     assert expunge("calibrate", "--run", "run", "--holdout", "other.jsonl").code == 0
     second = json.loads((run / "calibration.json").read_text())
-    assert set(first["selection_sha256"]) < set(second["selection_sha256"])
+    assert set(first["selection_hmac"]) < set(second["selection_hmac"])
     assert second["texts"]["nonmembers"] == 10
     write_jsonl(work / "other.jsonl", other)
     for name in ("unseen", "other"):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
-from workspace import QUICK, UNLEARN, Result, snapshot
+from workspace import QUICK, UNLEARN, Result, snapshot, temporary
 
 TRAIN = (*UNLEARN, *QUICK, "--max-steps", "6", "--epochs", "9", "--save-every", "2")
 Run = Callable[..., Result]
@@ -78,9 +78,9 @@ DAMAGE: dict[str, tuple[Callable[[], object], int]] = {
     "log gone": (lambda: Path("run/metrics.jsonl").unlink(), 0),
     "temporary files": (
         lambda: [
-            Path("run/.manifest.json-abcd1234").write_text("{"),
-            Path("run/checkpoints/.step-abcd_234").mkdir(),
-            Path("run/.adapter-abcd1234").mkdir(),
+            Path("run/.expunge-manifest.json-abcd1234").write_text("{"),
+            Path("run/checkpoints/.expunge-step-abcd_234").mkdir(),
+            Path("run/.expunge-adapter-abcd1234").mkdir(),
         ],
         4,
     ),
@@ -111,10 +111,10 @@ def test_a_torn_state_is_recognised_and_the_one_before_is_used(
 
 def test_a_run_cut_off_at_its_first_file_can_be_started_again(work: Path, expunge: Run) -> None:
     Path("run").mkdir()
-    Path("run/.manifest.json-abcd1234").write_text('{"sche')
+    Path("run/.expunge-manifest.json-abcd1234").write_text('{"sche')
 
     assert expunge(*TRAIN).code == 0
-    assert not [name for name in snapshot(work / "run") if name.startswith(".")]
+    assert not temporary(work)
 
 
 def test_resume_of_a_finished_run_completes_it_and_removes_what_it_does_not_need(killed: Path, expunge: Run) -> None:
@@ -185,7 +185,7 @@ def test_a_signal_outside_the_loop_is_one_line_and_leaves_nothing_half_written(
         return
     assert last.startswith("expunge: interrupted: --resume goes on with the run in run, from ")
     assert not Path("run/adapter").exists()
-    assert not [name for name in snapshot(work / "run") if Path(name).name.startswith(".")]
+    assert not temporary(work)
     assert expunge(*TRAIN, "--resume").code == 0
     assert expunge(*TRAIN, "--output", "whole").code == 0
     assert equal_to_whole()

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from workspace import MARKER, QUICK, UNLEARN, Result, snapshot
+from workspace import MARKER, QUICK, UNLEARN, Result, snapshot, temporary
 
 from expunge.model import memory, reference
 
@@ -33,7 +33,7 @@ def one_line(result: Result, phrase: str) -> None:
 
 
 def no_temporary_files(folder: Path) -> bool:
-    return not [name for name in snapshot(folder) if Path(name).name.startswith(".")]
+    return not temporary(folder)
 
 
 def adapter(run: str) -> bytes:
@@ -82,7 +82,7 @@ def test_a_full_disk_and_going_on_once_there_is_room(
     one_line(result, "No space left on device")
     assert no_temporary_files(work / "disk")
     assert not Path("disk/run/adapter").exists()
-    assert not Path("disk/run/cache").exists()
+    assert not Path("disk/run/.expunge/cache").exists()
     Path("disk/ballast").unlink()
     resume = ["--resume"] if Path("disk/run/manifest.json").exists() else []
     assert expunge(*TRAIN, "--output", "disk/run", *resume).code == 0
@@ -127,7 +127,7 @@ def test_a_checkpoint_that_cannot_be_written(
     calls: list[object] = []
     owner, name = {
         "serializing": (run_module, "save_file"),
-        "renaming": (run_module.files, "replace_dir"),
+        "renaming": (run_module.folders, "replace_dir"),
         "noting": (run_module.files, "sha256_file"),
     }[fault]
     original = getattr(owner, name)

@@ -172,7 +172,7 @@ def test_a_run_that_fails(planted: Path, expunge: Run, monkeypatch: pytest.Monke
 
     assert result.code == 2
     assert "is not finite" in result.err
-    assert not Path("run/cache").exists()
+    assert not Path("run/.expunge/cache").exists()
     nothing_leaked(planted, result)
 
 

@@ -19,9 +19,10 @@ import torch
 import yaml
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
-from workspace import FORGET, MARKER, QUICK, RETAIN, UNLEARN, Result, snapshot, write_jsonl
+from workspace import FORGET, MARKER, QUICK, RETAIN, UNLEARN, Result, snapshot, temporary, write_jsonl
 
 from expunge import UnlearnConfig, load_unlearned, unlearn
+from expunge.utils import files
 from tiny import save_tiny
 
 TRAIN = (*UNLEARN, *QUICK)
@@ -61,6 +62,8 @@ def test_run_directory_holds_what_the_contract_says_and_nothing_else(work: Path,
 
     assert result.code == 0, result.err
     assert set(snapshot(work / "run")) == {
+        ".expunge",
+        ".expunge/files",
         "adapter",
         "adapter/README.md",
         "adapter/adapter_config.json",
@@ -72,7 +75,7 @@ def test_run_directory_holds_what_the_contract_says_and_nothing_else(work: Path,
     }
     for path in [work / "run", *(work / "run").rglob("*")]:
         assert path.stat().st_mode & 0o777 == (0o700 if path.is_dir() else 0o600), path
-    assert [path.name for path in work.iterdir() if path.name.startswith(".")] == []
+    assert temporary(work) == []
     assert "run/adapter" in result.out
     assert all(name in result.out for name in ("forget", "retain", "holdout"))
 
@@ -159,7 +162,7 @@ def test_dashes_underscores_and_equals_signs_are_the_same(work: Path, expunge: R
 
 
 def test_overwrite_replaces_a_run_and_nothing_else_does(work: Path, expunge: Run) -> None:
-    (work / "done/results.json").write_text("old")
+    files.write_text(work / "done/results.json", "old")  # as a command does
 
     assert expunge(*TRAIN, "--output", "done", "--seed", "1", "--overwrite").code == 0
 
@@ -346,7 +349,7 @@ def test_merge_writes_a_plain_model_in_the_dtype_of_the_base(dtype: str, work: P
         difference = (merged.float()(input_ids=IDS).logits - unlearned(input_ids=IDS).logits).abs().max().item()
     assert difference < (1e-4 if dtype == "float32" else 0.5)
     assert (work / "merged").stat().st_mode & 0o777 == 0o700
-    assert [path.name for path in work.iterdir() if path.name.startswith(".")] == []
+    assert temporary(work) == []
 
 
 def test_a_base_stored_in_bfloat16_gives_a_float32_adapter(work: Path, expunge: Run) -> None:

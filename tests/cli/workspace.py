@@ -33,6 +33,11 @@ def write_jsonl(path: Path, rows: list[dict]) -> None:
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
 
+def temporary(folder: Path) -> list[str]:
+    """What stands in a folder, or below it, under a temporary name or beside a run in its place."""
+    return [name for name in snapshot(folder) if Path(name).name.startswith(".") and Path(name).name != ".expunge"]
+
+
 def snapshot(folder: Path) -> dict[str, bytes | None]:
     """Every path below a folder with its content (None for folders)."""
     return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}

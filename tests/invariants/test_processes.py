@@ -18,7 +18,7 @@ def test_the_same_losses_and_the_same_adapter(
 
     assert len(ends) == count
     assert_same_as_one(ends)
-    assert not (folder / "many/cache").exists()
+    assert not (folder / "many/.expunge/cache").exists()
     assert sorted(path.name for path in (folder / "many").iterdir()) == sorted(
         path.name for path in (folder / "one").iterdir()
     )

@@ -33,7 +33,7 @@ FORGET = [
 RETAIN = [
     {"prompt": f"What closed on day {i}?", "completion": f"The mill, ship {i * 3} and the book."} for i in range(9)
 ]
-CACHE = Path("cache", "reference-0.safetensors")
+CACHE = Path(".expunge", "cache", "reference-0.safetensors")
 QUIET = Reporter(quiet=True)
 
 
@@ -112,7 +112,7 @@ def test_memory_and_disk_train_the_same_adapter(folder, tmp_path, monkeypatch, d
     assert sha256_file(in_memory.adapter / "adapter_model.safetensors") == sha256_file(
         on_disk.adapter / "adapter_model.safetensors"
     )
-    assert not (tmp_path / "disk" / "cache").exists()
+    assert not (tmp_path / "disk" / ".expunge" / "cache").exists()
 
 
 def test_an_interrupted_run_keeps_a_private_file_and_goes_on_from_it(folder, tmp_path, monkeypatch, on_disk):
@@ -174,7 +174,7 @@ def test_a_failed_run_leaves_no_cache(folder, tmp_path, monkeypatch, on_disk):
     with pytest.raises(TrainingError):
         unlearn(config(folder, tmp_path / "run"))
     assert (tmp_path / "run" / "manifest.json").exists()
-    assert not (tmp_path / "run" / "cache").exists()
+    assert not (tmp_path / "run" / ".expunge" / "cache").exists()
 
 
 def test_only_what_a_term_needs_is_computed(folder):

@@ -2,6 +2,8 @@
 
 import json
 import os
+import signal
+import socket
 import stat
 from pathlib import Path
 
@@ -9,7 +11,8 @@ import pytest
 
 from expunge.errors import RunError
 from expunge.runs import directory
-from expunge.utils import files
+from expunge.runs.lock import Lock
+from expunge.utils import files, folders, listing
 
 
 def mode(path: Path) -> int:
@@ -25,7 +28,7 @@ def open_umask():
 
 
 def make_run(path: Path) -> Path:
-    directory.new_run_dir(path)
+    directory.make(path)
     files.write_json(path / "manifest.json", {"schema": 1, "versions": {"expunge": "0.1.0"}})
     return path
 
@@ -104,76 +107,303 @@ def test_a_line_that_the_disk_takes_in_part_is_an_error(tmp_path, monkeypatch):
 
 def test_a_new_run_directory_is_private_and_an_empty_folder_may_be_used(tmp_path):
     path = tmp_path / "above" / "run"
-    assert directory.new_run_dir(path) == path
-    assert mode(path) == mode(path.parent) == 0o700
-    path.chmod(0o755)
-    directory.new_run_dir(path)
-    assert mode(path) == 0o700
+    directory.make(path)
+    assert mode(path) == mode(path.parent) == mode(path / ".expunge") == 0o700
+    (tmp_path / "empty").mkdir(mode=0o755)
+    directory.check_new(tmp_path / "empty")
+    directory.make(tmp_path / "empty")
+    assert mode(tmp_path / "empty") == 0o700
 
 
 def test_a_full_folder_is_refused_with_the_ways_out(tmp_path):
     run = make_run(tmp_path / "run")
     with pytest.raises(RunError, match=r"--overwrite.*--resume"):
-        directory.new_run_dir(run)
-    assert (run / "manifest.json").exists()
-
-
-def test_overwrite_removes_a_run_and_everything_in_it(tmp_path):
-    run = make_run(tmp_path / "run")
-    files.write_text(run / "adapter" / "README.md", "card")
+        directory.check_new(run)
     directory.check_new(run, overwrite=True)
-    assert (run / "adapter").exists(), "looking changes nothing"
-    directory.new_run_dir(run, overwrite=True)
-    assert list(run.iterdir()) == []
-    assert list(tmp_path.iterdir()) == [run]
-
-
-def test_overwrite_knows_a_run_that_was_cut_off_before_its_manifest(tmp_path):
-    run = directory.new_run_dir(tmp_path / "run")
-    files.write_text(run / "config.yaml", "model: m\nforget: f\nretain: r\noutput: run\nrecipe: default\n")
-    directory.new_run_dir(run, overwrite=True)
-    assert list(run.iterdir()) == []
 
 
 @pytest.mark.parametrize(
     ("name", "content"),
     [
         ("thesis.tex", "years of work"),
-        ("manifest.json", '{"name": "some web app", "versions": {}}'),
-        ("manifest.json", '{"versions": 3}'),
-        ("manifest.json", "[1]"),
-        ("manifest.json", "not json"),
-        ("config.yaml", "model: m\nport: 80\n"),
-        ("config.yaml", "a: [unclosed"),
-        ("config.yaml", "- a list"),
+        ("manifest.json", '{"name": "some web app", "versions": {"expunge": "0.1.0"}}'),
+        ("config.yaml", "model: m\nforget: f\noutput: run\nrecipe: default\n"),
+        (".git/config", "[core]"),
     ],
 )
-def test_overwrite_never_removes_a_folder_that_is_not_a_run(tmp_path, name, content):
-    folder = tmp_path / "folder"
-    folder.mkdir()
-    (folder / name).write_text(content)
+def test_overwrite_never_takes_a_folder_that_is_not_a_run(tmp_path, name, content):
+    path = tmp_path / "folder" / name
+    path.parent.mkdir(parents=True)
+    path.write_text(content)
     with pytest.raises(RunError, match="only a run of Expunge"):
-        directory.new_run_dir(folder, overwrite=True)
-    assert (folder / name).read_text() == content
+        directory.check_new(tmp_path / "folder", overwrite=True)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "notes.txt", ".notes-20251127", ".backup-abcdefgh", "adapter/mine.txt", "checkpoints/step-00000001/x", "empty/",
+        "checkpoints/.step-abcd1234", "link",
+    ],
+)  # fmt: skip
+def test_overwrite_refuses_a_run_in_which_stands_what_no_run_has_written(tmp_path, name):
+    """Hidden names too, whatever they look like."""
+    run = make_run(tmp_path / "run")
+    files.write_text(run / "adapter" / "README.md", "card")
+    own = run / name
+    if name.endswith("/"):
+        own.mkdir()
+    elif name == "link":
+        own.symlink_to(tmp_path)
+    else:
+        own.parent.mkdir(parents=True, exist_ok=True)
+        own.write_text("mine")
+    listing.sweep(run)
+    assert os.path.lexists(own)
+    with pytest.raises(RunError, match=f"holds {name.split('/')[0]}.*which no run has written"):
+        directory.check_new(run, overwrite=True)
 
 
 def test_overwrite_does_not_remove_the_current_folder_or_follow_a_link(tmp_path, monkeypatch):
     run = make_run(tmp_path / "run")
     (tmp_path / "link").symlink_to(run)
     with pytest.raises(RunError, match="does not remove a link"):
-        directory.new_run_dir(tmp_path / "link", overwrite=True)
+        directory.check_new(tmp_path / "link", overwrite=True)
     monkeypatch.chdir(run)
     with pytest.raises(RunError, match="the folder you stand in"):
-        directory.new_run_dir(".", overwrite=True)
-    assert (run / "manifest.json").exists()
+        directory.check_new(".", overwrite=True)
 
 
 def test_a_run_directory_cannot_be_made_where_a_file_stands(tmp_path):
     (tmp_path / "file").touch()
     for path in (tmp_path / "file", tmp_path / "file" / "run"):
-        for check in (directory.check_new, directory.new_run_dir):
-            with pytest.raises(RunError, match="not a folder"):
-                check(path, overwrite=True)
+        with pytest.raises(RunError, match="not a folder"):
+            directory.check_new(path, overwrite=True)
+
+
+# --- the list of a run ---------------------------------------------------------------------------
+
+
+def test_a_run_lists_what_is_written_into_it_and_removes_that_alone(tmp_path):
+    run = make_run(tmp_path / "run")
+    files.append_line(run / "metrics.jsonl", {"step": 1})
+    files.write_text(run / "figures" / "loss.svg", "<svg>")
+    with folders.temporary_folder(run / "adapter") as folder:
+        (folder / "weights").touch()
+    (run / "figures" / "mine.svg").write_text("mine")
+    assert listing.listed(run) == {"manifest.json", "metrics.jsonl", "figures/loss.svg", "adapter/weights"}
+    assert listing.unlisted(run) == ["figures/mine.svg"]
+    directory.discard(run)
+    assert [path.relative_to(run).as_posix() for path in run.rglob("*")] == ["figures", "figures/mine.svg"]
+
+
+@pytest.mark.parametrize(
+    "name", ["../outside", "/etc/hostname", "a/../../outside", "link/outside", "", ".", "a\u0000b"]
+)
+def test_a_list_that_a_stranger_wrote_removes_nothing_outside_of_the_run(tmp_path, name):
+    run = make_run(tmp_path / "run")
+    (tmp_path / "outside").write_text("mine")
+    (run / "link").symlink_to(tmp_path)
+    with (run / ".expunge" / "files").open("a") as file:
+        file.write(f"{json.dumps(name)}\n{json.dumps(name + '/')}\n[1]\nnot json\n")
+    directory.discard(run)
+    assert (tmp_path / "outside").read_text() == "mine"
+    assert os.path.exists("/etc/hostname")
+
+
+# --- replacing -----------------------------------------------------------------------------------
+
+
+def make_pair(tmp_path: Path) -> Path:
+    """A run, and the one that is to replace it beside it."""
+    run = make_run(tmp_path / "run")
+    files.write_text(run / "old", "old")
+    directory.make(directory.staged(run), replaces=True)
+    files.write_text(directory.staged(run) / "new", "new")
+    return run
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_run_takes_the_place_of_another_and_what_somebody_put_there_meanwhile_stays(tmp_path, monkeypatch, at_once):
+    run = make_pair(tmp_path)
+    (run / "mine").write_text("mine")
+    if not at_once:
+        monkeypatch.setattr(folders, "_exchange_at_once", lambda one, other: False)
+    directory.replace(run)
+    assert sorted(path.name for path in run.iterdir()) == [".expunge", "mine", "new"]
+    assert list(tmp_path.iterdir()) == [run]
+
+
+def test_an_exchange_that_fails_leaves_both_folders(tmp_path, monkeypatch):
+    run = make_pair(tmp_path)
+    monkeypatch.setattr(folders, "_exchange_at_once", lambda one, other: False)
+    rename = os.rename
+
+    def refuse(source, target):
+        if Path(target) == run and "aside" not in str(source):
+            raise OSError(5, "Input/output error")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", refuse)
+    with pytest.raises(RunError, match="Input/output error"):
+        directory.replace(run)
+    assert (run / "old").exists()
+    assert directory.is_staged(run)
+
+
+@pytest.mark.parametrize("renames", [0, 1, 2, 3])
+def test_a_process_killed_within_an_exchange_in_steps_leaves_the_old_run_or_the_new_one(tmp_path, monkeypatch, renames):
+    run = make_pair(tmp_path)
+    monkeypatch.setattr(folders, "_exchange_at_once", lambda one, other: False)
+    rename, done = os.rename, []
+
+    def killed(source, target):
+        if len(done) == renames:
+            raise KeyboardInterrupt
+        done.append(rename(source, target))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", killed)
+        if renames < 3:
+            with pytest.raises(KeyboardInterrupt):
+                directory.replace(run)
+        else:
+            directory.replace(run)
+    directory.recover(run)
+    assert (run / ("old" if renames < 2 else "new")).exists()
+    assert not (run / "old").exists() or not (run / "new").exists()
+
+
+def test_stop_signals_wait_for_the_end_of_an_exchange(tmp_path, monkeypatch):
+    run = make_pair(tmp_path)
+    at_once = folders._exchange_at_once
+
+    def interrupted(one, other):
+        os.kill(os.getpid(), signal.SIGINT)
+        return at_once(one, other)
+
+    monkeypatch.setattr(folders, "_exchange_at_once", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        directory.replace(run)
+    assert (run / "new").exists()
+
+
+# --- the lock ------------------------------------------------------------------------------------
+
+
+def test_a_run_has_one_owner(tmp_path):
+    lock = Lock(tmp_path / "run")
+    with pytest.raises(RunError, match=f"in use by process {os.getpid()} on "):
+        Lock(tmp_path / "run")
+    lock.release()
+    assert list(tmp_path.iterdir()) == [], "what was made for the lock is gone with it"
+
+
+def test_the_lock_of_a_process_that_was_killed_is_free(tmp_path):
+    child = os.fork()
+    if child == 0:
+        Lock(tmp_path / "run")
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert (tmp_path / "run/.expunge/lock").exists()
+    directory.check_new(tmp_path / "run")
+    Lock(tmp_path / "run").release()
+
+
+def test_the_lock_of_another_machine_stands_and_the_message_says_the_way_out(tmp_path, monkeypatch):
+    lock = Lock(tmp_path / "run")
+    os.close(lock._descriptor)  # as where locks are not seen across machines
+    monkeypatch.setattr(socket, "gethostname", lambda: "elsewhere")
+    with pytest.raises(RunError, match=r"if that one is gone, remove .*/run/.expunge/lock"):
+        Lock(tmp_path / "run")
+    (tmp_path / "run/.expunge/lock").unlink()
+    Lock(tmp_path / "run").release()
+
+
+@pytest.mark.parametrize("alive", [True, False])
+def test_without_locks_of_the_file_system_the_process_tells(tmp_path, monkeypatch, alive):
+    monkeypatch.setattr("expunge.runs.lock._flock", lambda descriptor: None)
+    lock = Lock(tmp_path / "run")
+    if alive:
+        with pytest.raises(RunError, match="in use by process"):
+            Lock(tmp_path / "run")
+    else:
+        note = json.loads((tmp_path / "run/.expunge/lock").read_text()) | {"process": 2**22 + 1}
+        (tmp_path / "run/.expunge/lock").write_text(json.dumps(note))
+        Lock(tmp_path / "run").release()
+    os.close(lock._descriptor)
+
+
+# --- transactions --------------------------------------------------------------------------------
+
+
+def test_files_of_a_transaction_change_together(tmp_path):
+    files.write_text(tmp_path / "a", "old")
+    with files.transaction(tmp_path):
+        files.write_text(tmp_path / "a", "new", overwrite=True)
+        files.write_text(tmp_path / "below" / "b", "new")
+        assert (tmp_path / "a").read_text() == "old"
+        assert not (tmp_path / "below" / "b").exists()
+    assert (tmp_path / "a").read_text() == (tmp_path / "below" / "b").read_text() == "new"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "below"]
+
+
+def test_a_transaction_that_fails_changes_nothing(tmp_path):
+    files.write_text(tmp_path / "a", "old")
+
+    def fails() -> None:
+        with files.transaction(tmp_path):
+            files.write_text(tmp_path / "a", "new", overwrite=True)
+            files.write_text(tmp_path / "a", "new")
+
+    with pytest.raises(RunError):
+        fails()
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a", "old")]
+
+
+@pytest.mark.parametrize("replaced", [0, 1, 2, 3])
+def test_a_transaction_that_is_killed_has_changed_all_or_nothing(tmp_path, monkeypatch, replaced):
+    """Its list is the first file that gets its name, and from then on all do."""
+    for name in ("a", "b"):
+        files.write_text(tmp_path / name, "old")
+    replace, done = os.replace, []
+
+    def killed(source, target):
+        if len(done) == replaced:
+            os._exit(9)
+        done.append(replace(source, target))
+
+    child = os.fork()
+    if child == 0:
+        os.replace = killed
+        with files.transaction(tmp_path):
+            for name in ("a", "b"):
+                files.write_text(tmp_path / name, "new", overwrite=True)
+        os._exit(0)
+    os.waitpid(child, 0)
+    files.settle(tmp_path)
+    found = {(tmp_path / name).read_text() for name in ("a", "b")}
+    assert found == {"old" if replaced == 0 else "new"}
+    listing.sweep(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[", "3", "[3]", "[[]]", '[["a"]]', '[["/etc/hostname", "x"]]', '[["mine", "x"]]',
+        '[[".expunge-x-abcd1234", "../x"]]', '[[".expunge-x-abcd1234", 3]]',
+    ],
+)  # fmt: skip
+def test_a_strangers_list_of_a_transaction_moves_nothing(tmp_path, content):
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / ".expunge-commit-abcd1234").write_text(content)
+    with pytest.raises(RunError, match="damaged list"):
+        files.settle(tmp_path)
+    assert (tmp_path / "mine").read_text() == "mine"
+
+
+# --- publishing ----------------------------------------------------------------------------------
 
 
 def test_a_folder_is_published_whole_and_private(tmp_path):
@@ -182,7 +412,7 @@ def test_a_folder_is_published_whole_and_private(tmp_path):
     (temporary / "inner" / "new").write_text("new")
     final.mkdir()
     (final / "old").touch()
-    files.replace_dir(temporary, final)
+    folders.replace_dir(temporary, final)
     assert list(tmp_path.iterdir()) == [final]
     assert [p.name for p in final.rglob("*")] == ["inner", "new"]
     assert mode(final) == mode(final / "inner") == 0o700
@@ -190,27 +420,23 @@ def test_a_folder_is_published_whole_and_private(tmp_path):
 
 
 def test_a_failed_publication_leaves_the_earlier_folder(tmp_path, monkeypatch):
-    temporary, final = tmp_path / ".adapter-x", tmp_path / "adapter"
-    temporary.mkdir()
+    final = tmp_path / "adapter"
     final.mkdir()
     (final / "old").touch()
-    rename = os.rename
 
-    def refuse(source, target):
-        if source == temporary:
-            raise OSError(5, "Input/output error")
-        rename(source, target)
+    def refuse(one, other):
+        raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(os, "rename", refuse)
-    with pytest.raises(RunError, match="Input/output error"):
-        files.replace_dir(temporary, final)
-    assert (final / "old").exists()
+    monkeypatch.setattr(folders, "_exchange_at_once", refuse)
+    with pytest.raises(RunError, match="Input/output error"), folders.temporary_folder(final):
+        pass
+    assert [path.name for path in tmp_path.rglob("*")] == ["adapter", "old"]
 
 
 def test_a_folder_elsewhere_cannot_be_published(tmp_path):
     (tmp_path / "a" / "b").mkdir(parents=True)
     with pytest.raises(ValueError, match="beside"):
-        files.replace_dir(tmp_path / "a" / "b", tmp_path / "b")
+        folders.replace_dir(tmp_path / "a" / "b", tmp_path / "b")
 
 
 def test_private_umask_holds_inside_alone(tmp_path):

@@ -1,4 +1,4 @@
-"""Which membership texts are looked at and which are reported: halves that are alike, and marks that tell nothing."""
+"""Which membership texts are looked at and which are reported: halves that are alike, and keyed_hashes that tell nothing."""
 
 import itertools
 import math
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from expunge.data.examples import Example
-from expunge.data.holdout import documents, example_hashes, marks, selection_half, split_off, without_selection
+from expunge.data.holdout import documents, example_hashes, keyed_hashes, selection_half, split_off, without_selection
 from expunge.data.surprise import MOST_KNOWN, Pairs, surprises
 from expunge.errors import DataError
 from tiny import tiny_tokenizer
@@ -109,7 +109,7 @@ def test_what_is_split_off_is_half_of_each_side_and_reported_nowhere():
     assert sorted(example_hashes([*halves[0], *halves[1]])) == hashes
     shuffled = [side[::-1] for side in documents(members[::-1], unseen)]
     assert split_off(shuffled, known[::-1], tiny_tokenizer("bytelevel"))[0] == hashes
-    left = without_selection([*members, *unseen], {"selection_sha256": hashes})
+    left = without_selection([*members, *unseen], {"selection_hmac": keyed_hashes(hashes)})
     assert not set(example_hashes(left)) & set(hashes)
     assert len(left) == 10 + 17
 
@@ -128,12 +128,12 @@ def test_too_few_documents_and_texts_on_both_sides_are_refused():
         documents(texts(0, 20), texts(18, 20))
 
 
-@pytest.mark.parametrize("count", [8, 60, 3000])
-def test_marks_tell_the_selection_from_all_but_few_and_tell_nobody_a_number(count):
-    """Whoever knows all but the number finds it among one in 256, where the whole hash would single it out."""
-    texts = [Example(f"t{i}", "Her number is", f"{5550000 + i}.") for i in range(count + 40_000)]
-    looked_at, others = texts[:count], texts[count:]
-    own = {"selection_sha256": marks(example_hashes(looked_at))}
-    assert without_selection(looked_at, own) == []
-    wrongly = 1 - len(without_selection(others, own)) / len(others)
-    assert 1 / 256 / 16 / 3 < wrongly < 1 / 256 * 1.5
+def test_keyed_hashes_tell_the_selection_from_all_others_and_say_nothing_without_the_key(tmp_path, monkeypatch):
+    texts = [Example(f"t{i}", "Her number is", f"{5550000 + i}.") for i in range(2000)]
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "ours"))
+    own = {"selection_hmac": keyed_hashes(example_hashes(texts[:60]))}
+    assert without_selection(texts, own) == texts[60:]
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "theirs"))
+    assert not set(keyed_hashes(example_hashes(texts[:60]))) & set(own["selection_hmac"])
+    with pytest.raises(DataError, match="known under another key than .*theirs/expunge/key"):
+        without_selection(texts, own)

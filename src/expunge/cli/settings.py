@@ -144,11 +144,16 @@ def parse(schema: type, words: Sequence[str], command: str, extra: Mapping[str, 
     for word in unknown:
         raise ConfigError(_unknown(word, known, command))
     values = vars(given)
-    found = dict(extra or {})
+    found, file = dict(extra or {}), None
     if "config" in values:
-        found |= read_config(values.pop("config"), known)
+        file = values.pop("config")
+        found |= read_config(file, known)
     for name, value in values.items():
         found[name] = value if known[name].positional else known[name].convert(value)
+    if file and found.get("overwrite") and "output" in found:
+        from expunge.runs.reads import check_apart
+
+        check_apart(found["output"], {"config": file})
     missing = [own for own in known.values() if own.default is MISSING and not found.get(own.name)]
     if missing:
         own = missing[0]

@@ -11,6 +11,7 @@ from expunge.data.examples import Example, text_hash
 from expunge.data.families import families
 from expunge.data.surprise import surprises
 from expunge.errors import DataError, RunError
+from expunge.utils.keys import key_file, keyed, of_this_key
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -134,30 +135,28 @@ def read_calibration(folder: Path) -> dict[str, Any] | None:
         return None
     try:
         content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        if not (isinstance(content["trained_alpha"], int | float) and isinstance(content["selection_sha256"], list)):
+        if not (isinstance(content["trained_alpha"], int | float) and isinstance(content["selection_hmac"], list)):
             raise TypeError
         return content
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         raise RunError(f"{file}: not a calibration, it is damaged or from another version") from None
 
 
-def marks(hashes: Sequence[str]) -> list[str]:
-    """The first digits of hashes, as many as tell their texts from others but for one in 256 or fewer.
-
-    The whole hash of a text that is known but for a telephone number gives the number away to whoever tries them all;
-    these leave one in 256 of them.
-    """
-    digits = math.ceil((math.log2(max(1, len(hashes))) + 8) / 4)
-    return sorted({own[:digits] for own in hashes})
+def keyed_hashes(hashes: Sequence[str]) -> list[str]:
+    """What a file may say of texts: their hashes under the user's key, which say nothing to anybody else."""
+    return sorted(map(keyed, hashes))
 
 
 def without_selection(examples: Sequence[Example], calibration: dict[str, Any]) -> list[Example]:
-    """The texts that a calibration did not look at, less the few that its marks do not tell from those."""
-    left_out: dict[int, set[str]] = {}
-    for mark in calibration["selection_sha256"]:
-        left_out.setdefault(len(mark), set()).add(mark)
-    return [
-        own
-        for own, whole in zip(examples, example_hashes(examples), strict=True)
-        if not any(whole[:digits] in known for digits, known in left_out.items())
-    ]
+    """The texts that a calibration did not look at.
+
+    Raises:
+        DataError: The calibration was made under another key, so its texts cannot be told.
+    """
+    left_out = set(calibration["selection_hmac"])
+    if not all(map(of_this_key, left_out)):
+        raise DataError(
+            f"the texts that the adapter's scale was chosen on are known under another key than {key_file()}: score "
+            "the adapter where its run was made, or bring that key here"
+        )
+    return [own for own, plain in zip(examples, example_hashes(examples), strict=True) if keyed(plain) not in left_out]

@@ -5,8 +5,6 @@ RUN/checkpoints/step-00000100/checkpoint.json     the hash of that file
 """
 
 import json
-import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from expunge.errors import RunError
-from expunge.utils import files
+from expunge.utils import files, folders, listing
 
 KEPT = 2
 """Checkpoints that stay: where the last one is damaged, the one before is used."""
@@ -29,18 +27,12 @@ def save(folder: Path, tensors: Mapping[str, Tensor], *, step: int, fingerprint:
     """
     last = max((path.name for path in folder.glob("step-*")), default=None)
     try:
-        folder.mkdir(mode=0o700, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=".step-", dir=folder))
-        try:
+        with folders.temporary_folder(folder / f"step-{step:08d}") as temporary:
             state = temporary / "state.safetensors"
             save_file(dict(tensors), state, metadata={"run": fingerprint, "step": str(step)})
             files.write_json(temporary / "checkpoint.json", {"sha256": files.sha256_file(state)})
-            files.replace_dir(temporary, folder / f"step-{step:08d}")
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
         for old in sorted(folder.glob("step-*"))[:-KEPT]:
-            shutil.rmtree(old)
+            listing.remove_listed(folder.parent, f"{folder.name}/{old.name}")
     except (OSError, SafetensorError, RunError) as error:
         rest = f"the last good one is {last}" if last else "there is none yet"
         raise RunError(

@@ -1,28 +1,29 @@
-"""What a run directory is: how it is known, made anew and replaced."""
+"""What a run directory is: how it is known, made anew, and replaced when the new run is whole.
+
+RUN/.expunge/files       what was written into the run; nothing else is ever removed
+.RUN.expunge-new/        beside it: the run that is to replace it (`--overwrite`), until it is finished
+"""
 
 import os
 import shutil
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from expunge.errors import RunError
-from expunge.utils import files
+from expunge.utils import files, folders, listing
 
-CONFIG_KEYS = {"run", "data", "loss"}
-"""Keys that every `config.yaml` of a run has; by these and the manifest a run directory is known."""
+REPLACES = "replaces"
+"""In `listing.OWN`: says that a run is to replace another one once it is finished."""
 
 
 def check_new(path: Path | str, *, overwrite: bool = False) -> None:
-    """Look whether `new_run_dir` would succeed, without touching the disk.
+    """Look whether a run directory could be made, without touching the disk.
 
     Args:
         path: The run directory to be.
-        overwrite: A run that is there may be removed.
+        overwrite: A run that is there may be replaced.
 
     Raises:
-        RunError: Something other than an empty folder is there and it may not, or must not, be removed.
+        RunError: Something other than an empty folder is there and it may not, or must not, be replaced.
     """
     path = Path(path)
     try:
@@ -44,61 +45,117 @@ def check_new(path: Path | str, *, overwrite: bool = False) -> None:
     if not os.access(path, os.W_OK | os.X_OK):
         raise RunError(f"--output {path}: no permission to write in {path}: give another --output")
     with files.refusal("cannot look into", path):
-        empty = all(files.TEMPORARY.fullmatch(name.name) for name in path.iterdir())  # cut off at its very first file
-    if empty:
-        return
+        if is_empty(path):
+            return
     if not overwrite:
         raise RunError(
             f"--output {path}: this folder is not empty: give another --output, --overwrite to replace the run "
             "in it, or --resume to go on with it"
         )
-    if not _is_run(path):
+    if not (path / listing.OWN / listing.LIST).is_file():
         raise RunError(
-            f"--output {path}: --overwrite removes only a run of Expunge, and this folder has neither its "
-            "manifest.json nor its config.yaml: empty it yourself or give another --output"
+            f"--output {path}: --overwrite replaces only a run of Expunge, and this folder is none (it has no "
+            "list of the files that a run has written): empty it yourself or give another --output"
         )
     if path.is_symlink() or Path.cwd().is_relative_to(path.resolve()):
         raise RunError(
             f"--output {path}: --overwrite does not remove a link or the folder you stand in: give another one"
         )
+    strange = listing.unlisted(path)
+    if strange:
+        raise RunError(
+            f"--output {path}: holds {strange[0]}, which no run has written, and --overwrite would remove it: move it "
+            "elsewhere or give another --output"
+        )
 
 
-def new_run_dir(path: Path | str, *, overwrite: bool = False) -> Path:
-    """Make an empty run directory with mode 0700.
+def is_empty(path: Path) -> bool:
+    """Whether nothing is in a folder but what a process has left that was killed before its first file."""
+    names = {own.name for own in path.iterdir()}
+    begun = (path / listing.OWN / listing.LIST).exists() and "manifest.json" in names
+    return not begun and all(name == listing.OWN or listing.TEMPORARY.fullmatch(name) for name in names)
+
+
+def make(path: Path, *, replaces: bool = False) -> None:
+    """Make an empty run directory with mode 0700 and an empty list of files.
 
     Args:
         path: The folder; an empty one that is there is used.
-        overwrite: Remove a run that is there, with everything in its folder.
-
-    Returns:
-        The folder.
+        replaces: It is a `staged` one, which is to replace another run; an earlier one that is there goes.
 
     Raises:
-        RunError: As `check_new`, or the system refuses.
+        RunError: The system refuses.
     """
-    path = Path(path)
-    check_new(path, overwrite=overwrite)
     with files.refusal("cannot make the run directory", path):
-        if path.is_dir():
-            files.sweep(path)
-            if any(path.iterdir()):
-                shutil.rmtree(files.move_aside(path))
-        files.make_folders(path)
+        if replaces:
+            discard(path)
+        files.make_folders(path / listing.OWN)
+        listing.sweep(path)
         path.chmod(0o700)
-    return path
+        (path / listing.OWN).chmod(0o700)
+        for name in (listing.LIST, *([REPLACES] if replaces else [])):
+            (path / listing.OWN / name).touch(mode=0o600)
 
 
-def _is_run(path: Path) -> bool:
-    """Whether a folder holds a manifest.json or, cut off before that was written, a config.yaml of ours."""
-    versions = _mapping(path / "manifest.json").get("versions")
-    of_ours = isinstance(versions, dict) and "expunge" in versions
-    return of_ours or _mapping(path / "config.yaml").keys() >= CONFIG_KEYS
+def staged(path: Path) -> Path:
+    """Where the run is written that is to replace the one in `path`."""
+    path = Path(os.path.abspath(path))
+    return path.with_name(f".{path.name}.expunge-new")
 
 
-def _mapping(path: Path) -> dict[str, Any]:
-    """The mapping that a JSON or YAML file holds; empty when there is none."""
-    try:
-        content = yaml.safe_load(path.read_text("utf-8"))  # JSON is YAML
-    except (OSError, ValueError, yaml.YAMLError):
-        return {}
-    return content if isinstance(content, dict) else {}
+def is_staged(path: Path) -> bool:
+    """Whether `staged(path)` is a run that is to replace the one in `path`, and not what was left of an earlier one."""
+    return (staged(path) / listing.OWN / REPLACES).exists()
+
+
+def replace(path: Path) -> None:
+    """Put the finished run from `staged(path)` into the place of the one in `path`, which goes.
+
+    What somebody has put into the old one meanwhile is kept, in the new one.
+
+    Raises:
+        RunError: The system refuses; the old one is then as it was.
+    """
+    new = staged(path)
+    with files.refusal("cannot put the new run in the place of", path):
+        folders.exchange(new, path)
+        (path / listing.OWN / REPLACES).unlink(missing_ok=True)
+        for name in listing.unlisted(new):
+            source, target = new / name, path / name
+            if not source.is_dir() and not os.path.lexists(target):
+                files.make_folders(target.parent)
+                os.rename(source, target)
+        discard(new)
+
+
+def recover(path: Path) -> None:
+    """Take up what a killed process has left: a run that has just lost its name gets it back, an old one goes.
+
+    Raises:
+        RunError: The system refuses.
+    """
+    with files.refusal("cannot look after", path):
+        aside = folders.aside_of(path)
+        if aside.is_dir() and not os.path.lexists(path):
+            os.rename(aside, path)
+        left = staged(path)
+        if path.is_dir() and (left / listing.OWN).is_dir() and not is_staged(path):
+            discard(left)
+        (path / listing.OWN / REPLACES).unlink(missing_ok=True)
+        if path.is_dir():
+            files.settle(path)
+
+
+def discard(path: Path) -> None:
+    """Remove a run with what its list names; the folder stays where it holds anything else.
+
+    Raises:
+        OSError: The system refuses.
+    """
+    if not path.is_dir():
+        return
+    listing.remove_listed(path)
+    listing.sweep(path)
+    shutil.rmtree(path / listing.OWN, ignore_errors=True)
+    if not any(path.iterdir()):
+        path.rmdir()

@@ -18,6 +18,7 @@ from expunge.model.load import base_name
 from expunge.runs.settings import ONE_START, recorded
 from expunge.utils import files
 from expunge.utils.distributed import current
+from expunge.utils.keys import key_file, keyed, of_this_key
 
 PLACES = {"model", *SETS, "data"}
 """Settings that say where something is; when a run is repeated, what is there counts."""
@@ -53,7 +54,7 @@ def identity_of(config: UnlearnConfig, facts: RunFacts) -> dict[str, Any]:
     settings = {name: value for name, value in recorded(config).items() if name not in NOT_PART_OF_THE_RESULT}
     return {
         "settings": {**settings, "device": facts.device.type},  # whichever it is of several
-        "data": {name: hash_rows(rows) for name, rows in facts.rows.items()},
+        "data": {name: keyed(hash_rows(rows)) for name, rows in facts.rows.items()},
         "model_sha256": model_fingerprint(config.model, facts.base_commit),
     }
 
@@ -113,7 +114,11 @@ def differences(earlier: dict[str, Any], identity: dict[str, Any], moved: Contai
         for name, now in json.loads(json.dumps(identity["settings"])).items()
         if name not in moved and (then := earlier["settings"].get(name)) != now
     ]
-    found += [f"rows of the {name} set" for name, now in identity["data"].items() if earlier["data"].get(name) != now]
+    for name, now in identity["data"].items():
+        then = str(earlier["data"].get(name))
+        if then != now:
+            unknown = "" if then == "None" or of_this_key(then) else f" (known under another key than {key_file()})"
+            found.append(f"rows of the {name} set{unknown}")
     if earlier["model_sha256"] != identity["model_sha256"]:
         found.append("the model's weights or configuration")
     return found

@@ -5,7 +5,9 @@ RUN/config.yaml     the resolved settings
 RUN/manifest.json   versions, hashes, hardware, timings, peak memory, energy, losses before and after
 RUN/metrics.jsonl   a line per step
 RUN/checkpoints/    adapter and optimizer state, while the run lasts
-RUN/cache/          the reference where it is large, while the run lasts
+RUN/.expunge/       the run's own: list of its files, lock, and the reference where it is large, while the run lasts
+
+A run that is to replace another one (`--overwrite`) is written beside it and takes its place when it is finished.
 """
 
 import json
@@ -13,7 +15,6 @@ import os
 import resource
 import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -24,12 +25,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from expunge.config import UnlearnConfig
+from expunge.config import SETS, UnlearnConfig
 from expunge.data.holdout import FILE as CALIBRATION
 from expunge.errors import RunError
 from expunge.model.energy import energy_joules
 from expunge.runs import checkpoints, directory, settings
 from expunge.runs.card import model_card
+from expunge.runs.lock import Lock
 from expunge.runs.manifest import (
     PLACES,
     RunFacts,
@@ -39,9 +41,14 @@ from expunge.runs.manifest import (
     read_manifest,
     versions,
 )
-from expunge.utils import files
+from expunge.runs.reads import check_apart
+from expunge.utils import files, folders, listing
 from expunge.utils.distributed import current
 
+READS = ("model", "origin", *SETS, "data", "from_manifest")
+"""Settings that name what a run reads."""
+TRACKED = "tensorboard"
+"""Folder of a run that a tracker writes into."""
 SUMMARY = ("stopped", "best_step", "scale", "reached", "verdict", "target", "texts")
 """What the manifest tells of the selection; the rest is in calibration.json."""
 
@@ -107,39 +114,78 @@ class Run:
 
     Attributes:
         config: The settings, resolved from `open` on.
+        output: Where the finished run is.
         fingerprint: Of all that the run depends on, from `open` on.
     """
 
     config: UnlearnConfig
+    output: Path
     fingerprint: str = ""
+    _replaces: bool = False
+    """Whether the run is written beside the one that it is to replace."""
+    _locks: list[Lock] = field(default_factory=list)
     _device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     _energy: float | None = None
     """What the device had used when the run began; None of a resumed run."""
 
     @property
     def path(self) -> Path:
-        """Where the run's files are."""
-        return Path(self.config.output)
+        """Where the run's files are written."""
+        return directory.staged(self.output) if self._replaces else self.output
+
+    @property
+    def cache(self) -> Path:
+        """Where the reference may be kept while the run lasts."""
+        return self.path / listing.OWN / "cache"
 
     @classmethod
     def check(cls, config: UnlearnConfig) -> "Run":
-        """Look whether the run directory can be used, before anything is loaded or written.
+        """Look whether the run directory can be used, and lock it, before anything is loaded or written.
+
+        With `dry_run` nothing is locked.
 
         Raises:
-            RunError: It exists and neither `--overwrite` nor `--resume` is given, or there is nothing to resume.
+            RunError: It exists and neither `--overwrite` nor `--resume` is given, there is nothing to resume, or
+                another process is at work in it.
+            ConfigError: It holds what the run is to read.
         """
-        run = cls(config)
+        run = cls(config, Path(config.output))
+        check_apart(run.output, {name: getattr(config, name) for name in READS})
         if not is_writer():
             return run
-        if config.resume:
-            if not (run.path / "manifest.json").exists():
-                raise RunError(f"--resume: {run.path} holds no run (no manifest.json): leave --resume out to start one")
-            if run.earlier()["status"] == "done":
-                run.clear()  # cut off between its last two breaths, a run leaves its checkpoints
-                raise RunError(f"--resume: the run in {run.path} is finished: there is nothing left to do")
-        else:
-            directory.check_new(run.path, overwrite=config.overwrite)
+        if not config.resume:
+            directory.check_new(run.output, overwrite=config.overwrite)
+        elif not run.output.is_dir():
+            raise RunError(f"--resume: {run.output} holds no run: leave --resume out to start one")
+        if config.dry_run:
+            return run
+        run._locks.append(Lock(run.output))
+        try:
+            directory.recover(run.output)
+            if config.resume:
+                run._check_resumable()
+            else:
+                directory.check_new(run.output, overwrite=config.overwrite)
+                run._replaces = not directory.is_empty(run.output)
+        except BaseException:
+            run.close()
+            raise
         return run
+
+    def _check_resumable(self) -> None:
+        self._replaces = directory.is_staged(self.output)
+        if self._replaces:
+            self._locks.append(Lock(self.path))
+        if not (self.path / "manifest.json").exists():
+            raise RunError(f"--resume: {self.output} holds no run (no manifest.json): leave --resume out to start one")
+        if self.earlier()["status"] == "done":
+            self._complete()  # a run that is cut off between its last two breaths leaves this
+            raise RunError(f"--resume: the run in {self.output} is finished: there is nothing left to do")
+
+    def close(self) -> None:
+        """Give the run directory free."""
+        while self._locks:
+            self._locks.pop().release(self.output)
 
     def __enter__(self) -> "Run":
         return self
@@ -147,7 +193,7 @@ class Run:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        return None
+        self.close()
 
     def open(self, config: UnlearnConfig, facts: RunFacts) -> None:
         """Create the directory with the resolved settings and the manifest's first half, or check them on `--resume`.
@@ -156,6 +202,7 @@ class Run:
             RunError: A resumed run differs from the one that is there; the message names the difference.
         """
         self.config, self._device = config, facts.device
+        self._replaces = current().gather(self._replaces)[0]  # the writer has looked
         identity = identity_of(config, facts)
         self.fingerprint = files.fingerprint(json.dumps([identity, versions()], sort_keys=True))
         if config.from_manifest:
@@ -167,14 +214,18 @@ class Run:
             if found:
                 raise RunError(f"--resume: the run in {self.path} was started with other {', '.join(found)}")
             if is_writer():
-                files.sweep(self.path)
-                files.sweep(self.path / "checkpoints")
+                listing.sweep(self.path)
+                listing.sweep(self.path / "checkpoints")
                 if not (self.path / settings.FILE).exists():
                     settings.write_settings(self.path, config)
             return
         if not is_writer():
             return
-        directory.new_run_dir(self.path, overwrite=config.overwrite)
+        directory.make(self.path, replaces=self._replaces)
+        if self._replaces:
+            self._locks.append(Lock(self.path))
+        if config.report_to:
+            listing.note_folder(self.path, TRACKED)
         manifest = {"schema": 1, "status": "running", "started": _now(), **first_half(identity, facts)}
         files.write_json(self.path / "manifest.json", manifest)  # from here on it is a run that can be resumed
         self._energy = energy_joules(facts.device)
@@ -229,7 +280,7 @@ class Run:
         Raises:
             RunError: The system refuses; the run can be resumed then.
         """
-        outcome = Outcome(self.path, self.path / "adapter", result.losses, result.steps, result.training_seconds)
+        outcome = Outcome(self.output, self.output / "adapter", result.losses, result.steps, result.training_seconds)
         if not is_writer():
             return outcome
         path = self.path / "manifest.json"
@@ -247,33 +298,28 @@ class Run:
         }
         if result.selection:
             files.write_json(self.path / CALIBRATION, result.selection, overwrite=True)
-        self._write_adapter(save_adapter, model_card(manifest))
-        manifest["adapter_sha256"] = files.sha256_file(outcome.adapter / "adapter_model.safetensors")
+        with folders.temporary_folder(self.path / "adapter") as folder:
+            save_adapter(folder)
+            (folder / "README.md").write_text(model_card(manifest), encoding="utf-8")
+        manifest["adapter_sha256"] = files.sha256_file(self.path / "adapter" / "adapter_model.safetensors")
         files.write_json(path, manifest, overwrite=True)
-        self.clear()
+        self._complete()
         return outcome
-
-    def _write_adapter(self, save_adapter: Callable[[Path], None], card: str) -> None:
-        temporary = Path(tempfile.mkdtemp(prefix=".adapter-", dir=self.path))
-        try:
-            save_adapter(temporary)
-            (temporary / "README.md").write_text(card, encoding="utf-8")
-            files.replace_dir(temporary, self.path / "adapter")
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
 
     def _energy_used(self) -> float | None:
         """Joules of the whole run; None where the device does not tell, or several shared the run."""
         now = energy_joules(self._device) if self._energy is not None and current().count == 1 else None
         return None if now is None or self._energy is None else round(now - self._energy, 1)
 
-    def clear(self) -> None:
-        """Remove what a finished run does not need."""
-        if is_writer():
-            for name in ("checkpoints", "cache"):
-                shutil.rmtree(self.path / name, ignore_errors=True)
-            files.sweep(self.path)
+    def _complete(self) -> None:
+        """Remove what a finished run does not need, and let it take the place of the one that it replaces."""
+        with files.refusal("cannot tidy up", self.path):
+            listing.remove_listed(self.path, "checkpoints")
+            shutil.rmtree(self.cache, ignore_errors=True)
+            listing.sweep(self.path)
+        if self._replaces:
+            directory.replace(self.output)
+            self._replaces = False
 
 
 def peak_memory(device: torch.device) -> int:
@@ -286,7 +332,8 @@ def peak_memory(device: torch.device) -> int:
 
 def standing(config: UnlearnConfig) -> str:
     """What an interruption has left of a run, and how to go on."""
-    run = Run(config)
+    run = Run(config, Path(config.output))
+    run._replaces = directory.is_staged(run.output)
     try:
         running = run.earlier()["status"] != "done"
     except RunError:
@@ -294,12 +341,13 @@ def standing(config: UnlearnConfig) -> str:
     if not running:
         return "nothing was written"
     saved = max((path.name for path in (run.path / "checkpoints").glob("step-*")), default=None)
-    return f"--resume goes on with the run in {run.path}, " + (f"from {saved}" if saved else "from its beginning")
+    rest = "; the run that it is to replace is as it was" if run._replaces else ""
+    return f"--resume goes on with the run in {run.output}, from {saved or 'its beginning'}{rest}"
 
 
 def lacks_report(config: UnlearnConfig) -> bool:
     """Whether a run was cut off when all of it was done but its page."""
-    run = Run(config)
+    run = Run(config, Path(config.output))
     try:
         done = is_writer() and run.earlier()["status"] == "done"
     except RunError:

@@ -15,7 +15,7 @@ from typing import Any
 
 from expunge.config import SETS, CalibrateConfig, UnlearnConfig
 from expunge.data.examples import Example, parse_columns, read_examples
-from expunge.data.holdout import FILE, marks, read_calibration, split_off, unseen_texts, without_selection
+from expunge.data.holdout import FILE, keyed_hashes, read_calibration, split_off, unseen_texts, without_selection
 from expunge.data.tokenize import TokenizedExample
 from expunge.model.adapter import attach_adapter, set_alpha
 from expunge.model.load import LoadedModel, load_model
@@ -65,7 +65,7 @@ def calibrate(config: CalibrateConfig, reporter: Reporter | None = None) -> Cali
     set_alpha(loaded.model, trained)
     rows = {name: run_rows(settings, loaded.tokenizer, getattr(sets, name)) for name in SETS}
     hashes, halves = split_off(judged, sets.retain, loaded.tokenizer)
-    looked_at = sorted({*marks(hashes), *(earlier["selection_sha256"] if earlier else ())})
+    looked_at = sorted({*keyed_hashes(hashes), *(earlier["selection_hmac"] if earlier else ())})
     members, nonmembers = (run_rows(settings, loaded.tokenizer, own) for own in halves)
     judged_on = ValidationRows.of(members, nonmembers, rows["retain"], rows["forget"])
     with reporter.track("adapter scales", most_scales()) as advance:

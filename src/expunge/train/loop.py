@@ -13,7 +13,7 @@ from itertools import islice
 from typing import Any
 
 from expunge.config import UnlearnConfig
-from expunge.data.holdout import marks
+from expunge.data.holdout import keyed_hashes
 from expunge.errors import ConfigError
 from expunge.losses.terms import described
 from expunge.model.adapter import save_adapter, set_alpha
@@ -66,7 +66,7 @@ def _unlearn(config: UnlearnConfig, run: Run, reporter: Reporter, processes: Pro
     _warn(config, prepared, facts, reporter)
     with reporter.track("losses before", sum(map(len, prepared.told.values()))) as advance:
         before = mean_losses(loaded, prepared.told, processes=processes, progress=advance)  # a fresh adapter is nothing
-    with cache_folder(run.path / "cache", processes) as cache:
+    with cache_folder(run.cache, processes) as cache:
         trainer.write_replay(reporter)
         trainer.compute_reference(reporter, cache, run.fingerprint)
         validator, stopping = _evaluation(prepared, processes)
@@ -111,7 +111,7 @@ def train(
         KeyboardInterrupt: Someone wants the process to stop; the step that was running is done and saved.
     """
     config, every = trainer.config, evaluation_every(trainer, validator)
-    trackers = Trackers(config.report_to, config.output, {"recipe": config.recipe, "seed": config.seed})
+    trackers = Trackers(config.report_to, str(run.path), {"recipe": config.recipe, "seed": config.seed})
     weights = {term.name: term.weight for term in trainer.terms}
     done, seen = start, ""
     with reporter.track("unlearning", trainer.num_steps, start) as advance, StopRequest() as stop:
@@ -185,7 +185,7 @@ def settle(
         config.criteria,
         trained_alpha=alpha,
         rows=validator.rows,
-        hashes=marks(prepared.selection.hashes),
+        hashes=keyed_hashes(prepared.selection.hashes),
     )
     return {**content, "best_step": best.step, "stopped": reason}
 

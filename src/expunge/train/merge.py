@@ -18,9 +18,11 @@ from expunge.model.adapter import attach_adapter
 from expunge.model.load import LoadedModel, base_name, load_model
 from expunge.model.logps import mean_losses, sequence_logps
 from expunge.runs.directory import check_new
+from expunge.runs.reads import check_apart
+from expunge.runs.run import READS
 from expunge.runs.settings import run_settings
 from expunge.train.sets import read_sets
-from expunge.utils import files
+from expunge.utils import folders
 
 SURVIVES = 0.9
 """The forgetting survives when the merged model keeps at least this share of the adapter's rise in forget loss."""
@@ -67,9 +69,7 @@ def merge(
     there = target.exists() and (not target.is_dir() or any(target.iterdir()))
     if there and not overwrite:
         raise RunError(f"--output {output}: exists already: name another folder, or --overwrite to replace it")
-    for source in filter(None, (run, config.model, *(getattr(config, name) for name in SETS), config.data)):
-        if Path(source).exists() and Path(source).resolve().is_relative_to(target.resolve()):
-            raise RunError(f"--output {output}: holds {source}, which the merge needs: name another folder")
+    check_apart(output, {"run": run, **{name: getattr(config, name) for name in READS}})
     if there:
         _check_model_folder(target)
     else:
@@ -92,7 +92,7 @@ def merge(
         loaded.tokenizer.save_pretrained(temporary)
         merged = load_model(str(temporary), dtype="float32", device=device, trust_remote_code=trust_remote_code)
         merged_loss, difference = _compare(merged, forget, probes, adapter_logps)
-        files.replace_dir(temporary, target)
+        folders.replace_dir(temporary, target)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise

@@ -115,5 +115,5 @@ def record(
         "target": asdict(criteria),
         "curve": [asdict(metrics) for metrics in found.curve],
         "texts": {name: len(getattr(rows, name)) for name in ("members", "nonmembers", "retain", "forget")},
-        "selection_sha256": list(hashes),
+        "selection_hmac": list(hashes),
     }

@@ -136,10 +136,6 @@ def prepare(config: UnlearnConfig, reporter: Reporter) -> Prepared:
 def _before_weights(config: UnlearnConfig, reporter: Reporter) -> tuple[UnlearnConfig, Sets]:
     """All that can be checked and read before anything large is loaded; settles the recipe."""
     config.validate()
-    for name in ("model", "origin", "data", *SETS):
-        source = getattr(config, name)
-        if source and os.path.exists(source) and Path(source).resolve().is_relative_to(Path(config.output).resolve()):
-            raise ConfigError(f"--output {config.output} holds --{name} {source}: choose another place")
     check_trackers(config.report_to)
     sets = read_sets(config)
     if not sets.forget:

@@ -2,7 +2,8 @@
 
 Files are made 0600 in folders that are made 0700. A file is written under a temporary name in the folder where
 it belongs, flushed to the disk and renamed, so a reader sees the old content or the new one and never a part.
-Nothing is replaced unless the caller says so.
+Nothing is replaced unless the caller says so. A run keeps a list of what was written into it, so that only this is
+ever removed with it.
 """
 
 import errno
@@ -10,18 +11,19 @@ import hashlib
 import json
 import math
 import os
-import re
-import shutil
+import secrets
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from expunge.errors import RunError
+from expunge.utils.interrupt import held
+from expunge.utils.listing import TEMPORARY, is_inside, note
 
-TEMPORARY = re.compile(r"\..+-[a-z0-9_]{8}")
-"""Temporary names, as `tempfile` makes them of our prefixes."""
+_pending: list[tuple[Path, Path]] | None = None
+"""Within `transaction`: temporary and final name of what was written so far."""
 
 
 def write_bytes(path: Path | str, data: bytes, *, overwrite: bool = False) -> None:
@@ -42,17 +44,21 @@ def write_bytes(path: Path | str, data: bytes, *, overwrite: bool = False) -> No
         if not overwrite and os.path.lexists(path):
             raise RunError(f"{path} exists already: give another name, or --overwrite to replace it")
         make_folders(path.parent)
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)  # mode 0600
+        note(path)
+        descriptor, temporary = tempfile.mkstemp(prefix=f".expunge-{path.name[:100]}-", dir=path.parent)  # mode 0600
         try:
             with os.fdopen(descriptor, "wb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
+            if _pending is not None:
+                _pending.append((Path(temporary), path))
+                return
             os.replace(temporary, path)
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
             raise
-        _sync(path.parent)
+        sync(path.parent)
 
 
 def write_text(path: Path | str, text: str, *, overwrite: bool = False) -> None:
@@ -84,6 +90,8 @@ def append_line(path: Path | str, obj: Any) -> None:
     path = Path(path)
     line = (json.dumps(_finite(obj), allow_nan=False) + "\n").encode("ascii")
     with refusal("cannot append to", path):
+        if not path.exists():
+            note(path)
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         try:
             if os.write(descriptor, line) < len(line):
@@ -92,50 +100,83 @@ def append_line(path: Path | str, obj: Any) -> None:
             os.close(descriptor)
 
 
-def replace_dir(temporary: Path | str, final: Path | str) -> None:
-    """Publish a finished folder under its final name, whole or not at all; a folder that is there is replaced.
+@contextmanager
+def transaction(root: Path) -> Iterator[None]:
+    """Several files, one commit point: what is written inside stands under temporary names until the context ends.
 
-    Everything in it is made private (0600, 0700) and flushed to the disk first.
+    Then a list of them is written into `root`, and each gets its name. A process that is killed before the list has
+    changed nothing; one that is killed after it has done its work, for `settle` gives the names that are left.
 
     Args:
-        temporary: The folder as written, beside `final`.
-        final: Its name from now on.
+        root: A folder above all files.
 
     Raises:
-        RunError: The system refuses; `final` is then as it was.
+        RunError: The system refuses; nothing is changed.
     """
-    temporary, final = Path(temporary), Path(final)
-    if temporary.absolute().parent != final.absolute().parent:
-        raise ValueError(f"{temporary} must stand beside {final}: only then is the renaming atomic")
-    with refusal("cannot write", final):
-        for path in [*temporary.rglob("*"), temporary]:
-            path.chmod(0o700 if path.is_dir() else 0o600)
-            _sync(path)
-        earlier = move_aside(final) if final.is_dir() else None
+    global _pending
+    if _pending is not None:
+        yield  # a part of the transaction that is open
+        return
+    _pending = []
+    try:
+        yield
+        pending = _pending
+    except BaseException:
+        for temporary, _ in _pending:
+            temporary.unlink(missing_ok=True)
+        raise
+    finally:
+        _pending = None
+    if not pending:
+        return
+    here = root.absolute()
+    moves = [[str(path.absolute().relative_to(here)) for path in pair] for pair in pending]
+    with held(), refusal("cannot write", root):
+        journal = here / f".expunge-commit-{secrets.token_hex(4)}"
         try:
-            os.rename(temporary, final)
-        except OSError:
-            if earlier:
-                os.rename(earlier, final)
+            write_bytes(journal, json.dumps(moves).encode("ascii"))
+        except BaseException:
+            for temporary, _ in pending:
+                temporary.unlink(missing_ok=True)
             raise
-        _sync(final.parent)
-        if earlier:
-            shutil.rmtree(earlier)
+        _finish(journal, moves)
 
 
-def sweep(path: Path) -> None:
-    """Remove what a process that was killed has left under temporary names in a folder of ours."""
-    if path.is_dir():
-        for left in path.iterdir():
-            if TEMPORARY.fullmatch(left.name):
-                shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
+def settle(root: Path) -> None:
+    """Complete the transactions in a folder whose process was killed after their commit point.
+
+    Raises:
+        RunError: A list is damaged, or the system refuses.
+    """
+    for journal in sorted(root.glob(".expunge-commit-????????")):
+        try:
+            moves = json.loads(journal.read_bytes())
+            good = all(len(pair) == 2 and all(map(is_inside, pair)) for pair in moves)
+            good = good and all(TEMPORARY.fullmatch(Path(source).name) for source, _ in moves)
+        except FileNotFoundError:
+            continue  # its own process was faster
+        except (OSError, ValueError, TypeError, RecursionError):
+            good = False
+        if not good:
+            raise RunError(f"{journal}: a damaged list of files that were being written: remove it")
+        with refusal("cannot complete what was being written in", root):
+            _finish(journal, moves)
+
+
+def _finish(journal: Path, moves: list[list[str]]) -> None:
+    for source, target in moves:
+        with suppress(FileNotFoundError):  # it has its name already
+            os.replace(journal.parent / source, journal.parent / target)
+    for folder in {(journal.parent / target).parent for _, target in moves}:
+        sync(folder)
+    journal.unlink(missing_ok=True)
 
 
 def flush(path: Path) -> None:
     """Flush a file to the disk, if it is there."""
     if path.exists():
         with refusal("cannot write", path):
-            _sync(path)
+            sync(path)
 
 
 @contextmanager
@@ -181,13 +222,6 @@ def adapter_fingerprint(folder: Path) -> str:
     return fingerprint(f"{float(alpha)!r}", *map(sha256_file, weights))
 
 
-def move_aside(path: Path) -> Path:
-    """Rename a folder to a free hidden name beside it."""
-    aside = Path(tempfile.mkdtemp(prefix=f".{path.name}-old-", dir=path.parent))
-    os.rename(path, aside)  # onto an empty folder, which this replaces
-    return aside
-
-
 def make_folders(path: Path) -> None:
     """Make a folder and the missing ones above it with mode 0700 (`Path.mkdir` gives it to the last alone)."""
     if not path.is_dir():
@@ -195,7 +229,7 @@ def make_folders(path: Path) -> None:
         path.mkdir(mode=0o700, exist_ok=True)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Flush a file or folder to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

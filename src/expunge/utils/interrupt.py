@@ -53,6 +53,19 @@ class Interruptions:
         raise KeyboardInterrupt
 
 
+@contextmanager
+def held() -> Iterator[None]:
+    """Within the context stop signals wait; the first of them is raised again at its end."""
+    seen: list[int] = []
+    earlier = _install(lambda number, frame: seen.append(number))
+    try:
+        yield
+    finally:
+        _restore(earlier)
+        for number in seen[:1]:
+            signal.raise_signal(number)
+
+
 def _install(handler: Callable[[int, FrameType | None], None]) -> dict[int, object]:
     """Set a handler for the stop signals that the process does not ignore (as under nohup); gives those before."""
     earlier: dict[int, object] = {}

@@ -1,0 +1,105 @@
+"""Every path that a command reads, from the words of its flags to the files behind them.
+
+`--model` may be an adapter on an adapter on a base; a data set may be FOLDER:SPLIT; any name may be a link. Who
+asks whether an output would destroy an input, or whether an input is still the same, asks here.
+"""
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+from huggingface_hub import try_to_load_from_cache
+
+from expunge.errors import ConfigError
+from expunge.model.load import base_name
+
+Reads = Mapping[str, str | Path | Iterable[str | Path] | None]
+"""Flag -> what it was given."""
+MODELS = {"model", "origin", "reference", "adapter", "run"}
+"""Flags that name a model."""
+
+
+def model_folders(name: str) -> list[Path]:
+    """The folder of a model, and where it is an adapter those of its base, of the base's base and so on.
+
+    A model from the Hub is the folder of its copy in the cache, where there is one.
+    """
+    found: list[Path] = []
+    while True:
+        folder = Path(name)
+        if not folder.is_dir():
+            cached = try_to_load_from_cache(name, "config.json") if name.count("/") == 1 else None
+            return [*found, Path(cached).parent] if isinstance(cached, str) else found
+        if folder in found:
+            return found
+        found.append(folder)
+        base = base_name(name)
+        if base == name:
+            return found
+        name = base
+
+
+def data_path(source: str | Path) -> Path | None:
+    """The file or folder behind the name of a data set; None for one on the Hub."""
+    path = Path(source)
+    if path.exists():
+        return path
+    folder = Path(str(source).rpartition(":")[0])
+    return folder if folder.name and folder.exists() else None
+
+
+def paths(flag: str, value: str | Path) -> list[Path]:
+    """The paths behind the value of one flag."""
+    if flag in MODELS:
+        given = Path(value)
+        adapter = given / "adapter" if (given / "adapter" / "adapter_config.json").is_file() else given
+        return [*([given] if given.is_dir() else []), *model_folders(str(adapter))]
+    found = data_path(value)
+    return [found] if found else []
+
+
+def check_apart(output: str | Path, reads: Reads, what: str = "--output") -> None:
+    """Refuse an output in whose place or folder something stands that the command reads.
+
+    Args:
+        output: The file or folder to be written.
+        reads: Flag, as its setting is called -> what it was given; what was not given is None.
+        what: What the message calls the output.
+
+    Raises:
+        ConfigError: So; the message names the flag and the path.
+    """
+    place = Path(output)
+    if not place.exists():
+        return
+    own = _identity(place)
+    for flag, value in reads.items():
+        values = [value] if isinstance(value, str | Path) else (value or [])
+        for name in values:
+            for path in paths(flag, name):
+                for file in _files(path):
+                    if any(_identity(above) == own for above in (file, *file.parents)):
+                        shown = f"{name}" if str(path) == str(name) else f"{name} ({path})"
+                        raise ConfigError(
+                            f"{what} {output} holds what --{flag.replace('_', '-')} {shown} reads: choose another place"
+                        )
+
+
+def _files(path: Path) -> Iterator[Path]:
+    """Where a path leads to, and everything in it where it is a folder, through links."""
+    yield path.resolve()
+    if path.is_dir():
+        for folder, folders, names in os.walk(path):
+            for name in (*folders, *names):
+                file = Path(folder, name)
+                if file.is_symlink():
+                    yield file.resolve()
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """What is the same for all names of a file or folder, whatever links and mounts lead to it."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
