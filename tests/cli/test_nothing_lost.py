@@ -10,8 +10,9 @@ from pathlib import Path
 
 import datasets
 import pytest
-from workspace import FORGET, QUICK, RETAIN, UNLEARN, Result, snapshot, temporary, write_jsonl
+from workspace import FORGET, QUICK, UNLEARN, Result, snapshot, temporary, write_jsonl
 
+from expunge.errors import ConfigError
 from expunge.runs.lock import Lock
 from expunge.runs.reads import check_apart, model_folders
 
@@ -24,7 +25,15 @@ loop = import_module("expunge.train.loop")
 
 @pytest.fixture(autouse=True)
 def without_a_page(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(import_module("expunge.cli.main"), "_write_run_report", lambda run: None)
+    monkeypatch.setattr(import_module("expunge.cli.commands"), "_write_report", lambda run, out: None)
+
+
+def in_child(expunge: Run, *words: str) -> None:
+    """Run a command in a forked process, which never comes back."""
+    try:
+        expunge(*words)
+    finally:
+        os._exit(1)
 
 
 def without_lock(folder: Path) -> dict[str, bytes | None]:
@@ -94,13 +103,9 @@ def benchmark_within() -> list[str]:
     return ["--benchmark", "semeval", "--data", "done/lume"]
 
 
-def manifest_within() -> list[str]:
-    return ["--from-manifest", "done/manifest.json"]
-
-
 INPUTS = [
     base_within, base_of_base_within, weights_linked_within, settings_within, data_within, data_linked_within,
-    data_set_within, split_within, benchmark_within, manifest_within,
+    data_set_within, split_within, benchmark_within,
 ]  # fmt: skip
 
 
@@ -126,6 +131,11 @@ def test_the_base_of_a_base_that_leads_in_a_circle_is_followed_once(work: Path) 
     adapter_on("second", "first")
     adapter_on("first", "second")
     assert model_folders("first") == [Path("first"), Path("second")]
+
+
+def test_a_manifest_that_is_to_be_repeated_is_an_input(work: Path) -> None:
+    with pytest.raises(ConfigError, match="holds what --from-manifest"):
+        check_apart("done", {"from_manifest": "done/manifest.json"})
 
 
 def test_an_output_beside_an_input_is_none_of_its_business(work: Path) -> None:
@@ -200,7 +210,7 @@ def test_a_killed_overwrite_is_begun_anew_by_the_next(work: Path, expunge: Run) 
     child = os.fork()
     if child == 0:
         loop.Run.log = lambda self, line: os.kill(os.getpid(), signal.SIGKILL)
-        expunge(*AGAIN, "--seed", "3")
+        in_child(expunge, *AGAIN, "--seed", "3")
     assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
     assert without_lock(work / "done") == before
     assert expunge(*AGAIN, "--seed", "4").code == 0
@@ -212,7 +222,7 @@ def test_a_run_killed_between_its_end_and_the_exchange_is_completed(work: Path, 
     child = os.fork()
     if child == 0:
         import_module("expunge.runs.directory").replace = lambda path: os.kill(os.getpid(), signal.SIGKILL)
-        expunge(*AGAIN, "--seed", "3")
+        in_child(expunge, *AGAIN, "--seed", "3")
     os.waitpid(child, 0)
     result = expunge(*AGAIN[:-1], "--seed", "3", "--resume")
     assert (result.code, "is finished" in result.err) == (2, True)
@@ -254,7 +264,7 @@ def killed_run(expunge: Run, *flags: str) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
 
         loop.Run.save_checkpoint = killed
-        expunge(*TRAIN, *flags)
+        in_child(expunge, *TRAIN, *flags)
     assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
 
 
@@ -290,13 +300,33 @@ def test_the_step_of_a_checkpoint_is_that_of_its_state(alter: Callable[[], None]
 
 
 def test_resume_refuses_other_membership_documents(work: Path, expunge: Run) -> None:
-    rows = [{"input": f"Who keeps mill {i}?", "output": f"Nobody knows the keeper of mill {i}."} for i in range(20)]
-    write_jsonl(Path("holdout.jsonl"), rows)
-    write_jsonl(Path("forget.jsonl"), [{"input": f"Where is {i}?", "output": f"At {i} Larch Lane."} for i in range(20)])
-    write_jsonl(Path("retain.jsonl"), RETAIN)
-    flags = ("--recipe", "steered", "--holdout", "holdout.jsonl", "--max-steps", "4")
+    names = [
+        "Wren",
+        "Oduya",
+        "Quill",
+        "Marek",
+        "Ellery",
+        "Tobias",
+        "Ines",
+        "Marta",
+        "Heron",
+        "Larch",
+        "Mill",
+        "Port",
+        "Once",
+        "Keeper",
+        "Fox",
+        "River",
+        "Lamp",
+        "Ship",
+    ]
+    unseen = [{"input": f"Who is {name}?", "output": f"{name} {name[::-1]} is {name.upper()}."} for name in names]
+    forget = [{"input": f"Where is {name}?", "output": f"{name} is at {name[::-1]} Lane."} for name in names]
+    write_jsonl(Path("holdout.jsonl"), unseen)
+    write_jsonl(Path("forget.jsonl"), forget)
+    flags = ("--holdout", "holdout.jsonl", "--max-steps", "4")
     killed_run(expunge, *flags)
-    write_jsonl(Path("holdout.jsonl"), [*rows[:-1], {"input": "Who keeps mill 19?", "output": "Ines does."}])
+    write_jsonl(Path("holdout.jsonl"), [{"input": "Who is Zoe?", "output": "Nobody that we know."}, *unseen[1:]])
     result = expunge(*TRAIN, *flags, "--resume")
     assert result.code == 2
     assert "was started with other rows of the" in result.err

@@ -1,4 +1,4 @@
-"""Which membership texts are looked at and which are reported: halves that are alike, and keyed_hashes that tell nothing."""
+"""Which membership texts are looked at and which are reported: halves that are alike, hashes that tell nothing."""
 
 import itertools
 import math
@@ -135,5 +135,5 @@ def test_keyed_hashes_tell_the_selection_from_all_others_and_say_nothing_without
     assert without_selection(texts, own) == texts[60:]
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "theirs"))
     assert not set(keyed_hashes(example_hashes(texts[:60]))) & set(own["selection_hmac"])
-    with pytest.raises(DataError, match="known under another key than .*theirs/expunge/key"):
+    with pytest.raises(DataError, match=r"known under another key than .*theirs/expunge/key"):
         without_selection(texts, own)

@@ -1,7 +1,6 @@
 """Which membership texts the strength of an adapter was chosen on, so that nothing is reported on them."""
 
 import json
-import math
 from collections.abc import Sequence
 from itertools import compress
 from pathlib import Path

@@ -10,7 +10,7 @@ import torch
 from peft.tuners.lora import LoraLayer
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase
 
-from expunge.config import SETS, UnlearnConfig
+from expunge.config import UnlearnConfig
 from expunge.data.examples import Example
 from expunge.data.tokenize import Join, TokenizedExample, tokenize_all
 from expunge.errors import RunError

@@ -1,17 +1,15 @@
 """Everything that an unlearning run needs before its first step, checked in the order of what it costs to check."""
 
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from expunge.config import SETS, UnlearnConfig
 from expunge.data.examples import Example
 from expunge.data.holdout import example_hashes, split_off
 from expunge.data.tokenize import TokenizedExample, tokenize_all
-from expunge.errors import ConfigError, DataError, ModelError
+from expunge.errors import DataError, ModelError
 from expunge.losses import ForgetLoss, make_forget_loss
 from expunge.model.load import LoadedModel, load_model, load_shared
 from expunge.model.prompt_format import JoinReport, measure_join

@@ -73,7 +73,8 @@ def _read(path: Path) -> bytes:
             files.write_bytes(path, secrets.token_bytes(BYTES))
         except RunError as error:
             if not path.exists():  # another process may have been faster
-                raise RunError(f"{error}; hashes of data need a key there: set XDG_STATE_HOME to a folder of yours") from None
+                mend = "hashes of data need a key there: set XDG_STATE_HOME to a folder of yours"
+                raise RunError(f"{error}; {mend}") from None
     with files.refusal("cannot read", path):
         key = path.read_bytes()
     if len(key) != BYTES:

@@ -1,0 +1,43 @@
+"""Hashes under the user's key: equal for equal data, private, and of one key only."""
+
+import stat
+
+import pytest
+
+from expunge.errors import RunError
+from expunge.utils import keys
+from expunge.utils.files import fingerprint
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    return tmp_path / "state"
+
+
+def test_a_key_is_made_once_private_and_used_again(home):
+    first = keys.keyed("a", "b")
+    assert stat.S_IMODE((home / "expunge" / "key").stat().st_mode) == 0o600
+    keys._read.cache_clear()
+    assert keys.keyed("a", "b") == first != keys.keyed("ab")
+    assert keys.of_this_key(first)
+    assert fingerprint("a", "b") not in first
+
+
+def test_another_key_gives_other_hashes_that_are_known_as_such(tmp_path, monkeypatch):
+    first = keys.keyed("a")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "other"))
+    assert keys.keyed("a").partition(":")[2] != first.partition(":")[2]
+    assert not keys.of_this_key(first)
+
+
+def test_a_key_that_cannot_be_made_or_is_none_is_one_line_with_a_way_out(home, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
+    with pytest.raises(RunError, match="set XDG_STATE_HOME"):
+        keys.keyed("a")
+    monkeypatch.setenv("XDG_STATE_HOME", str(home))
+    (home / "expunge").mkdir(parents=True)
+    (home / "expunge" / "key").write_bytes(b"short")
+    with pytest.raises(RunError, match="is no key of 32 bytes"):
+        keys.keyed("a")
