@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from expunge.config import UnlearnConfig
 from expunge.evaluation.results import write_results
 
 ROLES = ("before", "after", "retrained")
+UNSAVED = ("resume", "overwrite")
 PER_TASK = ("Task1", "Task2", "Task3")
 LEVELS = {
     "forget/rouge_l_recall": (0.99, 0.41, 0.36, "lower", "memorization"),
@@ -21,7 +23,8 @@ LEVELS = {
     "forget/probability": (0.97, 0.11, 0.09, "lower", "memorization"),
     "retain/rouge_l_recall": (0.99, 0.985, 0.99, "higher", "memorization"),
     "retain/exact_match": (0.98, 0.975, 0.98, "higher", "memorization"),
-    "utility/model_utility": (0.62, 0.615, 0.63, "higher", "utility"),
+    "utility/model_utility": (0.62, 0.612, 0.63, "higher", "utility"),
+    "forget/repetition": (0.02, 0.03, 0.02, "lower", "text"),
 }
 """Metric -> value before, after, of the reference; direction; family."""
 ENDS = {"forget": (0.05, 1.25, 1.31), "retain": (0.05, 0.06, 0.05), "holdout": (1.30, 1.34, 1.31)}
@@ -56,7 +59,14 @@ def write_run(
     folder.mkdir(parents=True)
     rng = np.random.default_rng(seed)
     own = {"model": "org/base", "forget": "forget.jsonl", "retain": "retain.jsonl", "output": str(folder), "seed": seed}
-    resolved = {"learning_rate": 0.0015, "join": "space", "end_of_text": "yes", "dtype": "float32", "device": "cpu"}
+    resolved = {
+        "epochs": 14,
+        "learning_rate": 0.0015,
+        "join": "space",
+        "end_of_text": "yes",
+        "dtype": "float32",
+        "device": "cpu",
+    }
     config = UnlearnConfig(recipe="default", **own | resolved | (settings or {}))
     losses = {name: {"before": before, "after": after} for name, (before, after, _) in ENDS.items()}
     content = {
@@ -64,15 +74,24 @@ def write_run(
         "status": "done",
         "started": "2026-01-02T03:04:05+00:00",
         "finished": "2026-01-02T03:09:05+00:00",
-        "settings": {name: value for name, value in vars(config).items() if name not in ("resume", "overwrite")},
+        "settings": {field.name: getattr(config, field.name) for field in fields(config) if field.name not in UNSAVED},
         "data": {name: hashlib.sha256(name.encode()).hexdigest() for name in ENDS},
         "model_sha256": hashlib.sha256(b"model").hexdigest(),
         "adapter_sha256": hashlib.sha256(str(seed).encode()).hexdigest(),
         "rows": dict.fromkeys(ENDS, rows),
         "tokens": dict.fromkeys(ENDS, rows * 31),
         "join": {"chosen": "space, with end-of-text"},
+        "terms": [
+            {
+                "name": "forget",
+                "weight": 1.0,
+                "formula": "(2/beta) mean_t softplus(-beta s_t)",
+                "source": "Z",
+            },
+            {"name": "retain_nll", "weight": 2.0, "formula": "mean_t -log p(y_t)", "source": "B"},
+            {"name": "replay_kl", "weight": 0.0, "formula": "", "source": "ours"},
+        ],
         "warnings": [],
-        "terms": [{"name": "forget", "weight": 1.0, "formula": "mean(-log p)", "source": "arXiv 2404.05868"}],
         "versions": {"python": "3.11.7", "expunge": "0.1.0", "torch": "2.13.0"},
         "hardware": {"device": "cpu", "name": "x86_64", "threads": 1},
         "steps": steps,
@@ -107,14 +126,14 @@ def _write_role(path: Path, place: int, extra: dict[str, dict[str, Any]], rows: 
     rng = np.random.default_rng([seed if place == 1 else 0, place])
     found = {}
     for name, (*values, direction, family) in LEVELS.items():
-        value = min(1.0, max(0.0, values[place] + (rng.normal(0, 0.006) if place == 1 else 0.0)))
+        value = min(1.0, max(0.0, values[place] + (rng.normal(0, 0.003) if place == 1 else 0.0)))
         found[name] = entry(value, direction, family, n=rows)
         for task in PER_TASK if name.endswith(("recall", "match")) else ():
             level = min(1.0, max(0.0, value + rng.normal(0, 0.01)))
             found[f"{name}/{task}"] = entry(level, direction, family, n=rows // 3)
     auc = (1.0, 0.58, 0.5)[place]
     found["membership/loss_auc"] = entry(auc, "target", "membership", n=rows) | {"target": 0.5}
-    results = {"schema": 1, "benchmark": "tofu", "model": "base", "metrics": found | extra, "not_measured": []}
+    results = {"schema": 1, "benchmark": "tofu", "model": "org/base", "metrics": found | extra, "not_measured": []}
     table: dict[str, list[Any]] = {"id": [], "set": [], "task": [], "document": [], "metric": [], "value": []}
     for name, ends in ENDS.items():
         for i, loss in enumerate(ends[place] * np.exp(rng.normal(0, 0.25, rows))):
@@ -127,17 +146,23 @@ def _write_role(path: Path, place: int, extra: dict[str, dict[str, Any]], rows: 
 
 def _steps(count: int, rng: np.random.Generator) -> list[dict[str, Any]]:
     done = (np.arange(count) + 1) / count
-    return [
+    steps = [
         {
             "step": i + 1,
             "epoch": 1 + i // 10,
             "loss": float(3 - share),
-            "npo": float(2.7 * np.exp(-2 * share) + rng.normal(0, 0.05)),
+            "forget": float(2.7 * np.exp(-2 * share) + rng.normal(0, 0.05)),
             "retain_nll": float(0.05 + 0.1 * np.exp(-5 * share) + abs(rng.normal(0, 0.01))),
-            "retain_kl": float(0.2 * share * np.exp(-2 * share) + abs(rng.normal(0, 0.005))),
+            "replay_kl": 0.0,
+            "weights": {"forget_weight": 1.0, "retain_weight": 1.0 + float(share)},
             "grad_norm": 1.0,
             "learning_rate": 0.001,
             "tokens": 1000,
         }
         for i, share in enumerate(done)
     ]
+    for step in steps[29::30]:
+        share = step["step"] / count
+        targets = {"forget_nll": 1.3, "auc": 0.5}
+        step["validation"] = {"forget_nll": 1.3 * share, "auc": 1 - 0.5 * share, "targets": targets}
+    return steps

@@ -7,16 +7,16 @@ from pathlib import Path
 import matplotlib.colors
 import numpy as np
 import pytest
-from sklearn.metrics import roc_auc_score
 
-from expunge.report import figures, write_report
-from expunge.report.collect import RunData, read_run
-from expunge.report.comparison import Cell, Column, Row, all_readings, group_runs, read_columns, tabulate
-from expunge.report.drawing import GROUP_COLORS, MARKERS, SET_COLORS, brief, save, slug, style, visible
-from expunge.report.latex import latex_table
-from expunge.report.page import scales
-from expunge.report.readings import Reading
-from expunge.report.selection_figures import looks, strengths
+from expunge.report import curves, figures, write_report
+from expunge.report.drawing import GROUP_COLORS, MARKERS, SET_COLORS, brief, inline_svg, save, slug, style
+from expunge.report.groups import Cell, Column, Row, group_runs, read_columns, tabulate
+from expunge.report.page import Drawings, draw, scales
+from expunge.report.run_data import RunData, read_run
+from expunge.report.scores import Score
+from expunge.report.write import latex_table
+from expunge.utils.roc import auc
+from expunge.utils.text import visible
 from report_runs import entry, write_run
 
 SIGNATURES = {".png": b"\x89PNG\r\n", ".svg": b"<?xml", ".pdf": b"%PDF-"}
@@ -26,22 +26,26 @@ def texts(figure) -> list[str]:
     return [text.get_text() for axes in figure.axes for text in axes.get_xticklabels() + axes.get_yticklabels()]
 
 
-def test_every_figure_comes_as_png_svg_and_pdf_with_a_latex_table(tmp_path):
+def test_every_figure_comes_as_png_svg_and_pdf_with_a_latex_table(tmp_path, monkeypatch):
+    saved: list[str] = []
+
+    def first_alone(figure, stem: Path) -> list[tuple[Path, bytes]]:
+        saved.append(stem.name)
+        return save(figure, stem) if len(saved) == 1 else []
+
+    monkeypatch.setattr("expunge.report.drawing.save", first_alone)
     run = write_run(tmp_path / "run", steps=20)
     write_report([run], figures=tmp_path / "figures")
-    files = sorted((tmp_path / "figures").iterdir())
-    stems = {path.stem for path in files} - {"scores"}
-    assert stems >= {
-        "course-1-npo", "course-2-retain-nll", "course-3-retain-kl", "losses-before", "losses-after",
+    assert {*saved} >= {
+        "course-forget", "course-retain-nll", "course-weights-retain-weight", "losses-before", "losses-after",
         "losses-reference", "membership-roc", "forget-against-utility", "metrics-memorization",
         "metrics-memorization-tasks", "metrics-membership", "metrics-utility",
     }  # fmt: skip
-    for stem in stems:
-        for suffix, signature in SIGNATURES.items():
-            path = tmp_path / "figures" / f"{stem}{suffix}"
-            assert path.read_bytes().startswith(signature), path
-            assert path.stat().st_mode & 0o777 == 0o600
-    pdf = (tmp_path / "figures/membership-roc.pdf").read_bytes()
+    for suffix, signature in SIGNATURES.items():
+        path = tmp_path / "figures" / f"{saved[0]}{suffix}"
+        assert path.read_bytes().startswith(signature), path
+        assert path.stat().st_mode & 0o777 == 0o600
+    pdf = (tmp_path / f"figures/{saved[0]}.pdf").read_bytes()
     assert b"/Type3" not in pdf  # journals refuse such fonts
     assert b"CreationDate" not in pdf
     table = (tmp_path / "figures/scores.tex").read_text()
@@ -49,48 +53,68 @@ def test_every_figure_comes_as_png_svg_and_pdf_with_a_latex_table(tmp_path):
     assert r"forget: probability $\downarrow$ & 0.970 {\scriptsize [" in table
 
 
-def test_what_a_run_was_steered_by_is_drawn(tmp_path):
-    run = write_run(tmp_path / "run", scored=False, manifest={"selection": {"best_step": 90}})
-    assert not looks(read_run(run))
-    assert not strengths(read_run(run))
+def log(run: Path, lines: list[dict]) -> list:
+    """The group of a run with these lines in its log."""
+    (run / "metrics.jsonl").write_text(
+        "".join(json.dumps({"step": i + 1, **line}) + "\n" for i, line in enumerate(lines))
+    )
+    return group_runs([read_run(run)])
 
-    def signals(scale, auc):
-        return {"scale": scale, "auc": auc, "forget_nll": 2 - auc, "holdout_nll": 1.5, "retain": 0.9}
 
-    lines = (run / "metrics.jsonl").read_text().splitlines()
-    for at, auc in ((29, 1.0), (59, 0.8), (89, 0.5)):
-        lines[at] = json.dumps(json.loads(lines[at]) | {"selection": signals(1.0, auc) | {"shortfall": 1.0}})
-    (run / "metrics.jsonl").write_text("\n".join(lines))
-    curve = [signals(1.0, 0.6), signals(0.0, 1.0), signals(1.25, 0.45)]
-    (run / "calibration.json").write_text(json.dumps({"scale": 1.25, "curve": curve, "best_step": 90}))
+def test_whatever_changes_is_drawn_and_what_does_not_is_named(tmp_path):
+    lines = [
+        {"loss": 3.0 - i, "a_term_of_tomorrow": 1.0 - i / 9, "weights": {"new_weight": 2.0**i, "old_weight": 1.5},
+         "learning_rate": 0.01 / (1 + i), "absent_kl": 0.0, "tokens": 5}
+        for i in range(3)
+    ]  # fmt: skip
+    lines[2] |= {"validation": {"auc": 0.6, "strange/kind": 2.0, "targets": {"auc": 0.5}}}
+    groups = log(write_run(tmp_path / "run", scored=False), lines)
     with style():
-        drawn = [*looks(read_run(run)), *strengths(read_run(run))]
-    assert [own.name for own in drawn] == ["looks-loss", "looks-shares", "strengths-loss", "strengths-shares"]
-    line = drawn[1].figure.axes[0].lines[0]
-    assert (list(line.get_xdata()), list(line.get_ydata())) == ([30, 60, 90], [1.0, 0.8, 0.5])
-    assert "taken at 90" in drawn[1].says
-    line = drawn[3].figure.axes[0].lines[0]
-    assert (list(line.get_xdata()), list(line.get_ydata())) == ([0.0, 1.0, 1.25], [1.0, 0.6, 0.45])
-    assert "taken at 1.25" in drawn[3].says
-    for extra, labels in (
-        ({}, []),
-        ({"lost": 0.25}, ["retain still said"]),  # of a version that did not look at the other
-        ({"lost": 0.25, "said": 0.125}, ["retain still said", "forget still said"]),
-    ):
-        (run / "calibration.json").write_text(json.dumps({"scale": 1.25, "curve": [own | extra for own in curve]}))
+        loss, weights, validation = curves.over_steps(groups)
+    assert [own.name for own in loss.figures] == ["course-loss", "course-a-term-of-tomorrow"]
+    assert [own.name for own in weights.figures] == ["course-learning-rate", "course-weights-new-weight"]
+    assert weights.constant == "old weight 1.500"
+    assert (validation.title, [own.name for own in validation.figures]) == ("Validation", ["course-validation-auc"])
+    assert validation.constant == "strange, kind 2.000"  # at one step alone
+    line = weights.figures[1].figure.axes[0].lines[0]
+    assert (list(line.get_xdata()), list(line.get_ydata())) == ([1, 2, 3], [1.0, 2.0, 4.0])
+
+
+def test_a_target_is_drawn_into_the_figure_of_its_metric(tmp_path):
+    """Beside the metrics or in the line itself, constant or not."""
+    inner = [{"validation": {"auc": 1 - i / 4, "targets": {"auc": 0.5}}} for i in range(3)]
+    outer = [{"validation": {"auc": 1 - i / 4}, "targets": {"auc": 0.5 + i / 10}} for i in range(3)]
+    run = write_run(tmp_path / "run", scored=False, manifest={"selection": {"best_step": 2}})
+    for lines, aims in ((inner, [0.5, 0.5, 0.5]), (outer, [0.5, 0.6, 0.7])):
         with style():
-            lines = strengths(read_run(run))[1].figure.axes[0].lines
-        values = {own.get_label(): set(own.get_ydata()) for own in lines}
-        assert [name for name in values if name.endswith("still said")] == labels
-        assert values.get("retain still said", {0.75}) == {0.75}
-        assert values.get("forget still said", {0.125}) == {0.125}
-    write_report([run], figures=tmp_path / "figures")
-    assert (tmp_path / "figures/strengths-loss.png").exists()
-    assert "What said when to stop" in (run / "report.html").read_text()
+            (panel,) = curves.over_steps(log(run, lines))
+        (drawn,) = panel.figures
+        metric, target, taken = drawn.figure.axes[0].lines
+        assert list(metric.get_ydata()) == [1.0, 0.75, 0.5]
+        assert list(target.get_ydata()) == pytest.approx(aims)
+        assert list(taken.get_xdata()) == [2, 2]
+        assert "target of run" in drawn.says
+
+
+def test_the_scales_that_were_tried_are_drawn(tmp_path):
+    run = write_run(tmp_path / "run", scored=False)
+    group = group_runs([read_run(run)])[0]
+    assert curves.over_scales(group) == []
+    curve = [
+        {"scale": scale, "auc": auc, "forget_nll": 2 - auc} for scale, auc in ((1.0, 0.6), (0.0, 1.0), (1.25, 0.4))
+    ]
+    (run / "calibration.json").write_text(json.dumps({"scale": 1.25, "curve": curve}))
+    with style():
+        (panel,) = curves.over_scales(group_runs([read_run(run)])[0])
+    assert [own.name for own in panel.figures] == ["scale-auc", "scale-forget-nll"]
+    line, taken = panel.figures[0].figure.axes[0].lines
+    assert (list(line.get_xdata()), list(line.get_ydata())) == ([0.0, 1.0, 1.25], [1.0, 0.6, 0.4])
+    assert list(taken.get_xdata()) == [1.25, 1.25]
 
 
 def test_many_metrics_are_divided_over_figures(tmp_path, monkeypatch):
     monkeypatch.setattr("expunge.report.drawing.save", lambda figure, stem: [(stem.with_suffix(".svg"), b"")])
+    monkeypatch.setattr("expunge.report.page.draw", lambda groups: Drawings([], [], None, None, []))
     run = write_run(tmp_path / "run", metrics={f"utility/own{i}": entry(0.5) for i in range(90)})
     write_report([run], figures=tmp_path / "figures")
     names = {path.stem for path in (tmp_path / "figures").iterdir()}
@@ -98,21 +122,20 @@ def test_many_metrics_are_divided_over_figures(tmp_path, monkeypatch):
     assert "metrics-utility-4" not in names
 
 
-def column(kind: str, *cells: Cell | None) -> Column:
-    return Column(kind, kind, int(kind == "after"), {f"utility/m{i}": cell for i, cell in enumerate(cells) if cell})
+def column(kind: str, *cells: Cell) -> Column:
+    return Column(kind, kind, int(kind == "after"), {f"utility/m{i}": cell for i, cell in enumerate(cells)})
 
 
 def rows_of(*columns: Column) -> list[Row]:
     keys = dict.fromkeys(key for own in columns for key in own.cells)
-    return [Row(key, Reading(key, 0.0), [own.cells.get(key) for own in columns]) for key in keys]
+    return [Row(Score(key, 0.0), [own.cells[key] for own in columns]) for key in keys]
 
 
 @pytest.mark.parametrize("value", [1e300, -1e300, 1e-300, -5.0, 0.0])
-def test_numbers_of_any_size_can_be_drawn(tmp_path, value):
-    own = column("after", Cell(value, None, None, None, None, [value]))
+def test_numbers_of_any_size_can_be_drawn(value):
+    own = column("after", Cell(value))
     with style():
-        files = save(figures.dots("utility", "Utility", [own], rows_of(own)).figure, tmp_path / "x")
-    assert len(files) == 3
+        assert inline_svg(figures.dots("utility", "Utility", [own], rows_of(own))).endswith("</svg>\n")
 
 
 def test_the_same_numbers_give_the_same_files(tmp_path):
@@ -123,23 +146,18 @@ def test_the_same_numbers_give_the_same_files(tmp_path):
 
 
 def test_pooled_numbers_in_latex_have_their_spread():
-    pooled = column("after", Cell(0.5, 0.4, 0.6, 3, 0.1, [0.4, 0.5, 0.6]), None)
-    plain = column("before", Cell(0.7, None, None, 3, None, [0.7]), Cell(1.0, 0.9, 1.0, 3, None, [1.0]))
+    pooled = column("after", Cell(0.5, 0.4, 0.6, 3, 0.1, [0.4, 0.5, 0.6]), Cell(None))
+    plain = column("before", Cell(0.7), Cell(1.0, 0.9, 1.0))
     table = latex_table([plain, pooled], {"utility": rows_of(plain, pooled)})
     assert r"0.700 & 0.500 $\pm$ 0.100 \\" in table
     assert r"1.000 {\scriptsize [0.900, 1.000]} & -- \\" in table
 
 
-def test_the_membership_curve_has_the_area_that_scikit_learn_finds():
+def test_the_membership_curve_has_the_area_of_the_one_auc():
     rng = np.random.default_rng(3)
     members, others = rng.integers(0, 9, 40) / 4, rng.integers(2, 11, 30) / 4  # many equal values
-    values = {
-        ("forget", "nll"): {str(i): float(value) for i, value in enumerate(members)},
-        ("holdout", "nll"): {str(i): float(value) for i, value in enumerate(others)},
-    }
-    fpr, tpr = figures.roc(RunData(Path("r"), "r", {}, values={"after": values}), "after")
-    expected = roc_auc_score([1] * 40 + [0] * 30, -np.concatenate([members, others]))
-    assert np.trapezoid(tpr, fpr) == pytest.approx(expected)
+    fpr, tpr = figures.rates(-members, -others)
+    assert np.trapezoid(tpr, fpr) == pytest.approx(auc(-members, -others))
     assert (fpr[0], tpr[0], fpr[-1], tpr[-1]) == (0, 0, 1, 1)
 
 
@@ -150,14 +168,15 @@ def test_the_scores_of_the_attack_itself_come_before_losses():
         ("forget", "nll"): {"a": 9.0},
         ("holdout", "nll"): {"c": 1.0},
     }
-    fpr, tpr = figures.roc(RunData(Path("r"), "r", {}, values={"after": values}), "after")
-    assert np.trapezoid(tpr, fpr) == 1.0
+    run = RunData(Path("r"), "r", {}, values={"after": values, "before": {("forget", "nll"): {"a": 9.0}}})
+    assert [list(side) for side in figures.attack_scores(run, "after")] == [[2.0, 1.0], [0.0]]
+    assert figures.attack_scores(run, "before") is None
 
 
 def test_the_running_mean_is_that_of_the_window():
     values = np.random.default_rng(0).normal(size=60)
-    mean = figures._running_mean(values)
-    half = figures.SMOOTH // 2
+    mean = curves.running_mean(values)
+    half = curves.SMOOTH // 2
     slow = [values[max(0, i - half) : i + half + 1].mean() for i in range(60)]
     np.testing.assert_allclose(mean, slow)
 
@@ -186,19 +205,17 @@ def test_without_scores_the_losses_are_the_points(tmp_path):
 
 
 def test_axes_are_labelled_with_units_and_legends_cover_no_data(tmp_path):
-    runs = [read_run(write_run(tmp_path / f"run{seed}", seed=seed)) for seed in range(2)]
+    runs = [read_run(write_run(tmp_path / f"run{seed}", seed=seed, steps=60)) for seed in range(2)]
     groups = group_runs(runs)
     columns = read_columns(groups)
-    families = tabulate(columns, all_readings(groups))
+    drawn = draw(groups).all
     with style():
-        drawn = [*figures.courses(groups), *figures.distributions(runs[0]), figures.membership_curves(groups)]
-        drawn += [figures.tradeoff(groups)[0]]
-        drawn += [figures.dots(name, name, columns, rows) for name, rows in families.items()]
+        drawn += [figures.dots(name, name, columns, rows) for name, rows in tabulate(columns, runs).items()]
         for own in drawn:
             (axes,) = own.figure.axes
             assert axes.get_xlabel(), own.name
             assert axes.get_ylabel() or own.name.startswith("metrics"), own.name
-            if own.name.startswith(("course", "losses", "documents")):
+            if own.name.startswith(("course-forget", "course-validation-forget-nll", "losses", "documents")):
                 assert "nats per token" in axes.get_xlabel() + axes.get_ylabel()
             own.figure.canvas.draw()
             for legend in own.figure.legends:
@@ -246,9 +263,9 @@ def test_colours_stand_out_from_white(color):
 
 
 def test_rows_of_other_sizes_get_an_axis_of_their_own_or_none():
-    unit = Row("a", Reading("utility/a", 0.0), [Cell(0.5, 0.4, 1.0, 3, None, [0.5])])
-    loss = Row("b", Reading("utility/b", 0.0), [Cell(4.0, 3.0, 5.3, 3, None, [4.0])])
-    huge = Row("c", Reading("utility/c", 0.0), [Cell(9e4, None, None, 3, None, [9e4])])
+    unit = Row(Score("utility/a", 0.0), [Cell(0.5, 0.4, 1.0)])
+    loss = Row(Score("utility/b", 0.0), [Cell(4.0, 3.0, 5.3)])
+    huge = Row(Score("utility/c", 0.0), [Cell(9e4)])
     first, second = scales("utility", [unit, loss], whole=True)
     assert (first.rows, first.low, first.high) == ([unit], 0.0, 1.0)
     assert (second.rows, second.low, second.high) == ([loss], 0.0, 6.0)
@@ -269,11 +286,9 @@ def test_names_in_figures_are_short_visible_and_safe_for_files():
 
 def test_names_with_dollars_are_no_formulas(tmp_path):
     name = "$\\frac{1}{0}$"
-    run = write_run(tmp_path / "run", steps=5, metrics={f"utility/{name}": entry(0.5)})
-    groups = group_runs([read_run(run)])
-    columns = read_columns(groups)
+    own = column("after", Cell(0.5))
     with style():
-        drawn = figures.dots("u", "u", columns, tabulate(columns, all_readings(groups))["utility"])
+        drawn = figures.dots("u", "u", [own], [Row(Score(f"utility/{name}", 0.5), [Cell(0.5)])])
         svg = save(drawn.figure, tmp_path / "x")[1][1].decode()
     assert name in texts(drawn.figure)
     assert name in re.sub(r"<[^>]+>", "", svg)

@@ -1,216 +1,295 @@
-"""The verdict: every rule at its border, and never a success that the numbers do not hold."""
+"""The verdict: every criterion at its border, and never a success that the numbers do not hold."""
 
+import json
 from pathlib import Path
 
 import pytest
 
-from expunge.report.collect import RunData
-from expunge.report.verdict import Verdict, number_text, verdict, worst
+from expunge.report.judge import Verdict, verdict, worst, write_verdict
+from expunge.report.questions import STATES
+from expunge.report.run_data import RunData
+from expunge.report.scores import read_scores
+from report_runs import write_run
 
-FLOOR = 0.3
+TARGET = 0.3
+SAID, TOLD, KEPT, SPEAKS = range(4)
 
 
-def entry(value, direction="higher", family="memorization", *, half=0.01, **more):
+def entry(value, direction="higher", family="memorization", *, half=0.01, n=50, **more):
     bounds = {"low": None, "high": None} if half is None else {"low": value - half, "high": value + half}
-    return {"value": value, **bounds, "n": 50, "direction": direction, "family": family, **more}
+    return {"value": value, **bounds, "n": n, "direction": direction, "family": family, **more}
 
 
-def metrics(forget, retain=0.9, auc=0.5, drift=0.0, *, half=0.01):
+def metrics(forget=TARGET, retain=0.9, auc=0.5, drift=0.0, *, half=0.01, **more):
     return {
         "forget/rouge_l_recall": entry(forget, "lower", half=half),
         "retain/rouge_l_recall": entry(retain, half=half),
-        "membership/loss_auc": entry(auc, "target", "membership", half=half, target=0.5),
+        "membership/loss_auc": entry(auc, "target", "membership", half=half, n=5000, target=0.5),
+        "nonmember/document_nll": entry(1.0 + drift, "lower", "drift", half=half),
         "holdout/drift": entry(drift, "target", "drift", half=half, target=0.0),
+        "forget/repetition": entry(0.02, "lower", "text", half=half),
+        **more,
     }
 
 
-def judge(after, before=None, reference=None, *, tests=None, status="done", losses=None) -> Verdict:
+BEFORE = metrics(1.0, auc=1.0)
+RETRAINED = metrics()
+
+
+def judge(
+    after, before=BEFORE, reference=RETRAINED, *, tests=None, status="done", losses=None, settings=None
+) -> Verdict:
     """The verdict on a run whose files hold these metrics."""
-    roles = {"before": before or metrics(1.0, auc=1.0), "after": after, "reference": reference}
+    roles = {"before": before, "after": after, "reference": reference}
     results = {role: {"schema": 1, "benchmark": "x", "metrics": own} for role, own in roles.items() if own}
     if tests:
-        results["after"]["reference"] = {"model": "twin", "indistinguishable": tests}
-    manifest = {"status": status, "settings": {}, "loss_nats_per_completion_token": losses or {}}
-    return verdict(RunData(Path("run"), "run", manifest, results=results))
+        results["after"]["reference"] = {"model": "retrained", "indistinguishable": tests}
+    manifest = {"status": status, "settings": settings or {}, "loss_nats_per_completion_token": losses or {}}
+    scores = {role: read_scores(own) for role, own in results.items()}
+    return verdict(RunData(Path("run"), "run", manifest, results=results, scores=scores))
 
 
 def answers(judged: Verdict) -> list[str]:
-    return [finding.answer for finding in judged.findings]
+    return [own.answer for own in judged.answers]
 
 
-REFERENCE = metrics(FLOOR, auc=0.5)
+def test_four_good_answers_are_a_success():
+    judged = judge(metrics())
+    assert answers(judged) == ["no", "no", "yes", "yes"]
+    assert judged.success
+    assert judged.lead.startswith("Forgotten")
+    assert "expunge merge" in judged.next[0]
+    assert "0.300 for a model retrained without the texts" in judged.sentence
 
 
-def test_three_times_yes_is_a_success():
-    judged = judge(metrics(FLOOR), reference=REFERENCE)
-    assert answers(judged) == ["yes", "yes", "yes"]
-    assert judged.tone == "good"
-    assert judged.sentence.startswith("Forgotten, kept, and not to be told apart")
-    assert "0.300 (95% interval 0.290 to 0.310)" in judged.sentence
+@pytest.mark.parametrize(
+    ("changed", "question", "answer"),
+    [
+        ({"forget": 0.9}, SAID, "yes"),
+        ({"auc": 0.9}, TOLD, "yes"),
+        ({"retain": 0.5}, KEPT, "no"),
+        ({"forget/repetition": entry(0.5, "lower", "text")}, SPEAKS, "no"),
+    ],
+)
+def test_one_bad_answer_is_a_failure_and_says_what_to_do(changed, question, answer):
+    judged = judge(metrics(**changed))
+    assert answers(judged)[question] == answer
+    assert [own.state for own in judged.answers].count("bad") == 1
+    assert (judged.success, judged.tone) == (False, "bad")
+    assert judged.next
+    assert judged.lead.startswith("Not yet: ")
 
 
 @pytest.mark.parametrize(
     ("forget", "half", "answer"),
     [
-        (FLOOR + 0.06, 0.005, "yes"),  # 7 % of the gap of .7 is .049, and the interval ends below 10 %
-        (FLOOR + 0.06, 0.02, "unknown"),  # the value is below, the interval's end is not
-        (FLOOR + 0.10, 0.005, "partly"),
-        (FLOOR + 0.36, 0.005, "no"),  # more than half of the way is left
-        (FLOOR + 0.06, None, "yes"),  # without an interval the value decides
-        (FLOOR + 0.08, None, "partly"),
-        (0.0, 0.0, "yes"),  # below the reference nothing is left either
+        (TARGET + 0.06, 0.005, "no"),  # 10 % of the way of .7 is .07
+        (TARGET + 0.06, 0.5, "unclear"),  # the interval reaches beyond the half of the way
+        (TARGET + 0.08, 0.005, "yes"),
+        (TARGET + 0.08, 0.02, "unclear"),  # the interval reaches within the criterion
+        (TARGET + 0.06, None, "no"),  # without an interval the value decides
+        (TARGET + 0.08, None, "yes"),
+        (0.0, 0.0, "no"),  # less than the target is gone, too
     ],
 )
-def test_forgotten_means_at_most_a_tenth_of_the_way_to_the_reference(forget, half, answer):
-    judged = judge(metrics(forget, half=half), reference=REFERENCE)
-    assert answers(judged)[0] == answer
-    assert (judged.tone == "good") == (answers(judged) == ["yes"] * 3)
+def test_forgotten_means_at_most_a_tenth_of_the_way_to_the_target(forget, half, answer):
+    assert answers(judge(metrics(forget, half=half)))[SAID] == answer
 
 
-def test_without_a_reference_the_floor_is_zero_and_that_is_said():
-    judged = judge(metrics(FLOOR))
-    assert answers(judged)[0] == "partly"
-    assert any("0 stands in" in note for note in judged.findings[0].notes)
-    assert answers(judge(metrics(0.05)))[0] == "yes"
+def test_targets_are_taken_in_their_order_and_named():
+    """The retrained model's, the results' own, that of unseen texts, of the answers under other prompts."""
+    key, name = "forget/exact_memorization", "exact_memorization"
+    after = {key: entry(0.4, "lower")}
+    places = [
+        ("the answers under the prompts of other rows", {f"{key}/mismatched": entry(0.41, None)}, None),
+        ("texts that it has never seen", {f"holdout/{name}": entry(0.42, None)}, None),
+        ("the origin", {key: entry(0.4, "lower", target=0.43, target_from="the origin")}, None),
+        ("a model retrained without the texts", {}, {key: entry(0.44, "lower")}),
+    ]
+    for at, (whose, more, reference) in enumerate(places):
+        after |= more
+        judged = judge(after, {key: entry(1.0, "lower")}, reference)
+        (number,) = [own for own in judged.answers[SAID].numbers if own.key == key]
+        assert (number.target, number.target_from, number.state) == (round(0.41 + at / 100, 2), whose, "good")
+
+
+def test_a_number_without_a_sensible_target_is_shown_and_not_judged():
+    after = {"forget/exact_memorization": entry(0.5, "lower")}
+    judged = judge(after, {"forget/exact_memorization": entry(1.0, "lower")}, None)
+    (number,) = judged.answers[SAID].numbers
+    assert (number.state, number.target) == ("shown", None)
+    assert answers(judged)[SAID] == "not measured"
+    assert "--reference" in judged.answers[SAID].need
+    more = {"forget/exact_match": entry(0.0, "lower", "text", half=0.03)}  # what is said word for word has the target 0
+    judged = judge(after | more, {"forget/exact_match": entry(0.55, "lower", "text", n=20)}, None)
+    assert answers(judged)[SAID] == "no"
+    assert judged.answers[SAID].says.startswith("texts said word for word: 0 of 50 (28 before)")
 
 
 def test_a_metric_that_had_nothing_to_lose_does_not_count():
-    before = metrics(1.0, auc=1.0) | {"forget/fluent_nonsense": entry(0.31, "lower")}
-    after = metrics(FLOOR) | {"forget/fluent_nonsense": entry(0.31, "lower")}
-    reference = REFERENCE | {"forget/fluent_nonsense": entry(0.30, "lower")}
-    judged = judge(after, before, reference)
-    assert answers(judged)[0] == "yes"
-    assert "on the one metric" in judged.findings[0].says
+    more = {"forget/fluent_nonsense": entry(0.31, "lower")}
+    judged = judge(metrics(**more), BEFORE | more, RETRAINED | {"forget/fluent_nonsense": entry(0.30, "lower")})
+    assert answers(judged)[SAID] == "no"
+    assert [own.state for own in judged.answers[SAID].numbers] == ["good", "shown"]
 
 
-def test_the_metric_on_which_most_is_left_is_named():
-    before = metrics(1.0, auc=1.0) | {"forget/exact_match": entry(1.0, "lower")}
-    after = metrics(FLOOR) | {"forget/exact_match": entry(0.8, "lower")}
-    judged = judge(after, before, REFERENCE | {"forget/exact_match": entry(0.0, "lower")})
-    assert answers(judged)[0] == "partly"
-    assert "on 1 of 2 metrics" in judged.findings[0].says
-    assert "exact match: 1.000 before, 0.800" in judged.findings[0].says
-    assert "80% of the way is left" in judged.findings[0].says
+def test_the_number_on_which_most_is_left_is_named():
+    judged = judge(metrics(**{"forget/exact_match": entry(0.8, "lower", n=10)}), reference=None)
+    assert judged.answers[SAID].says == "texts said word for word: 8 of 10; 1 of 1 numbers say so".partition(";")[0]
 
 
 @pytest.mark.parametrize(
     ("retain", "drift", "half", "answer"),
     [
-        (0.86, 0.0, 0.002, "yes"),  # 95.6 % of .9
-        (0.85, 0.0, 0.002, "no"),  # 94.4 %
-        (0.85, 0.0, 0.02, "unknown"),  # the interval reaches 96.7 %
-        (0.90, 0.05, 0.001, "yes"),
-        (0.90, 0.2, 0.001, "no"),  # unseen texts less likely by .2 nats: damage
-        (0.90, -0.2, 0.001, "no"),
+        (0.885, 0.0, 0.002, "yes"),  # 98.3 % of .9
+        (0.875, 0.0, 0.002, "no"),  # 97.2 %
+        (0.875, 0.0, 0.02, "unclear"),  # the interval reaches 99.4 %
+        (0.90, 0.045, 0.001, "yes"),
+        (0.90, 0.06, 0.001, "no"),  # unseen texts less likely by 6 %: damage
+        (0.90, -0.06, 0.001, "no"),
         (0.95, 0.0, 0.001, "yes"),
     ],
 )
-def test_kept_means_95_percent_of_every_score_and_no_drift(retain, drift, half, answer):
-    assert answers(judge(metrics(FLOOR, retain, drift=drift, half=half), reference=REFERENCE))[1] == answer
+def test_kept_means_98_percent_of_every_score_and_5_of_drift(retain, drift, half, answer):
+    assert answers(judge(metrics(retain=retain, drift=drift, half=half)))[KEPT] == answer
+
+
+def test_the_criteria_are_those_of_the_run():
+    assert answers(judge(metrics(retain=0.85), settings={"min_retain": 0.9}))[KEPT] == "yes"
+    assert answers(judge(metrics(drift=0.06), settings={"max_drift": 0.1}))[KEPT] == "yes"
+    assert answers(judge(metrics(auc=0.7), reference=None, settings={"target_auc": 0.7}))[TOLD] == "no"
+    assert judge(metrics(), settings={"min_retain": 0.9}).as_dict()["criteria"]["min_retain"] == 0.9
 
 
 def test_one_damaged_score_among_many_is_damage():
     more = {f"utility/task{i}": entry(0.6, family="utility") for i in range(20)}
-    before = metrics(1.0, auc=1.0) | more
-    after = metrics(FLOOR) | more | {"utility/task7": entry(0.4, family="utility")}
-    judged = judge(after, before, REFERENCE)
-    assert answers(judged)[1] == "no"
-    assert "1 of 21 scores" in judged.findings[1].says
-    assert judged.lead == "Not a success: damaged"
+    judged = judge(metrics(**more | {"utility/task7": entry(0.4, family="utility")}), BEFORE | more)
+    assert answers(judged)[KEPT] == "no"
+    assert "task7 0.400 (0.600 before); 1 of 22 numbers say so" in judged.answers[KEPT].says
+    assert judged.lead == "Not yet: the rest was damaged"
+
+
+def test_rows_that_were_trained_on_are_said_to_be_that():
+    assert any("trained on" in note for note in judge(metrics()).answers[KEPT].notes)
+    more = {"utility/mmlu": entry(0.6, family="utility")}
+    assert not judge(metrics(**more), BEFORE | more).answers[KEPT].notes
 
 
 def test_losses_of_unseen_texts_in_the_manifest_count_as_drift():
-    losses = {"holdout": {"before": 2.0, "after": 2.3}}
-    judged = judge(metrics(FLOOR), reference=REFERENCE, losses=losses)
-    assert answers(judged)[1] == "no"
-    assert "2.00 to 2.30 nats per token (+15%)" in judged.findings[1].says
+    judged = judge(metrics(), losses={"holdout": {"before": 2.0, "after": 2.3}})
+    assert answers(judged)[KEPT] == "no"
+    assert "moved by +15% (2.000 to 2.300)" in judged.answers[KEPT].says
 
 
 def test_unseen_texts_of_another_half_are_no_drift():
     """Before: all of them; after: those that did not steer the run, which may be harder."""
-    before = metrics(1.0, auc=1.0) | {"nonmember/nll": entry(1.0, family="losses") | {"n": 100}}
-    after = metrics(FLOOR) | {"nonmember/nll": entry(1.3, family="losses") | {"n": 50}}
-    assert answers(judge(after, before, REFERENCE))[1] == "yes"
-    after["holdout/drift"]["value"] = 0.2  # of each text by itself
-    judged = judge(after, before, REFERENCE)
-    assert "1.10 to 1.30 nats per token (+18%)" in judged.findings[1].says
-    own = {name.replace("nonmember/nll", "holdout/document_nll"): value for name, value in after.items()}
-    assert "1.10 to 1.30 nats per token (+18%)" in judge(own, before, REFERENCE).findings[1].says
+    before = BEFORE | {"nonmember/document_nll": entry(1.0, "lower", "drift", n=100)}
+    after = metrics() | {"nonmember/document_nll": entry(1.3, "lower", "drift", n=50)}
+    assert answers(judge(after, before))[KEPT] == "yes"
+    after["holdout/drift"] = entry(0.2, "target", "drift", target=0.0)  # of each text by itself
+    assert "(1.100 to 1.300)" in judge(after, before).answers[KEPT].says
     del after["holdout/drift"]
-    assert "nats per token" not in judge(after, before, REFERENCE).findings[1].says
-    before["nonmember/nll"]["n"] = 50
-    assert "1.00 to 1.30 nats per token (+30%)" in judge(after, before, REFERENCE).findings[1].says
+    assert answers(judge(after, before))[KEPT] == "yes"
+    before["nonmember/document_nll"] = entry(1.0, "lower", "drift", n=50)
+    assert "(1.000 to 1.300)" in judge(after, before).answers[KEPT].says
 
 
 @pytest.mark.parametrize(
-    ("auc", "half", "answer"),
+    ("auc", "half", "n", "answer"),
     [
-        (0.5, 0.09, "yes"),
-        (0.5, 0.2, "unknown"),  # centred, but it shows nothing
-        (0.62, 0.05, "no"),  # the interval begins beyond .55
-        (0.58, 0.05, "unknown"),
-        (0.36, 0.05, "no"),  # less likely than unseen texts gives away as much
-        (0.54, None, "yes"),
-        (0.57, None, "no"),
+        (0.5, 0.09, 5000, "no"),
+        (0.5, 0.3, 5000, "unclear"),  # centred, but it shows nothing
+        (0.62, 0.05, 5000, "yes"),  # the interval begins beyond .55
+        (0.58, 0.05, 5000, "unclear"),
+        (0.36, 0.05, 5000, "yes"),  # less likely than unseen texts gives away as much
+        (0.54, None, 5000, "no"),
+        (0.57, None, 5000, "yes"),
+        (0.57, None, 34, "no"),  # chance has a standard deviation of .1 on so few
     ],
 )
-def test_a_membership_attack_has_to_fail_on_both_sides(auc, half, answer):
-    after = metrics(FLOOR) | {"membership/loss_auc": entry(auc, "target", "membership", half=half, target=0.5)}
-    judged = judge(after, reference=REFERENCE)
-    assert answers(judged)[2] == answer
-    assert ("less likely than unseen" in judged.findings[2].says) == (auc == 0.36)
+def test_a_membership_attack_has_to_fail_on_both_sides(auc, half, n, answer):
+    after = metrics() | {"membership/loss_auc": entry(auc, "target", "membership", half=half, n=n, target=0.5)}
+    judged = judge(after)
+    assert answers(judged)[TOLD] == answer
+    assert any("less likely than unseen" in text for text in judged.next) == (auc == 0.36)
 
 
-def test_the_reference_sets_the_target_of_the_attack():
-    reference = REFERENCE | {"membership/loss_auc": entry(0.7, "target", "membership", target=0.5)}
-    assert answers(judge(metrics(FLOOR, auc=0.7), reference=reference))[2] == "yes"
-    assert answers(judge(metrics(FLOOR, auc=0.5), reference=reference))[2] == "no"
+def test_the_retrained_model_sets_the_target_of_the_attack():
+    reference = RETRAINED | {"membership/loss_auc": entry(0.7, "target", "membership", target=0.5)}
+    assert answers(judge(metrics(auc=0.7), reference=reference))[TOLD] == "no"
+    assert answers(judge(metrics(auc=0.5), reference=reference))[TOLD] == "yes"
+    assert "50 by chance" in judge(metrics(auc=0.9), reference=None).answers[TOLD].says
 
 
-def test_a_test_against_the_reference_overrules_the_attacks():
-    judged = judge(metrics(FLOOR), reference=REFERENCE, tests={"loss_ks_p": 0.001, "truth_ratio_ks_p": None})
-    assert answers(judged)[2] == "no"
-    assert "a test tells it from the reference (loss, Kolmogorov-Smirnov, p = 0.001)" in judged.findings[2].says
-    assert answers(judge(metrics(FLOOR), reference=REFERENCE, tests={"loss_ks_p": 0.4}))[2] == "yes"
+def test_a_test_against_the_retrained_model_overrules_the_attacks():
+    judged = judge(metrics(), tests={"loss_ks_p": 0.001, "truth_ratio_ks_p": None})
+    assert answers(judged)[TOLD] == "yes"
+    assert "a test tells it from a model retrained without the texts (loss, Kolmogorov" in judged.answers[TOLD].says
+    assert answers(judge(metrics(), tests={"loss_ks_p": 0.4}))[TOLD] == "no"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "before", "answer"),
+    [
+        ("forget/repetition", 0.11, 0.02, "yes"),
+        ("forget/repetition", 0.14, 0.02, "no"),
+        ("forget/fluency", 9.0, 5.0, "yes"),
+        ("forget/fluency", 11.0, 5.0, "no"),
+        ("retain/refusal", 0.3, 0.0, "no"),
+        ("forget/refusal", 0.9, 0.0, "yes"),  # a refusal is what may be wanted of them
+    ],
+)
+def test_speech_is_compared_with_what_it_was(key, value, before, answer):
+    after, earlier = ({key: entry(own, "lower", "text")} for own in (value, before))
+    same = {"retain/repetition": entry(0.01, "lower", "text")}
+    assert answers(judge(after | same, earlier | same, None))[SPEAKS] == answer
 
 
 def test_losses_alone_can_condemn_but_never_acquit():
-    run = RunData(Path("run"), "run", {"status": "done", "settings": {}})
-    good = {
-        "forget": {"before": 0.1, "after": 2.0},
-        "retain": {"before": 0.1, "after": 0.1},
-        "holdout": {"before": 2.0, "after": 2.0},
-    }
-    bad = {
-        "forget": {"before": 0.1, "after": 0.2},
-        "retain": {"before": 0.1, "after": 1.1},
-        "holdout": {"before": 2.0, "after": 3.0},
-    }
-    for losses, expected, tone in ((good, ["unknown"] * 3, "open"), (bad, ["no", "no", "unknown"], "bad")):
-        run.manifest["loss_nats_per_completion_token"] = losses
-        judged = verdict(run)
-        assert answers(judged) == expected
+    good = {"forget": (0.1, 2.0), "retain": (0.1, 0.1), "holdout": (2.0, 2.0)}
+    bad = {"forget": (0.1, 0.2), "retain": (0.1, 1.1), "holdout": (2.0, 3.0)}
+    for losses, expected, tone in ((good, ["not measured"] * 4, "open"), (bad, ["yes", "not measured", "no"], "bad")):
+        pairs = {name: dict(zip(("before", "after"), pair, strict=True)) for name, pair in losses.items()}
+        manifest = {"status": "done", "settings": {}, "loss_nats_per_completion_token": pairs}
+        judged = verdict(RunData(Path("run"), "run", manifest))
+        assert answers(judged)[: len(expected)] == expected
         assert judged.tone == tone
 
 
 def test_an_unfinished_run_is_never_a_success():
-    judged = judge(metrics(FLOOR), reference=REFERENCE, status="running")
-    assert (judged.tone, judged.lead) == ("open", "Not finished")
+    judged = judge(metrics(), status="running")
+    assert (judged.tone, judged.lead, judged.next[0][:15]) == ("open", "The run is not finished", "Finish the run:")
 
 
 def test_of_several_runs_the_worst_answer_stands():
-    good, bad = judge(metrics(FLOOR), reference=REFERENCE), judge(metrics(FLOOR, 0.5), reference=REFERENCE)
+    good, bad = judge(metrics()), judge(metrics(retain=0.5))
     pooled = worst([good, bad, good])
-    assert answers(pooled) == ["yes", "no", "yes"]
+    assert answers(pooled) == ["no", "no", "no", "yes"]
     assert pooled.tone == "bad"
-    assert ", in 1 of 3 runs" in pooled.findings[1].says
+    assert pooled.answers[KEPT].says.endswith(", in 1 of 3 runs")
     assert worst([good]) is good
+    assert STATES.index(pooled.answers[KEPT].state) == 0
 
 
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(None, "–"), (0.0, "0.000"), (0.1234, "0.123"), (12.345, "12.35"), (1234.5, "1,234"), (1e-5, "1.00e-05"),
-     (-0.5, "-0.500"), (2e6, "2.00e+06")],
-)  # fmt: skip
-def test_numbers_are_written_with_as_many_digits_as_say_something(value, text):
-    assert number_text(value) == text
+def test_what_is_missing_is_named_with_what_to_give_for_it(tmp_path):
+    judged = write_verdict(write_run(tmp_path / "run", scored=False))
+    assert answers(judged) == ["not measured"] * 4
+    assert all(own.need in judged.next for own in judged.answers)
+    assert "--holdout" in judged.answers[TOLD].need
+    told = str(judged).splitlines()
+    assert max(map(len, told)) <= 99
+    assert sum(line.startswith("  not measured") for line in told) == 5  # the four, and what no run tells
+
+
+def test_the_file_holds_criteria_numbers_targets_and_what_is_missing(tmp_path):
+    run = write_run(tmp_path / "run")
+    judged = write_verdict(run)
+    content = json.loads((run / "verdict.json").read_text())
+    assert content == json.loads(json.dumps(judged.as_dict()))
+    assert set(content) == {
+        "schema", "success", "lead", "answers", "next", "criteria", "not_measured", "warnings",
+    }  # fmt: skip
+    number = next(own for own in content["answers"][SAID]["numbers"] if own["key"] == "forget/rouge_l_recall")
+    assert number["target_from"] == "a model retrained without the texts"
+    assert number["low"] < number["value"] < number["high"]
+    assert (run / "verdict.json").stat().st_mode & 0o777 == 0o600

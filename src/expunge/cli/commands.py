@@ -9,37 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from expunge.cli.output import NOT_AS_PROMISED, Output
+from expunge.cli.reports import ReportSettings, VerdictSettings, report, verdict, write_run_report
 from expunge.config import CalibrateConfig, EvaluateConfig, UnlearnConfig
 from expunge.errors import UserError
-from expunge.utils.progress import Reporter, printable
+from expunge.utils.progress import printable
 from expunge.utils.tables import loss_table, metrics_table, scale_table, semeval_table
-
-NOT_AS_PROMISED = 3
-"""Exit code of a command that is done and whose result is not what was promised."""
-
-
-@dataclass
-class Output:
-    """Where results go: text as it comes, or one JSON object at the end.
-
-    Attributes:
-        json: Print the results as JSON in place of the text.
-        quiet: No progress.
-        results: What was found.
-    """
-
-    json: bool = False
-    quiet: bool = False
-    results: dict[str, Any] = field(default_factory=dict)
-
-    def text(self, line: str = "") -> None:
-        """Print a line for a person."""
-        if not self.json:
-            print(printable(line))
-
-    def reporter(self) -> Reporter:
-        """Where progress goes."""
-        return Reporter(quiet=self.quiet)
 
 
 @dataclass(frozen=True)
@@ -86,7 +61,7 @@ def demo(settings: DemoSettings, out: Output) -> int:
     out.text(f"{result}\n")
     out.text(f"adapter   {result.output / 'adapter'}")
     out.text(f"results   {result.output / 'results_after.json'} (and _before, _retrained)")
-    _write_report(result.output, out)
+    write_run_report(result.output, out)
     return 0
 
 
@@ -109,14 +84,14 @@ def unlearn(settings: UnlearnConfig, out: Output) -> int:
         raise KeyboardInterrupt(str(error) or standing(settings)) from None
     except UserError:
         if settings.resume and lacks_report(settings):
-            _write_report(Path(settings.output), out)
+            write_run_report(Path(settings.output), out)
         raise
     if is_writer():
         out.text(loss_table(outcome.losses))
         out.text(f"adapter   {outcome.adapter}")
         out.text(f"manifest  {outcome.output / 'manifest.json'}")
         out.results = {"output": str(outcome.output), "losses": outcome.losses, "steps": outcome.steps}
-        _write_report(outcome.output, out)
+        write_run_report(outcome.output, out)
     return 0
 
 
@@ -238,50 +213,6 @@ def compare(settings: CompareSettings, out: Output) -> int:
     return 0
 
 
-@dataclass(kw_only=True)
-class ReportSettings:
-    """Settings of `report`.
-
-    Attributes:
-        runs: Run directories; those that differ in the seed are pooled.
-        output: Page to write; RUN/report.html of a single run.
-        figures: Folder for the figures (PNG, SVG, PDF) and a LaTeX table.
-        show_examples: Texts of the FORGET SET to put on the page.
-        card: Bring the model cards in the runs up to date with results.
-        overwrite: Replace `output` and `figures`.
-    """
-
-    runs: list[str] = field(default_factory=list)
-    output: str | None = None
-    figures: str | None = None
-    show_examples: int = 0
-    card: bool = False
-    overwrite: bool = False
-
-
-def report(settings: ReportSettings, out: Output) -> int:
-    """A page on one run or several."""
-    from expunge.report import write_cards, write_report
-
-    if not settings.runs:
-        from expunge.errors import ConfigError
-
-        raise ConfigError("runs are missing: give run directories")
-    page = write_report(
-        settings.runs,
-        settings.output,
-        figures=settings.figures,
-        show_examples=settings.show_examples,
-        overwrite=settings.overwrite,
-    )
-    cards = write_cards(settings.runs) if settings.card else []
-    out.text(f"report    {page}" + (" (it holds texts of the forget set)" if settings.show_examples else ""))
-    for name, path in (("figures", settings.figures), *(("card", card) for card in cards)):
-        if path:
-            out.text(f"{name:<10}{path}")
-    return 0
-
-
 def calibrate(settings: CalibrateConfig, out: Output) -> int:
     """Set the scale of a finished adapter."""
     from expunge.train.calibrate import calibrate as choose
@@ -329,16 +260,6 @@ def merge(settings: MergeSettings, out: Output) -> int:
     return 0 if found.survives else NOT_AS_PROMISED
 
 
-def _write_report(run: Path, out: Output) -> None:
-    """The page and the card of a run that has just ended."""
-    from expunge.report import verdict_sentence, write_cards, write_report
-
-    write_cards([run])
-    page = write_report([run], overwrite=True)
-    out.text(verdict_sentence(run))
-    out.text(f"report    {page}")
-
-
 _TABLE = (
     Command("demo", "make the bundled model forget made-up people, and show it", DemoSettings, demo, "expunge demo"),
     Command(
@@ -377,6 +298,13 @@ _TABLE = (
         ReportSettings,
         report,
         "expunge report runs/one --overwrite",
+    ),
+    Command(
+        "verdict",
+        "is it forgotten, and is the rest kept: four answers, and what to do next",
+        VerdictSettings,
+        verdict,
+        "expunge verdict runs/one --strict",
     ),
     Command(
         "calibrate",

@@ -59,7 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(words: list[str], switches: set[str]) -> int:
-    from expunge.cli.commands import COMMANDS, Output, recorded
+    from expunge.cli.commands import COMMANDS, recorded
+    from expunge.cli.output import Output
     from expunge.cli.settings import parse
 
     if not words or words[0] in ("-h", "--help"):

@@ -16,7 +16,13 @@ class Criteria:
             where it guesses as large a share of completions that were never seen.
         min_retain: Least share that every retain score keeps of what the untouched model has.
         max_drift: Largest relative change of the loss of unseen texts, either way.
-        max_repetition: Largest rise of the share of repeated four-grams in what is said in place of forgotten texts.
+        max_repetition: Largest rise of the share of repeated four-grams in what is said, and of the share of prompts
+            that are refused though they should be answered.
+        max_left: Largest share of the way from the untouched model to a target that may be left on a metric of the
+            forget set: a metric never comes to its target exactly, and a tenth is what texts differ by.
+        max_perplexity: Largest factor between the perplexity of what is said and its target: half as likely a word is
+            where readers begin to stumble.
+        significance: A test that tells the model from a retrained one counts below this p.
     """
 
     target_auc: float = 0.5
@@ -25,3 +31,6 @@ class Criteria:
     min_retain: float = 0.98
     max_drift: float = 0.05
     max_repetition: float = 0.1
+    max_left: float = 0.1
+    max_perplexity: float = 2.0
+    significance: float = 0.05

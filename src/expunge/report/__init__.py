@@ -1,17 +1,17 @@
 """The report: one page that says what was forgotten, what it cost and how sure one can be. Loads no torch.
 
-collect.py     what run directories hold
-readings.py    results files as one list of readings
-comparison.py  runs of one configuration pooled, methods side by side
-verdict.py     three questions answered by stated rules
-facts.py       cost, settings, origin, what was not measured
-figures.py     the figures; drawing.py their colours and their way into a page
-examples.py    texts of the forget set, for internal use and on request alone
-page.py        the page; files.py what is written
-cards.py       model cards with results; latex.py the scores as a LaTeX table
+run_data.py      what a run directory holds; results of anything else are left out
+scores.py        results files as one list of scores
+questions.py     the four questions, answered by the criteria; judge.py what follows from them
+groups.py        runs of one configuration pooled, methods side by side
+details.py       cost, method, origin, what was not measured
+figures.py       figures of scores; curves.py of the course of training; drawing.py their way into a page
+forget_texts.py  texts of the forget set, for internal use and on request alone
+page.py          the page
+write.py         what is written: page, figures, LaTeX table, model cards
 """
 
-from expunge.report.cards import write_cards
-from expunge.report.files import verdict_sentence, write_report
+from expunge.report.judge import Verdict, verdict, write_verdict
+from expunge.report.write import write_cards, write_report
 
-__all__ = ["verdict_sentence", "write_cards", "write_report"]
+__all__ = ["Verdict", "verdict", "write_cards", "write_report", "write_verdict"]

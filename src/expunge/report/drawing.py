@@ -7,15 +7,19 @@ scheme, and its text stays text; as a file it keeps the colours below.
 import io
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import matplotlib
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+
+from expunge.utils.text import visible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,7 +33,6 @@ DASHES = ("-", "--", "-.", ":", (0, (6, 1)), (0, (3, 1, 1, 1)))
 WIDTH, HEIGHT = 4.0, 2.45
 """Inches."""
 
-_DISGUISE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
 _VARIABLES = {
     INK: "currentColor",
     MUTED: "var(--muted)",
@@ -37,7 +40,7 @@ _VARIABLES = {
     **{color: f"var(--c{i})" for i, color in enumerate(GROUP_COLORS, 1)},
     **{color: f"var(--set-{name})" for name, color in SET_COLORS.items()},
 }
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "expunge",
     "text.parse_math": False,
@@ -70,6 +73,23 @@ _STYLE = {
 }
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """A figure with its words.
+
+    Attributes:
+        name: Name of the file, and prefix of its ids in the page.
+        title: Its heading.
+        says: What it shows, for those who do not see it.
+        figure: The drawing.
+    """
+
+    name: str
+    title: str
+    says: str
+    figure: Figure
+
+
 @contextmanager
 def style() -> Iterator[None]:
     """Draw inside with the report's settings."""
@@ -89,7 +109,8 @@ def canvas(xlabel: str, ylabel: str, *, width: float = WIDTH, height: float = HE
 
 def legend(axes: "Axes", *, columns: int = 3) -> None:
     """The legend above the axes, where it covers no data, in as many columns as fit; the figure grows by its height."""
-    figure = axes.get_figure()
+    figure = axes.get_figure(root=True)
+    assert figure is not None
     handles, labels = axes.get_legend_handles_labels()
     for ncols in range(min(columns, len(labels)), 0, -1):
         drawn = figure.legend(handles, labels, ncols=ncols, loc="outside upper left")
@@ -105,11 +126,6 @@ def whole_numbers(axes: "Axes") -> None:
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
 
 
-def visible(text: str) -> str:
-    """Text of the data with control and direction characters as visible signs, so that it cannot disguise itself."""
-    return _DISGUISE.sub("\ufffd", text)
-
-
 def brief(text: str, length: int = 26) -> str:
     """A name that fits into a figure."""
     text = " ".join(visible(text).split())
@@ -121,16 +137,16 @@ def slug(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:60] or "figure"
 
 
-def inline_svg(figure: Figure, name: str, title: str, description: str) -> str:
-    """A figure as an SVG element of a page: accessible, in the page's colours, with ids of its own.
+def listed(parts: Sequence[str], most: int = 12) -> str:
+    """Clauses as one sentence; of many, the first."""
+    rest = f"; and {len(parts) - most} more" if len(parts) > most else ""
+    return "; ".join(parts[:most]) + rest + "."
 
-    Args:
-        figure: The figure.
-        name: Unique in the page; prefix of all ids.
-        title: Its name for a screen reader.
-        description: What it shows, in words.
-    """
-    text = _svg(figure)
+
+def inline_svg(drawn: Drawn) -> str:
+    """A figure as an SVG element of a page: accessible, in the page's colours, with ids of its own."""
+    name, title, description = drawn.name, drawn.title, visible(drawn.says)
+    text = _svg(drawn.figure)
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL)
@@ -149,6 +165,7 @@ def inline_svg(figure: Figure, name: str, title: str, description: str) -> str:
 
 def save(figure: Figure, stem: Path) -> list[tuple[Path, bytes]]:
     """A figure as the contents of files: PNG (300 dots per inch), SVG and PDF."""
+    _settle(figure)
     files = []
     for kind in ("png", "svg", "pdf"):
         stream = io.BytesIO()
@@ -159,7 +176,16 @@ def save(figure: Figure, stem: Path) -> list[tuple[Path, bytes]]:
 
 
 def _svg(figure: Figure) -> str:
+    _settle(figure)
     stream = io.StringIO()
-    empty: dict[str, Any] = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    figure.savefig(stream, format="svg", metadata=empty)
+    # `savefig` draws everything twice
+    FigureCanvasSVG(figure).print_svg(stream, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     return stream.getvalue()
+
+
+def _settle(figure: Figure) -> None:
+    """Lay the figure out, once for all formats."""
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        engine.execute(figure)
+        figure.set_layout_engine("none")

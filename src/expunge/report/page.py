@@ -6,32 +6,37 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
-from typing import Any
+from typing import Any, NamedTuple
 
 from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
-from expunge.report import facts, figures
-from expunge.report.collect import RunData
-from expunge.report.comparison import (
-    Cell,
-    Group,
-    Row,
-    all_readings,
-    differing_settings,
-    group_runs,
-    read_columns,
-    short,
-    tabulate,
-)
-from expunge.report.drawing import inline_svg, style, visible
-from expunge.report.readings import ARROWS, FAMILIES
-from expunge.report.selection_figures import looks, strengths
-from expunge.report.verdict import number_text, verdict, worst
+from expunge.report import curves, details, figures
+from expunge.report.drawing import Drawn, inline_svg, style
+from expunge.report.forget_texts import Shown
+from expunge.report.groups import Cell, Group, Row, differing_settings, read_columns, short, tabulate
+from expunge.report.judge import verdict, worst
+from expunge.report.scores import ARROWS, FAMILIES
+from expunge.utils.text import MISSING, show_number, visible
 
-ANSWERS = {"yes": "yes", "partly": "not wholly", "no": "no", "unknown": "open"}
 OTHER_SCALE = 20
-"""Readings share an axis only when the largest is at most so many times the smallest."""
+"""Scores share an axis only when the largest is at most so many times the smallest."""
+
+
+class Drawings(NamedTuple):
+    """The figures of a page."""
+
+    panels: list[curves.Panel]
+    distributions: list[Drawn]
+    membership: Drawn | None
+    tradeoff: Drawn | None
+    points: list[tuple[str, float, float]]
+
+    @property
+    def all(self) -> list[Drawn]:
+        """In the order of the page."""
+        found = [figure for panel in self.panels for figure in panel.figures] + self.distributions
+        return found + [figure for figure in (self.membership, self.tradeoff) if figure]
 
 
 @dataclass(frozen=True)
@@ -66,80 +71,89 @@ class Scale:
         return [(self.at(value), f"{value:.3g}") for value in (self.low, middle, self.high)]
 
 
-def render(runs: Sequence[RunData], examples: Sequence[Any] = ()) -> str:
+def draw(groups: Sequence[Group]) -> Drawings:
+    """All figures of a page; distributions are those of the first run."""
+    first = groups[0].runs[0]
+    alone = len(groups) == 1
+    with style():
+        panels = curves.over_steps(groups)
+        panels += curves.over_scales(groups[0]) if alone and len(groups[0].runs) == 1 else []
+        traded = figures.tradeoff(groups)
+        return Drawings(
+            panels,
+            figures.distributions(first) if alone else [],
+            figures.membership_curves(groups),
+            traded[0] if traded else None,
+            traded[1] if traded else [],
+        )
+
+
+def render(groups: Sequence[Group], drawings: Drawings, examples: Sequence[Shown] = ()) -> str:
     """The page on one or several runs.
 
     Args:
-        runs: The runs, in the order of the page.
+        groups: The runs, in the order of the page.
+        drawings: Their figures.
         examples: Examples to show, in which case the page says in red that it is for internal use.
     """
-    with style():
-        context = build(runs) | {"examples": list(examples)}
     script = _asset("page.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     environment = Environment(
         loader=PackageLoader("expunge.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True, finalize=_visible
     )
-    environment.filters |= {"number": number_text, "cell": cell_text, "short": short}
-    return environment.get_template("page.html").render(
-        context, css=Markup(_asset("page.css")), script=Markup(script), script_hash=digest
-    )
+    with style():
+        environment.filters |= {"number": show_number, "cell": cell_text, "short": short, "svg": _svg}
+        return environment.get_template("page.html").render(
+            _context(groups, drawings) | {"examples": list(examples)},
+            css=Markup(_asset("page.css")),
+            script=Markup(script),
+            script_hash=digest,
+        )
 
 
-def build(runs: Sequence[RunData]) -> dict[str, Any]:
+def _context(groups: Sequence[Group], drawings: Drawings) -> dict[str, Any]:
     """Everything that the page shows, as the template reads it."""
-    groups = group_runs(runs)
+    runs = [run for group in groups for run in group.runs]
     columns = read_columns(groups)
-    families = tabulate(columns, all_readings(groups))
-    judged = [(group, worst([verdict(run) for run in group.runs])) for group in groups]
-    traded = figures.tradeoff(groups)
+    families = tabulate(columns, runs)
     differing = differing_settings(groups) if len(groups) > 1 else {}
-    single = groups[0].runs[0] if len(runs) == 1 else None
-    spread = [_inline(drawn) for drawn in figures.distributions(runs[0])] if len(groups) == 1 else []
-    curve = figures.membership_curves(groups)
+    single = runs[0] if len(runs) == 1 else None
     return {
         "groups": groups,
-        "runs": list(runs),
+        "runs": runs,
         "single": single,
-        "finished": facts.moment(single.manifest.get("finished") or "not finished") if single else "",
-        "model": ", ".join(dict.fromkeys(facts.model_name(run) for run in runs)),
-        "verdicts": judged,
-        "answers": ANSWERS,
+        "finished": details.moment(single.manifest.get("finished") or "not finished") if single else "",
+        "title": " · ".join(dict.fromkeys(map(details.title, runs))),
+        "model": ", ".join(dict.fromkeys(map(details.model_name, runs))),
+        "texts": ", ".join(dict.fromkeys(map(details.texts, runs))),
+        "verdicts": [(group, worst([verdict(run) for run in group.runs])) for group in groups],
         "arrows": ARROWS,
         "columns": columns,
         "scales": [scale for name, rows in families.items() for scale in scales(name, rows, whole=True)],
         "task_scales": [scale for name, rows in families.items() for scale in scales(name, rows, whole=False)],
-        "starred": any(cell and cell.differs for rows in families.values() for row in rows for cell in row.cells),
-        "losses": facts.losses(groups),
-        "stopped": facts.stops(groups),
-        "courses": [_inline(drawn) for drawn in figures.courses(groups)],
-        "course_table": _course_table(groups),
-        "selection": [_inline(drawn) for drawn in (*looks(single), *strengths(single))] if single else [],
-        "distributions": spread,
-        "distributions_of": runs[0].name,
-        "membership": _inline(curve) if curve else None,
-        "least_forgotten": facts.least_forgotten(single) if single else None,
-        "tradeoff": _inline(traded[0]) if traded else None,
-        "tradeoff_lines": [[name, number_text(x), number_text(y)] for name, x, y in traded[1]] if traded else [],
-        "tradeoff_scored": any("after" in run.results for run in runs),
-        "cost": facts.cost(groups),
-        "settings": [(group, facts.settings(group)) for group in groups],
-        "differing": differing,
-        "differing_table": (
+        "starred": any(cell.differs for rows in families.values() for row in rows for cell in row.cells),
+        "losses": details.losses(groups),
+        "stopped": details.stops(groups),
+        "drawings": drawings,
+        "points": [[name, show_number(x), show_number(y)] for name, x, y in drawings.points],
+        "scored": any("after" in run.scores for run in runs),
+        "least_forgotten": details.least_forgotten(single) if single else None,
+        "cost": details.cost(groups),
+        "settings": [(group, details.settings(group), *details.formula(group.runs[0])) for group in groups],
+        "differing": (
             ["setting", *(group.letter for group in groups)],
             [[name, *(short(value) for value in values)] for name, values in differing.items()],
         ),
-        "data": facts.data(groups),
-        "provenance": facts.provenance(groups),
-        "unmeasured": facts.unmeasured(groups),
-        "warnings": facts.warnings(groups),
+        "data": details.data(groups),
+        "provenance": details.provenance(groups),
+        "warnings": details.warnings(groups),
         "version": runs[0].manifest.get("versions", {}).get("expunge", ""),
     }
 
 
 def scales(family: str, rows: Sequence[Row], *, whole: bool) -> list[Scale]:
     """The rows over all tasks, or those of single tasks, split into those from 0 to 1 and those on other scales."""
-    chosen = [row for row in rows if bool(row.reading.task) != whole]
+    chosen = [row for row in rows if bool(row.score.task) != whole]
     title = FAMILIES.get(family, family.replace("_", " ").capitalize())
     unit = [row for row in chosen if all(0 <= value <= 1 for value in _extent(row))]
     rest = [row for row in chosen if row not in unit]
@@ -157,7 +171,7 @@ def _round_up(value: float) -> float:
     """The next number above that is easy to read, for the end of an axis."""
     if value <= 0:
         return 0.0
-    unit = 10 ** math.floor(math.log10(value))
+    unit: float = 10 ** math.floor(math.log10(value))
     return next(unit * step for step in (1, 1.2, 1.6, 2, 3, 4, 5, 6, 8, 10) if unit * step >= value * (1 - 1e-9))
 
 
@@ -165,48 +179,30 @@ def _extent(row: Row) -> list[float]:
     """All numbers of a row that its axis must hold."""
     found: list[float] = []
     for cell in row.cells:
-        if cell is not None:
-            found += cell.each if cell.std is not None else [cell.value]
-            found += [] if cell.std is not None or cell.low is None or cell.high is None else [cell.low, cell.high]
+        ends = () if cell.std is not None or cell.low is None or cell.high is None else (cell.low, cell.high)
+        found += [*(cell.each or ([] if cell.value is None else [cell.value])), *ends]
     return found
 
 
-def cell_text(cell: Cell | None, runs: int = 1) -> tuple[str, str]:
-    """A cell's value, and its interval or spread; with the number of runs where it is not that of its column."""
-    if cell is None:
-        return "–", ""
+def cell_text(cell: Cell, runs: int = 1) -> tuple[str, str]:
+    """A cell's value, and its interval or spread (with the number of runs where it is not all), or why it has none."""
+    if cell.value is None:
+        return MISSING, cell.reason
     if cell.std is not None:
         fewer = f", {len(cell.each)} runs" if len(cell.each) < runs else ""
-        return number_text(cell.value), f"± {_bound(cell.std, cell)}{fewer}"
+        return show_number(cell.value), f"± {_bound(cell.std, cell.value)}{fewer}"
     if cell.low is None or cell.high is None:
-        return number_text(cell.value), ""
-    return number_text(cell.value), f"{_bound(cell.low, cell)} to {_bound(cell.high, cell)}"
+        return show_number(cell.value), ""
+    return show_number(cell.value), f"{_bound(cell.low, cell.value)} to {_bound(cell.high, cell.value)}"
 
 
-def _bound(value: float, cell: Cell) -> str:
+def _bound(end: float, value: float) -> str:
     """An end of an interval, with no more digits than the value before it."""
-    return number_text(value if "e" in number_text(cell.value) else round(value, 3))
+    return show_number(end if "e" in show_number(value) else round(end, 3))
 
 
-def _course_table(groups: Sequence[Group]) -> facts.Table:
-    """The logged terms at the start, a quarter, the middle, three quarters and the end of every run."""
-    names = figures.used_terms(groups)
-    lines = []
-    for group in groups:
-        for run in group.runs:
-            if run.steps:
-                places = dict.fromkeys(round(share * (len(run.steps) - 1) / 4) for share in range(5))
-                for place in places:
-                    step = run.steps[place]
-                    lines.append(
-                        [run.name, f"{step['step']:,}", *(number_text(facts.number(step.get(n))) for n in names)]
-                    )
-    return ["run", "step", *(figures.TERMS[name][1] for name in names)], lines
-
-
-def _inline(drawn: figures.Drawn) -> dict[str, Any]:
-    svg = Markup(inline_svg(drawn.figure, drawn.name, drawn.title, _visible(drawn.says)))
-    return {"name": drawn.name, "title": drawn.title, "says": drawn.says, "svg": svg}
+def _svg(drawn: Drawn) -> Markup:
+    return Markup(inline_svg(drawn))
 
 
 def _asset(name: str) -> str:

@@ -1,9 +1,16 @@
 """Numbers, sizes and times as people read them: one way of writing each in the whole package."""
 
 import math
+import re
 
 MISSING = "–"
 """Stands where there is no number."""
+_DISGUISE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
+
+
+def visible(text: str) -> str:
+    """Text of the data with control and direction characters as visible signs, so that it cannot disguise itself."""
+    return _DISGUISE.sub("\ufffd", text)
 
 
 def show_number(value: float | None) -> str:

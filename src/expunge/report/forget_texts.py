@@ -8,7 +8,7 @@ from expunge.data.examples import Example, parse_columns, read_examples
 from expunge.data.lume import read_lume
 from expunge.errors import DataError
 from expunge.evaluation.predictions import read_any
-from expunge.report.collect import RunData
+from expunge.report.run_data import RunData
 
 
 @dataclass(frozen=True)

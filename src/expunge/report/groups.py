@@ -1,4 +1,4 @@
-"""Runs side by side: which of them are repetitions of one configuration, and one table of readings over all."""
+"""Runs side by side: which of them are repetitions of one configuration, and one table of scores over all."""
 
 import json
 import statistics
@@ -6,23 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from expunge.report.collect import RunData
-from expunge.report.readings import FAMILIES, Reading, label, readings, with_reference
+from expunge.report.run_data import RunData
+from expunge.report.scores import FAMILIES, Score
 
 NOT_A_METHOD = {
-    "seed",
-    "output",
-    "overwrite",
-    "resume",
-    "save_every",
-    "report_to",
-    "dry_run",
-    "device",
-    "from_manifest",
-}
+    "seed", "output", "overwrite", "resume", "save_every", "report_to", "dry_run", "device", "from_manifest", "title",
+}  # fmt: skip
 """Settings that do not make another configuration."""
-DATA_FILES = {"forget", "retain", "holdout", "instead", "data"}
-"""Settings that name files of the data: their hashes stand for them, and the page leaves their names out."""
+DATA_FILES = {"forget", "retain", "holdout", "instead", "data", "origin", "columns", "output", "from_manifest", "test"}
+"""Settings that name files and columns of the data."""
+ENDINGS = (".jsonl", ".json", ".parquet", ".csv", ".yaml", ".yml", ".txt")
 TITLE_SETTINGS = 3
 
 
@@ -43,25 +36,30 @@ class Group:
 
 @dataclass(frozen=True)
 class Cell:
-    """One reading of one column: of a single model, or the mean of several.
+    """One score of one column: of a single model, or the mean of several.
 
     Attributes:
-        value: The number or the mean.
+        value: The number or the mean; None where there is none.
         low: Lower end of the 95 % interval of a single model; of several, the mean less one standard deviation.
         high: The upper end likewise.
         n: Rows behind it.
         std: Standard deviation over models (n - 1); None for one.
         each: Every model's value.
         differs: Whether it differs from the reference on the same rows; of several models, whether any does.
+        reason: Why there is no number.
     """
 
-    value: float
-    low: float | None
-    high: float | None
-    n: int | None
-    std: float | None
-    each: list[float]
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    n: int | None = None
+    std: float | None = None
+    each: Sequence[float] = ()
     differs: bool = False
+    reason: str = ""
+
+
+NOT_THERE = Cell(None, reason="not in its results")
 
 
 @dataclass(frozen=True)
@@ -85,22 +83,20 @@ class Column:
 
 @dataclass(frozen=True)
 class Row:
-    """One reading over all columns.
+    """One score over all columns.
 
     Attributes:
-        label: What the page calls it.
-        reading: Direction, target, family and source.
-        cells: One of each column; None where it was not measured.
+        score: Name, direction, target, family and source.
+        cells: One of each column.
     """
 
-    label: str
-    reading: Reading
-    cells: list[Cell | None]
+    score: Score
+    cells: list[Cell]
 
     @property
     def count(self) -> str:
         """Rows of the data behind it, from the fewest to the most where the columns have not the same; may be empty."""
-        known = {cell.n for cell in self.cells if cell and cell.n}
+        known = {cell.n for cell in self.cells if cell.n}
         return "–".join(map(str, sorted({min(known), max(known)}))) if known else ""
 
 
@@ -119,7 +115,7 @@ def read_columns(groups: Sequence[Group]) -> list[Column]:
     reference = _shared([run for group in groups for run in group.runs], "reference")
     columns = [_column("before" if len(before) == 1 else name, "before", 0, [own]) for name, own in before.items()]
     for color, group in enumerate(groups, 1):
-        own = [readings(run.results["after"]) for run in group.runs if "after" in run.results]
+        own = [run.scores["after"] for run in group.runs if "after" in run.scores]
         title = "after" if len(groups) == 1 else group.letter
         columns.append(_column(title, "after", color, own))
     return columns + [
@@ -127,44 +123,42 @@ def read_columns(groups: Sequence[Group]) -> list[Column]:
     ]
 
 
-def tabulate(columns: Sequence[Column], seen: Mapping[str, Reading]) -> dict[str, list[Row]]:
-    """Family -> rows, families in the order of `FAMILIES`; keys without a number in any column are left out."""
-    families: dict[str, list[Row]] = {name: [] for name in FAMILIES}
-    for key, reading in seen.items():
-        cells = [column.cells.get(key) for column in columns]
-        if any(cells):
-            families.setdefault(reading.family, []).append(Row(label(reading), reading, cells))
-    return {name: rows for name, rows in families.items() if rows}
-
-
-def all_readings(groups: Sequence[Group]) -> dict[str, Reading]:
-    """Every key that any file holds, with how to read it: what the unlearned models' files say counts first."""
-    found: dict[str, Reading] = {}
+def tabulate(columns: Sequence[Column], runs: Sequence[RunData]) -> dict[str, list[Row]]:
+    """Family -> rows, families in the order of `FAMILIES`; how a key is read, the unlearned models' files say first."""
+    seen: dict[str, Score] = {}
     for role in ("after", "before", "reference"):
-        for group in groups:
-            for run in group.runs:
-                for key, reading in of_run(run).get(role, {}).items():
-                    found.setdefault(key, reading)
-    return found
-
-
-def of_run(run: RunData) -> dict[str, dict[str, Reading]]:
-    """Role -> readings of one run, with the reference that its files name."""
-    found = {role: readings(results) for role, results in run.results.items()}
-    reference = with_reference(found.get("after", {}), found.get("reference", {}))
-    return {**found, "reference": reference} if reference else found
+        for run in runs:
+            for key, score in run.scores.get(role, {}).items():
+                seen.setdefault(key, score)
+    families: dict[str, list[Row]] = {name: [] for name in FAMILIES}
+    for key, score in seen.items():
+        cells = [column.cells.get(key, NOT_THERE) for column in columns]
+        families.setdefault(score.family, []).append(Row(score, cells))
+    return {name: rows for name, rows in families.items() if rows}
 
 
 def differing_settings(groups: Sequence[Group]) -> dict[str, list[Any]]:
     """Setting -> its value in each group, for those that differ."""
-    names = dict.fromkeys(name for group in groups for name in group.runs[0].settings if name not in NOT_A_METHOD)
-    found = {name: [group.runs[0].settings.get(name) for group in groups] for name in names}
+    shown = [_method(group.runs[0]) for group in groups]
+    found = {name: [own.get(name) for own in shown] for name in dict.fromkeys(name for own in shown for name in own)}
     return {name: values for name, values in found.items() if any(value != values[0] for value in values)}
 
 
+def shown_settings(run: RunData) -> dict[str, Any]:
+    """The settings without those that name a file, whatever they are called: hashes stand for the texts in them."""
+    return {name: value for name, value in run.settings.items() if name == "model" or not _names_a_file(name, value)}
+
+
+def _names_a_file(name: str, value: Any) -> bool:
+    return name in DATA_FILES or (isinstance(value, str) and ("/" in value or "\\" in value or value.endswith(ENDINGS)))
+
+
+def _method(run: RunData) -> dict[str, Any]:
+    return {name: value for name, value in shown_settings(run).items() if name not in NOT_A_METHOD}
+
+
 def _identity(run: RunData) -> dict[str, Any]:
-    settings = {name: value for name, value in run.settings.items() if name not in NOT_A_METHOD | DATA_FILES}
-    return {**settings, "model": None, "weights": run.manifest.get("model_sha256"), "data": run.manifest.get("data")}
+    return _method(run) | {"model": None, "weights": run.manifest.get("model_sha256"), "data": run.manifest.get("data")}
 
 
 def _letter(index: int) -> str:
@@ -177,16 +171,12 @@ def _title(runs: list[RunData], groups: list[list[RunData]]) -> str:
     shown = ", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")
     if len(groups) == 1:
         return shown
-    first = [own[0].settings for own in groups]
+    first = [_method(own[0]) for own in groups]
     recipes = [settings.get("recipe") for settings in first]
-    mine = runs[0].settings
+    mine = _method(runs[0])
     if recipes.count(mine.get("recipe")) == 1:
         return f"recipe {mine.get('recipe')}"
-    differing = [
-        name
-        for name in mine
-        if name not in NOT_A_METHOD | DATA_FILES and any(settings.get(name) != mine[name] for settings in first)
-    ]
+    differing = [name for name in mine if any(settings.get(name) != mine[name] for settings in first)]
     parts = [f"{name} {short(mine[name])}" for name in differing]
     rest = f" and {len(parts) - TITLE_SETTINGS} more" if len(parts) > TITLE_SETTINGS else ""
     return ", ".join(parts[:TITLE_SETTINGS]) + rest if parts else shown
@@ -200,33 +190,32 @@ def short(value: Any) -> str:
     return text.rstrip("/").rpartition("/")[2] if text.startswith("/") else text
 
 
-def _shared(runs: Sequence[RunData], role: str) -> dict[str, dict[str, Reading]]:
-    """Name -> readings of the models that play a role, those with equal numbers once."""
-    found: dict[str, dict[str, Reading]] = {}
+def _shared(runs: Sequence[RunData], role: str) -> dict[str, dict[str, Score]]:
+    """Name -> scores of the models that play a role, those with equal numbers once."""
+    found: dict[str, dict[str, Score]] = {}
     for run in runs:
-        own = of_run(run).get(role)
+        own = run.scores.get(role)
         if own and not any(_values(own) == _values(other) for other in found.values()):
             found[f"{role}, {run.name}"] = own
     return found
 
 
-def _values(found: Mapping[str, Reading]) -> dict[str, float | None]:
-    return {key: reading.value for key, reading in found.items()}
+def _values(found: Mapping[str, Score]) -> dict[str, float | None]:
+    return {key: score.value for key, score in found.items()}
 
 
-def _column(title: str, kind: str, color: int, models: list[dict[str, Reading]]) -> Column:
-    cells = {}
-    for key in dict.fromkeys(key for own in models for key in own):
-        found = [own[key] for own in models if key in own and own[key].value is not None]
-        if found:
-            cells[key] = _cell(found)
+def _column(title: str, kind: str, color: int, models: list[dict[str, Score]]) -> Column:
+    keys = dict.fromkeys(key for own in models for key in own)
+    cells = {key: _cell([own[key] for own in models if key in own]) for key in keys}
     return Column(title, kind, color, cells, len(models))
 
 
-def _cell(found: list[Reading]) -> Cell:
-    values = [reading.value for reading in found if reading.value is not None]
+def _cell(found: list[Score]) -> Cell:
+    values = [score.value for score in found if score.value is not None]
     first = found[0]
+    if not values:
+        return Cell(None, n=first.n, reason=first.reason or "not measured")
     if len(values) == 1:
         return Cell(values[0], first.low, first.high, first.n, None, values, first.differs)
     mean, std = statistics.fmean(values), statistics.stdev(values)
-    return Cell(mean, mean - std, mean + std, first.n, std, values, any(reading.differs for reading in found))
+    return Cell(mean, mean - std, mean + std, first.n, std, values, any(score.differs for score in found))

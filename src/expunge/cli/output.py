@@ -1,0 +1,33 @@
+"""Where the results of a command go, and how it ends."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from expunge.utils.progress import Reporter, printable
+
+NOT_AS_PROMISED = 3
+"""Exit code of a command that is done and whose result is not what was promised."""
+
+
+@dataclass
+class Output:
+    """Where results go: text as it comes, or one JSON object at the end.
+
+    Attributes:
+        json: Print the results as JSON in place of the text.
+        quiet: No progress.
+        results: What was found.
+    """
+
+    json: bool = False
+    quiet: bool = False
+    results: dict[str, Any] = field(default_factory=dict)
+
+    def text(self, line: str = "") -> None:
+        """Print a line for a person."""
+        if not self.json:
+            print(printable(line))
+
+    def reporter(self) -> Reporter:
+        """Where progress goes."""
+        return Reporter(quiet=self.quiet)

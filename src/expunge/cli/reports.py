@@ -1,0 +1,88 @@
+"""`expunge report` and `expunge verdict`, and what a run ends with."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from expunge.cli.output import NOT_AS_PROMISED, Output
+
+
+@dataclass(kw_only=True)
+class ReportSettings:
+    """Settings of `report`.
+
+    Attributes:
+        runs: Run directories; those that differ in the seed are pooled.
+        output: Page to write; RUN/report.html of a single run.
+        figures: Folder for the figures (PNG, SVG, PDF) and a LaTeX table.
+        show_examples: Texts of the FORGET SET to put on the page.
+        card: Bring the model cards in the runs up to date with results.
+        overwrite: Replace `output` and `figures`.
+    """
+
+    runs: list[str] = field(default_factory=list)
+    output: str | None = None
+    figures: str | None = None
+    show_examples: int = 0
+    card: bool = False
+    overwrite: bool = False
+
+
+def report(settings: ReportSettings, out: Output) -> int:
+    """A page on one run or several."""
+    from expunge.report import write_cards, write_report
+
+    if not settings.runs:
+        from expunge.errors import ConfigError
+
+        raise ConfigError("runs are missing: give run directories")
+    page = write_report(
+        settings.runs,
+        settings.output,
+        figures=settings.figures,
+        show_examples=settings.show_examples,
+        overwrite=settings.overwrite,
+        reporter=out.reporter(),
+    )
+    cards = write_cards(settings.runs) if settings.card else []
+    out.text(f"report    {page}" + (" (it holds texts of the forget set)" if settings.show_examples else ""))
+    for name, path in (("figures", settings.figures), *(("card", card) for card in cards)):
+        if path:
+            out.text(f"{name:<10}{path}")
+    return 0
+
+
+@dataclass(kw_only=True)
+class VerdictSettings:
+    """Settings of `verdict`.
+
+    Attributes:
+        runs: Run directories.
+        strict: End with exit code 3 when one of them is not a success.
+    """
+
+    runs: list[str]
+    strict: bool = False
+
+
+def verdict(settings: VerdictSettings, out: Output) -> int:
+    """Four questions on a run, answered by the criteria."""
+    from expunge.report import write_verdict
+
+    judged = {run: write_verdict(run) for run in settings.runs}
+    for run, found in judged.items():
+        out.text(f"{run}: {found}" if len(judged) > 1 else str(found))
+    out.results = {run: found.as_dict() for run, found in judged.items()}
+    return NOT_AS_PROMISED if settings.strict and not all(found.success for found in judged.values()) else 0
+
+
+def write_run_report(run: Path, out: Output) -> None:
+    """The page and the card of a run that has just ended."""
+    from expunge.report import verdict as judge
+    from expunge.report import write_cards, write_report
+
+    write_cards([run])
+    page = write_report([run], overwrite=True)
+    judged = judge(run)
+    out.results["verdict"] = judged.as_dict()
+    out.text(str(judged))
+    out.text(f"report    {page}")

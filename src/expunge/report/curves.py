@@ -1,0 +1,193 @@
+"""What changed while a run went on, and over the scales of its adapter: every logged number, whatever its name.
+
+A number that stands in `targets` under the name of another is drawn into that one's figure, dashed.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from expunge.report.drawing import DASHES, GROUP_COLORS, INK, Drawn, brief, canvas, legend, listed, slug, whole_numbers
+from expunge.report.groups import Group
+from expunge.report.run_data import RunData
+from expunge.report.scores import number, spelled
+from expunge.utils.text import show_number
+
+NOT_DRAWN = ("step", "epoch", "tokens")
+"""Counts, which tell nothing over the steps."""
+OPTIMIZER = ("weights", "learning_rate")
+"""What the optimizer is told, beside the loss and its terms."""
+TARGETS = "targets"
+SMOOTH = 15
+"""Points of the running mean over a noisy curve."""
+MOST_POINTS = 400
+"""Points of a drawn curve: more than a figure can show make the page heavy."""
+
+Array = NDArray[np.float64]
+Lines = Sequence[Mapping[str, Any]]
+
+
+class Curve(NamedTuple):
+    """One run's values of a logged number: number of the group, the group, the run, places and values."""
+
+    place: int
+    group: Group
+    run: RunData
+    at: Array
+    values: Array
+
+
+class Panel(NamedTuple):
+    """Figures that belong together, and what did not change and needs none."""
+
+    title: str
+    figures: list[Drawn]
+    constant: str
+
+
+def over_steps(groups: Sequence[Group]) -> list[Panel]:
+    """The loss and its terms; weights and learning rate; then everything else that was logged, by its name."""
+    titles = {"": "Loss and its terms", "optimizer": "Weights and learning rate"}
+    lines = [(index, group, run, run.steps) for index, group in enumerate(groups) for run in group.runs]
+    selection = groups[0].runs[0].manifest.get("selection") if len(lines) == 1 else None
+    taken = number(selection.get("best_step")) if isinstance(selection, Mapping) else None
+    return _panels(lines, "step", "optimizer step", taken, titles)
+
+
+def over_scales(group: Group) -> list[Panel]:
+    """The validation metrics over the scales of a finished adapter; nothing where none was chosen."""
+    run = group.runs[0]
+    curve = run.calibration.get("curve")
+    lines = [line for line in curve if isinstance(line, dict)] if isinstance(curve, list) else []
+    lines = sorted((line for line in lines if number(line.get("scale")) is not None), key=lambda line: line["scale"])
+    taken = number(run.calibration.get("scale"))
+    title = {"": "Validation metrics over the adapter's scale"}
+    return _panels([(0, group, run, lines)], "scale", "scale of the adapter (1 as trained)", taken, title)
+
+
+def flat(line: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, float]]:
+    """Every number of a line of the log, those of an inner mapping as `outer/inner`."""
+    for name, value in line.items():
+        key = f"{above}/{name}" if above else str(name)
+        if isinstance(value, Mapping):
+            yield from flat(value, key)
+        elif (known := number(value)) is not None:
+            yield key, known
+
+
+def _panels(
+    runs: Sequence[tuple[int, Group, RunData, Lines]], at: str, xlabel: str, taken: float | None, titles: dict[str, str]
+) -> list[Panel]:
+    curves: dict[str, list[Curve]] = {}
+    for index, group, run, lines in runs:
+        places: dict[str, list[tuple[float, float]]] = {}
+        for line in lines:
+            for key, value in flat(line):
+                if key not in (at, *NOT_DRAWN):
+                    places.setdefault(key, []).append((float(line[at]), value))
+        for key, pairs in places.items():
+            curves.setdefault(key, []).append(Curve(index, group, run, *np.array(pairs).T))
+    terms = {str(own.get("name")) for *_, run, _ in runs for own in run.manifest.get("terms") or []}
+    several = len({id(own[1]) for own in runs}) > 1
+    panels: dict[str, Panel] = {}
+    constant: dict[str, list[str]] = {}
+    for key in sorted(curves, key=lambda key: "/" in key):
+        target = _target_key(key)
+        if TARGETS in key.split("/") and any(_target_key(own) == key or _sibling(own) == key for own in curves):
+            continue
+        first = key.split("/")[0]
+        side = "optimizer" if first in OPTIMIZER else first if "/" in key else ""
+        panel = panels.setdefault(side, Panel(titles.get(side, spelled(side).capitalize()), [], ""))
+        aims = curves.get(target) or curves.get(_sibling(key)) or []
+        steady = all(np.ptp(own.values) == 0 for own in (*curves[key], *aims))
+        if steady and not aims:
+            values = sorted({show_number(float(own.values[0])) for own in curves[key]})
+            if values != [show_number(0.0)]:
+                constant.setdefault(side, []).append(f"{_spelled(key)} {' or '.join(values)}")
+            continue
+        unit = "nats per token" if key in terms or {"nll", "kl", "loss"} & {*key.replace("/", "_").split("_")} else ""
+        name = f"{'course' if at == 'step' else at}-{slug(key)}"
+        where = taken if side not in ("", "optimizer") or at != "step" else None
+        panel.figures.append(_drawn(name, _spelled(key), unit, xlabel, curves[key], aims, where, several))
+    return [own._replace(constant=", ".join(constant.get(side, []))) for side, own in panels.items()]
+
+
+def _target_key(key: str) -> str:
+    """Where the target of `validation/auc` stands: in the line, `targets/auc`."""
+    return f"{TARGETS}/{key.split('/', 1)[-1]}"
+
+
+def _sibling(key: str) -> str:
+    """Or beside it: `validation/targets/auc`."""
+    outer, slash, inner = key.partition("/")
+    return f"{outer}/{TARGETS}/{inner}" if slash else ""
+
+
+def _spelled(key: str) -> str:
+    return spelled(key.split("/", 1)[-1].replace("/", ", "))
+
+
+def _drawn(
+    name: str,
+    title: str,
+    unit: str,
+    xlabel: str,
+    curves: Sequence[Curve],
+    targets: Sequence[Curve],
+    taken: float | None,
+    several: bool,
+) -> Drawn:
+    figure, axes = canvas(xlabel, brief(f"{title} ({unit})" if unit else title, 40))
+    alone = len(curves) == 1
+    says = []
+    for index, group, run, at, values in curves:
+        color = GROUP_COLORS[index % len(GROUP_COLORS)]
+        noisy = len(values) > 2 * SMOOTH
+        if alone and noisy:
+            axes.plot(*_thin(at, values), color=color, linewidth=0.8, alpha=0.35)
+        axes.plot(
+            *_thin(at, running_mean(values) if noisy else values),
+            color=color,
+            linewidth=1.6,
+            linestyle=DASHES[index % len(DASHES)],
+            marker="o" if len(values) < 30 else None,
+            markersize=3.5,
+            label=f"{group.letter}: {brief(group.title, 40)}" if run is group.runs[0] and several else None,
+        )
+        says.append(
+            f"{run.name}: from {show_number(values[0])} at {at[0]:g} to {show_number(values[-1])} at {at[-1]:g}"
+        )
+    for place, target in enumerate(targets):
+        aim = target.values if len(target.values) > 1 else np.repeat(target.values, 2)
+        at = (
+            target.at
+            if len(target.at) > 1
+            else np.array([min(own.at[0] for own in curves), max(own.at[-1] for own in curves)])
+        )
+        axes.plot(at, aim, color=INK, linewidth=1.1, linestyle="--", label=None if place else "target")
+        says.append(f"target of {target.run.name}: {show_number(float(aim[0]))} to {show_number(float(aim[-1]))}")
+    everything = [float(own.values.min()) for own in (*curves, *targets)]
+    axes.set_ylim(bottom=min(0.0, *everything))
+    if taken is not None:
+        axes.axvline(taken, color=INK, linewidth=0.9, linestyle=":", label="taken")
+        says.append(f"taken at {taken:g}")
+    if all(float(place).is_integer() for own in curves for place in own.at):
+        whole_numbers(axes)
+    legend(axes, columns=2)
+    return Drawn(name, brief(title, 40), f"{title} over the {xlabel}. {listed(says)}", figure)
+
+
+def running_mean(values: Array) -> Array:
+    """Mean over a centred window that shrinks at both ends."""
+    total = np.concatenate([[0.0], np.cumsum(values)])
+    index = np.arange(len(values))
+    low, high = np.maximum(index - SMOOTH // 2, 0), np.minimum(index + SMOOTH // 2 + 1, len(values))
+    means: Array = (total[high] - total[low]) / (high - low)
+    return means
+
+
+def _thin(at: Array, values: Array) -> tuple[Array, Array]:
+    every = max(1, len(at) // MOST_POINTS)
+    return at[::every], values[::every]

@@ -1,0 +1,234 @@
+"""What the page says beside the scores: cost, method, where everything comes from, and what was not measured."""
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from expunge.config import SETS
+from expunge.report.groups import DATA_FILES, Group, short, shown_settings
+from expunge.report.questions import losses_of
+from expunge.report.run_data import RunData
+from expunge.report.scores import number
+from expunge.utils.text import MISSING, show_bytes, show_duration, show_number
+
+LEAST_FORGOTTEN = 10
+COARSE = 0.5
+"""Losses of single texts are shown in steps of so many nats: exact ones let a reader find a short secret by trying."""
+
+Table = tuple[list[str], list[list[str]]]
+"""Heads and lines."""
+
+
+def title(run: RunData) -> str:
+    """What was asked, in the words of whoever asked, or else how many texts are to be forgotten."""
+    asked = run.settings.get("title")
+    return str(asked) if asked else f"Forget {texts(run)}"
+
+
+def texts(run: RunData) -> str:
+    """How many texts are to be forgotten, in words."""
+    count = number(run.manifest.get("rows", {}).get("forget"))
+    return "some texts" if count is None else f"{count:,.0f} text{'s' if count != 1 else ''}"
+
+
+def losses(groups: Sequence[Group]) -> Table:
+    """Loss of each set before and after; of several runs of one configuration the mean and standard deviation."""
+    lines = []
+    for group in groups:
+        for name in dict.fromkeys(name for run in group.runs for name in run.losses):
+            pairs = [pair for run in group.runs if (pair := losses_of(run, name))]
+            change = _spread([after - before for before, after in pairs])
+            sides = [_spread([pair[side] for pair in pairs]) for side in (0, 1)]
+            lines.append(
+                [f"{group.letter}: {group.title}", name, *sides, ("+" if change[0].isdigit() else "") + change]
+            )
+    heads = ["runs", "texts", "before", "after", "change"]
+    return (heads[1:], [line[1:] for line in lines]) if len(groups) == 1 else (heads, lines)
+
+
+def _spread(values: Sequence[float]) -> str:
+    if len(values) < 2:
+        return show_number(values[0]) if values else MISSING
+    return f"{show_number(statistics.fmean(values))} ± {show_number(round(statistics.stdev(values), 3))}"
+
+
+def cost(groups: Sequence[Group]) -> Table:
+    """What every run took."""
+    lines = []
+    for group in groups:
+        for run in group.runs:
+            manifest = run.manifest
+            tokens = sum(step.get("tokens", 0) for step in run.steps if isinstance(step.get("tokens"), int))
+            seconds = number(manifest.get("training_seconds"))
+            lines.append(
+                [
+                    run.name,
+                    _of(manifest.get("steps"), "{:,}"),
+                    show_duration(seconds),
+                    show_duration(number(manifest.get("total_seconds"))),
+                    f"{tokens:,}" if tokens else MISSING,
+                    f"{tokens / seconds:,.0f}" if tokens and seconds else MISSING,
+                    show_bytes(number(manifest.get("peak_memory_bytes"))),
+                    energy(manifest),
+                ]
+            )
+    return ["run", "steps", "training", "in all", "tokens trained on", "tokens/s", "peak memory", "energy"], lines
+
+
+def energy(manifest: Mapping[str, Any]) -> str:
+    """The energy that the device reported."""
+    joules = number(manifest.get("energy_joules"))
+    return "not measured" if joules is None else f"{joules / 3600:,.1f} Wh"
+
+
+def stops(groups: Sequence[Group]) -> list[str]:
+    """Where the runs stopped and why, a sentence for those of which the same is to be said."""
+    found: dict[str, list[str]] = {}
+    for group in groups:
+        for run in group.runs:
+            found.setdefault(_stopped(run), []).append(run.name)
+    said = [f"{', '.join(names[:8])}{' …' if len(names) > 8 else ''}: {text}." for text, names in found.items()]
+    return said + [
+        f"{run.name}: the adapter was then set to {run.calibration['scale']:g} times its trained scale (calibration: "
+        f"{run.calibration.get('verdict', 'no verdict')})."
+        for group in groups
+        for run in group.runs
+        if run.calibration and "best_step" not in run.calibration
+    ]
+
+
+def _stopped(run: RunData) -> str:
+    steps = run.manifest.get("steps") or (run.steps[-1]["step"] if run.steps else 0)
+    selection = run.manifest.get("selection")
+    if isinstance(selection, Mapping) and {"stopped", "best_step", "scale", "verdict"} <= selection.keys():
+        return (
+            f"stopped after {steps:,} steps: {selection['stopped']}. The state of step {selection['best_step']} was "
+            f"taken at {selection['scale']:g} times its trained scale ({selection['verdict']})"
+        )
+    if not run.finished:
+        return f"not finished, the log ends at step {steps:,}"
+    limit = run.settings.get("max_steps")
+    if limit and steps >= limit:
+        return f"stopped after {steps:,} steps because max_steps said so; no target decided it"
+    epochs = run.settings.get("epochs")
+    passes = f" in {epochs} epochs" if epochs else ""
+    return f"went to the end of the schedule, {steps:,} steps{passes}; no target decided it"
+
+
+def formula(run: RunData) -> tuple[str, list[list[str]]]:
+    """The loss as a sum of its weighted terms, and a line on each: name, formula, source."""
+    terms = [term for term in run.manifest.get("terms") or [] if isinstance(term, Mapping) and term.get("name")]
+    used = [term for term in terms if term.get("weight") != 0]
+    total = " + ".join(f"{short(term.get('weight', 1))} · {term['name']}" for term in used)
+    lines = [[str(term.get(name) or MISSING) for name in ("name", "formula", "source")] for term in used]
+    return f"loss = {total}" if total else "", lines
+
+
+def settings(group: Group) -> list[tuple[str, str]]:
+    """All resolved settings but those that name files."""
+    shown = shown_settings(group.runs[0])
+    if len(group.runs) > 1:
+        shown["seed"] = ", ".join(str(run.settings.get("seed")) for run in group.runs)
+    return [(name, MISSING if value is None else short(value)) for name, value in shown.items()]
+
+
+def data(groups: Sequence[Group]) -> Table:
+    """Sizes of the sets of texts; runs on the same data share their lines."""
+    lines = []
+    for run in (run for group in groups for run in group.runs):
+        rows, tokens = run.manifest.get("rows", {}), run.manifest.get("tokens", {})
+        for name in SETS:
+            line = [name, _of(rows.get(name), "{:,}"), _of(tokens.get(name), "{:,}")]
+            if rows.get(name) and line not in lines:
+                lines.append(line)
+    return ["texts", "rows", "tokens"], lines
+
+
+def provenance(groups: Sequence[Group]) -> Table:
+    """Versions, hardware, hashes and times of every run; what is the same for all of them stands once."""
+    runs = [run for group in groups for run in group.runs]
+    facts: dict[str, list[str]] = {}
+    for i, run in enumerate(runs):
+        manifest = run.manifest
+        versions = manifest.get("versions", {})
+        hardware = manifest.get("hardware", {})
+        own = {
+            "model": short(run.settings.get("model", MISSING)),
+            "model weights, SHA-256": str(manifest.get("model_sha256", MISSING)),
+            "adapter, SHA-256": str(manifest.get("adapter_sha256", MISSING)),
+            "seed": str(run.settings.get("seed", MISSING)),
+            "started": moment(manifest.get("started")),
+            "finished": moment(manifest.get("finished")),
+            "hardware": " · ".join(f"{name} {value}" for name, value in hardware.items()) or MISSING,
+            "prompt format": str((manifest.get("prompt_format") or manifest.get("join") or {}).get("chosen", MISSING)),
+            "versions": " · ".join(f"{name} {value}" for name, value in versions.items()) or MISSING,
+        }
+        for name, value in own.items():
+            facts.setdefault(name, [MISSING] * len(runs))[i] = value
+    if len(runs) == 1:
+        return ["", ""], [[name, *values] for name, values in facts.items()]
+    lines = []
+    for name, values in facts.items():
+        if len(set(values)) == 1:
+            lines.append([name, "all\u00a0runs", values[0]])
+        else:
+            lines += [[name, run.name, value] for run, value in zip(runs, values, strict=True)]
+    return ["", "run", ""], lines
+
+
+def least_forgotten(run: RunData) -> Table | None:
+    """The forget texts that the unlearned model finds most likely, by id; None without per-example values."""
+    sides = {role: run.values.get(role, {}).get(("forget", "nll"), {}) for role in ("after", "before", "reference")}
+    roles = [role for role, values in sides.items() if values]
+    if "after" not in roles:
+        return None
+    lowest = sorted(sides["after"], key=lambda identity: sides["after"][identity])[:LEAST_FORGOTTEN]
+    return ["id", *roles], [[identity, *(_coarse(sides[role].get(identity)) for role in roles)] for identity in lowest]
+
+
+def _coarse(value: float | None) -> str:
+    if value is None:
+        return MISSING
+    step = int(value // COARSE)
+    return f"{step * COARSE:g} to {(step + 1) * COARSE:g}"
+
+
+def warnings(groups: Sequence[Group]) -> list[str]:
+    """What the runs warned of, without the names of the files of data."""
+    found: dict[str, None] = {}
+    for run in (run for group in groups for run in group.runs):
+        hide = hidden_names(run)
+        found |= dict.fromkeys(hide(str(text)) for text in run.manifest.get("warnings") or [])
+    return list(found)
+
+
+def hidden_names(run: RunData) -> Callable[[str], str]:
+    """A function that puts the kind of a file of data in the place of its name."""
+    names: dict[str, str] = {}
+    for name in DATA_FILES:
+        value = run.settings.get(name)
+        if isinstance(value, str) and len(value) > 1 and ("/" in value or "." in value):
+            names |= {value: f"the {name} file", Path(value).name: f"the {name} file"}
+
+    def hide(text: str) -> str:
+        for value in sorted(names, key=len, reverse=True):
+            text = text.replace(value, names[value])
+        return text
+
+    return hide
+
+
+def moment(stamp: Any) -> str:
+    """A time as people write it."""
+    text = str(stamp or "unknown")
+    return f"{text[:16].replace('T', ' ')} UTC" if text.endswith("+00:00") else text
+
+
+def model_name(run: RunData) -> str:
+    """The model's name, of a path the last part."""
+    return Path(str(run.settings.get("model", "a model"))).name
+
+
+def _of(value: Any, form: str) -> str:
+    return form.format(value) if isinstance(value, int | float) else MISSING

@@ -1,0 +1,169 @@
+"""The verdict on a run: four questions, what was not measured, and what to do next.
+
+Only four good answers are a success; a bad one is a failure, whatever the other numbers say.
+"""
+
+import textwrap
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from expunge.config.criteria import Criteria
+from expunge.report.questions import STATES, Answer, recognisable, rest_kept, speaks_well, still_said
+from expunge.report.run_data import RunData, read_run
+from expunge.report.scores import number
+from expunge.utils.files import write_json
+
+FILE = "verdict.json"
+TONES = ("bad", "open", "good")
+FAILURES = (
+    "the texts are still said", "one can tell that they were trained on", "the rest was damaged",
+    "the model no longer speaks well",
+)  # fmt: skip
+WIDTH = 99
+"""Columns of a terminal."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """All answers on a run.
+
+    Attributes:
+        tone: `good`, `bad` or `open`.
+        lead: The result in a few words.
+        answers: Whether it is still said, recognisable, the rest kept, the speech well.
+        next: What to do now, most urgent first.
+        criteria: What it was judged by.
+        not_measured: What these answers do not rest on, a sentence each.
+        warnings: Results that were left out, or are hard to compare.
+    """
+
+    tone: str
+    lead: str
+    answers: tuple[Answer, ...]
+    next: tuple[str, ...]
+    criteria: Criteria
+    not_measured: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def success(self) -> bool:
+        """Whether all four answers are good."""
+        return self.tone == "good"
+
+    @property
+    def sentence(self) -> str:
+        """All of it in one sentence."""
+        return f"{self.lead}. " + "; ".join(f"{own.question} {own.answer}: {own.says}" for own in self.answers) + "."
+
+    def __str__(self) -> str:
+        lines = [self.lead]
+        lines += [_folded(f"  {own.question:<37}{own.answer:<14}", own.says) for own in self.answers]
+        sides = (("not measured", self.not_measured), ("warning", self.warnings), ("next", self.next))
+        lines += [_folded(f"  {name:<14}", text) for name, texts in sides for text in texts]
+        return "\n".join(lines)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The content of verdict.json."""
+        known = {name: value for name, value in asdict(self).items() if name != "tone"}
+        return {"schema": 1, "success": self.success, **known}
+
+
+def verdict(run: RunData | str | Path) -> Verdict:
+    """Judge one run by what its directory holds, and by the criteria that it was started with.
+
+    Raises:
+        RunError: Not a run directory, or it is damaged.
+        DataError: A results file is damaged.
+    """
+    run = run if isinstance(run, RunData) else read_run(run)
+    given = {own.name: number(run.settings.get(own.name)) for own in fields(Criteria)}
+    criteria = Criteria(**{name: value for name, value in given.items() if value is not None})
+    answers = tuple(ask(run, criteria) for ask in (still_said, recognisable, rest_kept, speaks_well))
+    tone, lead = _overall(run, answers)
+    missing = tuple(dict.fromkeys(_not_measured(run, answers)))
+    return Verdict(tone, lead, answers, _next(run, answers), criteria, missing, tuple(run.warnings))
+
+
+def write_verdict(run: str | Path) -> Verdict:
+    """Judge a run and write `verdict.json` into it, in place of an earlier one.
+
+    Raises:
+        RunError: Not a run directory, or it is damaged.
+        DataError: A results file is damaged.
+    """
+    judged = verdict(run)
+    write_json(Path(run) / FILE, judged.as_dict(), overwrite=True)
+    return judged
+
+
+def worst(verdicts: Sequence[Verdict]) -> Verdict:
+    """The verdict on several runs of one configuration: to every question the worst answer of them."""
+    if len(verdicts) == 1:
+        return verdicts[0]
+    answers = []
+    for own in zip(*(verdict.answers for verdict in verdicts), strict=True):
+        low = min(own, key=lambda answer: STATES.index(answer.state))
+        same = sum(answer.state == low.state for answer in own)
+        where = f"in all {len(own)} runs" if same == len(own) else f"in {same} of {len(own)} runs"
+        answers.append(replace(low, says=f"{low.says}, {where}"))
+    least = min(verdicts, key=lambda verdict: TONES.index(verdict.tone))
+    steps = tuple(dict.fromkeys(step for verdict in verdicts for step in verdict.next))
+    missing = tuple(dict.fromkeys(text for verdict in verdicts for text in verdict.not_measured))
+    warnings = tuple(dict.fromkeys(text for verdict in verdicts for text in verdict.warnings))
+    return replace(least, answers=tuple(answers), next=steps, not_measured=missing, warnings=warnings)
+
+
+def _overall(run: RunData, answers: Sequence[Answer]) -> tuple[str, str]:
+    if not run.finished:
+        return "open", "The run is not finished"
+    failed = [text for text, own in zip(FAILURES, answers, strict=True) if own.state == "bad"]
+    if failed:
+        return "bad", "Not yet: " + (failed[0] if len(failed) == 1 else f"{', '.join(failed[:-1])} and {failed[-1]}")
+    missing = sum(own.state != "good" for own in answers)
+    if missing:
+        return "open", f"Not shown yet: {missing} of {len(answers)} questions are open"
+    return "good", "Forgotten: the texts are gone, and the rest is as it was"
+
+
+def _next(run: RunData, answers: Sequence[Answer]) -> tuple[str, ...]:
+    """What to do now."""
+    if not run.finished:
+        return ("Finish the run: the same command with --resume.",)
+    said, told, rest, speech = (own.state == "bad" for own in answers)
+    aucs = [own for own in answers[1].numbers if own.state == "bad" and own.target is not None]
+    too_far = bool(aucs) and all(own.value < (own.target or 0.0) for own in aucs)
+    steps = {
+        "Train longer (--epochs) or at a higher --learning-rate: the texts are still there.": said,
+        "The texts are now less likely than unseen ones: lower the adapter's scale (`expunge calibrate`).": told
+        and too_far,
+        "Give unseen texts of the same kind (--holdout), so that it stops at the right depth.": told and not too_far,
+        "Give more texts to keep, close to those to forget, or raise --retain-weight.": rest,
+        "Say what to answer instead (--instead FILE, several refusals or other answers).": speech,
+    } | {own.need: bool(own.need) for own in answers}
+    wanted = tuple(text for text, holds in steps.items() if holds)
+    return wanted or (
+        "Hand over the merged model (`expunge merge`), not the adapter: a server that has the base beside it can still "
+        "serve what was to be forgotten.",
+    )
+
+
+def _not_measured(run: RunData, answers: Sequence[Answer]) -> Iterator[str]:
+    """Open questions, then what the results say, then what no run can tell."""
+    yield from (own.question for own in answers if own.state == "not measured")
+    after = run.scores.get("after", {})
+    families = {score.family for score in after.values()}
+    if after and "reference" not in run.scores:
+        yield "How a model that never saw the texts would score (--reference)."
+    if after and not {"all/mmlu", "all/quiz"} & after.keys() and "utility" not in families:
+        yield "General ability, such as MMLU (--tasks)."
+    noted = run.results.get("after", {}).get("not_measured")
+    for sentence in noted if isinstance(noted, list) else []:
+        if "(--reference)" not in str(sentence) and not ("utility" in families and "--tasks" in str(sentence)):
+            yield str(sentence)
+    yield "Whether the texts come back by fine-tuning, by rounding the weights or by other prompts."
+
+
+def _folded(head: str, text: str) -> str:
+    return textwrap.fill(text, WIDTH, initial_indent=head, subsequent_indent=" " * len(head))

@@ -1,0 +1,392 @@
+"""The four questions of the verdict, each answered from numbers by the one set of criteria.
+
+A number is judged where a target is known: that of a retrained model, else the one that the results name, else what
+unseen texts give, else the same answers under the prompts of other rows; a count of rows that are said word for word
+has the target 0. A number without any target is shown and not judged.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from expunge.config.criteria import Criteria
+from expunge.report.run_data import RunData
+from expunge.report.scores import Score, kept, knowledge, number, speech, spelled
+from expunge.utils.text import MISSING, show_number
+
+UNSEEN = ("holdout", "nonmember")
+"""Sets that the model has never seen."""
+OTHERS = {*UNSEEN, "test", "neighbours", "utility", "all"}
+"""Sets that tell of the rest, and that a run does not train on."""
+LEAST_GAP = 0.02
+"""A metric on which the untouched model is closer to its target than this has nothing to lose."""
+PLAIN = {
+    "key_fact": "key facts said:",
+    "exact_match": "texts said word for word:",
+    "leak_at": "texts said in one of several answers:",
+}
+"""Beginnings of metrics that count rows: everybody understands them, and who has not read the texts gets 0."""
+RETRAINED, UNTOUCHED, CHANCE = "a model retrained without the texts", "the untouched model", "chance"
+NONE = "a model that knows nothing of them"
+STATES = ("bad", "unclear", "not measured", "good")
+"""From the worst to the best."""
+TO_SCORE = "Score the model before and after: `expunge evaluate`."
+SAID, TOLD, KEPT, SPEAKS = (
+    "Is it still said?", "Can one tell that it was trained on?", "Is the rest kept?", "Does it still speak well?",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Number:
+    """One number behind an answer.
+
+    Attributes:
+        key: Its name in results files.
+        says: The number in one clause.
+        value: Of the unlearned model.
+        low: Lower end of its 95 % interval; None where it is not known.
+        high: Upper end.
+        n: Rows behind it.
+        before: Of the untouched model.
+        target: What it was compared with.
+        target_from: What the target is.
+        limit: The criterion in words.
+        state: `good`, `bad`, `unclear`, or `shown` for one that is not judged.
+        excess: Distance from the target over what the criterion allows.
+    """
+
+    key: str
+    says: str
+    value: float
+    low: float | None = None
+    high: float | None = None
+    n: int | None = None
+    before: float | None = None
+    target: float | None = None
+    target_from: str = ""
+    limit: str = ""
+    state: str = "shown"
+    excess: float = 0.0
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The answer to one question.
+
+    Attributes:
+        question: The question.
+        answer: `yes`, `no`, `unclear` (measured, on too few texts to tell) or `not measured`.
+        state: `good`, `bad`, `unclear` or `not measured`.
+        says: The number that decides, in one clause.
+        rule: The criterion.
+        need: What to give so that it is measured; empty where it was.
+        numbers: All numbers behind it, the farthest from its target first.
+        notes: What else a reader must know.
+    """
+
+    question: str
+    answer: str
+    state: str
+    says: str
+    rule: str
+    need: str = ""
+    numbers: tuple[Number, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def still_said(run: RunData, criteria: Criteria) -> Answer:
+    """Whether what the model says and knows of the forget texts has come down to the target of every metric."""
+    rule = (
+        f"No when every number has at most {criteria.max_left:.0%} of the way from the untouched model to its target "
+        f"left (of what is said word for word, {criteria.max_exact_match:.0%} of the texts), and its interval leaves "
+        "out the half of the way."
+    )
+    numbers = []
+    for score in _whole(knowledge(run.scores.get("after", {}))):
+        before, (target, whose) = _before(run, score), _target(run, score)
+        if target is None or (before is not None and before - target < LEAST_GAP):
+            why = "no target is known" if target is None else "nothing to lose: it was low before"
+            numbers.append(_shown(score, before, target, whose, why))
+            continue
+        start = 1.0 if before is None else before
+        counts = score.name.startswith(tuple(PLAIN))
+        allowed = max(criteria.max_left * (start - target), criteria.max_exact_match * counts)
+        numbers.append(
+            _judged(score, before, target, whose, most=target + allowed, surely=target + (start - target) / 2)
+        )
+    if any(own.state != "shown" for own in numbers):
+        return _answer(SAID, ("yes", "no"), numbers, rule)
+    need = TO_SCORE
+    if numbers:
+        need = "No number has a target: give a retrained model (`expunge evaluate --reference MODEL`)."
+    return _said_by_losses(run, Answer(SAID, "not measured", "not measured", "", rule, need, tuple(numbers)))
+
+
+def _said_by_losses(run: RunData, answer: Answer) -> Answer:
+    """Losses alone can show that nothing was forgotten, and never that something was."""
+    pair, unseen = losses_of(run, "forget"), losses_of(run, "holdout")
+    if pair is None:
+        return replace(answer, says="no scores of the texts to forget")
+    (before, after), aim = pair, unseen[0] if unseen else None
+    says = f"the loss of the texts to forget went from {show_number(before)} to {show_number(after)}"
+    says += "" if aim is None else f" ({show_number(aim)} on texts that it has never seen)"
+    if after - before <= (0.0 if aim is None else max(0.0, (aim - before) / 2)):
+        return replace(answer, answer="yes", state="bad", says=says, need="", notes=("Judged by losses alone.",))
+    return replace(answer, says=f"{says}, which alone proves nothing")
+
+
+def recognisable(run: RunData, criteria: Criteria) -> Answer:
+    """Whether membership attacks, or tests against a reference, tell the forgotten texts from unseen ones."""
+    rule = (
+        f"No when every membership AUC lies within {criteria.auc_tolerance:g} of its target on either side (or within "
+        "the standard deviation that chance gives on so few texts), its interval leaves out the half of the way back, "
+        f"and no test tells the model from a retrained one (p < {criteria.significance:g})."
+    )
+    numbers = []
+    for score in _whole(run.scores.get("after", {})):
+        if score.family == "membership" and score.name.endswith("auc") and score.value is not None:
+            before, (target, whose) = _before(run, score), _target(run, score)
+            if target is None or whose == CHANCE:
+                target, whose = criteria.target_auc, CHANCE
+            allowed = max(criteria.auc_tolerance, _chance_sd(score.n))
+            half = max(allowed, ((1.0 if before is None else before) - target) / 2)
+            ends = {"least": target - allowed, "most": target + allowed, "surely": target + half}
+            numbers.append(_judged(score, before, target, whose, **ends))
+    for name, p in _tests(run).items():
+        label = name.removesuffix("_p").replace("_ks", ", Kolmogorov-Smirnov").replace("_", " ")
+        state, least = "bad" if p < criteria.significance else "good", criteria.significance
+        says = f"a test tells it from {RETRAINED}" if state == "bad" else f"no test tells it from {RETRAINED}"
+        says += f" ({label}, p = {p:.2g})"
+        numbers.append(
+            Number(name, says, p, target_from=RETRAINED, limit=f"at least {least:g}", state=state, excess=1 - p)
+        )
+    if not numbers:
+        need = "Give texts of the same kind that the model has never seen (--holdout FILE) to `unlearn` and `evaluate`."
+        return Answer(TOLD, "not measured", "not measured", "no membership attack was run", rule, need)
+    answer = _answer(TOLD, ("yes", "no"), numbers, rule)
+    if any(own.target_from == CHANCE for own in numbers):
+        note = "Chance is an attack that is right for half of the texts; a retrained model's number can be another one."
+        return replace(answer, notes=(note,))
+    return answer
+
+
+def rest_kept(run: RunData, criteria: Criteria) -> Answer:
+    """Whether the rest is still known, and texts that nobody mentioned are as likely as before."""
+    rule = (
+        f"Yes when every score of the rest has at least {criteria.min_retain:.0%} of its value before, and the loss of "
+        f"texts that the model has never seen moved by at most {criteria.max_drift:.0%}."
+    )
+    numbers = []
+    for score in _whole(kept(run.scores.get("after", {}))):
+        before = _before(run, score)
+        if before:
+            numbers.append(_judged(score, before, before, UNTOUCHED, least=criteria.min_retain * before))
+        else:
+            numbers.append(_shown(score, before, None, "", "no value of the untouched model"))
+    scored = any(own.state != "shown" for own in numbers)
+    drift, pair = _drift(run, criteria), losses_of(run, "retain")
+    if not scored and pair:
+        share = math.exp(min(0.0, pair[0] - pair[1]))
+        says = f"the loss of the texts to keep went from {show_number(pair[0])} to {show_number(pair[1])}"
+        numbers.append(
+            Number(
+                "retain/loss", says, pair[1], before=pair[0], target=pair[0], target_from=UNTOUCHED,
+                limit=f"tokens at least {criteria.min_retain:.0%} as likely as before",
+                state="good" if share >= criteria.min_retain else "bad",
+                excess=(1 - share) / max(1e-9, 1 - criteria.min_retain),
+            )
+        )  # fmt: skip
+    numbers += drift
+    if all(own.state == "shown" for own in numbers):
+        return Answer(KEPT, "not measured", "not measured", "no scores of the rest", rule, TO_SCORE, tuple(numbers))
+    notes = [] if drift else ["Texts that the model has never seen were not looked at (--holdout FILE)."]
+    if not {own.key.split("/")[0] for own in numbers if own.state != "shown" and own not in drift} & OTHERS:
+        notes.append("Measured on texts that the run trained on to keep them: others may have suffered more.")
+    answer = _answer(KEPT, ("no", "yes"), numbers, rule, notes)
+    if scored or answer.state == "bad":
+        return answer
+    says = f"{answer.says}, which alone proves nothing"
+    return replace(answer, answer="not measured", state="not measured", says=says, need=TO_SCORE)
+
+
+def speaks_well(run: RunData, criteria: Criteria) -> Answer:
+    """Whether what is said is fluent, does not repeat itself, and refuses nothing that should be answered."""
+    rule = (
+        f"Yes when the share of repeated word sequences, and that of refused prompts, rose by at most "
+        f"{criteria.max_repetition:g}, and the perplexity of what is said is at most {criteria.max_perplexity:g} times "
+        "its target."
+    )
+    numbers = []
+    for score in _whole(speech(run.scores.get("after", {}))):
+        before, (target, whose) = _before(run, score), _target(run, score)
+        if target is None and before is not None:
+            target, whose = before, UNTOUCHED
+        if target is None or (score.set == "forget" and "refusal" in score.name):
+            numbers.append(_shown(score, before, None, "", "no target is known"))
+            continue
+        factor = score.name.startswith("fluency")
+        most = target * criteria.max_perplexity if factor else target + criteria.max_repetition
+        numbers.append(_judged(score, before, target, whose, most=most))
+    if any(own.state != "shown" for own in numbers):
+        return _answer(SPEAKS, ("no", "yes"), numbers, rule)
+    says = "there is nothing to compare it with" if numbers else "what the model says was not looked at"
+    return Answer(SPEAKS, "not measured", "not measured", says, rule, TO_SCORE, tuple(numbers))
+
+
+# --- what they are answered from -----------------------------------------------------------------
+
+
+def losses_of(run: RunData, name: str) -> tuple[float, float] | None:
+    """The loss of a set before and after, where both are known."""
+    pair = run.losses.get(name, {})
+    before, after = number(pair.get("before")), number(pair.get("after"))
+    return None if before is None or after is None else (before, after)
+
+
+def _whole(scores: dict[str, Score]) -> list[Score]:
+    """The scores over all tasks."""
+    return [score for score in scores.values() if not score.task]
+
+
+def _before(run: RunData, score: Score) -> float | None:
+    earlier = run.scores.get("before", {}).get(score.key)
+    return earlier.value if earlier else None
+
+
+def _target(run: RunData, score: Score) -> tuple[float | None, str]:
+    """What a model that never saw the texts would get, as well as is known, and what that number is."""
+    places = [("reference", score.key, RETRAINED)]
+    if score.target is None and score.set == "forget":
+        places += [("after", f"{side}/{score.name}", "texts that it has never seen") for side in UNSEEN]
+        places.append(("after", f"{score.key}/mismatched", "the answers under the prompts of other rows"))
+    for role, key, text in places:
+        found = run.scores.get(role, {}).get(key)
+        if found and found.value is not None:
+            return found.value, text
+    if score.target is not None:
+        return score.target, score.target_from or CHANCE
+    return (0.0, NONE) if score.name.startswith(tuple(PLAIN)) else (None, "")
+
+
+def _judged(
+    score: Score,
+    before: float | None,
+    target: float,
+    whose: str,
+    *,
+    least: float = -math.inf,
+    most: float = math.inf,
+    surely: float = math.inf,
+) -> Number:
+    """A number with its criterion, `least` to `most`.
+
+    A value outside fails unless its interval reaches inside. One inside passes if its interval, where it has one, does
+    not reach beyond `surely`, or as far on the other side of the target.
+    """
+    value = math.nan if score.value is None else score.value
+    low, high = (value, value) if score.low is None or score.high is None else (score.low, score.high)
+    if least <= value <= most:
+        other = 2 * target - surely if least > -math.inf else -math.inf
+        state = "good" if other <= low and high <= max(surely, most) else "unclear"
+    else:
+        state = "unclear" if low <= most and high >= least else "bad"
+    away = abs(value - target) if math.isfinite(least) and math.isfinite(most) else value - target
+    allowed = max(most - target if math.isfinite(most) else target - least, 1e-9)
+    excess = (away if math.isfinite(most) else -away) / allowed
+    ends = {"at least": least, "at most": most}
+    limit = " and ".join(f"{text} {show_number(end)}" for text, end in ends.items() if math.isfinite(end))
+    return replace(_shown(score, before, target, whose, limit), state=state, excess=excess)
+
+
+def _shown(score: Score, before: float | None, target: float | None, whose: str, limit: str) -> Number:
+    value = math.nan if score.value is None else score.value
+    said, earlier, aim = (_plainly(score, own) for own in (value, before, target))
+    notes = [f"{earlier} before"] if before is not None else []
+    if target is not None and whose not in (UNTOUCHED, NONE):
+        notes.append(f"{aim} {'by' if whose == CHANCE else 'for'} {whose}")
+    says = f"{_named(score)} {said}" + (f" ({', '.join(notes)})" if notes else "")
+    return Number(score.key, says, value, score.low, score.high, score.n, before, target, whose, limit)
+
+
+def _named(score: Score) -> str:
+    """A number as it is called in a sentence for everybody."""
+    if score.family == "membership":
+        return f"the {spelled(score.name.removesuffix('_auc'))} attack picks the right text of two in"
+    for beginning, words in PLAIN.items():
+        if score.name.startswith(beginning):
+            return words if score.set == "forget" else f"{score.set}, {words}"
+    return score.label
+
+
+def _plainly(score: Score, value: float | None) -> str:
+    """A share of rows as their number, an AUC as so many of 100 pairs."""
+    if value is None:
+        return MISSING
+    if score.family == "membership":
+        return f"{100 * value:.0f} of 100 pairs" if value is score.value else f"{100 * value:.0f}"
+    if score.n and score.name.startswith(tuple(PLAIN)):
+        return f"{round(value * score.n):,} of {score.n:,}" if value is score.value else f"{round(value * score.n):,}"
+    return show_number(value)
+
+
+def _answer(
+    question: str, words: tuple[str, str], numbers: Sequence[Number], rule: str, notes: Sequence[str] = ()
+) -> Answer:
+    """One bad number decides; then one that is unclear; else all are good."""
+    judged = [own for own in numbers if own.state != "shown"]
+    state = min((own.state for own in judged), key=STATES.index)
+    deciding = [own for own in judged if own.state == state]
+    plain = [own for own in deciding if own.key.split("/")[-1].startswith(tuple(PLAIN))] if state == "good" else []
+    says = max(plain or deciding, key=lambda own: own.excess).says
+    if len(judged) > 1:
+        says += f"; {len(deciding)} of {len(judged)} numbers say so"
+    need = "Too few texts to tell, the interval is wide: measure on more." if state == "unclear" else ""
+    ordered = tuple(sorted(numbers, key=lambda own: -own.excess))
+    answer = {"bad": words[0], "good": words[1]}.get(state, state)
+    return Answer(question, answer, state, says, rule, need, ordered, tuple(notes))
+
+
+def _chance_sd(rows: int | None) -> float:
+    """Standard deviation of the AUC of so many texts that nothing tells apart, half of them members (Mann, Whitney)."""
+    return math.sqrt((rows + 1) / 3) / rows if rows else 0.0
+
+
+def _drift(run: RunData, criteria: Criteria) -> list[Number]:
+    """How far the loss of unseen texts moved: of the training's own, and of those in the results, the larger change.
+
+    A run is not reported on the texts that steered it, so the results before and after are compared where they are of
+    as many texts, and only if what the adapter does to each text was not measured.
+    """
+    after = run.scores.get("after", {}).values()
+    unseen = [own for own in after if own.set in UNSEEN and own.name.endswith("nll") and own.value]
+    drifts = [own for own in after if own.family == "drift" and own.target == 0 and own.value is not None]
+    pair = losses_of(run, "holdout")
+    changes = [("holdout/loss", *pair)] if pair and pair[0] > 0 else []
+    for own in unseen:
+        before = run.scores.get("before", {}).get(own.key)
+        now = own.value or 0.0
+        if drifts and own is unseen[0] and now > (drifts[0].value or 0.0):
+            changes.append((drifts[0].key, now - (drifts[0].value or 0.0), now))
+        elif not drifts and before and before.value and before.n == own.n:
+            changes.append((own.key, before.value, now))
+    if not changes:
+        return []
+    key, was, now = max(changes, key=lambda change: abs(change[2] / change[1] - 1))
+    change = now / was - 1
+    moved = f"{change:+.0%}" if abs(change) >= 0.005 else "less than 1%"
+    says = f"the loss of texts that it has never seen moved by {moved} ({show_number(was)} to {show_number(now)})"
+    state = "good" if abs(change) <= criteria.max_drift else "bad"
+    limit = f"moved by at most {criteria.max_drift:.0%}"
+    excess = abs(change) / max(1e-9, criteria.max_drift)
+    return [
+        Number(key, says, now, before=was, target=was, target_from=UNTOUCHED, limit=limit, state=state, excess=excess)
+    ]
+
+
+def _tests(run: RunData) -> dict[str, float]:
+    """P of the tests against a reference model."""
+    reference = run.results.get("after", {}).get("reference")
+    tests = reference.get("indistinguishable") if isinstance(reference, dict) else None
+    if not isinstance(tests, dict):
+        return {}
+    return {str(name): p for name, value in tests.items() if (p := number(value)) is not None}

@@ -1,0 +1,216 @@
+"""What a run directory holds, read for the report; everything beyond the manifest is optional.
+
+Results of another model, adapter or data than the run's are left out, and a sentence says so.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from expunge.errors import DataError, RunError
+from expunge.evaluation.results import FINGERPRINT, other_subject, read_results
+from expunge.report.scores import Score, number, read_scores
+from expunge.utils.files import adapter_fingerprint
+
+ROLES = {
+    "after": ("results_after.json", "results.json"),
+    "before": ("results_before.json",),
+    "reference": ("results_retrained.json", "results_reference.json"),
+}
+"""Which results file plays which part; the first that is there counts."""
+ALIKE = ("max_new_tokens", "join", "prompt_format", "samples", "temperature", "limit")
+"""Settings of an evaluation that must be the same for its numbers to be compared."""
+
+Values = Mapping[tuple[str, str], Mapping[str, float]]
+"""(set, metric) -> id -> value."""
+
+
+@dataclass(frozen=True)
+class RunData:
+    """One run directory.
+
+    Attributes:
+        path: The folder.
+        name: What the page calls it.
+        manifest: Content of manifest.json.
+        steps: Lines of metrics.jsonl.
+        results: `before`, `after`, `reference` -> content of the results file, where there is one.
+        scores: The same roles -> key -> score; the reference's also where only the file of `after` names them.
+        checkpoints: Name -> scores of any further results file of the same benchmark, such as those of checkpoints.
+        values: Role -> per-example values.
+        calibration: Content of calibration.json; empty where the adapter has the scale that it was trained with.
+        warnings: Sentences on files that are left out, or hard to compare.
+    """
+
+    path: Path
+    name: str
+    manifest: dict[str, Any]
+    steps: list[dict[str, Any]] = field(default_factory=list)
+    results: dict[str, dict[str, Any]] = field(default_factory=dict)
+    scores: dict[str, dict[str, Score]] = field(default_factory=dict)
+    checkpoints: dict[str, dict[str, Score]] = field(default_factory=dict)
+    values: dict[str, Values] = field(default_factory=dict)
+    calibration: dict[str, Any] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The resolved settings."""
+        return dict(self.manifest.get("settings", {}))
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run came to its end."""
+        return bool(self.manifest.get("status") == "done")
+
+    @property
+    def losses(self) -> dict[str, dict[str, float]]:
+        """Set -> `before`, `after` in nats per completion token."""
+        return dict(self.manifest.get("loss_nats_per_completion_token", {}))
+
+
+def read_run(path: str | Path) -> RunData:
+    """Read one run directory.
+
+    Raises:
+        RunError: Not a run directory, or its manifest or metrics.jsonl is damaged.
+        DataError: A results file or a file of per-example values is damaged.
+    """
+    path = Path(path)
+    run = RunData(path, path.name or path.resolve().name, _manifest(path))
+    run.steps.extend(_steps(path / "metrics.jsonl"))
+    run.calibration.update(_calibration(path / "calibration.json"))
+    adapter = adapter_fingerprint(path / "adapter") if (path / "adapter" / "adapter_config.json").is_file() else None
+    files = {}
+    for role, names in ROLES.items():
+        file = next((path / name for name in names if (path / name).is_file()), None)
+        if file is None:
+            continue
+        files[role], results = file, read_results(file)
+        scores = read_scores(results, file)
+        if why := _foreign(role, results, run, adapter):
+            run.warnings.append(f"{file.name} is left out: it is of {why}. Evaluate again.")
+            continue
+        run.results[role], run.scores[role] = results, scores
+        if file.with_suffix(".parquet").is_file():
+            run.values[role] = read_values(file.with_suffix(".parquet"))
+    for file in sorted(path.glob("results*.json")):
+        if file not in files.values():
+            further = read_results(file)
+            if further["benchmark"] == run.results.get("after", further)["benchmark"]:
+                name = file.stem.removeprefix("results").strip("_-.") or file.stem
+                run.checkpoints[name] = read_scores(further, file)
+    _add_named_reference(run)
+    return run
+
+
+def read_values(path: Path) -> Values:
+    """Per-example values: a Parquet file with the columns id, set, metric, value (and task).
+
+    Raises:
+        DataError: It is something else.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(path, columns=["id", "set", "metric", "value"]).to_pydict()
+    except (pa.ArrowException, OSError, KeyError):
+        raise DataError(f"{path}: not a file of per-example values: evaluate the model again") from None
+    found: dict[tuple[str, str], dict[str, float]] = {}
+    for identity, split, metric, value in zip(*table.values(), strict=True):
+        if isinstance(value, int | float) and math.isfinite(value):
+            found.setdefault((str(split), str(metric)), {})[str(identity)] = float(value)
+    return found
+
+
+def _foreign(role: str, results: Mapping[str, Any], run: RunData, adapter: str | None) -> str:
+    """What the numbers of a results file are of, if not of what this run is about; empty if nothing speaks against."""
+    subject = results.get("fingerprint") or {}
+    theirs, base = subject.get("adapter"), subject.get("base")
+    if role == "before" and (theirs or results.get("adapter")):
+        return "a model with an adapter, and not of the untouched model"
+    if role == "after" and adapter and theirs not in (None, adapter):
+        return "another adapter, or of this one at another scale"
+    weights = run.manifest.get("model_sha256")
+    if role != "reference" and base and weights:
+        if base != weights and (role == "before" or theirs):
+            return "another model than the run's"
+    elif role != "reference":
+        names = [Path(str(name)).name for name in (results.get("model"), run.settings.get("model")) if name]
+        if len(names) == 2 and names[0] != names[1]:
+            return f"another model ({names[0]}) than the run's ({names[1]})"
+    after = run.results.get("after", {})
+    alike = [part for part in other_subject(after, results) if part.endswith(" data") or role == "before"]
+    if other := [part for part in alike if part != FINGERPRINT["base"]]:
+        return f"something else than the results of the unlearned model ({', '.join(other)})"
+    made = after.get("settings") or {}, results.get("settings") or {}
+    run.warnings.extend(
+        f"The results {role} were made with {name} {made[1][name]}, those after with {made[0][name]}: they can differ "
+        "for that reason alone."
+        for name in ALIKE
+        if role == "before" and name in made[0] and name in made[1] and made[0][name] != made[1][name]
+    )
+    return ""
+
+
+def _add_named_reference(run: RunData) -> None:
+    """The scores of a reference model: those that the file of the unlearned model names, then its own file's."""
+    named = {
+        key: score.of_reference for key, score in run.scores.get("after", {}).items() if score.reference is not None
+    }
+    if named or "reference" in run.scores:
+        run.scores["reference"] = named | run.scores.get("reference", {})
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    file = path / "manifest.json"
+    if not file.is_file():
+        raise RunError(f"{path}: not a run directory (no manifest.json): give the --output of `expunge unlearn`")
+    manifest = _mapping(file)
+    if not isinstance(manifest.get("settings"), dict):
+        raise RunError(f"{file}: damaged: the report needs the manifest that the run wrote")
+    for name in ("loss_nats_per_completion_token", "rows", "tokens", "data", "versions", "hardware"):
+        if not isinstance(manifest.get(name, {}), dict):
+            raise RunError(f"{file}: damaged: {name} must be a mapping")
+    for name, pair in manifest.get("loss_nats_per_completion_token", {}).items():
+        if not isinstance(pair, dict) or not {"before", "after"} <= pair.keys():
+            raise RunError(f"{file}: damaged: no losses before and after of {name!r}")
+    return manifest
+
+
+def _calibration(path: Path) -> dict[str, Any]:
+    content = _mapping(path) if path.is_file() else {}
+    if content and number(content.get("scale")) is None:
+        raise RunError(f"{path}: damaged: the report needs the file that `expunge calibrate` wrote")
+    return content
+
+
+def _mapping(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        content = None
+    if not isinstance(content, dict) or not content:
+        raise RunError(f"{file}: damaged: the report needs the file that the run wrote")
+    return content
+
+
+def _steps(path: Path) -> list[dict[str, Any]]:
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    steps = []
+    for place, line in enumerate(lines, 1):
+        try:
+            step = json.loads(line)
+        except (ValueError, RecursionError):
+            if place == len(lines):
+                break  # a run that is killed may leave a part of its last line
+            raise RunError(f"{path}: line {place} is damaged: the report needs the file that the run wrote") from None
+        if isinstance(step, dict) and isinstance(step.get("step"), int):
+            steps.append(step)
+    return steps

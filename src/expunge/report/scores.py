@@ -1,0 +1,192 @@
+"""Results files as one list of scores: what was measured, which way is good, and the number with its interval."""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from expunge.evaluation.estimate import Estimate
+from expunge.evaluation.results import measured_metrics
+from expunge.utils.text import show_number
+
+FAMILIES = {
+    "official": "Official scores",
+    "memorization": "Memorization",
+    "text": "What the model says",
+    "membership": "Membership attacks",
+    "utility": "Utility",
+    "drift": "Losses of documents (nats per token)",
+}
+"""Family -> heading, in the order of the page; a family that is not here comes after these under its own name."""
+_SPELLED = {
+    "auc": "AUC",
+    "nll": "NLL",
+    "mmlu": "MMLU",
+    "mia": "membership",
+    "f1": "F1",
+    "rouge ([1l])": r"ROUGE-\1",
+    "min k plus plus": "min-k++",
+    "min k": "min-k",
+    r"tpr at (\d+) fpr": r"TPR at \1% FPR",
+}
+ARROWS = {"higher": "↑", "lower": "↓", "target": "→"}
+SPEECH = ("repetition", "fluency", "refusal", "over_refusal")
+"""Metrics that say how the model speaks, not what it knows: the beginnings of their names."""
+GENERAL = ("quiz", "mmlu")
+"""Scores of general ability in the set `all`, where most others mix forgetting and keeping."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """One number of a results file.
+
+    Attributes:
+        key: `<set>/<metric>` or `<set>/<metric>/<task>`.
+        value: The number; None where nothing could be measured.
+        low: Lower end of the 95 % interval; None where it is not known.
+        high: Its upper end.
+        n: Rows behind it.
+        direction: `higher`, `lower` or `target`: which values are good; None where neither is.
+        target: The value to come close to, if there is one.
+        target_from: What the target is, in words, where the file says so.
+        family: What it looks at; a key of `FAMILIES` as a rule.
+        source: Paper or repository.
+        reference: The value of the reference model, where the file names it.
+        differs: Whether the paired interval of the difference from the reference leaves out 0.
+        reason: Why there is no number.
+    """
+
+    key: str
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    n: int | None = None
+    direction: str | None = "higher"
+    target: float | None = None
+    target_from: str = ""
+    family: str = "official"
+    source: str = ""
+    reference: float | None = None
+    differs: bool = False
+    reason: str = ""
+
+    @property
+    def set(self) -> str:
+        """`forget`, `retain`, `holdout`, ..."""
+        return self.key.split("/", 1)[0]
+
+    @property
+    def name(self) -> str:
+        """The metric without set and task."""
+        return self.key.split("/", 2)[1] if "/" in self.key else self.key
+
+    @property
+    def task(self) -> str:
+        """The task; empty where the score is over all of them."""
+        parts = self.key.split("/", 2)
+        return parts[2] if len(parts) == 3 else ""
+
+    @property
+    def label(self) -> str:
+        """What the page calls it."""
+        words = spelled(self.name)
+        if self.set == "membership":
+            words = f"{words} attack" if not words.endswith(("AUC", "FPR")) else words
+        elif self.set not in ("all", "utility"):
+            words = f"{self.set.replace('_', ' ')}: {words}"
+        return f"{words}, {self.task.replace('/', ', ')}" if self.task else words
+
+    @property
+    def text(self) -> str:
+        """Value and interval, or why there is none."""
+        if self.value is None:
+            return f"{show_number(None)} ({self.reason or 'not measured'})"
+        if self.low is None or self.high is None:
+            return show_number(self.value)
+        return f"{show_number(self.value)} (95% interval {show_number(self.low)} to {show_number(self.high)})"
+
+    @property
+    def of_reference(self) -> "Score":
+        """The score of the reference model that this one names."""
+        return replace(self, value=self.reference, low=None, high=None, n=None, reference=None, differs=False)
+
+
+def number(value: Any) -> float | None:
+    """A finite number as a float; None for all else."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+def read_scores(results: Mapping[str, Any], path: str | Path = "results file") -> dict[str, Score]:
+    """Key -> score of a results file of any benchmark.
+
+    Raises:
+        DataError: An entry does not have the form that results files promise.
+    """
+    entries = results.get("metrics") or {}
+    return {
+        key: _score(key, found, str(entries.get(key, {}).get("target_from") or ""))
+        for key, found in measured_metrics(path, results).items()
+    }
+
+
+def _score(key: str, found: Estimate, target_from: str) -> Score:
+    difference = found.difference
+    return Score(
+        key,
+        number(found.value),
+        number(found.low),
+        number(found.high),
+        found.n,
+        found.direction,
+        number(found.target),
+        target_from,
+        found.family or "official",
+        found.source,
+        number(found.reference),
+        difference is not None and (difference.low > 0 or difference.high < 0),
+        found.reason or ("there are no rows of this kind" if found.n == 0 else ""),
+    )
+
+
+def knowledge(scores: Mapping[str, Score]) -> dict[str, Score]:
+    """What says how much of the forget set is still known: lower is better."""
+    return {
+        key: score
+        for key, score in scores.items()
+        if score.set == "forget"
+        and score.direction == "lower"
+        and score.family in ("memorization", "text", "official")
+        and not score.name.startswith(SPEECH)
+        and score.value is not None
+    }
+
+
+def kept(scores: Mapping[str, Score]) -> dict[str, Score]:
+    """What says how much of the rest is still known: higher is better; scores that mix it with forgetting are not."""
+    return {
+        key: score
+        for key, score in scores.items()
+        if score.direction == "higher"
+        and score.value is not None
+        and score.family != "membership"
+        and not score.name.startswith(SPEECH)
+        and score.set != "forget"
+        and (score.set != "all" or score.family == "utility" or score.name in GENERAL)
+    }
+
+
+def speech(scores: Mapping[str, Score]) -> dict[str, Score]:
+    """What says how well the model still speaks, whatever it is asked."""
+    return {key: score for key, score in scores.items() if score.name.startswith(SPEECH) and score.value is not None}
+
+
+def spelled(name: str) -> str:
+    """A metric's name as people write it."""
+    words = name.replace("_", " ")
+    for pattern, text in _SPELLED.items():
+        words = re.sub(rf"\b{pattern}\b", text, words)
+    return words.replace("ROUGE-l", "ROUGE-L")
