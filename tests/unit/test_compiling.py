@@ -19,7 +19,7 @@ from tiny import save_tiny
 def loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LoadedModel:
     torch._dynamo.reset()
     monkeypatch.setattr(packing, "attention_way", lambda model: packing.MASK)
-    loaded = load_model(str(save_tiny(tmp_path, "llama", num_hidden_layers=4)), dtype="float32", device="cpu")
+    loaded = load_model(str(save_tiny(tmp_path, "llama", num_hidden_layers=3)), dtype="float32", device="cpu")
     add_adapter(loaded, rank=2, alpha=4.0, modules="all-linear", seed=0)
     return loaded
 
@@ -31,9 +31,8 @@ def gradient(loaded: LoadedModel, adapter: FlatAdapter, lengths: tuple[int, ...]
     return adapter.gradients.clone()
 
 
-@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
-def test_same_gradients_whatever_the_rows(loaded: LoadedModel, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiling, "BACKEND", backend)
+def test_same_gradients_whatever_the_rows(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiling, "BACKEND", "eager")  # the graphs as they are found; bench/gpu.py runs the real one
     adapter = FlatAdapter(loaded)
     rows = ((20, 12), (4,) * 8)  # as many tokens: one graph
     plain = [gradient(loaded, adapter, lengths) for lengths in rows]

@@ -48,5 +48,5 @@ def compile_layers(loaded: LoadedModel, trial: Callable[[], object]) -> str:
         for layer in layers:
             layer._compiled_call_impl = None
         torch._dynamo.reset()
-        return f"not compiled: {str(error).strip().splitlines()[0][:200]}"
+        return f"not compiled: {' '.join(str(error).split())[:200]}"
     return f"layers compiled in {time.perf_counter() - clock:.0f} s"

@@ -7,7 +7,7 @@ cost a GPU thousands of kernels a step that compute next to nothing. Here the ma
     for step in steps:
         adapter.gradients.zero_()                  # one kernel; parameter.grad are views and stay
         loss.backward()                            # any number of micro-batches
-        norm = adapter.update(rate, max_norm)      # clip and Adam; a tensor on the device, no host read
+        norm = adapter.update(rate, max_norm, loss)    # clip and Adam; a tensor on the device, no host read
 
 `adapter.parameters` are the same `nn.Parameter`s as before, in the order of `trainable(model)`; they can still be
 saved, averaged and loaded one by one. `adapter.gradients` is what processes add up. Layers multiply by one copy of all
@@ -78,24 +78,26 @@ class FlatAdapter:
         self._low.copy_(self.weights.data)
 
     @torch.no_grad()
-    def update(self, rate: float, max_norm: float | None = None) -> Tensor:
-        """Clip the gradient and take one step of Adam.
+    def update(self, rate: float, max_norm: float | None = None, losses: Tensor | None = None) -> Tensor:
+        """Clip the gradient and take one step of Adam; where a number is not finite, all stays as it is.
 
         Args:
             rate: Learning rate.
             max_norm: Bound on the gradient's norm; none when None or 0.
+            losses: What must be finite beside the gradient.
 
         Returns:
-            The norm before clipping, `()`, on the device. Where it is not finite, weights and moments are as before.
+            The norm before clipping, `()`, on the device.
         """
         norm: Tensor = torch.linalg.vector_norm(self.gradients)
+        finite = norm.isfinite() if losses is None else norm.isfinite() & losses.isfinite().all()
         if max_norm:
             self.gradients.mul_((max_norm / norm).clamp(max=1.0))
         (group,) = self.optimizer.param_groups
         if isinstance(group["lr"], Tensor):
             group["lr"].fill_(rate)
-            self.optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]
-        elif norm.isfinite():
+            self.optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
+        elif finite:
             group["lr"] = rate
         else:
             return norm

@@ -74,6 +74,8 @@ def _unlearn(config: UnlearnConfig, run: Run, reporter: Reporter, processes: Pro
         processes.agree(start, "checkpoints")
         if config.resume:
             reporter.say(f"resume: {start} of {trainer.num_steps} steps are done")
+        if line := trainer.compile():
+            reporter.say(line)
         training_begun = time.perf_counter()
         steps = train(trainer, validator, stopping, run, reporter, start)
         training_seconds = time.perf_counter() - training_begun
@@ -168,12 +170,12 @@ def settle(
     """
     best = stopping.best if stopping else None
     if validator is None or stopping is None or best is None or prepared.selection is None:
-        assign(trainer.parameters, trainer.average.values)
+        assign(trainer.weights, trainer.average.values)
         return None
     config = trainer.config
     reason = stopping.over or "all steps are done"
     reporter.say(f"ended after {steps} steps: {reason}")
-    assign(trainer.parameters, stopping.state)
+    assign(trainer.weights, stopping.state)
     with reporter.track("adapter scales", most_scales() - 1) as advance:
         chosen = choose_scale(validator, config.criteria, known=[best.metrics], progress=advance)
     alpha = config.lora_alpha or config.lora_rank

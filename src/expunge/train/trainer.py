@@ -17,7 +17,9 @@ from expunge.data.tokenize import TokenizedExample
 from expunge.errors import ConfigError, TrainingError
 from expunge.losses.collate import SIDES, Counts, SideRows, collate, count
 from expunge.losses.terms import Term, loss_terms, terms_of
-from expunge.model.adapter import add_adapter, recompute_layers, trainable
+from expunge.model.adapter import add_adapter, recompute_layers
+from expunge.model.compiling import compile_layers
+from expunge.model.flat_adapter import FlatAdapter
 from expunge.model.layers import decoder_layers
 from expunge.model.logps import final_states, lay_out
 from expunge.model.memory import check_fits, saved_bytes
@@ -32,8 +34,8 @@ from expunge.utils.progress import Reporter
 
 MICRO_BATCH_TOKENS = {"cpu": 4096, "cuda": 16384}
 """Area of one forward and backward pass, per device type."""
-AVERAGE = "average."
-"""Prefix of the tensors of the moving average in a checkpoint."""
+ADAPTER, AVERAGE = "adapter.", "average."
+"""Prefixes in a checkpoint: of the adapter and Adam's moments, and of the moving average."""
 
 
 class Trainer:
@@ -47,7 +49,9 @@ class Trainer:
         terms: The terms of the loss.
         plan: The rows of every step.
         num_steps: Optimizer steps of the run at most.
-        average: The moving average of the adapter, which is evaluated and kept.
+        parameters: The adapter's matrices.
+        weights: All of them in one tensor.
+        average: Their moving average, which is evaluated and kept.
     """
 
     def __init__(self, prepared: Prepared, processes: Processes = ALONE) -> None:
@@ -73,9 +77,10 @@ class Trainer:
         if config.gradient_checkpointing:
             recompute_layers(self.loaded)
         self.packed = self.loaded.packs([len(row) for side in self.sides.values() for row in side.rows])
-        self.parameters = trainable(self.model)
-        self.optimizer = torch.optim.Adam(self.parameters, lr=config.learning_rate or 0.0)
-        self.average = MovingAverage(self.parameters, config.ema_steps)
+        self.adapter = FlatAdapter(self.loaded)
+        self.parameters = self.adapter.parameters
+        self.weights = [self.adapter.weights.data]
+        self.average = MovingAverage(self.weights, config.ema_steps)
 
     def _rows(self) -> dict[str, list[TokenizedExample]]:
         return {name: side.rows for name, side in self.sides.items()}
@@ -178,6 +183,15 @@ class Trainer:
             with self.model.disable_adapter():
                 self.sides["forget"].values["target_nll"] = target_nlls(self.prepared, self.processes, reporter)
 
+    def compile(self) -> str | None:
+        """Compile the model's layers on a GPU; gives a line for the log, None where there is nothing to say.
+
+        The trial is the first step without its update.
+        """
+        if self.config.compile == "off" or self.loaded.device.type != "cuda":
+            return None
+        return compile_layers(self.loaded, lambda: self._gradient(next(self.plan.steps())))
+
     def chosen(self, step: Step) -> dict[str, list[int]]:
         """Side -> the rows of it that a step holds; pairs go with their forget rows."""
         found = {name: getattr(step, name, []) for name in SIDES if name in self.sides}
@@ -218,12 +232,10 @@ class Trainer:
         Raises:
             TrainingError: A term or the gradient is not finite; the weights are left as they were.
         """
-        counts = {name: count(self.sides[name], rows) for name, rows in self.chosen(step).items()}
-        groups = micro_batches(self.lengths(step), self.micro_batch_tokens(step), packed=self.packed)
-        own = [group for number, group in enumerate(groups) if self.processes.is_own(number)]
-        terms = self._sum_over_processes(self._accumulate(self.units(step), own, counts))
-        norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
-        values = [*terms.tolist(), norm.item()]
+        terms = self._sum_over_processes(self._gradient(step))
+        rate = learning_rate(self.config, index, self.num_steps)
+        norm = self.adapter.update(rate, self.config.max_grad_norm, terms)
+        values = torch.cat([terms, norm[None].to(terms)]).tolist()  # the only wait for the device in a step
         result = dict(zip([term.name for term in self.terms], values, strict=False)) | {"grad_norm": values[-1]}
         if not all(map(math.isfinite, values)):
             shown = ", ".join(f"{name} {value:.4g}" for name, value in result.items())
@@ -232,17 +244,16 @@ class Trainer:
                 f"step {index + 1} is not finite ({shown}); rows {ids}: lower --learning-rate or look at these rows; "
                 "checkpoints up to here are good"
             )
-        if self.config.max_grad_norm and values[-1] > self.config.max_grad_norm:
-            for parameter in self.parameters:
-                if parameter.grad is not None:
-                    parameter.grad.mul_(self.config.max_grad_norm / values[-1])
-        rate = learning_rate(self.config, index, self.num_steps)
-        for settings in self.optimizer.param_groups:
-            settings["lr"] = rate
-        self.optimizer.step()
         self.average.update(index + 1)
         loss = sum(term.weight * result[term.name] for term in self.terms)
         return {"loss": loss, **result, "learning_rate": rate}
+
+    def _gradient(self, step: Step) -> Tensor:
+        """Gradient, and the terms `(terms,)`, of this process's share of a step."""
+        counts = {name: count(self.sides[name], rows) for name, rows in self.chosen(step).items()}
+        groups = micro_batches(self.lengths(step), self.micro_batch_tokens(step), packed=self.packed)
+        own = [group for number, group in enumerate(groups) if self.processes.is_own(number)]
+        return self._accumulate(self.units(step), own, counts)
 
     def _accumulate(
         self, units: list[list[tuple[str, int]]], groups: list[list[int]], counts: Mapping[str, Counts]
@@ -255,7 +266,7 @@ class Trainer:
             TrainingError: A single row does not fit into the device's memory.
         """
         total = torch.zeros(len(self.terms), device=self.loaded.device)
-        self.optimizer.zero_grad()
+        self.adapter.gradients.zero_()
         try:
             for part in (part for group in groups for part in halved(group, self.rows_that_fit)):
                 total += self._backward([place for unit in part for place in units[unit]], counts)
@@ -302,11 +313,9 @@ class Trainer:
         """Sum gradients and terms: an adapter's gradient is small, so one reduction carries all of it."""
         if self.processes.count == 1:
             return terms
-        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
-        flat = self.processes.total(torch.cat([terms, *(grad.flatten() for grad in grads)]))
-        total, *parts = torch.split(flat, [len(terms), *(grad.numel() for grad in grads)])
-        for parameter, part in zip(self.parameters, parts, strict=True):
-            parameter.grad = part.view_as(parameter)
+        flat = self.processes.total(torch.cat([terms, self.adapter.gradients]))
+        total, gradients = torch.split(flat, [len(terms), len(self.adapter.gradients)])
+        self.adapter.gradients.copy_(gradients)
         return total
 
     def state(self) -> dict[str, Tensor]:
@@ -314,25 +323,17 @@ class Trainer:
 
         The plan and the replay texts follow from the seed.
         """
-        tensors = {}
-        for index, parameter in enumerate(self.parameters):
-            tensors[f"{index}.weight"] = parameter.detach().contiguous()
-            for name, value in self.optimizer.state[parameter].items():
-                tensors[f"{index}.{name}"] = value.contiguous()
         averaged = self.average.values if self.config.ema_steps else []
+        tensors = {f"{ADAPTER}{name}": value for name, value in self.adapter.state().items()}
         return tensors | {f"{AVERAGE}{index}": value for index, value in enumerate(averaged)}
 
     @torch.no_grad()
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
         """Take over what `state` gave."""
-        for index, parameter in enumerate(self.parameters):
-            own = {name.partition(".")[2]: v for name, v in tensors.items() if name.startswith(f"{index}.")}
-            parameter.copy_(own.pop("weight"))
-            self.optimizer.state[parameter] = {
-                name: value if name == "step" else value.to(parameter.device) for name, value in own.items()
-            }
-            if self.config.ema_steps:
-                self.average.values[index].copy_(tensors[f"{AVERAGE}{index}"])
+        own = {name.removeprefix(ADAPTER): v for name, v in tensors.items() if name.startswith(ADAPTER)}
+        self.adapter.load_state(own)
+        for index, value in enumerate(self.average.values if self.config.ema_steps else []):
+            value.copy_(tensors[f"{AVERAGE}{index}"])
 
     def describe(self) -> str:
         """The size of the run in one line."""
