@@ -23,15 +23,9 @@ def harmonic_mean(values: Sequence[float]) -> float:
         raise DataError(f"no harmonic mean of {len(values)} values: it needs one or more, none below 0") from None
 
 
-@metric(
-    "model_utility",
-    direction="higher",
-    family="utility",
-    source=TOFU,
-    definition="harmonic mean of probability, ROUGE-L recall, truth ratio on retain, real authors, world facts",
-)
+@metric("model_utility", direction="higher", family="utility", source=TOFU, needs=())
 def model_utility(terms: Sequence[float]) -> float:
-    """Harmonic mean of probability, ROUGE-L recall and truth ratio on retain, real authors and world facts, in [0, 1].
+    """Harmonic mean of probability, ROUGE-L recall, truth ratio on retain, real authors, world facts
 
     Probability is `normalized_probability` on real authors and world facts, the truth ratio enters as the mean of
     max(0, 1 - R).
@@ -44,17 +38,11 @@ def model_utility(terms: Sequence[float]) -> float:
     return harmonic_mean(terms)
 
 
-@metric(
-    "forget_quality",
-    direction="higher",
-    family="memorization",
-    source=TOFU,
-    definition="p-value of the two-sample KS test between the truth ratios of this and a retrained model",
-)
+@metric("forget_quality", direction="higher", family="memorization", source=TOFU, needs=())
 def forget_quality(ratios: Sequence[float], reference_ratios: Sequence[float]) -> float:
-    """p-value, in [0, 1], of the two-sample Kolmogorov-Smirnov test between two models' truth ratios on forget rows.
+    """p-value of the two-sample KS test between the truth ratios of this and a retrained model
 
-    Large: the unlearned model cannot be told from one that never saw the rows.
+    On forget rows. Large: the unlearned model cannot be told from one that never saw the rows.
 
     Raises:
         DataError: A side is empty, or a ratio is not finite.
@@ -64,18 +52,9 @@ def forget_quality(ratios: Sequence[float], reference_ratios: Sequence[float]) -
     return ks_pvalue(ratios, reference_ratios)
 
 
-@metric(
-    "privleak",
-    direction="target",
-    target=0,
-    low=-100,
-    high=math.inf,
-    family="membership",
-    source=MUSE,
-    definition="((1 - AUC) - (1 - AUC_retrained)) / (1 - AUC_retrained) in percent, of min-k%",
-)
+@metric("privleak", direction="target", target=0, low=-100, high=math.inf, family="membership", source=MUSE, needs=())
 def privleak(auc: float, reference_auc: float) -> float:
-    """How far the membership attack is from that on a retrained model, in percent; target 0.
+    """((1 - AUC) - (1 - AUC_retrained)) / (1 - AUC_retrained) in percent, of min-k%
 
     The AUC is that of min-k% (k = 40 %), forget texts as members: negative = still recognised, positive = pushed
     beyond never having been seen.

@@ -19,63 +19,43 @@ VARIANCE_FLOOR = float(np.finfo(np.float32).tiny)
 """Keeps a token with a probability of exactly 1 from dividing 0 by 0; it scores 0, the limit."""
 
 
-@attack("loss", needs=("record",), source="Yeom et al. 2018 (1709.01604)", definition="-mean NLL")
+@attack("loss", source="Yeom et al. 2018 (1709.01604)")
 def loss(record: TokenRecord) -> float:
-    """-mean NLL, nats per token, in (-inf, 0]."""
+    """-mean NLL"""
     return -mean_nll(record)
 
 
-@attack(
-    "zlib",
-    needs=("record", "text"),
-    source=CARLINI,
-    definition="-mean NLL / bytes of the zlib-compressed text",
-)
+@attack("zlib", source=CARLINI)
 def zlib(record: TokenRecord, text: str) -> float:
-    """-mean NLL / bytes of the zlib-compressed text (UTF-8), in (-inf, 0]."""
+    """-mean NLL / bytes of the zlib-compressed text"""
     return -mean_nll(record) / len(_zlib.compress(text.encode()))
 
 
-@attack(
-    "lowercase",
-    needs=("record", "lower"),
-    source=CARLINI,
-    definition="-mean NLL / mean NLL of the lower-cased text",
-)
+@attack("lowercase", source=CARLINI)
 def lowercase(record: TokenRecord, lower: TokenRecord) -> float | None:
-    """-mean NLL / mean NLL of the lower-cased text, in (-inf, 0]; None where that has a loss of 0."""
+    """-mean NLL / mean NLL of the lower-cased text
+
+    None where that has a loss of 0.
+    """
     reference = mean_nll(lower)
     return -mean_nll(record) / reference if reference else None
 
 
-def _of_share(share: float | None) -> str:
-    return f"min_k_{round(100 * (share or 0))}"
-
-
-@attack(
-    "min_k",
-    needs=("record",),
-    over="share",
-    label=_of_share,
-    source="Shi et al. 2023 (2310.16789)",
-    definition="mean log p of the share k of least likely tokens",
-)
+@attack("min_k", over="share", label=lambda share: f"min_k_{round(100 * share)}", source="Shi et al. 2023 (2310.16789)")
 def min_k(record: TokenRecord, share: float) -> float:
-    """Mean log p (nats) of the floor(share n) of n tokens with the smallest, at least one; in (-inf, 0]."""
+    """Mean log p of the share k of least likely tokens
+
+    floor(share n) of n tokens, at least one.
+    """
     return mean_of_smallest(record, record.logps, share)
 
 
 @attack(
-    "min_k_plus_plus",
-    needs=("record",),
-    over="share",
-    label=lambda share: _of_share(share).replace("min_k", "min_k_plus_plus"),
-    high=math.inf,
+    "min_k_plus_plus", over="share", label=lambda share: f"min_k_plus_plus_{round(100 * share)}", high=math.inf,
     source="Zhang et al. 2024 (2404.02936)",
-    definition="mean (log p - mu)/sigma of the share k of tokens with the least",
-)
+)  # fmt: skip
 def min_k_plus_plus(record: TokenRecord, share: float) -> float:
-    """Mean of the share of tokens with the smallest (log p - mu)/sigma, at least one.
+    """Mean (log p - mu)/sigma of the share k of tokens with the least
 
     mu and sigma^2 are the mean and variance of log p under the model's own distribution at that token, so the score of
     a token says how it compares with what could have stood there.
@@ -83,15 +63,9 @@ def min_k_plus_plus(record: TokenRecord, share: float) -> float:
     return mean_of_smallest(record, standardised(record, VARIANCE_FLOOR), share)
 
 
-@attack(
-    "reference",
-    needs=("record", "reference"),
-    high=math.inf,
-    source=CARLINI,
-    definition="mean NLL under a reference model - mean NLL",
-)
+@attack("reference", high=math.inf, source=CARLINI)
 def reference(record: TokenRecord, reference: TokenRecord) -> float:
-    """Mean NLL under a reference model - mean NLL, nats per token.
+    """Mean NLL under a reference model - mean NLL
 
     Raises:
         DataError: The two are not of the same text under one tokenizer.
@@ -104,15 +78,9 @@ def reference(record: TokenRecord, reference: TokenRecord) -> float:
     return mean_nll(reference) - mean_nll(record)
 
 
-@attack(
-    "gradient_norm",
-    needs=("gradient",),
-    default=False,
-    source="Wang et al. 2024 (2402.17012)",
-    definition="-2-norm of the mean NLL's gradient by all parameters",
-)
+@attack("gradient_norm", default=False, source="Wang et al. 2024 (2402.17012)")
 def gradient_norm(gradient: float) -> float:
-    """-norm of the gradient of the text's mean NLL (`expunge.evaluation.gradients`)."""
+    """-2-norm of the mean NLL's gradient by all parameters"""
     return -gradient
 
 

@@ -7,7 +7,7 @@ alone; `published_rouge` is theirs, and of ASCII text both are the same.
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from functools import cache, lru_cache
 from typing import Any
 
@@ -15,27 +15,11 @@ from expunge.data.words import words
 from expunge.errors import DataError
 from expunge.evaluation.metrics.memorization import perplexity
 from expunge.evaluation.metrics.record import TokenRecord
-from expunge.evaluation.metrics.registry import metric
+from expunge.evaluation.metrics.registry import knowledge, metric
 
 LIN = "Lin 2004; words of any script, stems as in rouge-score"
 MUSE = "Shi et al. 2024, MUSE (2407.06460)"
 SEMEVAL = "SemEval-2025 Task 4, LUME (2502.15097)"
-
-
-def _said(
-    name: str, source: str, definition: str, **options: Any
-) -> Callable[[Callable[[str, str], float]], Callable[[str, str], float]]:
-    """A metric of a greedy answer beside the expected one: lower is better on texts to forget, higher on others."""
-    return metric(
-        name,
-        direction="lower",
-        keep="higher",
-        needs=("text", "expected"),
-        family="text",
-        source=source,
-        definition=definition,
-        **options,
-    )
 
 
 @lru_cache(maxsize=8)
@@ -63,104 +47,69 @@ def rouge(prediction: str, reference: str, *, stem: bool = True) -> dict[str, fl
     return found
 
 
-@_said("rouge_1_recall", LIN, "share of the reference's words that the generation holds", skips="qa")
+@knowledge("rouge_1_recall", family="text", source=LIN, skips="qa")
 def rouge_1_recall(text: str, expected: str) -> float:
-    """See `rouge`."""
+    """Share of the reference's words that the generation holds"""
     return rouge(text, expected)["rouge_1_recall"]
 
 
-@_said("rouge_1_f1", LIN, "harmonic mean of ROUGE-1 precision and recall", skips="qa")
+@knowledge("rouge_1_f1", family="text", source=LIN, skips="qa")
 def rouge_1_f1(text: str, expected: str) -> float:
-    """See `rouge`."""
+    """Harmonic mean of ROUGE-1 precision and recall"""
     return rouge(text, expected)["rouge_1_f1"]
 
 
-@_said(
-    "rouge_l_recall",
-    LIN,
-    "longest common subsequence of words / words of the reference",
-    skips="qa",
-    by_task=True,
-)
+@knowledge("rouge_l_recall", family="text", source=LIN, skips="qa", by_task=True)
 def rouge_l_recall(text: str, expected: str) -> float:
-    """See `rouge`."""
+    """Longest common subsequence of words / words of the reference"""
     return rouge(text, expected)["rouge_l_recall"]
 
 
-@_said("rouge_l_f1", LIN, "harmonic mean of ROUGE-L precision and recall", skips="qa")
+@knowledge("rouge_l_f1", family="text", source=LIN, skips="qa")
 def rouge_l_f1(text: str, expected: str) -> float:
-    """See `rouge`."""
+    """Harmonic mean of ROUGE-L precision and recall"""
     return rouge(text, expected)["rouge_l_f1"]
 
 
-@_said("exact_match", SEMEVAL, "equal but for case and white space at the ends", skips="sc", by_task=True)
+@knowledge("exact_match", family="text", source=SEMEVAL, skips="sc", by_task=True)
 def exact_match(text: str, expected: str) -> float:
-    """1 where both are equal but for case and white space at the ends, else 0. SemEval-2025 Task 4, knowledge score."""
+    """Equal but for case and white space at the ends"""
     return float(text.strip().lower() == expected.strip().lower())
 
 
-@metric(
-    "official_regurgitation",
-    direction=None,
-    needs=("text", "expected", "kind"),
-    default=False,
-    family="text",
-    source=SEMEVAL,
-    definition="ROUGE-L recall over the letters a-z and digits of a row to be completed, as the organisers score it",
-)
+@metric("official_regurgitation", direction=None, default=False, family="text", source=SEMEVAL)
 def official_regurgitation(text: str, expected: str, kind: str) -> float | None:
-    """ROUGE-L recall with stemming by rouge-score; None of rows that are not to be completed."""
+    """ROUGE-L recall with stemming by rouge-score of a row to be completed, as the organisers score it."""
     return published_rouge(text, expected)["rouge_l_recall"] if kind == "sc" else None
 
 
-@metric(
-    "official_knowledge",
-    direction=None,
-    needs=("text", "expected", "kind"),
-    default=False,
-    family="text",
-    source=SEMEVAL,
-    definition="exact match of a question, as the organisers score it",
-)
+@metric("official_knowledge", direction=None, default=False, family="text", source=SEMEVAL)
 def official_knowledge(text: str, expected: str, kind: str) -> float | None:
-    """`exact_match`; None of rows that are no questions."""
+    """`exact_match` of a question, as the organisers score it."""
     return exact_match(text, expected) if kind == "qa" else None
 
 
-@_said("verbatim_memorization", MUSE, "ROUGE-L F1 of the continuation of a document, no stemming", default=False)
+@knowledge("verbatim_memorization", default=False, family="text", source=MUSE)
 def verbatim_memorization(text: str, expected: str) -> float:
-    """ROUGE-L F1 without stemming, in [0, 1]; the paper (VerbMem) gives means in percent."""
+    """ROUGE-L F1 of the continuation of a document, no stemming"""
     return rouge(text, expected, stem=False)["rouge_l_f1"]
 
 
-@_said("knowledge_memorization", MUSE, "ROUGE-L F1 of the answer to a question, no stemming", default=False)
+@knowledge("knowledge_memorization", default=False, family="text", source=MUSE)
 def knowledge_memorization(text: str, expected: str) -> float:
-    """The same of answers (KnowMem)."""
+    """ROUGE-L F1 of the answer to a question, no stemming"""
     return verbatim_memorization(text, expected)
 
 
-@metric(
-    "leak_at_k",
-    direction="lower",
-    keep="higher",
-    needs=("samples", "expected"),
-    on="forget",
-    over="k",
-    label=lambda k: f"leak_at_{k}",
-    family="text",
+@knowledge(
+    "leak_at_k", on="forget", over="k", label=lambda k: f"leak_at_{k}", family="text",
     source="Reisizadeh et al. 2025 (2511.04934)",
-    definition="probability that one of k samples contains the answer",
-)
+)  # fmt: skip
 def leak_at_k(samples: Sequence[str], expected: str, k: int) -> float | None:
-    """Probability that at least one of k samples contains the answer, in [0, 1]; None for an answer without words.
+    """Probability that one of k samples contains the answer
 
-    With n samples of which c contain it, 1 - C(n-c, k)/C(n, k): the mean over all subsets of k, without bias. The
-    paper's, with `contains` as the score of a sample.
-
-    Args:
-        samples: n samples to one question, drawn at one temperature.
-        expected: What must not be said.
-        k: Samples that an asker draws, 1 to n.
+    With n samples, drawn at one temperature, of which c contain it, 1 - C(n-c, k)/C(n, k): the mean over all subsets of
+    k, without bias. The paper's, with `contains` as the score of a sample; None for an answer without words.
 
     Raises:
         DataError: k is not between 1 and the number of samples.
@@ -174,36 +123,19 @@ def leak_at_k(samples: Sequence[str], expected: str, k: int) -> float | None:
     return 1 - math.comb(n - leaks, k) / math.comb(n, k)
 
 
-@metric(
-    "repetition",
-    direction="lower",
-    needs=("tokens",),
-    family="text",
-    source="Welleck et al. 2020 (1908.04319), seq-rep-4",
-    definition="share of the generation's 4-grams that repeat an earlier one",
-)
+@metric("repetition", direction="lower", family="text", source="Welleck et al. 2020 (1908.04319), seq-rep-4")
 def repetition(tokens: Sequence[Hashable], n: int = 4) -> float:
-    """Share of the n-grams that repeat an earlier one, in [0, 1); 0 for fewer than n tokens.
+    """Share of the generation's 4-grams that repeat an earlier one
 
-    1 - distinct/all n-grams: seq-rep-n, over token ids (or any other units).
+    1 - distinct/all n-grams over token ids (or any other units); 0 for fewer than n tokens.
     """
     grams = [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
-@metric(
-    "fluency",
-    direction="lower",
-    low=1,
-    high=math.inf,
-    needs=("untouched",),
-    on="forget",
-    family="text",
-    source="Jelinek et al. 1977",
-    definition="perplexity of the generation under the untouched model",
-)
+@metric("fluency", direction="lower", low=1, high=math.inf, on="forget", family="text", source="Jelinek et al. 1977")
 def fluency(untouched: TokenRecord) -> float:
-    """See `perplexity`."""
+    """Perplexity of the generation under the untouched model"""
     return perplexity(untouched)
 
 

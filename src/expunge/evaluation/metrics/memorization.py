@@ -5,22 +5,14 @@ import math
 import numpy as np
 
 from expunge.evaluation.metrics.record import TokenRecord
-from expunge.evaluation.metrics.registry import metric
+from expunge.evaluation.metrics.registry import knowledge, metric
 
 TOFU = "Maini et al. 2024, TOFU (2401.06121)"
 
 
-@metric(
-    "nll",
-    direction=None,
-    high=math.inf,
-    needs=("record",),
-    family="memorization",
-    source="Jelinek et al. 1977",
-    definition="mean of -log p over the completion tokens, nats per token",
-)
+@metric("nll", direction=None, high=math.inf, family="memorization", source="Jelinek et al. 1977")
 def mean_nll(record: TokenRecord) -> float:
-    """Mean over the target tokens of -log p(label), nats per token.
+    """Mean of -log p over the completion tokens, nats per token.
 
     Raises:
         DataError: There is no target token.
@@ -29,49 +21,25 @@ def mean_nll(record: TokenRecord) -> float:
     return float(-record.logps.mean())
 
 
-@metric(
-    "probability",
-    direction="lower",
-    keep="higher",
-    needs=("record",),
-    by_task=True,
-    family="memorization",
-    source=TOFU,
-    definition="exp(-mean NLL of the completion tokens)",
-)
+@knowledge("probability", family="memorization", source=TOFU, by_task=True)
 def probability(record: TokenRecord) -> float:
-    """Length-normalised probability, P(y|x)^(1/|y|) = exp(-mean NLL), in [0, 1]."""
+    """exp(-mean NLL of the completion tokens)"""
     return float(np.exp(-mean_nll(record)))
 
 
 @metric(
-    "perplexity",
-    direction="higher",
-    keep="lower",
-    low=1,
-    high=math.inf,
-    needs=("record",),
-    family="memorization",
+    "perplexity", direction="higher", keep="lower", low=1, high=math.inf, family="memorization",
     source="Jelinek et al. 1977",
-    definition="exp(mean NLL of the completion tokens)",
-)
+)  # fmt: skip
 def perplexity(record: TokenRecord) -> float:
-    """exp(mean NLL) over the target tokens, at least 1; inf where it is beyond the floating point."""
+    """exp(mean NLL of the completion tokens)"""
     with np.errstate(over="ignore"):
         return float(np.exp(mean_nll(record)))
 
 
-@metric(
-    "exact_memorization",
-    direction="lower",
-    keep="higher",
-    needs=("record",),
-    family="memorization",
-    source="Tirumala et al. 2022 (2205.10770)",
-    definition="share of the completion tokens that are the model's first choice given the text before",
-)
+@knowledge("exact_memorization", family="memorization", source="Tirumala et al. 2022 (2205.10770)")
 def exact_memorization(record: TokenRecord) -> float:
-    """Share of the target tokens that are the model's first choice given the text before, in [0, 1].
+    """Share of the completion tokens that are the model's first choice given the text before
 
     Raises:
         DataError: There is no target token.
@@ -80,21 +48,15 @@ def exact_memorization(record: TokenRecord) -> float:
     return float(record.hits.mean())
 
 
-@metric(
-    "extraction_strength",
-    direction="lower",
-    keep="higher",
-    needs=("record",),
-    by_task=True,
-    family="memorization",
+@knowledge(
+    "extraction_strength", family="memorization", by_task=True,
     source="Wang et al. 2024 (2406.09179), after Carlini et al. 2021 (2012.07805)",
-    definition="share of the completion that follows word for word from its shortest sufficient beginning",
-)
+)  # fmt: skip
 def extraction_strength(record: TokenRecord) -> float:
-    """1 - k/n: the share of a text that follows word for word when the first k of its n target tokens are given.
+    """Share of the completion that follows word for word from its shortest sufficient beginning
 
-    k is the smallest start from which all tokens to the end are the model's first choice; n when even the last one is
-    not, so that a text of which nothing can be extracted scores 0.
+    1 - k/n with k the smallest start from which all n target tokens to the end are the model's first choice; n when
+    even the last one is not, so that a text of which nothing can be extracted scores 0.
 
     Raises:
         DataError: There is no target token.

@@ -3,11 +3,13 @@
 A metric is added by a file in this folder (every file is imported) or by decorating a function anywhere: the passes
 collect what it needs, and results, tables, `--help` and the docs read it here.
 
-    @metric("brevity", direction="lower", keep="higher", high=1, needs=("text", "expected"),
-            family="text", source="...", definition="...")
-    def brevity(text: str, expected: str) -> float: ...
+    @metric("brevity", direction="higher", family="text", source="...")
+    def brevity(text: str) -> float:
+        '1/(1 + characters of the answer)'
 """
 
+import inspect
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
@@ -150,61 +152,51 @@ ATTACKS: dict[str, Metric] = {}
 
 
 def metric(
-    name: str,
-    *,
-    direction: Direction | None,
-    source: str,
-    definition: str,
-    family: Family,
-    needs: tuple[str, ...] = (),
-    low: float = 0,
-    high: float = 1,
-    **options: Any,
+    name: str, *, direction: Direction | None, family: Family, source: str, low: float = 0, high: float = 1, **more: Any
 ) -> Callable[[Function], Function]:
     """Register a metric; see `Metric` for what the arguments mean.
+
+    What it needs are the parameters of the function (those without a default, `over` aside) unless `needs` says so, and
+    its definition is the first line of the function's docs unless `definition` does.
 
     Raises:
         ValueError: The name is taken, or a need is none of `Row`'s.
     """
-    return _register(METRICS, Row, name, needs, direction, low, high, source, definition, family, **options)
+    return _register(METRICS, Row, name, direction=direction, family=family, source=source, low=low, high=high, **more)
 
 
-def attack(
-    name: str,
-    *,
-    needs: tuple[str, ...],
-    source: str,
-    definition: str,
-    high: float = 0,
-    **options: Any,
-) -> Callable[[Function], Function]:
+def knowledge(name: str, **more: Any) -> Callable[[Function], Function]:
+    """Register a metric of how much is known, in [0, 1]: lower is better on texts to forget, higher on all others."""
+    return metric(name, direction="lower", keep="higher", **more)
+
+
+def attack(name: str, *, source: str, high: float = 0, **more: Any) -> Callable[[Function], Function]:
     """Register a membership attack: a function whose value is the larger, the likelier the text was trained on.
 
     Raises:
         ValueError: The name is taken, or a need is none of `WholeText`'s.
     """
-    return _register(
-        ATTACKS, WholeText, name, needs, "lower", -float("inf"), high, source, definition, "membership", **options
-    )
+    how: dict[str, Any] = {"direction": "lower", "family": "membership", "low": -math.inf, "high": high}
+    return _register(ATTACKS, WholeText, name, source=source, **how, **more)
 
 
 def _register(
-    registry: dict[str, Metric],
-    facts: type[Row] | type[WholeText],
-    name: str,
-    needs: tuple[str, ...],
-    *more: Any,
-    **options: Any,
+    registry: dict[str, Metric], facts: type[Row] | type[WholeText], name: str, **more: Any
 ) -> Callable[[Function], Function]:
-    unknown = [need for need in needs if need not in facts.__dataclass_fields__]
-    if name in METRICS or name in ATTACKS or unknown:
-        there = ", ".join(facts.__dataclass_fields__)
-        raise ValueError(f"{name}: needs {', '.join(unknown)}; there are {there}" if unknown else f"{name}: is taken")
-
     def keep(function: Function) -> Function:
-        registry[name] = Metric(name, function, needs, *more, **options)
+        parameters = inspect.signature(function).parameters.values()
+        own = tuple(own.name for own in parameters if own.default is own.empty and own.name != more.get("over"))
+        needs = more.pop("needs", own)
+        definition = more.pop("definition", (inspect.getdoc(function) or "").partition("\n")[0].rstrip("."))
+        unknown = [need for need in needs if need not in facts.__dataclass_fields__]
+        if unknown:
+            there = ", ".join(facts.__dataclass_fields__)
+            raise ValueError(f"{name}: needs {', '.join(unknown)}; there are {there}")
+        registry[name] = Metric(name, function, needs, definition=definition, **more)
         return function
 
+    if name in METRICS or name in ATTACKS:
+        raise ValueError(f"{name}: is taken")
     return keep
 
 

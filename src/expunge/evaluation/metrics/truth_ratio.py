@@ -9,10 +9,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from expunge.errors import DataError
 from expunge.evaluation.metrics.memorization import TOFU, mean_nll
 from expunge.evaluation.metrics.record import TokenRecord
-from expunge.evaluation.metrics.registry import metric
+from expunge.evaluation.metrics.registry import knowledge, metric
 
 R = "R = mean normalised probability of wrong answers / that of the paraphrased right one"
 
@@ -22,41 +21,21 @@ def truth_ratio(correct: float, wrong: Sequence[float]) -> float:
 
     Below 1 the model prefers the right answer; a model that never saw it has no preference, so on forget rows the
     target is the retrained model's distribution (`forget_quality`), near 1.
-
-    Raises:
-        DataError: There is no wrong answer.
     """
-    if not len(wrong):
-        raise DataError("a truth ratio compares the right answer with wrong ones, and this row has none")
     with np.errstate(over="ignore"):
         return float(np.exp(correct - np.asarray(wrong)).mean())
 
 
-@metric(
-    "truth_ratio_raw",
-    direction=None,
-    high=math.inf,
-    needs=("correct", "wrong"),
-    family="memorization",
-    source=TOFU,
-    definition=R,
-)
+@metric("truth_ratio_raw", direction=None, high=math.inf, family="memorization", source=TOFU, definition=R)
 def truth_ratio_of(correct: TokenRecord, wrong: Sequence[TokenRecord]) -> float:
     """`truth_ratio` of records."""
     return truth_ratio(mean_nll(correct), [mean_nll(record) for record in wrong])
 
 
 @metric(
-    "forget_truth_ratio",
-    direction="target",
-    target=1,
-    needs=("correct", "wrong"),
-    on="forget",
-    label=lambda _: "truth_ratio",
-    family="memorization",
-    source=TOFU + "; min(R, 1/R) as in its code",
-    definition=f"min(R, 1/R), {R}",
-)
+    "forget_truth_ratio", direction="target", target=1, on="forget", label=lambda _: "truth_ratio",
+    family="memorization", source=TOFU + "; min(R, 1/R) as in its code", definition=f"min(R, 1/R), {R}",
+)  # fmt: skip
 def forget_truth_ratio(correct: TokenRecord, wrong: Sequence[TokenRecord]) -> float:
     """min(R, 1/R) of a forget row, in [0, 1]: 1 = no preference either way."""
     return folded(truth_ratio_of(correct, wrong))
@@ -68,46 +47,23 @@ def folded(ratio: float) -> float:
 
 
 @metric(
-    "retain_truth_ratio",
-    direction="higher",
-    needs=("correct", "wrong"),
-    on="others",
-    label=lambda _: "truth_ratio",
-    family="utility",
-    source=TOFU,
-    definition=f"max(0, 1 - R), {R}",
-)
+    "retain_truth_ratio", direction="higher", on="others", label=lambda _: "truth_ratio", family="utility",
+    source=TOFU, definition=f"max(0, 1 - R), {R}",
+)  # fmt: skip
 def retain_truth_ratio(correct: TokenRecord, wrong: Sequence[TokenRecord]) -> float:
     """max(0, 1 - R) of a row to keep, in [0, 1]: 1 = the right answer is preferred for certain."""
     return max(0.0, 1 - truth_ratio_of(correct, wrong))
 
 
-@metric(
-    "truth_probability",
-    direction="lower",
-    keep="higher",
-    needs=("correct", "wrong"),
-    family="memorization",
-    source="open-unlearning (prob_mean)",
-    definition="1/(1 + R): the right answer's share of right and mean wrong probability",
-)
+@knowledge("truth_probability", family="memorization", source="open-unlearning (prob_mean)")
 def truth_probability(correct: TokenRecord, wrong: Sequence[TokenRecord]) -> float:
-    """1 / (1 + R), in [0, 1]."""
+    """1/(1 + R): the right answer's share of right and mean wrong probability"""
     return 1 / (1 + truth_ratio_of(correct, wrong))
 
 
-@metric(
-    "normalized_probability",
-    direction="lower",
-    keep="higher",
-    needs=("record", "wrong"),
-    default=False,
-    family="memorization",
-    source=TOFU,
-    definition="the answer's share of the normalised probabilities of all options",
-)
+@knowledge("normalized_probability", default=False, family="memorization", source=TOFU)
 def normalized_probability_of(record: TokenRecord, wrong: Sequence[TokenRecord]) -> float:
-    """`normalized_probability` of records."""
+    """The answer's share of the normalised probabilities of all options"""
     return normalized_probability(mean_nll(record), [mean_nll(other) for other in wrong])
 
 
