@@ -1,5 +1,6 @@
 """The report as a browser shows it: silent, self-contained, readable for everyone at every width."""
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,14 @@ CROWDED = """() => [...document.querySelectorAll("th, td")].filter((cell) => {
   return !cell.matches(".plot") && own.width > 0 && (own.left < box.left - 1 || own.right > box.right + 1);
 }).map((cell) => cell.textContent.trim().slice(0, 60))"""
 """Cells whose words run into their neighbours."""
+OVERLAPS = """() => [...document.querySelectorAll("figure > svg")].flatMap((svg) => {
+  const texts = [...svg.querySelectorAll("text")].map((text) => [text.textContent, text.getBoundingClientRect()]);
+  return texts.flatMap(([a, one], i) => texts.slice(i + 1)
+    .filter(([, two]) => one.left < two.right - 1 && two.left < one.right - 1
+      && one.top < two.bottom - 2 && two.top < one.bottom - 2)
+    .map(([b]) => `${a} / ${b}`));
+})"""
+"""Words of figures that lie on each other."""
 UNNAMED = """() => [...document.querySelectorAll("svg")].filter((svg) => {
   if (svg.closest("[aria-hidden=true]") || svg.parentElement.closest("svg")) return false;
   const named = (svg.getAttribute("aria-labelledby") || "").split(" ").filter(Boolean)
@@ -99,6 +108,7 @@ def test_nothing_sticks_out_of_a_printed_page(see, pages, name):
 @pytest.mark.parametrize("name", NAMES)
 def test_words_in_figures_lie_within_them(see, pages, name):
     page = see(pages[name]).page
+    assert page.evaluate(OVERLAPS) == []
     cut = page.evaluate("""() => [...document.querySelectorAll("figure > svg")].flatMap((svg) => {
       const box = svg.getBoundingClientRect();
       return [...svg.querySelectorAll("text")].filter((text) => {
@@ -108,6 +118,32 @@ def test_words_in_figures_lie_within_them(see, pages, name):
       }).map((text) => text.textContent);
     })""")
     assert cut == []
+
+
+@pytest.mark.parametrize(("width", "height", "screens"), [(1200, 900, 1), (390, 844, 2)], ids=["desktop", "phone"])
+@pytest.mark.parametrize("name", ["one", "unscored", "internal"])
+def test_the_first_screen_holds_what_was_asked_the_four_answers_and_what_to_do(
+    see, pages, name, width, height, screens, tmp_path
+):
+    page = see(pages[name], width=width, height=height).page
+    assert page.locator("#verdict .answers > div").count() == 4
+    for what in ("h1", "#verdict .answers > div >> nth=3", "#verdict ul >> nth=0"):
+        box = page.locator(what).bounding_box()
+        assert box["y"] + box["height"] < screens * height, what
+    picture = tmp_path / "first.png"
+    page.screenshot(path=picture)
+    assert picture.stat().st_size > 20_000
+
+
+@pytest.mark.parametrize("width", [1200, 390])
+@pytest.mark.parametrize("name", ["seeds", "methods"])
+def test_the_verdicts_of_several_runs_stand_below_each_other(see, pages, name, width):
+    page = see(pages[name], width=width).page
+    boxes = [own.bounding_box() for own in page.locator("div.verdict").all()]
+    assert len(boxes) == (2 if name == "methods" else 1)
+    for one, two in itertools.pairwise(boxes):
+        assert one["y"] + one["height"] <= two["y"]
+    assert ".jsonl" not in page.locator("body").inner_text()
 
 
 def test_hostile_strings_are_text(see, pages):
@@ -157,5 +193,5 @@ def test_the_page_is_whole_without_scripts(chromium, pages: dict[str, Path]):
     page = context.new_page()
     page.goto(pages["one"].as_uri())
     assert page.locator("table").count() > 8
-    assert page.locator("figure svg").count() == 8
+    assert page.locator("figure svg").count() == 11
     context.close()

@@ -48,7 +48,7 @@ def test_metrics_are_aligned_and_narrow(before):
 def test_the_untouched_model_stands_on_the_left():
     lines = metrics_table(RESULTS, BEFORE).splitlines()
     assert column(lines, "before")["forget rouge l recall ↓"] == "0.990"
-    assert column(lines, "before")["holdout drift"] == column(lines, "after")["holdout drift"] == "-"
+    assert column(lines, "before")["holdout drift"] == column(lines, "after")["holdout drift"] == "–"
 
 
 def test_losses_say_where_they_are_meant_to_go():
@@ -69,7 +69,7 @@ def test_official_numbers_side_by_side():
     assert {len(line) for line in lines} == {66}
     assert lines[0].split() == ["before", "after"]
     assert lines[1].split() == ["forget", "regurgitation", "Task1", "↓", "1.000", "0.500"]
-    assert next(line.split()[-2:] for line in lines if "Task2" in line) == ["-", "0.500"]
+    assert next(line.split()[-2:] for line in lines if "Task2" in line) == ["–", "0.500"]
 
 
 def test_nothing_steers_a_terminal():

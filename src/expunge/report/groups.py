@@ -46,7 +46,7 @@ class Cell:
         std: Standard deviation over models (n - 1); None for one.
         each: Every model's value.
         differs: Whether it differs from the reference on the same rows; of several models, whether any does.
-        reason: Why there is no number.
+        reason: Why there is no number, or no interval.
     """
 
     value: float | None
@@ -216,6 +216,6 @@ def _cell(found: list[Score]) -> Cell:
     if not values:
         return Cell(None, n=first.n, reason=first.reason or "not measured")
     if len(values) == 1:
-        return Cell(values[0], first.low, first.high, first.n, None, values, first.differs)
+        return Cell(values[0], first.low, first.high, first.n, None, values, first.differs, first.reason)
     mean, std = statistics.fmean(values), statistics.stdev(values)
     return Cell(mean, mean - std, mean + std, first.n, std, values, any(score.differs for score in found))

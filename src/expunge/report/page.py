@@ -3,13 +3,14 @@
 import base64
 import hashlib
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any, NamedTuple
 
 from jinja2 import Environment, PackageLoader
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from expunge.report import curves, details, figures
 from expunge.report.drawing import Drawn, inline_svg, style
@@ -102,7 +103,7 @@ def render(groups: Sequence[Group], drawings: Drawings, examples: Sequence[Shown
         loader=PackageLoader("expunge.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True, finalize=_visible
     )
     with style():
-        environment.filters |= {"number": show_number, "cell": cell_text, "short": short, "svg": _svg}
+        environment.filters |= {"number": show_number, "cell": cell_text, "short": short, "svg": _svg, "prose": prose}
         return environment.get_template("page.html").render(
             _context(groups, drawings) | {"examples": list(examples)},
             css=Markup(_asset("page.css")),
@@ -192,13 +193,18 @@ def cell_text(cell: Cell, runs: int = 1) -> tuple[str, str]:
         fewer = f", {len(cell.each)} runs" if len(cell.each) < runs else ""
         return show_number(cell.value), f"± {_bound(cell.std, cell.value)}{fewer}"
     if cell.low is None or cell.high is None:
-        return show_number(cell.value), ""
+        return show_number(cell.value), cell.reason and f"no interval: {cell.reason}"
     return show_number(cell.value), f"{_bound(cell.low, cell.value)} to {_bound(cell.high, cell.value)}"
 
 
 def _bound(end: float, value: float) -> str:
     """An end of an interval, with no more digits than the value before it."""
     return show_number(end if "e" in show_number(value) else round(end, 3))
+
+
+def prose(text: str) -> Markup:
+    """Text whose commands stand between back quotes."""
+    return Markup(re.sub("`([^`]*)`", r"<code>\1</code>", str(escape(visible(text)))))
 
 
 def _svg(drawn: Drawn) -> Markup:

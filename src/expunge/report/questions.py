@@ -311,7 +311,7 @@ def _shown(score: Score, before: float | None, target: float | None, whose: str,
 def _named(score: Score) -> str:
     """A number as it is called in a sentence for everybody."""
     if score.family == "membership":
-        return f"the {spelled(score.name.removesuffix('_auc'))} attack picks the right text of two in"
+        return f"the {spelled(score.name.removesuffix('_auc'))} attack tells a forgotten text from an unseen one in"
     for beginning, words in PLAIN.items():
         if score.name.startswith(beginning):
             return words if score.set == "forget" else f"{score.set}, {words}"

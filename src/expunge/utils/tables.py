@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from expunge.utils.text import MISSING, show_number
+
 ROWS = (
     ("forget", "regurgitation", "↓"),
     ("forget", "knowledge", "↓"),
@@ -93,13 +95,13 @@ def metrics_table(results: Mapping[str, Any], before: Mapping[str, Any] | None =
     first = f"{'before':>10}{'after':>10}" if earlier else f"{'value':>10}"
     lines = [f"{'':<{width}}{first}{'95 % interval':>23}{'n':>7}" + (f"{'retrained':>10}" if compared else "")]
     for name, entry in metrics.items():
-        low, high = _number(entry["low"]), _number(entry["high"])
-        interval = f"{low} to {high}" if "-" not in (low, high) else ""
+        low, high = show_number(entry["low"]), show_number(entry["high"])
+        interval = f"{low} to {high}" if MISSING not in (low, high) else ""
         arrow = _arrow(entry)
         label = f"{name.replace('/', ' ').replace('_', ' ')[: width - len(arrow) - 1]} {arrow}"
-        line = f"{label:<{width}}" + (f"{_number(earlier.get(name, {}).get('value')):>10}" if earlier else "")
-        line += f"{_number(entry['value']):>10}{interval:>23}{entry['n'] or '':>7}"
-        line += f"{_number(entry.get('reference')):>10}{_star(entry)}" if compared else ""
+        line = f"{label:<{width}}" + (f"{show_number(earlier.get(name, {}).get('value')):>10}" if earlier else "")
+        line += f"{show_number(entry['value']):>10}{interval:>23}{entry['n'] or '':>7}"
+        line += f"{show_number(entry.get('reference')):>10}{_star(entry)}" if compared else ""
         lines.append(line.rstrip())
     if compared:
         lines.append("* differs from the retrained model on the same rows (paired 95 % interval)")
@@ -133,12 +135,5 @@ def _arrow(entry: Mapping[str, Any]) -> str:
     return {"higher": "↑", "lower": "↓"}.get(entry["direction"], "")
 
 
-def _number(value: float | None) -> str:
-    if value is None or value != value:
-        return "-"
-    return f"{value:.3f}" if abs(value) < 1000 else f"{value:.1e}"
-
-
 def _line(label: str, values: list[float | None]) -> str:
-    cells = "".join(f"{'-':>14}" if value is None or value != value else f"{value:>14.3f}" for value in values)
-    return f"{label:<38}{cells}"
+    return f"{label:<38}" + "".join(f"{show_number(value):>14}" for value in values)
