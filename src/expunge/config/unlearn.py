@@ -237,6 +237,7 @@ class RunConfig:
     Attributes:
         model: Folder or Hub name of the model; a PEFT adapter folder is folded into its base first.
         output: Run directory to write.
+        title: What was asked, for the head of the report; it is kept in the run.
         recipe: Preset over all settings: `default`, `npo` or `paper`. Where none is named: `default` with unseen texts
             (`holdout`, a benchmark's, or `origin`), `npo` without.
         seed: Seed of the adapter's initialisation, of the order of the data and of the replay texts.
@@ -252,6 +253,7 @@ class RunConfig:
 
     model: str
     output: str = ""
+    title: str | None = None
     recipe: str | None = None
     seed: int = 0
     save_every: int = 100
