@@ -31,11 +31,13 @@ class SelectionRows:
     Attributes:
         members: Rows that are to be forgotten.
         nonmembers: Rows that the model has never seen.
-        hashes: What stands for both, for whoever reports on the other half.
+        unseen: The same, and unseen texts too short for membership: what target NLLs are taken from.
+        hashes: What stands for all of them, for whoever reports on the others.
     """
 
     members: list[TokenizedExample]
     nonmembers: list[TokenizedExample]
+    unseen: list[TokenizedExample]
     hashes: list[str]
 
 
@@ -112,9 +114,13 @@ def prepare(config: UnlearnConfig, reporter: Reporter) -> Prepared:
     selection, reported = None, tokenized["holdout"]
     if followed is not None:
         hashes, (members, nonmembers) = split_off(followed, sets.retain, loaded.tokenizer)
+        documents = {id(own) for own in followed[1]}
+        short = [own for own in sets.nonmembers if id(own) not in documents]  # no membership is reported on them
+        hashes = sorted({*hashes, *example_hashes(short)})
         counts = f"{len(members)} texts to forget and {len(nonmembers)} unseen ones"
         reporter.say(f"selection: {counts} say how far to go and when to stop; evaluate reports on the others")
-        selection = SelectionRows(rows(members, cut=True), rows(nonmembers, cut=True), hashes)
+        unseen = rows([*nonmembers, *short], cut=True)
+        selection = SelectionRows(rows(members, cut=True), unseen[: len(nonmembers)], unseen, hashes)
         steers = set(hashes)
         marked = zip(reported, example_hashes(sets.holdout), strict=True)
         reported = [row for row, own in marked if own not in steers]

@@ -1,12 +1,14 @@
 """How unlikely each token of a forget text should end: its target NLL.
 
-From unseen texts: the mean NLL, under the untouched model, of the unseen texts of its kind (task and kind of the row,
-prompt and completion apart; of all unseen texts where a kind has none), times how unlikely this token of the
-vocabulary is in unseen texts, over the mean of all tokens. From an origin, a model that never saw the forget texts:
-its own NLL of the token.
+From unseen texts: what the untouched model's NLL of such a token is in them. Where the same two or three tokens stand
+in a row there, that place tells (the words of a template stay likely); else the token wherever it stands; else tokens
+that stand there once. Then all are scaled so that the forget texts of a kind (task and kind of the row; prompt and
+completion apart) end with the mean NLL of the unseen texts of that kind, or of all where a kind has none. From an
+origin, a model that never saw the forget texts: its own NLL of the token.
 """
 
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
 from statistics import fmean
 
 import torch
@@ -22,9 +24,10 @@ from expunge.train.setup import Prepared
 from expunge.utils.distributed import Processes
 from expunge.utils.progress import Reporter
 
-LEAST_RELATIVE = 0.5
-"""Least relative NLL of a token: what is easy in unseen texts, a digit of a year, may be what must be forgotten in
-others."""
+LONGEST = 3
+"""Tokens in a row that are looked for in unseen texts, the last of which is predicted."""
+Kind = tuple[str, bool]
+"""Task and kind of a row, and whether a token is of its completion."""
 
 
 def target_nlls(prepared: Prepared, processes: Processes, reporter: Reporter) -> RowValues:
@@ -63,54 +66,69 @@ def _from_origin(
 def _from_unseen(prepared: Prepared, spans: Sequence[range], processes: Processes, reporter: Reporter) -> list[Tensor]:
     if prepared.selection is None:
         raise ValueError("a loss with target NLLs is prepared with unseen texts or an origin")
-    unseen, loaded = prepared.selection.nonmembers, prepared.loaded
-    logps = sequence_logps(loaded, [row.input_ids for row in unseen], processes=processes)
-    relative = relative_nlls(unseen, logps, len(loaded.base.get_input_embeddings().get_parameter("weight")))
-    means = _means_by_kind(unseen, logps)
-    lacking = sorted({row.group for row in prepared.forget} - {kind for kind, _ in means} - {""})
-    if lacking and any(kind for kind, _ in means):
-        reporter.say(
-            f"target NLLs: no unseen texts of {', '.join(lacking)}; the mean of all unseen texts stands for them"
-        )
-    overall = -torch.cat(logps).mean().item()
-    values = []
-    for row, span in zip(prepared.forget, spans, strict=True):
-        ids = torch.tensor(row.input_ids)[span.start : span.stop]
-        prompt, completion = (means.get((row.group, part), overall) for part in (False, True))
-        own = torch.where(torch.arange(span.start, span.stop) >= row.completion_start, completion, prompt)
-        values.append(own * relative[ids].clamp(min=LEAST_RELATIVE))
-    return values
+    unseen = prepared.selection.unseen
+    logps = sequence_logps(prepared.loaded, [row.input_ids for row in unseen], processes=processes)
+    nlls = [[0.0, *(-own).tolist()] for own in logps]  # the first token has nothing to be predicted from
+    known = {row.group for row in unseen}
+    lacking = sorted({row.group for row in prepared.forget} - known - {""})
+    if lacking and known != {""}:
+        names = ", ".join(lacking)
+        reporter.say(f"target NLLs: no unseen texts of {names}; the mean of all unseen texts stands for them")
+    expected = expected_nlls(prepared.forget, unseen, nlls)
+    means, own_means = _means(unseen, nlls), _means(prepared.forget, expected)
+    overall = fmean(value for own in nlls for value in own[1:])
+    found = []
+    for row, values, span in zip(prepared.forget, expected, spans, strict=True):
+        scales = {part: means.get((row.group, part), overall) / own_means.get((row.group, part), 1.0)
+                  for part in (False, True)}  # fmt: skip
+        found.append(torch.tensor([values[at] * scales[at >= row.completion_start] for at in span]))
+    return found
 
 
-def _means_by_kind(rows: Sequence[TokenizedExample], logps: Sequence[Tensor]) -> dict[tuple[str, bool], float]:
-    """(kind, whether of the completion) -> mean over the rows of their mean NLL, nats per token."""
-    found: dict[tuple[str, bool], list[float]] = {}
-    for row, own in zip(rows, logps, strict=True):
-        start = row.targets("completion").start - 1
-        for part, values in ((False, own[:start]), (True, own[start:])):
-            if len(values):
-                found.setdefault((row.group, part), []).append(-values.mean().item())
-    return {key: fmean(values) for key, values in found.items()}
+def expected_nlls(
+    rows: Sequence[TokenizedExample], unseen: Sequence[TokenizedExample], nlls: Sequence[Sequence[float]]
+) -> list[list[float]]:
+    """The NLL that each token of `rows` would have if the model had not seen them, by the same tokens in unseen texts.
 
-
-def relative_nlls(texts: Sequence[TokenizedExample], logps: Sequence[Tensor], vocabulary: int) -> Tensor:
-    """How unlikely the untouched model finds each token of the vocabulary in unseen texts.
-
-    The mean NLL of the token wherever it stands in them, over the mean of all tokens. Tokens that are rare in them are
-    drawn towards the mean of those that stand there once, which counts as one more place of each.
+    Estimates from longer contexts are drawn towards those from shorter ones, which count as one more place of each.
 
     Args:
-        texts: Unseen texts, at least one token beside the first.
-        logps: `(tokens - 1,)` for each of them, of the untouched model.
-        vocabulary: Rows of the embedding.
+        rows: Texts to be forgotten.
+        unseen: Texts that the model has never seen.
+        nlls: For each of them the untouched model's NLL of every token, the first one anything.
 
     Returns:
-        `(vocabulary,)`, on the CPU.
+        For each row as many values as tokens, the first one 0.
     """
-    nll = -torch.cat(list(logps))
-    ids = torch.cat([torch.tensor(row.input_ids[1:]) for row in texts])
-    counts = ids.bincount(minlength=vocabulary)
-    once = nll[counts[ids] == 1]
-    rare = once.mean() if len(once) else nll.mean()
-    means = (torch.zeros(len(counts)).index_add(0, ids, nll) + rare) / (counts + 1)
-    return means / means[ids].mean().clamp(min=torch.finfo().tiny)
+    sums: defaultdict[tuple[int, ...], float] = defaultdict(float)
+    counts: Counter[tuple[int, ...]] = Counter()
+    for row, own in zip(unseen, nlls, strict=True):
+        for context, at in _contexts(row.input_ids):
+            sums[context] += own[at]
+            counts[context] += 1
+    once = [sums[context] for context, count in counts.items() if len(context) == 1 and count == 1]
+    rare = fmean(once) if once else fmean(value for own in nlls for value in own[1:])
+    found = []
+    for row in rows:
+        own = [0.0] + [rare] * (len(row.input_ids) - 1)
+        for context, at in _contexts(row.input_ids):
+            if counts[context]:
+                own[at] = (sums[context] + own[at]) / (counts[context] + 1)
+        found.append(own)
+    return found
+
+
+def _contexts(ids: Sequence[int]) -> Iterator[tuple[tuple[int, ...], int]]:
+    """The tokens that end at each place but the first, shortest first; and the place."""
+    for at in range(1, len(ids)):
+        for length in range(1, min(LONGEST, at + 1) + 1):
+            yield tuple(ids[at + 1 - length : at + 1]), at
+
+
+def _means(rows: Sequence[TokenizedExample], values: Sequence[Sequence[float]]) -> dict[Kind, float]:
+    """Kind -> mean of the values of its tokens."""
+    found: dict[Kind, list[float]] = {}
+    for row, own in zip(rows, values, strict=True):
+        for at in range(1, len(own)):
+            found.setdefault((row.group, at >= row.completion_start), []).append(own[at])
+    return {kind: fmean(own) for kind, own in found.items()}
