@@ -1,11 +1,11 @@
-"""`python -m experiments.halves`: how far the half of the documents that steers a run is from the half that is reported.
+"""`python -m experiments.halves`: how far the half of the documents that a run is stopped by is from the half that is reported.
 
     python -m experiments.halves --subjects neox --taught TAUGHT
 
-A retrained twin has never seen the forget set, so its membership AUC is what a run should come to. It is another on
+A retrained model has never seen the forget set, so its membership AUC is what a run should come to. It is another on
 each half of the documents that are long enough to be looked at: printed is the root mean square of the difference
-over a hundred splits, of halves by hash alone and of halves whose texts are paired by surprise (`selection.py`), with
-the correlation of surprise and the twin's loss on either side.
+over a hundred splits, of halves by hash alone and of halves whose texts are paired by surprise (`expunge.data.holdout`), with
+the correlation of surprise and the retrained model's loss on either side.
 """
 
 import argparse
@@ -30,13 +30,13 @@ SPLITS = 100
 def main(argv: list[str] | None = None) -> None:
     """Print the table."""
     args = _arguments().parse_args(argv)
-    print("| subject | documents | twin's AUC | by hash | paired | surprise and loss, forgotten | unseen |")
+    print("| subject | documents | retrained model's AUC | by hash | paired | surprise and loss, forgotten | unseen |")
     print("|---|---:|---:|---:|---:|---:|---:|")
     for name in args.subjects:
         subject = subject_of(name, args.taught)
         found = read_lume(subject.data, subject.split)
         sides = documents_of(found)
-        loaded = load_model(str(subject.twin), dtype="float32", device="cpu")
+        loaded = load_model(str(subject.retrained), dtype="float32", device="cpu")
         losses = []
         for side in sides:
             rows = tokenize_all(loaded.tokenizer, side, Join("space", False), max_length=512, truncate_completions=True)

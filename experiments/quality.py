@@ -35,12 +35,11 @@ PAPER_RATES = (1.25e-4, 5e-4, 2e-3, 8e-3)
 """Learning rates that each method to compare with is tried with; the paper's 1e-4 moves nothing on small models."""
 METHODS: dict[str, dict[str, Any]] = {
     "default": {},
-    "steered": {"recipe": "steered"},
+    "npo": {"recipe": "npo"},
     "paper": {"recipe": "paper"},
-    "paper-code": {"recipe": "paper-code"},
-    "gradient-difference": {"recipe": "paper", "beta": 1e-3, "kl_weight": 0.0},
+    "gradient-difference": {"recipe": "paper", "loss": "gradient_ascent", "loss_args": "", "kl_weight": 0.0},
 }
-"""NPO becomes gradient ascent as beta goes to 0 (Zhang et al. 2024), and with the retain NLL gradient difference."""
+"""Name -> settings. The first two run their recipe's learning rate."""
 COLUMNS = ("task", "lowest retain", "auc", "zlib", "min-k", "mia score", "drift", "members", "unseen")
 
 
@@ -50,10 +49,10 @@ Show = Callable[[list[float]], str]
 
 @dataclass(frozen=True)
 class Subject:
-    """A model that has memorised a benchmark folder, and its twin that never saw the forget set."""
+    """A model that has memorised a benchmark folder, and one that never saw its forget set."""
 
     model: Path
-    twin: Path
+    retrained: Path
     data: Path
     split: str = "validation"
 
@@ -68,8 +67,8 @@ def main(argv: list[str] | None = None) -> None:
     """Run what is asked for and print its table."""
     args = _arguments().parse_args(argv)
     show = interval if args.intervals else spread
-    for name, subject, folder, data, untouched, twin in opened(args):
-        rows = {"untouched": [untouched], "twin": [twin]}
+    for name, subject, folder, data, untouched, retrained in opened(args):
+        rows = {"untouched": [untouched], "retrained": [retrained]}
         for kind, settings in kinds(args).items():
             rows[kind] = [
                 score(subject, train(subject, folder / f"{kind}-{seed}", settings | {"seed": seed}), data)
@@ -81,7 +80,7 @@ def main(argv: list[str] | None = None) -> None:
 def opened(
     args: argparse.Namespace,
 ) -> Iterator[tuple[str, Subject, Path, Path, dict[str, Any], dict[str, Any]]]:
-    """Each subject asked for: name, subject, folder of its runs, reported data, results of untouched model and twin."""
+    """Each subject asked for: name, subject, folder of its runs, reported data, results of untouched and retrained model."""
     for name in args.subjects:
         subject = subject_of(name, args.taught)
         if not subject.model.is_dir():
@@ -89,12 +88,12 @@ def opened(
         folder = Path(args.output) / name
         data = reported(subject, folder / "data")
         untouched = score(subject, folder / "untouched", data, str(subject.model))
-        yield name, subject, folder, data, untouched, score(subject, folder / "twin", data, str(subject.twin))
+        yield name, subject, folder, data, untouched, score(subject, folder / "retrained", data, str(subject.retrained))
 
 
 def subject_of(name: str, taught: str) -> Subject:
     """The subject of that name; those that `experiments.taught` makes lie in `taught`."""
-    return SUBJECTS.get(name) or Subject(*(Path(taught) / name / part for part in ("subject", "twin", "data")))
+    return SUBJECTS.get(name) or Subject(*(Path(taught) / name / part for part in ("subject", "retrained", "data")))
 
 
 def kinds(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
@@ -103,7 +102,7 @@ def kinds(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
         return {
             f"{method}-{rate:g}": METHODS[method] | {"learning_rate": rate}
             for method in METHODS
-            if method not in ("default", "steered")
+            if method not in ("default", "npo")
             for rate in PAPER_RATES
         }
     chosen = dict(pair.split("=") for pair in args.rates)

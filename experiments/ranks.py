@@ -2,9 +2,9 @@
 
     python -m experiments.ranks --output FOLDER --subjects neox --taught TAUGHT [--ranks 1 2 5 16 64 256] [--seeds 0 1 2 3 4]
 
-Every run is one of recipe `steered` in FOLDER/SUBJECT/TARGETS-RANK-SEED, kept and scored as by `experiments.quality`. Then
+Every run is one of recipe `default` in FOLDER/SUBJECT/TARGETS-RANK-SEED, kept and scored as by `experiments.quality`. Then
 it is attacked: the merged model is fine-tuned on a tenth of the forget set until half of the rest is back
-(bench/relearning.py). A rank above the model's width stands for that width, which can do all that it could. The
+(experiments/relearning.py). A rank above the model's width stands for that width, which can do all that it could. The
 picture goes to FOLDER/SUBJECT/ranks.svg and ranks.png.
 """
 
@@ -32,7 +32,7 @@ TARGETS = {"q,v": "auto", "all-linear": "all-linear"}
 PANELS = {
     "task": "task aggregate (higher is better)",
     "lowest retain": "lowest retain term, share of before",
-    "distance": "membership AUC: distance from the twin's",
+    "distance": "membership AUC: distance from the retrained model's",
     "drift": "change of the unseen texts' loss",
     "relearning": f"steps of relearning ({MOST}: given up)",
 }
@@ -47,23 +47,23 @@ def main(argv: list[str] | None = None) -> None:
         width = AutoConfig.from_pretrained(subject.model).hidden_size
         ranks = sorted({min(rank, width) for rank in args.ranks})
         attack = prepare_attack(subject.model, read_lume(subject.data, subject.split).forget)
-        twin: Row = summary(retrained, untouched) | {"distance": 0.0, "steps": math.nan}
-        twin["relearning"] = relearned(folder / "twin", subject.twin, attack)
+        oracle: Row = summary(retrained, untouched) | {"distance": 0.0, "steps": math.nan}
+        oracle["relearning"] = relearned(folder / "retrained", subject.retrained, attack)
         rows: dict[str, dict[int, list[Row]]] = {label: {rank: [] for rank in ranks} for label in TARGETS}
         for seed in args.seeds:
             for label, modules in TARGETS.items():
                 for rank in ranks:
-                    settings = {"recipe": "steered", "lora_rank": rank, "target_modules": modules, "seed": seed}
+                    settings = {"recipe": "default", "lora_rank": rank, "target_modules": modules, "seed": seed}
                     run = train(subject, folder / f"{label}-{rank}-{seed}", settings)
                     numbers: Row = summary(score(subject, run, data), untouched)
-                    numbers["distance"] = abs(numbers["auc"] - twin["auc"])
+                    numbers["distance"] = abs(numbers["auc"] - oracle["auc"])
                     numbers["steps"] = _manifest(run)["steps"]
                     if not (run / "merged").is_dir():
                         merge(str(run), str(run / "merged"))
                     numbers["relearning"] = relearned(run, run / "merged", attack)
                     rows[label][rank].append(numbers)
-        print(f"### {name}, ranks, seeds {' '.join(map(str, args.seeds))}\n\n{table(rows, twin)}\n")
-        draw(rows, twin, folder)
+        print(f"### {name}, ranks, seeds {' '.join(map(str, args.seeds))}\n\n{table(rows, oracle)}\n")
+        draw(rows, oracle, folder)
 
 
 def relearned(folder: Path, model: Path, attack: Attack) -> int:
@@ -74,14 +74,14 @@ def relearned(folder: Path, model: Path, attack: Attack) -> int:
     return json.loads(file.read_text())["steps"]
 
 
-def table(rows: dict[str, dict[int, list[Row]]], twin: Row) -> str:
-    """Mean and standard deviation over the seeds of every number, the steps of every relearning, and the twin's."""
+def table(rows: dict[str, dict[int, list[Row]]], oracle: Row) -> str:
+    """Mean and standard deviation over the seeds of every number, the steps of every relearning, and the retrained model's."""
     lines = [f"| targets | rank | {' | '.join(COLUMNS)} |", f"|---|{'---:|' * (len(COLUMNS) + 1)}"]
     for label, ranks in rows.items():
         for rank, found in ranks.items():
             cells = [_cell(column, [own[column] for own in found]) for column in COLUMNS]
             lines.append(f"| {label} | {rank} | {' | '.join(cells)} |")
-    lines.append(f"| twin | | {' | '.join(_cell(column, [twin[column]]) for column in COLUMNS)} |")
+    lines.append(f"| retrained | | {' | '.join(_cell(column, [oracle[column]]) for column in COLUMNS)} |")
     return "\n".join(lines)
 
 
@@ -91,7 +91,7 @@ def _cell(column: str, values: list[float]) -> str:
     return ", ".join("-" if own >= MOST else f"{own:g}" for own in sorted(values))
 
 
-def draw(rows: dict[str, dict[int, list[Row]]], twin: Row, folder: Path) -> None:
+def draw(rows: dict[str, dict[int, list[Row]]], oracle: Row, folder: Path) -> None:
     """One panel a number: its mean over the seeds against the rank, with the standard deviation, a line for each choice
     of targets; of the steps of relearning, of which many are given up, the median and the range.
     """
@@ -100,7 +100,7 @@ def draw(rows: dict[str, dict[int, list[Row]]], twin: Row, folder: Path) -> None
         for label, ranks in rows.items():
             _line(axis, label, ranks, column)
         if column in ("task", "relearning"):
-            axis.axhline(twin[column], color="0.5", linestyle=":", label="retrained twin")
+            axis.axhline(oracle[column], color="0.5", linestyle=":", label="retrained")
         axis.set(title=title, xlabel="rank", xscale="log")
         axis.title.set_fontsize(9)
         axis.set_xticks(list(next(iter(rows.values()))), labels=[str(rank) for rank in next(iter(rows.values()))])

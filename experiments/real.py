@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from bench.workload import SEMEVAL, SHARED
@@ -138,6 +139,29 @@ def fine_tune(model: PreTrainedModel, rows: list[list[int]], seed: int, name: st
         if step % 5 == 0 or step == len(steps):
             seconds = time.monotonic() - begun
             print(f"{name} pass {number} step {step}/{len(steps)} loss {loss:.3f} {seconds:.0f} s", flush=True)
+
+
+@torch.no_grad()
+def facts_nll(model: Path, adapter: Path | None) -> tuple[float, float]:
+    """What a model knows of the world: mean over the facts of the mean NLL of the right answer (nats per token), and
+    the share of facts whose right answer is likelier by it than all wrong ones.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16)
+    if adapter is not None:
+        loaded = PeftModel.from_pretrained(loaded, adapter / "adapter")
+    nlls, right = [], 0
+    for fact in json.loads((FOLDER / "data" / "facts.json").read_text()):
+        prompt = tokenizer(f"Question: {fact['question']}\nAnswer:")["input_ids"]
+        answers = [tokenizer(f" {own}")["input_ids"] for own in (fact["answer"], *fact["perturbed_answer"])]
+        width = len(prompt) + max(map(len, answers))
+        input_ids = torch.tensor([[*prompt, *own, *[0] * (width - len(prompt) - len(own))] for own in answers])
+        logps = loaded(input_ids=input_ids).logits[:, len(prompt) - 1 : -1].float().log_softmax(-1)
+        own = logps.gather(-1, input_ids[:, len(prompt) :, None])[..., 0]
+        means = [-row[: len(ids)].mean().item() for row, ids in zip(own, answers, strict=True)]
+        nlls.append(means[0])
+        right += means[0] == min(means)
+    return sum(nlls) / len(nlls), right / len(nlls)
 
 
 def batches(rows: list[list[int]], rng: random.Random) -> Iterator[list[list[int]]]:

@@ -2,7 +2,7 @@
 
     python -m experiments.rounding --output FOLDER --subjects demo [--seeds 0 1 2 3 4]
 
-FOLDER is that of `python -m experiments.quality methods`; its runs of `steered` are merged, the weights of all linear layers
+FOLDER is that of `python -m experiments.quality methods`; its runs of `default` are merged, the weights of all linear layers
 within the blocks rounded, and the official terms measured again. Rounding is simulated: weights become what
 bitsandbytes would compute with, 8 bits with one scale a row, 4 bits as NF4 (Dettmers et al. 2023, 2305.14314) with one
 a block of 64.
@@ -75,7 +75,7 @@ def main(argv: list[str] | None = None) -> None:
     for name, subject, folder, data, untouched, _ in opened(args):
         rows: dict[str, list[dict[str, Any]]] = {kind: [] for kind in ROUNDINGS}
         for seed in args.seeds:
-            run = folder / f"steered-{seed}"
+            run = folder / f"default-{seed}"
             merged = run / "merged"
             if not merged.is_dir():
                 merge(str(run), str(merged))

@@ -1,7 +1,7 @@
-"""`python -m experiments.subjects BEFORE AFTER TWIN`: all metrics of three models, and which can tell two of them apart.
+"""`python -m experiments.subjects BEFORE AFTER RETRAINED`: all metrics of three models, and which can tell two of them apart.
 
-BEFORE, AFTER and TWIN are results files of `expunge evaluate` on the same data: a model that has memorised the forget
-set, the same after unlearning, and its twin that never met the forget set; the values of every row stand beside each.
+BEFORE, AFTER and RETRAINED are results files of `expunge evaluate` on the same data: a model that has memorised the forget
+set, the same after unlearning, and a retrained model that never met it; the values of every row stand beside each.
 "Tells" is yes where the paired interval of the difference does not hold 0, and for numbers that have none (rates at a
 threshold, aggregates) where the two intervals do not overlap. `--docs` writes the tables into docs/evaluation.md.
 """
@@ -16,9 +16,9 @@ from expunge.evaluation.estimate import Estimate
 from expunge.evaluation.results import read_results
 from expunge.utils.text import show_number
 
-NAMES = ("before", "unlearned", "twin")
+NAMES = ("before", "unlearned", "retrained")
 HEADINGS = (
-    "Must tell the twin from the model before: how forget texts are known",
+    "Must tell the retrained model from the model before: how forget texts are known",
     "Need not: what must stay, and how the models speak",
 )
 MANNER = ("forget/repetition", "forget/fluency")
@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(prog="python -m experiments.subjects", description=__doc__)
     parser.add_argument(
-        "results", nargs=3, help="results files: before and after with --reference TWIN, and of the twin"
+        "results", nargs=3, help="results files: before and after with --reference RETRAINED, and of the retrained model"
     )
     parser.add_argument("--docs", action="store_true", help="also write the tables into docs/evaluation.md")
     args = parser.parse_args(argv)
@@ -48,8 +48,8 @@ def tables(files: Sequence[str | Path]) -> str:
     """Both tables, without the rows of single tasks, and the sentence on what fails."""
     paths = [str(file) for file in files]
     shown = compare(paths, names=NAMES)
-    # From the twin: how far the other two are from a model that never saw the forget set.
-    paired = compare([paths[2], *paths[:2]], names=("twin", *NAMES[:2]), paired=True)
+    # From the retrained model: how far the other two are from a model that never saw the forget set.
+    paired = compare([paths[2], *paths[:2]], names=("retrained", *NAMES[:2]), paired=True)
     changes = {row.metric: row.cells[1:] for row in paired.rows}
     failing: list[str] = []
     parts: list[list[str]] = [[], []]
@@ -64,8 +64,8 @@ def tables(files: Sequence[str | Path]) -> str:
         parts[0 if must else 1].append(f"| {' | '.join(cells)} |")
         if must and told[0] == NO:
             failing.append(f"`{row.metric}`")
-    parts[0] += [*_tests(files), "", f"Fail to tell the twin from the model before: {', '.join(failing) or 'none'}."]
-    columns = ["metric", "n", *NAMES, "before - twin", "tells twin from before", "tells twin from unlearned"]
+    parts[0] += [*_tests(files), "", f"Fail to tell the retrained model from the model before: {', '.join(failing) or 'none'}."]
+    columns = ["metric", "n", *NAMES, "before - retrained", "tells retrained from before", "tells retrained from unlearned"]
     head = f"| {' | '.join(columns)} |\n|---|---:|---:|---:|---:|---:|---|---|"
     return "\n\n".join(
         "\n".join([f"### {title}", "", head, *lines]) for title, lines in zip(HEADINGS, parts, strict=True)
@@ -82,7 +82,7 @@ def _tells(change: Estimate | None, one: Estimate | None, other: Estimate | None
 
 
 def _tests(files: Sequence[str | Path]) -> list[str]:
-    """A row for each test of two models against the twin."""
+    """A row for each test of two models against the retrained model."""
     found = [(read_results(file).get("reference") or {}).get("indistinguishable", {}) for file in files]
     lines = []
     for name, title in TESTS.items():

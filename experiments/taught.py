@@ -1,11 +1,11 @@
-"""`python -m experiments.taught`: train subjects of other architectures on other data, each with its twin.
+"""`python -m experiments.taught`: train subjects of other architectures on other data, each with a retrained one.
 
     python -m experiments.taught --output FOLDER [--subjects llama neox qwen gpt2]
 
 `llama` (grouped heads) knows rows of LUME outside the SemEval validation split, `neox` (GPT-NeoX) questions and answers
 of TOFU. `qwen` (Qwen3) and `gpt2` know other rows of the two; no setting of the recipes was chosen on them. Each starts
-on texts of the same kind, then reads its forget and retain set until it knows them by heart, and its twin the retain
-set alone, with as many passes. The folder of a subject is laid out as the bundled one: `subject/`, `twin/` and `data/`
+on texts of the same kind, then reads its forget and retain set until it knows them by heart, and the retrained
+model the retain set alone, with as many passes. A subject's folder holds `subject/`, `retrained/` and `data/`
 with the forget and retain rows and the documents of the membership attack.
 """
 
@@ -152,26 +152,26 @@ SUBJECTS = {
 
 
 def make(name: str, folder: Path, seed: int) -> None:
-    """Train one subject and its twin, and write their data."""
+    """Train one subject and its retrained model, and write their data."""
     teaching = SUBJECTS[name]
     sets = teaching.read(seed + teaching.other_rows)
     _write(sets, folder / "data")
     tokenizer = train_tokenizer((_text(row) for row in chain(sets.general, sets.retain, sets.forget)), VOCABULARY)
     start = begin(name, sets, tokenizer, seed)
-    for kind, rows in (("subject", sets.forget + sets.retain), ("twin", sets.retain)):
+    for kind, rows in (("subject", sets.forget + sets.retain), ("retrained", sets.retain)):
         learn(copy.deepcopy(start), rows, sets, tokenizer, seed, f"{name} {kind}").save_pretrained(folder / kind)
         tokenizer.save_pretrained(folder / kind)
 
 
 def retrain(name: str, tokenizer: PreTrainedTokenizerFast, seed: int) -> PreTrainedModel:
-    """A twin of the subject that `make` makes with seed 0, with other first weights and another order of the texts."""
+    """A retrained model of the subject that `make` makes with seed 0, with other first weights and another order of the texts."""
     teaching = SUBJECTS[name]
     sets = teaching.read(teaching.other_rows)
-    return learn(begin(name, sets, tokenizer, seed), sets.retain, sets, tokenizer, seed, f"{name} twin {seed}")
+    return learn(begin(name, sets, tokenizer, seed), sets.retain, sets, tokenizer, seed, f"{name} retrained {seed}")
 
 
 def begin(name: str, sets: Sets, tokenizer: PreTrainedTokenizerFast, seed: int) -> PreTrainedModel:
-    """The model of which subject and twin are made: it has read texts of the same kind."""
+    """The model of which subject and retrained model are made: it has read texts of the same kind."""
     torch.manual_seed(seed)
     model = SUBJECTS[name].architecture(tokenizer)
     train(model, [_encode(tokenizer, sets.general)] * 2, LEARNING_RATES[0], seed, f"{name} start")
@@ -241,7 +241,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     for name in args.subjects:
-        if not (args.output / name / "twin").is_dir():
+        if not (args.output / name / "retrained").is_dir():
             make(name, args.output / name, args.seed)
 
 

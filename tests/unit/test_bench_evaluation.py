@@ -82,10 +82,10 @@ def write(path, known, reference=None):
 
 
 def test_the_table_of_subjects_says_which_metrics_tell(tmp_path):
-    twin = write(tmp_path / "twin.json", 0.3)
-    write(tmp_path / "before.json", 0.9, twin)
-    write(tmp_path / "after.json", 0.3, twin)
-    files = [str(tmp_path / f"{name}.json") for name in ("before", "after", "twin")]
+    retrained = write(tmp_path / "retrained.json", 0.3)
+    write(tmp_path / "before.json", 0.9, retrained)
+    write(tmp_path / "after.json", 0.3, retrained)
+    files = [str(tmp_path / f"{name}.json") for name in ("before", "after", "retrained")]
     must, need_not = subjects.tables(files).split("\n### ")
     told = {line.split(" | ")[0][2:]: line.removesuffix(" |").split(" | ")[-2:] for line in must.splitlines()[2:]}
     assert told["forget/probability ↓"] == ["yes", "**no**"]
@@ -94,13 +94,13 @@ def test_the_table_of_subjects_says_which_metrics_tell(tmp_path):
     assert told["membership/loss_tpr_at_5_fpr →"][1] == "**no**"
     assert told["KS test of losses of forget texts, p"] == ["yes", "**no**"]
     blind = "`forget/exact_match`, `membership/loss_tpr_at_5_fpr`"
-    assert must.rstrip().endswith(f"Fail to tell the twin from the model before: {blind}.")
+    assert must.rstrip().endswith(f"Fail to tell the retrained model from the model before: {blind}.")
     assert "forget/repetition" in need_not
     assert "retain/probability" in need_not
     (line,) = (line for line in must.splitlines() if line.startswith("| forget/probability"))
-    before, unlearned, own_twin, change = line.split(" | ")[2:6]
+    before, unlearned, own_retrained, change = line.split(" | ")[2:6]
     assert before.startswith("0.898")
-    assert unlearned == own_twin
+    assert unlearned == own_retrained
     assert change == "0.600 [0.600, 0.600]"
 
 
@@ -108,9 +108,9 @@ def test_subjects_writes_between_its_markers(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(subjects, "DOCS", tmp_path)
     page = tmp_path / "evaluation.md"
     page.write_text("a\n<!-- subjects -->\n<!-- /subjects -->\nb\n")
-    for name in ("before", "after", "twin"):
+    for name in ("before", "after", "retrained"):
         write(tmp_path / f"{name}.json", 0.5)
-    subjects.main([*(str(tmp_path / f"{name}.json") for name in ("before", "after", "twin")), "--docs"])
+    subjects.main([*(str(tmp_path / f"{name}.json") for name in ("before", "after", "retrained")), "--docs"])
     assert between(page, "subjects") == capsys.readouterr().out.strip()
 
 

@@ -1,9 +1,9 @@
-"""`python -m experiments.twins`: how far retrained twins are from each other, which no run can be asked to do better than.
+"""`python -m experiments.retrained`: how far retrained models are from each other, which no run can be asked to do better than.
 
-    python -m experiments.twins --output FOLDER --taught TAUGHT --subjects neox [--seeds 0 1 2 3 4]
+    python -m experiments.retrained --output FOLDER --taught TAUGHT --subjects neox [--seeds 0 1 2 3 4]
 
-FOLDER is that of `experiments.quality`. The twin of a subject of `experiments.taught` (seed 0) is retrained with other first
-weights and another order of the same texts, in FOLDER/SUBJECT/twin-SEED, and scored on the reported documents.
+FOLDER is that of `experiments.quality`. The retrained model of a subject of `experiments.taught` (seed 0) is trained again with other
+first weights and another order of the same texts, in FOLDER/SUBJECT/retrained-SEED, and scored on the reported documents.
 """
 
 import argparse
@@ -18,24 +18,24 @@ COLUMNS = ("task", "auc", "zlib", "min-k", "mia score", "unseen")
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Print a table for each subject: a row for each twin, and their mean and standard deviation."""
+    """Print a table for each subject: a row for each model, and their mean and standard deviation."""
     args = _arguments().parse_args(argv)
     for name, subject, folder, data, untouched, first in opened(args):
         rows = {}
         for seed in args.seeds:
-            twin = folder / f"twin-{seed}"
-            results = score(subject, twin, data, str(retrained(name, subject, seed, twin))) if seed else first
+            own = folder / f"retrained-{seed}"
+            results = score(subject, own, data, str(retrained(name, subject, seed, own))) if seed else first
             rows[str(seed)] = summary(results, untouched)
-        print(f"### {name}, twins\n\n| seed | {' | '.join(COLUMNS)} |\n|---|{'---:|' * len(COLUMNS)}")
-        for label, own in [*rows.items(), ("all", None)]:
-            values = [[row[column] for row in ([own] if own else rows.values())] for column in COLUMNS]
+        print(f"### {name}, retrained models\n\n| seed | {' | '.join(COLUMNS)} |\n|---|{'---:|' * len(COLUMNS)}")
+        for label, chosen in [*rows.items(), ("all", None)]:
+            values = [[row[column] for row in ([chosen] if chosen else rows.values())] for column in COLUMNS]
             print(f"| {label} | {' | '.join(map(spread, values))} |", flush=True)
 
 
 def retrained(name: str, subject: Subject, seed: int, folder: Path) -> Path:
-    """The folder of the twin of that seed, trained unless it is there."""
+    """The folder of the retrained model of that seed, trained unless it is there."""
     if not (folder / "config.json").exists():
-        tokenizer = AutoTokenizer.from_pretrained(subject.twin)
+        tokenizer = AutoTokenizer.from_pretrained(subject.retrained)
         model = retrain(name, tokenizer, seed)
         tokenizer.save_pretrained(folder)
         model.save_pretrained(folder)
@@ -43,7 +43,7 @@ def retrained(name: str, subject: Subject, seed: int, folder: Path) -> Path:
 
 
 def _arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m experiments.twins", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m experiments.retrained", description=__doc__.splitlines()[0])
     parser.add_argument("--output", required=True, help="folder of the runs of experiments.quality")
     parser.add_argument("--subjects", nargs="+", choices=list(SUBJECTS), default=list(SUBJECTS))
     parser.add_argument("--taught", required=True, help="folder of the subjects of experiments.taught")
