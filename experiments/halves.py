@@ -16,6 +16,7 @@ from statistics import correlation, fmean
 
 from experiments.quality import documents_of, subject_arguments, subject_of
 from expunge.data.examples import Example
+from expunge.data.families import families
 from expunge.data.holdout import selection_half
 from expunge.data.lume import read_lume
 from expunge.data.surprise import surprises
@@ -60,7 +61,7 @@ def _gap(sides: list[list[Example]], losses: list[list[float]], surprise: list[l
         halves: tuple[list[list[float]], list[list[float]]] = ([], [])
         for side, values, own in zip(sides, losses, surprise, strict=True):
             hashes = [hashlib.sha256(f"{salt} {row.completion}".encode()).hexdigest() for row in side]
-            chosen = selection_half(hashes, own)
+            chosen = selection_half(hashes, own, families([row.text for row in side]))
             halves[0].append(list(compress(values, chosen)))
             halves[1].append(list(compress(values, (not at for at in chosen))))
         squares.append((_auc(halves[0]) - _auc(halves[1])) ** 2)

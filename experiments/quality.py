@@ -29,7 +29,7 @@ from expunge.data.lume import LumeData, read_lume
 from expunge.demo.subject import ASSETS
 from expunge.evaluation.bootstrap import t_quantile
 from expunge.evaluation.results import read_results
-from expunge.train.setup import Sets, membership_texts
+from expunge.train.sets import Sets, membership_texts
 
 PAPER_RATES = (1.25e-4, 5e-4, 2e-3, 8e-3)
 """Learning rates that each method to compare with is tried with; the paper's 1e-4 moves nothing on small models."""

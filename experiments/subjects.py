@@ -34,7 +34,9 @@ def main(argv: list[str] | None = None) -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(prog="python -m experiments.subjects", description=__doc__)
     parser.add_argument(
-        "results", nargs=3, help="results files: before and after with --reference RETRAINED, and of the retrained model"
+        "results",
+        nargs=3,
+        help="results files: before and after with --reference RETRAINED, and of the retrained model",
     )
     parser.add_argument("--docs", action="store_true", help="also write the tables into docs/evaluation.md")
     args = parser.parse_args(argv)
@@ -64,8 +66,19 @@ def tables(files: Sequence[str | Path]) -> str:
         parts[0 if must else 1].append(f"| {' | '.join(cells)} |")
         if must and told[0] == NO:
             failing.append(f"`{row.metric}`")
-    parts[0] += [*_tests(files), "", f"Fail to tell the retrained model from the model before: {', '.join(failing) or 'none'}."]
-    columns = ["metric", "n", *NAMES, "before - retrained", "tells retrained from before", "tells retrained from unlearned"]
+    parts[0] += [
+        *_tests(files),
+        "",
+        f"Fail to tell the retrained model from the model before: {', '.join(failing) or 'none'}.",
+    ]
+    columns = [
+        "metric",
+        "n",
+        *NAMES,
+        "before - retrained",
+        "tells retrained from before",
+        "tells retrained from unlearned",
+    ]
     head = f"| {' | '.join(columns)} |\n|---|---:|---:|---:|---:|---:|---|---|"
     return "\n\n".join(
         "\n".join([f"### {title}", "", head, *lines]) for title, lines in zip(HEADINGS, parts, strict=True)
