@@ -1,22 +1,36 @@
 """Expunge: make a causal language model forget given texts, and measure that it did.
 
-    from expunge import EvaluateConfig, UnlearnConfig, evaluate, load_unlearned, unlearn
+    from expunge import UnlearnConfig, unlearn
 
-Importing the package loads neither torch nor transformers; the public names load what they need when they are used.
+    outcome = unlearn(UnlearnConfig(model="M", forget="forget.jsonl", retain="retain.jsonl", output="run"))
+
+Everything that the command line can is here. Importing the package loads neither torch nor transformers; the public
+names load what they need when they are used.
 """
 
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["EvaluateConfig", "UnlearnConfig", "__version__", "evaluate", "load_unlearned", "unlearn"]
 
 _HOMES = {
-    "UnlearnConfig": "expunge.config",
-    "unlearn": "expunge.train.loop",
-    "evaluate": "expunge.evaluation.run",
+    "CalibrateConfig": "expunge.config",
+    "Criteria": "expunge.config",
     "EvaluateConfig": "expunge.config",
+    "UnlearnConfig": "expunge.config",
+    "calibrate": "expunge.train.calibrate",
+    "compare": "expunge.evaluation.compare",
+    "evaluate": "expunge.evaluation.run",
+    "forecast": "expunge.train.dry_run",
+    "forget_loss": "expunge.losses",
     "load_unlearned": "expunge.model.adapter",
+    "merge": "expunge.train.merge",
+    "score_predictions": "expunge.evaluation.run",
+    "unlearn": "expunge.train.loop",
+    "verdict": "expunge.report",
+    "write_report": "expunge.report",
 }
+"""Public name -> the module that it comes from."""
+__all__ = ["__version__", *sorted(_HOMES)]
 
 
 def __getattr__(name: str) -> Any:
@@ -28,4 +42,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return list(__all__)

@@ -73,7 +73,7 @@ class LossConfig:
 
     loss: str = DEFAULT["loss"]
     loss_args: str = ""
-    forget_weight: float = 1.0
+    forget_weight: float = DEFAULT["forget_weight"]
     retain_weight: float = DEFAULT["retain_weight"]
     kl_weight: float = DEFAULT["kl_weight"]
     kl_direction: Literal["reverse", "forward"] = "reverse"
@@ -126,7 +126,8 @@ class OptimisationConfig:
         epochs: Passes over the forget set. None: 14, or with early stopping 24 or what makes 500 steps, the larger.
         max_steps: Stop after so many optimizer steps, whatever `epochs` says.
         min_steps: Where neither `epochs` nor `max_steps` is given, as many epochs as make this many steps at least.
-        learning_rate: Peak learning rate; by default 1.5e-3, and 0.384 / hidden size above a width of 256.
+        learning_rate: Peak learning rate; by default 3e-3 with `target_kl` and half of that with other losses, times
+            256 / hidden size above a width of 256.
         schedule: `cosine` or `linear` to zero over the run, or `constant`.
         warmup: Share of the steps over which the learning rate rises from zero.
         max_grad_norm: Clip the adapter's gradient to this norm; 0 leaves it alone.

@@ -20,8 +20,9 @@ from expunge.utils.progress import Reporter
 from expunge.utils.text import show_bytes
 from expunge.utils.trackers import check_trackers
 
-REFERENCE_WIDTH, REFERENCE_RATE = 256, 1.5e-3
-"""The default learning rate is REFERENCE_RATE up to a hidden size of REFERENCE_WIDTH and falls with 1 / width above."""
+REFERENCE_WIDTH, REFERENCE_RATE, BOUNDED_RATE = 256, 1.5e-3, 3e-3
+"""The default learning rate is REFERENCE_RATE up to a hidden size of REFERENCE_WIDTH and falls with 1 / width above;
+BOUNDED_RATE with `target_kl`, whose gradient is bounded and vanishes at the target."""
 
 
 @dataclass(frozen=True)
@@ -222,7 +223,8 @@ def _check_finite(loaded: LoadedModel, measured: JoinReport) -> None:
 def _resolve(config: UnlearnConfig, loaded: LoadedModel, measured: JoinReport, max_length: int) -> UnlearnConfig:
     """The settings with every choice that was left to the run filled in."""
     hidden = loaded.base.config.get_text_config().hidden_size
-    rate = config.learning_rate or REFERENCE_RATE * min(1.0, REFERENCE_WIDTH / hidden)
+    reference = BOUNDED_RATE if config.loss == "target_kl" else REFERENCE_RATE
+    rate = config.learning_rate or reference * min(1.0, REFERENCE_WIDTH / hidden)
     counted = config.is_given("epochs") or config.is_given("max_steps")
     found: dict[str, Any] = {"join": measured.join.style, "dtype": str(loaded.dtype).removeprefix("torch.")}
     return replace(
