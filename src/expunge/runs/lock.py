@@ -11,6 +11,8 @@ import fcntl
 import json
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -90,6 +92,20 @@ class Lock:
                 folder.rmdir()
             except OSError:  # something stands in it by now
                 return
+
+
+@contextmanager
+def hold(run: Path) -> Iterator[None]:
+    """Hold the lock on a run within the context.
+
+    Raises:
+        RunError: As `Lock`.
+    """
+    lock = Lock(run)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _flock(descriptor: int) -> bool | None:

@@ -147,6 +147,17 @@ def model_fingerprint(name: str, commit: str | None = None) -> str:
     return files.fingerprint(*parts)
 
 
+def check_base(name: str, manifest: dict[str, Any], flag: str) -> None:
+    """Refuse a base that is not the one that the run was made on; one from the Hub is known by its name.
+
+    Raises:
+        RunError: Another model lies in the base's folder now.
+    """
+    local = Path(name).is_dir() and Path(base_name(name)).is_dir()
+    if local and model_fingerprint(name) != manifest["model_sha256"]:
+        raise RunError(f"{flag}: {name} is another model than the one that the run was made on: put that one back")
+
+
 def hardware(device: torch.device) -> dict[str, Any]:
     """What the last digits of a result may depend on beside the versions."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()

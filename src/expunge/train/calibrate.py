@@ -21,7 +21,8 @@ from expunge.model.adapter import attach_adapter, set_alpha
 from expunge.model.load import LoadedModel, load_model
 from expunge.model.logps import mean_losses
 from expunge.runs.card import model_card
-from expunge.runs.manifest import read_manifest
+from expunge.runs.lock import hold
+from expunge.runs.manifest import check_base, read_manifest
 from expunge.runs.run import SUMMARY
 from expunge.runs.settings import run_settings
 from expunge.train.merge import run_rows
@@ -45,10 +46,16 @@ def calibrate(config: CalibrateConfig, reporter: Reporter | None = None) -> Cali
         DataError: There are no texts to choose by, or too few.
         ConfigError: A setting cannot be used.
     """
-    reporter = reporter or Reporter(quiet=True)
     config.validate()
-    folder = Path(config.run)
     settings = run_settings(config.run)
+    with hold(Path(config.run)):
+        return _calibrate(config, settings, reporter or Reporter(quiet=True))
+
+
+def _calibrate(config: CalibrateConfig, settings: UnlearnConfig, reporter: Reporter) -> Calibration:
+    folder = Path(config.run)
+    manifest = read_manifest(folder / "manifest.json", "--run")
+    check_base(settings.model, manifest, "--run")
     sets = _with_holdout(read_sets(settings), settings, config.holdout)
     judged = membership_texts(sets)
     earlier = read_calibration(folder)
@@ -73,7 +80,6 @@ def calibrate(config: CalibrateConfig, reporter: Reporter | None = None) -> Cali
     content = record(found, config.criteria, trained_alpha=trained, rows=judged_on, hashes=looked_at)
     content |= {name: earlier[name] for name in ("best_step", "stopped") if earlier and name in earlier}
     rows["holdout"] = run_rows(settings, loaded.tokenizer, without_selection(sets.holdout, content))
-    manifest = read_manifest(folder / "manifest.json", "--run")
     manifest = _with_losses(manifest, loaded, rows, trained * found.scale, reporter)
     manifest["selection"] = {name: content[name] for name in SUMMARY if name in content}
     _write(folder, content, manifest, trained * found.scale)
@@ -104,13 +110,14 @@ def _with_losses(
 
 
 def _write(folder: Path, content: dict[str, Any], manifest: dict[str, Any], alpha: float) -> None:
-    """The record goes first: whatever happens then, the trained alpha is known and the selection is left out."""
+    """All files of the run that a new scale changes, at one commit point."""
     adapter_config = folder / "adapter" / "adapter_config.json"
     adapter_settings = json.loads(adapter_config.read_text())
-    files.write_json(folder / FILE, content, overwrite=True)
-    files.write_json(adapter_config, adapter_settings | {"lora_alpha": alpha}, overwrite=True)
-    files.write_json(folder / "manifest.json", manifest, overwrite=True)
-    files.write_text(folder / "adapter" / "README.md", model_card(manifest), overwrite=True)
+    with files.transaction(folder):
+        files.write_json(folder / FILE, content, overwrite=True)
+        files.write_json(adapter_config, adapter_settings | {"lora_alpha": alpha}, overwrite=True)
+        files.write_json(folder / "manifest.json", manifest, overwrite=True)
+        files.write_text(folder / "adapter" / "README.md", model_card(manifest), overwrite=True)
 
 
 def _tell(forget: Mapping[str, float | None], now: float | None, reporter: Reporter) -> None:
