@@ -21,7 +21,7 @@ PARTS = ("train", "score", "growth")
 GROWTH = (1, 4, 16)
 SUBJECT_NAME = "subject"
 EPOCHS = 14
-"""Of the recipe `default`, for the column of a whole run."""
+"""Of the recipe `npo`, for the column of a whole run."""
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -109,7 +109,7 @@ def _arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--models", nargs="+", choices=[SUBJECT_NAME, *SHAPES], default=models)
-    parser.add_argument("--recipes", nargs="+", choices=["paper", "default"], default=["paper", "default"])
+    parser.add_argument("--recipes", nargs="+", choices=["paper", "npo"], default=["paper", "npo"])
     parser.add_argument("--dtypes", nargs="+", choices=["float32", "bfloat16"], default=sorted({"float32", best})[::-1])
     parser.add_argument("--repeats", type=int, default=3, help="processes of each kind (default 3)")
     parser.add_argument("--seconds", type=float, default=30, help="measured training time of each (default 30)")

@@ -1,92 +1,309 @@
-"""`python -m bench.gpu`: the same on one CUDA device, random weights in the shapes of OLMo-1B and OLMo-7B.
+"""`python -m bench.gpu`: what one CUDA device makes of Expunge, in six minutes; each line is printed once it is known.
 
-Rows have the lengths of the official training split (in tokens of the bundled subject's tokenizer; lengths.json stands
-in where the data is absent). Weights are stored in bfloat16, as these models are used; plain fp32 loads them as fp32.
-`--tiny` runs a tiny model, on the CPU where there is no CUDA device, to see that the script works.
+Models have random weights in real shapes, made on the device: no file is written, nothing is fetched. Rows have the
+lengths of the official splits. The plain side computes the same terms on the same rows with transformers, PEFT and
+fused AdamW: padded, `sdpa`, bfloat16, eight rows of like length a pass, the reference by switching the adapter off.
+Behind each figure stands the goal, for one H100. `--parts` chooses; `--tiny` runs all of it with tiny models, on the
+CPU too.
 """
 
 import argparse
-import sys
-from dataclasses import asdict
+import gc
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import cycle, islice
 
 import torch
+from tokenizers import Tokenizer, models
+from transformers import AutoModelForCausalLM, LlamaConfig, OlmoConfig, PretrainedConfig, PreTrainedTokenizerFast
 
-from bench import report
-from bench.measure import Spec, in_own_process
-from bench.workload import random_model
+from bench.machine import clock, matrix_rate, matrix_sizes
+from bench.measure import prepared_for
+from bench.plain import Batch, Plain
+from bench.workload import SHAPES, random_rows
+from expunge.config import UnlearnConfig
+from expunge.data.sampler import Step
+from expunge.data.tokenize import TokenizedExample
+from expunge.evaluation.generate import greedy
+from expunge.kernels import Head
+from expunge.model.head import cast_head, find_head
+from expunge.model.load import LoadedModel
+from expunge.model.packing import attention_way, packable_length
+from expunge.train.loop import evaluation_every
+from expunge.train.schedule import make_plan
+from expunge.train.trainer import Trainer
+from expunge.train.validation import ValidationRows, Validator
+from expunge.utils.progress import Reporter
 
-KINDS = {  # implementation, dtype, nf4
-    "olmo-1b": [("plain", "float32", False), ("plain", "bfloat16", False), ("expunge", "bfloat16", False)],
-    "olmo-7b": [
-        ("plain", "float32", False),
-        ("plain", "bfloat16", False),
-        ("expunge", "bfloat16", False),
-        ("expunge", "bfloat16", True),
-    ],
-    "olmo-tiny": [("plain", "float32", False), ("plain", "bfloat16", False), ("expunge", "bfloat16", False)],
+GOALS = {
+    "135m step": ">= 60 k tokens/s, <= 35 ms",
+    "135m run": "<= 90 s",
+    "135m score": "<= 5 s for 532 rows",
+    "1b step": ">= 45 % of the matrix rate",
+    "7b step": ">= 50 % of the matrix rate",
+    "7b run": "<= 4 min",
+    "7b recomputed step": "<= 20 GiB",
+    "7b nf4 recomputed step": "<= 9 GiB",
+    "times plain": ">= 3",
 }
-EPOCHS = 20
-"""Of the goal: the official training split at 7B in under five minutes."""
+PARTS = ("135m", "run", "score", "1b", "7b", "nf4")
+TOKENS = {"135m": 2048, "1b": 8192, "7b": 8192}
+"""Tokens of a step."""
+
+
+def shape(name: str, tiny: bool) -> PretrainedConfig:
+    """SmolLM2-135M's shape, or OLMo's of 1B or 7B parameters."""
+    if name == "135m":
+        sizes = {"hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9, "num_key_value_heads": 3}
+        sizes |= {"num_hidden_layers": 30, "vocab_size": 49152, "max_position_embeddings": 8192}
+        if tiny:
+            sizes |= {"hidden_size": 36, "intermediate_size": 48, "num_hidden_layers": 2, "vocab_size": 128}
+        return LlamaConfig(**sizes, tie_word_embeddings=True)
+    hidden, layers, heads, mlp, vocab, tied = SHAPES["olmo-tiny" if tiny else f"olmo-{name}"]
+    return OlmoConfig(
+        hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=heads, intermediate_size=mlp,
+        vocab_size=vocab, tie_word_embeddings=tied, max_position_embeddings=2048, eos_token_id=0, pad_token_id=1,
+    )  # fmt: skip
+
+
+class Bench:
+    """The parts, each a method that prints its lines.
+
+    Args:
+        tiny: Tiny models.
+        seconds: Measured training time of each kind.
+    """
+
+    def __init__(self, tiny: bool, seconds: float) -> None:
+        self.tiny, self.seconds = tiny, seconds
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.begun = time.perf_counter()
+        self.speeds: dict[tuple[str, str], float] = {}
+
+    def say(self, name: str, text: str, goal: str = "") -> None:
+        """One line, at once."""
+        wanted = f"   [goal: {GOALS[goal]}]" if goal else ""
+        print(f"{time.perf_counter() - self.begun:5.0f} s  {name:<24} {text}{wanted}", flush=True)
+
+    def run(self, parts: list[str]) -> None:
+        """All parts; one that fails says so and costs the others nothing."""
+        card = torch.cuda.get_device_name() if self.device.type == "cuda" else "CPU"
+        self.say("device", f"{card}; torch {torch.__version__}")
+        for part in parts:
+            try:
+                getattr(self, f"part_{part}")()
+            except Exception as error:
+                self.say(part, f"failed: {type(error).__name__}: {' '.join(str(error).split())[:200]}")
+
+    @contextmanager
+    def model(self, name: str, *, nf4: bool = False, plain: bool = False) -> Iterator[LoadedModel]:
+        """A random model in bfloat16 on the device, for a while."""
+        torch.manual_seed(0)
+        with torch.device(self.device):
+            base = AutoModelForCausalLM.from_config(
+                shape(name, self.tiny), dtype=torch.bfloat16, attn_implementation="sdpa"
+            )
+        base.eval().requires_grad_(False)
+        if nf4:
+            _to_nf4(base)
+        tokenizer = PreTrainedTokenizerFast(
+            tokenizer_object=Tokenizer(models.WordLevel({"<|endoftext|>": 0}, unk_token="<|endoftext|>")),
+            eos_token="<|endoftext|>",
+        )
+        head = Head(None) if plain else cast_head(find_head(base)[0], base, torch.bfloat16)
+        longest = 0 if plain else packable_length(base, torch.bfloat16)
+        loaded = LoadedModel(base, tokenizer, head, torch.bfloat16, packable_length=longest)
+        del base
+        try:
+            yield loaded
+        finally:
+            del loaded
+            gc.collect()
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+                torch.cuda.reset_peak_memory_stats()
+
+    def config(self, name: str, **settings: object) -> UnlearnConfig:
+        """Settings of a run that stays harmless, since speed does not depend on values."""
+        fixed = {"learning_rate": 1e-5, "lora_alpha": 16.0, "dtype": "bfloat16", "device": self.device.type}
+        tokens = 200 if self.tiny else TOKENS[name]
+        return UnlearnConfig(**{"model": "random", "tokens_per_step": tokens, "recipe": "npo", **fixed, **settings})
+
+    def rows(self, loaded: LoadedModel, split: str) -> dict[str, list[TokenizedExample]]:
+        """Random rows of the official lengths."""
+        sides = random_rows(split, loaded.base.config.vocab_size)
+        return {side: rows[: 12 if self.tiny else None] for side, rows in sides.items()}
+
+    def steps(self, name: str, *, split: str, **settings: object) -> None:
+        """Training steps, as the layers are and compiled."""
+        nf4 = bool(settings.pop("nf4", False))
+        title = f"{name}{' nf4' * nf4}{' recomputed' * bool(settings.get('gradient_checkpointing'))}"
+        with self.model(name, nf4=nf4) as loaded:
+            linear, head = matrix_sizes(loaded)
+            rate = matrix_rate(linear + head, torch.bfloat16, self.device)
+            self.say(title, f"matrix products at {rate / 1e12:.1f} TFLOP/s; attention: {attention_way(loaded.base)}")
+            config = self.config(name, **settings)
+            trainer = Trainer(prepared_for(config, loaded, self.rows(loaded, split)))
+            trainer.compute_reference(Reporter(quiet=True))
+            flops = [4 * sum(a * b for a, b in sizes) for sizes in (linear, head)]
+            for way in ("as they are", "compiled"):
+                if way == "compiled":
+                    self.say(title, trainer.compile() or "not compiled: no CUDA device")
+                    if self.device.type != "cuda":
+                        break
+                steps = iter(enumerate(cycle(islice(trainer.plan.steps(), 60))))
+                tokens, targets, count, seconds = self._time(
+                    lambda steps=steps: _one(trainer, *next(steps))  # type: ignore[misc]
+                )
+                speed = tokens / seconds
+                share = (flops[0] * tokens + flops[1] * targets) / rate / seconds
+                self.speeds[name, way] = max(speed, self.speeds.get((name, way), 0))
+                peak = torch.cuda.max_memory_allocated() / 2**30 if self.device.type == "cuda" else 0.0
+                text = f"{way}: {speed:,.0f} tokens/s, {1000 * seconds / count:.0f} ms a step, {share:.1%} of the rate"
+                self.say(f"{title} step", f"{text}, peak {peak:.1f} GiB", f"{title} step")
+
+    def plain(self, name: str, *, split: str) -> None:
+        """The plain side on the same rows."""
+        with self.model(name, plain=True) as loaded:
+            config, rows = self.config(name), self.rows(loaded, split)
+            plain = Plain(loaded, rows["forget"], rows["retain"], config)
+            steps = make_plan(config, rows).steps()
+            batches = cycle([_batch(rows, step) for step in islice(steps, 60)])
+
+            def step() -> tuple[int, int]:
+                batch = next(batches)
+                plain.train_step(batch, rows_per_pass=8)
+                return sum(len(row) for row, _ in batch), 0
+
+            tokens, _, count, seconds = self._time(step)
+            speed = tokens / seconds
+            self.say(f"{name} plain", f"{speed:,.0f} tokens/s, {1000 * seconds / count:.0f} ms a step")
+            best = max((own for (model, _), own in self.speeds.items() if model == name), default=0.0)
+            if best:
+                self.say(f"{name}", f"{best / speed:.1f} times plain", "times plain")
+
+    def _time(self, step: Callable[[], object]) -> tuple[int, int, int, float]:
+        """Tokens, targets, steps and seconds of the steps that fit into the time, after three of them."""
+        for _ in range(3):
+            step()
+        tokens = targets = count = 0
+        begun, seconds = clock(self.device), 0.0
+        while seconds < self.seconds:
+            done = step()
+            tokens, targets, count = tokens + done[0], targets + done[1], count + 1  # type: ignore[index]
+            seconds = clock(self.device) - begun
+        return tokens, targets, count, seconds
+
+    def part_135m(self) -> None:
+        """Steps of 2,048 tokens, and the plain side."""
+        self.steps("135m", split="validation")
+        self.plain("135m", split="validation")
+
+    def part_1b(self) -> None:
+        """Steps of 8,192 tokens, and the plain side."""
+        self.steps("1b", split="train")
+        self.plain("1b", split="train")
+
+    def part_7b(self) -> None:
+        """Steps of 8,192 tokens, ten epochs extrapolated, and what layers that are computed again save in memory."""
+        self.steps("7b", split="train")
+        speed = max((own for (model, _), own in self.speeds.items() if model == "7b"), default=0.0)
+        lengths = [len(row) for rows in random_rows("train", 1000).values() for row in rows]
+        self.say(
+            "7b, 10 epochs", f"{10 * sum(lengths) / speed / 60:.1f} min of the official training split, extrapolated"
+        )
+
+    def part_nf4(self) -> None:
+        """The same on nf4 weights."""
+        self.steps("7b", split="train", nf4=True, gradient_checkpointing=True)
+
+    def part_run(self) -> None:
+        """A whole `unlearn` by the default recipe: its parts measured, put together."""
+        with self.model("135m") as loaded:
+            rows = self.rows(loaded, "validation")
+            half = len(rows["retain"]) // 8
+            unseen, rows["retain"] = rows["retain"][:half], rows["retain"][half:]
+            config = self.config("135m", recipe="default")
+            trainer = Trainer(prepared_for(config, loaded, rows, unseen=unseen))
+            quiet, spent = Reporter(quiet=True), {}
+
+            def timed(name: str, work: Callable[[], object]) -> None:
+                begun = clock(self.device)
+                work()
+                spent[name] = clock(self.device) - begun
+
+            timed("replay texts", lambda: trainer.write_replay(quiet))
+            timed("reference", lambda: trainer.compute_reference(quiet))
+            own = ValidationRows.of(rows["forget"][:half], unseen, rows["retain"], rows["forget"])
+            validator = Validator(loaded, own)
+            timed("evaluation step", lambda: validator.at(1.0))
+            timed("compiling", trainer.compile)
+            steps = iter(enumerate(cycle(islice(trainer.plan.steps(), 60))))
+            _, _, count, seconds = self._time(lambda: _one(trainer, *next(steps)))
+            every = evaluation_every(trainer, validator)
+            evaluations = trainer.num_steps // every * spent.pop("evaluation step")
+            spent |= {"training": trainer.num_steps * seconds / count, "evaluation steps": evaluations}
+            parts = ", ".join(f"{name} {value:.1f}" for name, value in spent.items())
+            self.say("135m run", f"{sum(spent.values()):.0f} s for {trainer.num_steps} steps ({parts})", "135m run")
+
+    def part_score(self) -> None:
+        """Greedy generation with the gold completions as drafts; random models never stop, so 64 tokens at most."""
+        with self.model("135m") as loaded:
+            rows = [row for side in self.rows(loaded, "validation").values() for row in side if row.completion_start]
+            prompts = [row.input_ids[: row.completion_start] for row in rows]
+            drafts = [row.input_ids[row.completion_start :] for row in rows]
+            begun = clock(self.device)
+            greedy(loaded, prompts, drafts=drafts, max_new_tokens=8 if self.tiny else 64)
+            self.say("135m score", f"{clock(self.device) - begun:.1f} s for {len(rows)} rows, 64 tokens", "135m score")
+
+
+def _batch(rows: dict[str, list[TokenizedExample]], step: Step) -> Batch:
+    """The rows of a step as the plain side takes them."""
+    return [(rows["forget"][i], True) for i in step.forget] + [(rows["retain"][i], False) for i in step.retain]
+
+
+def _one(trainer: Trainer, index: int, step: Step) -> tuple[int, int]:
+    """One step; gives its tokens, and those that go through the head."""
+    trainer.train_step(step, index)
+    chosen = trainer.chosen(step)
+    rows = [(trainer.sides[name].rows[row], trainer.sides[name].span) for name, own in chosen.items() for row in own]
+    return sum(len(row) for row, _ in rows), sum(len(row.targets(span)) for row, span in rows)
+
+
+def _to_nf4(model: torch.nn.Module) -> None:
+    """Replace the linear layers but the head by 4-bit ones, one after the other, so that little memory is needed."""
+    import bitsandbytes as bnb
+
+    for parent in list(model.modules()):
+        for name, layer in list(parent.named_children()):
+            if isinstance(layer, torch.nn.Linear) and name != "lm_head":
+                own = bnb.nn.Linear4bit(
+                    layer.in_features, layer.out_features, bias=layer.bias is not None,
+                    compute_dtype=torch.bfloat16, quant_type="nf4", device="meta",
+                )  # fmt: skip
+                device = layer.weight.device
+                own.weight = bnb.nn.Params4bit(layer.weight.data.cpu(), requires_grad=False, quant_type="nf4").to(
+                    device
+                )
+                own.bias = layer.bias
+                setattr(parent, name, own)
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Measure and print the table.
+    """Measure and print.
 
     Raises:
         SystemExit: There is no CUDA device and `--tiny` is not given.
     """
-    args = _arguments().parse_args(argv)
+    parser = argparse.ArgumentParser(prog="python -m bench.gpu", description=__doc__)
+    parser.add_argument("--tiny", action="store_true", help="tiny models in place of the large ones")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--seconds", type=float, default=8, help="measured training time of each kind (default 8)")
+    args = parser.parse_args(argv)
     if not (args.tiny or torch.cuda.is_available()):
         raise SystemExit("no CUDA device here; --tiny shows on the CPU that the script works")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    where = torch.cuda.get_device_name() if device == "cuda" else "CPU"
-    runs: list[report.Run] = []
-    for name in ["olmo-tiny"] if args.tiny else args.models:
-        with random_model(name, dtype=torch.bfloat16, device=device) as folder:
-            if device == "cuda":
-                torch.cuda.empty_cache()  # the measuring processes need the room
-            for repeat in range(args.repeats):
-                for recipe in args.recipes:
-                    for implementation, dtype, in_4bit in KINDS[name]:
-                        spec = Spec(
-                            "train",
-                            implementation,
-                            folder,
-                            recipe=recipe,
-                            dtype=dtype,
-                            split="train",
-                            seconds=args.seconds,
-                            device=device,
-                            load_in_4bit=in_4bit,
-                        )
-                        kind = f"{name} {recipe} {implementation} {'nf4' if in_4bit else dtype}"
-                        try:
-                            result = in_own_process(spec)
-                        except RuntimeError as error:  # one kind that does not fit must not cost the others
-                            print(f"{kind}: {error}", file=sys.stderr)
-                            continue
-                        own = {**asdict(spec), "model": "", "part": "train", "name": name, "repeat": repeat}
-                        runs.append({**own, **result})
-                        print(f"{kind}: {result['tokens_per_second']:,.0f} tokens/s", file=sys.stderr)
-                        report.save(args.output, runs)
-    if not runs:
-        raise SystemExit("no measurement came through")
-    text = f"{where}. {report.conditions(runs)}\n\n{report.training(runs, EPOCHS)}"
-    print(text)
-    if args.docs:
-        report.write_between(report.PAGE, "gpu", text)
-
-
-def _arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m bench.gpu", description=__doc__)
-    parser.add_argument("--tiny", action="store_true", help="a tiny model in place of the large ones")
-    parser.add_argument("--models", nargs="+", choices=["olmo-1b", "olmo-7b"], default=["olmo-1b", "olmo-7b"])
-    parser.add_argument("--recipes", nargs="+", choices=["paper", "default"], default=["default"])
-    parser.add_argument("--repeats", type=int, default=1, help="processes of each kind (default 1)")
-    parser.add_argument("--seconds", type=float, default=20, help="measured training time of each (default 20)")
-    parser.add_argument("--output", help="also write every run to this JSON file, after each of them")
-    parser.add_argument("--docs", action="store_true", help="also write the table into docs/performance.md")
-    return parser
+    Bench(args.tiny, args.seconds).run(args.parts)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import json
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -22,7 +22,7 @@ from expunge.data.tokenize import TokenizedExample
 from expunge.evaluation.generate import greedy, stop_ids
 from expunge.losses import make_forget_loss
 from expunge.model.load import LoadedModel, load_model
-from expunge.train.setup import Prepared
+from expunge.train.setup import Prepared, SelectionRows
 from expunge.train.trainer import Trainer
 from expunge.utils.progress import Reporter
 
@@ -52,7 +52,7 @@ class Spec:
     task: str
     implementation: str
     model: str
-    recipe: str = "default"
+    recipe: str = "npo"
     dtype: str = "float32"
     split: str = "validation"
     copies: int = 1
@@ -83,24 +83,34 @@ def measure(spec: Spec) -> dict[str, Any]:
     return {**measured, "machine": processor(), "threads": torch.get_num_threads(), "torch": torch.__version__}
 
 
+def prepared_for(
+    config: UnlearnConfig,
+    loaded: LoadedModel,
+    sides: dict[str, list[TokenizedExample]],
+    *,
+    unseen: Sequence[TokenizedExample] = (),
+) -> Prepared:
+    """A run of rows that are tokens already; `unseen` rows give target NLLs."""
+    return Prepared(
+        config=config,
+        loaded=loaded,
+        loss=make_forget_loss(config.loss, config.loss_args),
+        **sides,
+        holdout=[],
+        instead=[],
+        pairs=[],
+        selection=SelectionRows(sides["forget"], list(unseen), []) if unseen else None,
+        reported=[],
+        prompt_format=None,  # type: ignore[arg-type]
+        warnings=[],
+    )
+
+
 class _Ours:
     """Expunge's trainer, step by step."""
 
     def __init__(self, config: UnlearnConfig, loaded: LoadedModel, sides: dict[str, list[TokenizedExample]]) -> None:
-        prepared = Prepared(
-            config=config,
-            loaded=loaded,
-            loss=make_forget_loss(config.loss, config.loss_args),
-            **sides,
-            holdout=[],
-            instead=[],
-            pairs=[],
-            selection=None,
-            reported=[],
-            prompt_format=None,  # type: ignore[arg-type]
-            warnings=[],
-        )
-        self.trainer = Trainer(prepared)
+        self.trainer = Trainer(prepared_for(config, loaded, sides))
         self._cache = TemporaryDirectory(prefix="bench-")
         self.trainer.compute_reference(Reporter(quiet=True), Path(self._cache.name), "bench")
 

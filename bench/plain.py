@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from expunge.config import UnlearnConfig
 from expunge.data.tokenize import TokenizedExample
 from expunge.kernels import Head
+from expunge.losses import make_forget_loss
 from expunge.model.adapter import target_modules
 from expunge.model.load import LoadedModel
 
@@ -63,7 +64,11 @@ class Plain:
         torch.manual_seed(config.seed)
         self.model = loaded.model = get_peft_model(loaded.base, adapter)
         self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        self.optimizer = torch.optim.Adam(self.parameters, lr=config.learning_rate or 1e-4)
+        self.beta: float = getattr(make_forget_loss(config.loss, config.loss_args), "beta", 1.0)
+        fused = loaded.device.type == "cuda"
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=config.learning_rate or 1e-4, weight_decay=0.0, fused=fused
+        )
 
     def batches(self, epochs: int) -> Iterator[Batch]:
         """All rows of every epoch, shuffled."""
@@ -73,7 +78,7 @@ class Plain:
             yield from (rows[start : start + ROWS_PER_BATCH] for start in range(0, len(rows), ROWS_PER_BATCH))
 
     def terms(self, batch: Batch) -> dict[str, Tensor]:
-        """`npo`, `retain_nll` and `retain_kl` of a batch, each a mean over its tokens; a side without rows counts 0."""
+        """`forget` (NPO), `retain` (NLL) and `kl` of a batch, means over their tokens; 0 for a side without rows."""
         longest = max(len(row) for row, _ in batch)
         input_ids = torch.zeros(len(batch), longest, dtype=torch.long)
         attention_mask = torch.zeros_like(input_ids)
@@ -98,24 +103,32 @@ class Plain:
         logq = ref_logits[:, :-1].float().log_softmax(-1)
         targets = input_ids[:, 1:, None]
         own, ref = logp.gather(-1, targets)[..., 0], logq.gather(-1, targets)[..., 0]
-        beta = self.config.beta
-        npo = 2 / beta * softplus(-beta * (ref - own))
+        npo = 2 / self.beta * softplus(-self.beta * (ref - own))
         if self.config.kl_direction == "forward":
             logp, logq = logq, logp
         kl = (logp.exp() * (logp - logq)).sum(-1)
-        per_token = {"npo": (npo, npo_mask), "retain_nll": (-own, nll_mask), "retain_kl": (kl, kl_mask)}
+        per_token = {"forget": (npo, npo_mask), "retain": (-own, nll_mask), "kl": (kl, kl_mask)}
         return {name: values[mask].sum() / mask.sum().clamp(min=1) for name, (values, mask) in per_token.items()}
 
     def loss(self, terms: dict[str, Tensor]) -> Tensor:
         """The weighted sum of the terms."""
         config = self.config
-        forget = config.forget_weight * terms["npo"]
-        return forget + config.retain_weight * terms["retain_nll"] + config.kl_weight * terms["retain_kl"]
+        forget = config.forget_weight * terms["forget"]
+        return forget + config.retain_weight * terms["retain"] + config.kl_weight * terms["kl"]
 
-    def train_step(self, batch: Batch) -> dict[str, float]:
-        """One optimizer step; returns the terms before it."""
+    def train_step(self, batch: Batch, rows_per_pass: int | None = None) -> dict[str, float]:
+        """One optimizer step; returns the terms before it, of the last pass where there are several.
+
+        Args:
+            batch: Rows of the step.
+            rows_per_pass: Pass so many rows of like length at once, each pass by its share of the rows.
+        """
         self.optimizer.zero_grad()
-        terms = self.terms(batch)
-        self.loss(terms).backward()
+        size = rows_per_pass or len(batch)
+        rows = sorted(batch, key=lambda row: -len(row[0])) if rows_per_pass else batch
+        for start in range(0, len(rows), size):
+            part = rows[start : start + size]
+            terms = self.terms(part)
+            (self.loss(terms) * (len(part) / len(rows))).backward()
         self.optimizer.step()
         return {name: value.item() for name, value in terms.items()}

@@ -1,0 +1,130 @@
+"""What must hold on a GPU, in under a minute: `pytest -m cuda`; equal means within the rounding that is stated."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from expunge.evaluation.generate import greedy
+from expunge.kernels import token_logps
+from expunge.model import packing
+from expunge.model.adapter import add_adapter, recompute_layers, trainable
+from expunge.model.compiling import compile_layers
+from expunge.model.flat_adapter import FlatAdapter
+from expunge.model.load import LoadedModel, load_model
+from expunge.model.logps import final_states, lay_out, sequence_logps
+from tiny import ARCHITECTURES, save_tiny
+
+pytestmark = pytest.mark.cuda
+ROWS = [list(range(3, 3 + length)) for length in (23, 2, 41, 9, 64, 3)]
+EXACT, ROUNDED = 1e-4, 0.08
+"""Relative differences of fp32 and bfloat16 gradients of tiny models, whose logits are spread over several nats."""
+
+
+@pytest.fixture(autouse=True)
+def _no_tf32() -> Iterator[None]:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    yield
+    torch.set_float32_matmul_precision(before)
+    torch._dynamo.reset()
+
+
+def with_adapter(folder: Path, arch: str, dtype: str) -> tuple[LoadedModel, FlatAdapter]:
+    loaded = load_model(str(save_tiny(folder, arch)), dtype=dtype, device="cuda")
+    add_adapter(loaded, rank=3, alpha=6.0, modules="all-linear", seed=0)
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for parameter in trainable(loaded.model):
+            parameter.add_(torch.randn_like(parameter), alpha=0.05)
+    return loaded, FlatAdapter(loaded)
+
+
+def gradient(loaded: LoadedModel, adapter: FlatAdapter, rows: list[list[int]] = ROWS) -> torch.Tensor:
+    """Of the mean NLL over all tokens but the first of each row."""
+    adapter.gradients.zero_()
+    batch = lay_out(loaded, rows)
+    targets = torch.cat([torch.arange(s + 1, s + n) for s, n in zip(batch.starts, batch.lengths, strict=True)]).cuda()
+    logps = token_logps(final_states(loaded, batch)[targets - 1], loaded.head, batch.flat_ids[targets])
+    (-logps.mean()).backward()
+    return adapter.gradients.clone()
+
+
+def apart(one: torch.Tensor, other: torch.Tensor) -> float:
+    return float((one - other).norm() / other.norm())
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_logps_are_those_of_transformers(arch: str, tmp_path: Path) -> None:
+    loaded = load_model(str(save_tiny(tmp_path, arch)), dtype="float32", device="cuda")
+    for ids, found in zip(ROWS, sequence_logps(loaded, ROWS), strict=True):
+        with torch.no_grad():
+            logits = loaded.model(input_ids=torch.tensor([ids], device="cuda")).logits[0, :-1]
+        right = logits.log_softmax(-1).gather(-1, torch.tensor(ids[1:], device="cuda")[:, None])[:, 0]
+        torch.testing.assert_close(found, right.cpu(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("dtype", "error"), [("float32", EXACT), ("bfloat16", ROUNDED)])
+@pytest.mark.parametrize("arch", ["llama", "gemma3", "gpt2"])
+def test_packed_padded_and_recomputed_give_one_gradient(arch: str, dtype: str, error: float, tmp_path: Path) -> None:
+    loaded, adapter = with_adapter(tmp_path, arch, dtype)
+    assert loaded.packable_length == packing.UNBOUNDED
+    packed = gradient(loaded, adapter)
+    longest, loaded.packable_length = loaded.packable_length, 0
+    assert apart(gradient(loaded, adapter), packed) < error
+    loaded.packable_length = longest
+    recompute_layers(loaded)
+    assert apart(gradient(loaded, adapter), packed) < error / 10
+
+
+def test_flash_attention_takes_the_rows_where_there_is_one(tmp_path: Path) -> None:
+    loaded, _ = with_adapter(tmp_path, "llama", "bfloat16")
+    with loaded.autocast():
+        assert packing.attention_way(loaded.base) == packing.VARLEN
+
+
+def test_fused_adam_is_adam_and_resumed_is_uninterrupted(tmp_path: Path) -> None:
+    """Within rounding against Adam on the CPU; bit for bit against itself."""
+    (_, first), (_, second) = (with_adapter(tmp_path / name, "llama", "float32") for name in ("one", "two"))
+    plain = first.weights.detach().cpu().clone().requires_grad_()
+    optimizer = torch.optim.Adam([plain], lr=1e-2)
+    chance = torch.Generator().manual_seed(2)
+    for number in range(4):
+        grad = torch.randn(first.weights.shape, generator=chance)
+        if number == 2:
+            second.load_state({name: value.clone() for name, value in first.state().items()})
+        plain.grad = grad.clone()
+        optimizer.step()
+        for adapter in (first, second)[: 1 + (number >= 2)]:
+            adapter.gradients.copy_(grad)
+            adapter.update(1e-2)
+    torch.testing.assert_close(first.weights.detach().cpu(), plain.detach(), rtol=1e-4, atol=1e-6)
+    assert torch.equal(first.weights, second.weights)
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing(tmp_path: Path) -> None:
+    _, adapter = with_adapter(tmp_path, "llama", "bfloat16")
+    adapter.gradients.fill_(0.1)
+    adapter.update(1e-2)
+    before = {name: value.clone() for name, value in adapter.state().items()}
+    adapter.gradients[5] = torch.inf
+    adapter.update(1e-2, 1.0)
+    assert all(torch.equal(value, before[name]) for name, value in adapter.state().items())
+
+
+def test_compiled_layers_give_the_same_gradient(tmp_path: Path) -> None:
+    loaded, adapter = with_adapter(tmp_path, "llama", "bfloat16")
+    plain = gradient(loaded, adapter)
+    line = compile_layers(loaded, lambda: gradient(loaded, adapter))
+    assert line.startswith("layers compiled"), line
+    assert apart(gradient(loaded, adapter), plain) < ROUNDED
+    gradient(loaded, adapter, ROWS[:3])  # another number of tokens
+
+
+def test_batched_decoding_says_what_decoding_one_at_a_time_says(tmp_path: Path) -> None:
+    loaded = load_model(str(save_tiny(tmp_path, "llama")), dtype="float32", device="cuda")
+    for ids, found in zip(ROWS, greedy(loaded, ROWS, max_new_tokens=12), strict=True):
+        prompt = torch.tensor([ids], device="cuda")
+        right = loaded.base.generate(prompt, max_new_tokens=12, do_sample=False, pad_token_id=0)[0, len(ids) :].tolist()
+        assert found == right
