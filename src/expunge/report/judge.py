@@ -134,11 +134,13 @@ def _next(run: RunData, answers: Sequence[Answer]) -> tuple[str, ...]:
     said, told, rest, speech = (own.state == "bad" for own in answers)
     aucs = [own for own in answers[1].numbers if own.state == "bad" and own.target is not None]
     too_far = bool(aucs) and all(own.value < (own.target or 0.0) for own in aucs)
+    short, unseen = told and not too_far, bool(run.manifest.get("rows", {}).get("holdout"))
     steps = {
-        "Train longer (--epochs) or at a higher --learning-rate: the texts are still there.": said,
+        "Train longer (--epochs) or at a higher --learning-rate: the texts are still there.": said
+        or (short and unseen),
         "The texts are now less likely than unseen ones: lower the adapter's scale (`expunge calibrate`).": told
         and too_far,
-        "Give unseen texts of the same kind (--holdout), so that it stops at the right depth.": told and not too_far,
+        "Give unseen texts of the same kind (--holdout), so that it stops at the right depth.": short and not unseen,
         "Give more texts to keep, close to those to forget, or raise --retain-weight.": rest,
         "Say what to answer instead (--instead FILE, several refusals or other answers).": speech,
     } | {own.need: bool(own.need) for own in answers}
