@@ -103,11 +103,12 @@ def test_the_scales_that_were_tried_are_drawn(tmp_path):
     curve = [
         {"scale": scale, "auc": auc, "forget_nll": 2 - auc} for scale, auc in ((1.0, 0.6), (0.0, 1.0), (1.25, 0.4))
     ]
-    (run / "calibration.json").write_text(json.dumps({"scale": 1.25, "curve": curve}))
+    (run / "calibration.json").write_text(json.dumps({"scale": 1.25, "curve": curve, "targets": {"auc": 0.5}}))
     with style():
         (panel,) = curves.over_scales(group_runs([read_run(run)])[0])
     assert [own.name for own in panel.figures] == ["scale-auc", "scale-forget-nll"]
-    line, taken = panel.figures[0].figure.axes[0].lines
+    line, target, taken = panel.figures[0].figure.axes[0].lines
+    assert set(target.get_ydata()) == {0.5}
     assert (list(line.get_xdata()), list(line.get_ydata())) == ([0.0, 1.0, 1.25], [1.0, 0.6, 0.4])
     assert list(taken.get_xdata()) == [1.25, 1.25]
 

@@ -272,10 +272,13 @@ def test_of_several_runs_the_worst_answer_stands():
 
 
 def test_what_is_missing_is_named_with_what_to_give_for_it(tmp_path):
-    judged = write_verdict(write_run(tmp_path / "run", scored=False))
+    rows = {"forget": 60, "retain": 60}
+    judged = write_verdict(write_run(tmp_path / "run", scored=False, manifest={"rows": rows}))
     assert answers(judged) == ["not measured"] * 4
     assert all(own.need in judged.next for own in judged.answers)
     assert "--holdout" in judged.answers[TOLD].need
+    unseen = verdict(write_run(tmp_path / "unseen", scored=False))  # they were given, and only scores are missing
+    assert "expunge evaluate" in unseen.answers[TOLD].need
     told = str(judged).splitlines()
     assert max(map(len, told)) <= 99
     assert sum(line.startswith("  not measured") for line in told) == 5  # the four, and what no run tells

@@ -60,7 +60,8 @@ def over_scales(group: Group) -> list[Panel]:
     """The validation metrics over the scales of a finished adapter; nothing where none was chosen."""
     run = group.runs[0]
     curve = run.calibration.get("curve")
-    lines = [line for line in curve if isinstance(line, dict)] if isinstance(curve, list) else []
+    aims = {TARGETS: run.calibration.get(TARGETS, {})}
+    lines = [line | aims for line in curve if isinstance(line, dict)] if isinstance(curve, list) else []
     lines = sorted((line for line in lines if number(line.get("scale")) is not None), key=lambda line: line["scale"])
     taken = number(run.calibration.get("scale"))
     title = {"": "Validation metrics over the adapter's scale"}

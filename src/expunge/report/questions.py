@@ -162,6 +162,8 @@ def recognisable(run: RunData, criteria: Criteria) -> Answer:
         )
     if not numbers:
         need = "Give texts of the same kind that the model has never seen (--holdout FILE) to `unlearn` and `evaluate`."
+        unscored = "after" not in run.scores and run.manifest.get("rows", {}).get("holdout")
+        need = TO_SCORE if unscored else need
         return Answer(TOLD, "not measured", "not measured", "no membership attack was run", rule, need)
     answer = _answer(TOLD, ("yes", "no"), numbers, rule)
     if any(own.target_from == CHANCE for own in numbers):

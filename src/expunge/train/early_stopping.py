@@ -12,7 +12,7 @@ from torch import Tensor
 from expunge.config.criteria import Criteria
 from expunge.errors import RunError
 from expunge.train.averaging import copied
-from expunge.train.validation import Validation, violation, violations
+from expunge.train.validation import Validation, targets, violation, violations
 
 BEST = "best."
 """Prefix of the tensors of the best state in a checkpoint."""
@@ -53,7 +53,7 @@ class EarlyStopping:
         self.history.append(Evaluated(step, metrics, sum(missing.values())))
         if self.best is self.history[-1]:
             self.state = copied(parameters)
-        return {**asdict(metrics), "violations": missing}
+        return {**asdict(metrics), "targets": targets(self.untouched, self.criteria), "violations": missing}
 
     @property
     def best(self) -> Evaluated | None:
@@ -87,6 +87,7 @@ class EarlyStopping:
             if "validation" in line:
                 own = dict(line["validation"])
                 missing = own.pop("violations", {})
+                own.pop("targets", None)
                 if own.keys() != {field.name for field in fields(Validation)}:
                     raise RunError("--resume: the run was begun by another version of Expunge: start it again")
                 self.history.append(Evaluated(line["step"], Validation(**own), sum(missing.values())))

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from expunge.config.criteria import Criteria
-from expunge.train.validation import Validation, ValidationRows, Validator, violations
+from expunge.train.validation import Validation, ValidationRows, Validator, targets, violations
 
 SCALES = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
 """Where the search begins; then it halves the distance to the neighbours of the best, `REFINEMENTS` times."""
@@ -113,6 +113,7 @@ def record(
         "reached": found.reached,
         "verdict": found.verdict,
         "target": asdict(criteria),
+        "targets": targets(next(own for own in found.curve if own.scale == 0), criteria),
         "curve": [asdict(metrics) for metrics in found.curve],
         "texts": {name: len(getattr(rows, name)) for name in ("members", "nonmembers", "retain", "forget")},
         "selection_hmac": list(hashes),

@@ -164,6 +164,19 @@ class Validator:
         return min(_mean(probabilities(rows, logps)) / self._probability, 1 - lost)
 
 
+def targets(untouched: Validation, criteria: Criteria) -> dict[str, float]:
+    """What a metric should come to, or the bound that it should keep."""
+    return {
+        "auc": criteria.target_auc,
+        "min_k_auc": criteria.target_auc,
+        "forget_nll": untouched.unseen_nll,
+        "unseen_nll": untouched.unseen_nll,
+        "exact_match": max(criteria.max_exact_match, untouched.unseen_exact_match),
+        "retained": criteria.min_retain,
+        "drift": criteria.max_drift,
+    }
+
+
 def violations(own: Validation, untouched: Validation, criteria: Criteria) -> dict[str, float]:
     """How far an adapter is from each criterion, in tolerances of it: 0 where it is met.
 
@@ -171,13 +184,13 @@ def violations(own: Validation, untouched: Validation, criteria: Criteria) -> di
     long as the AUC is too high.
     """
     band = max(criteria.auc_tolerance, untouched.auc_sd)
-    guessed = max(criteria.max_exact_match, untouched.unseen_exact_match)
-    lacking = 1 - own.forget_nll / untouched.unseen_nll if own.auc > criteria.target_auc + band else 0.0
+    aims = targets(untouched, criteria)
+    lacking = 1 - own.forget_nll / aims["forget_nll"] if own.auc > criteria.target_auc + band else 0.0
     missing = {
         "auc": (abs(own.auc - criteria.target_auc) - band) / band,
         "min_k_auc": (abs(own.min_k_auc - criteria.target_auc) - band) / band,
         "forget_nll": lacking / criteria.max_drift,
-        "exact_match": (own.exact_match - guessed) / criteria.max_exact_match,
+        "exact_match": (own.exact_match - aims["exact_match"]) / criteria.max_exact_match,
         "retained": (criteria.min_retain - own.retained) / max(1 - criteria.min_retain, 0.01),
         "drift": (abs(own.drift) - criteria.max_drift) / max(criteria.max_drift, 0.01),
     }
