@@ -8,6 +8,12 @@ Everything that the command line can is here. Importing the package loads neithe
 names load what they need when they are used.
 """
 
+import sys
+
+# `python -m expunge` looks for every module in the folder where it is started first, and that may be somebody else's.
+if sys.argv[:1] == ["-m"] and "-m expunge" in " ".join(sys.orig_argv) and not sys.flags.safe_path:
+    del sys.path[0]
+
 from typing import Any
 
 __version__ = "0.1.0"

@@ -234,9 +234,9 @@ GOOD = '{"text": "a"}\n'
 @pytest.mark.parametrize(
     ("name", "data", "reason"),
     [
-        ("f.jsonl", GOOD + '{"text": "a\n', "f.jsonl:2: invalid JSON at column 10: Unterminated string"),
+        ("f.jsonl", GOOD + '{"text": "a\n', "f.jsonl:2: invalid JSON at column 10"),
         ("f.jsonl", GOOD + "{'text': 'a'}", "f.jsonl:2: invalid JSON at column 2"),
-        ("f.jsonl", GOOD + GOOD.strip() + GOOD, "f.jsonl:2: invalid JSON at column 14: Extra data"),
+        ("f.jsonl", GOOD + GOOD.strip() + GOOD, "f.jsonl:2: invalid JSON at column 14"),
         ("f.jsonl", "[" * 100_000, "f.jsonl:1: JSON nested too deeply"),
         ("f.jsonl", '{"text": ' + "9" * 5000 + "}", "f.jsonl:1: JSON with a number too long"),
         ("f.jsonl", "[" + GOOD + "]", "f.jsonl:1: invalid JSON"),
@@ -265,12 +265,12 @@ GOOD = '{"text": "a"}\n'
         (
             "f.jsonl",
             '{"input": "p", "body": "b"}',
-            "columns found: input, body; known are input/output, prompt/",
+            "columns found: input, column 2 (4 characters); known are input/output, prompt/",
         ),
         (
             "f.csv",
             f"Who is Ann?,{SECRET}\nWho?,Bob\n",
-            "columns found: <11 characters>, <12 characters>; known",
+            "columns found: column 1 (11 characters), column 2 (12 characters); known",
         ),
     ],
 )
@@ -420,7 +420,7 @@ class TestNames:
         monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", fail)
         with pytest.raises(DataError) as caught:
             read_examples("owner/name")
-        assert "owner/name: no such file, and the Hub has no such data set or is out of reach: no route;" in str(
+        assert "owner/name: no such file, and the Hub has no such data set or is out of reach: ConnectionError;" in str(
             caught.value
         )
 
@@ -433,7 +433,7 @@ class TestNames:
 
         monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", offline)
         monkeypatch.setattr(datasets, "load_dataset", fail)
-        with pytest.raises(DataError, match="datasets cannot load it: Couldn't reach owner/name"):
+        with pytest.raises(DataError, match=r"datasets cannot load it \(ConnectionError\)"):
             read_examples("owner/name")
         with pytest.raises(DataError, match="needs its owner"):
             read_examples("csv")  # datasets would read the csv files of the working directory

@@ -8,11 +8,11 @@ import difflib
 import json
 import os
 import sys
-import traceback
 import warnings
 from collections.abc import Sequence
 
 from expunge.errors import ConfigError, UserError, outside_cause
+from expunge.utils.hardening import no_core_dumps, outline
 from expunge.utils.interrupt import Interruptions
 from expunge.utils.progress import printable
 
@@ -27,6 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = [word for word in words if word not in SWITCHES]
     debug = "--debug" in switches
     os.umask(0o077)
+    no_core_dumps()
     warnings.simplefilter("ignore", FutureWarning)  # deprecations inside libraries are not for users
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     interruptions = Interruptions()
@@ -35,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _dispatch(words, switches)
     except UserError as error:
         if debug:
-            traceback.print_exc()
+            sys.stderr.write(outline(error))
         message = printable(" ".join(str(error).split()))
         sys.stderr.write(f"expunge: error: {message}\n")
         return 2
@@ -53,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not debug and (mend := outside_cause(error)):
             sys.stderr.write(f"expunge: error: {printable(mend)}\n")
             return 2
-        traceback.print_exc()
+        sys.stderr.write(outline(error))
         sys.stderr.write("expunge: this is a bug in Expunge; the traceback above says where\n")
         return 1
 

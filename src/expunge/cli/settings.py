@@ -14,6 +14,7 @@ from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 from expunge.config.unlearn import GROUPS, UnlearnConfig, flat
 from expunge.errors import ConfigError
+from expunge.utils.reading import UnreadableError, parse_yaml
 
 RENAMED = {
     "target": "--target-auc 0.5",
@@ -177,21 +178,12 @@ def read_config(name: str, known: Mapping[str, Setting]) -> dict[str, Any]:
 
 
 def _read_yaml(name: str) -> dict[str, Any]:
-    import yaml
-
     try:
-        text = Path(name).read_text(encoding="utf-8")
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):  # a few can grow beyond all bounds
-            raise ConfigError(f"--config {name}: holds an alias (*name), which settings have no use for")
-        settings = yaml.safe_load(text)
+        settings = parse_yaml(Path(name).read_bytes())
     except OSError as error:
         raise ConfigError(f"--config {name}: cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"--config {name}: not YAML, byte {error.start + 1} is not UTF-8") from None
-    except (yaml.YAMLError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", see line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise ConfigError(f"--config {name}: not YAML{where}") from None
+    except UnreadableError as error:
+        raise ConfigError(f"--config {name}: {error}") from None
     if not isinstance(settings, dict) or not all(isinstance(key, str) for key in settings):
         raise ConfigError(f"--config {name}: holds no settings: write one a line, as `epochs: 3`")
     return settings

@@ -13,9 +13,12 @@ from transformers.utils.chat_template_utils import _compile_jinja_template
 
 from expunge.data.examples import SPOKEN, Example
 from expunge.errors import ConfigError
+from expunge.utils.deadline import DeadlineError, deadline
 
 TODAY = datetime(2024, 7, 26, tzinfo=UTC)
 """The date in every template, so that a run has the same tokens tomorrow: the one that Llama 3 falls back on."""
+SECONDS = 5.0
+"""Longest time for one rendering, which takes milliseconds."""
 PROBE = "expunge"
 """What stands for the answer where only the template's own words are of interest."""
 
@@ -117,15 +120,18 @@ def _apply(
     try:
         template = _compile_jinja_template(tokenizer.get_chat_template(tools=settings.get("tools")))
         template.environment.globals["strftime_now"] = TODAY.strftime  # the one that rendering takes from the cache
-        return str(
-            tokenizer.apply_chat_template(
-                [dict(turn) for turn in turns],
-                add_generation_prompt=asked,
-                tokenize=False,
-                date_string=TODAY.strftime("%d %b %Y"),
-                **settings,
+        with deadline(SECONDS):
+            return str(
+                tokenizer.apply_chat_template(
+                    [dict(turn) for turn in turns],
+                    add_generation_prompt=asked,
+                    tokenize=False,
+                    date_string=TODAY.strftime("%d %b %Y"),
+                    **settings,
+                )
             )
-        )
+    except DeadlineError:
+        raise _refused(example, f"does not come to an end in {SECONDS:g} seconds") from None
     except Exception as error:  # a template is a program; its message may hold the text
         known = str(error).strip()
         sentence = known if known and _is_of_template(tokenizer, known) else type(error).__name__

@@ -11,6 +11,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -236,9 +237,9 @@ def _choose_columns(source: str | Path, found: Sequence[str], columns: Mapping[s
 
 
 def _names(found: Iterable[str]) -> str:
-    """Column names for a message; the first line of a CSV without a header is text, which must not be shown."""
-    name_like = re.compile(r"[A-Za-z_][\w.-]{0,39}")
-    shown = [name if name_like.fullmatch(name) else f"<{len(name)} characters>" for name in found]
+    """Column names for a message: those that we know; any other may be text, as of a CSV without a header."""
+    known = {*filter(None, chain(*LAYOUTS)), *FIELDS, *BESIDE, *TEMPLATE, "kind"}
+    shown = [name if name in known else f"column {at} ({len(name)} characters)" for at, name in enumerate(found, 1)]
     return ", ".join(shown[:20]) + (f" and {len(shown) - 20} more" if len(shown) > 20 else "")
 
 

@@ -1,6 +1,5 @@
 """Which membership texts the strength of an adapter was chosen on, so that nothing is reported on them."""
 
-import json
 from collections.abc import Sequence
 from itertools import compress
 from pathlib import Path
@@ -11,6 +10,7 @@ from expunge.data.families import families
 from expunge.data.surprise import surprises
 from expunge.errors import DataError, RunError
 from expunge.utils.keys import key_file, keyed, of_this_key
+from expunge.utils.reading import NUMBER, read_object
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -132,13 +132,10 @@ def read_calibration(folder: Path) -> dict[str, Any] | None:
     file = folder / FILE
     if not file.exists():
         return None
-    try:
-        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        if not (isinstance(content["trained_alpha"], int | float) and isinstance(content["selection_hmac"], list)):
-            raise TypeError
-        return content
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
-        raise RunError(f"{file}: not a calibration, it is damaged or from another version") from None
+    content = read_object(file, fields={"trained_alpha": NUMBER, "scale": NUMBER, "selection_hmac": list})
+    if not all(isinstance(own, str) for own in content["selection_hmac"]):
+        raise RunError(f"{file}: damaged or something else (selection_hmac must be a list of hashes)")
+    return content
 
 
 def keyed_hashes(hashes: Sequence[str]) -> list[str]:

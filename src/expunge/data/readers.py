@@ -15,6 +15,13 @@ Row = tuple[str, dict[str, Any]]
 """Where a row was read (`path:line` or `path, row 3`), and its cells by column."""
 
 DATASET_NAME = re.compile(r"(?P<name>[\w-][\w.-]*(/[\w.-]+)?)(@(?P<config>[\w.-]+))?(:(?P<split>[\w.-]+))?")
+BATCH_ROWS = 1024
+MOST_ROWS = 1_000_000
+"""Of one table: texts by the million are no request to forget, and a small file can claim any number of them."""
+MOST_BYTES = 2**30
+"""Of the rows of one table in memory."""
+ROW_BYTES = 400
+"""What a row takes in memory beside its cells, at least."""
 HUB_TIMEOUT = 10.0
 """Seconds to wait for the Hub before a name counts as out of reach."""
 
@@ -28,7 +35,7 @@ def read_rows(source: str | Path) -> list[Row]:
     try:
         return _read(source)
     except OSError as error:
-        raise DataError(f"{source}: cannot be read: {error.strerror or _first_line(error)}") from error
+        raise DataError(f"{source}: cannot be read: {error.strerror or type(error).__name__}") from error
 
 
 def stem(source: str | Path) -> str:
@@ -90,7 +97,7 @@ def _parse_json(text: str, path: Path, first_line: int = 1, hint: str = "") -> A
         raise DataError(f"{path}:{first_line}: two fields of an object have the same name{hint}") from None
     except json.JSONDecodeError as error:
         line = first_line + error.lineno - 1
-        raise DataError(f"{path}:{line}: invalid JSON at column {error.colno}: {error.msg}{hint}") from None
+        raise DataError(f"{path}:{line}: invalid JSON at column {error.colno}{hint}") from None
     except RecursionError:
         raise DataError(f"{path}:{first_line}: JSON nested too deeply{hint}") from None
     except ValueError:  # an integer of thousands of digits
@@ -141,8 +148,8 @@ def _read_csv(path: Path) -> list[Row]:
                 raise DataError(f"{where}: {len(cells)} cells where the header has {len(header)}")
             else:
                 rows.append((where, dict(zip(header, cells, strict=True))))
-    except csv.Error as error:
-        raise DataError(f"{path}:{line}: invalid CSV in the row that begins here: {error}") from None
+    except csv.Error:
+        raise DataError(f"{path}:{line}: invalid CSV in the row that begins here") from None
     finally:
         csv.field_size_limit(limit)
     return rows
@@ -153,19 +160,42 @@ def _read_parquet(path: Path) -> list[Row]:
     import pyarrow.parquet as pq
 
     try:
-        table = pq.ParquetFile(path).read()
-        names = table.column_names
+        file = pq.ParquetFile(path)
+        names = file.schema_arrow.names
+        if len(set(names)) < len(names):
+            raise DataError(f"{path}: two columns have the same name")
+        if file.metadata.num_rows > MOST_ROWS:
+            raise _too_many(str(path))
+        return _number(_batch_rows(file.iter_batches(BATCH_ROWS), str(path)), str(path))
     except (pa.ArrowException, UnicodeDecodeError, ValueError, OSError) as error:
         if isinstance(error, OSError) and error.errno:
             raise  # the disk's fault, not the file's
-        reason = "a name in it is not UTF-8" if isinstance(error, UnicodeDecodeError) else _first_line(error)
-        raise DataError(f"{path}: invalid Parquet: {reason}") from error
-    if len(set(names)) < len(names):
-        raise DataError(f"{path}: two columns have the same name")
-    return _number(_table_rows(table, str(path)), str(path))
+        reason = "a name in it is not UTF-8" if isinstance(error, UnicodeDecodeError) else "damaged or something else"
+        raise DataError(f"{path}: invalid Parquet: {reason}") from None
 
 
-def _table_rows(table: Any, where: str) -> list[dict[str, Any]]:
+def _batch_rows(batches: Iterable[Any], where: str) -> list[dict[str, Any]]:
+    """The rows of batches of a table, as many as a set of texts may have.
+
+    Raises:
+        DataError: There are more rows, or more bytes in them.
+    """
+    rows: list[dict[str, Any]] = []
+    size = 0
+    for batch in batches:
+        size += batch.nbytes + batch.num_rows * ROW_BYTES
+        if len(rows) + batch.num_rows > MOST_ROWS or size > MOST_BYTES:
+            raise _too_many(where)
+        rows += _table_rows(batch, where, len(rows))
+    return rows
+
+
+def _too_many(where: str) -> DataError:
+    return DataError(f"{where}: more than {MOST_ROWS:,} rows or {MOST_BYTES:,} bytes of them: give a smaller part")
+
+
+def _table_rows(table: Any, where: str, before: int = 0) -> list[dict[str, Any]]:
+    """Rows of a part of a table that `before` rows precede."""
     try:
         rows: list[dict[str, Any]] = table.to_pylist()
     except (ValueError, OverflowError):  # as UnicodeDecodeError is, too
@@ -173,9 +203,9 @@ def _table_rows(table: Any, where: str) -> list[dict[str, Any]]:
             try:
                 table.slice(number, 1).to_pylist()
             except UnicodeDecodeError:
-                raise DataError(f"{where}, row {number + 1}: invalid UTF-8") from None
+                raise DataError(f"{where}, row {before + number + 1}: invalid UTF-8") from None
             except (ValueError, OverflowError):
-                raise DataError(f"{where}, row {number + 1}: a value that is out of range") from None
+                raise DataError(f"{where}, row {before + number + 1}: a value that is out of range") from None
         raise
     return rows
 
@@ -214,7 +244,7 @@ def _read_saved(folder: Path, split: str | None) -> list[Row]:
     try:
         data = datasets.load_from_disk(str(folder))
     except Exception as error:
-        raise DataError(f"{folder}: not a folder that datasets can load: {_first_line(error)}") from error
+        raise DataError(f"{folder}: not a folder that datasets can load ({type(error).__name__})") from None
     return _dataset_rows(data, split, str(folder))
 
 
@@ -236,14 +266,14 @@ def _read_named(source: str) -> list[Row]:
     except Exception as error:
         raise DataError(
             f"{source}: no such file, and the Hub has no such data set or is out of reach: "
-            f"{_first_line(error)}; HF_HUB_OFFLINE=1 reads what was downloaded before"
-        ) from error
+            f"{type(error).__name__}; HF_HUB_OFFLINE=1 reads what was downloaded before"
+        ) from None
     if "/" not in name:  # datasets would take `csv` or `text` for a loader of the files around here
         raise DataError(f"{source}: no such file; a data set's name needs its owner, as in owner/name")
     try:
         data = datasets.load_dataset(name, config)
     except Exception as error:
-        raise DataError(f"{source}: no such file, and datasets cannot load it: {_first_line(error)}") from error
+        raise DataError(f"{source}: no such file, and datasets cannot load it ({type(error).__name__})") from None
     return _dataset_rows(data, split, source)
 
 
@@ -258,8 +288,10 @@ def _dataset_rows(data: Any, split: str | None, source: str) -> list[Row]:
         data = data[split]
     elif split:
         raise DataError(f"{source}: holds a single data set without splits: leave :{split} out")
-    return _number(_table_rows(data.with_format("arrow")[:], source), source)
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)[:200]
+    try:
+        batches = data.with_format("arrow").iter(BATCH_ROWS)
+        return _number(_batch_rows(batches, source), source)
+    except DataError:
+        raise
+    except Exception as error:  # a cast that does not fit quotes the cell
+        raise DataError(f"{source}: its rows are not of the types that it declares ({type(error).__name__})") from None

@@ -6,7 +6,7 @@ Every benchmark has
   "reason", "reference", "difference"}`; the reason says why a value or an interval is null, the last two are there with
   a reference model: its value, and value, low and high of the paired difference from it;
 - `fingerprint`: what the numbers are of: `base` (content of the model), `adapter` (weights and strength), `data`
-  (set -> hash under the user's key) and `prompt_format`;
+  (set -> `data_fingerprint`) and `prompt_format`;
 - `settings`, `reference` (the retrained model and the tests against it) and `not_measured` (plain sentences).
 
 SemEval and LUME have the official numbers too: `forget`, `retain` (task -> `regurgitation`, `knowledge`), `terms`,
@@ -14,7 +14,6 @@ SemEval and LUME have the official numbers too: `forget`, `retain` (task -> `reg
 them is null.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -22,7 +21,8 @@ from typing import Any
 
 from expunge.errors import DataError
 from expunge.evaluation.estimate import Estimate
-from expunge.utils.files import write_json
+from expunge.utils.files import settle, write_json
+from expunge.utils.reading import read_object
 
 SCHEMA = 1
 PACKAGES = ("expunge", "torch", "transformers", "peft", "rouge-score")
@@ -79,13 +79,9 @@ def read_results(path: str | Path) -> dict[str, Any]:
         DataError: Not a results file, of a schema that this version does not know, or with a number that is
             none.
     """
-    try:
-        results = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
-    except (ValueError, RecursionError):
-        raise DataError(f"{path}: not a results file (invalid JSON)") from None
-    if not isinstance(results, dict) or "schema" not in results or not isinstance(results.get("benchmark"), str):
+    settle(Path(path).parent)
+    results = read_object(path, DataError)
+    if "schema" not in results or not isinstance(results.get("benchmark"), str):
         raise DataError(f"{path}: not a results file: it has no schema and benchmark")
     if results["schema"] != SCHEMA:
         raise DataError(f"{path}: results of schema {results['schema']!r}, this version reads schema {SCHEMA}")
@@ -124,15 +120,8 @@ def other_subject(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[s
     one, other = (own.get("fingerprint") or {} for own in (first, second))
     found = [FINGERPRINT[key] for key in FINGERPRINT if one.get(key) and other.get(key) and one[key] != other[key]]
     ours, theirs = (own.get("data") or {} for own in (one, other))
-    sets = dict.fromkeys((*ours, *theirs)) if ours and theirs and not of_other_keys(first, second) else {}
+    sets = dict.fromkeys((*ours, *theirs)) if ours and theirs else {}
     return found + [f"{name} data" for name in sets if ours.get(name) != theirs.get(name)]
-
-
-def of_other_keys(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
-    """Whether two results files were made by users with other keys, so that their data cannot be compared."""
-    prints = [(own.get("fingerprint") or {}).get("data") or {} for own in (first, second)]
-    keys = [{str(digest).partition(":")[0] for digest in own.values() if ":" in str(digest)} for own in prints]
-    return bool(keys[0] and keys[1] and keys[0] != keys[1])
 
 
 def results_before(output: str | Path, benchmark: str) -> dict[str, Any] | None:

@@ -34,7 +34,7 @@ from expunge.model.load import LoadedModel, load_model, load_shared, pick_device
 from expunge.model.prompt_format import measure_join
 from expunge.runs.manifest import model_fingerprint
 from expunge.utils.distributed import Processes, current, together
-from expunge.utils.files import adapter_fingerprint
+from expunge.utils.files import adapter_fingerprint, transaction
 from expunge.utils.progress import Reporter
 
 SHORTER = 0.8
@@ -118,8 +118,9 @@ def _evaluate(config: EvaluateConfig, reporter: Reporter, processes: Processes) 
         said = semeval.predictions_of(measurement, suite)
         write_predictions(config.keep_predictions, said, overwrite=config.overwrite)
     table = measurement.table(suite.documents.names if suite.documents else None)
-    write_values(values_path(config.output), {**table, **utility.rows}, overwrite=config.overwrite)
-    write_results(config.output, results, overwrite=config.overwrite)
+    with transaction(Path(config.output).parent):
+        write_values(values_path(config.output), {**table, **utility.rows}, overwrite=config.overwrite)
+        write_results(config.output, results, overwrite=config.overwrite)
     return results
 
 

@@ -16,7 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 from expunge.errors import ConfigError, ModelError
 from expunge.model.layers import decoder_layers
-from expunge.model.load import LoadedModel, check_adapter, load_model, put_adapter
+from expunge.model.load import LoadedModel, base_name, check_adapter, load_model, put_adapter
 from expunge.model.packing import using_attention
 
 ATTENTION = ("q_proj", "v_proj")
@@ -168,7 +168,7 @@ def load_unlearned(
     Raises:
         ModelError: Base or adapter cannot be loaded or do not fit each other.
     """
-    name = model or json.loads((adapter_folder(run) / "adapter_config.json").read_text())["base_model_name_or_path"]
+    name = model or base_name(str(adapter_folder(run)))
     loaded = load_model(name, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     attach_adapter(loaded, run)
     return loaded.model, loaded.tokenizer

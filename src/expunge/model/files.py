@@ -1,10 +1,10 @@
 """What can be known of a model folder without loading it: that its weights are all there, whole, and no pickles."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from expunge.errors import ModelError
+from expunge.utils.reading import parse_json, read_object
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -50,7 +50,7 @@ def check_whole(file: Path) -> dict[str, Any]:
             length = int.from_bytes(stream.read(8), "little")
             if not 2 <= length <= min(WIDEST_HEADER, size - 8):
                 raise ValueError("its beginning is not that of a safetensors file")
-            header = json.loads(stream.read(length))
+            header = parse_json(stream.read(length))
         header.pop("__metadata__", None)
         end = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
         if size != end:
@@ -63,39 +63,9 @@ def check_whole(file: Path) -> dict[str, Any]:
     return header
 
 
-def check_paths(folder: Path) -> None:
-    """Refuse a folder whose configuration would make the loader read a file outside of it.
-
-    Old configurations carry the paths of the machine that they were written on; those lead nowhere and do no harm.
-
-    Raises:
-        ModelError: It does.
-    """
-    for name in ("config.json", "tokenizer_config.json", "generation_config.json"):
-        settings = read_json(folder / name) if (folder / name).exists() else {}
-        for key, value in settings.items():
-            if isinstance(value, str) and key.endswith("_file") and _escapes(folder, value):
-                raise ModelError(f"--model {folder}: {name} names a file outside of the folder ({key}): it is not read")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The mapping in a JSON file.
-
-    Raises:
-        ModelError: It holds none.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        content = None
-    if not isinstance(content, dict):
-        raise ModelError(f"{path}: cannot be read as a JSON object: it is damaged")
-    return content
-
-
 def _indexed(folder: Path) -> list[Path]:
     """The files that the index of a folder in several parts names."""
-    index = read_json(folder / INDEX).get("weight_map")
+    index = read_object(folder / INDEX, ModelError).get("weight_map")
     if not isinstance(index, dict) or not index or not all(isinstance(name, str) for name in index.values()):
         raise ModelError(f"{folder / INDEX}: holds no weight_map: it is damaged")
     names = sorted(set(index.values()))
@@ -109,12 +79,3 @@ def _indexed(folder: Path) -> list[Path]:
             "download it again"
         )
     return [folder / name for name in names]
-
-
-def _escapes(folder: Path, value: str) -> bool:
-    path = folder / value
-    try:
-        inside = Path(value).name == value or path.resolve().is_relative_to(folder.resolve())
-        return not inside and path.exists()
-    except (OSError, ValueError):
-        return False

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftConfig, PeftModel, get_peft_model_state_dict
+from peft import PeftModel, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from torch.distributed import DeviceMesh
 from transformers import (
@@ -29,12 +29,14 @@ from expunge.errors import ConfigError, ModelError
 from expunge.kernels import Head
 from expunge.kernels.rounding import row_multiple
 from expunge.model.context import context_length
-from expunge.model.files import check_paths, check_whole, weight_files
+from expunge.model.declared import check_adapter_config, check_folder, check_size
+from expunge.model.files import check_whole, weight_files
 from expunge.model.head import cast_head, find_head
 from expunge.model.memory import check_fits, weight_bytes
 from expunge.model.packing import packable_length
 from expunge.model.shard import Lockstep, shard_layers
 from expunge.utils.distributed import Processes
+from expunge.utils.reading import read_object
 
 CACHED_KERNELS = 128
 """Compiled bf16 products that are kept on the CPU, one per shape: more than one forward and backward pass needs."""
@@ -174,7 +176,14 @@ def load_model(
     compute = pick_dtype(dtype, target)
     own_base = base_name(name)
     check_model(own_base, trust_remote_code=trust_remote_code)
-    options: dict = {"trust_remote_code": trust_remote_code, "use_safetensors": True, "attn_implementation": "sdpa"}
+    config = AutoConfig.from_pretrained(own_base, trust_remote_code=trust_remote_code)
+    config._attn_implementation = config._experts_implementation = None  # ours to choose, whatever its file says
+    options: dict = {
+        "config": config,
+        "trust_remote_code": trust_remote_code,
+        "use_safetensors": True,
+        "attn_implementation": "sdpa",
+    }
     if load_in_4bit:
         if target.type != "cuda":
             raise ModelError(f"--load-in-4bit needs a CUDA device, this run is on {target.type}")
@@ -186,6 +195,8 @@ def load_model(
     if Path(own_base).is_dir() and not load_in_4bit:
         headers = [check_whole(file) for file in weight_files(Path(own_base))]
         size = weight_bytes(headers, None if stored == "auto" else compute)
+        if not trust_remote_code:
+            check_size(own_base, config, headers)
         check_fits(size, place, f"--model {own_base}", "take a smaller model, --dtype bfloat16 or a larger machine")
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
@@ -252,7 +263,7 @@ def check_model(name: str, *, trust_remote_code: bool = False) -> None:
     if not folder.exists() and (folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1):
         raise ModelError(f"--model {name}: no such folder")
     if folder.is_dir():
-        check_paths(folder)
+        check_folder(folder, [check_whole(file) for file in weight_files(folder)])
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
     except Exception as error:  # as for the tokenizer
@@ -299,7 +310,7 @@ def check_adapter(folder: Path) -> Path:
     file = folder / "adapter_model.safetensors"
     if not file.exists():
         raise ModelError(f"{folder}: no adapter_model.safetensors in it; weights in other files are not loaded")
-    check_whole(file)
+    check_adapter_config(folder, check_whole(file))
     return file
 
 
@@ -308,12 +319,7 @@ def base_name(name: str) -> str:
     if not (Path(name) / "adapter_config.json").exists():
         return name
     check_adapter(Path(name))
-    try:
-        base = PeftConfig.from_pretrained(name).base_model_name_or_path
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise ModelError(f"--model {name}: cannot read its adapter_config.json ({_first_line(error)})") from None
-    if not isinstance(base, str | None):
-        raise ModelError(f"--model {name}: its adapter_config.json names no base model but a {type(base).__name__}")
+    base = read_object(Path(name) / "adapter_config.json", ModelError).get("base_model_name_or_path")
     if not base:
         raise ModelError(f"--model {name}: its adapter_config.json names no base model")
     beside = Path(name) / base

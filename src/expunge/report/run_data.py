@@ -3,7 +3,6 @@
 Results of another model, adapter or data than the run's are left out, and a sentence says so.
 """
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,7 +12,8 @@ from typing import Any
 from expunge.errors import DataError, RunError
 from expunge.evaluation.results import FINGERPRINT, other_subject, read_results
 from expunge.report.scores import Score, number, read_scores
-from expunge.utils.files import adapter_fingerprint
+from expunge.utils.files import adapter_fingerprint, settle
+from expunge.utils.reading import read_lines, read_object
 
 ROLES = {
     "after": ("results_after.json", "results.json"),
@@ -80,6 +80,7 @@ def read_run(path: str | Path) -> RunData:
         DataError: A results file or a file of per-example values is damaged.
     """
     path = Path(path)
+    settle(path)
     run = RunData(path, path.name or path.resolve().name, _manifest(path))
     run.steps.extend(_steps(path / "metrics.jsonl"))
     run.calibration.update(_calibration(path / "calibration.json"))
@@ -190,11 +191,8 @@ def _calibration(path: Path) -> dict[str, Any]:
 
 
 def _mapping(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        content = None
-    if not isinstance(content, dict) or not content:
+    content = read_object(file)
+    if not content:
         raise RunError(f"{file}: damaged: the report needs the file that the run wrote")
     return content
 
@@ -202,15 +200,4 @@ def _mapping(file: Path) -> dict[str, Any]:
 def _steps(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    steps = []
-    for place, line in enumerate(lines, 1):
-        try:
-            step = json.loads(line)
-        except (ValueError, RecursionError):
-            if place == len(lines):
-                break  # a run that is killed may leave a part of its last line
-            raise RunError(f"{path}: line {place} is damaged: the report needs the file that the run wrote") from None
-        if isinstance(step, dict) and isinstance(step.get("step"), int):
-            steps.append(step)
-    return steps
+    return [step for _, step in read_lines(path) if isinstance(step, dict) and isinstance(step.get("step"), int)]

@@ -4,7 +4,6 @@ RUN/checkpoints/step-00000100/state.safetensors   tensors; in the header the run
 RUN/checkpoints/step-00000100/checkpoint.json     the hash of that file
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from expunge.errors import RunError
 from expunge.utils import files, folders, listing
+from expunge.utils.reading import read_object
 
 KEPT = 2
 """Checkpoints that stay: where the last one is damaged, the one before is used."""
@@ -63,7 +63,7 @@ def _whole(place: Path) -> tuple[int, str] | None:
     """The step and the run of a checkpoint whose state has the hash that it should have, or None."""
     state = place / "state.safetensors"
     try:
-        note = json.loads((place / "checkpoint.json").read_text(encoding="utf-8"))
+        note = read_object(place / "checkpoint.json", fields={"sha256": str})
         if files.sha256_file(state) != note["sha256"]:
             return None
         with safe_open(state, framework="pt") as header:

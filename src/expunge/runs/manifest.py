@@ -19,7 +19,14 @@ from expunge.runs.settings import ONE_START, recorded
 from expunge.utils import files
 from expunge.utils.distributed import current
 from expunge.utils.keys import key_file, keyed, of_this_key
+from expunge.utils.reading import NUMBER, UnreadableError, check_fields, read_object
 
+FIELDS = {"status": str, "settings": dict, "data": dict, "model_sha256": str}
+LATER_FIELDS = {
+    **dict.fromkeys(("rows", "tokens", "versions", "hardware", "loss_nats_per_completion_token", "loss_texts"), dict),
+    **dict.fromkeys(("terms", "warnings"), list),
+}
+"""What a manifest holds that is of no use to every reader, and a finished run's too."""
 PLACES = {"model", *SETS, "data"}
 """Settings that say where something is; when a run is repeated, what is there counts."""
 NOT_PART_OF_THE_RESULT = {"output", "save_every", "report_to", "shard_base"}
@@ -93,18 +100,20 @@ def read_manifest(path: Path | str, flag: str) -> dict[str, Any]:
     Raises:
         RunError: It cannot be read; the message begins with `flag`.
     """
+    files.settle(Path(path).parent)
     try:
-        manifest = json.loads(Path(path).read_text(encoding="utf-8"))
-        whole = {"status", "settings", "data", "model_sha256"} <= manifest.keys()
-        whole = whole and all(isinstance(manifest[name], dict) for name in ("settings", "data"))
-    except OSError as error:
-        raise RunError(f"{flag}: {path} cannot be read ({error.strerror})") from None
-    except (ValueError, AttributeError, RecursionError):
-        whole = False
-    if not whole:
-        mend = "start again with --overwrite or in another --output" if flag == "--resume" else "give another one"
-        raise RunError(f"{flag}: {path} is damaged or no manifest: {mend}")
-    return dict(manifest)
+        manifest = read_object(path, fields=FIELDS)
+        check_fields(manifest, {name: kind for name, kind in LATER_FIELDS.items() if name in manifest})
+        for term in manifest.get("terms", ()):
+            check_fields({"term": term}, {"term": dict})
+            check_fields(term, {"name": str, "weight": NUMBER, "formula": str, "source": str})
+        return manifest
+    except UnreadableError as error:
+        reason = f"damaged or no manifest ({error})"
+    except RunError as error:
+        reason = str(error).removeprefix(f"{path}: ")
+    mend = "start again with --overwrite or in another --output" if flag == "--resume" else "give another one"
+    raise RunError(f"{flag}: {path}: {reason}: {mend}")
 
 
 def differences(earlier: dict[str, Any], identity: dict[str, Any], moved: Container[str] = ()) -> list[str]:

@@ -42,10 +42,10 @@ def model_folders(name: str) -> list[Path]:
 def data_path(source: str | Path) -> Path | None:
     """The file or folder behind the name of a data set; None for one on the Hub."""
     path = Path(source)
-    if path.exists():
+    if _identity(path):
         return path
     folder = Path(str(source).rpartition(":")[0])
-    return folder if folder.name and folder.exists() else None
+    return folder if folder.name and _identity(folder) else None
 
 
 def paths(flag: str, value: str | Path) -> list[Path]:
@@ -69,10 +69,9 @@ def check_apart(output: str | Path, reads: Reads, what: str = "--output") -> Non
     Raises:
         ConfigError: So; the message names the flag and the path.
     """
-    place = Path(output)
-    if not place.exists():
+    own = _identity(Path(output))
+    if own is None:
         return
-    own = _identity(place)
     for flag, value in reads.items():
         values = [value] if isinstance(value, str | Path) else (value or [])
         for name in values:
@@ -100,6 +99,6 @@ def _identity(path: Path) -> tuple[int, int] | None:
     """What is the same for all names of a file or folder, whatever links and mounts lead to it."""
     try:
         status = path.stat()
-    except OSError:
+    except (OSError, ValueError):  # not there, or no name of a file
         return None
     return status.st_dev, status.st_ino

@@ -10,6 +10,7 @@ from expunge.config import UnlearnConfig
 from expunge.config.unlearn import by_group, flat
 from expunge.errors import ConfigError, RunError
 from expunge.utils import files
+from expunge.utils.reading import UnreadableError, parse_yaml
 
 FILE = "config.yaml"
 ONE_START = {"overwrite", "resume", "dry_run", "from_manifest", "trust_remote_code"}
@@ -40,9 +41,9 @@ def run_settings(run: str) -> UnlearnConfig:
     if not path.exists() or not (Path(run) / "adapter" / "adapter_config.json").exists():
         raise RunError(f"--run {run}: not a finished run (it needs {FILE} and adapter/)")
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        found = parse_yaml(path.read_bytes())
         config = UnlearnConfig(**{name: value for name, value in flat(found).items() if name not in ONE_START})
         config.validate()
         return config
-    except (yaml.YAMLError, UnicodeDecodeError, TypeError, AttributeError, ConfigError):
+    except (UnreadableError, TypeError, AttributeError, ConfigError):
         raise RunError(f"{path}: not the settings of a run, it is damaged or from another version") from None

@@ -21,6 +21,7 @@ from typing import Any
 from expunge.errors import RunError
 from expunge.utils.interrupt import held
 from expunge.utils.listing import TEMPORARY, is_inside, note
+from expunge.utils.reading import NUMBER, read_object
 
 _pending: list[tuple[Path, Path]] | None = None
 """Within `transaction`: temporary and final name of what was written so far."""
@@ -216,8 +217,7 @@ def adapter_fingerprint(folder: Path) -> str:
         RunError: A file of it cannot be read.
     """
     settings = folder / "adapter_config.json"
-    with refusal("cannot read", settings):
-        alpha = json.loads(settings.read_text("utf-8"))["lora_alpha"]
+    alpha = read_object(settings, fields={"lora_alpha": NUMBER})["lora_alpha"]
     weights = sorted(folder.glob("adapter_model*.safetensors"))
     return fingerprint(f"{float(alpha)!r}", *map(sha256_file, weights))
 

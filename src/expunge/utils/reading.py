@@ -1,0 +1,187 @@
+"""Files from somebody else are data: one checked reader for JSON, YAML and logs of JSON lines.
+
+Sizes, depths and types are checked, names are not given twice, YAML is without aliases, merge keys and types of its
+own. What is wrong is said in our own words with a place: never a library's text, which may quote the content.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from expunge.errors import RunError, UserError
+
+MOST_BYTES = 2**26
+"""Of a JSON file; the largest that we write hold a metric for every task of a benchmark."""
+MOST_YAML_BYTES = 2**20
+DEEPEST = 64
+"""Objects and lists within each other."""
+NUMBER = (int, float)
+"""What a number may be; true and false are none."""
+
+Kinds = Mapping[str, type | tuple[type, ...]]
+"""Name of a field -> what it may be."""
+
+
+class UnreadableError(ValueError):
+    """Why a content cannot be read, in our own words, without any of it."""
+
+
+def parse_json(data: bytes, *, deepest: int = DEEPEST) -> Any:
+    """The object in JSON text.
+
+    Raises:
+        UnreadableError: There is none, it is nested too deeply, or an object has two fields of one name.
+    """
+    try:
+        content = json.loads(data.decode("utf-8-sig"), object_pairs_hook=_pairs)
+    except UnicodeDecodeError as error:
+        raise UnreadableError(f"byte {error.start + 1} is not UTF-8") from None
+    except json.JSONDecodeError as error:
+        raise UnreadableError(f"invalid JSON at line {error.lineno}, column {error.colno}") from None
+    except RecursionError:
+        raise UnreadableError("nested too deeply") from None
+    except UnreadableError:
+        raise
+    except ValueError:  # an integer of thousands of digits
+        raise UnreadableError("a number is too long to read") from None
+    _check_depth(content, deepest)
+    return content
+
+
+def parse_yaml(data: bytes) -> Any:
+    """The object in YAML text of plain values.
+
+    Raises:
+        UnreadableError: There is none, or it holds an alias, a merge key, a type of its own, or one name twice.
+    """
+    import yaml
+
+    if len(data) > MOST_YAML_BYTES:
+        raise UnreadableError(f"more than {MOST_YAML_BYTES:,} bytes")
+    depth = 0
+    try:
+        text = data.decode("utf-8-sig")
+        for event in yaml.parse(text):
+            if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
+                raise UnreadableError(f"an alias (*name, &name) in line {_line(event)}, which settings have no use for")
+            if getattr(event, "tag", None):
+                raise UnreadableError(f"a type of its own (!name) in line {_line(event)}")
+            if isinstance(event, yaml.ScalarEvent) and event.value == "<<":
+                raise UnreadableError(f"a merge key in line {_line(event)}")
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > DEEPEST:
+                raise UnreadableError("nested too deeply")
+        _check_names(yaml.compose(text, yaml.SafeLoader))
+        return yaml.safe_load(text)
+    except UnicodeDecodeError as error:
+        raise UnreadableError(f"byte {error.start + 1} is not UTF-8") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", see line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise UnreadableError(f"not YAML{where}") from None
+    except RecursionError:
+        raise UnreadableError("nested too deeply") from None
+    except UnreadableError:
+        raise
+    except (ValueError, OverflowError):  # a date that does not exist, a number of thousands of digits
+        raise UnreadableError("a value cannot be read") from None
+
+
+def read_object(path: Path | str, kind: type[UserError] = RunError, *, fields: Kinds | None = None) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Args:
+        path: The file.
+        kind: The error to raise.
+        fields: What it must hold; further fields are let through.
+
+    Raises:
+        UserError: It cannot be read or holds something else; one line with the file and the reason.
+    """
+    try:
+        if Path(path).stat().st_size > MOST_BYTES:
+            raise UnreadableError(f"more than {MOST_BYTES:,} bytes")
+        content = parse_json(Path(path).read_bytes())
+        if not isinstance(content, dict):
+            raise UnreadableError("no JSON object")
+        check_fields(content, fields or {})
+    except OSError as error:
+        raise kind(f"{path}: cannot be read ({error.strerror})") from None
+    except UnreadableError as error:
+        raise kind(f"{path}: damaged or something else ({error})") from None
+    return content
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, Any]]:
+    """The objects of a log with one JSON object a line: number of the line and object; a cut-off last line is none.
+
+    Raises:
+        RunError: A line that is not the last cannot be read.
+    """
+    if path.stat().st_size > MOST_BYTES * 16:
+        raise RunError(f"{path}: more than {MOST_BYTES * 16:,} bytes")
+    lines = path.read_bytes().split(b"\n")
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            try:
+                yield number, parse_json(line)
+            except UnreadableError as error:
+                if number < len(lines):
+                    raise RunError(f"{path}: line {number} is damaged ({error})") from None
+
+
+def check_fields(content: Mapping[str, Any], fields: Kinds) -> None:
+    """Look whether an object holds fields of the kinds that it should.
+
+    Raises:
+        UnreadableError: One is missing or of another kind.
+    """
+    for name, kinds in fields.items():
+        wanted = kinds if isinstance(kinds, tuple) else (kinds,)
+        value = content.get(name)
+        if not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted):
+            names = " or ".join("null" if own is type(None) else own.__name__ for own in wanted)
+            raise UnreadableError(f"{name} must be {names}")
+
+
+def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise UnreadableError("two fields of an object have the same name")
+    return found
+
+
+def _check_depth(content: Any, deepest: int) -> None:
+    level = [content]
+    for _ in range(deepest):
+        level = [
+            inner
+            for own in level
+            if isinstance(own, dict | list)
+            for inner in (own.values() if isinstance(own, dict) else own)
+            if isinstance(inner, dict | list)
+        ]
+        if not level:
+            return
+    raise UnreadableError("nested too deeply")
+
+
+def _check_names(root: Any) -> None:
+    """Look whether every mapping of a YAML tree names its fields once, by words."""
+    import yaml
+
+    nodes = [root]
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, yaml.MappingNode):
+            names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+            if len(set(names)) < len(node.value):
+                raise UnreadableError(f"a name twice, or none, in the mapping that begins in line {_line(node)}")
+            nodes += [value for _, value in node.value]
+        elif isinstance(node, yaml.SequenceNode):
+            nodes += node.value
+
+
+def _line(own: Any) -> int:
+    return int(own.start_mark.line) + 1

@@ -1,0 +1,126 @@
+"""What a model folder or an adapter declares is compared with its weights before anything is made."""
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from expunge.errors import ModelError
+from expunge.model.adapter import add_adapter, save_adapter
+from expunge.model.load import base_name, check_model, load_model
+from tiny import save_tiny
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("declared")
+    save_tiny(folder / "model", "llama")
+    loaded = load_model(str(folder / "model"), dtype="float32", device="cpu")
+    add_adapter(loaded, rank=2, alpha=2, modules="all-linear", seed=0)
+    (folder / "adapter").mkdir()
+    save_adapter(loaded.model, folder / "adapter", base_name=str(folder / "model"))
+    return folder
+
+
+@pytest.fixture
+def folder(made, tmp_path) -> Path:
+    """A copy whose large files are links."""
+    for name in ("model", "adapter"):
+        (tmp_path / name).mkdir()
+        for path in (made / name).iterdir():
+            target = tmp_path / name / path.name
+            target.write_bytes(path.read_bytes())
+    return tmp_path
+
+
+def declare(path: Path, **settings) -> None:
+    content = json.loads(path.read_text()) | settings
+    path.write_text(json.dumps({name: value for name, value in content.items() if value is not ...}))
+
+
+HUGE = [
+    {"num_hidden_layers": 10**9}, {"num_hidden_layers": 3000}, {"intermediate_size": 4 * 10**6},
+    {"intermediate_size": 4 * 10**8}, {"vocab_size": 10**12}, {"hidden_size": 10**7}, {"num_attention_heads": 10**8},
+    {"head_dim": 10**7},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("settings", HUGE, ids=str)
+@pytest.mark.parametrize("without_weights", [False, True])
+def test_a_model_that_declares_more_than_it_holds_is_refused_at_once(folder, settings, without_weights):
+    declare(folder / "model" / "config.json", **settings)
+    if without_weights:
+        file = folder / "model" / "model.safetensors"
+        kept = {name: value for name, value in load_file(file).items() if "mlp" not in name}
+        save_file(kept, file, {"format": "pt"})
+    begun = time.monotonic()
+    with pytest.raises(ModelError) as caught:
+        load_model(str(folder / "model"), dtype="float32", device="cpu")
+    assert "\n" not in str(caught.value)
+    assert time.monotonic() - begun < 20
+
+
+def outside(folder: Path) -> str:
+    (folder / "secret.json").write_text("{}")
+    return "../secret.json"
+
+
+CHOICES = {
+    "weights of its own choice": ("config.json", lambda folder: {"transformers_weights": "other.bin"}),
+    "weights outside": ("config.json", lambda folder: {"transformers_weights": outside(folder)}),
+    "code from the Hub": ("config.json", lambda folder: {"_attn_implementation": "somebody/kernel"}),
+    "code from the Hub for experts": ("config.json", lambda folder: {"experts_implementation": "somebody/kernel:f"}),
+    "a tokenizer file outside": ("tokenizer_config.json", lambda folder: {"fast_tokenizer_files": [outside(folder)]}),
+    "a vocabulary outside": ("tokenizer_config.json", lambda folder: {"vocab_file": outside(folder)}),
+    "an absolute path": (
+        "config.json",
+        lambda folder: {"anything": {"deep": [str(folder / "model" / outside(folder))]}},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_what_is_read_and_run_is_not_for_a_model_folder_to_choose(folder, name):
+    file, settings = CHOICES[name]
+    declare(folder / "model" / file, **settings(folder))
+    with pytest.raises(ModelError, match="names"):
+        check_model(str(folder / "model"))
+
+
+def test_the_attention_that_a_configuration_names_is_not_the_one_that_is_used(folder):
+    declare(folder / "model" / "config.json", _attn_implementation="eager", attn_implementation="eager")
+    loaded = load_model(str(folder / "model"), dtype="float32", device="cpu")
+    assert loaded.base.config._attn_implementation != "eager"
+
+
+ODD = [
+    {"r": 2_000_000}, {"r": 10**9}, {"r": 0}, {"r": -1}, {"r": "2"}, {"r": True}, {"r": None}, {"r": [2]},
+    {"lora_alpha": ...}, {"lora_alpha": None}, {"lora_alpha": "2"}, {"lora_alpha": {}}, {"lora_alpha": [1]},
+    {"rank_pattern": [1]}, {"rank_pattern": {"q_proj": "x"}}, {"rank_pattern": {"q_proj": 10**9}},
+    {"rank_pattern": 3}, {"alpha_pattern": {"q_proj": None}}, {"base_model_name_or_path": 3},
+    {"base_model_name_or_path": ["a"]},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("settings", ODD, ids=str)
+def test_an_odd_adapter_config_is_one_line(folder, settings):
+    declare(folder / "adapter" / "adapter_config.json", **settings)
+    with pytest.raises(ModelError) as caught:
+        base_name(str(folder / "adapter"))
+    assert "adapter_config.json" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "not json", "[" * 100_000, '{"r": ' + "9" * 5000 + "}", "\ud800"])
+def test_an_adapter_config_that_is_no_json_is_one_line(folder, text):
+    (folder / "adapter" / "adapter_config.json").write_bytes(text.encode("utf-8", "surrogatepass"))
+    with pytest.raises(ModelError, match=r"adapter_config\.json"):
+        base_name(str(folder / "adapter"))
+
+
+def test_a_good_folder_and_a_good_adapter_are_let_through(folder):
+    assert base_name(str(folder / "adapter")).endswith("model")
+    assert isinstance(load_model(str(folder / "adapter"), dtype="float32", device="cpu").base, torch.nn.Module)

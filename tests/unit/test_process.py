@@ -1,0 +1,102 @@
+"""What a process does about signals and its memory; each in a child, which can be ended."""
+
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from ctypes import CDLL
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import torch.distributed as dist
+
+import expunge
+from expunge.utils.hardening import no_core_dumps
+from expunge.utils.interrupt import Interruptions, StopRequest
+
+
+def in_child(work: Callable[[], object]) -> int:
+    """Fork a child that does some work and ends with 0, with 130 where it is interrupted; gives its process."""
+    child = os.fork()
+    if child:
+        return child
+    code = 1
+    try:
+        with Interruptions().heed():
+            work()
+        code = 0
+    except KeyboardInterrupt:
+        code = 130
+    finally:
+        os._exit(code)
+
+
+def ended(child: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def meet_nobody() -> None:
+    """Wait in a library for a process that never comes, as at the rendezvous of several."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    dist.TCPStore("127.0.0.1", port, 2, True, timedelta(seconds=60), True)
+
+
+def wait_in_python() -> None:
+    time.sleep(60)
+
+
+def busy_in_a_library() -> None:
+    """As a long operation: it holds on whatever signals come."""
+    CDLL(None).usleep.restype = None
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        sum(range(10_000_000))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("work", [meet_nobody, wait_in_python, busy_in_a_library])
+def test_a_stop_signal_ends_every_wait_within_two_seconds(work: Callable[[], object], number: signal.Signals) -> None:
+    child = in_child(work)
+    time.sleep(0.7)
+    begun = time.monotonic()
+    os.kill(child, number)
+    assert ended(child) == 130
+    assert time.monotonic() - begun < 2.5
+
+
+def test_a_step_that_is_running_is_not_cut_short() -> None:
+    def step() -> None:
+        with StopRequest() as stop:
+            os.kill(os.getpid(), signal.SIGTERM)
+            end = time.monotonic() + 2.2
+            while time.monotonic() < end:
+                sum(range(3_000_000))
+            assert stop.requested
+
+    assert ended(in_child(step)) == 0
+
+
+def test_no_image_of_the_memory_is_left_by_a_crash() -> None:
+    def look() -> None:
+        no_core_dumps()
+        assert resource.getrlimit(resource.RLIMIT_CORE)[0] == 0
+        if sys.platform == "linux":
+            assert CDLL(None).prctl(3, 0, 0, 0, 0) == 0  # PR_GET_DUMPABLE
+
+    assert ended(in_child(look)) == 0
+
+
+def test_modules_of_the_folder_that_a_command_starts_in_are_not_imported(tmp_path: Path) -> None:
+    for name in ("yaml", "typing", "difflib", "json", "torch"):
+        (tmp_path / f"{name}.py").write_text("import os; os._exit(99)")
+    own = {**os.environ, "PYTHONPATH": str(Path(expunge.__file__).parents[1])}
+    words = [sys.executable, "-m", "expunge", "--help"]
+    result = subprocess.run(words, cwd=tmp_path, env=own, capture_output=True, check=False)
+    assert (result.returncode, b"usage: expunge" in result.stdout) == (0, True), result.stderr
