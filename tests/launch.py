@@ -97,7 +97,9 @@ def _work(environment: dict[str, str], folder: str, arguments: tuple[str, ...], 
     for descriptor, log in zip((1, 2), logs, strict=True):
         os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT, 0o600), descriptor)
     sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
-    import_module("expunge.cli.commands")._write_report = lambda run, out: None  # a page for every run takes its time
+    import_module("expunge.cli.commands").write_run_report = lambda run, out: (
+        None
+    )  # a page for every run takes its time
     globals()[prepare]()
     sys.exit(import_module("expunge.cli.main").main(arguments))
 

@@ -43,7 +43,7 @@ def adapter(run: str) -> bytes:
 @pytest.fixture(autouse=True)
 def without_a_page(monkeypatch: pytest.MonkeyPatch) -> None:
     """No report at the end of every run, which takes longer than the run."""
-    monkeypatch.setattr(import_module("expunge.cli.commands"), "_write_report", lambda run, out: None)
+    monkeypatch.setattr(import_module("expunge.cli.commands"), "write_run_report", lambda run, out: None)
 
 
 # --- disks ---------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ loop = import_module("expunge.train.loop")
 
 @pytest.fixture(autouse=True)
 def without_a_page(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(import_module("expunge.cli.commands"), "_write_report", lambda run, out: None)
+    monkeypatch.setattr(import_module("expunge.cli.commands"), "write_run_report", lambda run, out: None)
 
 
 def in_child(expunge: Run, *words: str) -> None:
