@@ -136,9 +136,9 @@ def _next(run: RunData, answers: Sequence[Answer]) -> tuple[str, ...]:
     too_far = bool(aucs) and all(own.value < (own.target or 0.0) for own in aucs)
     short, unseen = told and not too_far, bool(run.manifest.get("rows", {}).get("holdout"))
     steps = {
-        "Train longer (--epochs) or at a higher --learning-rate: the texts are still there.": said
-        or (short and unseen),
-        "The texts are now less likely than unseen ones: lower the adapter's scale (`expunge calibrate`).": told
+        "Train longer (--epochs) or at a higher --learning-rate: the texts are still there.": said,
+        "Train longer (--epochs): the texts are not yet as unlikely as unseen ones.": short and unseen and not said,
+        "The texts are less likely than unseen ones: lower the adapter's scale (`expunge calibrate`).": told
         and too_far,
         "Give unseen texts of the same kind (--holdout), so that it stops at the right depth.": short and not unseen,
         "Give more texts to keep, close to those to forget, or raise --retain-weight.": rest,

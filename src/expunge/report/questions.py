@@ -99,7 +99,7 @@ def still_said(run: RunData, criteria: Criteria) -> Answer:
     rule = (
         f"No when every number has at most {criteria.max_left:.0%} of the way from the untouched model to its target "
         f"left (of what is said word for word, {criteria.max_exact_match:.0%} of the texts), and its interval leaves "
-        "out the half of the way."
+        "out the untouched model's value."
     )
     numbers = []
     for score in _whole(knowledge(run.scores.get("after", {}))):
@@ -111,9 +111,7 @@ def still_said(run: RunData, criteria: Criteria) -> Answer:
         start = 1.0 if before is None else before
         counts = score.name.startswith(tuple(PLAIN))
         allowed = max(criteria.max_left * (start - target), criteria.max_exact_match * counts)
-        numbers.append(
-            _judged(score, before, target, whose, most=target + allowed, surely=target + (start - target) / 2)
-        )
+        numbers.append(_judged(score, before, target, whose, most=target + allowed, below=start))
     if any(own.state != "shown" for own in numbers):
         return _answer(SAID, ("yes", "no"), numbers, rule)
     need = TO_SCORE
@@ -139,8 +137,8 @@ def recognisable(run: RunData, criteria: Criteria) -> Answer:
     """Whether membership attacks, or tests against a reference, tell the forgotten texts from unseen ones."""
     rule = (
         f"No when every membership AUC lies within {criteria.auc_tolerance:g} of its target on either side (or within "
-        "the standard deviation that chance gives on so few texts), its interval leaves out the half of the way back, "
-        f"and no test tells the model from a retrained one (p < {criteria.significance:g})."
+        "the standard deviation that chance gives on so few texts), its interval leaves out the untouched model's "
+        f"value, and no test tells the model from a retrained one (p < {criteria.significance:g})."
     )
     numbers = []
     for score in _whole(run.scores.get("after", {})):
@@ -149,8 +147,7 @@ def recognisable(run: RunData, criteria: Criteria) -> Answer:
             if target is None or whose == CHANCE:
                 target, whose = criteria.target_auc, CHANCE
             allowed = max(criteria.auc_tolerance, _chance_sd(score.n))
-            half = max(allowed, ((1.0 if before is None else before) - target) / 2)
-            ends = {"least": target - allowed, "most": target + allowed, "surely": target + half}
+            ends = {"least": target - allowed, "most": target + allowed, "below": 1.0 if before is None else before}
             numbers.append(_judged(score, before, target, whose, **ends))
     for name, p in _tests(run).items():
         label = name.removesuffix("_p").replace("_ks", ", Kolmogorov-Smirnov").replace("_", " ")
@@ -278,18 +275,18 @@ def _judged(
     *,
     least: float = -math.inf,
     most: float = math.inf,
-    surely: float = math.inf,
+    below: float = math.inf,
 ) -> Number:
     """A number with its criterion, `least` to `most`.
 
-    A value outside fails unless its interval reaches inside. One inside passes if its interval, where it has one, does
-    not reach beyond `surely`, or as far on the other side of the target.
+    A value outside fails unless its interval reaches inside. One inside passes if its interval, where it has one, ends
+    `below` the untouched model's value, and does not reach as far on the other side of the target.
     """
     value = math.nan if score.value is None else score.value
     low, high = (value, value) if score.low is None or score.high is None else (score.low, score.high)
     if least <= value <= most:
-        other = 2 * target - surely if least > -math.inf else -math.inf
-        state = "good" if other <= low and high <= max(surely, most) else "unclear"
+        above = 2 * target - below if math.isfinite(least) else -math.inf
+        state = "good" if (above < low or least <= low) and (high < below or high <= most) else "unclear"
     else:
         state = "unclear" if low <= most and high >= least else "bad"
     away = abs(value - target) if math.isfinite(least) and math.isfinite(most) else value - target

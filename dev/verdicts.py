@@ -1,0 +1,45 @@
+"""The verdict on the demo's run, and on the demo's retrained model in its place.
+
+    expunge demo --output RUN && python -m dev.verdicts RUN --docs
+
+The retrained model never met the people that are forgotten: criteria that it does not meet could be met by nothing.
+"""
+
+import argparse
+import json
+import shutil
+import tempfile
+from pathlib import Path
+
+from bench.report import DOCS, write_between
+from expunge.report import Verdict, verdict
+
+PAGE = DOCS / "report.md"
+
+
+def retrained_in_its_place(run: Path) -> Verdict:
+    """The verdict on a copy of a run whose results after unlearning are those of the retrained model."""
+    with tempfile.TemporaryDirectory() as name:
+        copy = Path(name)
+        manifest = json.loads((run / "manifest.json").read_text())
+        manifest.pop("loss_nats_per_completion_token")  # those are of the unlearned model
+        (copy / "manifest.json").write_text(json.dumps(manifest))
+        shutil.copy(run / "results_before.json", copy)
+        shutil.copy(run / "results_retrained.json", copy / "results_after.json")
+        return verdict(copy)
+
+
+def main() -> None:
+    """Print both, and with `--docs` write them into docs/report.md."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="run directory of a finished demo")
+    parser.add_argument("--docs", action="store_true", help="write both into docs/report.md")
+    arguments = parser.parse_args()
+    for name, judged in (("demo", verdict(arguments.run)), ("retrained", retrained_in_its_place(arguments.run))):
+        print(f"{judged}\n")
+        if arguments.docs:
+            write_between(PAGE, f"verdict-{name}", f"```\n{judged}\n```")
+
+
+if __name__ == "__main__":
+    main()
