@@ -22,6 +22,9 @@ from expunge.model.load import LoadedModel
 from expunge.model.packing import packed_states
 from expunge.utils.distributed import ALONE, Processes
 
+PASS_TOKENS = {"cpu": 8192, "cuda": 16384}
+"""Padded area of one forward pass without gradients, per device type."""
+
 
 def pad_right(sequences: Sequence[Sequence[int]], device: torch.device) -> Tensor:
     """Token ids as one `(rows, longest)` tensor; what fills it up is never looked at."""
@@ -74,9 +77,12 @@ def final_states(loaded: LoadedModel, batch: Batch) -> Tensor:
     with loaded.autocast():
         if batch.packed:
             return packed_states(loaded.base, batch.input_ids, batch.lengths)[0]
+        states: Tensor
         if loaded.head.weight is None:
-            return loaded.base(input_ids=batch.input_ids, use_cache=False).logits.flatten(0, 1)
-        return backbone(loaded.base)(input_ids=batch.input_ids, use_cache=False).last_hidden_state.flatten(0, 1)
+            states = loaded.base(input_ids=batch.input_ids, use_cache=False).logits
+        else:
+            states = backbone(loaded.base)(input_ids=batch.input_ids, use_cache=False).last_hidden_state
+        return states.flatten(0, 1)
 
 
 def target_index(batch: Batch, rows: Sequence[TokenizedExample], span: str, first: int = 0) -> tuple[Tensor, Tensor]:
@@ -100,7 +106,7 @@ def sequence_logps(
     loaded: LoadedModel,
     sequences: Sequence[Sequence[int]],
     *,
-    max_tokens: int = 8192,
+    max_tokens: int | None = None,
     processes: Processes = ALONE,
     progress: Callable[[int], None] | None = None,
 ) -> list[Tensor]:
@@ -109,7 +115,7 @@ def sequence_logps(
     Args:
         loaded: The model.
         sequences: Token ids.
-        max_tokens: Padded area of one forward pass.
+        max_tokens: Padded area of one forward pass; `PASS_TOKENS` when None.
         processes: Those that share the work; each gets all results.
         progress: Called with the number of sequences that have just been done.
 
@@ -117,8 +123,10 @@ def sequence_logps(
         For each sequence an fp32 tensor of its length less one, on the CPU.
     """
     lengths = [len(ids) for ids in sequences]
-    results = list(torch.zeros(sum(lengths) - len(lengths)).split([length - 1 for length in lengths]))
-    for number, group in enumerate(micro_batches(lengths, max_tokens, packed=loaded.packs(lengths))):
+    sizes = [length - 1 for length in lengths]
+    results = list(torch.split(torch.zeros(sum(sizes)), sizes))
+    area = max_tokens or PASS_TOKENS[loaded.device.type]
+    for number, group in enumerate(micro_batches(lengths, area, packed=loaded.packs(lengths))):
         if progress:
             progress(len(group))
         if not processes.is_own(number):
@@ -130,12 +138,12 @@ def sequence_logps(
         logps = (
             token_logps(final_states(loaded, batch)[targets - 1], loaded.head, batch.flat_ids[targets]).float().cpu()
         )
-        for row, own in zip(group, logps.split([length - 1 for length in batch.lengths]), strict=True):
+        for row, own in zip(group, torch.split(logps, [length - 1 for length in batch.lengths]), strict=True):
             results[row].copy_(own)
     loaded.join()
     if processes.count == 1:
         return results
-    return list(processes.total(torch.cat(results)).split([length - 1 for length in lengths]))
+    return list(torch.split(processes.total(torch.cat(results)), sizes))
 
 
 def mean_losses(

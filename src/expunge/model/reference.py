@@ -20,15 +20,13 @@ from expunge.data.sampler import micro_batches
 from expunge.data.tokenize import TokenizedExample, hash_rows
 from expunge.kernels import token_logps
 from expunge.model.load import LoadedModel
-from expunge.model.logps import final_states, lay_out, target_index
+from expunge.model.logps import PASS_TOKENS, final_states, lay_out, target_index
 from expunge.model.tensor_file import FileTensor, TensorFile
 from expunge.utils.distributed import ALONE, Processes
 from expunge.utils.files import fingerprint
 
 MEMORY_BYTES = 2**28
 """A reference up to this size stays in main memory; a larger one goes to a file, if there is a folder for it."""
-MAX_TOKENS = 8192
-"""Padded area of one forward pass."""
 FILE_NAME = "reference-{node}.safetensors"
 """One file on each machine, whose processes write it together."""
 
@@ -175,9 +173,10 @@ def _fill(
     processes: Processes,
 ) -> None:
     values = {name: RowValues(flats[name], side.sizes()) for name, side in sides.items()}
+    area = PASS_TOKENS[loaded.device.type]
     for name, side in sides.items():
         lengths = [len(row) for row in side.rows]
-        for number, group in enumerate(micro_batches(lengths, MAX_TOKENS, packed=loaded.packs(lengths))):
+        for number, group in enumerate(micro_batches(lengths, area, packed=loaded.packs(lengths))):
             if progress:
                 progress(len(group))
             if not processes.is_own(number):
@@ -188,6 +187,8 @@ def _fill(
             own = final_states(loaded, batch)[positions - 1]
             if side.what == "logps":
                 own = token_logps(own, loaded.head, batch.flat_ids[positions])
-            for index, row_values in zip(group, own.split([len(row.targets(side.span)) for row in rows]), strict=True):
+            own = own.cpu()  # one transfer a pass
+            sizes = [len(row.targets(side.span)) for row in rows]
+            for index, row_values in zip(group, torch.split(own, sizes), strict=True):
                 values[name][index] = row_values
     loaded.join()

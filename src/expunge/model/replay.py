@@ -77,7 +77,8 @@ def write_texts(
             found |= {text: None for text in texts if len(text) > length and not _holds(text, known)}
             written += sum(map(len, texts))
             progress(min(sum(map(len, found)), tokens) - before)
-    chosen, total = [], 0
+    chosen: list[TokenizedExample] = []
+    total = 0
     for text in found:
         if total < tokens:
             chosen.append(TokenizedExample(f"anchor-{len(chosen) + 1}", list(text), 1))

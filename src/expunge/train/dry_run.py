@@ -21,7 +21,7 @@ from expunge.data.sampler import Size, Step, size_of
 from expunge.data.tokenize import TokenizedExample
 from expunge.losses.collate import SIDES
 from expunge.model import reference
-from expunge.model.logps import mean_losses
+from expunge.model.logps import PASS_TOKENS, mean_losses
 from expunge.model.replay import seconds_per_token
 from expunge.runs.run import Run, peak_memory
 from expunge.train.scale import most_scales
@@ -216,7 +216,7 @@ def _pass_area(trainer: Trainer, prepared: Prepared) -> int:
 
 def _area(rows: Sequence[TokenizedExample], packed: bool) -> int:
     """Area of one forward pass over rows."""
-    return size_of([len(row) for row in rows], reference.MAX_TOKENS, packed=packed).area if rows else 0
+    return size_of([len(row) for row in rows], PASS_TOKENS["cpu"], packed=packed).area if rows else 0
 
 
 def _stand_ins(prepared: Prepared, tokens: int) -> list[TokenizedExample]:

@@ -17,6 +17,7 @@ from expunge.data.tokenize import TokenizedExample
 from expunge.errors import ConfigError, TrainingError
 from expunge.losses.collate import SIDES, Counts, SideRows, collate, count
 from expunge.losses.terms import Term, loss_terms, terms_of
+from expunge.model import memory
 from expunge.model.adapter import add_adapter, recompute_layers
 from expunge.model.compiling import compile_layers
 from expunge.model.flat_adapter import FlatAdapter
@@ -33,7 +34,9 @@ from expunge.utils.distributed import ALONE, Processes
 from expunge.utils.progress import Reporter
 
 MICRO_BATCH_TOKENS = {"cpu": 4096, "cuda": 16384}
-"""Area of one forward and backward pass, per device type."""
+"""Area of one forward and backward pass, per device type; less where the free memory is small."""
+FREE_SHARE = 0.7
+"""Of the free memory, what activations may take: the rest is for logits, gradients of activations and fragments."""
 ADAPTER, AVERAGE = "adapter.", "average."
 """Prefixes in a checkpoint: of the adapter and Adam's moments, and of the moving average."""
 
@@ -64,6 +67,8 @@ class Trainer:
         self.sides = _sides(prepared)
         self.plan = make_plan(config, self._rows())
         self.num_steps = min(self.plan.num_steps, config.max_steps or self.plan.num_steps)
+        self.most_tokens = MICRO_BATCH_TOKENS[self.loaded.device.type]
+        """Area of a micro-batch at most."""
         self.rows_that_fit = 2**31
         """Most rows of a micro-batch, found when the device's memory ran out."""
         self.model = add_adapter(
@@ -101,28 +106,33 @@ class Trainer:
         return depth // 4 if wanted < 0 else int(wanted)
 
     def check_memory(self) -> None:
-        """Look whether the largest micro-batch and the reference fit on the CPU, where the system kills who takes more.
+        """Choose micro-batches that fit into the free memory, and look whether they do on the CPU.
 
-        What a micro-batch keeps for its backward pass is measured on the longest row and scaled by the tokens.
+        What a micro-batch keeps for its backward pass is measured on the longest row and scaled by the tokens. On a GPU
+        a step that does not fit all the same is repeated in smaller parts; on the CPU the system kills who takes more.
 
         Raises:
-            ModelError: They do not.
+            ModelError: Not even the longest row fits.
         """
-        if self.loaded.device.type != "cpu":
-            return  # there, a step that does not fit is repeated in smaller parts
+        device = self.loaded.device
         longest = max((row for side in self.sides.values() for row in side.rows), key=len)
         batch = lay_out(self.loaded, [longest.input_ids])
         kept = saved_bytes(self.model, lambda: final_states(self.loaded, batch))
-        epoch = islice(self.plan.steps(), self.plan.steps_per_epoch)
-        most = max(self.size(step).largest for step in epoch)
-        layout = reference_layout(self.loaded, self.reference_sides())
-        needed = kept * most // batch.input_ids.numel() + min(layout_bytes(layout), MEMORY_BYTES)
-        check_fits(
-            needed,
-            self.loaded.device,
-            f"training with {most:,} tokens at once",
-            "give --gradient-checkpointing, lower --tokens-per-step or --max-length, or take a larger machine",
-        )
+        per_token = kept / batch.input_ids.numel()
+        held = min(layout_bytes(reference_layout(self.loaded, self.reference_sides())), MEMORY_BYTES)
+        free = memory.free_memory(device)
+        if free is not None:
+            room = FREE_SHARE * (free - held * (device.type == "cpu"))
+            self.most_tokens = max(len(longest), min(self.most_tokens, int(room / per_token)))
+        if device.type == "cpu":
+            epoch = islice(self.plan.steps(), self.plan.steps_per_epoch)
+            most = max(self.size(step).largest for step in epoch)
+            check_fits(
+                int(per_token * most) + held,
+                device,
+                f"training with {most:,} tokens at once",
+                "give --gradient-checkpointing, lower --max-length, or take a larger machine",
+            )
 
     def write_replay(self, reporter: Reporter) -> None:
         """Let the untouched model write the replay texts, and plan the steps with them."""
@@ -215,7 +225,7 @@ class Trainer:
     def micro_batch_tokens(self, step: Step) -> int:
         """Bound on the area of a micro-batch: what the device takes, and no more than a process's share of the step."""
         share = math.ceil(sum(self.lengths(step)) / self.processes.count)
-        return min(MICRO_BATCH_TOKENS[self.loaded.device.type], share)
+        return min(self.most_tokens, share)
 
     def size(self, step: Step) -> Size:
         """Extent of a step as it is laid out here."""
