@@ -247,8 +247,7 @@ class RunConfig:
         trust_remote_code: Run code that comes with the model.
         overwrite: Replace an earlier run in `output`.
         resume: Go on from the last checkpoint in `output`.
-        from_manifest: Repeat the run of this manifest.json: its settings stand where no flag does, and model, data and
-            settings must be those that it names (paths may have moved).
+        from_manifest: Repeat the run of this manifest.json: its settings, model and data (paths may have moved).
         dry_run: Time a few steps, say what the run would take, and write nothing.
     """
 
