@@ -38,7 +38,7 @@ def test_every_figure_comes_as_png_svg_and_pdf_with_a_latex_table(tmp_path, monk
     write_report([run], figures=tmp_path / "figures")
     assert {*saved} >= {
         "course-forget", "course-retain-nll", "course-weights-retain-weight", "losses-before", "losses-after",
-        "losses-reference", "membership-roc", "forget-against-utility", "metrics-memorization",
+        "losses-retrained", "membership-roc", "forget-against-utility", "metrics-memorization",
         "metrics-memorization-tasks", "metrics-membership", "metrics-utility",
     }  # fmt: skip
     for suffix, signature in SIGNATURES.items():
@@ -189,7 +189,7 @@ def test_every_run_checkpoint_and_reference_is_a_point(tmp_path):
     groups = group_runs([read_run(path) for path in (*runs, other)])
     with style():
         drawn, points = figures.tradeoff(groups)
-    assert [name for name, *_ in points] == ["before", "reference", "seed0", "seed1", "other, step40", "other"]
+    assert [name for name, *_ in points] == ["before", "retrained", "seed0", "seed1", "other, step40", "other"]
     places = {name: place for name, *place in points}
     assert places["before"] == places["other, step40"]
     assert places["before"][0] == pytest.approx((0.99 + 1.0 + 0.97) / 3)  # the mean of the metrics over all tasks

@@ -324,7 +324,7 @@ def test_a_star_says_that_a_metric_differs_from_the_reference(tmp_path):
     for name in bounds:
         after = words.split(f" {name} ↑ ")[1].split()[4]  # the value before and its interval come first
         assert after == ("0.432*" if name in ("above", "below") else "0.432"), name
-    assert "* differs from the reference on the same rows" in words
+    assert "* differs from the retrained model on the same rows" in words
 
 
 def test_further_results_files_are_checkpoints(tmp_path):

@@ -40,7 +40,7 @@ def judge(
     after, before=BEFORE, reference=RETRAINED, *, tests=None, status="done", losses=None, settings=None
 ) -> Verdict:
     """The verdict on a run whose files hold these metrics."""
-    roles = {"before": before, "after": after, "reference": reference}
+    roles = {"before": before, "after": after, "retrained": reference}
     results = {role: {"schema": 1, "benchmark": "x", "metrics": own} for role, own in roles.items() if own}
     if tests:
         results["after"]["reference"] = {"model": "retrained", "indistinguishable": tests}

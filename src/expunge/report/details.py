@@ -179,7 +179,7 @@ def provenance(groups: Sequence[Group]) -> Table:
 
 def least_forgotten(run: RunData) -> Table | None:
     """The forget texts that the unlearned model finds most likely, by id; None without per-example values."""
-    sides = {role: run.values.get(role, {}).get(("forget", "nll"), {}) for role in ("after", "before", "reference")}
+    sides = {role: run.values.get(role, {}).get(("forget", "nll"), {}) for role in ("after", "before", "retrained")}
     roles = [role for role, values in sides.items() if values]
     if "after" not in roles:
         return None

@@ -88,7 +88,7 @@ def membership_curves(groups: Sequence[Group]) -> Drawn | None:
     """ROC of the loss attack: texts of the forget set against unseen ones."""
     curves: list[tuple[str, str, Any, tuple[Array, Array]]] = []
     first = next((run for group in groups for run in group.runs if run.values), None)
-    for role, color, dash in (("before", MUTED, ":"), ("reference", INK, "--")):
+    for role, color, dash in (("before", MUTED, ":"), ("retrained", INK, "--")):
         if first and (sides := attack_scores(first, role)):
             curves.append((role, color, dash, sides))
     for index, group in enumerate(groups):
@@ -178,11 +178,11 @@ def _scored_points(groups: Sequence[Group]) -> Iterator[Point]:
             for name, scores in run.checkpoints.items():
                 if place := _place(scores):
                     yield Point("checkpoints", f"{run.name}, {name}", color, marker, False, place)
-            for role, own, sign in (("before", MUTED, "o"), ("reference", INK, "D")):
+            for role, own, sign in (("before", MUTED, "o"), ("retrained", INK, "D")):
                 place = _place(run.scores.get(role, {}))
                 if place and (role, place) not in drawn:
                     drawn.add((role, place))
-                    yield Point(role, role, own, sign, role == "reference", place)
+                    yield Point(role, role, own, sign, role == "retrained", place)
             if place := _place(run.scores.get("after", {})):
                 yield Point(title, run.name, color, marker, True, place)
 
@@ -250,6 +250,6 @@ def dots(family: str, title: str, columns: Sequence[Column], rows: Sequence[Row]
 def _look(column: Column) -> tuple[str, str]:
     if column.kind == "before":
         return MUTED, "o"
-    if column.kind == "reference":
+    if column.kind == "retrained":
         return INK, "D"
     return GROUP_COLORS[(column.color - 1) % len(GROUP_COLORS)], MARKERS[(column.color - 1) % len(MARKERS)]

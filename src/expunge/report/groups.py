@@ -68,7 +68,7 @@ class Column:
 
     Attributes:
         title: Head of the column.
-        kind: `before`, `after` or `reference`.
+        kind: `before`, `after` or `retrained`.
         color: Index of the group's colour, from 1; 0 for before and reference.
         cells: Key -> cell.
         runs: Models behind it.
@@ -112,21 +112,21 @@ def group_runs(runs: Sequence[RunData]) -> list[Group]:
 def read_columns(groups: Sequence[Group]) -> list[Column]:
     """The columns of all tables: untouched models, a column for each group, references."""
     before = _shared([run for group in groups for run in group.runs], "before")
-    reference = _shared([run for group in groups for run in group.runs], "reference")
+    reference = _shared([run for group in groups for run in group.runs], "retrained")
     columns = [_column("before" if len(before) == 1 else name, "before", 0, [own]) for name, own in before.items()]
     for color, group in enumerate(groups, 1):
         own = [run.scores["after"] for run in group.runs if "after" in run.scores]
         title = "after" if len(groups) == 1 else group.letter
         columns.append(_column(title, "after", color, own))
     return columns + [
-        _column("reference" if len(reference) == 1 else name, "reference", 0, [own]) for name, own in reference.items()
+        _column("retrained" if len(reference) == 1 else name, "retrained", 0, [own]) for name, own in reference.items()
     ]
 
 
 def tabulate(columns: Sequence[Column], runs: Sequence[RunData]) -> dict[str, list[Row]]:
     """Family -> rows, families in the order of `FAMILIES`; how a key is read, the unlearned models' files say first."""
     seen: dict[str, Score] = {}
-    for role in ("after", "before", "reference"):
+    for role in ("after", "before", "retrained"):
         for run in runs:
             for key, score in run.scores.get(role, {}).items():
                 seen.setdefault(key, score)

@@ -156,7 +156,7 @@ def _not_measured(run: RunData, answers: Sequence[Answer]) -> Iterator[str]:
     yield from (own.question for own in answers if own.state == "not measured")
     after = run.scores.get("after", {})
     families = {score.family for score in after.values()}
-    if after and "reference" not in run.scores:
+    if after and "retrained" not in run.scores:
         yield "How a model that never saw the texts would score (--reference)."
     if after and not {"all/mmlu", "all/quiz"} & after.keys() and "utility" not in families:
         yield "General ability, such as MMLU (--tasks)."

@@ -254,7 +254,7 @@ def _before(run: RunData, score: Score) -> float | None:
 
 def _target(run: RunData, score: Score) -> tuple[float | None, str]:
     """What a model that never saw the texts would get, as well as is known, and what that number is."""
-    places = [("reference", score.key, RETRAINED)]
+    places = [("retrained", score.key, RETRAINED)]
     if score.target is None and score.set == "forget":
         places += [("after", f"{side}/{score.name}", "texts that it has never seen") for side in UNSEEN]
         places.append(("after", f"{score.key}/mismatched", "the answers under the prompts of other rows"))

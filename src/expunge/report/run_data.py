@@ -18,7 +18,7 @@ from expunge.utils.reading import read_lines, read_object
 ROLES = {
     "after": ("results_after.json", "results.json"),
     "before": ("results_before.json",),
-    "reference": ("results_retrained.json", "results_reference.json"),
+    "retrained": ("results_retrained.json", "results_reference.json"),
 }
 """Which results file plays which part; the first that is there counts."""
 ALIKE = ("max_new_tokens", "join", "prompt_format", "samples", "temperature", "limit")
@@ -37,7 +37,7 @@ class RunData:
         name: What the page calls it.
         manifest: Content of manifest.json.
         steps: Lines of metrics.jsonl.
-        results: `before`, `after`, `reference` -> content of the results file, where there is one.
+        results: `before`, `after`, `retrained` -> content of the results file, where there is one.
         scores: The same roles -> key -> score; the reference's also where only the file of `after` names them.
         checkpoints: Name -> scores of any further results file of the same benchmark, such as those of checkpoints.
         values: Role -> per-example values.
@@ -137,10 +137,10 @@ def _foreign(role: str, results: Mapping[str, Any], run: RunData, adapter: str |
     if role == "after" and adapter and theirs not in (None, adapter):
         return "another adapter, or of this one at another scale"
     weights = run.manifest.get("model_sha256")
-    if role != "reference" and base and weights:
+    if role != "retrained" and base and weights:
         if base != weights and (role == "before" or theirs):
             return "another model than the run's"
-    elif role != "reference":
+    elif role != "retrained":
         names = [Path(str(name)).name for name in (results.get("model"), run.settings.get("model")) if name]
         if len(names) == 2 and names[0] != names[1]:
             return f"another model ({names[0]}) than the run's ({names[1]})"
@@ -163,8 +163,8 @@ def _add_named_reference(run: RunData) -> None:
     named = {
         key: score.of_reference for key, score in run.scores.get("after", {}).items() if score.reference is not None
     }
-    if named or "reference" in run.scores:
-        run.scores["reference"] = named | run.scores.get("reference", {})
+    if named or "retrained" in run.scores:
+        run.scores["retrained"] = named | run.scores.get("retrained", {})
 
 
 def _manifest(path: Path) -> dict[str, Any]:

@@ -119,7 +119,7 @@ def scored_card(run: RunData) -> str:
 
 
 def _shown(run: RunData, key: str) -> tuple[str, str, str]:
-    found = (run.scores.get(role, {}).get(key) for role in ("before", "after", "reference"))
+    found = (run.scores.get(role, {}).get(key) for role in ("before", "after", "retrained"))
     before, after, reference = (MISSING if score is None else score.text for score in found)
     return before, after, reference
 

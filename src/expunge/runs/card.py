@@ -142,7 +142,7 @@ def _results(benchmark: str, scores: Sequence[Score], verdict: str) -> list[str]
         "",
         verdict,
         "",
-        "| score | before | after | reference |",
+        "| score | before | after | retrained |",
         "|---|---|---|---|",
         *(f"| {_cell(f'{score.label} {score.arrow}')} | {' | '.join(map(_cell, score.shown))} |" for score in scores),
     ]
