@@ -77,7 +77,7 @@ def test_results_of_another_model_are_not_shown_as_before(work: Path, expunge: R
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--run", "nowhere"), "--run: nowhere/manifest.json cannot be read"),
+        (("--run", "nowhere"), "--run: nowhere/manifest.json"),
         (("--run", "done", "--adapter", "other"), "--run done: has an adapter: leave --adapter out"),
         (
             ("--model", "done", "--adapter", "done", "--output", "r.json"),
@@ -93,6 +93,14 @@ def test_what_contradicts_a_run_is_refused(work: Path, expunge: Run, arguments: 
     assert told.err.count("\n") == 1
     assert message in told.err
     assert not Path("done/results.json").exists()
+
+
+def test_data_that_has_moved_is_asked_for_by_its_flag(work: Path, expunge: Run) -> None:
+    (work / "forget.jsonl").rename("moved.jsonl")
+    told = expunge("evaluate", "--run", "done", *SMALL)
+    assert told.code == 2
+    assert "--run done: was made with --forget forget.jsonl, which is not here: give --forget" in told.err
+    assert expunge("evaluate", "--run", "done", *SMALL, "--forget", "moved.jsonl").code == 0
 
 
 def test_unseen_texts_that_are_trained_on_are_left_out_and_counted(work: Path, expunge: Run) -> None:

@@ -170,7 +170,7 @@ def test_what_cannot_be_measured_in_shards_is_refused(arguments: tuple[str, ...]
         "many.json", "--shard-base", *arguments,
     )  # fmt: skip
     assert [end.code for end in ends] == [2, 2]
-    assert "--shard-base: neither" in ends[0].err
+    assert "cannot be measured on a sharded base" in ends[0].err
 
 
 @pytest.fixture

@@ -1,15 +1,19 @@
 """The tables of docs/evaluation.md and docs/papers.md come from the code, and say what the files say."""
 
+import json
+import math
+
 import numpy as np
 import pytest
 
 from bench import report
 from dev import metrics
 from dev.parity.__main__ import PAGE, PARTS, table
-from dev.parity.golden import Comparison
+from dev.parity.golden import Comparison, Golden
 from experiments import subjects
 from expunge.evaluation.measurement import Values
 from expunge.evaluation.metrics import ATTACKS, METRICS
+from expunge.evaluation.metrics.aggregate import harmonic_mean
 from expunge.evaluation.results import results_header, write_results
 from expunge.evaluation.stats import auc_estimate, tpr_estimate
 from expunge.evaluation.values_file import values_path, write_values
@@ -41,6 +45,18 @@ def test_the_parity_table_shows_the_worst_difference_and_says_what_is_new():
     assert lines[3] == f"| auc | {PARTS['auc']} |  | MUSE |  | 1 | 0 | 0 |"
     assert "probability" in lines[-1]
     assert "min_k," not in lines[-1]
+
+
+def test_words_that_stand_for_numbers_are_read_as_numbers(tmp_path):
+    (tmp_path / "metrics").mkdir()
+    stored = {"terms": ["nan", 0.5, "-inf"], "text": "nan is a word here", "deep": [{"value": "inf"}]}
+    (tmp_path / "metrics" / "any.json").write_text(json.dumps(stored))
+    found = Golden(tmp_path).read("any")
+    assert math.isnan(found["terms"][0])
+    assert found["terms"][1:] == [0.5, -math.inf]
+    assert (found["deep"][0]["value"], found["text"]) == (math.inf, "nan is a word here")
+    assert math.isnan(harmonic_mean(found["terms"][:2]))
+    assert harmonic_mean([0.0, *found["terms"][1:2]]) == 0
 
 
 def write(path, known, reference=None):

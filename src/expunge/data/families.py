@@ -8,6 +8,8 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
+from expunge.data.words import words
+
 SHINGLE = 3
 """Words (single characters in scripts that are written without spaces) that stand for a place in a text."""
 OVERLAP = 0.6
@@ -68,13 +70,5 @@ def families(texts: Sequence[str], overlap: float = OVERLAP) -> list[int]:
 
 
 def _shingles(key: str) -> set[tuple[str, ...]]:
-    words = [part for word in key.split() for part in (word if _unspaced(word) else [word])]
-    return {tuple(words[at : at + SHINGLE]) for at in range(len(words) - SHINGLE + 1)}
-
-
-def _unspaced(word: str) -> bool:
-    """Whether a word is of a script that puts no spaces between words."""
-    return any(
-        unicodedata.name(char, "").startswith(("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR"))
-        for char in word
-    )
+    found = words(key)
+    return {tuple(found[at : at + SHINGLE]) for at in range(len(found) - SHINGLE + 1)}

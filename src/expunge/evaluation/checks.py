@@ -44,6 +44,7 @@ def resolved(config: EvaluateConfig) -> EvaluateConfig:
             raise ConfigError(f"--run {config.run}: has an adapter: leave --adapter out")
         settings = _settings(Path(config.run), "--run")
         benchmark = config.benchmark or settings.get("benchmark") or "custom"
+        given = config
         files = OWN_FILES if benchmark == "custom" else BENCHMARK_FILES
         same = benchmark == (settings.get("benchmark") or "custom")
         config = replace(
@@ -52,6 +53,10 @@ def resolved(config: EvaluateConfig) -> EvaluateConfig:
             benchmark=benchmark,
             output=config.output or str(Path(config.run) / "results.json"),
         )
+        for name in ("forget", "retain", "holdout", "data"):
+            place = getattr(config, name)
+            if place != getattr(given, name) and (name == "data" or Path(place).suffix) and not Path(place).exists():
+                raise RunError(f"--run {config.run}: was made with --{name} {place}, which is not here: give --{name}")
     config = replace(config, benchmark=config.benchmark or "semeval")
     if config.adapter and (folder := run_of(config.adapter)):
         settings = _settings(folder, "--adapter")
