@@ -4,7 +4,8 @@ Batches of 4 rows, forget and retain shuffled together and padded to the longest
 policy and one of the reference (adapter off); logits of all positions; log-softmax over the whole vocabulary of both;
 NPO, NLL and KL as means over the selected tokens; Adam. Model, rows, adapter (PEFT) and terms are those of the
 `UnlearnConfig` that it is given, so that it computes the numbers that Expunge computes. The KL is over the whole
-vocabulary, as the paper describes it. Loading is transformers' own, without what Expunge sets on the way.
+vocabulary, as the paper describes it, or over the target token alone, as its published code has it. Loading is
+transformers' own, without what Expunge sets on the way.
 """
 
 import random
@@ -29,8 +30,8 @@ Batch = list[tuple[TokenizedExample, bool]]
 
 
 def load_plain(name: str, *, dtype: str, device: str) -> LoadedModel:
-    """The model by `from_pretrained`: in fp32, or as stored with bf16 autocast around every forward pass."""
-    compute = {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
+    """The model by `from_pretrained`: in fp32 or fp64, or as stored with bf16 autocast around every forward pass."""
+    compute: torch.dtype = getattr(torch, dtype)
     stored = "auto" if compute == torch.bfloat16 else compute
     model = AutoModelForCausalLM.from_pretrained(name, dtype=stored).to(device).eval()
     return LoadedModel(model, AutoTokenizer.from_pretrained(name), Head(None), compute)
@@ -44,6 +45,8 @@ class Plain:
         forget: Rows to forget.
         retain: Rows to keep.
         config: Terms, spans, adapter, learning rate, seed.
+        target_token_kl: Take p_ref(y) (log p_ref(y) - log p(y)) in place of the KL, as the published code does: it can
+            be negative and is no divergence.
     """
 
     def __init__(
@@ -52,8 +55,10 @@ class Plain:
         forget: list[TokenizedExample],
         retain: list[TokenizedExample],
         config: UnlearnConfig,
+        *,
+        target_token_kl: bool = False,
     ) -> None:
-        self.loaded, self.config = loaded, config
+        self.loaded, self.config, self.target_token_kl = loaded, config, target_token_kl
         self.rows: Batch = [(row, True) for row in forget] + [(row, False) for row in retain]
         adapter = LoraConfig(
             task_type="CAUSAL_LM",
@@ -99,14 +104,14 @@ class Plain:
             logits = self.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
             with torch.no_grad(), self.model.disable_adapter():
                 ref_logits = self.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
-        logp = logits[:, :-1].float().log_softmax(-1)
-        logq = ref_logits[:, :-1].float().log_softmax(-1)
+        wide = torch.promote_types(logits.dtype, torch.float32)
+        logp, logq = (values[:, :-1].to(wide).log_softmax(-1) for values in (logits, ref_logits))
         targets = input_ids[:, 1:, None]
         own, ref = logp.gather(-1, targets)[..., 0], logq.gather(-1, targets)[..., 0]
         npo = 2 / self.beta * softplus(-self.beta * (ref - own))
         if self.config.kl_direction == "forward":
             logp, logq = logq, logp
-        kl = (logp.exp() * (logp - logq)).sum(-1)
+        kl = ref.exp() * (ref - own) if self.target_token_kl else (logp.exp() * (logp - logq)).sum(-1)
         per_token = {"forget": (npo, npo_mask), "retain": (-own, nll_mask), "kl": (kl, kl_mask)}
         return {name: values[mask].sum() / mask.sum().clamp(min=1) for name, (values, mask) in per_token.items()}
 

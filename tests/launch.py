@@ -56,7 +56,7 @@ def launch(count: int, folder: Path, *arguments: str, prepare: str = "nothing") 
         if count > 1:
             environment |= {
                 "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(count), "RANK": str(rank),
-                "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(count), "ACCELERATE_USE_CPU": "true",
+                "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(count),
             }  # fmt: skip
         given = (environment, str(folder), arguments, [str(path) for path in logs[rank]], prepare)
         workers.append(context.Process(target=_work, args=given))
@@ -85,7 +85,7 @@ def largest_differences(first: Path, second: Path) -> tuple[float, float]:
     losses = max(
         abs(one[name] - other[name]) / max(1e-3, abs(one[name]))
         for one, other in zip(*logs, strict=True)
-        for name in ("loss", "npo", "retain_nll", "retain_kl", "grad_norm")
+        for name in ("loss", "forget", "retain", "kl", "grad_norm")
     )
     weights = [load_file(run / "adapter/adapter_model.safetensors") for run in (first, second)]
     return losses, max((weights[0][name] - weights[1][name]).abs().max().item() for name in weights[0])
@@ -182,10 +182,10 @@ def all_note_what_they_hold() -> None:
     from torch.distributed.tensor import DTensor
 
     module = import_module("expunge.train.trainer")
-    forward = module.loss_terms
+    forward = module.collate
 
-    def loss_terms(loaded: Any, *arguments: Any) -> Any:
-        terms = forward(loaded, *arguments)
+    def collate(loaded: Any, *arguments: Any) -> Any:
+        micro = forward(loaded, *arguments)
         shards = [p for p in loaded.base.parameters() if isinstance(p, DTensor)]
         shapes = {p.shape for p in shards}
         live = [item for item in gc.get_objects() if type(item) is torch.nn.Parameter and item.shape in shapes]
@@ -196,9 +196,9 @@ def all_note_what_they_hold() -> None:
             "gathered": sum(p.untyped_storage().nbytes() for p in live if p.dim() == 2),
         }
         Path(f"held-{rank()}.json").write_text(json.dumps(found))
-        return terms
+        return micro
 
-    module.loss_terms = loss_terms
+    module.collate = collate
 
 
 def first_waits_for_ever() -> None:

@@ -24,6 +24,25 @@ def test_the_same_losses_and_the_same_adapter(
     )
 
 
+def test_a_run_that_follows_unseen_texts(folder: Path) -> None:
+    """Its evaluation steps, where it ends, its best state and the scale of it."""
+    for name in ("forget", "holdout"):
+        rows = [{"input": f"Who is {name} {i}?", "output": f"A keeper of {i * 7} lamps."} for i in range(16)]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    flags = ("--recipe", "default", "--eval-every", "2", "--target-auc", "0", "--max-steps", "5")
+    for name, count in (("one", 1), ("many", 2)):
+        ends = launch(count, folder, *COMMAND, *flags, "--overwrite", "--output", name)
+        assert [end.code for end in ends] == [0] * count, ends
+
+    losses, weights = largest_differences(folder / "one", folder / "many")
+    assert losses < 1e-4
+    assert weights < 1e-4
+    one, many = (json.loads((folder / run / "calibration.json").read_text()) for run in ("one", "many"))
+    assert {name: many[name] for name in ("best_step", "stopped", "scale", "selection_sha256")} == {
+        name: one[name] for name in ("best_step", "stopped", "scale", "selection_sha256")
+    }
+
+
 @pytest.mark.parametrize("arguments", [(), ("--samples", "2", "--attacks", "loss,gradient_norm")])
 def test_evaluation_is_divided_and_every_row_is_scored_once(arguments: tuple[str, ...], folder: Path) -> None:
     command = (

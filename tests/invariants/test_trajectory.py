@@ -1,4 +1,4 @@
-"""Settings that must not change a run: how rows are laid out, how many processes share the work, and repetition."""
+"""Settings that must not change a run: repetition, interruption, evaluation, checkpoints, memory that is short."""
 
 import json
 from collections.abc import Callable
@@ -11,8 +11,11 @@ import torch
 from safetensors.torch import load_file
 
 from expunge import UnlearnConfig
+from expunge.config import RECIPES
 from expunge.errors import TrainingError
+from expunge.losses import FORGET_LOSSES
 from tiny import save_tiny
+from training import gradients
 
 module = import_module("expunge.train.loop")
 trainer_module = import_module("expunge.train.trainer")
@@ -33,11 +36,13 @@ def write_rows(path: Path, count: int, offset: int) -> None:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with model/, forget.jsonl and retain.jsonl."""
+    """A folder with model/ and a file for each set; enough unseen texts for a run to follow them."""
     folder = tmp_path_factory.mktemp("data")
     save_tiny(folder / "model", "llama")
-    write_rows(folder / "forget.jsonl", 6, 0)
-    write_rows(folder / "retain.jsonl", 10, 100)
+    for place, (name, count) in enumerate((("forget", 16), ("retain", 10))):
+        write_rows(folder / f"{name}.jsonl", count, 100 * place)
+    rows = [{"input": f"Who is U{i}?", "output": f"A keeper of {i * 7} lamps and {i} boats."} for i in range(16)]
+    (folder / "unseen.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
 
 
@@ -51,6 +56,7 @@ def train(data: Path, tmp_path: Path) -> Callable[..., Path]:
             "forget": str(data / "forget.jsonl"),
             "retain": str(data / "retain.jsonl"),
             "output": str(tmp_path / name),
+            "recipe": "npo",
             "rows_per_step": 8,
             "max_steps": 4,
             "lora_rank": 4,
@@ -66,12 +72,45 @@ def train(data: Path, tmp_path: Path) -> Callable[..., Path]:
     return run
 
 
+@pytest.fixture
+def first_gradients(train: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Any]]:
+    """The gradients, learning rates and losses of the first steps of a run."""
+    step = module.Trainer.train_step
+
+    def take(name: str, **settings: Any) -> list[Any]:
+        seen: list[Any] = []
+
+        def record(self: Any, plan_step: Any, index: int) -> dict[str, float]:
+            result = step(self, plan_step, index)
+            seen.append((plan_step, result, gradients(self)))
+            return result
+
+        monkeypatch.setattr(module.Trainer, "train_step", record)
+        train(name, **settings)
+        return seen
+
+    return take
+
+
+class StopAfter:
+    """Stands in for the signal handler: wants a stop once `steps` steps are done."""
+
+    steps = 0
+
+    def __enter__(self) -> "StopAfter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    @property
+    def requested(self) -> bool:
+        StopAfter.steps -= 1
+        return StopAfter.steps < 1
+
+
 def losses(run: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
-def adapter(run: Path) -> dict[str, torch.Tensor]:
-    return load_file(run / "adapter/adapter_model.safetensors")
 
 
 def file_bytes(run: Path) -> bytes:
@@ -87,97 +126,86 @@ def assert_same_trajectory(first: Path, second: Path, tolerance: float = 1e-6) -
         assert one.keys() == other.keys()
         for name, value in one.items():
             assert other[name] == pytest.approx(value, rel=1e-5, abs=1e-6), (one["step"], name)
-    weights, others = adapter(first), adapter(second)
+    weights, others = (load_file(run / "adapter/adapter_model.safetensors") for run in (first, second))
     assert weights.keys() == others.keys()
     for name, weight in weights.items():
         torch.testing.assert_close(others[name], weight, rtol=0, atol=tolerance)
 
 
-VARIANTS = {
-    "default": {},
-    "sequence": {"level": "sequence", "beta": 0.1},
-    "paper": {
-        "kl_span": "completion",
-        "forget_span": "completion",
-        "kl_direction": "forward",
-        "target_modules": "auto",
-    },
-    "target token": {
-        "kl_direction": "target-token",
-        "kl_span": "completion",
-        "mix": "random",
-        "rows_per_step": 4,
-        "anchor_weight": 0.0,
-    },
-    "tokens": {"rows_per_step": None, "tokens_per_step": 300},
-    "no kl": {"kl_weight": 0.0},
+RESUMED: dict[str, dict[str, Any]] = {
+    **{name: {"loss": name, "replay_weight": 0.0} for name in FORGET_LOSSES},
+    **{recipe: {"recipe": recipe, "lora_rank": 2, "rows_per_step": 8} for recipe in RECIPES},
+    "evaluated": {"recipe": "default", "eval_every": 2, "ema_steps": 3, "target_auc": 0.0},
 }
+"""Every loss, every recipe, and a run whose best state is not its last."""
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("budget", [64, 1])
-def test_accumulated_equals_one_batch_and_rows_alone(
-    variant: str, budget: int, train: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("variant", RESUMED)
+def test_resumed_and_repeated_are_the_same_to_the_last_bit(
+    variant: str, train: Callable[..., Path], data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A micro-batch budget of 1 token puts every row by itself, without any padding."""
-    settings = VARIANTS[variant]
-    monkeypatch.setattr(trainer_module, "MICRO_BATCH_TOKENS", {"cpu": 10**6})
+    unseen = str(data / "unseen.jsonl")
+    settings = {"eval_every": 0, "holdout": unseen, "max_steps": 5, **RESUMED[variant]}
+    if variant in FORGET_LOSSES and "target_nll" not in FORGET_LOSSES[variant].needs:
+        settings["holdout"] = None
     whole = train("whole", **settings)
-    monkeypatch.setattr(trainer_module, "MICRO_BATCH_TOKENS", {"cpu": budget})
-    parts = train("parts", **settings)
+    resume = False
+    for steps in (2, 1):
+        StopAfter.steps = steps
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "StopRequest", StopAfter)
+            with pytest.raises(KeyboardInterrupt, match=r"is saved; --resume goes on from it"):
+                train("parts", **settings, resume=resume)
+        resume = True
+    parts = train("parts", **settings, resume=True)
 
-    # Adam divides by the gradient's size, so where that is next to nothing its rounding is magnified.
-    assert_same_trajectory(whole, parts, tolerance=2e-4)
-
-
-@pytest.mark.parametrize("variant", ["default", "sequence"])
-def test_gradient_of_a_step_does_not_depend_on_its_layout(
-    variant: str, train: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Seen at the gradients themselves, away from zero, before Adam."""
-    found: dict[int, list[torch.Tensor]] = {}
-    step = module.Trainer.train_step
-    for budget in (10**6, 200, 1):
-
-        def record(self: Any, plan_step: Any, index: int, budget: int = budget) -> dict[str, float]:
-            if index == 0:
-                torch.manual_seed(1)
-                with torch.no_grad():
-                    for parameter in self.parameters:
-                        parameter.add_(torch.randn_like(parameter), alpha=0.05)
-            result = step(self, plan_step, index)
-            found[budget] = [parameter.grad.clone() for parameter in self.parameters]
-            return result
-
-        monkeypatch.setattr(module.Trainer, "train_step", record)
-        monkeypatch.setattr(trainer_module, "MICRO_BATCH_TOKENS", {"cpu": budget})
-        train(f"run-{budget}", max_steps=1, max_grad_norm=0.0, forget_weight=1.0, **VARIANTS[variant])
-
-    for budget in (200, 1):
-        for grad, other in zip(found[10**6], found[budget], strict=True):
-            torch.testing.assert_close(other, grad, rtol=0, atol=2e-6 * max(1.0, grad.abs().max().item()))
-            assert grad.abs().max() > 0
+    assert (parts / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
+    assert file_bytes(parts) == file_bytes(whole)
+    assert len(losses(whole)) == 5
+    weights = load_file(whole / "adapter/adapter_model.safetensors")
+    assert any(weight.abs().max() > 0 for name, weight in weights.items() if "lora_B" in name), "it does something"
+    if variant == "evaluated":
+        assert (parts / "calibration.json").read_bytes() == (whole / "calibration.json").read_bytes()
 
 
-def test_same_seed_same_bytes_other_seed_other_bytes(train: Callable[..., Path]) -> None:
-    first, second, other = train("first", seed=3), train("second", seed=3), train("other", seed=4)
+def test_another_seed_is_another_run(train: Callable[..., Path]) -> None:
+    first, other = train("first", seed=3), train("other", seed=4)
 
-    assert file_bytes(first) == file_bytes(second)
-    assert (first / "metrics.jsonl").read_bytes() == (second / "metrics.jsonl").read_bytes()
     assert file_bytes(first) != file_bytes(other)
-    assert losses(first)[0]["retain_nll"] != losses(other)[0]["retain_nll"], "the order of the rows differs too"
+    assert losses(first)[0]["retain"] != losses(other)[0]["retain"], "the order of the rows differs too"
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_evaluation_steps_change_no_gradient(
+    recipe: str, first_gradients: Callable[..., list[Any]], data: Path
+) -> None:
+    settings = {"recipe": recipe, "holdout": str(data / "unseen.jsonl"), "epochs": 4, "max_steps": 4}
+    without = first_gradients("without", eval_every=0, **settings)
+    evaluated = first_gradients("evaluated", eval_every=1, target_auc=0.0, **settings)  # out of reach
+
+    assert len(without) == 4
+    for one, other in zip(without, evaluated, strict=True):
+        assert other[:2] == one[:2]
+        assert all(map(torch.equal, one[2], other[2]))
+    assert any(grad.abs().max() > 0 for grad in without[0][2])
+
+
+def test_what_is_to_be_reached_changes_no_gradient(first_gradients: Callable[..., list[Any]], data: Path) -> None:
+    settings = {"recipe": "default", "holdout": str(data / "unseen.jsonl"), "eval_every": 1, "max_steps": 3}
+    strict = first_gradients("strict", min_retain=1.0, max_drift=0.0, target_auc=0.0, **settings)
+    loose = first_gradients("loose", min_retain=0.0, max_drift=1.0, target_auc=1.0, **settings)
+
+    for one, other in zip(strict, loose, strict=True):
+        assert other[1] == one[1]
+        assert all(map(torch.equal, one[2], other[2]))
 
 
 def test_checkpoints_change_nothing(train: Callable[..., Path]) -> None:
     assert file_bytes(train("with", save_every=1)) == file_bytes(train("without", save_every=0))
 
 
-def test_recomputed_activations_change_nothing(train: Callable[..., Path]) -> None:
-    assert_same_trajectory(train("kept"), train("recomputed", gradient_checkpointing=True))
-
-
 def test_holdout_is_never_trained_on(train: Callable[..., Path], data: Path) -> None:
-    assert file_bytes(train("plain")) == file_bytes(train("held", holdout=str(data / "retain.jsonl")))
+    assert file_bytes(train("plain")) == file_bytes(train("held", holdout=str(data / "unseen.jsonl"), eval_every=0))
 
 
 def out_of_memory_above(rows: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
@@ -187,10 +215,10 @@ def out_of_memory_above(rows: int, monkeypatch: pytest.MonkeyPatch) -> list[int]
     """
     original, tried = trainer_module.loss_terms, []
 
-    def loss_terms(loaded: Any, batch: Any, *rest: Any) -> dict[str, torch.Tensor]:
-        terms = original(loaded, batch, *rest)
-        tried.append(len(batch))
-        if len(batch) > rows:
+    def loss_terms(micro: Any, *rest: Any) -> dict[str, torch.Tensor]:
+        terms = original(micro, *rest)
+        tried.append(sum(side.num_sequences_here for side in micro.sides.values()))
+        if tried[-1] > rows:
             sum(terms.values()).backward()
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         return terms
@@ -207,6 +235,7 @@ def test_out_of_memory_halves_the_micro_batches_and_repeats_the_step(
     tried = out_of_memory_above(rows, monkeypatch)
     parts = train("parts")
 
+    # Adam divides by the gradient's size, so where that is next to nothing its rounding is magnified.
     assert_same_trajectory(whole, parts, tolerance=2e-4)
     assert tried[0] > rows
     assert max(tried[tried.index(rows if rows == 1 else 2) :]) <= rows, "what fits is known from then on"

@@ -1,4 +1,4 @@
-"""The one schema: recipes, ranges, and one name for a setting everywhere."""
+"""The one schema: recipes, ranges, groups, and one name for a setting everywhere."""
 
 import re
 from dataclasses import fields
@@ -7,35 +7,66 @@ from typing import Any
 import pytest
 
 from expunge.config import RECIPES, EvaluateConfig, UnlearnConfig
+from expunge.config.recipes import DEFAULT
+from expunge.config.unlearn import GROUPS, by_group, flat
 from expunge.errors import ConfigError
+from expunge.losses import FORGET_LOSSES, make_forget_loss
 
 GIVEN = {"model": "m", "forget": "f.jsonl", "retain": "r.jsonl", "output": "run"}
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_recipes_are_valid_and_name_known_settings(recipe: str) -> None:
-    config = UnlearnConfig(recipe, **GIVEN, holdout="h.jsonl")
+    config = UnlearnConfig(recipe=recipe, **GIVEN, holdout="h.jsonl")
     config.validate()
-    assert config.recipe == recipe
     for name, value in RECIPES[recipe].items():
         assert getattr(config, name) == value
+    make_forget_loss(config.loss, config.loss_args)
 
 
-def test_settings_win_over_the_recipe() -> None:
+def test_without_a_recipe_settings_are_those_of_the_default_one() -> None:
+    config = UnlearnConfig(**GIVEN)
+    assert config.recipe is None
+    assert vars(config) == {**vars(UnlearnConfig(recipe="default", **GIVEN)), "recipe": None, "given": GIVEN}
+
+
+@pytest.mark.parametrize("recipe", ["npo", "paper"])
+def test_what_is_given_wins_over_the_recipe_though_it_is_the_default(recipe: str) -> None:
+    for name in DEFAULT.keys() & RECIPES[recipe].keys():
+        config = UnlearnConfig(recipe=recipe, **GIVEN, **{name: DEFAULT[name]})
+        assert getattr(config, name) == DEFAULT[name], name
+        assert config.is_given(name)
+    assert not UnlearnConfig(recipe=recipe, **GIVEN).is_given("loss")
     assert UnlearnConfig(recipe="paper", **GIVEN, lora_rank=9).lora_rank == 9
 
 
-def test_paper_code_is_the_paper_but_for_what_its_code_does_differently() -> None:
-    paper, code = (UnlearnConfig(recipe, **GIVEN) for recipe in ("paper", "paper-code"))
-    different = {f.name for f in fields(paper) if getattr(paper, f.name) != getattr(code, f.name)}
-    assert different == {"recipe", "kl_direction", "mix", "join", "end_of_text"}
+def test_another_recipe_over_the_same_settings() -> None:
+    first = UnlearnConfig(**GIVEN, kl_weight=7.0)
+    other = first.with_recipe("npo")
+    assert (other.recipe, other.loss, other.kl_weight, other.epochs) == ("npo", "npo", 7.0, 14)
+    assert (first.recipe, first.loss) == (None, "target_kl"), "the first is as it was"
 
 
 def test_unknown_recipe_and_setting() -> None:
-    with pytest.raises(ConfigError, match="--recipe best: unknown"):
+    with pytest.raises(ConfigError, match="--recipe best: unknown; known are default, npo, paper"):
         UnlearnConfig(recipe="best", **GIVEN)
-    with pytest.raises(ConfigError, match="unknown setting colour"):
+    with pytest.raises(TypeError, match="colour"):
         UnlearnConfig(**GIVEN, colour="red")
+
+
+def test_groups_hold_every_setting_once_and_come_back_from_a_file() -> None:
+    names = [field.name for group in GROUPS.values() for field in fields(group)]
+    assert sorted(names) == sorted(field.name for field in fields(UnlearnConfig))
+    assert len(set(names)) == len(names)
+    settings = {name: value for name, value in vars(UnlearnConfig(recipe="paper", **GIVEN)).items() if name != "given"}
+    nested = by_group(settings)
+    assert nested["loss"]["kl_weight"] == 0.5
+    assert nested["optimisation"]["epochs"] == 20
+    assert flat(nested) == flat(settings) == settings
+    assert flat({"model": "m", "loss": {"kl_weight": 1.0}}) == {"model": "m", "kl_weight": 1.0}
+    assert flat({"loss": "npo"}) == {"loss": "npo"}, "a setting may have the name of its group"
+    with pytest.raises(ConfigError, match="kl_weight stands twice"):
+        flat({"kl_weight": 1.0, "loss": {"kl_weight": 1.0}})
 
 
 REFUSED: list[tuple[str, Any]] = [
@@ -43,9 +74,11 @@ REFUSED: list[tuple[str, Any]] = [
     ("output", ""),
     ("forget", None),
     ("retain", None),
-    ("recipe", "best"),
+    ("instead", ""),
     ("epochs", 0),
     ("max_steps", 0),
+    ("min_steps", -1),
+    ("ema_steps", -1),
     ("learning_rate", 0.0),
     ("learning_rate", float("nan")),
     ("learning_rate", 1.0),
@@ -53,11 +86,12 @@ REFUSED: list[tuple[str, Any]] = [
     ("warmup", -0.1),
     ("max_grad_norm", -1.0),
     ("max_grad_norm", float("nan")),
-    ("beta", 0.0),
-    ("beta", float("inf")),
     ("forget_weight", 0.0),
     ("retain_weight", -1.0),
     ("kl_weight", float("inf")),
+    ("replay_weight", float("nan")),
+    ("instead_weight", 0.0),
+    ("instead_weight", 2.0),
     ("lora_rank", 0),
     ("lora_alpha", 0.0),
     ("lora_alpha", float("nan")),
@@ -67,7 +101,14 @@ REFUSED: list[tuple[str, Any]] = [
     ("rows_per_step", 1),
     ("retain_per_forget", 0.0),
     ("retain_per_forget", float("nan")),
+    ("replay_per_forget", 0.0),
     ("max_length", 1),
+    ("eval_every", -1),
+    ("patience", 0),
+    ("target_auc", 1.5),
+    ("target_auc", float("nan")),
+    ("min_retain", -0.1),
+    ("max_drift", 2.0),
     ("save_every", -1),
     ("seed", -1),
     ("seed", 2**32),
@@ -81,17 +122,23 @@ def test_values_out_of_range_are_refused_by_their_flag(name: str, value: Any) ->
     assert "\n" not in str(error.value)
 
 
-def test_contradictions_are_refused() -> None:
-    for settings, phrase in (
-        ({"overwrite": True, "resume": True}, "--overwrite and --resume"),
-        ({"shard_base": True, "load_in_4bit": True}, "--shard-base cannot share 4-bit weights"),
-        ({"shard_base": True, "dry_run": True}, "leave --shard-base out"),
-        ({"mix": "random"}, "--mix random needs --rows-per-step"),
-        ({"benchmark": "semeval"}, "--benchmark semeval needs --data"),
-        ({"benchmark": "semeval", "data": "d"}, "leave --forget and --retain out"),
-    ):
-        with pytest.raises(ConfigError, match=phrase):
-            UnlearnConfig(**{**GIVEN, **settings}).validate()
+CONTRADICTIONS: list[tuple[dict[str, Any], str]] = [
+    ({"overwrite": True, "resume": True}, "--overwrite and --resume"),
+    ({"from_manifest": "m.json", "resume": True}, "--from-manifest and --resume"),
+    ({"shard_base": True, "load_in_4bit": True}, "--shard-base cannot share 4-bit weights"),
+    ({"shard_base": True, "dry_run": True}, "leave --shard-base out"),
+    ({"benchmark": "semeval"}, "--benchmark semeval needs --data"),
+    ({"benchmark": "semeval", "data": "d"}, "leave --forget and --retain out"),
+    ({"split": "train"}, "--split train: is for a --benchmark alone"),
+    ({"recipe": "default"}, "--recipe default aims at texts like those to forget .* give --holdout or --origin"),
+    ({"eval_every": 5}, "--eval-every 5: it needs texts that the model has never seen"),
+]
+
+
+@pytest.mark.parametrize(("settings", "phrase"), CONTRADICTIONS)
+def test_contradictions_are_refused(settings: dict[str, Any], phrase: str) -> None:
+    with pytest.raises(ConfigError, match=phrase):
+        UnlearnConfig(**{**GIVEN, **settings}).validate()
 
 
 def test_retain_is_needed_only_where_a_term_uses_it() -> None:
@@ -102,7 +149,7 @@ def test_retain_is_needed_only_where_a_term_uses_it() -> None:
             UnlearnConfig(**without, **settings).validate()
 
 
-@pytest.mark.parametrize("schema", [UnlearnConfig, EvaluateConfig])
+@pytest.mark.parametrize("schema", [*GROUPS.values(), EvaluateConfig])
 def test_every_setting_is_documented(schema: type) -> None:
     documented = re.findall(r"^ {8}(\w+): ", schema.__doc__ or "", re.MULTILINE)
     assert set(documented) == {f.name for f in fields(schema)}
@@ -116,3 +163,41 @@ def test_a_value_of_the_wrong_type_is_named(name: str, value: object) -> None:
     settings = {"model": "m", "forget": "f", "retain": "r", "output": "o", name: value}
     with pytest.raises(ConfigError, match=f"--{name.replace('_', '-')} "):
         UnlearnConfig(**settings).validate()
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "phrase"),
+    [
+        ("npo2", "", "--loss npo2: unknown; known are .*npo.*target_kl"),
+        ("npo", "gamma=1", "--loss-args gamma: npo has no such parameter; it has beta, level"),
+        ("idk", "beta=1", "--loss-args beta: idk has no such parameter; it has none"),
+        ("npo", "beta=much", "--loss-args beta=much: must be a number"),
+        ("npo", "beta=0", "--loss-args beta=0.0: must be finite and above 0"),
+        ("npo", "level=word", "--loss-args level=word: must be one of token, sequence"),
+        ("npo", "beta", "write each parameter once"),
+        ("npo", "beta=1,beta=2", "write each parameter once"),
+        ("rmu", "layer=-2", "--loss-args layer=-2"),
+        ("wga", "beta=nan", "--loss-args beta=nan"),
+    ],
+)
+def test_a_loss_that_cannot_be_made_is_named(name: str, args: str, phrase: str) -> None:
+    with pytest.raises(ConfigError, match=phrase):
+        make_forget_loss(name, args)
+
+
+@pytest.mark.parametrize("name", FORGET_LOSSES)
+def test_every_loss_says_what_it_is(name: str) -> None:
+    loss = make_forget_loss(name)
+    assert loss.name == name
+    assert loss.formula
+    assert loss.source
+    assert type(loss).__doc__
+    documented = set(re.findall(r"^ {8}(\w+): ", type(loss).__doc__ or "", re.MULTILINE))
+    assert documented == {field.name for field in fields(FORGET_LOSSES[name])}
+
+
+def test_parameters_of_a_loss_from_text_and_from_a_mapping() -> None:
+    assert make_forget_loss("npo", " beta = 0.25 , level=sequence ") == make_forget_loss(
+        "npo", {"beta": 0.25, "level": "sequence"}
+    )
+    assert make_forget_loss("rmu", "layer=3") == make_forget_loss("rmu", {"layer": 3})

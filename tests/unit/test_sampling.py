@@ -95,18 +95,18 @@ def rows(count: int) -> list[TokenizedExample]:
 
 
 @pytest.fixture(scope="module")
-def anchors() -> list[TokenizedExample]:
+def replay_texts() -> list[TokenizedExample]:
     """What the tiny Llama writes by itself."""
     return write_texts(loaded(), rows(6)[:3], rows(6)[3:], tokens=300, seed=1)
 
 
 @pytest.mark.parametrize("settings", OWN_SETTINGS, ids=lambda settings: min(settings))
-def test_anchors_do_not_depend_on_the_models_own_generation_settings(
-    settings: dict[str, Any], anchors: list[TokenizedExample]
+def test_replay_texts_do_not_depend_on_the_models_own_generation_settings(
+    settings: dict[str, Any], replay_texts: list[TokenizedExample]
 ) -> None:
     model = loaded()
     own = model.base.generation_config = GenerationConfig(**settings)
-    assert write_texts(model, rows(6)[:3], rows(6)[3:], tokens=300, seed=1) == anchors
+    assert write_texts(model, rows(6)[:3], rows(6)[3:], tokens=300, seed=1) == replay_texts
     assert model.base.generation_config is own
 
 

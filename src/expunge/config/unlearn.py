@@ -166,10 +166,7 @@ class OptimisationConfig:
         yield 0 <= self.warmup < 1, f"--warmup {self.warmup}: is a share of the steps, at least 0 and below 1"
         yield 0 <= self.max_grad_norm < float("inf"), f"--max-grad-norm {self.max_grad_norm}: must be 0 or more"
         yield self.tokens_per_step >= 1, f"--tokens-per-step {self.tokens_per_step}: must be at least 1"
-        yield (
-            self.rows_per_step != 1,
-            "--rows-per-step 1 cannot hold a forget and a retain row: use 2 or more",
-        )
+        yield self.rows_per_step != 1, "--rows-per-step 1 cannot hold a forget and a retain row: use 2 or more"
         for name in ("retain_per_forget", "replay_per_forget"):
             value = getattr(self, name)
             yield (

@@ -117,7 +117,7 @@ def _continue(loaded: LoadedModel, begun: list[list[int]]) -> list[tuple[int, ..
     except torch.OutOfMemoryError as error:
         if len(begun) == 1 or loaded.lockstep is not None:
             raise TrainingError(
-                f"out of memory on {loaded.device} while the model writes anchors: --anchor-weight 0 goes without them"
+                f"out of memory on {loaded.device} while the model writes replay texts: give --replay-weight 0"
             ) from error
     torch.cuda.empty_cache()  # outside of the handler, which holds the tensors of the failed pass
     half = len(begun) // 2

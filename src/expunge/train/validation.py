@@ -189,7 +189,7 @@ def violations(own: Validation, untouched: Validation, criteria: Criteria) -> di
     missing = {
         "auc": (abs(own.auc - criteria.target_auc) - band) / band,
         "min_k_auc": (abs(own.min_k_auc - criteria.target_auc) - band) / band,
-        "forget_nll": lacking / criteria.max_drift,
+        "forget_nll": lacking / max(criteria.max_drift, 0.01),
         "exact_match": (own.exact_match - aims["exact_match"]) / criteria.max_exact_match,
         "retained": (criteria.min_retain - own.retained) / max(1 - criteria.min_retain, 0.01),
         "drift": (abs(own.drift) - criteria.max_drift) / max(criteria.max_drift, 0.01),

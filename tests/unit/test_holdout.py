@@ -4,12 +4,21 @@ import itertools
 import math
 import random
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from expunge.data.examples import Example
-from expunge.data.holdout import documents, example_hashes, keyed_hashes, selection_half, split_off, without_selection
+from expunge.data.holdout import (
+    documents,
+    example_hashes,
+    keyed_hashes,
+    selection_half,
+    split_off,
+    unseen_texts,
+    without_selection,
+)
 from expunge.data.surprise import MOST_KNOWN, Pairs, surprises
 from expunge.errors import DataError
 from tiny import tiny_tokenizer
@@ -20,6 +29,25 @@ def texts(start, count):
         Example(f"t{i}", "Where does it stand?", f"Number {i} stands in row {i % 7}.")
         for i in range(start, start + count)
     ]
+
+
+def apart(start, count):
+    """Texts of which no two are of one family."""
+    return [
+        Example(f"t{i}", "Number:", " ".join(str(100_000 + 1000 * i + k) for k in range(9)))
+        for i in range(start, start + count)
+    ]
+
+
+def test_families_stay_on_one_side():
+    twins = [replace(own, id=f"{own.id}-twin", completion=own.completion + " indeed") for own in apart(0, 20)]
+    members = [*apart(0, 20), *twins]
+    _, (half, _) = split_off([members, apart(100, 16)], [], tiny_tokenizer("bytelevel"))
+    assert len(half) == 20
+    assert {own.id for own in half} == {
+        name for own in half for name in (own.id.removesuffix("-twin"), own.id.removesuffix("-twin") + "-twin")
+    }
+    assert len(unseen_texts([*apart(100, 5), *twins[:3]], members[:20])) == 5
 
 
 def test_pairs_are_those_of_witten_and_bell():
@@ -72,7 +100,7 @@ def test_both_halves_are_as_surprising():
     rng = random.Random(1)
     hashes = example_hashes(texts(0, 60))
     difficulty = [rng.gauss(5, 2) for _ in hashes]
-    half = selection_half(hashes, difficulty)
+    half = selection_half(hashes, difficulty, range(60))
     looked_at, reported = (
         sorted(d for d, own in zip(difficulty, half, strict=True) if own is side) for side in (True, False)
     )
@@ -87,15 +115,16 @@ def test_halves_depend_on_the_texts_alone():
     own = [f"{i:02}" for i in range(21)] + ["03", "17"]
     difficulty = [int(name) // 4 for name in own]  # with ties
     difficulty[-1] = 0  # the same text in other white space
-    chosen = {name for name, half in zip(own, selection_half(own, difficulty), strict=True) if half}
+    family = [own.index(name) for name in own]
+    chosen = {name for name, half in zip(own, selection_half(own, difficulty, family), strict=True) if half}
     assert len(chosen) == 10
-    again = selection_half(own[::-1], difficulty[::-1])
+    again = selection_half(own[::-1], difficulty[::-1], family[::-1])
     assert {name for name, half in zip(own[::-1], again, strict=True) if half} == chosen
 
 
 def test_neither_half_gets_the_hardest_of_an_odd_number():
     hashes = example_hashes(texts(0, 2001))
-    half = selection_half(hashes, list(range(2001)))
+    half = selection_half(hashes, list(range(2001)), range(2001))
     at = [number for number, own in enumerate(half) if own]
     assert len(at) == 1000
     for ends in ((0, 1), (1999, 2000)):
@@ -103,7 +132,7 @@ def test_neither_half_gets_the_hardest_of_an_odd_number():
 
 
 def test_what_is_split_off_is_half_of_each_side_and_reported_nowhere():
-    members, unseen, known = texts(0, 20), texts(100, 33), texts(200, 10)
+    members, unseen, known = apart(0, 20), apart(100, 33), texts(200, 10)
     hashes, halves = split_off(documents(members, unseen), known, tiny_tokenizer("bytelevel"))
     assert [len(half) for half in halves] == [10, 16]
     assert sorted(example_hashes([*halves[0], *halves[1]])) == hashes

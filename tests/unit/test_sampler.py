@@ -93,15 +93,6 @@ def test_rows_per_step_counts_rows():
     assert {len(step.retain) for step in steps} == {2}
 
 
-def test_random_mix_passes_over_both_sets_and_may_miss_a_side():
-    steps = list(plan(rows_per_step=4, mix="random").steps())
-    first = [step for step in steps if step.epoch == 0]
-    assert sorted(row for step in first for row in step.forget) == list(range(len(FORGET)))
-    assert sorted(row for step in first for row in step.retain) == list(range(len(RETAIN)))
-    assert all(len(step.forget) + len(step.retain) == 4 for step in first[:-1])
-    assert any(not step.forget or not step.retain for step in steps)
-
-
 def test_the_seed_fixes_the_order_and_another_seed_changes_it():
     assert list(plan().steps()) == list(plan().steps())
     assert list(plan().steps()) != list(plan(seed=2).steps())

@@ -1,11 +1,11 @@
-"""Anchors: what the model writes, the same for the same seed, and nothing that repeats the forget set."""
+"""Replay texts: what the model writes, the same for the same seed, and nothing that repeats the forget set."""
 
 import pytest
 import torch
 
 from expunge.data.tokenize import TokenizedExample
 from expunge.errors import TrainingError
-from expunge.model import replay as sampling
+from expunge.model import replay
 from expunge.model.adapter import add_adapter
 from expunge.model.load import load_model
 from expunge.model.replay import KNOWN, write_texts
@@ -22,7 +22,7 @@ def loaded(tmp_path_factory):
 def test_enough_is_written_and_the_same_for_the_same_seed(loaded):
     first, again, other = (write_texts(loaded, ROWS[:3], ROWS[3:], tokens=500, seed=seed) for seed in (1, 1, 2))
     assert first == again != other
-    assert 500 <= sum(map(len, first)) < 500 + sampling.NEW_TOKENS + 8
+    assert 500 <= sum(map(len, first)) < 500 + replay.NEW_TOKENS + 8
     assert len({tuple(text.input_ids) for text in first}) == len(first)
 
 
@@ -39,7 +39,7 @@ def test_an_adapter_in_the_model_is_not_heard(loaded, tmp_path):
 def test_what_repeats_the_forget_set_is_left_out(loaded, monkeypatch):
     told, kept = ROWS[0].input_ids, ROWS[3].input_ids
     said = [(5, *told), (5, *told[: KNOWN - 1], 4), (5, *kept)]
-    monkeypatch.setattr(sampling, "_continue", lambda loaded, begun: said)
+    monkeypatch.setattr(replay, "_continue", lambda loaded, begun: said)
     found = write_texts(loaded, ROWS[:1], ROWS[3:], tokens=10**3, seed=0)
     assert [tuple(text.input_ids) for text in found] == said[1:]
 
@@ -49,7 +49,7 @@ def test_a_short_text_to_forget_is_left_out_whole(loaded, monkeypatch):
     end = loaded.tokenizer.eos_token_id
     short = [TokenizedExample("f", [41, 42, 43, 44, end], 2), TokenizedExample("g", [51, 52, 53], 1)]
     said = [(5, 41, 42, 43, 44, 6), (5, 41, 42, 43, 45), (5, 51, 52, 53)]
-    monkeypatch.setattr(sampling, "_continue", lambda loaded, begun: said)
+    monkeypatch.setattr(replay, "_continue", lambda loaded, begun: said)
     retain = [TokenizedExample("r", [7, 51, 52, 53, 8], 2)]
     found = write_texts(loaded, [*ROWS[:1], *short], retain, tokens=10**3, seed=0)
     assert [tuple(text.input_ids) for text in found] == said[1:]
@@ -61,14 +61,14 @@ def test_where_memory_is_short_fewer_are_written_at_once(loaded, monkeypatch):
             raise torch.OutOfMemoryError
         return written(model, begun)
 
-    written = sampling._written
-    monkeypatch.setattr(sampling, "_written", small)
+    written = replay._written
+    monkeypatch.setattr(replay, "_written", small)
     assert sum(map(len, write_texts(loaded, ROWS[:3], ROWS[3:], tokens=300, seed=1))) >= 300
-    monkeypatch.setattr(sampling, "_written", lambda *_: small(loaded, [None] * 21))
-    with pytest.raises(TrainingError, match="--anchor-weight 0"):
+    monkeypatch.setattr(replay, "_written", lambda *_: small(loaded, [None] * 21))
+    with pytest.raises(TrainingError, match="--replay-weight 0"):
         write_texts(loaded, ROWS[:3], ROWS[3:], tokens=300, seed=1)
 
 
 def test_a_model_that_writes_the_same_again_and_again_ends_it(loaded, monkeypatch):
-    monkeypatch.setattr(sampling, "_continue", lambda loaded, begun: [(5, 6, 7, 8, 9, 10, 11, 12, 13, 14)])
+    monkeypatch.setattr(replay, "_continue", lambda loaded, begun: [(5, 6, 7, 8, 9, 10, 11, 12, 13, 14)])
     assert len(write_texts(loaded, ROWS[:3], ROWS[3:], tokens=100, seed=0)) == 1

@@ -1,0 +1,234 @@
+"""What an adapter is judged by, when a run ends, which state and which scale it keeps: on numbers, without a model."""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from expunge.config import UnlearnConfig
+from expunge.config.criteria import Criteria
+from expunge.data.sampler import Plan
+from expunge.data.tokenize import TokenizedExample
+from expunge.errors import RunError
+from expunge.train.averaging import MovingAverage
+from expunge.train.early_stopping import EarlyStopping
+from expunge.train.scale import choose_scale, judge, most_scales
+from expunge.train.schedule import evaluation_spacing, learning_rate, make_plan, replay_tokens
+from expunge.train.targets import expected_nlls
+from expunge.train.validation import Validation, certainty, evenly, probabilities, violation, violations
+
+UNTOUCHED = Validation(
+    scale=0.0, auc=1.0, min_k_auc=1.0, auc_sd=0.04, forget_nll=0.1, unseen_nll=2.0, exact_match=1.0,
+    unseen_exact_match=0.0, retained=1.0, drift=0.0,
+)  # fmt: skip
+GOOD = replace(UNTOUCHED, scale=1.0, auc=0.5, min_k_auc=0.52, forget_nll=2.0, exact_match=0.0, retained=0.99)
+CRITERIA = Criteria()
+
+
+@pytest.mark.parametrize(
+    ("name", "changed"),
+    [
+        ("auc", {"auc": 0.6}),
+        ("auc", {"auc": 0.4}),
+        ("min_k_auc", {"min_k_auc": 0.7}),
+        ("exact_match", {"exact_match": 0.2}),
+        ("retained", {"retained": 0.9}),
+        ("drift", {"drift": 0.06}),
+        ("drift", {"drift": -0.06}),
+    ],
+)
+def test_each_criterion_is_missed_by_itself(name: str, changed: dict[str, float]) -> None:
+    assert violation(GOOD, UNTOUCHED, CRITERIA) == 0
+    found = violations(replace(GOOD, **changed), UNTOUCHED, CRITERIA)
+    assert {key for key, value in found.items() if value} == {name}
+    reached, said = judge(replace(GOOD, **changed), UNTOUCHED, CRITERIA)
+    assert not reached
+    assert said
+
+
+def test_while_the_auc_stays_at_one_a_higher_loss_is_progress() -> None:
+    levels = [replace(UNTOUCHED, scale=1.0, forget_nll=nll) for nll in (0.1, 0.5, 1.0, 2.0)]
+    sums = [violation(own, UNTOUCHED, CRITERIA) for own in levels]
+    assert sums == sorted(sums, reverse=True)
+    assert len(set(sums)) == 4
+
+
+def test_what_can_be_guessed_and_what_chance_does_is_allowed() -> None:
+    guessing = replace(UNTOUCHED, unseen_exact_match=0.3, auc_sd=0.15)
+    assert violation(replace(GOOD, exact_match=0.3, auc=0.62, min_k_auc=0.4), guessing, CRITERIA) == 0
+
+
+@pytest.mark.parametrize("criteria", [Criteria(max_drift=0.0), Criteria(min_retain=1.0)])
+def test_the_strictest_criteria_are_finite(criteria: Criteria) -> None:
+    assert math.isfinite(violation(replace(UNTOUCHED, scale=1.0, drift=0.1, retained=0.5), UNTOUCHED, criteria))
+
+
+def texts() -> list[TokenizedExample]:
+    return [TokenizedExample("a", [1, 2, 3, 4], 2), TokenizedExample("b", [1, 2, 3], 1)]
+
+
+def test_a_completion_is_said_if_its_least_likely_token_is() -> None:
+    logps = [torch.tensor([0.01, 0.9, 0.3]).log(), torch.tensor([0.6, 0.99]).log()]  # the first is of a prompt
+    assert certainty(texts(), logps) == pytest.approx([0.6, 1.0])
+    assert probabilities(texts(), logps) == pytest.approx([math.sqrt(0.27), math.sqrt(0.594)])
+    framed = [torch.tensor([0.9, 0.8, 0.01]).log()]  # a chat template has something behind the end of text
+    assert certainty([TokenizedExample("c", [1, 2, 9, 4], 1)], framed, end=9) == pytest.approx([1.0])
+
+
+def test_rows_are_taken_evenly_from_every_group() -> None:
+    rows = [TokenizedExample(f"{i}", [1, 2], 1, group="ab"[i % 2]) for i in range(100)]
+    chosen = evenly(rows, 10)
+    assert sorted(own.group for own in chosen) == ["a"] * 5 + ["b"] * 5
+    assert evenly(rows, 1000) == sorted(rows, key=lambda own: own.group)
+
+
+def state(value: float) -> list[torch.Tensor]:
+    return [torch.tensor([value])]
+
+
+def test_the_best_state_is_kept_and_the_run_ends_without_improvement() -> None:
+    stopping = EarlyStopping(CRITERIA, UNTOUCHED, patience=2)
+    for step, nll in enumerate((0.1, 1.0, 1.5, 1.2, 1.1), start=1):
+        assert stopping.over is None
+        stopping.add(step, replace(UNTOUCHED, scale=1.0, forget_nll=nll), state(step))
+    assert stopping.best is not None
+    assert stopping.best.step == 3
+    assert stopping.state[0].item() == 3
+    assert stopping.over == "nothing has become better since step 3"
+
+
+def test_patience_is_not_counted_before_anything_is_forgotten() -> None:
+    stopping = EarlyStopping(CRITERIA, UNTOUCHED, patience=2)
+    for step in range(1, 9):
+        stopping.add(step, replace(UNTOUCHED, scale=1.0, drift=0.2), state(step))
+    assert stopping.over is None
+
+
+def test_the_run_ends_where_all_criteria_are_met() -> None:
+    stopping = EarlyStopping(CRITERIA, UNTOUCHED, patience=8)
+    line = stopping.add(4, GOOD, state(1))
+    assert stopping.over == "all criteria are met at step 4"
+    assert line["violations"] == dict.fromkeys(line["violations"], 0.0)
+
+
+def test_evaluation_steps_come_back_from_the_log() -> None:
+    stopping, again = (EarlyStopping(CRITERIA, UNTOUCHED, patience=2) for _ in range(2))
+    lines = [
+        {"step": step, "validation": stopping.add(step, replace(GOOD, auc=auc), state(step))}
+        for step, auc in ((1, 0.9), (2, 0.6), (3, 0.7))
+    ]
+    again.restore([{"step": 0}, *lines], stopping.tensors())
+    assert (again.history, again.best, again.over) == (stopping.history, stopping.best, stopping.over)
+    assert torch.equal(again.state[0], stopping.state[0])
+    with pytest.raises(RunError, match="another version"):
+        again.restore([{"step": 1, "validation": {"auc": 0.5}}], {})
+
+
+def validator(at: Callable[[float], Validation]) -> Any:
+    asked: list[float] = []
+
+    def measure(scale: float) -> Validation:
+        asked.append(scale)
+        return replace(at(scale), scale=scale)
+
+    return SimpleNamespace(untouched=UNTOUCHED, at=measure, asked=asked)
+
+
+def test_the_scale_is_where_the_auc_comes_to_its_target() -> None:
+    own = validator(lambda scale: replace(GOOD, auc=1 - 0.4 * scale, min_k_auc=1 - 0.4 * scale))
+    found = choose_scale(own, CRITERIA)
+    assert found.scale == pytest.approx(1.25, abs=0.02)
+    assert found.reached
+    assert len(own.asked) == len(set(own.asked)) <= most_scales()
+    assert [metrics.scale for metrics in found.curve] == sorted({0.0, *own.asked})
+
+
+def test_an_adapter_that_does_harm_everywhere_gets_the_least_of_it_and_never_nothing() -> None:
+    own = validator(lambda scale: replace(GOOD, retained=0.9 - 0.4 * scale, auc=1.0, min_k_auc=1.0))
+    found = choose_scale(own, CRITERIA, known=[replace(GOOD, retained=0.5, auc=1.0, min_k_auc=1.0)])
+    assert 0 < found.scale < 0.25
+    assert not found.reached
+    assert 1.0 not in own.asked, "what is known is not measured again"
+
+
+def test_the_average_runs_over_few_states_first_and_many_later() -> None:
+    parameter = torch.zeros(1)
+    averaged = MovingAverage([parameter], 4)
+    for step in range(1, 101):
+        parameter.fill_(100.0 if step <= 4 else 1.0)
+        averaged.update(step)
+        if step == 4:
+            assert averaged.values[0].item() == 100.0, "the start, which is nothing, is forgotten"
+    assert averaged.values[0].item() == pytest.approx(1.0, abs=1e-3)
+    parameter.fill_(7.0)
+    with averaged.applied():
+        assert parameter.item() == pytest.approx(1.0, abs=1e-3)
+    assert parameter.item() == 7.0
+    none = MovingAverage([parameter], 0)
+    with none.applied():
+        assert parameter.item() == 7.0
+    assert none.values[0] is parameter
+
+
+def rows(count: int, length: int) -> list[TokenizedExample]:
+    return [TokenizedExample(f"{i}", [1] * length, 2) for i in range(count)]
+
+
+def settings(**given: Any) -> UnlearnConfig:
+    return UnlearnConfig(model="m", output="o", **given)
+
+
+def test_a_run_has_its_steps_whatever_the_size_of_the_forget_set() -> None:
+    sides = {"forget": rows(8, 50), "retain": rows(8, 50)}
+    few = make_plan(settings(recipe="npo", tokens_per_step=200), sides)
+    assert few.num_steps >= 100
+    assert few.epochs > 14
+    assert make_plan(settings(recipe="npo", tokens_per_step=200, min_steps=0), sides).epochs == 14
+    assert make_plan(settings(recipe="default", tokens_per_step=200), sides).num_steps >= 500
+    counted = make_plan(settings(recipe="default", tokens_per_step=200, epochs=3, min_steps=0), sides)
+    assert counted.epochs == 3
+
+
+@pytest.mark.parametrize("evaluated", [100, 5_000, 80_000])
+def test_evaluation_steps_cost_a_tenth_of_the_training_and_come_four_times_an_epoch(evaluated: int) -> None:
+    plan = Plan([100] * 64, [100] * 64, epochs=9, tokens_per_step=800)
+    every = evaluation_spacing(plan, evaluated, 800)
+    # a forward pass is a third of what a token costs in training
+    assert evaluated / 3 <= 0.1 * every * 800 + 1e-6
+    assert plan.steps_per_epoch / every <= 4
+    assert every == math.ceil(plan.steps_per_epoch / 4) or evaluated / 3 > 0.1 * (every - 1) * 800
+
+
+def test_the_learning_rate_rises_and_falls_as_it_is_told() -> None:
+    def rates(**given: Any) -> list[float]:
+        return [learning_rate(settings(learning_rate=0.1, warmup=0.2, **given), index, 10) for index in range(10)]
+
+    assert rates(schedule="constant") == pytest.approx([0.05, *[0.1] * 9])
+    assert rates(schedule="linear") == pytest.approx([0.05, 0.1, *(0.1 * (8 - i) / 8 for i in range(8))])
+    falling = rates(schedule="cosine")
+    assert falling[2] == pytest.approx(0.1)
+    assert falling[6] == pytest.approx(0.05)
+    assert falling == [falling[0], *sorted(falling[1:], reverse=True)]
+
+
+def test_replay_texts_are_as_many_as_are_used_and_no_more_than_four_forget_sets() -> None:
+    forget = rows(10, 30)
+    assert replay_tokens(settings(replay_weight=0.0), forget, 9) == 0
+    assert replay_tokens(settings(replay_weight=1.0), forget, 2) == 600
+    assert replay_tokens(settings(replay_weight=1.0), forget, 50) == 1200
+
+
+def test_a_token_is_expected_to_be_as_unlikely_as_in_unseen_texts() -> None:
+    unseen = [TokenizedExample("u", [1, 2, 3, 4], 1), TokenizedExample("v", [1, 2, 3, 5], 1)]
+    nlls = [[0.0, 1.0, 0.2, 6.0], [0.0, 1.0, 0.2, 8.0]]
+    known, mixed, new = expected_nlls(
+        [TokenizedExample("a", own, 1) for own in ([1, 2, 3, 4], [9, 3, 9, 4], [9, 8, 7])], unseen, nlls
+    )
+    assert known[0] == 0
+    assert known[2] < mixed[1] < 4, "the words of a template are likely, less so elsewhere"
+    assert new[1:] == [7.0, 7.0], "what is never seen is as unlikely as what is seen once"
+    assert known[3] == pytest.approx(6.0, abs=1.0)
