@@ -75,10 +75,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Sweep, run or print."""
     args = _arguments().parse_args(argv)
     if args.what == "table":
-        print(tables(_lines(args.output), _chosen(args.output)))
+        print(tables(_lines(args.output), _chosen(args.output, args.set)))
         return
     end = time.monotonic() + 60 * args.minutes
-    jobs = list(sweep() if args.what == "sweep" else wanted(args, _chosen(args.output)))
+    jobs = list(sweep() if args.what == "sweep" else wanted(args, _chosen(args.output, args.set)))
     for job in jobs:
         done = _lines(args.output)
         if any((own["name"], own["subject"]) == (job.name, job.subject) for own in done):
@@ -225,8 +225,10 @@ def compared(
     return {key: row for key, row in found.items() if key[0] in arms and key[1:] in places}
 
 
-def _chosen(folder: Path) -> dict[str, dict[str, Any]]:
-    """Arm -> settings of its best run in the sweep, by rank among its own; nothing before there has been one."""
+def _chosen(folder: Path, given: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
+    """Arm -> settings of its best run in the sweep, by rank among its own, none before there has been one; over them
+    those that are given for all arms.
+    """
     lines = [own for own in _lines(folder) if own["subject"] == SWEPT]
     fixed = {own["arm"]: own for own in lines}
     best: dict[str, dict[str, Any]] = {}
@@ -241,7 +243,8 @@ def _chosen(folder: Path) -> dict[str, dict[str, Any]]:
             best[arm] = json.loads(min(ranked, key=lambda name: ranked[name]))
     if "C" in best:
         best["O"] = best["C"]
-    return best
+    pairs = dict(pair.split("=") for pair in given)
+    return {arm: best.get(arm, {}) | {key: json.loads(value) for key, value in pairs.items()} for arm in ARMS}
 
 
 def _run(job: Job, subject: Subject, run: Path) -> Path:
@@ -295,6 +298,7 @@ def _arguments() -> argparse.ArgumentParser:
     parser.add_argument("--subjects", nargs="+", default=["olmo", "llama", "neox", "qwen", "gpt2", SMOLLM2])
     parser.add_argument("--arms", nargs="+", choices=[*ARMS, "D"], default=[*ARMS, "D"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
+    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="settings of every arm but D")
     parser.add_argument("--minutes", type=float, default=math.inf, help="begin nothing that would not end by then")
     parser.add_argument("--taught", default="", help="folder of the subjects of experiments.taught")
     parser.add_argument("--steered", type=Path, help="work tree of commit 817f314, for arm D")
