@@ -1,10 +1,11 @@
-"""Feed the readers and the tokenization damaged files for a while: any error but a UserError is a finding.
+"""Feed all readers and the tokenization damaged files for a while: any error but a UserError is a finding.
 
 python -m dev.fuzz --minutes 20 --seed 0
 
 Each round takes a good file of a random format, damages it (bytes flipped, cut, doubled, moved, numbers and odd
-characters put in, values of other types) and reads it as `expunge unlearn` would. What is read is tokenized. The first
-file of every kind of finding is kept in `--keep`.
+characters put in, values of other types) and reads it as a command would: data, whose rows are tokenized, settings,
+manifests, results, logs, weights, configurations, and a run's own lists (`dev.fuzz_files`). The first file of every
+kind of finding is kept in `--keep`.
 """
 
 import argparse
@@ -21,6 +22,8 @@ import traceback
 from collections import Counter
 from pathlib import Path
 from typing import Any
+
+from dev.fuzz_files import KINDS
 
 ROOT = Path(__file__).resolve().parents[1]
 MEMORY_LIMIT = 6 * 2**30
@@ -151,6 +154,29 @@ def attempt(path: Path, rng: random.Random, tokenizers: list[Any]) -> tuple[str,
     return outcome, ""
 
 
+def attempt_file(kind: str, data: bytes) -> tuple[str, str]:
+    """Read a file that is no data set, in a folder of its own; as `attempt`."""
+    from expunge.errors import UserError
+
+    begun = time.monotonic()
+    outcome = "read"
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "file"
+        path.write_bytes(data)
+        try:
+            KINDS[kind][1](path)
+        except UserError as error:
+            outcome = "refused"
+            if "\n" in str(error):
+                return "found", f"a message of several lines: {type(error).__name__}"
+        except Exception as error:
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            return "found", f"{type(error).__name__} at {Path(where.filename).name}:{where.name}"
+    if time.monotonic() - begun > SLOW:
+        return "found", "slow"
+    return outcome, ""
+
+
 def main() -> int:
     """Fuzz for the time that is asked for; exit code 1 with findings."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -171,10 +197,13 @@ def main() -> int:
     shown = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         while time.monotonic() < end:
-            kind = rng.choice(["jsonl", "jsonl", "json", "csv", "parquet"])
+            kind = rng.choice(["jsonl", "jsonl", "json", "csv", "parquet", *KINDS])
             path = Path(folder) / f"rows.{kind}"
-            path.write_bytes(damage(rng, good_file(rng, kind)))
-            outcome, what = attempt(path, rng, tokenizers)
+            path.write_bytes(damage(rng, KINDS[kind][0](rng) if kind in KINDS else good_file(rng, kind)))
+            if kind in KINDS:
+                outcome, what = attempt_file(kind, path.read_bytes())
+            else:
+                outcome, what = attempt(path, rng, tokenizers)
             counts[f"{kind} {outcome}"] += 1
             if outcome == "found":
                 findings[f"{kind}: {what}"] += 1
@@ -187,7 +216,8 @@ def main() -> int:
                 print(f"{counts.total():,} files, {len(findings)} kinds of findings", flush=True)
     print(f"\n{options.minutes:g} minutes, {counts.total():,} files, {len(findings)} kinds of findings")
     for name, count in sorted(counts.items()):
-        print(f"{name:<20}{count:>10,}")
+        print(f"{name:<28}{count:>10,}")
+    print(f"at most {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB")
     for name, count in findings.most_common():
         print(f"{name}: {count}")
     return bool(findings)

@@ -1,0 +1,164 @@
+"""The readers of files that are no data sets, for `dev.fuzz`: a good file of each kind, and who reads it."""
+
+import json
+import random
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save
+
+HMAC = "0" * 64
+
+
+def settings_yaml(rng: random.Random) -> bytes:
+    """A settings file, flat or in groups."""
+    import yaml
+
+    from expunge.config import UnlearnConfig
+    from expunge.config.unlearn import by_group
+
+    settings = asdict(UnlearnConfig(model="m", forget="f.jsonl", retain="r.jsonl", output="o", seed=rng.randrange(9)))
+    return yaml.safe_dump(by_group(settings) if rng.random() < 0.5 else settings).encode()
+
+
+def manifest(rng: random.Random) -> bytes:
+    """A manifest."""
+    term = {"name": "forget", "weight": rng.random(), "formula": "-log p", "source": "here"}
+    own = {"status": "done", "settings": {"model": "m"}, "data": {"forget": HMAC}, "model_sha256": "0", "terms": [term]}
+    return json.dumps({**own, "rows": {"forget": 3}, "versions": {"expunge": "0.1.0"}}).encode()
+
+
+def results(rng: random.Random) -> bytes:
+    """A results file."""
+    metric = {"value": rng.random(), "low": 0.1, "high": 0.9, "n": 5, "direction": "lower", "family": "memorization"}
+    return json.dumps({"schema": 1, "benchmark": "custom", "metrics": {"forget/nll": metric}, "data": {}}).encode()
+
+
+def calibration(rng: random.Random) -> bytes:
+    """A calibration."""
+    return json.dumps({"scale": rng.random(), "trained_alpha": 4, "selection_hmac": [f"abcd1234:{HMAC}"]}).encode()
+
+
+def metrics(rng: random.Random) -> bytes:
+    """A log."""
+    return b"".join(json.dumps({"step": i, "loss": rng.random()}).encode() + b"\n" for i in range(rng.randrange(5)))
+
+
+def adapter_config(rng: random.Random) -> bytes:
+    """An adapter's settings."""
+    return json.dumps(
+        {"base_model_name_or_path": "m", "r": rng.choice([2, 4]), "lora_alpha": 4, "rank_pattern": {"q_proj": 2}}
+    ).encode()
+
+
+def weights(rng: random.Random) -> bytes:
+    """A file of weights."""
+    import torch
+
+    return save({f"w{i}": torch.zeros(rng.randrange(1, 4), 2) for i in range(rng.randrange(3))})
+
+
+def model_config(rng: random.Random) -> bytes:
+    """A model's configuration."""
+    return json.dumps({"model_type": "llama", "num_hidden_layers": rng.choice([1, 2]), "hidden_size": 8}).encode()
+
+
+def journal(rng: random.Random) -> bytes:
+    """The list of a transaction."""
+    return json.dumps([[".expunge-a-abcd1234", "a"]] * rng.randrange(3)).encode()
+
+
+def listing(rng: random.Random) -> bytes:
+    """The list of a run's files."""
+    return b"".join(json.dumps(name).encode() + b"\n" for name in rng.sample(["a", "b/c", "d/", "e"], 3))
+
+
+def _read_settings(path: Path) -> None:
+    from expunge.cli.settings import read_config, settings_of
+    from expunge.config import UnlearnConfig
+
+    UnlearnConfig(**read_config(str(path), settings_of(UnlearnConfig))).validate()
+
+
+def _read_manifest(path: Path) -> None:
+    from expunge.runs.card import model_card
+    from expunge.runs.manifest import read_manifest, recorded_settings
+
+    found = read_manifest(path, "--run")
+    recorded_settings(str(path))
+    if "loss_nats_per_completion_token" not in found:
+        model_card({**found, "loss_nats_per_completion_token": {}, "rows": {"forget": 1}, "steps": 1} | {
+            "versions": {"expunge": "0"}, "settings": {"model": "m"},
+        })  # fmt: skip
+
+
+def _read_results(path: Path) -> None:
+    from expunge.evaluation.results import measured_metrics, read_results
+
+    measured_metrics(path, read_results(path))
+
+
+def _read_calibration(path: Path) -> None:
+    from expunge.data.holdout import read_calibration
+
+    path.rename(path.with_name("calibration.json"))
+    read_calibration(path.parent)
+
+
+def _read_metrics(path: Path) -> None:
+    from expunge.utils.reading import read_lines
+
+    list(read_lines(path))
+
+
+def _read_adapter_config(path: Path) -> None:
+    from expunge.model.declared import check_adapter_config
+
+    path.rename(path.with_name("adapter_config.json"))
+    check_adapter_config(path.parent, {"w": {"shape": [4, 2]}})
+
+
+def _read_weights(path: Path) -> None:
+    from expunge.model.files import check_whole
+
+    check_whole(path)
+
+
+def _read_model_config(path: Path) -> None:
+    from expunge.model.declared import check_folder
+
+    path.rename(path.with_name("config.json"))
+    check_folder(path.parent, [{"w": {"shape": [4, 2]}, "v": {"shape": [2]}}])
+
+
+def _read_journal(path: Path) -> None:
+    from expunge.utils.files import settle
+
+    path.rename(path.with_name(".expunge-commit-abcd1234"))
+    settle(path.parent)
+
+
+def _read_listing(path: Path) -> None:
+    from expunge.utils.listing import listed, unlisted
+
+    (path.parent / ".expunge").mkdir(exist_ok=True)
+    path.rename(path.parent / ".expunge" / "files")
+    listed(path.parent)
+    unlisted(path.parent)
+
+
+KINDS: dict[str, tuple[Callable[[random.Random], bytes], Callable[[Path], Any]]] = {
+    "settings": (settings_yaml, _read_settings),
+    "manifest": (manifest, _read_manifest),
+    "results": (results, _read_results),
+    "calibration": (calibration, _read_calibration),
+    "metrics": (metrics, _read_metrics),
+    "adapter config": (adapter_config, _read_adapter_config),
+    "weights": (weights, _read_weights),
+    "model config": (model_config, _read_model_config),
+    "transaction": (journal, _read_journal),
+    "list of files": (listing, _read_listing),
+}
+"""Kind -> a good file, and who reads it."""
