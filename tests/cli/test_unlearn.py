@@ -271,7 +271,7 @@ def test_warnings_name_ids_and_no_texts(work: Path, expunge: Run) -> None:
 
     assert result.code == 0
     warnings = [line for line in result.err.splitlines() if line.startswith("warning: ")]
-    assert any("'f2'" in line and "also in retain" in line for line in warnings)
+    assert any("row 3" in line and "also in retain" in line for line in warnings)
     assert any("'r0'" in line for line in warnings)
     assert manifest("run")["warnings"]
     assert MARKER not in result.err

@@ -472,10 +472,10 @@ def test_check_sets_names_how_many_and_which() -> None:
     retain = rows(("r", f"p\n{SECRET}", " 3"), ("s", "p", f"{SECRET} 13"), ("s", "p", "x"))
     warnings = check_sets(forget, retain, rows(("h", "p", f"{SECRET} 0")))
     assert warnings == [
-        "forget: 7 ids are on more than one row: 'f0', 'f1', 'f2', 'f3', 'f4' and 2 more",
-        "retain: 1 id is on more than one row: 's'",
-        "forget: 2 texts are also in retain: 'f3', 'f6'",
-        "forget: 1 text is also in holdout: 'f0'",
+        "forget: 7 ids are on more than one row: rows 1, 2, 3, 4, 5 and 2 more",
+        "retain: 1 id is on more than one row: row 2",
+        "forget: 2 texts are also in retain: rows 4, 14",
+        "forget: 1 text is also in holdout: row 1",
         "forget has 14 texts, more than retain with 3",
     ]
 
@@ -483,9 +483,9 @@ def test_check_sets_names_how_many_and_which() -> None:
 def test_check_sets_names_texts_that_count_twice() -> None:
     forget = rows(("a", "p", SECRET), ("b", "q", "x"), ("c", "p ", f" {SECRET}"), ("d", "p", SECRET))
     assert check_sets(forget, rows(("r", "q", "y"), ("s", "q", "y"), *(("t", f"{n}", "z") for n in range(4)))) == [
-        "forget: 2 texts are there already on an earlier row, and count each time: 'c', 'd'",
-        "retain: 1 id is on more than one row: 't'",
-        "retain: 1 text is there already on an earlier row, and counts each time: 's'",
+        "forget: 2 texts are there already on an earlier row, and count each time: rows 3, 4",
+        "retain: 1 id is on more than one row: row 3",
+        "retain: 1 text is there already on an earlier row, and counts each time: row 2",
     ]
 
 

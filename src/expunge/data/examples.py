@@ -141,21 +141,22 @@ def check_sets(
 
     Returns:
         One line for each finding: duplicate ids and texts within a set, forget texts that are in retain or holdout too,
-        unseen texts that are trained on, more forget than retain texts. Ids and numbers only, no texts.
+        unseen texts that are trained on, more forget than retain texts. Numbers of rows, from 1, and nothing of them.
     """
     warnings = []
     sets = {"forget": forget, "retain": retain or [], "holdout": holdout, "instead": instead}
     keys = {name: [text_key(example) for example in examples] for name, examples in sets.items()}
 
-    def among(name: str, texts: set[str]) -> list[str]:
-        """Ids of the set's rows whose text is one of `texts`."""
-        return [example.id for example, key in zip(sets[name], keys[name], strict=True) if key in texts]
+    def among(name: str, texts: set[str]) -> list[int]:
+        """Places of the set's rows whose text is one of `texts`."""
+        return [at for at, key in enumerate(keys[name]) if key in texts]
 
     for name, examples in sets.items():
-        repeated = [own_id for own_id, count in Counter(example.id for example in examples).items() if count > 1]
+        ids = [example.id for example in examples]
+        repeated = [ids.index(own_id) for own_id, count in Counter(ids).items() if count > 1]
         if repeated:
             warnings.append(f"{name}: {_count(repeated, 'id')} on more than one row: {_some(repeated)}")
-        again = [examples[at].id for at in _again(keys[name])]
+        again = _again(keys[name])
         if again:
             counts = "counts" if len(again) == 1 else "count"
             told = f"there already on an earlier row, and {counts} each time"
@@ -189,13 +190,13 @@ def _again(keys: Sequence[str]) -> list[int]:
     return [at for at, key in enumerate(keys) if first.setdefault(key, at) != at]
 
 
-def _count(ids: Sequence[str], noun: str) -> str:
-    return f"1 {noun} is" if len(ids) == 1 else f"{len(ids):,} {noun}s are"
+def _count(places: Sequence[int], noun: str) -> str:
+    return f"1 {noun} is" if len(places) == 1 else f"{len(places):,} {noun}s are"
 
 
-def _some(ids: Sequence[str], most: int = 5) -> str:
-    shown = ", ".join(repr(own_id[:60]) for own_id in ids[:most])
-    return f"{shown} and {len(ids) - most:,} more" if len(ids) > most else shown
+def _some(places: Sequence[int], most: int = 5) -> str:
+    shown = f"{'row' if len(places) == 1 else 'rows'} {', '.join(str(at + 1) for at in places[:most])}"
+    return f"{shown} and {len(places) - most:,} more" if len(places) > most else shown
 
 
 def _check_fields(columns: Mapping[str, str]) -> None:

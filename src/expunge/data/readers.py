@@ -183,11 +183,26 @@ def _batch_rows(batches: Iterable[Any], where: str) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     size = 0
     for batch in batches:
-        size += batch.nbytes + batch.num_rows * ROW_BYTES
+        size += sum(map(_column_bytes, batch.columns)) + batch.num_rows * ROW_BYTES
         if len(rows) + batch.num_rows > MOST_ROWS or size > MOST_BYTES:
             raise _too_many(where)
         rows += _table_rows(batch, where, len(rows))
     return rows
+
+
+def _column_bytes(column: Any) -> int:
+    """What the cells of a column take once they are apart; in a dictionary, equal ones stand once."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if not pa.types.is_dictionary(column.type):
+        return int(column.nbytes)
+    values = column.dictionary
+    of_each = values.nbytes // max(1, len(values))
+    lengths = (
+        pc.binary_length(values) if pa.types.is_string(values.type) or pa.types.is_large_string(values.type) else None
+    )
+    return int((pc.sum(lengths.take(column.indices)).as_py() or 0) if lengths is not None else of_each * len(column))
 
 
 def _too_many(where: str) -> DataError:
