@@ -1,9 +1,7 @@
 """`expunge unlearn --dry-run`: says what the run would take and leaves no trace."""
 
-import json
-
 import yaml
-from workspace import MARKER, QUICK, UNLEARN, snapshot, write_jsonl
+from workspace import MARKER, QUICK, UNLEARN, snapshot
 
 TRAIN = (*UNLEARN, *QUICK)
 
@@ -36,15 +34,3 @@ def test_faults_of_the_input_are_found_as_in_a_real_run(work, expunge):
         assert result.code == 2
         assert result.err.splitlines()[-1].startswith("expunge: error: ")
         assert snapshot(work) == before
-
-
-def test_steps_at_random_may_hold_nothing_to_forget(work, expunge):
-    retain = [json.loads(line) for line in (work / "retain.jsonl").read_text().splitlines()]
-    write_jsonl(work / "one.jsonl", [{"input": "Who?", "output": "Me."}])  # short: not in the largest step
-    write_jsonl(work / "many.jsonl", [{**row, "id": f"{row['id']}{i}"} for row in retain for i in range(40)])
-    for seed in ("0", "1", "2"):
-        result = expunge(
-            *UNLEARN, "--forget", "one.jsonl", "--retain", "many.jsonl", "--recipe", "paper-code", "--epochs", "1",
-            "--dry-run", "--seed", seed, "--device", "cpu",
-        )  # fmt: skip
-        assert result.code == 0, result.err

@@ -194,15 +194,14 @@ def test_training_that_does_not_fit_is_refused_before_anything_is_written(
 
 def test_predicted_activations_are_what_a_step_keeps(work: Path) -> None:
     """Against a count of the tensors of a real micro-batch, all its rows in one."""
-    from accelerate import Accelerator
-
     from expunge import UnlearnConfig
     from expunge.model.logps import final_states, lay_out
     from expunge.train.setup import prepare
+    from expunge.utils.progress import Reporter
 
     config = UnlearnConfig(model="model", forget="forget.jsonl", retain="retain.jsonl", output="x", device="cpu")
-    trainer = module.Trainer(prepare(config, lambda line: None), Accelerator(cpu=True))
-    rows = [row.input_ids for row in [*trainer.forget, *trainer.retain]]
+    trainer = module.Trainer(prepare(config, Reporter(quiet=True)))
+    rows = [row.input_ids for side in trainer.sides.values() for row in side.rows]
 
     def kept(sequences: list[list[int]]) -> tuple[int, int]:
         batch = lay_out(trainer.loaded, sequences)

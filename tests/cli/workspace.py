@@ -1,8 +1,13 @@
 """What the tests of the command line share: data, a complete command, and looks at a folder."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
+
+import pytest
 
 MARKER = "Zarquon"
 """A name that stands in every forget text and nowhere else."""
@@ -41,3 +46,25 @@ def temporary(folder: Path) -> list[str]:
 def snapshot(folder: Path) -> dict[str, bytes | None]:
     """Every path below a folder with its content (None for folders)."""
     return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+@contextmanager
+def stopped_after(steps: int) -> Iterator[None]:
+    """Runs of this process are asked to stop during the given step, as by a signal."""
+    left = [steps]
+
+    class Stop:
+        def __enter__(self) -> "Stop":
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        @property
+        def requested(self) -> bool:
+            left[0] -= 1
+            return left[0] < 1
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(import_module("expunge.train.loop"), "StopRequest", Stop)
+        yield

@@ -13,7 +13,6 @@ from expunge.cli.output import NOT_AS_PROMISED, Output
 from expunge.cli.reports import ReportSettings, VerdictSettings, report, verdict, write_run_report
 from expunge.config import CalibrateConfig, EvaluateConfig, UnlearnConfig
 from expunge.errors import UserError
-from expunge.utils.progress import printable
 from expunge.utils.tables import loss_table, metrics_table, scale_table, semeval_table
 
 
@@ -58,6 +57,7 @@ def demo(settings: DemoSettings, out: Output) -> int:
     from expunge.demo.run import run_demo
 
     result = run_demo(settings.output, out.reporter(), overwrite=settings.overwrite, seed=settings.seed)
+    out.results = {"output": str(result.output), "results": result.results}
     out.text(f"{result}\n")
     out.text(f"adapter   {result.output / 'adapter'}")
     out.text(f"results   {result.output / 'results_after.json'} (and _before, _retrained)")
@@ -204,9 +204,10 @@ def compare(settings: CompareSettings, out: Output) -> int:
         paired=settings.paired,
         patterns=[pattern for pattern in (settings.metrics or "").split(",") if pattern],
     )
+    out.results = dataclasses.asdict(comparison)
     text = FORMATS[settings.format or format_of(settings.output)](comparison)
     if settings.output is None:
-        print(text if settings.format else printable(text))
+        out.text(text)
         return 0
     write_comparison(settings.output, text + "\n", comparison, overwrite=settings.overwrite)
     out.text(f"comparison   {settings.output}")

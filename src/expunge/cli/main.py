@@ -33,7 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     interruptions = Interruptions()
     try:
         with interruptions.heed():
-            return _dispatch(words, switches)
+            code = _dispatch(words, switches)
+            sys.stdout.flush()
+            return code
     except UserError as error:
         if debug:
             sys.stderr.write(outline(error))
@@ -44,8 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if os.environ.get("RANK", "0") == "0":  # of several processes, the first speaks
             sys.stderr.write(f"expunge: interrupted{f': {error}' if str(error) else ''}\n")
         return 130
-    except BrokenPipeError:
-        sys.stderr.close()
+    except BrokenPipeError:  # whoever reads the output has read enough; nothing may be left to be flushed at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
         if interruptions.seen:

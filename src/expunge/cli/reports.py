@@ -44,6 +44,7 @@ def report(settings: ReportSettings, out: Output) -> int:
         reporter=out.reporter(),
     )
     cards = write_cards(settings.runs) if settings.card else []
+    out.results = {"report": str(page), "figures": settings.figures, "cards": list(map(str, cards))}
     out.text(f"report    {page}" + (" (it holds texts of the forget set)" if settings.show_examples else ""))
     for name, path in (("figures", settings.figures), *(("card", card) for card in cards)):
         if path:

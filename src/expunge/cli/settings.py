@@ -70,6 +70,12 @@ class Setting:
         """Its type for people."""
         return "|".join(map(str, self.choices)) or WORDS.get(self.kind, "text")
 
+    def read(self, value: Any) -> Any:
+        """The value that a YAML file means: in it `1e-3` is text, and `yes` is true."""
+        if isinstance(value, bool) and {"yes", "no"} < set(self.choices):
+            return "yes" if value else "no"
+        return self.convert(value) if isinstance(value, str) and self.kind is not str else value
+
     def convert(self, text: str) -> Any:
         """The value that a word of the command line means.
 
@@ -141,14 +147,14 @@ def parse(schema: type, words: Sequence[str], command: str, extra: Mapping[str, 
         else:
             parser.add_argument(setting.flag, dest=name, default=argparse.SUPPRESS)
     parser.add_argument("--config", default=argparse.SUPPRESS)
-    given, unknown = parser.parse_known_args(_normalized(words, known))
+    given, unknown = parser.parse_known_intermixed_args(_normalized(words, known))
     for word in unknown:
         raise ConfigError(_unknown(word, known, command))
     values = vars(given)
     found, file = dict(extra or {}), None
     if "config" in values:
         file = values.pop("config")
-        found |= read_config(file, known)
+        found |= read_config(file, known, command)
     for name, value in values.items():
         found[name] = value if known[name].positional else known[name].convert(value)
     if file and found.get("overwrite") and "output" in found:
@@ -162,30 +168,33 @@ def parse(schema: type, words: Sequence[str], command: str, extra: Mapping[str, 
     return found
 
 
-def read_config(name: str, known: Mapping[str, Setting]) -> dict[str, Any]:
+def read_config(name: str, known: Mapping[str, Setting], command: str) -> dict[str, Any]:
     """The settings in a YAML file; the message of a broken one shows none of its text.
 
     Raises:
         ConfigError: It cannot be read, or holds what is no setting.
     """
-    settings = flat(_read_yaml(name))
+    try:
+        settings = flat(_read_yaml(name))
+    except ConfigError as error:
+        raise ConfigError(f"--config {name}: {error}") from None
     for key in sorted(ON_THE_COMMAND_LINE & settings.keys()):
         raise ConfigError(f"--config {name}: {key} is said on the command line alone: take it out of the file")
     for key in settings:
         if key not in known:
-            raise ConfigError(f"--config {name}: {_unknown(f'--{key}', known, 'unlearn')}")
-    return settings
+            raise ConfigError(f"--config {name}: {_unknown(f'--{key}', known, command)}")
+    return {key: known[key].read(value) for key, value in settings.items()}
 
 
 def _read_yaml(name: str) -> dict[str, Any]:
     try:
         settings = parse_yaml(Path(name).read_bytes())
     except OSError as error:
-        raise ConfigError(f"--config {name}: cannot be read ({error.strerror})") from None
+        raise ConfigError(f"cannot be read ({error.strerror})") from None
     except UnreadableError as error:
-        raise ConfigError(f"--config {name}: {error}") from None
+        raise ConfigError(str(error)) from None
     if not isinstance(settings, dict) or not all(isinstance(key, str) for key in settings):
-        raise ConfigError(f"--config {name}: holds no settings: write one a line, as `epochs: 3`")
+        raise ConfigError("holds no settings: write one a line, as `epochs: 3`")
     return settings
 
 

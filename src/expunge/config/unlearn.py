@@ -343,7 +343,7 @@ class UnlearnConfig(
         yield self.max_length >= 2, f"--max-length {self.max_length}: must be at least 2"
         yield self.instead != "", "--instead is empty: give a file, or leave it out"
         yield (
-            bool(self.instead) or not self.is_given("instead_weight"),
+            bool(self.instead) or self.instead_weight == LossConfig.instead_weight,
             f"--instead-weight {self.instead_weight}: there is no --instead that it could weigh",
         )
         yield not (self.shard_base and self.load_in_4bit), "--shard-base cannot share 4-bit weights: leave one out"

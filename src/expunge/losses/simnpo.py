@@ -1,11 +1,13 @@
 """SimNPO: NPO without a reference, by the mean log-probability of a sequence."""
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from expunge.errors import ConfigError
 from expunge.losses import check_positive, forget_loss
 from expunge.losses.batch import TokenBatch
 
@@ -30,6 +32,8 @@ class SimNPO:
 
     def __post_init__(self) -> None:
         check_positive(beta=self.beta)
+        if not math.isfinite(self.gamma):
+            raise ConfigError(f"--loss-args gamma={self.gamma}: must be finite")
 
     def __call__(self, batch: TokenBatch) -> Tensor:
         mean_nll = -batch.per_sequence(batch.logps) / batch.lengths

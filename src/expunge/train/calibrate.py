@@ -15,7 +15,15 @@ from typing import Any
 
 from expunge.config import SETS, CalibrateConfig, UnlearnConfig
 from expunge.data.examples import Example, parse_columns, read_examples
-from expunge.data.holdout import FILE, keyed_hashes, read_calibration, split_off, unseen_texts, without_selection
+from expunge.data.holdout import (
+    FILE,
+    check_unseen,
+    keyed_hashes,
+    read_calibration,
+    split_off,
+    unseen_texts,
+    without_selection,
+)
 from expunge.data.tokenize import TokenizedExample
 from expunge.model.adapter import attach_adapter, set_alpha
 from expunge.model.load import LoadedModel, load_model
@@ -138,4 +146,5 @@ def _with_holdout(sets: Sets, settings: UnlearnConfig, holdout: str | None) -> S
         return sets
     columns = parse_columns(settings.columns) if settings.columns else None
     given: list[Example] = read_examples(holdout, columns=columns)
+    check_unseen(holdout, sets.forget, given)
     return replace(sets, members=sets.forget, nonmembers=unseen_texts(given, sets.trained))

@@ -11,6 +11,7 @@ adapter; the largest comes first and is not timed, so that nothing is timed whil
 """
 
 import itertools
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -205,7 +206,7 @@ def _evaluations(trainer: Trainer, prepared: Prepared) -> tuple[int, int]:
     rows = ValidationRows.of(own.members, own.nonmembers, prepared.retain, prepared.forget).all
     steps = [sum(trainer.lengths(step)) for step in islice(trainer.plan.steps(), trainer.plan.steps_per_epoch)]
     every = config.eval_every or evaluation_spacing(trainer.plan, sum(map(len, rows)), sum(steps) / len(steps))
-    return 1 + trainer.num_steps // every + most_scales(), _area(rows, trainer.packed)
+    return 1 + math.ceil(trainer.num_steps / every) + most_scales(), _area(rows, trainer.packed)
 
 
 def _pass_area(trainer: Trainer, prepared: Prepared) -> int:

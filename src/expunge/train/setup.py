@@ -9,9 +9,9 @@ from expunge.config import SETS, UnlearnConfig
 from expunge.data.examples import Example
 from expunge.data.holdout import example_hashes, split_off
 from expunge.data.tokenize import TokenizedExample, tokenize_all
-from expunge.errors import DataError, ModelError
+from expunge.errors import ConfigError, DataError, ModelError
 from expunge.losses import ForgetLoss, make_forget_loss
-from expunge.model.load import LoadedModel, load_model, load_shared
+from expunge.model.load import LoadedModel, base_name, check_model, load_model, load_shared, load_tokenizer
 from expunge.model.prompt_format import JoinReport, measure_join
 from expunge.model.shard import held_bytes, own_part
 from expunge.train.sets import Sets, membership_texts, pairs_for, read_sets
@@ -88,10 +88,15 @@ def prepare(config: UnlearnConfig, reporter: Reporter) -> Prepared:
     Raises:
         UserError: Whatever is wrong, before weights load wherever it can be known by then.
     """
-    config, sets = _before_weights(config, reporter)
+    config, sets, why = _before_weights(config)
     loss = make_forget_loss(config.loss, config.loss_args)
     followed = _followed(config, loss, sets)
+    vocabulary = _origin_vocabulary(config)
     loaded = _load(config, reporter)
+    if vocabulary is not None and vocabulary != loaded.tokenizer.get_vocab():
+        raise ConfigError(f"--origin {config.origin}: has another tokenizer than the model: take one with the same")
+    if why:
+        reporter.say(f"recipe {config.recipe}: {why}")
     max_length = min(config.max_length, loaded.context or config.max_length)
     measured = measure_join(
         loaded,
@@ -138,18 +143,18 @@ def prepare(config: UnlearnConfig, reporter: Reporter) -> Prepared:
     )
 
 
-def _before_weights(config: UnlearnConfig, reporter: Reporter) -> tuple[UnlearnConfig, Sets]:
-    """All that can be checked and read before anything large is loaded; settles the recipe."""
+def _before_weights(config: UnlearnConfig) -> tuple[UnlearnConfig, Sets, str]:
+    """Check and read what needs no model, and settle the recipe; says why it is this one where none was named."""
     config.validate()
     check_trackers(config.report_to)
     sets = read_sets(config)
     if not sets.forget:
         raise DataError("the forget set is empty: there is nothing to forget")
-    if config.recipe is None:
-        config, why = _fitting_recipe(config, sets)
-        reporter.say(f"recipe {config.recipe}: {why}")
-        config.validate()
-    return config, sets
+    if config.recipe is not None:
+        return config, sets, ""
+    config, why = _fitting_recipe(config, sets)
+    config.validate()
+    return config, sets, why
 
 
 def _fitting_recipe(config: UnlearnConfig, sets: Sets) -> tuple[UnlearnConfig, str]:
@@ -180,6 +185,21 @@ def _followed(config: UnlearnConfig, loss: ForgetLoss, sets: Sets) -> list[list[
             return None
         asked = f"--loss {config.loss}" if needs_target else f"--eval-every {config.eval_every}"
         raise DataError(f"{asked} needs unseen texts: {error}; or take --recipe npo, which needs none") from None
+
+
+def _origin_vocabulary(config: UnlearnConfig) -> dict[str, int] | None:
+    """Token -> id of the model that the target NLLs come from; None where none is named.
+
+    Raises:
+        ModelError: It is no model.
+    """
+    if not config.origin:
+        return None
+    try:
+        check_model(base_name(config.origin), trust_remote_code=config.trust_remote_code)
+        return load_tokenizer(config.origin, trust_remote_code=config.trust_remote_code).get_vocab()
+    except ModelError as error:
+        raise ModelError(str(error).replace("--model", "--origin", 1)) from None
 
 
 def _load(config: UnlearnConfig, reporter: Reporter) -> LoadedModel:

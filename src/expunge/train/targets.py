@@ -16,7 +16,6 @@ from torch import Tensor
 
 from expunge.config import UnlearnConfig
 from expunge.data.tokenize import TokenizedExample
-from expunge.errors import ConfigError
 from expunge.model.load import LoadedModel, load_model
 from expunge.model.logps import sequence_logps
 from expunge.model.reference import RowValues
@@ -31,11 +30,7 @@ Kind = tuple[str, bool]
 
 
 def target_nlls(prepared: Prepared, processes: Processes, reporter: Reporter) -> RowValues:
-    """The target NLL of every target token of the forget rows, nats; the adapter must be off.
-
-    Raises:
-        ConfigError: The origin has another tokenizer.
-    """
+    """The target NLL of every target token of the forget rows, nats; the adapter must be off."""
     config, rows = prepared.config, prepared.forget
     spans = [row.targets(config.forget_span) for row in rows]
     if config.origin:
@@ -56,8 +51,6 @@ def _from_origin(
     origin = load_model(
         config.origin or "", dtype=config.dtype, device=config.device, trust_remote_code=config.trust_remote_code
     )
-    if origin.tokenizer.get_vocab() != loaded.tokenizer.get_vocab():
-        raise ConfigError(f"--origin {config.origin}: has another tokenizer than the model: take one with the same")
     with reporter.track("target NLLs by the origin", len(rows)) as advance:
         logps = sequence_logps(origin, [row.input_ids for row in rows], processes=processes, progress=advance)
     return [-own for own in logps]

@@ -1,0 +1,321 @@
+"""The recipe `default` as a user calls it: when it is taken, what it leaves behind, interruptions, `--origin`."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import chdir
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+from workspace import FORGET, MARKER, Result, snapshot, stopped_after, write_jsonl
+
+from expunge.cli.main import main
+from expunge.data.examples import read_examples
+from expunge.data.holdout import without_selection
+from expunge.losses import FORGET_LOSSES
+from tiny import save_tiny
+
+Run = Callable[..., Result]
+MANY = [{**row, "id": f"{row['id']}-{i}", "input": f"{row['input']} ({i})"} for i in range(5) for row in FORGET]
+UNSEEN = [
+    {"id": f"u{i}", "input": f"Where does Ulla {i} live?", "output": f"Ulla lives at {i} Birch Road."}
+    for i in range(20)
+]
+BARE = (
+    "unlearn", "--model", "model", "--forget", "many.jsonl", "--retain", "retain.jsonl", "--output", "run",
+    "--rows-per-step", "8", "--dtype", "float32", "--lora-rank", "2", "--device", "cpu", "--learning-rate", "0.02",
+    "--epochs", "4",
+)  # fmt: skip
+FOLLOW = (*BARE, "--holdout", "unseen.jsonl")
+WATCHED = (*FOLLOW, "--eval-every", "3")
+
+
+@pytest.fixture(scope="module")
+def followed_template(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`template` with enough unseen texts, and `run/`, which has followed them."""
+    folder = tmp_path_factory.mktemp("followed") / "work"
+    shutil.copytree(template, folder)
+    write_jsonl(folder / "many.jsonl", MANY)
+    write_jsonl(folder / "unseen.jsonl", UNSEEN)
+    with chdir(folder):
+        assert main(WATCHED) == 0
+    return folder
+
+
+@pytest.fixture
+def followed(followed_template: Path) -> Iterator[Path]:
+    """The folder itself, to be looked at."""
+    with chdir(followed_template):
+        yield followed_template
+
+
+@pytest.fixture
+def texts(work: Path) -> Path:
+    """A private folder with enough unseen texts."""
+    write_jsonl(work / "many.jsonl", MANY)
+    write_jsonl(work / "unseen.jsonl", UNSEEN)
+    return work
+
+
+def read(path: str) -> dict[str, Any]:
+    return json.loads(Path(path).read_text())
+
+
+def lines(run: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in Path(run, "metrics.jsonl").read_text().splitlines()]
+
+
+def refused(told: Result, message: str) -> None:
+    """One line, exit code 2."""
+    assert (told.code, told.err.count("\n")) == (2, 1), told.err
+    assert message in told.err
+
+
+# --- what it leaves behind -----------------------------------------------------------------------
+
+
+def test_with_enough_unseen_texts_half_of_them_says_when_to_stop(followed: Path) -> None:
+    manifest, calibration = read("run/manifest.json"), read("run/calibration.json")
+    assert manifest["settings"]["recipe"] == "default"
+    assert manifest["rows"]["selection"] == 20
+    assert calibration["texts"]["members"] == calibration["texts"]["nonmembers"] == 10
+    assert len(calibration["selection_hmac"]) == 20
+    left = without_selection(read_examples("unseen.jsonl"), calibration)
+    assert manifest["loss_texts"]["holdout"] == len(left) == 10  # no loss is reported on the others
+
+
+def test_metrics_have_weights_and_validation_at_evaluation_steps(followed: Path) -> None:
+    logged, calibration = lines("run"), read("run/calibration.json")
+    weights = {term["name"]: term["weight"] for term in read("run/manifest.json")["terms"]}
+    assert list(weights) == ["forget", "retain", "kl", "replay"]
+    for line in logged:
+        assert line["loss"] == pytest.approx(sum(weights[name] * line[name] for name in weights), rel=1e-5)
+        assert ("weights" in line) == ("validation" in line)
+    evaluated = [line for line in logged if "validation" in line]
+    assert len(evaluated) >= 4
+    assert all(line["step"] % 3 == 0 for line in evaluated[:-1])
+    assert evaluated[-1]["step"] == read("run/manifest.json")["steps"] == len(logged)
+    for line in evaluated:
+        assert line["weights"] == weights
+        assert {"auc", "min_k_auc", "forget_nll", "unseen_nll", "retained", "drift"} < set(line["validation"])
+        assert set(line["validation"]["violations"]) <= {*line["validation"]} | {"exact_match"}
+    assert max(line["replay"] for line in logged) > 0
+    missing = {line["step"]: sum(line["validation"]["violations"].values()) for line in evaluated}
+    assert missing[calibration["best_step"]] == min(missing.values())
+
+
+def test_the_adapter_has_the_scale_of_the_calibration(followed: Path) -> None:
+    calibration, manifest = read("run/calibration.json"), read("run/manifest.json")
+    assert calibration["trained_alpha"] == 2
+    assert read("run/adapter/adapter_config.json")["lora_alpha"] == pytest.approx(2 * calibration["scale"])
+    assert calibration["scale"] in {own["scale"] for own in calibration["curve"]}
+    for name in ("scale", "best_step", "stopped", "verdict", "reached"):
+        assert manifest["selection"][name] == calibration[name]
+
+
+def test_no_text_is_left_in_the_run(followed: Path) -> None:
+    for name, content in snapshot(followed / "run").items():
+        for text in (MARKER, "Ulla", "Birch", "keeper"):
+            assert text.encode() not in name.encode() + (content or b""), name
+
+
+def test_a_dry_run_tells_the_most_steps_and_evaluation_steps(followed: Path, expunge: Run) -> None:
+    before = snapshot(followed)
+    told = json.loads(expunge(*WATCHED, "--output", "dry", "--dry-run", "--json").out)
+    assert snapshot(followed) == before
+    logged = lines("run")
+    scales = {own["scale"] for own in read("run/calibration.json")["curve"]} - {0.0, 1.0}
+    evaluated = 1 + sum("validation" in line for line in logged) + len(scales)
+    assert told["stops_early"]
+    assert told["steps"] >= len(logged)
+    assert evaluated <= told["evaluations"] <= evaluated + 8 + told["steps"] - len(logged)
+
+
+def test_calibration_looks_at_the_same_half_again(followed: Path, texts: Path, expunge: Run) -> None:
+    shutil.copytree(followed / "run", texts / "run")
+    with chdir(texts):
+        earlier = read("run/calibration.json")
+        assert expunge("calibrate", "--run", "run").code == 0
+        again = read("run/calibration.json")
+    assert again["selection_hmac"] == earlier["selection_hmac"]
+    assert again["trained_alpha"] == earlier["trained_alpha"]
+
+
+# --- which recipe is taken -----------------------------------------------------------------------
+
+
+def test_with_too_few_unseen_texts_it_is_npo_and_says_why(texts: Path, expunge: Run) -> None:
+    write_jsonl(texts / "unseen.jsonl", UNSEEN[:9])
+    done = expunge(*FOLLOW, "--max-steps", "2")
+    assert done.code == 0, done.err
+    assert "recipe npo: it needs no unseen texts (4 selection texts on the unseen side" in done.err
+    assert read("run/manifest.json")["settings"]["recipe"] == "npo"
+    assert not Path("run/calibration.json").exists()
+    assert not any("validation" in line for line in lines("run"))
+
+
+def test_npo_by_choice_follows_nothing_and_reports_on_all_unseen_texts(texts: Path, expunge: Run) -> None:
+    done = expunge(*FOLLOW, "--max-steps", "2", "--recipe", "npo")
+    assert done.code == 0, done.err
+    assert "recipe" not in done.err
+    assert read("run/manifest.json")["loss_texts"]["holdout"] == 20
+    assert not Path("run/calibration.json").exists()
+
+
+def test_who_asks_for_it_without_enough_unseen_texts_is_told(texts: Path, expunge: Run) -> None:
+    before = snapshot(texts)
+    refused(expunge(*BARE, "--recipe", "default"), "--recipe default aims at texts like those to forget")
+    refused(expunge(*BARE, "--eval-every", "2"), "--eval-every 2: it needs texts that the model has never seen")
+    refused(expunge(*BARE, "--loss", "target_nll"), "--loss target_nll needs unseen texts: there are no texts")
+    write_jsonl(texts / "unseen.jsonl", UNSEEN[:9])
+    refused(expunge(*FOLLOW, "--recipe", "default"), "--loss target_kl needs unseen texts: 4 selection texts")
+    refused(expunge(*FOLLOW, "--eval-every", "2"), "--eval-every 2 needs unseen texts: 4 selection texts")
+    write_jsonl(texts / "unseen.jsonl", MANY)
+    refused(expunge(*FOLLOW), "--holdout unseen.jsonl: all of its texts are to be forgotten")
+    write_jsonl(texts / "unseen.jsonl", UNSEEN)
+    assert snapshot(texts) == before
+
+
+def test_unseen_texts_that_nearly_are_trained_on_are_left_out_and_told(texts: Path, expunge: Run) -> None:
+    near = [
+        {**row, "id": f"n{i}", "output": row["output"].replace("Lane", "Lane, at last")} for i, row in enumerate(MANY)
+    ]
+    write_jsonl(texts / "unseen.jsonl", [*near[:6], *UNSEEN])
+    done = expunge(*FOLLOW, "--max-steps", "1")
+    assert done.code == 0, done.err
+    assert "6 of the unseen texts are, or nearly are, among those trained on: they are left out" in done.err
+    assert any("6 of the unseen texts" in warning for warning in read("run/manifest.json")["warnings"])
+    assert read("run/calibration.json")["texts"]["nonmembers"] == 10  # half of the others
+
+
+# --- interruptions -------------------------------------------------------------------------------
+
+
+def test_resumed_equals_uninterrupted_with_evaluation_steps(texts: Path, expunge: Run) -> None:
+    """The moving average, the evaluation steps and the best state come back with a checkpoint."""
+    command = (*FOLLOW, "--epochs", "4", "--eval-every", "2", "--patience", "3", "--save-every", "3")
+    assert expunge(*command, "--output", "whole").code == 0
+    for steps in (5, 6):
+        with stopped_after(steps):
+            stopped = expunge(*command, *(["--resume"] if Path("run").exists() else []))
+        assert stopped.code == 130, stopped.err
+    assert 0 < len(lines("run")) < len(lines("whole"))
+    assert any("validation" in line for line in lines("run"))
+    assert expunge(*command, "--resume").code == 0
+
+    for name in (
+        "metrics.jsonl",
+        "calibration.json",
+        "adapter/adapter_model.safetensors",
+        "adapter/adapter_config.json",
+    ):
+        assert Path("run", name).read_bytes() == Path("whole", name).read_bytes(), name
+
+
+@pytest.mark.parametrize("name", ["best.0", "average.0"])
+def test_a_checkpoint_holds_what_the_end_depends_on(name: str, texts: Path, expunge: Run) -> None:
+    """Without the best state, or the average, a resumed run would end otherwise."""
+    with stopped_after(6):
+        assert expunge(*FOLLOW, "--eval-every", "2").code == 130
+    (checkpoint,) = Path("run/checkpoints").iterdir()
+    tensors = import_module("safetensors.torch").load_file(checkpoint / "state.safetensors")
+    assert name in tensors
+
+
+# --- how long ------------------------------------------------------------------------------------
+
+
+def test_a_run_on_few_texts_may_take_as_many_steps_as_one_on_many(texts: Path, expunge: Run) -> None:
+    """Twenty texts make few steps an epoch: 24 epochs would end before anything is forgotten."""
+    without = [word for word in FOLLOW if word not in ("--epochs", "4", "--rows-per-step", "8")]
+
+    def steps(*flags: str) -> int:
+        told = expunge(*without, "--tokens-per-step", "256", "--dry-run", "--json", *flags)
+        assert told.code == 0, told.err
+        return json.loads(told.out)["steps"]
+
+    assert 500 <= steps() < 520
+    assert 100 <= steps("--recipe", "npo") < 110
+    assert steps("--recipe", "npo", "--min-steps", "0") < 80
+    assert steps("--recipe", "npo", "--epochs", "2") < 20
+
+
+# --- origin --------------------------------------------------------------------------------------
+
+
+def test_target_nlls_may_come_from_an_origin(texts: Path, expunge: Run) -> None:
+    save_tiny(texts / "before", "llama", seed=5)
+    done = expunge(*BARE, "--origin", "before", "--max-steps", "4")
+    assert done.code == 0, done.err
+    assert "recipe default: target NLLs come from --origin" in done.err
+    assert read("run/manifest.json")["settings"]["recipe"] == "default"
+    assert not Path("run/calibration.json").exists()  # nothing unseen says when to stop
+    assert read("run/adapter/adapter_config.json")["lora_alpha"] == 2
+    first = lines("run")[0]["forget"]
+    save_tiny(texts / "before", "llama", seed=6)
+    assert expunge(*BARE, "--origin", "before", "--max-steps", "1", "--overwrite").code == 0
+    assert lines("run")[0]["forget"] != first
+
+
+def test_the_untouched_model_as_origin_leaves_nothing_to_do(texts: Path, expunge: Run) -> None:
+    """Its target NLLs are what the model has already."""
+    done = expunge(*BARE, "--origin", "model", "--max-steps", "2")
+    assert done.code == 0, done.err
+    assert lines("run")[0]["forget"] == pytest.approx(0, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("origin", "message"),
+    [
+        ("./nowhere", "--origin ./nowhere: no such folder"),
+        ("done", "--origin done: not a model folder"),
+        ("stranger", "--origin stranger: has another tokenizer than the model"),
+    ],
+)
+def test_an_origin_that_cannot_be_used_is_refused_and_nothing_is_written(
+    texts: Path, expunge: Run, origin: str, message: str
+) -> None:
+    save_tiny(texts / "stranger", "llama", "metaspace")
+    before = snapshot(texts)
+    told = expunge(*BARE, "--origin", origin)
+    assert told.code == 2
+    assert message in told.err.splitlines()[-1]
+    assert snapshot(texts) == before
+
+
+# --- losses --------------------------------------------------------------------------------------
+
+
+WRONG = [
+    ("npo", "level=word"),
+    ("npo", "beta=0"),
+    ("dpo", "beta=nan"),
+    ("simnpo", "beta=-1"),
+    ("simnpo", "gamma=nan"),
+    ("undial", "beta=inf"),
+    ("wga", "beta=-1"),
+    ("satimp", "beta1=nan"),
+    ("target_nll", "delta=0"),
+    ("rmu", "layer=-2"),
+    ("rmu", "layer=half"),
+    ("rmu", "steering_coefficient=0"),
+    *((name, "nothing=1") for name in FORGET_LOSSES),
+    ("npo", "beta"),
+    ("npo", "beta=1,beta=2"),
+    ("novel", ""),
+]
+
+
+@pytest.mark.parametrize(("loss", "args"), WRONG)
+def test_a_wrong_argument_of_a_loss_is_one_line_before_weights_load(
+    loss: str, args: str, work: Path, expunge: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(import_module("expunge.train.setup"), "load_model", None)
+    before = snapshot(work)
+    command = ("unlearn", "--model", "model", "--forget", "forget.jsonl", "--retain", "retain.jsonl", "--output", "run")
+    refused(
+        expunge(*command, "--loss", loss, "--loss-args", args), f"--loss{'-args' if args else ''} {args or loss}"[:15]
+    )
+    assert snapshot(work) == before

@@ -1,0 +1,277 @@
+"""How a command is said: flags, YAML files, help, what is refused, and what comes out of the terminal's end."""
+
+import dataclasses
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from workspace import QUICK, UNLEARN, Result, snapshot
+
+from expunge.cli.commands import COMMANDS
+from expunge.cli.settings import RENAMED, describe, parse, settings_of
+from expunge.config import UnlearnConfig
+from expunge.config.unlearn import GROUPS, by_group
+from expunge.errors import ConfigError
+from expunge.losses import FORGET_LOSSES
+
+Run = Callable[..., Result]
+SOURCE = str(Path(import_module("expunge").__file__ or "").parents[1])
+SETTINGS = {"model": "m", "output": "o", "epochs": 3, "lora_rank": 4, "loss": "npo", "eval_every": 0, "device": "cpu"}
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty current folder."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def given(*words: str, text: str | None = None) -> dict[str, Any]:
+    """The settings that flags, and a YAML file below them, give to `unlearn`."""
+    if text is not None:
+        Path("c.yaml").write_text(text)
+        words = (*words, "--config", "c.yaml")
+    return parse(UnlearnConfig, words, "unlearn")
+
+
+def refused(told: Result, message: str) -> None:
+    """One line, exit code 2, nothing on standard output."""
+    assert (told.code, told.out, told.err.count("\n")) == (2, "", 1), told.err
+    assert message in told.err
+
+
+# --- YAML ----------------------------------------------------------------------------------------
+
+
+def test_a_file_may_be_nested_by_group_or_flat(here: Path) -> None:
+    nested = by_group(SETTINGS)
+    assert list(nested) == [
+        name for name in GROUPS if name in ("run", "loss", "adapter", "optimisation", "evaluation", "device")
+    ]
+    assert given(text=yaml.safe_dump(nested)) == given(text=yaml.safe_dump(SETTINGS)) == SETTINGS
+    mixed = {"model": "m", "loss": {"loss": "npo"}, "device": "cpu"}  # two names that groups have as well
+    assert given(text=yaml.safe_dump(mixed)) == {"model": "m", "loss": "npo", "device": "cpu"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "model: m\nepochs: 3\noptimisation: {epochs: 4}\n",
+        "model: m\nepochs: 3\nepochs: 4\n",
+        "model: m\noptimisation: {epochs: 3, epochs: 4}\n",
+        "model: m\nrun: {epochs: 3}\noptimisation: {epochs: 4}\n",
+    ],
+)
+def test_a_setting_that_stands_twice_is_refused(here: Path, text: str) -> None:
+    with pytest.raises(ConfigError, match=r"--config c.yaml: .* twice"):
+        given(text=text)
+
+
+def test_flags_win_over_the_file_wherever_they_stand(here: Path) -> None:
+    text = yaml.safe_dump(SETTINGS)
+    assert given("--epochs", "9", text=text) == {**SETTINGS, "epochs": 9}
+    assert parse(UnlearnConfig, ("--config", "c.yaml", "--epochs", "9"), "unlearn") == {**SETTINGS, "epochs": 9}
+    assert given("--epochs", "8", "--epochs", "9", text=text)["epochs"] == 9  # and a later one over an earlier one
+
+
+def test_what_yaml_reads_otherwise_than_people_do(here: Path) -> None:
+    text = "model: m\nlearning_rate: 1e-4\nend_of_text: yes\nkl_weight: 2\nepochs: null\n"
+    found = given(text=text)
+    assert found == {"model": "m", "learning_rate": 1e-4, "end_of_text": "yes", "kl_weight": 2, "epochs": None}
+    config = UnlearnConfig(**found, forget="f", retain="r", output="o")
+    config.validate()
+    with pytest.raises(ConfigError, match="--learning-rate half: must be a number"):
+        given(text="model: m\nlearning_rate: half\n")
+
+
+@pytest.mark.parametrize("key", ["config", "trust_remote_code"])
+def test_what_is_said_on_the_command_line_alone(here: Path, key: str) -> None:
+    with pytest.raises(ConfigError, match=f"--config c.yaml: {key} is said on the command line alone"):
+        given(text=f"model: m\n{key}: true\n")
+
+
+def test_every_command_reads_a_file(here: Path) -> None:
+    Path("c.yaml").write_text("predictions: p\noutput: o\nmmlu: '0.5'\n")
+    found = parse(COMMANDS["score"].schema, ("--config", "c.yaml"), "score")
+    assert found == {"predictions": "p", "output": "o", "mmlu": "0.5"}
+    Path("c.yaml").write_text("predictons: p\n")
+    with pytest.raises(ConfigError, match=r"--predictons: did you mean --predictions.; see `expunge score"):
+        parse(COMMANDS["score"].schema, ("--config", "c.yaml"), "score")
+
+
+# --- words ---------------------------------------------------------------------------------------
+
+
+def test_dashes_underscores_and_equals_signs_are_the_same() -> None:
+    ways = (("--retain-weight", "0.5"), ("--retain_weight", "0.5"), ("--retain_weight=0.5",), ("--retain-weight=.5",))
+    assert all(given("--model", "m", *way) == {"model": "m", "retain_weight": 0.5} for way in ways)
+    for way, value in ((("--overwrite",), True), (("--overwrite", "false"), False), (("--overwrite=true",), True)):
+        assert given(*way, "--model", "m")["overwrite"] is value
+
+
+def test_texts_without_flags_stand_before_between_and_after_them() -> None:
+    schema = COMMANDS["compare"].schema
+    for words in (("a", "b", "--pool"), ("--pool", "a", "b"), ("a", "--pool", "b")):
+        assert parse(schema, words, "compare") == {"results": ["a", "b"], "pool": True}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("unlern",), "unknown command unlern: did you mean unlearn?; known are demo, unlearn, "),
+        (("xyz",), "unknown command xyz; known are"),
+        (("unlearn", "--epoch", "3"), "unknown flag --epoch: did you mean --epochs?; see `expunge unlearn --help-all`"),
+        (("merge", "--rum", "r"), "unknown flag --rum: did you mean --run?"),
+        (("unlearn", "--xyzzy"), "unknown flag --xyzzy; see"),
+        (
+            ("unlearn", "--dtype", "bfloat"),
+            "--dtype bfloat: must be one of auto, float32, bfloat16 (did you mean bfloat16?)",
+        ),
+        (("unlearn", "--model", "m", "more.jsonl"), "'more.jsonl': is no flag"),
+        (("unlearn", "--epochs"), "--epochs: expected one argument"),
+        (("unlearn", "--epochs", "1.5"), "--epochs 1.5: must be a whole number"),
+        (("unlearn", "--overwrite=perhaps", "--model", "m"), "--overwrite perhaps: must be true or false"),
+        (("unlearn",), "--model is missing"),
+        (("merge", "--run", "r"), "--output is missing"),
+        (("report",), "runs are missing"),
+        (("unlearn", "--from-manifest"), "--from-manifest"),
+    ],
+)
+def test_a_word_that_is_not_understood_is_one_line(
+    here: Path, expunge: Run, words: tuple[str, ...], message: str
+) -> None:
+    refused(expunge(*words), message)
+    assert snapshot(here) == {}
+
+
+@pytest.mark.parametrize("name", RENAMED)
+def test_a_renamed_flag_is_refused_with_the_new_one(here: Path, expunge: Run, name: str) -> None:
+    flag = f"--{name.replace('_', '-')}"
+    refused(expunge("unlearn", "--model", "m", flag, "1"), f"{flag} is no flag of this version: write {RENAMED[name]}")
+    Path("c.yaml").write_text(f"{name}: 1\n")
+    refused(
+        expunge("unlearn", "--model", "m", "--config", "c.yaml"), f"is no flag of this version: write {RENAMED[name]}"
+    )
+    known = {own.flag for own in settings_of(UnlearnConfig).values()}
+    assert flag not in known
+    assert set(re.findall(r"--[a-z-]+", RENAMED[name])) <= known
+
+
+# --- help ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_setting_is_explained(name: str) -> None:
+    for setting in settings_of(COMMANDS[name].schema).values():
+        assert len(setting.help) > 8, setting.name
+    text = describe(COMMANDS[name].schema)
+    assert max(map(len, text.splitlines())) < 100
+    assert all(own.positional or f"  {own.flag}" in text for own in settings_of(COMMANDS[name].schema).values())
+
+
+@pytest.mark.parametrize("word", ["-h", "--help"])
+def test_short_help(expunge: Run, word: str) -> None:
+    whole = expunge(word)
+    assert (whole.code, whole.err) == (0, "")
+    assert all(f"  expunge {name}" in whole.out for name in COMMANDS)
+    assert expunge() == Result(2, whole.out, "")
+    for name, command in COMMANDS.items():
+        told = expunge(name, "--model", word)
+        assert (told.code, told.err) == (0, "")
+        assert command.example in told.out
+        assert len(told.out.splitlines()) < 40
+        assert all(f"--{shown.replace('_', '-')}" in told.out for shown in command.shown)
+
+
+def test_whole_help_holds_every_flag_and_loss(expunge: Run) -> None:
+    told = expunge("unlearn", "--help-all")
+    assert (told.code, told.err) == (0, "")
+    assert all(f"\n{name}:\n" in told.out for name in GROUPS)
+    assert all(setting.flag in told.out for setting in settings_of(UnlearnConfig).values())
+    for name, method in FORGET_LOSSES.items():
+        assert f"  {name:<18}{method.formula}" in told.out
+        assert all(f"{own.name}={own.default}" in told.out for own in dataclasses.fields(method))
+
+
+def test_version(expunge: Run) -> None:
+    told = expunge("--version")
+    assert (told.code, told.err) == (0, "")
+    assert [line.split()[0] for line in told.out.splitlines()] == ["expunge", "torch", "transformers", "peft"]
+
+
+def test_help_and_a_mistaken_flag_answer_without_torch() -> None:
+    check = (
+        "import sys; from expunge.cli.main import main; codes = [main(words.split()) for words in sys.argv[1:]];"
+        "heavy = {'torch', 'transformers', 'peft', 'datasets', 'pandas'} & set(sys.modules);"
+        "sys.exit(f'{codes} {heavy}' if codes != [0, 0, 2, 2] or heavy else 0)"
+    )
+    words = ("--help", "unlearn --help", "unlearn --epoch 3", "unlearn --model m --target auc=0.5")
+    done = subprocess.run(
+        [sys.executable, "-c", check, *words], env={**os.environ, "PYTHONPATH": SOURCE}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+# --- output --------------------------------------------------------------------------------------
+
+
+def test_json_is_one_object_for_every_command(work: Path, expunge: Run) -> None:
+    """On standard output there is nothing else; what a person reads in its place is not lost."""
+    (work / "data").mkdir()
+    for name in ("forget", "retain"):
+        rows = [json.loads(line) for line in Path(f"{name}.jsonl").read_text().splitlines()]
+        kinds = ("sc1", "qa0", "sc1", "qa0")
+        rows = [{**row, "id": row["id"] + kind, "task": "Task1"} for row, kind in zip(rows, kinds, strict=False)]
+        Path(f"data/{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    shown = {
+        "unlearn": ((*UNLEARN, *QUICK, "--max-steps", "1"), {"output", "losses", "steps", "verdict"}),
+        "dry run": ((*UNLEARN, *QUICK, "--output", "dry", "--dry-run"), {"steps", "total_seconds", "rows"}),
+        "evaluate": (
+            ("evaluate", "--model", "model", "--benchmark", "semeval", "--data", "data", "--max-new-tokens", "2",
+             "--keep-predictions", "p", "--output", "r.json"),
+            {"metrics", "task_aggregate", "terms"},
+        ),
+        "score": (("score", "--predictions", "p", "--output", "s.json"), {"metrics", "task_aggregate"}),
+        "compare": (("compare", "r.json", "s.json"), {"columns", "rows", "notes"}),
+        "report": (("report", "run", "--overwrite"), {"report", "figures", "cards"}),
+        "verdict": (("verdict", "run"), {"run"}),
+        "merge": (("merge", "--run", "run", "--output", "merged"), {"output", "survives", "losses"}),
+    }  # fmt: skip
+    for name, (words, keys) in shown.items():
+        told = expunge(*words, "--json", "--quiet")
+        assert told.code == 0, told.err
+        assert told.err == "" or "warning" in told.err, name
+        assert keys <= json.loads(told.out).keys(), name
+        assert told.out.count("\n") == 1
+    assert json.loads(Path("s.json").read_text())["task_aggregate"] is not None
+    assert {command.split()[0] for command in shown} | {"demo", "calibrate"} == {*COMMANDS, "dry"}
+    refused(expunge("compare", "--json"), "results are missing")
+
+
+def test_quiet_leaves_progress_out_and_not_the_results(work: Path, expunge: Run) -> None:
+    told = expunge(*UNLEARN, *QUICK, "--max-steps", "1", "--quiet")
+    assert (told.code, told.err) == (0, "")
+    assert "adapter   run/adapter" in told.out
+
+
+@pytest.mark.parametrize("words", [("unlearn", "--help"), ("compare", "r.json")])
+def test_a_reader_that_has_read_enough_is_no_error(here: Path, words: tuple[str, ...]) -> None:
+    """As under `| head -1`: the pipe is closed before anything is written to it."""
+    metrics = {"forget/nll": {"value": 1.0, "low": None, "high": None, "n": 1, "direction": "higher"}}
+    Path("r.json").write_text(json.dumps({"schema": 1, "benchmark": "custom", "settings": {}, "metrics": metrics}))
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "expunge", *words]
+    done = subprocess.run(
+        command, env={**os.environ, "PYTHONPATH": SOURCE}, stdout=writing, stderr=subprocess.PIPE, text=True
+    )
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (0, "")
