@@ -16,6 +16,7 @@ from transformers import (
 
 from expunge.data.examples import Example
 from expunge.errors import DataError
+from expunge.evaluation import generate
 from expunge.evaluation.generate import _Flight, batching_obstacle, generate_predictions, greedy, stop_ids
 from expunge.kernels import Head
 from expunge.model.context import context_length
@@ -105,7 +106,7 @@ def random_prompts(seed: int, count: int = 14, longest: int = 80) -> list[list[i
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_batches_and_drafts_change_nothing(name: str) -> None:
+def test_batches_drafts_and_looks_change_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = build(name)
     assert batching_obstacle(loaded.base) is None
     prompts = random_prompts(1, longest=40 if name == "phi3" else 80)  # of which rotary factors must not depend
@@ -137,6 +138,8 @@ def test_batches_and_drafts_change_nothing(name: str) -> None:
         )
     assert greedy(loaded, prompts, max_new_tokens=24, drafts=drafts) == want
     assert greedy(loaded, prompts, max_new_tokens=24, drafts=drafts, max_cached_tokens=150) == want
+    monkeypatch.setitem(generate.TOKENS_PER_READ, "cpu", 5)  # as a GPU goes on without being looked at
+    assert greedy(loaded, prompts, max_new_tokens=24, drafts=drafts, max_cached_tokens=150) == want
 
 
 def test_any_end_token_ends_a_generation_and_is_part_of_it() -> None:
@@ -155,7 +158,7 @@ def test_a_right_draft_leaves_nothing_to_decode(monkeypatch: pytest.MonkeyPatch)
     loaded = build("olmo2")
     prompts = random_prompts(4)
     want = greedy(loaded, prompts, max_new_tokens=10)
-    monkeypatch.setattr(_Flight, "step", None)
+    monkeypatch.setattr(_Flight, "steps", None)
     assert greedy(loaded, prompts, max_new_tokens=10, drafts=want) == want
 
 

@@ -27,6 +27,8 @@ from expunge.model.replay import go_on
 
 CACHED_TOKENS = {"cpu": 2**13, "cuda": 2**17}
 """Largest (rows, width) area of the key-value cache when rows are added to it, per device type."""
+TOKENS_PER_READ = {"cpu": 1, "cuda": 8}
+"""Tokens that each row is given before the host looks at them, per device type: a look makes a GPU wait."""
 PASSES_PER_CACHE = 4
 """One pass over prompts and drafts takes at most this part of that area; the rows left over are joined."""
 
@@ -169,9 +171,12 @@ def _decode(
             flight.join(rows, cache, kept, [len(prompts[row]) + len(results[row]) - 1 for row in rows])
             report(len(group) - len(kept))
         if flight.rows:
-            tokens = flight.step([results[row][-1] for row in flight.rows])
-            for row, token in zip(flight.rows, tokens, strict=True):
-                results[row].append(token)
+            left = min(limits[row] - len(results[row]) for row in flight.rows)  # no row goes beyond its positions
+            count = min(left, TOKENS_PER_READ.get(loaded.device.type, 1))
+            tokens = flight.steps([results[row][-1] for row in flight.rows], count)
+            for row, own in zip(flight.rows, tokens, strict=True):
+                ended = next((at + 1 for at, token in enumerate(own) if token in stops), count)
+                results[row] += own[:ended]
             kept = [i for i, row in enumerate(flight.rows) if goes_on(row)]
             report(len(flight.rows) - len(kept))
             flight.keep(kept)
@@ -297,21 +302,27 @@ class _Flight:
         self._lengths = torch.cat([self._lengths, own])
         self.rows = [*self.rows, *rows]
 
-    def step(self, tokens: Sequence[int]) -> list[int]:
-        """Feed the last token of each row; returns the next ones."""
+    def steps(self, tokens: Sequence[int], count: int) -> list[list[int]]:
+        """Feed the last token of each row; returns the next `count` ones of each, in one transfer."""
+        found = [torch.tensor(tokens, device=self._loaded.device)]
+        for _ in range(count):
+            found.append(self._step(found[-1]))
+        return torch.stack(found[1:], dim=1).tolist()
+
+    def _step(self, tokens: Tensor) -> Tensor:
         width = self._width + 1
         places = torch.arange(width, device=self._lengths.device)
         mask = places >= width - 1 - self._lengths[:, None]
         with self._loaded.autocast():
             logits = self._loaded.base(
-                input_ids=torch.tensor(tokens, device=self._loaded.device)[:, None],
+                input_ids=tokens[:, None],
                 attention_mask=mask.long(),
                 position_ids=self._lengths[:, None],
                 past_key_values=self._cache,
                 use_cache=True,
             ).logits[:, -1]
         self._lengths = self._lengths + 1
-        return self._pick(logits).tolist()
+        return self._pick(logits)
 
     def keep(self, kept: Sequence[int]) -> None:
         """Let go of all rows but those at the places `kept`, and of the width that only the others needed."""
