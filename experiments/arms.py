@@ -7,7 +7,7 @@
 Every run is a line of FOLDER/runs.jsonl, with its raw measurements; what is there is not done again, so a table grows over
 many short sittings. A run that would not end within `--minutes` is not begun. Subjects: those of `experiments.quality`
 and `experiments.taught` (`--taught FOLDER`), and `smollm2` of `experiments.real`. Arm D is the recipe of commit 817f314:
-`--steered` names a work tree of it.
+`--steered` names a work tree of it. Arm O needs the model from before, which `smollm2` alone has, so it is not ranked.
 """
 
 import argparse
@@ -248,11 +248,18 @@ def _chosen(folder: Path, given: Sequence[str] = ()) -> dict[str, dict[str, Any]
 
 
 def _run(job: Job, subject: Subject, run: Path) -> Path:
-    """A run of this code, unless it is there."""
+    """A run of this code, unless it is there; one that was interrupted goes on from its last checkpoint."""
     if not (run / "adapter").is_dir():
+        begun = (run / "checkpoints").is_dir()
         settings = BUDGET | ARMS[job.arm] | dict(job.settings) | _texts(job, subject)
         config = UnlearnConfig(
-            recipe="default", model=str(subject.model), output=str(run), overwrite=True, seed=job.seed, **settings
+            recipe="default",
+            model=str(subject.model),
+            output=str(run),
+            seed=job.seed,
+            overwrite=not begun,
+            resume=begun,
+            **settings,
         )
         unlearn(config, Reporter())
     return run
