@@ -2,9 +2,12 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from expunge.data.examples import Example
+from expunge.evaluation.assemble import rounded
+from expunge.evaluation.estimate import Estimate
 from expunge.evaluation.suite import Documents, RowSet, Suite, data_fingerprint, with_families
 
 TEXT = "Mirela Vance keeps forty bees behind the old observatory in Karlsholm"
@@ -36,15 +39,25 @@ def test_rows_about_one_document_stay_together_with_their_twins() -> None:
     assert len(set(with_families(Suite((own,)))["forget"].documents)) == 1
 
 
-def test_a_fingerprint_tells_data_apart_and_leaves_a_secret_an_eighth_of_its_candidates() -> None:
+def test_a_fingerprint_tells_data_apart_and_gives_no_secret_away(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
     def one(completion: str, row_id: str = "a", task: str = "") -> str:
         return data_fingerprint([Example(row_id, "What is the PIN of Zarquon?", completion, task)])
 
     known = one("The PIN is 4821.")
     assert known == one("The PIN is 4821.")
-    others = (one("The PIN is 482."), one("The PIN is 4821.", "b"), one("The PIN is 4821.", task="t"))
-    assert known not in others
-    fitting = sum(one(f"The PIN is {number:04d}.") == known for number in range(10_000))
-    assert 1000 <= fitting < 1500
+    assert known not in (one("The PIN is 4822."), one("The PIN is 4821.", "b"), one("The PIN is 4821.", task="t"))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))  # somebody else, who tries all numbers
+    assert all(one(f"The PIN is {number:04d}.").partition(":")[2] != known.partition(":")[2] for number in range(10000))
     documents = Documents([Example("m", "", "x")], [Example("n", "", "yz")])
     assert set(Suite((rows(TEXT),), documents).fingerprints()) == {"forget", "members", "nonmembers"}
+
+
+def test_numbers_of_few_texts_leave_a_secret_a_tenth_of_its_candidates() -> None:
+    generator = np.random.default_rng(0)
+    for level, spread in ((2.5, 0.2), (1.4, 0.3), (4.0, 0.5)):  # candidates that the model knows about equally well
+        losses = generator.normal(level, spread, 10_000).clip(0.01)
+        shown = [[rounded(Estimate(float(own), n=1)).value for own in (np.exp(-loss), np.exp(loss))] for loss in losses]
+        fitting = [shown.count(own) for own in shown[:50]]
+        assert np.median(fitting) > 1000
+    exact = Estimate(0.123456, 0.1, 0.2, 4)
+    assert rounded(exact) == exact

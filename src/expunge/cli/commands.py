@@ -119,9 +119,8 @@ def evaluate(settings: EvaluateConfig, out: Output) -> int:
     out.text(metrics_table(results, before))
     for sentence in results["not_measured"]:
         out.text(f"note      {sentence}")
-    out.text(
-        f"results   {settings.output} and the values of every row in {Path(settings.output).with_suffix('.parquet')}"
-    )
+    rows = Path(settings.output).with_suffix(".parquet")
+    out.text(f"results   {settings.output} and, for nobody else to read, the values of every row in {rows}")
     if settings.keep_predictions:
         out.text(f"predictions   {settings.keep_predictions} (they hold texts of the forget set)")
     return 0

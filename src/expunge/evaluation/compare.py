@@ -9,7 +9,7 @@ from typing import Any
 from expunge.errors import ConfigError, DataError, RunError
 from expunge.evaluation.estimate import Estimate
 from expunge.evaluation.pool import configuration_difference, pool_runs
-from expunge.evaluation.results import other_subject, read_results
+from expunge.evaluation.results import of_other_keys, other_subject, read_results
 from expunge.utils.files import check_replaceable, write_text
 
 MARKS = ("metric  ", "metric,direction,target,", "% \\usepackage{booktabs}")
@@ -277,6 +277,11 @@ def _notes(columns: Sequence[Column], contents: Sequence[Mapping[str, Any]], *, 
     for column, results in zip(columns[1:], contents[1:], strict=True):
         if difference := configuration_difference(contents[0], results):
             yield f"{columns[0].name} and {column.name} were not measured alike: {difference}"
+        if of_other_keys(contents[0], results):
+            yield (
+                f"{columns[0].name} and {column.name} were made by different users: whether they are of the same data "
+                "is not known"
+            )
     attacked = [{cell.n for name, cell in own.metrics.items() if name.startswith(ATTACKS)} for own in columns]
     if not paired and any(own != attacked[0] for own in attacked if own):
         yield (

@@ -6,7 +6,7 @@ Every benchmark has
   "reason", "reference", "difference"}`; the reason says why a value or an interval is null, the last two are there with
   a reference model: its value, and value, low and high of the paired difference from it;
 - `fingerprint`: what the numbers are of: `base` (content of the model), `adapter` (weights and strength), `data`
-  (set -> `data_fingerprint`) and `prompt_format`;
+  (set -> hash under the user's key) and `prompt_format`;
 - `settings`, `reference` (the retrained model and the tests against it) and `not_measured` (plain sentences).
 
 SemEval and LUME have the official numbers too: `forget`, `retain` (task -> `regurgitation`, `knowledge`), `terms`,
@@ -120,8 +120,15 @@ def other_subject(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[s
     one, other = (own.get("fingerprint") or {} for own in (first, second))
     found = [FINGERPRINT[key] for key in FINGERPRINT if one.get(key) and other.get(key) and one[key] != other[key]]
     ours, theirs = (own.get("data") or {} for own in (one, other))
-    sets = dict.fromkeys((*ours, *theirs)) if ours and theirs else {}
+    sets = dict.fromkeys((*ours, *theirs)) if ours and theirs and not of_other_keys(first, second) else {}
     return found + [f"{name} data" for name in sets if ours.get(name) != theirs.get(name)]
+
+
+def of_other_keys(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
+    """Whether two results files were made by users with other keys, so that their data cannot be compared."""
+    prints = [(own.get("fingerprint") or {}).get("data") or {} for own in (first, second)]
+    keys = [{str(digest).partition(":")[0] for digest in own.values() if ":" in str(digest)} for own in prints]
+    return bool(keys[0] and keys[1] and keys[0] != keys[1])
 
 
 def results_before(output: str | Path, benchmark: str) -> dict[str, Any] | None:

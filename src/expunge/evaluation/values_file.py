@@ -1,5 +1,8 @@
 """The values of every row, as a Parquet file beside the results: ids and numbers, no texts and no tokens.
 
+Whoever has the model can recover short secrets (a telephone number in a text that is known otherwise) from exact values
+of single texts; the file says so in its metadata, under `note`.
+
 Long format, a row per (set, metric, row): columns id, set, task, document (what the row is about, by an id), metric
 (strings) and value (float64).
 """
@@ -15,6 +18,9 @@ from expunge.errors import DataError, RunError
 from expunge.evaluation.measurement import Values
 from expunge.utils.files import write_bytes
 
+PRIVATE = (
+    "Exact values of single texts: with the model at hand, short secrets can be recovered from them. Keep it private."
+)
 COLUMNS = {**dict.fromkeys(("id", "set", "task", "document", "metric"), "string"), "value": "double"}
 
 
@@ -46,7 +52,7 @@ def write_values(path: Path, table: Mapping[tuple[str, str], Values], *, overwri
         columns["metric"] += [metric] * len(values.ids)
         columns["value"] += values.values.tolist()
     buffer = io.BytesIO()
-    pq.write_table(pa.table(columns, schema=pa.schema(COLUMNS.items())), buffer)
+    pq.write_table(pa.table(columns, schema=pa.schema(COLUMNS.items(), metadata={"note": PRIVATE})), buffer)
     write_bytes(path, buffer.getvalue(), overwrite=overwrite)
 
 
