@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from expunge.data.examples import Example
-from expunge.evaluation.assemble import rounded
 from expunge.evaluation.estimate import Estimate
 from expunge.evaluation.suite import Documents, RowSet, Suite, data_fingerprint, with_families
 
@@ -56,8 +55,8 @@ def test_numbers_of_few_texts_leave_a_secret_a_tenth_of_its_candidates() -> None
     generator = np.random.default_rng(0)
     for level, spread in ((2.5, 0.2), (1.4, 0.3), (4.0, 0.5)):  # candidates that the model knows about equally well
         losses = generator.normal(level, spread, 10_000).clip(0.01)
-        shown = [[rounded(Estimate(float(own), n=1)).value for own in (np.exp(-loss), np.exp(loss))] for loss in losses]
+        shown = [[Estimate(float(own), n=1).coarse().value for own in (np.exp(-loss), np.exp(loss))] for loss in losses]
         fitting = [shown.count(own) for own in shown[:50]]
         assert np.median(fitting) > 1000
     exact = Estimate(0.123456, 0.1, 0.2, 4)
-    assert rounded(exact) == exact
+    assert exact.coarse() == exact

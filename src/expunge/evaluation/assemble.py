@@ -1,6 +1,5 @@
 """From measurements to the content of a results file: every number with its interval, and what was not measured."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -15,8 +14,6 @@ from expunge.evaluation.stats import auc_estimate, ks_pvalue, tpr_estimate
 from expunge.evaluation.suite import Documents, RowSet, Suite
 
 FALSE_ALARMS = (0.01, 0.05)
-TELLING = 4
-"""Fewest forget texts of which results hold exact means of likelihoods."""
 CARLINI = "Carlini et al. 2022 (2112.03570)"
 STAND_IN = (
     "No model retrained without the forget set was given (--reference): 0.5 as the target of a membership AUC is only "
@@ -90,27 +87,11 @@ def row_entries(measurement: Measurement, rows: RowSet) -> dict[str, Estimate]:
         values = measurement.rows[set_name, name]
         own = metric.read(values.estimate(), set_name)
         private = set_name == "forget" and {"record", "correct", "wrong"} & {*metric.needs}
-        found[f"{set_name}/{name}"] = rounded(own) if private else own
+        found[f"{set_name}/{name}"] = own.coarse() if private else own
         tasks = sorted({*values.tasks} - {""})
         for task in tasks if rows.by_task and metric.by_task and len(tasks) > 1 and "/" not in name else ():
             found[f"{set_name}/{name}/{task}"] = metric.read(values.of_task(task).estimate(), set_name)
     return found
-
-
-def rounded(own: Estimate) -> Estimate:
-    """The number as a power of two where it rests on so few texts that it gives short secrets in them away.
-
-    Whoever has the model and all of a text but a telephone number can try all numbers.
-    """
-    if own.n is None or own.n >= TELLING:
-        return own
-    value, low, high = map(_power_of_two, (own.value, own.low, own.high))
-    reason = f"rounded to a power of two: of fewer than {TELLING} texts, exact numbers give short secrets away"
-    return replace(own, value=value, low=low, high=high, reason="; ".join(filter(None, (own.reason, reason))))
-
-
-def _power_of_two(number: float) -> float:
-    return math.copysign(2.0 ** round(math.log2(abs(number))), number) if number and math.isfinite(number) else number
 
 
 def membership_entries(measurement: Measurement) -> dict[str, Estimate]:
@@ -144,8 +125,8 @@ def _beside(key: str, own: Estimate, theirs: Estimate | None, *tables: Any) -> E
         return own
     change = paired_difference(key, *tables)
     target = theirs.value if own.family == "membership" else own.target
-    if change is not None and own.n is not None and own.n < TELLING and key.startswith("forget/"):
-        change = rounded(replace(change, n=own.n))
+    if change is not None and key.startswith("forget/"):
+        change = replace(change, n=own.n).coarse()
     return replace(own, reference=theirs.value, target=target, difference=change)
 
 

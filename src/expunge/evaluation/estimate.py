@@ -9,6 +9,8 @@ from expunge.errors import DataError
 
 DIRECTIONS = ("higher", "lower", "target")
 NAN = math.nan
+TELLING = 4
+"""Fewest texts of which results hold exact means of likelihoods."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,17 @@ class Estimate:
     def read_as(self, direction: str | None, family: str, source: str, target: float | None = None) -> "Estimate":
         """The same number with how to read it."""
         return replace(self, direction=direction, family=family, source=source, target=target)
+
+    def coarse(self) -> "Estimate":
+        """The number as a power of two where it rests on so few texts that it gives short secrets in them away.
+
+        Whoever has the model and all of a text but a telephone number can try all numbers.
+        """
+        if self.n is None or self.n >= TELLING:
+            return self
+        value, low, high = map(_power_of_two, (self.value, self.low, self.high))
+        why = f"rounded to a power of two: of fewer than {TELLING} texts, exact numbers give short secrets away"
+        return replace(self, value=value, low=low, high=high, reason="; ".join(filter(None, (self.reason, why))))
 
     def as_entry(self) -> dict[str, Any]:
         """The entry of a results file; null stands for NaN."""
@@ -117,6 +130,10 @@ class Estimate:
             _number(where, "reference", entry),
             cls.from_entry(f"{where}: difference", difference) if isinstance(difference, Mapping) else None,
         )
+
+
+def _power_of_two(number: float) -> float:
+    return math.copysign(2.0 ** round(math.log2(abs(number))), number) if number and math.isfinite(number) else number
 
 
 def _number(where: str, name: str, entry: Mapping[str, Any]) -> float:

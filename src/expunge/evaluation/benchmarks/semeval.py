@@ -98,8 +98,8 @@ def official_scores(measurement: Measurement, suite: Suite, mmlu: float | None =
 def official_fields(measurement: Measurement, suite: Suite, mmlu: float | None) -> dict[str, Any]:
     """The official numbers of a results file."""
     losses = {side: own for side in SIDES if (own := getattr(predictions_of(measurement, suite), side))}
-    scores = official_scores(measurement, suite, mmlu).as_dict()
-    return {**scores, "mean_nll": {side: fmean(own) for side, own in losses.items()}}
+    means = {side: Estimate(fmean(own), n=len(own)).coarse().value for side, own in losses.items()}
+    return {**official_scores(measurement, suite, mmlu).as_dict(), "mean_nll": means}
 
 
 def blind_spots(measurement: Measurement, suite: Suite) -> list[str]:

@@ -22,7 +22,7 @@ MUSE = "Shi et al. 2024, MUSE (2407.06460)"
 SEMEVAL = "SemEval-2025 Task 4, LUME (2502.15097)"
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=2**12)
 def rouge(prediction: str, reference: str, *, stem: bool = True) -> dict[str, float]:
     """ROUGE-1 and ROUGE-L (Lin 2004) over the words of any script, in [0, 1]; 0 where one side has no words.
 
