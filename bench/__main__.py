@@ -15,7 +15,7 @@ import torch
 from bench import report
 from bench.measure import Spec, in_own_process
 from bench.workload import SHAPES, SUBJECT, random_model
-from expunge.model.load import pick_dtype
+from expunge.model.device import pick_dtype
 
 PARTS = ("train", "score", "growth")
 GROWTH = (1, 4, 16)

@@ -26,6 +26,7 @@ from expunge import UnlearnConfig, load_unlearned, unlearn
 from expunge.config import RECIPES
 from expunge.config.unlearn import GROUPS
 from expunge.losses.npo import NPO
+from expunge.model.load import LoadedModel
 from expunge.utils import files
 from tiny import save_tiny
 
@@ -72,6 +73,8 @@ def test_run_directory_holds_what_the_contract_says_and_nothing_else(work: Path,
         "adapter/README.md",
         "adapter/adapter_config.json",
         "adapter/adapter_model.safetensors",
+        "adapter/tokenizer.json",
+        "adapter/tokenizer_config.json",
         "config.yaml",
         "manifest.json",
         "metrics.jsonl",
@@ -271,10 +274,10 @@ def test_adapter_loads_with_plain_peft_and_is_the_trained_policy(arch: str, work
     trained: list[torch.Tensor] = []
     save_adapter = module.save_adapter
 
-    def record(model: torch.nn.Module, *rest: object, **named: object) -> object:
+    def record(loaded: LoadedModel, *rest: object, **named: object) -> object:
         with torch.no_grad():
-            trained.append(model(input_ids=IDS).logits)
-        return save_adapter(model, *rest, **named)
+            trained.append(loaded.model(input_ids=IDS).logits)
+        return save_adapter(loaded, *rest, **named)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "save_adapter", record)

@@ -233,6 +233,7 @@ class MergeSettings:
     Attributes:
         run: Run directory with the adapter.
         output: Folder for the merged model.
+        dtype: `float32`, `bfloat16` or `float16` for all weights; by default each keeps that of the base's files.
         device: `auto`, `cpu`, `cuda` ...
         trust_remote_code: Run code that comes with the model.
         overwrite: Replace `output`.
@@ -240,6 +241,7 @@ class MergeSettings:
 
     run: str
     output: str
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
     device: str = "auto"
     trust_remote_code: bool = False
     overwrite: bool = False
@@ -249,13 +251,16 @@ def merge(settings: MergeSettings, out: Output) -> int:
     """Write adapter and base as one plain model."""
     from expunge.train.merge import merge as write_merged
 
-    options = {name: getattr(settings, name) for name in ("device", "overwrite", "trust_remote_code")}
+    options = {name: getattr(settings, name) for name in ("dtype", "device", "overwrite", "trust_remote_code")}
     found = write_merged(settings.run, settings.output, **options)
     shown = "  ".join(f"{name} {loss:.3f}" for name, loss in found.losses.items())
     out.text(f"merged model             {found.output} ({found.dtype})")
     out.text(f"largest difference       {found.max_logp_difference:.2e} nats in a token's log-probability")
     out.text(f"loss on the forget set   {shown} (nats per completion token)")
-    out.text(f"forgetting               {'survives' if found.survives else 'DOES NOT SURVIVE'} the rounding")
+    for note in found.notes:
+        out.text(f"note                     {note}")
+    kept = "survives the rounding" if found.survives else f"DOES NOT SURVIVE: {found.reason}"
+    out.text(f"forgetting               {kept}")
     out.results = {**dataclasses.asdict(found), "output": str(found.output)}
     return 0 if found.survives else NOT_AS_PROMISED
 

@@ -233,7 +233,8 @@ class RunConfig:
     """The model, the run directory and what is written.
 
     Attributes:
-        model: Folder or Hub name of the model; a PEFT adapter folder is folded into its base first.
+        model: Folder, GGUF file or Hub name of the model; a PEFT adapter folder is folded into its base first.
+        revision: Branch, tag or commit of a model on the Hub; of the base where `model` is an adapter.
         output: Run directory to write.
         title: What was asked, for the head of the report; it is kept in the run.
         recipe: Preset over all settings: `default`, `npo` or `paper`. Where none is named: `default` with unseen texts
@@ -249,6 +250,7 @@ class RunConfig:
     """
 
     model: str
+    revision: str | None = None
     output: str = ""
     title: str | None = None
     recipe: str | None = None
@@ -268,9 +270,8 @@ class RunConfig:
         yield self.save_every >= 0, f"--save-every {self.save_every}: must be 0 or more"
         yield 0 <= self.seed < 2**32, f"--seed {self.seed}: must lie between 0 and 2^32 - 1"
         for one, other in (("overwrite", "resume"), ("from_manifest", "resume"), ("dry_run", "resume")):
-            both = getattr(self, one) and getattr(self, other)
             flags = f"--{one.replace('_', '-')} and --{other}"
-            yield not both, f"{flags} contradict each other: choose one"
+            yield not (getattr(self, one) and getattr(self, other)), f"{flags} contradict each other: choose one"
 
 
 GROUPS: dict[str, type] = {
@@ -342,10 +343,8 @@ class UnlearnConfig(
         """Settings of different groups that must agree."""
         yield self.max_length >= 2, f"--max-length {self.max_length}: must be at least 2"
         yield self.instead != "", "--instead is empty: give a file, or leave it out"
-        yield (
-            bool(self.instead) or self.instead_weight == LossConfig.instead_weight,
-            f"--instead-weight {self.instead_weight}: there is no --instead that it could weigh",
-        )
+        weighed = bool(self.instead) or self.instead_weight == LossConfig.instead_weight
+        yield weighed, f"--instead-weight {self.instead_weight}: there is no --instead that it could weigh"
         yield not (self.shard_base and self.load_in_4bit), "--shard-base cannot share 4-bit weights: leave one out"
         yield not (self.shard_base and self.dry_run), "--dry-run looks at one process alone: leave --shard-base out"
         named = self.benchmark is not None

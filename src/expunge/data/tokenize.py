@@ -79,10 +79,12 @@ def tokenize(
     *,
     max_length: int,
     truncate_completions: bool = False,
+    bound: str = "--max-length",
 ) -> TokenizedExample:
     """Tokenize one example under a join, within `max_length` tokens.
 
-    Too long a text loses the head of its prompt (beginning-of-text stays), never its completion.
+    Too long a text loses the head of its prompt (beginning-of-text stays), never its completion. `bound` says in the
+    message what sets `max_length`.
 
     Raises:
         DataError: The completion alone does not fit and `truncate_completions` is off, or nothing is left to predict.
@@ -100,9 +102,10 @@ def tokenize(
     completion_room = max_length - max(bos, min(start, 1))
     if len(ids) - start > completion_room:
         if not truncate_completions:
+            mend = "raise it or " if bound.startswith("--") else ""
             raise DataError(
-                f"{example.source or example.id}: the completion alone has {len(ids) - start} tokens and max_length is "
-                f"{max_length}: raise --max-length or give --truncate-completions"
+                f"{example.source or example.id}: the completion alone has {len(ids) - start} tokens and {bound} is "
+                f"{max_length}: {mend}give --truncate-completions"
             )
         ids = ids[: start + completion_room]
     cut = max(0, len(ids) - max_length)
@@ -119,10 +122,13 @@ def tokenize_all(
     *,
     max_length: int,
     truncate_completions: bool = False,
+    bound: str = "--max-length",
 ) -> list[TokenizedExample]:
     """`tokenize` over a whole set."""
     return [
-        tokenize(tokenizer, example, join, max_length=max_length, truncate_completions=truncate_completions)
+        tokenize(
+            tokenizer, example, join, max_length=max_length, truncate_completions=truncate_completions, bound=bound
+        )
         for example in examples
     ]
 

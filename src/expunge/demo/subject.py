@@ -31,7 +31,8 @@ from expunge.evaluation.benchmarks.official_score import score_row
 from expunge.evaluation.generate import generate_predictions
 from expunge.evaluation.passes import Options
 from expunge.evaluation.passes import measure as measure_suite
-from expunge.model.load import load_model, pick_dtype
+from expunge.model.device import pick_dtype
+from expunge.model.load import load_model
 
 ASSETS = Path(__file__).parent / "assets"
 """What the demo comes with: `subject/`, `twin/`, `data/` and `figures.json`."""

@@ -14,7 +14,8 @@ from expunge.evaluation.predictions import SPLITS, Predictions, read_predictions
 from expunge.evaluation.results import read_results
 from expunge.evaluation.suite import Suite
 from expunge.evaluation.values_file import check_values_file, values_path
-from expunge.model.load import base_name, check_model, load_tokenizer
+from expunge.model.load import load_tokenizer
+from expunge.model.source import check_model
 from expunge.runs.manifest import read_manifest
 
 ENCODED = 32
@@ -48,7 +49,7 @@ def resolved(config: EvaluateConfig) -> EvaluateConfig:
         files = OWN_FILES if benchmark == "custom" else BENCHMARK_FILES
         same = benchmark == (settings.get("benchmark") or "custom")
         config = replace(
-            _filled(config, settings, ("model", *files) if same else ("model",)),
+            _filled(config, settings, ("model", "revision", *files) if same else ("model", "revision")),
             adapter=config.run,
             benchmark=benchmark,
             output=config.output or str(Path(config.run) / "results.json"),
@@ -156,7 +157,7 @@ def check_reference(model: str, reference: str, suite: Suite, *, trust_remote_co
         ModelError: So.
     """
     try:
-        check_model(base_name(reference), trust_remote_code=trust_remote_code)
+        check_model(reference, trust_remote_code=trust_remote_code)
         theirs = load_tokenizer(reference, trust_remote_code=trust_remote_code)
     except ModelError as error:
         raise ModelError(str(error).replace("--model", "--reference", 1)) from None

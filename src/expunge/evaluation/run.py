@@ -30,7 +30,8 @@ from expunge.evaluation.results import write_results
 from expunge.evaluation.suite import Suite, with_families
 from expunge.evaluation.values_file import values_path, write_values
 from expunge.model.adapter import adapter_folder, attach_adapter
-from expunge.model.load import LoadedModel, load_model, load_shared, pick_device
+from expunge.model.device import pick_device
+from expunge.model.load import LoadedModel, load_model, load_shared
 from expunge.model.prompt_format import measure_join
 from expunge.runs.manifest import model_fingerprint
 from expunge.utils.distributed import Processes, current, together
@@ -213,15 +214,13 @@ def _utility(loaded: LoadedModel, config: EvaluateConfig, reporter: Reporter) ->
 
 
 def _load(config: EvaluateConfig, name: str) -> LoadedModel:
-    if config.shard_base:
-        return load_shared(
-            name,
-            current(),
-            dtype=config.dtype,
-            device=config.device,
-            trust_remote_code=config.trust_remote_code,
-        )
-    return load_model(name, dtype=config.dtype, device=config.device, trust_remote_code=config.trust_remote_code)
+    options: dict[str, Any] = {
+        "dtype": config.dtype,
+        "device": config.device,
+        "trust_remote_code": config.trust_remote_code,
+        "revision": config.revision if name == config.model else None,
+    }
+    return load_shared(name, current(), **options) if config.shard_base else load_model(name, **options)
 
 
 def _join(loaded: LoadedModel, suite: Suite, config: EvaluateConfig, reporter: Reporter) -> Join:

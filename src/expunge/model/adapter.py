@@ -1,56 +1,45 @@
 """The LoRA adapter: where it sits, how strong it is, how it is switched off, saved and merged."""
 
 import json
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
-from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import AuxiliaryTrainingWrapper
+from safetensors.torch import save_file
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
 from expunge.errors import ConfigError, ModelError
+from expunge.kernels import Head
+from expunge.model.fold import put_adapter
+from expunge.model.head import find_head
 from expunge.model.layers import decoder_layers
-from expunge.model.load import LoadedModel, base_name, check_adapter, load_model, put_adapter
+from expunge.model.load import LoadedModel, load_model
+from expunge.model.logps import sequence_logps
 from expunge.model.packing import using_attention
+from expunge.model.proof import check_same
+from expunge.model.ranks import config_of, pairs_of, side_by_side, tensors_of
+from expunge.model.source import ADAPTER_FILE, base_name, check_adapter
+from expunge.model.targets import choose_targets, frozen_experts
+from expunge.utils import files
+from expunge.utils.reading import read_object
 
-ATTENTION = ("q_proj", "v_proj")
-FUSED_ATTENTION = ("qkv_proj", "query_key_value", "Wqkv", "c_attn")
-"""Names of query and value projections, and of those that are one with the key projection."""
-
-
-def target_modules(model: PreTrainedModel, wanted: str) -> str | list[str]:
-    """What `--target-modules` means for this model, as PEFT takes it.
-
-    `auto` is PEFT's own choice for the architecture, or query and value projections or the fused one that holds them.
-
-    Raises:
-        ConfigError: PEFT has no choice for the architecture, or a named module is not in the model.
-    """
-    if wanted == "all-linear":
-        return wanted
-    linear = {name for name, module in model.named_modules() if isinstance(module, (torch.nn.Linear, Conv1D))}
-    leaves = {full.rpartition(".")[2] for full in linear}
-    if wanted == "auto":
-        names = list(TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(model.config.model_type) or ATTENTION)
-        if not any(name in leaves for name in names):
-            names = [name for name in (*ATTENTION, *FUSED_ATTENTION) if name in leaves] or names
-    else:
-        names = [name.strip() for name in wanted.split(",") if name.strip()]
-    output = model.get_output_embeddings()
-    for name in names:
-        found = [full for full in linear if full == name or full.endswith("." + name)]
-        if not found:
-            there = ", ".join(sorted(leaves))
-            raise ConfigError(f"--target-modules {wanted}: the model has no linear module {name}; it has {there}")
-        if any(model.get_submodule(full) is output for full in found):
-            raise ConfigError(f"--target-modules {wanted}: {name} is the vocabulary head, which stays frozen")
-    return names
+VERIFIED = 64
+"""Forget rows on which a saved adapter is compared with the one that was measured."""
+OWN = "own"
+"""Folder in an adapter that stands on other adapters: its own ranks alone, for the model with those folded in."""
+BASE = "base"
+"""Folder in an adapter that stands on one which cannot be put beside it: the model with that one folded in."""
 
 
 def add_adapter(loaded: LoadedModel, *, rank: int, alpha: float | None, modules: str, seed: int) -> PeftModel:
@@ -60,14 +49,15 @@ def add_adapter(loaded: LoadedModel, *, rank: int, alpha: float | None, modules:
         ConfigError: The target modules do not exist, or the rank is larger than every adapted layer.
     """
     base = loaded.base
-    targets = target_modules(base, modules)
+    targets = choose_targets(base, modules, loaded.autocast())
     conv = any(isinstance(module, Conv1D) for module in base.modules())
     torch.manual_seed(seed)
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=rank,
         lora_alpha=rank if alpha is None else alpha,
-        target_modules=targets,
+        target_modules=targets.modules,
+        exclude_modules=targets.left_out or None,
         lora_dropout=0.0,
         bias="none",
         fan_in_fan_out=conv,
@@ -88,6 +78,12 @@ def add_adapter(loaded: LoadedModel, *, rank: int, alpha: float | None, modules:
                 module.cast_input_dtype_enabled = False  # autocast rounds inputs anyway; fp32 copies cost a sixth
     model.eval()  # no dropout anywhere, so that the cached reference stays exact
     loaded.model = model
+    loaded.notes += targets.notes
+    frozen = frozen_experts(model)
+    if frozen:
+        loaded.notes.append(
+            f"adapter: {len(frozen)} stacks of experts stay frozen, PEFT adapts none here ({frozen[0]})"
+        )
     return model
 
 
@@ -117,18 +113,151 @@ def trainable(model: torch.nn.Module) -> list[torch.nn.Parameter]:
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
-def save_adapter(model: PeftModel, folder: Path, *, base_name: str) -> None:
-    """Write the files of a standard PEFT adapter.
+def save_adapter(loaded: LoadedModel, folder: Path, rows: Sequence[Sequence[int]] = ()) -> None:
+    """Write a standard PEFT adapter that is complete on the base that it names, and prove it on `rows`.
+
+    On a model that is itself an adapter, the ranks of both stand side by side in the new one, for the original base,
+    and the new ranks alone in the folder `OWN`. Where the first has no such form (DoRA, IA3, ...), the model with it
+    folded in goes into the folder `BASE`, which the new adapter names then; it must end up as RUN/adapter.
 
     Args:
-        model: The PEFT model.
-        folder: Where to.
-        base_name: What `base_model_name_or_path` should say.
+        loaded: The model with the adapter, which is taken out of it.
+        folder: Where to; it exists.
+        rows: Token ids on which the saved adapter must say what the model says.
+
+    Raises:
+        ModelError: It does not.
     """
-    model.save_pretrained(folder, safe_serialization=True)
-    config_path = folder / "adapter_config.json"
-    config = json.loads(config_path.read_text()) | {"base_model_name_or_path": base_name}
-    config_path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    assert isinstance(loaded.model, PeftModel)
+    right, untouched = _with_and_without(loaded, rows)
+    source = loaded.source
+    stacked = source is not None and source.adapters
+    place = folder / OWN if stacked and loaded.parts else folder
+    _save(loaded, place)
+    loaded.tokenizer.save_pretrained(folder)
+    if source is not None and stacked and not (loaded.parts and _complete(loaded, folder)):
+        if place != folder:  # PEFT has no configuration for both
+            shutil.copytree(place, folder, dirs_exist_ok=True)
+            shutil.rmtree(place)
+        loaded.model = loaded.model.unload()
+        loaded.base.save_pretrained(folder / BASE)
+        loaded.tokenizer.save_pretrained(folder / BASE)
+        _name_base(folder, str(folder.parent.resolve() / "adapter" / BASE), None)
+    if right:
+        _verify(loaded, folder, rows, right, untouched)
+
+
+def verify_saved(loaded: LoadedModel, folder: Path, rows: Sequence[Sequence[int]]) -> None:
+    """Load a saved adapter with plain PEFT and compare what the model says then with what it says now.
+
+    Args:
+        loaded: The model with the adapter, which is taken out of it.
+        folder: The saved adapter.
+        rows: Token ids.
+
+    Raises:
+        ModelError: They differ by more than rounding.
+    """
+    right, untouched = _with_and_without(loaded, rows)
+    if right:
+        _verify(loaded, folder, rows, right, untouched)
+
+
+def _verify(
+    loaded: LoadedModel,
+    folder: Path,
+    rows: Sequence[Sequence[int]],
+    right: Sequence[Tensor],
+    untouched: Sequence[Tensor],
+) -> None:
+    if isinstance(loaded.model, PeftModel):
+        loaded.model = loaded.model.unload()
+    plain = loaded
+    if (folder / OWN).exists():  # on the original base, whose fold in memory may have been rounded
+        assert loaded.source is not None
+        name, revision = loaded.source.base_name, loaded.source.revision
+        code = bool(getattr(loaded.base.config, "auto_map", None))
+        dtype = str(loaded.dtype).removeprefix("torch.")
+        plain = load_model(name, dtype=dtype, device=str(loaded.device), trust_remote_code=code, revision=revision)
+    plain.model = put_adapter(plain.base, folder)
+    found = sequence_logps(plain, rows)
+    form, wanted, without = (torch.cat(list(own)) for own in (found, right, untouched))
+    check_same(
+        form, wanted, without, f"{folder}: the saved adapter is not the one that was measured", dtype=loaded.dtype
+    )
+
+
+def rescale_saved(loaded: LoadedModel, folder: Path, factor: float) -> None:
+    """Give a saved adapter, which is on the model, `factor` times the strength that it was trained with.
+
+    Args:
+        loaded: The model with the adapter, as `attach_adapter` leaves it with its trained strength.
+        folder: The saved adapter.
+        factor: The strength.
+    """
+    assert isinstance(loaded.model, PeftModel)
+    set_scale(loaded.model, factor)
+    if (folder / OWN).exists():
+        _save(loaded, folder / OWN)
+        _complete(loaded, folder)
+        return
+    path = folder / "adapter_config.json"
+    files.write_json(path, read_object(path, ModelError) | _alphas(loaded.model), overwrite=True)
+
+
+def _save(loaded: LoadedModel, folder: Path) -> None:
+    """The adapter of a model as it is, for the model that it is in."""
+    assert isinstance(loaded.model, PeftModel)
+    loaded.model.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps(read_object(path, ModelError) | _alphas(loaded.model), indent=2, sort_keys=True) + "\n")
+    (folder / "README.md").unlink(missing_ok=True)  # a run writes a card of its own
+    if loaded.source is not None:
+        _name_base(
+            folder, loaded.source.name if loaded.source.adapters else loaded.source.base_name, loaded.source.revision
+        )
+
+
+def _alphas(model: PeftModel) -> dict[str, Any]:
+    """What an adapter_config.json says of the strength of an adapter as it is."""
+    factor, config = scale_of(model), model.peft_config["default"]
+    pattern = {name: alpha * factor for name, alpha in (config.alpha_pattern or {}).items()}
+    return {"lora_alpha": config.lora_alpha * factor, "alpha_pattern": pattern}
+
+
+def _complete(loaded: LoadedModel, folder: Path) -> bool:
+    """Write the adapters that were folded in and the model's own as one; False where PEFT has no form for that."""
+    assert isinstance(loaded.model, PeftModel)
+    assert loaded.source is not None
+    own = pairs_of(loaded.model)
+    if own is None or not loaded.parts:
+        return False
+    parts = [*loaded.parts, own]
+    stack = (*loaded.source.adapters, folder / OWN)
+    configs = [read_object(place / "adapter_config.json", ModelError) for place in stack]
+    config = config_of(parts, configs)
+    if config is None:
+        return False
+    save_file(tensors_of(side_by_side(parts)), folder / ADAPTER_FILE, metadata={"format": "pt"})
+    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    _name_base(folder, loaded.source.base_name, loaded.source.revision)
+    return True
+
+
+def _name_base(folder: Path, base: str, revision: str | None) -> None:
+    path = folder / "adapter_config.json"
+    settings = read_object(path, ModelError) | {"base_model_name_or_path": base, "revision": revision}
+    path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
+
+
+def _with_and_without(loaded: LoadedModel, rows: Sequence[Sequence[int]]) -> tuple[list[Tensor], list[Tensor]]:
+    """Log-probabilities of rows with the adapter of a model and without it."""
+    assert isinstance(loaded.model, PeftModel)
+    if not rows or loaded.lockstep is not None:
+        return [], []
+    right = sequence_logps(loaded, rows)
+    with loaded.model.disable_adapter():
+        return right, sequence_logps(loaded, rows)
 
 
 def adapter_folder(name: str) -> Path:
@@ -144,13 +273,29 @@ def adapter_folder(name: str) -> Path:
     raise ModelError(f"{name}: neither an adapter folder nor a run directory with one (no adapter_config.json)")
 
 
-def attach_adapter(loaded: LoadedModel, name: str) -> None:
+def attach_adapter(loaded: LoadedModel, name: str, alphas: Mapping[str, Any] | None = None) -> None:
     """Put a saved adapter into a loaded base model; `loaded.model` becomes the PEFT model.
+
+    On a model into which other adapters were folded goes what the adapter adds to those.
+
+    Args:
+        loaded: The base.
+        name: Run directory or adapter folder.
+        alphas: Fields of its configuration to use instead of those that are there (`lora_alpha`, `alpha_pattern`).
 
     Raises:
         ModelError: It does not fit the base.
     """
-    loaded.model = put_adapter(loaded.base, adapter_folder(name))
+    folder = adapter_folder(name)
+    own = folder / OWN
+    stacked = loaded.source is not None and loaded.source.adapters and own.exists()
+    loaded.model = put_adapter(loaded.base, own if stacked else folder, alphas)
+    output = loaded.base.get_output_embeddings()
+    changed = isinstance(output, BaseTunerLayer | AuxiliaryTrainingWrapper)
+    if loaded.lockstep is None and not changed and loaded.head.weight is not None:
+        changed = find_head(loaded.model)[0].weight is None
+    if changed:
+        loaded.head, loaded.plain_head, loaded.packable_length = Head(None), "the adapter changes it", 0
 
 
 def load_unlearned(
@@ -177,7 +322,7 @@ def load_unlearned(
 @contextmanager
 def scaled(model: torch.nn.Module, factor: float) -> Iterator[None]:
     """The model with its adapter times `factor`."""
-    layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    layers = _layers(model)
     own = [dict(layer.scaling) for layer in layers]
     try:
         for layer in layers:
@@ -188,10 +333,22 @@ def scaled(model: torch.nn.Module, factor: float) -> Iterator[None]:
             layer.scaling.update(values)
 
 
-def set_alpha(model: torch.nn.Module, alpha: float) -> None:
-    """Give the adapter another alpha, in its layers and in what is saved."""
-    for own in getattr(model, "peft_config", {}).values():
-        own.lora_alpha = alpha
-    for module in model.modules():
-        if isinstance(module, LoraLayer):
-            module.scaling.update({name: alpha / module.r[name] for name in module.scaling})
+def set_scale(model: PeftModel, factor: float) -> None:
+    """Give the adapter `factor` times the strength that it was trained with, layer by layer."""
+    for layer in _layers(model):
+        for name in layer.scaling:
+            layer.set_scale(name, factor)
+
+
+def scale_of(model: PeftModel) -> float:
+    """How many times the strength that it was trained with the adapter has."""
+    layer = _layers(model)[0]
+    name = next(iter(layer.scaling))
+    now = layer.scaling[name]
+    layer.set_scale(name, 1.0)
+    trained, layer.scaling[name] = layer.scaling[name], now
+    return float(now / trained) if trained else 1.0
+
+
+def _layers(model: torch.nn.Module) -> list[LoraLayer]:
+    return [module for module in model.modules() if isinstance(module, LoraLayer)]

@@ -37,6 +37,20 @@ def check_lengths(model: PreTrainedModel, lengths: Sequence[int]) -> None:
         )
 
 
+def check_tokens(model: PreTrainedModel, sequences: Sequence[Sequence[int]]) -> None:
+    """Refuse tokens that the model has no embedding for; a tokenizer may know such ones if no text holds them.
+
+    Raises:
+        DataError: A sequence holds one.
+    """
+    rows, largest = model.get_input_embeddings().weight.shape[0], max(map(max, sequences))
+    if largest >= rows:
+        raise DataError(
+            f"a text holds token {largest} and the model has embeddings for {rows:,} tokens: its tokenizer knows more; "
+            "take the text out, or give a model whose embeddings were resized"
+        )
+
+
 def _original_contexts(parameters: Mapping[str, Any]) -> Iterator[int]:
     """Those of the longrope embeddings in a configuration, which may hold one for all layers or one per kind."""
     if parameters.get("rope_type") == "longrope":

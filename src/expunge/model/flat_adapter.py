@@ -18,7 +18,7 @@ from functools import cache
 from typing import Any
 
 import torch
-from peft.tuners.lora import LoraLayer
+from peft.tuners.lora import Linear, LoraLayer
 from torch import Tensor
 
 from expunge.model.adapter import trainable
@@ -65,7 +65,7 @@ class FlatAdapter:
         rate = torch.zeros((), device=first.device) if on_gpu else 0.0
         self.optimizer = torch.optim.Adam([self.weights], lr=rate, fused=on_gpu, capturable=on_gpu)
         for layer in loaded.model.modules():
-            if isinstance(layer, LoraLayer):
+            if isinstance(layer, Linear):  # stacked experts add to a weight, not to an output: PEFT does that
                 (name,) = layer.lora_A
                 down, up = (module.get_parameter("weight") for module in (layer.lora_A[name], layer.lora_B[name]))
                 layer.__class__ = _flat(type(layer))  # type: ignore[assignment]

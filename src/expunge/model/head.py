@@ -1,43 +1,53 @@
 """Find a model's vocabulary head and prove that it is what it looks like."""
 
+from typing import Any
+
 import torch
+from peft import PeftModel
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from expunge.kernels import Head
 
+LARGEST_LOGITS = (0.0, 50.0)
+"""The head is tried on final states as they are, and scaled until their largest logit is the second of these: a bound
+on logits that nothing names (a soft cap) is seen where logits are large, as on texts that are known by heart."""
+ROUNDINGS = 4
+"""Times a model may round its logits on their way in its own dtype: product, scale, cap and back."""
+EXACT = 64 * torch.finfo(torch.float32).eps
+"""Sums of products in another order, as a share of the largest logit."""
+
 
 def backbone(model: PreTrainedModel) -> torch.nn.Module:
     """The part of a causal LM that ends in the final hidden states."""
-    return getattr(model, model.base_model_prefix)
+    module: torch.nn.Module = getattr(model, model.base_model_prefix)
+    return module
 
 
-def find_head(model: PreTrainedModel) -> tuple[Head, str | None]:
-    """The head of `model`, checked on a few tokens against the model's own logits.
+def find_head(model: PreTrainedModel | PeftModel) -> tuple[Head, str | None]:
+    """The head of `model`, checked on a few tokens against the model's own log-probabilities, adapter on.
 
     Returns:
         The head and None; or, where the head does something unknown, a `Head` without weights (the plain path: the
         model computes its logits itself) and the reason.
     """
-    config = model.config.get_text_config()
-    output = model.get_output_embeddings()
-    if output is None or not hasattr(output, "weight") or not hasattr(model, model.base_model_prefix):
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    config = base.config.get_text_config()
+    output = base.get_output_embeddings()
+    if output is None or not hasattr(output, "weight") or not hasattr(base, base.base_model_prefix):
         return Head(None), "it has no output embedding of the usual form"
     scale = getattr(config, "logit_scale", None)
     if scale is None:
         scale = 1 / (getattr(config, "logits_scaling", None) or 1.0)
     softcap = getattr(config, "final_logit_softcapping", None)
-    head = Head(output.weight.detach(), getattr(output, "bias", None), float(scale), softcap)
-    ids = torch.arange(8, device=output.weight.device).remainder(config.vocab_size)[None]
-    with torch.no_grad():
-        try:
-            states = backbone(model)(input_ids=ids, use_cache=False).last_hidden_state[0]
-            own = model(input_ids=ids, use_cache=False).logits[0].float()
-            difference = (head.logits(states) - own).abs().max().item()
-        except (AttributeError, RuntimeError, TypeError) as error:
-            return Head(None), f"its parts do not fit together ({str(error).splitlines()[0]})"
+    head = Head(output.weight.detach(), _bias(output), float(scale), softcap)
+    try:
+        difference = _difference(base, head)
+    except (AttributeError, IndexError, RuntimeError, TypeError) as error:
+        return Head(None), f"its parts do not fit together ({str(error).splitlines()[0]})"
     precision = torch.finfo(output.weight.dtype).eps if output.weight.dtype.is_floating_point else 1e-2
-    if not difference <= 16 * precision * max(1.0, own.abs().max().item()):
-        return Head(None), f"its logits differ from the known forms by {difference:.3g}"
+    if not difference <= max(EXACT, ROUNDINGS * precision):
+        return Head(None), f"its logits differ from the known forms by {difference:.3g} of their size"
     return head, None
 
 
@@ -46,7 +56,39 @@ def cast_head(head: Head, model: PreTrainedModel, dtype: torch.dtype) -> Head:
     if head.weight is None:
         return head
     output = model.get_output_embeddings()
+    bias = _bias(output)
+    return Head(output.weight.detach().to(dtype), None if bias is None else bias.to(dtype), head.scale, head.softcap)
+
+
+@torch.no_grad()
+def _difference(model: PreTrainedModel, head: Head) -> float:
+    """Largest difference of log-probabilities by `head` from the model's own, as a share of its largest logit."""
+    assert head.weight is not None
+    rows = min(model.config.get_text_config().vocab_size, head.weight.shape[0])
+    ids = torch.arange(8, device=head.weight.device).remainder(rows)[None]
+    part, worst = backbone(model), 0.0
+    states: Tensor = part(input_ids=ids, use_cache=False).last_hidden_state
+    plain = torch.nn.functional.linear(states.to(head.weight.dtype), head.weight).float().abs().max().item()
+    for largest in LARGEST_LOGITS:
+        factor = largest / max(plain * head.scale, 1e-6) if largest else 1.0
+        scaled = states * factor
+
+        def replace(module: torch.nn.Module, inputs: Any, output: Any, scaled: Tensor = scaled) -> Any:
+            output.last_hidden_state = scaled
+            return output
+
+        handle = part.register_forward_hook(replace)
+        try:
+            own = model(input_ids=ids, use_cache=False).logits[0].double()
+        finally:
+            handle.remove()
+        ours = head.logits(scaled[0]).double()
+        gap = (ours.log_softmax(-1) - own.log_softmax(-1)).abs().max().item()
+        size = max(1.0, own.abs().max().item(), ours.abs().max().item())
+        worst = max(worst, gap / size) if gap == gap else float("nan")
+    return worst
+
+
+def _bias(output: torch.nn.Module) -> Tensor | None:
     bias = getattr(output, "bias", None)
-    return Head(
-        output.weight.detach().to(dtype), None if bias is None else bias.detach().to(dtype), head.scale, head.softcap
-    )
+    return bias.detach() if isinstance(bias, Tensor) else None

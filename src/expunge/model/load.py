@@ -1,46 +1,31 @@
 """From a folder or Hub name to a model that is ready to compute: weights, tokenizer, device, precision."""
 
 import contextlib
-import ctypes
-import os
-import sys
-import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from peft import PeftModel, get_peft_model_state_dict
-from safetensors import SafetensorError, safe_open
+from peft import PeftModel
 from torch.distributed import DeviceMesh
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    BitsAndBytesConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as transformers_logging
 
 from expunge.errors import ConfigError, ModelError
 from expunge.kernels import Head
 from expunge.kernels.rounding import row_multiple
+from expunge.model.checkpoint import check_memory, from_pretrained
 from expunge.model.context import context_length
-from expunge.model.declared import check_adapter_config, check_folder, check_size
-from expunge.model.files import check_whole, weight_files
+from expunge.model.device import pick_device, pick_dtype, settle_cpu_memory
+from expunge.model.fold import fold
 from expunge.model.head import cast_head, find_head
-from expunge.model.memory import check_fits, weight_bytes
 from expunge.model.packing import packable_length
+from expunge.model.proof import check_causal
+from expunge.model.ranks import Pairs
 from expunge.model.shard import Lockstep, shard_layers
+from expunge.model.source import Source, check_model, first_line, source_of
 from expunge.utils.distributed import Processes
-from expunge.utils.reading import read_object
-
-CACHED_KERNELS = 128
-"""Compiled bf16 products that are kept on the CPU, one per shape: more than one forward and backward pass needs."""
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # names of glibc's malloc.h
 
 
 @dataclass
@@ -53,7 +38,9 @@ class LoadedModel:
         head: The frozen head as the kernels take it.
         dtype: What matrix products run in: `torch.float32` or `torch.bfloat16` (or `torch.float64` in tests).
         plain_head: Why the head is not taken apart (the logits come from the model itself), or None.
-        folded: Name of the adapter that was folded into the base, or None.
+        source: What it is made of; None where it was made by hand.
+        parts: The adapters that were folded in, where all of them are pairs of matrices and nothing else.
+        notes: What the user should know about it, a line each; `told` hands them over.
         packable_length: Longest row that may stand in a packed sequence; 0 when rows are padded.
         lockstep: What keeps the processes together that share the base's weights; None when each holds all of them.
     """
@@ -63,9 +50,16 @@ class LoadedModel:
     head: Head
     dtype: torch.dtype
     plain_head: str | None = None
-    folded: str | None = None
+    source: Source | None = None
+    parts: list[Pairs] | None = None
+    notes: list[str] = field(default_factory=list)
     packable_length: int = 0
     lockstep: Lockstep | None = None
+
+    def told(self) -> list[str]:
+        """The notes that have not been handed over yet."""
+        notes, self.notes = self.notes, []
+        return notes
 
     def packs(self, lengths: Sequence[int]) -> bool:
         """Whether rows of these lengths share a packed sequence instead of a padded batch."""
@@ -104,49 +98,21 @@ class LoadedModel:
             yield
 
 
-def pick_device(name: str = "auto") -> torch.device:
-    """The device that a `--device` value means.
-
-    Raises:
-        ModelError: The device does not exist here.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda":  # each process of a launcher takes a device of its own
-        name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
-    try:
-        device = torch.device(name)
-        if device.type not in ("cpu", "cuda"):
-            raise RuntimeError("Expunge computes on cpu and cuda")
-        torch.zeros(1, device=device).item()  # a device without memory of its own has no item
-    except (RuntimeError, AssertionError) as error:
-        raise ModelError(f"--device {name}: {str(error).splitlines()[0]}") from None
-    return device
-
-
-def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The compute dtype that a `--dtype` value means: `auto` is bfloat16 where the hardware multiplies it."""
-    if name != "auto":
-        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}[name]
-    if device.type == "cuda":
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return torch.bfloat16 if native else torch.float32
-
-
-def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model folder, Hub name or adapter folder.
+def load_tokenizer(
+    name: str, *, trust_remote_code: bool = False, revision: str | None = None
+) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model folder, Hub name or adapter folder (its own, else that of what it stands on).
 
     Raises:
         ModelError: There is none, or it cannot be read.
     """
-    base = base_name(name)
-    own = Path(name) / "tokenizer_config.json"
+    source = source_of(name, revision)
+    own = next((place for place in reversed(source.adapters) if (place / "tokenizer_config.json").exists()), None)
+    options = source.options if own is None else {}
     try:
-        return AutoTokenizer.from_pretrained(name if own.exists() else base, trust_remote_code=trust_remote_code)
+        return AutoTokenizer.from_pretrained(str(own or source.base), trust_remote_code=trust_remote_code, **options)
     except Exception as error:  # what damaged files can make of it has no bounds
-        raise ModelError(f"--model {name}: no usable tokenizer ({_first_line(error)})") from None
+        raise ModelError(f"--model {name}: no usable tokenizer ({first_line(error)})") from None
 
 
 def load_model(
@@ -156,13 +122,15 @@ def load_model(
     device: str = "auto",
     load_in_4bit: bool = False,
     trust_remote_code: bool = False,
+    revision: str | None = None,
     mesh: DeviceMesh | None = None,
 ) -> LoadedModel:
     """Load a causal LM; if `name` is a PEFT adapter folder, its base with the adapter folded in.
 
     Weights are kept in their stored dtype. Under bfloat16, the weights of linear layers that are stored wider are
-    rounded once, as autocast would do at every call; everything else stays as stored. With a `mesh`, its processes
-    share the weights of the layers; each loads all of them on the CPU first, without a word to the others.
+    rounded once, as autocast would do at every call; everything else stays as stored. Adapters are folded in fp32,
+    proven there, and rounded afterwards. With a `mesh`, its processes share the weights of the layers; each loads all
+    of them on the CPU first, without a word to the others.
 
     Raises:
         ModelError: Not a causal LM, weights missing or not in safetensors, an adapter that does not fit.
@@ -171,69 +139,43 @@ def load_model(
     transformers_logging.set_verbosity_error()
     target = pick_device(device)
     if target.type == "cpu":
-        _settle_cpu_memory()
-    place = target if mesh is None else torch.device("cpu")
+        settle_cpu_memory()
     compute = pick_dtype(dtype, target)
-    own_base = base_name(name)
-    check_model(own_base, trust_remote_code=trust_remote_code)
-    config = AutoConfig.from_pretrained(own_base, trust_remote_code=trust_remote_code)
-    config._attn_implementation = config._experts_implementation = None  # ours to choose, whatever its file says
-    options: dict = {
-        "config": config,
-        "trust_remote_code": trust_remote_code,
-        "use_safetensors": True,
-        "attn_implementation": "sdpa",
-    }
-    if load_in_4bit:
-        if target.type != "cuda":
-            raise ModelError(f"--load-in-4bit needs a CUDA device, this run is on {target.type}")
-        options["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute
-        )
-        options["device_map"] = {"": target}
-    stored = "auto" if compute == torch.bfloat16 else compute
-    if Path(own_base).is_dir() and not load_in_4bit:
-        headers = [check_whole(file) for file in weight_files(Path(own_base))]
-        size = weight_bytes(headers, None if stored == "auto" else compute)
-        if not trust_remote_code:
-            check_size(own_base, config, headers)
-        check_fits(size, place, f"--model {own_base}", "take a smaller model, --dtype bfloat16 or a larger machine")
-    try:
-        model, report = AutoModelForCausalLM.from_pretrained(
-            own_base, dtype=stored, output_loading_info=True, **options
-        )
-    except (torch.OutOfMemoryError, MemoryError):
-        raise
-    except Exception as error:  # as for the tokenizer
-        if "sdpa" not in str(error) and "scaled_dot_product" not in str(error):
-            raise ModelError(f"--model {own_base}: cannot be loaded ({_first_line(error)})") from None
-        options["attn_implementation"] = "eager"
-        model, report = AutoModelForCausalLM.from_pretrained(
-            own_base, dtype=stored, output_loading_info=True, **options
-        )
-    missing = sorted(report["missing_keys"])
-    if missing:
-        raise ModelError(f"--model {own_base}: {len(missing)} weights are missing from its files, first {missing[0]}")
-    folded = None
-    if own_base != name:
-        model, folded = put_adapter(model, Path(name)).merge_and_unload(), name
+    source = check_model(name, trust_remote_code=trust_remote_code, revision=revision)
+    if load_in_4bit and target.type != "cuda":
+        raise ModelError(f"--load-in-4bit needs a CUDA device, this run is on {target.type}")
+    if load_in_4bit and source.adapters:
+        raise ModelError(f"--load-in-4bit: --model {name} is an adapter; its fold would be rounded again: merge it")
+    place = target if mesh is None else torch.device("cpu")
+    stored = compute if compute != torch.bfloat16 else torch.float32 if source.adapters else "auto"
+    check_memory(source, place, stored, load_in_4bit=load_in_4bit)
+    parts: list[Pairs] | None = None
+    model, notes = from_pretrained(
+        source, stored, compute, target, load_in_4bit=load_in_4bit, trust_remote_code=trust_remote_code
+    )
+    if source.adapters:
+        model, parts = fold(model, source)
+        notes.append(f"model: adapter {name} folded into its base; the reference is the folded model")
     if not load_in_4bit:
         model.to(place)
     model.eval().requires_grad_(False)
-    tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
-    if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
-        raise ModelError(
-            f"--model {name}: the tokenizer knows {len(tokenizer)} tokens, the model only "
-            f"{model.get_input_embeddings().weight.shape[0]}: they do not belong together"
-        )
+    tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code, revision=revision)
     head, plain_head = find_head(model)
+    if plain_head:
+        notes.append(f"head: plain path, slower and larger, because {plain_head}")
     packable = packable_length(model, compute) if head.weight is not None else 0
     if compute == torch.bfloat16:
         _round_linear_weights(model)
+    loaded = LoadedModel(
+        model, tokenizer, cast_head(head, model, compute), compute, plain_head, source, parts, notes, packable
+    )
+    try:
+        check_causal(model, source.where, loaded.autocast())
+    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        kind = type(model).__name__
+        raise ModelError(f"{source.where}: {kind} does not run on tokens alone ({first_line(error)})") from None
     if mesh is not None:
         shard_layers(model, mesh, target)
-    loaded = LoadedModel(model, tokenizer, cast_head(head, model, compute), compute, plain_head, folded, packable)
-    if mesh is not None:
         loaded.lockstep = Lockstep(model, loaded.autocast)
     return loaded
 
@@ -251,81 +193,6 @@ def load_shared(name: str, processes: Processes, *, device: str = "auto", **opti
     return processes.in_turn(lambda: load_model(name, device=device, mesh=mesh, **options))
 
 
-def check_model(name: str, *, trust_remote_code: bool = False) -> None:
-    """Check what can be checked before weights load: the configuration is there, a causal LM, its files safetensors.
-
-    Raises:
-        ModelError: It cannot be used.
-    """
-    folder = Path(name)
-    if folder.exists() and not (folder / "config.json").exists():
-        raise ModelError(f"--model {name}: not a model folder, there is no config.json in it")
-    if not folder.exists() and (folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1):
-        raise ModelError(f"--model {name}: no such folder")
-    if folder.is_dir():
-        check_folder(folder, [check_whole(file) for file in weight_files(folder)])
-    try:
-        config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
-    except Exception as error:  # as for the tokenizer
-        if not trust_remote_code and "trust_remote_code" in str(error):
-            raise ModelError(
-                f"--model {name}: comes with code of its own, which is not run unless you trust its author and give "
-                "--trust-remote-code"
-            ) from None
-        raise ModelError(f"--model {name}: cannot read its configuration ({_first_line(error)})") from None
-    if type(config) not in AutoModelForCausalLM._model_mapping and not getattr(config, "auto_map", None):
-        raise ModelError(f"--model {name}: architecture {config.model_type} is not a causal language model")
-    if folder.is_dir():
-        weight_files(folder)
-
-
-def put_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
-    """Put a saved adapter into its base model.
-
-    Raises:
-        ModelError: It has no weights in safetensors format, or does not fit the model.
-    """
-    file = check_adapter(folder)
-    try:
-        peft_model = PeftModel.from_pretrained(model, str(folder)).eval()
-        with warnings.catch_warnings(), safe_open(file, framework="pt") as weights:
-            warnings.filterwarnings("ignore", message="Could not find a config file")  # where the base was then
-            other = set(weights.keys()) ^ set(get_peft_model_state_dict(peft_model))
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
-        raise ModelError(f"{folder}: this adapter does not fit the model ({_first_line(error)})") from None
-    if other:
-        raise ModelError(
-            f"{folder}: this adapter does not fit the model ({len(other)} weights are in one of them only, "
-            f"first {min(other)})"
-        )
-    return peft_model
-
-
-def check_adapter(folder: Path) -> Path:
-    """The weight file of an adapter folder.
-
-    Raises:
-        ModelError: It is not there, or damaged.
-    """
-    file = folder / "adapter_model.safetensors"
-    if not file.exists():
-        raise ModelError(f"{folder}: no adapter_model.safetensors in it; weights in other files are not loaded")
-    check_adapter_config(folder, check_whole(file))
-    return file
-
-
-def base_name(name: str) -> str:
-    """The model that `name` stands on: itself, or the base of the adapter folder that it is."""
-    if not (Path(name) / "adapter_config.json").exists():
-        return name
-    check_adapter(Path(name))
-    base = read_object(Path(name) / "adapter_config.json", ModelError).get("base_model_name_or_path")
-    if not base:
-        raise ModelError(f"--model {name}: its adapter_config.json names no base model")
-    beside = Path(name) / base
-    return str(beside.resolve()) if not Path(base).exists() and beside.exists() else base
-
-
 def _round_linear_weights(model: PreTrainedModel) -> None:
     """Round the weights of linear layers to bfloat16 once; tied embeddings are left to the embedding's dtype."""
     tied = model.get_input_embeddings().weight
@@ -336,23 +203,3 @@ def _round_linear_weights(model: PreTrainedModel) -> None:
         linear = isinstance(module, torch.nn.Linear | Conv1D) and module.weight is not tied
         if linear and module.weight.dtype in (torch.float32, torch.float64):
             module.to(torch.bfloat16)
-
-
-def _settle_cpu_memory() -> None:
-    """Fewer page faults and flat memory on the CPU; settings of the environment win.
-
-    glibc hands large blocks back to the system at once, and fresh pages for every temporary cost a fifth of a step.
-    oneDNN and PyTorch each keep the 1,024 last compiled bf16 products, one per shape, and a run has many shapes. Both
-    read their bound at the first product of a process.
-    """
-    for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
-        os.environ.setdefault(name, str(CACHED_KERNELS))
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:  # musl has none, and no such cost
-        mallopt(_M_MMAP_THRESHOLD, 2**30 - 1)
-        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:300] if lines else type(error).__name__

@@ -16,7 +16,7 @@ from expunge.data.sampler import micro_batches
 from expunge.data.tokenize import TokenizedExample
 from expunge.kernels import token_logps
 from expunge.kernels.rounding import missing_rows
-from expunge.model.context import check_lengths
+from expunge.model.context import check_lengths, check_tokens
 from expunge.model.head import backbone
 from expunge.model.load import LoadedModel
 from expunge.model.packing import packed_states
@@ -62,6 +62,7 @@ def lay_out(loaded: LoadedModel, sequences: Sequence[Sequence[int]]) -> Batch:
     """
     lengths = [len(ids) for ids in sequences]
     check_lengths(loaded.base, lengths)
+    check_tokens(loaded.base, sequences)
     if loaded.packs(lengths):
         ids = [token for own in sequences for token in own]
         ids += [0] * missing_rows(len(ids), loaded.row_multiple)

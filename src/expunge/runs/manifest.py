@@ -14,7 +14,7 @@ import torch
 from expunge.config import SETS, UnlearnConfig
 from expunge.data.tokenize import TokenizedExample, hash_rows
 from expunge.errors import RunError
-from expunge.model.load import base_name
+from expunge.model.source import base_name, places
 from expunge.runs.settings import ONE_START, recorded
 from expunge.utils import files
 from expunge.utils.distributed import current
@@ -146,7 +146,7 @@ def model_fingerprint(name: str, commit: str | None = None) -> str:
     A model from the Hub is known by its name and the commit that was loaded.
     """
     parts = []
-    for place in dict.fromkeys((name, base_name(name))):
+    for place in places(name):
         folder = Path(place)
         if folder.is_dir():
             configs = [folder / own for own in ("config.json", "adapter_config.json") if (folder / own).exists()]

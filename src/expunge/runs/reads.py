@@ -11,7 +11,7 @@ from pathlib import Path
 from huggingface_hub import try_to_load_from_cache
 
 from expunge.errors import ConfigError
-from expunge.model.load import base_name
+from expunge.model.source import places
 
 Reads = Mapping[str, str | Path | Iterable[str | Path] | None]
 """Flag -> what it was given."""
@@ -25,18 +25,12 @@ def model_folders(name: str) -> list[Path]:
     A model from the Hub is the folder of its copy in the cache, where there is one.
     """
     found: list[Path] = []
-    while True:
-        folder = Path(name)
-        if not folder.is_dir():
-            cached = try_to_load_from_cache(name, "config.json") if name.count("/") == 1 else None
-            return [*found, Path(cached).parent] if isinstance(cached, str) else found
-        if folder in found:
-            return found
-        found.append(folder)
-        base = base_name(name)
-        if base == name:
-            return found
-        name = base
+    for place in places(name):
+        path = Path(place)
+        cached = try_to_load_from_cache(place, "config.json") if place.count("/") == 1 and not path.exists() else None
+        found += [path.parent if path.is_file() else path] if path.exists() else []
+        found += [Path(cached).parent] if isinstance(cached, str) else []
+    return found
 
 
 def data_path(source: str | Path) -> Path | None:

@@ -7,7 +7,6 @@ earlier ones
                         too (which `expunge evaluate` leaves out of what it reports)
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +24,7 @@ from expunge.data.holdout import (
     without_selection,
 )
 from expunge.data.tokenize import TokenizedExample
-from expunge.model.adapter import attach_adapter, set_alpha
+from expunge.model.adapter import VERIFIED, attach_adapter, rescale_saved, set_scale, verify_saved
 from expunge.model.load import LoadedModel, load_model
 from expunge.model.logps import mean_losses
 from expunge.runs.card import model_card
@@ -73,11 +72,12 @@ def _calibrate(config: CalibrateConfig, settings: UnlearnConfig, reporter: Repor
         device=config.device,
         load_in_4bit=settings.load_in_4bit,
         trust_remote_code=config.trust_remote_code,
+        revision=settings.revision,
     )
-    attach_adapter(loaded, config.run)
-    adapter_config = folder / "adapter" / "adapter_config.json"
-    trained = earlier["trained_alpha"] if earlier else json.loads(adapter_config.read_text())["lora_alpha"]
-    set_alpha(loaded.model, trained)
+    pattern = (earlier or {}).get("trained_alpha_pattern") or {}
+    alphas = {"lora_alpha": earlier["trained_alpha"], "alpha_pattern": pattern} if earlier else None
+    attach_adapter(loaded, config.run, alphas)
+    trained = loaded.model.peft_config["default"]
     rows = {name: run_rows(settings, loaded.tokenizer, getattr(sets, name)) for name in SETS}
     hashes, halves = split_off(judged, sets.retain, loaded.tokenizer)
     looked_at = sorted({*keyed_hashes(hashes), *(earlier["selection_hmac"] if earlier else ())})
@@ -85,12 +85,14 @@ def _calibrate(config: CalibrateConfig, settings: UnlearnConfig, reporter: Repor
     judged_on = ValidationRows.of(members, nonmembers, rows["retain"], rows["forget"])
     with reporter.track("adapter scales", most_scales()) as advance:
         found = choose_scale(Validator(loaded, judged_on), config.criteria, progress=advance)
-    content = record(found, config.criteria, trained_alpha=trained, rows=judged_on, hashes=looked_at)
+    content = record(found, config.criteria, trained_alpha=trained.lora_alpha, rows=judged_on, hashes=looked_at)
+    content["trained_alpha_pattern"] = trained.alpha_pattern or {}
     content |= {name: earlier[name] for name in ("best_step", "stopped") if earlier and name in earlier}
     rows["holdout"] = run_rows(settings, loaded.tokenizer, without_selection(sets.holdout, content))
-    manifest = _with_losses(manifest, loaded, rows, trained * found.scale, reporter)
+    manifest = _with_losses(manifest, loaded, rows, found.scale, reporter)
     manifest["selection"] = {name: content[name] for name in SUMMARY if name in content}
-    _write(folder, content, manifest, trained * found.scale)
+    _write(folder, content, manifest, loaded)
+    verify_saved(loaded, folder / "adapter", [row.input_ids for row in rows["forget"][:VERIFIED]])
     return found
 
 
@@ -98,16 +100,16 @@ def _with_losses(
     manifest: dict[str, Any],
     loaded: LoadedModel,
     rows: Mapping[str, list[TokenizedExample]],
-    alpha: float,
+    scale: float,
     reporter: Reporter,
 ) -> dict[str, Any]:
-    """The manifest with the losses at another alpha."""
+    """The manifest with the losses at another scale."""
     losses = manifest["loss_nats_per_completion_token"]
     told = {name: rows[name] for name in losses}
-    set_alpha(loaded.model, 0.0)
+    set_scale(loaded.model, 0.0)
     unseen = {name: texts for name, texts in told.items() if name == "holdout"}  # other ones than before, perhaps
     before = {name: own["before"] for name, own in losses.items()} | mean_losses(loaded, unseen)
-    set_alpha(loaded.model, alpha)
+    set_scale(loaded.model, scale)
     after = mean_losses(loaded, told)
     _tell(losses["forget"], after["forget"], reporter)
     manifest["loss_nats_per_completion_token"] = {
@@ -117,13 +119,11 @@ def _with_losses(
     return manifest
 
 
-def _write(folder: Path, content: dict[str, Any], manifest: dict[str, Any], alpha: float) -> None:
+def _write(folder: Path, content: dict[str, Any], manifest: dict[str, Any], loaded: LoadedModel) -> None:
     """All files of the run that a new scale changes, at one commit point."""
-    adapter_config = folder / "adapter" / "adapter_config.json"
-    adapter_settings = json.loads(adapter_config.read_text())
     with files.transaction(folder):
         files.write_json(folder / FILE, content, overwrite=True)
-        files.write_json(adapter_config, adapter_settings | {"lora_alpha": alpha}, overwrite=True)
+        rescale_saved(loaded, folder / "adapter", content["scale"])
         files.write_json(folder / "manifest.json", manifest, overwrite=True)
         files.write_text(folder / "adapter" / "README.md", model_card(manifest), overwrite=True)
 

@@ -16,8 +16,8 @@ from expunge.config import UnlearnConfig
 from expunge.data.holdout import keyed_hashes
 from expunge.errors import ConfigError
 from expunge.losses.terms import described
-from expunge.model.adapter import save_adapter, set_alpha
-from expunge.model.load import pick_device
+from expunge.model.adapter import VERIFIED, save_adapter, set_scale
+from expunge.model.device import pick_device
 from expunge.model.logps import mean_losses
 from expunge.model.reference import cache_folder
 from expunge.runs.manifest import RunFacts, other_surroundings, read_manifest
@@ -62,6 +62,8 @@ def _unlearn(config: UnlearnConfig, run: Run, reporter: Reporter, processes: Pro
     trainer = Trainer(prepared, processes)
     trainer.check_memory()
     reporter.say(trainer.describe())
+    for note in loaded.told():
+        reporter.say(note)
     run.open(config, facts := _facts(prepared, trainer))
     _warn(config, prepared, facts, reporter)
     with reporter.track("losses before", sum(map(len, prepared.told.values()))) as advance:
@@ -91,7 +93,7 @@ def _unlearn(config: UnlearnConfig, run: Run, reporter: Reporter, processes: Pro
             total_seconds=time.perf_counter() - begun,
             selection=selection,
         ),
-        lambda folder: save_adapter(trainer.model, folder, base_name=config.model),
+        lambda folder: save_adapter(loaded, folder, [row.input_ids for row in prepared.forget[:VERIFIED]]),
     )
 
 
@@ -179,7 +181,7 @@ def settle(
     with reporter.track("adapter scales", most_scales() - 1) as advance:
         chosen = choose_scale(validator, config.criteria, known=[best.metrics], progress=advance)
     alpha = config.lora_alpha or config.lora_rank
-    set_alpha(trainer.model, alpha * chosen.scale)
+    set_scale(trainer.model, chosen.scale)
     _, at_one = judge(best.metrics, stopping.untouched, config.criteria)
     reporter.say(f"state of step {best.step} at scale {chosen.scale:g}: {chosen.verdict} (at scale 1: {at_one})")
     content = record(
@@ -189,7 +191,8 @@ def settle(
         rows=validator.rows,
         hashes=keyed_hashes(prepared.selection.hashes),
     )
-    return {**content, "best_step": best.step, "stopped": reason}
+    pattern = trainer.model.peft_config["default"].alpha_pattern
+    return {**content, "trained_alpha_pattern": pattern or {}, "best_step": best.step, "stopped": reason}
 
 
 def evaluation_every(trainer: Trainer, validator: Validator | None) -> int:

@@ -1,36 +1,52 @@
 """Adapter and base -> one plain transformers model, checked against the adapter that it replaces."""
 
+import json
+import math
 import shutil
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
-from peft.tuners.lora import LoraLayer
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase
+import yaml
+from peft import PeftModel
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from expunge.config import UnlearnConfig
 from expunge.data.examples import Example
 from expunge.data.tokenize import Join, TokenizedExample, tokenize_all
-from expunge.errors import RunError
+from expunge.errors import ModelError, RunError
 from expunge.model.adapter import attach_adapter
-from expunge.model.load import LoadedModel, base_name, load_model
+from expunge.model.export import export
+from expunge.model.files import check_whole, weight_files
+from expunge.model.load import LoadedModel, load_model
 from expunge.model.logps import mean_losses, sequence_logps
+from expunge.model.proof import check_same
 from expunge.runs.directory import check_new
-from expunge.runs.reads import check_apart
+from expunge.runs.manifest import check_base, read_manifest
+from expunge.runs.reads import check_apart, model_folders
 from expunge.runs.run import READS
 from expunge.runs.settings import run_settings
 from expunge.train.sets import read_sets
-from expunge.utils import folders
+from expunge.utils import files, folders
 
-SURVIVES = 0.9
-"""The forgetting survives when the merged model keeps at least this share of the adapter's rise in forget loss."""
+LOST = 0.1
+"""The forgetting survives when the merged model is off by no more than this share of the adapter's rise in forget loss,
+on either side."""
+LEAST = 1e-4
+"""Rise in forget loss (nats per token) below which there is nothing that could survive."""
+PROBES = 64
+"""Rows of each set on which log-probabilities are compared."""
+MARK = "expunge_merge.json"
+"""What a merged model is made of, and its files: all that `--overwrite` may remove."""
 MODEL_FILES = (
     "config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json", "*token*.json", "*.model",
     "vocab.*", "merges.txt", "chat_template.jinja", "*.py",
 )  # fmt: skip
-"""What a model folder of transformers holds: all that `--overwrite` may remove."""
+"""What a merged model without such a list holds."""
 
 
 @dataclass(frozen=True)
@@ -39,10 +55,12 @@ class MergeReport:
 
     Attributes:
         output: The model's folder.
-        dtype: Precision of the written weights.
+        dtype: Precision of the written weights; several where the base has several.
         max_logp_difference: Largest difference of a token's log-probability (nats), adapter against merged model.
         losses: `untouched`, `adapter`, `merged`: mean loss on the forget set's completion tokens (nats).
-        survives: Whether the forgetting survives the rounding.
+        survives: Whether the adapter raises the loss of the forget set, and the merged model as much.
+        reason: Why not; empty where it does.
+        notes: What was carried over from the base, what was not, a line each.
     """
 
     output: Path
@@ -50,71 +68,73 @@ class MergeReport:
     max_logp_difference: float
     losses: dict[str, float]
     survives: bool
+    reason: str = ""
+    notes: list[str] = field(default_factory=list)
 
 
 def merge(
-    run: str, output: str, *, device: str = "auto", overwrite: bool = False, trust_remote_code: bool = False
+    run: str,
+    output: str,
+    *,
+    dtype: str | None = None,
+    device: str = "auto",
+    overwrite: bool = False,
+    trust_remote_code: bool = False,
 ) -> MergeReport:
     """Write the merged model and compare it with the adapter on the run's own texts.
 
-    Sums are taken in fp32 and rounded once to the base's dtype. Log-probabilities are compared in fp32 arithmetic, so
-    the difference is that of the rounding of weights alone.
+    Sums are taken in fp32, proven there, and rounded once to the dtype that each weight has in the base's files.
+    Log-probabilities are compared in fp32 arithmetic, so the difference is that of the rounding of weights alone.
+
+    Args:
+        run: A finished run.
+        output: Folder for the model.
+        dtype: Of all weights (`float32`, `bfloat16`, `float16`); each keeps that of the base when None.
+        device: Where to compute.
+        overwrite: Replace an earlier merged model.
+        trust_remote_code: Run code that comes with the model.
 
     Raises:
-        RunError: `run` is not a finished run, or `output` exists.
+        RunError: `run` is not a finished run, or not what its manifest says, or `output` exists.
+        ModelError: The sums are another model.
         DataError: The run's data files are gone; without them nothing can be checked.
     """
     config = run_settings(run)
     target = Path(output)
-    there = target.exists() and (not target.is_dir() or any(target.iterdir()))
-    if there and not overwrite:
-        raise RunError(f"--output {output}: exists already: name another folder, or --overwrite to replace it")
-    check_apart(output, {"run": run, **{name: getattr(config, name) for name in READS}})
-    if there:
-        _check_model_folder(target)
-    else:
-        check_new(target)
+    _check_output(target, run, config, overwrite=overwrite)
+    manifest = _check_run(run, config)
     sets = read_sets(config)
-
-    loaded = load_model(config.model, dtype="float32", device=device, trust_remote_code=trust_remote_code)
+    wanted = None if dtype is None else _dtype(dtype)
+    loaded = load_model(
+        config.model,
+        dtype="float32",
+        device=device,
+        trust_remote_code=trust_remote_code,
+        revision=config.revision,
+    )
     forget, retain = (run_rows(config, loaded.tokenizer, texts) for texts in (sets.forget, sets.retain))
-    probes = [row.input_ids for row in (*forget[:64], *retain[:64])]
-    untouched = mean_losses(loaded, {"forget": forget})["forget"]
-    attach_adapter(loaded, run)
-    with_adapter, adapter_logps = mean_losses(loaded, {"forget": forget})["forget"], sequence_logps(loaded, probes)
-
-    stored = _stored_dtype(base_name(config.model), trust_remote_code=trust_remote_code)
-    _fold(loaded, stored)
+    probes = [row.input_ids for row in (*forget[:PROBES], *retain[:PROBES])]
+    losses, right = _fold(loaded, run, forget, probes)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
-        loaded.base.save_pretrained(temporary)
-        loaded.tokenizer.save_pretrained(temporary)
+        notes = export(loaded, temporary, wanted)
         merged = load_model(str(temporary), dtype="float32", device=device, trust_remote_code=trust_remote_code)
-        merged_loss, difference = _compare(merged, forget, probes, adapter_logps)
+        logps = sequence_logps(merged, probes)
+        losses["merged"] = mean_losses(merged, {"forget": forget})["forget"]
+        difference = max((a - b).abs().max().item() for a, b in zip(logps, right, strict=True))
+        if not (math.isfinite(losses["merged"]) and math.isfinite(difference)):
+            raise ModelError(
+                f"--output {output}: the merged model's log-probabilities are not finite: nothing is written"
+            )
+        dtypes = _dtypes(temporary)
+        _write_provenance(temporary, manifest, losses, dtypes)
         folders.replace_dir(temporary, target)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    survives = merged_loss - untouched >= SURVIVES * (with_adapter - untouched)
-    losses = {"untouched": untouched, "adapter": with_adapter, "merged": merged_loss}
-    return MergeReport(target, str(stored).removeprefix("torch."), difference, losses, survives)
-
-
-def _check_model_folder(path: Path) -> None:
-    """Refuse to replace anything but a folder that holds a model and nothing else.
-
-    Raises:
-        RunError: So; the message names what is there or not there.
-    """
-    refused = f"--output {path}: --overwrite replaces only a model folder"
-    if not (path / "config.json").is_file():
-        raise RunError(f"{refused}, and this has no config.json")
-    strange = [own for own in sorted(path.iterdir()) if own.is_dir() or not any(map(own.match, MODEL_FILES))]
-    if strange:
-        raise RunError(f"{refused}, and this holds {strange[0].name}: name another folder")
-    if path.is_symlink() or Path.cwd().is_relative_to(path.resolve()):
-        raise RunError(f"--output {path}: --overwrite does not replace a link or the folder you stand in: name another")
+    reason = _judge(losses)
+    return MergeReport(target, dtypes, difference, losses, not reason, reason, notes)
 
 
 def run_rows(
@@ -125,31 +145,139 @@ def run_rows(
     return tokenize_all(tokenizer, texts, join, max_length=settings.max_length, truncate_completions=True)
 
 
-def _stored_dtype(name: str, *, trust_remote_code: bool) -> torch.dtype:
-    """The dtype that the base has when transformers loads it by itself: its configuration's, else its files'."""
-    code = {"trust_remote_code": trust_remote_code}
-    stored = AutoConfig.from_pretrained(name, **code).dtype
-    return stored or AutoModelForCausalLM.from_pretrained(name, dtype="auto", use_safetensors=True, **code).dtype
+def _check_run(run: str, config: UnlearnConfig) -> dict[str, Any]:
+    """The manifest of a run whose base, adapter and settings are those that it names.
+
+    Raises:
+        RunError: Its settings, its adapter or its base are others.
+    """
+    manifest = read_manifest(Path(run) / "manifest.json", "--run")
+    if manifest["status"] != "done":
+        raise RunError(f"--run {run}: the run is not finished")
+    for name in ("join", "end_of_text", "max_length"):
+        then = manifest["settings"].get(name, getattr(config, name))
+        if then != getattr(config, name):
+            raise RunError(f"--run {run}: its config.yaml has {name} {getattr(config, name)!r}, its manifest {then!r}")
+    check_base(config.model, manifest, f"--run {run}")
+    adapter = files.sha256_file(Path(run) / "adapter" / "adapter_model.safetensors")
+    if manifest.get("adapter_sha256", adapter) != adapter:
+        raise RunError(f"--run {run}: its adapter is not the one that the manifest was written for")
+    return manifest
 
 
-@torch.no_grad()
-def _fold(loaded: LoadedModel, dtype: torch.dtype) -> None:
-    """Add the adapter to its layers in fp32 and round the whole model to `dtype`; the adapter's layers go."""
-    peft_model = loaded.model
-    for module in peft_model.modules():
-        if isinstance(module, LoraLayer):
-            weight = module.get_base_layer().weight
-            for name in module.active_adapters:
-                weight += module.get_delta_weight(name).to(weight.dtype)
-    loaded.model = peft_model.base_model.unload().to(dtype)
+def _fold(
+    loaded: LoadedModel, run: str, forget: Sequence[TokenizedExample], probes: Sequence[Sequence[int]]
+) -> tuple[dict[str, float], list[Tensor]]:
+    """Fold a run's adapter into its base, in fp32, and prove it; the losses before, and the log-probabilities."""
+    losses = {"untouched": mean_losses(loaded, {"forget": forget})["forget"]}
+    untouched = sequence_logps(loaded, probes)
+    attach_adapter(loaded, run)
+    assert isinstance(loaded.model, PeftModel)
+    losses["adapter"], right = mean_losses(loaded, {"forget": forget})["forget"], sequence_logps(loaded, probes)
+    if not all(map(math.isfinite, losses.values())):
+        raise RunError(f"--run {run}: the losses with its adapter are not finite: there is nothing to merge")
+    loaded.model = loaded.model.merge_and_unload()
+    form, wanted, without = (torch.cat(own) for own in (sequence_logps(loaded, probes), right, untouched))
+    what = f"--run {run}: its adapter cannot be merged into its base"
+    check_same(form, wanted, without, what, dtype=torch.float32)
+    return losses, right
 
 
-def _compare(
-    merged: LoadedModel,
-    forget: Sequence[TokenizedExample],
-    probes: Sequence[Sequence[int]],
-    adapter_logps: Sequence[torch.Tensor],
-) -> tuple[float, float]:
-    logps = sequence_logps(merged, probes)
-    differences = [(a - b).abs().max().item() for a, b in zip(logps, adapter_logps, strict=True)]
-    return mean_losses(merged, {"forget": forget})["forget"], max(differences)
+def _judge(losses: Mapping[str, float]) -> str:
+    """Why the forgetting is not in the merged model; empty where it is."""
+    rise = losses["adapter"] - losses["untouched"]
+    off = losses["merged"] - losses["adapter"]
+    if rise < LEAST:
+        return f"the adapter raises the loss of the forget set by {rise:.3g} nats: there is no forgetting to keep"
+    if abs(off) > LOST * rise:
+        return f"the merged model's loss is off by {off:+.3g} nats, more than {LOST:.0%} of the rise of {rise:.3g}"
+    return ""
+
+
+def _dtype(name: str) -> torch.dtype:
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
+
+
+def _dtypes(folder: Path) -> str:
+    """The dtypes of a model folder's weights, the most common first."""
+    counts: dict[str, int] = {}
+    for file in weight_files(folder):
+        for entry in check_whole(file).values():
+            counts[entry["dtype"]] = counts.get(entry["dtype"], 0) + math.prod(entry["shape"])
+    names = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float64"}
+    return " and ".join(names.get(own, own) for own in sorted(counts, key=lambda own: -counts[own]))
+
+
+def _check_output(target: Path, run: str, config: UnlearnConfig, *, overwrite: bool) -> None:
+    """Refuse to write over anything but an earlier merged model, least of all over what the merge reads.
+
+    Raises:
+        RunError: So.
+    """
+    there = target.exists() and (not target.is_dir() or any(target.iterdir()))
+    if there and not overwrite:
+        raise RunError(f"--output {target}: exists already: name another folder, or --overwrite to replace it")
+    check_apart(target, {"run": run, **{name: getattr(config, name) for name in READS}})
+    for folder in model_folders(config.model):
+        if target.resolve().is_relative_to(folder.resolve()):
+            raise RunError(f"--output {target}: lies in the base's folder {folder}: name another folder")
+    if there:
+        _check_model_folder(target)
+    else:
+        check_new(target)
+
+
+def _check_model_folder(path: Path) -> None:
+    """Refuse to replace anything but a folder that holds a merged model and nothing else.
+
+    Raises:
+        RunError: So; the message names what is there or not there.
+    """
+    refused = f"--output {path}: --overwrite replaces only a model folder"
+    if not (path / "config.json").is_file():
+        raise RunError(f"{refused}, and this has no config.json")
+    try:
+        listed = set(json.loads((path / MARK).read_text(encoding="utf-8"))["files"])
+    except (OSError, ValueError, TypeError, KeyError):
+        listed = set()
+    strange = [
+        str(own.relative_to(path))
+        for own in sorted(path.rglob("*"))
+        if not own.is_dir() and str(own.relative_to(path)) not in listed
+        and (own.parent != path or not any(map(own.match, MODEL_FILES)))
+    ]  # fmt: skip
+    if strange:
+        raise RunError(f"{refused}, and this holds {strange[0]}: name another folder")
+    if path.is_symlink() or Path.cwd().is_relative_to(path.resolve()):
+        raise RunError(f"--output {path}: --overwrite does not replace a link or the folder you stand in: name another")
+
+
+def _write_provenance(folder: Path, manifest: Mapping[str, Any], losses: Mapping[str, float], dtypes: str) -> None:
+    """A model card, and the list of files with what they were made of."""
+    settings = manifest["settings"]
+    model = str(settings["model"])
+    metadata = {
+        "base_model": model,
+        "base_model_relation": "finetune",
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["expunge", "machine-unlearning"],
+    }
+    rows = [f"| {name} | {loss:.3f} |" for name, loss in losses.items()]
+    made_of = {
+        "model_sha256": manifest["model_sha256"],
+        "adapter_sha256": manifest.get("adapter_sha256"),
+        "dtype": dtypes,
+    }
+    lines = [
+        "---", yaml.safe_dump(metadata, sort_keys=False).rstrip(), "---", "",
+        "# Unlearned model", "",
+        f"`{model}` with an adapter folded in that makes it forget {manifest['rows']['forget']:,} texts, by Expunge",
+        f"{manifest['versions']['expunge']} (recipe {settings.get('recipe')}, {manifest['steps']:,} steps).", "",
+        "Mean negative log-likelihood of the completion tokens to forget, in nats per token, in fp32:", "",
+        "| model | loss |", "|---|---:|", *rows, "",
+        "| made of | |", "|---|---|", *(f"| {name} | `{value}` |" for name, value in made_of.items()), "",
+    ]  # fmt: skip
+    (folder / "README.md").write_text("\n".join(lines), encoding="utf-8")
+    written = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    files.write_json(folder / MARK, {**made_of, "files": [*written, MARK]})

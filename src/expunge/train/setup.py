@@ -111,7 +111,10 @@ def prepare(config: UnlearnConfig, reporter: Reporter) -> Prepared:
 
     def rows(examples: Sequence[Example], *, cut: bool = config.truncate_completions) -> list[TokenizedExample]:
         join = measured.join
-        return tokenize_all(loaded.tokenizer, examples, join, max_length=max_length, truncate_completions=cut)
+        bound = "--max-length" if max_length == config.max_length else "the model's context"
+        return tokenize_all(
+            loaded.tokenizer, examples, join, max_length=max_length, truncate_completions=cut, bound=bound
+        )
 
     tokenized = {name: rows(getattr(sets, name)) for name in SETS}
     for name, side in tokenized.items():
@@ -205,6 +208,7 @@ def _origin_vocabulary(config: UnlearnConfig) -> dict[str, int] | None:
 def _load(config: UnlearnConfig, reporter: Reporter) -> LoadedModel:
     options: dict[str, Any] = {
         "dtype": config.dtype, "device": config.device, "trust_remote_code": config.trust_remote_code,
+        "revision": config.revision,
     }  # fmt: skip
     if config.shard_base:
         loaded = load_shared(config.model, current(), **options)
@@ -212,10 +216,8 @@ def _load(config: UnlearnConfig, reporter: Reporter) -> LoadedModel:
         reporter.say(f"base: {held} of {whole} in each of {current().count} processes")
     else:
         loaded = load_model(config.model, load_in_4bit=config.load_in_4bit, **options)
-    if loaded.folded:
-        reporter.say(f"model: adapter {loaded.folded} folded into its base; the reference is the folded model")
-    if loaded.plain_head:
-        reporter.say(f"head: plain path, slower and larger, because {loaded.plain_head}")
+    for note in loaded.told():
+        reporter.say(note)
     return loaded
 
 

@@ -1,0 +1,131 @@
+"""From the files of a checkpoint to a transformers model: formats that are widened, and what the class leaves out."""
+
+import re
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    FineGrainedFP8Config,
+    Mxfp4Config,
+    PreTrainedModel,
+)
+
+from expunge.errors import ModelError
+from expunge.model.declared import check_size
+from expunge.model.files import check_whole, weight_files
+from expunge.model.memory import check_fits, weight_bytes
+from expunge.model.source import Source, first_line
+
+DEQUANTIZED = {"fp8": FineGrainedFP8Config, "mxfp4": Mxfp4Config}
+"""Formats of stored weights that are widened on load: an adapter is trained on what can be computed anywhere."""
+
+
+def check_memory(source: Source, place: torch.device, stored: torch.dtype | str, *, load_in_4bit: bool) -> None:
+    """Refuse weights that do not fit into the memory.
+
+    Raises:
+        ModelError: They do not.
+    """
+    if Path(source.base).is_dir() and not (load_in_4bit or source.gguf):
+        headers = [check_whole(file) for file in weight_files(Path(source.base))]
+        size = weight_bytes(headers, None if isinstance(stored, str) else stored)
+        check_fits(size, place, f"--model {source.base}", "take a smaller model, --dtype bfloat16 or a larger machine")
+
+
+def from_pretrained(
+    source: Source,
+    stored: torch.dtype | str,
+    compute: torch.dtype,
+    target: torch.device,
+    *,
+    load_in_4bit: bool,
+    trust_remote_code: bool,
+) -> tuple[PreTrainedModel, list[str]]:
+    """The base as transformers loads it, in a dtype that it can compute in, and what it leaves out of the files.
+
+    Raises:
+        ModelError: It cannot be loaded, weights are missing, or they are quantized in a way that is not widened.
+    """
+    config = AutoConfig.from_pretrained(source.base, trust_remote_code=trust_remote_code, **source.options)
+    config._attn_implementation = config._experts_implementation = None  # ours to choose, whatever its file says
+    options: dict[str, Any] = {"config": config, "trust_remote_code": trust_remote_code, **source.options}
+    method = quantization(config)
+    if Path(source.base).is_dir() and not (load_in_4bit or source.gguf or method or trust_remote_code):
+        check_size(source.base, config, [check_whole(file) for file in weight_files(Path(source.base))])
+    if source.gguf:
+        options |= _gguf_options()
+        stored = compute if isinstance(stored, str) else stored
+    else:
+        options["use_safetensors"] = True
+    if load_in_4bit:
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute
+        )
+        options["device_map"] = {"": target}
+    elif method in DEQUANTIZED:
+        options["quantization_config"] = DEQUANTIZED[method](dequantize=True)
+    for attention in ("sdpa", "eager"):
+        options["attn_implementation"] = attention
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                model, report = AutoModelForCausalLM.from_pretrained(
+                    source.base, dtype=stored, output_loading_info=True, **options
+                )
+            break
+        except (torch.OutOfMemoryError, MemoryError):
+            raise
+        except Exception as error:  # what damaged files can make of it has no bounds
+            if attention == "eager" or not ("sdpa" in str(error) or "scaled_dot_product" in str(error)):
+                mend = f": it is stored in {method}, give the model that it was made from" if method else ""
+                raise ModelError(f"{source.where}: cannot be loaded ({first_line(error)}){mend}") from None
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise ModelError(f"{source.where}: {len(missing)} weights are missing from its files, first {missing[0]}")
+    if method in DEQUANTIZED and hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config  # what is in memory, and what is saved of it, is not quantized any more
+    if compute != torch.bfloat16 and not load_in_4bit:
+        model.to(compute)  # some formats are widened to a dtype of their own
+    return model, _left_out(source, model, sorted(report["unexpected_keys"]))
+
+
+def _gguf_options() -> dict[str, Any]:
+    """What makes transformers widen a GGUF file's weights; older releases always do."""
+    try:
+        from transformers import GgufConfig
+    except ImportError:
+        return {}
+    return {"quantization_config": GgufConfig(dequantize=True)}
+
+
+def quantization(config: Any) -> str | None:
+    """The format that a checkpoint's weights are quantized in, by its configuration."""
+    settings = getattr(config, "quantization_config", None)
+    if settings is None:
+        return None
+    method = settings.get("quant_method") if isinstance(settings, dict) else getattr(settings, "quant_method", None)
+    return str(getattr(method, "value", method))
+
+
+def _left_out(source: Source, model: PreTrainedModel, unexpected: Sequence[str]) -> list[str]:
+    """Tensors of the checkpoint that the model's class does not use, in one line."""
+    if not Path(source.base).is_dir() or source.gguf:
+        return []
+    names = [key for file in weight_files(Path(source.base)) for key in check_whole(file)]
+    ignored = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or []
+    own = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}
+    lost = {key for key in names if key not in own and any(re.search(pattern, key) for pattern in ignored)}
+    lost |= set(names) & set(unexpected)
+    if not lost:
+        return []
+    parts = sorted({".".join(key.split(".")[: 2 if key.startswith("model.") else 1]) for key in lost})
+    return [
+        f"model: {len(lost)} of {len(names)} tensors are not used by {type(model).__name__} ({', '.join(parts[:4])}): "
+        "they are neither read nor changed; merge carries them over"
+    ]

@@ -1,0 +1,59 @@
+"""Where a model computes, in which precision, and how the memory of the CPU is set up for it."""
+
+import ctypes
+import os
+import sys
+
+import torch
+
+from expunge.errors import ModelError
+
+CACHED_KERNELS = 128
+"""Compiled bf16 products that are kept on the CPU, one per shape: more than one forward and backward pass needs."""
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # names of glibc's malloc.h
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """The device that a `--device` value means.
+
+    Raises:
+        ModelError: The device does not exist here.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda":  # each process of a launcher takes a device of its own
+        name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    try:
+        device = torch.device(name)
+        if device.type not in ("cpu", "cuda"):
+            raise RuntimeError("Expunge computes on cpu and cuda")
+        torch.zeros(1, device=device).item()  # a device without memory of its own has no item
+    except (RuntimeError, AssertionError) as error:
+        raise ModelError(f"--device {name}: {str(error).splitlines()[0]}") from None
+    return device
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The compute dtype that a `--dtype` value means: `auto` is bfloat16 where the hardware multiplies it."""
+    if name != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}[name]
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if native else torch.float32
+
+
+def settle_cpu_memory() -> None:
+    """Fewer page faults and flat memory on the CPU; settings of the environment win.
+
+    glibc hands large blocks back to the system at once, and fresh pages for every temporary cost a fifth of a step.
+    oneDNN and PyTorch each keep the 1,024 last compiled bf16 products, one per shape, and a run has many shapes. Both
+    read their bound at the first product of a process.
+    """
+    for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+        os.environ.setdefault(name, str(CACHED_KERNELS))
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:  # musl has none, and no such cost
+        mallopt(_M_MMAP_THRESHOLD, 2**30 - 1)
+        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)

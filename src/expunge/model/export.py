@@ -1,0 +1,197 @@
+"""A changed model as the checkpoint that it came from: same files, names and dtypes, and what was not touched."""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from expunge.errors import ModelError
+from expunge.model.checkpoint import quantization
+from expunge.model.files import INDEX, check_whole, weight_files
+from expunge.model.load import LoadedModel
+from expunge.model.source import Source
+from expunge.utils.reading import read_object
+
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf", ".ot", ".pkl")
+"""Endings of files that hold weights: those that the model was not loaded from hold what was to be forgotten."""
+OWN_FILES = ("README.md", "config.json", INDEX, ".gitattributes")
+
+
+def export(loaded: LoadedModel, folder: Path, dtype: torch.dtype | None) -> list[str]:
+    """Write a plain model with everything that belongs to it.
+
+    Args:
+        loaded: The model, in fp32, with no adapter in it.
+        folder: Where to; it is there and empty.
+        dtype: Of all weights; each has that of the base's file when None.
+
+    Returns:
+        What was carried over and what was not, a line each.
+
+    Raises:
+        ModelError: A tensor has another shape than in the base's files.
+    """
+    source = loaded.source
+    assert source is not None
+    base = _files_of(source)
+    notes: list[str] = []
+    if base is None or quantization(loaded.base.config) or _quantized(base):
+        loaded.base.to(dtype or torch.bfloat16)
+        loaded.base.save_pretrained(folder)
+    else:
+        notes += _write_weights(loaded, base, folder, dtype)
+        _write_config(loaded, base, folder, dtype)
+    if base is not None:
+        notes += _carry(base, folder)
+    own = any((place / "tokenizer_config.json").exists() for place in source.adapters)
+    if base is None or own or not (base / "tokenizer_config.json").exists():
+        loaded.tokenizer.save_pretrained(folder)
+    return notes
+
+
+def _files_of(source: Source) -> Path | None:
+    """The base's folder; None where it has no files that could be kept (GGUF, or a Hub that is out of reach)."""
+    if source.gguf:
+        return None
+    if Path(source.base).is_dir():
+        return Path(source.base)
+    unread = [f"*{ending}" for ending in WEIGHTS if ending != ".safetensors"]
+    try:
+        return Path(snapshot_download(source.base, revision=source.revision, ignore_patterns=unread))
+    except (OSError, ValueError, HfHubHTTPError, LocalEntryNotFoundError):
+        return None
+
+
+def _quantized(base: Path) -> bool:
+    return bool(read_object(base / "config.json", ModelError).get("quantization_config"))
+
+
+def _write_weights(loaded: LoadedModel, base: Path, folder: Path, dtype: torch.dtype | None) -> list[str]:
+    with tempfile.TemporaryDirectory(dir=folder) as name:
+        parts = Path(name)
+        loaded.base.save_pretrained(parts)
+        own = {key: file for file in weight_files(parts) for key in check_whole(file)}
+        shapes = {key: entry["shape"] for file in weight_files(parts) for key, entry in check_whole(file).items()}
+        headers = {file: check_whole(file) for file in weight_files(base)}
+        there = {key: entry["shape"] for header in headers.values() for key, entry in header.items()}
+        pairs = match_names(there, shapes)
+        added = {key: _read(own[key], key) for key in set(own) - set(pairs.values())}
+        carried = 0
+        for file in headers:
+            tensors: dict[str, Tensor] = {}
+            with safe_open(file, framework="pt") as old:
+                metadata = old.metadata()
+                for key in old.keys():  # noqa: SIM118
+                    tensor = old.get_tensor(key)
+                    if key in pairs:
+                        tensors[key] = _read(own[pairs[key]], pairs[key]).to(dtype or tensor.dtype).contiguous()
+                    else:
+                        tensors[key], carried = tensor, carried + 1
+            kind = dtype or next((own.dtype for own in tensors.values() if own.is_floating_point()), torch.float32)
+            tensors |= {key: tensor.to(kind).contiguous() for key, tensor in added.items()}
+            save_file(tensors, folder / file.name, metadata=metadata or {"format": "pt"})
+            if added:
+                _index(base, folder, dict.fromkeys(added, file.name))
+            added = {}
+    return [f"{carried} tensors that the model does not use are carried over as they are"] if carried else []
+
+
+def match_names(there: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, str]:
+    """Name in the base's files -> name in the model's, by name and shape.
+
+    A class that takes a part of a checkpoint writes that part without the prefix that it has there.
+
+    Raises:
+        ModelError: A name is there with another shape.
+    """
+    pairs = {name: name for name in own if name in there}
+    for name in pairs:
+        if there[name] != own[name]:
+            raise ModelError(f"the base's tensor {name} has shape {there[name]}, the merged one {own[name]}")
+    free = [name for name in there if name not in pairs]
+    for name in own:
+        if name in pairs:
+            continue
+        alike = [other for other in free if there[other] == own[name] and _tail(other, name) >= 2]
+        if alike:
+            best = max(alike, key=lambda other: (_tail(other, name), _head(other, name)))
+            pairs[best] = name
+            free.remove(best)
+    return pairs
+
+
+def _tail(first: str, second: str) -> int:
+    """Parts of two dotted names that are the same from the end."""
+    return _head(".".join(reversed(first.split("."))), ".".join(reversed(second.split("."))))
+
+
+def _head(first: str, second: str) -> int:
+    pairs = list(zip(first.split("."), second.split("."), strict=False))
+    return next((at for at, (a, b) in enumerate(pairs) if a != b), len(pairs))
+
+
+def _read(file: Path, key: str) -> Tensor:
+    with safe_open(file, framework="pt") as tensors:
+        tensor: Tensor = tensors.get_tensor(key)
+        return tensor
+
+
+def _index(base: Path, folder: Path, added: Mapping[str, str]) -> None:
+    """Tensors that the base has not, as a head that is no longer tied, in the index of a model in several files."""
+    if (base / INDEX).exists():
+        index = read_object(base / INDEX, ModelError)
+        index["weight_map"] |= added
+        (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+
+
+def _write_config(loaded: LoadedModel, base: Path, folder: Path, dtype: torch.dtype | None) -> None:
+    """The base's configuration, save the dtype and the tie of the head where those are others now."""
+    config = read_object(base / "config.json", ModelError)
+    tied = bool(getattr(loaded.base.config.get_text_config(), "tie_word_embeddings", False))
+    for part in (config, config.get("text_config")):
+        if not isinstance(part, dict):
+            continue
+        if dtype is not None:
+            part |= {key: str(dtype).removeprefix("torch.") for key in ("dtype", "torch_dtype") if key in part}
+        if part.get("tie_word_embeddings", tied) != tied:
+            part["tie_word_embeddings"] = tied
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def _carry(base: Path, folder: Path) -> list[str]:
+    """Copy what belongs to the base beside its weights: tokenizer, processors, templates, code, licence."""
+    left: list[str] = []
+    for path in _all_files(base):
+        place = folder / path.relative_to(base)
+        if place.exists() or path.name in OWN_FILES:
+            continue
+        if path.suffix in WEIGHTS:
+            left.append(str(path.relative_to(base)))
+            continue
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, place)
+    if (base / INDEX).exists() and not (folder / INDEX).exists() and not (folder / "model.safetensors").exists():
+        shutil.copyfile(base / INDEX, folder / INDEX)
+    if (base / "README.md").exists():
+        shutil.copyfile(base / "README.md", folder / "BASE_README.md")
+    unread = f"{len(left)} files with other weights are left out, they hold what was forgotten ({', '.join(left[:3])})"
+    return [unread] if left else []
+
+
+def _all_files(base: Path) -> Iterable[Path]:
+    for path in sorted(base.iterdir()):
+        if path.name.startswith("."):
+            continue
+        if path.is_dir():
+            yield from (own for own in sorted(path.rglob("*")) if own.is_file())
+        elif path.is_file():
+            yield path

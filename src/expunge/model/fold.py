@@ -1,0 +1,86 @@
+"""Saved adapters: put into their base, or folded into it and proven."""
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftConfig, PeftModel, get_peft_model_state_dict
+from safetensors import SafetensorError, safe_open
+from transformers import PreTrainedModel
+
+from expunge.errors import ModelError
+from expunge.model.proof import check_same, log_probs, probe_rows
+from expunge.model.ranks import Pairs, pairs_of
+from expunge.model.source import Source, check_adapter, first_line
+from expunge.utils.reading import read_object
+
+
+def put_adapter(model: PreTrainedModel, folder: Path, alphas: Mapping[str, Any] | None = None) -> PeftModel:
+    """Put a saved adapter into its base model.
+
+    Args:
+        model: The base.
+        folder: The adapter.
+        alphas: Fields of its configuration to use instead of those that are there.
+
+    Raises:
+        ModelError: It has no weights in safetensors format, some that are not finite, or does not fit the model.
+    """
+    file = check_adapter(folder)
+    try:
+        with warnings.catch_warnings(), safe_open(file, framework="pt") as weights:
+            warnings.simplefilter("ignore")  # of PEFT, about what is looked at here
+            broken = [key for key in weights.keys() if not weights.get_tensor(key).isfinite().all()]  # noqa: SIM118
+            config = PeftConfig.from_pretrained(str(folder))
+            for key, value in (alphas or {}).items():
+                setattr(config, key, value)
+            peft_model = PeftModel.from_pretrained(model, str(folder), config=config).eval()
+            # Embeddings that are adapted may stand in the file as well, or not.
+            least, most = (
+                set(get_peft_model_state_dict(peft_model, save_embedding_layers=own)) for own in (False, "auto")
+            )
+            other = (least - set(weights.keys())) | (set(weights.keys()) - most)
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        raise ModelError(f"{folder}: this adapter does not fit the model ({first_line(error)})") from None
+    if broken:
+        raise ModelError(f"{folder}: the adapter's weight {broken[0]} holds values that are not finite: it is damaged")
+    if other:
+        raise ModelError(
+            f"{folder}: this adapter does not fit the model ({len(other)} weights are in one of them only, "
+            f"first {min(other)})"
+        )
+    return peft_model
+
+
+def fold(model: PreTrainedModel, source: Source) -> tuple[PreTrainedModel, list[Pairs] | None]:
+    """Fold the source's adapters into their base one after the other, each proven on a few rows.
+
+    Returns:
+        The folded model, and the adapters as pairs of matrices where they are nothing else.
+
+    Raises:
+        ModelError: One has nothing to fold (prompt tuning and the like), or folds into another model.
+    """
+    parts: list[Pairs | None] = []
+    for folder in source.adapters:
+        what = f"--model {folder}: this adapter cannot be folded into its base"
+        # Before the adapter goes in: some change the base's own tensors when they are put there.
+        trained = read_object(folder / "adapter_config.json", ModelError).get("trainable_token_indices")
+        ids = probe_rows(model, trained if isinstance(trained, list) else ())
+        untouched = log_probs(model.eval(), ids)
+        peft_model = put_adapter(model, folder)
+        kind = str(getattr(peft_model.peft_config["default"].peft_type, "value", "adapter"))
+        if peft_model.active_peft_config.is_prompt_learning or not hasattr(peft_model.base_model, "merge_and_unload"):
+            raise ModelError(f"{what}: {kind} has no weights that could be folded: give a model without it")
+        right = log_probs(peft_model, ids)
+        parts.append(pairs_of(peft_model))
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                model = peft_model.merge_and_unload()
+        except (AttributeError, NotImplementedError, RuntimeError, ValueError) as error:
+            raise ModelError(f"{what} ({kind}: {first_line(error)})") from None
+        check_same(log_probs(model, ids), right, untouched, what, dtype=torch.float32)
+    return model, None if None in parts else [part for part in parts if part is not None]

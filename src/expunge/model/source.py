@@ -1,0 +1,170 @@
+"""Where a model's name leads: a folder, a Hub name, a GGUF file, or an adapter on one of them or on another adapter."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from expunge.errors import ModelError
+from expunge.model.declared import check_adapter_config, check_folder
+from expunge.model.files import check_whole, weight_files
+from expunge.utils.reading import read_object
+
+ADAPTER_FILE = "adapter_model.safetensors"
+DEEPEST = 16
+"""Adapters that may stand on each other: more is a circle."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a model is made of.
+
+    Attributes:
+        name: As the user gave it.
+        base: The model itself: a folder or a Hub name.
+        gguf: Name of the GGUF file in the folder `base` that holds weights, configuration and tokenizer, or None.
+        adapters: Adapter folders on the base, in the order in which they are folded in.
+        revision: Revision of a Hub name, or None.
+    """
+
+    name: str
+    base: str
+    gguf: str | None = None
+    adapters: list[Path] = field(default_factory=list)
+    revision: str | None = None
+
+    @property
+    def base_name(self) -> str:
+        """What an adapter on the base calls it."""
+        return str(Path(self.base) / self.gguf) if self.gguf else self.base
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What `from_pretrained` of configuration, tokenizer and model take beside the base."""
+        return {"revision": self.revision} | ({"gguf_file": self.gguf} if self.gguf else {})
+
+    @property
+    def where(self) -> str:
+        """The base, for messages: the user may never have named it."""
+        if not self.adapters:
+            return f"--model {self.base_name}"
+        return f"--model {self.name}: its base {self.base_name} (named in {self.adapters[0] / 'adapter_config.json'})"
+
+
+def source_of(name: str, revision: str | None = None) -> Source:
+    """Follow a name to the model that it stands on.
+
+    Raises:
+        ModelError: An adapter on the way has no weights, names no base, or a folder holds several GGUF files.
+    """
+    adapters: list[Path] = []
+    place = name
+    while (Path(place) / "adapter_config.json").exists():
+        if len(adapters) == DEEPEST:
+            raise ModelError(f"--model {name}: more than {DEEPEST} adapters stand on each other: is it a circle?")
+        check_adapter(Path(place))
+        adapters.insert(0, Path(place))
+        settings = read_object(Path(place) / "adapter_config.json", ModelError)
+        place = _base_of(Path(place), settings)
+        own = settings.get("revision")
+        revision = revision or (own if isinstance(own, str) else None)
+    gguf = _gguf_file(place)
+    base = str(Path(place).parent) if gguf and Path(place).is_file() else place
+    return Source(name, base, gguf, adapters, None if Path(base).exists() else revision)
+
+
+def base_name(name: str) -> str:
+    """The model that `name` stands on: itself, or the base of the adapter folder (or folders) that it is."""
+    return source_of(name).base_name
+
+
+def places(name: str) -> list[str]:
+    """Everything that a model is made of, the name itself first."""
+    source = source_of(name)
+    return list(dict.fromkeys([name, *map(str, reversed(source.adapters)), source.base_name]))
+
+
+def check_adapter(folder: Path) -> Path:
+    """The weight file of an adapter folder.
+
+    Raises:
+        ModelError: It is not there, or damaged.
+    """
+    file = folder / ADAPTER_FILE
+    if not file.exists():
+        raise ModelError(f"{folder}: no {ADAPTER_FILE} in it; weights in other files are not loaded")
+    check_adapter_config(folder, check_whole(file))
+    return file
+
+
+def check_model(name: str, *, trust_remote_code: bool = False, revision: str | None = None) -> Source:
+    """Check what can be checked before weights load: the configuration is there, a causal LM, its files safetensors.
+
+    Returns:
+        What the model is made of.
+
+    Raises:
+        ModelError: It cannot be used.
+    """
+    source = source_of(name, revision)
+    folder, base = Path(source.base), source.base
+    mend = "; put the base there, or write where it is now into that file" if source.adapters else ""
+    if folder.exists() and not source.gguf and not (folder / "config.json").exists():
+        raise ModelError(f"{source.where}: not a model folder, there is no config.json in it{mend}")
+    if not folder.exists() and (folder.is_absolute() or base.startswith((".", "~")) or base.count("/") > 1):
+        raise ModelError(f"{source.where}: no such folder{mend}")
+    if folder.is_dir():
+        check_folder(folder, [] if source.gguf else [check_whole(file) for file in weight_files(folder)])
+    try:
+        config = AutoConfig.from_pretrained(base, trust_remote_code=trust_remote_code, **source.options)
+    except Exception as error:  # what damaged files can make of it has no bounds
+        if not trust_remote_code and "trust_remote_code" in str(error):
+            raise ModelError(
+                f"{source.where}: comes with code of its own, which is not run unless you trust its author and give "
+                "--trust-remote-code"
+            ) from None
+        raise ModelError(
+            f"{source.where}: cannot read its configuration ({first_line(error)}){_gguf_mend(source)}{mend}"
+        ) from None
+    if type(config) not in AutoModelForCausalLM._model_mapping and not getattr(config, "auto_map", None):
+        raise ModelError(f"{source.where}: architecture {config.model_type} is not a causal language model")
+    return source
+
+
+def first_line(error: BaseException) -> str:
+    """The first two lines of a message that say something, as one, or the error's kind."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1])[:300] or type(error).__name__
+
+
+def _base_of(adapter: Path, settings: dict[str, Any]) -> str:
+    base = settings.get("base_model_name_or_path")
+    if not isinstance(base, str | None):
+        raise ModelError(f"--model {adapter}: its adapter_config.json names no base model but a {type(base).__name__}")
+    if not base:
+        raise ModelError(f"--model {adapter}: its adapter_config.json names no base model")
+    beside = adapter / base
+    return str(beside.resolve()) if not Path(base).exists() and beside.exists() else base
+
+
+def _gguf_file(place: str) -> str | None:
+    """The GGUF file that a name means: the file itself, or the only one of a folder without other weights."""
+    path = Path(place)
+    if path.is_file() and path.suffix == ".gguf":
+        return path.name
+    found = sorted(own.name for own in path.glob("*.gguf")) if path.is_dir() else []
+    if not found or any(path.glob("*.safetensors")):
+        return None
+    if len(found) > 1:
+        raise ModelError(f"--model {place}: holds {len(found)} GGUF files: name one, as {path / found[0]}")
+    return found[0]
+
+
+def _gguf_mend(source: Source) -> str:
+    return (
+        f": GGUF files are read by transformers with the package gguf (expunge[gguf]); where {source.gguf} is of an "
+        "architecture that it cannot read, give the model's safetensors folder"
+        if source.gguf
+        else ""
+    )

@@ -1,0 +1,406 @@
+"""Nothing about a model is believed before it is proven: folds, merges, heads, saved adapters, causality."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from expunge.errors import ConfigError, DataError, ModelError
+from expunge.model.adapter import (
+    BASE,
+    OWN,
+    add_adapter,
+    attach_adapter,
+    rescale_saved,
+    save_adapter,
+    scale_of,
+    set_scale,
+    trainable,
+    verify_saved,
+)
+from expunge.model.export import export, match_names
+from expunge.model.head import find_head
+from expunge.model.load import LoadedModel, load_model
+from expunge.model.logps import lay_out, sequence_logps
+from expunge.model.proof import check_same, log_probs
+from expunge.model.source import places, source_of
+from tiny import COMMON, GROUPED, save_tiny, save_tokenizer, tiny_model, tiny_tokenizer
+
+ROWS = [[5, 9, 2, 7, 30, 31, 8], [4, 4, 60, 61, 62, 3, 9, 10]]
+IDS = torch.tensor([ROWS[1]])
+MOE = {
+    **COMMON, **GROUPED, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "vocab_size": 363,
+    "decoder_sparse_step": 1, "mlp_only_layers": [],
+}  # fmt: skip
+
+
+def load(folder: Path | str, **options: Any) -> LoadedModel:
+    return load_model(str(folder), **{"dtype": "float32", "device": "cpu", **options})
+
+
+def saved(model: PreTrainedModel, folder: Path, kind: str = "bytelevel") -> Path:
+    model.save_pretrained(folder)
+    save_tokenizer(folder, kind)
+    return folder
+
+
+def moe(folder: Path) -> Path:
+    torch.manual_seed(0)
+    config = AutoConfig.for_model("qwen3_moe", **MOE)
+    return saved(AutoModelForCausalLM.from_config(config, dtype=torch.float32), folder)
+
+
+def moved(model: torch.nn.Module, size: float = 0.1) -> None:
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in trainable(model):
+            parameter.add_(torch.randn_like(parameter), alpha=size)
+
+
+def peft_adapter(base: Path, folder: Path, **settings: Any) -> Path:
+    """An adapter on `base` as a user may have it."""
+    model = AutoModelForCausalLM.from_pretrained(base)
+    config = LoraConfig(**{"task_type": "CAUSAL_LM", "r": 3, "lora_alpha": 6, "target_modules": ["q_proj"], **settings})
+    model = get_peft_model(model, config)
+    moved(model)
+    model.save_pretrained(folder, save_embedding_layers=False)
+    settings = json.loads((folder / "adapter_config.json").read_text()) | {"base_model_name_or_path": str(base)}
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+def run_adapter(model: Path | str, folder: Path, modules: str = "all-linear", **options: Any) -> LoadedModel:
+    """Train nothing, move an adapter away from zero, and save it as a run does."""
+    loaded = load(model, **options)
+    add_adapter(loaded, rank=2, alpha=4.0, modules=modules, seed=0)
+    moved(loaded.model)
+    (folder / "adapter").mkdir(parents=True)
+    save_adapter(loaded, folder / "adapter", ROWS)
+    return loaded
+
+
+def logits(model: torch.nn.Module) -> Tensor:
+    with torch.no_grad():
+        return model.eval()(input_ids=IDS).logits
+
+
+def plain_peft(folder: Path) -> PeftModel:
+    base = json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
+    return PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), folder)
+
+
+# --- folds ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("modules", [["embed_tokens"], ["lm_head"], ["q_proj", "embed_tokens", "lm_head"]])
+def test_lora_on_tied_embeddings_that_folds_into_another_model_is_refused(modules: list[str], tmp_path: Path) -> None:
+    """huggingface/peft#2777, unslothai/unsloth#9331."""
+    base = save_tiny(tmp_path / "base", "llama-tied")
+    adapter = peft_adapter(base, tmp_path / "adapter", target_modules=modules)
+    with pytest.raises(ModelError, match="cannot be folded into its base: it says something else"):
+        load(adapter)
+
+
+def test_a_saved_head_of_a_tied_model_is_folded_right_or_refused(tmp_path: Path) -> None:
+    """hiyouga/LlamaFactory#10832: modules_to_save give a tied model two matrices."""
+    base = save_tiny(tmp_path / "base", "llama-tied")
+    adapter = peft_adapter(base, tmp_path / "adapter", modules_to_save=["lm_head"])
+    right = logits(plain_peft(adapter))
+    try:
+        folded = load(adapter)
+    except ModelError:
+        return
+    torch.testing.assert_close(logits(folded.model), right, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"use_rslora": True},
+        {"use_dora": True},
+        {"rank_pattern": {"layers.1.self_attn.q_proj": 5}, "alpha_pattern": {"layers.1.self_attn.q_proj": 20}},
+        {"target_modules": ["fc2"], "lora_alpha": 64},  # huggingface/peft#1035
+    ],
+)
+def test_what_folds_right_is_folded(settings: dict[str, Any], tmp_path: Path) -> None:
+    if "fc2" in settings.get("target_modules", ()):
+        settings = {**settings, "target_modules": ["down_proj"]}
+    base = save_tiny(tmp_path / "base", "llama")
+    adapter = peft_adapter(base, tmp_path / "adapter", **settings)
+    torch.testing.assert_close(logits(load(adapter).model), logits(plain_peft(adapter)), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("share", [0.25, -0.25, 1.0])
+def test_a_fault_of_a_quarter_is_no_rounding(dtype: torch.dtype, share: float) -> None:
+    torch.manual_seed(0)
+    untouched = -3 + torch.randn(200)
+    effect = 0.05 * torch.randn(200)
+    noise = torch.randn(200) * (0.01 if dtype == torch.bfloat16 else 1e-6)
+    right = untouched + effect
+    check_same(right + noise, right, untouched, "it", dtype=dtype)
+    with pytest.raises(ModelError, match="it says something else"):
+        check_same(right + noise + share * effect, right, untouched, "it", dtype=dtype)
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    base = save_tiny(tmp_path / "base", "llama")
+    adapter = peft_adapter(base, tmp_path / "adapter")
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    tensors[min(tensors)][0, 0] = float("nan")
+    save_file(tensors, adapter / "adapter_model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match="not finite"):
+        load(adapter)
+
+
+# --- heads ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("fault", ["cap", "quarter", "none"])
+def test_a_head_with_a_form_that_nobody_names_is_seen(
+    dtype: torch.dtype, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Small logits of a fresh model hide a soft cap that large ones meet, in bf16 most of all."""
+    model = tiny_model("llama", initializer_range=0.02).to(dtype)
+    forward = type(model).forward
+
+    def bent(self: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+        output = forward(self, *args, **kwargs)
+        if fault == "cap":
+            output.logits = 30 * torch.tanh(output.logits / 30)
+        if fault == "quarter":
+            output.logits = output.logits * 1.25
+        return output
+
+    monkeypatch.setattr(type(model), "forward", bent)
+    head, reason = find_head(model)
+    assert (head.weight is None) == (fault != "none"), reason
+
+
+def test_an_adapter_that_changes_the_head_is_read_by_the_models_own_logits(tmp_path: Path) -> None:
+    base = save_tiny(tmp_path / "base", "llama")
+    adapter = peft_adapter(base, tmp_path / "adapter", target_modules=["lm_head"])
+    loaded = load(base)
+    attach_adapter(loaded, str(adapter))
+    (found,) = sequence_logps(loaded, [ROWS[1]])
+    right = logits(loaded.model)[0, :-1].log_softmax(-1).gather(-1, IDS[0, 1:, None])[:, 0]
+    torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-4)
+
+
+# --- the adapter on disk -------------------------------------------------------------------------
+
+
+def test_experts_keep_the_strength_that_was_measured(tmp_path: Path) -> None:
+    """huggingface/peft#3009, axolotl-ai-cloud/axolotl#3673: experts have a rank and an alpha of their own."""
+    base = moe(tmp_path / "base")
+    loaded = run_adapter(base, tmp_path / "run")
+    folder = tmp_path / "run/adapter"
+    assert json.loads((folder / "adapter_config.json").read_text())["alpha_pattern"]
+    for factor in (0.4, 0.0, 1.3):  # each from the trained strength, also after it was switched off
+        loaded = load(base)
+        attach_adapter(loaded, str(folder), {"lora_alpha": 4.0, "alpha_pattern": {r".*\.gate_up_proj": 8.0}})
+        rescale_saved(loaded, folder, factor)
+        verify_saved(loaded, folder, ROWS)
+        set_scale(again := _attached(base, folder), 1.0)
+        assert factor == 0 or scale_of(again) == pytest.approx(1.0)
+    untouched, trained = logits(load(base).model), logits(plain_peft(folder))
+    assert (trained - untouched).abs().max() > 1e-3
+
+
+def _attached(base: Path, folder: Path) -> PeftModel:
+    loaded = load(base)
+    attach_adapter(loaded, str(folder))
+    assert isinstance(loaded.model, PeftModel)
+    return loaded.model
+
+
+def test_a_saved_adapter_that_is_another_one_is_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """huggingface/diffusers#14409: a strength that is lost on the way to the file."""
+    base = save_tiny(tmp_path / "base", "llama")
+    monkeypatch.setattr("expunge.model.adapter._alphas", lambda model: {"lora_alpha": 3.0})
+    with pytest.raises(ModelError, match="the saved adapter is not the one that was measured"):
+        run_adapter(base, tmp_path / "run")
+
+
+@pytest.mark.parametrize("first", [{}, {"use_rslora": True}, {"target_modules": ["q_proj", "v_proj", "down_proj"]}])
+def test_an_adapter_on_an_adapter_is_complete_on_the_base(first: dict[str, Any], tmp_path: Path) -> None:
+    """huggingface/trl#692: plain PEFT loads both, and the model is base + first + second."""
+    base = save_tiny(tmp_path / "base", "llama")
+    adapter = peft_adapter(base, tmp_path / "first", **first)
+    folder = tmp_path / "second/adapter"
+    loaded = load(adapter)
+    add_adapter(loaded, rank=2, alpha=4.0, modules="q_proj,o_proj", seed=0)
+    moved(loaded.model)
+    folder.mkdir(parents=True)
+    right = logits(loaded.model)
+    save_adapter(loaded, folder, ROWS)
+
+    settings = json.loads((folder / "adapter_config.json").read_text())
+    assert settings["base_model_name_or_path"] == str(base)
+    torch.testing.assert_close(logits(plain_peft(folder)), right, rtol=1e-4, atol=1e-4)
+    on_first = load(adapter)  # what commands on the run stand on: the first folded in, and the second alone
+    attach_adapter(on_first, str(folder))
+    torch.testing.assert_close(logits(on_first.model), right, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(logits(load(folder).model), right, rtol=1e-4, atol=1e-4)
+    assert places(str(folder)) == [str(folder), str(base)]
+
+    rescale_saved(on_first, folder, 0.0)
+    verify_saved(on_first, folder, ROWS)
+    torch.testing.assert_close(logits(plain_peft(folder)), logits(load(adapter).model), rtol=1e-4, atol=1e-4)
+
+
+def test_an_adapter_on_experts_with_an_adapter_is_complete(tmp_path: Path) -> None:
+    base = moe(tmp_path / "base")
+    run_adapter(base, tmp_path / "first")
+    loaded = load(tmp_path / "first/adapter")
+    add_adapter(loaded, rank=3, alpha=3.0, modules="all-linear", seed=0)
+    moved(loaded.model, 0.2)
+    right = logits(loaded.model)
+    (tmp_path / "second/adapter").mkdir(parents=True)
+    save_adapter(loaded, tmp_path / "second/adapter", ROWS)
+    assert (tmp_path / "second/adapter" / OWN).exists()
+    torch.testing.assert_close(logits(plain_peft(tmp_path / "second/adapter")), right, rtol=1e-4, atol=1e-4)
+
+
+def test_where_the_first_has_no_ranks_to_stand_beside_the_folded_model_goes_along(tmp_path: Path) -> None:
+    base = save_tiny(tmp_path / "base", "llama")
+    adapter = peft_adapter(base, tmp_path / "first", use_dora=True)
+    loaded = load(adapter)
+    add_adapter(loaded, rank=2, alpha=4.0, modules="q_proj", seed=0)
+    moved(loaded.model)
+    right = logits(loaded.model)
+    folder = tmp_path / "second/adapter"
+    folder.mkdir(parents=True)
+    save_adapter(loaded, folder, ROWS)
+    assert (folder / BASE / "config.json").exists()
+    torch.testing.assert_close(logits(plain_peft(folder)), right, rtol=1e-4, atol=1e-4)
+
+
+def test_a_revision_goes_from_the_adapter_to_its_base(tmp_path: Path) -> None:
+    """huggingface/transformers#27429."""
+    adapter = peft_adapter(save_tiny(tmp_path / "base", "llama"), tmp_path / "adapter")
+    settings = json.loads((adapter / "adapter_config.json").read_text())
+    settings |= {"base_model_name_or_path": "someone/model", "revision": "main.merged"}
+    (adapter / "adapter_config.json").write_text(json.dumps(settings))
+    assert source_of(str(adapter)).options == {"revision": "main.merged"}
+    assert source_of(str(adapter), "v2").options == {"revision": "v2"}
+    assert source_of("someone/model", "v2").options == {"revision": "v2"}
+
+
+# --- which layers --------------------------------------------------------------------------------
+
+
+def test_routers_that_return_tuples_and_state_space_projections_are_left_out_and_named(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 32, "vocab_size": 363, "num_hidden_layers": 2, "eos_token_id": 0, "bos_token_id": 0}
+    torch.manual_seed(0)
+    config = AutoConfig.for_model("mamba", **sizes, state_size=4, pad_token_id=0)  # huggingface/transformers#30316
+    loaded = load(saved(AutoModelForCausalLM.from_config(config), tmp_path / "mamba"))
+    add_adapter(loaded, rank=2, alpha=None, modules="all-linear", seed=0)
+    assert "dt_proj, out_proj, x_proj" in loaded.told()[0]
+    assert all("in_proj" in name for name, own in loaded.model.named_parameters() if own.requires_grad)
+
+    config = AutoConfig.for_model(
+        "phimoe", **{**COMMON, "vocab_size": 363, "num_key_value_heads": 2}, num_local_experts=4
+    )
+    loaded = load(saved(AutoModelForCausalLM.from_config(config, dtype=torch.float32), tmp_path / "phimoe"))
+    add_adapter(loaded, rank=2, alpha=None, modules="all-linear", seed=0)
+    notes = " ".join(loaded.told())
+    assert "they return more than one tensor" in notes
+    with pytest.raises(ConfigError, match="router cannot be adapted"):
+        add_adapter(load(tmp_path / "phimoe"), rank=2, alpha=None, modules="router", seed=0)
+
+
+# --- what is not causal, and tokens without embeddings -------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "electra", "rembert"])  # huggingface/transformers#48745, #10564
+def test_an_encoder_is_no_language_model(kind: str, tmp_path: Path) -> None:
+    sizes = {**{key: COMMON[key] for key in COMMON if key != "bos_token_id"}, "vocab_size": 363, "pad_token_id": 0}
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **sizes))
+    with pytest.raises(ModelError, match="is not causal here"):
+        load(saved(model, tmp_path))
+
+
+def test_a_decoder_with_an_open_mask_is_no_language_model(tmp_path: Path) -> None:
+    """huggingface/transformers#43705: `is_causal` of a configuration opens any decoder."""
+    folder = save_tiny(tmp_path / "model", "llama")
+    config = json.loads((folder / "config.json").read_text()) | {"is_causal": False}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="is not causal here"):
+        load(folder)
+
+
+def test_a_tokenizer_may_know_more_tokens_than_texts_hold(tmp_path: Path) -> None:
+    rows = len(tiny_tokenizer("bytelevel")) - 2
+    loaded = load(save_tiny(tmp_path / "model", "llama", vocab_size=rows))
+    lay_out(loaded, [[1, 2, rows - 1]])
+    with pytest.raises(DataError, match=f"token {rows + 1} and the model has embeddings for {rows} tokens"):
+        lay_out(loaded, [[1, rows + 1]])
+
+
+# --- the whole checkpoint ------------------------------------------------------------------------
+
+
+def test_a_merge_keeps_names_dtypes_and_what_it_does_not_use(tmp_path: Path) -> None:
+    """2U1/Qwen-VL-Series-Finetune#259, 2U1/Phi3-Vision-Finetune#7, mbzuai-oryx/LLaVA-pp#25."""
+    folder = save_tiny(tmp_path / "base", "llama")
+    tensors = load_file(folder / "model.safetensors")
+    tensors = {key: own.bfloat16() if own.dim() == 2 else own for key, own in tensors.items()}  # norms stay in fp32
+    tensors["mtp.layers.0.mlp.up_proj.weight"] = torch.randn(48, 32)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    for name in ("preprocessor_config.json", "LICENSE", "README.md", "consolidated.safetensors", ".hidden"):
+        (folder / name).write_text("{}")
+    (folder / "assets").mkdir()
+    (folder / "assets/voice.json").write_text("{}")
+    save_file({"a": torch.zeros(1)}, folder / "consolidated.safetensors")
+    loaded = load(folder)
+    add_adapter(loaded, rank=2, alpha=8.0, modules="q_proj", seed=0)
+    moved(loaded.model)
+    right = log_probs(loaded.model, IDS)
+    loaded.model = loaded.model.merge_and_unload()
+    (tmp_path / "merged").mkdir()
+    notes = export(loaded, tmp_path / "merged", None)
+
+    merged = load_file(tmp_path / "merged/model.safetensors")
+    assert {key: own.dtype for key, own in merged.items()} == {key: own.dtype for key, own in tensors.items()}
+    changed = {key for key, own in merged.items() if not torch.equal(own, tensors[key])}
+    assert changed == {f"model.layers.{layer}.self_attn.q_proj.weight" for layer in (0, 1)}
+    kept = {str(path.relative_to(tmp_path / "merged")) for path in (tmp_path / "merged").rglob("*") if path.is_file()}
+    assert {"preprocessor_config.json", "LICENSE", "assets/voice.json", "BASE_README.md", "tokenizer.json"} <= kept
+    assert not {"consolidated.safetensors", ".hidden"} & kept
+    assert "consolidated.safetensors" in " ".join(notes)
+    assert (log_probs(load(tmp_path / "merged").model, IDS) - right).abs().max() < 0.3
+
+
+def test_names_of_a_part_are_found_in_the_whole() -> None:
+    shapes = {"embed.weight": [9, 4], "layers.0.up.weight": [4, 4], "norm.weight": [4]}
+    whole = {f"model.language_model.{key}": shape for key, shape in shapes.items()}
+    whole |= {"mtp.layers.0.up.weight": [4, 4], "model.visual.norm.weight": [4], "model.visual.up.weight": [4, 4]}
+    own = {f"model.{key}": shape for key, shape in shapes.items()}
+    assert match_names(whole, own) == {f"model.language_model.{key}": f"model.{key}" for key in shapes}
+    with pytest.raises(ModelError, match="has shape"):
+        match_names({"a.b": [1]}, {"a.b": [2]})
+
+
+def test_sharded_bases_keep_their_index(tmp_path: Path) -> None:
+    model = tiny_model("llama", vocab_size=363)
+    model.save_pretrained(tmp_path / "base", max_shard_size="40KB")
+    save_tokenizer(tmp_path / "base", "bytelevel")
+    loaded = load(tmp_path / "base")
+    (tmp_path / "merged").mkdir()
+    export(loaded, tmp_path / "merged", torch.bfloat16)
+    names = sorted(path.name for path in (tmp_path / "base").glob("*.safetensors"))
+    assert len(names) > 1
+    assert sorted(path.name for path in (tmp_path / "merged").glob("*.safetensors")) == names
+    with safe_open(tmp_path / "merged" / names[0], framework="pt") as file:
+        assert {file.get_tensor(key).dtype for key in file.keys()} == {torch.bfloat16}  # noqa: SIM118
+    load(tmp_path / "merged")
