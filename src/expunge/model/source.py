@@ -114,8 +114,8 @@ def check_model(name: str, *, trust_remote_code: bool = False, revision: str | N
         raise ModelError(f"{source.where}: not a model folder, there is no config.json in it{mend}")
     if not folder.exists() and (folder.is_absolute() or base.startswith((".", "~")) or base.count("/") > 1):
         raise ModelError(f"{source.where}: no such folder{mend}")
-    if folder.is_dir():
-        check_folder(folder, [] if source.gguf else [check_whole(file) for file in weight_files(folder)])
+    if folder.is_dir() and not source.gguf:
+        check_folder(folder, [check_whole(file) for file in weight_files(folder)])
     try:
         config = AutoConfig.from_pretrained(base, trust_remote_code=trust_remote_code, **source.options)
     except Exception as error:  # what damaged files can make of it has no bounds
