@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from expunge.errors import ModelError
 from expunge.model.adapter import add_adapter, save_adapter
-from expunge.model.load import base_name, check_model, load_model
+from expunge.model.load import load_model
+from expunge.model.source import base_name, check_model
 from tiny import save_tiny
 
 

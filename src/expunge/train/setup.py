@@ -11,9 +11,10 @@ from expunge.data.holdout import example_hashes, split_off
 from expunge.data.tokenize import TokenizedExample, tokenize_all
 from expunge.errors import ConfigError, DataError, ModelError
 from expunge.losses import ForgetLoss, make_forget_loss
-from expunge.model.load import LoadedModel, base_name, check_model, load_model, load_shared, load_tokenizer
+from expunge.model.load import LoadedModel, load_model, load_shared, load_tokenizer
 from expunge.model.prompt_format import JoinReport, measure_join
 from expunge.model.shard import held_bytes, own_part
+from expunge.model.source import check_model
 from expunge.train.sets import Sets, membership_texts, pairs_for, read_sets
 from expunge.utils.distributed import current
 from expunge.utils.progress import Reporter
@@ -199,7 +200,7 @@ def _origin_vocabulary(config: UnlearnConfig) -> dict[str, int] | None:
     if not config.origin:
         return None
     try:
-        check_model(base_name(config.origin), trust_remote_code=config.trust_remote_code)
+        check_model(config.origin, trust_remote_code=config.trust_remote_code)
         return load_tokenizer(config.origin, trust_remote_code=config.trust_remote_code).get_vocab()
     except ModelError as error:
         raise ModelError(str(error).replace("--model", "--origin", 1)) from None
