@@ -21,8 +21,8 @@ from expunge.config import UnlearnConfig
 from expunge.data.tokenize import TokenizedExample
 from expunge.kernels import Head
 from expunge.losses import make_forget_loss
-from expunge.model.adapter import target_modules
 from expunge.model.load import LoadedModel
+from expunge.model.targets import choose_targets
 
 ROWS_PER_BATCH = 4
 Batch = list[tuple[TokenizedExample, bool]]
@@ -60,11 +60,13 @@ class Plain:
     ) -> None:
         self.loaded, self.config, self.target_token_kl = loaded, config, target_token_kl
         self.rows: Batch = [(row, True) for row in forget] + [(row, False) for row in retain]
+        targets = choose_targets(loaded.base, config.target_modules, loaded.autocast())
         adapter = LoraConfig(
             task_type="CAUSAL_LM",
             r=config.lora_rank,
             lora_alpha=config.lora_alpha or config.lora_rank,
-            target_modules=target_modules(loaded.base, config.target_modules),
+            target_modules=targets.modules,
+            exclude_modules=targets.left_out or None,
         )
         torch.manual_seed(config.seed)
         self.model = loaded.model = get_peft_model(loaded.base, adapter)

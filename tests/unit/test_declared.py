@@ -22,7 +22,7 @@ def made(tmp_path_factory) -> Path:
     loaded = load_model(str(folder / "model"), dtype="float32", device="cpu")
     add_adapter(loaded, rank=2, alpha=2, modules="all-linear", seed=0)
     (folder / "adapter").mkdir()
-    save_adapter(loaded.model, folder / "adapter", base_name=str(folder / "model"))
+    save_adapter(loaded, folder / "adapter")
     return folder
 
 
