@@ -108,7 +108,7 @@ def test_scores_of_another_strength_are_no_scores_of_this_adapter(run, expunge):
         "evaluate", "--benchmark", "custom", "--model", "model", "--adapter", "run", "--forget", "many.jsonl",
         "--max-new-tokens", "2", "--overwrite", "--output", "run/results_after.json",
     )  # fmt: skip
-    outdated = "results_after.json is of the adapter at another strength"
+    outdated = "another adapter, or of this one at another scale"
     card = run / "adapter" / "README.md"
     assert expunge(*score).code == 0
     assert expunge("report", "run", "--card", "--overwrite").code == 0
@@ -194,5 +194,5 @@ def test_a_damaged_record_is_refused(run, expunge):
     (run / "calibration.json").write_text("{}")
     told = expunge("calibrate", "--run", "run")
     assert told.code == 2
-    assert "calibration.json: not a calibration" in told.err
+    assert "calibration.json: damaged or something else" in told.err
     shutil.rmtree(run)

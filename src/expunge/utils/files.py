@@ -130,8 +130,8 @@ def transaction(root: Path) -> Iterator[None]:
         _pending = None
     if not pending:
         return
-    here = root.absolute()
-    moves = [[str(path.absolute().relative_to(here)) for path in pair] for pair in pending]
+    here = root.resolve()
+    moves = [[str((path.parent.resolve() / path.name).relative_to(here)) for path in pair] for pair in pending]
     with held(), refusal("cannot write", root):
         journal = here / f".expunge-commit-{secrets.token_hex(4)}"
         try:

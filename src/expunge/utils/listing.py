@@ -21,7 +21,7 @@ def note(path: Path) -> None:
     Raises:
         OSError: The list cannot be written.
     """
-    path = path.absolute()
+    path = path.parent.resolve() / path.name  # `..` may lead out of the run
     for run in path.parents:
         if (run / OWN / LIST).is_file():
             if not path.is_relative_to(run / OWN):
