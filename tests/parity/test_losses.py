@@ -185,6 +185,23 @@ def test_undials_published_gradient(shared):
     assert checked
 
 
+def test_ceus_published_gradient(shared):
+    case = "right_padded"
+    folder = shared / "golden" / "losses"
+    stored = json.loads((folder / f"{case}.json").read_text())["losses"]
+    tensors = load_file(folder / f"{case}.safetensors")
+    logits, batch = side_of(tensors, "forget")
+    value = make_forget_loss("ceu")(batch)
+    p = batch.states.softmax(-1)
+    q = p.scatter(1, batch.targets[:, None], 0.0)
+    q = q / q.sum(-1, keepdim=True)
+    entropy = -(q * q.clamp(min=1e-300).log()).sum(-1).mean().item()
+    key = "CEU.ignore0"
+    assert value.item() + entropy == pytest.approx(stored[key]["fp64"]["forget_loss"], rel=1e-9)
+    value.backward()
+    torch.testing.assert_close(logits.grad, tensors[f"grad.{key}.forget_loss.d_forget"], rtol=0, atol=1e-10)
+
+
 def test_target_kl_moves_the_target_alone():
     batch = random_batch()
     target = torch.linspace(0.2, 6.0, len(batch.targets), dtype=torch.float64)
