@@ -36,8 +36,8 @@ def test_the_steps_that_were_taken_are_shown() -> None:
 
 def test_sizes_losses_and_method_are_shown() -> None:
     text = card()
-    assert "| forget | 1,234 | 0.250 | 7.500 |" in text
-    assert "| retain | 6 | 1.125 | 1.000 |" in text
+    assert "| forget | 1,234 | 0.25 | 7.50 |" in text
+    assert "| retain | 6 | 1.12 | 1.00 |" in text
     assert "holdout" not in text
     assert "| retain_kl | 1.5 | `KL(p \\|\\| p_ref)` | arXiv 2503.13690 |" in text
     assert "| lora_rank | 16 |" in text

@@ -74,7 +74,7 @@ def model_card(
         ]
     counts = manifest.get("loss_texts", manifest["rows"])
     losses = [
-        f"| {name} | {counts[name]:,} | {pair['before']:.3f} | {pair['after']:.3f} |"
+        f"| {name} | {counts[name]:,} | {pair['before']:.2f} | {pair['after']:.2f} |"  # coarse: see docs/reliability.md
         for name, pair in manifest["loss_nats_per_completion_token"].items()
     ]
     terms = [
