@@ -3,7 +3,6 @@
 import json
 import random
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,9 @@ def settings_yaml(rng: random.Random) -> bytes:
 
     from expunge.config import UnlearnConfig
     from expunge.config.unlearn import by_group
+    from expunge.runs.settings import recorded
 
-    settings = asdict(UnlearnConfig(model="m", forget="f.jsonl", retain="r.jsonl", output="o", seed=rng.randrange(9)))
+    settings = recorded(UnlearnConfig(model="m", forget="f.jsonl", retain="r.jsonl", output="o", seed=rng.randrange(9)))
     return yaml.safe_dump(by_group(settings) if rng.random() < 0.5 else settings).encode()
 
 
@@ -79,7 +79,7 @@ def _read_settings(path: Path) -> None:
     from expunge.cli.settings import read_config, settings_of
     from expunge.config import UnlearnConfig
 
-    UnlearnConfig(**read_config(str(path), settings_of(UnlearnConfig))).validate()
+    UnlearnConfig(**{"model": "m", **read_config(str(path), settings_of(UnlearnConfig), "unlearn")}).validate()
 
 
 def _read_manifest(path: Path) -> None:

@@ -132,7 +132,7 @@ CASES: dict[str, Case] = {
     "model folder missing": ((*TRAIN, "--model", "./nowhere"), "--model ./nowhere: no such folder", None),
     "model is a file": ((*TRAIN, "--model", "forget.jsonl"), "--model forget.jsonl", None),
     "model without config": (TRAIN, "no config.json", gone("model/config.json")),
-    "model config broken": (TRAIN, "config.json: cannot be read", file("model/config.json", "{")),
+    "model config broken": (TRAIN, "config.json: damaged or something else", file("model/config.json", "{")),
     "model is no causal lm": (
         TRAIN,
         "not a causal language model",

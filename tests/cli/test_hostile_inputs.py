@@ -246,7 +246,7 @@ CASES: dict[str, Case] = {
     "flag with a newline": ((*TRAIN, "--join", "a\nb"), "join", None),
     "resume and dry run": ((*TRAIN, "--dry-run", "--output", "done"), "not empty", None),
     # settings files
-    "config python object": config("epochs: !!python/object/apply:os.system ['touch pwned']\n", "--config c.yaml: not YAML"),
+    "config python object": config("epochs: !!python/object/apply:os.system ['touch pwned']\n", "--config c.yaml: a type of its own"),
     "config bomb": config(ALIASES, "c.yaml"),
     "config binary": config(bytes(range(256)), "--config c.yaml"),
     "config empty": config("", "--config c.yaml: holds no settings"),
@@ -266,7 +266,7 @@ CASES: dict[str, Case] = {
     "index names an absolute path": (TRAIN, "not a safetensors file", sharded_then(shard("/etc/x.safetensors"))),
     "index names a pickle": (TRAIN, "not a safetensors file", sharded_then(shard("pytorch_model.bin"))),
     "index empty": (TRAIN, "holds no weight_map", sharded_then(file("model/model.safetensors.index.json", "{}"))),
-    "index damaged": (TRAIN, "it is damaged", sharded_then(file("model/model.safetensors.index.json", "{"))),
+    "index damaged": (TRAIN, "index.json: damaged or something else", sharded_then(file("model/model.safetensors.index.json", "{"))),
     "part cut off": (
         TRAIN, "model-00001-of-00002.safetensors: damaged or cut off",
         sharded_then(shorten("model/model-00001-of-00002.safetensors")),
@@ -357,8 +357,8 @@ CASES: dict[str, Case] = {
     ),
     "compare nowhere": (("compare", "nowhere.json"), "nowhere.json: no such file", None),
     "compare a folder without results": (("compare", "model"), "holds no results", None),
-    "compare deep json": (("compare", "deep.json"), "not a results file", file("deep.json", "[" * 100_000)),
-    "compare a list": (("compare", "list.json"), "not a results file", file("list.json", "[]")),
+    "compare deep json": (("compare", "deep.json"), "nested too deeply", file("deep.json", "[" * 100_000)),
+    "compare a list": (("compare", "list.json"), "no JSON object", file("list.json", "[]")),
     "compare another schema": (
         ("compare", "r.json"), "schema 99", file("r.json", '{"schema": 99, "benchmark": "custom", "metrics": {}}'),
     ),
@@ -371,10 +371,10 @@ CASES: dict[str, Case] = {
         ("report", "done", "--overwrite"), "manifest.json: damaged", file("done/manifest.json", "[" * 100_000),
     ),
     "report broken results": (
-        ("report", "done", "--overwrite"), "not a results file", file("done/results_after.json", "[" * 100_000),
+        ("report", "done", "--overwrite"), "nested too deeply", file("done/results_after.json", "[" * 100_000),
     ),
     "manifest deep": (
-        ("unlearn", "--from-manifest", "deep.json", "--output", "x"), "damaged or no manifest",
+        ("unlearn", "--from-manifest", "deep.json", "--output", "x"), "nested too deeply",
         file("deep.json", "[" * 100_000),
     ),
     "merge nowhere": ((*MERGE, "--run", "nowhere"), "not a finished run", None),
