@@ -162,7 +162,7 @@ def trace(kill_at: int) -> Callable[[], int]:
 def state(kind: str) -> dict[str, str]:
     """What a reader finds, as hashes: files of a run, of a merged model, or a results file with its values."""
     from expunge.runs import directory
-    from expunge.utils import files
+    from expunge.utils import files, listing
 
     if kind == "scores":
         files.settle(Path())
@@ -173,7 +173,8 @@ def state(kind: str) -> dict[str, str]:
         directory.recover(Path("run"))
         names = ("config.yaml", "manifest.json", "metrics.jsonl", "calibration.json")
         paths = [Path("run", name) for name in names] + sorted(Path("run/adapter").glob("*"))
-    return {str(path): hashlib.sha256(content(path)).hexdigest() for path in paths if path.exists()}
+    paths = [path for path in paths if path.exists() and not listing.TEMPORARY.fullmatch(path.name)]
+    return {str(path): hashlib.sha256(content(path)).hexdigest() for path in paths}
 
 
 def content(path: Path) -> bytes:
@@ -190,6 +191,7 @@ def main() -> int:
     parser.add_argument("--most", type=int, default=200, help="kills of each command; evenly chosen where it does more")
     parser.add_argument("--minutes", type=float, default=60.0, help="stop after this time")
     parser.add_argument("--seed", type=int, default=0, help="of the made-up texts and of the choice")
+    parser.add_argument("--only", help="part of the name of a command")
     options = parser.parse_args()
     sys.path.insert(0, str(ROOT / "tests"))
     folder = Path(tempfile.mkdtemp(prefix="expunge-kills-"))
@@ -212,6 +214,8 @@ def main() -> int:
     print("| command | operations | kills | old | new |\n|---|---|---|---|---|", flush=True)
     faults = 0
     for name, (words, kind) in COMMANDS.items():
+        if options.only and options.only not in name:
+            continue
         os.chdir(start)
         before = state(kind)
         work = folder / "work"

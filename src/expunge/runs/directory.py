@@ -144,6 +144,8 @@ def recover(path: Path) -> None:
         (path / listing.OWN / REPLACES).unlink(missing_ok=True)
         if path.is_dir():
             files.settle(path)
+            listing.sweep(path)
+            listing.sweep(path / "adapter")
 
 
 def discard(path: Path) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from expunge.errors import RunError
+from expunge.runs import directory
 from expunge.utils import files
 from expunge.utils.listing import OWN
 
@@ -103,6 +104,7 @@ def hold(run: Path) -> Iterator[None]:
     """
     lock = Lock(run)
     try:
+        directory.recover(run)
         yield
     finally:
         lock.release()
