@@ -38,8 +38,8 @@ def test_a_run_that_follows_unseen_texts(folder: Path) -> None:
     assert losses < 1e-4
     assert weights < 1e-4
     one, many = (json.loads((folder / run / "calibration.json").read_text()) for run in ("one", "many"))
-    assert {name: many[name] for name in ("best_step", "stopped", "scale", "selection_sha256")} == {
-        name: one[name] for name in ("best_step", "stopped", "scale", "selection_sha256")
+    assert {name: many[name] for name in ("best_step", "stopped", "scale", "selection_hmac")} == {
+        name: one[name] for name in ("best_step", "stopped", "scale", "selection_hmac")
     }
 
 

@@ -50,7 +50,7 @@ def config(folder, **settings) -> UnlearnConfig:
 
 
 def test_what_is_counted_is_what_the_run_counts(folder):
-    exact = {"anchor_weight": 0.0, "select_every": 0}
+    exact = {"replay_weight": 0.0, "recipe": "npo"}
     predicted = forecast(config(folder, **exact))
     outcome = unlearn(config(folder, **exact))
     manifest = json.loads((outcome.output / "manifest.json").read_text())
@@ -65,13 +65,13 @@ def test_what_is_counted_is_what_the_run_counts(folder):
     assert predicted.total_seconds > predicted.training_seconds
 
 
-def test_anchors_are_counted(folder):
-    settings = {"output": str(folder / "anchored")}
+def test_replay_texts_are_counted(folder):
+    settings = {"output": str(folder / "replayed")}
     predicted, without = (
-        forecast(config(folder, anchor_weight=2.0, **settings)),
-        forecast(config(folder, anchor_weight=0.0, **settings)),
+        forecast(config(folder, replay_weight=2.0, **settings)),
+        forecast(config(folder, replay_weight=0.0, **settings)),
     )
-    outcome = unlearn(config(folder, anchor_weight=2.0, **settings))
+    outcome = unlearn(config(folder, replay_weight=2.0, **settings))
     lines = [json.loads(line) for line in (outcome.output / "metrics.jsonl").read_text().splitlines()]
     assert predicted.step_tokens == pytest.approx(sum(line["tokens"] for line in lines), rel=0.1)
     assert predicted.step_tokens > 1.2 * without.step_tokens

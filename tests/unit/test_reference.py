@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate import Accelerator
 from safetensors import safe_open
 
 from expunge.config import UnlearnConfig
@@ -22,7 +21,6 @@ from expunge.runs.run import Run
 from expunge.train.loop import unlearn
 from expunge.train.setup import prepare
 from expunge.train.trainer import Trainer
-from expunge.utils.distributed import ALONE
 from expunge.utils.files import sha256_file
 from expunge.utils.progress import Reporter
 from tiny import save_tiny
@@ -74,8 +72,8 @@ def interrupted(monkeypatch, settings: UnlearnConfig) -> None:
 
 @pytest.mark.parametrize("direction", ["reverse", "forward"])
 def test_kl_from_the_cache_is_that_of_a_second_forward_pass(folder, tmp_path, on_disk, direction):
-    prepared = prepare(config(folder, kl_direction=direction), lambda line: None)
-    trainer = Trainer(prepared, Accelerator(cpu=True))
+    prepared = prepare(config(folder, kl_direction=direction), QUIET)
+    trainer = Trainer(prepared)
     trainer.compute_reference(QUIET, tmp_path / "cache", "key")
     for index, step in zip(range(3), trainer.plan.steps(), strict=False):
         trainer.train_step(step, index)
@@ -88,7 +86,7 @@ def test_kl_from_the_cache_is_that_of_a_second_forward_pass(folder, tmp_path, on
                 second = final_states(loaded, lay_out(loaded, ids.tolist()))[:-1]
         targets = ids[0, 1:]
         _, cached_kl = token_logps_and_kl(
-            policy, trainer.reference["retain_states"][index], loaded.head, targets, direction
+            policy, trainer.sides["retain"].values["ref_states"][index], loaded.head, targets, direction
         )
         _, second_kl = token_logps_and_kl(policy, second, loaded.head, targets, direction)
         assert second_kl.max() > 1e-4
@@ -97,7 +95,7 @@ def test_kl_from_the_cache_is_that_of_a_second_forward_pass(folder, tmp_path, on
     ids = torch.tensor([row.input_ids])
     with torch.no_grad(), trainer.model.disable_adapter():
         logps = token_logps(final_states(loaded, lay_out(loaded, ids.tolist()))[:-1], loaded.head, ids[0, 1:])
-    torch.testing.assert_close(trainer.reference["forget_logps"][0], logps, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(trainer.sides["forget"].values["ref_logps"][0], logps, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -123,10 +121,10 @@ def test_an_interrupted_run_keeps_a_private_file_and_goes_on_from_it(folder, tmp
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
     with safe_open(file, "pt") as tensors:
-        assert set(tensors.keys()) == {"forget_logps", "retain_states"}
-        assert tensors.get_tensor("forget_logps").dtype == torch.float32
-        assert tensors.get_tensor("retain_states").shape[1] == 32
-        assert tensors.get_tensor("retain_states").abs().sum(1).min() > 0
+        assert set(tensors.keys()) == {"forget.ref_logps", "retain.ref_states"}
+        assert tensors.get_tensor("forget.ref_logps").dtype == torch.float32
+        assert tensors.get_tensor("retain.ref_states").shape[1] == 32
+        assert tensors.get_tensor("retain.ref_states").abs().sum(1).min() > 0
     monkeypatch.setattr(reference, "_fill", None)  # a second pass would fail
     resumed = unlearn(config(folder, tmp_path / "run", resume=True))
     assert sha256_file(resumed.adapter / "adapter_model.safetensors") == sha256_file(
@@ -155,13 +153,13 @@ def test_a_file_that_does_not_fit_is_built_anew(folder, tmp_path, monkeypatch, o
 
 
 def test_a_file_of_other_rows_is_built_anew(folder, tmp_path, on_disk):
-    """Anchors are sampled again where a run goes on, and on another machine others come, of the same length."""
-    loaded = prepare(config(folder), lambda line: None).loaded
+    """Replay texts are sampled again where a run goes on, and on another machine others come, of the same length."""
+    loaded = prepare(config(folder), QUIET).loaded
     found = []
     for token in (5, 9):
-        rows = {"anchor_states": reference.Side([TokenizedExample("a", [3, 4, token, 6], 0)], "all", "states")}
+        rows = {"replay.ref_states": reference.Side([TokenizedExample("a", [3, 4, token, 6], 0)], "all", "states")}
         values = reference.compute_reference(loaded, rows, folder=tmp_path, key="the run's")
-        found.append(values["anchor_states"][0])
+        found.append(values["replay.ref_states"][0])
     assert (found[0] - found[1]).abs().max() > 1e-3
 
 
@@ -177,17 +175,23 @@ def test_a_failed_run_leaves_no_cache(folder, tmp_path, monkeypatch, on_disk):
     assert not (tmp_path / "run" / ".expunge" / "cache").exists()
 
 
-def test_only_what_a_term_needs_is_computed(folder):
-    for settings, names in (
-        ({"kl_weight": 0.0, "anchor_weight": 0.0}, {"forget_logps"}),
-        ({"kl_direction": "target-token", "anchor_weight": 0.0}, {"forget_logps", "retain_logps"}),
-        ({"anchor_weight": 1.0}, {"forget_logps", "retain_states", "anchor_states"}),
-    ):
-        prepared = prepare(config(folder, **settings), lambda line: None)
-        trainer = Trainer(prepared, Accelerator(cpu=True))
-        trainer.write_anchors(prepared, QUIET, ALONE)
-        trainer.compute_reference(QUIET)
-        assert set(trainer.reference) == names
+@pytest.mark.parametrize(
+    ("settings", "names"),
+    [
+        ({"kl_weight": 0.0}, {"forget.ref_logps"}),
+        ({"replay_weight": 1.0}, {"forget.ref_logps", "retain.ref_states", "replay.ref_states"}),
+        ({"loss": "simnpo"}, {"retain.ref_states"}),
+        ({"loss": "undial"}, {"forget.ref_logps", "forget.ref_states", "retain.ref_states"}),
+        ({"loss": "dpo"}, {"forget.ref_logps", "pairs.ref_logps", "retain.ref_states"}),
+        ({"loss": "wga", "kl_weight": 0.0}, set()),
+    ],
+)
+def test_only_what_a_term_needs_is_computed(folder, settings, names):
+    trainer = Trainer(prepare(config(folder, recipe="npo", **settings), QUIET))
+    trainer.write_replay(QUIET)
+    trainer.compute_reference(QUIET)
+    found = {f"{side}.{what}" for side, rows in trainer.sides.items() for what in rows.values}
+    assert found == names == trainer.reference_sides().keys()
 
 
 def test_a_large_file_needs_little_memory(tmp_path):

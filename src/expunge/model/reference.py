@@ -142,7 +142,7 @@ def compute_reference(
 
 
 def _parts(sides: dict[str, Side]) -> Iterator[str]:
-    """What the values of some sides are of: anchors are sampled anew on another machine, and then others may come."""
+    """What the values of some sides are of: replay texts are sampled anew, on another machine perhaps to others."""
     for name, side in sides.items():
         yield f"{name} {side.span} {side.what} {hash_rows(side.rows)}"
 

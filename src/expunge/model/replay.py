@@ -1,4 +1,4 @@
-"""Anchors: texts that the untouched model writes itself, so that what it says of unseen texts can be held in place.
+"""Replay texts: the untouched model writes them itself, so that what it says of unseen texts can be held in place.
 
 Nothing holds a model on texts that neither the forget nor the retain set is like, and pushing the forget set moves what
 it says there. Texts that it would write by itself are the nearest to them that can be had without any data.
@@ -28,7 +28,7 @@ NEW_TOKENS = 96
 BATCH = {"cpu": 128, "cuda": 512}
 """Texts that are written at once, per device type."""
 KNOWN, FEWEST_KNOWN = 8, 3
-"""A text that has so many tokens in a row from the forget set, and not from the retain set, is no anchor; nor is one
+"""A text that has so many tokens in a row from the forget set, and not from the retain set, is left out; so is one
 that holds a whole forget text of fewer, down to the second number."""
 
 
@@ -57,7 +57,7 @@ def write_texts(
     Returns:
         The texts, which may be fewer than wanted where the model writes the same again and again.
     """
-    rng = random.Random(f"{seed} anchors")
+    rng = random.Random(f"{seed} replay")
     rows = [*forget, *retain]
     vocabulary = [token for row in rows for token in row.input_ids]
     known = _known(forget, retain, loaded.tokenizer.eos_token_id)
@@ -81,7 +81,7 @@ def write_texts(
     total = 0
     for text in found:
         if total < tokens:
-            chosen.append(TokenizedExample(f"anchor-{len(chosen) + 1}", list(text), 1))
+            chosen.append(TokenizedExample(f"replay-{len(chosen) + 1}", list(text), 1))
             total += len(text)
     return chosen
 
@@ -182,7 +182,7 @@ def go_on(
 def _known(
     forget: Sequence[TokenizedExample], retain: Sequence[TokenizedExample], end: int | None
 ) -> dict[int, set[tuple[int, ...]]]:
-    """By their length, the sequences of tokens that no anchor may hold; an end-of-text token is no part of a text."""
+    """By their length, the sequences of tokens that no replay text may hold; an end-of-text token is none of them."""
     texts = [row.input_ids[:-1] if row.input_ids[-1] == end else row.input_ids for row in forget]
     known: dict[int, set[tuple[int, ...]]] = {}
     for ids in texts:
