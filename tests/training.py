@@ -54,7 +54,7 @@ def prepared(
         unseen: Rows that give target NLLs.
         settings: Settings of the run; the recipe is `npo` where none is named.
     """
-    given = {"recipe": "npo", "learning_rate": 1e-3, "lora_rank": 4, "output": "nowhere", **settings}
+    given = {"recipe": "npo", "learning_rate": 1e-3, "lora_rank": 4, "output": "nowhere", "dtype": dtype, **settings}
     config = UnlearnConfig(model=str(model), instead="given" if instead else None, **given)
     loss = make_forget_loss(config.loss, config.loss_args)
     loaded = load_model(str(model), dtype=dtype, device="cpu")

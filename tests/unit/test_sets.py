@@ -1,0 +1,150 @@
+"""The texts of a run as its settings name them, and the pairs that some losses need."""
+
+import json
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from expunge.config import UnlearnConfig
+from expunge.data.examples import Example
+from expunge.errors import DataError
+from expunge.train.sets import REFUSALS, Sets, membership_texts, pairs_for, read_sets
+
+Row = dict[str, Any]
+
+
+def write(path: Path, rows: Sequence[Row] | Sequence[str], *, whole: bool = False) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(rows) if whole else "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def words(seed: int) -> str:
+    """Twelve words of which no two texts share many."""
+    rng = random.Random(seed)
+    return " ".join("".join(rng.choices("abcdefghij", k=5)) for _ in range(12))
+
+
+def questions(name: str, count: int, **more: Any) -> list[Row]:
+    return [{"question": f"Who is {name} {i}?", "answer": words(hash_of(name) + i), **more} for i in range(count)]
+
+
+def hash_of(name: str) -> int:
+    return sum(map(ord, name)) * 1000
+
+
+def tofu(folder: Path, *, plain: bool) -> str:
+    for name in ("forget05", "retain", "real_authors", "world_facts"):
+        write(folder / f"{name}_perturbed.json", questions(name, 3, perturbed_answer=["No one."]))
+    if plain:
+        write(folder / "forget05.json", questions("forgotten", 20))
+        write(folder / "retain95.json", questions("kept", 30))
+    return str(folder)
+
+
+def muse(folder: Path) -> str:
+    root = folder / "books"
+    write(root / "verbmem/forget.json", [{"prompt": "In the mill", "gt": "they slept."}], whole=True)
+    for side in ("forget", "retain"):
+        for stem in ("qa", "qa_icl"):
+            write(root / f"knowmem/{side}_{stem}.json", questions(side, 2), whole=True)
+    for side, count in (("forget", 5), ("retain", 6), ("holdout", 7)):
+        write(root / f"privleak/{side}.json", [words(hash_of(side) + i) for i in range(count)], whole=True)
+    return str(folder)
+
+
+def lume(folder: Path) -> str:
+    for name, count in (("forget", 4), ("retain", 5)):
+        write(
+            folder / f"{name}.jsonl",
+            [{"input": f"{name} {i}", "output": words(hash_of(name) + i)} for i in range(count)],
+        )
+    for name, count in (("member", 6), ("nonmember", 7)):
+        rows = [{"id": f"{name}{i}", "document": words(hash_of(name) + i)} for i in range(count)]
+        write(folder / f"mia_data/{name}.jsonl", rows)
+    return str(folder)
+
+
+def sizes(sets: Sets) -> tuple[int, ...]:
+    return tuple(len(getattr(sets, name)) for name in ("forget", "retain", "members", "nonmembers"))
+
+
+def settings(**given: Any) -> UnlearnConfig:
+    return UnlearnConfig(model="m", output="o", recipe="npo", **given)
+
+
+def test_tofu_trains_on_its_plain_files_where_they_are_there(tmp_path: Path) -> None:
+    found = read_sets(settings(benchmark="tofu", data=tofu(tmp_path / "all", plain=True), split="forget05"))
+    assert sizes(found) == (20, 30, 20, 0)
+    assert found.forget[0].prompt == "Who is forgotten 0?"
+    alone = read_sets(settings(benchmark="tofu", data=tofu(tmp_path / "perturbed", plain=False), split="forget05"))
+    assert sizes(alone) == (3, 3, 3, 0)
+    with pytest.raises(DataError, match=r"no forget10_perturbed\.json"):
+        read_sets(settings(benchmark="tofu", data=str(tmp_path / "all")))
+
+
+def test_muse_and_lume_bring_unseen_texts(tmp_path: Path) -> None:
+    found = read_sets(settings(benchmark="muse", data=muse(tmp_path / "muse"), split="books"))
+    assert sizes(found) == (5, 6, 5, 7)
+    with pytest.raises(DataError, match="news"):
+        read_sets(settings(benchmark="muse", data=str(tmp_path / "muse")))
+    folder = lume(tmp_path / "lume")
+    for name in ("lume", "semeval"):
+        assert sizes(read_sets(settings(benchmark=name, data=folder))) == (4, 5, 6, 7)
+
+
+def test_the_users_unseen_texts_go_before_those_of_the_benchmark(tmp_path: Path) -> None:
+    write(tmp_path / "own.jsonl", questions("own", 9))
+    found = read_sets(settings(benchmark="lume", data=lume(tmp_path / "lume"), holdout=str(tmp_path / "own.jsonl")))
+    assert sizes(found) == (4, 5, 4, 9)
+
+
+def test_near_duplicates_of_trained_texts_are_not_unseen(tmp_path: Path) -> None:
+    rows = {name: questions(name, 4) for name in ("forget", "retain", "holdout")}
+    rows["holdout"][1] = rows["forget"][2] | {"answer": rows["forget"][2]["answer"].upper() + " indeed"}
+    rows["holdout"][3] = rows["retain"][0] | {"answer": rows["retain"][0]["answer"] + "!"}
+    for name, own in rows.items():
+        write(tmp_path / f"{name}.jsonl", own)
+    found = read_sets(settings(**{name: str(tmp_path / f"{name}.jsonl") for name in rows}))
+    assert sizes(found) == (4, 4, 4, 2)
+    assert [own.prompt for own in found.nonmembers] == ["Who is holdout 0?", "Who is holdout 2?"]
+    (told,) = [line for line in found.warnings if "left out" in line]
+    assert told.startswith("2 of the unseen texts")
+    assert not any(row["answer"] in line for line in found.warnings for own in rows.values() for row in own)
+
+
+def test_retain_texts_are_read_where_a_term_uses_them(tmp_path: Path) -> None:
+    folder = lume(tmp_path / "lume")
+    off = read_sets(settings(benchmark="lume", data=folder, retain_weight=0.0, kl_weight=0.0))
+    assert sizes(off) == (4, 0, 6, 7)
+
+
+def test_membership_without_unseen_texts_says_what_to_give() -> None:
+    with pytest.raises(DataError, match="give --holdout"):
+        membership_texts(Sets([Example("a", "", "text")]))
+
+
+def forget(count: int) -> list[Example]:
+    return [Example(f"f{i}", f"Who is {i}?", words(i), source=f"forget.jsonl:{i + 1}") for i in range(count)]
+
+
+def test_a_pair_is_the_same_prompt_with_what_to_say_instead_or_a_refusal() -> None:
+    own = forget(40)
+    instead = [Example("i", "Who is  3?", "A keeper."), Example("j", "Who is 99?", "Nobody.")]
+    pairs = pairs_for(Sets(own, instead=instead), seed=1)
+    assert [(pair.id, pair.prompt) for pair in pairs] == [(row.id, row.prompt) for row in own]
+    assert {pair.completion for pair in pairs} <= {*REFUSALS, "A keeper."}
+    assert [place for place, pair in enumerate(pairs) if pair.completion == "A keeper."] == [3], (
+        "whatever the white space"
+    )
+    assert len({pair.completion for pair in pairs}) > len(REFUSALS) / 2
+    assert pairs_for(Sets(own, instead=instead), seed=1) == pairs
+    assert pairs_for(Sets(own, instead=instead), seed=2) != pairs
+
+
+def test_a_text_without_prompt_has_no_pair() -> None:
+    bare = Example("b", "", "A whole text.", source="forget.jsonl:9")
+    with pytest.raises(DataError, match=r"^forget\.jsonl:9: has no prompt.* --loss$"):
+        pairs_for(Sets([*forget(2), bare]), seed=0)

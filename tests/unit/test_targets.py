@@ -1,0 +1,118 @@
+"""Target NLLs on tiny models: an origin's values are those of transformers, unseen texts give the mean of each kind."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from expunge.config import UnlearnConfig
+from expunge.data.tokenize import TokenizedExample
+from expunge.errors import ConfigError, ModelError
+from expunge.train.setup import prepare
+from expunge.train.targets import target_nlls
+from expunge.utils.distributed import ALONE
+from expunge.utils.progress import Reporter
+from tiny import save_tiny
+from training import made_up, prepared
+
+
+class Told(Reporter):
+    """Keeps its lines."""
+
+    def __init__(self) -> None:
+        super().__init__(quiet=True)
+        self.lines: list[str] = []
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("targets")
+    for seed, name in enumerate(("model", "origin")):
+        save_tiny(folder / name, "llama", seed=seed)
+    save_tiny(folder / "stranger", "llama", "metaspace")
+    return folder
+
+
+@torch.no_grad()
+def plain_nlls(model: Path, rows: Sequence[TokenizedExample]) -> list[torch.Tensor]:
+    """`(tokens - 1,)` for each row, by transformers alone."""
+    own = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    found = []
+    for row in rows:
+        ids = torch.tensor([row.input_ids])
+        found.append(-own(ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0])
+    return found
+
+
+@pytest.mark.parametrize("span", ["all", "completion"])
+def test_an_origins_targets_are_its_own_nlls(models: Path, span: str) -> None:
+    rows = made_up(7)
+    run = prepared(
+        models / "model", forget=rows, retain=made_up(3, 1), loss="target_kl", origin=str(models / "origin"),
+        forget_span=span,
+    )  # fmt: skip
+    found = target_nlls(run, ALONE, Reporter(quiet=True))
+    for place, (row, own) in enumerate(zip(rows, plain_nlls(models / "origin", rows), strict=True)):
+        start = row.targets(span).start - 1
+        torch.testing.assert_close(found[place], own[start:], rtol=1e-4, atol=1e-5)
+
+
+def test_an_origin_with_another_tokenizer_or_none_is_refused(models: Path, tmp_path: Path) -> None:
+    for name in ("forget", "retain"):
+        rows = [{"prompt": f"Where is {name} {i}?", "completion": f"At mile {i}."} for i in range(4)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def ready(origin: Path) -> None:
+        prepare(
+            UnlearnConfig(
+                model=str(models / "model"), output=str(tmp_path / "run"), forget=str(tmp_path / "forget.jsonl"),
+                retain=str(tmp_path / "retain.jsonl"), origin=str(origin), device="cpu", dtype="float32", join="space",
+                end_of_text="yes",
+            ),
+            Reporter(quiet=True),
+        )  # fmt: skip
+
+    ready(models / "origin")
+    with pytest.raises(ConfigError, match=r"--origin .*stranger: has another tokenizer"):
+        ready(models / "stranger")
+    with pytest.raises(ModelError, match=r"^--origin"):
+        ready(tmp_path / "nowhere")
+
+
+def means(rows: Sequence[TokenizedExample], values: Sequence[torch.Tensor]) -> dict[tuple[str, bool], float]:
+    """Kind and whether it is the completion -> mean over its tokens."""
+    found: dict[tuple[str, bool], list[float]] = {}
+    for row, own in zip(rows, values, strict=True):
+        for at, value in enumerate(own.tolist(), start=1):
+            found.setdefault((row.group, at >= row.completion_start), []).append(value)
+    return {kind: sum(own) / len(own) for kind, own in found.items()}
+
+
+def test_every_kind_ends_where_its_unseen_texts_are(models: Path) -> None:
+    rows = [*made_up(8, 1, group="qa"), *made_up(8, 2, group="sc"), *made_up(8, 3, group="poem")]
+    unseen = [*made_up(9, 4, group="qa"), *made_up(9, 5, group="sc")]
+    run = prepared(models / "model", forget=rows, retain=made_up(3, 6), loss="target_kl", unseen=unseen)
+    told = Told()
+    values = target_nlls(run, ALONE, told)
+    found = means(rows, [values[place] for place in range(len(rows))])
+    nlls = plain_nlls(models / "model", unseen)
+    wanted = means(unseen, nlls)
+    for kind, mean in wanted.items():
+        assert found[kind] == pytest.approx(mean, rel=1e-3)
+    everything = torch.cat(nlls).mean().item()
+    assert [found["poem", side] for side in (False, True)] == pytest.approx([everything] * 2, rel=1e-3)
+    assert len({round(mean, 2) for mean in wanted.values()}) > 1, "kinds differ"
+    (line,) = told.lines
+    assert "no unseen texts of poem;" in line
+
+
+def test_a_loss_with_targets_and_nothing_that_gives_them_is_a_bug(models: Path) -> None:
+    run = prepared(models / "model", forget=made_up(3), retain=made_up(3, 1), loss="target_kl")
+    with pytest.raises(ValueError, match="unseen texts or an origin"):
+        target_nlls(run, ALONE, Reporter(quiet=True))

@@ -1,0 +1,95 @@
+"""The metrics of an evaluation step against transformers and PEFT, pairs of texts counted one by one."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from expunge.data.tokenize import TokenizedExample
+from expunge.model.adapter import save_adapter
+from expunge.train.trainer import Trainer
+from expunge.train.validation import ValidationRows, Validator
+from tiny import save_tiny
+from training import made_up, moved, prepared
+
+SCALE = 0.7
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny(tmp_path_factory.mktemp("validation") / "model", "llama")
+
+
+@torch.no_grad()
+def plain_logps(folder: Path, adapter: Path | None, rows: Sequence[TokenizedExample]) -> list[torch.Tensor]:
+    """`(tokens - 1,)` for each row, with the adapter times `SCALE`."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    if adapter is not None:
+        model = PeftModel.from_pretrained(model, adapter)
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                weight.mul_(SCALE)
+    found = []
+    for row in rows:
+        ids = torch.tensor([row.input_ids])
+        found.append(model(ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0].double())
+    return found
+
+
+def share_of_wins(members: list[float], nonmembers: list[float]) -> float:
+    wins = [(m > n) + 0.5 * (m == n) for m in members for n in nonmembers]
+    return sum(wins) / len(wins)
+
+
+def least_fifth(own: torch.Tensor) -> float:
+    count = max(1, int(0.2 * len(own)))
+    return own.sort().values[:count].mean().item()
+
+
+def completion(row: TokenizedExample, own: torch.Tensor) -> torch.Tensor:
+    return own[max(1, row.completion_start) - 1 :]
+
+
+def test_metrics_are_those_of_transformers_and_peft(folder: Path, tmp_path: Path) -> None:
+    members, nonmembers, retain, forget = (made_up(9 + seed, seed, longest=30) for seed in range(4))
+    trainer = moved(Trainer(prepared(folder, forget=members, retain=retain)), size=0.1)
+    save_adapter(trainer.model, tmp_path, base_name=str(folder))
+    validator = Validator(trainer.loaded, ValidationRows(members, nonmembers, retain, forget))
+    own, untouched = validator.at(SCALE), validator.untouched
+    for found, adapter in ((own, tmp_path), (untouched, None)):
+        logps = [plain_logps(folder, adapter, rows) for rows in (members, nonmembers, retain, forget)]
+        means, tails = (
+            [[f(text) for text in side] for side in logps[:2]] for f in (lambda t: t.mean().item(), least_fifth)
+        )
+        assert found.auc == pytest.approx(share_of_wins(*means))
+        assert found.min_k_auc == pytest.approx(share_of_wins(*tails))
+        assert found.forget_nll == pytest.approx(-sum(means[0]) / len(members), rel=1e-4)
+        assert found.unseen_nll == pytest.approx(-sum(means[1]) / len(nonmembers), rel=1e-4)
+        least = [completion(row, text).min().exp().item() for row, text in zip(forget, logps[3], strict=True)]
+        assert found.exact_match == pytest.approx(sum(min(1, 2 * p) for p in least) / len(forget), rel=1e-3)
+    assert untouched.drift == 0
+    assert untouched.retained == 1
+    assert own.drift == pytest.approx(own.unseen_nll / untouched.unseen_nll - 1)
+    assert abs(own.drift) > 1e-3
+    said = [
+        sum(completion(row, text).mean().exp().item() for row, text in zip(retain, logps, strict=True))
+        for logps in (plain_logps(folder, adapter, retain) for adapter in (tmp_path, None))
+    ]
+    assert own.retained == pytest.approx(min(1.0, said[0] / said[1]), rel=1e-3)
+    # of numbers that nothing tells apart: every order is as likely (Mann and Whitney 1947)
+    assert own.auc_sd == pytest.approx(math.sqrt((9 + 10 + 1) / (12 * 9 * 10)))
+
+
+def test_the_adapter_is_left_as_it_was(folder: Path) -> None:
+    rows = made_up(8)
+    trainer = moved(Trainer(prepared(folder, forget=rows, retain=rows)))
+    validator = Validator(trainer.loaded, ValidationRows(rows, made_up(8, 1), [], rows))
+    first = validator.at(1.0)
+    assert validator.at(0.3) != first
+    assert validator.at(1.0) == first
+    assert validator.at(0.0) == validator.untouched
+    assert first.retained == 1, "there is nothing to lose"
