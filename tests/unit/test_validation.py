@@ -57,9 +57,9 @@ def completion(row: TokenizedExample, own: torch.Tensor) -> torch.Tensor:
 def test_metrics_are_those_of_transformers_and_peft(folder: Path, tmp_path: Path) -> None:
     members, nonmembers, retain, forget = (made_up(9 + seed, seed, longest=30) for seed in range(4))
     trainer = moved(Trainer(prepared(folder, forget=members, retain=retain)), size=0.1)
-    save_adapter(trainer.model, tmp_path, base_name=str(folder))
     validator = Validator(trainer.loaded, ValidationRows(members, nonmembers, retain, forget))
     own, untouched = validator.at(SCALE), validator.untouched
+    save_adapter(trainer.loaded, tmp_path)
     for found, adapter in ((own, tmp_path), (untouched, None)):
         logps = [plain_logps(folder, adapter, rows) for rows in (members, nonmembers, retain, forget)]
         means, tails = (
