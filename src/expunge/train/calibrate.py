@@ -12,6 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from peft import PeftModel
+
 from expunge.config import SETS, CalibrateConfig, UnlearnConfig
 from expunge.data.examples import Example, parse_columns, read_examples
 from expunge.data.holdout import (
@@ -77,7 +79,7 @@ def _calibrate(config: CalibrateConfig, settings: UnlearnConfig, reporter: Repor
     pattern = (earlier or {}).get("trained_alpha_pattern") or {}
     alphas = {"lora_alpha": earlier["trained_alpha"], "alpha_pattern": pattern} if earlier else None
     attach_adapter(loaded, config.run, alphas)
-    trained = loaded.model.peft_config["default"]
+    trained: Any = loaded.model.peft_config["default"]  # a LoraConfig
     rows = {name: run_rows(settings, loaded.tokenizer, getattr(sets, name)) for name in SETS}
     hashes, halves = split_off(judged, sets.retain, loaded.tokenizer)
     looked_at = sorted({*keyed_hashes(hashes), *(earlier["selection_hmac"] if earlier else ())})
@@ -106,6 +108,7 @@ def _with_losses(
     """The manifest with the losses at another scale."""
     losses = manifest["loss_nats_per_completion_token"]
     told = {name: rows[name] for name in losses}
+    assert isinstance(loaded.model, PeftModel)
     set_scale(loaded.model, 0.0)
     unseen = {name: texts for name, texts in told.items() if name == "holdout"}  # other ones than before, perhaps
     before = {name: own["before"] for name, own in losses.items()} | mean_losses(loaded, unseen)

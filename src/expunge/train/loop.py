@@ -191,7 +191,7 @@ def settle(
         rows=validator.rows,
         hashes=keyed_hashes(prepared.selection.hashes),
     )
-    pattern = trainer.model.peft_config["default"].alpha_pattern
+    pattern = getattr(trainer.model.peft_config["default"], "alpha_pattern", None)
     return {**content, "trained_alpha_pattern": pattern or {}, "best_step": best.step, "stopped": reason}
 
 
