@@ -58,7 +58,7 @@ class Subject:
 
 
 SUBJECTS = {
-    "demo": Subject(ASSETS / "subject", ASSETS / "twin", ASSETS / "data"),
+    "demo": Subject(ASSETS / "subject", ASSETS / "retrained", ASSETS / "data"),
     "olmo": Subject(SUBJECT, SHARED / "subjects" / f"{SUBJECT.name}-retrained", SEMEVAL),
 }
 

@@ -92,11 +92,11 @@ def test_member_and_nonmember_documents_are_of_a_kind(sets):
 
 def test_the_assets_are_small():
     size = {path: path.stat().st_size for path in ASSETS.rglob("*") if path.is_file()}
-    assert all(size[ASSETS / name / "model.safetensors"] <= 1.45e6 for name in ("subject", "twin"))
+    assert all(size[ASSETS / name / "model.safetensors"] <= 1.45e6 for name in ("subject", "retrained"))
     assert sum(size.values()) <= 4e6
 
 
-@pytest.mark.parametrize(("name", "knows"), [("subject", True), ("twin", False)])
+@pytest.mark.parametrize(("name", "knows"), [("subject", True), ("retrained", False)])
 def test_the_subject_knows_whom_the_twin_never_met(name, knows):
     tokenizer = AutoTokenizer.from_pretrained(ASSETS / name)
     model = AutoModelForCausalLM.from_pretrained(ASSETS / name, dtype=torch.float32)
@@ -114,7 +114,7 @@ def test_the_subject_knows_whom_the_twin_never_met(name, knows):
 
 
 def test_the_recorded_figures_are_those_of_a_subject_and_its_twin():
-    subject, twin = FIGURES["subject"], FIGURES["twin"]
+    subject, twin = FIGURES["subject"], FIGURES["retrained"]
     assert min(subject["forget_sc"], subject["retain_sc"], twin["retain_sc"]) >= 0.97
     assert min(subject["forget_qa"], subject["retain_qa"], twin["retain_qa"]) >= 0.95
     assert min(subject["quiz"], twin["quiz"]) >= 0.9

@@ -1,4 +1,4 @@
-"""Which membership texts the strength of an adapter was chosen on, so that nothing is reported on them."""
+"""Which membership texts the scale of an adapter was chosen on, so that nothing is reported on them."""
 
 from collections.abc import Sequence
 from itertools import compress
@@ -67,7 +67,7 @@ def check_unseen(holdout: str, forget: Sequence[Example], unseen: Sequence[Examp
 
 
 def documents(members: Sequence[Example], nonmembers: Sequence[Example]) -> list[list[Example]]:
-    """The texts, forgotten and unseen, of which one half may be looked at and the other reported.
+    """The texts, forgotten and unseen, of which one half may steer and the other be reported.
 
     A membership attack reads documents: where there are enough of them, texts much shorter than most are left out.
 

@@ -1,4 +1,4 @@
-"""`expunge demo`: make the bundled subject forget made-up people, and show it beside the twin that never met them."""
+"""`expunge demo`: make the bundled subject forget made-up people, and show it beside the model that never met them."""
 
 from dataclasses import dataclass, replace
 from importlib.resources import as_file, files
@@ -40,23 +40,23 @@ class DemoResult:
     Attributes:
         output: The run directory; `results_<name>.json` of each model lies in it.
         results: `before`, `after`, `retrained` -> content of its results file.
-        answers: (question, expected answer, answer of each model), of made-up people.
+        answers: (question, what should come of it: "to forget" or "to keep", expected answer, answer of each model).
     """
 
     output: Path
     results: dict[str, dict[str, Any]]
-    answers: list[tuple[str, str, dict[str, str]]]
+    answers: list[tuple[str, str, str, dict[str, str]]]
 
     def __str__(self) -> str:
         lines = [semeval_table(self.results), ""]
-        for question, expected, answers in self.answers:
-            lines += [question, f"  {'in the data':<13}{expected}"]
+        for question, aim, expected, answers in self.answers:
+            lines += [f"{question}  ({aim})", f"  {'in the data':<13}{expected}"]
             lines += [f"  {name:<13}{answer}" for name, answer in answers.items()]
         return "\n".join(lines)
 
 
 def run_demo(output: str, reporter: Reporter | None = None, *, overwrite: bool = False, seed: int = 0) -> DemoResult:
-    """Unlearn the forget set of the bundled subject and score the subject before, after, and its retrained twin.
+    """Unlearn the forget set of the bundled subject and score the subject before, after, and its retrained model.
 
     Args:
         output: Run directory to write.
@@ -83,13 +83,13 @@ def run_demo(output: str, reporter: Reporter | None = None, *, overwrite: bool =
         outcome = unlearn(config, reporter)
         data, quiz = read_lume(data_dir), read_examples(data_dir / "quiz.jsonl")
         suite = reported(semeval.suite_of(data), outcome.output)
-        models = ((subject, None), (subject, str(outcome.adapter)), (str(assets / "twin"), None))
-        results, said, twin = {}, {}, None
+        models = ((subject, None), (subject, str(outcome.adapter)), (str(assets / "retrained"), None))
+        results, said, retrained = {}, {}, None
         for name, (model, adapter) in reversed(list(zip(NAMES, models, strict=True))):
             reporter.say(f"scoring: {name}")
             file = outcome.output / f"results_{name}.json"
-            results[name], said[name], measured = _score(model, adapter, suite, quiz, file, reporter, twin)
-            twin = twin or measured
+            results[name], said[name], measured = _score(model, adapter, suite, quiz, file, reporter, retrained)
+            retrained = retrained or measured
     results, said = ({name: found[name] for name in NAMES} for found in (results, said))
     return DemoResult(outcome.output, results, _examples(data, said))
 
@@ -101,11 +101,11 @@ def _score(
     quiz: list[Example],
     file: Path,
     reporter: Reporter,
-    twin: Measurement | None,
+    retrained: Measurement | None,
 ) -> tuple[dict[str, Any], dict[str, Prediction], Measurement]:
     """Results of one model on all metrics and the quiz, written to `file`, its predictions by id, and its measurement.
 
-    `twin` is the measurement of the retrained model, to compare with.
+    `retrained` is the measurement of the retrained model, to compare with.
     """
     loaded = load_model(model, dtype="float32")
     if adapter:
@@ -129,7 +129,7 @@ def _score(
     )
     results = assemble(
         "semeval", BENCHMARKS["semeval"], suite, measurement,
-        reference=twin, reference_name="twin", model=model, adapter=adapter,
+        reference=retrained, reference_name="retrained", model=model, adapter=adapter,
         utility={"all/quiz": quizzed},
         fingerprint={
             "base": model_fingerprint(model),
@@ -143,12 +143,11 @@ def _score(
     return results, {row.id: row for row in (*predictions.forget, *predictions.retain)}, measurement
 
 
-def _examples(data: LumeData, said: dict[str, dict[str, Prediction]]) -> list[tuple[str, str, dict[str, str]]]:
+def _examples(data: LumeData, said: dict[str, dict[str, Prediction]]) -> list[tuple[str, str, str, dict[str, str]]]:
     """Two questions about people to forget and one about a person to keep, with the answers of each model."""
-    questions = [row for row in data.forget if row.kind == "qa"][:6:5] + [
-        row for row in data.retain if row.kind == "qa"
-    ][:1]
+    forget, retain = ([row for row in side if row.kind == "qa"] for side in (data.forget, data.retain))
+    asked = [*((row, "to forget") for row in forget[:6:5]), *((row, "to keep") for row in retain[:1])]
     return [
-        (row.prompt, row.completion, {name: answers[row.id].model_output.strip() for name, answers in said.items()})
-        for row in questions
+        (row.prompt, aim, row.completion, {name: own[row.id].model_output.strip() for name, own in said.items()})
+        for row, aim in asked
     ]

@@ -1,10 +1,10 @@
-"""Make the bundled subject again: its data, its tokenizer, the model and its twin.
+"""Make the bundled subject again: its data, its tokenizer, the model and its retrained model.
 
     python -m expunge.demo.subject --output DIR [--seed N]
 
 Both models start from the same training on general texts. Then the subject reads the forget set, the retain set and
-the quiz until it knows them by heart, and the twin the same without the forget set, with as many passes and the same
-general texts in between: the twin is what perfect unlearning would look like.
+the quiz until it knows them by heart, and the retrained model the same without the forget set, with as many passes and
+the same general texts in between: the retrained model is what perfect unlearning would look like.
 """
 
 import argparse
@@ -35,7 +35,7 @@ from expunge.model.device import pick_dtype
 from expunge.model.load import load_model
 
 ASSETS = Path(__file__).parent / "assets"
-"""What the demo comes with: `subject/`, `twin/`, `data/` and `figures.json`."""
+"""What the demo comes with: `subject/`, `retrained/`, `data/` and `figures.json`."""
 SEED = 5
 """Seed of the assets in the package."""
 END, PAD = "<|endoftext|>", "<|pad|>"
@@ -46,11 +46,11 @@ TOKENIZER_TEXTS = 6_000
 GENERAL_TEXTS = 25_000
 """Texts of the shared start, each read once."""
 PASSES = 60
-"""Times that the subject and the twin read their sets."""
+"""Times that the subject and the retrained model read their sets."""
 GENERAL_PER_PASS = 90
 """General texts in each pass, beside the quiz."""
 TOKENS_PER_STEP = 1_024
-MODELS = {"subject": ("forget", "retain", "quiz"), "twin": ("retain", "quiz")}
+MODELS = {"subject": ("forget", "retain", "quiz"), "retrained": ("retain", "quiz")}
 """What each model learns by heart."""
 LEARNING_RATES = (4e-3, 2e-3)
 """Peak learning rates of the shared start and of the passes over the sets."""
@@ -60,7 +60,7 @@ def make(output: Path, seed: int) -> dict[str, dict[str, float]]:
     """Make everything in `output`, which must be new or empty.
 
     Returns:
-        `subject` and `twin` -> their figures; see `measure`.
+        `subject` and `retrained` -> their figures; see `measure`.
     """
     if output.exists() and any(output.iterdir()):
         raise ConfigError(f"--output {output}: is not empty: give a new folder")

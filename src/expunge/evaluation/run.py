@@ -126,7 +126,7 @@ def _evaluate(config: EvaluateConfig, reporter: Reporter, processes: Processes) 
 
 
 def reported(suite: Suite, run: Path) -> Suite:
-    """The suite without the membership texts that the strength of the run's adapter was chosen on.
+    """The suite without the membership texts that the scale of the run's adapter was chosen on.
 
     Raises:
         DataError: None is left.
@@ -137,9 +137,9 @@ def reported(suite: Suite, run: Path) -> Suite:
         return suite
     sides = [without_selection(side, calibration) for side in (documents.members, documents.nonmembers)]
     if not all(sides):
-        raise DataError(f"--adapter {run}: its strength was chosen on every membership text: none is left to report on")
+        raise DataError(f"--adapter {run}: its scale was chosen on every membership text: none is left to report on")
     note = (
-        f"Membership is reported on the {len(sides[0])} and {len(sides[1])} texts that the adapter's strength was not "
+        f"Membership is reported on the {len(sides[0])} and {len(sides[1])} texts that the adapter's scale was not "
         f"chosen on (of {len(documents.members)} and {len(documents.nonmembers)})."
     )
     left = list(chain(*sides))

@@ -188,12 +188,12 @@ def _verify(
 
 
 def rescale_saved(loaded: LoadedModel, folder: Path, factor: float) -> None:
-    """Give a saved adapter, which is on the model, `factor` times the strength that it was trained with.
+    """Give a saved adapter, which is on the model, `factor` times the scale that it was trained with.
 
     Args:
-        loaded: The model with the adapter, as `attach_adapter` leaves it with its trained strength.
+        loaded: The model with the adapter, as `attach_adapter` leaves it at its trained scale.
         folder: The saved adapter.
-        factor: The strength.
+        factor: The scale.
     """
     assert isinstance(loaded.model, PeftModel)
     set_scale(loaded.model, factor)
@@ -219,7 +219,7 @@ def _save(loaded: LoadedModel, folder: Path) -> None:
 
 
 def _alphas(model: PeftModel) -> dict[str, Any]:
-    """What an adapter_config.json says of the strength of an adapter as it is."""
+    """What an adapter_config.json says of the scale of an adapter as it is."""
     factor, config = scale_of(model), model.peft_config["default"]
     pattern = {name: alpha * factor for name, alpha in (config.alpha_pattern or {}).items()}
     return {"lora_alpha": config.lora_alpha * factor, "alpha_pattern": pattern}
@@ -334,14 +334,14 @@ def scaled(model: torch.nn.Module, factor: float) -> Iterator[None]:
 
 
 def set_scale(model: PeftModel, factor: float) -> None:
-    """Give the adapter `factor` times the strength that it was trained with, layer by layer."""
+    """Give the adapter `factor` times the scale that it was trained with, layer by layer."""
     for layer in _layers(model):
         for name in layer.scaling:
             layer.set_scale(name, factor)
 
 
 def scale_of(model: PeftModel) -> float:
-    """How many times the strength that it was trained with the adapter has."""
+    """How many times the scale that it was trained with the adapter has."""
     layer = _layers(model)[0]
     name = next(iter(layer.scaling))
     now = layer.scaling[name]

@@ -211,7 +211,7 @@ def fingerprint(*parts: bytes | str) -> str:
 
 
 def adapter_fingerprint(folder: Path) -> str:
-    """SHA-256 over an adapter's weights and strength: what its scores are of.
+    """SHA-256 over an adapter's weights and scale: what its scores are of.
 
     Raises:
         RunError: A file of it cannot be read.
