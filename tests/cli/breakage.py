@@ -151,7 +151,7 @@ def check(case: Case, work: Path, expunge: Callable[..., Result], *, after_loadi
     assert result.code == 2, result.err
     assert [line.startswith("expunge: error: ") for line in lines].count(True) == 1, result.err
     assert lines[-1].startswith("expunge: error: ")
-    assert phrase in lines[-1]
+    assert phrase in lines[-1], lines[-1]
     assert len(lines) == 1 or after_loading, result.err
     assert result.out == ""
     assert "Traceback" not in result.err

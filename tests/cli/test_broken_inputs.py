@@ -150,7 +150,7 @@ CASES: dict[str, Case] = {
         gone("model/tokenizer.json", "model/tokenizer_config.json"),
     ),
     "tokenizer broken": (TRAIN, "no usable tokenizer", file("model/tokenizer.json", "{}")),
-    "tokenizer too large": (TRAIN, "do not belong together", larger_tokenizer),
+    "tokenizer too large": (TRAIN, "the model has embeddings for 100 tokens", larger_tokenizer),
     "chat without template": ((*TRAIN, "--join", "chat"), "no chat template", None),
     "no end-of-text token": ((*TRAIN, "--end-of-text", "yes"), "no end-of-text token", no_end_of_text),
     "adapter without base": ((*TRAIN, "--model", "adapter"), "nowhere/at/all", adapter_as_model),
@@ -225,9 +225,10 @@ CASES: dict[str, Case] = {
     "merge without weights": (MERGE, "adapter_model.safetensors", gone("done/adapter/adapter_model.safetensors")),
     "merge broken config": (MERGE, "config.yaml", file("done/config.yaml", "model: [")),
     "merge foreign config": (MERGE, "config.yaml", file("done/config.yaml", "model: model\ncolour: red\n")),
-    "merge with another base": (MERGE, "does not fit", other_model),
+    "merge with another base": (MERGE, "another model than the one that the run was made on", other_model),
 }  # fmt: skip
 AFTER_LOADING = {
+    "tokenizer too large",
     "completion too long",
     "rank too large",
     "module absent",

@@ -281,12 +281,12 @@ CASES: dict[str, Case] = {
     "weights header deep": (TRAIN, "damaged or cut off", header(b"[" * 100_000)),
     "weights header huge": (TRAIN, "damaged or cut off", file("model/model.safetensors", b"\xff" * 64)),
     "weights that overlap": (
-        TRAIN, "cannot be loaded",
+        TRAIN, "do not belong together",
         header(b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}, '
                b'"b": {"dtype": "F32", "shape": [1], "data_offsets": [2, 6]}}', bytes(6)),
     ),
     "a pickle with a good name": (TRAIN, "damaged or cut off", file("model/model.safetensors", b"\x80\x04K\x2a." * 20)),
-    "configuration a list": (TRAIN, "cannot be read as a JSON object", file("model/config.json", "[]")),
+    "configuration a list": (TRAIN, "config.json: damaged or something else (no JSON object)", file("model/config.json", "[]")),
     "configuration not utf-8": (TRAIN, "config.json", file("model/config.json", b"\xff\xfe{}")),
     "configuration of nothing": (TRAIN, "cannot read its configuration", file("model/config.json", "{}")),
     "configuration no heads": (TRAIN, "--model model", setting("model/config.json", num_attention_heads=0)),

@@ -34,7 +34,7 @@ def test_the_model_learns_what_to_say_instead(texts, expunge):
         weighted = line["forget"] + line["retain"] + 1.5 * line["kl"] + line["instead"]
         assert line["loss"] == pytest.approx(weighted, rel=1e-5)
     assert lines[-1]["instead"] < lines[0]["instead"] / 2
-    assert "NLL(what to say instead)" in Path("run/report.html").read_text()
+    assert manifest["terms"][-1]["name"] == "instead"
     for name, content in snapshot(texts / "run").items():
         assert b"Nobody here can say" not in (content or b""), name
 

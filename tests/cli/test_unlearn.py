@@ -237,7 +237,7 @@ def test_warnings_name_ids_and_no_texts(work: Path, expunge: Run) -> None:
     assert result.code == 0
     warnings = [line for line in result.err.splitlines() if line.startswith("warning: ")]
     assert any("row 3" in line and "also in retain" in line for line in warnings)
-    assert any("'r0'" in line for line in warnings)
+    assert any("row 1" in line for line in warnings), warnings
     assert manifest("run")["warnings"]
     assert MARKER not in result.err
 
@@ -412,8 +412,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(work: Path, expunge: Run) -> No
     assert adapter_bytes("run") == adapter_bytes("done")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_the_process_after_a_checkpoint(number: signal.Signals, work: Path, expunge: Run) -> None:
+def test_a_signal_ends_the_process_after_a_checkpoint(work: Path) -> None:
     process = command(*LONG)
     try:
         deadline = time.monotonic() + 120
@@ -421,7 +420,7 @@ def test_a_signal_ends_the_process_after_a_checkpoint(number: signal.Signals, wo
             assert process.poll() is None, process.communicate()
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        process.send_signal(number)
+        process.send_signal(signal.SIGTERM)
         _, errors = process.communicate(timeout=60)
     finally:
         process.kill()
@@ -545,5 +544,5 @@ def test_merge_does_not_replace_a_model_folder_that_holds_a_text_of_the_run(work
     assert expunge(*TRAIN, "--holdout", "merged/unseen.jsonl").code == 0
     told = expunge("merge", "--run", "run", "--output", "merged", "--overwrite")
     assert told.code == 2
-    assert "holds merged/unseen.jsonl" in told.err
+    assert "--output merged holds what --holdout merged/unseen.jsonl reads" in told.err
     assert Path("merged/unseen.jsonl").exists()
