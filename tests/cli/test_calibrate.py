@@ -152,7 +152,7 @@ def test_losses_and_card_are_those_of_the_strength_that_is_written(run, expunge)
     off = losses()
     assert trained["forget"]["before"] < off["forget"]["after"] < trained["forget"]["after"]
     assert off["retain"]["before"] == trained["retain"]["before"]
-    assert f"{off['forget']['after']:.3f}" in (run / "adapter" / "README.md").read_text()
+    assert f"{off['forget']['after']:.2f}" in (run / "adapter" / "README.md").read_text()
     told = expunge("calibrate", "--run", "run", *bounds)
     assert "loss of the forget set" in told.err
     assert "warning" not in told.err

@@ -12,7 +12,7 @@ import datasets
 import pytest
 from workspace import FORGET, QUICK, UNLEARN, Result, snapshot, temporary, write_jsonl
 
-from expunge.errors import ConfigError
+from expunge.errors import ConfigError, ModelError
 from expunge.runs.lock import Lock
 from expunge.runs.reads import check_apart, model_folders
 
@@ -127,10 +127,11 @@ def test_overwrite_refuses_a_run_that_holds_what_it_reads(
     assert without_lock(work) == before
 
 
-def test_the_base_of_a_base_that_leads_in_a_circle_is_followed_once(work: Path) -> None:
+def test_the_base_of_a_base_that_leads_in_a_circle_is_refused(work: Path) -> None:
     adapter_on("second", "first")
     adapter_on("first", "second")
-    assert model_folders("first") == [Path("first"), Path("second")]
+    with pytest.raises(ModelError, match="circle"):
+        model_folders("first")
 
 
 def test_a_manifest_that_is_to_be_repeated_is_an_input(work: Path) -> None:

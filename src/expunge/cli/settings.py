@@ -26,6 +26,8 @@ RENAMED = {
     "anchor_weight": "--replay-weight",
     "anchors_per_forget": "--replay-per-forget",
     "rest_weight": "--loss target_kl, which keeps the shares of all other tokens",
+    "lr": "--learning-rate",
+    "gamma": "--loss simnpo --loss-args gamma=0",
     "mix": "nothing: forget and retain texts always have a fixed share of a step",
     "prompt_format": "--join",
 }

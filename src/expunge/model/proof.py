@@ -97,6 +97,8 @@ def check_causal(model: PreTrainedModel, where: str, autocast: AbstractContextMa
     other[:, half:] = (ids[:, half:] + 1).remainder(model.config.get_text_config().vocab_size)
     with autocast:
         first, second = (model(input_ids=own, use_cache=False).logits[:, :half].double() for own in (ids, other))
+    if not first.isfinite().all():
+        return  # damaged weights or too narrow a dtype, which is said of by its own name
     moved = (first - second).norm(dim=-1) / first.norm(dim=-1).clamp_min(1e-30)
     if not moved.max().item() <= max(EXACT, LEAK * torch.finfo(model.dtype).eps):
         kind = type(model).__name__
