@@ -151,7 +151,8 @@ def _before_weights(config: UnlearnConfig) -> tuple[UnlearnConfig, Sets, str]:
     """Check and read what needs no model, and settle the recipe; says why it is this one where none was named."""
     config.validate()
     check_trackers(config.report_to)
-    make_forget_loss(config.loss, config.loss_args)
+    if config.recipe or config.is_given("loss"):  # else the recipe, which the texts decide about, names the loss
+        make_forget_loss(config.loss, config.loss_args)
     sets = read_sets(config)
     if not sets.forget:
         raise DataError("the forget set is empty: there is nothing to forget")
