@@ -51,6 +51,8 @@ def selection_half(hashes: Sequence[str], surprise: Sequence[float], family: Seq
 
 def unseen_texts(nonmembers: Sequence[Example], trained: Sequence[Example]) -> list[Example]:
     """Those of `nonmembers` of whose family nothing was trained on."""
+    if not nonmembers:
+        return []
     family = families([own.text for own in [*trained, *nonmembers]])
     seen = set(family[: len(trained)])
     return [own for own, name in zip(nonmembers, family[len(trained) :], strict=True) if name not in seen]

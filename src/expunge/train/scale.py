@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from expunge.config.criteria import Criteria
-from expunge.train.validation import Validation, ValidationRows, Validator, targets, violations
+from expunge.train.validation import Validation, ValidationRows, Validator, targets, violation, violations
 
 SCALES = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
 """Where the search begins; then it halves the distance to the neighbours of the best, `REFINEMENTS` times."""
@@ -71,8 +71,9 @@ def choose_scale(
         return [own for own in found.values() if own.scale > 0]  # an adapter that does nothing forgets nothing
 
     def cost(own: Validation) -> tuple[float, float]:
-        missing = sum(violations(own, untouched, criteria).values())
-        return missing, abs(own.auc - criteria.target_auc) + abs(own.min_k_auc - criteria.target_auc)
+        return violation(own, untouched, criteria), abs(own.auc - criteria.target_auc) + abs(
+            own.min_k_auc - criteria.target_auc
+        )
 
     for scale in SCALES:
         measure(scale)

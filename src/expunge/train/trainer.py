@@ -222,15 +222,17 @@ class Trainer:
     def _area(self, lengths: list[int]) -> int:
         return sum(lengths) if self.packed else max(lengths) * len(lengths)
 
-    def micro_batch_tokens(self, step: Step) -> int:
-        """Bound on the area of a micro-batch: what the device takes, and no more than a process's share of the step."""
-        share = math.ceil(sum(self.lengths(step)) / self.processes.count)
-        return min(self.most_tokens, share)
+    def _micro_batch_tokens(self, lengths: list[int]) -> int:
+        """Bound on the area of a micro-batch of a step whose units have these areas.
+
+        What the device takes, and no more than a process's share of the step.
+        """
+        return min(self.most_tokens, math.ceil(sum(lengths) / self.processes.count))
 
     def size(self, step: Step) -> Size:
         """Extent of a step as it is laid out here."""
-        multiple = self.loaded.row_multiple
-        return size_of(self.lengths(step), self.micro_batch_tokens(step), packed=self.packed, multiple=multiple)
+        lengths, multiple = self.lengths(step), self.loaded.row_multiple
+        return size_of(lengths, self._micro_batch_tokens(lengths), packed=self.packed, multiple=multiple)
 
     def train_step(self, step: Step, index: int) -> dict[str, float]:
         """One optimizer step.
@@ -261,7 +263,8 @@ class Trainer:
     def _gradient(self, step: Step) -> Tensor:
         """Gradient, and the terms `(terms,)`, of this process's share of a step."""
         counts = {name: count(self.sides[name], rows) for name, rows in self.chosen(step).items()}
-        groups = micro_batches(self.lengths(step), self.micro_batch_tokens(step), packed=self.packed)
+        lengths = self.lengths(step)
+        groups = micro_batches(lengths, self._micro_batch_tokens(lengths), packed=self.packed)
         own = [group for number, group in enumerate(groups) if self.processes.is_own(number)]
         return self._accumulate(self.units(step), own, counts)
 
