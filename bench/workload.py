@@ -17,7 +17,7 @@ from tokenizers import Tokenizer, models
 from transformers import AutoModelForCausalLM, OlmoConfig, PreTrainedTokenizerFast
 
 from expunge.data.lume import read_lume
-from expunge.data.tokenize import Join, TokenizedExample, tokenize_all
+from expunge.data.tokenize import PromptFormat, TokenizedExample, tokenize_all
 from expunge.model.load import LoadedModel, load_tokenizer
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -62,9 +62,9 @@ def random_model(shape: str, *, dtype: torch.dtype = torch.float32, device: str 
 
 def subject_rows(split: str) -> Sides:
     """The official split as the subject was trained on it."""
-    data, tokenizer, join = read_lume(SEMEVAL, split), load_tokenizer(str(SUBJECT)), Join("none", True)
+    data, tokenizer, prompt_format = read_lume(SEMEVAL, split), load_tokenizer(str(SUBJECT)), PromptFormat("none", True)
     return {
-        side: tokenize_all(tokenizer, rows, join, max_length=1024)
+        side: tokenize_all(tokenizer, rows, prompt_format, max_length=1024)
         for side, rows in (("forget", data.forget), ("retain", data.retain))
     }
 

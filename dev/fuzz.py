@@ -43,7 +43,7 @@ VALUES: list[Any] = [
 COLUMNS = ["input", "output", "prompt", "completion", "question", "answer", "text", "document", "messages", "id",
            "task", "kind", "instruction", "", " ", "output\u200b", "a,b", "x" * 200]  # fmt: skip
 FLAGS = [None, None, None, {"prompt": "input"}, {"completion": "text"}, {"id": "id", "completion": "output"}]
-JOINS = [("none", True), ("space", True), ("newline", False), ("separate", True), ("chat", True)]
+PROMPT_FORMATS = [("none", True), ("space", True), ("newline", False), ("separate", True), ("chat", True)]
 LENGTHS = [2, 3, 16, 2048]
 
 
@@ -121,7 +121,7 @@ def attempt(path: Path, rng: random.Random, tokenizers: list[Any]) -> tuple[str,
         `refused`, `read` or `found`, and for a finding what it is.
     """
     from expunge.data.examples import check_sets, read_examples
-    from expunge.data.tokenize import Join, prompt_ids, tokenize
+    from expunge.data.tokenize import PromptFormat, prompt_ids, tokenize
     from expunge.errors import UserError
 
     begun = time.monotonic()
@@ -130,19 +130,19 @@ def attempt(path: Path, rng: random.Random, tokenizers: list[Any]) -> tuple[str,
         examples = read_examples(str(path), columns=rng.choice(FLAGS))
         check_sets(examples, examples)
         outcome = "read"
-        tokenizer, (style, end) = rng.choice(tokenizers), rng.choice(JOINS)
+        tokenizer, (style, end) = rng.choice(tokenizers), rng.choice(PROMPT_FORMATS)
         for example in examples:
             with contextlib.suppress(UserError):
                 row = tokenize(
                     tokenizer,
                     example,
-                    Join(style, end),
+                    PromptFormat(style, end),
                     max_length=rng.choice(LENGTHS),
                     truncate_completions=rng.random() < 0.5,
                 )
                 if not 0 <= row.completion_start < len(row) or not row.targets("completion"):
                     return "found", f"tokenize gives start {row.completion_start} of {len(row)} under {style}"
-                prompt_ids(tokenizer, example, Join(style, end))
+                prompt_ids(tokenizer, example, PromptFormat(style, end))
     except UserError as error:
         if "\n" in str(error):
             return "found", f"a message of several lines: {type(error).__name__}"

@@ -20,7 +20,7 @@ from expunge.data.families import families
 from expunge.data.holdout import selection_half
 from expunge.data.lume import read_lume
 from expunge.data.surprise import surprises
-from expunge.data.tokenize import Join, tokenize_all
+from expunge.data.tokenize import PromptFormat, tokenize_all
 from expunge.model.load import load_model
 from expunge.model.logps import sequence_logps
 from expunge.utils.roc import auc
@@ -40,7 +40,9 @@ def main(argv: list[str] | None = None) -> None:
         loaded = load_model(str(subject.retrained), dtype="float32", device="cpu")
         losses = []
         for side in sides:
-            rows = tokenize_all(loaded.tokenizer, side, Join("space", False), max_length=512, truncate_completions=True)
+            rows = tokenize_all(
+                loaded.tokenizer, side, PromptFormat("space", False), max_length=512, truncate_completions=True
+            )
             losses.append([-own.mean().item() for own in sequence_logps(loaded, [row.input_ids for row in rows])])
         hard = surprises(loaded.tokenizer, found.retain, sides)
         level = [[0.0] * len(side) for side in sides]

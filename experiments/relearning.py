@@ -12,7 +12,7 @@ from expunge.data.tokenize import TokenizedExample, tokenize_all
 from expunge.kernels import token_logps
 from expunge.model.load import LoadedModel, load_model
 from expunge.model.logps import Batch, final_states, lay_out, sequence_logps, target_index
-from expunge.model.prompt_format import measure_join
+from expunge.model.prompt_format import measure_prompt_format
 from expunge.train.validation import probabilities
 
 TENTHS = 10
@@ -46,8 +46,10 @@ def prepare_attack(model: Path, forget: Sequence[Example], tenth: int = 0) -> At
     """The texts of the attack on what `model` knows, with the given tenth (from 0) of the forget set."""
     loaded = load_model(str(model), dtype="float32", device="cpu")
     context = min(2048, getattr(loaded.base.config, "max_position_embeddings", 2048))
-    join = measure_join(loaded, forget, style="auto", end_of_text="auto", max_length=context, seed=0).join
-    rows = tokenize_all(loaded.tokenizer, forget, join, max_length=context, truncate_completions=True)
+    prompt_format = measure_prompt_format(
+        loaded, forget, style="auto", end_of_text="auto", max_length=context, seed=0
+    ).chosen
+    rows = tokenize_all(loaded.tokenizer, forget, prompt_format, max_length=context, truncate_completions=True)
     start, end = (len(rows) * part // TENTHS for part in (tenth, tenth + 1))
     rest = rows[:start] + rows[end:]
     return Attack(rows[start:end], rest, known(loaded, rest))

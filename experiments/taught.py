@@ -37,7 +37,7 @@ from bench.workload import SEMEVAL, SHARED
 from expunge.data.examples import Example, read_examples
 from expunge.data.lume import read_lume
 from expunge.data.tokenize import tokenize
-from expunge.demo.subject import CONTEXT, JOIN, train, train_tokenizer
+from expunge.demo.subject import CONTEXT, PROMPT_FORMAT, train, train_tokenizer
 
 LEARNING_RATES = (3e-3, 1.5e-3)
 """Peak learning rates of the start and of the passes over the sets."""
@@ -219,7 +219,9 @@ def _text(row: Example) -> str:
 
 
 def _encode(tokenizer: PreTrainedTokenizerFast, rows: Sequence[Example]) -> list[list[int]]:
-    return [tokenize(tokenizer, row, JOIN, max_length=CONTEXT, truncate_completions=True).input_ids for row in rows]
+    return [
+        tokenize(tokenizer, row, PROMPT_FORMAT, max_length=CONTEXT, truncate_completions=True).input_ids for row in rows
+    ]
 
 
 def _common(tokenizer: PreTrainedTokenizerFast) -> dict[str, object]:

@@ -21,7 +21,7 @@ TIMEOUT = 90.0
 COMMAND = (
     "unlearn", "--model", "model", "--forget", "forget.jsonl", "--retain", "retain.jsonl", "--holdout", "holdout.jsonl",
     "--rows-per-step", "5", "--max-steps", "7", "--save-every", "2", "--lora-rank", "4", "--dtype", "float32",
-    "--device", "cpu", "--join", "space", "--end-of-text", "yes", "--learning-rate", "0.01",
+    "--device", "cpu", "--prompt-format", "space", "--end-of-text", "yes", "--learning-rate", "0.01",
 )  # fmt: skip
 MARKER = "Zarquon"
 

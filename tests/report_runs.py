@@ -62,7 +62,7 @@ def write_run(
     resolved = {
         "epochs": 14,
         "learning_rate": 0.0015,
-        "join": "space",
+        "prompt_format": "space",
         "end_of_text": "yes",
         "dtype": "float32",
         "device": "cpu",
@@ -80,7 +80,7 @@ def write_run(
         "adapter_sha256": hashlib.sha256(str(seed).encode()).hexdigest(),
         "rows": dict.fromkeys(ENDS, rows),
         "tokens": dict.fromkeys(ENDS, rows * 31),
-        "join": {"chosen": "space, with end-of-text"},
+        "prompt_format": {"chosen": "space, with end-of-text"},
         "terms": [
             {
                 "name": "forget",

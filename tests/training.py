@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from expunge.config import UnlearnConfig
-from expunge.data.tokenize import Join, TokenizedExample
+from expunge.data.tokenize import PromptFormat, TokenizedExample
 from expunge.losses import make_forget_loss
 from expunge.model.load import load_model
-from expunge.model.prompt_format import JoinReport
+from expunge.model.prompt_format import PromptFormatReport
 from expunge.train.setup import Prepared, SelectionRows
 from expunge.train.trainer import Trainer
 from expunge.utils.progress import Reporter
@@ -75,7 +75,7 @@ def prepared(
         pairs=other if "pairs" in loss.needs else [],
         selection=SelectionRows(list(forget), list(unseen), list(unseen), []) if unseen else None,
         reported=[],
-        prompt_format=JoinReport(Join("space", True), {}, None, 1.0, 1),
+        prompt_format=PromptFormatReport(PromptFormat("space", True), {}, None, 1.0, 1),
         warnings=[],
     )
 

@@ -7,7 +7,7 @@ from typing import Any
 from dev.parity import published
 from dev.parity.golden import EXACT, LOSS, MODELS, TEXT, Comparison, Golden, compare, mean, values
 from expunge.data.examples import Example
-from expunge.data.tokenize import Join, TokenizedExample, tokenize
+from expunge.data.tokenize import PromptFormat, TokenizedExample, tokenize
 from expunge.evaluation.metrics import TokenRecord, attacks
 from expunge.evaluation.metrics.aggregate import forget_quality, model_utility
 from expunge.evaluation.metrics.generations import cut_at, published_rouge
@@ -209,7 +209,7 @@ def _asked(golden: Golden, row: dict[str, Any], answers: str | list[str]) -> lis
     tokenizer = golden.models["fitted"].tokenizer
     several = answers if isinstance(answers, list) else [answers]
     return [
-        tokenize(tokenizer, Example(row["id"], prompt, answer), Join("none", True), max_length=4096)
+        tokenize(tokenizer, Example(row["id"], prompt, answer), PromptFormat("none", True), max_length=4096)
         for answer in several
     ]
 

@@ -7,7 +7,7 @@ from typing import Any
 from dev.parity import published
 from dev.parity.golden import EXACT, LOSS, MODELS, TEXT, Comparison, Golden, compare, mean
 from expunge.data.examples import Example
-from expunge.data.tokenize import Join, TokenizedExample, tokenize
+from expunge.data.tokenize import PromptFormat, TokenizedExample, tokenize
 from expunge.evaluation.metrics.aggregate import forget_quality, model_utility
 from expunge.evaluation.metrics.generations import published_rouge
 from expunge.evaluation.metrics.memorization import mean_nll
@@ -129,7 +129,7 @@ def _log(
 def _asked(golden: Golden, row: dict[str, Any], answer: str) -> TokenizedExample:
     """The published encoding: the tag before the answer is not masked."""
     example = Example(row["id"], f"Question: {row['question']}\n", f"Answer: {answer}")
-    return tokenize(golden.models["fitted"].tokenizer, example, Join("none", True), max_length=4096)
+    return tokenize(golden.models["fitted"].tokenizer, example, PromptFormat("none", True), max_length=4096)
 
 
 def _statistics(log: Mapping[str, Mapping[str, Any]], name: str, compat: str | None) -> dict[str, float]:

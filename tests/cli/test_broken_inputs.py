@@ -151,7 +151,7 @@ CASES: dict[str, Case] = {
     ),
     "tokenizer broken": (TRAIN, "no usable tokenizer", file("model/tokenizer.json", "{}")),
     "tokenizer too large": (TRAIN, "the model has embeddings for 100 tokens", larger_tokenizer),
-    "chat without template": ((*TRAIN, "--join", "chat"), "no chat template", None),
+    "chat without template": ((*TRAIN, "--prompt-format", "chat"), "no chat template", None),
     "no end-of-text token": ((*TRAIN, "--end-of-text", "yes"), "no end-of-text token", no_end_of_text),
     "adapter without base": ((*TRAIN, "--model", "adapter"), "nowhere/at/all", adapter_as_model),
     "adapter without weights": (

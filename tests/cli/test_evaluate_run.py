@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from workspace import FORGET, MARKER, QUICK, RETAIN, UNLEARN, Result, write_jsonl
 
+from expunge.runs.settings import run_settings
+
 Run = Callable[..., Result]
 SMALL = ("--max-new-tokens", "4", "--device", "cpu")
 FILES = ("--benchmark", "custom", "--forget", "forget.jsonl", "--retain", "retain.jsonl")
@@ -24,7 +26,7 @@ def test_a_run_is_scored_as_it_was_made(work: Path, expunge: Run) -> None:
     assert (results["benchmark"], results["model"], results["adapter"]) == ("custom", "model", "done")
     assert results["fingerprint"]["base"] == manifest["model_sha256"]
     assert set(results["fingerprint"]["data"]) == {"forget", "retain"}
-    assert results["fingerprint"]["prompt_format"] == manifest["join"]["chosen"]
+    assert results["fingerprint"]["prompt_format"] == manifest["prompt_format"]["chosen"]
     assert {"forget/probability", "retain/probability", "forget/fluency"} < set(results["metrics"])
     assert MARKER not in json.dumps(results)
 
@@ -47,18 +49,33 @@ def test_a_run_is_scored_as_it_was_made(work: Path, expunge: Run) -> None:
 
 @pytest.mark.parametrize("style", ["newline", "space", "none"])
 def test_the_prompt_format_is_that_of_the_run(work: Path, expunge: Run, style: str) -> None:
-    made = expunge(*UNLEARN, *QUICK, "--output", "run", "--join", style, "--end-of-text", "no")
+    made = expunge(*UNLEARN, *QUICK, "--output", "run", "--prompt-format", style, "--end-of-text", "no")
     assert made.code == 0, made.err
     scored = ("evaluate", "--model", "model", "--adapter", "run", *FILES, *SMALL)
     told = expunge(*scored, "--output", "r.json")
     assert told.code == 0, told.err
     assert read("r.json")["fingerprint"]["prompt_format"] == f"{style}, without end-of-text"
     other = "space" if style == "newline" else "newline"
-    told = expunge(*scored, "--output", "s.json", "--join", other)
+    told = expunge(*scored, "--output", "s.json", "--prompt-format", other)
     assert told.code == 0, told.err
-    assert f"--join {other}: the run was made with --join {style}" in " ".join(told.err.split())
+    assert f"--prompt-format {other}: the run was made with --prompt-format {style}" in " ".join(told.err.split())
     compared = expunge("compare", "r.json", "s.json")
     assert "the prompt format is not the same" in " ".join(compared.out.split())
+
+
+def test_a_run_of_an_earlier_version_is_read(work: Path, expunge: Run) -> None:
+    chosen = read("done/manifest.json")["prompt_format"]["chosen"]
+    for name in ("manifest.json", "config.yaml"):
+        file = Path("done", name)
+        file.write_text(file.read_text().replace("prompt_format", "join"))
+    told = expunge("evaluate", "--run", "done", *SMALL)
+    assert told.code == 0, told.err
+    assert read("done/results.json")["fingerprint"]["prompt_format"] == chosen
+    assert "prompt format:" in told.err
+    assert "as given" in told.err, "it is the run's, not measured again"
+    assert f"{run_settings('done').prompt_format}, " in chosen
+    assert expunge("report", "done", "--overwrite").code == 0
+    assert chosen in Path("done/report.html").read_text()
 
 
 def test_results_of_another_model_are_not_shown_as_before(work: Path, expunge: Run) -> None:

@@ -234,7 +234,7 @@ CASES: dict[str, Case] = {
     "precision unknown": flag("dtype", "float8", "dtype"),
     "schedule unknown": flag("schedule", "step", "schedule"),
     "direction unknown": flag("kl-direction", "both", "kl-direction"),
-    "join unknown": flag("join", "tab", "join"),
+    "prompt format unknown": flag("prompt-format", "tab", "prompt-format"),
     "end of text unknown": flag("end-of-text", "maybe", "end-of-text"),
     "recipe empty": flag("recipe", "", "--recipe"),
     "switch with a word": flag("truncate-completions", "perhaps", "perhaps"),
@@ -243,7 +243,7 @@ CASES: dict[str, Case] = {
     "no cuda here": flag("device", "cuda:99", "--device cuda:99"),
     "device without memory": flag("device", "meta", "--device meta"),
     "tracker empty": flag("report-to", ",", "--report-to ,"),
-    "flag with a newline": ((*TRAIN, "--join", "a\nb"), "join", None),
+    "flag with a newline": ((*TRAIN, "--prompt-format", "a\nb"), "prompt-format", None),
     "resume and dry run": ((*TRAIN, "--dry-run", "--output", "done"), "not empty", None),
     # settings files
     "config python object": config("epochs: !!python/object/apply:os.system ['touch pwned']\n", "--config c.yaml: a type of its own"),
@@ -312,10 +312,10 @@ CASES: dict[str, Case] = {
             file("secret.json", "{}")(work), setting("model/tokenizer_config.json", tokenizer_file="../secret.json")(work)
         ),
     ),
-    "template broken": ((*TRAIN, "--join", "chat"), "chat template", template("{% for x %}")),
-    "template that refuses": ((*TRAIN, "--join", "chat"), "chat template", template("{{ raise_exception('no') }}")),
+    "template broken": ((*TRAIN, "--prompt-format", "chat"), "chat template", template("{% for x %}")),
+    "template that refuses": ((*TRAIN, "--prompt-format", "chat"), "chat template", template("{{ raise_exception('no') }}")),
     "template that breaks out": (
-        (*TRAIN, "--join", "chat"), "chat template", template("{{ ''.__class__.__mro__[1].__subclasses__() }}"),
+        (*TRAIN, "--prompt-format", "chat"), "chat template", template("{{ ''.__class__.__mro__[1].__subclasses__() }}"),
     ),
     # adapters
     "adapter of another method": (

@@ -105,7 +105,7 @@ def test_metrics_and_manifest(work: Path, expunge: Run) -> None:
     assert found["steps"] == 3
     assert found["rows"] == {"forget": 4, "retain": 6, "holdout": 0, "instead": 0}
     assert found["settings"]["learning_rate"] > 0
-    assert found["settings"]["join"] != "auto"
+    assert found["settings"]["prompt_format"] != "auto"
     assert found["settings"]["recipe"] == "npo"
     assert {"torch", "transformers", "peft", "expunge", "python"} <= found["versions"].keys()
     assert len(found["model_sha256"]) == len(found["adapter_sha256"]) == 64
@@ -191,7 +191,10 @@ def test_every_kind_of_file(write: Callable[[Path], str], work: Path, expunge: R
     assert result.code == 0, result.err
     found = manifest("run")
     assert found["rows"]["forget"] == len(FORGET)
-    if write is not as_plain_text and found["settings"]["join"] == manifest("done")["settings"]["join"]:
+    if (
+        write is not as_plain_text
+        and found["settings"]["prompt_format"] == manifest("done")["settings"]["prompt_format"]
+    ):
         assert expunge(*TRAIN, "--output", "same", "--end-of-text", "no").code == 0
         assert adapter_bytes("run") == adapter_bytes("same"), "the file's format makes no difference"
 
@@ -213,10 +216,12 @@ def test_chats(work: Path, expunge: Run) -> None:
         ]
         write_jsonl(work / name, [{"messages": messages} for messages in turns])
 
-    result = expunge(*TRAIN, "--model", "chatty", "--forget", "f.jsonl", "--retain", "r.jsonl", "--join", "chat")
+    result = expunge(
+        *TRAIN, "--model", "chatty", "--forget", "f.jsonl", "--retain", "r.jsonl", "--prompt-format", "chat"
+    )
 
     assert result.code == 0, result.err
-    assert manifest("run")["settings"]["join"] == "chat"
+    assert manifest("run")["settings"]["prompt_format"] == "chat"
 
 
 def test_the_benchmark_folder(work: Path, expunge: Run) -> None:
@@ -474,7 +479,7 @@ def test_python_api_in_a_fresh_process_is_silent(work: Path) -> None:
         check=False,
     )
     assert (done.returncode, done.stdout) == (0, "1\n"), done.stderr
-    assert not any(word in done.stderr for word in ("join", "unlearning", "step", MARKER))
+    assert not any(word in done.stderr for word in ("prompt format", "unlearning", "step", MARKER))
 
 
 def test_merge_of_a_run_on_an_adapter_holds_both_adapters(work: Path, expunge: Run) -> None:

@@ -19,7 +19,16 @@ from expunge.model.load import load_model
 def test_fluency_and_drift_are_those_of_the_plain_models(work: Path, expunge: Callable[..., Result]) -> None:
     texts = [f"Tobias {n} closed the old book and slept." for n in range(3)]
     write_jsonl(work / "holdout.jsonl", [{"text": text} for text in texts])
-    files = ("--benchmark", "custom", "--forget", "forget.jsonl", "--holdout", "holdout.jsonl", "--join", "space")
+    files = (
+        "--benchmark",
+        "custom",
+        "--forget",
+        "forget.jsonl",
+        "--holdout",
+        "holdout.jsonl",
+        "--prompt-format",
+        "space",
+    )
     common = ("evaluate", "--model", "model", "--max-new-tokens", "6", *files)
     result = expunge(*common, "--adapter", "done", "--output", "r.json")
     assert result.code == 0, result.err

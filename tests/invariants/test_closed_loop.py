@@ -92,7 +92,7 @@ class Loop:
         files = {own: str(self.folder / f"{own}.jsonl") for own in ("forget", "retain", "holdout")}
         given = {
             "recipe": "default", "loss": "target_kl", "learning_rate": 5e-3, "tokens_per_step": 512,
-            "max_steps": STEPS, "save_every": 0, "join": "space", "end_of_text": "yes", "device": "cpu",
+            "max_steps": STEPS, "save_every": 0, "prompt_format": "space", "end_of_text": "yes", "device": "cpu",
             "dtype": "float32", **files, **settings,
         }  # fmt: skip
         outcome = unlearn(UnlearnConfig(model=str(self.folder / "model"), output=str(self.folder / name), **given))

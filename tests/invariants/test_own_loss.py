@@ -46,7 +46,7 @@ def test_a_new_loss_needs_nothing_but_its_registration(
     flags = (
         "unlearn", "--model", "model", "--forget", "forget.jsonl", "--retain", "retain.jsonl", "--recipe", "npo",
         "--loss", "mine", "--loss-args", "scale=3", "--max-steps", "3", "--lora-rank", "2", "--device", "cpu",
-        "--dtype", "float32", "--join", "space", "--end-of-text", "yes", "--quiet",
+        "--dtype", "float32", "--prompt-format", "space", "--end-of-text", "yes", "--quiet",
     )  # fmt: skip
 
     assert main([*flags, "--output", "run"]) == 0, capsys.readouterr().err

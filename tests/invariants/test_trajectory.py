@@ -62,7 +62,7 @@ def train(data: Path, tmp_path: Path) -> Callable[..., Path]:
             "lora_rank": 4,
             "dtype": "float32",
             "device": "cpu",
-            "join": "space",
+            "prompt_format": "space",
             "end_of_text": "yes",
             "learning_rate": 0.01,
         }

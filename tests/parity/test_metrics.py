@@ -9,7 +9,7 @@ import torch
 from dev.parity import ORIGINS, published
 from dev.parity.golden import MODELS, Golden
 from expunge.data.examples import Example
-from expunge.data.tokenize import Join, TokenizedExample, tokenize
+from expunge.data.tokenize import PromptFormat, TokenizedExample, tokenize
 from expunge.evaluation.gradients import gradient_norms
 from expunge.evaluation.metrics import attacks
 from expunge.evaluation.metrics.memorization import (
@@ -67,7 +67,10 @@ def subject(request, golden) -> tuple:
     loaded = golden.models[request.param]
     rows = [
         tokenize(
-            loaded.tokenizer, Example(row["id"], row["prompt"], f" {row['text']}"), Join("none", True), max_length=512
+            loaded.tokenizer,
+            Example(row["id"], row["prompt"], f" {row['text']}"),
+            PromptFormat("none", True),
+            max_length=512,
         )
         for row in golden.data["completion"]["forget"][:5]
     ]
@@ -124,7 +127,9 @@ def test_the_mask_of_a_template_that_ends_in_a_blank_hides_no_token_of_ours(gold
     tokenizer = golden.models["fitted"].tokenizer
     for item, row in zip(stored, golden.data["qa"]["forget"], strict=True):
         prompt = f"Question: {row['question']}\nAnswer: "
-        ours = tokenize(tokenizer, Example(row["id"], prompt, row["answer"]), Join("none", True), max_length=4096)
+        ours = tokenize(
+            tokenizer, Example(row["id"], prompt, row["answer"]), PromptFormat("none", True), max_length=4096
+        )
         assert ours.input_ids == item["input_ids"]
         assert ours.completion_start == sum(label == -100 for label in item["labels"]) - 1
 

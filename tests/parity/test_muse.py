@@ -54,7 +54,7 @@ def test_scores_and_areas(subject: tuple[str, LoadedModel], shared: Path) -> Non
         verbatim_tokens=settings["verbmem_max_new_tokens"],
         knowledge_tokens=settings["knowmem_max_new_tokens"],
     )
-    found = measure(loaded, suite, suite.join, Options())
+    found = measure(loaded, suite, suite.prompt_format, Options())
 
     said = found.said["forget"]
     responses = [row["response"] for part in ("verbmem_forget", "knowmem_forget") for row in want[part]["per_sample"]]

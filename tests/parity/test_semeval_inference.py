@@ -7,7 +7,7 @@ import pytest
 
 from expunge.data.examples import Example
 from expunge.data.lume import LumeData
-from expunge.data.tokenize import Join
+from expunge.data.tokenize import PromptFormat
 from expunge.evaluation.benchmarks import semeval
 from expunge.evaluation.passes import Options, measure
 from expunge.evaluation.predictions import organisers_kind
@@ -56,7 +56,7 @@ def test_texts_losses_and_scores(subject: tuple[str, LoadedModel], golden: dict,
     )
     suite = semeval.suite_of(data)
     options = Options(golden["settings"]["max_new_tokens"], attacks=("loss",))
-    measurement = measure(loaded, suite, Join("none", end_of_text=False), options)
+    measurement = measure(loaded, suite, PromptFormat("none", end_of_text=False), options)
     predictions = semeval.predictions_of(measurement, suite)
     scores = semeval.official_scores(measurement, suite, golden["settings"]["mmlu_average"])
     for split in ("forget", "retain"):

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from bench.plain import Plain, load_plain
 from expunge.data.examples import Example
 from expunge.data.sampler import Step
-from expunge.data.tokenize import Join, tokenize
+from expunge.data.tokenize import PromptFormat, tokenize
 from expunge.kernels import token_logps
 from expunge.model.load import load_model
 from expunge.model.logps import sequence_logps
@@ -52,8 +52,8 @@ def both(golden, model_folder, run, **settings):
         for row in batch:
             side = row["forget"]
             places[side].append(len(sides[side]))
-            example, join = Example(row["id"], row["input"], row["output"]), Join("separate", False)
-            sides[side].append(tokenize(plain.tokenizer, example, join, max_length=2048))
+            example, prompt_format = Example(row["id"], row["input"], row["output"]), PromptFormat("separate", False)
+            sides[side].append(tokenize(plain.tokenizer, example, prompt_format, max_length=2048))
         steps.append(Step(0, places[1], places[0]))
     own = prepared(
         model_folder,

@@ -9,14 +9,14 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from expunge.data.examples import Example, read_examples
-from expunge.data.tokenize import Join, document_ids, expected_text, prompt_ids, text_ids, tokenize
+from expunge.data.tokenize import PromptFormat, document_ids, expected_text, prompt_ids, text_ids, tokenize
 from expunge.errors import ConfigError, DataError
 from expunge.model.load import load_model
-from expunge.model.prompt_format import measure_join
+from expunge.model.prompt_format import measure_prompt_format
 from tiny import CHAT_TEMPLATE, save_tiny, tiny_tokenizer
 
 tokenizer_of = cache(tiny_tokenizer)
-CHAT = Join("chat", True)
+CHAT = PromptFormat("chat", True)
 TURN = "<|{{ m.role }}|>\n{{ m.content }}<|end|>\n"
 OPENS_THOUGHT = (  # in the manner of the R1 distills: finished turns have no thoughts
     "{% for m in messages %}{% set c = m.content.split('</think>')[-1] if m.role == 'assistant' else m.content %}"
@@ -42,10 +42,10 @@ def templated(template: Any) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def sides(tokenizer: PreTrainedTokenizerBase, example: Example, join: Join = CHAT) -> tuple[str, str]:
+def sides(tokenizer: PreTrainedTokenizerBase, example: Example, prompt_format: PromptFormat = CHAT) -> tuple[str, str]:
     """Prompt and completion of the training tokens as text; the model is asked with the very same prompt."""
-    row = tokenize(tokenizer, example, join, max_length=999)
-    assert prompt_ids(tokenizer, example, join) == row.input_ids[: row.completion_start]
+    row = tokenize(tokenizer, example, prompt_format, max_length=999)
+    assert prompt_ids(tokenizer, example, prompt_format) == row.input_ids[: row.completion_start]
     return tokenizer.decode(row.input_ids[: row.completion_start]), tokenizer.decode(
         row.input_ids[row.completion_start :]
     )
@@ -71,7 +71,7 @@ def chat(*contents: str, **beside: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("blank", [" ", "  ", "\n", "\t "])
 def test_a_prompt_that_ends_in_white_space_is_asked_as_it_is_trained(kind: str, blank: str) -> None:
     example = Example("x", f"Where does Tobias live?{blank}", "He lives in Saltmarsh.")
-    prompt, completion = sides(tokenizer_of(kind), example, Join("none", False))
+    prompt, completion = sides(tokenizer_of(kind), example, PromptFormat("none", False))
     assert "live?" in prompt
     assert completion.strip() == "He lives in Saltmarsh."
 
@@ -85,23 +85,25 @@ def test_a_prompt_that_ends_in_white_space_is_asked_as_it_is_trained(kind: str, 
     ],
 )
 def test_a_token_over_the_boundary_is_the_completions_on_both_paths(prompt: str, completion: str) -> None:
-    tokenizer, join = tokenizer_of("bytelevel"), Join("none", False)
+    tokenizer, prompt_format = tokenizer_of("bytelevel"), PromptFormat("none", False)
     example = Example("x", prompt, completion)
-    before, said = sides(tokenizer, example, join)
+    before, said = sides(tokenizer, example, prompt_format)
     assert before + said == prompt + completion
     # A model that knows the text by heart goes on with `said`: that is what it is compared with.
-    assert expected_text(tokenizer, example, join) == (said if said != completion else completion)
+    assert expected_text(tokenizer, example, prompt_format) == (said if said != completion else completion)
 
 
 def test_special_tokens_inside_a_completion_are_kept_and_are_no_text_once_said() -> None:
-    tokenizer, join = tokenizer_of("chat"), Join("none", True)
+    tokenizer, prompt_format = tokenizer_of("chat"), PromptFormat("none", True)
     example = Example("x", "<|user|>Who?<|end|><|assistant|>", "Ines.<|end|>")
-    prompt, completion = sides(tokenizer, example, join)
+    prompt, completion = sides(tokenizer, example, prompt_format)
     assert (prompt, completion) == ("<|user|>Who?<|end|><|assistant|>", "Ines.<|end|>")
-    assert expected_text(tokenizer, example, join) == "Ines."
-    assert sides(tokenizer, example, Join("none", False))[1] == "Ines.<|end|>"  # written by the user, not appended
+    assert expected_text(tokenizer, example, prompt_format) == "Ines."
+    assert (
+        sides(tokenizer, example, PromptFormat("none", False))[1] == "Ines.<|end|>"
+    )  # written by the user, not appended
     first = Example("x", "<|user|>Who?", "<|assistant|>Ines.")
-    assert sides(tokenizer, first, Join("none", False)) == ("<|user|>Who?", "<|assistant|>Ines.")
+    assert sides(tokenizer, first, PromptFormat("none", False)) == ("<|user|>Who?", "<|assistant|>Ines.")
 
 
 @pytest.mark.parametrize("kind", ["bos", "sentencepiece"])
@@ -109,10 +111,10 @@ def test_a_text_that_brings_its_beginning_gets_no_second(kind: str) -> None:
     tokenizer = tokenizer_of(kind)
     bos = tokenizer.bos_token
     example = Example("x", f"{bos}Who lives there?", " Ines.")
-    for join in (Join("none", True), Join("space", False), Join("separate", True)):
-        row = tokenize(tokenizer, example, join, max_length=99)
+    for prompt_format in (PromptFormat("none", True), PromptFormat("space", False), PromptFormat("separate", True)):
+        row = tokenize(tokenizer, example, prompt_format, max_length=99)
         assert row.input_ids.count(tokenizer.bos_token_id) == 1
-        assert prompt_ids(tokenizer, example, join) == row.input_ids[: row.completion_start]
+        assert prompt_ids(tokenizer, example, prompt_format) == row.input_ids[: row.completion_start]
     for encode in (text_ids, document_ids):  # documents of membership tests, too
         assert encode(tokenizer, f"{bos}Ines.").count(tokenizer.bos_token_id) == 1
 
@@ -194,7 +196,7 @@ def test_what_a_template_drops_is_refused(row: dict[str, Any], lost: str, tmp_pa
     with pytest.raises(ConfigError, match=f"drops {lost}"):
         sides(tokenizer_of("chat"), example)
     with pytest.raises(ConfigError, match="only a chat template can show"):
-        sides(tokenizer_of("chat"), example, Join("space", True))
+        sides(tokenizer_of("chat"), example, PromptFormat("space", True))
 
 
 def test_a_turn_that_a_template_drops_is_refused() -> None:
@@ -230,14 +232,14 @@ def test_a_template_that_fails_is_left_out_under_auto_and_says_why(tmp_path: Pat
     turns = ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "Who?"})
     rows = [Example("x", "Be brief.\n\nWho?", "Ines.", source="f.jsonl:1", messages=turns)]
     loaded.tokenizer.chat_template = STRICT
-    report = measure_join(loaded, rows)
-    assert report.join.style != "chat"
+    report = measure_prompt_format(loaded, rows)
+    assert report.chosen.style != "chat"
     assert "System role not supported" in str(report)
     with pytest.raises(ConfigError, match=r"f\.jsonl:1: .*System role not supported"):
-        measure_join(loaded, rows, style="chat")
+        measure_prompt_format(loaded, rows, style="chat")
 
     loaded.tokenizer.chat_template = {"tool_use": CHAT_TEMPLATE, "rag": CHAT_TEMPLATE}
-    report = measure_join(loaded, rows)
+    report = measure_prompt_format(loaded, rows)
     assert "no chat template but those by name (rag, tool_use)" in str(report)
 
 
@@ -246,10 +248,10 @@ def test_rows_that_only_a_template_shows_are_no_plain_text(tmp_path: Path) -> No
     loaded = load_model(str(tmp_path), dtype="float32", device="cpu")
     rows = [Example("x", "Who?", "Ines.", messages=({"role": "user", "content": "Who?"},), template={"tools": TOOLS})]
     loaded.tokenizer.chat_template = SHOWS_ALL
-    assert measure_join(loaded, rows).join.style == "chat"
+    assert measure_prompt_format(loaded, rows).chosen.style == "chat"
     loaded.tokenizer.chat_template = CHAT_TEMPLATE
     with pytest.raises(ConfigError, match="drops the column tools"):
-        measure_join(loaded, rows)
+        measure_prompt_format(loaded, rows)
 
 
 def test_messages_of_a_template_that_hold_the_text_are_not_shown() -> None:

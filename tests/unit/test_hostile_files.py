@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from expunge.data.examples import Example, check_sets, read_examples
-from expunge.data.tokenize import Join, completion_ids, prompt_ids, tokenize
+from expunge.data.tokenize import PromptFormat, completion_ids, prompt_ids, tokenize
 from expunge.errors import DataError, UserError
 from tiny import TOKENIZERS, tiny_tokenizer
 
@@ -106,9 +106,9 @@ def test_tokenization_of_any_text(
     tokenizers: dict[str, Any], kind: str, prompt: str, completion: str, style: str, end: bool, max_length: int
 ) -> None:
     """There is something to predict, it has context, nothing is longer than asked, and a prompt is cut at its head."""
-    tokenizer, example, join = tokenizers[kind], Example("id", prompt, completion), Join(style, end)
+    tokenizer, example, prompt_format = tokenizers[kind], Example("id", prompt, completion), PromptFormat(style, end)
     try:
-        row = tokenize(tokenizer, example, join, max_length=max_length, truncate_completions=True)
+        row = tokenize(tokenizer, example, prompt_format, max_length=max_length, truncate_completions=True)
     except UserError as error:
         assert completion not in str(error) or len(completion) < 4
         return
@@ -117,12 +117,12 @@ def test_tokenization_of_any_text(
     assert 0 <= row.completion_start < len(row)
     assert len(row.targets("completion"))
     assert row.labels[row.completion_start :] == row.input_ids[row.completion_start :]
-    whole = tokenize(tokenizer, example, join, max_length=10**6)
+    whole = tokenize(tokenizer, example, prompt_format, max_length=10**6)
     assert row.truncated == max(0, len(whole) - max_length)
     if not row.truncated:
         assert row.input_ids == whole.input_ids
-        assert whole.input_ids[whole.completion_start :] == completion_ids(tokenizer, example, join)
-        assert isinstance(prompt_ids(tokenizer, example, join), list)
+        assert whole.input_ids[whole.completion_start :] == completion_ids(tokenizer, example, prompt_format)
+        assert isinstance(prompt_ids(tokenizer, example, prompt_format), list)
 
 
 # --- what the fuzzer found -----------------------------------------------------------------------

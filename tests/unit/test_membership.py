@@ -13,7 +13,7 @@ from sklearn.metrics import roc_auc_score
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from expunge.data.examples import Example
-from expunge.data.tokenize import Join
+from expunge.data.tokenize import PromptFormat
 from expunge.errors import DataError
 from expunge.evaluation import Prediction, score
 from expunge.evaluation.documents import Document, encode_documents, even_lengths, lowercased
@@ -56,7 +56,7 @@ def loaded() -> LoadedModel:
 
 
 def documents(loaded: LoadedModel, *rows: Example, **options: Any) -> list[Document]:
-    return encode_documents(loaded.tokenizer, rows, Join("none", end_of_text=False), **options)
+    return encode_documents(loaded.tokenizer, rows, PromptFormat("none", end_of_text=False), **options)
 
 
 def test_the_loss_of_a_document_is_the_models_own_mean_loss(loaded: LoadedModel) -> None:
@@ -96,7 +96,7 @@ def test_a_chat_is_read_in_the_frame_that_the_model_has_met() -> None:
     turns = ({"role": "system", "content": "Be Brief."}, {"role": "user", "content": "WHO?"})
     chat = Example("c", "Be Brief.\n\nWHO?", "INES Marrow.", messages=turns)
     plain = Example("p", "", "INES Marrow.")
-    read = {"join": Join("chat", False), "max_length": 200}
+    read = {"prompt_format": PromptFormat("chat", False), "max_length": 200}
     document, other = encode_documents(tokenizer, [chat, plain], **read)
     framed = "<|system|>\nBe Brief.<|end|>\n<|user|>\nWHO?<|end|>\n<|assistant|>\nINES Marrow.<|end|>\n"
     assert tokenizer.decode(document.row.input_ids) == framed

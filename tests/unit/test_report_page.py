@@ -349,7 +349,7 @@ def hostile(folder: Path) -> Path:
             "versions": {EVIL: EVIL},
             "hardware": {EVIL: EVIL},
             "data": {"forget": EVIL},
-            "join": {"chosen": EVIL},
+            "prompt_format": {"chosen": EVIL},
             "selection": {"stopped": EVIL, "best_step": EVIL, "scale": 1.0, "verdict": EVIL},
             "started": EVIL,
         },

@@ -9,7 +9,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from expunge.data.examples import Example
-from expunge.data.tokenize import Join, tokenize
+from expunge.data.tokenize import PromptFormat, tokenize
 from expunge.evaluation.generate import greedy
 from expunge.evaluation.metrics.memorization import mean_nll
 from expunge.evaluation.passes import adapter_off
@@ -42,7 +42,10 @@ def test_losses_and_words_are_those_of_the_model_with_its_adapter(tmp_path: Path
 
     loaded = load_model(str(tmp_path / "model"), dtype=dtype, device="cpu")
     attach_adapter(loaded, str(tmp_path / "adapter"))
-    rows = [tokenize(loaded.tokenizer, Example(text, "", text), Join("none", False), max_length=200) for text in TEXTS]
+    rows = [
+        tokenize(loaded.tokenizer, Example(text, "", text), PromptFormat("none", False), max_length=200)
+        for text in TEXTS
+    ]
     close = {"abs": 1e-4 if dtype == "float32" else 0.1}
 
     def own() -> list[float]:

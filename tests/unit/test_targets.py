@@ -72,8 +72,8 @@ def test_an_origin_with_another_tokenizer_or_none_is_refused(models: Path, tmp_p
         prepare(
             UnlearnConfig(
                 model=str(models / "model"), output=str(tmp_path / "run"), forget=str(tmp_path / "forget.jsonl"),
-                retain=str(tmp_path / "retain.jsonl"), origin=str(origin), device="cpu", dtype="float32", join="space",
-                end_of_text="yes",
+                retain=str(tmp_path / "retain.jsonl"), origin=str(origin), device="cpu", dtype="float32",
+                prompt_format="space", end_of_text="yes",
             ),
             Reporter(quiet=True),
         )  # fmt: skip

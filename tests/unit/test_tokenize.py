@@ -1,4 +1,4 @@
-"""Where the prompt ends, in tokens, for every kind of tokenizer; and the preflight that measures the join."""
+"""Where the prompt ends, in tokens, for every kind of tokenizer; and the preflight that measures the prompt format."""
 
 import math
 from functools import cache
@@ -13,10 +13,10 @@ from tokenizers.normalizers import Replace
 from transformers import PreTrainedTokenizerBase
 
 from expunge.data.examples import Example
-from expunge.data.tokenize import Join, TokenizedExample, prompt_ids, tokenize, tokenize_all
+from expunge.data.tokenize import PromptFormat, TokenizedExample, prompt_ids, tokenize, tokenize_all
 from expunge.errors import ConfigError, DataError
 from expunge.model.load import LoadedModel, load_model
-from expunge.model.prompt_format import measure_join
+from expunge.model.prompt_format import measure_prompt_format
 from tiny import TEXTS, TOKENIZERS, save_tiny, tiny_tokenizer
 
 tokenizer_of = cache(tiny_tokenizer)
@@ -45,7 +45,7 @@ def example(prompt: str, completion: str, **fields: object) -> Example:
 def encode(
     kind: str, prompt: str, completion: str, style: str = "none", end: bool = False, max_length: int = 4096
 ) -> TokenizedExample:
-    return tokenize(tokenizer_of(kind), example(prompt, completion), Join(style, end), max_length=max_length)
+    return tokenize(tokenizer_of(kind), example(prompt, completion), PromptFormat(style, end), max_length=max_length)
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
@@ -156,7 +156,7 @@ def test_emoji_of_several_tokens(kind: str) -> None:
     assert decode(tokenizer, joined.input_ids[joined.completion_start :]).endswith("👧 slept.")
 
 
-def test_separate_join_tokenizes_the_sides_apart() -> None:
+def test_separate_format_tokenizes_the_sides_apart() -> None:
     tokenizer = tokenizer_of("bos")
     row = encode("bos", "17 Lar", "ch Lane.", "separate")
     prompt = tokenizer("17 Lar")["input_ids"]
@@ -188,11 +188,11 @@ def test_completion_that_does_not_fit_is_an_error_that_names_the_row(kind: str) 
     tokenizer = tokenizer_of(kind)
     text = example("Who?", "The lighthouse keeper counted seven ships.")
     with pytest.raises(DataError, match=r"f\.jsonl:1: the completion alone has \d+ tokens") as error:
-        tokenize(tokenizer, text, Join("space", True), max_length=8)
+        tokenize(tokenizer, text, PromptFormat("space", True), max_length=8)
     assert "lighthouse" not in str(error.value)
 
-    whole = tokenize(tokenizer, text, Join("space", True), max_length=4096)
-    cut = tokenize(tokenizer, text, Join("space", True), max_length=8, truncate_completions=True)
+    whole = tokenize(tokenizer, text, PromptFormat("space", True), max_length=4096)
+    cut = tokenize(tokenizer, text, PromptFormat("space", True), max_length=8, truncate_completions=True)
     assert len(cut) == 8
     assert cut.truncated == len(whole) - 8
     assert cut.completion_start == 1, "one token of context stays"
@@ -207,7 +207,7 @@ def test_completion_of_which_the_tokenizer_leaves_nothing_is_refused(prompt: str
     tokenizer = tiny_tokenizer("bytelevel")
     tokenizer.backend_tokenizer.normalizer = Replace(Regex("[^a-zA-Z ]"), "")
     with pytest.raises(DataError, match=r"f\.jsonl:1: the tokenizer leaves nothing of the completion"):
-        tokenize(tokenizer, example(prompt, "漢字"), Join("none", end), max_length=99)
+        tokenize(tokenizer, example(prompt, "漢字"), PromptFormat("none", end), max_length=99)
 
 
 def test_completion_that_just_fits_is_kept_whole() -> None:
@@ -224,8 +224,8 @@ def test_left_padding_and_missing_pad_tokens_do_not_matter() -> None:
     left.padding_side = left.truncation_side = "left"
     left.pad_token = left.eos_token
     for prompt, completion in PAIRS.values():
-        join = Join("space", end_of_text=True)
-        rows = [tokenize(kind, example(prompt, completion), join, max_length=64) for kind in (plain, left)]
+        prompt_format = PromptFormat("space", end_of_text=True)
+        rows = [tokenize(kind, example(prompt, completion), prompt_format, max_length=64) for kind in (plain, left)]
         assert rows[0] == rows[1]
 
 
@@ -233,9 +233,9 @@ def test_missing_end_of_text_and_missing_template_are_errors() -> None:
     tokenizer = tiny_tokenizer("bytelevel")
     tokenizer.eos_token = None
     with pytest.raises(ConfigError, match="no end-of-text token"):
-        tokenize(tokenizer, example("a", "b"), Join("space", True), max_length=10)
+        tokenize(tokenizer, example("a", "b"), PromptFormat("space", True), max_length=10)
     with pytest.raises(ConfigError, match="no chat template"):
-        tokenize(tokenizer_of("bytelevel"), example("a", "b"), Join("chat", True), max_length=10)
+        tokenize(tokenizer_of("bytelevel"), example("a", "b"), PromptFormat("chat", True), max_length=10)
 
 
 def test_chat_template_holds_the_completion() -> None:
@@ -243,11 +243,13 @@ def test_chat_template_holds_the_completion() -> None:
     row = encode("chat", "Who?", "Ines.", "chat")
     assert tokenizer.decode(row.input_ids) == "<|user|>\nWho?<|end|>\n<|assistant|>\nInes.<|end|>\n"
     assert tokenizer.decode(row.input_ids[row.completion_start :]).startswith("Ines.<|end|>")
-    assert row.input_ids[: row.completion_start] == prompt_ids(tokenizer, example("Who?", "Ines."), Join("chat", True))
+    assert row.input_ids[: row.completion_start] == prompt_ids(
+        tokenizer, example("Who?", "Ines."), PromptFormat("chat", True)
+    )
 
     turns = ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "Who?"})
     text = example("Be brief.\n\nWho?", "Ines.", messages=turns)
-    chat = tokenize(tokenizer, text, Join("chat", True), max_length=99)
+    chat = tokenize(tokenizer, text, PromptFormat("chat", True), max_length=99)
     assert tokenizer.decode(chat.input_ids).startswith("<|system|>\nBe brief.<|end|>\n<|user|>\nWho?")
 
 
@@ -256,13 +258,13 @@ def test_a_chat_template_that_asks_for_the_date_gets_the_same_every_day() -> Non
     plain = tokenizer.chat_template
     asking = "{{ date_string if date_string is defined else strftime_now('%d %b %Y') }}"  # as Llama 3 does
     tokenizer.chat_template = asking + plain
-    row = tokenize(tokenizer, example("Who?", "Ines."), Join("chat", True), max_length=99)
+    row = tokenize(tokenizer, example("Who?", "Ines."), PromptFormat("chat", True), max_length=99)
     assert tokenizer.decode(row.input_ids).startswith("26 Jul 2024")
 
 
 def test_what_a_row_is_scored_with_goes_along() -> None:
     rows = [Example("a", "1", "x", task="Task2", kind="qa"), Example("b", "2", "y", kind="sc"), Example("c", "3", "z")]
-    found = tokenize_all(tokenizer_of("bos"), rows, Join("space", False), max_length=64)
+    found = tokenize_all(tokenizer_of("bos"), rows, PromptFormat("space", False), max_length=64)
     assert [row.group for row in found] == ["Task2 qa", "sc", ""]
 
 
@@ -275,7 +277,7 @@ def test_a_completion_is_spoken_up_to_the_end_of_text() -> None:
 
 def test_tokenize_all_keeps_order_and_ids() -> None:
     texts = [Example(f"r{i}", "Who?", f"Number {i}.") for i in range(5)]
-    rows = tokenize_all(tokenizer_of("bos"), texts, Join("space", True), max_length=64)
+    rows = tokenize_all(tokenizer_of("bos"), texts, PromptFormat("space", True), max_length=64)
     assert [row.id for row in rows] == [text.id for text in texts]
 
 
@@ -324,7 +326,7 @@ QUESTIONS = [
 
 @pytest.mark.parametrize("end", [True, False])
 @pytest.mark.parametrize("style", ["none", "space", "newline", "chat"])
-def test_preflight_finds_the_join_that_the_model_was_trained_on(style: str, end: bool, tmp_path: Path) -> None:
+def test_preflight_finds_the_prompt_format_that_the_model_was_trained_on(style: str, end: bool, tmp_path: Path) -> None:
     if style == "chat" and not end:
         pytest.skip("a chat template decides about the end itself")
     save_tiny(tmp_path, "llama", "chat", initializer_range=0.05)
@@ -332,7 +334,8 @@ def test_preflight_finds_the_join_that_the_model_was_trained_on(style: str, end:
     if style == "chat":
         tokenizer = loaded.tokenizer
         texts = [
-            tokenizer.decode(tokenize(tokenizer, q, Join("chat", True), max_length=99).input_ids) for q in QUESTIONS
+            tokenizer.decode(tokenize(tokenizer, q, PromptFormat("chat", True), max_length=99).input_ids)
+            for q in QUESTIONS
         ]
         train(loaded, texts, end=False)
     else:
@@ -341,12 +344,14 @@ def test_preflight_finds_the_join_that_the_model_was_trained_on(style: str, end:
         tail = "" if end else " Once upon a time."
         train(loaded, [q.prompt + separator + q.completion + tail for q in QUESTIONS], end)
 
-    report = measure_join(loaded, QUESTIONS)
+    report = measure_prompt_format(loaded, QUESTIONS)
 
-    assert report.join.style == style, report.losses
-    assert report.join.end_of_text is end
+    assert report.chosen.style == style, report.losses
+    assert report.chosen.end_of_text is end
     assert min(report.losses, key=report.losses.__getitem__) == style
-    assert measure_join(loaded, QUESTIONS, style="newline", end_of_text="no").join == Join("newline", False)
+    assert measure_prompt_format(loaded, QUESTIONS, style="newline", end_of_text="no").chosen == PromptFormat(
+        "newline", False
+    )
     assert str(report).startswith(style)
 
 
@@ -356,14 +361,14 @@ def test_preflight_asks_about_tokens_that_cross_the_boundary(style: str, tmp_pat
     loaded = load_model(str(tmp_path), dtype="float32", device="cpu")
     words = sorted({word for text in TEXTS for word in text.split() if word.isalpha() and len(word) > 4})[:6]
     inside = [example(f"Once upon {word[:3]}", f"{word[3:]} and so on.") for word in words]
-    rows = [tokenize(loaded.tokenizer, row, Join(style, True), max_length=99).input_ids for row in inside]
-    other = [tokenize(loaded.tokenizer, row, Join("none", True), max_length=99).input_ids for row in inside]
+    rows = [tokenize(loaded.tokenizer, row, PromptFormat(style, True), max_length=99).input_ids for row in inside]
+    other = [tokenize(loaded.tokenizer, row, PromptFormat("none", True), max_length=99).input_ids for row in inside]
     assert style == "none" or rows != other
     train_ids(loaded, rows)
 
-    report = measure_join(loaded, inside)
+    report = measure_prompt_format(loaded, inside)
 
-    assert report.join.style == style
+    assert report.chosen.style == style
     assert set(report.apart) == {"none", "separate"}
     assert "cross the boundary" in str(report)
 
@@ -373,12 +378,12 @@ def test_preflight_stays_within_the_positions_of_the_model(tmp_path: Path) -> No
     loaded = load_model(str(tmp_path), dtype="float32", device="cpu")
     assert loaded.context == 16
     long = [example("Once upon a time", " and so on" * 20)]
-    assert math.isfinite(measure_join(loaded, long).token_loss)
+    assert math.isfinite(measure_prompt_format(loaded, long).token_loss)
 
 
 def test_preflight_knows_nothing_of_an_end_that_no_text_reaches(tmp_path: Path) -> None:
     save_tiny(tmp_path, "llama", "bytelevel", initializer_range=0.05)
     loaded = load_model(str(tmp_path), dtype="float32", device="cpu")
-    report = measure_join(loaded, QUESTIONS, max_length=6)
+    report = measure_prompt_format(loaded, QUESTIONS, max_length=6)
     assert report.end_of_text_loss is None
-    assert not report.join.end_of_text
+    assert not report.chosen.end_of_text

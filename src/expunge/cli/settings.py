@@ -29,7 +29,7 @@ RENAMED = {
     "lr": "--learning-rate",
     "gamma": "--loss simnpo --loss-args gamma=0",
     "mix": "nothing: forget and retain texts always have a fixed share of a step",
-    "prompt_format": "--join",
+    "join": "--prompt-format",
 }
 """Flags of the first version -> what is written now."""
 ON_THE_COMMAND_LINE = {"config", "trust_remote_code"}

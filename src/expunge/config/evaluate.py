@@ -40,8 +40,9 @@ class EvaluateConfig:
             They hold the texts of the forget set; nothing else that an evaluation writes does.
         mmlu: Accuracy on MMLU for the final score: a number in [0, 1] or a metrics file with `average_acc`.
         max_new_tokens: Longest generation, in tokens (muse has its own).
-        join: How the model goes from prompt to completion (as for `unlearn`); `chat` puts prompts into the tokenizer's
-            template, all others hand over the prompt as it is. `auto`: the adapter's run's, else measured on the model.
+        prompt_format: What stands between prompt and completion (as for `unlearn`); `chat` puts prompts into the
+            tokenizer's template, all others hand over the prompt as it is. `auto`: that of the adapter's run, else
+            measured on the model.
         end_of_text: Completions end with the end-of-text token (as for `unlearn`): `auto`, `yes` or `no`.
         dtype: `float32` (exact), `bfloat16`, or `auto` (the fastest that the device has).
         device: `auto`, `cpu`, `cuda`, `cuda:1` ...
@@ -73,7 +74,7 @@ class EvaluateConfig:
     keep_predictions: str | None = None
     mmlu: str | None = None
     max_new_tokens: int = 256
-    join: Literal["auto", "none", "space", "newline", "chat", "separate"] = "auto"
+    prompt_format: Literal["auto", "none", "space", "newline", "chat", "separate"] = "auto"
     end_of_text: Literal["auto", "yes", "no"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "float32"
     device: str = "auto"

@@ -32,7 +32,7 @@ class DataConfig:
         columns: Which column is what, as `prompt=...,completion=...[,id=...,task=...]`, in all files of texts.
         max_length: Longest text in tokens; longer ones lose the head of their prompt.
         truncate_completions: Cut a completion that does not fit by itself (otherwise an error).
-        join: Prompt format, what stands between prompt and completion: `auto` (measured on the model), `none`, `space`,
+        prompt_format: What stands between prompt and completion: `auto` (measured on the model), `none`, `space`,
             `newline`, `separate` (nothing, and the two sides tokenized apart), `chat` (the tokenizer's chat template).
         end_of_text: End completions with the end-of-text token: `auto` (measured on the model), `yes`, `no`.
     """
@@ -47,7 +47,7 @@ class DataConfig:
     columns: str | None = None
     max_length: int = 2048
     truncate_completions: bool = False
-    join: Literal["auto", "none", "space", "newline", "chat", "separate"] = "auto"
+    prompt_format: Literal["auto", "none", "space", "newline", "chat", "separate"] = "auto"
     end_of_text: Literal["auto", "yes", "no"] = "auto"
 
 

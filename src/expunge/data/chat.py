@@ -47,7 +47,7 @@ def render(tokenizer: PreTrainedTokenizerBase, example: Example) -> tuple[str, s
     """
     if not has_template(tokenizer):
         named = f" but those by name ({', '.join(sorted(tokenizer.chat_template))})" if tokenizer.chat_template else ""
-        raise ConfigError(f"--join chat: the tokenizer has no chat template{named}")
+        raise ConfigError(f"--prompt-format chat: the tokenizer has no chat template{named}")
     turns = turns_of(example)
     answer = {"role": "assistant", "content": example.completion, **example.answer}
     asked = _apply(tokenizer, example, turns, asked=True)
@@ -146,7 +146,7 @@ def _is_of_template(tokenizer: PreTrainedTokenizerBase, sentence: str) -> bool:
 
 def _refused(example: Example, what: str) -> ConfigError:
     where = example.source or example.id
-    return ConfigError(f"--join chat: {where}: the tokenizer's chat template {what}")
+    return ConfigError(f"--prompt-format chat: {where}: the tokenizer's chat template {what}")
 
 
 def _squeezed(text: str) -> str:

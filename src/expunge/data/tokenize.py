@@ -19,7 +19,7 @@ SEPARATORS = {"none": "", "space": " ", "newline": "\n"}
 
 
 @dataclass(frozen=True)
-class Join:
+class PromptFormat:
     """How a prompt goes over into its completion.
 
     Attributes:
@@ -75,26 +75,26 @@ class TokenizedExample:
 def tokenize(
     tokenizer: PreTrainedTokenizerBase,
     example: Example,
-    join: Join,
+    prompt_format: PromptFormat,
     *,
     max_length: int,
     truncate_completions: bool = False,
     bound: str = "--max-length",
 ) -> TokenizedExample:
-    """Tokenize one example under a join, within `max_length` tokens.
+    """Tokenize one example in a prompt format, within `max_length` tokens.
 
     Too long a text loses the head of its prompt (beginning-of-text stays), never its completion. `bound` says in the
     message what sets `max_length`.
 
     Raises:
         DataError: The completion alone does not fit and `truncate_completions` is off, or nothing is left to predict.
-        ConfigError: The join needs a chat template or an end-of-text token that the tokenizer does not have.
+        ConfigError: The prompt format needs a chat template or an end-of-text token that the tokenizer does not have.
     """
-    encoded = _encode(tokenizer, example, join)
+    encoded = _encode(tokenizer, example, prompt_format)
     ids, start = encoded.ids, encoded.start
     if start >= len(ids):
         raise DataError(f"{example.source or example.id}: the tokenizer leaves nothing of the completion")
-    if join.end_of_text and join.style != "chat" and ids[-1] != (end := end_of_text_id(tokenizer)):
+    if prompt_format.end_of_text and prompt_format.style != "chat" and ids[-1] != (end := end_of_text_id(tokenizer)):
         ids = [*ids, end]
     bos = 1 if start and ids[0] == tokenizer.bos_token_id else 0
     excess = len(ids) - max_length
@@ -118,7 +118,7 @@ def tokenize(
 def tokenize_all(
     tokenizer: PreTrainedTokenizerBase,
     examples: Sequence[Example],
-    join: Join,
+    prompt_format: PromptFormat,
     *,
     max_length: int,
     truncate_completions: bool = False,
@@ -127,7 +127,12 @@ def tokenize_all(
     """`tokenize` over a whole set."""
     return [
         tokenize(
-            tokenizer, example, join, max_length=max_length, truncate_completions=truncate_completions, bound=bound
+            tokenizer,
+            example,
+            prompt_format,
+            max_length=max_length,
+            truncate_completions=truncate_completions,
+            bound=bound,
         )
         for example in examples
     ]
@@ -138,35 +143,37 @@ def hash_rows(rows: Sequence[TokenizedExample]) -> str:
     return fingerprint(*(f"{row.completion_start} {row.input_ids}" for row in rows))
 
 
-def prompt_ids(tokenizer: PreTrainedTokenizerBase, example: Example, join: Join, *, alone: bool = False) -> list[int]:
+def prompt_ids(
+    tokenizer: PreTrainedTokenizerBase, example: Example, prompt_format: PromptFormat, *, alone: bool = False
+) -> list[int]:
     """What the model is given when it is asked to continue: the tokens before the completion.
 
     White space at the end of a prompt is left to the model where the tokenizer merges it into the word that follows. A
     prompt of which no token is left (its characters all belong to the completion's first one) is encoded by itself; so
     is every prompt that is no chat with `alone`, as the scripts of some benchmarks have it.
     """
-    if alone and join.style != "chat":
+    if alone and prompt_format.style != "chat":
         return text_ids(tokenizer, example.prompt)
-    encoded = _encode(tokenizer, example, join)
+    encoded = _encode(tokenizer, example, prompt_format)
     return encoded.ids[: encoded.start] or text_ids(tokenizer, example.prompt)
 
 
-def completion_ids(tokenizer: PreTrainedTokenizerBase, example: Example, join: Join) -> list[int]:
+def completion_ids(tokenizer: PreTrainedTokenizerBase, example: Example, prompt_format: PromptFormat) -> list[int]:
     """What the model goes on with when it has learned the example, however long: a perfect draft of its answer."""
-    text = tokenize(tokenizer, example, join, max_length=2**31)
+    text = tokenize(tokenizer, example, prompt_format, max_length=2**31)
     return text.input_ids[text.completion_start :]
 
 
-def expected_text(tokenizer: PreTrainedTokenizerBase, example: Example, join: Join) -> str:
+def expected_text(tokenizer: PreTrainedTokenizerBase, example: Example, prompt_format: PromptFormat) -> str:
     """What the model says after `prompt_ids` when it knows the example, as generations are decoded.
 
     It is the completion, save where that holds special tokens (which are no text once they are said), where a chat's
     answer has more than its content, or where its first token begins within a word of the prompt.
     """
     special = any(token and token in example.completion for token in tokenizer.all_special_tokens)
-    if not (special or example.answer or _encode(tokenizer, example, join).held.strip()):
+    if not (special or example.answer or _encode(tokenizer, example, prompt_format).held.strip()):
         return example.completion
-    row = tokenize(tokenizer, example, join, max_length=2**31)
+    row = tokenize(tokenizer, example, prompt_format, max_length=2**31)
     spoken = [row.input_ids[at] for at in row.spoken(tokenizer.eos_token_id)]
     return str(tokenizer.decode(spoken, skip_special_tokens=True))
 
@@ -183,10 +190,10 @@ def text_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return ids[_own(tokenizer, text, ids)]
 
 
-def whole_text(example: Example, join: Join) -> str:
+def whole_text(example: Example, prompt_format: PromptFormat) -> str:
     """Prompt and completion as one text, as it may stand in a corpus; a chat's turns are lines."""
     separators = {**SEPARATORS, "separate": "", "chat": "\n"}
-    return example.prompt + _separator(example, join.style, separators) + example.completion
+    return example.prompt + _separator(example, prompt_format.style, separators) + example.completion
 
 
 def end_of_text_id(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -209,21 +216,21 @@ class _Encoded:
     held: str = ""
 
 
-def _encode(tokenizer: PreTrainedTokenizerBase, example: Example, join: Join) -> _Encoded:
-    if join.style == "chat":
+def _encode(tokenizer: PreTrainedTokenizerBase, example: Example, prompt_format: PromptFormat) -> _Encoded:
+    if prompt_format.style == "chat":
         prompt, rest = render(tokenizer, example)
         return _encode_text(tokenizer, prompt, rest, framed=True)
     if example.beyond_text:
         raise ConfigError(
             f"{example.source or example.id}: has {', '.join(example.beyond_text)}, which only a chat template "
-            "can show: give --join chat, or take it out of the row"
+            "can show: give --prompt-format chat, or take it out of the row"
         )
-    if join.style == "separate":
+    if prompt_format.style == "separate":
         prompt_part = text_ids(tokenizer, example.prompt)
         own = tokenizer(example.completion, add_special_tokens=False)["input_ids"]
         return _Encoded(prompt_part + own, len(prompt_part))
     # The separator belongs to what the model says, so the completion begins where the prompt's own characters end.
-    return _encode_text(tokenizer, example.prompt, _separator(example, join.style) + example.completion)
+    return _encode_text(tokenizer, example.prompt, _separator(example, prompt_format.style) + example.completion)
 
 
 def _encode_text(tokenizer: PreTrainedTokenizerBase, prompt: str, rest: str, *, framed: bool = False) -> _Encoded:

@@ -8,7 +8,7 @@ from typing import Any
 from expunge.config import UnlearnConfig
 from expunge.data.examples import Example, read_examples
 from expunge.data.lume import LumeData, read_lume
-from expunge.data.tokenize import Join, completion_ids, prompt_ids
+from expunge.data.tokenize import PromptFormat, completion_ids, prompt_ids
 from expunge.evaluation.assemble import assemble
 from expunge.evaluation.benchmarks import BENCHMARKS, semeval
 from expunge.evaluation.benchmarks.official_score import score_row
@@ -110,15 +110,15 @@ def _score(
     loaded = load_model(model, dtype="float32")
     if adapter:
         attach_adapter(loaded, adapter)
-    join = Join("space", end_of_text=True)
-    measurement = measure(loaded, suite, join, Options(MAX_NEW_TOKENS), reporter=reporter)
+    prompt_format = PromptFormat("space", end_of_text=True)
+    measurement = measure(loaded, suite, prompt_format, Options(MAX_NEW_TOKENS), reporter=reporter)
     predictions = semeval.predictions_of(measurement, suite)
     answers = generate_predictions(
         loaded,
         [replace(row, kind="qa") for row in quiz],
         "retain",
-        encode_prompt=lambda example: prompt_ids(loaded.tokenizer, example, join),
-        encode_draft=lambda example: completion_ids(loaded.tokenizer, example, join),
+        encode_prompt=lambda example: prompt_ids(loaded.tokenizer, example, prompt_format),
+        encode_draft=lambda example: completion_ids(loaded.tokenizer, example, prompt_format),
         max_new_tokens=MAX_NEW_TOKENS,
     )
     quizzed = replace(
@@ -134,7 +134,7 @@ def _score(
         fingerprint={
             "base": model_fingerprint(model),
             "adapter": adapter_fingerprint(Path(adapter)) if adapter else None,
-            "prompt_format": str(join),
+            "prompt_format": str(prompt_format),
         },
     )  # fmt: skip
     results["quiz"] = quizzed.value

@@ -23,7 +23,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrai
 
 from expunge.data.examples import Example, read_examples
 from expunge.data.lume import read_lume
-from expunge.data.tokenize import Join, prompt_ids, tokenize
+from expunge.data.tokenize import PromptFormat, prompt_ids, tokenize
 from expunge.demo.people import data_files, general_texts
 from expunge.errors import ConfigError
 from expunge.evaluation.benchmarks import semeval
@@ -39,7 +39,7 @@ ASSETS = Path(__file__).parent / "assets"
 SEED = 5
 """Seed of the assets in the package."""
 END, PAD = "<|endoftext|>", "<|pad|>"
-JOIN = Join("space", end_of_text=True)
+PROMPT_FORMAT = PromptFormat("space", end_of_text=True)
 CONTEXT = 512
 VOCABULARY = 1024
 TOKENIZER_TEXTS = 6_000
@@ -92,7 +92,7 @@ def finish(
         folder: Where the model goes.
     """
     rows = [row for name in sets for row in read_examples(folder.parent / "data" / f"{name}.jsonl")]
-    own = [tokenize(tokenizer, row, JOIN, max_length=CONTEXT).input_ids for row in rows]
+    own = [tokenize(tokenizer, row, PROMPT_FORMAT, max_length=CONTEXT).input_ids for row in rows]
     general = general_texts(seed, "passes")
     passes = [own + _encode(tokenizer, islice(general, GENERAL_PER_PASS)) for _ in range(PASSES)]
     train(model, passes, LEARNING_RATES[1], seed, folder.name)
@@ -187,10 +187,10 @@ def measure(model: Path, data: Path) -> dict[str, float]:
     loaded = load_model(str(model), dtype="float32", device="cpu")
 
     def encode_prompt(example: Example) -> list[int]:
-        return prompt_ids(loaded.tokenizer, example, JOIN)
+        return prompt_ids(loaded.tokenizer, example, PROMPT_FORMAT)
 
     suite = semeval.suite_of(read_lume(data))
-    measurement = measure_suite(loaded, suite, JOIN, Options(max_new_tokens=128, attacks=("loss",)))
+    measurement = measure_suite(loaded, suite, PROMPT_FORMAT, Options(max_new_tokens=128, attacks=("loss",)))
     predictions = semeval.predictions_of(measurement, suite)
     scores = semeval.official_scores(measurement, suite)
     asked = read_examples(data / "quiz.jsonl")

@@ -20,7 +20,7 @@ from expunge.runs.manifest import read_manifest
 
 ENCODED = 32
 """Texts of the data that two tokenizers are compared on."""
-FORMAT = ("join", "end_of_text")
+FORMAT = ("prompt_format", "end_of_text")
 OWN_FILES = ("forget", "retain", "holdout", "columns")
 BENCHMARK_FILES = ("data", "split")
 """Settings that an evaluation takes from a run: prompt format, your own files, a benchmark's."""
@@ -62,7 +62,7 @@ def resolved(config: EvaluateConfig) -> EvaluateConfig:
     if config.adapter and (folder := run_of(config.adapter)):
         settings = _settings(folder, "--adapter")
         split = ("split",) if settings.get("benchmark") == config.benchmark else ()
-        config = _filled(config, settings, (*split, *(FORMAT if config.join == "auto" else ())))
+        config = _filled(config, settings, (*split, *(FORMAT if config.prompt_format == "auto" else ())))
     return config
 
 
@@ -187,10 +187,10 @@ def mismatches(run: Path, config: EvaluateConfig, base: str | None) -> Iterator[
     if base and base != manifest["model_sha256"]:
         made_on = settings.get("model")
         yield f"--model {config.model}: its weights or settings are not those that the run was made on ({made_on})"
-    if config.join != "auto" and settings.get("join") not in (None, config.join):
+    if config.prompt_format != "auto" and settings.get("prompt_format") not in (None, config.prompt_format):
         yield (
-            f"--join {config.join}: the run was made with --join {settings['join']}, so what is scored is not what was "
-            "trained: leave --join out"
+            f"--prompt-format {config.prompt_format}: the run was made with --prompt-format "
+            f"{settings['prompt_format']}, so what is scored is not what was trained: leave --prompt-format out"
         )
     if settings.get("benchmark") == config.benchmark and settings.get("split") not in (None, config.split):
         yield from _other_split(config, settings["split"])

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from expunge.data.chat import turns_of
 from expunge.data.examples import Example
-from expunge.data.tokenize import Join, TokenizedExample, common_prefix, document_ids, tokenize, whole_text
+from expunge.data.tokenize import PromptFormat, TokenizedExample, common_prefix, document_ids, tokenize, whole_text
 from expunge.errors import DataError
 
 
@@ -34,7 +34,7 @@ class Document:
 def encode_documents(
     tokenizer: PreTrainedTokenizerBase,
     documents: Sequence[Example],
-    join: Join,
+    prompt_format: PromptFormat,
     *,
     max_length: int | None = None,
     say: Callable[[str], None] = lambda line: None,
@@ -48,7 +48,7 @@ def encode_documents(
     Args:
         tokenizer: The model's.
         documents: The documents; prompt and completion are one text.
-        join: What stands between the two.
+        prompt_format: What stands between the two.
         max_length: Tokens of a document that count, from its start (the model's context); all when None.
         say: Takes a line for the user when documents were cut.
 
@@ -58,9 +58,9 @@ def encode_documents(
     """
     found, cut = [], 0
     for document in documents:
-        own = _framed(tokenizer, document, join) if join.style == "chat" and document.prompt else None
+        own = _framed(tokenizer, document, prompt_format) if prompt_format.style == "chat" and document.prompt else None
         if own is None:
-            text = whole_text(document, join)
+            text = whole_text(document, prompt_format)
             own = Document(TokenizedExample(document.id, document_ids(tokenizer, text), 0), text)
         if len(own.row) < 2:
             where = document.source or document.id
@@ -93,12 +93,12 @@ def lowercased(
     return row if len(row) > max(1, row.completion_start) else None
 
 
-def _framed(tokenizer: PreTrainedTokenizerBase, chat: Example, join: Join) -> Document:
+def _framed(tokenizer: PreTrainedTokenizerBase, chat: Example, prompt_format: PromptFormat) -> Document:
     """A chat in the frame of the tokenizer's template."""
     turns = turns_of(chat)
 
     def ids(example: Example) -> list[int]:
-        return tokenize(tokenizer, example, join, max_length=2**31).input_ids
+        return tokenize(tokenizer, example, prompt_format, max_length=2**31).input_ids
 
     def beginning(word: str) -> list[int]:
         return ids(replace(chat, messages=({**turns[0], "content": word}, *turns[1:])))
@@ -111,7 +111,7 @@ def _framed(tokenizer: PreTrainedTokenizerBase, chat: Example, join: Join) -> Do
         completion=chat.completion.lower(),
     )
     row, other = (TokenizedExample(chat.id, own, min(start, len(own) - 1)) for own in (ids(chat), ids(lower)))
-    return Document(row, whole_text(chat, join), other)
+    return Document(row, whole_text(chat, prompt_format), other)
 
 
 def _cut(tokenizer: PreTrainedTokenizerBase, document: Document, most: int) -> Document:

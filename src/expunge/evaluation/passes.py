@@ -13,7 +13,7 @@ from typing import Any
 from peft import PeftModel
 
 from expunge.data.examples import Example
-from expunge.data.tokenize import Join, TokenizedExample, completion_ids, expected_text, prompt_ids, tokenize
+from expunge.data.tokenize import PromptFormat, TokenizedExample, completion_ids, expected_text, prompt_ids, tokenize
 from expunge.evaluation.documents import Document, encode_documents, even_lengths, lowercased
 from expunge.evaluation.generate import Generation, generate, stop_ids
 from expunge.evaluation.gradients import gradient_norms
@@ -56,7 +56,7 @@ class Options:
 def measure(
     loaded: LoadedModel,
     suite: Suite,
-    join: Join,
+    prompt_format: PromptFormat,
     options: Options,
     *,
     reference: Measurement | None = None,
@@ -68,7 +68,7 @@ def measure(
         loaded: The model, with or without an adapter; one is switched off to see what the untouched model thinks of
             what it says.
         suite: The benchmark's data.
-        join: How prompt and completion are joined.
+        prompt_format: How prompt and completion are joined.
         options: How to measure.
         reference: What was measured on a model that never saw the forget set, for the attack that compares with it.
         reporter: Where progress goes; silent when None.
@@ -78,7 +78,7 @@ def measure(
         ModelError: The model's outputs are not finite.
     """
     reporter = reporter or Reporter(quiet=True)
-    return _Passes(loaded, suite, join, options, reference, reporter).run()
+    return _Passes(loaded, suite, prompt_format, options, reference, reporter).run()
 
 
 @dataclass(frozen=True)
@@ -98,12 +98,12 @@ class _Passes:
         self,
         loaded: LoadedModel,
         suite: Suite,
-        join: Join,
+        prompt_format: PromptFormat,
         options: Options,
         reference: Measurement | None,
         reporter: Reporter,
     ) -> None:
-        self._loaded, self._suite, self._join, self._options = loaded, suite, join, options
+        self._loaded, self._suite, self._prompt_format, self._options = loaded, suite, prompt_format, options
         self._reference, self._reporter = reference, reporter
         self._parts = [part for rows in suite.sets for part in _parts(rows)]
         names = options.attacks or default_attacks()
@@ -154,7 +154,9 @@ class _Passes:
 
     def _encode(self, example: Example) -> TokenizedExample:
         bound = self._loaded.context or 2**31
-        return tokenize(self._loaded.tokenizer, example, self._join, max_length=bound, truncate_completions=True)
+        return tokenize(
+            self._loaded.tokenizer, example, self._prompt_format, max_length=bound, truncate_completions=True
+        )
 
     def _say_cut(self, part: _Part, rows: Sequence[TokenizedExample]) -> None:
         cut = [row for row in rows if row.truncated]
@@ -173,7 +175,8 @@ class _Passes:
         bound, tokenizer = self._loaded.context, self._loaded.tokenizer
         sides = (documents.members, documents.nonmembers)
         members, nonmembers = (
-            encode_documents(tokenizer, side, self._join, max_length=bound, say=self._reporter.say) for side in sides
+            encode_documents(tokenizer, side, self._prompt_format, max_length=bound, say=self._reporter.say)
+            for side in sides
         )
         if documents.even:
             members, nonmembers, self._result.cut_to = even_lengths(tokenizer, members, nonmembers)
@@ -206,8 +209,10 @@ class _Passes:
                 self._loaded,
                 own,
                 rows.name,
-                encode_prompt=lambda example: prompt_ids(tokenizer, example, self._join, alone=self._suite.alone),
-                encode_draft=lambda example: completion_ids(tokenizer, example, self._join),
+                encode_prompt=lambda example: prompt_ids(
+                    tokenizer, example, self._prompt_format, alone=self._suite.alone
+                ),
+                encode_draft=lambda example: completion_ids(tokenizer, example, self._prompt_format),
                 max_new_tokens=rows.max_new_tokens or options.max_new_tokens,
                 samples=samples,
                 temperature=options.temperature,
@@ -229,7 +234,8 @@ class _Passes:
             return
         stopped = sum(
             not (own.tokens and own.tokens[-1] in stops)
-            and len(own.tokens) < len([*_spoken(completion_ids(self._loaded.tokenizer, example, self._join), stops)])
+            and len(own.tokens)
+            < len([*_spoken(completion_ids(self._loaded.tokenizer, example, self._prompt_format), stops)])
             for example, own in zip(examples, said, strict=True)
         )
         if stopped:
@@ -254,7 +260,7 @@ class _Passes:
         if not rows.cut_reference:
             if self._suite.alone:
                 return example.completion
-            return expected_text(self._loaded.tokenizer, example, self._join)
+            return expected_text(self._loaded.tokenizer, example, self._prompt_format)
         ids = self._loaded.tokenizer(example.completion)["input_ids"][: rows.max_new_tokens]
         return str(self._loaded.tokenizer.decode(ids, skip_special_tokens=True))
 

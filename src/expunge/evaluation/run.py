@@ -9,7 +9,7 @@ from typing import Any
 
 from expunge.config import EvaluateConfig
 from expunge.data.holdout import length, read_calibration, without_selection
-from expunge.data.tokenize import Join
+from expunge.data.tokenize import PromptFormat
 from expunge.errors import DataError
 from expunge.evaluation.assemble import STAND_IN, assemble
 from expunge.evaluation.benchmarks import BENCHMARKS, semeval
@@ -32,7 +32,7 @@ from expunge.evaluation.values_file import values_path, write_values
 from expunge.model.adapter import adapter_folder, attach_adapter
 from expunge.model.device import pick_device
 from expunge.model.load import LoadedModel, load_model, load_shared
-from expunge.model.prompt_format import measure_join
+from expunge.model.prompt_format import measure_prompt_format
 from expunge.runs.manifest import model_fingerprint
 from expunge.utils.distributed import Processes, current, together
 from expunge.utils.files import adapter_fingerprint, transaction
@@ -85,15 +85,15 @@ def _evaluate(config: EvaluateConfig, reporter: Reporter, processes: Processes) 
         check_reference(config.model, config.reference, suite, trust_remote_code=config.trust_remote_code)
 
     loaded = _load(config, config.model)
-    join = _join(loaded, suite, config, reporter)
+    prompt_format = _prompt_format(loaded, suite, config, reporter)
     options = Options(config.max_new_tokens, config.attack_names, config.samples, config.temperature, config.seed)
     reference = None
     if config.reference:
         reporter.say(f"reference: {config.reference}")
-        reference = measure(_load(config, config.reference), suite, join, options, reporter=reporter)
+        reference = measure(_load(config, config.reference), suite, prompt_format, options, reporter=reporter)
     if config.adapter:
         attach_adapter(loaded, config.adapter)
-    measurement = measure(loaded, suite, join, options, reference=reference, reporter=reporter)
+    measurement = measure(loaded, suite, prompt_format, options, reference=reference, reporter=reporter)
     utility = _utility(loaded, config, reporter)
     results = assemble(
         name,
@@ -106,11 +106,11 @@ def _evaluate(config: EvaluateConfig, reporter: Reporter, processes: Processes) 
         utility=utility.entries,
         model=config.model,
         adapter=config.adapter,
-        settings=_settings(config, loaded, join, suite, measurement),
+        settings=_settings(config, loaded, prompt_format, suite, measurement),
         fingerprint={
             "base": base or model_fingerprint(config.model, getattr(loaded.base.config, "_commit_hash", None)),
             "adapter": adapter_fingerprint(adapter) if adapter else None,
-            "prompt_format": str(join),
+            "prompt_format": str(prompt_format),
         },
     )
     if processes.index > 0:  # the first one writes
@@ -223,29 +223,29 @@ def _load(config: EvaluateConfig, name: str) -> LoadedModel:
     return load_shared(name, current(), **options) if config.shard_base else load_model(name, **options)
 
 
-def _join(loaded: LoadedModel, suite: Suite, config: EvaluateConfig, reporter: Reporter) -> Join:
-    """The benchmark's own join, the run's, or the one that fits the model."""
-    if suite.join is not None:
-        return suite.join
-    if config.join != "auto" and config.end_of_text != "auto":
-        join = Join(config.join, config.end_of_text == "yes")
-        reporter.say(f"join: {join}, as given")
-        return join
+def _prompt_format(loaded: LoadedModel, suite: Suite, config: EvaluateConfig, reporter: Reporter) -> PromptFormat:
+    """The benchmark's own prompt format, the run's, or the one that fits the model."""
+    if suite.prompt_format is not None:
+        return suite.prompt_format
+    if config.prompt_format != "auto" and config.end_of_text != "auto":
+        prompt_format = PromptFormat(config.prompt_format, config.end_of_text == "yes")
+        reporter.say(f"prompt format: {prompt_format}, as given")
+        return prompt_format
     examples = [row for rows in suite.sets if rows.name in ("forget", "retain") for row in rows.examples]
-    report = measure_join(loaded, examples, style=config.join, end_of_text=config.end_of_text)
-    reporter.say(f"join: {report}")
-    return report.join
+    report = measure_prompt_format(loaded, examples, style=config.prompt_format, end_of_text=config.end_of_text)
+    reporter.say(f"prompt format: {report}")
+    return report.chosen
 
 
 def _settings(
-    config: EvaluateConfig, loaded: LoadedModel, join: Join, suite: Suite, measurement: Measurement
+    config: EvaluateConfig, loaded: LoadedModel, prompt_format: PromptFormat, suite: Suite, measurement: Measurement
 ) -> dict[str, Any]:
     """How the numbers were made."""
     found: dict[str, Any] = {
         "split": suite.split,
         "max_new_tokens": config.max_new_tokens,
         "dtype": str(loaded.dtype)[6:],
-        "join": str(join),
+        "prompt_format": str(prompt_format),
     }
     if measurement.cut_to is not None:
         found["membership_tokens"] = measurement.cut_to

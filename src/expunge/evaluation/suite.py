@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 
 from expunge.data.examples import Example
 from expunge.data.families import families
-from expunge.data.tokenize import Join
+from expunge.data.tokenize import PromptFormat
 from expunge.utils.keys import keyed
 
 NEAR_DUPLICATE = 0.8
@@ -71,7 +71,7 @@ class Suite:
     Attributes:
         sets: Rows, the forget set first.
         documents: For the membership attacks; None where the data has no unseen texts.
-        join: How prompt and completion are joined, where the benchmark says so; measured on the model when None.
+        prompt_format: The benchmark's own; measured on the model when None.
         alone: Prompts are encoded by themselves when the model is asked, as the organisers' script does, and not as the
             beginning of the text that is trained on.
         split: The split that was read; None where there are none.
@@ -81,7 +81,7 @@ class Suite:
 
     sets: tuple[RowSet, ...]
     documents: Documents | None = None
-    join: Join | None = None
+    prompt_format: PromptFormat | None = None
     alone: bool = False
     split: str | None = None
     not_measured: tuple[str, ...] = field(default=())

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from expunge.data.chat import render
 from expunge.data.examples import Example
-from expunge.data.tokenize import SEPARATORS, Join, TokenizedExample, end_of_text_id, tokenize
+from expunge.data.tokenize import SEPARATORS, PromptFormat, TokenizedExample, end_of_text_id, tokenize
 from expunge.errors import ConfigError
 from expunge.model.load import LoadedModel
 from expunge.model.logps import sequence_logps
@@ -21,11 +21,11 @@ MERGE_SEARCH = 2000
 
 
 @dataclass(frozen=True)
-class JoinReport:
+class PromptFormatReport:
     """What the preflight chose and by how much.
 
     Attributes:
-        join: The choice.
+        chosen: The choice.
         losses: Style -> mean negative log-likelihood of a whole completion, separator included (nats per completion).
         end_of_text_loss: Mean negative log-likelihood of end-of-text after the completion (nats), or None.
         token_loss: Mean negative log-likelihood of a completion token (nats) under the chosen style.
@@ -35,7 +35,7 @@ class JoinReport:
         left_out: Why the chat template was not tried, where there is one; else empty.
     """
 
-    join: Join
+    chosen: PromptFormat
     losses: dict[str, float]
     end_of_text_loss: float | None
     token_loss: float
@@ -54,10 +54,10 @@ class JoinReport:
             gap = self.apart["none"] - self.apart["separate"]
             end += f"; where tokens would cross the boundary, tokenizing apart is {gap:.2f} nats better"
         left_out = f"; {self.left_out}" if self.left_out else ""
-        return f"{self.join}{ahead}{end}{left_out}"
+        return f"{self.chosen}{ahead}{end}{left_out}"
 
 
-def measure_join(
+def measure_prompt_format(
     loaded: LoadedModel,
     examples: Sequence[Example],
     *,
@@ -65,8 +65,8 @@ def measure_join(
     end_of_text: str = "auto",
     max_length: int = 2048,
     seed: int = 0,
-) -> JoinReport:
-    """Choose the join under which the model finds the completions least surprising.
+) -> PromptFormatReport:
+    """Choose the prompt format under which the model finds the completions least surprising.
 
     The log-probability of a completion includes that of the separator, so styles compete as continuations of the same
     prompt. With nothing in between, a token may cross the boundary; where such tokens are strange to the model it was
@@ -106,7 +106,7 @@ def measure_join(
         if merged:
             apart = {n: _measure(loaded, merged, n, max_length).completion_loss for n in ("none", "separate")}
             best = min(apart, key=apart.__getitem__)
-    return JoinReport(Join(best, with_end), losses, ending, token_loss, len(sample), apart, left_out)
+    return PromptFormatReport(PromptFormat(best, with_end), losses, ending, token_loss, len(sample), apart, left_out)
 
 
 def _candidates(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]) -> tuple[list[str], str]:
@@ -125,7 +125,7 @@ def _candidates(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example])
     except ConfigError as error:
         if needed is not None:
             raise
-        return plain, f"the chat template is left out ({str(error).removeprefix('--join chat: ')})"
+        return plain, f"the chat template is left out ({str(error).removeprefix('--prompt-format chat: ')})"
     return (["chat"] if needed is not None else [*plain, "chat"]), ""
 
 
@@ -139,12 +139,12 @@ class _Measured:
 def _measure(loaded: LoadedModel, sample: Sequence[Example], style: str, max_length: int) -> _Measured:
     """Mean losses of the sample's completions under one style, end-of-text apart."""
     tokenizer = loaded.tokenizer
-    join = Join(style, end_of_text=tokenizer.eos_token_id is not None and style != "chat")
-    rows = [_encode(loaded, example, join, max_length) for example in sample]
+    prompt_format = PromptFormat(style, end_of_text=tokenizer.eos_token_id is not None and style != "chat")
+    rows = [_encode(loaded, example, prompt_format, max_length) for example in sample]
     logps = sequence_logps(loaded, [row.input_ids for row in rows])
     own = [values[max(row.completion_start, 1) - 1 :] for row, values in zip(rows, logps, strict=True)]
     ending = None
-    if join.end_of_text:
+    if prompt_format.end_of_text:
         end = end_of_text_id(tokenizer)
         last = [values[-1].item() for row, values in zip(rows, own, strict=True) if row.input_ids[-1] == end]
         ending = -sum(last) / len(last) if last else None  # none of them fits with its end
@@ -155,9 +155,9 @@ def _measure(loaded: LoadedModel, sample: Sequence[Example], style: str, max_len
 
 def _merges(loaded: LoadedModel, example: Example, max_length: int) -> bool:
     """Whether a token of the joined text holds characters of both sides, so that tokenizing them apart differs."""
-    joined, apart = (_encode(loaded, example, Join(style, False), max_length) for style in ("none", "separate"))
+    joined, apart = (_encode(loaded, example, PromptFormat(style, False), max_length) for style in ("none", "separate"))
     return joined.input_ids != apart.input_ids
 
 
-def _encode(loaded: LoadedModel, example: Example, join: Join, max_length: int) -> TokenizedExample:
-    return tokenize(loaded.tokenizer, example, join, max_length=max_length, truncate_completions=True)
+def _encode(loaded: LoadedModel, example: Example, prompt_format: PromptFormat, max_length: int) -> TokenizedExample:
+    return tokenize(loaded.tokenizer, example, prompt_format, max_length=max_length, truncate_completions=True)

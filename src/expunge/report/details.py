@@ -161,7 +161,7 @@ def provenance(groups: Sequence[Group]) -> Table:
             "started": moment(manifest.get("started")),
             "finished": moment(manifest.get("finished")),
             "hardware": " · ".join(f"{name} {value}" for name, value in hardware.items()) or MISSING,
-            "prompt format": str((manifest.get("prompt_format") or manifest.get("join") or {}).get("chosen", MISSING)),
+            "prompt format": str((manifest.get("prompt_format") or {}).get("chosen", MISSING)),
             "versions": " · ".join(f"{name} {value}" for name, value in versions.items()) or MISSING,
         }
         for name, value in own.items():

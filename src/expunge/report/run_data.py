@@ -12,6 +12,7 @@ from typing import Any
 from expunge.errors import DataError, RunError
 from expunge.evaluation.results import FINGERPRINT, other_subject, read_results
 from expunge.report.scores import Score, number, read_scores
+from expunge.runs.settings import present_names
 from expunge.utils.files import adapter_fingerprint, settle
 from expunge.utils.reading import read_lines, read_object
 
@@ -21,7 +22,7 @@ ROLES = {
     "retrained": ("results_retrained.json", "results_reference.json"),
 }
 """Which results file plays which part; the first that is there counts."""
-ALIKE = ("max_new_tokens", "join", "prompt_format", "samples", "temperature", "limit")
+ALIKE = ("max_new_tokens", "prompt_format", "samples", "temperature", "limit")
 """Settings of an evaluation that must be the same for its numbers to be compared."""
 
 Values = Mapping[tuple[str, str], Mapping[str, float]]
@@ -180,7 +181,7 @@ def _manifest(path: Path) -> dict[str, Any]:
     for name, pair in manifest.get("loss_nats_per_completion_token", {}).items():
         if not isinstance(pair, dict) or not {"before", "after"} <= pair.keys():
             raise RunError(f"{file}: damaged: no losses before and after of {name!r}")
-    return manifest
+    return present_names(manifest) | {"settings": present_names(manifest["settings"])}
 
 
 def _calibration(path: Path) -> dict[str, Any]:

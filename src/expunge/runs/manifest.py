@@ -15,7 +15,7 @@ from expunge.config import SETS, UnlearnConfig
 from expunge.data.tokenize import TokenizedExample, hash_rows
 from expunge.errors import RunError
 from expunge.model.source import base_name, places
-from expunge.runs.settings import ONE_START, recorded
+from expunge.runs.settings import ONE_START, present_names, recorded
 from expunge.utils import files
 from expunge.utils.distributed import current
 from expunge.utils.keys import key_file, keyed, of_this_key
@@ -73,7 +73,7 @@ def first_half(identity: dict[str, Any], facts: RunFacts) -> dict[str, Any]:
         "rows": {name: len(rows) for name, rows in facts.rows.items()},
         "tokens": {name: sum(map(len, rows)) for name, rows in facts.rows.items()},
         "terms": facts.terms,
-        "join": {"chosen": facts.prompt_format, "nats_per_completion": facts.prompt_format_losses},
+        "prompt_format": {"chosen": facts.prompt_format, "nats_per_completion": facts.prompt_format_losses},
         "warnings": facts.warnings,
         "versions": {"python": platform.python_version(), **versions()},
         "hardware": hardware(facts.device),
@@ -107,7 +107,7 @@ def read_manifest(path: Path | str, flag: str) -> dict[str, Any]:
         for term in manifest.get("terms", ()):
             check_fields({"term": term}, {"term": dict})
             check_fields(term, {"name": str, "weight": NUMBER, "formula": str, "source": str})
-        return manifest
+        return present_names(manifest) | {"settings": present_names(manifest["settings"])}
     except UnreadableError as error:
         reason = f"damaged or no manifest ({error})"
     except RunError as error:

@@ -1,6 +1,7 @@
 """`config.yaml` of a run: the resolved settings, written once and read by the commands that go on from a run."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,18 @@ from expunge.utils.reading import UnreadableError, parse_yaml
 FILE = "config.yaml"
 ONE_START = {"overwrite", "resume", "dry_run", "from_manifest", "trust_remote_code"}
 """What is said about one start of a run alone, and recorded nowhere: trust in a model's code least of all."""
+RENAMED = {"join": "prompt_format"}
+"""Name in a manifest or a `config.yaml` of an earlier version -> today's name of the same thing."""
 
 
 def recorded(config: UnlearnConfig) -> dict[str, Any]:
     """The settings as a run records them."""
     return {name: value for name, value in dataclasses.asdict(config).items() if name not in ONE_START}
+
+
+def present_names(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run has recorded, under today's names."""
+    return {RENAMED.get(name, name): value for name, value in record.items()}
 
 
 def write_settings(run: Path, config: UnlearnConfig) -> None:
@@ -42,7 +50,9 @@ def run_settings(run: str) -> UnlearnConfig:
         raise RunError(f"--run {run}: not a finished run (it needs {FILE} and adapter/)")
     try:
         found = parse_yaml(path.read_bytes())
-        config = UnlearnConfig(**{name: value for name, value in flat(found).items() if name not in ONE_START})
+        config = UnlearnConfig(
+            **{name: value for name, value in present_names(flat(found)).items() if name not in ONE_START}
+        )
         config.validate()
         return config
     except (UnreadableError, TypeError, AttributeError, ConfigError):

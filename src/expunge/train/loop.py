@@ -221,7 +221,7 @@ def _facts(prepared: Prepared, trainer: Trainer) -> RunFacts:
     steering = {"selection": [*selected.members, *selected.nonmembers]} if selected else {}
     return RunFacts(
         rows=prepared.sets | steering,
-        prompt_format=str(prepared.prompt_format.join),
+        prompt_format=str(prepared.prompt_format.chosen),
         prompt_format_losses=prepared.prompt_format.losses,
         terms=described(trainer.terms),
         device=prepared.loaded.device,

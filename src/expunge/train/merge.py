@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from expunge.config import UnlearnConfig
 from expunge.data.examples import Example
-from expunge.data.tokenize import Join, TokenizedExample, tokenize_all
+from expunge.data.tokenize import PromptFormat, TokenizedExample, tokenize_all
 from expunge.errors import ModelError, RunError
 from expunge.model.adapter import attach_adapter
 from expunge.model.export import export
@@ -141,8 +141,8 @@ def run_rows(
     settings: UnlearnConfig, tokenizer: PreTrainedTokenizerBase, texts: Sequence[Example]
 ) -> list[TokenizedExample]:
     """Texts as a finished run has read them; completions that do not fit are cut."""
-    join = Join(settings.join, settings.end_of_text == "yes")
-    return tokenize_all(tokenizer, texts, join, max_length=settings.max_length, truncate_completions=True)
+    prompt_format = PromptFormat(settings.prompt_format, settings.end_of_text == "yes")
+    return tokenize_all(tokenizer, texts, prompt_format, max_length=settings.max_length, truncate_completions=True)
 
 
 def _check_run(run: str, config: UnlearnConfig) -> dict[str, Any]:
@@ -154,7 +154,7 @@ def _check_run(run: str, config: UnlearnConfig) -> dict[str, Any]:
     manifest = read_manifest(Path(run) / "manifest.json", "--run")
     if manifest["status"] != "done":
         raise RunError(f"--run {run}: the run is not finished")
-    for name in ("join", "end_of_text", "max_length"):
+    for name in ("prompt_format", "end_of_text", "max_length"):
         then = manifest["settings"].get(name, getattr(config, name))
         if then != getattr(config, name):
             raise RunError(f"--run {run}: its config.yaml has {name} {getattr(config, name)!r}, its manifest {then!r}")

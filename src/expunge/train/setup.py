@@ -12,7 +12,7 @@ from expunge.data.tokenize import TokenizedExample, tokenize_all
 from expunge.errors import ConfigError, DataError, ModelError
 from expunge.losses import ForgetLoss, make_forget_loss
 from expunge.model.load import LoadedModel, load_model, load_shared, load_tokenizer
-from expunge.model.prompt_format import JoinReport, measure_join
+from expunge.model.prompt_format import PromptFormatReport, measure_prompt_format
 from expunge.model.shard import held_bytes, own_part
 from expunge.model.source import check_model
 from expunge.train.sets import Sets, membership_texts, pairs_for, read_sets
@@ -69,7 +69,7 @@ class Prepared:
     pairs: list[TokenizedExample]
     selection: SelectionRows | None
     reported: list[TokenizedExample]
-    prompt_format: JoinReport
+    prompt_format: PromptFormatReport
     warnings: list[str]
 
     @property
@@ -99,10 +99,10 @@ def prepare(config: UnlearnConfig, reporter: Reporter) -> Prepared:
     if why:
         reporter.say(f"recipe {config.recipe}: {why}")
     max_length = min(config.max_length, loaded.context or config.max_length)
-    measured = measure_join(
+    measured = measure_prompt_format(
         loaded,
         [*sets.forget, *sets.retain],
-        style=config.join,
+        style=config.prompt_format,
         end_of_text=config.end_of_text,
         max_length=max_length,
         seed=config.seed,
@@ -111,10 +111,10 @@ def prepare(config: UnlearnConfig, reporter: Reporter) -> Prepared:
     reporter.say(f"prompt format: {measured}")
 
     def rows(examples: Sequence[Example], *, cut: bool = config.truncate_completions) -> list[TokenizedExample]:
-        join = measured.join
+        prompt_format = measured.chosen
         bound = "--max-length" if max_length == config.max_length else "the model's context"
         return tokenize_all(
-            loaded.tokenizer, examples, join, max_length=max_length, truncate_completions=cut, bound=bound
+            loaded.tokenizer, examples, prompt_format, max_length=max_length, truncate_completions=cut, bound=bound
         )
 
     tokenized = {name: rows(getattr(sets, name)) for name in SETS}
@@ -231,7 +231,7 @@ def _tell(name: str, side: list[TokenizedExample], reporter: Reporter) -> None:
         reporter.say(f"{name}: {len(side):,} texts, {sum(map(len, side)):,} tokens{tail}")
 
 
-def _check_finite(loaded: LoadedModel, measured: JoinReport) -> None:
+def _check_finite(loaded: LoadedModel, measured: PromptFormatReport) -> None:
     """Look whether the model can say anything about its texts.
 
     Raises:
@@ -245,20 +245,22 @@ def _check_finite(loaded: LoadedModel, measured: JoinReport) -> None:
     raise ModelError(f"the model's log-probabilities are not finite in {loaded.dtype}: try --dtype float32")
 
 
-def _resolve(config: UnlearnConfig, loaded: LoadedModel, measured: JoinReport, max_length: int) -> UnlearnConfig:
+def _resolve(
+    config: UnlearnConfig, loaded: LoadedModel, measured: PromptFormatReport, max_length: int
+) -> UnlearnConfig:
     """The settings with every choice that was left to the run filled in."""
     hidden = loaded.base.config.get_text_config().hidden_size
     reference = BOUNDED_RATE if config.loss == "target_kl" else REFERENCE_RATE
     rate = config.learning_rate or reference * min(1.0, REFERENCE_WIDTH / hidden)
     counted = config.is_given("epochs") or config.is_given("max_steps")
-    found: dict[str, Any] = {"join": measured.join.style, "dtype": str(loaded.dtype).removeprefix("torch.")}
+    found: dict[str, Any] = {"prompt_format": measured.chosen.style, "dtype": str(loaded.dtype).removeprefix("torch.")}
     return replace(
         config,
         **found,
         learning_rate=rate,
         min_steps=config.min_steps if config.is_given("min_steps") or not counted else 0,
         lora_alpha=float(config.lora_rank) if config.lora_alpha is None else config.lora_alpha,
-        end_of_text="yes" if measured.join.end_of_text else "no",
+        end_of_text="yes" if measured.chosen.end_of_text else "no",
         max_length=max_length,
         device=str(loaded.device) if ":" in config.device else loaded.device.type,
     )

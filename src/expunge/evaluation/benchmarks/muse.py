@@ -12,7 +12,7 @@ from dataclasses import replace
 from expunge.config import EvaluateConfig
 from expunge.data.examples import Example
 from expunge.data.muse import MuseData, read_muse
-from expunge.data.tokenize import Join
+from expunge.data.tokenize import PromptFormat
 from expunge.errors import DataError
 from expunge.evaluation.estimate import Estimate
 from expunge.evaluation.measurement import Measurement
@@ -55,7 +55,7 @@ def suite_of(
             _rows("retain", "knowmem", data.retain_qa, ("knowledge_memorization", *FORCED), tokens),
         ),
         Documents(data.forget, data.holdout, names=("forget", "holdout"), shares=(0.2, PRIVLEAK_SHARE)),
-        join=Join("none", end_of_text=False),
+        prompt_format=PromptFormat("none", end_of_text=False),
         alone=True,
         split=corpus,
     )
