@@ -47,6 +47,27 @@ def test_a_run_is_scored_as_it_was_made(work: Path, expunge: Run) -> None:
     assert expunge("compare", "done/results.json", "o.json", "--pool").code == 2
 
 
+def test_facts_are_counted_before_and_after_and_key_words_can_be_read_and_given(work: Path, expunge: Run) -> None:
+    told = expunge("evaluate", "--run", "done", *SMALL, "--key-words", "words.jsonl")
+    assert told.code == 0, told.err
+    lines = [json.loads(line) for line in Path("words.jsonl").read_text().splitlines()]
+    assert [line["keywords"] for line in lines] == [[str(n + 3)] for n in range(4)]  # all live in Larch Lane
+    assert Path("words.jsonl").stat().st_mode & 0o077 == 0
+    results, before = read("done/results.json"), read("done/results_before.json")
+    assert before["adapter"] is None
+    own, change = results["metrics"]["forget/key_fact"], results["before"]["forget/key_fact"]
+    assert change["value"] == own["value"] - before["metrics"]["forget/key_fact"]["value"]
+    assert change["n"] == own["n"] == 4
+    assert "forget, key facts said:     0 of 4 (0 before; change" in told.out
+    assert "retain, refused:            0 of 6 (0 before" in told.out
+    assert Path("done/results_before.parquet").exists()
+
+    assert expunge("evaluate", "--run", "done", *SMALL, "--key-words", "words.jsonl", "--overwrite").code == 2
+    told = expunge("evaluate", "--run", "done", *SMALL, "--forget", "words.jsonl", "--output", "again.json")
+    assert told.code == 0, told.err
+    assert read("again.json")["metrics"] == results["metrics"]
+
+
 @pytest.mark.parametrize("style", ["newline", "space", "none"])
 def test_the_prompt_format_is_that_of_the_run(work: Path, expunge: Run, style: str) -> None:
     made = expunge(*UNLEARN, *QUICK, "--output", "run", "--prompt-format", style, "--end-of-text", "no")

@@ -138,6 +138,16 @@ def test_the_number_on_which_most_is_left_is_named():
     assert judged.answers[SAID].says == "texts said word for word: 8 of 10; 1 of 1 numbers say so".partition(";")[0]
 
 
+def test_the_first_answer_begins_with_the_facts_that_are_said():
+    facts = {"forget/key_fact": entry(0.02, "lower", "text", half=0.02)}
+    earlier = {"forget/key_fact": entry(0.6, "lower", "text")}
+    said = "key facts said: 1 of 50 (30 before)"
+    assert judge(metrics(**facts), BEFORE | earlier).answers[SAID].says.startswith(said)
+    still = judge(metrics(0.9, **facts), BEFORE | earlier).answers[SAID]
+    assert still.answer == "yes"
+    assert still.says.startswith(f"{said}; forget: ROUGE-L recall 0.900")
+
+
 @pytest.mark.parametrize(
     ("retain", "drift", "half", "answer"),
     [

@@ -21,7 +21,7 @@ def test_leak_of_all_samples_asks_whether_any_contains_it():
     assert leak_at_k(["no", "Larch Lane", "no"], "Larch Lane", 3) == 1
     assert leak_at_k(["no", "Larch", "Lane"], "Larch Lane", 3) == 0
     for k in (0, 3):
-        with pytest.raises(DataError, match=rf"^leak@{k} needs k between 1 and the number of samples, here 2"):
+        with pytest.raises(DataError, match=rf"^any of {k} samples needs k between 1 and the number"):
             leak_at_k(["a", "b"], "a", k)
 
 

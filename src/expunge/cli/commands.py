@@ -13,7 +13,7 @@ from expunge.cli.output import NOT_AS_PROMISED, Output
 from expunge.cli.reports import ReportSettings, VerdictSettings, report, verdict, write_run_report
 from expunge.config import CalibrateConfig, EvaluateConfig, UnlearnConfig
 from expunge.errors import UserError
-from expunge.utils.tables import loss_table, metrics_table, scale_table, semeval_table
+from expunge.utils.tables import facts_lines, loss_table, metrics_table, scale_table, semeval_table
 
 
 @dataclass(frozen=True)
@@ -104,11 +104,13 @@ def evaluate(settings: EvaluateConfig, out: Output) -> int:
 
     settings = resolved(settings)
     settings.validate()
-    before = results_before(settings.output, settings.benchmark or "") if settings.adapter else None
+    if settings.adapter:
+        results_before(settings.output, settings.benchmark or "")  # a damaged file is refused before any work
     out.quiet = out.quiet or not is_writer()
     results = score(settings, out.reporter())
     if not is_writer():
         return 0
+    before = results_before(settings.output, settings.benchmark or "") if settings.adapter else None
     if before and (others := other_subject(before, results)):
         out.reporter().warn(f"results_before.json is not shown: its {others[0]} is not that of {settings.output}")
         before = None
@@ -117,12 +119,16 @@ def evaluate(settings: EvaluateConfig, out: Output) -> int:
         shown = {"before": before, "after": results} if before else {"score": results}
         out.text(semeval_table(shown) + "\n")
     out.text(metrics_table(results, before))
+    for line in facts_lines(results, before):
+        out.text(line)
     for sentence in results["not_measured"]:
         out.text(f"note      {sentence}")
     rows = Path(settings.output).with_suffix(".parquet")
     out.text(f"results   {settings.output} and, for nobody else to read, the values of every row in {rows}")
     if settings.keep_predictions:
         out.text(f"predictions   {settings.keep_predictions} (they hold texts of the forget set)")
+    if settings.key_words:
+        out.text(f"key words {settings.key_words} (it holds texts of the forget set)")
     return 0
 
 

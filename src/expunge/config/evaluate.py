@@ -26,7 +26,7 @@ class EvaluateConfig:
         forget: Custom: file or `datasets` name with the texts that must be forgotten.
         retain: Custom: texts that must be kept.
         holdout: Custom: texts like the forget set that the model has never seen; membership is measured against them.
-        columns: Custom: which column is what, as `prompt=...,completion=...[,id=...,task=...]`.
+        columns: Custom: which column is what, as `prompt=...,completion=...[,id=...,task=...,keywords=...]`.
         reference: A model that never saw the forget set: every metric is shown for it too.
         attacks: Membership attacks, separated by commas; by default all that cost no backward pass.
         samples: Answers drawn per forget prompt, for leak@k; 0 draws none.
@@ -38,6 +38,8 @@ class EvaluateConfig:
         limit: Rows per utility task; all when None.
         keep_predictions: Folder for the generated texts, so that `expunge score` can score them again (semeval, lume).
             They hold the texts of the forget set; nothing else that an evaluation writes does.
+        key_words: File for the forget rows with the key words that were looked for, to be read, mended and given again
+            as `forget`. It holds texts of the forget set.
         mmlu: Accuracy on MMLU for the final score: a number in [0, 1] or a metrics file with `average_acc`.
         max_new_tokens: Longest generation, in tokens (muse has its own).
         prompt_format: What stands between prompt and completion (as for `unlearn`); `chat` puts prompts into the
@@ -72,6 +74,7 @@ class EvaluateConfig:
     task_path: str | None = None
     limit: int | None = None
     keep_predictions: str | None = None
+    key_words: str | None = None
     mmlu: str | None = None
     max_new_tokens: int = 256
     prompt_format: Literal["auto", "none", "space", "newline", "chat", "separate"] = "auto"

@@ -30,7 +30,7 @@ LAYOUTS: tuple[tuple[str | None, str], ...] = (
 )
 """Columns of prompt and completion that are recognised, the first that fits. None: the prompt is empty."""
 LUME = LAYOUTS[0]
-FIELDS = ("prompt", "completion", "id", "task")
+FIELDS = ("prompt", "completion", "id", "task", "keywords")
 """What `columns` may name."""
 KINDS = ("sc", "qa", "")
 SPOKEN = ("reasoning_content", "reasoning", "thinking", "tool_calls", "function_call")
@@ -57,6 +57,7 @@ class Example:
             keys (`tool_calls`, `reasoning_content`, `name`).
         answer: The other keys of a chat's last turn.
         template: What the chat template takes beside the turns: `tools`, `documents`.
+        keywords: Words of the completion that say the fact (the file's `keywords` column).
     """
 
     id: str
@@ -68,6 +69,7 @@ class Example:
     messages: tuple[Mapping[str, Any], ...] | None = field(default=None, hash=False)
     answer: Mapping[str, Any] = field(default_factory=dict, hash=False)
     template: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    keywords: tuple[str, ...] = field(default=(), compare=False)
 
     @property
     def text(self) -> str:
@@ -93,7 +95,7 @@ def read_examples(source: str | Path, *, columns: Mapping[str, str] | None = Non
         source: A .jsonl, .json (a list, or one object a line), .parquet or .csv file, a folder written by
             `datasets.save_to_disk` (`folder` or `folder:split`), or a `datasets` name (`name`, `name:split`,
             `name@config:split`). A `Path` is never looked up as a name.
-        columns: Field (`prompt`, `completion`, `id`, `task`) to column, over what is recognised.
+        columns: Field (`prompt`, `completion`, `id`, `task`, `keywords`) to column, over what is recognised.
         name: What the ids of rows without an `id` begin with; by default the stem of the file or data set.
 
     Raises:
@@ -206,11 +208,11 @@ def _check_fields(columns: Mapping[str, str]) -> None:
 
 
 def _choose_columns(source: str | Path, found: Sequence[str], columns: Mapping[str, str]) -> dict[str, str]:
-    """Field -> column, for the four fields and `kind`, as far as the file has something for them."""
+    """Field -> column, for the fields and `kind`, as far as the file has something for them."""
     absent = [column for column in columns.values() if column not in found]
     if absent:
         raise DataError(f"{source}: has no column {', '.join(absent)}; columns found: {_names(found)}")
-    chosen = {name: name for name in ("id", "task", "kind") if name in found}
+    chosen = {name: name for name in ("id", "task", "kind", "keywords") if name in found}
     layout = next((pair for pair in LAYOUTS if set(filter(None, pair)) <= set(found)), (None, None))
     beside = [column for column in BESIDE if column in found and column not in columns.values()]
     if beside and layout[1] == MESSAGES:
@@ -266,7 +268,18 @@ def _example(row: dict[str, Any], where: str, default_id: str, columns: Mapping[
     if "kind" not in columns and (columns.get("prompt"), columns["completion"]) == LUME:
         ending = re.search(r"(sc|qa)[0-9]+\Z", row_id)
         kind = ending[1] if ending else ""
-    return Example(row_id, prompt, completion, task, kind, where, turns, answer, template)
+    keywords = _keywords(row, columns["keywords"], where) if _has(row, columns, "keywords") else ()
+    return Example(row_id, prompt, completion, task, kind, where, turns, answer, template, keywords)
+
+
+def _keywords(row: Mapping[str, Any], column: str, where: str) -> tuple[str, ...]:
+    """A list of texts, or one text with semicolons between them."""
+    value = row[column]
+    parts = value.split(";") if isinstance(value, str) else value
+    if not isinstance(parts, list):
+        raise DataError(f"{where}: field '{column}' is neither a list of words nor text with ; between them")
+    found = [text_cell({column: own}, column, where).strip() for own in parts]
+    return tuple(dict.fromkeys(own for own in found if own))
 
 
 def _blank(text: str) -> bool:

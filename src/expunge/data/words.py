@@ -19,6 +19,10 @@ def words(text: str) -> list[str]:
     A word is a run of letters, their marks and digits; in scripts without spaces, a character with its marks. Of
     ASCII text these are the words of rouge-score, before stemming.
     """
-    plain = unicodedata.normalize("NFC", _INVISIBLE.sub("", text)).casefold()
-    found: list[str] = _WORD.findall(unicodedata.normalize("NFC", plain))
+    found: list[str] = _WORD.findall(unicodedata.normalize("NFC", visible(text).casefold()))
     return found
+
+
+def visible(text: str) -> str:
+    """The text composed (NFC), without joiners and other characters that cannot be seen."""
+    return unicodedata.normalize("NFC", _INVISIBLE.sub("", text))

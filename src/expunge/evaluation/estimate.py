@@ -74,7 +74,7 @@ class Estimate:
 
     def as_entry(self) -> dict[str, Any]:
         """The entry of a results file; null stands for NaN."""
-        entry: dict[str, Any] = {**self._ends(), "n": self.n, "direction": self.direction}
+        entry: dict[str, Any] = {**self.ends(), "n": self.n, "direction": self.direction}
         if self.target is not None:
             entry["target"] = self.target
         entry |= {"source": self.source, "family": self.family}
@@ -84,10 +84,11 @@ class Estimate:
             entry["reference"] = self.reference
         if self.difference is not None:
             reason = {"reason": self.difference.reason} if self.difference.reason else {}
-            entry["difference"] = {**self.difference._ends(), **reason}
+            entry["difference"] = {**self.difference.ends(), **reason}
         return entry
 
-    def _ends(self) -> dict[str, float | None]:
+    def ends(self) -> dict[str, float | None]:
+        """Value, low and high; None stands for NaN."""
         own = {"value": self.value, "low": self.low, "high": self.high}
         return {name: None if math.isnan(number) else number for name, number in own.items()}
 

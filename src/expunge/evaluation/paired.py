@@ -4,7 +4,8 @@ Rows that both models were measured on count, each against itself, with document
 two intervals side by side, since most of the spread between rows is the same for both models.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from expunge.errors import DataError
 from expunge.evaluation.estimate import Estimate
@@ -40,6 +41,20 @@ def paired_difference(metric: str, before: Table, after: Table) -> Estimate | No
     old, new = (own[set_name, name].of_task(task) if task else own[set_name, name] for own in (before, after))
     first, second, documents = _aligned(metric, old, new)
     return difference_estimate(first, second, documents)
+
+
+def changes(metrics: Iterable[str], before: Table, after: Table) -> dict[str, dict[str, Any]]:
+    """Metric -> its paired change, value, low, high and the rows that both have, as results files hold it.
+
+    Of fewer than `TELLING` forget texts the change is as coarse as the metric itself.
+    """
+    found = {}
+    for name in metrics:
+        change = paired_difference(name, before, after)
+        if change is not None:
+            rounded = change.coarse() if name.startswith(("forget/", "membership/")) else change
+            found[name] = {**rounded.ends(), "n": change.n}
+    return found
 
 
 def _auc_difference(attack: str, before: Table, after: Table) -> Estimate | None:

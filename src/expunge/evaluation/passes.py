@@ -279,6 +279,7 @@ class _Passes:
         for i, example in enumerate(rows.examples):
             own, answer = records[number, "own", i], said[i]
             row = Row(own, example.kind, self._expected(example, rows), samples=samples[i])
+            row.keywords = example.keywords or None
             if (number, "wrong", i, 0) in records:
                 row.correct = records.get((number, "correct", i), own)
                 row.wrong = [records[number, "wrong", i, j] for j in range(len(rows.wrong[i]))]

@@ -10,7 +10,7 @@ from typing import Any
 from expunge.config import EvaluateConfig
 from expunge.data.holdout import length, read_calibration, without_selection
 from expunge.data.tokenize import PromptFormat
-from expunge.errors import DataError
+from expunge.errors import DataError, RunError
 from expunge.evaluation.assemble import STAND_IN, assemble
 from expunge.evaluation.benchmarks import BENCHMARKS, semeval
 from expunge.evaluation.checks import (
@@ -24,11 +24,12 @@ from expunge.evaluation.checks import (
 )
 from expunge.evaluation.estimate import Estimate
 from expunge.evaluation.measurement import Measurement, Values
+from expunge.evaluation.paired import Table, changes
 from expunge.evaluation.passes import Options, adapter_off, measure
 from expunge.evaluation.predictions import Predictions, read_any, read_mmlu, write_predictions
-from expunge.evaluation.results import write_results
-from expunge.evaluation.suite import Suite, with_families
-from expunge.evaluation.values_file import values_path, write_values
+from expunge.evaluation.results import other_subject, results_before, write_results
+from expunge.evaluation.suite import Suite, with_facts, with_families, write_key_words
+from expunge.evaluation.values_file import read_values_file, values_path, write_values
 from expunge.model.adapter import adapter_folder, attach_adapter
 from expunge.model.device import pick_device
 from expunge.model.load import LoadedModel, load_model, load_shared
@@ -67,10 +68,12 @@ def _evaluate(config: EvaluateConfig, reporter: Reporter, processes: Processes) 
     check_output(config.output, overwrite=config.overwrite)
     if config.keep_predictions:
         check_predictions(config.keep_predictions, overwrite=config.overwrite)
+    if config.key_words and Path(config.key_words).exists():  # what a user has mended is never replaced
+        raise RunError(f"--key-words {config.key_words}: exists already: give another name")
     mmlu = read_mmlu(config.mmlu) if config.mmlu else None
     name = config.benchmark or "semeval"
     benchmark = BENCHMARKS[name]
-    suite = with_families(benchmark.read(config))
+    suite = with_facts(with_families(benchmark.read(config)))
     adapter = adapter_folder(config.adapter).resolve() if config.adapter else None
     base = model_fingerprint(config.model) if Path(config.model).is_dir() else None
     if adapter:
@@ -91,38 +94,63 @@ def _evaluate(config: EvaluateConfig, reporter: Reporter, processes: Processes) 
     if config.reference:
         reporter.say(f"reference: {config.reference}")
         reference = measure(_load(config, config.reference), suite, prompt_format, options, reporter=reporter)
+    beside = Path(config.output).with_name("results_before.json")
+    untouched = None
+    if config.run and not beside.exists() and beside.name != Path(config.output).name:
+        reporter.say("the untouched model, for what changed")
+        untouched = measure(loaded, suite, prompt_format, options, reference=reference, reporter=reporter)
     if config.adapter:
         attach_adapter(loaded, config.adapter)
     measurement = measure(loaded, suite, prompt_format, options, reference=reference, reporter=reporter)
     utility = _utility(loaded, config, reporter)
-    results = assemble(
-        name,
-        benchmark,
-        suite,
-        measurement,
-        reference=reference,
-        reference_name=config.reference,
-        mmlu=utility.mmlu if mmlu is None else mmlu,
-        utility=utility.entries,
-        model=config.model,
-        adapter=config.adapter,
-        settings=_settings(config, loaded, prompt_format, suite, measurement),
-        fingerprint={
-            "base": base or model_fingerprint(config.model, getattr(loaded.base.config, "_commit_hash", None)),
-            "adapter": adapter_fingerprint(adapter) if adapter else None,
-            "prompt_format": str(prompt_format),
-        },
-    )
+    subject = {
+        "base": base or model_fingerprint(config.model, getattr(loaded.base.config, "_commit_hash", None)),
+        "prompt_format": str(prompt_format),
+    }
+
+    def results_of(own: Measurement, adapter: Path | None, **more: Any) -> dict[str, Any]:
+        return assemble(
+            name,
+            benchmark,
+            suite,
+            own,
+            reference=reference,
+            reference_name=config.reference,
+            model=config.model,
+            adapter=config.adapter if adapter else None,
+            settings=_settings(config, loaded, prompt_format, suite, own),
+            fingerprint={**subject, "adapter": adapter_fingerprint(adapter) if adapter else None},
+            **more,
+        )
+
+    results = results_of(measurement, adapter, mmlu=utility.mmlu if mmlu is None else mmlu, utility=utility.entries)
+    before = None if untouched is None else results_of(untouched, None)
+    names = suite.documents.names if suite.documents else None
+    table, earlier = measurement.table(names), untouched.table(names) if untouched else _earlier(config, results)
+    results["before"] = None if earlier is None else changes(results["metrics"], earlier, table)
     if processes.index > 0:  # the first one writes
         return results
     if config.keep_predictions:
         said = semeval.predictions_of(measurement, suite)
         write_predictions(config.keep_predictions, said, overwrite=config.overwrite)
-    table = measurement.table(suite.documents.names if suite.documents else None)
     with transaction(Path(config.output).parent):
+        if before is not None and untouched is not None:
+            write_values(values_path(beside), untouched.table(names), overwrite=config.overwrite)
+            write_results(beside, before)
         write_values(values_path(config.output), {**table, **utility.rows}, overwrite=config.overwrite)
         write_results(config.output, results, overwrite=config.overwrite)
+    if config.key_words:
+        write_key_words(config.key_words, suite["forget"].examples)
     return results
+
+
+def _earlier(config: EvaluateConfig, results: Mapping[str, Any]) -> Table | None:
+    """What was measured on the untouched model before, beside the results, where it is of the same model and data."""
+    before = results_before(config.output, results["benchmark"]) if config.adapter else None
+    values = values_path(Path(config.output).with_name("results_before.json"))
+    if before is None or not values.is_file() or other_subject(before, results):
+        return None
+    return read_values_file(values)
 
 
 def reported(suite: Suite, run: Path) -> Suite:

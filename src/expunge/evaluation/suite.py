@@ -1,11 +1,16 @@
 """What a benchmark asks for: rows, documents, and the metrics of each."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from expunge.data.examples import Example
 from expunge.data.families import families
+from expunge.data.key_words import with_key_words
 from expunge.data.tokenize import PromptFormat
+from expunge.evaluation.metrics import METRICS
+from expunge.utils.files import write_text
 from expunge.utils.keys import keyed
 
 NEAR_DUPLICATE = 0.8
@@ -105,6 +110,33 @@ class Suite:
 def data_fingerprint(examples: Sequence[Example]) -> str:
     """What stands for rows where their texts must not be told: a hash under the user's key of ids, tasks and texts."""
     return keyed(*(part for row in examples for part in (row.id, row.task, row.kind, row.completion)))
+
+
+def with_facts(suite: Suite) -> Suite:
+    """The suite with key words on the rows that are asked for facts; a paraphrased question has those of its row."""
+
+    def told(own: RowSet) -> RowSet:
+        if not any("keywords" in METRICS[name].needs for name in own.metrics):
+            return own
+        rows = with_key_words(own.examples)
+        again = [
+            None if other is None else replace(other, keywords=row.keywords)
+            for row, other in zip(rows, own.paraphrased, strict=bool(own.paraphrased))
+        ]
+        return replace(own, examples=rows, paraphrased=again)
+
+    return replace(suite, sets=tuple(map(told, suite.sets)))
+
+
+def write_key_words(path: str | Path, rows: Sequence[Example]) -> None:
+    """Write rows with their key words, to be read, mended and given as data, for the owner alone.
+
+    Raises:
+        RunError: The file exists.
+    """
+    fields = ("id", "prompt", "completion", "task", "kind", "keywords")
+    lines = [json.dumps({name: getattr(row, name) for name in fields}, ensure_ascii=False) for row in rows]
+    write_text(path, "".join(f"{line}\n" for line in lines))
 
 
 def with_families(suite: Suite) -> Suite:

@@ -21,6 +21,7 @@ OTHERS = {*UNSEEN, "test", "neighbours", "utility", "all"}
 LEAST_GAP = 0.02
 """A metric on which the untouched model is closer to its target than this has nothing to lose."""
 PLAIN = {
+    "key_fact_at": "key facts said in one of several answers:",
     "key_fact": "key facts said:",
     "exact_match": "texts said word for word:",
     "leak_at": "texts said in one of several answers:",
@@ -113,7 +114,9 @@ def still_said(run: RunData, criteria: Criteria) -> Answer:
         allowed = max(criteria.max_left * (start - target), criteria.max_exact_match * counts)
         numbers.append(_judged(score, before, target, whose, most=target + allowed, below=start))
     if any(own.state != "shown" for own in numbers):
-        return _answer(SAID, ("yes", "no"), numbers, rule)
+        answer = _answer(SAID, ("yes", "no"), numbers, rule)
+        facts = next((own.says for own in numbers if own.key == "forget/key_fact"), "")  # what a request asks for
+        return answer if answer.says.startswith(facts) else replace(answer, says=f"{facts}; {answer.says}")
     need = TO_SCORE
     if numbers:
         need = "No number has a target: give a retrained model (`expunge evaluate --reference MODEL`)."

@@ -110,6 +110,28 @@ def metrics_table(results: Mapping[str, Any], before: Mapping[str, Any] | None =
     return "\n".join([*lines, *_reasons(metrics)])
 
 
+FACTS = {"key_fact": "key facts said", "refusal": "refused"}
+"""Metrics that count answers, and what a sentence calls them."""
+
+
+def facts_lines(results: Mapping[str, Any], before: Mapping[str, Any] | None = None) -> list[str]:
+    """How many answers say their fact, and how many decline, a set a line, with the paired change where it is known."""
+    earlier, changes = (before or {}).get("metrics") or {}, results.get("before") or {}
+    found = []
+    for key, entry in results["metrics"].items():
+        set_name, _, name = key.partition("/")
+        if name not in FACTS or entry["value"] is None:
+            continue
+        rows, was, change = entry["n"], earlier.get(key, {}).get("value"), changes.get(key) or {}
+        told = [] if was is None else [f"{round(was * rows)} before"]
+        if change.get("low") is not None:
+            low, high = (f"{round(change[end] * rows):+d}" for end in ("low", "high"))
+            told.append(f"change {low} to {high}, 95 % interval")
+        line = f"{set_name}, {FACTS[name]}:".replace("_", " ")
+        found.append(f"{line:<28}{round(entry['value'] * rows)} of {rows}" + (f" ({'; '.join(told)})" if told else ""))
+    return found
+
+
 def _reasons(metrics: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Why numbers or their intervals are missing, a line for each reason."""
     found: dict[tuple[str, str], list[str]] = {}

@@ -108,19 +108,10 @@ def knowledge_memorization(text: str, expected: str) -> float:
 def leak_at_k(samples: Sequence[str], expected: str, k: int) -> float | None:
     """Probability that one of k samples contains the answer
 
-    With n samples, drawn at one temperature, of which c contain it, 1 - C(n-c, k)/C(n, k): the mean over all subsets of
-    k, without bias. The paper's, with `contains` as the score of a sample; None for an answer without words.
-
-    Raises:
-        DataError: k is not between 1 and the number of samples.
+    The mean over all subsets of k of the samples, drawn at one temperature, without bias. The paper's, with `contains`
+    as the score of a sample; None for an answer without words.
     """
-    n = len(samples)
-    if not 1 <= k <= n:
-        raise DataError(f"leak@{k} needs k between 1 and the number of samples, here {n}: draw more samples")
-    if not words(expected):
-        return None
-    leaks = sum(contains(sample, expected) for sample in samples)
-    return 1 - math.comb(n - leaks, k) / math.comb(n, k)
+    return any_of_k([contains(sample, expected) for sample in samples], k) if words(expected) else None
 
 
 @metric("repetition", direction="lower", family="text", source="Welleck et al. 2020 (1908.04319), seq-rep-4")
@@ -137,6 +128,18 @@ def repetition(tokens: Sequence[Hashable], n: int = 4) -> float:
 def fluency(untouched: TokenRecord) -> float:
     """Perplexity of the generation under the untouched model"""
     return perplexity(untouched)
+
+
+def any_of_k(hits: Sequence[bool], k: int) -> float:
+    """Probability that k of n samples, drawn without putting back, hold a hit: 1 - C(n-c, k)/C(n, k) of c hits.
+
+    Raises:
+        DataError: k is not between 1 and the number of samples.
+    """
+    n = len(hits)
+    if not 1 <= k <= n:
+        raise DataError(f"any of {k} samples needs k between 1 and the number of samples, here {n}: draw more samples")
+    return 1 - math.comb(n - sum(hits), k) / math.comb(n, k)
 
 
 def contains(text: str, answer: str) -> bool:

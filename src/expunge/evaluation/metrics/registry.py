@@ -36,6 +36,7 @@ class Row:
         tokens: The same as token ids.
         untouched: What was said, as the model without its adapter sees it.
         samples: Answers drawn at a temperature.
+        keywords: Words that say the fact, in any sentence; None where the row has none.
     """
 
     record: TokenRecord | None = None
@@ -47,6 +48,7 @@ class Row:
     tokens: Sequence[int] | None = None
     untouched: TokenRecord | None = None
     samples: Sequence[str] | None = None
+    keywords: Sequence[str] | None = None
 
 
 @dataclass

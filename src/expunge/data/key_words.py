@@ -1,0 +1,85 @@
+"""Key words: what an answer says that its question does not, so that the fact is found in other sentences too.
+
+A user gives them in a column `keywords`. Else they are found: the numbers and names of the answer, and of an answer
+that has none, or is in a script without capitals, its rarest words. Words are those of `expunge.data.words`, in any
+script; where a script has no spaces between words, a run of its characters counts as one.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import regex
+
+from expunge.data.examples import Example
+from expunge.data.words import UNSPACED, visible, words
+
+RAREST = 3
+"""Words that stand for an answer without names and numbers; also an answer of so few new words is taken whole."""
+COMMON, FEWEST = 0.5, 4
+"""A word in more than this share of the rows says nothing of one of them; with fewer rows than that none is common."""
+_ENDS = regex.compile(r"(?<=[.!?…])\s+|[。！？؟।\n]+")
+_PHRASE = regex.compile(rf"[{UNSPACED}]+|[[\p{{L}}\p{{M}}\p{{N}}]--[{UNSPACED}]]+", regex.V1)
+_CASED = regex.compile(r"\p{Lu}|\p{Ll}")
+
+
+def with_key_words(rows: Sequence[Example]) -> list[Example]:
+    """The rows, each with key words: its own, else those that are found; none where an answer has nothing new."""
+    often = frequencies(rows)
+    return [row if row.keywords else replace(row, keywords=find(row.prompt, row.completion, often)) for row in rows]
+
+
+def frequencies(rows: Sequence[Example]) -> Counter[str]:
+    """Word -> rows that it stands in; under the empty string the number of rows."""
+    found = Counter(word for row in rows for word in {*words(row.text)})
+    found[""] = len(rows)
+    return found
+
+
+def find(prompt: str, answer: str, often: Counter[str]) -> tuple[str, ...]:
+    """The key words of one answer, in its order.
+
+    Args:
+        prompt: What was asked: its words are no key words.
+        answer: The answer.
+        often: `frequencies` of answers of the kind, which say what is rare.
+    """
+    rows = often[""]
+    known = {*words(prompt), *(own for own in often if rows >= FEWEST and often[own] > COMMON * rows)}
+    candidates: dict[str, tuple[bool, bool]] = {}  # phrase -> whether it is a number or name for sure, and capitalised
+    for sentence in _ENDS.split(visible(answer)):
+        for at, phrase in enumerate(_phrases(sentence, known)):
+            capital, number = phrase[0].isupper(), any(char.isnumeric() for char in phrase)
+            if len(phrase) > 1 or number:
+                sure, before = candidates.get(phrase, (False, False))
+                candidates[phrase] = (sure or number or (capital and at > 0), before or capital)
+    if len(candidates) <= RAREST:
+        return tuple(candidates)
+    chosen = {phrase for phrase, (sure, _) in candidates.items() if sure}
+    if not chosen or not _CASED.search(answer):
+        others = [phrase for phrase in candidates if phrase not in chosen]
+        chosen |= {*sorted(others, key=lambda own: (_often(own, often), not candidates[own][1], -len(own)))[:RAREST]}
+    return tuple(phrase for phrase in candidates if phrase in chosen)
+
+
+def _phrases(sentence: str, known: set[str]) -> Iterator[str]:
+    """Words of a sentence that are not known, as written; of a run without spaces the parts between known characters.
+
+    The first word of a sentence is there, or an empty place for it, so that the others are known not to begin it.
+    """
+    for match in _PHRASE.finditer(sentence):
+        phrase, parts = match[0], words(match[0])
+        if len(parts) <= 1:
+            yield phrase if parts and parts[0] not in known else " "
+            continue
+        run = ""
+        for part in [*parts, ""]:
+            if part and part not in known:
+                run += part
+            elif run:
+                yield run
+                run = ""
+
+
+def _often(phrase: str, often: Counter[str]) -> int:
+    return min((often[word] for word in words(phrase)), default=0)
