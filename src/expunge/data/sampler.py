@@ -95,7 +95,7 @@ class Plan:
         per_step = sum(self._forget_costs) / self.steps_per_epoch
         for epoch in range(self.epochs):
             forget = self._order(self._forget_costs, self._forget_bucket, f"forget {epoch}")
-            done, end = 0, epoch * sum(self._forget_costs)
+            done, end = 0, float(epoch * sum(self._forget_costs))
             for index in range(self.steps_per_epoch):
                 end += per_step
                 steps_left = self.steps_per_epoch - index - 1

@@ -9,11 +9,14 @@ from heapq import nsmallest
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from expunge.data.examples import Example, text_hash
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+Ids = NDArray[np.int64]
 
 MOST_KNOWN, MOST_TOKENS = 4096, 2048
 """Texts that the pairs are counted in, those of the smallest hashes; tokens that are looked at of any text."""
@@ -52,12 +55,12 @@ class Pairs:
         vocabulary: Number of tokens that there are.
     """
 
-    def __init__(self, texts: Sequence[np.ndarray], vocabulary: int) -> None:
+    def __init__(self, texts: Sequence[Ids], vocabulary: int) -> None:
         empty = np.empty(0, np.int64)
         ids = np.concatenate([empty, *(own[1:] for own in texts)])
         self._vocabulary = vocabulary
         counts = np.bincount(ids, minlength=vocabulary)
-        kinds = max(1, np.count_nonzero(counts))
+        kinds = max(1, int(np.count_nonzero(counts)))
         self._single = (counts + kinds / vocabulary) / (len(ids) + kinds)
         self._pairs, self._times = np.unique(
             np.concatenate([empty, *(self._numbers(own) for own in texts)]), return_counts=True
@@ -67,7 +70,7 @@ class Pairs:
         self._followers = np.bincount(first, minlength=vocabulary)
         self._pairs, self._times = np.append(self._pairs, -1), np.append(self._times, 0)  # what is beyond all others
 
-    def surprise(self, text: np.ndarray) -> np.ndarray:
+    def surprise(self, text: Ids) -> NDArray[np.float64]:
         """`(tokens - 1,)`, -log p of each token after the one before it, nats."""
         numbers = self._numbers(text)
         single = self._single[text[1:]]
@@ -77,10 +80,10 @@ class Pairs:
         paired = (times + followers * single) / np.maximum(1, followed + followers)
         return -np.log(np.where(followed > 0, paired, single))
 
-    def _numbers(self, text: np.ndarray) -> np.ndarray:
+    def _numbers(self, text: Ids) -> Ids:
         return text[:-1] * self._vocabulary + text[1:]
 
 
-def _ids(tokenizer: "PreTrainedTokenizerBase", text: Example) -> np.ndarray:
+def _ids(tokenizer: "PreTrainedTokenizerBase", text: Example) -> Ids:
     ids = tokenizer(f"{text.prompt} {text.completion}", add_special_tokens=False, verbose=False)["input_ids"]
     return np.array(ids[:MOST_TOKENS], dtype=np.int64)

@@ -7,7 +7,7 @@ or from the names, so a model can only know them by having read them.
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from random import Random
@@ -107,7 +107,7 @@ def general_texts(seed: int, stream: str) -> Iterator[str]:
         names = [f"{rng.choice(given)} {rng.choice(family)}" for _ in range(2)]
         kind = rng.choices(("person", "story", "everyday", "question", "fact"), (4, 3, 4, 7, 4))[0]
         if kind in ("person", "story"):
-            subject = _person(names[0], rng, rng) if kind == "person" else _story(*names, rng, rng)
+            subject = _person(names[0], rng, rng) if kind == "person" else _story(names[0], names[1], rng, rng)
             asked = rng.choice(subject.rows[1:])
             yield subject.document
             yield f"{asked.input} {asked.output}"
@@ -160,7 +160,7 @@ def _story(name: str, helper: str, rng: Random, wording: Random) -> Subject:
 def _subject(
     names: tuple[str, ...],
     facts: dict[str, str],
-    parts: tuple[list[tuple[str, ...]], list[tuple[str, ...]]],
+    parts: tuple[Sequence[tuple[str, ...]], Sequence[tuple[str, ...]]],
     questions: dict[str, str],
     task: str,
     rng: Random,

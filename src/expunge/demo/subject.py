@@ -31,6 +31,7 @@ from expunge.evaluation.benchmarks.official_score import score_row
 from expunge.evaluation.generate import generate_predictions
 from expunge.evaluation.passes import Options
 from expunge.evaluation.passes import measure as measure_suite
+from expunge.model.checkpoint import move
 from expunge.model.device import pick_dtype
 from expunge.model.load import load_model
 
@@ -96,7 +97,8 @@ def finish(
     general = general_texts(seed, "passes")
     passes = [own + _encode(tokenizer, islice(general, GENERAL_PER_PASS)) for _ in range(PASSES)]
     train(model, passes, LEARNING_RATES[1], seed, folder.name)
-    model.to(torch.bfloat16).save_pretrained(folder)
+    move(model, torch.bfloat16)
+    model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
@@ -201,6 +203,7 @@ def measure(model: Path, data: Path) -> dict[str, float]:
         for side, rows in sides.items()
         for kind in ("sc", "qa")
     }
+    assert scores.mia_auc is not None
     figures |= {"quiz": _mean(map(score_row, answers)), "mia_auc": scores.mia_auc}
     figures |= {"member_nll": _mean(predictions.member or []), "nonmember_nll": _mean(predictions.nonmember or [])}
     return {name: round(value, 4) for name, value in figures.items()}

@@ -52,10 +52,11 @@ def add_adapter(loaded: LoadedModel, *, rank: int, alpha: float | None, modules:
     targets = choose_targets(base, modules, loaded.autocast())
     conv = any(isinstance(module, Conv1D) for module in base.modules())
     torch.manual_seed(seed)
+    lora_alpha: Any = rank if alpha is None else alpha  # PEFT declares an int and divides by the rank whatever it gets
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=rank,
-        lora_alpha=rank if alpha is None else alpha,
+        lora_alpha=lora_alpha,
         target_modules=targets.modules,
         exclude_modules=targets.left_out or None,
         lora_dropout=0.0,
@@ -66,7 +67,7 @@ def add_adapter(loaded: LoadedModel, *, rank: int, alpha: float | None, modules:
         model = get_peft_model(base, config)
     except ValueError:
         raise ConfigError(f"--target-modules {modules}: the model has no layer to adapt") from None
-    full = max(min(layer.in_features, layer.out_features) for layer in model.modules() if isinstance(layer, LoraLayer))
+    full = max(min(layer.in_features or 0, layer.out_features or 0) for layer in _layers(model))
     if rank > full:
         model.unload()
         raise ConfigError(f"--lora-rank {rank}: larger than the adapted layers, which have at most rank {full}")
@@ -221,6 +222,7 @@ def _save(loaded: LoadedModel, folder: Path) -> None:
 def _alphas(model: PeftModel) -> dict[str, Any]:
     """What an adapter_config.json says of the scale of an adapter as it is."""
     factor, config = scale_of(model), model.peft_config["default"]
+    assert isinstance(config, LoraConfig)
     pattern = {name: alpha * factor for name, alpha in (config.alpha_pattern or {}).items()}
     return {"lora_alpha": config.lora_alpha * factor, "alpha_pattern": pattern}
 
@@ -273,7 +275,7 @@ def adapter_folder(name: str) -> Path:
     raise ModelError(f"{name}: neither an adapter folder nor a run directory with one (no adapter_config.json)")
 
 
-def attach_adapter(loaded: LoadedModel, name: str, alphas: Mapping[str, Any] | None = None) -> None:
+def attach_adapter(loaded: LoadedModel, name: str, alphas: Mapping[str, Any] | None = None) -> PeftModel:
     """Put a saved adapter into a loaded base model; `loaded.model` becomes the PEFT model.
 
     On a model into which other adapters were folded goes what the adapter adds to those.
@@ -289,13 +291,14 @@ def attach_adapter(loaded: LoadedModel, name: str, alphas: Mapping[str, Any] | N
     folder = adapter_folder(name)
     own = folder / OWN
     stacked = loaded.source is not None and loaded.source.adapters and own.exists()
-    loaded.model = put_adapter(loaded.base, own if stacked else folder, alphas)
+    loaded.model = model = put_adapter(loaded.base, own if stacked else folder, alphas)
     output = loaded.base.get_output_embeddings()
     changed = isinstance(output, BaseTunerLayer | AuxiliaryTrainingWrapper)
     if loaded.lockstep is None and not changed and loaded.head.weight is not None:
-        changed = find_head(loaded.model)[0].weight is None
+        changed = find_head(model)[0].weight is None
     if changed:
         loaded.head, loaded.plain_head, loaded.packable_length = Head(None), "the adapter changes it", 0
+    return model
 
 
 def load_unlearned(
@@ -315,8 +318,7 @@ def load_unlearned(
     """
     name = model or base_name(str(adapter_folder(run)))
     loaded = load_model(name, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
-    attach_adapter(loaded, run)
-    return loaded.model, loaded.tokenizer
+    return attach_adapter(loaded, run), loaded.tokenizer
 
 
 @contextmanager

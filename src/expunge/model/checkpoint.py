@@ -4,7 +4,7 @@ import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import (
@@ -12,9 +12,9 @@ from transformers import (
     AutoModelForCausalLM,
     BitsAndBytesConfig,
     FineGrainedFP8Config,
-    Mxfp4Config,
     PreTrainedModel,
 )
+from transformers.utils.quantization_config import Mxfp4Config
 
 from expunge.errors import ModelError
 from expunge.model.declared import check_size
@@ -75,7 +75,7 @@ def from_pretrained(
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                model, report = AutoModelForCausalLM.from_pretrained(
+                loaded = AutoModelForCausalLM.from_pretrained(
                     source.base, dtype=stored, output_loading_info=True, **options
                 )
             break
@@ -85,14 +85,23 @@ def from_pretrained(
             if attention == "eager" or not ("sdpa" in str(error) or "scaled_dot_product" in str(error)):
                 mend = f": it is stored in {method}, give the model that it was made from" if method else ""
                 raise ModelError(f"{source.where}: cannot be loaded ({first_line(error)}){mend}") from None
+    model, report = cast("tuple[PreTrainedModel, dict[str, Any]]", loaded)  # declared for `output_loading_info=False`
     missing = sorted(report["missing_keys"])
     if missing:
         raise ModelError(f"{source.where}: {len(missing)} weights are missing from its files, first {missing[0]}")
     if method in DEQUANTIZED and hasattr(model.config, "quantization_config"):
         del model.config.quantization_config  # what is in memory, and what is saved of it, is not quantized any more
     if compute != torch.bfloat16 and not load_in_4bit:
-        model.to(compute)  # some formats are widened to a dtype of their own
+        move(model, compute)  # some formats are widened to a dtype of their own
     return model, _left_out(source, model, sorted(report["unexpected_keys"]))
+
+
+def move(model: torch.nn.Module, to: torch.device | torch.dtype) -> None:
+    """Bring a model to a device or a dtype, in place.
+
+    `PreTrainedModel.to` itself is declared in a way that no type checker can bind to a model.
+    """
+    model.to(to)
 
 
 def _gguf_options() -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from expunge.errors import DataError
+from expunge.model.layers import embedding_of
 
 
 def context_length(model: PreTrainedModel) -> int | None:
@@ -43,7 +44,7 @@ def check_tokens(model: PreTrainedModel, sequences: Sequence[Sequence[int]]) -> 
     Raises:
         DataError: A sequence holds one.
     """
-    rows, largest = model.get_input_embeddings().weight.shape[0], max(map(max, sequences))
+    rows, largest = embedding_of(model).shape[0], max(map(max, sequences))
     if largest >= rows:
         raise DataError(
             f"a text holds token {largest} and the model has embeddings for {rows:,} tokens: its tokenizer knows more; "

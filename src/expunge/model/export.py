@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from expunge.errors import ModelError
-from expunge.model.checkpoint import quantization
+from expunge.model.checkpoint import move, quantization
 from expunge.model.files import INDEX, check_whole, weight_files
 from expunge.model.load import LoadedModel
 from expunge.model.source import Source
@@ -45,7 +45,7 @@ def export(loaded: LoadedModel, folder: Path, dtype: torch.dtype | None) -> list
     base = _files_of(source)
     notes: list[str] = []
     if base is None or quantization(loaded.base.config) or _quantized(base):
-        loaded.base.to(dtype or torch.bfloat16)
+        move(loaded.base, dtype or torch.bfloat16)
         loaded.base.save_pretrained(folder)
     else:
         notes += _write_weights(loaded, base, folder, dtype)

@@ -50,7 +50,7 @@ def check_whole(file: Path) -> dict[str, Any]:
             length = int.from_bytes(stream.read(8), "little")
             if not 2 <= length <= min(WIDEST_HEADER, size - 8):
                 raise ValueError("its beginning is not that of a safetensors file")
-            header = parse_json(stream.read(length))
+            header: dict[str, Any] = parse_json(stream.read(length))
         header.pop("__metadata__", None)
         end = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
         if size != end:

@@ -32,6 +32,7 @@ def find_head(model: PreTrainedModel | PeftModel) -> tuple[Head, str | None]:
         model computes its logits itself) and the reason.
     """
     base = model.get_base_model() if isinstance(model, PeftModel) else model
+    assert isinstance(base, PreTrainedModel)
     config = base.config.get_text_config()
     output = base.get_output_embeddings()
     if output is None or not hasattr(output, "weight") or not hasattr(base, base.base_model_prefix):

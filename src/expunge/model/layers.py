@@ -6,12 +6,20 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 
 def decoder_layers(model: torch.nn.Module) -> list[torch.nn.Module]:
     """The repeated layers in their order; empty where the architecture does not mark them."""
     return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+
+
+def embedding_of(model: PreTrainedModel) -> Tensor:
+    """Weights of the input embedding `(rows, width)`; it may have more rows than the vocabulary has tokens."""
+    weight = model.get_input_embeddings().weight
+    assert isinstance(weight, Tensor)
+    return weight
 
 
 @contextmanager

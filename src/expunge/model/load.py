@@ -15,11 +15,12 @@ from transformers.utils import logging as transformers_logging
 from expunge.errors import ConfigError, ModelError
 from expunge.kernels import Head
 from expunge.kernels.rounding import row_multiple
-from expunge.model.checkpoint import check_memory, from_pretrained
+from expunge.model.checkpoint import check_memory, from_pretrained, move
 from expunge.model.context import context_length
 from expunge.model.device import pick_device, pick_dtype, settle_cpu_memory
 from expunge.model.fold import fold
 from expunge.model.head import cast_head, find_head
+from expunge.model.layers import embedding_of
 from expunge.model.packing import packable_length
 from expunge.model.proof import check_causal
 from expunge.model.ranks import Pairs
@@ -73,7 +74,9 @@ class LoadedModel:
     @property
     def base(self) -> PreTrainedModel:
         """The transformers model inside (the adapter's layers are part of it)."""
-        return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        base = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        assert isinstance(base, PreTrainedModel)
+        return base
 
     @property
     def context(self) -> int | None:
@@ -157,7 +160,7 @@ def load_model(
         model, parts = fold(model, source)
         notes.append(f"model: adapter {name} folded into its base; the reference is the folded model")
     if not load_in_4bit:
-        model.to(place)
+        move(model, place)
     model.eval().requires_grad_(False)
     tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code, revision=revision)
     head, plain_head = find_head(model)
@@ -195,7 +198,7 @@ def load_shared(name: str, processes: Processes, *, device: str = "auto", **opti
 
 def _round_linear_weights(model: PreTrainedModel) -> None:
     """Round the weights of linear layers to bfloat16 once; tied embeddings are left to the embedding's dtype."""
-    tied = model.get_input_embeddings().weight
+    tied = embedding_of(model)
     for tensor in (*model.parameters(), *model.buffers()):
         if tensor.dtype == torch.float16:  # beside bfloat16 products it would promote everything to float32
             tensor.data = tensor.data.to(torch.bfloat16)

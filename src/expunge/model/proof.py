@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from expunge.errors import ModelError
+from expunge.model.layers import embedding_of
 
 ROWS, TOKENS = 4, 24
 """Rows of the probe and their tokens."""
@@ -28,7 +29,7 @@ def probe_rows(model: PreTrainedModel, extra: Sequence[int] = ()) -> Tensor:
     config = model.config.get_text_config()
     most = max(2, getattr(config, "max_position_embeddings", None) or TOKENS)
     generator = torch.Generator().manual_seed(0)
-    rows = model.get_input_embeddings().weight.shape[0]
+    rows = embedding_of(model).shape[0]
     ids = torch.randint(0, min(config.vocab_size, rows), (ROWS, min(TOKENS, most)), generator=generator)
     for at, token in enumerate(list(extra)[: ids.numel() // 2]):
         ids[at % ROWS, 1 + (at // ROWS) % (ids.shape[1] - 1)] = token

@@ -51,7 +51,8 @@ def pairs_of(model: PeftModel) -> Pairs | None:
         if layer.lora_variant:
             return None
         experts = layer.num_experts if isinstance(layer, ParamWrapper) else 1
-        down, up = (own["default"].weight.detach().cpu().float() for own in (layer.lora_A, layer.lora_B))
+        sides = (layer.lora_A["default"].get_parameter("weight"), layer.lora_B["default"].get_parameter("weight"))
+        down, up = (own.detach().cpu().float() for own in sides)
         found[name] = Pair(
             down.reshape(experts, -1, down.shape[-1]).clone(),
             up.reshape(up.shape[0], -1, experts) * layer.scaling["default"],

@@ -9,9 +9,11 @@ import random
 import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
+from typing import cast
 
 import torch
 from peft import PeftModel
+from torch import Tensor
 from transformers import GenerationConfig
 
 from expunge.data.tokenize import TokenizedExample
@@ -165,10 +167,11 @@ def go_on(
         max_new_tokens=most, eos_token_id=sorted(stops) or None, pad_token_id=min(stops, default=0), **drawn
     )
     ids = torch.tensor(begun, device=loaded.device)
+    generate = cast("Callable[..., Tensor]", loaded.base.generate)  # of a mixin that the model's class has
     own, loaded.base.generation_config = loaded.base.generation_config, settings
     try:
         with loaded.autocast():
-            written: list[list[int]] = loaded.base.generate(
+            written: list[list[int]] = generate(
                 ids,
                 attention_mask=torch.ones_like(ids),
                 generation_config=settings,

@@ -66,7 +66,7 @@ class Lockstep:
         autocast: The precision that it computes in.
     """
 
-    def __init__(self, model: PreTrainedModel, autocast: Callable[[], AbstractContextManager]) -> None:
+    def __init__(self, model: PreTrainedModel, autocast: Callable[[], AbstractContextManager[None]]) -> None:
         self._model, self._autocast = model, autocast
         self._idle = False
         _root(model).register_forward_pre_hook(self._count, prepend=True)

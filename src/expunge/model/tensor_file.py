@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -56,7 +57,7 @@ class TensorFile:
 
     def __init__(self, path: Path, layout: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], key: str) -> None:
         self.path, self.partial = path, path.with_name(f".{path.name}.partial")
-        header: dict = {"__metadata__": {"key": key}}
+        header: dict[str, Any] = {"__metadata__": {"key": key}}
         self._places: dict[str, tuple[int, torch.dtype, tuple[int, ...]]] = {}
         end = 0
         for name, (dtype, shape) in layout.items():

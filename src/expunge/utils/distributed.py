@@ -86,11 +86,11 @@ class Processes:
                 "a file system that all machines share"
             )
 
-    def gather(self, own: Any) -> list[Any]:
+    def gather(self, own: Item) -> list[Item]:
         """What every process gives, in the order of the processes."""
         if self.count == 1:
             return [own]
-        everyone: list[Any] = [None] * self.count
+        everyone = [own] * self.count
         dist.all_gather_object(everyone, own)
         return everyone
 
@@ -104,10 +104,8 @@ class Processes:
         if self.count == 1:
             return work(list(items))
         done = work(list(items[self.index :: self.count]))
-        results: list[Any] = [None] * len(items)
-        for index, own in enumerate(self.gather(done)):
-            results[index :: self.count] = own
-        return results
+        everyone = self.gather(done)
+        return [everyone[at % self.count][at // self.count] for at in range(len(items))]
 
     def once(self, items: Sequence[Item], work: Callable[[list[Item]], list[Result]]) -> list[Result]:
         """`work(items)` of the first process, for work that cannot be divided; the others do it on no items."""
