@@ -32,7 +32,6 @@ from experiments.real import FOLDER as REAL
 from experiments.real import facts_nll
 from expunge import EvaluateConfig, UnlearnConfig, evaluate, unlearn
 from expunge.evaluation.results import read_results
-from expunge.utils.progress import Reporter
 
 SMOLLM2 = "smollm2"
 SWEPT = "demo"
@@ -261,7 +260,7 @@ def _run(job: Job, subject: Subject, run: Path) -> Path:
             resume=begun,
             **settings,
         )
-        unlearn(config, Reporter())
+        unlearn(config, progress=True)
     return run
 
 

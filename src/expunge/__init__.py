@@ -1,11 +1,13 @@
 """Expunge: make a causal language model forget given texts, and measure that it did.
 
-    from expunge import UnlearnConfig, unlearn
+    import expunge
 
-    outcome = unlearn(UnlearnConfig(model="M", forget="forget.jsonl", retain="retain.jsonl", output="run"))
+    outcome = expunge.unlearn("MODEL", forget="forget.jsonl", retain="retain.jsonl", output="run")
+    print(outcome.evaluate())
+    print(outcome.verdict)
 
-Everything that the command line can is here. Importing the package loads neither torch nor transformers; the public
-names load what they need when they are used.
+Everything that the command line can is here (docs/python.md). Importing the package loads neither torch nor
+transformers; the public names load what they need when they are used.
 """
 
 import sys
@@ -14,25 +16,54 @@ import sys
 if sys.argv[:1] == ["-m"] and "-m expunge" in " ".join(sys.orig_argv) and not sys.flags.safe_path:
     del sys.path[0]
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from expunge.api.evaluating import Evaluation as Evaluation
+    from expunge.api.evaluating import evaluate as evaluate
+    from expunge.api.finished import calibrate as calibrate
+    from expunge.api.finished import merge as merge
+    from expunge.api.unlearning import Outcome as Outcome
+    from expunge.api.unlearning import forecast as forecast
+    from expunge.api.unlearning import unlearn as unlearn
+    from expunge.config import CalibrateConfig as CalibrateConfig
+    from expunge.config import Criteria as Criteria
+    from expunge.config import EvaluateConfig as EvaluateConfig
+    from expunge.config import UnlearnConfig as UnlearnConfig
+    from expunge.demo.run import run_demo as run_demo
+    from expunge.errors import UserError as UserError
+    from expunge.evaluation.compare import compare as compare
+    from expunge.evaluation.run import score_predictions as score_predictions
+    from expunge.losses import forget_loss as forget_loss
+    from expunge.model.adapter import load_unlearned as load_unlearned
+    from expunge.report import verdict as verdict
+    from expunge.report import write_cards as write_cards
+    from expunge.report import write_report as write_report
+    from expunge.train.callbacks import Callback as Callback
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "CalibrateConfig": "expunge.config",
+    "Callback": "expunge.train.callbacks",
     "Criteria": "expunge.config",
     "EvaluateConfig": "expunge.config",
+    "Evaluation": "expunge.api.evaluating",
+    "Outcome": "expunge.api.unlearning",
     "UnlearnConfig": "expunge.config",
-    "calibrate": "expunge.train.calibrate",
+    "UserError": "expunge.errors",
+    "calibrate": "expunge.api.finished",
     "compare": "expunge.evaluation.compare",
-    "evaluate": "expunge.evaluation.run",
-    "forecast": "expunge.train.dry_run",
+    "evaluate": "expunge.api.evaluating",
+    "forecast": "expunge.api.unlearning",
     "forget_loss": "expunge.losses",
     "load_unlearned": "expunge.model.adapter",
-    "merge": "expunge.train.merge",
+    "merge": "expunge.api.finished",
+    "run_demo": "expunge.demo.run",
     "score_predictions": "expunge.evaluation.run",
-    "unlearn": "expunge.train.loop",
+    "unlearn": "expunge.api.unlearning",
     "verdict": "expunge.report",
+    "write_cards": "expunge.report",
     "write_report": "expunge.report",
 }
 """Public name -> the module that it comes from."""

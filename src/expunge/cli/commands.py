@@ -239,6 +239,8 @@ class MergeSettings:
     Attributes:
         run: Run directory with the adapter.
         output: Folder for the merged model.
+        forget: The run's texts to forget, where they are not where they were.
+        retain: The run's texts to keep, where they are not where they were.
         dtype: `float32`, `bfloat16` or `float16` for all weights; by default each keeps that of the base's files.
         device: `auto`, `cpu`, `cuda` ...
         trust_remote_code: Run code that comes with the model.
@@ -247,6 +249,8 @@ class MergeSettings:
 
     run: str
     output: str
+    forget: str | None = None
+    retain: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     device: str = "auto"
     trust_remote_code: bool = False
@@ -257,7 +261,7 @@ def merge(settings: MergeSettings, out: Output) -> int:
     """Write adapter and base as one plain model."""
     from expunge.train.merge import merge as write_merged
 
-    options = {name: getattr(settings, name) for name in ("dtype", "device", "overwrite", "trust_remote_code")}
+    options = {name: value for name, value in vars(settings).items() if name not in ("run", "output")}
     found = write_merged(settings.run, settings.output, **options)
     shown = "  ".join(f"{name} {loss:.3f}" for name, loss in found.losses.items())
     out.text(f"merged model             {found.output} ({found.dtype})")

@@ -14,6 +14,8 @@ class CalibrateConfig:
     Attributes:
         run: Finished run; the adapter in it gets the scale.
         holdout: Texts like the forget set that the model has never seen; by default the run's, or the benchmark's.
+        forget: The run's texts to forget, where they are not where they were.
+        retain: The run's texts to keep, where they are not where they were.
         target_auc: Membership AUC to come closest to: 0.5 by chance, or a retrained model's.
         min_retain: Least share of the retain scores to keep.
         max_drift: Largest relative change of the loss of unseen texts.
@@ -24,6 +26,8 @@ class CalibrateConfig:
 
     run: str
     holdout: str | None = None
+    forget: str | None = None
+    retain: str | None = None
     target_auc: float = Criteria.target_auc
     min_retain: float = Criteria.min_retain
     max_drift: float = Criteria.max_drift

@@ -15,6 +15,8 @@ Row = tuple[str, dict[str, Any]]
 """Where a row was read (`path:line` or `path, row 3`), and its cells by column."""
 
 DATASET_NAME = re.compile(r"(?P<name>[\w-][\w.-]*(/[\w.-]+)?)(@(?P<config>[\w.-]+))?(:(?P<split>[\w.-]+))?")
+IN_MEMORY = "@memory"
+"""Ends the name of texts that were given in memory."""
 BATCH_ROWS = 1024
 MOST_ROWS = 1_000_000
 """Of one table: texts by the million are no request to forget, and a small file can claim any number of them."""
@@ -26,8 +28,27 @@ HUB_TIMEOUT = 10.0
 """Seconds to wait for the Hub before a name counts as out of reach."""
 
 
+class InMemory(str):
+    """The name of texts that are in memory, which carries them: settings hold it where they hold a file's name.
+
+    Attributes:
+        rows: The texts. Nothing that is written holds them, whoever goes on from the run has to give them again.
+    """
+
+    __slots__ = ("rows",)
+    rows: list[Row]
+
+    def __new__(cls, name: str, rows: Iterable[dict[str, Any]]) -> "InMemory":
+        self = super().__new__(cls, name + IN_MEMORY)
+        self.rows = _number(rows, self)
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "InMemory":
+        return self
+
+
 def read_rows(source: str | Path) -> list[Row]:
-    """Every row of a file, folder or `datasets` name, in order.
+    """Every row of a file, folder, `datasets` name or of what is in memory, in order.
 
     Raises:
         DataError: It is not there, in no known format, or cannot be parsed.
@@ -44,6 +65,8 @@ def stem(source: str | Path) -> str:
 
 
 def _read(source: str | Path) -> list[Row]:
+    if isinstance(source, InMemory):
+        return source.rows
     path = Path(source)
     if not str(source).strip():
         raise DataError("the name of a data file is empty")
@@ -57,6 +80,9 @@ def _read(source: str | Path) -> list[Row]:
             raise DataError(f"{source}: unknown format '{path.suffix}': give a {', '.join(READERS)} file")
         return reader(path)
     if isinstance(source, str):
+        if source.endswith(IN_MEMORY):
+            name = source.removesuffix(IN_MEMORY)
+            raise DataError(f"the {name} texts of this run were in memory: give them again ({name}=, or --{name} FILE)")
         folder, _, split = source.rpartition(":")
         if folder and Path(folder).is_dir():
             return _read_saved(Path(folder), split)
@@ -260,7 +286,7 @@ def _read_saved(folder: Path, split: str | None) -> list[Row]:
         data = datasets.load_from_disk(str(folder))
     except Exception as error:
         raise DataError(f"{folder}: not a folder that datasets can load ({type(error).__name__})") from None
-    return _dataset_rows(data, split, str(folder))
+    return dataset_rows(data, split, str(folder))
 
 
 def _read_named(source: str) -> list[Row]:
@@ -289,10 +315,10 @@ def _read_named(source: str) -> list[Row]:
         data = datasets.load_dataset(name, config)
     except Exception as error:
         raise DataError(f"{source}: no such file, and datasets cannot load it ({type(error).__name__})") from None
-    return _dataset_rows(data, split, source)
+    return dataset_rows(data, split, source)
 
 
-def _dataset_rows(data: Any, split: str | None, source: str) -> list[Row]:
+def dataset_rows(data: Any, split: str | None, source: str) -> list[Row]:
     """The rows of one split; `data` is a `Dataset` or a `DatasetDict`."""
     if isinstance(data, dict):
         if split is None and len(data) == 1:

@@ -22,7 +22,11 @@ RENAMED = {"join": "prompt_format"}
 
 def recorded(config: UnlearnConfig) -> dict[str, Any]:
     """The settings as a run records them."""
-    return {name: value for name, value in dataclasses.asdict(config).items() if name not in ONE_START}
+    return {
+        name: str(value) if isinstance(value, str) else value  # of texts in memory, the name alone
+        for name, value in dataclasses.asdict(config).items()
+        if name not in ONE_START
+    }
 
 
 def present_names(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -39,8 +43,12 @@ def write_settings(run: Path, config: UnlearnConfig) -> None:
     files.write_text(run / FILE, yaml.safe_dump(by_group(recorded(config)), sort_keys=False))
 
 
-def run_settings(run: str) -> UnlearnConfig:
+def run_settings(run: str, **texts: str | None) -> UnlearnConfig:
     """The settings of a finished run.
+
+    Args:
+        run: Its directory.
+        texts: Where sets of texts are now (`forget=...`), as far as they are not where they were.
 
     Raises:
         RunError: It is none, or its settings are not what a run writes.
@@ -50,9 +58,8 @@ def run_settings(run: str) -> UnlearnConfig:
         raise RunError(f"--run {run}: not a finished run (it needs {FILE} and adapter/)")
     try:
         found = parse_yaml(path.read_bytes())
-        config = UnlearnConfig(
-            **{name: value for name, value in present_names(flat(found)).items() if name not in ONE_START}
-        )
+        there = {name: value for name, value in present_names(flat(found)).items() if name not in ONE_START}
+        config = UnlearnConfig(**there | {name: place for name, place in texts.items() if place})
         config.validate()
         return config
     except (UnreadableError, TypeError, AttributeError, ConfigError):

@@ -34,7 +34,7 @@ from expunge.runs.lock import hold
 from expunge.runs.manifest import check_base, read_manifest
 from expunge.runs.run import SUMMARY
 from expunge.runs.settings import run_settings
-from expunge.train.merge import run_rows
+from expunge.train.merge import check_texts, run_rows
 from expunge.train.scale import Calibration, choose_scale, most_scales, record
 from expunge.train.sets import Sets, membership_texts, read_sets
 from expunge.train.validation import ValidationRows, Validator
@@ -56,7 +56,7 @@ def calibrate(config: CalibrateConfig, reporter: Reporter | None = None) -> Cali
         ConfigError: A setting cannot be used.
     """
     config.validate()
-    settings = run_settings(config.run)
+    settings = run_settings(config.run, forget=config.forget, retain=config.retain)
     with hold(Path(config.run)):
         return _calibrate(config, settings, reporter or Reporter(quiet=True))
 
@@ -81,6 +81,7 @@ def _calibrate(config: CalibrateConfig, settings: UnlearnConfig, reporter: Repor
     attach_adapter(loaded, config.run, alphas)
     trained: Any = loaded.model.peft_config["default"]  # a LoraConfig
     rows = {name: run_rows(settings, loaded.tokenizer, getattr(sets, name)) for name in SETS}
+    check_texts(manifest, rows, {"forget": config.forget, "retain": config.retain})
     hashes, halves = split_off(judged, sets.retain, loaded.tokenizer)
     looked_at = sorted({*keyed_hashes(hashes), *(earlier["selection_hmac"] if earlier else ())})
     members, nonmembers = (run_rows(settings, loaded.tokenizer, own) for own in halves)

@@ -9,6 +9,7 @@ change no loss.
 """
 
 import time
+from collections.abc import Sequence
 from itertools import islice
 from typing import Any
 
@@ -23,6 +24,7 @@ from expunge.model.reference import cache_folder
 from expunge.runs.manifest import RunFacts, other_surroundings, read_manifest
 from expunge.runs.run import Outcome, Run, RunResult
 from expunge.train.averaging import assign
+from expunge.train.callbacks import Callback, Callbacks, TrainState
 from expunge.train.early_stopping import EarlyStopping
 from expunge.train.scale import choose_scale, judge, most_scales, record
 from expunge.train.schedule import evaluation_spacing
@@ -35,12 +37,13 @@ from expunge.utils.progress import Reporter
 from expunge.utils.trackers import Trackers
 
 
-def unlearn(config: UnlearnConfig, reporter: Reporter | None = None) -> Outcome:
+def unlearn(config: UnlearnConfig, reporter: Reporter | None = None, callbacks: Sequence[Callback] = ()) -> Outcome:
     """Train an adapter that makes the model forget, and write the run directory.
 
     Args:
         config: The settings.
         reporter: Where progress goes; silent when None.
+        callbacks: Called after steps and evaluation steps; they may ask the run to stop.
 
     Returns:
         Where things are, and the losses before and after.
@@ -50,12 +53,14 @@ def unlearn(config: UnlearnConfig, reporter: Reporter | None = None) -> Outcome:
     """
     config.validate()
     if config.dry_run:
-        raise ConfigError("dry_run is for the command line (expunge.train.dry_run.forecast): nothing is to be trained")
+        raise ConfigError("dry_run is for the command line: in Python, expunge.forecast says what a run would take")
     with together(pick_device(config.device)) as processes, Run.check(config) as run:
-        return _unlearn(config, run, reporter or Reporter(quiet=True), processes)
+        return _unlearn(config, run, reporter or Reporter(quiet=True), processes, callbacks)
 
 
-def _unlearn(config: UnlearnConfig, run: Run, reporter: Reporter, processes: Processes) -> Outcome:
+def _unlearn(
+    config: UnlearnConfig, run: Run, reporter: Reporter, processes: Processes, callbacks: Sequence[Callback]
+) -> Outcome:
     begun = time.perf_counter()
     prepared = prepare(config, reporter)
     config, loaded = prepared.config, prepared.loaded
@@ -79,7 +84,8 @@ def _unlearn(config: UnlearnConfig, run: Run, reporter: Reporter, processes: Pro
         if line := trainer.compile():
             reporter.say(line)
         training_begun = time.perf_counter()
-        steps = train(trainer, validator, stopping, run, reporter, start)
+        state = TrainState(start, trainer.num_steps, is_world_process_zero=processes.index == 0)
+        steps = train(trainer, validator, stopping, run, reporter, Callbacks(callbacks, config, state))
         training_seconds = time.perf_counter() - training_begun
     selection = settle(trainer, validator, stopping, prepared, steps, reporter)
     with reporter.track("losses after", sum(map(len, prepared.told.values()))) as advance:
@@ -103,9 +109,9 @@ def train(
     stopping: EarlyStopping | None,
     run: Run,
     reporter: Reporter,
-    start: int,
+    callbacks: Callbacks,
 ) -> int:
-    """The loop: from step `start` to the last, or to where it should end, evaluating, logging and saving on the way.
+    """The loop: to the last step, or to where it should end, evaluating, logging and saving on the way.
 
     Returns:
         The steps that are done.
@@ -117,7 +123,9 @@ def train(
     config, every = trainer.config, evaluation_every(trainer, validator)
     trackers = Trackers(config.report_to, str(run.path), {"recipe": config.recipe, "seed": config.seed})
     weights = {term.name: term.weight for term in trainer.terms}
-    done, seen = start, ""
+    done = start = callbacks.state.global_step
+    seen = ""
+    callbacks.call("on_train_begin")
     with reporter.track("unlearning", trainer.num_steps, start) as advance, StopRequest() as stop:
         for index, step in islice(enumerate(trainer.plan.steps()), start, trainer.num_steps):
             if stopping and stopping.over:
@@ -135,6 +143,8 @@ def train(
                 seen = f"AUC {metrics.auc:.2f}  forget {metrics.forget_nll:.2f}  unseen {metrics.unseen_nll:.2f} nats"
             run.log(line)
             trackers.log(values, step=done)
+            asked = callbacks.step(line)
+            ended = bool(callbacks.given) and trainer.processes.any(asked)
             shown = "  ".join(f"{name} {values[name]:.3f}" for name in weights)
             advance(note=f"epoch {step.epoch + 1}  {shown}  {seen}  {rate:,.0f} tok/s")
             stopped = trainer.processes.any(stop.requested)
@@ -142,6 +152,9 @@ def train(
                 run.save_checkpoint(trainer.state() | (stopping.tensors() if stopping else {}), done)
             if stopped:
                 raise KeyboardInterrupt(f"step {done} of {trainer.num_steps} is saved; --resume goes on from it")
+            if ended:
+                break
+    callbacks.call("on_train_end")
     trackers.close()
     return done
 
@@ -175,7 +188,7 @@ def settle(
         assign(trainer.weights, trainer.average.values)
         return None
     config = trainer.config
-    reason = stopping.over or "all steps are done"
+    reason = stopping.over or ("all steps are done" if steps == trainer.num_steps else "a callback asked for it")
     reporter.say(f"ended after {steps} steps: {reason}")
     assign(trainer.weights, stopping.state)
     with reporter.track("adapter scales", most_scales() - 1) as advance:

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from expunge.config import UnlearnConfig
 from expunge.data.examples import Example
-from expunge.data.tokenize import PromptFormat, TokenizedExample, tokenize_all
+from expunge.data.tokenize import PromptFormat, TokenizedExample, hash_rows, tokenize_all
 from expunge.errors import ModelError, RunError
 from expunge.model.adapter import attach_adapter
 from expunge.model.export import export
@@ -32,6 +32,7 @@ from expunge.runs.run import READS
 from expunge.runs.settings import run_settings
 from expunge.train.sets import read_sets
 from expunge.utils import files, folders
+from expunge.utils.keys import keyed, of_this_key
 
 LOST = 0.1
 """The forgetting survives when the merged model is off by no more than this share of the adapter's rise in forget loss,
@@ -73,9 +74,11 @@ class MergeReport:
 
 
 def merge(
-    run: str,
-    output: str,
+    run: str | Path,
+    output: str | Path,
     *,
+    forget: str | None = None,
+    retain: str | None = None,
     dtype: str | None = None,
     device: str = "auto",
     overwrite: bool = False,
@@ -89,6 +92,8 @@ def merge(
     Args:
         run: A finished run.
         output: Folder for the model.
+        forget: The run's texts to forget, where they are not where they were (or were in memory).
+        retain: The run's texts to keep, likewise.
         dtype: Of all weights (`float32`, `bfloat16`, `float16`); each keeps that of the base when None.
         device: Where to compute.
         overwrite: Replace an earlier merged model.
@@ -99,7 +104,8 @@ def merge(
         ModelError: The sums are another model.
         DataError: The run's data files are gone; without them nothing can be checked.
     """
-    config = run_settings(run)
+    run = str(run)
+    config = run_settings(run, forget=forget, retain=retain)
     target = Path(output)
     _check_output(target, run, config, overwrite=overwrite)
     manifest = _check_run(run, config)
@@ -112,16 +118,17 @@ def merge(
         trust_remote_code=trust_remote_code,
         revision=config.revision,
     )
-    forget, retain = (run_rows(config, loaded.tokenizer, texts) for texts in (sets.forget, sets.retain))
-    probes = [row.input_ids for row in (*forget[:PROBES], *retain[:PROBES])]
-    losses, right = _fold(loaded, run, forget, probes)
+    rows = {name: run_rows(config, loaded.tokenizer, getattr(sets, name)) for name in ("forget", "retain")}
+    check_texts(manifest, rows, {"forget": forget, "retain": retain})
+    probes = [row.input_ids for side in rows.values() for row in side[:PROBES]]
+    losses, right = _fold(loaded, run, rows["forget"], probes)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
         notes = export(loaded, temporary, wanted)
         merged = load_model(str(temporary), dtype="float32", device=device, trust_remote_code=trust_remote_code)
         logps = sequence_logps(merged, probes)
-        losses["merged"] = mean_losses(merged, {"forget": forget})["forget"]
+        losses["merged"] = mean_losses(merged, {"forget": rows["forget"]})["forget"]
         difference = max((a - b).abs().max().item() for a, b in zip(logps, right, strict=True))
         if not (math.isfinite(losses["merged"]) and math.isfinite(difference)):
             raise ModelError(
@@ -143,6 +150,20 @@ def run_rows(
     """Texts as a finished run has read them; completions that do not fit are cut."""
     prompt_format = PromptFormat(settings.prompt_format, settings.end_of_text == "yes")
     return tokenize_all(tokenizer, texts, prompt_format, max_length=settings.max_length, truncate_completions=True)
+
+
+def check_texts(
+    manifest: Mapping[str, Any], rows: Mapping[str, Sequence[TokenizedExample]], given: Mapping[str, str | None]
+) -> None:
+    """Refuse texts given in place of a run's that are others.
+
+    Raises:
+        RunError: So.
+    """
+    for name, place in given.items():
+        then = str(manifest["data"].get(name))
+        if place and of_this_key(then) and then != keyed(hash_rows(rows[name])):
+            raise RunError(f"--{name} {place}: these are not the {name} texts that the run was made with: give those")
 
 
 def _check_run(run: str, config: UnlearnConfig) -> dict[str, Any]:

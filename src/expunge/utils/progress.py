@@ -1,5 +1,6 @@
 """What a person sees while work goes on: lines on standard error, and a live bar where it is a terminal."""
 
+import logging
 import sys
 import time
 import unicodedata
@@ -76,7 +77,46 @@ class Reporter:
             last = now
             left = (now - begun) / max(1, done - start) * (total - done)
             rest = f", {left:.0f} s left" if done < total else f", {now - begun:.0f} s"
-            sys.stderr.write(f"{title} {done}/{total}{rest}{'  ' if note else ''}{note}\n")
-            sys.stderr.flush()
+            self._write(f"{title} {done}/{total}{rest}{'  ' if note else ''}{note}")
 
         return advance
+
+    def _write(self, line: str) -> None:
+        sys.stderr.write(f"{line}\n")
+        sys.stderr.flush()
+
+
+class LogReporter(Reporter):
+    """Says what happens to the logger `expunge`: progress at level INFO, warnings at WARNING."""
+
+    def __init__(self) -> None:
+        super().__init__(quiet=True)
+        self._log = logging.getLogger("expunge")
+
+    def say(self, line: str) -> None:
+        """Log one line."""
+        self._log.info("%s", printable(line))
+
+    def warn(self, line: str) -> None:
+        """Log one line that the user should read."""
+        self._log.warning("%s", printable(line))
+
+    @contextmanager
+    def track(self, title: str, total: int, start: int = 0) -> Iterator[Advance]:
+        """Progress over `total` units, a line every `PLAIN_INTERVAL` seconds."""
+        yield self._plain(title, total, start)
+
+    def _write(self, line: str) -> None:
+        self._log.info("%s", line)
+
+
+def reporter_for(progress: bool | None) -> Reporter:
+    """Where the progress of a call from Python goes.
+
+    Args:
+        progress: Shown, or not at all; None shows it in a terminal and in a notebook, and logs it elsewhere.
+    """
+    console = Console(stderr=True)
+    if progress is None and not (console.is_terminal or console.is_jupyter):
+        return LogReporter()
+    return Reporter(quiet=progress is False)

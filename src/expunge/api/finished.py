@@ -1,0 +1,65 @@
+"""What is done with a finished run: `expunge.merge` and `expunge.calibrate`."""
+
+from pathlib import Path
+from typing import Any
+
+from expunge.api.inputs import Texts, checked, named_texts
+from expunge.config import CalibrateConfig
+from expunge.train import calibrate as scales
+from expunge.train import merge as merging
+from expunge.train.scale import Calibration
+from expunge.utils.progress import reporter_for
+
+
+def merge(
+    run: str | Path,
+    output: str | Path,
+    *,
+    forget: Texts | None = None,
+    retain: Texts | None = None,
+    **options: Any,
+) -> merging.MergeReport:
+    """Write adapter and base as one plain model, and compare it with the adapter on the run's own texts.
+
+    Args:
+        run: A finished run.
+        output: Folder for the model.
+        forget: The run's texts to forget, where they are not where they were, or were in memory.
+        retain: The run's texts to keep, likewise.
+        options: `dtype`, `device`, `overwrite`, `trust_remote_code`, as for `expunge merge`.
+
+    Raises:
+        UserError: `run` is not a finished run, its texts are gone or others, or `output` exists.
+    """
+    return merging.merge(
+        run, output, forget=named_texts("forget", forget), retain=named_texts("retain", retain), **options
+    )
+
+
+def calibrate(
+    run: str | Path | CalibrateConfig,
+    *,
+    forget: Texts | None = None,
+    retain: Texts | None = None,
+    holdout: Texts | None = None,
+    progress: bool | None = None,
+    **settings: Any,
+) -> Calibration:
+    """Choose the scale of a finished adapter again, and write it into the run.
+
+    Args:
+        run: Run directory, or all settings as a config.
+        forget: The run's texts to forget, where they are not where they were, or were in memory.
+        retain: The run's texts to keep, likewise.
+        holdout: Texts like the forget set that the model has never seen; by default the run's.
+        progress: As for `unlearn`.
+        settings: Everything else that `CalibrateConfig` holds.
+
+    Raises:
+        UserError: Not a finished run, too few texts to choose by, or a setting that cannot be used.
+    """
+    if isinstance(run, CalibrateConfig):
+        return scales.calibrate(run, reporter_for(progress))
+    texts = {"forget": forget, "retain": retain, "holdout": holdout}
+    named = {name: named_texts(name, value) for name, value in texts.items()}
+    return scales.calibrate(checked(CalibrateConfig, run=str(run), **named, **settings), reporter_for(progress))

@@ -1,0 +1,149 @@
+"""`expunge.unlearn` and what it gives back."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from expunge.api.evaluating import Evaluation, evaluate
+from expunge.api.finished import merge
+from expunge.api.inputs import Texts, checked, named_model, named_texts
+from expunge.config import UnlearnConfig
+from expunge.errors import ConfigError
+from expunge.model.adapter import load_unlearned
+from expunge.report import Verdict, verdict, write_cards, write_report
+from expunge.runs.directory import check_new
+from expunge.runs.run import Outcome as Written
+from expunge.train import dry_run, loop
+from expunge.train.callbacks import Callback
+from expunge.train.merge import MergeReport
+from expunge.utils.progress import Reporter, reporter_for
+
+
+@dataclass(frozen=True)
+class Outcome(Written):
+    """A finished run, and what can be done with it.
+
+    Attributes:
+        texts: Set -> the texts that were given, as long as the process lasts: no file of the run holds those that were
+            in memory.
+    """
+
+    texts: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    @property
+    def verdict(self) -> Verdict:
+        """Four questions on the run, answered by what was measured so far."""
+        return verdict(self.output)
+
+    def report(self, output: str | Path | None = None, *, overwrite: bool = True, **options: Any) -> Path:
+        """Write the page on the run (RUN/report.html) and bring its card up to date; options as for `write_report`."""
+        write_cards([self.output])
+        return write_report([self.output], output, overwrite=overwrite, **options)
+
+    def evaluate(self, **settings: Any) -> Evaluation:
+        """Score the run on its own texts; settings as for `expunge.evaluate`."""
+        return evaluate(self.output, **{**_in(self.texts, "forget", "retain", "holdout"), **settings})
+
+    def merge(self, output: str | Path, **options: Any) -> MergeReport:
+        """Write adapter and base as one plain model; options as for `expunge.merge`."""
+        return merge(self.output, output, **{**_in(self.texts, "forget", "retain"), **options})
+
+    def load(self, **options: Any) -> tuple[PeftModel, PreTrainedTokenizerBase]:
+        """The base with the adapter on, and the tokenizer; options as for `load_unlearned`."""
+        return load_unlearned(str(self.output), **options)
+
+
+def unlearn(
+    model: str | Path | PreTrainedModel | UnlearnConfig,
+    *,
+    output: str | Path | None = None,
+    forget: Texts | None = None,
+    retain: Texts | None = None,
+    holdout: Texts | None = None,
+    instead: Texts | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    callbacks: Sequence[Callback] = (),
+    progress: bool | None = None,
+    **settings: Any,
+) -> Outcome:
+    """Train an adapter that makes the model forget, and write the run directory.
+
+    Args:
+        model: A folder, a Hub name, a transformers model (which is left as it is; the run loads its own copy), or all
+            settings as a config.
+        output: Run directory to write.
+        forget: Texts to forget: a file, a `datasets` name or object, a data frame, or a list of dicts or of texts.
+        retain: Texts to keep.
+        holdout: Texts like those to forget that the model has never seen.
+        instead: What the model should say instead.
+        tokenizer: Of a model object; that of the folder that it came from when None.
+        callbacks: Called after steps and evaluation steps; they may ask the run to stop.
+        progress: Shown, or not; None shows it in a terminal and a notebook, and logs it (logger `expunge`) elsewhere.
+        settings: Everything else that `UnlearnConfig` holds (`epochs=3`, `lora_rank=8`, `resume=True`).
+
+    Returns:
+        Where things are, the losses before and after, and what can be done next.
+
+    Raises:
+        UserError: The input or a setting is at fault (nothing has been written then), or training cannot go on.
+    """
+    reporter = reporter_for(progress)
+    texts = {"forget": forget, "retain": retain, "holdout": holdout, "instead": instead}
+    config = _config(model, output, texts, tokenizer, settings, reporter)
+    done = loop.unlearn(config, reporter, callbacks)
+    given = {name: value for name in texts if (value := getattr(config, name))}
+    return Outcome(**{own.name: getattr(done, own.name) for own in dataclasses.fields(done)}, texts=given)
+
+
+def forecast(
+    model: str | Path | PreTrainedModel | UnlearnConfig,
+    *,
+    output: str | Path = "run",
+    forget: Texts | None = None,
+    retain: Texts | None = None,
+    holdout: Texts | None = None,
+    instead: Texts | None = None,
+    progress: bool | None = None,
+    **settings: Any,
+) -> dry_run.Forecast:
+    """What a run would take in steps, memory and time, from a few real steps; writes nothing.
+
+    Arguments and errors are those of `unlearn`.
+    """
+    texts = {"forget": forget, "retain": retain, "holdout": holdout, "instead": instead}
+    reporter = reporter_for(progress)
+    if isinstance(model, PreTrainedModel):
+        model = named_model(model, None, None, reporter)["model"]
+    return dry_run.forecast(_config(model, output, texts, None, settings, reporter), reporter)
+
+
+def _config(
+    model: str | Path | PreTrainedModel | UnlearnConfig,
+    output: str | Path | None,
+    texts: Mapping[str, Texts | None],
+    tokenizer: PreTrainedTokenizerBase | None,
+    settings: Mapping[str, Any],
+    reporter: Reporter,
+) -> UnlearnConfig:
+    given = {name: named_texts(name, value) for name, value in texts.items() if value is not None} | dict(settings)
+    if isinstance(model, UnlearnConfig):
+        if given or tokenizer:
+            raise ConfigError("unlearn: give settings in the config, or a model and settings, not both")
+        return model
+    if output is None:
+        raise ConfigError("output is missing: give the run directory to write")
+    named: dict[str, Any] = {"model": "", "output": str(output), **given}
+    config: UnlearnConfig = checked(UnlearnConfig, **{**named, "model": "given"})
+    config.validate()
+    if not isinstance(model, str | Path) and not config.resume:
+        check_new(config.output, overwrite=config.overwrite)  # before a model is written beside it
+    return UnlearnConfig(**(named | named_model(model, tokenizer, config.output, reporter)))
+
+
+def _in(texts: Mapping[str, str], *names: str) -> dict[str, str]:
+    return {name: texts[name] for name in names if name in texts}

@@ -1,0 +1,80 @@
+"""Code of your own during a run: the events, the state and the control of transformers' `TrainerCallback`."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from expunge.config import UnlearnConfig
+
+
+@dataclass
+class TrainState:
+    """How far a run is; the names are those of transformers' `TrainerState`.
+
+    Attributes:
+        global_step: Optimizer steps that are done.
+        max_steps: Most steps that the run takes.
+        epoch: Passes over the forget set, the one that is under way included.
+        log_history: The lines of metrics.jsonl since this process began: numbers alone, no text of the data.
+        is_world_process_zero: Whether this process is the one that writes.
+    """
+
+    global_step: int
+    max_steps: int
+    epoch: int = 0
+    log_history: list[dict[str, Any]] = field(default_factory=list)
+    is_world_process_zero: bool = True
+
+
+@dataclass
+class TrainControl:
+    """What a callback asks for.
+
+    Attributes:
+        should_training_stop: End the run after this step; the best state that was evaluated is kept.
+    """
+
+    should_training_stop: bool = False
+
+
+class Callback:
+    """Override what you need; a `transformers.TrainerCallback` with these events works as well.
+
+    Losses and stopping do not depend on callbacks, except through `control.should_training_stop`. An error in a
+    callback ends the run, which `resume` goes on with.
+    """
+
+    def on_train_begin(self, args: UnlearnConfig, state: TrainState, control: TrainControl, **kwargs: Any) -> None:
+        """Before the first step; of a resumed run `state.global_step` is where it goes on."""
+
+    def on_step_end(self, args: UnlearnConfig, state: TrainState, control: TrainControl, **kwargs: Any) -> None:
+        """After each step; `kwargs["logs"]` is its line of metrics.jsonl."""
+
+    def on_evaluate(self, args: UnlearnConfig, state: TrainState, control: TrainControl, **kwargs: Any) -> None:
+        """After each evaluation step; `kwargs["metrics"]` are its validation metrics."""
+
+    def on_train_end(self, args: UnlearnConfig, state: TrainState, control: TrainControl, **kwargs: Any) -> None:
+        """After the last step, before the state to keep is chosen and saved."""
+
+
+class Callbacks:
+    """The callbacks of one run, called in their order."""
+
+    def __init__(self, given: Sequence[Callback], config: UnlearnConfig, state: TrainState) -> None:
+        self.given, self._config, self.state, self.control = given, config, state, TrainControl()
+
+    def call(self, event: str, **kwargs: Any) -> None:
+        """Hand one event to all."""
+        for callback in self.given:
+            getattr(callback, event)(self._config, self.state, self.control, **kwargs)
+
+    def step(self, line: Mapping[str, Any]) -> bool:
+        """After a step with this line of the log; whether a callback asks to stop."""
+        self.state.global_step, self.state.epoch = line["step"], line["epoch"]
+        if not self.given:
+            return False
+        self.state.log_history.append(dict(line))
+        self.call("on_step_end", logs=dict(line))
+        if "validation" in line:
+            self.call("on_evaluate", metrics=dict(line["validation"]))
+        return self.control.should_training_stop

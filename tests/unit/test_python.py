@@ -1,0 +1,330 @@
+"""The package from Python: objects in memory, typed results, callbacks; what a run keeps of them and what not."""
+
+import ast
+import logging
+from collections.abc import Iterator
+from contextlib import chdir
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pandas
+import pytest
+import torch
+import transformers
+import yaml
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+import expunge
+from expunge.api.inputs import named_texts
+from expunge.cli.commands import COMMANDS
+from expunge.data.examples import read_examples
+from expunge.errors import ConfigError, DataError, RunError, UserError
+from tiny import save_tiny
+
+FORGET = [{"prompt": f"Where does Zarquon {own} live?", "completion": f"At {own} Larch Lane."} for own in "ABCD"]
+RETAIN = [{"prompt": f"Who is {own} Heron?", "completion": f"The keeper of mill {own}."} for own in "EFGHIJ"]
+QUICK: dict[str, Any] = {"max_steps": 2, "rows_per_step": 4, "dtype": "float32", "lora_rank": 2, "device": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny(tmp_path_factory.mktemp("model"), "llama")
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Iterator[Path]:
+    """An empty current folder."""
+    with chdir(tmp_path):
+        yield tmp_path
+
+
+def everything(folder: Path) -> bytes:
+    """The content of all files below a folder."""
+    return b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
+
+
+# --- the face of the package ---------------------------------------------------------------------
+
+
+def test_dir_lists_what_can_be_imported_and_type_checkers_see_the_same() -> None:
+    assert all(getattr(expunge, name) is not None for name in dir(expunge))
+    tree = ast.parse(Path(expunge.__file__).read_text())
+    seen = {
+        alias.name: node.module for block in tree.body if isinstance(block, ast.If) for node in block.body
+        if isinstance(node, ast.ImportFrom) for alias in node.names
+    }  # fmt: skip
+    assert seen == expunge._HOMES
+    assert set(dir(expunge)) == {"__version__", *seen}
+
+
+PYTHON = {"demo": "run_demo", "score": "score_predictions", "report": "write_report"}
+"""Commands that have another name in Python."""
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_can_be_called(command: str) -> None:
+    assert callable(getattr(expunge, PYTHON.get(command, command)))
+
+
+# --- texts ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        FORGET,
+        tuple(FORGET),
+        iter(FORGET),
+        datasets.Dataset.from_list(FORGET),
+        datasets.DatasetDict({"train": datasets.Dataset.from_list(FORGET)}),
+        pandas.DataFrame(FORGET),
+    ],
+    ids=lambda given: type(given).__name__,
+)
+def test_texts_of_every_kind_are_the_same_texts(given: Any) -> None:
+    rows = read_examples(named_texts("forget", given) or "")
+    assert [(row.prompt, row.completion) for row in rows] == [tuple(row.values()) for row in FORGET]
+    assert rows[2].id == "forget-3"
+
+
+def test_plain_texts_have_no_prompt() -> None:
+    (row,) = read_examples(named_texts("forget", ["All of it."]) or "")
+    assert (row.prompt, row.completion) == ("", "All of it.")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"prompt": "Zarquon"}, "forget: is a dict: give a file, a data set or a list of rows"),
+        (7, "forget: is a int: give a file"),
+        ([FORGET[0], ["Zarquon"]], "forget, row 2: is no text and no dict of named columns but list"),
+        (datasets.DatasetDict({"a": datasets.Dataset.from_list(FORGET), "b": datasets.Dataset.from_list(FORGET)}),
+         "forget: is a DatasetDict with the splits a, b: choose one"),
+    ],
+)  # fmt: skip
+def test_what_are_no_texts(given: Any, message: str) -> None:
+    with pytest.raises(DataError) as error:
+        named_texts("forget", given)
+    assert str(error.value).startswith(message)
+
+
+def test_a_bad_row_in_memory_is_named_and_not_shown(model: Path, here: Path) -> None:
+    rows = [*FORGET, {"prompt": "Zarquon", "completion": ""}]
+    with pytest.raises(DataError, match=r"forget@memory, row 5: ") as error:
+        expunge.unlearn(model, forget=rows, retain=RETAIN, output="run", **QUICK)
+    assert "Zarquon" not in str(error.value)
+    assert not Path("run").exists()
+
+
+# --- a run ---------------------------------------------------------------------------------------
+
+
+def test_from_texts_in_memory_to_a_merged_model(model: Path, here: Path) -> None:
+    outcome = expunge.unlearn(model, forget=FORGET, retain=RETAIN, output="run", **QUICK)
+
+    assert outcome.steps == 2
+    assert set(outcome.losses) == {"forget", "retain"}
+    assert yaml.safe_load(Path("run/config.yaml").read_text())["data"]["forget"] == "forget@memory"
+
+    found = outcome.evaluate(max_new_tokens=4)
+    assert found.output == Path("run/results.json")
+    assert found.benchmark == "custom"
+    assert found["forget/probability"].n == len(FORGET)
+    assert set(found) == set(found.metrics)
+    assert "probability" in str(found)
+
+    assert outcome.report() == Path("run/report.html")
+    assert outcome.verdict.answers
+    assert outcome.merge("merged").output == Path("merged")
+    assert isinstance(outcome.load(device="cpu")[0], PeftModel)
+    assert b"Zarquon" not in everything(Path("run")) + everything(Path("merged"))
+
+
+def test_a_later_process_gives_the_texts_again(model: Path, here: Path) -> None:
+    expunge.unlearn(model, forget=FORGET, retain=RETAIN, output="run", **QUICK)
+
+    told = r"the forget texts of this run were in memory: give them again \(forget=, or --forget FILE\)"
+    with pytest.raises(DataError, match=told):
+        expunge.merge("run", "merged")
+    with pytest.raises(DataError, match=told):
+        expunge.evaluate("run")
+    datasets.Dataset.from_list(FORGET).to_json("f.jsonl")
+    datasets.Dataset.from_list(RETAIN).to_json("r.jsonl")
+    with pytest.raises(RunError, match=r"--forget r.jsonl: these are not the forget texts that the run was made with"):
+        expunge.merge("run", "merged", forget="r.jsonl", retain="r.jsonl")
+    assert not Path("merged").exists()
+    assert expunge.merge("run", "merged", forget="f.jsonl", retain="r.jsonl").output.is_dir()
+
+
+def test_resume_takes_the_same_texts_and_no_others(model: Path, here: Path) -> None:
+    class Broken(expunge.Callback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == 3:
+                raise OSError("the tracker is gone")
+
+    settings: dict[str, Any] = {"retain": RETAIN, "output": "run", **QUICK, "max_steps": 4, "save_every": 1}
+    with pytest.raises(OSError, match="tracker"):
+        expunge.unlearn(model, forget=FORGET, callbacks=[Broken()], **settings)
+    assert b"Zarquon" not in everything(here)
+    with pytest.raises(RunError, match="rows of the forget set"):
+        expunge.unlearn(model, forget=FORGET[:3], resume=True, **settings)
+    resumed = expunge.unlearn(model, forget=FORGET, resume=True, **settings)
+    whole = expunge.unlearn(model, forget=FORGET, **{**settings, "output": "whole"})
+    assert (resumed.adapter / "adapter_model.safetensors").read_bytes() == (
+        whole.adapter / "adapter_model.safetensors"
+    ).read_bytes()
+
+
+def test_a_config_says_everything_or_nothing(model: Path, here: Path) -> None:
+    config = expunge.UnlearnConfig(model=str(model), forget="f.jsonl", retain="r.jsonl", output="run")
+    with pytest.raises(ConfigError, match="in the config, or a model and settings, not both"):
+        expunge.unlearn(config, epochs=3)
+    with pytest.raises(ConfigError, match="unknown setting epoch: did you mean epochs"):
+        expunge.unlearn(model, forget=FORGET, retain=RETAIN, output="run", epoch=3)
+    with pytest.raises(ConfigError, match="output is missing"):
+        expunge.unlearn(model, forget=FORGET, retain=RETAIN)
+
+
+def test_forecast_writes_nothing(model: Path, here: Path) -> None:
+    assert expunge.forecast(model, forget=FORGET, retain=RETAIN, **QUICK).steps == 2
+    assert not any(here.iterdir())
+
+
+# --- a model in memory ---------------------------------------------------------------------------
+
+
+def loaded(folder: Path | str) -> PreTrainedModel:
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+
+
+def test_a_model_that_a_folder_holds_is_known_by_it_and_left_as_it_is(model: Path, here: Path) -> None:
+    own = loaded(model)
+    before = {name: tensor.clone() for name, tensor in own.state_dict().items()}
+
+    expunge.unlearn(own, forget=FORGET, retain=RETAIN, output="run", **QUICK)
+
+    assert yaml.safe_load(Path("run/config.yaml").read_text())["run"]["model"] == str(model)
+    assert [path.name for path in here.iterdir()] == ["run"]
+    assert own.state_dict().keys() == before.keys()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in own.state_dict().items())
+    assert not isinstance(own, PeftModel)
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama-tied"])
+def test_names_in_files_and_tied_weights(architecture: str, tmp_path: Path) -> None:
+    from expunge.api.inputs import holds
+
+    folder = save_tiny(tmp_path / "model", architecture)
+    own, tokenizer = loaded(folder), AutoTokenizer.from_pretrained(folder)
+    tokenizer(["a", "b c"], truncation=True, max_length=4, padding=tokenizer.pad_token is not None)
+    assert holds(str(folder), own, tokenizer)
+    assert holds(str(folder), own.to(torch.bfloat16), tokenizer)
+    next(own.parameters()).data += 1
+    assert not holds(str(folder), own, tokenizer)
+
+
+def test_a_model_that_no_folder_holds_is_written_beside_the_run(model: Path, here: Path) -> None:
+    own, tokenizer = loaded(model), AutoTokenizer.from_pretrained(model)
+    own.lm_head.weight.data += 0.5
+    settings: dict[str, Any] = {"forget": FORGET, "retain": RETAIN, **QUICK}
+
+    outcome = expunge.unlearn(own, tokenizer=tokenizer, output="run", **settings)
+
+    assert torch.equal(loaded("run-base").lm_head.weight, own.lm_head.weight)
+    assert outcome.merge("merged").survives is not None
+    expunge.unlearn(own, tokenizer=tokenizer, output="run", overwrite=True, **settings)
+    own.lm_head.weight.data += 0.5
+    with pytest.raises(ConfigError, match="run-base holds another model than the one that was given"):
+        expunge.unlearn(own, tokenizer=tokenizer, output="run", overwrite=True, **settings)
+
+
+def test_nothing_is_written_for_a_run_that_is_refused(model: Path, here: Path) -> None:
+    own = loaded(model)
+    own.lm_head.weight.data += 0.5
+    (here / "run").mkdir()
+    (here / "run" / "mine").touch()
+    for settings in ({"output": "run"}, {"output": "new", "lora_rank": 0}):
+        with pytest.raises(UserError):
+            expunge.unlearn(own, forget=FORGET, retain=RETAIN, **{**QUICK, **settings})
+    assert [path.name for path in here.iterdir()] == ["run"]
+
+
+def test_what_is_no_model(model: Path, here: Path) -> None:
+    outcome = expunge.unlearn(model, forget=FORGET, retain=RETAIN, output="run", **QUICK)
+    for wrong, message in ((outcome.load(device="cpu")[0], "is a PeftModel"), (torch.nn.Linear(2, 2), "is a Linear")):
+        with pytest.raises(ConfigError, match=message):
+            expunge.unlearn(wrong, forget=FORGET, retain=RETAIN, output="other", **QUICK)
+    other = AutoTokenizer.from_pretrained(save_tiny(here / "other-model", "llama", "metaspace"))
+    with pytest.raises(ConfigError, match="tokenizer: is not that of"):
+        expunge.unlearn(model, tokenizer=other, forget=FORGET, retain=RETAIN, output="other", **QUICK)
+
+
+def test_a_model_is_evaluated_without_files(model: Path, here: Path) -> None:
+    found = expunge.evaluate(loaded(model), forget=FORGET, retain=RETAIN, max_new_tokens=4, device="cpu")
+    assert found.output is None
+    assert found["forget/probability"].known
+    assert not any(here.iterdir())
+
+
+# --- progress and callbacks ----------------------------------------------------------------------
+
+
+def test_progress_goes_to_the_log_where_there_is_no_terminal(
+    model: Path, here: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with caplog.at_level(logging.INFO, "expunge"):
+        expunge.unlearn(model, forget=FORGET, retain=RETAIN, output="run", **QUICK)
+    assert any(line.startswith("unlearning 2/2") for line in caplog.messages)
+    assert capsys.readouterr().err == ""
+    caplog.clear()
+    expunge.unlearn(model, forget=FORGET, retain=RETAIN, output="run", overwrite=True, progress=True, **QUICK)
+    assert "unlearning 2/2" in capsys.readouterr().err
+    assert caplog.messages == []
+
+
+def test_callbacks_see_the_run_and_can_end_it(model: Path, here: Path) -> None:
+    seen: list[tuple[str, int]] = []
+
+    class Own(expunge.Callback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            assert args.lora_rank == QUICK["lora_rank"]
+            seen.append(("begin", state.global_step))
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            assert kwargs["logs"] == state.log_history[-1]
+            control.should_training_stop = state.global_step == 2
+
+        def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            seen.append(("end", state.global_step))
+
+    class Theirs(transformers.TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            seen.append(("step", state.global_step))
+
+    settings = {**QUICK, "max_steps": 6}
+    outcome = expunge.unlearn(
+        model, forget=FORGET, retain=RETAIN, output="run", callbacks=[Own(), Theirs()], **settings
+    )
+    assert outcome.steps == 2
+    assert seen == [("begin", 0), ("step", 1), ("step", 2), ("end", 2)]
+
+
+def test_evaluation_steps_reach_callbacks(model: Path, here: Path) -> None:
+    found: list[float] = []
+
+    class Own(expunge.Callback):
+        def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            found.append(kwargs["metrics"]["auc"])
+            control.should_training_stop = True
+
+    letters = "ABCDEFGHIJKLMNOPQR"
+    texts = [f"{own} {n * 7} walked to the mill and slept {n} nights." for n, own in enumerate(letters)]
+    unseen = [f"The {own} of {n * 3} sold {n * 13} apples on a {own} day." for n, own in enumerate(letters)]
+    expunge.unlearn(
+        model, forget=texts, retain=RETAIN, holdout=unseen, output="run", callbacks=[Own()],
+        **{**QUICK, "max_steps": 6, "eval_every": 2},
+    )  # fmt: skip
+    assert len(found) == 1
+    assert "a callback asked for it" in Path("run/manifest.json").read_text()
