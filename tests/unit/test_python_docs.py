@@ -1,4 +1,4 @@
-"""The examples in docs/python.md run as they stand, one after the other, on a tiny model in place of the real one, and for three steps."""
+"""The examples in docs/python.md run as they stand, one after the other: on a tiny model and for three steps."""
 
 import re
 from collections.abc import Iterator
