@@ -25,9 +25,9 @@ WIDE = {
     "hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 6, "head_dim": 64, "initializer_range": 0.08,
 }  # fmt: skip
 COMMAND = (
-    "unlearn", "--forget", "forget.jsonl", "--retain", "retain.jsonl", "--holdout", "holdout.jsonl",
-    "--rows-per-step", "5", "--epochs", "4", "--lora-rank", "4", "--dtype", "float32", "--device", "cpu",
-    "--learning-rate", "0.005",
+    "unlearn", "--forget", "forget.jsonl", "--retain", "retain.jsonl", "--retain-test", "0",
+    "--holdout", "holdout.jsonl", "--rows-per-step", "5", "--epochs", "4", "--lora-rank", "4", "--dtype", "float32",
+    "--device", "cpu", "--learning-rate", "0.005",
 )  # fmt: skip
 
 

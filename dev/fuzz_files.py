@@ -16,7 +16,7 @@ def settings_yaml(rng: random.Random) -> bytes:
     import yaml
 
     from expunge.config import UnlearnConfig
-    from expunge.config.unlearn import by_group
+    from expunge.config.nested import by_group
     from expunge.runs.settings import recorded
 
     settings = recorded(UnlearnConfig(model="m", forget="f.jsonl", retain="r.jsonl", output="o", seed=rng.randrange(9)))

@@ -70,6 +70,7 @@ def prepared(
         loss=loss,
         forget=list(forget),
         retain=list(retain) if config.needs_retain else [],
+        test=[],
         holdout=[],
         instead=list(instead),
         pairs=other if "pairs" in loss.needs else [],

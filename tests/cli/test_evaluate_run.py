@@ -68,6 +68,35 @@ def test_facts_are_counted_before_and_after_and_key_words_can_be_read_and_given(
     assert read("again.json")["metrics"] == results["metrics"]
 
 
+def test_what_was_not_trained_on_is_reported_apart_and_judges_what_is_kept(work: Path, expunge: Run) -> None:
+    write_jsonl(
+        work / "many.jsonl", [{"prompt": f"Who is {n}?", "completion": f"{n * 7919} keeps."} for n in range(12)]
+    )
+    made = expunge(*UNLEARN, *QUICK, "--retain", "many.jsonl", "--output", "run")
+    assert made.code == 0, made.err
+    assert "2 of 12 retain texts are not trained on" in " ".join(made.err.split())
+    assert "retain, not trained on" in made.out
+    manifest = read("run/manifest.json")
+    assert (manifest["rows"]["retain"], manifest["rows"]["test"], manifest["settings"]["retain_test"]) == (10, 2, 0.2)
+    told = expunge("evaluate", "--run", "run", *SMALL)
+    assert told.code == 0, told.err
+    metrics = read("run/results.json")["metrics"]
+    assert (metrics["retain/probability"]["n"], metrics["test/probability"]["n"]) == (10, 2)
+    kept = json.loads(expunge("verdict", "run", "--json").out)["run"]["answers"][2]
+    assert {number["state"] for number in kept["numbers"] if number["key"].startswith("retain/")} == {"shown"}
+    assert "test/probability" in {number["key"] for number in kept["numbers"] if number["state"] != "shown"}
+    assert not any("trained on" in note for note in kept["notes"])
+
+
+def test_a_run_needs_no_texts_to_keep(work: Path, expunge: Run) -> None:
+    made = expunge("unlearn", "--model", "model", "--forget", "forget.jsonl", *QUICK, "--output", "run")
+    assert made.code == 0, made.err
+    manifest = read("run/manifest.json")
+    assert [term["name"] for term in manifest["terms"]] == ["forget", "replay"]
+    assert expunge("evaluate", "--run", "run", *SMALL).code == 0
+    assert any("No texts to keep were given" in note for note in read("run/results.json")["not_measured"])
+
+
 @pytest.mark.parametrize("style", ["newline", "space", "none"])
 def test_the_prompt_format_is_that_of_the_run(work: Path, expunge: Run, style: str) -> None:
     made = expunge(*UNLEARN, *QUICK, "--output", "run", "--prompt-format", style, "--end-of-text", "no")

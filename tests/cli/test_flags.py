@@ -18,7 +18,8 @@ from workspace import QUICK, UNLEARN, Result, snapshot
 from expunge.cli.commands import COMMANDS
 from expunge.cli.settings import RENAMED, describe, parse, settings_of
 from expunge.config import UnlearnConfig
-from expunge.config.unlearn import GROUPS, by_group
+from expunge.config.nested import by_group
+from expunge.config.unlearn import GROUPS
 from expunge.errors import ConfigError
 from expunge.losses import FORGET_LOSSES
 

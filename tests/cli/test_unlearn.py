@@ -103,7 +103,7 @@ def test_metrics_and_manifest(work: Path, expunge: Run) -> None:
     found = manifest("run")
     assert found["status"] == "done"
     assert found["steps"] == 3
-    assert found["rows"] == {"forget": 4, "retain": 6, "holdout": 0, "instead": 0}
+    assert found["rows"] == {"forget": 4, "retain": 6, "test": 0, "holdout": 0, "instead": 0}
     assert found["settings"]["learning_rate"] > 0
     assert found["settings"]["prompt_format"] != "auto"
     assert found["settings"]["recipe"] == "npo"

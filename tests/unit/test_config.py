@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from expunge.config import RECIPES, EvaluateConfig, UnlearnConfig
+from expunge.config.nested import by_group, flat
 from expunge.config.recipes import DEFAULT
-from expunge.config.unlearn import GROUPS, by_group, flat
+from expunge.config.unlearn import GROUPS
 from expunge.errors import ConfigError
 from expunge.losses import FORGET_LOSSES, make_forget_loss
 
@@ -73,7 +74,6 @@ REFUSED: list[tuple[str, Any]] = [
     ("model", ""),
     ("output", ""),
     ("forget", None),
-    ("retain", None),
     ("instead", ""),
     ("epochs", 0),
     ("max_steps", 0),
@@ -139,14 +139,6 @@ CONTRADICTIONS: list[tuple[dict[str, Any], str]] = [
 def test_contradictions_are_refused(settings: dict[str, Any], phrase: str) -> None:
     with pytest.raises(ConfigError, match=phrase):
         UnlearnConfig(**{**GIVEN, **settings}).validate()
-
-
-def test_retain_is_needed_only_where_a_term_uses_it() -> None:
-    without = {**GIVEN, "retain": None}
-    UnlearnConfig(**without, retain_weight=0.0, kl_weight=0.0).validate()
-    for settings in ({"retain_weight": 0.0}, {"kl_weight": 0.0}):
-        with pytest.raises(ConfigError, match="--retain is missing"):
-            UnlearnConfig(**without, **settings).validate()
 
 
 @pytest.mark.parametrize("schema", [*GROUPS.values(), EvaluateConfig])

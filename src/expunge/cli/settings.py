@@ -12,7 +12,8 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
-from expunge.config.unlearn import GROUPS, UnlearnConfig, flat
+from expunge.config.nested import flat
+from expunge.config.unlearn import GROUPS, UnlearnConfig
 from expunge.errors import ConfigError
 from expunge.utils.reading import UnreadableError, parse_yaml
 

@@ -25,6 +25,8 @@ class EvaluateConfig:
             `news` (default) or `books`. A plain folder of lume or semeval has none.
         forget: Custom: file or `datasets` name with the texts that must be forgotten.
         retain: Custom: texts that must be kept.
+        test: Custom: texts that must be kept and were not trained on; they judge whether the rest is kept.
+        retain_test: Custom: share of `retain` that was not trained on, as in `unlearn`; it is reported as `test`.
         holdout: Custom: texts like the forget set that the model has never seen; membership is measured against them.
         columns: Custom: which column is what, as `prompt=...,completion=...[,id=...,task=...,keywords=...]`.
         reference: A model that never saw the forget set: every metric is shown for it too.
@@ -63,6 +65,8 @@ class EvaluateConfig:
     split: str | None = None
     forget: str | None = None
     retain: str | None = None
+    test: str | None = None
+    retain_test: float = 0.0
     holdout: str | None = None
     columns: str | None = None
     reference: str | None = None
@@ -94,7 +98,7 @@ class EvaluateConfig:
         check_types(self)
         benchmark = self.benchmark or "semeval"
         custom, official = benchmark == "custom", benchmark in ("semeval", "lume")
-        own_files = [f"--{name}" for name in ("forget", "retain", "holdout", "columns") if getattr(self, name)]
+        own_files = [f"--{name}" for name in ("forget", "retain", "test", "holdout", "columns") if getattr(self, name)]
         checks = [
             (bool(self.model), "--model is missing: give a folder or a Hub name, or --run"),
             (bool(self.output), "--output is missing: give the results file to write"),
@@ -105,6 +109,7 @@ class EvaluateConfig:
              f"{' and '.join(own_files)} out, or give --benchmark custom"),
             (not custom or bool(self.forget), "--forget is missing: custom measures your own texts"),
             (not custom or not self.data, "--data: --benchmark custom reads your own files: give --forget, --retain"),
+            (0 <= self.retain_test < 1, f"--retain-test {self.retain_test}: is a share, at least 0 and below 1"),
             (not (custom or benchmark == "lume") or not self.split,
              f"--split {self.split}: --benchmark {benchmark} has no splits"),
             (self.max_new_tokens >= 1, f"--max-new-tokens {self.max_new_tokens}: must be at least 1"),

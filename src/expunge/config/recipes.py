@@ -43,6 +43,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "retain_weight": 1.0,
         "kl_weight": 0.5,
         "replay_weight": 0.0,
+        "retain_test": 0.0,
         "forget_span": "completion",
         "kl_span": "completion",
         "lora_rank": 5,

@@ -3,8 +3,8 @@
 `UnlearnConfig` is flat: every setting has one name in Python, YAML (nested by group or not) and on the command line.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from expunge.config.checks import Check, check_types, first_failed
@@ -12,7 +12,9 @@ from expunge.config.criteria import Criteria
 from expunge.config.recipes import DEFAULT, RECIPES
 from expunge.errors import ConfigError
 
-SETS = ("forget", "retain", "holdout", "instead")
+TEST_SHARE = 0.2
+"""Share of the retain texts that a run does not train on where nothing else is said."""
+SETS = ("forget", "retain", "test", "holdout", "instead")
 """Settings that name texts."""
 
 
@@ -22,7 +24,11 @@ class DataConfig:
 
     Attributes:
         forget: File or `datasets` name with the texts to forget.
-        retain: File or `datasets` name with the texts to keep.
+        retain: File or `datasets` name with the texts to keep. Without any, the retain terms are left out, and texts
+            that the model writes itself hold the rest in place.
+        test: Texts to keep that are not trained on: they say whether the rest is kept.
+        retain_test: Share of the retain texts that is tested on instead of trained on, whole families of
+            near-duplicates. None: 0.2, and 0 with a benchmark, with `test`, and in the recipe `paper`.
         holdout: Texts like the forget set that the model has never seen; they say how unlikely forgotten texts should
             become and, half of them, when to stop. None is ever trained on. A benchmark brings its own.
         instead: What the model should say instead: prompts of the forget set with other completions.
@@ -39,6 +45,8 @@ class DataConfig:
 
     forget: str | None = None
     retain: str | None = None
+    test: str | None = None
+    retain_test: float | None = None
     holdout: str | None = None
     instead: str | None = None
     benchmark: Literal["semeval", "lume", "tofu", "muse"] | None = None
@@ -320,6 +328,19 @@ class UnlearnConfig(
         """When the run counts as a success."""
         return Criteria(target_auc=self.target_auc, min_retain=self.min_retain, max_drift=self.max_drift)
 
+    def without_retain(self) -> "UnlearnConfig":
+        """The settings of a run without texts to keep: no retain terms, and replay texts."""
+        own = {"retain_weight": 0.0, "kl_weight": 0.0}
+        replay = {} if self.replay_weight else {"replay_weight": DEFAULT["replay_weight"]}
+        return UnlearnConfig(**{**replay, **self.__dict__["given"], **own})
+
+    @property
+    def test_share(self) -> float:
+        """Share of the retain texts that is not trained on."""
+        if self.retain_test is not None:
+            return self.retain_test
+        return 0.0 if self.benchmark or self.test else TEST_SHARE
+
     @property
     def needs_retain(self) -> bool:
         """Whether a retain term has any weight."""
@@ -341,6 +362,8 @@ class UnlearnConfig(
 
     def _pairs(self) -> Iterator[Check]:
         """Settings of different groups that must agree."""
+        share = self.retain_test
+        yield share is None or 0 <= share < 1, f"--retain-test {share}: is a share, at least 0 and below 1"
         yield self.max_length >= 2, f"--max-length {self.max_length}: must be at least 2"
         yield self.instead != "", "--instead is empty: give a file, or leave it out"
         weighed = bool(self.instead) or self.instead_weight == LossConfig.instead_weight
@@ -356,9 +379,15 @@ class UnlearnConfig(
         yield named or not self.split, f"--split {self.split}: is for a --benchmark alone"
         yield named or bool(self.forget), "--forget is missing: give the file of texts to forget"
         yield (
-            named or bool(self.retain) or not self.needs_retain,
-            "--retain is missing: texts to keep hold the model in place (without any: --retain-weight 0 --kl-weight 0)",
+            named or not (self.test and self.retain_test),
+            f"--test and --retain-test {self.retain_test}: both say which texts to test on: choose one",
         )
+        if not (named or self.retain):
+            yield self.recipe != "paper", "--recipe paper holds the model by texts to keep alone: --retain is missing"
+            yield not self.retain_test, f"--retain-test {self.retain_test}: there is no --retain to take it from"
+            for name in ("retain_weight", "kl_weight"):
+                value = getattr(self, name) if self.is_given(name) else 0
+                yield not value, f"--{name.replace('_', '-')} {value}: there is no --retain that it could weigh"
         unseen = named or self.holdout or self.origin
         yield (
             self.recipe != "default" or bool(unseen),
@@ -369,28 +398,3 @@ class UnlearnConfig(
             not self.eval_every or named or bool(self.holdout),
             f"--eval-every {self.eval_every}: it needs texts that the model has never seen: give --holdout",
         )
-
-
-def by_group(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Settings by group, as a YAML file holds them."""
-    found = {
-        name: {field.name: settings[field.name] for field in fields(group) if field.name in settings}
-        for name, group in GROUPS.items()
-    }
-    return {name: own for name, own in found.items() if own}
-
-
-def flat(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings from a YAML file, nested by group or not, under their own names.
-
-    Raises:
-        ConfigError: A setting stands twice.
-    """
-    found: dict[str, Any] = {}
-    for name, value in settings.items():
-        own = value.items() if name in GROUPS and isinstance(value, Mapping) else [(name, value)]
-        for key, inner in own:
-            if key in found:
-                raise ConfigError(f"the setting {key} stands twice, in a group and outside of one")
-            found[key] = inner
-    return found

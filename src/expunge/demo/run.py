@@ -76,6 +76,7 @@ def run_demo(output: str, reporter: Reporter | None = None, *, overwrite: bool =
             forget=str(data_dir / "forget.jsonl"),
             retain=str(data_dir / "retain.jsonl"),
             holdout=str(data_dir / "holdout.jsonl"),
+            retain_test=0.0,
             output=output,
             overwrite=overwrite,
             seed=seed,

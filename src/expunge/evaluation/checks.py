@@ -21,7 +21,7 @@ from expunge.runs.manifest import read_manifest
 ENCODED = 32
 """Texts of the data that two tokenizers are compared on."""
 FORMAT = ("prompt_format", "end_of_text")
-OWN_FILES = ("forget", "retain", "holdout", "columns")
+OWN_FILES = ("forget", "retain", "test", "retain_test", "holdout", "columns")
 BENCHMARK_FILES = ("data", "split")
 """Settings that an evaluation takes from a run: prompt format, your own files, a benchmark's."""
 
@@ -54,7 +54,7 @@ def resolved(config: EvaluateConfig) -> EvaluateConfig:
             benchmark=benchmark,
             output=config.output or str(Path(config.run) / "results.json"),
         )
-        for name in ("forget", "retain", "holdout", "data"):
+        for name in ("forget", "retain", "test", "holdout", "data"):
             place = getattr(config, name)
             if place != getattr(given, name) and (name == "data" or Path(place).suffix) and not Path(place).exists():
                 raise RunError(f"--run {config.run}: was made with --{name} {place}, which is not here: give --{name}")

@@ -175,24 +175,28 @@ def recognisable(run: RunData, criteria: Criteria) -> Answer:
 def rest_kept(run: RunData, criteria: Criteria) -> Answer:
     """Whether the rest is still known, and texts that nobody mentioned are as likely as before."""
     rule = (
-        f"Yes when every score of the rest has at least {criteria.min_retain:.0%} of its value before, and the loss of "
-        f"texts that the model has never seen moved by at most {criteria.max_drift:.0%}."
+        f"Yes when every score of the rest has at least {criteria.min_retain:.0%} of its value before (on texts that "
+        "were not trained on, where there are any), and the loss of texts that the model has never seen moved by at "
+        f"most {criteria.max_drift:.0%}."
     )
-    numbers = []
-    for score in _whole(kept(run.scores.get("after", {}))):
+    numbers, scores = [], _whole(kept(run.scores.get("after", {})))
+    tested = any(score.set == "test" and _before(run, score) for score in scores)
+    for score in scores:
         before = _before(run, score)
-        if before:
+        if before and tested and score.set == "retain":
+            numbers.append(_shown(score, before, None, "", "trained on, so not judged"))
+        elif before:
             numbers.append(_judged(score, before, before, UNTOUCHED, least=criteria.min_retain * before))
         else:
             numbers.append(_shown(score, before, None, "", "no value of the untouched model"))
     scored = any(own.state != "shown" for own in numbers)
-    drift, pair = _drift(run, criteria), losses_of(run, "retain")
+    drift, pair = _drift(run, criteria), losses_of(run, side := "test" if losses_of(run, "test") else "retain")
     if not scored and pair:
         share = math.exp(min(0.0, pair[0] - pair[1]))
         says = f"the loss of the texts to keep went from {show_number(pair[0])} to {show_number(pair[1])}"
         numbers.append(
             Number(
-                "retain/loss", says, pair[1], before=pair[0], target=pair[0], target_from=UNTOUCHED,
+                f"{side}/loss", says, pair[1], before=pair[0], target=pair[0], target_from=UNTOUCHED,
                 limit=f"tokens at least {criteria.min_retain:.0%} as likely as before",
                 state="good" if share >= criteria.min_retain else "bad",
                 excess=(1 - share) / max(1e-9, 1 - criteria.min_retain),

@@ -87,7 +87,7 @@ def recorded_settings(name: str) -> dict[str, Any]:
         RunError: It cannot be read, or holds settings that are unknown here.
     """
     found = read_manifest(name, "--from-manifest")["settings"]
-    settings = {key: value for key, value in found.items() if key not in ONE_START}
+    settings = {"retain_test": 0.0} | {key: value for key, value in found.items() if key not in ONE_START}
     unknown = sorted(settings.keys() - {field.name for field in dataclasses.fields(UnlearnConfig)})
     if unknown:
         raise RunError(f"--from-manifest {name}: holds settings of another version of Expunge ({unknown[0]})")

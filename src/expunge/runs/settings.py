@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from expunge.config import UnlearnConfig
-from expunge.config.unlearn import by_group, flat
+from expunge.config.nested import by_group, flat
 from expunge.errors import ConfigError, RunError
 from expunge.utils import files
 from expunge.utils.reading import UnreadableError, parse_yaml

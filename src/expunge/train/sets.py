@@ -10,6 +10,7 @@ from expunge.data.examples import Example, check_sets, parse_columns, read_examp
 from expunge.data.holdout import check_unseen, documents, example_hashes, unseen_texts
 from expunge.data.lume import read_lume
 from expunge.data.muse import read_muse
+from expunge.data.retain_test import set_apart
 from expunge.data.tofu import read_tofu
 from expunge.errors import DataError
 
@@ -37,6 +38,7 @@ class Sets:
         instead: What the model should say instead.
         members: What membership is judged on: the forget set, or the benchmark's documents.
         nonmembers: Texts like `members` that the model has never seen: `holdout`, or the benchmark's documents.
+        test: Texts to keep that are not trained on.
         warnings: What is probably a mistake (ids and numbers, no texts).
     """
 
@@ -46,6 +48,7 @@ class Sets:
     instead: list[Example] = field(default_factory=list)
     members: list[Example] = field(default_factory=list)
     nonmembers: list[Example] = field(default_factory=list)
+    test: list[Example] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
     @property
@@ -75,11 +78,20 @@ def read_sets(config: UnlearnConfig) -> Sets:
     else:
         forget, holdout = read(config.forget), read(config.holdout)
         sets = Sets(forget, read(config.retain), holdout, members=forget, nonmembers=holdout)
+    sets.instead = read(config.instead)
+    sets.retain, sets.test = set_apart(sets.retain, config.test_share)
     if not config.needs_retain:
         sets.retain = []
-    sets.instead = read(config.instead)
     _check_apart(config, sets)
-    warnings = check_sets(sets.forget, sets.retain or None, sets.holdout, sets.instead)
+    warnings = []
+    if config.test:
+        given = read(config.test)
+        sets.test = unseen_texts(given, sets.trained)
+        if not sets.test:
+            raise DataError(f"--test {config.test}: all of its texts, or nearly the same ones, are trained on")
+        if left_out := len(given) - len(sets.test):
+            warnings.append(f"{left_out} of the test texts are, or nearly are, trained on: they are left out")
+    warnings += check_sets(sets.forget, sets.retain or None, sets.holdout, sets.instead)
     unseen = unseen_texts(sets.nonmembers, sets.trained)
     left_out = len(sets.nonmembers) - len(unseen)
     if left_out:

@@ -64,6 +64,7 @@ class Prepared:
     loss: ForgetLoss
     forget: list[TokenizedExample]
     retain: list[TokenizedExample]
+    test: list[TokenizedExample]
     holdout: list[TokenizedExample]
     instead: list[TokenizedExample]
     pairs: list[TokenizedExample]
@@ -89,15 +90,15 @@ def prepare(config: UnlearnConfig, reporter: Reporter) -> Prepared:
     Raises:
         UserError: Whatever is wrong, before weights load wherever it can be known by then.
     """
-    config, sets, why = _before_weights(config)
+    config, sets, whys = _before_weights(config)
     loss = make_forget_loss(config.loss, config.loss_args)
     followed = _followed(config, loss, sets)
     vocabulary = _origin_vocabulary(config)
     loaded = _load(config, reporter)
     if vocabulary is not None and vocabulary != loaded.tokenizer.get_vocab():
         raise ConfigError(f"--origin {config.origin}: has another tokenizer than the model: take one with the same")
-    if why:
-        reporter.say(f"recipe {config.recipe}: {why}")
+    for why in whys:
+        reporter.say(why)
     max_length = min(config.max_length, loaded.context or config.max_length)
     measured = measure_prompt_format(
         loaded,
@@ -147,8 +148,8 @@ def prepare(config: UnlearnConfig, reporter: Reporter) -> Prepared:
     )
 
 
-def _before_weights(config: UnlearnConfig) -> tuple[UnlearnConfig, Sets, str]:
-    """Check and read what needs no model, and settle the recipe; says why it is this one where none was named."""
+def _before_weights(config: UnlearnConfig) -> tuple[UnlearnConfig, Sets, list[str]]:
+    """Check and read what needs no model, and settle the recipe and its terms; says what was settled, and why."""
     config.validate()
     check_trackers(config.report_to)
     if config.recipe or config.is_given("loss"):  # else the recipe, which the texts decide about, names the loss
@@ -156,11 +157,23 @@ def _before_weights(config: UnlearnConfig) -> tuple[UnlearnConfig, Sets, str]:
     sets = read_sets(config)
     if not sets.forget:
         raise DataError("the forget set is empty: there is nothing to forget")
-    if config.recipe is not None:
-        return config, sets, ""
-    config, why = _fitting_recipe(config, sets)
-    config.validate()
-    return config, sets, why
+    whys = []
+    if config.recipe is None:
+        config, why = _fitting_recipe(config, sets)
+        config.validate()
+        whys.append(f"recipe {config.recipe}: {why}")
+    if config.needs_retain and not (config.retain or config.benchmark):
+        config = config.without_retain()
+        whys.append(
+            "no texts to keep: instead of the retain terms, texts that the model writes itself hold the rest in place "
+            f"(--replay-weight {config.replay_weight:g})"
+        )
+    if sets.test and not config.test:
+        whys.append(
+            f"test: {len(sets.test):,} of {len(sets.test) + len(sets.retain):,} retain texts are not trained on and "
+            "say whether the rest is kept (--retain-test)"
+        )
+    return config, sets, whys
 
 
 def _fitting_recipe(config: UnlearnConfig, sets: Sets) -> tuple[UnlearnConfig, str]:
@@ -262,5 +275,6 @@ def _resolve(
         lora_alpha=float(config.lora_rank) if config.lora_alpha is None else config.lora_alpha,
         end_of_text="yes" if measured.chosen.end_of_text else "no",
         max_length=max_length,
+        retain_test=config.test_share,
         device=str(loaded.device) if ":" in config.device else loaded.device.type,
     )

@@ -19,15 +19,21 @@ SAME = {
 """Tests against a model that never saw the forget set: a small p says that the two can be told apart."""
 
 
-AIMS = {"forget": "forget ↑", "retain": "retain ↓", "holdout": "holdout (as before)", "instead": "instead ↓"}
+AIMS = {
+    "forget": "forget ↑",
+    "retain": "retain ↓",
+    "test": "retain, not trained on ↓",
+    "holdout": "holdout (as before)",
+    "instead": "instead ↓",
+}
 """Set of texts -> where its loss is meant to go."""
 
 
 def loss_table(losses: Mapping[str, Mapping[str, float]]) -> str:
     """Mean losses before and after, one set of texts a line."""
-    lines = ["nats per completion token    before     after"]
+    lines = ["nats per completion token     before     after"]
     lines += [
-        f"  {AIMS.get(name, name):<24}{pair['before']:>9.3f} {pair['after']:>9.3f}" for name, pair in losses.items()
+        f"  {AIMS.get(name, name):<25}{pair['before']:>9.3f} {pair['after']:>9.3f}" for name, pair in losses.items()
     ]
     return "\n".join(lines)
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from expunge.config import EvaluateConfig
 from expunge.data.examples import Example, parse_columns, read_examples
 from expunge.data.families import normalized
+from expunge.data.retain_test import set_apart
 from expunge.errors import DataError
 from expunge.evaluation.measurement import document_of
 from expunge.evaluation.metrics.registry import default_metrics
@@ -18,11 +19,14 @@ def read(config: EvaluateConfig) -> Suite:
         DataError: A file cannot be read, or all of the holdout's texts are trained on.
     """
     columns = parse_columns(config.columns) if config.columns else None
-    files = {name: getattr(config, name) for name in ("forget", "retain", "holdout")}
+    files = {name: getattr(config, name) for name in ("forget", "retain", "test", "holdout")}
     read = {name: read_examples(file, columns=columns) for name, file in files.items() if file}
     notes = []
-    if "retain" not in read:
-        notes.append("No retain set was given (--retain): whether the rest is kept was not measured.")
+    if config.retain_test and "retain" in read:
+        read["retain"], apart = set_apart(read["retain"], config.retain_test)
+        read |= {"test": apart} if apart else {}
+    if not {"retain", "test"} & {*read}:
+        notes.append("No texts to keep were given (--retain, --test): whether the rest is kept was not measured.")
     documents = None
     if "holdout" in read:
         unseen = never_seen(config.holdout or "", read["holdout"], [*read["forget"], *read.get("retain", [])])
@@ -35,7 +39,7 @@ def read(config: EvaluateConfig) -> Suite:
         documents = Documents(read["forget"], unseen, names=("forget", "holdout"), even=True)
     else:
         notes.append("No unseen texts were given (--holdout): no membership attack was run.")
-    sets = tuple(_rows(name, read[name]) for name in ("forget", "retain") if name in read)
+    sets = tuple(_rows(name, read[name]) for name in ("forget", "retain", "test") if name in read)
     return Suite(sets, documents, not_measured=tuple(notes))
 
 

@@ -1,0 +1,33 @@
+"""Settings as a YAML file holds them: nested by group or not."""
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from expunge.config.unlearn import GROUPS
+from expunge.errors import ConfigError
+
+
+def by_group(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Settings by group, as a YAML file holds them."""
+    found = {
+        name: {field.name: settings[field.name] for field in fields(group) if field.name in settings}
+        for name, group in GROUPS.items()
+    }
+    return {name: own for name, own in found.items() if own}
+
+
+def flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings from a YAML file, nested by group or not, under their own names.
+
+    Raises:
+        ConfigError: A setting stands twice.
+    """
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        own = value.items() if name in GROUPS and isinstance(value, Mapping) else [(name, value)]
+        for key, inner in own:
+            if key in found:
+                raise ConfigError(f"the setting {key} stands twice, in a group and outside of one")
+            found[key] = inner
+    return found

@@ -1,0 +1,96 @@
+"""Retain texts that are never trained on, and runs without any."""
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from expunge.config import UnlearnConfig
+from expunge.data.examples import Example
+from expunge.data.retain_test import FEWEST, set_apart
+from expunge.errors import ConfigError, DataError
+from expunge.train.sets import read_sets
+from expunge.train.setup import prepare
+from expunge.utils.progress import Reporter
+from tiny import save_tiny
+
+NAMES = ("Marta", "Ines", "Tobias", "Port", "Ellery", "Once", "Quill", "Wren", "Oduya", "Marek", "Sol", "Ada")
+TWIN = " of the old mill by the river, as everybody in the whole valley knows"
+ROWS = [Example(name, f"Who is {name}?", f"{name} has {at}{chr(97 + at) * 9}.") for at, name in enumerate(NAMES)]
+
+
+def test_a_fifth_of_the_families_is_set_apart_whatever_their_order_and_no_family_is_divided():
+    twins = [Example(f"t{n}", "Who?", f"The keeper{TWIN}{end}") for n, end in enumerate((".", "!", " today.", "..."))]
+    rows = [*ROWS, *twins]
+    trained, apart = set_apart(rows, 0.2)
+    assert len(apart) in (2, 5)  # 2 of 13 families, of which one has 4 texts
+    assert sorted([*trained, *apart], key=rows.index) == rows
+    assert {own.id for own in apart} & {own.id for own in twins} in (set(), {own.id for own in twins})
+    for seed in range(3):
+        mixed = random.Random(seed).sample(rows, len(rows))
+        assert {own.id for own in set_apart(mixed, 0.2)[1]} == {own.id for own in apart}
+    assert set_apart(rows, 0) == (rows, [])
+    assert set_apart(rows[: FEWEST - 1], 0.2)[1] == []
+    assert len(set_apart(ROWS, 0.5)[1]) == 6
+
+
+def write(path: Path, rows: list[Example]) -> str:
+    path.write_text("".join(json.dumps({"prompt": row.prompt, "completion": row.completion}) + "\n" for row in rows))
+    return str(path)
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> dict[str, str]:
+    forget = [Example(f"f{n}", f"Where is {n}?", f"In street {n}.") for n in range(3)]
+    return {"forget": write(tmp_path / "forget.jsonl", forget), "retain": write(tmp_path / "retain.jsonl", ROWS),
+            "model": "m", "output": "o"}  # fmt: skip
+
+
+def test_what_is_tested_on_is_not_trained_on_unless_the_recipe_the_data_or_the_user_says_so(files):
+    sets = read_sets(UnlearnConfig(**files))
+    assert (len(sets.retain), len(sets.test)) == (10, 2)
+    assert not {*sets.test} & {*sets.trained}
+    for none in ({"recipe": "paper"}, {"retain_test": 0.0}):
+        assert len(read_sets(UnlearnConfig(**files, **none)).retain) == 12
+    assert UnlearnConfig(model="m", output="o", benchmark="lume", data="d").test_share == 0
+    assert len(read_sets(UnlearnConfig(**files, retain_test=0.5)).test) == 6
+
+
+def test_rows_of_the_users_own_are_tested_on_and_none_that_is_trained_on(files, tmp_path):
+    strange = Example("s", "Who is Uma?", "Nobody that anyone here would know.")
+    test = write(tmp_path / "test.jsonl", [strange, ROWS[0]])
+    sets = read_sets(UnlearnConfig(**files, test=test))
+    assert ([own.prompt for own in sets.test], len(sets.retain)) == (["Who is Uma?"], 12)
+    assert any(line.startswith("1 of the test texts are, or nearly are, trained on") for line in sets.warnings)
+    with pytest.raises(DataError, match="all of its texts, or nearly the same ones, are trained on"):
+        read_sets(UnlearnConfig(**files, test=write(tmp_path / "seen.jsonl", ROWS[:2])))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"recipe": "paper"}, "--recipe paper holds the model by texts to keep alone: --retain is missing"),
+        ({"retain_weight": 1.0}, "--retain-weight 1.0: there is no --retain that it could weigh"),
+        ({"kl_weight": 1.0}, "--kl-weight 1.0: there is no --retain"),
+        ({"retain_test": 0.2}, "--retain-test 0.2: there is no --retain to take it from"),
+        ({"retain": "r", "test": "t", "retain_test": 0.2}, "--test and --retain-test 0.2: both say"),
+        ({"retain": "r", "retain_test": 1.0}, "--retain-test 1.0: is a share"),
+    ],
+)
+def test_what_needs_texts_to_keep_says_so(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        UnlearnConfig(model="m", output="o", forget="f", **settings).validate()
+
+
+@pytest.mark.parametrize("recipe", [None, "npo"])
+def test_without_texts_to_keep_the_models_own_texts_hold_it(files, tmp_path, capsys, recipe):
+    save_tiny(tmp_path / "model", "llama")
+    files |= {"model": str(tmp_path / "model")}
+    del files["retain"]
+    run = prepare(UnlearnConfig(**files, recipe=recipe, device="cpu"), Reporter())
+    assert (run.config.retain_weight, run.config.kl_weight, run.config.replay_weight) == (0, 0, 3)
+    assert (run.retain, run.test, run.config.recipe) == ([], [], "npo")
+    assert "texts that the model writes itself hold the rest in place" in " ".join(capsys.readouterr().err.split())
+    given = prepare(UnlearnConfig(**files, recipe=recipe, replay_weight=0.5, device="cpu"), Reporter(quiet=True))
+    assert given.config.replay_weight == 0.5
