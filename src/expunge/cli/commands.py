@@ -245,6 +245,7 @@ class MergeSettings:
         device: `auto`, `cpu`, `cuda` ...
         trust_remote_code: Run code that comes with the model.
         overwrite: Replace `output`.
+        strict: End with exit code 3 when rounding the weights has taken the forgetting back (of bfloat16, say).
     """
 
     run: str
@@ -255,13 +256,14 @@ class MergeSettings:
     device: str = "auto"
     trust_remote_code: bool = False
     overwrite: bool = False
+    strict: bool = False
 
 
 def merge(settings: MergeSettings, out: Output) -> int:
     """Write adapter and base as one plain model."""
     from expunge.train.merge import merge as write_merged
 
-    options = {name: value for name, value in vars(settings).items() if name not in ("run", "output")}
+    options = {name: value for name, value in vars(settings).items() if name not in ("run", "output", "strict")}
     found = write_merged(settings.run, settings.output, **options)
     shown = "  ".join(f"{name} {loss:.3f}" for name, loss in found.losses.items())
     out.text(f"merged model             {found.output} ({found.dtype})")
@@ -269,10 +271,12 @@ def merge(settings: MergeSettings, out: Output) -> int:
     out.text(f"loss on the forget set   {shown} (nats per completion token)")
     for note in found.notes:
         out.text(f"note                     {note}")
-    kept = "survives the rounding" if found.survives else f"DOES NOT SURVIVE: {found.reason}"
+    off = found.losses["merged"] - found.losses["adapter"]
+    within = f"the merged model's loss is off by {off:+.2g} nats, of at most {found.bound:.2g}: a tenth of its rise"
+    kept = f"survives the rounding: {within}" if found.survives else f"DOES NOT SURVIVE: {found.reason}"
     out.text(f"forgetting               {kept}")
     out.results = {**dataclasses.asdict(found), "output": str(found.output)}
-    return 0 if found.survives else NOT_AS_PROMISED
+    return NOT_AS_PROMISED if settings.strict and not found.survives else 0
 
 
 _TABLE = (

@@ -72,6 +72,11 @@ def _dispatch(words: list[str], switches: set[str]) -> int:
     if words[0] == "--version":
         print(_versions())
         return 0
+    if words[0].startswith("--print-completion"):
+        from expunge.cli.completion import completion
+
+        print(completion(words[0].partition("=")[2] or " ".join(words[1:])))
+        return 0
     name, *rest = words
     if name not in COMMANDS:
         close = difflib.get_close_matches(name, COMMANDS, 1)
@@ -94,11 +99,13 @@ def _usage() -> str:
     from expunge.cli.commands import COMMANDS
 
     lines = [f"  expunge {name:<10}{command.help}" for name, command in COMMANDS.items()]
+    first = "\n".join(f"  {COMMANDS[name].example}" for name in ("demo", "unlearn", "evaluate", "merge"))
     tail = (
         "`expunge COMMAND --help` shows the flags of one. With any command: --json prints the results as JSON,\n"
-        "--quiet leaves the progress out, --debug shows the traceback of an error."
+        "--quiet leaves the progress out, --debug shows the traceback of an error. Alone: --version, and\n"
+        "--print-completion bash|zsh|tcsh|fish for your shell."
     )
-    return "\n".join(["usage: expunge COMMAND [options]", "", *lines, "", tail])
+    return "\n".join(["usage: expunge COMMAND [options]", "", *lines, "", "examples:", first, "", tail])
 
 
 def _help(name: str, *, everything: bool) -> str:

@@ -148,7 +148,8 @@ def parse(schema: type, words: Sequence[str], command: str, extra: Mapping[str, 
         if setting.positional:
             parser.add_argument(name, nargs="*", default=argparse.SUPPRESS)
         else:
-            parser.add_argument(setting.flag, dest=name, default=argparse.SUPPRESS)
+            alias = ["--model"] if name == "run" and "model" not in known else []
+            parser.add_argument(setting.flag, *alias, dest=name, default=argparse.SUPPRESS)
     parser.add_argument("--config", default=argparse.SUPPRESS)
     given, unknown = parser.parse_known_intermixed_args(_normalized(words, known))
     for word in unknown:
@@ -202,10 +203,13 @@ def _read_yaml(name: str) -> dict[str, Any]:
 
 
 def _normalized(words: Sequence[str], known: Mapping[str, Setting]) -> list[str]:
-    """`--lora_rank` is `--lora-rank`, and a switch needs no value."""
+    """`--lora_rank` is `--lora-rank`, a switch needs no value, `--run RUN` is RUN where runs stand without a flag."""
     normal = []
     for word, following in zip(words, [*words[1:], "--"], strict=False):
         name, equals, value = word.partition("=")
+        if "runs" in known and name in ("--run", "--model"):
+            normal += [value] if equals else []
+            continue
         if name.startswith("--"):
             key = name[2:].replace("-", "_")
             name = "--" + key.replace("_", "-")

@@ -29,7 +29,8 @@ BENCHMARK_FILES = ("data", "split")
 def resolved(config: EvaluateConfig) -> EvaluateConfig:
     """The settings with what they leave open filled in from `--run`, or from the run of `--adapter` or `--model`.
 
-    `--run` gives all; of an adapter, the prompt format and, on the run's own benchmark, the split.
+    `--run` gives all, and so does a run as `--model` where nothing says what it is to be scored on; of an adapter, the
+    prompt format and, on the run's own benchmark, the split.
 
     Raises:
         RunError: A run's manifest cannot be read.
@@ -38,6 +39,8 @@ def resolved(config: EvaluateConfig) -> EvaluateConfig:
     if config.run is None and is_run(config.model):
         if config.adapter:
             raise ConfigError(f"--model {config.model}: is a run, which has an adapter: leave --adapter out")
+        if not (config.benchmark or config.data or config.forget):
+            return resolved(replace(config, run=config.model, model=""))
         made_on = _settings(Path(config.model), "--model").get("model")
         config = replace(config, model=made_on or "", adapter=config.model)
     if config.run is not None:

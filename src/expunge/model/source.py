@@ -53,12 +53,14 @@ class Source:
 
 
 def source_of(name: str, revision: str | None = None) -> Source:
-    """Follow a name to the model that it stands on.
+    """Follow a name to the model that it stands on; a run directory means the adapter in it.
 
     Raises:
         ModelError: An adapter on the way has no weights, names no base, or a folder holds several GGUF files.
     """
     adapters: list[Path] = []
+    if not (Path(name) / "config.json").exists() and (Path(name) / "adapter" / "adapter_config.json").exists():
+        name = str(Path(name) / "adapter")
     place = name
     while (Path(place) / "adapter_config.json").exists():
         if len(adapters) == DEEPEST:

@@ -60,7 +60,8 @@ class MergeReport:
         max_logp_difference: Largest difference of a token's log-probability (nats), adapter against merged model.
         losses: `untouched`, `adapter`, `merged`: mean loss on the forget set's completion tokens (nats).
         survives: Whether the adapter raises the loss of the forget set, and the merged model as much.
-        reason: Why not; empty where it does.
+        bound: How far the merged model's loss may be from the adapter's (nats): `LOST` of the adapter's rise.
+        reason: Why it does not survive; empty where it does.
         notes: What was carried over from the base, what was not, a line each.
     """
 
@@ -69,6 +70,7 @@ class MergeReport:
     max_logp_difference: float
     losses: dict[str, float]
     survives: bool
+    bound: float
     reason: str = ""
     notes: list[str] = field(default_factory=list)
 
@@ -141,7 +143,8 @@ def merge(
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     reason = _judge(losses)
-    return MergeReport(target, dtypes, difference, losses, not reason, reason, notes)
+    bound = LOST * max(0.0, losses["adapter"] - losses["untouched"])
+    return MergeReport(target, dtypes, difference, losses, not reason, bound, reason, notes)
 
 
 def run_rows(
