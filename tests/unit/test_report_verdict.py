@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from expunge.report.answers import STATES
 from expunge.report.judge import Verdict, verdict, worst, write_verdict
-from expunge.report.questions import STATES
 from expunge.report.run_data import RunData
 from expunge.report.scores import read_scores
 from report_runs import write_run

@@ -30,6 +30,8 @@ class EvaluateConfig:
         holdout: Custom: texts like the forget set that the model has never seen; membership is measured against them.
         columns: Custom: which column is what, as `prompt=...,completion=...[,id=...,task=...,keywords=...]`.
         reference: A model that never saw the forget set: every metric is shown for it too.
+        origin: The checkpoint from before the model saw the forget set, where there is no retrained model: shown like
+            `reference`, under its own name.
         attacks: Membership attacks, separated by commas; by default all that cost no backward pass.
         samples: Answers drawn per forget prompt, for leak@k; 0 draws none.
         temperature: Temperature of these draws.
@@ -70,6 +72,7 @@ class EvaluateConfig:
     holdout: str | None = None
     columns: str | None = None
     reference: str | None = None
+    origin: str | None = None
     attacks: str | None = None
     samples: int = 0
     temperature: float = 1.0
@@ -112,6 +115,7 @@ class EvaluateConfig:
             (0 <= self.retain_test < 1, f"--retain-test {self.retain_test}: is a share, at least 0 and below 1"),
             (not (custom or benchmark == "lume") or not self.split,
              f"--split {self.split}: --benchmark {benchmark} has no splits"),
+            (not (self.reference and self.origin), "--reference and --origin contradict each other: choose one"),
             (self.max_new_tokens >= 1, f"--max-new-tokens {self.max_new_tokens}: must be at least 1"),
             (self.samples >= 0, f"--samples {self.samples}: must be 0 or more"),
             (0 < self.temperature < float("inf"), f"--temperature {self.temperature}: must be finite and above 0"),

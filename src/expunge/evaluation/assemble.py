@@ -8,6 +8,7 @@ from expunge.data.holdout import FEWEST
 from expunge.evaluation.benchmarks import Benchmark
 from expunge.evaluation.estimate import Estimate
 from expunge.evaluation.measurement import Measurement
+from expunge.evaluation.mismatched import SUFFIX, difference_entries
 from expunge.evaluation.paired import paired_difference
 from expunge.evaluation.results import CHANCE_AUC, results_header, short_name
 from expunge.evaluation.stats import auc_estimate, ks_pvalue, tpr_estimate
@@ -29,6 +30,7 @@ def assemble(
     *,
     reference: Measurement | None = None,
     reference_name: str | None = None,
+    reference_kind: str = "retrained",
     mmlu: float | None = None,
     utility: Mapping[str, Estimate] | None = None,
     fingerprint: Mapping[str, Any] | None = None,
@@ -43,6 +45,7 @@ def assemble(
         measurement: What was measured on the model.
         reference: The same of a model that never saw the forget set.
         reference_name: Its name.
+        reference_kind: `retrained` without the forget set, or the `origin` from before it was seen.
         mmlu: Accuracy on MMLU, in [0, 1], for the final score.
         utility: What the utility tasks gave.
         fingerprint: `base`, `adapter` and `prompt_format`; that of the data is the suite's.
@@ -56,7 +59,9 @@ def assemble(
         tables = [own.table(suite.documents.names if suite.documents else None) for own in (reference, measurement)]
         found = {key: _beside(key, own, theirs.get(key), *tables) for key, own in found.items()}
     results["metrics"] = {key: own.as_entry() for key, own in found.items()}
-    results["reference"] = None if reference is None else _tests(measurement, reference, reference_name)
+    results["reference"] = (
+        None if reference is None else {"kind": reference_kind, **_tests(measurement, reference, reference_name)}
+    )
     results["not_measured"] = [
         *suite.not_measured,
         *measurement.not_measured,
@@ -73,6 +78,7 @@ def entries(
     return {
         **benchmark.aggregate(measurement, reference, suite, mmlu),
         **{key: own for rows in suite.sets for key, own in row_entries(measurement, rows).items()},
+        **{key: own for rows in suite.sets for key, own in difference_entries(measurement, rows)},
         **membership_entries(measurement),
         **drift_entries(measurement, suite.documents),
     }
@@ -86,6 +92,7 @@ def row_entries(measurement: Measurement, rows: RowSet) -> dict[str, Estimate]:
             continue
         values = measurement.rows[set_name, name]
         own = metric.read(values.estimate(), set_name)
+        own = replace(own, direction=None) if name.endswith(SUFFIX) else own
         private = set_name == "forget" and {"record", "correct", "wrong"} & {*metric.needs}
         found[f"{set_name}/{name}"] = own.coarse() if private else own
         tasks = sorted({*values.tasks} - {""})

@@ -51,8 +51,9 @@ def resolved(config: EvaluateConfig) -> EvaluateConfig:
         given = config
         files = OWN_FILES if benchmark == "custom" else BENCHMARK_FILES
         same = benchmark == (settings.get("benchmark") or "custom")
+        own = ("model", "revision", *(() if config.reference else ("origin",)))
         config = replace(
-            _filled(config, settings, ("model", "revision", *files) if same else ("model", "revision")),
+            _filled(config, settings, (*own, *files) if same else own),
             adapter=config.run,
             benchmark=benchmark,
             output=config.output or str(Path(config.run) / "results.json"),
@@ -92,7 +93,7 @@ def check_attacks(config: EvaluateConfig) -> None:
         known = ", ".join(ATTACKS)
         raise ConfigError(f"--attacks {config.attacks}: unknown {', '.join(unknown)}; known are {known}")
     for name in config.attack_names:
-        if "reference" in ATTACKS[name].needs and not config.reference:
+        if "reference" in ATTACKS[name].needs and not (config.reference or config.origin):
             raise ConfigError(f"--attacks {name} needs --reference, the model to compare with")
         if "gradient" in ATTACKS[name].needs and config.shard_base:
             raise ConfigError(f"--shard-base: --attacks {name} cannot be measured on a sharded base")
@@ -153,7 +154,9 @@ def check_predictions(name: str, *, overwrite: bool) -> None:
         ) from None
 
 
-def check_reference(model: str, reference: str, suite: Suite, *, trust_remote_code: bool = False) -> None:
+def check_reference(
+    model: str, reference: str, suite: Suite, *, flag: str = "--reference", trust_remote_code: bool = False
+) -> None:
     """Refuse a reference that is no model, or reads texts in other tokens than the model does.
 
     Raises:
@@ -163,14 +166,14 @@ def check_reference(model: str, reference: str, suite: Suite, *, trust_remote_co
         check_model(reference, trust_remote_code=trust_remote_code)
         theirs = load_tokenizer(reference, trust_remote_code=trust_remote_code)
     except ModelError as error:
-        raise ModelError(str(error).replace("--model", "--reference", 1)) from None
+        raise ModelError(str(error).replace("--model", flag, 1)) from None
     ours = load_tokenizer(model, trust_remote_code=trust_remote_code)
     if ours.get_vocab() == theirs.get_vocab() and all(
         ours(text)["input_ids"] == theirs(text)["input_ids"] for text in _texts(suite)
     ):
         return
     raise ModelError(
-        f"--reference {reference}: its tokenizer is not that of --model {model} ({len(theirs):,} and {len(ours):,} "
+        f"{flag} {reference}: its tokenizer is not that of --model {model} ({len(theirs):,} and {len(ours):,} "
         "tokens, or other rules), and numbers per token cannot be compared: give one retrained from the same base"
     )
 

@@ -38,6 +38,8 @@ def paired_difference(metric: str, before: Table, after: Table) -> Estimate | No
         name, _, task = name.partition("/")
     if (set_name, name) not in before or (set_name, name) not in after:
         return None
+    if task and task not in before[set_name, name].tasks:
+        return None  # not a part of the rows, but a number of two sides
     old, new = (own[set_name, name].of_task(task) if task else own[set_name, name] for own in (before, after))
     first, second, documents = _aligned(metric, old, new)
     return difference_estimate(first, second, documents)

@@ -22,6 +22,7 @@ from expunge.evaluation.metrics import ATTACKS, METRICS, TokenRecord
 from expunge.evaluation.metrics.generations import cut_at
 from expunge.evaluation.metrics.memorization import mean_nll
 from expunge.evaluation.metrics.registry import Row, WholeText, default_attacks
+from expunge.evaluation.mismatched import SUFFIX, floored, partners, under
 from expunge.evaluation.suite import Documents, RowSet, Suite
 from expunge.evaluation.teacher_forcing import token_records
 from expunge.model.load import LoadedModel
@@ -106,6 +107,9 @@ class _Passes:
         self._loaded, self._suite, self._prompt_format, self._options = loaded, suite, prompt_format, options
         self._reference, self._reporter = reference, reporter
         self._parts = [part for rows in suite.sets for part in _parts(rows)]
+        self._partners = [
+            partners(part.rows) if part.rows.name == "forget" and not part.suffix else () for part in self._parts
+        ]
         names = options.attacks or default_attacks()
         self._attacks = [ATTACKS[name] for name in names if reference or "reference" not in ATTACKS[name].needs]
         self._documents: dict[str, list[Document]] = {}
@@ -135,6 +139,9 @@ class _Passes:
             }
             self._say_cut(part, list(own.values()))
             jobs |= own
+            for i, j in enumerate(self._partners[number]):
+                if j is not None:
+                    jobs[number, "mismatched", i] = self._encode(under(rows.examples[j], rows.examples[i]))
             for i, wrong in enumerate(rows.wrong if compared else ()):
                 if rows.correct[i] != rows.examples[i]:
                     jobs[number, "correct", i] = self._encode(rows.correct[i])
@@ -293,8 +300,22 @@ class _Passes:
                 values = [metric.of(row, **options) for row in facts]
                 found = Values.of(f"{rows.name}/{label}", rows.examples, rows.documents, values)
                 self._result.add(rows.name, label, metric, found)
+        self._floor(part, number, records, facts)
         if not part.suffix:
             self._result.said.setdefault(rows.name, []).extend(row.text for row in facts)
+
+    def _floor(self, part: _Part, number: int, records: dict[Key, TokenRecord], facts: Sequence[Row]) -> None:
+        """Metrics of the answers under the prompts of other rows."""
+        rows, pairs = part.rows, self._partners[number]
+        others = [
+            replace(facts[i], record=records[number, "mismatched", i], text=facts[j].text) if j is not None else Row()
+            for i, j in enumerate(pairs)
+        ]
+        for metric in (METRICS[name] for name in (floored(rows.metrics) if pairs else ())):
+            label = metric.name + SUFFIX
+            values = [metric.of(row) for row in others]
+            found = Values.of(f"{rows.name}/{label}", rows.examples, rows.documents, values)
+            self._result.add(rows.name, label, metric, found)
 
     def _untouched(self, generations: Sequence[Sequence[Generation | None]]) -> dict[Key, TokenRecord]:
         """What the model without its adapter thinks of what was said, and of texts that neither has seen."""

@@ -84,16 +84,17 @@ def _evaluate(config: EvaluateConfig, reporter: Reporter, processes: Processes) 
         from expunge.evaluation.utility import check_tasks
 
         check_tasks(config.task_names, config.task_path)
-    if config.reference:
-        check_reference(config.model, config.reference, suite, trust_remote_code=config.trust_remote_code)
+    compared, flag = (config.reference, "--reference") if config.reference else (config.origin, "--origin")
+    if compared:
+        check_reference(config.model, compared, suite, flag=flag, trust_remote_code=config.trust_remote_code)
 
     loaded = _load(config, config.model)
     prompt_format = _prompt_format(loaded, suite, config, reporter)
     options = Options(config.max_new_tokens, config.attack_names, config.samples, config.temperature, config.seed)
     reference = None
-    if config.reference:
-        reporter.say(f"reference: {config.reference}")
-        reference = measure(_load(config, config.reference), suite, prompt_format, options, reporter=reporter)
+    if compared:
+        reporter.say(f"{flag.removeprefix('--')}: {compared}")
+        reference = measure(_load(config, compared), suite, prompt_format, options, reporter=reporter)
     beside = Path(config.output).with_name("results_before.json")
     untouched = None
     if config.run and not beside.exists() and beside.name != Path(config.output).name:
@@ -115,7 +116,8 @@ def _evaluate(config: EvaluateConfig, reporter: Reporter, processes: Processes) 
             suite,
             own,
             reference=reference,
-            reference_name=config.reference,
+            reference_name=compared,
+            reference_kind="retrained" if config.reference else "origin",
             model=config.model,
             adapter=config.adapter if adapter else None,
             settings=_settings(config, loaded, prompt_format, suite, own),

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from expunge.config.criteria import Criteria
-from expunge.report.questions import STATES, Answer, recognisable, rest_kept, speaks_well, still_said
+from expunge.report.answers import STATES, Answer
+from expunge.report.questions import recognisable, rest_kept, speaks_well, still_said
 from expunge.report.run_data import RunData, read_run
 from expunge.report.scores import number
 from expunge.utils.files import write_json

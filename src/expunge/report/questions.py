@@ -6,13 +6,26 @@ has the target 0. A number without any target is shown and not judged.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import Any
 
 from expunge.config.criteria import Criteria
+from expunge.report.answers import (
+    CHANCE,
+    NONE,
+    ORIGIN,
+    PLAIN,
+    RETRAINED,
+    UNTOUCHED,
+    Answer,
+    Number,
+    answered,
+    judged,
+    shown,
+)
 from expunge.report.run_data import RunData
-from expunge.report.scores import Score, kept, knowledge, number, speech, spelled
-from expunge.utils.text import MISSING, show_number
+from expunge.report.scores import Score, kept, knowledge, number, speech
+from expunge.utils.text import show_number
 
 UNSEEN = ("holdout", "nonmember")
 """Sets that the model has never seen."""
@@ -20,79 +33,10 @@ OTHERS = {*UNSEEN, "test", "neighbours", "utility", "all"}
 """Sets that tell of the rest, and that a run does not train on."""
 LEAST_GAP = 0.02
 """A metric on which the untouched model is closer to its target than this has nothing to lose."""
-PLAIN = {
-    "key_fact_at": "key facts said in one of several answers:",
-    "key_fact": "key facts said:",
-    "exact_match": "texts said word for word:",
-    "leak_at": "texts said in one of several answers:",
-}
-"""Beginnings of metrics that count rows: everybody understands them, and who has not read the texts gets 0."""
-RETRAINED, UNTOUCHED, CHANCE = "a model retrained without the texts", "the untouched model", "chance"
-NONE = "a model that knows nothing of them"
-STATES = ("bad", "unclear", "not measured", "good")
-"""From the worst to the best."""
 TO_SCORE = "Score the model before and after: `expunge evaluate`."
 SAID, TOLD, KEPT, SPEAKS = (
     "Is it still said?", "Can one tell that it was trained on?", "Is the rest kept?", "Does it still speak well?",
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Number:
-    """One number behind an answer.
-
-    Attributes:
-        key: Its name in results files.
-        says: The number in one clause.
-        value: Of the unlearned model.
-        low: Lower end of its 95 % interval; None where it is not known.
-        high: Upper end.
-        n: Rows behind it.
-        before: Of the untouched model.
-        target: What it was compared with.
-        target_from: What the target is.
-        limit: The criterion in words.
-        state: `good`, `bad`, `unclear`, or `shown` for one that is not judged.
-        excess: Distance from the target over what the criterion allows.
-    """
-
-    key: str
-    says: str
-    value: float
-    low: float | None = None
-    high: float | None = None
-    n: int | None = None
-    before: float | None = None
-    target: float | None = None
-    target_from: str = ""
-    limit: str = ""
-    state: str = "shown"
-    excess: float = 0.0
-
-
-@dataclass(frozen=True)
-class Answer:
-    """The answer to one question.
-
-    Attributes:
-        question: The question.
-        answer: `yes`, `no`, `unclear` (measured, on too few texts to tell) or `not measured`.
-        state: `good`, `bad`, `unclear` or `not measured`.
-        says: The number that decides, in one clause.
-        rule: The criterion.
-        need: What to give so that it is measured; empty where it was.
-        numbers: All numbers behind it, the farthest from its target first.
-        notes: What else a reader must know.
-    """
-
-    question: str
-    answer: str
-    state: str
-    says: str
-    rule: str
-    need: str = ""
-    numbers: tuple[Number, ...] = ()
-    notes: tuple[str, ...] = ()
 
 
 def still_said(run: RunData, criteria: Criteria) -> Answer:
@@ -107,19 +51,21 @@ def still_said(run: RunData, criteria: Criteria) -> Answer:
         before, (target, whose) = _before(run, score), _target(run, score)
         if target is None or (before is not None and before - target < LEAST_GAP):
             why = "no target is known" if target is None else "nothing to lose: it was low before"
-            numbers.append(_shown(score, before, target, whose, why))
+            numbers.append(shown(score, before, target, whose, why))
             continue
         start = 1.0 if before is None else before
         counts = score.name.startswith(tuple(PLAIN))
         allowed = max(criteria.max_left * (start - target), criteria.max_exact_match * counts)
-        numbers.append(_judged(score, before, target, whose, most=target + allowed, below=start))
+        numbers.append(judged(score, before, target, whose, most=target + allowed, below=start))
     if any(own.state != "shown" for own in numbers):
-        answer = _answer(SAID, ("yes", "no"), numbers, rule)
+        answer = answered(SAID, ("yes", "no"), numbers, rule)
         facts = next((own.says for own in numbers if own.key == "forget/key_fact"), "")  # what a request asks for
         return answer if answer.says.startswith(facts) else replace(answer, says=f"{facts}; {answer.says}")
     need = TO_SCORE
     if numbers:
-        need = "No number has a target: give a retrained model (`expunge evaluate --reference MODEL`)."
+        need = (
+            "No number has a target: give a retrained model (`evaluate --reference`) or texts never seen (--holdout)."
+        )
     return _said_by_losses(run, Answer(SAID, "not measured", "not measured", "", rule, need, tuple(numbers)))
 
 
@@ -151,21 +97,21 @@ def recognisable(run: RunData, criteria: Criteria) -> Answer:
                 target, whose = criteria.target_auc, CHANCE
             allowed = max(criteria.auc_tolerance, _chance_sd(score.n))
             ends = {"least": target - allowed, "most": target + allowed, "below": 1.0 if before is None else before}
-            numbers.append(_judged(score, before, target, whose, **ends))
+            numbers.append(judged(score, before, target, whose, **ends))
     for name, p in _tests(run).items():
         label = name.removesuffix("_p").replace("_ks", ", Kolmogorov-Smirnov").replace("_", " ")
         state, least = "bad" if p < criteria.significance else "good", criteria.significance
-        says = f"a test tells it from {RETRAINED}" if state == "bad" else f"no test tells it from {RETRAINED}"
+        says = f"{'a' if state == 'bad' else 'no'} test tells it from {_reference(run)}"
         says += f" ({label}, p = {p:.2g})"
         numbers.append(
-            Number(name, says, p, target_from=RETRAINED, limit=f"at least {least:g}", state=state, excess=1 - p)
+            Number(name, says, p, target_from=_reference(run), limit=f"at least {least:g}", state=state, excess=1 - p)
         )
     if not numbers:
         need = "Give texts of the same kind that the model has never seen (--holdout FILE) to `unlearn` and `evaluate`."
         unscored = "after" not in run.scores and run.manifest.get("rows", {}).get("holdout")
         need = TO_SCORE if unscored else need
         return Answer(TOLD, "not measured", "not measured", "no membership attack was run", rule, need)
-    answer = _answer(TOLD, ("yes", "no"), numbers, rule)
+    answer = answered(TOLD, ("yes", "no"), numbers, rule)
     if any(own.target_from == CHANCE for own in numbers):
         note = "Chance is an attack that is right for half of the texts; a retrained model's number can be another one."
         return replace(answer, notes=(note,))
@@ -184,11 +130,11 @@ def rest_kept(run: RunData, criteria: Criteria) -> Answer:
     for score in scores:
         before = _before(run, score)
         if before and tested and score.set == "retain":
-            numbers.append(_shown(score, before, None, "", "trained on, so not judged"))
+            numbers.append(shown(score, before, None, "", "trained on, so not judged"))
         elif before:
-            numbers.append(_judged(score, before, before, UNTOUCHED, least=criteria.min_retain * before))
+            numbers.append(judged(score, before, before, UNTOUCHED, least=criteria.min_retain * before))
         else:
-            numbers.append(_shown(score, before, None, "", "no value of the untouched model"))
+            numbers.append(shown(score, before, None, "", "no value of the untouched model"))
     scored = any(own.state != "shown" for own in numbers)
     drift, pair = _drift(run, criteria), losses_of(run, side := "test" if losses_of(run, "test") else "retain")
     if not scored and pair:
@@ -208,7 +154,7 @@ def rest_kept(run: RunData, criteria: Criteria) -> Answer:
     notes = [] if drift else ["Texts that the model has never seen were not looked at (--holdout FILE)."]
     if not {own.key.split("/")[0] for own in numbers if own.state != "shown" and own not in drift} & OTHERS:
         notes.append("Measured on texts that the run trained on to keep them: others may have suffered more.")
-    answer = _answer(KEPT, ("no", "yes"), numbers, rule, notes)
+    answer = answered(KEPT, ("no", "yes"), numbers, rule, notes)
     if scored or answer.state == "bad":
         return answer
     says = f"{answer.says}, which alone proves nothing"
@@ -228,13 +174,13 @@ def speaks_well(run: RunData, criteria: Criteria) -> Answer:
         if target is None and before is not None:
             target, whose = before, UNTOUCHED
         if target is None or (score.set == "forget" and "refusal" in score.name):
-            numbers.append(_shown(score, before, None, "", "no target is known"))
+            numbers.append(shown(score, before, None, "", "no target is known"))
             continue
         factor = score.name.startswith("fluency")
         most = target * criteria.max_perplexity if factor else target + criteria.max_repetition
-        numbers.append(_judged(score, before, target, whose, most=most))
+        numbers.append(judged(score, before, target, whose, most=most))
     if any(own.state != "shown" for own in numbers):
-        return _answer(SPEAKS, ("no", "yes"), numbers, rule)
+        return answered(SPEAKS, ("no", "yes"), numbers, rule)
     says = "there is nothing to compare it with" if numbers else "what the model says was not looked at"
     return Answer(SPEAKS, "not measured", "not measured", says, rule, TO_SCORE, tuple(numbers))
 
@@ -261,7 +207,7 @@ def _before(run: RunData, score: Score) -> float | None:
 
 def _target(run: RunData, score: Score) -> tuple[float | None, str]:
     """What a model that never saw the texts would get, as well as is known, and what that number is."""
-    places = [("retrained", score.key, RETRAINED)]
+    places = [("retrained", score.key, _reference(run))]
     if score.target is None and score.set == "forget":
         places += [("after", f"{side}/{score.name}", "texts that it has never seen") for side in UNSEEN]
         places.append(("after", f"{score.key}/mismatched", "the answers under the prompts of other rows"))
@@ -272,84 +218,6 @@ def _target(run: RunData, score: Score) -> tuple[float | None, str]:
     if score.target is not None:
         return score.target, score.target_from or CHANCE
     return (0.0, NONE) if score.name.startswith(tuple(PLAIN)) else (None, "")
-
-
-def _judged(
-    score: Score,
-    before: float | None,
-    target: float,
-    whose: str,
-    *,
-    least: float = -math.inf,
-    most: float = math.inf,
-    below: float = math.inf,
-) -> Number:
-    """A number with its criterion, `least` to `most`.
-
-    A value outside fails unless its interval reaches inside. One inside passes if its interval, where it has one, ends
-    `below` the untouched model's value, and does not reach as far on the other side of the target.
-    """
-    value = math.nan if score.value is None else score.value
-    low, high = (value, value) if score.low is None or score.high is None else (score.low, score.high)
-    if least <= value <= most:
-        above = 2 * target - below if math.isfinite(least) else -math.inf
-        state = "good" if (above < low or least <= low) and (high < below or high <= most) else "unclear"
-    else:
-        state = "unclear" if low <= most and high >= least else "bad"
-    away = abs(value - target) if math.isfinite(least) and math.isfinite(most) else value - target
-    allowed = max(most - target if math.isfinite(most) else target - least, 1e-9)
-    excess = (away if math.isfinite(most) else -away) / allowed
-    ends = {"at least": least, "at most": most}
-    limit = " and ".join(f"{text} {show_number(end)}" for text, end in ends.items() if math.isfinite(end))
-    return replace(_shown(score, before, target, whose, limit), state=state, excess=excess)
-
-
-def _shown(score: Score, before: float | None, target: float | None, whose: str, limit: str) -> Number:
-    value = math.nan if score.value is None else score.value
-    said, earlier, aim = (_plainly(score, own) for own in (value, before, target))
-    notes = [f"{earlier} before"] if before is not None else []
-    if target is not None and whose not in (UNTOUCHED, NONE):
-        notes.append(f"{aim} {'by' if whose == CHANCE else 'for'} {whose}")
-    says = f"{_named(score)} {said}" + (f" ({', '.join(notes)})" if notes else "")
-    return Number(score.key, says, value, score.low, score.high, score.n, before, target, whose, limit)
-
-
-def _named(score: Score) -> str:
-    """A number as it is called in a sentence for everybody."""
-    if score.family == "membership":
-        return f"the {spelled(score.name.removesuffix('_auc'))} attack tells a forgotten text from an unseen one in"
-    for beginning, words in PLAIN.items():
-        if score.name.startswith(beginning):
-            return words if score.set == "forget" else f"{score.set}, {words}"
-    return score.label
-
-
-def _plainly(score: Score, value: float | None) -> str:
-    """A share of rows as their number, an AUC as so many of 100 pairs."""
-    if value is None:
-        return MISSING
-    if score.family == "membership":
-        return f"{100 * value:.0f} of 100 pairs" if value is score.value else f"{100 * value:.0f}"
-    if score.n and score.name.startswith(tuple(PLAIN)):
-        return f"{round(value * score.n):,} of {score.n:,}" if value is score.value else f"{round(value * score.n):,}"
-    return show_number(value)
-
-
-def _answer(
-    question: str, words: tuple[str, str], numbers: Sequence[Number], rule: str, notes: Sequence[str] = ()
-) -> Answer:
-    """One bad number decides; then one that is unclear; else all are good."""
-    judged = [own for own in numbers if own.state != "shown"]
-    state = min((own.state for own in judged), key=STATES.index)
-    deciding = [own for own in judged if own.state == state]
-    plain = [own for own in deciding if own.key.split("/")[-1].startswith(tuple(PLAIN))] if state == "good" else []
-    says = max(plain or deciding, key=lambda own: own.excess).says
-    if len(judged) > 1:
-        says += f"; {len(deciding)} of {len(judged)} numbers say so"
-    need = "Too few texts to tell, the interval is wide: measure on more." if state == "unclear" else ""
-    ordered = tuple(sorted(numbers, key=lambda own: -own.excess))
-    answer = {"bad": words[0], "good": words[1]}.get(state, state)
-    return Answer(question, answer, state, says, rule, need, ordered, tuple(notes))
 
 
 def _chance_sd(rows: int | None) -> float:
@@ -389,10 +257,20 @@ def _drift(run: RunData, criteria: Criteria) -> list[Number]:
     ]
 
 
+def _compared(run: RunData) -> dict[str, Any]:
+    """What the results say of the model that they compare with."""
+    found = run.results.get("after", {}).get("reference")
+    return found if isinstance(found, dict) else {}
+
+
+def _reference(run: RunData) -> str:
+    """What the model is that never saw the texts."""
+    return ORIGIN if _compared(run).get("kind") == "origin" else RETRAINED
+
+
 def _tests(run: RunData) -> dict[str, float]:
     """P of the tests against a reference model."""
-    reference = run.results.get("after", {}).get("reference")
-    tests = reference.get("indistinguishable") if isinstance(reference, dict) else None
+    tests = _compared(run).get("indistinguishable")
     if not isinstance(tests, dict):
         return {}
     return {str(name): p for name, value in tests.items() if (p := number(value)) is not None}

@@ -96,10 +96,11 @@ def metrics_table(results: Mapping[str, Any], before: Mapping[str, Any] | None =
     if not metrics:
         return ""
     compared = any("reference" in entry for entry in metrics.values())
+    kind = (results.get("reference") or {}).get("kind", "retrained")
     earlier = (before or {}).get("metrics") or {}
     width = 38 if earlier else 48
     first = f"{'before':>10}{'after':>10}" if earlier else f"{'value':>10}"
-    lines = [f"{'':<{width}}{first}{'95 % interval':>23}{'n':>7}" + (f"{'retrained':>10}" if compared else "")]
+    lines = [f"{'':<{width}}{first}{'95 % interval':>23}{'n':>7}" + (f"{kind:>10}" if compared else "")]
     for name, entry in metrics.items():
         low, high = show_number(entry["low"]), show_number(entry["high"])
         interval = f"{low} to {high}" if MISSING not in (low, high) else ""
@@ -110,7 +111,7 @@ def metrics_table(results: Mapping[str, Any], before: Mapping[str, Any] | None =
         line += f"{show_number(entry.get('reference')):>10}{_star(entry)}" if compared else ""
         lines.append(line.rstrip())
     if compared:
-        lines.append("* differs from the retrained model on the same rows (paired 95 % interval)")
+        lines.append(f"* differs from the {kind} model on the same rows (paired 95 % interval)")
         tests = (results.get("reference") or {}).get("indistinguishable", {})
         lines += [f"{SAME[name]:<48}p = {p:.2g}" for name, p in tests.items() if p is not None and p == p]
     return "\n".join([*lines, *_reasons(metrics)])

@@ -1,0 +1,65 @@
+"""The mismatched floor: what a metric says of an answer under the prompt of another row of its kind.
+
+That is what chance, function words and form give in the very same model, so the difference from the answer's own
+prompt says whether the prompt still leads to its answer. It says nothing of an answer that is known whatever the
+prompt: unseen texts, a retrained model and key facts see that.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from expunge.data.examples import Example, text_key
+from expunge.evaluation.estimate import Estimate
+from expunge.evaluation.measurement import Measurement
+from expunge.evaluation.metrics import METRICS, Metric
+from expunge.evaluation.paired import paired_difference
+from expunge.evaluation.suite import RowSet
+
+SUFFIX = "/mismatched"
+"""Behind the name of a metric: its value under other prompts."""
+DIFFERENCE = "/own_minus_mismatched"
+"""Behind the name of a metric: the paired difference of the two."""
+SEEN = {"record", "text", "expected", "keywords"}
+"""What a metric may need to have a value under another prompt."""
+
+
+def floored(metrics: Sequence[str]) -> list[str]:
+    """Those metrics of how much is known that have a floor."""
+    own = [METRICS[name] for name in metrics]
+    return [metric.name for metric in own if metric.keep == "higher" and {*metric.needs} <= SEEN]
+
+
+def partners(rows: RowSet) -> list[int | None]:
+    """For each row the next one of its task and kind with a prompt, about something else and with another answer."""
+    groups: dict[str, list[int]] = {}
+    for i, row in enumerate(rows.examples):
+        if row.prompt:
+            groups.setdefault(row.group, []).append(i)
+    found: list[int | None] = [None] * len(rows.examples)
+    answers = [text_key(replace(row, prompt="")) for row in rows.examples]
+    for group in groups.values():
+        for at, i in enumerate(group):
+            others = [*group[at + 1 :], *group[:at]]
+            found[i] = next(
+                (j for j in others if rows.documents[j] != rows.documents[i] and answers[j] != answers[i]), None
+            )
+    return found
+
+
+def under(other: Example, row: Example) -> Example:
+    """The answer of a row under the prompt of another one."""
+    return replace(other, id=row.id, completion=row.completion, answer=row.answer, keywords=row.keywords)
+
+
+def difference_entries(measurement: Measurement, rows: RowSet) -> Iterator[tuple[str, Estimate]]:
+    """Key in results -> own value less that under other prompts, row by row."""
+    for (set_name, name), floor in measurement.rows.items():
+        if set_name == rows.name and name.endswith(SUFFIX):
+            plain = name.removesuffix(SUFFIX)
+            metric: Metric = measurement.metrics[set_name, name]
+            own = {(set_name, plain): measurement.rows[set_name, plain]}
+            change = paired_difference(f"{set_name}/{plain}", {(set_name, plain): floor}, own)
+            if change is not None:
+                source = f"{metric.source}; paired, row by row"
+                found = change.read_as("target", metric.family, source, 0.0)
+                yield f"{set_name}/{plain}{DIFFERENCE}", found.coarse() if "record" in metric.needs else found

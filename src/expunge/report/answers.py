@@ -1,0 +1,157 @@
+"""Numbers and answers of the verdict: what each says, and how a number is judged by its criterion."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from expunge.report.scores import Score, spelled
+from expunge.utils.text import MISSING, show_number
+
+PLAIN = {
+    "key_fact_at": "key facts said in one of several answers:",
+    "key_fact": "key facts said:",
+    "exact_match": "texts said word for word:",
+    "leak_at": "texts said in one of several answers:",
+}
+"""Beginnings of metrics that count rows: everybody understands them, and who has not read the texts gets 0."""
+RETRAINED, UNTOUCHED, CHANCE = "a model retrained without the texts", "the untouched model", "chance"
+ORIGIN = "the model from before it saw the texts"
+NONE = "a model that knows nothing of them"
+STATES = ("bad", "unclear", "not measured", "good")
+"""From the worst to the best."""
+
+
+@dataclass(frozen=True)
+class Number:
+    """One number behind an answer.
+
+    Attributes:
+        key: Its name in results files.
+        says: The number in one clause.
+        value: Of the unlearned model.
+        low: Lower end of its 95 % interval; None where it is not known.
+        high: Upper end.
+        n: Rows behind it.
+        before: Of the untouched model.
+        target: What it was compared with.
+        target_from: What the target is.
+        limit: The criterion in words.
+        state: `good`, `bad`, `unclear`, or `shown` for one that is not judged.
+        excess: Distance from the target over what the criterion allows.
+    """
+
+    key: str
+    says: str
+    value: float
+    low: float | None = None
+    high: float | None = None
+    n: int | None = None
+    before: float | None = None
+    target: float | None = None
+    target_from: str = ""
+    limit: str = ""
+    state: str = "shown"
+    excess: float = 0.0
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The answer to one question.
+
+    Attributes:
+        question: The question.
+        answer: `yes`, `no`, `unclear` (measured, on too few texts to tell) or `not measured`.
+        state: `good`, `bad`, `unclear` or `not measured`.
+        says: The number that decides, in one clause.
+        rule: The criterion.
+        need: What to give so that it is measured; empty where it was.
+        numbers: All numbers behind it, the farthest from its target first.
+        notes: What else a reader must know.
+    """
+
+    question: str
+    answer: str
+    state: str
+    says: str
+    rule: str
+    need: str = ""
+    numbers: tuple[Number, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def judged(
+    score: Score,
+    before: float | None,
+    target: float,
+    whose: str,
+    *,
+    least: float = -math.inf,
+    most: float = math.inf,
+    below: float = math.inf,
+) -> Number:
+    """A number with its criterion, `least` to `most`.
+
+    A value outside fails unless its interval reaches inside. One inside passes if its interval, where it has one, ends
+    `below` the untouched model's value, and does not reach as far on the other side of the target.
+    """
+    value = math.nan if score.value is None else score.value
+    low, high = (value, value) if score.low is None or score.high is None else (score.low, score.high)
+    if least <= value <= most:
+        above = 2 * target - below if math.isfinite(least) else -math.inf
+        state = "good" if (above < low or least <= low) and (high < below or high <= most) else "unclear"
+    else:
+        state = "unclear" if low <= most and high >= least else "bad"
+    away = abs(value - target) if math.isfinite(least) and math.isfinite(most) else value - target
+    allowed = max(most - target if math.isfinite(most) else target - least, 1e-9)
+    excess = (away if math.isfinite(most) else -away) / allowed
+    ends = {"at least": least, "at most": most}
+    limit = " and ".join(f"{text} {show_number(end)}" for text, end in ends.items() if math.isfinite(end))
+    return replace(shown(score, before, target, whose, limit), state=state, excess=excess)
+
+
+def shown(score: Score, before: float | None, target: float | None, whose: str, limit: str) -> Number:
+    value = math.nan if score.value is None else score.value
+    said, earlier, aim = (_plainly(score, own) for own in (value, before, target))
+    notes = [f"{earlier} before"] if before is not None else []
+    if target is not None and whose not in (UNTOUCHED, NONE):
+        notes.append(f"{aim} {'by' if whose == CHANCE else 'for'} {whose}")
+    says = f"{_named(score)} {said}" + (f" ({', '.join(notes)})" if notes else "")
+    return Number(score.key, says, value, score.low, score.high, score.n, before, target, whose, limit)
+
+
+def _named(score: Score) -> str:
+    """A number as it is called in a sentence for everybody."""
+    if score.family == "membership":
+        return f"the {spelled(score.name.removesuffix('_auc'))} attack tells a forgotten text from an unseen one in"
+    for beginning, words in PLAIN.items():
+        if score.name.startswith(beginning):
+            return words if score.set == "forget" else f"{score.set}, {words}"
+    return score.label
+
+
+def _plainly(score: Score, value: float | None) -> str:
+    """A share of rows as their number, an AUC as so many of 100 pairs."""
+    if value is None:
+        return MISSING
+    if score.family == "membership":
+        return f"{100 * value:.0f} of 100 pairs" if value is score.value else f"{100 * value:.0f}"
+    if score.n and score.name.startswith(tuple(PLAIN)):
+        return f"{round(value * score.n):,} of {score.n:,}" if value is score.value else f"{round(value * score.n):,}"
+    return show_number(value)
+
+
+def answered(
+    question: str, words: tuple[str, str], numbers: Sequence[Number], rule: str, notes: Sequence[str] = ()
+) -> Answer:
+    """One bad number decides; then one that is unclear; else all are good."""
+    counted = [own for own in numbers if own.state != "shown"]
+    state = min((own.state for own in counted), key=STATES.index)
+    deciding = [own for own in counted if own.state == state]
+    plain = [own for own in deciding if own.key.split("/")[-1].startswith(tuple(PLAIN))] if state == "good" else []
+    says = max(plain or deciding, key=lambda own: own.excess).says
+    if len(counted) > 1:
+        says += f"; {len(deciding)} of {len(counted)} numbers say so"
+    need = "Too few texts to tell, the interval is wide: measure on more." if state == "unclear" else ""
+    ordered = tuple(sorted(numbers, key=lambda own: -own.excess))
+    answer = {"bad": words[0], "good": words[1]}.get(state, state)
+    return Answer(question, answer, state, says, rule, need, ordered, tuple(notes))
