@@ -1,6 +1,7 @@
 """Figures and tables as files, and the numbers that they draw."""
 
 import json
+import math
 import re
 from pathlib import Path
 
@@ -129,7 +130,7 @@ def column(kind: str, *cells: Cell) -> Column:
 
 def rows_of(*columns: Column) -> list[Row]:
     keys = dict.fromkeys(key for own in columns for key in own.cells)
-    return [Row(Score(key, 0.0), [own.cells[key] for own in columns]) for key in keys]
+    return [Row(Score(0.0, key=key), [own.cells[key] for own in columns]) for key in keys]
 
 
 @pytest.mark.parametrize("value", [1e300, -1e300, 1e-300, -5.0, 0.0])
@@ -140,14 +141,14 @@ def test_numbers_of_any_size_can_be_drawn(value):
 
 
 def test_the_same_numbers_give_the_same_files(tmp_path):
-    own = column("after", Cell(0.5, 0.4, 0.6, 3, None, [0.5]))
+    own = column("after", Cell(0.5, 0.4, 0.6, 3, each=[0.5]))
     with style():
         first, second = (save(figures.dots("u", "U", [own], rows_of(own)).figure, tmp_path / "x") for _ in range(2))
     assert first == second
 
 
 def test_pooled_numbers_in_latex_have_their_spread():
-    pooled = column("after", Cell(0.5, 0.4, 0.6, 3, 0.1, [0.4, 0.5, 0.6]), Cell(None))
+    pooled = column("after", Cell(0.5, 0.4, 0.6, 3, runs=3, std=0.1, each=[0.4, 0.5, 0.6]), Cell(math.nan))
     plain = column("before", Cell(0.7), Cell(1.0, 0.9, 1.0))
     table = latex_table([plain, pooled], {"utility": rows_of(plain, pooled)})
     assert r"0.700 & 0.500 $\pm$ 0.100 \\" in table
@@ -264,9 +265,9 @@ def test_colours_stand_out_from_white(color):
 
 
 def test_rows_of_other_sizes_get_an_axis_of_their_own_or_none():
-    unit = Row(Score("utility/a", 0.0), [Cell(0.5, 0.4, 1.0)])
-    loss = Row(Score("utility/b", 0.0), [Cell(4.0, 3.0, 5.3)])
-    huge = Row(Score("utility/c", 0.0), [Cell(9e4)])
+    unit = Row(Score(0.0, key="utility/a"), [Cell(0.5, 0.4, 1.0)])
+    loss = Row(Score(0.0, key="utility/b"), [Cell(4.0, 3.0, 5.3)])
+    huge = Row(Score(0.0, key="utility/c"), [Cell(9e4)])
     first, second = scales("utility", [unit, loss], whole=True)
     assert (first.rows, first.low, first.high) == ([unit], 0.0, 1.0)
     assert (second.rows, second.low, second.high) == ([loss], 0.0, 6.0)
@@ -289,7 +290,7 @@ def test_names_with_dollars_are_no_formulas(tmp_path):
     name = "$\\frac{1}{0}$"
     own = column("after", Cell(0.5))
     with style():
-        drawn = figures.dots("u", "u", [own], [Row(Score(f"utility/{name}", 0.5), [Cell(0.5)])])
+        drawn = figures.dots("u", "u", [own], [Row(Score(0.5, key=f"utility/{name}"), [Cell(0.5)])])
         svg = save(drawn.figure, tmp_path / "x")[1][1].decode()
     assert name in texts(drawn.figure)
     assert name in re.sub(r"<[^>]+>", "", svg)

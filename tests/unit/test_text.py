@@ -33,7 +33,7 @@ def test_latex_signs_in_names_are_written_out():
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"value": None}, "--"),
+        ({"value": math.nan}, "--"),
         ({"value": 0.5}, "0.500"),
         ({"value": -3e-7}, r"$-3.0 \cdot 10^{-7}$"),
         ({"value": 0.5, "std": 0.1, "bold": True}, r"\textbf{0.500 $\pm$ 0.100}"),

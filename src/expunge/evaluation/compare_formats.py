@@ -73,15 +73,9 @@ def as_latex(comparison: Comparison) -> str:
         [
             latex.escaped(printable(row.metric)) + _direction(row, latex.ARROWS, lambda target: rf"$\to {target}$"),
             *(
-                latex.cell(
-                    _known(cell.value),
-                    low=_known(cell.low),
-                    high=_known(cell.high),
-                    std=_known(cell.std),
-                    bold=place == row.best,
-                )
+                latex.cell(cell.value, low=cell.low, high=cell.high, std=cell.std, bold=place == row.best)
                 if cell
-                else latex.cell(None)
+                else latex.cell(NAN)
                 for place, cell in enumerate(row.cells)
             ),
         ]

@@ -57,6 +57,11 @@ class Estimate:
         """Whether there is an interval."""
         return not (math.isnan(self.low) or math.isnan(self.high))
 
+    @property
+    def differs(self) -> bool:
+        """Whether the interval of the paired difference from the reference leaves out 0."""
+        return self.difference is not None and (self.difference.low > 0 or self.difference.high < 0)
+
     def read_as(self, direction: str | None, family: str, source: str, target: float | None = None) -> "Estimate":
         """The same number with how to read it."""
         return replace(self, direction=direction, family=family, source=source, target=target)

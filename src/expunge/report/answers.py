@@ -94,8 +94,7 @@ def judged(
     A value outside fails unless its interval reaches inside. One inside passes if its interval, where it has one, ends
     `below` the untouched model's value, and does not reach as far on the other side of the target.
     """
-    value = math.nan if score.value is None else score.value
-    low, high = (value, value) if score.low is None or score.high is None else (score.low, score.high)
+    value, low, high = score.value, *((score.low, score.high) if score.bounded else (score.value, score.value))
     if least <= value <= most:
         above = 2 * target - below if math.isfinite(least) else -math.inf
         state = "good" if (above < low or least <= low) and (high < below or high <= most) else "unclear"
@@ -110,13 +109,14 @@ def judged(
 
 
 def shown(score: Score, before: float | None, target: float | None, whose: str, limit: str) -> Number:
-    value = math.nan if score.value is None else score.value
+    value = score.value
+    low, high = (score.low, score.high) if score.bounded else (None, None)
     said, earlier, aim = (_plainly(score, own) for own in (value, before, target))
     notes = [f"{earlier} before"] if before is not None else []
     if target is not None and whose not in (UNTOUCHED, NONE):
         notes.append(f"{aim} {'by' if whose == CHANCE else 'for'} {whose}")
     says = f"{_named(score)} {said}" + (f" ({', '.join(notes)})" if notes else "")
-    return Number(score.key, says, value, score.low, score.high, score.n, before, target, whose, limit)
+    return Number(score.key, says, value, low, high, score.n, before, target, whose, limit)
 
 
 def _named(score: Score) -> str:

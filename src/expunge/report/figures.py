@@ -210,8 +210,8 @@ def _place(scores: Mapping[str, Score]) -> tuple[float, float] | None:
     """Mean of what is still known of the forget set and mean of what is kept, of metrics between 0 and 1."""
     pair = []
     for choose in (knowledge, kept):
-        found = [own for own in choose(scores).values() if own.value is not None and 0 <= own.value <= 1]
-        values = [own.value or 0.0 for own in found if not own.task] or [own.value or 0.0 for own in found]
+        found = [own for own in choose(scores).values() if 0 <= own.value <= 1]
+        values = [own.value for own in found if not own.task] or [own.value for own in found]
         if not values:
             return None
         pair.append(sum(values) / len(values))
@@ -230,10 +230,10 @@ def dots(family: str, title: str, columns: Sequence[Column], rows: Sequence[Row]
         ys, xs, bars = [], [], []
         for y, row in enumerate(rows):
             cell = row.cells[i]
-            if cell.value is not None:
+            if cell.known:
                 ys.append(y + (i - (len(columns) - 1) / 2) * step)
                 xs.append(cell.value)
-                low, high = (cell.value if end is None else end for end in (cell.low, cell.high))
+                low, high = (cell.low, cell.high) if cell.bounded else (cell.value, cell.value)
                 bars.append((max(0.0, cell.value - low), max(0.0, high - cell.value)))
         if xs:
             hollow = "none" if column.kind == "before" else color

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from expunge.evaluation.estimate import NAN, Estimate
 from expunge.report.run_data import RunData
 from expunge.report.scores import FAMILIES, Score
 
@@ -35,31 +36,19 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One score of one column: of a single model, or the mean of several.
+class Cell(Estimate):
+    """One score of one column: of a single model, or the mean of several, give or take one standard deviation.
 
     Attributes:
-        value: The number or the mean; None where there is none.
-        low: Lower end of the 95 % interval of a single model; of several, the mean less one standard deviation.
-        high: The upper end likewise.
-        n: Rows behind it.
-        std: Standard deviation over models (n - 1); None for one.
         each: Every model's value.
-        differs: Whether it differs from the reference on the same rows; of several models, whether any does.
-        reason: Why there is no number, or no interval.
+        starred: Whether it differs from the reference on the same rows; of several models, whether any does.
     """
 
-    value: float | None
-    low: float | None = None
-    high: float | None = None
-    n: int | None = None
-    std: float | None = None
     each: Sequence[float] = ()
-    differs: bool = False
-    reason: str = ""
+    starred: bool = False
 
 
-NOT_THERE = Cell(None, reason="not in its results")
+NOT_THERE = Cell(NAN, reason="not in its results")
 
 
 @dataclass(frozen=True)
@@ -201,7 +190,7 @@ def _shared(runs: Sequence[RunData], role: str) -> dict[str, dict[str, Score]]:
 
 
 def _values(found: Mapping[str, Score]) -> dict[str, float | None]:
-    return {key: score.value for key, score in found.items()}
+    return {key: score.ends()["value"] for key, score in found.items()}
 
 
 def _column(title: str, kind: str, color: int, models: list[dict[str, Score]]) -> Column:
@@ -211,11 +200,11 @@ def _column(title: str, kind: str, color: int, models: list[dict[str, Score]]) -
 
 
 def _cell(found: list[Score]) -> Cell:
-    values = [score.value for score in found if score.value is not None]
-    first = found[0]
-    if not values:
-        return Cell(None, n=first.n, reason=first.reason or "not measured")
-    if len(values) == 1:
-        return Cell(values[0], first.low, first.high, first.n, None, values, first.differs, first.reason)
-    mean, std = statistics.fmean(values), statistics.stdev(values)
-    return Cell(mean, mean - std, mean + std, first.n, std, values, any(score.differs for score in found))
+    known = [score for score in found if score.known]
+    each, starred = [score.value for score in known], any(score.differs for score in known)
+    own = (known or found)[0]
+    if len(known) > 1:
+        mean, std = statistics.fmean(each), statistics.stdev(each)
+        return Cell(mean, mean - std, mean + std, own.n, runs=len(each), std=std, each=each, starred=starred)
+    reason = own.reason or ("" if known else "not measured")
+    return Cell(own.value, own.low, own.high, own.n, reason, each=each, starred=starred)

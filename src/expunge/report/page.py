@@ -135,7 +135,7 @@ def _context(groups: Sequence[Group], drawings: Drawings) -> dict[str, Any]:
         "columns": columns,
         "scales": [scale for name, rows in families.items() for scale in scales(name, rows, whole=True)],
         "task_scales": [scale for name, rows in families.items() for scale in scales(name, rows, whole=False)],
-        "starred": any(cell.differs for rows in families.values() for row in rows for cell in row.cells),
+        "starred": any(cell.starred for rows in families.values() for row in rows for cell in row.cells),
         "losses": details.losses(groups),
         "stopped": details.stops(groups),
         "drawings": drawings,
@@ -183,19 +183,19 @@ def _extent(row: Row) -> list[float]:
     """All numbers of a row that its axis must hold."""
     found: list[float] = []
     for cell in row.cells:
-        ends = () if cell.std is not None or cell.low is None or cell.high is None else (cell.low, cell.high)
-        found += [*(cell.each or ([] if cell.value is None else [cell.value])), *ends]
+        ends = (cell.low, cell.high) if cell.bounded and cell.runs == 1 else ()
+        found += [*(cell.each or ([cell.value] if cell.known else ())), *ends]
     return found
 
 
 def cell_text(cell: Cell, runs: int = 1) -> tuple[str, str]:
     """A cell's value, and its interval or spread (with the number of runs where it is not all), or why it has none."""
-    if cell.value is None:
+    if not cell.known:
         return MISSING, cell.reason
-    if cell.std is not None:
+    if cell.runs > 1:
         fewer = f", {len(cell.each)} runs" if len(cell.each) < runs else ""
         return show_number(cell.value), f"± {_bound(cell.std, cell.value)}{fewer}"
-    if cell.low is None or cell.high is None:
+    if not cell.bounded:
         return show_number(cell.value), cell.reason and f"no interval: {cell.reason}"
     return show_number(cell.value), f"{_bound(cell.low, cell.value)} to {_bound(cell.high, cell.value)}"
 

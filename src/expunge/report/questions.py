@@ -91,7 +91,7 @@ def recognisable(run: RunData, criteria: Criteria) -> Answer:
     )
     numbers = []
     for score in _whole(run.scores.get("after", {})):
-        if score.family == "membership" and score.name.endswith("auc") and score.value is not None:
+        if score.family == "membership" and score.name.endswith("auc") and score.known:
             before, (target, whose) = _before(run, score), _target(run, score)
             if target is None or whose == CHANCE:
                 target, whose = criteria.target_auc, CHANCE
@@ -202,7 +202,7 @@ def _whole(scores: dict[str, Score]) -> list[Score]:
 
 def _before(run: RunData, score: Score) -> float | None:
     earlier = run.scores.get("before", {}).get(score.key)
-    return earlier.value if earlier else None
+    return earlier.value if earlier and earlier.known else None
 
 
 def _target(run: RunData, score: Score) -> tuple[float | None, str]:
@@ -213,7 +213,7 @@ def _target(run: RunData, score: Score) -> tuple[float | None, str]:
         places.append(("after", f"{score.key}/mismatched", "the answers under the prompts of other rows"))
     for role, key, text in places:
         found = run.scores.get(role, {}).get(key)
-        if found and found.value is not None:
+        if found and found.known:
             return found.value, text
     if score.target is not None:
         return score.target, score.target_from or CHANCE
@@ -232,17 +232,16 @@ def _drift(run: RunData, criteria: Criteria) -> list[Number]:
     as many texts, and only if what the adapter does to each text was not measured.
     """
     after = run.scores.get("after", {}).values()
-    unseen = [own for own in after if own.set in UNSEEN and own.name.endswith("nll") and own.value]
-    drifts = [own for own in after if own.family == "drift" and own.target == 0 and own.value is not None]
+    unseen = [own for own in after if own.set in UNSEEN and own.name.endswith("nll") and own.known and own.value]
+    drifts = [own for own in after if own.family == "drift" and own.target == 0 and own.known]
     pair = losses_of(run, "holdout")
     changes = [("holdout/loss", *pair)] if pair and pair[0] > 0 else []
     for own in unseen:
         before = run.scores.get("before", {}).get(own.key)
-        now = own.value or 0.0
-        if drifts and own is unseen[0] and now > (drifts[0].value or 0.0):
-            changes.append((drifts[0].key, now - (drifts[0].value or 0.0), now))
-        elif not drifts and before and before.value and before.n == own.n:
-            changes.append((own.key, before.value, now))
+        if drifts and own is unseen[0] and own.value > drifts[0].value:
+            changes.append((drifts[0].key, own.value - drifts[0].value, own.value))
+        elif not drifts and before and before.known and before.value and before.n == own.n:
+            changes.append((own.key, before.value, own.value))
     if not changes:
         return []
     key, was, now = max(changes, key=lambda change: abs(change[2] / change[1] - 1))

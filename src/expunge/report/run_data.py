@@ -162,7 +162,7 @@ def _foreign(role: str, results: Mapping[str, Any], run: RunData, adapter: str |
 def _add_named_reference(run: RunData) -> None:
     """The scores of a reference model: those that the file of the unlearned model names, then its own file's."""
     named = {
-        key: score.of_reference for key, score in run.scores.get("after", {}).items() if score.reference is not None
+        key: score.of_reference for key, score in run.scores.get("after", {}).items() if not math.isnan(score.reference)
     }
     if named or "retrained" in run.scores:
         run.scores["retrained"] = named | run.scores.get("retrained", {})

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from expunge.evaluation.estimate import Estimate
+from expunge.evaluation.estimate import NAN, Estimate
 from expunge.evaluation.results import measured_metrics
 from expunge.utils.text import show_number
 
@@ -39,38 +39,16 @@ GENERAL = ("quiz", "mmlu")
 
 
 @dataclass(frozen=True)
-class Score:
-    """One number of a results file.
+class Score(Estimate):
+    """One number of a results file with its name.
 
     Attributes:
         key: `<set>/<metric>` or `<set>/<metric>/<task>`.
-        value: The number; None where nothing could be measured.
-        low: Lower end of the 95 % interval; None where it is not known.
-        high: Its upper end.
-        n: Rows behind it.
-        direction: `higher`, `lower` or `target`: which values are good; None where neither is.
-        target: The value to come close to, if there is one.
         target_from: What the target is, in words, where the file says so.
-        family: What it looks at; a key of `FAMILIES` as a rule.
-        source: Paper or repository.
-        reference: The value of the reference model, where the file names it.
-        differs: Whether the paired interval of the difference from the reference leaves out 0.
-        reason: Why there is no number.
     """
 
-    key: str
-    value: float | None
-    low: float | None = None
-    high: float | None = None
-    n: int | None = None
-    direction: str | None = "higher"
-    target: float | None = None
+    key: str = ""
     target_from: str = ""
-    family: str = "official"
-    source: str = ""
-    reference: float | None = None
-    differs: bool = False
-    reason: str = ""
 
     @property
     def set(self) -> str:
@@ -101,16 +79,16 @@ class Score:
     @property
     def text(self) -> str:
         """Value and interval, or why there is none."""
-        if self.value is None:
+        if not self.known:
             return f"{show_number(None)} ({self.reason or 'not measured'})"
-        if self.low is None or self.high is None:
+        if not self.bounded:
             return show_number(self.value)
         return f"{show_number(self.value)} (95% interval {show_number(self.low)} to {show_number(self.high)})"
 
     @property
     def of_reference(self) -> "Score":
         """The score of the reference model that this one names."""
-        return replace(self, value=self.reference, low=None, high=None, n=None, reference=None, differs=False)
+        return replace(self, value=self.reference, low=NAN, high=NAN, n=None, reference=NAN, difference=None)
 
 
 def number(value: Any) -> float | None:
@@ -134,22 +112,9 @@ def read_scores(results: Mapping[str, Any], path: str | Path = "results file") -
 
 
 def _score(key: str, found: Estimate, target_from: str) -> Score:
-    difference = found.difference
-    return Score(
-        key,
-        number(found.value),
-        number(found.low),
-        number(found.high),
-        found.n,
-        found.direction,
-        number(found.target),
-        target_from,
-        found.family or "official",
-        found.source,
-        number(found.reference),
-        difference is not None and (difference.low > 0 or difference.high < 0),
-        found.reason or ("there are no rows of this kind" if found.n == 0 else ""),
-    )
+    score = Score(**vars(found), key=key, target_from=target_from)
+    reason = found.reason or ("there are no rows of this kind" if found.n == 0 else "")
+    return replace(score, family=found.family or "official", reason=reason)
 
 
 def knowledge(scores: Mapping[str, Score]) -> dict[str, Score]:
@@ -161,7 +126,7 @@ def knowledge(scores: Mapping[str, Score]) -> dict[str, Score]:
         and score.direction == "lower"
         and score.family in ("memorization", "text", "official")
         and not score.name.startswith(SPEECH)
-        and score.value is not None
+        and score.known
     }
 
 
@@ -171,7 +136,7 @@ def kept(scores: Mapping[str, Score]) -> dict[str, Score]:
         key: score
         for key, score in scores.items()
         if score.direction == "higher"
-        and score.value is not None
+        and score.known
         and score.family != "membership"
         and not score.name.startswith(SPEECH)
         and score.set != "forget"
@@ -181,7 +146,7 @@ def kept(scores: Mapping[str, Score]) -> dict[str, Score]:
 
 def speech(scores: Mapping[str, Score]) -> dict[str, Score]:
     """What says how well the model still speaks, whatever it is asked."""
-    return {key: score for key, score in scores.items() if score.name.startswith(SPEECH) and score.value is not None}
+    return {key: score for key, score in scores.items() if score.name.startswith(SPEECH) and score.known}
 
 
 def spelled(name: str) -> str:

@@ -110,9 +110,9 @@ def write_cards(runs: Sequence[str | Path]) -> list[Path]:
 def scored_card(run: RunData) -> str:
     """The card with what results files say, over all tasks."""
     scores = [
-        card.Score(key, score.label, ARROWS.get(score.direction or "", ""), score.value, _shown(run, key))
+        card.Line(key, score.label, ARROWS.get(score.direction or "", ""), score.value, _shown(run, key))
         for key, score in run.scores["after"].items()
-        if score.value is not None and not score.task
+        if score.known and not score.task
     ]
     benchmark = str(run.results["after"]["benchmark"])
     return card.model_card(run.manifest, benchmark=benchmark, scores=scores, verdict=verdict(run).sentence)
@@ -176,5 +176,6 @@ def _latex_line(row: Row) -> list[str]:
 
 
 def _latex_cell(cell: Cell) -> str:
-    low, high = (None, None) if cell.std is not None else (cell.low, cell.high)
-    return latex.cell(cell.value, low=low, high=high, std=cell.std)
+    return (
+        latex.cell(cell.value, std=cell.std) if cell.runs > 1 else latex.cell(cell.value, low=cell.low, high=cell.high)
+    )

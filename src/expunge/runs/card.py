@@ -17,8 +17,8 @@ HIDDEN = {*SETS, "model", "data", "split", "columns", "output", "save_every", "r
 
 
 @dataclass(frozen=True)
-class Score:
-    """One measured number for the card.
+class Line:
+    """One line of the card's table of scores.
 
     Attributes:
         key: Its name in results files.
@@ -39,7 +39,7 @@ def model_card(
     manifest: Mapping[str, Any],
     *,
     benchmark: str = "",
-    scores: Sequence[Score] = (),
+    scores: Sequence[Line] = (),
     verdict: str = "",
 ) -> str:
     """The card of a finished run.
@@ -136,7 +136,7 @@ def model_card(
     )
 
 
-def _results(benchmark: str, scores: Sequence[Score], verdict: str) -> list[str]:
+def _results(benchmark: str, scores: Sequence[Line], verdict: str) -> list[str]:
     return [
         f"## Scores on {benchmark}",
         "",

@@ -1,5 +1,6 @@
 """LaTeX tables with the rules of booktabs."""
 
+import math
 from collections.abc import Iterable, Sequence
 
 from expunge.utils.text import show_number
@@ -22,15 +23,14 @@ def escaped(text: str) -> str:
 
 
 def cell(
-    value: float | None, *, low: float | None = None, high: float | None = None, std: float | None = None,
-    bold: bool = False,
-) -> str:  # fmt: skip
-    """A number, with its standard deviation and its interval in small brackets where they are given."""
-    if value is None:
+    value: float, *, low: float = math.nan, high: float = math.nan, std: float = math.nan, bold: bool = False
+) -> str:
+    """A number, with its standard deviation and its interval in small brackets; NaN stands for what is not known."""
+    if math.isnan(value):
         return "--"
-    text = _number(value) if std is None else rf"{_number(value)} $\pm$ {_number(std)}"
+    text = _number(value) if math.isnan(std) else rf"{_number(value)} $\pm$ {_number(std)}"
     text = rf"\textbf{{{text}}}" if bold else text
-    if low is None or high is None:
+    if math.isnan(low) or math.isnan(high):
         return text
     return rf"{text} {{\scriptsize [{_number(low)}, {_number(high)}]}}"
 
