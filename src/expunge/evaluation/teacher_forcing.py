@@ -42,10 +42,11 @@ def token_records(
         _, targets = target_index(batch, own, span)
         stats = token_stats(final_states(loaded, batch)[targets - 1], loaded.head, batch.flat_ids[targets])
         # One copy to the CPU: on another device each of them would wait.
-        logps, mean, var = torch.stack([stats.logps, stats.mean_logp, stats.var_logp]).double().cpu().numpy()
-        hits = stats.hits.cpu().numpy()
+        logps, mean, var, hits = (
+            torch.stack([stats.logps, stats.mean_logp, stats.var_logp, stats.hits]).double().cpu().numpy()
+        )
         ends = np.cumsum([len(row.targets(span)) for row in own])[:-1]
-        parts = zip(*(np.split(values, ends) for values in (logps, hits, mean, var)), strict=True)
+        parts = zip(*(np.split(values, ends) for values in (logps, hits > 0, mean, var)), strict=True)
         for index, row, part in zip(group, own, parts, strict=True):
             records[index] = TokenRecord(row.id, *part)
         if progress:

@@ -24,7 +24,7 @@ def plain_token_kl(hidden: Tensor, ref_hidden: Tensor, head: Head, direction: Di
 
 
 def token_logps_and_kl(
-    hidden: Tensor, ref_hidden: Tensor, head: Head, targets: Tensor, direction: Direction = "reverse"
+    hidden: Tensor, ref_hidden: Tensor, head: Head, targets: Tensor | None, direction: Direction = "reverse"
 ) -> tuple[Tensor, Tensor]:
     """Log-probability of each target and KL over the whole vocabulary, from one pass over the logits.
 
@@ -35,7 +35,8 @@ def token_logps_and_kl(
         hidden: `(num_tokens, hidden)`, the policy's final hidden states.
         ref_hidden: `(num_tokens, hidden)`, the reference's, which take no gradient.
         head: The frozen head.
-        targets: `(num_tokens,)` int64; -100 gives a log-probability of 0; the KL is computed all the same.
+        targets: `(num_tokens,)` int64; -100 gives a log-probability of 0; the KL is computed all the same. Without any,
+            all log-probabilities are 0.
         direction: `reverse` for KL(policy || reference), `forward` for KL(reference || policy).
 
     Returns:
@@ -50,20 +51,21 @@ def token_logps_and_kl(
 class _TokenLogpsAndKL(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, ref_hidden: Tensor, head: Head, targets: Tensor, direction: Direction
+        ctx: Any, hidden: Tensor, ref_hidden: Tensor, head: Head, targets: Tensor | None, direction: Direction
     ) -> tuple[Tensor, Tensor]:
         needs_grad = ctx.needs_input_grad[0]
-        logps = hidden.new_empty(hidden.shape[0], dtype=torch.promote_types(hidden.dtype, torch.float32))
+        logps = hidden.new_zeros(hidden.shape[0], dtype=torch.promote_types(hidden.dtype, torch.float32))
         kl = torch.empty_like(logps)
         logp_slopes = torch.zeros_like(hidden) if needs_grad else hidden.new_empty(0)
         kl_slopes = torch.empty_like(hidden) if needs_grad else hidden.new_empty(0)
-        kept = targets != IGNORE_INDEX
         with torch.autocast(hidden.device.type, enabled=False):
             for rows in head.chunks(hidden):
                 logits = head.logits(hidden[rows])
                 logp = logits.log_softmax(-1)
                 logq = head.logits(ref_hidden[rows]).log_softmax(-1)
-                logps[rows] = logp.gather(-1, targets[rows].where(kept[rows], 0)[:, None])[:, 0].where(kept[rows], 0)
+                if targets is not None:
+                    kept = targets[rows] != IGNORE_INDEX
+                    logps[rows] = logp.gather(-1, targets[rows].where(kept, 0)[:, None])[:, 0].where(kept, 0)
                 probs = logp.exp()
                 logp, logq = logp.clamp_(min=LOWEST), logq.clamp_(min=LOWEST)
                 if direction == "reverse":  # d KL(p||q) / d logits = p (log p - log q - KL)
@@ -76,11 +78,13 @@ class _TokenLogpsAndKL(torch.autograd.Function):
                     grad_kl = probs - ref_probs
                 if needs_grad:
                     kl_slopes[rows] = head.grad_hidden(grad_kl, logits).to(kl_slopes.dtype)
-                    own = kept[rows].nonzero()[:, 0]  # tokens without a target need no slope of their log-probability
-                    if len(own):
-                        grad_logits = target_gradient(probs[own], targets[rows][own])
-                        slopes = head.grad_hidden(grad_logits, logits[own])
-                        logp_slopes[rows.start + own] = slopes.to(logp_slopes.dtype)
+                    if targets is None:
+                        continue
+                    # Tokens without a target need no slope of their log-probability; to find them a GPU would wait.
+                    own = kept.nonzero()[:, 0] if kept.device.type == "cpu" else slice(None)
+                    grad_logits = target_gradient(probs[own], targets[rows][own])
+                    slopes = head.grad_hidden(grad_logits, logits[own])
+                    logp_slopes[rows][own] = slopes.to(logp_slopes.dtype)
         ctx.save_for_backward(logp_slopes, kl_slopes)
         return logps, kl
 

@@ -12,6 +12,7 @@ from expunge.losses.batch import TokenBatch
 from expunge.model.layers import captured_states, decoder_layers
 from expunge.model.load import LoadedModel
 from expunge.model.logps import final_states, lay_out
+from expunge.model.packing import send
 from expunge.model.reference import RowValues
 
 SIDES = ("forget", "pairs", "instead", "retain", "replay")
@@ -78,7 +79,7 @@ def collate(
     names = [name for name in SIDES if chosen.get(name)]
     rows = [(name, sides[name].rows[index]) for name in names for index in chosen[name]]
     batch = lay_out(loaded, [row.input_ids for _, row in rows])
-    index = _target_index(rows, batch.starts, sides).to(loaded.device, non_blocking=True)
+    index = send(_target_index(rows, batch.starts, sides), loaded.device)
     with captured_states(None if layer is None else decoder_layers(loaded.base)[layer]) as captured:
         states = final_states(loaded, batch)
     positions, sequence, completion = index
@@ -94,8 +95,7 @@ def collate(
         part = slice(start, start + size)
         start += size
         values: dict[str, Any] = {
-            what: torch.cat([known[at] for at in own_rows]).to(loaded.device, non_blocking=True)
-            for what, known in side.values.items()
+            what: send(torch.cat([known[at] for at in own_rows]), loaded.device) for what, known in side.values.items()
         }
         found[name] = TokenBatch(
             states=predicting[part],

@@ -88,7 +88,6 @@ def loss_terms(micro: MicroBatch, loss: ForgetLoss, direction: Direction) -> dic
         terms["retain"] = -logps.sum() / own.num_completion_tokens
     if "replay" in sides:
         own = sides["replay"]
-        unread = own.targets.new_full((len(own.targets),), -100)
-        _, kl = token_logps_and_kl(own.states, needed(own.ref_states), own.head, unread, "reverse")
+        _, kl = token_logps_and_kl(own.states, needed(own.ref_states), own.head, None, "reverse")
         terms["replay"] = own.token_mean(kl)
     return terms

@@ -19,7 +19,7 @@ from expunge.kernels.rounding import missing_rows
 from expunge.model.context import check_lengths, check_tokens
 from expunge.model.head import backbone
 from expunge.model.load import LoadedModel
-from expunge.model.packing import packed_states
+from expunge.model.packing import packed_states, send
 from expunge.utils.distributed import ALONE, Processes
 
 PASS_TOKENS = {"cpu": 8192, "cuda": 16384}
@@ -29,7 +29,7 @@ PASS_TOKENS = {"cpu": 8192, "cuda": 16384}
 def pad_right(sequences: Sequence[Sequence[int]], device: torch.device) -> Tensor:
     """Token ids as one `(rows, longest)` tensor; what fills it up is never looked at."""
     rows = [torch.tensor(ids, dtype=torch.long) for ids in sequences]
-    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=0).to(device)
+    return send(torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=0), device)
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,8 @@ def lay_out(loaded: LoadedModel, sequences: Sequence[Sequence[int]]) -> Batch:
     if loaded.packs(lengths):
         ids = [token for own in sequences for token in own]
         ids += [0] * missing_rows(len(ids), loaded.row_multiple)
-        return Batch(torch.tensor([ids], device=loaded.device), lengths, [0, *accumulate(lengths[:-1])], packed=True)
+        starts = [0, *accumulate(lengths[:-1])]
+        return Batch(send(torch.tensor([ids]), loaded.device), lengths, starts, packed=True)
     longest = max(lengths)
     return Batch(
         pad_right(sequences, loaded.device), lengths, [row * longest for row in range(len(lengths))], packed=False
@@ -99,7 +100,7 @@ def target_index(batch: Batch, rows: Sequence[TokenizedExample], span: str, firs
     row_index = torch.repeat_interleave(torch.arange(len(rows)), torch.tensor([len(r) for r in ranges]))
     starts = batch.starts[first : first + len(rows)]
     flat = torch.cat([torch.arange(start + r.start, start + r.stop) for start, r in zip(starts, ranges, strict=True)])
-    return row_index.to(batch.input_ids.device), flat.to(batch.input_ids.device)
+    return send(row_index, batch.input_ids.device), send(flat, batch.input_ids.device)
 
 
 @torch.no_grad()
@@ -133,9 +134,8 @@ def sequence_logps(
         if not processes.is_own(number):
             continue
         batch = lay_out(loaded, [sequences[row] for row in group])
-        targets = torch.cat(
-            [torch.arange(start + 1, start + length) for start, length in zip(batch.starts, batch.lengths, strict=True)]
-        ).to(loaded.device)
+        places = [torch.arange(start + 1, start + n) for start, n in zip(batch.starts, batch.lengths, strict=True)]
+        targets = send(torch.cat(places), loaded.device)
         logps = (
             token_logps(final_states(loaded, batch)[targets - 1], loaded.head, batch.flat_ids[targets]).float().cpu()
         )

@@ -39,8 +39,8 @@ varlen_attn: Callable[..., Tensor] | None = getattr(varlen, "varlen_attn", None)
 
 MASK, VARLEN, ROWS = "sdpa", "expunge_varlen", "expunge_rows"
 """Names of the ways, as transformers' attention interface knows them."""
-VARLEN_HEAD_DIM = 256
-"""Widest head that flash attention takes."""
+VARLEN_HEAD_DIM, VARLEN_MULTIPLE = 256, 8
+"""Widest head that flash attention takes, and what its width must be a multiple of."""
 UNBOUNDED = 2**31
 """Longest row of a model whose attention reaches back to the first token."""
 PROBE = (7, 12, 3)
@@ -65,6 +65,7 @@ def attention_way(model: PreTrainedModel) -> str:
         and products in (torch.bfloat16, torch.float16)
         and torch.cuda.get_device_capability(model.device) >= (8, 0)
         and head_dim <= VARLEN_HEAD_DIM
+        and head_dim % VARLEN_MULTIPLE == 0
         and getattr(model, "_supports_flash_attn", False)
     )
     return VARLEN if flash and _varlen_options() is not None else MASK
