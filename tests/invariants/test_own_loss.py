@@ -60,15 +60,15 @@ def test_a_new_loss_needs_nothing_but_its_registration(
     assert "mine" in losses_help()
     assert "scale=2.0" in losses_help()
 
-    step, trainer = import_module("expunge.train.trainer").Trainer.train_step, import_module("expunge.train.trainer")
+    step, trainer = import_module("expunge.train.trainer").Trainer.take_step, import_module("expunge.train.trainer")
 
-    def cut_off(self: object, plan_step: object, index: int) -> dict[str, float]:
+    def cut_off(self: object, plan_step: object, index: int) -> object:
         if index == 2:
             raise KeyboardInterrupt
         return step(self, plan_step, index)
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer.Trainer, "train_step", cut_off)
+        patch.setattr(trainer.Trainer, "take_step", cut_off)
         assert main([*flags, "--output", "parts", "--save-every", "1"]) == 130
     assert main([*flags, "--output", "parts", "--save-every", "1", "--resume"]) == 0
     weights = [Path(run, "adapter/adapter_model.safetensors").read_bytes() for run in ("run", "parts")]

@@ -75,17 +75,17 @@ def train(data: Path, tmp_path: Path) -> Callable[..., Path]:
 @pytest.fixture
 def first_gradients(train: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Any]]:
     """The gradients, learning rates and losses of the first steps of a run."""
-    step = module.Trainer.train_step
+    step = module.Trainer.take_step
 
     def take(name: str, **settings: Any) -> list[Any]:
         seen: list[Any] = []
 
-        def record(self: Any, plan_step: Any, index: int) -> dict[str, float]:
-            result = step(self, plan_step, index)
-            seen.append((plan_step, result, gradients(self)))
-            return result
+        def record(self: Any, plan_step: Any, index: int) -> Any:
+            taken = step(self, plan_step, index)
+            seen.append((plan_step, self.read([taken]), gradients(self)))
+            return taken
 
-        monkeypatch.setattr(module.Trainer, "train_step", record)
+        monkeypatch.setattr(module.Trainer, "take_step", record)
         train(name, **settings)
         return seen
 

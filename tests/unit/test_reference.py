@@ -168,7 +168,7 @@ def test_a_failed_run_leaves_no_cache(folder, tmp_path, monkeypatch, on_disk):
         assert (tmp_path / "run" / CACHE).exists()
         raise TrainingError("step 1 is not finite")
 
-    monkeypatch.setattr(Trainer, "train_step", fail)
+    monkeypatch.setattr(Trainer, "take_step", fail)
     with pytest.raises(TrainingError):
         unlearn(config(folder, tmp_path / "run"))
     assert (tmp_path / "run" / "manifest.json").exists()

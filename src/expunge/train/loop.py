@@ -29,7 +29,7 @@ from expunge.train.early_stopping import EarlyStopping
 from expunge.train.scale import choose_scale, judge, most_scales, record
 from expunge.train.schedule import evaluation_spacing
 from expunge.train.setup import Prepared, prepare
-from expunge.train.trainer import Trainer
+from expunge.train.trainer import STEPS_PER_READ, TakenStep, Trainer
 from expunge.train.validation import ValidationRows, Validator
 from expunge.utils.distributed import Processes, together
 from expunge.utils.interrupt import StopRequest
@@ -113,6 +113,9 @@ def train(
 ) -> int:
     """The loop: to the last step, or to where it should end, evaluating, logging and saving on the way.
 
+    The log of a step is read from the device together with that of the next ones, before they are evaluated or saved
+    at the latest: a checkpoint never knows of a step that the log lacks, and what is lost is taken again on `--resume`.
+
     Returns:
         The steps that are done.
 
@@ -121,34 +124,48 @@ def train(
         KeyboardInterrupt: Someone wants the process to stop; the step that was running is done and saved.
     """
     config, every = trainer.config, evaluation_every(trainer, validator)
+    most = 1 if callbacks.given else STEPS_PER_READ[trainer.loaded.device.type]
     trackers = Trackers(config.report_to, str(run.path), {"recipe": config.recipe, "seed": config.seed})
     weights = {term.name: term.weight for term in trainer.terms}
     done = start = callbacks.state.global_step
-    seen = ""
+    seen, spent = "", 0.0
+    taken: list[TakenStep] = []
     callbacks.call("on_train_begin")
     with reporter.track("unlearning", trainer.num_steps, start) as advance, StopRequest() as stop:
         for index, step in islice(enumerate(trainer.plan.steps()), start, trainer.num_steps):
             if stopping and stopping.over:
                 break
             clock = time.perf_counter()
-            values = trainer.train_step(step, index)
-            tokens = sum(trainer.lengths(step))
-            rate = tokens / (time.perf_counter() - clock)
-            done = index + 1
-            line: dict[str, Any] = {"step": done, "epoch": step.epoch + 1, **values, "tokens": tokens}
-            if validator and stopping and (done % every == 0 or done == trainer.num_steps):
+            taken.append(trainer.take_step(step, index))
+            done, last = index + 1, index + 1 == trainer.num_steps
+            stopped = trainer.processes.any(stop.requested)
+            saves = stopped or (config.save_every and done % config.save_every == 0)
+            evaluates = validator and (done % every == 0 or last)
+            due = saves or evaluates or last or len(taken) == most
+            read = trainer.read(taken) if due else []
+            spent += time.perf_counter() - clock
+            if not due:
+                continue
+            lines: list[dict[str, Any]] = [
+                {"step": own.index + 1, "epoch": own.step.epoch + 1, **values, "tokens": sum(trainer.lengths(own.step))}
+                for own, values in zip(taken, read, strict=True)
+            ]
+            if validator and stopping and evaluates:
                 with trainer.average.applied():
                     metrics = validator.at(1.0)
-                line |= {"weights": weights, "validation": stopping.add(done, metrics, trainer.average.values)}
+                lines[-1] |= {"weights": weights, "validation": stopping.add(done, metrics, trainer.average.values)}
                 seen = f"AUC {metrics.auc:.2f}  forget {metrics.forget_nll:.2f}  unseen {metrics.unseen_nll:.2f} nats"
-            run.log(line)
-            trackers.log(values, step=done)
-            asked = callbacks.step(line)
+            asked = False
+            for line, values in zip(lines, read, strict=True):
+                run.log(line)
+                trackers.log(values, step=line["step"])
+                asked = callbacks.step(line)
             ended = bool(callbacks.given) and trainer.processes.any(asked)
-            shown = "  ".join(f"{name} {values[name]:.3f}" for name in weights)
-            advance(note=f"epoch {step.epoch + 1}  {shown}  {seen}  {rate:,.0f} tok/s")
-            stopped = trainer.processes.any(stop.requested)
-            if stopped or (config.save_every and done % config.save_every == 0):
+            shown = "  ".join(f"{name} {read[-1][name]:.3f}" for name in weights)
+            rate = sum(line["tokens"] for line in lines) / spent
+            advance(len(lines), note=f"epoch {step.epoch + 1}  {shown}  {seen}  {rate:,.0f} tok/s")
+            taken, spent = [], 0.0
+            if saves:
                 run.save_checkpoint(trainer.state() | (stopping.tensors() if stopping else {}), done)
             if stopped:
                 raise KeyboardInterrupt(f"step {done} of {trainer.num_steps} is saved; --resume goes on from it")
