@@ -54,10 +54,11 @@ def prepared(
         unseen: Rows that give target NLLs.
         settings: Settings of the run; the recipe is `npo` where none is named.
     """
-    given = {"recipe": "npo", "learning_rate": 1e-3, "lora_rank": 4, "output": "nowhere", "dtype": dtype, **settings}
+    given = {"recipe": "npo", "learning_rate": 1e-3, "lora_rank": 4, "output": "nowhere", "dtype": dtype}
+    given |= {"device": "cpu", **settings}
     config = UnlearnConfig(model=str(model), instead="given" if instead else None, **given)
     loss = make_forget_loss(config.loss, config.loss_args)
-    loaded = load_model(str(model), dtype=dtype, device="cpu")
+    loaded = load_model(str(model), dtype=dtype, device=config.device)
     other = [
         TokenizedExample(
             row.id, [*row.input_ids[: max(1, row.completion_start)], 7, 8, 9], max(1, row.completion_start)
@@ -86,7 +87,8 @@ def moved(trainer: Trainer, seed: int = 1, size: float = 0.05) -> Trainer:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in trainer.parameters:
-            parameter.add_(torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype), alpha=size)
+            noise = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+            parameter.add_(noise.to(parameter.device), alpha=size)
     return trainer
 
 

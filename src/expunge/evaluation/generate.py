@@ -22,7 +22,7 @@ from expunge.evaluation.predictions import Prediction
 from expunge.model.head import backbone
 from expunge.model.load import LoadedModel
 from expunge.model.logps import pad_right
-from expunge.model.packing import unusual_layers
+from expunge.model.packing import MASK, unusual_layers
 from expunge.model.replay import go_on
 
 CACHED_TOKENS = {"cpu": 2**13, "cuda": 2**17}
@@ -272,6 +272,9 @@ class _Flight:
         self._pick = pick
         self._cache = DynamicCache()
         self._lengths = torch.empty(0, dtype=torch.long, device=loaded.device)
+        config = loaded.base.config.get_text_config()
+        plain = getattr(config, "sliding_window", None) is None and not unusual_layers(loaded.base, ("full_attention",))
+        self._takes_whole_masks = plain and config._attn_implementation == MASK and loaded.device.type != "cpu"
         self.rows: list[int] = []
 
     def area_with(self, rows: int, length: int) -> int:
@@ -313,10 +316,12 @@ class _Flight:
         width = self._width + 1
         places = torch.arange(width, device=self._lengths.device)
         mask = places >= width - 1 - self._lengths[:, None]
+        # transformers looks into a mask of two dimensions, for which a GPU would wait at every token.
+        mask = mask[:, None, None] if self._takes_whole_masks else mask.long()
         with self._loaded.autocast():
             logits = self._loaded.base(
                 input_ids=tokens[:, None],
-                attention_mask=mask.long(),
+                attention_mask=mask,
                 position_ids=self._lengths[:, None],
                 past_key_values=self._cache,
                 use_cache=True,

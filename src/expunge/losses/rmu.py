@@ -9,6 +9,7 @@ from torch import Tensor
 from expunge.errors import ConfigError
 from expunge.losses import check_positive, forget_loss
 from expunge.losses.batch import TokenBatch, needed
+from expunge.model.packing import send
 
 
 @forget_loss(
@@ -39,6 +40,6 @@ class RMU:
     def __call__(self, batch: TokenBatch) -> Tensor:
         hidden = needed(batch.hidden)
         direction = torch.rand(hidden.shape[-1], generator=torch.Generator().manual_seed(self.seed))
-        target = (self.steering_coefficient * direction / direction.norm()).to(hidden)
+        target = send((self.steering_coefficient * direction / direction.norm()).to(hidden.dtype), hidden.device)
         distance = (hidden - target).square().mean(-1)
         return batch.sequence_mean(batch.per_sequence(distance) / batch.lengths)

@@ -1,0 +1,157 @@
+"""What runs on a GPU, run on the CPU as if it were one (`simulated_cuda`): devices, waits, and the same numbers."""
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from expunge.config import UnlearnConfig
+from expunge.evaluation.generate import greedy
+from expunge.evaluation.teacher_forcing import token_records
+from expunge.losses import FORGET_LOSSES
+from expunge.model import packing
+from expunge.model.load import load_model
+from expunge.model.logps import sequence_logps
+from expunge.train import loop
+from expunge.train.trainer import STEPS_PER_READ, Trainer
+from simulated_cuda import SimulatedCuda
+from tiny import save_tiny
+from training import made_up, prepared, ready
+
+LENGTHS = (23, 2, 41, 9, 17, 3)
+EXACT, ROUNDED = 1e-4, 0.08
+"""Relative differences of the gradient in fp32, and in bfloat16, where a GPU does not round the logits."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    made: dict[str, Path] = {}
+
+    def save(arch: str) -> Path:
+        if arch not in made:
+            made[arch] = save_tiny(tmp_path_factory.mktemp(arch), arch)
+        return made[arch]
+
+    return save
+
+
+def trainer_on(device: str, model: Path, dtype: str, **settings: Any) -> Trainer:
+    texts: dict[str, Any] = {"forget": made_up(6, 1), "retain": made_up(9, 2), "unseen": made_up(8, 4)}
+    return ready(
+        prepared(model, dtype=dtype, device=device, tokens_per_step=150, replay_weight=1.0, **texts, **settings),
+        replay=made_up(6, 3),
+    )
+
+
+def test_the_simulation_finds_what_it_is_for() -> None:
+    with SimulatedCuda() as gpu:
+        here, other = torch.ones(3, 2, device="cuda"), torch.ones(3, 2)
+        assert (here * 2).sum(0, keepdim=True).device.type == "cuda"
+        for mistake in (lambda: here + other, lambda: here[torch.tensor([0, 1])], lambda: here.numpy()):
+            with pytest.raises((RuntimeError, TypeError)):
+                mistake()
+        assert not gpu.waits
+        packing.send(other, here.device)
+        assert not gpu.waits
+        reads: list[Callable[[], Any]] = [
+            lambda: here.sum().item(), lambda: bool(here.sum() > 0), here.tolist, here.cpu, lambda: here[here > 0],
+            lambda: other.to("cuda"), lambda: torch.tensor([1.0], device="cuda"), here.nonzero,
+        ]  # fmt: skip
+        for number, read in enumerate(reads):
+            read()
+            assert len(gpu.waits) == number + 1
+
+
+@pytest.mark.parametrize(
+    ("arch", "dtype", "way"),
+    [
+        ("llama", "float32", packing.MASK),
+        ("llama", "bfloat16", packing.VARLEN),
+        ("gemma3", "bfloat16", packing.VARLEN),  # with windows
+        ("gpt2", "bfloat16", packing.VARLEN),
+        ("gpt_neox", "bfloat16", packing.MASK),  # heads of 12
+    ],
+)
+def test_a_step_is_that_of_the_cpu(arch: str, dtype: str, way: str, folder: Callable[[str], Path]) -> None:
+    on_cpu = trainer_on("cpu", folder(arch), dtype)
+    step = next(on_cpu.plan.steps())
+    right, grads = on_cpu.train_step(step, 0), on_cpu.adapter.gradients
+    with SimulatedCuda() as gpu:
+        trainer = trainer_on("cuda", folder(arch), dtype)
+        with trainer.loaded.autocast():
+            assert packing.attention_way(trainer.loaded.base) == way
+        assert trainer.packed
+        assert all(map(gpu.holds, (*trainer.model.parameters(), *trainer.model.buffers())))
+        found, own = trainer.train_step(step, 0), trainer.adapter.gradients.cpu()
+    bound = EXACT if dtype == "float32" else ROUNDED
+    assert (own - grads).norm() <= bound * grads.norm()
+    assert found == pytest.approx(right, rel=bound, abs=bound / 10)
+
+
+@pytest.mark.parametrize("loss", FORGET_LOSSES)
+def test_a_step_does_not_wait_and_its_log_waits_once(loss: str, folder: Callable[[str], Path]) -> None:
+    with SimulatedCuda() as gpu:
+        trainer = trainer_on("cuda", folder("llama"), "bfloat16", loss=loss)
+        steps = [*zip(trainer.plan.steps(), range(2), strict=False)]
+        with gpu.counting() as waits:
+            taken = [trainer.take_step(*step) for step in steps]
+        assert not waits
+        with gpu.counting() as waits:
+            trainer.read(taken)
+        assert len(waits) == 1
+
+
+def test_an_evaluation_waits_once_a_pass_and_decoding_once_in_eight_tokens(folder: Callable[[str], Path]) -> None:
+    rows = [list(range(3, 3 + length)) for length in LENGTHS]
+    plain = load_model(str(folder("llama")), dtype="float32", device="cpu")
+    right, said = sequence_logps(plain, rows), greedy(plain, rows, max_new_tokens=33)
+    assert any(len(own) == 33 for own in said), "one goes on to the end"
+    with SimulatedCuda() as gpu:
+        loaded = load_model(str(folder("llama")), dtype="float32", device="cuda")
+        with gpu.counting() as waits:
+            found = sequence_logps(loaded, rows)
+        assert len(waits) <= 2  # transformers' mask, and the result
+        with gpu.counting() as waits:
+            token_records(loaded, made_up(9))
+        assert len(waits) <= 2
+        counts = []
+        for tokens in (17, 33):
+            with gpu.counting() as waits:
+                assert greedy(loaded, rows, max_new_tokens=tokens) == [own[:tokens] for own in said]
+            counts.append(len(waits))
+        assert counts[1] - counts[0] <= 2 * 3  # for eight tokens: the last ones go in, they come out, who goes on
+    for one, other in zip(found, right, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+def test_a_whole_run_is_that_of_the_cpu(
+    folder: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trained, evaluated, scaled and saved; the log is read after steps 2, 3 and 4."""
+    chance = random.Random(1)
+    texts = [{"input": "", "output": " ".join(chance.choices("abcdefghijkl", k=20))} for _ in range(48)]
+    for name, part in (("forget", texts[:16]), ("retain", texts[16:32]), ("unseen", texts[32:])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+    monkeypatch.setitem(STEPS_PER_READ, "cuda", 2)
+    lines = {}
+    for device in ("cpu", "cuda"):
+        config = UnlearnConfig(
+            model=str(folder("llama")), forget=str(tmp_path / "forget.jsonl"), retain=str(tmp_path / "retain.jsonl"),
+            holdout=str(tmp_path / "unseen.jsonl"), output=str(tmp_path / device), device=device, dtype="float32",
+            recipe="default", replay_weight=0.0, lora_rank=2, tokens_per_step=200, max_steps=4, eval_every=3,
+            compile="off", prompt_format="space", end_of_text="yes",
+        )  # fmt: skip
+        if device == "cuda":
+            with SimulatedCuda():
+                loop.unlearn(config)
+        else:
+            loop.unlearn(config)
+        lines[device] = [json.loads(line) for line in (tmp_path / device / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines["cuda"]] == [1, 2, 3, 4]
+    for own, right in zip(lines["cuda"], lines["cpu"], strict=True):
+        assert own["loss"] == pytest.approx(right["loss"], rel=1e-3)
+        assert ("validation" in own) == ("validation" in right) == (own["step"] > 2)
