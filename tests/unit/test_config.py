@@ -157,6 +157,14 @@ def test_a_value_of_the_wrong_type_is_named(name: str, value: object) -> None:
         UnlearnConfig(**settings).validate()
 
 
+@pytest.mark.parametrize("value", [["x"], {"a": 1}])
+@pytest.mark.parametrize("name", sorted(own.name for own in fields(UnlearnConfig)))
+def test_a_list_or_a_mapping_is_no_value_of_any_setting(name: str, value: object) -> None:
+    settings = {"model": "m", "forget": "f", "retain": "r", "output": "o", name: value}
+    with pytest.raises(ConfigError, match=f"--{name.replace('_', '-')} "):
+        UnlearnConfig(**settings).validate()
+
+
 @pytest.mark.parametrize(
     ("name", "args", "phrase"),
     [

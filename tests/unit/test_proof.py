@@ -137,6 +137,35 @@ def test_what_folds_right_is_folded(settings: dict[str, Any], tmp_path: Path) ->
     torch.testing.assert_close(logits(load(adapter).model), logits(plain_peft(adapter)), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("settings", "phrase"),
+    [
+        ({"layer_replication": [[0, 2], [1, 2]]}, "it says something else than the adapter"),  # huggingface/peft#1707
+        ({"lora_bias": True}, "cannot be folded into its base"),
+        ({"alora_invocation_tokens": [9]}, "does not support merging"),
+        ({"init_lora_weights": "pissa_niter_2"}, "drawn at random at every load"),
+    ],
+)
+def test_what_cannot_be_folded_is_refused(settings: dict[str, Any], phrase: str, tmp_path: Path) -> None:
+    adapter = peft_adapter(save_tiny(tmp_path / "base", "llama"), tmp_path / "adapter", **settings)
+    with pytest.raises(ModelError, match=phrase):
+        load(adapter)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"init_lora_weights": "pissa"}, {"init_lora_weights": "olora"}, {"layer_replication": [[0, 2], [1, 2]]}],
+)
+def test_an_adapter_that_changes_the_base_has_no_untouched_model(settings: dict[str, Any], tmp_path: Path) -> None:
+    """huggingface/transformers#34468: PiSSA leaves the rest of its decomposition in the base's weights."""
+    base = save_tiny(tmp_path / "base", "llama")
+    adapter = peft_adapter(base, tmp_path / "adapter", **settings)
+    with pytest.raises(ModelError, match="the model without it is not the untouched one"):
+        attach_adapter(load(base), str(adapter))
+    if "layer_replication" not in settings:
+        torch.testing.assert_close(logits(load(adapter).model), logits(plain_peft(adapter)), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("share", [0.25, -0.25, 1.0])
 def test_a_fault_of_a_quarter_is_no_rounding(dtype: torch.dtype, share: float) -> None:

@@ -309,7 +309,7 @@ class UnlearnConfig(
         return self
 
     def __post_init__(self) -> None:
-        if self.recipe is not None and self.recipe not in RECIPES:
+        if self.recipe is not None and not (isinstance(self.recipe, str) and self.recipe in RECIPES):
             raise ConfigError(f"--recipe {self.recipe}: unknown; known are {', '.join(RECIPES)}")
         for name, value in RECIPES[self.recipe or "default"].items():
             if name not in self.__dict__["given"]:

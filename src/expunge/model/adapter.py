@@ -21,13 +21,13 @@ from transformers.pytorch_utils import Conv1D
 
 from expunge.errors import ConfigError, ModelError
 from expunge.kernels import Head
-from expunge.model.fold import put_adapter
+from expunge.model.fold import check_base_kept, put_adapter
 from expunge.model.head import find_head
 from expunge.model.layers import decoder_layers
 from expunge.model.load import LoadedModel, load_model
 from expunge.model.logps import sequence_logps
 from expunge.model.packing import using_attention
-from expunge.model.proof import check_same
+from expunge.model.proof import check_same, log_probs, probe_rows
 from expunge.model.ranks import config_of, pairs_of, side_by_side, tensors_of
 from expunge.model.source import ADAPTER_FILE, base_name, check_adapter
 from expunge.model.targets import choose_targets, frozen_experts
@@ -286,12 +286,16 @@ def attach_adapter(loaded: LoadedModel, name: str, alphas: Mapping[str, Any] | N
         alphas: Fields of its configuration to use instead of those that are there (`lora_alpha`, `alpha_pattern`).
 
     Raises:
-        ModelError: It does not fit the base.
+        ModelError: It does not fit the base, or changes it.
     """
     folder = adapter_folder(name)
     own = folder / OWN
     stacked = loaded.source is not None and loaded.source.adapters and own.exists()
+    ids = probe_rows(loaded.base)
+    untouched = None if loaded.lockstep else log_probs(loaded.base, ids, loaded.autocast())
     loaded.model = model = put_adapter(loaded.base, own if stacked else folder, alphas)
+    if untouched is not None:
+        check_base_kept(model, untouched, ids, folder, autocast=loaded.autocast())
     output = loaded.base.get_output_embeddings()
     changed = isinstance(output, BaseTunerLayer | AuxiliaryTrainingWrapper)
     if loaded.lockstep is None and not changed and loaded.head.weight is not None:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from expunge.errors import ModelError
@@ -15,6 +16,10 @@ from expunge.model.proof import check_same, log_probs, probe_rows
 from expunge.model.ranks import Pairs, pairs_of
 from expunge.model.source import Source, check_adapter, first_line
 from expunge.utils.reading import read_object
+
+KEPT = 0.01
+"""Share of the largest log-probability by which a base may differ that an adapter was put into and switched off: the
+same products in the same order, so that bf16 sums in another order are the most that can move it."""
 
 
 def put_adapter(model: PreTrainedModel, folder: Path, alphas: Mapping[str, Any] | None = None) -> PeftModel:
@@ -54,6 +59,24 @@ def put_adapter(model: PreTrainedModel, folder: Path, alphas: Mapping[str, Any] 
     return peft_model
 
 
+def check_base_kept(peft_model: PeftModel, untouched: Tensor, ids: Tensor, folder: Path, **options: Any) -> None:
+    """Look whether the base still says what it said before an adapter was put into it.
+
+    Some take their start from a decomposition of the base and leave the rest in its weights (PiSSA, OLoRA), or give it
+    more layers: with the adapter off, the model is another one than the untouched.
+
+    Raises:
+        ModelError: It does not.
+    """
+    with peft_model.disable_adapter():
+        off = log_probs(peft_model, ids, **options)
+    if untouched.isfinite().all() and (off - untouched).abs().max() > KEPT * untouched.abs().max():
+        raise ModelError(
+            f"{folder}: this adapter changes the base's own weights or layers when it is put in, so the model without "
+            f"it is not the untouched one: give {folder} as --model (it is folded in then), or save it as plain LoRA"
+        )
+
+
 def fold(model: PreTrainedModel, source: Source) -> tuple[PreTrainedModel, list[Pairs] | None]:
     """Fold the source's adapters into their base one after the other, each proven on a few rows.
 
@@ -74,6 +97,9 @@ def fold(model: PreTrainedModel, source: Source) -> tuple[PreTrainedModel, list[
         kind = str(getattr(peft_model.peft_config["default"].peft_type, "value", "adapter"))
         if peft_model.active_peft_config.is_prompt_learning or not hasattr(peft_model.base_model, "merge_and_unload"):
             raise ModelError(f"{what}: {kind} has no weights that could be folded: give a model without it")
+        start = str(getattr(peft_model.active_peft_config, "init_lora_weights", ""))
+        if "niter" in start:
+            raise ModelError(f"{what}: its start ({start}) is drawn at random at every load: save it as plain LoRA")
         right = log_probs(peft_model, ids)
         parts.append(pairs_of(peft_model))
         try:
