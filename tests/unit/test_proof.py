@@ -1,6 +1,7 @@
 """Nothing about a model is believed before it is proven: folds, merges, heads, saved adapters, causality."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from expunge.model.adapter import (
     OWN,
     add_adapter,
     attach_adapter,
+    load_unlearned,
     rescale_saved,
     save_adapter,
     scale_of,
@@ -322,6 +324,68 @@ def test_a_revision_goes_from_the_adapter_to_its_base(tmp_path: Path) -> None:
     assert source_of(str(adapter)).options == {"revision": "main.merged"}
     assert source_of(str(adapter), "v2").options == {"revision": "v2"}
     assert source_of("someone/model", "v2").options == {"revision": "v2"}
+
+
+def hub_cache(folder: Path, name: str, source: Path, branch: str = "main") -> None:
+    """Put the files of a folder where huggingface_hub keeps a branch of a repository."""
+    place, commit = folder / f"models--{name.replace('/', '--')}", branch.encode().hex().ljust(40, "0")[:40]
+    shutil.copytree(source, place / "snapshots" / commit)
+    (place / "refs").mkdir(exist_ok=True)
+    (place / "refs" / branch).write_text(commit)
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of the Hub, which is out of reach."""
+    for name in ("huggingface_hub.constants.HF_HUB_CACHE", "transformers.utils.hub.constants.HF_HUB_CACHE"):
+        monkeypatch.setattr(name, str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    return tmp_path / "hub"
+
+
+def test_each_branch_of_a_name_on_the_hub_is_what_it_is(hub: Path, tmp_path: Path) -> None:
+    """The adapter is on one branch, the merged model on another, and the base has a revision of its own.
+
+    huggingface/transformers#29849 and #27429, huggingface/peft#1567.
+    """
+    base, other = save_tiny(tmp_path / "base", "llama"), save_tiny(tmp_path / "other", "llama", seed=1)
+    adapter = peft_adapter(base, tmp_path / "adapter")
+    right = logits(plain_peft(adapter))
+    settings = json.loads((adapter / "adapter_config.json").read_text())
+    settings |= {"base_model_name_or_path": "some/model", "revision": "v2"}
+    (adapter / "adapter_config.json").write_text(json.dumps(settings))
+    shutil.copytree(other, adapter, dirs_exist_ok=True)  # repositories exist that hold both
+    hub_cache(hub, "some/model", other)
+    hub_cache(hub, "some/model", base, "v2")
+    hub_cache(hub, "some/adapter", adapter)
+    hub_cache(hub, "some/adapter", other, "merged")
+
+    loaded = load("some/adapter")
+    torch.testing.assert_close(logits(loaded.model), right, rtol=1e-4, atol=1e-4)
+    assert loaded.source is not None
+    assert loaded.source.revision == "v2"
+    assert places("some/adapter")[2] == "some/model"
+    torch.testing.assert_close(logits(load("some/adapter", revision="merged").model), logits(load(other).model))
+    torch.testing.assert_close(logits(load("some/model", revision="v2").model), logits(load(base).model))
+
+    run_adapter("some/model", tmp_path / "run", revision="v2")
+    unlearned, _ = load_unlearned(str(tmp_path / "run"))
+    with unlearned.disable_adapter():
+        torch.testing.assert_close(logits(unlearned), logits(load(base).model))
+
+
+def test_a_revision_that_cannot_be_honoured_is_refused(tmp_path: Path) -> None:
+    """unslothai/unsloth#1948: a revision that goes to the wrong repository, or to none."""
+    base = save_tiny(tmp_path / "base", "llama")
+    adapter = peft_adapter(base, tmp_path / "adapter")
+    for place in (base, adapter):
+        with pytest.raises(ModelError, match=r"--revision v2: .*is no name on the Hub but a folder"):
+            load(place, revision="v2")
+    settings = json.loads((adapter / "adapter_config.json").read_text())
+    settings |= {"base_model_name_or_path": "some/model", "revision": 7}
+    (adapter / "adapter_config.json").write_text(json.dumps(settings))
+    with pytest.raises(ModelError, match="its revision is no text but a int"):
+        source_of(str(adapter))
 
 
 # --- which layers --------------------------------------------------------------------------------

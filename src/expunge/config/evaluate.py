@@ -15,7 +15,7 @@ class EvaluateConfig:
         run: Run directory: its model, adapter, prompt format, benchmark, split, data and columns stand where no flag
             does, and results go to RUN/results.json.
         model: Folder or Hub name of the model, or a run directory (its model with its adapter).
-        revision: Branch, tag or commit of a model on the Hub; of the base where `model` is an adapter.
+        revision: Branch, tag or commit of a name on the Hub; of the base where `model` is an adapter's folder.
         data: The benchmark's folder.
         output: Results file to write; the values of every row go to a .parquet file beside it.
         adapter: Run directory or adapter folder to put on the model.

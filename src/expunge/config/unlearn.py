@@ -242,7 +242,7 @@ class RunConfig:
 
     Attributes:
         model: Folder, GGUF file or Hub name of the model; a PEFT adapter folder is folded into its base first.
-        revision: Branch, tag or commit of a model on the Hub; of the base where `model` is an adapter.
+        revision: Branch, tag or commit of a name on the Hub; of the base where `model` is an adapter's folder.
         output: Run directory to write.
         title: What was asked, for the head of the report; it is kept in the run.
         recipe: Preset over all settings: `default`, `npo` or `paper`. Where none is named: `default` with unseen texts

@@ -29,7 +29,7 @@ from expunge.model.logps import sequence_logps
 from expunge.model.packing import using_attention
 from expunge.model.proof import check_same, log_probs, probe_rows
 from expunge.model.ranks import config_of, pairs_of, side_by_side, tensors_of
-from expunge.model.source import ADAPTER_FILE, base_name, check_adapter
+from expunge.model.source import ADAPTER_FILE, check_adapter, source_of
 from expunge.model.targets import choose_targets, frozen_experts
 from expunge.utils import files
 from expunge.utils.reading import read_object
@@ -320,8 +320,9 @@ def load_unlearned(
     Raises:
         ModelError: Base or adapter cannot be loaded or do not fit each other.
     """
-    name = model or base_name(str(adapter_folder(run)))
-    loaded = load_model(name, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    own = source_of(str(adapter_folder(run)))
+    name, revision = (model, None) if model else (own.base_name, own.revision)
+    loaded = load_model(name, dtype=dtype, device=device, trust_remote_code=trust_remote_code, revision=revision)
     return attach_adapter(loaded, run), loaded.tokenizer
 
 

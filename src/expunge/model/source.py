@@ -1,10 +1,13 @@
 """Where a model's name leads: a folder, a Hub name, a GGUF file, or an adapter on one of them or on another adapter."""
 
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import snapshot_download
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.utils.peft_utils import find_adapter_config_file
 
 from expunge.errors import ModelError
 from expunge.model.declared import check_adapter_config, check_folder
@@ -12,6 +15,8 @@ from expunge.model.files import check_whole, weight_files
 from expunge.utils.reading import read_object
 
 ADAPTER_FILE = "adapter_model.safetensors"
+ADAPTER_PARTS = ["adapter_*.json", ADAPTER_FILE, "*token*.json", "*token*.model", "vocab*", "merges.txt", "*.jinja"]
+"""Files of an adapter on the Hub: beside it may lie a whole model."""
 DEEPEST = 16
 """Adapters that may stand on each other: more is a circle."""
 
@@ -56,23 +61,27 @@ def source_of(name: str, revision: str | None = None) -> Source:
     """Follow a name to the model that it stands on; a run directory means the adapter in it.
 
     Raises:
-        ModelError: An adapter on the way has no weights, names no base, or a folder holds several GGUF files.
+        ModelError: An adapter on the way has no weights, names no base, or a folder holds several GGUF files; a
+            revision of a folder is asked for.
     """
     adapters: list[Path] = []
     if not (Path(name) / "config.json").exists() and (Path(name) / "adapter" / "adapter_config.json").exists():
         name = str(Path(name) / "adapter")
-    place = name
-    while (Path(place) / "adapter_config.json").exists():
+    place, asked = name, revision
+    while (folder := _adapter_at(place, revision)) is not None:
         if len(adapters) == DEEPEST:
             raise ModelError(f"--model {name}: more than {DEEPEST} adapters stand on each other: is it a circle?")
-        check_adapter(Path(place))
-        adapters.insert(0, Path(place))
-        settings = read_object(Path(place) / "adapter_config.json", ModelError)
-        place = _base_of(Path(place), settings)
-        own = settings.get("revision")
-        revision = revision or (own if isinstance(own, str) else None)
+        if not Path(place).exists():  # an adapter on the Hub: what was asked for is its own revision
+            revision = asked = None
+        check_adapter(folder)
+        adapters.insert(0, folder)
+        settings = read_object(folder / "adapter_config.json", ModelError)
+        place = _base_of(folder, settings)
+        revision = revision or _revision_of(folder, settings)
     gguf = _gguf_file(place)
     base = str(Path(place).parent) if gguf and Path(place).is_file() else place
+    if asked and Path(base).exists():
+        raise ModelError(f"--revision {asked}: {base} is no name on the Hub but a folder, with one state: leave it out")
     return Source(name, base, gguf, adapters, None if Path(base).exists() else revision)
 
 
@@ -138,6 +147,31 @@ def first_line(error: BaseException) -> str:
     """The first two lines of a message that say something, as one, or the error's kind."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1])[:300] or type(error).__name__
+
+
+def _adapter_at(place: str, revision: str | None) -> Path | None:
+    """The adapter folder that a name means, that of the Hub's cache for a name there; None for anything else."""
+    if Path(place).exists():
+        return Path(place) if (Path(place) / "adapter_config.json").exists() else None
+    return _hub_adapter(place, revision) if place.count("/") == 1 and not place.startswith((".", "~", "/")) else None
+
+
+@cache
+def _hub_adapter(name: str, revision: str | None) -> Path | None:
+    try:
+        if find_adapter_config_file(name, revision=revision) is None:
+            return None
+        return Path(snapshot_download(name, revision=revision, allow_patterns=ADAPTER_PARTS))
+    except (OSError, ValueError):  # no such name, or the Hub is out of reach, which loading it says better
+        return None
+
+
+def _revision_of(adapter: Path, settings: dict[str, Any]) -> str | None:
+    revision = settings.get("revision")
+    if not isinstance(revision, str | None):
+        kind = type(revision).__name__
+        raise ModelError(f"{adapter / 'adapter_config.json'}: its revision is no text but a {kind}: put it in quotes")
+    return revision
 
 
 def _base_of(adapter: Path, settings: dict[str, Any]) -> str:
