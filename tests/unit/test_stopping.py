@@ -14,6 +14,8 @@ from expunge.config.criteria import Criteria
 from expunge.data.sampler import Plan
 from expunge.data.tokenize import TokenizedExample
 from expunge.errors import RunError
+from expunge.report.answers import judged
+from expunge.report.scores import Score
 from expunge.train.averaging import MovingAverage
 from expunge.train.early_stopping import EarlyStopping
 from expunge.train.scale import choose_scale, judge, most_scales
@@ -65,6 +67,15 @@ def test_what_can_be_guessed_and_what_chance_does_is_allowed() -> None:
 @pytest.mark.parametrize("criteria", [Criteria(max_drift=0.0), Criteria(min_retain=1.0)])
 def test_the_strictest_criteria_are_finite(criteria: Criteria) -> None:
     assert math.isfinite(violation(replace(UNTOUCHED, scale=1.0, drift=0.1, retained=0.5), UNTOUCHED, criteria))
+
+
+@pytest.mark.parametrize("value", [0.44, 0.45, 0.5, 0.55, 0.56])
+def test_stopping_and_the_verdict_draw_the_same_line(value: float) -> None:
+    own, untouched = replace(GOOD, auc=value), replace(UNTOUCHED, auc_sd=0.01)
+    score = Score(value, key="membership/loss_auc", family="membership")
+    met = violation(own, untouched, CRITERIA) == 0
+    assert met == (0.45 <= value <= 0.55)
+    assert judged(score, 1.0, CRITERIA.auc(0.01), "chance", below=1.0).state == ("good" if met else "bad")
 
 
 def texts() -> list[TokenizedExample]:

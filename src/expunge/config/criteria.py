@@ -1,6 +1,43 @@
 """The one set of success criteria: early stopping aims at it, calibration keeps to it and the verdict judges by it."""
 
+import math
 from dataclasses import dataclass
+
+STRICT = 0.01
+"""Least unit of a violation of what a run aims at, where a criterion allows next to nothing."""
+TINY = 1e-9
+"""The same of what is judged alone."""
+
+
+@dataclass(frozen=True)
+class Bound:
+    """Where a number must lie, and what a miss is measured in.
+
+    Attributes:
+        target: What the number should come to.
+        unit: Distance that counts as one.
+        least: Smallest value that is good enough.
+        most: Largest.
+    """
+
+    target: float
+    unit: float
+    least: float = -math.inf
+    most: float = math.inf
+
+    @property
+    def two_sided(self) -> bool:
+        """Whether a number can lie too low as well as too high."""
+        return math.isfinite(self.least) and math.isfinite(self.most)
+
+    def violation(self, value: float) -> float:
+        """How far a number is outside, in units; 0 where the criterion is met."""
+        return max(0.0, self.least - value, value - self.most) / self.unit
+
+    def excess(self, value: float) -> float:
+        """How far it is from the target, in units, towards where it must not be."""
+        away = value - self.target
+        return (abs(away) if self.two_sided else away if math.isfinite(self.most) else -away) / self.unit
 
 
 @dataclass(frozen=True)
@@ -34,3 +71,35 @@ class Criteria:
     max_left: float = 0.1
     max_perplexity: float = 2.0
     significance: float = 0.05
+
+    def auc(self, chance_sd: float, target: float | None = None) -> Bound:
+        """Of a membership AUC.
+
+        Args:
+            chance_sd: Standard deviation of an AUC of as many texts that nothing tells apart.
+            target: A known model's AUC; `target_auc` when None.
+        """
+        target, allowed = self.target_auc if target is None else target, max(self.auc_tolerance, chance_sd)
+        return Bound(target, allowed, target - allowed, target + allowed)
+
+    def exact_match(self, unseen: float) -> Bound:
+        """Of the share of forget completions that are said; `unseen` is that of completions that were never seen."""
+        return Bound(unseen, self.max_exact_match, most=max(self.max_exact_match, unseen))
+
+    def retained(self, before: float = 1.0) -> Bound:
+        """Of a retain score that the untouched model has as `before`."""
+        return Bound(before, max(1 - self.min_retain, STRICT) * before, least=self.min_retain * before)
+
+    def drift(self) -> Bound:
+        """Of the relative change of the loss of unseen texts."""
+        return Bound(0.0, max(self.max_drift, STRICT), -self.max_drift, self.max_drift)
+
+    def left(self, target: float, start: float, *, counts_rows: bool) -> Bound:
+        """Of a metric of the forget set that the untouched model has as `start`."""
+        allowed = max(self.max_left * (start - target), self.max_exact_match * counts_rows)
+        return Bound(target, max(allowed, TINY), most=target + allowed)
+
+    def speech(self, target: float, *, perplexity: bool) -> Bound:
+        """Of the perplexity of what is said, or of a share of it that should be small."""
+        most = target * self.max_perplexity if perplexity else target + self.max_repetition
+        return Bound(target, max(most - target, TINY), most=most)

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from expunge.config.criteria import Bound
 from expunge.report.scores import Score, spelled
 from expunge.utils.text import MISSING, show_number
 
@@ -79,33 +80,21 @@ class Answer:
     notes: tuple[str, ...] = ()
 
 
-def judged(
-    score: Score,
-    before: float | None,
-    target: float,
-    whose: str,
-    *,
-    least: float = -math.inf,
-    most: float = math.inf,
-    below: float = math.inf,
-) -> Number:
-    """A number with its criterion, `least` to `most`.
+def judged(score: Score, before: float | None, bound: Bound, whose: str, *, below: float = math.inf) -> Number:
+    """A number with its criterion.
 
-    A value outside fails unless its interval reaches inside. One inside passes if its interval, where it has one, ends
-    `below` the untouched model's value, and does not reach as far on the other side of the target.
+    A value outside the bound fails unless its interval reaches inside. One inside passes if its interval, where it has
+    one, ends `below` the untouched model's value, and does not reach as far on the other side of the target.
     """
     value, low, high = score.value, *((score.low, score.high) if score.bounded else (score.value, score.value))
-    if least <= value <= most:
-        above = 2 * target - below if math.isfinite(least) else -math.inf
-        state = "good" if (above < low or least <= low) and (high < below or high <= most) else "unclear"
+    if bound.violation(value) == 0:
+        above = 2 * bound.target - below if math.isfinite(bound.least) else -math.inf
+        state = "good" if (above < low or bound.least <= low) and (high < below or high <= bound.most) else "unclear"
     else:
-        state = "unclear" if low <= most and high >= least else "bad"
-    away = abs(value - target) if math.isfinite(least) and math.isfinite(most) else value - target
-    allowed = max(most - target if math.isfinite(most) else target - least, 1e-9)
-    excess = (away if math.isfinite(most) else -away) / allowed
-    ends = {"at least": least, "at most": most}
+        state = "unclear" if low <= bound.most and high >= bound.least else "bad"
+    ends = {"at least": bound.least, "at most": bound.most}
     limit = " and ".join(f"{text} {show_number(end)}" for text, end in ends.items() if math.isfinite(end))
-    return replace(shown(score, before, target, whose, limit), state=state, excess=excess)
+    return replace(shown(score, before, bound.target, whose, limit), state=state, excess=bound.excess(value))
 
 
 def shown(score: Score, before: float | None, target: float | None, whose: str, limit: str) -> Number:

@@ -25,6 +25,7 @@ from expunge.report.answers import (
 )
 from expunge.report.run_data import RunData
 from expunge.report.scores import Score, kept, knowledge, number, speech
+from expunge.utils.roc import chance_sd
 from expunge.utils.text import show_number
 
 UNSEEN = ("holdout", "nonmember")
@@ -54,9 +55,8 @@ def still_said(run: RunData, criteria: Criteria) -> Answer:
             numbers.append(shown(score, before, target, whose, why))
             continue
         start = 1.0 if before is None else before
-        counts = score.name.startswith(tuple(PLAIN))
-        allowed = max(criteria.max_left * (start - target), criteria.max_exact_match * counts)
-        numbers.append(judged(score, before, target, whose, most=target + allowed, below=start))
+        bound = criteria.left(target, start, counts_rows=score.name.startswith(tuple(PLAIN)))
+        numbers.append(judged(score, before, bound, whose, below=start))
     if any(own.state != "shown" for own in numbers):
         answer = answered(SAID, ("yes", "no"), numbers, rule)
         facts = next((own.says for own in numbers if own.key == "forget/key_fact"), "")  # what a request asks for
@@ -95,9 +95,9 @@ def recognisable(run: RunData, criteria: Criteria) -> Answer:
             before, (target, whose) = _before(run, score), _target(run, score)
             if target is None or whose == CHANCE:
                 target, whose = criteria.target_auc, CHANCE
-            allowed = max(criteria.auc_tolerance, _chance_sd(score.n))
-            ends = {"least": target - allowed, "most": target + allowed, "below": 1.0 if before is None else before}
-            numbers.append(judged(score, before, target, whose, **ends))
+            half = (score.n or 0) / 2  # about as many of either side
+            bound = criteria.auc(chance_sd(half, half) if half else 0.0, target)
+            numbers.append(judged(score, before, bound, whose, below=1.0 if before is None else before))
     for name, p in _tests(run).items():
         label = name.removesuffix("_p").replace("_ks", ", Kolmogorov-Smirnov").replace("_", " ")
         state, least = "bad" if p < criteria.significance else "good", criteria.significance
@@ -132,20 +132,19 @@ def rest_kept(run: RunData, criteria: Criteria) -> Answer:
         if before and tested and score.set == "retain":
             numbers.append(shown(score, before, None, "", "trained on, so not judged"))
         elif before:
-            numbers.append(judged(score, before, before, UNTOUCHED, least=criteria.min_retain * before))
+            numbers.append(judged(score, before, criteria.retained(before), UNTOUCHED))
         else:
             numbers.append(shown(score, before, None, "", "no value of the untouched model"))
     scored = any(own.state != "shown" for own in numbers)
     drift, pair = _drift(run, criteria), losses_of(run, side := "test" if losses_of(run, "test") else "retain")
     if not scored and pair:
-        share = math.exp(min(0.0, pair[0] - pair[1]))
+        share, bound = math.exp(min(0.0, pair[0] - pair[1])), criteria.retained()
         says = f"the loss of the texts to keep went from {show_number(pair[0])} to {show_number(pair[1])}"
         numbers.append(
             Number(
                 f"{side}/loss", says, pair[1], before=pair[0], target=pair[0], target_from=UNTOUCHED,
                 limit=f"tokens at least {criteria.min_retain:.0%} as likely as before",
-                state="good" if share >= criteria.min_retain else "bad",
-                excess=(1 - share) / max(1e-9, 1 - criteria.min_retain),
+                state="bad" if bound.violation(share) else "good", excess=bound.excess(share),
             )
         )  # fmt: skip
     numbers += drift
@@ -176,9 +175,8 @@ def speaks_well(run: RunData, criteria: Criteria) -> Answer:
         if target is None or (score.set == "forget" and "refusal" in score.name):
             numbers.append(shown(score, before, None, "", "no target is known"))
             continue
-        factor = score.name.startswith("fluency")
-        most = target * criteria.max_perplexity if factor else target + criteria.max_repetition
-        numbers.append(judged(score, before, target, whose, most=most))
+        bound = criteria.speech(target, perplexity=score.name.startswith("fluency"))
+        numbers.append(judged(score, before, bound, whose))
     if any(own.state != "shown" for own in numbers):
         return answered(SPEAKS, ("no", "yes"), numbers, rule)
     says = "there is nothing to compare it with" if numbers else "what the model says was not looked at"
@@ -220,11 +218,6 @@ def _target(run: RunData, score: Score) -> tuple[float | None, str]:
     return (0.0, NONE) if score.name.startswith(tuple(PLAIN)) else (None, "")
 
 
-def _chance_sd(rows: int | None) -> float:
-    """Standard deviation of the AUC of so many texts that nothing tells apart, half of them members (Mann, Whitney)."""
-    return math.sqrt((rows + 1) / 3) / rows if rows else 0.0
-
-
 def _drift(run: RunData, criteria: Criteria) -> list[Number]:
     """How far the loss of unseen texts moved: of the training's own, and of those in the results, the larger change.
 
@@ -245,15 +238,12 @@ def _drift(run: RunData, criteria: Criteria) -> list[Number]:
     if not changes:
         return []
     key, was, now = max(changes, key=lambda change: abs(change[2] / change[1] - 1))
-    change = now / was - 1
+    change, bound = now / was - 1, criteria.drift()
     moved = f"{change:+.0%}" if abs(change) >= 0.005 else "less than 1%"
     says = f"the loss of texts that it has never seen moved by {moved} ({show_number(was)} to {show_number(now)})"
-    state = "good" if abs(change) <= criteria.max_drift else "bad"
-    limit = f"moved by at most {criteria.max_drift:.0%}"
-    excess = abs(change) / max(1e-9, criteria.max_drift)
-    return [
-        Number(key, says, now, before=was, target=was, target_from=UNTOUCHED, limit=limit, state=state, excess=excess)
-    ]
+    found = Number(key, says, now, before=was, target=was, target_from=UNTOUCHED, excess=bound.excess(change))
+    state = "bad" if bound.violation(change) else "good"
+    return [replace(found, limit=f"moved by at most {criteria.max_drift:.0%}", state=state)]
 
 
 def _compared(run: RunData) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from expunge.model.adapter import scaled
 from expunge.model.load import LoadedModel
 from expunge.model.logps import sequence_logps
 from expunge.utils.distributed import ALONE, Processes
-from expunge.utils.roc import auc
+from expunge.utils.roc import auc, chance_sd
 
 TAIL = 0.2
 """Share of a text's tokens that min-k looks at."""
@@ -142,7 +142,7 @@ class Validator:
             scale=scale,
             auc=auc(*means),
             min_k_auc=auc(*tails),
-            auc_sd=math.sqrt((len(members) + len(nonmembers) + 1) / (12 * len(members) * len(nonmembers))),
+            auc_sd=chance_sd(len(members), len(nonmembers)),
             forget_nll=-fmean(means[0]),
             unseen_nll=unseen,
             exact_match=_mean(self._certainty(self.rows.forget, forget)),
@@ -171,7 +171,7 @@ def targets(untouched: Validation, criteria: Criteria) -> dict[str, float]:
         "min_k_auc": criteria.target_auc,
         "forget_nll": untouched.unseen_nll,
         "unseen_nll": untouched.unseen_nll,
-        "exact_match": max(criteria.max_exact_match, untouched.unseen_exact_match),
+        "exact_match": criteria.exact_match(untouched.unseen_exact_match).most,
         "retained": criteria.min_retain,
         "drift": criteria.max_drift,
     }
@@ -183,18 +183,16 @@ def violations(own: Validation, untouched: Validation, criteria: Criteria) -> di
     A membership AUC stays at 1 while texts known by heart become less likely, so what their NLL lacks counts too, as
     long as the AUC is too high.
     """
-    band = max(criteria.auc_tolerance, untouched.auc_sd)
-    aims = targets(untouched, criteria)
-    lacking = 1 - own.forget_nll / aims["forget_nll"] if own.auc > criteria.target_auc + band else 0.0
-    missing = {
-        "auc": (abs(own.auc - criteria.target_auc) - band) / band,
-        "min_k_auc": (abs(own.min_k_auc - criteria.target_auc) - band) / band,
-        "forget_nll": lacking / max(criteria.max_drift, 0.01),
-        "exact_match": (own.exact_match - aims["exact_match"]) / criteria.max_exact_match,
-        "retained": (criteria.min_retain - own.retained) / max(1 - criteria.min_retain, 0.01),
-        "drift": (abs(own.drift) - criteria.max_drift) / max(criteria.max_drift, 0.01),
+    auc_bound, drift = criteria.auc(untouched.auc_sd), criteria.drift()
+    lacking = 1 - own.forget_nll / untouched.unseen_nll if own.auc > auc_bound.most else 0.0
+    return {
+        "auc": auc_bound.violation(own.auc),
+        "min_k_auc": auc_bound.violation(own.min_k_auc),
+        "forget_nll": max(0.0, lacking) / drift.unit,
+        "exact_match": criteria.exact_match(untouched.unseen_exact_match).violation(own.exact_match),
+        "retained": criteria.retained().violation(own.retained),
+        "drift": drift.violation(own.drift),
     }
-    return {name: max(0.0, value) for name, value in missing.items()}
 
 
 def violation(own: Validation, untouched: Validation, criteria: Criteria) -> float:

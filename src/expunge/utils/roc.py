@@ -21,6 +21,11 @@ def auc(members: Sequence[float] | Floats, nonmembers: Sequence[float] | Floats)
     return placements(finite("members", members), finite("nonmembers", nonmembers))[0]
 
 
+def chance_sd(members: float, nonmembers: float) -> float:
+    """Standard deviation of the AUC of so many scores that nothing tells apart (Mann and Whitney 1947)."""
+    return math.sqrt((members + nonmembers + 1) / (12 * members * nonmembers))
+
+
 def placements(inside: Floats, outside: Floats) -> tuple[float, Floats, Floats]:
     """The AUC, each member's share of lower non-members, and each non-member's share of higher members."""
     if not inside.size or not outside.size:
