@@ -17,7 +17,8 @@ from expunge.model import packing
 from expunge.model.load import load_model
 from expunge.model.logps import sequence_logps
 from expunge.train import loop
-from expunge.train.trainer import STEPS_PER_READ, Trainer
+from expunge.train.step_log import STEPS_PER_READ
+from expunge.train.trainer import Trainer
 from simulated_cuda import SimulatedCuda
 from tiny import save_tiny
 from training import made_up, prepared, ready

@@ -29,7 +29,8 @@ from expunge.train.early_stopping import EarlyStopping
 from expunge.train.scale import choose_scale, judge, most_scales, record
 from expunge.train.schedule import evaluation_spacing
 from expunge.train.setup import Prepared, prepare
-from expunge.train.trainer import STEPS_PER_READ, TakenStep, Trainer
+from expunge.train.step_log import STEPS_PER_READ, TakenStep
+from expunge.train.trainer import Trainer
 from expunge.train.validation import ValidationRows, Validator
 from expunge.utils.distributed import Processes, together
 from expunge.utils.interrupt import StopRequest

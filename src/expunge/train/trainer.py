@@ -6,7 +6,6 @@ gradient, every mean being over the whole step, so neither the layout nor the nu
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -30,6 +29,7 @@ from expunge.model.replay import write_texts
 from expunge.train.averaging import MovingAverage
 from expunge.train.schedule import learning_rate, make_plan, replay_tokens
 from expunge.train.setup import Prepared
+from expunge.train.step_log import TakenStep, read_steps
 from expunge.train.targets import target_nlls
 from expunge.utils.distributed import ALONE, Processes
 from expunge.utils.progress import Reporter
@@ -38,27 +38,8 @@ MICRO_BATCH_TOKENS = {"cpu": 4096, "cuda": 16384}
 """Area of one forward and backward pass, per device type; less where the free memory is small."""
 FREE_SHARE = 0.7
 """Of the free memory, what activations may take: the rest is for logits, gradients of activations and fragments."""
-STEPS_PER_READ = {"cpu": 1, "cuda": 16}
-"""Most steps between two reads of what is logged, per device type: with each of them a GPU runs empty."""
 ADAPTER, AVERAGE = "adapter.", "average."
 """Prefixes in a checkpoint: of the adapter and Adam's moments, and of the moving average."""
-
-
-@dataclass(frozen=True)
-class TakenStep:
-    """A step that was taken, and what the log should have of it.
-
-    Attributes:
-        step: Its rows.
-        index: Its number, from 0.
-        rate: Its learning rate.
-        values: `(terms + 1,)` on the device: the terms, and the gradient's norm before clipping.
-    """
-
-    step: Step
-    index: int
-    rate: float
-    values: Tensor
 
 
 class Trainer:
@@ -270,28 +251,14 @@ class Trainer:
         return TakenStep(step, index, rate, torch.cat([terms, norm[None].to(terms)]))
 
     def read(self, taken: Sequence[TakenStep]) -> list[dict[str, float]]:
-        """What the log has of some steps, in one transfer.
-
-        Returns:
-            For each the loss, its terms (means over the step's denominators, before the update; 0 for a side without
-            rows), the gradient's norm before clipping and the learning rate.
+        """What the log has of some steps, in one transfer; see `read_steps`.
 
         Raises:
-            TrainingError: A term or the gradient of one of them is not finite.
+            TrainingError: One of them is not finite.
         """
-        names, lines = [term.name for term in self.terms], []
-        for own, values in zip(taken, torch.stack([own.values for own in taken]).tolist(), strict=True):
-            line = dict(zip([*names, "grad_norm"], values, strict=True))
-            if not all(map(math.isfinite, values)):
-                shown = ", ".join(f"{name} {value:.4g}" for name, value in line.items())
-                ids = ", ".join(self.sides[name].rows[row].id for unit in self.units(own.step) for name, row in unit)
-                raise TrainingError(
-                    f"step {own.index + 1} is not finite ({shown}); rows {ids}: lower --learning-rate or look at these "
-                    "rows; checkpoints up to here are good"
-                )
-            loss = sum(term.weight * line[term.name] for term in self.terms)
-            lines.append({"loss": loss, **line, "learning_rate": own.rate})
-        return lines
+        return read_steps(
+            taken, self.terms, lambda step: [self.sides[name].rows[row].id for u in self.units(step) for name, row in u]
+        )
 
     def _gradient(self, step: Step) -> Tensor:
         """Gradient, and the terms `(terms,)`, of this process's share of a step."""

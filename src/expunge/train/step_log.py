@@ -1,0 +1,63 @@
+"""What the log has of a step: it stays on the device until some steps are read together."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from expunge.data.sampler import Step
+from expunge.errors import TrainingError
+from expunge.losses.terms import Term
+
+STEPS_PER_READ = {"cpu": 1, "cuda": 16}
+"""Most steps between two reads of what is logged, per device type: with each of them a GPU runs empty."""
+
+
+@dataclass(frozen=True)
+class TakenStep:
+    """A step that was taken.
+
+    Attributes:
+        step: Its rows.
+        index: Its number, from 0.
+        rate: Its learning rate.
+        values: `(terms + 1,)` on the device: the terms, and the gradient's norm before clipping.
+    """
+
+    step: Step
+    index: int
+    rate: float
+    values: Tensor
+
+
+def read_steps(
+    taken: Sequence[TakenStep], terms: Sequence[Term], ids: Callable[[Step], list[str]]
+) -> list[dict[str, float]]:
+    """What the log has of some steps, in one transfer.
+
+    Args:
+        taken: The steps.
+        terms: The terms of the loss.
+        ids: Gives the ids of the rows of a step, for the message.
+
+    Returns:
+        For each the loss, its terms (means over the step's denominators, before the update; 0 for a side without
+        rows), the gradient's norm before clipping and the learning rate.
+
+    Raises:
+        TrainingError: A term or the gradient of one of them is not finite.
+    """
+    lines = []
+    for own, values in zip(taken, torch.stack([own.values for own in taken]).tolist(), strict=True):
+        line = dict(zip([*(term.name for term in terms), "grad_norm"], values, strict=True))
+        if not all(map(math.isfinite, values)):
+            shown = ", ".join(f"{name} {value:.4g}" for name, value in line.items())
+            raise TrainingError(
+                f"step {own.index + 1} is not finite ({shown}); rows {', '.join(ids(own.step))}: lower --learning-rate "
+                "or look at these rows; checkpoints up to here are good"
+            )
+        loss = sum(term.weight * line[term.name] for term in terms)
+        lines.append({"loss": loss, **line, "learning_rate": own.rate})
+    return lines
