@@ -169,8 +169,10 @@ def test_who_asks_for_it_without_enough_unseen_texts_is_told(texts: Path, expung
     refused(expunge(*BARE, "--recipe", "default"), "--recipe default aims at texts like those to forget")
     refused(expunge(*BARE, "--eval-every", "2"), "--eval-every 2: it needs texts that the model has never seen")
     refused(expunge(*BARE, "--loss", "target_nll"), "--loss target_nll needs unseen texts: there are no texts")
+    refused(expunge(*BARE, "--loss", "target_nll"), "or take --loss npo, which needs none")
     write_jsonl(texts / "unseen.jsonl", UNSEEN[:9])
     refused(expunge(*FOLLOW, "--recipe", "default"), "--loss target_kl needs unseen texts: 4 selection texts")
+    refused(expunge(*FOLLOW, "--recipe", "default"), "or take --recipe npo, which needs none")
     refused(expunge(*FOLLOW, "--eval-every", "2"), "--eval-every 2 needs unseen texts: 4 selection texts")
     write_jsonl(texts / "unseen.jsonl", MANY)
     refused(expunge(*FOLLOW), "--holdout unseen.jsonl: all of its texts are to be forgotten")
@@ -255,6 +257,9 @@ def test_target_nlls_may_come_from_an_origin(texts: Path, expunge: Run) -> None:
     assert read("run/adapter/adapter_config.json")["lora_alpha"] == 2
     first = lines("run")[0]["forget"]
     save_tiny(texts / "before", "llama", seed=6)
+    repeated = expunge("unlearn", "--from-manifest", "run/manifest.json", "--output", "again")
+    assert repeated.code == 2
+    assert "the run of run/manifest.json had other the origin's weights or configuration" in repeated.err
     assert expunge(*BARE, "--origin", "before", "--max-steps", "1", "--overwrite").code == 0
     assert lines("run")[0]["forget"] != first
 
@@ -270,7 +275,6 @@ def test_the_untouched_model_as_origin_leaves_nothing_to_do(texts: Path, expunge
     ("origin", "message"),
     [
         ("./nowhere", "--origin ./nowhere: no such folder"),
-        ("done", "--origin done: not a model folder"),
         ("stranger", "--origin stranger: has another tokenizer than the model"),
     ],
 )

@@ -50,7 +50,7 @@ def config(folder, **settings) -> UnlearnConfig:
 
 
 def test_what_is_counted_is_what_the_run_counts(folder):
-    exact = {"replay_weight": 0.0, "recipe": "npo"}
+    exact = {"replay_weight": 0.0, "recipe": "npo", "retain_test": 0.0}
     predicted = forecast(config(folder, **exact))
     outcome = unlearn(config(folder, **exact))
     manifest = json.loads((outcome.output / "manifest.json").read_text())

@@ -63,6 +63,7 @@ def identity_of(config: UnlearnConfig, facts: RunFacts) -> dict[str, Any]:
         "settings": {**settings, "device": facts.device.type},  # whichever it is of several
         "data": {name: keyed(hash_rows(rows)) for name, rows in facts.rows.items()},
         "model_sha256": model_fingerprint(config.model, facts.base_commit),
+        **({"origin_sha256": model_fingerprint(config.origin)} if config.origin else {}),
     }
 
 
@@ -128,8 +129,9 @@ def differences(earlier: dict[str, Any], identity: dict[str, Any], moved: Contai
         if then != now:
             unknown = "" if then == "None" or of_this_key(then) else f" (known under another key than {key_file()})"
             found.append(f"rows of the {name} set{unknown}")
-    if earlier["model_sha256"] != identity["model_sha256"]:
-        found.append("the model's weights or configuration")
+    for name in ("model", "origin"):
+        if earlier.get(f"{name}_sha256") != identity.get(f"{name}_sha256"):
+            found.append(f"the {name}'s weights or configuration")
     return found
 
 

@@ -25,11 +25,11 @@ from expunge.model import reference
 from expunge.model.logps import PASS_TOKENS, mean_losses
 from expunge.model.replay import seconds_per_token
 from expunge.runs.run import Run, peak_memory
+from expunge.train.loop import evaluation_every
 from expunge.train.scale import most_scales
-from expunge.train.schedule import evaluation_spacing, replay_tokens
+from expunge.train.schedule import replay_tokens
 from expunge.train.setup import Prepared, prepare
 from expunge.train.trainer import Trainer
-from expunge.train.validation import ValidationRows
 from expunge.utils.progress import Reporter
 from expunge.utils.text import show_bytes, show_duration
 
@@ -200,13 +200,11 @@ def _time_steps(
 
 def _evaluations(trainer: Trainer, prepared: Prepared) -> tuple[int, int]:
     """Most evaluation steps of the run, and the area of one; none where it is not evaluated."""
-    config, own = prepared.config, prepared.selection
-    if own is None or config.eval_every == 0:
+    rows = prepared.validation
+    if rows is None:
         return 0, 0
-    rows = ValidationRows.of(own.members, own.nonmembers, prepared.retain, prepared.forget).all
-    steps = [sum(trainer.lengths(step)) for step in islice(trainer.plan.steps(), trainer.plan.steps_per_epoch)]
-    every = config.eval_every or evaluation_spacing(trainer.plan, sum(map(len, rows)), sum(steps) / len(steps))
-    return 1 + math.ceil(trainer.num_steps / every) + most_scales(), _area(rows, trainer.packed)
+    every = evaluation_every(trainer, rows)
+    return 1 + math.ceil(trainer.num_steps / every) + most_scales(), _area(rows.all, trainer.packed)
 
 
 def _pass_area(trainer: Trainer, prepared: Prepared) -> int:

@@ -124,7 +124,7 @@ def train(
         TrainingError: Training cannot go on.
         KeyboardInterrupt: Someone wants the process to stop; the step that was running is done and saved.
     """
-    config, every = trainer.config, evaluation_every(trainer, validator)
+    config, every = trainer.config, evaluation_every(trainer, validator.rows) if validator else 0
     most = 1 if callbacks.given else STEPS_PER_READ[trainer.loaded.device.type]
     trackers = Trackers(config.report_to, str(run.path), {"recipe": config.recipe, "seed": config.seed})
     weights = {term.name: term.weight for term in trainer.terms}
@@ -226,23 +226,19 @@ def settle(
     return {**content, "trained_alpha_pattern": pattern or {}, "best_step": best.step, "stopped": reason}
 
 
-def evaluation_every(trainer: Trainer, validator: Validator | None) -> int:
-    """Steps between two evaluation steps."""
-    if validator is None:
-        return 0
+def evaluation_every(trainer: Trainer, rows: ValidationRows) -> int:
+    """Steps between two evaluation steps on these rows."""
     if trainer.config.eval_every:
         return trainer.config.eval_every
     steps = [sum(trainer.lengths(step)) for step in islice(trainer.plan.steps(), trainer.plan.steps_per_epoch)]
-    evaluated = sum(map(len, validator.rows.all))
-    return evaluation_spacing(trainer.plan, evaluated, sum(steps) / len(steps))
+    return evaluation_spacing(trainer.plan, sum(map(len, rows.all)), sum(steps) / len(steps))
 
 
 def _evaluation(prepared: Prepared, processes: Processes) -> tuple[Validator | None, EarlyStopping | None]:
     """What evaluates a run and says when it ends; nothing where it is not to be evaluated."""
-    config, own = prepared.config, prepared.selection
-    if own is None or config.eval_every == 0:
+    config, rows = prepared.config, prepared.validation
+    if rows is None:
         return None, None
-    rows = ValidationRows.of(own.members, own.nonmembers, prepared.retain, prepared.forget)
     validator = Validator(prepared.loaded, rows, processes)
     return validator, EarlyStopping(config.criteria, validator.untouched, config.patience)
 

@@ -16,6 +16,7 @@ from expunge.model.prompt_format import PromptFormatReport, measure_prompt_forma
 from expunge.model.shard import held_bytes, own_part
 from expunge.model.source import check_model
 from expunge.train.sets import Sets, membership_texts, pairs_for, read_sets
+from expunge.train.validation import ValidationRows
 from expunge.utils.distributed import current
 from expunge.utils.progress import Reporter
 from expunge.utils.text import show_bytes
@@ -24,6 +25,10 @@ from expunge.utils.trackers import check_trackers
 REFERENCE_WIDTH, REFERENCE_RATE, BOUNDED_RATE = 256, 1.5e-3, 3e-3
 """The default learning rate is REFERENCE_RATE up to a hidden size of REFERENCE_WIDTH and falls with 1 / width above;
 BOUNDED_RATE with `target_kl`, whose gradient is bounded and vanishes at the target."""
+
+
+Judged = list[list[Example]] | DataError
+"""The texts, forgotten and unseen, that membership is judged on; or why there are none."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +84,14 @@ class Prepared:
         return {name: getattr(self, name) for name in SETS}
 
     @property
+    def validation(self) -> ValidationRows | None:
+        """The rows of an evaluation step; None where the run has none."""
+        own = self.selection
+        if own is None or self.config.eval_every == 0:
+            return None
+        return ValidationRows.of(own.members, own.nonmembers, self.retain, self.forget)
+
+    @property
     def told(self) -> dict[str, list[TokenizedExample]]:
         """Set -> the rows that losses are reported on."""
         return self.sets | {"holdout": self.reported}
@@ -90,9 +103,9 @@ def prepare(config: UnlearnConfig, reporter: Reporter) -> Prepared:
     Raises:
         UserError: Whatever is wrong, before weights load wherever it can be known by then.
     """
-    config, sets, whys = _before_weights(config)
+    config, sets, judged, whys = _before_weights(config)
     loss = make_forget_loss(config.loss, config.loss_args)
-    followed = _followed(config, loss, sets)
+    followed = _followed(config, loss, sets, judged)
     vocabulary = _origin_vocabulary(config)
     loaded = _load(config, reporter)
     if vocabulary is not None and vocabulary != loaded.tokenizer.get_vocab():
@@ -148,7 +161,7 @@ def prepare(config: UnlearnConfig, reporter: Reporter) -> Prepared:
     )
 
 
-def _before_weights(config: UnlearnConfig) -> tuple[UnlearnConfig, Sets, list[str]]:
+def _before_weights(config: UnlearnConfig) -> tuple[UnlearnConfig, Sets, Judged, list[str]]:
     """Check and read what needs no model, and settle the recipe and its terms; says what was settled, and why."""
     config.validate()
     check_trackers(config.report_to)
@@ -157,9 +170,14 @@ def _before_weights(config: UnlearnConfig) -> tuple[UnlearnConfig, Sets, list[st
     sets = read_sets(config)
     if not sets.forget:
         raise DataError("the forget set is empty: there is nothing to forget")
+    judged: Judged
+    try:
+        judged = membership_texts(sets)
+    except DataError as error:
+        judged = error
     whys = []
     if config.recipe is None:
-        config, why = _fitting_recipe(config, sets)
+        config, why = _fitting_recipe(config, judged)
         config.validate()
         whys.append(f"recipe {config.recipe}: {why}")
     if config.needs_retain and not (config.retain or config.benchmark):
@@ -173,21 +191,19 @@ def _before_weights(config: UnlearnConfig) -> tuple[UnlearnConfig, Sets, list[st
             f"test: {len(sets.test):,} of {len(sets.test) + len(sets.retain):,} retain texts are not trained on and "
             "say whether the rest is kept (--retain-test)"
         )
-    return config, sets, whys
+    return config, sets, judged, whys
 
 
-def _fitting_recipe(config: UnlearnConfig, sets: Sets) -> tuple[UnlearnConfig, str]:
+def _fitting_recipe(config: UnlearnConfig, judged: Judged) -> tuple[UnlearnConfig, str]:
     """`default` where something says how unlikely forgotten texts should become, else `npo`; and why."""
     if config.origin:
         return config.with_recipe("default"), "target NLLs come from --origin"
-    try:
-        membership_texts(sets)
-    except DataError as error:
-        return config.with_recipe("npo"), f"it needs no unseen texts ({error})"
+    if isinstance(judged, DataError):
+        return config.with_recipe("npo"), f"it needs no unseen texts ({judged})"
     return config.with_recipe("default"), "unseen texts say how far to go and when to stop"
 
 
-def _followed(config: UnlearnConfig, loss: ForgetLoss, sets: Sets) -> list[list[Example]] | None:
+def _followed(config: UnlearnConfig, loss: ForgetLoss, sets: Sets, judged: Judged) -> list[list[Example]] | None:
     """The texts, forgotten and unseen, that steer the run; None where it is to follow none.
 
     Raises:
@@ -197,13 +213,14 @@ def _followed(config: UnlearnConfig, loss: ForgetLoss, sets: Sets) -> list[list[
     needs_target = "target_nll" in loss.needs and not config.origin
     if not needs_target and not (config.eval_every or (config.eval_every is None and sets.nonmembers)):
         return None
-    try:
-        return membership_texts(sets)
-    except DataError as error:
-        if not needs_target and config.eval_every is None:
-            return None
-        asked = f"--loss {config.loss}" if needs_target else f"--eval-every {config.eval_every}"
-        raise DataError(f"{asked} needs unseen texts: {error}; or take --recipe npo, which needs none") from None
+    if not isinstance(judged, DataError):
+        return judged
+    if not needs_target and config.eval_every is None:
+        return None
+    if not needs_target:
+        raise DataError(f"--eval-every {config.eval_every} needs unseen texts: {judged}; or leave it out")
+    instead = "--loss npo" if config.is_given("loss") else "--recipe npo"
+    raise DataError(f"--loss {config.loss} needs unseen texts: {judged}; or take {instead}, which needs none")
 
 
 def _origin_vocabulary(config: UnlearnConfig) -> dict[str, int] | None:
