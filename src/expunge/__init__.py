@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from expunge.report import verdict as verdict
     from expunge.report import write_cards as write_cards
     from expunge.report import write_report as write_report
+    from expunge.runs.hub import push as push
     from expunge.train.callbacks import Callback as Callback
 
 __version__ = "0.1.0"
@@ -59,6 +60,7 @@ _HOMES = {
     "forget_loss": "expunge.losses",
     "load_unlearned": "expunge.model.adapter",
     "merge": "expunge.api.finished",
+    "push": "expunge.runs.hub",
     "run_demo": "expunge.demo.run",
     "score_predictions": "expunge.evaluation.run",
     "unlearn": "expunge.api.unlearning",

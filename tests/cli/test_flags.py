@@ -253,7 +253,7 @@ def test_json_is_one_object_for_every_command(work: Path, expunge: Run) -> None:
         assert keys <= json.loads(told.out).keys(), name
         assert told.out.count("\n") == 1
     assert json.loads(Path("s.json").read_text())["task_aggregate"] is not None
-    assert {command.split()[0] for command in shown} | {"demo", "calibrate"} == {*COMMANDS, "dry"}
+    assert {command.split()[0] for command in shown} | {"demo", "calibrate", "push"} == {*COMMANDS, "dry"}
     refused(expunge("compare", "--json"), "results are missing")
 
 

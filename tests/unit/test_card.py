@@ -5,7 +5,13 @@ import yaml
 from expunge.runs.card import model_card
 
 MANIFEST = {
-    "settings": {"model": "org/model: 1B", "forget": "secret-names.jsonl", "retain": "kept.jsonl", "lora_rank": 16},
+    "base": {"id": "org/model-1B", "license": "mit"},
+    "settings": {
+        "model": "/home/me/model",
+        "forget": "secret-names.jsonl",
+        "retain": "kept.jsonl",
+        "lora_rank": 16,
+    },
     "terms": [{"name": "retain_kl", "weight": 1.5, "formula": "KL(p || p_ref)", "source": "arXiv 2503.13690"}],
     "steps": 4321,
     "rows": {"forget": 1234, "retain": 6, "holdout": 0},
@@ -26,7 +32,9 @@ def test_metadata_is_yaml_that_names_the_base() -> None:
     start, metadata, _ = card().split("---\n", 2)
     assert start == ""
     found = yaml.safe_load(metadata)
-    assert found["base_model"] == "org/model: 1B"
+    assert found["base_model"] == "org/model-1B"
+    assert (found["base_model_relation"], found["license"]) == ("adapter", "mit")
+    assert "/home/me" not in card()
     assert found["library_name"] == "peft"
 
 

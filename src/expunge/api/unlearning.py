@@ -17,7 +17,9 @@ from expunge.errors import ConfigError
 from expunge.model.adapter import load_unlearned
 from expunge.report import Verdict, verdict, write_cards, write_report
 from expunge.runs.directory import check_new
+from expunge.runs.hub import push
 from expunge.runs.run import Outcome as Written
+from expunge.runs.run import is_writer
 from expunge.train import dry_run, loop
 from expunge.train.callbacks import Callback
 from expunge.train.merge import MergeReport
@@ -52,6 +54,10 @@ class Outcome(Written):
     def merge(self, output: str | Path, **options: Any) -> MergeReport:
         """Write adapter and base as one plain model; options as for `expunge.merge`."""
         return merge(self.output, output, **{**_in(self.texts, "forget", "retain"), **options})
+
+    def push_to_hub(self, repo: str, *, public: bool = False) -> str:
+        """Upload the adapter and its card to a repository on the Hub, private unless `public`; gives its address."""
+        return push(self.output, repo, public=public)
 
     def load(self, **options: Any) -> tuple[PeftModel, PreTrainedTokenizerBase]:
         """The base with the adapter on, and the tokenizer; options as for `load_unlearned`."""
@@ -97,6 +103,8 @@ def unlearn(
     config = _config(model, output, texts, tokenizer, settings, reporter)
     done = loop.unlearn(config, reporter, callbacks)
     given = {name: value for name in texts if (value := getattr(config, name))}
+    if config.push_to_hub and is_writer():
+        push(done.output, config.push_to_hub, public=config.public)
     return Outcome(**{own.name: getattr(done, own.name) for own in dataclasses.fields(done)}, texts=given)
 
 

@@ -92,7 +92,37 @@ def unlearn(settings: UnlearnConfig, out: Output) -> int:
         out.text(f"manifest  {outcome.output / 'manifest.json'}")
         out.results = {"output": str(outcome.output), "losses": outcome.losses, "steps": outcome.steps}
         write_run_report(outcome.output, out)
+        if settings.push_to_hub:
+            _push(outcome.output, settings.push_to_hub, settings.public, out)
     return 0
+
+
+@dataclass(kw_only=True)
+class PushSettings:
+    """Settings of `push`.
+
+    Attributes:
+        run: Finished run, of which the adapter is uploaded, or folder of a merged model.
+        push_to_hub: Repository on the Hub, as owner/name; it is made where it is not there.
+        public: Make it one that everybody can read.
+    """
+
+    run: str
+    push_to_hub: str
+    public: bool = False
+
+
+def push(settings: PushSettings, out: Output) -> int:
+    """Upload an adapter or a merged model."""
+    _push(settings.run, settings.push_to_hub, settings.public, out)
+    return 0
+
+
+def _push(folder: str | Path, repo: str, public: bool, out: Output) -> None:
+    from expunge.runs.hub import push as upload
+
+    out.results["hub"] = upload(folder, repo, public=public)
+    out.text(f"hub       {out.results['hub']} ({'public' if public else 'private'})")
 
 
 def evaluate(settings: EvaluateConfig, out: Output) -> int:
@@ -338,6 +368,13 @@ _TABLE = (
         MergeSettings,
         merge,
         "expunge merge --run runs/one --output merged",
+    ),
+    Command(
+        "push",
+        "upload an adapter, or a merged model, to the Hugging Face Hub",
+        PushSettings,
+        push,
+        "expunge push --run merged --push-to-hub owner/name",
     ),
 )
 COMMANDS = {command.name: command for command in _TABLE}

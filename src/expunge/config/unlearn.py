@@ -10,6 +10,7 @@ from typing import Any, Literal
 from expunge.config.checks import Check, check_types, first_failed
 from expunge.config.criteria import Criteria
 from expunge.config.recipes import DEFAULT, RECIPES
+from expunge.config.run import DeviceConfig, RunConfig
 from expunge.errors import ConfigError
 
 TEST_SHARE = 0.2
@@ -213,73 +214,6 @@ class EvaluationConfig:
         for name in ("target_auc", "min_retain", "max_drift"):
             value = getattr(self, name)
             yield 0 <= value <= 1, f"--{name.replace('_', '-')} {value}: must lie between 0 and 1"
-
-
-@dataclass(kw_only=True)
-class DeviceConfig:
-    """Where and how it is computed.
-
-    Attributes:
-        dtype: `auto` (bfloat16 autocast where the device is fast at it, else float32), `float32`, `bfloat16`.
-        device: `auto`, `cpu`, `cuda`, `cuda:1` ...
-        compile: `auto` compiles the model's layers on CUDA, which takes up to a minute; `off` never does.
-        gradient_checkpointing: Recompute activations in the backward pass: less memory, about a third more time.
-        load_in_4bit: Keep the base weights in 4 bits (CUDA, `expunge[4bit]`).
-        shard_base: Let each process of the run hold its part of the base's layers alone: less memory, more traffic.
-    """
-
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    device: str = "auto"
-    compile: Literal["auto", "off"] = "auto"
-    gradient_checkpointing: bool = False
-    load_in_4bit: bool = False
-    shard_base: bool = False
-
-
-@dataclass(kw_only=True)
-class RunConfig:
-    """The model, the run directory and what is written.
-
-    Attributes:
-        model: Folder, GGUF file or Hub name of the model; a PEFT adapter folder is folded into its base first.
-        revision: Branch, tag or commit of a name on the Hub; of the base where `model` is an adapter's folder.
-        output: Run directory to write.
-        title: What was asked, for the head of the report; it is kept in the run.
-        recipe: Preset over all settings: `default`, `npo` or `paper`. Where none is named: `default` with unseen texts
-            (`holdout`, a benchmark's, or `origin`), `npo` without.
-        seed: Seed of the adapter's initialisation, of the order of the data and of the replay texts.
-        save_every: Optimizer steps between checkpoints; 0 writes none.
-        report_to: Trackers (`tensorboard`, `wandb`), separated by commas.
-        trust_remote_code: Run code that comes with the model.
-        overwrite: Replace an earlier run in `output`.
-        resume: Go on from the last checkpoint in `output`.
-        from_manifest: Repeat the run of this manifest.json: its settings, model and data (paths may have moved).
-        dry_run: Time a few steps, say what the run would take, and write nothing.
-    """
-
-    model: str
-    revision: str | None = None
-    output: str = ""
-    title: str | None = None
-    recipe: str | None = None
-    seed: int = 0
-    save_every: int = 100
-    report_to: str | None = None
-    trust_remote_code: bool = False
-    overwrite: bool = False
-    resume: bool = False
-    from_manifest: str | None = None
-    dry_run: bool = False
-
-    def run_checks(self) -> Iterator[Check]:
-        """What a run needs, and flags that contradict each other."""
-        yield bool(self.model), "--model is missing: give a folder or a Hub name"
-        yield bool(self.output), "--output is missing: give the run directory to write"
-        yield self.save_every >= 0, f"--save-every {self.save_every}: must be 0 or more"
-        yield 0 <= self.seed < 2**32, f"--seed {self.seed}: must lie between 0 and 2^32 - 1"
-        for one, other in (("overwrite", "resume"), ("from_manifest", "resume"), ("dry_run", "resume")):
-            flags = f"--{one.replace('_', '-')} and --{other}"
-            yield not (getattr(self, one) and getattr(self, other)), f"{flags} contradict each other: choose one"
 
 
 GROUPS: dict[str, type] = {

@@ -1,10 +1,12 @@
-"""The adapter's model card: README.md with the Hub's metadata, without any text of the data."""
+"""Model cards of an adapter and of a merged model: README.md with the Hub's metadata, without any text of the data."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import yaml
+from huggingface_hub import EvalResult, ModelCardData
 
 from expunge.config import SETS
 
@@ -12,8 +14,18 @@ NOT_SCORED = (
     "A higher loss on the texts to forget does not prove by itself that they are gone: score the adapter with",
     "`expunge evaluate` before relying on it.",
 )
-HIDDEN = {*SETS, "model", "data", "split", "columns", "output", "save_every", "report_to", "shard_base"}
+SERVING = (
+    "A server that offers the base beside this adapter still serves what was to be forgotten: merge them",
+    "(`expunge merge`), or let nobody reach the base.",
+)
+HIDDEN = {
+    *SETS, "model", "data", "split", "columns", "output", "save_every", "report_to", "shard_base",
+    "push_to_hub", "public",
+}  # fmt: skip
 """Settings that a card leaves out: they name the user's files, or change nothing about the adapter."""
+
+TAKEN = ("license", "license_name", "license_link", "language")
+"""What a card takes over from its base's."""
 
 
 @dataclass(frozen=True)
@@ -51,27 +63,7 @@ def model_card(
         verdict: What they say together, in one sentence.
     """
     settings = manifest["settings"]
-    model = str(settings["model"])
-    metadata: dict[str, Any] = {
-        "base_model": model,
-        "base_model_relation": "adapter",
-        "library_name": "peft",
-        "pipeline_tag": "text-generation",
-        "tags": ["expunge", "machine-unlearning", "lora"],
-    }
-    if scores:
-        metadata["model-index"] = [
-            {
-                "name": f"{model.rstrip('/').rpartition('/')[2]}, unlearned",
-                "results": [
-                    {
-                        "task": {"type": "text-generation"},
-                        "dataset": {"name": benchmark, "type": benchmark},
-                        "metrics": [{"type": score.key, "name": score.label, "value": score.value} for score in scores],
-                    }
-                ],
-            }
-        ]
+    model = model_name(manifest)
     counts = manifest.get("loss_texts", manifest["rows"])
     losses = [
         f"| {name} | {counts[name]:,} | {pair['before']:.2f} | {pair['after']:.2f} |"  # coarse: see docs/reliability.md
@@ -88,10 +80,7 @@ def model_card(
     ]
     return "\n".join(
         [
-            "---",
-            yaml.safe_dump(metadata, sort_keys=False).rstrip(),
-            "---",
-            "",
+            *metadata(manifest, "adapter", scores=scores, benchmark=benchmark),
             "# Unlearning adapter",
             "",
             f"A LoRA adapter for `{model}` that makes it forget {manifest['rows']['forget']:,} texts,",
@@ -132,8 +121,59 @@ def model_card(
             'model = PeftModel.from_pretrained(base, "path/to/this/folder")',
             "```",
             "",
+            *SERVING,
+            "",
         ]
     )
+
+
+def metadata(
+    manifest: Mapping[str, Any], relation: str, *, scores: Sequence[Line] = (), benchmark: str = ""
+) -> list[str]:
+    """The head of a card, a line each, as the Hub reads it.
+
+    Args:
+        manifest: The run's manifest.
+        relation: Of the model to its base: `adapter` or `finetune`; left out with a base that the Hub does not have.
+        scores: What was measured.
+        benchmark: On what.
+    """
+    base = manifest.get("base", {})
+    name = base.get("id")
+    about: dict[str, Any] = taken(base) | ({"base_model_relation": relation} if name else {})
+    adapter = relation == "adapter"
+    results = [
+        EvalResult(
+            task_type="text-generation", dataset_type=benchmark, dataset_name=benchmark, metric_type=score.key,
+            metric_name=score.label, metric_value=score.value,
+        )
+        for score in scores
+    ]  # fmt: skip
+    data = ModelCardData(
+        base_model=name,
+        library_name="peft" if adapter else "transformers",
+        pipeline_tag="text-generation",
+        tags=["expunge", "machine-unlearning", *(["lora"] if adapter else [])],
+        model_name=f"{model_name(manifest).rpartition('/')[2]}, unlearned",
+        eval_results=results or None,
+        **about,
+    )
+    return ["---", yaml.safe_dump(data.to_dict(), sort_keys=False, allow_unicode=True).rstrip(), "---", ""]
+
+
+def taken(metadata: dict[str, Any]) -> dict[str, Any]:
+    """The fields that a card takes over, where they are text or lists of it."""
+    own = {name: metadata.get(name) for name in TAKEN}
+    return {
+        name: value for name, value in own.items()
+        if (isinstance(value, str) and value) or (isinstance(value, list) and all(isinstance(v, str) for v in value))
+    }  # fmt: skip
+
+
+def model_name(manifest: Mapping[str, Any]) -> str:
+    """The base's id on the Hub, or the name of its folder without the way there."""
+    settings = manifest["settings"]["model"]
+    return str(manifest.get("base", {}).get("id") or Path(str(settings)).name)
 
 
 def _results(benchmark: str, scores: Sequence[Line], verdict: str) -> list[str]:

@@ -15,6 +15,7 @@ from expunge.config import SETS, UnlearnConfig
 from expunge.data.tokenize import TokenizedExample, hash_rows
 from expunge.errors import RunError
 from expunge.model.source import base_name, places
+from expunge.runs.base import about_base
 from expunge.runs.settings import ONE_START, present_names, recorded
 from expunge.utils import files
 from expunge.utils.distributed import current
@@ -23,13 +24,14 @@ from expunge.utils.reading import NUMBER, UnreadableError, check_fields, read_ob
 
 FIELDS = {"status": str, "settings": dict, "data": dict, "model_sha256": str}
 LATER_FIELDS = {
-    **dict.fromkeys(("rows", "tokens", "versions", "hardware", "loss_nats_per_completion_token", "loss_texts"), dict),
+    **dict.fromkeys(("rows", "tokens", "versions", "hardware", "base"), dict),
+    **dict.fromkeys(("loss_nats_per_completion_token", "loss_texts"), dict),
     **dict.fromkeys(("terms", "warnings"), list),
 }
 """What a manifest holds that is of no use to every reader, and a finished run's too."""
 PLACES = {"model", *SETS, "data"}
 """Settings that say where something is; when a run is repeated, what is there counts."""
-NOT_PART_OF_THE_RESULT = {"output", "save_every", "report_to", "shard_base"}
+NOT_PART_OF_THE_RESULT = {"output", "save_every", "report_to", "shard_base", "push_to_hub", "public"}
 """Settings that may differ between a run and its resumption."""
 
 
@@ -71,6 +73,7 @@ def first_half(identity: dict[str, Any], facts: RunFacts) -> dict[str, Any]:
     """What a manifest says before the first step."""
     return {
         **identity,
+        "base": about_base(identity["settings"]["model"]),
         "rows": {name: len(rows) for name, rows in facts.rows.items()},
         "tokens": {name: sum(map(len, rows)) for name, rows in facts.rows.items()},
         "terms": facts.terms,

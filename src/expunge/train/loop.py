@@ -21,8 +21,9 @@ from expunge.model.adapter import VERIFIED, save_adapter, set_scale
 from expunge.model.device import pick_device
 from expunge.model.logps import mean_losses
 from expunge.model.reference import cache_folder
+from expunge.runs.hub import check_hub
 from expunge.runs.manifest import RunFacts, other_surroundings, read_manifest
-from expunge.runs.run import Outcome, Run, RunResult
+from expunge.runs.run import Outcome, Run, RunResult, is_writer
 from expunge.train.averaging import assign
 from expunge.train.callbacks import Callback, Callbacks, TrainState
 from expunge.train.early_stopping import EarlyStopping
@@ -55,6 +56,8 @@ def unlearn(config: UnlearnConfig, reporter: Reporter | None = None, callbacks: 
     config.validate()
     if config.dry_run:
         raise ConfigError("dry_run is for the command line: in Python, expunge.forecast says what a run would take")
+    if config.push_to_hub and is_writer():
+        check_hub(config.push_to_hub, public=config.public)
     with together(pick_device(config.device)) as processes, Run.check(config) as run:
         return _unlearn(config, run, reporter or Reporter(quiet=True), processes, callbacks)
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -25,6 +24,7 @@ from expunge.model.files import check_whole, weight_files
 from expunge.model.load import LoadedModel, load_model
 from expunge.model.logps import mean_losses, sequence_logps
 from expunge.model.proof import check_same
+from expunge.runs.card import metadata, model_name
 from expunge.runs.directory import check_new
 from expunge.runs.manifest import check_base, read_manifest
 from expunge.runs.reads import check_apart, model_folders
@@ -278,15 +278,7 @@ def _check_model_folder(path: Path) -> None:
 
 def _write_provenance(folder: Path, manifest: Mapping[str, Any], losses: Mapping[str, float], dtypes: str) -> None:
     """A model card, and the list of files with what they were made of."""
-    settings = manifest["settings"]
-    model = str(settings["model"])
-    metadata = {
-        "base_model": model,
-        "base_model_relation": "finetune",
-        "library_name": "transformers",
-        "pipeline_tag": "text-generation",
-        "tags": ["expunge", "machine-unlearning"],
-    }
+    settings, model = manifest["settings"], model_name(manifest)
     rows = [f"| {name} | {loss:.3f} |" for name, loss in losses.items()]
     made_of = {
         "model_sha256": manifest["model_sha256"],
@@ -294,7 +286,7 @@ def _write_provenance(folder: Path, manifest: Mapping[str, Any], losses: Mapping
         "dtype": dtypes,
     }
     lines = [
-        "---", yaml.safe_dump(metadata, sort_keys=False).rstrip(), "---", "",
+        *metadata(manifest, "finetune"),
         "# Unlearned model", "",
         f"`{model}` with an adapter folded in that makes it forget {manifest['rows']['forget']:,} texts, by Expunge",
         f"{manifest['versions']['expunge']} (recipe {settings.get('recipe')}, {manifest['steps']:,} steps).", "",

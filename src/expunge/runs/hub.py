@@ -1,0 +1,132 @@
+"""A finished run's adapter, or a merged model, on the Hugging Face Hub: private unless it is asked to be public."""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import HfApi, ModelCard
+from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled, RepositoryNotFoundError
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+from expunge.errors import ConfigError, RunError, UserError
+from expunge.model.adapter import BASE
+from expunge.runs.base import hub_id
+from expunge.runs.card import taken
+from expunge.utils.reading import read_object
+
+ADAPTER_CONFIG = "adapter_config.json"
+
+
+def check_hub(repo: str, *, public: bool = False) -> None:
+    """Look whether a repository could be written, before there is anything to write.
+
+    Raises:
+        ConfigError: Its name is none, nobody is logged in, with a token that may only read, or the repository is there
+            and everybody can read it without `public`.
+    """
+    try:
+        validate_repo_id(repo)
+    except HFValidationError:
+        raise ConfigError(f"--push-to-hub {repo}: is no name of a repository: write it as owner/name") from None
+    with _reached(f"--push-to-hub {repo}", ConfigError):
+        api = HfApi()
+        who = api.whoami()
+        if _role(who) == "read":
+            raise ConfigError(f"--push-to-hub {repo}: the token may only read: log in with one that may write")
+        try:
+            private = api.repo_info(repo).private
+        except RepositoryNotFoundError:
+            return
+        if not private and not public:
+            raise ConfigError(f"--push-to-hub {repo}: everybody can read it: give another one, or --public")
+
+
+def push(folder: str | Path, repo: str, *, public: bool = False) -> str:
+    """Upload the adapter of a run, an adapter folder or a merged model, with its card.
+
+    What is uploaded names the base by its id on the Hub, or by the name of its folder alone, never by a path of this
+    machine; licence and language of the base are asked for where the card does not have them yet.
+
+    Args:
+        folder: A finished run, or a folder that `expunge merge` has written.
+        repo: `owner/name`; it is made where it is not there, private unless `public`.
+        public: Everybody may read it.
+
+    Returns:
+        The repository's address.
+
+    Raises:
+        ConfigError: As `check_hub`.
+        RunError: There is nothing to upload in the folder, or the Hub cannot be reached or refuses.
+    """
+    place = _uploadable(Path(folder))
+    check_hub(repo, public=public)
+    with tempfile.TemporaryDirectory() as name:
+        copy = Path(name) / "copy"
+        shutil.copytree(place, copy)
+        _without_paths(copy)
+        what = "adapter" if (copy / ADAPTER_CONFIG).exists() else "model"
+        with _reached(f"{place}: is not on the Hub yet, `expunge push` tries again", RunError):
+            api = HfApi()
+            _complete_card(api, copy / "README.md")
+            url = api.create_repo(repo, private=not public, exist_ok=True)
+            api.upload_folder(repo_id=repo, folder_path=copy, commit_message=f"Unlearned {what}, by Expunge")
+        return str(url)
+
+
+def _uploadable(folder: Path) -> Path:
+    adapter = folder / "adapter" if (folder / "adapter" / ADAPTER_CONFIG).is_file() else folder
+    if not any((adapter / name).is_file() for name in (ADAPTER_CONFIG, "config.json")):
+        raise RunError(f"--run {folder}: neither a finished run nor a merged model: there is nothing to upload")
+    if (adapter / BASE).exists():
+        raise RunError(f"--run {folder}: its adapter needs a base of its own: merge it, and push the merged model")
+    return adapter
+
+
+def _without_paths(folder: Path) -> None:
+    for file in folder.rglob(ADAPTER_CONFIG):
+        settings = read_object(file, RunError)
+        base = str(settings.get("base_model_name_or_path") or "")
+        settings["base_model_name_or_path"] = hub_id(base) or Path(base).name
+        file.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
+
+
+def _complete_card(api: HfApi, file: Path) -> None:
+    """Licence and language of the base, where the Hub has it and the card does not say."""
+    card = ModelCard(file.read_text(encoding="utf-8"))
+    base = card.data.get("base_model")
+    if not isinstance(base, str) or card.data.get("license"):
+        return
+    theirs = api.model_info(base).card_data
+    fields: dict[str, Any] = taken(theirs.to_dict()) if theirs else {}
+    if fields:
+        data = card.data.to_dict() | fields
+        head = yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
+        file.write_text(f"---\n{head}---\n{card.text}", encoding="utf-8")
+
+
+def _role(who: dict[str, Any]) -> str:
+    token = (who.get("auth") or {}).get("accessToken") or {}
+    return str(token.get("role", ""))
+
+
+@contextmanager
+def _reached(what: str, kind: type[UserError]) -> Iterator[None]:
+    """Turn whatever the Hub, or the way there, says into one line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except OfflineModeIsEnabled:
+        raise kind(f"{what}: HF_HUB_OFFLINE is set") from None
+    except Exception as error:  # what a network can raise has no bounds
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        if type(error).__name__ == "LocalTokenNotFoundError" or status == 401:
+            raise kind(f"{what}: nobody is logged in: `hf auth login`, or set HF_TOKEN") from None
+        reason = f"it answers {status}" if status else type(error).__name__
+        raise kind(f"{what}: the Hub cannot be reached or refuses ({reason})") from None

@@ -1,0 +1,224 @@
+"""What goes to the Hub, told by a stand-in for its client: who may, what is uploaded, what it says."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import chdir
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import httpx2
+import pytest
+from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    LocalTokenNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+)
+from workspace import FORGET, MARKER, QUICK, RETAIN, UNLEARN, write_jsonl
+
+import expunge
+from expunge.cli.main import main
+from expunge.errors import ConfigError, RunError
+from expunge.runs import hub
+from expunge.runs.base import about_base, hub_id
+from tiny import save_tiny
+
+
+def refusal(status: int, kind: type[HfHubHTTPError] = HfHubHTTPError) -> HfHubHTTPError:
+    response = httpx2.Response(status, request=httpx2.Request("GET", "https://hub"))
+    return kind("no", response=response)
+
+
+class Hub:
+    """The client of huggingface_hub, as far as it is used; what it was asked to do stands in `done`."""
+
+    def __init__(self) -> None:
+        self.done: list[tuple[str, dict[str, Any]]] = []
+        self.files: dict[str, bytes] = {}
+        self.fails: Exception | None = None
+        self.role = "write"
+        self.there: SimpleNamespace | None = None
+        self.base: dict[str, Any] = {"license": "apache-2.0", "language": ["en"]}
+
+    def whoami(self) -> dict[str, Any]:
+        if self.fails:
+            raise self.fails
+        return {"name": "me", "auth": {"accessToken": {"role": self.role}}}
+
+    def repo_info(self, repo: str) -> SimpleNamespace:
+        if self.there is None:
+            raise refusal(404, RepositoryNotFoundError)
+        return self.there
+
+    def model_info(self, name: str) -> SimpleNamespace:
+        return SimpleNamespace(card_data=ModelCardData(**self.base))
+
+    def create_repo(self, repo: str, **options: Any) -> str:
+        self.done.append((repo, options))
+        return f"https://huggingface.co/{repo}"
+
+    def upload_folder(self, *, repo_id: str, folder_path: Path, commit_message: str) -> None:
+        self.files = {str(p.relative_to(folder_path)): p.read_bytes() for p in folder_path.rglob("*") if p.is_file()}
+
+
+@pytest.fixture
+def api(monkeypatch: pytest.MonkeyPatch) -> Hub:
+    found = Hub()
+    monkeypatch.setattr(hub, "HfApi", lambda: found)
+    return found
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with data, a model as the Hub's cache holds it, a run on it and the merged model."""
+    folder = tmp_path_factory.mktemp("hub")
+    save_tiny(folder / "models--org--tiny" / "snapshots" / "abc", "llama")
+    write_jsonl(folder / "forget.jsonl", FORGET)
+    write_jsonl(folder / "retain.jsonl", RETAIN)
+    with chdir(folder):
+        assert main([*UNLEARN, *QUICK, "--model", str(folder / "models--org--tiny/snapshots/abc")]) == 0
+        assert main(["merge", "--run", "run", "--output", "merged"]) == 0
+    return folder
+
+
+@pytest.fixture
+def here(template: Path) -> Iterator[Path]:
+    with chdir(template):
+        yield template
+
+
+# --- who the base is -----------------------------------------------------------------------------
+
+
+def test_the_id_of_a_base(here: Path) -> None:
+    assert hub_id("org/name") == "org/name"
+    assert hub_id("gpt2") == "gpt2"
+    assert hub_id("models--org--tiny/snapshots/abc") == "org/tiny"
+    assert hub_id("merged") is None
+    assert hub_id("/gone/for/good") is None
+    assert about_base("run")["id"] == "org/tiny"
+
+
+@pytest.mark.parametrize(
+    ("card", "found"),
+    [
+        ("---\nlicense: mit\nlanguage:\n- en\n- de\n---\n# A", {"license": "mit", "language": ["en", "de"]}),
+        ("---\nlicense: [1, 2]\nlanguage: {a: b}\n---\n", {}),
+        ("---\n&a [*a]\n---\n", {}),
+        ("# none", {}),
+        ("---\n- a\n---\n", {}),
+    ],
+)
+def test_licence_and_language_are_those_of_the_base(card: str, found: dict[str, Any], tmp_path: Path) -> None:
+    save_tiny(tmp_path / "model", "llama")
+    (tmp_path / "model" / "README.md").write_text(card)
+    assert about_base(str(tmp_path / "model")) == {"id": None, **found}
+
+
+# --- what is uploaded ----------------------------------------------------------------------------
+
+
+def test_an_adapter_goes_with_a_card_that_the_hub_reads(here: Path, api: Hub) -> None:
+    assert hub.push("run", "me/forgot") == "https://huggingface.co/me/forgot"
+
+    assert api.done == [("me/forgot", {"private": True, "exist_ok": True})]
+    assert set(api.files) == {
+        "README.md", "adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "tokenizer_config.json",
+    }  # fmt: skip
+    data = ModelCard(api.files["README.md"].decode()).data
+    assert (data.base_model, data.library_name, data.license, data.language) == (
+        "org/tiny", "peft", "apache-2.0", ["en"],
+    )  # fmt: skip
+    assert data.get("base_model_relation") == "adapter"
+    assert "machine-unlearning" in data.tags
+    assert json.loads(api.files["adapter_config.json"])["base_model_name_or_path"] == "org/tiny"
+    everything = b"".join(api.files.values())
+    assert all(word.encode() not in everything for word in (MARKER, str(here), "forget.jsonl"))
+    assert "license" not in Path("run/adapter/README.md").read_text()  # what is here stays as it was
+
+
+def test_a_merged_model_is_a_finetune(here: Path, api: Hub) -> None:
+    api.base = {"license": "other", "license_name": "tiny", "license_link": "LICENSE"}
+    hub.push("merged", "me/forgot", public=True)
+    assert api.done[0][1]["private"] is False
+    data = ModelCard(api.files["README.md"].decode()).data
+    assert (data.base_model, data.get("base_model_relation"), data.license_name) == ("org/tiny", "finetune", "tiny")
+    assert str(here).encode() not in b"".join(api.files.values())
+
+
+def test_a_base_that_is_not_on_the_hub_is_not_named_as_if(tmp_path: Path, here: Path, api: Hub) -> None:
+    save_tiny(tmp_path / "mine", "llama")
+    with chdir(tmp_path):
+        outcome = expunge.unlearn(
+            str(tmp_path / "mine"), forget=FORGET, retain=RETAIN, output="run", max_steps=1, push_to_hub="me/forgot"
+        )
+    card = ModelCard(api.files["README.md"].decode())
+    assert card.data.get("base_model") is None
+    assert card.data.get("base_model_relation") is None
+    assert json.loads(api.files["adapter_config.json"])["base_model_name_or_path"] == "mine"
+    assert str(tmp_path).encode() not in b"".join(api.files.values())
+    assert outcome.steps == 1
+
+
+def test_from_the_command_line(here: Path, api: Hub, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["push", "--run", "run", "--push-to-hub", "me/forgot"]) == 0
+    assert "hub       https://huggingface.co/me/forgot (private)" in capsys.readouterr().out
+    assert main(["push", "--run", "models--org--tiny", "--push-to-hub", "me/forgot"]) == 2
+    assert "neither a finished run nor a merged model" in capsys.readouterr().err
+
+
+# --- what is refused -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fails", "message"),
+    [
+        (LocalTokenNotFoundError("x"), "me/forgot: nobody is logged in: `hf auth login`, or set HF_TOKEN"),
+        (refusal(401), "nobody is logged in"),
+        (refusal(503), r"the Hub cannot be reached or refuses \(it answers 503\)"),
+        (OfflineModeIsEnabled("x"), "HF_HUB_OFFLINE is set"),
+        (ConnectionError("x"), r"cannot be reached or refuses \(ConnectionError\)"),
+    ],
+)  # fmt: skip
+def test_nothing_is_trained_for_a_repository_that_cannot_be_written(
+    fails: Exception, message: str, tmp_path: Path, here: Path, api: Hub
+) -> None:
+    api.fails = fails
+    with pytest.raises(ConfigError, match=message):
+        expunge.unlearn(
+            "models--org--tiny/snapshots/abc", forget=FORGET, retain=RETAIN, output=tmp_path / "run",
+            push_to_hub="me/forgot",
+        )  # fmt: skip
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_name_a_role_and_a_public_repository_that_are_refused(api: Hub) -> None:
+    with pytest.raises(ConfigError, match="write it as owner/name"):
+        hub.check_hub("me/for/got")
+    api.there = SimpleNamespace(private=False)
+    with pytest.raises(ConfigError, match="everybody can read it"):
+        hub.check_hub("me/forgot")
+    hub.check_hub("me/forgot", public=True)
+    api.there, api.role = SimpleNamespace(private=True), "read"
+    with pytest.raises(ConfigError, match="the token may only read"):
+        hub.check_hub("me/forgot")
+
+
+def test_a_push_that_fails_says_how_to_try_again(here: Path, api: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(**_: Any) -> None:
+        raise refusal(500)
+
+    monkeypatch.setattr(api, "upload_folder", fail)
+    with pytest.raises(RunError, match=r"run/adapter: is not on the Hub yet, `expunge push` tries again: .*500"):
+        hub.push("run", "me/forgot")
+
+
+def test_an_adapter_with_a_base_of_its_own_is_merged_first(here: Path, tmp_path: Path, api: Hub) -> None:
+    shutil.copytree("run", tmp_path / "run")
+    (tmp_path / "run" / "adapter" / "base").mkdir()
+    with pytest.raises(RunError, match="merge it, and push the merged model"):
+        hub.push(tmp_path / "run", "me/forgot")
+    assert api.files == {}
