@@ -119,14 +119,14 @@ def reference_in_files() -> None:
 
 def _at_step_3(action: Any) -> None:
     trainer = import_module("expunge.train.trainer").Trainer
-    step = trainer.train_step
+    step = trainer.take_step
 
-    def train_step(self: Any, plan_step: Any, index: int) -> dict[str, float]:
+    def take_step(self: Any, plan_step: Any, index: int) -> Any:
         if index == 2:
             action()
         return step(self, plan_step, index)
 
-    trainer.train_step = train_step
+    trainer.take_step = take_step
 
 
 def first_fails() -> None:
