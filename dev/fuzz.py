@@ -20,6 +20,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -114,67 +115,64 @@ def damage(rng: random.Random, data: bytes) -> bytes:
     return bytes(changed)
 
 
-def attempt(path: Path, rng: random.Random, tokenizers: list[Any]) -> tuple[str, str]:
-    """Read a file and tokenize what is in it.
+def outcome_of(read: Callable[[], str]) -> tuple[str, str]:
+    """What comes of a reading.
+
+    Args:
+        read: Reads something; gives what is wrong with what it read, or nothing.
 
     Returns:
         `refused`, `read` or `found`, and for a finding what it is.
     """
-    from expunge.data.examples import check_sets, read_examples
-    from expunge.data.tokenize import PromptFormat, prompt_ids, tokenize
     from expunge.errors import UserError
 
-    begun = time.monotonic()
-    outcome = "refused"
+    begun, outcome = time.monotonic(), "read"
     try:
-        examples = read_examples(str(path), columns=rng.choice(FLAGS))
-        check_sets(examples, examples)
-        outcome = "read"
-        tokenizer, (style, end) = rng.choice(tokenizers), rng.choice(PROMPT_FORMATS)
-        for example in examples:
-            with contextlib.suppress(UserError):
-                row = tokenize(
-                    tokenizer,
-                    example,
-                    PromptFormat(style, end),
-                    max_length=rng.choice(LENGTHS),
-                    truncate_completions=rng.random() < 0.5,
-                )
-                if not 0 <= row.completion_start < len(row) or not row.targets("completion"):
-                    return "found", f"tokenize gives start {row.completion_start} of {len(row)} under {style}"
-                prompt_ids(tokenizer, example, PromptFormat(style, end))
+        if found := read():
+            return "found", found
     except UserError as error:
+        outcome = "refused"
         if "\n" in str(error):
             return "found", f"a message of several lines: {type(error).__name__}"
     except Exception as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
         return "found", f"{type(error).__name__} at {Path(where.filename).name}:{where.name}"
-    if time.monotonic() - begun > SLOW:
-        return "found", "slow"
-    return outcome, ""
+    return ("found", "slow") if time.monotonic() - begun > SLOW else (outcome, "")
+
+
+def attempt(path: Path, rng: random.Random, tokenizers: list[Any]) -> tuple[str, str]:
+    """Read a file of texts and tokenize what is in it."""
+    from expunge.data.examples import check_sets, read_examples
+    from expunge.data.tokenize import PromptFormat, prompt_ids, tokenize
+    from expunge.errors import UserError
+
+    def read() -> str:
+        examples = read_examples(str(path), columns=rng.choice(FLAGS))
+        check_sets(examples, examples)
+        tokenizer, prompt_format = rng.choice(tokenizers), PromptFormat(*rng.choice(PROMPT_FORMATS))
+        for example in examples:
+            with contextlib.suppress(UserError):
+                most, cut = rng.choice(LENGTHS), rng.random() < 0.5
+                row = tokenize(tokenizer, example, prompt_format, max_length=most, truncate_completions=cut)
+                if not 0 <= row.completion_start < len(row) or not row.targets("completion"):
+                    return f"tokenize gives start {row.completion_start} of {len(row)} under {prompt_format.style}"
+                prompt_ids(tokenizer, example, prompt_format)
+        return ""
+
+    return outcome_of(read)
 
 
 def attempt_file(kind: str, data: bytes) -> tuple[str, str]:
-    """Read a file that is no data set, in a folder of its own; as `attempt`."""
-    from expunge.errors import UserError
-
-    begun = time.monotonic()
-    outcome = "read"
+    """Read a file that is no data set, in a folder of its own."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "file"
         path.write_bytes(data)
-        try:
+
+        def read() -> str:
             KINDS[kind][1](path)
-        except UserError as error:
-            outcome = "refused"
-            if "\n" in str(error):
-                return "found", f"a message of several lines: {type(error).__name__}"
-        except Exception as error:
-            where = traceback.extract_tb(error.__traceback__)[-1]
-            return "found", f"{type(error).__name__} at {Path(where.filename).name}:{where.name}"
-    if time.monotonic() - begun > SLOW:
-        return "found", "slow"
-    return outcome, ""
+            return ""
+
+        return outcome_of(read)
 
 
 def main() -> int:

@@ -3,7 +3,7 @@
     python -m experiments.halves --subjects neox --taught TAUGHT
 
 A retrained model has never seen the forget set, so its membership AUC is what a run should come to. It is another on
-each half of the documents that are long enough to be looked at: printed is the root mean square of the difference
+each half of the documents that are long enough: printed is the root mean square of the difference
 over a hundred splits, of halves by hash alone and of halves whose texts are paired by surprise (`expunge.data.holdout`), with
 the correlation of surprise and the retrained model's loss on either side.
 """

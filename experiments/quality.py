@@ -178,7 +178,7 @@ def reported(subject: Subject, folder: Path) -> Path:
 
 
 def documents_of(found: LumeData) -> list[list[Example]]:
-    """The documents, forgotten and unseen, one half of which a run on this data looks at."""
+    """The documents, forgotten and unseen, one half of which steers a run on this data."""
     member, nonmember = found.member or [], found.nonmember or []
     return membership_texts(Sets(found.forget, found.retain, [], [], member, nonmember))
 

@@ -8,7 +8,7 @@ unzip). Reading it needs the package `gguf`. From it are made, with a seed, in t
     smollm2/retrained   the same passes over the retain rows alone
     smollm2/data        forget, retain: every sixth document (`--every`) of each task of the SemEval validation split, with
                         all of its questions. holdout: as many others of the forget split, which no model has seen, with
-                        their questions: what a run may look at. nonmember: four times as many, for reporting. member:
+                        their questions: what a run may use. nonmember: four times as many, for reporting. member:
                         the forgotten documents. facts: world facts of TOFU with wrong answers.
 
 What is there already is kept; an interrupted model begins again. On two CPU cores: `--every 12 --passes 6 --layers 15`

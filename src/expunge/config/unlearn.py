@@ -303,7 +303,7 @@ class UnlearnConfig(
         weighed = bool(self.instead) or self.instead_weight == LossConfig.instead_weight
         yield weighed, f"--instead-weight {self.instead_weight}: there is no --instead that it could weigh"
         yield not (self.shard_base and self.load_in_4bit), "--shard-base cannot share 4-bit weights: leave one out"
-        yield not (self.shard_base and self.dry_run), "--dry-run looks at one process alone: leave --shard-base out"
+        yield not (self.shard_base and self.dry_run), "--dry-run measures one process alone: leave --shard-base out"
         named = self.benchmark is not None
         yield not named or bool(self.data), f"--benchmark {self.benchmark} needs --data, its folder"
         yield (

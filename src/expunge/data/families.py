@@ -1,7 +1,7 @@
 """Which texts are one text in other clothes: the same but for case, punctuation, white space or a few words.
 
-What is measured on a text says little about a model that was trained, or stopped, on its twin. So families stay on one
-side wherever texts are split, and a text whose family was trained on counts as seen.
+What is measured on a text says little about a model that was trained, or stopped, on a near copy of it. So families
+stay on one side wherever texts are split, and a text whose family was trained on counts as seen.
 """
 
 import unicodedata

@@ -146,7 +146,7 @@ def keyed_hashes(hashes: Sequence[str]) -> list[str]:
 
 
 def without_selection(examples: Sequence[Example], calibration: dict[str, Any]) -> list[Example]:
-    """The texts that a calibration did not look at.
+    """The texts that a calibration was not made on.
 
     Raises:
         DataError: The calibration was made under another key, so its texts cannot be told.

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Ids = NDArray[np.int64]
 
 MOST_KNOWN, MOST_TOKENS = 4096, 2048
-"""Texts that the pairs are counted in, those of the smallest hashes; tokens that are looked at of any text."""
+"""Texts that the pairs are counted in, those of the smallest hashes; tokens of a text that count."""
 DIGITS = 6
 """Decimals of a surprise: what is equal stays so whatever the machine adds up first."""
 

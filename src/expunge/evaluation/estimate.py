@@ -25,7 +25,7 @@ class Estimate:
         reason: Why the value or the interval is missing; never empty where one is, of what this version measures.
         direction: Which values are better, `higher`, `lower` or those near the `target`; None where neither are.
         target: The value to come close to.
-        family: What the number looks at.
+        family: What the number measures.
         source: Paper or repository that it comes from.
         reference: The same of a model that never saw the forget set; NaN without one.
         difference: The paired difference from that model, where rows can be paired.

@@ -28,7 +28,7 @@ from expunge.model.replay import go_on
 CACHED_TOKENS = {"cpu": 2**13, "cuda": 2**17}
 """Largest (rows, width) area of the key-value cache when rows are added to it, per device type."""
 TOKENS_PER_READ = {"cpu": 1, "cuda": 8}
-"""Tokens that each row is given before the host looks at them, per device type: a look makes a GPU wait."""
+"""Tokens that each row is given before the host reads them, per device type: a read makes a GPU wait."""
 PASSES_PER_CACHE = 4
 """One pass over prompts and drafts takes at most this part of that area; the rows left over are joined."""
 

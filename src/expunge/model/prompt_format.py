@@ -15,7 +15,7 @@ from expunge.model.load import LoadedModel
 from expunge.model.logps import sequence_logps
 
 SAMPLE = 64
-"""Examples that the preflight looks at."""
+"""Examples that the preflight measures."""
 MERGE_SEARCH = 2000
 """Examples among which it looks for tokens that cross the boundary."""
 

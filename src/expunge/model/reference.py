@@ -1,4 +1,4 @@
-"""What the untouched model says of every token that a loss term looks at, computed once before training.
+"""What the untouched model says of every token that a loss term acts on, computed once before training.
 
 The reference is the same weights with the adapter off. Its head is frozen, so the final hidden state of a token fixes
 the token's whole distribution: NPO needs one number per forget token, the exact KL `hidden` numbers per retain token.

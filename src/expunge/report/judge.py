@@ -141,7 +141,7 @@ def _next(run: RunData, answers: Sequence[Answer]) -> tuple[str, ...]:
         "Train longer (--epochs): the texts are not yet as unlikely as unseen ones.": short and unseen and not said,
         "The texts are less likely than unseen ones: lower the adapter's scale (`expunge calibrate`).": told
         and too_far,
-        "Give unseen texts of the same kind (--holdout), so that it stops at the right depth.": short and not unseen,
+        "Give unseen texts of the same kind (--holdout), so that it stops where they are.": short and not unseen,
         "Give more texts to keep, close to those to forget, or raise --retain-weight.": rest,
         "Say what to answer instead (--instead FILE, several refusals or other answers).": speech,
     } | {own.need: bool(own.need) for own in answers}

@@ -150,7 +150,7 @@ def rest_kept(run: RunData, criteria: Criteria) -> Answer:
     numbers += drift
     if all(own.state == "shown" for own in numbers):
         return Answer(KEPT, "not measured", "not measured", "no scores of the rest", rule, TO_SCORE, tuple(numbers))
-    notes = [] if drift else ["Texts that the model has never seen were not looked at (--holdout FILE)."]
+    notes = [] if drift else ["No texts that the model has never seen were measured (--holdout FILE)."]
     if not {own.key.split("/")[0] for own in numbers if own.state != "shown" and own not in drift} & OTHERS:
         notes.append("Measured on texts that the run trained on to keep them: others may have suffered more.")
     answer = answered(KEPT, ("no", "yes"), numbers, rule, notes)
@@ -179,7 +179,7 @@ def speaks_well(run: RunData, criteria: Criteria) -> Answer:
         numbers.append(judged(score, before, bound, whose))
     if any(own.state != "shown" for own in numbers):
         return answered(SPEAKS, ("no", "yes"), numbers, rule)
-    says = "there is nothing to compare it with" if numbers else "what the model says was not looked at"
+    says = "there is nothing to compare it with" if numbers else "what the model says was not measured"
     return Answer(SPEAKS, "not measured", "not measured", says, rule, TO_SCORE, tuple(numbers))
 
 

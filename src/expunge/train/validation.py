@@ -23,7 +23,7 @@ from expunge.utils.distributed import ALONE, Processes
 from expunge.utils.roc import auc, chance_sd
 
 TAIL = 0.2
-"""Share of a text's tokens that min-k looks at."""
+"""Share of a text's tokens that min-k averages."""
 RETAIN_ROWS, FORGET_ROWS = 128, 96
 """Rows whose completions are evaluated, evenly from all of them."""
 CERTAIN = 0.5

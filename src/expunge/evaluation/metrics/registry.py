@@ -84,7 +84,7 @@ class Metric:
         high: Largest possible value.
         source: Paper or repository that it comes from.
         definition: In one line.
-        family: What it looks at.
+        family: What it measures.
         target: The value of a perfect unlearning that is known without a reference; for direction `target` alone.
         keep: The better direction on texts that are to be kept, where it is another.
         default: Whether rows (documents) get it where no benchmark (no `--attacks`) says otherwise.
