@@ -64,6 +64,12 @@ def test_a_model_that_declares_more_than_it_holds_is_refused_at_once(folder, set
     assert time.monotonic() - begun < 20
 
 
+def test_sizes_that_no_layer_uses_are_no_counts(folder):
+    """Nemotron-H declares a size of its shared experts, which its dense models do not have."""
+    declare(folder / "model" / "config.json", moe_shared_expert_intermediate_size=7688, expert_dim=5000, n_experts=4)
+    load_model(str(folder / "model"), dtype="float32", device="cpu")
+
+
 def outside(folder: Path) -> str:
     (folder / "secret.json").write_text("{}")
     return "../secret.json"

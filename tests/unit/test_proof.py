@@ -423,6 +423,21 @@ def test_an_encoder_is_no_language_model(kind: str, tmp_path: Path) -> None:
         load(saved(model, tmp_path))
 
 
+def test_gemma_as_an_embedding_model_is_no_language_model(tmp_path: Path) -> None:
+    """huggingface/sentence-transformers#3513: EmbeddingGemma is a Gemma 3 whose attention is open."""
+    folder = save_tiny(tmp_path / "model", "gemma3", use_bidirectional_attention=True)
+    with pytest.raises(ModelError, match="is not causal here"):
+        load(folder)
+
+
+def test_a_model_that_wants_more_than_tokens_is_refused(tmp_path: Path) -> None:
+    """X-MOD asks which language the text is in."""
+    sizes = {**{key: COMMON[key] for key in COMMON if key != "bos_token_id"}, "vocab_size": 363, "pad_token_id": 0}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("xmod", is_decoder=True, **sizes))
+    with pytest.raises(ModelError, match=r"does not run on tokens alone .*language"):
+        load(saved(model, tmp_path))
+
+
 def test_a_decoder_with_an_open_mask_is_no_language_model(tmp_path: Path) -> None:
     """huggingface/transformers#43705: `is_causal` of a configuration opens any decoder."""
     folder = save_tiny(tmp_path / "model", "llama")

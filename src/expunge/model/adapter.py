@@ -9,7 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import (
+    LoraConfig,
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import AuxiliaryTrainingWrapper
@@ -65,6 +71,13 @@ def add_adapter(loaded: LoadedModel, *, rank: int, alpha: float | None, modules:
     )
     try:
         model = get_peft_model(base, config)
+        if lost := _lost(model):
+            model.unload()
+            names = ", ".join(sorted({name.rpartition(".")[2] for name in lost}))
+            loaded.notes.append(f"adapter: {len(lost)} modules are left out ({names}): PEFT loads no adapter for them")
+            config.exclude_modules = [*targets.left_out, *lost]
+            torch.manual_seed(seed)
+            model = get_peft_model(base, config)
     except ValueError:
         raise ConfigError(f"--target-modules {modules}: the model has no layer to adapt") from None
     full = max(min(layer.in_features or 0, layer.out_features or 0) for layer in _layers(model))
@@ -86,6 +99,17 @@ def add_adapter(loaded: LoadedModel, *, rank: int, alpha: float | None, modules:
             f"adapter: {len(frozen)} stacks of experts stay frozen, PEFT adapts none here ({frozen[0]})"
         )
     return model
+
+
+def _lost(model: PeftModel) -> list[str]:
+    """Modules whose part of a saved adapter PEFT gives another name when it is loaded, and then leaves out.
+
+    It renames keys as transformers does for the checkpoints of an architecture, where the model has them already.
+    """
+    saved = get_peft_model_state_dict(model, save_embedding_layers=False)
+    result: Any = set_peft_model_state_dict(model, saved)
+    parts = {key.partition(".lora_")[0] for key in result.missing_keys if ".lora_" in key}
+    return sorted(part.removeprefix("base_model.model.").removesuffix(".base_layer") for part in parts)
 
 
 def recompute_layers(loaded: LoadedModel) -> None:

@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 from expunge.errors import ModelError
 from expunge.utils.reading import NUMBER, UnreadableError, check_fields, read_object
 
-COUNTS = re.compile(r"(^|_)n?(layers?|experts?|heads?|blocks?|stages?|depth|groups?)($|_)")
-"""Settings that say how many parts there are."""
+COUNTS = re.compile(r"^(?!.*_(size|dim|rank)$)(.*_)?n?(layers?|experts?|heads?|blocks?|stages?|depth|groups?)($|_)")
+"""Settings that say how many parts there are; a size of experts is none."""
 MOST_PARTS = 4096
 MOST_MODULES = 200_000
 """Layers times experts: more than any model has, and few enough to be made without their weights."""

@@ -157,7 +157,9 @@ class _LowRank(torch.autograd.Function):
             output = torch.addmm(base.flatten(0, -2).to(low_up.dtype), hidden, low_up.T, alpha=scale)
         ctx.save_for_backward(rows, hidden)
         ctx.matrices = low_down, low_up  # written again, with the same values, by the next forward pass of a step
-        return output.to(base.dtype).view(base.shape)
+        # Not `view`: Gemma 3n changes what a projection returns in place, which autograd forbids of a view.
+        whole: Tensor = torch.ops.aten._unsafe_view(output.to(base.dtype), base.shape)
+        return whole
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, Tensor, Tensor, None, None, None]:

@@ -4,6 +4,8 @@ import re
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -40,8 +42,8 @@ def choose_targets(model: PreTrainedModel, wanted: str, autocast: AbstractContex
     """What `--target-modules` means for this model.
 
     `auto` is PEFT's own choice for the architecture, or query and value projections or the fused one that holds them.
-    Left out are routers and the like that do not return one tensor, towers that no text reaches, and projections whose
-    weights state-space layers read past their modules.
+    Left out are routers and the like that do not return one tensor, projections by groups of heads, towers that no
+    text reaches, and projections whose weights state-space layers read past their modules.
 
     Args:
         model: The model, with no adapter in it.
@@ -105,13 +107,17 @@ def _unfit(
     model: PreTrainedModel, linear: Mapping[str, nn.Module], autocast: AbstractContextManager[None]
 ) -> dict[str, str]:
     """Full name -> why LoRA cannot take a linear module, found out on a few tokens."""
-    seen: dict[str, bool] = {}
-    handles = [
-        module.register_forward_hook(
-            lambda module, inputs, output, name=name: seen.__setitem__(name, isinstance(output, Tensor))
-        )
-        for name, module in linear.items()
-    ]
+    seen: dict[str, str] = {}
+
+    def look(module: nn.Module, _: Any, output: Any, name: str) -> None:
+        size = module.nf if isinstance(module, Conv1D) else module.out_features
+        seen[name] = (
+            "they return more than one tensor" if not isinstance(output, Tensor)
+            else "they multiply parts of their input with parts of their weights" if output.shape[-1] != size
+            else ""
+        )  # fmt: skip
+
+    handles = [module.register_forward_hook(partial(look, name=name)) for name, module in linear.items()]
     try:
         with torch.no_grad(), autocast:
             model(input_ids=probe_rows(model), use_cache=False)
@@ -129,8 +135,8 @@ def _unfit(
             reasons[name] = "state-space layers read their weights past them"
         elif _kind(name) not in reached:
             reasons[name] = "no text reaches them"
-        elif not seen.get(name, True):
-            reasons[name] = "they return more than one tensor"
+        elif seen.get(name):
+            reasons[name] = seen[name]
     return reasons
 
 
