@@ -70,6 +70,23 @@ def interrupted(monkeypatch, settings: UnlearnConfig) -> None:
             unlearn(settings)
 
 
+def test_all_that_is_asked_of_the_same_targets_takes_one_pass(folder, monkeypatch):
+    trainer = Trainer(prepare(config(folder, loss="undial", recipe="npo"), QUIET))
+    sides, passes, original = trainer.reference_sides(), [], reference.final_states
+    monkeypatch.setattr(reference, "final_states", lambda *given: passes.append(given) or original(*given))
+
+    def computed(*names: str):
+        passes.clear()
+        return reference.compute_reference(trainer.loaded, {name: sides[name] for name in names}), len(passes)
+
+    names = ("forget.ref_logps", "forget.ref_states")
+    together, count = computed(*names)
+    for name in names:
+        alone, as_many = computed(name)
+        assert count == as_many
+        assert all(torch.equal(together[name][row], alone[name][row]) for row in range(len(FORGET)))
+
+
 @pytest.mark.parametrize("direction", ["reverse", "forward"])
 def test_kl_from_the_cache_is_that_of_a_second_forward_pass(folder, tmp_path, on_disk, direction):
     prepared = prepare(config(folder, kl_direction=direction), QUIET)

@@ -174,21 +174,26 @@ def _fill(
 ) -> None:
     values = {name: RowValues(flats[name], side.sizes()) for name, side in sides.items()}
     area = PASS_TOKENS[loaded.device.type]
+    together: dict[tuple[int, str], list[str]] = {}
     for name, side in sides.items():
+        together.setdefault((id(side.rows), side.span), []).append(name)
+    for names in together.values():  # of the same targets: one pass gives all that is asked of them
+        side = sides[names[0]]
         lengths = [len(row) for row in side.rows]
         for number, group in enumerate(micro_batches(lengths, area, packed=loaded.packs(lengths))):
             if progress:
-                progress(len(group))
+                progress(len(group) * len(names))
             if not processes.is_own(number):
                 continue
             rows = [side.rows[index] for index in group]
             batch = lay_out(loaded, [row.input_ids for row in rows])
             _, positions = target_index(batch, rows, side.span)
-            own = final_states(loaded, batch)[positions - 1]
-            if side.what == "logps":
-                own = token_logps(own, loaded.head, batch.flat_ids[positions])
-            own = own.cpu()  # one transfer a pass
+            states = final_states(loaded, batch)[positions - 1]
             sizes = [len(row.targets(side.span)) for row in rows]
-            for index, row_values in zip(group, torch.split(own, sizes), strict=True):
-                values[name][index] = row_values
+            for name in names:
+                is_logps = sides[name].what == "logps"
+                own = token_logps(states, loaded.head, batch.flat_ids[positions]) if is_logps else states
+                own = own.cpu()  # one transfer a pass
+                for index, row_values in zip(group, torch.split(own, sizes), strict=True):
+                    values[name][index] = row_values
     loaded.join()

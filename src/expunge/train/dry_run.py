@@ -210,7 +210,8 @@ def _evaluations(trainer: Trainer, prepared: Prepared) -> tuple[int, int]:
 def _pass_area(trainer: Trainer, prepared: Prepared) -> int:
     """Area of the passes for the losses before and after, and for the reference."""
     told = sum(_area(rows, trainer.packed) for rows in prepared.told.values())
-    return 2 * told + sum(_area(side.rows, trainer.packed) for side in trainer.reference_sides().values())
+    passed = {id(side.rows): side.rows for side in trainer.reference_sides().values()}
+    return 2 * told + sum(_area(rows, trainer.packed) for rows in passed.values())
 
 
 def _area(rows: Sequence[TokenizedExample], packed: bool) -> int:
