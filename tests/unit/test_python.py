@@ -2,6 +2,7 @@
 
 import ast
 import logging
+import warnings
 from collections.abc import Iterator
 from contextlib import chdir
 from pathlib import Path
@@ -282,6 +283,16 @@ def test_progress_goes_to_the_log_where_there_is_no_terminal(
     expunge.unlearn(model, forget=FORGET, retain=RETAIN, output="run", overwrite=True, progress=True, **QUICK)
     assert "unlearning 2/2" in capsys.readouterr().err
     assert caplog.messages == []
+
+
+@pytest.mark.filterwarnings("default::FutureWarning")
+def test_deprecations_inside_libraries_are_not_shown(model: Path, here: Path, recwarn: pytest.WarningsRecorder) -> None:
+    class Own(expunge.Callback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            warnings.warn("a library's own affair", FutureWarning, stacklevel=1)
+
+    expunge.unlearn(model, forget=FORGET, retain=RETAIN, output="run", callbacks=[Own()], **QUICK)
+    assert [str(own.message) for own in recwarn if issubclass(own.category, FutureWarning)] == []
 
 
 def test_callbacks_see_the_run_and_can_end_it(model: Path, here: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from expunge.api.inputs import Texts, checked, named_model, named_texts
+from expunge.api.inputs import Texts, checked, named_model, named_texts, without_deprecations
 from expunge.config import EvaluateConfig
 from expunge.errors import ConfigError
 from expunge.evaluation.checks import is_run, resolved
@@ -48,6 +48,7 @@ class Evaluation:
         return metrics_table(self.content)
 
 
+@without_deprecations
 def evaluate(
     model: str | Path | PreTrainedModel | EvaluateConfig,
     *,

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from expunge.api.inputs import Texts, checked, named_texts
+from expunge.api.inputs import Texts, checked, named_texts, without_deprecations
 from expunge.config import CalibrateConfig
 from expunge.train import calibrate as scales
 from expunge.train import merge as merging
@@ -11,6 +11,7 @@ from expunge.train.scale import Calibration
 from expunge.utils.progress import reporter_for
 
 
+@without_deprecations
 def merge(
     run: str | Path,
     output: str | Path,
@@ -36,6 +37,7 @@ def merge(
     )
 
 
+@without_deprecations
 def calibrate(
     run: str | Path | CalibrateConfig,
     *,

@@ -9,9 +9,11 @@ import dataclasses
 import difflib
 import json
 import os
-from collections.abc import Iterable, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from peft import PeftModel
@@ -28,6 +30,8 @@ from expunge.runs.reads import model_folders
 from expunge.utils import folders
 from expunge.utils.progress import Reporter
 
+P = ParamSpec("P")
+R = TypeVar("R")
 Texts = str | Path | Iterable[Mapping[str, Any] | str]
 """A file or `datasets` name, a `datasets.Dataset`, a data frame, or rows: dicts of columns, or texts without prompt."""
 BASE = "-base"
@@ -191,3 +195,14 @@ def checked(schema: type, **settings: Any) -> Any:
             close = difflib.get_close_matches(name, known, 1)
             raise ConfigError(f"unknown setting {name}" + (f": did you mean {close[0]}?" if close else ""))
     return schema(**settings)
+
+
+def without_deprecations(call: Callable[P, R]) -> Callable[P, R]:
+    """A call during which deprecations inside libraries, which no user can mend, are not shown."""
+
+    @wraps(call)
+    def quiet(*args: P.args, **kwargs: P.kwargs) -> R:
+        with warnings.catch_warnings(action="ignore", category=FutureWarning):
+            return call(*args, **kwargs)
+
+    return quiet

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from expunge.api.evaluating import Evaluation, evaluate
 from expunge.api.finished import merge
-from expunge.api.inputs import Texts, checked, named_model, named_texts
+from expunge.api.inputs import Texts, checked, named_model, named_texts, without_deprecations
 from expunge.config import UnlearnConfig
 from expunge.errors import ConfigError
 from expunge.model.adapter import load_unlearned
@@ -64,6 +64,7 @@ class Outcome(Written):
         return load_unlearned(str(self.output), **options)
 
 
+@without_deprecations
 def unlearn(
     model: str | Path | PreTrainedModel | UnlearnConfig,
     *,
@@ -108,6 +109,7 @@ def unlearn(
     return Outcome(**{own.name: getattr(done, own.name) for own in dataclasses.fields(done)}, texts=given)
 
 
+@without_deprecations
 def forecast(
     model: str | Path | PreTrainedModel | UnlearnConfig,
     *,
