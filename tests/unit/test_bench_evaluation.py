@@ -31,10 +31,11 @@ def test_the_table_of_metrics_is_up_to_date():
         assert metrics.table().count(f"\n| {name} | ") == 1
 
 
-def test_every_metric_with_published_numbers_stands_in_the_page():
-    text = between(PAGE, "parity")
-    for name in KNOWN:
-        assert f"\n| {name} | " in text or name in text.rsplit("\n", 1)[1], name
+def test_the_page_of_published_numbers_names_metrics_as_they_are_called_now():
+    rows = between(PAGE, "parity").splitlines()[2:]
+    named = {row.split(" | ")[0].strip("| ") for row in rows if row.startswith("| ")} - {""}
+    assert len(named) > 20
+    assert named <= {*METRICS, *ATTACKS, *PARTS}
 
 
 def test_the_parity_table_shows_the_worst_difference_and_says_what_is_new():
@@ -43,8 +44,6 @@ def test_the_parity_table_shows_the_worst_difference_and_says_what_is_new():
     assert lines[2].split(" | ")[0] == "| min_k"
     assert lines[2].endswith("| MUSE | muse | 3 | 2e-03 | 1e-03 |")
     assert lines[3] == f"| auc | {PARTS['auc']} |  | MUSE |  | 1 | 0 | 0 |"
-    assert "probability" in lines[-1]
-    assert "min_k," not in lines[-1]
 
 
 def test_words_that_stand_for_numbers_are_read_as_numbers(tmp_path):
