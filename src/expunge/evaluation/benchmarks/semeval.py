@@ -133,7 +133,7 @@ def aggregate_entries(
 
     found = {"all/task_aggregate": aggregate("task_aggregate", _aggregate)}
     if scores.mia_score is not None:
-        members, nonmembers = (side.values for side in measurement.attacks["loss"])
+        members, nonmembers = (-measurement.rows[side, "document_nll"].values for side in SIDES)
         found["all/mia_score"] = _folded(auc_estimate(members, nonmembers)).read_as(*how)
         if mmlu is not None:
             groups |= {"member": members, "nonmember": nonmembers}
