@@ -33,6 +33,7 @@ class EvaluateConfig:
         origin: The checkpoint from before the model saw the forget set, where there is no retrained model: shown like
             `reference`, under its own name.
         attacks: Membership attacks, separated by commas; by default all that cost no backward pass.
+        min_k: Further shares of a text's tokens for the min-k attacks beside 0.2, separated by commas, as `0.1,0.5`.
         samples: Answers drawn per forget prompt, for leak@k; 0 draws none.
         temperature: Temperature of these draws.
         seed: Seed of these draws.
@@ -74,6 +75,7 @@ class EvaluateConfig:
     reference: str | None = None
     origin: str | None = None
     attacks: str | None = None
+    min_k: str | None = None
     samples: int = 0
     temperature: float = 1.0
     seed: int = 0
@@ -117,6 +119,7 @@ class EvaluateConfig:
              f"--split {self.split}: --benchmark {benchmark} has no splits"),
             (not (self.reference and self.origin), "--reference and --origin contradict each other: choose one"),
             (self.max_new_tokens >= 1, f"--max-new-tokens {self.max_new_tokens}: must be at least 1"),
+            (all(0 < share <= 1 for share in self.min_k_shares), f"--min-k {self.min_k}: shares lie above 0, up to 1"),
             (self.samples >= 0, f"--samples {self.samples}: must be 0 or more"),
             (0 < self.temperature < float("inf"), f"--temperature {self.temperature}: must be finite and above 0"),
             (0 <= self.seed < 2**32, f"--seed {self.seed}: must lie between 0 and 2^32 - 1"),
@@ -138,6 +141,18 @@ class EvaluateConfig:
     def attack_names(self) -> list[str]:
         """The membership attacks that were asked for; empty for all cheap ones."""
         return names(self.attacks)
+
+    @property
+    def min_k_shares(self) -> tuple[float, ...]:
+        """The further shares of the min-k attacks.
+
+        Raises:
+            ConfigError: One of them is no number.
+        """
+        try:
+            return tuple(map(float, names(self.min_k)))
+        except ValueError:
+            raise ConfigError(f"--min-k {self.min_k}: give numbers separated by commas, as 0.1,0.5") from None
 
     @property
     def task_names(self) -> list[str]:

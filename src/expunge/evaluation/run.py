@@ -10,7 +10,7 @@ from typing import Any
 from expunge.config import EvaluateConfig
 from expunge.data.holdout import length, read_calibration, without_selection
 from expunge.data.tokenize import PromptFormat
-from expunge.errors import DataError, RunError
+from expunge.errors import ConfigError, DataError, RunError
 from expunge.evaluation.assemble import STAND_IN, assemble
 from expunge.evaluation.benchmarks import BENCHMARKS, semeval
 from expunge.evaluation.checks import (
@@ -74,6 +74,11 @@ def _evaluate(config: EvaluateConfig, reporter: Reporter, processes: Processes) 
     name = config.benchmark or "semeval"
     benchmark = BENCHMARKS[name]
     suite = with_facts(with_families(benchmark.read(config)))
+    if config.min_k_shares:
+        if suite.documents is None:
+            raise ConfigError(f"--min-k {config.min_k}: there are no unseen texts, so no attack is run: give --holdout")
+        shares = dict.fromkeys((*suite.documents.shares, *config.min_k_shares))
+        suite = replace(suite, documents=replace(suite.documents, shares=tuple(shares)))
     adapter = adapter_folder(config.adapter).resolve() if config.adapter else None
     base = model_fingerprint(config.model) if Path(config.model).is_dir() else None
     if adapter:
