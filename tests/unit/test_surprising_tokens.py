@@ -14,12 +14,12 @@ def record(logps: list[float], entropies: list[float]) -> TokenRecord:
 
 def test_only_tokens_that_are_unlikely_where_the_model_is_certain_count() -> None:
     unsure = record([-9.0, -8.0, -0.1, -0.2, -0.3], [3.0, 3.0, 0.5, 0.5, 0.5])
-    assert surprising_tokens(unsure) is None, "unlikely tokens stand where the model was not certain"
+    assert surprising_tokens(unsure) == 0, "unlikely tokens stand where the model was not certain"
     wrong = record([-9.0, -8.0, -0.1, -0.2, -0.3], [0.5, 3.0, 0.5, 0.5, 0.5])
     assert surprising_tokens(wrong) == pytest.approx(-9.0)
     both = record([-9.0, -8.0, -0.1, -0.2, -0.3], [0.5, 1.9, 0.5, 0.5, 0.5])
     assert surprising_tokens(both) == pytest.approx(-8.5)
-    assert surprising_tokens(record([-0.5] * 4, [0.1] * 4)) is None, "all are as likely as the others"
+    assert surprising_tokens(record([-0.5] * 4, [0.1] * 4)) == 0, "all are as likely as the others"
 
 
 def test_it_is_run_on_request() -> None:

@@ -12,13 +12,13 @@ UNLIKELY = 40
 
 
 @attack("surprising_tokens", default=False, source="Zhang and Wu 2024, SURP (2407.21248)")
-def surprising_tokens(record: TokenRecord) -> float | None:
+def surprising_tokens(record: TokenRecord) -> float:
     """Mean log p of the tokens that are unlikely where the model is certain
 
-    Unlearning leaves such tokens behind: what was pushed away stands where nothing else was learned to follow. None
-    where no token is both.
+    Unlearning leaves such tokens behind: what was pushed away stands where nothing else was learned to follow. 0, the
+    largest value, of a text in which nothing is surprising, as of one that is known by heart.
     """
     record.require_targets()
     certain = -record.mean_logp < MAX_ENTROPY
     surprising = certain & (record.logps < np.percentile(record.logps, UNLIKELY))
-    return float(record.logps[surprising].mean()) if surprising.any() else None
+    return float(record.logps[surprising].mean()) if surprising.any() else 0.0
