@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import cycle, islice
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models
@@ -55,7 +56,12 @@ TOKENS = {"135m": 2048, "1b": 8192, "7b": 8192}
 def shape(name: str, tiny: bool) -> PretrainedConfig:
     """SmolLM2-135M's shape, or OLMo's of 1B or 7B parameters."""
     if name == "135m":
-        sizes = {"hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9, "num_key_value_heads": 3}
+        sizes: dict[str, Any] = {
+            "hidden_size": 576,
+            "intermediate_size": 1536,
+            "num_attention_heads": 9,
+            "num_key_value_heads": 3,
+        }
         sizes |= {"num_hidden_layers": 30, "vocab_size": 49152, "max_position_embeddings": 8192}
         if tiny:
             sizes |= {"hidden_size": 36, "intermediate_size": 48, "num_hidden_layers": 2, "vocab_size": 128}
@@ -124,11 +130,12 @@ class Bench:
                 torch.cuda.empty_cache()
                 torch.cuda.reset_peak_memory_stats()
 
-    def config(self, name: str, **settings: object) -> UnlearnConfig:
+    def config(self, name: str, **settings: Any) -> UnlearnConfig:
         """Settings of a run that stays harmless, since speed does not depend on values."""
         fixed = {"learning_rate": 1e-5, "lora_alpha": 16.0, "dtype": "bfloat16", "device": self.device.type}
         tokens = 200 if self.tiny else TOKENS[name]
-        return UnlearnConfig(**{"model": "random", "tokens_per_step": tokens, "recipe": "npo", **fixed, **settings})
+        given: dict[str, Any] = {"model": "random", "tokens_per_step": tokens, "recipe": "npo", **fixed, **settings}
+        return UnlearnConfig(**given)
 
     def rows(self, loaded: LoadedModel, split: str) -> dict[str, list[TokenizedExample]]:
         """Random rows of the official lengths."""
@@ -241,7 +248,7 @@ class Bench:
             timed("compiling", trainer.compile)
             steps = iter(enumerate(cycle(islice(trainer.plan.steps(), 60))))
             _, _, count, seconds = self._time(lambda: _one(trainer, *next(steps)))
-            every = evaluation_every(trainer, validator)
+            every = evaluation_every(trainer, own)
             evaluations = trainer.num_steps // every * spent.pop("evaluation step")
             spent |= {"training": trainer.num_steps * seconds / count, "evaluation steps": evaluations}
             parts = ", ".join(f"{name} {value:.1f}" for name, value in spent.items())

@@ -5,12 +5,12 @@ import json
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -130,7 +130,7 @@ class _Plain:
     """The plain implementation, step by step."""
 
     def __init__(self, config: UnlearnConfig, loaded: LoadedModel, sides: dict[str, list[TokenizedExample]]) -> None:
-        self.plain, self.epochs = Plain(loaded, sides["forget"], sides["retain"], config), config.epochs
+        self.plain, self.epochs = Plain(loaded, sides["forget"], sides["retain"], config), config.epochs or 1
 
     def steps(self) -> Iterator[Any]:
         return self.plain.batches(self.epochs)
@@ -147,8 +147,14 @@ def train(spec: Spec) -> dict[str, Any]:
     loaded = _load(spec)
     sides = rows_for(loaded, spec.split, copies=spec.copies)
     # A constant, harmless learning rate: random models must stay finite, and the speed does not depend on it.
-    settings = {"learning_rate": 1e-5, "schedule": "constant", "warmup": 0.0, "device": spec.device}
-    config = replace(UnlearnConfig(recipe=spec.recipe, model=spec.model, **settings), dtype=spec.dtype)
+    settings: dict[str, Any] = {
+        "dtype": spec.dtype,
+        "learning_rate": 1e-5,
+        "schedule": "constant",
+        "warmup": 0.0,
+        "device": spec.device,
+    }
+    config = UnlearnConfig(recipe=spec.recipe, model=spec.model, **settings)
     config = replace(config, lora_alpha=float(config.lora_rank), epochs=1000)
     sum(
         float(parameter.detach().sum()) for parameter in loaded.model.parameters()
@@ -210,13 +216,12 @@ def score(spec: Spec) -> dict[str, Any]:
         generated = greedy(loaded, prompts, drafts=drafts, max_new_tokens=spec.max_new_tokens)
     else:
         generated = []
+        generate = cast("Callable[..., torch.Tensor]", loaded.base.generate)
         for prompt in prompts:
             ids = torch.tensor([prompt], device=loaded.device)
             options = {"max_new_tokens": spec.max_new_tokens, "do_sample": False, "eos_token_id": stops}
             with loaded.autocast():
-                output = loaded.base.generate(
-                    ids, attention_mask=torch.ones_like(ids), pad_token_id=stops[0], **options
-                )
+                output = generate(ids, attention_mask=torch.ones_like(ids), pad_token_id=stops[0], **options)
             generated.append(output[0, len(prompt) :].tolist())
     seconds = clock(loaded.device) - begun
     return {

@@ -10,6 +10,7 @@ transformers' own, without what Expunge sets on the way.
 
 import random
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
@@ -21,6 +22,7 @@ from expunge.config import UnlearnConfig
 from expunge.data.tokenize import TokenizedExample
 from expunge.kernels import Head
 from expunge.losses import make_forget_loss
+from expunge.model.checkpoint import move
 from expunge.model.load import LoadedModel
 from expunge.model.targets import choose_targets
 
@@ -33,8 +35,9 @@ def load_plain(name: str, *, dtype: str, device: str) -> LoadedModel:
     """The model by `from_pretrained`: in fp32 or fp64, or as stored with bf16 autocast around every forward pass."""
     compute: torch.dtype = getattr(torch, dtype)
     stored = "auto" if compute == torch.bfloat16 else compute
-    model = AutoModelForCausalLM.from_pretrained(name, dtype=stored).to(device).eval()
-    return LoadedModel(model, AutoTokenizer.from_pretrained(name), Head(None), compute)
+    model = AutoModelForCausalLM.from_pretrained(name, dtype=stored)
+    move(model, torch.device(device))
+    return LoadedModel(model.eval(), AutoTokenizer.from_pretrained(name), Head(None), compute)
 
 
 class Plain:
@@ -61,10 +64,11 @@ class Plain:
         self.loaded, self.config, self.target_token_kl = loaded, config, target_token_kl
         self.rows: Batch = [(row, True) for row in forget] + [(row, False) for row in retain]
         targets = choose_targets(loaded.base, config.target_modules, loaded.autocast())
+        alpha: Any = config.lora_alpha or config.lora_rank  # PEFT declares an int and divides by the rank
         adapter = LoraConfig(
             task_type="CAUSAL_LM",
             r=config.lora_rank,
-            lora_alpha=config.lora_alpha or config.lora_rank,
+            lora_alpha=alpha,
             target_modules=targets.modules,
             exclude_modules=targets.left_out or None,
         )

@@ -15,13 +15,14 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import load_file
 
 ROOT = Path(__file__).resolve().parents[1]
 BOUND = 1e-4
 COUNTS = (1, 2, 3)
-WIDE = {
+WIDE: dict[str, Any] = {
     "hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 6, "head_dim": 64, "initializer_range": 0.08,
 }  # fmt: skip
 COMMAND = (

@@ -59,7 +59,7 @@ def measure(loaded: LoadedModel, name: str, limit: int, repeats: int) -> list[st
     """Lines with the time of both sides and their ratio, of the first `limit` rows (0 is all)."""
     sides = rows_for(loaded, "validation")
     rows = [row for side in sides.values() for row in side][: limit or None]
-    texts = [loaded.tokenizer.decode(row.input_ids) for row in rows]
+    texts = [str(loaded.tokenizer.decode(row.input_ids)) for row in rows]
     kinds: dict[str, Callable[[], object]] = {
         "forward": lambda: sequence_logps(loaded, [row.input_ids for row in rows]),
         "records": lambda: token_records(loaded, rows, span="all"),

@@ -123,7 +123,7 @@ def _grouped(runs: Sequence[Run], *fields: str) -> dict[tuple[Any, ...], list[Ru
 
 
 def _median(runs: Sequence[Run], field: str) -> float:
-    return statistics.median(run[field] for run in runs)
+    return float(statistics.median(run[field] for run in runs))
 
 
 def _seconds(value: float) -> str:

@@ -92,7 +92,7 @@ def official_lengths(split: str) -> dict[str, list[tuple[int, int]]]:
 
 def rows_for(loaded: LoadedModel, split: str, *, copies: int = 1) -> Sides:
     """The rows that belong to a model: the official ones for the subject, random ones for all others."""
-    is_subject = Path(loaded.base.name_or_path) == SUBJECT
+    is_subject = Path(loaded.base.name_or_path or "") == SUBJECT
     sides = subject_rows(split) if is_subject else random_rows(split, loaded.base.config.vocab_size)
     return {side: rows * copies for side, rows in sides.items()}
 
