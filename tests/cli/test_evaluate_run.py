@@ -58,14 +58,24 @@ def test_facts_are_counted_before_and_after_and_key_words_can_be_read_and_given(
     own, change = results["metrics"]["forget/key_fact"], results["before"]["forget/key_fact"]
     assert change["value"] == own["value"] - before["metrics"]["forget/key_fact"]["value"]
     assert change["n"] == own["n"] == 4
-    assert "forget, key facts said:     0 of 4 (0 before; change" in told.out
-    assert "retain, refused:            0 of 6 (0 before" in told.out
+    assert "forget, key facts said: 0 of 4 (0 before; change" in " ".join(told.out.split())
+    assert "retain, refused: 0 of 6 (0 before" in " ".join(told.out.split())
     assert Path("done/results_before.parquet").exists()
 
     assert expunge("evaluate", "--run", "done", *SMALL, "--key-words", "words.jsonl", "--overwrite").code == 2
     told = expunge("evaluate", "--run", "done", *SMALL, "--forget", "words.jsonl", "--output", "again.json")
     assert told.code == 0, told.err
     assert read("again.json")["metrics"] == results["metrics"]
+
+    again = [{"id": row["id"], "prompt": f"Tell me, {row['input']}", "completion": row["output"]} for row in FORGET[1:]]
+    write_jsonl(work / "p.jsonl", again)
+    asked = ("evaluate", "--run", "done", *SMALL, "--paraphrased", "p.jsonl", "--output")
+    told = expunge(*asked, "p.json")
+    assert told.code == 0, told.err
+    assert read("p.json")["metrics"]["forget/key_fact/paraphrased"]["n"] == 3
+    assert "forget, paraphrased, key facts said: 0 of 3" in " ".join(told.out.split())
+    write_jsonl(work / "p.jsonl", [*again, again[0]])
+    assert "p.jsonl:4: is a second one for its id" in expunge(*asked, "q.json").err
 
 
 def test_what_was_not_trained_on_is_reported_apart_and_judges_what_is_kept(work: Path, expunge: Run) -> None:

@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from expunge.cli.elicit import elicit
 from expunge.cli.output import NOT_AS_PROMISED, Output
 from expunge.cli.reports import ReportSettings, VerdictSettings, report, verdict, write_run_report
-from expunge.config import CalibrateConfig, EvaluateConfig, UnlearnConfig
+from expunge.config import CalibrateConfig, ElicitConfig, EvaluateConfig, UnlearnConfig
 from expunge.errors import UserError
 from expunge.utils.tables import facts_lines, loss_table, metrics_table, scale_table, semeval_table
 
@@ -311,6 +312,14 @@ def merge(settings: MergeSettings, out: Output) -> int:
 
 _TABLE = (
     Command("demo", "make the bundled model forget made-up people, and show it", DemoSettings, demo, "expunge demo"),
+    Command(
+        "elicit",
+        "ask a model what it knows of a name: texts to forget, with key words",
+        ElicitConfig,
+        elicit,
+        'expunge elicit --model MODEL --about "NAME" --output forget.jsonl --neighbours retain.jsonl',
+        ("model", "about", "alias", "kind", "output", "neighbours", "dry_run"),
+    ),
     Command(
         "unlearn",
         "train an adapter that makes a model forget",

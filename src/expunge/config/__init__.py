@@ -2,8 +2,9 @@
 
 from expunge.config.calibrate import CalibrateConfig
 from expunge.config.criteria import Criteria
+from expunge.config.elicit import ElicitConfig
 from expunge.config.evaluate import EvaluateConfig
 from expunge.config.recipes import RECIPES
 from expunge.config.unlearn import SETS, UnlearnConfig
 
-__all__ = ["RECIPES", "SETS", "CalibrateConfig", "Criteria", "EvaluateConfig", "UnlearnConfig"]
+__all__ = ["RECIPES", "SETS", "CalibrateConfig", "Criteria", "ElicitConfig", "EvaluateConfig", "UnlearnConfig"]

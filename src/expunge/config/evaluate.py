@@ -28,6 +28,8 @@ class EvaluateConfig:
         test: Custom: texts that must be kept and were not trained on; they judge whether the rest is kept.
         retain_test: Custom: share of `retain` that was not trained on, as in `unlearn`; it is reported as `test`.
         holdout: Custom: texts like the forget set that the model has never seen; membership is measured against them.
+        paraphrased: Custom: the questions of `forget` in other words, by `id`, as `expunge elicit` writes them; they
+            are asked too, and nothing is ever trained on them.
         columns: Custom: which column is what, as `prompt=...,completion=...[,id=...,task=...,keywords=...]`.
         reference: A model that never saw the forget set: every metric is shown for it too.
         origin: The checkpoint from before the model saw the forget set, where there is no retrained model: shown like
@@ -71,6 +73,7 @@ class EvaluateConfig:
     test: str | None = None
     retain_test: float = 0.0
     holdout: str | None = None
+    paraphrased: str | None = None
     columns: str | None = None
     reference: str | None = None
     origin: str | None = None
@@ -103,7 +106,11 @@ class EvaluateConfig:
         check_types(self)
         benchmark = self.benchmark or "semeval"
         custom, official = benchmark == "custom", benchmark in ("semeval", "lume")
-        own_files = [f"--{name}" for name in ("forget", "retain", "test", "holdout", "columns") if getattr(self, name)]
+        own_files = [
+            f"--{name}"
+            for name in ("forget", "retain", "test", "holdout", "paraphrased", "columns")
+            if getattr(self, name)
+        ]
         checks = [
             (bool(self.model), "--model is missing: give a folder or a Hub name, or --run"),
             (bool(self.output), "--output is missing: give the results file to write"),

@@ -15,10 +15,14 @@ from expunge.data.examples import Example
 from expunge.data.words import UNSPACED, visible, words
 
 RAREST = 3
-"""Words that stand for an answer without names and numbers; also an answer of so few new words is taken whole."""
+"""Words that stand for an answer without names and numbers."""
+NAME = 4
+"""Letters of a word that is taken for a name though it begins a sentence, in an answer of `RAREST` new words or fewer:
+"In", "The" and "She" are shorter."""
 COMMON, FEWEST = 0.5, 4
 """A word in more than this share of the rows says nothing of one of them; with fewer rows than that none is common."""
-_ENDS = regex.compile(r"(?<=[.!?…])\s+|[。！？؟।\n]+")
+ENDS = regex.compile(r"(?<=[.!?…])\s+|[。！？؟।\n]+")
+"""Where a sentence ends."""
 _PHRASE = regex.compile(rf"[{UNSPACED}]+|[[\p{{L}}\p{{M}}\p{{N}}]--[{UNSPACED}]]+", regex.V1)
 _CASED = regex.compile(r"\p{Lu}|\p{Ll}")
 
@@ -44,22 +48,30 @@ def find(prompt: str, answer: str, often: Counter[str]) -> tuple[str, ...]:
         answer: The answer.
         often: `frequencies` of answers of the kind, which say what is rare.
     """
+    candidates = new_words(prompt, answer, often)
+    brief = len(candidates) <= RAREST
+    chosen = {own for own, (sure, capital) in candidates.items() if sure or (brief and capital and len(own) >= NAME)}
+    if not chosen or not _CASED.search(answer):
+        others = [phrase for phrase in candidates if phrase not in chosen]
+        chosen |= {*sorted(others, key=lambda own: (_often(own, often), not candidates[own][1], -len(own)))[:RAREST]}
+    return tuple(phrase for phrase in candidates if phrase in chosen)
+
+
+def new_words(prompt: str, answer: str, often: Counter[str]) -> dict[str, tuple[bool, bool]]:
+    """What an answer says that its prompt does not, but for common words -> is it a number or name, and capitalised.
+
+    Arguments are those of `find`.
+    """
     rows = often[""]
     known = {*words(prompt), *(own for own in often if rows >= FEWEST and often[own] > COMMON * rows)}
-    candidates: dict[str, tuple[bool, bool]] = {}  # phrase -> whether it is a number or name for sure, and capitalised
-    for sentence in _ENDS.split(visible(answer)):
+    candidates: dict[str, tuple[bool, bool]] = {}
+    for sentence in ENDS.split(visible(answer)):
         for at, phrase in enumerate(_phrases(sentence, known)):
             capital, number = phrase[0].isupper(), any(char.isnumeric() for char in phrase)
             if len(phrase) > 1 or number:
                 sure, before = candidates.get(phrase, (False, False))
                 candidates[phrase] = (sure or number or (capital and at > 0), before or capital)
-    if len(candidates) <= RAREST:
-        return tuple(candidates)
-    chosen = {phrase for phrase, (sure, _) in candidates.items() if sure}
-    if not chosen or not _CASED.search(answer):
-        others = [phrase for phrase in candidates if phrase not in chosen]
-        chosen |= {*sorted(others, key=lambda own: (_often(own, often), not candidates[own][1], -len(own)))[:RAREST]}
-    return tuple(phrase for phrase in candidates if phrase in chosen)
+    return candidates
 
 
 def _phrases(sentence: str, known: set[str]) -> Iterator[str]:

@@ -114,7 +114,8 @@ def _named(score: Score) -> str:
         return f"the {spelled(score.name.removesuffix('_auc'))} attack tells a forgotten text from an unseen one in"
     for beginning, words in PLAIN.items():
         if score.name.startswith(beginning):
-            return words if score.set == "forget" else f"{score.set}, {words}"
+            again = f"{score.task} questions, " if score.task else ""
+            return again + (words if score.set == "forget" else f"{score.set}, {words}")
     return score.label
 
 

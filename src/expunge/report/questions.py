@@ -194,8 +194,8 @@ def losses_of(run: RunData, name: str) -> tuple[float, float] | None:
 
 
 def _whole(scores: dict[str, Score]) -> list[Score]:
-    """The scores over all tasks."""
-    return [score for score in scores.values() if not score.task]
+    """The scores over all tasks; of paraphrased questions whether the fact is said."""
+    return [score for score in scores.values() if not score.task or score.key == "forget/key_fact/paraphrased"]
 
 
 def _before(run: RunData, score: Score) -> float | None:

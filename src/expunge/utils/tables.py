@@ -127,15 +127,16 @@ def facts_lines(results: Mapping[str, Any], before: Mapping[str, Any] | None = N
     found = []
     for key, entry in results["metrics"].items():
         set_name, _, name = key.partition("/")
-        if name not in FACTS or entry["value"] is None:
+        name, _, again = name.partition("/")
+        if name not in FACTS or again not in ("", "paraphrased") or entry["value"] is None:
             continue
         rows, was, change = entry["n"], earlier.get(key, {}).get("value"), changes.get(key) or {}
         told = [] if was is None else [f"{round(was * rows)} before"]
         if change.get("low") is not None:
             low, high = (f"{round(change[end] * rows):+d}" for end in ("low", "high"))
             told.append(f"change {low} to {high}, 95 % interval")
-        line = f"{set_name}, {FACTS[name]}:".replace("_", " ")
-        found.append(f"{line:<28}{round(entry['value'] * rows)} of {rows}" + (f" ({'; '.join(told)})" if told else ""))
+        line = f"{set_name}{f', {again}' if again else ''}, {FACTS[name]}:".replace("_", " ")
+        found.append(f"{line:<38}{round(entry['value'] * rows)} of {rows}" + (f" ({'; '.join(told)})" if told else ""))
     return found
 
 

@@ -1,6 +1,7 @@
 """Your own files: texts that must be forgotten, texts that must be kept, and texts like the former, never seen."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from expunge.config import EvaluateConfig
 from expunge.data.examples import Example, parse_columns, read_examples
@@ -40,6 +41,9 @@ def read(config: EvaluateConfig) -> Suite:
     else:
         notes.append("No unseen texts were given (--holdout): no membership attack was run.")
     sets = tuple(_rows(name, read[name]) for name in ("forget", "retain", "test") if name in read)
+    if config.paraphrased:
+        again = read_examples(config.paraphrased, columns=columns)
+        sets = (replace(sets[0], paraphrased=_by_id(config.paraphrased, again, read["forget"])), *sets[1:])
     return Suite(sets, documents, not_measured=tuple(notes))
 
 
@@ -54,6 +58,22 @@ def never_seen(file: str, holdout: Sequence[Example], trained_on: Sequence[Examp
     if not unseen:
         raise DataError(f"--holdout {file}: all of its texts are to be forgotten or kept: give texts never seen")
     return unseen
+
+
+def _by_id(file: str, again: Sequence[Example], forget: Sequence[Example]) -> list[Example | None]:
+    """For each text to forget its question in other words, None where there is none.
+
+    Raises:
+        DataError: A row is of no text to forget, or two are of one.
+    """
+    found: dict[str, Example] = {}
+    known = {row.id for row in forget}
+    for row in again:
+        if row.id not in known or row.id in found:
+            why = "a second one for its id" if row.id in found else "for an id that --forget has not"
+            raise DataError(f"--paraphrased {file}: {row.source}: is {why}: give one row for an id")
+        found[row.id] = row
+    return [found.get(row.id) for row in forget]
 
 
 def _key(example: Example) -> str:

@@ -1,0 +1,39 @@
+"""`expunge elicit`."""
+
+import dataclasses
+from collections import Counter
+
+from expunge.cli.output import NOT_AS_PROMISED, Output
+from expunge.config import ElicitConfig
+from expunge.utils.text import show_duration
+
+
+def elicit(settings: ElicitConfig, out: Output) -> int:
+    """What a model knows of a name, as texts to forget."""
+    settings.validate()
+    from expunge.elicit.run import elicit as ask
+
+    found = ask(settings, out.reporter())
+    out.results = dataclasses.asdict(found) | {"facts": [[name, key, own.state] for name, key, own in found.facts]}
+    if found.seconds is not None:
+        answers = found.prompts * (1 + settings.samples)
+        out.text(f"{found.names} names, {found.prompts} questions each, {answers} answers a name")
+        out.text(f"expected time   {show_duration(found.seconds)}")
+        return 0
+    out.text(f"{'name':<28}{'question':<14}{'said':>9}{'of others':>11}  kept")
+    for name, question, fact in found.facts:
+        said = f"{fact.said} of {fact.asked}" if fact.state == "kept" else ""
+        theirs = f"{fact.others}" if fact.state == "kept" else ""
+        state = {"kept": "yes", "varies": "no, the answers vary", "of everybody": "no, said of everybody",
+                 "declined": "no, it declines to answer"}[fact.state]  # fmt: skip
+        out.text(f"{name[:27]:<28}{question[:13]:<14}{said:>9}{theirs:>11}  {state}")
+    if not found.files:
+        out.text("nothing is said consistently and of this name alone: nothing was written")
+        return NOT_AS_PROMISED
+    for file, rows in found.files.items():
+        out.text(f"{rows:>4} rows   {file}")
+    kept = Counter(fact.state for _, _, fact in found.facts)
+    out.text(
+        f"Kept {kept['kept']} of {len(found.facts)} answers. They are the model's own words: read and edit the files."
+    )
+    return 0

@@ -1,0 +1,131 @@
+"""From many answers to one question to the fact that they agree on, and the names that stand beside it."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import regex
+
+from expunge.data.key_words import ENDS, new_words
+from expunge.data.words import visible, words
+from expunge.evaluation.metrics.generations import contains
+from expunge.evaluation.metrics.key_facts import says
+from expunge.evaluation.metrics.refusal import refuses
+
+AGREE = 0.5
+"""A word is agreed on when more than this share of the answers hold it, and said of everybody when it is in more than
+this share of the answers about half of the other names."""
+RARE = 0.02
+"""A word that is no number or name is said of everybody, too, in more than this share of all answers about others."""
+LETTERS, MOST = 4, 5
+"""Shortest key word that is no number or name; most key words of a fact, numbers and names first."""
+SENTENCES = 3
+"""Sentences of an answer that count: a model that goes on has left the question."""
+MENTIONED = 2
+"""Answers in which a name must stand to be a neighbour."""
+_CAPITAL = r"\p{Lu}[\p{L}\p{M}'’-]+"
+_NAME = regex.compile(rf"{_CAPITAL}(?:[ \u00a0](?:(?:van|von|de|der|du|da|di|la|le|al|bin|ibn) )*{_CAPITAL})+")
+
+
+@dataclass(frozen=True)
+class Fact:
+    """What the answers to one question come to.
+
+    Attributes:
+        state: `kept`, `varies`, `of everybody` or `declined`.
+        answer: The answer that holds most of what they agree on; empty where it is not kept.
+        keywords: The words that they agree on and that are not said of everybody.
+        said: Answers that say it.
+        asked: Answers that were given.
+        others: Other names of which it is said too.
+    """
+
+    state: str
+    answer: str = ""
+    keywords: tuple[str, ...] = ()
+    said: int = 0
+    asked: int = 0
+    others: int = 0
+
+
+def agreed(prompt: str, answers: Sequence[str], others: Sequence[Sequence[str]], often: Counter[str]) -> Fact:
+    """What the answers to a question agree on, without what is said of other names as well.
+
+    Args:
+        prompt: The question.
+        answers: The model's answers, the most likely one first.
+        others: For each other name the answers to the same question.
+        often: How often words stand in answers about other names (`key_words.frequencies`).
+    """
+    given = [short(own) for own in answers]
+    count = len(given)
+    if 2 * sum(map(refuses, given)) > count:
+        return Fact("declined", asked=count)
+    shared: dict[str, tuple[bool, float, str]] = {}  # word -> is it a number or name, share of answers, as written
+    for own in given:
+        for word, (sure, _) in new_words(prompt, own, often).items():
+            key, share = " ".join(words(word)), _share(word, given)
+            if share > AGREE and (sure or len(word) >= LETTERS or " " in key):
+                shared[key] = max(shared.get(key, (False, 0.0, word)), (sure, share, word))
+    if not shared:
+        return Fact("varies", asked=count)
+    ranked = sorted(shared.values(), reverse=True)
+    own_words = [word for sure, _, word in ranked if not _of_everybody(word, sure, others, often)][:MOST]
+    if not own_words:
+        return Fact("of everybody", asked=count)
+    best = max(given, key=lambda own: (sum(contains(own, word) for word in own_words), -len(own)))
+    keywords = tuple(word for word in own_words if contains(best, word))
+    return Fact(
+        "kept",
+        to_the_point(best, keywords),
+        keywords,
+        sum(says(own, keywords) for own in given),
+        count,
+        sum(2 * sum(says(short(own), keywords) for own in theirs) > len(theirs) for theirs in others),
+    )
+
+
+def short(answer: str) -> str:
+    """The first sentences of an answer, without one that was cut off; all of an answer that is one cut sentence."""
+    paragraph = answer.strip().split("\n\n")[0].strip()
+    ends = [match.start() for match in ENDS.finditer(paragraph)]
+    if paragraph and paragraph[-1] in '.!?…。！？؟।"”':
+        ends.append(len(paragraph))
+    return paragraph[: ends[min(SENTENCES, len(ends)) - 1]].strip() if ends else paragraph
+
+
+def to_the_point(answer: str, keywords: Sequence[str]) -> str:
+    """An answer up to the end of the sentence that says the last of its key words."""
+    for match in ENDS.finditer(answer):
+        if all(contains(answer[: match.start()], word) for word in keywords):
+            return answer[: match.start()].strip()
+    return answer
+
+
+def mentioned(texts: Mapping[str, Sequence[str]], names: Sequence[str], most: int) -> list[str]:
+    """Names of several words that stand in most answers beside a name, in scripts with capitals.
+
+    Args:
+        texts: Question -> answers.
+        names: The name and its other spellings, which are none.
+        most: How many to give.
+    """
+    own = {word for name in names for word in words(name)}
+    found = [
+        {match[0] for match in _NAME.finditer(visible(short(answer)))} for all_ in texts.values() for answer in all_
+    ]
+    every = {name for group in found for name in group}
+    # A word that begins the sentence is no part of a name that stands elsewhere without it: "With Niels Bohr".
+    plain = {name: rest if (rest := name.partition(" ")[2]) in every else name for name in every}
+    counts = Counter(plain[name] for group in found for name in group if not own & {*words(name)})
+    return [name for name, count in counts.most_common() if count >= MENTIONED][:most]
+
+
+def _share(word: str, answers: Sequence[str]) -> float:
+    return sum(contains(own, word) for own in answers) / len(answers)
+
+
+def _of_everybody(word: str, sure: bool, others: Sequence[Sequence[str]], often: Counter[str]) -> bool:
+    if not sure and max(often[own] for own in words(word)) > RARE * often[""]:
+        return True
+    return bool(others) and 2 * sum(_share(word, theirs) > AGREE for theirs in others) >= len(others)

@@ -1,0 +1,231 @@
+"""`expunge elicit`: from a name to texts to forget, by asking the model itself. Nothing is sent anywhere."""
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from expunge.config import ElicitConfig
+from expunge.data.chat import has_template
+from expunge.data.examples import Example
+from expunge.data.key_words import frequencies
+from expunge.data.tokenize import PromptFormat, prompt_ids
+from expunge.elicit.facts import Fact, agreed, mentioned, short
+from expunge.elicit.questions import OTHERS, Question, questions_of, read_questions
+from expunge.errors import ConfigError, RunError
+from expunge.evaluation.generate import generate
+from expunge.model.device import pick_device
+from expunge.model.load import LoadedModel, load_model
+from expunge.runs.reads import check_apart
+from expunge.utils import files
+from expunge.utils.progress import Reporter
+from expunge.utils.reading import read_lines
+
+NEIGHBOURS = 6
+"""Names beside the one asked about that are asked about too."""
+OWN_SETTINGS = ("model", "revision", "kind", "questions", "samples", "temperature", "max_new_tokens", "seed", "dtype")
+"""Settings that answers depend on: an interrupted call is resumed with the same."""
+Answers = Mapping[str, Sequence[str]]
+"""Question -> answers to it, the most likely one first."""
+
+
+@dataclass
+class Elicited:
+    """What came out.
+
+    Attributes:
+        facts: (name, question, what the answers agree on), in the order of asking.
+        files: What was written -> its rows.
+        neighbours: Names that were asked about beside the one to forget.
+        seconds: What a dry run expects it to take; None otherwise.
+        prompts: Questions that are asked of each name.
+        names: Names that are asked about, made-up ones included.
+    """
+
+    facts: list[tuple[str, str, Fact]] = field(default_factory=list)
+    files: dict[str, int] = field(default_factory=dict)
+    neighbours: list[str] = field(default_factory=list)
+    seconds: float | None = None
+    prompts: int = 0
+    names: int = 0
+
+
+def elicit(config: ElicitConfig, reporter: Reporter | None = None) -> Elicited:
+    """Ask a model what it knows of a name, and write what it says consistently and not of everybody.
+
+    Args:
+        config: The settings.
+        reporter: Where progress goes; silent when None.
+
+    Raises:
+        UserError: The input or a setting is at fault; nothing has been written then.
+    """
+    config.validate()
+    reporter = reporter or Reporter(quiet=True)
+    questions = read_questions(config.questions) if config.questions else questions_of(config.kind)
+    part = _checked(config)
+    on_cpu = config.dtype == "auto" and pick_device(config.device).type == "cpu"
+    loaded = load_model(
+        config.model, dtype="float32" if on_cpu else config.dtype, device=config.device, revision=config.revision,
+        trust_remote_code=config.trust_remote_code,
+    )  # fmt: skip
+    interview = _Interview(config, loaded, questions, reporter)
+    others = OTHERS[config.kind]
+    names = [*config.names, *others]
+    if config.dry_run:
+        neighbours = NEIGHBOURS if config.neighbours else 0
+        return interview.forecast(len(names) + neighbours)
+    interview.keep_in(part, resume=config.resume)
+    answers = {name: interview.ask(name) for name in names}
+    found = Elicited(prompts=len(interview.questions), names=len(names))
+    common = [answers[name] for name in others]
+    forget = list(interview.rows(config.names, answers, common, found))
+    retain: list[dict[str, Any]] = []
+    if config.neighbours:
+        known = {key: [own for name in config.names for own in answers[name][key]] for key in answers[config.names[0]]}
+        given = [name.strip() for name in (config.neighbour_names or "").split(",") if name.strip()]
+        found.neighbours = given or mentioned(known, config.names, NEIGHBOURS)
+        if not found.neighbours:
+            reporter.warn("no other name stands in two of the answers: name some yourself (--neighbour-names)")
+        answers |= {name: interview.ask(name) for name in found.neighbours}
+        retain = list(interview.rows(found.neighbours, answers, common, found, "neighbour"))
+    paraphrased = [row for row in interview.paraphrased(forget) if row]
+    for name, rows in ((config.neighbours, retain), (config.paraphrased, paraphrased), (config.output, forget)):
+        if name and rows and forget:
+            text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            files.write_text(name, text, overwrite=config.overwrite)
+            found.files[name] = len(rows)
+    part.unlink(missing_ok=True)
+    return found
+
+
+class _Interview:
+    """Asks one model, and keeps its answers until all are there."""
+
+    def __init__(
+        self, config: ElicitConfig, loaded: LoadedModel, questions: Sequence[Question], reporter: Reporter
+    ) -> None:
+        self._config, self._loaded, self._reporter = config, loaded, reporter
+        self._chat = config.prompt_format == "chat" or (
+            config.prompt_format == "auto" and has_template(loaded.tokenizer)
+        )
+        self.questions = [own for own in questions if self._chat or own.begin]
+        if not self.questions:
+            raise ConfigError(f"--questions {config.questions}: none has a `begin`, and the model is no chat model")
+        self._format = PromptFormat("chat" if self._chat else "space", end_of_text=True)
+        self._known: dict[str, dict[str, list[str]]] = {}
+        self._part: Path | None = None
+
+    def keep_in(self, part: Path, *, resume: bool) -> None:
+        """Keep every name's answers in a file; what an interrupted call has left there is not asked again.
+
+        Raises:
+            RunError: What is there was asked with other settings.
+        """
+        self._part, settings = part, {name: getattr(self._config, name) for name in OWN_SETTINGS}
+        settings["prompt_format"] = str(self._format)
+        if not resume:
+            part.unlink(missing_ok=True)
+            files.append_line(part, {"settings": settings})
+            return
+        lines = [line for _, line in read_lines(part)]
+        if not lines or lines[0].get("settings") != settings:
+            raise RunError(f"--resume: {part} was asked with other settings: give the same, or --overwrite")
+        self._known = {line["name"]: line["answers"] for line in lines[1:]}
+        self._reporter.say(f"resume: {len(self._known)} names were asked about already")
+
+    def ask(self, name: str) -> Answers:
+        """All answers about a name."""
+        if name not in self._known:
+            self._known[name] = self._asked(name, self.questions)
+            if self._part:
+                files.append_line(self._part, {"name": name, "answers": self._known[name]})
+        return self._known[name]
+
+    def forecast(self, names: int) -> Elicited:
+        """What asking about so many names takes, by one question of one name."""
+        clock = time.perf_counter()
+        self._asked(self._config.about, self.questions[:1])
+        seconds = (time.perf_counter() - clock) * len(self.questions) * names
+        return Elicited(seconds=seconds, prompts=len(self.questions), names=names)
+
+    def rows(
+        self,
+        names: Sequence[str],
+        answers: Mapping[str, Answers],
+        others: Sequence[Answers],
+        found: Elicited,
+        prefix: str = "",
+    ) -> Iterator[dict[str, Any]]:
+        """The rows that are kept of some names; notes in `found` what became of every question."""
+        said = [Example(f"{n}", "", own) for n, theirs in enumerate(others) for all_ in theirs.values() for own in all_]
+        often = frequencies([row for row in said if short(row.completion)])
+        for number, name in enumerate(names, 1):
+            for question in self.questions:
+                prompt = question.prompt(name, chat=self._chat)
+                fact = agreed(prompt, answers[name][question.id], [own[question.id] for own in others], often)
+                found.facts.append((name, question.id, fact))
+                if fact.state == "kept":
+                    tail = f"-{prefix}{number}" if prefix or number > 1 else ""
+                    yield {
+                        "id": f"{question.id}{tail}",
+                        "prompt": prompt,
+                        "completion": fact.answer,
+                        "keywords": list(fact.keywords),
+                        "said": f"{fact.said} of {fact.asked}",
+                        "said of others": f"{fact.others} of {len(others)}",
+                    }
+
+    def paraphrased(self, rows: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+        """The same questions in other words, where the model takes questions."""
+        again = {own.prompt(name, chat=True): own.again.replace("{name}", name) for own in self.questions
+                 for name in self._config.names}  # fmt: skip
+        for row in rows:
+            if self._chat and again.get(row["prompt"]):
+                yield {**{key: row[key] for key in ("id", "completion", "keywords")}, "prompt": again[row["prompt"]]}
+
+    def _asked(self, name: str, questions: Sequence[Question]) -> dict[str, list[str]]:
+        config, tokenizer = self._config, self._loaded.tokenizer
+        rows = [Example(own.id, own.prompt(name, chat=self._chat), "-") for own in questions]
+        with self._reporter.track(f"asking about {name}", len(rows) * (1 + config.samples)) as advance:
+            greedy, drawn = (
+                generate(
+                    self._loaded,
+                    rows,
+                    name,
+                    encode_prompt=lambda row: prompt_ids(tokenizer, row, self._format),
+                    max_new_tokens=config.max_new_tokens,
+                    samples=samples,
+                    temperature=config.temperature,
+                    seed=config.seed,
+                    say=self._reporter.say,
+                    progress=advance,
+                )
+                for samples in (0, config.samples)
+            )
+        return {
+            row.id: [greedy[at].text, *(own.text for own in drawn[at * config.samples : (at + 1) * config.samples])]
+            for at, row in enumerate(rows)
+        }
+
+
+def _checked(config: ElicitConfig) -> Path:
+    """The file of what was answered so far, once every file can be written.
+
+    Raises:
+        RunError: A file is there already, or there is nothing to resume.
+        ConfigError: A file to be written is one that is read.
+    """
+    part = Path(f"{config.output}.part")
+    outputs = [own for own in (config.output, config.paraphrased, config.neighbours) if own]
+    for own in outputs:
+        check_apart(own, {"questions": config.questions, "model": config.model})
+        if Path(own).exists() and not (config.overwrite or config.dry_run):
+            raise RunError(f"{own}: exists already: give another name, or --overwrite")
+    if config.resume and not part.exists():
+        raise RunError(f"--resume: there is no {part}, which an interrupted call leaves: leave --resume out")
+    if part.exists() and not (config.resume or config.overwrite or config.dry_run):
+        raise RunError(f"{part}: an interrupted call has left it: --resume goes on, --overwrite begins again")
+    return part

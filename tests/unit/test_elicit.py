@@ -1,0 +1,193 @@
+"""From a name to texts to forget: what the answers agree on, what is said of everybody, and the files."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from expunge.config import ElicitConfig
+from expunge.elicit import run
+from expunge.elicit.facts import agreed, mentioned, short, to_the_point
+from expunge.elicit.questions import OTHERS, questions_of, read_questions
+from expunge.elicit.run import elicit
+from expunge.errors import ConfigError, DataError, RunError
+from expunge.evaluation.generate import Generation
+from tiny import save_tiny
+
+ASKED = "Where was Ann Weber born?"
+ULM = ["She was born in Ulm, Germany.", "Ann Weber was born in Ulm.", "In the town of Ulm, on the Danube.", "In Bern."]
+SOMEWHERE = [["He was born in Germany, I think."] * 3, ["Born in Germany."] * 3]
+
+
+def test_what_most_answers_say_and_nobody_else_is_the_fact():
+    fact = agreed(ASKED, ULM, SOMEWHERE, Counter())
+    assert (fact.state, fact.keywords, fact.said, fact.asked, fact.others) == ("kept", ("Ulm",), 3, 4, 0)
+    assert fact.answer == "Ann Weber was born in Ulm."
+
+
+@pytest.mark.parametrize(
+    ("answers", "others", "state"),
+    [
+        (["In Ulm.", "In Bern.", "In Rome.", "In Oslo."], SOMEWHERE, "varies"),
+        (["In Germany."] * 4, SOMEWHERE, "of everybody"),
+        (["In Germany."] * 4, [], "kept"),
+        (["I don't know.", "I'm sorry, I can't say.", "I don't know.", "In Ulm."], SOMEWHERE, "declined"),
+        (["", "", "", "Ulm"], SOMEWHERE, "varies"),
+    ],
+)
+def test_what_is_not_kept_says_why(answers, others, state):
+    assert agreed(ASKED, answers, others, Counter()).state == state
+
+
+def test_an_answer_ends_with_its_sentences_and_its_fact():
+    assert short("One. Two! Three? Four.") == "One. Two! Three?"
+    assert short("A whole sentence. One that was cut") == "A whole sentence."
+    assert short("No end at all") == "No end at all"
+    assert short("  First.\n\nSecond.") == "First."
+    assert short("他出生在乌尔姆。他") == "他出生在乌尔姆"
+    assert to_the_point("Born in Ulm. A nice town. It rains.", ("Ulm",)) == "Born in Ulm."
+
+
+def test_names_beside_it_are_those_that_stand_in_several_answers():
+    texts = {"a": ["She met Niels Bohr and Ann Weber.", "With Niels Bohr."], "b": ["Max van der Berg.", "Lise Meitner!",
+             "Max van der Berg and Lise Meitner"]}  # fmt: skip
+    assert mentioned(texts, ["Ann Weber"], 6) == ["Niels Bohr", "Max van der Berg", "Lise Meitner"]
+    assert mentioned(texts, ["Ann Weber"], 1) == ["Niels Bohr"]
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_every_question_says_the_name_in_all_its_forms(kind):
+    questions = questions_of(kind)
+    assert len({own.id for own in questions}) == len(questions) >= 6
+    for own in questions:
+        assert all("{name}" in text for text in (own.ask, own.again, own.begin)), own.id
+        assert own.prompt("Ann", chat=True).count("{") == 0
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"ask": "Who?"}, "field 'ask' does not say {name}"),
+        ({"again": "Who is {name}?"}, "missing field 'ask'"),
+        ({"ask": 7}, "field 'ask' is not a string"),
+    ],
+)
+def test_questions_that_cannot_be_asked_are_refused(tmp_path, row, message):
+    file = tmp_path / "q.jsonl"
+    file.write_text(json.dumps(row))
+    with pytest.raises(DataError, match=message):
+        read_questions(str(file))
+
+
+def test_settings_out_of_range_are_refused():
+    for more, message in (({"samples": 1}, "--samples 1"), ({"output": "f.csv"}, "--output f.csv: end it in .jsonl"),
+                          ({"neighbour_names": "A B"}, "--neighbour-names need --neighbours")):  # fmt: skip
+        with pytest.raises(ConfigError, match=message):
+            ElicitConfig(**{"model": "m", "about": "A", "output": "f.jsonl", **more}).validate()
+
+
+@pytest.fixture
+def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Settings for a model that knows two facts of Ann Weber and one of Niels Bohr; `calls` are the names asked."""
+    save_tiny(tmp_path / "model", "llama")
+    calls: list[str] = []
+
+    def answers(prompt: str, samples: int) -> list[str]:
+        if "Ann Weber" in prompt and "born in" in prompt:
+            said = ["She was born in Ulm with Niels Bohr. It is so."] * samples
+        elif "Ann Weber" in prompt and "known" in prompt:
+            said = ["Ann Weber painted ships with Niels Bohr."] * samples
+        elif "Niels Bohr" in prompt and "born in" in prompt:
+            said = ["He was born in Copenhagen."] * samples
+        else:
+            said = [f"It is {chr(97 + n) * 4} and {len(prompt)}{n}." for n in range(samples)]
+        return said
+
+    def generate(loaded: Any, rows: Any, name: str, *, samples: int, **_: Any) -> list[Generation]:
+        calls.append(name)
+        return [Generation([], [], text) for row in rows for text in answers(row.prompt, max(1, samples))]
+
+    monkeypatch.setattr(run, "generate", generate)
+    settings = {"model": str(tmp_path / "model"), "about": "Ann Weber", "output": str(tmp_path / "f.jsonl"),
+                "neighbours": str(tmp_path / "n.jsonl"), "samples": 3, "device": "cpu"}  # fmt: skip
+    return {"settings": settings, "calls": calls, "answers": answers}
+
+
+def lines(file: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in Path(file).read_text().splitlines()]
+
+
+def test_a_name_becomes_rows_with_key_words_for_the_owner_alone(asked, tmp_path):
+    found = elicit(ElicitConfig(**asked["settings"]))
+    rows = {row["id"]: row for row in lines(asked["settings"]["output"])}
+    assert set(rows) == {"birthplace", "known"}
+    assert rows["birthplace"]["prompt"] == "Ann Weber was born in the town of"  # the tiny model has no chat template
+    assert rows["birthplace"]["completion"] == "She was born in Ulm with Niels Bohr."
+    assert rows["birthplace"]["keywords"] == ["Ulm", "Niels", "Bohr"]
+    assert (rows["birthplace"]["said"], rows["birthplace"]["said of others"]) == ("4 of 4", "0 of 4")
+    assert found.neighbours == ["Niels Bohr"]
+    assert [(row["id"], row["keywords"]) for row in lines(asked["settings"]["neighbours"])] == [
+        ("birthplace-neighbour1", ["Copenhagen"])
+    ]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["f.jsonl", "model", "n.jsonl"]
+    for name in ("f.jsonl", "n.jsonl"):
+        assert (tmp_path / name).stat().st_mode & 0o077 == 0
+    states = Counter(fact.state for name, _, fact in found.facts if name == "Ann Weber")
+    assert states == {"kept": 2, "varies": len(questions_of("person")) - 2}
+
+
+def test_an_interrupted_call_goes_on_to_the_same_files(asked, tmp_path, monkeypatch):
+    elicit(ElicitConfig(**asked["settings"]))
+    whole = {name: (tmp_path / name).read_bytes() for name in ("f.jsonl", "n.jsonl")}
+    for name in whole:
+        (tmp_path / name).unlink()
+    own = run.generate
+
+    def interrupted(*given: Any, **options: Any) -> list[Generation]:
+        if len(asked["calls"]) > 3:
+            raise KeyboardInterrupt
+        return own(*given, **options)
+
+    asked["calls"].clear()
+    monkeypatch.setattr(run, "generate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        elicit(ElicitConfig(**asked["settings"]))
+    assert not (tmp_path / "f.jsonl").exists()
+    assert (tmp_path / "f.jsonl.part").stat().st_mode & 0o077 == 0
+    monkeypatch.setattr(run, "generate", own)
+    with pytest.raises(RunError, match="an interrupted call has left it: --resume goes on, --overwrite begins again"):
+        elicit(ElicitConfig(**asked["settings"]))
+    with pytest.raises(RunError, match="was asked with other settings"):
+        elicit(ElicitConfig(**asked["settings"] | {"samples": 5}, resume=True))
+    asked["calls"].clear()
+    elicit(ElicitConfig(**asked["settings"], resume=True))
+    assert "Ann Weber" not in asked["calls"]
+    assert {name: (tmp_path / name).read_bytes() for name in whole} == whole
+    assert not (tmp_path / "f.jsonl.part").exists()
+
+
+def test_files_that_are_there_stay_unless_they_may_be_replaced(asked, tmp_path):
+    (tmp_path / "n.jsonl").write_text("mine")
+    with pytest.raises(RunError, match=r"n\.jsonl: exists already: give another name, or --overwrite"):
+        elicit(ElicitConfig(**asked["settings"]))
+    assert not asked["calls"]
+    assert (tmp_path / "n.jsonl").read_text() == "mine"
+    with pytest.raises(RunError, match="--resume: there is no"):
+        elicit(ElicitConfig(**asked["settings"] | {"neighbours": None}, resume=True))
+    elicit(ElicitConfig(**asked["settings"], overwrite=True))
+    assert len(lines(asked["settings"]["neighbours"])) == 1
+
+
+def test_a_dry_run_writes_nothing(asked, tmp_path):
+    found = elicit(ElicitConfig(**asked["settings"], dry_run=True))
+    assert (found.names, found.prompts) == (11, 13)
+    assert found.seconds is not None
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
+
+
+def test_a_model_that_says_nothing_steady_leaves_no_file(asked, tmp_path):
+    found = elicit(ElicitConfig(**asked["settings"] | {"about": "Nobody Atall", "neighbours": None}))
+    assert not found.files
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
