@@ -19,6 +19,7 @@ if sys.argv[:1] == ["-m"] and "-m expunge" in " ".join(sys.orig_argv) and not sy
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from expunge.api.eliciting import elicit as elicit
     from expunge.api.evaluating import Evaluation as Evaluation
     from expunge.api.evaluating import evaluate as evaluate
     from expunge.api.finished import calibrate as calibrate
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from expunge.api.unlearning import unlearn as unlearn
     from expunge.config import CalibrateConfig as CalibrateConfig
     from expunge.config import Criteria as Criteria
+    from expunge.config import ElicitConfig as ElicitConfig
     from expunge.config import EvaluateConfig as EvaluateConfig
     from expunge.config import UnlearnConfig as UnlearnConfig
     from expunge.demo.run import run_demo as run_demo
@@ -48,6 +50,7 @@ _HOMES = {
     "CalibrateConfig": "expunge.config",
     "Callback": "expunge.train.callbacks",
     "Criteria": "expunge.config",
+    "ElicitConfig": "expunge.config",
     "EvaluateConfig": "expunge.config",
     "Evaluation": "expunge.api.evaluating",
     "Outcome": "expunge.api.unlearning",
@@ -55,6 +58,7 @@ _HOMES = {
     "UserError": "expunge.errors",
     "calibrate": "expunge.api.finished",
     "compare": "expunge.evaluation.compare",
+    "elicit": "expunge.api.eliciting",
     "evaluate": "expunge.api.evaluating",
     "forecast": "expunge.api.unlearning",
     "forget_loss": "expunge.losses",

@@ -127,7 +127,7 @@ def test_texts_without_flags_stand_before_between_and_after_them() -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("unlern",), "unknown command unlern: did you mean unlearn?; known are demo, unlearn, "),
+        (("unlern",), "unknown command unlern: did you mean unlearn?; known are demo, elicit, unlearn, "),
         (("xyz",), "unknown command xyz; known are"),
         (("unlearn", "--epoch", "3"), "unknown flag --epoch: did you mean --epochs?; see `expunge unlearn --help-all`"),
         (("merge", "--rum", "r"), "unknown flag --rum: did you mean --run?"),
@@ -242,6 +242,11 @@ def test_json_is_one_object_for_every_command(work: Path, expunge: Run) -> None:
         ),
         "score": (("score", "--predictions", "p", "--output", "s.json"), {"metrics", "task_aggregate"}),
         "compare": (("compare", "r.json", "s.json"), {"columns", "rows", "notes"}),
+        "elicit": (
+            ("elicit", "--model", "model", "--about", "A B", "--output", "e.jsonl", "--dry-run", "--samples", "2",
+             "--max-new-tokens", "2"),
+            {"prompts", "names", "seconds"},
+        ),
         "report": (("report", "run", "--overwrite"), {"report", "figures", "cards"}),
         "verdict": (("verdict", "run"), {"run"}),
         "merge": (("merge", "--run", "run", "--output", "merged"), {"output", "survives", "losses"}),

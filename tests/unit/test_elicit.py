@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from expunge.config import ElicitConfig
-from expunge.elicit import run
-from expunge.elicit.facts import agreed, mentioned, short, to_the_point
-from expunge.elicit.questions import OTHERS, questions_of, read_questions
-from expunge.elicit.run import elicit
 from expunge.errors import ConfigError, DataError, RunError
 from expunge.evaluation.generate import Generation
+from expunge.interview import run
+from expunge.interview.facts import agreed, mentioned, short, to_the_point
+from expunge.interview.questions import OTHERS, questions_of, read_questions
+from expunge.interview.run import elicit
 from tiny import save_tiny
 
 ASKED = "Where was Ann Weber born?"

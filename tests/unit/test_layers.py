@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[2] / "src" / "expunge"
 MAX_LINES = 400
 ROOMS = (
-    "errors", "utils", "config", "kernels", "data", "model", "losses", "runs", "train", "evaluation", "elicit",
+    "errors", "utils", "config", "kernels", "data", "model", "losses", "runs", "train", "evaluation", "interview",
     "report", "api", "demo", "cli",
 )  # fmt: skip
 """Folders of the package in the order of the data; `errors` is the one module beside them that others import."""

@@ -256,6 +256,16 @@ def test_speech_is_compared_with_what_it_was(key, value, before, answer):
     assert answers(judge(after | same, earlier | same, None))[SPEAKS] == answer
 
 
+@pytest.mark.parametrize(
+    ("key", "advice"),
+    [("retain/refusal", "It declines what it should answer"), ("forget/repetition", "It does not speak")],
+)
+def test_over_refusal_and_babble_have_their_own_mends(key, advice):
+    after, earlier = ({key: entry(own, "lower", "text")} for own in (0.5, 0.0))
+    steps = [step for step in judge(metrics(**after), BEFORE | earlier).next if step.startswith("It d")]
+    assert [step.startswith(advice) for step in steps] == [True]
+
+
 def test_losses_alone_can_condemn_but_never_acquit():
     good = {"forget": (0.1, 2.0), "retain": (0.1, 0.1), "holdout": (2.0, 2.0)}
     bad = {"forget": (0.1, 0.2), "retain": (0.1, 1.1), "holdout": (2.0, 3.0)}

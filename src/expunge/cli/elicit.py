@@ -11,7 +11,7 @@ from expunge.utils.text import show_duration
 def elicit(settings: ElicitConfig, out: Output) -> int:
     """What a model knows of a name, as texts to forget."""
     settings.validate()
-    from expunge.elicit.run import elicit as ask
+    from expunge.interview.run import elicit as ask
 
     found = ask(settings, out.reporter())
     out.results = dataclasses.asdict(found) | {"facts": [[name, key, own.state] for name, key, own in found.facts]}

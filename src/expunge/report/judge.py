@@ -132,7 +132,9 @@ def _next(run: RunData, answers: Sequence[Answer]) -> tuple[str, ...]:
     """What to do now."""
     if not run.finished:
         return ("Finish the run: the same command with --resume.",)
-    said, told, rest, speech = (own.state == "bad" for own in answers)
+    said, told, rest, _ = (own.state == "bad" for own in answers)
+    worse = [own.key for own in answers[3].numbers if own.state == "bad"]
+    declines, babbles = (any(("refusal" in key) == kind for key in worse) for kind in (True, False))
     aucs = [own for own in answers[1].numbers if own.state == "bad" and own.target is not None]
     too_far = bool(aucs) and all(own.value < (own.target or 0.0) for own in aucs)
     short, unseen = told and not too_far, bool(run.manifest.get("rows", {}).get("holdout"))
@@ -143,7 +145,9 @@ def _next(run: RunData, answers: Sequence[Answer]) -> tuple[str, ...]:
         and too_far,
         "Give unseen texts of the same kind (--holdout), so that it stops where they are.": short and not unseen,
         "Give more texts to keep, close to those to forget, or raise --retain-weight.": rest,
-        "Say what to answer instead (--instead FILE, several refusals or other answers).": speech,
+        "It declines what it should answer: put such prompts with their answers among the texts to keep (as `expunge "
+        "elicit --neighbours` writes them), and give several different refusals with --instead.": declines,
+        "It does not speak as it did: say what to answer instead (--instead FILE, several different answers).": babbles,
     } | {own.need: bool(own.need) for own in answers}
     wanted = tuple(text for text, holds in steps.items() if holds)
     return wanted or (

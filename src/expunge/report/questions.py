@@ -26,7 +26,7 @@ from expunge.report.answers import (
 from expunge.report.run_data import RunData
 from expunge.report.scores import Score, kept, knowledge, number, speech
 from expunge.utils.roc import chance_sd
-from expunge.utils.text import show_number
+from expunge.utils.text import UNSEEN_TEXTS, show_number
 
 UNSEEN = ("holdout", "nonmember")
 """Sets that the model has never seen."""
@@ -107,7 +107,7 @@ def recognisable(run: RunData, criteria: Criteria) -> Answer:
             Number(name, says, p, target_from=_reference(run), limit=f"at least {least:g}", state=state, excess=1 - p)
         )
     if not numbers:
-        need = "Give texts of the same kind that the model has never seen (--holdout FILE) to `unlearn` and `evaluate`."
+        need = f"Give {UNSEEN_TEXTS} (--holdout FILE) to `unlearn` and `evaluate`."
         unscored = "after" not in run.scores and run.manifest.get("rows", {}).get("holdout")
         need = TO_SCORE if unscored else need
         return Answer(TOLD, "not measured", "not measured", "no membership attack was run", rule, need)

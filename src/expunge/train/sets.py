@@ -13,6 +13,7 @@ from expunge.data.muse import read_muse
 from expunge.data.retain_test import set_apart
 from expunge.data.tofu import read_tofu
 from expunge.errors import DataError
+from expunge.utils.text import UNSEEN_TEXTS
 
 SPLIT = {"tofu": "forget10", "muse": "news"}
 """The split of a benchmark where none is named, the same for `unlearn` and `evaluate`; that of semeval is the only one
@@ -106,7 +107,7 @@ def membership_texts(sets: Sets) -> list[list[Example]]:
         DataError: There are too few of them.
     """
     if not sets.nonmembers:
-        raise DataError("there are no texts that the model has never seen: give --holdout")
+        raise DataError(f"there are no texts that the model has never seen: give --holdout, {UNSEEN_TEXTS}")
     return documents(sets.members, sets.nonmembers)
 
 

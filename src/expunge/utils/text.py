@@ -3,6 +3,11 @@
 import math
 import re
 
+UNSEEN_TEXTS = (
+    "16 or more texts of the same kind that the model has never seen, such as ones written after its training, or the "
+    "same prompts about made-up names with answers of the same form"
+)
+"""What says how unlikely forgotten texts should become, and how to get it."""
 MISSING = "–"
 """Stands where there is no number."""
 _DISGUISE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")

@@ -12,10 +12,10 @@ from expunge.data.chat import has_template
 from expunge.data.examples import Example
 from expunge.data.key_words import frequencies
 from expunge.data.tokenize import PromptFormat, prompt_ids
-from expunge.elicit.facts import Fact, agreed, mentioned, short
-from expunge.elicit.questions import OTHERS, Question, questions_of, read_questions
 from expunge.errors import ConfigError, RunError
 from expunge.evaluation.generate import generate
+from expunge.interview.facts import Fact, agreed, mentioned, short
+from expunge.interview.questions import OTHERS, Question, questions_of, read_questions
 from expunge.model.device import pick_device
 from expunge.model.load import LoadedModel, load_model
 from expunge.runs.reads import check_apart

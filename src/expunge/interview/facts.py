@@ -17,7 +17,7 @@ AGREE = 0.5
 this share of the answers about half of the other names."""
 RARE = 0.02
 """A word that is no number or name is said of everybody, too, in more than this share of all answers about others."""
-LETTERS, MOST = 4, 5
+LETTERS, MOST = 5, 5
 """Shortest key word that is no number or name; most key words of a fact, numbers and names first."""
 SENTENCES = 3
 """Sentences of an answer that count: a model that goes on has left the question."""

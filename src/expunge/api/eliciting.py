@@ -1,0 +1,24 @@
+"""What a model knows of a name: `expunge.elicit`."""
+
+from typing import Any
+
+from expunge.config import ElicitConfig
+from expunge.interview.run import Elicited
+from expunge.interview.run import elicit as ask
+from expunge.utils.progress import reporter_for
+
+
+def elicit(model: str, *, about: str, output: str, progress: bool | None = None, **settings: Any) -> Elicited:
+    """Ask a model what it knows of a name, and write what it says consistently and not of everybody.
+
+    Args:
+        model: Folder or Hub name.
+        about: The name that is to be forgotten.
+        output: File for the prompts with the model's own answers and their key words.
+        progress: As for `unlearn`.
+        settings: Everything else that `ElicitConfig` holds, such as `neighbours`.
+
+    Raises:
+        UserError: The input or a setting is at fault; nothing has been written then.
+    """
+    return ask(ElicitConfig(model=model, about=about, output=output, **settings), reporter_for(progress))
