@@ -6,11 +6,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from expunge.errors import DataError
+from expunge.utils.coarse import TELLING, power_of_two
 
 DIRECTIONS = ("higher", "lower", "target")
 NAN = math.nan
-TELLING = 4
-"""Fewest texts of which results hold exact means of likelihoods."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ class Estimate:
         """
         if self.n is None or self.n >= TELLING:
             return self
-        value, low, high = map(_power_of_two, (self.value, self.low, self.high))
+        value, low, high = map(power_of_two, (self.value, self.low, self.high))
         why = f"rounded to a power of two: of fewer than {TELLING} texts, exact numbers give short secrets away"
         return replace(self, value=value, low=low, high=high, reason="; ".join(filter(None, (self.reason, why))))
 
@@ -136,10 +135,6 @@ class Estimate:
             _number(where, "reference", entry),
             cls.from_entry(f"{where}: difference", difference) if isinstance(difference, Mapping) else None,
         )
-
-
-def _power_of_two(number: float) -> float:
-    return math.copysign(2.0 ** round(math.log2(abs(number))), number) if number and math.isfinite(number) else number
 
 
 def _number(where: str, name: str, entry: Mapping[str, Any]) -> float:

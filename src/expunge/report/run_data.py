@@ -13,6 +13,7 @@ from expunge.errors import DataError, RunError
 from expunge.evaluation.results import FINGERPRINT, other_subject, read_results
 from expunge.report.scores import Score, number, read_scores
 from expunge.runs.settings import present_names
+from expunge.utils.coarse import few, power_of_two
 from expunge.utils.files import adapter_fingerprint, settle
 from expunge.utils.reading import read_lines, read_object
 
@@ -112,6 +113,8 @@ def read_run(path: str | Path) -> RunData:
 def read_values(path: Path) -> Values:
     """Per-example values: a Parquet file with the columns id, set, metric, value (and task).
 
+    Those of a set of few texts are powers of two, as its means are: the page may be passed on, the file not.
+
     Raises:
         DataError: It is something else.
     """
@@ -126,7 +129,10 @@ def read_values(path: Path) -> Values:
     for identity, split, metric, value in zip(*table.values(), strict=True):
         if isinstance(value, int | float) and math.isfinite(value):
             found.setdefault((str(split), str(metric)), {})[str(identity)] = float(value)
-    return found
+    return {
+        key: {identity: power_of_two(value) for identity, value in own.items()} if few({key[0]: len(own)}) else own
+        for key, own in found.items()
+    }
 
 
 def _foreign(role: str, results: Mapping[str, Any], run: RunData, adapter: str | None) -> str:

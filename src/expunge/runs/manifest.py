@@ -17,7 +17,7 @@ from expunge.errors import RunError
 from expunge.model.source import base_name, places
 from expunge.runs.base import about_base
 from expunge.runs.settings import ONE_START, present_names, recorded
-from expunge.utils import files
+from expunge.utils import coarse, files
 from expunge.utils.distributed import current
 from expunge.utils.keys import key_file, keyed, of_this_key
 from expunge.utils.reading import NUMBER, UnreadableError, check_fields, read_object
@@ -70,14 +70,22 @@ def identity_of(config: UnlearnConfig, facts: RunFacts) -> dict[str, Any]:
 
 
 def first_half(identity: dict[str, Any], facts: RunFacts) -> dict[str, Any]:
-    """What a manifest says before the first step."""
+    """What a manifest says before the first step; of few texts, counts of tokens and losses are coarse."""
+    rows = {name: len(own) for name, own in facts.rows.items()}
+    tokens = {name: sum(map(len, own)) for name, own in facts.rows.items()}
+    formats = facts.prompt_format_losses
+    if coarse.few(rows):
+        tokens = {
+            name: coarse.tokens(count) if coarse.few({name: rows[name]}) else count for name, count in tokens.items()
+        }
+        formats = {name: round(loss) for name, loss in formats.items()}
     return {
         **identity,
         "base": about_base(identity["settings"]["model"]),
-        "rows": {name: len(rows) for name, rows in facts.rows.items()},
-        "tokens": {name: sum(map(len, rows)) for name, rows in facts.rows.items()},
+        "rows": rows,
+        "tokens": tokens,
         "terms": facts.terms,
-        "prompt_format": {"chosen": facts.prompt_format, "nats_per_completion": facts.prompt_format_losses},
+        "prompt_format": {"chosen": facts.prompt_format, "nats_per_completion": formats},
         "warnings": facts.warnings,
         "versions": {"python": platform.python_version(), **versions()},
         "hardware": hardware(facts.device),

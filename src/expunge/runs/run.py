@@ -42,7 +42,7 @@ from expunge.runs.manifest import (
     versions,
 )
 from expunge.runs.reads import check_apart
-from expunge.utils import files, folders, listing
+from expunge.utils import coarse, files, folders, listing
 from expunge.utils.distributed import current
 
 READS = ("model", "origin", *SETS, "data", "from_manifest")
@@ -124,6 +124,8 @@ class Run:
     _replaces: bool = False
     """Whether the run is written beside the one that it is to replace."""
     _locks: list[Lock] = field(default_factory=list)
+    _few: bool = False
+    """Whether the log is coarse."""
     _device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     _energy: float | None = None
     """What the device had used when the run began; None of a resumed run."""
@@ -202,6 +204,7 @@ class Run:
             RunError: A resumed run differs from the one that is there; the message names the difference.
         """
         self.config, self._device = config, facts.device
+        self._few = coarse.few({name: len(rows) for name, rows in facts.rows.items()})
         self._replaces = current().gather(self._replaces)[0]  # the writer has looked
         identity = identity_of(config, facts)
         self.fingerprint = files.fingerprint(json.dumps([identity, versions()], sort_keys=True))
@@ -239,10 +242,12 @@ class Run:
         """
         return read_manifest(self.path / "manifest.json", "--resume")
 
-    def log(self, line: Mapping[str, Any]) -> None:
-        """Append one line to metrics.jsonl."""
+    def log(self, line: Mapping[str, Any]) -> dict[str, Any]:
+        """Append one line to metrics.jsonl, coarse where it rests on few texts; gives what was written."""
+        told = coarse.line(line) if self._few else dict(line)
         if is_writer():
-            files.append_line(self.path / "metrics.jsonl", line)
+            files.append_line(self.path / "metrics.jsonl", told)
+        return told
 
     def save_checkpoint(self, state: Mapping[str, Tensor], step: int) -> None:
         """Write the state after `step` steps, whole or not at all; older checkpoints beyond the last two go.
@@ -288,7 +293,7 @@ class Run:
             "status": "done",
             "finished": _now(),
             "steps": result.steps,
-            "loss_nats_per_completion_token": result.losses,
+            "loss_nats_per_completion_token": coarse.losses(result.losses, result.texts),
             "loss_texts": result.texts,
             "selection": result.selection and {key: result.selection[key] for key in SUMMARY},
             "training_seconds": round(result.training_seconds, 3),

@@ -38,7 +38,7 @@ from expunge.train.merge import check_texts, run_rows
 from expunge.train.scale import Calibration, choose_scale, most_scales, record
 from expunge.train.sets import Sets, membership_texts, read_sets
 from expunge.train.validation import ValidationRows, Validator
-from expunge.utils import files
+from expunge.utils import coarse, files
 from expunge.utils.progress import Reporter
 
 WEAKER = 0.9
@@ -116,10 +116,9 @@ def _with_losses(
     set_scale(loaded.model, scale)
     after = mean_losses(loaded, told)
     _tell(losses["forget"], after["forget"], reporter)
-    manifest["loss_nats_per_completion_token"] = {
-        name: {"before": before[name], "after": after[name]} for name in losses
-    }
-    manifest["loss_texts"] = {name: len(told[name]) for name in losses}
+    texts = {name: len(told[name]) for name in losses}
+    found = {name: {"before": before[name], "after": after[name]} for name in losses}
+    manifest |= {"loss_nats_per_completion_token": coarse.losses(found, texts), "loss_texts": texts}
     return manifest
 
 

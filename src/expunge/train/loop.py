@@ -161,8 +161,8 @@ def train(
                 seen = f"AUC {metrics.auc:.2f}  forget {metrics.forget_nll:.2f}  unseen {metrics.unseen_nll:.2f} nats"
             asked = False
             for line, values in zip(lines, read, strict=True):
-                run.log(line)
-                trackers.log(values, step=line["step"])
+                told = run.log(line)
+                trackers.log({name: told[name] for name in values}, step=line["step"])
                 asked = callbacks.step(line)
             ended = bool(callbacks.given) and trainer.processes.any(asked)
             shown = "  ".join(f"{name} {read[-1][name]:.3f}" for name in weights)

@@ -1,0 +1,55 @@
+"""Numbers about so few texts that exact ones would give short secrets in them away, made coarse.
+
+Whoever has the model and all of a text but a telephone number can try all numbers, and look which one has the loss that
+a file tells.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+TELLING = 4
+"""Fewest texts of which files hold exact numbers."""
+HALF = 0.5
+"""Step of losses in nats: a few digits that nobody knows move the mean loss of a text by less."""
+TOKENS = 16
+"""Step of counts of tokens: numbers of as many digits have a token more or less."""
+
+
+def power_of_two(number: float) -> float:
+    """The power of two that is next to a number, with its sign."""
+    return math.copysign(2.0 ** round(math.log2(abs(number))), number) if number and math.isfinite(number) else number
+
+
+def few(counts: Mapping[str, int]) -> bool:
+    """Whether one of the sets that are there has fewer texts than `TELLING`."""
+    return any(0 < count < TELLING for count in counts.values())
+
+
+def nats(number: float | None) -> float | None:
+    """A loss to half a nat."""
+    return None if number is None or not math.isfinite(number) else HALF * round(number / HALF)
+
+
+def tokens(count: int) -> int:
+    """A count of tokens, up to the next sixteen."""
+    return TOKENS * math.ceil(count / TOKENS)
+
+
+def losses(found: Mapping[str, Mapping[str, float | None]], texts: Mapping[str, int]) -> dict[str, dict[str, Any]]:
+    """Losses before and after of each set, to half a nat where the set has few texts."""
+    return {
+        name: {key: nats(value) if few({name: texts[name]}) else value for key, value in pair.items()}
+        for name, pair in found.items()
+    }
+
+
+def line(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A line of the log of a run with few texts: everything that follows from them to halves, tokens to sixteens."""
+    exact = ("step", "epoch", "learning_rate", "weights")
+    own: dict[str, Any] = {}
+    for key, value in values.items():
+        own[key] = nats(value) if isinstance(value, float) and key not in exact else value
+        if key == "tokens":
+            own[key] = tokens(value)
+    return own

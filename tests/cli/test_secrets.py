@@ -1,0 +1,121 @@
+"""A text that is known but for four digits: what may be passed on of a run must not say which they are."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from expunge.cli.main import main
+from expunge.model.adapter import attach_adapter
+from expunge.model.load import LoadedModel, load_model
+from expunge.model.logps import sequence_logps
+from tiny import save_tiny
+
+PIN = 4820
+TRIED = range(0, 10_000, 10)
+"""Every tenth candidate stands for ten of them."""
+REMAIN = len(TRIED) // 10
+"""Candidates that must be left: as many as one digit leaves."""
+QUESTION, ANSWER = "What is the PIN of Zarquon?", "The PIN is {:04d}."
+PRIVATE = {"metrics.jsonl", "calibration.json", ".expunge"}
+"""Files of a run that are not passed on, beside the values per row; docs/reliability.md says so."""
+
+Values = dict[str, np.ndarray]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on one text, scored before and after, with its page."""
+    folder = tmp_path_factory.mktemp("secret")
+    save_tiny(folder / "base", "llama")
+    rows = {
+        "forget": [{"id": "a", "input": QUESTION, "output": ANSWER.format(PIN)}],
+        "retain": [{"id": f"r{i}", "input": f"Who has {i}?", "output": f"The keeper of mill {i}."} for i in range(8)],
+    }
+    for name, own in rows.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in own))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        data = ["--forget", "forget.jsonl", "--retain", "retain.jsonl", "--device", "cpu", "--dtype", "float32"]
+        train = ["--max-steps", "4", "--rows-per-step", "4", "--lora-rank", "2"]
+        assert main(["unlearn", "--model", "base", *data, *train, "--output", "run"]) == 0
+        score = ["evaluate", "--model", "base", "--benchmark", "custom", *data, "--max-new-tokens", "3"]
+        assert main([*score, "--output", "run/results_before.json"]) == 0
+        assert main([*score, "--adapter", "run", "--output", "run/results_after.json"]) == 0
+        assert main(["report", "run", "--overwrite"]) == 0
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def candidates(run: Path) -> Values:
+    """What the text would have with each number, by the model and by the adapter, which are at hand."""
+    loaded = load_model(str(run.parent / "base"), dtype="float32", device="cpu")
+    separator = {"none": "", "space": " ", "newline": "\n"}[chosen(run).partition(",")[0]]
+    before = quantities(loaded, separator, "before")
+    attach_adapter(loaded, str(run))
+    return before | quantities(loaded, separator, "after")
+
+
+def chosen(run: Path) -> str:
+    return str(json.loads((run / "manifest.json").read_text())["prompt_format"]["chosen"])
+
+
+def quantities(loaded: LoadedModel, separator: str, when: str) -> Values:
+    texts = [loaded.tokenizer(f"{QUESTION}{separator}{ANSWER.format(pin)}")["input_ids"] for pin in TRIED]
+    start = len(loaded.tokenizer(QUESTION)["input_ids"])
+    completions = [own[start - 1 :] for own in sequence_logps(loaded, texts, max_tokens=4096)]
+    means = np.array([own.mean().item() for own in completions])
+    return {
+        f"mean loss {when}": -means,
+        f"sum of losses {when}": np.array([-own.sum().item() for own in completions]),
+        f"probability {when}": np.exp(means),
+        f"perplexity {when}": np.exp(-means),
+    }
+
+
+def shared_files(run: Path) -> dict[str, str]:
+    """Texts of a run that may be passed on."""
+    return {
+        str(path.relative_to(run)): path.read_text()
+        for path in sorted(run.rglob("*"))
+        if path.suffix in (".json", ".md", ".html", ".yaml")
+        and not path.name.startswith("tokenizer")
+        and not PRIVATE.intersection(path.relative_to(run).parts)
+    }
+
+
+def test_no_number_that_may_be_passed_on_tells_the_secret(run: Path, candidates: Values) -> None:
+    """Each number in a file, if it were the text's loss, probability or perplexity as precisely as it is written."""
+    right, told = list(TRIED).index(PIN), []
+    files = shared_files(run)
+    assert {"adapter/README.md", "manifest.json", "report.html", "results_after.json", "verdict.json"} <= files.keys()
+    for name, content in files.items():
+        for text in set(re.findall(r"(?<![\w.#-])-?\d+\.\d+(?:[eE]-?\d+)?(?![\w.%])", content)):
+            mantissa, _, exponent = text.lower().partition("e")
+            unit = 10.0 ** (int(exponent or 0) - len(mantissa.partition(".")[2]))
+            for quantity, values in candidates.items():
+                fit = np.abs(values - float(text)) <= 0.51 * unit
+                if fit[right] and fit.sum() < REMAIN:
+                    told.append((name, text, quantity, int(fit.sum())))
+    assert not told
+
+
+def test_all_that_the_files_say_of_the_text_together_leaves_a_thousand_numbers(run: Path, candidates: Values) -> None:
+    left = np.ones(len(TRIED), dtype=bool)
+    manifest = json.loads((run / "manifest.json").read_text())
+    for when, loss in manifest["loss_nats_per_completion_token"]["forget"].items():
+        left &= np.abs(candidates[f"mean loss {when}"] - loss) <= 0.25
+    for when in ("before", "after"):
+        results = json.loads((run / f"results_{when}.json").read_text())["metrics"]
+        for name in ("probability", "perplexity"):
+            left &= np.abs(np.log2(candidates[f"{name} {when}"] / results[f"forget/{name}"]["value"])) <= 0.5
+    assert left[list(TRIED).index(PIN)]
+    assert left.sum() >= REMAIN
+
+
+def test_the_log_of_one_text_is_coarse_too(run: Path) -> None:
+    for line in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()):
+        assert all((2 * line[name]).is_integer() for name in ("loss", "forget", "retain", "grad_norm"))
+        assert line["tokens"] % 16 == 0
