@@ -1,1 +1,4 @@
 """The command line."""
+
+SWITCHES = ("--debug", "--quiet", "--json")
+"""What every command takes."""

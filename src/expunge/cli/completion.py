@@ -2,6 +2,7 @@
 
 import argparse
 
+from expunge.cli import SWITCHES
 from expunge.config import RECIPES
 from expunge.errors import ConfigError
 
@@ -15,7 +16,6 @@ def completion(shell: str) -> str:
     import shtab
 
     from expunge.cli.commands import COMMANDS
-    from expunge.cli.main import SWITCHES
     from expunge.cli.settings import settings_of
     from expunge.losses import FORGET_LOSSES
 

@@ -11,13 +11,11 @@ import sys
 import warnings
 from collections.abc import Sequence
 
+from expunge.cli import SWITCHES
 from expunge.errors import ConfigError, UserError, outside_cause
 from expunge.utils.hardening import no_core_dumps, outline
 from expunge.utils.interrupt import Interruptions
 from expunge.utils.progress import printable
-
-SWITCHES = ("--debug", "--quiet", "--json")
-"""What every command takes."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

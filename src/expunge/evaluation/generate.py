@@ -98,7 +98,9 @@ def greedy(
     Returns:
         The new tokens of each row, the end token included where there was one.
     """
-    return _decode(loaded, prompts, max_new_tokens, drafts, _argmax, max_cached_tokens, progress)
+    return _decode(
+        loaded, prompts, max_new_tokens, _argmax, drafts=drafts, max_cached_tokens=max_cached_tokens, progress=progress
+    )
 
 
 def sample(
@@ -122,7 +124,10 @@ def sample(
 
     with torch.random.fork_rng():
         torch.manual_seed(seed)  # the library's own decoding draws from the global generator
-        return _decode(loaded, prompts, max_new_tokens, None, draw, max_cached_tokens, progress, temperature)
+        return _decode(
+            loaded, prompts, max_new_tokens, draw,
+            max_cached_tokens=max_cached_tokens, progress=progress, temperature=temperature,
+        )  # fmt: skip
 
 
 @torch.no_grad()
@@ -130,8 +135,9 @@ def _decode(
     loaded: LoadedModel,
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
-    drafts: Sequence[Sequence[int]] | None,
     pick: Pick,
+    *,
+    drafts: Sequence[Sequence[int]] | None = None,
     max_cached_tokens: int | None,
     progress: Callable[[int], None] | None,
     temperature: float | None = None,

@@ -111,7 +111,18 @@ def _panels(
         unit = "nats per token" if key in terms or {"nll", "kl", "loss"} & {*key.replace("/", "_").split("_")} else ""
         name = f"{'course' if at == 'step' else at}-{slug(key)}"
         where = taken if side not in ("", "optimizer") or at != "step" else None
-        panel.figures.append(_drawn(name, _spelled(key), unit, xlabel, curves[key], aims, where, several))
+        panel.figures.append(
+            _drawn(
+                name,
+                curves[key],
+                title=_spelled(key),
+                unit=unit,
+                xlabel=xlabel,
+                targets=aims,
+                taken=where,
+                several=several,
+            )
+        )
     return [own._replace(constant=", ".join(constant.get(side, []))) for side, own in panels.items()]
 
 
@@ -132,10 +143,11 @@ def _spelled(key: str) -> str:
 
 def _drawn(
     name: str,
+    curves: Sequence[Curve],
+    *,
     title: str,
     unit: str,
     xlabel: str,
-    curves: Sequence[Curve],
     targets: Sequence[Curve],
     taken: float | None,
     several: bool,

@@ -6,6 +6,7 @@ has the target 0. A number without any target is shown and not judged.
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -48,8 +49,7 @@ def still_said(run: RunData, criteria: Criteria) -> Answer:
         "out the untouched model's value."
     )
     numbers = []
-    for score in _whole(knowledge(run.scores.get("after", {}))):
-        before, (target, whose) = _before(run, score), _target(run, score)
+    for score, before, target, whose in _with_targets(run, knowledge(run.scores.get("after", {}))):
         if target is None or (before is not None and before - target < LEAST_GAP):
             why = "no target is known" if target is None else "nothing to lose: it was low before"
             numbers.append(shown(score, before, target, whose, why))
@@ -90,9 +90,8 @@ def recognisable(run: RunData, criteria: Criteria) -> Answer:
         f"value, and no test tells the model from a retrained one (p < {criteria.significance:g})."
     )
     numbers = []
-    for score in _whole(run.scores.get("after", {})):
+    for score, before, target, whose in _with_targets(run, run.scores.get("after", {})):
         if score.family == "membership" and score.name.endswith("auc") and score.known:
-            before, (target, whose) = _before(run, score), _target(run, score)
             if target is None or whose == CHANCE:
                 target, whose = criteria.target_auc, CHANCE
             half = (score.n or 0) / 2  # about as many of either side
@@ -168,8 +167,7 @@ def speaks_well(run: RunData, criteria: Criteria) -> Answer:
         "its target."
     )
     numbers = []
-    for score in _whole(speech(run.scores.get("after", {}))):
-        before, (target, whose) = _before(run, score), _target(run, score)
+    for score, before, target, whose in _with_targets(run, speech(run.scores.get("after", {}))):
         if target is None and before is not None:
             target, whose = before, UNTOUCHED
         if target is None or (score.set == "forget" and "refusal" in score.name):
@@ -196,6 +194,12 @@ def losses_of(run: RunData, name: str) -> tuple[float, float] | None:
 def _whole(scores: dict[str, Score]) -> list[Score]:
     """The scores over all tasks; of paraphrased questions whether the fact is said."""
     return [score for score in scores.values() if not score.task or score.key == "forget/key_fact/paraphrased"]
+
+
+def _with_targets(run: RunData, scores: dict[str, Score]) -> Iterator[tuple[Score, float | None, float | None, str]]:
+    """Each score over all tasks, the untouched model's value, the target, and what that is."""
+    for score in _whole(scores):
+        yield score, _before(run, score), *_target(run, score)
 
 
 def _before(run: RunData, score: Score) -> float | None:
