@@ -392,7 +392,8 @@ def test_a_transaction_that_is_killed_has_changed_all_or_nothing(tmp_path, monke
     "content",
     [
         "[", "3", "[3]", "[[]]", '[["a"]]', '[["/etc/hostname", "x"]]', '[["mine", "x"]]',
-        '[[".expunge-x-abcd1234", "../x"]]', '[[".expunge-x-abcd1234", 3]]',
+        '[[".expunge-x-abcd1234", "../x"]]', '[[".expunge-x-abcd1234", 3]]', '[[".expunge-x-abcd1234", "\\ud800"]]',
+        '[[".expunge-x-abcd1234", "\\u0000"]]',
     ],
 )  # fmt: skip
 def test_a_strangers_list_of_a_transaction_moves_nothing(tmp_path, content):

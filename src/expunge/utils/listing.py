@@ -109,6 +109,10 @@ def sweep(path: Path) -> None:
 
 
 def is_inside(name: str) -> bool:
-    """Whether a relative name stays in its folder."""
+    """Whether a relative name stays in its folder, and is one that a file can have."""
     path = PurePosixPath(name)
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError:  # half of a pair of surrogates
+        return False
     return bool(path.parts) and not path.is_absolute() and ".." not in path.parts and "\0" not in name
