@@ -30,10 +30,10 @@ def killed_template(template: Path, tmp_path_factory: pytest.TempPathFactory) ->
     with chdir(folder), pytest.MonkeyPatch.context() as patch:
         assert main([*TRAIN, "--output", "whole"]) == 0
 
-        def killed(self: object, line: dict) -> None:
+        def killed(self: object, line: dict) -> dict:
             if line["step"] == 6:
                 raise KeyboardInterrupt
-            log(self, line)
+            return log(self, line)
 
         patch.setattr(module.Run, "log", killed)
         assert main([*TRAIN]) == 130

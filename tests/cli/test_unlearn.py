@@ -369,10 +369,10 @@ def test_resume_goes_back_to_the_last_whole_checkpoint(work: Path, expunge: Run)
     assert expunge(*arguments, "--output", "whole").code == 0
     module = import_module("expunge.train.loop")
 
-    def killed(self: object, line: dict) -> None:
+    def killed(self: object, line: dict) -> dict:
         if line["step"] == 6:
             raise KeyboardInterrupt
-        log(self, line)
+        return log(self, line)
 
     log = module.Run.log
     with pytest.MonkeyPatch.context() as patch:

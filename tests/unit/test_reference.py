@@ -60,9 +60,9 @@ def interrupted(monkeypatch, settings: UnlearnConfig) -> None:
     log = Run.log
 
     def log_and_stop(self, line):
-        log(self, line)
         if line["step"] == 2:
             os.kill(os.getpid(), signal.SIGINT)
+        return log(self, line)
 
     with monkeypatch.context() as patch:
         patch.setattr(Run, "log", log_and_stop)
