@@ -61,6 +61,9 @@ def test_facts_are_counted_before_and_after_and_key_words_can_be_read_and_given(
     assert "forget, key facts said: 0 of 4 (0 before; change" in " ".join(told.out.split())
     assert "retain, refused: 0 of 6 (0 before" in " ".join(told.out.split())
     assert Path("done/results_before.parquet").exists()
+    assert "Is it still said?" in told.out
+    assert "  next  " in told.out
+    assert read("done/verdict.json")["answers"][3]["state"] != "not measured"
 
     assert expunge("evaluate", "--run", "done", *SMALL, "--key-words", "words.jsonl", "--overwrite").code == 2
     told = expunge("evaluate", "--run", "done", *SMALL, "--forget", "words.jsonl", "--output", "again.json")

@@ -133,6 +133,10 @@ def evaluate(settings: EvaluateConfig, out: Output) -> int:
         out.text(f"predictions   {settings.keep_predictions} (they hold texts of the forget set)")
     if settings.key_words:
         out.text(f"key words {settings.key_words} (it holds texts of the forget set)")
+    if settings.run and Path(settings.output).resolve().parent == Path(settings.run).resolve():
+        from expunge.report import write_verdict
+
+        out.text(f"\n{write_verdict(settings.run)}")
     return 0
 
 

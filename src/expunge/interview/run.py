@@ -91,6 +91,8 @@ def elicit(config: ElicitConfig, reporter: Reporter | None = None) -> Elicited:
             reporter.warn("no other name stands in two of the answers: name some yourself (--neighbour-names)")
         answers |= {name: interview.ask(name) for name in found.neighbours}
         retain = list(interview.rows(found.neighbours, answers, common, found, "neighbour"))
+        if found.neighbours and not retain:
+            reporter.warn(f"nothing is said consistently of {', '.join(found.neighbours)}: --neighbours is not written")
     paraphrased = [row for row in interview.paraphrased(forget) if row]
     for name, rows in ((config.neighbours, retain), (config.paraphrased, paraphrased), (config.output, forget)):
         if name and rows and forget:
