@@ -159,6 +159,26 @@ def test_a_later_process_gives_the_texts_again(model: Path, here: Path) -> None:
     assert expunge.merge("run", "merged", forget="f.jsonl", retain="r.jsonl").output.is_dir()
 
 
+def test_every_set_may_be_in_memory(model: Path, here: Path) -> None:
+    letters = "ABCDEFGHIJKLMNOPQR"
+    sets: dict[str, Any] = {
+        "forget": [{"prompt": f"Who is Zarquon {own}?", "completion": f"A smith of {own} street."} for own in letters],
+        "retain": RETAIN,
+        "test": [{"prompt": f"What is a {own} lamp?", "completion": f"It shines {own} times."} for own in "STU"],
+        "holdout": [{"prompt": f"Who ate {own} plums?", "completion": f"The cook of inn {own}."} for own in letters],
+        "instead": [{"prompt": f"Who is Zarquon {own}?", "completion": f"Nobody known, {own}."} for own in letters],
+    }
+    outcome = expunge.unlearn(model, output="run", **sets, **{**QUICK, "eval_every": 0})
+    found = outcome.evaluate(max_new_tokens=2)
+    assert found["test/probability"].known
+    assert found["membership/loss_auc"].known
+    assert outcome.merge("merged").output.is_dir()
+    with pytest.raises(DataError, match="the test texts of this run were in memory"):
+        expunge.calibrate("run", **{name: given for name, given in sets.items() if name != "test"})
+    assert expunge.calibrate("run", **sets).scale > 0
+    assert b"Zarquon" not in everything(here)
+
+
 def test_resume_takes_the_same_texts_and_no_others(model: Path, here: Path) -> None:
     class Broken(expunge.Callback):
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

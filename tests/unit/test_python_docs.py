@@ -1,4 +1,4 @@
-"""The examples in docs/python.md run as they stand, one after the other: on a tiny model and for three steps."""
+"""The examples in docs/python.md, then in docs/serving.md, run as they stand: on a tiny model, for three steps."""
 
 import re
 from collections.abc import Iterator
@@ -8,11 +8,19 @@ from typing import Any
 
 import pytest
 
+from expunge import UnlearnConfig
 from tiny import save_tiny
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "python.md"
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+SERVED_RANK = 16
+"""Largest rank that vLLM serves without a flag."""
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
-BLOCKS = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+def blocks(name: str) -> list[str]:
+    """The examples on a page."""
+    page = (DOCS / name).read_text(encoding="utf-8")
+    return re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
 
 
 @pytest.fixture
@@ -25,10 +33,18 @@ def here(tmp_path: Path) -> Iterator[Path]:
 
 def test_the_examples_run(here: Path) -> None:
     names: dict[str, Any] = {}
-    assert sum(block.count(MODEL) for block in BLOCKS) == 5
-    for block in BLOCKS:
+    examples = [*blocks("python.md"), *blocks("serving.md")]
+    assert sum(block.count(MODEL) for block in examples) == 5
+    for block in examples:
         block = block.replace(MODEL, "model").replace('output="runs', 'max_steps=3, output="runs')
-        exec(compile(block, str(PAGE), "exec"), names)
+        exec(compile(block, "example", "exec"), names)
     assert {path.name for path in (here / "runs").iterdir()} == {"one", "two", "three", "four"}
     assert (here / "runs" / "one" / "report.html").is_file()
     assert (here / "merged" / "config.json").is_file()
+
+
+def test_servers_take_the_default_rank_and_the_page_says_what_more_needs() -> None:
+    page = (DOCS / "serving.md").read_text(encoding="utf-8")
+    assert UnlearnConfig(model="m").lora_rank <= SERVED_RANK
+    assert f"--max-lora-rank {SERVED_RANK}" in page
+    assert "still serves what" in page

@@ -55,6 +55,7 @@ def evaluate(
     output: str | Path | None = None,
     forget: Texts | None = None,
     retain: Texts | None = None,
+    test: Texts | None = None,
     holdout: Texts | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     progress: bool | None = None,
@@ -68,6 +69,7 @@ def evaluate(
         output: Results file to write; without one, and without a run, no file is written.
         forget: Texts that must be forgotten: as for `unlearn`. Of a run, its own files where none are given.
         retain: Texts that must be kept.
+        test: Texts that must be kept and were not trained on.
         holdout: Texts like those to forget that the model has never seen.
         tokenizer: Of a model object.
         progress: As for `unlearn`.
@@ -77,7 +79,7 @@ def evaluate(
         UserError: The input or a setting is at fault; nothing has been written then.
     """
     reporter = reporter_for(progress)
-    given = {"forget": forget, "retain": retain, "holdout": holdout}
+    given = {"forget": forget, "retain": retain, "test": test, "holdout": holdout}
     texts = {name: named_texts(name, value) for name, value in given.items() if value is not None}
     if isinstance(model, EvaluateConfig):
         if texts or settings or output or tokenizer:

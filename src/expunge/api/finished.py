@@ -43,7 +43,9 @@ def calibrate(
     *,
     forget: Texts | None = None,
     retain: Texts | None = None,
+    test: Texts | None = None,
     holdout: Texts | None = None,
+    instead: Texts | None = None,
     progress: bool | None = None,
     **settings: Any,
 ) -> Calibration:
@@ -53,7 +55,9 @@ def calibrate(
         run: Run directory, or all settings as a config.
         forget: The run's texts to forget, where they are not where they were, or were in memory.
         retain: The run's texts to keep, likewise.
+        test: The run's texts to test on, likewise.
         holdout: Texts like the forget set that the model has never seen; by default the run's.
+        instead: What the run's model should say instead, likewise.
         progress: As for `unlearn`.
         settings: Everything else that `CalibrateConfig` holds.
 
@@ -62,6 +66,6 @@ def calibrate(
     """
     if isinstance(run, CalibrateConfig):
         return scales.calibrate(run, reporter_for(progress))
-    texts = {"forget": forget, "retain": retain, "holdout": holdout}
+    texts = {"forget": forget, "retain": retain, "test": test, "holdout": holdout, "instead": instead}
     named = {name: named_texts(name, value) for name, value in texts.items()}
     return scales.calibrate(checked(CalibrateConfig, run=str(run), **named, **settings), reporter_for(progress))

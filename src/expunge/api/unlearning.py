@@ -49,7 +49,7 @@ class Outcome(Written):
 
     def evaluate(self, **settings: Any) -> Evaluation:
         """Score the run on its own texts; settings as for `expunge.evaluate`."""
-        return evaluate(self.output, **{**_in(self.texts, "forget", "retain", "holdout"), **settings})
+        return evaluate(self.output, **{**_in(self.texts, "forget", "retain", "test", "holdout"), **settings})
 
     def merge(self, output: str | Path, **options: Any) -> MergeReport:
         """Write adapter and base as one plain model; options as for `expunge.merge`."""
@@ -71,6 +71,7 @@ def unlearn(
     output: str | Path | None = None,
     forget: Texts | None = None,
     retain: Texts | None = None,
+    test: Texts | None = None,
     holdout: Texts | None = None,
     instead: Texts | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
@@ -86,6 +87,7 @@ def unlearn(
         output: Run directory to write.
         forget: Texts to forget: a file, a `datasets` name or object, a data frame, or a list of dicts or of texts.
         retain: Texts to keep.
+        test: Texts to keep that are never trained on, which say what was kept; by default a fifth of `retain`.
         holdout: Texts like those to forget that the model has never seen.
         instead: What the model should say instead.
         tokenizer: Of a model object; that of the folder that it came from when None.
@@ -100,7 +102,7 @@ def unlearn(
         UserError: The input or a setting is at fault (nothing has been written then), or training cannot go on.
     """
     reporter = reporter_for(progress)
-    texts = {"forget": forget, "retain": retain, "holdout": holdout, "instead": instead}
+    texts = {"forget": forget, "retain": retain, "test": test, "holdout": holdout, "instead": instead}
     config = _config(model, output, texts, tokenizer, settings, reporter)
     done = loop.unlearn(config, reporter, callbacks)
     given = {name: value for name in texts if (value := getattr(config, name))}
@@ -116,6 +118,7 @@ def forecast(
     output: str | Path = "run",
     forget: Texts | None = None,
     retain: Texts | None = None,
+    test: Texts | None = None,
     holdout: Texts | None = None,
     instead: Texts | None = None,
     progress: bool | None = None,
@@ -125,7 +128,7 @@ def forecast(
 
     Arguments and errors are those of `unlearn`.
     """
-    texts = {"forget": forget, "retain": retain, "holdout": holdout, "instead": instead}
+    texts = {"forget": forget, "retain": retain, "test": test, "holdout": holdout, "instead": instead}
     reporter = reporter_for(progress)
     if isinstance(model, PreTrainedModel):
         model = named_model(model, None, None, reporter)["model"]

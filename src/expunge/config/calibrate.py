@@ -16,6 +16,8 @@ class CalibrateConfig:
         holdout: Texts like the forget set that the model has never seen; by default the run's, or the benchmark's.
         forget: The run's texts to forget, where they are not where they were.
         retain: The run's texts to keep, where they are not where they were.
+        test: The run's texts to test on, where they are not where they were.
+        instead: What the run's model should say instead, where that is not where it was.
         target_auc: Membership AUC to come closest to: 0.5 by chance, or a retrained model's.
         min_retain: Least share of the retain scores to keep.
         max_drift: Largest relative change of the loss of unseen texts.
@@ -28,6 +30,8 @@ class CalibrateConfig:
     holdout: str | None = None
     forget: str | None = None
     retain: str | None = None
+    test: str | None = None
+    instead: str | None = None
     target_auc: float = Criteria.target_auc
     min_retain: float = Criteria.min_retain
     max_drift: float = Criteria.max_drift

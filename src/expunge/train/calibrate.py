@@ -56,7 +56,7 @@ def calibrate(config: CalibrateConfig, reporter: Reporter | None = None) -> Cali
         ConfigError: A setting cannot be used.
     """
     config.validate()
-    settings = run_settings(config.run, forget=config.forget, retain=config.retain)
+    settings = run_settings(config.run, **{name: getattr(config, name) for name in SETS})
     with hold(Path(config.run)):
         return _calibrate(config, settings, reporter or Reporter(quiet=True))
 

@@ -5,7 +5,7 @@ import math
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +111,7 @@ def merge(
     target = Path(output)
     _check_output(target, run, config, overwrite=overwrite)
     manifest = _check_run(run, config)
-    sets = read_sets(config)
+    sets = read_sets(replace(config, test=None, retain_test=config.test_share, holdout=None, instead=None))
     wanted = None if dtype is None else _dtype(dtype)
     loaded = load_model(
         config.model,
