@@ -28,11 +28,15 @@ from expunge.data.sampler import Step
 from expunge.data.tokenize import TokenizedExample
 from expunge.evaluation.generate import greedy
 from expunge.kernels import Head
+from expunge.model.captured import Recorder
+from expunge.model.compiling import compile_layers
 from expunge.model.head import cast_head, find_head
 from expunge.model.load import LoadedModel
 from expunge.model.packing import attention_way, packable_length
 from expunge.train.loop import evaluation_every
 from expunge.train.schedule import make_plan
+from expunge.train.speed import capture, speed_up
+from expunge.train.step_log import STEPS_PER_READ, TakenStep
 from expunge.train.trainer import Trainer
 from expunge.train.validation import ValidationRows, Validator
 from expunge.utils.progress import Reporter
@@ -101,6 +105,7 @@ class Bench:
                 getattr(self, f"part_{part}")()
             except Exception as error:
                 self.say(part, f"failed: {type(error).__name__}: {' '.join(str(error).split())[:200]}")
+            self._free()
 
     @contextmanager
     def model(self, name: str, *, nf4: bool = False, plain: bool = False) -> Iterator[LoadedModel]:
@@ -125,10 +130,14 @@ class Bench:
             yield loaded
         finally:
             del loaded
-            gc.collect()
-            if self.device.type == "cuda":
-                torch.cuda.empty_cache()
-                torch.cuda.reset_peak_memory_stats()
+            self._free()
+
+    def _free(self) -> None:
+        """Give back what is not used any more, and begin to look for the peak anew."""
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
 
     def config(self, name: str, **settings: Any) -> UnlearnConfig:
         """Settings of a run that stays harmless, since speed does not depend on values."""
@@ -143,7 +152,7 @@ class Bench:
         return {side: rows[: 12 if self.tiny else None] for side, rows in sides.items()}
 
     def steps(self, name: str, *, split: str, **settings: object) -> None:
-        """Training steps, as the layers are and compiled."""
+        """Training steps: as the layers are, captured, compiled, and both."""
         nf4 = bool(settings.pop("nf4", False))
         title = f"{name}{' nf4' * nf4}{' recomputed' * bool(settings.get('gradient_checkpointing'))}"
         with self.model(name, nf4=nf4) as loaded:
@@ -154,21 +163,31 @@ class Bench:
             trainer = Trainer(prepared_for(config, loaded, self.rows(loaded, split)))
             trainer.compute_reference(Reporter(quiet=True))
             flops = [4 * sum(a * b for a, b in sizes) for sizes in (linear, head)]
-            for way in ("as they are", "compiled"):
-                if way == "compiled":
-                    self.say(title, trainer.compile() or "not compiled: no CUDA device")
-                    if self.device.type != "cuda":
-                        break
-                steps = iter(enumerate(cycle(islice(trainer.plan.steps(), 60))))
-                tokens, targets, count, seconds = self._time(
-                    lambda steps=steps: _one(trainer, *next(steps))  # type: ignore[misc]
-                )
+            for way in ("as they are", "captured", "compiled", "both"):
+                if not self._prepare(way, trainer, title):
+                    continue
+                self._free()
+                tokens, targets, count, seconds = self._time(_Steps(trainer))
                 speed = tokens / seconds
                 share = (flops[0] * tokens + flops[1] * targets) / rate / seconds
                 self.speeds[name, way] = max(speed, self.speeds.get((name, way), 0))
                 peak = torch.cuda.max_memory_allocated() / 2**30 if self.device.type == "cuda" else 0.0
                 text = f"{way}: {speed:,.0f} tokens/s, {1000 * seconds / count:.0f} ms a step, {share:.1%} of the rate"
                 self.say(f"{title} step", f"{text}, peak {peak:.1f} GiB", f"{title} step")
+
+    def _prepare(self, way: str, trainer: Trainer, title: str) -> bool:
+        """Whether the steps of a way can be taken, which is said if not."""
+        loaded, cuda = trainer.loaded, self.device.type == "cuda"
+        loaded.captured = None
+        if way == "compiled":
+            line = compile_layers(loaded, lambda: trainer.gradient(next(trainer.plan.steps()))) if cuda else "no CUDA"
+            self.say(title, line)
+            return line.startswith("layers compiled")
+        if way in ("captured", "both"):
+            line = capture(trainer, Recorder(self.device))
+            self.say(title, line)
+            return loaded.captured is not None
+        return True
 
     def plain(self, name: str, *, split: str) -> None:
         """The plain side on the same rows."""
@@ -190,17 +209,19 @@ class Bench:
             if best:
                 self.say(f"{name}", f"{best / speed:.1f} times plain", "times plain")
 
-    def _time(self, step: Callable[[], object]) -> tuple[int, int, int, float]:
-        """Tokens, targets, steps and seconds of the steps that fit into the time, after three of them."""
+    def _time(self, step: Callable[[], tuple[int, int]]) -> tuple[int, int, int, float]:
+        """Tokens, targets, steps and seconds of the steps that fit into the time, after three of them.
+
+        The device is waited for at the end alone, as in a run.
+        """
         for _ in range(3):
             step()
         tokens = targets = count = 0
-        begun, seconds = clock(self.device), 0.0
-        while seconds < self.seconds:
+        begun = clock(self.device)
+        while time.perf_counter() - begun < self.seconds:
             done = step()
-            tokens, targets, count = tokens + done[0], targets + done[1], count + 1  # type: ignore[index]
-            seconds = clock(self.device) - begun
-        return tokens, targets, count, seconds
+            tokens, targets, count = tokens + done[0], targets + done[1], count + 1
+        return tokens, targets, count, clock(self.device) - begun
 
     def part_135m(self) -> None:
         """Steps of 2,048 tokens, and the plain side."""
@@ -215,6 +236,7 @@ class Bench:
     def part_7b(self) -> None:
         """Steps of 8,192 tokens, ten epochs extrapolated, and what layers that are computed again save in memory."""
         self.steps("7b", split="train")
+        self.steps("7b", split="train", gradient_checkpointing=True)
         speed = max((own for (model, _), own in self.speeds.items() if model == "7b"), default=0.0)
         lengths = [len(row) for rows in random_rows("train", 1000).values() for row in rows]
         self.say(
@@ -245,9 +267,8 @@ class Bench:
             own = ValidationRows.of(rows["forget"][:half], unseen, rows["retain"], rows["forget"])
             validator = Validator(loaded, own)
             timed("evaluation step", lambda: validator.at(1.0))
-            timed("compiling", trainer.compile)
-            steps = iter(enumerate(cycle(islice(trainer.plan.steps(), 60))))
-            _, _, count, seconds = self._time(lambda: _one(trainer, *next(steps)))
+            timed("capturing or compiling", lambda: self.say("135m run", speed_up(trainer) or "as it is: no CUDA"))
+            _, _, count, seconds = self._time(_Steps(trainer))
             every = evaluation_every(trainer, own)
             evaluations = trainer.num_steps // every * spent.pop("evaluation step")
             spent |= {"training": trainer.num_steps * seconds / count, "evaluation steps": evaluations}
@@ -270,18 +291,32 @@ def _batch(rows: dict[str, list[TokenizedExample]], step: Step) -> Batch:
     return [(rows["forget"][i], True) for i in step.forget] + [(rows["retain"][i], False) for i in step.retain]
 
 
-def _one(trainer: Trainer, index: int, step: Step) -> tuple[int, int]:
-    """One step; gives its tokens, and those that go through the head."""
-    trainer.train_step(step, index)
-    chosen = trainer.chosen(step)
-    rows = [(trainer.sides[name].rows[row], trainer.sides[name].span) for name, own in chosen.items() for row in own]
-    return sum(len(row) for row, _ in rows), sum(len(row.targets(span)) for row, span in rows)
+class _Steps:
+    """The first steps of a run again and again, with their log read as a run reads it.
+
+    A call takes one; it gives its tokens, and those that go through the head.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._trainer, self._taken = trainer, list[TakenStep]()
+        self._steps = iter(enumerate(cycle(islice(trainer.plan.steps(), 60))))
+
+    def __call__(self) -> tuple[int, int]:
+        trainer, (index, step) = self._trainer, next(self._steps)
+        self._taken.append(trainer.take_step(step, index))
+        if len(self._taken) >= STEPS_PER_READ[trainer.loaded.device.type]:
+            trainer.read(self._taken)
+            self._taken.clear()
+        sides = [(trainer.sides[name], row) for name, own in trainer.chosen(step).items() for row in own]
+        rows = [(side.rows[row], side.span) for side, row in sides]
+        return sum(len(row) for row, _ in rows), sum(len(row.targets(span)) for row, span in rows)
 
 
 def _to_nf4(model: torch.nn.Module) -> None:
     """Replace the linear layers but the head by 4-bit ones, one after the other, so that little memory is needed."""
     import bitsandbytes as bnb
 
+    model.is_loaded_in_4bit = True  # type: ignore[assignment]
     for parent in list(model.modules()):
         for name, layer in list(parent.named_children()):
             if isinstance(layer, torch.nn.Linear) and name != "lm_head":
@@ -289,10 +324,8 @@ def _to_nf4(model: torch.nn.Module) -> None:
                     layer.in_features, layer.out_features, bias=layer.bias is not None,
                     compute_dtype=torch.bfloat16, quant_type="nf4", device="meta",
                 )  # fmt: skip
-                device = layer.weight.device
-                own.weight = bnb.nn.Params4bit(layer.weight.data.cpu(), requires_grad=False, quant_type="nf4").to(
-                    device
-                )
+                weight = bnb.nn.Params4bit(layer.weight.data, requires_grad=False, quant_type="nf4")
+                own.weight = weight.to(layer.weight.device)
                 own.bias = layer.bias
                 setattr(parent, name, own)
 
@@ -306,7 +339,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.gpu", description=__doc__)
     parser.add_argument("--tiny", action="store_true", help="tiny models in place of the large ones")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--seconds", type=float, default=8, help="measured training time of each kind (default 8)")
+    parser.add_argument("--seconds", type=float, default=4, help="measured training time of each kind (default 4)")
     args = parser.parse_args(argv)
     if not (args.tiny or torch.cuda.is_available()):
         raise SystemExit("no CUDA device here; --tiny shows on the CPU that the script works")

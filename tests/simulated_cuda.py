@@ -12,7 +12,7 @@ tensors fails, as on a GPU. A read by the host (`item`, `tolist`, `bool`, `nonze
 memory, and a copy to the device from memory that is not pinned or not `non_blocking` are waits.
 
 What no CPU has gets a stand-in that checks what the kernel demands: attention to rows of any length, and products with
-wide results. Graphs are captured by running once and replayed by running again on the same tensors (`FakeGraph`).
+wide results. Graphs are captured by running once and replayed by running again on the same tensors (`FakeRecorder`).
 """
 
 import traceback
@@ -30,6 +30,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from expunge.model import packing
+from expunge.model.captured import Recorder
 
 CUDA, CPU = torch.device("cuda:0"), torch.device("cpu")
 Tensor = torch.Tensor
@@ -209,16 +210,17 @@ class _Functions(TorchFunctionMode):
         return moved
 
 
-class FakeGraph:
-    """`torch.cuda.CUDAGraph`, with the work run again at each replay: on the tensors of the capture alone."""
+class FakeRecorder(Recorder):
+    """Graphs that are captured by running the work once, and replayed by running it again on the same tensors."""
 
-    def __init__(self) -> None:
-        self.work: Callable[[], Any] | None = None
+    def warm_up(self, work: Callable[[], None]) -> None:
+        """Run it."""
+        work()
 
-    def replay(self) -> None:
-        """Run the captured work again."""
-        assert self.work is not None, "nothing was captured"
-        self.work()
+    def record(self, work: Callable[[], None]) -> Callable[[], None]:
+        """Run it; again at every replay."""
+        work()
+        return work
 
 
 def flash(

@@ -1,6 +1,7 @@
 """What must hold on a GPU, in under a minute: `pytest -m cuda`; equal means within the rounding that is stated."""
 
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,14 @@ from expunge.evaluation.generate import greedy
 from expunge.kernels import token_logps
 from expunge.model import packing
 from expunge.model.adapter import add_adapter, recompute_layers, trainable
+from expunge.model.captured import Recorder
 from expunge.model.compiling import compile_layers
 from expunge.model.flat_adapter import FlatAdapter
 from expunge.model.load import LoadedModel, load_model
 from expunge.model.logps import final_states, lay_out, sequence_logps
+from expunge.train import speed
 from tiny import ARCHITECTURES, save_tiny
+from training import made_up, prepared, ready
 
 pytestmark = pytest.mark.cuda
 ROWS = [list(range(3, 3 + length)) for length in (23, 2, 41, 9, 64, 3)]
@@ -120,6 +124,49 @@ def test_compiled_layers_give_the_same_gradient(tmp_path: Path) -> None:
     assert line.startswith("layers compiled"), line
     assert apart(gradient(loaded, adapter), plain) < ROUNDED
     gradient(loaded, adapter, ROWS[:3])  # another number of tokens
+
+
+def test_captured_passes_are_those_of_the_layers_or_say_why_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(speed, "FASTER", float("inf"))  # a graph of a tiny model is to be checked, not to be fast
+    rows = {"forget": made_up(6, 1), "retain": made_up(9, 2)}
+    model = save_tiny(tmp_path, "llama")
+    trainer = ready(prepared(model, dtype="bfloat16", device="cuda", tokens_per_step=150, **rows))
+    line = speed.capture(trainer, Recorder(trainer.loaded.device))
+    assert line.startswith("passes captured"), line
+    captured = trainer.loaded.captured
+    for step in islice(trainer.plan.steps(), 12):
+        found, own = trainer.gradient(step), trainer.adapter.gradients.clone()
+        trainer.loaded.captured = None
+        right = trainer.gradient(step)
+        assert apart(own, trainer.adapter.gradients) < ROUNDED
+        assert apart(found, right) < ROUNDED
+        trainer.loaded.captured = captured
+    before = trainer.weights[0].clone()
+    lines = trainer.read([trainer.take_step(step, at) for at, step in enumerate(islice(trainer.plan.steps(), 3))])
+    assert len({line["loss"] for line in lines}) == 3
+    assert not torch.equal(before, trainer.weights[0])
+
+
+def test_layers_in_four_bits_train_as_the_librarys(tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    folder = save_tiny(tmp_path, "llama", hidden_size=64, intermediate_size=128, head_dim=16)
+    found = []
+    for flat in (False, True):
+        loaded = load_model(str(folder), dtype="bfloat16", device="cuda", load_in_4bit=True)
+        add_adapter(loaded, rank=3, alpha=6.0, modules="all-linear", seed=0)
+        for parameter in trainable(loaded.model):
+            parameter.data += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3)).cuda()
+        if flat:
+            found.append(gradient(loaded, FlatAdapter(loaded)))
+            continue
+        batch = lay_out(loaded, ROWS)
+        starts = zip(batch.starts, batch.lengths, strict=True)
+        targets = torch.cat([torch.arange(start + 1, start + length) for start, length in starts]).cuda()
+        (-token_logps(final_states(loaded, batch)[targets - 1], loaded.head, batch.flat_ids[targets]).mean()).backward()
+        found.append(torch.cat([own.grad.flatten() for own in trainable(loaded.model)]))
+    assert found[1].norm().item() == pytest.approx(found[0].norm().item(), rel=ROUNDED)  # padded: another order
 
 
 def test_batched_decoding_says_what_decoding_one_at_a_time_says(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 import random
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +11,17 @@ import pytest
 import torch
 
 from expunge.config import UnlearnConfig
+from expunge.errors import ModelError
 from expunge.evaluation.generate import greedy
 from expunge.evaluation.teacher_forcing import token_records
 from expunge.losses import FORGET_LOSSES
-from expunge.model import packing
+from expunge.model import load, packing
 from expunge.model.load import load_model
 from expunge.model.logps import sequence_logps
-from expunge.train import loop
+from expunge.train import loop, speed
 from expunge.train.step_log import STEPS_PER_READ
 from expunge.train.trainer import Trainer
-from simulated_cuda import SimulatedCuda
+from simulated_cuda import CUDA, FakeRecorder, SimulatedCuda
 from tiny import save_tiny
 from training import made_up, prepared, ready
 
@@ -104,6 +106,98 @@ def test_a_step_does_not_wait_and_its_log_waits_once(loss: str, folder: Callable
         with gpu.counting() as waits:
             trainer.read(taken)
         assert len(waits) == 1
+
+
+@pytest.fixture(autouse=True)
+def _few_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Graphs are taken however long they take: on the CPU there is nothing to gain."""
+    for name, value in {"FASTER": float("inf"), "EIGHTHS": 2, "TIMED": 1}.items():
+        monkeypatch.setattr(speed, name, value)
+
+
+def test_captured_passes_give_the_gradient_of_every_step(folder: Callable[[str], Path]) -> None:
+    with SimulatedCuda() as gpu:
+        trainer = trainer_on("cuda", folder("llama"), "bfloat16", loss="dpo")
+        weights = trainer.adapter.weights.detach().clone()
+        line = speed.capture(trainer, FakeRecorder(CUDA))
+        assert line.startswith("passes captured in"), line
+        assert torch.equal(trainer.adapter.weights, weights)
+        captured, trainer.most_tokens = trainer.loaded.captured, 100  # more than one micro-batch a step
+        for step in islice(trainer.plan.steps(), 2):
+            trainer.loaded.captured = None
+            right = trainer.gradient(step), trainer.adapter.gradients.clone()
+            trainer.loaded.captured = captured
+            with gpu.counting() as waits:
+                found = trainer.gradient(step), trainer.adapter.gradients
+            assert not waits
+            assert all((own - other).norm() <= 0.01 * other.norm() for own, other in zip(found, right, strict=True))
+
+
+class Stale(FakeRecorder):
+    """A graph that goes on giving what it gave when it was captured."""
+
+    def record(self, work: Callable[[], None]) -> Callable[[], None]:
+        work()
+        return lambda: None
+
+
+class Refused(FakeRecorder):
+    """What is to be captured reads from the device."""
+
+    def record(self, work: Callable[[], None]) -> Callable[[], None]:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+
+@pytest.mark.parametrize(
+    ("recorder", "why"),
+    [(Stale, "the gradient is "), (Refused, "operation not permitted"), (FakeRecorder, "no faster (")],
+)
+def test_what_is_wrong_or_no_faster_is_not_captured(
+    recorder: type[FakeRecorder], why: str, folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(speed, "FASTER", 0.0)
+    with SimulatedCuda():
+        trainer = trainer_on("cuda", folder("llama"), "bfloat16")
+        weights = trainer.adapter.weights.detach().clone()
+        assert speed.capture(trainer, recorder(CUDA)).startswith(f"not captured: {why}")
+        assert trainer.loaded.captured is None
+        assert torch.equal(trainer.adapter.weights, weights)
+        assert not trainer.adapter.gradients.any()
+
+
+def test_graphs_go_before_a_step_is_halved(folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    with SimulatedCuda():
+        trainer = trainer_on("cuda", folder("llama"), "bfloat16")
+        speed.capture(trainer, FakeRecorder(CUDA))
+
+        def full(*_: object) -> None:
+            raise torch.OutOfMemoryError
+
+        monkeypatch.setattr(trainer.loaded.captured, "states", full)
+        before = trainer.rows_that_fit
+        trainer.train_step(next(trainer.plan.steps()), 0)
+        assert trainer.loaded.captured is None
+        assert trainer.rows_that_fit == before
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        ({"dtype": "float32"}, "flash attention"),
+        ({"gradient_checkpointing": True}, "twice"),
+        ({"loss": "rmu"}, "inner"),
+    ],
+)
+def test_what_cannot_be_captured_is_said(settings: dict[str, Any], why: str, folder: Callable[[str], Path]) -> None:
+    with SimulatedCuda():
+        trainer = trainer_on("cuda", folder("llama"), **{"dtype": "bfloat16", **settings})
+        assert why in speed.capture(trainer, FakeRecorder(CUDA))
+
+
+def test_four_bits_without_bitsandbytes(folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(load, "find_spec", lambda name: None)
+    with SimulatedCuda(), pytest.raises(ModelError, match=r"^--load-in-4bit: .*pip install 'expunge\[4bit\]'$"):
+        load_model(str(folder("llama")), device="cuda", load_in_4bit=True)
 
 
 def test_an_evaluation_waits_once_a_pass_and_decoding_once_in_eight_tokens(folder: Callable[[str], Path]) -> None:

@@ -18,8 +18,9 @@ from functools import cache
 from typing import Any
 
 import torch
-from peft.tuners.lora import Linear, LoraLayer
+from peft.tuners.lora import LoraLayer
 from torch import Tensor
+from transformers.pytorch_utils import Conv1D
 
 from expunge.model.adapter import trainable
 from expunge.model.head import backbone
@@ -65,7 +66,8 @@ class FlatAdapter:
         rate = torch.zeros((), device=first.device) if on_gpu else 0.0
         self.optimizer = torch.optim.Adam([self.weights], lr=rate, fused=on_gpu, capturable=on_gpu)
         for layer in loaded.model.modules():
-            if isinstance(layer, Linear):  # stacked experts add to a weight, not to an output: PEFT does that
+            # Layers in 4 bits have a class of their own. Stacked experts add to a weight, not to an output: PEFT does.
+            if isinstance(layer, LoraLayer) and isinstance(layer.get_base_layer(), torch.nn.Linear | Conv1D):
                 (name,) = layer.lora_A
                 down, up = (module.get_parameter("weight") for module in (layer.lora_A[name], layer.lora_B[name]))
                 layer.__class__ = _flat(type(layer))  # type: ignore[assignment]

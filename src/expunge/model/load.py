@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from transformers.utils import logging as transformers_logging
 from expunge.errors import ConfigError, ModelError
 from expunge.kernels import Head
 from expunge.kernels.rounding import row_multiple
+from expunge.model.captured import CapturedPasses
 from expunge.model.checkpoint import check_memory, from_pretrained, move
 from expunge.model.context import context_length
 from expunge.model.device import pick_device, pick_dtype, settle_cpu_memory
@@ -43,6 +45,7 @@ class LoadedModel:
         parts: The adapters that were folded in, where all of them are pairs of matrices and nothing else.
         notes: What the user should know about it, a line each; `told` hands them over.
         packable_length: Longest row that may stand in a packed sequence; 0 when rows are padded.
+        captured: Passes of the layers that are replayed in training; None where there are none.
         lockstep: What keeps the processes together that share the base's weights; None when each holds all of them.
     """
 
@@ -55,6 +58,7 @@ class LoadedModel:
     parts: list[Pairs] | None = None
     notes: list[str] = field(default_factory=list)
     packable_length: int = 0
+    captured: CapturedPasses | None = None
     lockstep: Lockstep | None = None
 
     def told(self) -> list[str]:
@@ -147,6 +151,8 @@ def load_model(
     source = check_model(name, trust_remote_code=trust_remote_code, revision=revision)
     if load_in_4bit and target.type != "cuda":
         raise ModelError(f"--load-in-4bit needs a CUDA device, this run is on {target.type}")
+    if load_in_4bit and find_spec("bitsandbytes") is None:
+        raise ModelError("--load-in-4bit: bitsandbytes is not installed: pip install 'expunge[4bit]'")
     if load_in_4bit and source.adapters:
         raise ModelError(f"--load-in-4bit: --model {name} is an adapter; its fold would be rounded again: merge it")
     place = target if mesh is None else torch.device("cpu")

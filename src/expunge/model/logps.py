@@ -77,6 +77,9 @@ def lay_out(loaded: LoadedModel, sequences: Sequence[Sequence[int]]) -> Batch:
 def final_states(loaded: LoadedModel, batch: Batch) -> Tensor:
     """Final hidden states `(positions, hidden)`, or the logits when the head takes the plain path."""
     with loaded.autocast():
+        captured = loaded.captured if batch.packed and torch.is_grad_enabled() else None
+        if captured is not None and captured.takes(batch.lengths):
+            return captured.states(batch.input_ids, batch.lengths)
         if batch.packed:
             return packed_states(loaded.base, batch.input_ids, batch.lengths)[0]
         states: Tensor

@@ -17,7 +17,7 @@ architecture takes part is found out by trying, on load. One whose layers mix al
 
 import inspect
 import math
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import groupby
 from typing import Any
@@ -127,22 +127,49 @@ def packed_states(model: PreTrainedModel, input_ids: Tensor, lengths: Sequence[i
     What stands behind the last of them fills up: rows of their own, none longer than the others.
     """
     behind, longest = input_ids.shape[1] - sum(lengths), max(lengths)
-    lengths = [*lengths, *[longest] * (behind // longest), *[behind % longest] * (behind % longest > 0)]
+    lengths = [*lengths, *filling(behind, longest)]
+    way, device = attention_way(model), input_ids.device
+    ends, positions = row_places(lengths)
+    positions = send(positions, device)
+    if way == VARLEN:
+        # Compiled layers are compiled for each longest row, so there are few.
+        return flash_states(model, input_ids, positions, send(ends, device), 1 << (longest - 1).bit_length())
+    layout: dict[str, Any] = {"row_lengths": tuple(lengths)} if way == ROWS else {}
+    return _states(model, way, input_ids, positions, layout)
+
+
+def filling(tokens: int, longest: int) -> list[int]:
+    """Lengths of rows of `tokens` together, at most `longest` each, that fill a sequence up."""
+    return [longest] * (tokens // longest) + [tokens % longest] * (tokens % longest > 0)
+
+
+def row_places(lengths: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Of rows in one sequence: `(rows + 1,)` int32 where each begins and the end, `(1, tokens)` positions in them."""
     counts = torch.tensor(lengths)
     ends = counts.cumsum(0)
-    positions = torch.arange(input_ids.shape[1]) - (ends - counts).repeat_interleave(counts)
-    way = attention_way(model)
-    layout: dict[str, Any] = {}
-    if way == ROWS:
-        layout = {"row_lengths": tuple(lengths)}
-    elif way == VARLEN:
-        cuts = send(torch.nn.functional.pad(ends, (1, 0)).int(), input_ids.device)
-        most = 1 << (longest - 1).bit_length()  # few values, since compiled layers are compiled for each
-        layout = {"cu_seq_lens_q": cuts, "cu_seq_lens_k": cuts, "max_length_q": most, "max_length_k": most}
+    positions = torch.arange(int(ends[-1])) - (ends - counts).repeat_interleave(counts)
+    return torch.nn.functional.pad(ends, (1, 0)).int(), positions[None]
+
+
+def flash_states(model: PreTrainedModel, input_ids: Tensor, positions: Tensor, cuts: Tensor, longest: int) -> Tensor:
+    """As `packed_states`, by flash attention, from tensors on the device alone, so that it can be captured.
+
+    Args:
+        model: The model.
+        input_ids: `(1, tokens)`.
+        positions: `(1, tokens)`, each token's in its row.
+        cuts: `(rows + 1,)` int32, where each row begins, and the end; rows may be empty.
+        longest: At least the tokens of the longest row.
+    """
+    layout = {"cu_seq_lens_q": cuts, "cu_seq_lens_k": cuts, "max_length_q": longest, "max_length_k": longest}
+    return _states(model, VARLEN, input_ids, positions, layout)
+
+
+def _states(
+    model: PreTrainedModel, way: str, input_ids: Tensor, positions: Tensor, layout: Mapping[str, Any]
+) -> Tensor:
     with using_attention(model.config.get_text_config(), way):
-        output = backbone(model)(
-            input_ids=input_ids, position_ids=send(positions[None], input_ids.device), use_cache=False, **layout
-        )
+        output = backbone(model)(input_ids=input_ids, position_ids=positions, use_cache=False, **layout)
     states: Tensor = output.last_hidden_state
     return states
 

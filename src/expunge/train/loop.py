@@ -30,6 +30,7 @@ from expunge.train.early_stopping import EarlyStopping
 from expunge.train.scale import choose_scale, judge, most_scales, record
 from expunge.train.schedule import evaluation_spacing
 from expunge.train.setup import Prepared, prepare
+from expunge.train.speed import speed_up
 from expunge.train.step_log import STEPS_PER_READ, TakenStep
 from expunge.train.trainer import Trainer
 from expunge.train.validation import ValidationRows, Validator
@@ -85,12 +86,13 @@ def _unlearn(
         processes.agree(start, "checkpoints")
         if config.resume:
             reporter.say(f"resume: {start} of {trainer.num_steps} steps are done")
-        if line := trainer.compile():
+        if line := speed_up(trainer):
             reporter.say(line)
         training_begun = time.perf_counter()
         state = TrainState(start, trainer.num_steps, is_world_process_zero=processes.index == 0)
         steps = train(trainer, validator, stopping, run, reporter, Callbacks(callbacks, config, state))
         training_seconds = time.perf_counter() - training_begun
+        loaded.captured = None
     selection = settle(trainer, validator, stopping, prepared, steps, reporter)
     with reporter.track("losses after", sum(map(len, prepared.told.values()))) as advance:
         after = mean_losses(loaded, prepared.told, processes=processes, progress=advance)

@@ -19,7 +19,6 @@ from expunge.losses.collate import SIDES, Counts, SideRows, collate, count
 from expunge.losses.terms import Term, loss_terms, terms_of
 from expunge.model import memory
 from expunge.model.adapter import add_adapter, recompute_layers
-from expunge.model.compiling import compile_layers
 from expunge.model.flat_adapter import FlatAdapter
 from expunge.model.layers import decoder_layers
 from expunge.model.logps import final_states, lay_out
@@ -194,15 +193,6 @@ class Trainer:
             with self.model.disable_adapter():
                 self.sides["forget"].values["target_nll"] = target_nlls(self.prepared, self.processes, reporter)
 
-    def compile(self) -> str | None:
-        """Compile the model's layers on a GPU; gives a line for the log, None where there is nothing to say.
-
-        The trial is the first step without its update.
-        """
-        if self.config.compile == "off" or self.loaded.device.type != "cuda":
-            return None
-        return compile_layers(self.loaded, lambda: self._gradient(next(self.plan.steps())))
-
     def chosen(self, step: Step) -> dict[str, list[int]]:
         """Side -> the rows of it that a step holds; pairs go with their forget rows."""
         found = {name: getattr(step, name, []) for name in SIDES if name in self.sides}
@@ -223,7 +213,7 @@ class Trainer:
     def _area(self, lengths: list[int]) -> int:
         return sum(lengths) if self.packed else max(lengths) * len(lengths)
 
-    def _micro_batch_tokens(self, lengths: list[int]) -> int:
+    def micro_batch_tokens(self, lengths: list[int]) -> int:
         """Bound on the area of a micro-batch of a step whose units have these areas.
 
         What the device takes, and no more than a process's share of the step.
@@ -233,7 +223,7 @@ class Trainer:
     def size(self, step: Step) -> Size:
         """Extent of a step as it is laid out here."""
         lengths, multiple = self.lengths(step), self.loaded.row_multiple
-        return size_of(lengths, self._micro_batch_tokens(lengths), packed=self.packed, multiple=multiple)
+        return size_of(lengths, self.micro_batch_tokens(lengths), packed=self.packed, multiple=multiple)
 
     def train_step(self, step: Step, index: int) -> dict[str, float]:
         """One optimizer step and its line of the log, see `take_step` and `read`."""
@@ -244,7 +234,7 @@ class Trainer:
 
         Where a term or the gradient is not finite, the weights are left as they were; `read` tells.
         """
-        terms = self._sum_over_processes(self._gradient(step))
+        terms = self._sum_over_processes(self.gradient(step))
         rate = learning_rate(self.config, index, self.num_steps)
         norm = self.adapter.update(rate, self.config.max_grad_norm, terms)
         self.average.update(index + 1)
@@ -260,11 +250,11 @@ class Trainer:
             taken, self.terms, lambda step: [self.sides[name].rows[row].id for u in self.units(step) for name, row in u]
         )
 
-    def _gradient(self, step: Step) -> Tensor:
+    def gradient(self, step: Step) -> Tensor:
         """Gradient, and the terms `(terms,)`, of this process's share of a step."""
         counts = {name: count(self.sides[name], rows) for name, rows in self.chosen(step).items()}
         lengths = self.lengths(step)
-        groups = micro_batches(lengths, self._micro_batch_tokens(lengths), packed=self.packed)
+        groups = micro_batches(lengths, self.micro_batch_tokens(lengths), packed=self.packed)
         own = [group for number, group in enumerate(groups) if self.processes.is_own(number)]
         return self._accumulate(self.units(step), own, counts)
 
@@ -284,7 +274,9 @@ class Trainer:
             for part in (part for group in groups for part in halved(group, self.rows_that_fit)):
                 total += self._backward([place for unit in part for place in units[unit]], counts)
         except torch.OutOfMemoryError as error:
-            self._halve(groups, units, error)
+            if self.loaded.captured is None:
+                self._halve(groups, units, error)
+            self.loaded.captured = None  # graphs hold the memory of a whole pass
         else:
             self.loaded.join()
             return total

@@ -1,0 +1,17 @@
+#!/bin/sh
+# Everything that a GPU should show, in about eight minutes: what must hold, what it makes of the goals, and one real run.
+# bench/gpu_check.sh [MODEL FORGET RETAIN HOLDOUT] - without them the last part trains the demo's model.
+cd "$(dirname "$0")/.." || exit 1
+PYTHON=${PYTHON:-.venv/bin/python}
+nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
+$PYTHON -c 'import torch, transformers, peft; print("torch", torch.__version__, "transformers", transformers.__version__, "peft", peft.__version__)'
+timeout 120 "$PYTHON" -m pytest -m cuda -x --durations=5
+timeout 360 "$PYTHON" -m bench.gpu
+output=$(mktemp -d)
+if [ $# -eq 4 ]; then
+    time timeout 180 "$PYTHON" -m expunge unlearn --model "$1" --forget "$2" --retain "$3" --holdout "$4" \
+        --device cuda --output "$output/run"
+else
+    time timeout 180 "$PYTHON" -m expunge demo --output "$output/demo"
+fi
+rm -rf "$output"

@@ -1,0 +1,172 @@
+"""The passes of the layers as CUDA graphs: one launch forward and one backward, whatever the depth.
+
+A small model's step is thousands of kernels, which the host launches more slowly than the device computes them. A graph
+launches all of them at once, and always works on the same tensors: what a pass reads is copied into them first. So a
+sequence is filled up to one of a few sizes, and the table of its rows with empty ones; what fills up is a row of its
+own that no loss looks at, and its gradient is zero. Losses, denominators and the update stay outside of the graphs.
+
+    passes = CapturedPasses(flash, parameters, rows=80, longest=512)
+    passes.capture(2048)
+    if passes.takes(lengths):
+        states = passes.states(input_ids, lengths)      # differentiable: backward adds to parameter.grad
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from expunge.model.packing import filling, row_places, send
+
+WARM_UPS = 3
+"""Passes before one is captured: libraries choose their kernels, and take their memory, in the first ones."""
+LEAST_FILLED = 0.5
+"""A sequence that would fill less of the smallest size is not replayed: what fills up is computed too."""
+
+Flash = Callable[[Tensor, Tensor, Tensor, int], Tensor]
+"""Final states `(1, tokens, hidden)` from input_ids, positions, cuts and longest row, see `packing.flash_states`."""
+
+
+class Recorder:
+    """CUDA graphs of one memory pool: of their inner tensors, only those of one graph at a time matter."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._pool: Any = None
+
+    def warm_up(self, work: Callable[[], None]) -> None:
+        """Run `work` beside the stream that waits for nothing, as a capture wants it."""
+        with torch.cuda.device(self._device):
+            side = torch.cuda.Stream()
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                for _ in range(WARM_UPS):
+                    work()
+            torch.cuda.current_stream().wait_stream(side)
+
+    def record(self, work: Callable[[], None]) -> Callable[[], None]:
+        """Capture `work`; gives what runs it again.
+
+        Raises:
+            RuntimeError: It does something that cannot be captured.
+        """
+        with torch.cuda.device(self._device):
+            graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+            self._pool = self._pool or torch.cuda.graph_pool_handle()
+            try:
+                with torch.cuda.graph(graph, pool=self._pool):
+                    work()
+            finally:
+                torch.cuda.set_stream(stream)  # a capture that fails leaves its own
+        return graph.replay
+
+
+class CapturedPasses:
+    """Passes of a few sizes.
+
+    Args:
+        flash: The layers, with their adapter, in the precision of training.
+        parameters: What takes a gradient; each has a `grad` that stays where it is.
+        rows: Most rows of a sequence, those that fill up not counted.
+        longest: At least the tokens of the longest row.
+        recorder: What captures.
+    """
+
+    def __init__(
+        self, flash: Flash, parameters: Sequence[Tensor], *, rows: int, longest: int, recorder: Recorder
+    ) -> None:
+        self._flash, self._parameters, self._recorder = flash, list(parameters), recorder
+        self._rows, self._longest = rows, longest
+        self._sizes: dict[int, _Pass] = {}
+
+    def capture(self, tokens: int) -> None:
+        """Capture the passes over a sequence of `tokens`; what the trial adds to gradients is the caller's to clear."""
+        self._sizes[tokens] = _Pass(self._flash, self._parameters, tokens, self._most_rows(tokens), self._longest)
+        self._sizes[tokens].capture(self._recorder)
+
+    def _most_rows(self, tokens: int) -> int:
+        return self._rows + len(filling(tokens, self._longest)) + 1
+
+    def takes(self, lengths: Sequence[int]) -> bool:
+        """Whether a sequence of rows of these lengths is replayed."""
+        tokens, fits = sum(lengths), len(lengths) <= self._rows and max(lengths) <= self._longest
+        return fits and min(self._sizes, default=0) * LEAST_FILLED <= tokens <= max(self._sizes, default=0)
+
+    def states(self, input_ids: Tensor, lengths: Sequence[int]) -> Tensor:
+        """Final states `(tokens, hidden)` of rows that stand in `input_ids` `(1, tokens)` one behind the other."""
+        own = self._sizes[min(size for size in self._sizes if size >= sum(lengths))]
+        own.fill(input_ids[0, : sum(lengths)], lengths)
+        states: Tensor = _Replayed.apply(self._parameters[0], own)  # type: ignore[no-untyped-call]
+        return states
+
+
+class _Pass:
+    """The passes of one size, and the tensors that they work on."""
+
+    def __init__(self, flash: Flash, parameters: list[Tensor], tokens: int, rows: int, longest: int) -> None:
+        self._flash, self._parameters, self._longest = flash, parameters, longest
+        device = parameters[0].device
+        self._ids = torch.zeros(1, tokens, dtype=torch.long, device=device)
+        self._positions = torch.zeros_like(self._ids)
+        self._cuts = torch.zeros(rows + 1, dtype=torch.int32, device=device)
+        self._live: Tensor | None = None
+        self.states = self.grad = torch.empty(0, device=device)
+        self.replay_forward: Callable[[], None] = self._forward
+        self.replay_backward: Callable[[], None] = self._backward
+
+    def fill(self, ids: Tensor, lengths: Sequence[int]) -> None:
+        """Copy a sequence into the tensors that a replay reads."""
+        size = self._ids.shape[1]
+        rows = [*lengths, *filling(size - len(ids), self._longest)]
+        cuts, positions = row_places([*rows, *[0] * (len(self._cuts) - 1 - len(rows))])
+        self._ids[0, : len(ids)].copy_(ids)
+        self._ids[0, len(ids) :].zero_()
+        self._positions.copy_(send(positions, ids.device))
+        self._cuts.copy_(send(cuts, ids.device))
+
+    def capture(self, recorder: Recorder) -> None:
+        """Warm up, and capture both passes."""
+        size = self._ids.shape[1]
+        self.fill(self._ids[0].clone(), filling(size, self._longest))
+        with torch.enable_grad():
+            live = self._flash(self._ids, self._positions, self._cuts, self._longest)[0].detach()
+            self.states, self.grad = torch.zeros_like(live), torch.zeros_like(live)
+            del live
+            recorder.warm_up(self._both)
+            self.replay_forward = recorder.record(self._forward)
+            self.replay_backward = recorder.record(self._backward)
+        self._live = None  # the next capture may take what the graph's inner tensors had
+
+    def _both(self) -> None:
+        self._forward()
+        self._backward()
+
+    def _forward(self) -> None:
+        with torch.enable_grad():
+            self._live = self._flash(self._ids, self._positions, self._cuts, self._longest)[0]
+        self.states.copy_(self._live.detach())
+
+    def _backward(self) -> None:
+        assert self._live is not None
+        found = torch.autograd.grad(self._live, self._parameters, self.grad, allow_unused=True)
+        self._live = None
+        pairs = zip(self._parameters, found, strict=True)
+        added = [(own.grad, new) for own, new in pairs if own.grad is not None and new is not None]
+        torch._foreach_add_([own for own, _ in added], [new for _, new in added])
+
+
+class _Replayed(torch.autograd.Function):
+    """The replayed forward pass, whose backward pass is the replayed one; the first argument is what asks for it."""
+
+    @staticmethod
+    def forward(ctx: Any, parameter: Tensor, own: _Pass) -> Tensor:
+        ctx.own = own
+        own.replay_forward()
+        return own.states.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, None]:
+        ctx.own.grad.copy_(grad)
+        ctx.own.replay_backward()
+        return None, None
