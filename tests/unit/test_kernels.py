@@ -144,20 +144,35 @@ def target_nlls(tokens):
     return torch.logspace(-3, 1.2, tokens, dtype=torch.float64)
 
 
+@pytest.mark.parametrize("nll_weight", [0.0, 2.0])
 @pytest.mark.parametrize("tokens", [1, 8, 50])
 @pytest.mark.parametrize("kind", KINDS)
-def test_target_kl_equals_the_plain_formula_in_fp64(kind, tokens):
+def test_target_kl_equals_the_plain_formula_in_fp64(kind, tokens, nll_weight):
     head, hidden, ref, targets = make(kind, torch.float64, tokens=tokens)
-    kl, logps = token_target_kl(hidden, ref, head, targets, target_nlls(tokens))
-    torch.testing.assert_close(kl, plain_target_kl(hidden, ref, head, targets, target_nlls(tokens)))
+    loss, logps = token_target_kl(hidden, ref, head, targets, target_nlls(tokens), nll_weight)
+    torch.testing.assert_close(loss, plain_target_kl(hidden, ref, head, targets, target_nlls(tokens), nll_weight))
     torch.testing.assert_close(logps, plain_token_logps(hidden, head, targets))
 
 
+@pytest.mark.parametrize("nll_weight", [0.0, 2.0])
 @pytest.mark.parametrize("kind", KINDS)
-def test_target_kl_has_the_gradient_of_the_function(kind):
+def test_target_kl_has_the_gradient_of_the_function(kind, nll_weight):
     head, hidden, ref, targets = make(kind, torch.float64, tokens=9)
     hidden.requires_grad_()
-    assert torch.autograd.gradcheck(lambda h: token_target_kl(h, ref, head, targets, target_nlls(9))[0], (hidden,))
+    nlls = target_nlls(9)
+    assert torch.autograd.gradcheck(lambda h: token_target_kl(h, ref, head, targets, nlls, nll_weight)[0], (hidden,))
+
+
+def test_the_huber_loss_goes_on_where_the_divergence_has_all_but_ended():
+    """From a probability of .05 to one of .002: a slope of .05 on the logit, with the Huber loss one of nearly 1."""
+    logits = torch.tensor([[0.05, 0.95]], dtype=torch.float64).log().requires_grad_()
+    ref, nll = torch.tensor([[0.9, 0.1]], dtype=torch.float64).log(), -torch.tensor([0.002], dtype=torch.float64).log()
+    slopes = []
+    for weight in (0.0, 1.0):
+        loss, _ = token_target_kl(logits, ref, Head(None), torch.tensor([0]), nll, weight)
+        slopes.append(torch.autograd.grad(loss.sum(), logits)[0][0, 0].item())
+    assert slopes[0] == pytest.approx(0.05 - 0.002)
+    assert slopes[1] == pytest.approx(0.05 - 0.002 + 0.95)
 
 
 def test_target_kl_is_the_divergence_from_the_distribution_written_out():

@@ -20,7 +20,7 @@ from expunge.train.averaging import MovingAverage
 from expunge.train.early_stopping import EarlyStopping
 from expunge.train.scale import choose_scale, judge, most_scales
 from expunge.train.schedule import evaluation_spacing, learning_rate, make_plan, replay_tokens
-from expunge.train.targets import expected_nlls
+from expunge.train.targets import expected_nlls, matched_nlls
 from expunge.train.validation import Validation, certainty, evenly, probabilities, violation, violations
 
 UNTOUCHED = Validation(
@@ -243,3 +243,24 @@ def test_a_token_is_expected_to_be_as_unlikely_as_in_unseen_texts() -> None:
     assert known[2] < mixed[1] < 4, "the words of a template are likely, less so elsewhere"
     assert new[1:] == [7.0, 7.0], "what is never seen is as unlikely as what is seen once"
     assert known[3] == pytest.approx(6.0, abs=1.0)
+
+
+def test_a_name_that_is_said_again_is_compared_with_names_that_are_said_again() -> None:
+    unseen = [TokenizedExample("u", [1, 2, 3, 2, 4], 1), TokenizedExample("v", [1, 5, 3, 5, 4], 1)]
+    nlls = [[0.0, 6.0, 1.0, 0.1, 1.0], [0.0, 6.0, 1.0, 0.1, 1.0]]
+    (own,) = expected_nlls([TokenizedExample("a", [1, 9, 3, 9, 4], 1)], unseen, nlls)
+    assert own[1] == pytest.approx(6.0), "a new name"
+    assert own[3] == pytest.approx(0.1), "the same name again can be read off"
+
+
+def test_targets_have_the_order_that_is_expected_and_the_distribution_of_unseen_texts() -> None:
+    unseen = [TokenizedExample("u", [1, 2, 3], 2, group="a"), TokenizedExample("v", [1, 2, 3], 2, group="b")]
+    nlls = [[0.0, 1.0, 8.0], [0.0, 3.0, 0.5]]
+    rows = [TokenizedExample("x", [1, 2, 3, 4], 1, group="a"), TokenizedExample("y", [1, 2, 3], 2, group="b")]
+    found = matched_nlls(rows, [[0.0, 2.0, 1.0, 9.0], [0.0, 7.0, 7.0]], unseen, nlls)
+    assert found[0] == [0.0, 8.0, 8.0, 8.0], "completions of a are as unlikely as the one that was never seen"
+    assert found[1] == [0.0, 3.0, 0.5]
+    many = [TokenizedExample(str(at), [1, 2], 1, group="a") for at in range(4)]
+    expected = [[0.0, value] for value in (4.0, 1.0, 3.0, 2.0)]
+    spread = matched_nlls(many, expected, many, [[0.0, own] for own in range(4)])
+    assert [own[1] for own in spread] == [3, 0, 2, 1]

@@ -7,17 +7,23 @@ With y the token, t its target probability and w(v) = p_ref(v) / (1 - p_ref(y)) 
 
 and the gradient on the logits is p - q: bounded, two-sided, zero at the target. `w` comes from a log-softmax of the
 reference over the others alone, so nothing cancels where p_ref(y) is near 1, which is where a text is known by heart.
+
+KL(q || p) hardly tells a probability of .05 from one of .002, so a Huber loss of what log p(y) is from log t can be
+added, H(e) = e^2 / 2 up to |e| = 1 and |e| - 1/2 beyond; its gradient on the logits is clip(e, -1, 1) (1_y - p).
 """
 
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import huber_loss
 
 from expunge.kernels.head import LOWEST, Head
 
 
-def plain_target_kl(hidden: Tensor, ref_hidden: Tensor, head: Head, targets: Tensor, target_nll: Tensor) -> Tensor:
+def plain_target_kl(
+    hidden: Tensor, ref_hidden: Tensor, head: Head, targets: Tensor, target_nll: Tensor, nll_weight: float = 0.0
+) -> Tensor:
     """The formula that `token_target_kl` equals, in terms of r = p_ref(y) and S; for fp64.
 
     KL(q || p) = t (log t - log p(y)) + (1 - t) (log(1 - t) - log(1 - r)) + (1 - t) / (1 - r) * S with
@@ -28,12 +34,14 @@ def plain_target_kl(hidden: Tensor, ref_hidden: Tensor, head: Head, targets: Ten
     rest = torch.where(others, logq.exp(), 0).sum(-1)  # 1 - r
     gaps = torch.where(others, logq.exp() * (logq - logp), 0).sum(-1)  # S
     t = (-target_nll.to(logp.dtype)).exp()
-    own = torch.xlogy(t, t) - t * logp.gather(-1, targets[:, None])[:, 0]
-    return own + torch.xlogy(1 - t, 1 - t) - (1 - t) * rest.log() + (1 - t) / rest * gaps
+    logps = logp.gather(-1, targets[:, None])[:, 0]
+    own = torch.xlogy(t, t) - t * logps
+    kl = own + torch.xlogy(1 - t, 1 - t) - (1 - t) * rest.log() + (1 - t) / rest * gaps
+    return kl + nll_weight * huber_loss(-logps, target_nll.to(logp.dtype), reduction="none")
 
 
 def token_target_kl(
-    hidden: Tensor, ref_hidden: Tensor, head: Head, targets: Tensor, target_nll: Tensor
+    hidden: Tensor, ref_hidden: Tensor, head: Head, targets: Tensor, target_nll: Tensor, nll_weight: float = 0.0
 ) -> tuple[Tensor, Tensor]:
     """KL(q || p) of each token to its target distribution and its log-probability, from one pass over the logits.
 
@@ -43,23 +51,32 @@ def token_target_kl(
         head: The frozen head.
         targets: `(num_tokens,)` int64, all of them token ids (nothing is ignored).
         target_nll: `(num_tokens,)`, -log t in nats, at least 0.
+        nll_weight: Weight of the Huber loss of log p(y) - log t that is added.
 
     Returns:
-        `kl`, differentiable in `hidden`, and `logps`, which takes no gradient; each `(num_tokens,)` in nats, fp32
-        (fp64 for fp64 input).
+        The sum of both, differentiable in `hidden`, and `logps`, which takes no gradient; each `(num_tokens,)` in nats,
+        fp32 (fp64 for fp64 input).
     """
-    kl, logps = _TokenTargetKL.apply(hidden, ref_hidden, head, targets, target_nll)  # type: ignore[no-untyped-call]
-    return kl, logps
+    loss, logps = _TokenTargetKL.apply(  # type: ignore[no-untyped-call]
+        hidden, ref_hidden, head, targets, target_nll, nll_weight
+    )
+    return loss, logps
 
 
 class _TokenTargetKL(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, ref_hidden: Tensor, head: Head, targets: Tensor, target_nll: Tensor
+        ctx: Any,
+        hidden: Tensor,
+        ref_hidden: Tensor,
+        head: Head,
+        targets: Tensor,
+        target_nll: Tensor,
+        nll_weight: float,
     ) -> tuple[Tensor, Tensor]:
         needs_grad = ctx.needs_input_grad[0]
         logps = hidden.new_empty(hidden.shape[0], dtype=torch.promote_types(hidden.dtype, torch.float32))
-        kl = torch.empty_like(logps)
+        loss = torch.empty_like(logps)
         slopes = torch.empty_like(hidden) if needs_grad else hidden.new_empty(0)
         nll = target_nll.to(logps.dtype)
         own, rest = (-nll).exp(), -(-nll).expm1()  # t and 1 - t
@@ -73,15 +90,18 @@ class _TokenTargetKL(torch.autograd.Function):
                 shares = head.logits(ref_hidden[rows]).scatter(-1, picked, -torch.inf).log_softmax(-1)  # log w
                 weights = shares.exp()
                 gaps = shares.clamp_(min=LOWEST).sub_(logp.clamp(min=LOWEST))  # finite where w is 0
-                kl[rows] = entropy[rows] - own[rows] * logps[rows] + rest[rows] * torch.linalg.vecdot(weights, gaps)
+                kl = entropy[rows] - own[rows] * logps[rows] + rest[rows] * torch.linalg.vecdot(weights, gaps)
+                loss[rows] = kl + nll_weight * huber_loss(-logps[rows], nll[rows], reduction="none")
                 if needs_grad:
-                    wanted = weights.mul_(rest[rows, None]).scatter_(-1, picked, own[rows, None])  # q
-                    slopes[rows] = head.grad_hidden(logp.exp_().sub_(wanted), logits).to(slopes.dtype)
+                    push = nll_weight * (logps[rows] + nll[rows]).clamp(-1, 1)
+                    wanted = weights.mul_(rest[rows, None]).scatter_(-1, picked, (own[rows] - push)[:, None])
+                    grad = logp.exp_().mul_(1 - push[:, None]).sub_(wanted)  # p - q + push (1_y - p)
+                    slopes[rows] = head.grad_hidden(grad, logits).to(slopes.dtype)
         ctx.save_for_backward(slopes)
         ctx.mark_non_differentiable(logps)
-        return kl, logps
+        return loss, logps
 
     @staticmethod
-    def backward(ctx: Any, grad_kl: Tensor, _: Tensor) -> tuple[Tensor, None, None, None, None]:
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, None, None, None, None, None]:
         (slopes,) = ctx.saved_tensors
-        return (slopes * grad_kl[:, None]).to(slopes.dtype), None, None, None, None
+        return (slopes * grad[:, None]).to(slopes.dtype), None, None, None, None, None

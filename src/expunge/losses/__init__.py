@@ -102,6 +102,17 @@ def check_positive(**values: float) -> None:
             raise ConfigError(f"--loss-args {name}={value}: must be finite and above 0")
 
 
+def check_not_negative(**values: float) -> None:
+    """Check that parameters of a method are at least 0 and finite.
+
+    Raises:
+        ConfigError: One is not; the message names it.
+    """
+    for name, value in values.items():
+        if not 0 <= value < float("inf"):
+            raise ConfigError(f"--loss-args {name}={value}: must be finite and at least 0")
+
+
 def _parse(text: str) -> dict[str, str]:
     found: dict[str, str] = {}
     for part in filter(None, (piece.strip() for piece in text.split(","))):

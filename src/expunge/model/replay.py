@@ -4,7 +4,6 @@ Nothing holds a model on texts that neither the forget nor the retain set is lik
 it says there. Texts that it would write by itself are the nearest to them that can be had without any data.
 """
 
-import itertools
 import random
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -21,10 +20,6 @@ from expunge.errors import TrainingError
 from expunge.model.load import LoadedModel
 from expunge.utils.distributed import ALONE, Processes
 
-PREFIXES = (1, 2, 4, 8)
-"""Tokens that a text is begun with, in turn."""
-REPLACED = 0.5
-"""Share of them that is replaced by tokens drawn from all texts, so that what is known by heart does not go on."""
 NEW_TOKENS = 96
 """Longest continuation."""
 BATCH = {"cpu": 128, "cuda": 512}
@@ -61,7 +56,6 @@ def write_texts(
     """
     rng = random.Random(f"{seed} replay")
     rows = [*forget, *retain]
-    vocabulary = [token for row in rows for token in row.input_ids]
     known = _known(forget, retain, loaded.tokenizer.eos_token_id)
     size = BATCH[loaded.device.type]
     found: dict[tuple[int, ...], None] = {}
@@ -70,13 +64,10 @@ def write_texts(
     off = loaded.model.disable_adapter() if isinstance(loaded.model, PeftModel) else nullcontext()
     with torch.random.fork_rng(devices), off:
         torch.manual_seed(seed)
-        for length in itertools.cycle(PREFIXES):
-            before = sum(map(len, found))
-            if before >= tokens or written >= most:
-                break
-            texts = _continue(loaded, [_beginning(rng, rows, vocabulary, length) for _ in range(size)])
+        while (before := sum(map(len, found))) < tokens and written < most:
+            texts = _continue(loaded, _beginnings(rng, rows, size))
             texts = processes.gather(texts)[0]
-            found |= {text: None for text in texts if len(text) > length and not _holds(text, known)}
+            found |= {text: None for text in texts if len(text) > 1 and not _holds(text, known)}
             written += sum(map(len, texts))
             progress(min(sum(map(len, found)), tokens) - before)
     chosen: list[TokenizedExample] = []
@@ -91,21 +82,15 @@ def write_texts(
 @torch.no_grad()
 def seconds_per_token(loaded: LoadedModel, rows: Sequence[TokenizedExample]) -> float:
     """Time that writing one token takes, from one batch that is thrown away."""
-    rng, length = random.Random(0), PREFIXES[0]
-    vocabulary = [token for row in rows for token in row.input_ids]
-    begun = [_beginning(rng, rows, vocabulary, length) for _ in range(BATCH[loaded.device.type])]
+    begun = _beginnings(random.Random(0), rows, BATCH[loaded.device.type])
     clock = time.perf_counter()
     texts = _continue(loaded, begun)
     return (time.perf_counter() - clock) / sum(map(len, texts))
 
 
-def _beginning(
-    rng: random.Random, rows: Sequence[TokenizedExample], vocabulary: Sequence[int], length: int
-) -> list[int]:
-    """The first tokens of a row, some of them replaced; short rows are filled up."""
-    first = rng.choice(rows).input_ids[:length]
-    kept = [token if at == 0 or rng.random() >= REPLACED else rng.choice(vocabulary) for at, token in enumerate(first)]
-    return kept + [rng.choice(vocabulary) for _ in range(length - len(kept))]
+def _beginnings(rng: random.Random, rows: Sequence[TokenizedExample], count: int) -> list[list[int]]:
+    """First tokens of rows: how texts begin, and nothing of what they say."""
+    return [rng.choice(rows).input_ids[:1] for _ in range(count)]
 
 
 def _continue(loaded: LoadedModel, begun: list[list[int]]) -> list[tuple[int, ...]]:

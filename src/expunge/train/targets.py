@@ -1,12 +1,15 @@
 """How unlikely each token of a forget text should end: its target NLL.
 
-From unseen texts: what the untouched model's NLL of such a token is in them. Where the same two or three tokens stand
-in a row there, that place tells (the words of a template stay likely); else the token wherever it stands; else tokens
-that stand there once. Then all are scaled so that the forget texts of a kind (task and kind of the row; prompt and
-completion apart) end with the mean NLL of the unseen texts of that kind, or of all where a kind has none. From an
-origin, a model that never saw the forget texts: its own NLL of the token.
+From unseen texts, in two steps. What is expected of a token is the untouched model's NLL of such a token there: where
+the same three or fewer tokens stand before it, that place tells (the words of a template stay likely); else the token
+wherever it stands; else tokens that stand there once. A token that the text had before is compared with tokens that
+their text had before, since a name that is said again can be read off. Then the expected values of a kind (task and
+kind of the row; prompt and completion apart) get, in their order, the quantiles of the NLLs of the unseen texts of that
+kind, or of all where a kind has none: the forget texts end with as many unlikely tokens, and as likely ones, as texts
+that were never seen. From an origin, a model that never saw the forget texts: its own NLL of the token.
 """
 
+import itertools
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from statistics import fmean
@@ -23,10 +26,14 @@ from expunge.train.setup import Prepared
 from expunge.utils.distributed import Processes
 from expunge.utils.progress import Reporter
 
-LONGEST = 3
+LONGEST = 4
 """Tokens in a row that are looked for in unseen texts, the last of which is predicted."""
+SHORTER = 0.5
+"""Places that what is known from a shorter context counts as."""
 Kind = tuple[str, bool]
 """Task and kind of a row, and whether a token is of its completion."""
+Context = tuple[bool, tuple[int, ...]]
+"""Whether the text had a token before, and the tokens that end with it."""
 
 
 def target_nlls(prepared: Prepared, processes: Processes, reporter: Reporter) -> RowValues:
@@ -66,16 +73,10 @@ def _from_unseen(prepared: Prepared, spans: Sequence[range], processes: Processe
     lacking = sorted({row.group for row in prepared.forget} - known - {""})
     if lacking and known != {""}:
         names = ", ".join(lacking)
-        reporter.say(f"target NLLs: no unseen texts of {names}; the mean of all unseen texts stands for them")
+        reporter.say(f"target NLLs: no unseen texts of {names}; all unseen texts stand for them")
     expected = expected_nlls(prepared.forget, unseen, nlls)
-    means, own_means = _means(unseen, nlls), _means(prepared.forget, expected)
-    overall = fmean(value for own in nlls for value in own[1:])
-    found = []
-    for row, values, span in zip(prepared.forget, expected, spans, strict=True):
-        scales = {part: means.get((row.group, part), overall) / own_means.get((row.group, part), 1.0)
-                  for part in (False, True)}  # fmt: skip
-        found.append(torch.tensor([values[at] * scales[at >= row.completion_start] for at in span]))
-    return found
+    values = matched_nlls(prepared.forget, expected, unseen, nlls)
+    return [torch.tensor([own[at] for at in span]) for own, span in zip(values, spans, strict=True)]
 
 
 def expected_nlls(
@@ -83,7 +84,7 @@ def expected_nlls(
 ) -> list[list[float]]:
     """The NLL that each token of `rows` would have if the model had not seen them, by the same tokens in unseen texts.
 
-    Estimates from longer contexts are drawn towards those from shorter ones, which count as one more place of each.
+    Means over longer contexts are drawn towards those over shorter ones, which count as `SHORTER` places.
 
     Args:
         rows: Texts to be forgotten.
@@ -93,35 +94,66 @@ def expected_nlls(
     Returns:
         For each row as many values as tokens, the first one 0.
     """
-    sums: defaultdict[tuple[int, ...], float] = defaultdict(float)
-    counts: Counter[tuple[int, ...]] = Counter()
+    sums: defaultdict[Context, float] = defaultdict(float)
+    counts: Counter[Context] = Counter()
     for row, own in zip(unseen, nlls, strict=True):
         for context, at in _contexts(row.input_ids):
             sums[context] += own[at]
             counts[context] += 1
-    once = [sums[context] for context, count in counts.items() if len(context) == 1 and count == 1]
-    rare = fmean(once) if once else fmean(value for own in nlls for value in own[1:])
+    overall = fmean(value for own in nlls for value in own[1:])
+    once: dict[bool, list[float]] = {False: [], True: []}
+    for context, count in counts.items():
+        if count == 1 and len(context[1]) == 1:
+            once[context[0]].append(sums[context])
+    rare = {again: fmean(values) if values else overall for again, values in once.items()}
     found = []
     for row in rows:
-        own = [0.0] + [rare] * (len(row.input_ids) - 1)
+        own = [0.0] * len(row.input_ids)
         for context, at in _contexts(row.input_ids):
-            if counts[context]:
-                own[at] = (sums[context] + own[at]) / (counts[context] + 1)
+            shorter = rare[context[0]] if len(context[1]) == 1 else own[at]
+            own[at] = (sums[context] + SHORTER * shorter) / (counts[context] + SHORTER) if counts[context] else shorter
         found.append(own)
     return found
 
 
-def _contexts(ids: Sequence[int]) -> Iterator[tuple[tuple[int, ...], int]]:
-    """The tokens that end at each place but the first, shortest first; and the place."""
+def matched_nlls(
+    rows: Sequence[TokenizedExample],
+    expected: Sequence[Sequence[float]],
+    unseen: Sequence[TokenizedExample],
+    nlls: Sequence[Sequence[float]],
+) -> list[list[float]]:
+    """The order of `expected` with the distribution of `nlls`, kind by kind (quantile matching).
+
+    Args:
+        rows: Texts to be forgotten.
+        expected: For each of them a value for every token, the first one anything.
+        unseen: Texts that the model has never seen.
+        nlls: For each of them the untouched model's NLL of every token, the first one anything.
+
+    Returns:
+        For each row as many values as tokens, the first one 0.
+    """
+    known: defaultdict[Kind, list[float]] = defaultdict(list)
+    for row, own in zip(unseen, nlls, strict=True):
+        for at in range(1, len(own)):
+            known[row.group, at >= row.completion_start].append(own[at])
+    anything = sorted(itertools.chain.from_iterable(known.values()))
+    places: defaultdict[Kind, list[tuple[float, int, int]]] = defaultdict(list)
+    for number, (row, own) in enumerate(zip(rows, expected, strict=True)):
+        for at in range(1, len(own)):
+            places[row.group, at >= row.completion_start].append((own[at], number, at))
+    found = [[0.0] * len(own) for own in expected]
+    for kind, ordered in places.items():
+        values = sorted(known[kind]) if kind in known else anything
+        for rank, (_, number, at) in enumerate(sorted(ordered)):
+            found[number][at] = values[(2 * rank + 1) * len(values) // (2 * len(ordered))]
+    return found
+
+
+def _contexts(ids: Sequence[int]) -> Iterator[tuple[Context, int]]:
+    """What each token but the first stands in, shortest first; and its place."""
+    before = set(ids[:1])
     for at in range(1, len(ids)):
         for length in range(1, min(LONGEST, at + 1) + 1):
-            yield tuple(ids[at + 1 - length : at + 1]), at
-
-
-def _means(rows: Sequence[TokenizedExample], values: Sequence[Sequence[float]]) -> dict[Kind, float]:
-    """Kind -> mean of the values of its tokens."""
-    found: dict[Kind, list[float]] = {}
-    for row, own in zip(rows, values, strict=True):
-        for at in range(1, len(own)):
-            found.setdefault((row.group, at >= row.completion_start), []).append(own[at])
-    return {kind: fmean(own) for kind, own in found.items()}
+            yield (ids[at] in before, tuple(ids[at + 1 - length : at + 1])), at
+        before.add(ids[at])
