@@ -97,7 +97,7 @@ def test_it_forgets_to_the_target_keeps_the_rest_and_ends(loop: Loop, whole: tup
 def test_without_replay_texts_what_was_never_seen_moves(loop: Loop, whole: tuple[dict[str, float], Path]) -> None:
     after, _ = loop.run("no-replay", replay_weight=0.0)
     assert drift(after, loop.before) > 1.5 * abs(drift(whole[0], loop.before))
-    assert drift(after, loop.before) > 0.1
+    assert drift(after, loop.before) > 0.03
 
 
 def test_without_retain_terms_what_should_stay_is_lost(loop: Loop, whole: tuple[dict[str, float], Path]) -> None:

@@ -202,20 +202,26 @@ def test_ceus_published_gradient(shared):
     torch.testing.assert_close(logits.grad, tensors[f"grad.{key}.forget_loss.d_forget"], rtol=0, atol=1e-10)
 
 
-def test_target_kl_moves_the_target_alone():
+@pytest.mark.parametrize("nll_weight", [0.0, 2.0])
+def test_target_kl_moves_the_target_alone(nll_weight):
     batch = random_batch()
     target = torch.linspace(0.2, 6.0, len(batch.targets), dtype=torch.float64)
     batch = TokenBatch(**{**vars(batch), "target_nll": target})
-    value = make_forget_loss("target_kl")(batch)
+    value = make_forget_loss("target_kl", f"nll_weight={nll_weight}")(batch)
     ref = batch.ref_states.softmax(-1)
     known = ref.gather(1, batch.targets[:, None])
     q = ref * (1 - (-target).exp()[:, None]) / (1 - known)
     q = q.scatter(1, batch.targets[:, None], (-target).exp()[:, None])
     logp = batch.states.log_softmax(-1)
-    wanted = (q * (q.log() - logp)).sum(-1).mean()
+    away = (logp.gather(1, batch.targets[:, None])[:, 0] + target).abs()
+    huber = torch.where(away <= 1, away.square() / 2, away - 0.5)
+    wanted = ((q * (q.log() - logp)).sum(-1) + nll_weight * huber).mean()
     assert value.item() == pytest.approx(wanted.item(), rel=1e-9)
     (grad,) = torch.autograd.grad(value, batch.states)
-    torch.testing.assert_close(grad, (logp.exp() - q).detach() / len(target), rtol=0, atol=1e-10)
+    one = torch.nn.functional.one_hot(batch.targets, q.shape[-1])
+    push = (logp.gather(1, batch.targets[:, None]) + target[:, None]).clamp(-1, 1)
+    slope = logp.exp() - q + nll_weight * push * (one - logp.exp())
+    torch.testing.assert_close(grad, slope.detach() / len(target), rtol=0, atol=1e-10)
 
 
 def test_target_nll_is_huber_over_prompt_and_completion():
