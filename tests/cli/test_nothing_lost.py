@@ -331,3 +331,8 @@ def test_resume_refuses_other_membership_documents(work: Path, expunge: Run) -> 
     result = expunge(*TRAIN, *flags, "--resume")
     assert result.code == 2
     assert "was started with other rows of the" in result.err
+
+
+@pytest.mark.parametrize("name", ["/nowhere", "a/b c", "-/x", "x/" + "y" * 300])
+def test_a_name_that_neither_a_disk_nor_the_hub_has_leads_nowhere(name: str) -> None:
+    assert model_folders(name) == []

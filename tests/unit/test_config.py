@@ -94,6 +94,7 @@ REFUSED: list[tuple[str, Any]] = [
     ("instead_weight", 2.0),
     ("lora_rank", 0),
     ("lora_alpha", 0.0),
+    ("lora_alpha", 1e300),
     ("lora_alpha", float("nan")),
     ("target_modules", " , "),
     ("tokens_per_step", 0),

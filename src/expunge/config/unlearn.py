@@ -121,8 +121,8 @@ class AdapterConfig:
         """Ranges."""
         yield 1 <= self.lora_rank <= 4096, f"--lora-rank {self.lora_rank}: must lie between 1 and 4096"
         yield (
-            self.lora_alpha is None or 0 < self.lora_alpha < float("inf"),
-            f"--lora-alpha {self.lora_alpha}: must be finite and above 0",
+            self.lora_alpha is None or 0 < self.lora_alpha <= 1e6,
+            f"--lora-alpha {self.lora_alpha}: must lie above 0 and at most at 1,000,000",
         )
         yield bool(self.target_modules.strip(" ,")), "--target-modules is empty: give all-linear, auto or module names"
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
 
 from expunge.errors import ConfigError
 from expunge.model.source import places
@@ -27,10 +28,19 @@ def model_folders(name: str) -> list[Path]:
     found: list[Path] = []
     for place in places(name):
         path = Path(place)
-        cached = try_to_load_from_cache(place, "config.json") if place.count("/") == 1 and not path.exists() else None
+        cached = _cached(place) if not path.exists() else None
         found += [path.parent if path.is_file() else path] if path.exists() else []
-        found += [Path(cached).parent] if isinstance(cached, str) else []
+        found += [Path(cached).parent] if cached else []
     return found
+
+
+def _cached(name: str) -> str | None:
+    """The configuration of a model from the Hub in the cache."""
+    try:
+        found = try_to_load_from_cache(name, "config.json")
+    except HFValidationError:  # no name that the Hub could have
+        return None
+    return found if isinstance(found, str) else None
 
 
 def data_path(source: str | Path) -> Path | None:
