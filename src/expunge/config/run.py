@@ -14,7 +14,8 @@ class DeviceConfig:
     Attributes:
         dtype: `auto` (bfloat16 autocast where the device is fast at it, else float32), `float32`, `bfloat16`.
         device: `auto`, `cpu`, `cuda`, `cuda:1` ...
-        compile: `auto` compiles the model's layers on CUDA, which takes up to a minute; `off` never does.
+        compile: `auto` captures the layers' passes on CUDA, or compiles the layers where that is no faster; `off` does
+            neither.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, about a third more time.
         load_in_4bit: Keep the base weights in 4 bits (CUDA, `expunge[4bit]`).
         shard_base: Let each process of the run hold its part of the base's layers alone: less memory, more traffic.
