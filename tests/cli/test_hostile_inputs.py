@@ -336,7 +336,6 @@ CASES: dict[str, Case] = {
         (*TRAIN, "--model", "done/adapter"), "adapter_config.json",
         setting("done/adapter/adapter_config.json", base_model_name_or_path=[1]),
     ),
-    "run as model": ((*TRAIN, "--model", "done"), "no config.json", None),
     # evaluate, score, merge
     "evaluate output a folder": ((*EVALUATE, "--output", "model"), "model", plain_benchmark),
     "evaluate mmlu 2": ((*EVALUATE, "--mmlu", "2"), "2 is not an accuracy", plain_benchmark),

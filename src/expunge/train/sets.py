@@ -107,7 +107,7 @@ def membership_texts(sets: Sets) -> list[list[Example]]:
         DataError: There are too few of them.
     """
     if not sets.nonmembers:
-        raise DataError(f"there are no texts that the model has never seen: give --holdout, {UNSEEN_TEXTS}")
+        raise DataError(f"there are none: give --holdout, {UNSEEN_TEXTS}")
     return documents(sets.members, sets.nonmembers)
 
 
