@@ -242,12 +242,14 @@ class Run:
         """
         return read_manifest(self.path / "manifest.json", "--resume")
 
-    def log(self, line: Mapping[str, Any]) -> dict[str, Any]:
-        """Append one line to metrics.jsonl, coarse where it rests on few texts; gives what was written."""
-        told = coarse.line(line) if self._few else dict(line)
+    def told(self, line: Mapping[str, Any]) -> dict[str, Any]:
+        """A line of the log as it may be written: coarse where it rests on few texts."""
+        return coarse.line(line) if self._few else dict(line)
+
+    def log(self, line: Mapping[str, Any]) -> None:
+        """Append one line to metrics.jsonl."""
         if is_writer():
-            files.append_line(self.path / "metrics.jsonl", told)
-        return told
+            files.append_line(self.path / "metrics.jsonl", line)
 
     def save_checkpoint(self, state: Mapping[str, Tensor], step: int) -> None:
         """Write the state after `step` steps, whole or not at all; older checkpoints beyond the last two go.

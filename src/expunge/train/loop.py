@@ -163,7 +163,8 @@ def train(
                 seen = f"AUC {metrics.auc:.2f}  forget {metrics.forget_nll:.2f}  unseen {metrics.unseen_nll:.2f} nats"
             asked = False
             for line, values in zip(lines, read, strict=True):
-                told = run.log(line)
+                told = run.told(line)
+                run.log(told)
                 trackers.log({name: told[name] for name in values}, step=line["step"])
                 asked = callbacks.step(line)
             ended = bool(callbacks.given) and trainer.processes.any(asked)
