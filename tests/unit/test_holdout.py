@@ -157,6 +157,13 @@ def test_too_few_documents_and_texts_on_both_sides_are_refused():
         documents(texts(0, 20), texts(18, 20))
 
 
+def test_near_duplicates_of_one_another_cannot_be_halved():
+    shared = "A long sentence that all of these texts have in common, word for word, so that they are of one family. "
+    alike = [Example(f"t{i}", "", f"{shared}{i}.") for i in range(40)]
+    with pytest.raises(DataError, match="0 selection texts on the unseen side: all 40 are near-duplicates"):
+        documents(apart(0, 20), alike)
+
+
 def test_keyed_hashes_tell_the_selection_from_all_others_and_say_nothing_without_the_key(tmp_path, monkeypatch):
     texts = [Example(f"t{i}", "Her number is", f"{5550000 + i}.") for i in range(2000)]
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "ours"))

@@ -253,7 +253,8 @@ class MergeSettings:
         device: `auto`, `cpu`, `cuda` ...
         trust_remote_code: Run code that comes with the model.
         overwrite: Replace `output`.
-        strict: End with exit code 3 when rounding the weights has taken the forgetting back (of bfloat16, say).
+        strict: End with exit code 3 when the run's verdict is not a success either, not only when rounding the weights (to
+            bfloat16, say) has taken the forgetting back.
     """
 
     run: str
@@ -269,6 +270,7 @@ class MergeSettings:
 
 def merge(settings: MergeSettings, out: Output) -> int:
     """Write adapter and base as one plain model."""
+    from expunge.report import verdict
     from expunge.train.merge import merge as write_merged
 
     options = {name: value for name, value in vars(settings).items() if name not in ("run", "output", "strict")}
@@ -284,7 +286,8 @@ def merge(settings: MergeSettings, out: Output) -> int:
     kept = f"survives the rounding: {within}" if found.survives else f"DOES NOT SURVIVE: {found.reason}"
     out.text(f"forgetting               {kept}")
     out.results = {**dataclasses.asdict(found), "output": str(found.output)}
-    return NOT_AS_PROMISED if settings.strict and not found.survives else 0
+    success = found.survives and not (settings.strict and not verdict(settings.run).success)
+    return 0 if success else NOT_AS_PROMISED
 
 
 _TABLE = (

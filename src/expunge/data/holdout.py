@@ -74,7 +74,8 @@ def documents(members: Sequence[Example], nonmembers: Sequence[Example]) -> list
     A membership attack reads documents: where there are enough of them, texts much shorter than most are left out.
 
     Raises:
-        DataError: A text is on both sides, or half of a side is fewer than `FEWEST`.
+        DataError: A text is on both sides, half of a side is fewer than `FEWEST`, or all of it are near-duplicates of
+            each other, which cannot be halved.
     """
     sides, hashes = (members, nonmembers), [set(example_hashes(side)) for side in (members, nonmembers)]
     both = hashes[0] & hashes[1]
@@ -84,6 +85,12 @@ def documents(members: Sequence[Example], nonmembers: Sequence[Example]) -> list
         )
     least = _least_length([*members, *nonmembers])
     long = [[own for own in side if length(own) >= least] for side in sides]
+    for name, side in zip(("forgotten", "unseen"), sides, strict=True):
+        if len(side) > 1 and len(set(families([own.text for own in side]))) == 1:
+            raise DataError(
+                f"0 selection texts on the {name} side: all {len(side)} are near-duplicates of each other, which are never "
+                "divided: texts that differ are needed"
+            )
     if all(len(set(example_hashes(side))) // 2 >= FEWEST for side in long):
         return long
     for name, side, different in zip(("forgotten", "unseen"), sides, hashes, strict=True):
