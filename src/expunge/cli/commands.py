@@ -253,8 +253,8 @@ class MergeSettings:
         device: `auto`, `cpu`, `cuda` ...
         trust_remote_code: Run code that comes with the model.
         overwrite: Replace `output`.
-        strict: End with exit code 3 when the run's verdict is not a success either, not only when rounding the weights (to
-            bfloat16, say) has taken the forgetting back.
+        strict: End with exit code 3 also when the run's verdict is not a success, not only when rounding the weights
+            (to bfloat16, say) has taken the forgetting back.
     """
 
     run: str

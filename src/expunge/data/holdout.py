@@ -88,8 +88,8 @@ def documents(members: Sequence[Example], nonmembers: Sequence[Example]) -> list
     for name, side in zip(("forgotten", "unseen"), sides, strict=True):
         if len(side) > 1 and len(set(families([own.text for own in side]))) == 1:
             raise DataError(
-                f"0 selection texts on the {name} side: all {len(side)} are near-duplicates of each other, which are never "
-                "divided: texts that differ are needed"
+                f"0 selection texts on the {name} side: all {len(side)} are near-duplicates of each other, which are "
+                "never divided: texts that differ are needed"
             )
     if all(len(set(example_hashes(side))) // 2 >= FEWEST for side in long):
         return long
