@@ -57,7 +57,6 @@ CASES: dict[str, Case] = {
     "unknown column": ((*TRAIN, "--columns", "completion=reply"), "has no column reply", None),
     "unknown field in columns": ((*TRAIN, "--columns", "answer=output"), "unknown field answer", None),
     "columns not a mapping": ((*TRAIN, "--columns", "output"), "write it as prompt=COLUMN", None),
-    "retain missing": ((*UNLEARN[:5], "--output", "run"), "--retain is missing", None),
     "retain empty": (TRAIN, "retain.jsonl: is empty", file("retain.jsonl", "\n")),
     "holdout missing": ((*TRAIN, "--holdout", "h.jsonl"), "h.jsonl: no such file", None),
     "chat without assistant": (
