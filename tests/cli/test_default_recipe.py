@@ -168,7 +168,9 @@ def test_who_asks_for_it_without_enough_unseen_texts_is_told(texts: Path, expung
     before = snapshot(texts)
     refused(expunge(*BARE, "--recipe", "default"), "--recipe default aims at texts like those to forget")
     refused(expunge(*BARE, "--eval-every", "2"), "--eval-every 2: it needs texts that the model has never seen")
-    refused(expunge(*BARE, "--loss", "target_nll"), "--loss target_nll needs unseen texts: there are none: give --holdout")
+    refused(
+        expunge(*BARE, "--loss", "target_nll"), "--loss target_nll needs unseen texts: there are none: give --holdout"
+    )
     refused(expunge(*BARE, "--loss", "target_nll"), "or take --loss npo, which needs none")
     write_jsonl(texts / "unseen.jsonl", UNSEEN[:9])
     refused(expunge(*FOLLOW, "--recipe", "default"), "--loss target_kl needs unseen texts: 4 selection texts")
