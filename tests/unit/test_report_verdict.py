@@ -97,11 +97,11 @@ def test_forgotten_means_at_most_a_tenth_of_the_way_to_the_target(forget, half, 
 
 
 def test_targets_are_taken_in_their_order_and_named():
-    """The retrained model's, the results' own, that of unseen texts, of the answers under other prompts."""
+    """The retrained model's, the results' own, that of unseen texts; not the mismatched floor, which that model fails."""
     key, name = "forget/exact_memorization", "exact_memorization"
     after = {key: entry(0.4, "lower")}
+    after[f"{key}/mismatched"] = entry(0.3, None)
     places = [
-        ("the answers under the prompts of other rows", {f"{key}/mismatched": entry(0.41, None)}, None),
         ("texts that it has never seen", {f"holdout/{name}": entry(0.42, None)}, None),
         ("the origin", {key: entry(0.4, "lower", target=0.43, target_from="the origin")}, None),
         ("a model retrained without the texts", {}, {key: entry(0.44, "lower")}),
@@ -110,7 +110,7 @@ def test_targets_are_taken_in_their_order_and_named():
         after |= more
         judged = judge(after, {key: entry(1.0, "lower")}, reference)
         (number,) = [own for own in judged.answers[SAID].numbers if own.key == key]
-        assert (number.target, number.target_from, number.state) == (round(0.41 + at / 100, 2), whose, "good")
+        assert (number.target, number.target_from, number.state) == (round(0.42 + at / 100, 2), whose, "good")
 
 
 def test_a_number_without_a_sensible_target_is_shown_and_not_judged():

@@ -212,7 +212,6 @@ def _target(run: RunData, score: Score) -> tuple[float | None, str]:
     places = [("retrained", score.key, _reference(run))]
     if score.target is None and score.set == "forget":
         places += [("after", f"{side}/{score.name}", "texts that it has never seen") for side in UNSEEN]
-        places.append(("after", f"{score.key}/mismatched", "the answers under the prompts of other rows"))
     for role, key, text in places:
         found = run.scores.get(role, {}).get(key)
         if found and found.known:
