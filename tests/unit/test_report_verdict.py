@@ -97,7 +97,7 @@ def test_forgotten_means_at_most_a_tenth_of_the_way_to_the_target(forget, half, 
 
 
 def test_targets_are_taken_in_their_order_and_named():
-    """The retrained model's, the results' own, that of unseen texts; not the mismatched floor, which that model fails."""
+    """The retrained model's, the results' own, that of unseen texts; not the mismatched floor."""
     key, name = "forget/exact_memorization", "exact_memorization"
     after = {key: entry(0.4, "lower")}
     after[f"{key}/mismatched"] = entry(0.3, None)
