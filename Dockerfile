@@ -1,10 +1,10 @@
 # CPU:          docker build --tag expunge .
 # NVIDIA GPUs:  docker build --tag expunge:cuda --build-arg DEVICE=cuda .
 #
-#   docker run --rm --volume "$PWD:/work" --user "$(id -u):$(id -g)" expunge unlearn --model MODEL ...
-#   docker run --rm --gpus all --volume "$PWD:/work" --user "$(id -u):$(id -g)" expunge:cuda unlearn --model MODEL ...
+#   docker run --rm --volume "$PWD:/runs" --user "$(id -u):$(id -g)" expunge unlearn --model MODEL ...
+#   docker run --rm --gpus all --volume "$PWD:/runs" --user "$(id -u):$(id -g)" expunge:cuda unlearn --model MODEL ...
 #
-# What outlives the container lies in the folder at /work: runs, models from the Hub, and the key of hashes of data.
+# What outlives the container lies in the folder at /runs: runs, models from the Hub, and the key of hashes of data.
 FROM python:3.11.14-slim-bookworm
 
 ARG DEVICE=cpu
@@ -23,7 +23,7 @@ COPY pyproject.toml README.md LICENSE ./
 COPY src ./src
 RUN pip install --no-cache-dir --constraint constraints.txt ".[gguf,sentencepiece]"
 
-ENV HOME=/work HF_HOME=/work/.cache/huggingface XDG_STATE_HOME=/work/.local/state
-WORKDIR /work
+ENV HOME=/runs HF_HOME=/runs/.cache/huggingface XDG_STATE_HOME=/runs/.local/state
+WORKDIR /runs
 ENTRYPOINT ["expunge"]
 CMD ["--help"]

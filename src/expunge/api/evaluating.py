@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from expunge.api.inputs import Texts, checked, named_model, named_texts, without_deprecations
+from expunge.api.inputs import Texts, checked, given_texts, named_model, without_deprecations
 from expunge.config import EvaluateConfig
 from expunge.errors import ConfigError
 from expunge.evaluation.checks import is_run, resolved
@@ -79,8 +79,7 @@ def evaluate(
         UserError: The input or a setting is at fault; nothing has been written then.
     """
     reporter = reporter_for(progress)
-    given = {"forget": forget, "retain": retain, "test": test, "holdout": holdout}
-    texts = {name: named_texts(name, value) for name, value in given.items() if value is not None}
+    texts = given_texts(forget=forget, retain=retain, test=test, holdout=holdout)
     if isinstance(model, EvaluateConfig):
         if texts or settings or output or tokenizer:
             raise ConfigError("evaluate: give settings in the config, or a model and settings, not both")

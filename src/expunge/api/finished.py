@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from expunge.api.inputs import Texts, checked, named_texts, without_deprecations
+from expunge.api.inputs import Texts, checked, given_texts, named_texts, without_deprecations
 from expunge.config import CalibrateConfig
 from expunge.train import calibrate as scales
 from expunge.train import merge as merging
@@ -66,6 +66,5 @@ def calibrate(
     """
     if isinstance(run, CalibrateConfig):
         return scales.calibrate(run, reporter_for(progress))
-    texts = {"forget": forget, "retain": retain, "test": test, "holdout": holdout, "instead": instead}
-    named = {name: named_texts(name, value) for name, value in texts.items()}
+    named = given_texts(forget=forget, retain=retain, test=test, holdout=holdout, instead=instead)
     return scales.calibrate(checked(CalibrateConfig, run=str(run), **named, **settings), reporter_for(progress))

@@ -60,6 +60,12 @@ def named_texts(name: str, texts: Texts | None) -> str | None:
     return InMemory(name, [_row(row, f"{name}, row {number}") for number, row in enumerate(rows, 1)])
 
 
+def given_texts(**texts: Texts | None) -> dict[str, str]:
+    """Settings of the sets that are given, as `named_texts` names them."""
+    named = {name: named_texts(name, value) for name, value in texts.items()}
+    return {name: value for name, value in named.items() if value is not None}
+
+
 def _row(row: Mapping[str, Any] | str, where: str) -> dict[str, Any]:
     if isinstance(row, str):
         return {"text": row}

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from expunge.api.evaluating import Evaluation, evaluate
 from expunge.api.finished import merge
-from expunge.api.inputs import Texts, checked, named_model, named_texts, without_deprecations
+from expunge.api.inputs import Texts, checked, given_texts, named_model, without_deprecations
 from expunge.config import UnlearnConfig
 from expunge.errors import ConfigError
 from expunge.model.adapter import load_unlearned
@@ -143,7 +143,7 @@ def _config(
     settings: Mapping[str, Any],
     reporter: Reporter,
 ) -> UnlearnConfig:
-    given = {name: named_texts(name, value) for name, value in texts.items() if value is not None} | dict(settings)
+    given = {**given_texts(**texts), **settings}
     if isinstance(model, UnlearnConfig):
         if given or tokenizer:
             raise ConfigError("unlearn: give settings in the config, or a model and settings, not both")
