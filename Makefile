@@ -8,7 +8,7 @@ WORKERS ?= 2
 # One thread per worker, and nothing is fetched: the tests bring their own models.
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: install demo test test-browser check bench audit clean
+.PHONY: install demo test test-slow test-browser check bench audit clean
 
 install: $(STAMP)
 
@@ -17,6 +17,10 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+
+# What takes minutes and changes with transformers alone: every architecture of docs/models.md.
+test-slow: $(STAMP)
+	$(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) -m slow $(ARGS)
 
 # The report in Chromium, which has to be there (apt-get install chromium).
 test-browser: $(STAMP)

@@ -17,7 +17,8 @@ from typing import Any
 
 from safetensors.torch import load_file
 
-TIMEOUT = 90.0
+TIMEOUT = 300.0
+"""Seconds after which a process counts as hanging, on a machine that is busy with other things too."""
 COMMAND = (
     "unlearn", "--model", "model", "--forget", "forget.jsonl", "--retain", "retain.jsonl", "--holdout", "holdout.jsonl",
     "--rows-per-step", "5", "--max-steps", "7", "--save-every", "2", "--lora-rank", "4", "--dtype", "float32",

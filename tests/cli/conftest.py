@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import chdir
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,18 @@ def work(template: Path, tmp_path: Path) -> Iterator[Path]:
     shutil.copytree(template, folder)
     with chdir(folder):
         yield folder
+
+
+@pytest.fixture
+def figures() -> None:
+    """Asked for by tests of pages: their runs draw the figures, which takes as long as a tiny run itself."""
+
+
+@pytest.fixture(autouse=True)
+def _without_figures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "figures" not in request.fixturenames:
+        nothing = import_module("expunge.report.page").Drawings([], [], None, None, [])
+        monkeypatch.setattr("expunge.report.page.draw", lambda groups: nothing)
 
 
 @pytest.fixture

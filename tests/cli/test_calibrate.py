@@ -10,6 +10,7 @@ from peft.tuners.lora import LoraLayer
 from transformers import AutoModelForCausalLM
 from workspace import FORGET, write_jsonl
 
+from expunge.cli.main import main
 from expunge.data.examples import read_examples
 from expunge.data.holdout import without_selection
 
@@ -26,17 +27,27 @@ NONE = ("--max-drift", "0", "--min-retain", "1")
 """What no adapter that does anything meets."""
 
 
-@pytest.fixture
-def run(work, expunge):
-    """A finished run with enough texts to choose by; the adapter is strong enough to have an effect."""
-    write_jsonl(work / "many.jsonl", MANY)
-    write_jsonl(work / "unseen.jsonl", UNSEEN)
-    made = expunge(
+@pytest.fixture(scope="module")
+def finished(template, tmp_path_factory):
+    """A folder with enough texts to choose by and run/, whose adapter is strong enough to have an effect."""
+    folder = tmp_path_factory.mktemp("finished") / "work"
+    shutil.copytree(template, folder)
+    write_jsonl(folder / "many.jsonl", MANY)
+    write_jsonl(folder / "unseen.jsonl", UNSEEN)
+    command = (
         "unlearn", "--model", "model", "--forget", "many.jsonl", "--retain", "retain.jsonl",
         "--holdout", "unseen.jsonl", "--recipe", "npo",
         "--max-steps", "8", "--learning-rate", "0.02", "--dtype", "float32", "--lora-rank", "2", "--output", "run",
     )  # fmt: skip
-    assert made.code == 0, made.err
+    with contextlib.chdir(folder):
+        assert main(command) == 0
+    return folder
+
+
+@pytest.fixture
+def run(finished, work):
+    """The finished run, in a private copy of its folder, which is the current one."""
+    shutil.copytree(finished, work, dirs_exist_ok=True)
     return work / "run"
 
 

@@ -162,8 +162,9 @@ def test_resume_with_another_model_is_refused(change: Callable[[], None], killed
     ],
 )
 def test_a_signal_outside_the_loop_is_one_line_and_leaves_nothing_half_written(
-    place: str, number: signal.Signals, work: Path, expunge: Run, monkeypatch: pytest.MonkeyPatch
+    place: str, number: signal.Signals, killed: Path, expunge: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    shutil.rmtree("run")
     homes = {"compute_reference": "expunge.train.trainer"}
     home = import_module(homes[place]) if place in homes else module
     original = getattr(home, place)
@@ -185,9 +186,8 @@ def test_a_signal_outside_the_loop_is_one_line_and_leaves_nothing_half_written(
         return
     assert last.startswith("expunge: interrupted: --resume goes on with the run in run, from ")
     assert not Path("run/adapter").exists()
-    assert not temporary(work)
+    assert not temporary(killed)
     assert expunge(*TRAIN, "--resume").code == 0
-    assert expunge(*TRAIN, "--output", "whole").code == 0
     assert equal_to_whole()
 
 

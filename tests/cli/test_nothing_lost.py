@@ -157,7 +157,10 @@ def test_overwrite_refuses_a_run_with_a_file_that_no_run_has_written(name: str, 
     assert without_lock(work) == before
 
 
-def test_overwrite_replaces_a_run_with_all_that_commands_wrote_into_it(work: Path, expunge: Run) -> None:
+def test_overwrite_replaces_a_run_with_all_that_commands_wrote_into_it(
+    work: Path, expunge: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("expunge.report.drawing.save", lambda figure, stem: [(stem.with_suffix(".svg"), b"<svg/>")])
     scored = expunge(
         "evaluate", "--model", "model", "--adapter", "done", "--benchmark", "custom", "--forget", "forget.jsonl",
         "--retain", "retain.jsonl", "--max-new-tokens", "2", "--device", "cpu", "--output", "done/results_after.json",

@@ -108,6 +108,7 @@ def test_the_search_finds_what_is_there(planted: Path) -> None:
         nothing_leaked(planted)
 
 
+@pytest.mark.usefixtures("figures")
 def test_every_command_that_writes(planted: Path, expunge: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """With checkpoints, a tracker and the reference in a file."""
     monkeypatch.setattr(reference, "MEMORY_BYTES", 0)

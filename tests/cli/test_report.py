@@ -16,6 +16,7 @@ from workspace import FORGET, MARKER, RETAIN, Result, snapshot, write_jsonl
 from expunge.utils.text import show_number
 from report_runs import write_run
 
+pytestmark = pytest.mark.usefixtures("figures")
 Run = Callable[..., Result]
 EVALUATE = ("evaluate", "--model", "model", "--benchmark", "semeval", "--data", "data", "--max-new-tokens", "6")
 TORCHLESS = """

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from expunge import UnlearnConfig
+from expunge.report.page import Drawings
 from tiny import save_tiny
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -24,8 +25,9 @@ def blocks(name: str) -> list[str]:
 
 
 @pytest.fixture
-def here(tmp_path: Path) -> Iterator[Path]:
-    """A current folder with nothing but a tiny model."""
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A current folder with nothing but a tiny model; pages have no figures, which take longer than these runs."""
+    monkeypatch.setattr("expunge.report.page.draw", lambda groups: Drawings([], [], None, None, []))
     save_tiny(tmp_path / "model", "llama")
     with chdir(tmp_path):
         yield tmp_path

@@ -6,10 +6,11 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.resources import files
 from typing import Any, NamedTuple
 
-from jinja2 import Environment, PackageLoader
+from jinja2 import Environment, PackageLoader, Template
 from markupsafe import Markup, escape
 
 from expunge.report import curves, details, figures
@@ -92,26 +93,25 @@ def draw(groups: Sequence[Group]) -> Drawings:
 
 
 def render(groups: Sequence[Group], drawings: Drawings, examples: Sequence[Shown] = ()) -> str:
-    """The page on one or several runs.
-
-    Args:
-        groups: The runs, in the order of the page.
-        drawings: Their figures.
-        examples: Examples to show, in which case the page says in red that it is for internal use.
-    """
+    """The page on one or several runs, in their order; with examples it says in red that it is for internal use."""
     script = _asset("page.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    environment = Environment(
-        loader=PackageLoader("expunge.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True, finalize=_visible
-    )
     with style():
-        environment.filters |= {"number": show_number, "cell": cell_text, "short": short, "svg": _svg, "prose": prose}
-        return environment.get_template("page.html").render(
+        return _template().render(
             _context(groups, drawings) | {"examples": list(examples)},
             css=Markup(_asset("page.css")),
             script=Markup(script),
             script_hash=digest,
         )
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(
+        loader=PackageLoader("expunge.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True, finalize=_visible
+    )
+    environment.filters |= {"number": show_number, "cell": cell_text, "short": short, "svg": _svg, "prose": prose}
+    return environment.get_template("page.html")
 
 
 def _context(groups: Sequence[Group], drawings: Drawings) -> dict[str, Any]:
