@@ -103,7 +103,7 @@ def test_targets_are_taken_in_their_order_and_named():
     after[f"{key}/mismatched"] = entry(0.3, None)
     places = [
         ("texts that it has never seen", {f"holdout/{name}": entry(0.42, None)}, None),
-        ("the origin", {key: entry(0.4, "lower", target=0.43, target_from="the origin")}, None),
+        ("chance", {key: entry(0.4, "lower", target=0.43)}, None),
         ("a model retrained without the texts", {}, {key: entry(0.44, "lower")}),
     ]
     for at, (whose, more, reference) in enumerate(places):

@@ -59,7 +59,7 @@ def test_predictions_come_back_as_written_and_private(tmp_path: Path) -> None:
     ("name", "line", "message"),
     [
         ("forget", "{", r"forget\.jsonl:2: invalid JSON"),
-        ("forget", "[1]", r"forget\.jsonl:2: a list where an object is needed"),
+        ("forget", "[1]", r"forget\.jsonl:2: is not an object with named fields but list"),
         ("forget", {"id": 3}, r"forget\.jsonl:2: field id is a number, it must be a string"),
         ("retain", {"model_output": None}, r"retain\.jsonl:2: field model_output is missing or null"),
         ("retain", {"kind": "mc"}, r"retain\.jsonl:2: kind 'mc' is unknown"),

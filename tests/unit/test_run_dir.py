@@ -440,14 +440,6 @@ def test_a_folder_elsewhere_cannot_be_published(tmp_path):
         folders.replace_dir(tmp_path / "a" / "b", tmp_path / "b")
 
 
-def test_private_umask_holds_inside_alone(tmp_path):
-    with files.private_umask():
-        (tmp_path / "inside").touch()
-    (tmp_path / "outside").touch()
-    assert mode(tmp_path / "inside") == 0o600
-    assert mode(tmp_path / "outside") == 0o666
-
-
 def test_hashes(tmp_path):
     (tmp_path / "file").write_bytes(b"abc")
     assert files.sha256_file(tmp_path / "file").startswith("ba7816bf8f01cfea")

@@ -73,11 +73,8 @@ class Criteria:
     significance: float = 0.05
 
     def auc(self, chance_sd: float, target: float | None = None) -> Bound:
-        """Of a membership AUC.
-
-        Args:
-            chance_sd: Standard deviation of an AUC of as many texts that nothing tells apart.
-            target: A known model's AUC; `target_auc` when None.
+        """Of a membership AUC; `chance_sd` is the standard deviation of one of as many texts that nothing tells apart,
+        `target` a known model's, `target_auc` when None.
         """
         target, allowed = self.target_auc if target is None else target, max(self.auc_tolerance, chance_sd)
         return Bound(target, allowed, target - allowed, target + allowed)

@@ -29,12 +29,7 @@ def normalized(text: str) -> str:
 
 
 def families(texts: Sequence[str], overlap: float = OVERLAP) -> list[int]:
-    """A number for each text; texts of one family have the same. The number is the place of its first text.
-
-    Args:
-        texts: The texts.
-        overlap: Part of the shingles of the shorter one that makes two texts one family.
-    """
+    """A number for each text, the place of the first one of its family; `overlap` is as for `OVERLAP`."""
     keys = [normalized(text) or text for text in texts]
     parent = list(range(len(texts)))
 

@@ -41,12 +41,8 @@ def frequencies(rows: Sequence[Example]) -> Counter[str]:
 
 
 def find(prompt: str, answer: str, often: Counter[str]) -> tuple[str, ...]:
-    """The key words of one answer, in its order.
-
-    Args:
-        prompt: What was asked: its words are no key words.
-        answer: The answer.
-        often: `frequencies` of answers of the kind, which say what is rare.
+    """The key words of one answer, in its order: words of the prompt are none, and `frequencies` of answers of the kind
+    say what is rare.
     """
     candidates = new_words(prompt, answer, often)
     brief = len(candidates) <= RAREST

@@ -10,11 +10,8 @@ FEWEST = 10
 
 
 def set_apart(retain: Sequence[Example], share: float) -> tuple[list[Example], list[Example]]:
-    """The retain texts to train on, and those to test on: whole families of near-duplicates, the same in any order.
-
-    Args:
-        retain: The texts.
-        share: Share of their families to set apart, those of the smallest hashes; 0 sets none apart.
+    """The retain texts to train on, and those to test on: the `share` of their families of near-duplicates that has the
+    smallest hashes, the same in any order.
     """
     if not share:
         return list(retain), []

@@ -29,10 +29,7 @@ def surprises(
 ) -> list[list[float]]:
     """Mean surprise of each text's tokens, the first left out, in nats; 0 for a text of a single token.
 
-    Args:
-        tokenizer: Says what a token is.
-        known: Texts to count in; without any, every token is as surprising as every other.
-        sides: The texts, side by side.
+    Pairs are counted in the `known` texts; without any, every token is as surprising as every other.
     """
     if len(known) > MOST_KNOWN:
         known = nsmallest(MOST_KNOWN, known, key=text_hash)

@@ -38,18 +38,9 @@ def assemble(
 ) -> dict[str, Any]:
     """The content of a results file.
 
-    Args:
-        name: The benchmark's name.
-        benchmark: The benchmark.
-        suite: Its data.
-        measurement: What was measured on the model.
-        reference: The same of a model that never saw the forget set.
-        reference_name: Its name.
-        reference_kind: `retrained` without the forget set, or the `origin` from before it was seen.
-        mmlu: Accuracy on MMLU, in [0, 1], for the final score.
-        utility: What the utility tasks gave.
-        fingerprint: `base`, `adapter` and `prompt_format`; that of the data is the suite's.
-        header: `model`, `adapter` and `settings`, as for `results_header`.
+    `reference` is what was measured on a model that never saw the forget set: one `retrained` without it, or the
+    `origin` from before it was seen. `mmlu` is an accuracy in [0, 1], for the final score. `fingerprint` and `header`
+    are those of `results_header`; the fingerprint of the data is the suite's.
     """
     fingerprint = {**(fingerprint or {}), "data": dict(suite.fingerprints())}
     results = results_header(name, fingerprint=fingerprint, **header) | benchmark.fields(measurement, suite, mmlu)

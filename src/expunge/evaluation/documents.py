@@ -43,14 +43,8 @@ def encode_documents(
 
     Under `chat`, questions and answers are read in the frame of the tokenizer's template, as the model has met them;
     what of it stands before the first turn's words is the same for all and no target. A text without a prompt is read
-    as it stands.
-
-    Args:
-        tokenizer: The model's.
-        documents: The documents; prompt and completion are one text.
-        prompt_format: What stands between the two.
-        max_length: Tokens of a document that count, from its start (the model's context); all when None.
-        say: Takes a line for the user when documents were cut.
+    as it stands. Up to `max_length` tokens of a document count, from its start (the model's context; all when None);
+    `say` takes a line for the user when some were cut.
 
     Raises:
         DataError: A document has fewer than two tokens.

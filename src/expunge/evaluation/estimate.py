@@ -98,11 +98,7 @@ class Estimate:
 
     @classmethod
     def from_entry(cls, where: str, entry: Any) -> "Estimate":
-        """Read an entry of a results file.
-
-        Args:
-            where: File and metric, for messages.
-            entry: What stands there.
+        """Read an entry of a results file; `where` names file and metric, for messages.
 
         Raises:
             DataError: It does not have the form that results files promise.

@@ -154,9 +154,8 @@ def _decode(
         return alone
 
     # The last token of a generation is never fed, so neither an end token nor the last one allowed is drafted.
-    fed = [
-        [*_until(draft, stops)[: limit - 1]] for draft, limit in zip(drafts or [[]] * len(prompts), limits, strict=True)
-    ]
+    drafts = drafts or [[]] * len(prompts)
+    fed = [[*up_to_end(draft, stops)[: limit - 1]] for draft, limit in zip(drafts, limits, strict=True)]
     area = max_cached_tokens or CACHED_TOKENS.get(loaded.device.type, CACHED_TOKENS["cpu"])
     lengths = [len(prompt) + len(draft) for prompt, draft in zip(prompts, fed, strict=True)]
     waiting = micro_batches(lengths, area // PASSES_PER_CACHE)[::-1]
@@ -204,21 +203,11 @@ def generate(
     say: Callable[[str], None] = lambda line: None,
     progress: Callable[[int], None] | None = None,
 ) -> list[Generation]:
-    """What the model says to each example, greedily, or `samples` times each at `temperature`.
+    """What the model says to each example, greedily, or `samples` times each at `temperature`, one after the other.
 
-    Args:
-        loaded: The model.
-        examples: The rows.
-        name: What the rows are, for messages.
-        encode_prompt: Tokens that the model is given.
-        encode_draft: Tokens of the completion as the model was trained to give it; drafts change the speed
-            alone.
-        max_new_tokens: Bound on the generated tokens of each row.
-        samples: Draws per row, which then follow each other in the result; 0 is greedy.
-        temperature: Of the draws.
-        seed: Of the draws.
-        say: Takes lines for the user: prompts that were cut, a model that cannot be batched.
-        progress: Called with the number of rows (or draws) that have just been finished.
+    `name` is what the rows are, for messages; `say` takes lines for the user: prompts that were cut, a model that
+    cannot be batched. Drafts, the completions as the model was trained to give them, change the speed alone.
+    `progress` is called with the number of rows (or draws) that have just been finished.
 
     Raises:
         DataError: A prompt has no tokens.
@@ -389,5 +378,6 @@ def _generate_one(
     return tokens[len(prompt) :]
 
 
-def _until(tokens: Sequence[int], stops: frozenset[int]) -> Sequence[int]:
+def up_to_end(tokens: Sequence[int], stops: frozenset[int]) -> Sequence[int]:
+    """Tokens before the one that ends a text."""
     return tokens[: next((i for i, token in enumerate(tokens) if token in stops), len(tokens))]

@@ -16,12 +16,8 @@ def gradient_norms(
 ) -> list[float]:
     """2-norm of the gradient of each text's mean NLL by all parameters of the model, taken as one vector.
 
-    One backward pass a text; quantised weights have no gradient and do not count.
-
-    Args:
-        loaded: The model.
-        rows: The texts; the mean is over the tokens of their completions.
-        progress: Called with the number of texts that have just been done.
+    One backward pass a text; the mean is over the tokens of its completion. Quantised weights have no gradient and do
+    not count.
 
     Raises:
         DataError: A text has no target token.
@@ -39,13 +35,8 @@ def gradient_norms(
 def gradient(
     loaded: LoadedModel, row: TokenizedExample, parameters: Sequence[Tensor], targets: Sequence[int] | None = None
 ) -> list[Tensor]:
-    """Gradient of a text's mean NLL by each of the parameters that it depends on, fp32 at least.
-
-    Args:
-        loaded: The model.
-        row: The text.
-        parameters: As `trainable` gives them.
-        targets: Places of the tokens that the mean is over; all of the completion when None.
+    """Gradient of a text's mean NLL by each of the parameters that it depends on (as `trainable` gives them), fp32 at
+    least. The mean is over the tokens at the places `targets`; all of the completion when None.
 
     Raises:
         DataError: There is no target token.

@@ -20,12 +20,7 @@ SIDES = (("member", "forget"), ("nonmember", "holdout"))
 
 
 def paired_difference(metric: str, before: Table, after: Table) -> Estimate | None:
-    """`after` less `before` in one entry of `metrics`; None where it is neither a mean over rows nor an AUC.
-
-    Args:
-        metric: `<set>/<metric>[/<task>]`.
-        before: Values of the one model.
-        after: Values of the other.
+    """`after` less `before` in one entry of `metrics`, `<set>/<metric>[/<task>]`; None for other than means and AUCs.
 
     Raises:
         DataError: The two have no row in common.

@@ -15,7 +15,7 @@ from peft import PeftModel
 from expunge.data.examples import Example
 from expunge.data.tokenize import PromptFormat, TokenizedExample, completion_ids, expected_text, prompt_ids, tokenize
 from expunge.evaluation.documents import Document, encode_documents, even_lengths, lowercased
-from expunge.evaluation.generate import Generation, generate, stop_ids
+from expunge.evaluation.generate import Generation, generate, stop_ids, up_to_end
 from expunge.evaluation.gradients import gradient_norms
 from expunge.evaluation.measurement import Measurement, Values
 from expunge.evaluation.metrics import ATTACKS, METRICS, TokenRecord
@@ -63,16 +63,9 @@ def measure(
     reference: Measurement | None = None,
     reporter: Reporter | None = None,
 ) -> Measurement:
-    """Measure one model.
+    """Measure one model; an adapter on it is switched off to see what the untouched model thinks of what it says.
 
-    Args:
-        loaded: The model, with or without an adapter; one is switched off to see what the untouched model thinks of
-            what it says.
-        suite: The benchmark's data.
-        prompt_format: How prompt and completion are joined.
-        options: How to measure.
-        reference: What was measured on a model that never saw the forget set, for the attack that compares with it.
-        reporter: Where progress goes; silent when None.
+    `reference` is what was measured on a model that never saw the forget set, for the attack that compares with it.
 
     Raises:
         DataError: A row cannot be used.
@@ -242,7 +235,7 @@ class _Passes:
         stopped = sum(
             not (own.tokens and own.tokens[-1] in stops)
             and len(own.tokens)
-            < len([*_spoken(completion_ids(self._loaded.tokenizer, example, self._prompt_format), stops)])
+            < len(up_to_end(completion_ids(self._loaded.tokenizer, example, self._prompt_format), stops))
             for example, own in zip(examples, said, strict=True)
         )
         if stopped:
@@ -387,11 +380,6 @@ def _parts(rows: RowSet) -> list[_Part]:
         wrong=(),
     )
     return [_Part(rows), _Part(again, PARAPHRASED)]
-
-
-def _spoken(ids: Sequence[int], stops: frozenset[int]) -> Sequence[int]:
-    """Tokens up to the one that ends a text."""
-    return ids[: next((i for i, token in enumerate(ids) if token in stops), len(ids))]
 
 
 def adapter_off(loaded: LoadedModel) -> AbstractContextManager[Any]:

@@ -18,10 +18,8 @@ def pool_runs(runs: Sequence[tuple[str | Path, Mapping[str, Any]]]) -> dict[str,
     """Metric -> mean over runs, with Student's t interval and the standard deviation over runs.
 
     The interval says what another seed would give on the same data; the rows' own uncertainty is not in it. A metric
-    that some runs could not measure is the mean of the others, and `runs` says of how many.
-
-    Args:
-        runs: (name of the file, its content) of each run.
+    that some runs could not measure is the mean of the others, and the estimate says of how many. Each run is the name
+    of its file, and the content.
 
     Raises:
         DataError: The files are of different benchmarks, settings or data, or a metric is malformed.

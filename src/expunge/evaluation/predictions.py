@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from expunge.data.readers import Row, read_rows
 from expunge.errors import DataError, RunError
 from expunge.utils.files import write_text
 
@@ -116,7 +117,7 @@ def read_predictions(folder: str | Path) -> Predictions:
     splits: dict[str, list[Prediction]] = {}
     for split in SPLITS:
         splits[split] = []
-        for where, row in _read_json_lines(folder / f"{split}.jsonl"):
+        for where, row in _lines(folder / f"{split}.jsonl"):
             texts: dict[str, Any] = {
                 name: row.get(name) for name in ("id", "task", "kind", "expected_output", "model_output")
             }
@@ -129,9 +130,7 @@ def read_predictions(folder: str | Path) -> Predictions:
     losses: dict[str, list[float] | None] = {}
     for side in SIDES:
         path = folder / f"{side}.jsonl"
-        losses[side] = (
-            [_loss(row.get("nll"), where) for where, row in _read_json_lines(path)] if path.exists() else None
-        )
+        losses[side] = [_loss(row.get("nll"), where) for where, row in _lines(path)] if path.exists() else None
     return Predictions(splits["forget"], splits["retain"], losses["member"], losses["nonmember"])
 
 
@@ -226,26 +225,8 @@ def _read_shards(folder: Path, stem: str, columns: Sequence[str]) -> list[list[A
     return [rows[name].tolist() for name in columns]
 
 
-def _read_json_lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    """(path:line, object) of each line that is not blank."""
-    try:
-        text = path.read_bytes().decode("utf-8")
-    except UnicodeDecodeError as error:
-        number = error.object[: error.start].count(b"\n") + 1
-        raise DataError(f"{path}:{number}: invalid UTF-8") from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
-    rows: list[tuple[str, dict[str, Any]]] = []
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            raise DataError(f"{path}:{number}: invalid JSON") from None
-        if not isinstance(row, dict):
-            raise DataError(f"{path}:{number}: {_named(row)} where an object is needed")
-        rows.append((f"{path}:{number}", row))
+def _lines(path: Path) -> list[Row]:
+    rows = read_rows(path)
     if not rows:
         raise DataError(f"{path}: is empty")
     return rows

@@ -43,14 +43,10 @@ def results_header(
     settings: Mapping[str, Any] | None = None,
     fingerprint: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """What every results file says beside its numbers.
+    """What every results file says beside its numbers; of model and adapter as absolute paths the last part alone.
 
-    Args:
-        benchmark: Its name.
-        model: Name or folder of the model; of an absolute path the last part alone is kept.
-        adapter: The same of the adapter.
-        settings: How the numbers were made (`max_new_tokens`, `dtype`, ...).
-        fingerprint: `base`, `adapter`, `data`, `prompt_format`, as far as they are known.
+    `settings` say how the numbers were made (`max_new_tokens`, `dtype`, ...), the `fingerprint` what they are of
+    (`base`, `adapter`, `data`, `prompt_format`, as far as they are known).
     """
     return {
         "schema": SCHEMA,
@@ -93,11 +89,7 @@ def read_results(path: str | Path) -> dict[str, Any]:
 
 
 def measured_metrics(path: str | Path, results: Mapping[str, Any]) -> dict[str, Estimate]:
-    """Metric -> what a results file says of it, in the file's order.
-
-    Args:
-        path: The file, for messages.
-        results: Its content, as `read_results` gives it.
+    """Metric -> what a results file says of it, in the file's order; `path` is for messages.
 
     Raises:
         DataError: An entry of `metrics` does not have the form that the results file promises, or there are none.

@@ -22,17 +22,10 @@ def token_records(
     max_tokens: int = 8192,
     progress: Callable[[int], None] | None = None,
 ) -> list[TokenRecord]:
-    """What the model thinks of every target token of each text, given the text before it.
+    """What the model thinks of every target token of each text, given the text before it: a record per row, in order.
 
-    Args:
-        loaded: The model.
-        rows: The texts.
-        span: Which tokens are targets: those of the `completion`, or `all` (the first of a text never is).
-        max_tokens: Area of one forward pass.
-        progress: Called with the number of texts that have just been done.
-
-    Returns:
-        One record per row, in order; a row without a target gives an empty one.
+    Targets are the tokens of the `completion`, or `all` but the first; a row without one gives an empty record.
+    `max_tokens` is the area of one forward pass.
     """
     records: dict[int, TokenRecord] = {}
     lengths = [len(row) for row in rows]

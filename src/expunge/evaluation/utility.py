@@ -69,16 +69,9 @@ def check_tasks(tasks: Sequence[str], task_path: str | None) -> None:
 def run_tasks(
     loaded: LoadedModel, tasks: Sequence[str], *, task_path: str | None = None, limit: int | None = None
 ) -> dict[str, TaskValues]:
-    """Run tasks on a model as it stands.
+    """Run tasks, or groups of them, on a model as it stands: name -> values of its first metric.
 
-    Args:
-        loaded: The model.
-        tasks: Names of tasks or groups.
-        task_path: Folder with further task files.
-        limit: Rows per task; all when None.
-
-    Returns:
-        Task or group, as named -> values of its first metric.
+    `task_path` is a folder with further task files, `limit` the rows per task (all when None).
 
     Raises:
         DataError: A task's data cannot be had, or it has no metric of single rows.

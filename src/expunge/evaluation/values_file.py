@@ -30,12 +30,7 @@ def values_path(output: str | Path) -> Path:
 
 
 def write_values(path: Path, table: Mapping[tuple[str, str], Values], *, overwrite: bool = False) -> None:
-    """Write the file, whole or not at all, readable by the owner alone.
-
-    Args:
-        path: The file.
-        table: (set, metric) -> values.
-        overwrite: Replace a file that is there.
+    """Write the file of (set, metric) -> values, whole or not at all, readable by the owner alone.
 
     Raises:
         RunError: It exists and `overwrite` is off.

@@ -31,7 +31,7 @@ from expunge.utils.text import UNSEEN_TEXTS, show_number
 
 UNSEEN = ("holdout", "nonmember")
 """Sets that the model has never seen."""
-OTHERS = {*UNSEEN, "test", "neighbours", "utility", "all"}
+OTHERS = {*UNSEEN, "test", "utility", "all"}
 """Sets that tell of the rest, and that a run does not train on."""
 LEAST_GAP = 0.02
 """A metric on which the untouched model is closer to its target than this has nothing to lose."""
@@ -217,7 +217,7 @@ def _target(run: RunData, score: Score) -> tuple[float | None, str]:
         if found and found.known:
             return found.value, text
     if score.target is not None:
-        return score.target, score.target_from or CHANCE
+        return score.target, CHANCE
     return (0.0, NONE) if score.name.startswith(tuple(PLAIN)) else (None, "")
 
 

@@ -32,7 +32,7 @@ _SPELLED = {
     r"tpr at (\d+) fpr": r"TPR at \1% FPR",
 }
 ARROWS = {"higher": "↑", "lower": "↓", "target": "→"}
-SPEECH = ("repetition", "fluency", "refusal", "over_refusal")
+SPEECH = ("repetition", "fluency", "refusal")
 """Metrics that say how the model speaks, not what it knows: the beginnings of their names."""
 GENERAL = ("quiz", "mmlu")
 """Scores of general ability in the set `all`, where most others mix forgetting and keeping."""
@@ -44,11 +44,9 @@ class Score(Estimate):
 
     Attributes:
         key: `<set>/<metric>` or `<set>/<metric>/<task>`.
-        target_from: What the target is, in words, where the file says so.
     """
 
     key: str = ""
-    target_from: str = ""
 
     @property
     def set(self) -> str:
@@ -104,15 +102,11 @@ def read_scores(results: Mapping[str, Any], path: str | Path = "results file") -
     Raises:
         DataError: An entry does not have the form that results files promise.
     """
-    entries = results.get("metrics") or {}
-    return {
-        key: _score(key, found, str(entries.get(key, {}).get("target_from") or ""))
-        for key, found in measured_metrics(path, results).items()
-    }
+    return {key: _score(key, found) for key, found in measured_metrics(path, results).items()}
 
 
-def _score(key: str, found: Estimate, target_from: str) -> Score:
-    score = Score(**vars(found), key=key, target_from=target_from)
+def _score(key: str, found: Estimate) -> Score:
+    score = Score(**vars(found), key=key)
     reason = found.reason or ("there are no rows of this kind" if found.n == 0 else "")
     return replace(score, family=found.family or "official", reason=reason)
 

@@ -13,12 +13,7 @@ WARMING = 4
 
 
 class MovingAverage:
-    """The average of some parameters over about `steps` steps; with 0 steps it is the parameters themselves.
-
-    Args:
-        parameters: Those of the adapter.
-        steps: Horizon of the average.
-    """
+    """The average of some parameters over about `steps` steps; with 0 steps it is the parameters themselves."""
 
     def __init__(self, parameters: Sequence[Tensor], steps: int) -> None:
         self._parameters, self._steps = list(parameters), steps

@@ -100,10 +100,6 @@ class Forecast:
 def forecast(config: UnlearnConfig, reporter: Reporter | None = None) -> Forecast:
     """Prepare a run, time a few of its steps on a throw-away adapter, and write nothing.
 
-    Args:
-        config: The settings of the run.
-        reporter: Where progress goes; silent when None.
-
     Raises:
         UserError: As `unlearn` would, before its first step.
     """

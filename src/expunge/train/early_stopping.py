@@ -33,9 +33,8 @@ class EarlyStopping:
     Args:
         criteria: What to reach.
         untouched: Metrics of the untouched model.
-        patience: Evaluation steps without improvement after which the run ends; counted from where the violation first
-        is
-            less than the untouched model's.
+        patience: Evaluation steps without improvement after which the run ends, counted from where the violation first
+            is less than the untouched model's.
 
     Attributes:
         history: The evaluation steps, in order.

@@ -28,13 +28,7 @@ def replay_tokens(config: UnlearnConfig, forget: Sequence[TokenizedExample], epo
 def make_plan(
     config: UnlearnConfig, sides: Mapping[str, Sequence[TokenizedExample]], replay: Sequence[TokenizedExample] = ()
 ) -> Plan:
-    """The steps of a run, with replay texts in them once these are written.
-
-    Args:
-        config: The settings.
-        sides: Rows of `forget`, `retain` and `instead`, as far as they are trained on.
-        replay: Replay texts.
-    """
+    """The steps of a run over its rows of `forget`, `retain` and `instead`, and replay texts once these are written."""
     stops_early = config.eval_every != 0
     epochs = config.epochs or (MOST_EPOCHS if stops_early else EPOCHS)
     least = MOST_STEPS if stops_early and config.epochs is None else config.min_steps
@@ -56,10 +50,7 @@ def make_plan(
 def evaluation_spacing(plan: Plan, evaluated_tokens: int, step_tokens: float) -> int:
     """Steps between two evaluation steps where the settings do not name them.
 
-    Args:
-        plan: The steps of the run.
-        evaluated_tokens: Tokens of one evaluation step, which has forward passes alone.
-        step_tokens: Tokens of one optimizer step on average.
+    An evaluation step, of forward passes alone, reads `evaluated_tokens`, an optimizer step `step_tokens` on average.
     """
     affordable = evaluated_tokens * FORWARD_SHARE / (EVALUATION_SHARE * step_tokens)
     return max(1, math.ceil(affordable), math.ceil(plan.steps_per_epoch / EVALUATIONS_PER_EPOCH))

@@ -35,12 +35,7 @@ class TakenStep:
 def read_steps(
     taken: Sequence[TakenStep], terms: Sequence[Term], ids: Callable[[Step], list[str]]
 ) -> list[dict[str, float]]:
-    """What the log has of some steps, in one transfer.
-
-    Args:
-        taken: The steps.
-        terms: The terms of the loss.
-        ids: Gives the ids of the rows of a step, for the message.
+    """What the log has of some steps, in one transfer; `ids` gives those of a step's rows, for the message.
 
     Returns:
         For each the loss, its terms (means over the step's denominators, before the update; 0 for a side without

@@ -1,5 +1,4 @@
-"""Validation metrics: what an adapter is judged by while a run goes on, and how far that is from the criteria of
-success.
+"""Validation metrics: what an adapter is judged by while a run goes on, and how far that is from the criteria.
 
 Teacher-forced metrics alone, on the selection half of the documents and a part of the other rows, so that an
 evaluation step takes seconds: whether a membership attack tells forgotten texts from unseen ones, what of the forget
@@ -203,9 +202,7 @@ def violation(own: Validation, untouched: Validation, criteria: Criteria) -> flo
 def probabilities(rows: Sequence[TokenizedExample], logps: Sequence[Tensor]) -> list[float]:
     """Probability of each row's completion, length-normalised: exp of minus its NLL per token.
 
-    Args:
-        rows: The texts.
-        logps: `(tokens - 1,)` for each of them, as `sequence_logps` gives them.
+    Log-probabilities are `(tokens - 1,)` for each row, as `sequence_logps` gives them.
     """
     pairs = zip(rows, logps, strict=True)
     return [math.exp(own[row.targets("completion").start - 1 :].mean().item()) for row, own in pairs]
@@ -215,12 +212,8 @@ def certainty(rows: Sequence[TokenizedExample], logps: Sequence[Tensor], end: in
     """How surely greedy decoding says each row's completion, from 0 to 1: a smooth exact match.
 
     Twice the probability of its least likely token, at most 1: a token of more than a half is the one that is said, and
-    with a single other one the text goes another way, which the mean over a long completion hardly shows.
-
-    Args:
-        rows: The texts.
-        logps: `(tokens - 1,)` for each of them, as `sequence_logps` gives them.
-        end: The end-of-text token, with which a completion is said.
+    with a single other one the text goes another way, which the mean over a long completion hardly shows. A completion
+    is said up to the end-of-text token `end`; log-probabilities are as for `probabilities`.
     """
 
     def least(row: TokenizedExample, own: Tensor) -> float:

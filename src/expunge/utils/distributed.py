@@ -95,12 +95,7 @@ class Processes:
         return everyone
 
     def share(self, items: Sequence[Item], work: Callable[[list[Item]], list[Result]]) -> list[Result]:
-        """`work(items)`, each process doing its part; every item is done once, and all processes get all results.
-
-        Args:
-            items: What there is to do.
-            work: Gives one result for each item that it gets.
-        """
+        """`work(items)`, a result for each item: each process does its part once, and all of them get all results."""
         if self.count == 1:
             return work(list(items))
         done = work(list(items[self.index :: self.count]))
@@ -149,9 +144,6 @@ def current() -> Processes:
 @contextmanager
 def together(device: torch.device) -> Iterator[Processes]:
     """Meet the other processes of the run; within the context, an error of one of them ends all.
-
-    Args:
-        device: Where this process computes.
 
     Raises:
         RunError: Another process is gone.

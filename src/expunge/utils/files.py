@@ -180,16 +180,6 @@ def flush(path: Path) -> None:
             sync(path)
 
 
-@contextmanager
-def private_umask() -> Iterator[None]:
-    """Whatever is created inside, by other libraries too, is readable by its owner alone."""
-    earlier = os.umask(0o077)
-    try:
-        yield
-    finally:
-        os.umask(earlier)
-
-
 def sha256_file(path: Path | str) -> str:
     """SHA-256 of a file's content, in hexadecimal digits.
 

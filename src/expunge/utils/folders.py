@@ -37,13 +37,9 @@ def temporary_folder(final: Path) -> Iterator[Path]:
 
 
 def replace_dir(temporary: Path | str, final: Path | str) -> None:
-    """Publish a finished folder under its final name, whole or not at all; a folder that is there is replaced.
+    """Publish a finished folder under its `final` name beside it, whole or not at all; one that is there is replaced.
 
     Everything in it is made private (0600, 0700) and flushed to the disk first.
-
-    Args:
-        temporary: The folder as written, beside `final`.
-        final: Its name from now on.
 
     Raises:
         RunError: The system refuses; `final` is then as it was.

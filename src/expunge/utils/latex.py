@@ -38,12 +38,9 @@ def cell(
 def tabular(
     heads: Sequence[str], sections: Iterable[tuple[str, Iterable[Sequence[str]]]], notes: Iterable[str] = ()
 ) -> str:
-    """A whole table.
+    """A whole table: heads of its columns, sections of a heading (none where it is empty) and lines of cells.
 
-    Args:
-        heads: Head of every column, to be escaped.
-        sections: Heading (to be escaped; none where it is empty) and lines of cells, which are LaTeX already.
-        notes: Comments above the table, a line each.
+    Heads and headings are escaped here, cells are LaTeX already; notes become comments above the table, a line each.
     """
     lines = [r"% \usepackage{booktabs}", *(f"% {note}" for note in notes)]
     lines += [r"\begin{tabular}{l" + "r" * (len(heads) - 1) + "}", r"\toprule", _line(map(escaped, heads))]

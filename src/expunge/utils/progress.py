@@ -111,11 +111,7 @@ class LogReporter(Reporter):
 
 
 def reporter_for(progress: bool | None) -> Reporter:
-    """Where the progress of a call from Python goes.
-
-    Args:
-        progress: Shown, or not at all; None shows it in a terminal and in a notebook, and logs it elsewhere.
-    """
+    """Where the progress of a call from Python goes; None shows it in a terminal or notebook, and logs it elsewhere."""
     console = Console(stderr=True)
     if progress is None and not (console.is_terminal or console.is_jupyter):
         return LogReporter()

@@ -52,11 +52,7 @@ def scale_table(curve: Sequence[Mapping[str, float]], chosen: float) -> str:
 
 
 def semeval_table(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """The official numbers of several models side by side.
-
-    Args:
-        results: Column title -> the content of a results file.
-    """
+    """The official numbers of several models side by side: column title -> the content of a results file."""
     columns = list(results.values())
     lines = [" " * 38 + "".join(f"{title[:13]:>14}" for title in results)]
     for split, name, arrow in ROWS:

@@ -24,12 +24,9 @@ def check_trackers(report_to: str | None) -> None:
 
 
 class Trackers:
-    """The trackers of one run; with none, nothing happens.
+    """The trackers of one run, by names separated by commas; with none, nothing happens.
 
-    Args:
-        report_to: Names, separated by commas.
-        folder: Where TensorBoard's files go.
-        settings: What Weights & Biases notes of the run.
+    TensorBoard's files go to `folder`; Weights & Biases notes the `settings`.
     """
 
     def __init__(self, report_to: str | None, folder: str, settings: Mapping[str, Any]) -> None:

@@ -1,5 +1,4 @@
-"""The official score of SemEval-2025 Task 4 (unlearning sensitive content), from texts and losses; no model
-needed.
+"""The official score of SemEval-2025 Task 4 (unlearning sensitive content), from texts and losses; no model needed.
 
 The formulas are those of the organisers' `evaluate_generations.py`; what their files do to the texts on the
 way is reproduced by `expunge.evaluation.predictions.read_organisers` alone.
@@ -85,15 +84,10 @@ def score(
     nonmember_nll: Sequence[float] | None = None,
     mmlu: float | None = None,
 ) -> SemevalScores:
-    """Score the predictions of one model.
+    """Score the predictions of one model on both splits.
 
-    Args:
-        forget: Predictions on the forget split.
-        retain: Predictions on the retain split.
-        member_nll: Mean negative log-likelihood (nats per token) of each document that the model must have
-            forgotten.
-        nonmember_nll: The same of documents that it never saw.
-        mmlu: Accuracy on MMLU, in [0, 1].
+    `member_nll` are the mean negative log-likelihoods (nats per token) of the documents that the model must have
+    forgotten, `nonmember_nll` those of documents that it never saw; `mmlu` is an accuracy in [0, 1].
 
     Raises:
         DataError: A split has no rows, one side of the membership attack is missing, or a loss is not finite.
