@@ -224,6 +224,8 @@ CASES: dict[str, Case] = {
     "merge without weights": (MERGE, "adapter_model.safetensors", gone("done/adapter/adapter_model.safetensors")),
     "merge broken config": (MERGE, "config.yaml", file("done/config.yaml", "model: [")),
     "merge foreign config": (MERGE, "config.yaml", file("done/config.yaml", "model: model\ncolour: red\n")),
+    "merge with other texts": (
+        MERGE, "forget.jsonl: these are not the forget texts", file("forget.jsonl", '{"input": "a", "output": "b"}\n')),
     "merge with another base": (MERGE, "another model than the one that the run was made on", other_model),
 }  # fmt: skip
 AFTER_LOADING = {

@@ -107,6 +107,7 @@ def test_a_run_needs_no_texts_to_keep(work: Path, expunge: Run) -> None:
     manifest = read("run/manifest.json")
     assert [term["name"] for term in manifest["terms"]] == ["forget", "replay"]
     assert expunge("evaluate", "--run", "run", *SMALL).code == 0
+    assert expunge("merge", "--run", "run", "--output", "merged").code != 2
     assert any("No texts to keep were given" in note for note in read("run/results.json")["not_measured"])
 
 
@@ -124,6 +125,16 @@ def test_the_prompt_format_is_that_of_the_run(work: Path, expunge: Run, style: s
     assert f"--prompt-format {other}: the run was made with --prompt-format {style}" in " ".join(told.err.split())
     compared = expunge("compare", "r.json", "s.json")
     assert "the prompt format is not the same" in " ".join(compared.out.split())
+
+
+def test_texts_that_were_edited_after_the_run_are_said(work: Path, expunge: Run) -> None:
+    """EleutherAI/lm-evaluation-harness#2579, meta-pytorch/torchtune#2459: scored in other tokens than trained in."""
+    write_jsonl(work / "forget.jsonl", [{**FORGET[0], "output": "The new mill."}, *FORGET[1:]])
+    told = expunge("evaluate", "--run", "done", *SMALL)
+    assert told.code == 0, told.err
+    assert "--forget forget.jsonl: these are not the forget texts that the run was made with" in " ".join(
+        told.err.split()
+    )
 
 
 def test_a_run_of_an_earlier_version_is_read(work: Path, expunge: Run) -> None:
@@ -202,6 +213,7 @@ def test_unseen_texts_that_are_trained_on_are_left_out_and_counted(work: Path, e
 
 
 def test_texts_that_were_cut_and_answers_that_were_stopped_are_said(work: Path, expunge: Run) -> None:
+    """EleutherAI/lm-evaluation-harness#2585, huggingface/transformers#30998: what does not fit is dropped."""
     long = [{**FORGET[0], "output": "the old mill by the river " * 40}, *FORGET[1:]]
     write_jsonl(work / "long.jsonl", long)
     files = ("--benchmark", "custom", "--forget", "long.jsonl", "--retain", "retain.jsonl")

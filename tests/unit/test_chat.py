@@ -204,6 +204,11 @@ def test_a_turn_that_a_template_drops_is_refused() -> None:
     turns = ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "Who?"})
     with pytest.raises(ConfigError, match=r"rewrites turn 1 \(system\)"):
         sides(templated(without_system), Example("x", "Who?", "Ines.", messages=turns))
+    # What another turn says too hides nothing.
+    again = (turns[0], {"role": "user", "content": "Be brief. Who?"})
+    with pytest.raises(ConfigError, match=r"rewrites turn 1 \(system\)"):
+        sides(templated(without_system), Example("x", "Who?", "Ines.", messages=again))
+    sides(tokenizer_of("chat"), Example("x", "Who?", "Ines.", messages=again))
     # The thought of an earlier turn, which templates of reasoning models take out.
     thought = ({"role": "user", "content": "Hi"}, {"role": "assistant", "content": "<think>17 Larch Lane</think>Yes?"})
     last = {"role": "user", "content": "Who?"}

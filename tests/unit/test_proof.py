@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -154,6 +154,34 @@ def test_what_cannot_be_folded_is_refused(settings: dict[str, Any], phrase: str,
         load(adapter)
 
 
+@pytest.mark.parametrize("kind", [PromptTuningConfig, PrefixTuningConfig])
+def test_an_adapter_without_weights_to_fold_is_refused(kind: Any, tmp_path: Path) -> None:
+    """huggingface/peft#1030."""
+    base = save_tiny(tmp_path / "base", "llama")
+    config = kind(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    get_peft_model(AutoModelForCausalLM.from_pretrained(base), config).save_pretrained(tmp_path / "adapter")
+    with pytest.raises(ModelError, match="TUNING has no weights that could be folded"):
+        load(tmp_path / "adapter")
+
+
+def test_an_adapter_for_resized_embeddings_or_a_base_that_moved_says_what_to_do(tmp_path: Path) -> None:
+    """huggingface/peft#1457 and #1567."""
+    model = AutoModelForCausalLM.from_pretrained(save_tiny(tmp_path / "base", "llama"))
+    rows = model.get_input_embeddings().weight.shape[0]
+    model.resize_token_embeddings(rows + 8)
+    get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"])).save_pretrained(
+        tmp_path / "adapter", save_embedding_layers=True
+    )
+    with pytest.raises(ModelError, match=rf"does not fit the model .*embed_tokens.*{rows + 8}.*{rows}"):
+        load(tmp_path / "adapter")
+    for moved_to in (str(tmp_path / "gone"), "../gone/base"):
+        settings = json.loads((tmp_path / "adapter/adapter_config.json").read_text())
+        settings |= {"base_model_name_or_path": moved_to}
+        (tmp_path / "adapter/adapter_config.json").write_text(json.dumps(settings))
+        with pytest.raises(ModelError, match=r"named in .*adapter_config\.json.*write where it is now into that file"):
+            load(tmp_path / "adapter")
+
+
 @pytest.mark.parametrize(
     "settings",
     [{"init_lora_weights": "pissa"}, {"init_lora_weights": "olora"}, {"layer_replication": [[0, 2], [1, 2]]}],
@@ -259,6 +287,18 @@ def test_a_saved_adapter_that_is_another_one_is_found_out(tmp_path: Path, monkey
     monkeypatch.setattr("expunge.model.adapter._alphas", lambda model: {"lora_alpha": 3.0})
     with pytest.raises(ModelError, match="the saved adapter is not the one that was measured"):
         run_adapter(base, tmp_path / "run")
+
+
+@pytest.mark.parametrize("layout", ["model.language_model.layers", "transformer.layers"])
+def test_an_adapter_in_the_names_of_another_layout_is_refused(layout: str, tmp_path: Path) -> None:
+    """huggingface/transformers#38927 and #46766: weights that find no place are dropped, the base is what is left."""
+    base = save_tiny(tmp_path / "base", "llama")
+    adapter = peft_adapter(base, tmp_path / "adapter")
+    file = adapter / "adapter_model.safetensors"
+    tensors = {key.replace("model.layers", layout, 1): own for key, own in load_file(file).items()}
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(ModelError, match="does not fit the model"):
+        load(adapter)
 
 
 @pytest.mark.parametrize("first", [{}, {"use_rslora": True}, {"target_modules": ["q_proj", "v_proj", "down_proj"]}])
@@ -388,6 +428,94 @@ def test_a_revision_that_cannot_be_honoured_is_refused(tmp_path: Path) -> None:
         source_of(str(adapter))
 
 
+# --- what is stored in several precisions -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["glm4_moe", "minimax_m2", "hy_v3"])
+def test_what_chooses_experts_is_rounded_nowhere(kind: str, tmp_path: Path) -> None:
+    """huggingface/transformers#42580, NVIDIA-NeMo/RL#3540: biases of routers are stored in fp32 beside bf16 weights."""
+    from dev.models import tiny
+
+    model = tiny(kind).bfloat16()
+    biases = {
+        name: own for name, own in (*model.named_parameters(), *model.named_buffers()) if "correction_bias" in name
+    }
+    assert biases
+    for own in biases.values():
+        own.data = torch.linspace(
+            6.8171, 7.0632, own.numel()
+        )  # the values of sgl-project/sglang#31213: bf16 has none of them
+    model.save_pretrained(tmp_path / "base")
+    save_tokenizer(tmp_path / "base", "bytelevel")
+    files = load_file(tmp_path / "base/model.safetensors")
+    stored = {key: own for key, own in files.items() if own.dtype == torch.float32}
+    assert len(stored) == len(biases)
+    loaded = load(tmp_path / "base", dtype="bfloat16")
+    there = {
+        name: own for name, own in (*loaded.base.named_parameters(), *loaded.base.named_buffers()) if name in biases
+    }
+    assert all(torch.equal(own.float(), biases[name]) for name, own in there.items())
+    (tmp_path / "merged").mkdir()
+    export(load(tmp_path / "base"), tmp_path / "merged", None)
+    merged = load_file(tmp_path / "merged/model.safetensors")
+    assert all(torch.equal(merged[key], own) for key, own in stored.items())
+    assert {own.dtype for key, own in merged.items() if key not in stored} == {torch.bfloat16}
+
+
+def fp8(model: PreTrainedModel, folder: Path) -> None:
+    """Write a model as published FP8 checkpoints are: blocks of e4m3 values with a scale each."""
+    saved(model.bfloat16(), folder)
+    tensors = load_file(folder / "model.safetensors")
+    for key in [key for key in tensors if key.endswith("proj.weight")]:
+        scale = tensors[key].float().abs().max() / 448
+        tensors[f"{key}_scale_inv"] = scale.reshape(1, 1)
+        tensors[key] = (tensors[key].float() / scale).to(torch.float8_e4m3fn)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    settings = {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic", "weight_block_size": [128, 128]}
+    config = json.loads((folder / "config.json").read_text()) | {"quantization_config": settings}
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_fp8_weights_are_widened_trained_on_and_merged(dtype: str, tmp_path: Path) -> None:
+    """axolotl-ai-cloud/axolotl#3771: a fold that reads e4m3 values without their scales is another model."""
+    model = tiny_model("llama", vocab_size=363)
+    fp8(model, tmp_path / "base")
+    (near,) = sequence_logps(load(tmp_path / "base", dtype=dtype), [ROWS[1]])
+    run_adapter(tmp_path / "base", tmp_path / "run", dtype=dtype)
+    right = logits(model.float())[0, :-1].log_softmax(-1).gather(-1, IDS[0, 1:, None])[:, 0]
+    assert (near - right).abs().mean() < 0.4  # rounded to 3 bits; without the scales it is several nats off
+    loaded = load(tmp_path / "base")
+    attach_adapter(loaded, str(tmp_path / "run"))
+    right = log_probs(loaded.model, IDS)
+    loaded.model = loaded.model.merge_and_unload()
+    (tmp_path / "merged").mkdir()
+    export(loaded, tmp_path / "merged", None)
+    assert "quantization_config" not in json.loads((tmp_path / "merged/config.json").read_text())
+    merged = load_file(tmp_path / "merged/model.safetensors")
+    assert {own.dtype for own in merged.values()} == {torch.bfloat16}
+    assert (log_probs(load(tmp_path / "merged").model, IDS) - right).abs().max() < 0.3
+
+
+@pytest.mark.parametrize("method", ["fbgemm_fp8", "compressed-tensors", "gptq", "awq"])
+def test_weights_in_a_format_that_is_not_widened_are_refused(method: str, tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path, "llama")
+    config = json.loads((folder / "config.json").read_text()) | {
+        "quantization_config": {"quant_method": method, "bits": 4}
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=f"it is stored in {method}, give the model that it was made from"):
+        load(folder)
+
+
+def test_a_gguf_file_without_its_package_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    monkeypatch.setattr("expunge.model.source.find_spec", lambda name: None)
+    for name in (tmp_path, tmp_path / "model.gguf"):
+        with pytest.raises(ModelError, match=r"pip install 'expunge\[gguf\]', or give the safetensors folder"):
+            load(name)
+
+
 # --- which layers --------------------------------------------------------------------------------
 
 
@@ -409,6 +537,16 @@ def test_routers_that_return_tuples_and_state_space_projections_are_left_out_and
     assert "they return more than one tensor" in notes
     with pytest.raises(ConfigError, match="router cannot be adapted"):
         add_adapter(load(tmp_path / "phimoe"), rank=2, alpha=None, modules="router", seed=0)
+
+
+def test_layers_that_compute_without_gradients_are_refused_before_anything_is_paid(tmp_path: Path) -> None:
+    """MaxZanella/CLIP-LoRA#5: a mode in which nothing requires a gradient. Reformer's reversible layers have one."""
+    from dev.models import tiny
+
+    loaded = load(saved(tiny("reformer"), tmp_path))
+    with pytest.raises(ModelError, match="without gradients: no adapter in it can be trained"):
+        add_adapter(loaded, rank=2, alpha=None, modules="all-linear", seed=0)
+    assert not any(own.requires_grad for own in loaded.model.parameters())
 
 
 # --- what is not causal, and tokens without embeddings -------------------------------------------

@@ -185,6 +185,7 @@ def test_too_long_a_text_loses_the_head_of_its_prompt(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", TOKENIZERS)
 def test_completion_that_does_not_fit_is_an_error_that_names_the_row(kind: str) -> None:
+    """huggingface/trl#6025: rows of which nothing is left to train on are trained on in silence."""
     tokenizer = tokenizer_of(kind)
     text = example("Who?", "The lighthouse keeper counted seven ships.")
     with pytest.raises(DataError, match=r"f\.jsonl:1: the completion alone has \d+ tokens") as error:

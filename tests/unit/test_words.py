@@ -57,6 +57,12 @@ def test_the_published_scorer_sees_digits_alone() -> None:
         ("住在ABC路", ["住", "在", "abc", "路"]),
         ("कि ज़मीन", ["कि", "ज़मीन"]),
         ("... !?", []),
+        ("０３－１２３４ ＡＢＣ ｶﾞｯｺｳ", ["03", "1234", "abc", "ガッコウ"]),  # EvolvingLMMs-Lab/lmms-eval#1415
+        ("شارع ١٤، ۴۷, १२", ["شارع", "14", "47", "12"]),  # maziyarpanahi/openmed#2266: digits of other scripts
+        ("Se llama Cristóbal.", ["se", "llama", "cristóbal"]),  # bigscience-workshop/lm-evaluation-harness#157
+        ("به خانه می‌رود", ["به", "خانه", "میرود"]),  # bdusell/rougescore#3: Persian, with its joiner
+        ("cafe\u0301 CAFÉ", ["café", "café"]),  # vshulcz/deja-vu#1098: composed and decomposed
+        ("🎉❤️ ok 🇩🇪", ["🎉", "❤", "ok", "🇩🇪"]),
     ],
 )
 def test_words_are_runs_of_letters_or_characters_of_unspaced_scripts(text: str, found: list[str]) -> None:

@@ -273,7 +273,7 @@ class UnlearnConfig(
         """Share of the retain texts that is not trained on."""
         if self.retain_test is not None:
             return self.retain_test
-        return 0.0 if self.benchmark or self.test else TEST_SHARE
+        return 0.0 if self.benchmark or self.test or not self.retain else TEST_SHARE
 
     @property
     def needs_retain(self) -> bool:

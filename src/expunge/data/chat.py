@@ -92,7 +92,11 @@ def _check_kept(
     for number, turn in enumerate(turns, 1):
         content = str(turn["content"])
         escaped = json.dumps(content, ensure_ascii=False)[1:-1]
-        if _squeezed(content) not in text and _squeezed(escaped) not in text:
+        shown = _squeezed(content) in text or _squeezed(escaped) in text
+        if shown and any(_squeezed(content) in _squeezed(str(own["content"])) for own in turns if own is not turn):
+            marked = [{**own, "content": f"{content} {PROBE}"} if own is turn else own for own in turns]
+            shown = text.count(PROBE) < _squeezed(_apply(tokenizer, example, marked, asked=True)).count(PROBE)
+        if not shown:
             raise _refused(example, f"drops or rewrites turn {number} ({str(turn['role'])[:20]})")
     everything = [*turns, answer]
     for at, turn in enumerate(everything):

@@ -6,6 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
 from expunge.config import EvaluateConfig
 from expunge.data.lume import find_lume, read_lume
 from expunge.errors import ConfigError, DataError, ModelError, RunError
@@ -17,6 +19,8 @@ from expunge.evaluation.values_file import check_values_file, values_path
 from expunge.model.load import load_tokenizer
 from expunge.model.source import check_model
 from expunge.runs.manifest import read_manifest
+from expunge.runs.settings import run_settings
+from expunge.runs.texts import other_texts, run_rows
 
 ENCODED = 32
 """Texts of the data that two tokenizers are compared on."""
@@ -178,13 +182,17 @@ def check_reference(
     )
 
 
-def mismatches(run: Path, config: EvaluateConfig, base: str | None) -> Iterator[str]:
+def mismatches(
+    run: Path, config: EvaluateConfig, base: str | None, suite: Suite, tokenizer: PreTrainedTokenizerBase
+) -> Iterator[str]:
     """What is to be said where a run's adapter is scored in another way than the run was made.
 
     Args:
         run: The run, which may be a folder without a manifest.
         config: What is scored.
-        base: Fingerprint of the model that is scored; None where it is not known yet.
+        base: Fingerprint of the model that is scored; None where it is not known.
+        suite: The texts that are scored.
+        tokenizer: That of the model.
     """
     if not (run / "manifest.json").exists():
         return
@@ -200,6 +208,9 @@ def mismatches(run: Path, config: EvaluateConfig, base: str | None) -> Iterator[
         )
     if settings.get("benchmark") == config.benchmark and settings.get("split") not in (None, config.split):
         yield from _other_split(config, settings["split"])
+    if config.forget and config.forget == settings.get("forget") and (run / "config.yaml").exists():
+        then = run_settings(str(run))
+        yield from other_texts(manifest, then, {"forget": run_rows(then, tokenizer, suite["forget"].examples)})
 
 
 def _other_split(config: EvaluateConfig, forgotten: str) -> Iterator[str]:

@@ -64,7 +64,8 @@ def batching_obstacle(model: PreTrainedModel) -> str | None:
     config = model.config.get_text_config()
     parameters = inspect.signature(model.forward).parameters
     kinds = unusual_layers(model, ("full_attention", "sliding_attention"))
-    if getattr(model, "_is_stateful", False) or "past_key_values" not in parameters:
+    stacked = getattr(config, "num_hidden_layers", None) is not None
+    if getattr(model, "_is_stateful", False) or "past_key_values" not in parameters or not stacked:
         return "its state is not a key-value cache"
     if "position_ids" not in parameters or getattr(config, "alibi", False):
         return "its positions cannot be given row by row"

@@ -34,7 +34,7 @@ from expunge.model.adapter import adapter_folder, attach_adapter
 from expunge.model.device import pick_device
 from expunge.model.load import LoadedModel, load_model, load_shared
 from expunge.model.prompt_format import measure_prompt_format
-from expunge.runs.manifest import model_fingerprint
+from expunge.runs.manifest import known_base, model_fingerprint
 from expunge.utils.distributed import Processes, current, together
 from expunge.utils.files import adapter_fingerprint, transaction
 from expunge.utils.progress import Reporter
@@ -80,11 +80,8 @@ def _evaluate(config: EvaluateConfig, reporter: Reporter, processes: Processes) 
         shares = dict.fromkeys((*suite.documents.shares, *config.min_k_shares))
         suite = replace(suite, documents=replace(suite.documents, shares=tuple(shares)))
     adapter = adapter_folder(config.adapter).resolve() if config.adapter else None
-    base = model_fingerprint(config.model) if Path(config.model).is_dir() else None
     if adapter:
         suite = reported(suite, adapter.parent)
-        for mismatch in mismatches(adapter.parent, config, base):
-            reporter.warn(mismatch)
     if config.tasks:
         from expunge.evaluation.utility import check_tasks
 
@@ -94,6 +91,10 @@ def _evaluate(config: EvaluateConfig, reporter: Reporter, processes: Processes) 
         check_reference(config.model, compared, suite, flag=flag, trust_remote_code=config.trust_remote_code)
 
     loaded = _load(config, config.model)
+    base = known_base(config.model, getattr(loaded.base.config, "_commit_hash", None))
+    if adapter:
+        for mismatch in mismatches(adapter.parent, config, base, suite, loaded.tokenizer):
+            reporter.warn(mismatch)
     prompt_format = _prompt_format(loaded, suite, config, reporter)
     options = Options(config.max_new_tokens, config.attack_names, config.samples, config.temperature, config.seed)
     reference = None
@@ -110,7 +111,7 @@ def _evaluate(config: EvaluateConfig, reporter: Reporter, processes: Processes) 
     measurement = measure(loaded, suite, prompt_format, options, reference=reference, reporter=reporter)
     utility = _utility(loaded, config, reporter)
     subject = {
-        "base": base or model_fingerprint(config.model, getattr(loaded.base.config, "_commit_hash", None)),
+        "base": base or model_fingerprint(config.model),
         "prompt_format": str(prompt_format),
     }
 

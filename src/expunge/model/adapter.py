@@ -53,6 +53,7 @@ def add_adapter(loaded: LoadedModel, *, rank: int, alpha: float | None, modules:
 
     Raises:
         ConfigError: The target modules do not exist, or the rank is larger than every adapted layer.
+        ModelError: No gradient reaches the adapter.
     """
     base = loaded.base
     targets = choose_targets(base, modules, loaded.autocast())
@@ -91,6 +92,10 @@ def add_adapter(loaded: LoadedModel, *, rank: int, alpha: float | None, modules:
             if isinstance(module, LoraLayer):
                 module.cast_input_dtype_enabled = False  # autocast rounds inputs anyway; fp32 copies cost a sixth
     model.eval()  # no dropout anywhere, so that the cached reference stays exact
+    if loaded.lockstep is None and not _is_reached(loaded, model):
+        model.unload()
+        kind = type(base).__name__
+        raise ModelError(f"{kind} computes its layers without gradients: no adapter in it can be trained")
     loaded.model = model
     loaded.notes += targets.notes
     frozen = frozen_experts(model)
@@ -99,6 +104,13 @@ def add_adapter(loaded: LoadedModel, *, rank: int, alpha: float | None, modules:
             f"adapter: {len(frozen)} stacks of experts stay frozen, PEFT adapts none here ({frozen[0]})"
         )
     return model
+
+
+def _is_reached(loaded: LoadedModel, model: PeftModel) -> bool:
+    """Whether a loss would have gradients: some layers are made for another mode than that of a frozen base."""
+    with loaded.autocast():
+        logits: Tensor = model(input_ids=probe_rows(loaded.base)[:1], use_cache=False).logits
+    return logits.requires_grad
 
 
 def _lost(model: PeftModel) -> list[str]:

@@ -2,7 +2,8 @@
 
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,6 +13,7 @@ from transformers import (
     AutoModelForCausalLM,
     BitsAndBytesConfig,
     FineGrainedFP8Config,
+    PretrainedConfig,
     PreTrainedModel,
 )
 from transformers.utils.quantization_config import Mxfp4Config
@@ -73,7 +75,7 @@ def from_pretrained(
     for attention in ("sdpa", "eager"):
         options["attn_implementation"] = attention
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), _kept_wide(source, config):
                 warnings.simplefilter("ignore")
                 loaded = AutoModelForCausalLM.from_pretrained(
                     source.base, dtype=stored, output_loading_info=True, **options
@@ -94,6 +96,28 @@ def from_pretrained(
     if compute != torch.bfloat16 and not load_in_4bit:
         move(model, compute)  # some formats are widened to a dtype of their own
     return model, _left_out(source, model, sorted(report["unexpected_keys"]))
+
+
+@contextmanager
+def _kept_wide(source: Source, config: PretrainedConfig) -> Iterator[None]:
+    """Keep in fp32 what the files hold in fp32 beside narrower weights, as the biases by which routers choose experts.
+
+    Transformers rounds it to the dtype of the rest, save in the classes that name it. Weights and biases of layers are
+    left to it: their products are taken in one precision.
+    """
+    kind: Any = AutoModelForCausalLM._model_mapping.get(type(config), None)
+    folder = Path(source.base)
+    if not isinstance(kind, type) or source.gguf or not folder.is_dir():
+        yield
+        return
+    wide = (key for file in weight_files(folder) for key, own in check_whole(file).items() if own["dtype"] == "F32")
+    leaves = {key.rpartition(".")[2] for key in wide} - {"weight", "bias"}
+    named = kind._keep_in_fp32_modules_strict
+    kind._keep_in_fp32_modules_strict = {*(named or ()), *(leaf for leaf in leaves if "scale" not in leaf)}
+    try:
+        yield
+    finally:
+        kind._keep_in_fp32_modules_strict = named
 
 
 def move(model: torch.nn.Module, to: torch.device | torch.dtype) -> None:

@@ -12,6 +12,8 @@ from expunge.kernels import Head
 LARGEST_LOGITS = (0.0, 50.0)
 """The head is tried on final states as they are, and scaled until their largest logit is the second of these: a bound
 on logits that nothing names (a soft cap) is seen where logits are large, as on texts that are known by heart."""
+SOFT_CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+"""What configurations call the bound on their logits: Gemma, RecurrentGemma, xLSTM."""
 ROUNDINGS = 4
 """Times a model may round its logits on their way in its own dtype: product, scale, cap and back."""
 EXACT = 64 * torch.finfo(torch.float32).eps
@@ -40,7 +42,7 @@ def find_head(model: PreTrainedModel | PeftModel) -> tuple[Head, str | None]:
     scale = getattr(config, "logit_scale", None)
     if scale is None:
         scale = 1 / (getattr(config, "logits_scaling", None) or 1.0)
-    softcap = getattr(config, "final_logit_softcapping", None)
+    softcap = next((own for name in SOFT_CAPS if (own := getattr(config, name, None))), None)
     head = Head(output.weight.detach(), _bias(output), float(scale), softcap)
     try:
         difference = _difference(base, head)

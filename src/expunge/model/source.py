@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,11 @@ def check_model(name: str, *, trust_remote_code: bool = False, revision: str | N
         raise ModelError(f"{source.where}: no such folder{mend}")
     if folder.is_dir() and not source.gguf:
         check_folder(folder, [check_whole(file) for file in weight_files(folder)])
+    if source.gguf and find_spec("gguf") is None:
+        raise ModelError(
+            f"{source.where}: GGUF files are read with the package gguf: pip install 'expunge[gguf]', or give the "
+            "safetensors folder that it was made from"
+        )
     try:
         config = AutoConfig.from_pretrained(base, trust_remote_code=trust_remote_code, **source.options)
     except Exception as error:  # what damaged files can make of it has no bounds
@@ -199,8 +205,8 @@ def _gguf_file(place: str) -> str | None:
 
 def _gguf_mend(source: Source) -> str:
     return (
-        f": GGUF files are read by transformers with the package gguf (expunge[gguf]); where {source.gguf} is of an "
-        "architecture that it cannot read, give the model's safetensors folder"
+        f": where {source.gguf} is of an architecture that transformers cannot read, give the safetensors folder that "
+        "it was made from"
         if source.gguf
         else ""
     )

@@ -76,8 +76,9 @@ def frozen_experts(model: PeftModel) -> list[str]:
         f"{path.removeprefix('base_model.model.')}.{name}"
         for path, module in model.named_modules()
         for name, parameter in module.named_parameters(recurse=False)
-        if parameter.dim() == 3 and not isinstance(module, nn.Conv1d) and (id(module), name) not in taken
-    ]
+        if parameter.dim() == 3 and min(parameter.shape) > 1  # shorter ones are vectors
+        and not isinstance(module, nn.Conv1d) and (id(module), name) not in taken
+    ]  # fmt: skip
 
 
 def _names(model: PreTrainedModel, wanted: str, linear: Mapping[str, nn.Module]) -> list[str]:

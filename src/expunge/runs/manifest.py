@@ -154,14 +154,16 @@ def other_surroundings(manifest: dict[str, Any], device: torch.device) -> list[s
 
 
 def model_fingerprint(name: str, commit: str | None = None) -> str:
-    """SHA-256 over the weights and configuration of a local folder, and of its base where it is an adapter.
+    """SHA-256 over the weights and configuration of a folder or GGUF file, and of its base where it is an adapter.
 
     A model from the Hub is known by its name and the commit that was loaded.
     """
     parts = []
     for place in places(name):
         folder = Path(place)
-        if folder.is_dir():
+        if folder.is_file():
+            parts.append(files.sha256_file(folder))
+        elif folder.is_dir():
             configs = [folder / own for own in ("config.json", "adapter_config.json") if (folder / own).exists()]
             parts += [files.sha256_file(path) for path in (*sorted(folder.glob("*.safetensors")), *configs)]
         else:
@@ -169,14 +171,25 @@ def model_fingerprint(name: str, commit: str | None = None) -> str:
     return files.fingerprint(*parts)
 
 
-def check_base(name: str, manifest: dict[str, Any], flag: str) -> None:
-    """Refuse a base that is not the one that the run was made on; one from the Hub is known by its name.
+def known_base(name: str, commit: str | None = None) -> str | None:
+    """The fingerprint of a model; None of one on the Hub of which it is not known yet which commit will be loaded."""
+    local = Path(name).exists() and Path(base_name(name)).exists()
+    return model_fingerprint(name, commit) if local or commit else None
+
+
+def check_base(name: str, manifest: dict[str, Any], flag: str, commit: str | None = None) -> None:
+    """Refuse a base that is not the one that the run was made on.
+
+    Args:
+        name: The base.
+        manifest: The run's.
+        flag: What the message begins with.
+        commit: Of a base on the Hub, once it is loaded.
 
     Raises:
-        RunError: Another model lies in the base's folder now.
+        RunError: Another model lies in the base's place now.
     """
-    local = Path(name).is_dir() and Path(base_name(name)).is_dir()
-    if local and model_fingerprint(name) != manifest["model_sha256"]:
+    if known_base(name, commit) not in (None, manifest["model_sha256"]):
         raise RunError(f"{flag}: {name} is another model than the one that the run was made on: put that one back")
 
 

@@ -34,7 +34,7 @@ from expunge.runs.lock import hold
 from expunge.runs.manifest import check_base, read_manifest
 from expunge.runs.run import SUMMARY
 from expunge.runs.settings import run_settings
-from expunge.train.merge import check_texts, run_rows
+from expunge.runs.texts import check_texts, run_rows
 from expunge.train.scale import Calibration, choose_scale, most_scales, record
 from expunge.train.sets import Sets, membership_texts, read_sets
 from expunge.train.validation import ValidationRows, Validator
@@ -76,12 +76,13 @@ def _calibrate(config: CalibrateConfig, settings: UnlearnConfig, reporter: Repor
         trust_remote_code=config.trust_remote_code,
         revision=settings.revision,
     )
+    check_base(settings.model, manifest, "--run", getattr(loaded.base.config, "_commit_hash", None))
     pattern = (earlier or {}).get("trained_alpha_pattern") or {}
     alphas = {"lora_alpha": earlier["trained_alpha"], "alpha_pattern": pattern} if earlier else None
     attach_adapter(loaded, config.run, alphas)
     trained: Any = loaded.model.peft_config["default"]  # a LoraConfig
     rows = {name: run_rows(settings, loaded.tokenizer, getattr(sets, name)) for name in SETS}
-    check_texts(manifest, rows, {"forget": config.forget, "retain": config.retain})
+    check_texts(manifest, settings, {name: rows[name] for name in ("forget", "retain")})
     hashes, halves = split_off(judged, sets.retain, loaded.tokenizer)
     looked_at = sorted({*keyed_hashes(hashes), *(earlier["selection_hmac"] if earlier else ())})
     members, nonmembers = (run_rows(settings, loaded.tokenizer, own) for own in halves)

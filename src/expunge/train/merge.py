@@ -12,11 +12,9 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from expunge.config import UnlearnConfig
-from expunge.data.examples import Example
-from expunge.data.tokenize import PromptFormat, TokenizedExample, hash_rows, tokenize_all
+from expunge.data.tokenize import TokenizedExample
 from expunge.errors import ModelError, RunError
 from expunge.model.adapter import attach_adapter
 from expunge.model.export import export
@@ -30,9 +28,9 @@ from expunge.runs.manifest import check_base, read_manifest
 from expunge.runs.reads import check_apart, model_folders
 from expunge.runs.run import READS
 from expunge.runs.settings import run_settings
+from expunge.runs.texts import check_texts, run_rows
 from expunge.train.sets import read_sets
 from expunge.utils import files, folders
-from expunge.utils.keys import keyed, of_this_key
 
 LOST = 0.1
 """The forgetting survives when the merged model is off by no more than this share of the adapter's rise in forget loss,
@@ -121,8 +119,9 @@ def merge(
         revision=config.revision,
     )
     rows = {name: run_rows(config, loaded.tokenizer, getattr(sets, name)) for name in ("forget", "retain")}
-    check_texts(manifest, rows, {"forget": forget, "retain": retain})
+    check_texts(manifest, config, rows)
     probes = [row.input_ids for side in rows.values() for row in side[:PROBES]]
+    check_base(config.model, manifest, f"--run {run}", getattr(loaded.base.config, "_commit_hash", None))
     losses, right = _fold(loaded, run, rows["forget"], probes)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
@@ -145,28 +144,6 @@ def merge(
     reason = _judge(losses)
     bound = LOST * max(0.0, losses["adapter"] - losses["untouched"])
     return MergeReport(target, dtypes, difference, losses, not reason, bound, reason, notes)
-
-
-def run_rows(
-    settings: UnlearnConfig, tokenizer: PreTrainedTokenizerBase, texts: Sequence[Example]
-) -> list[TokenizedExample]:
-    """Texts as a finished run has read them; completions that do not fit are cut."""
-    prompt_format = PromptFormat(settings.prompt_format, settings.end_of_text == "yes")
-    return tokenize_all(tokenizer, texts, prompt_format, max_length=settings.max_length, truncate_completions=True)
-
-
-def check_texts(
-    manifest: Mapping[str, Any], rows: Mapping[str, Sequence[TokenizedExample]], given: Mapping[str, str | None]
-) -> None:
-    """Refuse texts given in place of a run's that are others.
-
-    Raises:
-        RunError: So.
-    """
-    for name, place in given.items():
-        then = str(manifest["data"].get(name))
-        if place and of_this_key(then) and then != keyed(hash_rows(rows[name])):
-            raise RunError(f"--{name} {place}: these are not the {name} texts that the run was made with: give those")
 
 
 def _check_run(run: str, config: UnlearnConfig) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from collections.abc import Hashable, Sequence
 from functools import cache, lru_cache
 from typing import Any
 
-from expunge.data.words import words
+from expunge.data.words import visible, words
 from expunge.errors import DataError
 from expunge.evaluation.metrics.memorization import perplexity
 from expunge.evaluation.metrics.record import TokenRecord
@@ -48,33 +48,34 @@ def rouge(prediction: str, reference: str, *, stem: bool = True) -> dict[str, fl
 
 
 @knowledge("rouge_1_recall", family="text", source=LIN, skips="qa")
-def rouge_1_recall(text: str, expected: str) -> float:
+def rouge_1_recall(text: str, expected: str) -> float | None:
     """Share of the reference's words that the generation holds"""
-    return rouge(text, expected)["rouge_1_recall"]
+    return _of_words(text, expected, "rouge_1_recall")
 
 
 @knowledge("rouge_1_f1", family="text", source=LIN, skips="qa")
-def rouge_1_f1(text: str, expected: str) -> float:
+def rouge_1_f1(text: str, expected: str) -> float | None:
     """Harmonic mean of ROUGE-1 precision and recall"""
-    return rouge(text, expected)["rouge_1_f1"]
+    return _of_words(text, expected, "rouge_1_f1")
 
 
 @knowledge("rouge_l_recall", family="text", source=LIN, skips="qa", by_task=True)
-def rouge_l_recall(text: str, expected: str) -> float:
+def rouge_l_recall(text: str, expected: str) -> float | None:
     """Longest common subsequence of words / words of the reference"""
-    return rouge(text, expected)["rouge_l_recall"]
+    return _of_words(text, expected, "rouge_l_recall")
 
 
 @knowledge("rouge_l_f1", family="text", source=LIN, skips="qa")
-def rouge_l_f1(text: str, expected: str) -> float:
+def rouge_l_f1(text: str, expected: str) -> float | None:
     """Harmonic mean of ROUGE-L precision and recall"""
-    return rouge(text, expected)["rouge_l_f1"]
+    return _of_words(text, expected, "rouge_l_f1")
 
 
 @knowledge("exact_match", family="text", source=SEMEVAL, skips="sc", by_task=True)
 def exact_match(text: str, expected: str) -> float:
-    """Equal but for case and white space at the ends"""
-    return float(text.strip().lower() == expected.strip().lower())
+    """Equal but for case, composition (NFC) and white space at the ends"""
+    said, wanted = (visible(side).strip().casefold() for side in (text, expected))
+    return float(said == wanted)
 
 
 @metric("official_regurgitation", direction=None, default=False, family="text", source=SEMEVAL)
@@ -85,18 +86,18 @@ def official_regurgitation(text: str, expected: str, kind: str) -> float | None:
 
 @metric("official_knowledge", direction=None, default=False, family="text", source=SEMEVAL)
 def official_knowledge(text: str, expected: str, kind: str) -> float | None:
-    """`exact_match` of a question, as the organisers score it."""
-    return exact_match(text, expected) if kind == "qa" else None
+    """Whether an answer is equal but for case and white space at the ends, as the organisers score it."""
+    return float(text.strip().lower() == expected.strip().lower()) if kind == "qa" else None
 
 
 @knowledge("verbatim_memorization", default=False, family="text", source=MUSE)
-def verbatim_memorization(text: str, expected: str) -> float:
+def verbatim_memorization(text: str, expected: str) -> float | None:
     """ROUGE-L F1 of the continuation of a document, no stemming"""
-    return rouge(text, expected, stem=False)["rouge_l_f1"]
+    return _of_words(text, expected, "rouge_l_f1", stem=False)
 
 
 @knowledge("knowledge_memorization", default=False, family="text", source=MUSE)
-def knowledge_memorization(text: str, expected: str) -> float:
+def knowledge_memorization(text: str, expected: str) -> float | None:
     """ROUGE-L F1 of the answer to a question, no stemming"""
     return verbatim_memorization(text, expected)
 
@@ -171,6 +172,11 @@ def published_rouge(prediction: str, reference: str, *, stem: bool = True) -> di
 def seen_by_published_rouge(text: str) -> bool:
     """Whether the published scorers see anything of a text."""
     return re.search("[a-z0-9]", text.lower()) is not None
+
+
+def _of_words(text: str, expected: str, name: str, *, stem: bool = True) -> float | None:
+    """A value of `rouge`; None for a reference without words, which nothing could be found of."""
+    return rouge(text, expected, stem=stem)[name] if words(expected) else None
 
 
 def _stems(text: str, stem: bool) -> list[str]:
