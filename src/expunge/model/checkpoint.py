@@ -107,7 +107,7 @@ def _kept_wide(source: Source, config: PretrainedConfig) -> Iterator[None]:
     """
     kind: Any = AutoModelForCausalLM._model_mapping.get(type(config), None)
     folder = Path(source.base)
-    if not isinstance(kind, type) or source.gguf or not folder.is_dir():
+    if kind is None or isinstance(kind, tuple) or source.gguf or not folder.is_dir():
         yield
         return
     wide = (key for file in weight_files(folder) for key, own in check_whole(file).items() if own["dtype"] == "F32")
