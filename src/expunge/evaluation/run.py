@@ -1,7 +1,8 @@
 """`expunge evaluate` and `expunge score`: from a model, or from stored predictions, to a results file."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from statistics import median
@@ -22,13 +23,13 @@ from expunge.evaluation.checks import (
     mismatches,
     resolved,
 )
-from expunge.evaluation.estimate import Estimate
-from expunge.evaluation.measurement import Measurement, Values
+from expunge.evaluation.measurement import Measurement
 from expunge.evaluation.paired import Table, changes
 from expunge.evaluation.passes import Options, adapter_off, measure
 from expunge.evaluation.predictions import Predictions, read_any, read_mmlu, write_predictions
 from expunge.evaluation.results import other_subject, results_before, write_results
 from expunge.evaluation.suite import Suite, with_facts, with_families, write_key_words
+from expunge.evaluation.utility import Utility, check_tasks, run_tasks, utility_of
 from expunge.evaluation.values_file import read_values_file, values_path, write_values
 from expunge.model.adapter import adapter_folder, attach_adapter
 from expunge.model.device import pick_device
@@ -83,8 +84,6 @@ def _evaluate(config: EvaluateConfig, reporter: Reporter, processes: Processes) 
     if adapter:
         suite = reported(suite, adapter.parent)
     if config.tasks:
-        from expunge.evaluation.utility import check_tasks
-
         check_tasks(config.task_names, config.task_path)
     compared, flag = (config.reference, "--reference") if config.reference else (config.origin, "--origin")
     if compared:
@@ -223,30 +222,17 @@ def score_predictions(
     return results
 
 
-@dataclass(frozen=True)
-class _Utility:
-    """What utility tasks gave: numbers for the results, values of every row, accuracy on MMLU."""
-
-    entries: Mapping[str, Estimate] = field(default_factory=dict)
-    rows: Mapping[tuple[str, str], Values] = field(default_factory=dict)
-    mmlu: float | None = None
-
-
-def _utility(loaded: LoadedModel, config: EvaluateConfig, reporter: Reporter) -> _Utility:
+def _utility(loaded: LoadedModel, config: EvaluateConfig, reporter: Reporter) -> Utility:
     """The utility tasks, on the model and, under an adapter, on the untouched one."""
     if not config.tasks:
-        return _Utility()
-    from expunge.evaluation.utility import mmlu_average, run_tasks, task_entries, task_rows
-
-    def run() -> Any:
-        return run_tasks(loaded, config.task_names, task_path=config.task_path, limit=config.limit)
-
+        return Utility()
+    run = partial(run_tasks, loaded, config.task_names, task_path=config.task_path, limit=config.limit)
     reporter.say(f"utility tasks: {', '.join(config.task_names)}")
     after, before = run(), None
     if config.adapter:
         with adapter_off(loaded):
             before = run()
-    return _Utility(task_entries(after, before), task_rows(after), mmlu_average(after))
+    return utility_of(after, before)
 
 
 def _load(config: EvaluateConfig, name: str) -> LoadedModel:

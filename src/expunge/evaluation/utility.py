@@ -5,12 +5,11 @@ The values of every row are kept, so that the means have the same kind of interv
 
 import io
 import logging
-import math
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.util import find_spec
 from typing import Any
@@ -20,9 +19,8 @@ import numpy as np
 from expunge.errors import ConfigError, DataError
 from expunge.evaluation.estimate import Estimate
 from expunge.evaluation.measurement import Values
-from expunge.evaluation.stats import difference_estimate, mean_estimate
+from expunge.evaluation.stats import difference_estimate
 from expunge.model.load import LoadedModel
-from expunge.utils.roc import Floats
 
 SOURCE = "lm-evaluation-harness"
 BATCH_TOKENS = 4096
@@ -30,20 +28,18 @@ BATCH_TOKENS = 4096
 
 
 @dataclass(frozen=True)
-class TaskValues:
-    """One metric of one task, or of all tasks of a group.
+class Utility:
+    """What utility tasks gave.
 
     Attributes:
-        metric: lm-eval's name of it (`acc`, `exact_match`, ...).
-        tasks: Task of each row.
-        rows: Name of each row.
-        values: float64 `(rows,)`.
+        entries: Mean of every task and, where it was asked too, the paired change from the untouched model's.
+        rows: (`all`, task or group with its metric) -> the values of its rows.
+        mmlu: Accuracy over all rows of the tasks whose names begin with `mmlu`; None when there are none.
     """
 
-    metric: str
-    tasks: tuple[str, ...]
-    rows: tuple[str, ...]
-    values: Floats
+    entries: Mapping[str, Estimate] = field(default_factory=dict)
+    rows: Mapping[tuple[str, str], Values] = field(default_factory=dict)
+    mmlu: float | None = None
 
 
 def check_tasks(tasks: Sequence[str], task_path: str | None) -> None:
@@ -68,8 +64,8 @@ def check_tasks(tasks: Sequence[str], task_path: str | None) -> None:
 
 def run_tasks(
     loaded: LoadedModel, tasks: Sequence[str], *, task_path: str | None = None, limit: int | None = None
-) -> dict[str, TaskValues]:
-    """Run tasks, or groups of them, on a model as it stands: name -> values of its first metric.
+) -> dict[tuple[str, str], Values]:
+    """Run tasks, or groups of them, on a model as it stands: (`all`, name with its first metric) -> values.
 
     `task_path` is a folder with further task files, `limit` the rows per task (all when None).
 
@@ -94,35 +90,21 @@ def run_tasks(
         except (OSError, ConnectionError, ValueError, KeyError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
             raise DataError(f"--tasks {','.join(tasks)}: lm-eval cannot run them ({reason})") from None
-    samples = found["samples"]
-    return {name: _values(name, _leaves(name, found.get("group_subtasks", {})), samples) for name in tasks}
+    groups = found.get("group_subtasks", {})
+    return dict(_values(name, _leaves(name, groups), found["samples"]) for name in tasks)
 
 
-def task_entries(after: Mapping[str, TaskValues], before: Mapping[str, TaskValues] | None) -> dict[str, Estimate]:
-    """Mean of every task; with the paired change from the untouched model's, where that was asked too."""
-    found = {}
-    for name, own in after.items():
-        key = f"all/{name}_{own.metric}"
-        found[key] = mean_estimate(own.values, own.rows).read_as("higher", "utility", SOURCE)
+def utility_of(after: Mapping[tuple[str, str], Values], before: Mapping[tuple[str, str], Values] | None) -> Utility:
+    """What the tasks say of a model and, where they were run on it too, of the untouched one."""
+    entries = {}
+    for key, own in after.items():
+        entries["/".join(key)] = own.estimate().read_as("higher", "utility", SOURCE)
         if before is not None:
-            change = difference_estimate(before[name].values, own.values, own.rows)
+            change = difference_estimate(before[key].values, own.values, own.documents)
             source = f"{SOURCE}; paired with the untouched model"
-            found[f"{key}_change"] = change.read_as("higher", "utility", source)
-    return found
-
-
-def task_rows(after: Mapping[str, TaskValues]) -> dict[tuple[str, str], Values]:
-    """The values for the per-example file."""
-    return {
-        ("all", f"{name}_{own.metric}"): Values(own.rows, own.tasks, own.rows, own.values)
-        for name, own in after.items()
-    }
-
-
-def mmlu_average(values: Mapping[str, TaskValues]) -> float | None:
-    """Accuracy over all rows of the tasks whose names begin with `mmlu`; None when there are none."""
-    found = [own.values for name, own in values.items() if name.startswith("mmlu")]
-    return float(np.concatenate(found).mean()) if found else None
+            entries[f"{'/'.join(key)}_change"] = change.read_as("higher", "utility", source)
+    mmlu = [own.values for (_, name), own in after.items() if name.startswith("mmlu")]
+    return Utility(entries, after, float(np.concatenate(mmlu).mean()) if mmlu else None)
 
 
 def _leaves(name: str, groups: Mapping[str, Sequence[str]]) -> list[str]:
@@ -131,20 +113,19 @@ def _leaves(name: str, groups: Mapping[str, Sequence[str]]) -> list[str]:
     return [leaf for own in below for leaf in _leaves(own, groups)] if below else [name]
 
 
-def _values(name: str, leaves: Sequence[str], samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> TaskValues:
+def _values(
+    name: str, leaves: Sequence[str], samples: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> tuple[tuple[str, str], Values]:
     first = samples[leaves[0]][0]
     metric = next((own for own in first.get("metrics", []) if isinstance(first.get(own), int | float)), None)
     if metric is None:
         raise DataError(f"--tasks {name}: has no metric of single rows, so there is nothing to take a mean of")
-    tasks, rows, values = [], [], []
-    for leaf in leaves:
-        for sample in samples[leaf]:
-            tasks.append(leaf)
-            rows.append(f"{leaf}-{sample['doc_id']}")
-            values.append(float(sample[metric]))
-    if not all(math.isfinite(value) for value in values):
+    found = [(leaf, sample) for leaf in leaves for sample in samples[leaf]]
+    values = np.array([float(sample[metric]) for _, sample in found])
+    if not np.isfinite(values).all():
         raise DataError(f"--tasks {name}: its {metric} is no finite number on some rows")
-    return TaskValues(metric, tuple(tasks), tuple(rows), np.array(values))
+    rows = tuple(f"{leaf}-{sample['doc_id']}" for leaf, sample in found)
+    return ("all", f"{name}_{metric}"), Values(rows, tuple(leaf for leaf, _ in found), rows, values)
 
 
 @cache
