@@ -25,7 +25,7 @@ def subject(request: pytest.FixtureRequest, shared: Path, tmp_path_factory: pyte
     return request.param, load_model(str(folder), dtype="float32", device="cpu")
 
 
-def test_scores_and_areas(subject: tuple[str, LoadedModel], shared: Path) -> None:
+def test_scores_and_areas(subject: tuple[str, LoadedModel], shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name, loaded = subject
     golden = json.loads((shared / "golden/metrics/muse.json").read_text("utf-8"))
     texts = json.loads((shared / "golden/metrics/data.json").read_text("utf-8"))
@@ -48,12 +48,9 @@ def test_scores_and_areas(subject: tuple[str, LoadedModel], shared: Path) -> Non
         **{side: documents(side) for side in ("forget", "retain", "holdout")},
     )
     assert data.forget_qa[0].prompt == want["knowmem_forget"]["first_prompt"]
-    suite = muse.suite_of(
-        data,
-        "news",
-        verbatim_tokens=settings["verbmem_max_new_tokens"],
-        knowledge_tokens=settings["knowmem_max_new_tokens"],
-    )
+    for group in ("verbmem", "knowmem"):
+        monkeypatch.setitem(muse.MAX_NEW_TOKENS, group, settings[f"{group}_max_new_tokens"])
+    suite = muse.suite_of(data, "news")
     found = measure(loaded, suite, suite.prompt_format, Options())
 
     said = found.said["forget"]

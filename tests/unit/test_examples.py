@@ -115,9 +115,7 @@ def test_named_columns_go_over_the_recognised_ones(tmp_path: Path) -> None:
     assert read_examples(path, columns=named) == [Example("7", "q", "o", "t", "", f"{path}:1")]
     assert read_examples(path, columns={"prompt": "topic"})[0].prompt == "t"
     bare = write_jsonl(tmp_path / "bare.jsonl", [{"body": "b"}])
-    assert read_examples(bare, columns={"completion": "body"}, name="n") == [
-        Example("n-1", "", "b", "", "", f"{bare}:1")
-    ]
+    assert read_examples(bare, columns={"completion": "body"}) == [Example("bare-1", "", "b", "", "", f"{bare}:1")]
 
 
 def test_ids_are_strings_integers_or_row_numbers(tmp_path: Path) -> None:

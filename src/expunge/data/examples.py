@@ -88,7 +88,7 @@ class Example:
         return sorted({key for turn in turns for key in SPOKEN if key in turn} | {*self.template} & {*TEMPLATE})
 
 
-def read_examples(source: str | Path, *, columns: Mapping[str, str] | None = None, name: str = "") -> list[Example]:
+def read_examples(source: str | Path, *, columns: Mapping[str, str] | None = None) -> list[Example]:
     """Read every row of a file or data set, in its order.
 
     Args:
@@ -96,7 +96,6 @@ def read_examples(source: str | Path, *, columns: Mapping[str, str] | None = Non
             `datasets.save_to_disk` (`folder` or `folder:split`), or a `datasets` name (`name`, `name:split`,
             `name@config:split`). A `Path` is never looked up as a name.
         columns: Field (`prompt`, `completion`, `id`, `task`, `keywords`) to column, over what is recognised.
-        name: What the ids of rows without an `id` begin with; by default the stem of the file or data set.
 
     Raises:
         DataError: The source cannot be read, has no rows or no known columns, or a row cannot be used.
@@ -109,7 +108,7 @@ def read_examples(source: str | Path, *, columns: Mapping[str, str] | None = Non
         raise DataError(f"{source}: is empty, there is not one row in it")
     found = list(dict.fromkeys(column for _, row in rows for column in row))
     chosen = _choose_columns(source, found, columns)
-    prefix = name or stem(source)
+    prefix = stem(source)
     return [_example(row, where, f"{prefix}-{number}", chosen) for number, (where, row) in enumerate(rows, 1)]
 
 

@@ -7,6 +7,7 @@ same encoding: what it is trained on and what it is asked with are never two enc
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -116,26 +117,10 @@ def tokenize(
 
 
 def tokenize_all(
-    tokenizer: PreTrainedTokenizerBase,
-    examples: Sequence[Example],
-    prompt_format: PromptFormat,
-    *,
-    max_length: int,
-    truncate_completions: bool = False,
-    bound: str = "--max-length",
+    tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], prompt_format: PromptFormat, **options: Any
 ) -> list[TokenizedExample]:
-    """`tokenize` over a whole set."""
-    return [
-        tokenize(
-            tokenizer,
-            example,
-            prompt_format,
-            max_length=max_length,
-            truncate_completions=truncate_completions,
-            bound=bound,
-        )
-        for example in examples
-    ]
+    """`tokenize` over a whole set; options and errors are its own."""
+    return [tokenize(tokenizer, example, prompt_format, **options) for example in examples]
 
 
 def hash_rows(rows: Sequence[TokenizedExample]) -> str:

@@ -100,23 +100,17 @@ def greedy(
         The new tokens of each row, the end token included where there was one.
     """
     return _decode(
-        loaded, prompts, max_new_tokens, _argmax, drafts=drafts, max_cached_tokens=max_cached_tokens, progress=progress
-    )
+        loaded, prompts, _argmax, max_new_tokens=max_new_tokens, drafts=drafts, max_cached_tokens=max_cached_tokens,
+        progress=progress,
+    )  # fmt: skip
 
 
 def sample(
-    loaded: LoadedModel,
-    prompts: Sequence[Sequence[int]],
-    *,
-    temperature: float = 1.0,
-    seed: int = 0,
-    max_new_tokens: int = 256,
-    max_cached_tokens: int | None = None,
-    progress: Callable[[int], None] | None = None,
+    loaded: LoadedModel, prompts: Sequence[Sequence[int]], *, temperature: float = 1.0, seed: int = 0, **options: Any
 ) -> list[list[int]]:
     """Continue each prompt with tokens drawn from the model's whole distribution at `temperature`.
 
-    The other arguments and the result are those of `greedy`.
+    The options and the result are those of `greedy`, drafts aside.
     """
     generator = torch.Generator(loaded.device).manual_seed(seed)
 
@@ -125,22 +119,19 @@ def sample(
 
     with torch.random.fork_rng():
         torch.manual_seed(seed)  # the library's own decoding draws from the global generator
-        return _decode(
-            loaded, prompts, max_new_tokens, draw,
-            max_cached_tokens=max_cached_tokens, progress=progress, temperature=temperature,
-        )  # fmt: skip
+        return _decode(loaded, prompts, draw, temperature=temperature, **options)
 
 
 @torch.no_grad()
 def _decode(
     loaded: LoadedModel,
     prompts: Sequence[Sequence[int]],
-    max_new_tokens: int,
     pick: Pick,
     *,
+    max_new_tokens: int = 256,
     drafts: Sequence[Sequence[int]] | None = None,
-    max_cached_tokens: int | None,
-    progress: Callable[[int], None] | None,
+    max_cached_tokens: int | None = None,
+    progress: Callable[[int], None] | None = None,
     temperature: float | None = None,
 ) -> list[list[int]]:
     context = loaded.context
@@ -150,7 +141,11 @@ def _decode(
     stops = stop_ids(loaded)
     report = progress or (lambda _: None)
     if batching_obstacle(loaded.base) is not None:
-        alone = [_generate_one(loaded, *row, stops, report, temperature) for row in zip(prompts, limits, strict=True)]
+        alone = []
+        for prompt, limit in zip(prompts, limits, strict=True):
+            said = go_on(loaded, [prompt], most=limit, stops=stops, temperature=temperature)[0]
+            alone.append(said[len(prompt) :])
+            report(1)
         loaded.join()
         return alone
 
@@ -363,20 +358,6 @@ def _settle(
         agreed = next((i for i, token in enumerate(draft) if token != said[i]), len(draft))
         settled.append(said[: agreed + 1])
     return cache, settled
-
-
-def _generate_one(
-    loaded: LoadedModel,
-    prompt: Sequence[int],
-    limit: int,
-    stops: frozenset[int],
-    report: Callable[[int], None],
-    temperature: float | None,
-) -> list[int]:
-    """One row alone, for models whose rows cannot share a batch; greedy without a temperature."""
-    tokens = go_on(loaded, [prompt], most=limit, stops=stops, temperature=temperature)[0]
-    report(1)
-    return tokens[len(prompt) :]
 
 
 def up_to_end(tokens: Sequence[int], stops: frozenset[int]) -> Sequence[int]:

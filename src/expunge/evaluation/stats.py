@@ -254,9 +254,6 @@ def runs_estimate(values: Sequence[float] | Floats) -> Estimate:
     return Estimate(mean, mean - half, mean + half, runs.size)
 
 
-# --- means ---------------------------------------------------------------------------------------
-
-
 def _mean(rows: Floats, codes: NDArray[np.int64], seed: int) -> Estimate:
     if not rows.size:
         return Estimate(NAN, reason=NO_ROWS)
@@ -337,15 +334,9 @@ def _in_unit_range(rows: Floats) -> bool:
     return bool(rows.min() >= 0 and rows.max() <= 1)
 
 
-# --- two sides -----------------------------------------------------------------------------------
-
-
 def _share_draws(hits: NDArray[np.int64], trials: int, rng: np.random.Generator) -> Floats:
     """A draw of the true share for each count, from its posterior under Jeffreys' prior."""
     return rng.beta(hits + 0.5, trials - hits + 0.5)
-
-
-# --- small things --------------------------------------------------------------------------------
 
 
 def _codes(name: str, clusters: Sequence[Hashable] | None, rows: int) -> NDArray[np.int64]:

@@ -31,10 +31,10 @@ class Benchmark:
     notes: Callable[[Measurement, Suite], list[str]] = lambda measurement, suite: []
 
 
-_SEMEVAL = (semeval.aggregate_entries, semeval.official_fields, semeval.blind_spots)
+_SEMEVAL = Benchmark(semeval.read, semeval.aggregate_entries, semeval.official_fields, semeval.blind_spots)
 BENCHMARKS = {
-    "semeval": Benchmark(semeval.read_semeval, *_SEMEVAL),
-    "lume": Benchmark(semeval.read_lume_folder, *_SEMEVAL),
+    "semeval": _SEMEVAL,
+    "lume": _SEMEVAL,
     "tofu": Benchmark(tofu.read, tofu.aggregate_entries),
     "muse": Benchmark(muse.read, muse.aggregate_entries),
     "custom": Benchmark(custom.read),

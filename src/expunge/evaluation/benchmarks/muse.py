@@ -6,7 +6,6 @@ by ROUGE-L F1 without stemming. The published numbers are means in percent; ours
 """
 
 import math
-from collections.abc import Mapping
 from dataclasses import replace
 
 from expunge.config import EvaluateConfig
@@ -23,8 +22,7 @@ from expunge.utils.roc import auc
 
 RAW = ("nll",)
 FORCED = ("probability", "perplexity", "exact_memorization", "extraction_strength")
-VERBATIM_TOKENS = 128
-KNOWLEDGE_TOKENS = 32
+MAX_NEW_TOKENS = {"verbmem": 128, "knowmem": 32}
 STOPS = ("\n\n", "\nQuestion", "Question:")
 """Where an answer ends."""
 PRIVLEAK_SHARE = 0.4
@@ -37,22 +35,14 @@ def read(config: EvaluateConfig) -> Suite:
     return suite_of(read_muse(config.data or "", corpus), corpus)
 
 
-def suite_of(
-    data: MuseData, corpus: str, *, verbatim_tokens: int = VERBATIM_TOKENS, knowledge_tokens: int = KNOWLEDGE_TOKENS
-) -> Suite:
-    """The corpus as the passes take it; the two numbers bound the generations."""
-    tokens = {"verbmem": verbatim_tokens, "knowmem": knowledge_tokens}
+def suite_of(data: MuseData, corpus: str) -> Suite:
+    """The corpus as the passes take it."""
+    verbatim = (*RAW, "verbatim_memorization", *FORCED, "repetition", "fluency", "leak_at_k")
     return Suite(
         (
-            _rows(
-                "forget",
-                "verbmem",
-                data.verbmem,
-                (*RAW, "verbatim_memorization", *FORCED, "repetition", "fluency", "leak_at_k"),
-                tokens,
-            ),
-            _rows("forget", "knowmem", data.forget_qa, (*RAW, "knowledge_memorization", "leak_at_k"), tokens),
-            _rows("retain", "knowmem", data.retain_qa, ("knowledge_memorization", *FORCED), tokens),
+            _rows("forget", "verbmem", data.verbmem, verbatim),
+            _rows("forget", "knowmem", data.forget_qa, (*RAW, "knowledge_memorization", "leak_at_k")),
+            _rows("retain", "knowmem", data.retain_qa, ("knowledge_memorization", *FORCED)),
         ),
         Documents(data.forget, data.holdout, names=("forget", "holdout"), shares=(0.2, PRIVLEAK_SHARE)),
         prompt_format=PromptFormat("none", end_of_text=False),
@@ -78,16 +68,14 @@ def aggregate_entries(
     return {"membership/privleak": METRICS["privleak"].read(Estimate(value, n=n, reason=reason))}
 
 
-def _rows(
-    name: str, group: str, examples: list[Example], metrics: tuple[str, ...], tokens: Mapping[str, int]
-) -> RowSet:
+def _rows(name: str, group: str, examples: list[Example], metrics: tuple[str, ...]) -> RowSet:
     verbatim = group == "verbmem"
     return RowSet(
         name,
         [replace(example, task=group) for example in examples],
         [example.id for example in examples],
         metrics,
-        max_new_tokens=tokens[group],
+        max_new_tokens=MAX_NEW_TOKENS[group],
         cut_reference=verbatim,
         stops=() if verbatim else STOPS,
         by_task=False,

@@ -30,14 +30,9 @@ SCORED = ("rouge_1_recall", "rouge_l_recall", "exact_match")
 """What stored predictions tell."""
 
 
-def read_semeval(config: EvaluateConfig) -> Suite:
-    """The organisers' folder, one split."""
+def read(config: EvaluateConfig) -> Suite:
+    """The organisers' folder, one split, or the whole benchmark, which has no splits."""
     return suite_of(read_lume(config.data or "", config.split))
-
-
-def read_lume_folder(config: EvaluateConfig) -> Suite:
-    """The whole benchmark, which has no splits."""
-    return suite_of(read_lume(config.data or ""))
 
 
 def suite_of(data: LumeData) -> Suite:
