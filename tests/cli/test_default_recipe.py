@@ -39,7 +39,9 @@ def followed_template(template: Path, tmp_path_factory: pytest.TempPathFactory) 
     shutil.copytree(template, folder)
     write_jsonl(folder / "many.jsonl", MANY)
     write_jsonl(folder / "unseen.jsonl", UNSEEN)
-    with chdir(folder):
+    nothing = import_module("expunge.report.page").Drawings([], [], None, None, [])
+    with chdir(folder), pytest.MonkeyPatch.context() as patch:
+        patch.setattr("expunge.report.page.draw", lambda groups: nothing)
         assert main(WATCHED) == 0
     return folder
 
@@ -218,14 +220,13 @@ def test_resumed_equals_uninterrupted_with_evaluation_steps(texts: Path, expunge
         assert Path("run", name).read_bytes() == Path("whole", name).read_bytes(), name
 
 
-@pytest.mark.parametrize("name", ["best.0", "average.0"])
-def test_a_checkpoint_holds_what_the_end_depends_on(name: str, texts: Path, expunge: Run) -> None:
+def test_a_checkpoint_holds_what_the_end_depends_on(texts: Path, expunge: Run) -> None:
     """Without the best state, or the average, a resumed run would end otherwise."""
     with stopped_after(6):
         assert expunge(*FOLLOW, "--eval-every", "2").code == 130
     (checkpoint,) = Path("run/checkpoints").iterdir()
     tensors = import_module("safetensors.torch").load_file(checkpoint / "state.safetensors")
-    assert name in tensors
+    assert {"best.0", "average.0"} <= tensors.keys()
 
 
 # --- how long ------------------------------------------------------------------------------------

@@ -42,7 +42,6 @@ def write_assets(assets: Path, rng: random.Random) -> None:
         teach(assets / name, rows, rng)
 
 
-@pytest.mark.usefixtures("figures")
 def test_the_demo_forgets_keeps_and_shows_it(tmp_path: Path, expunge: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     write_assets(tmp_path / "package" / "assets", random.Random(0))
     monkeypatch.setattr(run, "files", lambda package: tmp_path / "package")

@@ -150,7 +150,7 @@ def test_resumed_and_repeated_are_the_same_to_the_last_bit(
         settings["holdout"] = None
     whole = train("whole", **settings)
     resume = False
-    for steps in (2, 1):
+    for steps in (3,) if variant in FORGET_LOSSES else (2, 1):  # interrupted once, or twice
         StopAfter.steps = steps
         with monkeypatch.context() as patch:
             patch.setattr(module, "StopRequest", StopAfter)
