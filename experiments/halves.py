@@ -15,9 +15,7 @@ from itertools import compress
 from statistics import correlation, fmean
 
 from experiments.quality import documents_of, subject_arguments, subject_of
-from expunge.data.examples import Example
-from expunge.data.families import families
-from expunge.data.holdout import selection_half
+from expunge.data.holdout import Side, selection_half
 from expunge.data.lume import read_lume
 from expunge.data.surprise import surprises
 from expunge.data.tokenize import PromptFormat, tokenize_all
@@ -37,18 +35,19 @@ def main(argv: list[str] | None = None) -> None:
         subject = subject_of(name, args.taught)
         found = read_lume(subject.data, subject.split)
         sides = documents_of(found)
+        texts = [side.texts for side in sides]
         loaded = load_model(str(subject.retrained), dtype="float32", device="cpu")
         losses = []
-        for side in sides:
+        for side in texts:
             rows = tokenize_all(
                 loaded.tokenizer, side, PromptFormat("space", False), max_length=512, truncate_completions=True
             )
             losses.append([-own.mean().item() for own in sequence_logps(loaded, [row.input_ids for row in rows])])
-        hard = surprises(loaded.tokenizer, found.retain, sides)
-        level = [[0.0] * len(side) for side in sides]
+        hard = surprises(loaded.tokenizer, found.retain, texts)
+        level = [[0.0] * len(side) for side in texts]
         cells = [
             name,
-            f"{len(sides[0])} + {len(sides[1])}",
+            f"{len(texts[0])} + {len(texts[1])}",
             f"{_auc(losses):.2f}",
             *(f"{_gap(sides, losses, own):.3f}" for own in (level, hard)),
             *(f"{correlation(own, loss):.2f}" for own, loss in zip(hard, losses, strict=True)),
@@ -56,14 +55,14 @@ def main(argv: list[str] | None = None) -> None:
         print(f"| {' | '.join(cells)} |", flush=True)
 
 
-def _gap(sides: list[list[Example]], losses: list[list[float]], surprise: list[list[float]]) -> float:
+def _gap(sides: list[Side], losses: list[list[float]], surprise: list[list[float]]) -> float:
     """Root mean square over splits of the difference of both halves' AUCs."""
     squares = []
     for salt in range(SPLITS):
         halves: tuple[list[list[float]], list[list[float]]] = ([], [])
         for side, values, own in zip(sides, losses, surprise, strict=True):
-            hashes = [hashlib.sha256(f"{salt} {row.completion}".encode()).hexdigest() for row in side]
-            chosen = selection_half(hashes, own, families([row.text for row in side]))
+            hashes = [hashlib.sha256(f"{salt} {row.completion}".encode()).hexdigest() for row in side.texts]
+            chosen = selection_half(hashes, own, side.family)
             halves[0].append(list(compress(values, chosen)))
             halves[1].append(list(compress(values, (not at for at in chosen))))
         squares.append((_auc(halves[0]) - _auc(halves[1])) ** 2)

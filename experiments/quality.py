@@ -23,8 +23,7 @@ from transformers import AutoTokenizer
 from bench.workload import SEMEVAL, SHARED, SUBJECT
 from experiments.taught import SUBJECTS as TAUGHT
 from expunge import EvaluateConfig, UnlearnConfig, evaluate, unlearn
-from expunge.data.examples import Example
-from expunge.data.holdout import keyed_hashes, split_off, without_selection
+from expunge.data.holdout import Side, keyed_hashes, split_off, without_selection
 from expunge.data.lume import LumeData, read_lume
 from expunge.demo.subject import ASSETS
 from expunge.evaluation.bootstrap import t_quantile
@@ -177,7 +176,7 @@ def reported(subject: Subject, folder: Path) -> Path:
     return folder
 
 
-def documents_of(found: LumeData) -> list[list[Example]]:
+def documents_of(found: LumeData) -> list[Side]:
     """The documents, forgotten and unseen, one half of which steers a run on this data."""
     member, nonmember = found.member or [], found.nonmember or []
     return membership_texts(Sets(found.forget, found.retain, [], [], member, nonmember))

@@ -21,8 +21,9 @@ def check(results: dict) -> None:
     assert MARKER not in json.dumps(results)
     for name, entry in results["metrics"].items():
         assert {"value", "low", "high", "n", "direction", "source", "family"} <= set(entry), name
-        floor = (None,) if name.endswith("/mismatched") else ("higher", "lower", "target")
-        assert entry["direction"] in floor, name
+        set_name, by_form = name.split("/")[0], entry["family"] in ("memorization", "text")
+        nobody_is_judged = name.endswith("/mismatched") or (set_name == "holdout" and by_form)
+        assert entry["direction"] in ((None,) if nobody_is_judged else ("higher", "lower", "target")), name
         assert (entry["direction"] == "target") == ("target" in entry) or entry["family"] == "membership", name
         assert entry["source"], name
         if entry["low"] is not None and entry["value"] is not None:

@@ -187,7 +187,7 @@ def test_no_text_is_in_what_it_writes(run, expunge):
         (("--run", "done", "--holdout", "few.jsonl"), "at least 8 are needed"),
         (("--run", "run", "--holdout", "many.jsonl"), "--holdout many.jsonl: all of its texts are to be forgotten"),
         (("--run", "run", "--target-auc", "half"), "--target-auc half: must be a number"),
-        (("--run", "run", "--max-drift", "-1"), "--max-drift: must lie between 0 and 1"),
+        (("--run", "run", "--max-drift", "-1"), "--max-drift -1.0: must lie between 0 and 1"),
     ],
 )
 def test_what_cannot_be_used_is_refused_and_changes_nothing(run, work, expunge, flags, message):

@@ -100,7 +100,7 @@ def test_a_torn_state_is_recognised_and_the_one_before_is_used(
     damage, start = DAMAGE[name]
     damage()
     starts, train = [], module.train
-    monkeypatch.setattr(module, "train", lambda *given: starts.append(given[-1].state.global_step) or train(*given))
+    monkeypatch.setattr(module, "train", lambda *given: starts.append(given[-2].state.global_step) or train(*given))
 
     result = expunge(*TRAIN, "--resume")
 

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from workspace import FORGET, MARKER, QUICK, RETAIN, UNLEARN, Result, write_jsonl
 
+from expunge.config import EvaluateConfig
+from expunge.evaluation.checks import resolved
 from expunge.runs.settings import run_settings
 
 Run = Callable[..., Result]
@@ -47,6 +49,17 @@ def test_a_run_is_scored_as_it_was_made(work: Path, expunge: Run) -> None:
     assert expunge("compare", "done/results.json", "o.json", "--pool").code == 2
 
 
+def test_a_run_that_was_made_on_a_run_is_a_model_too(work: Path) -> None:
+    shutil.copytree("done", "second")
+    manifest = read("second/manifest.json")
+    manifest["settings"]["model"] = "done"
+    Path("second/manifest.json").write_text(json.dumps(manifest))
+    asked = EvaluateConfig(model="second", benchmark="custom", forget="forget.jsonl", output="r.json")
+    once = resolved(asked)
+    assert (once.model, once.adapter) == ("done", "second")
+    assert resolved(once) == once
+
+
 def test_facts_are_counted_before_and_after_and_key_words_can_be_read_and_given(work: Path, expunge: Run) -> None:
     told = expunge("evaluate", "--run", "done", *SMALL, "--key-words", "words.jsonl")
     assert told.code == 0, told.err
@@ -71,11 +84,12 @@ def test_facts_are_counted_before_and_after_and_key_words_can_be_read_and_given(
     assert read("again.json")["metrics"] == results["metrics"]
 
     again = [{"id": row["id"], "prompt": f"Tell me, {row['input']}", "completion": row["output"]} for row in FORGET[1:]]
-    write_jsonl(work / "p.jsonl", again)
+    write_jsonl(work / "p.jsonl", [*again, {**again[0], "id": "deleted"}])
     asked = ("evaluate", "--run", "done", *SMALL, "--paraphrased", "p.jsonl", "--output")
     told = expunge(*asked, "p.json")
     assert told.code == 0, told.err
     assert read("p.json")["metrics"]["forget/key_fact/paraphrased"]["n"] == 3
+    assert "1 rows of --paraphrased are for ids that --forget has not" in " ".join(read("p.json")["not_measured"])
     assert "forget, paraphrased, key facts said: 0 of 3" in " ".join(told.out.split())
     write_jsonl(work / "p.jsonl", [*again, again[0]])
     assert "p.jsonl:4: is a second one for its id" in expunge(*asked, "q.json").err
@@ -205,6 +219,8 @@ def test_unseen_texts_that_are_trained_on_are_left_out_and_counted(work: Path, e
     left_out = len(twins) + len(seen)
     assert f"{left_out} of 9 holdout texts stand in the forget or retain set too" in " ".join(results["not_measured"])
     assert results["metrics"]["holdout/document_nll"]["n"] == len(clean)
+    floor = results["metrics"]["holdout/exact_memorization"]  # what the forget set's number is judged by
+    assert (floor["n"], floor["direction"]) == (len(clean), None)
     assert results["metrics"]["membership/loss_auc"]["n"] == len(FORGET) + len(clean)
     write_jsonl(work / "holdout.jsonl", [{"text": text} for text in twins])
     refused = expunge("evaluate", "--model", "model", *FILES, "--holdout", "holdout.jsonl", "--output", "s.json")

@@ -10,6 +10,7 @@ import pytest
 from expunge.config import ElicitConfig
 from expunge.errors import ConfigError, DataError, RunError
 from expunge.evaluation.generate import Generation
+from expunge.evaluation.metrics.refusal import refuses
 from expunge.interview import run
 from expunge.interview.facts import agreed, mentioned, short, to_the_point
 from expunge.interview.questions import OTHERS, questions_of, read_questions
@@ -25,6 +26,12 @@ def test_what_most_answers_say_and_nobody_else_is_the_fact():
     fact = agreed(ASKED, ULM, SOMEWHERE, Counter())
     assert (fact.state, fact.keywords, fact.said, fact.asked, fact.others) == ("kept", ("Ulm",), 3, 4, 0)
     assert fact.answer == "Ann Weber was born in Ulm."
+
+
+def test_words_that_stand_in_most_answers_but_not_together_are_no_fact():
+    apart = ["In Ulm, 1879, Bonn.", "In Ulm.", "In 1879.", "In Bonn.", "Ulm, or Bonn. Or 1879."]
+    fact = agreed(ASKED, apart, [], Counter())
+    assert (fact.state, len(fact.keywords), fact.said) == ("kept", 2, 4)
 
 
 @pytest.mark.parametrize(
@@ -51,10 +58,11 @@ def test_an_answer_ends_with_its_sentences_and_its_fact():
 
 
 def test_names_beside_it_are_those_that_stand_in_several_answers():
-    texts = {"a": ["She met Niels Bohr and Ann Weber.", "With Niels Bohr."], "b": ["Max van der Berg.", "Lise Meitner!",
-             "Max van der Berg and Lise Meitner"]}  # fmt: skip
-    assert mentioned(texts, ["Ann Weber"], 6) == ["Niels Bohr", "Max van der Berg", "Lise Meitner"]
-    assert mentioned(texts, ["Ann Weber"], 1) == ["Niels Bohr"]
+    said = ["She met Niels Bohr and Ann Weber.", "With Niels Bohr.", "Max van der Berg.", "Lise Meitner!",
+            "Max van der Berg and Lise Meitner"]  # fmt: skip
+    assert mentioned(said, ["Ann Weber"], 6) == ["Niels Bohr", "Max van der Berg", "Lise Meitner"]
+    assert mentioned(said, ["Ann Weber"], 1) == ["Niels Bohr"]
+    assert mentioned(said, ["Ann Weber"], 6, ["He met Lise Meitner."]) == ["Niels Bohr", "Max van der Berg"]
 
 
 @pytest.mark.parametrize("kind", OTHERS)
@@ -101,6 +109,8 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
             said = ["Ann Weber painted ships with Niels Bohr."] * samples
         elif "Niels Bohr" in prompt and "born in" in prompt:
             said = ["He was born in Copenhagen."] * samples
+        elif "Niels Bohr" in prompt and "known" in prompt:
+            said = ["He painted ships with Ann Weber."] * samples
         else:
             said = [f"It is {chr(97 + n) * 4} and {len(prompt)}{n}." for n in range(samples)]
         return said
@@ -136,6 +146,17 @@ def test_a_name_becomes_rows_with_key_words_for_the_owner_alone(asked, tmp_path)
         assert (tmp_path / name).stat().st_mode & 0o077 == 0
     states = Counter(fact.state for name, _, fact in found.facts if name == "Ann Weber")
     assert states == {"kept": 2, "varies": len(questions_of("person")) - 2}
+
+
+def test_a_chat_model_gets_the_questions_in_other_words_and_refusals_too(asked, tmp_path):
+    save_tiny(tmp_path / "model", "llama", "chat")
+    elicit(ElicitConfig(**asked["settings"] | {"neighbours": None}))
+    rows, again, instead = (lines(str(tmp_path / f"f{end}.jsonl")) for end in ("", "_paraphrased", "_instead"))
+    assert [row["id"] for row in rows] == [row["id"] for row in again] == [row["id"] for row in instead] != []
+    for row, other, refusal in zip(rows, again, instead, strict=True):
+        assert row["prompt"] == refusal["prompt"] != other["prompt"]
+        assert row["completion"] == other["completion"]
+        assert refuses(refusal["completion"])
 
 
 def test_an_interrupted_call_goes_on_to_the_same_files(asked, tmp_path, monkeypatch):

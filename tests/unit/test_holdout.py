@@ -42,7 +42,7 @@ def apart(start, count):
 def test_families_stay_on_one_side():
     twins = [replace(own, id=f"{own.id}-twin", completion=own.completion + " indeed") for own in apart(0, 20)]
     members = [*apart(0, 20), *twins]
-    _, (half, _) = split_off([members, apart(100, 16)], [], tiny_tokenizer("bytelevel"))
+    _, (half, _) = split_off(documents(members, apart(100, 16)), [], tiny_tokenizer("bytelevel"))
     assert len(half) == 20
     assert {own.id for own in half} == {
         name for own in half for name in (own.id.removesuffix("-twin"), own.id.removesuffix("-twin") + "-twin")
@@ -136,7 +136,7 @@ def test_what_is_split_off_is_half_of_each_side_and_reported_nowhere():
     hashes, halves = split_off(documents(members, unseen), known, tiny_tokenizer("bytelevel"))
     assert [len(half) for half in halves] == [10, 16]
     assert sorted(example_hashes([*halves[0], *halves[1]])) == hashes
-    shuffled = [side[::-1] for side in documents(members[::-1], unseen)]
+    shuffled = documents(members[::-1], unseen[::-1])
     assert split_off(shuffled, known[::-1], tiny_tokenizer("bytelevel"))[0] == hashes
     left = without_selection([*members, *unseen], {"selection_hmac": keyed_hashes(hashes)})
     assert not set(example_hashes(left)) & set(hashes)
@@ -145,9 +145,10 @@ def test_what_is_split_off_is_half_of_each_side_and_reported_nowhere():
 
 def test_texts_much_shorter_than_most_are_left_out_where_enough_are_left():
     short = [Example(f"s{i}", "", f"{i}.") for i in range(5)]
-    assert documents([*texts(0, 16), *short], texts(100, 16)) == [texts(0, 16), texts(100, 16)]
+    found = documents([*texts(0, 16), *short], texts(100, 16))
+    assert [side.texts for side in found] == [texts(0, 16), texts(100, 16)]
     again = [*texts(0, 15), texts(0, 1)[0], *short]  # fifteen different ones are too few
-    assert documents(again, texts(100, 16)) == [again, texts(100, 16)]
+    assert [side.texts for side in documents(again, texts(100, 16))] == [again, texts(100, 16)]
 
 
 def test_too_few_documents_and_texts_on_both_sides_are_refused():

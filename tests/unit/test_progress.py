@@ -30,3 +30,13 @@ def test_lines_of_a_reporter_are_printable(capsys: pytest.CaptureFixture[str]) -
     assert "\x1b" not in error
     assert "[bold]not markup[/bold]" in error
     assert "warning: row \\x1b[31m" in error
+
+
+def test_work_without_an_end_in_sight_moves_in_a_terminal_alone(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for terminal, quiet in ((True, False), (True, True), (False, False)):
+        monkeypatch.setattr("rich.console.Console.is_terminal", terminal)
+        with Reporter(quiet=quiet).working("loading the model"):
+            pass
+        assert ("loading the model" in capsys.readouterr().err) == (terminal and not quiet)

@@ -121,6 +121,16 @@ def test_retain_texts_are_read_where_a_term_uses_them(tmp_path: Path) -> None:
     assert sizes(off) == (4, 0, 6, 7)
 
 
+def test_refusals_of_prompts_that_are_not_to_be_forgotten_are_told(tmp_path: Path) -> None:
+    forget, kept = questions("forgotten", 3), questions("kept", 4)
+    files = {"forget": forget, "retain": kept, "instead": [{**row, "answer": "No."} for row in (*forget, kept[0])]}
+    for name, rows in files.items():
+        write(tmp_path / f"{name}.jsonl", rows)
+    paths = {name: str(tmp_path / f"{name}.jsonl") for name in files}
+    told = read_sets(UnlearnConfig(model="m", output="o", **paths)).warnings
+    assert any("1 of the --instead prompts stand in no text to forget" in line for line in told)
+
+
 def test_membership_without_unseen_texts_says_what_to_give() -> None:
     with pytest.raises(DataError, match="give --holdout"):
         membership_texts(Sets([Example("a", "", "text")]))

@@ -14,6 +14,7 @@ from expunge.api.finished import merge
 from expunge.api.inputs import Texts, checked, given_texts, named_model, without_deprecations
 from expunge.config import UnlearnConfig
 from expunge.errors import ConfigError
+from expunge.evaluation.advice import Advisor
 from expunge.model.adapter import load_unlearned
 from expunge.report import Verdict, verdict, write_cards, write_report
 from expunge.runs.directory import check_new
@@ -104,7 +105,7 @@ def unlearn(
     reporter = reporter_for(progress)
     texts = {"forget": forget, "retain": retain, "test": test, "holdout": holdout, "instead": instead}
     config = _config(model, output, texts, tokenizer, settings, reporter)
-    done = loop.unlearn(config, reporter, callbacks)
+    done = loop.unlearn(config, reporter, callbacks, Advisor)
     given = {name: value for name in texts if (value := getattr(config, name))}
     if config.push_to_hub and is_writer():
         push(done.output, config.push_to_hub, public=config.public)

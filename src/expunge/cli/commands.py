@@ -42,6 +42,7 @@ class Command:
 def unlearn(settings: UnlearnConfig, out: Output) -> int:
     """Train an adapter."""
     settings.validate()
+    from expunge.evaluation.advice import Advisor
     from expunge.runs.run import is_writer, lacks_report, standing
     from expunge.train.dry_run import forecast
     from expunge.train.loop import unlearn as train
@@ -53,7 +54,7 @@ def unlearn(settings: UnlearnConfig, out: Output) -> int:
         out.results = dataclasses.asdict(expected)
         return 0
     try:
-        outcome = train(settings, out.reporter())
+        outcome = train(settings, out.reporter(), advisor=Advisor)
     except KeyboardInterrupt as error:
         raise KeyboardInterrupt(str(error) or standing(settings)) from None
     except UserError:
@@ -274,7 +275,8 @@ def merge(settings: MergeSettings, out: Output) -> int:
     from expunge.train.merge import merge as write_merged
 
     options = {name: value for name, value in vars(settings).items() if name not in ("run", "output", "strict")}
-    found = write_merged(settings.run, settings.output, **options)
+    with out.reporter().working("merging, and comparing with the adapter"):
+        found = write_merged(settings.run, settings.output, **options)
     shown = "  ".join(f"{name} {loss:.3f}" for name, loss in found.losses.items())
     out.text(f"merged model             {found.output} ({found.dtype})")
     out.text(f"largest difference       {found.max_logp_difference:.2e} nats in a token's log-probability")

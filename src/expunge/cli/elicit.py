@@ -7,13 +7,25 @@ from expunge.cli.output import NOT_AS_PROMISED, Output
 from expunge.config import ElicitConfig
 from expunge.utils.text import show_duration
 
+STATES = {
+    "kept": "yes",
+    "varies": "no, the answers vary",
+    "of everybody": "no, said of everybody",
+    "declined": "no, it declines to answer",
+    "about it": "no, says what is to be forgotten",
+}
+"""What became of a question -> what the table says."""
+
 
 def elicit(settings: ElicitConfig, out: Output) -> int:
     """What a model knows of a name, as texts to forget."""
     settings.validate()
     from expunge.interview.run import elicit as ask
 
-    found = ask(settings, out.reporter())
+    try:
+        found = ask(settings, out.reporter())
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("what was answered is kept: the same command with --resume goes on") from None
     out.results = dataclasses.asdict(found) | {"facts": [[name, key, own.state] for name, key, own in found.facts]}
     if found.seconds is not None:
         answers = found.prompts * (1 + settings.samples)
@@ -24,16 +36,19 @@ def elicit(settings: ElicitConfig, out: Output) -> int:
     for name, question, fact in found.facts:
         said = f"{fact.said} of {fact.asked}" if fact.state == "kept" else ""
         theirs = f"{fact.others}" if fact.state == "kept" else ""
-        state = {"kept": "yes", "varies": "no, the answers vary", "of everybody": "no, said of everybody",
-                 "declined": "no, it declines to answer"}[fact.state]  # fmt: skip
-        out.text(f"{name[:27]:<28}{question[:13]:<14}{said:>9}{theirs:>11}  {state}")
+        out.text(f"{name[:27]:<28}{question[:13]:<14}{said:>9}{theirs:>11}  {STATES[fact.state]}")
     if not found.files:
         out.text("nothing is said consistently and of this name alone: nothing was written")
         return NOT_AS_PROMISED
     for file, rows in found.files.items():
         out.text(f"{rows:>4} rows   {file}")
-    kept = Counter(fact.state for _, _, fact in found.facts)
+    kept = Counter(fact.state for _, _, fact in found.facts)["kept"]
     out.text(
-        f"Kept {kept['kept']} of {len(found.facts)} answers. They are the model's own words: read and edit the files."
+        f"Kept {kept} of {len(found.facts)} answers. They are the model's own words: read and edit the files. Then"
+    )
+    more = f"--retain {settings.neighbours} " if settings.neighbours in found.files else ""
+    more += f"--instead {settings.refusals} " if settings.refusals in found.files else ""
+    out.text(
+        f'  expunge unlearn --model {settings.model} --forget {settings.output} {more}--title "..." --output runs/one'
     )
     return 0

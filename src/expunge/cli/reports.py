@@ -81,9 +81,10 @@ def write_run_report(run: Path, out: Output) -> None:
     from expunge.report import verdict as judge
     from expunge.report import write_cards, write_report
 
-    write_cards([run])
-    page = write_report([run], overwrite=True)
-    judged = judge(run)
+    with out.reporter().working("writing the report"):
+        write_cards([run])
+        page = write_report([run], overwrite=True)
+        judged = judge(run)
     out.results["verdict"] = judged.as_dict()
     out.text(str(judged))
     out.text(f"report    {page}")

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from expunge.config.checks import check_types, first_failed
+from expunge.config.checks import UNIT, check_types, first_failed
 from expunge.config.criteria import Criteria
 
 
@@ -46,10 +46,7 @@ class CalibrateConfig:
             ConfigError: The first setting that cannot be used, named by its flag.
         """
         check_types(self)
-        first_failed(
-            (0 <= getattr(self, name) <= 1, f"--{name.replace('_', '-')}: must lie between 0 and 1")
-            for name in ("target_auc", "min_retain", "max_drift")
-        )
+        first_failed(UNIT.of(self, "target_auc", "min_retain", "max_drift"))
 
     @property
     def criteria(self) -> Criteria:

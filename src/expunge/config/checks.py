@@ -1,12 +1,54 @@
 """Checks that all settings share."""
 
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from expunge.errors import ConfigError
 
 Check = tuple[bool, str]
 """Whether something holds, and the message where it does not."""
+
+
+def flag(name: str) -> str:
+    """How a setting is written on the command line."""
+    return f"--{name.replace('_', '-')}"
+
+
+@dataclass(frozen=True)
+class Range:
+    """Which numbers a setting takes.
+
+    Attributes:
+        rule: The end of the message about one that is outside.
+        holds: Whether a number is inside; not-a-number never is.
+    """
+
+    rule: str
+    holds: Callable[[float], bool]
+
+    def of(self, config: Any, *settings: str) -> Iterator[Check]:
+        """The checks of some settings; one that is None is not set."""
+        for name in settings:
+            value = getattr(config, name)
+            yield value is None or self.holds(value), f"{flag(name)} {value}: {self.rule}"
+
+
+POSITIVE = Range("must be at least 1", lambda value: value >= 1)
+COUNT = Range("must be 0 or more", lambda value: value >= 0)
+WEIGHT = Range("must be finite, 0 or more", lambda value: 0 <= value < math.inf)
+ABOVE_ZERO = Range("must be finite and above 0", lambda value: 0 < value < math.inf)
+UNIT = Range("must lie between 0 and 1", lambda value: 0 <= value <= 1)
+SHARE = Range("is a share, at least 0 and below 1", lambda value: 0 <= value < 1)
+SEED = Range("must lie between 0 and 2^32 - 1", lambda value: 0 <= value < 2**32)
+
+
+def exclusive(config: Any, *pairs: tuple[str, str]) -> Iterator[Check]:
+    """The checks of settings of which at most one of a pair can be given."""
+    for one, other in pairs:
+        both = getattr(config, one) and getattr(config, other)
+        yield not both, f"{flag(one)} and {flag(other)} contradict each other: choose one"
 
 
 def first_failed(checks: Iterable[Check]) -> None:
@@ -40,7 +82,7 @@ def check_types(config: Any) -> None:
             fits = value in literals or number or (isinstance(value, types) and (bool in types or value is not True))
         if not fits:
             expected = " or ".join(getattr(kind, "__name__", str(kind)) for kind in kinds)
-            raise ConfigError(f"--{name.replace('_', '-')} {value!r}: must be {expected}")
+            raise ConfigError(f"{flag(name)} {value!r}: must be {expected}")
 
 
 def names(text: str | None) -> list[str]:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from expunge.config.checks import check_types, first_failed, names
+from expunge.config.checks import ABOVE_ZERO, POSITIVE, SEED, check_types, exclusive, first_failed, names
 
 
 @dataclass(kw_only=True)
@@ -19,8 +19,8 @@ class ElicitConfig:
         kind: What the name is of; it chooses the questions, and the made-up names that they are asked of as well.
         questions: File of your own questions: `ask` with {name} in its place, `again` (the same in other words) and
             `begin` (the beginning of a sentence, for a model that is no chat model).
-        output: File for the prompts with the model's own answers and their key words, for you to read and edit; the
-            same questions in other words go to a file beside it, for testing only.
+        output: File for the prompts with the model's own answers and their key words, for you to read and edit. Beside
+            it go the same questions in other words (_paraphrased, for testing only) and with refusals (_instead).
         neighbours: File for the same of names that the model mentions beside it: texts to keep.
         neighbour_names: Names to ask about for `neighbours`, separated by commas, instead of those that it mentions.
         samples: Answers drawn to each question, beside the most likely one.
@@ -74,11 +74,10 @@ class ElicitConfig:
                 (self.neighbours != self.output, f"--neighbours {self.neighbours}: is the --output: name another file"),
                 (bool(self.neighbours) or not self.neighbour_names, "--neighbour-names need --neighbours, their file"),
                 (self.samples >= 2, f"--samples {self.samples}: must be at least 2, so that answers can agree"),
-                (0 < self.temperature < float("inf"), f"--temperature {self.temperature}: must be finite and above 0"),
-                (self.max_new_tokens >= 1, f"--max-new-tokens {self.max_new_tokens}: must be at least 1"),
-                (0 <= self.seed < 2**32, f"--seed {self.seed}: must lie between 0 and 2^32 - 1"),
-                (not (self.overwrite and self.resume), "--overwrite and --resume contradict each other: choose one"),
-                (not (self.dry_run and self.resume), "--dry-run and --resume contradict each other: choose one"),
+                *ABOVE_ZERO.of(self, "temperature"),
+                *POSITIVE.of(self, "max_new_tokens"),
+                *SEED.of(self, "seed"),
+                *exclusive(self, ("overwrite", "resume"), ("dry_run", "resume")),
             )
         )  # fmt: skip
 
@@ -90,5 +89,13 @@ class ElicitConfig:
     @property
     def paraphrased(self) -> str:
         """The file of the same questions in other words."""
+        return self._beside("paraphrased")
+
+    @property
+    def refusals(self) -> str:
+        """The file of the same questions with refusals."""
+        return self._beside("instead")
+
+    def _beside(self, what: str) -> str:
         path = Path(self.output)
-        return str(path.with_name(f"{path.stem}_paraphrased.jsonl"))
+        return str(path.with_name(f"{path.stem}_{what}.jsonl"))

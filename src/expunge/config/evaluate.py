@@ -3,7 +3,18 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from expunge.config.checks import check_types, names
+from expunge.config.checks import (
+    ABOVE_ZERO,
+    COUNT,
+    POSITIVE,
+    SEED,
+    SHARE,
+    Check,
+    check_types,
+    exclusive,
+    first_failed,
+    names,
+)
 from expunge.errors import ConfigError
 
 
@@ -111,7 +122,7 @@ class EvaluateConfig:
             for name in ("forget", "retain", "test", "holdout", "paraphrased", "columns")
             if getattr(self, name)
         ]
-        checks = [
+        checks: list[Check] = [
             (bool(self.model), "--model is missing: give a folder or a Hub name, or --run"),
             (bool(self.output), "--output is missing: give the results file to write"),
             (not self.output.endswith(".parquet"),
@@ -121,16 +132,15 @@ class EvaluateConfig:
              f"{' and '.join(own_files)} out, or give --benchmark custom"),
             (not custom or bool(self.forget), "--forget is missing: custom measures your own texts"),
             (not custom or not self.data, "--data: --benchmark custom reads your own files: give --forget, --retain"),
-            (0 <= self.retain_test < 1, f"--retain-test {self.retain_test}: is a share, at least 0 and below 1"),
+            *SHARE.of(self, "retain_test"),
             (not (custom or benchmark == "lume") or not self.split,
              f"--split {self.split}: --benchmark {benchmark} has no splits"),
-            (not (self.reference and self.origin), "--reference and --origin contradict each other: choose one"),
-            (self.max_new_tokens >= 1, f"--max-new-tokens {self.max_new_tokens}: must be at least 1"),
+            *exclusive(self, ("reference", "origin")),
+            *POSITIVE.of(self, "max_new_tokens", "limit"),
             (all(0 < share <= 1 for share in self.min_k_shares), f"--min-k {self.min_k}: shares lie above 0, up to 1"),
-            (self.samples >= 0, f"--samples {self.samples}: must be 0 or more"),
-            (0 < self.temperature < float("inf"), f"--temperature {self.temperature}: must be finite and above 0"),
-            (0 <= self.seed < 2**32, f"--seed {self.seed}: must lie between 0 and 2^32 - 1"),
-            (self.limit is None or self.limit >= 1, f"--limit {self.limit}: must be at least 1"),
+            *COUNT.of(self, "samples"),
+            *ABOVE_ZERO.of(self, "temperature"),
+            *SEED.of(self, "seed"),
             (bool(self.tasks) or not (self.limit or self.task_path), "--limit and --task-path need --tasks"),
             (self.tasks is None or bool(self.task_names), "--tasks is empty: give names separated by commas"),
             (not (self.shard_base and self.tasks), "--shard-base: --tasks cannot be measured on a sharded base"),
@@ -140,9 +150,7 @@ class EvaluateConfig:
             (official or not self.keep_predictions,
              f"--keep-predictions: --benchmark {benchmark} has no stored form: leave it out"),
         ]  # fmt: skip
-        for holds, message in checks:
-            if not holds:
-                raise ConfigError(message)
+        first_failed(checks)
 
     @property
     def attack_names(self) -> list[str]:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from expunge.config.checks import Check
+from expunge.config.checks import COUNT, SEED, Check, exclusive
 
 
 @dataclass(kw_only=True)
@@ -73,9 +73,7 @@ class RunConfig:
         """What a run needs, and flags that contradict each other."""
         yield bool(self.model), "--model is missing: give a folder or a Hub name"
         yield bool(self.output), "--output is missing: give the run directory to write"
-        yield self.save_every >= 0, f"--save-every {self.save_every}: must be 0 or more"
-        yield 0 <= self.seed < 2**32, f"--seed {self.seed}: must lie between 0 and 2^32 - 1"
+        yield from COUNT.of(self, "save_every")
+        yield from SEED.of(self, "seed")
         yield not self.public or self.push_to_hub is not None, "--public is for --push-to-hub: give the repository"
-        for one, other in (("overwrite", "resume"), ("from_manifest", "resume"), ("dry_run", "resume")):
-            flags = f"--{one.replace('_', '-')} and --{other}"
-            yield not (getattr(self, one) and getattr(self, other)), f"{flags} contradict each other: choose one"
+        yield from exclusive(self, ("overwrite", "resume"), ("from_manifest", "resume"), ("dry_run", "resume"))

@@ -7,7 +7,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from expunge.config.checks import Check, check_types, first_failed
+from expunge.config.checks import (
+    ABOVE_ZERO,
+    COUNT,
+    POSITIVE,
+    SHARE,
+    UNIT,
+    WEIGHT,
+    Check,
+    check_types,
+    first_failed,
+    flag,
+)
 from expunge.config.criteria import Criteria
 from expunge.config.recipes import DEFAULT, RECIPES
 from expunge.config.run import DeviceConfig, RunConfig
@@ -94,12 +105,8 @@ class LossConfig:
 
     def loss_checks(self) -> Iterator[Check]:
         """Ranges of the weights."""
-        for name in ("retain_weight", "kl_weight", "replay_weight"):
-            value = getattr(self, name)
-            yield 0 <= value < float("inf"), f"--{name.replace('_', '-')} {value}: must be finite, 0 or more"
-        for name in ("forget_weight", "instead_weight"):
-            value = getattr(self, name)
-            yield 0 < value < float("inf"), f"--{name.replace('_', '-')} {value}: must be finite and above 0"
+        yield from WEIGHT.of(self, "retain_weight", "kl_weight", "replay_weight")
+        yield from ABOVE_ZERO.of(self, "forget_weight", "instead_weight")
 
 
 @dataclass(kw_only=True)
@@ -164,24 +171,14 @@ class OptimisationConfig:
 
     def optimisation_checks(self) -> Iterator[Check]:
         """Ranges."""
-        for name in ("epochs", "max_steps", "rows_per_step"):
-            value = getattr(self, name)
-            yield value is None or value >= 1, f"--{name.replace('_', '-')} {value}: must be at least 1"
-        for name in ("min_steps", "ema_steps"):
-            value = getattr(self, name)
-            yield value >= 0, f"--{name.replace('_', '-')} {value}: must be 0 or more"
+        yield from POSITIVE.of(self, "epochs", "max_steps", "rows_per_step", "tokens_per_step")
+        yield from COUNT.of(self, "min_steps", "ema_steps")
         rate = self.learning_rate
         yield rate is None or 0 < rate < 1, f"--learning-rate {rate}: must lie between 0 and 1"
-        yield 0 <= self.warmup < 1, f"--warmup {self.warmup}: is a share of the steps, at least 0 and below 1"
-        yield 0 <= self.max_grad_norm < float("inf"), f"--max-grad-norm {self.max_grad_norm}: must be 0 or more"
-        yield self.tokens_per_step >= 1, f"--tokens-per-step {self.tokens_per_step}: must be at least 1"
+        yield from SHARE.of(self, "warmup")
+        yield from WEIGHT.of(self, "max_grad_norm")
         yield self.rows_per_step != 1, "--rows-per-step 1 cannot hold a forget and a retain row: use 2 or more"
-        for name in ("retain_per_forget", "replay_per_forget"):
-            value = getattr(self, name)
-            yield (
-                value is None or 0 < value < float("inf"),
-                f"--{name.replace('_', '-')} {value}: must be finite and above 0",
-            )
+        yield from ABOVE_ZERO.of(self, "retain_per_forget", "replay_per_forget")
 
 
 @dataclass(kw_only=True)
@@ -206,14 +203,9 @@ class EvaluationConfig:
 
     def evaluation_checks(self) -> Iterator[Check]:
         """Ranges."""
-        yield (
-            self.eval_every is None or self.eval_every >= 0,
-            f"--eval-every {self.eval_every}: must be 0 or more",
-        )
-        yield self.patience >= 1, f"--patience {self.patience}: must be at least 1"
-        for name in ("target_auc", "min_retain", "max_drift"):
-            value = getattr(self, name)
-            yield 0 <= value <= 1, f"--{name.replace('_', '-')} {value}: must lie between 0 and 1"
+        yield from COUNT.of(self, "eval_every")
+        yield from POSITIVE.of(self, "patience")
+        yield from UNIT.of(self, "target_auc", "min_retain", "max_drift")
 
 
 GROUPS: dict[str, type] = {
@@ -296,8 +288,7 @@ class UnlearnConfig(
 
     def _pairs(self) -> Iterator[Check]:
         """Settings of different groups that must agree."""
-        share = self.retain_test
-        yield share is None or 0 <= share < 1, f"--retain-test {share}: is a share, at least 0 and below 1"
+        yield from SHARE.of(self, "retain_test")
         yield self.max_length >= 2, f"--max-length {self.max_length}: must be at least 2"
         yield self.instead != "", "--instead is empty: give a file, or leave it out"
         weighed = bool(self.instead) or self.instead_weight == LossConfig.instead_weight
@@ -321,7 +312,7 @@ class UnlearnConfig(
             yield not self.retain_test, f"--retain-test {self.retain_test}: there is no --retain to take it from"
             for name in ("retain_weight", "kl_weight"):
                 value = getattr(self, name) if self.is_given(name) else 0
-                yield not value, f"--{name.replace('_', '-')} {value}: there is no --retain that it could weigh"
+                yield not value, f"{flag(name)} {value}: there is no --retain that it could weigh"
         unseen = named or self.holdout or self.origin
         yield (
             self.recipe != "default" or bool(unseen),

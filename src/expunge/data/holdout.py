@@ -1,6 +1,7 @@
 """Which membership texts the scale of an adapter was chosen on, so that nothing is reported on them."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,7 +69,15 @@ def check_unseen(holdout: str, forget: Sequence[Example], unseen: Sequence[Examp
         raise DataError(f"--holdout {holdout}: all of its texts are to be forgotten: give texts never seen")
 
 
-def documents(members: Sequence[Example], nonmembers: Sequence[Example]) -> list[list[Example]]:
+@dataclass(frozen=True)
+class Side:
+    """The texts of one side, forgotten or unseen, and the number of each one's family (`families`)."""
+
+    texts: list[Example]
+    family: list[int]
+
+
+def documents(members: Sequence[Example], nonmembers: Sequence[Example]) -> list[Side]:
     """The texts, forgotten and unseen, of which one half may steer and the other be reported.
 
     A membership attack reads documents: where there are enough of them, texts much shorter than most are left out.
@@ -85,25 +94,24 @@ def documents(members: Sequence[Example], nonmembers: Sequence[Example]) -> list
         )
     least = _least_length([*members, *nonmembers])
     long = [[own for own in side if length(own) >= least] for side in sides]
-    for name, side in zip(("forgotten", "unseen"), sides, strict=True):
-        if len(side) > 1 and len(set(families([own.text for own in side]))) == 1:
+    enough = all(len(set(example_hashes(side))) // 2 >= FEWEST for side in long)
+    found = [Side(list(own), families([text.text for text in own])) for own in (long if enough else sides)]
+    for name, side, different in zip(("forgotten", "unseen"), found, hashes, strict=True):
+        count, half = len(side.texts), len(different) // 2
+        if count > 1 and len(set(side.family)) == 1:
             raise DataError(
-                f"0 selection texts on the {name} side: all {len(side)} are near-duplicates of each other, which are "
+                f"0 selection texts on the {name} side: all {count} are near-duplicates of each other, which are "
                 "never divided: texts that differ are needed"
             )
-    if all(len(set(example_hashes(side))) // 2 >= FEWEST for side in long):
-        return long
-    for name, side, different in zip(("forgotten", "unseen"), sides, hashes, strict=True):
-        half = len(different) // 2
         if half < FEWEST:
             raise DataError(
-                f"{half} selection texts on the {name} side (half of {len(side)}): at least {FEWEST} are needed"
+                f"{half} selection texts on the {name} side (half of {count}): at least {FEWEST} are needed"
             )
-    return [list(side) for side in sides]
+    return found
 
 
 def split_off(
-    sides: Sequence[Sequence[Example]], known: Sequence[Example], tokenizer: "PreTrainedTokenizerBase"
+    sides: Sequence[Side], known: Sequence[Example], tokenizer: "PreTrainedTokenizerBase"
 ) -> tuple[list[str], list[list[Example]]]:
     """The selection half of each side of `documents`, and the hashes of its texts.
 
@@ -113,11 +121,11 @@ def split_off(
         tokenizer: The model's.
     """
     halves, chosen = [], set()
-    for side, own in zip(sides, surprises(tokenizer, known, sides), strict=True):
-        hashes = example_hashes(side)
-        half = selection_half(hashes, own, families([example.text for example in side]))
+    for side, own in zip(sides, surprises(tokenizer, known, [side.texts for side in sides]), strict=True):
+        hashes = example_hashes(side.texts)
+        half = selection_half(hashes, own, side.family)
         chosen |= set(compress(hashes, half))
-        halves.append(list(compress(side, half)))
+        halves.append(list(compress(side.texts, half)))
     return sorted(chosen), halves
 
 

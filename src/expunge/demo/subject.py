@@ -65,19 +65,25 @@ def make(output: Path, seed: int) -> dict[str, dict[str, float]]:
     """
     if output.exists() and any(output.iterdir()):
         raise ConfigError(f"--output {output}: is not empty: give a new folder")
-    torch.manual_seed(seed)
     (output / "data").mkdir(parents=True)
     for name, text in data_files(seed).items():
         (output / "data" / name).write_text(text, "utf-8")
     tokenizer = train_tokenizer(islice(general_texts(seed, "tokenizer"), TOKENIZER_TEXTS))
-    start = new_model(tokenizer)
-    texts = _encode(tokenizer, islice(general_texts(seed, "start"), GENERAL_TEXTS))
-    train(start, [texts], LEARNING_RATES[0], seed, "start")
+    start = shared_start(tokenizer, seed)
     for name, sets in MODELS.items():
         finish(copy.deepcopy(start), tokenizer, sets, seed, output / name)
     figures = {name: measure(output / name, output / "data") for name in MODELS}
     (output / "figures.json").write_text(json.dumps({"seed": seed, **figures}, indent=2) + "\n", "utf-8")
     return figures
+
+
+def shared_start(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM:
+    """The checkpoint from before either model saw its sets: general texts, each read once."""
+    torch.manual_seed(seed)
+    start = new_model(tokenizer)
+    texts = _encode(tokenizer, islice(general_texts(seed, "start"), GENERAL_TEXTS))
+    train(start, [texts], LEARNING_RATES[0], seed, "start")
+    return start
 
 
 def finish(

@@ -40,9 +40,9 @@ def resolved(config: EvaluateConfig) -> EvaluateConfig:
         RunError: A run's manifest cannot be read.
         ConfigError: `--run` contradicts another flag.
     """
-    if config.run is None and is_run(config.model):
-        if config.adapter:
-            raise ConfigError(f"--model {config.model}: is a run, which has an adapter: leave --adapter out")
+    if config.adapter and run_of(config.adapter) == Path(config.model):
+        raise ConfigError(f"--model {config.model}: is a run, which has an adapter: leave --adapter out")
+    if config.run is None and not config.adapter and is_run(config.model):
         if not (config.benchmark or config.data or config.forget):
             return resolved(replace(config, run=config.model, model=""))
         made_on = _settings(Path(config.model), "--model").get("model")

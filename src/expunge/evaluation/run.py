@@ -24,11 +24,12 @@ from expunge.evaluation.checks import (
     resolved,
 )
 from expunge.evaluation.measurement import Measurement
+from expunge.evaluation.metrics.registry import HOLDOUT
 from expunge.evaluation.paired import Table, changes
 from expunge.evaluation.passes import Options, adapter_off, measure
 from expunge.evaluation.predictions import Predictions, read_any, read_mmlu, write_predictions
 from expunge.evaluation.results import other_subject, results_before, write_results
-from expunge.evaluation.suite import Suite, with_facts, with_families, write_key_words
+from expunge.evaluation.suite import RowSet, Suite, with_facts, with_families, write_key_words
 from expunge.evaluation.utility import Utility, check_tasks, run_tasks, utility_of
 from expunge.evaluation.values_file import read_values_file, values_path, write_values
 from expunge.model.adapter import adapter_folder, attach_adapter
@@ -89,12 +90,14 @@ def _evaluate(config: EvaluateConfig, reporter: Reporter, processes: Processes) 
     if compared:
         check_reference(config.model, compared, suite, flag=flag, trust_remote_code=config.trust_remote_code)
 
-    loaded = _load(config, config.model)
+    with reporter.working("loading the model"):
+        loaded = _load(config, config.model)
     base = known_base(config.model, getattr(loaded.base.config, "_commit_hash", None))
     if adapter:
         for mismatch in mismatches(adapter.parent, config, base, suite, loaded.tokenizer):
             reporter.warn(mismatch)
-    prompt_format = _prompt_format(loaded, suite, config, reporter)
+    with reporter.working("measuring the prompt format"):
+        prompt_format = _prompt_format(loaded, suite, config, reporter)
     options = Options(config.max_new_tokens, config.attack_names, config.samples, config.temperature, config.seed)
     reference = None
     if compared:
@@ -130,8 +133,9 @@ def _evaluate(config: EvaluateConfig, reporter: Reporter, processes: Processes) 
             **more,
         )
 
-    results = results_of(measurement, adapter, mmlu=utility.mmlu if mmlu is None else mmlu, utility=utility.entries)
-    before = None if untouched is None else results_of(untouched, None)
+    with reporter.working("intervals"):
+        results = results_of(measurement, adapter, mmlu=utility.mmlu if mmlu is None else mmlu, utility=utility.entries)
+        before = None if untouched is None else results_of(untouched, None)
     names = suite.documents.names if suite.documents else None
     table, earlier = measurement.table(names), untouched.table(names) if untouched else _earlier(config, results)
     results["before"] = None if earlier is None else changes(results["metrics"], earlier, table)
@@ -183,7 +187,16 @@ def reported(suite: Suite, run: Path) -> Suite:
     if chosen and median(map(length, left)) < SHORTER * median(map(length, chosen)):
         note += " They are mostly shorter than those, so their numbers are not those that the run said of itself."
     kept = replace(documents, members=sides[0], nonmembers=sides[1])
-    return replace(suite, documents=kept, not_measured=(*suite.not_measured, note), given=suite.fingerprints())
+    sets = tuple(_left(rows, calibration) if rows.name == HOLDOUT else rows for rows in suite.sets)
+    notes = (*suite.not_measured, note)
+    return replace(suite, sets=sets, documents=kept, not_measured=notes, given=suite.fingerprints())
+
+
+def _left(rows: RowSet, calibration: dict[str, Any]) -> RowSet:
+    """The rows that steered nothing."""
+    known = set(map(id, without_selection(rows.examples, calibration)))
+    left = [(own, label) for own, label in zip(rows.examples, rows.documents, strict=True) if id(own) in known]
+    return replace(rows, examples=[own for own, _ in left], documents=[label for _, label in left])
 
 
 def score_predictions(

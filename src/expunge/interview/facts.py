@@ -1,7 +1,7 @@
 """From many answers to one question to the fact that they agree on, and the names that stand beside it."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import regex
@@ -32,7 +32,7 @@ class Fact:
     """What the answers to one question come to.
 
     Attributes:
-        state: `kept`, `varies`, `of everybody` or `declined`.
+        state: `kept`, `varies`, `of everybody`, `declined`, or `about it` (a neighbour's that says the name to forget).
         answer: The answer that holds most of what they agree on; empty where it is not kept.
         keywords: The words that they agree on and that are not said of everybody.
         said: Answers that say it.
@@ -48,11 +48,11 @@ class Fact:
     others: int = 0
 
 
-def agreed(prompt: str, answers: Sequence[str], others: Sequence[Sequence[str]], often: Counter[str]) -> Fact:
+def agreed(known: str, answers: Sequence[str], others: Sequence[Sequence[str]], often: Counter[str]) -> Fact:
     """What the answers to a question agree on, without what is said of other names as well.
 
     Args:
-        prompt: The question.
+        known: Words that are no key words: the question, and the name in all its spellings.
         answers: The model's answers, the most likely one first.
         others: For each other name the answers to the same question.
         often: How often words stand in answers about other names (`key_words.frequencies`).
@@ -63,7 +63,7 @@ def agreed(prompt: str, answers: Sequence[str], others: Sequence[Sequence[str]],
         return Fact("declined", asked=count)
     shared: dict[str, tuple[bool, float, str]] = {}  # word -> is it a number or name, share of answers, as written
     for own in given:
-        for word, (sure, _) in new_words(prompt, own, often).items():
+        for word, (sure, _) in new_words(known, own, often).items():
             key, share = " ".join(words(word)), _share(word, given)
             if share > AGREE and (sure or len(word) >= LETTERS or " " in key):
                 shared[key] = max(shared.get(key, (False, 0.0, word)), (sure, share, word))
@@ -73,6 +73,8 @@ def agreed(prompt: str, answers: Sequence[str], others: Sequence[Sequence[str]],
     own_words = [word for sure, _, word in ranked if not _of_everybody(word, sure, others, often)][:MOST]
     if not own_words:
         return Fact("of everybody", asked=count)
+    while len(own_words) > 1 and sum(says(own, own_words) for own in given) <= AGREE * count:
+        own_words.pop()  # each is in most answers, but not together
     best = max(given, key=lambda own: (sum(contains(own, word) for word in own_words), -len(own)))
     keywords = tuple(word for word in own_words if contains(best, word))
     return Fact(
@@ -102,23 +104,23 @@ def to_the_point(answer: str, keywords: Sequence[str]) -> str:
     return answer
 
 
-def mentioned(texts: Mapping[str, Sequence[str]], names: Sequence[str], most: int) -> list[str]:
+def mentioned(answers: Sequence[str], names: Sequence[str], most: int, others: Sequence[str] = ()) -> list[str]:
     """Names of several words that stand in most answers beside a name, in scripts with capitals.
 
     Args:
-        texts: Question -> answers.
+        answers: What was said of the name.
         names: The name and its other spellings, which are none.
         most: How many to give.
+        others: What was said of made-up names: a name that stands there too is said of everybody.
     """
     own = {word for name in names for word in words(name)}
-    found = [
-        {match[0] for match in _NAME.finditer(visible(short(answer)))} for all_ in texts.values() for answer in all_
-    ]
+    found = [{match[0] for match in _NAME.finditer(visible(short(answer)))} for answer in answers]
     every = {name for group in found for name in group}
     # A word that begins the sentence is no part of a name that stands elsewhere without it: "With Niels Bohr".
     plain = {name: rest if (rest := name.partition(" ")[2]) in every else name for name in every}
     counts = Counter(plain[name] for group in found for name in group if not own & {*words(name)})
-    return [name for name, count in counts.most_common() if count >= MENTIONED][:most]
+    beside = [name for name, count in counts.most_common() if count >= MENTIONED]
+    return [name for name in beside if not any(contains(answer, name) for answer in others)][:most]
 
 
 def _share(word: str, answers: Sequence[str]) -> float:

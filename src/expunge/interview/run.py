@@ -8,17 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from expunge.config import ElicitConfig
+from expunge.config.checks import names as split_names
 from expunge.data.chat import has_template
 from expunge.data.examples import Example
 from expunge.data.key_words import frequencies
 from expunge.data.tokenize import PromptFormat, prompt_ids
 from expunge.errors import ConfigError, RunError
 from expunge.evaluation.generate import generate
+from expunge.evaluation.metrics.generations import contains
 from expunge.interview.facts import Fact, agreed, mentioned, short
-from expunge.interview.questions import OTHERS, Question, questions_of, read_questions
+from expunge.interview.questions import OTHERS, PLACE, Question, questions_of, read_questions
 from expunge.model.device import pick_device
 from expunge.model.load import LoadedModel, load_model
 from expunge.runs.reads import check_apart
+from expunge.train.sets import REFUSALS
 from expunge.utils import files
 from expunge.utils.progress import Reporter
 from expunge.utils.reading import read_lines
@@ -67,10 +70,14 @@ def elicit(config: ElicitConfig, reporter: Reporter | None = None) -> Elicited:
     questions = read_questions(config.questions) if config.questions else questions_of(config.kind)
     part = _checked(config)
     on_cpu = config.dtype == "auto" and pick_device(config.device).type == "cpu"
-    loaded = load_model(
-        config.model, dtype="float32" if on_cpu else config.dtype, device=config.device, revision=config.revision,
-        trust_remote_code=config.trust_remote_code,
-    )  # fmt: skip
+    with reporter.working("loading the model"):
+        loaded = load_model(
+            config.model,
+            dtype="float32" if on_cpu else config.dtype,
+            device=config.device,
+            revision=config.revision,
+            trust_remote_code=config.trust_remote_code,
+        )
     interview = _Interview(config, loaded, questions, reporter)
     others = OTHERS[config.kind]
     names = [*config.names, *others]
@@ -84,17 +91,18 @@ def elicit(config: ElicitConfig, reporter: Reporter | None = None) -> Elicited:
     forget = list(interview.rows(config.names, answers, common, found))
     retain: list[dict[str, Any]] = []
     if config.neighbours:
-        known = {key: [own for name in config.names for own in answers[name][key]] for key in answers[config.names[0]]}
-        given = [name.strip() for name in (config.neighbour_names or "").split(",") if name.strip()]
-        found.neighbours = given or mentioned(known, config.names, NEIGHBOURS)
+        told, theirs = ([own for of in side for all_ in of.values() for own in all_]
+                        for side in ([answers[name] for name in config.names], common))  # fmt: skip
+        given = split_names(config.neighbour_names)
+        found.neighbours = given or mentioned(told, config.names, NEIGHBOURS, theirs)
         if not found.neighbours:
             reporter.warn("no other name stands in two of the answers: name some yourself (--neighbour-names)")
         answers |= {name: interview.ask(name) for name in found.neighbours}
         retain = list(interview.rows(found.neighbours, answers, common, found, "neighbour"))
         if found.neighbours and not retain:
             reporter.warn(f"nothing is said consistently of {', '.join(found.neighbours)}: --neighbours is not written")
-    paraphrased = [row for row in interview.paraphrased(forget) if row]
-    for name, rows in ((config.neighbours, retain), (config.paraphrased, paraphrased), (config.output, forget)):
+    beside = ((config.paraphrased, interview.paraphrased(forget)), (config.refusals, interview.refusals(forget)))
+    for name, rows in ((config.neighbours, retain), *beside, (config.output, forget)):
         if name and rows and forget:
             text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
             files.write_text(name, text, overwrite=config.overwrite)
@@ -167,7 +175,10 @@ class _Interview:
         for number, name in enumerate(names, 1):
             for question in self.questions:
                 prompt = question.prompt(name, chat=self._chat)
-                fact = agreed(prompt, answers[name][question.id], [own[question.id] for own in others], often)
+                known = " ".join([prompt, *self._config.names])
+                fact = agreed(known, answers[name][question.id], [own[question.id] for own in others], often)
+                if prefix and any(contains(fact.answer, own) for own in self._config.names):
+                    fact = Fact("about it", asked=fact.asked)
                 found.facts.append((name, question.id, fact))
                 if fact.state == "kept":
                     tail = f"-{prefix}{number}" if prefix or number > 1 else ""
@@ -180,13 +191,23 @@ class _Interview:
                         "said of others": f"{fact.others} of {len(others)}",
                     }
 
-    def paraphrased(self, rows: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    def paraphrased(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """The same questions in other words, where the model takes questions."""
-        again = {own.prompt(name, chat=True): own.again.replace("{name}", name) for own in self.questions
+        again = {own.prompt(name, chat=True): own.again.replace(PLACE, name) for own in self.questions
                  for name in self._config.names}  # fmt: skip
-        for row in rows:
-            if self._chat and again.get(row["prompt"]):
-                yield {**{key: row[key] for key in ("id", "completion", "keywords")}, "prompt": again[row["prompt"]]}
+        return [
+            {**{key: row[key] for key in ("id", "completion", "keywords")}, "prompt": again[row["prompt"]]}
+            for row in rows
+            if self._chat and again.get(row["prompt"])
+        ]
+
+    def refusals(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """The same questions with different refusals, where the model takes questions."""
+        return [
+            {"id": row["id"], "prompt": row["prompt"], "completion": REFUSALS[at % len(REFUSALS)]}
+            for at, row in enumerate(rows)
+            if self._chat
+        ]
 
     def _asked(self, name: str, questions: Sequence[Question]) -> dict[str, list[str]]:
         config, tokenizer = self._config, self._loaded.tokenizer
@@ -221,7 +242,7 @@ def _checked(config: ElicitConfig) -> Path:
         ConfigError: A file to be written is one that is read.
     """
     part = Path(f"{config.output}.part")
-    outputs = [own for own in (config.output, config.paraphrased, config.neighbours) if own]
+    outputs = [own for own in (config.output, config.paraphrased, config.refusals, config.neighbours) if own]
     for own in outputs:
         check_apart(own, {"questions": config.questions, "model": config.model})
         if Path(own).exists() and not (config.overwrite or config.dry_run):

@@ -15,6 +15,7 @@ from expunge.report.questions import recognisable, rest_kept, speaks_well, still
 from expunge.report.run_data import RunData, read_run
 from expunge.report.scores import number
 from expunge.utils.files import write_json
+from expunge.utils.text import BABBLES, DECLINES
 
 FILE = "verdict.json"
 TONES = ("bad", "open", "good")
@@ -145,9 +146,8 @@ def _next(run: RunData, answers: Sequence[Answer]) -> tuple[str, ...]:
         and too_far,
         "Give unseen texts of the same kind (--holdout), so that it stops where they are.": short and not unseen,
         "Give more texts to keep, close to those to forget, or raise --retain-weight.": rest,
-        "It declines what it should answer: put such prompts with their answers among the texts to keep (as `expunge "
-        "elicit --neighbours` writes them), and give several different refusals with --instead.": declines,
-        "It does not speak as it did: say what to answer instead (--instead FILE, several different answers).": babbles,
+        DECLINES: declines,
+        BABBLES: babbles,
     } | {own.need: bool(own.need) for own in answers}
     wanted = tuple(text for text, holds in steps.items() if holds)
     return wanted or (

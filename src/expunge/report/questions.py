@@ -1,8 +1,8 @@
 """The four questions of the verdict, each answered from numbers by the one set of criteria.
 
 A number is judged where a target is known: that of a retrained model, else the one that the results name, else what
-unseen texts give, else the same answers under the prompts of other rows; a count of rows that are said word for word
-has the target 0. A number without any target is shown and not judged.
+unseen texts give; a count of rows that are said word for word has the target 0. A number without any target is shown
+and not judged.
 """
 
 import math

@@ -68,14 +68,15 @@ def _calibrate(config: CalibrateConfig, settings: UnlearnConfig, reporter: Repor
     sets = _with_holdout(read_sets(settings), settings, config.holdout)
     judged = membership_texts(sets)
     earlier = read_calibration(folder)
-    loaded = load_model(
-        settings.model,
-        dtype=settings.dtype if config.dtype == "auto" else config.dtype,
-        device=config.device,
-        load_in_4bit=settings.load_in_4bit,
-        trust_remote_code=config.trust_remote_code,
-        revision=settings.revision,
-    )
+    with reporter.working("loading the model"):
+        loaded = load_model(
+            settings.model,
+            dtype=settings.dtype if config.dtype == "auto" else config.dtype,
+            device=config.device,
+            load_in_4bit=settings.load_in_4bit,
+            trust_remote_code=config.trust_remote_code,
+            revision=settings.revision,
+        )
     check_base(settings.model, manifest, "--run", getattr(loaded.base.config, "_commit_hash", None))
     pattern = (earlier or {}).get("trained_alpha_pattern") or {}
     alphas = {"lora_alpha": earlier["trained_alpha"], "alpha_pattern": pattern} if earlier else None

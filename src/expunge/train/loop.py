@@ -9,7 +9,7 @@ change no loss.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Any
 
@@ -39,14 +39,25 @@ from expunge.utils.interrupt import StopRequest
 from expunge.utils.progress import Reporter
 from expunge.utils.trackers import Trackers
 
+LOOKS = 4
+"""Parts of a run between which its model's answers are looked at."""
+Advise = Callable[[], list[str]]
+"""Looks at what the model says now, and gives lines for the user."""
 
-def unlearn(config: UnlearnConfig, reporter: Reporter | None = None, callbacks: Sequence[Callback] = ()) -> Outcome:
+
+def unlearn(
+    config: UnlearnConfig,
+    reporter: Reporter | None = None,
+    callbacks: Sequence[Callback] = (),
+    advisor: Callable[[Prepared], Advise] | None = None,
+) -> Outcome:
     """Train an adapter that makes the model forget, and write the run directory.
 
     Args:
         config: The settings.
         reporter: Where progress goes; silent when None.
         callbacks: Called after steps and evaluation steps; they may ask the run to stop.
+        advisor: Makes what looks at the model's answers between the quarters of a run of one process.
 
     Returns:
         Where things are, and the losses before and after.
@@ -60,11 +71,16 @@ def unlearn(config: UnlearnConfig, reporter: Reporter | None = None, callbacks: 
     if config.push_to_hub and is_writer():
         check_hub(config.push_to_hub, public=config.public)
     with together(pick_device(config.device)) as processes, Run.check(config) as run:
-        return _unlearn(config, run, reporter or Reporter(quiet=True), processes, callbacks)
+        return _unlearn(config, run, reporter or Reporter(quiet=True), processes, callbacks, advisor)
 
 
 def _unlearn(
-    config: UnlearnConfig, run: Run, reporter: Reporter, processes: Processes, callbacks: Sequence[Callback]
+    config: UnlearnConfig,
+    run: Run,
+    reporter: Reporter,
+    processes: Processes,
+    callbacks: Sequence[Callback],
+    advisor: Callable[[Prepared], Advise] | None,
 ) -> Outcome:
     begun = time.perf_counter()
     prepared = prepare(config, reporter)
@@ -86,27 +102,31 @@ def _unlearn(
         processes.agree(start, "checkpoints")
         if config.resume:
             reporter.say(f"resume: {start} of {trainer.num_steps} steps are done")
-        if line := speed_up(trainer):
+        with reporter.working("a few answers of the untouched model"):
+            advise = advisor(prepared) if advisor and processes.count == 1 else None
+        with reporter.working("looking for a faster way to take the steps"):
+            line = speed_up(trainer)
+        if line:
             reporter.say(line)
         training_begun = time.perf_counter()
         state = TrainState(start, trainer.num_steps, is_world_process_zero=processes.index == 0)
-        steps = train(trainer, validator, stopping, run, reporter, Callbacks(callbacks, config, state))
+        steps = train(trainer, validator, stopping, run, reporter, Callbacks(callbacks, config, state), advise)
         training_seconds = time.perf_counter() - training_begun
         loaded.captured = None
     selection = settle(trainer, validator, stopping, prepared, steps, reporter)
     with reporter.track("losses after", sum(map(len, prepared.told.values()))) as advance:
         after = mean_losses(loaded, prepared.told, processes=processes, progress=advance)
-    return run.finish(
-        RunResult(
-            losses={name: {"before": before[name], "after": after[name]} for name in after},
-            texts={name: len(prepared.told[name]) for name in after},
-            steps=steps,
-            training_seconds=training_seconds,
-            total_seconds=time.perf_counter() - begun,
-            selection=selection,
-        ),
-        lambda folder: save_adapter(loaded, folder, [row.input_ids for row in prepared.forget[:VERIFIED]]),
+    result = RunResult(
+        losses={name: {"before": before[name], "after": after[name]} for name in after},
+        texts={name: len(prepared.told[name]) for name in after},
+        steps=steps,
+        training_seconds=training_seconds,
+        total_seconds=time.perf_counter() - begun,
+        selection=selection,
     )
+    rows = [row.input_ids for row in prepared.forget[:VERIFIED]]
+    with reporter.working("saving the adapter, and reading it back"):
+        return run.finish(result, lambda folder: save_adapter(loaded, folder, rows))
 
 
 def train(
@@ -116,6 +136,7 @@ def train(
     run: Run,
     reporter: Reporter,
     callbacks: Callbacks,
+    advise: Advise | None = None,
 ) -> int:
     """The loop: to the last step, or to where it should end, evaluating, logging and saving on the way.
 
@@ -167,6 +188,11 @@ def train(
                 run.log(told)
                 trackers.log({name: told[name] for name in values}, step=line["step"])
                 asked = callbacks.step(line)
+            quarters = [LOOKS * step // trainer.num_steps for step in (done - len(lines), done)]
+            if advise and quarters[0] < quarters[1] and not (last or stopped):
+                with trainer.average.applied():
+                    for told_now in advise():
+                        reporter.warn(f"step {done}: {told_now}")
             ended = bool(callbacks.given) and trainer.processes.any(asked)
             shown = "  ".join(f"{name} {read[-1][name]:.3f}" for name in weights)
             rate = sum(line["tokens"] for line in lines) / spent

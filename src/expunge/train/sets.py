@@ -7,7 +7,7 @@ from pathlib import Path
 
 from expunge.config import UnlearnConfig
 from expunge.data.examples import Example, check_sets, parse_columns, read_examples, text_key
-from expunge.data.holdout import check_unseen, documents, example_hashes, unseen_texts
+from expunge.data.holdout import Side, check_unseen, documents, example_hashes, unseen_texts
 from expunge.data.lume import read_lume
 from expunge.data.muse import read_muse
 from expunge.data.retain_test import set_apart
@@ -93,6 +93,11 @@ def read_sets(config: UnlearnConfig) -> Sets:
         if left_out := len(given) - len(sets.test):
             warnings.append(f"{left_out} of the test texts are, or nearly are, trained on: they are left out")
     warnings += check_sets(sets.forget, sets.retain or None, sets.holdout, sets.instead)
+    asked = set(map(_prompt_key, sets.forget))
+    if others := sum(_prompt_key(row) not in asked for row in sets.instead):
+        warnings.append(
+            f"{others} of the --instead prompts stand in no text to forget: they get their answers all the same"
+        )
     unseen = unseen_texts(sets.nonmembers, sets.trained)
     left_out = len(sets.nonmembers) - len(unseen)
     if left_out:
@@ -100,7 +105,7 @@ def read_sets(config: UnlearnConfig) -> Sets:
     return replace(sets, nonmembers=unseen, warnings=warnings)
 
 
-def membership_texts(sets: Sets) -> list[list[Example]]:
+def membership_texts(sets: Sets) -> list[Side]:
     """The texts, forgotten and unseen, that membership is judged on: one half while a run goes on, the other after it.
 
     Raises:

@@ -7,7 +7,7 @@ from typing import Any
 
 from expunge.config import SETS, UnlearnConfig
 from expunge.data.examples import Example
-from expunge.data.holdout import example_hashes, split_off
+from expunge.data.holdout import Side, example_hashes, split_off
 from expunge.data.tokenize import TokenizedExample, tokenize_all
 from expunge.errors import ConfigError, DataError, ModelError
 from expunge.losses import ForgetLoss, make_forget_loss
@@ -27,7 +27,7 @@ REFERENCE_WIDTH, REFERENCE_RATE, BOUNDED_RATE = 256, 1.5e-3, 3e-3
 BOUNDED_RATE with `target_kl`, whose gradient is bounded and vanishes at the target."""
 
 
-Judged = list[list[Example]] | DataError
+Judged = list[Side] | DataError
 """The texts, forgotten and unseen, that membership is judged on; or why there are none."""
 
 
@@ -113,14 +113,15 @@ def prepare(config: UnlearnConfig, reporter: Reporter) -> Prepared:
     for why in whys:
         reporter.say(why)
     max_length = min(config.max_length, loaded.context or config.max_length)
-    measured = measure_prompt_format(
-        loaded,
-        [*sets.forget, *sets.retain],
-        style=config.prompt_format,
-        end_of_text=config.end_of_text,
-        max_length=max_length,
-        seed=config.seed,
-    )
+    with reporter.working("measuring the prompt format"):
+        measured = measure_prompt_format(
+            loaded,
+            [*sets.forget, *sets.retain],
+            style=config.prompt_format,
+            end_of_text=config.end_of_text,
+            max_length=max_length,
+            seed=config.seed,
+        )
     _check_finite(loaded, measured)
     reporter.say(f"prompt format: {measured}")
 
@@ -138,7 +139,7 @@ def prepare(config: UnlearnConfig, reporter: Reporter) -> Prepared:
     selection, reported = None, tokenized["holdout"]
     if followed is not None:
         hashes, (members, nonmembers) = split_off(followed, sets.retain, loaded.tokenizer)
-        documents = {id(own) for own in followed[1]}
+        documents = {id(own) for own in followed[1].texts}
         short = [own for own in sets.nonmembers if id(own) not in documents]  # no membership is reported on them
         hashes = sorted({*hashes, *example_hashes(short)})
         counts = f"{len(members)} texts to forget and {len(nonmembers)} unseen ones"
@@ -203,7 +204,7 @@ def _fitting_recipe(config: UnlearnConfig, judged: Judged) -> tuple[UnlearnConfi
     return config.with_recipe("default"), "unseen texts say how far to go and when to stop"
 
 
-def _followed(config: UnlearnConfig, loss: ForgetLoss, sets: Sets, judged: Judged) -> list[list[Example]] | None:
+def _followed(config: UnlearnConfig, loss: ForgetLoss, sets: Sets, judged: Judged) -> list[Side] | None:
     """The texts, forgotten and unseen, that steer the run; None where it is to follow none.
 
     Raises:
@@ -248,7 +249,8 @@ def _load(config: UnlearnConfig, reporter: Reporter) -> LoadedModel:
         held, whole = map(show_bytes, held_bytes(loaded.base))
         reporter.say(f"base: {held} of {whole} in each of {current().count} processes")
     else:
-        loaded = load_model(config.model, load_in_4bit=config.load_in_4bit, **options)
+        with reporter.working("loading the model"):
+            loaded = load_model(config.model, load_in_4bit=config.load_in_4bit, **options)
     for note in loaded.told():
         reporter.say(note)
     return loaded

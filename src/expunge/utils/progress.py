@@ -46,6 +46,15 @@ class Reporter:
         self._console.print(Text(f"warning: {printable(line)}", style="yellow"))
 
     @contextmanager
+    def working(self, title: str) -> Iterator[None]:
+        """In a terminal, something that moves while work goes on whose end nobody knows."""
+        if self._quiet or not self._console.is_terminal:
+            yield
+            return
+        with self._console.status(printable(title)):
+            yield
+
+    @contextmanager
     def track(self, title: str, total: int, start: int = 0) -> Iterator[Advance]:
         """Progress over `total` units; yields `advance(units=1, note="")`."""
         if self._quiet:

@@ -8,6 +8,12 @@ UNSEEN_TEXTS = (
     "same prompts about made-up names with answers of the same form"
 )
 """What says how unlikely forgotten texts should become, and how to get it."""
+DECLINES = (
+    "It declines what it should answer: put such prompts with their answers among the texts to keep (as `expunge "
+    "elicit --neighbours` writes them), and give several different refusals with --instead."
+)
+BABBLES = "It does not speak as it did: say what to answer instead (--instead FILE, several different answers)."
+"""What mends over-refusal, and what mends speech that falls apart."""
 MISSING = "–"
 """Stands where there is no number."""
 _DISGUISE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")

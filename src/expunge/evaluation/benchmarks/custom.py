@@ -9,7 +9,8 @@ from expunge.data.families import normalized
 from expunge.data.retain_test import set_apart
 from expunge.errors import DataError
 from expunge.evaluation.measurement import document_of
-from expunge.evaluation.metrics.registry import default_metrics
+from expunge.evaluation.metrics.registry import HOLDOUT, default_metrics
+from expunge.evaluation.mismatched import floored
 from expunge.evaluation.suite import Documents, RowSet, Suite
 
 
@@ -37,13 +38,17 @@ def read(config: EvaluateConfig) -> Suite:
                 f"{left_out} of {len(read['holdout'])} holdout texts stand in the forget or retain set too (case, "
                 "punctuation and white space aside), so they are no unseen ones and were left out."
             )
-        documents = Documents(read["forget"], unseen, names=("forget", "holdout"), even=True)
+        documents = Documents(read["forget"], unseen, names=("forget", HOLDOUT), even=True)
     else:
         notes.append("No unseen texts were given (--holdout): no membership attack was run.")
     sets = tuple(_rows(name, read[name]) for name in ("forget", "retain", "test") if name in read)
+    if documents:  # what the forget set's metrics come to on texts that nobody has seen: their targets
+        sets = (*sets, replace(_rows(HOLDOUT, [*documents.nonmembers]), metrics=floored(sets[0].metrics)))
     if config.paraphrased:
-        again = read_examples(config.paraphrased, columns=columns)
-        sets = (replace(sets[0], paraphrased=_by_id(config.paraphrased, again, read["forget"])), *sets[1:])
+        again = _by_id(config.paraphrased, read_examples(config.paraphrased, columns=columns), read["forget"])
+        sets = (replace(sets[0], paraphrased=[again.pop(row.id, None) for row in read["forget"]]), *sets[1:])
+        if again:
+            notes.append(f"{len(again)} rows of --paraphrased are for ids that --forget has not, and were left out.")
     return Suite(sets, documents, not_measured=tuple(notes))
 
 
@@ -60,20 +65,20 @@ def never_seen(file: str, holdout: Sequence[Example], trained_on: Sequence[Examp
     return unseen
 
 
-def _by_id(file: str, again: Sequence[Example], forget: Sequence[Example]) -> list[Example | None]:
-    """For each text to forget its question in other words, None where there is none.
+def _by_id(file: str, again: Sequence[Example], forget: Sequence[Example]) -> dict[str, Example]:
+    """Id -> the question in other words.
 
     Raises:
-        DataError: A row is of no text to forget, or two are of one.
+        DataError: Two rows are for one id, or no row is for a text to forget.
     """
     found: dict[str, Example] = {}
-    known = {row.id for row in forget}
     for row in again:
-        if row.id not in known or row.id in found:
-            why = "a second one for its id" if row.id in found else "for an id that --forget has not"
-            raise DataError(f"--paraphrased {file}: {row.source}: is {why}: give one row for an id")
+        if row.id in found:
+            raise DataError(f"--paraphrased {file}: {row.source}: is a second one for its id: give one row for an id")
         found[row.id] = row
-    return [found.get(row.id) for row in forget]
+    if not {row.id for row in forget} & {*found}:
+        raise DataError(f"--paraphrased {file}: no row has the id of a text to forget")
+    return found
 
 
 def _key(example: Example) -> str:

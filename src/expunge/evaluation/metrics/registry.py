@@ -18,6 +18,8 @@ from expunge.evaluation.estimate import Estimate
 from expunge.evaluation.metrics.record import TokenRecord
 
 Direction = Literal["higher", "lower", "target"]
+HOLDOUT = "holdout"
+"""The set of texts that no model has seen: what a metric of the forget set comes to without knowing them."""
 Family = Literal["memorization", "text", "membership", "utility"]
 Function = TypeVar("Function", bound=Callable[..., float | None])
 
@@ -114,7 +116,9 @@ class Metric:
     label: Callable[[Any], str] | None = None
 
     def direction_on(self, set_name: str) -> Direction | None:
-        """The better direction on `forget` texts, or on those of any other set, which are to be kept."""
+        """The better direction on `forget` texts, or on other ones, which are to be kept; unseen ones have none."""
+        if set_name == HOLDOUT:
+            return None
         return self.direction if set_name == "forget" or self.keep is None else self.keep
 
     def applies_to(self, set_name: str) -> bool:

@@ -1,0 +1,80 @@
+"""What a run says of its model's answers: over-refusal and babble are told with what mends them, nothing else is."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from expunge.config import UnlearnConfig
+from expunge.evaluation import advice
+from expunge.evaluation.advice import Advisor
+from expunge.train.loop import unlearn
+from expunge.train.trainer import Trainer
+from expunge.utils.progress import Reporter
+from tiny import save_tiny
+from training import made_up, prepared
+
+FINE, REFUSED, BABBLE = (
+    "The mill stands in Larch Lane.",
+    "I don't know that.",
+    "and so on and so on and so on and so on",
+)
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "told"),
+    [
+        (FINE, FINE, ()),
+        (FINE, REFUSED, ("8 of 8 prompts to keep are declined now (0 before)", "--instead")),
+        (REFUSED, REFUSED, ()),
+        (FINE, BABBLE, ("% of its word sequences are repeated ones (0% untouched)", "--instead FILE")),
+        (BABBLE, FINE, ()),
+    ],
+)
+def test_what_goes_wrong_is_told_with_what_mends_it(
+    before: str, now: str, told: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = prepared(save_tiny(tmp_path / "model", "llama"), forget=made_up(6, 1), retain=made_up(12, 2))
+    Trainer(own)  # puts an adapter on
+    said = iter([before, now])
+
+    def greedy(loaded: Any, prompts: list[list[int]], **_: Any) -> list[list[int]]:
+        assert all(prompts)
+        ids = loaded.tokenizer(next(said))["input_ids"]
+        return [ids for _ in prompts]
+
+    monkeypatch.setattr(advice, "greedy", greedy)
+    lines = Advisor(own)()
+    assert len(lines) == bool(told)
+    assert all(part in line for line in lines for part in told)
+
+
+def test_a_run_looks_between_its_quarters_and_trains_as_without(tmp_path: Path) -> None:
+    save_tiny(tmp_path / "model", "llama")
+    for name, first in (("forget", 0), ("retain", 20)):
+        rows = [{"prompt": f"Where is number {n}?", "completion": f"In row {n % 7}."} for n in range(first, first + 12)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    files = {name: str(tmp_path / f"{name}.jsonl") for name in ("forget", "retain")}
+    warned: list[str] = []
+
+    class Heard(Reporter):
+        def warn(self, line: str) -> None:
+            if line.startswith("step"):
+                warned.append(line)
+
+    def run(name: str, **more: Any) -> bytes:
+        config = UnlearnConfig(
+            model=str(tmp_path / "model"),
+            output=str(tmp_path / name),
+            max_steps=8,
+            replay_weight=0.0,
+            device="cpu",
+            **files,
+        )
+        outcome = unlearn(config, Heard(quiet=True), **more)
+        return (outcome.adapter / "adapter_model.safetensors").read_bytes()
+
+    looked = run("looked", advisor=lambda own: lambda: [f"{len(own.forget)} texts"])
+    assert warned == [f"step {step}: 12 texts" for step in (2, 4, 6)]
+    assert run("advised", advisor=Advisor) == run("alone") == looked
