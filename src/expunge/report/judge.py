@@ -62,7 +62,8 @@ class Verdict:
     def __str__(self) -> str:
         lines = [self.lead]
         lines += [_folded(f"  {own.question:<37}{own.answer:<14}", own.says) for own in self.answers]
-        sides = (("not measured", self.not_measured), ("warning", self.warnings), ("next", self.next))
+        others = [text for text in self.not_measured if text not in {own.question for own in self.answers}]
+        sides = (("not measured", others), ("warning", self.warnings), ("next", self.next))
         lines += [_folded(f"  {name:<14}", text) for name, texts in sides for text in texts]
         return "\n".join(lines)
 
