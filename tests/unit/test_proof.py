@@ -144,7 +144,7 @@ def test_what_folds_right_is_folded(settings: dict[str, Any], tmp_path: Path) ->
     [
         ({"layer_replication": [[0, 2], [1, 2]]}, "it says something else than the adapter"),  # huggingface/peft#1707
         ({"lora_bias": True}, "cannot be folded into its base"),
-        ({"alora_invocation_tokens": [9]}, "does not support merging"),
+        ({"alora_invocation_tokens": [9]}, "acts on certain prompts and not on the weights"),
         ({"init_lora_weights": "pissa_niter_2"}, "drawn at random at every load"),
     ],
 )
@@ -156,12 +156,21 @@ def test_what_cannot_be_folded_is_refused(settings: dict[str, Any], phrase: str,
 
 @pytest.mark.parametrize("kind", [PromptTuningConfig, PrefixTuningConfig])
 def test_an_adapter_without_weights_to_fold_is_refused(kind: Any, tmp_path: Path) -> None:
-    """huggingface/peft#1030."""
+    """huggingface/peft#1030, EleutherAI/lm-evaluation-harness#533: what the virtual tokens do is lost or shifted."""
     base = save_tiny(tmp_path / "base", "llama")
     config = kind(task_type="CAUSAL_LM", num_virtual_tokens=3)
     get_peft_model(AutoModelForCausalLM.from_pretrained(base), config).save_pretrained(tmp_path / "adapter")
-    with pytest.raises(ModelError, match="TUNING has no weights that could be folded"):
-        load(tmp_path / "adapter")
+    for place in (tmp_path / "adapter", tmp_path / "base"):
+        with pytest.raises(ModelError, match=r"TUNING\) acts on certain prompts and not on the weights"):
+            attach_adapter(load(place), str(tmp_path / "adapter"))
+
+
+def test_an_adapter_that_waits_for_its_tokens_is_not_measured_as_if_it_did_nothing(tmp_path: Path) -> None:
+    """huggingface/peft#2609: an activated LoRA is off until its invocation tokens are said."""
+    base = save_tiny(tmp_path / "base", "llama")
+    adapter = peft_adapter(base, tmp_path / "adapter", alora_invocation_tokens=[9])
+    with pytest.raises(ModelError, match="acts on certain prompts"):
+        attach_adapter(load(base), str(adapter))
 
 
 def test_an_adapter_for_resized_embeddings_or_a_base_that_moved_says_what_to_do(tmp_path: Path) -> None:

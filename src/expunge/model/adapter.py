@@ -101,7 +101,7 @@ def add_adapter(loaded: LoadedModel, *, rank: int, alpha: float | None, modules:
     frozen = frozen_experts(model)
     if frozen:
         loaded.notes.append(
-            f"adapter: {len(frozen)} stacks of experts stay frozen, PEFT adapts none here ({frozen[0]})"
+            f"adapter: {len(frozen)} stacks of weights, as of experts, stay frozen: PEFT adapts none here ({frozen[0]})"
         )
     return model
 

@@ -58,6 +58,9 @@ def from_pretrained(
     config._attn_implementation = config._experts_implementation = None  # ours to choose, whatever its file says
     options: dict[str, Any] = {"config": config, "trust_remote_code": trust_remote_code, **source.options}
     method = quantization(config)
+    mend = f"it is stored in {method}, give the model that it was made from"
+    if method not in (None, "bitsandbytes", *DEQUANTIZED):
+        raise ModelError(f"{source.where}: {mend}")
     if Path(source.base).is_dir() and not (load_in_4bit or source.gguf or method or trust_remote_code):
         check_size(source.base, config, [check_whole(file) for file in weight_files(Path(source.base))])
     if source.gguf:
@@ -85,8 +88,8 @@ def from_pretrained(
             raise
         except Exception as error:  # what damaged files can make of it has no bounds
             if attention == "eager" or not ("sdpa" in str(error) or "scaled_dot_product" in str(error)):
-                mend = f": it is stored in {method}, give the model that it was made from" if method else ""
-                raise ModelError(f"{source.where}: cannot be loaded ({first_line(error)}){mend}") from None
+                reason = f"cannot be loaded ({first_line(error)})"
+                raise ModelError(f"{source.where}: {reason}{f': {mend}' if method else ''}") from None
     model, report = cast("tuple[PreTrainedModel, dict[str, Any]]", loaded)  # declared for `output_loading_info=False`
     missing = sorted(report["missing_keys"])
     if missing:

@@ -31,7 +31,8 @@ def put_adapter(model: PreTrainedModel, folder: Path, alphas: Mapping[str, Any] 
         alphas: Fields of its configuration to use instead of those that are there.
 
     Raises:
-        ModelError: It has no weights in safetensors format, some that are not finite, or does not fit the model.
+        ModelError: It has no weights in safetensors format, some that are not finite, does not fit the model, or acts
+            on prompts instead of weights, which the model's layers would not show.
     """
     file = check_adapter(folder)
     try:
@@ -51,6 +52,13 @@ def put_adapter(model: PreTrainedModel, folder: Path, alphas: Mapping[str, Any] 
         raise ModelError(f"{folder}: this adapter does not fit the model ({first_line(error)})") from None
     if broken:
         raise ModelError(f"{folder}: the adapter's weight {broken[0]} holds values that are not finite: it is damaged")
+    settings = peft_model.peft_config["default"]
+    if settings.is_prompt_learning or getattr(settings, "alora_invocation_tokens", None):
+        kind = str(getattr(settings.peft_type, "value", "adapter"))
+        raise ModelError(
+            f"{folder}: this adapter ({kind}) acts on certain prompts and not on the weights: it can neither be folded "
+            "nor measured"
+        )
     if other:
         raise ModelError(
             f"{folder}: this adapter does not fit the model ({len(other)} weights are in one of them only, "
@@ -95,7 +103,7 @@ def fold(model: PreTrainedModel, source: Source) -> tuple[PreTrainedModel, list[
         untouched = log_probs(model.eval(), ids)
         peft_model = put_adapter(model, folder)
         kind = str(getattr(peft_model.peft_config["default"].peft_type, "value", "adapter"))
-        if peft_model.active_peft_config.is_prompt_learning or not hasattr(peft_model.base_model, "merge_and_unload"):
+        if not hasattr(peft_model.base_model, "merge_and_unload"):
             raise ModelError(f"{what}: {kind} has no weights that could be folded: give a model without it")
         start = str(getattr(peft_model.active_peft_config, "init_lora_weights", ""))
         if "niter" in start:
