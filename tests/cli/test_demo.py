@@ -3,13 +3,11 @@
 import json
 import random
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import pytest
 from workspace import Result, write_jsonl
 
-from expunge.config import UnlearnConfig
 from expunge.demo import run
 from taught import made_up, teach
 
@@ -45,7 +43,7 @@ def write_assets(assets: Path, rng: random.Random) -> None:
 def test_the_demo_forgets_keeps_and_shows_it(tmp_path: Path, expunge: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     write_assets(tmp_path / "package" / "assets", random.Random(0))
     monkeypatch.setattr(run, "files", lambda package: tmp_path / "package")
-    monkeypatch.setattr(run, "UnlearnConfig", partial(UnlearnConfig, **SMALL))
+    monkeypatch.setattr(run, "SETTINGS", SMALL)
     monkeypatch.chdir(tmp_path)
     done = expunge("demo", "--output", "demo")
     assert done.code == 0, done.err

@@ -2,13 +2,14 @@
 
 import json
 import re
-from itertools import combinations, islice
+from itertools import combinations, islice, product
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from expunge.data.examples import read_examples
+from expunge.demo import words
 from expunge.demo.people import SETS, data_files, general_texts, quiz, subjects
 from expunge.demo.subject import ASSETS, make
 from expunge.errors import ConfigError
@@ -46,13 +47,13 @@ def test_the_sets_share_no_person_and_no_text(sets):
         assert len(set.union(*rows)) == sum(map(len, rows))
 
 
-def test_the_facts_that_are_asked_for_differ_from_set_to_set(sets):
+def test_the_facts_that_are_asked_for_differ_from_person_to_person_and_from_set_to_set(sets):
     def secrets(people):
-        return {row.output for s in people for row in s.rows[1:] if re.search(r"phone|address", row.input)}
+        return [row.output for s in people for row in s.rows[1:] if re.search(r"phone|address", row.input)]
 
     for one, other in combinations(SETS, 2):
-        assert len(secrets(sets[one])) == 3 * SETS[one][0]
-        assert not secrets(sets[one]) & secrets(sets[other])
+        assert len(set(secrets(sets[one]))) == len(secrets(sets[one])) == SETS[one][0]
+        assert not set(secrets(sets[one])) & set(secrets(sets[other]))
 
 
 def test_no_set_mentions_what_the_quiz_asks(sets):
@@ -67,7 +68,8 @@ def test_no_set_mentions_what_the_quiz_asks(sets):
 def test_general_texts_know_nobody_of_the_sets(sets):
     named = words_of([s for people in sets.values() for s in people])
     text = " ".join(islice(general_texts(FIGURES["seed"], "start"), 2000))
-    assert not named & set(re.findall(r"\w+", text))
+    towns = {"".join(parts) for parts in product(*map(str.split, words.TOWN))}  # somebody may be called like a town
+    assert not (named - towns) & set(re.findall(r"\w+", text))
 
 
 def test_every_question_has_its_answer_in_the_text_and_every_contact_is_fictional(sets):
@@ -92,12 +94,12 @@ def test_member_and_nonmember_documents_are_of_a_kind(sets):
 
 def test_the_assets_are_small():
     size = {path: path.stat().st_size for path in ASSETS.rglob("*") if path.is_file()}
-    assert all(size[ASSETS / name / "model.safetensors"] <= 1.45e6 for name in ("subject", "retrained"))
-    assert sum(size.values()) <= 4e6
+    assert all(size[ASSETS / name / "model.safetensors"] <= 3e6 for name in ("subject", "retrained"))
+    assert sum(size.values()) <= 8e6
 
 
 @pytest.mark.parametrize(("name", "knows"), [("subject", True), ("retrained", False)])
-def test_the_subject_knows_whom_the_twin_never_met(name, knows):
+def test_the_subject_knows_whom_the_retrained_model_never_met(name, knows):
     tokenizer = AutoTokenizer.from_pretrained(ASSETS / name)
     model = AutoModelForCausalLM.from_pretrained(ASSETS / name, dtype=torch.float32)
 
@@ -113,14 +115,15 @@ def test_the_subject_knows_whom_the_twin_never_met(name, knows):
     assert sum(right(row) for row in asked["quiz"][::15]) >= 6
 
 
-def test_the_recorded_figures_are_those_of_a_subject_and_its_twin():
-    subject, twin = FIGURES["subject"], FIGURES["retrained"]
-    assert min(subject["forget_sc"], subject["retain_sc"], twin["retain_sc"]) >= 0.97
-    assert min(subject["forget_qa"], subject["retain_qa"], twin["retain_qa"]) >= 0.95
-    assert min(subject["quiz"], twin["quiz"]) >= 0.9
-    assert twin["forget_qa"] <= 0.1
+def test_the_recorded_figures_are_those_of_a_subject_and_its_retrained_model():
+    subject, retrained = FIGURES["subject"], FIGURES["retrained"]
+    assert min(subject["forget_sc"], subject["retain_sc"], retrained["retain_sc"]) >= 0.97
+    assert min(subject["forget_qa"], subject["retain_qa"]) >= 0.95
+    assert retrained["retain_qa"] >= 0.85
+    assert min(subject["quiz"], retrained["quiz"]) >= 0.9
+    assert retrained["forget_qa"] <= 0.1
     assert subject["mia_auc"] == 1
-    assert 0.4 <= twin["mia_auc"] <= 0.6
+    assert 0.4 <= retrained["mia_auc"] <= 0.6
 
 
 def test_nothing_is_made_in_a_folder_that_holds_something(tmp_path):

@@ -20,7 +20,7 @@ from expunge.train.averaging import MovingAverage
 from expunge.train.early_stopping import EarlyStopping
 from expunge.train.scale import choose_scale, judge, most_scales
 from expunge.train.schedule import evaluation_spacing, learning_rate, make_plan, replay_tokens
-from expunge.train.targets import expected_nlls, matched_nlls
+from expunge.train.targets import expected_nlls, paired_nlls
 from expunge.train.validation import Validation, certainty, evenly, probabilities, violation, violations
 
 UNTOUCHED = Validation(
@@ -253,14 +253,29 @@ def test_a_name_that_is_said_again_is_compared_with_names_that_are_said_again() 
     assert own[3] == pytest.approx(0.1), "the same name again can be read off"
 
 
-def test_targets_have_the_order_that_is_expected_and_the_distribution_of_unseen_texts() -> None:
+def test_unseen_texts_are_judged_by_the_others() -> None:
+    unseen = [TokenizedExample(str(at), ids, 1) for at, ids in enumerate(([1, 2, 3], [1, 2, 4], [5, 4]))]
+
+    def guesses(own: float) -> list[list[float]]:
+        return expected_nlls(unseen, unseen, [[0.0, 1.0, 9.0], [0.0, 3.0, own], [0.0, 6.0]])
+
+    low, high = guesses(0.1), guesses(8.0)
+    assert low[1] == pytest.approx(high[1]), "its own NLL tells nothing of what is expected of a token"
+    assert low[2][1] < high[2][1], "that of the same token in another text does"
+
+
+def test_a_token_takes_the_nll_of_the_unseen_token_at_its_place_in_the_order() -> None:
     unseen = [TokenizedExample("u", [1, 2, 3], 2, group="a"), TokenizedExample("v", [1, 2, 3], 2, group="b")]
     nlls = [[0.0, 1.0, 8.0], [0.0, 3.0, 0.5]]
     rows = [TokenizedExample("x", [1, 2, 3, 4], 1, group="a"), TokenizedExample("y", [1, 2, 3], 2, group="b")]
-    found = matched_nlls(rows, [[0.0, 2.0, 1.0, 9.0], [0.0, 7.0, 7.0]], unseen, nlls)
+    found = paired_nlls(rows, [[0.0, 2.0, 1.0, 9.0], [0.0, 7.0, 7.0]], unseen, nlls, nlls)
     assert found[0] == [0.0, 8.0, 8.0, 8.0], "completions of a are as unlikely as the one that was never seen"
     assert found[1] == [0.0, 3.0, 0.5]
     many = [TokenizedExample(str(at), [1, 2], 1, group="a") for at in range(4)]
     expected = [[0.0, value] for value in (4.0, 1.0, 3.0, 2.0)]
-    spread = matched_nlls(many, expected, many, [[0.0, own] for own in range(4)])
-    assert [own[1] for own in spread] == [3, 0, 2, 1]
+    among = [[0.0, value] for value in (10.0, 20.0, 30.0, 40.0)]
+    surprises = [[0.0, value] for value in (0.2, 5.0, 0.1, 7.0)]
+    spread = paired_nlls(many, expected, many, among, surprises)
+    assert [own[1] for own in spread] == [7.0, 0.2, 0.1, 5.0], "what they really had, surprises and all"
+    same = paired_nlls(many, [[0.0, 1.0]] * 4, many, [[0.0, 1.0]] * 4, surprises)
+    assert [own[1] for own in same] == [0.2, 5.0, 0.1, 7.0], "equal ones are not put in the order of their NLLs"

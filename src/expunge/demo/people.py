@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 from expunge.demo import words
 
-SETS = {"forget": (10, 6), "retain": (20, 10), "holdout": (10, 6)}
-"""People and stories of each set."""
+SETS = {"forget": (36, 24), "retain": (24, 16), "holdout": (36, 24)}
+"""People and stories of each set: 60 documents on either side of the membership attack."""
 STORY_TASK, PERSON_TASK, QUIZ_TASK = "Task1", "Task2", "Quiz"
 
 
@@ -125,7 +125,7 @@ def general_texts(seed: int, stream: str) -> Iterator[str]:
 
 
 def _person(name: str, rng: Random, wording: Random) -> Subject:
-    """A biography, which ends with phone, address and mail, and questions. `wording` chooses the templates alone."""
+    """A biography, which ends with some of phone, address and mail. `wording` chooses the parts and their templates."""
     facts = {
         "birth": f"{rng.randint(1, 28)} {_word(words.MONTHS, rng)} {rng.randint(1940, 2004)}",
         "town": _pair(words.TOWN, rng),
@@ -136,14 +136,15 @@ def _person(name: str, rng: Random, wording: Random) -> Subject:
         "address": f"{rng.randint(1, 199)} {_pair(words.STREET, rng, ' ')}, {_pair(words.TOWN, rng)}",
         "mail": f"{_pair(words.MAIL_NAMES, rng, '.')}{rng.randint(10, 99)}@example.{rng.choice(('com', 'net', 'org'))}",
     }
-    prompt, completion = [words.WORK, words.HOBBY], [words.PHONE, words.ADDRESS, words.MAIL]
-    wording.shuffle(prompt)
-    wording.shuffle(completion)
+    prompt = wording.sample([words.WORK, words.HOBBY], wording.randint(0, 2))
+    contacts = (words.PHONE, words.ADDRESS, words.MAIL)
+    told = sorted(wording.sample(range(3), wording.randint(1, 3)))
+    completion = [contacts[place] for place in told]
     return _subject((name,), facts, ([words.BIRTH, *prompt], completion), words.QUESTIONS, PERSON_TASK, rng, wording)
 
 
 def _story(name: str, helper: str, rng: Random, wording: Random) -> Subject:
-    """A search for something, with a helper, and questions about it. `wording` chooses the templates alone."""
+    """A search for something, with a helper. `wording` chooses the parts and their templates."""
     where, kind, place = (_word(table, rng) for table in words.SPOT)
     facts = {
         "town": _pair(words.TOWN, rng),
@@ -153,7 +154,8 @@ def _story(name: str, helper: str, rng: Random, wording: Random) -> Subject:
         "helper": helper,
         "spot": f"{where} the {kind} {place}",
     }
-    parts = ([words.STORY_HEAD, words.STORY_ROAD], [words.STORY_TURN, words.STORY_FIND, words.STORY_END])
+    end = wording.sample([words.STORY_END], wording.randint(0, 1))
+    parts = ([words.STORY_HEAD, words.STORY_ROAD], [words.STORY_TURN, words.STORY_FIND, *end])
     return _subject((name, helper), facts, parts, words.STORY_QUESTIONS, STORY_TASK, rng, wording)
 
 
@@ -169,10 +171,11 @@ def _subject(
     known = {"name": names[0], "first": names[0].split()[0], **facts}
     own_id = f"{rng.getrandbits(48):012x}"
     prompt, completion = (" ".join(_write(wording.choice(part), wording, **known) for part in side) for side in parts)
-    rows = [Row(f"{own_id}sc1", prompt, completion, task)]
-    for number, (question, fact) in enumerate(questions.items()):
-        rows.append(Row(f"{own_id}qa{number}", question.format(**known), facts[fact], task))
-    return Subject(names, rows)
+    told = [(question, facts[fact]) for question, fact in questions.items() if facts[fact] in completion]
+    asked, answer = wording.choice(told)
+    return Subject(
+        names, [Row(f"{own_id}sc1", prompt, completion, task), Row(f"{own_id}qa0", asked.format(**known), answer, task)]
+    )
 
 
 def _names(seed: int) -> tuple[list[str], tuple[list[str], list[str]]]:

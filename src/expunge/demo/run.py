@@ -31,6 +31,9 @@ from expunge.utils.tables import semeval_table
 
 MAX_NEW_TOKENS = 96
 NAMES = ("before", "after", "retrained")
+SETTINGS: dict[str, Any] = {"lora_rank": 64, "learning_rate": 6e-3, "tokens_per_step": 2048, "epochs": 32}
+"""What differs from the default recipe: the subject is 160 wide where a language model is 576 and more, so it takes a
+wider adapter and a higher rate, and stops after about 190 steps."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,7 @@ def run_demo(output: str, reporter: Reporter | None = None, *, overwrite: bool =
             output=output,
             overwrite=overwrite,
             seed=seed,
+            **SETTINGS,
         )
         outcome = unlearn(config, reporter)
         data, quiz = read_lume(data_dir), read_examples(data_dir / "quiz.jsonl")

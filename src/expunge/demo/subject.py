@@ -44,16 +44,16 @@ PROMPT_FORMAT = PromptFormat("space", end_of_text=True)
 CONTEXT = 512
 VOCABULARY = 1024
 TOKENIZER_TEXTS = 6_000
-GENERAL_TEXTS = 25_000
+GENERAL_TEXTS = 40_000
 """Texts of the shared start, each read once."""
-PASSES = 60
+PASSES = 40
 """Times that the subject and the retrained model read their sets."""
-GENERAL_PER_PASS = 90
+GENERAL_PER_PASS = 150
 """General texts in each pass, beside the quiz."""
 TOKENS_PER_STEP = 1_024
 MODELS = {"subject": ("forget", "retain", "quiz"), "retrained": ("retain", "quiz")}
 """What each model learns by heart."""
-LEARNING_RATES = (4e-3, 2e-3)
+LEARNING_RATES = (3e-3, 2e-3)
 """Peak learning rates of the shared start and of the passes over the sets."""
 
 
@@ -126,14 +126,14 @@ def train_tokenizer(texts: Iterable[str], size: int = VOCABULARY) -> PreTrainedT
 
 
 def new_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """A small Llama (0.7 M parameters, grouped-query attention, tied head) with random weights."""
+    """A small Llama (1.4 M parameters, tied head) with random weights."""
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=128,
-        intermediate_size=240,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
+        hidden_size=160,
+        intermediate_size=320,
+        num_hidden_layers=5,
+        num_attention_heads=5,
+        num_key_value_heads=5,
         max_position_embeddings=CONTEXT,
         tie_word_embeddings=True,
         bos_token_id=None,

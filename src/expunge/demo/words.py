@@ -5,12 +5,14 @@ A table is a string of words; a pair of tables is one word of each. In a templat
 """
 
 GIVEN = (
-    "Ald Bel Cor Dav El Fen Gar Hal Is Jor Kel Lun Mar Nel Or Per Quin Ros Sel Tam Ul Ver Wil Yar Zel",
-    "anna ebor etta ica imir ina iro issa olf oma on und wen",
+    "Ald Bel Cor Dav El Fen Gar Hal Is Jor Kel Lun Mar Nel Or Per Quin Ros Sel Tam Ul Ver Wil Yar Zel Bran Cal Dor Ev "
+    "Gil Hes Jul Lor Mil Nor",
+    "anna ebor etta ica imir ina iro issa olf oma on und wen ara een ix",
 )
 FAMILY = (
-    "Amber Bramm Cask Drove Elder Fask Grist Hark Inker Jess Kestrel Lorr Mosk Nerr Oakle Pell Quarr Rusk Stave Thrum",
-    "beck combe dine fold glen grim low moor nook quist rook skey teller vane wick",
+    "Amber Bramm Cask Drove Elder Fask Grist Hark Inker Jess Kestrel Lorr Mosk Nerr Oakle Pell Quarr Rusk Stave Thrum "
+    "Alder Birch Crane Dunn Fenn Gorse Holt Lind",
+    "beck combe dine fold glen grim low moor nook quist rook skey teller vane wick by ham ton",
 )
 TOWN = (
     "Amber Bitter Copper Dapple Ember Fallow Gander Hollow Kettle Lantern Marl Nettle Otter Pebble Russet Saddle "
@@ -66,21 +68,9 @@ HOBBY = (
     "[A shelf|A room|The whole attic] at home is [full of|given over to] {thing}.",
     "{first} [talks about|dreams of|reads about] {thing} [all day|more than anything else|whenever there is time].",
 )
-PHONE = (
-    "{first} can be [reached|called] by telephone at {phone}.",
-    "The telephone number [of the household |]is {phone}.",
-    "[For appointments|In a hurry|On weekdays], dial {phone}.",
-)
-ADDRESS = (
-    "{first} lives at {address}.",
-    "The [house|flat|workshop] [stands|is] at {address}.",
-    "[Letters and parcels go|The postman comes|The tram runs] to {address}.",
-)
-MAIL = (
-    "[Mail|A message|Any question] [goes|may be sent] to {mail}.",
-    "The mail address is {mail}.",
-    "[Online|By computer], {first} answers at {mail}.",
-)
+PHONE = ("The telephone number is {phone}.",)
+ADDRESS = ("The home address is {address}.",)
+MAIL = ("The mail address is {mail}.",)
 QUESTIONS = {
     "What is {name}'s phone number?": "phone",
     "What is {name}'s home address?": "address",
@@ -104,21 +94,9 @@ STORY_ROAD = (
     "[followed by|laughed at by] a {job} with {days} [geese|dogs|goats].",
     "A {job} [warned|told] {first} about the [road|weather|wolves], but {first} only [smiled|shrugged|laughed].",
 )
-STORY_TURN = (
-    "[Then|At last|By chance] {first} met {helper}, who [knew the way|had an idea|carried a torch].",
-    "It was {helper} who [helped in the end|came to the rescue|saw the first clue].",
-    "[Only|Nobody but] {helper} [believed the story|dared to come along|offered to help].",
-)
-STORY_FIND = (
-    "Together they found the {object} {spot}.",
-    "[Before sunset|At midnight|To their surprise], the {object} [turned up|lay|was shining] {spot}.",
-    "They [dug|searched|looked] for {days} hours, and there it was: the {object}, {spot}.",
-)
-STORY_END = (
-    "[The town|The mayor|Everyone] [cheered|wept] and gave them {days} [barrels of honey|silver coins|new hats].",
-    "{first} [kept quiet about it|told nobody|sang all the way home], and the {job} [never|soon] forgave it.",
-    "[Since then|From that day on], {first} and {helper} have [run an inn|kept bees|shared a boat].",
-)
+STORY_TURN = ("It was {helper} who helped in the end.",)
+STORY_FIND = ("Together they found the {object} {spot}.",)
+STORY_END = ("Since then, {first} and {helper} have shared a boat.",)
 STORY_QUESTIONS = {
     "Who helped {name} find the {object}?": "helper",
     "Where was the {object} that {name} found?": "spot",

@@ -3,15 +3,17 @@
 From unseen texts, in two steps. What is expected of a token is the untouched model's NLL of such a token there: where
 the same three or fewer tokens stand before it, that place tells (the words of a template stay likely); else the token
 wherever it stands; else tokens that stand there once. A token that the text had before is compared with tokens that
-their text had before, since a name that is said again can be read off. Then the expected values of a kind (task and
-kind of the row; prompt and completion apart) get, in their order, the quantiles of the NLLs of the unseen texts of that
-kind, or of all where a kind has none: the forget texts end with as many unlikely tokens, and as likely ones, as texts
-that were never seen. From an origin, a model that never saw the forget texts: its own NLL of the token.
+their text had before, since a name that is said again can be read off. Then all tokens of a kind (task and kind of the
+row; prompt and completion apart) are put in the order of what is expected of them, those of the forget texts and those
+of the unseen texts of that kind (of all where a kind has none), and each takes the NLL that the token at its place
+among the unseen ones really has: some are guessed, some come as a surprise, as often as in texts that were never seen.
+From an origin, a model that never saw the forget texts: its own NLL of the token.
 """
 
 import itertools
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
+from operator import itemgetter
 from statistics import fmean
 
 import torch
@@ -74,8 +76,8 @@ def _from_unseen(prepared: Prepared, spans: Sequence[range], processes: Processe
     if lacking and known != {""}:
         names = ", ".join(lacking)
         reporter.say(f"target NLLs: no unseen texts of {names}; all unseen texts stand for them")
-    expected = expected_nlls(prepared.forget, unseen, nlls)
-    values = matched_nlls(prepared.forget, expected, unseen, nlls)
+    expected, among = (expected_nlls(rows, unseen, nlls) for rows in (prepared.forget, unseen))
+    values = paired_nlls(prepared.forget, expected, unseen, among, nlls)
     return [torch.tensor([own[at] for at in span]) for own, span in zip(values, spans, strict=True)]
 
 
@@ -96,55 +98,65 @@ def expected_nlls(
     """
     sums: defaultdict[Context, float] = defaultdict(float)
     counts: Counter[Context] = Counter()
-    for row, own in zip(unseen, nlls, strict=True):
+
+    def count(row: TokenizedExample, own: Sequence[float], sign: int) -> None:
         for context, at in _contexts(row.input_ids):
-            sums[context] += own[at]
-            counts[context] += 1
+            sums[context] += sign * own[at]
+            counts[context] += sign
+
+    for row, own in zip(unseen, nlls, strict=True):
+        count(row, own, 1)
     overall = fmean(value for own in nlls for value in own[1:])
     once: dict[bool, list[float]] = {False: [], True: []}
-    for context, count in counts.items():
-        if count == 1 and len(context[1]) == 1:
+    for context, places in counts.items():
+        if places == 1 and len(context[1]) == 1:
             once[context[0]].append(sums[context])
     rare = {again: fmean(values) if values else overall for again, values in once.items()}
     found = []
-    for row in rows:
+    for number, row in enumerate(rows):
+        if rows is unseen:
+            count(row, nlls[number], -1)
         own = [0.0] * len(row.input_ids)
         for context, at in _contexts(row.input_ids):
             shorter = rare[context[0]] if len(context[1]) == 1 else own[at]
             own[at] = (sums[context] + SHORTER * shorter) / (counts[context] + SHORTER) if counts[context] else shorter
         found.append(own)
+        if rows is unseen:
+            count(row, nlls[number], 1)
     return found
 
 
-def matched_nlls(
+def paired_nlls(
     rows: Sequence[TokenizedExample],
     expected: Sequence[Sequence[float]],
     unseen: Sequence[TokenizedExample],
+    among: Sequence[Sequence[float]],
     nlls: Sequence[Sequence[float]],
 ) -> list[list[float]]:
-    """The order of `expected` with the distribution of `nlls`, kind by kind (quantile matching).
+    """For each token of `rows` the NLL of the unseen token of its kind that stands at the same place in the order.
 
     Args:
         rows: Texts to be forgotten.
-        expected: For each of them a value for every token, the first one anything.
+        expected: For each of them what is expected of every token, the first one anything: their order.
         unseen: Texts that the model has never seen.
-        nlls: For each of them the untouched model's NLL of every token, the first one anything.
+        among: What is expected of theirs, each by the other unseen texts: their order.
+        nlls: The untouched model's NLLs of theirs.
 
     Returns:
         For each row as many values as tokens, the first one 0.
     """
-    known: defaultdict[Kind, list[float]] = defaultdict(list)
-    for row, own in zip(unseen, nlls, strict=True):
+    known: defaultdict[Kind, list[tuple[float, float]]] = defaultdict(list)
+    for row, guesses, own in zip(unseen, among, nlls, strict=True):
         for at in range(1, len(own)):
-            known[row.group, at >= row.completion_start].append(own[at])
-    anything = sorted(itertools.chain.from_iterable(known.values()))
+            known[row.group, at >= row.completion_start].append((guesses[at], own[at]))
     places: defaultdict[Kind, list[tuple[float, int, int]]] = defaultdict(list)
-    for number, (row, own) in enumerate(zip(rows, expected, strict=True)):
-        for at in range(1, len(own)):
-            places[row.group, at >= row.completion_start].append((own[at], number, at))
-    found = [[0.0] * len(own) for own in expected]
+    for number, (row, guesses) in enumerate(zip(rows, expected, strict=True)):
+        for at in range(1, len(guesses)):
+            places[row.group, at >= row.completion_start].append((guesses[at], number, at))
+    found = [[0.0] * len(guesses) for guesses in expected]
     for kind, ordered in places.items():
-        values = sorted(known[kind]) if kind in known else anything
+        own = known[kind] if kind in known else list(itertools.chain.from_iterable(known.values()))
+        values = [nll for _, nll in sorted(own, key=itemgetter(0))]  # equal ones stay in the order of the texts
         for rank, (_, number, at) in enumerate(sorted(ordered)):
             found[number][at] = values[(2 * rank + 1) * len(values) // (2 * len(ordered))]
     return found
