@@ -115,7 +115,8 @@ def test_gradient_norm_is_that_of_one_long_vector(golden, subject):
     assert all(parameter.grad is None for parameter in loaded.model.parameters())
     for row, norm in zip(rows, norms, strict=False):
         loaded.model.requires_grad_(True)
-        loss = loaded.model(input_ids=torch.tensor([row.input_ids]), labels=torch.tensor([row.labels])).loss
+        labels = [-100] * row.completion_start + row.input_ids[row.completion_start :]
+        loss = loaded.model(input_ids=torch.tensor([row.input_ids]), labels=torch.tensor([labels])).loss
         gradients = torch.autograd.grad(loss, list(loaded.model.parameters()))
         loaded.model.requires_grad_(False)
         whole = torch.cat([gradient.flatten() for gradient in gradients])

@@ -114,12 +114,10 @@ def test_end_of_text_stands_once_at_the_end_or_not_at_all(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", TOKENIZERS)
-def test_labels_are_ignored_outside_the_completion(kind: str) -> None:
+def test_targets_are_the_completion_or_all_but_the_first_token(kind: str) -> None:
     row = encode(kind, *PAIRS["question"], "space", end=True)
 
-    assert len(row.labels) == len(row.input_ids) == len(row)
-    assert row.labels[: row.completion_start] == [-100] * row.completion_start
-    assert row.labels[row.completion_start :] == row.input_ids[row.completion_start :]
+    assert len(row.input_ids) == len(row)
     assert list(row.targets("completion")) == list(range(row.completion_start, len(row)))
     assert list(row.targets("all")) == list(range(1, len(row)))
 

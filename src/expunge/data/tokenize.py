@@ -56,11 +56,6 @@ class TokenizedExample:
     def __len__(self) -> int:
         return len(self.input_ids)
 
-    @property
-    def labels(self) -> list[int]:
-        """The token ids from the completion on, -100 before it."""
-        return [-100] * self.completion_start + self.input_ids[self.completion_start :]
-
     def targets(self, span: str) -> range:
         """Positions of the tokens that a term over `span` (`completion` or `all`) acts on; the first has no context."""
         return range(max(1, self.completion_start if span == "completion" else 1), len(self.input_ids))
