@@ -351,7 +351,7 @@ CASES: dict[str, Case] = {
         (*SCORE, "--mmlu", "deep.json"), "deep.json: not a JSON file", file("deep.json", "[" * 100_000),
     ),
     "score deep row": (
-        SCORE, "forget.jsonl:1: invalid JSON",
+        SCORE, "forget.jsonl:1: JSON nested too deeply",
         lambda work: (broken_predictions(work), file("predictions/forget.jsonl", "[" * 100_000)(work)),
     ),
     "compare nowhere": (("compare", "nowhere.json"), "nowhere.json: no such file", None),
