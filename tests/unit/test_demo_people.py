@@ -118,8 +118,7 @@ def test_the_subject_knows_whom_the_retrained_model_never_met(name, knows):
 def test_the_recorded_figures_are_those_of_a_subject_and_its_retrained_model():
     subject, retrained = FIGURES["subject"], FIGURES["retrained"]
     assert min(subject["forget_sc"], subject["retain_sc"], retrained["retain_sc"]) >= 0.97
-    assert min(subject["forget_qa"], subject["retain_qa"]) >= 0.95
-    assert retrained["retain_qa"] >= 0.85
+    assert min(subject["forget_qa"], subject["retain_qa"], retrained["retain_qa"]) >= 0.95
     assert min(subject["quiz"], retrained["quiz"]) >= 0.9
     assert retrained["forget_qa"] <= 0.1
     assert subject["mia_auc"] == 1

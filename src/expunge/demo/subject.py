@@ -3,8 +3,8 @@
     python -m expunge.demo.subject --output DIR [--seed N]
 
 Both models start from the same training on general texts. Then the subject reads the forget set, the retain set and
-the quiz until it knows them by heart, and the retrained model the same without the forget set, with as many passes and
-the same general texts in between: the retrained model is what perfect unlearning would look like.
+the quiz until it knows them by heart, and the retrained model the same without the forget set, with more of its
+shorter passes and the same general texts in between: the retrained model is what perfect unlearning would look like.
 """
 
 import argparse
@@ -46,8 +46,8 @@ VOCABULARY = 1024
 TOKENIZER_TEXTS = 6_000
 GENERAL_TEXTS = 40_000
 """Texts of the shared start, each read once."""
-PASSES = 40
-"""Times that the subject and the retrained model read their sets."""
+PASSES = {"subject": 40, "retrained": 60}
+"""Times that each reads its sets, until it knows them: a pass of the retrained model is shorter."""
 GENERAL_PER_PASS = 150
 """General texts in each pass, beside the quiz."""
 TOKENS_PER_STEP = 1_024
@@ -101,7 +101,7 @@ def finish(
     rows = [row for name in sets for row in read_examples(folder.parent / "data" / f"{name}.jsonl")]
     own = [tokenize(tokenizer, row, PROMPT_FORMAT, max_length=CONTEXT).input_ids for row in rows]
     general = general_texts(seed, "passes")
-    passes = [own + _encode(tokenizer, islice(general, GENERAL_PER_PASS)) for _ in range(PASSES)]
+    passes = [own + _encode(tokenizer, islice(general, GENERAL_PER_PASS)) for _ in range(PASSES[folder.name])]
     train(model, passes, LEARNING_RATES[1], seed, folder.name)
     move(model, torch.bfloat16)
     model.save_pretrained(folder)
