@@ -147,9 +147,14 @@ def go_on(
     Returns:
         Each beginning with what follows; what stands behind a stop fills up.
     """
+    stacked = getattr(loaded.base.config.get_text_config(), "num_hidden_layers", None) is not None
     drawn = {} if temperature is None else {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
     settings = GenerationConfig(
-        max_new_tokens=most, eos_token_id=sorted(stops) or None, pad_token_id=min(stops, default=0), **drawn
+        max_new_tokens=most,
+        eos_token_id=sorted(stops) or None,
+        pad_token_id=min(stops, default=0),
+        use_cache=stacked,  # the library makes caches for layers that are one stack
+        **drawn,
     )
     ids = torch.tensor(begun, device=loaded.device)
     generate = cast("Callable[..., Tensor]", loaded.base.generate)  # of a mixin that the model's class has
