@@ -28,8 +28,10 @@ from dev.fuzz_files import KINDS
 
 ROOT = Path(__file__).resolve().parents[1]
 MEMORY_LIMIT = 6 * 2**30
-SLOW = 5.0
-"""Seconds after which reading a small file is a finding too."""
+SLOW, WAIT = 5.0, 30.0
+"""Seconds of the processor, and on the clock, after which reading a small file is a finding too."""
+MOST_MEMORY = 2 * 2**20
+"""KiB that reading may ever have taken."""
 WORDS = [
     b"null", b"NaN", b"-Infinity", b"1e999", b"true", b"\\ud800", b"\\u0000", b"\0", b"\xef\xbb\xbf", b"\xff\xfe",
     b"\r", b"\n", b"\xe2\x80\xa8", b'"', b'""', b"'", b",", b"{", b"[" * 3000, b"]", b"9" * 5000, b"\xe2\x80\x8b",
@@ -39,7 +41,7 @@ WORDS = [
 CHAT = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
 VALUES: list[Any] = [
     None, 0, -1, 1.5, True, "", " ", "\u200b", "x" * 3000, [], {}, [1], {"role": "user"}, "sc", "\ud800", float("nan"),
-    2**70, CHAT[1:], CHAT,
+    2**70, 10**400, 1e308, -1e-320, CHAT[1:], CHAT,
 ]  # fmt: skip
 COLUMNS = ["input", "output", "prompt", "completion", "question", "answer", "text", "document", "messages", "id",
            "task", "kind", "instruction", "", " ", "output\u200b", "a,b", "x" * 200]  # fmt: skip
@@ -94,7 +96,13 @@ def _row(rng: random.Random) -> dict[str, Any]:
 
 
 def damage(rng: random.Random, data: bytes) -> bytes:
-    """Change some bytes."""
+    """Change some bytes, or values within JSON."""
+    if rng.random() < 0.5:
+        with contextlib.suppress(ValueError):
+            return json.dumps(_other_values(rng, json.loads(data))).encode()
+        with contextlib.suppress(ValueError):
+            lines = [json.loads(line) for line in data.splitlines()]
+            return "".join(json.dumps(_other_values(rng, line)) + "\n" for line in lines).encode()
     changed = bytearray(data)
     for _ in range(rng.choice([0, 0, 0, 1, 1, 2, 5, 20])):
         at = rng.randint(0, len(changed))
@@ -115,6 +123,22 @@ def damage(rng: random.Random, data: bytes) -> bytes:
     return bytes(changed)
 
 
+def _other_values(rng: random.Random, content: Any) -> Any:
+    """JSON in which a value is another one, or a field has gone."""
+    if not isinstance(content, dict | list) or not content:
+        return rng.choice(VALUES)
+    names = list(content) if isinstance(content, dict) else range(len(content))
+    name = rng.choice(list(names))
+    match rng.randrange(4):
+        case 0:
+            content[name] = rng.choice(VALUES)
+        case 1:
+            del content[name]
+        case _:
+            content[name] = _other_values(rng, content[name])
+    return content
+
+
 def outcome_of(read: Callable[[], str]) -> tuple[str, str]:
     """What comes of a reading.
 
@@ -126,7 +150,7 @@ def outcome_of(read: Callable[[], str]) -> tuple[str, str]:
     """
     from expunge.errors import UserError
 
-    begun, outcome = time.monotonic(), "read"
+    begun, spent, outcome = time.monotonic(), time.process_time(), "read"
     try:
         if found := read():
             return "found", found
@@ -137,7 +161,8 @@ def outcome_of(read: Callable[[], str]) -> tuple[str, str]:
     except Exception as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
         return "found", f"{type(error).__name__} at {Path(where.filename).name}:{where.name}"
-    return ("found", "slow") if time.monotonic() - begun > SLOW else (outcome, "")
+    late = time.monotonic() - begun > WAIT or time.process_time() - spent > SLOW  # others may use the processor, too
+    return ("found", "slow") if late else (outcome, "")
 
 
 def attempt(path: Path, rng: random.Random, tokenizers: list[Any]) -> tuple[str, str]:
@@ -220,7 +245,7 @@ def main() -> int:
     print(f"at most {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB")
     for name, count in findings.most_common():
         print(f"{name}: {count}")
-    return bool(findings)
+    return bool(findings) or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss > MOST_MEMORY
 
 
 if __name__ == "__main__":

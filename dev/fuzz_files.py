@@ -1,8 +1,12 @@
 """The readers of files that are no data sets, for `dev.fuzz`: a good file of each kind, and who reads it."""
 
+import atexit
 import json
 import random
+import shutil
+import tempfile
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +31,8 @@ def manifest(rng: random.Random) -> bytes:
     """A manifest."""
     term = {"name": "forget", "weight": rng.random(), "formula": "-log p", "source": "here"}
     own = {"status": "done", "settings": {"model": "m"}, "data": {"forget": HMAC}, "model_sha256": "0", "terms": [term]}
+    losses = {"forget": {"before": 1.0, "after": 2.0}}
+    own |= {"steps": 3, "loss_nats_per_completion_token": losses, "loss_texts": {"forget": 3}}
     return json.dumps({**own, "rows": {"forget": 3}, "versions": {"expunge": "0.1.0"}}).encode()
 
 
@@ -75,6 +81,108 @@ def listing(rng: random.Random) -> bytes:
     return b"".join(json.dumps(name).encode() + b"\n" for name in rng.sample(["a", "b/c", "d/", "e"], 3))
 
 
+def merged_note(rng: random.Random) -> bytes:
+    """What stands in a merged model."""
+    return json.dumps({"files": ["config.json"], "adapter_fingerprint": HMAC, "merged_sha256": HMAC}).encode()
+
+
+def lock(rng: random.Random) -> bytes:
+    """The lock of a run."""
+    return json.dumps({"host": "there", "process": 1, "since": "2026-01-01"}).encode()
+
+
+def predictions(rng: random.Random) -> bytes:
+    """Predictions of one split."""
+    own = {"id": "a", "task": "Task1", "kind": "qa", "expected_output": "b", "model_output": "c"}
+    return json.dumps(own).encode() + b"\n"
+
+
+@cache
+def _run() -> Path:
+    """A run that has been scored and calibrated."""
+    from report_runs import write_run
+
+    folder = Path(tempfile.mkdtemp(prefix="expunge-fuzz-")) / "run"
+    atexit.register(shutil.rmtree, folder.parent)
+    write_run(folder, rows=6, steps=9, settings={"forget": "f", "retain": "r"})
+    (folder / "calibration.json").write_bytes(calibration(random.Random(0)))
+    return folder
+
+
+def run_manifest(rng: random.Random) -> bytes:
+    """A whole run's manifest."""
+    return (_run() / "manifest.json").read_bytes()
+
+
+def run_log(rng: random.Random) -> bytes:
+    """Its log."""
+    return (_run() / "metrics.jsonl").read_bytes()
+
+
+def run_results(rng: random.Random) -> bytes:
+    """Its results."""
+    return (_run() / "results_after.json").read_bytes()
+
+
+def run_values(rng: random.Random) -> bytes:
+    """Its values of every row."""
+    return (_run() / "results_after.parquet").read_bytes()
+
+
+def _reader_of_run(name: str) -> Callable[[Path], None]:
+    """Whoever reads a run of which one file is another: verdict, page, card, comparison, evaluation."""
+    warm: set[str] = set()
+
+    def read(path: Path) -> None:
+        from expunge.config import EvaluateConfig
+        from expunge.evaluation.checks import resolved
+        from expunge.evaluation.compare import compare
+        from expunge.evaluation.compare_formats import FORMATS
+        from expunge.report.groups import group_runs
+        from expunge.report.page import Drawings, draw, render
+        from expunge.report.run_data import read_run
+        from expunge.report.write import scored_card
+
+        run = path.parent / "run"
+        shutil.copytree(_run(), run)
+        path.rename(run / name)
+        resolved(EvaluateConfig(run=str(run), benchmark="custom")).validate()
+        FORMATS["table"](compare([str(run / "results_before.json"), str(run / "results_after.json")]))
+        data = read_run(run)
+        groups = group_runs([data])
+        draws = path.name not in warm or random.random() < 0.02  # figures take a second, and the first ones more
+        drawings = draw(groups) if draws else Drawings([], [], None, None, [])
+        warm.add(path.name)
+        render(groups, drawings)
+        if "after" in data.scores:
+            scored_card(data)
+
+    return read
+
+
+def _read_merged_note(path: Path) -> None:
+    from expunge.runs.record import MERGED, merged_from
+
+    path.rename(path.with_name(MERGED))
+    merged_from(str(path.parent), HMAC)
+
+
+def _read_lock(path: Path) -> None:
+    from expunge.runs.lock import Lock
+
+    (path.parent / ".expunge").mkdir(exist_ok=True)
+    path.rename(path.parent / ".expunge" / "lock")
+    Lock(path.parent).release()
+
+
+def _read_predictions(path: Path) -> None:
+    from expunge.evaluation.predictions import read_any
+
+    shutil.copy(path, path.with_name("retain.jsonl"))
+    path.rename(path.with_name("forget.jsonl"))
+    read_any(path.parent)
+
+
 def _read_settings(path: Path) -> None:
     from expunge.cli.settings import read_config, settings_of
     from expunge.config import UnlearnConfig
@@ -84,14 +192,12 @@ def _read_settings(path: Path) -> None:
 
 def _read_manifest(path: Path) -> None:
     from expunge.runs.card import model_card
-    from expunge.runs.manifest import read_manifest, recorded_settings
+    from expunge.runs.record import read_manifest, recorded_settings
 
     found = read_manifest(path, "--run")
+    if found["status"] == "done":
+        model_card(found)
     recorded_settings(str(path))
-    if "loss_nats_per_completion_token" not in found:
-        model_card({**found, "loss_nats_per_completion_token": {}, "rows": {"forget": 1}, "steps": 1} | {
-            "versions": {"expunge": "0"}, "settings": {"model": "m"},
-        })  # fmt: skip
 
 
 def _read_results(path: Path) -> None:
@@ -160,5 +266,13 @@ KINDS: dict[str, tuple[Callable[[random.Random], bytes], Callable[[Path], Any]]]
     "model config": (model_config, _read_model_config),
     "transaction": (journal, _read_journal),
     "list of files": (listing, _read_listing),
+    "merged note": (merged_note, _read_merged_note),
+    "lock": (lock, _read_lock),
+    "predictions": (predictions, _read_predictions),
+    "manifest of a run": (run_manifest, _reader_of_run("manifest.json")),
+    "log of a run": (run_log, _reader_of_run("metrics.jsonl")),
+    "results of a run": (run_results, _reader_of_run("results_after.json")),
+    "values of a run": (run_values, _reader_of_run("results_after.parquet")),
+    "calibration of a run": (calibration, _reader_of_run("calibration.json")),
 }
 """Kind -> a good file, and who reads it."""

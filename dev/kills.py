@@ -1,16 +1,18 @@
-"""Kill each command at every write and rename that it does, and look at what is left: the old state or the new one.
+"""Kill each command at every write and rename that it does, and at random times, and look at what is left: old or new.
 
-python -m dev.kills --most 200 --seed 0
+python -m dev.kills --random 30 --again 10 --seed 0
 
-The moments are found by a tracer: in a child every function of `os` that changes a file is counted, and the child kills
-itself right before a chosen one. What is left is read as the next command would read it, and compared byte for byte
-with the state before and the one after; times and memory in the manifest aside. A mixture, or nothing at all, ends the
-program with exit code 1.
+The moments are found by a tracer: in a child every function that changes a file is followed. Before each, the process
+forks, its copy is killed there, and the folder as it stands is set aside. Further children are killed from outside at
+random times. What is left is read as the next command would read it, and compared byte for byte with the state before
+and the one after; times and memory in the manifest aside. After some kills the command is given again, and must end
+with the state after. A mixture, or nothing at all, ends the program with exit code 1.
 """
 
 import argparse
 import builtins
 import hashlib
+import io
 import json
 import os
 import random
@@ -36,11 +38,17 @@ DATA = ["--forget", "forget.jsonl", "--retain", "retain.jsonl"]
 UNLEARN = ["unlearn", "--model", "model", *DATA, *QUICK, "--output", "run"]
 CUSTOM = ["evaluate", "--model", "model", "--benchmark", "custom", *DATA, "--max-new-tokens", "2", "--device", "cpu"]
 SCORES = ["--output", "scores.json", "--overwrite"]
+ADAPTER = ["unlearn", "--model", "other", *DATA, *QUICK, "--output", "stacked"]
+CALIBRATED = ["--holdout", "holdout.jsonl", "--device", "cpu"]
 COMMANDS = {
     "unlearn --overwrite": ([*UNLEARN, "--seed", "3", "--overwrite"], "run"),
     "merge --overwrite": (["merge", "--run", "run", "--output", "merged", "--overwrite", "--device", "cpu"], "merged"),
     "evaluate --overwrite": ([*CUSTOM, "--adapter", "run", *SCORES], "scores"),
-    "calibrate": (["calibrate", "--run", "run", "--holdout", "holdout.jsonl", "--device", "cpu"], "run"),
+    "calibrate": (["calibrate", "--run", "run", *CALIBRATED], "run"),
+    "calibrate an adapter on an adapter": (["calibrate", "--run", "stacked", *CALIBRATED], "stacked"),
+    "merge": (["merge", "--run", "run", "--output", "first", "--device", "cpu"], "first"),
+    "evaluate --run": (["evaluate", "--run", "run", "--max-new-tokens", "2", "--device", "cpu"], "run"),
+    "unlearn --resume": ([*UNLEARN[:-1], "killed", "--resume"], "killed"),
 }
 """Name -> words, and what it changes."""
 OF_A_START = ("started", "finished", "training_seconds", "total_seconds", "peak_memory_bytes", "energy_joules")
@@ -69,25 +77,30 @@ def make_workspace(folder: Path, seed: int) -> None:
         [*UNLEARN[:-1], "other", "--seed", "7"],
         ["merge", "--run", "other", "--output", "merged", "--device", "cpu"],
         [*CUSTOM, *SCORES],
+        ADAPTER,
     ):
         code = run(words)
         if code not in DONE:
             raise SystemExit(f"{' '.join(words)} ended with {code}; see {Path('log').resolve()}")
-    shutil.rmtree("other")
+    aside = folder.with_name("aside")
+    run([*UNLEARN[:-1], "killed"], aside)
+    begun = next(own for own in sorted(aside.iterdir()) if (own / "killed/checkpoints/step-00000002").is_dir())
+    shutil.rmtree("killed")
+    shutil.copytree(begun / "killed", "killed")
+    shutil.rmtree(aside)
 
 
-def run(words: list[str], kill_at: int = 0, count: list[int] | None = None) -> int:
-    """Run a command in a child; with `kill_at` it kills itself before that operation.
+def run(words: list[str], aside: Path | None = None, kill_after: float | None = None) -> int:
+    """Run a command in a child.
 
     Args:
         words: The command line.
-        kill_at: Number of the operation, from 1; 0 for none.
-        count: Gets the number of operations of a run that came to its end.
+        aside: Folder for a copy of this one before every operation.
+        kill_after: Kill the child after so many seconds.
 
     Returns:
         The exit code; -9 when killed.
     """
-    reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
         code = 1
@@ -95,47 +108,54 @@ def run(words: list[str], kill_at: int = 0, count: list[int] | None = None) -> i
             descriptor = os.open("log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             os.dup2(descriptor, 1)
             os.dup2(descriptor, 2)
-            done = trace(kill_at)
+            if aside:
+                trace(aside)
             from expunge.cli.main import main
 
             code = main(words)
-            os.write(writer, str(done()).encode())
         finally:
             os._exit(code)
-    os.close(writer)
-    told = os.read(reader, 100)
-    os.close(reader)
-    if count is not None and told:
-        count.append(int(told))
-    deadline = time.monotonic() + TIMEOUT
-    while time.monotonic() < deadline:
+    begun = time.monotonic()
+    while (spent := time.monotonic() - begun) < TIMEOUT:
         ended, status = os.waitpid(child, os.WNOHANG)
         if ended:
             return os.waitstatus_to_exitcode(status)
-        time.sleep(0.005)
+        if kill_after is not None and spent >= kill_after:
+            os.kill(child, signal.SIGKILL)
+        time.sleep(0.002)
     os.kill(child, signal.SIGKILL)
     raise SystemExit(f"{' '.join(words)} hangs")
 
 
-def trace(kill_at: int) -> Callable[[], int]:
-    """In the child: count the operations on files below this folder; gives what tells their number."""
+def trace(aside: Path) -> None:
+    """In the child: before every operation on files in this folder, kill a copy of the process and keep the folder."""
+    import safetensors.torch
+
     from expunge.utils import folders
 
     here = os.getcwd() + os.sep
-    number = 0
+    number, within = 0, False
 
-    def counted(name: str, original: Callable[..., Any], judge: Callable[..., bool]) -> Callable[..., Any]:
+    def moment() -> None:
+        nonlocal number, within
+        number += 1
+        within = True
+        copy = os.fork()
+        if copy == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        os.waitpid(copy, 0)
+        shutil.copytree(here, aside / f"{number:04d}", symlinks=True)
+        within = False
+
+    def followed(original: Callable[..., Any], judge: Callable[..., bool]) -> Callable[..., Any]:
         def wrapper(*given: Any, **named: Any) -> Any:
-            nonlocal number
-            if judge(*given, **named):
-                number += 1
-                if number == kill_at:
-                    os.kill(os.getpid(), signal.SIGKILL)
+            if not within and judge(*given, **named):
+                moment()
             return original(*given, **named)
 
         return wrapper
 
-    def own(path: Any) -> bool:
+    def own(path: Any, *_: Any, **__: Any) -> bool:
         if isinstance(path, int):
             try:
                 path = os.readlink(f"/proc/self/fd/{path}")
@@ -151,12 +171,11 @@ def trace(kill_at: int) -> Callable[[], int]:
         return any(letter in mode for letter in "wax+") and own(path)
 
     for name in TRACED:
-        judge = writes if name == "open" else lambda path, *_, **__: own(path)
-        setattr(os, name, counted(name, getattr(os, name), judge))
-    builtins.open = counted("open", builtins.open, opens)  # type: ignore[assignment]
-    at_once = folders._exchange_at_once
-    folders._exchange_at_once = counted("exchange", at_once, lambda *_: True)
-    return lambda: number
+        setattr(os, name, followed(getattr(os, name), writes if name == "open" else own))
+    builtins.open = io.open = followed(builtins.open, opens)  # type: ignore[assignment]
+    folders._exchange_at_once = followed(folders._exchange_at_once, lambda *_: True)
+    save = safetensors.torch.serialize_file  # type: ignore[attr-defined]
+    safetensors.torch.serialize_file = followed(save, lambda *_, **__: True)  # type: ignore[attr-defined]
 
 
 def state(kind: str) -> dict[str, str]:
@@ -167,18 +186,21 @@ def state(kind: str) -> dict[str, str]:
     if kind == "scores":
         files.settle(Path())
         paths = [Path("scores.json"), Path("scores.parquet")]
-    elif kind == "merged":
-        paths = sorted(path for path in Path("merged").rglob("*") if path.is_file())
+    elif kind in ("merged", "first"):
+        paths = sorted(path for path in Path(kind).rglob("*") if path.is_file())
     else:
-        directory.recover(Path("run"))
-        names = ("config.yaml", "manifest.json", "metrics.jsonl", "calibration.json")
-        paths = [Path("run", name) for name in names] + sorted(Path("run/adapter").glob("*"))
+        directory.recover(Path(kind))
+        names = ("config.yaml", "manifest.json", "metrics.jsonl", "calibration.json", "results.json", "results.parquet")
+        names += ("results_before.json", "results_before.parquet", "report.html", "verdict.json")
+        paths = [Path(kind, name) for name in names] + sorted(Path(kind, "adapter").rglob("*.*"))
     paths = [path for path in paths if path.exists() and not listing.TEMPORARY.fullmatch(path.name)]
     return {str(path): hashlib.sha256(content(path)).hexdigest() for path in paths}
 
 
 def content(path: Path) -> bytes:
-    """A file's bytes; of a manifest without times and memory."""
+    """A file's bytes; of a manifest without times and memory, of a page, which shows them, that it is there."""
+    if path.name == "report.html":
+        return b""
     if path.name != "manifest.json":
         return path.read_bytes()
     manifest = json.loads(path.read_text())
@@ -188,8 +210,8 @@ def content(path: Path) -> bytes:
 def main() -> int:
     """Parse the command line, kill, print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--most", type=int, default=200, help="kills of each command; evenly chosen where it does more")
-    parser.add_argument("--minutes", type=float, default=60.0, help="stop after this time")
+    parser.add_argument("--random", type=int, default=20, help="kills of each command at random times")
+    parser.add_argument("--again", type=int, default=8, help="kills after which each command is given again")
     parser.add_argument("--seed", type=int, default=0, help="of the made-up texts and of the choice")
     parser.add_argument("--only", help="part of the name of a command")
     options = parser.parse_args()
@@ -209,46 +231,70 @@ def main() -> int:
     start.mkdir()
     os.chdir(start)
     make_workspace(start, options.seed)
-    end = time.monotonic() + 60 * options.minutes
     rng = random.Random(options.seed)
-    print("| command | operations | kills | old | new |\n|---|---|---|---|---|", flush=True)
+    print("| command | moments | kills | old | new | given again |\n|---|---|---|---|---|---|", flush=True)
     faults = 0
     for name, (words, kind) in COMMANDS.items():
         if options.only and options.only not in name:
             continue
-        os.chdir(start)
-        before = state(kind)
-        work = folder / "work"
-        counts: list[int] = []
-        fresh(start, work)
-        if run(words, count=counts) not in DONE:
-            raise SystemExit(f"{name} ended badly; see {work / 'log'}")
-        after = state(kind)
-        moments = range(1, counts[0] + 1)
-        chosen = sorted(rng.sample(moments, min(options.most, len(moments))))
-        found: Counter[str] = Counter()
-        for moment in chosen:
-            if time.monotonic() > end:
-                break
-            fresh(start, work)
-            run(words, moment)
-            left = state(kind)
-            found["old" if left == before else "new" if left == after else "mixture"] += 1
-            if left not in (before, after):
-                faults += 1
-                different = sorted(key for key in left.keys() | before.keys() if left.get(key) != before.get(key))
-                print(f"killed before operation {moment} of {name}: neither old nor new: {different}", flush=True)
-        print(f"| {name} | {counts[0]} | {found.total()} | {found['old']} | {found['new']} |", flush=True)
+        faults += kill(name, words, kind, folder, options, rng)
     os.chdir("/")
     shutil.rmtree(folder)
     return 1 if faults else 0
 
 
+def kill(name: str, words: list[str], kind: str, folder: Path, options: argparse.Namespace, rng: random.Random) -> int:
+    """Kill one command at all its moments and at random times; the number of faults."""
+    start, work, aside = folder / "start", folder / "work", folder / "aside"
+    os.chdir(start)
+    before = state(kind)
+    fresh(start, work)
+    begun = time.monotonic()
+    if run(words) not in DONE:
+        raise SystemExit(f"{name} ended badly; see {work / 'log'}")
+    seconds, after = time.monotonic() - begun, state(kind)
+    fresh(start, work)
+    if run(words, aside) not in DONE:
+        raise SystemExit(f"{name} ended badly; see {work / 'log'}")
+    moments = sorted(aside.iterdir())
+    found: Counter[str] = Counter()
+    faults = 0
+
+    def look(at: str, *, again: bool) -> None:
+        nonlocal faults
+        left = state(kind)
+        found["old" if left == before else "new" if left == after else "mixture"] += 1
+        if left not in (before, after):
+            different = sorted(key for key in left.keys() | before.keys() if left.get(key) != before.get(key))
+            print(f"{name}, killed {at}: neither old nor new: {different}", flush=True)
+            faults += 1
+        if again:
+            found["again"] += 1
+            if (code := run(words)) not in DONE or state(kind) != after:
+                print(f"{name}, killed {at} and given again: exit code {code}, or another state", flush=True)
+                faults += 1
+
+    repeated = set(rng.sample(range(len(moments)), min(options.again, len(moments))))
+    for place, moment in enumerate(moments):
+        fresh(moment, work)
+        look(f"before operation {place + 1}", again=place in repeated)
+    for _ in range(options.random):
+        fresh(start, work)
+        after_seconds = rng.uniform(0, seconds)
+        run(words, kill_after=after_seconds)
+        look(f"after {after_seconds:.3f} s", again=False)
+    shutil.rmtree(aside)
+    kills = found["old"] + found["new"] + found["mixture"]
+    row = (name, len(moments), kills, found["old"], found["new"], found["again"])
+    print("| " + " | ".join(map(str, row)) + " |", flush=True)
+    return faults
+
+
 def fresh(start: Path, work: Path) -> None:
-    """A copy of the workspace, which is the current folder."""
+    """A copy of a folder, which is the current folder."""
     os.chdir(start)
     shutil.rmtree(work, ignore_errors=True)
-    shutil.copytree(start, work)
+    shutil.copytree(start, work, symlinks=True)
     os.chdir(work)
 
 

@@ -1,8 +1,10 @@
 """What saves a person from looking things up: completion, a run where a model is meant, what a merge ends with."""
 
 import json
+import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from workspace import QUICK, UNLEARN, Result
 
 from expunge.cli.commands import COMMANDS
 from expunge.cli.completion import completion
+from expunge.cli.main import main
 from expunge.cli.settings import parse, settings_of
 from expunge.losses import FORGET_LOSSES
 
@@ -121,3 +124,18 @@ def test_tokenizer_and_chat_template_are_beside_the_adapter_and_in_the_merged_mo
     for folder in ("run/adapter", "merged"):
         assert Path(folder, "chat_template.jinja").read_text() == template
         assert Path(folder, "tokenizer.json").is_file()
+
+
+# --- output that nobody reads --------------------------------------------------------------------
+
+
+def test_a_run_whose_output_nobody_reads_is_finished(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`expunge unlearn ... 2>&1 | head -1`: the pipe breaks while the run goes on."""
+    for name in ("stdout", "stderr"):
+        reader, writer = os.pipe()
+        os.close(reader)
+        monkeypatch.setattr(sys, name, os.fdopen(writer, "w", buffering=1))
+    assert main([*UNLEARN, *QUICK]) == 0
+    assert json.loads(Path("run/manifest.json").read_text())["status"] == "done"
+    assert Path("run/report.html").exists()
+    assert main(["merge", "--run", "nowhere", "--output", "m"]) == 2

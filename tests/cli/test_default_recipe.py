@@ -191,7 +191,7 @@ def test_unseen_texts_that_nearly_are_trained_on_are_left_out_and_told(texts: Pa
     write_jsonl(texts / "unseen.jsonl", [*near[:6], *UNSEEN])
     done = expunge(*FOLLOW, "--max-steps", "1")
     assert done.code == 0, done.err
-    assert "6 of the unseen texts are, or nearly are, among those trained on: they are left out" in done.err
+    assert "6 of the unseen texts are, or nearly are, among those to forget or to keep: they are left out" in done.err
     assert any("6 of the unseen texts" in warning for warning in read("run/manifest.json")["warnings"])
     assert read("run/calibration.json")["texts"]["nonmembers"] == 10  # half of the others
 

@@ -386,6 +386,20 @@ CASES: dict[str, Case] = {
         ),
     ),
     "merge adapter broken": (MERGE, "adapter", file("done/adapter/adapter_config.json", "{")),
+    **{
+        f"{command[0]} an adapter of another {name}": (
+            command, "its adapter is not the one that the manifest was written for",
+            setting("done/adapter/adapter_config.json", **{name: value}),
+        )
+        for command, name, value in (
+            (MERGE, "lora_alpha", 64.0),
+            (MERGE, "use_rslora", True),
+            (("evaluate", "--run", "done"), "lora_alpha", 0),
+            (("calibrate", "--run", "done", "--holdout", "retain.jsonl"), "lora_alpha", 3),
+            (("report", "done", "--overwrite"), "target_modules", ["q_proj"]),
+            (("verdict", "done"), "rank_pattern", {"q_proj": 1}),
+        )
+    },
 }  # fmt: skip
 AFTER_LOADING = {
     "configuration no layers",

@@ -1,6 +1,8 @@
 """What is claimed can be false: the merge's sentence, and that docs/reliability.md names tests that are there."""
 
+import ast
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,6 +27,28 @@ def test_a_merge_says_that_forgetting_survives_only_where_it_does(
     adapter: float, merged: float, survives: bool
 ) -> None:
     assert (_judge({"untouched": 1.0, "adapter": adapter, "merged": merged}) == "") == survives
+
+
+def _sentences(path: Path) -> Iterator[str]:
+    """The texts of four words and more in a file's code, with `{}` in the place of what is put in."""
+    tree = ast.parse(path.read_text())
+    skipped = {id(own.value) for own in ast.walk(tree) if isinstance(own, ast.Expr)}
+    skipped |= {id(part) for own in ast.walk(tree) if isinstance(own, ast.Raise) for part in ast.walk(own)}  # no claims
+    skipped |= {id(part) for own in ast.walk(tree) if isinstance(own, ast.JoinedStr) for part in own.values}
+    for own in ast.walk(tree):
+        if isinstance(own, ast.JoinedStr) and id(own) not in skipped:
+            yield "".join(str(part.value) if isinstance(part, ast.Constant) else "{}" for part in own.values)
+        elif isinstance(own, ast.Constant) and isinstance(own.value, str) and id(own) not in skipped:
+            yield own.value
+
+
+@pytest.mark.parametrize("name", ["judge", "questions", "answers", "run_data"])
+def test_the_table_of_claims_has_every_sentence_of_verdict_and_page(name: str) -> None:
+    page = " ".join((ROOT / "docs/reliability.md").read_text().replace("`", "").split())
+    for sentence in _sentences(ROOT / f"src/expunge/report/{name}.py"):
+        pieces = [piece.strip(" ,;.:()").split() for piece in sentence.replace("`", "").split("{}")]
+        words = next((piece for piece in pieces if len(piece) >= 4), [])
+        assert " ".join(words[:4]).strip(" ,;.:()") in page, sentence
 
 
 def test_every_test_that_the_docs_name_is_there() -> None:

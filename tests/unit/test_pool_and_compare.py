@@ -17,6 +17,7 @@ from expunge.evaluation.compare_formats import as_csv, as_latex, as_table, print
 from expunge.evaluation.estimate import Estimate
 from expunge.evaluation.pool import configuration_difference, pool_runs
 from expunge.evaluation.results import measured_metrics
+from report_runs import write_run
 
 PRINT = {"base": "b0", "adapter": "a0", "data": {"forget": "f00"}, "prompt_format": "none, with end-of-text"}
 
@@ -193,6 +194,15 @@ def test_other_data_is_said_and_compared(tmp_path):
     comparison = compare([a, b])
     assert comparison.rows[0].best == 1
     assert comparison.notes == ("a and b were not measured alike: the forget data is not the same",)
+
+
+def test_results_of_an_adapter_that_the_run_has_no_more_are_said_to_be(tmp_path):
+    run = write_run(tmp_path / "run", rows=4, steps=1, manifest={"adapter_fingerprint": "now"})
+    for then, notes in (("now", 0), ("then", 1)):
+        file = run / "results_after.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"fingerprint": {"adapter": then}}))
+        stale = [note for note in compare([str(run)]).notes if "is of another adapter" in note]
+        assert len(stale) == notes
 
 
 def test_patterns_choose_metrics(tmp_path):

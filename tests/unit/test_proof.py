@@ -20,7 +20,7 @@ from expunge.model.adapter import (
     add_adapter,
     attach_adapter,
     load_unlearned,
-    rescale_saved,
+    rescaled,
     save_adapter,
     scale_of,
     set_scale,
@@ -275,9 +275,9 @@ def test_experts_keep_the_strength_that_was_measured(tmp_path: Path) -> None:
     for factor in (0.4, 0.0, 1.3):  # each from the trained strength, also after it was switched off
         loaded = load(base)
         attach_adapter(loaded, str(folder), {"lora_alpha": 4.0, "alpha_pattern": {r".*\.gate_up_proj": 8.0}})
-        rescale_saved(loaded, folder, factor)
-        verify_saved(loaded, folder, ROWS)
-        set_scale(again := _attached(base, folder), 1.0)
+        with rescaled(loaded, folder, factor) as copy:
+            verify_saved(loaded, copy, ROWS)
+            set_scale(again := _attached(base, copy), 1.0)
         assert factor == 0 or scale_of(again) == pytest.approx(1.0)
     untouched, trained = logits(load(base).model), logits(plain_peft(folder))
     assert (trained - untouched).abs().max() > 1e-3
@@ -332,9 +332,9 @@ def test_an_adapter_on_an_adapter_is_complete_on_the_base(first: dict[str, Any],
     torch.testing.assert_close(logits(load(folder).model), right, rtol=1e-4, atol=1e-4)
     assert places(str(folder)) == [str(folder), str(base)]
 
-    rescale_saved(on_first, folder, 0.0)
-    verify_saved(on_first, folder, ROWS)
-    torch.testing.assert_close(logits(plain_peft(folder)), logits(load(adapter).model), rtol=1e-4, atol=1e-4)
+    with rescaled(on_first, folder, 0.0) as copy:
+        verify_saved(on_first, copy, ROWS)
+        torch.testing.assert_close(logits(plain_peft(copy)), logits(load(adapter).model), rtol=1e-4, atol=1e-4)
 
 
 def test_an_adapter_on_experts_with_an_adapter_is_complete(tmp_path: Path) -> None:

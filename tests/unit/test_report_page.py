@@ -199,6 +199,9 @@ def test_results_of_something_else_are_left_out_and_said_to_be(tmp_path, capsys,
         ("results_after.json", {"model": "somebody/else"}, "another model (else)"),
         ("results_before.json", {"fingerprint": {"base": "other"}}, "another model than the run's"),
         ("results_after.json", {"fingerprint": {"base": "other", "adapter": "x"}}, "another model than the run's"),
+        ("results_after.json", {"fingerprint": {"base": "other"}}, "another model than the run's"),
+        ("results_after.json", {"fingerprint": {"base": base}}, "the untouched model"),
+        ("results_retrained.json", {"fingerprint": {"base": base}}, "the run's own model, which is no retrained one"),
         ("results_before.json", {"fingerprint": {"adapter": "x"}}, "a model with an adapter"),
         ("results_before.json", {"fingerprint": {"data": {"forget": "two"}}}, "something else than the results of"),
         ("results_before.json", {"fingerprint": {"prompt_format": "chat"}}, "something else than"),
@@ -208,7 +211,7 @@ def test_results_of_something_else_are_left_out_and_said_to_be(tmp_path, capsys,
         assert warning.startswith(f"{name} is left out: it is of {says}"), warning
     assert changed("results_before.json", model="renamed", fingerprint={"base": base}) == []
     assert changed("results_retrained.json", model="somebody/else", fingerprint={"base": "other"}) == []
-    assert changed("results_after.json", model="merged", fingerprint={"base": "other"}) == []  # without an adapter
+    assert changed("results_after.json", fingerprint={"base": "other", "merged": "x"}) == []  # of the run's adapter
     run = write_run(tmp_path / "told")
     content = json.loads((run / "results_before.json").read_text())
     (run / "results_before.json").write_text(json.dumps(content | {"model": "x", "metrics": content["metrics"]}))
@@ -217,6 +220,26 @@ def test_results_of_something_else_are_left_out_and_said_to_be(tmp_path, capsys,
     assert "no value of the untouched model" in page.words
     write_report([run], reporter=Reporter())
     assert "warning: told: results_before.json is left out" in " ".join(capsys.readouterr().err.split())
+
+
+def test_results_on_other_texts_than_the_runs_are_left_out(tmp_path):
+    def warnings(texts: str, benchmark: str = "custom", **settings: str) -> list[str]:
+        run = write_run(tmp_path / f"run{len(list(tmp_path.iterdir()))}", manifest={"texts": {"forget": "key:one"}})
+        manifest = json.loads((run / "manifest.json").read_text())
+        manifest["settings"] |= settings
+        (run / "manifest.json").write_text(json.dumps(manifest))
+        for role in ("before", "retrained"):
+            (run / f"results_{role}.json").unlink()
+        file = run / "results_after.json"
+        said = {"fingerprint": {"texts": {"forget": texts}}, "benchmark": benchmark}
+        file.write_text(json.dumps(json.loads(file.read_text()) | said))
+        return read_run(run).warnings
+
+    (warning,) = warnings("key:two")
+    assert warning.startswith("results_after.json is left out: it is of other texts than those that the run was made")
+    assert warnings("key:one") == []
+    assert warnings("other key:two") == []  # another user's, which cannot be compared
+    assert warnings("key:two", "tofu") == []  # a benchmark asks in its own words
 
 
 def test_other_settings_of_the_evaluation_are_said(tmp_path):
@@ -264,7 +287,8 @@ def test_where_the_run_stopped_and_why(tmp_path, manifest, settings, says):
 def test_a_calibrated_adapter_is_said_to_be_one(tmp_path):
     run = write_run(tmp_path / "run", scored=False)
     assert "trained scale" not in page_of(run).words
-    (run / "calibration.json").write_text('{"scale": 0.75, "verdict": "the target is reached"}')
+    calibration = {"scale": 0.75, "trained_alpha": 4, "selection_hmac": [], "verdict": "the target is reached"}
+    (run / "calibration.json").write_text(json.dumps(calibration))
     words = page_of(run).words
     assert "set to 0.75 times its trained scale (calibration: the target is reached)." in words
     (run / "calibration.json").write_text("[]")
@@ -346,11 +370,11 @@ def hostile(folder: Path) -> Path:
         settings={"model": f"org/{EVIL}"},
         manifest={
             "warnings": [EVIL, "{{ 7 * 7 }}", "\x1b[2J"],
-            "versions": {EVIL: EVIL},
+            "versions": {"expunge": EVIL, EVIL: EVIL},
             "hardware": {EVIL: EVIL},
             "data": {"forget": EVIL},
             "prompt_format": {"chosen": EVIL},
-            "selection": {"stopped": EVIL, "best_step": EVIL, "scale": 1.0, "verdict": EVIL},
+            "selection": {"stopped": EVIL, "best_step": 7, "scale": 1.0, "verdict": EVIL},
             "started": EVIL,
         },
     )

@@ -404,6 +404,33 @@ def test_a_strangers_list_of_a_transaction_moves_nothing(tmp_path, content):
     assert (tmp_path / "mine").read_text() == "mine"
 
 
+def test_a_link_in_a_strangers_run_is_not_written_through(tmp_path):
+    run, home = tmp_path / "run", tmp_path / "home"
+    home.mkdir()
+    (home / "keys").write_text("mine")
+    directory.make(run)
+    (run / "out").symlink_to(home)
+    (home / ".expunge-x-abcd1234").write_text("theirs")
+    (run / ".expunge-commit-abcd1234").write_text('[["out/.expunge-x-abcd1234", "out/keys"]]')
+    with pytest.raises(RunError, match="damaged list"):
+        files.settle(run)
+    (run / ".expunge/files").unlink()
+    (run / ".expunge/files").symlink_to(home / "keys")
+    (run / "metrics.jsonl").symlink_to(home / "new")
+    with pytest.raises(RunError, match="cannot write"):
+        files.write_text(run / "report.html", "page")
+    with pytest.raises(RunError, match="cannot append"):
+        files.append_line(run / "metrics.jsonl", {})
+    for name in (".expunge", "adapter"):
+        other = tmp_path / f"with {name}"
+        other.mkdir()
+        (other / name).symlink_to(home)
+        with pytest.raises(RunError, match="is a link, and commands on a run write into it"):
+            Lock(other)
+    assert sorted(path.name for path in home.iterdir()) == [".expunge-x-abcd1234", "keys"]
+    assert (home / "keys").read_text() == "mine"
+
+
 # --- publishing ----------------------------------------------------------------------------------
 
 

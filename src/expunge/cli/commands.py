@@ -377,7 +377,7 @@ def recorded(words: list[str]) -> dict[str, Any]:
     for word, following in zip(words, [*words[1:], ""], strict=False):
         name, equals, value = word.partition("=")
         if name.replace("_", "-") == "--from-manifest":
-            from expunge.runs.manifest import recorded_settings
+            from expunge.runs.record import recorded_settings
 
             return recorded_settings(value if equals else following)
     return {}

@@ -10,12 +10,14 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from typing import TextIO, cast
 
 from expunge.cli import SWITCHES
 from expunge.errors import ConfigError, UserError, outside_cause
 from expunge.utils.hardening import no_core_dumps, outline
 from expunge.utils.interrupt import Interruptions
-from expunge.utils.progress import printable
+from expunge.utils.progress import Unread, printable
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -28,6 +30,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     no_core_dumps()
     warnings.simplefilter("ignore", FutureWarning)  # deprecations inside libraries are not for users
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    out, err = cast("TextIO", Unread(sys.stdout)), cast("TextIO", Unread(sys.stderr))
+    with redirect_stdout(out), redirect_stderr(err):
+        return _run(words, switches, debug=debug)
+
+
+def _run(words: list[str], switches: set[str], *, debug: bool) -> int:
+    """Run one command, and turn what it raises into a line and an exit code."""
     interruptions = Interruptions()
     try:
         with interruptions.heed():
@@ -44,9 +53,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         if os.environ.get("RANK", "0") == "0":  # of several processes, the first speaks
             sys.stderr.write(f"expunge: interrupted{f': {error}' if str(error) else ''}\n")
         return 130
-    except BrokenPipeError:  # whoever reads the output has read enough; nothing may be left to be flushed at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except Exception as error:
         if interruptions.seen:
             sys.stderr.write("expunge: interrupted\n")

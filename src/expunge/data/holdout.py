@@ -9,14 +9,25 @@ from typing import TYPE_CHECKING, Any
 from expunge.data.examples import Example, text_hash
 from expunge.data.families import families
 from expunge.data.surprise import surprises
-from expunge.errors import DataError, RunError
+from expunge.errors import DataError
 from expunge.utils.keys import key_file, keyed, of_this_key
-from expunge.utils.reading import NUMBER, read_object
+from expunge.utils.reading import NUMBER, Each, read_object
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 FILE = "calibration.json"
+FIELDS = {
+    "trained_alpha": NUMBER,
+    "scale": NUMBER,
+    "selection_hmac": [str],
+    "trained_alpha_pattern?": Each(NUMBER),
+    "best_step?": int,
+    "stopped?": str,
+    "verdict?": str,
+    "curve?": [{"scale": NUMBER}],
+    "targets?": Each((*NUMBER, type(None))),
+}
 FEWEST = 8
 """Fewest selection texts on either side; a membership AUC of fewer says next to nothing."""
 
@@ -149,10 +160,12 @@ def read_calibration(folder: Path) -> dict[str, Any] | None:
     file = folder / FILE
     if not file.exists():
         return None
-    content = read_object(file, fields={"trained_alpha": NUMBER, "scale": NUMBER, "selection_hmac": list})
-    if not all(isinstance(own, str) for own in content["selection_hmac"]):
-        raise RunError(f"{file}: damaged or something else (selection_hmac must be a list of hashes)")
-    return content
+    return read_object(file, fields=FIELDS)
+
+
+def texts_fingerprint(examples: Sequence[Example]) -> str:
+    """What stands for a set of texts, whatever their ids and their order: a hash under the user's key."""
+    return keyed(*sorted(example_hashes(examples)))
 
 
 def keyed_hashes(hashes: Sequence[str]) -> list[str]:

@@ -24,8 +24,8 @@ from expunge.evaluation.values_file import values_path, write_values
 from expunge.model.adapter import attach_adapter
 from expunge.model.load import load_model
 from expunge.runs.manifest import model_fingerprint
+from expunge.runs.record import adapter_fingerprint
 from expunge.train.loop import unlearn
-from expunge.utils.files import adapter_fingerprint
 from expunge.utils.progress import Reporter
 from expunge.utils.tables import semeval_table
 

@@ -18,7 +18,7 @@ from expunge.evaluation.suite import Suite
 from expunge.evaluation.values_file import check_values_file, values_path
 from expunge.model.load import load_tokenizer
 from expunge.model.source import check_model
-from expunge.runs.manifest import read_manifest
+from expunge.runs.record import check_adapter_kept, read_manifest
 from expunge.runs.settings import run_settings
 from expunge.runs.texts import other_texts, run_rows
 
@@ -68,7 +68,9 @@ def resolved(config: EvaluateConfig) -> EvaluateConfig:
                 raise RunError(f"--run {config.run}: was made with --{name} {place}, which is not here: give --{name}")
     config = replace(config, benchmark=config.benchmark or "semeval")
     if config.adapter and (folder := run_of(config.adapter)):
-        settings = _settings(folder, "--adapter")
+        manifest = read_manifest(folder / "manifest.json", "--adapter")
+        check_adapter_kept(folder, manifest, "--adapter")
+        settings = manifest["settings"]
         split = ("split",) if settings.get("benchmark") == config.benchmark else ()
         config = _filled(config, settings, (*split, *(FORMAT if config.prompt_format == "auto" else ())))
     return config

@@ -10,6 +10,7 @@ from expunge.errors import ConfigError, DataError, RunError
 from expunge.evaluation.estimate import Estimate
 from expunge.evaluation.pool import configuration_difference, pool_runs
 from expunge.evaluation.results import of_other_keys, other_subject, read_results
+from expunge.runs.record import read_manifest
 from expunge.utils.files import check_replaceable, write_text
 
 MARKS = ("metric  ", "metric,direction,target,", "% \\usepackage{booktabs}")
@@ -113,6 +114,10 @@ def compare(
         for title, (_, paths), runs in zip(titles, files, contents, strict=True)
     )
     notes = [*_notes(columns, [runs[0][1] for runs in contents], paired=paired)]
+    stale = [path for runs in contents for path, results in runs if _is_stale(path, results)]
+    notes += [
+        f"{path} is of another adapter than the run has now, or at another scale: evaluate again" for path in stale
+    ]
     if paired:
         columns = _differences(columns, [runs[0][1] for runs in contents])
     rows = _rows(columns, patterns)
@@ -198,6 +203,15 @@ def _name_parts(path: Path) -> list[str]:
     if stem == "results" and folders:
         return folders
     return [*folders, stem.removeprefix("results_") or stem]
+
+
+def _is_stale(path: Path, results: Mapping[str, Any]) -> bool:
+    """Whether a results file in a run is not of the adapter that the run has."""
+    manifest = path.with_name("manifest.json")
+    if path.stem not in ("results", "results_after") or not manifest.is_file():
+        return False
+    now, then = read_manifest(manifest).get("adapter_fingerprint"), (results.get("fingerprint") or {}).get("adapter")
+    return bool(now and then and now != then)
 
 
 def _joined_parts(many: Sequence[list[str]]) -> list[str]:

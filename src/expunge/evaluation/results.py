@@ -17,14 +17,33 @@ them is null.
 from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from expunge.errors import DataError
 from expunge.evaluation.estimate import Estimate
 from expunge.utils.files import settle, write_json
-from expunge.utils.reading import read_object
+from expunge.utils.reading import NUMBER, Each, UnreadableError, check_fields, read_object
 
 SCHEMA = 1
+NAME = (str, NoneType)
+FIELDS = {
+    "model?": NAME,
+    "adapter?": NAME,
+    "settings?": dict,
+    "fingerprint?": {
+        "base?": NAME,
+        "adapter?": NAME,
+        "merged?": NAME,
+        "prompt_format?": NAME,
+        "data?": Each(str),
+        "texts?": Each(str),
+    },
+    "versions?": Each(str),
+    "reference?": (dict, NoneType),
+    "not_measured?": [str],
+}
+REFERENCE = {"kind?": str, "indistinguishable?": Each((*NUMBER, NoneType))}
 PACKAGES = ("expunge", "torch", "transformers", "peft", "rouge-score")
 """Their versions are noted, because generations and scores can depend on them."""
 NUMBERS = ("task_aggregate", "mia_auc", "mia_score", "mmlu", "final_score")
@@ -81,8 +100,11 @@ def read_results(path: str | Path) -> dict[str, Any]:
         raise DataError(f"{path}: not a results file: it has no schema and benchmark")
     if results["schema"] != SCHEMA:
         raise DataError(f"{path}: results of schema {results['schema']!r}, this version reads schema {SCHEMA}")
-    if not isinstance(results.get("fingerprint", {}), dict):
-        raise DataError(f"{path}: field fingerprint must be an object")
+    try:
+        check_fields(results, FIELDS)
+        check_fields(results.get("reference") or {}, REFERENCE)
+    except UnreadableError as error:
+        raise DataError(f"{path}: field {error}") from None
     if results["benchmark"] in ("semeval", "lume"):
         _check_semeval(path, results)
     return results

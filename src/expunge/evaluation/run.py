@@ -9,7 +9,7 @@ from statistics import median
 from typing import Any
 
 from expunge.config import EvaluateConfig
-from expunge.data.holdout import length, read_calibration, without_selection
+from expunge.data.holdout import length, read_calibration, texts_fingerprint, without_selection
 from expunge.data.tokenize import PromptFormat
 from expunge.errors import ConfigError, DataError, RunError
 from expunge.evaluation.assemble import STAND_IN, assemble
@@ -37,8 +37,10 @@ from expunge.model.device import pick_device
 from expunge.model.load import LoadedModel, load_model, load_shared
 from expunge.model.prompt_format import measure_prompt_format
 from expunge.runs.manifest import known_base, model_fingerprint
+from expunge.runs.reads import check_unchanged, model_state
+from expunge.runs.record import adapter_fingerprint, merged_from
 from expunge.utils.distributed import Processes, current, together
-from expunge.utils.files import adapter_fingerprint, transaction
+from expunge.utils.files import transaction
 from expunge.utils.progress import Reporter
 
 SHORTER = 0.8
@@ -82,6 +84,7 @@ def _evaluate(config: EvaluateConfig, reporter: Reporter, processes: Processes) 
         shares = dict.fromkeys((*suite.documents.shares, *config.min_k_shares))
         suite = replace(suite, documents=replace(suite.documents, shares=tuple(shares)))
     adapter = adapter_folder(config.adapter).resolve() if config.adapter else None
+    files_before = model_state(config.model)
     if adapter:
         suite = reported(suite, adapter.parent)
     if config.tasks:
@@ -93,6 +96,7 @@ def _evaluate(config: EvaluateConfig, reporter: Reporter, processes: Processes) 
     with reporter.working("loading the model"):
         loaded = _load(config, config.model)
     base = known_base(config.model, getattr(loaded.base.config, "_commit_hash", None))
+    check_unchanged(files_before, config.model)
     if adapter:
         for mismatch in mismatches(adapter.parent, config, base, suite, loaded.tokenizer):
             reporter.warn(mismatch)
@@ -112,9 +116,12 @@ def _evaluate(config: EvaluateConfig, reporter: Reporter, processes: Processes) 
         attach_adapter(loaded, config.adapter)
     measurement = measure(loaded, suite, prompt_format, options, reference=reference, reporter=reporter)
     utility = _utility(loaded, config, reporter)
+    base = base or model_fingerprint(config.model)
     subject = {
-        "base": base or model_fingerprint(config.model),
+        "base": base,
         "prompt_format": str(prompt_format),
+        "texts": {"forget": texts_fingerprint(suite["forget"].examples)},
+        "merged": merged_from(config.model, base),
     }
 
     def results_of(own: Measurement, adapter: Path | None, **more: Any) -> dict[str, Any]:

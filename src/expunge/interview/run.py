@@ -24,7 +24,7 @@ from expunge.runs.reads import check_apart
 from expunge.train.sets import REFUSALS
 from expunge.utils import files
 from expunge.utils.progress import Reporter
-from expunge.utils.reading import read_lines
+from expunge.utils.reading import UnreadableError, check_fields, read_lines
 
 NEIGHBOURS = 6
 """Names beside the one asked about that are asked about too."""
@@ -141,7 +141,13 @@ class _Interview:
             files.append_line(part, {"settings": settings})
             return
         lines = [line for _, line in read_lines(part)]
-        if not lines or lines[0].get("settings") != settings:
+        kinds = {"name": str, "answers": {own.id: [str] for own in self.questions}}
+        try:
+            for number, line in enumerate(lines):
+                check_fields(line, kinds if number else {"settings": dict})
+        except UnreadableError as error:
+            raise RunError(f"--resume: {part}: damaged or something else ({error}): --overwrite begins again") from None
+        if not lines or lines[0]["settings"] != settings:
             raise RunError(f"--resume: {part} was asked with other settings: give the same, or --overwrite")
         self._known = {line["name"]: line["answers"] for line in lines[1:]}
         self._reporter.say(f"resume: {len(self._known)} names were asked about already")

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
@@ -9,13 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import (
-    LoraConfig,
-    PeftModel,
-    get_peft_model,
-    get_peft_model_state_dict,
-    set_peft_model_state_dict,
-)
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import AuxiliaryTrainingWrapper
@@ -224,8 +219,9 @@ def _verify(
     )
 
 
-def rescale_saved(loaded: LoadedModel, folder: Path, factor: float) -> None:
-    """Give a saved adapter, which is on the model, `factor` times the scale that it was trained with.
+@contextmanager
+def rescaled(loaded: LoadedModel, folder: Path, factor: float) -> Iterator[Path]:
+    """A copy, while the context lasts, of an adapter on the model, with `factor` times the scale of its training.
 
     Args:
         loaded: The model with the adapter, as `attach_adapter` leaves it at its trained scale.
@@ -234,12 +230,16 @@ def rescale_saved(loaded: LoadedModel, folder: Path, factor: float) -> None:
     """
     assert isinstance(loaded.model, PeftModel)
     set_scale(loaded.model, factor)
-    if (folder / OWN).exists():
-        _save(loaded, folder / OWN)
-        _complete(loaded, folder)
-        return
-    path = folder / "adapter_config.json"
-    files.write_json(path, read_object(path, ModelError) | _alphas(loaded.model), overwrite=True)
+    with tempfile.TemporaryDirectory() as name:
+        copy = Path(name) / "adapter"
+        shutil.copytree(folder, copy)
+        if (copy / OWN).exists():
+            _save(loaded, copy / OWN)
+            _complete(loaded, copy)
+        else:
+            path = copy / "adapter_config.json"
+            files.write_json(path, read_object(path, ModelError) | _alphas(loaded.model), overwrite=True)
+        yield copy
 
 
 def _save(loaded: LoadedModel, folder: Path) -> None:

@@ -96,7 +96,7 @@ def check_adapter_config(folder: Path, header: Mapping[str, Any]) -> dict[str, A
     settings = read_object(path, ModelError)
     largest = max((size for entry in header.values() for size in entry["shape"]), default=0)
     try:
-        check_fields(settings, {"base_model_name_or_path": (str, type(None))})
+        check_fields(settings, {"base_model_name_or_path?": (str, type(None))})
         if "r" in settings:
             check_fields(settings, {"r": int, "lora_alpha": NUMBER})
         for name, kinds in (("rank_pattern", int), ("alpha_pattern", NUMBER)):

@@ -9,13 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from expunge.data.holdout import read_calibration
 from expunge.errors import DataError, RunError
 from expunge.evaluation.results import FINGERPRINT, other_subject, read_results
-from expunge.report.scores import Score, number, read_scores
-from expunge.runs.settings import present_names
+from expunge.report.scores import Score, read_scores
+from expunge.runs.directory import check_no_links
+from expunge.runs.record import adapter_fingerprint, check_adapter_kept, read_manifest, read_steps
 from expunge.utils.coarse import few, power_of_two
-from expunge.utils.files import adapter_fingerprint, settle
-from expunge.utils.reading import read_lines, read_object
+from expunge.utils.files import settle
 
 ROLES = {
     "after": ("results_after.json", "results.json"),
@@ -82,10 +83,11 @@ def read_run(path: str | Path) -> RunData:
         DataError: A results file or a file of per-example values is damaged.
     """
     path = Path(path)
+    check_no_links(path)
     settle(path)
     run = RunData(path, path.name or path.resolve().name, _manifest(path))
     run.steps.extend(_steps(path / "metrics.jsonl"))
-    run.calibration.update(_calibration(path / "calibration.json"))
+    run.calibration.update(read_calibration(path) or {})
     adapter = adapter_fingerprint(path / "adapter") if (path / "adapter" / "adapter_config.json").is_file() else None
     files = {}
     for role, names in ROLES.items():
@@ -138,19 +140,26 @@ def read_values(path: Path) -> Values:
 def _foreign(role: str, results: Mapping[str, Any], run: RunData, adapter: str | None) -> str:
     """What the numbers of a results file are of, if not of what this run is about; empty if nothing speaks against."""
     subject = results.get("fingerprint") or {}
-    theirs, base = subject.get("adapter"), subject.get("base")
+    base, weights = subject.get("base"), run.manifest["model_sha256"]
+    merged = subject.get("merged") if base != weights else None  # a run may be on a merged model
+    theirs = merged or subject.get("adapter")
     if role == "before" and (theirs or results.get("adapter")):
         return "a model with an adapter, and not of the untouched model"
     if role == "after" and adapter and theirs not in (None, adapter):
         return "another adapter, or of this one at another scale"
-    weights = run.manifest.get("model_sha256")
-    if role != "retrained" and base and weights:
-        if base != weights and (role == "before" or theirs):
+    if role == "after" and base == weights and not theirs:
+        return "the untouched model"
+    if role == "retrained" and base and (base == weights or (theirs and theirs == adapter)):
+        return "the run's own model, which is no retrained one"
+    if role != "retrained" and base:
+        if base != weights and not merged:
             return "another model than the run's"
     elif role != "retrained":
         names = [Path(str(name)).name for name in (results.get("model"), run.settings.get("model")) if name]
         if len(names) == 2 and names[0] != names[1]:
             return f"another model ({names[0]}) than the run's ({names[1]})"
+    if role == "after" and _other_texts(run, results):
+        return "other texts than those that the run was made to forget"
     after = run.results.get("after", {})
     alike = [part for part in other_subject(after, results) if part.endswith(" data") or role == "before"]
     if other := [part for part in alike if part != FINGERPRINT["base"]]:
@@ -163,6 +172,14 @@ def _foreign(role: str, results: Mapping[str, Any], run: RunData, adapter: str |
         if role == "before" and name in made[0] and name in made[1] and made[0][name] != made[1][name]
     )
     return ""
+
+
+def _other_texts(run: RunData, results: Mapping[str, Any]) -> bool:
+    """Whether results on the run's own benchmark, or on files of the user's, are of another forget set."""
+    same = results["benchmark"] in ("custom", *({"semeval", "lume"} & {run.settings.get("benchmark")}))
+    pair = [(own.get("texts") or {}).get("forget") for own in (run.manifest, results.get("fingerprint") or {})]
+    keys = {str(digest).partition(":")[0] for digest in pair}
+    return same and all(pair) and len(keys) == 1 and pair[0] != pair[1]
 
 
 def _add_named_reference(run: RunData) -> None:
@@ -178,33 +195,12 @@ def _manifest(path: Path) -> dict[str, Any]:
     file = path / "manifest.json"
     if not file.is_file():
         raise RunError(f"{path}: not a run directory (no manifest.json): give the --output of `expunge unlearn`")
-    manifest = _mapping(file)
-    if not isinstance(manifest.get("settings"), dict):
-        raise RunError(f"{file}: damaged: the report needs the manifest that the run wrote")
-    for name in ("loss_nats_per_completion_token", "rows", "tokens", "data", "versions", "hardware"):
-        if not isinstance(manifest.get(name, {}), dict):
-            raise RunError(f"{file}: damaged: {name} must be a mapping")
-    for name, pair in manifest.get("loss_nats_per_completion_token", {}).items():
-        if not isinstance(pair, dict) or not {"before", "after"} <= pair.keys():
-            raise RunError(f"{file}: damaged: no losses before and after of {name!r}")
-    return present_names(manifest) | {"settings": present_names(manifest["settings"])}
-
-
-def _calibration(path: Path) -> dict[str, Any]:
-    content = _mapping(path) if path.is_file() else {}
-    if content and number(content.get("scale")) is None:
-        raise RunError(f"{path}: damaged: the report needs the file that `expunge calibrate` wrote")
-    return content
-
-
-def _mapping(file: Path) -> dict[str, Any]:
-    content = read_object(file)
-    if not content:
-        raise RunError(f"{file}: damaged: the report needs the file that the run wrote")
-    return content
+    manifest = read_manifest(file)
+    check_adapter_kept(path, manifest)
+    return manifest
 
 
 def _steps(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
-    return [step for _, step in read_lines(path) if isinstance(step, dict) and isinstance(step.get("step"), int)]
+    return list(read_steps(path))

@@ -100,8 +100,8 @@ def write_cards(runs: Sequence[str | Path]) -> list[Path]:
     for run in map(read_run, runs):
         if "after" in run.scores:
             path = run.path / CARD
-            if not path.parent.is_dir():
-                raise RunError(f"{run.path}: there is no adapter in it whose card could be written")
+            if not path.parent.is_dir() or not run.finished:
+                raise RunError(f"{run.path}: there is no finished adapter in it whose card could be written")
             write_text(path, scored_card(run), overwrite=True)
             written.append(path)
     return written

@@ -66,7 +66,7 @@ def model_card(
     model = model_name(manifest)
     counts = manifest.get("loss_texts", manifest["rows"])
     losses = [
-        f"| {name} | {counts[name]:,} | {pair['before']:.2f} | {pair['after']:.2f} |"  # coarse: see docs/reliability.md
+        f"| {_cell(name)} | {counts.get(name, 0):,} | {_loss(pair['before'])} | {_loss(pair['after'])} |"
         for name, pair in manifest["loss_nats_per_completion_token"].items()
     ]
     terms = [
@@ -74,7 +74,7 @@ def model_card(
         for own in manifest.get("terms", ())
     ]
     shown = [
-        f"| {name} | {_cell(str(value))} |"
+        f"| {_cell(name)} | {_cell(str(value))} |"
         for name, value in settings.items()
         if name not in HIDDEN and value is not None
     ]
@@ -186,6 +186,11 @@ def _results(benchmark: str, scores: Sequence[Line], verdict: str) -> list[str]:
         "|---|---|---|---|",
         *(f"| {_cell(f'{score.label} {score.arrow}')} | {' | '.join(map(_cell, score.shown))} |" for score in scores),
     ]
+
+
+def _loss(nats: float | None) -> str:
+    """A loss with few digits, from which nothing can be found out: see docs/reliability.md."""
+    return "not finite" if nats is None else f"{nats:.2f}"
 
 
 def _cell(text: str) -> str:

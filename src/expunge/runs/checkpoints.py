@@ -1,10 +1,11 @@
 """Checkpoints of a run: its state and its place, whole or not at all, and of no other run.
 
-RUN/checkpoints/step-00000100/state.safetensors   tensors; in the header the run's fingerprint and the step
+RUN/checkpoints/step-00000100/state.safetensors   tensors; in the header the run's fingerprint, the step, and the hash
+                                                  of the run's log up to there
 RUN/checkpoints/step-00000100/checkpoint.json     the hash of that file
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -19,7 +20,7 @@ KEPT = 2
 """Checkpoints that stay: where the last one is damaged, the one before is used."""
 
 
-def save(folder: Path, tensors: Mapping[str, Tensor], *, step: int, fingerprint: str) -> None:
+def save(folder: Path, tensors: Mapping[str, Tensor], *, log: Sequence[bytes], step: int, fingerprint: str) -> None:
     """Write the state after `step` steps, whole or not at all; older checkpoints beyond the last `KEPT` go.
 
     Raises:
@@ -29,7 +30,8 @@ def save(folder: Path, tensors: Mapping[str, Tensor], *, step: int, fingerprint:
     try:
         with folders.temporary_folder(folder / f"step-{step:08d}") as temporary:
             state = temporary / "state.safetensors"
-            save_file(dict(tensors), state, metadata={"run": fingerprint, "step": str(step)})
+            about = {"run": fingerprint, "step": str(step), "log": files.fingerprint(*log[:step])}
+            save_file(dict(tensors), state, metadata=about)
             files.write_json(temporary / "checkpoint.json", {"sha256": files.sha256_file(state)})
         for old in sorted(folder.glob("step-*"))[:-KEPT]:
             listing.remove_listed(folder.parent, f"{folder.name}/{old.name}")
@@ -41,26 +43,28 @@ def save(folder: Path, tensors: Mapping[str, Tensor], *, step: int, fingerprint:
         ) from error
 
 
-def newest(folder: Path, *, fingerprint: str, most: int) -> tuple[int, dict[str, Tensor]]:
-    """The newest whole checkpoint after at most `most` steps: its step and state; 0 and nothing where there is none.
+def newest(folder: Path, log: Sequence[bytes], *, fingerprint: str) -> tuple[int, dict[str, Tensor]]:
+    """The newest whole checkpoint that the log goes as far as: its step and state; 0 and nothing where there is none.
 
     Raises:
-        RunError: It is one of another run.
+        RunError: It is one of another run, or the log was changed.
     """
     for place in sorted(folder.glob("step-*"), reverse=True):
         found = _whole(place)
         if found is None:
             continue
-        step, run = found
+        step, run, then = found
         if run != fingerprint:
             raise RunError(f"--resume: {place} is a checkpoint of another run: remove it, or start with --overwrite")
-        if step <= most:
+        if step <= len(log):
+            if then != files.fingerprint(*log[:step]):
+                raise RunError(f"--resume: metrics.jsonl is not the log that {place} was saved with: put that one back")
             return step, load_file(place / "state.safetensors")
     return 0, {}
 
 
-def _whole(place: Path) -> tuple[int, str] | None:
-    """The step and the run of a checkpoint whose state has the hash that it should have, or None."""
+def _whole(place: Path) -> tuple[int, str, str] | None:
+    """The step, the run and the log of a checkpoint whose state has the hash that it should have, or None."""
     state = place / "state.safetensors"
     try:
         note = read_object(place / "checkpoint.json", fields={"sha256": str})
@@ -68,7 +72,7 @@ def _whole(place: Path) -> tuple[int, str] | None:
             return None
         with safe_open(state, framework="pt") as header:
             about = header.metadata()
-        return int(about["step"]), about["run"]
+        return int(about["step"]), about["run"], about["log"]
     except (OSError, ValueError, TypeError, KeyError, RecursionError, RunError, SafetensorError):
         return None
 

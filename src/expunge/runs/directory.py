@@ -69,6 +69,19 @@ def check_new(path: Path | str, *, overwrite: bool = False) -> None:
         )
 
 
+def check_no_links(path: Path) -> None:
+    """Refuse a run of which a folder that commands write into is a link: what is written into a run stays in it.
+
+    Raises:
+        RunError: So.
+    """
+    for name in (listing.OWN, "adapter", "checkpoints"):
+        if (path / name).is_symlink():
+            raise RunError(
+                f"{path / name}: is a link, and commands on a run write into it: put the folder itself there"
+            )
+
+
 def is_empty(path: Path) -> bool:
     """Whether nothing is in a folder but what a process has left that was killed before its first file."""
     names = {own.name for own in path.iterdir()}

@@ -17,6 +17,7 @@ from expunge.errors import ConfigError, RunError, UserError
 from expunge.model.adapter import BASE
 from expunge.runs.base import hub_id
 from expunge.runs.card import taken
+from expunge.runs.record import check_adapter_kept, read_manifest
 from expunge.utils.reading import read_object
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -81,6 +82,9 @@ def push(folder: str | Path, repo: str, *, public: bool = False) -> str:
 
 def _uploadable(folder: Path) -> Path:
     adapter = folder / "adapter" if (folder / "adapter" / ADAPTER_CONFIG).is_file() else folder
+    for run in (folder, folder.absolute().parent):
+        if (run / "manifest.json").is_file() and (run / "adapter").exists():
+            check_adapter_kept(run, read_manifest(run / "manifest.json", "--run"), "--run")
     if not any((adapter / name).is_file() for name in (ADAPTER_CONFIG, "config.json")):
         raise RunError(f"--run {folder}: neither a finished run nor a merged model: there is nothing to upload")
     if (adapter / BASE).exists():

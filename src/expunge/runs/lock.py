@@ -35,6 +35,7 @@ class Lock:
     """
 
     def __init__(self, run: Path) -> None:
+        directory.check_no_links(run)
         self.path = run / OWN / FILE
         with files.refusal("cannot lock", run):
             self._made = [folder for folder in self.path.parents if not folder.exists()]

@@ -1,6 +1,5 @@
 """What a run depends on, as its manifest records it: settings, data, model, versions, hardware; and how two compare."""
 
-import dataclasses
 import json
 import platform
 from collections.abc import Container
@@ -16,19 +15,12 @@ from expunge.data.tokenize import TokenizedExample, hash_rows
 from expunge.errors import RunError
 from expunge.model.source import base_name, places
 from expunge.runs.base import about_base
-from expunge.runs.settings import ONE_START, present_names, recorded
+from expunge.runs.reads import ModelState, check_unchanged
+from expunge.runs.settings import recorded
 from expunge.utils import coarse, files
 from expunge.utils.distributed import current
 from expunge.utils.keys import key_file, keyed, of_this_key
-from expunge.utils.reading import NUMBER, UnreadableError, check_fields, read_object
 
-FIELDS = {"status": str, "settings": dict, "data": dict, "model_sha256": str}
-LATER_FIELDS = {
-    **dict.fromkeys(("rows", "tokens", "versions", "hardware", "base"), dict),
-    **dict.fromkeys(("loss_nats_per_completion_token", "loss_texts"), dict),
-    **dict.fromkeys(("terms", "warnings"), list),
-}
-"""What a manifest holds that is of no use to every reader, and a finished run's too."""
 PLACES = {"model", *SETS, "data"}
 """Settings that say where something is; when a run is repeated, what is there counts."""
 NOT_PART_OF_THE_RESULT = {"output", "save_every", "report_to", "shard_base", "push_to_hub", "public"}
@@ -41,32 +33,42 @@ class RunFacts:
 
     Attributes:
         rows: Set -> its tokenized rows; all that say what is trained, or when training stops, belong here.
+        texts: Set -> what stands for its texts in results, too (`texts_fingerprint`).
         prompt_format: What stands between prompt and completion, as the run has chosen it.
         prompt_format_losses: Prompt format -> mean loss of a completion under it (nats), by which it was chosen.
         terms: Terms of the loss: `name`, `weight`, `formula`, `source` of each.
         device: Where the run computes.
+        model_files: State of the files of model and origin before they were loaded.
         base_commit: Commit of a model from the Hub; None of a folder.
         warnings: Findings that the user was told of.
     """
 
     rows: dict[str, list[TokenizedExample]]
+    texts: dict[str, str]
     prompt_format: str
     prompt_format_losses: dict[str, float]
     terms: list[dict[str, Any]]
     device: torch.device
+    model_files: ModelState
     base_commit: str | None = None
     warnings: list[str] = field(default_factory=list)
 
 
 def identity_of(config: UnlearnConfig, facts: RunFacts) -> dict[str, Any]:
-    """What a run depends on: settings, data, model."""
+    """What a run depends on: settings, data, model.
+
+    Raises:
+        ModelError: The model's files were changed since it was loaded.
+    """
     settings = {name: value for name, value in recorded(config).items() if name not in NOT_PART_OF_THE_RESULT}
-    return {
+    identity = {
         "settings": {**settings, "device": facts.device.type},  # whichever it is of several
         "data": {name: keyed(hash_rows(rows)) for name, rows in facts.rows.items()},
         "model_sha256": model_fingerprint(config.model, facts.base_commit),
         **({"origin_sha256": model_fingerprint(config.origin)} if config.origin else {}),
     }
+    check_unchanged(facts.model_files, config.model, config.origin)
+    return identity
 
 
 def first_half(identity: dict[str, Any], facts: RunFacts) -> dict[str, Any]:
@@ -81,6 +83,7 @@ def first_half(identity: dict[str, Any], facts: RunFacts) -> dict[str, Any]:
         formats = {name: round(loss) for name, loss in formats.items()}
     return {
         **identity,
+        "texts": facts.texts,
         "base": about_base(identity["settings"]["model"]),
         "rows": rows,
         "tokens": tokens,
@@ -90,42 +93,6 @@ def first_half(identity: dict[str, Any], facts: RunFacts) -> dict[str, Any]:
         "versions": {"python": platform.python_version(), **versions()},
         "hardware": hardware(facts.device),
     }
-
-
-def recorded_settings(name: str) -> dict[str, Any]:
-    """The settings in the manifest that --from-manifest names.
-
-    Raises:
-        RunError: It cannot be read, or holds settings that are unknown here.
-    """
-    found = read_manifest(name, "--from-manifest")["settings"]
-    settings = {"retain_test": 0.0} | {key: value for key, value in found.items() if key not in ONE_START}
-    unknown = sorted(settings.keys() - {field.name for field in dataclasses.fields(UnlearnConfig)})
-    if unknown:
-        raise RunError(f"--from-manifest {name}: holds settings of another version of Expunge ({unknown[0]})")
-    return settings
-
-
-def read_manifest(path: Path | str, flag: str) -> dict[str, Any]:
-    """The manifest of a run.
-
-    Raises:
-        RunError: It cannot be read; the message begins with `flag`.
-    """
-    files.settle(Path(path).parent)
-    try:
-        manifest = read_object(path, fields=FIELDS)
-        check_fields(manifest, {name: kind for name, kind in LATER_FIELDS.items() if name in manifest})
-        for term in manifest.get("terms", ()):
-            check_fields({"term": term}, {"term": dict})
-            check_fields(term, {"name": str, "weight": NUMBER, "formula": str, "source": str})
-        return present_names(manifest) | {"settings": present_names(manifest["settings"])}
-    except UnreadableError as error:
-        reason = f"damaged or no manifest ({error})"
-    except RunError as error:
-        reason = str(error).removeprefix(f"{path}: ")
-    mend = "start again with --overwrite or in another --output" if flag == "--resume" else "give another one"
-    raise RunError(f"{flag}: {path}: {reason}: {mend}")
 
 
 def differences(earlier: dict[str, Any], identity: dict[str, Any], moved: Container[str] = ()) -> list[str]:

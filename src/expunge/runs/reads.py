@@ -6,16 +6,18 @@ asks whether an output would destroy an input, or whether an input is still the 
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 
-from expunge.errors import ConfigError
+from expunge.errors import ConfigError, ModelError
 from expunge.model.source import places
 
 Reads = Mapping[str, str | Path | Iterable[str | Path] | None]
 """Flag -> what it was given."""
+ModelState = dict[str, tuple[int, int, int]]
 MODELS = {"model", "origin", "reference", "adapter", "run"}
 """Flags that name a model."""
 
@@ -32,6 +34,27 @@ def model_folders(name: str) -> list[Path]:
         found += [path.parent if path.is_file() else path] if path.exists() else []
         found += [Path(cached).parent] if cached else []
     return found
+
+
+def model_state(*names: str | None) -> ModelState:
+    """Sizes, times and identities of the files of models, to see whether they were changed while they were read."""
+    found: ModelState = {}
+    for folder in (folder for name in names if name for folder in model_folders(name)):
+        for path in folder.iterdir():
+            with suppress(FileNotFoundError):  # a link to nothing, or a file that has just gone
+                status = path.stat()
+                found[str(path)] = status.st_size, status.st_mtime_ns, status.st_ino
+    return found
+
+
+def check_unchanged(before: ModelState, *names: str | None) -> None:
+    """Refuse models whose files are not those of `model_state` any more: what was loaded has no name then.
+
+    Raises:
+        ModelError: So.
+    """
+    if model_state(*names) != before:
+        raise ModelError(f"--model {names[0]}: its files were changed while they were read: start again")
 
 
 def _cached(name: str) -> str | None:

@@ -18,6 +18,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -38,10 +39,10 @@ from expunge.runs.manifest import (
     differences,
     first_half,
     identity_of,
-    read_manifest,
     versions,
 )
 from expunge.runs.reads import check_apart
+from expunge.runs.record import adapter_fingerprint, read_manifest, read_steps
 from expunge.utils import coarse, files, folders, listing
 from expunge.utils.distributed import current
 
@@ -259,7 +260,13 @@ class Run:
         """
         if is_writer():
             files.flush(self.path / "metrics.jsonl")  # a checkpoint never knows of a step that its log has lost
-            checkpoints.save(self.path / "checkpoints", state, step=step, fingerprint=self.fingerprint)
+            checkpoints.save(self.path / "checkpoints", state, log=self._log(), step=step, fingerprint=self.fingerprint)
+
+    def _log(self) -> list[bytes]:
+        """The whole lines of metrics.jsonl."""
+        metrics = self.path / "metrics.jsonl"
+        lines = metrics.read_bytes().splitlines(keepends=True) if metrics.exists() else []
+        return [line for line in lines if line.endswith(b"\n")]
 
     def restore(self) -> tuple[int, dict[str, Tensor], list[dict[str, Any]]]:
         """The newest whole checkpoint: its step, its tensors, and the lines of metrics.jsonl up to there.
@@ -267,15 +274,14 @@ class Run:
         The step is 0 and the rest empty where there is none. The log is cut back to the step.
 
         Raises:
-            RunError: A checkpoint is one of another run.
+            RunError: A checkpoint is one of another run, or the log was changed since.
         """
-        metrics = self.path / "metrics.jsonl"
-        lines = metrics.read_bytes().splitlines(keepends=True) if metrics.exists() else []
-        logged = sum(line.endswith(b"\n") for line in lines)
-        step, tensors = checkpoints.newest(self.path / "checkpoints", fingerprint=self.fingerprint, most=logged)
+        metrics, lines = self.path / "metrics.jsonl", self._log()
+        step, tensors = checkpoints.newest(self.path / "checkpoints", lines, fingerprint=self.fingerprint)
+        told = [] if step == 0 else list(islice(read_steps(metrics), step))
         if metrics.exists() and is_writer():
             files.write_bytes(metrics, b"".join(lines[:step]), overwrite=True)
-        return step, tensors, [json.loads(line) for line in lines[:step]]
+        return step, tensors, told
 
     def finish(self, result: RunResult, save_adapter: Callable[[Path], None]) -> Outcome:
         """Write the adapter with its card and complete the manifest; checkpoints go, they are not needed any more.
@@ -309,6 +315,7 @@ class Run:
             save_adapter(folder)
             (folder / "README.md").write_text(model_card(manifest), encoding="utf-8")
         manifest["adapter_sha256"] = files.sha256_file(self.path / "adapter" / "adapter_model.safetensors")
+        manifest["adapter_fingerprint"] = adapter_fingerprint(self.path / "adapter")
         files.write_json(path, manifest, overwrite=True)
         self._complete()
         return outcome

@@ -26,12 +26,15 @@ from expunge.data.holdout import (
     without_selection,
 )
 from expunge.data.tokenize import TokenizedExample
-from expunge.model.adapter import VERIFIED, attach_adapter, rescale_saved, set_scale, verify_saved
+from expunge.model.adapter import VERIFIED, attach_adapter, rescaled, set_scale, verify_saved
 from expunge.model.load import LoadedModel, load_model
 from expunge.model.logps import mean_losses
+from expunge.model.source import ADAPTER_FILE
 from expunge.runs.card import model_card
 from expunge.runs.lock import hold
-from expunge.runs.manifest import check_base, read_manifest
+from expunge.runs.manifest import check_base
+from expunge.runs.reads import check_unchanged, model_state
+from expunge.runs.record import adapter_fingerprint, check_adapter_kept, read_manifest
 from expunge.runs.run import SUMMARY
 from expunge.runs.settings import run_settings
 from expunge.runs.texts import check_texts, run_rows
@@ -64,7 +67,9 @@ def calibrate(config: CalibrateConfig, reporter: Reporter | None = None) -> Cali
 def _calibrate(config: CalibrateConfig, settings: UnlearnConfig, reporter: Reporter) -> Calibration:
     folder = Path(config.run)
     manifest = read_manifest(folder / "manifest.json", "--run")
+    files_before = model_state(settings.model)
     check_base(settings.model, manifest, "--run")
+    check_adapter_kept(folder, manifest, "--run")
     sets = _with_holdout(read_sets(settings), settings, config.holdout)
     judged = membership_texts(sets)
     earlier = read_calibration(folder)
@@ -78,6 +83,7 @@ def _calibrate(config: CalibrateConfig, settings: UnlearnConfig, reporter: Repor
             revision=settings.revision,
         )
     check_base(settings.model, manifest, "--run", getattr(loaded.base.config, "_commit_hash", None))
+    check_unchanged(files_before, settings.model)
     pattern = (earlier or {}).get("trained_alpha_pattern") or {}
     alphas = {"lora_alpha": earlier["trained_alpha"], "alpha_pattern": pattern} if earlier else None
     attach_adapter(loaded, config.run, alphas)
@@ -126,11 +132,19 @@ def _with_losses(
 
 def _write(folder: Path, content: dict[str, Any], manifest: dict[str, Any], loaded: LoadedModel) -> None:
     """All files of the run that a new scale changes, at one commit point."""
-    with files.transaction(folder):
+    adapter = folder / "adapter"
+    with rescaled(loaded, adapter, content["scale"]) as copy, files.transaction(folder):
+        for path in sorted(own for own in copy.rglob("*") if own.is_file()):
+            place, data = adapter / path.relative_to(copy), path.read_bytes()
+            if place.read_bytes() != data:
+                files.write_bytes(place, data, overwrite=True)
+        hashes = {
+            "adapter_sha256": files.sha256_file(copy / ADAPTER_FILE),
+            "adapter_fingerprint": adapter_fingerprint(copy),
+        }
         files.write_json(folder / FILE, content, overwrite=True)
-        rescale_saved(loaded, folder / "adapter", content["scale"])
-        files.write_json(folder / "manifest.json", manifest, overwrite=True)
-        files.write_text(folder / "adapter" / "README.md", model_card(manifest), overwrite=True)
+        files.write_json(folder / "manifest.json", manifest | hashes, overwrite=True)
+        files.write_text(adapter / "README.md", model_card(manifest), overwrite=True)
 
 
 def _tell(forget: Mapping[str, float | None], now: float | None, reporter: Reporter) -> None:
@@ -152,4 +166,4 @@ def _with_holdout(sets: Sets, settings: UnlearnConfig, holdout: str | None) -> S
     columns = parse_columns(settings.columns) if settings.columns else None
     given: list[Example] = read_examples(holdout, columns=columns)
     check_unseen(holdout, sets.forget, given)
-    return replace(sets, members=sets.forget, nonmembers=unseen_texts(given, sets.trained))
+    return replace(sets, members=sets.forget, nonmembers=unseen_texts(given, sets.known))

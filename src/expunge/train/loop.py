@@ -22,7 +22,8 @@ from expunge.model.device import pick_device
 from expunge.model.logps import mean_losses
 from expunge.model.reference import cache_folder
 from expunge.runs.hub import check_hub
-from expunge.runs.manifest import RunFacts, other_surroundings, read_manifest
+from expunge.runs.manifest import RunFacts, other_surroundings
+from expunge.runs.record import read_manifest
 from expunge.runs.run import Outcome, Run, RunResult, is_writer
 from expunge.train.averaging import assign
 from expunge.train.callbacks import Callback, Callbacks, TrainState
@@ -280,10 +281,12 @@ def _facts(prepared: Prepared, trainer: Trainer) -> RunFacts:
     steering = {"selection": [*selected.members, *selected.nonmembers]} if selected else {}
     return RunFacts(
         rows=prepared.sets | steering,
+        texts=prepared.texts,
         prompt_format=str(prepared.prompt_format.chosen),
         prompt_format_losses=prepared.prompt_format.losses,
         terms=described(trainer.terms),
         device=prepared.loaded.device,
+        model_files=prepared.model_files,
         base_commit=getattr(prepared.loaded.base.config, "_commit_hash", None),
         warnings=prepared.warnings,
     )

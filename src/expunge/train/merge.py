@@ -1,6 +1,5 @@
 """Adapter and base -> one plain transformers model, checked against the adapter that it replaces."""
 
-import json
 import math
 import shutil
 import tempfile
@@ -24,13 +23,15 @@ from expunge.model.logps import mean_losses, sequence_logps
 from expunge.model.proof import check_same
 from expunge.runs.card import metadata, model_name
 from expunge.runs.directory import check_new
-from expunge.runs.manifest import check_base, read_manifest
-from expunge.runs.reads import check_apart, model_folders
+from expunge.runs.manifest import check_base, model_fingerprint
+from expunge.runs.reads import check_apart, check_unchanged, model_folders, model_state
+from expunge.runs.record import MERGED, MERGED_FIELDS, check_adapter_kept, read_manifest
 from expunge.runs.run import READS
 from expunge.runs.settings import run_settings
 from expunge.runs.texts import check_texts, run_rows
 from expunge.train.sets import read_sets
 from expunge.utils import files, folders
+from expunge.utils.reading import read_object
 
 LOST = 0.1
 """The forgetting survives when the merged model is off by no more than this share of the adapter's rise in forget loss,
@@ -39,8 +40,6 @@ LEAST = 1e-4
 """Rise in forget loss (nats per token) below which there is nothing that could survive."""
 PROBES = 64
 """Rows of each set on which log-probabilities are compared."""
-MARK = "expunge_merge.json"
-"""What a merged model is made of, and its files: all that `--overwrite` may remove."""
 MODEL_FILES = (
     "config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json", "*token*.json", "*.model",
     "vocab.*", "merges.txt", "chat_template.jinja", "*.py",
@@ -108,6 +107,7 @@ def merge(
     config = run_settings(run, forget=forget, retain=retain)
     target = Path(output)
     _check_output(target, run, config, overwrite=overwrite)
+    files_before = model_state(config.model)
     manifest = _check_run(run, config)
     sets = read_sets(replace(config, test=None, retain_test=config.test_share, holdout=None, instead=None))
     wanted = None if dtype is None else _dtype(dtype)
@@ -118,6 +118,7 @@ def merge(
         trust_remote_code=trust_remote_code,
         revision=config.revision,
     )
+    check_unchanged(files_before, config.model)
     rows = {name: run_rows(config, loaded.tokenizer, getattr(sets, name)) for name in ("forget", "retain")}
     check_texts(manifest, config, rows)
     probes = [row.input_ids for side in rows.values() for row in side[:PROBES]]
@@ -160,9 +161,7 @@ def _check_run(run: str, config: UnlearnConfig) -> dict[str, Any]:
         if then != getattr(config, name):
             raise RunError(f"--run {run}: its config.yaml has {name} {getattr(config, name)!r}, its manifest {then!r}")
     check_base(config.model, manifest, f"--run {run}")
-    adapter = files.sha256_file(Path(run) / "adapter" / "adapter_model.safetensors")
-    if manifest.get("adapter_sha256", adapter) != adapter:
-        raise RunError(f"--run {run}: its adapter is not the one that the manifest was written for")
+    check_adapter_kept(Path(run), manifest, "--run")
     return manifest
 
 
@@ -237,10 +236,7 @@ def _check_model_folder(path: Path) -> None:
     refused = f"--output {path}: --overwrite replaces only a model folder"
     if not (path / "config.json").is_file():
         raise RunError(f"{refused}, and this has no config.json")
-    try:
-        listed = set(json.loads((path / MARK).read_text(encoding="utf-8"))["files"])
-    except (OSError, ValueError, TypeError, KeyError):
-        listed = set()
+    listed = set(read_object(path / MERGED, fields=MERGED_FIELDS)["files"]) if (path / MERGED).is_file() else set()
     strange = [
         str(own.relative_to(path))
         for own in sorted(path.rglob("*"))
@@ -273,4 +269,6 @@ def _write_provenance(folder: Path, manifest: Mapping[str, Any], losses: Mapping
     ]  # fmt: skip
     (folder / "README.md").write_text("\n".join(lines), encoding="utf-8")
     written = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-    files.write_json(folder / MARK, {**made_of, "files": [*written, MARK]})
+    made_of["adapter_fingerprint"] = manifest.get("adapter_fingerprint")
+    made_of["merged_sha256"] = model_fingerprint(str(folder))
+    files.write_json(folder / MERGED, {**made_of, "files": [*written, MERGED]})

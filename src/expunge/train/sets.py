@@ -35,7 +35,7 @@ class Sets:
     Attributes:
         forget: Texts to forget.
         retain: Texts to keep.
-        holdout: Texts like the forget set that the model has never seen, as the user gave them.
+        holdout: Texts like the forget set that the model has never seen, those of the user's that are none left out.
         instead: What the model should say instead.
         members: What membership is judged on: the forget set, or the benchmark's documents.
         nonmembers: Texts like `members` that the model has never seen: `holdout`, or the benchmark's documents.
@@ -56,6 +56,11 @@ class Sets:
     def trained(self) -> list[Example]:
         """Texts that the model has seen, or will see."""
         return [*self.forget, *self.retain, *self.instead, *self.members]
+
+    @property
+    def known(self) -> list[Example]:
+        """Texts that are no unseen ones: those trained on, and all to keep."""
+        return [*self.trained, *self.test]
 
 
 def read_sets(config: UnlearnConfig) -> Sets:
@@ -98,11 +103,14 @@ def read_sets(config: UnlearnConfig) -> Sets:
         warnings.append(
             f"{others} of the --instead prompts stand in no text to forget: they get their answers all the same"
         )
-    unseen = unseen_texts(sets.nonmembers, sets.trained)
+    unseen = unseen_texts(sets.nonmembers, sets.known)
+    holdout = unseen if sets.holdout == sets.nonmembers else unseen_texts(sets.holdout, sets.known)
     left_out = len(sets.nonmembers) - len(unseen)
     if left_out:
-        warnings.append(f"{left_out} of the unseen texts are, or nearly are, among those trained on: they are left out")
-    return replace(sets, nonmembers=unseen, warnings=warnings)
+        warnings.append(
+            f"{left_out} of the unseen texts are, or nearly are, among those to forget or to keep: they are left out"
+        )
+    return replace(sets, nonmembers=unseen, holdout=holdout, warnings=warnings)
 
 
 def membership_texts(sets: Sets) -> list[Side]:

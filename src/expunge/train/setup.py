@@ -7,7 +7,7 @@ from typing import Any
 
 from expunge.config import SETS, UnlearnConfig
 from expunge.data.examples import Example
-from expunge.data.holdout import Side, example_hashes, split_off
+from expunge.data.holdout import Side, example_hashes, split_off, texts_fingerprint
 from expunge.data.tokenize import TokenizedExample, tokenize_all
 from expunge.errors import ConfigError, DataError, ModelError
 from expunge.losses import ForgetLoss, make_forget_loss
@@ -15,6 +15,7 @@ from expunge.model.load import LoadedModel, load_model, load_shared, load_tokeni
 from expunge.model.prompt_format import PromptFormatReport, measure_prompt_format
 from expunge.model.shard import held_bytes, own_part
 from expunge.model.source import check_model
+from expunge.runs.reads import ModelState, model_state
 from expunge.train.sets import Sets, membership_texts, pairs_for, read_sets
 from expunge.train.validation import ValidationRows
 from expunge.utils.distributed import current
@@ -61,6 +62,8 @@ class Prepared:
         selection: Rows that say when to stop; None where there are too few unseen texts, or they are not to be used.
         reported: Of the holdout rows those that do not steer the run, so that losses are reported on them.
         prompt_format: What was measured of the way from prompt to completion.
+        texts: What stands for the texts of the forget set, whatever is read of them; see `texts_fingerprint`.
+        model_files: State of the files of model and origin before they were loaded.
         warnings: Findings that the user should read.
     """
 
@@ -76,6 +79,8 @@ class Prepared:
     selection: SelectionRows | None
     reported: list[TokenizedExample]
     prompt_format: PromptFormatReport
+    texts: dict[str, str]
+    model_files: ModelState
     warnings: list[str]
 
     @property
@@ -107,6 +112,7 @@ def prepare(config: UnlearnConfig, reporter: Reporter) -> Prepared:
     loss = make_forget_loss(config.loss, config.loss_args)
     followed = _followed(config, loss, sets, judged)
     vocabulary = _origin_vocabulary(config)
+    model_files = model_state(config.model, config.origin)
     loaded = _load(config, reporter)
     if vocabulary is not None and vocabulary != loaded.tokenizer.get_vocab():
         raise ConfigError(f"--origin {config.origin}: has another tokenizer than the model: take one with the same")
@@ -158,6 +164,8 @@ def prepare(config: UnlearnConfig, reporter: Reporter) -> Prepared:
         selection=selection,
         reported=reported,
         prompt_format=measured,
+        model_files=model_files,
+        texts={"forget": texts_fingerprint(sets.forget)},
         warnings=sets.warnings,
     )
 

@@ -21,7 +21,6 @@ from typing import Any
 from expunge.errors import RunError
 from expunge.utils.interrupt import held
 from expunge.utils.listing import TEMPORARY, is_inside, note
-from expunge.utils.reading import NUMBER, read_object
 
 _pending: list[tuple[Path, Path]] | None = None
 """Within `transaction`: temporary and final name of what was written so far."""
@@ -93,7 +92,7 @@ def append_line(path: Path | str, obj: Any) -> None:
     with refusal("cannot append to", path):
         if not path.exists():
             note(path)
-        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o600)
         try:
             if os.write(descriptor, line) < len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -154,6 +153,8 @@ def settle(root: Path) -> None:
             moves = json.loads(journal.read_bytes())
             good = all(len(pair) == 2 and all(map(is_inside, pair)) for pair in moves)
             good = good and all(TEMPORARY.fullmatch(Path(source).name) for source, _ in moves)
+            here = root.resolve()  # no link within it leads out
+            good = good and all((here / name).parent.resolve().is_relative_to(here) for pair in moves for name in pair)
         except FileNotFoundError:
             continue  # its own process was faster
         except (OSError, ValueError, TypeError, RecursionError):
@@ -198,18 +199,6 @@ def fingerprint(*parts: bytes | str) -> str:
         digest.update(len(data).to_bytes(8, "big"))
         digest.update(data)
     return digest.hexdigest()
-
-
-def adapter_fingerprint(folder: Path) -> str:
-    """SHA-256 over an adapter's weights and scale: what its scores are of.
-
-    Raises:
-        RunError: A file of it cannot be read.
-    """
-    settings = folder / "adapter_config.json"
-    alpha = read_object(settings, fields={"lora_alpha": NUMBER})["lora_alpha"]
-    weights = sorted(folder.glob("adapter_model*.safetensors"))
-    return fingerprint(f"{float(alpha)!r}", *map(sha256_file, weights))
 
 
 def make_folders(path: Path) -> None:

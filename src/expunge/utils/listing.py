@@ -25,7 +25,7 @@ def note(path: Path) -> None:
     for run in path.parents:
         if (run / OWN / LIST).is_file():
             if not path.is_relative_to(run / OWN):
-                descriptor = os.open(run / OWN / LIST, os.O_WRONLY | os.O_APPEND)
+                descriptor = os.open(run / OWN / LIST, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW)
                 try:
                     os.write(descriptor, json.dumps(str(path.relative_to(run))).encode("ascii") + b"\n")
                 finally:

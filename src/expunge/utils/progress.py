@@ -1,11 +1,13 @@
 """What a person sees while work goes on: lines on standard error, and a live bar where it is a terminal."""
 
 import logging
+import os
 import sys
 import time
 import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -28,6 +30,34 @@ def printable(text: str) -> str:
         char if char == "\n" or unicodedata.category(char) not in STEERING else char.encode("unicode_escape").decode()
         for char in text
     )
+
+
+class Unread:
+    """A stream of text that goes on where nobody reads it any more (`| head`): the work is done to its end."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write, to nowhere once the reader has gone."""
+        try:
+            return int(self._stream.write(text))
+        except BrokenPipeError:
+            self._give_up()
+            return len(text)
+
+    def flush(self) -> None:
+        """Flush, likewise."""
+        try:
+            self._stream.flush()
+        except BrokenPipeError:
+            self._give_up()
+
+    def _give_up(self) -> None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())  # what is left in the buffer goes there, too
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 class Reporter:

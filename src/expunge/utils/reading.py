@@ -5,7 +5,9 @@ own. What is wrong is said in our own words with a place: never a library's text
 """
 
 import json
+import math
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +19,21 @@ MOST_YAML_BYTES = 2**20
 DEEPEST = 64
 """Objects and lists within each other."""
 NUMBER = (int, float)
-"""What a number may be; true and false are none."""
+"""What a number may be; it is finite, and true and false are none."""
+DIGITS = 300
+"""Of the longest whole number, which still is a float."""
 
-Kinds = Mapping[str, type | tuple[type, ...]]
-"""Name of a field -> what it may be."""
+
+@dataclass(frozen=True)
+class Each:
+    """An object of fields of any names, all of one kind."""
+
+    kind: Any
+
+
+Kinds = Mapping[str, Any]
+"""Name of a field (with `?` at its end where it may be missing) -> its kind: a type, several, the fields of an object,
+`Each`, or a list with the kind of its entries."""
 
 
 class UnreadableError(ValueError):
@@ -34,7 +47,7 @@ def parse_json(data: bytes, *, deepest: int = DEEPEST) -> Any:
         UnreadableError: There is none, it is nested too deeply, or an object has two fields of one name.
     """
     try:
-        content = json.loads(data.decode("utf-8-sig"), object_pairs_hook=_pairs)
+        content = json.loads(data.decode("utf-8-sig"), object_pairs_hook=_pairs, parse_int=_whole)
     except UnicodeDecodeError as error:
         raise UnreadableError(f"byte {error.start + 1} is not UTF-8") from None
     except json.JSONDecodeError as error:
@@ -43,8 +56,6 @@ def parse_json(data: bytes, *, deepest: int = DEEPEST) -> Any:
         raise UnreadableError("nested too deeply") from None
     except UnreadableError:
         raise
-    except ValueError:  # an integer of thousands of digits
-        raise UnreadableError("a number is too long to read") from None
     _check_depth(content, deepest)
     return content
 
@@ -137,12 +148,39 @@ def check_fields(content: Mapping[str, Any], fields: Kinds) -> None:
     Raises:
         UnreadableError: One is missing or of another kind.
     """
-    for name, kinds in fields.items():
-        wanted = kinds if isinstance(kinds, tuple) else (kinds,)
-        value = content.get(name)
-        if not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted):
+    _check(content, fields, "")
+
+
+def _check(value: Any, kind: Any, name: str) -> None:
+    above = f"{name}." if name else ""
+    if isinstance(kind, Mapping):
+        _check(value, dict, name)
+        for field, inner in kind.items():
+            own = field.removesuffix("?")
+            if own in value:
+                _check(value[own], inner, above + own)
+            elif own == field:
+                raise UnreadableError(f"{above}{own} must be there")
+    elif isinstance(kind, Each):
+        _check(value, dict, name)
+        for own in value.values():
+            _check(own, kind.kind, f"{above}*")
+    elif isinstance(kind, list):
+        _check(value, list, name)
+        for own in value:
+            _check(own, kind[0], f"an entry of {name}")
+    else:
+        wanted = kind if isinstance(kind, tuple) else (kind,)
+        good = isinstance(value, wanted) and (bool in wanted or not isinstance(value, bool))
+        if not good or (isinstance(value, float) and not math.isfinite(value)):
             names = " or ".join("null" if own is type(None) else own.__name__ for own in wanted)
-            raise UnreadableError(f"{name} must be {names}")
+            raise UnreadableError(f"{name or 'it'} must be {names}")
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > DIGITS:
+        raise UnreadableError("a number is too long to read")
+    return int(digits)
 
 
 def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from expunge.config import EvaluateConfig
 from expunge.data.examples import Example, parse_columns, read_examples
 from expunge.data.families import normalized
+from expunge.data.holdout import unseen_texts
 from expunge.data.retain_test import set_apart
 from expunge.errors import DataError
 from expunge.evaluation.measurement import document_of
@@ -31,14 +32,15 @@ def read(config: EvaluateConfig) -> Suite:
         notes.append("No texts to keep were given (--retain, --test): whether the rest is kept was not measured.")
     documents = None
     if "holdout" in read:
-        unseen = never_seen(config.holdout or "", read["holdout"], [*read["forget"], *read.get("retain", [])])
+        known = [row for name in ("forget", "retain", "test") for row in read.get(name, ())]
+        unseen = never_seen(config.holdout or "", read["holdout"], known)
         if len(unseen) < len(read["holdout"]):
             left_out = len(read["holdout"]) - len(unseen)
             notes.append(
-                f"{left_out} of {len(read['holdout'])} holdout texts stand in the forget or retain set too (case, "
-                "punctuation and white space aside), so they are no unseen ones and were left out."
+                f"{left_out} of {len(read['holdout'])} holdout texts stand in the forget or retain set too, or "
+                "nearly so, so they are no unseen ones and were left out."
             )
-        documents = Documents(read["forget"], unseen, names=("forget", HOLDOUT), even=True)
+        documents = Documents(read["forget"], unseen, names=("forget", HOLDOUT), even=True) if unseen else None
     else:
         notes.append("No unseen texts were given (--holdout): no membership attack was run.")
     sets = tuple(_rows(name, read[name]) for name in ("forget", "retain", "test") if name in read)
@@ -53,16 +55,15 @@ def read(config: EvaluateConfig) -> Suite:
 
 
 def never_seen(file: str, holdout: Sequence[Example], trained_on: Sequence[Example]) -> list[Example]:
-    """The texts of `--holdout` that are not trained on.
+    """The texts of `--holdout` that do not stand among the others, and are no near-duplicates of them.
 
     Raises:
-        DataError: There is none.
+        DataError: All of them stand there.
     """
     known = set(map(_key, trained_on))
-    unseen = [row for row in holdout if _key(row) not in known]
-    if not unseen:
+    if all(_key(row) in known for row in holdout):
         raise DataError(f"--holdout {file}: all of its texts are to be forgotten or kept: give texts never seen")
-    return unseen
+    return [row for row in unseen_texts(holdout, trained_on) if _key(row) not in known]
 
 
 def _by_id(file: str, again: Sequence[Example], forget: Sequence[Example]) -> dict[str, Example]:

@@ -1,0 +1,190 @@
+"""What a run has recorded, checked as a whole by whoever reads it, and whether its adapter is still the same."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from types import NoneType
+from typing import Any
+
+from expunge.config import UnlearnConfig
+from expunge.config.checks import check_types
+from expunge.data.holdout import FILE, read_calibration
+from expunge.errors import ConfigError, RunError
+from expunge.runs.settings import ONE_START, present_names
+from expunge.utils import files
+from expunge.utils.reading import NUMBER, Each, UnreadableError, check_fields, read_lines, read_object
+
+MAYBE = (*NUMBER, NoneType)
+FIELDS = {
+    "status": str,
+    "settings": {"model": str},
+    "data": Each(str),
+    "model_sha256": str,
+    "texts?": Each(str),
+    "rows?": Each(int),
+    "tokens?": Each(int),
+    "versions?": Each(str),
+    "hardware?": Each((str, int)),
+    "base?": {"id?": (str, NoneType)},
+    "prompt_format?": {"chosen": str},
+    "terms?": [{"name": str, "weight": NUMBER, "formula": str, "source": str}],
+    "warnings?": [str],
+    "started?": str,
+    "finished?": str,
+    "steps?": (int, NoneType),
+    "loss_nats_per_completion_token?": Each({"before": MAYBE, "after": MAYBE}),
+    "loss_texts?": Each(int),
+    "selection?": (dict, NoneType),
+    "training_seconds?": NUMBER,
+    "total_seconds?": NUMBER,
+    "peak_memory_bytes?": NUMBER,
+    "energy_joules?": MAYBE,
+    "adapter_sha256?": str,
+    "adapter_fingerprint?": str,
+}
+DONE = {
+    "rows": {"forget": int},
+    "versions": {"expunge": str},
+    "steps": int,
+    "loss_nats_per_completion_token": dict,
+}
+"""What that of a finished run holds."""
+SELECTION = {"stopped?": str, "best_step?": int, "scale?": NUMBER, "verdict?": str}
+STEP = {"step": int, "tokens?": int}
+MERGED = "expunge_merge.json"
+"""In a merged model: what it is made of, and its files, which are all that `--overwrite` may remove."""
+MERGED_FIELDS = {"files": [str], "adapter_fingerprint?": (str, NoneType), "merged_sha256?": str}
+UNUSED = ("base_model_name_or_path", "revision", "peft_version", "inference_mode", "auto_mapping")
+"""Settings of an adapter that change nothing of what it computes."""
+
+
+def read_manifest(path: Path | str, flag: str = "") -> dict[str, Any]:
+    """The manifest of a run.
+
+    Raises:
+        RunError: It cannot be read; the message begins with `flag`.
+    """
+    files.settle(Path(path).parent)
+    try:
+        manifest = read_object(path, fields=FIELDS)
+        check_fields(manifest, DONE if manifest["status"] == "done" else {})
+        check_fields(manifest.get("selection") or {}, SELECTION)
+        manifest = present_names(manifest) | {"settings": present_names(manifest["settings"])}
+        _check_settings(manifest["settings"])
+        return manifest
+    except UnreadableError as error:
+        reason = f"damaged or no manifest ({error})"
+    except RunError as error:
+        reason = str(error).removeprefix(f"{path}: ")
+    mend = "start again with --overwrite or in another --output" if flag == "--resume" else "give another one"
+    raise RunError(f"{flag}{': ' if flag else ''}{path}: {reason}: {mend}")
+
+
+def _check_settings(settings: dict[str, Any]) -> None:
+    """Look whether settings that are known here are of their types; choices may be those of another version."""
+    kinds = {field.name: str(field.type) for field in dataclasses.fields(UnlearnConfig)}
+    known = {
+        name: value
+        for name, value in settings.items()
+        if name in kinds and not (isinstance(value, str) and "Literal" in kinds[name])
+    }
+    try:
+        check_types(UnlearnConfig(**known))
+    except ConfigError as error:
+        raise UnreadableError(f"the setting {str(error).split()[0]} is of another type") from None
+
+
+def recorded_settings(name: str) -> dict[str, Any]:
+    """The settings in the manifest that --from-manifest names.
+
+    Raises:
+        RunError: It cannot be read, or holds settings that are unknown here.
+    """
+    found = read_manifest(name, "--from-manifest")["settings"]
+    settings = {"retain_test": 0.0} | {key: value for key, value in found.items() if key not in ONE_START}
+    unknown = sorted(settings.keys() - {field.name for field in dataclasses.fields(UnlearnConfig)})
+    if unknown:
+        raise RunError(f"--from-manifest {name}: holds settings of another version of Expunge ({unknown[0]})")
+    return settings
+
+
+def read_steps(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl.
+
+    Raises:
+        RunError: One of them is not what a run writes.
+    """
+    for number, line in read_lines(path):
+        try:
+            check_fields(line, STEP)
+        except UnreadableError as error:
+            raise RunError(f"{path}: line {number} is damaged ({error})") from None
+        yield line
+
+
+def adapter_fingerprint(folder: Path) -> str:
+    """SHA-256 over all that an adapter computes with: weights, scale, ranks, places, and a base of its own if any.
+
+    Raises:
+        RunError: A file of it cannot be read.
+    """
+    parts = []
+    for path in sorted(folder.rglob("*.safetensors")) + sorted(folder.rglob("*config.json")):
+        name = path.relative_to(folder).as_posix()
+        if path.name == "adapter_config.json":
+            own = {key: _plain(value) for key, value in read_object(path).items() if key not in UNUSED}
+            kept = {key: value for key, value in own.items() if value not in (None, False, [], {})}
+            parts += [name, json.dumps(kept, sort_keys=True)]
+        elif path.suffix == ".safetensors" or path.name == "config.json":
+            parts += [name, files.sha256_file(path)]
+    return files.fingerprint(*parts)
+
+
+def _plain(value: Any) -> Any:
+    """A setting as it is compared: 4.0 is 4, and names in a list, which PEFT writes in any order, are sorted."""
+    if isinstance(value, dict):
+        return {key: _plain(own) for key, own in value.items()}
+    if isinstance(value, list) and all(isinstance(own, str) for own in value):
+        return sorted(value)
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def merged_from(model: str, fingerprint: str) -> str | None:
+    """The fingerprint of the adapter that a merged model was made of; None of any other model, or a changed one.
+
+    Args:
+        model: The model.
+        fingerprint: Of its weights and configuration as they are.
+    """
+    file = Path(model) / MERGED
+    if not file.is_file():
+        return None
+    note = read_object(file, fields=MERGED_FIELDS)
+    return note.get("adapter_fingerprint") if note.get("merged_sha256") == fingerprint else None
+
+
+def check_adapter_kept(run: Path, manifest: dict[str, Any], flag: str = "") -> None:
+    """Refuse a run whose adapter is not the one that its manifest was written for.
+
+    Raises:
+        RunError: Its weights, its settings (scale, ranks, places) or its calibration are others, or cannot be read.
+    """
+    where, folder = f"{flag} {run}".strip(), run / "adapter"
+    weights = folder / "adapter_model.safetensors"
+    if not weights.is_file() or not (folder / "adapter_config.json").is_file():
+        return
+    found = {"adapter_sha256": files.sha256_file(weights), "adapter_fingerprint": adapter_fingerprint(folder)}
+    if any(manifest.get(name, now) != now for name, now in found.items()):
+        raise RunError(
+            f"{where}: its adapter is not the one that the manifest was written for (weights or adapter_config.json "
+            "were changed): put that one back"
+        )
+    calibration, selection = read_calibration(run), manifest.get("selection")
+    if calibration and selection:
+        own = folder / "own" if (folder / "own").is_dir() else folder
+        alpha = read_object(own / "adapter_config.json", fields={"lora_alpha": NUMBER})["lora_alpha"]
+        scales = calibration["scale"], alpha / (calibration["trained_alpha"] or 1.0)
+        if not all(math.isclose(scale, selection.get("scale", scale), rel_tol=1e-6) for scale in scales):
+            raise RunError(f"{where}: {FILE} is not of the adapter that is there: put that one back")
