@@ -95,7 +95,8 @@ def prepared_for(
         config=config,
         loaded=loaded,
         loss=make_forget_loss(config.loss, config.loss_args),
-        **sides,
+        forget=sides["forget"],
+        retain=sides["retain"],
         test=[],
         holdout=[],
         instead=[],
@@ -103,6 +104,8 @@ def prepared_for(
         selection=SelectionRows(sides["forget"], list(unseen), list(unseen), []) if unseen else None,
         reported=[],
         prompt_format=None,  # type: ignore[arg-type]
+        texts={},
+        model_files={},
         warnings=[],
     )
 

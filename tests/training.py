@@ -78,6 +78,8 @@ def prepared(
         selection=SelectionRows(list(forget), list(unseen), list(unseen), []) if unseen else None,
         reported=[],
         prompt_format=PromptFormatReport(PromptFormat("space", True), {}, None, 1.0, 1),
+        texts={},
+        model_files={},
         warnings=[],
     )
 

@@ -139,6 +139,17 @@ def test_a_manifest_that_is_to_be_repeated_is_an_input(work: Path) -> None:
         check_apart("done", {"from_manifest": "done/manifest.json"})
 
 
+def test_merge_does_not_write_over_the_base_of_the_adapter_that_its_run_was_made_on(work: Path, expunge: Run) -> None:
+    adapter_on("model", "first")
+    settings = Path("done/config.yaml")
+    settings.write_text(settings.read_text().replace("model: model\n", "model: first\n"))
+    before = without_lock(work)
+    result = expunge("merge", "--run", "done", "--output", "model", "--overwrite")
+    assert result.code == 2
+    assert "--output model holds what --" in result.err
+    assert without_lock(work) == before
+
+
 def test_an_output_beside_an_input_is_none_of_its_business(work: Path) -> None:
     check_apart("done", {"model": "model", "forget": "forget.jsonl", "retain": None, "data": "nobody/has-this"})
 
