@@ -5,14 +5,17 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from expunge.errors import DataError, ModelError, RunError
 from expunge.evaluation.results import read_results
+from expunge.evaluation.values_file import read_values_file
 from expunge.report.judge import verdict
-from expunge.report.run_data import read_run
+from expunge.report.run_data import read_run, read_values
 from expunge.runs import checkpoints
 from expunge.runs.reads import check_unchanged, model_state
 from expunge.runs.record import adapter_fingerprint, check_adapter_kept, merged_from, read_manifest, read_steps
@@ -168,6 +171,16 @@ def test_results_with_a_field_of_another_kind_are_refused(changed: dict[str, Any
     file.write_text(json.dumps(json.loads(file.read_text()) | changed))
     with pytest.raises(DataError, match=r"results_after\.json: field"):
         read_results(file)
+
+
+def test_values_of_rows_that_are_no_text_are_refused(tmp_path: Path) -> None:
+    bad = pa.array([b"\xff"], pa.binary()).view(pa.string())
+    columns = {name: bad if name == "id" else pa.array(["a"]) for name in ("id", "set", "task", "document", "metric")}
+    file = tmp_path / "values.parquet"
+    pq.write_table(pa.table({**columns, "value": pa.array([1.0])}), file)
+    for read in (read_values, read_values_file):
+        with pytest.raises(DataError, match=r"values\.parquet: "):
+            read(file)
 
 
 def test_a_merged_model_is_known_by_its_note_until_it_is_changed(tmp_path: Path) -> None:

@@ -124,7 +124,9 @@ def read_values(path: Path) -> Values:
     import pyarrow.parquet as pq
 
     try:
-        table = pq.read_table(path, columns=["id", "set", "metric", "value"]).to_pydict()
+        read = pq.read_table(path, columns=["id", "set", "metric", "value"])
+        read.validate(full=True)
+        table = read.to_pydict()
     except (pa.ArrowException, OSError, KeyError):
         raise DataError(f"{path}: not a file of per-example values: evaluate the model again") from None
     found: dict[tuple[str, str], dict[str, float]] = {}
