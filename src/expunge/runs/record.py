@@ -19,7 +19,7 @@ from expunge.utils.reading import NUMBER, Each, UnreadableError, check_fields, r
 MAYBE = (*NUMBER, NoneType)
 FIELDS = {
     "status": str,
-    "settings": {"model": str},
+    "settings": dict,
     "data": Each(str),
     "model_sha256": str,
     "texts?": Each(str),
@@ -45,12 +45,13 @@ FIELDS = {
     "adapter_fingerprint?": str,
 }
 DONE = {
+    "settings": {"model": str},
     "rows": {"forget": int},
     "versions": {"expunge": str},
     "steps": int,
     "loss_nats_per_completion_token": dict,
 }
-"""What that of a finished run holds."""
+"""What that of a finished run holds; who repeats a run needs its settings alone."""
 SELECTION = {"stopped?": str, "best_step?": int, "scale?": NUMBER, "verdict?": str}
 STEP = {"step": int, "tokens?": int}
 MERGED = "expunge_merge.json"
@@ -69,7 +70,7 @@ def read_manifest(path: Path | str, flag: str = "") -> dict[str, Any]:
     files.settle(Path(path).parent)
     try:
         manifest = read_object(path, fields=FIELDS)
-        check_fields(manifest, DONE if manifest["status"] == "done" else {})
+        check_fields(manifest, DONE if manifest["status"] == "done" and flag != "--from-manifest" else {})
         check_fields(manifest.get("selection") or {}, SELECTION)
         manifest = present_names(manifest) | {"settings": present_names(manifest["settings"])}
         _check_settings(manifest["settings"])
@@ -91,7 +92,7 @@ def _check_settings(settings: dict[str, Any]) -> None:
         if name in kinds and not (isinstance(value, str) and "Literal" in kinds[name])
     }
     try:
-        check_types(UnlearnConfig(**known))
+        check_types(UnlearnConfig(**{"model": "", **known}))
     except ConfigError as error:
         raise UnreadableError(f"the setting {str(error).split()[0]} is of another type") from None
 
