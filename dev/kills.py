@@ -264,10 +264,12 @@ def kill(name: str, words: list[str], kind: str, folder: Path, options: argparse
     def look(at: str, *, again: bool) -> None:
         nonlocal faults
         left = state(kind)
-        pages = {name for name in after if name.endswith(PAGES)}  # of a new run, which is whole before it has them
-        new = {name: own for name, own in after.items() if name in left or name not in pages}
-        found["old" if left == before else "new" if left == new else "mixture"] += 1
-        if left not in (before, new):
+        old, new = (  # whole without page and verdict, which are made from them
+            {name: own for name, own in whole.items() if name in left or not name.endswith(PAGES)}
+            for whole in (before, after)
+        )
+        found["old" if left == old else "new" if left == new else "mixture"] += 1
+        if left not in (old, new):
             different = sorted(key for key in left.keys() | before.keys() if left.get(key) != before.get(key))
             print(f"{name}, killed {at}: neither old nor new: {different}", flush=True)
             faults += 1

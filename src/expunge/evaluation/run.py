@@ -38,7 +38,7 @@ from expunge.model.load import LoadedModel, load_model, load_shared
 from expunge.model.prompt_format import measure_prompt_format
 from expunge.runs.manifest import known_base, model_fingerprint
 from expunge.runs.reads import check_unchanged, model_state
-from expunge.runs.record import adapter_fingerprint, merged_from
+from expunge.runs.record import VERDICT, adapter_fingerprint, merged_from
 from expunge.utils.distributed import Processes, current, together
 from expunge.utils.files import transaction
 from expunge.utils.progress import Reporter
@@ -151,6 +151,8 @@ def _evaluate(config: EvaluateConfig, reporter: Reporter, processes: Processes) 
     if config.keep_predictions:
         said = semeval.predictions_of(measurement, suite)
         write_predictions(config.keep_predictions, said, overwrite=config.overwrite)
+    if Path(config.output).with_name("manifest.json").is_file():
+        Path(config.output).with_name(VERDICT).unlink(missing_ok=True)
     with transaction(Path(config.output).parent):
         if before is not None and untouched is not None:
             write_values(values_path(beside), untouched.table(names), overwrite=config.overwrite)

@@ -14,10 +14,10 @@ from expunge.report.answers import STATES, Answer
 from expunge.report.questions import recognisable, rest_kept, speaks_well, still_said
 from expunge.report.run_data import RunData, read_run
 from expunge.report.scores import number
+from expunge.runs.record import VERDICT
 from expunge.utils.files import write_json
 from expunge.utils.text import BABBLES, DECLINES
 
-FILE = "verdict.json"
 TONES = ("bad", "open", "good")
 FAILURES = (
     "the texts are still said", "one can tell that they were trained on", "the rest was damaged",
@@ -97,7 +97,7 @@ def write_verdict(run: str | Path) -> Verdict:
         DataError: A results file is damaged.
     """
     judged = verdict(run)
-    write_json(Path(run) / FILE, judged.as_dict(), overwrite=True)
+    write_json(Path(run) / VERDICT, judged.as_dict(), overwrite=True)
     return judged
 
 

@@ -54,6 +54,8 @@ DONE = {
 """What that of a finished run holds; who repeats a run needs its settings alone."""
 SELECTION = {"stopped?": str, "best_step?": int, "scale?": NUMBER, "verdict?": str}
 STEP = {"step": int, "tokens?": int}
+VERDICT = "verdict.json"
+"""In a run: what it was judged to be by the scores that were there; it goes before these change."""
 MERGED = "expunge_merge.json"
 """In a merged model: what it is made of, and its files, which are all that `--overwrite` may remove."""
 MERGED_FIELDS = {"files": [str], "adapter_fingerprint?": (str, NoneType), "merged_sha256?": str}

@@ -34,7 +34,7 @@ from expunge.runs.card import model_card
 from expunge.runs.lock import hold
 from expunge.runs.manifest import check_base
 from expunge.runs.reads import check_unchanged, model_state
-from expunge.runs.record import adapter_fingerprint, check_adapter_kept, read_manifest
+from expunge.runs.record import VERDICT, adapter_fingerprint, check_adapter_kept, read_manifest
 from expunge.runs.run import SUMMARY
 from expunge.runs.settings import run_settings
 from expunge.runs.texts import check_texts, run_rows
@@ -133,6 +133,7 @@ def _with_losses(
 def _write(folder: Path, content: dict[str, Any], manifest: dict[str, Any], loaded: LoadedModel) -> None:
     """All files of the run that a new scale changes, at one commit point."""
     adapter = folder / "adapter"
+    (folder / VERDICT).unlink(missing_ok=True)
     with rescaled(loaded, adapter, content["scale"]) as copy, files.transaction(folder):
         for path in sorted(own for own in copy.rglob("*") if own.is_file()):
             place, data = adapter / path.relative_to(copy), path.read_bytes()
