@@ -47,7 +47,7 @@ COMMANDS = {
     "calibrate": (["calibrate", "--run", "run", *CALIBRATED], "run"),
     "calibrate an adapter on an adapter": (["calibrate", "--run", "stacked", *CALIBRATED], "stacked"),
     "merge": (["merge", "--run", "run", "--output", "first", "--device", "cpu"], "first"),
-    "evaluate --run": (["evaluate", "--run", "run", "--max-new-tokens", "2", "--device", "cpu"], "run"),
+    "evaluate --run": (["evaluate", "--run", "run", "--overwrite", "--max-new-tokens", "2", "--device", "cpu"], "run"),
     "unlearn --resume": ([*UNLEARN[:-1], "killed", "--resume"], "killed"),
 }
 """Name -> words, and what it changes."""
