@@ -403,7 +403,7 @@ def test_200_metrics_with_long_names(tmp_path):
 
 def test_numbers_of_any_size_get_an_axis_or_none(tmp_path):
     """Each is a family of its own, since a family shares an axis."""
-    sizes = (1e300, -1e300, 1e-300, -5.0, 0.0)
+    sizes = (1e300, -1e300, 1e-300, 5e-324, -5.0, 0.0)
     plain = {"low": None, "high": None, "n": 3, "direction": "higher"}
     metrics = {f"utility/size{i}": {"value": value, "family": f"f{i}", **plain} for i, value in enumerate(sizes)}
     page = page_of(write_run(tmp_path / "run", metrics=metrics))

@@ -176,7 +176,8 @@ def _round_up(value: float) -> float:
     if value <= 0:
         return 0.0
     unit: float = 10 ** math.floor(math.log10(value))
-    return next(unit * step for step in (1, 1.2, 1.6, 2, 3, 4, 5, 6, 8, 10) if unit * step >= value * (1 - 1e-9))
+    steps = (unit * step for step in (1, 1.2, 1.6, 2, 3, 4, 5, 6, 8, 10))
+    return next((step for step in steps if step >= value * (1 - 1e-9)), value)  # the smallest floats have none
 
 
 def _extent(row: Row) -> list[float]:
