@@ -48,7 +48,6 @@ COMMANDS = {
     "calibrate an adapter on an adapter": (["calibrate", "--run", "stacked", *CALIBRATED], "stacked"),
     "merge": (["merge", "--run", "run", "--output", "first", "--device", "cpu"], "first"),
     "evaluate --run": (["evaluate", "--run", "run", "--overwrite", "--max-new-tokens", "2", "--device", "cpu"], "run"),
-    "unlearn --resume": ([*UNLEARN[:-1], "killed", "--resume"], "killed"),
 }
 """Name -> words, and what it changes."""
 OF_A_START = ("started", "finished", "training_seconds", "total_seconds", "peak_memory_bytes", "energy_joules")
@@ -83,12 +82,6 @@ def make_workspace(folder: Path, seed: int) -> None:
         code = run(words)
         if code not in DONE:
             raise SystemExit(f"{' '.join(words)} ended with {code}; see {Path('log').resolve()}")
-    aside = folder.with_name("aside")
-    run([*UNLEARN[:-1], "killed"], aside)
-    begun = next(own for own in sorted(aside.iterdir()) if (own / "killed/checkpoints/step-00000002").is_dir())
-    shutil.rmtree("killed")
-    shutil.copytree(begun / "killed", "killed")
-    shutil.rmtree(aside)
 
 
 def run(words: list[str], aside: Path | None = None, kill_after: float | None = None) -> int:
