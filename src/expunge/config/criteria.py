@@ -32,12 +32,12 @@ class Bound:
 
     def violation(self, value: float) -> float:
         """How far a number is outside, in units; 0 where the criterion is met."""
-        return max(0.0, self.least - value, value - self.most) / self.unit
+        return max(0.0, self.least - value, value - self.most) / (self.unit or TINY)
 
     def excess(self, value: float) -> float:
         """How far it is from the target, in units, towards where it must not be."""
         away = value - self.target
-        return (abs(away) if self.two_sided else away if math.isfinite(self.most) else -away) / self.unit
+        return (abs(away) if self.two_sided else away if math.isfinite(self.most) else -away) / (self.unit or TINY)
 
 
 @dataclass(frozen=True)
