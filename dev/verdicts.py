@@ -22,10 +22,12 @@ def retrained_in_its_place(run: Path) -> Verdict:
     with tempfile.TemporaryDirectory() as name:
         copy = Path(name)
         manifest = json.loads((run / "manifest.json").read_text())
-        manifest.pop("loss_nats_per_completion_token")  # those are of the unlearned model
+        manifest["loss_nats_per_completion_token"] = {}  # those are of the unlearned model
         (copy / "manifest.json").write_text(json.dumps(manifest))
         shutil.copy(run / "results_before.json", copy)
-        shutil.copy(run / "results_retrained.json", copy / "results_after.json")
+        after, retrained = (json.loads((run / f"results_{name}.json").read_text()) for name in ("after", "retrained"))
+        own = {key: after[key] for key in ("model", "adapter", "fingerprint")}  # results of another model are left out
+        (copy / "results_after.json").write_text(json.dumps(retrained | own))
         return verdict(copy)
 
 

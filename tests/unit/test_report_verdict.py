@@ -156,7 +156,7 @@ def test_the_first_answer_begins_with_the_facts_that_are_said():
         (0.875, 0.0, 0.02, "unclear"),  # the interval reaches 99.4 %
         (0.90, 0.045, 0.001, "yes"),
         (0.90, 0.06, 0.001, "no"),  # unseen texts less likely by 6 %: damage
-        (0.90, -0.06, 0.001, "no"),
+        (0.90, -0.06, 0.001, "yes"),  # they became likelier, as they are for a model that never saw the forgotten ones
         (0.95, 0.0, 0.001, "yes"),
     ],
 )

@@ -40,7 +40,6 @@ CRITERIA = Criteria()
         ("exact_match", {"exact_match": 0.2}),
         ("retained", {"retained": 0.9}),
         ("drift", {"drift": 0.06}),
-        ("drift", {"drift": -0.06}),
     ],
 )
 def test_each_criterion_is_missed_by_itself(name: str, changed: dict[str, float]) -> None:

@@ -20,7 +20,7 @@ class CalibrateConfig:
         instead: What the run's model should say instead, where that is not where it was.
         target_auc: Membership AUC to come closest to: 0.5 by chance, or a retrained model's.
         min_retain: Least share of the retain scores to keep.
-        max_drift: Largest relative change of the loss of unseen texts.
+        max_drift: Largest relative rise of the loss of unseen texts.
         dtype: `auto` (that of the run), `float32` or `bfloat16`.
         device: `auto`, `cpu`, `cuda` ...
         trust_remote_code: Run code that comes with the model.

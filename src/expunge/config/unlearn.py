@@ -192,7 +192,7 @@ class EvaluationConfig:
         patience: Evaluation steps without improvement after which the run ends.
         target_auc: Membership AUC to come to: 0.5 by chance, or a retrained model's.
         min_retain: Least share of the retain scores to keep.
-        max_drift: Largest relative change of the loss of unseen texts.
+        max_drift: Largest relative rise of the loss of unseen texts.
     """
 
     eval_every: int | None = DEFAULT["eval_every"]

@@ -121,7 +121,7 @@ def rest_kept(run: RunData, criteria: Criteria) -> Answer:
     """Whether the rest is still known, and texts that nobody mentioned are as likely as before."""
     rule = (
         f"Yes when every score of the rest has at least {criteria.min_retain:.0%} of its value before (on texts that "
-        "were not trained on, where there are any), and the loss of texts that the model has never seen moved by at "
+        "were not trained on, where there are any), and the loss of texts that the model has never seen rose by at "
         f"most {criteria.max_drift:.0%}."
     )
     numbers, scores = [], _whole(kept(run.scores.get("after", {})))
@@ -222,7 +222,7 @@ def _target(run: RunData, score: Score) -> tuple[float | None, str]:
 
 
 def _drift(run: RunData, criteria: Criteria) -> list[Number]:
-    """How far the loss of unseen texts moved: of the training's own, and of those in the results, the larger change.
+    """How far the loss of unseen texts moved: of the training's own, and of those in the results, the larger rise.
 
     A run is not reported on the texts that steered it, so the results before and after are compared where they are of
     as many texts, and only if what the adapter does to each text was not measured.
@@ -240,13 +240,13 @@ def _drift(run: RunData, criteria: Criteria) -> list[Number]:
             changes.append((own.key, before.value, own.value))
     if not changes:
         return []
-    key, was, now = max(changes, key=lambda change: abs(change[2] / change[1] - 1))
+    key, was, now = max(changes, key=lambda change: change[2] / change[1])
     change, bound = now / was - 1, criteria.drift()
     moved = f"{change:+.0%}" if abs(change) >= 0.005 else "less than 1%"
     says = f"the loss of texts that it has never seen moved by {moved} ({show_number(was)} to {show_number(now)})"
     found = Number(key, says, now, before=was, target=was, target_from=UNTOUCHED, excess=bound.excess(change))
     state = "bad" if bound.violation(change) else "good"
-    return [replace(found, limit=f"moved by at most {criteria.max_drift:.0%}", state=state)]
+    return [replace(found, limit=f"rose by at most {criteria.max_drift:.0%}", state=state)]
 
 
 def _compared(run: RunData) -> dict[str, Any]:

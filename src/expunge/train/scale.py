@@ -20,7 +20,7 @@ WORDS = {
     "forget_nll": "forgotten texts have {own.forget_nll:.2f} nats per token, unseen ones {untouched.unseen_nll:.2f}",
     "exact_match": "{own.exact_match:.0%} of the completions to forget are still said",
     "retained": "{own.retained:.1%} of the retain scores kept (at least {criteria.min_retain:.0%} wanted)",
-    "drift": "the loss of unseen texts moved by {own.drift:+.1%} (at most {criteria.max_drift:.0%} wanted)",
+    "drift": "the loss of unseen texts rose by {own.drift:.1%} (at most {criteria.max_drift:.0%} wanted)",
 }
 """Criterion -> what is said where it is not met."""
 
