@@ -23,8 +23,9 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from expunge.data.sampler import Step
 from expunge.data.tokenize import TokenizedExample
 from expunge.errors import UserError
-from expunge.evaluation.generate import batching_obstacle, greedy
+from expunge.evaluation.generate import greedy
 from expunge.model.adapter import add_adapter, save_adapter, trainable
+from expunge.model.decoding import batching_obstacle
 from expunge.model.load import load_model
 from expunge.model.logps import sequence_logps
 from expunge.utils.progress import Reporter

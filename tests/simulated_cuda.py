@@ -34,7 +34,10 @@ from expunge.model.captured import Recorder
 
 CUDA, CPU = torch.device("cuda:0"), torch.device("cpu")
 Tensor = torch.Tensor
-READS = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2", "unique_dim", "unique_consecutive"}
+READS = {
+    "_local_scalar_dense", "nonzero", "masked_select", "equal", "multinomial", "_unique2", "unique_dim",
+    "unique_consecutive",
+}  # fmt: skip
 """Operations whose result the host needs before it goes on."""
 MOVES = {"copy_", "_to_copy", "set_", "detach"}
 """Operations that may have tensors of both kinds."""
@@ -317,7 +320,8 @@ def _patches(gpu: SimulatedCuda, functions: _Functions) -> list[Any]:
     none = dict.fromkeys(("empty_cache", "synchronize", "reset_peak_memory_stats", "set_rng_state", "manual_seed"))
     values: dict[str, Any] = none | {
         "get_device_capability": (9, 0), "mem_get_info": (MEMORY, MEMORY), "is_bf16_supported": True,
-        "max_memory_allocated": 2**30, "memory_allocated": 2**30, "get_rng_state": torch.zeros(1),
+        "max_memory_allocated": 2**30, "memory_allocated": 2**30, "memory_reserved": 2**30,
+        "get_rng_state": torch.zeros(1),
         "get_device_name": "simulated", "get_device_properties": SimpleNamespace(uuid="simulated"),
     }  # fmt: skip
     return [

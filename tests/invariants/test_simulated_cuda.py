@@ -11,16 +11,20 @@ import pytest
 import torch
 
 from expunge.config import UnlearnConfig
+from expunge.data.tokenize import TokenizedExample
 from expunge.errors import ModelError
 from expunge.evaluation.generate import greedy
 from expunge.evaluation.teacher_forcing import token_records
+from expunge.kernels.head import CHUNK_ELEMENTS
 from expunge.losses import FORGET_LOSSES
-from expunge.model import load, packing
+from expunge.model import decoding, load, packing, replay
 from expunge.model.load import load_model
 from expunge.model.logps import sequence_logps
 from expunge.train import loop, speed
+from expunge.train.dry_run import forecast
 from expunge.train.step_log import STEPS_PER_READ
 from expunge.train.trainer import Trainer
+from expunge.utils.progress import Reporter
 from simulated_cuda import CUDA, FakeRecorder, SimulatedCuda
 from tiny import save_tiny
 from training import made_up, prepared, ready
@@ -165,6 +169,15 @@ def test_what_is_wrong_or_no_faster_is_not_captured(
         assert not trainer.adapter.gradients.any()
 
 
+def test_a_gradient_that_is_no_number_is_not_captured(
+    folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(speed, "_apart", lambda *_: float("nan"))
+    with SimulatedCuda():
+        trainer = trainer_on("cuda", folder("llama"), "bfloat16")
+        assert speed.capture(trainer, FakeRecorder(CUDA)).startswith("not captured: the gradient is nan")
+
+
 def test_graphs_go_before_a_step_is_halved(folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
     with SimulatedCuda():
         trainer = trainer_on("cuda", folder("llama"), "bfloat16")
@@ -194,17 +207,25 @@ def test_what_cannot_be_captured_is_said(settings: dict[str, Any], why: str, fol
         assert why in speed.capture(trainer, FakeRecorder(CUDA))
 
 
+def test_little_memory_makes_small_blocks_of_logits(
+    folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with SimulatedCuda():
+        plenty = load_model(str(folder("llama")), dtype="float32", device="cuda").head.block
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (2**30, 2**30))
+        assert (load_model(str(folder("llama")), dtype="float32", device="cuda").head.block or 0) * 24 < 2**30 / 9
+    assert plenty == CHUNK_ELEMENTS["cuda"]
+
+
 def test_four_bits_without_bitsandbytes(folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(load, "find_spec", lambda name: None)
     with SimulatedCuda(), pytest.raises(ModelError, match=r"^--load-in-4bit: .*pip install 'expunge\[4bit\]'$"):
         load_model(str(folder("llama")), device="cuda", load_in_4bit=True)
 
 
-def test_an_evaluation_waits_once_a_pass_and_decoding_once_in_eight_tokens(folder: Callable[[str], Path]) -> None:
+def test_an_evaluation_waits_once_a_pass(folder: Callable[[str], Path]) -> None:
     rows = [list(range(3, 3 + length)) for length in LENGTHS]
-    plain = load_model(str(folder("llama")), dtype="float32", device="cpu")
-    right, said = sequence_logps(plain, rows), greedy(plain, rows, max_new_tokens=33)
-    assert any(len(own) == 33 for own in said), "one goes on to the end"
+    right = sequence_logps(load_model(str(folder("llama")), dtype="float32", device="cpu"), rows)
     with SimulatedCuda() as gpu:
         loaded = load_model(str(folder("llama")), dtype="float32", device="cuda")
         with gpu.counting() as waits:
@@ -213,30 +234,68 @@ def test_an_evaluation_waits_once_a_pass_and_decoding_once_in_eight_tokens(folde
         with gpu.counting() as waits:
             token_records(loaded, made_up(9))
         assert len(waits) <= 2
-        counts = []
-        for tokens in (17, 33):
-            with gpu.counting() as waits:
-                assert greedy(loaded, rows, max_new_tokens=tokens) == [own[:tokens] for own in said]
-            counts.append(len(waits))
-        assert counts[1] - counts[0] <= 2 * 3  # for eight tokens: the last ones go in, they come out, who goes on
     for one, other in zip(found, right, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
-def test_a_whole_run_is_that_of_the_cpu(
-    folder: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("arch", "settings", "why"),
+    [
+        ("llama", {}, None),
+        ("gpt2", {}, None),
+        ("gpt_neox", {}, None),
+        ("cohere", {}, None),
+        ("gemma3", {"sliding_window": 512}, None),
+        ("mistral", {}, "rows may be longer than the 8 tokens that a layer sees"),
+        ("gemma2", {}, "attention is eager"),
+    ],
+)
+def test_decoding_is_captured_and_waits_once_in_eight_tokens(
+    arch: str, settings: dict[str, Any], why: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Trained, evaluated, scaled and saved; the log is read after steps 2, 3 and 4."""
+    monkeypatch.setattr(decoding, "Recorder", FakeRecorder)
+    model = str(save_tiny(tmp_path, arch, **settings))
+    rows = [list(range(3, 3 + length)) for length in LENGTHS]
+    texts = TokenizedExample("text", list(range(3, 40)), 1)
+    plain = load_model(model, dtype="float32", device="cpu")
+    said = greedy(plain, rows, max_new_tokens=40)
+    replayed = replay.write_texts(plain, [texts], [texts], tokens=300, seed=1)
+    assert sum(len(own) == 40 for own in said) > 1, "some go on to the end"
+    with SimulatedCuda() as gpu:
+        loaded = load_model(model, dtype="float32", device="cuda")
+        counts = []
+        for tokens in (20, 36):
+            with gpu.counting() as waits:
+                assert greedy(loaded, rows, max_new_tokens=tokens) == [own[:tokens] for own in said]
+            counts.append(len(waits))
+        monkeypatch.setattr(decoding, "COLUMNS", 32)  # the cache grows on the way
+        assert greedy(loaded, rows, max_new_tokens=40) == said
+        monkeypatch.setitem(replay.BATCH, "cuda", replay.BATCH["cpu"])
+        monkeypatch.setitem(decoding.TOKENS_PER_READ, "cuda", 1)  # each text draws as on the CPU
+        assert replay.write_texts(loaded, [texts], [texts], tokens=300, seed=1) == replayed
+        assert loaded.told() == ([f"decoding is not captured: {why}"] if why else [])
+    assert why or counts[1] - counts[0] == 2
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> dict[str, str]:
+    """Texts to forget, to keep and unseen ones."""
     chance = random.Random(1)
     texts = [{"input": "", "output": " ".join(chance.choices("abcdefghijkl", k=20))} for _ in range(48)]
-    for name, part in (("forget", texts[:16]), ("retain", texts[16:32]), ("unseen", texts[32:])):
+    for name, part in (("forget", texts[:16]), ("retain", texts[16:32]), ("holdout", texts[32:])):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+    return {name: str(tmp_path / f"{name}.jsonl") for name in ("forget", "retain", "holdout")}
+
+
+def test_a_whole_run_is_that_of_the_cpu(
+    folder: Callable[[str], Path], files: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trained, evaluated, scaled and saved; the log is read after steps 2, 3 and 4."""
     monkeypatch.setitem(STEPS_PER_READ, "cuda", 2)
     lines = {}
     for device in ("cpu", "cuda"):
         config = UnlearnConfig(
-            model=str(folder("llama")), forget=str(tmp_path / "forget.jsonl"), retain=str(tmp_path / "retain.jsonl"),
-            holdout=str(tmp_path / "unseen.jsonl"), output=str(tmp_path / device), device=device, dtype="float32",
+            model=str(folder("llama")), **files, output=str(tmp_path / device), device=device, dtype="float32",
             recipe="default", replay_weight=0.0, lora_rank=2, tokens_per_step=200, max_steps=4, eval_every=3,
             compile="off", prompt_format="space", end_of_text="yes",
         )  # fmt: skip
@@ -250,3 +309,17 @@ def test_a_whole_run_is_that_of_the_cpu(
     for own, right in zip(lines["cuda"], lines["cpu"], strict=True):
         assert own["loss"] == pytest.approx(right["loss"], rel=1e-3)
         assert ("validation" in own) == ("validation" in right) == (own["step"] > 2)
+
+
+def test_a_dry_run_times_the_steps_that_a_run_would_take(
+    folder: Callable[[str], Path], files: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(speed, "Recorder", FakeRecorder)
+    with SimulatedCuda():
+        config = UnlearnConfig(
+            model=str(folder("llama")), **files, output="runs/never", device="cuda", dtype="bfloat16", recipe="default",
+            replay_weight=0.0, lora_rank=2, tokens_per_step=200, max_steps=4, prompt_format="space", end_of_text="yes",
+        )  # fmt: skip
+        found = forecast(config, Reporter())
+    assert found.timed_steps == 3
+    assert "passes captured in" in capsys.readouterr().err

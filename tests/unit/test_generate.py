@@ -17,9 +17,10 @@ from transformers import (
 from expunge.data.examples import Example
 from expunge.errors import DataError
 from expunge.evaluation import generate
-from expunge.evaluation.generate import _Flight, batching_obstacle, generate_predictions, greedy, stop_ids
+from expunge.evaluation.generate import generate_predictions, greedy, stop_ids
 from expunge.kernels import Head
 from expunge.model.context import context_length
+from expunge.model.decoding import Flight, batching_obstacle
 from expunge.model.head import find_head
 from expunge.model.load import LoadedModel, load_model
 
@@ -158,7 +159,7 @@ def test_a_right_draft_leaves_nothing_to_decode(monkeypatch: pytest.MonkeyPatch)
     loaded = build("olmo2")
     prompts = random_prompts(4)
     want = greedy(loaded, prompts, max_new_tokens=10)
-    monkeypatch.setattr(_Flight, "steps", None)
+    monkeypatch.setattr(Flight, "steps", None)
     assert greedy(loaded, prompts, max_new_tokens=10, drafts=want) == want
 
 

@@ -7,6 +7,7 @@ from expunge.data.tokenize import TokenizedExample
 from expunge.errors import TrainingError
 from expunge.model import replay
 from expunge.model.adapter import add_adapter
+from expunge.model.decoding import go_on, written
 from expunge.model.load import load_model
 from expunge.model.replay import KNOWN, write_texts
 from tiny import save_tiny
@@ -24,6 +25,20 @@ def test_enough_is_written_and_the_same_for_the_same_seed(loaded):
     assert first == again != other
     assert 500 <= sum(map(len, first)) < 500 + replay.NEW_TOKENS + 8
     assert len({tuple(text.input_ids) for text in first}) == len(first)
+
+
+@pytest.mark.parametrize("arch", ["llama", "gemma3", "gpt2"])
+def test_texts_are_those_of_the_library(arch, tmp_path):
+    loaded = load_model(str(save_tiny(tmp_path, arch)), dtype="float32", device="cpu")
+    begun, options = [[token] for token in range(30)], {"most": 20, "stops": {0, 5, 9, 11}}
+    torch.manual_seed(4)
+    library = go_on(loaded, begun, temperature=1.0, **options)
+    torch.manual_seed(4)
+    ours = written(loaded, begun, **options)
+    assert len({*map(len, ours)}) == 1
+    for one, other in zip(ours, library, strict=True):
+        end = next((at for at, token in enumerate(one[1:], 1) if token in options["stops"]), len(one))
+        assert one[: end + 1] == other[: end + 1]
 
 
 def test_an_adapter_in_the_model_is_not_heard(loaded, tmp_path):

@@ -9,8 +9,9 @@ from transformers import GenerationConfig, MambaConfig, MambaForCausalLM
 
 from expunge.data.examples import Example
 from expunge.data.tokenize import TokenizedExample
-from expunge.evaluation.generate import batching_obstacle, generate, greedy, sample
+from expunge.evaluation.generate import generate, greedy, sample
 from expunge.kernels import Head
+from expunge.model.decoding import batching_obstacle
 from expunge.model.head import find_head
 from expunge.model.load import LoadedModel
 from expunge.model.replay import write_texts

@@ -6,34 +6,26 @@ to the first difference. The rows that it does not finish go on token by token f
 those of other passes.
 """
 
-import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import DynamicCache
 
 from expunge.data.examples import Example
 from expunge.data.sampler import micro_batches
 from expunge.errors import DataError
 from expunge.evaluation.predictions import Prediction
+from expunge.model.decoding import TOKENS_PER_READ, Flight, Pick, batching_obstacle, cached_tokens, drawn, go_on
 from expunge.model.head import backbone
 from expunge.model.load import LoadedModel
 from expunge.model.logps import pad_right
-from expunge.model.packing import MASK, unusual_layers
-from expunge.model.replay import go_on
 
-CACHED_TOKENS = {"cpu": 2**13, "cuda": 2**17}
-"""Largest (rows, width) area of the key-value cache when rows are added to it, per device type."""
-TOKENS_PER_READ = {"cpu": 1, "cuda": 8}
-"""Tokens that each row is given before the host reads them, per device type: a read makes a GPU wait."""
 PASSES_PER_CACHE = 4
-"""One pass over prompts and drafts takes at most this part of that area; the rows left over are joined."""
-
-Pick = Callable[[Tensor], Tensor]
-"""From logits `(rows, vocab)` to the next token of each row, `(rows,)`."""
+"""One pass over prompts and drafts takes at most this part of the cache's area; the rows left over are joined."""
 
 
 @dataclass(frozen=True)
@@ -57,21 +49,6 @@ def stop_ids(loaded: LoadedModel) -> frozenset[int]:
     ids = getattr(config, "eos_token_id", None)
     found = ids if isinstance(ids, list) else [ids]
     return frozenset(token for token in [*found, loaded.tokenizer.eos_token_id] if token is not None)
-
-
-def batching_obstacle(model: PreTrainedModel) -> str | None:
-    """Why rows of this model cannot share a batch and a cache, or None when they can."""
-    config = model.config.get_text_config()
-    parameters = inspect.signature(model.forward).parameters
-    kinds = unusual_layers(model, ("full_attention", "sliding_attention"))
-    stacked = getattr(config, "num_hidden_layers", None) is not None
-    if getattr(model, "_is_stateful", False) or "past_key_values" not in parameters or not stacked:
-        return "its state is not a key-value cache"
-    if "position_ids" not in parameters or getattr(config, "alibi", False):
-        return "its positions cannot be given row by row"
-    if kinds:
-        return f"it has {', '.join(kinds)} layers"
-    return None
 
 
 def greedy(
@@ -113,12 +90,9 @@ def sample(
     The options and the result are those of `greedy`, drafts aside.
     """
     generator = torch.Generator(loaded.device).manual_seed(seed)
-
-    def draw(logits: Tensor) -> Tensor:
-        return torch.multinomial((logits.float() / temperature).softmax(-1), 1, generator=generator)[:, 0]
-
     with torch.random.fork_rng():
         torch.manual_seed(seed)  # the library's own decoding draws from the global generator
+        draw = partial(drawn, temperature=temperature, generator=generator)
         return _decode(loaded, prompts, draw, temperature=temperature, **options)
 
 
@@ -152,11 +126,11 @@ def _decode(
     # The last token of a generation is never fed, so neither an end token nor the last one allowed is drafted.
     drafts = drafts or [[]] * len(prompts)
     fed = [[*up_to_end(draft, stops)[: limit - 1]] for draft, limit in zip(drafts, limits, strict=True)]
-    area = max_cached_tokens or CACHED_TOKENS.get(loaded.device.type, CACHED_TOKENS["cpu"])
+    area = max_cached_tokens or cached_tokens(loaded)
     lengths = [len(prompt) + len(draft) for prompt, draft in zip(prompts, fed, strict=True)]
     waiting = micro_batches(lengths, area // PASSES_PER_CACHE)[::-1]
     results: list[list[int]] = [[] for _ in prompts]
-    flight = _Flight(loaded, pick)
+    flight = Flight(loaded, pick)
 
     def goes_on(row: int) -> bool:
         return len(results[row]) < limits[row] and results[row][-1] not in stops
@@ -173,7 +147,7 @@ def _decode(
             report(len(group) - len(kept))
         if flight.rows:
             left = min(limits[row] - len(results[row]) for row in flight.rows)  # no row goes beyond its positions
-            count = min(left, TOKENS_PER_READ.get(loaded.device.type, 1))
+            count = min(left, TOKENS_PER_READ[loaded.device.type])
             tokens = flight.steps([results[row][-1] for row in flight.rows], count)
             for row, own in zip(flight.rows, tokens, strict=True):
                 ended = next((at + 1 for at, token in enumerate(own) if token in stops), count)
@@ -232,6 +206,8 @@ def generate(
     else:
         drafts = None if encode_draft is None else [encode_draft(example) for example in examples]
         tokens = greedy(loaded, prompts, max_new_tokens=max_new_tokens, drafts=drafts, progress=progress)
+    for note in loaded.told():
+        say(note)
     texts = [str(loaded.tokenizer.decode(ids, skip_special_tokens=True)) for ids in tokens]
     return [Generation(*row) for row in zip(prompts, tokens, texts, strict=True)]
 
@@ -249,89 +225,6 @@ def generate_predictions(
 
 def _argmax(logits: Tensor) -> Tensor:
     return logits.argmax(-1)
-
-
-class _Flight:
-    """The rows that are being decoded, with one cache of keys and values `(rows, heads, width, head_dim)`.
-
-    Rows end at the right edge of the cache, so that a sliding window sees the right tokens; what stands to the
-    left of a shorter row is masked.
-    """
-
-    def __init__(self, loaded: LoadedModel, pick: Pick = _argmax) -> None:
-        self._loaded = loaded
-        self._pick = pick
-        self._cache = DynamicCache()
-        self._lengths = torch.empty(0, dtype=torch.long, device=loaded.device)
-        config = loaded.base.config.get_text_config()
-        plain = getattr(config, "sliding_window", None) is None and not unusual_layers(loaded.base, ("full_attention",))
-        self._takes_whole_masks = plain and config._attn_implementation == MASK and loaded.device.type != "cpu"
-        self.rows: list[int] = []
-
-    def area_with(self, rows: int, length: int) -> int:
-        """Rows times width after joining `rows` of at most `length` tokens; 0 when they would stand alone."""
-        return (len(self.rows) + rows) * max(self._width, length) if self.rows else 0
-
-    @property
-    def _width(self) -> int:
-        return self._cache.get_seq_length() if self.rows else 0
-
-    def join(self, rows: Sequence[int], cache: DynamicCache, kept: Sequence[int], lengths: Sequence[int]) -> None:
-        """Add rows: the `kept` ones of a right-padded `cache`, whose first `lengths` tokens are valid."""
-        if not rows:
-            return
-        own = torch.tensor(lengths, device=self._loaded.device)
-        index = torch.tensor(kept, device=own.device)
-        width = max(self._width, *lengths)
-        source = (torch.arange(width, device=own.device) - width + own[:, None]).clamp(min=0)[:, None, :, None]
-        for number, layer in enumerate(cache.layers):
-            for name in ("keys", "values"):
-                aligned = torch.take_along_dim(getattr(layer, name)[index], source, dim=2)
-                if self.rows:
-                    present = getattr(self._cache.layers[number], name)
-                    present = torch.nn.functional.pad(present, (0, 0, width - self._width, 0))
-                    aligned = torch.cat([present, aligned])
-                setattr(layer, name, aligned)
-        self._cache = cache
-        self._lengths = torch.cat([self._lengths, own])
-        self.rows = [*self.rows, *rows]
-
-    def steps(self, tokens: Sequence[int], count: int) -> list[list[int]]:
-        """Feed the last token of each row; returns the next `count` ones of each, in one transfer."""
-        found = [torch.tensor(tokens, device=self._loaded.device)]
-        for _ in range(count):
-            found.append(self._step(found[-1]))
-        return torch.stack(found[1:], dim=1).tolist()
-
-    def _step(self, tokens: Tensor) -> Tensor:
-        width = self._width + 1
-        places = torch.arange(width, device=self._lengths.device)
-        mask = places >= width - 1 - self._lengths[:, None]
-        # transformers looks into a mask of two dimensions, for which a GPU would wait at every token.
-        mask = mask[:, None, None] if self._takes_whole_masks else mask.long()
-        with self._loaded.autocast():
-            logits = self._loaded.base(
-                input_ids=tokens[:, None],
-                attention_mask=mask,
-                position_ids=self._lengths[:, None],
-                past_key_values=self._cache,
-                use_cache=True,
-            ).logits[:, -1]
-        self._lengths = self._lengths + 1
-        return self._pick(logits)
-
-    def keep(self, kept: Sequence[int]) -> None:
-        """Let go of all rows but those at the places `kept`, and of the width that only the others needed."""
-        if len(kept) == len(self.rows):
-            return
-        self.rows = [self.rows[i] for i in kept]
-        index = torch.tensor(kept, dtype=torch.long, device=self._lengths.device)
-        self._lengths = self._lengths[index]
-        if kept:
-            spare = self._cache.get_seq_length() - int(self._lengths.max())
-            for layer in self._cache.layers:
-                for name in ("keys", "values"):
-                    setattr(layer, name, getattr(layer, name)[index, :, spare:])
 
 
 def _settle(

@@ -9,7 +9,7 @@ from torch import Tensor
 from expunge.kernels.rounding import round_rows, wide_linear
 
 CHUNK_ELEMENTS = {"cpu": 2**19, "cuda": 2**26}
-"""Size of the one (tokens, vocab) block that is alive at a time, in elements: on the CPU small enough for the cache."""
+"""Size of a (tokens, vocab) block, in elements, at most: on the CPU small enough for the cache."""
 CHUNK_TOKENS = 96
 """Fewest tokens in a block, so that matrix products stay efficient under a large vocabulary."""
 LOWEST = -1e30
@@ -28,12 +28,14 @@ class Head:
         bias: `(vocab,)` or None.
         scale: Factor on the logits (Cohere's `logit_scale`, the inverse of Granite's `logits_scaling`).
         softcap: Bound of the logits (Gemma-2's `final_logit_softcapping`) or None.
+        block: Bound on the elements of the (tokens, vocab) block that is alive at a time; by device type when None.
     """
 
     weight: Tensor | None
     bias: Tensor | None = None
     scale: float = 1.0
     softcap: float | None = None
+    block: int | None = None
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits of `hidden` `(num_tokens, hidden)` as `(num_tokens, vocab)`, in fp32 at least."""
@@ -68,7 +70,7 @@ class Head:
 
     def chunks(self, hidden: Tensor) -> Iterator[slice]:
         """Slices over the tokens of `hidden` such that one block of (tokens, vocab) stays small."""
-        budget = CHUNK_ELEMENTS.get(hidden.device.type, CHUNK_ELEMENTS["cpu"])
+        budget = self.block or CHUNK_ELEMENTS[hidden.device.type]
         size = max(CHUNK_TOKENS, budget // self.vocab_size(hidden))
         for start in range(0, hidden.shape[0], size):
             yield slice(start, min(start + size, hidden.shape[0]))

@@ -1,5 +1,6 @@
 """Find a model's vocabulary head and prove that it is what it looks like."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -8,6 +9,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from expunge.kernels import Head
+from expunge.kernels.head import CHUNK_ELEMENTS
+from expunge.model.memory import free_memory
 
 LARGEST_LOGITS = (0.0, 50.0)
 """The head is tried on final states as they are, and scaled until their largest logit is the second of these: a bound
@@ -16,6 +19,9 @@ SOFT_CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_ca
 """What configurations call the bound on their logits: Gemma, RecurrentGemma, xLSTM."""
 ROUNDINGS = 4
 """Times a model may round its logits on their way in its own dtype: product, scale, cap and back."""
+BLOCK_SHARE, BLOCK_BYTES = 0.1, 24
+"""Of a GPU's free memory, what blocks of logits may take; bytes of an element in all that are alive at once (logits,
+log-probabilities and gradients in fp32)."""
 EXACT = 64 * torch.finfo(torch.float32).eps
 """Sums of products in another order, as a share of the largest logit."""
 
@@ -60,7 +66,14 @@ def cast_head(head: Head, model: PreTrainedModel, dtype: torch.dtype) -> Head:
         return head
     output = model.get_output_embeddings()
     bias = _bias(output)
-    return Head(output.weight.detach().to(dtype), None if bias is None else bias.to(dtype), head.scale, head.softcap)
+    weight, bias = output.weight.detach().to(dtype), None if bias is None else bias.to(dtype)
+    return replace(head, weight=weight, bias=bias, block=_block_elements(weight.device))
+
+
+def _block_elements(device: torch.device) -> int | None:
+    """Bound on the elements of a block of logits by the memory that is free on a GPU."""
+    free = free_memory(device) if device.type != "cpu" else None
+    return None if free is None else max(1, min(CHUNK_ELEMENTS[device.type], int(BLOCK_SHARE * free) // BLOCK_BYTES))
 
 
 @torch.no_grad()

@@ -60,6 +60,13 @@ class LoadedModel:
     packable_length: int = 0
     captured: CapturedPasses | None = None
     lockstep: Lockstep | None = None
+    _noted: set[str] = field(default_factory=set)
+
+    def note(self, line: str) -> None:
+        """Add a note, the first time."""
+        if line not in self._noted:
+            self.notes.append(line)
+            self._noted.add(line)
 
     def told(self) -> list[str]:
         """The notes that have not been handed over yet."""

@@ -6,17 +6,15 @@ it says there. Texts that it would write by itself are the nearest to them that 
 
 import random
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import cast
 
 import torch
 from peft import PeftModel
-from torch import Tensor
-from transformers import GenerationConfig
 
 from expunge.data.tokenize import TokenizedExample
 from expunge.errors import TrainingError
+from expunge.model.decoding import batching_obstacle, go_on, written
 from expunge.model.load import LoadedModel
 from expunge.utils.distributed import ALONE, Processes
 
@@ -118,58 +116,15 @@ def _written(loaded: LoadedModel, begun: list[list[int]]) -> list[tuple[int, ...
     room = NEW_TOKENS if context is None else context - length
     most = max(1, min(NEW_TOKENS, room))
     texts = []
-    for text in go_on(loaded, begun, most=most, stops=set() if end is None else {end}, temperature=1.0):
+    stops = set() if end is None else {end}
+    if batching_obstacle(loaded.base) is None:
+        found = written(loaded, begun, most=most, stops=stops)
+    else:
+        found = go_on(loaded, begun, most=most, stops=stops, temperature=1.0)
+    for text in found:
         ends = [at for at, token in enumerate(text) if token == end and at >= length]
         texts.append(tuple(text[: ends[0] + 1] if ends else text))
     return texts
-
-
-def go_on(
-    loaded: LoadedModel,
-    begun: Sequence[Sequence[int]],
-    *,
-    most: int,
-    stops: Collection[int],
-    temperature: float | None = None,
-) -> list[list[int]]:
-    """The library's own decoding, by the plain logits alone.
-
-    It would take penalties, filters, beams and the like from the model's `generation_config` wherever a call leaves a
-    setting open, so that one gives way to the call's own for as long.
-
-    Args:
-        loaded: The model.
-        begun: Token ids of beginnings of one length.
-        most: Bound on the new tokens of each.
-        stops: Tokens that end a text.
-        temperature: Of the draws from the whole distribution; greedy when None.
-
-    Returns:
-        Each beginning with what follows; what stands behind a stop fills up.
-    """
-    stacked = getattr(loaded.base.config.get_text_config(), "num_hidden_layers", None) is not None
-    drawn = {} if temperature is None else {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
-    settings = GenerationConfig(
-        max_new_tokens=most,
-        eos_token_id=sorted(stops) or None,
-        pad_token_id=min(stops, default=0),
-        use_cache=stacked,  # the library makes caches for layers that are one stack
-        **drawn,
-    )
-    ids = torch.tensor(begun, device=loaded.device)
-    generate = cast("Callable[..., Tensor]", loaded.base.generate)  # of a mixin that the model's class has
-    own, loaded.base.generation_config = loaded.base.generation_config, settings
-    try:
-        with loaded.autocast():
-            written: list[list[int]] = generate(
-                ids,
-                attention_mask=torch.ones_like(ids),
-                generation_config=settings,
-                synced_gpus=False,  # `loaded.join` keeps the processes of a sharded model together
-            ).tolist()
-    finally:
-        loaded.base.generation_config = own
-    return written
 
 
 def _known(

@@ -29,6 +29,7 @@ from expunge.train.loop import evaluation_every
 from expunge.train.scale import most_scales
 from expunge.train.schedule import replay_tokens
 from expunge.train.setup import Prepared, prepare
+from expunge.train.speed import speed_up
 from expunge.train.trainer import Trainer
 from expunge.utils.progress import Reporter
 from expunge.utils.text import show_bytes, show_duration
@@ -128,19 +129,25 @@ def _forecast(prepared: Prepared, reporter: Reporter, prepare_seconds: float) ->
     evaluations, evaluated = _evaluations(trainer, prepared)
 
     chosen = chosen_steps(sizes, TIMED_STEPS)
-    places = _cut(trainer, steps, chosen)
+    # A GPU looks at all rows in seconds, and its passes are made for the whole plan.
+    on_cpu = loaded.device.type == "cpu"
+    places = _cut(trainer, steps, chosen) if on_cpu else [(index, steps[index]) for index in chosen]
     clock = time.perf_counter()
     trainer.compute_reference(Reporter(quiet=True))
     mean_losses(loaded, {name: side.rows for name, side in trainer.sides.items()})
     forward_seconds = time.perf_counter() - clock
     forward_area = sum(_area(side.rows, trainer.packed) for side in trainer.sides.values())
     forward_area += sum(_area(side.rows, trainer.packed) for side in trainer.reference_sides().values())
+    clock = time.perf_counter()
+    if line := speed_up(trainer):
+        reporter.say(line)
+    prepare_seconds += time.perf_counter() - clock
     timed = _time_steps(trainer, places, sizes, reporter)
 
     training = training_seconds(sizes, timed)
     forward = (passes + evaluations * evaluated) / forward_area * forward_seconds
     on_disk = reference_bytes > reference.MEMORY_BYTES
-    held = reference_bytes if loaded.device.type == "cpu" and not on_disk else 0
+    held = reference_bytes if on_cpu and not on_disk else 0
     return Forecast(
         rows={name: len(rows) for name, rows in prepared.sets.items() if rows},
         tokens={name: sum(map(len, rows)) for name, rows in prepared.sets.items() if rows},

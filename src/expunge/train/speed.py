@@ -55,17 +55,20 @@ def capture(trainer: Trainer, recorder: Recorder) -> str:
     Raises:
         OutOfMemoryError: Not even a step without them fits.
     """
-    loaded, steps = trainer.loaded, list(islice(trainer.plan.steps(), EPOCHS * trainer.plan.steps_per_epoch))
+    loaded = trainer.loaded
+    steps = list(islice(trainer.plan.steps(), EPOCHS * trainer.plan.steps_per_epoch))
     if obstacle := _obstacle(trainer):
         return f"not captured: {obstacle}"
     batches = [lengths for step in steps for lengths in _batches(trainer, step)]
     largest = max(map(sum, batches))
     sizes = sorted({-(-largest * (8 - less) // 8 // ROUNDED_TO) * ROUNDED_TO for less in range(EIGHTHS)})
-    flash = partial(_flash, trainer)
-    begun = time.perf_counter()
+    weights, begun = trainer.adapter.weights.data, time.perf_counter()
+    kept, chance = weights.clone(), torch.Generator().manual_seed(0)
+    weights.add_(torch.randn(weights.shape, generator=chance, dtype=weights.dtype).to(weights.device), alpha=NOISE)
     try:
+        plain = _Plain(trainer, steps)  # before the graphs take their memory
         passes = CapturedPasses(
-            flash,
+            partial(_flash, trainer),
             trainer.parameters,
             rows=max(map(len, batches)),
             longest=1 << (max(map(max, batches)) - 1).bit_length(),
@@ -73,10 +76,12 @@ def capture(trainer: Trainer, recorder: Recorder) -> str:
         )
         for size in reversed(sizes):  # the largest first: the others fit into what it has taken
             passes.capture(size)
-        why = _checked(trainer, passes, steps)
+        loaded.captured = passes
+        why = plain.against(trainer)
     except (RuntimeError, TrainingError) as error:  # out of memory among them: without graphs the step may fit
-        why = " ".join(str(error).split())[:200]
+        why, loaded.captured = " ".join(str(error).split())[:200], None
     finally:
+        weights.copy_(kept)
         trainer.adapter.gradients.zero_()
     if loaded.captured is None:
         return f"not captured: {why}"
@@ -110,36 +115,33 @@ def _batches(trainer: Trainer, step: Step) -> list[list[int]]:
     return [[length for unit in group for length in rows[unit]] for group in groups]
 
 
-def _checked(trainer: Trainer, passes: CapturedPasses, steps: list[Step]) -> str:
-    """Take the passes into use if they give what the layers give, and are faster; says how they do."""
-    loaded, weights = trainer.loaded, trainer.adapter.weights.data
-    kept, chance = weights.clone(), torch.Generator().manual_seed(0)
-    weights.add_(torch.randn(weights.shape, generator=chance, dtype=weights.dtype).to(weights.device), alpha=NOISE)
-    worst = 0.0
-    try:
-        for step in steps[: 2 * EIGHTHS]:  # of different sizes and rows
-            plain = trainer.gradient(step), trainer.adapter.gradients.clone()
-            loaded.captured = passes
+class _Plain:
+    """What the layers as they are give for some steps, and how long a step takes them."""
+
+    def __init__(self, trainer: Trainer, steps: list[Step]) -> None:
+        self._steps = steps
+        self._right = [  # of different sizes and rows
+            (trainer.gradient(step), trainer.adapter.gradients.clone()) for step in steps[: 2 * EIGHTHS]
+        ]
+        self._milliseconds = _milliseconds(trainer, steps)
+
+    def against(self, trainer: Trainer) -> str:
+        """Leave the captured passes in use if they give the same, and are faster; says how they do."""
+        loaded, apart = trainer.loaded, list[float]()
+        for step, right in zip(self._steps, self._right, strict=False):
             own = trainer.gradient(step), trainer.adapter.gradients
             if loaded.captured is None:
                 return "they leave too little memory"
-            loaded.captured = None
-            worst = max(worst, *(_apart(one, other) for one, other in zip(own, plain, strict=True)))
-        if not worst <= APART:
-            return f"the gradient is {worst:.2g} from that of the layers as they are"
-        before = _milliseconds(trainer, steps)
-        loaded.captured = passes
-        after = _milliseconds(trainer, steps)
-    except BaseException:
+            apart += map(_apart, own, right)
+        after = _milliseconds(trainer, self._steps)
+        told = f"{after:.1f} ms a step in place of {self._milliseconds:.1f}"
+        same = all(value <= APART for value in apart)
+        if same and after <= FASTER * self._milliseconds:
+            return told
         loaded.captured = None
-        raise
-    finally:
-        weights.copy_(kept)
-    told = f"{after:.1f} ms a step in place of {before:.1f}"
-    if after > FASTER * before:
-        loaded.captured = None
-        return f"no faster ({told})"
-    return told
+        return (
+            f"no faster ({told})" if same else f"the gradient is {max(apart):.2g} from that of the layers as they are"
+        )
 
 
 def _apart(own: Tensor, right: Tensor) -> float:
