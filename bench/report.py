@@ -94,9 +94,10 @@ def growth(runs: Sequence[Run]) -> str:
 def conditions(runs: Sequence[Run]) -> str:
     """One line on where and how the runs were made."""
     first = runs[0]
+    threads = "1 thread, time that it computed" if first["threads"] == 1 else f"{first['threads']} threads"
     kinds = {(run["name"], run["recipe"], run["implementation"], run["dtype"], run["copies"]) for run in runs}
     return (
-        f"{first['machine']}; {first['threads']} threads; torch {first['torch']}; peak memory by "
+        f"{first['machine']}; {threads}; torch {first['torch']}; peak memory by "
         f"{first.get('memory_method', 'none')}; {len(runs)} runs of {len(kinds)} kinds, medians."
     )
 
