@@ -3,6 +3,7 @@
 # bench/gpu_check.sh [MODEL FORGET RETAIN HOLDOUT] - without them the last part trains the demo's model.
 cd "$(dirname "$0")/.." || exit 1
 PYTHON=${PYTHON:-.venv/bin/python}
+export PYTHONPATH="src:$PYTHONPATH"
 nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
 $PYTHON -c 'import torch, transformers, peft; print("torch", torch.__version__, "transformers", transformers.__version__, "peft", peft.__version__)'
 timeout 120 "$PYTHON" -m pytest -m cuda -x --durations=5

@@ -1,6 +1,7 @@
 """What must hold on a GPU, in under a minute: `pytest -m cuda`; equal means within the rounding that is stated."""
 
 from collections.abc import Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from expunge.model import packing
 from expunge.model.adapter import add_adapter, recompute_layers, trainable
 from expunge.model.captured import Recorder
 from expunge.model.compiling import compile_layers
+from expunge.model.decoding import go_on, written
 from expunge.model.flat_adapter import FlatAdapter
 from expunge.model.load import LoadedModel, load_model
 from expunge.model.logps import final_states, lay_out, sequence_logps
@@ -169,9 +171,26 @@ def test_layers_in_four_bits_train_as_the_librarys(tmp_path: Path) -> None:
     assert found[1].norm().item() == pytest.approx(found[0].norm().item(), rel=ROUNDED)  # padded: another order
 
 
+def test_what_makes_the_host_wait_is_refused_before_it_is_captured() -> None:
+    ones, recorder = torch.ones(3, device="cuda"), Recorder(torch.device("cuda:0"))
+    with pytest.raises(RuntimeError, match="synchroniz"):
+        recorder.warm_up(lambda: print(ones.sum().item()))
+    assert torch.rand(3, device="cuda").sum().item() > 0
+
+
+def test_replay_texts_are_those_of_the_library(tmp_path: Path) -> None:
+    loaded = load_model(str(save_tiny(tmp_path, "llama")), dtype="float32", device="cuda")
+    begun, found = [[token] for token in range(40)], []
+    for write in (written, partial(go_on, temperature=1.0)):
+        torch.manual_seed(4)
+        found.append([text[:20] for text in write(loaded, begun, most=24, stops=set())])
+    assert not loaded.told(), "a step is captured"
+    assert sum(map(list.__eq__, *found)) >= 38  # a draw on the edge may fall to the other side
+
+
 def test_batched_decoding_says_what_decoding_one_at_a_time_says(tmp_path: Path) -> None:
     loaded = load_model(str(save_tiny(tmp_path, "llama")), dtype="float32", device="cuda")
-    for ids, found in zip(ROWS, greedy(loaded, ROWS, max_new_tokens=12), strict=True):
+    for ids, found in zip(ROWS, greedy(loaded, ROWS, max_new_tokens=24), strict=True):
         prompt = torch.tensor([ids], device="cuda")
-        right = loaded.base.generate(prompt, max_new_tokens=12, do_sample=False, pad_token_id=0)[0, len(ids) :].tolist()
+        right = loaded.base.generate(prompt, max_new_tokens=24, do_sample=False, pad_token_id=0)[0, len(ids) :].tolist()
         assert found == right

@@ -11,6 +11,7 @@ own that no loss looks at, and its gradient is zero. Losses, denominators and th
         states = passes.states(input_ids, lengths)      # differentiable: backward adds to parameter.grad
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,7 +21,8 @@ from torch import Tensor
 from expunge.model.packing import filling, row_places, send
 
 WARM_UPS = 3
-"""Passes before one is captured: libraries choose their kernels, and take their memory, in the first ones."""
+"""Passes before one is captured: libraries choose their kernels, and take their memory, in the first ones. In the last
+of them what makes the host wait is an error: a capture that it broke would leave allocator and generator unusable."""
 LEAST_FILLED = 0.5
 """A sequence that would fill less of the smallest size is not replayed: what fills up is computed too."""
 
@@ -36,13 +38,22 @@ class Recorder:
         self._pool: Any = None
 
     def warm_up(self, work: Callable[[], None]) -> None:
-        """Run `work` beside the stream that waits for nothing, as a capture wants it."""
-        with torch.cuda.device(self._device):
-            side = torch.cuda.Stream()
+        """Run `work` beside the stream that waits for nothing, as a capture wants it.
+
+        Raises:
+            RuntimeError: It makes the host wait.
+        """
+        with torch.cuda.device(self._device), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a prototype that does not find everything
+            side, mode = torch.cuda.Stream(), torch.cuda.get_sync_debug_mode()
             side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(side):
-                for _ in range(WARM_UPS):
-                    work()
+                for left in reversed(range(WARM_UPS)):
+                    torch.cuda.set_sync_debug_mode(mode if left else "error")
+                    try:
+                        work()
+                    finally:
+                        torch.cuda.set_sync_debug_mode(mode)
             torch.cuda.current_stream().wait_stream(side)
 
     def record(self, work: Callable[[], None]) -> Callable[[], None]:
