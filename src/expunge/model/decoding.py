@@ -1,4 +1,4 @@
-"""Rows that go on token by token, together: one cache that is written in place, and on a GPU one launch a token.
+"""Decoding of many rows together: one cache that is written in place, and on a GPU one launch a token.
 
     flight = Flight(loaded, pick)
     flight.join(rows, cache, kept, lengths)        # what a pass over their beginnings has left
@@ -161,10 +161,8 @@ class Flight:
             self._taken, self._replay = 0, None
         for layer, given in zip(self._layers, like.layers, strict=True):
             for name in ("keys", "values"):
-                kept, states = (
-                    getattr(layer, name)[:count, ..., live, :].clone() if count else None,
-                    getattr(given, name),
-                )
+                states = getattr(given, name)
+                kept = getattr(layer, name)[:count, :, live].clone() if count else None
                 if self._room != room:
                     shape = self._room[0], states.shape[1], self._room[1], states.shape[3]
                     setattr(layer, name, states.new_zeros(shape))
@@ -193,7 +191,7 @@ class Flight:
         else:
             self._replay()
             logits = self._logits[:count]
-        self._lengths += 1
+        self._lengths[:count] += 1
         self._sizes = [size + 1 for size in self._sizes]
         self._end += 1
         self._taken += 1
@@ -278,6 +276,7 @@ class Flight:
                     assert buffer is not None
                     buffer[: len(kept), :, live] = buffer[index, :, live]
             self._lengths[: len(kept)] = self._lengths[index]
+        self._lengths[len(kept) :] = 0  # a graph goes on with rows that no one uses: they must not leave the context
 
 
 @torch.no_grad()
@@ -309,7 +308,7 @@ def go_on(
     stops: Collection[int],
     temperature: float | None = None,
 ) -> list[list[int]]:
-    """The library's own decoding, by the plain logits alone, for models whose rows cannot fly together.
+    """The library's own decoding, by the plain logits alone, for models whose rows cannot share a batch.
 
     It would take penalties, filters, beams and the like from the model's `generation_config` wherever a call leaves a
     setting open, so that one gives way to the call's own for as long.
