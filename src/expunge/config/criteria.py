@@ -52,8 +52,8 @@ class Criteria:
         max_exact_match: Largest share of the forget completions that greedy decoding still says word for word; more
             where it guesses as large a share of completions that were never seen.
         min_retain: Least share that every retain score keeps of what the untouched model has.
-        max_drift: Largest relative rise of the loss of unseen texts. A fall is no damage: a retrained model has one, since
-            a model that knew texts by heart is worse on others.
+        max_drift: Largest relative rise of the loss of unseen texts. A fall is no damage: a retrained model has one,
+            since a model that knew texts by heart is worse on others.
         max_repetition: Largest rise of the share of repeated four-grams in what is said, and of the share of prompts
             that are refused though they should be answered.
         max_left: Largest share of the way from the untouched model to a target that may be left on a metric of the

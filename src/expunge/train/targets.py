@@ -155,8 +155,8 @@ def paired_nlls(
             places[row.group, at >= row.completion_start].append((guesses[at], number, at))
     found = [[0.0] * len(guesses) for guesses in expected]
     for kind, ordered in places.items():
-        own = known[kind] if kind in known else list(itertools.chain.from_iterable(known.values()))
-        values = [nll for _, nll in sorted(own, key=itemgetter(0))]  # equal ones stay in the order of the texts
+        among_these = known[kind] if kind in known else list(itertools.chain.from_iterable(known.values()))
+        values = [nll for _, nll in sorted(among_these, key=itemgetter(0))]  # equal ones stay in the texts' order
         for rank, (_, number, at) in enumerate(sorted(ordered)):
             found[number][at] = values[(2 * rank + 1) * len(values) // (2 * len(ordered))]
     return found
