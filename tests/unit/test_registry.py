@@ -49,8 +49,12 @@ def test_a_new_metric_and_a_new_attack_stand_in_results_table_help_and_docs(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     save_tiny(tmp_path / "model", "llama")
-    for name in ("forget", "holdout"):
-        rows = [{"input": f"{name} {n} is", "output": f"word {n} of {name}"} for n in range(3)]
+    told = {
+        "forget": "amber birch cedar dune ember fern grove heath islet",
+        "holdout": "kite lamp mast nail oar pipe quill rope sail",
+    }
+    for name, words in told.items():
+        rows = [{"input": " ".join(own[:2]), "output": own[2]} for own in zip(*[iter(words.split())] * 3, strict=True)]
         Path(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     command = [
         "evaluate",

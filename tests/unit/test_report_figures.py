@@ -104,7 +104,8 @@ def test_the_scales_that_were_tried_are_drawn(tmp_path):
     curve = [
         {"scale": scale, "auc": auc, "forget_nll": 2 - auc} for scale, auc in ((1.0, 0.6), (0.0, 1.0), (1.25, 0.4))
     ]
-    (run / "calibration.json").write_text(json.dumps({"scale": 1.25, "curve": curve, "targets": {"auc": 0.5}}))
+    told = {"scale": 1.25, "trained_alpha": 8.0, "selection_hmac": [], "curve": curve, "targets": {"auc": 0.5}}
+    (run / "calibration.json").write_text(json.dumps(told))
     with style():
         (panel,) = curves.over_scales(group_runs([read_run(run)])[0])
     assert [own.name for own in panel.figures] == ["scale-auc", "scale-forget-nll"]

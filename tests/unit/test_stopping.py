@@ -207,10 +207,10 @@ def test_a_run_has_its_steps_whatever_the_size_of_the_forget_set() -> None:
 def test_evaluation_steps_cost_a_tenth_of_the_training_and_come_four_times_an_epoch(evaluated: int) -> None:
     plan = Plan([100] * 64, [100] * 64, epochs=9, tokens_per_step=800)
     every = evaluation_spacing(plan, evaluated, 800)
-    # a forward pass is a third of what a token costs in training
-    assert evaluated / 3 <= 0.1 * every * 800 + 1e-6
+    # a forward pass is half of what a token costs in training, where the base is frozen
+    assert evaluated / 2 <= 0.1 * every * 800 + 1e-6
     assert plan.steps_per_epoch / every <= 4
-    assert every == math.ceil(plan.steps_per_epoch / 4) or evaluated / 3 > 0.1 * (every - 1) * 800
+    assert every == math.ceil(plan.steps_per_epoch / 4) or evaluated / 2 > 0.1 * (every - 1) * 800
 
 
 def test_the_learning_rate_rises_and_falls_as_it_is_told() -> None:

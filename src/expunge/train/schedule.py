@@ -14,8 +14,8 @@ EPOCHS, MOST_EPOCHS, MOST_STEPS = 14, 24, 500
 ends by itself."""
 EVALUATION_SHARE, EVALUATIONS_PER_EPOCH = 0.1, 4
 """Evaluation steps cost about this share of the training at most, and are no more often than this."""
-FORWARD_SHARE = 1 / 3
-"""Of what a token costs in training, its forward pass."""
+FORWARD_SHARE = 1 / 2
+"""Of what a token costs in training, its forward pass: a frozen base has no gradients of weights."""
 
 
 def replay_tokens(config: UnlearnConfig, forget: Sequence[TokenizedExample], epochs: float) -> int:
