@@ -7,7 +7,7 @@ from expunge.runs.card import model_card
 MANIFEST = {
     "base": {"id": "org/model-1B", "license": "mit"},
     "settings": {
-        "model": "/home/me/model",
+        "model": "/srv/private/model",
         "forget": "secret-names.jsonl",
         "retain": "kept.jsonl",
         "lora_rank": 16,
@@ -34,7 +34,7 @@ def test_metadata_is_yaml_that_names_the_base() -> None:
     found = yaml.safe_load(metadata)
     assert found["base_model"] == "org/model-1B"
     assert (found["base_model_relation"], found["license"]) == ("adapter", "mit")
-    assert "/home/me" not in card()
+    assert "/srv/private" not in card()
     assert found["library_name"] == "peft"
 
 

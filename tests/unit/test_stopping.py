@@ -20,7 +20,7 @@ from expunge.train.averaging import MovingAverage
 from expunge.train.early_stopping import EarlyStopping
 from expunge.train.scale import choose_scale, judge, most_scales
 from expunge.train.schedule import evaluation_spacing, learning_rate, make_plan, replay_tokens
-from expunge.train.targets import expected_nlls, paired_nlls
+from expunge.train.targets import UnseenTokens, paired_nlls
 from expunge.train.validation import Validation, certainty, evenly, probabilities, violation, violations
 
 UNTOUCHED = Validation(
@@ -235,8 +235,9 @@ def test_replay_texts_are_as_many_as_are_used_and_no_more_than_four_forget_sets(
 def test_a_token_is_expected_to_be_as_unlikely_as_in_unseen_texts() -> None:
     unseen = [TokenizedExample("u", [1, 2, 3, 4], 1), TokenizedExample("v", [1, 2, 3, 5], 1)]
     nlls = [[0.0, 1.0, 0.2, 6.0], [0.0, 1.0, 0.2, 8.0]]
-    known, mixed, new = expected_nlls(
-        [TokenizedExample("a", own, 1) for own in ([1, 2, 3, 4], [9, 3, 9, 4], [9, 8, 7])], unseen, nlls
+    tokens = UnseenTokens(unseen, nlls)
+    known, mixed, new = (
+        tokens.expected(TokenizedExample("a", own, 1)) for own in ([1, 2, 3, 4], [9, 3, 9, 4], [9, 8, 7])
     )
     assert known[0] == 0
     assert known[2] < mixed[1] < 4, "the words of a template are likely, less so elsewhere"
@@ -247,7 +248,7 @@ def test_a_token_is_expected_to_be_as_unlikely_as_in_unseen_texts() -> None:
 def test_a_name_that_is_said_again_is_compared_with_names_that_are_said_again() -> None:
     unseen = [TokenizedExample("u", [1, 2, 3, 2, 4], 1), TokenizedExample("v", [1, 5, 3, 5, 4], 1)]
     nlls = [[0.0, 6.0, 1.0, 0.1, 1.0], [0.0, 6.0, 1.0, 0.1, 1.0]]
-    (own,) = expected_nlls([TokenizedExample("a", [1, 9, 3, 9, 4], 1)], unseen, nlls)
+    own = UnseenTokens(unseen, nlls).expected(TokenizedExample("a", [1, 9, 3, 9, 4], 1))
     assert own[1] == pytest.approx(6.0), "a new name"
     assert own[3] == pytest.approx(0.1), "the same name again can be read off"
 
@@ -256,7 +257,7 @@ def test_unseen_texts_are_judged_by_the_others() -> None:
     unseen = [TokenizedExample(str(at), ids, 1) for at, ids in enumerate(([1, 2, 3], [1, 2, 4], [5, 4]))]
 
     def guesses(own: float) -> list[list[float]]:
-        return expected_nlls(unseen, unseen, [[0.0, 1.0, 9.0], [0.0, 3.0, own], [0.0, 6.0]])
+        return UnseenTokens(unseen, [[0.0, 1.0, 9.0], [0.0, 3.0, own], [0.0, 6.0]]).expected_by_the_others()
 
     low, high = guesses(0.1), guesses(8.0)
     assert low[1] == pytest.approx(high[1]), "its own NLL tells nothing of what is expected of a token"

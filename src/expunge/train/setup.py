@@ -208,9 +208,8 @@ def _fitting_recipe(config: UnlearnConfig, judged: Judged) -> tuple[UnlearnConfi
     if config.origin:
         return config.with_recipe("default"), "target NLLs come from --origin"
     if isinstance(judged, DataError):
-        return config.with_recipe(
-            "npo"
-        ), f"nothing says how far to go, so it takes a set number of epochs (unseen texts: {judged})"
+        why = f"nothing says how far to go, so it takes a set number of epochs (unseen texts: {judged})"
+        return config.with_recipe("npo"), why
     return config.with_recipe("default"), "unseen texts say how far to go and when to stop"
 
 

@@ -76,54 +76,57 @@ def _from_unseen(prepared: Prepared, spans: Sequence[range], processes: Processe
     if lacking and known != {""}:
         names = ", ".join(lacking)
         reporter.say(f"target NLLs: no unseen texts of {names}; all unseen texts stand for them")
-    expected, among = (expected_nlls(rows, unseen, nlls) for rows in (prepared.forget, unseen))
-    values = paired_nlls(prepared.forget, expected, unseen, among, nlls)
+    tokens = UnseenTokens(unseen, nlls)
+    expected = [tokens.expected(row) for row in prepared.forget]
+    values = paired_nlls(prepared.forget, expected, unseen, tokens.expected_by_the_others(), nlls)
     return [torch.tensor([own[at] for at in span]) for own, span in zip(values, spans, strict=True)]
 
 
-def expected_nlls(
-    rows: Sequence[TokenizedExample], unseen: Sequence[TokenizedExample], nlls: Sequence[Sequence[float]]
-) -> list[list[float]]:
-    """The NLL that each token of `rows` would have if the model had not seen them, by the same tokens in unseen texts.
+class UnseenTokens:
+    """What is expected of a token: the untouched model's NLL of the same token in unseen texts.
 
     Means over longer contexts are drawn towards those over shorter ones, which count as `SHORTER` places.
 
     Args:
-        rows: Texts to be forgotten.
         unseen: Texts that the model has never seen.
         nlls: For each of them the untouched model's NLL of every token, the first one anything.
-
-    Returns:
-        For each row as many values as tokens, the first one 0.
     """
-    sums: defaultdict[Context, float] = defaultdict(float)
-    counts: Counter[Context] = Counter()
 
-    def count(row: TokenizedExample, own: Sequence[float], sign: int) -> None:
+    def __init__(self, unseen: Sequence[TokenizedExample], nlls: Sequence[Sequence[float]]) -> None:
+        self._texts = list(zip(unseen, nlls, strict=True))
+        self._sums: defaultdict[Context, float] = defaultdict(float)
+        self._counts: Counter[Context] = Counter()
+        for row, own in self._texts:
+            self._count(row, own, 1)
+        overall = fmean(value for own in nlls for value in own[1:])
+        once: dict[bool, list[float]] = {False: [], True: []}
+        for context, places in self._counts.items():
+            if places == 1 and len(context[1]) == 1:
+                once[context[0]].append(self._sums[context])
+        self._rare = {again: fmean(values) if values else overall for again, values in once.items()}
+
+    def _count(self, row: TokenizedExample, nlls: Sequence[float], sign: int) -> None:
         for context, at in _contexts(row.input_ids):
-            sums[context] += sign * own[at]
-            counts[context] += sign
+            self._sums[context] += sign * nlls[at]
+            self._counts[context] += sign
 
-    for row, own in zip(unseen, nlls, strict=True):
-        count(row, own, 1)
-    overall = fmean(value for own in nlls for value in own[1:])
-    once: dict[bool, list[float]] = {False: [], True: []}
-    for context, places in counts.items():
-        if places == 1 and len(context[1]) == 1:
-            once[context[0]].append(sums[context])
-    rare = {again: fmean(values) if values else overall for again, values in once.items()}
-    found = []
-    for number, row in enumerate(rows):
-        if rows is unseen:
-            count(row, nlls[number], -1)
+    def expected(self, row: TokenizedExample) -> list[float]:
+        """The NLL that each token of a text would have if the model had not seen it; of the first one 0."""
         own = [0.0] * len(row.input_ids)
         for context, at in _contexts(row.input_ids):
-            shorter = rare[context[0]] if len(context[1]) == 1 else own[at]
-            own[at] = (sums[context] + SHORTER * shorter) / (counts[context] + SHORTER) if counts[context] else shorter
-        found.append(own)
-        if rows is unseen:
-            count(row, nlls[number], 1)
-    return found
+            shorter = self._rare[context[0]] if len(context[1]) == 1 else own[at]
+            sums, counts = self._sums[context], self._counts[context]
+            own[at] = (sums + SHORTER * shorter) / (counts + SHORTER) if counts else shorter
+        return own
+
+    def expected_by_the_others(self) -> list[list[float]]:
+        """The same of every unseen text, each by the other ones."""
+        found = []
+        for row, nlls in self._texts:
+            self._count(row, nlls, -1)
+            found.append(self.expected(row))
+            self._count(row, nlls, 1)
+        return found
 
 
 def paired_nlls(
@@ -155,8 +158,8 @@ def paired_nlls(
             places[row.group, at >= row.completion_start].append((guesses[at], number, at))
     found = [[0.0] * len(guesses) for guesses in expected]
     for kind, ordered in places.items():
-        among_these = known[kind] if kind in known else list(itertools.chain.from_iterable(known.values()))
-        values = [nll for _, nll in sorted(among_these, key=itemgetter(0))]  # equal ones stay in the texts' order
+        own_kind = known[kind] if kind in known else itertools.chain.from_iterable(known.values())
+        values = [nll for _, nll in sorted(own_kind, key=itemgetter(0))]  # equal ones stay in the texts' order
         for rank, (_, number, at) in enumerate(sorted(ordered)):
             found[number][at] = values[(2 * rank + 1) * len(values) // (2 * len(ordered))]
     return found
