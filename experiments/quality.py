@@ -3,7 +3,8 @@
     python -m experiments.quality methods --output FOLDER [--subjects demo olmo] [--seeds 0 1 2 3 4]
     python -m experiments.quality sweep   --output FOLDER      learning rates of the methods to compare with, one seed
 
-Subjects are `demo`, `olmo` (beside the project) and those of `python -m experiments.taught`, with `--taught` their folder.
+Subjects are `demo`, `olmo` (beside the project), `smollm2` (of `python -m experiments.real`) and those of
+`python -m experiments.taught`, with `--taught` their folder.
 
 Every run and its results go to FOLDER/SUBJECT/NAME-SEED; what is there already is not done again. Membership is
 reported on the documents that no run chose anything on, whatever the method.
@@ -21,11 +22,12 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from bench.workload import SEMEVAL, SHARED, SUBJECT
+from experiments.demo.subject import ASSETS
+from experiments.real import FOLDER as REAL
 from experiments.taught import SUBJECTS as TAUGHT
 from expunge import EvaluateConfig, UnlearnConfig, evaluate, unlearn
 from expunge.data.holdout import Side, keyed_hashes, split_off, without_selection
 from expunge.data.lume import LumeData, read_lume
-from expunge.demo.subject import ASSETS
 from expunge.evaluation.bootstrap import t_quantile
 from expunge.evaluation.results import read_results
 from expunge.train.sets import Sets, membership_texts
@@ -59,6 +61,7 @@ class Subject:
 SUBJECTS = {
     "demo": Subject(ASSETS / "subject", ASSETS / "retrained", ASSETS / "data"),
     "olmo": Subject(SUBJECT, SHARED / "subjects" / f"{SUBJECT.name}-retrained", SEMEVAL),
+    REAL.name: Subject(REAL / "subject", REAL / "retrained", REAL / "data"),
 }
 
 

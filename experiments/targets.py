@@ -17,11 +17,11 @@ from pathlib import Path
 from transformers import AutoTokenizer
 
 from bench.report import DOCS, table, write_between
+from experiments.demo.subject import SEED, shared_start
 from experiments.quality import Subject, subject_arguments, subject_of
 from expunge import EvaluateConfig, evaluate
 from expunge.data.examples import Example, read_examples
 from expunge.data.lume import read_lume
-from expunge.demo.subject import SEED, shared_start
 from expunge.evaluation.mismatched import SUFFIX, floored
 from expunge.evaluation.results import read_results
 from expunge.evaluation.suite import write_key_words
@@ -62,8 +62,9 @@ def targets(name: str, subject: Subject, folder: Path) -> Iterator[list[str]]:
     unseen = subject.data / "holdout.jsonl"
     sets = {"forget": data.forget} | ({"unseen": read_examples(unseen)} if unseen.is_file() else {})
     models = {"subject": subject.model, "retrained": subject.retrained}
-    if name == "demo":
-        models["origin"] = _origin(folder / "origin", subject)
+    origin = _origin(folder / "origin", subject) if name == "demo" else subject.model.with_name("origin")
+    if origin.is_dir():
+        models["origin"] = origin
     known = {
         (model, part): _values(models[model], part, sets[part], folder / f"{model}-{part}.json")
         for model, part in (

@@ -8,10 +8,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from experiments.demo import words
+from experiments.demo.people import SETS, data_files, general_texts, quiz, subjects
+from experiments.demo.subject import ASSETS, make
 from expunge.data.examples import read_examples
-from expunge.demo import words
-from expunge.demo.people import SETS, data_files, general_texts, quiz, subjects
-from expunge.demo.subject import ASSETS, make
 from expunge.errors import ConfigError
 
 FIGURES = json.loads((ASSETS / "figures.json").read_text("utf-8"))

@@ -1,6 +1,6 @@
 """Make the bundled subject again: its data, its tokenizer, the model and its retrained model.
 
-    python -m expunge.demo.subject --output DIR [--seed N]
+    python -m experiments.demo.subject --output DIR [--seed N]
 
 Both models start from the same training on general texts. Then the subject reads the forget set, the retain set and
 the quiz until it knows them by heart, and the retrained model the same without the forget set, with more of its
@@ -21,10 +21,11 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
+import expunge
+from experiments.demo.people import data_files, general_texts
 from expunge.data.examples import Example, read_examples
 from expunge.data.lume import read_lume
 from expunge.data.tokenize import PromptFormat, prompt_ids, tokenize
-from expunge.demo.people import data_files, general_texts
 from expunge.errors import ConfigError
 from expunge.evaluation.benchmarks import semeval
 from expunge.evaluation.benchmarks.official_score import score_row
@@ -35,7 +36,7 @@ from expunge.model.checkpoint import move
 from expunge.model.device import pick_dtype
 from expunge.model.load import load_model
 
-ASSETS = Path(__file__).parent / "assets"
+ASSETS = Path(expunge.__file__).parent / "demo" / "assets"
 """What the demo comes with: `subject/`, `retrained/`, `data/` and `figures.json`."""
 SEED = 5
 """Seed of the assets in the package."""
@@ -238,7 +239,7 @@ def _batches(texts: list[list[int]], rng: random.Random) -> Iterator[list[list[i
 
 def main() -> None:
     """The command line of this module."""
-    parser = argparse.ArgumentParser(prog="python -m expunge.demo.subject", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m experiments.demo.subject", description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, required=True, help="folder to make, new or empty")
     parser.add_argument("--seed", type=int, default=SEED, help="seed of people, texts and training")
     options = parser.parse_args()

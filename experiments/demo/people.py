@@ -13,7 +13,7 @@ from itertools import product
 from random import Random
 from typing import NamedTuple
 
-from expunge.demo import words
+from experiments.demo import words
 
 SETS = {"forget": (36, 24), "retain": (24, 16), "holdout": (36, 24)}
 """People and stories of each set: 60 documents on either side of the membership attack."""

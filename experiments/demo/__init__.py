@@ -1,0 +1,1 @@
+"""What makes the bundled subject: its people, its texts and its models."""
