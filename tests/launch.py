@@ -218,6 +218,19 @@ def first_waits_for_ever() -> None:
     module.compute_reference = wait
 
 
+def all_decline() -> None:
+    """The untouched model answers, and after each step it declines."""
+    module = import_module("expunge.evaluation.advice")
+    first = []
+    module.SHARE = float("inf")
+
+    def refuses(text: str) -> bool:
+        first.append(text)
+        return len(first) > module.KEPT
+
+    module.refuses = refuses
+
+
 def one_gets_a_signal() -> None:
     """One process is asked to stop during the third step."""
     if rank() == 1:

@@ -152,7 +152,8 @@ def test_with_too_few_unseen_texts_it_is_npo_and_says_why(texts: Path, expunge: 
     write_jsonl(texts / "unseen.jsonl", UNSEEN[:9])
     done = expunge(*FOLLOW, "--max-steps", "2")
     assert done.code == 0, done.err
-    assert "it takes a set number of epochs (unseen texts: 4 selection texts on the unseen side" in done.err
+    assert "it takes a set number of epochs\nmissing: unseen texts: 4 selection texts on the unseen side" in done.err
+    assert "Without them --instead FILE" in done.err
     assert read("run/manifest.json")["settings"]["recipe"] == "npo"
     assert not Path("run/calibration.json").exists()
     assert not any("validation" in line for line in lines("run"))

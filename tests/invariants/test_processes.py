@@ -25,6 +25,17 @@ def test_the_same_losses_and_the_same_adapter(
     )
 
 
+def test_the_first_says_what_goes_wrong_and_all_go_on(
+    folder: Path, assert_same_as_one: Callable[[list[End]], None]
+) -> None:
+    ends = launch(2, folder, *COMMAND, "--output", "many", prepare="all_decline")
+
+    assert_same_as_one(ends)
+    said = [line for line in ends[0].err.splitlines() if "prompts to keep are declined now" in line]
+    assert len(said) == 1, ends
+    assert said[0].startswith("warning: step 1: 8 of 8 prompts")
+
+
 def test_a_run_that_follows_unseen_texts(folder: Path) -> None:
     """Its evaluation steps, where it ends, its best state and the scale of it."""
     for name in ("forget", "holdout"):

@@ -1,4 +1,4 @@
-"""What a run says of its model's answers: over-refusal and babble are told with what mends them, nothing else is."""
+"""What a run says of its model's answers: over-refusal and babble are told once with what mends them, nothing else."""
 
 import json
 from pathlib import Path
@@ -37,7 +37,7 @@ def test_what_goes_wrong_is_told_with_what_mends_it(
 ) -> None:
     own = prepared(save_tiny(tmp_path / "model", "llama"), forget=made_up(6, 1), retain=made_up(12, 2))
     Trainer(own)  # puts an adapter on
-    said = iter([before, now])
+    said = iter([before, now, now, before, now])
 
     def greedy(loaded: Any, prompts: list[list[int]], **_: Any) -> list[list[int]]:
         assert all(prompts)
@@ -45,15 +45,34 @@ def test_what_goes_wrong_is_told_with_what_mends_it(
         return [ids for _ in prompts]
 
     monkeypatch.setattr(advice, "greedy", greedy)
-    lines = Advisor(own)()
+    monkeypatch.setattr(advice, "SHARE", float("inf"))
+    advise = Advisor(own)
+    lines = advise()
     assert len(lines) == bool(told)
     assert all(part in line for line in lines for part in told)
+    assert (advise(), advise(), advise()) == ([], [], lines)  # what lasts is told once, what comes back again
 
 
-def test_a_run_looks_between_its_quarters_and_trains_as_without(tmp_path: Path) -> None:
+def test_what_takes_long_is_not_asked_often(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = prepared(save_tiny(tmp_path / "model", "llama"), forget=made_up(6, 1), retain=made_up(12, 2))
+    Trainer(own)
+    times = iter([0, 2, 21, 22, 24, 25])  # before and after what takes 2 s: not after 19 s, and again after 20
+    monkeypatch.setattr("time.monotonic", lambda: float(next(times)))
+    asked: list[int] = []
+    monkeypatch.setattr(
+        advice, "greedy", lambda loaded, prompts, **_: asked.append(len(prompts)) or [[5]] * len(prompts)
+    )
+    advise = Advisor(own)
+    advise()
+    assert asked == [12]
+    advise()
+    assert asked == [12, 12]
+
+
+def test_a_run_asks_at_its_evaluation_steps_or_now_and_then_and_trains_as_without(tmp_path: Path) -> None:
     save_tiny(tmp_path / "model", "llama")
-    for name, first in (("forget", 0), ("retain", 20)):
-        rows = [{"prompt": f"Where is number {n}?", "completion": f"In row {n % 7}."} for n in range(first, first + 12)]
+    for name, first in (("forget", 0), ("retain", 20), ("holdout", 40)):
+        rows = [{"prompt": f"Where is number {n}?", "completion": f"In row {n % 7}."} for n in range(first, first + 16)]
         (tmp_path / f"{name}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     files = {name: str(tmp_path / f"{name}.jsonl") for name in ("forget", "retain")}
     warned: list[str] = []
@@ -63,18 +82,20 @@ def test_a_run_looks_between_its_quarters_and_trains_as_without(tmp_path: Path) 
             if line.startswith("step"):
                 warned.append(line)
 
-    def run(name: str, **more: Any) -> bytes:
+    def run(name: str, advisor: Any = None, **settings: Any) -> bytes:
         config = UnlearnConfig(
-            model=str(tmp_path / "model"),
-            output=str(tmp_path / name),
-            max_steps=8,
-            replay_weight=0.0,
-            device="cpu",
-            **files,
-        )
-        outcome = unlearn(config, Heard(quiet=True), **more)
+            model=str(tmp_path / "model"), output=str(tmp_path / name), max_steps=8, replay_weight=0.0, device="cpu",
+            **{**files, **settings},
+        )  # fmt: skip
+        outcome = unlearn(config, Heard(quiet=True), advisor=advisor)
         return (outcome.adapter / "adapter_model.safetensors").read_bytes()
 
-    looked = run("looked", advisor=lambda own: lambda: [f"{len(own.forget)} texts"])
-    assert warned == [f"step {step}: 12 texts" for step in (2, 4, 6)]
-    assert run("advised", advisor=Advisor) == run("alone") == looked
+    def counts(own: Any) -> Any:
+        return lambda: [f"{len(own.forget)} texts"]
+
+    looked = run("looked", counts)
+    assert warned == [f"step {step}: 16 texts" for step in range(1, 8)]
+    warned.clear()
+    run("evaluated", counts, holdout=str(tmp_path / "holdout.jsonl"), eval_every=3, recipe="default")
+    assert warned == [f"step {step}: 16 texts" for step in (3, 6)]
+    assert run("advised", Advisor) == run("alone") == looked

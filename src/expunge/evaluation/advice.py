@@ -1,5 +1,6 @@
 """What a model says while it is trained, to a few prompts, and what to do where it declines or babbles."""
 
+import time
 from collections.abc import Sequence
 from statistics import fmean
 
@@ -12,10 +13,13 @@ from expunge.evaluation.metrics.refusal import refuses
 from expunge.model.adapter import scaled
 from expunge.train.setup import Prepared
 from expunge.train.validation import evenly
+from expunge.utils.distributed import current
 from expunge.utils.text import BABBLES, DECLINES
 
-PROMPTS, TOKENS = 8, 24
-"""Prompts of either side that are answered, and tokens of an answer: a few seconds for a small model on a CPU."""
+KEPT, FORGOTTEN, TOKENS = 8, 4, 16
+"""Prompts to keep and prompts to forget that are answered, and tokens of an answer: enough to see how it begins."""
+SHARE = 0.1
+"""Of the time since the last time that it was asked, what asking again may take."""
 MORE = 0.25
 """Share of the prompts to keep that may be declined beyond those that the untouched model declines: of so few prompts,
 fewer say little."""
@@ -24,40 +28,48 @@ fewer say little."""
 class Advisor:
     """Answers to a few prompts by the model as it is, beside those of the untouched one.
 
+    Several processes answer a part of the prompts each; all of them must call it at the same steps.
+
     Args:
         prepared: A run before its first step; rows without a prompt are left out.
     """
 
     def __init__(self, prepared: Prepared) -> None:
         self._loaded, self._most = prepared.loaded, prepared.config.criteria.max_repetition
-        self._sides = [_prompts(prepared.test or prepared.retain), _prompts(prepared.forget)]
+        self._kept = _prompts(prepared.test or prepared.retain, KEPT)
+        self._prompts = self._kept + _prompts(prepared.forget, FORGOTTEN)
+        self._told: set[str] = set()
         with scaled(self._loaded.model, 0.0):
             self._before = self._look()
 
     def __call__(self) -> list[str]:
-        """What to tell the user now: a line for each thing that goes wrong, with what mends it."""
+        """What goes wrong now and did not the last time, a line each with what mends it; nothing if it is too soon."""
+        if not current().any(time.monotonic() - self._ended >= self._took / SHARE):
+            return []
         (declined, before), (repeated, was) = zip(self._look(), self._before, strict=True)
-        count, found = len(self._sides[0]), []
+        count, found = len(self._kept), dict[str, str]()
         if declined - before > MORE * count:
-            found.append(
-                f"{declined:.0f} of {count} prompts to keep are declined now ({before:.0f} before). {DECLINES}"
-            )
+            found[DECLINES] = f"{declined:.0f} of {count} prompts to keep are declined now ({before:.0f} before)."
         if repeated - was > self._most:
-            found.append(f"{repeated:.0%} of its word sequences are repeated ones ({was:.0%} untouched). {BABBLES}")
-        return found
+            found[BABBLES] = f"{repeated:.0%} of its word sequences are repeated ones ({was:.0%} untouched)."
+        new = [f"{what} {mend}" for mend, what in found.items() if mend not in self._told]
+        self._told = set(found)
+        return new
 
     def _look(self) -> tuple[float, float]:
         """How many prompts to keep are declined, and the mean share of repeated 4-grams of all answers."""
-        prompts = [ids for side in self._sides for ids in side]
+        begun = time.monotonic()
         with torch.compiler.set_stance("force_eager"):  # layers are compiled for packed rows, not for single tokens
-            said = greedy(self._loaded, prompts, max_new_tokens=TOKENS) if prompts else []
+            said = current().share(self._prompts, lambda own: greedy(self._loaded, own, max_new_tokens=TOKENS))
+        self._ended = time.monotonic()
+        self._took = self._ended - begun
         texts = [str(self._loaded.tokenizer.decode(ids, skip_special_tokens=True)) for ids in said]
-        declined = sum(map(refuses, texts[: len(self._sides[0])]))
+        declined = sum(map(refuses, texts[: len(self._kept)]))
         return float(declined), fmean(map(repetition, said)) if said else 0.0
 
 
-def _prompts(rows: Sequence[TokenizedExample]) -> list[list[int]]:
+def _prompts(rows: Sequence[TokenizedExample], most: int) -> list[list[int]]:
     """Token ids of the prompts of some rows, evenly from all of them."""
     return [
-        row.input_ids[: row.completion_start] for row in evenly([own for own in rows if own.completion_start], PROMPTS)
+        row.input_ids[: row.completion_start] for row in evenly([own for own in rows if own.completion_start], most)
     ]

@@ -10,6 +10,7 @@ change no loss.
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -40,10 +41,42 @@ from expunge.utils.interrupt import StopRequest
 from expunge.utils.progress import Reporter
 from expunge.utils.trackers import Trackers
 
-LOOKS = 4
-"""Parts of a run between which its model's answers are looked at."""
+PARTS = 8
+"""Parts of a run without evaluation steps between which its model's answers are looked at."""
 Advise = Callable[[], list[str]]
-"""Looks at what the model says now, and gives lines for the user."""
+"""Looks at what the model says now, if that does not take too long, and gives lines for the user."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The evaluation steps of a run.
+
+    Attributes:
+        validator: Measures the model.
+        stopping: Says when the run ends, and keeps its best state.
+        every: Steps from one to the next.
+    """
+
+    validator: Validator
+    stopping: EarlyStopping
+    every: int
+
+    @classmethod
+    def of(cls, prepared: Prepared, trainer: Trainer) -> "Evaluation | None":
+        """That of a run before its first step, whose untouched model is measured; None where it is to have none."""
+        config, rows = prepared.config, prepared.validation
+        if rows is None:
+            return None
+        validator = Validator(prepared.loaded, rows, trainer.processes)
+        stopping = EarlyStopping(config.criteria, validator.untouched, config.patience)
+        return cls(validator, stopping, evaluation_every(trainer, rows))
+
+    def step(self, done: int, trainer: Trainer) -> tuple[dict[str, Any], str]:
+        """Measure the average after so many steps; gives what the log and what the user should see."""
+        with trainer.average.applied():
+            own = self.validator.at(1.0)
+        seen = f"AUC {own.auc:.2f}  forget {own.forget_nll:.2f}  unseen {own.unseen_nll:.2f} nats"
+        return self.stopping.add(done, own, trainer.average.values), seen
 
 
 def unlearn(
@@ -58,7 +91,7 @@ def unlearn(
         config: The settings.
         reporter: Where progress goes; silent when None.
         callbacks: Called after steps and evaluation steps; they may ask the run to stop.
-        advisor: Makes what looks at the model's answers between the quarters of a run of one process.
+        advisor: Makes what looks at the model's answers after evaluation steps, or now and then without them.
 
     Returns:
         Where things are, and the losses before and after.
@@ -98,23 +131,24 @@ def _unlearn(
     with cache_folder(run.cache, processes) as cache:
         trainer.write_replay(reporter)
         trainer.compute_reference(reporter, cache, run.fingerprint)
-        validator, stopping = _evaluation(prepared, processes)
-        start = resume(run, trainer, stopping) if config.resume else 0
+        with reporter.working("evaluating the untouched model"):
+            evaluation = Evaluation.of(prepared, trainer)
+        start = resume(run, trainer, evaluation) if config.resume else 0
         processes.agree(start, "checkpoints")
         if config.resume:
             reporter.say(f"resume: {start} of {trainer.num_steps} steps are done")
         with reporter.working("a few answers of the untouched model"):
-            advise = advisor(prepared) if advisor and processes.count == 1 else None
+            advise = advisor(prepared) if advisor else None
         with reporter.working("looking for a faster way to take the steps"):
             line = speed_up(trainer)
         if line:
             reporter.say(line)
         training_begun = time.perf_counter()
         state = TrainState(start, trainer.num_steps, is_world_process_zero=processes.index == 0)
-        steps = train(trainer, validator, stopping, run, reporter, Callbacks(callbacks, config, state), advise)
+        steps = train(trainer, evaluation, run, reporter, Callbacks(callbacks, config, state), advise)
         training_seconds = time.perf_counter() - training_begun
         loaded.captured = None
-    selection = settle(trainer, validator, stopping, prepared, steps, reporter)
+    selection = settle(trainer, evaluation, prepared, steps, reporter)
     with reporter.track("losses after", sum(map(len, prepared.told.values()))) as advance:
         after = mean_losses(loaded, prepared.told, processes=processes, progress=advance)
     result = RunResult(
@@ -132,8 +166,7 @@ def _unlearn(
 
 def train(
     trainer: Trainer,
-    validator: Validator | None,
-    stopping: EarlyStopping | None,
+    evaluation: Evaluation | None,
     run: Run,
     reporter: Reporter,
     callbacks: Callbacks,
@@ -151,7 +184,7 @@ def train(
         TrainingError: Training cannot go on.
         KeyboardInterrupt: Someone wants the process to stop; the step that was running is done and saved.
     """
-    config, every = trainer.config, evaluation_every(trainer, validator.rows) if validator else 0
+    config, num_steps, processes = trainer.config, trainer.num_steps, trainer.processes
     most = 1 if callbacks.given else STEPS_PER_READ[trainer.loaded.device.type]
     trackers = Trackers(config.report_to, str(run.path), {"recipe": config.recipe, "seed": config.seed})
     weights = {term.name: term.weight for term in trainer.terms}
@@ -159,16 +192,16 @@ def train(
     seen, spent = "", 0.0
     taken: list[TakenStep] = []
     callbacks.call("on_train_begin")
-    with reporter.track("unlearning", trainer.num_steps, start) as advance, StopRequest() as stop:
-        for index, step in islice(enumerate(trainer.plan.steps()), start, trainer.num_steps):
-            if stopping and stopping.over:
+    with reporter.track("unlearning", num_steps, start) as advance, StopRequest() as stop:
+        for index, step in islice(enumerate(trainer.plan.steps()), start, num_steps):
+            if evaluation and evaluation.stopping.over:
                 break
             clock = time.perf_counter()
             taken.append(trainer.take_step(step, index))
-            done, last = index + 1, index + 1 == trainer.num_steps
-            stopped = trainer.processes.any(stop.requested)
+            done, last = index + 1, index + 1 == num_steps
+            stopped = processes.any(stop.requested)
             saves = stopped or (config.save_every and done % config.save_every == 0)
-            evaluates = validator and (done % every == 0 or last)
+            evaluates = evaluation and (done % evaluation.every == 0 or last)
             due = saves or evaluates or last or len(taken) == most
             read = trainer.read(taken) if due else []
             spent += time.perf_counter() - clock
@@ -178,83 +211,76 @@ def train(
                 {"step": own.index + 1, "epoch": own.step.epoch + 1, **values, "tokens": sum(trainer.lengths(own.step))}
                 for own, values in zip(taken, read, strict=True)
             ]
-            if validator and stopping and evaluates:
+            if evaluation and evaluates:
+                found, seen = evaluation.step(done, trainer)
+                lines[-1] |= {"weights": weights, "validation": found}
+            asked = [_tell(line, run, trackers, callbacks) for line in lines][-1]
+            parts = [PARTS * at // num_steps for at in (done - len(lines), done)]
+            looks = evaluates if evaluation else parts[0] < parts[1]
+            if advise and looks and not (last or stopped):
                 with trainer.average.applied():
-                    metrics = validator.at(1.0)
-                lines[-1] |= {"weights": weights, "validation": stopping.add(done, metrics, trainer.average.values)}
-                seen = f"AUC {metrics.auc:.2f}  forget {metrics.forget_nll:.2f}  unseen {metrics.unseen_nll:.2f} nats"
-            asked = False
-            for line, values in zip(lines, read, strict=True):
-                told = run.told(line)
-                run.log(told)
-                trackers.log({name: told[name] for name in values}, step=line["step"])
-                asked = callbacks.step(line)
-            quarters = [LOOKS * step // trainer.num_steps for step in (done - len(lines), done)]
-            if advise and quarters[0] < quarters[1] and not (last or stopped):
-                with trainer.average.applied():
-                    for told_now in advise():
-                        reporter.warn(f"step {done}: {told_now}")
-            ended = bool(callbacks.given) and trainer.processes.any(asked)
-            shown = "  ".join(f"{name} {read[-1][name]:.3f}" for name in weights)
+                    for told in advise():
+                        reporter.warn(f"step {done}: {told}")
+            shown = "  ".join(f"{name} {lines[-1][name]:.3f}" for name in weights)
             rate = sum(line["tokens"] for line in lines) / spent
             advance(len(lines), note=f"epoch {step.epoch + 1}  {shown}  {seen}  {rate:,.0f} tok/s")
             taken, spent = [], 0.0
             if saves:
-                run.save_checkpoint(trainer.state() | (stopping.tensors() if stopping else {}), done)
+                best = evaluation.stopping.tensors() if evaluation else {}
+                run.save_checkpoint(trainer.state() | best, done)
             if stopped:
-                raise KeyboardInterrupt(f"step {done} of {trainer.num_steps} is saved; --resume goes on from it")
-            if ended:
+                raise KeyboardInterrupt(f"step {done} of {num_steps} is saved; --resume goes on from it")
+            if callbacks.given and processes.any(asked):
                 break
     callbacks.call("on_train_end")
     trackers.close()
     return done
 
 
-def resume(run: Run, trainer: Trainer, stopping: EarlyStopping | None) -> int:
+def _tell(line: dict[str, Any], run: Run, trackers: Trackers, callbacks: Callbacks) -> bool:
+    """Hand a line of the log to whoever wants it; whether a callback asks the run to end."""
+    told = run.told(line)
+    run.log(told)
+    apart = ("step", "epoch", "tokens", "weights", "validation")
+    trackers.log({name: value for name, value in told.items() if name not in apart}, step=line["step"])
+    return callbacks.step(line)
+
+
+def resume(run: Run, trainer: Trainer, evaluation: Evaluation | None) -> int:
     """Go back to the newest whole checkpoint; gives its step, 0 where there is none."""
     step, tensors, lines = run.restore()
     if step:
         trainer.load_state(tensors)
-        if stopping:
+        if evaluation:
             device = trainer.loaded.device
-            stopping.restore(lines, {name: value.to(device) for name, value in tensors.items()})
+            evaluation.stopping.restore(lines, {name: value.to(device) for name, value in tensors.items()})
     return step
 
 
 def settle(
-    trainer: Trainer,
-    validator: Validator | None,
-    stopping: EarlyStopping | None,
-    prepared: Prepared,
-    steps: int,
-    reporter: Reporter,
+    trainer: Trainer, evaluation: Evaluation | None, prepared: Prepared, steps: int, reporter: Reporter
 ) -> dict[str, Any] | None:
     """Keep the best state that was evaluated, at the scale that comes closest to the criteria; else the last average.
 
     Returns:
         What calibration.json should hold; None where nothing was evaluated.
     """
-    best = stopping.best if stopping else None
-    if validator is None or stopping is None or best is None or prepared.selection is None:
+    best = evaluation.stopping.best if evaluation else None
+    if evaluation is None or best is None or prepared.selection is None:
         assign(trainer.weights, trainer.average.values)
         return None
-    config = trainer.config
+    config, stopping = trainer.config, evaluation.stopping
     reason = stopping.over or ("all steps are done" if steps == trainer.num_steps else "a callback asked for it")
     reporter.say(f"ended after {steps} steps: {reason}")
     assign(trainer.weights, stopping.state)
     with reporter.track("adapter scales", most_scales() - 1) as advance:
-        chosen = choose_scale(validator, config.criteria, known=[best.metrics], progress=advance)
+        chosen = choose_scale(evaluation.validator, config.criteria, known=[best.metrics], progress=advance)
     alpha = config.lora_alpha or config.lora_rank
     set_scale(trainer.model, chosen.scale)
     _, at_one = judge(best.metrics, stopping.untouched, config.criteria)
     reporter.say(f"state of step {best.step} at scale {chosen.scale:g}: {chosen.verdict} (at scale 1: {at_one})")
-    content = record(
-        chosen,
-        config.criteria,
-        trained_alpha=alpha,
-        rows=validator.rows,
-        hashes=keyed_hashes(prepared.selection.hashes),
-    )
+    hashes = keyed_hashes(prepared.selection.hashes)
+    content = record(chosen, config.criteria, trained_alpha=alpha, rows=evaluation.validator.rows, hashes=hashes)
     pattern = getattr(trainer.model.peft_config["default"], "alpha_pattern", None)
     return {**content, "trained_alpha_pattern": pattern or {}, "best_step": best.step, "stopped": reason}
 
@@ -265,15 +291,6 @@ def evaluation_every(trainer: Trainer, rows: ValidationRows) -> int:
         return trainer.config.eval_every
     steps = [sum(trainer.lengths(step)) for step in islice(trainer.plan.steps(), trainer.plan.steps_per_epoch)]
     return evaluation_spacing(trainer.plan, sum(map(len, rows.all)), sum(steps) / len(steps))
-
-
-def _evaluation(prepared: Prepared, processes: Processes) -> tuple[Validator | None, EarlyStopping | None]:
-    """What evaluates a run and says when it ends; nothing where it is not to be evaluated."""
-    config, rows = prepared.config, prepared.validation
-    if rows is None:
-        return None, None
-    validator = Validator(prepared.loaded, rows, processes)
-    return validator, EarlyStopping(config.criteria, validator.untouched, config.patience)
 
 
 def _facts(prepared: Prepared, trainer: Trainer) -> RunFacts:

@@ -112,12 +112,12 @@ def prepare(config: UnlearnConfig, reporter: Reporter) -> Prepared:
     loss = make_forget_loss(config.loss, config.loss_args)
     followed = _followed(config, loss, sets, judged)
     vocabulary = _origin_vocabulary(config)
+    for why in whys:
+        reporter.say(why)
     model_files = model_state(config.model, config.origin)
     loaded = _load(config, reporter)
     if vocabulary is not None and vocabulary != loaded.tokenizer.get_vocab():
         raise ConfigError(f"--origin {config.origin}: has another tokenizer than the model: take one with the same")
-    for why in whys:
-        reporter.say(why)
     max_length = min(config.max_length, loaded.context or config.max_length)
     with reporter.working("measuring the prompt format"):
         measured = measure_prompt_format(
@@ -200,6 +200,9 @@ def _before_weights(config: UnlearnConfig) -> tuple[UnlearnConfig, Sets, Judged,
             f"test: {len(sets.test):,} of {len(sets.test) + len(sets.retain):,} retain texts are not trained on and "
             "say whether the rest is kept (--retain-test)"
         )
+    if isinstance(judged, DataError) and not (config.origin or sets.instead):
+        better = "--instead FILE (the same prompts with several different refusals) is the better way: "
+        whys.append(f"missing: unseen texts: {judged}. Without them {better}otherwise many facts may still be said")
     return config, sets, judged, whys
 
 
@@ -208,8 +211,7 @@ def _fitting_recipe(config: UnlearnConfig, judged: Judged) -> tuple[UnlearnConfi
     if config.origin:
         return config.with_recipe("default"), "target NLLs come from --origin"
     if isinstance(judged, DataError):
-        why = f"nothing says how far to go, so it takes a set number of epochs (unseen texts: {judged})"
-        return config.with_recipe("npo"), why
+        return config.with_recipe("npo"), "nothing says how far to go, so it takes a set number of epochs"
     return config.with_recipe("default"), "unseen texts say how far to go and when to stop"
 
 
