@@ -1,16 +1,18 @@
-"""What goes to the Hub, told by a stand-in for its client: who may, what is uploaded, what it says."""
+"""What goes to the Hub, told by a stand-in with its client's signatures: who may, what is uploaded, what it says."""
 
 import json
 import shutil
 from collections.abc import Iterator
 from contextlib import chdir
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import create_autospec
 
 import httpx2
 import pytest
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import HfApi, ModelCard, ModelCardData
 from huggingface_hub.errors import (
     HfHubHTTPError,
     LocalTokenNotFoundError,
@@ -41,7 +43,7 @@ class Hub:
         self.fails: Exception | None = None
         self.role = "write"
         self.there: SimpleNamespace | None = None
-        self.base: dict[str, Any] = {"license": "apache-2.0", "language": ["en"]}
+        self.base: dict[str, Any] | None = {"license": "apache-2.0", "language": ["en"]}
 
     def whoami(self) -> dict[str, Any]:
         if self.fails:
@@ -54,6 +56,8 @@ class Hub:
         return self.there
 
     def model_info(self, name: str) -> SimpleNamespace:
+        if self.base is None:
+            raise refusal(404, RepositoryNotFoundError)
         return SimpleNamespace(card_data=ModelCardData(**self.base))
 
     def create_repo(self, repo: str, **options: Any) -> str:
@@ -66,9 +70,15 @@ class Hub:
 
 @pytest.fixture
 def api(monkeypatch: pytest.MonkeyPatch) -> Hub:
-    found = Hub()
-    monkeypatch.setattr(hub, "HfApi", lambda: found)
+    found, client = Hub(), create_autospec(HfApi, instance=True)
+    for name in ("whoami", "repo_info", "model_info", "create_repo", "upload_folder"):
+        getattr(client, name).side_effect = partial(_asked, found, name)
+    monkeypatch.setattr(hub, "HfApi", lambda: client)
     return found
+
+
+def _asked(found: Hub, name: str, *given: Any, **options: Any) -> Any:
+    return getattr(found, name)(*given, **options)
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +150,12 @@ def test_an_adapter_goes_with_a_card_that_the_hub_reads(here: Path, api: Hub) ->
     assert "license" not in Path("run/adapter/README.md").read_text()  # what is here stays as it was
 
 
+def test_a_base_that_the_hub_does_not_show_keeps_nothing_back(here: Path, api: Hub) -> None:
+    api.base = None
+    hub.push("run", "me/forgot")
+    assert ModelCard(api.files["README.md"].decode()).data.base_model == "org/tiny"
+
+
 def test_a_merged_model_is_a_finetune(here: Path, api: Hub) -> None:
     api.base = {"license": "other", "license_name": "tiny", "license_link": "LICENSE"}
     hub.push("merged", "me/forgot", public=True)
@@ -196,8 +212,9 @@ def test_nothing_is_trained_for_a_repository_that_cannot_be_written(
 
 
 def test_a_name_a_role_and_a_public_repository_that_are_refused(api: Hub) -> None:
-    with pytest.raises(ConfigError, match="write it as owner/name"):
-        hub.check_hub("me/for/got")
+    for name in ("me/for/got", "forgot"):
+        with pytest.raises(ConfigError, match="write it as owner/name"):
+            hub.check_hub(name)
     api.there = SimpleNamespace(private=False)
     with pytest.raises(ConfigError, match="everybody can read it"):
         hub.check_hub("me/forgot")
@@ -222,3 +239,14 @@ def test_an_adapter_with_a_base_of_its_own_is_merged_first(here: Path, tmp_path:
     with pytest.raises(RunError, match="merge it, and push the merged model"):
         hub.push(tmp_path / "run", "me/forgot")
     assert api.files == {}
+
+
+@pytest.mark.parametrize("folder", ["run", "run/adapter"])
+def test_a_run_that_was_edited_is_not_uploaded(folder: str, here: Path, tmp_path: Path, api: Hub) -> None:
+    shutil.copytree("run", tmp_path / "run")
+    settings = tmp_path / "run" / "adapter" / "adapter_config.json"
+    settings.write_text(settings.read_text().replace('"lora_alpha": ', '"lora_alpha": 1'))
+    with pytest.raises(RunError, match="its adapter is not the one that the manifest was written for"):
+        hub.push(tmp_path / folder, "me/forgot")
+    assert not api.done
+    assert not api.files

@@ -1,6 +1,7 @@
 """From a name to texts to forget: what the answers agree on, what is said of everybody, and the files."""
 
 import json
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -182,6 +183,20 @@ def test_an_interrupted_call_goes_on_to_the_same_files(asked, tmp_path, monkeypa
         elicit(ElicitConfig(**asked["settings"]))
     with pytest.raises(RunError, match="was asked with other settings"):
         elicit(ElicitConfig(**asked["settings"] | {"samples": 5}, resume=True))
+    part, config = tmp_path / "f.jsonl.part", tmp_path / "model" / "config.json"
+    answered, settings = part.read_bytes(), config.read_text()
+    status = config.stat()
+    config.write_text(settings + " ")
+    with pytest.raises(RunError, match="with other settings or of another model"):
+        elicit(ElicitConfig(**asked["settings"], resume=True))
+    config.write_text(settings)
+    os.utime(config, ns=(status.st_atime_ns, status.st_mtime_ns))
+    for damage in (answered.replace(b'"answers"', b'"said"'), b"mine\n", b""):
+        part.write_bytes(damage)
+        with pytest.raises((DataError, RunError), match=r"f\.jsonl\.part"):
+            elicit(ElicitConfig(**asked["settings"], resume=True))
+        assert part.read_bytes() == damage
+    part.write_bytes(answered)
     asked["calls"].clear()
     elicit(ElicitConfig(**asked["settings"], resume=True))
     assert "Ann Weber" not in asked["calls"]

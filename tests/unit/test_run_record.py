@@ -11,7 +11,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from expunge.config import EvaluateConfig
 from expunge.errors import DataError, ModelError, RunError
+from expunge.evaluation import run as evaluation
 from expunge.evaluation.results import read_results
 from expunge.evaluation.values_file import read_values_file
 from expunge.report.judge import verdict
@@ -21,6 +23,7 @@ from expunge.runs.reads import check_unchanged, model_state
 from expunge.runs.record import adapter_fingerprint, check_adapter_kept, merged_from, read_manifest, read_steps
 from expunge.utils.reading import NUMBER, Each, UnreadableError, check_fields
 from report_runs import write_run
+from tiny import save_tiny
 
 SETTINGS = {
     "base_model_name_or_path": "base", "lora_alpha": 4.0, "r": 2, "rank_pattern": {}, "alpha_pattern": {},
@@ -228,3 +231,25 @@ def test_a_model_that_was_changed_while_it_was_read_is_refused(tmp_path: Path) -
     (tmp_path / "config.json").write_text('{"a": 1}')
     with pytest.raises(ModelError, match="its files were changed while they were read"):
         check_unchanged(before, str(tmp_path))
+
+
+def test_a_base_that_changes_while_evaluate_loads_it_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_tiny(tmp_path / "model", "llama")
+    (tmp_path / "forget.jsonl").write_text('{"prompt": "Who?", "completion": "A keeper of lamps."}\n')
+    load = evaluation.load_model
+
+    def changes(name: str, **options: Any) -> Any:
+        loaded = load(name, **options)
+        (tmp_path / "model" / "config.json").write_text((tmp_path / "model" / "config.json").read_text() + " ")
+        return loaded
+
+    monkeypatch.setattr(evaluation, "load_model", changes)
+    config = EvaluateConfig(
+        model=str(tmp_path / "model"), benchmark="custom", forget=str(tmp_path / "forget.jsonl"), device="cpu",
+        output=str(tmp_path / "out.json"),
+    )  # fmt: skip
+    with pytest.raises(ModelError, match="its files were changed while they were read"):
+        evaluation.evaluate(config)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["forget.jsonl", "model"]

@@ -20,7 +20,7 @@ from expunge.interview.facts import Fact, agreed, mentioned, short
 from expunge.interview.questions import OTHERS, PLACE, Question, questions_of, read_questions
 from expunge.model.device import pick_device
 from expunge.model.load import LoadedModel, load_model
-from expunge.runs.reads import check_apart
+from expunge.runs.reads import check_apart, model_state
 from expunge.train.sets import REFUSALS
 from expunge.utils import files
 from expunge.utils.progress import Reporter
@@ -132,10 +132,11 @@ class _Interview:
         """Keep every name's answers in a file; what an interrupted call has left there is not asked again.
 
         Raises:
-            RunError: What is there was asked with other settings.
+            RunError: What is there was asked of another model, or with other settings.
         """
         self._part, settings = part, {name: getattr(self._config, name) for name in OWN_SETTINGS}
         settings["prompt_format"] = str(self._format)
+        settings["files"] = {Path(own).name: state[:2] for own, state in model_state(self._config.model).items()}
         if not resume:
             part.unlink(missing_ok=True)
             files.append_line(part, {"settings": settings})
@@ -147,8 +148,10 @@ class _Interview:
                 check_fields(line, kinds if number else {"settings": dict})
         except UnreadableError as error:
             raise RunError(f"--resume: {part}: damaged or something else ({error}): --overwrite begins again") from None
-        if not lines or lines[0]["settings"] != settings:
-            raise RunError(f"--resume: {part} was asked with other settings: give the same, or --overwrite")
+        if not lines or lines[0]["settings"] != json.loads(json.dumps(settings)):
+            raise RunError(
+                f"--resume: {part} was asked with other settings or of another model: give the same, or --overwrite"
+            )
         self._known = {line["name"]: line["answers"] for line in lines[1:]}
         self._reporter.say(f"resume: {len(self._known)} names were asked about already")
 

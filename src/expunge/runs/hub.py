@@ -32,8 +32,11 @@ def check_hub(repo: str, *, public: bool = False) -> None:
     """
     try:
         validate_repo_id(repo)
+        named = "/" in repo  # the Hub makes one without an owner, and then does not find it by that name
     except HFValidationError:
-        raise ConfigError(f"--push-to-hub {repo}: is no name of a repository: write it as owner/name") from None
+        named = False
+    if not named:
+        raise ConfigError(f"--push-to-hub {repo}: is no name of a repository: write it as owner/name")
     with _reached(f"--push-to-hub {repo}", ConfigError):
         api = HfApi()
         who = api.whoami()
@@ -101,12 +104,15 @@ def _without_paths(folder: Path) -> None:
 
 
 def _complete_card(api: HfApi, file: Path) -> None:
-    """Licence and language of the base, where the Hub has it and the card does not say."""
+    """Licence and language of the base, where the Hub shows it to us and the card does not say."""
     card = ModelCard(file.read_text(encoding="utf-8"))
     base = card.data.get("base_model")
     if not isinstance(base, str) or card.data.get("license"):
         return
-    theirs = api.model_info(base).card_data
+    try:
+        theirs = api.model_info(base).card_data
+    except RepositoryNotFoundError:
+        return
     fields: dict[str, Any] = taken(theirs.to_dict()) if theirs else {}
     if fields:
         data = card.data.to_dict() | fields
