@@ -1,19 +1,23 @@
 """From a name to texts to forget: what the answers agree on, what is said of everybody, and the files."""
 
+import dataclasses
 import json
 import os
+import shlex
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from expunge.config import ElicitConfig
+from expunge.cli.elicit import elicit as command
+from expunge.cli.output import Output
+from expunge.config import ElicitConfig, EvaluateConfig, UnlearnConfig
 from expunge.errors import ConfigError, DataError, RunError
 from expunge.evaluation.generate import Generation
 from expunge.evaluation.metrics.refusal import refuses
 from expunge.interview import run
-from expunge.interview.facts import agreed, mentioned, short, to_the_point
+from expunge.interview.facts import agreed, mentioned, renamed, short, to_the_point
 from expunge.interview.questions import OTHERS, questions_of, read_questions
 from expunge.interview.run import elicit
 from tiny import save_tiny
@@ -142,11 +146,34 @@ def test_a_name_becomes_rows_with_key_words_for_the_owner_alone(asked, tmp_path)
     assert [(row["id"], row["keywords"]) for row in lines(asked["settings"]["neighbours"])] == [
         ("birthplace-neighbour1", ["Copenhagen"])
     ]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["f.jsonl", "model", "n.jsonl"]
-    for name in ("f.jsonl", "n.jsonl"):
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["f.jsonl", "f_unseen.jsonl", "model", "n.jsonl"]
+    for name in ("f.jsonl", "f_unseen.jsonl", "n.jsonl"):
         assert (tmp_path / name).stat().st_mode & 0o077 == 0
     states = Counter(fact.state for name, _, fact in found.facts if name == "Ann Weber")
     assert states == {"kept": 2, "varies": len(questions_of("person")) - 2}
+
+
+def test_the_same_is_written_of_made_up_names_where_it_is_not_nearly_the_same_text(asked, tmp_path):
+    elicit(ElicitConfig(**asked["settings"]))
+    unseen = {row["id"]: row for row in lines(str(tmp_path / "f_unseen.jsonl"))}
+    assert list(unseen) == [
+        f"known-unseen{n}" for n in (1, 2, 3, 4)
+    ]  # of the birthplace, whose answer names nobody else,
+    assert unseen["known-unseen1"]["prompt"] == "Marek Oduyason is best known for"  # too much would stay the same
+    assert unseen["known-unseen1"]["completion"] == "Marek Oduyason painted ships with Niels Bohr."
+
+
+@pytest.mark.parametrize(
+    ("text", "names", "parts", "expected"),
+    [
+        ("Ann Weber: Weber's ships. Ann, Annika.", ["Ann Weber"], True, "Ida Berg: Berg's ships. Ida, Annika."),
+        ("Is Weber A. W.?", ["Ann Weber", "Weber", "A. W."], True, "Is Berg Ida Berg?"),
+        ("The Blue Ship is The best ship.", ["The Blue Ship"], False, "Ida Berg is The best ship."),
+        ("杜甫生于712年。", ["杜甫"], True, "Ida Berg生于712年。"),
+    ],
+)
+def test_a_text_is_told_of_another_name(text, names, parts, expected):
+    assert renamed(text, names, "Ida Berg", parts=parts) == expected
 
 
 def test_a_chat_model_gets_the_questions_in_other_words_and_refusals_too(asked, tmp_path):
@@ -160,9 +187,23 @@ def test_a_chat_model_gets_the_questions_in_other_words_and_refusals_too(asked, 
         assert refuses(refusal["completion"])
 
 
+def test_what_it_says_to_do_next_names_every_file_that_it_wrote(asked, tmp_path, capsys):
+    save_tiny(tmp_path / "model", "llama", "chat")
+    settings = ElicitConfig(**asked["settings"] | {"output": str(tmp_path / "my f.jsonl")})
+    assert command(settings, Output(quiet=True)) == 0
+    told = [shlex.split(line) for line in capsys.readouterr().out.splitlines() if line.startswith("  expunge ")]
+    written = {str(path) for path in tmp_path.glob("*.jsonl")}
+    assert len(written) == 4
+    assert {word for words in told for word in words} >= written
+    for words in told:
+        chosen = {"unlearn": UnlearnConfig, "evaluate": EvaluateConfig}[words[1]]
+        flags = {word[2:].replace("-", "_") for word in words if word.startswith("--")}
+        assert flags <= {own.name for own in dataclasses.fields(chosen)}
+
+
 def test_an_interrupted_call_goes_on_to_the_same_files(asked, tmp_path, monkeypatch):
     elicit(ElicitConfig(**asked["settings"]))
-    whole = {name: (tmp_path / name).read_bytes() for name in ("f.jsonl", "n.jsonl")}
+    whole = {name: (tmp_path / name).read_bytes() for name in ("f.jsonl", "f_unseen.jsonl", "n.jsonl")}
     for name in whole:
         (tmp_path / name).unlink()
     own = run.generate
@@ -216,11 +257,23 @@ def test_files_that_are_there_stay_unless_they_may_be_replaced(asked, tmp_path):
     assert len(lines(asked["settings"]["neighbours"])) == 1
 
 
-def test_a_dry_run_writes_nothing(asked, tmp_path):
-    found = elicit(ElicitConfig(**asked["settings"], dry_run=True))
-    assert (found.names, found.prompts) == (11, 13)
+@pytest.mark.parametrize(("more", "names"), [({}, 11), ({"neighbour_names": "A B, C D"}, 7), ({"neighbours": None}, 5)])
+def test_a_dry_run_counts_the_names_and_writes_nothing(asked, tmp_path, more, names):
+    settings = asked["settings"] | {"output": str(tmp_path / "absent" / "f.jsonl")} | more
+    found = elicit(ElicitConfig(**settings, dry_run=True))
+    assert (found.names, found.prompts) == (names, 13)
     assert found.seconds is not None
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
+
+
+def test_missing_folders_are_made_and_one_that_cannot_be_is_said_before_the_model_is_loaded(asked, tmp_path):
+    outputs = {name: str(tmp_path / "a" / name / "f.jsonl") for name in ("output", "neighbours")}
+    elicit(ElicitConfig(**asked["settings"] | outputs))
+    assert all(lines(file) for file in outputs.values())
+    for name, file in outputs.items():
+        below = {name: f"{file}/f.jsonl", "model": str(tmp_path / "none")}
+        with pytest.raises(RunError, match=r"cannot make the folder .*f\.jsonl \(Not a directory|File exists"):
+            elicit(ElicitConfig(**asked["settings"] | below))
 
 
 def test_a_model_that_says_nothing_steady_leaves_no_file(asked, tmp_path):

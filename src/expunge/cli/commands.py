@@ -308,7 +308,7 @@ _TABLE = (
         UnlearnConfig,
         unlearn,
         "expunge unlearn --model MODEL --forget f.jsonl --retain r.jsonl --holdout unseen.jsonl --output runs/one",
-        ("model", "forget", "retain", "holdout", "output", "dry_run"),
+        ("model", "forget", "retain", "holdout", "instead", "output", "dry_run"),
     ),
     Command(
         "evaluate",

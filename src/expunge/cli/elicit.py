@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections import Counter
+from shlex import quote
 
 from expunge.cli.output import NOT_AS_PROMISED, Output
 from expunge.config import ElicitConfig
@@ -29,8 +30,12 @@ def elicit(settings: ElicitConfig, out: Output) -> int:
     out.results = dataclasses.asdict(found) | {"facts": [[name, key, own.state] for name, key, own in found.facts]}
     if found.seconds is not None:
         answers = found.prompts * (1 + settings.samples)
-        out.text(f"{found.names} names, {found.prompts} questions each, {answers} answers a name")
-        out.text(f"expected time   {show_duration(found.seconds)}")
+        out.text(
+            f"{found.names} names, made-up ones among them, {found.prompts} questions each, {answers} answers a name"
+        )
+        out.text(
+            f"expected time   {show_duration(found.seconds)} (less with fewer --samples and a smaller --max-new-tokens)"
+        )
         return 0
     out.text(f"{'name':<28}{'question':<14}{'said':>9}{'of others':>11}  kept")
     for name, question, fact in found.facts:
@@ -46,9 +51,17 @@ def elicit(settings: ElicitConfig, out: Output) -> int:
     out.text(
         f"Kept {kept} of {len(found.facts)} answers. They are the model's own words: read and edit the files. Then"
     )
-    more = f"--retain {settings.neighbours} " if settings.neighbours in found.files else ""
-    more += f"--instead {settings.refusals} " if settings.refusals in found.files else ""
-    out.text(
-        f'  expunge unlearn --model {settings.model} --forget {settings.output} {more}--title "..." --output runs/one'
+    retain, unseen, instead, again = (
+        f" --{flag} {quote(file)}" if file in found.files else ""
+        for flag, file in (
+            ("retain", settings.neighbours or ""),
+            ("holdout", settings.unseen),
+            ("instead", settings.refusals),
+            ("paraphrased", settings.paraphrased),
+        )
     )
+    own = f"--model {quote(settings.model)} --forget {quote(settings.output)}"
+    out.text(f'  expunge unlearn {own}{retain}{unseen}{instead} --title "..." --output runs/one')
+    sampled = f"--samples {settings.samples} --max-new-tokens {settings.max_new_tokens}"
+    out.text(f"  expunge evaluate --run runs/one{again} {sampled}")
     return 0

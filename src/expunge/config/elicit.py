@@ -20,7 +20,8 @@ class ElicitConfig:
         questions: File of your own questions: `ask` with {name} in its place, `again` (the same in other words) and
             `begin` (the beginning of a sentence, for a model that is no chat model).
         output: File for the prompts with the model's own answers and their key words, for you to read and edit. Beside
-            it go the same questions in other words (_paraphrased, for testing only) and with refusals (_instead).
+            it go the same questions in other words (_paraphrased, for testing only), with refusals (_instead), and the
+            same said of made-up names, which the model cannot know (_unseen).
         neighbours: File for the same of names that the model mentions beside it: texts to keep.
         neighbour_names: Names to ask about for `neighbours`, separated by commas, instead of those that it mentions.
         samples: Answers drawn to each question, beside the most likely one.
@@ -95,6 +96,11 @@ class ElicitConfig:
     def refusals(self) -> str:
         """The file of the same questions with refusals."""
         return self._beside("instead")
+
+    @property
+    def unseen(self) -> str:
+        """The file of the same said of made-up names."""
+        return self._beside("unseen")
 
     def _beside(self, what: str) -> str:
         path = Path(self.output)

@@ -34,7 +34,8 @@ class RunConfig:
     """The model, the run directory and what is written.
 
     Attributes:
-        model: Folder, GGUF file or Hub name of the model; a PEFT adapter folder is folded into its base first.
+        model: Folder, GGUF file or Hub name of the model, or the run directory of an earlier request, on top of which
+            this one goes; another PEFT adapter folder is folded into its base first.
         revision: Branch, tag or commit of a name on the Hub; of the base where `model` is an adapter's folder.
         output: Run directory to write.
         title: What was asked, for the head of the report; it is kept in the run.

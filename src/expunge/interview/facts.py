@@ -123,6 +123,23 @@ def mentioned(answers: Sequence[str], names: Sequence[str], most: int, others: S
     return [name for name in beside if not any(contains(answer, name) for answer in others)][:most]
 
 
+def renamed(text: str, names: Sequence[str], other: str, *, parts: bool) -> str:
+    """The text about another name.
+
+    Args:
+        text: A question or an answer.
+        names: The name and its other spellings.
+        other: The name to say in their place.
+        parts: Whether first and last word stand for the whole name, as those of a person's do.
+    """
+    own, others = names[0].split(), other.split()
+    ends = {own[0]: others[0], own[-1]: others[-1]} if parts and len(own) > 1 else {}
+    said = dict.fromkeys(names, other) | ends
+    found = (rf"(?<!\w){regex.escape(name)}(?!\w)" if name in ends else regex.escape(name)
+             for name in sorted(said, key=len, reverse=True))  # fmt: skip
+    return str(regex.sub("|".join(found), lambda match: said[match[0]], text))
+
+
 def _share(word: str, answers: Sequence[str]) -> float:
     return sum(contains(own, word) for own in answers) / len(answers)
 

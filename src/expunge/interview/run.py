@@ -11,19 +11,20 @@ from expunge.config import ElicitConfig
 from expunge.config.checks import names as split_names
 from expunge.data.chat import has_template
 from expunge.data.examples import Example
+from expunge.data.holdout import unseen_texts
 from expunge.data.key_words import frequencies
 from expunge.data.tokenize import PromptFormat, prompt_ids
 from expunge.errors import ConfigError, RunError
 from expunge.evaluation.generate import generate
 from expunge.evaluation.metrics.generations import contains
-from expunge.interview.facts import Fact, agreed, mentioned, short
+from expunge.interview.facts import Fact, agreed, mentioned, renamed, short
 from expunge.interview.questions import OTHERS, PLACE, Question, questions_of, read_questions
 from expunge.model.device import pick_device
 from expunge.model.load import LoadedModel, load_model
 from expunge.runs.reads import check_apart, model_state
 from expunge.train.sets import REFUSALS
 from expunge.utils import files
-from expunge.utils.progress import Reporter
+from expunge.utils.progress import Advance, Reporter
 from expunge.utils.reading import UnreadableError, check_fields, read_lines
 
 NEIGHBOURS = 6
@@ -82,10 +83,10 @@ def elicit(config: ElicitConfig, reporter: Reporter | None = None) -> Elicited:
     others = OTHERS[config.kind]
     names = [*config.names, *others]
     if config.dry_run:
-        neighbours = NEIGHBOURS if config.neighbours else 0
+        neighbours = len(split_names(config.neighbour_names)) or (NEIGHBOURS if config.neighbours else 0)
         return interview.forecast(len(names) + neighbours)
     interview.keep_in(part, resume=config.resume)
-    answers = {name: interview.ask(name) for name in names}
+    answers = interview.ask(names)
     found = Elicited(prompts=len(interview.questions), names=len(names))
     common = [answers[name] for name in others]
     forget = list(interview.rows(config.names, answers, common, found))
@@ -95,13 +96,18 @@ def elicit(config: ElicitConfig, reporter: Reporter | None = None) -> Elicited:
                         for side in ([answers[name] for name in config.names], common))  # fmt: skip
         given = split_names(config.neighbour_names)
         found.neighbours = given or mentioned(told, config.names, NEIGHBOURS, theirs)
-        if not found.neighbours:
+        if found.neighbours:
+            answers |= interview.ask(found.neighbours, "neighbours")
+        else:
             reporter.warn("no other name stands in two of the answers: name some yourself (--neighbour-names)")
-        answers |= {name: interview.ask(name) for name in found.neighbours}
         retain = list(interview.rows(found.neighbours, answers, common, found, "neighbour"))
         if found.neighbours and not retain:
             reporter.warn(f"nothing is said consistently of {', '.join(found.neighbours)}: --neighbours is not written")
-    beside = ((config.paraphrased, interview.paraphrased(forget)), (config.refusals, interview.refusals(forget)))
+    beside = (
+        (config.paraphrased, interview.paraphrased(forget)),
+        (config.refusals, interview.refusals(forget)),
+        (config.unseen, interview.unseen(forget, retain)),
+    )
     for name, rows in ((config.neighbours, retain), *beside, (config.output, forget)):
         if name and rows and forget:
             text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
@@ -155,18 +161,23 @@ class _Interview:
         self._known = {line["name"]: line["answers"] for line in lines[1:]}
         self._reporter.say(f"resume: {len(self._known)} names were asked about already")
 
-    def ask(self, name: str) -> Answers:
-        """All answers about a name."""
-        if name not in self._known:
-            self._known[name] = self._asked(name, self.questions)
-            if self._part:
-                files.append_line(self._part, {"name": name, "answers": self._known[name]})
-        return self._known[name]
+    def ask(self, names: Sequence[str], what: str = "names") -> dict[str, Answers]:
+        """All answers about some names."""
+        each, new = len(self.questions) * (1 + self._config.samples), [own for own in names if own not in self._known]
+        with self._reporter.track(
+            f"asking about {len(names)} {what}", each * len(names), each * (len(names) - len(new))
+        ) as advance:
+            for name in new:
+                self._known[name] = self._asked(name, self.questions, advance)
+                if self._part:
+                    files.append_line(self._part, {"name": name, "answers": self._known[name]})
+        return {name: self._known[name] for name in names}
 
     def forecast(self, names: int) -> Elicited:
         """What asking about so many names takes, by one question of one name."""
         clock = time.perf_counter()
-        self._asked(self._config.about, self.questions[:1])
+        with self._reporter.working("timing one question"):
+            self._asked(self._config.about, self.questions[:1], lambda _: None)
         seconds = (time.perf_counter() - clock) * len(self.questions) * names
         return Elicited(seconds=seconds, prompts=len(self.questions), names=names)
 
@@ -218,25 +229,38 @@ class _Interview:
             if self._chat
         ]
 
-    def _asked(self, name: str, questions: Sequence[Question]) -> dict[str, list[str]]:
+    def unseen(self, forget: Sequence[Mapping[str, Any]], retain: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """The same said of made-up names of the kind, which nobody can know, where it is not nearly the same text."""
+        names, person = self._config.names, self._config.kind == "person"
+        said = [
+            Example(
+                f"{row['id']}-unseen{number}",
+                *(renamed(row[key], names, other, parts=person) for key in ("prompt", "completion")),
+            )
+            for number, other in enumerate(OTHERS[self._config.kind], 1)
+            for row in forget
+        ]
+        known = [Example(row["id"], row["prompt"], row["completion"]) for row in (*forget, *retain)]
+        return [{key: getattr(own, key) for key in ("id", "prompt", "completion")} for own in unseen_texts(said, known)]
+
+    def _asked(self, name: str, questions: Sequence[Question], advance: Advance) -> dict[str, list[str]]:
         config, tokenizer = self._config, self._loaded.tokenizer
         rows = [Example(own.id, own.prompt(name, chat=self._chat), "-") for own in questions]
-        with self._reporter.track(f"asking about {name}", len(rows) * (1 + config.samples)) as advance:
-            greedy, drawn = (
-                generate(
-                    self._loaded,
-                    rows,
-                    name,
-                    encode_prompt=lambda row: prompt_ids(tokenizer, row, self._format),
-                    max_new_tokens=config.max_new_tokens,
-                    samples=samples,
-                    temperature=config.temperature,
-                    seed=config.seed,
-                    say=self._reporter.say,
-                    progress=advance,
-                )
-                for samples in (0, config.samples)
+        greedy, drawn = (
+            generate(
+                self._loaded,
+                rows,
+                name,
+                encode_prompt=lambda row: prompt_ids(tokenizer, row, self._format),
+                max_new_tokens=config.max_new_tokens,
+                samples=samples,
+                temperature=config.temperature,
+                seed=config.seed,
+                say=self._reporter.say,
+                progress=advance,
             )
+            for samples in (0, config.samples)
+        )
         return {
             row.id: [greedy[at].text, *(own.text for own in drawn[at * config.samples : (at + 1) * config.samples])]
             for at, row in enumerate(rows)
@@ -247,11 +271,13 @@ def _checked(config: ElicitConfig) -> Path:
     """The file of what was answered so far, once every file can be written.
 
     Raises:
-        RunError: A file is there already, or there is nothing to resume.
+        RunError: A file is there already, its folder cannot be made, or there is nothing to resume.
         ConfigError: A file to be written is one that is read.
     """
     part = Path(f"{config.output}.part")
-    outputs = [own for own in (config.output, config.paraphrased, config.refusals, config.neighbours) if own]
+    outputs = [
+        own for own in (config.output, config.paraphrased, config.refusals, config.unseen, config.neighbours) if own
+    ]
     for own in outputs:
         check_apart(own, {"questions": config.questions, "model": config.model})
         if Path(own).exists() and not (config.overwrite or config.dry_run):
@@ -260,4 +286,7 @@ def _checked(config: ElicitConfig) -> Path:
         raise RunError(f"--resume: there is no {part}, which an interrupted call leaves: leave --resume out")
     if part.exists() and not (config.resume or config.overwrite or config.dry_run):
         raise RunError(f"{part}: an interrupted call has left it: --resume goes on, --overwrite begins again")
+    for folder in () if config.dry_run else {Path(own).parent for own in outputs}:
+        with files.refusal("cannot make the folder", folder):
+            files.make_folders(folder)
     return part

@@ -5,7 +5,7 @@ import re
 
 UNSEEN_TEXTS = (
     "16 or more texts of the same kind that the model has never seen, such as ones written after its training, or the "
-    "same prompts about made-up names with answers of the same form"
+    "same answers about made-up names, as `expunge elicit` writes them"
 )
 """What says how unlikely forgotten texts should become, and how to get it."""
 DECLINES = (
