@@ -40,3 +40,16 @@ def test_work_without_an_end_in_sight_moves_in_a_terminal_alone(
         with Reporter(quiet=quiet).working("loading the model"):
             pass
         assert ("loading the model" in capsys.readouterr().err) == (terminal and not quiet)
+
+
+def test_no_time_left_is_said_before_something_is_done(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("expunge.utils.progress.PLAIN_INTERVAL", 0.0)
+    with Reporter().track("asking", 4, 1) as advance:
+        for units in (0, 1, 2):
+            advance(units)
+    first, second, last = capsys.readouterr().err.splitlines()
+    assert first == "asking 1/4"
+    assert second.startswith("asking 2/4, 0 s left")
+    assert last == "asking 4/4, 0 s"

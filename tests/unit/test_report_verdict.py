@@ -37,11 +37,12 @@ RETRAINED = metrics()
 
 
 def judge(
-    after, before=BEFORE, reference=RETRAINED, *, tests=None, status="done", losses=None, settings=None
+    after, before=BEFORE, reference=RETRAINED, *, tests=None, status="done", losses=None, settings=None, noted=()
 ) -> Verdict:
     """The verdict on a run whose files hold these metrics."""
     roles = {"before": before, "after": after, "retrained": reference}
     results = {role: {"schema": 1, "benchmark": "x", "metrics": own} for role, own in roles.items() if own}
+    results["after"]["not_measured"] = list(noted)
     if tests:
         results["after"]["reference"] = {"model": "retrained", "indistinguishable": tests}
     manifest = {"status": status, "settings": settings or {}, "loss_nats_per_completion_token": losses or {}}
@@ -275,6 +276,7 @@ def test_losses_alone_can_condemn_but_never_acquit():
         judged = verdict(RunData(Path("run"), "run", manifest))
         assert answers(judged)[: len(expected)] == expected
         assert judged.tone == tone
+        assert judged.next[0].startswith("Score the model")
 
 
 def test_an_unfinished_run_is_never_a_success():
@@ -303,6 +305,18 @@ def test_what_is_missing_is_named_with_what_to_give_for_it(tmp_path):
     told = str(judged).splitlines()
     assert max(map(len, told)) <= 99
     assert sum(line.startswith("  not measured") for line in told) == 1  # what no run tells; the four say so themselves
+
+
+def test_what_was_not_measured_is_named_once():
+    noted = ("No unseen texts (--holdout).", "No general abilities (--tasks).", "No model (--reference).", "No leaks.")
+    after = {key: own for key, own in metrics().items() if not key.startswith("membership")}
+    told = judge(after, reference=None, noted=noted).not_measured
+    assert [sum(word in text for text in told) for word in ("--holdout", "--tasks", "--reference", "No leaks.")] == [
+        0,
+        1,
+        1,
+        1,
+    ]
 
 
 def test_the_file_holds_criteria_numbers_targets_and_what_is_missing(tmp_path):

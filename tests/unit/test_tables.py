@@ -18,6 +18,7 @@ RESULTS = {
         "forget/rouge_l_recall": entry(0.25, reference=0.3, difference={"low": -0.06, "high": -0.01}),
         "retain/a_metric_with_a_name_that_is_far_too_long_for_any_table": entry(0.9, "higher", reference=0.8),
         "membership/loss_auc": entry(0.61, "target", target=0.5),
+        "forget/extraction_strength/paraphrased": entry(0.2),
         "forget/rouge_l_recall/Task1": entry(0.3),
         "holdout/drift": {"value": float("nan"), "low": None, "high": None, "n": 0, "direction": None},
     },
@@ -42,6 +43,7 @@ def test_metrics_are_aligned_and_narrow(before):
     assert "Task1" not in "\n".join(lines)
     assert next(line for line in lines if line.startswith("forget rouge")).endswith("0.300*")
     (long,) = [line for line in lines if line.startswith("retain a metric")]
+    assert any(line.startswith("forget extraction strength paraphrased ↓ ") for line in lines)
     assert " ↑ " in long  # the arrow stays where a name is cut
 
 

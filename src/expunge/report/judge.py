@@ -11,7 +11,7 @@ from typing import Any
 
 from expunge.config.criteria import Criteria
 from expunge.report.answers import STATES, Answer
-from expunge.report.questions import recognisable, rest_kept, speaks_well, still_said
+from expunge.report.questions import TO_SCORE, recognisable, rest_kept, speaks_well, still_said
 from expunge.report.run_data import RunData, read_run
 from expunge.report.scores import number
 from expunge.runs.record import VERDICT
@@ -150,8 +150,8 @@ def _next(run: RunData, answers: Sequence[Answer]) -> tuple[str, ...]:
         DECLINES: declines,
         BABBLES: babbles,
     } | {own.need: bool(own.need) for own in answers}
-    wanted = tuple(text for text, holds in steps.items() if holds)
-    return wanted or (
+    wanted = sorted((text for text, holds in steps.items() if holds), key=lambda text: text != TO_SCORE)
+    return tuple(wanted) or (
         "Hand over the merged model (`expunge merge`), not the adapter: a server that has the base beside it can still "
         "serve what was to be forgotten.",
     )
@@ -167,9 +167,10 @@ def _not_measured(run: RunData, answers: Sequence[Answer]) -> Iterator[str]:
     if after and not {"all/mmlu", "all/quiz"} & after.keys() and "utility" not in families:
         yield "General ability, such as MMLU (--tasks)."
     noted = run.results.get("after", {}).get("not_measured")
-    for sentence in noted if isinstance(noted, list) else []:
-        if "(--reference)" not in str(sentence) and not ("utility" in families and "--tasks" in str(sentence)):
-            yield str(sentence)
+    told = ["(--reference", "(--tasks", *(["(--holdout"] if answers[1].state == "not measured" else [])]
+    for sentence in map(str, noted if isinstance(noted, list) else []):
+        if not any(flag in sentence for flag in told):
+            yield sentence
     yield "Whether the texts come back by fine-tuning, by rounding the weights or by other prompts."
 
 

@@ -207,8 +207,14 @@ def _bound(end: float, value: float) -> str:
 
 
 def prose(text: str) -> Markup:
-    """Text whose commands stand between back quotes."""
-    return Markup(re.sub("`([^`]*)`", r"<code>\1</code>", str(escape(visible(text)))))
+    """Text whose commands stand between back quotes; a flag outside of them is one, too, and never broken."""
+    return Markup(
+        re.sub(
+            r"`([^`]*)`|(--[a-z][a-z-]*)",
+            lambda own: f'<code class="flag">{own[2]}</code>' if own[2] else f"<code>{own[1]}</code>",
+            str(escape(visible(text))),
+        )
+    )
 
 
 def _svg(drawn: Drawn) -> Markup:

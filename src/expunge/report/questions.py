@@ -35,7 +35,7 @@ OTHERS = {*UNSEEN, "test", "utility", "all"}
 """Sets that tell of the rest, and that a run does not train on."""
 LEAST_GAP = 0.02
 """A metric on which the untouched model is closer to its target than this has nothing to lose."""
-TO_SCORE = "Score the model before and after: `expunge evaluate`."
+TO_SCORE = "Score the model before and after: `expunge evaluate --run RUN`."
 SAID, TOLD, KEPT, SPEAKS = (
     "Is it still said?", "Can one tell that it was trained on?", "Is the rest kept?", "Does it still speak well?",
 )  # fmt: skip

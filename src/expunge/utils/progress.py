@@ -114,8 +114,8 @@ class Reporter:
             if now - last < PLAIN_INTERVAL and done < total:
                 return
             last = now
-            left = (now - begun) / max(1, done - start) * (total - done)
-            rest = f", {left:.0f} s left" if done < total else f", {now - begun:.0f} s"
+            left = f", {(now - begun) / (done - start) * (total - done):.0f} s left" if done > start else ""
+            rest = left if done < total else f", {now - begun:.0f} s"
             self._write(f"{title} {done}/{total}{rest}{'  ' if note else ''}{note}")
 
         return advance

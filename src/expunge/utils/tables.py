@@ -94,16 +94,16 @@ def metrics_table(results: Mapping[str, Any], before: Mapping[str, Any] | None =
     compared = any("reference" in entry for entry in metrics.values())
     kind = (results.get("reference") or {}).get("kind", "retrained")
     earlier = (before or {}).get("metrics") or {}
-    width = 38 if earlier else 48
+    width = 41 if earlier else 51
     first = f"{'before':>10}{'after':>10}" if earlier else f"{'value':>10}"
-    lines = [f"{'':<{width}}{first}{'95 % interval':>23}{'n':>7}" + (f"{kind:>10}" if compared else "")]
+    lines = [f"{'':<{width}}{first}{'95 % interval':>21}{'n':>6}" + (f"{kind:>10}" if compared else "")]
     for name, entry in metrics.items():
         low, high = show_number(entry["low"]), show_number(entry["high"])
         interval = f"{low} to {high}" if MISSING not in (low, high) else ""
         arrow = _arrow(entry)
         label = f"{name.replace('/', ' ').replace('_', ' ')[: width - len(arrow) - 1]} {arrow}"
         line = f"{label:<{width}}" + (f"{show_number(earlier.get(name, {}).get('value')):>10}" if earlier else "")
-        line += f"{show_number(entry['value']):>10}{interval:>23}{entry['n'] or '':>7}"
+        line += f"{show_number(entry['value']):>10}{interval:>21}{entry['n'] or '':>6}"
         line += f"{show_number(entry.get('reference')):>10}{_star(entry)}" if compared else ""
         lines.append(line.rstrip())
     if compared:
