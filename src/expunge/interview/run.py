@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -231,11 +232,10 @@ class _Interview:
 
     def unseen(self, forget: Sequence[Mapping[str, Any]], retain: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """The same said of made-up names of the kind, which nobody can know, where it is not nearly the same text."""
-        names, person = self._config.names, self._config.kind == "person"
+        tell = partial(renamed, names=self._config.names, parts=self._config.kind == "person")
         said = [
             Example(
-                f"{row['id']}-unseen{number}",
-                *(renamed(row[key], names, other, parts=person) for key in ("prompt", "completion")),
+                f"{row['id']}-unseen{number}", tell(row["prompt"], other=other), tell(row["completion"], other=other)
             )
             for number, other in enumerate(OTHERS[self._config.kind], 1)
             for row in forget
