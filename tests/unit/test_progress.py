@@ -1,8 +1,12 @@
 """What reaches the terminal."""
 
+import threading
+
 import pytest
 
-from expunge.utils.progress import Reporter, printable
+from expunge.utils import progress
+from expunge.utils.progress import Reporter
+from expunge.utils.text import printable
 
 
 @pytest.mark.parametrize(
@@ -53,3 +57,19 @@ def test_no_time_left_is_said_before_something_is_done(
     assert first == "asking 1/4"
     assert second.startswith("asking 2/4, 0 s left")
     assert last == "asking 4/4, 0 s"
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_without_a_terminal_what_takes_long_is_said_once(
+    quiet: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = threading.Event()
+    monkeypatch.setattr(progress, "SILENT", 0.0)
+    own = Reporter(quiet=quiet)
+    write = own._write
+    monkeypatch.setattr(own, "_write", lambda line: (write(line), said.set()))
+    for work in (own.working("loading\x1b"), own.track("steps", 3)):
+        said.clear()
+        with work:
+            assert said.wait(0.2 if quiet else 60) != quiet
+    assert capsys.readouterr().err == ("" if quiet else "loading\\x1b ...\nsteps ...\n")

@@ -451,7 +451,7 @@ def test_what_cannot_be_reported_is_refused(scored, tmp_path):
     with pytest.raises(ConfigError, match="must be 0 or more"):
         write_report([other], show_examples=-1)
     (other / "results_after.parquet").write_text("no table")
-    with pytest.raises(DataError, match="not a file of per-example values"):
+    with pytest.raises(DataError, match=r"results_after\.parquet: cannot be read as Parquet"):
         write_report([other])
     (other / "metrics.jsonl").write_text('{"step": 1}\nnonsense\n{"step": 2}\n')
     (other / "results_after.parquet").unlink()

@@ -17,7 +17,8 @@ from expunge.cli import SWITCHES
 from expunge.errors import ConfigError, UserError, outside_cause
 from expunge.utils.hardening import no_core_dumps, outline
 from expunge.utils.interrupt import Interruptions
-from expunge.utils.progress import Unread, printable
+from expunge.utils.progress import Unread
+from expunge.utils.text import printable
 
 
 def main(argv: Sequence[str] | None = None) -> int:

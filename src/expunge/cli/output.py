@@ -3,7 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from expunge.utils.progress import Reporter, printable
+from expunge.utils.progress import Reporter
+from expunge.utils.text import printable
 
 NOT_AS_PROMISED = 3
 """Exit code of a command that is done and whose result is not what was promised."""

@@ -5,8 +5,8 @@ import io
 import math
 import re
 import textwrap
-import unicodedata
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from rich.cells import cell_len
@@ -14,7 +14,7 @@ from rich.cells import cell_len
 from expunge.evaluation.compare import Comparison, Row
 from expunge.evaluation.estimate import NAN, Estimate
 from expunge.utils import latex
-from expunge.utils.text import show_number
+from expunge.utils.text import printable, show_number
 
 WIDTH = 99
 """Columns of a terminal that the table may use."""
@@ -24,6 +24,8 @@ GAP = 2
 STAR = "*"
 ENDINGS = {".csv": "csv", ".tex": "latex"}
 ARROWS = {"lower": "↓", "higher": "↑"}
+_flat = partial(printable, keep="")
+"""Text from data as it stands in a cell: on one line."""
 
 
 def as_table(comparison: Comparison) -> str:
@@ -33,7 +35,7 @@ def as_table(comparison: Comparison) -> str:
     columns: list[tuple[list[str], list[str]]] = []
     for number, column in enumerate(comparison.columns):
         cells = [_text_cell(row, number) for row in comparison.rows]
-        title = _wrapped(printable(column.name), max(TITLE_WIDTH, *(cell_len(cell) for cell in cells)))
+        title = _wrapped(_flat(column.name), max(TITLE_WIDTH, *(cell_len(cell) for cell in cells)))
         columns.append((title, cells))
     label_width = min(LABEL_WIDTH, max(map(cell_len, labels)))
     rows_width = max(map(len, rows_of))
@@ -62,7 +64,7 @@ def as_csv(comparison: Comparison) -> str:
         for number, (column, cell) in enumerate(zip(comparison.columns, row.cells, strict=True)):
             found = cell or Estimate(NAN, n=None, runs=0)
             numbers = [*map(_known, (found.value, found.low, found.high)), found.n, found.runs, _known(found.std)]
-            head = [printable(row.metric), row.direction, row.target, printable(column.name)]
+            head = [_flat(row.metric), row.direction, row.target, _flat(column.name)]
             lines.writerow([*head, *numbers, int(number == row.best)])
     return file.getvalue().rstrip("\n")
 
@@ -71,7 +73,7 @@ def as_latex(comparison: Comparison) -> str:
     """A `tabular` with the rules of booktabs; what is best is bold."""
     rows = [
         [
-            latex.escaped(printable(row.metric)) + _direction(row, latex.ARROWS, lambda target: rf"$\to {target}$"),
+            latex.escaped(_flat(row.metric)) + _direction(row, latex.ARROWS, lambda target: rf"$\to {target}$"),
             *(
                 latex.cell(cell.value, low=cell.low, high=cell.high, std=cell.std, bold=place == row.best)
                 if cell
@@ -81,8 +83,8 @@ def as_latex(comparison: Comparison) -> str:
         ]
         for row in comparison.rows
     ]
-    heads = ["metric", *(printable(column.name) for column in comparison.columns)]
-    return latex.tabular(heads, [("", rows)], map(printable, comparison.notes)).rstrip()
+    heads = ["metric", *(_flat(column.name) for column in comparison.columns)]
+    return latex.tabular(heads, [("", rows)], map(_flat, comparison.notes)).rstrip()
 
 
 FORMATS: dict[str, Callable[[Comparison], str]] = {"table": as_table, "csv": as_csv, "latex": as_latex}
@@ -91,13 +93,6 @@ FORMATS: dict[str, Callable[[Comparison], str]] = {"table": as_table, "csv": as_
 def format_of(output: str | None) -> str:
     """The format that the ending of a file name asks for; a table by default."""
     return ENDINGS.get(Path(output or "").suffix.lower(), "table")
-
-
-def printable(text: str) -> str:
-    """Text from data with every character that could steer a terminal written as its escape."""
-    return "".join(
-        char if unicodedata.category(char)[0] not in "CZ" or char == " " else ascii(char)[1:-1] for char in text
-    )
 
 
 def _block(
@@ -137,12 +132,12 @@ def _legend(comparison: Comparison) -> list[str]:
             signs.append(f"{sign} {direction} is better")
     if any(cell.direction == "target" for cell in cells):
         signs.append("→ closer is better")
-    texts = ["; ".join(signs), *(f"note: {printable(note)}" for note in comparison.notes)]
+    texts = ["; ".join(signs), *(f"note: {_flat(note)}" for note in comparison.notes)]
     return [line for text in texts for line in textwrap.wrap(text, WIDTH, subsequent_indent="  ")]
 
 
 def _label(row: Row) -> str:
-    return printable(row.metric) + _direction(row, ARROWS, lambda target: f"→{target}")
+    return _flat(row.metric) + _direction(row, ARROWS, lambda target: f"→{target}")
 
 
 def _direction(row: Row, arrows: dict[str, str], towards: Callable[[str], str]) -> str:

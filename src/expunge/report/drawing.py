@@ -19,7 +19,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from expunge.utils.text import visible
+from expunge.utils.text import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -128,7 +128,7 @@ def whole_numbers(axes: "Axes") -> None:
 
 def brief(text: str, length: int = 26) -> str:
     """A name that fits into a figure."""
-    text = " ".join(visible(text).split())
+    text = " ".join(printable(text).split())
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
@@ -145,7 +145,7 @@ def listed(parts: Sequence[str], most: int = 12) -> str:
 
 def inline_svg(drawn: Drawn) -> str:
     """A figure as an SVG element of a page: accessible, in the page's colours, with ids of its own."""
-    name, title, description = drawn.name, drawn.title, visible(drawn.says)
+    name, title, description = drawn.name, drawn.title, printable(drawn.says)
     text = _svg(drawn.figure)
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)

@@ -19,7 +19,7 @@ from expunge.report.forget_texts import Shown
 from expunge.report.groups import Cell, Group, Row, differing_settings, read_columns, short, tabulate
 from expunge.report.judge import verdict, worst
 from expunge.report.scores import ARROWS, FAMILIES
-from expunge.utils.text import MISSING, show_number, visible
+from expunge.utils.text import MISSING, printable, show_number
 
 TELLING = 10
 """Of fewer forget texts, exact losses give short secrets away to who has the model."""
@@ -108,7 +108,11 @@ def render(groups: Sequence[Group], drawings: Drawings, examples: Sequence[Shown
 @cache
 def _template() -> Template:
     environment = Environment(
-        loader=PackageLoader("expunge.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True, finalize=_visible
+        loader=PackageLoader("expunge.report"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_shown,
     )
     environment.filters |= {"number": show_number, "cell": cell_text, "short": short, "svg": _svg, "prose": prose}
     return environment.get_template("page.html")
@@ -212,7 +216,7 @@ def prose(text: str) -> Markup:
         re.sub(
             r"`([^`]*)`|(--[a-z][a-z-]*)",
             lambda own: f'<code class="flag">{own[2]}</code>' if own[2] else f"<code>{own[1]}</code>",
-            str(escape(visible(text))),
+            str(escape(printable(text))),
         )
     )
 
@@ -225,5 +229,5 @@ def _asset(name: str) -> str:
     return (files("expunge.report") / "templates" / name).read_text(encoding="utf-8")
 
 
-def _visible(value: Any) -> Any:
-    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+def _shown(value: Any) -> Any:
+    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from expunge.data.holdout import read_calibration
-from expunge.errors import DataError, RunError
+from expunge.errors import RunError
 from expunge.evaluation.results import FINGERPRINT, other_subject, read_results
 from expunge.report.scores import Score, read_scores
 from expunge.runs.directory import check_no_links
-from expunge.runs.record import adapter_fingerprint, check_adapter_kept, read_manifest, read_steps
+from expunge.runs.record import check_adapter_kept, read_manifest, read_steps
 from expunge.utils.coarse import few, power_of_two
 from expunge.utils.files import settle
 
@@ -85,10 +85,13 @@ def read_run(path: str | Path) -> RunData:
     path = Path(path)
     check_no_links(path)
     settle(path)
-    run = RunData(path, path.name or path.resolve().name, _manifest(path))
-    run.steps.extend(_steps(path / "metrics.jsonl"))
+    if not (path / "manifest.json").is_file():
+        raise RunError(f"{path}: not a run directory (no manifest.json): give the --output of `expunge unlearn`")
+    manifest = read_manifest(path / "manifest.json")
+    adapter = check_adapter_kept(path, manifest)
+    log = path / "metrics.jsonl"
+    run = RunData(path, path.name or path.resolve().name, manifest, list(read_steps(log)) if log.is_file() else [])
     run.calibration.update(read_calibration(path) or {})
-    adapter = adapter_fingerprint(path / "adapter") if (path / "adapter" / "adapter_config.json").is_file() else None
     files = {}
     for role, names in ROLES.items():
         file = next((path / name for name in names if (path / name).is_file()), None)
@@ -113,26 +116,16 @@ def read_run(path: str | Path) -> RunData:
 
 
 def read_values(path: Path) -> Values:
-    """Per-example values: a Parquet file with the columns id, set, metric, value (and task).
-
-    Those of a set of few texts are powers of two, as its means are: the page may be passed on, the file not.
+    """Per-example values. Those of a set of few texts are powers of two, as its means are: the page may be passed on.
 
     Raises:
-        DataError: It is something else.
+        DataError: It is no file of them.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+    from expunge.evaluation.values_file import (
+        read_values_file,  # loads what a run without such a file need not wait for
+    )
 
-    try:
-        read = pq.read_table(path, columns=["id", "set", "metric", "value"])
-        read.validate(full=True)
-        table = read.to_pydict()
-    except (pa.ArrowException, OSError, KeyError):
-        raise DataError(f"{path}: not a file of per-example values: evaluate the model again") from None
-    found: dict[tuple[str, str], dict[str, float]] = {}
-    for identity, split, metric, value in zip(*table.values(), strict=True):
-        if isinstance(value, int | float) and math.isfinite(value):
-            found.setdefault((str(split), str(metric)), {})[str(identity)] = float(value)
+    found = {key: dict(zip(own.ids, own.values.tolist(), strict=True)) for key, own in read_values_file(path).items()}
     return {
         key: {identity: power_of_two(value) for identity, value in own.items()} if few({key[0]: len(own)}) else own
         for key, own in found.items()
@@ -191,18 +184,3 @@ def _add_named_reference(run: RunData) -> None:
     }
     if named or "retrained" in run.scores:
         run.scores["retrained"] = named | run.scores.get("retrained", {})
-
-
-def _manifest(path: Path) -> dict[str, Any]:
-    file = path / "manifest.json"
-    if not file.is_file():
-        raise RunError(f"{path}: not a run directory (no manifest.json): give the --output of `expunge unlearn`")
-    manifest = read_manifest(file)
-    check_adapter_kept(path, manifest)
-    return manifest
-
-
-def _steps(path: Path) -> list[dict[str, Any]]:
-    if not path.is_file():
-        return []
-    return list(read_steps(path))

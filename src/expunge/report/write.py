@@ -15,7 +15,7 @@ from expunge.runs import card
 from expunge.utils import latex
 from expunge.utils.files import check_replaceable, write_bytes, write_text
 from expunge.utils.progress import Reporter
-from expunge.utils.text import MISSING, visible
+from expunge.utils.text import MISSING, printable
 
 if TYPE_CHECKING:
     from expunge.report.drawing import Drawn
@@ -167,11 +167,11 @@ def latex_table(columns: Sequence[Column], families: Mapping[str, Sequence[Row]]
         (FAMILIES.get(family, family.replace("_", " ")), [_latex_line(row) for row in rows])
         for family, rows in families.items()
     ]
-    return latex.tabular(["", *(visible(column.title) for column in columns)], sections)
+    return latex.tabular(["", *(printable(column.title) for column in columns)], sections)
 
 
 def _latex_line(row: Row) -> list[str]:
-    label, arrow = latex.escaped(visible(row.score.label)), latex.ARROWS.get(row.score.direction or "", "")
+    label, arrow = latex.escaped(printable(row.score.label)), latex.ARROWS.get(row.score.direction or "", "")
     return [f"{label} {arrow}".rstrip(), *map(_latex_cell, row.cells)]
 
 

@@ -59,6 +59,7 @@ VERDICT = "verdict.json"
 MERGED = "expunge_merge.json"
 """In a merged model: what it is made of, and its files, which are all that `--overwrite` may remove."""
 MERGED_FIELDS = {"files": [str], "adapter_fingerprint?": (str, NoneType), "merged_sha256?": str}
+WEIGHTS = "adapter_model.safetensors"
 UNUSED = ("base_model_name_or_path", "revision", "peft_version", "inference_mode", "auto_mapping")
 """Settings of an adapter that change nothing of what it computes."""
 
@@ -133,7 +134,17 @@ def adapter_fingerprint(folder: Path) -> str:
     Raises:
         RunError: A file of it cannot be read.
     """
-    parts = []
+    return adapter_hashes(folder)["adapter_fingerprint"]
+
+
+def adapter_hashes(folder: Path) -> dict[str, str]:
+    """What the manifest has of an adapter, whose files are read once: `adapter_fingerprint`, and of its weights alone
+    `adapter_sha256`.
+
+    Raises:
+        RunError: A file of it cannot be read.
+    """
+    parts, weights = [], ""
     for path in sorted(folder.rglob("*.safetensors")) + sorted(folder.rglob("*config.json")):
         name = path.relative_to(folder).as_posix()
         if path.name == "adapter_config.json":
@@ -142,7 +153,8 @@ def adapter_fingerprint(folder: Path) -> str:
             parts += [name, json.dumps(kept, sort_keys=True)]
         elif path.suffix == ".safetensors" or path.name == "config.json":
             parts += [name, files.sha256_file(path)]
-    return files.fingerprint(*parts)
+            weights = parts[-1] if name == WEIGHTS else weights
+    return {"adapter_sha256": weights, "adapter_fingerprint": files.fingerprint(*parts)}
 
 
 def _plain(value: Any) -> Any:
@@ -168,17 +180,16 @@ def merged_from(model: str, fingerprint: str) -> str | None:
     return note.get("adapter_fingerprint") if note.get("merged_sha256") == fingerprint else None
 
 
-def check_adapter_kept(run: Path, manifest: dict[str, Any], flag: str = "") -> None:
-    """Refuse a run whose adapter is not the one that its manifest was written for.
+def check_adapter_kept(run: Path, manifest: dict[str, Any], flag: str = "") -> str | None:
+    """The fingerprint of a run's adapter, which must be the one that its manifest was written for; None without one.
 
     Raises:
         RunError: Its weights, its settings (scale, ranks, places) or its calibration are others, or cannot be read.
     """
     where, folder = f"{flag} {run}".strip(), run / "adapter"
-    weights = folder / "adapter_model.safetensors"
-    if not weights.is_file() or not (folder / "adapter_config.json").is_file():
-        return
-    found = {"adapter_sha256": files.sha256_file(weights), "adapter_fingerprint": adapter_fingerprint(folder)}
+    if not (folder / WEIGHTS).is_file() or not (folder / "adapter_config.json").is_file():
+        return None
+    found = adapter_hashes(folder)
     if any(manifest.get(name, now) != now for name, now in found.items()):
         raise RunError(
             f"{where}: its adapter is not the one that the manifest was written for (weights or adapter_config.json "
@@ -191,3 +202,4 @@ def check_adapter_kept(run: Path, manifest: dict[str, Any], flag: str = "") -> N
         scales = calibration["scale"], alpha / (calibration["trained_alpha"] or 1.0)
         if not all(math.isclose(scale, selection.get("scale", scale), rel_tol=1e-6) for scale in scales):
             raise RunError(f"{where}: {FILE} is not of the adapter that is there: put that one back")
+    return found["adapter_fingerprint"]

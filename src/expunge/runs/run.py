@@ -42,7 +42,7 @@ from expunge.runs.manifest import (
     versions,
 )
 from expunge.runs.reads import check_apart
-from expunge.runs.record import adapter_fingerprint, read_manifest, read_steps
+from expunge.runs.record import adapter_hashes, read_manifest, read_steps
 from expunge.utils import coarse, files, folders, listing
 from expunge.utils.distributed import current
 
@@ -314,8 +314,7 @@ class Run:
         with folders.temporary_folder(self.path / "adapter") as folder:
             save_adapter(folder)
             (folder / "README.md").write_text(model_card(manifest), encoding="utf-8")
-        manifest["adapter_sha256"] = files.sha256_file(self.path / "adapter" / "adapter_model.safetensors")
-        manifest["adapter_fingerprint"] = adapter_fingerprint(self.path / "adapter")
+        manifest |= adapter_hashes(self.path / "adapter")
         files.write_json(path, manifest, overwrite=True)
         self._complete()
         return outcome

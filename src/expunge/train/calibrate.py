@@ -29,12 +29,11 @@ from expunge.data.tokenize import TokenizedExample
 from expunge.model.adapter import VERIFIED, attach_adapter, rescaled, set_scale, verify_saved
 from expunge.model.load import LoadedModel, load_model
 from expunge.model.logps import mean_losses
-from expunge.model.source import ADAPTER_FILE
 from expunge.runs.card import model_card
 from expunge.runs.lock import hold
 from expunge.runs.manifest import check_base
 from expunge.runs.reads import check_unchanged, model_state
-from expunge.runs.record import VERDICT, adapter_fingerprint, check_adapter_kept, read_manifest
+from expunge.runs.record import VERDICT, adapter_hashes, check_adapter_kept, read_manifest
 from expunge.runs.run import SUMMARY
 from expunge.runs.settings import run_settings
 from expunge.runs.texts import check_texts, run_rows
@@ -139,12 +138,8 @@ def _write(folder: Path, content: dict[str, Any], manifest: dict[str, Any], load
             place, data = adapter / path.relative_to(copy), path.read_bytes()
             if place.read_bytes() != data:
                 files.write_bytes(place, data, overwrite=True)
-        hashes = {
-            "adapter_sha256": files.sha256_file(copy / ADAPTER_FILE),
-            "adapter_fingerprint": adapter_fingerprint(copy),
-        }
         files.write_json(folder / FILE, content, overwrite=True)
-        files.write_json(folder / "manifest.json", manifest | hashes, overwrite=True)
+        files.write_json(folder / "manifest.json", manifest | adapter_hashes(copy), overwrite=True)
         files.write_text(adapter / "README.md", model_card(manifest), overwrite=True)
 
 

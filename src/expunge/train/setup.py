@@ -112,12 +112,12 @@ def prepare(config: UnlearnConfig, reporter: Reporter) -> Prepared:
     loss = make_forget_loss(config.loss, config.loss_args)
     followed = _followed(config, loss, sets, judged)
     vocabulary = _origin_vocabulary(config)
-    for why in whys:
-        reporter.say(why)
     model_files = model_state(config.model, config.origin)
     loaded = _load(config, reporter)
     if vocabulary is not None and vocabulary != loaded.tokenizer.get_vocab():
         raise ConfigError(f"--origin {config.origin}: has another tokenizer than the model: take one with the same")
+    for why in whys:
+        reporter.say(why)
     max_length = min(config.max_length, loaded.context or config.max_length)
     with reporter.working("measuring the prompt format"):
         measured = measure_prompt_format(

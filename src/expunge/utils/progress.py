@@ -3,33 +3,24 @@
 import logging
 import os
 import sys
+import threading
 import time
-import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.text import Text
+
+from expunge.utils.text import printable
 
 PLAIN_INTERVAL = 10.0
 """Seconds between progress lines where there is no terminal."""
-STEERING = {"Cc", "Cf", "Cs", "Zl", "Zp"}
-"""Unicode categories of what is not printed: controls, format characters, halves of surrogate pairs, separators."""
+SILENT = 2.0
+"""Seconds without a word after which a line says what is being done, where there is no terminal."""
 
 Advance = Callable[..., None]
-
-
-def printable(text: str) -> str:
-    """The text with characters that steer a terminal (or reverse what is read) written out, save line ends.
-
-    Names, ids and messages may come from files of strangers.
-    """
-    return "".join(
-        char if char == "\n" or unicodedata.category(char) not in STEERING else char.encode("unicode_escape").decode()
-        for char in text
-    )
 
 
 class Unread:
@@ -77,12 +68,12 @@ class Reporter:
 
     @contextmanager
     def working(self, title: str) -> Iterator[None]:
-        """In a terminal, something that moves while work goes on whose end nobody knows."""
-        if self._quiet or not self._console.is_terminal:
+        """Something that moves while work goes on without a known end; without a terminal, a line if it takes long."""
+        if self._quiet:
             yield
-            return
-        with self._console.status(printable(title)):
-            yield
+        else:
+            with self._console.status(printable(title)) if self._console.is_terminal else self._late(title):
+                yield
 
     @contextmanager
     def track(self, title: str, total: int, start: int = 0) -> Iterator[Advance]:
@@ -91,6 +82,7 @@ class Reporter:
             yield lambda units=1, note="": None
         elif self._console.is_terminal:
             columns = (
+                SpinnerColumn(),
                 TextColumn("{task.description}"),
                 BarColumn(bar_width=24),
                 TextColumn("{task.completed:.0f}/{task.total:.0f}"),
@@ -101,7 +93,19 @@ class Reporter:
                 task = progress.add_task(title, total=total, completed=start, note="")
                 yield lambda units=1, note="": progress.update(task, advance=units, note=note)
         else:
-            yield self._plain(title, total, start)
+            with self._late(title):
+                yield self._plain(title, total, start)
+
+    @contextmanager
+    def _late(self, title: str) -> Iterator[None]:
+        """A line that says what is being done, unless it is done soon."""
+        timer = threading.Timer(SILENT, self._write, [f"{printable(title)} ..."])
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
 
     def _plain(self, title: str, total: int, start: int) -> Advance:
         begun = last = time.monotonic()
@@ -141,9 +145,16 @@ class LogReporter(Reporter):
         self._log.warning("%s", printable(line))
 
     @contextmanager
+    def working(self, title: str) -> Iterator[None]:
+        """A line if it takes long."""
+        with self._late(title):
+            yield
+
+    @contextmanager
     def track(self, title: str, total: int, start: int = 0) -> Iterator[Advance]:
         """Progress over `total` units, a line every `PLAIN_INTERVAL` seconds."""
-        yield self._plain(title, total, start)
+        with self._late(title):
+            yield self._plain(title, total, start)
 
     def _write(self, line: str) -> None:
         self._log.info("%s", line)

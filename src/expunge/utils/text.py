@@ -1,7 +1,7 @@
 """Numbers, sizes and times as people read them: one way of writing each in the whole package."""
 
 import math
-import re
+import unicodedata
 
 UNSEEN_TEXTS = (
     "16 or more texts of the same kind that the model has never seen, such as ones written after its training, or the "
@@ -16,12 +16,19 @@ BABBLES = "It does not speak as it did: say what to answer instead (--instead FI
 """What mends over-refusal, and what mends speech that falls apart."""
 MISSING = "–"
 """Stands where there is no number."""
-_DISGUISE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
+STEERING = {"Cc", "Cf", "Cs", "Zl", "Zp"}
+"""Unicode categories of what is not printed: controls, format characters, halves of surrogate pairs, separators."""
 
 
-def visible(text: str) -> str:
-    """Text of the data with control and direction characters as visible signs, so that it cannot disguise itself."""
-    return _DISGUISE.sub("\ufffd", text)
+def printable(text: str, keep: str = "\n\t") -> str:
+    """The text with all characters written out that steer a terminal or reverse what is read, but those to `keep`.
+
+    Names, ids, messages and the data itself may come from files of strangers.
+    """
+    return "".join(
+        char if char in keep or unicodedata.category(char) not in STEERING else char.encode("unicode_escape").decode()
+        for char in text
+    )
 
 
 def show_number(value: float | None) -> str:
