@@ -37,14 +37,22 @@ RETRAINED = metrics()
 
 
 def judge(
-    after, before=BEFORE, reference=RETRAINED, *, tests=None, status="done", losses=None, settings=None, noted=()
+    after,
+    before=BEFORE,
+    reference=RETRAINED,
+    *,
+    tests=None,
+    kind="retrained",
+    status="done",
+    losses=None,
+    settings=None,
+    noted=(),
 ) -> Verdict:
     """The verdict on a run whose files hold these metrics."""
     roles = {"before": before, "after": after, "retrained": reference}
     results = {role: {"schema": 1, "benchmark": "x", "metrics": own} for role, own in roles.items() if own}
     results["after"]["not_measured"] = list(noted)
-    if tests:
-        results["after"]["reference"] = {"model": "retrained", "indistinguishable": tests}
+    results["after"]["reference"] = {"model": "other", "kind": kind, "indistinguishable": tests or {}}
     manifest = {"status": status, "settings": settings or {}, "loss_nats_per_completion_token": losses or {}}
     scores = {role: read_scores(own) for role, own in results.items()}
     return verdict(RunData(Path("run"), "run", manifest, results=results, scores=scores))
@@ -98,20 +106,22 @@ def test_forgotten_means_at_most_a_tenth_of_the_way_to_the_target(forget, half, 
 
 
 def test_targets_are_taken_in_their_order_and_named():
-    """The retrained model's, the results' own, that of unseen texts; not the mismatched floor."""
+    """The retrained model's, the results' own, that of unseen texts, the origin's; not the mismatched floor."""
     key, name = "forget/exact_memorization", "exact_memorization"
     after = {key: entry(0.4, "lower")}
     after[f"{key}/mismatched"] = entry(0.3, None)
     places = [
-        ("texts that it has never seen", {f"holdout/{name}": entry(0.42, None)}, None),
-        ("chance", {key: entry(0.4, "lower", target=0.43)}, None),
-        ("a model retrained without the texts", {}, {key: entry(0.44, "lower")}),
+        ("the model from before it saw the texts", {}, {key: entry(0.41, "lower")}, "origin"),
+        ("texts that it has never seen", {f"holdout/{name}": entry(0.42, None)}, {key: entry(0.5, "lower")}, "origin"),
+        ("texts that it has never seen", {f"holdout/{name}": entry(0.43, None)}, None, "retrained"),
+        ("chance", {key: entry(0.4, "lower", target=0.44)}, None, "retrained"),
+        ("a model retrained without the texts", {}, {key: entry(0.45, "lower")}, "retrained"),
     ]
-    for at, (whose, more, reference) in enumerate(places):
+    for at, (whose, more, reference, kind) in enumerate(places):
         after |= more
-        judged = judge(after, {key: entry(1.0, "lower")}, reference)
+        judged = judge(after, {key: entry(1.0, "lower")}, reference, kind=kind)
         (number,) = [own for own in judged.answers[SAID].numbers if own.key == key]
-        assert (number.target, number.target_from, number.state) == (round(0.42 + at / 100, 2), whose, "good")
+        assert (number.target, number.target_from, number.state) == (round(0.41 + at / 100, 2), whose, "good")
 
 
 def test_a_number_without_a_sensible_target_is_shown_and_not_judged():
@@ -238,6 +248,15 @@ def test_a_test_against_the_retrained_model_overrules_the_attacks():
     assert answers(judged)[TOLD] == "yes"
     assert "a test tells it from a model retrained without the texts (loss, Kolmogorov" in judged.answers[TOLD].says
     assert answers(judge(metrics(), tests={"loss_ks_p": 0.4}))[TOLD] == "no"
+
+
+def test_a_test_against_the_model_from_before_is_shown_and_decides_nothing():
+    """A retrained model is told from it, too: it was trained on the rest."""
+    told = judge(metrics(), tests={"loss_ks_p": 0.001}, kind="origin").answers[TOLD]
+    assert (told.answer, {own.state for own in told.numbers}) == ("no", {"good", "shown"})
+    after = {key: own for key, own in metrics().items() if not key.startswith("membership")}
+    told = judge(after, tests={"loss_ks_p": 0.001}, kind="origin").answers[TOLD]
+    assert (told.answer, [own.state for own in told.numbers]) == ("not measured", ["shown"])
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,8 @@
 """The four questions of the verdict, each answered from numbers by the one set of criteria.
 
 A number is judged where a target is known: that of a retrained model, else the one that the results name, else what
-unseen texts give; a count of rows that are said word for word has the target 0. A number without any target is shown
-and not judged.
+unseen texts give, else that of the checkpoint from before; a count of rows that are said word for word has the target
+0. A number without any target is shown and not judged.
 """
 
 import math
@@ -99,17 +99,17 @@ def recognisable(run: RunData, criteria: Criteria) -> Answer:
             numbers.append(judged(score, before, bound, whose, below=1.0 if before is None else before))
     for name, p in _tests(run).items():
         label = name.removesuffix("_p").replace("_ks", ", Kolmogorov-Smirnov").replace("_", " ")
-        state, least = "bad" if p < criteria.significance else "good", criteria.significance
-        says = f"{'a' if state == 'bad' else 'no'} test tells it from {_reference(run)}"
-        says += f" ({label}, p = {p:.2g})"
-        numbers.append(
-            Number(name, says, p, target_from=_reference(run), limit=f"at least {least:g}", state=state, excess=1 - p)
-        )
-    if not numbers:
+        whose, least, told = _reference(run), criteria.significance, p < criteria.significance
+        limit, state = f"at least {least:g}", "bad" if told else "good"
+        if whose == ORIGIN:  # a model that was trained on other texts alone is told from it, too
+            limit, state = "not judged: a retrained model is another one, too", "shown"
+        says = f"{'a' if told else 'no'} test tells it from {whose} ({label}, p = {p:.2g})"
+        numbers.append(Number(name, says, p, target_from=whose, limit=limit, state=state, excess=1 - p))
+    if all(own.state == "shown" for own in numbers):
         need = f"Give {UNSEEN_TEXTS} (--holdout FILE) to `unlearn` and `evaluate`."
         unscored = "after" not in run.scores and run.manifest.get("rows", {}).get("holdout")
         need = TO_SCORE if unscored else need
-        return Answer(TOLD, "not measured", "not measured", "no membership attack was run", rule, need)
+        return Answer(TOLD, "not measured", "not measured", "no membership attack was run", rule, need, tuple(numbers))
     answer = answered(TOLD, ("yes", "no"), numbers, rule)
     if any(own.target_from == CHANCE for own in numbers):
         note = "Chance is an attack that is right for half of the texts; a retrained model's number can be another one."
@@ -208,11 +208,15 @@ def _before(run: RunData, score: Score) -> float | None:
 
 
 def _target(run: RunData, score: Score) -> tuple[float | None, str]:
-    """What a model that never saw the texts would get, as well as is known, and what that number is."""
-    places = [("retrained", score.key, _reference(run))]
+    """What a model that never saw the texts would get, as well as is known, and what that number is.
+
+    Of models that were retrained, unseen texts come closest, and the checkpoint from before can be far off.
+    """
+    whose, unseen = _reference(run), []
     if score.target is None and score.set == "forget":
-        places += [("after", f"{side}/{score.name}", "texts that it has never seen") for side in UNSEEN]
-    for role, key, text in places:
+        unseen = [("after", f"{side}/{score.name}", "texts that it has never seen") for side in UNSEEN]
+    known = [("retrained", score.key, whose)]
+    for role, key, text in unseen + known if whose == ORIGIN else known + unseen:
         found = run.scores.get(role, {}).get(key)
         if found and found.known:
             return found.value, text
