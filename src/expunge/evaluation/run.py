@@ -69,30 +69,16 @@ def evaluate(config: EvaluateConfig, reporter: Reporter | None = None) -> dict[s
 
 
 def _evaluate(config: EvaluateConfig, reporter: Reporter, processes: Processes) -> dict[str, Any]:
-    check_output(config.output, overwrite=config.overwrite)
-    if config.keep_predictions:
-        check_predictions(config.keep_predictions, overwrite=config.overwrite)
-    if config.key_words and Path(config.key_words).exists():  # what a user has mended is never replaced
-        raise RunError(f"--key-words {config.key_words}: exists already: give another name")
+    _check_files(config)
     mmlu = read_mmlu(config.mmlu) if config.mmlu else None
-    name = config.benchmark or "semeval"
-    benchmark = BENCHMARKS[name]
-    suite = with_facts(with_families(benchmark.read(config)))
-    if config.min_k_shares:
-        if suite.documents is None:
-            raise ConfigError(f"--min-k {config.min_k}: there are no unseen texts, so no attack is run: give --holdout")
-        shares = dict.fromkeys((*suite.documents.shares, *config.min_k_shares))
-        suite = replace(suite, documents=replace(suite.documents, shares=tuple(shares)))
     adapter = adapter_folder(config.adapter).resolve() if config.adapter else None
     files_before = model_state(config.model)
-    if adapter:
-        suite = reported(suite, adapter.parent)
+    suite = _suite(config, adapter)
     if config.tasks:
         check_tasks(config.task_names, config.task_path)
     compared, flag = (config.reference, "--reference") if config.reference else (config.origin, "--origin")
     if compared:
         check_reference(config.model, compared, suite, flag=flag, trust_remote_code=config.trust_remote_code)
-
     with reporter.working("loading the model"):
         loaded = _load(config, config.model)
     base = known_base(config.model, getattr(loaded.base.config, "_commit_hash", None))
@@ -102,19 +88,9 @@ def _evaluate(config: EvaluateConfig, reporter: Reporter, processes: Processes) 
             reporter.warn(mismatch)
     with reporter.working("measuring the prompt format"):
         prompt_format = _prompt_format(loaded, suite, config, reporter)
-    options = Options(config.max_new_tokens, config.attack_names, config.samples, config.temperature, config.seed)
-    reference = None
     if compared:
         reporter.say(f"{flag.removeprefix('--')}: {compared}")
-        reference = measure(_load(config, compared), suite, prompt_format, options, reporter=reporter)
-    beside = Path(config.output).with_name("results_before.json")
-    untouched = None
-    if config.run and not beside.exists() and beside.name != Path(config.output).name:
-        reporter.say("the untouched model, for what changed")
-        untouched = measure(loaded, suite, prompt_format, options, reference=reference, reporter=reporter)
-    if config.adapter:
-        attach_adapter(loaded, config.adapter)
-    measurement = measure(loaded, suite, prompt_format, options, reference=reference, reporter=reporter)
+    measurement, reference, untouched = _measure(loaded, suite, prompt_format, config, compared, reporter)
     utility = _utility(loaded, config, reporter)
     base = base or model_fingerprint(config.model)
     subject = {
@@ -125,9 +101,10 @@ def _evaluate(config: EvaluateConfig, reporter: Reporter, processes: Processes) 
     }
 
     def results_of(own: Measurement, adapter: Path | None, **more: Any) -> dict[str, Any]:
+        name = config.benchmark or "semeval"
         return assemble(
             name,
-            benchmark,
+            BENCHMARKS[name],
             suite,
             own,
             reference=reference,
@@ -141,33 +118,102 @@ def _evaluate(config: EvaluateConfig, reporter: Reporter, processes: Processes) 
         )
 
     with reporter.working("intervals"):
-        results = results_of(measurement, adapter, mmlu=utility.mmlu if mmlu is None else mmlu, utility=utility.entries)
+        mmlu = utility.mmlu if mmlu is None else mmlu
+        results = results_of(measurement, adapter, mmlu=mmlu, utility=utility.entries)
         before = None if untouched is None else results_of(untouched, None)
     names = suite.documents.names if suite.documents else None
-    table, earlier = measurement.table(names), untouched.table(names) if untouched else _earlier(config, results)
+    table = measurement.table(names)
+    earlier = untouched.table(names) if untouched else _earlier(config, results)
     results["before"] = None if earlier is None else changes(results["metrics"], earlier, table)
-    if processes.index > 0:  # the first one writes
-        return results
-    if config.keep_predictions:
-        said = semeval.predictions_of(measurement, suite)
-        write_predictions(config.keep_predictions, said, overwrite=config.overwrite)
-    if Path(config.output).with_name("manifest.json").is_file():
-        Path(config.output).with_name(VERDICT).unlink(missing_ok=True)
-    with transaction(Path(config.output).parent):
-        if before is not None and untouched is not None:
-            write_values(values_path(beside), untouched.table(names), overwrite=config.overwrite)
-            write_results(beside, before)
-        write_values(values_path(config.output), {**table, **utility.rows}, overwrite=config.overwrite)
-        write_results(config.output, results, overwrite=config.overwrite)
-    if config.key_words:
-        write_key_words(config.key_words, suite["forget"].examples)
+    if processes.index == 0:  # the first one writes
+        if config.keep_predictions:
+            said = semeval.predictions_of(measurement, suite)
+            write_predictions(config.keep_predictions, said, overwrite=config.overwrite)
+        _write(config, results, {**table, **utility.rows}, before, earlier)
+        if config.key_words:
+            write_key_words(config.key_words, suite["forget"].examples)
     return results
+
+
+def _check_files(config: EvaluateConfig) -> None:
+    """Refuse what could not be written at the end, or must not be replaced.
+
+    Raises:
+        RunError: So.
+    """
+    check_output(config.output, overwrite=config.overwrite)
+    if config.keep_predictions:
+        check_predictions(config.keep_predictions, overwrite=config.overwrite)
+    if config.key_words and Path(config.key_words).exists():  # what a user has mended is never replaced
+        raise RunError(f"--key-words {config.key_words}: exists already: give another name")
+
+
+def _suite(config: EvaluateConfig, adapter: Path | None) -> Suite:
+    """What is to be measured, without the texts that the adapter's scale was chosen on.
+
+    Raises:
+        DataError: It cannot be read, or no membership text is left.
+        ConfigError: `--min-k` without unseen texts.
+    """
+    suite = with_facts(with_families(BENCHMARKS[config.benchmark or "semeval"].read(config)))
+    if config.min_k_shares:
+        if suite.documents is None:
+            raise ConfigError(f"--min-k {config.min_k}: there are no unseen texts, so no attack is run: give --holdout")
+        shares = dict.fromkeys((*suite.documents.shares, *config.min_k_shares))
+        suite = replace(suite, documents=replace(suite.documents, shares=tuple(shares)))
+    return reported(suite, adapter.parent) if adapter else suite
+
+
+def _measure(
+    loaded: LoadedModel,
+    suite: Suite,
+    prompt_format: PromptFormat,
+    config: EvaluateConfig,
+    compared: str | None,
+    reporter: Reporter,
+) -> tuple[Measurement, Measurement | None, Measurement | None]:
+    """What is measured of the model, of the one that it is compared with, and of the untouched one if need be."""
+    options = Options(config.max_new_tokens, config.attack_names, config.samples, config.temperature, config.seed)
+    passes = partial(measure, suite=suite, prompt_format=prompt_format, options=options, reporter=reporter)
+    reference = passes(_load(config, compared)) if compared else None
+    untouched = None
+    beside = _beside(config)
+    if config.run and not beside.exists() and beside.name != Path(config.output).name:
+        reporter.say("the untouched model, for what changed")
+        untouched = passes(loaded, reference=reference)
+    if config.adapter:
+        attach_adapter(loaded, config.adapter)
+    return passes(loaded, reference=reference), reference, untouched
+
+
+def _write(
+    config: EvaluateConfig,
+    results: dict[str, Any],
+    table: Table,
+    before: dict[str, Any] | None,
+    earlier: Table | None,
+) -> None:
+    """Results and values, and those of the untouched model where it was measured, at one commit point."""
+    folder = Path(config.output).parent
+    if (folder / "manifest.json").is_file():
+        (folder / VERDICT).unlink(missing_ok=True)
+    with transaction(folder):
+        if before is not None and earlier is not None:
+            write_values(values_path(_beside(config)), earlier, overwrite=config.overwrite)
+            write_results(_beside(config), before)
+        write_values(values_path(config.output), table, overwrite=config.overwrite)
+        write_results(config.output, results, overwrite=config.overwrite)
+
+
+def _beside(config: EvaluateConfig) -> Path:
+    """Where the untouched model's results stand."""
+    return Path(config.output).with_name("results_before.json")
 
 
 def _earlier(config: EvaluateConfig, results: Mapping[str, Any]) -> Table | None:
     """What was measured on the untouched model before, beside the results, where it is of the same model and data."""
     before = results_before(config.output, results["benchmark"]) if config.adapter else None
-    values = values_path(Path(config.output).with_name("results_before.json"))
+    values = values_path(_beside(config))
     if before is None or not values.is_file() or other_subject(before, results):
         return None
     return read_values_file(values)

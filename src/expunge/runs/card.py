@@ -7,17 +7,10 @@ from typing import Any
 
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from expunge.config import SETS
 
-NOT_SCORED = (
-    "A higher loss on the texts to forget does not prove by itself that they are gone: score the adapter with",
-    "`expunge evaluate` before relying on it.",
-)
-SERVING = (
-    "A server that offers the base beside this adapter still serves what was to be forgotten: merge them",
-    "(`expunge merge`), or let nobody reach the base.",
-)
 HIDDEN = {
     *SETS, "model", "data", "split", "columns", "output", "save_every", "report_to", "shard_base",
     "push_to_hub", "public",
@@ -62,69 +55,32 @@ def model_card(
         scores: What was measured.
         verdict: What they say together, in one sentence.
     """
-    settings = manifest["settings"]
-    model = model_name(manifest)
+    settings = {name: value for name, value in manifest["settings"].items() if name not in HIDDEN and value is not None}
+    head = metadata(manifest, "adapter", scores=scores, benchmark=benchmark)
     counts = manifest.get("loss_texts", manifest["rows"])
-    losses = [
-        f"| {_cell(name)} | {counts.get(name, 0):,} | {_loss(pair['before'])} | {_loss(pair['after'])} |"
-        for name, pair in manifest["loss_nats_per_completion_token"].items()
-    ]
-    terms = [
-        f"| {_cell(own['name'])} | {own['weight']:g} | `{_cell(own['formula'])}` | {_cell(own['source'])} |"
-        for own in manifest.get("terms", ())
-    ]
-    shown = [
-        f"| {_cell(name)} | {_cell(str(value))} |"
-        for name, value in settings.items()
-        if name not in HIDDEN and value is not None
-    ]
-    return "\n".join(
-        [
-            *metadata(manifest, "adapter", scores=scores, benchmark=benchmark),
-            "# Unlearning adapter",
-            "",
-            f"A LoRA adapter for `{model}` that makes it forget {manifest['rows']['forget']:,} texts,",
-            f"trained by Expunge {manifest['versions']['expunge']}.",
-            "",
-            "## Loss",
-            "",
-            "The sum of these terms, each times its weight.",
-            "",
-            "| term | weight | formula | source |",
-            "|---|---:|---|---|",
-            *terms,
-            "",
-            "## Losses",
-            "",
-            "Mean negative log-likelihood of the completion tokens, in nats per token.",
-            "",
-            "| texts | rows | before | after |",
-            "|---|---:|---:|---:|",
-            *losses,
-            "",
-            *(_results(benchmark, scores, verdict) if scores else NOT_SCORED),
-            "",
-            "## Settings",
-            "",
-            "| setting | value |",
-            "|---|---|",
-            f"| optimizer steps | {manifest['steps']:,} |",
-            *shown,
-            "",
-            "## Use",
-            "",
-            "```python",
-            "from peft import PeftModel",
-            "from transformers import AutoModelForCausalLM",
-            "",
-            f'base = AutoModelForCausalLM.from_pretrained("{model}")',
-            'model = PeftModel.from_pretrained(base, "path/to/this/folder")',
-            "```",
-            "",
-            *SERVING,
-            "",
-        ]
+    more = {"counts": counts, "settings": settings, "scores": scores, "benchmark": benchmark, "verdict": verdict}
+    return _written("adapter", head, manifest, **more)
+
+
+def merged_card(manifest: Mapping[str, Any], losses: Mapping[str, float], made_of: Mapping[str, Any]) -> str:
+    """The card of a merged model.
+
+    Args:
+        manifest: The run's manifest.
+        losses: Model -> mean loss of the completion tokens to forget, nats per token.
+        made_of: What the weights were made of, and how they are kept.
+    """
+    return _written("merged", metadata(manifest, "finetune"), manifest, losses=losses, made_of=made_of)
+
+
+def _written(name: str, head: Sequence[str], manifest: Mapping[str, Any], **more: Any) -> str:
+    environment = Environment(
+        loader=PackageLoader("expunge.runs"), trim_blocks=True, keep_trailing_newline=True, undefined=StrictUndefined
     )
+    environment.filters |= {"cell": _cell, "nats": _loss}
+    page = environment.get_template(f"{name}.md")
+    run = {"terms": (), **manifest}
+    return "\n".join(head) + "\n" + page.render(run=run, model=model_name(manifest), count="{:,}".format, **more)
 
 
 def metadata(
@@ -174,18 +130,6 @@ def model_name(manifest: Mapping[str, Any]) -> str:
     """The base's id on the Hub, or the name of its folder without the way there."""
     settings = manifest["settings"]["model"]
     return str(manifest.get("base", {}).get("id") or Path(str(settings)).name)
-
-
-def _results(benchmark: str, scores: Sequence[Line], verdict: str) -> list[str]:
-    return [
-        f"## Scores on {benchmark}",
-        "",
-        verdict,
-        "",
-        "| score | before | after | retrained |",
-        "|---|---|---|---|",
-        *(f"| {_cell(f'{score.label} {score.arrow}')} | {' | '.join(map(_cell, score.shown))} |" for score in scores),
-    ]
 
 
 def _loss(nats: float | None) -> str:

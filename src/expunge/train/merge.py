@@ -21,7 +21,7 @@ from expunge.model.files import check_whole, weight_files
 from expunge.model.load import LoadedModel, load_model
 from expunge.model.logps import mean_losses, sequence_logps
 from expunge.model.proof import check_same
-from expunge.runs.card import metadata, model_name
+from expunge.runs.card import merged_card
 from expunge.runs.directory import check_new
 from expunge.runs.manifest import check_base, model_fingerprint
 from expunge.runs.reads import check_apart, check_unchanged, model_folders, model_state
@@ -251,23 +251,12 @@ def _check_model_folder(path: Path) -> None:
 
 def _write_provenance(folder: Path, manifest: Mapping[str, Any], losses: Mapping[str, float], dtypes: str) -> None:
     """A model card, and the list of files with what they were made of."""
-    settings, model = manifest["settings"], model_name(manifest)
-    rows = [f"| {name} | {loss:.3f} |" for name, loss in losses.items()]
     made_of = {
         "model_sha256": manifest["model_sha256"],
         "adapter_sha256": manifest.get("adapter_sha256"),
         "dtype": dtypes,
     }
-    lines = [
-        *metadata(manifest, "finetune"),
-        "# Unlearned model", "",
-        f"`{model}` with an adapter folded in that makes it forget {manifest['rows']['forget']:,} texts, by Expunge",
-        f"{manifest['versions']['expunge']} (recipe {settings.get('recipe')}, {manifest['steps']:,} steps).", "",
-        "Mean negative log-likelihood of the completion tokens to forget, in nats per token, in fp32:", "",
-        "| model | loss |", "|---|---:|", *rows, "",
-        "| made of | |", "|---|---|", *(f"| {name} | `{value}` |" for name, value in made_of.items()), "",
-    ]  # fmt: skip
-    (folder / "README.md").write_text("\n".join(lines), encoding="utf-8")
+    (folder / "README.md").write_text(merged_card(manifest, losses, made_of), encoding="utf-8")
     written = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
     made_of["adapter_fingerprint"] = manifest.get("adapter_fingerprint")
     made_of["merged_sha256"] = model_fingerprint(str(folder))
