@@ -263,6 +263,7 @@ def test_a_dry_run_counts_the_names_and_writes_nothing(asked, tmp_path, more, na
     found = elicit(ElicitConfig(**settings, dry_run=True))
     assert (found.names, found.prompts) == (names, 13)
     assert found.seconds is not None
+    assert asked["calls"] == ["Ann Weber"] * 2  # most likely answers and drawn ones, of all questions at once
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
 
 

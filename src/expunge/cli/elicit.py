@@ -34,7 +34,7 @@ def elicit(settings: ElicitConfig, out: Output) -> int:
             f"{found.names} names, made-up ones among them, {found.prompts} questions each, {answers} answers a name"
         )
         out.text(
-            f"expected time   {show_duration(found.seconds)} (less with fewer --samples and a smaller --max-new-tokens)"
+            f"expected time   at most {show_duration(found.seconds)} (less with fewer --samples or --max-new-tokens)"
         )
         return 0
     out.text(f"{'name':<28}{'question':<14}{'said':>9}{'of others':>11}  kept")

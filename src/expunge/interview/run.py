@@ -30,6 +30,8 @@ from expunge.utils.reading import UnreadableError, check_fields, read_lines
 
 NEIGHBOURS = 6
 """Names beside the one asked about that are asked about too."""
+TIMED_TOKENS = 8
+"""Tokens of each answer that a dry run takes the time of."""
 OWN_SETTINGS = ("model", "revision", "kind", "questions", "samples", "temperature", "max_new_tokens", "seed", "dtype")
 """Settings that answers depend on: an interrupted call is resumed with the same."""
 Answers = Mapping[str, Sequence[str]]
@@ -169,17 +171,18 @@ class _Interview:
             f"asking about {len(names)} {what}", each * len(names), each * (len(names) - len(new))
         ) as advance:
             for name in new:
-                self._known[name] = self._asked(name, self.questions, advance)
+                self._known[name] = self._asked(name, advance)
                 if self._part:
                     files.append_line(self._part, {"name": name, "answers": self._known[name]})
         return {name: self._known[name] for name in names}
 
     def forecast(self, names: int) -> Elicited:
-        """What asking about so many names takes, by one question of one name."""
+        """The most that asking about so many names takes, by the first tokens of the answers about one of them."""
+        tokens = min(TIMED_TOKENS, self._config.max_new_tokens)
         clock = time.perf_counter()
-        with self._reporter.working("timing one question"):
-            self._asked(self._config.about, self.questions[:1], lambda _: None)
-        seconds = (time.perf_counter() - clock) * len(self.questions) * names
+        with self._reporter.working("timing answers"):
+            self._asked(self._config.about, lambda _: None, tokens)
+        seconds = (time.perf_counter() - clock) * self._config.max_new_tokens / tokens * names
         return Elicited(seconds=seconds, prompts=len(self.questions), names=names)
 
     def rows(
@@ -243,16 +246,16 @@ class _Interview:
         known = [Example(row["id"], row["prompt"], row["completion"]) for row in (*forget, *retain)]
         return [{key: getattr(own, key) for key in ("id", "prompt", "completion")} for own in unseen_texts(said, known)]
 
-    def _asked(self, name: str, questions: Sequence[Question], advance: Advance) -> dict[str, list[str]]:
+    def _asked(self, name: str, advance: Advance, tokens: int | None = None) -> dict[str, list[str]]:
         config, tokenizer = self._config, self._loaded.tokenizer
-        rows = [Example(own.id, own.prompt(name, chat=self._chat), "-") for own in questions]
+        rows = [Example(own.id, own.prompt(name, chat=self._chat), "-") for own in self.questions]
         greedy, drawn = (
             generate(
                 self._loaded,
                 rows,
                 name,
                 encode_prompt=lambda row: prompt_ids(tokenizer, row, self._format),
-                max_new_tokens=config.max_new_tokens,
+                max_new_tokens=tokens or config.max_new_tokens,
                 samples=samples,
                 temperature=config.temperature,
                 seed=config.seed,
