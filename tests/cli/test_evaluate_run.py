@@ -77,6 +77,8 @@ def test_facts_are_counted_before_and_after_and_key_words_can_be_read_and_given(
     assert "Is it still said?" in told.out
     assert "  next  " in told.out
     assert read("done/verdict.json")["answers"][3]["state"] != "not measured"
+    assert "report    done/report.html" in told.out
+    assert "No scores: there is no results file" not in Path("done/report.html").read_text()
 
     assert expunge("evaluate", "--run", "done", *SMALL, "--key-words", "words.jsonl", "--overwrite").code == 2
     told = expunge("evaluate", "--run", "done", *SMALL, "--forget", "words.jsonl", "--output", "again.json")

@@ -135,9 +135,8 @@ def evaluate(settings: EvaluateConfig, out: Output) -> int:
     if settings.key_words:
         out.text(f"key words {settings.key_words} (it holds texts of the forget set)")
     if settings.run and Path(settings.output).resolve().parent == Path(settings.run).resolve():
-        from expunge.report import write_verdict
-
-        out.text(f"\n{write_verdict(settings.run)}")
+        out.text()
+        write_run_report(Path(settings.run), out)
     return 0
 
 

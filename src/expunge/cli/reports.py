@@ -77,7 +77,7 @@ def verdict(settings: VerdictSettings, out: Output) -> int:
 
 
 def write_run_report(run: Path, out: Output) -> None:
-    """The page and the card of a run that has just ended."""
+    """The page and the card of a run that has just ended, or been scored."""
     from expunge.report import verdict as judge
     from expunge.report import write_cards, write_report
 
