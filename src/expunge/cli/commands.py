@@ -42,10 +42,11 @@ class Command:
 def unlearn(settings: UnlearnConfig, out: Output) -> int:
     """Train an adapter."""
     settings.validate()
-    from expunge.evaluation.advice import Advisor
-    from expunge.runs.run import is_writer, lacks_report, standing
-    from expunge.train.dry_run import forecast
-    from expunge.train.loop import unlearn as train
+    with out.starting():
+        from expunge.evaluation.advice import Advisor
+        from expunge.runs.run import is_writer, lacks_report, standing
+        from expunge.train.dry_run import forecast
+        from expunge.train.loop import unlearn as train
 
     out.quiet = out.quiet or not is_writer()
     if settings.dry_run:
@@ -102,10 +103,11 @@ def _push(folder: str | Path, repo: str, public: bool, out: Output) -> None:
 
 def evaluate(settings: EvaluateConfig, out: Output) -> int:
     """Score a model or adapter."""
-    from expunge.evaluation.checks import resolved
-    from expunge.evaluation.results import other_subject, results_before
-    from expunge.evaluation.run import evaluate as score
-    from expunge.runs.run import is_writer
+    with out.starting():
+        from expunge.evaluation.checks import resolved
+        from expunge.evaluation.results import other_subject, results_before
+        from expunge.evaluation.run import evaluate as score
+        from expunge.runs.run import is_writer
 
     settings = resolved(settings)
     settings.validate()
@@ -229,7 +231,8 @@ def compare(settings: CompareSettings, out: Output) -> int:
 
 def calibrate(settings: CalibrateConfig, out: Output) -> int:
     """Set the scale of a finished adapter."""
-    from expunge.train.calibrate import calibrate as choose
+    with out.starting():
+        from expunge.train.calibrate import calibrate as choose
 
     found = choose(settings, out.reporter())
     out.results = dataclasses.asdict(found)
@@ -270,8 +273,9 @@ class MergeSettings:
 
 def merge(settings: MergeSettings, out: Output) -> int:
     """Write adapter and base as one plain model."""
-    from expunge.report import verdict
-    from expunge.train.merge import merge as write_merged
+    with out.starting():
+        from expunge.report import verdict
+        from expunge.train.merge import merge as write_merged
 
     options = {name: value for name, value in vars(settings).items() if name not in ("run", "output", "strict")}
     with out.reporter().working("merging, and comparing with the adapter"):

@@ -23,7 +23,8 @@ class DemoSettings:
 
 def demo(settings: DemoSettings, out: Output) -> int:
     """Make the bundled model forget made-up people."""
-    from expunge.demo.run import run_demo
+    with out.starting():
+        from expunge.demo.run import run_demo
 
     result = run_demo(settings.output, out.reporter(), overwrite=settings.overwrite, seed=settings.seed)
     out.results = {"output": str(result.output), "results": result.results}

@@ -21,7 +21,8 @@ STATES = {
 def elicit(settings: ElicitConfig, out: Output) -> int:
     """What a model knows of a name, as texts to forget."""
     settings.validate()
-    from expunge.interview.run import elicit as ask
+    with out.starting():
+        from expunge.interview.run import elicit as ask
 
     try:
         found = ask(settings, out.reporter())

@@ -1,5 +1,7 @@
 """Where the results of a command go, and how it ends."""
 
+import os
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,3 +34,7 @@ class Output:
     def reporter(self) -> Reporter:
         """Where progress goes."""
         return Reporter(quiet=self.quiet)
+
+    def starting(self) -> AbstractContextManager[None]:
+        """Something that moves while the libraries load; of several processes the first one shows it."""
+        return Reporter(quiet=self.quiet or os.environ.get("RANK", "0") != "0").working("starting")

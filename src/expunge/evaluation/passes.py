@@ -115,8 +115,9 @@ class _Passes:
         records = self._teacher_forced()
         generations = [self._generate(part) for part in self._parts]
         untouched = self._untouched(generations) if isinstance(self._loaded.model, PeftModel) else {}
-        for number, (part, said) in enumerate(zip(self._parts, generations, strict=True)):
-            self._rows(part, number, records, said, untouched)
+        with self._reporter.working("metrics"):
+            for number, (part, said) in enumerate(zip(self._parts, generations, strict=True)):
+                self._rows(part, number, records, said, untouched)
         if self._suite.documents:
             self._membership(self._suite.documents, records, untouched)
         return self._result

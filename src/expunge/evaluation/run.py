@@ -81,10 +81,9 @@ def _evaluate(config: EvaluateConfig, reporter: Reporter, processes: Processes) 
         check_reference(config.model, compared, suite, flag=flag, trust_remote_code=config.trust_remote_code)
     with reporter.working("loading the model"):
         loaded = _load(config, config.model)
-    base = known_base(config.model, getattr(loaded.base.config, "_commit_hash", None))
-    check_unchanged(files_before, config.model)
-    if adapter:
-        for mismatch in mismatches(adapter.parent, config, base, suite, loaded.tokenizer):
+        base = known_base(config.model, getattr(loaded.base.config, "_commit_hash", None))
+        check_unchanged(files_before, config.model)
+        for mismatch in mismatches(adapter.parent, config, base, suite, loaded.tokenizer) if adapter else ():
             reporter.warn(mismatch)
     with reporter.working("measuring the prompt format"):
         prompt_format = _prompt_format(loaded, suite, config, reporter)
@@ -92,13 +91,15 @@ def _evaluate(config: EvaluateConfig, reporter: Reporter, processes: Processes) 
         reporter.say(f"{flag.removeprefix('--')}: {compared}")
     measurement, reference, untouched = _measure(loaded, suite, prompt_format, config, compared, reporter)
     utility = _utility(loaded, config, reporter)
-    base = base or model_fingerprint(config.model)
-    subject = {
-        "base": base,
-        "prompt_format": str(prompt_format),
-        "texts": {"forget": texts_fingerprint(suite["forget"].examples)},
-        "merged": merged_from(config.model, base),
-    }
+    with reporter.working("hashing the model"):
+        base = base or model_fingerprint(config.model)
+        subject = {
+            "base": base,
+            "prompt_format": str(prompt_format),
+            "texts": {"forget": texts_fingerprint(suite["forget"].examples)},
+            "merged": merged_from(config.model, base),
+            "adapter": adapter_fingerprint(adapter) if adapter else None,
+        }
 
     def results_of(own: Measurement, adapter: Path | None, **more: Any) -> dict[str, Any]:
         name = config.benchmark or "semeval"
@@ -113,7 +114,7 @@ def _evaluate(config: EvaluateConfig, reporter: Reporter, processes: Processes) 
             model=config.model,
             adapter=config.adapter if adapter else None,
             settings=_settings(config, loaded, prompt_format, suite, own),
-            fingerprint={**subject, "adapter": adapter_fingerprint(adapter) if adapter else None},
+            fingerprint=subject if adapter else subject | {"adapter": None},
             **more,
         )
 
@@ -182,7 +183,8 @@ def _measure(
         reporter.say("the untouched model, for what changed")
         untouched = passes(loaded, reference=reference)
     if config.adapter:
-        attach_adapter(loaded, config.adapter)
+        with reporter.working("putting the adapter in"):
+            attach_adapter(loaded, config.adapter)
     return passes(loaded, reference=reference), reference, untouched
 
 

@@ -119,8 +119,9 @@ def _unlearn(
     begun = time.perf_counter()
     prepared = prepare(config, reporter)
     config, loaded = prepared.config, prepared.loaded
-    trainer = Trainer(prepared, processes)
-    trainer.check_memory()
+    with reporter.working("putting the adapter in, and looking what fits into the memory"):
+        trainer = Trainer(prepared, processes)
+        trainer.check_memory()
     reporter.say(trainer.describe())
     for note in loaded.told():
         reporter.say(note)
