@@ -1,8 +1,6 @@
 """Adapter and base -> one plain transformers model, checked against the adapter that it replaces."""
 
 import math
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -124,9 +122,7 @@ def merge(
     probes = [row.input_ids for side in rows.values() for row in side[:PROBES]]
     check_base(config.model, manifest, f"--run {run}", getattr(loaded.base.config, "_commit_hash", None))
     losses, right = _fold(loaded, run, rows["forget"], probes)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    try:
+    with folders.temporary_folder(target) as temporary:
         notes = export(loaded, temporary, wanted)
         merged = load_model(str(temporary), dtype="float32", device=device, trust_remote_code=trust_remote_code)
         logps = sequence_logps(merged, probes)
@@ -138,10 +134,6 @@ def merge(
             )
         dtypes = _dtypes(temporary)
         _write_provenance(temporary, manifest, losses, dtypes)
-        folders.replace_dir(temporary, target)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
     reason = _judge(losses)
     bound = LOST * max(0.0, losses["adapter"] - losses["untouched"])
     return MergeReport(target, dtypes, difference, losses, not reason, bound, reason, notes)

@@ -1,8 +1,9 @@
 """Everything that an unlearning run needs before its first step, checked in the order of what it costs to check."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from expunge.config import SETS, UnlearnConfig
@@ -141,33 +142,38 @@ def prepare(config: UnlearnConfig, reporter: Reporter) -> Prepared:
     tokenized = {name: rows(getattr(sets, name)) for name in SETS}
     for name, side in tokenized.items():
         _tell(name, side, reporter)
-    pairs = rows(pairs_for(sets, config.seed)) if "pairs" in loss.needs else []
-    selection, reported = None, tokenized["holdout"]
-    if followed is not None:
-        hashes, (members, nonmembers) = split_off(followed, sets.retain, loaded.tokenizer)
-        documents = {id(own) for own in followed[1].texts}
-        short = [own for own in sets.nonmembers if id(own) not in documents]  # no membership is reported on them
-        hashes = sorted({*hashes, *example_hashes(short)})
-        counts = f"{len(members)} texts to forget and {len(nonmembers)} unseen ones"
+    selection = None if followed is None else _selection(followed, sets, loaded, partial(rows, cut=True))
+    steers: set[str] = set()
+    if selection is not None:
+        counts = f"{len(selection.members)} texts to forget and {len(selection.nonmembers)} unseen ones"
         reporter.say(f"selection: {counts} say how far to go and when to stop; evaluate reports on the others")
-        unseen = rows([*nonmembers, *short], cut=True)
-        selection = SelectionRows(rows(members, cut=True), unseen[: len(nonmembers)], unseen, hashes)
-        steers = set(hashes)
-        marked = zip(reported, example_hashes(sets.holdout), strict=True)
-        reported = [row for row, own in marked if own not in steers]
+        steers = set(selection.hashes)
+    marked = zip(tokenized["holdout"], example_hashes(sets.holdout), strict=True)
     return Prepared(
         config=_resolve(config, loaded, measured, max_length),
         loaded=loaded,
         loss=loss,
         **tokenized,
-        pairs=pairs,
+        pairs=rows(pairs_for(sets, config.seed)) if "pairs" in loss.needs else [],
         selection=selection,
-        reported=reported,
+        reported=[row for row, own in marked if own not in steers],
         prompt_format=measured,
         model_files=model_files,
         texts={"forget": texts_fingerprint(sets.forget)},
         warnings=sets.warnings,
     )
+
+
+def _selection(
+    followed: list[Side], sets: Sets, loaded: LoadedModel, rows: Callable[[Sequence[Example]], list[TokenizedExample]]
+) -> SelectionRows:
+    """The half that steers the run; unseen texts on which no membership is reported steer it whole."""
+    hashes, (members, nonmembers) = split_off(followed, sets.retain, loaded.tokenizer)
+    documents = {id(own) for own in followed[1].texts}
+    short = [own for own in sets.nonmembers if id(own) not in documents]
+    unseen = rows([*nonmembers, *short])
+    hashes = sorted({*hashes, *example_hashes(short)})
+    return SelectionRows(rows(members), unseen[: len(nonmembers)], unseen, hashes)
 
 
 def _before_weights(config: UnlearnConfig) -> tuple[UnlearnConfig, Sets, Judged, list[str]]:
