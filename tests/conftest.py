@@ -16,6 +16,14 @@ def own_key(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True, scope="session")
+def patience() -> Iterator[None]:
+    """On a machine that is slow today nothing says that it is still at work: tests count lines."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("expunge.utils.progress.SILENT", 600.0)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
 def stop_signals() -> None:
     """Stop signals do what they do in a terminal, also where the tests run in the background or under nohup."""
     for number, usual in (
