@@ -191,10 +191,12 @@ def test_what_it_says_to_do_next_names_every_file_that_it_wrote(asked, tmp_path,
     save_tiny(tmp_path / "model", "llama", "chat")
     settings = ElicitConfig(**asked["settings"] | {"output": str(tmp_path / "my f.jsonl")})
     assert command(settings, Output(quiet=True)) == 0
-    told = [shlex.split(line) for line in capsys.readouterr().out.splitlines() if line.startswith("  expunge ")]
+    said = capsys.readouterr().out
+    told = [shlex.split(line) for line in said.splitlines() if line.startswith("  expunge ")]
     written = {str(path) for path in tmp_path.glob("*.jsonl")}
     assert len(written) == 4
-    assert {word for words in told for word in words} >= written
+    assert all(file in said for file in written)
+    assert sum(len(written & {*words}) for words in told) == 3  # what to say instead is the user's choice
     for words in told:
         chosen = {"unlearn": UnlearnConfig, "evaluate": EvaluateConfig}[words[1]]
         flags = {word[2:].replace("-", "_") for word in words if word.startswith("--")}

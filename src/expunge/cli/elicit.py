@@ -62,7 +62,9 @@ def elicit(settings: ElicitConfig, out: Output) -> int:
         )
     )
     own = f"--model {quote(settings.model)} --forget {quote(settings.output)}"
-    out.text(f'  expunge unlearn {own}{retain}{unseen}{instead} --title "..." --output runs/one')
+    out.text(f'  expunge unlearn {own}{retain}{unseen} --title "..." --output runs/one')
     sampled = f"--samples {settings.samples} --max-new-tokens {settings.max_new_tokens}"
     out.text(f"  expunge evaluate --run runs/one{again} {sampled}")
+    if instead:
+        out.text(f"Without{instead} beside the first it says something else, often wrong; with it, those refusals.")
     return 0
