@@ -35,15 +35,11 @@ def report(settings: ReportSettings, out: Output) -> int:
         from expunge.errors import ConfigError
 
         raise ConfigError("runs are missing: give run directories")
-    page = write_report(
-        settings.runs,
-        settings.output,
-        figures=settings.figures,
-        show_examples=settings.show_examples,
-        overwrite=settings.overwrite,
-        reporter=out.reporter(),
-    )
-    cards = write_cards(settings.runs) if settings.card else []
+    reporter = out.reporter()
+    options = {name: getattr(settings, name) for name in ("figures", "show_examples", "overwrite")}
+    with reporter.working("writing the report"):
+        page = write_report(settings.runs, settings.output, reporter=reporter, **options)
+        cards = write_cards(settings.runs) if settings.card else []
     out.results = {"report": str(page), "figures": settings.figures, "cards": list(map(str, cards))}
     out.text(f"report    {page}" + (" (it holds texts of the forget set)" if settings.show_examples else ""))
     for name, path in (("figures", settings.figures), *(("card", card) for card in cards)):

@@ -85,7 +85,8 @@ def _calibrate(config: CalibrateConfig, settings: UnlearnConfig, reporter: Repor
     check_unchanged(files_before, settings.model)
     pattern = (earlier or {}).get("trained_alpha_pattern") or {}
     alphas = {"lora_alpha": earlier["trained_alpha"], "alpha_pattern": pattern} if earlier else None
-    attach_adapter(loaded, config.run, alphas)
+    with reporter.working("putting the adapter in"):
+        attach_adapter(loaded, config.run, alphas)
     trained: Any = loaded.model.peft_config["default"]  # a LoraConfig
     rows = {name: run_rows(settings, loaded.tokenizer, getattr(sets, name)) for name in SETS}
     check_texts(manifest, settings, {name: rows[name] for name in ("forget", "retain")})
@@ -101,8 +102,9 @@ def _calibrate(config: CalibrateConfig, settings: UnlearnConfig, reporter: Repor
     rows["holdout"] = run_rows(settings, loaded.tokenizer, without_selection(sets.holdout, content))
     manifest = _with_losses(manifest, loaded, rows, found.scale, reporter)
     manifest["selection"] = {name: content[name] for name in SUMMARY if name in content}
-    _write(folder, content, manifest, loaded)
-    verify_saved(loaded, folder / "adapter", [row.input_ids for row in rows["forget"][:VERIFIED]])
+    with reporter.working("saving the adapter, and reading it back"):
+        _write(folder, content, manifest, loaded)
+        verify_saved(loaded, folder / "adapter", [row.input_ids for row in rows["forget"][:VERIFIED]])
     return found
 
 
@@ -117,11 +119,12 @@ def _with_losses(
     losses = manifest["loss_nats_per_completion_token"]
     told = {name: rows[name] for name in losses}
     assert isinstance(loaded.model, PeftModel)
-    set_scale(loaded.model, 0.0)
     unseen = {name: texts for name, texts in told.items() if name == "holdout"}  # other ones than before, perhaps
-    before = {name: own["before"] for name, own in losses.items()} | mean_losses(loaded, unseen)
-    set_scale(loaded.model, scale)
-    after = mean_losses(loaded, told)
+    with reporter.working("losses before and after"):
+        set_scale(loaded.model, 0.0)
+        before = {name: own["before"] for name, own in losses.items()} | mean_losses(loaded, unseen)
+        set_scale(loaded.model, scale)
+        after = mean_losses(loaded, told)
     _tell(losses["forget"], after["forget"], reporter)
     texts = {name: len(told[name]) for name in losses}
     found = {name: {"before": before[name], "after": after[name]} for name in losses}

@@ -116,10 +116,11 @@ def forecast(config: UnlearnConfig, reporter: Reporter | None = None) -> Forecas
 
 def _forecast(prepared: Prepared, reporter: Reporter, prepare_seconds: float) -> Forecast:
     config, loaded = prepared.config, prepared.loaded
-    trainer = Trainer(prepared)
-    trainer.check_memory()
-    wanted = replay_tokens(config, prepared.forget, trainer.num_steps / trainer.plan.steps_per_epoch)
-    writing = wanted * seconds_per_token(loaded, [*prepared.forget, *prepared.retain]) if wanted else 0.0
+    with reporter.working("putting the adapter in, and timing what it writes"):
+        trainer = Trainer(prepared)
+        trainer.check_memory()
+        wanted = replay_tokens(config, prepared.forget, trainer.num_steps / trainer.plan.steps_per_epoch)
+        writing = wanted * seconds_per_token(loaded, [*prepared.forget, *prepared.retain]) if wanted else 0.0
     trainer.set_replay(_stand_ins(prepared, wanted))  # the run's own texts, of about the size of those to be written
     steps = list(islice(trainer.plan.steps(), trainer.num_steps))
     sizes = [trainer.size(step) for step in steps]
@@ -133,8 +134,9 @@ def _forecast(prepared: Prepared, reporter: Reporter, prepare_seconds: float) ->
     on_cpu = loaded.device.type == "cpu"
     places = _cut(trainer, steps, chosen) if on_cpu else [(index, steps[index]) for index in chosen]
     clock = time.perf_counter()
-    trainer.compute_reference(Reporter(quiet=True))
-    mean_losses(loaded, {name: side.rows for name, side in trainer.sides.items()})
+    with reporter.working("timing the passes over all rows"):
+        trainer.compute_reference(Reporter(quiet=True))
+        mean_losses(loaded, {name: side.rows for name, side in trainer.sides.items()})
     forward_seconds = time.perf_counter() - clock
     forward_area = sum(_area(side.rows, trainer.packed) for side in trainer.sides.values())
     forward_area += sum(_area(side.rows, trainer.packed) for side in trainer.reference_sides().values())
