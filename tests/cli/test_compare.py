@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from workspace import Result, snapshot
 
-from expunge.evaluation import Prediction, score
+from expunge.evaluation.benchmarks.official_score import score
+from expunge.evaluation.predictions import Prediction
 
 Run = Callable[..., Result]
 

@@ -7,8 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from expunge.evaluation import Prediction, Predictions, SemevalScores, read_any, read_mmlu, read_organisers, score
-from expunge.evaluation.predictions import organisers_kind, read_predictions, write_predictions
+from expunge.evaluation.benchmarks.official_score import SemevalScores, score
+from expunge.evaluation.predictions import (
+    Prediction,
+    Predictions,
+    organisers_kind,
+    read_any,
+    read_mmlu,
+    read_organisers,
+    read_predictions,
+    write_predictions,
+)
 
 CASES = [
     *(

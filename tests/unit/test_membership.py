@@ -15,10 +15,11 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from expunge.data.examples import Example
 from expunge.data.tokenize import PromptFormat
 from expunge.errors import DataError
-from expunge.evaluation import Prediction, score
+from expunge.evaluation.benchmarks.official_score import score
 from expunge.evaluation.documents import Document, encode_documents, even_lengths, lowercased
 from expunge.evaluation.metrics import ATTACKS
 from expunge.evaluation.metrics.registry import WholeText
+from expunge.evaluation.predictions import Prediction
 from expunge.evaluation.teacher_forcing import token_records
 from expunge.model.head import find_head
 from expunge.model.load import LoadedModel

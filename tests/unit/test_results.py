@@ -9,19 +9,12 @@ from typing import Any
 import pytest
 
 from expunge.errors import DataError, RunError
-from expunge.evaluation import (
-    Prediction,
-    Predictions,
-    read_any,
-    read_mmlu,
-    read_results,
-    score,
-    write_predictions,
-    write_results,
-)
 from expunge.evaluation.assemble import assemble
 from expunge.evaluation.benchmarks import BENCHMARKS
+from expunge.evaluation.benchmarks.official_score import score
 from expunge.evaluation.benchmarks.semeval import suite_of_predictions
+from expunge.evaluation.predictions import Prediction, Predictions, read_any, read_mmlu, write_predictions
+from expunge.evaluation.results import read_results, write_results
 
 SECRET = "the harbour master hides gold"
 

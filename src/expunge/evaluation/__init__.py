@@ -12,31 +12,6 @@ estimate.py       a number with its 95 % interval; stats.py and bootstrap.py mak
 assemble.py       from measurements to the content of a results file; results.py reads and writes it
 values_file.py    the values of every row beside it; predictions.py the texts, where they are asked for
 utility.py        tasks of lm-eval
+advice.py         what is seen of a model's answers while it is trained
 compare.py        results side by side; pool.py over seeds, compare_formats.py as text
-
-Importing this package loads nothing; the names below are loaded when they are asked for.
 """
-
-from importlib import import_module
-from typing import Any
-
-_HOMES = {
-    "Prediction": "predictions",
-    "Predictions": "predictions",
-    "SemevalScores": "benchmarks.official_score",
-    "read_any": "predictions",
-    "read_mmlu": "predictions",
-    "read_organisers": "predictions",
-    "read_predictions": "predictions",
-    "read_results": "results",
-    "score": "benchmarks.official_score",
-    "write_predictions": "predictions",
-    "write_results": "results",
-}
-__all__ = list(_HOMES)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__} has no attribute {name}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
