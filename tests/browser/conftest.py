@@ -75,7 +75,10 @@ def pages(tmp_path_factory) -> dict[str, Path]:
         "unscored": [write_run(folder / "unscored", scored=False)],
         "hostile": [
             write_run(
-                folder / "<b>run&", metrics=strange, ids=EVIL, manifest={"warnings": [EVIL], "versions": {EVIL: EVIL}}
+                folder / "<b>run&",
+                metrics=strange,
+                ids=EVIL,
+                manifest={"warnings": [EVIL], "versions": {EVIL: EVIL, "expunge": EVIL}},
             )
         ],
         "many": [
