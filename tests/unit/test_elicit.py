@@ -187,7 +187,9 @@ def test_a_chat_model_gets_the_questions_in_other_words_and_refusals_too(asked, 
         assert refuses(refusal["completion"])
 
 
-def test_what_it_says_to_do_next_names_every_file_that_it_wrote(asked, tmp_path, capsys):
+@pytest.mark.parametrize(("fewest", "last"), [(8, "instead"), (0, "unseen")])
+def test_what_it_says_to_do_next_takes_what_it_wrote(asked, tmp_path, capsys, monkeypatch, fewest, last):
+    monkeypatch.setattr("expunge.data.holdout.FEWEST", fewest)
     save_tiny(tmp_path / "model", "llama", "chat")
     settings = ElicitConfig(**asked["settings"] | {"output": str(tmp_path / "my f.jsonl")})
     assert command(settings, Output(quiet=True)) == 0
@@ -195,8 +197,10 @@ def test_what_it_says_to_do_next_names_every_file_that_it_wrote(asked, tmp_path,
     told = [shlex.split(line) for line in said.splitlines() if line.startswith("  expunge ")]
     written = {str(path) for path in tmp_path.glob("*.jsonl")}
     assert len(written) == 4
-    assert all(file in said for file in written)
-    assert sum(len(written & {*words}) for words in told) == 3  # what to say instead is the user's choice
+    names = [Path(word).name for words in told for word in words if word in written]
+    assert names == ["my f.jsonl", f"my f_{last}.jsonl", "my f_paraphrased.jsonl"]
+    assert ("With 16 rows to forget" in said) == (fewest == 8)
+    assert "my f_instead.jsonl' it says something else" in said
     for words in told:
         chosen = {"unlearn": UnlearnConfig, "evaluate": EvaluateConfig}[words[1]]
         flags = {word[2:].replace("-", "_") for word in words if word.startswith("--")}

@@ -22,7 +22,8 @@ def elicit(settings: ElicitConfig, out: Output) -> int:
     """What a model knows of a name, as texts to forget."""
     settings.validate()
     with out.starting():
-        from expunge.interview.run import elicit as ask
+        from expunge.data.holdout import FEWEST
+    from expunge.interview.run import elicit as ask
 
     try:
         found = ask(settings, out.reporter())
@@ -61,10 +62,14 @@ def elicit(settings: ElicitConfig, out: Output) -> int:
             ("paraphrased", settings.paraphrased),
         )
     )
-    own = f"--model {quote(settings.model)} --forget {quote(settings.output)}"
-    out.text(f'  expunge unlearn {own}{retain}{unseen} --title "..." --output runs/one')
+    enough = min(found.files.get(file, 0) for file in (settings.output, settings.unseen)) >= 2 * FEWEST
+    own = f"--model {quote(settings.model)} --forget {quote(settings.output)}{retain}"
+    out.text(f'  expunge unlearn {own}{unseen if enough else instead} --title "..." --output runs/one')
     sampled = f"--samples {settings.samples} --max-new-tokens {settings.max_new_tokens}"
     out.text(f"  expunge evaluate --run runs/one{again} {sampled}")
     if instead:
-        out.text(f"Without{instead} beside the first it says something else, often wrong; with it, those refusals.")
+        out.text(f"Without{instead} it says something else, often wrong; with it, those refusals.")
+    if not enough:
+        most = 2 * FEWEST
+        out.text(f"With {most} rows to forget, and {most} unseen ones, a run knows how far to go: --alias gives more.")
     return 0
