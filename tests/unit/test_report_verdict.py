@@ -298,6 +298,18 @@ def test_losses_alone_can_condemn_but_never_acquit():
         assert judged.next[0].startswith("Score the model")
 
 
+@pytest.mark.parametrize(("texts", "kept"), [(3, "retain/loss"), (4, "test/loss")])
+def test_losses_of_few_texts_are_too_coarse_to_tell_what_is_kept(texts, kept):
+    losses = {name: {"before": 0.0, "after": 0.0} for name in ("forget", "retain", "test")}
+    manifest = {
+        "status": "done",
+        "settings": {},
+        "loss_nats_per_completion_token": losses,
+        "loss_texts": {"test": texts},
+    }
+    assert [own.key for own in verdict(RunData(Path("run"), "run", manifest)).answers[KEPT].numbers] == [kept]
+
+
 def test_an_unfinished_run_is_never_a_success():
     judged = judge(metrics(), status="running")
     assert (judged.tone, judged.lead, judged.next[0][:15]) == ("open", "The run is not finished", "Finish the run:")

@@ -26,6 +26,7 @@ from expunge.report.answers import (
 )
 from expunge.report.run_data import RunData
 from expunge.report.scores import Score, kept, knowledge, number, speech
+from expunge.utils.coarse import TELLING, few
 from expunge.utils.roc import chance_sd
 from expunge.utils.text import UNSEEN_TEXTS, show_number
 
@@ -135,7 +136,9 @@ def rest_kept(run: RunData, criteria: Criteria) -> Answer:
         else:
             numbers.append(shown(score, before, None, "", "no value of the untouched model"))
     scored = any(own.state != "shown" for own in numbers)
-    drift, pair = _drift(run, criteria), losses_of(run, side := "test" if losses_of(run, "test") else "retain")
+    few_tested = few({"test": run.manifest.get("loss_texts", {}).get("test", TELLING)})  # their losses are coarse
+    side = "test" if losses_of(run, "test") and not few_tested else "retain"
+    drift, pair = _drift(run, criteria), losses_of(run, side)
     if not scored and pair:
         share, bound = math.exp(min(0.0, pair[0] - pair[1])), criteria.retained()
         says = f"the loss of the texts to keep went from {show_number(pair[0])} to {show_number(pair[1])}"
