@@ -62,7 +62,7 @@ def _gap(sides: list[Side], losses: list[list[float]], surprise: list[list[float
         halves: tuple[list[list[float]], list[list[float]]] = ([], [])
         for side, values, own in zip(sides, losses, surprise, strict=True):
             hashes = [hashlib.sha256(f"{salt} {row.completion}".encode()).hexdigest() for row in side.texts]
-            chosen = selection_half(hashes, own, side.family)
+            chosen = selection_half(hashes, [text.group for text in side.texts], own, side.family)
             halves[0].append(list(compress(values, chosen)))
             halves[1].append(list(compress(values, (not at for at in chosen))))
         squares.append((_auc(halves[0]) - _auc(halves[1])) ** 2)

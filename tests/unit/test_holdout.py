@@ -19,7 +19,7 @@ from expunge.data.holdout import (
     unseen_texts,
     without_selection,
 )
-from expunge.data.surprise import MOST_KNOWN, Pairs, surprises
+from expunge.data.surprise import MOST_KNOWN, NGrams, surprises
 from expunge.errors import DataError
 from tiny import tiny_tokenizer
 
@@ -66,13 +66,24 @@ def test_pairs_are_those_of_witten_and_bell():
             return alone
         return (after.get(second, 0) + len(after) * alone) / (sum(after.values()) + len(after))
 
-    pairs = Pairs([np.array(row) for row in known], 50)
+    pairs = NGrams([np.array(row) for row in known], 50, order=2)
     asked = [rng.randrange(50) for _ in range(200)]
     expected = [-math.log(p(a, b)) for a, b in itertools.pairwise(asked)]
     assert pairs.surprise(np.array(asked)) == pytest.approx(expected)
     for first in (0, 49):  # seen and unseen
         every = [pairs.surprise(np.array([first, second]))[0] for second in range(50)]
         assert sum(math.exp(-own) for own in every) == pytest.approx(1)
+
+
+def test_longer_n_grams_are_filled_up_with_shorter_ones():
+    ngrams = NGrams([np.array([0, 1, 2, 1, 2]), np.array([0, 1, 3])], vocabulary=4, order=3)
+    single = (3 + 3 * 0.25) / (6 + 3)  # 1 stands there three times after the first token, of three kinds among six
+    assert ngrams.surprise(np.array([3, 1])) == pytest.approx([-math.log(single)]), "nothing ever follows 3"
+    two = (2 + 3 * 0.25) / (6 + 3)
+    after_one = (2 + 2 * two) / (3 + 2)  # 1 2 twice, of two kinds among three
+    after_zero_one = (1 + 2 * after_one) / (2 + 2)
+    assert ngrams.surprise(np.array([0, 1, 2]))[1] == pytest.approx(-math.log(after_zero_one))
+    assert NGrams([], vocabulary=4, order=3).surprise(np.array([0, 1])) == pytest.approx([math.log(4)])
 
 
 def test_a_text_is_less_surprising_the_more_of_it_is_known():
@@ -100,7 +111,7 @@ def test_both_halves_are_as_surprising():
     rng = random.Random(1)
     hashes = example_hashes(texts(0, 60))
     difficulty = [rng.gauss(5, 2) for _ in hashes]
-    half = selection_half(hashes, difficulty, range(60))
+    half = selection_half(hashes, [""] * 60, difficulty, range(60))
     looked_at, reported = (
         sorted(d for d, own in zip(difficulty, half, strict=True) if own is side) for side in (True, False)
     )
@@ -116,15 +127,16 @@ def test_halves_depend_on_the_texts_alone():
     difficulty = [int(name) // 4 for name in own]  # with ties
     difficulty[-1] = 0  # the same text in other white space
     family = [own.index(name) for name in own]
-    chosen = {name for name, half in zip(own, selection_half(own, difficulty, family), strict=True) if half}
+    kinds = [""] * len(own)
+    chosen = {name for name, half in zip(own, selection_half(own, kinds, difficulty, family), strict=True) if half}
     assert len(chosen) == 10
-    again = selection_half(own[::-1], difficulty[::-1], family[::-1])
+    again = selection_half(own[::-1], kinds, difficulty[::-1], family[::-1])
     assert {name for name, half in zip(own[::-1], again, strict=True) if half} == chosen
 
 
 def test_neither_half_gets_the_hardest_of_an_odd_number():
     hashes = example_hashes(texts(0, 2001))
-    half = selection_half(hashes, list(range(2001)), range(2001))
+    half = selection_half(hashes, [""] * 2001, list(range(2001)), range(2001))
     at = [number for number, own in enumerate(half) if own]
     assert len(at) == 1000
     for ends in ((0, 1), (1999, 2000)):
@@ -174,3 +186,11 @@ def test_keyed_hashes_tell_the_selection_from_all_others_and_say_nothing_without
     assert not set(keyed_hashes(example_hashes(texts[:60]))) & set(own["selection_hmac"])
     with pytest.raises(DataError, match=r"known under another key than .*theirs/expunge/key"):
         without_selection(texts, own)
+
+
+def test_both_halves_hold_texts_of_every_kind() -> None:
+    kinds = ["story"] * 2 + ["record"] * 4 + ["answer"] * 6
+    hashes, surprise = [f"{at:04d}" for at in range(12)], [float(7 * at % 12) for at in range(12)]
+    half = selection_half(hashes, kinds, surprise, range(12))
+    for kind, count in (("story", 1), ("record", 2), ("answer", 3)):
+        assert sum(own for own, name in zip(half, kinds, strict=True) if name == kind) == count

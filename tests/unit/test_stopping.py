@@ -20,7 +20,7 @@ from expunge.train.averaging import MovingAverage
 from expunge.train.early_stopping import EarlyStopping
 from expunge.train.scale import choose_scale, judge, most_scales
 from expunge.train.schedule import evaluation_spacing, learning_rate, make_plan, replay_tokens
-from expunge.train.targets import UnseenTokens, paired_nlls
+from expunge.train.targets import UnseenTokens, at_most_surprise, paired_nlls
 from expunge.train.validation import Validation, certainty, evenly, probabilities, violation, violations
 
 UNTOUCHED = Validation(
@@ -279,3 +279,20 @@ def test_a_token_takes_the_nll_of_the_unseen_token_at_its_place_in_the_order() -
     assert [own[1] for own in spread] == [7.0, 0.2, 0.1, 5.0], "what they really had, surprises and all"
     same = paired_nlls(many, [[0.0, 1.0]] * 4, many, [[0.0, 1.0]] * 4, surprises)
     assert [own[1] for own in same] == [0.2, 5.0, 0.1, 7.0], "equal ones are not put in the order of their NLLs"
+
+
+def test_a_kind_without_unseen_texts_takes_the_nlls_of_tokens_of_which_as_much_is_expected() -> None:
+    unseen = [TokenizedExample("u", [1, 2, 3, 4, 5], 1, group="story")]
+    among, nlls = [[0.0, 1.0, 1.0, 4.0, 8.0]], [[0.0, 0.5, 1.5, 3.0, 9.0]]
+    rows = [TokenizedExample("x", [1, 2, 3, 4, 5, 6], 1, group="record")]
+    found = paired_nlls(rows, [[0.0, 1.0, 0.2, 1.0, 5.0, 20.0]], unseen, among, nlls)
+    assert found[0] == [0.0, 0.5, 0.5, 1.5, 9.0, 9.0]
+
+
+def test_what_the_texts_to_keep_say_of_a_token_makes_it_likelier() -> None:
+    kept = [TokenizedExample("k", [1, 2, 3, 4, own], 1) for own in range(10, 20)]
+    rows = [TokenizedExample("x", [1, 2, 3, 4, 30], 1)]
+    found = at_most_surprise(rows, [[0.0, 6.0, 6.0, 6.0, 6.0]], kept)
+    assert all(own < 0.3 for own in found[0][2:4]), "the words of their template"
+    assert 2.0 < found[0][4] <= 6.0, "but not what differs in each of them"
+    assert at_most_surprise(rows, [[0.0, 6.0, 6.0, 6.0, 6.0]], []) == [[0.0, 6.0, 6.0, 6.0, 6.0]]

@@ -37,24 +37,28 @@ def example_hashes(examples: Sequence[Example]) -> list[str]:
     return [text_hash(example) for example in examples]
 
 
-def selection_half(hashes: Sequence[str], surprise: Sequence[float], family: Sequence[int]) -> list[bool]:
+def selection_half(
+    hashes: Sequence[str], kinds: Sequence[str], surprise: Sequence[float], family: Sequence[int]
+) -> list[bool]:
     """Which of some texts are for selection: half of the families, the same whatever their order.
 
-    Of two families that follow each other by how surprising they are, it is the one of the smaller hash: so both halves
-    hold as many easy texts, and as many hard ones. Of an odd number the middle one is left out.
+    Of two families that follow each other by kind, and in it by how surprising they are, it is the one of the smaller
+    hash: so both halves hold as many texts of a kind, and as many easy and hard ones. Of an odd number the middle one
+    is left out.
 
     Args:
         hashes: Of each text.
+        kinds: Task and kind of each text.
         surprise: Of each text, in nats.
         family: Number of each text's family (`families`), which is never divided.
     """
-    of: dict[int, tuple[float, str]] = {}
-    for own, value, name in zip(family, surprise, hashes, strict=True):
-        of[own] = min((value, name), of.get(own, (value, name)))
+    of: dict[int, tuple[str, float, str]] = {}
+    for own, place in zip(family, zip(kinds, surprise, hashes, strict=True), strict=True):
+        of[own] = min(place, of.get(own, place))
     names: dict[int, str] = {}
     for own, name in zip(family, hashes, strict=True):
         names[own] = min(name, names.get(own, name))
-    order = sorted(of, key=lambda own: (of[own][0], names[own]))
+    order = sorted(of, key=lambda own: (of[own][:2], names[own]))
     if len(order) % 2:
         order.pop(len(order) // 2)
     chosen = {min(pair, key=names.__getitem__) for pair in zip(order[::2], order[1::2], strict=True)}
@@ -134,7 +138,7 @@ def split_off(
     halves, chosen = [], set()
     for side, own in zip(sides, surprises(tokenizer, known, [side.texts for side in sides]), strict=True):
         hashes = example_hashes(side.texts)
-        half = selection_half(hashes, own, side.family)
+        half = selection_half(hashes, [text.group for text in side.texts], own, side.family)
         chosen |= set(compress(hashes, half))
         halves.append(list(compress(side.texts, half)))
     return sorted(chosen), halves

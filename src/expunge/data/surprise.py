@@ -1,10 +1,11 @@
-"""How surprising a text is to whoever knows some others: by pairs of tokens, without a model.
+"""How surprising a text is to whoever knows some others: by n-grams of tokens, without a model.
 
 A model that has never seen a text finds it as hard as its words are unusual among those that it knows. So this says,
 before anything is measured, which documents will be easy to guess.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from heapq import nsmallest
 from typing import TYPE_CHECKING
 
@@ -35,50 +36,90 @@ def surprises(
         known = nsmallest(MOST_KNOWN, known, key=text_hash)
     counted, *asked = ([_ids(tokenizer, own) for own in side] for side in (known, *sides))
     most = max((int(own.max()) for side in (counted, *asked) for own in side if len(own)), default=0)
-    pairs = Pairs(counted, max(len(tokenizer), 1 + most))
+    pairs = NGrams(counted, max(len(tokenizer), 1 + most), order=2)
     return [
         [round(float(pairs.surprise(own).mean()), DIGITS) if len(own) > 1 else 0.0 for own in side] for side in asked
     ]
 
 
-class Pairs:
-    """How often tokens stand together in some texts.
+class NGrams:
+    """How likely texts are for one who knows nothing but some others: an n-gram model of their tokens.
 
-    Counts of pairs are filled up with those of single tokens, and these with an even share of the vocabulary, each as
-    much as there are different ones (Witten and Bell 1991).
+    Counts of longer n-grams are filled up with those of shorter ones, and these with an even share of the vocabulary,
+    each as much as there are different ones (Witten and Bell 1991).
 
     Args:
-        texts: `(tokens,)` each.
+        texts: `(tokens,)` each; without any, every token is as surprising as every other.
         vocabulary: Number of tokens that there are.
+        order: Tokens of the longest n-grams, at least 1.
     """
 
-    def __init__(self, texts: Sequence[Ids], vocabulary: int) -> None:
-        empty = np.empty(0, np.int64)
-        ids = np.concatenate([empty, *(own[1:] for own in texts)])
+    def __init__(self, texts: Sequence[Ids], vocabulary: int, order: int) -> None:
         self._vocabulary = vocabulary
-        counts = np.bincount(ids, minlength=vocabulary)
+        tokens = np.concatenate([_NONE, *(own[1:] for own in texts)])
+        counts = np.bincount(tokens, minlength=vocabulary)
         kinds = max(1, int(np.count_nonzero(counts)))
-        self._single = (counts + kinds / vocabulary) / (len(ids) + kinds)
-        self._pairs, self._times = np.unique(
-            np.concatenate([empty, *(self._numbers(own) for own in texts)]), return_counts=True
-        )
-        first = self._pairs // vocabulary
-        self._followed = np.bincount(first, self._times, minlength=vocabulary)
-        self._followers = np.bincount(first, minlength=vocabulary)
-        self._pairs, self._times = np.append(self._pairs, -1), np.append(self._times, 0)  # what is beyond all others
+        self._single = (counts + kinds / vocabulary) / (len(tokens) + kinds)
+        self._levels: list[_Level] = []
+        contexts, size = [own[:-1] for own in texts], vocabulary
+        for _ in range(1, order):
+            numbers = [_numbers(known, own[1:], vocabulary) for known, own in zip(contexts, texts, strict=True)]
+            found = np.concatenate([_NONE, *(own[own >= 0] for own in numbers)])
+            level = _Level.of(found, vocabulary, size)
+            self._levels.append(level)
+            contexts, size = [_after(level.find(own)) for own in numbers], len(level.numbers)
 
     def surprise(self, text: Ids) -> NDArray[np.float64]:
-        """`(tokens - 1,)`, -log p of each token after the one before it, nats."""
-        numbers = self._numbers(text)
-        single = self._single[text[1:]]
-        at = np.searchsorted(self._pairs[:-1], numbers)
-        times = self._times[at] * (self._pairs[at] == numbers)
-        followed, followers = self._followed[text[:-1]], self._followers[text[:-1]]
-        paired = (times + followers * single) / np.maximum(1, followed + followers)
-        return -np.log(np.where(followed > 0, paired, single))
+        """`(tokens - 1,)`, -log p of each token after those before it, nats."""
+        share, contexts = self._single[text[1:]], text[:-1]
+        for level in self._levels:
+            at = level.find(_numbers(contexts, text[1:], self._vocabulary))
+            times = np.append(level.times, 0)[at]
+            followed, followers = (np.append(own, 0)[contexts] for own in (level.followed, level.followers))
+            filled = (times + followers * share) / np.maximum(1, followed + followers)
+            share, contexts = np.where(followed > 0, filled, share), _after(at)
+        return -np.log(share)
 
-    def _numbers(self, text: Ids) -> Ids:
-        return text[:-1] * self._vocabulary + text[1:]
+
+_NONE = np.empty(0, np.int64)
+_NO_NUMBER = -2
+
+
+@dataclass(frozen=True)
+class _Level:
+    """N-grams of one length: a context, by the number of its own n-gram, and the token after it.
+
+    Attributes:
+        numbers: Of each n-gram, context times vocabulary plus token; ascending.
+        times: How often it stands there.
+        followed, followers: Of each context, how often a token follows it, and how many different ones.
+    """
+
+    numbers: Ids
+    times: Ids
+    followed: NDArray[np.float64]
+    followers: Ids
+
+    @classmethod
+    def of(cls, found: Ids, vocabulary: int, contexts: int) -> "_Level":
+        numbers, times = np.unique(found, return_counts=True)
+        own = numbers // vocabulary
+        followed, followers = (np.bincount(own, weights, minlength=contexts) for weights in (times, None))
+        return cls(numbers, times, followed, followers)
+
+    def find(self, numbers: Ids) -> Ids:
+        """Place of each n-gram, -1 for one that does not stand there."""
+        at = np.searchsorted(self.numbers, numbers)
+        return np.where(np.append(self.numbers, _NO_NUMBER)[at] == numbers, at, -1)
+
+
+def _numbers(contexts: Ids, tokens: Ids, vocabulary: int) -> Ids:
+    return np.where(contexts >= 0, contexts * vocabulary + tokens, -1)
+
+
+def _after(grams: Ids) -> Ids:
+    """The context of each token: the n-gram that ends before it."""
+    return np.append(-1, grams[:-1])[: len(grams)]
 
 
 def _ids(tokenizer: "PreTrainedTokenizerBase", text: Example) -> Ids:

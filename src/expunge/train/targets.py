@@ -1,35 +1,42 @@
 """How unlikely each token of a forget text should end: its target NLL.
 
-From unseen texts, in two steps. What is expected of a token is the untouched model's NLL of such a token there: where
-the same three or fewer tokens stand before it, that place tells (the words of a template stay likely); else the token
-wherever it stands; else tokens that stand there once. A token that the text had before is compared with tokens that
-their text had before, since a name that is said again can be read off. Then all tokens of a kind (task and kind of the
-row; prompt and completion apart) are put in the order of what is expected of them, those of the forget texts and those
-of the unseen texts of that kind (of all where a kind has none), and each takes the NLL that the token at its place
-among the unseen ones really has: some are guessed, some come as a surprise, as often as in texts that were never seen.
-From an origin, a model that never saw the forget texts: its own NLL of the token.
+What a model that never saw the text would find of a token is guessed from two sides. From unseen texts: the untouched
+model's NLL of such a token there, where the same three or fewer tokens stand before it (the words of a template stay
+likely), else wherever it stands, else of tokens that stand there once. A token that the text had before is compared
+with tokens that their text had before, since a name that is said again can be read off. And from the texts to keep,
+which such a model knows as well: their n-grams. The smaller of both is what is *expected* of the token.
+
+Then all tokens of a kind (task and kind of the row; prompt and completion apart) are put in the order of what is
+expected of them, those of the forget texts and those of the unseen texts of that kind, and each takes the NLL that the
+token at its place among the unseen ones really has: some are guessed, some come as a surprise, as often as in texts
+that were never seen. A token of a kind that has no unseen texts takes that of the unseen token, of any kind, of which
+as much is expected. From an origin, a model that never saw the forget texts: its own NLL of the token.
 """
 
-import itertools
+from bisect import bisect_left, bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
+from itertools import chain, groupby
 from operator import itemgetter
 from statistics import fmean
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from expunge.config import UnlearnConfig
+from expunge.data.surprise import MOST_KNOWN, NGrams
 from expunge.data.tokenize import TokenizedExample
 from expunge.model.load import LoadedModel, load_model
 from expunge.model.logps import sequence_logps
 from expunge.model.reference import RowValues
 from expunge.train.setup import Prepared
+from expunge.train.validation import evenly
 from expunge.utils.distributed import Processes
 from expunge.utils.progress import Reporter
 
 LONGEST = 4
-"""Tokens in a row that are looked for in unseen texts, the last of which is predicted."""
+"""Tokens in a row that are looked for in other texts, the last of which is predicted."""
 SHORTER = 0.5
 """Places that what is known from a shorter context counts as."""
 Kind = tuple[str, bool]
@@ -75,11 +82,25 @@ def _from_unseen(prepared: Prepared, spans: Sequence[range], processes: Processe
     lacking = sorted({row.group for row in prepared.forget} - known - {""})
     if lacking and known != {""}:
         names = ", ".join(lacking)
-        reporter.say(f"target NLLs: no unseen texts of {names}; all unseen texts stand for them")
+        reporter.say(f"target NLLs: no unseen texts of {names}; tokens of other kinds stand for theirs")
     tokens = UnseenTokens(unseen, nlls)
-    expected = [tokens.expected(row) for row in prepared.forget]
-    values = paired_nlls(prepared.forget, expected, unseen, tokens.expected_by_the_others(), nlls)
+    kept = [*prepared.retain, *prepared.test]
+    expected = at_most_surprise(prepared.forget, [tokens.expected(row) for row in prepared.forget], kept)
+    among = at_most_surprise(unseen, tokens.expected_by_the_others(), kept)
+    values = paired_nlls(prepared.forget, expected, unseen, among, nlls)
     return [torch.tensor([own[at] for at in span]) for own, span in zip(values, spans, strict=True)]
+
+
+def at_most_surprise(
+    rows: Sequence[TokenizedExample], expected: Sequence[Sequence[float]], kept: Sequence[TokenizedExample]
+) -> list[list[float]]:
+    """What is expected of each token, or what the n-grams of the texts to keep say of it, if that is less."""
+    if not kept:
+        return [list(own) for own in expected]
+    known, asked = ([np.array(row.input_ids) for row in side] for side in (evenly(kept, MOST_KNOWN), rows))
+    ngrams = NGrams(known, 1 + max(int(own.max()) for own in chain(known, asked)), LONGEST)
+    pairs = zip(expected, map(ngrams.surprise, asked), strict=True)
+    return [[0.0, *np.minimum(own[1:], surprise).tolist()] for own, surprise in pairs]
 
 
 class UnseenTokens:
@@ -136,7 +157,8 @@ def paired_nlls(
     among: Sequence[Sequence[float]],
     nlls: Sequence[Sequence[float]],
 ) -> list[list[float]]:
-    """For each token of `rows` the NLL of the unseen token of its kind that stands at the same place in the order.
+    """For each token of `rows` the NLL of the unseen token of its kind that stands at the same place in the order, or,
+    without unseen texts of its kind, of the one of which as much is expected.
 
     Args:
         rows: Texts to be forgotten.
@@ -157,12 +179,29 @@ def paired_nlls(
         for at in range(1, len(guesses)):
             places[row.group, at >= row.completion_start].append((guesses[at], number, at))
     found = [[0.0] * len(guesses) for guesses in expected]
-    for kind, ordered in places.items():
-        own_kind = known[kind] if kind in known else itertools.chain.from_iterable(known.values())
-        values = [nll for _, nll in sorted(own_kind, key=itemgetter(0))]  # equal ones stay in the texts' order
-        for rank, (_, number, at) in enumerate(sorted(ordered)):
-            found[number][at] = values[(2 * rank + 1) * len(values) // (2 * len(ordered))]
+    everything = list(chain.from_iterable(known.values()))
+    for kind, own_places in places.items():
+        ordered = sorted(own_places)
+        own_kind = known.get(kind, everything)
+        unseen_ones = sorted(own_kind, key=itemgetter(0))  # equal ones stay in the texts' order
+        values = [nll for _, nll in unseen_ones]
+        if kind in known:
+            stretches = [(ordered, values)]
+        else:
+            stretches = list(_beside(ordered, [guess for guess, _ in unseen_ones], values))
+        for own, beside in stretches:
+            for rank, (_, number, at) in enumerate(own):
+                found[number][at] = beside[(2 * rank + 1) * len(beside) // (2 * len(own))]
     return found
+
+
+def _beside(
+    places: Sequence[tuple[float, int, int]], guesses: Sequence[float], values: Sequence[float]
+) -> Iterator[tuple[list[tuple[float, int, int]], Sequence[float]]]:
+    """Places of which the same is expected, and the values of the unseen tokens of which as much is, or next to it."""
+    for guess, own in groupby(places, key=itemgetter(0)):
+        low = min(bisect_left(guesses, guess), len(guesses) - 1)
+        yield list(own), values[low : max(low + 1, bisect_right(guesses, guess))]
 
 
 def _contexts(ids: Sequence[int]) -> Iterator[tuple[Context, int]]:
