@@ -44,12 +44,14 @@ ARMS: dict[str, dict[str, Any]] = {
     "B": {"loss": "target_nll"},
     "C": {"loss": "target_kl"},
     "O": {"loss": "target_kl", "origin": str(REAL / "origin")},
+    "paper": {"recipe": "paper"},
 }
-"""Name -> what differs from the default recipe. `D` is run in the work tree of its commit."""
+"""Name -> what differs from the default recipe. `D` is run in the work tree of its commit, `paper` has its own budget."""
 NEED_ORIGIN = ("O",)
 RATES = (5e-4, 1.5e-3, 5e-3)
 FORGET_WEIGHTS = (1.0, 8.0)
-"""Every arm is swept over rates and forget weights: with replay and retain terms of 7 in all, the second decides."""
+"""Every arm is swept over rates and forget weights: with replay and retain terms of 7 in all, the second decides. `paper`
+keeps its weight."""
 ATTACKS = ("loss", "zlib", "min_k", "min_k_plus_plus")
 COLUMNS = {name for group in GROUPS.values() for name in group}
 
@@ -101,7 +103,7 @@ def sweep() -> Iterator[Job]:
     for rate in RATES:
         for weight in FORGET_WEIGHTS:
             for arm in ARMS:
-                if arm not in NEED_ORIGIN:
+                if arm not in NEED_ORIGIN and (weight == 1 or "recipe" not in ARMS[arm]):
                     yield Job(arm, SWEPT, 0, (("learning_rate", rate), ("forget_weight", weight)))
 
 
@@ -250,9 +252,10 @@ def _run(job: Job, subject: Subject, run: Path) -> Path:
     """A run of this code, unless it is there; one that was interrupted goes on from its last checkpoint."""
     if not (run / "adapter").is_dir():
         begun = (run / "checkpoints").is_dir()
-        settings = BUDGET | ARMS[job.arm] | dict(job.settings) | _texts(job, subject)
+        arm = ARMS[job.arm]
+        budget = {"eval_every": 0} if "recipe" in arm else BUDGET | {"recipe": "default"}
+        settings = budget | arm | dict(job.settings) | _texts(job, subject)
         config = UnlearnConfig(
-            recipe="default",
             model=str(subject.model),
             output=str(run),
             seed=job.seed,

@@ -20,7 +20,7 @@ from expunge.train.averaging import MovingAverage
 from expunge.train.early_stopping import EarlyStopping
 from expunge.train.scale import choose_scale, judge, most_scales
 from expunge.train.schedule import evaluation_spacing, learning_rate, make_plan, replay_tokens
-from expunge.train.targets import UnseenTokens, at_most_surprise, paired_nlls
+from expunge.train.targets import UnseenTokens, at_most_surprise, unseen_nlls
 from expunge.train.validation import Validation, certainty, evenly, probabilities, violation, violations
 
 UNTOUCHED = Validation(
@@ -264,29 +264,40 @@ def test_unseen_texts_are_judged_by_the_others() -> None:
     assert low[2][1] < high[2][1], "that of the same token in another text does"
 
 
-def test_a_token_takes_the_nll_of_the_unseen_token_at_its_place_in_the_order() -> None:
+def test_tokens_of_a_kind_take_the_nlls_of_its_unseen_tokens() -> None:
     unseen = [TokenizedExample("u", [1, 2, 3], 2, group="a"), TokenizedExample("v", [1, 2, 3], 2, group="b")]
     nlls = [[0.0, 1.0, 8.0], [0.0, 3.0, 0.5]]
     rows = [TokenizedExample("x", [1, 2, 3, 4], 1, group="a"), TokenizedExample("y", [1, 2, 3], 2, group="b")]
-    found = paired_nlls(rows, [[0.0, 2.0, 1.0, 9.0], [0.0, 7.0, 7.0]], unseen, nlls, nlls)
+    level = [[0.0, 2.0, 1.0, 9.0], [0.0, 7.0, 7.0]]
+    found = unseen_nlls(rows, level, level, unseen, nlls, nlls)
     assert found[0] == [0.0, 8.0, 8.0, 8.0], "completions of a are as unlikely as the one that was never seen"
     assert found[1] == [0.0, 3.0, 0.5]
-    many = [TokenizedExample(str(at), [1, 2], 1, group="a") for at in range(4)]
-    expected = [[0.0, value] for value in (4.0, 1.0, 3.0, 2.0)]
-    among = [[0.0, value] for value in (10.0, 20.0, 30.0, 40.0)]
-    surprises = [[0.0, value] for value in (0.2, 5.0, 0.1, 7.0)]
-    spread = paired_nlls(many, expected, many, among, surprises)
-    assert [own[1] for own in spread] == [7.0, 0.2, 0.1, 5.0], "what they really had, surprises and all"
-    same = paired_nlls(many, [[0.0, 1.0]] * 4, many, [[0.0, 1.0]] * 4, surprises)
-    assert [own[1] for own in same] == [0.2, 5.0, 0.1, 7.0], "equal ones are not put in the order of their NLLs"
+
+
+@pytest.mark.parametrize(
+    ("expected", "before", "found"),
+    [
+        ((4.0, 1.0, 3.0, 2.0), (0.1, 0.1, 0.1, 0.1), (7.0, 0.1, 5.0, 0.2)),
+        ((1.0, 1.0, 1.0, 1.0), (0.4, 0.1, 0.3, 0.2), (7.0, 0.1, 5.0, 0.2)),
+        ((4.0, 1.0, 3.0, 2.0), (0.1, 0.2, 0.4, 0.3), (0.2, 0.1, 7.0, 5.0)),
+    ],
+    ids=["by what is expected", "by what was hard to learn", "by both"],
+)
+def test_the_hardest_tokens_take_the_highest_nlls(
+    expected: tuple[float, ...], before: tuple[float, ...], found: tuple[float, ...]
+) -> None:
+    rows = [TokenizedExample(str(at), [1, 2], 1) for at in range(4)]
+    nlls = [[0.0, value] for value in (0.2, 5.0, 0.1, 7.0)]
+    sides = ([[0.0, value] for value in side] for side in (expected, before))
+    assert unseen_nlls(rows, *sides, rows, nlls, nlls) == [[0.0, value] for value in found]
 
 
 def test_a_kind_without_unseen_texts_takes_the_nlls_of_tokens_of_which_as_much_is_expected() -> None:
     unseen = [TokenizedExample("u", [1, 2, 3, 4, 5], 1, group="story")]
     among, nlls = [[0.0, 1.0, 1.0, 4.0, 8.0]], [[0.0, 0.5, 1.5, 3.0, 9.0]]
     rows = [TokenizedExample("x", [1, 2, 3, 4, 5, 6], 1, group="record")]
-    found = paired_nlls(rows, [[0.0, 1.0, 0.2, 1.0, 5.0, 20.0]], unseen, among, nlls)
-    assert found[0] == [0.0, 0.5, 0.5, 1.5, 9.0, 9.0]
+    expected = [[0.0, 1.0, 0.2, 1.0, 5.0, 20.0]]
+    assert unseen_nlls(rows, expected, expected, unseen, among, nlls)[0] == [0.0, 0.5, 0.5, 1.5, 9.0, 9.0]
 
 
 def test_what_the_texts_to_keep_say_of_a_token_makes_it_likelier() -> None:

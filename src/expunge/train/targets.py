@@ -1,27 +1,29 @@
 """How unlikely each token of a forget text should end: its target NLL.
 
-What a model that never saw the text would find of a token is guessed from two sides. From unseen texts: the untouched
+Which tokens a model that never saw the texts would find hard is told by three signs. In unseen texts: the untouched
 model's NLL of such a token there, where the same three or fewer tokens stand before it (the words of a template stay
-likely), else wherever it stands, else of tokens that stand there once. A token that the text had before is compared
-with tokens that their text had before, since a name that is said again can be read off. And from the texts to keep,
-which such a model knows as well: their n-grams. The smaller of both is what is *expected* of the token.
+likely), else wherever it stands, else of tokens that stand there once; a token that the text had before is compared
+with tokens that their text had before, since a name that is said again can be read off. In the texts to keep, which
+such a model knows as well: their n-grams. The smaller of both is what is *expected* of the token. And in the untouched
+model itself: what was hard to learn is a little less sure even of a text that is known by heart.
 
-Then all tokens of a kind (task and kind of the row; prompt and completion apart) are put in the order of what is
-expected of them, those of the forget texts and those of the unseen texts of that kind, and each takes the NLL that the
-token at its place among the unseen ones really has: some are guessed, some come as a surprise, as often as in texts
-that were never seen. A token of a kind that has no unseen texts takes that of the unseen token, of any kind, of which
-as much is expected. From an origin, a model that never saw the forget texts: its own NLL of the token.
+The tokens of a kind (task and kind of the row; prompt and completion apart) are put in the order of what is expected of
+them and of their NLL before, the ranks added up, and take the NLLs of the unseen tokens of that kind, the lowest first.
+So they end with the same mean, as many sure and as many unlikely tokens as texts that were never seen. Tokens of a kind
+without unseen texts take those of the unseen tokens, of any kind, of which as much is expected. From an origin, a model
+that never saw the forget texts: its own NLL of the token.
 """
 
 from bisect import bisect_left, bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from itertools import chain, groupby
+from itertools import chain
 from operator import itemgetter
 from statistics import fmean
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from expunge.config import UnlearnConfig
@@ -75,19 +77,21 @@ def _from_origin(
 def _from_unseen(prepared: Prepared, spans: Sequence[range], processes: Processes, reporter: Reporter) -> list[Tensor]:
     if prepared.selection is None:
         raise ValueError("a loss with target NLLs is prepared with unseen texts or an origin")
-    unseen = prepared.selection.unseen
-    logps = sequence_logps(prepared.loaded, [row.input_ids for row in unseen], processes=processes)
+    forget, unseen = prepared.forget, prepared.selection.unseen
+    with reporter.track("target NLLs by unseen texts", len(forget) + len(unseen)) as advance:
+        ids = [row.input_ids for row in (*forget, *unseen)]
+        logps = sequence_logps(prepared.loaded, ids, processes=processes, progress=advance)
     nlls = [[0.0, *(-own).tolist()] for own in logps]  # the first token has nothing to be predicted from
+    before, theirs = nlls[: len(forget)], nlls[len(forget) :]
     known = {row.group for row in unseen}
-    lacking = sorted({row.group for row in prepared.forget} - known - {""})
+    lacking = sorted({row.group for row in forget} - known - {""})
     if lacking and known != {""}:
         names = ", ".join(lacking)
         reporter.say(f"target NLLs: no unseen texts of {names}; tokens of other kinds stand for theirs")
-    tokens = UnseenTokens(unseen, nlls)
-    kept = [*prepared.retain, *prepared.test]
-    expected = at_most_surprise(prepared.forget, [tokens.expected(row) for row in prepared.forget], kept)
+    tokens, kept = UnseenTokens(unseen, theirs), [*prepared.retain, *prepared.test]
+    expected = at_most_surprise(forget, [tokens.expected(row) for row in forget], kept)
     among = at_most_surprise(unseen, tokens.expected_by_the_others(), kept)
-    values = paired_nlls(prepared.forget, expected, unseen, among, nlls)
+    values = unseen_nlls(forget, expected, before, unseen, among, theirs)
     return [torch.tensor([own[at] for at in span]) for own, span in zip(values, spans, strict=True)]
 
 
@@ -150,21 +154,22 @@ class UnseenTokens:
         return found
 
 
-def paired_nlls(
+def unseen_nlls(
     rows: Sequence[TokenizedExample],
     expected: Sequence[Sequence[float]],
+    before: Sequence[Sequence[float]],
     unseen: Sequence[TokenizedExample],
     among: Sequence[Sequence[float]],
     nlls: Sequence[Sequence[float]],
 ) -> list[list[float]]:
-    """For each token of `rows` the NLL of the unseen token of its kind that stands at the same place in the order, or,
-    without unseen texts of its kind, of the one of which as much is expected.
+    """For each token of `rows` an NLL of an unseen token of its kind, the lowest for those that are easiest to expect.
 
     Args:
         rows: Texts to be forgotten.
-        expected: For each of them what is expected of every token, the first one anything: their order.
+        expected: For each of them what is expected of every token, the first one anything.
+        before: The untouched model's NLLs of theirs.
         unseen: Texts that the model has never seen.
-        among: What is expected of theirs, each by the other unseen texts: their order.
+        among: What is expected of theirs, each by the other unseen texts.
         nlls: The untouched model's NLLs of theirs.
 
     Returns:
@@ -174,34 +179,43 @@ def paired_nlls(
     for row, guesses, own in zip(unseen, among, nlls, strict=True):
         for at in range(1, len(own)):
             known[row.group, at >= row.completion_start].append((guesses[at], own[at]))
-    places: defaultdict[Kind, list[tuple[float, int, int]]] = defaultdict(list)
-    for number, (row, guesses) in enumerate(zip(rows, expected, strict=True)):
-        for at in range(1, len(guesses)):
-            places[row.group, at >= row.completion_start].append((guesses[at], number, at))
-    found = [[0.0] * len(guesses) for guesses in expected]
-    everything = list(chain.from_iterable(known.values()))
+    everything = sorted(chain.from_iterable(known.values()), key=itemgetter(0))
+    places: defaultdict[Kind, list[tuple[int, int]]] = defaultdict(list)
+    for number, row in enumerate(rows):
+        for at in range(1, len(row.input_ids)):
+            places[row.group, at >= row.completion_start].append((number, at))
+    found = [[0.0] * len(row.input_ids) for row in rows]
     for kind, own_places in places.items():
-        ordered = sorted(own_places)
-        own_kind = known.get(kind, everything)
-        unseen_ones = sorted(own_kind, key=itemgetter(0))  # equal ones stay in the texts' order
-        values = [nll for _, nll in unseen_ones]
+        guesses = [expected[number][at] for number, at in own_places]
         if kind in known:
-            stretches = [(ordered, values)]
+            values = _spread([nll for _, nll in known[kind]], len(guesses))
         else:
-            stretches = list(_beside(ordered, [guess for guess, _ in unseen_ones], values))
-        for own, beside in stretches:
-            for rank, (_, number, at) in enumerate(own):
-                found[number][at] = beside[(2 * rank + 1) * len(beside) // (2 * len(own))]
+            values = sorted(_beside(guesses, everything))
+        hard = _ranks(guesses) + _ranks([before[number][at] for number, at in own_places])
+        for place, value in zip(np.argsort(hard, kind="stable"), values, strict=True):
+            number, at = own_places[place]
+            found[number][at] = value
     return found
 
 
-def _beside(
-    places: Sequence[tuple[float, int, int]], guesses: Sequence[float], values: Sequence[float]
-) -> Iterator[tuple[list[tuple[float, int, int]], Sequence[float]]]:
-    """Places of which the same is expected, and the values of the unseen tokens of which as much is, or next to it."""
-    for guess, own in groupby(places, key=itemgetter(0)):
-        low = min(bisect_left(guesses, guess), len(guesses) - 1)
-        yield list(own), values[low : max(low + 1, bisect_right(guesses, guess))]
+def _spread(values: Sequence[float], count: int) -> list[float]:
+    """So many of the values, evenly from the lowest to the highest."""
+    ordered = sorted(values)
+    return [ordered[(2 * rank + 1) * len(ordered) // (2 * count)] for rank in range(count)]
+
+
+def _beside(guesses: Sequence[float], unseen: Sequence[tuple[float, float]]) -> Iterator[float]:
+    """Values of those `unseen` tokens, (expected, value), of which as much is expected as `guesses` say of others."""
+    levels = [guess for guess, _ in unseen]
+    for guess, count in Counter(guesses).items():
+        low = min(bisect_left(levels, guess), len(levels) - 1)
+        yield from _spread([value for _, value in unseen[low : max(low + 1, bisect_right(levels, guess))]], count)
+
+
+def _ranks(values: Sequence[float]) -> NDArray[np.int64]:
+    """Twice the place of each value in their order, the middle one for those that are equal."""
+    ordered = np.sort(values)
+    return np.searchsorted(ordered, values) + np.searchsorted(ordered, values, side="right")
 
 
 def _contexts(ids: Sequence[int]) -> Iterator[tuple[Context, int]]:
