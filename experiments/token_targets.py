@@ -1,0 +1,112 @@
+"""`python -m experiments.token_targets --subjects demo olmo smollm2`: how near target NLLs come to a retrained model's, token by token.
+
+Nobody who unlearns has the retrained model; here it is the judge. For each sign that `expunge.train.targets` goes by, left
+out or taken in, the table has, over all tokens of the forget texts: the mean target NLL beside the retrained model's mean,
+the mean divergence KL(t || r) of "this token or another" in nats (t by the target, r by the retrained model), Spearman's
+correlation of both NLLs, and the distance of the means in the kinds of text, weighted by their tokens. Only the model is
+run, nothing is trained.
+"""
+
+import argparse
+import math
+import tempfile
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+
+import numpy as np
+
+from experiments.quality import Subject, subject_arguments, subject_of
+from experiments.real import FOLDER as REAL
+from expunge import UnlearnConfig
+from expunge.model.load import load_model
+from expunge.model.logps import sequence_logps
+from expunge.train.setup import Prepared, prepare
+from expunge.train.targets import UnseenTokens, at_most_surprise, unseen_nlls
+from expunge.utils.progress import Reporter
+
+SMOLLM2 = "smollm2"
+Values = list[list[float]]
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Print the table."""
+    args = _arguments().parse_args(argv)
+    print("| subject | order by | mean target | retrained | divergence | correlation | kinds apart |")
+    print("|---|---|---:|---:|---:|---:|---:|")
+    for name in args.subjects:
+        subject = Subject(REAL / "subject", REAL / "retrained", REAL / "data") if name == SMOLLM2 else subject_of(name, args.taught)
+        run = prepared(name, subject)
+        retrained = load_model(str(subject.retrained), dtype="float32", device="cpu")
+        truth = nlls([row.input_ids for row in run.forget], retrained)
+        for label, own in targets(run).items():
+            cells = (f"{own:.3f}" for own in compared(run, own, truth))
+            print(f"| {name} | {label} | {' | '.join(cells)} |", flush=True)
+
+
+def prepared(name: str, subject: Subject) -> Prepared:
+    """The texts of a run on the subject, as `expunge unlearn` would read them."""
+    texts = (
+        {own: str(subject.data / f"{own}.jsonl") for own in ("forget", "retain", "holdout")}
+        if (subject.data / "holdout.jsonl").is_file()
+        else {"benchmark": "semeval", "data": str(subject.data), "split": subject.split}
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        config = UnlearnConfig(
+            recipe="default", model=str(subject.model), output=str(Path(folder) / "run"), dtype="float32", device="cpu",
+            retain_test=0.0, **texts,
+        )  # fmt: skip
+        return prepare(config, Reporter(quiet=True))
+
+
+def targets(run: Prepared) -> dict[str, Values]:
+    """Label -> target NLLs of the forget rows, from fewer or more of the signs."""
+    assert run.selection is not None
+    forget, unseen = run.forget, run.selection.unseen
+    before, theirs = (nlls([row.input_ids for row in rows], run.loaded) for rows in (forget, unseen))
+    tokens = UnseenTokens(unseen, theirs)
+    guesses, among = [tokens.expected(row) for row in forget], tokens.expected_by_the_others()
+    kept = at_most_surprise(forget, guesses, run.retain), at_most_surprise(unseen, among, run.retain)
+    level = [[0.0] * len(row.input_ids) for row in forget]
+    return {
+        "unseen texts": unseen_nlls(forget, guesses, level, unseen, among, theirs),
+        "and texts to keep": unseen_nlls(forget, kept[0], level, unseen, kept[1], theirs),
+        "and the NLL before": unseen_nlls(forget, kept[0], before, unseen, kept[1], theirs),
+        "the NLL before alone": unseen_nlls(forget, level, before, unseen, kept[1], theirs),
+    }
+
+
+def compared(run: Prepared, found: Values, truth: Values) -> tuple[float, float, float, float, float]:
+    """The numbers of a line."""
+    kinds: defaultdict[tuple[str, bool], list[tuple[float, float]]] = defaultdict(list)
+    for row, own, right in zip(run.forget, found, truth, strict=True):
+        for at in range(1, len(own)):
+            kinds[row.group, at >= row.completion_start].append((own[at], right[at]))
+    pairs = [pair for own in kinds.values() for pair in own]
+    means = [fmean(side) for side in zip(*pairs, strict=True)]
+    apart = sum(abs(math.fsum(own - right for own, right in pair)) for pair in kinds.values()) / len(pairs)
+    ranks = [np.argsort(np.argsort(side)) for side in zip(*pairs, strict=True)]
+    return *means, fmean(divergence(*pair) for pair in pairs), float(np.corrcoef(*ranks)[0, 1]), apart
+
+
+def divergence(target: float, right: float) -> float:
+    """KL between two distributions over a token and all others, that give it these NLLs; nats."""
+    t, r = (min(max(math.exp(-own), 1e-6), 1 - 1e-6) for own in (target, right))
+    return t * math.log(t / r) + (1 - t) * math.log((1 - t) / (1 - r))
+
+
+def nlls(ids: Sequence[Sequence[int]], model) -> Values:
+    """The model's NLL of every token, of the first one 0."""
+    return [[0.0, *(-own).tolist()] for own in sequence_logps(model, ids)]
+
+
+def _arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m experiments.token_targets", description=__doc__.splitlines()[0])
+    subject_arguments(parser)
+    parser.set_defaults(subjects=["demo"])
+    return parser
+
+
+if __name__ == "__main__":
+    main()
