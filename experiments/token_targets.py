@@ -18,15 +18,13 @@ from statistics import fmean
 import numpy as np
 
 from experiments.quality import Subject, subject_arguments, subject_of
-from experiments.real import FOLDER as REAL
 from expunge import UnlearnConfig
-from expunge.model.load import load_model
+from expunge.model.load import LoadedModel, load_model
 from expunge.model.logps import sequence_logps
 from expunge.train.setup import Prepared, prepare
 from expunge.train.targets import UnseenTokens, at_most_surprise, unseen_nlls
 from expunge.utils.progress import Reporter
 
-SMOLLM2 = "smollm2"
 Values = list[list[float]]
 
 
@@ -36,8 +34,8 @@ def main(argv: list[str] | None = None) -> None:
     print("| subject | order by | mean target | retrained | divergence | correlation | kinds apart |")
     print("|---|---|---:|---:|---:|---:|---:|")
     for name in args.subjects:
-        subject = Subject(REAL / "subject", REAL / "retrained", REAL / "data") if name == SMOLLM2 else subject_of(name, args.taught)
-        run = prepared(name, subject)
+        subject = subject_of(name, args.taught)
+        run = prepared(subject)
         retrained = load_model(str(subject.retrained), dtype="float32", device="cpu")
         truth = nlls([row.input_ids for row in run.forget], retrained)
         for label, own in targets(run).items():
@@ -45,7 +43,7 @@ def main(argv: list[str] | None = None) -> None:
             print(f"| {name} | {label} | {' | '.join(cells)} |", flush=True)
 
 
-def prepared(name: str, subject: Subject) -> Prepared:
+def prepared(subject: Subject) -> Prepared:
     """The texts of a run on the subject, as `expunge unlearn` would read them."""
     texts = (
         {own: str(subject.data / f"{own}.jsonl") for own in ("forget", "retain", "holdout")}
@@ -62,8 +60,7 @@ def prepared(name: str, subject: Subject) -> Prepared:
 
 def targets(run: Prepared) -> dict[str, Values]:
     """Label -> target NLLs of the forget rows, from fewer or more of the signs."""
-    assert run.selection is not None
-    forget, unseen = run.forget, run.selection.unseen
+    forget, unseen = run.forget, run.selection.unseen if run.selection else []
     before, theirs = (nlls([row.input_ids for row in rows], run.loaded) for rows in (forget, unseen))
     tokens = UnseenTokens(unseen, theirs)
     guesses, among = [tokens.expected(row) for row in forget], tokens.expected_by_the_others()
@@ -73,7 +70,6 @@ def targets(run: Prepared) -> dict[str, Values]:
         "unseen texts": unseen_nlls(forget, guesses, level, unseen, among, theirs),
         "and texts to keep": unseen_nlls(forget, kept[0], level, unseen, kept[1], theirs),
         "and the NLL before": unseen_nlls(forget, kept[0], before, unseen, kept[1], theirs),
-        "the NLL before alone": unseen_nlls(forget, level, before, unseen, kept[1], theirs),
     }
 
 
@@ -96,7 +92,7 @@ def divergence(target: float, right: float) -> float:
     return t * math.log(t / r) + (1 - t) * math.log((1 - t) / (1 - r))
 
 
-def nlls(ids: Sequence[Sequence[int]], model) -> Values:
+def nlls(ids: Sequence[Sequence[int]], model: LoadedModel) -> Values:
     """The model's NLL of every token, of the first one 0."""
     return [[0.0, *(-own).tolist()] for own in sequence_logps(model, ids)]
 
