@@ -57,12 +57,14 @@ def over_steps(groups: Sequence[Group]) -> list[Panel]:
 
 
 def over_scales(group: Group) -> list[Panel]:
-    """The validation metrics over the scales of a finished adapter; nothing where none was chosen."""
+    """The validation metrics over the scales of a finished adapter; nothing where none was looked for."""
     run = group.runs[0]
     curve = run.calibration.get("curve")
     aims = {TARGETS: run.calibration.get(TARGETS, {})}
     lines = [line | aims for line in curve if isinstance(line, dict)] if isinstance(curve, list) else []
     lines = sorted((line for line in lines if number(line.get("scale")) is not None), key=lambda line: line["scale"])
+    if len(lines) <= 2:  # the untouched model and the adapter as trained
+        return []
     taken = number(run.calibration.get("scale"))
     title = {"": "Validation metrics over the adapter's scale"}
     return _panels([(0, group, run, lines)], "scale", "scale of the adapter (1 as trained)", taken, title)

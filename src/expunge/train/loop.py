@@ -29,7 +29,7 @@ from expunge.runs.run import Outcome, Run, RunResult, is_writer
 from expunge.train.averaging import assign
 from expunge.train.callbacks import Callback, Callbacks, TrainState
 from expunge.train.early_stopping import EarlyStopping
-from expunge.train.scale import choose_scale, judge, most_scales, record
+from expunge.train.scale import Calibration, choose_scale, judge, most_scales, record
 from expunge.train.schedule import evaluation_spacing
 from expunge.train.setup import Prepared, prepare
 from expunge.train.speed import speed_up
@@ -261,7 +261,8 @@ def resume(run: Run, trainer: Trainer, evaluation: Evaluation | None) -> int:
 def settle(
     trainer: Trainer, evaluation: Evaluation | None, prepared: Prepared, steps: int, reporter: Reporter
 ) -> dict[str, Any] | None:
-    """Keep the best state that was evaluated, at the scale that comes closest to the criteria; else the last average.
+    """Keep the best state that was evaluated, else the last average; where it misses a criterion, at the scale that
+    comes closest to them.
 
     Returns:
         What calibration.json should hold; None where nothing was evaluated.
@@ -274,12 +275,16 @@ def settle(
     reason = stopping.over or ("all steps are done" if steps == trainer.num_steps else "a callback asked for it")
     reporter.say(f"ended after {steps} steps: {reason}")
     assign(trainer.weights, stopping.state)
-    with reporter.track("adapter scales", most_scales() - 1) as advance:
-        chosen = choose_scale(evaluation.validator, config.criteria, known=[best.metrics], progress=advance)
+    reached, at_one = judge(best.metrics, stopping.untouched, config.criteria)
+    if reached:
+        chosen, beside = Calibration(1.0, reached, at_one, [stopping.untouched, best.metrics], 0.0), ""
+    else:
+        with reporter.track("adapter scales", most_scales() - 1) as advance:
+            chosen = choose_scale(evaluation.validator, config.criteria, known=[best.metrics], progress=advance)
+        beside = f" (at scale 1: {at_one})"
     alpha = config.lora_alpha or config.lora_rank
     set_scale(trainer.model, chosen.scale)
-    _, at_one = judge(best.metrics, stopping.untouched, config.criteria)
-    reporter.say(f"state of step {best.step} at scale {chosen.scale:g}: {chosen.verdict} (at scale 1: {at_one})")
+    reporter.say(f"state of step {best.step} at scale {chosen.scale:g}: {chosen.verdict}{beside}")
     hashes = keyed_hashes(prepared.selection.hashes)
     content = record(chosen, config.criteria, trained_alpha=alpha, rows=evaluation.validator.rows, hashes=hashes)
     pattern = getattr(trainer.model.peft_config["default"], "alpha_pattern", None)
