@@ -8,9 +8,11 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from itertools import takewhile
 
 import torch
 from peft import PeftModel
+from transformers import PreTrainedTokenizerBase
 
 from expunge.data.tokenize import TokenizedExample
 from expunge.errors import TrainingError
@@ -52,8 +54,7 @@ def write_texts(
     Returns:
         The texts, which may be fewer than wanted where the model writes the same again and again.
     """
-    rng = random.Random(f"{seed} replay")
-    rows = [*forget, *retain]
+    rng, beginnings = random.Random(f"{seed} replay"), Beginnings(loaded.tokenizer, [*forget, *retain])
     known = _known(forget, retain, loaded.tokenizer.eos_token_id)
     size = BATCH[loaded.device.type]
     found: dict[tuple[int, ...], None] = {}
@@ -63,7 +64,7 @@ def write_texts(
     with torch.random.fork_rng(devices), off:
         torch.manual_seed(seed)
         while (before := sum(map(len, found))) < tokens and written < most:
-            texts = _continue(loaded, _beginnings(rng, rows, size))
+            texts = _continue(loaded, beginnings.drawn(rng, size))
             texts = processes.gather(texts)[0]
             found |= {text: None for text in texts if len(text) > 1 and not _holds(text, known)}
             written += sum(map(len, texts))
@@ -80,15 +81,33 @@ def write_texts(
 @torch.no_grad()
 def seconds_per_token(loaded: LoadedModel, rows: Sequence[TokenizedExample]) -> float:
     """Time that writing one token takes, from one batch that is thrown away."""
-    begun = _beginnings(random.Random(0), rows, BATCH[loaded.device.type])
+    begun = Beginnings(loaded.tokenizer, rows).drawn(random.Random(0), BATCH[loaded.device.type])
     clock = time.perf_counter()
     texts = _continue(loaded, begun)
     return (time.perf_counter() - clock) / sum(map(len, texts))
 
 
-def _beginnings(rng: random.Random, rows: Sequence[TokenizedExample], count: int) -> list[list[int]]:
-    """First tokens of rows: how texts begin, and nothing of what they say."""
-    return [rng.choice(rows).input_ids[:1] for _ in range(count)]
+class Beginnings:
+    """What replay texts begin with, by turns: the first token of a row, so that they are like the texts that are pushed,
+    and any token of the vocabulary, so that they come from all that the model knows. Nothing of what the rows say.
+
+    Tokens that the tokenizer sets before every text stand before both.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, rows: Sequence[TokenizedExample]) -> None:
+        special = set(tokenizer.all_special_ids)
+        plain = tokenizer("a", verbose=False)["input_ids"]
+        self._before = list(takewhile(special.__contains__, plain))
+        self._tokens = sorted(set(tokenizer.get_vocab().values()) - special)
+        self._rows = [row.input_ids[: len(self._before) + 1] for row in rows]
+
+    def drawn(self, rng: random.Random, count: int) -> list[list[int]]:
+        """So many beginnings of one length."""
+        most = len(self._before) + 1
+        rows = [own for own in self._rows if len(own) == most]
+        return [
+            rng.choice(rows) if rows and at % 2 else [*self._before, rng.choice(self._tokens)] for at in range(count)
+        ]
 
 
 def _continue(loaded: LoadedModel, begun: list[list[int]]) -> list[tuple[int, ...]]:
