@@ -104,8 +104,8 @@ class _Level:
     def of(cls, found: Ids, vocabulary: int, contexts: int) -> "_Level":
         numbers, times = np.unique(found, return_counts=True)
         own = numbers // vocabulary
-        followed, followers = (np.bincount(own, weights, minlength=contexts) for weights in (times, None))
-        return cls(numbers, times, followed, followers)
+        followed = np.bincount(own, times, minlength=contexts)
+        return cls(numbers, times, followed, np.bincount(own, minlength=contexts))
 
     def find(self, numbers: Ids) -> Ids:
         """Place of each n-gram, -1 for one that does not stand there."""

@@ -88,8 +88,8 @@ def seconds_per_token(loaded: LoadedModel, rows: Sequence[TokenizedExample]) -> 
 
 
 class Beginnings:
-    """What replay texts begin with, by turns: the first token of a row, so that they are like the texts that are pushed,
-    and any token of the vocabulary, so that they come from all that the model knows. Nothing of what the rows say.
+    """What replay texts begin with, by turns: the first token of a row, so that they are like the texts of the run, and
+    any token of the vocabulary, so that they come from all that the model knows. Nothing of what the rows say.
 
     Tokens that the tokenizer sets before every text stand before both.
     """
