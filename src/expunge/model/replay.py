@@ -103,11 +103,9 @@ class Beginnings:
 
     def drawn(self, rng: random.Random, count: int) -> list[list[int]]:
         """So many beginnings of one length."""
-        most = len(self._before) + 1
-        rows = [own for own in self._rows if len(own) == most]
-        return [
-            rng.choice(rows) if rows and at % 2 else [*self._before, rng.choice(self._tokens)] for at in range(count)
-        ]
+        rows = [own for own in self._rows if len(own) > len(self._before)]
+        tokens = self._tokens or [own[-1] for own in rows]
+        return [rng.choice(rows) if rows and at % 2 else [*self._before, rng.choice(tokens)] for at in range(count)]
 
 
 def _continue(loaded: LoadedModel, begun: list[list[int]]) -> list[tuple[int, ...]]:
