@@ -96,6 +96,6 @@ def test_a_run_asks_at_its_evaluation_steps_or_now_and_then_and_trains_as_withou
     looked = run("looked", counts)
     assert warned == [f"step {step}: 16 texts" for step in range(1, 8)]
     warned.clear()
-    run("evaluated", counts, holdout=str(tmp_path / "holdout.jsonl"), eval_every=3, recipe="default")
+    run("evaluated", counts, holdout=str(tmp_path / "holdout.jsonl"), eval_every=3, recipe="default", target_auc=1.0)
     assert warned == [f"step {step}: 16 texts" for step in (3, 6)]
     assert run("advised", Advisor) == run("alone") == looked
