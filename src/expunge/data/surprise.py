@@ -104,7 +104,7 @@ class _Level:
     def of(cls, found: Ids, vocabulary: int, contexts: int) -> "_Level":
         numbers, times = np.unique(found, return_counts=True)
         own = numbers // vocabulary
-        followed = np.bincount(own, times, minlength=contexts)
+        followed = np.bincount(own, times, minlength=contexts).astype(np.float64)
         return cls(numbers, times, followed, np.bincount(own, minlength=contexts))
 
     def find(self, numbers: Ids) -> Ids:
