@@ -148,13 +148,14 @@ def test_calibration_looks_at_the_same_half_again(followed: Path, texts: Path, e
 # --- which recipe is taken -----------------------------------------------------------------------
 
 
-def test_with_too_few_unseen_texts_it_is_npo_and_says_why(texts: Path, expunge: Run) -> None:
+def test_with_too_few_unseen_texts_those_that_the_model_writes_stand_for_them(texts: Path, expunge: Run) -> None:
     write_jsonl(texts / "unseen.jsonl", UNSEEN[:9])
     done = expunge(*FOLLOW, "--max-steps", "2")
     assert done.code == 0, done.err
-    assert "it takes a set number of epochs\nmissing: unseen texts: 4 selection texts on the unseen side" in done.err
-    assert "Without them --instead FILE" in done.err
-    assert read("run/manifest.json")["settings"]["recipe"] == "npo"
+    assert "missing: unseen texts: 4 selection texts on the unseen side" in done.err
+    assert "texts that the model writes itself stand for them, and the run takes a set number of epochs" in done.err
+    settings = read("run/manifest.json")["settings"]
+    assert (settings["recipe"], settings["loss"], settings["eval_every"]) == ("default", "target_kl", 0)
     assert not Path("run/calibration.json").exists()
     assert not any("validation" in line for line in lines("run"))
 
@@ -169,15 +170,14 @@ def test_npo_by_choice_follows_nothing_and_reports_on_all_unseen_texts(texts: Pa
 
 def test_who_asks_for_it_without_enough_unseen_texts_is_told(texts: Path, expunge: Run) -> None:
     before = snapshot(texts)
-    refused(expunge(*BARE, "--recipe", "default"), "--recipe default aims at texts like those to forget")
     refused(expunge(*BARE, "--eval-every", "2"), "--eval-every 2: it needs texts that the model has never seen")
+    alone = (*BARE, "--replay-weight", "0")
     refused(
-        expunge(*BARE, "--loss", "target_nll"), "--loss target_nll needs unseen texts: there are none: give --holdout"
+        expunge(*alone, "--loss", "target_nll"), "--loss target_nll needs unseen texts: there are none: give --holdout"
     )
-    refused(expunge(*BARE, "--loss", "target_nll"), "or take --loss npo, which needs none")
+    refused(expunge(*alone), "or give a --replay-weight above 0: then texts that the model writes itself")
     write_jsonl(texts / "unseen.jsonl", UNSEEN[:9])
-    refused(expunge(*FOLLOW, "--recipe", "default"), "--loss target_kl needs unseen texts: 4 selection texts")
-    refused(expunge(*FOLLOW, "--recipe", "default"), "or take --recipe npo, which needs none")
+    refused(expunge(*FOLLOW, "--replay-weight", "0"), "--loss target_kl needs unseen texts: 4 selection texts")
     refused(expunge(*FOLLOW, "--eval-every", "2"), "--eval-every 2 needs unseen texts: 4 selection texts")
     write_jsonl(texts / "unseen.jsonl", MANY)
     refused(expunge(*FOLLOW), "--holdout unseen.jsonl: all of its texts are to be forgotten")
@@ -255,7 +255,7 @@ def test_target_nlls_may_come_from_an_origin(texts: Path, expunge: Run) -> None:
     save_tiny(texts / "before", "llama", seed=5)
     done = expunge(*BARE, "--origin", "before", "--max-steps", "4")
     assert done.code == 0, done.err
-    assert "recipe default: target NLLs come from --origin" in done.err
+    assert "target NLLs come from --origin" in done.err
     assert read("run/manifest.json")["settings"]["recipe"] == "default"
     assert not Path("run/calibration.json").exists()  # nothing unseen says when to stop
     assert read("run/adapter/adapter_config.json")["lora_alpha"] == 2

@@ -31,7 +31,19 @@ from expunge.utils import files
 from tiny import save_tiny
 
 TRAIN = (*UNLEARN, *QUICK)
-LONG = (*UNLEARN, "--rows-per-step", "4", "--epochs", "400", "--dtype", "float32", "--lora-rank", "2")
+LONG = (
+    *UNLEARN,
+    "--recipe",
+    "npo",
+    "--rows-per-step",
+    "4",
+    "--epochs",
+    "400",
+    "--dtype",
+    "float32",
+    "--lora-rank",
+    "2",
+)
 SETS = ("--model", "model", "--retain", "retain.jsonl", "--output", "run", *QUICK)
 IDS = torch.tensor([[5, 17, 42, 3, 88, 101, 7, 9]])
 Run = Callable[..., Result]

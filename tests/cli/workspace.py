@@ -21,7 +21,10 @@ RETAIN = [
 ]
 UNLEARN = ("unlearn", "--model", "model", "--forget", "forget.jsonl", "--retain", "retain.jsonl", "--output", "run")
 """A complete command; a flag that is given again after it wins."""
-QUICK = ("--max-steps", "3", "--rows-per-step", "4", "--dtype", "float32", "--lora-rank", "2", "--device", "cpu")
+QUICK = (
+    "--recipe", "npo", "--max-steps", "3", "--rows-per-step", "4", "--dtype", "float32", "--lora-rank", "2",
+    "--device", "cpu",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

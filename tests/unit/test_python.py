@@ -26,7 +26,14 @@ from tiny import save_tiny
 
 FORGET = [{"prompt": f"Where does Zarquon {own} live?", "completion": f"At {own} Larch Lane."} for own in "ABCD"]
 RETAIN = [{"prompt": f"Who is {own} Heron?", "completion": f"The keeper of mill {own}."} for own in "EFGHIJ"]
-QUICK: dict[str, Any] = {"max_steps": 2, "rows_per_step": 4, "dtype": "float32", "lora_rank": 2, "device": "cpu"}
+QUICK: dict[str, Any] = {
+    "recipe": "npo",
+    "max_steps": 2,
+    "rows_per_step": 4,
+    "dtype": "float32",
+    "lora_rank": 2,
+    "device": "cpu",
+}
 
 
 @pytest.fixture(scope="module")

@@ -83,14 +83,14 @@ def test_what_needs_texts_to_keep_says_so(settings, message):
         UnlearnConfig(model="m", output="o", forget="f", **settings).validate()
 
 
-@pytest.mark.parametrize("recipe", [None, "npo"])
+@pytest.mark.parametrize("recipe", ["default", "npo"])
 def test_without_texts_to_keep_the_models_own_texts_hold_it(files, tmp_path, capsys, recipe):
     save_tiny(tmp_path / "model", "llama")
     files |= {"model": str(tmp_path / "model")}
     del files["retain"]
     run = prepare(UnlearnConfig(**files, recipe=recipe, device="cpu"), Reporter())
     assert (run.config.retain_weight, run.config.kl_weight, run.config.replay_weight) == (0, 0, 3)
-    assert (run.retain, run.test, run.config.recipe) == ([], [], "npo")
+    assert (run.retain, run.test, run.config.recipe) == ([], [], recipe)
     assert "texts that the model writes itself hold the rest in place" in " ".join(capsys.readouterr().err.split())
     given = prepare(UnlearnConfig(**files, recipe=recipe, replay_weight=0.5, device="cpu"), Reporter(quiet=True))
     assert given.config.replay_weight == 0.5

@@ -57,7 +57,7 @@ def test_an_origins_targets_are_its_own_nlls(models: Path, span: str) -> None:
         models / "model", forget=rows, retain=made_up(3, 1), loss="target_kl", origin=str(models / "origin"),
         forget_span=span,
     )  # fmt: skip
-    found = target_nlls(run, ALONE, Reporter(quiet=True))
+    found = target_nlls(run, [], ALONE, Reporter(quiet=True))
     for place, (row, own) in enumerate(zip(rows, plain_nlls(models / "origin", rows), strict=True)):
         start = row.targets(span).start - 1
         torch.testing.assert_close(found[place], own[start:], rtol=1e-4, atol=1e-5)
@@ -99,7 +99,7 @@ def test_every_kind_ends_where_its_unseen_texts_are(models: Path) -> None:
     unseen = [*made_up(9, 4, group="qa"), *made_up(9, 5, group="sc")]
     run = prepared(models / "model", forget=rows, retain=made_up(3, 6), loss="target_kl", unseen=unseen)
     told = Told()
-    values = target_nlls(run, ALONE, told)
+    values = target_nlls(run, [], ALONE, told)
     found = means(rows, [values[place] for place in range(len(rows))])
     nlls = plain_nlls(models / "model", unseen)
     wanted = means(unseen, nlls)
@@ -112,7 +112,15 @@ def test_every_kind_ends_where_its_unseen_texts_are(models: Path) -> None:
     assert "no unseen texts of poem;" in line
 
 
+def test_without_unseen_texts_those_that_the_model_writes_stand_for_them(models: Path) -> None:
+    rows, written = made_up(8, 1), made_up(9, 2)
+    run = prepared(models / "model", forget=rows, retain=made_up(3, 6), loss="target_kl")
+    values = target_nlls(run, written, ALONE, Told())
+    found = torch.cat([values[place] for place in range(len(rows))]).mean().item()
+    assert found == pytest.approx(torch.cat(plain_nlls(models / "model", written)).mean().item(), rel=0.05)
+
+
 def test_a_loss_with_targets_and_nothing_that_gives_them_is_a_bug(models: Path) -> None:
     run = prepared(models / "model", forget=made_up(3), retain=made_up(3, 1), loss="target_kl")
-    with pytest.raises(ValueError, match="unseen texts or an origin"):
-        target_nlls(run, ALONE, Reporter(quiet=True))
+    with pytest.raises(ValueError, match="unseen texts, an origin or replay texts"):
+        target_nlls(run, [], ALONE, Reporter(quiet=True))

@@ -1,8 +1,8 @@
 """Named presets over the settings of a run: what differs from the defaults of `UnlearnConfig`.
 
-`default` (docs/method.md) takes the target NLL of forgotten texts from unseen ones and stops by them. `npo` needs
-none: it pushes by NPO for a set number of epochs. `paper` is arXiv 2503.13690 as it describes itself, with the exact
-KL.
+`default` (docs/method.md) takes the target NLL of forgotten texts from unseen ones and stops by them; without any,
+texts that the model writes stand for them. `npo` pushes by NPO for a set number of epochs. `paper` is arXiv 2503.13690
+as it describes itself, with the exact KL.
 """
 
 from typing import Any

@@ -39,8 +39,7 @@ class RunConfig:
         revision: Branch, tag or commit of a name on the Hub; of the base where `model` is an adapter's folder.
         output: Run directory to write.
         title: What was asked, for the head of the report; it is kept in the run.
-        recipe: Preset over all settings: `default`, `npo` or `paper`. Where none is named: `default` with unseen texts
-            (`holdout`, a benchmark's, or `origin`), `npo` without.
+        recipe: Preset over all settings: `default`, `npo` or `paper`.
         seed: Seed of the adapter's initialisation, of the order of the data and of the replay texts.
         save_every: Optimizer steps between checkpoints; 0 writes none.
         report_to: Trackers (`tensorboard`, `wandb`), separated by commas.
@@ -58,7 +57,7 @@ class RunConfig:
     revision: str | None = None
     output: str = ""
     title: str | None = None
-    recipe: str | None = None
+    recipe: str = "default"
     seed: int = 0
     save_every: int = 100
     report_to: str | None = None

@@ -235,15 +235,11 @@ class UnlearnConfig(
         return self
 
     def __post_init__(self) -> None:
-        if self.recipe is not None and not (isinstance(self.recipe, str) and self.recipe in RECIPES):
+        if not (isinstance(self.recipe, str) and self.recipe in RECIPES):
             raise ConfigError(f"--recipe {self.recipe}: unknown; known are {', '.join(RECIPES)}")
-        for name, value in RECIPES[self.recipe or "default"].items():
+        for name, value in RECIPES[self.recipe].items():
             if name not in self.__dict__["given"]:
                 setattr(self, name, value)
-
-    def with_recipe(self, recipe: str) -> "UnlearnConfig":
-        """The same settings over another recipe."""
-        return UnlearnConfig(**{**self.__dict__["given"], "recipe": recipe})
 
     def is_given(self, name: str) -> bool:
         """Whether a setting was given, rather than taken from the recipe or left at its default."""
@@ -259,6 +255,10 @@ class UnlearnConfig(
         own = {"retain_weight": 0.0, "kl_weight": 0.0}
         replay = {} if self.replay_weight else {"replay_weight": DEFAULT["replay_weight"]}
         return UnlearnConfig(**{**replay, **self.__dict__["given"], **own})
+
+    def without_unseen(self) -> "UnlearnConfig":
+        """The settings of a run that no unseen texts steer: no evaluation steps, a set number of epochs."""
+        return UnlearnConfig(**{**self.__dict__["given"], "eval_every": 0})
 
     @property
     def test_share(self) -> float:
@@ -313,12 +313,6 @@ class UnlearnConfig(
             for name in ("retain_weight", "kl_weight"):
                 value = getattr(self, name) if self.is_given(name) else 0
                 yield not value, f"{flag(name)} {value}: there is no --retain that it could weigh"
-        unseen = named or self.holdout or self.origin
-        yield (
-            self.recipe != "default" or bool(unseen),
-            "--recipe default aims at texts like those to forget that the model has never seen: give --holdout or "
-            "--origin, or take --recipe npo",
-        )
         yield (
             not self.eval_every or named or bool(self.holdout),
             f"--eval-every {self.eval_every}: it needs texts that the model has never seen: give --holdout",

@@ -111,7 +111,7 @@ def prepare(config: UnlearnConfig, reporter: Reporter) -> Prepared:
     """
     config, sets, judged, whys = _before_weights(config)
     loss = make_forget_loss(config.loss, config.loss_args)
-    followed = _followed(config, loss, sets, judged)
+    followed = _followed(config, loss, judged)
     vocabulary = _origin_vocabulary(config)
     model_files = model_state(config.model, config.origin)
     loaded = _load(config, reporter)
@@ -180,8 +180,7 @@ def _before_weights(config: UnlearnConfig) -> tuple[UnlearnConfig, Sets, Judged,
     """Check and read what needs no model, and settle the recipe and its terms; says what was settled, and why."""
     config.validate()
     check_trackers(config.report_to)
-    if config.recipe or config.is_given("loss"):  # else the recipe, which the texts decide about, names the loss
-        make_forget_loss(config.loss, config.loss_args)
+    targeted = "target_nll" in make_forget_loss(config.loss, config.loss_args).needs
     sets = read_sets(config)
     if not sets.forget:
         raise DataError("the forget set is empty: there is nothing to forget")
@@ -191,10 +190,6 @@ def _before_weights(config: UnlearnConfig) -> tuple[UnlearnConfig, Sets, Judged,
     except DataError as error:
         judged = error
     whys = []
-    if config.recipe is None:
-        config, why = _fitting_recipe(config, judged)
-        config.validate()
-        whys.append(f"recipe {config.recipe}: {why}")
     if config.needs_retain and not (config.retain or config.benchmark):
         config = config.without_retain()
         whys.append(
@@ -206,39 +201,33 @@ def _before_weights(config: UnlearnConfig) -> tuple[UnlearnConfig, Sets, Judged,
             f"test: {len(sets.test):,} of {len(sets.test) + len(sets.retain):,} retain texts are not trained on and "
             "say whether the rest is kept (--retain-test)"
         )
-    if isinstance(judged, DataError) and not (config.origin or sets.instead):
-        better = "--instead FILE (the same prompts with several different refusals) is the better way: "
-        whys.append(f"missing: unseen texts: {judged}. Without them {better}otherwise many facts may still be said")
+    if targeted and config.origin:
+        whys.append("target NLLs come from --origin")
+    if isinstance(judged, DataError) and config.eval_every is None:
+        config = config.without_unseen()
+    if isinstance(judged, DataError) and not config.origin:
+        stand = "texts that the model writes itself stand for them, and " if targeted else ""
+        whys.append(f"missing: unseen texts: {judged}. Without them {stand}the run takes a set number of epochs")
     return config, sets, judged, whys
 
 
-def _fitting_recipe(config: UnlearnConfig, judged: Judged) -> tuple[UnlearnConfig, str]:
-    """`default` where something says how unlikely forgotten texts should become, else `npo`; and why."""
-    if config.origin:
-        return config.with_recipe("default"), "target NLLs come from --origin"
-    if isinstance(judged, DataError):
-        return config.with_recipe("npo"), "nothing says how far to go, so it takes a set number of epochs"
-    return config.with_recipe("default"), "unseen texts say how far to go and when to stop"
-
-
-def _followed(config: UnlearnConfig, loss: ForgetLoss, sets: Sets, judged: Judged) -> list[Side] | None:
+def _followed(config: UnlearnConfig, loss: ForgetLoss, judged: Judged) -> list[Side] | None:
     """The texts, forgotten and unseen, that steer the run; None where it is to follow none.
 
     Raises:
-        DataError: The loss or the settings need unseen texts, and there are too few.
-        ConfigError: Nothing says what the target NLL is.
+        DataError: The settings need unseen texts, and there are too few.
     """
     needs_target = "target_nll" in loss.needs and not config.origin
-    if not needs_target and not (config.eval_every or (config.eval_every is None and sets.nonmembers)):
-        return None
     if not isinstance(judged, DataError):
-        return judged
-    if not needs_target and config.eval_every is None:
-        return None
-    if not needs_target:
+        return judged if needs_target or config.eval_every != 0 else None
+    if config.eval_every:
         raise DataError(f"--eval-every {config.eval_every} needs unseen texts: {judged}; or leave it out")
-    instead = "--loss npo" if config.is_given("loss") else "--recipe npo"
-    raise DataError(f"--loss {config.loss} needs unseen texts: {judged}; or take {instead}, which needs none")
+    if needs_target and not config.replay_weight:
+        raise DataError(
+            f"--loss {config.loss} needs unseen texts: {judged}; or give a --replay-weight above 0: then texts that "
+            "the model writes itself stand for them"
+        )
+    return None
 
 
 def _origin_vocabulary(config: UnlearnConfig) -> dict[str, int] | None:

@@ -47,15 +47,21 @@ Context = tuple[bool, tuple[int, ...]]
 """Whether the text had a token before, and the tokens that end with it."""
 
 
-def target_nlls(prepared: Prepared, processes: Processes, reporter: Reporter) -> RowValues:
-    """The target NLL of every target token of the forget rows, nats; the adapter must be off."""
+def target_nlls(
+    prepared: Prepared, written: Sequence[TokenizedExample], processes: Processes, reporter: Reporter
+) -> RowValues:
+    """The target NLL of every target token of the forget rows, nats; the adapter must be off.
+
+    `written` are texts of the untouched model, which stand for unseen ones where there are none.
+    """
     config, rows = prepared.config, prepared.forget
     spans = [row.targets(config.forget_span) for row in rows]
     if config.origin:
         found = _from_origin(config, prepared.loaded, rows, processes, reporter)
         values = [own[span.start - 1 : span.stop - 1] for own, span in zip(found, spans, strict=True)]
     else:
-        values = _from_unseen(prepared, spans, processes, reporter)
+        unseen = prepared.selection.unseen if prepared.selection else written
+        values = _from_unseen(prepared, unseen, spans, processes, reporter)
     return RowValues(torch.cat(values).clamp(min=torch.finfo(torch.float32).eps), [len(span) for span in spans])
 
 
@@ -74,10 +80,16 @@ def _from_origin(
     return [-own for own in logps]
 
 
-def _from_unseen(prepared: Prepared, spans: Sequence[range], processes: Processes, reporter: Reporter) -> list[Tensor]:
-    if prepared.selection is None:
-        raise ValueError("a loss with target NLLs is prepared with unseen texts or an origin")
-    forget, unseen = prepared.forget, prepared.selection.unseen
+def _from_unseen(
+    prepared: Prepared,
+    unseen: Sequence[TokenizedExample],
+    spans: Sequence[range],
+    processes: Processes,
+    reporter: Reporter,
+) -> list[Tensor]:
+    if not unseen:
+        raise ValueError("a loss with target NLLs is prepared with unseen texts, an origin or replay texts")
+    forget = prepared.forget
     with reporter.track("target NLLs by unseen texts", len(forget) + len(unseen)) as advance:
         ids = [row.input_ids for row in (*forget, *unseen)]
         logps = sequence_logps(prepared.loaded, ids, processes=processes, progress=advance)

@@ -191,7 +191,10 @@ class Trainer:
             self.sides[name].values[what] = values
         if "target_nll" in self.loss.needs:
             with self.model.disable_adapter():
-                self.sides["forget"].values["target_nll"] = target_nlls(self.prepared, self.processes, reporter)
+                written = self.sides["replay"].rows if "replay" in self.sides else []
+                self.sides["forget"].values["target_nll"] = target_nlls(
+                    self.prepared, written, self.processes, reporter
+                )
 
     def chosen(self, step: Step) -> dict[str, list[int]]:
         """Side -> the rows of it that a step holds; pairs go with their forget rows."""
