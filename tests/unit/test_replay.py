@@ -1,5 +1,7 @@
 """Replay texts: what the model writes, the same for the same seed, and nothing that repeats the forget set."""
 
+import random
+
 import pytest
 import torch
 
@@ -39,6 +41,24 @@ def test_texts_are_those_of_the_library(arch, tmp_path):
     for one, other in zip(ours, library, strict=True):
         end = next((at for at, token in enumerate(one[1:], 1) if token in options["stops"]), len(one))
         assert one[: end + 1] == other[: end + 1]
+
+
+def test_texts_begin_by_turns_like_a_row_and_with_any_token(loaded):
+    rows = [TokenizedExample(f"r{token}", [token, 9, 9], 1) for token in (50, 51)]
+    begun = replay.Beginnings(loaded, rows).drawn(random.Random(0), 400)
+    assert {own[-1] for own in begun[1::2]} == {50, 51}
+    assert len({own[-1] for own in begun[::2]}) > 40
+    assert not {own[-1] for own in begun[::2]} & {*loaded.tokenizer.all_special_ids}
+    assert {*map(len, begun)} == {1}
+
+
+def test_what_a_tokenizer_sets_before_every_text_stands_before_replay_texts(loaded, monkeypatch):
+    start = loaded.tokenizer.all_special_ids[0]
+    monkeypatch.setattr(type(loaded.tokenizer), "__call__", lambda *_, **__: {"input_ids": [start, 60]})
+    rows = [TokenizedExample("r", [start, 50, 9], 1), TokenizedExample("short", [start], 1)]
+    begun = replay.Beginnings(loaded, rows).drawn(random.Random(0), 8)
+    assert begun[1::2] == [[start, 50]] * 4
+    assert all(own[0] == start and len(own) == 2 for own in begun)
 
 
 def test_an_adapter_in_the_model_is_not_heard(loaded, tmp_path):

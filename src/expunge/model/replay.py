@@ -12,7 +12,6 @@ from itertools import takewhile
 
 import torch
 from peft import PeftModel
-from transformers import PreTrainedTokenizerBase
 
 from expunge.data.tokenize import TokenizedExample
 from expunge.errors import TrainingError
@@ -54,7 +53,7 @@ def write_texts(
     Returns:
         The texts, which may be fewer than wanted where the model writes the same again and again.
     """
-    rng, beginnings = random.Random(f"{seed} replay"), Beginnings(loaded.tokenizer, [*forget, *retain])
+    rng, beginnings = random.Random(f"{seed} replay"), Beginnings(loaded, [*forget, *retain])
     known = _known(forget, retain, loaded.tokenizer.eos_token_id)
     size = BATCH[loaded.device.type]
     found: dict[tuple[int, ...], None] = {}
@@ -81,7 +80,7 @@ def write_texts(
 @torch.no_grad()
 def seconds_per_token(loaded: LoadedModel, rows: Sequence[TokenizedExample]) -> float:
     """Time that writing one token takes, from one batch that is thrown away."""
-    begun = Beginnings(loaded.tokenizer, rows).drawn(random.Random(0), BATCH[loaded.device.type])
+    begun = Beginnings(loaded, rows).drawn(random.Random(0), BATCH[loaded.device.type])
     clock = time.perf_counter()
     texts = _continue(loaded, begun)
     return (time.perf_counter() - clock) / sum(map(len, texts))
@@ -94,11 +93,12 @@ class Beginnings:
     Tokens that the tokenizer sets before every text stand before both.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, rows: Sequence[TokenizedExample]) -> None:
-        special = set(tokenizer.all_special_ids)
-        plain = tokenizer("a", verbose=False)["input_ids"]
+    def __init__(self, loaded: LoadedModel, rows: Sequence[TokenizedExample]) -> None:
+        special = set(loaded.tokenizer.all_special_ids)
+        plain = loaded.tokenizer("a", verbose=False)["input_ids"]
         self._before = list(takewhile(special.__contains__, plain))
-        self._tokens = sorted(set(tokenizer.get_vocab().values()) - special)
+        size = loaded.base.config.get_text_config().vocab_size
+        self._tokens = sorted(own for own in {*loaded.tokenizer.get_vocab().values()} - special if own < size)
         self._rows = [row.input_ids[: len(self._before) + 1] for row in rows]
 
     def drawn(self, rng: random.Random, count: int) -> list[list[int]]:

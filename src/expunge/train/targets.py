@@ -89,7 +89,7 @@ def _from_unseen(
 ) -> list[Tensor]:
     if not unseen:
         raise ValueError("a loss with target NLLs is prepared with unseen texts, an origin or replay texts")
-    forget = prepared.forget
+    forget, unseen = prepared.forget, evenly(unseen, MOST_KNOWN)
     with reporter.track("target NLLs by unseen texts", len(forget) + len(unseen)) as advance:
         ids = [row.input_ids for row in (*forget, *unseen)]
         logps = sequence_logps(prepared.loaded, ids, processes=processes, progress=advance)
