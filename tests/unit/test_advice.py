@@ -85,7 +85,7 @@ def test_a_run_asks_at_its_evaluation_steps_or_now_and_then_and_trains_as_withou
     def run(name: str, advisor: Any = None, **settings: Any) -> bytes:
         config = UnlearnConfig(
             model=str(tmp_path / "model"), output=str(tmp_path / name), max_steps=8, replay_weight=0.0, device="cpu",
-            **{**files, **settings},
+            **{"recipe": "npo", **files, **settings},
         )  # fmt: skip
         outcome = unlearn(config, Heard(quiet=True), advisor=advisor)
         return (outcome.adapter / "adapter_model.safetensors").read_bytes()

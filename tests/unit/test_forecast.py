@@ -66,7 +66,7 @@ def test_what_is_counted_is_what_the_run_counts(folder):
 
 
 def test_replay_texts_are_counted(folder):
-    settings = {"output": str(folder / "replayed")}
+    settings = {"output": str(folder / "replayed"), "recipe": "npo"}
     predicted, without = (
         forecast(config(folder, replay_weight=2.0, **settings)),
         forecast(config(folder, replay_weight=0.0, **settings)),

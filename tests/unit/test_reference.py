@@ -43,7 +43,14 @@ def folder(tmp_path_factory):
 
 
 def config(folder: Path, output: Path | str = "unused", **settings) -> UnlearnConfig:
-    lines = {"epochs": 2, "tokens_per_step": 200, "learning_rate": 1e-3, "dtype": "float32", "device": "cpu"}
+    lines = {
+        "recipe": "npo",
+        "epochs": 2,
+        "tokens_per_step": 200,
+        "learning_rate": 1e-3,
+        "dtype": "float32",
+        "device": "cpu",
+    }
     for name, rows in (("forget", FORGET), ("retain", RETAIN)):
         (folder / f"{name}.jsonl").write_text("".join(f"{row}\n".replace("'", '"') for row in rows))
         lines[name] = str(folder / f"{name}.jsonl")
