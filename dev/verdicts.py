@@ -3,15 +3,17 @@
     expunge demo --output RUN && python -m dev.verdicts RUN --docs
 
 The retrained model never met the people that are forgotten: criteria that it does not meet could be met by nothing.
+No half of the documents has steered it, so its membership is measured on all of them.
 """
 
 import argparse
 import json
-import shutil
 import tempfile
 from pathlib import Path
 
 from bench.report import DOCS, write_between
+from experiments.demo.subject import ASSETS
+from expunge import EvaluateConfig, evaluate
 from expunge.report import Verdict, verdict
 
 PAGE = DOCS / "report.md"
@@ -24,10 +26,16 @@ def retrained_in_its_place(run: Path) -> Verdict:
         manifest = json.loads((run / "manifest.json").read_text())
         manifest["loss_nats_per_completion_token"] = {}  # those are of the unlearned model
         (copy / "manifest.json").write_text(json.dumps(manifest))
-        shutil.copy(run / "results_before.json", copy)
-        after, retrained = (json.loads((run / f"results_{name}.json").read_text()) for name in ("after", "retrained"))
+        after = json.loads((run / "results_after.json").read_text())
         own = {key: after[key] for key in ("model", "adapter", "fingerprint")}  # results of another model are left out
-        (copy / "results_after.json").write_text(json.dumps(retrained | own))
+        for name, model in (("before", "subject"), ("after", "retrained")):
+            file = copy / f"{name}.json"
+            config = EvaluateConfig(
+                model=str(ASSETS / model), benchmark="semeval", data=str(ASSETS / "data"), output=str(file)
+            )
+            evaluate(config)
+            found = json.loads(file.read_text())
+            (copy / f"results_{name}.json").write_text(json.dumps(found | (own if name == "after" else {})))
         return verdict(copy)
 
 
