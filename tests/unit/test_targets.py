@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -110,6 +111,16 @@ def test_every_kind_ends_where_its_unseen_texts_are(models: Path) -> None:
     assert len({round(mean, 2) for mean in wanted.values()}) > 1, "kinds differ"
     (line,) = told.lines
     assert "no unseen texts of poem;" in line
+
+
+def test_prompts_have_targets_where_unseen_texts_have_none(models: Path) -> None:
+    rows, unseen = made_up(8, 1), [replace(row, completion_start=0) for row in made_up(9, 2)]
+    run = prepared(models / "model", forget=rows, retain=made_up(3, 6), loss="target_kl", unseen=unseen)
+    values = target_nlls(run, [], ALONE, Told())
+    mean = torch.cat(plain_nlls(models / "model", unseen)).mean().item()
+    found = means(rows, [values[place] for place in range(len(rows))])
+    assert found["", True] == pytest.approx(mean, rel=0.05)
+    assert found["", False] == pytest.approx(mean, rel=0.3), "of which as much is expected"
 
 
 def test_without_unseen_texts_those_that_the_model_writes_stand_for_them(models: Path) -> None:

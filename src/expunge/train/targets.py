@@ -14,6 +14,7 @@ without unseen texts take those of the unseen tokens, of any kind, of which as m
 that never saw the forget texts: its own NLL of the token.
 """
 
+import math
 from bisect import bisect_left, bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
@@ -41,6 +42,8 @@ LONGEST = 4
 """Tokens in a row that are looked for in other texts, the last of which is predicted."""
 SHORTER = 0.5
 """Places that what is known from a shorter context counts as."""
+MOST_UNSEEN = 200_000
+"""Tokens of unseen texts that are counted, of rows evenly from all of them."""
 Kind = tuple[str, bool]
 """Task and kind of a row, and whether a token is of its completion."""
 Context = tuple[bool, tuple[int, ...]]
@@ -89,7 +92,8 @@ def _from_unseen(
 ) -> list[Tensor]:
     if not unseen:
         raise ValueError("a loss with target NLLs is prepared with unseen texts, an origin or replay texts")
-    forget, unseen = prepared.forget, evenly(unseen, MOST_KNOWN)
+    forget, total = prepared.forget, sum(map(len, unseen))
+    unseen = evenly(unseen, math.ceil(len(unseen) * MOST_UNSEEN / max(MOST_UNSEEN, total)))
     with reporter.track("target NLLs by unseen texts", len(forget) + len(unseen)) as advance:
         ids = [row.input_ids for row in (*forget, *unseen)]
         logps = sequence_logps(prepared.loaded, ids, processes=processes, progress=advance)
@@ -102,7 +106,9 @@ def _from_unseen(
         reporter.say(f"target NLLs: no unseen texts of {names}; tokens of other kinds stand for theirs")
     tokens, kept = UnseenTokens(unseen, theirs), [*prepared.retain, *prepared.test]
     expected = at_most_surprise(forget, [tokens.expected(row) for row in forget], kept)
-    among = at_most_surprise(unseen, tokens.expected_by_the_others(), kept)
+    among = theirs  # asked for where a kind has no unseen tokens of its own
+    if _kinds(forget) - _kinds(unseen):
+        among = at_most_surprise(unseen, tokens.expected_by_the_others(), kept)
     values = unseen_nlls(forget, expected, before, unseen, among, theirs)
     return [torch.tensor([own[at] for at in span]) for own, span in zip(values, spans, strict=True)]
 
@@ -208,6 +214,12 @@ def unseen_nlls(
             number, at = own_places[place]
             found[number][at] = value
     return found
+
+
+def _kinds(rows: Sequence[TokenizedExample]) -> set[Kind]:
+    """The kinds that the tokens of some rows are of, the first of each row left out."""
+    prompts = {(row.group, False) for row in rows if row.completion_start > 1}
+    return prompts | {(row.group, True) for row in rows if len(row.input_ids) > max(1, row.completion_start)}
 
 
 def _spread(values: Sequence[float], count: int) -> list[float]:
