@@ -21,21 +21,23 @@ PAGE = DOCS / "report.md"
 
 def retrained_in_its_place(run: Path) -> Verdict:
     """The verdict on a copy of a run whose results after unlearning are those of the retrained model."""
-    with tempfile.TemporaryDirectory() as name:
-        copy = Path(name)
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder)
         manifest = json.loads((run / "manifest.json").read_text())
         manifest["loss_nats_per_completion_token"] = {}  # those are of the unlearned model
         (copy / "manifest.json").write_text(json.dumps(manifest))
-        after = json.loads((run / "results_after.json").read_text())
-        own = {key: after[key] for key in ("model", "adapter", "fingerprint")}  # results of another model are left out
         for name, model in (("before", "subject"), ("after", "retrained")):
-            file = copy / f"{name}.json"
-            config = EvaluateConfig(
-                model=str(ASSETS / model), benchmark="semeval", data=str(ASSETS / "data"), output=str(file)
+            evaluate(
+                EvaluateConfig(
+                    model=str(ASSETS / model),
+                    benchmark="semeval",
+                    data=str(ASSETS / "data"),
+                    output=str(copy / f"results_{name}.json"),
+                )
             )
-            evaluate(config)
-            found = json.loads(file.read_text())
-            (copy / f"results_{name}.json").write_text(json.dumps(found | (own if name == "after" else {})))
+        after, retrained = (json.loads((own / "results_after.json").read_text()) for own in (run, copy))
+        own = {key: after[key] for key in ("model", "adapter", "fingerprint")}  # results of another model are left out
+        (copy / "results_after.json").write_text(json.dumps(retrained | own))
         return verdict(copy)
 
 

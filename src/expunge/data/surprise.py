@@ -67,16 +67,15 @@ class NGrams:
             found = np.concatenate([_NONE, *(own[own >= 0] for own in numbers)])
             level = _Level.of(found, vocabulary, size)
             self._levels.append(level)
-            contexts, size = [_after(level.find(own)) for own in numbers], len(level.numbers)
+            contexts, size = [_after(level.find(own)) for own in numbers], len(level.numbers) - 1
 
     def surprise(self, text: Ids) -> NDArray[np.float64]:
         """`(tokens - 1,)`, -log p of each token after those before it, nats."""
         share, contexts = self._single[text[1:]], text[:-1]
         for level in self._levels:
             at = level.find(_numbers(contexts, text[1:], self._vocabulary))
-            times = np.append(level.times, 0)[at]
-            followed, followers = (np.append(own, 0)[contexts] for own in (level.followed, level.followers))
-            filled = (times + followers * share) / np.maximum(1, followed + followers)
+            followed, followers = level.followed[contexts], level.followers[contexts]
+            filled = (level.times[at] + followers * share) / np.maximum(1, followed + followers)
             share, contexts = np.where(followed > 0, filled, share), _after(at)
         return -np.log(share)
 
@@ -89,8 +88,10 @@ _NO_NUMBER = -2
 class _Level:
     """N-grams of one length: a context, by the number of its own n-gram, and the token after it.
 
+    The last entry of each array, which the place -1 stands for, is that of all that do not stand in the texts.
+
     Attributes:
-        numbers: Of each n-gram, context times vocabulary plus token; ascending.
+        numbers: Of each n-gram, context times vocabulary plus token; ascending up to the last entry.
         times: How often it stands there.
         followed, followers: Of each context, how often a token follows it, and how many different ones.
     """
@@ -105,12 +106,15 @@ class _Level:
         numbers, times = np.unique(found, return_counts=True)
         own = numbers // vocabulary
         followed = np.bincount(own, times, minlength=contexts).astype(np.float64)
-        return cls(numbers, times, followed, np.bincount(own, minlength=contexts))
+        followers = np.bincount(own, minlength=contexts)
+        return cls(
+            np.append(numbers, _NO_NUMBER), np.append(times, 0), np.append(followed, 0.0), np.append(followers, 0)
+        )
 
     def find(self, numbers: Ids) -> Ids:
         """Place of each n-gram, -1 for one that does not stand there."""
-        at = np.searchsorted(self.numbers, numbers)
-        return np.where(np.append(self.numbers, _NO_NUMBER)[at] == numbers, at, -1)
+        at = np.searchsorted(self.numbers[:-1], numbers)
+        return np.where(self.numbers[at] == numbers, at, -1)
 
 
 def _numbers(contexts: Ids, tokens: Ids, vocabulary: int) -> Ids:

@@ -98,14 +98,17 @@ class Beginnings:
         plain = loaded.tokenizer("a", verbose=False)["input_ids"]
         self._before = list(takewhile(special.__contains__, plain))
         size = loaded.base.config.get_text_config().vocab_size
-        self._tokens = sorted(own for own in {*loaded.tokenizer.get_vocab().values()} - special if own < size)
+        rows = [row for row in rows if len(row.input_ids) > len(self._before)]
         self._rows = [row.input_ids[: len(self._before) + 1] for row in rows]
+        tokens = sorted(own for own in {*loaded.tokenizer.get_vocab().values()} - special if own < size)
+        self._tokens = tokens or [own[-1] for own in self._rows]
 
     def drawn(self, rng: random.Random, count: int) -> list[list[int]]:
         """So many beginnings of one length."""
-        rows = [own for own in self._rows if len(own) > len(self._before)]
-        tokens = self._tokens or [own[-1] for own in rows]
-        return [rng.choice(rows) if rows and at % 2 else [*self._before, rng.choice(tokens)] for at in range(count)]
+        return [
+            rng.choice(self._rows) if self._rows and at % 2 else [*self._before, rng.choice(self._tokens)]
+            for at in range(count)
+        ]
 
 
 def _continue(loaded: LoadedModel, begun: list[list[int]]) -> list[tuple[int, ...]]:

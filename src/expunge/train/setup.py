@@ -109,8 +109,7 @@ def prepare(config: UnlearnConfig, reporter: Reporter) -> Prepared:
     Raises:
         UserError: Whatever is wrong, before weights load wherever it can be known by then.
     """
-    config, sets, judged, whys = _before_weights(config)
-    loss = make_forget_loss(config.loss, config.loss_args)
+    config, loss, sets, judged, whys = _before_weights(config)
     followed = _followed(config, loss, judged)
     vocabulary = _origin_vocabulary(config)
     model_files = model_state(config.model, config.origin)
@@ -176,11 +175,12 @@ def _selection(
     return SelectionRows(rows(members), unseen[: len(nonmembers)], unseen, hashes)
 
 
-def _before_weights(config: UnlearnConfig) -> tuple[UnlearnConfig, Sets, Judged, list[str]]:
+def _before_weights(config: UnlearnConfig) -> tuple[UnlearnConfig, ForgetLoss, Sets, Judged, list[str]]:
     """Check and read what needs no model, and settle the recipe and its terms; says what was settled, and why."""
     config.validate()
     check_trackers(config.report_to)
-    targeted = "target_nll" in make_forget_loss(config.loss, config.loss_args).needs
+    loss = make_forget_loss(config.loss, config.loss_args)
+    targeted = "target_nll" in loss.needs
     sets = read_sets(config)
     if not sets.forget:
         raise DataError("the forget set is empty: there is nothing to forget")
@@ -208,7 +208,7 @@ def _before_weights(config: UnlearnConfig) -> tuple[UnlearnConfig, Sets, Judged,
     if isinstance(judged, DataError) and not config.origin:
         stand = "texts that the model writes itself stand for them, and " if targeted else ""
         whys.append(f"missing: unseen texts: {judged}. Without them {stand}the run takes a set number of epochs")
-    return config, sets, judged, whys
+    return config, loss, sets, judged, whys
 
 
 def _followed(config: UnlearnConfig, loss: ForgetLoss, judged: Judged) -> list[Side] | None:
