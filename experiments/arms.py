@@ -6,8 +6,9 @@
 
 Every run is a line of FOLDER/runs.jsonl, with its raw measurements; what is there is not done again, so a table grows over
 many short sittings. A run that would not end within `--minutes` is not begun. Subjects: those of `experiments.quality`
-and `experiments.taught` (`--taught FOLDER`), and `smollm2` of `experiments.real`. Arm D is the recipe of commit 817f314:
-`--steered` names a work tree of it. Arm O needs the model from before, which `smollm2` alone has, so it is not ranked.
+and `experiments.taught` (`--taught FOLDER`), and those of `experiments.real`. Arm D is the recipe of commit 817f314:
+`--steered` names a work tree of it. Arm O needs the model from before, which those of `experiments.real` alone have, so it
+is not ranked. The recipes run as a user runs them, with their own number of steps; the arms share a budget.
 """
 
 import argparse
@@ -28,12 +29,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from experiments.criterion import GROUPS, distances, mean_ranks
 from experiments.quality import Subject, reported, subject_of
-from experiments.real import FOLDER as REAL
-from experiments.real import facts_nll
+from experiments.real import DEVICE, ORIGIN, PART, ROOT, facts_nll
+from experiments.real import SUBJECTS as REAL
 from expunge import EvaluateConfig, UnlearnConfig, evaluate, unlearn
 from expunge.evaluation.results import read_results
 
-SMOLLM2 = "smollm2"
 SWEPT = "demo"
 """Subject of the learning-rate sweep."""
 BUDGET: dict[str, Any] = {"max_steps": 300, "eval_every": 25, "lora_rank": 16}
@@ -43,15 +43,19 @@ ARMS: dict[str, dict[str, Any]] = {
     "A sequence": {"loss": "npo", "loss_args": "beta=0.1,level=sequence", "forget_span": "completion"},
     "B": {"loss": "target_nll"},
     "C": {"loss": "target_kl"},
-    "O": {"loss": "target_kl", "origin": str(REAL / "origin")},
+    "O": {"loss": "target_kl", "origin": str(ORIGIN)},
+    "default": {"recipe": "default"},
+    "npo": {"recipe": "npo"},
     "paper": {"recipe": "paper"},
 }
-"""Name -> what differs from the default recipe. `D` is run in the work tree of its commit, `paper` has its own budget."""
+"""Name -> what differs from the default recipe. `D` is run in the work tree of its commit, recipes have their own budget."""
+FIXED = ("before", "retrained")
+"""Models without a run, measured as the arms are."""
 NEED_ORIGIN = ("O",)
 RATES = (5e-4, 1.5e-3, 5e-3)
 FORGET_WEIGHTS = (1.0, 8.0)
-"""Every arm is swept over rates and forget weights: with replay and retain terms of 7 in all, the second decides. `paper`
-keeps its weight."""
+"""Every arm is swept over rates and forget weights: with replay and retain terms of 7 in all, the second decides. Recipes
+keep theirs."""
 ATTACKS = ("loss", "zlib", "min_k", "min_k_plus_plus")
 COLUMNS = {name for group in GROUPS.values() for name in group}
 
@@ -99,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def sweep() -> Iterator[Job]:
     """The demo without a run, and every arm at every rate and forget weight."""
-    yield from (Job(arm, SWEPT, 0) for arm in ("before", "retrained"))
+    yield from (Job(arm, SWEPT, 0) for arm in FIXED)
     for rate in RATES:
         for weight in FORGET_WEIGHTS:
             for arm in ARMS:
@@ -111,26 +115,24 @@ def wanted(args: argparse.Namespace, chosen: dict[str, dict[str, Any]]) -> Itera
     """All runs of the comparison, seed by seed, the subjects in the order in which they are named."""
     for seed in args.seeds:
         for subject in args.subjects:
-            if seed == args.seeds[0]:
-                yield from (Job(arm, subject, 0) for arm in ("before", "retrained"))
             for arm in args.arms:
-                if arm in NEED_ORIGIN and subject != SMOLLM2:
-                    continue
-                yield Job(arm, subject, seed, tuple(chosen.get(arm, {}).items()))
+                there = {
+                    "before": seed == args.seeds[0],
+                    "retrained": _retrained(_subject(subject, args), seed).is_dir(),
+                }
+                if there.get(arm, arm not in NEED_ORIGIN or subject in REAL):
+                    yield Job(arm, subject, seed, tuple(chosen.get(arm, {}).items()))
 
 
-def measure(job: Job, args: argparse.Namespace) -> dict[str, float]:
+def measure(job: Job, args: argparse.Namespace) -> dict[str, Any]:
     """Run what the job says, unless it has been run, and measure the model that comes out."""
-    real = job.subject == SMOLLM2
-    subject = (
-        Subject(REAL / "subject", REAL / "retrained", REAL / "data") if real else subject_of(job.subject, args.taught)
-    )
+    real, subject = job.subject in REAL, _subject(job.subject, args)
     folder = args.output / job.subject
     data = subject.data if real else reported(subject, folder / "data")
     run = folder / job.name
     model, adapter = subject.model, None
     if job.arm == "retrained":
-        model = subject.retrained
+        model = _retrained(subject, job.seed)
     elif job.arm == "D":
         adapter = _steered(job, subject, run, args.steered)
     elif job.arm != "before":
@@ -155,20 +157,32 @@ def measure(job: Job, args: argparse.Namespace) -> dict[str, float]:
         "fluency": said_nll(run / "said" / "forget.jsonl", data / "forget.jsonl", subject.model)
     }
     row["steps"] = json.loads((adapter / "manifest.json").read_text())["steps"] if adapter else 0
-    if job.subject == SMOLLM2:
-        row["facts_nll"], row["facts_accuracy"] = facts_nll(model, adapter)
+    if real:
+        row["facts_nll"], row["facts_accuracy"] = facts_nll(model, adapter, subject.data / "facts.json")
     return row
 
 
-def raw(results: dict[str, Any]) -> dict[str, float]:
+def _subject(name: str, args: argparse.Namespace) -> Subject:
+    if name in REAL:
+        return Subject(*(ROOT / name / part for part in ("subject", "retrained", "data")))
+    return subject_of(name, args.taught)
+
+
+def _retrained(subject: Subject, seed: int) -> Path:
+    """The retrained model of a seed: there are others than the first of real subjects alone."""
+    return subject.retrained if seed == 0 else subject.retrained.with_name(f"{subject.retrained.name}-{seed}")
+
+
+def raw(results: dict[str, Any]) -> dict[str, Any]:
     """What the criterion reads, from a results file."""
     metrics = results["metrics"]
     knowledge = [own["knowledge"] for own in results["forget"].values() if own.get("knowledge") is not None]
     terms = [own for own in results["terms"] if own is not None]
     names = {"loss": "loss", "zlib": "zlib", "min_k": "min_k_20", "min_k_plus_plus": "min_k_plus_plus_20"}
-    row = {f"auc_{own}": metrics[f"membership/{name}_auc"]["value"] for own, name in names.items()}
+    row: dict[str, Any] = {f"auc_{own}": metrics[f"membership/{name}_auc"]["value"] for own, name in names.items()}
     return row | {
         "task_aggregate": statistics.harmonic_mean(terms),
+        "terms": terms,
         "lowest_retain": min(terms[len(terms) // 2 :]),
         "exact_match": statistics.fmean(knowledge) if knowledge else 0.0,
         "unseen_nll": results["mean_nll"]["nonmember"],
@@ -181,14 +195,15 @@ def raw(results: dict[str, Any]) -> dict[str, float]:
 def said_nll(predictions: Path, data: Path, model: Path) -> float:
     """Fluency: mean over forget rows of the mean NLL (nats per token) of what was said, under the untouched model."""
     tokenizer = AutoTokenizer.from_pretrained(model)
-    loaded: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).to(DEVICE)
     prompts = {own["id"]: own["input"] for own in map(json.loads, data.read_text().splitlines())}
     nlls = []
     for own in map(json.loads, predictions.read_text().splitlines()):
         said, prompt = tokenizer(own["model_output"])["input_ids"], tokenizer(prompts[own["id"]])["input_ids"]
         if said:
-            logps = loaded(input_ids=torch.tensor([[*prompt, *said]])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
-            nlls.append(-logps.gather(-1, torch.tensor(said)[:, None]).mean().item())
+            ids = torch.tensor([[*prompt, *said]], device=DEVICE)
+            logps = loaded(input_ids=ids).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+            nlls.append(-logps.gather(-1, ids[0, len(prompt) :, None]).mean().item())
     return statistics.fmean(nlls)
 
 
@@ -212,14 +227,17 @@ def compared(
     lines: list[dict[str, Any]], chosen: dict[str, dict[str, Any]]
 ) -> dict[tuple[str, str, int], dict[str, float]]:
     """(arm, subject, seed) -> columns of the criterion, for the most places at which every arm has run."""
-    fixed = {(own["subject"], own["arm"]): own for own in lines if own["arm"] in ("before", "retrained")}
+    fixed: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for own in lines:
+        if own["arm"] in FIXED:
+            fixed.setdefault((own["subject"], own["arm"]), []).append(own)
     found: dict[tuple[str, str, int], dict[str, float]] = {}
     for own in lines:
         place = own["subject"]
         settings = {key: own.get(key) for key in chosen.get(own["arm"], {})}
         known = (place, "before") in fixed and (place, "retrained") in fixed
         if own["arm"] in ARMS | {"D": 0} and place != SWEPT and known and settings == chosen.get(own["arm"], {}):
-            row = distances(own, fixed[place, "before"], [fixed[place, "retrained"]])
+            row = distances(own, fixed[place, "before"][0], fixed[place, "retrained"])
             found[own["arm"], place, own["seed"]] = row
     arms = {arm for arm, _, _ in found if arm not in NEED_ORIGIN}
     places = {key[1:] for key in found if all((arm, *key[1:]) in found for arm in arms)}
@@ -233,7 +251,7 @@ def _chosen(folder: Path, given: Sequence[str] = ()) -> dict[str, dict[str, Any]
     lines = [own for own in _lines(folder) if own["subject"] == SWEPT]
     fixed = {own["arm"]: own for own in lines}
     best: dict[str, dict[str, Any]] = {}
-    for arm in ARMS if {"before", "retrained"} <= fixed.keys() else ():
+    for arm in ARMS if {*FIXED} <= fixed.keys() else ():
         own = {json.dumps({key: row[key] for key in ("learning_rate", "forget_weight")}): row for row in lines
                if row["arm"] == arm and "learning_rate" in row}  # fmt: skip
         if own:
@@ -253,7 +271,7 @@ def _run(job: Job, subject: Subject, run: Path) -> Path:
     if not (run / "adapter").is_dir():
         begun = (run / "checkpoints").is_dir()
         arm = ARMS[job.arm]
-        budget = {"eval_every": 0} if "recipe" in arm else BUDGET | {"recipe": "default"}
+        budget = {} if "recipe" in arm else BUDGET | {"recipe": "default"}
         settings = budget | arm | dict(job.settings) | _texts(job, subject)
         config = UnlearnConfig(
             model=str(subject.model),
@@ -280,18 +298,18 @@ def _steered(job: Job, subject: Subject, run: Path, tree: Path | None) -> Path:
 
 
 def _texts(job: Job, subject: Subject) -> dict[str, str]:
-    """The settings that name the texts: the real subject has unseen texts of every kind, the others documents alone."""
-    if job.subject == SMOLLM2:
+    """The settings that name the texts: real subjects have unseen texts of every kind, the others documents alone."""
+    if job.subject in REAL:
         return {name: str(subject.data / f"{name}.jsonl") for name in ("forget", "retain", "holdout")}
     return {"benchmark": "semeval", "data": str(subject.data), "split": subject.split}
 
 
 def _expected(job: Job, done: list[dict[str, Any]]) -> float:
     """Seconds that the job will take, by the longest of its kind so far; 0 where there has been none."""
-    fixed = job.arm in ("before", "retrained")
+    fixed = job.arm in FIXED
     return max(
         (own["seconds"] for own in done
-         if own["subject"] == job.subject and (own["arm"] in ("before", "retrained")) == fixed), default=0.0
+         if own["subject"] == job.subject and (own["arm"] in FIXED) == fixed), default=0.0
     )  # fmt: skip
 
 
@@ -302,10 +320,11 @@ def _lines(folder: Path) -> list[dict[str, Any]]:
 
 def _arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m experiments.arms", description=__doc__.splitlines()[0])
+    every = [*FIXED, *ARMS, "D"]
     parser.add_argument("what", choices=["sweep", "run", "table"])
     parser.add_argument("--output", type=Path, required=True, help="folder of all runs and of runs.jsonl")
-    parser.add_argument("--subjects", nargs="+", default=["olmo", "llama", "neox", "qwen", "gpt2", SMOLLM2])
-    parser.add_argument("--arms", nargs="+", choices=[*ARMS, "D"], default=[*ARMS, "D"])
+    parser.add_argument("--subjects", nargs="+", default=["olmo", "llama", "neox", "qwen", "gpt2", PART])
+    parser.add_argument("--arms", nargs="+", choices=every, default=every)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="settings of every arm but D")
     parser.add_argument("--minutes", type=float, default=math.inf, help="begin nothing that would not end by then")

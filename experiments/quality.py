@@ -3,7 +3,7 @@
     python -m experiments.quality methods --output FOLDER [--subjects demo olmo] [--seeds 0 1 2 3 4]
     python -m experiments.quality sweep   --output FOLDER      learning rates of the methods to compare with, one seed
 
-Subjects are `demo`, `olmo` (beside the project), `smollm2` (of `python -m experiments.real`) and those of
+Subjects are `demo`, `olmo` (beside the project), those of `python -m experiments.real` and those of
 `python -m experiments.taught`, with `--taught` their folder.
 
 Every run and its results go to FOLDER/SUBJECT/NAME-SEED; what is there already is not done again. Membership is
@@ -23,7 +23,8 @@ from transformers import AutoTokenizer
 
 from bench.workload import SEMEVAL, SHARED, SUBJECT
 from experiments.demo.subject import ASSETS
-from experiments.real import FOLDER as REAL
+from experiments.real import ROOT
+from experiments.real import SUBJECTS as REAL
 from experiments.taught import SUBJECTS as TAUGHT
 from expunge import EvaluateConfig, UnlearnConfig, evaluate, unlearn
 from expunge.data.holdout import Side, keyed_hashes, split_off, without_selection
@@ -61,7 +62,7 @@ class Subject:
 SUBJECTS = {
     "demo": Subject(ASSETS / "subject", ASSETS / "retrained", ASSETS / "data"),
     "olmo": Subject(SUBJECT, SHARED / "subjects" / f"{SUBJECT.name}-retrained", SEMEVAL),
-    REAL.name: Subject(REAL / "subject", REAL / "retrained", REAL / "data"),
+    **{name: Subject(*(ROOT / name / part for part in ("subject", "retrained", "data"))) for name in REAL},
 }
 
 

