@@ -221,6 +221,30 @@ def test_resumed_equals_uninterrupted_with_evaluation_steps(texts: Path, expunge
         assert Path("run", name).read_bytes() == Path("whole", name).read_bytes(), name
 
 
+def test_an_interrupted_run_can_be_finished_where_it_is(texts: Path, expunge: Run) -> None:
+    """No more steps are taken; the best state so far is kept, at the scale that comes closest to the criteria."""
+    command = (*FOLLOW, "--epochs", "4", "--eval-every", "2", "--save-every", "3")
+    early = expunge(*command, "--finish")
+    assert (early.code, early.err.count("\n")) == (2, 1)
+    assert "--finish ends a run that was interrupted: give --resume, too" in early.err
+    with stopped_after(5):
+        stopped = expunge(*command)
+    assert stopped.code == 130
+    assert "--resume --finish ends there" in stopped.err
+    before = lines("run")
+
+    done = expunge(*command, "--resume", "--finish")
+
+    assert done.code == 0, done.err
+    assert lines("run") == before
+    assert read("run/manifest.json")["steps"] == 5
+    assert "finish" not in Path("run/config.yaml").read_text()
+    calibration = read("run/calibration.json")
+    assert calibration["stopped"] == "--finish"
+    assert calibration["best_step"] in (2, 4)
+    assert expunge("verdict", "run").code == 0
+
+
 def test_a_checkpoint_holds_what_the_end_depends_on(texts: Path, expunge: Run) -> None:
     """Without the best state, or the average, a resumed run would end otherwise."""
     with stopped_after(6):

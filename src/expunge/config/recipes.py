@@ -9,7 +9,7 @@ from typing import Any
 
 DEFAULT: dict[str, Any] = {
     "loss": "target_kl",
-    "forget_weight": 4.0,
+    "forget_weight": 1.0,
     "retain_weight": 2.0,
     "kl_weight": 2.0,
     "replay_weight": 3.0,
@@ -26,7 +26,6 @@ RECIPES: dict[str, dict[str, Any]] = {
     "default": {},
     "npo": {
         "loss": "npo",
-        "forget_weight": 1.0,
         "retain_weight": 1.0,
         "kl_weight": 1.5,
         "replay_weight": 0.0,
@@ -39,7 +38,6 @@ RECIPES: dict[str, dict[str, Any]] = {
     "paper": {
         "loss": "npo",
         "loss_args": "beta=0.5,level=token",
-        "forget_weight": 1.0,
         "retain_weight": 1.0,
         "kl_weight": 0.5,
         "replay_weight": 0.0,

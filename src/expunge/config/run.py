@@ -49,6 +49,7 @@ class RunConfig:
         trust_remote_code: Run code that comes with the model.
         overwrite: Replace an earlier run in `output`.
         resume: Go on from the last checkpoint in `output`.
+        finish: With `resume`: take no more steps, keep the best state so far and finish the run with it.
         from_manifest: Repeat the run of this manifest.json: its settings, model and data (paths may have moved).
         dry_run: Time a few steps, say what the run would take, and write nothing.
     """
@@ -66,6 +67,7 @@ class RunConfig:
     trust_remote_code: bool = False
     overwrite: bool = False
     resume: bool = False
+    finish: bool = False
     from_manifest: str | None = None
     dry_run: bool = False
 
@@ -77,3 +79,4 @@ class RunConfig:
         yield from SEED.of(self, "seed")
         yield not self.public or self.push_to_hub is not None, "--public is for --push-to-hub: give the repository"
         yield from exclusive(self, ("overwrite", "resume"), ("from_manifest", "resume"), ("dry_run", "resume"))
+        yield self.resume or not self.finish, "--finish ends a run that was interrupted: give --resume, too"

@@ -14,7 +14,7 @@ from expunge.utils import files
 from expunge.utils.reading import UnreadableError, parse_yaml
 
 FILE = "config.yaml"
-ONE_START = {"overwrite", "resume", "dry_run", "from_manifest", "trust_remote_code"}
+ONE_START = {"overwrite", "resume", "finish", "dry_run", "from_manifest", "trust_remote_code"}
 """What is said about one start of a run alone, and recorded nowhere: trust in a model's code least of all."""
 RENAMED = {"join": "prompt_format"}
 """Name in a manifest or a `config.yaml` of an earlier version -> today's name of the same thing."""

@@ -16,7 +16,7 @@ from typing import Any
 
 from expunge.config import UnlearnConfig
 from expunge.data.holdout import keyed_hashes
-from expunge.errors import ConfigError
+from expunge.errors import ConfigError, RunError
 from expunge.losses.terms import described
 from expunge.model.adapter import VERIFIED, save_adapter, set_scale
 from expunge.model.device import pick_device
@@ -138,15 +138,19 @@ def _unlearn(
         processes.agree(start, "checkpoints")
         if config.resume:
             reporter.say(f"resume: {start} of {trainer.num_steps} steps are done")
-        with reporter.working("a few answers of the untouched model"):
-            advise = advisor(prepared) if advisor else None
-        with reporter.working("looking for a faster way to take the steps"):
-            line = speed_up(trainer)
-        if line:
-            reporter.say(line)
-        training_begun = time.perf_counter()
-        state = TrainState(start, trainer.num_steps, is_world_process_zero=processes.index == 0)
-        steps = train(trainer, evaluation, run, reporter, Callbacks(callbacks, config, state), advise)
+        if config.finish and not start:
+            raise RunError("--finish: no step of this run has been saved: leave it out to go on")
+        steps, training_begun = start, time.perf_counter()
+        if not config.finish:
+            with reporter.working("a few answers of the untouched model"):
+                advise = advisor(prepared) if advisor else None
+            with reporter.working("looking for a faster way to take the steps"):
+                line = speed_up(trainer)
+            if line:
+                reporter.say(line)
+            training_begun = time.perf_counter()
+            state = TrainState(start, trainer.num_steps, is_world_process_zero=processes.index == 0)
+            steps = train(trainer, evaluation, run, reporter, Callbacks(callbacks, config, state), advise)
         training_seconds = time.perf_counter() - training_begun
         loaded.captured = None
     selection = settle(trainer, evaluation, prepared, steps, reporter)
@@ -230,7 +234,9 @@ def train(
                 best = evaluation.stopping.tensors() if evaluation else {}
                 run.save_checkpoint(trainer.state() | best, done)
             if stopped:
-                raise KeyboardInterrupt(f"step {done} of {num_steps} is saved; --resume goes on from it")
+                raise KeyboardInterrupt(
+                    f"step {done} of {num_steps} is saved; --resume goes on from it, --resume --finish ends there"
+                )
             if callbacks.given and processes.any(asked):
                 break
     callbacks.call("on_train_end")
@@ -272,7 +278,8 @@ def settle(
         assign(trainer.weights, trainer.average.values)
         return None
     config, stopping = trainer.config, evaluation.stopping
-    reason = stopping.over or ("all steps are done" if steps == trainer.num_steps else "a callback asked for it")
+    early = "--finish" if config.finish else "a callback asked for it"
+    reason = stopping.over or ("all steps are done" if steps == trainer.num_steps else early)
     reporter.say(f"ended after {steps} steps: {reason}")
     assign(trainer.weights, stopping.state)
     reached, at_one = judge(best.metrics, stopping.untouched, config.criteria)

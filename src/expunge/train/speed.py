@@ -35,6 +35,8 @@ NOISE = 0.02
 """Size of random numbers on the adapter while the passes are checked: where B is 0, half of the gradient is 0 too."""
 FASTER = 0.9
 """Captured passes are taken when a step takes at most this share of the time."""
+CHECKED = 6
+"""Steps, of different sizes and rows, whose gradients are compared."""
 TIMED = 3
 """Steps that are timed each way."""
 
@@ -123,7 +125,7 @@ class _Plain:
     """What the layers as they are give for some steps, and how long a step takes them."""
 
     def __init__(self, trainer: Trainer, steps: list[Step]) -> None:
-        self._steps, self._checked = steps, steps[: 2 * EIGHTHS]  # of different sizes and rows
+        self._steps, self._checked = steps, steps[:CHECKED]
         self._right = _gradients(trainer, self._checked)
         self._milliseconds = _milliseconds(trainer, steps)
 
