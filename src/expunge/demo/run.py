@@ -35,8 +35,8 @@ SETTINGS: dict[str, Any] = {
     "lora_rank": 64, "learning_rate": 6e-3, "tokens_per_step": 2048, "epochs": 32, "forget_weight": 4.0
 }  # fmt: skip
 """What differs from the default recipe: the subject is 160 wide where a language model is 576 and more, so it takes a
-wider adapter and a higher rate; and it is pushed harder, to be done after about 190 steps, at the price of a dip in what
-is kept in the first of them."""
+wider adapter and a higher rate; and it is pushed harder, to be done after about 190 steps, at the price of a dip in
+what is kept in the first of them."""
 
 
 @dataclass(frozen=True)
