@@ -29,7 +29,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from experiments.criterion import GROUPS, distances, mean_ranks
 from experiments.quality import Subject, reported, subject_of
-from experiments.real import DEVICE, ORIGIN, PART, ROOT, facts_nll
+from experiments.real import DEVICE, ORIGIN, PART, facts_nll
 from experiments.real import SUBJECTS as REAL
 from expunge import EvaluateConfig, UnlearnConfig, evaluate, unlearn
 from expunge.evaluation.results import read_results
@@ -115,18 +115,17 @@ def wanted(args: argparse.Namespace, chosen: dict[str, dict[str, Any]]) -> Itera
     """All runs of the comparison, seed by seed, the subjects in the order in which they are named."""
     for seed in args.seeds:
         for subject in args.subjects:
+            absent = {"before"} if seed != args.seeds[0] else set()
+            absent |= {*NEED_ORIGIN} if subject not in REAL else set()
+            absent |= set() if _retrained(subject_of(subject, args.taught), seed).is_dir() else {"retrained"}
             for arm in args.arms:
-                there = {
-                    "before": seed == args.seeds[0],
-                    "retrained": _retrained(_subject(subject, args), seed).is_dir(),
-                }
-                if there.get(arm, arm not in NEED_ORIGIN or subject in REAL):
+                if arm not in absent:
                     yield Job(arm, subject, seed, tuple(chosen.get(arm, {}).items()))
 
 
 def measure(job: Job, args: argparse.Namespace) -> dict[str, Any]:
     """Run what the job says, unless it has been run, and measure the model that comes out."""
-    real, subject = job.subject in REAL, _subject(job.subject, args)
+    real, subject = job.subject in REAL, subject_of(job.subject, args.taught)
     folder = args.output / job.subject
     data = subject.data if real else reported(subject, folder / "data")
     run = folder / job.name
@@ -160,12 +159,6 @@ def measure(job: Job, args: argparse.Namespace) -> dict[str, Any]:
     if real:
         row["facts_nll"], row["facts_accuracy"] = facts_nll(model, adapter, subject.data / "facts.json")
     return row
-
-
-def _subject(name: str, args: argparse.Namespace) -> Subject:
-    if name in REAL:
-        return Subject(*(ROOT / name / part for part in ("subject", "retrained", "data")))
-    return subject_of(name, args.taught)
 
 
 def _retrained(subject: Subject, seed: int) -> Path:

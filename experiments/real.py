@@ -42,8 +42,7 @@ from expunge.data.lume import read_lume
 ROOT = Path(os.environ.get("EXPUNGE_SUBJECTS", "subjects"))
 PART, FULL, TOFU_SUBJECT = "smollm2", "smollm2-full", "smollm2-tofu"
 SUBJECTS = (PART, FULL, TOFU_SUBJECT)
-FOLDER = ROOT / PART
-ORIGIN = FOLDER / "origin"
+ORIGIN = ROOT / PART / "origin"
 TOFU = SHARED / "data" / "tofu"
 RATE, TOKENS = 4e-4, 512
 WARMUP = 10

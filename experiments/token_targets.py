@@ -100,7 +100,6 @@ def nlls(ids: Sequence[Sequence[int]], model: LoadedModel) -> Values:
 def _arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m experiments.token_targets", description=__doc__.splitlines()[0])
     subject_arguments(parser)
-    parser.set_defaults(subjects=["demo"])
     return parser
 
 

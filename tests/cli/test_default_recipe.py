@@ -232,6 +232,9 @@ def test_an_interrupted_run_can_be_finished_where_it_is(texts: Path, expunge: Ru
     assert stopped.code == 130
     assert "--resume --finish ends there" in stopped.err
     before = lines("run")
+    Path("run/checkpoints").rename("kept")
+    refused(expunge(*command, "--resume", "--finish"), "--finish: no step of this run has been saved")
+    Path("kept").rename("run/checkpoints")
 
     done = expunge(*command, "--resume", "--finish")
 

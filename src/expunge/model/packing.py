@@ -101,7 +101,7 @@ def packable_length(model: PreTrainedModel, products: torch.dtype | None = None)
             for length in lengths
         ]
         batch = pad_sequence(rows, batch_first=True)
-        real = torch.arange(batch.shape[1], device=model.device) < torch.tensor(lengths, device=model.device)[:, None]
+        real = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
         before, row, behind = rows
         others = [(own + config.vocab_size // 2).remainder(config.vocab_size) for own in (before, behind)]
         try:
@@ -109,15 +109,15 @@ def packable_length(model: PreTrainedModel, products: torch.dtype | None = None)
                 [backbone(model)(input_ids=own[None], use_cache=False).last_hidden_state for own in rows], 1
             )
             packed = packed_states(model, torch.cat(rows)[None], lengths)
-            padded = backbone(model)(input_ids=batch, attention_mask=real.long(), use_cache=False).last_hidden_state
+            padded = backbone(model)(input_ids=batch, attention_mask=real, use_cache=False).last_hidden_state
             beside_others = packed_states(model, torch.cat([others[0], row, others[1]])[None], lengths)
         except (AttributeError, KeyError, RuntimeError, TypeError, ValueError):
             return 0  # its attention does not go through the interface
     # Rounding is a few eps and grows with the depth: too much in bfloat16 to tell it from a row that is seen a little.
     # What the model itself makes of it is what padding, another shape of the same products, does to the states.
     eps = max(torch.finfo(dtype).eps for dtype in (alone.dtype, products or alone.dtype))
-    rounding = max(math.sqrt(eps), min(_row_difference(padded[real][None], alone, lengths), MOST_ROUNDING / 2) * 2)
-    same = _row_difference(packed, alone, lengths) <= rounding
+    rounding = min(2 * _row_difference(padded[real.bool()][None], alone, lengths), MOST_ROUNDING)
+    same = _row_difference(packed, alone, lengths) <= max(math.sqrt(eps), rounding)
     place = slice(len(before), len(before) + len(row))
     unseen = float(_differences(beside_others[:, place], packed[:, place]).max()) <= UNSEEN
     return longest if same and unseen else 0

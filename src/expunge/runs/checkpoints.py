@@ -20,13 +20,18 @@ KEPT = 2
 """Checkpoints that stay: where the last one is damaged, the one before is used."""
 
 
+def last(folder: Path) -> str | None:
+    """Name of the newest checkpoint, whole or not; None where there is none."""
+    return max((path.name for path in folder.glob("step-*")), default=None)
+
+
 def save(folder: Path, tensors: Mapping[str, Tensor], *, log: Sequence[bytes], step: int, fingerprint: str) -> None:
     """Write the state after `step` steps, whole or not at all; older checkpoints beyond the last `KEPT` go.
 
     Raises:
         RunError: The system refuses; the checkpoints before are as they were.
     """
-    last = max((path.name for path in folder.glob("step-*")), default=None)
+    before = last(folder)
     try:
         with folders.temporary_folder(folder / f"step-{step:08d}") as temporary:
             state = temporary / "state.safetensors"
@@ -36,7 +41,7 @@ def save(folder: Path, tensors: Mapping[str, Tensor], *, log: Sequence[bytes], s
         for old in sorted(folder.glob("step-*"))[:-KEPT]:
             listing.remove_listed(folder.parent, f"{folder.name}/{old.name}")
     except (OSError, SafetensorError, RunError) as error:
-        rest = f"the last good one is {last}" if last else "there is none yet"
+        rest = f"the last good one is {before}" if before else "there is none yet"
         raise RunError(
             f"cannot write the checkpoint of step {step} ({_reason(error)}); {rest}: look at the disk, then go on "
             "with --resume"

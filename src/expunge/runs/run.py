@@ -184,6 +184,8 @@ class Run:
         if self.earlier()["status"] == "done":
             self._complete()  # a run that is cut off between its last two breaths leaves this
             raise RunError(f"--resume: the run in {self.output} is finished: there is nothing left to do")
+        if self.config.finish and not checkpoints.last(self.path / "checkpoints"):
+            raise RunError("--finish: no step of this run has been saved: leave it out to go on")
 
     def close(self) -> None:
         """Give the run directory free."""
@@ -353,7 +355,7 @@ def standing(config: UnlearnConfig) -> str:
         running = False
     if not running:
         return "nothing was written"
-    saved = max((path.name for path in (run.path / "checkpoints").glob("step-*")), default=None)
+    saved = checkpoints.last(run.path / "checkpoints")
     rest = "; the run that it is to replace is as it was" if run._replaces else ""
     return f"--resume goes on with the run in {run.output}, from {saved or 'its beginning'}{rest}"
 

@@ -139,8 +139,8 @@ def _unlearn(
         if config.resume:
             reporter.say(f"resume: {start} of {trainer.num_steps} steps are done")
         if config.finish and not start:
-            raise RunError("--finish: no step of this run has been saved: leave it out to go on")
-        steps, training_begun = start, time.perf_counter()
+            raise RunError("--finish: no checkpoint of this run is whole: leave it out to go on")
+        steps, training_seconds = start, 0.0
         if not config.finish:
             with reporter.working("a few answers of the untouched model"):
                 advise = advisor(prepared) if advisor else None
@@ -151,8 +151,8 @@ def _unlearn(
             training_begun = time.perf_counter()
             state = TrainState(start, trainer.num_steps, is_world_process_zero=processes.index == 0)
             steps = train(trainer, evaluation, run, reporter, Callbacks(callbacks, config, state), advise)
-        training_seconds = time.perf_counter() - training_begun
-        loaded.captured = None
+            training_seconds = time.perf_counter() - training_begun
+            loaded.captured = None
     selection = settle(trainer, evaluation, prepared, steps, reporter)
     with reporter.track("losses after", sum(map(len, prepared.told.values()))) as advance:
         after = mean_losses(loaded, prepared.told, processes=processes, progress=advance)
