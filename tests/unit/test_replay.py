@@ -32,12 +32,12 @@ def test_enough_is_written_and_the_same_for_the_same_seed(loaded):
 @pytest.mark.parametrize("arch", ["llama", "gemma3", "gpt2"])
 def test_texts_are_those_of_the_library(arch, tmp_path):
     loaded = load_model(str(save_tiny(tmp_path, arch)), dtype="float32", device="cpu")
-    begun, options = [[token] for token in range(30)], {"most": 20, "stops": {0, 5, 9, 11}}
+    begun, options = [[token] for token in range(30)], {"most": 20, "stops": {*range(0, 4096, 5)}}
     torch.manual_seed(4)
     library = go_on(loaded, begun, temperature=1.0, **options)
     torch.manual_seed(4)
     ours = written(loaded, begun, **options)
-    assert len({*map(len, ours)}) == 1
+    assert len({*map(len, ours)}) > 1  # half of them have ended early, and were let go of
     for one, other in zip(ours, library, strict=True):
         end = next((at for at, token in enumerate(one[1:], 1) if token in options["stops"]), len(one))
         assert one[: end + 1] == other[: end + 1]

@@ -42,13 +42,19 @@ Pick = Callable[[Tensor], Tensor]
 """From logits `(rows, vocab)` to the next token of each row, `(rows,)`."""
 
 
-def drawn(logits: Tensor, temperature: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
+def drawn(
+    logits: Tensor,
+    temperature: float = 1.0,
+    generator: torch.Generator | None = None,
+    noise: Tensor | None = None,
+) -> Tensor:
     """Tokens `(rows,)` drawn from the whole distribution of `logits` `(rows, vocab)`.
 
-    What `torch.multinomial` draws of one sample, without its checks, for which a GPU would wait.
+    What `torch.multinomial` draws of one sample, without its checks, for which a GPU would wait. `noise` `(rows, vocab)`
+    are the exponentials that it would draw, where they have been drawn already.
     """
     shares = (logits.float() / temperature).softmax(-1)
-    return (shares / torch.empty_like(shares).exponential_(1, generator=generator)).argmax(-1)
+    return (shares / (_exponentials(logits, len(logits), generator) if noise is None else noise)).argmax(-1)
 
 
 def batching_obstacle(model: PreTrainedModel) -> str | None:
@@ -282,23 +288,37 @@ class Flight:
 
 @torch.no_grad()
 def written(loaded: LoadedModel, begun: Sequence[Sequence[int]], *, most: int, stops: Set[int]) -> list[list[int]]:
-    """As `go_on` at temperature 1, with the same texts from the same random numbers, and no read of each token."""
+    """As `go_on` at temperature 1, with the same texts from the same random numbers, and no read of each token.
+
+    Where half of the rows have ended they are let go of; what stands behind a stop, until then, is not to be read.
+    """
     cache, length = DynamicCache(), len(begun[0])
     read, every = TOKENS_PER_READ[loaded.device.type], range(len(begun))
     with loaded.autocast():
         ids = send(torch.tensor(begun), loaded.device)
         first = drawn(loaded.base(input_ids=ids, past_key_values=cache, use_cache=True).logits[:, -1]).tolist()
     texts = [[*own, token] for own, token in zip(begun, first, strict=True)]
-    flight = Flight(loaded, drawn)
+    flight = Flight(loaded, lambda logits: drawn(logits, noise=_exponentials(logits, len(begun))[places]))
     flight.join(every, cache, every, [length] * len(texts))
+    places = torch.arange(len(begun), device=loaded.device)
     del cache
-    going = {row for row in every if first[row] not in stops}
-    while going and (left := length + most - len(texts[0])):
-        for row, own in enumerate(flight.steps([text[-1] for text in texts], min(left, read))):
+    going, left = {row for row in every if first[row] not in stops}, most - 1
+    while going and left:
+        if 2 * len(going) <= len(flight.rows):
+            flight.keep([place for place, row in enumerate(flight.rows) if row in going])
+            places = send(torch.tensor(flight.rows), loaded.device)
+        count = min(left, read)
+        for row, own in zip(flight.rows, flight.steps([texts[row][-1] for row in flight.rows], count), strict=True):
             texts[row] += own
             if not stops.isdisjoint(own):
                 going.discard(row)
+        left -= count
     return texts
+
+
+def _exponentials(logits: Tensor, rows: int, generator: torch.Generator | None = None) -> Tensor:
+    """What `rows` draws from logits `(any, vocab)` take: they are the same whichever of the rows are still there."""
+    return logits.new_empty(rows, logits.shape[-1], dtype=torch.float32).exponential_(1, generator=generator)
 
 
 def go_on(
