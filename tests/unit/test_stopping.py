@@ -165,6 +165,15 @@ def test_an_adapter_that_does_harm_everywhere_gets_the_least_of_it_and_never_not
     assert 1.0 not in own.asked, "what is known is not measured again"
 
 
+@pytest.mark.parametrize("slope", [0.045, 0.08])
+def test_a_larger_scale_costs_no_more_of_the_rest_than_the_trained_one_or_than_is_allowed(slope: float) -> None:
+    own = validator(lambda scale: replace(GOOD, auc=1 - 0.3 * scale, min_k_auc=1 - 0.3 * scale, drift=slope * scale))
+    found = choose_scale(own, CRITERIA)
+    most = max(1.0, CRITERIA.max_drift / slope)
+    assert most - 0.05 < found.scale <= most
+    assert not found.reached
+
+
 def test_the_average_runs_over_few_states_first_and_many_later() -> None:
     parameter = torch.zeros(1)
     averaged = MovingAverage([parameter], 4)

@@ -53,6 +53,9 @@ def choose_scale(
 ) -> Calibration:
     """Find the scale with the least violation of the criteria; of several, that whose AUCs are nearest to their target.
 
+    A scale above 1 is none of them where it costs more of the rest than the trained adapter: what is not forgotten yet is
+    forgotten by more steps, not by damage.
+
     Args:
         validator: The model with its adapter, and the texts to judge by.
         criteria: What to reach.
@@ -67,8 +70,13 @@ def choose_scale(
             found[scale] = validator.at(scale)
             progress(1)
 
-    def candidates() -> list[Validation]:
-        return [own for own in found.values() if own.scale > 0]  # an adapter that does nothing forgets nothing
+    def harm(own: Validation) -> float:
+        missing = violations(own, untouched, criteria)
+        return missing["retained"] + missing["drift"]
+
+    def candidates() -> list[Validation]:  # not 0: an adapter that does nothing forgets nothing
+        most = harm(found[1.0])
+        return [own for own in found.values() if own.scale > 0 and (own.scale <= 1 or harm(own) <= most)]
 
     def cost(own: Validation) -> tuple[float, float]:
         return violation(own, untouched, criteria), abs(own.auc - criteria.target_auc) + abs(
