@@ -53,7 +53,8 @@ def choose_scale(
 ) -> Calibration:
     """Find the scale with the least violation of the criteria; of several, that whose AUCs are nearest to their target.
 
-    A scale above 1 is none of them where it costs more of the rest than the trained adapter: what is not forgotten yet is
+    A scale above 1 is one of them only where the trained adapter misses a criterion by more than chance does (an AUC by
+    more than two standard deviations), and where it costs no more of the rest than that: what is not forgotten yet is
     forgotten by more steps, not by damage.
 
     Args:
@@ -75,8 +76,9 @@ def choose_scale(
         return missing["retained"] + missing["drift"]
 
     def candidates() -> list[Validation]:  # not 0: an adapter that does nothing forgets nothing
-        most = harm(found[1.0])
-        return [own for own in found.values() if own.scale > 0 and (own.scale <= 1 or harm(own) <= most)]
+        missing, most = violations(found[1.0], untouched, criteria), harm(found[1.0])
+        known = missing["exact_match"] > 0 or max(missing["auc"], missing["min_k_auc"]) > 1
+        return [own for own in found.values() if 0 < own.scale <= 1 or (known and own.scale > 1 and harm(own) <= most)]
 
     def cost(own: Validation) -> tuple[float, float]:
         return violation(own, untouched, criteria), abs(own.auc - criteria.target_auc) + abs(
