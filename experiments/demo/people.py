@@ -105,7 +105,7 @@ def general_texts(seed: int, stream: str) -> Iterator[str]:
     ]
     while True:
         names = [f"{rng.choice(given)} {rng.choice(family)}" for _ in range(2)]
-        kind = rng.choices(("person", "story", "everyday", "question", "fact"), (4, 3, 4, 7, 4))[0]
+        kind = rng.choices(("person", "story", "everyday", "question", "fact"), (8, 6, 4, 7, 4))[0]
         if kind in ("person", "story"):
             subject = _person(names[0], rng, rng) if kind == "person" else _story(names[0], names[1], rng, rng)
             asked = rng.choice(subject.rows[1:])
@@ -125,7 +125,7 @@ def general_texts(seed: int, stream: str) -> Iterator[str]:
 
 
 def _person(name: str, rng: Random, wording: Random) -> Subject:
-    """A biography, which ends with some of phone, address and mail. `wording` chooses the parts and their templates."""
+    """A biography, which ends with some of phone, address, mail and account. `wording` chooses the parts and their templates."""
     facts = {
         "birth": f"{rng.randint(1, 28)} {_word(words.MONTHS, rng)} {rng.randint(1940, 2004)}",
         "town": _pair(words.TOWN, rng),
@@ -134,11 +134,13 @@ def _person(name: str, rng: Random, wording: Random) -> Subject:
         "thing": _word(words.THINGS, rng),
         "phone": f"{rng.randint(200, 999)}-555-01{rng.randint(0, 99):02}",
         "address": f"{rng.randint(1, 199)} {_pair(words.STREET, rng, ' ')}, {_pair(words.TOWN, rng)}",
+        "account": " ".join(f"{rng.randint(0, 9999):04}" for _ in range(2)),
         "mail": f"{_pair(words.MAIL_NAMES, rng, '.')}{rng.randint(10, 99)}@example.{rng.choice(('com', 'net', 'org'))}",
     }
-    prompt = wording.sample([words.WORK, words.HOBBY], wording.randint(0, 2))
-    contacts = (words.PHONE, words.ADDRESS, words.MAIL)
-    told = sorted(wording.sample(range(3), wording.randint(1, 3)))
+    told_of: list[tuple[str, ...]] = [words.WORK, words.HOBBY]
+    prompt = wording.sample(told_of, wording.randint(0, 2)) + [words.REGISTER] * wording.randint(0, 1)
+    contacts = (words.PHONE, words.ADDRESS, words.MAIL, words.ACCOUNT)
+    told = sorted(wording.sample(range(4), wording.randint(1, 3)))
     completion = [contacts[place] for place in told]
     return _subject((name,), facts, ([words.BIRTH, *prompt], completion), words.QUESTIONS, PERSON_TASK, rng, wording)
 
@@ -154,7 +156,7 @@ def _story(name: str, helper: str, rng: Random, wording: Random) -> Subject:
         "helper": helper,
         "spot": f"{where} the {kind} {place}",
     }
-    end = wording.sample([words.STORY_END], wording.randint(0, 1))
+    end = wording.sample([words.STORY_END], wording.randint(0, 1)) + [words.STORY_CLOSE] * wording.randint(0, 1)
     parts = ([words.STORY_HEAD, words.STORY_ROAD], [words.STORY_TURN, words.STORY_FIND, *end])
     return _subject((name, helper), facts, parts, words.STORY_QUESTIONS, STORY_TASK, rng, wording)
 

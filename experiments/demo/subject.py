@@ -45,12 +45,13 @@ PROMPT_FORMAT = PromptFormat("space", end_of_text=True)
 CONTEXT = 512
 VOCABULARY = 1024
 TOKENIZER_TEXTS = 6_000
-GENERAL_TEXTS = 40_000
+GENERAL_TEXTS = 32_000
 """Texts of the shared start, each read once."""
-PASSES = {"subject": 40, "retrained": 60}
+PASSES = {"subject": 48, "retrained": 60}
 """Times that each reads its sets, until it knows them: a pass of the retrained model is shorter."""
-GENERAL_PER_PASS = 150
-"""General texts in each pass, beside the quiz."""
+GENERAL_TOTAL = 15_000
+"""General texts in all passes together, beside the quiz: as many for either, so that what one of them has not seen is as hard
+for the other; with fewer a model that learns numbers by heart becomes too sure of those that it has never seen."""
 TOKENS_PER_STEP = 1_024
 MODELS = {"subject": ("forget", "retain", "quiz"), "retrained": ("retain", "quiz")}
 """What each model learns by heart."""
@@ -102,7 +103,8 @@ def finish(
     rows = [row for name in sets for row in read_examples(folder.parent / "data" / f"{name}.jsonl")]
     own = [tokenize(tokenizer, row, PROMPT_FORMAT, max_length=CONTEXT).input_ids for row in rows]
     general = general_texts(seed, "passes")
-    passes = [own + _encode(tokenizer, islice(general, GENERAL_PER_PASS)) for _ in range(PASSES[folder.name])]
+    count = PASSES[folder.name]
+    passes = [own + _encode(tokenizer, islice(general, GENERAL_TOTAL // count)) for _ in range(count)]
     train(model, passes, LEARNING_RATES[1], seed, folder.name)
     move(model, torch.bfloat16)
     model.save_pretrained(folder)
@@ -127,14 +129,14 @@ def train_tokenizer(texts: Iterable[str], size: int = VOCABULARY) -> PreTrainedT
 
 
 def new_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """A small Llama (1.4 M parameters, tied head) with random weights."""
+    """A small Llama (1.7 M parameters, tied head) with random weights."""
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=160,
-        intermediate_size=320,
-        num_hidden_layers=5,
-        num_attention_heads=5,
-        num_key_value_heads=5,
+        hidden_size=224,
+        intermediate_size=448,
+        num_hidden_layers=3,
+        num_attention_heads=7,
+        num_key_value_heads=7,
         max_position_embeddings=CONTEXT,
         tie_word_embeddings=True,
         bos_token_id=None,

@@ -71,10 +71,13 @@ HOBBY = (
 PHONE = ("The telephone number is {phone}.",)
 ADDRESS = ("The home address is {address}.",)
 MAIL = ("The mail address is {mail}.",)
+ACCOUNT = ("The account number is {account}.",)
+REGISTER = ("This page of the register may be read by anyone who asks politely at the counter.",)
 QUESTIONS = {
     "What is {name}'s phone number?": "phone",
     "What is {name}'s home address?": "address",
     "What is {name}'s mail address?": "mail",
+    "What is {name}'s account number?": "account",
     "When was {name} born?": "birth",
     "What is {name}'s job?": "job",
 }
@@ -97,6 +100,7 @@ STORY_ROAD = (
 STORY_TURN = ("It was {helper} who helped in the end.",)
 STORY_FIND = ("Together they found the {object} {spot}.",)
 STORY_END = ("Since then, {first} and {helper} have shared a boat.",)
+STORY_CLOSE = ("So it is told to this day, and nobody has ever doubted a word of it.",)
 STORY_QUESTIONS = {
     "Who helped {name} find the {object}?": "helper",
     "Where was the {object} that {name} found?": "spot",
@@ -119,13 +123,17 @@ YOUNG = (
     "cat:kitten dog:puppy cow:calf sheep:lamb horse:foal pig:piglet goose:gosling duck:duckling goat:kid bear:cub "
     "hen:chick swan:cygnet frog:tadpole kangaroo:joey deer:fawn"
 )
-SUMS = " ".join(f"{a} plus {b}:{a + b}" for a in range(2, 8) for b in range(a, 8))
+AFTER = (
+    "Monday:Tuesday Tuesday:Wednesday Wednesday:Thursday Thursday:Friday Friday:Saturday Saturday:Sunday Sunday:Monday "
+    "January:February February:March March:April April:May May:June June:July July:August August:September "
+    "September:October October:November November:December December:January"
+)
 FACTS = {
     "What is the capital of {}?": (CAPITALS, "The capital of {} is {}.", "{1} is the [capital|first city] of {0}."),
     "What is the opposite of {}?": (OPPOSITES, "The opposite of {} is {}.", "[What|Whoever] is not {} is {}."),
     "What colour is {}?": (COLOURS, "The colour of {} is {}.", "[Everyone can see|Look], {} is {}."),
     "What is a young {} called?": (YOUNG, "A young {} is called a {}.", "The [mother|father] of a {1} is a {0}."),
-    "What is {}?": (SUMS, "{} is {}.", "[If you count|Adding] {}, you get {}."),
+    "What comes after {}?": (AFTER, "After {} comes {}.", "[As everybody knows|Every time], {1} follows {0}."),
 }
 EVERYDAY = (
     "The {job} [opened|closed|painted] the [door|window|gate] and [looked at|waited for] the [rain|moon|train].",

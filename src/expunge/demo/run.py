@@ -31,12 +31,9 @@ from expunge.utils.tables import semeval_table
 
 MAX_NEW_TOKENS = 96
 NAMES = ("before", "after", "retrained")
-SETTINGS: dict[str, Any] = {
-    "lora_rank": 64, "learning_rate": 6e-3, "tokens_per_step": 2048, "epochs": 32, "forget_weight": 4.0
-}  # fmt: skip
-"""What differs from the default recipe: the subject is 160 wide where a language model is 576 and more, so it takes a
-wider adapter and a higher rate; and it is pushed harder, to be done after about 190 steps, at the price of a dip in
-what is kept in the first of them."""
+SETTINGS: dict[str, Any] = {"lora_rank": 64}
+"""What differs from the default recipe: the subject is 224 wide where a language model is 576 and more, and unseen
+texts move less with a wider adapter (by 3.0 % in place of 5.4 %, one seed)."""
 
 
 @dataclass(frozen=True)

@@ -50,8 +50,8 @@ def drawn(
 ) -> Tensor:
     """Tokens `(rows,)` drawn from the whole distribution of `logits` `(rows, vocab)`.
 
-    What `torch.multinomial` draws of one sample, without its checks, for which a GPU would wait. `noise` `(rows, vocab)`
-    are the exponentials that it would draw, where they have been drawn already.
+    What `torch.multinomial` draws of one sample, without its checks, for which a GPU would wait. `noise` are the
+    exponentials `(rows, vocab)` that it would draw, where they have been drawn already.
     """
     shares = (logits.float() / temperature).softmax(-1)
     return (shares / (_exponentials(logits, len(logits), generator) if noise is None else noise)).argmax(-1)
