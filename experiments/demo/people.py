@@ -140,7 +140,7 @@ def _person(name: str, rng: Random, wording: Random) -> Subject:
     told_of: list[tuple[str, ...]] = [words.WORK, words.HOBBY]
     prompt = wording.sample(told_of, wording.randint(0, 2)) + [words.REGISTER] * wording.randint(0, 1)
     contacts = (words.PHONE, words.ADDRESS, words.MAIL, words.ACCOUNT)
-    told = sorted(wording.sample(range(4), wording.randint(1, 3)))
+    told = sorted(wording.sample(range(len(contacts)), wording.randint(1, 3)))
     completion = [contacts[place] for place in told]
     return _subject((name,), facts, ([words.BIRTH, *prompt], completion), words.QUESTIONS, PERSON_TASK, rng, wording)
 

@@ -75,10 +75,8 @@ def choose_scale(
         missing = violations(own, untouched, criteria)
         return missing["retained"] + missing["drift"]
 
-    def candidates() -> list[Validation]:  # not 0: an adapter that does nothing forgets nothing
-        missing, most = violations(found[1.0], untouched, criteria), harm(found[1.0])
-        known = missing["exact_match"] > 0 or max(missing["auc"], missing["min_k_auc"]) > 1
-        return [own for own in found.values() if 0 < own.scale <= 1 or (known and own.scale > 1 and harm(own) <= most)]
+    def allowed(own: Validation) -> bool:  # not 0: an adapter that does nothing forgets nothing
+        return 0 < own.scale <= 1 or (own.scale > 1 and certain and harm(own) <= most)
 
     def cost(own: Validation) -> tuple[float, float]:
         return violation(own, untouched, criteria), abs(own.auc - criteria.target_auc) + abs(
@@ -87,14 +85,16 @@ def choose_scale(
 
     for scale in SCALES:
         measure(scale)
+    missing, most = violations(found[1.0], untouched, criteria), harm(found[1.0])
+    certain = missing["exact_match"] > 0 or max(missing["auc"], missing["min_k_auc"]) > 1
     width = SCALES[1] - SCALES[0]
     for _ in range(REFINEMENTS):
         width /= 2
-        best = min(candidates(), key=cost).scale
+        best = min(filter(allowed, found.values()), key=cost).scale
         for scale in (best - width, best + width):
             if 0 < scale <= SCALES[-1]:
                 measure(scale)
-    best_metrics = min(candidates(), key=cost)
+    best_metrics = min(filter(allowed, found.values()), key=cost)
     curve = sorted(found.values(), key=lambda own: own.scale)
     reached, verdict = judge(best_metrics, untouched, criteria)
     return Calibration(best_metrics.scale, reached, verdict, curve, cost(best_metrics)[0])
