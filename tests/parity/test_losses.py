@@ -202,12 +202,29 @@ def test_ceus_published_gradient(shared):
     torch.testing.assert_close(logits.grad, tensors[f"grad.{key}.forget_loss.d_forget"], rtol=0, atol=1e-10)
 
 
+def aims_one_by_one(batch, free_nll):
+    """The targets that `target_kl` aims at, part by part, in plain Python."""
+    nll, target = -batch.logps.detach(), batch.target_nll
+    aims = target.clone()
+    for part in {(row.item(), own.item()) for row, own in zip(batch.sequence, batch.completion, strict=True)}:
+        places = [at for at in range(len(target)) if (batch.sequence[at].item(), batch.completion[at].item()) == part]
+        free = [at for at in places if target[at] > free_nll]
+        for at, value in zip(sorted(free, key=lambda at: nll[at]), sorted(target[free].tolist()), strict=True):
+            aims[at] = value
+    return aims
+
+
+@pytest.mark.parametrize("free_nll", [0.0, 1.5, 99.0])
 @pytest.mark.parametrize("nll_weight", [0.0, 2.0])
-def test_target_kl_moves_the_target_alone(nll_weight):
-    batch = random_batch()
-    target = torch.linspace(0.2, 6.0, len(batch.targets), dtype=torch.float64)
-    batch = TokenBatch(**{**vars(batch), "target_nll": target})
-    value = make_forget_loss("target_kl", f"nll_weight={nll_weight}")(batch)
+def test_target_kl_moves_the_target_alone(nll_weight, free_nll):
+    batch = random_batch((6, 1, 8))
+    generator = torch.Generator().manual_seed(1)
+    target = 6 * torch.rand(len(batch.targets), generator=generator, dtype=torch.float64)
+    completion = torch.arange(len(target)) % 3 > 0
+    batch = TokenBatch(**{**vars(batch), "target_nll": target, "completion": completion})
+    value = make_forget_loss("target_kl", {"nll_weight": nll_weight, "free_nll": free_nll})(batch)
+    target = aims_one_by_one(batch, free_nll)
+    assert torch.equal(target, batch.target_nll) == (free_nll > 6)
     ref = batch.ref_states.softmax(-1)
     known = ref.gather(1, batch.targets[:, None])
     q = ref * (1 - (-target).exp()[:, None]) / (1 - known)
@@ -222,6 +239,20 @@ def test_target_kl_moves_the_target_alone(nll_weight):
     push = (logp.gather(1, batch.targets[:, None]) + target[:, None]).clamp(-1, 1)
     slope = logp.exp() - q + nll_weight * push * (one - logp.exp())
     torch.testing.assert_close(grad, slope.detach() / len(target), rtol=0, atol=1e-10)
+
+
+def test_target_kl_is_zero_where_a_text_has_its_targets_in_another_order():
+    """Untouched but for the order of its unlikely tokens: no push; a sure token that became unlikely is pushed back."""
+    target = torch.tensor([0.3, 4.0, 2.0, 3.0], dtype=torch.float64)
+    for nll, at_rest in (([0.3, 2.0, 3.0, 4.0], True), ([4.0, 0.3, 2.0, 3.0], False)):
+        own = -torch.tensor(nll, dtype=torch.float64)
+        p = torch.stack([own, (-own.expm1()).log() - 0.5, (-own.expm1()).log() - 1.5], -1)
+        p[:, 1:] -= (p[:, 1:].logsumexp(-1) - (-own.expm1()).log())[:, None]
+        zeros = torch.zeros(4, dtype=torch.long)
+        batch = token_batch(p.clone().requires_grad_(), p, zeros, zeros)
+        batch = TokenBatch(**{**vars(batch), "target_nll": target})
+        (grad,) = torch.autograd.grad(make_forget_loss("target_kl")(batch), batch.states)
+        assert (grad.abs().max() < 1e-12) == at_rest
 
 
 def test_target_nll_is_huber_over_prompt_and_completion():
@@ -269,7 +300,7 @@ def test_micro_batches_add_up_to_the_step(name):
         values = {
             key: value[own] if isinstance(value, torch.Tensor) else value
             for key, value in vars(batch).items()
-            if key not in ("logps", "log_ratios", "lengths")
+            if key not in ("logps", "log_ratios", "lengths", "parts")
         }
         pairs = part(batch.pairs, row) if batch.pairs else None
         zeros = torch.zeros(int(own.sum()), dtype=torch.int64)

@@ -64,6 +64,11 @@ class TokenBatch:
         """`(rows,)`, target tokens of each row."""
         return self.per_sequence(torch.ones_like(self.sequence, dtype=self.states.dtype))
 
+    @cached_property
+    def parts(self) -> Tensor:
+        """`(tokens,)` int64, the part of a row that each token belongs to: twice the row, plus 1 in its completion."""
+        return 2 * self.sequence + self.completion
+
     def per_sequence(self, values: Tensor) -> Tensor:
         """`(rows,)`, sums of `values` `(tokens,)` over each row."""
         wide = torch.promote_types(values.dtype, torch.float32)

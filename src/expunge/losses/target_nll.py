@@ -32,9 +32,8 @@ class TargetNLL:
         check_positive(delta=self.delta)
 
     def __call__(self, batch: TokenBatch) -> Tensor:
-        groups = 2 * batch.sequence + batch.completion.long()
         sizes, nll, target = (
-            values.new_zeros(2 * batch.num_sequences_here).index_add(0, groups, values)
+            values.new_zeros(2 * batch.num_sequences_here).index_add(0, batch.parts, values)
             for values in (torch.ones_like(batch.logps), -batch.logps, needed(batch.target_nll))
         )
         present = sizes.clamp(min=1)
