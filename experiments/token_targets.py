@@ -22,7 +22,7 @@ from expunge import UnlearnConfig
 from expunge.model.load import LoadedModel, load_model
 from expunge.model.logps import sequence_logps
 from expunge.train.setup import Prepared, prepare
-from expunge.train.targets import UnseenTokens, at_most_surprise, unseen_nlls
+from expunge.train.targets import UnseenTokens, at_most_surprise, like_unseen, unseen_nlls
 from expunge.utils.progress import Reporter
 
 Values = list[list[float]]
@@ -60,7 +60,7 @@ def prepared(subject: Subject) -> Prepared:
 
 def targets(run: Prepared) -> dict[str, Values]:
     """Label -> target NLLs of the forget rows, from fewer or more of the signs."""
-    forget, unseen = run.forget, run.selection.unseen if run.selection else []
+    forget, unseen = like_unseen(run), run.selection.unseen if run.selection else []
     before, theirs = (nlls([row.input_ids for row in rows], run.loaded) for rows in (forget, unseen))
     tokens = UnseenTokens(unseen, theirs)
     guesses, among = [tokens.expected(row) for row in forget], tokens.expected_by_the_others()

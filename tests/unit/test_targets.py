@@ -113,9 +113,23 @@ def test_every_kind_ends_where_its_unseen_texts_are(models: Path) -> None:
     assert "no unseen texts of poem;" in line
 
 
+def test_a_benchmarks_documents_are_of_the_kinds_of_forgotten_documents(models: Path) -> None:
+    """Membership is read off whole documents: prompts and completions of theirs end together where unseen ones are."""
+    rows = [*made_up(8, 1, group="sc"), *made_up(8, 2, group="qa")]
+    unseen = [replace(row, completion_start=0) for row in made_up(9, 3)]
+    run = prepared(models / "model", forget=rows, retain=made_up(3, 6), loss="target_kl", unseen=unseen)
+    run = replace(run, selection=replace(run.selection, members=[replace(rows[0], group="", completion_start=0)]))
+    values = target_nlls(run, [], ALONE, Told())
+    flat = torch.cat([values[place] for place, row in enumerate(rows) if row.group == "sc"])
+    ordered = torch.cat(plain_nlls(models / "model", unseen)).sort().values
+    places = (2 * torch.arange(len(flat)) + 1) * len(ordered) // (2 * len(flat))
+    torch.testing.assert_close(flat.sort().values, ordered[places], rtol=1e-4, atol=1e-5)
+
+
 def test_prompts_have_targets_where_unseen_texts_have_none(models: Path) -> None:
     rows, unseen = made_up(8, 1), [replace(row, completion_start=0) for row in made_up(9, 2)]
     run = prepared(models / "model", forget=rows, retain=made_up(3, 6), loss="target_kl", unseen=unseen)
+    run = replace(run, selection=replace(run.selection, members=[]))
     values = target_nlls(run, [], ALONE, Told())
     mean = torch.cat(plain_nlls(models / "model", unseen)).mean().item()
     found = means(rows, [values[place] for place in range(len(rows))])

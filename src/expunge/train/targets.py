@@ -9,15 +9,18 @@ model itself: what was hard to learn is a little less sure even of a text that i
 
 The tokens of a kind (task and kind of the row; prompt and completion apart) are put in the order of what is expected of
 them and of their NLL before, the ranks added up, and take the NLLs of the unseen tokens of that kind, the lowest first.
-So they end with the same mean, as many sure and as many unlikely tokens as texts that were never seen. Tokens of a kind
-without unseen texts take those of the unseen tokens, of any kind, of which as much is expected. From an origin, a model
-that never saw the forget texts: its own NLL of the token.
+So they end with the same mean, as many sure and as many unlikely tokens as texts that were never seen. A benchmark's
+unseen documents have neither kind nor prompt: they are of the kinds of which the documents are that membership is
+judged on, whose prompts and completions are then one. Tokens of a kind without unseen texts take those of the unseen
+tokens, of any kind, of which as much is expected. From an origin, a model that never saw the forget texts: its own NLL
+of the token.
 """
 
 import math
 from bisect import bisect_left, bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import chain
 from operator import itemgetter
 from statistics import fmean
@@ -92,7 +95,7 @@ def _from_unseen(
 ) -> list[Tensor]:
     if not unseen:
         raise ValueError("a loss with target NLLs is prepared with unseen texts, an origin or replay texts")
-    forget, total = prepared.forget, sum(map(len, unseen))
+    forget, total = like_unseen(prepared), sum(map(len, unseen))
     unseen = evenly(unseen, math.ceil(len(unseen) * MOST_UNSEEN / max(MOST_UNSEEN, total)))
     with reporter.track("target NLLs by unseen texts", len(forget) + len(unseen)) as advance:
         ids = [row.input_ids for row in (*forget, *unseen)]
@@ -111,6 +114,18 @@ def _from_unseen(
         among = at_most_surprise(unseen, tokens.expected_by_the_others(), kept)
     values = unseen_nlls(forget, expected, before, unseen, among, theirs)
     return [torch.tensor([own[at] for at in span]) for own, span in zip(values, spans, strict=True)]
+
+
+def like_unseen(prepared: Prepared) -> list[TokenizedExample]:
+    """The forget rows; where unseen texts are documents, without kind or prompt, so are those of the kinds of which
+    forgotten documents are.
+    """
+    rows, selection = prepared.forget, prepared.selection
+    if selection is None or any(row.group or row.completion_start > 1 for row in selection.unseen):
+        return rows
+    documents = {tuple(row.input_ids) for row in selection.members}
+    kinds = {row.group for row in rows if tuple(row.input_ids) in documents}
+    return [replace(row, group="", completion_start=0) if row.group in kinds else row for row in rows]
 
 
 def at_most_surprise(
