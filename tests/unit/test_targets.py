@@ -118,7 +118,7 @@ def test_a_benchmarks_documents_are_of_the_kinds_of_forgotten_documents(models: 
     rows = [*made_up(8, 1, group="sc"), *made_up(8, 2, group="qa")]
     unseen = [replace(row, completion_start=0) for row in made_up(9, 3)]
     run = prepared(models / "model", forget=rows, retain=made_up(3, 6), loss="target_kl", unseen=unseen)
-    run = replace(run, selection=replace(run.selection, members=[replace(rows[0], group="", completion_start=0)]))
+    run = replace(run, selection=replace(run.selection, kinds=frozenset(["sc"])))
     values = target_nlls(run, [], ALONE, Told())
     flat = torch.cat([values[place] for place, row in enumerate(rows) if row.group == "sc"])
     ordered = torch.cat(plain_nlls(models / "model", unseen)).sort().values
@@ -129,7 +129,6 @@ def test_a_benchmarks_documents_are_of_the_kinds_of_forgotten_documents(models: 
 def test_prompts_have_targets_where_unseen_texts_have_none(models: Path) -> None:
     rows, unseen = made_up(8, 1), [replace(row, completion_start=0) for row in made_up(9, 2)]
     run = prepared(models / "model", forget=rows, retain=made_up(3, 6), loss="target_kl", unseen=unseen)
-    run = replace(run, selection=replace(run.selection, members=[]))
     values = target_nlls(run, [], ALONE, Told())
     mean = torch.cat(plain_nlls(models / "model", unseen)).mean().item()
     found = means(rows, [values[place] for place in range(len(rows))])
@@ -149,3 +148,34 @@ def test_a_loss_with_targets_and_nothing_that_gives_them_is_a_bug(models: Path) 
     run = prepared(models / "model", forget=made_up(3), retain=made_up(3, 1), loss="target_kl")
     with pytest.raises(ValueError, match="unseen texts, an origin or replay texts"):
         target_nlls(run, [], ALONE, Reporter(quiet=True))
+
+
+def test_a_runs_documents_are_those_of_the_forget_rows_by_text(models: Path, tmp_path: Path) -> None:
+    """However prompt and completion are joined: a benchmark's documents are one text, whose tokens can be others."""
+
+    def story(number: int) -> dict[str, str]:
+        words = " ".join(f"w{number * 31 + place * place} x{number}y{place}" for place in range(12))
+        return {"id": str(number), "input": f"Tale {number} begins:", "output": f" {words}", "task": "Task1"}
+
+    told, unseen = [story(number) for number in range(20)], [story(number) for number in range(100, 120)]
+    asked = [{"id": f"{i}qa1", "input": f"Where is {i}?", "output": f"At mile {i}.", "task": "Task2"} for i in range(4)]
+    rows = {
+        "forget": [row | {"id": f"{row['id']}sc1"} for row in told] + asked,
+        "retain": [row | {"id": f"r{row['id']}", "input": f"Who is {row['id']}?"} for row in asked],
+        "member": [{"id": row["id"], "document": f"{row['input']}\n{row['output']}"} for row in told],
+        "nonmember": [{"id": row["id"], "document": f"{row['input']}{row['output']}"} for row in unseen],
+    }  # fmt: skip
+    for name, own in rows.items():
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in own))
+    run = prepare(
+        UnlearnConfig(
+            model=str(models / "model"), output=str(tmp_path / "run"), benchmark="lume", data=str(tmp_path),
+            device="cpu", dtype="float32", prompt_format="space", end_of_text="yes",
+        ),
+        Reporter(quiet=True),
+    )  # fmt: skip
+    assert run.selection is not None
+    assert run.selection.kinds == {"Task1 sc"}
+    assert {tuple(row.input_ids) for row in run.selection.members}.isdisjoint(
+        tuple(row.input_ids) for row in run.forget
+    ), "other tokens"

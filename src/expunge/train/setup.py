@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from expunge.config import SETS, UnlearnConfig
-from expunge.data.examples import Example
+from expunge.data.examples import Example, text_key
 from expunge.data.holdout import Side, example_hashes, split_off, texts_fingerprint
 from expunge.data.tokenize import TokenizedExample, tokenize_all
 from expunge.errors import ConfigError, DataError, ModelError
@@ -42,12 +42,14 @@ class SelectionRows:
         nonmembers: Rows that the model has never seen.
         unseen: The same, and unseen texts too short for membership: what target NLLs are taken from.
         hashes: What stands for all of them, for whoever reports on the others.
+        kinds: Groups of the forget rows that have the text of one of `members`.
     """
 
     members: list[TokenizedExample]
     nonmembers: list[TokenizedExample]
     unseen: list[TokenizedExample]
     hashes: list[str]
+    kinds: frozenset[str] = frozenset()
 
 
 @dataclass
@@ -172,7 +174,9 @@ def _selection(
     short = [own for own in sets.nonmembers if id(own) not in documents]
     unseen = rows([*nonmembers, *short])
     hashes = sorted({*hashes, *example_hashes(short)})
-    return SelectionRows(rows(members), unseen[: len(nonmembers)], unseen, hashes)
+    texts = {text_key(own) for own in members}
+    kinds = frozenset(own.group for own in sets.forget if text_key(own) in texts)
+    return SelectionRows(rows(members), unseen[: len(nonmembers)], unseen, hashes, kinds)
 
 
 def _before_weights(config: UnlearnConfig) -> tuple[UnlearnConfig, ForgetLoss, Sets, Judged, list[str]]:

@@ -123,9 +123,7 @@ def like_unseen(prepared: Prepared) -> list[TokenizedExample]:
     rows, selection = prepared.forget, prepared.selection
     if selection is None or any(row.group or row.completion_start > 1 for row in selection.unseen):
         return rows
-    documents = {tuple(row.input_ids) for row in selection.members}
-    kinds = {row.group for row in rows if tuple(row.input_ids) in documents}
-    return [replace(row, group="", completion_start=0) if row.group in kinds else row for row in rows]
+    return [replace(row, group="", completion_start=0) if row.group in selection.kinds else row for row in rows]
 
 
 def at_most_surprise(
