@@ -49,7 +49,7 @@ class SelectionRows:
     nonmembers: list[TokenizedExample]
     unseen: list[TokenizedExample]
     hashes: list[str]
-    kinds: frozenset[str] = frozenset()
+    kinds: frozenset[str]
 
 
 @dataclass
