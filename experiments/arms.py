@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(tables(_lines(args.output), _chosen(args.output, args.set)))
         return
     end = time.monotonic() + 60 * args.minutes
-    jobs = list(sweep() if args.what == "sweep" else wanted(args, _chosen(args.output, args.set)))
+    jobs = list(sweep(args.arms) if args.what == "sweep" else wanted(args, _chosen(args.output, args.set)))
     for job in jobs:
         done = _lines(args.output)
         if any((own["name"], own["subject"]) == (job.name, job.subject) for own in done):
@@ -101,13 +101,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(json.dumps(line), flush=True)
 
 
-def sweep() -> Iterator[Job]:
-    """The demo without a run, and every arm at every rate and forget weight."""
+def sweep(arms: Sequence[str]) -> Iterator[Job]:
+    """The demo without a run, and each of the arms at every rate and forget weight."""
     yield from (Job(arm, SWEPT, 0) for arm in FIXED)
     for rate in RATES:
         for weight in FORGET_WEIGHTS:
             for arm in ARMS:
-                if arm not in NEED_ORIGIN and (weight == 1 or "recipe" not in ARMS[arm]):
+                if arm in arms and arm not in NEED_ORIGIN and (weight == 1 or "recipe" not in ARMS[arm]):
                     yield Job(arm, SWEPT, 0, (("learning_rate", rate), ("forget_weight", weight)))
 
 

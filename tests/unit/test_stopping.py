@@ -149,9 +149,9 @@ def validator(at: Callable[[float], Validation]) -> Any:
 
 
 def test_the_scale_is_where_the_auc_comes_to_its_target() -> None:
-    own = validator(lambda scale: replace(GOOD, auc=1 - 0.3 * scale, min_k_auc=1 - 0.3 * scale))
+    own = validator(lambda scale: replace(GOOD, auc=1 - 0.7 * scale, min_k_auc=1 - 0.7 * scale))
     found = choose_scale(own, CRITERIA)
-    assert found.scale == pytest.approx(5 / 3, abs=0.02)
+    assert found.scale == pytest.approx(5 / 7, abs=0.02)
     assert found.reached
     assert len(own.asked) == len(set(own.asked)) <= most_scales()
     assert [metrics.scale for metrics in found.curve] == sorted({0.0, *own.asked})
@@ -165,18 +165,10 @@ def test_an_adapter_that_does_harm_everywhere_gets_the_least_of_it_and_never_not
     assert 1.0 not in own.asked, "what is known is not measured again"
 
 
-@pytest.mark.parametrize(("slope", "scale"), [(0.42, 1.0), (0.38, 1.316)])
-def test_no_scale_above_one_is_taken_for_what_chance_may_do(slope: float, scale: float) -> None:
-    own = validator(lambda scale: replace(GOOD, auc=1 - slope * scale, min_k_auc=1 - slope * scale))
-    assert choose_scale(own, CRITERIA).scale == pytest.approx(scale, abs=0.02)
-
-
-@pytest.mark.parametrize("slope", [0.045, 0.08])
-def test_a_larger_scale_costs_no_more_of_the_rest_than_the_trained_one_or_than_is_allowed(slope: float) -> None:
-    own = validator(lambda scale: replace(GOOD, auc=1 - 0.3 * scale, min_k_auc=1 - 0.3 * scale, drift=slope * scale))
+def test_no_scale_is_above_one() -> None:
+    own = validator(lambda scale: replace(GOOD, auc=1 - 0.3 * scale, min_k_auc=1 - 0.3 * scale))
     found = choose_scale(own, CRITERIA)
-    most = max(1.0, CRITERIA.max_drift / slope)
-    assert most - 0.05 < found.scale <= most
+    assert found.scale == max(own.asked) == 1.0
     assert not found.reached
 
 

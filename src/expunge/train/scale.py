@@ -1,4 +1,4 @@
-"""The scale of a finished adapter: a line search from the untouched model (0) over the trained adapter (1) on.
+"""The scale of a finished adapter: a line search between the untouched model (0) and the trained adapter (1).
 
 A scale is judged by the validation metrics on the selection half of the documents; `expunge evaluate` reports on the
 others.
@@ -11,7 +11,7 @@ from typing import Any
 from expunge.config.criteria import Criteria
 from expunge.train.validation import Validation, ValidationRows, Validator, targets, violation, violations
 
-SCALES = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
+SCALES = (0.25, 0.5, 0.75, 1.0)
 """Where the search begins; then it halves the distance to the neighbours of the best, `REFINEMENTS` times."""
 REFINEMENTS = 4
 WORDS = {
@@ -53,9 +53,7 @@ def choose_scale(
 ) -> Calibration:
     """Find the scale with the least violation of the criteria; of several, that whose AUCs are nearest to their target.
 
-    A scale above 1 is one of them only where the trained adapter misses a criterion by more than chance does (an AUC by
-    more than two standard deviations), and where it costs no more of the rest than that: what is not forgotten yet is
-    forgotten by more steps, not by damage.
+    None is above 1: what is not forgotten yet is forgotten by more steps, not by damage.
 
     Args:
         validator: The model with its adapter, and the texts to judge by.
@@ -71,30 +69,24 @@ def choose_scale(
             found[scale] = validator.at(scale)
             progress(1)
 
-    def harm(own: Validation) -> float:
-        missing = violations(own, untouched, criteria)
-        return missing["retained"] + missing["drift"]
-
-    def allowed(own: Validation) -> bool:  # not 0: an adapter that does nothing forgets nothing
-        return 0 < own.scale <= 1 or (own.scale > 1 and certain and harm(own) <= most)
-
     def cost(own: Validation) -> tuple[float, float]:
         return violation(own, untouched, criteria), abs(own.auc - criteria.target_auc) + abs(
             own.min_k_auc - criteria.target_auc
         )
 
+    def closest() -> Validation:  # not 0: an adapter that does nothing forgets nothing
+        return min((own for own in found.values() if own.scale > 0), key=cost)
+
     for scale in SCALES:
         measure(scale)
-    missing, most = violations(found[1.0], untouched, criteria), harm(found[1.0])
-    certain = missing["exact_match"] > 0 or max(missing["auc"], missing["min_k_auc"]) > 1
     width = SCALES[1] - SCALES[0]
     for _ in range(REFINEMENTS):
         width /= 2
-        best = min(filter(allowed, found.values()), key=cost).scale
+        best = closest().scale
         for scale in (best - width, best + width):
             if 0 < scale <= SCALES[-1]:
                 measure(scale)
-    best_metrics = min(filter(allowed, found.values()), key=cost)
+    best_metrics = closest()
     curve = sorted(found.values(), key=lambda own: own.scale)
     reached, verdict = judge(best_metrics, untouched, criteria)
     return Calibration(best_metrics.scale, reached, verdict, curve, cost(best_metrics)[0])
