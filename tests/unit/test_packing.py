@@ -21,7 +21,7 @@ def states(heads: int, groups: int, dtype: torch.dtype, tokens: int = 12) -> lis
 def test_plain_products_are_causal_attention(groups: int, scaling: float | None) -> None:
     own = states(4, groups, torch.float64)
     layer: Any = SimpleNamespace(is_causal=True, num_key_value_groups=groups)
-    found = packing._attend_plainly(*own, scaling)
+    found = packing.attend_plainly(*own, scaling)
     right, _ = sdpa_attention_forward(layer, *own, None, scaling=scaling)
     torch.testing.assert_close(found, right)
     weights = torch.randn_like(found)
@@ -47,7 +47,7 @@ def test_only_short_causal_rows_in_bfloat16_go_by_plain_products(
     dtype: torch.dtype, length: int, asked: dict[str, Any], plain: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     taken = []
-    monkeypatch.setattr(packing, "_attend_plainly", lambda *own: taken.append(1) or own[0].transpose(1, 2))
+    monkeypatch.setattr(packing, "attend_plainly", lambda *own: taken.append(1) or own[0].transpose(1, 2))
     layer: Any = SimpleNamespace(is_causal=True, num_key_value_groups=1)
     packing._attend_by_row(layer, *states(4, 1, dtype, length), None, row_lengths=(length,), **asked)
     assert bool(taken) == plain

@@ -7,12 +7,12 @@ Positions start again with every row, and no row sees another. Attention gets th
 |---|---|---|---|
 | by mask | 1, `sdpa` with the mask that transformers makes of positions that start again | T^2 | everywhere |
 | `VARLEN` | 1, PyTorch's flash attention for rows of any length | sum of the squares of the lengths | CUDA, bfloat16 |
-| `ROWS` | 1 for each stretch of rows of like length (short ones in bfloat16 by plain products) | sum of the squares of the lengths | CPU |
+| `ROWS` | 1 for each stretch of rows of like length | sum of the squares of the lengths | CPU |
 
 On a GPU each call costs some microseconds of the host's time whatever it computes, so their number must not grow with
-the rows; on the CPU arithmetic is what costs. All go through the attention interface of transformers; whether an
-architecture takes part is found out by trying, on load. One whose layers mix along the sequence in another way
-(convolutions, recurrences) does not.
+the rows; on the CPU arithmetic is what costs, and short rows in bfloat16 attend by plain products. All go through the
+attention interface of transformers; whether an architecture takes part is found out by trying, on load. One whose
+layers mix along the sequence in another way (convolutions, recurrences) does not.
 """
 
 import inspect
@@ -307,7 +307,7 @@ def _attend_by_row(
     for (padded, rows), *own in zip(groups, *parts, strict=True):
         queries, keys, values = (_stack(part, rows, padded).transpose(1, 2) for part in own)
         if plain and padded <= PLAIN_LENGTH:
-            output = _attend_plainly(queries, keys, values, kwargs.get("scaling"))
+            output = attend_plainly(queries, keys, values, kwargs.get("scaling"))
         else:
             output, _ = sdpa_attention_forward(module, queries, keys, values, None, **kwargs)
         if set(rows) == {padded}:
@@ -326,7 +326,7 @@ def _is_plain(module: torch.nn.Module, asked: Mapping[str, Any]) -> bool:
     return bool(causal) and not asked.get("dropout") and all(own is None for own in others)
 
 
-def _attend_plainly(query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
+def attend_plainly(query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
     """Causal attention by two products; as `_attend_by_row`, for `(rows, heads, tokens, head_dim)`.
 
     As in the library's `eager` attention, the scores are rounded to the dtype of the states.
