@@ -239,6 +239,8 @@ def test_an_interrupted_run_can_be_finished_where_it_is(texts: Path, expunge: Ru
     done = expunge(*command, "--resume", "--finish")
 
     assert done.code == 0, done.err
+    assert "replay texts" in stopped.err
+    assert "replay texts" not in done.err, "no step needs them"
     assert lines("run") == before
     assert read("run/manifest.json")["steps"] == 5
     assert "finish" not in Path("run/config.yaml").read_text()

@@ -130,8 +130,9 @@ def _unlearn(
     with reporter.track("losses before", sum(map(len, prepared.told.values()))) as advance:
         before = mean_losses(loaded, prepared.told, processes=processes, progress=advance)  # a fresh adapter is nothing
     with cache_folder(run.cache, processes) as cache:
-        trainer.write_replay(reporter)
-        trainer.compute_reference(reporter, cache, run.fingerprint)
+        if not config.finish:  # which takes no step
+            trainer.write_replay(reporter)
+            trainer.compute_reference(reporter, cache, run.fingerprint)
         with reporter.working("evaluating the untouched model"):
             evaluation = Evaluation.of(prepared, trainer)
         start = resume(run, trainer, evaluation) if config.resume else 0
