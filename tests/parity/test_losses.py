@@ -241,6 +241,14 @@ def test_target_kl_moves_the_target_alone(nll_weight, free_nll):
     torch.testing.assert_close(grad, slope.detach() / len(target), rtol=0, atol=1e-10)
 
 
+def test_the_targets_of_an_origin_are_each_tokens_own():
+    batch = random_batch((6, 1, 8))
+    target = 6 * torch.rand(len(batch.targets), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    known, guessed = (TokenBatch(**{**vars(batch), "target_nll": target, "guessed": own}) for own in (False, True))
+    loss, as_they_are = make_forget_loss("target_kl"), make_forget_loss("target_kl", "free_nll=99")
+    assert loss(known) == as_they_are(guessed) != loss(guessed)
+
+
 def test_target_kl_is_zero_where_a_text_has_its_targets_in_another_order():
     """Untouched but for the order of its unlikely tokens: no push; a sure token that became unlikely is pushed back."""
     target = torch.tensor([0.3, 4.0, 2.0, 3.0], dtype=torch.float64)

@@ -14,6 +14,7 @@ from expunge.data.tokenize import TokenizedExample
 from expunge.errors import ConfigError, ModelError
 from expunge.train.setup import prepare
 from expunge.train.targets import target_nlls
+from expunge.train.trainer import Trainer
 from expunge.utils.distributed import ALONE
 from expunge.utils.progress import Reporter
 from tiny import save_tiny
@@ -62,6 +63,15 @@ def test_an_origins_targets_are_its_own_nlls(models: Path, span: str) -> None:
     for place, (row, own) in enumerate(zip(rows, plain_nlls(models / "origin", rows), strict=True)):
         start = row.targets(span).start - 1
         torch.testing.assert_close(found[place], own[start:], rtol=1e-4, atol=1e-5)
+
+
+def test_unseen_texts_guess_which_token_is_how_unlikely_and_an_origin_knows(models: Path) -> None:
+    for origin in (None, str(models / "origin")):
+        run = prepared(models / "model", forget=made_up(3), retain=made_up(3, 1), loss="target_kl", origin=origin)
+        trainer = Trainer(run)
+        trainer.set_replay(made_up(3, 2))
+        trainer.compute_reference(Reporter(quiet=True))
+        assert trainer.sides["forget"].guessed == (origin is None)
 
 
 def test_an_origin_with_another_tokenizer_or_none_is_refused(models: Path, tmp_path: Path) -> None:

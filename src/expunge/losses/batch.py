@@ -30,6 +30,8 @@ class TokenBatch:
         ref_logps: `(tokens,)`, the untouched model's log-probabilities (nats), where they are needed.
         ref_states: `(tokens, hidden)`, its final hidden states, where they are needed.
         target_nll: `(tokens,)`, NLL (nats) that each token should end with, where it is needed.
+        guessed: Whether unseen texts gave the target NLLs, which say how many tokens should be how unlikely but only
+            guess which; a model that never saw the texts knows each token's own.
         hidden: `(tokens, width)`, the policy's states of the targets themselves behind an inner layer, where needed.
         pairs: The same prompts with another completion, row by row, where they are needed.
     """
@@ -48,6 +50,7 @@ class TokenBatch:
     target_nll: Tensor | None = None
     hidden: Tensor | None = None
     pairs: "TokenBatch | None" = None
+    guessed: bool = True
 
     @cached_property
     def logps(self) -> Tensor:

@@ -27,11 +27,13 @@ class SideRows:
         rows: The rows, which steps point into.
         span: Their targets: `completion` or `all` tokens.
         values: `ref_logps`, `ref_states` or `target_nll` -> the values of each row's targets.
+        guessed: See `TokenBatch`.
     """
 
     rows: list[TokenizedExample]
     span: str
     values: dict[str, RowValues] = field(default_factory=dict)
+    guessed: bool = True
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,7 @@ def collate(
             num_completion_tokens=own.completion_tokens,
             num_sequences=own.sequences,
             hidden=None if hidden is None or name != "forget" else hidden[part],
+            guessed=side.guessed,
             **values,
         )
     if "pairs" in found:

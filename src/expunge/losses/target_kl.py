@@ -16,7 +16,7 @@ from expunge.losses.batch import TokenBatch, needed
     formula=(
         "mean_t KL(q_t || p_t) + nll_weight huber(-log p(y_t) - aim_t), q_t(y_t) = exp(-aim_t), the other tokens keep "
         "their shares of p_ref; aim_t = target NLL_t, those above free_nll of a prompt or completion in the order of "
-        "-log p(y_t)"
+        "-log p(y_t) unless an origin gave them"
     ),
     source="this project, docs/method.md",
 )
@@ -28,9 +28,9 @@ class TargetKL:
     and it says what comes in place of the token. It is small where p is, however far log p still has to go: the Huber
     loss (of width 1 nat) goes the rest of the way.
 
-    Target NLLs say how many tokens of a text should be how unlikely; which of the unlikely ones, they only guess. So
-    these are dealt out anew at every step, the highest to the token that has the highest NLL now: a text need not
-    learn by heart which of its tokens was given which.
+    Target NLLs from unseen texts say how many tokens of a text should be how unlikely; which of the unlikely ones, they
+    only guess. So these are dealt out anew at every step, the highest to the token that has the highest NLL now: a text
+    need not learn by heart which of its tokens was given which. Those from an origin are each token's own.
 
     Attributes:
         nll_weight: Weight of the Huber loss.
@@ -46,10 +46,11 @@ class TargetKL:
 
     def __call__(self, batch: TokenBatch) -> Tensor:
         ref_states, target_nll = needed(batch.ref_states), needed(batch.target_nll)
-        with torch.no_grad():
-            nll = -token_logps(batch.states, batch.head, batch.targets)
-        aims = dealt_out(target_nll.to(nll.dtype), nll, batch.parts, self.free_nll)
-        loss, _ = token_target_kl(batch.states, ref_states, batch.head, batch.targets, aims, self.nll_weight)
+        if batch.guessed:
+            with torch.no_grad():
+                nll = -token_logps(batch.states, batch.head, batch.targets)
+            target_nll = dealt_out(target_nll.to(nll.dtype), nll, batch.parts, self.free_nll)
+        loss, _ = token_target_kl(batch.states, ref_states, batch.head, batch.targets, target_nll, self.nll_weight)
         return batch.token_mean(loss)
 
 

@@ -192,9 +192,9 @@ class Trainer:
         if "target_nll" in self.loss.needs:
             with self.model.disable_adapter():
                 written = self.sides["replay"].rows if "replay" in self.sides else []
-                self.sides["forget"].values["target_nll"] = target_nlls(
-                    self.prepared, written, self.processes, reporter
-                )
+                forget = self.sides["forget"]
+                forget.values["target_nll"] = target_nlls(self.prepared, written, self.processes, reporter)
+                forget.guessed = self.config.origin is None
 
     def chosen(self, step: Step) -> dict[str, list[int]]:
         """Side -> the rows of it that a step holds; pairs go with their forget rows."""
