@@ -10,9 +10,9 @@ Positions start again with every row, and no row sees another. Attention gets th
 | `ROWS` | 1 for each stretch of rows of like length | sum of the squares of the lengths | CPU |
 
 On a GPU each call costs some microseconds of the host's time whatever it computes, so their number must not grow with
-the rows; on the CPU arithmetic is what costs, and short rows in bfloat16 attend by plain products. All go through the
-attention interface of transformers; whether an architecture takes part is found out by trying, on load. One whose
-layers mix along the sequence in another way (convolutions, recurrences) does not.
+the rows; on the CPU arithmetic is what costs. All go through the attention interface of transformers; whether an
+architecture takes part is found out by trying, on load. One whose layers mix along the sequence in another way
+(convolutions, recurrences) does not.
 """
 
 import inspect
@@ -43,9 +43,6 @@ VARLEN_HEAD_DIM, VARLEN_MULTIPLE = 256, 8
 """Widest head that flash attention takes, and what its width must be a multiple of."""
 UNBOUNDED = 2**31
 """Longest row of a model whose attention reaches back to the first token."""
-PLAIN_LENGTH = 256
-"""Longest row whose attention in bfloat16 on the CPU is two plain products: up to here PyTorch's flash attention takes
-1.5 to 6 times as long (forward and backward), and the scores, which the plain way keeps, are few."""
 PROBE = (7, 12, 3)
 """Lengths of the rows that an architecture is tried on."""
 ATTENTION = ("full_attention", "sliding_attention", "chunked_attention")
@@ -296,7 +293,6 @@ def _attend_by_row(
     if attention_mask is not None:
         raise ValueError("a packed sequence takes no attention mask")
     multiple = row_multiple(query.dtype, query.device)
-    plain = query.dtype == torch.bfloat16 and _is_plain(module, kwargs)
     groups = [
         (padded, list(rows))
         for padded, rows in groupby(row_lengths, lambda length: length + missing_rows(length, multiple))
@@ -306,36 +302,12 @@ def _attend_by_row(
     parts = (torch.split(states[0].transpose(0, 1), cuts) for states in (query, key, value))
     for (padded, rows), *own in zip(groups, *parts, strict=True):
         queries, keys, values = (_stack(part, rows, padded).transpose(1, 2) for part in own)
-        if plain and padded <= PLAIN_LENGTH:
-            output = attend_plainly(queries, keys, values, kwargs.get("scaling"))
-        else:
-            output, _ = sdpa_attention_forward(module, queries, keys, values, None, **kwargs)
+        output, _ = sdpa_attention_forward(module, queries, keys, values, None, **kwargs)
         if set(rows) == {padded}:
             outputs.append(output.flatten(0, 1))
         else:
             outputs += [row[:length] for row, length in zip(output, rows, strict=True)]
     return torch.cat(outputs)[None], None
-
-
-def _is_plain(module: torch.nn.Module, asked: Mapping[str, Any]) -> bool:
-    """Whether a layer asks for causal attention and nothing else that `sdpa` would give or refuse."""
-    causal = asked.get("is_causal")
-    if causal is None:
-        causal = getattr(module, "is_causal", True)
-    others = (asked.get(name) for name in ("position_bias", "softcap", "cache"))
-    return bool(causal) and not asked.get("dropout") and all(own is None for own in others)
-
-
-def attend_plainly(query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
-    """Causal attention by two products; as `_attend_by_row`, for `(rows, heads, tokens, head_dim)`.
-
-    As in the library's `eager` attention, the scores are rounded to the dtype of the states.
-    """
-    key, value = (repeat_kv(states, query.shape[1] // key.shape[1]) for states in (key, value))
-    tokens, scale = query.shape[2], query.shape[3] ** -0.5 if scaling is None else scaling
-    later = torch.full((tokens, tokens), -math.inf, dtype=query.dtype).triu(1)
-    scores = (query * scale) @ key.transpose(2, 3) + later
-    return (scores.softmax(-1) @ value).transpose(1, 2)
 
 
 def _stack(states: Tensor, rows: Sequence[int], padded: int) -> Tensor:
