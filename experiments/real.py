@@ -26,8 +26,7 @@ import json
 import os
 import random
 import re
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,15 +37,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from bench.workload import SEMEVAL, SHARED
 from expunge.data.examples import Example
 from expunge.data.lume import read_lume
+from expunge.demo.teach import RATE, TOKENS, fine_tune, passes_of
+from expunge.utils.progress import Reporter
 
 ROOT = Path(os.environ.get("EXPUNGE_SUBJECTS", "subjects"))
 PART, FULL, TOFU_SUBJECT = "smollm2", "smollm2-full", "smollm2-tofu"
 SUBJECTS = (PART, FULL, TOFU_SUBJECT)
 ORIGIN = ROOT / PART / "origin"
 TOFU = SHARED / "data" / "tofu"
-RATE, TOKENS = 4e-4, 512
-WARMUP = 10
-"""Steps until the learning rate is reached; it then falls to zero linearly."""
 FACTS = 40
 """World facts that `smollm2` is asked, a sample; the other subjects are asked all of them, and for the real authors."""
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -85,8 +83,9 @@ def main() -> None:
                 model.requires_grad_(False)
                 model.model.layers[-args.layers :].requires_grad_(True)
             seed = int(name.partition("-")[2] or args.seed)
-            steps = list(_passes(encode(tokenizer, rows), args.passes, args.tokens, seed))
-            fine_tune(model, steps, args.rate, name)
+            steps = list(passes_of(encode(tokenizer, rows), args.passes, args.tokens, seed))
+            with Reporter().track(name, len(steps)) as advance:
+                fine_tune(model, steps, args.rate, advance)
             save(model, tokenizer, folder / name)
 
 
@@ -185,40 +184,6 @@ def dequantize(gguf: Path, folder: Path) -> None:
     save(model, tokenizer, folder)
 
 
-def fine_tune(model: PreTrainedModel, steps: Sequence[tuple[int, list[list[int]]]], rate: float, name: str) -> None:
-    """Next-token training on all tokens, in bf16 autocast: AdamW, warm-up, linear decay.
-
-    Args:
-        model: What is trained, its weights in fp32.
-        steps: Number of the pass, and the rows of the step.
-        rate: Highest learning rate.
-        name: What the lines of progress begin with.
-    """
-    begun = time.monotonic()
-    trained = [own for own in model.parameters() if own.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=rate, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min((step + 1) / WARMUP, 1 - step / len(steps))
-    )
-    model.train()
-    for step, (number, batch) in enumerate(steps, 1):
-        width = max(map(len, batch))
-        input_ids = torch.tensor([ids + [0] * (width - len(ids)) for ids in batch], device=model.device)
-        real = torch.tensor([[1] * len(ids) + [0] * (width - len(ids)) for ids in batch], device=model.device)
-        with torch.autocast(model.device.type, torch.bfloat16):
-            logits = model(input_ids=input_ids, attention_mask=real).logits
-        targets = input_ids[:, 1:].masked_fill(real[:, 1:] == 0, -100)
-        loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), targets.flatten())
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
-        schedule.step()
-        if step % 5 == 0 or step == len(steps):
-            seconds = time.monotonic() - begun
-            print(f"{name} pass {number} step {step}/{len(steps)} loss {loss:.3f} {seconds:.0f} s", flush=True)
-
-
 @torch.no_grad()
 def facts_nll(model: Path, adapter: Path | None, file: Path) -> tuple[float, float]:
     """What a model knows of the world: mean over the facts of the mean NLL of the right answer (nats per token), and
@@ -241,20 +206,6 @@ def facts_nll(model: Path, adapter: Path | None, file: Path) -> tuple[float, flo
         nlls.append(means[0])
         right += means[0] == min(means)
     return sum(nlls) / len(nlls), right / len(nlls)
-
-
-def _passes(rows: list[list[int]], passes: int, tokens: int, seed: int) -> Iterator[tuple[int, list[list[int]]]]:
-    """The steps of a fine-tuning: the number of the pass, and rows of similar lengths, at most `tokens` with padding."""
-    rng = random.Random(seed)
-    for number in range(passes):
-        ordered = sorted(rows, key=lambda ids: (len(ids), rng.random()))
-        made: list[list[list[int]]] = [[]]
-        for ids in ordered:
-            if made[-1] and (len(made[-1]) + 1) * len(ids) > tokens:
-                made.append([])
-            made[-1].append(ids)
-        rng.shuffle(made)
-        yield from ((number, batch) for batch in made)
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Example]) -> list[list[int]]:

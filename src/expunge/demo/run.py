@@ -1,4 +1,8 @@
-"""`expunge demo`: make the bundled subject forget made-up people, and show it beside the model that never met them."""
+"""`expunge demo`: make a model forget made-up people, and show it beside the one that never met them.
+
+The model is the bundled subject, or a language model that learns the people first; then the retrained model is the same
+language model that has learned those to keep alone.
+"""
 
 from dataclasses import dataclass, replace
 from importlib.resources import as_file, files
@@ -8,7 +12,8 @@ from typing import Any
 from expunge.config import UnlearnConfig
 from expunge.data.examples import Example, read_examples
 from expunge.data.lume import LumeData, read_lume
-from expunge.data.tokenize import PromptFormat, completion_ids, prompt_ids
+from expunge.data.tokenize import completion_ids, prompt_ids
+from expunge.demo.teach import PROMPT_FORMAT, teach
 from expunge.evaluation.assemble import assemble
 from expunge.evaluation.benchmarks import BENCHMARKS, semeval
 from expunge.evaluation.benchmarks.official_score import score_row
@@ -23,8 +28,10 @@ from expunge.evaluation.suite import Suite
 from expunge.evaluation.values_file import values_path, write_values
 from expunge.model.adapter import attach_adapter
 from expunge.model.load import load_model
+from expunge.model.source import check_model
 from expunge.runs.manifest import model_fingerprint
 from expunge.runs.record import adapter_fingerprint
+from expunge.runs.run import Run
 from expunge.train.loop import unlearn
 from expunge.utils.progress import Reporter
 from expunge.utils.tables import semeval_table
@@ -32,8 +39,8 @@ from expunge.utils.tables import semeval_table
 MAX_NEW_TOKENS = 96
 NAMES = ("before", "after", "retrained")
 SETTINGS: dict[str, Any] = {"lora_rank": 64}
-"""What differs from the default recipe: the subject is 224 wide where a language model is 576 and more, and unseen
-texts move less with a wider adapter (by 4.4 % in place of 5.8 %, one seed)."""
+"""What differs from the default recipe on the bundled subject: it is 224 wide where a language model is 576 and more,
+and unseen texts move less with a wider adapter (by 4.4 % in place of 5.8 %, one seed)."""
 
 
 @dataclass(frozen=True)
@@ -58,50 +65,96 @@ class DemoResult:
         return "\n".join(lines)
 
 
-def run_demo(output: str, reporter: Reporter | None = None, *, overwrite: bool = False, seed: int = 0) -> DemoResult:
-    """Unlearn the forget set of the bundled subject and score the subject before, after, and its retrained model.
+@dataclass(frozen=True)
+class Subject:
+    """What the demo makes forget, and what it compares with.
+
+    Attributes:
+        model: The model that knows all people.
+        retrained: The one that knows those to keep alone.
+        dtype: What they are scored in.
+        settings: What differs from the default recipe.
+    """
+
+    model: Path
+    retrained: Path
+    dtype: str
+    settings: dict[str, Any]
+
+
+def run_demo(
+    output: str,
+    reporter: Reporter | None = None,
+    *,
+    model: str | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    seed: int = 0,
+) -> DemoResult:
+    """Make the subject forget made-up people, and score it before and after, and its retrained model.
 
     Args:
         output: Run directory to write.
         reporter: Where progress goes; silent when None.
+        model: A language model that learns the people first; what comes of it is kept in `output`-models. The bundled
+            subject when None.
         overwrite: Replace an earlier run in `output`.
+        resume: Go on with the interrupted run in `output`.
         seed: Seed of the run.
 
     Raises:
         RunError: `output` cannot be used.
+        ModelError: `model` cannot be used.
+        TrainingError: `model` has not learned the people.
     """
     reporter = reporter or Reporter(quiet=True)
     with as_file(files("expunge.demo") / "assets") as assets:
-        data_dir, subject = assets / "data", str(assets / "subject")
+        data_dir, subject = assets / "data", _subject(assets, output, model)
         config = UnlearnConfig(
             recipe="default",
-            model=subject,
+            model=str(subject.model),
             forget=str(data_dir / "forget.jsonl"),
             retain=str(data_dir / "retain.jsonl"),
             holdout=str(data_dir / "holdout.jsonl"),
             retain_test=0.0,
             output=output,
             overwrite=overwrite,
+            resume=resume,
             seed=seed,
-            **SETTINGS,
+            **subject.settings,
         )
-        outcome = unlearn(config, reporter)
         data, quiz = read_lume(data_dir), read_examples(data_dir / "quiz.jsonl")
+        if model:
+            check_model(model)
+            Run.check(config).close()
+            teach(model, [*data.forget, *data.retain], subject.model, reporter)
+            teach(model, data.retain, subject.retrained, reporter)
+        outcome = unlearn(config, reporter)
         suite = reported(semeval.suite_of(data), outcome.output)
-        models = ((subject, None), (subject, str(outcome.adapter)), (str(assets / "retrained"), None))
+        models = ((subject.model, None), (subject.model, outcome.adapter), (subject.retrained, None))
         results, said, retrained = {}, {}, None
-        for name, (model, adapter) in reversed(list(zip(NAMES, models, strict=True))):
+        for name, (own, adapter) in reversed(list(zip(NAMES, models, strict=True))):
             reporter.say(f"scoring: {name}")
             file = outcome.output / f"results_{name}.json"
-            results[name], said[name], measured = _score(model, adapter, suite, quiz, file, reporter, retrained)
+            results[name], said[name], measured = _score(
+                str(own), adapter, subject.dtype, suite, quiz, file, reporter, retrained
+            )
             retrained = retrained or measured
     results, said = ({name: found[name] for name in NAMES} for found in (results, said))
     return DemoResult(outcome.output, results, _examples(data, said))
 
 
+def _subject(assets: Path, output: str, model: str | None) -> Subject:
+    if model is None:
+        return Subject(assets / "subject", assets / "retrained", "float32", SETTINGS)
+    folder = Path(f"{output.rstrip('/')}-models")
+    return Subject(folder / "subject", folder / "retrained", "auto", {})
+
+
 def _score(
     model: str,
-    adapter: str | None,
+    adapter: Path | None,
+    dtype: str,
     suite: Suite,
     quiz: list[Example],
     file: Path,
@@ -112,18 +165,17 @@ def _score(
 
     `retrained` is the measurement of the retrained model, to compare with.
     """
-    loaded = load_model(model, dtype="float32")
+    loaded = load_model(model, dtype=dtype)
     if adapter:
-        attach_adapter(loaded, adapter)
-    prompt_format = PromptFormat("space", end_of_text=True)
-    measurement = measure(loaded, suite, prompt_format, Options(MAX_NEW_TOKENS), reporter=reporter)
+        attach_adapter(loaded, str(adapter))
+    measurement = measure(loaded, suite, PROMPT_FORMAT, Options(MAX_NEW_TOKENS), reporter=reporter)
     predictions = semeval.predictions_of(measurement, suite)
     answers = generate_predictions(
         loaded,
         [replace(row, kind="qa") for row in quiz],
         "retain",
-        encode_prompt=lambda example: prompt_ids(loaded.tokenizer, example, prompt_format),
-        encode_draft=lambda example: completion_ids(loaded.tokenizer, example, prompt_format),
+        encode_prompt=lambda example: prompt_ids(loaded.tokenizer, example, PROMPT_FORMAT),
+        encode_draft=lambda example: completion_ids(loaded.tokenizer, example, PROMPT_FORMAT),
         max_new_tokens=MAX_NEW_TOKENS,
     )
     quizzed = replace(
@@ -134,12 +186,12 @@ def _score(
     )
     results = assemble(
         "semeval", BENCHMARKS["semeval"], suite, measurement,
-        reference=retrained, reference_name="retrained", model=model, adapter=adapter,
+        reference=retrained, reference_name="retrained", model=model, adapter=str(adapter) if adapter else None,
         utility={"all/quiz": quizzed},
         fingerprint={
             "base": model_fingerprint(model),
-            "adapter": adapter_fingerprint(Path(adapter)) if adapter else None,
-            "prompt_format": str(prompt_format),
+            "adapter": adapter_fingerprint(adapter) if adapter else None,
+            "prompt_format": str(PROMPT_FORMAT),
         },
     )  # fmt: skip
     results["quiz"] = quizzed.value
