@@ -289,7 +289,7 @@ def settle(
     else:
         with reporter.track("adapter scales", most_scales() - 1) as advance:
             chosen = choose_scale(evaluation.validator, config.criteria, known=[best.metrics], progress=advance)
-        beside = f" (at scale 1: {at_one})"
+        beside = "" if chosen.scale == 1 else f" (at scale 1: {at_one})"
     alpha = config.lora_alpha or config.lora_rank
     set_scale(trainer.model, chosen.scale)
     reporter.say(f"state of step {best.step} at scale {chosen.scale:g}: {chosen.verdict}{beside}")
