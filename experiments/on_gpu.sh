@@ -48,6 +48,7 @@ run smollm2-full default-0 --arms default --seeds 0
 for seed in 1 2; do run smollm2-full default-$seed --arms default --seeds $seed ${ARM:+--set $ARM}; done
 run smollm2-full fixed --arms before retrained --seeds 0 1 2
 for seed in 0 1 2; do run smollm2-full paper-$seed --arms paper --seeds $seed --set "$bf16" $ARM; done
+beside demo-real $PYTHON -m expunge demo --model "$GGUF" --output "$OUTPUT/demo-real"
 beside evaluate-run $PYTHON -m expunge evaluate --run "$arms/default-0" --output "$OUTPUT/evaluated.json"
 for name in subject retrained; do beside "make-tofu-$name" $make --subject smollm2-tofu --models $name; done
 wait

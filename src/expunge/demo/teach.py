@@ -1,7 +1,6 @@
 """A language model that learns rows by heart: the subject of `expunge demo --real`, and of the experiments."""
 
 import random
-import statistics
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from expunge.data.tokenize import PromptFormat, tokenize_all
 from expunge.errors import RunError, TrainingError
 from expunge.model.export import export
 from expunge.model.load import LoadedModel, load_model
+from expunge.model.logps import mean_losses
 from expunge.runs.manifest import model_fingerprint
 from expunge.utils.files import fingerprint, write_json
 from expunge.utils.folders import temporary_folder
@@ -26,7 +26,7 @@ RATE, WIDTH = 4e-4, 576
 WARMUP = 10
 """Steps until the learning rate is reached; it then falls to zero linearly."""
 KNOWN = 0.3
-"""Mean loss of the last pass (nats per token) from which on the rows are not known by heart."""
+"""Mean loss of the completions (nats per token) from which on they are not known by heart."""
 MADE_OF = "taught.json"
 
 
@@ -67,11 +67,11 @@ def _taught(base: str, rows: Sequence[Example], name: str, reporter: Reporter) -
     steps = list(passes_of([own.input_ids for own in encoded], PASSES, TOKENS))
     rate = RATE * min(1.0, WIDTH / model.config.get_text_config().hidden_size)
     with reporter.track(f"teaching {name}", len(steps)) as advance:
-        losses = fine_tune(model, steps, rate, advance)
-    loss = statistics.fmean(losses[-len(steps) // PASSES :])
+        fine_tune(model, steps, rate, advance)
+    loss = mean_losses(loaded, {name: encoded})[name]
     if not loss < KNOWN:
         raise TrainingError(
-            f"--model {base}: does not know the texts by heart after {PASSES} passes ({loss:.2f} nats per token): "
+            f"--model {base}: does not know the texts by heart after {PASSES} passes ({loss:.2f} nats a token): "
             "take another model"
         )
     return loaded
@@ -91,7 +91,7 @@ def passes_of(rows: Sequence[list[int]], passes: int, tokens: int, seed: int = 0
         yield from made
 
 
-def fine_tune(model: PreTrainedModel, steps: Sequence[list[list[int]]], rate: float, advance: Advance) -> list[float]:
+def fine_tune(model: PreTrainedModel, steps: Sequence[list[list[int]]], rate: float, advance: Advance) -> None:
     """Next-token training on all tokens, in bf16 autocast: AdamW, warm-up, linear decay.
 
     Args:
@@ -99,16 +99,12 @@ def fine_tune(model: PreTrainedModel, steps: Sequence[list[list[int]]], rate: fl
         steps: The rows of each step as token ids.
         rate: Highest learning rate.
         advance: Called after each step.
-
-    Returns:
-        The loss of each step (nats per token).
     """
     trained = [own for own in model.parameters() if own.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=rate, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min((step + 1) / WARMUP, 1 - step / len(steps))
     )
-    losses = []
     model.train()
     for batch in steps:
         width = max(map(len, batch))
@@ -123,7 +119,5 @@ def fine_tune(model: PreTrainedModel, steps: Sequence[list[list[int]]], rate: fl
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         schedule.step()
-        losses.append(loss.item())
-        advance(note=f"loss {losses[-1]:.3f}")
+        advance(note=f"loss {loss.item():.3f}")
     model.eval()
-    return losses
