@@ -37,7 +37,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from bench.workload import SEMEVAL, SHARED
 from expunge.data.examples import Example
 from expunge.data.lume import read_lume
-from expunge.demo.teach import RATE, TOKENS, fine_tune, passes_of
+from expunge.demo.teach import fine_tune, passes_of
 from expunge.utils.progress import Reporter
 
 ROOT = Path(os.environ.get("EXPUNGE_SUBJECTS", "subjects"))
@@ -47,6 +47,7 @@ ORIGIN = ROOT / PART / "origin"
 TOFU = SHARED / "data" / "tofu"
 FACTS = 40
 """World facts that `smollm2` is asked, a sample; the other subjects are asked all of them, and for the real authors."""
+RATE, TOKENS = 4e-4, 512
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 

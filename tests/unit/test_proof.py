@@ -218,6 +218,24 @@ def test_a_fault_of_a_quarter_is_no_rounding(dtype: torch.dtype, share: float) -
         check_same(right + noise + share * effect, right, untouched, "it", dtype=dtype)
 
 
+def test_a_weak_adapter_is_no_fault_of_the_rounding(tmp_path: Path) -> None:
+    """In bf16 its effect is lost in the rounding of the two forms, however many steps were spent on it."""
+    untouched = -3 + torch.randn(200, generator=torch.Generator().manual_seed(0))
+    noise = 0.01 * torch.randn(2, 200, generator=torch.Generator().manual_seed(1))
+    effect = 0.003 * torch.ones(200)
+    form, right = untouched + effect + noise[0], untouched + effect + noise[1]
+    check_same(form, right, untouched, "it", dtype=torch.bfloat16, same_weights=True)
+    check_same(form + effect, right + effect, untouched, "it", dtype=torch.bfloat16)  # nor of its own rounding
+    with pytest.raises(ModelError, match="it says something else"):
+        check_same(form + 9.0, right, untouched, "it", dtype=torch.bfloat16, same_weights=True)
+
+    loaded = load(save_tiny(tmp_path / "base", "llama"), dtype="bfloat16")
+    add_adapter(loaded, rank=2, alpha=4.0, modules="all-linear", seed=0)
+    moved(loaded.model, 0.01)
+    (tmp_path / "adapter").mkdir()
+    save_adapter(loaded, tmp_path / "adapter", ROWS * 8)
+
+
 def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     base = save_tiny(tmp_path / "base", "llama")
     adapter = peft_adapter(base, tmp_path / "adapter")

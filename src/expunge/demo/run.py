@@ -127,8 +127,9 @@ def run_demo(
         if model:
             check_model(model)
             Run.check(config).close()
-            teach(model, [*data.forget, *data.retain], subject.model, reporter)
-            teach(model, data.retain, subject.retrained, reporter)
+            others = [*data.retain, *quiz]
+            teach(model, [*data.forget, *others], subject.model, reporter)
+            teach(model, others, subject.retrained, reporter)
         outcome = unlearn(config, reporter)
         suite = reported(semeval.suite_of(data), outcome.output)
         models = ((subject.model, None), (subject.model, outcome.adapter), (subject.retrained, None))

@@ -5,6 +5,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from expunge.model.load import LoadedModel, load_model
 from expunge.model.logps import sequence_logps
 from expunge.model.packing import using_attention
 from expunge.model.proof import check_same, log_probs, probe_rows
-from expunge.model.ranks import config_of, pairs_of, side_by_side, tensors_of
+from expunge.model.ranks import Pairs, config_of, pairs_of, same_pairs, side_by_side, tensors_of
 from expunge.model.source import ADAPTER_FILE, check_adapter, source_of
 from expunge.model.targets import choose_targets, frozen_experts
 from expunge.utils import files
@@ -161,7 +162,7 @@ def save_adapter(loaded: LoadedModel, folder: Path, rows: Sequence[Sequence[int]
         ModelError: It does not.
     """
     assert isinstance(loaded.model, PeftModel)
-    right, untouched = _with_and_without(loaded, rows)
+    trained = _trained(loaded, rows)
     source = loaded.source
     stacked = source is not None and source.adapters
     place = folder / OWN if stacked and loaded.parts else folder
@@ -175,8 +176,8 @@ def save_adapter(loaded: LoadedModel, folder: Path, rows: Sequence[Sequence[int]
         loaded.base.save_pretrained(folder / BASE)
         loaded.tokenizer.save_pretrained(folder / BASE)
         _name_base(folder, str(folder.parent.resolve() / "adapter" / BASE), None)
-    if right:
-        _verify(loaded, folder, rows, right, untouched)
+    if trained:
+        _verify(loaded, folder, rows, trained)
 
 
 def verify_saved(loaded: LoadedModel, folder: Path, rows: Sequence[Sequence[int]]) -> None:
@@ -190,18 +191,12 @@ def verify_saved(loaded: LoadedModel, folder: Path, rows: Sequence[Sequence[int]
     Raises:
         ModelError: They differ by more than rounding.
     """
-    right, untouched = _with_and_without(loaded, rows)
-    if right:
-        _verify(loaded, folder, rows, right, untouched)
+    trained = _trained(loaded, rows)
+    if trained:
+        _verify(loaded, folder, rows, trained)
 
 
-def _verify(
-    loaded: LoadedModel,
-    folder: Path,
-    rows: Sequence[Sequence[int]],
-    right: Sequence[Tensor],
-    untouched: Sequence[Tensor],
-) -> None:
+def _verify(loaded: LoadedModel, folder: Path, rows: Sequence[Sequence[int]], trained: "_Trained") -> None:
     if isinstance(loaded.model, PeftModel):
         loaded.model = loaded.model.unload()
     plain = loaded
@@ -212,10 +207,15 @@ def _verify(
         dtype = str(loaded.dtype).removeprefix("torch.")
         plain = load_model(name, dtype=dtype, device=str(loaded.device), trust_remote_code=code, revision=revision)
     plain.model = put_adapter(plain.base, folder)
-    found = sequence_logps(plain, rows)
-    form, wanted, without = (torch.cat(list(own)) for own in (found, right, untouched))
+    parts = [*(loaded.parts or [] if plain is not loaded else []), trained.pairs]
+    own, wanted = pairs_of(plain.model), side_by_side([part for part in parts if part is not None])
     check_same(
-        form, wanted, without, f"{folder}: the saved adapter is not the one that was measured", dtype=loaded.dtype
+        torch.cat(sequence_logps(plain, rows)),
+        trained.right,
+        trained.untouched,
+        f"{folder}: the saved adapter is not the one that was measured",
+        dtype=loaded.dtype,
+        same_weights=trained.pairs is not None and own is not None and same_pairs(own, wanted),
     )
 
 
@@ -288,14 +288,23 @@ def _name_base(folder: Path, base: str, revision: str | None) -> None:
     path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
 
 
-def _with_and_without(loaded: LoadedModel, rows: Sequence[Sequence[int]]) -> tuple[list[Tensor], list[Tensor]]:
-    """Log-probabilities of rows with the adapter of a model and without it."""
+@dataclass(frozen=True)
+class _Trained:
+    """What a saved adapter has to be: log-probabilities of rows with the adapter and without it, and its matrices."""
+
+    right: Tensor
+    untouched: Tensor
+    pairs: Pairs | None
+
+
+def _trained(loaded: LoadedModel, rows: Sequence[Sequence[int]]) -> _Trained | None:
+    """Of the adapter in a model; None where there is nothing to compare on."""
     assert isinstance(loaded.model, PeftModel)
     if not rows or loaded.lockstep is not None:
-        return [], []
-    right = sequence_logps(loaded, rows)
+        return None
+    right = torch.cat(sequence_logps(loaded, rows))
     with loaded.model.disable_adapter():
-        return right, sequence_logps(loaded, rows)
+        return _Trained(right, torch.cat(sequence_logps(loaded, rows)), pairs_of(loaded.model))
 
 
 def adapter_folder(name: str) -> Path:

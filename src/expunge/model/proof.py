@@ -16,6 +16,7 @@ ROWS, TOKENS = 4, 24
 FAULT = 16
 """A form that differs by more than this part of the adapter's effect is another model; a scale that is a quarter off
 differs by a fourth of it."""
+TINY = 1e-300
 EXACT_UNITS, LOW_UNITS = 256, 16
 """Units in the last place by which log-probabilities may differ through rounding, in fp32 and below."""
 LEAK = 8
@@ -44,12 +45,15 @@ def log_probs(model: torch.nn.Module, ids: Tensor, autocast: AbstractContextMana
     return torch.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), -1)
 
 
-def check_same(form: Tensor, right: Tensor, untouched: Tensor, what: str, *, dtype: torch.dtype) -> None:
+def check_same(
+    form: Tensor, right: Tensor, untouched: Tensor, what: str, *, dtype: torch.dtype, same_weights: bool = False
+) -> None:
     """Look whether one form of a model with an adapter says what the other says.
 
     In fp32 the two must agree at every place, but for rounding or a small part of the adapter's effect. Rounding to
     bf16 alone can be as large as the effect of a weak adapter; but it goes either way, while a fault goes along with
-    the effect: the share of it that is missing or too much is estimated over all places, and must be small.
+    the effect: the share of it that is missing or too much is estimated over all places, and must be small. Of an
+    adapter whose matrices are the same nothing but rounding is left, in which the effect of a weak one is lost.
 
     Args:
         form: Log-probabilities of the form that is to be believed.
@@ -57,6 +61,7 @@ def check_same(form: Tensor, right: Tensor, untouched: Tensor, what: str, *, dty
         untouched: Those of the model without it: `right` less these is the adapter's effect.
         what: What is refused where they differ, for the message.
         dtype: What the products of both were computed in.
+        same_weights: The adapter's matrices were found to be the same in both.
 
     Raises:
         ModelError: They differ.
@@ -73,8 +78,9 @@ def check_same(form: Tensor, right: Tensor, untouched: Tensor, what: str, *, dty
     same = worst <= max(noise, most / FAULT)
     if exact:
         same = same and mean <= max(noise / 4, usual / FAULT)
-    elif usual > 0:
-        size = effect.norm().item() ** 2
+    elif usual > 0 and not same_weights:
+        effect = (form + right) / 2 - untouched  # of `right` alone, its own rounding would go along with the difference
+        size = effect.norm().item() ** 2 or TINY
         share = abs((difference * effect).sum().item()) / size
         by_chance = difference.norm().item() / math.sqrt(size * difference.numel())
         same = same and share <= 1 / FAULT + 3 * by_chance

@@ -60,6 +60,17 @@ def pairs_of(model: PeftModel) -> Pairs | None:
     return found
 
 
+def same_pairs(one: Pairs, other: Pairs) -> bool:
+    """Whether two adapters are the same matrices, but for the rounding of their scale."""
+    return one.keys() == other.keys() and all(
+        pair.down.shape == other[name].down.shape
+        and pair.up.shape == other[name].up.shape
+        and torch.equal(pair.down, other[name].down)
+        and torch.allclose(pair.up, other[name].up, rtol=1e-5, atol=0.0)
+        for name, pair in one.items()
+    )
+
+
 def side_by_side(parts: Sequence[Pairs]) -> Pairs:
     """The sum of several adapters: a layer's ranks stand one behind the other."""
     names = dict.fromkeys(name for part in parts for name in part)
