@@ -91,7 +91,7 @@ def test_evaluation_leaves_the_selection_out(run, expunge):
     half = json.loads((run.parent / "out.json").read_text())
     assert whole["metrics"]["membership/loss_auc"]["n"] == 40
     assert half["metrics"]["membership/loss_auc"]["n"] == 20
-    assert "10 and 10 texts that the adapter's scale was not chosen on (of 20 and 20)" in told.out
+    assert "10 and 10 texts that did not steer the adapter (of 20 and 20)" in told.out
     assert half["metrics"]["forget/probability"]["n"] == 20  # all rows: none of these metrics chose the strength
     with contextlib.chdir("run/adapter"):
         above = {name: f"../../{name}" for name in ("model", "many.jsonl", "unseen.jsonl", "out.json")}

@@ -197,6 +197,27 @@ def test_unseen_texts_that_nearly_are_trained_on_are_left_out_and_told(texts: Pa
     assert read("run/calibration.json")["texts"]["nonmembers"] == 10  # half of the others
 
 
+def test_unseen_texts_that_gave_target_nlls_alone_are_reported_on_by_no_one(texts: Path, expunge: Run) -> None:
+    """No evaluation step is taken, so no scale is chosen and no criterion is judged."""
+    done = expunge(*FOLLOW, "--max-steps", "2", "--eval-every", "0")
+    assert done.code == 0, done.err
+    assert "evaluate reports on the others" in done.err
+    manifest, calibration = read("run/manifest.json"), read("run/calibration.json")
+    assert manifest["selection"] is None
+    assert len(calibration.pop("selection_hmac")) == 20
+    assert calibration == {"schema": 1, "scale": 1.0, "trained_alpha": 2.0, "trained_alpha_pattern": {}}
+    told = expunge("evaluate", "--run", "run", "--max-new-tokens", "4", "--device", "cpu")
+    assert told.code == 0, told.err
+    assert read("run/results.json")["metrics"]["membership/loss_auc"]["n"] == 20  # of 40
+    page = Path("run/report.html").read_text()
+    assert "trained scale" not in page
+    assert "all criteria are met" not in page
+    again = expunge("calibrate", "--run", "run")
+    assert again.code == 0, again.err
+    assert len(read("run/calibration.json")["selection_hmac"]) == 20
+    assert "verdict" in read("run/manifest.json")["selection"]
+
+
 # --- interruptions -------------------------------------------------------------------------------
 
 
@@ -248,6 +269,18 @@ def test_an_interrupted_run_can_be_finished_where_it_is(texts: Path, expunge: Ru
     assert calibration["stopped"] == "--finish"
     assert calibration["best_step"] in (2, 4)
     assert expunge("verdict", "run").code == 0
+
+
+def test_a_run_that_is_finished_before_its_first_evaluation_step_knows_what_gave_its_targets(
+    texts: Path, expunge: Run
+) -> None:
+    command = (*FOLLOW, "--eval-every", "50", "--save-every", "2")
+    with stopped_after(3):
+        assert expunge(*command).code == 130
+    done = expunge(*command, "--resume", "--finish")
+    assert done.code == 0, done.err
+    assert len(read("run/calibration.json")["selection_hmac"]) == 20
+    assert read("run/manifest.json")["selection"] is None
 
 
 def test_a_checkpoint_holds_what_the_end_depends_on(texts: Path, expunge: Run) -> None:

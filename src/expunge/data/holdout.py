@@ -1,4 +1,4 @@
-"""Which membership texts the scale of an adapter was chosen on, so that nothing is reported on them."""
+"""Which membership texts steered an adapter, so that nothing is reported on them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -156,7 +156,7 @@ def _least_length(examples: Sequence[Example]) -> float:
 
 
 def read_calibration(folder: Path) -> dict[str, Any] | None:
-    """The calibration of a run, or None.
+    """The calibration of a run, or None. One without a verdict tells of an adapter as it was trained.
 
     Raises:
         RunError: It cannot be read.
@@ -178,7 +178,7 @@ def keyed_hashes(hashes: Sequence[str]) -> list[str]:
 
 
 def without_selection(examples: Sequence[Example], calibration: dict[str, Any]) -> list[Example]:
-    """The texts that a calibration was not made on.
+    """The texts that did not steer the adapter of a calibration.
 
     Raises:
         DataError: The calibration was made under another key, so its texts cannot be told.
@@ -186,7 +186,7 @@ def without_selection(examples: Sequence[Example], calibration: dict[str, Any]) 
     left_out = set(calibration["selection_hmac"])
     if not all(map(of_this_key, left_out)):
         raise DataError(
-            f"the texts that the adapter's scale was chosen on are known under another key than {key_file()}: score "
+            f"the texts that steered the adapter are known under another key than {key_file()}: score "
             "the adapter where its run was made, or bring that key here"
         )
     return [own for own, plain in zip(examples, example_hashes(examples), strict=True) if keyed(plain) not in left_out]

@@ -150,7 +150,7 @@ def _check_files(config: EvaluateConfig) -> None:
 
 
 def _suite(config: EvaluateConfig, adapter: Path | None) -> Suite:
-    """What is to be measured, without the texts that the adapter's scale was chosen on.
+    """What is to be measured, without the texts that steered the adapter.
 
     Raises:
         DataError: It cannot be read, or no membership text is left.
@@ -222,7 +222,7 @@ def _earlier(config: EvaluateConfig, results: Mapping[str, Any]) -> Table | None
 
 
 def reported(suite: Suite, run: Path) -> Suite:
-    """The suite without the membership texts that the scale of the run's adapter was chosen on.
+    """The suite without the membership texts that steered the run's adapter.
 
     Raises:
         DataError: None is left.
@@ -233,10 +233,10 @@ def reported(suite: Suite, run: Path) -> Suite:
         return suite
     sides = [without_selection(side, calibration) for side in (documents.members, documents.nonmembers)]
     if not all(sides):
-        raise DataError(f"--adapter {run}: its scale was chosen on every membership text: none is left to report on")
+        raise DataError(f"--adapter {run}: every membership text steered it: none is left to report on")
     note = (
-        f"Membership is reported on the {len(sides[0])} and {len(sides[1])} texts that the adapter's scale was not "
-        f"chosen on (of {len(documents.members)} and {len(documents.nonmembers)})."
+        f"Membership is reported on the {len(sides[0])} and {len(sides[1])} texts that did not steer the "
+        f"adapter (of {len(documents.members)} and {len(documents.nonmembers)})."
     )
     left = list(chain(*sides))
     known = set(map(id, left))

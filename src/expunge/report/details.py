@@ -91,10 +91,10 @@ def stops(groups: Sequence[Group]) -> list[str]:
     said = [f"{', '.join(names[:8])}{' …' if len(names) > 8 else ''}: {text}." for text, names in found.items()]
     return said + [
         f"{run.name}: the adapter was then set to {run.calibration['scale']:g} times its trained scale (calibration: "
-        f"{run.calibration.get('verdict', 'no verdict')})."
+        f"{run.calibration['verdict']})."
         for group in groups
         for run in group.runs
-        if run.calibration and "best_step" not in run.calibration
+        if "verdict" in run.calibration and "best_step" not in run.calibration
     ]
 
 

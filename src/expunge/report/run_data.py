@@ -44,7 +44,7 @@ class RunData:
         scores: The same roles -> key -> score; the reference's also where only the file of `after` names them.
         checkpoints: Name -> scores of any further results file of the same benchmark, such as those of checkpoints.
         values: Role -> per-example values.
-        calibration: Content of calibration.json; empty where the adapter has the scale that it was trained with.
+        calibration: Content of calibration.json; empty where no unseen text steered the adapter.
         warnings: Sentences on files that are left out, or hard to compare.
     """
 

@@ -64,7 +64,7 @@ class RunResult:
         steps: Optimizer steps.
         training_seconds: Time in the training loop.
         total_seconds: Time since the run was started, or resumed.
-        selection: What calibration.json should hold; None where no unseen texts were followed.
+        selection: What calibration.json should hold; None where no unseen text steered the run.
     """
 
     losses: dict[str, dict[str, float]]
@@ -305,7 +305,7 @@ class Run:
             "steps": result.steps,
             "loss_nats_per_completion_token": coarse.losses(result.losses, result.texts),
             "loss_texts": result.texts,
-            "selection": result.selection and {key: result.selection[key] for key in SUMMARY},
+            "selection": _summary(result.selection),
             "training_seconds": round(result.training_seconds, 3),
             "total_seconds": round(result.total_seconds, 3),
             "peak_memory_bytes": peak_memory(self._device),
@@ -335,6 +335,11 @@ class Run:
         if self._replaces:
             directory.replace(self.output)
             self._replaces = False
+
+
+def _summary(selection: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """What the manifest tells of the selection; None where nothing was chosen."""
+    return {key: selection[key] for key in SUMMARY} if selection and "verdict" in selection else None
 
 
 def peak_memory(device: torch.device) -> int:

@@ -36,7 +36,7 @@ from expunge.runs.record import VERDICT, adapter_hashes, check_adapter_kept, rea
 from expunge.runs.run import SUMMARY
 from expunge.runs.settings import run_settings
 from expunge.runs.texts import check_texts, run_rows
-from expunge.train.scale import Calibration, choose_scale, most_scales, record
+from expunge.train.scale import Calibration, choose_scale, most_scales, record, unchosen
 from expunge.train.sets import Sets, membership_texts, read_sets
 from expunge.train.validation import ValidationRows, Validator
 from expunge.utils import coarse, files
@@ -95,8 +95,8 @@ def _calibrate(config: CalibrateConfig, settings: UnlearnConfig, reporter: Repor
     judged_on = ValidationRows.of(members, nonmembers, rows["retain"], rows["forget"])
     with reporter.track("adapter scales", most_scales()) as advance:
         found = choose_scale(Validator(loaded, judged_on), config.criteria, progress=advance)
-    content = record(found, config.criteria, trained_alpha=trained.lora_alpha, rows=judged_on, hashes=looked_at)
-    content["trained_alpha_pattern"] = trained.alpha_pattern or {}
+    own = unchosen(trained.lora_alpha, trained.alpha_pattern or {}, looked_at)
+    content = record(found, config.criteria, own, judged_on)
     content |= {name: earlier[name] for name in ("best_step", "stopped") if earlier and name in earlier}
     rows["holdout"] = run_rows(settings, loaded.tokenizer, without_selection(sets.holdout, content))
     manifest = _with_losses(manifest, loaded, rows, found.scale, reporter)

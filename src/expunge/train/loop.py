@@ -29,7 +29,7 @@ from expunge.runs.run import Outcome, Run, RunResult, is_writer
 from expunge.train.averaging import assign
 from expunge.train.callbacks import Callback, Callbacks, TrainState
 from expunge.train.early_stopping import EarlyStopping
-from expunge.train.scale import Calibration, choose_scale, judge, most_scales, record
+from expunge.train.scale import Calibration, choose_scale, judge, most_scales, record, unchosen
 from expunge.train.schedule import evaluation_spacing
 from expunge.train.setup import Prepared, prepare
 from expunge.train.speed import speed_up
@@ -272,13 +272,19 @@ def settle(
     comes closest to them.
 
     Returns:
-        What calibration.json should hold; None where nothing was evaluated.
+        What calibration.json should hold: where nothing was evaluated, what stands for the texts that gave targets;
+        None where no unseen text steered the run.
     """
-    best = evaluation.stopping.best if evaluation else None
-    if evaluation is None or best is None or prepared.selection is None:
+    best, config = evaluation.stopping.best if evaluation else None, trainer.config
+    known: dict[str, Any] | None = None
+    if prepared.selection is not None:
+        pattern = getattr(trainer.model.peft_config["default"], "alpha_pattern", None)
+        hashes = keyed_hashes(prepared.selection.hashes)
+        known = unchosen(config.lora_alpha or config.lora_rank, pattern or {}, hashes)
+    if evaluation is None or best is None or known is None:
         assign(trainer.weights, trainer.average.values)
-        return None
-    config, stopping = trainer.config, evaluation.stopping
+        return known
+    stopping = evaluation.stopping
     early = "--finish" if config.finish else "a callback asked for it"
     reason = stopping.over or ("all steps are done" if steps == trainer.num_steps else early)
     reporter.say(f"ended after {steps} steps: {reason}")
@@ -290,13 +296,10 @@ def settle(
         with reporter.track("adapter scales", most_scales() - 1) as advance:
             chosen = choose_scale(evaluation.validator, config.criteria, known=[best.metrics], progress=advance)
         beside = "" if chosen.scale == 1 else f" (at scale 1: {at_one})"
-    alpha = config.lora_alpha or config.lora_rank
     set_scale(trainer.model, chosen.scale)
     reporter.say(f"state of step {best.step} at scale {chosen.scale:g}: {chosen.verdict}{beside}")
-    hashes = keyed_hashes(prepared.selection.hashes)
-    content = record(chosen, config.criteria, trained_alpha=alpha, rows=evaluation.validator.rows, hashes=hashes)
-    pattern = getattr(trainer.model.peft_config["default"], "alpha_pattern", None)
-    return {**content, "trained_alpha_pattern": pattern or {}, "best_step": best.step, "stopped": reason}
+    content = record(chosen, config.criteria, known, evaluation.validator.rows)
+    return {**content, "best_step": best.step, "stopped": reason}
 
 
 def evaluation_every(trainer: Trainer, rows: ValidationRows) -> int:

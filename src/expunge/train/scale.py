@@ -4,7 +4,7 @@ A scale is judged by the validation metrics on the selection half of the documen
 others.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -105,19 +105,26 @@ def judge(own: Validation, untouched: Validation, criteria: Criteria) -> tuple[b
     return False, "; ".join(WORDS[name].format(own=own, untouched=untouched, criteria=criteria) for name in failed)
 
 
-def record(
-    found: Calibration, criteria: Criteria, *, trained_alpha: float, rows: ValidationRows, hashes: Sequence[str]
-) -> dict[str, Any]:
-    """The content of calibration.json: what was chosen, why, and what stands for the texts that it was chosen on."""
+def unchosen(trained_alpha: float, pattern: Mapping[str, float], hashes: Sequence[str]) -> dict[str, Any]:
+    """The content of calibration.json for an adapter as it was trained: what stands for the texts that steered it."""
     return {
         "schema": 1,
-        "scale": found.scale,
+        "scale": 1.0,
         "trained_alpha": trained_alpha,
+        "trained_alpha_pattern": dict(pattern),
+        "selection_hmac": list(hashes),
+    }
+
+
+def record(found: Calibration, criteria: Criteria, trained: Mapping[str, Any], rows: ValidationRows) -> dict[str, Any]:
+    """The content of calibration.json: what was chosen, and why; `trained` is as `unchosen` gives it."""
+    return {
+        **trained,
+        "scale": found.scale,
         "reached": found.reached,
         "verdict": found.verdict,
         "target": asdict(criteria),
         "targets": targets(next(own for own in found.curve if own.scale == 0), criteria),
         "curve": [asdict(metrics) for metrics in found.curve],
         "texts": {name: len(getattr(rows, name)) for name in ("members", "nonmembers", "retain", "forget")},
-        "selection_hmac": list(hashes),
     }
