@@ -50,3 +50,13 @@ def test_a_chain_is_one_family():
 def test_normalized():
     assert normalized("A-b  C") == "a b c"
     assert normalized("...") == ""
+
+
+@pytest.mark.parametrize("count", [64, 65, 200])
+def test_any_number_of_twins_is_one_family_in_any_order(count: int) -> None:
+    twins = [f"{LONG}, as number {number} says" for number in range(count)]
+    others = [f"{LONG[:40]} of {' '.join(f'{word}x{number}' for word in 'abcdefghijk')}" for number in range(count)]
+    for texts in ([*twins, *others], [*others, *twins][::-1]):
+        found = families(texts)
+        assert len({own for own, text in zip(found, texts, strict=True) if text in twins}) == 1
+        assert len(set(found)) == 1 + count

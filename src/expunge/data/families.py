@@ -17,8 +17,10 @@ OVERLAP = 0.6
 with other names share less, a text with another last word more."""
 FEWEST = 5
 """Texts with fewer shingles are of one family only when they are the same."""
-COMMON = 64
-"""Shingles that stand in more texts than this are turns of phrase and say nothing."""
+COMMON, ALIKE = 64, 0.8
+"""Shingles that stand in more than COMMON texts may be turns of phrase: with them, ALIKE of all must be shared."""
+FIRST = 4
+"""Of the texts of such a shingle so many are compared with the others: it bounds the work, and joins what is alike."""
 
 
 def normalized(text: str) -> str:
@@ -46,21 +48,21 @@ def families(texts: Sequence[str], overlap: float = OVERLAP) -> list[int]:
     first: dict[str, int] = {}
     for at, key in enumerate(keys):
         join(first.setdefault(key, at), at)
-    shingles = [_shingles(key) for key in keys]
+    different = sorted(first)  # the families are the same whatever the order of the texts
+    shingles = [own if len(own := _shingles(key)) >= FEWEST else set() for key in different]
     places: dict[tuple[str, ...], list[int]] = defaultdict(list)
     for at, own in enumerate(shingles):
-        if first[keys[at]] == at and len(own) >= FEWEST:
-            for shingle in own:
-                places[shingle].append(at)
+        for shingle in own:
+            places[shingle].append(at)
+    common = [{shingle for shingle in own if len(places[shingle]) > COMMON} for own in shingles]
     for at, own in enumerate(shingles):
-        if first[keys[at]] != at or len(own) < FEWEST:
-            continue
-        shared = Counter(
-            other for shingle in own if len(places[shingle]) <= COMMON for other in places[shingle] if other < at
-        )
-        for other, count in shared.items():
-            if count >= overlap * min(len(own), len(shingles[other])):
-                join(at, other)
+        shared = Counter(other for shingle in own - common[at] for other in places[shingle] if other < at)
+        firsts = {other for shingle in common[at] for other in places[shingle][:FIRST] if other < at}
+        for other in {*shared, *firsts}:
+            least, count = min(len(own), len(shingles[other])), shared[other]
+            phrases = len(common[at] & common[other])
+            if count >= overlap * least or count + phrases >= max(overlap, ALIKE) * least:
+                join(first[different[at]], first[different[other]])
     return [root(at) for at in range(len(texts))]
 
 
