@@ -161,7 +161,7 @@ def test_a_later_process_gives_the_texts_again(model: Path, here: Path) -> None:
     datasets.Dataset.from_list(FORGET).to_json("f.jsonl")
     datasets.Dataset.from_list(RETAIN).to_json("r.jsonl")
     with pytest.raises(RunError, match=r"--forget r.jsonl: these are not the forget texts that the run was made with"):
-        expunge.merge("run", "merged", forget="r.jsonl", retain="r.jsonl")
+        expunge.merge("run", "merged", forget="r.jsonl", retain="f.jsonl")
     assert not Path("merged").exists()
     assert expunge.merge("run", "merged", forget="f.jsonl", retain="r.jsonl").output.is_dir()
 

@@ -2,14 +2,16 @@
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from expunge.config import UnlearnConfig
+from expunge.config import EvaluateConfig, UnlearnConfig
 from expunge.data.examples import Example
 from expunge.data.retain_test import FEWEST, set_apart
 from expunge.errors import ConfigError, DataError
+from expunge.evaluation.benchmarks.custom import read as read_custom
 from expunge.train.sets import read_sets
 from expunge.train.setup import prepare
 from expunge.utils.progress import Reporter
@@ -65,6 +67,27 @@ def test_rows_of_the_users_own_are_tested_on_and_none_that_is_trained_on(files, 
     assert any(line.startswith("1 of the test texts are, or nearly are, trained on") for line in sets.warnings)
     with pytest.raises(DataError, match="all of its texts, or nearly the same ones, are trained on"):
         read_sets(UnlearnConfig(**files, test=write(tmp_path / "seen.jsonl", ROWS[:2])))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_what_is_to_be_forgotten_is_neither_kept_nor_tested_on(files, tmp_path, share):
+    forget = write(tmp_path / "both.jsonl", [replace(ROWS[at], completion=f"{ROWS[at].completion}\n") for at in (1, 4)])
+    files |= {"forget": forget, "retain_test": share}
+    sets = read_sets(UnlearnConfig(**files))
+    left = [row.prompt for row in ROWS if row.id not in ("Ines", "Ellery")]
+    assert sorted(row.prompt for row in (*sets.retain, *sets.test)) == sorted(left)
+    assert sets.warnings == ["retain: 2 texts are also in forget, so not to keep, and left out: rows 2, 5"]
+    asked = EvaluateConfig(**files, benchmark="custom", test=files["retain"] if not share else None)
+    suite = read_custom(asked)
+    assert sets.warnings[0] + "." in suite.not_measured
+    assert [row.prompt for row in suite["retain"].examples] == [row.prompt for row in sets.retain]
+    assert len(suite["test"].examples) == (len(sets.test) if share else len(ROWS) - 2)
+    files["retain"] = write(tmp_path / "none.jsonl", [ROWS[4], ROWS[1]])
+    for read in (lambda: read_sets(UnlearnConfig(**files)), lambda: read_custom(EvaluateConfig(**files))):
+        with pytest.raises(
+            DataError, match=r"^--retain .*none\.jsonl: all of its texts are to be forgotten: give texts to keep$"
+        ):
+            read()
 
 
 @pytest.mark.parametrize(

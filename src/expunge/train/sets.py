@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from expunge.config import UnlearnConfig
-from expunge.data.examples import Example, check_sets, parse_columns, read_examples, text_key
+from expunge.data.examples import Example, check_sets, parse_columns, read_examples, text_key, without_forgotten
 from expunge.data.holdout import Side, check_unseen, documents, example_hashes, unseen_texts
 from expunge.data.lume import read_lume
 from expunge.data.muse import read_muse
@@ -64,7 +64,10 @@ class Sets:
 
 
 def read_sets(config: UnlearnConfig) -> Sets:
-    """Read the texts that the settings name, and leave out of the unseen ones what is trained on.
+    """Read the texts that the settings name, and leave out of those to keep what is to be forgotten, and out of the
+    unseen ones what is trained on.
+
+    The rows of a benchmark are all taken.
 
     Raises:
         DataError: A file or row that cannot be used, or unseen texts that are all among the others.
@@ -75,6 +78,7 @@ def read_sets(config: UnlearnConfig) -> Sets:
     def read(source: str | None) -> list[Example]:
         return read_examples(source, columns=columns) if source else []
 
+    warnings: list[str] = []
     if config.benchmark:
         split = config.split or SPLIT.get(config.benchmark)
         sets = _BENCHMARKS[config.benchmark](config.data or "", split)
@@ -83,13 +87,13 @@ def read_sets(config: UnlearnConfig) -> Sets:
             sets.members, sets.nonmembers = sets.forget, sets.holdout
     else:
         forget, holdout = read(config.forget), read(config.holdout)
-        sets = Sets(forget, read(config.retain), holdout, members=forget, nonmembers=holdout)
+        retain, warnings = without_forgotten("retain", config.retain or "", read(config.retain), forget)
+        sets = Sets(forget, retain, holdout, members=forget, nonmembers=holdout)
     sets.instead = read(config.instead)
     sets.retain, sets.test = set_apart(sets.retain, config.test_share)
     if not config.needs_retain:
         sets.retain = []
     _check_apart(config, sets)
-    warnings = []
     if config.test:
         given = read(config.test)
         sets.test = unseen_texts(given, sets.trained)

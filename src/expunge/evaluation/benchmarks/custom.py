@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from expunge.config import EvaluateConfig
-from expunge.data.examples import Example, parse_columns, read_examples
+from expunge.data.examples import Example, parse_columns, read_examples, without_forgotten
 from expunge.data.families import normalized
 from expunge.data.holdout import unseen_texts
 from expunge.data.retain_test import set_apart
@@ -19,12 +19,15 @@ def read(config: EvaluateConfig) -> Suite:
     """The files; whatever they allow is measured, and the rest is said.
 
     Raises:
-        DataError: A file cannot be read, or all of the holdout's texts are trained on.
+        DataError: A file cannot be read, all of the holdout's texts are trained on, or all to keep are to be forgotten.
     """
     columns = parse_columns(config.columns) if config.columns else None
     files = {name: getattr(config, name) for name in ("forget", "retain", "test", "holdout")}
     read = {name: read_examples(file, columns=columns) for name, file in files.items() if file}
     notes = []
+    for name in (own for own in ("retain", "test") if own in read):
+        read[name], told = without_forgotten(name, files[name], read[name], read["forget"])
+        notes += [f"{line}." for line in told]
     if config.retain_test and "retain" in read:
         read["retain"], apart = set_apart(read["retain"], config.retain_test)
         read |= {"test": apart} if apart else {}
