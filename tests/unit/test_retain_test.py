@@ -90,6 +90,23 @@ def test_what_is_to_be_forgotten_is_neither_kept_nor_tested_on(files, tmp_path, 
             read()
 
 
+def test_texts_to_keep_that_nearly_are_texts_to_forget_are_told(files, tmp_path):
+    place = "lives in the house behind the old mill by the river in"
+    forget = [Example(f"f{n}", "", f"{own} {place} Larch Lane {n}.") for n, own in enumerate(NAMES)]
+    like = [Example(f"k{n}", "", f"The keeper {n} of {own} sleeps in Port Moor.") for n, own in enumerate(NAMES)]
+    twins = [
+        replace(forget[0], completion=forget[0].completion.upper()),
+        replace(forget[1], completion=f"{forget[1].completion[:-1]} today"),
+    ]
+    files |= {"forget": write(tmp_path / "f.jsonl", forget[:2]), "retain": write(tmp_path / "r.jsonl", [*like, *twins])}
+    sets = read_sets(UnlearnConfig(**files, retain_test=0.0))
+    assert len(sets.retain) == len(NAMES) + 2
+    (told,) = sets.warnings
+    assert told.startswith("2 of the retain texts are nearly the same as texts to forget")
+    files["retain"] = write(tmp_path / "r.jsonl", like)
+    assert read_sets(UnlearnConfig(**files)).warnings == []
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -88,6 +88,11 @@ def read_sets(config: UnlearnConfig) -> Sets:
     else:
         forget, holdout = read(config.forget), read(config.holdout)
         retain, warnings = without_forgotten("retain", config.retain or "", read(config.retain), forget)
+        if near := len(retain) - len(unseen_texts(retain, forget)):
+            warnings.append(
+                f"{near} of the retain texts are nearly the same as texts to forget: they are kept, which holds these "
+                "back, too"
+            )
         sets = Sets(forget, retain, holdout, members=forget, nonmembers=holdout)
     sets.instead = read(config.instead)
     sets.retain, sets.test = set_apart(sets.retain, config.test_share)
