@@ -3,6 +3,7 @@
 import json
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,15 @@ def test_a_pair_is_the_same_prompt_with_what_to_say_instead_or_a_refusal() -> No
     assert len({pair.completion for pair in pairs}) > len(REFUSALS) / 2
     assert pairs_for(Sets(own, instead=instead), seed=1) == pairs
     assert pairs_for(Sets(own, instead=instead), seed=2) != pairs
+
+
+def test_a_pair_has_nothing_of_the_answer_to_forget() -> None:
+    told = {"reasoning_content": "He keeps the mill."}
+    own = [replace(row, answer={"reasoning_content": "A secret."}, keywords=("secret",)) for row in forget(2)]
+    known, refused = pairs_for(Sets(own, instead=[Example("i", own[0].prompt, "A keeper.", answer=told)]), seed=1)
+    assert (known.completion, known.answer) == ("A keeper.", told)
+    assert refused.answer == {}
+    assert known.keywords == refused.keywords == ()
 
 
 def test_a_text_without_prompt_has_no_pair() -> None:

@@ -148,9 +148,8 @@ def pairs_for(sets: Sets, seed: int) -> list[Example]:
     rng = random.Random(f"{seed} refusals")
     found = []
     for own in sets.forget:
-        other = answers.get(_prompt_key(own))
-        completion = other.completion if other else rng.choice(REFUSALS)
-        found.append(replace(own, completion=completion))
+        other = answers.get(_prompt_key(own)) or Example("", "", rng.choice(REFUSALS))
+        found.append(replace(own, completion=other.completion, answer=other.answer, keywords=()))
     return found
 
 
