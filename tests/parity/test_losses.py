@@ -295,6 +295,17 @@ def test_idk_is_the_nll_of_the_other_completions():
     assert value.item() == pytest.approx(-logp.mean().item(), rel=1e-9)
 
 
+def test_dpo_weighs_completions_whatever_the_span_of_the_forget_texts():
+    batch, pairs = random_batch((3, 1, 5)), random_batch((2, 4, 1), seed=5)
+    completion = torch.tensor([False, True, True, True, False, False, True, True, True])
+    batch = TokenBatch(**{**vars(batch), "completion": completion, "pairs": pairs})
+    value = make_forget_loss("dpo", {"beta": 0.3})(batch)
+    lost = batch.log_ratios * completion
+    sides = ([lost[:3].sum(), lost[3], lost[4:].sum()], pairs.log_ratios.split([2, 4, 1]))
+    margins = torch.stack([own - other.sum() for own, other in zip(*sides, strict=True)])
+    assert value.item() == pytest.approx((-(2 / 0.3) * (0.3 * margins).sigmoid().log().mean()).item(), rel=1e-9)
+
+
 @pytest.mark.parametrize("name", FORGET_LOSSES)
 def test_micro_batches_add_up_to_the_step(name):
     """The same value and gradient, whether the rows of a step come together or one by one."""
