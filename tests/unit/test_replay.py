@@ -1,6 +1,7 @@
 """Replay texts: what the model writes, the same for the same seed, and nothing that repeats the forget set."""
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from expunge.model.adapter import add_adapter
 from expunge.model.decoding import go_on, written
 from expunge.model.load import load_model
 from expunge.model.replay import KNOWN, write_texts
-from tiny import save_tiny
+from tiny import save_tiny, tiny_tokenizer
 
 ROWS = [TokenizedExample(f"r{i}", [(7 * i + 3 * j) % 90 + 3 for j in range(12)], 4) for i in range(6)]
 
@@ -59,6 +60,16 @@ def test_what_a_tokenizer_sets_before_every_text_stands_before_replay_texts(load
     begun = replay.Beginnings(loaded, rows).drawn(random.Random(0), 8)
     assert begun[1::2] == [[start, 50]] * 4
     assert all(own[0] == start and len(own) == 2 for own in begun)
+
+
+@pytest.mark.parametrize("begins", [False, True])
+def test_a_token_for_unknown_words_is_not_set_before_texts(loaded, monkeypatch, begins):
+    """Unless it is the one that begins them, too, as that of OPT does."""
+    own = tiny_tokenizer("metaspace")
+    own.bos_token = own.unk_token if begins else None
+    monkeypatch.setattr(type(own), "__call__", lambda *_, **__: {"input_ids": [own.unk_token_id]})
+    begun = replay.Beginnings(replace(loaded, tokenizer=own), ROWS).drawn(random.Random(0), 8)
+    assert {*map(len, begun)} == {1 + begins}
 
 
 def test_an_adapter_in_the_model_is_not_heard(loaded, tmp_path):

@@ -94,13 +94,14 @@ class Beginnings:
     """
 
     def __init__(self, loaded: LoadedModel, rows: Sequence[TokenizedExample]) -> None:
-        special = set(loaded.tokenizer.all_special_ids)
-        plain = loaded.tokenizer("a", verbose=False)["input_ids"]
-        self._before = list(takewhile(special.__contains__, plain))
+        tokenizer, special = loaded.tokenizer, set(loaded.tokenizer.all_special_ids)
+        unknown = {tokenizer.unk_token_id} - {tokenizer.bos_token_id}  # which "a" may be
+        plain = tokenizer("a", verbose=False)["input_ids"]
+        self._before = list(takewhile((special - unknown).__contains__, plain))
         size = loaded.base.config.get_text_config().vocab_size
         rows = [row for row in rows if len(row.input_ids) > len(self._before)]
         self._rows = [row.input_ids[: len(self._before) + 1] for row in rows]
-        tokens = sorted(own for own in {*loaded.tokenizer.get_vocab().values()} - special if own < size)
+        tokens = sorted(own for own in {*tokenizer.get_vocab().values()} - special if own < size)
         self._tokens = tokens or [own[-1] for own in self._rows]
 
     def drawn(self, rng: random.Random, count: int) -> list[list[int]]:
