@@ -60,6 +60,7 @@ def test_what_a_tokenizer_sets_before_every_text_stands_before_replay_texts(load
     begun = replay.Beginnings(loaded, rows).drawn(random.Random(0), 8)
     assert begun[1::2] == [[start, 50]] * 4
     assert all(own[0] == start and len(own) == 2 for own in begun)
+    assert {text.completion_start for text in write_texts(loaded, rows, [], tokens=100, seed=1)} == {2}
 
 
 @pytest.mark.parametrize("begins", [False, True])

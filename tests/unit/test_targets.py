@@ -147,11 +147,21 @@ def test_prompts_have_targets_where_unseen_texts_have_none(models: Path) -> None
 
 
 def test_without_unseen_texts_those_that_the_model_writes_stand_for_them(models: Path) -> None:
-    rows, written = made_up(8, 1), made_up(9, 2)
+    rows, written = ([replace(row, completion_start=1) for row in made_up(8 + seed, seed)] for seed in (1, 2))
     run = prepared(models / "model", forget=rows, retain=made_up(3, 6), loss="target_kl")
     values = target_nlls(run, written, ALONE, Told())
     found = torch.cat([values[place] for place in range(len(rows))]).mean().item()
     assert found == pytest.approx(torch.cat(plain_nlls(models / "model", written)).mean().item(), rel=0.05)
+
+
+def test_what_a_written_text_was_begun_with_counts_in_no_target(models: Path) -> None:
+    """With a beginning-of-text token before it, the token that is drawn from the vocabulary has an NLL, too."""
+    written = [replace(row, completion_start=2) for row in made_up(9, 2)]
+    run = prepared(models / "model", forget=made_up(8, 1), retain=made_up(3, 6), loss="target_kl")
+    flat = target_nlls(run, written, ALONE, Told()).flat
+    assert isinstance(flat, torch.Tensor)
+    said = torch.cat([own[1:] for own in plain_nlls(models / "model", written)])
+    assert torch.isclose(flat[:, None], said, rtol=1e-4, atol=1e-5).any(-1).all()
 
 
 def test_a_loss_with_targets_and_nothing_that_gives_them_is_a_bug(models: Path) -> None:

@@ -51,7 +51,8 @@ def write_texts(
         progress: Called with the number of tokens that have just been written.
 
     Returns:
-        The texts, which may be fewer than wanted where the model writes the same again and again.
+        The texts, which may be fewer than wanted where the model writes the same again and again. Their completions are
+        what the model has written.
     """
     rng, beginnings = random.Random(f"{seed} replay"), Beginnings(loaded, [*forget, *retain])
     known = _known(forget, retain, loaded.tokenizer.eos_token_id)
@@ -72,7 +73,7 @@ def write_texts(
     total = 0
     for text in found:
         if total < tokens:
-            chosen.append(TokenizedExample(f"replay-{len(chosen) + 1}", list(text), 1))
+            chosen.append(TokenizedExample(f"replay-{len(chosen) + 1}", list(text), beginnings.length))
             total += len(text)
     return chosen
 
@@ -91,6 +92,9 @@ class Beginnings:
     any token of the vocabulary, so that they come from all that the model knows. Nothing of what the rows say.
 
     Tokens that the tokenizer sets before every text stand before both.
+
+    Attributes:
+        length: Tokens of a beginning.
     """
 
     def __init__(self, loaded: LoadedModel, rows: Sequence[TokenizedExample]) -> None:
@@ -98,9 +102,10 @@ class Beginnings:
         unknown = {tokenizer.unk_token_id} - {tokenizer.bos_token_id}  # which "a" may be
         plain = tokenizer("a", verbose=False)["input_ids"]
         self._before = list(takewhile((special - unknown).__contains__, plain))
+        self.length = len(self._before) + 1
         size = loaded.base.config.get_text_config().vocab_size
-        rows = [row for row in rows if len(row.input_ids) > len(self._before)]
-        self._rows = [row.input_ids[: len(self._before) + 1] for row in rows]
+        rows = [row for row in rows if len(row.input_ids) >= self.length]
+        self._rows = [row.input_ids[: self.length] for row in rows]
         tokens = sorted(own for own in {*tokenizer.get_vocab().values()} - special if own < size)
         self._tokens = tokens or [own[-1] for own in self._rows]
 

@@ -58,7 +58,8 @@ def target_nlls(
 ) -> RowValues:
     """The target NLL of every target token of the forget rows, nats; the adapter must be off.
 
-    `written` are texts of the untouched model, which stand for unseen ones where there are none.
+    `written` are texts of the untouched model, which stand for unseen ones where there are none: what it has written of
+    them, their completions.
     """
     config, rows = prepared.config, prepared.forget
     spans = [row.targets(config.forget_span) for row in rows]
@@ -102,6 +103,13 @@ def _from_unseen(
         logps = sequence_logps(prepared.loaded, ids, processes=processes, progress=advance)
     nlls = [[0.0, *(-own).tolist()] for own in logps]  # the first token has nothing to be predicted from
     before, theirs = nlls[: len(forget)], nlls[len(forget) :]
+    if prepared.selection is None:  # what a text was begun with is nothing that the model has written
+        starts = [row.targets("completion").start - 1 for row in unseen]
+        theirs = [own[start:] for own, start in zip(theirs, starts, strict=True)]
+        unseen = [
+            replace(row, input_ids=row.input_ids[start:], completion_start=1)
+            for row, start in zip(unseen, starts, strict=True)
+        ]
     known = {row.group for row in unseen}
     lacking = sorted({row.group for row in forget} - known - {""})
     if lacking and known != {""}:
