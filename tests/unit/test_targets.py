@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from expunge.config import UnlearnConfig
 from expunge.data.tokenize import TokenizedExample
-from expunge.errors import ConfigError, ModelError
+from expunge.errors import ConfigError, DataError, ModelError
 from expunge.train.setup import prepare
 from expunge.train.targets import target_nlls
 from expunge.train.trainer import Trainer
@@ -30,6 +30,8 @@ class Told(Reporter):
 
     def say(self, line: str) -> None:
         self.lines.append(line)
+
+    warn = say
 
 
 @pytest.fixture(scope="module")
@@ -164,10 +166,21 @@ def test_what_a_written_text_was_begun_with_counts_in_no_target(models: Path) ->
     assert torch.isclose(flat[:, None], said, rtol=1e-4, atol=1e-5).any(-1).all()
 
 
-def test_a_loss_with_targets_and_nothing_that_gives_them_is_a_bug(models: Path) -> None:
-    run = prepared(models / "model", forget=made_up(3), retain=made_up(3, 1), loss="target_kl")
-    with pytest.raises(ValueError, match="unseen texts, an origin or replay texts"):
-        target_nlls(run, [], ALONE, Reporter(quiet=True))
+def test_a_model_that_writes_nothing_but_what_it_should_forget_needs_unseen_texts(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = prepared(models / "model", forget=made_up(3), retain=made_up(3, 1), loss="target_kl", replay_weight=1.0)
+    written: list[TokenizedExample] = []
+    monkeypatch.setattr("expunge.train.trainer.write_texts", lambda *_, **__: written)
+    told, trainer = Told(), Trainer(run)
+    trainer.write_replay(told)
+    (line,) = told.lines
+    assert "0 tokens of replay texts" in line
+    with pytest.raises(DataError, match=r"nothing but what it should forget.*--origin, or --holdout"):
+        trainer.compute_reference(told)
+    written += made_up(200)
+    trainer.write_replay(told := Told())
+    assert told.lines == []
 
 
 def test_a_runs_documents_are_those_of_the_forget_rows_by_text(models: Path, tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ from torch import Tensor
 from expunge.config import UnlearnConfig
 from expunge.data.surprise import MOST_KNOWN, NGrams
 from expunge.data.tokenize import TokenizedExample
+from expunge.errors import DataError
 from expunge.model.load import LoadedModel, load_model
 from expunge.model.logps import sequence_logps
 from expunge.model.reference import RowValues
@@ -40,6 +41,7 @@ from expunge.train.setup import Prepared
 from expunge.train.validation import evenly
 from expunge.utils.distributed import Processes
 from expunge.utils.progress import Reporter
+from expunge.utils.text import UNSEEN_TEXTS
 
 LONGEST = 4
 """Tokens in a row that are looked for in other texts, the last of which is predicted."""
@@ -95,7 +97,10 @@ def _from_unseen(
     reporter: Reporter,
 ) -> list[Tensor]:
     if not unseen:
-        raise ValueError("a loss with target NLLs is prepared with unseen texts, an origin or replay texts")
+        raise DataError(
+            "the model writes nothing but what it should forget, so none of it stands for unseen texts: give --origin, "
+            f"or --holdout, {UNSEEN_TEXTS}"
+        )
     forget, total = like_unseen(prepared), sum(map(len, unseen))
     unseen = evenly(unseen, math.ceil(len(unseen) * MOST_UNSEEN / max(MOST_UNSEEN, total)))
     with reporter.track("target NLLs by unseen texts", len(forget) + len(unseen)) as advance:

@@ -37,6 +37,8 @@ MICRO_BATCH_TOKENS = {"cpu": 4096, "cuda": 16384}
 """Area of one forward and backward pass, per device type; less where the free memory is small."""
 FREE_SHARE = 0.7
 """Of the free memory, what activations may take: the rest is for logits, gradients of activations and fragments."""
+FEW_WRITTEN = 0.5
+"""Share of the wanted replay texts below which there is a warning."""
 ADAPTER, AVERAGE = "adapter.", "average."
 """Prefixes in a checkpoint: of the adapter and Adam's moments, and of the moving average."""
 
@@ -148,6 +150,12 @@ class Trainer:
                 seed=self.config.seed,
                 processes=self.processes,
                 progress=advance,
+            )
+        total = sum(map(len, written))
+        if total < FEW_WRITTEN * wanted:
+            reporter.warn(
+                f"the model has written {total:,} tokens of replay texts where {wanted:,} were wanted: the rest "
+                "repeats itself or what it should forget"
             )
         self.set_replay(written)
 
