@@ -87,6 +87,12 @@ def test_a_step_costs_about_its_budget():
     assert 0.85 * 4096 < sum(sizes) / len(sizes) <= 4096 * 1.05
 
 
+@pytest.mark.parametrize("budget", ["tokens_per_step", "rows_per_step"])
+def test_a_budget_beyond_all_texts_makes_one_step_of_an_epoch(budget):
+    steps = list(plan(epochs=2, **{budget: 10**15}).steps())
+    assert [sorted(step.forget) for step in steps] == [list(range(len(FORGET)))] * 2
+
+
 def test_rows_per_step_counts_rows():
     steps = list(plan(rows_per_step=4, epochs=1, retain_per_forget=1.0).steps())
     assert {len(step.forget) for step in steps} == {2}

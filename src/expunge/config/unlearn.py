@@ -11,6 +11,7 @@ from expunge.config.checks import (
     ABOVE_ZERO,
     COUNT,
     POSITIVE,
+    RATIO,
     SHARE,
     UNIT,
     WEIGHT,
@@ -178,7 +179,7 @@ class OptimisationConfig:
         yield from SHARE.of(self, "warmup")
         yield from WEIGHT.of(self, "max_grad_norm")
         yield self.rows_per_step != 1, "--rows-per-step 1 cannot hold a forget and a retain row: use 2 or more"
-        yield from ABOVE_ZERO.of(self, "retain_per_forget", "replay_per_forget")
+        yield from RATIO.of(self, "retain_per_forget", "replay_per_forget")
 
 
 @dataclass(kw_only=True)

@@ -77,7 +77,7 @@ class Plan:
             fits = max(1.0, budget * len(forget_lengths) / forget_total - 1)
             self.retain_per_forget = retain_per_forget or min(retain_total / forget_total, fits)
         forget_budget = max(1.0, budget / (1 + self.retain_per_forget))
-        self.steps_per_epoch = min(len(forget_lengths), math.ceil(forget_total / forget_budget - 1e-9))
+        self.steps_per_epoch = min(len(forget_lengths), max(1, math.ceil(forget_total / forget_budget - 1e-9)))
         self.epochs = max(epochs, math.ceil(least_steps / self.steps_per_epoch))
         self._forget_bucket = forget_total / self.steps_per_epoch / BUCKETS_PER_STEP
 
