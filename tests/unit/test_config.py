@@ -181,6 +181,8 @@ def test_a_list_or_a_mapping_is_no_value_of_any_setting(name: str, value: object
         ("npo", "beta", "write each parameter once"),
         ("npo", "beta=1,beta=2", "write each parameter once"),
         ("rmu", "layer=-2", "--loss-args layer=-2"),
+        ("rmu", "seed=-1", "--loss-args seed=-1: must lie between 0"),
+        ("rmu", "seed=99999999999999999999999", "--loss-args seed=9+: must lie between 0"),
         ("wga", "beta=nan", "--loss-args beta=nan"),
     ],
 )

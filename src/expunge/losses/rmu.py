@@ -6,6 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from expunge.config.checks import SEED
 from expunge.errors import ConfigError
 from expunge.losses import check_positive, forget_loss
 from expunge.losses.batch import TokenBatch, needed
@@ -36,6 +37,8 @@ class RMU:
         check_positive(steering_coefficient=self.steering_coefficient)
         if self.layer < -1:
             raise ConfigError(f"--loss-args layer={self.layer}: must be 0 or more, or -1 for a quarter of the depth")
+        if not SEED.holds(self.seed):
+            raise ConfigError(f"--loss-args seed={self.seed}: {SEED.rule}")
 
     def __call__(self, batch: TokenBatch) -> Tensor:
         hidden = needed(batch.hidden)
