@@ -202,6 +202,17 @@ def test_ceus_published_gradient(shared):
     torch.testing.assert_close(logits.grad, tensors[f"grad.{key}.forget_loss.d_forget"], rtol=0, atol=1e-10)
 
 
+def test_ceu_pushes_a_token_that_is_known_by_heart():
+    """The gradient on the logits is p of the token, and what the others would have without it with a minus."""
+    others = torch.tensor([1.0, -2.0, 0.5])
+    logits = torch.cat([torch.tensor([60.0]), others])[None].requires_grad_()
+    zeros = torch.zeros(1, dtype=torch.long)
+    value = make_forget_loss("ceu")(token_batch(logits, None, zeros, zeros))
+    assert value.item() == pytest.approx((60 - others.logsumexp(0)).item(), rel=1e-6)
+    (grad,) = torch.autograd.grad(value, logits)
+    torch.testing.assert_close(grad[0], torch.cat([torch.ones(1), -others.softmax(0)]))
+
+
 def aims_one_by_one(batch, free_nll):
     """The targets that `target_kl` aims at, part by part, in plain Python."""
     nll, target = -batch.logps.detach(), batch.target_nll

@@ -6,11 +6,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from expunge.kernels import token_target_kl
 from expunge.losses import forget_loss
 from expunge.losses.batch import TokenBatch
 
-SUREST = 1e-6
-"""A probability counts as no nearer to 1 than this."""
+RULED_OUT = 1e4
+"""NLL (nats) of a probability of 0, the KL to which is finite."""
 
 
 @forget_loss(
@@ -22,10 +23,13 @@ SUREST = 1e-6
 class CEU:
     """Cross-entropy unlearning: the target is the policy's own distribution without the forget token, held fixed.
 
-    The cross-entropy to it is -log(1 - p(y)) plus the entropy of the target, which takes no gradient.
+    The cross-entropy to it is -log(1 - p(y)), the KL, plus the entropy of the target, which takes no gradient. The KL
+    is computed over the other tokens, so it has its whole gradient where p(y) is 1 but for rounding.
     """
 
     needs: ClassVar[tuple[str, ...]] = ()
 
     def __call__(self, batch: TokenBatch) -> Tensor:
-        return batch.token_mean(-torch.log(-torch.expm1(batch.logps.clamp(max=-SUREST))))
+        target_nll = torch.full_like(batch.targets, RULED_OUT, dtype=torch.float32)
+        kl, _ = token_target_kl(batch.states, batch.states.detach(), batch.head, batch.targets, target_nll)
+        return batch.token_mean(kl)
