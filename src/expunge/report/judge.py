@@ -138,13 +138,17 @@ def _next(run: RunData, answers: Sequence[Answer]) -> tuple[str, ...]:
     worse = [own.key for own in answers[3].numbers if own.state == "bad"]
     declines, babbles = (any(("refusal" in key) == kind for key in worse) for kind in (True, False))
     aucs = [own for own in answers[1].numbers if own.state == "bad" and own.target is not None]
-    too_far = bool(aucs) and all(own.value < (own.target or 0.0) for own in aucs)
-    short, unseen = told and not too_far, bool(run.manifest.get("rows", {}).get("holdout"))
+    below = [own.key for own in aucs if own.value < (own.target or 0.0)]
+    elsewhere = "membership/lowercase_auc" in below  # its ratio falls where the lower-cased text is likely
+    too_far = bool(aucs) and len(below) == len(aucs)
+    short, too_far = told and not too_far, too_far and len(below) > elsewhere
+    unseen = bool(run.manifest.get("rows", {}).get("holdout"))
     steps = {
         "Train longer (--epochs) or at a higher --learning-rate: the texts are still there.": said,
         "Train longer (--epochs): the texts are not yet as unlikely as unseen ones.": short and unseen and not said,
         "The texts are less likely than unseen ones: lower the adapter's scale (`expunge calibrate`).": told
         and too_far,
+        "In another writing the texts are still known: add them in lower case to --forget.": elsewhere,
         "Give unseen texts of the same kind (--holdout), so that it stops where they are.": short and not unseen,
         "Give more texts to keep, close to those to forget, or raise --retain-weight.": rest,
         DECLINES: declines,
