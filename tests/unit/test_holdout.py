@@ -157,17 +157,17 @@ def test_what_is_split_off_is_half_of_each_side_and_reported_nowhere():
 
 def test_texts_much_shorter_than_most_are_left_out_where_enough_are_left():
     short = [Example(f"s{i}", "", f"{i}.") for i in range(5)]
-    found = documents([*apart(0, 16), *short], apart(100, 16))
-    assert [side.texts for side in found] == [apart(0, 16), apart(100, 16)]
-    again = [*apart(0, 15), apart(0, 1)[0], *short]  # fifteen different ones are too few
-    assert [side.texts for side in documents(again, apart(100, 16))] == [again, apart(100, 16)]
+    found = documents([*texts(0, 16), *short], texts(100, 16))
+    assert [side.texts for side in found] == [texts(0, 16), texts(100, 16)]
+    again = [*texts(0, 15), texts(0, 1)[0], *short]  # fifteen different ones are too few
+    assert [side.texts for side in documents(again, texts(100, 16))] == [again, texts(100, 16)]
 
 
 def test_too_few_documents_and_texts_on_both_sides_are_refused():
     with pytest.raises(DataError, match=r"7 selection texts on the unseen side \(half of 15\): at least 8"):
-        documents(apart(0, 20), apart(100, 15))
+        documents(texts(0, 20), texts(100, 15))
     with pytest.raises(DataError, match="2 of the unseen texts are among those to be forgotten"):
-        documents(apart(0, 20), apart(18, 20))
+        documents(texts(0, 20), texts(18, 20))
 
 
 def test_near_duplicates_of_one_another_cannot_be_halved():
@@ -175,18 +175,6 @@ def test_near_duplicates_of_one_another_cannot_be_halved():
     alike = [Example(f"t{i}", "", f"{shared}{i}.") for i in range(40)]
     with pytest.raises(DataError, match="0 selection texts on the unseen side: all 40 are near-duplicates"):
         documents(apart(0, 20), alike)
-
-
-def test_a_half_that_may_miss_most_texts_since_they_are_of_one_family_is_refused():
-    shared = "A long sentence that all of these texts have in common, word for word, so that they are of one family. "
-    alike = [Example(f"t{i}", "", f"{shared}{i}.") for i in range(18)]
-    told = r"1 selection texts on the forgotten side \(half of 20, near-duplicates being never divided\): at least 8"
-    with pytest.raises(DataError, match=told):
-        documents([*alike, *apart(0, 2)], apart(100, 20))
-    found = documents([*alike, *apart(0, 15)], apart(100, 20))
-    for kinds in ([""] * 33, [str(at) for at in range(33)]):
-        half = sum(selection_half(example_hashes(found[0].texts), kinds, [0.0] * 33, found[0].family))
-        assert 8 <= half <= 33 - 8
 
 
 def test_keyed_hashes_tell_the_selection_from_all_others_and_say_nothing_without_the_key(tmp_path, monkeypatch):

@@ -1,7 +1,6 @@
 """Which membership texts steered an adapter, so that nothing is reported on them."""
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import compress
 from pathlib import Path
@@ -92,18 +91,6 @@ class Side:
     texts: list[Example]
     family: list[int]
 
-    @classmethod
-    def of(cls, texts: Iterable[Example]) -> "Side":
-        """Texts with their families."""
-        own = list(texts)
-        return cls(own, families([text.text for text in own]))
-
-    @property
-    def smaller_half(self) -> int:
-        """Fewest different texts that half of the families can hold."""
-        sizes = sorted(Counter(dict(zip(example_hashes(self.texts), self.family, strict=True)).values()).values())
-        return sum(sizes[: len(sizes) // 2])
-
 
 def documents(members: Sequence[Example], nonmembers: Sequence[Example]) -> list[Side]:
     """The texts, forgotten and unseen, of which one half may steer and the other be reported.
@@ -111,30 +98,29 @@ def documents(members: Sequence[Example], nonmembers: Sequence[Example]) -> list
     A membership attack reads documents: where there are enough of them, texts much shorter than most are left out.
 
     Raises:
-        DataError: A text is on both sides, half of a side may be fewer than `FEWEST`, or all of it are near-duplicates
-            of each other, which cannot be halved.
+        DataError: A text is on both sides, half of a side is fewer than `FEWEST`, or all of it are near-duplicates of
+            each other, which cannot be halved.
     """
-    both = {*example_hashes(members)} & {*example_hashes(nonmembers)}
+    sides, hashes = (members, nonmembers), [set(example_hashes(side)) for side in (members, nonmembers)]
+    both = hashes[0] & hashes[1]
     if both:
         raise DataError(
             f"{len(both)} of the unseen texts are among those to be forgotten: give texts that the model has never seen"
         )
     least = _least_length([*members, *nonmembers])
-    long = [Side.of(own for own in side if length(own) >= least) for side in (members, nonmembers)]
-    if all(side.smaller_half >= FEWEST for side in long):
-        return long
-    found = [Side.of(side) for side in (members, nonmembers)]
-    for name, side in zip(("forgotten", "unseen"), found, strict=True):
-        count, half = len(side.texts), side.smaller_half
+    long = [[own for own in side if length(own) >= least] for side in sides]
+    enough = all(len(set(example_hashes(side))) // 2 >= FEWEST for side in long)
+    found = [Side(list(own), families([text.text for text in own])) for own in (long if enough else sides)]
+    for name, side, different in zip(("forgotten", "unseen"), found, hashes, strict=True):
+        count, half = len(side.texts), len(different) // 2
         if count > 1 and len(set(side.family)) == 1:
             raise DataError(
                 f"0 selection texts on the {name} side: all {count} are near-duplicates of each other, which are "
                 "never divided: texts that differ are needed"
             )
         if half < FEWEST:
-            alike = ", near-duplicates being never divided" if half < len(set(example_hashes(side.texts))) // 2 else ""
             raise DataError(
-                f"{half} selection texts on the {name} side (half of {count}{alike}): at least {FEWEST} are needed"
+                f"{half} selection texts on the {name} side (half of {count}): at least {FEWEST} are needed"
             )
     return found
 
