@@ -177,6 +177,15 @@ def test_near_duplicates_of_one_another_cannot_be_halved():
         documents(apart(0, 20), alike)
 
 
+def test_halves_of_which_one_is_next_to_nothing_are_refused():
+    shared = "A long sentence that all of these texts have in common, word for word, so that they are of one family. "
+    alike = [Example(f"t{i}", "", f"{shared}{i}.") for i in range(18)]
+    sides = documents([*alike, *apart(0, 2)], apart(100, 20))
+    told = "18 texts would steer the run and 2 be reported on, of 20 on one side, since near-duplicates"
+    with pytest.raises(DataError, match=told):
+        split_off(sides, [], tiny_tokenizer("bytelevel"))
+
+
 def test_keyed_hashes_tell_the_selection_from_all_others_and_say_nothing_without_the_key(tmp_path, monkeypatch):
     texts = [Example(f"t{i}", "Her number is", f"{5550000 + i}.") for i in range(2000)]
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "ours"))

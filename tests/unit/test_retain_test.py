@@ -76,7 +76,7 @@ def test_what_is_to_be_forgotten_is_neither_kept_nor_tested_on(files, tmp_path, 
     sets = read_sets(UnlearnConfig(**files))
     left = [row.prompt for row in ROWS if row.id not in ("Ines", "Ellery")]
     assert sorted(row.prompt for row in (*sets.retain, *sets.test)) == sorted(left)
-    assert sets.warnings == ["retain: 2 texts are also in forget, so not to keep, and left out: rows 2, 5"]
+    assert sets.warnings == ["retain: texts that are also in forget are not to keep, and left out: 2 (rows 2, 5)"]
     asked = EvaluateConfig(**files, benchmark="custom", test=files["retain"] if not share else None)
     suite = read_custom(asked)
     assert sets.warnings[0] + "." in suite.not_measured

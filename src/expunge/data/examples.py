@@ -175,24 +175,6 @@ def check_sets(
     return warnings
 
 
-def without_forgotten(
-    name: str, source: str, rows: Sequence[Example], forget: Sequence[Example]
-) -> tuple[list[Example], list[str]]:
-    """The rows of a set to keep but those that are to be forgotten, which goes before; and a line on these, if any.
-
-    Raises:
-        DataError: None is left.
-    """
-    forgotten = set(map(text_key, forget))
-    shared = [at for at, row in enumerate(rows) if text_key(row) in forgotten]
-    if not shared:
-        return list(rows), []
-    if len(shared) == len(rows):
-        raise DataError(f"--{name} {source}: all of its texts are to be forgotten: give texts to keep")
-    told = f"{name}: {_count(shared, 'text')} also in forget, so not to keep, and left out: {_some(shared)}"
-    return [row for at, row in enumerate(rows) if at not in set(shared)], [told]
-
-
 def text_key(example: Example) -> str:
     """What two examples share that are the same text: all but white space, however prompt and completion are joined."""
     return "".join(f"{example.prompt}{example.completion}".split())

@@ -134,12 +134,22 @@ def split_off(
         sides: Forgotten and unseen texts.
         known: Texts to keep, which say how surprising the others are.
         tokenizer: The model's.
+
+    Raises:
+        DataError: Near-duplicates, which are never divided, leave next to nothing in one of the halves.
     """
     halves, chosen = [], set()
     for side, own in zip(sides, surprises(tokenizer, known, [side.texts for side in sides]), strict=True):
         hashes = example_hashes(side.texts)
         half = selection_half(hashes, [text.group for text in side.texts], own, side.family)
-        chosen |= set(compress(hashes, half))
+        steering = {*compress(hashes, half)}
+        others = {*hashes} - steering
+        if min(len(steering), len(others)) < FEWEST // 2:
+            raise DataError(
+                f"{len(steering)} texts would steer the run and {len(others)} be reported on, of {len(hashes)} on one "
+                "side, since near-duplicates are never divided: give texts that differ more"
+            )
+        chosen |= steering
         halves.append(list(compress(side.texts, half)))
     return sorted(chosen), halves
 

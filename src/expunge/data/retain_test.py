@@ -1,12 +1,31 @@
-"""Which retain texts are never trained on: what is kept is judged on texts that the run has not held in place."""
+"""Which texts to keep are trained on: none that is to be forgotten, and a part of the others is left to judge by."""
 
 from collections.abc import Sequence
 
-from expunge.data.examples import Example, text_hash
+from expunge.data.examples import Example, text_hash, text_key
 from expunge.data.families import families
+from expunge.errors import DataError
 
 FEWEST = 10
 """Of fewer families none is set apart: every one is needed to hold the model in place, and two texts tell nothing."""
+
+
+def without_forgotten(
+    name: str, source: str, rows: Sequence[Example], forget: Sequence[Example]
+) -> tuple[list[Example], list[str]]:
+    """The rows of a set to keep but those that are to be forgotten, which goes before; and a line on these, if any.
+
+    Raises:
+        DataError: None is left.
+    """
+    forgotten = set(map(text_key, forget))
+    kept = [row for row in rows if text_key(row) not in forgotten]
+    if rows and not kept:
+        raise DataError(f"--{name} {source}: all of its texts are to be forgotten: give texts to keep")
+    shared = [f"{at}" for at, row in enumerate(rows, 1) if text_key(row) in forgotten]
+    which = ", ".join(shared[:5]) + (f" and {len(shared) - 5:,} more" if len(shared) > 5 else "")
+    told = f"{name}: texts that are also in forget are not to keep, and left out: {len(shared):,} (rows {which})"
+    return kept, [told] if shared else []
 
 
 def set_apart(retain: Sequence[Example], share: float) -> tuple[list[Example], list[Example]]:

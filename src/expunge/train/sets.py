@@ -6,11 +6,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from expunge.config import UnlearnConfig
-from expunge.data.examples import Example, check_sets, parse_columns, read_examples, text_key, without_forgotten
+from expunge.data.examples import Example, check_sets, parse_columns, read_examples, text_key
 from expunge.data.holdout import Side, check_unseen, documents, example_hashes, unseen_texts
 from expunge.data.lume import read_lume
 from expunge.data.muse import read_muse
-from expunge.data.retain_test import set_apart
+from expunge.data.retain_test import set_apart, without_forgotten
 from expunge.data.tofu import read_tofu
 from expunge.errors import DataError
 from expunge.utils.text import UNSEEN_TEXTS

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from expunge.config import EvaluateConfig
-from expunge.data.examples import Example, parse_columns, read_examples, without_forgotten
+from expunge.data.examples import Example, parse_columns, read_examples
 from expunge.data.families import normalized
 from expunge.data.holdout import unseen_texts
-from expunge.data.retain_test import set_apart
+from expunge.data.retain_test import set_apart, without_forgotten
 from expunge.errors import DataError
 from expunge.evaluation.measurement import document_of
 from expunge.evaluation.metrics.registry import HOLDOUT, default_metrics
