@@ -173,12 +173,46 @@ def test_results_of_another_model_are_not_shown_as_before(work: Path, expunge: R
     settings = read("other/config.json")
     Path("other/config.json").write_text(json.dumps(settings | {"rms_norm_eps": 1e-3}))
     before = ("evaluate", *FILES, *SMALL, "--output", "done/results_before.json", "--overwrite")
+    after = ("evaluate", "--model", "model", "--adapter", "done", *FILES, *SMALL, "--output", "done/results.json")
     for model, shown in (("other", False), ("model", True)):
         assert expunge(*before, "--model", model).code == 0
-        told = expunge("evaluate", "--run", "done", *SMALL, "--overwrite")
+        told = expunge(*after, "--overwrite")
         assert told.code == 0, told.err
         assert ("results_before.json is not shown: its base model" in " ".join(told.err.split())) != shown
         assert ("before     after" in told.out) == shown
+
+
+def test_the_untouched_model_is_measured_again_where_its_results_are_of_something_else(
+    work: Path, expunge: Run
+) -> None:
+    made = expunge("unlearn", "--model", "model", "--forget", "forget.jsonl", *QUICK, "--output", "run")
+    assert made.code == 0, made.err
+    assert expunge("evaluate", "--run", "run", *SMALL).code == 0
+    first = Path("run/results_before.json").read_bytes()
+    asked = ("evaluate", "--run", "run", *SMALL, "--retain", "retain.jsonl")
+    refused = expunge(*asked, "--output", "run/results_after.json")
+    assert refused.code == 2
+    assert refused.err.count("\n") == 1
+    assert "results_before.json: is of something else than what is measured now (retain data)" in refused.err
+    assert "give --overwrite to measure the untouched model again" in refused.err
+    assert Path("run/results_before.json").read_bytes() == first
+    told = expunge(*asked, "--overwrite")
+    assert told.code == 0, told.err
+    assert "the untouched model, for what changed" in told.err
+    assert "results_before.json is" not in told.err
+    results, before = read("run/results.json"), read("run/results_before.json")
+    assert before["fingerprint"]["data"] == results["fingerprint"]["data"]
+    change, own = results["before"]["retain/probability"], results["metrics"]["retain/probability"]
+    assert change["value"] == pytest.approx(own["value"] - before["metrics"]["retain/probability"]["value"])
+    told = expunge(*asked, "--overwrite")
+    assert "the untouched model, for what changed" not in told.err
+    shutil.copytree("model", "other")
+    settings = read("other/config.json")
+    Path("other/config.json").write_text(json.dumps(settings | {"rms_norm_eps": 1e-3}))
+    by_hand = ("evaluate", "--model", "other", *FILES, *SMALL, "--output", "run/results_before.json", "--overwrite")
+    assert expunge(*by_hand).code == 0
+    assert expunge(*asked, "--overwrite").code == 0
+    assert read("run/results_before.json") == before
 
 
 @pytest.mark.parametrize(

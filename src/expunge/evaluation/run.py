@@ -28,10 +28,10 @@ from expunge.evaluation.metrics.registry import HOLDOUT
 from expunge.evaluation.paired import Table, changes
 from expunge.evaluation.passes import Options, adapter_off, measure
 from expunge.evaluation.predictions import Predictions, read_any, read_mmlu, write_predictions
-from expunge.evaluation.results import other_subject, results_before, write_results
+from expunge.evaluation.results import other_subject, read_results, results_before, write_results
 from expunge.evaluation.suite import RowSet, Suite, with_facts, with_families, write_key_words
 from expunge.evaluation.utility import Utility, check_tasks, run_tasks, utility_of
-from expunge.evaluation.values_file import read_values_file, values_path, write_values
+from expunge.evaluation.values_file import check_values_file, read_values_file, values_path, write_values
 from expunge.model.adapter import adapter_folder, attach_adapter
 from expunge.model.device import pick_device
 from expunge.model.load import LoadedModel, load_model, load_shared
@@ -76,12 +76,14 @@ def _evaluate(config: EvaluateConfig, reporter: Reporter, processes: Processes) 
     suite = _suite(config, adapter)
     if config.tasks:
         check_tasks(config.task_names, config.task_path)
+    base = known_base(config.model) if config.run else None
+    _measures_untouched(config, suite, base, _given_format(suite, config))
     compared, flag = (config.reference, "--reference") if config.reference else (config.origin, "--origin")
     if compared:
         check_reference(config.model, compared, suite, flag=flag, trust_remote_code=config.trust_remote_code)
     with reporter.working("loading the model"):
         loaded = _load(config, config.model)
-        base = known_base(config.model, getattr(loaded.base.config, "_commit_hash", None))
+        base = base or known_base(config.model, getattr(loaded.base.config, "_commit_hash", None))
         check_unchanged(files_before, config.model)
         for mismatch in mismatches(adapter.parent, config, base, suite, loaded.tokenizer) if adapter else ():
             reporter.warn(mismatch)
@@ -89,7 +91,10 @@ def _evaluate(config: EvaluateConfig, reporter: Reporter, processes: Processes) 
         prompt_format = _prompt_format(loaded, suite, config, reporter)
     if compared:
         reporter.say(f"{flag.removeprefix('--')}: {compared}")
-    measurement, reference, untouched = _measure(loaded, suite, prompt_format, config, compared, reporter)
+    before_too = _measures_untouched(config, suite, base, prompt_format)
+    measurement, reference, untouched = _measure(
+        loaded, suite, prompt_format, config, compared, reporter, before_too=before_too
+    )
     utility = _utility(loaded, config, reporter)
     with reporter.working("hashing the model"):
         base = base or model_fingerprint(config.model)
@@ -172,14 +177,15 @@ def _measure(
     config: EvaluateConfig,
     compared: str | None,
     reporter: Reporter,
+    *,
+    before_too: bool,
 ) -> tuple[Measurement, Measurement | None, Measurement | None]:
     """What is measured of the model, of the one that it is compared with, and of the untouched one if need be."""
     options = Options(config.max_new_tokens, config.attack_names, config.samples, config.temperature, config.seed)
     passes = partial(measure, suite=suite, prompt_format=prompt_format, options=options, reporter=reporter)
     reference = passes(_load(config, compared)) if compared else None
     untouched = None
-    beside = _beside(config)
-    if config.run and not beside.exists() and beside.name != Path(config.output).name:
+    if before_too:
         reporter.say("the untouched model, for what changed")
         untouched = passes(loaded, reference=reference)
     if config.adapter:
@@ -202,7 +208,7 @@ def _write(
     with transaction(folder):
         if before is not None and earlier is not None:
             write_values(values_path(_beside(config)), earlier, overwrite=config.overwrite)
-            write_results(_beside(config), before)
+            write_results(_beside(config), before, overwrite=config.overwrite)
         write_values(values_path(config.output), table, overwrite=config.overwrite)
         write_results(config.output, results, overwrite=config.overwrite)
 
@@ -210,6 +216,34 @@ def _write(
 def _beside(config: EvaluateConfig) -> Path:
     """Where the untouched model's results stand."""
     return Path(config.output).with_name("results_before.json")
+
+
+def _measures_untouched(
+    config: EvaluateConfig, suite: Suite, base: str | None, prompt_format: PromptFormat | None
+) -> bool:
+    """Whether the untouched model is measured too: where no results of it on the same lie beside those of the run.
+
+    Raises:
+        RunError: Those that lie there are of something else, and `overwrite` is off.
+    """
+    beside = _beside(config)
+    if not config.run or beside.name == Path(config.output).name:
+        return False
+    if beside.exists():
+        before = read_results(beside)
+        subject = {"base": base, "prompt_format": prompt_format and str(prompt_format), "data": suite.fingerprints()}
+        others = other_subject(before, {"fingerprint": subject})
+        others += ["benchmark"] if before["benchmark"] != config.benchmark else []
+        others += ["adapter"] if before.get("adapter") else []
+        if not others:
+            return False
+        if not config.overwrite:
+            raise RunError(
+                f"{beside}: is of something else than what is measured now ({', '.join(others)}): give --overwrite to "
+                "measure the untouched model again, or an --output in another folder"
+            )
+    check_values_file(values_path(beside), overwrite=config.overwrite)
+    return True
 
 
 def _earlier(config: EvaluateConfig, results: Mapping[str, Any]) -> Table | None:
@@ -315,14 +349,21 @@ def _load(config: EvaluateConfig, name: str) -> LoadedModel:
     return load_shared(name, current(), **options) if config.shard_base else load_model(name, **options)
 
 
-def _prompt_format(loaded: LoadedModel, suite: Suite, config: EvaluateConfig, reporter: Reporter) -> PromptFormat:
-    """The benchmark's own prompt format, the run's, or the one that fits the model."""
+def _given_format(suite: Suite, config: EvaluateConfig) -> PromptFormat | None:
+    """The benchmark's own prompt format, or the run's; None where it is to be measured."""
     if suite.prompt_format is not None:
         return suite.prompt_format
-    if config.prompt_format != "auto" and config.end_of_text != "auto":
-        prompt_format = PromptFormat(config.prompt_format, config.end_of_text == "yes")
-        reporter.say(f"prompt format: {prompt_format}, as given")
-        return prompt_format
+    measured = "auto" in (config.prompt_format, config.end_of_text)
+    return None if measured else PromptFormat(config.prompt_format, config.end_of_text == "yes")
+
+
+def _prompt_format(loaded: LoadedModel, suite: Suite, config: EvaluateConfig, reporter: Reporter) -> PromptFormat:
+    """The benchmark's own prompt format, the run's, or the one that fits the model."""
+    given = _given_format(suite, config)
+    if given is not None:
+        if suite.prompt_format is None:
+            reporter.say(f"prompt format: {given}, as given")
+        return given
     examples = [row for rows in suite.sets if rows.name in ("forget", "retain") for row in rows.examples]
     report = measure_prompt_format(loaded, examples, style=config.prompt_format, end_of_text=config.end_of_text)
     reporter.say(f"prompt format: {report}")
