@@ -351,6 +351,14 @@ def test_what_is_missing_is_named_with_what_to_give_for_it(tmp_path):
     assert sum(line.startswith("  not measured") for line in told) == 1  # what no run tells; the four say so themselves
 
 
+def test_scores_without_texts_to_keep_ask_for_the_texts_and_not_for_the_scores_again():
+    after, before = ({key: own for key, own in side.items() if "retain" not in key} for side in (metrics(), BEFORE))
+    judged = judge(after, before)
+    assert judged.answers[KEPT].need == "Give texts to keep: `expunge evaluate --run RUN --retain FILE --overwrite`."
+    assert not any(step.startswith("Score the model") for step in judged.next)
+    assert judge(metrics(), before).answers[KEPT].need.startswith("Score the model")
+
+
 def test_what_was_not_measured_is_named_once():
     noted = ("No unseen texts (--holdout).", "No general abilities (--tasks).", "No model (--reference).", "No leaks.")
     after = {key: own for key, own in metrics().items() if not key.startswith("membership")}

@@ -37,6 +37,7 @@ OTHERS = {*UNSEEN, "test", "utility", "all"}
 LEAST_GAP = 0.02
 """A metric on which the untouched model is closer to its target than this has nothing to lose."""
 TO_SCORE = "Score the model before and after: `expunge evaluate --run RUN`."
+TO_KEEP = "Give texts to keep: `expunge evaluate --run RUN --retain FILE --overwrite`."
 SAID, TOLD, KEPT, SPEAKS = (
     "Is it still said?", "Can one tell that it was trained on?", "Is the rest kept?", "Does it still speak well?",
 )  # fmt: skip
@@ -150,8 +151,9 @@ def rest_kept(run: RunData, criteria: Criteria) -> Answer:
             )
         )  # fmt: skip
     numbers += drift
+    need = TO_KEEP if "after" in run.scores and not scores else TO_SCORE
     if all(own.state == "shown" for own in numbers):
-        return Answer(KEPT, "not measured", "not measured", "no scores of the rest", rule, TO_SCORE, tuple(numbers))
+        return Answer(KEPT, "not measured", "not measured", "no scores of the rest", rule, need, tuple(numbers))
     notes = [] if drift else ["No texts that the model has never seen were measured (--holdout FILE)."]
     if not {own.key.split("/")[0] for own in numbers if own.state != "shown" and own not in drift} & OTHERS:
         notes.append("Measured on texts that the run trained on to keep them: others may have suffered more.")
@@ -159,7 +161,7 @@ def rest_kept(run: RunData, criteria: Criteria) -> Answer:
     if scored or answer.state == "bad":
         return answer
     says = f"{answer.says}, which alone proves nothing"
-    return replace(answer, answer="not measured", state="not measured", says=says, need=TO_SCORE)
+    return replace(answer, answer="not measured", state="not measured", says=says, need=need)
 
 
 def speaks_well(run: RunData, criteria: Criteria) -> Answer:
