@@ -357,7 +357,10 @@ def test_resumed_equals_uninterrupted_bit_for_bit(work: Path, expunge: Run) -> N
     steps = len(metrics("run"))
     assert 0 < steps < 7
 
-    assert expunge(*arguments, "--resume").code == 0
+    other = expunge("unlearn", "--resume", "--output", "run", "--lora-rank", "3")
+    assert other.code == 2
+    assert "was started with other lora_rank (2 then, 3 now)" in other.err
+    assert expunge("unlearn", "--resume", "--output", "run").code == 0
 
     assert adapter_bytes("run") == adapter_bytes("whole")
     assert Path("run/metrics.jsonl").read_text() == Path("whole/metrics.jsonl").read_text()

@@ -376,11 +376,17 @@ COMMANDS = {command.name: command for command in _TABLE}
 
 
 def recorded(words: list[str]) -> dict[str, Any]:
-    """The settings of the run that `--from-manifest` repeats; nothing without it."""
-    for word, following in zip(words, [*words[1:], ""], strict=False):
+    """The settings of the run that `--from-manifest` repeats, or that `--resume` goes on with; nothing without them."""
+    given = {}
+    for word, following in zip(words, [*words[1:], ""], strict=True):
         name, equals, value = word.partition("=")
-        if name.replace("_", "-") == "--from-manifest":
-            from expunge.runs.record import recorded_settings
+        given[name.replace("_", "-")] = value if equals else following
+    if "--from-manifest" in given:
+        from expunge.runs.record import recorded_settings
 
-            return recorded_settings(value if equals else following)
+        return recorded_settings(given["--from-manifest"])
+    if given.get("--resume", "false") != "false" and given.get("--output"):
+        from expunge.runs.settings import resumed_settings
+
+        return resumed_settings(given["--output"])
     return {}

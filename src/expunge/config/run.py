@@ -48,7 +48,8 @@ class RunConfig:
         public: Make the repository of `push_to_hub` one that everybody can read.
         trust_remote_code: Run code that comes with the model.
         overwrite: Replace an earlier run in `output`.
-        resume: Go on from the last checkpoint in `output`.
+        resume: Go on from the last checkpoint in `output`; on the command line, with the settings that it was started
+            with.
         finish: With `resume`: take no more steps, keep the best state so far and finish the run with it.
         from_manifest: Repeat the run of this manifest.json: its settings, model and data (paths may have moved).
         dry_run: Time a few steps, say what the run would take, and write nothing.

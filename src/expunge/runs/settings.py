@@ -10,6 +10,7 @@ import yaml
 from expunge.config import UnlearnConfig
 from expunge.config.nested import by_group, flat
 from expunge.errors import ConfigError, RunError
+from expunge.runs.directory import is_staged, staged
 from expunge.utils import files
 from expunge.utils.reading import UnreadableError, parse_yaml
 
@@ -57,10 +58,31 @@ def run_settings(run: str, **texts: str | None) -> UnlearnConfig:
     if not path.exists() or not (Path(run) / "adapter" / "adapter_config.json").exists():
         raise RunError(f"--run {run}: not a finished run (it needs {FILE} and adapter/)")
     try:
-        found = parse_yaml(path.read_bytes())
-        there = {name: value for name, value in present_names(flat(found)).items() if name not in ONE_START}
-        config = UnlearnConfig(**there | {name: place for name, place in texts.items() if place})
+        config = UnlearnConfig(**_read(path) | {name: place for name, place in texts.items() if place})
         config.validate()
         return config
     except (UnreadableError, TypeError, AttributeError, ConfigError):
         raise RunError(f"{path}: not the settings of a run, it is damaged or from another version") from None
+
+
+def resumed_settings(output: str) -> dict[str, Any]:
+    """The settings of the run in a directory that is to be gone on with; nothing where none are recorded.
+
+    Raises:
+        RunError: They are not what a run writes.
+    """
+    folder = staged(Path(output)) if is_staged(Path(output)) else Path(output)
+    path = folder / FILE
+    if not path.is_file():
+        return {}
+    try:
+        found = _read(path)
+        UnlearnConfig(**found)
+        return found
+    except (UnreadableError, TypeError, AttributeError, ConfigError):
+        raise RunError(f"{path}: not the settings of a run, it is damaged or from another version") from None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    found = present_names(flat(parse_yaml(path.read_bytes())))
+    return {name: value for name, value in found.items() if name not in ONE_START}
