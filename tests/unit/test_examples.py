@@ -267,6 +267,12 @@ GOOD = '{"text": "a"}\n'
         ),
         (
             "f.csv",
+            "promt,completion\nWho?,Bob\n",
+            "f.csv: completion holds a completion, and no column its prompt; columns found: column 1 (5 characters: "
+            "did you mean prompt?), completion; known",
+        ),
+        (
+            "f.csv",
             f"Who is Ann?,{SECRET}\nWho?,Bob\n",
             "columns found: column 1 (11 characters), column 2 (12 characters); known",
         ),

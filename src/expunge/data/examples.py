@@ -4,6 +4,7 @@ Columns are recognised by `LAYOUTS`, the first that fits. A row that cannot be u
 and reason, never skipped or mended, and no message shows a row's text.
 """
 
+import difflib
 import hashlib
 import json
 import re
@@ -39,6 +40,9 @@ TEMPLATE = ("tools", "documents", "chat_template_kwargs")
 """Columns beside `messages` that chat templates take."""
 BESIDE = ("instruction", "system", "system_prompt", "tools")
 """Columns that say something to the model beside a prompt, and would be left out."""
+
+SIMILAR = 0.75
+"""A column whose name is so close to a known one is probably that one, mis-spelled."""
 
 
 @dataclass(frozen=True)
@@ -226,8 +230,10 @@ def _choose_columns(source: str | Path, found: Sequence[str], columns: Mapping[s
     chosen |= columns
     if "completion" not in chosen:
         known = ", ".join("/".join(filter(None, pair)) for pair in LAYOUTS)
+        half = next((completion for prompt, completion in LAYOUTS if prompt and completion in found), None)
+        missing = f"{half} holds a completion, and no column its prompt" if half else "no column holds a completion"
         raise DataError(
-            f"{source}: no column holds a completion; columns found: {_names(found)}; known are {known}; "
+            f"{source}: {missing}; columns found: {_names(found)}; known are {known}; "
             "or say which with --columns prompt=...,completion=..."
         )
     prompt, completion = chosen.get("prompt"), chosen["completion"]
@@ -241,7 +247,12 @@ def _choose_columns(source: str | Path, found: Sequence[str], columns: Mapping[s
 def _names(found: Iterable[str]) -> str:
     """Column names for a message: those that we know; any other may be text, as of a CSV without a header."""
     known = {*filter(None, chain(*LAYOUTS)), *FIELDS, *BESIDE, *TEMPLATE, "kind"}
-    shown = [name if name in known else f"column {at} ({len(name)} characters)" for at, name in enumerate(found, 1)]
+
+    def told(at: int, name: str) -> str:
+        close = difflib.get_close_matches(name.lower(), sorted(known), 1, SIMILAR)
+        return f"column {at} ({len(name)} characters{f': did you mean {close[0]}?' if close else ''})"
+
+    shown = [name if name in known else told(at, name) for at, name in enumerate(found, 1)]
     return ", ".join(shown[:20]) + (f" and {len(shown) - 20} more" if len(shown) > 20 else "")
 
 
