@@ -174,7 +174,7 @@ CASES: dict[str, Case] = {
     "csv uneven": csv(f"input,output\na,b\na,b,{SECRET}\n", "f.csv:3: 3 cells where the header has 2"),
     "csv same column twice": csv("output,output\na,b\n", "f.csv:1: two columns"),
     "csv header alone": csv("input,output\n", "is empty"),
-    "csv semicolons": csv("input;output\na;b\n", "no column holds a completion"),
+    "csv semicolons under commas": csv("input,output\na;b\n", "f.csv:2: 1 cells where the header has 2"),
     "csv hidden character in a column": csv("input,out\u200bput\na,b\n", "no column holds a completion"),
     "csv utf-16": csv("input,output\na,b\n".encode("utf-16"), "f.csv:1"),
     "parquet numbers": parquet(input=["a"], output=[1]),

@@ -307,6 +307,13 @@ def test_a_cell_of_any_size_is_read_from_csv(tmp_path: Path) -> None:
     assert example.completion == text
 
 
+@pytest.mark.parametrize("head", ["prompt;completion", "\ufeff\r\nid;prompt;completion"])
+def test_a_csv_with_semicolons_in_its_header_and_no_comma_is_separated_by_them(head: str, tmp_path: Path) -> None:
+    cells = "7;" if "id" in head else ""
+    (example,) = read_examples(write(tmp_path / "f.csv", f'{head}\r\n{cells}Who, where?;"Bob; ""at"", home"\r\n'))
+    assert (example.prompt, example.completion) == ("Who, where?", 'Bob; "at", home')
+
+
 @pytest.mark.parametrize(
     ("columns", "error", "reason"),
     [

@@ -156,7 +156,9 @@ def _object(row: Any, where: str) -> dict[str, Any]:
 
 def _read_csv(path: Path) -> list[Row]:
     text = _read_text(path)
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    first = text.lstrip("\r\n").partition("\n")[0]
+    separator = ";" if ";" in first and "," not in first else ","  # as spreadsheets write it where commas are decimal
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     rows: list[Row] = []
     header: list[str] | None = None
     line = 1  # where the record begins that is read next
