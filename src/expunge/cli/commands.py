@@ -378,7 +378,7 @@ COMMANDS = {command.name: command for command in _TABLE}
 def recorded(words: list[str]) -> dict[str, Any]:
     """The settings of the run that `--from-manifest` repeats, or that `--resume` goes on with; nothing without them."""
     given = {}
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    for word, following in zip(words, [*words[1:], ""], strict=False):
         name, equals, value = word.partition("=")
         given[name.replace("_", "-")] = value if equals else following
     if "--from-manifest" in given:
