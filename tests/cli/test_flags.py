@@ -93,7 +93,21 @@ def test_what_yaml_reads_otherwise_than_people_do(here: Path) -> None:
         given(text="model: m\nlearning_rate: half\n")
 
 
-@pytest.mark.parametrize("key", ["config", "trust_remote_code"])
+def test_hyphens_in_a_file_are_underscores_and_a_mistaken_key_is_shown_as_it_was_written(here: Path) -> None:
+    text = "model: m\nmax-steps: 3\noptimisation: {learning-rate: 1e-4}\n"
+    assert given(text=text) == {"model": "m", "max_steps": 3, "learning_rate": 1e-4}
+    for text, message in (
+        ("max-stepz: 3", "c.yaml: unknown setting max-stepz: did you mean max_steps?"),
+        ("optimization: {epochs: 3}", "unknown setting optimization: did you mean optimisation?"),
+        ("max-steps: 3\nmax_steps: 3", "c.yaml: the setting max_steps stands twice"),
+        ("1: {2: 3}\nrun: {2: 3}", "c.yaml: holds no settings"),
+        ("run: {2: 3}", "c.yaml: unknown setting 2"),
+    ):
+        with pytest.raises(ConfigError, match=re.escape(message)):
+            given(text=f"model: m\n{text}\n")
+
+
+@pytest.mark.parametrize("key", ["config", "trust_remote_code", "trust-remote-code"])
 def test_what_is_said_on_the_command_line_alone(here: Path, key: str) -> None:
     with pytest.raises(ConfigError, match=f"--config c.yaml: {key} is said on the command line alone"):
         given(text=f"model: m\n{key}: true\n")
@@ -104,7 +118,7 @@ def test_every_command_reads_a_file(here: Path) -> None:
     found = parse(COMMANDS["score"].schema, ("--config", "c.yaml"), "score")
     assert found == {"predictions": "p", "output": "o", "mmlu": "0.5"}
     Path("c.yaml").write_text("predictons: p\n")
-    with pytest.raises(ConfigError, match=r"--predictons: did you mean --predictions.; see `expunge score"):
+    with pytest.raises(ConfigError, match=r"unknown setting predictons: did you mean predictions.; see `expunge score"):
         parse(COMMANDS["score"].schema, ("--config", "c.yaml"), "score")
 
 
@@ -158,9 +172,8 @@ def test_a_renamed_flag_is_refused_with_the_new_one(here: Path, expunge: Run, na
     flag = f"--{name.replace('_', '-')}"
     refused(expunge("unlearn", "--model", "m", flag, "1"), f"{flag} is no flag of this version: write {RENAMED[name]}")
     Path("c.yaml").write_text(f"{name}: 1\n")
-    refused(
-        expunge("unlearn", "--model", "m", "--config", "c.yaml"), f"is no flag of this version: write {RENAMED[name]}"
-    )
+    asked = expunge("unlearn", "--model", "m", "--config", "c.yaml")
+    refused(asked, f"{name} is no setting of this version: write {RENAMED[name]}")
     known = {own.flag for own in settings_of(UnlearnConfig).values()}
     assert flag not in known
     assert set(re.findall(r"--[a-z-]+", RENAMED[name])) <= known

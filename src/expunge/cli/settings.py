@@ -182,12 +182,17 @@ def read_config(name: str, known: Mapping[str, Setting], command: str) -> dict[s
         settings = flat(_read_yaml(name))
     except ConfigError as error:
         raise ConfigError(f"--config {name}: {error}") from None
-    for key in sorted(ON_THE_COMMAND_LINE & settings.keys()):
-        raise ConfigError(f"--config {name}: {key} is said on the command line alone: take it out of the file")
-    for key in settings:
+    found = {}
+    for written, value in settings.items():
+        key = str(written).replace("-", "_")
+        if key in ON_THE_COMMAND_LINE:
+            raise ConfigError(f"--config {name}: {written} is said on the command line alone: take it out of the file")
         if key not in known:
-            raise ConfigError(f"--config {name}: {_unknown(f'--{key}', known, command)}")
-    return {key: known[key].read(value) for key, value in settings.items()}
+            raise ConfigError(f"--config {name}: {_unknown_key(str(written), known, command)}")
+        if key in found:
+            raise ConfigError(f"--config {name}: the setting {key} stands twice, with hyphens and without")
+        found[key] = known[key].read(value)
+    return found
 
 
 def _read_yaml(name: str) -> dict[str, Any]:
@@ -230,6 +235,15 @@ def _unknown(word: str, known: Mapping[str, Setting], command: str) -> str:
     close = difflib.get_close_matches(flag, [own.flag for own in known.values()], 1)
     hint = f": did you mean {close[0]}?" if close else ""
     return f"unknown flag {flag}{hint}; see `expunge {command} --help-all`"
+
+
+def _unknown_key(written: str, known: Mapping[str, Setting], command: str) -> str:
+    key = written.replace("-", "_")
+    if key in RENAMED:
+        return f"{written} is no setting of this version: write {RENAMED[key]}"
+    close = difflib.get_close_matches(key, [*known, *(GROUPS if command == "unlearn" else ())], 1)
+    hint = f": did you mean {close[0]}?" if close else ""
+    return f"unknown setting {written}{hint}; see `expunge {command} --help-all`"
 
 
 class _Parser(argparse.ArgumentParser):
