@@ -93,6 +93,11 @@ def test_what_yaml_reads_otherwise_than_people_do(here: Path) -> None:
         given(text="model: m\nlearning_rate: half\n")
 
 
+def test_parameters_of_a_loss_may_be_a_mapping_in_a_file(here: Path) -> None:
+    found = given(text="model: m\nloss: {loss: npo, loss_args: {beta: 0.1}}\n")
+    assert UnlearnConfig(**found).loss_args == "beta=0.1"
+
+
 def test_hyphens_in_a_file_are_underscores_and_a_mistaken_key_is_shown_as_it_was_written(here: Path) -> None:
     text = "model: m\nmax-steps: 3\noptimisation: {learning-rate: 1e-4}\n"
     assert given(text=text) == {"model": "m", "max_steps": 3, "learning_rate": 1e-4}

@@ -50,6 +50,14 @@ def test_without_unseen_texts_nothing_steers_and_what_was_given_stands() -> None
     assert first.eval_every is None, "the first is as it was"
 
 
+def test_parameters_of_a_loss_may_be_a_mapping() -> None:
+    config = UnlearnConfig(**GIVEN, recipe="npo", loss_args={"beta": 0.2, "level": "sequence"})
+    config.validate()
+    assert config.loss_args == config.without_retain().loss_args == "beta=0.2,level=sequence"
+    make_forget_loss("npo", config.loss_args)
+    assert UnlearnConfig(**GIVEN, loss_args={}).loss_args == ""
+
+
 def test_unknown_recipe_and_setting() -> None:
     with pytest.raises(ConfigError, match="--recipe best: unknown; known are default, npo, paper"):
         UnlearnConfig(recipe="best", **GIVEN)
@@ -163,8 +171,10 @@ def test_a_value_of_the_wrong_type_is_named(name: str, value: object) -> None:
 
 @pytest.mark.parametrize("value", [["x"], {"a": 1}])
 @pytest.mark.parametrize("name", sorted(own.name for own in fields(UnlearnConfig)))
-def test_a_list_or_a_mapping_is_no_value_of_any_setting(name: str, value: object) -> None:
+def test_a_list_or_a_mapping_is_no_value_of_any_setting_but_loss_args(name: str, value: object) -> None:
     settings = {"model": "m", "forget": "f", "retain": "r", "output": "o", name: value}
+    if (name, value) == ("loss_args", {"a": 1}):
+        return
     with pytest.raises(ConfigError, match=f"--{name.replace('_', '-')} "):
         UnlearnConfig(**settings).validate()
 

@@ -3,7 +3,7 @@
 `UnlearnConfig` is flat: every setting has one name in Python, YAML (nested by group or not) and on the command line.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -78,7 +78,7 @@ class LossConfig:
 
     Attributes:
         loss: The forget loss; `expunge unlearn --help-all` lists all.
-        loss_args: Its parameters, as `beta=0.5,level=sequence`.
+        loss_args: Its parameters, as `beta=0.5,level=sequence`; in YAML and Python a mapping, too.
         forget_weight: Weight of the forget loss.
         retain_weight: Weight of the NLL on retain completions.
         kl_weight: Weight of the KL from the untouched model on retain texts, over the whole vocabulary.
@@ -241,6 +241,10 @@ class UnlearnConfig(
         for name, value in RECIPES[self.recipe].items():
             if name not in self.__dict__["given"]:
                 setattr(self, name, value)
+        args: Any = self.loss_args
+        if isinstance(args, Mapping):
+            self.loss_args = ",".join(f"{name}={value}" for name, value in args.items())
+            self.__dict__["given"]["loss_args"] = self.loss_args
 
     def is_given(self, name: str) -> bool:
         """Whether a setting was given, rather than taken from the recipe or left at its default."""
