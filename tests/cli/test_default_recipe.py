@@ -331,9 +331,11 @@ def test_target_nlls_may_come_from_an_origin(texts: Path, expunge: Run) -> None:
     assert lines("run")[0]["forget"] != first
 
 
-def test_the_untouched_model_as_origin_leaves_nothing_to_do(texts: Path, expunge: Run) -> None:
-    """Its target NLLs are what the model has already."""
-    done = expunge(*BARE, "--origin", "model", "--max-steps", "2")
+def test_the_untouched_weights_as_origin_leave_nothing_to_do(texts: Path, expunge: Run) -> None:
+    """Their target NLLs are what the model has already."""
+    shutil.copytree("model", "weights")
+    Path("weights/config.json").write_text(json.dumps(read("weights/config.json") | {"note": "another file"}))
+    done = expunge(*BARE, "--origin", "weights", "--max-steps", "2")
     assert done.code == 0, done.err
     assert lines("run")[0]["forget"] == pytest.approx(0, abs=1e-5)
 
@@ -343,17 +345,29 @@ def test_the_untouched_model_as_origin_leaves_nothing_to_do(texts: Path, expunge
     [
         ("./nowhere", "--origin ./nowhere: no such folder"),
         ("stranger", "--origin stranger: has another tokenizer than the model"),
+        ("./model", "--origin ./model: is --model itself: give the checkpoint from before it learned the texts"),
+        ("copy", "--origin copy: is --model itself: give the checkpoint from before it learned the texts"),
     ],
 )
 def test_an_origin_that_cannot_be_used_is_refused_and_nothing_is_written(
     texts: Path, expunge: Run, origin: str, message: str
 ) -> None:
     save_tiny(texts / "stranger", "llama", "metaspace")
+    shutil.copytree("model", "copy")
     before = snapshot(texts)
     told = expunge(*BARE, "--origin", origin)
     assert told.code == 2
     assert message in told.err.splitlines()[-1]
     assert snapshot(texts) == before
+
+
+def test_an_origin_that_the_loss_does_not_use_is_said(texts: Path, expunge: Run) -> None:
+    save_tiny(texts / "before", "llama", seed=5)
+    done = expunge(*BARE, "--origin", "before", "--loss", "npo", "--max-steps", "1")
+    assert done.code == 0, done.err
+    said = "warning: --origin before: is not used: --loss npo has no target NLLs (those with: target_kl, target_nll)"
+    assert said in " ".join(done.err.split())
+    assert "is not used" not in expunge(*BARE, "--origin", "before", "--max-steps", "1", "--overwrite").err
 
 
 # --- losses --------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import torch
 
 from expunge.config import SETS, UnlearnConfig
 from expunge.data.tokenize import TokenizedExample, hash_rows
-from expunge.errors import RunError
+from expunge.errors import ConfigError, RunError
 from expunge.model.source import base_name, places
 from expunge.runs.base import about_base
 from expunge.runs.reads import ModelState, check_unchanged
@@ -25,6 +25,7 @@ PLACES = {"model", *SETS, "data"}
 """Settings that say where something is; when a run is repeated, what is there counts."""
 NOT_PART_OF_THE_RESULT = {"output", "save_every", "report_to", "shard_base", "push_to_hub", "public"}
 """Settings that may differ between a run and its resumption."""
+SAME_ORIGIN = "--origin {}: is --model itself: give the checkpoint from before it learned the texts"
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ def identity_of(config: UnlearnConfig, facts: RunFacts) -> dict[str, Any]:
 
     Raises:
         ModelError: The model's files were changed since it was loaded.
+        ConfigError: The origin is the model itself.
     """
     settings = {name: value for name, value in recorded(config).items() if name not in NOT_PART_OF_THE_RESULT}
     identity = {
@@ -68,6 +70,8 @@ def identity_of(config: UnlearnConfig, facts: RunFacts) -> dict[str, Any]:
         **({"origin_sha256": model_fingerprint(config.origin)} if config.origin else {}),
     }
     check_unchanged(facts.model_files, config.model, config.origin)
+    if identity.get("origin_sha256") == identity["model_sha256"]:
+        raise ConfigError(SAME_ORIGIN.format(config.origin))
     return identity
 
 

@@ -1,9 +1,10 @@
 """Everything that an unlearning run needs before its first step, checked in the order of what it costs to check."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from expunge.config import SETS, UnlearnConfig
@@ -11,11 +12,12 @@ from expunge.data.examples import Example, text_key
 from expunge.data.holdout import Side, example_hashes, split_off, texts_fingerprint
 from expunge.data.tokenize import TokenizedExample, tokenize_all
 from expunge.errors import ConfigError, DataError, ModelError
-from expunge.losses import ForgetLoss, make_forget_loss
+from expunge.losses import FORGET_LOSSES, ForgetLoss, make_forget_loss
 from expunge.model.load import LoadedModel, load_model, load_shared, load_tokenizer
 from expunge.model.prompt_format import PromptFormatReport, measure_prompt_format
 from expunge.model.shard import held_bytes, own_part
 from expunge.model.source import check_model
+from expunge.runs.manifest import SAME_ORIGIN
 from expunge.runs.reads import ModelState, model_state
 from expunge.train.sets import Sets, membership_texts, pairs_for, read_sets
 from expunge.train.validation import ValidationRows
@@ -161,7 +163,7 @@ def prepare(config: UnlearnConfig, reporter: Reporter) -> Prepared:
         prompt_format=measured,
         model_files=model_files,
         texts={"forget": texts_fingerprint(sets.forget)},
-        warnings=sets.warnings,
+        warnings=[*sets.warnings, *_unused(config, loss)],
     )
 
 
@@ -234,14 +236,24 @@ def _followed(config: UnlearnConfig, loss: ForgetLoss, judged: Judged) -> list[S
     return None
 
 
+def _unused(config: UnlearnConfig, loss: ForgetLoss) -> Iterator[str]:
+    """What was given and is of no use to the loss."""
+    if config.origin and "target_nll" not in loss.needs:
+        targeted = ", ".join(name for name, own in FORGET_LOSSES.items() if "target_nll" in own.needs)
+        yield f"--origin {config.origin}: is not used: --loss {config.loss} has no target NLLs (those with: {targeted})"
+
+
 def _origin_vocabulary(config: UnlearnConfig) -> dict[str, int] | None:
     """Token -> id of the model that the target NLLs come from; None where none is named.
 
     Raises:
         ModelError: It is no model.
+        ConfigError: It is the model itself.
     """
     if not config.origin:
         return None
+    if Path(config.origin).resolve() == Path(config.model).resolve() and not config.revision:
+        raise ConfigError(SAME_ORIGIN.format(config.origin))
     try:
         check_model(config.origin, trust_remote_code=config.trust_remote_code)
         return load_tokenizer(config.origin, trust_remote_code=config.trust_remote_code).get_vocab()
