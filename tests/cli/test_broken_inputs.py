@@ -216,6 +216,20 @@ CASES: dict[str, Case] = {
     "score without predictions": (("score", "--output", "results.json"), "predictions", None),
     # merge
     "merge no run": ((*MERGE, "--run", "model"), "not a finished run", None),
+    **{
+        f"{words[0]} of an interrupted run": (
+            words, "run: is not finished: `expunge unlearn --resume --output run` goes on with it, --resume --finish "
+            "ends it", interrupted)
+        for words in (
+            ("merge", "--run", "run", "--output", "merged"),
+            ("evaluate", "--run", "run"),
+            ("calibrate", "--run", "run"),
+            ("push", "--run", "run", "--push-to-hub", "somebody/run"),
+        )
+    },
+    "evaluate an interrupted adapter": (
+        ("evaluate", "--model", "model", "--adapter", "run", "--benchmark", "custom", "--forget", "forget.jsonl",
+         "--output", "r.json"), "--adapter run: is not finished", interrupted),
     "merge output exists": ((*MERGE, "--output", "model"), "exists already", None),
     "merge over no model": ((*MERGE, "--output", "x", "--overwrite"), "no config.json", file("x/note", "mine")),
     "merge into its base": ((*MERGE, "--output", "model", "--overwrite"), "--output model", None),

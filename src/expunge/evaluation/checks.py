@@ -19,7 +19,7 @@ from expunge.evaluation.values_file import check_values_file, values_path
 from expunge.model.load import load_tokenizer
 from expunge.model.source import check_model
 from expunge.runs.record import check_adapter_kept, read_manifest
-from expunge.runs.settings import run_settings
+from expunge.runs.settings import check_finished, run_settings
 from expunge.runs.texts import other_texts, run_rows
 
 ENCODED = 32
@@ -37,7 +37,7 @@ def resolved(config: EvaluateConfig) -> EvaluateConfig:
     prompt format and, on the run's own benchmark, the split.
 
     Raises:
-        RunError: A run's manifest cannot be read.
+        RunError: A run's manifest cannot be read, or it is not finished.
         ConfigError: `--run` contradicts another flag.
     """
     if config.adapter and run_of(config.adapter) == Path(config.model):
@@ -50,6 +50,7 @@ def resolved(config: EvaluateConfig) -> EvaluateConfig:
     if config.run is not None:
         if config.adapter not in (None, config.run):
             raise ConfigError(f"--run {config.run}: has an adapter: leave --adapter out")
+        check_finished(config.run)
         settings = _settings(Path(config.run), "--run")
         benchmark = config.benchmark or settings.get("benchmark") or "custom"
         given = config
@@ -68,6 +69,7 @@ def resolved(config: EvaluateConfig) -> EvaluateConfig:
                 raise RunError(f"--run {config.run}: was made with --{name} {place}, which is not here: give --{name}")
     config = replace(config, benchmark=config.benchmark or "semeval")
     if config.adapter and (folder := run_of(config.adapter)):
+        check_finished(folder, "--adapter")
         manifest = read_manifest(folder / "manifest.json", "--adapter")
         check_adapter_kept(folder, manifest, "--adapter")
         settings = manifest["settings"]

@@ -18,6 +18,7 @@ from expunge.model.adapter import BASE
 from expunge.runs.base import hub_id
 from expunge.runs.card import taken
 from expunge.runs.record import check_adapter_kept, read_manifest
+from expunge.runs.settings import check_finished
 from expunge.utils.reading import read_object
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -84,6 +85,7 @@ def push(folder: str | Path, repo: str, *, public: bool = False) -> str:
 
 
 def _uploadable(folder: Path) -> Path:
+    check_finished(folder)
     adapter = folder / "adapter" if (folder / "adapter" / ADAPTER_CONFIG).is_file() else folder
     for run in (folder, folder.absolute().parent):
         if (run / "manifest.json").is_file() and (run / "adapter").exists():

@@ -12,7 +12,7 @@ from expunge.config.nested import by_group, flat
 from expunge.errors import ConfigError, RunError
 from expunge.runs.directory import is_staged, staged
 from expunge.utils import files
-from expunge.utils.reading import UnreadableError, parse_yaml
+from expunge.utils.reading import UnreadableError, parse_yaml, read_object
 
 FILE = "config.yaml"
 ONE_START = {"overwrite", "resume", "finish", "dry_run", "from_manifest", "trust_remote_code"}
@@ -44,6 +44,23 @@ def write_settings(run: Path, config: UnlearnConfig) -> None:
     files.write_text(run / FILE, yaml.safe_dump(by_group(recorded(config)), sort_keys=False))
 
 
+def check_finished(run: Path | str, flag: str = "--run") -> None:
+    """Refuse a run that was started and has not come to its end.
+
+    Raises:
+        RunError: So; the message begins with `flag`.
+    """
+    try:
+        status = read_object(Path(run) / "manifest.json").get("status")
+    except RunError:
+        return  # none, or a damaged one: whoever needs it says so
+    if status == "running":
+        raise RunError(
+            f"{flag} {run}: is not finished: `expunge unlearn --resume --output {run}` goes on with it, "
+            "--resume --finish ends it where it is"
+        )
+
+
 def run_settings(run: str, **texts: str | None) -> UnlearnConfig:
     """The settings of a finished run.
 
@@ -54,6 +71,7 @@ def run_settings(run: str, **texts: str | None) -> UnlearnConfig:
     Raises:
         RunError: It is none, or its settings are not what a run writes.
     """
+    check_finished(run)
     path = Path(run) / FILE
     if not path.exists() or not (Path(run) / "adapter" / "adapter_config.json").exists():
         raise RunError(f"--run {run}: not a finished run (it needs {FILE} and adapter/)")
