@@ -44,6 +44,7 @@ def judge(
     tests=None,
     kind="retrained",
     status="done",
+    steps=10,
     losses=None,
     settings=None,
     noted=(),
@@ -53,7 +54,12 @@ def judge(
     results = {role: {"schema": 1, "benchmark": "x", "metrics": own} for role, own in roles.items() if own}
     results["after"]["not_measured"] = list(noted)
     results["after"]["reference"] = {"model": "other", "kind": kind, "indistinguishable": tests or {}}
-    manifest = {"status": status, "settings": settings or {}, "loss_nats_per_completion_token": losses or {}}
+    manifest = {
+        "status": status,
+        "steps": steps,
+        "settings": settings or {},
+        "loss_nats_per_completion_token": losses or {},
+    }
     scores = {role: read_scores(own) for role, own in results.items()}
     return verdict(RunData(Path("run"), "run", manifest, results=results, scores=scores))
 
@@ -100,6 +106,12 @@ def test_texts_that_are_known_in_another_writing_are_no_reason_for_a_lower_scale
     assert "add them in lower case to --forget" in said
     assert ("lower the adapter's scale" in said) == too_far
     assert "Train longer" not in said
+
+
+@pytest.mark.parametrize(("most", "limit"), [(None, "--epochs"), (10, "--max-steps"), (20, "--epochs")])
+def test_training_longer_names_the_limit_that_ended_the_run(most, limit):
+    judged = judge(metrics(forget=0.9), settings={"max_steps": most})
+    assert any(step.startswith(f"Train longer ({limit}) or at a higher --learning-rate") for step in judged.next)
 
 
 @pytest.mark.parametrize(

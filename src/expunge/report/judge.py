@@ -143,9 +143,11 @@ def _next(run: RunData, answers: Sequence[Answer]) -> tuple[str, ...]:
     too_far = bool(aucs) and len(below) == len(aucs)
     short, too_far = told and not too_far, too_far and len(below) > elsewhere
     unseen = bool(run.manifest.get("rows", {}).get("holdout"))
+    most = run.settings.get("max_steps")
+    limit = "--max-steps" if most and run.manifest.get("steps") == most else "--epochs"
     steps = {
-        "Train longer (--epochs) or at a higher --learning-rate: the texts are still there.": said,
-        "Train longer (--epochs): the texts are not yet as unlikely as unseen ones.": short and unseen and not said,
+        f"Train longer ({limit}) or at a higher --learning-rate: the texts are still there.": said,
+        f"Train longer ({limit}): the texts are not yet as unlikely as unseen ones.": short and unseen and not said,
         "The texts are less likely than unseen ones: lower the adapter's scale (`expunge calibrate`).": told
         and too_far,
         "In another writing the texts are still known: add them in lower case to --forget.": elsewhere,
