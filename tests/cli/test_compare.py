@@ -61,6 +61,9 @@ def files(tmp_path: Path) -> Iterator[Path]:
         (tmp_path / f"seed{seed}").mkdir()
         (tmp_path / f"seed{seed}" / "results_after.json").write_text(json.dumps(measured(0.3 + seed / 100, 0.6)))
     (tmp_path / "empty").mkdir()
+    (tmp_path / "two").mkdir()
+    for name in ("results", "results_before"):
+        (tmp_path / "two" / f"{name}.json").write_text(json.dumps(measured(0.3, 0.5)))
     with chdir(tmp_path):
         yield tmp_path
 
@@ -134,6 +137,15 @@ def test_csv_and_latex_into_files(files: Path, expunge: Run) -> None:
         (["after.json", "stranger.json"], "no metric in common"),
         (["after.json,longer.json"], "not runs of one configuration: setting max_new_tokens is 8 in one and 16"),
         (["after.json", "./after.json"], "after.json: is given twice"),
+        (
+            ["two", "two/results_before.json"],
+            "two/results_before.json: is given twice: the folder two stands for all results*.json in it",
+        ),
+        (
+            ["two,after.json"],
+            "two and after.json do not hold the same results (results_before.json, results.json; after.json): a folder "
+            "stands for all results*.json in it, a file for itself",
+        ),
         (["after.json", "before.json", "--names", "a"], "--names: 1 names for 2 columns (after, before)"),
         (["after.json", "before.json", "--names", "a,a"], "--names: a stands twice"),
         (["after.json", "--metrics", "zzz"], "--metrics zzz: matches no metric"),

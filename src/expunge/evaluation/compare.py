@@ -95,7 +95,7 @@ def compare(
     """
     groups = [",".join(arguments)] if pool else list(arguments)
     files = [pair for group in groups for pair in _columns_of(group)]
-    _refuse_repetition([path for _, paths in files for path in paths])
+    _refuse_repetition([path for _, paths in files for path in paths], arguments)
     titles = list(names) if names is not None else _unique_names([parts for parts, _ in files])
     if len(titles) != len(files):
         found = ", ".join(_unique_names([parts for parts, _ in files]))
@@ -175,8 +175,10 @@ def _columns_of(argument: str) -> Iterator[tuple[list[str], list[Path]]]:
     found = [_results_in(Path(piece)) for piece in pieces]
     for piece, own in zip(pieces, found, strict=True):
         if own.keys() != found[0].keys():
+            first, other = (", ".join(path.name for path in files.values()) for files in (found[0], own))
             raise DataError(
-                f"{pieces[0]} and {piece} do not hold the same results ({', '.join(found[0])}; {', '.join(own)})"
+                f"{pieces[0]} and {piece} do not hold the same results ({first}; {other}): a folder stands for all "
+                "results*.json in it, a file for itself"
             )
     for stem in found[0]:
         paths = [own[stem] for own in found]
@@ -259,11 +261,14 @@ def _differences(columns: Sequence[Column], contents: Sequence[Mapping[str, Any]
     return tuple(found)
 
 
-def _refuse_repetition(paths: Sequence[Path]) -> None:
+def _refuse_repetition(paths: Sequence[Path], arguments: Sequence[str]) -> None:
     seen: set[Path] = set()
+    folders = {piece for argument in arguments for piece in (argument, *argument.split(",")) if Path(piece).is_dir()}
     for path in paths:
         if path.resolve() in seen:
-            raise ConfigError(f"{path}: is given twice")
+            inside = [own for own in sorted(folders) if path.resolve().parent == Path(own).resolve()]
+            hint = f": the folder {inside[0]} stands for all results*.json in it" if inside else ""
+            raise ConfigError(f"{path}: is given twice{hint}")
         seen.add(path.resolve())
 
 
