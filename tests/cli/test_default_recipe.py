@@ -154,6 +154,7 @@ def test_with_too_few_unseen_texts_those_that_the_model_writes_stand_for_them(te
     assert done.code == 0, done.err
     assert "missing: unseen texts: 4 selection texts on the unseen side" in done.err
     assert "texts that the model writes itself stand for them, and the run takes a set number of epochs" in done.err
+    assert "target NLLs by the model's own texts" in done.err
     settings = read("run/manifest.json")["settings"]
     assert (settings["recipe"], settings["loss"], settings["eval_every"]) == ("default", "target_kl", 0)
     assert not Path("run/calibration.json").exists()

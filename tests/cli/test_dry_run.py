@@ -20,6 +20,8 @@ def test_it_prints_every_quantity_and_writes_nothing(work, expunge):
     assert printed["peak memory"].endswith("(cpu, float32)")
     assert MARKER not in result.out + result.err
     assert snapshot(work) == before
+    alone = expunge(*TRAIN, "--dry-run", "--max-steps", "1")
+    assert "timing 1/1" in alone.err
 
 
 def test_the_run_itself_does_not_remember_the_switch(work, expunge):

@@ -167,7 +167,8 @@ def test_no_data_file_is_named_on_a_page_of_any_runs(tmp_path):
 def test_the_first_screen_says_it_without_nats(tmp_path):
     run = write_run(tmp_path / "run", manifest={"rows": {"forget": 1, "retain": 60}}, settings={"model": "x/base"})
     assert "It rests on 1 text: whoever has the model can find a short secret" in page_of(run).words
-    words = page_of(run).words.split("How this was judged")[0]
+    words, judged = page_of(run).words.split("How this was judged", 1)
+    assert "target criterion met" in judged
     assert words.startswith("Forget 1 text: base Forget 1 text Model base · 2026-01-02 03:09 UTC")
     run = write_run(tmp_path / "asked", settings={"title": "Forget the diary/letters of 1987"})
     assert page_of(run).words.startswith(

@@ -192,8 +192,9 @@ def _time_steps(
 ) -> list[tuple[Size, float]]:
     timed: list[tuple[Size, float]] = []
     trainer.train_step(places[0][1], 0)
-    with reporter.track("timing", len(places) - 1) as advance:
-        for index, step in places[1:] or places:
+    left = places[1:] or places
+    with reporter.track("timing", len(left)) as advance:
+        for index, step in left:
             clock = time.perf_counter()
             trainer.train_step(step, index)
             timed.append((sizes[index], time.perf_counter() - clock))

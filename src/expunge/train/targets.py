@@ -103,7 +103,8 @@ def _from_unseen(
         )
     forget, total = like_unseen(prepared), sum(map(len, unseen))
     unseen = evenly(unseen, math.ceil(len(unseen) * MOST_UNSEEN / max(MOST_UNSEEN, total)))
-    with reporter.track("target NLLs by unseen texts", len(forget) + len(unseen)) as advance:
+    whose = "unseen texts" if prepared.selection else "the model's own texts"
+    with reporter.track(f"target NLLs by {whose}", len(forget) + len(unseen)) as advance:
         ids = [row.input_ids for row in (*forget, *unseen)]
         logps = sequence_logps(prepared.loaded, ids, processes=processes, progress=advance)
     nlls = [[0.0, *(-own).tolist()] for own in logps]  # the first token has nothing to be predicted from
