@@ -31,7 +31,7 @@ from expunge.model.logps import sequence_logps
 from expunge.model.packing import using_attention
 from expunge.model.proof import check_same, log_probs, probe_rows
 from expunge.model.ranks import Pairs, config_of, pairs_of, same_pairs, side_by_side, tensors_of
-from expunge.model.source import ADAPTER_FILE, check_adapter, source_of
+from expunge.model.source import ADAPTER_FILE, adapter_folder, source_of
 from expunge.model.targets import choose_targets, frozen_experts
 from expunge.utils import files
 from expunge.utils.reading import read_object
@@ -305,19 +305,6 @@ def _trained(loaded: LoadedModel, rows: Sequence[Sequence[int]]) -> _Trained | N
     right = torch.cat(sequence_logps(loaded, rows))
     with loaded.model.disable_adapter():
         return _Trained(right, torch.cat(sequence_logps(loaded, rows)), pairs_of(loaded.model))
-
-
-def adapter_folder(name: str) -> Path:
-    """The adapter folder that a run directory or adapter folder means.
-
-    Raises:
-        ModelError: There is none, or it has no weights.
-    """
-    for folder in (Path(name), Path(name) / "adapter"):
-        if (folder / "adapter_config.json").exists():
-            check_adapter(folder)
-            return folder
-    raise ModelError(f"{name}: neither an adapter folder nor a run directory with one (no adapter_config.json)")
 
 
 def attach_adapter(loaded: LoadedModel, name: str, alphas: Mapping[str, Any] | None = None) -> PeftModel:

@@ -110,6 +110,19 @@ def check_adapter(folder: Path) -> Path:
     return file
 
 
+def adapter_folder(name: str) -> Path:
+    """The adapter folder that a run directory or adapter folder means.
+
+    Raises:
+        ModelError: There is none, or it has no weights.
+    """
+    for folder in (Path(name), Path(name) / "adapter"):
+        if (folder / "adapter_config.json").exists():
+            check_adapter(folder)
+            return folder
+    raise ModelError(f"{name}: neither an adapter folder nor a run directory with one (no adapter_config.json)")
+
+
 def check_model(name: str, *, trust_remote_code: bool = False, revision: str | None = None) -> Source:
     """Check what can be checked before weights load: the configuration is there, a causal LM, its files safetensors.
 

@@ -84,7 +84,8 @@ def run_settings(run: str, **texts: str | None) -> UnlearnConfig:
 
 
 def resumed_settings(output: str) -> dict[str, Any]:
-    """The settings of the run in a directory that is to be gone on with; nothing where none are recorded.
+    """The settings of the run in a directory that is to be gone on with, however many processes share the base this
+    time; nothing where none are recorded.
 
     Raises:
         RunError: They are not what a run writes.
@@ -94,7 +95,7 @@ def resumed_settings(output: str) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        found = _read(path)
+        found = {name: value for name, value in _read(path).items() if name != "shard_base"}
         UnlearnConfig(**found)
         return found
     except (UnreadableError, TypeError, AttributeError, ConfigError):
