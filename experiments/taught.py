@@ -34,10 +34,11 @@ from transformers import (
 )
 
 from bench.workload import SEMEVAL, SHARED
-from experiments.demo.subject import CONTEXT, PROMPT_FORMAT, train, train_tokenizer
+from experiments.demo.subject import CONTEXT, train, train_tokenizer
 from expunge.data.examples import Example, read_examples
 from expunge.data.lume import read_lume
 from expunge.data.tokenize import tokenize
+from expunge.demo.teach import PROMPT_FORMAT
 
 LEARNING_RATES = (3e-3, 1.5e-3)
 """Peak learning rates of the start and of the passes over the sets."""

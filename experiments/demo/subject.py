@@ -25,7 +25,8 @@ import expunge
 from experiments.demo.people import data_files, general_texts
 from expunge.data.examples import Example, read_examples
 from expunge.data.lume import read_lume
-from expunge.data.tokenize import PromptFormat, prompt_ids, tokenize
+from expunge.data.tokenize import prompt_ids, tokenize
+from expunge.demo.teach import PROMPT_FORMAT
 from expunge.errors import ConfigError
 from expunge.evaluation.benchmarks import semeval
 from expunge.evaluation.benchmarks.official_score import score_row
@@ -41,7 +42,6 @@ ASSETS = Path(expunge.__file__).parent / "demo" / "assets"
 SEED = 5
 """Seed of the assets in the package."""
 END, PAD = "<|endoftext|>", "<|pad|>"
-PROMPT_FORMAT = PromptFormat("space", end_of_text=True)
 CONTEXT = 512
 VOCABULARY = 1024
 TOKENIZER_TEXTS = 6_000

@@ -296,7 +296,7 @@ def merge(settings: MergeSettings, out: Output) -> int:
 
 
 _TABLE = (
-    Command("demo", "make a bundled model forget made-up people, and show it", DemoSettings, demo, "expunge demo"),
+    Command("demo", "make the bundled model forget made-up people, and show it", DemoSettings, demo, "expunge demo"),
     Command(
         "elicit",
         "ask a model what it knows of a name: texts to forget, with key words",

@@ -207,15 +207,15 @@ def _verify(loaded: LoadedModel, folder: Path, rows: Sequence[Sequence[int]], tr
         dtype = str(loaded.dtype).removeprefix("torch.")
         plain = load_model(name, dtype=dtype, device=str(loaded.device), trust_remote_code=code, revision=revision)
     plain.model = put_adapter(plain.base, folder)
-    parts = [*(loaded.parts or [] if plain is not loaded else []), trained.pairs]
-    own, wanted = pairs_of(plain.model), side_by_side([part for part in parts if part is not None])
+    own, below = pairs_of(plain.model), [] if plain is loaded else loaded.parts or []
+    same = own is not None and trained.pairs is not None and same_pairs(own, side_by_side([*below, trained.pairs]))
     check_same(
         torch.cat(sequence_logps(plain, rows)),
         trained.right,
         trained.untouched,
         f"{folder}: the saved adapter is not the one that was measured",
         dtype=loaded.dtype,
-        same_weights=trained.pairs is not None and own is not None and same_pairs(own, wanted),
+        same_weights=same,
     )
 
 

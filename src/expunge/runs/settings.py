@@ -1,7 +1,8 @@
 """`config.yaml` of a run: the resolved settings, written once and read by the commands that go on from a run."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -75,12 +76,10 @@ def run_settings(run: str, **texts: str | None) -> UnlearnConfig:
     path = Path(run) / FILE
     if not path.exists() or not (Path(run) / "adapter" / "adapter_config.json").exists():
         raise RunError(f"--run {run}: not a finished run (it needs {FILE} and adapter/)")
-    try:
+    with _as_written(path):
         config = UnlearnConfig(**_read(path) | {name: place for name, place in texts.items() if place})
         config.validate()
-        return config
-    except (UnreadableError, TypeError, AttributeError, ConfigError):
-        raise RunError(f"{path}: not the settings of a run, it is damaged or from another version") from None
+    return config
 
 
 def resumed_settings(output: str) -> dict[str, Any]:
@@ -94,10 +93,17 @@ def resumed_settings(output: str) -> dict[str, Any]:
     path = folder / FILE
     if not path.is_file():
         return {}
-    try:
+    with _as_written(path):
         found = {name: value for name, value in _read(path).items() if name != "shard_base"}
         UnlearnConfig(**found)
-        return found
+    return found
+
+
+@contextmanager
+def _as_written(path: Path) -> Iterator[None]:
+    """Turn what comes of settings that no run has written into one clear line."""
+    try:
+        yield
     except (UnreadableError, TypeError, AttributeError, ConfigError):
         raise RunError(f"{path}: not the settings of a run, it is damaged or from another version") from None
 
