@@ -50,6 +50,7 @@ run smollm2-full fixed --arms before retrained --seeds 0 1 2
 for seed in 0 1 2; do run smollm2-full paper-$seed --arms paper --seeds $seed --set "$bf16" $ARM; done
 beside demo-real $PYTHON -m expunge demo --model "$GGUF" --output "$OUTPUT/demo-real"
 beside evaluate-run $PYTHON -m expunge evaluate --run "$arms/default-0" --output "$OUTPUT/evaluated.json"
+beside contexts $PYTHON -m experiments.contexts --data "$full/data" --model "$full"/{subject,retrained} --adapter "$arms/default-0/adapter"
 for name in subject retrained; do beside "make-tofu-$name" $make --subject smollm2-tofu --models $name; done
 wait
 say "what there is time for"

@@ -4,7 +4,9 @@ Nobody who unlearns has the retrained model; here it is the judge. For each sign
 out or taken in, the table has, over all tokens of the forget texts: the mean target NLL beside the retrained model's mean,
 the mean divergence KL(t || r) of "this token or another" in nats (t by the target, r by the retrained model), Spearman's
 correlation of both NLLs, and the distance of the means in the kinds of text, weighted by their tokens. Only the model is
-run, nothing is trained.
+run, nothing is trained. With `--origin FOLDER ...` (models with the subject's tokenizer that never saw the forget texts): the
+NLLs of each of them, as they are and times the ratio of the model's NLL over theirs on unseen texts, on texts that the
+model writes, and on those to keep.
 """
 
 import argparse
@@ -21,11 +23,14 @@ from experiments.quality import Subject, subject_arguments, subject_of
 from expunge import UnlearnConfig
 from expunge.model.load import LoadedModel, load_model
 from expunge.model.logps import sequence_logps
+from expunge.model.replay import write_texts
 from expunge.train.setup import Prepared, prepare
-from expunge.train.targets import UnseenTokens, at_most_surprise, like_unseen, unseen_nlls
+from expunge.train.targets import UnseenTokens, at_most_surprise, like_unseen, nll_ratio, unseen_nlls
 from expunge.utils.progress import Reporter
 
 Values = list[list[float]]
+WRITTEN = 4_000
+"""Tokens of the model's own texts."""
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -38,7 +43,10 @@ def main(argv: list[str] | None = None) -> None:
         run = prepared(subject)
         retrained = load_model(str(subject.retrained), dtype="float32", device="cpu")
         truth = nlls([row.input_ids for row in run.forget], retrained)
-        for label, own in targets(run).items():
+        found = targets(run)
+        for folder in args.origin:
+            found |= by_origin(run, folder)
+        for label, own in found.items():
             cells = (f"{own:.3f}" for own in compared(run, own, truth))
             print(f"| {name} | {label} | {' | '.join(cells)} |", flush=True)
 
@@ -60,7 +68,8 @@ def prepared(subject: Subject) -> Prepared:
 
 def targets(run: Prepared) -> dict[str, Values]:
     """Label -> target NLLs of the forget rows, from fewer or more of the signs."""
-    forget, unseen = like_unseen(run), run.selection.unseen if run.selection else []
+    unseen = [row for row in run.selection.unseen if not row.context] if run.selection else []
+    forget = like_unseen(run.forget, run.selection)
     before, theirs = (nlls([row.input_ids for row in rows], run.loaded) for rows in (forget, unseen))
     tokens = UnseenTokens(unseen, theirs)
     guesses, among = [tokens.expected(row) for row in forget], tokens.expected_by_the_others()
@@ -70,6 +79,28 @@ def targets(run: Prepared) -> dict[str, Values]:
         "unseen texts": unseen_nlls(forget, guesses, level, unseen, among, theirs),
         "and texts to keep": unseen_nlls(forget, kept[0], level, unseen, kept[1], theirs),
         "and the NLL before": unseen_nlls(forget, kept[0], before, unseen, kept[1], theirs),
+    }
+
+
+def by_origin(run: Prepared, folder: Path) -> dict[str, Values]:
+    """Label -> target NLLs of the forget rows by a model that never saw them, at several ratios."""
+    origin = load_model(str(folder), dtype="float32", device="cpu")
+    written = write_texts(run.loaded, run.forget, run.retain, tokens=WRITTEN, seed=0)
+    unseen = [row for row in run.selection.unseen if not row.context] if run.selection else []
+    found = nlls([row.input_ids for row in run.forget], origin)
+    ratios = {"as they are": 1.0}
+    for label, rows, span in (
+        ("unseen texts", unseen, "all"),
+        ("its own texts", written, "completion"),
+        ("texts to keep", run.retain, "all"),
+    ):
+        sides = (sequence_logps(own, [row.input_ids for row in rows]) for own in (run.loaded, origin))
+        ratios[f"times the ratio on {label}"] = nll_ratio(
+            *([own[row.targets(span).start - 1 :] for row, own in zip(rows, side, strict=True)] for side in sides)
+        )
+    return {
+        f"{folder.name}'s, {label} ({ratio:.3f})": [[ratio * nll for nll in own] for own in found]
+        for label, ratio in ratios.items()
     }
 
 
@@ -100,6 +131,7 @@ def nlls(ids: Sequence[Sequence[int]], model: LoadedModel) -> Values:
 def _arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m experiments.token_targets", description=__doc__.splitlines()[0])
     subject_arguments(parser)
+    parser.add_argument("--origin", nargs="*", type=Path, default=[], help="models that never saw the forget texts")
     return parser
 
 

@@ -246,6 +246,7 @@ MUSE = ("--benchmark", "muse", "--data", "muse")
         ((*TOFU, "--keep-predictions", "p"), "--keep-predictions: --benchmark tofu has no stored form"),
         ((*CUSTOM, "--columns", "prompt=nowhere"), "has no column nowhere"),
         ((*TOFU, "--reference", "nowhere/at/all"), "--reference nowhere/at/all: no such folder"),
+        ((*CUSTOM, "--origin", "./model"), "--origin ./model: is --model itself"),
         ((*TOFU, "--reference", "stranger"), "--reference stranger: its tokenizer is not that of --model model"),
         ((*TOFU, "--output", "r.parquet"), "--output r.parquet: that name is for the values of every row"),
     ],

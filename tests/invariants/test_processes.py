@@ -72,6 +72,9 @@ def test_evaluation_is_divided_and_every_row_is_scored_once(folder: Path) -> Non
     assert one.keys() == many.keys()
     for name, entry in one.items():
         assert many[name]["n"] == entry["n"], name
+        if entry["value"] is None:  # the two unseen texts are one once they are cut
+            assert many[name]["value"] is None, name
+            continue
         assert many[name]["value"] == pytest.approx(entry["value"], rel=1e-4, abs=1e-5), name
     tables = [pandas.read_parquet(folder / f"{name}.parquet") for name in ("one", "many")]
     assert list(tables[0]["id"]) == list(tables[1]["id"])

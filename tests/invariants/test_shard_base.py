@@ -131,6 +131,9 @@ def test_evaluation(folder: Path) -> None:
     assert one.keys() == many.keys()
     for name, entry in one.items():
         assert many[name]["n"] == entry["n"], name
+        if entry["value"] is None:  # the two unseen texts are one once they are cut
+            assert many[name]["value"] is None, name
+            continue
         assert many[name]["value"] == pytest.approx(entry["value"], rel=1e-4, abs=1e-5), name
 
 

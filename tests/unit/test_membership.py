@@ -13,10 +13,10 @@ from sklearn.metrics import roc_auc_score
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from expunge.data.examples import Example
-from expunge.data.tokenize import PromptFormat
+from expunge.data.tokenize import PromptFormat, TokenizedExample
 from expunge.errors import DataError
 from expunge.evaluation.benchmarks.official_score import score
-from expunge.evaluation.documents import Document, encode_documents, even_lengths, lowercased
+from expunge.evaluation.documents import Document, after_another, encode_documents, even_lengths, lowercased
 from expunge.evaluation.metrics import ATTACKS
 from expunge.evaluation.metrics.registry import WholeText
 from expunge.evaluation.predictions import Prediction
@@ -117,6 +117,46 @@ def test_a_chat_is_read_in_the_frame_that_the_model_has_met() -> None:
     lower, whole = (lowercased(tokenizer, own) for own in (cut, document))
     kept = (len(lower) - lower.completion_start) / (len(whole) - whole.completion_start)
     assert kept == pytest.approx(share, abs=1 / len(document))
+
+
+def document(*ids: int, start: int = 0) -> Document:
+    return Document(TokenizedExample("d", list(ids), start), " ".join(map(str, ids)))
+
+
+def test_another_text_stands_before_a_document_and_is_no_part_of_it() -> None:
+    """Beginning-of-text (1) stands once, and the document's first token stays no target."""
+    first, second = document(1, *range(100, 300)), document(1, 40, 41)
+    own = after_another(document(1, 50, 51, 52), [first, second], bos=1)
+    assert own is not None
+    assert own.input_ids == [1, *range(100, 163), 50, 51, 52]
+    assert own.targets("completion") == range(64, 67)  # 50 had beginning-of-text before it, and was a target
+    bare = after_another(document(50, 51, 52), [second], bos=None)
+    assert bare is not None
+    assert bare.input_ids == [1, 40, 41, 50, 51, 52]
+    assert bare.targets("completion") == range(4, 6)
+    itself = after_another(first, [first, second], bos=1, max_length=8)
+    assert itself is not None
+    assert itself.input_ids == [1, 40, 41, *range(100, 105)]
+    framed = after_another(document(1, 7, 8, 50, 51, start=3), [second], bos=1)
+    assert framed is not None
+    assert framed.input_ids[framed.targets("completion").start] == 50
+    assert after_another(second, [second], bos=1) is None
+    assert after_another(document(50, 51), [first], bos=1, max_length=2) is None
+
+
+def test_recall_compares_the_same_tokens_alone_and_after_an_unseen_text(loaded: LoadedModel) -> None:
+    own, other = documents(loaded, Example("a", "", "TheHarbour"), Example("b", "", "xofwood"))
+    row = after_another(own, [other], loaded.tokenizer.bos_token_id)
+    assert row is not None
+    alone, after = token_records(loaded, [own.row, row])
+    assert len(alone) == len(after)
+    with torch.no_grad():
+        logits = loaded.base(torch.tensor([row.input_ids])).logits[0].double().log_softmax(-1)
+    span = row.targets("completion")
+    logps = [logits[at - 1, row.input_ids[at]].item() for at in span]
+    score = ATTACKS["recall"].of(WholeText(alone, own.text, after_unseen=after))
+    assert score == pytest.approx(-sum(logps) / len(logps) / -alone.logps.mean(), rel=1e-5)
+    assert ATTACKS["recall"].of(WholeText(alone, own.text)) is None
 
 
 def test_scores_of_all_attacks(loaded: LoadedModel) -> None:

@@ -96,14 +96,21 @@ def test_one_bad_answer_is_a_failure_and_says_what_to_do(changed, question, answ
 
 
 @pytest.mark.parametrize(("auc", "too_far"), [(0.5, False), (0.1, True)])
-def test_texts_that_are_known_in_another_writing_are_no_reason_for_a_lower_scale(auc, too_far):
-    """The lowercase attack divides by the loss of the lower-cased text: it falls where that one is still known."""
+@pytest.mark.parametrize(
+    ("attack", "advice"),
+    [
+        ("lowercase", "add them in lower case to --forget"),
+        ("recall", "train on them there, too (--context-tokens 24)"),
+    ],
+)
+def test_texts_that_are_known_elsewhere_are_no_reason_for_a_lower_scale(attack, advice, auc, too_far):
+    """These attacks divide by the loss of the text in another writing or place: they fall where it is still known."""
     after = metrics(auc=auc)
-    after["membership/lowercase_auc"] = after["membership/loss_auc"] | {"value": 0.1, "low": 0.05, "high": 0.15}
+    after[f"membership/{attack}_auc"] = after["membership/loss_auc"] | {"value": 0.1, "low": 0.05, "high": 0.15}
     judged = judge(after)
     assert judged.answers[TOLD].state == "bad"
     said = " ".join(judged.next)
-    assert "add them in lower case to --forget" in said
+    assert advice in said
     assert ("lower the adapter's scale" in said) == too_far
     assert "Train longer" not in said
 

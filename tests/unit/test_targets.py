@@ -67,6 +67,22 @@ def test_an_origins_targets_are_its_own_nlls(models: Path, span: str) -> None:
         torch.testing.assert_close(found[place], own[start:], rtol=1e-4, atol=1e-5)
 
 
+def test_an_origins_nlls_are_scaled_by_unseen_texts(models: Path) -> None:
+    """A smaller or older model finds every text harder; a model that was retrained would not."""
+    rows, unseen = made_up(7), made_up(9, 4)
+    origin = str(models / "origin")
+    run = prepared(
+        models / "model", forget=rows, retain=made_up(3, 1), loss="target_kl", origin=origin, unseen=unseen,
+    )  # fmt: skip
+    found = target_nlls(run, [], ALONE, told := Told())
+    own, theirs = (torch.cat(plain_nlls(models / name, unseen)).mean() for name in ("model", "origin"))
+    assert abs(own / theirs - 1) > 1e-3
+    for place, nlls in enumerate(plain_nlls(models / "origin", rows)):
+        torch.testing.assert_close(found[place], nlls * own / theirs, rtol=1e-4, atol=1e-5)
+    (line,) = told.lines
+    assert f"times {own / theirs:.3f}" in line
+
+
 def test_unseen_texts_guess_which_token_is_how_unlikely_and_an_origin_knows(models: Path) -> None:
     for origin in (None, str(models / "origin")):
         run = prepared(models / "model", forget=made_up(3), retain=made_up(3, 1), loss="target_kl", origin=origin)

@@ -42,6 +42,8 @@ class Plan:
             into the budget beside a single forget row where that is less (an epoch then sees a part of the retain set).
         replay_lengths: Tokens of each replay text; they come on top of the budget.
         replay_per_forget: Replay tokens (rows) per forget token (row).
+        forget_rows: The rows of the forget set, the first ones; others are the same again in other contexts. All rows
+            when None.
         instead_lengths: Tokens of each text to say instead; all of them once an epoch, at least one a step; they
             come on top of the budget.
         seed: Seed of all shuffling.
@@ -60,6 +62,7 @@ class Plan:
         replay_lengths: Sequence[int] = (),
         replay_per_forget: float = 1.0,
         instead_lengths: Sequence[int] = (),
+        forget_rows: int | None = None,
         seed: int = 0,
     ) -> None:
         self.rows_per_step, self.seed = rows_per_step, seed
@@ -75,7 +78,8 @@ class Plan:
         budget = rows_per_step if rows_per_step is not None else tokens_per_step
         if retain_total:
             fits = max(1.0, budget * len(forget_lengths) / forget_total - 1)
-            self.retain_per_forget = retain_per_forget or min(retain_total / forget_total, fits)
+            of_the_sets = retain_total / sum(self._forget_costs[:forget_rows])
+            self.retain_per_forget = retain_per_forget or min(of_the_sets, fits)
         forget_budget = max(1.0, budget / (1 + self.retain_per_forget))
         self.steps_per_epoch = min(len(forget_lengths), max(1, math.ceil(forget_total / forget_budget - 1e-9)))
         self.epochs = max(epochs, math.ceil(least_steps / self.steps_per_epoch))

@@ -45,6 +45,7 @@ class TokenizedExample:
         completion_start: Index of the first completion token.
         truncated: Tokens that were cut off to make it fit.
         group: The example's.
+        context: Tokens of another text before its own, beginning-of-text not counted; they are no targets.
     """
 
     id: str
@@ -52,13 +53,15 @@ class TokenizedExample:
     completion_start: int
     truncated: int = 0
     group: str = ""
+    context: int = 0
 
     def __len__(self) -> int:
         return len(self.input_ids)
 
     def targets(self, span: str) -> range:
-        """Positions of the tokens that a term over `span` (`completion` or `all`) acts on; the first has no context."""
-        return range(max(1, self.completion_start if span == "completion" else 1), len(self.input_ids))
+        """Positions of the tokens that a term over `span` (`completion` or `all`) acts on; never the text's first."""
+        first = self.context + 1
+        return range(max(first, self.completion_start) if span == "completion" else first, len(self.input_ids))
 
     def spoken(self, end: int | None) -> range:
         """Positions of the completion up to end-of-text (`end`); what a chat template has behind is never said."""

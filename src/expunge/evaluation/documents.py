@@ -12,6 +12,9 @@ from expunge.data.examples import Example
 from expunge.data.tokenize import PromptFormat, TokenizedExample, common_prefix, document_ids, tokenize, whole_text
 from expunge.errors import DataError
 
+BEFORE = 64
+"""Tokens of another text that stand before a document."""
+
 
 @dataclass(frozen=True)
 class Document:
@@ -85,6 +88,31 @@ def lowercased(
     else:
         row = TokenizedExample(document.row.id, document_ids(tokenizer, document.text.lower())[:max_length], 0)
     return row if len(row) > max(1, row.completion_start) else None
+
+
+def after_another(
+    document: Document, others: Sequence[Document], bos: int | None, max_length: int | None = None
+) -> TokenizedExample | None:
+    """The document with another text before it, its tokens but the first as the completion.
+
+    Args:
+        document: The document.
+        others: Texts of which the first that is not the document itself stands before it, up to `BEFORE` tokens.
+        bos: The beginning-of-text token, which stands once.
+        max_length: Tokens of both together; the end of the document is cut.
+
+    Returns:
+        None where there is no other text, or no room for both.
+    """
+    row = document.row
+    other = next((own.row.input_ids for own in others if own.row.input_ids != row.input_ids), None)
+    if other is None:
+        return None
+    before = other[: min(BEFORE, (max_length or 2 * BEFORE) // 2)]
+    own = row.input_ids[1:] if row.input_ids[0] == bos else row.input_ids
+    start = len(before) + max(1, row.completion_start) - (len(row) - len(own))
+    ids = [*before, *own][:max_length]
+    return TokenizedExample(row.id, ids, start) if start < len(ids) else None
 
 
 def _framed(tokenizer: PreTrainedTokenizerBase, chat: Example, prompt_format: PromptFormat) -> Document:

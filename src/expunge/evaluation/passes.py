@@ -14,7 +14,7 @@ from peft import PeftModel
 
 from expunge.data.examples import Example
 from expunge.data.tokenize import PromptFormat, TokenizedExample, completion_ids, expected_text, prompt_ids, tokenize
-from expunge.evaluation.documents import Document, encode_documents, even_lengths, lowercased
+from expunge.evaluation.documents import Document, after_another, encode_documents, even_lengths, lowercased
 from expunge.evaluation.generate import Generation, generate, stop_ids, up_to_end
 from expunge.evaluation.gradients import gradient_norms
 from expunge.evaluation.measurement import Measurement, Values
@@ -27,6 +27,7 @@ from expunge.evaluation.suite import Documents, RowSet, Suite
 from expunge.evaluation.teacher_forcing import token_records
 from expunge.model.load import LoadedModel
 from expunge.utils.distributed import current
+from expunge.utils.files import fingerprint
 from expunge.utils.progress import Reporter
 
 SIDES = ("member", "nonmember")
@@ -140,13 +141,19 @@ class _Passes:
                 if rows.correct[i] != rows.examples[i]:
                     jobs[number, "correct", i] = self._encode(rows.correct[i])
                 jobs |= {(number, "wrong", i, j): self._encode(other) for j, other in enumerate(wrong)}
-        lower = any("lower" in attack.needs for attack in self._attacks)
+        lower, after = (any(need in own.needs for own in self._attacks) for need in ("lower", "after_unseen"))
+        unseen = sorted(self._documents.get("nonmember", []), key=lambda own: fingerprint(own.text)) if after else []
         for side, documents in self._documents.items():
             for i, document in enumerate(documents):
                 jobs[side, "own", i] = document.row
                 other = lowercased(self._loaded.tokenizer, document, self._loaded.context) if lower else None
                 if other is not None:
                     jobs[side, "lower", i] = other
+                if unseen:
+                    bos = self._loaded.tokenizer.bos_token_id
+                    other = after_another(document, unseen[:2], bos, self._loaded.context)
+                    if other is not None:
+                        jobs[side, "after_unseen", i] = other
         return dict(zip(jobs, self._records(list(jobs.values()), "reading texts"), strict=True))
 
     def _records(self, rows: Sequence[TokenizedExample], title: str) -> list[TokenRecord]:
@@ -335,7 +342,9 @@ class _Passes:
         ):
             own = [records[side, "own", i] for i in range(len(examples))]
             facts = [
-                WholeText(record, document.text, records.get((side, "lower", i)))
+                WholeText(
+                    record, document.text, records.get((side, "lower", i)), records.get((side, "after_unseen", i))
+                )
                 for i, (record, document) in enumerate(zip(own, self._documents[side], strict=True))
             ]
             if self._reference:

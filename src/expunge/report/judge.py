@@ -25,6 +25,12 @@ FAILURES = (
 )  # fmt: skip
 WIDTH = 99
 """Columns of a terminal."""
+RATIOS = {
+    "membership/lowercase_auc": "In another writing the texts are still known: add them in lower case to --forget.",
+    "membership/recall_auc": "After other texts the texts are still known: train on them there, too "
+    "(--context-tokens 24).",
+}
+"""Attacks that compare a text with itself elsewhere, whose AUC falls where it is still known there; what to do then."""
 
 
 @dataclass(frozen=True)
@@ -139,9 +145,9 @@ def _next(run: RunData, answers: Sequence[Answer]) -> tuple[str, ...]:
     declines, babbles = (any(("refusal" in key) == kind for key in worse) for kind in (True, False))
     aucs = [own for own in answers[1].numbers if own.state == "bad" and own.target is not None]
     below = [own.key for own in aucs if own.value < (own.target or 0.0)]
-    elsewhere = "membership/lowercase_auc" in below  # its ratio falls where the lower-cased text is likely
+    elsewhere = [key in below for key in RATIOS]
     too_far = bool(aucs) and len(below) == len(aucs)
-    short, too_far = told and not too_far, too_far and len(below) > elsewhere
+    short, too_far = told and not too_far, too_far and len(below) > sum(elsewhere)
     unseen = bool(run.manifest.get("rows", {}).get("holdout"))
     most = run.settings.get("max_steps")
     limit = "--max-steps" if most and run.manifest.get("steps") == most else "--epochs"
@@ -150,7 +156,7 @@ def _next(run: RunData, answers: Sequence[Answer]) -> tuple[str, ...]:
         f"Train longer ({limit}): the texts are not yet as unlikely as unseen ones.": short and unseen and not said,
         "The texts are less likely than unseen ones: lower the adapter's scale (`expunge calibrate`).": told
         and too_far,
-        "In another writing the texts are still known: add them in lower case to --forget.": elsewhere,
+        **dict(zip(RATIOS.values(), elsewhere, strict=True)),
         "Give unseen texts of the same kind (--holdout), so that it stops where they are.": short and not unseen,
         "Give more texts to keep, close to those to forget, or raise --retain-weight.": rest,
         DECLINES: declines,

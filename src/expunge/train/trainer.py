@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from expunge.data.contexts import Contexts
 from expunge.data.sampler import Size, Step, halved, micro_batches, size_of
 from expunge.data.tokenize import TokenizedExample
 from expunge.errors import ConfigError, TrainingError
@@ -67,6 +68,7 @@ class Trainer:
         self.prepared = prepared
         self.terms: list[Term] = terms_of(config, self.loss)
         self.sides = _sides(prepared)
+        self.contexts = Contexts.of(prepared.retain, self.loaded.tokenizer)
         self.plan = make_plan(config, self._rows())
         self.num_steps = min(self.plan.num_steps, config.max_steps or self.plan.num_steps)
         self.most_tokens = MICRO_BATCH_TOKENS[self.loaded.device.type]
@@ -163,6 +165,7 @@ class Trainer:
         """Take replay texts, and plan the steps with them."""
         if rows:
             self.sides["replay"] = SideRows(rows, "all")
+        self.contexts = Contexts.of([*self.prepared.retain, *rows], self.loaded.tokenizer)
         self.plan = make_plan(self.config, self._rows(), rows)
 
     def reference_sides(self) -> dict[str, Side]:
@@ -245,11 +248,22 @@ class Trainer:
 
         Where a term or the gradient is not finite, the weights are left as they were; `read` tells.
         """
+        self._renew_contexts(step, index)
         terms = self._sum_over_processes(self.gradient(step))
         rate = learning_rate(self.config, index, self.num_steps)
         norm = self.adapter.update(rate, self.config.max_grad_norm, terms)
         self.average.update(index + 1)
         return TakenStep(step, index, rate, torch.cat([terms, norm[None].to(terms)]))
+
+    def _renew_contexts(self, step: Step, index: int) -> None:
+        """Put other tokens before the forget rows of a step that stand after another text.
+
+        What the reference and the target NLLs hold of a row is of the first tokens that stood there.
+        """
+        rows = self.sides["forget"].rows
+        for at in step.forget:
+            if rows[at].context:
+                rows[at] = self.contexts.renewed(rows[at], f"{self.config.seed} {index} {at} context")
 
     def read(self, taken: Sequence[TakenStep]) -> list[dict[str, float]]:
         """What the log has of some steps, in one transfer; see `read_steps`.
@@ -369,7 +383,7 @@ def _sides(prepared: Prepared) -> dict[str, SideRows]:
     """The sides that a run trains on, with their spans; those without rows are left out."""
     config = prepared.config
     found = {
-        "forget": SideRows(prepared.forget, config.forget_span),
+        "forget": SideRows([*prepared.forget, *prepared.in_context], config.forget_span),
         "pairs": SideRows(prepared.pairs, "completion"),
         "instead": SideRows([] if prepared.pairs else prepared.instead, "completion"),
         "retain": SideRows(prepared.retain, config.kl_span if config.kl_weight else "completion"),

@@ -41,6 +41,18 @@ def lowercase(record: TokenRecord, lower: TokenRecord) -> float | None:
     return -mean_nll(record) / reference if reference else None
 
 
+@attack("recall", high=math.inf, source="Xie et al. 2024, ReCaLL (2406.15968)")
+def recall(record: TokenRecord, after_unseen: TokenRecord) -> float | None:
+    """Mean NLL after an unseen text / mean NLL
+
+    A text that is known by heart gains nothing by what stands before it. One that was forgotten as it stands alone, and
+    not after other texts, gains far more than an unseen one: its AUC is far below that of a retrained model. None where
+    the text has a loss of 0.
+    """
+    alone = mean_nll(record)
+    return mean_nll(after_unseen) / alone if alone else None
+
+
 @attack("min_k", over="share", label=lambda share: f"min_k_{round(100 * share)}", source="Shi et al. 2023 (2310.16789)")
 def min_k(record: TokenRecord, share: float) -> float:
     """Mean log p of the share k of least likely tokens

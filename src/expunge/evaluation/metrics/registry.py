@@ -61,6 +61,7 @@ class WholeText:
         record: All its tokens but the first.
         text: The text.
         lower: The record of its lower-cased text; None where too little is left of that.
+        after_unseen: Its record with an unseen text before it; None where there is no other one, or no room.
         reference: Its record under a model that never saw the forget set; None without one.
         gradient: Norm of the gradient of its mean NLL, a backward pass a text.
     """
@@ -68,6 +69,7 @@ class WholeText:
     record: TokenRecord
     text: str
     lower: TokenRecord | None = None
+    after_unseen: TokenRecord | None = None
     reference: TokenRecord | None = None
     gradient: float | None = None
 
