@@ -68,7 +68,7 @@ def prepared(subject: Subject) -> Prepared:
 
 def targets(run: Prepared) -> dict[str, Values]:
     """Label -> target NLLs of the forget rows, from fewer or more of the signs."""
-    unseen = [row for row in run.selection.unseen if not row.context] if run.selection else []
+    unseen = run.selection.unseen if run.selection else []
     forget = like_unseen(run.forget, run.selection)
     before, theirs = (nlls([row.input_ids for row in rows], run.loaded) for rows in (forget, unseen))
     tokens = UnseenTokens(unseen, theirs)
@@ -86,7 +86,7 @@ def by_origin(run: Prepared, folder: Path) -> dict[str, Values]:
     """Label -> target NLLs of the forget rows by a model that never saw them, at several ratios."""
     origin = load_model(str(folder), dtype="float32", device="cpu")
     written = write_texts(run.loaded, run.forget, run.retain, tokens=WRITTEN, seed=0)
-    unseen = [row for row in run.selection.unseen if not row.context] if run.selection else []
+    unseen = run.selection.unseen if run.selection else []
     found = nlls([row.input_ids for row in run.forget], origin)
     ratios = {"as they are": 1.0}
     for label, rows, span in (

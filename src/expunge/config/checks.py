@@ -3,12 +3,14 @@
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from expunge.errors import ConfigError
 
 Check = tuple[bool, str]
 """Whether something holds, and the message where it does not."""
+SAME_ORIGIN = "--origin {}: is --model itself: give the checkpoint from before it learned the texts"
 
 
 def flag(name: str) -> str:
@@ -50,6 +52,12 @@ def exclusive(config: Any, *pairs: tuple[str, str]) -> Iterator[Check]:
     for one, other in pairs:
         both = getattr(config, one) and getattr(config, other)
         yield not both, f"{flag(one)} and {flag(other)} contradict each other: choose one"
+
+
+def other_origin(config: Any) -> Check:
+    """The check that the origin is not the folder of the model itself."""
+    same = config.origin and Path(config.origin).resolve() == Path(config.model).resolve() and not config.revision
+    return not same, SAME_ORIGIN.format(config.origin)
 
 
 def first_failed(checks: Iterable[Check]) -> None:

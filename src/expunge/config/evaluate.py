@@ -1,7 +1,6 @@
 """The settings of an evaluation."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from expunge.config.checks import (
@@ -15,6 +14,7 @@ from expunge.config.checks import (
     exclusive,
     first_failed,
     names,
+    other_origin,
 )
 from expunge.errors import ConfigError
 
@@ -137,8 +137,7 @@ class EvaluateConfig:
             (not (custom or benchmark == "lume") or not self.split,
              f"--split {self.split}: --benchmark {benchmark} has no splits"),
             *exclusive(self, ("reference", "origin")),
-            (self.origin is None or Path(self.origin).resolve() != Path(self.model).resolve() or bool(self.revision),
-             f"--origin {self.origin}: is --model itself: give the checkpoint from before it learned the texts"),
+            other_origin(self),
             *POSITIVE.of(self, "max_new_tokens", "limit"),
             (all(0 < share <= 1 for share in self.min_k_shares), f"--min-k {self.min_k}: shares lie above 0, up to 1"),
             *COUNT.of(self, "samples"),

@@ -19,6 +19,7 @@ from expunge.config.checks import (
     check_types,
     first_failed,
     flag,
+    other_origin,
 )
 from expunge.config.criteria import Criteria
 from expunge.config.recipes import DEFAULT, RECIPES
@@ -112,6 +113,7 @@ class LossConfig:
         yield from WEIGHT.of(self, "retain_weight", "kl_weight", "replay_weight")
         yield from ABOVE_ZERO.of(self, "forget_weight", "instead_weight")
         yield from COUNT.of(self, "context_tokens")
+        yield other_origin(self)
 
 
 @dataclass(kw_only=True)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from expunge.config import SETS, UnlearnConfig
+from expunge.config.checks import SAME_ORIGIN
 from expunge.data.tokenize import TokenizedExample, hash_rows
 from expunge.errors import ConfigError, RunError
 from expunge.model.source import base_name, places
@@ -25,7 +26,6 @@ PLACES = {"model", *SETS, "data"}
 """Settings that say where something is; when a run is repeated, what is there counts."""
 NOT_PART_OF_THE_RESULT = {"output", "save_every", "report_to", "shard_base", "push_to_hub", "public"}
 """Settings that may differ between a run and its resumption."""
-SAME_ORIGIN = "--origin {}: is --model itself: give the checkpoint from before it learned the texts"
 
 
 @dataclass(frozen=True)

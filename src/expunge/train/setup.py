@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from expunge.config import SETS, UnlearnConfig
@@ -18,7 +17,6 @@ from expunge.model.load import LoadedModel, load_model, load_shared, load_tokeni
 from expunge.model.prompt_format import PromptFormatReport, measure_prompt_format
 from expunge.model.shard import held_bytes, own_part
 from expunge.model.source import check_model
-from expunge.runs.manifest import SAME_ORIGIN
 from expunge.runs.reads import ModelState, model_state
 from expunge.train.sets import Sets, membership_texts, pairs_for, read_sets
 from expunge.train.validation import ValidationRows
@@ -269,12 +267,9 @@ def _origin_vocabulary(config: UnlearnConfig) -> dict[str, int] | None:
 
     Raises:
         ModelError: It is no model.
-        ConfigError: It is the model itself.
     """
     if not config.origin:
         return None
-    if Path(config.origin).resolve() == Path(config.model).resolve() and not config.revision:
-        raise ConfigError(SAME_ORIGIN.format(config.origin))
     try:
         check_model(config.origin, trust_remote_code=config.trust_remote_code)
         return load_tokenizer(config.origin, trust_remote_code=config.trust_remote_code).get_vocab()

@@ -6,6 +6,7 @@ gradient, every mean being over the whole step, so neither the layout nor the nu
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 
@@ -68,7 +69,6 @@ class Trainer:
         self.prepared = prepared
         self.terms: list[Term] = terms_of(config, self.loss)
         self.sides = _sides(prepared)
-        self.contexts = Contexts.of(prepared.retain, self.loaded.tokenizer)
         self.plan = make_plan(config, self._rows())
         self.num_steps = min(self.plan.num_steps, config.max_steps or self.plan.num_steps)
         self.most_tokens = MICRO_BATCH_TOKENS[self.loaded.device.type]
@@ -165,8 +165,16 @@ class Trainer:
         """Take replay texts, and plan the steps with them."""
         if rows:
             self.sides["replay"] = SideRows(rows, "all")
-        self.contexts = Contexts.of([*self.prepared.retain, *rows], self.loaded.tokenizer)
         self.plan = make_plan(self.config, self._rows(), rows)
+
+    @property
+    def _written(self) -> list[TokenizedExample]:
+        return self.sides["replay"].rows if "replay" in self.sides else []
+
+    @cached_property
+    def _contexts(self) -> Contexts:
+        """What may stand before forget rows, once the replay texts are there."""
+        return Contexts.of([*self.prepared.retain, *self._written], self.loaded.tokenizer)
 
     def reference_sides(self) -> dict[str, Side]:
         """What the terms need of the untouched model: nothing that no term asks for."""
@@ -202,9 +210,8 @@ class Trainer:
             self.sides[name].values[what] = values
         if "target_nll" in self.loss.needs:
             with self.model.disable_adapter():
-                written = self.sides["replay"].rows if "replay" in self.sides else []
                 forget = self.sides["forget"]
-                forget.values["target_nll"] = target_nlls(self.prepared, written, self.processes, reporter)
+                forget.values["target_nll"] = target_nlls(self.prepared, self._written, self.processes, reporter)
                 forget.guessed = self.config.origin is None
 
     def chosen(self, step: Step) -> dict[str, list[int]]:
@@ -263,7 +270,7 @@ class Trainer:
         rows = self.sides["forget"].rows
         for at in step.forget:
             if rows[at].context:
-                rows[at] = self.contexts.renewed(rows[at], f"{self.config.seed} {index} {at} context")
+                rows[at] = self._contexts.renewed(rows[at], f"{self.config.seed} {index} {at} context")
 
     def read(self, taken: Sequence[TakenStep]) -> list[dict[str, float]]:
         """What the log has of some steps, in one transfer; see `read_steps`.
