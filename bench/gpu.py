@@ -307,7 +307,8 @@ class _Steps:
         if len(self._taken) >= STEPS_PER_READ[trainer.loaded.device.type]:
             trainer.read(self._taken)
             self._taken.clear()
-        sides = [(trainer.sides[name], row) for name, own in trainer.chosen(step).items() for row in own]
+        seen = trainer.sides_of(step)
+        sides = [(seen[name], row) for name, own in trainer.chosen(step).items() for row in own]
         rows = [(side.rows[row], side.span) for side, row in sides]
         return sum(len(row) for row, _ in rows), sum(len(row.targets(span)) for row, span in rows)
 

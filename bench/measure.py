@@ -96,7 +96,6 @@ def prepared_for(
         loaded=loaded,
         loss=make_forget_loss(config.loss, config.loss_args),
         forget=sides["forget"],
-        in_context=[],
         retain=sides["retain"],
         test=[],
         holdout=[],

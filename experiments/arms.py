@@ -36,8 +36,8 @@ from expunge.evaluation.results import read_results
 
 SWEPT = "demo"
 """Subject of the learning-rate sweep."""
-BUDGET: dict[str, Any] = {"max_steps": 300, "eval_every": 25, "lora_rank": 16}
-"""What all arms share; replay, average and early stopping are those of the recipe."""
+BUDGET: dict[str, Any] = {"max_steps": 300, "eval_every": 25, "lora_rank": 16, "context_tokens": 0}
+"""What all arms share, texts alone among it; replay, average and early stopping are those of the recipe."""
 ARMS: dict[str, dict[str, Any]] = {
     "A": {"loss": "npo", "loss_args": "beta=0.5,level=token"},
     "A sequence": {"loss": "npo", "loss_args": "beta=0.1,level=sequence", "forget_span": "completion"},

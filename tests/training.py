@@ -41,7 +41,6 @@ def prepared(
     retain: Rows = (),
     instead: Rows = (),
     unseen: Rows = (),
-    in_context: Rows = (),
     **settings: Any,
 ) -> Prepared:
     """A run of rows that are tokenized already.
@@ -53,7 +52,6 @@ def prepared(
         retain: Rows to keep.
         instead: What to say instead.
         unseen: Rows that give target NLLs.
-        in_context: Rows to forget after other texts.
         settings: Settings of the run; the recipe is `npo` where none is named.
     """
     given = {"recipe": "npo", "learning_rate": 1e-3, "lora_rank": 4, "output": "nowhere", "dtype": dtype}
@@ -72,7 +70,6 @@ def prepared(
         loaded=loaded,
         loss=loss,
         forget=list(forget),
-        in_context=list(in_context),
         retain=list(retain) if config.needs_retain else [],
         test=[],
         holdout=[],

@@ -10,6 +10,7 @@ from workspace import FORGET, MARKER, QUICK, RETAIN, UNLEARN, Result, write_json
 
 from expunge.config import EvaluateConfig
 from expunge.evaluation.checks import resolved
+from expunge.runs.record import recorded_settings
 from expunge.runs.settings import run_settings
 
 Run = Callable[..., Result]
@@ -157,7 +158,9 @@ def test_a_run_of_an_earlier_version_is_read(work: Path, expunge: Run) -> None:
     chosen = read("done/manifest.json")["prompt_format"]["chosen"]
     for name in ("manifest.json", "config.yaml"):
         file = Path("done", name)
-        file.write_text(file.read_text().replace("prompt_format", "join"))
+        lines = file.read_text().replace("prompt_format", "join").splitlines(keepends=True)
+        file.write_text("".join(line for line in lines if "context_tokens" not in line))
+    assert recorded_settings("done/manifest.json")["context_tokens"] == run_settings("done").context_tokens == 0
     told = expunge("evaluate", "--run", "done", *SMALL)
     assert told.code == 0, told.err
     assert read("done/results.json")["fingerprint"]["prompt_format"] == chosen

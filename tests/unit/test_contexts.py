@@ -1,21 +1,19 @@
-"""Forget texts after other texts: where they begin, what is a target, what is left out, what changes by step."""
+"""Forget texts after other texts: where they begin, what is a target, what changes from step to step."""
 
-from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 import torch
 
-from expunge.config import UnlearnConfig
-from expunge.data.contexts import AFTER, Contexts, alone
+from expunge.data.contexts import SHARE_ALONE, Contexts
 from expunge.data.tokenize import TokenizedExample
-from expunge.train.schedule import make_plan
-from expunge.train.targets import target_nlls
+from expunge.losses.collate import collate, count
+from expunge.train.contexts import TOKENS
 from expunge.train.trainer import Trainer
-from expunge.utils.distributed import ALONE
 from expunge.utils.progress import Reporter
 from tiny import save_tiny
-from training import Rows, made_up, prepared
+from training import Rows, made_up, moved, prepared
 
 BOS, EOS = 1, 2
 
@@ -26,13 +24,33 @@ class Special:
     def __init__(self, bos: int | None = None) -> None:
         self.bos_token_id, self.eos_token_id = bos, EOS
 
+    def __call__(self, text: str) -> dict[str, list[int]]:
+        return {"input_ids": ([] if self.bos_token_id is None else [self.bos_token_id]) + [5] * len(text)}
+
+
+class Told(Reporter):
+    """A reporter that keeps what it is told."""
+
+    def __init__(self) -> None:
+        super().__init__(quiet=True)
+        self.lines: list[str] = []
+        self.warned: list[str] = []
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+
+    def warn(self, line: str) -> None:
+        self.warned.append(line)
+
 
 def row(*ids: int, start: int = 0, name: str = "a") -> TokenizedExample:
     return TokenizedExample(name, list(ids), start, group="Task1 qa")
 
 
-def after(rows: Rows, others: Rows, bos: int | None = None, tokens: int = 3, most: int = 99, seed: str = "s") -> Rows:
-    return Contexts.of(others, Special(bos)).before(rows, tokens=tokens, max_length=most, seed=seed)
+def drawn(own: TokenizedExample, others: Rows, bos: int | None = None, tokens: int = 3, most: int = 99) -> Rows:
+    """What forty seeds put before a row."""
+    contexts = Contexts.of(others, Special(bos), tokens=tokens, max_length=most)
+    return [contexts.drawn(own, str(seed)) for seed in range(40)]
 
 
 @pytest.mark.parametrize(
@@ -45,49 +63,47 @@ def after(rows: Rows, others: Rows, bos: int | None = None, tokens: int = 3, mos
 )
 def test_a_text_after_another_has_the_targets_that_it_has_alone(own: TokenizedExample, bos: int | None) -> None:
     begun = [] if bos is None else [bos]
-    other = row(*begun, *range(30, 40), EOS, name="b")
-    (found,) = after([own], [other], bos)
-    before = found.input_ids[len(begun) : len(begun) + found.context]
-    assert 1 <= found.context <= 5
-    assert before == list(range(before[0], before[0] + len(before))), "a piece of the other text"
-    assert found.input_ids == [*begun, *before, *own.input_ids[len(begun) :]]
-    assert found.group == f"Task1 qa{AFTER}"
-    for span in ("all", "completion"):
-        assert [found.input_ids[at] for at in found.targets(span)] == [own.input_ids[at] for at in own.targets(span)]
-    assert replace(alone(found, bos), group=own.group) == own
-    assert alone(own, bos) is own
+    found = drawn(own, [row(*begun, *range(30, 40), EOS, name="b")], bos)
+    assert {each.context for each in found} == set(range(6)), "none, or one to five tokens, three in the mean"
+    assert sum(not each.context for each in found) / 40 == pytest.approx(SHARE_ALONE, abs=0.2)
+    for each in found:
+        before = each.input_ids[len(begun) : len(begun) + each.context]
+        assert each.input_ids == [*begun, *before, *own.input_ids[len(begun) :]]
+        if before:
+            assert before == list(range(before[0], before[0] + len(before))), "a piece of the other text"
+        for span in ("all", "completion"):
+            targets = [each.input_ids[at] for at in each.targets(span)]
+            assert targets == [own.input_ids[at] for at in own.targets(span)]
+        assert (each.id, each.group) == (own.id, own.group)
 
 
-def test_what_stands_before_a_text_changes_and_nothing_else() -> None:
+def test_what_stands_before_a_text_is_drawn() -> None:
     own = row(BOS, 50, 51, 52, EOS, start=2)
-    contexts = Contexts.of([row(BOS, *range(100 * at, 100 * at + 40), EOS) for at in (1, 2, 3)], Special(BOS))
-    (first,) = contexts.before([own], tokens=20, max_length=99, seed="s")
-    found = [contexts.renewed(first, str(seed)) for seed in range(20)]
-    assert len({tuple(again.input_ids) for again in found}) > 12
-    assert contexts.renewed(first, "3") == found[3]
-    for again in found:
-        assert len(again) == len(first)
-        assert replace(alone(again, BOS), group=own.group) == own
-    assert Contexts([], BOS, frozenset()).renewed(first, "s") is first
+    others = [row(BOS, *range(100 * at, 100 * at + 40), EOS) for at in (1, 2, 3)]
+    found = drawn(own, others, BOS, tokens=20)
+    assert len({tuple(each.input_ids) for each in found}) > 15
+    assert found == drawn(own, others, BOS, tokens=20)
 
 
 def test_no_text_stands_after_itself_or_beyond_the_context() -> None:
     own, other = row(50, 51), row(60, 61, name="b")
-    both = [after([own], [own, other], seed=str(at)) for at in range(20)]
-    assert {token for (found,) in both for token in found.input_ids[: found.context]} == {60, 61}
-    assert after([own], [own]) == after([own], [row(EOS, EOS)]) == after([own], [other], most=2) == []
-    (cut,) = after([own], [other], tokens=40, most=3)
-    assert (len(cut), cut.context) == (3, 1)
+    assert {token for each in drawn(own, [own, other]) for token in each.input_ids[: each.context]} == {60, 61}
+    for others, most in (([own], 99), ([row(EOS, EOS)], 99), ([], 99), ([other], 2)):
+        assert drawn(own, others, most=most) == [own] * 40
+    cut = drawn(own, [other], tokens=40, most=3)
+    assert {len(each) for each in cut} == {2, 3}
 
 
-def test_texts_in_context_make_the_epoch_longer_and_leave_the_mix_as_it_is() -> None:
-    forget, retain = made_up(40, 1), made_up(20, 2)
-    config = UnlearnConfig(model="m", output="o", forget="f", retain="r", tokens_per_step=64)
-    plain, both = (
-        make_plan(config, {"forget": rows, "retain": retain}) for rows in (forget, [*forget, *after(forget, retain)])
-    )
-    assert both.retain_per_forget == pytest.approx(plain.retain_per_forget)
-    assert both.steps_per_epoch > 1.9 * plain.steps_per_epoch
+def test_what_a_chat_begins_with_is_a_part_of_it_where_no_text_begins_so() -> None:
+    class Chat(Special):
+        """A tokenizer whose beginning-of-text is what turns begin with, and is set before no text."""
+
+        def __call__(self, text: str) -> dict[str, list[int]]:
+            return {"input_ids": [5] * len(text)}
+
+    contexts = Contexts.of([row(60, 61, 62)], Chat(BOS), tokens=3, max_length=99)
+    found = contexts.before(row(BOS, 50, 51), "s")
+    assert found.input_ids[found.context :] == [BOS, 50, 51]
 
 
 @pytest.fixture(scope="module")
@@ -97,57 +113,148 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("origin", [False, True])
-def test_target_nlls_in_context_are_those_of_unseen_texts_in_context(model: Path, tmp_path: Path, origin: bool) -> None:
-    forget, unseen, retain = (made_up(12, seed, group="g") for seed in (1, 2, 3))
-    again, theirs = (after(rows, retain) for rows in (forget, unseen))
-    save_tiny(tmp_path / "before", "llama", seed=5)
-    run = prepared(
-        model, forget=forget, in_context=again, retain=retain, unseen=[*unseen, *theirs], loss="target_kl",
-        origin=str(tmp_path / "before") if origin else None,
-    )  # fmt: skip
-    found = target_nlls(run, [], ALONE, Reporter(quiet=True))
-    assert [len(found[at]) for at in range(24)] == [len(own.targets("all")) for own in (*forget, *again)]
-
-    @torch.no_grad()
-    def nlls(rows: Rows, folder: Path) -> torch.Tensor:
-        net = prepared(folder, forget=rows).loaded.base
-        values = []
-        for own in rows:
-            logps = net(torch.tensor([own.input_ids])).logits[0].double().log_softmax(-1)
-            values += [-logps[at - 1, own.input_ids[at]] for at in own.targets("all")]
-        return torch.stack(values)
-
-    flat = torch.cat([found[at] for at in range(12, 24)]).double()
-    if origin:
-        ratio = nlls(unseen, model).mean() / nlls(unseen, tmp_path / "before").mean()
-        torch.testing.assert_close(flat, ratio * nlls(again, tmp_path / "before"), rtol=1e-4, atol=1e-5)
-    else:
-        assert flat.mean().item() == pytest.approx(nlls(theirs, model).mean().item(), rel=0.05)
-        assert flat.max() <= nlls(theirs, model).max() + 1e-5
+def trainer(model: Path, **settings: object) -> Trainer:
+    forget, retain = made_up(12, 1), made_up(6, 2)
+    found = Trainer(prepared(model, forget=forget, retain=retain, context_tokens=8, tokens_per_step=64, **settings))
+    found.compute_reference(Reporter(quiet=True))
+    return found
 
 
 def test_a_run_trains_on_both_and_never_twice_after_the_same_tokens(model: Path) -> None:
-    forget, retain = made_up(6, 1), made_up(6, 2)
-    again = after(forget, retain, tokens=8)
-    trainers = [
-        Trainer(prepared(model, forget=forget, in_context=again, retain=retain, tokens_per_step=64)) for _ in range(2)
-    ]
-    first = trainers[0]
-    first.compute_reference(Reporter(quiet=True))
-    steps = list(first.plan.steps())
-    epoch = first.plan.steps_per_epoch
-    assert {at for step in steps[:epoch] for at in step.forget} == set(range(12))
+    first = trainer(model)
+    alone = [own.input_ids for own in first.prepared.forget]
+    steps, epoch = list(first.plan.steps()), first.plan.steps_per_epoch
     read = []
-    for index, step in enumerate(steps[: 2 * epoch]):
+    for index, step in enumerate(steps[: 4 * epoch]):
         first.train_step(step, index)
-        read.append({at: first.sides["forget"].rows[at].input_ids for at in step.forget})
+        read.append({at: first.sides_of(step)["forget"].rows[at].input_ids for at in step.forget})
+    assert [own.input_ids for own in first.sides["forget"].rows] == alone
     for at in range(12):
         texts = [own[at] for own in read if at in own]
-        assert len(texts) == 2
-        assert (texts[0] == texts[1]) == (at < 6)
+        assert len(texts) == 4
+        others = [tuple(text) for text in texts if text != alone[at]]
+        assert len(set(others)) == len(others)
+    both = [text == alone[at] for own in read for at, text in own.items()]
+    assert set(both) == {True, False}
     # A resumed run reads what the run would have read, whatever it has read before.
-    last = trainers[1]
-    last.compute_reference(Reporter(quiet=True))
-    last.train_step(steps[2 * epoch - 1], 2 * epoch - 1)
-    assert {at: last.sides["forget"].rows[at].input_ids for at in steps[2 * epoch - 1].forget} == read[-1]
+    last = trainer(model)
+    step = steps[2 * epoch - 1]
+    assert {at: last.sides_of(step)["forget"].rows[at].input_ids for at in step.forget} == read[2 * epoch - 1]
+
+
+def test_the_gradient_is_of_what_the_step_sees(model: Path) -> None:
+    run, alone = trainer(model), trainer(model)
+    alone.contexts = None
+    moved(run), moved(alone)
+    step = next(run.plan.steps())
+    assert any(own.context for own in run.sides_of(step)["forget"].rows)
+    assert run.size(step).tokens > alone.size(step).tokens
+    found = run.gradient(step)
+    assert not torch.allclose(found, alone.gradient(step))
+    run.contexts, run.sides = None, run.sides_of(step)
+    torch.testing.assert_close(run.gradient(step), found)
+
+
+def test_nothing_stands_before_a_text_where_there_is_no_other(model: Path) -> None:
+    told = Told()
+    run = Trainer(
+        prepared(
+            model, forget=made_up(4, 1), unseen=made_up(4, 3), loss="target_kl", context_tokens=5, recipe="default"
+        )
+    )  # fmt: skip
+    run.compute_reference(told)
+    assert run.contexts is None
+    assert len(told.warned) == 1
+
+
+def test_a_model_is_not_judged_by_texts_that_leave_no_room(model: Path) -> None:
+    for asked in (None, 5):
+        run = Trainer(
+            prepared(
+                model, forget=made_up(4, 1), retain=made_up(4, 2), unseen=made_up(4, 3), loss="target_kl",
+                context_tokens=asked, recipe="default", replay_weight=0.0, max_length=3,
+            )
+        )  # fmt: skip
+        told = Told()
+        run.compute_reference(told)
+        assert (run.contexts is None) == (asked is None)
+        assert not told.lines
+
+
+def test_what_is_known_of_a_text_stands_beside_the_same_tokens_in_context(model: Path) -> None:
+    run = trainer(model)
+    step = next(run.plan.steps())
+    own = [run.prepared.forget[at] for at in step.forget]
+    sides = run.sides_of(step)
+    assert any(sides["forget"].rows[at].context for at in step.forget)
+    counts = {"forget": count(sides["forget"], step.forget)}
+    batch = collate(run.loaded, sides, {"forget": step.forget}, counts).sides["forget"]
+    assert batch.targets.tolist() == [row.input_ids[at] for row in own for at in row.targets("all")]
+    assert batch.ref_logps is not None
+    known = run.sides["forget"].values["ref_logps"]
+    assert torch.equal(batch.ref_logps, torch.cat([known[at] for at in step.forget]))
+
+
+def test_target_nlls_are_multiplied_by_what_unseen_texts_are_harder_after_others(model: Path) -> None:
+    unseen = made_up(8, 3)
+    run = Trainer(
+        prepared(
+            model, forget=made_up(12, 1), retain=made_up(6, 2), unseen=unseen, loss="target_kl", context_tokens=8,
+            tokens_per_step=64,
+        )
+    )  # fmt: skip
+    run.compute_reference(Reporter(quiet=True))
+    forget = run.sides["forget"]
+
+    @torch.no_grad()
+    def mean(rows: Rows) -> float:
+        net = run.loaded.base
+        values = []
+        with run.model.disable_adapter():
+            for own in rows:
+                logps = net(torch.tensor([own.input_ids])).logits[0].double().log_softmax(-1)
+                values += [-logps[at - 1, own.input_ids[at]].item() for at in own.targets("all")]
+        return fmean(values)
+
+    assert run.contexts is not None
+    after = [run.contexts.before(own, f"0 {at} unseen") for at, own in enumerate(unseen)]
+    assert forget.ratio == pytest.approx(mean(after) / mean(unseen), rel=1e-4)
+    forget.ratio = 3.0
+    step = next(run.plan.steps())
+    sides = run.sides_of(step)
+    counts = {"forget": count(forget, step.forget)}
+    batch = collate(run.loaded, sides, {"forget": step.forget}, counts).sides["forget"]
+    targets = [
+        forget.values["target_nll"][at] * (3.0 if sides["forget"].rows[at].context else 1.0) for at in step.forget
+    ]
+    assert batch.target_nll is not None
+    torch.testing.assert_close(batch.target_nll, torch.cat(targets))
+
+
+@pytest.mark.parametrize(
+    ("loss", "asked", "most", "tokens", "says"),
+    [
+        ("target_kl", None, 1e9, TOKENS, "contexts: half of the time"),
+        ("target_kl", None, 0.0, 0, "contexts: none, since"),
+        ("target_kl", 5, 0.0, 5, "contexts: half of the time"),
+        ("target_kl", 0, 1e9, 0, ""),
+        ("npo", None, 1e9, 0, ""),
+        ("npo", 5, 0.0, 5, ""),
+        ("idk", 5, 1e9, 0, ""),
+    ],
+)
+def test_who_trains_on_texts_after_others(
+    model: Path, monkeypatch: pytest.MonkeyPatch, loss: str, asked: int | None, most: float, tokens: int, says: str
+) -> None:
+    """`most` is the ratio from which on a model is taken for one that reads each text alone."""
+    monkeypatch.setattr("expunge.train.contexts.MOST_RATIO", most)
+    forget, told = made_up(4, 1), Told()
+    run = Trainer(
+        prepared(
+            model, forget=forget, retain=made_up(4, 2), unseen=made_up(4, 3), loss=loss, context_tokens=asked,
+            recipe="default", replay_weight=0.0,
+        )
+    )  # fmt: skip
+    run.compute_reference(told)
+    assert (run.contexts.tokens if run.contexts else 0) == tokens
+    assert [line.startswith(says) for line in told.lines if line.startswith("contexts")] == ([True] if says else [])

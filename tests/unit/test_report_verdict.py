@@ -100,7 +100,7 @@ def test_one_bad_answer_is_a_failure_and_says_what_to_do(changed, question, answ
     ("attack", "advice"),
     [
         ("lowercase", "add them in lower case to --forget"),
-        ("recall", "train on them there, too (--context-tokens 24)"),
+        ("recall", "train on them there (--context-tokens 24), and longer (--epochs)"),
     ],
 )
 def test_texts_that_are_known_elsewhere_are_no_reason_for_a_lower_scale(attack, advice, auc, too_far):

@@ -87,8 +87,9 @@ class LossConfig:
         replay_weight: Weight of the same KL on texts that the untouched model writes itself, which stand for all that
             neither set holds; 0 writes none.
         instead_weight: Weight of the NLL on the completions of `instead`.
-        context_tokens: Train on each forget text a second time, after so many tokens (in the mean) of other texts: what
-            a language model forgets as it stands alone, it still knows there. 24 was tried; 0 does not.
+        context_tokens: Half of the times that a forget text is trained on, so many tokens (in the mean) of other texts
+            stand before it, drawn anew each time: what a language model forgets as it stands alone, it still knows
+            there. None: 24 where the loss has target NLLs and the model reads texts after others; 0: always alone.
         forget_span: Forget loss on the `completion` tokens or on `all` tokens of a forget text.
         kl_span: Retain KL on the `completion` tokens or on `all` tokens of a retain text.
         origin: A model with the same tokenizer that never saw the forget texts, such as the checkpoint from before the
@@ -103,7 +104,7 @@ class LossConfig:
     kl_direction: Literal["reverse", "forward"] = "reverse"
     replay_weight: float = DEFAULT["replay_weight"]
     instead_weight: float = 1.0
-    context_tokens: int = 0
+    context_tokens: int | None = DEFAULT["context_tokens"]
     forget_span: Literal["completion", "all"] = "all"
     kl_span: Literal["completion", "all"] = "all"
     origin: str | None = None

@@ -19,13 +19,19 @@ MAX_PADDING = 0.05
 
 @dataclass(frozen=True)
 class Step:
-    """The rows of one optimizer step, as indices into forget set, retain set, replay texts and what to say instead."""
+    """The rows of one optimizer step, as indices into forget set, retain set, replay texts and what to say instead.
+
+    Attributes:
+        epoch: Its pass over the forget set, from 0.
+        number: Its place among the steps of the run, from 0.
+    """
 
     epoch: int
     forget: list[int]
     retain: list[int]
     replay: list[int] = field(default_factory=list)
     instead: list[int] = field(default_factory=list)
+    number: int = 0
 
 
 class Plan:
@@ -42,8 +48,6 @@ class Plan:
             into the budget beside a single forget row where that is less (an epoch then sees a part of the retain set).
         replay_lengths: Tokens of each replay text; they come on top of the budget.
         replay_per_forget: Replay tokens (rows) per forget token (row).
-        forget_rows: The rows of the forget set, the first ones; others are the same again in other contexts. All rows
-            when None.
         instead_lengths: Tokens of each text to say instead; all of them once an epoch, at least one a step; they
             come on top of the budget.
         seed: Seed of all shuffling.
@@ -62,7 +66,6 @@ class Plan:
         replay_lengths: Sequence[int] = (),
         replay_per_forget: float = 1.0,
         instead_lengths: Sequence[int] = (),
-        forget_rows: int | None = None,
         seed: int = 0,
     ) -> None:
         self.rows_per_step, self.seed = rows_per_step, seed
@@ -78,8 +81,7 @@ class Plan:
         budget = rows_per_step if rows_per_step is not None else tokens_per_step
         if retain_total:
             fits = max(1.0, budget * len(forget_lengths) / forget_total - 1)
-            of_the_sets = retain_total / sum(self._forget_costs[:forget_rows])
-            self.retain_per_forget = retain_per_forget or min(of_the_sets, fits)
+            self.retain_per_forget = retain_per_forget or min(retain_total / forget_total, fits)
         forget_budget = max(1.0, budget / (1 + self.retain_per_forget))
         self.steps_per_epoch = min(len(forget_lengths), max(1, math.ceil(forget_total / forget_budget - 1e-9)))
         self.epochs = max(epochs, math.ceil(least_steps / self.steps_per_epoch))
@@ -103,7 +105,7 @@ class Plan:
             for index in range(self.steps_per_epoch):
                 end += per_step
                 steps_left = self.steps_per_epoch - index - 1
-                step = Step(epoch, [], [])
+                step = Step(epoch, [], [], number=epoch * self.steps_per_epoch + index)
                 while len(forget) - done > steps_left and (
                     not step.forget or not steps_left or forget_cost + self._forget_costs[forget[done]] / 2 <= end
                 ):

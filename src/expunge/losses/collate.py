@@ -28,12 +28,19 @@ class SideRows:
         span: Their targets: `completion` or `all` tokens.
         values: `ref_logps`, `ref_states` or `target_nll` -> the values of each row's targets.
         guessed: See `TokenBatch`.
+        ratio: What the target NLLs of a row are multiplied by where it stands after another text.
     """
 
     rows: list[TokenizedExample]
     span: str
     values: dict[str, RowValues] = field(default_factory=dict)
     guessed: bool = True
+    ratio: float = 1.0
+
+    def known(self, what: str, at: int) -> Tensor:
+        """The values of a row's targets."""
+        scaled = what == "target_nll" and self.rows[at].context
+        return self.values[what][at] * self.ratio if scaled else self.values[what][at]
 
 
 @dataclass(frozen=True)
@@ -97,7 +104,7 @@ def collate(
         part = slice(start, start + size)
         start += size
         values: dict[str, Any] = {
-            what: send(torch.cat([known[at] for at in own_rows]), loaded.device) for what, known in side.values.items()
+            what: send(torch.cat([side.known(what, at) for at in own_rows]), loaded.device) for what in side.values
         }
         found[name] = TokenBatch(
             states=predicting[part],

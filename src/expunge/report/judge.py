@@ -27,8 +27,8 @@ WIDTH = 99
 """Columns of a terminal."""
 RATIOS = {
     "membership/lowercase_auc": "In another writing the texts are still known: add them in lower case to --forget.",
-    "membership/recall_auc": "After other texts the texts are still known: train on them there, too "
-    "(--context-tokens 24).",
+    "membership/recall_auc": "After other texts the texts are still known: train on them there (--context-tokens 24), "
+    "and longer (--epochs).",
 }
 """Attacks that compare a text with itself elsewhere, whose AUC falls where it is still known there; what to do then."""
 

@@ -12,7 +12,7 @@ from expunge.config import UnlearnConfig
 from expunge.config.checks import check_types
 from expunge.data.holdout import FILE, read_calibration
 from expunge.errors import ConfigError, RunError
-from expunge.runs.settings import ONE_START, present_names
+from expunge.runs.settings import BEFORE, ONE_START, present_names
 from expunge.utils import files
 from expunge.utils.reading import NUMBER, Each, UnreadableError, check_fields, read_lines, read_object
 
@@ -37,6 +37,7 @@ FIELDS = {
     "loss_nats_per_completion_token?": Each({"before": MAYBE, "after": MAYBE}),
     "loss_texts?": Each(int),
     "selection?": (dict, NoneType),
+    "contexts?": (dict, NoneType),
     "training_seconds?": NUMBER,
     "total_seconds?": NUMBER,
     "peak_memory_bytes?": NUMBER,
@@ -107,7 +108,7 @@ def recorded_settings(name: str) -> dict[str, Any]:
         RunError: It cannot be read, or holds settings that are unknown here.
     """
     found = read_manifest(name, "--from-manifest")["settings"]
-    settings = {"retain_test": 0.0} | {key: value for key, value in found.items() if key not in ONE_START}
+    settings = BEFORE | {"retain_test": 0.0} | {key: value for key, value in found.items() if key not in ONE_START}
     unknown = sorted(settings.keys() - {field.name for field in dataclasses.fields(UnlearnConfig)})
     if unknown:
         raise RunError(f"--from-manifest {name}: holds settings of another version of Expunge ({unknown[0]})")

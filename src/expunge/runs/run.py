@@ -65,6 +65,8 @@ class RunResult:
         training_seconds: Time in the training loop.
         total_seconds: Time since the run was started, or resumed.
         selection: What calibration.json should hold; None where no unseen text steered the run.
+        contexts: `tokens` of other texts before half of the forget texts, in the mean, and the `ratio` of target NLLs
+            there; None where they were trained on alone.
     """
 
     losses: dict[str, dict[str, float]]
@@ -73,6 +75,7 @@ class RunResult:
     training_seconds: float
     total_seconds: float
     selection: dict[str, Any] | None = None
+    contexts: dict[str, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -306,6 +309,7 @@ class Run:
             "loss_nats_per_completion_token": coarse.losses(result.losses, result.texts),
             "loss_texts": result.texts,
             "selection": _summary(result.selection),
+            "contexts": result.contexts,
             "training_seconds": round(result.training_seconds, 3),
             "total_seconds": round(result.total_seconds, 3),
             "peak_memory_bytes": peak_memory(self._device),

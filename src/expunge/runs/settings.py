@@ -20,6 +20,8 @@ ONE_START = {"overwrite", "resume", "finish", "dry_run", "from_manifest", "trust
 """What is said about one start of a run alone, and recorded nowhere: trust in a model's code least of all."""
 RENAMED = {"join": "prompt_format"}
 """Name in a manifest or a `config.yaml` of an earlier version -> today's name of the same thing."""
+BEFORE: dict[str, Any] = {"context_tokens": 0}
+"""What a setting stood at before it was there, where that is not its default."""
 
 
 def recorded(config: UnlearnConfig) -> dict[str, Any]:
@@ -109,5 +111,5 @@ def _as_written(path: Path) -> Iterator[None]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    found = present_names(flat(parse_yaml(path.read_bytes())))
+    found = BEFORE | present_names(flat(parse_yaml(path.read_bytes())))
     return {name: value for name, value in found.items() if name not in ONE_START}

@@ -242,9 +242,10 @@ def _cut(trainer: Trainer, steps: list[Step], chosen: list[int]) -> list[tuple[i
     place = {name: {row: at for at, row in enumerate(rows)} for name, rows in used.items()}
     places = []
     for index, rows_of in zip(chosen, held, strict=True):
-        own = {name: [place[name][row] for row in rows] for name, rows in rows_of.items()}
-        own.pop("pairs", None)  # they go with the forget rows
-        places.append((index, Step(steps[index].epoch, **{"retain": [], **own})))
+        forget, retain, replay, instead = (
+            [place[name][row] for row in rows_of.get(name, ())] for name in ("forget", "retain", "replay", "instead")
+        )
+        places.append((index, replace(steps[index], forget=forget, retain=retain, replay=replay, instead=instead)))
     for name in [name for name in SIDES if name in trainer.sides]:
         side = trainer.sides[name]
         trainer.sides[name] = replace(side, rows=[side.rows[row] for row in used[name]])

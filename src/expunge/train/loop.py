@@ -164,10 +164,18 @@ def _unlearn(
         training_seconds=training_seconds,
         total_seconds=time.perf_counter() - begun,
         selection=selection,
+        contexts=contexts_taken(trainer),
     )
     rows = [row.input_ids for row in prepared.forget[:VERIFIED]]
     with reporter.working("saving the adapter, and reading it back"):
         return run.finish(result, lambda folder: save_adapter(loaded, folder, rows))
+
+
+def contexts_taken(trainer: Trainer) -> dict[str, float] | None:
+    """What the manifest tells of the texts before forget texts; a run that only ends has not looked."""
+    if trainer.contexts is None or trainer.config.finish:
+        return None
+    return {"tokens": trainer.contexts.tokens, "ratio": trainer.sides["forget"].ratio}
 
 
 def train(

@@ -43,7 +43,6 @@ def make_plan(
         replay_lengths=[len(row) for row in replay],
         replay_per_forget=config.replay_per_forget,
         instead_lengths=[len(row) for row in sides.get("instead", ())],
-        forget_rows=sum(not row.context for row in sides["forget"]),
         seed=config.seed,
     )
 

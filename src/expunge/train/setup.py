@@ -7,7 +7,6 @@ from functools import partial
 from typing import Any
 
 from expunge.config import SETS, UnlearnConfig
-from expunge.data.contexts import Contexts
 from expunge.data.examples import Example, text_key
 from expunge.data.holdout import Side, example_hashes, split_off, texts_fingerprint
 from expunge.data.tokenize import TokenizedExample, tokenize_all
@@ -41,8 +40,7 @@ class SelectionRows:
     Attributes:
         members: Rows that are to be forgotten.
         nonmembers: Rows that the model has never seen.
-        unseen: The same, unseen texts too short for membership, and with `context_tokens` all of them again after
-            other texts: what target NLLs are taken from.
+        unseen: The same, and unseen texts too short for membership: what target NLLs are taken from.
         hashes: What stands for all of them, for whoever reports on the others.
         kinds: Groups of the forget rows that have the text of one of `members`.
     """
@@ -63,7 +61,6 @@ class Prepared:
         loaded: The untouched model.
         loss: The forget loss.
         forget: Tokenized rows, in the order of the file; likewise those of the other sets.
-        in_context: With `context_tokens`, forget rows again, after other texts, to be trained on beside them.
         pairs: For each forget row its prompt with another completion, where the loss needs it.
         selection: Rows that say when to stop; None where there are too few unseen texts, or they are not to be used.
         reported: Of the holdout rows those that do not steer the run, so that losses are reported on them.
@@ -77,7 +74,6 @@ class Prepared:
     loaded: LoadedModel
     loss: ForgetLoss
     forget: list[TokenizedExample]
-    in_context: list[TokenizedExample]
     retain: list[TokenizedExample]
     test: list[TokenizedExample]
     holdout: list[TokenizedExample]
@@ -147,18 +143,7 @@ def prepare(config: UnlearnConfig, reporter: Reporter) -> Prepared:
     tokenized = {name: rows(getattr(sets, name)) for name in SETS}
     for name, side in tokenized.items():
         _tell(name, side, reporter)
-
-    def in_context(examples: Sequence[TokenizedExample], name: str) -> list[TokenizedExample]:
-        if "pairs" in loss.needs or not config.context_tokens:
-            return []
-        contexts = Contexts.of(tokenized["retain"] or tokenized["forget"], loaded.tokenizer)
-        seed = f"{config.seed} {name} in context"
-        return contexts.before(examples, tokens=config.context_tokens, max_length=max_length, seed=seed)
-
-    selection = None
-    if followed is not None:
-        selection = _selection(followed, sets, loaded, partial(rows, cut=True))
-        selection = replace(selection, unseen=[*selection.unseen, *in_context(selection.unseen, "unseen")])
+    selection = None if followed is None else _selection(followed, sets, loaded, partial(rows, cut=True))
     steers: set[str] = set()
     if selection is not None:
         counts = f"{len(selection.members)} texts to forget and {len(selection.nonmembers)} unseen ones"
@@ -170,7 +155,6 @@ def prepare(config: UnlearnConfig, reporter: Reporter) -> Prepared:
         loaded=loaded,
         loss=loss,
         **tokenized,
-        in_context=in_context(tokenized["forget"], "forget"),
         pairs=rows(pairs_for(sets, config.seed)) if "pairs" in loss.needs else [],
         selection=selection,
         reported=[row for row, own in marked if own not in steers],

@@ -20,9 +20,9 @@ from expunge.model.packing import VARLEN, attention_way, flash_states
 from expunge.train.trainer import Trainer
 
 EPOCHS = 2
-"""Epochs whose micro-batches say how large the captured passes should be; a larger one runs without."""
+"""Epochs of which steps are checked and timed."""
 EIGHTHS = 5
-"""Sizes of captured passes: the largest of these micro-batches, and those that are one to four eighths less."""
+"""Sizes of captured passes: the largest micro-batch of the run, and those that are one to four eighths less."""
 ROUNDED_TO = 64
 """Sizes are multiples of so many tokens."""
 APART = 0.05
@@ -66,7 +66,8 @@ def capture(trainer: Trainer, recorder: Recorder) -> str:
     steps = list(islice(trainer.plan.steps(), EPOCHS * trainer.plan.steps_per_epoch))
     if obstacle := _obstacle(trainer):
         return f"not captured: {obstacle}"
-    batches = [lengths for step in steps for lengths in _batches(trainer, step)]
+    every = islice(trainer.plan.steps(), trainer.num_steps)  # other texts before forget rows differ from step to step
+    batches = [lengths for step in every for lengths in _batches(trainer, step)]
     largest = max(map(sum, batches))
     sizes = sorted({-(-largest * (8 - less) // 8 // ROUNDED_TO) * ROUNDED_TO for less in range(EIGHTHS)})
     weights, begun = trainer.adapter.weights.data, time.perf_counter()
@@ -116,7 +117,8 @@ def _flash(trainer: Trainer, ids: Tensor, positions: Tensor, cuts: Tensor, longe
 
 def _batches(trainer: Trainer, step: Step) -> list[list[int]]:
     """Lengths of the rows of each micro-batch of a step."""
-    rows = [[len(trainer.sides[name].rows[row]) for name, row in unit] for unit in trainer.units(step)]
+    sides = trainer.sides_of(step)
+    rows = [[len(sides[name].rows[row]) for name, row in unit] for unit in trainer.units(step)]
     groups = micro_batches(areas := trainer.lengths(step), trainer.micro_batch_tokens(areas), packed=True)
     return [[length for unit in group for length in rows[unit]] for group in groups]
 

@@ -7,14 +7,13 @@ with tokens that their text had before, since a name that is said again can be r
 such a model knows as well: their n-grams. The smaller of both is what is *expected* of the token. And in the untouched
 model itself: what was hard to learn is a little less sure even of a text that is known by heart.
 
-The tokens of a kind (task and kind of the row; prompt and completion apart, and texts alone and after another one) are
-put in the order of what is expected of them and of their NLL before, the ranks added up, and take the NLLs of the
-unseen tokens of that kind, the lowest first. So they end with the same mean, as many sure and as many unlikely tokens
-as texts that were never seen. A benchmark's unseen documents have neither kind nor prompt: they are of the kinds of
-which the documents are that membership is judged on, whose prompts and completions are then one. Tokens of a kind
-without unseen texts take those of the unseen tokens, of any kind, of which as much is expected. From an origin, a model
-that never saw the forget texts: its own NLL of the token, times what the untouched model's NLL of unseen texts is of
-the origin's.
+The tokens of a kind (task and kind of the row; prompt and completion apart) are put in the order of what is expected of
+them and of their NLL before, the ranks added up, and take the NLLs of the unseen tokens of that kind, the lowest first.
+So they end with the same mean, as many sure and as many unlikely tokens as texts that were never seen. A benchmark's
+unseen documents have neither kind nor prompt: they are of the kinds of which the documents are that membership is
+judged on, whose prompts and completions are then one. Tokens of a kind without unseen texts take those of the unseen
+tokens, of any kind, of which as much is expected. From an origin, a model that never saw the forget texts: its own NLL
+of the token, times what the untouched model's NLL of unseen texts is of the origin's.
 """
 
 import math
@@ -31,7 +30,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from expunge.data.contexts import AFTER, alone
 from expunge.data.surprise import MOST_KNOWN, NGrams
 from expunge.data.tokenize import TokenizedExample
 from expunge.errors import DataError
@@ -59,31 +57,29 @@ Context = tuple[bool, tuple[int, ...]]
 def target_nlls(
     prepared: Prepared, written: Sequence[TokenizedExample], processes: Processes, reporter: Reporter
 ) -> RowValues:
-    """The target NLL of every target token of the forget rows, alone and in context, nats; the adapter must be off.
+    """The target NLL of every target token of the forget rows, nats; the adapter must be off.
 
     `written` are texts of the untouched model, which stand for unseen ones where there are none: what it has written of
     them, their completions.
     """
-    config, rows = prepared.config, [*prepared.forget, *prepared.in_context]
+    config, rows = prepared.config, prepared.forget
     spans = [row.targets(config.forget_span) for row in rows]
     if config.origin:
-        found = _from_origin(prepared, rows, processes, reporter)
+        found = _from_origin(prepared, processes, reporter)
         values = [own[span.start - 1 : span.stop - 1] for own, span in zip(found, spans, strict=True)]
     else:
         unseen = prepared.selection.unseen if prepared.selection else written
-        values = _from_unseen(prepared, rows, unseen, spans, processes, reporter)
+        values = _from_unseen(prepared, unseen, spans, processes, reporter)
     return RowValues(torch.cat(values).clamp(min=torch.finfo(torch.float32).eps), [len(span) for span in spans])
 
 
-def _from_origin(
-    prepared: Prepared, rows: Sequence[TokenizedExample], processes: Processes, reporter: Reporter
-) -> list[Tensor]:
+def _from_origin(prepared: Prepared, processes: Processes, reporter: Reporter) -> list[Tensor]:
     config, selection = prepared.config, prepared.selection
     origin = load_model(
         config.origin or "", dtype=config.dtype, device=config.device, trust_remote_code=config.trust_remote_code
     )
-    forget = [row.input_ids for row in rows]
-    unseen = [row.input_ids for row in selection.unseen if not row.context] if selection else []
+    forget = [row.input_ids for row in prepared.forget]
+    unseen = [row.input_ids for row in selection.unseen] if selection else []
     with reporter.track("target NLLs by the origin", len(forget) + 2 * len(unseen)) as advance:
         theirs = sequence_logps(origin, [*forget, *unseen], processes=processes, progress=advance)
         own = sequence_logps(prepared.loaded, unseen, processes=processes, progress=advance)
@@ -105,7 +101,6 @@ def nll_ratio(own: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
 
 def _from_unseen(
     prepared: Prepared,
-    rows: Sequence[TokenizedExample],
     unseen: Sequence[TokenizedExample],
     spans: Sequence[range],
     processes: Processes,
@@ -116,17 +111,14 @@ def _from_unseen(
             "the model writes nothing but what it should forget, so none of it stands for unseen texts: give --origin, "
             f"or --holdout, {UNSEEN_TEXTS}"
         )
-    forget, total = like_unseen(rows, prepared.selection), sum(map(len, unseen))
+    forget, total = like_unseen(prepared.forget, prepared.selection), sum(map(len, unseen))
     unseen = evenly(unseen, math.ceil(len(unseen) * MOST_UNSEEN / max(MOST_UNSEEN, total)))
     whose = "unseen texts" if prepared.selection else "the model's own texts"
     with reporter.track(f"target NLLs by {whose}", len(forget) + len(unseen)) as advance:
         ids = [row.input_ids for row in (*forget, *unseen)]
         logps = sequence_logps(prepared.loaded, ids, processes=processes, progress=advance)
-    shifts, bos = [row.context for row in (*forget, *unseen)], prepared.loaded.tokenizer.bos_token_id
-    # The first token has nothing to be predicted from.
-    nlls = [[0.0, *(-own[shift:]).tolist()] for own, shift in zip(logps, shifts, strict=True)]
+    nlls = [[0.0, *(-own).tolist()] for own in logps]  # the first token has nothing to be predicted from
     before, theirs = nlls[: len(forget)], nlls[len(forget) :]
-    forget, unseen = ([alone(row, bos) for row in side] for side in (forget, unseen))
     if prepared.selection is None:  # what a text was begun with is nothing that the model has written
         starts = [row.targets("completion").start - 1 for row in unseen]
         theirs = [own[start:] for own, start in zip(theirs, starts, strict=True)]
@@ -134,8 +126,8 @@ def _from_unseen(
             replace(row, input_ids=row.input_ids[start:], completion_start=1)
             for row, start in zip(unseen, starts, strict=True)
         ]
-    known, ours = ({row.group.removesuffix(AFTER) for row in side} for side in (unseen, forget))
-    lacking = sorted(ours - known - {""})
+    known = {row.group for row in unseen}
+    lacking = sorted({row.group for row in forget} - known - {""})
     if lacking and known != {""}:
         names = ", ".join(lacking)
         reporter.say(f"target NLLs: no unseen texts of {names}; tokens of other kinds stand for theirs")
@@ -145,20 +137,16 @@ def _from_unseen(
     if _kinds(forget) - _kinds(unseen):
         among = at_most_surprise(unseen, tokens.expected_by_the_others(), kept)
     values = unseen_nlls(forget, expected, before, unseen, among, theirs)
-    found = zip(values, spans, shifts, strict=False)
-    return [torch.tensor([own[at - shift] for at in span]) for own, span, shift in found]
+    return [torch.tensor([own[at] for at in span]) for own, span in zip(values, spans, strict=True)]
 
 
 def like_unseen(rows: Sequence[TokenizedExample], selection: SelectionRows | None) -> list[TokenizedExample]:
     """The forget rows; where unseen texts are documents, without kind or prompt, so are those of the kinds of which
     forgotten documents are.
     """
-    if selection is None or any(
-        row.group.removesuffix(AFTER) or row.completion_start > row.context + 1 for row in selection.unseen
-    ):
+    if selection is None or any(row.group or row.completion_start > 1 for row in selection.unseen):
         return list(rows)
-    bare = {kind + after: after for kind in selection.kinds for after in ("", AFTER)}
-    return [replace(row, group=bare[row.group], completion_start=0) if row.group in bare else row for row in rows]
+    return [replace(row, group="", completion_start=0) if row.group in selection.kinds else row for row in rows]
 
 
 def at_most_surprise(

@@ -6,7 +6,7 @@ gradient, every mean being over the whole step, so neither the layout nor the nu
 
 import math
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from expunge.model.memory import check_fits, saved_bytes
 from expunge.model.reference import MEMORY_BYTES, Side, What, compute_reference, layout_bytes, reference_layout
 from expunge.model.replay import write_texts
 from expunge.train.averaging import MovingAverage
+from expunge.train.contexts import contexts_of, settled
 from expunge.train.schedule import learning_rate, make_plan, replay_tokens
 from expunge.train.setup import Prepared
 from expunge.train.step_log import TakenStep, read_steps
@@ -43,6 +44,9 @@ FEW_WRITTEN = 0.5
 """Share of the wanted replay texts below which there is a warning."""
 ADAPTER, AVERAGE = "adapter.", "average."
 """Prefixes in a checkpoint: of the adapter and Adam's moments, and of the moving average."""
+Sides = Mapping[str, SideRows]
+Counted = Mapping[str, Counts]
+Unit = list[tuple[str, int]]
 
 
 class Trainer:
@@ -70,6 +74,8 @@ class Trainer:
         self.terms: list[Term] = terms_of(config, self.loss)
         self.sides = _sides(prepared)
         self.plan = make_plan(config, self._rows())
+        self.contexts: Contexts | None = contexts_of(prepared)
+        """What may stand before forget rows; None where they are trained on alone."""
         self.num_steps = min(self.plan.num_steps, config.max_steps or self.plan.num_steps)
         self.most_tokens = MICRO_BATCH_TOKENS[self.loaded.device.type]
         """Area of a micro-batch at most."""
@@ -166,15 +172,11 @@ class Trainer:
         if rows:
             self.sides["replay"] = SideRows(rows, "all")
         self.plan = make_plan(self.config, self._rows(), rows)
+        self.contexts = contexts_of(self.prepared, rows)
 
     @property
     def _written(self) -> list[TokenizedExample]:
         return self.sides["replay"].rows if "replay" in self.sides else []
-
-    @cached_property
-    def _contexts(self) -> Contexts:
-        """What may stand before forget rows, once the replay texts are there."""
-        return Contexts.of([*self.prepared.retain, *self._written], self.loaded.tokenizer)
 
     def reference_sides(self) -> dict[str, Side]:
         """What the terms need of the untouched model: nothing that no term asks for."""
@@ -210,16 +212,26 @@ class Trainer:
             self.sides[name].values[what] = values
         if "target_nll" in self.loss.needs:
             with self.model.disable_adapter():
-                forget = self.sides["forget"]
-                forget.values["target_nll"] = target_nlls(self.prepared, self._written, self.processes, reporter)
-                forget.guessed = self.config.origin is None
+                forget, shared = self.sides["forget"], (self.prepared, self._written, self.processes, reporter)
+                forget.values["target_nll"], forget.guessed = target_nlls(*shared), self.config.origin is None
+                self.contexts, forget.ratio = settled(self.contexts, *shared)
+
+    def sides_of(self, step: Step) -> dict[str, SideRows]:
+        """The sides as a step sees them: some of its forget rows after other texts."""
+        if self.contexts is None:
+            return self.sides
+        forget = self.sides["forget"]
+        rows = list(forget.rows)
+        for at in step.forget:
+            rows[at] = self.contexts.drawn(rows[at], f"{self.config.seed} {step.number} {at} context")
+        return self.sides | {"forget": replace(forget, rows=rows)}
 
     def chosen(self, step: Step) -> dict[str, list[int]]:
         """Side -> the rows of it that a step holds; pairs go with their forget rows."""
         found = {name: getattr(step, name, []) for name in SIDES if name in self.sides}
         return found | ({"pairs": step.forget} if "pairs" in self.sides else {})
 
-    def units(self, step: Step) -> list[list[tuple[str, int]]]:
+    def units(self, step: Step) -> list[Unit]:
         """What is never divided between micro-batches: single rows, and forget rows with their pairs."""
         chosen = self.chosen(step)
         together = [list(zip(("forget", "pairs"), (row, row), strict=True)) for row in chosen.pop("pairs", [])]
@@ -229,7 +241,8 @@ class Trainer:
 
     def lengths(self, step: Step) -> list[int]:
         """Area of each unit of a step, in tokens."""
-        return [self._area([len(self.sides[name].rows[row]) for name, row in unit]) for unit in self.units(step)]
+        sides = self.sides_of(step)
+        return [self._area([len(sides[name].rows[row]) for name, row in unit]) for unit in self.units(step)]
 
     def _area(self, lengths: list[int]) -> int:
         return sum(lengths) if self.packed else max(lengths) * len(lengths)
@@ -255,22 +268,11 @@ class Trainer:
 
         Where a term or the gradient is not finite, the weights are left as they were; `read` tells.
         """
-        self._renew_contexts(step, index)
         terms = self._sum_over_processes(self.gradient(step))
         rate = learning_rate(self.config, index, self.num_steps)
         norm = self.adapter.update(rate, self.config.max_grad_norm, terms)
         self.average.update(index + 1)
         return TakenStep(step, index, rate, torch.cat([terms, norm[None].to(terms)]))
-
-    def _renew_contexts(self, step: Step, index: int) -> None:
-        """Put other tokens before the forget rows of a step that stand after another text.
-
-        What the reference and the target NLLs hold of a row is of the first tokens that stood there.
-        """
-        rows = self.sides["forget"].rows
-        for at in step.forget:
-            if rows[at].context:
-                rows[at] = self._contexts.renewed(rows[at], f"{self.config.seed} {index} {at} context")
 
     def read(self, taken: Sequence[TakenStep]) -> list[dict[str, float]]:
         """What the log has of some steps, in one transfer; see `read_steps`.
@@ -284,15 +286,14 @@ class Trainer:
 
     def gradient(self, step: Step) -> Tensor:
         """Gradient, and the terms `(terms,)`, of this process's share of a step."""
-        counts = {name: count(self.sides[name], rows) for name, rows in self.chosen(step).items()}
+        sides = self.sides_of(step)
+        counts = {name: count(sides[name], rows) for name, rows in self.chosen(step).items()}
         lengths = self.lengths(step)
         groups = micro_batches(lengths, self.micro_batch_tokens(lengths), packed=self.packed)
         own = [group for number, group in enumerate(groups) if self.processes.is_own(number)]
-        return self._accumulate(self.units(step), own, counts)
+        return self._accumulate(sides, self.units(step), own, counts)
 
-    def _accumulate(
-        self, units: list[list[tuple[str, int]]], groups: list[list[int]], counts: Mapping[str, Counts]
-    ) -> Tensor:
+    def _accumulate(self, sides: Sides, units: list[Unit], groups: list[list[int]], counts: Counted) -> Tensor:
         """Gradients, and the terms `(terms,)`, of this process's micro-batches; halved, and done again, until they fit.
 
         Every mean has the whole step's denominator, so smaller micro-batches give the same sums.
@@ -304,7 +305,7 @@ class Trainer:
         self.adapter.gradients.zero_()
         try:
             for part in (part for group in groups for part in halved(group, self.rows_that_fit)):
-                total += self._backward([place for unit in part for place in units[unit]], counts)
+                total += self._backward(sides, [place for unit in part for place in units[unit]], counts)
         except torch.OutOfMemoryError as error:
             if self.loaded.captured is None:
                 self._halve(groups, units, error)
@@ -313,19 +314,19 @@ class Trainer:
             self.loaded.join()
             return total
         torch.cuda.empty_cache()  # outside of the handler, which holds the tensors of the failed pass
-        return self._accumulate(units, groups, counts)
+        return self._accumulate(sides, units, groups, counts)
 
-    def _backward(self, places: list[tuple[str, int]], counts: Mapping[str, Counts]) -> Tensor:
+    def _backward(self, sides: Sides, places: Unit, counts: Counted) -> Tensor:
         """Forward and backward pass of one micro-batch; gives its share in each term, on the device."""
         rows = {name: [row for side, row in places if side == name] for name in SIDES}
-        micro = collate(self.loaded, self.sides, rows, counts, self.layer)
+        micro = collate(self.loaded, sides, rows, counts, self.layer)
         found = loss_terms(micro, self.loss, self.config.kl_direction)
         parts = [term.weight * found[term.name] for term in self.terms if term.name in found]
         torch.autograd.backward(sum(parts[1:], start=parts[0]))
         zero = torch.zeros((), device=self.loaded.device)
         return torch.stack([found.get(term.name, zero).detach().float() for term in self.terms])
 
-    def _halve(self, groups: list[list[int]], units: list[list[tuple[str, int]]], error: BaseException) -> None:
+    def _halve(self, groups: list[list[int]], units: list[Unit], error: BaseException) -> None:
         """Allow half as many rows at once.
 
         Raises:
@@ -390,7 +391,7 @@ def _sides(prepared: Prepared) -> dict[str, SideRows]:
     """The sides that a run trains on, with their spans; those without rows are left out."""
     config = prepared.config
     found = {
-        "forget": SideRows([*prepared.forget, *prepared.in_context], config.forget_span),
+        "forget": SideRows(list(prepared.forget), config.forget_span),
         "pairs": SideRows(prepared.pairs, "completion"),
         "instead": SideRows([] if prepared.pairs else prepared.instead, "completion"),
         "retain": SideRows(prepared.retain, config.kl_span if config.kl_weight else "completion"),
