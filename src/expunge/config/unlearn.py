@@ -89,7 +89,8 @@ class LossConfig:
         instead_weight: Weight of the NLL on the completions of `instead`.
         context_tokens: Half of the times that a forget text is trained on, so many tokens (in the mean) of other texts
             stand before it, drawn anew each time: what a language model forgets as it stands alone, it still knows
-            there. None: 24 where the loss has target NLLs and the model reads texts after others; 0: always alone.
+            there. None: 24 where the loss has target NLLs and unseen texts show that the model reads texts after
+            others; 0: always alone.
         forget_span: Forget loss on the `completion` tokens or on `all` tokens of a forget text.
         kl_span: Retain KL on the `completion` tokens or on `all` tokens of a retain text.
         origin: A model with the same tokenizer that never saw the forget texts, such as the checkpoint from before the

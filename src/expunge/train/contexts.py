@@ -34,46 +34,45 @@ def contexts_of(prepared: Prepared, written: Sequence[TokenizedExample] = ()) ->
 
 
 def settled(
-    contexts: Contexts | None,
-    prepared: Prepared,
-    written: Sequence[TokenizedExample],
-    processes: Processes,
-    reporter: Reporter,
+    contexts: Contexts | None, prepared: Prepared, processes: Processes, reporter: Reporter
 ) -> tuple[Contexts | None, float]:
     """The contexts, and what target NLLs are multiplied by in them; the adapter must be off.
 
-    That is an unseen text's NLL after other texts over its NLL alone, by the untouched model. Where it is high and the
-    settings do not ask for contexts, there are none: the model reads each text alone, and training on others moves it.
+    That is an unseen text's NLL after other texts over its NLL alone, by the untouched model. Where the settings do not
+    ask for contexts, there are none if it is high (the model reads each text alone, and training on others moves it),
+    or if no unseen text tells it: the model's own texts are likeliest where it wrote them.
 
     Args:
         contexts: What may stand before forget rows.
         prepared: The run.
-        written: Texts of the untouched model, which stand for unseen ones where there are none.
         processes: Those that share the work.
         reporter: Told what was found.
     """
-    unseen, span = (prepared.selection.unseen, "all") if prepared.selection else (written, "completion")
+    asked = prepared.config.context_tokens is not None
     if contexts is None:
         if prepared.config.context_tokens:
             reporter.warn("--context-tokens: there are no texts to keep or to replay, so none can stand before others")
         return None, 1.0
-    pairs = [
-        (row, contexts.before(row, f"{prepared.config.seed} {at} unseen"))
-        for at, row in enumerate(evenly(unseen, MOST_TEXTS))
-    ]
-    unseen, after = ([pair[at] for pair in pairs if pair[1].context] for at in (0, 1))
-    if not unseen:
-        return (contexts if prepared.config.context_tokens else None), 1.0
-    ids = [row.input_ids for row in (*unseen, *after)]
-    with reporter.track("unseen texts after others", len(ids)) as advance:
-        logps = sequence_logps(prepared.loaded, ids, processes=processes, progress=advance)
-    alone, behind = (
-        [own[row.targets(span).start - 1 :] for own, row in zip(side, rows, strict=True)]
-        for side, rows in ((logps[: len(unseen)], unseen), (logps[len(unseen) :], after))
-    )
-    ratio = nll_ratio(behind, alone)
+    unseen = evenly(prepared.selection.unseen, MOST_TEXTS) if prepared.selection else []
+    placed = [contexts.before(row, f"{prepared.config.seed} {at} unseen") for at, row in enumerate(unseen)]
+    pairs = [(own, row) for own, row in zip(unseen, placed, strict=True) if row.context]
+    if not pairs:
+        if not asked:
+            reporter.say(
+                "contexts: none: without unseen texts nothing says whether the model reads texts after others "
+                "(--context-tokens 24 trains on them)"
+            )
+        return (contexts if asked else None), 1.0
+    with reporter.track("unseen texts after others", 2 * len(pairs)) as advance:
+        alone, behind = (
+            sequence_logps(
+                prepared.loaded, [pair[at].input_ids for pair in pairs], processes=processes, progress=advance
+            )
+            for at in (0, 1)
+        )
+    ratio = nll_ratio([own[row.context :] for own, (_, row) in zip(behind, pairs, strict=True)], alone)
     found = f"an unseen text's NLL is {ratio:.2f} times as high after other texts"
-    if prepared.config.context_tokens is None and ratio > MOST_RATIO:
+    if not asked and ratio > MOST_RATIO:
         reporter.say(f"contexts: none, since {found}: the model reads each text alone (--context-tokens)")
         return None, 1.0
     reporter.say(f"contexts: half of the time a text to forget stands after other texts; {found}")

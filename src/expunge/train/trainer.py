@@ -212,9 +212,10 @@ class Trainer:
             self.sides[name].values[what] = values
         if "target_nll" in self.loss.needs:
             with self.model.disable_adapter():
-                forget, shared = self.sides["forget"], (self.prepared, self._written, self.processes, reporter)
-                forget.values["target_nll"], forget.guessed = target_nlls(*shared), self.config.origin is None
-                self.contexts, forget.ratio = settled(self.contexts, *shared)
+                forget = self.sides["forget"]
+                forget.values["target_nll"] = target_nlls(self.prepared, self._written, self.processes, reporter)
+                forget.guessed = self.config.origin is None
+                self.contexts, forget.ratio = settled(self.contexts, self.prepared, self.processes, reporter)
 
     def sides_of(self, step: Step) -> dict[str, SideRows]:
         """The sides as a step sees them: some of its forget rows after other texts."""
