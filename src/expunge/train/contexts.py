@@ -15,7 +15,6 @@ TOKENS = 24
 """Tokens of other texts before a forget text, in the mean, where the settings do not name them."""
 MOST_RATIO = 1.1
 """An unseen text's NLL after other texts over its NLL alone: a model with more does not read a text after others."""
-
 MOST_TEXTS = 64
 """Unseen texts that are read for it."""
 
