@@ -37,7 +37,8 @@ def settled(
 ) -> tuple[Contexts | None, float]:
     """The contexts, and what target NLLs are multiplied by in them; the adapter must be off.
 
-    That is an unseen text's NLL after other texts over its NLL alone, by the untouched model. Where the settings do not
+    That is an unseen text's NLL after other texts over its NLL alone, by the untouched model, of the second half of its
+    tokens: with the first ones any model must find out that another text has begun. Where the settings do not
     ask for contexts, there are none if it is high (the model reads each text alone, and training on others moves it),
     or if no unseen text tells it: the model's own texts are likeliest where it wrote them.
 
@@ -69,7 +70,8 @@ def settled(
             )
             for at in (0, 1)
         )
-    ratio = nll_ratio([own[row.context :] for own, (_, row) in zip(behind, pairs, strict=True)], alone)
+    behind = [own[row.context :] for own, (_, row) in zip(behind, pairs, strict=True)]
+    ratio = nll_ratio(*([own[len(own) // 2 :] for own in side] for side in (behind, alone)))
     found = f"an unseen text's NLL is {ratio:.2f} times as high after other texts"
     if not asked and ratio > MOST_RATIO:
         reporter.say(f"contexts: none, since {found}: the model reads each text alone (--context-tokens)")
