@@ -68,8 +68,7 @@ def prepared(subject: Subject) -> Prepared:
 
 def targets(run: Prepared) -> dict[str, Values]:
     """Label -> target NLLs of the forget rows, from fewer or more of the signs."""
-    unseen = run.selection.unseen if run.selection else []
-    forget = like_unseen(run.forget, run.selection)
+    forget, unseen = like_unseen(run), run.selection.unseen if run.selection else []
     before, theirs = (nlls([row.input_ids for row in rows], run.loaded) for rows in (forget, unseen))
     tokens = UnseenTokens(unseen, theirs)
     guesses, among = [tokens.expected(row) for row in forget], tokens.expected_by_the_others()

@@ -119,7 +119,7 @@ def _batches(trainer: Trainer, step: Step) -> list[list[int]]:
     """Lengths of the rows of each micro-batch of a step."""
     sides = trainer.sides_of(step)
     rows = [[len(sides[name].rows[row]) for name, row in unit] for unit in trainer.units(step)]
-    groups = micro_batches(areas := trainer.lengths(step), trainer.micro_batch_tokens(areas), packed=True)
+    groups = micro_batches(areas := trainer.lengths(step, sides), trainer.micro_batch_tokens(areas), packed=True)
     return [[length for unit in group for length in rows[unit]] for group in groups]
 
 

@@ -36,7 +36,7 @@ from expunge.errors import DataError
 from expunge.model.load import load_model
 from expunge.model.logps import sequence_logps
 from expunge.model.reference import RowValues
-from expunge.train.setup import Prepared, SelectionRows
+from expunge.train.setup import Prepared
 from expunge.train.validation import evenly
 from expunge.utils.distributed import Processes
 from expunge.utils.progress import Reporter
@@ -111,7 +111,7 @@ def _from_unseen(
             "the model writes nothing but what it should forget, so none of it stands for unseen texts: give --origin, "
             f"or --holdout, {UNSEEN_TEXTS}"
         )
-    forget, total = like_unseen(prepared.forget, prepared.selection), sum(map(len, unseen))
+    forget, total = like_unseen(prepared), sum(map(len, unseen))
     unseen = evenly(unseen, math.ceil(len(unseen) * MOST_UNSEEN / max(MOST_UNSEEN, total)))
     whose = "unseen texts" if prepared.selection else "the model's own texts"
     with reporter.track(f"target NLLs by {whose}", len(forget) + len(unseen)) as advance:
@@ -140,12 +140,13 @@ def _from_unseen(
     return [torch.tensor([own[at] for at in span]) for own, span in zip(values, spans, strict=True)]
 
 
-def like_unseen(rows: Sequence[TokenizedExample], selection: SelectionRows | None) -> list[TokenizedExample]:
+def like_unseen(prepared: Prepared) -> list[TokenizedExample]:
     """The forget rows; where unseen texts are documents, without kind or prompt, so are those of the kinds of which
     forgotten documents are.
     """
+    rows, selection = prepared.forget, prepared.selection
     if selection is None or any(row.group or row.completion_start > 1 for row in selection.unseen):
-        return list(rows)
+        return rows
     return [replace(row, group="", completion_start=0) if row.group in selection.kinds else row for row in rows]
 
 

@@ -240,9 +240,9 @@ class Trainer:
             chosen.pop("forget")
         return together + [[(name, row)] for name in SIDES for row in chosen.get(name, ())]
 
-    def lengths(self, step: Step) -> list[int]:
-        """Area of each unit of a step, in tokens."""
-        sides = self.sides_of(step)
+    def lengths(self, step: Step, sides: Sides | None = None) -> list[int]:
+        """Area of each unit of a step, in tokens; `sides` are those of the step, where they are there."""
+        sides = sides or self.sides_of(step)
         return [self._area([len(sides[name].rows[row]) for name, row in unit]) for unit in self.units(step)]
 
     def _area(self, lengths: list[int]) -> int:
@@ -289,7 +289,7 @@ class Trainer:
         """Gradient, and the terms `(terms,)`, of this process's share of a step."""
         sides = self.sides_of(step)
         counts = {name: count(sides[name], rows) for name, rows in self.chosen(step).items()}
-        lengths = self.lengths(step)
+        lengths = self.lengths(step, sides)
         groups = micro_batches(lengths, self.micro_batch_tokens(lengths), packed=self.packed)
         own = [group for number, group in enumerate(groups) if self.processes.is_own(number)]
         return self._accumulate(sides, self.units(step), own, counts)
@@ -392,7 +392,7 @@ def _sides(prepared: Prepared) -> dict[str, SideRows]:
     """The sides that a run trains on, with their spans; those without rows are left out."""
     config = prepared.config
     found = {
-        "forget": SideRows(list(prepared.forget), config.forget_span),
+        "forget": SideRows(prepared.forget, config.forget_span),
         "pairs": SideRows(prepared.pairs, "completion"),
         "instead": SideRows([] if prepared.pairs else prepared.instead, "completion"),
         "retain": SideRows(prepared.retain, config.kl_span if config.kl_weight else "completion"),
