@@ -84,6 +84,22 @@ def prepared(
     )
 
 
+class Told(Reporter):
+    """Keeps its lines, and those of them that are warnings."""
+
+    def __init__(self) -> None:
+        super().__init__(quiet=True)
+        self.lines: list[str] = []
+        self.warned: list[str] = []
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+
+    def warn(self, line: str) -> None:
+        self.lines.append(line)
+        self.warned.append(line)
+
+
 def moved(trainer: Trainer, seed: int = 1, size: float = 0.05) -> Trainer:
     """The trainer with an adapter that does something: where B is 0, half of the gradient is 0 too."""
     generator = torch.Generator().manual_seed(seed)

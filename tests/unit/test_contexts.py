@@ -13,7 +13,7 @@ from expunge.train.contexts import TOKENS
 from expunge.train.trainer import Trainer
 from expunge.utils.progress import Reporter
 from tiny import save_tiny
-from training import Rows, made_up, moved, prepared
+from training import Rows, Told, made_up, moved, prepared
 
 BOS, EOS = 1, 2
 
@@ -26,21 +26,6 @@ class Special:
 
     def __call__(self, text: str) -> dict[str, list[int]]:
         return {"input_ids": ([] if self.bos_token_id is None else [self.bos_token_id]) + [5] * len(text)}
-
-
-class Told(Reporter):
-    """A reporter that keeps what it is told."""
-
-    def __init__(self) -> None:
-        super().__init__(quiet=True)
-        self.lines: list[str] = []
-        self.warned: list[str] = []
-
-    def say(self, line: str) -> None:
-        self.lines.append(line)
-
-    def warn(self, line: str) -> None:
-        self.warned.append(line)
 
 
 def row(*ids: int, start: int = 0, name: str = "a") -> TokenizedExample:

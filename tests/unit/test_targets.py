@@ -18,20 +18,7 @@ from expunge.train.trainer import Trainer
 from expunge.utils.distributed import ALONE
 from expunge.utils.progress import Reporter
 from tiny import save_tiny
-from training import made_up, prepared
-
-
-class Told(Reporter):
-    """Keeps its lines."""
-
-    def __init__(self) -> None:
-        super().__init__(quiet=True)
-        self.lines: list[str] = []
-
-    def say(self, line: str) -> None:
-        self.lines.append(line)
-
-    warn = say
+from training import Told, made_up, prepared
 
 
 @pytest.fixture(scope="module")
