@@ -299,11 +299,11 @@ class _Steps:
 
     def __init__(self, trainer: Trainer) -> None:
         self._trainer, self._taken = trainer, list[TakenStep]()
-        self._steps = iter(enumerate(cycle(islice(trainer.plan.steps(), 60))))
+        self._steps = cycle(islice(trainer.plan.steps(), 60))
 
     def __call__(self) -> tuple[int, int]:
-        trainer, (index, step) = self._trainer, next(self._steps)
-        self._taken.append(trainer.take_step(step, index))
+        trainer, step = self._trainer, next(self._steps)
+        self._taken.append(trainer.take_step(step))
         if len(self._taken) >= STEPS_PER_READ[trainer.loaded.device.type]:
             trainer.read(self._taken)
             self._taken.clear()

@@ -126,7 +126,7 @@ class _Ours:
         return [forget[i] for i in step.forget], [retain[i] for i in step.retain]
 
     def train(self, step: Any) -> None:
-        self.trainer.train_step(step, 0)
+        self.trainer.train_step(step)
 
 
 class _Plain:

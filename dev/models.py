@@ -237,11 +237,11 @@ def _resumes(folder: Path) -> bool:
     from training import prepared
 
     texts = [TokenizedExample(str(place), ids, 1) for place, ids in enumerate(ROWS)]
-    steps = [Step(0, [place % 3], [(place + 1) % 3]) for place in range(4)]
+    steps = [Step(0, [place % 3], [(place + 1) % 3], number=place) for place in range(4)]
 
     def trained(trainer: Trainer, places: range) -> Trainer:
         for place in places:
-            trainer.train_step(steps[place], place)
+            trainer.train_step(steps[place])
         return trainer
 
     def fresh() -> Trainer:

@@ -122,10 +122,10 @@ def _at_step_3(action: Any) -> None:
     trainer = import_module("expunge.train.trainer").Trainer
     step = trainer.take_step
 
-    def take_step(self: Any, plan_step: Any, index: int) -> Any:
-        if index == 2:
+    def take_step(self: Any, plan_step: Any) -> Any:
+        if plan_step.number == 2:
             action()
-        return step(self, plan_step, index)
+        return step(self, plan_step)
 
     trainer.take_step = take_step
 

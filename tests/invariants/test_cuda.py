@@ -147,7 +147,7 @@ def test_captured_passes_are_those_of_the_layers_or_say_why_not(
         assert apart(found, right) < ROUNDED
         trainer.loaded.captured = captured
     before = trainer.weights[0].clone()
-    lines = trainer.read([trainer.take_step(step, at) for at, step in enumerate(islice(trainer.plan.steps(), 3))])
+    lines = trainer.read([trainer.take_step(step) for step in islice(trainer.plan.steps(), 3)])
     assert len({line["loss"] for line in lines}) == 3
     assert not torch.equal(before, trainer.weights[0])
 

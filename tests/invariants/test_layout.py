@@ -63,7 +63,7 @@ def step(model: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[di
         trainer = ready(own, replay=REPLAY if own.config.replay_weight else ())
         assert trainer.packed is packed
         trainer.processes = processes
-        values = trainer.train_step(next(trainer.plan.steps()), 0)
+        values = trainer.train_step(next(trainer.plan.steps()))
         return values, gradients(trainer), trainer
 
     return take

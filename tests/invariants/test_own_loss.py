@@ -12,6 +12,7 @@ from torch import Tensor
 
 from expunge.cli.main import main
 from expunge.cli.registries import losses_help
+from expunge.data.sampler import Step
 from expunge.losses import FORGET_LOSSES, forget_loss
 from expunge.losses.batch import TokenBatch
 from tiny import save_tiny
@@ -62,10 +63,10 @@ def test_a_new_loss_needs_nothing_but_its_registration(
 
     step, trainer = import_module("expunge.train.trainer").Trainer.take_step, import_module("expunge.train.trainer")
 
-    def cut_off(self: object, plan_step: object, index: int) -> object:
-        if index == 2:
+    def cut_off(self: object, plan_step: Step) -> object:
+        if plan_step.number == 2:
             raise KeyboardInterrupt
-        return step(self, plan_step, index)
+        return step(self, plan_step)
 
     with monkeypatch.context() as patch:
         patch.setattr(trainer.Trainer, "take_step", cut_off)

@@ -87,14 +87,14 @@ def test_the_simulation_finds_what_it_is_for() -> None:
 def test_a_step_is_that_of_the_cpu(arch: str, dtype: str, way: str, folder: Callable[[str], Path]) -> None:
     on_cpu = trainer_on("cpu", folder(arch), dtype)
     step = next(on_cpu.plan.steps())
-    right, grads = on_cpu.train_step(step, 0), on_cpu.adapter.gradients
+    right, grads = on_cpu.train_step(step), on_cpu.adapter.gradients
     with SimulatedCuda() as gpu:
         trainer = trainer_on("cuda", folder(arch), dtype)
         with trainer.loaded.autocast():
             assert packing.attention_way(trainer.loaded.base) == way
         assert trainer.packed
         assert all(map(gpu.holds, (*trainer.model.parameters(), *trainer.model.buffers())))
-        found, own = trainer.train_step(step, 0), trainer.adapter.gradients.cpu()
+        found, own = trainer.train_step(step), trainer.adapter.gradients.cpu()
     bound = EXACT if dtype == "float32" else ROUNDED
     assert (own - grads).norm() <= bound * grads.norm()
     assert found == pytest.approx(right, rel=bound, abs=bound / 10)
@@ -104,9 +104,9 @@ def test_a_step_is_that_of_the_cpu(arch: str, dtype: str, way: str, folder: Call
 def test_a_step_does_not_wait_and_its_log_waits_once(loss: str, folder: Callable[[str], Path]) -> None:
     with SimulatedCuda() as gpu:
         trainer = trainer_on("cuda", folder("llama"), "bfloat16", loss=loss)
-        steps = [*zip(trainer.plan.steps(), range(2), strict=False)]
+        steps = [*islice(trainer.plan.steps(), 2)]
         with gpu.counting() as waits:
-            taken = [trainer.take_step(*step) for step in steps]
+            taken = [trainer.take_step(step) for step in steps]
         assert not waits
         with gpu.counting() as waits:
             trainer.read(taken)
@@ -208,7 +208,7 @@ def test_graphs_go_before_a_step_is_halved(folder: Callable[[str], Path], monkey
 
         monkeypatch.setattr(trainer.loaded.captured, "states", full)
         before = trainer.rows_that_fit
-        trainer.train_step(next(trainer.plan.steps()), 0)
+        trainer.train_step(next(trainer.plan.steps()))
         assert trainer.loaded.captured is None
         assert trainer.rows_that_fit == before
 

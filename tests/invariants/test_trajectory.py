@@ -80,8 +80,8 @@ def first_gradients(train: Callable[..., Path], monkeypatch: pytest.MonkeyPatch)
     def take(name: str, **settings: Any) -> list[Any]:
         seen: list[Any] = []
 
-        def record(self: Any, plan_step: Any, index: int) -> Any:
-            taken = step(self, plan_step, index)
+        def record(self: Any, plan_step: Any) -> Any:
+            taken = step(self, plan_step)
             seen.append((plan_step, self.read([taken]), gradients(self)))
             return taken
 

@@ -54,7 +54,7 @@ def both(golden, model_folder, run, **settings):
             places[side].append(len(sides[side]))
             example, prompt_format = Example(row["id"], row["input"], row["output"]), PromptFormat("separate", False)
             sides[side].append(tokenize(plain.tokenizer, example, prompt_format, max_length=2048))
-        steps.append(Step(0, places[1], places[0]))
+        steps.append(Step(0, places[1], places[0], number=len(steps)))
     own = prepared(
         model_folder,
         dtype=dtype,
@@ -146,7 +146,7 @@ def test_terms_of_the_product(golden, model_folder, index):
         expected["intended_initial_weights_fp64"],
         strict=True,
     ):
-        terms = trainer.train_step(step, 0)
+        terms = trainer.train_step(step)
         for name in ("forget", "retain"):
             assert terms[name] == pytest.approx(losses[NAMES[name]], abs=2e-6 if exact else 5e-6), name
         assert terms["kl"] == pytest.approx(intended.get("retain_reverse_kl_full_vocabulary", 0), abs=1e-6)
@@ -159,8 +159,8 @@ def test_gradient_and_steps_of_the_product_without_kl(golden, model_folder, inde
     expected, _ = golden
     run = expected["runs"][index] | {"kl_mult": 0.0}
     trainer, plain, steps = both(golden, model_folder, run)
-    for number, step in enumerate(steps):
-        own, other = trainer.train_step(step, number), plain.train_step(batch_of(plain, step))
+    for step in steps:
+        own, other = trainer.train_step(step), plain.train_step(batch_of(plain, step))
         assert {name: own[name] for name in ("forget", "retain")} == pytest.approx(
             {name: other[name] for name in ("forget", "retain")}, abs=2e-6
         )

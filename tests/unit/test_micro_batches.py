@@ -30,7 +30,7 @@ def test_little_free_memory_makes_small_micro_batches_of_the_same_gradient(monke
             trainer.check_memory()
             trainer.compute_reference(Reporter(quiet=True))
             step = next(trainer.plan.steps())
-            trainer.train_step(step, 0)
+            trainer.train_step(step)
             found[name] = (trainer.most_tokens, trainer.size(step).largest, trainer.adapter.gradients.norm().item())
     assert found["enough"][0] == MICRO_BATCH_TOKENS["cpu"]
     assert found["little"][0] < 70

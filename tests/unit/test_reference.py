@@ -4,6 +4,7 @@ import os
 import resource
 import signal
 import stat
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -99,8 +100,8 @@ def test_kl_from_the_cache_is_that_of_a_second_forward_pass(folder, tmp_path, on
     prepared = prepare(config(folder, kl_direction=direction), QUIET)
     trainer = Trainer(prepared)
     trainer.compute_reference(QUIET, tmp_path / "cache", "key")
-    for index, step in zip(range(3), trainer.plan.steps(), strict=False):
-        trainer.train_step(step, index)
+    for step in islice(trainer.plan.steps(), 3):
+        trainer.train_step(step)
     loaded = prepared.loaded
     for index, row in enumerate(prepared.retain):
         ids = torch.tensor([row.input_ids])
@@ -188,7 +189,7 @@ def test_a_file_of_other_rows_is_built_anew(folder, tmp_path, on_disk):
 
 
 def test_a_failed_run_leaves_no_cache(folder, tmp_path, monkeypatch, on_disk):
-    def fail(self, step, index):
+    def fail(self, step):
         assert (tmp_path / "run" / CACHE).exists()
         raise TrainingError("step 1 is not finite")
 

@@ -132,7 +132,7 @@ def _forecast(prepared: Prepared, reporter: Reporter, prepare_seconds: float) ->
     chosen = chosen_steps(sizes, TIMED_STEPS)
     # A GPU looks at all rows in seconds, and its passes are made for the whole plan.
     on_cpu = loaded.device.type == "cpu"
-    places = _cut(trainer, steps, chosen) if on_cpu else [(index, steps[index]) for index in chosen]
+    taken = _cut(trainer, steps, chosen) if on_cpu else [steps[index] for index in chosen]
     clock = time.perf_counter()
     with reporter.working("timing the passes over all rows"):
         trainer.compute_reference(Reporter(quiet=True))
@@ -144,7 +144,7 @@ def _forecast(prepared: Prepared, reporter: Reporter, prepare_seconds: float) ->
     if line := speed_up(trainer):
         reporter.say(line)
     prepare_seconds += time.perf_counter() - clock
-    timed = _time_steps(trainer, places, sizes, reporter)
+    timed = _time_steps(trainer, taken, sizes, reporter)
 
     training = training_seconds(sizes, timed)
     forward = (passes + evaluations * evaluated) / forward_area * forward_seconds
@@ -188,16 +188,16 @@ def training_seconds(sizes: Sequence[Size], timed: Sequence[tuple[Size, float]])
 
 
 def _time_steps(
-    trainer: Trainer, places: list[tuple[int, Step]], sizes: Sequence[Size], reporter: Reporter
+    trainer: Trainer, steps: list[Step], sizes: Sequence[Size], reporter: Reporter
 ) -> list[tuple[Size, float]]:
     timed: list[tuple[Size, float]] = []
-    trainer.train_step(places[0][1], 0)
-    left = places[1:] or places
+    trainer.train_step(steps[0])
+    left = steps[1:] or steps
     with reporter.track("timing", len(left)) as advance:
-        for index, step in left:
+        for step in left:
             clock = time.perf_counter()
-            trainer.train_step(step, index)
-            timed.append((sizes[index], time.perf_counter() - clock))
+            trainer.train_step(step)
+            timed.append((sizes[step.number], time.perf_counter() - clock))
             advance()
             if len(timed) >= FEWEST_STEPS and sum(seconds for _, seconds in timed) > TIMED_SECONDS:
                 break
@@ -235,19 +235,19 @@ def _stand_ins(prepared: Prepared, tokens: int) -> list[TokenizedExample]:
     return chosen
 
 
-def _cut(trainer: Trainer, steps: list[Step], chosen: list[int]) -> list[tuple[int, Step]]:
+def _cut(trainer: Trainer, steps: list[Step], chosen: list[int]) -> list[Step]:
     """Cut the trainer down to the rows of some steps; gives these steps over the rows that are left."""
     held = [trainer.chosen(steps[index]) for index in chosen]
     used = {name: sorted({row for own in held for row in own[name]}) for name in trainer.sides}
     place = {name: {row: at for at, row in enumerate(rows)} for name, rows in used.items()}
-    places = []
+    found = []
     for index, rows_of in zip(chosen, held, strict=True):
         forget, retain, replay, instead = (
             [place[name][row] for row in rows_of.get(name, ())] for name in ("forget", "retain", "replay", "instead")
         )
-        places.append((index, replace(steps[index], forget=forget, retain=retain, replay=replay, instead=instead)))
+        found.append(replace(steps[index], forget=forget, retain=retain, replay=replay, instead=instead))
     for name in [name for name in SIDES if name in trainer.sides]:
         side = trainer.sides[name]
         trainer.sides[name] = replace(side, rows=[side.rows[row] for row in used[name]])
     trainer.prepared = replace(trainer.prepared, forget=trainer.sides["forget"].rows)  # whose target NLLs are found
-    return places
+    return found

@@ -207,12 +207,12 @@ def train(
     taken: list[TakenStep] = []
     callbacks.call("on_train_begin")
     with reporter.track("unlearning", num_steps, start) as advance, StopRequest() as stop:
-        for index, step in islice(enumerate(trainer.plan.steps()), start, num_steps):
+        for step in islice(trainer.plan.steps(), start, num_steps):
             if evaluation and evaluation.stopping.over:
                 break
             clock = time.perf_counter()
-            taken.append(trainer.take_step(step, index))
-            done, last = index + 1, index + 1 == num_steps
+            taken.append(trainer.take_step(step))
+            done, last = step.number + 1, step.number + 1 == num_steps
             stopped = processes.any(stop.requested)
             saves = stopped or (config.save_every and done % config.save_every == 0)
             evaluates = evaluation and (done % evaluation.every == 0 or last)
@@ -222,8 +222,8 @@ def train(
             if not due:
                 continue
             lines: list[dict[str, Any]] = [
-                {"step": own.index + 1, "epoch": own.step.epoch + 1, **values, "tokens": sum(trainer.lengths(own.step))}
-                for own, values in zip(taken, read, strict=True)
+                {"step": step.number + 1, "epoch": step.epoch + 1, **values, "tokens": sum(trainer.lengths(step))}
+                for step, values in zip((own.step for own in taken), read, strict=True)
             ]
             if evaluation and evaluates:
                 found, seen = evaluation.step(done, trainer)

@@ -21,13 +21,11 @@ class TakenStep:
 
     Attributes:
         step: Its rows.
-        index: Its number, from 0.
         rate: Its learning rate.
         values: `(terms + 1,)` on the device: the terms, and the gradient's norm before clipping.
     """
 
     step: Step
-    index: int
     rate: float
     values: Tensor
 
@@ -50,8 +48,8 @@ def read_steps(
         if not all(map(math.isfinite, values)):
             shown = ", ".join(f"{name} {value:.4g}" for name, value in line.items())
             raise TrainingError(
-                f"step {own.index + 1} is not finite ({shown}); rows {', '.join(ids(own.step))}: lower --learning-rate "
-                "or look at these rows; checkpoints up to here are good"
+                f"step {own.step.number + 1} is not finite ({shown}); rows {', '.join(ids(own.step))}: lower "
+                "--learning-rate or look at these rows; checkpoints up to here are good"
             )
         loss = sum(term.weight * line[term.name] for term in terms)
         lines.append({"loss": loss, **line, "learning_rate": own.rate})

@@ -260,20 +260,20 @@ class Trainer:
         lengths, multiple = self.lengths(step), self.loaded.row_multiple
         return size_of(lengths, self.micro_batch_tokens(lengths), packed=self.packed, multiple=multiple)
 
-    def train_step(self, step: Step, index: int) -> dict[str, float]:
+    def train_step(self, step: Step) -> dict[str, float]:
         """One optimizer step and its line of the log, see `take_step` and `read`."""
-        return self.read([self.take_step(step, index)])[0]
+        return self.read([self.take_step(step)])[0]
 
-    def take_step(self, step: Step, index: int) -> TakenStep:
+    def take_step(self, step: Step) -> TakenStep:
         """One optimizer step, which leaves what the log wants of it on the device: the host does not wait.
 
         Where a term or the gradient is not finite, the weights are left as they were; `read` tells.
         """
         terms = self._sum_over_processes(self.gradient(step))
-        rate = learning_rate(self.config, index, self.num_steps)
+        rate = learning_rate(self.config, step.number, self.num_steps)
         norm = self.adapter.update(rate, self.config.max_grad_norm, terms)
-        self.average.update(index + 1)
-        return TakenStep(step, index, rate, torch.cat([terms, norm[None].to(terms)]))
+        self.average.update(step.number + 1)
+        return TakenStep(step, rate, torch.cat([terms, norm[None].to(terms)]))
 
     def read(self, taken: Sequence[TakenStep]) -> list[dict[str, float]]:
         """What the log has of some steps, in one transfer; see `read_steps`.
