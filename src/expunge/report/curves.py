@@ -110,7 +110,8 @@ def _panels(
             if values != [show_number(0.0)]:
                 constant.setdefault(side, []).append(f"{_spelled(key)} {' or '.join(values)}")
             continue
-        unit = "nats per token" if key in terms or {"nll", "kl", "loss"} & {*key.replace("/", "_").split("_")} else ""
+        nats = key in terms or {"nll", "kl", "loss"} & {*key.replace("/", "_").split("_")}
+        unit = "tolerances" if "violations" in key.split("/") else "nats per token" if nats else ""
         name = f"{'course' if at == 'step' else at}-{slug(key)}"
         where = taken if side not in ("", "optimizer") or at != "step" else None
         panel.figures.append(
@@ -154,7 +155,7 @@ def _drawn(
     taken: float | None,
     several: bool,
 ) -> Drawn:
-    figure, axes = canvas(xlabel, brief(f"{title} ({unit})" if unit else title, 40))
+    figure, axes = canvas(xlabel, unit or brief(title, 40))
     alone = len(curves) == 1
     says = []
     for index, group, run, at, values in curves:
