@@ -75,6 +75,8 @@ def main() -> None:
         dequantize(args.gguf, ORIGIN)
     if not (folder / "data").is_dir():
         write(sets, folder / "data", facts(args.subject))
+    elif ids(folder / "data") != [row.id for row in sets["forget"]]:
+        parser.error(f"{folder} was made of other rows: give the --every of then, or another EXPUNGE_SUBJECTS")
     for name in args.models:
         if name != ORIGIN.name and not (folder / name).is_dir():
             rows = sets["forget"] * (name == "subject") + sets["retain"]
@@ -150,6 +152,11 @@ def documents(rows: Sequence[Example]) -> dict[str, list[list[Example]]]:
 def taken(tasks: dict[str, list[list[Example]]], offset: int, every: int) -> list[Example]:
     """The rows of one document of `every` of each task."""
     return [row for groups in tasks.values() for own in groups[offset::every] for row in own]
+
+
+def ids(folder: Path) -> list[str]:
+    """Those of the forget rows that were written."""
+    return [json.loads(line)["id"] for line in (folder / "forget.jsonl").read_text().splitlines()]
 
 
 def write(sets: dict[str, list[Example]], folder: Path, asked: list[dict[str, Any]]) -> None:
