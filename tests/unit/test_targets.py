@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 from expunge.config import UnlearnConfig
 from expunge.data.tokenize import TokenizedExample
 from expunge.errors import ConfigError, DataError, ModelError
+from expunge.train import targets
 from expunge.train.setup import prepare
 from expunge.train.targets import target_nlls
 from expunge.train.trainer import Trainer
@@ -30,6 +31,12 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture
+def known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the model knew the texts to forget by heart: to a random one all texts are alike."""
+    monkeypatch.setattr(targets, "_keep_unknown", lambda row, values, before: False)
+
+
 @torch.no_grad()
 def plain_nlls(model: Path, rows: Sequence[TokenizedExample]) -> list[torch.Tensor]:
     """`(tokens - 1,)` for each row, by transformers alone."""
@@ -41,6 +48,7 @@ def plain_nlls(model: Path, rows: Sequence[TokenizedExample]) -> list[torch.Tens
     return found
 
 
+@pytest.mark.usefixtures("known")
 @pytest.mark.parametrize("span", ["all", "completion"])
 def test_an_origins_targets_are_its_own_nlls(models: Path, span: str) -> None:
     rows = made_up(7)
@@ -54,6 +62,7 @@ def test_an_origins_targets_are_its_own_nlls(models: Path, span: str) -> None:
         torch.testing.assert_close(found[place], own[start:], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.usefixtures("known")
 def test_an_origins_nlls_are_scaled_by_unseen_texts(models: Path) -> None:
     """A smaller or older model finds every text harder; a model that was retrained would not."""
     rows, unseen = made_up(7), made_up(9, 4)
@@ -110,6 +119,7 @@ def means(rows: Sequence[TokenizedExample], values: Sequence[torch.Tensor]) -> d
     return {kind: sum(own) / len(own) for kind, own in found.items()}
 
 
+@pytest.mark.usefixtures("known")
 def test_every_kind_ends_where_its_unseen_texts_are(models: Path) -> None:
     rows = [*made_up(8, 1, group="qa"), *made_up(8, 2, group="sc"), *made_up(8, 3, group="poem")]
     unseen = [*made_up(9, 4, group="qa"), *made_up(9, 5, group="sc")]
@@ -128,6 +138,7 @@ def test_every_kind_ends_where_its_unseen_texts_are(models: Path) -> None:
     assert "no unseen texts of poem;" in line
 
 
+@pytest.mark.usefixtures("known")
 def test_a_benchmarks_documents_are_of_the_kinds_of_forgotten_documents(models: Path) -> None:
     """Membership is read off whole documents: prompts and completions of theirs end together where unseen ones are."""
     rows = [*made_up(8, 1, group="sc"), *made_up(8, 2, group="qa")]
@@ -141,6 +152,7 @@ def test_a_benchmarks_documents_are_of_the_kinds_of_forgotten_documents(models: 
     torch.testing.assert_close(flat.sort().values, ordered[places], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.usefixtures("known")
 def test_prompts_have_targets_where_unseen_texts_have_none(models: Path) -> None:
     rows, unseen = made_up(8, 1), [replace(row, completion_start=0) for row in made_up(9, 2)]
     run = prepared(models / "model", forget=rows, retain=made_up(3, 6), loss="target_kl", unseen=unseen)
@@ -151,6 +163,7 @@ def test_prompts_have_targets_where_unseen_texts_have_none(models: Path) -> None
     assert found["", False] == pytest.approx(mean, rel=0.3), "of which as much is expected"
 
 
+@pytest.mark.usefixtures("known")
 def test_without_unseen_texts_those_that_the_model_writes_stand_for_them(models: Path) -> None:
     rows, written = ([replace(row, completion_start=1) for row in made_up(8 + seed, seed)] for seed in (1, 2))
     run = prepared(models / "model", forget=rows, retain=made_up(3, 6), loss="target_kl")
@@ -159,6 +172,7 @@ def test_without_unseen_texts_those_that_the_model_writes_stand_for_them(models:
     assert found == pytest.approx(torch.cat(plain_nlls(models / "model", written)).mean().item(), rel=0.05)
 
 
+@pytest.mark.usefixtures("known")
 def test_what_a_written_text_was_begun_with_counts_in_no_target(models: Path) -> None:
     """With a beginning-of-text token before it, the token that is drawn from the vocabulary has an NLL, too."""
     written = [replace(row, completion_start=2) for row in made_up(9, 2)]
@@ -215,3 +229,28 @@ def test_a_runs_documents_are_those_of_the_forget_rows_by_text(models: Path, tmp
     assert {tuple(row.input_ids) for row in run.selection.members}.isdisjoint(
         tuple(row.input_ids) for row in run.forget
     ), "other tokens"
+
+
+@pytest.mark.parametrize("origin", [False, True])
+def test_no_text_is_taught(models: Path, origin: bool) -> None:
+    """A prompt or completion that the model finds as unlikely as it should become, or more, keeps the NLLs it has."""
+    rows, unseen = made_up(12, 1), made_up(9, 2)
+    run = prepared(
+        models / "model", forget=rows, retain=made_up(3, 3), loss="target_kl", unseen=unseen,
+        origin=str(models / "origin") if origin else None,
+    )  # fmt: skip
+    values, before = target_nlls(run, [], ALONE, told := Told()), plain_nlls(models / "model", rows)
+    unknown = dict.fromkeys((False, True), 0)
+    for row, wanted, own in zip(rows, (values[place] for place in range(len(rows))), before, strict=True):
+        start = row.targets("completion").start - 1
+        for completion, part in ((False, slice(0, start)), (True, slice(start, None))):
+            if not len(own[part]):
+                continue
+            assert wanted[part].mean() >= own[part].mean() - 1e-5
+            if torch.allclose(wanted[part], own[part], rtol=1e-4, atol=1e-5):
+                unknown[completion] += 1
+    assert 0 < unknown[True] < len(rows)
+    assert 0 < unknown[False] < len(rows)
+    (line,) = [line for line in told.lines if "nothing to forget" in line]
+    assert line.startswith(f"{unknown[True]} of 12 texts")
+    assert line in told.warned

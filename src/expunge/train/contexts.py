@@ -59,8 +59,8 @@ def settled(
     if not pairs:
         if not asked:
             reporter.say(
-                "contexts: none: without unseen texts nothing says whether the model reads texts after others "
-                "(--context-tokens 24 trains on them)"
+                "contexts: none: no unseen texts steer this run, so nothing says whether the model reads texts after "
+                "others (--context-tokens 24 trains on them)"
             )
         return (contexts if asked else None), 1.0
     with reporter.track("unseen texts after others", 2 * len(pairs)) as advance:

@@ -14,6 +14,8 @@ unseen documents have neither kind nor prompt: they are of the kinds of which th
 judged on, whose prompts and completions are then one. Tokens of a kind without unseen texts take those of the unseen
 tokens, of any kind, of which as much is expected. From an origin, a model that never saw the forget texts: its own NLL
 of the token, times what the untouched model's NLL of unseen texts is of the origin's.
+
+A prompt or completion that the model finds as unlikely as that already, or more, keeps the NLLs that it has.
 """
 
 import math
@@ -63,30 +65,54 @@ def target_nlls(
     them, their completions.
     """
     config, rows = prepared.config, prepared.forget
-    spans = [row.targets(config.forget_span) for row in rows]
     if config.origin:
-        found = _from_origin(prepared, processes, reporter)
-        values = [own[span.start - 1 : span.stop - 1] for own, span in zip(found, spans, strict=True)]
+        found, before = _from_origin(prepared, processes, reporter)
     else:
         unseen = prepared.selection.unseen if prepared.selection else written
-        values = _from_unseen(prepared, unseen, spans, processes, reporter)
-    return RowValues(torch.cat(values).clamp(min=torch.finfo(torch.float32).eps), [len(span) for span in spans])
+        found, before = _from_unseen(prepared, unseen, processes, reporter)
+    if unknown := sum(map(_keep_unknown, rows, found, before)):
+        reporter.warn(
+            f"{unknown:,} of {len(rows):,} texts to forget are as unlikely as they should become: there is nothing to "
+            "forget of them, and they stay as they are"
+        )
+    spans = [row.targets(config.forget_span) for row in rows]
+    values = torch.cat([own[span.start : span.stop] for own, span in zip(found, spans, strict=True)])
+    return RowValues(values.clamp(min=torch.finfo(torch.float32).eps), [len(span) for span in spans])
 
 
-def _from_origin(prepared: Prepared, processes: Processes, reporter: Reporter) -> list[Tensor]:
+def _keep_unknown(row: TokenizedExample, values: Tensor, before: Tensor) -> bool:
+    """Let a prompt or completion keep the NLLs that it has where their mean is that of its targets or more, since lower
+    ones would teach it; whether the completion is such a one.
+    """
+    start, unknown = row.targets("completion").start, False
+    for part in (slice(1, start), slice(start, None)):
+        unknown = bool(before[part].mean() >= values[part].mean())  # nothing is, of a prompt without tokens
+        if unknown:
+            values[part] = before[part]
+    return unknown
+
+
+def _from_origin(prepared: Prepared, processes: Processes, reporter: Reporter) -> tuple[list[Tensor], list[Tensor]]:
+    """For each forget row its target NLLs and those of the model, the first token's 0."""
     config, selection = prepared.config, prepared.selection
     origin = load_model(
         config.origin or "", dtype=config.dtype, device=config.device, trust_remote_code=config.trust_remote_code
     )
     forget = [row.input_ids for row in prepared.forget]
     unseen = [row.input_ids for row in selection.unseen] if selection else []
-    with reporter.track("target NLLs by the origin", len(forget) + 2 * len(unseen)) as advance:
-        theirs = sequence_logps(origin, [*forget, *unseen], processes=processes, progress=advance)
-        own = sequence_logps(prepared.loaded, unseen, processes=processes, progress=advance)
-    ratio = nll_ratio(own, theirs[len(forget) :])
+    with reporter.track("target NLLs by the origin", 2 * len(forget) + 2 * len(unseen)) as advance:
+        theirs, own = (
+            sequence_logps(loaded, [*forget, *unseen], processes=processes, progress=advance)
+            for loaded in (origin, prepared.loaded)
+        )
+    ratio = nll_ratio(own[len(forget) :], theirs[len(forget) :])
     if unseen:
         reporter.say(f"target NLLs: the origin's, times {ratio:.3f}: the model's NLL of unseen texts over the origin's")
-    return [-ratio * logps for logps in theirs[: len(forget)]]
+    first = torch.zeros(1)
+    return (
+        [torch.cat([first, -ratio * logps]) for logps in theirs[: len(forget)]],
+        [torch.cat([first, -logps]) for logps in own[: len(forget)]],
+    )
 
 
 def nll_ratio(own: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
@@ -102,10 +128,10 @@ def nll_ratio(own: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
 def _from_unseen(
     prepared: Prepared,
     unseen: Sequence[TokenizedExample],
-    spans: Sequence[range],
     processes: Processes,
     reporter: Reporter,
-) -> list[Tensor]:
+) -> tuple[list[Tensor], list[Tensor]]:
+    """For each forget row its target NLLs and those of the model, the first token's 0."""
     if not unseen:
         raise DataError(
             "the model writes nothing but what it should forget, so none of it stands for unseen texts: give --origin, "
@@ -137,7 +163,7 @@ def _from_unseen(
     if _kinds(forget) - _kinds(unseen):
         among = at_most_surprise(unseen, tokens.expected_by_the_others(), kept)
     values = unseen_nlls(forget, expected, before, unseen, among, theirs)
-    return [torch.tensor([own[at] for at in span]) for own, span in zip(values, spans, strict=True)]
+    return list(map(torch.tensor, values)), list(map(torch.tensor, before))
 
 
 def like_unseen(prepared: Prepared) -> list[TokenizedExample]:
