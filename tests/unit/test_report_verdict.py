@@ -321,7 +321,11 @@ def test_over_refusal_and_babble_have_their_own_mends(key, advice):
 def test_losses_alone_can_condemn_but_never_acquit():
     good = {"forget": (0.1, 2.0), "retain": (0.1, 0.1), "holdout": (2.0, 2.0)}
     bad = {"forget": (0.1, 0.2), "retain": (0.1, 1.1), "holdout": (2.0, 3.0)}
-    for losses, expected, tone in ((good, ["not measured"] * 4, "open"), (bad, ["yes", "not measured", "no"], "bad")):
+    unknown = {"forget": (2.5, 2.4), "retain": (0.1, 0.1), "holdout": (2.0, 2.0)}
+    unsaid = ["not measured"] * 4
+    for losses, expected, tone in (
+        (good, unsaid, "open"), (unknown, unsaid, "open"), (bad, ["yes", "not measured", "no"], "bad")
+    ):  # fmt: skip
         pairs = {name: dict(zip(("before", "after"), pair, strict=True)) for name, pair in losses.items()}
         manifest = {"status": "done", "settings": {}, "loss_nats_per_completion_token": pairs}
         judged = verdict(RunData(Path("run"), "run", manifest))

@@ -79,6 +79,8 @@ def _said_by_losses(run: RunData, answer: Answer) -> Answer:
     (before, after), aim = pair, unseen[0] if unseen else None
     says = f"the loss of the texts to forget went from {show_number(before)} to {show_number(after)}"
     says += "" if aim is None else f" ({show_number(aim)} on texts that it has never seen)"
+    if aim is not None and before >= aim:
+        return replace(answer, says=f"{says}: the model did not know them before either")
     if after - before <= (0.0 if aim is None else max(0.0, (aim - before) / 2)):
         return replace(answer, answer="yes", state="bad", says=says, need="", notes=("Judged by losses alone.",))
     return replace(answer, says=f"{says}, which alone proves nothing")
