@@ -18,6 +18,8 @@ if sys.argv[:1] == ["-m"] and "-m expunge" in " ".join(sys.orig_argv) and not sy
 
 from typing import TYPE_CHECKING, Any
 
+from expunge.utils.versions import __version__
+
 if TYPE_CHECKING:
     from expunge.api.eliciting import elicit as elicit
     from expunge.api.evaluating import Evaluation as Evaluation
@@ -43,8 +45,6 @@ if TYPE_CHECKING:
     from expunge.report import write_report as write_report
     from expunge.runs.hub import push as push
     from expunge.train.callbacks import Callback as Callback
-
-__version__ = "0.1.0"
 
 _HOMES = {
     "CalibrateConfig": "expunge.config",

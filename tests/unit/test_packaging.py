@@ -4,9 +4,14 @@ import ast
 import re
 import sys
 import tomllib
+from importlib.metadata import Distribution, PackageNotFoundError
 from pathlib import Path
 
 import pytest
+
+from expunge.cli.main import main
+from expunge.evaluation.results import results_header
+from expunge.runs.manifest import versions
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -54,6 +59,26 @@ def test_arguments_are_used_and_the_command_is_ours() -> None:
 @pytest.mark.parametrize("name", ["shtab", "huggingface_hub", "torch"])
 def test_versions_that_are_tested_are_pinned(name: str) -> None:
     assert re.search(rf"^{name}==", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+
+
+def test_a_source_tree_that_is_not_installed_knows_its_version(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As on a machine that finds it by PYTHONPATH alone."""
+    installed = Distribution.from_name
+
+    def without(name: str) -> Distribution:
+        if name in ("expunge", "peft"):
+            raise PackageNotFoundError(name)
+        return installed(name)
+
+    monkeypatch.setattr(Distribution, "from_name", without)
+    for found in (versions(), results_header("custom")["versions"]):
+        assert found["expunge"] == PROJECT["version"]
+        assert "torch" in found
+        assert "peft" not in found
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith(f"expunge {PROJECT['version']}\ntorch ")
 
 
 def test_what_is_imported_is_asked_for_and_nothing_else() -> None:

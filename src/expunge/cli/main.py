@@ -131,6 +131,6 @@ def _help(name: str, *, everything: bool) -> str:
 
 
 def _versions() -> str:
-    from importlib.metadata import version
+    from expunge.utils.versions import versions_of
 
-    return "\n".join(f"{name} {version(name)}" for name in ("expunge", "torch", "transformers", "peft"))
+    return "\n".join(map(" ".join, versions_of("torch", "transformers", "peft").items()))

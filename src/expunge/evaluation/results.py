@@ -15,7 +15,6 @@ them is null.
 """
 
 from collections.abc import Iterator, Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import NoneType
 from typing import Any
@@ -24,6 +23,7 @@ from expunge.errors import DataError
 from expunge.evaluation.estimate import Estimate
 from expunge.utils.files import settle, write_json
 from expunge.utils.reading import NUMBER, Each, UnreadableError, check_fields, read_object
+from expunge.utils.versions import versions_of
 
 SCHEMA = 1
 NAME = (str, NoneType)
@@ -44,8 +44,8 @@ FIELDS = {
     "not_measured?": [str],
 }
 REFERENCE = {"kind?": str, "indistinguishable?": Each((*NUMBER, NoneType))}
-PACKAGES = ("expunge", "torch", "transformers", "peft", "rouge-score")
-"""Their versions are noted, because generations and scores can depend on them."""
+PACKAGES = ("torch", "transformers", "peft", "rouge-score")
+"""Their versions are noted beside that of Expunge, because generations and scores can depend on them."""
 NUMBERS = ("task_aggregate", "mia_auc", "mia_score", "mmlu", "final_score")
 OFFICIAL = {"regurgitation": "rouge_l_recall", "knowledge": "exact_match"}
 """Official number of a task -> the metric that it is the mean of."""
@@ -74,7 +74,7 @@ def results_header(
         "adapter": short_name(adapter),
         "settings": dict(settings or {}),
         "fingerprint": dict(fingerprint or {}),
-        "versions": _versions(),
+        "versions": versions_of(*PACKAGES),
     }
 
 
@@ -207,13 +207,3 @@ def _check_semeval(path: str | Path, results: dict[str, Any]) -> None:
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if value is not None and not (number and 0 <= value <= 1):
             raise DataError(f"{path}: field {name} must be a number between 0 and 1 or null")
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue  # a source tree that is not installed has no version to note
-    return found

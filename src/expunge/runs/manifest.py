@@ -4,7 +4,6 @@ import json
 import platform
 from collections.abc import Container
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from expunge.runs.settings import recorded
 from expunge.utils import coarse, files
 from expunge.utils.distributed import current
 from expunge.utils.keys import key_file, keyed, of_this_key
+from expunge.utils.versions import versions_of
 
 PLACES = {"model", *SETS, "data"}
 """Settings that say where something is; when a run is repeated, what is there counts."""
@@ -179,4 +179,4 @@ def hardware(device: torch.device) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Of everything that computes."""
-    return {name: version(name) for name in ("expunge", "torch", "transformers", "peft", "accelerate", "safetensors")}
+    return versions_of("torch", "transformers", "peft", "accelerate", "safetensors")
