@@ -1,4 +1,4 @@
-#!/bin/sh
+#!/bin/bash
 # Everything that a GPU should show, in about eight minutes: what must hold, what it makes of the goals, and one real run.
 # bench/gpu_check.sh [MODEL FORGET RETAIN HOLDOUT] - without them the last part trains the demo's model.
 cd "$(dirname "$0")/.." || exit 1
@@ -6,7 +6,7 @@ PYTHON=${PYTHON:-.venv/bin/python}
 export PYTHONPATH="src:$PYTHONPATH"
 nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
 $PYTHON -c 'import torch, transformers, peft; print("torch", torch.__version__, "transformers", transformers.__version__, "peft", peft.__version__)'
-timeout 120 "$PYTHON" -m pytest -m cuda -x --durations=5
+timeout 120 "$PYTHON" -m pytest -o addopts= tests/invariants/test_cuda.py -m cuda -x --durations=5
 timeout 360 "$PYTHON" -m bench.gpu
 output=$(mktemp -d)
 if [ $# -eq 4 ]; then
