@@ -260,6 +260,20 @@ def test_the_targets_of_an_origin_are_each_tokens_own():
     assert loss(known) == as_they_are(guessed) != loss(guessed)
 
 
+def test_to_deal_targets_out_takes_no_gradient(monkeypatch):
+    asked = []
+
+    def seen(states, *rest):
+        asked.append(states.requires_grad)
+        return token_logps(states, *rest)
+
+    monkeypatch.setattr("expunge.losses.target_kl.token_logps", seen)
+    batch = random_batch((6, 1, 8))
+    batch = TokenBatch(**{**vars(batch), "target_nll": torch.full((len(batch.targets),), 2.0, dtype=torch.float64)})
+    assert make_forget_loss("target_kl")(batch).requires_grad
+    assert asked == [False]
+
+
 def test_target_kl_is_zero_where_a_text_has_its_targets_in_another_order():
     """Untouched but for the order of its unlikely tokens: no push; a sure token that became unlikely is pushed back."""
     target = torch.tensor([0.3, 4.0, 2.0, 3.0], dtype=torch.float64)

@@ -47,8 +47,7 @@ class TargetKL:
     def __call__(self, batch: TokenBatch) -> Tensor:
         ref_states, target_nll = needed(batch.ref_states), needed(batch.target_nll)
         if batch.guessed:
-            with torch.no_grad():
-                nll = -token_logps(batch.states, batch.head, batch.targets)
+            nll = -token_logps(batch.states.detach(), batch.head, batch.targets)  # no gradient of it is computed
             target_nll = dealt_out(target_nll.to(nll.dtype), nll, batch.parts, self.free_nll)
         loss, _ = token_target_kl(batch.states, ref_states, batch.head, batch.targets, target_nll, self.nll_weight)
         return batch.token_mean(loss)
