@@ -10,7 +10,7 @@ documents, and as many forgotten ones, are read; an unseen text that stands befo
 import argparse
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean
 
@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> None:
         if args.adapter and not number:
             attach_adapter(loaded, args.adapter)
         for name, form in forms.items():
-            members, unseen = ([nll(loaded, text, form) for text in side[:half]] for side in sides)
+            members, unseen = (nlls(loaded, side[:half], form) for side in sides)
             area = auc([-own for own in members], [-own for own in unseen])
             cells = (f"{fmean(members):.2f}", f"{fmean(unseen):.2f}", f"{area:.2f}")
             print(f"| {Path(model).name} | {name} | {' | '.join(cells)} |", flush=True)
@@ -64,14 +64,14 @@ def forms_of(kept: str, unseen: str) -> dict[str, Form]:
     }
 
 
-def nll(loaded: LoadedModel, text: str, form: Form) -> float:
-    """Mean NLL of a document's tokens in a form; its first token counts where something stands before it."""
+def nlls(loaded: LoadedModel, texts: Sequence[str], form: Form) -> list[float]:
+    """Mean NLL of each document's tokens in a form; its first token counts where something stands before it."""
     before = text_ids(loaded.tokenizer, form[0]) if form[0] else []
-    own = text_ids(loaded.tokenizer, form[1](text))
-    if before and own[0] == loaded.tokenizer.bos_token_id:
-        own = own[1:]
-    (logps,) = sequence_logps(loaded, [[*before, *own]])
-    return -float(logps[max(0, len(before) - 1) :].mean())
+    rows = []
+    for text in texts:
+        own = text_ids(loaded.tokenizer, form[1](text))
+        rows.append([*before, *own[1 if before and own[0] == loaded.tokenizer.bos_token_id else 0 :]])
+    return [-float(logps[max(0, len(before) - 1) :].mean()) for logps in sequence_logps(loaded, rows)]
 
 
 def _arguments() -> argparse.ArgumentParser:

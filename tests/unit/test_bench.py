@@ -11,11 +11,13 @@ from bench.machine import matrix_sizes
 from bench.measure import Spec, measure, prepared_for
 from bench.plain import Plain, load_plain
 from bench.workload import official_lengths, random_model, random_rows
+from experiments import contexts
 from experiments.halves import main as halves_main
 from experiments.rounding import int8, nf4, round_model
 from expunge.config import UnlearnConfig
 from expunge.data.tokenize import TokenizedExample
 from expunge.model.load import load_model
+from expunge.model.logps import sequence_logps
 from expunge.train.trainer import Trainer
 from expunge.utils.progress import Reporter
 from tiny import save_tiny
@@ -122,6 +124,17 @@ def test_gpu_script_runs_on_the_cpu_and_says_what_fails(capsys, monkeypatch):
     ):
         assert re.search(expected, lines), lines
     assert re.search("nf4 .*failed: ZeroDivisionError", lines)
+
+
+def test_the_texts_of_a_form_are_read_together(tmp_path, monkeypatch):
+    loaded, calls = load_model(str(save_tiny(tmp_path, "llama")), dtype="float32", device="cpu"), []
+    monkeypatch.setattr(contexts, "sequence_logps", lambda *given: calls.append(given) or sequence_logps(*given))
+    texts = ["a lamp by the mill", "an old boat", "the keeper of rivers and of boats"]
+    for form in contexts.forms_of("a text to keep", "an unseen text").values():
+        calls.clear()
+        found = contexts.nlls(loaded, texts, form)
+        assert len(calls) == 1
+        assert found == pytest.approx([contexts.nlls(loaded, [text], form)[0] for text in texts], rel=1e-4)
 
 
 def test_tables_show_medians_and_factors(tmp_path, capsys):
