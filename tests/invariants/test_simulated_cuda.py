@@ -304,6 +304,21 @@ def test_replay_texts_are_those_of_the_cpu(folder: Callable[[str], Path], monkey
     assert texts[0] == texts[1]
 
 
+@pytest.mark.parametrize(("free", "most"), [(2**36, 512), (2**24, 128), (0, decoding.ROWS)])
+def test_replay_texts_are_written_in_a_share_of_the_free_memory(
+    free: int, most: int, folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known, sizes = [TokenizedExample("text", list(range(3, 40)), 1)], []
+    with SimulatedCuda():
+        loaded = load_model(str(folder("llama")), dtype="float32", device="cuda")
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (free, 2**36))
+        monkeypatch.setattr(torch.cuda, "memory_reserved", lambda *_: torch.cuda.memory_allocated())
+        monkeypatch.setattr(replay, "_continue", lambda _, begun: sizes.append(len(begun)) or [(1, 2)] * len(begun))
+        replay.write_texts(loaded, known, known, tokens=100, seed=1)
+        replay.seconds_per_token(loaded, known)
+    assert {*sizes} == {most}
+
+
 @pytest.fixture
 def files(tmp_path: Path) -> dict[str, str]:
     """Texts to forget, to keep and unseen ones."""

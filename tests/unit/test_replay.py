@@ -1,6 +1,8 @@
 """Replay texts: what the model writes, the same for the same seed, and nothing that repeats the forget set."""
 
+import gc
 import random
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -8,7 +10,7 @@ import torch
 
 from expunge.data.tokenize import TokenizedExample
 from expunge.errors import TrainingError
-from expunge.model import replay
+from expunge.model import decoding, replay
 from expunge.model.adapter import add_adapter
 from expunge.model.decoding import go_on, written
 from expunge.model.load import load_model
@@ -114,6 +116,32 @@ def test_where_memory_is_short_fewer_are_written_at_once(loaded, monkeypatch):
     monkeypatch.setattr(replay, "_written", lambda *_: small(loaded, [None] * 21))
     with pytest.raises(TrainingError, match="--replay-weight 0"):
         write_texts(loaded, ROWS[:3], ROWS[3:], tokens=300, seed=1)
+
+
+def test_a_cache_is_gone_before_the_next_one_is_made(loaded, monkeypatch):
+    """By counting references, out of memory too: until garbage is collected a GPU may have no room for another one."""
+    flights: list[weakref.ref[decoding.Flight]] = []
+
+    class Noted(decoding.Flight):
+        def __init__(self, *given):
+            assert not [own for own in flights if own()]
+            super().__init__(*given)
+            flights.append(weakref.ref(self))
+
+        def steps(self, tokens, count):
+            if len(tokens) > 20:
+                raise torch.OutOfMemoryError
+            return super().steps(tokens, count)
+
+    monkeypatch.setattr(decoding, "Flight", Noted)
+    gc.collect()
+    gc.disable()
+    try:
+        replay._continue(loaded, [[token] for token in range(40)])
+    finally:
+        gc.enable()
+    assert len(flights) == 3
+    assert not [own for own in flights if own()]
 
 
 def test_a_model_that_writes_the_same_again_and_again_ends_it(loaded, monkeypatch):

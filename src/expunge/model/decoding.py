@@ -11,6 +11,7 @@ the graph is used only if it gives the logits of the step that it stands for.
 """
 
 import inspect
+import weakref
 from collections.abc import Callable, Collection, Sequence, Set
 from typing import Any, cast
 
@@ -75,13 +76,18 @@ def batching_obstacle(model: PreTrainedModel) -> str | None:
 def cached_tokens(loaded: LoadedModel) -> int:
     """Largest (rows, width) area of a cache for this model on its device."""
     most = CACHED_TOKENS[loaded.device.type]
+    return most if (fits := tokens_that_fit(loaded)) is None else max(1, min(most, fits))
+
+
+def tokens_that_fit(loaded: LoadedModel) -> int | None:
+    """The (rows, width) area of a cache in its share of a GPU's free memory; None of another device."""
     if loaded.device.type == "cpu" or (free := free_memory(loaded.device)) is None:
-        return most
+        return None
     config = loaded.base.config.get_text_config()
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     token = 2 * config.num_hidden_layers * heads * width * loaded.dtype.itemsize
-    return max(1, min(most, int(CACHE_SHARE * free / token)))
+    return int(CACHE_SHARE * free / token)
 
 
 class _Layer(DynamicLayer):
@@ -90,7 +96,7 @@ class _Layer(DynamicLayer):
     def __init__(self, flight: "Flight", like: DynamicLayer) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.lazy_initialization(cast(Tensor, like.keys), cast(Tensor, like.values))
-        self._flight = flight
+        self._flight: Flight = weakref.proxy(flight)  # else the buffers would outlive it until garbage is collected
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         pairs = (self.keys, key_states), (self.values, value_states)

@@ -15,14 +15,14 @@ from peft import PeftModel
 
 from expunge.data.tokenize import TokenizedExample
 from expunge.errors import TrainingError
-from expunge.model.decoding import batching_obstacle, go_on, written
+from expunge.model.decoding import COLUMNS, ROWS, batching_obstacle, go_on, tokens_that_fit, written
 from expunge.model.load import LoadedModel
 from expunge.utils.distributed import ALONE, Processes
 
 NEW_TOKENS = 96
 """Longest continuation."""
 BATCH = {"cpu": 128, "cuda": 512}
-"""Texts that are written at once, per device type."""
+"""Texts that are written at once, per device type, at most."""
 KNOWN, FEWEST_KNOWN = 8, 3
 """A text that has so many tokens in a row from the forget set, and not from the retain set, is left out; so is one
 that holds a whole forget text of fewer, down to the second number."""
@@ -56,7 +56,7 @@ def write_texts(
     """
     rng, beginnings = random.Random(f"{seed} replay"), Beginnings(loaded, [*forget, *retain])
     known = _known(forget, retain, loaded.tokenizer.eos_token_id)
-    size = BATCH[loaded.device.type]
+    size = _batch(loaded)
     found: dict[tuple[int, ...], None] = {}
     written, most = 0, 8 * tokens
     devices = [] if loaded.device.type == "cpu" else [loaded.device]
@@ -81,7 +81,7 @@ def write_texts(
 @torch.no_grad()
 def seconds_per_token(loaded: LoadedModel, rows: Sequence[TokenizedExample]) -> float:
     """Time that writing one token takes, from one batch that is thrown away."""
-    begun = Beginnings(loaded, rows).drawn(random.Random(0), BATCH[loaded.device.type])
+    begun = Beginnings(loaded, rows).drawn(random.Random(0), _batch(loaded))
     clock = time.perf_counter()
     texts = _continue(loaded, begun)
     return (time.perf_counter() - clock) / sum(map(len, texts))
@@ -115,6 +115,17 @@ class Beginnings:
             rng.choice(self._rows) if self._rows and at % 2 else [*self._before, rng.choice(self._tokens)]
             for at in range(count)
         ]
+
+
+def _batch(loaded: LoadedModel) -> int:
+    """Texts that are written at once: fewer where their cache would take too much of a GPU's free memory.
+
+    By halving, since the draws depend on it: a little more or less memory should give the same texts.
+    """
+    size, fits = BATCH[loaded.device.type], None if batching_obstacle(loaded.base) else tokens_that_fit(loaded)
+    while fits is not None and size > ROWS and size * -(-NEW_TOKENS // COLUMNS) * COLUMNS > fits:
+        size //= 2
+    return size
 
 
 def _continue(loaded: LoadedModel, begun: list[list[int]]) -> list[tuple[int, ...]]:
