@@ -116,7 +116,7 @@ def test_a_step_does_not_wait_and_its_log_waits_once(loss: str, folder: Callable
 @pytest.fixture(autouse=True)
 def _few_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Graphs are taken however long they take: on the CPU there is nothing to gain."""
-    for name, value in {"FASTER": float("inf"), "EIGHTHS": 2, "TIMED": 1}.items():
+    for name, value in {"FASTER": float("inf"), "SHARES": (0.5, 1.0), "TRIED": 2}.items():
         monkeypatch.setattr(speed, name, value)
 
 
@@ -136,6 +136,25 @@ def test_captured_passes_give_the_gradient_of_every_step(folder: Callable[[str],
                 found = trainer.gradient(step), trainer.adapter.gradients
             assert not waits
             assert all((own - other).norm() <= 0.01 * other.norm() for own, other in zip(found, right, strict=True))
+
+
+def test_steps_of_all_sizes_are_tried_and_replayed(
+    folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps of few rows, most of them short: some are a tenth of the largest."""
+    tried: list[list[int]] = []
+    monkeypatch.setattr(speed, "_milliseconds", lambda _, steps: tried.append([step.number for step in steps]) or 1.0)
+    forget = [*made_up(15, 1), *made_up(1, 2, longest=250)]
+    with SimulatedCuda():
+        own = prepared(folder("llama"), dtype="bfloat16", device="cuda", rows_per_step=1, epochs=3, forget=forget)
+        trainer = ready(own)
+        assert speed.capture(trainer, FakeRecorder(CUDA)).startswith("passes captured in")
+        captured, steps = trainer.loaded.captured, [*trainer.plan.steps()]
+        sizes = [sum(trainer.lengths(step)) for step in steps]
+        assert captured is not None
+        assert all(captured.takes(lengths) for step in steps for lengths in speed.row_lengths(trainer, step))
+        assert {min(sizes), max(sizes)} == {sizes[number] for number in tried[0]}
+        assert min(sizes) < max(sizes) / 10
 
 
 class Stale(FakeRecorder):

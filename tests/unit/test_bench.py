@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bench import __main__ as bench_main
-from bench import gpu, report
+from bench import gpu, report, sizes
 from bench.machine import matrix_sizes
 from bench.measure import Spec, measure, prepared_for
 from bench.plain import Plain, load_plain
@@ -135,6 +135,14 @@ def test_the_texts_of_a_form_are_read_together(tmp_path, monkeypatch):
         found = contexts.nlls(loaded, texts, form)
         assert len(calls) == 1
         assert found == pytest.approx([contexts.nlls(loaded, [text], form)[0] for text in texts], rel=1e-4)
+
+
+def test_sizes_of_captured_passes_are_counted(capsys, monkeypatch):
+    monkeypatch.setattr(sizes, "SPLITS", ("validation",))
+    monkeypatch.setattr(sizes, "CASES", (("paper", 0),))
+    sizes.main()
+    (line,) = capsys.readouterr().out.splitlines()[2:]
+    assert re.fullmatch(r"\| validation \| paper \| \d+(, [\d,]+){4} \| [\d,]+ \| \d\d% \|", line)
 
 
 def test_tables_show_medians_and_factors(tmp_path, capsys):

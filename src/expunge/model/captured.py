@@ -26,8 +26,6 @@ from expunge.model.packing import filling, row_places, send
 WARM_UPS = 3
 """Passes before one is captured: libraries choose their kernels, and take their memory, in the first ones. In the last
 of them what makes the host wait is an error: a capture that it broke would leave allocator and generator unusable."""
-LEAST_FILLED = 0.5
-"""A sequence that would fill less of the smallest size is not replayed: what fills up is computed too."""
 
 Flash = Callable[[Tensor, Tensor, Tensor, int], Tensor]
 """Final states `(1, tokens, hidden)` from input_ids, positions, cuts and longest row, see `packing.flash_states`."""
@@ -127,7 +125,7 @@ class CapturedPasses:
     def takes(self, lengths: Sequence[int]) -> bool:
         """Whether a sequence of rows of these lengths is replayed."""
         tokens, fits = sum(lengths), len(lengths) <= self._rows and max(lengths) <= self._longest
-        return fits and min(self._sizes, default=0) * LEAST_FILLED <= tokens <= max(self._sizes, default=0)
+        return fits and tokens <= max(self._sizes, default=0)
 
     def states(self, input_ids: Tensor, lengths: Sequence[int]) -> Tensor:
         """Final states `(tokens, hidden)` of rows that stand in `input_ids` `(1, tokens)` one behind the other."""

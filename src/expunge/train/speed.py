@@ -1,10 +1,11 @@
 """Make the steps of a run fast on a GPU: graphs where launching kernels is what takes the time.
 
-Nothing is taken on trust. The first steps of the run are computed three times: as they are; filled up to the sizes of
-the graphs, which may only round in another way; and replayed, which must give what the filled ones give, and be faster.
-Else the run goes on without graphs, and one line says why.
+Nothing is taken on trust. Some steps of the run, from the smallest to the largest, are computed three times: as they
+are; filled up to the sizes of the graphs, which may only round in another way; and replayed, which must give what the
+filled ones give, and be faster. Else the run goes on without graphs, and one line says why.
 """
 
+import math
 import time
 from functools import partial
 from itertools import islice
@@ -19,10 +20,8 @@ from expunge.model.compiling import compile_layers
 from expunge.model.packing import VARLEN, attention_way, flash_states
 from expunge.train.trainer import Trainer
 
-EPOCHS = 2
-"""Epochs of which steps are checked and timed."""
-EIGHTHS = 5
-"""Sizes of captured passes: the largest micro-batch of the run, and those that are one to four eighths less."""
+SHARES = (0.25, 0.5, 0.75, 0.95, 1.0)
+"""Sizes of captured passes: each is the smallest that this share of the run's micro-batches fits into."""
 ROUNDED_TO = 64
 """Sizes are multiples of so many tokens."""
 APART = 0.05
@@ -35,10 +34,8 @@ NOISE = 0.02
 """Size of random numbers on the adapter while the passes are checked: where B is 0, half of the gradient is 0 too."""
 FASTER = 0.9
 """Captured passes are taken when a step takes at most this share of the time."""
-CHECKED = 6
-"""Steps, of different sizes and rows, whose gradients are compared."""
-TIMED = 3
-"""Steps that are timed each way."""
+TRIED = 6
+"""Steps, spread over their sizes from the smallest to the largest, whose gradients are compared and that are timed."""
 
 
 def speed_up(trainer: Trainer) -> str | None:
@@ -63,18 +60,20 @@ def capture(trainer: Trainer, recorder: Recorder) -> str:
         OutOfMemoryError: Not even a step without them fits.
     """
     loaded = trainer.loaded
-    steps = list(islice(trainer.plan.steps(), EPOCHS * trainer.plan.steps_per_epoch))
     if obstacle := _obstacle(trainer):
         return f"not captured: {obstacle}"
-    every = islice(trainer.plan.steps(), trainer.num_steps)  # other texts before forget rows differ from step to step
-    batches = [lengths for step in every for lengths in _batches(trainer, step)]
-    largest = max(map(sum, batches))
-    sizes = sorted({-(-largest * (8 - less) // 8 // ROUNDED_TO) * ROUNDED_TO for less in range(EIGHTHS)})
+    steps = list(islice(trainer.plan.steps(), trainer.num_steps))
+    # Of every step, since the other texts before forget rows differ from step to step.
+    batches_of = [row_lengths(trainer, step) for step in steps]
+    batches = [lengths for own in batches_of for lengths in own]
+    sizes = sizes_for([*map(sum, batches)])
+    ordered = sorted(range(len(steps)), key=lambda at: sum(map(sum, batches_of[at])))
+    tried = [steps[ordered[at]] for at in sorted({at * (len(steps) - 1) // (TRIED - 1) for at in range(TRIED)})]
     weights, begun = trainer.adapter.weights.data, time.perf_counter()
     kept, chance = weights.clone(), torch.Generator().manual_seed(0)
     weights.add_(torch.randn(weights.shape, generator=chance, dtype=weights.dtype).to(weights.device), alpha=NOISE)
     try:
-        plain = _Plain(trainer, steps)  # before the graphs take their memory
+        plain = _Plain(trainer, tried)  # before the graphs take their memory
         passes = CapturedPasses(
             partial(_flash, trainer),
             trainer.parameters,
@@ -93,6 +92,13 @@ def capture(trainer: Trainer, recorder: Recorder) -> str:
     if loaded.captured is None:
         return f"not captured: {why}"
     return f"passes captured in {time.perf_counter() - begun:.0f} s for {sizes[0]:,} to {sizes[-1]:,} tokens: {why}"
+
+
+def sizes_for(tokens: list[int]) -> list[int]:
+    """Sizes of captured passes for micro-batches of so many tokens."""
+    ordered = sorted(tokens)
+    fitting = [ordered[math.ceil(share * len(ordered)) - 1] for share in SHARES]
+    return sorted({-(-own // ROUNDED_TO) * ROUNDED_TO for own in fitting})
 
 
 def _obstacle(trainer: Trainer) -> str:
@@ -115,7 +121,7 @@ def _flash(trainer: Trainer, ids: Tensor, positions: Tensor, cuts: Tensor, longe
         return flash_states(trainer.loaded.base, ids, positions, cuts, longest)
 
 
-def _batches(trainer: Trainer, step: Step) -> list[list[int]]:
+def row_lengths(trainer: Trainer, step: Step) -> list[list[int]]:
     """Lengths of the rows of each micro-batch of a step."""
     sides = trainer.sides_of(step)
     rows = [[len(sides[name].rows[row]) for name, row in unit] for unit in trainer.units(step)]
@@ -127,17 +133,16 @@ class _Plain:
     """What the layers as they are give for some steps, and how long a step takes them."""
 
     def __init__(self, trainer: Trainer, steps: list[Step]) -> None:
-        self._steps, self._checked = steps, steps[:CHECKED]
-        self._right = _gradients(trainer, self._checked)
+        self._steps, self._right = steps, _gradients(trainer, steps)
         self._milliseconds = _milliseconds(trainer, steps)
 
     def against(self, trainer: Trainer, passes: CapturedPasses) -> str:
         """Capture the passes and leave them in use if they give the same, and are faster; says how they do."""
         loaded = trainer.loaded
         loaded.captured = passes
-        filled = _gradients(trainer, self._checked)
+        filled = _gradients(trainer, self._steps)
         passes.capture()
-        replayed = _gradients(trainer, self._checked)
+        replayed = _gradients(trainer, self._steps)
         if loaded.captured is None:
             return "they leave too little memory"
         pairs = ("filled", filled, self._right, ROUNDED), ("replayed", replayed, filled, APART)
@@ -169,7 +174,7 @@ def _milliseconds(trainer: Trainer, steps: list[Step]) -> float:
     trainer.gradient(steps[0])
     torch.cuda.synchronize(trainer.loaded.device)
     begun = time.perf_counter()
-    for step in islice(steps, TIMED):
+    for step in steps:
         trainer.gradient(step)
     torch.cuda.synchronize(trainer.loaded.device)
-    return 1000 * (time.perf_counter() - begun) / min(TIMED, len(steps))
+    return 1000 * (time.perf_counter() - begun) / len(steps)
