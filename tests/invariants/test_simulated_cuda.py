@@ -1,7 +1,9 @@
 """What runs on a GPU, run on the CPU as if it were one (`simulated_cuda`): devices, waits, and the same numbers."""
 
+import gc
 import json
 import random
+import weakref
 from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
@@ -187,6 +189,59 @@ def test_what_is_wrong_or_no_faster_is_not_captured(
         assert trainer.loaded.captured is None
         assert torch.equal(trainer.adapter.weights, weights)
         assert not trainer.adapter.gradients.any()
+
+
+class Full(FakeRecorder):
+    """There is no memory for what is to be captured."""
+
+    def warm_up(self, work: Callable[[], None]) -> None:
+        work()
+        raise torch.OutOfMemoryError("no memory")
+
+
+@pytest.mark.parametrize(
+    ("recorder", "most", "why"),
+    [
+        (FakeRecorder, None, "they leave too little memory"),
+        (FakeRecorder, 2, "they leave too little memory"),
+        (Full, None, "no memory"),
+    ],
+)
+def test_passes_that_do_not_fit_leave_memory_and_rows_as_they_were(
+    recorder: type[FakeRecorder],
+    most: int | None,
+    why: str,
+    folder: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A step runs out of memory while there are passes; or, once they have been there, with more than `most` units."""
+    made: list[weakref.ref[Any]] = []
+    begin, backward = captured_passes._Pass.__init__, Trainer._backward
+
+    def noted(self: Any, *given: Any) -> None:
+        begin(self, *given)
+        made.append(weakref.ref(self))
+
+    def full(self: Trainer, sides: Any, places: Any, counts: Any) -> torch.Tensor:
+        if recorder is not Full and (any(own() for own in made) or (made and most and len(places) > most)):
+            raise torch.OutOfMemoryError
+        return backward(self, sides, places, counts)
+
+    monkeypatch.setattr(captured_passes._Pass, "__init__", noted)
+    monkeypatch.setattr(Trainer, "_backward", full)
+    with SimulatedCuda():
+        trainer = trainer_on("cuda", folder("llama"), "bfloat16")
+        before = trainer.rows_that_fit
+        gc.collect()
+        gc.disable()
+        try:
+            assert speed.capture(trainer, recorder(CUDA)) == f"not captured: {why}"
+            assert made
+            assert not any(own() for own in made)
+        finally:
+            gc.enable()
+    assert trainer.loaded.captured is None
+    assert trainer.rows_that_fit == before
 
 
 def test_rows_that_are_filled_up_wrongly_are_not_captured(

@@ -150,8 +150,8 @@ class _Pass:
             live = self._flash(self._ids, self._positions, self._cuts, longest)[0]
         self.states, self.grad = torch.zeros_like(live), torch.zeros_like(live)
         """What a forward pass leaves, and what a backward pass begins with."""
-        self.replay_forward: Callable[[], None] = self._forward
-        self.replay_backward: Callable[[], None] = self._backward
+        self._replays: tuple[Callable[[], None], Callable[[], None]] | None = None
+        """Graphs of both passes. Until there are some, nothing here leads back to this object: it goes at once."""
 
     def fill(self, ids: Tensor, lengths: Sequence[int]) -> None:
         """Copy a sequence into the tensors that a replay reads."""
@@ -168,8 +168,16 @@ class _Pass:
         with torch.enable_grad():
             recorder.warm_up(self._both)
             forward, backward = recorder.record(self._forward), recorder.record(self._backward)
-        self.replay_forward, self.replay_backward = forward, backward
+        self._replays = forward, backward
         self._live = None  # the next capture may take what the graph's inner tensors had
+
+    def forward(self) -> None:
+        """From what was filled in to `states`."""
+        (self._replays[0] if self._replays else self._forward)()
+
+    def backward(self) -> None:
+        """From `grad` to the parameters' gradients."""
+        (self._replays[1] if self._replays else self._backward)()
 
     def _both(self) -> None:
         self._forward()
@@ -195,11 +203,11 @@ class _Replayed(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, parameter: Tensor, own: _Pass) -> Tensor:
         ctx.own = own
-        own.replay_forward()
+        own.forward()
         return own.states.clone()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[None, None]:
         ctx.own.grad.copy_(grad)
-        ctx.own.replay_backward()
+        ctx.own.backward()
         return None, None

@@ -71,10 +71,12 @@ def capture(trainer: Trainer, recorder: Recorder) -> str:
     tried = [steps[ordered[at]] for at in sorted({at * (len(steps) - 1) // (TRIED - 1) for at in range(TRIED)})]
     weights, begun = trainer.adapter.weights.data, time.perf_counter()
     kept, chance = weights.clone(), torch.Generator().manual_seed(0)
+    fits = trainer.rows_that_fit
     weights.add_(torch.randn(weights.shape, generator=chance, dtype=weights.dtype).to(weights.device), alpha=NOISE)
     try:
         plain = _Plain(trainer, tried)  # before the graphs take their memory
-        passes = CapturedPasses(
+        fits = trainer.rows_that_fit
+        loaded.captured = CapturedPasses(  # and nothing else holds them: out of memory, they go with this reference
             partial(_flash, trainer),
             trainer.parameters,
             rows=max(map(len, batches)),
@@ -82,14 +84,16 @@ def capture(trainer: Trainer, recorder: Recorder) -> str:
             recorder=recorder,
         )
         for size in sizes:
-            passes.add(size)
-        why = plain.against(trainer, passes)
+            loaded.captured.add(size)
+        why = plain.against(trainer)
     except (RuntimeError, TrainingError) as error:  # out of memory among them: without graphs the step may fit
         why, loaded.captured = " ".join(str(error).split())[:200], None
     finally:
         weights.copy_(kept)
         trainer.adapter.gradients.zero_()
     if loaded.captured is None:
+        trainer.rows_that_fit = fits  # what did not fit beside the graphs may fit without
+        torch.cuda.empty_cache()
         return f"not captured: {why}"
     return f"passes captured in {time.perf_counter() - begun:.0f} s for {sizes[0]:,} to {sizes[-1]:,} tokens: {why}"
 
@@ -136,13 +140,13 @@ class _Plain:
         self._steps, self._right = steps, _gradients(trainer, steps)
         self._milliseconds = _milliseconds(trainer, steps)
 
-    def against(self, trainer: Trainer, passes: CapturedPasses) -> str:
+    def against(self, trainer: Trainer) -> str:
         """Capture the passes and leave them in use if they give the same, and are faster; says how they do."""
         loaded = trainer.loaded
-        loaded.captured = passes
         filled = _gradients(trainer, self._steps)
-        passes.capture()
-        replayed = _gradients(trainer, self._steps)
+        if loaded.captured is not None:
+            loaded.captured.capture()
+            replayed = _gradients(trainer, self._steps)
         if loaded.captured is None:
             return "they leave too little memory"
         pairs = ("filled", filled, self._right, ROUNDED), ("replayed", replayed, filled, APART)
@@ -153,7 +157,7 @@ class _Plain:
                 return f"the gradient of {name} passes is {max(apart):.2g} from what it should be"
         after = _milliseconds(trainer, self._steps)
         told = f"{after:.1f} ms a step in place of {self._milliseconds:.1f}"
-        if after <= FASTER * self._milliseconds:
+        if after <= FASTER * self._milliseconds and loaded.captured is not None:
             return told
         loaded.captured = None
         return f"no faster ({told})"
