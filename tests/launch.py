@@ -235,3 +235,9 @@ def one_gets_a_signal() -> None:
     """One process is asked to stop during the third step."""
     if rank() == 1:
         _at_step_3(lambda: os.kill(os.getpid(), signal.SIGTERM))
+
+
+def one_gets_a_signal_between_reads() -> None:
+    """The same, where the log is read at evaluation steps and checkpoints alone, as on a GPU."""
+    import_module("expunge.train.step_log").STEPS_PER_READ["cpu"] = 16
+    one_gets_a_signal()

@@ -1,6 +1,7 @@
 """Two and three processes: the losses and the adapter of one, and an end of one is the end of all."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -132,6 +133,16 @@ def test_a_signal_to_one_stops_all_after_the_same_step_and_they_go_on(folder: Pa
     assert ends[1].err == ""
     again = launch(2, folder, *COMMAND, "--output", "many", "--resume")
     assert [end.code for end in again] == [0, 0], again
+    assert largest_differences(folder / "one", folder / "many")[1] < 1e-5
+
+
+def test_a_signal_between_two_reads_of_the_log_stops_all_after_the_same_step(folder: Path) -> None:
+    ends = launch(2, folder, *COMMAND, "--output", "many", prepare="one_gets_a_signal_between_reads")
+
+    assert [end.code for end in ends] == [130, 130], ends
+    assert re.search(r"interrupted: step [34] of 7 is saved", ends[0].err.splitlines()[-1]), "4 is saved anyway"
+    (again,) = launch(1, folder, *COMMAND, "--output", "many", "--resume")
+    assert again.code == 0, again.err
     assert largest_differences(folder / "one", folder / "many")[1] < 1e-5
 
 

@@ -9,14 +9,17 @@ import sys
 import time
 from collections.abc import Callable
 from ctypes import CDLL
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
+import torch
 import torch.distributed as dist
 
 import expunge
 from expunge.utils import interrupt
+from expunge.utils.distributed import ALONE, Processes, SharedStop
 from expunge.utils.hardening import no_core_dumps
 from expunge.utils.interrupt import Interruptions, StopRequest
 
@@ -47,6 +50,38 @@ def in_child(work: Callable[[], object]) -> int:
 
 def ended(child: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+@dataclass(frozen=True)
+class Two(Processes):
+    """This process, and another one that says what a test wants: its flag and the milliseconds of its step."""
+
+    count: int = 2
+    said: tuple[int, int] = (0, 0)
+    asked: list[torch.Tensor] = field(default_factory=list)
+
+    def total(self, values: torch.Tensor) -> torch.Tensor:
+        self.asked.append(values)
+        return values + torch.tensor(self.said)
+
+
+@pytest.mark.parametrize(("milliseconds", "asked"), [(0, (1, 3)), (10**5, (20, 20))])
+def test_processes_ask_each_other_whether_to_stop_as_often_as_their_steps_are_long(
+    milliseconds: int, asked: tuple[int, int]
+) -> None:
+    two = Two(said=(0, milliseconds))
+    shared = SharedStop(two)
+    assert not any(shared.after_step(False, time.perf_counter(), waits=False) for _ in range(20))
+    assert asked[0] <= len(two.asked) <= asked[1]
+    before = len(two.asked)
+    assert not shared.after_step(False, time.perf_counter(), waits=True)
+    assert len(two.asked) == before + 1, "where the host waits anyway"
+
+
+def test_a_process_stops_when_another_one_is_asked_to() -> None:
+    assert SharedStop(Two(said=(1, 0))).after_step(False, time.perf_counter(), waits=True)
+    assert SharedStop(Two()).after_step(True, time.perf_counter(), waits=True)
+    assert SharedStop(ALONE).after_step(True, time.perf_counter(), waits=False), "alone, after every step"
 
 
 def meet_nobody() -> None:

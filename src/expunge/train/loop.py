@@ -36,7 +36,7 @@ from expunge.train.speed import speed_up
 from expunge.train.step_log import STEPS_PER_READ, TakenStep
 from expunge.train.trainer import Trainer
 from expunge.train.validation import ValidationRows, Validator
-from expunge.utils.distributed import Processes, together
+from expunge.utils.distributed import Processes, SharedStop, together
 from expunge.utils.interrupt import StopRequest
 from expunge.utils.progress import Reporter
 from expunge.utils.trackers import Trackers
@@ -205,6 +205,7 @@ def train(
     done = start = callbacks.state.global_step
     seen, spent = "", 0.0
     taken: list[TakenStep] = []
+    shared = SharedStop(processes)
     callbacks.call("on_train_begin")
     with reporter.track("unlearning", num_steps, start) as advance, StopRequest() as stop:
         for step in islice(trainer.plan.steps(), start, num_steps):
@@ -213,10 +214,11 @@ def train(
             clock = time.perf_counter()
             taken.append(trainer.take_step(step))
             done, last = step.number + 1, step.number + 1 == num_steps
-            stopped = processes.any(stop.requested)
-            saves = stopped or (config.save_every and done % config.save_every == 0)
+            saves = bool(config.save_every) and done % config.save_every == 0
             evaluates = evaluation and (done % evaluation.every == 0 or last)
-            due = saves or evaluates or last or len(taken) == most
+            waits = bool(saves or evaluates or last or len(taken) == most)
+            stopped = shared.after_step(stop.requested, clock, waits=waits)
+            saves, due = saves or stopped, waits or stopped
             read = trainer.read(taken) if due else []
             spent += time.perf_counter() - clock
             if not due:

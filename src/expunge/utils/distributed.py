@@ -24,6 +24,8 @@ from expunge.errors import RunError, UserError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+STOP_SECONDS = 1.0
+"""Time that several processes go on after one of them was asked to stop, about: until they ask each other."""
 POLL_SECONDS = 0.5
 """How often a process looks whether another one has failed."""
 WAIT = timedelta(hours=1)
@@ -125,6 +127,44 @@ class Processes:
 
 
 ALONE = Processes()
+
+
+class SharedStop:
+    """Whether a process of the run has been asked to stop, which all of them hear after the same step.
+
+    Several processes ask each other, and a GPU runs empty each time. So they ask after the steps where the host waits
+    anyway, and as often as it takes to stop within about `STOP_SECONDS`: by the time of their steps, which they tell
+    each other, so that they ask after the same ones.
+    """
+
+    def __init__(self, processes: Processes) -> None:
+        self._processes = processes
+        self._every, self._steps = 1, 0
+        """Steps from one question to the next, and those since the last one."""
+        self._spent, self._milliseconds = 0.0, round(1000 * STOP_SECONDS)
+        """Seconds of these steps, and the time of a step before them."""
+
+    def after_step(self, requested: bool, begun: float, *, waits: bool) -> bool:
+        """Whether to stop after a step.
+
+        Args:
+            requested: This process has been asked to.
+            begun: When the step began, by `time.perf_counter`.
+            waits: The host waits after this step, in every process.
+        """
+        if self._processes.count == 1:
+            return requested
+        self._steps += 1
+        asks, stops = waits or self._steps >= self._every, False
+        if asks:
+            flags, milliseconds = self._processes.total(torch.tensor([int(requested), self._milliseconds])).tolist()
+            stops = flags > 0
+            self._every = max(1, round(1000 * STOP_SECONDS) * self._processes.count // max(1, milliseconds))
+        self._spent += time.perf_counter() - begun
+        if asks:
+            self._milliseconds = round(1000 * self._spent / self._steps)
+            self._steps, self._spent = 0, 0.0
+        return stops
 
 
 def launched() -> bool:
