@@ -209,7 +209,8 @@ def test_unseen_texts_that_gave_target_nlls_alone_are_reported_on_by_no_one(text
     assert calibration == {"schema": 1, "scale": 1.0, "trained_alpha": 2.0, "trained_alpha_pattern": {}}
     told = expunge("evaluate", "--run", "run", "--max-new-tokens", "4", "--device", "cpu")
     assert told.code == 0, told.err
-    assert read("run/results.json")["metrics"]["membership/loss_auc"]["n"] == 20  # of 40
+    auc = read("run/results.json")["metrics"]["membership/loss_auc"]
+    assert [auc[name] for name in ("n", "members", "nonmembers")] == [20, 10, 10]  # of 40
     page = Path("run/report.html").read_text()
     assert "trained scale" not in page
     assert "all criteria are met" not in page

@@ -118,6 +118,8 @@ def test_adapter_and_seed_are_no_difference():
         ({"value": True}, "field value must be a finite number or null"),
         ({"value": float("nan")}, "field value must be a finite number or null"),
         ({"value": 0.5, "n": "many"}, "field n must be"),
+        ({"value": 0.5, "members": "many", "nonmembers": 3}, "field members must be a finite number or null"),
+        ({"value": 0.5, "members": 3, "nonmembers": 0.5}, "field nonmembers must be a whole number of rows"),
         ({"value": 0.5, "direction": "up"}, "direction must be one of higher, lower, target"),
         ({"value": 0.5, "direction": "target"}, "has the direction target, and no target"),
         ({"value": 0.5, "low": 0.9, "high": 0.1}, "low is larger than high"),

@@ -30,6 +30,8 @@ class Estimate:
         difference: The paired difference from that model, where rows can be paired.
         runs: Runs that are pooled in it.
         std: Standard deviation over runs; NaN of one run.
+        members: Of a number that compares two sides, rows of the one that was trained on; None where it is not known.
+        nonmembers: Rows of the other side.
     """
 
     value: float
@@ -45,6 +47,8 @@ class Estimate:
     difference: "Estimate | None" = None
     runs: int = 1
     std: float = NAN
+    members: int | None = None
+    nonmembers: int | None = None
 
     @property
     def known(self) -> bool:
@@ -79,6 +83,8 @@ class Estimate:
     def as_entry(self) -> dict[str, Any]:
         """The entry of a results file; null stands for NaN."""
         entry: dict[str, Any] = {**self.ends(), "n": self.n, "direction": self.direction}
+        if self.members is not None and self.nonmembers is not None:
+            entry |= {"members": self.members, "nonmembers": self.nonmembers}
         if self.target is not None:
             entry["target"] = self.target
         entry |= {"source": self.source, "family": self.family}
@@ -130,7 +136,18 @@ class Estimate:
             str(entry.get("source") or ""),
             _number(where, "reference", entry),
             cls.from_entry(f"{where}: difference", difference) if isinstance(difference, Mapping) else None,
+            members=_side(where, "members", entry),
+            nonmembers=_side(where, "nonmembers", entry),
         )
+
+
+def _side(where: str, name: str, entry: Mapping[str, Any]) -> int | None:
+    count = _number(where, name, entry)
+    if math.isnan(count):
+        return None
+    if count < 1 or not count.is_integer():
+        raise DataError(f"{where}: field {name} must be a whole number of rows, at least 1, or null")
+    return int(count)
 
 
 def _number(where: str, name: str, entry: Mapping[str, Any]) -> float:

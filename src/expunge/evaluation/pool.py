@@ -44,6 +44,8 @@ def pool_runs(runs: Sequence[tuple[str | Path, Mapping[str, Any]]]) -> dict[str,
         combined[name] = replace(
             runs_estimate(values),
             n=found[0].n if len({other.n for other in found}) == 1 else None,
+            members=found[0].members if len({other.members for other in found}) == 1 else None,
+            nonmembers=found[0].nonmembers if len({other.nonmembers for other in found}) == 1 else None,
             direction=found[0].direction,
             target=found[0].target,
             family=found[0].family,

@@ -4,7 +4,8 @@ Every benchmark has
 
 - `metrics`: `<set>/<metric>[/<task>]` -> `{"value", "low", "high", "n", "direction", "target", "source", "family",
   "reason", "reference", "difference"}`; the reason says why a value or an interval is null, the last two are there with
-  a reference model: its value, and value, low and high of the paired difference from it;
+  a reference model: its value, and value, low and high of the paired difference from it; of a membership AUC
+  `members` and `nonmembers`, too, the texts on either side;
 - `fingerprint`: what the numbers are of: `base` (content of the model), `adapter` (weights and scale), `data`
   (set -> hash under the user's key) and `prompt_format`;
 - `settings`, `reference` (the retrained model and the tests against it) and `not_measured` (plain sentences).

@@ -131,7 +131,7 @@ def statistic_estimate(
 
 
 def auc_estimate(members: Sequence[float] | Floats, nonmembers: Sequence[float] | Floats) -> Estimate:
-    """`auc` with a score interval at the variance of DeLong et al. 1988; `n` counts both sides.
+    """`auc` with a score interval at the variance of DeLong et al. 1988; `n` counts both sides together.
 
     Where few scores overlap, DeLong's variance is too small: its interval on the logit scale covers about 80 % at an
     AUC of .97 with 30 exponential scores against 300. The variance that Newcombe 2006 (method 5) derives from the AUC
@@ -147,12 +147,12 @@ def auc_estimate(members: Sequence[float] | Floats, nonmembers: Sequence[float] 
     if math.isnan(value):
         return Estimate(value, reason=ONE_SIDE)
     if min(m, n) < 2:
-        return Estimate(value, n=m + n, reason=ONE_TEXT)
+        return Estimate(value, n=m + n, reason=ONE_TEXT, members=m, nonmembers=n)
     delong = float(above.var(ddof=1) / m + below.var(ddof=1) / n)
     mean = (m + n) / 2 - 1
     newcombe = value * (1 - value) * (1 + mean * ((1 - value) / (2 - value) + value / (1 + value))) / (m * n)
     ends = _score_interval(value, max(delong, newcombe), min(m, n), z_quantile(1 - TAIL))
-    return Estimate(value, *ends, m + n)
+    return Estimate(value, *ends, m + n, members=m, nonmembers=n)
 
 
 def auc_difference_estimate(

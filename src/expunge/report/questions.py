@@ -98,8 +98,9 @@ def recognisable(run: RunData, criteria: Criteria) -> Answer:
         if score.family == "membership" and score.name.endswith("auc") and score.known:
             if target is None or whose == CHANCE:
                 target, whose = criteria.target_auc, CHANCE
-            half = (score.n or 0) / 2  # about as many of either side
-            bound = criteria.auc(chance_sd(half, half) if half else 0.0, target)
+            half = (score.n or 0) / 2  # results of before the sides were counted
+            sides = score.members or half, score.nonmembers or half
+            bound = criteria.auc(chance_sd(*sides) if all(sides) else 0.0, target)
             numbers.append(judged(score, before, bound, whose, below=1.0 if before is None else before))
     for name, p in _tests(run).items():
         label = name.removesuffix("_p").replace("_ks", ", Kolmogorov-Smirnov").replace("_", " ")
