@@ -9,6 +9,7 @@ from expunge.report.answers import STATES
 from expunge.report.judge import Verdict, verdict, worst, write_verdict
 from expunge.report.run_data import RunData
 from expunge.report.scores import read_scores
+from expunge.utils.text import UNSEEN_TEXTS
 from report_runs import write_run
 
 TARGET = 0.3
@@ -388,6 +389,34 @@ def test_what_is_missing_is_named_with_what_to_give_for_it(tmp_path):
     told = str(judged).splitlines()
     assert max(map(len, told)) <= 99
     assert sum(line.startswith("  not measured") for line in told) == 1  # what no run tells; the four say so themselves
+
+
+@pytest.mark.parametrize("scored", [False, True])
+@pytest.mark.parametrize(
+    ("rows", "calibration", "settings", "given"),
+    [
+        ({}, {}, {}, False),
+        ({"holdout": 20}, {}, {}, True),
+        ({}, {"selection_hmac": ["a"]}, {}, True),
+        ({}, {"selection_hmac": []}, {}, False),
+        ({}, {}, {"benchmark": "semeval"}, True),  # its documents are no rows of the run
+        ({}, {}, {"benchmark": "tofu"}, False),
+    ],
+)
+def test_unseen_texts_are_asked_for_where_there_are_none(rows, calibration, settings, given, scored):
+    manifest = {"status": "done", "steps": 10, "settings": settings, "rows": rows}
+    after = {"schema": 1, "benchmark": "x", "metrics": metrics(auc=0.9)}
+    results, scores = ({"after": after}, {"after": read_scores(after)}) if scored else ({}, {})
+    judged = verdict(RunData(Path("run"), "run", manifest, results=results, scores=scores, calibration=calibration))
+    assert judged.answers[TOLD].answer == ("yes" if scored else "not measured")
+    steps = " ".join(judged.next)
+    assert ("Give unseen texts" in steps or UNSEEN_TEXTS in steps) != given
+    assert ("not yet as unlikely as unseen ones" in steps) == (given and scored)
+
+
+def test_a_benchmark_without_its_unseen_documents_asks_for_such_texts():
+    after = {key: own for key, own in metrics().items() if not key.startswith("membership")}
+    assert "--holdout FILE" in judge(after, settings={"benchmark": "semeval"}).answers[TOLD].need
 
 
 def test_scores_without_texts_to_keep_ask_for_the_texts_and_not_for_the_scores_again():

@@ -11,7 +11,7 @@ from typing import Any
 
 from expunge.config.criteria import Criteria
 from expunge.report.answers import STATES, Answer
-from expunge.report.questions import TO_SCORE, recognisable, rest_kept, speaks_well, still_said
+from expunge.report.questions import TO_SCORE, recognisable, rest_kept, speaks_well, still_said, unseen_given
 from expunge.report.run_data import RunData, read_run
 from expunge.report.scores import number
 from expunge.runs.record import VERDICT
@@ -148,7 +148,7 @@ def _next(run: RunData, answers: Sequence[Answer]) -> tuple[str, ...]:
     elsewhere = [key in below for key in RATIOS]
     too_far = bool(aucs) and len(below) == len(aucs)
     short, too_far = told and not too_far, too_far and len(below) > sum(elsewhere)
-    unseen = bool(run.manifest.get("rows", {}).get("holdout"))
+    unseen = unseen_given(run)
     most = run.settings.get("max_steps")
     limit = "--max-steps" if most and run.manifest.get("steps") == most else "--epochs"
     steps = {

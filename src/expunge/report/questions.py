@@ -34,6 +34,8 @@ UNSEEN = ("holdout", "nonmember")
 """Sets that the model has never seen."""
 OTHERS = {*UNSEEN, "test", "utility", "all"}
 """Sets that tell of the rest, and that a run does not train on."""
+WITH_UNSEEN = ("semeval", "lume", "muse")
+"""Benchmarks that bring texts like those to forget that the model has never seen."""
 LEAST_GAP = 0.02
 """A metric on which the untouched model is closer to its target than this has nothing to lose."""
 TO_SCORE = "Score the model before and after: `expunge evaluate --run RUN`."
@@ -112,8 +114,7 @@ def recognisable(run: RunData, criteria: Criteria) -> Answer:
         numbers.append(Number(name, says, p, target_from=whose, limit=limit, state=state, excess=1 - p))
     if all(own.state == "shown" for own in numbers):
         need = f"Give {UNSEEN_TEXTS} (--holdout FILE) to `unlearn` and `evaluate`."
-        unscored = "after" not in run.scores and run.manifest.get("rows", {}).get("holdout")
-        need = TO_SCORE if unscored else need
+        need = TO_SCORE if "after" not in run.scores and unseen_given(run) else need
         return Answer(TOLD, "not measured", "not measured", "no membership attack was run", rule, need, tuple(numbers))
     answer = answered(TOLD, ("yes", "no"), numbers, rule)
     if any(own.target_from == CHANCE for own in numbers):
@@ -157,7 +158,8 @@ def rest_kept(run: RunData, criteria: Criteria) -> Answer:
     need = TO_KEEP if "after" in run.scores and not scores else TO_SCORE
     if all(own.state == "shown" for own in numbers):
         return Answer(KEPT, "not measured", "not measured", "no scores of the rest", rule, need, tuple(numbers))
-    notes = [] if drift else ["No texts that the model has never seen were measured (--holdout FILE)."]
+    flag = "" if unseen_given(run) else " (--holdout FILE)"
+    notes = [] if drift else [f"No texts that the model has never seen were measured{flag}."]
     if not {own.key.split("/")[0] for own in numbers if own.state != "shown" and own not in drift} & OTHERS:
         notes.append("Measured on texts that the run trained on to keep them: others may have suffered more.")
     answer = answered(KEPT, ("no", "yes"), numbers, rule, notes)
@@ -190,6 +192,15 @@ def speaks_well(run: RunData, criteria: Criteria) -> Answer:
 
 
 # --- what they are answered from -----------------------------------------------------------------
+
+
+def unseen_given(run: RunData) -> bool:
+    """Whether the run had texts that the model has never seen: the user's, those that steered it, or a benchmark's."""
+    if run.manifest.get("rows", {}).get("holdout") or run.calibration.get("selection_hmac"):
+        return True
+    after = run.scores.get("after")
+    attacked = after is None or any(own.family == "membership" and own.known for own in after.values())
+    return attacked and run.settings.get("benchmark") in WITH_UNSEEN
 
 
 def losses_of(run: RunData, name: str) -> tuple[float, float] | None:
