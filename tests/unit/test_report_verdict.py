@@ -179,7 +179,7 @@ def test_a_metric_that_had_nothing_to_lose_does_not_count():
 
 def test_the_number_on_which_most_is_left_is_named():
     judged = judge(metrics(**{"forget/exact_match": entry(0.8, "lower", n=10)}), reference=None)
-    assert judged.answers[SAID].says == "texts said word for word: 8 of 10; 1 of 1 numbers say so".partition(";")[0]
+    assert judged.answers[SAID].says == "texts said word for word: 8 of 10"
 
 
 def test_the_first_answer_begins_with_the_facts_that_are_said():
@@ -219,8 +219,28 @@ def test_one_damaged_score_among_many_is_damage():
     more = {f"utility/task{i}": entry(0.6, family="utility") for i in range(20)}
     judged = judge(metrics(**more | {"utility/task7": entry(0.4, family="utility")}), BEFORE | more)
     assert answers(judged)[KEPT] == "no"
-    assert "task7 0.400 (0.600 before); 1 of 22 numbers say so" in judged.answers[KEPT].says
+    assert "task7 0.400 (0.600 before); 1 of 22 numbers is bad, 21 good" in judged.answers[KEPT].says
     assert judged.lead == "Not yet: the rest was damaged"
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ((0.3,), "0.300 (1.000 before, 0.300 for a model retrained without the texts)"),
+        ((0.3, 0.3), "both numbers say so"),
+        ((0.3, 0.3, 0.3), "all 3 numbers say so"),
+        ((0.9, 0.9), "both numbers say so"),
+        ((0.9, 0.9, 0.3), "2 of 3 numbers are bad, 1 good"),
+        ((0.375, 0.3), "1 of 2 numbers is unclear, 1 good"),
+        ((0.9, 0.375, 0.375, 0.3), "1 of 4 numbers is bad, 2 unclear, 1 good"),
+    ],
+)
+def test_an_answer_says_how_many_numbers_are_what(values, says):
+    after, before, reference = (
+        {f"forget/metric{i}": entry(value, "lower") for i, value in enumerate(own)}
+        for own in (values, [1.0] * len(values), [TARGET] * len(values))
+    )
+    assert judge(after, before, reference).answers[SAID].says.endswith(says)
 
 
 def test_rows_that_were_trained_on_are_said_to_be_that():

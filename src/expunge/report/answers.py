@@ -133,15 +133,25 @@ def _plainly(score: Score, value: float | None) -> str:
 def answered(
     question: str, words: tuple[str, str], numbers: Sequence[Number], rule: str, notes: Sequence[str] = ()
 ) -> Answer:
-    """One bad number decides; then one that is unclear; else all are good."""
+    """One bad number decides; then one that is unclear; else all are good. Several numbers are counted."""
     counted = [own for own in numbers if own.state != "shown"]
     state = min((own.state for own in counted), key=STATES.index)
     deciding = [own for own in counted if own.state == state]
     plain = [own for own in deciding if own.key.split("/")[-1].startswith(tuple(PLAIN))] if state == "good" else []
     says = max(plain or deciding, key=lambda own: own.excess).says
     if len(counted) > 1:
-        says += f"; {len(deciding)} of {len(counted)} numbers say so"
+        says += f"; {_counts([own.state for own in counted])}"
     need = "Too few texts to tell, the interval is wide: measure on more." if state == "unclear" else ""
     ordered = tuple(sorted(numbers, key=lambda own: -own.excess))
     answer = {"bad": words[0], "good": words[1]}.get(state, state)
     return Answer(question, answer, state, says, rule, need, ordered, tuple(notes))
+
+
+def _counts(states: Sequence[str]) -> str:
+    """How many numbers are bad, unclear and good, the worst first."""
+    kinds = [(state, states.count(state)) for state in STATES if state in states]
+    if len(kinds) == 1:
+        return f"{'both' if len(states) == 2 else f'all {len(states)}'} numbers say so"
+    (worst, count), *others = kinds
+    head = f"{count} of {len(states)} numbers {'is' if count == 1 else 'are'} {worst}"
+    return ", ".join([head, *(f"{number} {state}" for state, number in others)])
