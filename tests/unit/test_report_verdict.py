@@ -459,6 +459,14 @@ def test_what_was_not_measured_is_named_once():
     ]
 
 
+def test_notes_of_the_results_are_called_notes():
+    noted = "Membership is reported on the 12 and 16 texts that did not steer the adapter (of 24 and 32)."
+    lines = str(judge(metrics(), reference=None, noted=[noted])).splitlines()
+    assert [line[16:].startswith("Membership is") for line in lines if line.startswith("  note  ")] == [True]
+    assert sum(line.startswith("  not measured  ") for line in lines) == 3
+    assert not any(line.startswith("  not measured  Membership") for line in lines)
+
+
 def test_the_file_holds_criteria_numbers_targets_and_what_is_missing(tmp_path):
     run = write_run(tmp_path / "run")
     judged = write_verdict(run)

@@ -25,6 +25,12 @@ FAILURES = (
 )  # fmt: skip
 WIDTH = 99
 """Columns of a terminal."""
+UNMEASURED = (
+    "How a model that never saw the texts would score (--reference).",
+    "General ability, such as MMLU (--tasks).",
+    "Whether the texts come back by fine-tuning, by rounding the weights or by other prompts.",
+)
+"""What was not measured, in the verdict's own words; what the results say are notes, whole sentences."""
 RATIOS = {
     "membership/lowercase_auc": "In another writing the texts are still known: add them in lower case to --forget.",
     "membership/recall_auc": "After other texts the texts are still known: train on them there (--context-tokens 24), "
@@ -43,7 +49,7 @@ class Verdict:
         answers: Whether it is still said, recognisable, the rest kept, the speech well.
         next: What to do now, most urgent first.
         criteria: What it was judged by.
-        not_measured: What these answers do not rest on, a sentence each.
+        not_measured: What these answers do not rest on, and notes on what they rest on, a sentence each.
         warnings: Results that were left out, or are hard to compare.
     """
 
@@ -69,7 +75,9 @@ class Verdict:
         lines = [self.lead]
         lines += [_folded(f"  {own.question:<37}{own.answer:<14}", own.says) for own in self.answers]
         others = [text for text in self.not_measured if text not in {own.question for own in self.answers}]
-        sides = (("not measured", others), ("warning", self.warnings), ("next", self.next))
+        unmeasured = [text for text in others if text in UNMEASURED]
+        notes = [text for text in others if text not in UNMEASURED]
+        sides = (("not measured", unmeasured), ("note", notes), ("warning", self.warnings), ("next", self.next))
         lines += [_folded(f"  {name:<14}", text) for name, texts in sides for text in texts]
         return "\n".join(lines)
 
@@ -171,19 +179,20 @@ def _next(run: RunData, answers: Sequence[Answer]) -> tuple[str, ...]:
 
 def _not_measured(run: RunData, answers: Sequence[Answer]) -> Iterator[str]:
     """Open questions, then what the results say, then what no run can tell."""
+    reference, general, come_back = UNMEASURED
     yield from (own.question for own in answers if own.state == "not measured")
     after = run.scores.get("after", {})
     families = {score.family for score in after.values()}
     if after and "retrained" not in run.scores:
-        yield "How a model that never saw the texts would score (--reference)."
+        yield reference
     if after and not {"all/mmlu", "all/quiz"} & after.keys() and "utility" not in families:
-        yield "General ability, such as MMLU (--tasks)."
+        yield general
     noted = run.results.get("after", {}).get("not_measured")
     told = ["(--reference", "(--tasks", *(["(--holdout"] if answers[1].state == "not measured" else [])]
     for sentence in map(str, noted if isinstance(noted, list) else []):
         if not any(flag in sentence for flag in told):
             yield sentence
-    yield "Whether the texts come back by fine-tuning, by rounding the weights or by other prompts."
+    yield come_back
 
 
 def _folded(head: str, text: str) -> str:
