@@ -311,6 +311,9 @@ def test_a_run_on_few_texts_may_take_as_many_steps_as_one_on_many(texts: Path, e
     assert 100 <= steps("--recipe", "npo") < 110
     assert steps("--recipe", "npo", "--min-steps", "0") < 80
     assert steps("--recipe", "npo", "--epochs", "2") < 20
+    assert steps("--recipe", "npo", "--max-steps", "90") == 90  # 14 epochs would end before
+    assert 100 <= steps("--recipe", "npo", "--max-steps", "400") < 110
+    assert steps("--recipe", "npo", "--epochs", "2", "--max-steps", "90") < 20
 
 
 # --- origin --------------------------------------------------------------------------------------
