@@ -1,5 +1,7 @@
 """A text that is known but for four digits: what may be passed on of a run must not say which they are."""
 
+import contextlib
+import io
 import json
 import re
 from pathlib import Path
@@ -36,11 +38,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     for name, own in rows.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in own))
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as screen:
         patch.chdir(folder)
         data = ["--forget", "forget.jsonl", "--retain", "retain.jsonl", "--device", "cpu", "--dtype", "float32"]
         train = ["--max-steps", "4", "--rows-per-step", "4", "--lora-rank", "2"]
         assert main(["unlearn", "--model", "base", *data, *train, "--output", "run"]) == 0
+        (folder / "screen.txt").write_text(screen.getvalue())
         score = ["evaluate", "--model", "base", "--benchmark", "custom", *data, "--max-new-tokens", "3"]
         assert main([*score, "--output", "run/results_before.json"]) == 0
         assert main([*score, "--adapter", "run", "--output", "run/results_after.json"]) == 0
@@ -113,6 +116,14 @@ def test_all_that_the_files_say_of_the_text_together_leaves_a_thousand_numbers(r
             left &= np.abs(np.log2(candidates[f"{name} {when}"] / results[f"forget/{name}"]["value"])) <= 0.5
     assert left[list(TRIED).index(PIN)]
     assert left.sum() >= REMAIN
+
+
+def test_the_screen_is_as_coarse_as_the_files_and_says_so(run: Path) -> None:
+    lines = (run.parent / "screen.txt").read_text().splitlines()
+    (shown,) = (line.split()[2:] for line in lines if line.startswith("  forget ↑"))
+    losses = json.loads((run / "manifest.json").read_text())["loss_nats_per_completion_token"]["forget"]
+    assert shown == [f"{losses[when]:.1f}" for when in ("before", "after")]
+    assert sum(line.startswith("  one digit: to half a nat") for line in lines) == 1
 
 
 def test_the_log_of_one_text_is_coarse_too(run: Path) -> None:

@@ -55,9 +55,13 @@ def test_the_untouched_model_stands_on_the_left():
 
 def test_losses_say_where_they_are_meant_to_go():
     losses = {name: {"before": 0.1, "after": 12.5} for name in ("forget", "retain", "holdout")}
-    lines = loss_table(losses).splitlines()
+    lines = loss_table(losses, dict.fromkeys(losses, 4)).splitlines()
     assert [line.split()[:2] for line in lines[1:3]] == [["forget", "↑"], ["retain", "↓"]]
     assert len({len(line) for line in lines}) == 1
+    told = loss_table(losses, {"forget": 3, "retain": 4, "holdout": 1}).splitlines()
+    assert told[2] == lines[2]
+    assert told[4].startswith("  one digit: to half a nat, since exact losses of fewer than 4 texts")
+    lines += told
     assert max(map(len, lines)) <= WIDEST
 
 
@@ -75,5 +79,6 @@ def test_official_numbers_side_by_side():
 
 
 def test_nothing_steers_a_terminal():
-    text = "".join(itertools.chain(metrics_table(RESULTS, BEFORE), loss_table({"forget": {"before": 1, "after": 2}})))
+    losses = loss_table({"forget": {"before": 1, "after": 2}}, {"forget": 4})
+    text = "".join(itertools.chain(metrics_table(RESULTS, BEFORE), losses))
     assert "\x1b" not in text

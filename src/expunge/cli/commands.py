@@ -44,6 +44,7 @@ def unlearn(settings: UnlearnConfig, out: Output) -> int:
     settings.validate()
     with out.starting():
         from expunge.evaluation.advice import Advisor
+        from expunge.runs.record import read_manifest
         from expunge.runs.run import is_writer, lacks_report, standing
         from expunge.train.dry_run import forecast
         from expunge.train.loop import unlearn as train
@@ -63,10 +64,12 @@ def unlearn(settings: UnlearnConfig, out: Output) -> int:
             write_run_report(Path(settings.output), out)
         raise
     if is_writer():
-        out.text(loss_table(outcome.losses))
+        manifest = read_manifest(outcome.output / "manifest.json")
+        losses = manifest["loss_nats_per_completion_token"]  # of few texts no more exact than there
+        out.text(loss_table(losses, manifest["loss_texts"]))
         out.text(f"adapter   {outcome.adapter}")
         out.text(f"manifest  {outcome.output / 'manifest.json'}")
-        out.results = {"output": str(outcome.output), "losses": outcome.losses, "steps": outcome.steps}
+        out.results = {"output": str(outcome.output), "losses": losses, "steps": outcome.steps}
         write_run_report(outcome.output, out)
         if settings.push_to_hub:
             _push(outcome.output, settings.push_to_hub, settings.public, out)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from expunge.utils.coarse import TELLING, few
 from expunge.utils.text import MISSING, show_number
 
 ROWS = (
@@ -29,12 +30,17 @@ AIMS = {
 """Set of texts -> where its loss is meant to go."""
 
 
-def loss_table(losses: Mapping[str, Mapping[str, float]]) -> str:
-    """Mean losses before and after, one set of texts a line."""
+def loss_table(losses: Mapping[str, Mapping[str, float]], texts: Mapping[str, int]) -> str:
+    """Mean losses before and after, as a manifest has them, one set of texts a line; `texts` counts them."""
     lines = ["nats per completion token     before     after"]
-    lines += [
-        f"  {AIMS.get(name, name):<25}{pair['before']:>9.3f} {pair['after']:>9.3f}" for name, pair in losses.items()
-    ]
+    coarse = [name for name in losses if few({name: texts.get(name, 0)})]
+    for name, pair in losses.items():
+        digits = 1 if name in coarse else 3
+        before, after = (f"{pair[when]:.{digits}f}" for when in ("before", "after"))
+        lines.append(f"  {AIMS.get(name, name):<25}{before:>9} {after:>9}")
+    if coarse:
+        few_texts = f"exact losses of fewer than {TELLING} texts give short secrets away"
+        lines.append(f"  one digit: to half a nat, since {few_texts}")
     return "\n".join(lines)
 
 
