@@ -184,7 +184,7 @@ def test_no_text_is_in_what_it_writes(run, expunge):
     [
         (("--run", "nowhere"), "--run nowhere: not a finished run"),
         (("--run", "done"), "give --holdout"),
-        (("--run", "done", "--holdout", "few.jsonl"), "at least 8 are needed"),
+        (("--run", "done", "--holdout", "few.jsonl"), "16 texts to forget are needed as well as 16 unseen ones"),
         (("--run", "run", "--holdout", "many.jsonl"), "--holdout many.jsonl: all of its texts are to be forgotten"),
         (("--run", "run", "--target-auc", "half"), "--target-auc half: must be a number"),
         (("--run", "run", "--max-drift", "-1"), "--max-drift -1.0: must lie between 0 and 1"),

@@ -164,8 +164,11 @@ def test_texts_much_shorter_than_most_are_left_out_where_enough_are_left():
 
 
 def test_too_few_documents_and_texts_on_both_sides_are_refused():
-    with pytest.raises(DataError, match=r"7 selection texts on the unseen side \(half of 15\): at least 8"):
+    needed = "16 texts to forget are needed as well as 16 unseen ones, and there are"
+    with pytest.raises(DataError, match=rf"7 selection texts on the unseen side \(half of 15\): {needed} 20 and 15"):
         documents(texts(0, 20), texts(100, 15))
+    with pytest.raises(DataError, match=rf"0 selection texts on the forgotten side \(half of 1\): {needed} 1 and 32"):
+        documents(texts(0, 1), texts(100, 32))
     with pytest.raises(DataError, match="2 of the unseen texts are among those to be forgotten"):
         documents(texts(0, 20), texts(18, 20))
 

@@ -120,7 +120,8 @@ def documents(members: Sequence[Example], nonmembers: Sequence[Example]) -> list
             )
         if half < FEWEST:
             raise DataError(
-                f"{half} selection texts on the {name} side (half of {count}): at least {FEWEST} are needed"
+                f"{half} selection texts on the {name} side (half of {count}): {2 * FEWEST} texts to forget are needed "
+                f"as well as {2 * FEWEST} unseen ones, and there are {len(hashes[0])} and {len(hashes[1])}"
             )
     return found
 
