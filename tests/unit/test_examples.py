@@ -263,7 +263,12 @@ GOOD = '{"text": "a"}\n'
         (
             "f.jsonl",
             '{"input": "p", "body": "b"}',
-            "columns found: input, column 2 (4 characters); known are input/output, prompt/",
+            "columns found: input, body; known are input/output, prompt/",
+        ),
+        (
+            "f.json",
+            json.dumps([{"q.1": "p", "Wer ist Ann?": "b", SECRET * 9: "c"}]),
+            "columns found: q.1, column 2 (12 characters), column 3 (108 characters); known",
         ),
         (
             "f.csv",

@@ -131,9 +131,7 @@ def test_a_folder_without_the_benchmark(tmp_path: Path) -> None:
 def test_documents_without_their_column(plain: Path) -> None:
     for name in ("member", "nonmember"):
         write_jsonl(plain / f"{name}.jsonl", {"id": "1", "body": "d"})
-    with pytest.raises(
-        DataError, match=r"member\.jsonl: has no column document; columns found: id, column 2 \(4 characters\)"
-    ):
+    with pytest.raises(DataError, match=r"member\.jsonl: has no column document; columns found: id, body$"):
         read_lume(plain)
 
 

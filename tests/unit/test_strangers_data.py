@@ -38,7 +38,7 @@ def text(name: str, content: str):
 
 
 def parquet_of_numbers(folder: Path) -> str:
-    pq.write_table(pa.table({SECRET: [1, 2]}), folder / "n.parquet")
+    pq.write_table(pa.table({f"The PIN is {SECRET}": [1, 2]}), folder / "n.parquet")
     return str(folder / "n.parquet")
 
 
@@ -46,7 +46,7 @@ ECHOES = {
     "a CSV without a header": text("a.csv", f"{SECRET},4821\nfoo,bar\n"),
     "a CSV row of another length": text("a.csv", f"prompt,completion\n{SECRET}\n"),
     "a CSV quote": text("a.csv", f'prompt,completion\n"{SECRET}"x,b\n'),
-    "a JSON key": text("k.jsonl", f'{{"{SECRET}": 1}}\n'),
+    "a JSON key that is a text": text("k.jsonl", f'{{"The PIN is {SECRET}": 1}}\n'),
     "a JSON key twice": text("k.jsonl", f'{{"{SECRET}": 1, "{SECRET}": 2}}\n'),
     "a JSON escape": text("k.jsonl", f'{{"text": "\\{SECRET}"}}\n'),
     "a JSON number": text("k.json", f'[{{"text": {SECRET}}}]'),

@@ -10,7 +10,7 @@ import json
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -40,7 +40,6 @@ TEMPLATE = ("tools", "documents", "chat_template_kwargs")
 """Columns beside `messages` that chat templates take."""
 BESIDE = ("instruction", "system", "system_prompt", "tools")
 """Columns that say something to the model beside a prompt, and would be left out."""
-
 SIMILAR = 0.75
 """A column whose name is so close to a known one is probably that one, mis-spelled."""
 
@@ -214,7 +213,7 @@ def _choose_columns(source: str | Path, found: Sequence[str], columns: Mapping[s
     """Field -> column, for the fields and `kind`, as far as the file has something for them."""
     absent = [column for column in columns.values() if column not in found]
     if absent:
-        raise DataError(f"{source}: has no column {', '.join(absent)}; columns found: {_names(found)}")
+        raise DataError(f"{source}: has no column {', '.join(absent)}; columns found: {_names(source, found)}")
     chosen = {name: name for name in ("id", "task", "kind", "keywords") if name in found}
     layout = next((pair for pair in LAYOUTS if set(filter(None, pair)) <= set(found)), (None, None))
     beside = [column for column in BESIDE if column in found and column not in columns.values()]
@@ -233,7 +232,7 @@ def _choose_columns(source: str | Path, found: Sequence[str], columns: Mapping[s
         half = next((completion for prompt, completion in LAYOUTS if prompt and completion in found), None)
         missing = f"{half} holds a completion, and no column its prompt" if half else "no column holds a completion"
         raise DataError(
-            f"{source}: {missing}; columns found: {_names(found)}; known are {known}; "
+            f"{source}: {missing}; columns found: {_names(source, found)}; known are {known}; "
             "or say which with --columns prompt=...,completion=..."
         )
     prompt, completion = chosen.get("prompt"), chosen["completion"]
@@ -244,15 +243,17 @@ def _choose_columns(source: str | Path, found: Sequence[str], columns: Mapping[s
     return chosen
 
 
-def _names(found: Iterable[str]) -> str:
-    """Column names for a message: those that we know; any other may be text, as of a CSV without a header."""
+def _names(source: str | Path, found: Sequence[str]) -> str:
+    """Column names for a message: of a CSV those that we know, since it may lack a header; of others single words."""
     known = {*filter(None, chain(*LAYOUTS)), *FIELDS, *BESIDE, *TEMPLATE, "kind"}
+    word = "(?!)" if str(source).lower().endswith(".csv") else r"[^\W\d][\w.-]{0,39}"
 
     def told(at: int, name: str) -> str:
         close = difflib.get_close_matches(name.lower(), sorted(known), 1, SIMILAR)
         return f"column {at} ({len(name)} characters{f': did you mean {close[0]}?' if close else ''})"
 
-    shown = [name if name in known else told(at, name) for at, name in enumerate(found, 1)]
+    plain = {name for name in found if name in known or re.fullmatch(word, name)}
+    shown = [name if name in plain else told(at, name) for at, name in enumerate(found, 1)]
     return ", ".join(shown[:20]) + (f" and {len(shown) - 20} more" if len(shown) > 20 else "")
 
 
