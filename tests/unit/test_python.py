@@ -322,6 +322,20 @@ def test_deprecations_inside_libraries_are_not_shown(model: Path, here: Path, re
     assert [str(own.message) for own in recwarn if issubclass(own.category, FutureWarning)] == []
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ([expunge.Callback(), 3], r"^callbacks\[1\] is of type int, without on_train_begin, on_step_end, on_eva"),
+        ([expunge.Callback], r"^callbacks\[0\] is the class Callback: give an object, Callback\(\)$"),
+        (expunge.Callback(), r"^callbacks is of type Callback: give a list of expunge\.Callback objects$"),
+        (None, r"^callbacks is of type NoneType: give a list"),
+    ],
+)
+def test_what_is_no_callback_is_refused_before_anything_is_read(here: Path, given: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        expunge.unlearn("no-model", forget="no-file.jsonl", output="run", callbacks=given)
+
+
 def test_callbacks_see_the_run_and_can_end_it(model: Path, here: Path) -> None:
     seen: list[tuple[str, int]] = []
 

@@ -22,7 +22,7 @@ from expunge.runs.hub import push
 from expunge.runs.run import Outcome as Written
 from expunge.runs.run import is_writer
 from expunge.train import dry_run, loop
-from expunge.train.callbacks import Callback
+from expunge.train.callbacks import Callback, check_callbacks
 from expunge.train.merge import MergeReport
 from expunge.utils.progress import Reporter, reporter_for
 
@@ -102,6 +102,7 @@ def unlearn(
     Raises:
         UserError: The input or a setting is at fault (nothing has been written then), or training cannot go on.
     """
+    check_callbacks(callbacks)
     reporter = reporter_for(progress)
     texts = {"forget": forget, "retain": retain, "test": test, "holdout": holdout, "instead": instead}
     config = _config(model, output, texts, tokenizer, settings, reporter)

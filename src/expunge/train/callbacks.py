@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from expunge.config import UnlearnConfig
+from expunge.errors import ConfigError
 
 
 @dataclass
@@ -55,6 +56,28 @@ class Callback:
 
     def on_train_end(self, args: UnlearnConfig, state: TrainState, control: TrainControl, **kwargs: Any) -> None:
         """After the last step, before the state to keep is chosen and saved."""
+
+
+EVENTS = ("on_train_begin", "on_step_end", "on_evaluate", "on_train_end")
+
+
+def check_callbacks(given: Sequence[Callback]) -> None:
+    """Look whether all can be called.
+
+    Raises:
+        ConfigError: One is no callback, or a class in place of an object of it.
+    """
+    if not isinstance(given, list | tuple):
+        raise ConfigError(f"callbacks is of type {type(given).__name__}: give a list of expunge.Callback objects")
+    for place, own in enumerate(given):
+        if isinstance(own, type):
+            raise ConfigError(f"callbacks[{place}] is the class {own.__name__}: give an object, {own.__name__}()")
+        missing = [event for event in EVENTS if not callable(getattr(own, event, None))]
+        if missing:
+            raise ConfigError(
+                f"callbacks[{place}] is of type {type(own).__name__}, without {', '.join(missing)}: give an object of "
+                "a class that is made from expunge.Callback"
+            )
 
 
 class Callbacks:

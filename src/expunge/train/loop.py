@@ -27,7 +27,7 @@ from expunge.runs.manifest import RunFacts, other_surroundings
 from expunge.runs.record import read_manifest
 from expunge.runs.run import Outcome, Run, RunResult, is_writer
 from expunge.train.averaging import assign
-from expunge.train.callbacks import Callback, Callbacks, TrainState
+from expunge.train.callbacks import Callback, Callbacks, TrainState, check_callbacks
 from expunge.train.early_stopping import EarlyStopping
 from expunge.train.scale import Calibration, choose_scale, judge, most_scales, record, unchosen
 from expunge.train.schedule import evaluation_spacing
@@ -100,6 +100,7 @@ def unlearn(
         UserError: The input or a setting is at fault (nothing has been written then), or training cannot go on.
     """
     config.validate()
+    check_callbacks(callbacks)
     if config.dry_run:
         raise ConfigError("dry_run is for the command line: in Python, expunge.forecast says what a run would take")
     if config.push_to_hub and is_writer():
