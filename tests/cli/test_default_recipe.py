@@ -375,6 +375,17 @@ def test_an_origin_that_the_loss_does_not_use_is_said(texts: Path, expunge: Run)
     assert "is not used" not in expunge(*BARE, "--origin", "before", "--max-steps", "1", "--overwrite").err
 
 
+@pytest.mark.parametrize("dry", [(), ("--dry-run",)])
+def test_texts_before_that_leave_no_room_in_the_models_context_are_refused(
+    dry: tuple[str, ...], texts: Path, expunge: Run
+) -> None:
+    context = json.loads(Path("model/config.json").read_text())["max_position_embeddings"]
+    told = expunge(*BARE, "--context-tokens", str(context), *dry)
+    assert told.code == 2
+    assert f"--context-tokens {context}: must be below {context}, the longest row" in told.err.splitlines()[-1]
+    assert not Path("run").exists()
+
+
 def test_texts_are_trained_on_after_other_texts_where_that_is_asked_for(texts: Path, expunge: Run) -> None:
     both = (*BARE, "--context-tokens", "6", "--max-steps", "6", "--save-every", "2")
     assert expunge(*both).code == 0

@@ -143,6 +143,8 @@ CONTRADICTIONS: list[tuple[dict[str, Any], str]] = [
     ({"benchmark": "semeval"}, "--benchmark semeval needs --data"),
     ({"benchmark": "semeval", "data": "d"}, "leave --forget and --retain out"),
     ({"split": "train"}, "--split train: is for a --benchmark alone"),
+    ({"context_tokens": 2048}, "--context-tokens 2048: must be below 2048, the longest row"),
+    ({"context_tokens": 24, "max_length": 24}, "--context-tokens 24: must be below 24, the longest row"),
     ({"eval_every": 5}, "--eval-every 5: it needs texts that the model has never seen"),
 ]
 

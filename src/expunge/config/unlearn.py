@@ -299,10 +299,16 @@ class UnlearnConfig(
         first_failed(self.evaluation_checks())
         first_failed(self._pairs())
 
+    def room_for_context(self) -> Check:
+        """The check that `context_tokens` leave room in a row; once settled, `max_length` is the model's, too."""
+        rule = f"must be below {self.max_length}, the longest row (--max-length, or the model's context)"
+        return (self.context_tokens or 0) < self.max_length, f"--context-tokens {self.context_tokens}: {rule}"
+
     def _pairs(self) -> Iterator[Check]:
         """Settings of different groups that must agree."""
         yield from SHARE.of(self, "retain_test")
         yield self.max_length >= 2, f"--max-length {self.max_length}: must be at least 2"
+        yield self.room_for_context()
         yield self.instead != "", "--instead is empty: give a file, or leave it out"
         weighed = bool(self.instead) or self.instead_weight == LossConfig.instead_weight
         yield weighed, f"--instead-weight {self.instead_weight}: there is no --instead that it could weigh"

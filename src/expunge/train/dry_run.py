@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 
 from expunge.config import UnlearnConfig
+from expunge.config.checks import first_failed
 from expunge.data.sampler import Size, Step, size_of
 from expunge.data.tokenize import TokenizedExample
 from expunge.losses.collate import SIDES
@@ -109,6 +110,7 @@ def forecast(config: UnlearnConfig, reporter: Reporter | None = None) -> Forecas
     with Run.check(config):
         begun = time.perf_counter()
         prepared = prepare(config, reporter)
+        first_failed([prepared.config.room_for_context()])
         for warning in prepared.warnings:
             reporter.warn(warning)
         return _forecast(prepared, reporter, time.perf_counter() - begun)

@@ -15,6 +15,7 @@ from itertools import islice
 from typing import Any
 
 from expunge.config import UnlearnConfig
+from expunge.config.checks import first_failed
 from expunge.data.holdout import keyed_hashes
 from expunge.errors import ConfigError, RunError
 from expunge.losses.terms import described
@@ -120,6 +121,7 @@ def _unlearn(
     begun = time.perf_counter()
     prepared = prepare(config, reporter)
     config, loaded = prepared.config, prepared.loaded
+    first_failed([config.room_for_context()])  # the model's context is known now
     with reporter.working("putting the adapter in, and looking what fits into the memory"):
         trainer = Trainer(prepared, processes)
         trainer.check_memory()
