@@ -9,7 +9,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import chdir, redirect_stderr, redirect_stdout
 from importlib import import_module
 from pathlib import Path
 
@@ -366,6 +366,23 @@ def test_resumed_equals_uninterrupted_bit_for_bit(work: Path, expunge: Run) -> N
     assert Path("run/metrics.jsonl").read_text() == Path("whole/metrics.jsonl").read_text()
     assert not Path("run/checkpoints").exists()
     assert manifest("run")["steps"] == manifest("whole")["steps"] == 7
+
+
+@pytest.mark.parametrize("output", ["run", "runs/one"])
+def test_resume_from_another_folder_says_where_the_run_was_started(work: Path, expunge: Run, output: str) -> None:
+    shutil.rmtree("done")
+    with stopped_after(1):
+        assert expunge(*UNLEARN, *QUICK, "--output", output).code == 130
+    (work / "elsewhere").mkdir()
+    again = ("unlearn", "--resume", "--output", str(work / output))
+    with chdir("elsewhere"):
+        told = expunge(*again)
+        assert told.code == 2
+        start = f"no such file here: the run was started in {work}, go on with it from there"
+        assert told.err.splitlines()[-1] == f"expunge: error: --resume: --model model: {start}"
+        shutil.copytree(work / "model", "model")
+        assert f"--resume: --forget forget.jsonl: {start}" in expunge(*again).err
+    assert expunge(*again).code == 0
 
 
 def test_resume_goes_back_to_the_last_whole_checkpoint(work: Path, expunge: Run) -> None:

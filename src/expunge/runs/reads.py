@@ -12,7 +12,7 @@ from pathlib import Path
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 
-from expunge.errors import ConfigError, ModelError
+from expunge.errors import ConfigError, ModelError, RunError
 from expunge.model.source import places
 
 Reads = Mapping[str, str | Path | Iterable[str | Path] | None]
@@ -109,6 +109,29 @@ def check_apart(output: str | Path, reads: Reads, what: str = "--output") -> Non
                         raise ConfigError(
                             f"{what} {output} holds what --{flag.replace('_', '-')} {shown} reads: choose another place"
                         )
+
+
+def check_started_here(output: str | Path, was: str, reads: Mapping[str, str | None]) -> None:
+    """Refuse to go on with a run elsewhere than in the folder that its paths are relative to.
+
+    Args:
+        output: The run directory.
+        was: How it was called when the run was started, which says where that was.
+        reads: Flag -> its path.
+
+    Raises:
+        RunError: A path that leads nowhere here leads to something there; the message names both.
+    """
+    there, parts = Path(output).absolute(), Path(was).parts
+    if not parts or there.parts[-len(parts) :] != parts:
+        return
+    start = Path(*there.parts[: -len(parts)])
+    for flag, value in reads.items():
+        if value and data_path(value) is None and data_path(start / value):
+            raise RunError(
+                f"--resume: --{flag.replace('_', '-')} {value}: no such file here: the run was started in {start}, go "
+                "on with it from there"
+            )
 
 
 def _files(path: Path) -> Iterator[Path]:

@@ -41,7 +41,7 @@ from expunge.runs.manifest import (
     identity_of,
     versions,
 )
-from expunge.runs.reads import check_apart
+from expunge.runs.reads import check_apart, check_started_here
 from expunge.runs.record import adapter_hashes, read_manifest, read_steps
 from expunge.utils import coarse, files, folders, listing
 from expunge.utils.distributed import current
@@ -189,6 +189,8 @@ class Run:
             raise RunError(f"--resume: the run in {self.output} is finished: there is nothing left to do")
         if self.config.finish and not checkpoints.last(self.path / "checkpoints"):
             raise RunError("--finish: no step of this run has been saved: leave it out to go on")
+        places = {name: getattr(self.config, name) for name in READS}
+        check_started_here(self.output, settings.started_as(self.path), places)
 
     def close(self) -> None:
         """Give the run directory free."""

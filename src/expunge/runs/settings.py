@@ -101,6 +101,19 @@ def resumed_settings(output: str) -> dict[str, Any]:
     return found
 
 
+def started_as(folder: Path) -> str:
+    """The `--output` that a run was started with; empty where none is recorded.
+
+    Raises:
+        RunError: Its settings are not what a run writes.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        return ""
+    with _as_written(path):
+        return str(_read(path).get("output") or "")
+
+
 @contextmanager
 def _as_written(path: Path) -> Iterator[None]:
     """Turn what comes of settings that no run has written into one clear line."""
