@@ -63,6 +63,14 @@ def test_what_can_be_guessed_and_what_chance_does_is_allowed() -> None:
     assert violation(replace(GOOD, exact_match=0.3, auc=0.62, min_k_auc=0.4), guessing, CRITERIA) == 0
 
 
+def test_the_sentence_on_the_criteria_says_which_aucs_are_allowed() -> None:
+    few = replace(UNTOUCHED, auc_sd=0.11)
+    reached, said = judge(replace(GOOD, auc=0.58, min_k_auc=0.42), few, CRITERIA)
+    aucs = "membership AUC 0.58, by min-k 0.42, allowed 0.39 to 0.61"
+    assert (reached, said) == (True, f"all criteria are met on the selection texts ({aucs})")
+    assert judge(replace(GOOD, auc=0.62), few, CRITERIA) == (False, "membership AUC 0.62 (allowed 0.39 to 0.61)")
+
+
 @pytest.mark.parametrize("criteria", [Criteria(max_drift=0.0), Criteria(min_retain=1.0)])
 def test_the_strictest_criteria_are_finite(criteria: Criteria) -> None:
     assert math.isfinite(violation(replace(UNTOUCHED, scale=1.0, drift=0.1, retained=0.5), UNTOUCHED, criteria))

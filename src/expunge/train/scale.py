@@ -15,8 +15,8 @@ SCALES = (0.25, 0.5, 0.75, 1.0)
 """Where the search begins; then it halves the distance to the neighbours of the best, `REFINEMENTS` times."""
 REFINEMENTS = 4
 WORDS = {
-    "auc": "membership AUC {own.auc:.2f} ({criteria.target_auc:.2f} wanted)",
-    "min_k_auc": "membership AUC by min-k {own.min_k_auc:.2f} ({criteria.target_auc:.2f} wanted)",
+    "auc": "membership AUC {own.auc:.2f} ({allowed})",
+    "min_k_auc": "membership AUC by min-k {own.min_k_auc:.2f} ({allowed})",
     "forget_nll": "forgotten texts have {own.forget_nll:.2f} nats per token, unseen ones {untouched.unseen_nll:.2f}",
     "exact_match": "{own.exact_match:.0%} of the completions to forget are still said",
     "retained": "{own.retained:.1%} of the retain scores kept (at least {criteria.min_retain:.0%} wanted)",
@@ -100,9 +100,13 @@ def most_scales() -> int:
 def judge(own: Validation, untouched: Validation, criteria: Criteria) -> tuple[bool, str]:
     """Whether all criteria are met on the validation rows, and a sentence on it."""
     failed = [name for name, missing in violations(own, untouched, criteria).items() if missing]
+    bound = criteria.auc(untouched.auc_sd)
+    allowed = f"allowed {bound.least:.2f} to {bound.most:.2f}"
     if not failed:
-        return True, f"all criteria are met on the selection texts (membership AUC {own.auc:.2f})"
-    return False, "; ".join(WORDS[name].format(own=own, untouched=untouched, criteria=criteria) for name in failed)
+        aucs = f"membership AUC {own.auc:.2f}, by min-k {own.min_k_auc:.2f}, {allowed}"
+        return True, f"all criteria are met on the selection texts ({aucs})"
+    known = {"own": own, "untouched": untouched, "criteria": criteria, "allowed": allowed}
+    return False, "; ".join(WORDS[name].format(**known) for name in failed)
 
 
 def unchosen(trained_alpha: float, pattern: Mapping[str, float], hashes: Sequence[str]) -> dict[str, Any]:
