@@ -159,9 +159,13 @@ def test_texts_without_flags_stand_before_between_and_after_them() -> None:
         (("unlearn", "--epochs"), "--epochs: expected one argument"),
         (("unlearn", "--epochs", "1.5"), "--epochs 1.5: must be a whole number"),
         (("unlearn", "--overwrite=perhaps", "--model", "m"), "--overwrite perhaps: must be true or false"),
-        (("unlearn",), "--model is missing"),
-        (("merge", "--run", "r"), "--output is missing"),
+        (("unlearn", "--bogus"), "unknown flag --bogus; see"),  # the dashes make nothing alike
+        (("unlearn",), "--model is missing: give a folder or a Hub name; see `expunge unlearn --help`"),
+        (("elicit", "--model", "m"), "--about is missing: give the name that is to be forgotten; see `expunge elicit"),
+        (("merge", "--run", "r"), "--output is missing: give the file or folder to write; see `expunge merge --help`"),
+        (("merge", "--output", "r"), "--run is missing: give a run directory; see `expunge merge --help`"),
         (("report",), "runs are missing"),
+        (("verdict",), "runs are missing: give run directories; see `expunge verdict --help`"),
         (("unlearn", "--from-manifest"), "--from-manifest"),
     ],
 )

@@ -171,6 +171,23 @@ def test_a_value_of_the_wrong_type_is_named(name: str, value: object) -> None:
         UnlearnConfig(**settings).validate()
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "rule"),
+    [
+        ("seed", True, "--seed True: must be a whole number"),
+        ("epochs", "3", "--epochs '3': must be a whole number"),
+        ("learning_rate", "much", "--learning-rate 'much': must be a number"),
+        ("title", 3, "--title 3: must be text"),
+        ("overwrite", 1, "--overwrite 1: must be true or false"),
+        ("dtype", "half", "--dtype 'half': must be one of auto, float32, bfloat16"),
+        ("benchmark", 3, "--benchmark 3: must be one of semeval, lume, tofu, muse"),
+    ],
+)
+def test_types_are_told_in_plain_words(name: str, value: object, rule: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{re.escape(rule)}$"):
+        UnlearnConfig(**{"model": "m", "forget": "f", "retain": "r", "output": "o", name: value}).validate()
+
+
 @pytest.mark.parametrize("value", [["x"], {"a": 1}])
 @pytest.mark.parametrize("name", sorted(own.name for own in fields(UnlearnConfig)))
 def test_a_list_or_a_mapping_is_no_value_of_any_setting_but_loss_args(name: str, value: object) -> None:

@@ -12,6 +12,7 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
+from expunge.config.checks import WORDS
 from expunge.config.nested import flat
 from expunge.config.unlearn import GROUPS, UnlearnConfig
 from expunge.errors import ConfigError
@@ -35,7 +36,16 @@ RENAMED = {
 """Flags of the first version -> what is written now."""
 ON_THE_COMMAND_LINE = {"config", "trust_remote_code"}
 """What no file may say: to read a further file, and to trust a model's code."""
-WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+GIVE = {
+    "model": "a folder or a Hub name",
+    "about": "the name that is to be forgotten",
+    "output": "the file or folder to write",
+    "predictions": "the folder of predictions",
+    "push_to_hub": "a repository on the Hub, as owner/name",
+    "run": "a run directory",
+    "runs": "run directories",
+}
+"""What has to be given -> what it is, for the message where it is missing."""
 
 
 @dataclass(frozen=True)
@@ -168,7 +178,8 @@ def parse(schema: type, words: Sequence[str], command: str, extra: Mapping[str, 
     missing = [own for own in known.values() if own.default is MISSING and not found.get(own.name)]
     if missing:
         own = missing[0]
-        raise ConfigError(f"{own.name if own.positional else own.flag} is missing: {own.help or 'it must be given'}")
+        what = f"{own.name} are" if own.positional else f"{own.flag} is"
+        raise ConfigError(f"{what} missing: give {GIVE.get(own.name, 'it')}; see `expunge {command} --help`")
     return found
 
 
@@ -232,8 +243,8 @@ def _unknown(word: str, known: Mapping[str, Setting], command: str) -> str:
         return f"{flag} is no flag of this version: write {RENAMED[key]}"
     if not flag.startswith("--"):
         return f"{flag[:40]!r}: is no flag; see `expunge {command} --help`"
-    close = difflib.get_close_matches(flag, [own.flag for own in known.values()], 1)
-    hint = f": did you mean {close[0]}?" if close else ""
+    close = difflib.get_close_matches(flag[2:], [own.flag[2:] for own in known.values()], 1)
+    hint = f": did you mean --{close[0]}?" if close else ""
     return f"unknown flag {flag}{hint}; see `expunge {command} --help-all`"
 
 

@@ -13,6 +13,10 @@ Check = tuple[bool, str]
 SAME_ORIGIN = "--origin {}: is --model itself: give the checkpoint from before it learned the texts"
 
 
+WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+"""Type of a setting -> what a message calls it."""
+
+
 def flag(name: str) -> str:
     """How a setting is written on the command line."""
     return f"--{name.replace('_', '-')}"
@@ -82,16 +86,18 @@ def check_types(config: Any) -> None:
         if name not in hints:
             continue
         kinds = get_args(hints[name]) or (hints[name],)
+        literals = [choice for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
+        types = tuple(kind for kind in kinds if isinstance(kind, type))
         if get_origin(hints[name]) is Literal:
             fits = value in kinds
         else:
-            literals = [choice for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
-            types = tuple(kind for kind in kinds if isinstance(kind, type))
             number = isinstance(value, int) and not isinstance(value, bool) and float in types
             fits = value in literals or number or (isinstance(value, types) and (bool in types or value is not True))
         if not fits:
-            expected = " or ".join(getattr(kind, "__name__", str(kind)) for kind in kinds)
-            raise ConfigError(f"{flag(name)} {value!r}: must be {expected}")
+            choices = kinds if get_origin(hints[name]) is Literal else literals
+            words = [WORDS[kind] for kind in types if kind in WORDS]
+            expected = [f"one of {', '.join(map(str, choices))}"] if choices else []
+            raise ConfigError(f"{flag(name)} {value!r}: must be {' or '.join(expected + words)}")
 
 
 def names(text: str | None) -> list[str]:
