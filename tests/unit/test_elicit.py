@@ -253,8 +253,13 @@ def test_an_interrupted_call_goes_on_to_the_same_files(asked, tmp_path, monkeypa
 
 def test_files_that_are_there_stay_unless_they_may_be_replaced(asked, tmp_path):
     (tmp_path / "n.jsonl").write_text("mine")
-    with pytest.raises(RunError, match=r"n\.jsonl: exists already: give another name, or --overwrite"):
+    with pytest.raises(RunError, match=r"^--neighbours .*n\.jsonl: exists already: give another name, or --overwrite$"):
         elicit(ElicitConfig(**asked["settings"]))
+    for name, beside in (("f", ""), ("f_instead", r" .*f_instead\.jsonl, which goes beside it,")):
+        (tmp_path / f"{name}.jsonl").write_text("mine")
+        with pytest.raises(RunError, match=rf"^--output .*f\.jsonl:{beside} exists already: give another name"):
+            elicit(ElicitConfig(**asked["settings"] | {"neighbours": None}))
+        (tmp_path / f"{name}.jsonl").unlink()
     assert not asked["calls"]
     assert (tmp_path / "n.jsonl").read_text() == "mine"
     with pytest.raises(RunError, match="--resume: there is no"):

@@ -284,7 +284,9 @@ def _checked(config: ElicitConfig) -> Path:
     for own in outputs:
         check_apart(own, {"questions": config.questions, "model": config.model})
         if Path(own).exists() and not (config.overwrite or config.dry_run):
-            raise RunError(f"{own}: exists already: give another name, or --overwrite")
+            flag = f"--neighbours {own}" if own == config.neighbours else f"--output {config.output}"
+            beside = "" if own in (config.output, config.neighbours) else f" {own}, which goes beside it,"
+            raise RunError(f"{flag}:{beside} exists already: give another name, or --overwrite")
     if config.resume and not part.exists():
         raise RunError(f"--resume: there is no {part}, which an interrupted call leaves: leave --resume out")
     if part.exists() and not (config.resume or config.overwrite or config.dry_run):
