@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from expunge.config import UnlearnConfig
+from expunge.config import CalibrateConfig, UnlearnConfig
 from expunge.config.criteria import Criteria
 from expunge.data.sampler import Plan
 from expunge.data.tokenize import TokenizedExample
@@ -163,6 +163,15 @@ def test_the_scale_is_where_the_auc_comes_to_its_target() -> None:
     assert found.reached
     assert len(own.asked) == len(set(own.asked)) <= most_scales()
     assert [metrics.scale for metrics in found.curve] == sorted({0.0, *own.asked})
+
+
+def test_of_scales_that_meet_the_criteria_that_with_the_least_sum_of_distances_is_taken_as_the_help_says() -> None:
+    aucs = {0.75: (0.5, 0.54), 1.0: (0.51, 0.51)}  # the first has the better AUC by loss
+    own = validator(lambda scale: replace(GOOD, auc=aucs.get(scale, (0.7,))[0], min_k_auc=aucs.get(scale, (0.7,))[-1]))
+    assert choose_scale(own, CRITERIA).scale == 1.0
+    told = " ".join((CalibrateConfig.__doc__ or "").split())
+    assert "by loss and by min-k" in told
+    assert "at which the sum of the two distances from it is smallest" in told
 
 
 def test_an_adapter_that_does_harm_everywhere_gets_the_least_of_it_and_never_nothing() -> None:

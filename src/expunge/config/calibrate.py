@@ -18,7 +18,9 @@ class CalibrateConfig:
         retain: The run's texts to keep, where they are not where they were.
         test: The run's texts to test on, where they are not where they were.
         instead: What the run's model should say instead, where that is not where it was.
-        target_auc: Membership AUC to come closest to: 0.5 by chance, or a retrained model's.
+        target_auc: Membership AUC, by loss and by min-k, of a model that never saw the texts: 0.5 by chance, or a
+            retrained model's. Of the scales that miss the criteria by least, that is taken at which the sum of the two
+            distances from it is smallest.
         min_retain: Least share of the retain scores to keep.
         max_drift: Largest relative rise of the loss of unseen texts.
         dtype: `auto` (that of the run), `float32` or `bfloat16`.
