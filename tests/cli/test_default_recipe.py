@@ -400,6 +400,27 @@ def test_texts_are_trained_on_after_other_texts_where_that_is_asked_for(texts: P
     assert "--context-tokens 6: is not used: --loss idk" in " ".join(done.err.split())
 
 
+def test_texts_are_trained_on_in_lower_case_where_that_is_asked_for(texts: Path, expunge: Run) -> None:
+    both = (*FOLLOW, "--lowercase-share", "0.5", "--max-steps", "6", "--save-every", "2", "--eval-every", "0")
+    told = json.loads(expunge(*both, "--output", "dry", "--dry-run", "--json").out)
+    assert told["steps"] == 6
+    done = expunge(*both)
+    assert done.code == 0, done.err
+    assert read("run/manifest.json")["settings"]["lowercase_share"] == 0.5
+    adapter = Path("run/adapter/adapter_model.safetensors").read_bytes()
+    with stopped_after(3):
+        assert expunge(*both, "--overwrite").code == 130
+    assert expunge("unlearn", "--resume", "--output", "run").code == 0
+    assert Path("run/adapter/adapter_model.safetensors").read_bytes() == adapter
+    assert expunge(*both, "--lowercase-share", "0", "--overwrite").code == 0
+    assert Path("run/adapter/adapter_model.safetensors").read_bytes() != adapter
+    for flags in (BARE, (*FOLLOW, "--loss", "npo")):
+        done = expunge(*flags, "--lowercase-share", "0.5", "--max-steps", "1", "--overwrite")
+        assert done.code == 0, done.err
+        assert "--lowercase-share 0.5: is not used" in " ".join(done.err.split())
+    refused(expunge(*both, "--lowercase-share", "1"), "--lowercase-share 1.0: is a share, at least 0 and below 1")
+
+
 # --- losses --------------------------------------------------------------------------------------
 
 

@@ -100,7 +100,7 @@ def test_one_bad_answer_is_a_failure_and_says_what_to_do(changed, question, answ
 @pytest.mark.parametrize(
     ("attack", "advice"),
     [
-        ("lowercase", "add them in lower case to --forget"),
+        ("lowercase", "train on them in lower case, too (--lowercase-share 0.33)"),
         ("recall", "train on them there (--context-tokens 24), and longer (--epochs)"),
     ],
 )

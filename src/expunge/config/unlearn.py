@@ -91,6 +91,9 @@ class LossConfig:
             stand before it, drawn anew each time: what a language model forgets as it stands alone, it still knows
             there. None: 24 where the loss has target NLLs and unseen texts show that the model reads texts after
             others; 0: always alone.
+        lowercase_share: Of the times that a forget text is trained on, the share in which it is in lower case, with
+            target NLLs of unseen texts in lower case; 0: never. What a model forgets as it stands, it may still know
+            there (attack `lowercase`).
         forget_span: Forget loss on the `completion` tokens or on `all` tokens of a forget text.
         kl_span: Retain KL on the `completion` tokens or on `all` tokens of a retain text.
         origin: A model with the same tokenizer that never saw the forget texts, such as the checkpoint from before the
@@ -106,6 +109,7 @@ class LossConfig:
     replay_weight: float = DEFAULT["replay_weight"]
     instead_weight: float = 1.0
     context_tokens: int | None = DEFAULT["context_tokens"]
+    lowercase_share: float = 0.0
     forget_span: Literal["completion", "all"] = "all"
     kl_span: Literal["completion", "all"] = "all"
     origin: str | None = None
@@ -115,6 +119,7 @@ class LossConfig:
         yield from WEIGHT.of(self, "retain_weight", "kl_weight", "replay_weight")
         yield from ABOVE_ZERO.of(self, "forget_weight", "instead_weight")
         yield from COUNT.of(self, "context_tokens")
+        yield from SHARE.of(self, "lowercase_share")
         yield other_origin(self)
 
 

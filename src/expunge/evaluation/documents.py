@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from expunge.data.chat import turns_of
 from expunge.data.examples import Example
+from expunge.data.lowercase import in_lower_case
 from expunge.data.tokenize import PromptFormat, TokenizedExample, common_prefix, document_ids, tokenize, whole_text
 from expunge.errors import DataError
 
@@ -127,11 +128,7 @@ def _framed(tokenizer: PreTrainedTokenizerBase, chat: Example, prompt_format: Pr
 
     # What comes before the first turn's words, whatever they are: special tokens, the template's own system prompt.
     start = common_prefix(beginning("0"), beginning("1"))
-    lower = replace(
-        chat,
-        messages=tuple({**turn, "content": turn["content"].lower()} for turn in turns),
-        completion=chat.completion.lower(),
-    )
+    lower = in_lower_case(replace(chat, messages=turns))
     row, other = (TokenizedExample(chat.id, own, min(start, len(own) - 1)) for own in (ids(chat), ids(lower)))
     return Document(row, whole_text(chat, prompt_format), other)
 

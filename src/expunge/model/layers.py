@@ -9,10 +9,24 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from expunge.errors import ConfigError
+
 
 def decoder_layers(model: torch.nn.Module) -> list[torch.nn.Module]:
     """The repeated layers in their order; empty where the architecture does not mark them."""
     return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+
+
+def inner_layer(model: torch.nn.Module, wanted: int) -> int:
+    """The number of a layer; of one that is below 0 that after the first fourth of them.
+
+    Raises:
+        ConfigError: The model has no such layer.
+    """
+    depth = len(decoder_layers(model))
+    if wanted >= depth:
+        raise ConfigError(f"--loss-args layer={wanted}: the model has {depth} layers that can be told apart, from 0")
+    return depth // 4 if wanted < 0 else wanted
 
 
 def embedding_of(model: PreTrainedModel) -> Tensor:

@@ -32,7 +32,8 @@ UNMEASURED = (
 )
 """What was not measured, in the verdict's own words; what the results say are notes, whole sentences."""
 RATIOS = {
-    "membership/lowercase_auc": "In another writing the texts are still known: add them in lower case to --forget.",
+    "membership/lowercase_auc": "In another writing the texts are still known: train on them in lower case, too "
+    "(--lowercase-share 0.33).",
     "membership/recall_auc": "After other texts the texts are still known: train on them there (--context-tokens 24), "
     "and longer (--epochs).",
 }

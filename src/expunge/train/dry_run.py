@@ -251,5 +251,6 @@ def _cut(trainer: Trainer, steps: list[Step], chosen: list[int]) -> list[Step]:
     for name in [name for name in SIDES if name in trainer.sides]:
         side = trainer.sides[name]
         trainer.sides[name] = replace(side, rows=[side.rows[row] for row in used[name]])
-    trainer.prepared = replace(trainer.prepared, forget=trainer.sides["forget"].rows)  # whose target NLLs are found
+    forget_rows = trainer.sides["forget"].rows  # whose target NLLs are found, those in lower case among them
+    trainer.prepared = replace(trainer.prepared, forget=forget_rows, lower=None)
     return found

@@ -9,9 +9,11 @@ from typing import Any
 from expunge.config import SETS, UnlearnConfig
 from expunge.data.examples import Example, text_key
 from expunge.data.holdout import Side, example_hashes, split_off, texts_fingerprint
+from expunge.data.lowercase import in_lower_case
 from expunge.data.tokenize import TokenizedExample, tokenize_all
 from expunge.errors import ConfigError, DataError, ModelError
 from expunge.losses import FORGET_LOSSES, ForgetLoss, make_forget_loss
+from expunge.losses.collate import SideRows
 from expunge.model.load import LoadedModel, load_model, load_shared, load_tokenizer
 from expunge.model.prompt_format import PromptFormatReport, measure_prompt_format
 from expunge.model.shard import held_bytes, own_part
@@ -68,6 +70,7 @@ class Prepared:
         texts: What stands for the texts of the forget set, whatever is read of them; see `texts_fingerprint`.
         model_files: State of the files of model and origin before they were loaded.
         warnings: Findings that the user should read.
+        lower: The same with all texts in lower case; None where the run has no use for it.
     """
 
     config: UnlearnConfig
@@ -85,6 +88,22 @@ class Prepared:
     texts: dict[str, str]
     model_files: ModelState
     warnings: list[str]
+    lower: "Prepared | None" = None
+
+    @property
+    def sides(self) -> dict[str, SideRows]:
+        """The sides that a run trains on, with their spans; those without rows are left out.
+
+        Behind the forget rows stand the same in lower case, where there are any.
+        """
+        config = self.config
+        found = {
+            "forget": SideRows([*self.forget, *(self.lower.forget if self.lower else [])], config.forget_span),
+            "pairs": SideRows(self.pairs, "completion"),
+            "instead": SideRows([] if self.pairs else self.instead, "completion"),
+            "retain": SideRows(self.retain, config.kl_span if config.kl_weight else "completion"),
+        }
+        return {name: side for name, side in found.items() if side.rows}
 
     @property
     def sets(self) -> dict[str, list[TokenizedExample]]:
@@ -150,7 +169,7 @@ def prepare(config: UnlearnConfig, reporter: Reporter) -> Prepared:
         reporter.say(f"selection: {counts} say how far to go and when to stop; evaluate reports on the others")
         steers = set(selection.hashes)
     marked = zip(tokenized["holdout"], example_hashes(sets.holdout), strict=True)
-    return Prepared(
+    prepared = Prepared(
         config=_resolve(config, loaded, measured, max_length),
         loaded=loaded,
         loss=loss,
@@ -161,8 +180,22 @@ def prepare(config: UnlearnConfig, reporter: Reporter) -> Prepared:
         prompt_format=measured,
         model_files=model_files,
         texts={"forget": texts_fingerprint(sets.forget)},
-        warnings=[*sets.warnings, *_unused(config, loss)],
+        warnings=[*sets.warnings, *_unused(config, loss, selection)],
+        lower=None,
     )
+    if config.lowercase_share and followed is not None and "target_nll" in loss.needs:
+
+        def lower(examples: Sequence[Example]) -> list[TokenizedExample]:
+            return rows([in_lower_case(own) for own in examples], cut=True)  # it may have more tokens then
+
+        prepared.lower = replace(
+            prepared,
+            forget=lower(sets.forget),
+            retain=lower(sets.retain),
+            test=lower(sets.test),
+            selection=_selection(followed, sets, loaded, lower),
+        )
+    return prepared
 
 
 def _selection(
@@ -234,8 +267,13 @@ def _followed(config: UnlearnConfig, loss: ForgetLoss, judged: Judged) -> list[S
     return None
 
 
-def _unused(config: UnlearnConfig, loss: ForgetLoss) -> Iterator[str]:
-    """What was given and is of no use to the loss."""
+def _unused(config: UnlearnConfig, loss: ForgetLoss, selection: SelectionRows | None) -> Iterator[str]:
+    """What was given and is of no use to the run."""
+    if config.lowercase_share and (selection is None or "target_nll" not in loss.needs):
+        yield (
+            f"--lowercase-share {config.lowercase_share:g}: is not used: it needs a loss with target NLLs, and unseen "
+            "texts that steer the run"
+        )
     if config.origin and "target_nll" not in loss.needs:
         targeted = ", ".join(name for name, own in FORGET_LOSSES.items() if "target_nll" in own.needs)
         yield f"--origin {config.origin}: is not used: --loss {config.loss} has no target NLLs (those with: {targeted})"

@@ -56,10 +56,20 @@ Context = tuple[bool, tuple[int, ...]]
 """Whether the text had a token before, and the tokens that end with it."""
 
 
-def target_nlls(
+def target_values(
     prepared: Prepared, written: Sequence[TokenizedExample], processes: Processes, reporter: Reporter
 ) -> RowValues:
-    """The target NLL of every target token of the forget rows, nats; the adapter must be off.
+    """`target_nlls` of the forget rows, and behind them of the same in lower case, where these are trained on, too."""
+    nlls = target_nlls(prepared, written, processes, reporter)
+    if prepared.lower:
+        nlls += target_nlls(prepared.lower, written, processes, Reporter(quiet=True))  # told of the texts once
+    return RowValues(torch.cat(nlls), list(map(len, nlls)))
+
+
+def target_nlls(
+    prepared: Prepared, written: Sequence[TokenizedExample], processes: Processes, reporter: Reporter
+) -> list[Tensor]:
+    """For each forget row the target NLLs of its target tokens, nats; the adapter must be off.
 
     `written` are texts of the untouched model, which stand for unseen ones where there are none: what it has written of
     them, their completions.
@@ -76,8 +86,8 @@ def target_nlls(
             "forget of them, and they stay as they are"
         )
     spans = [row.targets(config.forget_span) for row in rows]
-    values = torch.cat([own[span.start : span.stop] for own, span in zip(found, spans, strict=True)])
-    return RowValues(values.clamp(min=torch.finfo(torch.float32).eps), [len(span) for span in spans])
+    least = torch.finfo(torch.float32).eps
+    return [own[span.start : span.stop].clamp(min=least) for own, span in zip(found, spans, strict=True)]
 
 
 def _keep_unknown(row: TokenizedExample, values: Tensor, before: Tensor) -> bool:

@@ -14,15 +14,16 @@ import torch
 from torch import Tensor
 
 from expunge.data.contexts import Contexts
+from expunge.data.lowercase import rows_of
 from expunge.data.sampler import Size, Step, halved, micro_batches, size_of
 from expunge.data.tokenize import TokenizedExample
-from expunge.errors import ConfigError, TrainingError
+from expunge.errors import TrainingError
 from expunge.losses.collate import SIDES, Counts, SideRows, collate, count
 from expunge.losses.terms import Term, loss_terms, terms_of
 from expunge.model import memory
 from expunge.model.adapter import add_adapter, recompute_layers
 from expunge.model.flat_adapter import FlatAdapter
-from expunge.model.layers import decoder_layers
+from expunge.model.layers import inner_layer
 from expunge.model.logps import final_states, lay_out
 from expunge.model.memory import check_fits, saved_bytes
 from expunge.model.reference import MEMORY_BYTES, Side, What, compute_reference, layout_bytes, reference_layout
@@ -32,7 +33,7 @@ from expunge.train.contexts import contexts_of, settled
 from expunge.train.schedule import learning_rate, make_plan, replay_tokens
 from expunge.train.setup import Prepared
 from expunge.train.step_log import TakenStep, read_steps
-from expunge.train.targets import target_nlls
+from expunge.train.targets import target_values
 from expunge.utils.distributed import ALONE, Processes
 from expunge.utils.progress import Reporter
 
@@ -72,7 +73,7 @@ class Trainer:
         config = self.config
         self.prepared = prepared
         self.terms: list[Term] = terms_of(config, self.loss)
-        self.sides = _sides(prepared)
+        self.sides = prepared.sides
         self.plan = make_plan(config, self._rows())
         self.contexts: Contexts | None = contexts_of(prepared)
         """What may stand before forget rows; None where they are trained on alone."""
@@ -88,7 +89,8 @@ class Trainer:
             modules=config.target_modules,
             seed=config.seed,
         )
-        self.layer = self._inner_layer()
+        wanted = int(getattr(self.loss, "layer", -1))
+        self.layer = inner_layer(self.loaded.base, wanted) if "hidden" in self.loss.needs else None
         if config.gradient_checkpointing:
             recompute_layers(self.loaded)
         self.packed = self.loaded.packs([len(row) for side in self.sides.values() for row in side.rows])
@@ -98,22 +100,8 @@ class Trainer:
         self.average = MovingAverage(self.weights, config.ema_steps)
 
     def _rows(self) -> dict[str, list[TokenizedExample]]:
-        return {name: side.rows for name, side in self.sides.items()}
-
-    def _inner_layer(self) -> int | None:
-        """The layer whose states the forget loss needs.
-
-        Raises:
-            ConfigError: The model has no such layer.
-        """
-        if "hidden" not in self.loss.needs:
-            return None
-        depth, wanted = len(decoder_layers(self.loaded.base)), getattr(self.loss, "layer", -1)
-        if wanted >= depth:
-            raise ConfigError(
-                f"--loss-args layer={wanted}: the model has {depth} layers that can be told apart, from 0"
-            )
-        return depth // 4 if wanted < 0 else int(wanted)
+        """The rows that are counted in steps: each forget row once, in whatever form it is trained on."""
+        return {name: side.rows for name, side in self.sides.items()} | {"forget": self.prepared.forget}
 
     def check_memory(self) -> None:
         """Choose micro-batches that fit into the free memory, and look whether they do on the CPU.
@@ -213,7 +201,7 @@ class Trainer:
         if "target_nll" in self.loss.needs:
             with self.model.disable_adapter():
                 forget = self.sides["forget"]
-                forget.values["target_nll"] = target_nlls(self.prepared, self._written, self.processes, reporter)
+                forget.values["target_nll"] = target_values(self.prepared, self._written, self.processes, reporter)
                 forget.guessed = self.config.origin is None
                 self.contexts, forget.ratio = settled(self.contexts, self.prepared, self.processes, reporter)
 
@@ -223,13 +211,15 @@ class Trainer:
             return self.sides
         forget = self.sides["forget"]
         rows = list(forget.rows)
-        for at in step.forget:
+        for at in self.chosen(step)["forget"]:
             rows[at] = self.contexts.drawn(rows[at], f"{self.config.seed} {step.number} {at} context")
         return self.sides | {"forget": replace(forget, rows=rows)}
 
     def chosen(self, step: Step) -> dict[str, list[int]]:
         """Side -> the rows of it that a step holds; pairs go with their forget rows."""
         found = {name: getattr(step, name, []) for name in SIDES if name in self.sides}
+        if self.prepared.lower:
+            found["forget"] = rows_of(step, self.config.lowercase_share, len(self.prepared.forget), self.config.seed)
         return found | ({"pairs": step.forget} if "pairs" in self.sides else {})
 
     def units(self, step: Step) -> list[Unit]:
@@ -386,15 +376,3 @@ class Trainer:
             f"{total:,} parameters; {self.config.dtype} on {self.config.device}, learning rate "
             f"{self.config.learning_rate:.2g}"
         )
-
-
-def _sides(prepared: Prepared) -> dict[str, SideRows]:
-    """The sides that a run trains on, with their spans; those without rows are left out."""
-    config = prepared.config
-    found = {
-        "forget": SideRows(prepared.forget, config.forget_span),
-        "pairs": SideRows(prepared.pairs, "completion"),
-        "instead": SideRows([] if prepared.pairs else prepared.instead, "completion"),
-        "retain": SideRows(prepared.retain, config.kl_span if config.kl_weight else "completion"),
-    }
-    return {name: side for name, side in found.items() if side.rows}
