@@ -299,7 +299,7 @@ def test_a_checkpoint_holds_what_the_end_depends_on(texts: Path, expunge: Run) -
 
 
 def test_a_run_on_few_texts_may_take_as_many_steps_as_one_on_many(texts: Path, expunge: Run) -> None:
-    """Twenty texts make few steps an epoch: 24 epochs would end before anything is forgotten."""
+    """Twenty texts make few steps an epoch: 36 epochs would end before anything is forgotten."""
     without = [word for word in FOLLOW if word not in ("--epochs", "4", "--rows-per-step", "8")]
 
     def steps(*flags: str) -> int:

@@ -153,7 +153,7 @@ class OptimisationConfig:
     """Steps, their size and the optimizer (Adam).
 
     Attributes:
-        epochs: Passes over the forget set. None: 14, or with early stopping 24 or what makes 500 steps, the larger.
+        epochs: Passes over the forget set. None: 14, or with early stopping 36 or what makes 500 steps, the larger.
         max_steps: Stop after so many optimizer steps, whatever `epochs` says.
         min_steps: Where `epochs` is not given, as many epochs as make this many steps at least, up to `max_steps`.
         learning_rate: Peak learning rate; by default 3e-3 with `target_kl` and half of that with other losses, times

@@ -9,7 +9,7 @@ from expunge.data.tokenize import TokenizedExample
 
 REPLAY_PER_FORGET_SET = 4
 """Size of the replay set in tokens, in forget sets; smaller where the run needs fewer."""
-EPOCHS, MOST_EPOCHS, MOST_STEPS = 14, 24, 500
+EPOCHS, MOST_EPOCHS, MOST_STEPS = 14, 36, 500
 """Passes over the forget set where the settings name none; the same, or these steps if that is more, of a run that
 ends by itself."""
 EVALUATION_SHARE, EVALUATIONS_PER_EPOCH = 0.1, 4
