@@ -126,11 +126,26 @@ def test_patience_is_not_counted_before_anything_is_forgotten() -> None:
     assert stopping.over is None
 
 
-def test_the_run_ends_where_all_criteria_are_met() -> None:
+def test_the_run_ends_where_all_criteria_are_met_twice_in_a_row() -> None:
     stopping = EarlyStopping(CRITERIA, UNTOUCHED, patience=8)
     line = stopping.add(4, GOOD, state(1))
-    assert stopping.over == "all criteria are met at step 4"
     assert line["violations"] == dict.fromkeys(line["violations"], 0.0)
+    assert stopping.over is None, "once may be chance"
+    stopping.add(6, replace(GOOD, drift=0.2), state(2))
+    stopping.add(8, GOOD, state(3))
+    assert stopping.over is None
+    stopping.add(10, GOOD, state(4))
+    assert stopping.over == "all criteria are met 2 times in a row, at step 10"
+    assert stopping.state[0].item() == 4
+
+
+def test_what_has_met_all_criteria_once_is_kept_where_nothing_follows() -> None:
+    stopping = EarlyStopping(CRITERIA, UNTOUCHED, patience=2)
+    stopping.add(4, GOOD, state(1))
+    for step in (6, 8):
+        stopping.add(step, replace(GOOD, drift=0.2), state(step))
+    assert stopping.over == "nothing has become better since step 4"
+    assert stopping.state[0].item() == 1
 
 
 def test_evaluation_steps_come_back_from_the_log() -> None:

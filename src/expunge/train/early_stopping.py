@@ -14,6 +14,9 @@ from expunge.errors import RunError
 from expunge.train.averaging import copied
 from expunge.train.validation import Validation, targets, violation, violations
 
+IN_A_ROW = 2
+"""Evaluation steps in a row at which all criteria are met before a run ends: on few texts once may be chance, and what
+forgetting has moved on the way comes back with the next steps."""
 BEST = "best."
 """Prefix of the tensors of the best state in a checkpoint."""
 
@@ -65,8 +68,9 @@ class EarlyStopping:
         best = self.best
         if best is None:
             return None
-        if self.history[-1].violation == 0:
-            return f"all criteria are met at step {self.history[-1].step}"
+        latest = [own.violation for own in self.history[-IN_A_ROW:]]
+        if latest == [0] * IN_A_ROW:
+            return f"all criteria are met {IN_A_ROW} times in a row, at step {self.history[-1].step}"
         since = sum(own.step > best.step for own in self.history)
         improved = best.violation < violation(self.untouched, self.untouched, self.criteria)
         return f"nothing has become better since step {best.step}" if improved and since >= self.patience else None
