@@ -255,7 +255,7 @@ def _chosen(folder: Path, given: Sequence[str] = ()) -> dict[str, dict[str, Any]
             best[arm] = json.loads(min(ranked, key=lambda name: ranked[name]))
     if "C" in best:
         best["O"] = best["C"]
-    pairs = dict(pair.split("=") for pair in given)
+    pairs = dict(pair.split("=", 1) for pair in given)
     return {arm: best.get(arm, {}) | {key: json.loads(value) for key, value in pairs.items()} for arm in ARMS}
 
 

@@ -14,10 +14,11 @@ unzip). Reading it needs the package `gguf`. From it are made, with a seed, in t
 |---|---|---|
 | `smollm2` | every sixth document (`--every`) of each task of the SemEval validation split, with all of its questions | other documents of the forget side |
 | `smollm2-full` | the whole validation split | documents of the training split |
-| `smollm2-tofu` | ten authors of TOFU forget10; every ninth row of retain90 | five and five authors of forget05 |
+| `smollm2-tofu` | the ten authors of TOFU forget10 that are not in forget05; every ninth row of retain90 | five and five authors of forget05 |
 
 What is there already is kept; an interrupted model begins again. On two CPU cores: `--every 12 --passes 6 --layers 15`
-(a quarter of an hour). On a GPU: `--subject smollm2-full --passes 12 --rate 2e-4 --tokens 1024` and, side by side, one
+(a quarter of an hour), and `--subject smollm2-tofu --every 3 --passes 6 --layers 15`, a third of the authors and of the
+retain rows. On a GPU: `--subject smollm2-full --passes 12 --rate 2e-4 --tokens 1024` and, side by side, one
 process for each of `--models subject retrained retrained-1 retrained-2`.
 """
 
@@ -45,8 +46,10 @@ PART, FULL, TOFU_SUBJECT = "smollm2", "smollm2-full", "smollm2-tofu"
 SUBJECTS = (PART, FULL, TOFU_SUBJECT)
 ORIGIN = ROOT / PART / "origin"
 TOFU = SHARED / "data" / "tofu"
+QUESTIONS = 20
+"""Rows of an author of TOFU."""
 FACTS = 40
-"""World facts that `smollm2` is asked, a sample; the other subjects are asked all of them, and for the real authors."""
+"""World facts that the small subjects are asked, a sample; whole ones are asked all of them, and for the real authors."""
 RATE, TOKENS = 4e-4, 512
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -63,18 +66,21 @@ def main() -> None:
         help="of origin, subject, retrained, retrained-SEED; none: the texts alone",
     )
     parser.add_argument("--seed", type=int, default=0, help="of subject and retrained")
-    parser.add_argument("--every", type=int, default=6, help="smollm2: one document of so many, at least 6")
+    parser.add_argument("--every", type=int, help="one document (smollm2: default 6, at least 6) or author (default 1) of so many")
     parser.add_argument("--passes", type=int, default=8)
     parser.add_argument("--rate", type=float, default=RATE, help=f"learning rate (default {RATE:g})")
     parser.add_argument("--tokens", type=int, default=TOKENS, help=f"of a step, at most (default {TOKENS})")
     parser.add_argument("--layers", type=int, help="train so many of the last layers alone; by default all weights")
     args = parser.parse_args()
-    sets = {PART: lambda: choose(args.every), FULL: whole_split, TOFU_SUBJECT: tofu}[args.subject]()
+    sets = {PART: lambda: choose(args.every or 6), FULL: whole_split, TOFU_SUBJECT: lambda: tofu(args.every or 1)}[
+        args.subject
+    ]()
+    small = args.subject == PART or (args.subject == TOFU_SUBJECT and bool(args.every))
     folder = ROOT / args.subject
     if args.models and not ORIGIN.is_dir():
         dequantize(args.gguf, ORIGIN)
     if not (folder / "data").is_dir():
-        write(sets, folder / "data", facts(args.subject))
+        write(sets, folder / "data", facts(small))
     elif ids(folder / "data") != [row.id for row in sets["forget"]]:
         parser.error(f"{folder} was made of other rows: give the --every of then, or another EXPUNGE_SUBJECTS")
     for name in args.models:
@@ -118,8 +124,8 @@ def whole_split() -> dict[str, list[Example]]:
     }  # fmt: skip
 
 
-def tofu() -> dict[str, list[Example]]:
-    """Ten authors to forget, ten that no model sees, and a ninth of the rows of the others."""
+def tofu(every: int) -> dict[str, list[Example]]:
+    """Ten authors to forget, ten that no model sees, and a ninth of the rows of the others; one author, or row, of `every`."""
 
     def read(name: str, prefix: str) -> list[Example]:
         lines = map(json.loads, (TOFU / f"{name}.json").read_text().splitlines())
@@ -131,11 +137,16 @@ def tofu() -> dict[str, list[Example]]:
     unseen = read("forget05", "unseen")
     asked = {row.prompt for row in unseen}
     forget = [row for row in read("forget10", "forget") if row.prompt not in asked]
-    half = len(unseen) // 2
+    half, forget = len(unseen) // 2, authors(forget, every)
     return {
-        "forget": forget, "retain": read("retain90", "retain")[::9], "holdout": unseen[:half],
-        "nonmember": unseen[half:], "member": forget,
+        "forget": forget, "retain": read("retain90", "retain")[:: 9 * every], "holdout": authors(unseen[:half], every),
+        "nonmember": authors(unseen[half:], every), "member": forget,
     }  # fmt: skip
+
+
+def authors(rows: list[Example], every: int) -> list[Example]:
+    """The rows of one author of `every`."""
+    return [row for at, row in enumerate(rows) if at // QUESTIONS % every == 0]
 
 
 def documents(rows: Sequence[Example]) -> dict[str, list[list[Example]]]:
@@ -173,11 +184,11 @@ def write(sets: dict[str, list[Example]], folder: Path, asked: list[dict[str, An
     unfinished.rename(folder)
 
 
-def facts(subject: str) -> list[dict[str, Any]]:
-    """Questions about the world, each with its answer and wrong ones."""
-    files = ("world_facts_perturbed",) if subject == PART else ("world_facts_perturbed", "real_authors_perturbed")
+def facts(small: bool) -> list[dict[str, Any]]:
+    """Questions about the world, each with its answer and wrong ones: all, or a sample."""
+    files = ("world_facts_perturbed",) if small else ("world_facts_perturbed", "real_authors_perturbed")
     found = [json.loads(line) for name in files for line in (TOFU / f"{name}.json").read_text().splitlines()]
-    return random.Random(0).sample(found, FACTS) if subject == PART else found
+    return random.Random(0).sample(found, FACTS) if small else found
 
 
 def dequantize(gguf: Path, folder: Path) -> None:
