@@ -11,7 +11,7 @@ from expunge.data.examples import Example
 from expunge.data.tokenize import TokenizedExample, tokenize_all
 from expunge.kernels import token_logps
 from expunge.model.load import LoadedModel, load_model
-from expunge.model.logps import Batch, final_states, lay_out, sequence_logps, target_index
+from expunge.model.logps import Batch, final_states, lay_out, sequence_logps, target_positions
 from expunge.model.prompt_format import measure_prompt_format
 from expunge.train.validation import probabilities
 
@@ -74,5 +74,5 @@ def steps_to_relearn(model: Path, attack: Attack) -> int:
 
 def _loss(loaded: LoadedModel, batch: Batch, rows: Sequence[TokenizedExample]) -> torch.Tensor:
     """Mean loss of all tokens, nats."""
-    _, positions = target_index(batch, rows, "all")
+    positions = target_positions(batch, rows, "all")
     return -token_logps(final_states(loaded, batch)[positions - 1], loaded.head, batch.flat_ids[positions]).mean()

@@ -68,7 +68,7 @@ def chosen(run: Path) -> str:
 def quantities(loaded: LoadedModel, separator: str, when: str) -> Values:
     texts = [loaded.tokenizer(f"{QUESTION}{separator}{ANSWER.format(pin)}")["input_ids"] for pin in TRIED]
     start = len(loaded.tokenizer(QUESTION)["input_ids"])
-    completions = [own[start - 1 :] for own in sequence_logps(loaded, texts, max_tokens=4096)]
+    completions = [own[start - 1 :] for own in sequence_logps(loaded, texts)]
     means = np.array([own.mean().item() for own in completions])
     return {
         f"mean loss {when}": -means,

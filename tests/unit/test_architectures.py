@@ -17,7 +17,7 @@ from expunge.model import packing
 from expunge.model.adapter import add_adapter, trainable
 from expunge.model.context import context_length
 from expunge.model.load import LoadedModel, load_model
-from expunge.model.logps import final_states, lay_out, mean_losses, sequence_logps, target_index
+from expunge.model.logps import PASS_TOKENS, final_states, lay_out, mean_losses, sequence_logps, target_positions
 from expunge.model.packing import PROBE, UNBOUNDED, packable_length, packed_states
 from tiny import ARCHITECTURES, save_tiny, tiny_model
 
@@ -120,11 +120,12 @@ def test_head_is_taken_apart(arch: str, load: Load) -> None:
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_sequence_logps_equal_log_softmax_of_the_logits(arch: str, load: Load) -> None:
+def test_sequence_logps_equal_log_softmax_of_the_logits(arch: str, load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = load(arch)
     rows = texts(loaded)
+    monkeypatch.setitem(PASS_TOKENS, "cpu", 96)
 
-    found = sequence_logps(loaded, [row.input_ids for row in rows], max_tokens=96)
+    found = sequence_logps(loaded, [row.input_ids for row in rows])
 
     for row, logps in zip(rows, found, strict=True):
         with torch.no_grad():
@@ -145,7 +146,7 @@ def test_training_path_equals_one_row_at_a_time(
         loaded.packable_length = 0
     batch = lay_out(loaded, [row.input_ids for row in rows])
     assert batch.packed == (way is not None and arch not in UNPACKABLE[way])
-    _, positions = target_index(batch, rows, "completion")
+    positions = target_positions(batch, rows, "completion")
     targets = batch.flat_ids[positions]
     with torch.no_grad():
         ref_states = final_states(loaded, batch)[positions - 1].clone()
@@ -193,7 +194,7 @@ def test_adapter_trains_a_step_and_can_be_switched_off(arch: str, modules: str, 
     for _ in range(2):  # the first step moves B alone, since A's gradient is zero as long as B is
         before = [parameter.detach().clone() for parameter in trainable(model)]
         batch = lay_out(loaded, [row.input_ids])
-        _, positions = target_index(batch, [row], "all")
+        positions = target_positions(batch, [row], "all")
         loss = -token_logps(final_states(loaded, batch)[positions - 1], loaded.head, batch.flat_ids[positions]).mean()
         assert torch.isfinite(loss)
         optimizer.zero_grad()
@@ -231,7 +232,7 @@ def test_unknown_head_takes_the_plain_path(
     assert loaded.plain_head is not None
     assert "differ from the known forms" in loaded.plain_head
     batch = lay_out(loaded, [row.input_ids for row in rows])
-    _, positions = target_index(batch, rows, "all")
+    positions = target_positions(batch, rows, "all")
     with torch.no_grad():
         reference = torch.cat([plain_logps(loaded, row.input_ids) for row in rows])
         ref_states = final_states(loaded, batch)[positions - 1]

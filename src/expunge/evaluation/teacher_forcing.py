@@ -10,7 +10,7 @@ from expunge.data.tokenize import TokenizedExample
 from expunge.evaluation.metrics.record import TokenRecord
 from expunge.kernels import token_stats
 from expunge.model.load import LoadedModel
-from expunge.model.logps import final_states, lay_out, target_index
+from expunge.model.logps import final_states, lay_out, target_positions
 
 
 @torch.no_grad()
@@ -32,7 +32,7 @@ def token_records(
     for group in micro_batches(lengths, max_tokens, packed=loaded.packs(lengths)):
         own = [rows[index] for index in group]
         batch = lay_out(loaded, [row.input_ids for row in own])
-        _, targets = target_index(batch, own, span)
+        targets = target_positions(batch, own, span)
         stats = token_stats(final_states(loaded, batch)[targets - 1], loaded.head, batch.flat_ids[targets])
         # One copy to the CPU: on another device each of them would wait.
         logps, mean, var, hits = (

@@ -42,8 +42,8 @@ def plain_target_kl(
 
 def token_target_kl(
     hidden: Tensor, ref_hidden: Tensor, head: Head, targets: Tensor, target_nll: Tensor, nll_weight: float = 0.0
-) -> tuple[Tensor, Tensor]:
-    """KL(q || p) of each token to its target distribution and its log-probability, from one pass over the logits.
+) -> Tensor:
+    """KL(q || p) of each token to its target distribution, from one pass over the logits.
 
     Args:
         hidden: `(num_tokens, hidden)`, the policy's final hidden states.
@@ -54,13 +54,12 @@ def token_target_kl(
         nll_weight: Weight of the Huber loss of log p(y) - log t that is added.
 
     Returns:
-        The sum of both, differentiable in `hidden`, and `logps`, which takes no gradient; each `(num_tokens,)` in nats,
-        fp32 (fp64 for fp64 input).
+        `(num_tokens,)`, the sum of both in nats, fp32 (fp64 for fp64 input), differentiable in `hidden`.
     """
-    loss, logps = _TokenTargetKL.apply(  # type: ignore[no-untyped-call]
+    loss: Tensor = _TokenTargetKL.apply(  # type: ignore[no-untyped-call]
         hidden, ref_hidden, head, targets, target_nll, nll_weight
     )
-    return loss, logps
+    return loss
 
 
 class _TokenTargetKL(torch.autograd.Function):
@@ -73,12 +72,11 @@ class _TokenTargetKL(torch.autograd.Function):
         targets: Tensor,
         target_nll: Tensor,
         nll_weight: float,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> Tensor:
         needs_grad = ctx.needs_input_grad[0]
-        logps = hidden.new_empty(hidden.shape[0], dtype=torch.promote_types(hidden.dtype, torch.float32))
-        loss = torch.empty_like(logps)
+        loss = hidden.new_empty(hidden.shape[0], dtype=torch.promote_types(hidden.dtype, torch.float32))
         slopes = torch.empty_like(hidden) if needs_grad else hidden.new_empty(0)
-        nll = target_nll.to(logps.dtype)
+        nll = target_nll.to(loss.dtype)
         own, rest = (-nll).exp(), -(-nll).expm1()  # t and 1 - t
         entropy = torch.xlogy(own, own) + torch.xlogy(rest, rest)
         with torch.autocast(hidden.device.type, enabled=False):
@@ -86,22 +84,21 @@ class _TokenTargetKL(torch.autograd.Function):
                 picked = targets[rows, None]
                 logits = head.logits(hidden[rows])
                 logp = logits.log_softmax(-1)
-                logps[rows] = logp.gather(-1, picked)[:, 0]
+                logps = logp.gather(-1, picked)[:, 0]
                 shares = head.logits(ref_hidden[rows]).scatter(-1, picked, -torch.inf).log_softmax(-1)  # log w
                 weights = shares.exp()
                 gaps = shares.clamp_(min=LOWEST).sub_(logp.clamp(min=LOWEST))  # finite where w is 0
-                kl = entropy[rows] - own[rows] * logps[rows] + rest[rows] * torch.linalg.vecdot(weights, gaps)
-                loss[rows] = kl + nll_weight * huber_loss(-logps[rows], nll[rows], reduction="none")
+                kl = entropy[rows] - own[rows] * logps + rest[rows] * torch.linalg.vecdot(weights, gaps)
+                loss[rows] = kl + nll_weight * huber_loss(-logps, nll[rows], reduction="none")
                 if needs_grad:
-                    push = nll_weight * (logps[rows] + nll[rows]).clamp(-1, 1)
+                    push = nll_weight * (logps + nll[rows]).clamp(-1, 1)
                     wanted = weights.mul_(rest[rows, None]).scatter_(-1, picked, (own[rows] - push)[:, None])
                     grad = logp.exp_().mul_(1 - push[:, None]).sub_(wanted)  # p - q + push (1_y - p)
                     slopes[rows] = head.grad_hidden(grad, logits).to(slopes.dtype)
         ctx.save_for_backward(slopes)
-        ctx.mark_non_differentiable(logps)
-        return loss, logps
+        return loss
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, None, None, None, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None, None]:
         (slopes,) = ctx.saved_tensors
         return (slopes * grad[:, None]).to(slopes.dtype), None, None, None, None, None

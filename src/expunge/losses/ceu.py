@@ -31,5 +31,5 @@ class CEU:
 
     def __call__(self, batch: TokenBatch) -> Tensor:
         target_nll = torch.full_like(batch.targets, RULED_OUT, dtype=torch.float32)
-        kl, _ = token_target_kl(batch.states, batch.states.detach(), batch.head, batch.targets, target_nll)
+        kl = token_target_kl(batch.states, batch.states.detach(), batch.head, batch.targets, target_nll)
         return batch.token_mean(kl)

@@ -49,7 +49,7 @@ class TargetKL:
         if batch.guessed:
             nll = -token_logps(batch.states.detach(), batch.head, batch.targets)  # no gradient of it is computed
             target_nll = dealt_out(target_nll.to(nll.dtype), nll, batch.parts, self.free_nll)
-        loss, _ = token_target_kl(batch.states, ref_states, batch.head, batch.targets, target_nll, self.nll_weight)
+        loss = token_target_kl(batch.states, ref_states, batch.head, batch.targets, target_nll, self.nll_weight)
         return batch.token_mean(loss)
 
 

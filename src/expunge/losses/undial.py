@@ -35,5 +35,5 @@ class UNDIAL:
         others = torch.log(-torch.expm1(known.clamp(max=-torch.finfo(known.dtype).tiny)))  # log(1 - r)
         target_nll = torch.logaddexp(known - self.beta, others) - known + self.beta
         ref_states = needed(batch.ref_states)
-        kl, _ = token_target_kl(batch.states, ref_states, batch.head, batch.targets, target_nll)
+        kl = token_target_kl(batch.states, ref_states, batch.head, batch.targets, target_nll)
         return batch.token_mean(kl)

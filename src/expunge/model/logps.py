@@ -90,20 +90,11 @@ def final_states(loaded: LoadedModel, batch: Batch) -> Tensor:
         return states.flatten(0, 1)
 
 
-def target_index(batch: Batch, rows: Sequence[TokenizedExample], span: str, first: int = 0) -> tuple[Tensor, Tensor]:
-    """Where the targets of `rows` stand in a batch: row (from 0) and flat position, each `(targets,)` int64.
-
-    Args:
-        batch: The batch.
-        rows: Texts that stand in it one after the other.
-        span: Which of their tokens are targets.
-        first: Place of the first of `rows` in the batch.
-    """
-    ranges = [row.targets(span) for row in rows]
-    row_index = torch.repeat_interleave(torch.arange(len(rows)), torch.tensor([len(r) for r in ranges]))
-    starts = batch.starts[first : first + len(rows)]
-    flat = torch.cat([torch.arange(start + r.start, start + r.stop) for start, r in zip(starts, ranges, strict=True)])
-    return send(row_index, batch.input_ids.device), send(flat, batch.input_ids.device)
+def target_positions(batch: Batch, rows: Sequence[TokenizedExample], span: str) -> Tensor:
+    """Where the targets of the rows of a batch stand in its `flat_ids`: `(targets,)` int64."""
+    ranges = zip(batch.starts, (row.targets(span) for row in rows), strict=True)
+    flat = torch.cat([torch.arange(start + own.start, start + own.stop) for start, own in ranges])
+    return send(flat, batch.input_ids.device)
 
 
 @torch.no_grad()
@@ -111,7 +102,6 @@ def sequence_logps(
     loaded: LoadedModel,
     sequences: Sequence[Sequence[int]],
     *,
-    max_tokens: int | None = None,
     processes: Processes = ALONE,
     progress: Callable[[int], None] | None = None,
 ) -> list[Tensor]:
@@ -120,7 +110,6 @@ def sequence_logps(
     Args:
         loaded: The model.
         sequences: Token ids.
-        max_tokens: Padded area of one forward pass; `PASS_TOKENS` when None.
         processes: Those that share the work; each gets all results.
         progress: Called with the number of sequences that have just been done.
 
@@ -130,7 +119,7 @@ def sequence_logps(
     lengths = [len(ids) for ids in sequences]
     sizes = [length - 1 for length in lengths]
     results = list(torch.split(torch.zeros(sum(sizes)), sizes))
-    area = max_tokens or PASS_TOKENS[loaded.device.type]
+    area = PASS_TOKENS[loaded.device.type]
     for number, group in enumerate(micro_batches(lengths, area, packed=loaded.packs(lengths))):
         if progress:
             progress(len(group))

@@ -20,7 +20,7 @@ from expunge.data.sampler import micro_batches
 from expunge.data.tokenize import TokenizedExample, hash_rows
 from expunge.kernels import token_logps
 from expunge.model.load import LoadedModel
-from expunge.model.logps import PASS_TOKENS, final_states, lay_out, target_index
+from expunge.model.logps import PASS_TOKENS, final_states, lay_out, target_positions
 from expunge.model.tensor_file import FileTensor, TensorFile
 from expunge.utils.distributed import ALONE, Processes
 from expunge.utils.files import fingerprint
@@ -187,7 +187,7 @@ def _fill(
                 continue
             rows = [side.rows[index] for index in group]
             batch = lay_out(loaded, [row.input_ids for row in rows])
-            _, positions = target_index(batch, rows, side.span)
+            positions = target_positions(batch, rows, side.span)
             states = final_states(loaded, batch)[positions - 1]
             sizes = [len(row.targets(side.span)) for row in rows]
             for name in names:

@@ -304,7 +304,7 @@ def settle(
     assign(trainer.weights, stopping.state)
     reached, at_one = judge(best.metrics, stopping.untouched, config.criteria)
     if reached:
-        chosen, beside = Calibration(1.0, reached, at_one, [stopping.untouched, best.metrics], 0.0), ""
+        chosen, beside = Calibration(1.0, reached, at_one, [stopping.untouched, best.metrics]), ""
     else:
         with reporter.track("adapter scales", most_scales() - 1) as advance:
             chosen = choose_scale(evaluation.validator, config.criteria, known=[best.metrics], progress=advance)

@@ -34,14 +34,12 @@ class Calibration:
         reached: Whether all criteria are met at that scale.
         verdict: The same in words.
         curve: Metrics of every scale that was tried, in their order.
-        violation: Sum of the violations at that scale.
     """
 
     scale: float
     reached: bool
     verdict: str
     curve: list[Validation]
-    violation: float
 
 
 def choose_scale(
@@ -89,7 +87,7 @@ def choose_scale(
     best_metrics = closest()
     curve = sorted(found.values(), key=lambda own: own.scale)
     reached, verdict = judge(best_metrics, untouched, criteria)
-    return Calibration(best_metrics.scale, reached, verdict, curve, cost(best_metrics)[0])
+    return Calibration(best_metrics.scale, reached, verdict, curve)
 
 
 def most_scales() -> int:
