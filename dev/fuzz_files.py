@@ -227,9 +227,9 @@ def _read_adapter_config(path: Path) -> None:
 
 
 def _read_weights(path: Path) -> None:
-    from expunge.model.files import check_whole
+    from expunge.model.files import header_of
 
-    check_whole(path)
+    header_of(path)
 
 
 def _read_model_config(path: Path) -> None:

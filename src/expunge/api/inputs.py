@@ -24,7 +24,7 @@ from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 from expunge.data.readers import InMemory, dataset_rows
 from expunge.errors import ConfigError, DataError, ModelError
 from expunge.model.export import match_names
-from expunge.model.files import weight_files
+from expunge.model.files import weight_headers
 from expunge.model.load import load_tokenizer
 from expunge.runs.reads import model_folders
 from expunge.utils import folders
@@ -157,10 +157,10 @@ def _computing(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _same_weights(folder: Path, own: Mapping[str, Tensor]) -> bool:
     found = set()
-    for file in weight_files(folder):
+    for file, header in weight_headers(folder).items():
+        shapes = {key: entry["shape"] for key, entry in header.items()}
+        pairs = match_names(shapes, {key: list(tensor.shape) for key, tensor in own.items()})
         with safe_open(file, framework="pt") as tensors:
-            shapes = {key: list(tensors.get_slice(key).get_shape()) for key in tensors.keys()}  # noqa: SIM118
-            pairs = match_names(shapes, {key: list(tensor.shape) for key, tensor in own.items()})
             for key, name in pairs.items():
                 if not torch.equal(tensors.get_tensor(key).to(own[name].dtype), own[name].cpu()):
                     return False

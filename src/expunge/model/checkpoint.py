@@ -20,7 +20,7 @@ from transformers.utils.quantization_config import Mxfp4Config
 
 from expunge.errors import ModelError
 from expunge.model.declared import check_size
-from expunge.model.files import check_whole, weight_files
+from expunge.model.files import weight_headers
 from expunge.model.memory import check_fits, weight_bytes
 from expunge.model.source import Source, first_line
 
@@ -35,8 +35,7 @@ def check_memory(source: Source, place: torch.device, stored: torch.dtype | str,
         ModelError: They do not.
     """
     if Path(source.base).is_dir() and not (load_in_4bit or source.gguf):
-        headers = [check_whole(file) for file in weight_files(Path(source.base))]
-        size = weight_bytes(headers, None if isinstance(stored, str) else stored)
+        size = weight_bytes(weight_headers(Path(source.base)).values(), None if isinstance(stored, str) else stored)
         check_fits(size, place, f"--model {source.base}", "take a smaller model, --dtype bfloat16 or a larger machine")
 
 
@@ -62,7 +61,7 @@ def from_pretrained(
     if method not in (None, "bitsandbytes", *DEQUANTIZED):
         raise ModelError(f"{source.where}: {mend}")
     if Path(source.base).is_dir() and not (load_in_4bit or source.gguf or method or trust_remote_code):
-        check_size(source.base, config, [check_whole(file) for file in weight_files(Path(source.base))])
+        check_size(source.base, config, weight_headers(Path(source.base)).values())
     if source.gguf:
         options |= _gguf_options()
         stored = compute if isinstance(stored, str) else stored
@@ -113,7 +112,7 @@ def _kept_wide(source: Source, config: PretrainedConfig) -> Iterator[None]:
     if kind is None or isinstance(kind, tuple) or source.gguf or not folder.is_dir():
         yield
         return
-    wide = (key for file in weight_files(folder) for key, own in check_whole(file).items() if own["dtype"] == "F32")
+    wide = (key for header in weight_headers(folder).values() for key, own in header.items() if own["dtype"] == "F32")
     leaves = {key.rpartition(".")[2] for key in wide} - {"weight", "bias"}
     named = kind._keep_in_fp32_modules_strict
     kind._keep_in_fp32_modules_strict = {*(named or ()), *(leaf for leaf in leaves if "scale" not in leaf)}
@@ -153,7 +152,7 @@ def _left_out(source: Source, model: PreTrainedModel, unexpected: Sequence[str])
     """Tensors of the checkpoint that the model's class does not use, in one line."""
     if not Path(source.base).is_dir() or source.gguf:
         return []
-    names = [key for file in weight_files(Path(source.base)) for key in check_whole(file)]
+    names = [key for header in weight_headers(Path(source.base)).values() for key in header]
     ignored = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or []
     own = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}
     lost = {key for key in names if key not in own and any(re.search(pattern, key) for pattern in ignored)}

@@ -1,7 +1,7 @@
 """What a model folder declares, compared with the weights that it holds, before anything of that size is made."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ OTHER_PLACES = ("_name_or_path", "name_or_path", "base_model_name_or_path", "_co
 MOST_RANK = 2**16
 
 
-def check_folder(folder: Path, headers: Sequence[Mapping[str, Any]]) -> None:
+def check_folder(folder: Path, headers: Iterable[Mapping[str, Any]]) -> None:
     """Compare the settings files of a model folder with its weights, before a library reads them.
 
     Args:
@@ -61,7 +61,7 @@ def check_folder(folder: Path, headers: Sequence[Mapping[str, Any]]) -> None:
             raise ModelError(f"--model {folder}: {name} declares more layers and experts than any model has")
 
 
-def check_size(name: str, config: PretrainedConfig, headers: Sequence[Mapping[str, Any]]) -> None:
+def check_size(name: str, config: PretrainedConfig, headers: Iterable[Mapping[str, Any]]) -> None:
     """Compare the sizes that a configuration leads to with those of the files: the model is made without its weights.
 
     Raises:

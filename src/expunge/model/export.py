@@ -16,7 +16,7 @@ from torch import Tensor
 
 from expunge.errors import ModelError
 from expunge.model.checkpoint import move, quantization
-from expunge.model.files import INDEX, check_whole, weight_files
+from expunge.model.files import INDEX, weight_headers
 from expunge.model.load import LoadedModel
 from expunge.model.source import Source
 from expunge.utils.reading import read_object
@@ -79,11 +79,9 @@ def _write_weights(loaded: LoadedModel, base: Path, folder: Path, dtype: torch.d
     with tempfile.TemporaryDirectory(dir=folder) as name:
         parts = Path(name)
         loaded.base.save_pretrained(parts)
-        own = {key: file for file in weight_files(parts) for key in check_whole(file)}
-        shapes = {key: entry["shape"] for file in weight_files(parts) for key, entry in check_whole(file).items()}
-        headers = {file: check_whole(file) for file in weight_files(base)}
-        there = {key: entry["shape"] for header in headers.values() for key, entry in header.items()}
-        pairs = match_names(there, shapes)
+        written, headers = weight_headers(parts), weight_headers(base)
+        own = {key: file for file, header in written.items() for key in header}
+        pairs = match_names(_shapes(headers), _shapes(written))
         added = {key: _read(own[key], key) for key in set(own) - set(pairs.values())}
         carried = 0
         for file in headers:
@@ -103,6 +101,10 @@ def _write_weights(loaded: LoadedModel, base: Path, folder: Path, dtype: torch.d
                 _index(base, folder, dict.fromkeys(added, file.name))
             added = {}
     return [f"{carried} tensors that the model does not use are carried over as they are"] if carried else []
+
+
+def _shapes(headers: Mapping[Path, Mapping[str, Any]]) -> dict[str, Any]:
+    return {key: entry["shape"] for header in headers.values() for key, entry in header.items()}
 
 
 def match_names(there: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, str]:

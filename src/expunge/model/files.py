@@ -12,8 +12,8 @@ WIDEST_HEADER = 100_000_000
 """Bytes: the bound that the safetensors format sets for a header."""
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """The files that hold the weights of a model folder, each there and whole.
+def weight_headers(folder: Path) -> dict[Path, dict[str, Any]]:
+    """The files that hold the weights of a model folder, each there and whole, with their headers.
 
     Raises:
         ModelError: There are none in safetensors format, one is missing or damaged, or the index leads elsewhere.
@@ -33,13 +33,11 @@ def weight_files(folder: Path) -> list[Path]:
             else "none"
         )
         raise ModelError(f"--model {folder}: no weights in safetensors format ({hint})")
-    for file in files:
-        check_whole(file)
-    return files
+    return {file: header_of(file) for file in files}
 
 
-def check_whole(file: Path) -> dict[str, Any]:
-    """Look whether a safetensors file is as long as its header says; gives the header, name -> dtype and shape.
+def header_of(file: Path) -> dict[str, Any]:
+    """The header of a safetensors file that is as long as its header says: name -> dtype and shape.
 
     Raises:
         ModelError: It cannot be read, is cut off or has something else in front.

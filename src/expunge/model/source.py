@@ -12,7 +12,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 
 from expunge.errors import ModelError
 from expunge.model.declared import check_adapter_config, check_folder
-from expunge.model.files import check_whole, weight_files
+from expunge.model.files import header_of, weight_headers
 from expunge.utils.reading import read_object
 
 ADAPTER_FILE = "adapter_model.safetensors"
@@ -106,7 +106,7 @@ def check_adapter(folder: Path) -> Path:
     file = folder / ADAPTER_FILE
     if not file.exists():
         raise ModelError(f"{folder}: no {ADAPTER_FILE} in it; weights in other files are not loaded")
-    check_adapter_config(folder, check_whole(file))
+    check_adapter_config(folder, header_of(file))
     return file
 
 
@@ -140,7 +140,7 @@ def check_model(name: str, *, trust_remote_code: bool = False, revision: str | N
     if not folder.exists() and (folder.is_absolute() or base.startswith((".", "~")) or base.count("/") > 1):
         raise ModelError(f"{source.where}: no such folder{mend}")
     if folder.is_dir() and not source.gguf:
-        check_folder(folder, [check_whole(file) for file in weight_files(folder)])
+        check_folder(folder, weight_headers(folder).values())
     if source.gguf and find_spec("gguf") is None:
         raise ModelError(
             f"{source.where}: GGUF files are read with the package gguf: pip install 'expunge[gguf]', or give the "

@@ -15,7 +15,7 @@ from expunge.data.tokenize import TokenizedExample
 from expunge.errors import ModelError, RunError
 from expunge.model.adapter import attach_adapter
 from expunge.model.export import export
-from expunge.model.files import check_whole, weight_files
+from expunge.model.files import weight_headers
 from expunge.model.load import LoadedModel, load_model
 from expunge.model.logps import mean_losses, sequence_logps
 from expunge.model.proof import check_same
@@ -193,8 +193,8 @@ def _dtype(name: str) -> torch.dtype:
 def _dtypes(folder: Path) -> str:
     """The dtypes of a model folder's weights, the most common first."""
     counts: dict[str, int] = {}
-    for file in weight_files(folder):
-        for entry in check_whole(file).values():
+    for header in weight_headers(folder).values():
+        for entry in header.values():
             counts[entry["dtype"]] = counts.get(entry["dtype"], 0) + math.prod(entry["shape"])
     names = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float64"}
     return " and ".join(names.get(own, own) for own in sorted(counts, key=lambda own: -counts[own]))
