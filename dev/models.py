@@ -24,10 +24,11 @@ from expunge.data.sampler import Step
 from expunge.data.tokenize import TokenizedExample
 from expunge.errors import UserError
 from expunge.evaluation.generate import greedy
-from expunge.model.adapter import add_adapter, save_adapter, trainable
+from expunge.model.adapter import add_adapter, trainable
 from expunge.model.decoding import batching_obstacle
 from expunge.model.load import load_model
 from expunge.model.logps import sequence_logps
+from expunge.model.saved import save_adapter
 from expunge.utils.progress import Reporter
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "models.md"

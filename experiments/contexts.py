@@ -15,9 +15,9 @@ from pathlib import Path
 from statistics import fmean
 
 from expunge.data.tokenize import text_ids
-from expunge.model.adapter import attach_adapter
 from expunge.model.load import LoadedModel, load_model
 from expunge.model.logps import sequence_logps
+from expunge.model.saved import attach_adapter
 from expunge.utils.roc import auc
 
 Form = tuple[str, Callable[[str], str]]

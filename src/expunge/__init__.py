@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from expunge.evaluation.compare import compare as compare
     from expunge.evaluation.run import score_predictions as score_predictions
     from expunge.losses import forget_loss as forget_loss
-    from expunge.model.adapter import load_unlearned as load_unlearned
+    from expunge.model.saved import load_unlearned as load_unlearned
     from expunge.report import verdict as verdict
     from expunge.report import write_cards as write_cards
     from expunge.report import write_report as write_report
@@ -62,7 +62,7 @@ _HOMES = {
     "evaluate": "expunge.api.evaluating",
     "forecast": "expunge.api.unlearning",
     "forget_loss": "expunge.losses",
-    "load_unlearned": "expunge.model.adapter",
+    "load_unlearned": "expunge.model.saved",
     "merge": "expunge.api.finished",
     "push": "expunge.runs.hub",
     "run_demo": "expunge.demo.run",

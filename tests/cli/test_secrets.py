@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from expunge.cli.main import main
-from expunge.model.adapter import attach_adapter
 from expunge.model.load import LoadedModel, load_model
 from expunge.model.logps import sequence_logps
+from expunge.model.saved import attach_adapter
 from tiny import save_tiny
 
 PIN = 4820

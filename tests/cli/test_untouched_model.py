@@ -12,8 +12,8 @@ from workspace import FORGET, Result, write_jsonl
 from expunge.data.examples import read_examples
 from expunge.evaluation.generate import generate
 from expunge.evaluation.values_file import read_values_file
-from expunge.model.adapter import attach_adapter
 from expunge.model.load import load_model
+from expunge.model.saved import attach_adapter
 
 
 def test_fluency_and_drift_are_those_of_the_plain_models(work: Path, expunge: Callable[..., Result]) -> None:

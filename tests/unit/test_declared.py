@@ -9,8 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from expunge.errors import ModelError
-from expunge.model.adapter import add_adapter, save_adapter
+from expunge.model.adapter import add_adapter
 from expunge.model.load import load_model
+from expunge.model.saved import save_adapter
 from expunge.model.source import base_name, check_model
 from tiny import save_tiny
 

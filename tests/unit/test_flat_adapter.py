@@ -11,11 +11,12 @@ from transformers import AutoModelForCausalLM
 
 from expunge.kernels import token_logps
 from expunge.model import packing
-from expunge.model.adapter import add_adapter, save_adapter, scaled, trainable
+from expunge.model.adapter import add_adapter, scaled, trainable
 from expunge.model.flat_adapter import FlatAdapter
 from expunge.model.head import cast_head, find_head
 from expunge.model.load import LoadedModel, load_model
 from expunge.model.logps import final_states, lay_out
+from expunge.model.saved import save_adapter
 from tiny import save_tiny, tiny_model, tiny_tokenizer
 
 SEQUENCES = [list(range(3, 3 + length)) for length in (23, 9, 14)]

@@ -11,10 +11,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from expunge.errors import ModelError
-from expunge.model.adapter import add_adapter, attach_adapter, save_adapter, trainable
+from expunge.model.adapter import add_adapter, trainable
 from expunge.model.export import export
 from expunge.model.load import load_model
 from expunge.model.logps import sequence_logps
+from expunge.model.saved import attach_adapter, save_adapter
 from tiny import CHAT_TEMPLATE, tiny_model, tiny_tokenizer
 
 ROWS = [[5, 9, 2, 7, 30, 31, 8], [4, 4, 60, 61, 62, 3, 9, 10]]

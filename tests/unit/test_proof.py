@@ -14,24 +14,13 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from expunge.errors import ConfigError, DataError, ModelError
-from expunge.model.adapter import (
-    BASE,
-    OWN,
-    add_adapter,
-    attach_adapter,
-    load_unlearned,
-    rescaled,
-    save_adapter,
-    scale_of,
-    set_scale,
-    trainable,
-    verify_saved,
-)
+from expunge.model.adapter import add_adapter, scale_of, set_scale, trainable
 from expunge.model.export import export, match_names
 from expunge.model.head import find_head
 from expunge.model.load import LoadedModel, load_model
 from expunge.model.logps import lay_out, sequence_logps
 from expunge.model.proof import check_same, log_probs
+from expunge.model.saved import BASE, OWN, attach_adapter, load_unlearned, rescaled, save_adapter, verify_saved
 from expunge.model.source import places, source_of
 from tiny import COMMON, GROUPED, save_tiny, save_tokenizer, tiny_model, tiny_tokenizer
 
@@ -311,7 +300,7 @@ def _attached(base: Path, folder: Path) -> PeftModel:
 def test_a_saved_adapter_that_is_another_one_is_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """huggingface/diffusers#14409: a strength that is lost on the way to the file."""
     base = save_tiny(tmp_path / "base", "llama")
-    monkeypatch.setattr("expunge.model.adapter._alphas", lambda model: {"lora_alpha": 3.0})
+    monkeypatch.setattr("expunge.model.saved._alphas", lambda model: {"lora_alpha": 3.0})
     with pytest.raises(ModelError, match="the saved adapter is not the one that was measured"):
         run_adapter(base, tmp_path / "run")
 

@@ -14,8 +14,8 @@ from expunge.evaluation.generate import greedy
 from expunge.evaluation.metrics.memorization import mean_nll
 from expunge.evaluation.passes import adapter_off
 from expunge.evaluation.teacher_forcing import token_records
-from expunge.model.adapter import attach_adapter
 from expunge.model.load import load_model
+from expunge.model.saved import attach_adapter
 from tiny import save_tiny
 
 TEXTS = ("The old mill by the river.", "Zarquon lives at 3 Larch Lane.")

@@ -10,7 +10,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from expunge.data.tokenize import TokenizedExample
-from expunge.model.adapter import save_adapter
+from expunge.model.saved import save_adapter
 from expunge.train.trainer import Trainer
 from expunge.train.validation import ValidationRows, Validator
 from tiny import save_tiny

@@ -15,7 +15,7 @@ from expunge.api.inputs import Texts, checked, given_texts, named_model, without
 from expunge.config import UnlearnConfig
 from expunge.errors import ConfigError
 from expunge.evaluation.advice import Advisor
-from expunge.model.adapter import load_unlearned
+from expunge.model.saved import load_unlearned
 from expunge.report import Verdict, verdict, write_cards, write_report
 from expunge.runs.directory import check_new
 from expunge.runs.hub import push

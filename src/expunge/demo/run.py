@@ -26,8 +26,8 @@ from expunge.evaluation.run import reported
 from expunge.evaluation.stats import mean_estimate
 from expunge.evaluation.suite import Suite
 from expunge.evaluation.values_file import values_path, write_values
-from expunge.model.adapter import attach_adapter
 from expunge.model.load import load_model
+from expunge.model.saved import attach_adapter
 from expunge.model.source import check_model
 from expunge.runs.manifest import model_fingerprint
 from expunge.runs.record import adapter_fingerprint

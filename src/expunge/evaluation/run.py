@@ -32,10 +32,10 @@ from expunge.evaluation.results import other_subject, read_results, results_befo
 from expunge.evaluation.suite import RowSet, Suite, with_facts, with_families, write_key_words
 from expunge.evaluation.utility import Utility, check_tasks, run_tasks, utility_of
 from expunge.evaluation.values_file import check_values_file, read_values_file, values_path, write_values
-from expunge.model.adapter import attach_adapter
 from expunge.model.device import pick_device
 from expunge.model.load import LoadedModel, load_model, load_shared
 from expunge.model.prompt_format import measure_prompt_format
+from expunge.model.saved import attach_adapter
 from expunge.model.source import adapter_folder
 from expunge.runs.manifest import known_base, model_fingerprint
 from expunge.runs.reads import check_unchanged, model_state

@@ -1,15 +1,18 @@
-"""The repeated layers of a transformer, and what comes out of one of them."""
+"""The repeated layers of a transformer: how they are computed, and what comes out of one of them."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from expunge.errors import ConfigError
+from expunge.model.packing import using_attention
 
 
 def decoder_layers(model: torch.nn.Module) -> list[torch.nn.Module]:
@@ -27,6 +30,27 @@ def inner_layer(model: torch.nn.Module, wanted: int) -> int:
     if wanted >= depth:
         raise ConfigError(f"--loss-args layer={wanted}: the model has {depth} layers that can be told apart, from 0")
     return depth // 4 if wanted < 0 else wanted
+
+
+def recompute_layers(model: PreTrainedModel) -> None:
+    """Keep only the inputs of the transformer layers for the backward pass, and compute the rest again there.
+
+    The model's own switch works in training mode alone, and with it comes dropout.
+
+    Raises:
+        ConfigError: The architecture has no layers that can be recomputed.
+    """
+    layers = decoder_layers(model)
+    if not layers:
+        raise ConfigError("--gradient-checkpointing: this architecture's layers cannot be recomputed: leave it out")
+    config = model.config.get_text_config()
+
+    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        """The layer runs again in the backward pass, and must attend there as it did."""
+        return nullcontext(), using_attention(config, config._attn_implementation)
+
+    for layer in layers:
+        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, context_fn=contexts)
 
 
 def embedding_of(model: PreTrainedModel) -> Tensor:

@@ -25,9 +25,10 @@ from expunge.data.holdout import (
     without_selection,
 )
 from expunge.data.tokenize import TokenizedExample
-from expunge.model.adapter import VERIFIED, attach_adapter, rescaled, set_scale, verify_saved
+from expunge.model.adapter import set_scale
 from expunge.model.load import LoadedModel, load_model
 from expunge.model.logps import mean_losses
+from expunge.model.saved import VERIFIED, attach_adapter, rescaled, verify_saved
 from expunge.runs.card import model_card
 from expunge.runs.lock import hold
 from expunge.runs.manifest import check_base

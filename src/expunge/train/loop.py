@@ -19,10 +19,11 @@ from expunge.config.checks import first_failed
 from expunge.data.holdout import keyed_hashes
 from expunge.errors import ConfigError, RunError
 from expunge.losses.terms import described
-from expunge.model.adapter import VERIFIED, save_adapter, set_scale
+from expunge.model.adapter import set_scale
 from expunge.model.device import pick_device
 from expunge.model.logps import mean_losses
 from expunge.model.reference import cache_folder
+from expunge.model.saved import VERIFIED, save_adapter
 from expunge.runs.hub import check_hub
 from expunge.runs.manifest import RunFacts, other_surroundings
 from expunge.runs.record import read_manifest

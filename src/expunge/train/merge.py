@@ -13,12 +13,12 @@ from torch import Tensor
 from expunge.config import UnlearnConfig
 from expunge.data.tokenize import TokenizedExample
 from expunge.errors import ModelError, RunError
-from expunge.model.adapter import attach_adapter
 from expunge.model.export import export
 from expunge.model.files import weight_headers
 from expunge.model.load import LoadedModel, load_model
 from expunge.model.logps import mean_losses, sequence_logps
 from expunge.model.proof import check_same
+from expunge.model.saved import attach_adapter
 from expunge.runs.card import merged_card
 from expunge.runs.directory import check_new
 from expunge.runs.manifest import check_base, model_fingerprint

@@ -21,9 +21,9 @@ from expunge.errors import TrainingError
 from expunge.losses.collate import SIDES, Counts, SideRows, collate, count
 from expunge.losses.terms import Term, loss_terms, terms_of
 from expunge.model import memory
-from expunge.model.adapter import add_adapter, recompute_layers
+from expunge.model.adapter import add_adapter
 from expunge.model.flat_adapter import FlatAdapter
-from expunge.model.layers import inner_layer
+from expunge.model.layers import inner_layer, recompute_layers
 from expunge.model.logps import final_states, lay_out
 from expunge.model.memory import check_fits, saved_bytes
 from expunge.model.reference import MEMORY_BYTES, Side, What, compute_reference, layout_bytes, reference_layout
@@ -92,7 +92,7 @@ class Trainer:
         wanted = int(getattr(self.loss, "layer", -1))
         self.layer = inner_layer(self.loaded.base, wanted) if "hidden" in self.loss.needs else None
         if config.gradient_checkpointing:
-            recompute_layers(self.loaded)
+            recompute_layers(self.loaded.base)
         self.packed = self.loaded.packs([len(row) for side in self.sides.values() for row in side.rows])
         self.adapter = FlatAdapter(self.loaded)
         self.parameters = self.adapter.parameters

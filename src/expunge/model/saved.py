@@ -1,0 +1,249 @@
+"""An adapter as files: saved, proved to be the one that was measured, and put into a model again."""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import AuxiliaryTrainingWrapper
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from expunge.errors import ModelError
+from expunge.kernels import Head
+from expunge.model.adapter import scale_of, set_scale
+from expunge.model.fold import check_base_kept, put_adapter
+from expunge.model.head import find_head
+from expunge.model.load import LoadedModel, load_model
+from expunge.model.logps import sequence_logps
+from expunge.model.proof import check_same, log_probs, probe_rows
+from expunge.model.ranks import Pairs, config_of, pairs_of, same_pairs, side_by_side, tensors_of
+from expunge.model.source import ADAPTER_FILE, adapter_folder, source_of
+from expunge.utils.reading import read_object
+
+VERIFIED = 64
+"""Forget rows on which a saved adapter is compared with the one that was measured."""
+OWN = "own"
+"""Folder in an adapter that stands on other adapters: its own ranks alone, for the model with those folded in."""
+BASE = "base"
+"""Folder in an adapter that stands on one which cannot be put beside it: the model with that one folded in."""
+
+
+def save_adapter(loaded: LoadedModel, folder: Path, rows: Sequence[Sequence[int]] = ()) -> None:
+    """Write a standard PEFT adapter that is complete on the base that it names, and prove it on `rows`.
+
+    On a model that is itself an adapter, the ranks of both stand side by side in the new one, for the original base,
+    and the new ranks alone in the folder `OWN`. Where the first has no such form (DoRA, IA3, ...), the model with it
+    folded in goes into the folder `BASE`, which the new adapter names then; it must end up as RUN/adapter.
+
+    Args:
+        loaded: The model with the adapter, which is taken out of it.
+        folder: Where to; it exists.
+        rows: Token ids on which the saved adapter must say what the model says.
+
+    Raises:
+        ModelError: It does not.
+    """
+    assert isinstance(loaded.model, PeftModel)
+    trained = _trained(loaded, rows)
+    source = loaded.source
+    stacked = source is not None and source.adapters
+    place = folder / OWN if stacked and loaded.parts else folder
+    _save(loaded, place)
+    loaded.tokenizer.save_pretrained(folder)
+    if source is not None and stacked and not (loaded.parts and _complete(loaded, folder)):
+        if place != folder:  # PEFT has no configuration for both
+            shutil.copytree(place, folder, dirs_exist_ok=True)
+            shutil.rmtree(place)
+        loaded.model = loaded.model.unload()
+        loaded.base.save_pretrained(folder / BASE)
+        loaded.tokenizer.save_pretrained(folder / BASE)
+        place = folder.parent.resolve() / "adapter" / BASE
+        _configure(folder, _settings(folder) | {"base_model_name_or_path": str(place), "revision": None})
+    if trained:
+        _verify(loaded, folder, rows, trained)
+
+
+def verify_saved(loaded: LoadedModel, folder: Path, rows: Sequence[Sequence[int]]) -> None:
+    """Load a saved adapter with plain PEFT and compare what the model says then with what it says now.
+
+    Args:
+        loaded: The model with the adapter, which is taken out of it.
+        folder: The saved adapter.
+        rows: Token ids.
+
+    Raises:
+        ModelError: They differ by more than rounding.
+    """
+    trained = _trained(loaded, rows)
+    if trained:
+        _verify(loaded, folder, rows, trained)
+
+
+def _verify(loaded: LoadedModel, folder: Path, rows: Sequence[Sequence[int]], trained: "_Trained") -> None:
+    if isinstance(loaded.model, PeftModel):
+        loaded.model = loaded.model.unload()
+    plain = loaded
+    if (folder / OWN).exists():  # on the original base, whose fold in memory may have been rounded
+        assert loaded.source is not None
+        name, revision = loaded.source.base_name, loaded.source.revision
+        code = bool(getattr(loaded.base.config, "auto_map", None))
+        dtype = str(loaded.dtype).removeprefix("torch.")
+        plain = load_model(name, dtype=dtype, device=str(loaded.device), trust_remote_code=code, revision=revision)
+    plain.model = put_adapter(plain.base, folder)
+    own, below = pairs_of(plain.model), [] if plain is loaded else loaded.parts or []
+    same = own is not None and trained.pairs is not None and same_pairs(own, side_by_side([*below, trained.pairs]))
+    check_same(
+        torch.cat(sequence_logps(plain, rows)),
+        trained.right,
+        trained.untouched,
+        f"{folder}: the saved adapter is not the one that was measured",
+        dtype=loaded.dtype,
+        same_weights=same,
+    )
+
+
+@contextmanager
+def rescaled(loaded: LoadedModel, folder: Path, factor: float) -> Iterator[Path]:
+    """A copy, while the context lasts, of an adapter on the model, with `factor` times the scale of its training.
+
+    Args:
+        loaded: The model with the adapter, as `attach_adapter` leaves it at its trained scale.
+        folder: The saved adapter.
+        factor: The scale.
+    """
+    assert isinstance(loaded.model, PeftModel)
+    set_scale(loaded.model, factor)
+    with tempfile.TemporaryDirectory() as name:
+        copy = Path(name) / "adapter"
+        shutil.copytree(folder, copy)
+        if (copy / OWN).exists():
+            _save(loaded, copy / OWN)
+            _complete(loaded, copy)
+        else:
+            _configure(copy, _settings(copy) | _alphas(loaded.model))
+        yield copy
+
+
+def _save(loaded: LoadedModel, folder: Path) -> None:
+    """The adapter of a model as it is, for the model that it is in."""
+    assert isinstance(loaded.model, PeftModel)
+    loaded.model.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
+    (folder / "README.md").unlink(missing_ok=True)  # a run writes a card of its own
+    settings, source = _settings(folder) | _alphas(loaded.model), loaded.source
+    if source is not None:
+        settings["base_model_name_or_path"] = source.name if source.adapters else source.base_name
+        settings["revision"] = source.revision
+    _configure(folder, settings)
+
+
+def _alphas(model: PeftModel) -> dict[str, Any]:
+    """What an adapter_config.json says of the scale of an adapter as it is."""
+    factor, config = scale_of(model), model.peft_config["default"]
+    assert isinstance(config, LoraConfig)
+    pattern = {name: alpha * factor for name, alpha in (config.alpha_pattern or {}).items()}
+    return {"lora_alpha": config.lora_alpha * factor, "alpha_pattern": pattern}
+
+
+def _complete(loaded: LoadedModel, folder: Path) -> bool:
+    """Write the adapters that were folded in and the model's own as one; False where PEFT has no form for that."""
+    assert isinstance(loaded.model, PeftModel)
+    assert loaded.source is not None
+    own = pairs_of(loaded.model)
+    if own is None or not loaded.parts:
+        return False
+    parts = [*loaded.parts, own]
+    stack = (*loaded.source.adapters, folder / OWN)
+    config = config_of(parts, [_settings(place) for place in stack])
+    if config is None:
+        return False
+    save_file(tensors_of(side_by_side(parts)), folder / ADAPTER_FILE, metadata={"format": "pt"})
+    own_base = {"base_model_name_or_path": loaded.source.base_name, "revision": loaded.source.revision}
+    _configure(folder, config | own_base)
+    return True
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    return read_object(folder / "adapter_config.json", ModelError)
+
+
+def _configure(folder: Path, settings: Mapping[str, Any]) -> None:
+    (folder / "adapter_config.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
+
+
+@dataclass(frozen=True)
+class _Trained:
+    """What a saved adapter has to be: log-probabilities of rows with the adapter and without it, and its matrices."""
+
+    right: Tensor
+    untouched: Tensor
+    pairs: Pairs | None
+
+
+def _trained(loaded: LoadedModel, rows: Sequence[Sequence[int]]) -> _Trained | None:
+    """Of the adapter in a model; None where there is nothing to compare on."""
+    assert isinstance(loaded.model, PeftModel)
+    if not rows or loaded.lockstep is not None:
+        return None
+    right = torch.cat(sequence_logps(loaded, rows))
+    with loaded.model.disable_adapter():
+        return _Trained(right, torch.cat(sequence_logps(loaded, rows)), pairs_of(loaded.model))
+
+
+def attach_adapter(loaded: LoadedModel, name: str, alphas: Mapping[str, Any] | None = None) -> PeftModel:
+    """Put a saved adapter into a loaded base model; `loaded.model` becomes the PEFT model.
+
+    On a model into which other adapters were folded goes what the adapter adds to those.
+
+    Args:
+        loaded: The base.
+        name: Run directory or adapter folder.
+        alphas: Fields of its configuration to use instead of those that are there (`lora_alpha`, `alpha_pattern`).
+
+    Raises:
+        ModelError: It does not fit the base, or changes it.
+    """
+    folder = adapter_folder(name)
+    own = folder / OWN
+    stacked = loaded.source is not None and loaded.source.adapters and own.exists()
+    ids = probe_rows(loaded.base)
+    untouched = None if loaded.lockstep else log_probs(loaded.base, ids, loaded.autocast())
+    loaded.model = model = put_adapter(loaded.base, own if stacked else folder, alphas)
+    if untouched is not None:
+        check_base_kept(model, untouched, ids, folder, autocast=loaded.autocast())
+    output = loaded.base.get_output_embeddings()
+    changed = isinstance(output, BaseTunerLayer | AuxiliaryTrainingWrapper)
+    if loaded.lockstep is None and not changed and loaded.head.weight is not None:
+        changed = find_head(model)[0].weight is None
+    if changed:
+        loaded.head, loaded.plain_head, loaded.packable_length = Head(None), "the adapter changes it", 0
+    return model
+
+
+def load_unlearned(
+    run: str, *, model: str | None = None, dtype: str = "float32", device: str = "auto", trust_remote_code: bool = False
+) -> tuple[PeftModel, PreTrainedTokenizerBase]:
+    """The unlearned model of a run, ready to use: its base with the adapter on, and the tokenizer.
+
+    Args:
+        run: Run directory or adapter folder.
+        model: The base model; the one that the adapter names when None.
+        dtype: `float32`, `bfloat16` or `auto`.
+        device: `auto`, `cpu`, `cuda` ...
+        trust_remote_code: Run code that comes with the model.
+
+    Raises:
+        ModelError: Base or adapter cannot be loaded or do not fit each other.
+    """
+    own = source_of(str(adapter_folder(run)))
+    name, revision = (model, None) if model else (own.base_name, own.revision)
+    loaded = load_model(name, dtype=dtype, device=device, trust_remote_code=trust_remote_code, revision=revision)
+    return attach_adapter(loaded, run), loaded.tokenizer
