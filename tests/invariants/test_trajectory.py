@@ -215,9 +215,9 @@ def out_of_memory_above(rows: int, monkeypatch: pytest.MonkeyPatch) -> list[int]
     """
     original, tried = trainer_module.loss_terms, []
 
-    def loss_terms(micro: Any, *rest: Any) -> dict[str, torch.Tensor]:
-        terms = original(micro, *rest)
-        tried.append(sum(side.num_sequences_here for side in micro.sides.values()))
+    def loss_terms(batches: Any, *rest: Any) -> dict[str, torch.Tensor]:
+        terms = original(batches, *rest)
+        tried.append(sum(side.num_sequences_here for side in batches.values()))
         if tried[-1] > rows:
             sum(terms.values()).backward()
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")

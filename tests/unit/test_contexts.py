@@ -175,7 +175,7 @@ def test_what_is_known_of_a_text_stands_beside_the_same_tokens_in_context(model:
     sides = run.sides_of(step)
     assert any(sides["forget"].rows[at].context for at in step.forget)
     counts = {"forget": count(sides["forget"], step.forget)}
-    batch = collate(run.loaded, sides, {"forget": step.forget}, counts).sides["forget"]
+    batch = collate(run.loaded, sides, {"forget": step.forget}, counts)["forget"]
     assert batch.targets.tolist() == [row.input_ids[at] for row in own for at in row.targets("all")]
     assert batch.ref_logps is not None
     known = run.sides["forget"].values["ref_logps"]
@@ -211,7 +211,7 @@ def test_target_nlls_are_multiplied_by_what_unseen_texts_are_harder_after_others
     step = next(run.plan.steps())
     sides = run.sides_of(step)
     counts = {"forget": count(forget, step.forget)}
-    batch = collate(run.loaded, sides, {"forget": step.forget}, counts).sides["forget"]
+    batch = collate(run.loaded, sides, {"forget": step.forget}, counts)["forget"]
     targets = [
         forget.values["target_nll"][at] * (3.0 if sides["forget"].rows[at].context else 1.0) for at in step.forget
     ]

@@ -2,11 +2,14 @@
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from expunge.kernels import Head, token_logps
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -86,15 +89,8 @@ class TokenBatch:
         return values.sum() / self.num_sequences
 
 
-def needed(values: Tensor | None) -> Tensor:
-    """Values that a method has declared to need."""
+def needed(values: T | None) -> T:
+    """What a method has declared to need."""
     if values is None:
         raise ValueError("a forget loss reads what it does not declare in `needs`")
     return values
-
-
-def needed_pairs(batch: TokenBatch) -> TokenBatch:
-    """The pairs of a method that has declared to need them."""
-    if batch.pairs is None:
-        raise ValueError("a forget loss reads pairs and does not declare them in `needs`")
-    return batch.pairs

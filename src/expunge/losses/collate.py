@@ -52,13 +52,6 @@ class Counts:
     sequences: int
 
 
-@dataclass(frozen=True)
-class MicroBatch:
-    """A micro-batch after its forward pass: side -> its target tokens; a side without rows in it is left out."""
-
-    sides: dict[str, TokenBatch]
-
-
 def count(side: SideRows, chosen: Sequence[int]) -> Counts:
     """The denominators of a step that holds the `chosen` rows of a side."""
     rows = [side.rows[index] for index in chosen]
@@ -75,7 +68,7 @@ def collate(
     chosen: Mapping[str, Sequence[int]],
     counts: Mapping[str, Counts],
     layer: int | None = None,
-) -> MicroBatch:
+) -> dict[str, TokenBatch]:
     """Lay the rows of a micro-batch out, pass them through the policy, and gather what predicts their targets.
 
     Args:
@@ -84,6 +77,9 @@ def collate(
         chosen: Side -> the rows of it that stand in this micro-batch.
         counts: Side -> denominators of the whole step.
         layer: Inner layer whose states the forget loss needs; None for none.
+
+    Returns:
+        Side -> its target tokens; a side without rows in the micro-batch is left out.
     """
     names = [name for name in SIDES if chosen.get(name)]
     rows = [(name, sides[name].rows[index]) for name in names for index in chosen[name]]
@@ -122,7 +118,7 @@ def collate(
         )
     if "pairs" in found:
         found["forget"] = replace(found["forget"], pairs=found.pop("pairs"))
-    return MicroBatch(found)
+    return found
 
 
 def _target_index(

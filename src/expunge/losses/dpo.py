@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from expunge.losses import check_positive, forget_loss
-from expunge.losses.batch import TokenBatch, needed_pairs
+from expunge.losses.batch import TokenBatch, needed
 
 
 @forget_loss(
@@ -30,7 +30,7 @@ class DPO:
         check_positive(beta=self.beta)
 
     def __call__(self, batch: TokenBatch) -> Tensor:
-        pairs = needed_pairs(batch)
+        pairs = needed(batch.pairs)
         own = batch.log_ratios.where(batch.completion, 0.0)  # the prompt is the same on both sides
         margin = batch.per_sequence(own) - pairs.per_sequence(pairs.log_ratios)
         return (2 / self.beta) * batch.sequence_mean(softplus(-self.beta * margin))

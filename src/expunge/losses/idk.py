@@ -6,7 +6,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from expunge.losses import forget_loss
-from expunge.losses.batch import TokenBatch, needed_pairs
+from expunge.losses.batch import TokenBatch, needed
 
 
 @forget_loss(
@@ -21,5 +21,5 @@ class IDK:
     needs: ClassVar[tuple[str, ...]] = ("pairs",)
 
     def __call__(self, batch: TokenBatch) -> Tensor:
-        pairs = needed_pairs(batch)
+        pairs = needed(batch.pairs)
         return pairs.token_mean(-pairs.logps)

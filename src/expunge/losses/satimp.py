@@ -5,8 +5,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from expunge.errors import ConfigError
-from expunge.losses import forget_loss
+from expunge.losses import check_not_negative, forget_loss
 from expunge.losses.batch import TokenBatch
 
 
@@ -29,9 +28,7 @@ class SatImp:
     needs: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
-        for name, value in (("beta1", self.beta1), ("beta2", self.beta2)):
-            if not 0 <= value < float("inf"):
-                raise ConfigError(f"--loss-args {name}={value}: must be finite, 0 or more")
+        check_not_negative(beta1=self.beta1, beta2=self.beta2)
 
     def __call__(self, batch: TokenBatch) -> Tensor:
         logps = batch.logps.detach()

@@ -6,6 +6,7 @@
 A term `x` is weighted by the setting `x_weight` and logged in the column `x`.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 from torch import Tensor
@@ -14,8 +15,7 @@ from expunge.config import UnlearnConfig
 from expunge.kernels import token_logps, token_logps_and_kl
 from expunge.kernels.token_kl import Direction
 from expunge.losses import ForgetLoss
-from expunge.losses.batch import needed
-from expunge.losses.collate import MicroBatch
+from expunge.losses.batch import TokenBatch, needed
 
 
 @dataclass(frozen=True)
@@ -62,15 +62,14 @@ def described(terms: list[Term]) -> list[dict[str, str | float]]:
     return [asdict(term) for term in terms]
 
 
-def loss_terms(micro: MicroBatch, loss: ForgetLoss, direction: Direction) -> dict[str, Tensor]:
+def loss_terms(sides: Mapping[str, TokenBatch], loss: ForgetLoss, direction: Direction) -> dict[str, Tensor]:
     """The share of one micro-batch in each term of its step; a term without rows in it is left out.
 
     Args:
-        micro: The micro-batch, after its forward pass.
+        sides: The micro-batch after its forward pass, as `collate` gives it.
         loss: The forget loss.
         direction: Of the retain KL: `reverse` or `forward`.
     """
-    sides = micro.sides
     terms = {}
     if "forget" in sides:
         terms["forget"] = loss(sides["forget"])

@@ -5,8 +5,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from expunge.errors import ConfigError
-from expunge.losses import forget_loss
+from expunge.losses import check_not_negative, forget_loss
 from expunge.losses.batch import TokenBatch
 
 
@@ -27,8 +26,7 @@ class WGA:
     needs: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
-        if not 0 <= self.beta < float("inf"):
-            raise ConfigError(f"--loss-args beta={self.beta}: must be finite, 0 or more")
+        check_not_negative(beta=self.beta)
 
     def __call__(self, batch: TokenBatch) -> Tensor:
         weights = (self.beta * batch.logps.detach()).exp()
