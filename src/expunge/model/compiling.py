@@ -9,8 +9,8 @@ from collections.abc import Callable
 
 import torch
 from torch._dynamo.exc import TorchDynamoException
-from transformers.modeling_layers import GradientCheckpointingLayer
 
+from expunge.model.layers import decoder_layers
 from expunge.model.load import LoadedModel
 
 BACKEND = "inductor"
@@ -29,7 +29,7 @@ def compile_layers(loaded: LoadedModel, trial: Callable[[], object]) -> str:
     Returns:
         One line that says how long it took, or why the layers run as before.
     """
-    layers = [module for module in loaded.base.modules() if isinstance(module, GradientCheckpointingLayer)]
+    layers = decoder_layers(loaded.base)
     if not layers:
         return "not compiled: the architecture has no layers that are known to repeat"
     if any("forward" in vars(layer) for layer in layers):

@@ -23,7 +23,7 @@ from transformers.cache_utils import DynamicLayer
 from expunge.model.captured import Recorder
 from expunge.model.load import LoadedModel
 from expunge.model.memory import free_memory
-from expunge.model.packing import MASK, UNBOUNDED, send, unusual_layers
+from expunge.model.packing import MASK, UNBOUNDED, head_width, send, unusual_layers
 
 CACHED_TOKENS = {"cpu": 2**13, "cuda": 2**17}
 """Largest (rows, width) area of the cache when rows are added to it, per device type."""
@@ -84,9 +84,8 @@ def tokens_that_fit(loaded: LoadedModel) -> int | None:
     if loaded.device.type == "cpu" or (free := free_memory(loaded.device)) is None:
         return None
     config = loaded.base.config.get_text_config()
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    token = 2 * config.num_hidden_layers * heads * width * loaded.dtype.itemsize
+    token = 2 * config.num_hidden_layers * heads * head_width(config) * loaded.dtype.itemsize
     return int(CACHE_SHARE * free / token)
 
 

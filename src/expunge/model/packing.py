@@ -60,17 +60,21 @@ def attention_way(model: PreTrainedModel) -> str:
     if device == "cpu":
         return ROWS
     products = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else model.dtype
-    config = model.config.get_text_config()
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    width = head_width(model.config.get_text_config())
     flash = (
         device == "cuda"
         and products in (torch.bfloat16, torch.float16)
         and torch.cuda.get_device_capability(model.device) >= (8, 0)
-        and head_dim <= VARLEN_HEAD_DIM
-        and head_dim % VARLEN_MULTIPLE == 0
+        and width <= VARLEN_HEAD_DIM
+        and width % VARLEN_MULTIPLE == 0
         and getattr(model, "_supports_flash_attn", False)
     )
     return VARLEN if flash and _varlen_options() is not None else MASK
+
+
+def head_width(config: PretrainedConfig) -> int:
+    """Values of a key in one attention head."""
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
 def packable_length(model: PreTrainedModel, products: torch.dtype | None = None) -> int:

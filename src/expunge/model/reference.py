@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import accumulate
+from math import prod
 from pathlib import Path
 from typing import Literal
 
@@ -85,7 +86,7 @@ def reference_layout(loaded: LoadedModel, sides: dict[str, Side]) -> dict[str, t
 
 def layout_bytes(layout: dict[str, tuple[torch.dtype, tuple[int, ...]]]) -> int:
     """Size of all tensors of a layout."""
-    return sum(dtype.itemsize * shape.numel() for dtype, shape in ((d, torch.Size(s)) for d, s in layout.values()))
+    return sum(dtype.itemsize * prod(shape) for dtype, shape in layout.values())
 
 
 @torch.no_grad()

@@ -16,12 +16,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
+from typing import Any
 
 from expunge.config import UnlearnConfig
 from expunge.config.checks import first_failed
 from expunge.data.sampler import Size, Step, size_of
 from expunge.data.tokenize import TokenizedExample
-from expunge.losses.collate import SIDES
 from expunge.model import reference
 from expunge.model.logps import PASS_TOKENS, mean_losses
 from expunge.model.replay import seconds_per_token
@@ -243,14 +243,13 @@ def _cut(trainer: Trainer, steps: list[Step], chosen: list[int]) -> list[Step]:
     used = {name: sorted({row for own in held for row in own[name]}) for name in trainer.sides}
     place = {name: {row: at for at, row in enumerate(rows)} for name, rows in used.items()}
     found = []
-    for index, rows_of in zip(chosen, held, strict=True):
-        forget, retain, replay, instead = (
-            [place[name][row] for row in rows_of.get(name, ())] for name in ("forget", "retain", "replay", "instead")
-        )
-        found.append(replace(steps[index], forget=forget, retain=retain, replay=replay, instead=instead))
-    for name in [name for name in SIDES if name in trainer.sides]:
-        side = trainer.sides[name]
-        trainer.sides[name] = replace(side, rows=[side.rows[row] for row in used[name]])
+    for index, own in zip(chosen, held, strict=True):
+        # Pairs go with their forget rows.
+        rows: dict[str, Any] = {name: [place[name][row] for row in own[name]] for name in own if name != "pairs"}
+        found.append(replace(steps[index], **rows))
+    trainer.sides = {
+        name: replace(side, rows=[side.rows[row] for row in used[name]]) for name, side in trainer.sides.items()
+    }
     forget_rows = trainer.sides["forget"].rows  # whose target NLLs are found, those in lower case among them
     trainer.prepared = replace(trainer.prepared, forget=forget_rows, lower=None)
     return found
