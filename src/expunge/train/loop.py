@@ -228,8 +228,8 @@ def train(
             if not due:
                 continue
             lines: list[dict[str, Any]] = [
-                {"step": step.number + 1, "epoch": step.epoch + 1, **values, "tokens": sum(trainer.lengths(step))}
-                for step, values in zip((own.step for own in taken), read, strict=True)
+                {"step": own.step.number + 1, "epoch": own.step.epoch + 1, **values, "tokens": own.tokens}
+                for own, values in zip(taken, read, strict=True)
             ]
             if evaluation and evaluates:
                 found, seen = evaluation.step(done, trainer)

@@ -22,11 +22,13 @@ class TakenStep:
     Attributes:
         step: Its rows.
         rate: Its learning rate.
+        tokens: Area of its rows, in tokens.
         values: `(terms + 1,)` on the device: the terms, and the gradient's norm before clipping.
     """
 
     step: Step
     rate: float
+    tokens: int
     values: Tensor
 
 

@@ -259,11 +259,12 @@ class Trainer:
 
         Where a term or the gradient is not finite, the weights are left as they were; `read` tells.
         """
-        terms = self._sum_over_processes(self.gradient(step))
+        sides = self.sides_of(step)
+        terms = self._sum_over_processes(self.gradient(step, sides))
         rate = learning_rate(self.config, step.number, self.num_steps)
         norm = self.adapter.update(rate, self.config.max_grad_norm, terms)
         self.average.update(step.number + 1)
-        return TakenStep(step, rate, torch.cat([terms, norm[None].to(terms)]))
+        return TakenStep(step, rate, sum(self.lengths(step, sides)), torch.cat([terms, norm[None].to(terms)]))
 
     def read(self, taken: Sequence[TakenStep]) -> list[dict[str, float]]:
         """What the log has of some steps, in one transfer; see `read_steps`.
@@ -275,9 +276,9 @@ class Trainer:
             taken, self.terms, lambda step: [self.sides[name].rows[row].id for u in self.units(step) for name, row in u]
         )
 
-    def gradient(self, step: Step) -> Tensor:
-        """Gradient, and the terms `(terms,)`, of this process's share of a step."""
-        sides = self.sides_of(step)
+    def gradient(self, step: Step, sides: Sides | None = None) -> Tensor:
+        """Gradient, and the terms `(terms,)`, of this process's share of a step; `sides` as in `lengths`."""
+        sides = sides or self.sides_of(step)
         counts = {name: count(sides[name], rows) for name, rows in self.chosen(step).items()}
         lengths = self.lengths(step, sides)
         groups = micro_batches(lengths, self.micro_batch_tokens(lengths), packed=self.packed)
