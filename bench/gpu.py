@@ -33,8 +33,7 @@ from expunge.model.compiling import compile_layers
 from expunge.model.head import cast_head, find_head
 from expunge.model.load import LoadedModel
 from expunge.model.packing import attention_way, packable_length
-from expunge.train.loop import evaluation_every
-from expunge.train.schedule import make_plan
+from expunge.train.schedule import evaluation_every, make_plan
 from expunge.train.speed import capture, speed_up
 from expunge.train.step_log import STEPS_PER_READ, TakenStep
 from expunge.train.trainer import Trainer

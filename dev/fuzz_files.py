@@ -207,7 +207,7 @@ def _read_results(path: Path) -> None:
 
 
 def _read_calibration(path: Path) -> None:
-    from expunge.data.holdout import read_calibration
+    from expunge.runs.record import read_calibration
 
     path.rename(path.with_name("calibration.json"))
     read_calibration(path.parent)

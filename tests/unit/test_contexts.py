@@ -22,9 +22,10 @@ class Special:
     """The special tokens of a tokenizer."""
 
     def __init__(self, bos: int | None = None) -> None:
-        self.bos_token_id, self.eos_token_id = bos, EOS
+        self.bos_token_id, self.eos_token_id, self.unk_token_id = bos, EOS, None
+        self.all_special_ids = [own for own in (bos, EOS) if own is not None]
 
-    def __call__(self, text: str) -> dict[str, list[int]]:
+    def __call__(self, text: str, **_: bool) -> dict[str, list[int]]:
         return {"input_ids": ([] if self.bos_token_id is None else [self.bos_token_id]) + [5] * len(text)}
 
 
@@ -83,7 +84,7 @@ def test_what_a_chat_begins_with_is_a_part_of_it_where_no_text_begins_so() -> No
     class Chat(Special):
         """A tokenizer whose beginning-of-text is what turns begin with, and is set before no text."""
 
-        def __call__(self, text: str) -> dict[str, list[int]]:
+        def __call__(self, text: str, **_: bool) -> dict[str, list[int]]:
             return {"input_ids": [5] * len(text)}
 
     contexts = Contexts.of([row(60, 61, 62)], Chat(BOS), tokens=3, max_length=99)

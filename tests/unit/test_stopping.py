@@ -12,7 +12,7 @@ import torch
 from expunge.config import CalibrateConfig, UnlearnConfig
 from expunge.config.criteria import Criteria
 from expunge.data.sampler import Plan
-from expunge.data.tokenize import TokenizedExample
+from expunge.data.tokenize import TokenizedExample, evenly
 from expunge.errors import RunError
 from expunge.report.answers import judged
 from expunge.report.scores import Score
@@ -21,7 +21,7 @@ from expunge.train.early_stopping import EarlyStopping
 from expunge.train.scale import choose_scale, judge, most_scales
 from expunge.train.schedule import evaluation_spacing, learning_rate, make_plan, replay_tokens
 from expunge.train.targets import UnseenTokens, at_most_surprise, unseen_nlls
-from expunge.train.validation import Validation, certainty, evenly, probabilities, violation, violations
+from expunge.train.validation import Validation, certainty, probabilities, violation, violations
 
 UNTOUCHED = Validation(
     scale=0.0, auc=1.0, min_k_auc=1.0, auc_sd=0.04, forget_nll=0.1, unseen_nll=2.0, exact_match=1.0,

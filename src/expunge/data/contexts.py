@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from transformers import PreTrainedTokenizerBase
 
-from expunge.data.tokenize import TokenizedExample
+from expunge.data.tokenize import TokenizedExample, leading_ids
 
 SHARE_ALONE = 1 / 2
 """Of the times that a text is trained on, those in which it stands alone."""
@@ -42,7 +42,7 @@ class Contexts:
         """The texts of some rows."""
         special = frozenset((tokenizer.bos_token_id, tokenizer.eos_token_id))
         texts = [[token for token in row.input_ids if token not in special] for row in rows]
-        begun = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
+        begun = leading_ids(tokenizer)[:1] == [tokenizer.bos_token_id]
         bos = tokenizer.bos_token_id if begun else None  # else it may be what a chat's turns begin with
         return cls([text for text in texts if text], bos, special, tokens, max_length)
 

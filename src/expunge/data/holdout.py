@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import compress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from expunge.data.examples import Example, text_hash
@@ -11,23 +10,10 @@ from expunge.data.families import families
 from expunge.data.surprise import surprises
 from expunge.errors import DataError
 from expunge.utils.keys import key_file, keyed, of_this_key
-from expunge.utils.reading import NUMBER, Each, read_object
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-FILE = "calibration.json"
-FIELDS = {
-    "trained_alpha": NUMBER,
-    "scale": NUMBER,
-    "selection_hmac": [str],
-    "trained_alpha_pattern?": Each(NUMBER),
-    "best_step?": int,
-    "stopped?": str,
-    "verdict?": str,
-    "curve?": [{"scale": NUMBER}],
-    "targets?": Each((*NUMBER, type(None))),
-}
 FEWEST = 8
 """Fewest selection texts on either side; a membership AUC of fewer says next to nothing."""
 
@@ -164,18 +150,6 @@ def _least_length(examples: Sequence[Example]) -> float:
     """Half the length of the text that a character drawn at random stands in, on average."""
     lengths = [length(example) for example in examples]
     return sum(length**2 for length in lengths) / sum(lengths) / 2
-
-
-def read_calibration(folder: Path) -> dict[str, Any] | None:
-    """The calibration of a run, or None. One without a verdict tells of an adapter as it was trained.
-
-    Raises:
-        RunError: It cannot be read.
-    """
-    file = folder / FILE
-    if not file.exists():
-        return None
-    return read_object(file, fields=FIELDS)
 
 
 def texts_fingerprint(examples: Sequence[Example]) -> str:

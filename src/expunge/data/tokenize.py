@@ -7,6 +7,7 @@ same encoding: what it is trained on and what it is asked with are never two enc
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -121,6 +122,12 @@ def tokenize_all(
     return [tokenize(tokenizer, example, prompt_format, **options) for example in examples]
 
 
+def evenly(rows: Sequence[TokenizedExample], most: int) -> list[TokenizedExample]:
+    """At most `most` rows, evenly from all groups and from the whole of each."""
+    count, ordered = min(most, len(rows)), sorted(rows, key=lambda own: own.group)
+    return [ordered[at * len(rows) // count] for at in range(count)]
+
+
 def hash_rows(rows: Sequence[TokenizedExample]) -> str:
     """Hash of tokenized rows: their tokens and where their completions begin."""
     return fingerprint(*(f"{row.completion_start} {row.input_ids}" for row in rows))
@@ -171,6 +178,12 @@ def text_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """`document_ids` without an end-of-text token that the tokenizer appends by itself; the text's own stays."""
     ids = list(tokenizer(text, verbose=False)["input_ids"])
     return ids[_own(tokenizer, text, ids)]
+
+
+def leading_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Special tokens that the tokenizer sets before every text."""
+    special = {*tokenizer.all_special_ids} - ({tokenizer.unk_token_id} - {tokenizer.bos_token_id})  # "a" may be unknown
+    return list(takewhile(special.__contains__, tokenizer("a", verbose=False)["input_ids"]))
 
 
 def whole_text(example: Example, prompt_format: PromptFormat) -> str:

@@ -6,13 +6,12 @@ from statistics import fmean
 
 import torch
 
-from expunge.data.tokenize import TokenizedExample
+from expunge.data.tokenize import TokenizedExample, evenly
 from expunge.evaluation.generate import greedy
 from expunge.evaluation.metrics.generations import repetition
 from expunge.evaluation.metrics.refusal import refuses
 from expunge.model.adapter import scaled
 from expunge.train.setup import Prepared
-from expunge.train.validation import evenly
 from expunge.utils.distributed import current
 from expunge.utils.text import BABBLES, DECLINES
 

@@ -9,7 +9,7 @@ from statistics import median
 from typing import Any
 
 from expunge.config import EvaluateConfig
-from expunge.data.holdout import length, read_calibration, texts_fingerprint, without_selection
+from expunge.data.holdout import length, texts_fingerprint, without_selection
 from expunge.data.tokenize import PromptFormat
 from expunge.errors import ConfigError, DataError, RunError
 from expunge.evaluation.assemble import STAND_IN, assemble
@@ -39,7 +39,7 @@ from expunge.model.saved import attach_adapter
 from expunge.model.source import adapter_folder
 from expunge.runs.manifest import known_base, model_fingerprint
 from expunge.runs.reads import check_unchanged, model_state
-from expunge.runs.record import VERDICT, adapter_fingerprint, merged_from
+from expunge.runs.record import VERDICT, adapter_fingerprint, merged_from, read_calibration
 from expunge.utils.distributed import Processes, current, together
 from expunge.utils.files import transaction
 from expunge.utils.progress import Reporter

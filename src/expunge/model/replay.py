@@ -8,12 +8,11 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from itertools import takewhile
 
 import torch
 from peft import PeftModel
 
-from expunge.data.tokenize import TokenizedExample
+from expunge.data.tokenize import TokenizedExample, leading_ids
 from expunge.errors import TrainingError
 from expunge.model.decoding import COLUMNS, ROWS, batching_obstacle, go_on, tokens_that_fit, written
 from expunge.model.load import LoadedModel
@@ -99,9 +98,7 @@ class Beginnings:
 
     def __init__(self, loaded: LoadedModel, rows: Sequence[TokenizedExample]) -> None:
         tokenizer, special = loaded.tokenizer, set(loaded.tokenizer.all_special_ids)
-        unknown = {tokenizer.unk_token_id} - {tokenizer.bos_token_id}  # which "a" may be
-        plain = tokenizer("a", verbose=False)["input_ids"]
-        self._before = list(takewhile((special - unknown).__contains__, plain))
+        self._before = leading_ids(tokenizer)
         self.length = len(self._before) + 1
         size = loaded.base.config.get_text_config().vocab_size
         rows = [row for row in rows if len(row.input_ids) >= self.length]

@@ -9,12 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from expunge.data.holdout import read_calibration
 from expunge.errors import RunError
 from expunge.evaluation.results import FINGERPRINT, other_subject, read_results
 from expunge.report.scores import Score, read_scores
 from expunge.runs.directory import check_no_links
-from expunge.runs.record import check_adapter_kept, read_manifest, read_steps
+from expunge.runs.record import check_adapter_kept, read_calibration, read_manifest, read_steps
 from expunge.utils.coarse import few, power_of_two
 from expunge.utils.files import settle
 

@@ -10,7 +10,6 @@ from typing import Any
 
 from expunge.config import UnlearnConfig
 from expunge.config.checks import check_types
-from expunge.data.holdout import FILE, read_calibration
 from expunge.errors import ConfigError, RunError
 from expunge.runs.settings import BEFORE, ONE_START, present_names
 from expunge.utils import files
@@ -54,6 +53,18 @@ DONE = {
 }
 """What that of a finished run holds; who repeats a run needs its settings alone."""
 SELECTION = {"stopped?": str, "best_step?": int, "scale?": NUMBER, "verdict?": str}
+CALIBRATION = "calibration.json"
+CALIBRATION_FIELDS = {
+    "trained_alpha": NUMBER,
+    "scale": NUMBER,
+    "selection_hmac": [str],
+    "trained_alpha_pattern?": Each(NUMBER),
+    "best_step?": int,
+    "stopped?": str,
+    "verdict?": str,
+    "curve?": [{"scale": NUMBER}],
+    "targets?": Each((*NUMBER, type(None))),
+}
 STEP = {"step": int, "tokens?": int}
 VERDICT = "verdict.json"
 """In a run: what it was judged to be by the scores that were there; it goes before these change."""
@@ -113,6 +124,18 @@ def recorded_settings(name: str) -> dict[str, Any]:
     if unknown:
         raise RunError(f"--from-manifest {name}: holds settings of another version of Expunge ({unknown[0]})")
     return settings
+
+
+def read_calibration(folder: Path) -> dict[str, Any] | None:
+    """The calibration of a run, or None. One without a verdict tells of an adapter as it was trained.
+
+    Raises:
+        RunError: It cannot be read.
+    """
+    file = folder / CALIBRATION
+    if not file.exists():
+        return None
+    return read_object(file, fields=CALIBRATION_FIELDS)
 
 
 def read_steps(path: Path) -> Iterator[dict[str, Any]]:
@@ -202,5 +225,5 @@ def check_adapter_kept(run: Path, manifest: dict[str, Any], flag: str = "") -> s
         alpha = read_object(own / "adapter_config.json", fields={"lora_alpha": NUMBER})["lora_alpha"]
         scales = calibration["scale"], alpha / (calibration["trained_alpha"] or 1.0)
         if not all(math.isclose(scale, selection.get("scale", scale), rel_tol=1e-6) for scale in scales):
-            raise RunError(f"{where}: {FILE} is not of the adapter that is there: put that one back")
+            raise RunError(f"{where}: {CALIBRATION} is not of the adapter that is there: put that one back")
     return found["adapter_fingerprint"]

@@ -27,7 +27,6 @@ import torch
 from torch import Tensor
 
 from expunge.config import SETS, UnlearnConfig
-from expunge.data.holdout import FILE as CALIBRATION
 from expunge.errors import RunError
 from expunge.model.energy import energy_joules
 from expunge.runs import checkpoints, directory, settings
@@ -42,7 +41,7 @@ from expunge.runs.manifest import (
     versions,
 )
 from expunge.runs.reads import check_apart, check_started_here
-from expunge.runs.record import adapter_hashes, read_manifest, read_steps
+from expunge.runs.record import CALIBRATION, adapter_hashes, read_manifest, read_steps
 from expunge.utils import coarse, files, folders, listing
 from expunge.utils.distributed import current
 

@@ -16,10 +16,8 @@ from peft import PeftModel
 from expunge.config import SETS, CalibrateConfig, UnlearnConfig
 from expunge.data.examples import Example, parse_columns, read_examples
 from expunge.data.holdout import (
-    FILE,
     check_unseen,
     keyed_hashes,
-    read_calibration,
     split_off,
     unseen_texts,
     without_selection,
@@ -33,7 +31,14 @@ from expunge.runs.card import model_card
 from expunge.runs.lock import hold
 from expunge.runs.manifest import check_base
 from expunge.runs.reads import check_unchanged, model_state
-from expunge.runs.record import VERDICT, adapter_hashes, check_adapter_kept, read_manifest
+from expunge.runs.record import (
+    CALIBRATION,
+    VERDICT,
+    adapter_hashes,
+    check_adapter_kept,
+    read_calibration,
+    read_manifest,
+)
 from expunge.runs.run import SUMMARY
 from expunge.runs.settings import run_settings
 from expunge.runs.texts import check_texts, run_rows
@@ -141,7 +146,7 @@ def _write(folder: Path, content: dict[str, Any], manifest: dict[str, Any], load
             place, data = adapter / path.relative_to(copy), path.read_bytes()
             if place.read_bytes() != data:
                 files.write_bytes(place, data, overwrite=True)
-        files.write_json(folder / FILE, content, overwrite=True)
+        files.write_json(folder / CALIBRATION, content, overwrite=True)
         files.write_json(folder / "manifest.json", manifest | adapter_hashes(copy), overwrite=True)
         files.write_text(adapter / "README.md", model_card(manifest), overwrite=True)
 

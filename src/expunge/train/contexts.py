@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 
 from expunge.data.contexts import Contexts
-from expunge.data.tokenize import TokenizedExample
+from expunge.data.tokenize import TokenizedExample, evenly
 from expunge.model.logps import sequence_logps
 from expunge.train.setup import Prepared
 from expunge.train.targets import nll_ratio
-from expunge.train.validation import evenly
 from expunge.utils.distributed import Processes
 from expunge.utils.progress import Reporter
 

@@ -26,9 +26,8 @@ from expunge.model import reference
 from expunge.model.logps import PASS_TOKENS, mean_losses
 from expunge.model.replay import seconds_per_token
 from expunge.runs.run import Run, peak_memory
-from expunge.train.loop import evaluation_every
 from expunge.train.scale import most_scales
-from expunge.train.schedule import replay_tokens
+from expunge.train.schedule import evaluation_every, replay_tokens
 from expunge.train.setup import Prepared, prepare
 from expunge.train.speed import speed_up
 from expunge.train.trainer import Trainer

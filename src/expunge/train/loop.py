@@ -32,12 +32,12 @@ from expunge.train.averaging import assign
 from expunge.train.callbacks import Callback, Callbacks, TrainState, check_callbacks
 from expunge.train.early_stopping import EarlyStopping
 from expunge.train.scale import Calibration, choose_scale, judge, most_scales, record, unchosen
-from expunge.train.schedule import evaluation_spacing
+from expunge.train.schedule import evaluation_every
 from expunge.train.setup import Prepared, prepare
 from expunge.train.speed import speed_up
 from expunge.train.step_log import STEPS_PER_READ, TakenStep
 from expunge.train.trainer import Trainer
-from expunge.train.validation import ValidationRows, Validator
+from expunge.train.validation import Validator
 from expunge.utils.distributed import Processes, SharedStop, together
 from expunge.utils.interrupt import StopRequest
 from expunge.utils.progress import Reporter
@@ -314,14 +314,6 @@ def settle(
     reporter.say(f"state of step {best.step} at scale {chosen.scale:g}: {chosen.verdict}{beside}")
     content = record(chosen, config.criteria, known, evaluation.validator.rows)
     return {**content, "best_step": best.step, "stopped": reason}
-
-
-def evaluation_every(trainer: Trainer, rows: ValidationRows) -> int:
-    """Steps between two evaluation steps on these rows."""
-    if trainer.config.eval_every:
-        return trainer.config.eval_every
-    steps = [sum(trainer.lengths(step)) for step in islice(trainer.plan.steps(), trainer.plan.steps_per_epoch)]
-    return evaluation_spacing(trainer.plan, sum(map(len, rows.all)), sum(steps) / len(steps))
 
 
 def _facts(prepared: Prepared, trainer: Trainer) -> RunFacts:

@@ -2,10 +2,16 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING
 
 from expunge.config import UnlearnConfig
 from expunge.data.sampler import Plan
 from expunge.data.tokenize import TokenizedExample
+
+if TYPE_CHECKING:
+    from expunge.train.trainer import Trainer
+    from expunge.train.validation import ValidationRows
 
 REPLAY_PER_FORGET_SET = 4
 """Size of the replay set in tokens, in forget sets; smaller where the run needs fewer."""
@@ -45,6 +51,14 @@ def make_plan(
         instead_lengths=[len(row) for row in sides.get("instead", ())],
         seed=config.seed,
     )
+
+
+def evaluation_every(trainer: "Trainer", rows: "ValidationRows") -> int:
+    """Steps between two evaluation steps of a run on these rows."""
+    if trainer.config.eval_every:
+        return trainer.config.eval_every
+    steps = [sum(trainer.lengths(step)) for step in islice(trainer.plan.steps(), trainer.plan.steps_per_epoch)]
+    return evaluation_spacing(trainer.plan, sum(map(len, rows.all)), sum(steps) / len(steps))
 
 
 def evaluation_spacing(plan: Plan, evaluated_tokens: int, step_tokens: float) -> int:

@@ -33,13 +33,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from expunge.data.surprise import MOST_KNOWN, NGrams
-from expunge.data.tokenize import TokenizedExample
+from expunge.data.tokenize import TokenizedExample, evenly
 from expunge.errors import DataError
 from expunge.model.load import load_model
 from expunge.model.logps import sequence_logps
 from expunge.model.reference import RowValues
 from expunge.train.setup import Prepared
-from expunge.train.validation import evenly
 from expunge.utils.distributed import Processes
 from expunge.utils.progress import Reporter
 from expunge.utils.text import UNSEEN_TEXTS

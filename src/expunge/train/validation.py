@@ -14,7 +14,7 @@ from statistics import fmean
 from torch import Tensor
 
 from expunge.config.criteria import Criteria
-from expunge.data.tokenize import TokenizedExample
+from expunge.data.tokenize import TokenizedExample, evenly
 from expunge.model.adapter import scaled
 from expunge.model.load import LoadedModel
 from expunge.model.logps import sequence_logps
@@ -90,12 +90,6 @@ class Validation:
     unseen_exact_match: float
     retained: float
     drift: float
-
-
-def evenly(rows: Sequence[TokenizedExample], most: int) -> list[TokenizedExample]:
-    """At most `most` rows, evenly from all groups and from the whole of each."""
-    count, ordered = min(most, len(rows)), sorted(rows, key=lambda own: own.group)
-    return [ordered[at * len(rows) // count] for at in range(count)]
 
 
 class Validator:
