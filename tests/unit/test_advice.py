@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 
 from expunge.config import UnlearnConfig
+from expunge.data.examples import Example
+from expunge.data.tokenize import PromptFormat, tokenize_all
 from expunge.evaluation import advice
 from expunge.evaluation.advice import Advisor
 from expunge.train.loop import unlearn
@@ -51,6 +53,24 @@ def test_what_goes_wrong_is_told_with_what_mends_it(
     assert len(lines) == bool(told)
     assert all(part in line for line in lines for part in told)
     assert (advise(), advise(), advise()) == ([], [], lines)  # what lasts is told once, what comes back again
+
+
+@pytest.mark.parametrize("tokenizer", ["bytelevel", "bos"])
+def test_a_text_without_a_prompt_is_not_asked(tokenizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where beginning-of-text stands before it, which is no prompt."""
+    own = prepared(save_tiny(tmp_path / "model", "llama", tokenizer))
+    texts = [Example(f"{at}", prompt, "The mill stands.") for at, prompt in enumerate(("a", ""))]
+    own.forget = own.retain = tokenize_all(own.loaded.tokenizer, texts, PromptFormat("space", True), max_length=99)
+    Trainer(own)
+    asked: list[list[int]] = []
+
+    def greedy(loaded: Any, prompts: list[list[int]], **_: Any) -> list[list[int]]:
+        asked.extend(prompts)
+        return [[5]] * len(prompts)
+
+    monkeypatch.setattr(advice, "greedy", greedy)
+    Advisor(own)
+    assert [own.loaded.tokenizer.decode(ids, skip_special_tokens=True) for ids in asked] == ["a", "a"]
 
 
 def test_what_takes_long_is_not_asked_often(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ from statistics import fmean
 
 import torch
 
-from expunge.data.tokenize import TokenizedExample, evenly
+from expunge.data.tokenize import TokenizedExample, evenly, leading_ids
 from expunge.evaluation.generate import greedy
 from expunge.evaluation.metrics.generations import repetition
 from expunge.evaluation.metrics.refusal import refuses
@@ -35,8 +35,9 @@ class Advisor:
 
     def __init__(self, prepared: Prepared) -> None:
         self._loaded, self._most = prepared.loaded, prepared.config.criteria.max_repetition
-        self._kept = _prompts(prepared.test or prepared.retain, KEPT)
-        self._prompts = self._kept + _prompts(prepared.forget, FORGOTTEN)
+        begun = len(leading_ids(self._loaded.tokenizer))
+        self._kept = _prompts(prepared.test or prepared.retain, KEPT, begun)
+        self._prompts = self._kept + _prompts(prepared.forget, FORGOTTEN, begun)
         self._told: set[str] = set()
         with scaled(self._loaded.model, 0.0):
             self._before = self._look()
@@ -67,8 +68,7 @@ class Advisor:
         return float(declined), fmean(map(repetition, said)) if said else 0.0
 
 
-def _prompts(rows: Sequence[TokenizedExample], most: int) -> list[list[int]]:
-    """Token ids of the prompts of some rows, evenly from all of them."""
-    return [
-        row.input_ids[: row.completion_start] for row in evenly([own for own in rows if own.completion_start], most)
-    ]
+def _prompts(rows: Sequence[TokenizedExample], most: int, begun: int) -> list[list[int]]:
+    """Token ids of the prompts of some rows, evenly from all of them; `begun` tokens stand before every text."""
+    asked = evenly([row for row in rows if row.completion_start > begun], most)
+    return [row.input_ids[: row.completion_start] for row in asked]

@@ -65,7 +65,7 @@ class RunResult:
         total_seconds: Time since the run was started, or resumed.
         selection: What calibration.json should hold; None where no unseen text steered the run.
         contexts: `tokens` of other texts before half of the forget texts, in the mean, and the `ratio` of target NLLs
-            there; None where they were trained on alone.
+            there; None where they were trained on alone, and of a run that `--finish` ended, which does not look.
     """
 
     losses: dict[str, dict[str, float]]

@@ -16,7 +16,8 @@ class TrainState:
         global_step: Optimizer steps that are done.
         max_steps: Most steps that the run takes.
         epoch: Passes over the forget set, the one that is under way included.
-        log_history: The lines of metrics.jsonl since this process began: numbers alone, no text of the data.
+        log_history: The lines of metrics.jsonl since this process began, exact also where the file is coarse because
+            a set has few texts: numbers alone, no text of the data.
         is_world_process_zero: Whether this process is the one that writes.
     """
 
@@ -49,7 +50,7 @@ class Callback:
         """Before the first step; of a resumed run `state.global_step` is where it goes on."""
 
     def on_step_end(self, args: UnlearnConfig, state: TrainState, control: TrainControl, **kwargs: Any) -> None:
-        """After each step; `kwargs["logs"]` is its line of metrics.jsonl."""
+        """After each step; `kwargs["logs"]` is its line of metrics.jsonl, as `TrainState.log_history` has it."""
 
     def on_evaluate(self, args: UnlearnConfig, state: TrainState, control: TrainControl, **kwargs: Any) -> None:
         """After each evaluation step; `kwargs["metrics"]` are its validation metrics."""

@@ -70,7 +70,7 @@ class Prepared:
         texts: What stands for the texts of the forget set, whatever is read of them; see `texts_fingerprint`.
         model_files: State of the files of model and origin before they were loaded.
         warnings: Findings that the user should read.
-        lower: The same with all texts in lower case; None where the run has no use for it.
+        lower: The same with forget, retain, test and selection in lower case; None where the run has no use for it.
     """
 
     config: UnlearnConfig
