@@ -15,7 +15,7 @@ from expunge.errors import ConfigError, DataError
 from expunge.kernels import token_logps, token_logps_and_kl
 from expunge.model import packing
 from expunge.model.adapter import add_adapter, trainable
-from expunge.model.context import context_length
+from expunge.model.limits import context_length
 from expunge.model.load import LoadedModel, load_model
 from expunge.model.logps import PASS_TOKENS, final_states, lay_out, mean_losses, sequence_logps, target_positions
 from expunge.model.packing import PROBE, UNBOUNDED, packable_length, packed_states

@@ -19,9 +19,9 @@ from expunge.errors import DataError
 from expunge.evaluation import generate
 from expunge.evaluation.generate import generate_predictions, greedy, stop_ids
 from expunge.kernels import Head
-from expunge.model.context import context_length
 from expunge.model.decoding import Flight, batching_obstacle
 from expunge.model.head import find_head
+from expunge.model.limits import context_length
 from expunge.model.load import LoadedModel, load_model
 
 VOCAB = 61

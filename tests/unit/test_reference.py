@@ -182,7 +182,7 @@ def test_a_file_of_other_rows_is_built_anew(folder, tmp_path, on_disk):
     loaded = prepare(config(folder), QUIET).loaded
     found = []
     for token in (5, 9):
-        rows = {"replay.ref_states": reference.Side([TokenizedExample("a", [3, 4, token, 6], 0)], "all", "states")}
+        rows = {"replay.ref_states": reference.Asked([TokenizedExample("a", [3, 4, token, 6], 0)], "all", "states")}
         values = reference.compute_reference(loaded, rows, folder=tmp_path, key="the run's")
         found.append(values["replay.ref_states"][0])
     assert (found[0] - found[1]).abs().max() > 1e-3

@@ -18,11 +18,11 @@ from expunge.kernels import Head
 from expunge.kernels.rounding import row_multiple
 from expunge.model.captured import CapturedPasses
 from expunge.model.checkpoint import check_memory, from_pretrained, move
-from expunge.model.context import context_length
 from expunge.model.device import pick_device, pick_dtype, settle_cpu_memory
 from expunge.model.fold import fold
 from expunge.model.head import cast_head, find_head
 from expunge.model.layers import embedding_of
+from expunge.model.limits import context_length
 from expunge.model.packing import packable_length
 from expunge.model.proof import check_causal
 from expunge.model.ranks import Pairs

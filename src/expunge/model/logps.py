@@ -16,8 +16,8 @@ from expunge.data.sampler import micro_batches
 from expunge.data.tokenize import TokenizedExample
 from expunge.kernels import token_logps
 from expunge.kernels.rounding import missing_rows
-from expunge.model.context import check_lengths, check_tokens
 from expunge.model.head import backbone
+from expunge.model.limits import check_lengths, check_tokens
 from expunge.model.load import LoadedModel
 from expunge.model.packing import packed_states, send
 from expunge.utils.distributed import ALONE, Processes

@@ -54,7 +54,7 @@ class RowValues:
 
 
 @dataclass(frozen=True)
-class Side:
+class Asked:
     """What is needed of one set of rows.
 
     Attributes:
@@ -73,7 +73,7 @@ class Side:
         return [len(row.targets(self.span)) for row in self.rows]
 
 
-def reference_layout(loaded: LoadedModel, sides: dict[str, Side]) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+def reference_layout(loaded: LoadedModel, sides: dict[str, Asked]) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
     """Dtype and shape of the flat tensor of each side."""
     probe = final_states(loaded, lay_out(loaded, [[0]]))
     states = probe.dtype if loaded.head.weight is None else loaded.head.weight.dtype
@@ -92,7 +92,7 @@ def layout_bytes(layout: dict[str, tuple[torch.dtype, tuple[int, ...]]]) -> int:
 @torch.no_grad()
 def compute_reference(
     loaded: LoadedModel,
-    sides: dict[str, Side],
+    sides: dict[str, Asked],
     *,
     folder: Path | None = None,
     key: str = "",
@@ -142,7 +142,7 @@ def compute_reference(
         return {name: RowValues(flat, sides[name].sizes()) for name, flat in file.tensors().items()}
 
 
-def _parts(sides: dict[str, Side]) -> Iterator[str]:
+def _parts(sides: dict[str, Asked]) -> Iterator[str]:
     """What the values of some sides are of: replay texts are sampled anew, on another machine perhaps to others."""
     for name, side in sides.items():
         yield f"{name} {side.span} {side.what} {hash_rows(side.rows)}"
@@ -168,7 +168,7 @@ def cache_folder(path: Path, processes: Processes = ALONE) -> Iterator[Path]:
 
 def _fill(
     loaded: LoadedModel,
-    sides: dict[str, Side],
+    sides: dict[str, Asked],
     flats: dict[str, Tensor] | dict[str, FileTensor],
     progress: Callable[[int], None] | None,
     processes: Processes,

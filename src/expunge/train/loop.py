@@ -290,14 +290,14 @@ def settle(
         None where no unseen text steered the run.
     """
     best, config = evaluation.stopping.best if evaluation else None, trainer.config
-    known: dict[str, Any] | None = None
+    trained: dict[str, Any] | None = None
     if prepared.selection is not None:
         pattern = getattr(trainer.model.peft_config["default"], "alpha_pattern", None)
         hashes = keyed_hashes(prepared.selection.hashes)
-        known = unchosen(config.lora_alpha or config.lora_rank, pattern or {}, hashes)
-    if evaluation is None or best is None or known is None:
+        trained = unchosen(config.lora_alpha or config.lora_rank, pattern or {}, hashes)
+    if evaluation is None or best is None or trained is None:
         assign(trainer.weights, trainer.average.values)
-        return known
+        return trained
     stopping = evaluation.stopping
     early = "--finish" if config.finish else "a callback asked for it"
     reason = stopping.over or ("all steps are done" if steps == trainer.num_steps else early)
@@ -312,7 +312,7 @@ def settle(
         beside = "" if chosen.scale == 1 else f" (at scale 1: {at_one})"
     set_scale(trainer.model, chosen.scale)
     reporter.say(f"state of step {best.step} at scale {chosen.scale:g}: {chosen.verdict}{beside}")
-    content = record(chosen, config.criteria, known, evaluation.validator.rows)
+    content = record(chosen, config.criteria, trained, evaluation.validator.rows)
     return {**content, "best_step": best.step, "stopped": reason}
 
 

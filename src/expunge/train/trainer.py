@@ -26,7 +26,7 @@ from expunge.model.flat_adapter import FlatAdapter
 from expunge.model.layers import inner_layer, recompute_layers
 from expunge.model.logps import final_states, lay_out
 from expunge.model.memory import check_fits, saved_bytes
-from expunge.model.reference import MEMORY_BYTES, Side, What, compute_reference, layout_bytes, reference_layout
+from expunge.model.reference import MEMORY_BYTES, Asked, What, compute_reference, layout_bytes, reference_layout
 from expunge.model.replay import write_texts
 from expunge.train.averaging import MovingAverage
 from expunge.train.contexts import contexts_of, settled
@@ -166,7 +166,7 @@ class Trainer:
     def _written(self) -> list[TokenizedExample]:
         return self.sides["replay"].rows if "replay" in self.sides else []
 
-    def reference_sides(self) -> dict[str, Side]:
+    def reference_sides(self) -> dict[str, Asked]:
         """What the terms need of the untouched model: nothing that no term asks for."""
         terms = {term.name for term in self.terms}
         asked: list[tuple[str, What, bool]] = [
@@ -177,7 +177,7 @@ class Trainer:
             ("replay", "states", "replay" in terms),
         ]
         return {
-            f"{name}.ref_{what}": Side(self.sides[name].rows, self.sides[name].span, what)
+            f"{name}.ref_{what}": Asked(self.sides[name].rows, self.sides[name].span, what)
             for name, what, wanted in asked
             if wanted and name in self.sides
         }

@@ -1,4 +1,4 @@
-"""How many tokens a row may have."""
+"""What a row may hold: how many tokens, and which."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
