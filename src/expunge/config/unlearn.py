@@ -210,7 +210,7 @@ class EvaluationConfig:
     """
 
     eval_every: int | None = DEFAULT["eval_every"]
-    patience: int = 8
+    patience: int = 4
     target_auc: float = Criteria.target_auc
     min_retain: float = Criteria.min_retain
     max_drift: float = Criteria.max_drift
