@@ -66,7 +66,9 @@ def main() -> None:
         help="of origin, subject, retrained, retrained-SEED; none: the texts alone",
     )
     parser.add_argument("--seed", type=int, default=0, help="of subject and retrained")
-    parser.add_argument("--every", type=int, help="one document (smollm2: default 6, at least 6) or author (default 1) of so many")
+    parser.add_argument(
+        "--every", type=int, help="one document (smollm2: default 6, at least 6) or author (default 1) of so many"
+    )
     parser.add_argument("--passes", type=int, default=8)
     parser.add_argument("--rate", type=float, default=RATE, help=f"learning rate (default {RATE:g})")
     parser.add_argument("--tokens", type=int, default=TOKENS, help=f"of a step, at most (default {TOKENS})")
