@@ -5,10 +5,10 @@
     python -m experiments.arms --output FOLDER table      Markdown: every row, and the verdict of experiments/criterion.py
 
 Every run is a line of FOLDER/runs.jsonl, with its raw measurements; what is there is not done again, so a table grows over
-many short sittings. A run that would not end within `--minutes` is not begun. Subjects: those of `experiments.quality`
-and `experiments.taught` (`--taught FOLDER`), and those of `experiments.real`. Arm D is the recipe of commit 817f314:
-`--steered` names a work tree of it. Arm O needs the model from before, which those of `experiments.real` alone have, so it
-is not ranked. The recipes run as a user runs them, with their own number of steps; the arms share a budget.
+many short sittings. A run that would not end within `--minutes` is not begun. Subjects: `demo`, `olmo` (beside the
+project), those of `experiments.taught` (`--taught FOLDER`) and those of `experiments.real`. Arm D is the recipe of commit
+817f314: `--steered` names a work tree of it. Arm O needs the model from before, which those of `experiments.real` alone
+have, so it is not ranked. The recipes run as a user runs them, with their own number of steps; the arms share a budget.
 """
 
 import argparse
@@ -28,9 +28,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from experiments.criterion import GROUPS, distances, mean_ranks
-from experiments.quality import Subject, reported, subject_of
 from experiments.real import DEVICE, ORIGIN, PART, facts_nll
 from experiments.real import SUBJECTS as REAL
+from experiments.scoring import Subject, reported, subject_of
 from expunge import EvaluateConfig, UnlearnConfig, evaluate, unlearn
 from expunge.evaluation.results import read_results
 

@@ -14,7 +14,7 @@ import math
 from itertools import compress
 from statistics import correlation, fmean
 
-from experiments.quality import documents_of, subject_arguments, subject_of
+from experiments.scoring import documents_of, subject_arguments, subject_of
 from expunge.data.holdout import Side, selection_half
 from expunge.data.lume import read_lume
 from expunge.data.surprise import surprises

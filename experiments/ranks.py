@@ -2,7 +2,7 @@
 
     python -m experiments.ranks --output FOLDER --subjects neox --taught TAUGHT [--ranks 1 2 5 16 64 256] [--seeds 0 1 2 3 4]
 
-Every run is one of recipe `default` in FOLDER/SUBJECT/TARGETS-RANK-SEED, kept and scored as by `experiments.quality`. Then
+Every run is one of recipe `default` in FOLDER/SUBJECT/TARGETS-RANK-SEED, kept and scored as by `experiments.arms`. Then
 it is attacked: the merged model is fine-tuned on a tenth of the forget set until half of the rest is back
 (experiments/relearning.py). A rank above the model's width stands for that width, which can do all that it could. The
 picture goes to FOLDER/SUBJECT/ranks.svg and ranks.png.
@@ -22,8 +22,8 @@ from matplotlib import pyplot
 from matplotlib.axes import Axes
 from transformers import AutoConfig
 
-from experiments.quality import opened, score, spread, subject_arguments, summary, train
 from experiments.relearning import MOST, Attack, prepare_attack, steps_to_relearn
+from experiments.scoring import opened, score, spread, subject_arguments, summary, train
 from expunge.data.lume import read_lume
 from expunge.train.merge import merge
 
@@ -129,7 +129,7 @@ def _manifest(run: Path) -> dict[str, Any]:
 
 def _arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m experiments.ranks", description=__doc__.splitlines()[0])
-    parser.add_argument("--output", required=True, help="folder of all runs; one of `quality` may be used again")
+    parser.add_argument("--output", required=True, help="folder of all runs; one of experiments.arms may be used again")
     subject_arguments(parser)
     parser.add_argument("--ranks", nargs="+", type=int, default=list(RANKS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])

@@ -2,7 +2,7 @@
 
     python -m experiments.retrained --output FOLDER --taught TAUGHT --subjects neox [--seeds 0 1 2 3 4]
 
-FOLDER is that of `experiments.quality`. The retrained model of a subject of `experiments.taught` (seed 0) is trained again with other
+FOLDER is that of `experiments.arms`. The retrained model of a subject of `experiments.taught` (seed 0) is trained again with other
 first weights and another order of the same texts, in FOLDER/SUBJECT/retrained-SEED, and scored on the reported documents.
 """
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from transformers import AutoTokenizer
 
-from experiments.quality import Subject, opened, score, spread, summary
+from experiments.scoring import Subject, opened, score, spread, summary
 from experiments.taught import SUBJECTS, retrain
 
 COLUMNS = ("task", "auc", "zlib", "min-k", "mia score", "unseen")
@@ -44,7 +44,7 @@ def retrained(name: str, subject: Subject, seed: int, folder: Path) -> Path:
 
 def _arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m experiments.retrained", description=__doc__.splitlines()[0])
-    parser.add_argument("--output", required=True, help="folder of the runs of experiments.quality")
+    parser.add_argument("--output", required=True, help="folder of the runs of experiments.arms")
     parser.add_argument("--subjects", nargs="+", choices=list(SUBJECTS), default=list(SUBJECTS))
     parser.add_argument("--taught", required=True, help="folder of the subjects of experiments.taught")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])

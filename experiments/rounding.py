@@ -2,7 +2,7 @@
 
     python -m experiments.rounding --output FOLDER --subjects demo [--seeds 0 1 2 3 4]
 
-FOLDER is that of `python -m experiments.quality methods`; its runs of `default` are merged, the weights of all linear layers
+FOLDER is that of `python -m experiments.arms run --arms default`; its runs are merged, the weights of all linear layers
 within the blocks rounded, and the official terms measured again. Rounding is simulated: weights become what
 bitsandbytes would compute with, 8 bits with one scale a row, 4 bits as NF4 (Dettmers et al. 2023, 2305.14314) with one
 a block of 64.
@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
-from experiments.quality import opened, score, spread, subject_arguments, summary
+from experiments.scoring import opened, score, spread, subject_arguments, summary
 from expunge.train.merge import merge
 
 BLOCK = 64
@@ -94,7 +94,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def _arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m experiments.rounding", description=__doc__.splitlines()[0])
-    parser.add_argument("--output", required=True, help="folder of the runs of experiments.quality")
+    parser.add_argument("--output", required=True, help="folder of the runs of experiments.arms")
     subject_arguments(parser)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     return parser

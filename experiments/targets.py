@@ -18,7 +18,7 @@ from transformers import AutoTokenizer
 
 from bench.report import DOCS, table, write_between
 from experiments.demo.subject import SEED, shared_start
-from experiments.quality import Subject, subject_arguments, subject_of
+from experiments.scoring import Subject, subject_arguments, subject_of
 from expunge import EvaluateConfig, evaluate
 from expunge.data.examples import Example, read_examples
 from expunge.data.lume import read_lume

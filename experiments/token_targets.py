@@ -19,7 +19,7 @@ from statistics import fmean
 
 import numpy as np
 
-from experiments.quality import Subject, subject_arguments, subject_of
+from experiments.scoring import Subject, subject_arguments, subject_of
 from expunge import UnlearnConfig
 from expunge.model.load import LoadedModel, load_model
 from expunge.model.logps import sequence_logps

@@ -1,20 +1,15 @@
-"""`python -m experiments.quality`: how well methods forget and keep, over seeds, as tables.
-
-    python -m experiments.quality methods --output FOLDER [--subjects demo olmo] [--seeds 0 1 2 3 4]
-    python -m experiments.quality sweep   --output FOLDER      learning rates of the methods to compare with, one seed
+"""What the experiments measure: subjects, runs that are made once, and their scores on what no run selects on.
 
 Subjects are `demo`, `olmo` (beside the project), those of `python -m experiments.real` and those of
-`python -m experiments.taught`, with `--taught` their folder.
-
-Every run and its results go to FOLDER/SUBJECT/NAME-SEED; what is there already is not done again. Membership is
-reported on the documents that no run chose anything on, whatever the method.
+`python -m experiments.taught`, with `--taught` their folder. Every run and its results go to FOLDER/SUBJECT/NAME-SEED, as
+those of `experiments.arms`; what is there already is not done again.
 """
 
 import argparse
 import json
 import math
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,24 +24,8 @@ from experiments.taught import SUBJECTS as TAUGHT
 from expunge import EvaluateConfig, UnlearnConfig, evaluate, unlearn
 from expunge.data.holdout import Side, keyed_hashes, split_off, without_selection
 from expunge.data.lume import LumeData, read_lume
-from expunge.evaluation.bootstrap import t_quantile
 from expunge.evaluation.results import read_results
 from expunge.train.sets import Sets, membership_texts
-
-PAPER_RATES = (1.25e-4, 5e-4, 2e-3, 8e-3)
-"""Learning rates that each method to compare with is tried with; the paper's 1e-4 moves nothing on small models."""
-METHODS: dict[str, dict[str, Any]] = {
-    "default": {},
-    "npo": {"recipe": "npo"},
-    "paper": {"recipe": "paper"},
-    "gradient-difference": {"recipe": "paper", "loss": "gradient_ascent", "loss_args": "", "kl_weight": 0.0},
-}
-"""Name -> settings. The first two run their recipe's learning rate."""
-COLUMNS = ("task", "lowest retain", "auc", "zlib", "min-k", "mia score", "drift", "members", "unseen")
-
-
-Show = Callable[[list[float]], str]
-"""How the values over the seeds are put into one cell."""
 
 
 @dataclass(frozen=True)
@@ -66,20 +45,6 @@ SUBJECTS = {
 }
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Run what is asked for and print its table."""
-    args = _arguments().parse_args(argv)
-    show = interval if args.intervals else spread
-    for name, subject, folder, data, untouched, retrained in opened(args):
-        rows = {"untouched": [untouched], "retrained": [retrained]}
-        for kind, settings in kinds(args).items():
-            rows[kind] = [
-                score(subject, train(subject, folder / f"{kind}-{seed}", settings | {"seed": seed}), data)
-                for seed in args.seeds
-            ]
-        print(f"### {name}, {args.what}, seeds {' '.join(map(str, args.seeds))}\n\n{table(rows, untouched, show)}\n")
-
-
 def opened(
     args: argparse.Namespace,
 ) -> Iterator[tuple[str, Subject, Path, Path, dict[str, Any], dict[str, Any]]]:
@@ -97,23 +62,6 @@ def opened(
 def subject_of(name: str, taught: str) -> Subject:
     """The subject of that name; those that `experiments.taught` makes lie in `taught`."""
     return SUBJECTS.get(name) or Subject(*(Path(taught) / name / part for part in ("subject", "retrained", "data")))
-
-
-def kinds(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """Name -> settings of all runs."""
-    if args.what == "sweep":
-        return {
-            f"{method}-{rate:g}": METHODS[method] | {"learning_rate": rate}
-            for method in METHODS
-            if method not in ("default", "npo")
-            for rate in PAPER_RATES
-        }
-    chosen = dict(pair.split("=") for pair in args.rates)
-    return {
-        name: settings | ({"learning_rate": float(chosen[name])} if name in chosen else {})
-        for name, settings in METHODS.items()
-        if name in args.methods
-    }
 
 
 def train(subject: Subject, folder: Path, settings: dict[str, Any]) -> Path:
@@ -215,48 +163,13 @@ def summary(results: dict[str, Any], untouched: dict[str, Any]) -> dict[str, flo
     }
 
 
-def table(rows: dict[str, list[dict[str, Any]]], untouched: dict[str, Any], show: Show) -> str:
-    """Every number over the seeds: mean and standard deviation, or as `show` has it."""
-    lines = [f"| | {' | '.join(COLUMNS)} |", f"|---|{'---:|' * len(COLUMNS)}"]
-    for name, results in rows.items():
-        numbers = [summary(own, untouched) for own in results]
-        cells = [show([own[column] for own in numbers]) for column in COLUMNS]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
 def spread(values: list[float]) -> str:
     """`mean ± standard deviation`, or the value alone."""
     shown = f"{statistics.fmean(values):.3f}"
     return shown if len(values) == 1 or math.isnan(sum(values)) else f"{shown} ± {statistics.stdev(values):.3f}"
 
 
-def interval(values: list[float]) -> str:
-    """`mean [low, high]`, Student's 95 % interval of the mean over seeds, or the value alone."""
-    mean = statistics.fmean(values)
-    if len(values) == 1:
-        return f"{mean:.3f}"
-    half = t_quantile(len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
-    return f"{mean:.3f} [{mean - half:.3f}, {mean + half:.3f}]"
-
-
 def subject_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments that say which subjects, and where those are that `experiments.taught` made."""
     parser.add_argument("--subjects", nargs="+", choices=[*SUBJECTS, *TAUGHT], default=["demo"])
     parser.add_argument("--taught", default="", help="folder of the subjects of experiments.taught")
-
-
-def _arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m experiments.quality", description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["methods", "sweep"])
-    parser.add_argument("--output", required=True, help="folder of all runs")
-    subject_arguments(parser)
-    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
-    parser.add_argument("--rates", nargs="*", default=[], help="METHOD=RATE, as the sweep found it")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--intervals", action="store_true", help="95 %% intervals of the means in place of deviations")
-    return parser
-
-
-if __name__ == "__main__":
-    main()
