@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,9 +13,11 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from dev.models import tiny
 from expunge.config import EvaluateConfig
 from expunge.errors import ConfigError
 from expunge.evaluation.run import evaluate
+from expunge.model import shard
 from expunge.model.adapter import add_adapter, trainable
 from expunge.model.layers import recompute_layers
 from expunge.model.load import LoadedModel, load_model
@@ -22,7 +25,7 @@ from expunge.model.logps import final_states, lay_out
 from expunge.model.memory import saved_bytes
 from expunge.utils.distributed import Processes
 from launch import COMMAND, End, largest_differences, launch
-from tiny import ARCHITECTURES, save_tiny
+from tiny import ARCHITECTURES, save_tiny, save_tokenizer
 
 SHARDED = (*COMMAND, "--shard-base")
 
@@ -212,3 +215,19 @@ def test_every_architecture_computes_the_same(arch: str, recompute: bool, tmp_pa
     found = gradients(shards)
 
     torch.testing.assert_close(found, whole, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("arch", ["llama", "opt", "bart"])
+def test_every_pass_is_counted(arch: str, tmp_path: Path, alone: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a model goes past the part that ends in the final states."""
+    tiny(arch).save_pretrained(tmp_path)
+    save_tokenizer(tmp_path, "bytelevel")
+    mesh = Processes().mesh(torch.device("cpu"))
+    loaded = load_model(str(tmp_path), dtype="float32", device="cpu", mesh=mesh)
+    counted: list[bool] = []
+    monkeypatch.setattr(shard, "current", lambda: SimpleNamespace(any=counted.append))
+
+    final_states(loaded, lay_out(loaded, [[1, 2, 3, 4, 5]]))
+    loaded.base(input_ids=torch.tensor([[1, 2, 3]]), use_cache=False)
+
+    assert counted == [True, True]

@@ -9,6 +9,8 @@ from peft import PeftModel
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
+from expunge.data.sampler import Step
+from expunge.errors import TrainingError
 from expunge.kernels import token_logps
 from expunge.model import packing
 from expunge.model.adapter import add_adapter, scaled, trainable
@@ -17,7 +19,10 @@ from expunge.model.head import cast_head, find_head
 from expunge.model.load import LoadedModel, load_model
 from expunge.model.logps import final_states, lay_out
 from expunge.model.saved import save_adapter
+from expunge.train.trainer import Trainer
+from expunge.utils.progress import Reporter
 from tiny import save_tiny, tiny_model, tiny_tokenizer
+from training import made_up, prepared
 
 SEQUENCES = [list(range(3, 3 + length)) for length in (23, 9, 14)]
 LAYERS, BUDGET = 30, 260
@@ -109,6 +114,16 @@ def test_a_gradient_that_is_not_finite_changes_nothing(folder: Callable) -> None
     adapter.gradients[5] = torch.nan
     assert not adapter.update(1e-2, 1.0).isfinite()
     assert all(torch.equal(value, before[name]) for name, value in adapter.state().items())
+
+
+def test_a_run_ends_where_its_first_step_has_no_gradient(folder: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FlatAdapter, "_round", lambda *_: None)  # all products are with zeros
+    rows = made_up(2)
+    trainer = Trainer(prepared(folder("llama"), dtype="bfloat16", forget=rows, retain=rows))
+    trainer.compute_reference(Reporter(quiet=True))
+
+    with pytest.raises(TrainingError, match="step 1 has no gradient"):
+        trainer.train_step(Step(0, [0], [1]))
 
 
 def test_switched_off_scaled_and_saved_as_before(folder: Callable, tmp_path: Path) -> None:

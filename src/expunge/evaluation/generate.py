@@ -20,7 +20,6 @@ from expunge.data.sampler import micro_batches
 from expunge.errors import DataError
 from expunge.evaluation.predictions import Prediction
 from expunge.model.decoding import TOKENS_PER_READ, Flight, Pick, batching_obstacle, cached_tokens, drawn, go_on
-from expunge.model.head import backbone
 from expunge.model.load import LoadedModel
 from expunge.model.logps import pad_right
 
@@ -234,10 +233,7 @@ def _settle(
     input_ids = pad_right([[*prompt, *draft] for prompt, draft in zip(prompts, drafts, strict=True)], loaded.device)
     cache = DynamicCache()
     with loaded.autocast():
-        if loaded.head.weight is None:
-            states = loaded.base(input_ids=input_ids, past_key_values=cache, use_cache=True).logits
-        else:
-            states = backbone(loaded.base)(input_ids=input_ids, past_key_values=cache, use_cache=True).last_hidden_state
+        states = loaded.final(input_ids, past_key_values=cache, use_cache=True)
         # The token before the completion predicts its first token, and so on to the one after the draft.
         asked = [
             states[row, len(prompt) - 1 : len(prompt) + len(draft)]

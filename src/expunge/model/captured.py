@@ -159,7 +159,7 @@ class _Pass:
         rows = [*lengths, *filling(size - len(ids), self._longest)]
         cuts, positions = row_places([*rows, *[0] * (len(self._cuts) - 1 - len(rows))])
         self._ids[0, : len(ids)].copy_(ids)
-        self._ids[0, len(ids) :].zero_()
+        self._ids[0, len(ids) :].copy_(ids[-1])  # as in a batch that is not replayed
         self._positions.copy_(send(positions, ids.device))
         self._cuts.copy_(send(cuts, ids.device))
 

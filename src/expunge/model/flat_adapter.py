@@ -23,7 +23,6 @@ from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
 from expunge.model.adapter import trainable
-from expunge.model.head import backbone
 from expunge.model.load import LoadedModel
 
 ALIGNED = 8
@@ -74,7 +73,7 @@ class FlatAdapter:
                 vars(layer)["low"] = copies[down], copies[up]
         self._low = low
         if low.dtype != first.dtype:
-            backbone(loaded.base).register_forward_pre_hook(self._round)
+            loaded.entry.register_forward_pre_hook(self._round)
 
     def _round(self, *_: object) -> None:
         self._low.copy_(self.weights.data)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from torch import Tensor
 from torch.distributed import DeviceMesh
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
@@ -20,7 +21,7 @@ from expunge.model.captured import CapturedPasses
 from expunge.model.checkpoint import check_memory, from_pretrained, move
 from expunge.model.device import pick_device, pick_dtype, settle_cpu_memory
 from expunge.model.fold import fold
-from expunge.model.head import cast_head, find_head
+from expunge.model.head import backbone, cast_head, find_head
 from expunge.model.layers import embedding_of
 from expunge.model.limits import context_length
 from expunge.model.packing import packable_length
@@ -88,6 +89,21 @@ class LoadedModel:
         base = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
         assert isinstance(base, PreTrainedModel)
         return base
+
+    @property
+    def entry(self) -> torch.nn.Module:
+        """What every forward pass goes through: the part that ends in the final states, or the whole transformers model
+        where the head takes the plain path (OPT and Bart there call a module inside of that part).
+        """
+        return self.base if self.head.weight is None else backbone(self.base)
+
+    def final(self, input_ids: Tensor, **options: Any) -> Tensor:
+        """Final hidden states `(rows, width, hidden)` of `input_ids` `(rows, width)`, or the logits `(rows, width,
+        vocab)` when the head takes the plain path; further arguments go to the model.
+        """
+        output = self.entry(input_ids=input_ids, **options)
+        found: Tensor = output.logits if self.head.weight is None else output.last_hidden_state
+        return found
 
     @property
     def context(self) -> int | None:
@@ -191,8 +207,8 @@ def load_model(
         kind = type(model).__name__
         raise ModelError(f"{source.where}: {kind} does not run on tokens alone ({first_line(error)})") from None
     if mesh is not None:
-        shard_layers(model, mesh, target)
-        loaded.lockstep = Lockstep(model, loaded.autocast)
+        shard_layers(model, loaded.entry, mesh, target)
+        loaded.lockstep = Lockstep(model, loaded.entry, loaded.autocast)
     return loaded
 
 

@@ -16,7 +16,6 @@ from expunge.data.sampler import micro_batches
 from expunge.data.tokenize import TokenizedExample
 from expunge.kernels import token_logps
 from expunge.kernels.rounding import missing_rows
-from expunge.model.head import backbone
 from expunge.model.limits import check_lengths, check_tokens
 from expunge.model.load import LoadedModel
 from expunge.model.packing import packed_states, send
@@ -65,7 +64,8 @@ def lay_out(loaded: LoadedModel, sequences: Sequence[Sequence[int]]) -> Batch:
     check_tokens(loaded.base, sequences)
     if loaded.packs(lengths):
         ids = [token for own in sequences for token in own]
-        ids += [0] * missing_rows(len(ids), loaded.row_multiple)
+        # Not with the padding token: of a row of zero embeddings the gradient of some models is not finite.
+        ids += ids[-1:] * missing_rows(len(ids), loaded.row_multiple)
         starts = [0, *accumulate(lengths[:-1])]
         return Batch(send(torch.tensor([ids]), loaded.device), lengths, starts, packed=True)
     longest = max(lengths)
@@ -82,12 +82,7 @@ def final_states(loaded: LoadedModel, batch: Batch) -> Tensor:
             return captured.states(batch.input_ids, batch.lengths)
         if batch.packed:
             return packed_states(loaded.base, batch.input_ids, batch.lengths)[0]
-        states: Tensor
-        if loaded.head.weight is None:
-            states = loaded.base(input_ids=batch.input_ids, use_cache=False).logits
-        else:
-            states = backbone(loaded.base)(input_ids=batch.input_ids, use_cache=False).last_hidden_state
-        return states.flatten(0, 1)
+        return loaded.final(batch.input_ids, use_cache=False).flatten(0, 1)
 
 
 def target_positions(batch: Batch, rows: Sequence[TokenizedExample], span: str) -> Tensor:

@@ -21,11 +21,12 @@ from expunge.model.layers import decoder_layers
 from expunge.utils.distributed import current
 
 
-def shard_layers(model: PreTrainedModel, mesh: DeviceMesh, device: torch.device) -> None:
+def shard_layers(model: PreTrainedModel, entry: torch.nn.Module, mesh: DeviceMesh, device: torch.device) -> None:
     """Leave this process its part of the weights of every layer; layers go to `device` one by one, the rest as it is.
 
     Args:
         model: Frozen and whole, on the CPU, with no adapter in it.
+        entry: What every forward pass goes through, see `LoadedModel.entry`.
         mesh: The processes.
         device: Where this one computes.
 
@@ -41,7 +42,7 @@ def shard_layers(model: PreTrainedModel, mesh: DeviceMesh, device: torch.device)
     for tensor in rest:
         tensor.data = tensor.to(device)
     # Without weights of its own: it knows the order of the layers, and gets the next one while another computes.
-    fully_shard(_root(model), mesh=mesh, ignored_params=set(model.parameters()))
+    fully_shard(entry, mesh=mesh, ignored_params=set(model.parameters()))
 
 
 def held_bytes(model: torch.nn.Module) -> tuple[int, int]:
@@ -63,13 +64,16 @@ class Lockstep:
 
     Args:
         model: The sharded model.
+        entry: What every forward pass of it goes through.
         autocast: The precision that it computes in.
     """
 
-    def __init__(self, model: PreTrainedModel, autocast: Callable[[], AbstractContextManager[None]]) -> None:
+    def __init__(
+        self, model: PreTrainedModel, entry: torch.nn.Module, autocast: Callable[[], AbstractContextManager[None]]
+    ) -> None:
         self._model, self._autocast = model, autocast
         self._idle = False
-        _root(model).register_forward_pre_hook(self._count, prepend=True)
+        entry.register_forward_pre_hook(self._count, prepend=True)
 
     def _count(self, *_: object) -> None:
         if not self._idle:
@@ -85,8 +89,3 @@ class Lockstep:
             if logits.requires_grad:
                 (0 * logits.sum()).backward()
         self._idle = False
-
-
-def _root(model: PreTrainedModel) -> torch.nn.Module:
-    """The innermost module that every forward pass goes through."""
-    return getattr(model, model.base_model_prefix, model)

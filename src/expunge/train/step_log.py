@@ -11,6 +11,8 @@ from expunge.data.sampler import Step
 from expunge.errors import TrainingError
 from expunge.losses.terms import Term
 
+AT_ITS_END = 1e-3
+"""Of a term up to this the gradient may be zero: it is where it should be, but for rounding."""
 STEPS_PER_READ = {"cpu": 1, "cuda": 16}
 """Most steps between two reads of what is logged, per device type: with each of them a GPU runs empty."""
 
@@ -42,7 +44,7 @@ def read_steps(
         rows), the gradient's norm before clipping and the learning rate.
 
     Raises:
-        TrainingError: A term or the gradient of one of them is not finite.
+        TrainingError: A term or the gradient of one of them is not finite, or that of the first is zero.
     """
     lines = []
     for own, values in zip(taken, torch.stack([own.values for own in taken]).tolist(), strict=True):
@@ -52,6 +54,11 @@ def read_steps(
             raise TrainingError(
                 f"step {own.step.number + 1} is not finite ({shown}); rows {', '.join(ids(own.step))}: lower "
                 "--learning-rate or look at these rows; checkpoints up to here are good"
+            )
+        if own.step.number == 0 and not line["grad_norm"] and any(abs(line[term.name]) > AT_ITS_END for term in terms):
+            raise TrainingError(
+                "step 1 has no gradient: nothing that the loss looks at depends on the adapter; look at "
+                "--target-modules"
             )
         loss = sum(term.weight * line[term.name] for term in terms)
         lines.append({"loss": loss, **line, "learning_rate": own.rate})
