@@ -218,6 +218,27 @@ def first_waits_for_ever() -> None:
     module.compute_reference = wait
 
 
+def last_has_little_memory() -> None:
+    """The last process finds room for one row at a time."""
+    from unittest.mock import patch
+
+    module = import_module("expunge.train.trainer")
+    check_memory = module.Trainer.check_memory
+
+    def check(self: Any) -> None:
+        with patch.object(module.memory, "free_memory", lambda device: 1), patch.object(module, "check_fits"):
+            check_memory(self)
+
+    if rank() == int(os.environ["WORLD_SIZE"]) - 1:
+        module.Trainer.check_memory = check
+
+
+def last_writes_less() -> None:
+    """The last process writes shorter replay texts, as where rounding ends them earlier."""
+    if rank() == int(os.environ["WORLD_SIZE"]) - 1:
+        import_module("expunge.model.replay").NEW_TOKENS = 40
+
+
 def all_decline() -> None:
     """The untouched model answers, and after each step it declines."""
     module = import_module("expunge.evaluation.advice")

@@ -12,7 +12,9 @@ from expunge.evaluation.metrics.registry import default_attacks
 from launch import COMMAND, MARKER, End, largest_differences, launch
 
 
-@pytest.mark.parametrize(("count", "prepare"), [(2, "nothing"), (3, "reference_in_files")])
+@pytest.mark.parametrize(
+    ("count", "prepare"), [(2, "nothing"), (3, "reference_in_files"), (2, "last_has_little_memory")]
+)
 def test_the_same_losses_and_the_same_adapter(
     count: int, prepare: str, folder: Path, assert_same_as_one: Callable[[list[End]], None]
 ) -> None:

@@ -34,6 +34,7 @@ SHARDED = (*COMMAND, "--shard-base")
     ("count", "prepare", "arguments"),
     [
         (2, "nothing", ()),
+        (2, "last_writes_less", ()),
         (3, "reference_in_files", ("--gradient-checkpointing",)),
     ],
 )

@@ -64,6 +64,7 @@ def write_texts(
         torch.manual_seed(seed)
         while (before := sum(map(len, found))) < tokens and written < most:
             texts = _continue(loaded, beginnings.drawn(rng, size))
+            loaded.join()  # each takes as many passes as its own texts do
             texts = processes.gather(texts)[0]
             found |= {text: None for text in texts if len(text) > 1 and not _holds(text, known)}
             written += sum(map(len, texts))

@@ -122,6 +122,7 @@ class Trainer:
         if free is not None:
             room = FREE_SHARE * (free - held * (device.type == "cpu"))
             self.most_tokens = max(len(longest), min(self.most_tokens, int(room / per_token)))
+        self.most_tokens = self.processes.least(self.most_tokens)  # all of them lay a step out, and take their parts
         if device.type == "cpu":
             epoch = islice(self.plan.steps(), self.plan.steps_per_epoch)
             most = max(self.size(step).largest for step in epoch)

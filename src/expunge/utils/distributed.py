@@ -73,6 +73,10 @@ class Processes:
         """Whether `flag` is set in any process."""
         return self.total(torch.tensor([int(flag)])).item() > 0
 
+    def least(self, number: int) -> int:
+        """The smallest of what the processes have, for what each measures by itself and all of them must go by."""
+        return min(self.gather(number))
+
     def agree(self, number: int, what: str) -> None:
         """Check that all processes have the same number.
 
