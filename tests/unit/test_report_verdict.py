@@ -243,6 +243,25 @@ def test_an_answer_says_how_many_numbers_are_what(values, says):
     assert judge(after, before, reference).answers[SAID].says.endswith(says)
 
 
+@pytest.mark.parametrize(("value", "answer"), [(0.25, "no"), (0.545, "yes")])
+def test_a_task_is_judged_by_its_change_from_the_untouched_model(value, answer):
+    """`evaluate --tasks` runs it on both models in one go; results_before.json has no such number."""
+    task = {
+        "all/mmlu_acc": entry(value, family="utility", n=1000, half=0.005),
+        "all/mmlu_acc_change": entry(value - 0.55, family="utility", n=1000, half=0.005),
+    }
+    judged = judge(metrics(**task))
+    assert answers(judged)[KEPT] == answer
+    (found,) = [own for own in judged.answers[KEPT].numbers if own.key.startswith("all/")]
+    assert found.before == pytest.approx(0.55)
+    general = "General ability, such as MMLU (--tasks)."
+    assert general not in judged.not_measured
+    del task["all/mmlu_acc_change"]
+    judged = judge(metrics(**task))
+    assert {own.key: own.state for own in judged.answers[KEPT].numbers}["all/mmlu_acc"] == "shown"
+    assert general in judged.not_measured
+
+
 def test_rows_that_were_trained_on_are_said_to_be_that():
     assert any("trained on" in note for note in judge(metrics()).answers[KEPT].notes)
     more = {"utility/mmlu": entry(0.6, family="utility")}

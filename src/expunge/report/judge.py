@@ -183,10 +183,10 @@ def _not_measured(run: RunData, answers: Sequence[Answer]) -> Iterator[str]:
     reference, general, come_back = UNMEASURED
     yield from (own.question for own in answers if own.state == "not measured")
     after = run.scores.get("after", {})
-    families = {score.family for score in after.values()}
+    judged = {own.key for own in answers[2].numbers if own.state != "shown"}
     if after and "retrained" not in run.scores:
         yield reference
-    if after and not {"all/mmlu", "all/quiz"} & after.keys() and "utility" not in families:
+    if after and not any(key in after and (after[key].set == "all" or after[key].family == "utility") for key in judged):
         yield general
     noted = run.results.get("after", {}).get("not_measured")
     told = ["(--reference", "(--tasks", *(["(--holdout"] if answers[1].state == "not measured" else [])]

@@ -25,7 +25,7 @@ from expunge.report.answers import (
     shown,
 )
 from expunge.report.run_data import RunData
-from expunge.report.scores import Score, kept, knowledge, number, speech
+from expunge.report.scores import CHANGE, Score, kept, knowledge, number, speech
 from expunge.utils.coarse import TELLING, few
 from expunge.utils.roc import chance_sd
 from expunge.utils.text import UNSEEN_TEXTS, show_number
@@ -222,8 +222,12 @@ def _with_targets(run: RunData, scores: dict[str, Score]) -> Iterator[tuple[Scor
 
 
 def _before(run: RunData, score: Score) -> float | None:
+    """The untouched model's value: its own results', or what is left when the paired change from it is taken off."""
     earlier = run.scores.get("before", {}).get(score.key)
-    return earlier.value if earlier and earlier.known else None
+    if earlier and earlier.known:
+        return earlier.value
+    change = run.scores.get("after", {}).get(f"{score.key}{CHANGE}")
+    return score.value - change.value if change and change.known else None
 
 
 def _target(run: RunData, score: Score) -> tuple[float | None, str]:

@@ -37,6 +37,9 @@ SPEECH = ("repetition", "fluency", "refusal")
 GENERAL = ("quiz", "mmlu")
 """Scores of general ability in the set `all`, where most others mix forgetting and keeping."""
 
+CHANGE = "_change"
+"""Behind the name of a utility task: the paired change from the untouched model, which was run on it in the same go."""
+
 
 @dataclass(frozen=True)
 class Score(Estimate):
@@ -125,7 +128,7 @@ def knowledge(scores: Mapping[str, Score]) -> dict[str, Score]:
 
 
 def kept(scores: Mapping[str, Score]) -> dict[str, Score]:
-    """What says how much of the rest is still known: higher is better; scores that mix it with forgetting are not."""
+    """What says how much of the rest is still known: higher is better; neither changes nor what mixes it with forgetting."""
     return {
         key: score
         for key, score in scores.items()
@@ -133,6 +136,7 @@ def kept(scores: Mapping[str, Score]) -> dict[str, Score]:
         and score.known
         and score.family != "membership"
         and not score.name.startswith(SPEECH)
+        and not score.name.endswith(CHANGE)
         and score.set != "forget"
         and (score.set != "all" or score.family == "utility" or score.name in GENERAL)
     }
