@@ -209,12 +209,20 @@ def test_the_untouched_model_is_measured_again_where_its_results_are_of_somethin
     assert change["value"] == pytest.approx(own["value"] - before["metrics"]["retain/probability"]["value"])
     told = expunge(*asked, "--overwrite")
     assert "the untouched model, for what changed" not in told.err
+    drawn = (*asked, "--samples", "2")
+    refused = expunge(*drawn, "--output", "run/results_after.json")
+    assert refused.code == 2
+    assert "than what is measured now (samples, temperature, seed)" in refused.err
+    assert expunge(*drawn, "--overwrite").code == 0
+    assert "forget/key_fact_at_2" in read("run/results.json")["before"]
+    assert "the untouched model, for what changed" not in expunge(*asked, "--overwrite").err  # it has more, not less
+    before = read("run/results_before.json")
     shutil.copytree("model", "other")
     settings = read("other/config.json")
     Path("other/config.json").write_text(json.dumps(settings | {"rms_norm_eps": 1e-3}))
     by_hand = ("evaluate", "--model", "other", *FILES, *SMALL, "--output", "run/results_before.json", "--overwrite")
     assert expunge(*by_hand).code == 0
-    assert expunge(*asked, "--overwrite").code == 0
+    assert expunge(*drawn, "--overwrite").code == 0
     assert read("run/results_before.json") == before
 
 

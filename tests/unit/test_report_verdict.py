@@ -170,6 +170,19 @@ def test_a_number_without_a_sensible_target_is_shown_and_not_judged():
     assert judged.answers[SAID].says.startswith("texts said word for word: 0 of 50 (28 before)")
 
 
+def test_what_the_untouched_model_had_is_not_made_up():
+    """With `--samples` after alone, a tenth of the way down from a value that nobody measured says nothing."""
+    draws = {"forget/key_fact_at_8": entry(0.04, "lower", "text", n=100)}
+    found = {own.key: own for own in judge(metrics(**draws)).answers[SAID].numbers}
+    assert (found["forget/key_fact_at_8"].state, found["forget/key_fact_at_8"].limit) == ("good", "at most 0.050")
+    draws = {"forget/key_fact_at_8": entry(0.1, "lower", "text", n=100)}
+    assert answers(judge(metrics(**draws)))[SAID] == "yes"
+    judged = judge({"forget/rouge_l_recall": entry(TARGET, "lower")}, {"retain/rouge_l_recall": entry(0.9)})
+    (number,) = judged.answers[SAID].numbers
+    assert (number.state, number.limit) == ("shown", "no value of the untouched model")
+    assert judged.answers[SAID].need == "Score the model before and after: `expunge evaluate --run RUN`."
+
+
 def test_a_metric_that_had_nothing_to_lose_does_not_count():
     more = {"forget/fluent_nonsense": entry(0.31, "lower")}
     judged = judge(metrics(**more), BEFORE | more, RETRAINED | {"forget/fluent_nonsense": entry(0.30, "lower")})

@@ -222,7 +222,7 @@ def _beside(config: EvaluateConfig) -> Path:
 def _measures_untouched(
     config: EvaluateConfig, suite: Suite, base: str | None, prompt_format: PromptFormat | None
 ) -> bool:
-    """Whether the untouched model is measured too: where no results of it on the same lie beside those of the run.
+    """Whether the untouched model is measured too: where no results of it, made alike, lie beside those of the run.
 
     Raises:
         RunError: Those that lie there are of something else, and `overwrite` is off.
@@ -236,6 +236,8 @@ def _measures_untouched(
         others = other_subject(before, {"fingerprint": subject})
         others += ["benchmark"] if before["benchmark"] != config.benchmark else []
         others += ["adapter"] if before.get("adapter") else []
+        made = before.get("settings") or {}
+        others += [name.replace("_", " ") for name, own in _answering(config).items() if made and made.get(name) != own]
         if not others:
             return False
         if not config.overwrite:
@@ -371,20 +373,24 @@ def _prompt_format(loaded: LoadedModel, suite: Suite, config: EvaluateConfig, re
     return report.chosen
 
 
+def _answering(config: EvaluateConfig) -> dict[str, Any]:
+    """How prompts are answered: with other settings another number comes out, or none."""
+    drawn = {"samples": config.samples, "temperature": config.temperature, "seed": config.seed}
+    return {"max_new_tokens": config.max_new_tokens, **(drawn if config.samples else {})}
+
+
 def _settings(
     config: EvaluateConfig, loaded: LoadedModel, prompt_format: PromptFormat, suite: Suite, measurement: Measurement
 ) -> dict[str, Any]:
     """How the numbers were made."""
     found: dict[str, Any] = {
         "split": suite.split,
-        "max_new_tokens": config.max_new_tokens,
         "dtype": str(loaded.dtype)[6:],
         "prompt_format": str(prompt_format),
+        **_answering(config),
     }
     if measurement.cut_to is not None:
         found["membership_tokens"] = measurement.cut_to
-    if config.samples:
-        found |= {"samples": config.samples, "temperature": config.temperature, "seed": config.seed}
     if config.tasks:
         found |= {"tasks": config.tasks, "limit": config.limit}
     return found

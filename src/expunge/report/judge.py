@@ -186,7 +186,9 @@ def _not_measured(run: RunData, answers: Sequence[Answer]) -> Iterator[str]:
     judged = {own.key for own in answers[2].numbers if own.state != "shown"}
     if after and "retrained" not in run.scores:
         yield reference
-    if after and not any(key in after and (after[key].set == "all" or after[key].family == "utility") for key in judged):
+    if after and not any(
+        key in after and (after[key].set == "all" or after[key].family == "utility") for key in judged
+    ):
         yield general
     noted = run.results.get("after", {}).get("not_measured")
     told = ["(--reference", "(--tasks", *(["(--holdout"] if answers[1].state == "not measured" else [])]

@@ -38,6 +38,7 @@ WITH_UNSEEN = ("semeval", "lume", "muse")
 """Benchmarks that bring texts like those to forget that the model has never seen."""
 LEAST_GAP = 0.02
 """A metric on which the untouched model is closer to its target than this has nothing to lose."""
+UNKNOWN = "no value of the untouched model"
 TO_SCORE = "Score the model before and after: `expunge evaluate --run RUN`."
 TO_KEEP = "Give texts to keep: `expunge evaluate --run RUN --retain FILE --overwrite`."
 SAID, TOLD, KEPT, SPEAKS = (
@@ -54,21 +55,26 @@ def still_said(run: RunData, criteria: Criteria) -> Answer:
     )
     numbers = []
     for score, before, target, whose in _with_targets(run, knowledge(run.scores.get("after", {}))):
-        if target is None or (before is not None and before - target < LEAST_GAP):
-            why = "no target is known" if target is None else "nothing to lose: it was low before"
-            numbers.append(shown(score, before, target, whose, why))
-            continue
-        start = 1.0 if before is None else before
-        bound = criteria.left(target, start, counts_rows=score.name.startswith(tuple(PLAIN)))
-        numbers.append(judged(score, before, bound, whose, below=start))
+        plain = score.name.startswith(tuple(PLAIN))
+        if target is None:
+            numbers.append(shown(score, before, target, whose, "no target is known"))
+        elif before is None and not plain:
+            numbers.append(shown(score, before, target, whose, UNKNOWN))
+        elif before is not None and before - target < LEAST_GAP:
+            numbers.append(shown(score, before, target, whose, "nothing to lose: it was low before"))
+        else:
+            start = target if before is None else before
+            bound = criteria.left(target, start, counts_rows=plain)
+            numbers.append(judged(score, before, bound, whose, below=1.0 if before is None else before))
     if any(own.state != "shown" for own in numbers):
         answer = answered(SAID, ("yes", "no"), numbers, rule)
         facts = next((own.says for own in numbers if own.key == "forget/key_fact"), "")  # what a request asks for
         return answer if answer.says.startswith(facts) else replace(answer, says=f"{facts}; {answer.says}")
     need = TO_SCORE
-    if numbers:
+    if numbers and not any(own.limit == UNKNOWN for own in numbers):
         need = (
-            "No number has a target: give a retrained model (`evaluate --reference`) or texts never seen (--holdout)."
+            "No number stood above a known target before: give a retrained model (`evaluate --reference`) or texts "
+            "never seen (--holdout)."
         )
     return _said_by_losses(run, Answer(SAID, "not measured", "not measured", "", rule, need, tuple(numbers)))
 
@@ -139,7 +145,7 @@ def rest_kept(run: RunData, criteria: Criteria) -> Answer:
         elif before:
             numbers.append(judged(score, before, criteria.retained(before), UNTOUCHED))
         else:
-            numbers.append(shown(score, before, None, "", "no value of the untouched model"))
+            numbers.append(shown(score, before, None, "", UNKNOWN))
     scored = any(own.state != "shown" for own in numbers)
     few_tested = few({"test": run.manifest.get("loss_texts", {}).get("test", TELLING)})  # their losses are coarse
     side = "test" if losses_of(run, "test") and not few_tested else "retain"
