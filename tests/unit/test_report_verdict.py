@@ -337,6 +337,16 @@ def test_chance_on_few_texts_of_one_side_is_as_wide_as_it_is(sides, answer):
     assert (told.numbers[0].limit == "at least 0.202 and at most 0.798") == (answer == "no")
 
 
+@pytest.mark.parametrize(("half", "answer"), [(0.12, "no"), (0.22, "no"), (0.24, "unclear")])
+def test_an_interval_must_not_reach_as_far_as_the_untouched_model_lay_on_either_side(half, answer):
+    """Attacks that divide by the loss in another writing lie below their target where a text is known."""
+    before, after, reference = (
+        metrics() | {"membership/lowercase_auc": entry(value, "target", "membership", half=half, n=5000, target=0.5)}
+        for value in (0.3, 0.54, 0.54)
+    )
+    assert answers(judge(after, before, reference))[TOLD] == answer
+
+
 def test_the_retrained_model_sets_the_target_of_the_attack():
     reference = RETRAINED | {"membership/loss_auc": entry(0.7, "target", "membership", target=0.5)}
     assert answers(judge(metrics(auc=0.7), reference=reference))[TOLD] == "no"

@@ -84,12 +84,13 @@ def judged(score: Score, before: float | None, bound: Bound, whose: str, *, belo
     """A number with its criterion.
 
     A value outside the bound fails unless its interval reaches inside. One inside passes if its interval, where it has
-    one, ends `below` the untouched model's value, and does not reach as far on the other side of the target.
+    one, does not reach as far from the target, on either side, as the untouched model's value, here called `below`.
     """
     value, low, high = score.value, *((score.low, score.high) if score.bounded else (score.value, score.value))
     if bound.violation(value) == 0:
-        above = 2 * bound.target - below if math.isfinite(bound.least) else -math.inf
-        state = "good" if (above < low or bound.least <= low) and (high < below or high <= bound.most) else "unclear"
+        reach, target = abs(below - bound.target), bound.target
+        above = low > target - reach or low >= bound.least
+        state = "good" if above and (high < target + reach or high <= bound.most) else "unclear"
     else:
         state = "unclear" if low <= bound.most and high >= bound.least else "bad"
     ends = {"at least": bound.least, "at most": bound.most}

@@ -183,12 +183,10 @@ def _not_measured(run: RunData, answers: Sequence[Answer]) -> Iterator[str]:
     reference, general, come_back = UNMEASURED
     yield from (own.question for own in answers if own.state == "not measured")
     after = run.scores.get("after", {})
-    judged = {own.key for own in answers[2].numbers if own.state != "shown"}
+    judged = [after[own.key] for own in answers[2].numbers if own.state != "shown" and own.key in after]
     if after and "retrained" not in run.scores:
         yield reference
-    if after and not any(
-        key in after and (after[key].set == "all" or after[key].family == "utility") for key in judged
-    ):
+    if after and not any(own.set == "all" or own.family == "utility" for own in judged):
         yield general
     noted = run.results.get("after", {}).get("not_measured")
     told = ["(--reference", "(--tasks", *(["(--holdout"] if answers[1].state == "not measured" else [])]

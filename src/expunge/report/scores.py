@@ -128,7 +128,7 @@ def knowledge(scores: Mapping[str, Score]) -> dict[str, Score]:
 
 
 def kept(scores: Mapping[str, Score]) -> dict[str, Score]:
-    """What says how much of the rest is still known: higher is better; neither changes nor what mixes it with forgetting."""
+    """What says how much of the rest is still known: higher is better; neither changes nor mixtures with forgetting."""
     return {
         key: score
         for key, score in scores.items()
