@@ -324,17 +324,18 @@ def test_a_membership_attack_has_to_fail_on_both_sides(auc, half, n, answer):
 @pytest.mark.parametrize(
     ("sides", "answer"),
     [
-        ({"members": 1, "nonmembers": 32}, "no"),  # chance has a standard deviation of .298
+        ({"members": 1, "nonmembers": 32}, "unclear"),  # chance has a standard deviation of .298
+        ({"members": 31, "nonmembers": 2}, "no"),  # .213
         ({"members": 16, "nonmembers": 17}, "yes"),  # .102
         ({}, "yes"),  # results of before the sides were counted: half of the texts on either
     ],
 )
 def test_chance_on_few_texts_of_one_side_is_as_wide_as_it_is(sides, answer):
     after = metrics()
-    after["membership/loss_auc"] = entry(0.75, "target", "membership", half=None, n=33, target=0.5, **sides)
+    after["membership/loss_auc"] = entry(0.7, "target", "membership", half=None, n=33, target=0.5, **sides)
     told = judge(after, reference=None).answers[TOLD]
     assert told.answer == answer
-    assert (told.numbers[0].limit == "at least 0.202 and at most 0.798") == (answer == "no")
+    assert (told.numbers[0].limit == "at least 0.202 and at most 0.798") == (answer == "unclear")
 
 
 @pytest.mark.parametrize(("half", "answer"), [(0.12, "no"), (0.22, "no"), (0.24, "unclear")])

@@ -39,6 +39,8 @@ WITH_UNSEEN = ("semeval", "lume", "muse")
 LEAST_GAP = 0.02
 """A metric on which the untouched model is closer to its target than this has nothing to lose."""
 UNKNOWN = "no value of the untouched model"
+FEWEST_TEXTS = 2
+"""An AUC of fewer texts on a side says nothing: another text could give any other number."""
 TO_SCORE = "Score the model before and after: `expunge evaluate --run RUN`."
 TO_KEEP = "Give texts to keep: `expunge evaluate --run RUN --retain FILE --overwrite`."
 SAID, TOLD, KEPT, SPEAKS = (
@@ -109,7 +111,9 @@ def recognisable(run: RunData, criteria: Criteria) -> Answer:
             half = (score.n or 0) / 2  # results of before the sides were counted
             sides = score.members or half, score.nonmembers or half
             bound = criteria.auc(chance_sd(*sides) if all(sides) else 0.0, target)
-            numbers.append(judged(score, before, bound, whose, below=1.0 if before is None else before))
+            found = judged(score, before, bound, whose, below=1.0 if before is None else before)
+            alone = not score.bounded and min(sides) < FEWEST_TEXTS
+            numbers.append(replace(found, state="unclear") if alone and found.state == "good" else found)
     for name, p in _tests(run).items():
         label = name.removesuffix("_p").replace("_ks", ", Kolmogorov-Smirnov").replace("_", " ")
         whose, least, told = _reference(run), criteria.significance, p < criteria.significance
