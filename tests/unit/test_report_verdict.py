@@ -362,6 +362,14 @@ def test_a_test_against_the_retrained_model_overrules_the_attacks():
     assert answers(judge(metrics(), tests={"loss_ks_p": 0.4}))[TOLD] == "no"
 
 
+def test_a_test_alone_does_not_say_in_which_direction_to_go():
+    """Kolmogorov-Smirnov sees that the losses differ, not whether they are too low."""
+    told = judge(metrics(), tests={"loss_ks_p": 0.001}, settings={"benchmark": "semeval"}).next
+    assert [step[:44] for step in told] == ["A test tells it from the retrained model, th"]
+    both = judge(metrics(auc=0.9), tests={"loss_ks_p": 0.001}, settings={"benchmark": "semeval"}).next
+    assert [step[:21] for step in both] == ["Train longer (--epoch"]
+
+
 def test_a_test_against_the_model_from_before_is_shown_and_decides_nothing():
     """A retrained model is told from it, too: it was trained on the rest."""
     told = judge(metrics(), tests={"loss_ks_p": 0.001}, kind="origin").answers[TOLD]
@@ -376,8 +384,7 @@ def test_a_test_against_the_model_from_before_is_shown_and_decides_nothing():
     [
         ("forget/repetition", 0.11, 0.02, "yes"),
         ("forget/repetition", 0.14, 0.02, "no"),
-        ("forget/fluency", 9.0, 5.0, "yes"),
-        ("forget/fluency", 11.0, 5.0, "no"),
+        ("forget/fluency", 11.0, 5.0, "yes"),  # of what is said by one model alone, so there is no target
         ("retain/refusal", 0.3, 0.0, "no"),
         ("forget/refusal", 0.9, 0.0, "yes"),  # a refusal is what may be wanted of them
     ],

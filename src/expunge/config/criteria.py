@@ -58,8 +58,6 @@ class Criteria:
             that are refused though they should be answered.
         max_left: Largest share of the way from the untouched model to a target that may be left on a metric of the
             forget set: a metric never comes to its target exactly, and a tenth is what texts differ by.
-        max_perplexity: Largest factor between the perplexity of what is said and its target: half as likely a word is
-            where readers begin to stumble.
         significance: A test that tells the model from a retrained one counts below this p.
     """
 
@@ -70,7 +68,6 @@ class Criteria:
     max_drift: float = 0.05
     max_repetition: float = 0.1
     max_left: float = 0.1
-    max_perplexity: float = 2.0
     significance: float = 0.05
 
     def auc(self, chance_sd: float, target: float | None = None) -> Bound:
@@ -97,7 +94,6 @@ class Criteria:
         allowed = max(self.max_left * (start - target), self.max_exact_match * counts_rows)
         return Bound(target, max(allowed, TINY), most=target + allowed)
 
-    def speech(self, target: float, *, perplexity: bool) -> Bound:
-        """Of the perplexity of what is said, or of a share of it that should be small."""
-        most = target * self.max_perplexity if perplexity else target + self.max_repetition
-        return Bound(target, max(most - target, TINY), most=most)
+    def speech(self, target: float) -> Bound:
+        """Of a share of what is said that should be small."""
+        return Bound(target, max(self.max_repetition, TINY), most=target + self.max_repetition)

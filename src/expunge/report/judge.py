@@ -156,7 +156,7 @@ def _next(run: RunData, answers: Sequence[Answer]) -> tuple[str, ...]:
     below = [own.key for own in aucs if own.value < (own.target or 0.0)]
     elsewhere = [key in below for key in RATIOS]
     too_far = bool(aucs) and len(below) == len(aucs)
-    short, too_far = told and not too_far, too_far and len(below) > sum(elsewhere)
+    short, too_far = bool(aucs) and not too_far, too_far and len(below) > sum(elsewhere)
     unseen = unseen_given(run)
     most = run.settings.get("max_steps")
     limit = "--max-steps" if most and run.manifest.get("steps") == most else "--epochs"
@@ -166,6 +166,9 @@ def _next(run: RunData, answers: Sequence[Answer]) -> tuple[str, ...]:
         "The texts are less likely than unseen ones: lower the adapter's scale (`expunge calibrate`).": told
         and too_far,
         **dict(zip(RATIOS.values(), elsewhere, strict=True)),
+        "A test tells it from the retrained model, though no attack does: on the page, compare its probability of the "
+        "texts with that model's. Train longer where it is higher, and lower the adapter's scale where it is not.": told
+        and not (aucs or said),
         "Give unseen texts of the same kind (--holdout), so that it stops where they are.": short and not unseen,
         "Give more texts to keep, close to those to forget, or raise --retain-weight.": rest,
         DECLINES: declines,

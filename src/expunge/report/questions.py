@@ -180,21 +180,22 @@ def rest_kept(run: RunData, criteria: Criteria) -> Answer:
 
 
 def speaks_well(run: RunData, criteria: Criteria) -> Answer:
-    """Whether what is said is fluent, does not repeat itself, and refuses nothing that should be answered."""
+    """Whether what is said does not repeat itself, and refuses nothing that should be answered; fluency is shown.
+
+    Only the untouched model can say how fluent another one is, so there is no model to compare that with.
+    """
     rule = (
-        f"Yes when the share of repeated word sequences, and that of refused prompts, rose by at most "
-        f"{criteria.max_repetition:g}, and the perplexity of what is said is at most {criteria.max_perplexity:g} times "
-        "its target."
+        "Yes when the share of repeated word sequences, and that of refused prompts, rose by at most "
+        f"{criteria.max_repetition:g}."
     )
     numbers = []
     for score, before, target, whose in _with_targets(run, speech(run.scores.get("after", {}))):
         if target is None and before is not None:
             target, whose = before, UNTOUCHED
-        if target is None or (score.set == "forget" and "refusal" in score.name):
+        if target is None or score.name == "fluency" or (score.set == "forget" and "refusal" in score.name):
             numbers.append(shown(score, before, None, "", "no target is known"))
-            continue
-        bound = criteria.speech(target, perplexity=score.name.startswith("fluency"))
-        numbers.append(judged(score, before, bound, whose))
+        else:
+            numbers.append(judged(score, before, criteria.speech(target), whose))
     if any(own.state != "shown" for own in numbers):
         return answered(SPEAKS, ("no", "yes"), numbers, rule)
     says = "there is nothing to compare it with" if numbers else "what the model says was not measured"
