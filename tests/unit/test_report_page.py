@@ -177,7 +177,7 @@ def test_the_first_screen_says_it_without_nats(tmp_path):
     assert "Keep it private" not in page_of(run).words
     for question in ("still said?", "that it was trained on?", "rest kept?", "speak well?"):
         assert question in words
-    assert "Texts said word for word: 1 of 60 (60 before" in words
+    assert "Answers given word for word: 1 of 60 (60 before" in words
     assert words.index("What to do next") < words.index("What was not measured, and what else to know")
     for term in ("nats", "Kolmogorov", "NLL", "KL"):
         assert term not in words

@@ -167,7 +167,7 @@ def test_a_number_without_a_sensible_target_is_shown_and_not_judged():
     more = {"forget/exact_match": entry(0.0, "lower", "text", half=0.03)}  # what is said word for word has the target 0
     judged = judge(after | more, {"forget/exact_match": entry(0.55, "lower", "text", n=20)}, None)
     assert answers(judged)[SAID] == "no"
-    assert judged.answers[SAID].says.startswith("texts said word for word: 0 of 50 (28 before)")
+    assert judged.answers[SAID].says.startswith("answers given word for word: 0 of 50 (28 before)")
 
 
 def test_what_the_untouched_model_had_is_not_made_up():
@@ -192,7 +192,7 @@ def test_a_metric_that_had_nothing_to_lose_does_not_count():
 
 def test_the_number_on_which_most_is_left_is_named():
     judged = judge(metrics(**{"forget/exact_match": entry(0.8, "lower", n=10)}), reference=None)
-    assert judged.answers[SAID].says == "texts said word for word: 8 of 10"
+    assert judged.answers[SAID].says == "answers given word for word: 8 of 10"
 
 
 def test_the_first_answer_begins_with_the_facts_that_are_said():
@@ -319,6 +319,8 @@ def test_a_membership_attack_has_to_fail_on_both_sides(auc, half, n, answer):
     judged = judge(after)
     assert answers(judged)[TOLD] == answer
     assert any("less likely than unseen" in text for text in judged.next) == (auc == 0.36)
+    familiar = "to the loss attack a forgotten text looks more familiar than an unseen one in"
+    assert judged.answers[TOLD].says.startswith(f"{familiar} {100 * auc:.0f} of 100 pairs (100 before")
 
 
 @pytest.mark.parametrize(

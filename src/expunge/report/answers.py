@@ -11,7 +11,7 @@ from expunge.utils.text import MISSING, show_number
 PLAIN = {
     "key_fact_at": "key facts said in one of several answers:",
     "key_fact": "key facts said:",
-    "exact_match": "texts said word for word:",
+    "exact_match": "answers given word for word:",
     "leak_at": "texts said in one of several answers:",
 }
 """Beginnings of metrics that count rows: everybody understands them, and who has not read the texts gets 0."""
@@ -112,7 +112,8 @@ def shown(score: Score, before: float | None, target: float | None, whose: str, 
 def _named(score: Score) -> str:
     """A number as it is called in a sentence for everybody."""
     if score.family == "membership":
-        return f"the {spelled(score.name.removesuffix('_auc'))} attack tells a forgotten text from an unseen one in"
+        attack = spelled(score.name.removesuffix("_auc"))
+        return f"to the {attack} attack a forgotten text looks more familiar than an unseen one in"
     for beginning, words in PLAIN.items():
         if score.name.startswith(beginning):
             again = f"{score.task} questions, " if score.task else ""
@@ -121,7 +122,7 @@ def _named(score: Score) -> str:
 
 
 def _plainly(score: Score, value: float | None) -> str:
-    """A share of rows as their number, an AUC as so many of 100 pairs."""
+    """A share of rows as their number, an AUC as so many of 100 pairs; 50 are those of who knows nothing."""
     if value is None:
         return MISSING
     if score.family == "membership":
