@@ -1,7 +1,10 @@
 """The model card: metadata that the Hub reads, sizes and losses, nothing of the data."""
 
+from dataclasses import fields
+
 import yaml
 
+from expunge.config import UnlearnConfig
 from expunge.runs.card import model_card
 
 MANIFEST = {
@@ -49,6 +52,15 @@ def test_sizes_losses_and_method_are_shown() -> None:
     assert "holdout" not in text
     assert "| retain_kl | 1.5 | `KL(p \\|\\| p_ref)` | arXiv 2503.13690 |" in text
     assert "| lora_rank | 16 |" in text
+
+
+def test_settings_of_free_words_stay_out_but_for_those_of_the_method() -> None:
+    free = (str, str | None)
+    words = {own.name: f"/home/me/{own.name}" for own in fields(UnlearnConfig) if own.type in free}
+    assert {"title", "origin", "from_manifest"} < {*words}
+    text = model_card({**MANIFEST, "settings": words})
+    shown = {name for name, word in words.items() if word in text}
+    assert shown == {"recipe", "loss", "loss_args", "target_modules", "device", "revision"}
 
 
 def test_names_of_the_data_files_stay_out() -> None:

@@ -12,10 +12,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from expunge.config import SETS
 
 HIDDEN = {
-    *SETS, "model", "data", "split", "columns", "output", "save_every", "report_to", "shard_base",
-    "push_to_hub", "public",
+    *SETS, "model", "origin", "title", "data", "split", "columns", "output", "from_manifest", "save_every", "report_to",
+    "shard_base", "push_to_hub", "public",
 }  # fmt: skip
-"""Settings that a card leaves out: they name the user's files, or change nothing about the adapter."""
+"""Settings that a card leaves out: they say what is forgotten, name files, or change nothing about the adapter."""
 
 TAKEN = ("license", "license_name", "license_link", "language")
 """What a card takes over from its base's."""
