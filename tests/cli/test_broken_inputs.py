@@ -205,6 +205,16 @@ CASES: dict[str, Case] = {
         "exists already",
         plain_benchmark,
     ),
+    "evaluate predictions below a file": (
+        (*EVALUATE, "--keep-predictions", "model/config.json/said"),
+        "--keep-predictions model/config.json/said: cannot write in",
+        plain_benchmark,
+    ),
+    "evaluate key words below a file": (
+        (*EVALUATE, "--key-words", "model/config.json/words.jsonl"),
+        "--key-words model/config.json/words.jsonl: cannot write in",
+        plain_benchmark,
+    ),
     "evaluate silly mmlu": ((*EVALUATE, "--mmlu", "59"), "59 is not an accuracy", plain_benchmark),
     "evaluate unknown benchmark": ((*EVALUATE, "--benchmark", "novel"), "benchmark", plain_benchmark),
     # score

@@ -116,6 +116,17 @@ def test_results_are_replaced_only_on_request(work: Path, data: Path, expunge: R
     assert expunge(*EVALUATE, "--output", "r.json", "--keep-predictions", "p", "--overwrite").code == 0
 
 
+def test_predictions_that_cannot_be_written_cost_no_results(
+    work: Path, data: Path, expunge: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*given: object, **named: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("expunge.evaluation.run.write_predictions", full)
+    assert expunge(*EVALUATE, "--output", "r.json", "--keep-predictions", "p").code == 2
+    assert json.loads(Path("r.json").read_text())["metrics"]
+
+
 def test_without_membership_documents_the_final_score_is_null(work: Path, data: Path, expunge: Run) -> None:
     (data / "member.jsonl").unlink()
     (data / "nonmember.jsonl").unlink()

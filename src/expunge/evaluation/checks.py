@@ -137,20 +137,30 @@ def check_output(output: str, *, overwrite: bool) -> None:
             read_results(path)
         except DataError:
             raise RunError(f"--output {output}: --overwrite replaces only a results file, and this is none") from None
-    parent = next(folder for folder in path.absolute().parents if folder.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise RunError(f"--output {output}: cannot write in {parent}")
+    check_place(f"--output {output}", path.parent)
     check_values_file(values_path(output), overwrite=overwrite)
 
 
+def check_place(flag: str, folder: Path) -> None:
+    """Refuse a folder in which what a flag names could not be written at the end.
+
+    Raises:
+        RunError: So.
+    """
+    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise RunError(f"{flag}: cannot write in {there}")
+
+
 def check_predictions(name: str, *, overwrite: bool) -> None:
-    """Refuse a folder for predictions that holds anything but earlier predictions.
+    """Refuse a folder for predictions that could not be written at the end, or holds anything but earlier ones.
 
     Raises:
         RunError: So.
     """
     folder = Path(name)
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+    check_place(f"--keep-predictions {folder}", folder)
+    if not folder.exists() or not any(folder.iterdir()):
         return
     if not overwrite:
         raise RunError(f"--keep-predictions {folder}: exists already: name another, or --overwrite")

@@ -17,6 +17,7 @@ from expunge.evaluation.benchmarks import BENCHMARKS, semeval
 from expunge.evaluation.checks import (
     check_attacks,
     check_output,
+    check_place,
     check_predictions,
     check_reference,
     check_same_rows,
@@ -133,10 +134,10 @@ def _evaluate(config: EvaluateConfig, reporter: Reporter, processes: Processes) 
     earlier = untouched.table(names) if untouched else _earlier(config, results)
     results["before"] = None if earlier is None else changes(results["metrics"], earlier, table)
     if processes.index == 0:  # the first one writes
+        _write(config, results, {**table, **utility.rows}, before, earlier)
         if config.keep_predictions:
             said = semeval.predictions_of(measurement, suite)
             write_predictions(config.keep_predictions, said, overwrite=config.overwrite)
-        _write(config, results, {**table, **utility.rows}, before, earlier)
         if config.key_words:
             write_key_words(config.key_words, suite["forget"].examples)
     return results
@@ -151,8 +152,10 @@ def _check_files(config: EvaluateConfig) -> None:
     check_output(config.output, overwrite=config.overwrite)
     if config.keep_predictions:
         check_predictions(config.keep_predictions, overwrite=config.overwrite)
-    if config.key_words and Path(config.key_words).exists():  # what a user has mended is never replaced
-        raise RunError(f"--key-words {config.key_words}: exists already: give another name")
+    if config.key_words:
+        if Path(config.key_words).exists():  # what a user has mended is never replaced
+            raise RunError(f"--key-words {config.key_words}: exists already: give another name")
+        check_place(f"--key-words {config.key_words}", Path(config.key_words).parent)
 
 
 def _suite(config: EvaluateConfig, adapter: Path | None) -> Suite:
