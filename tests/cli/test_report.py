@@ -11,8 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from benchmark_data import write_muse, write_tofu
 from workspace import FORGET, MARKER, RETAIN, Result, snapshot, write_jsonl
 
+from expunge.report.forget_texts import shown_examples
+from expunge.report.run_data import read_run
 from expunge.utils.text import show_number
 from report_runs import write_run
 
@@ -131,6 +134,18 @@ def test_examples_are_shown_on_request_alone_and_under_a_banner(scored: Path, ex
     assert sum(row["output"] in page for row in FORGET) == 2
     assert "Texts of the forget set are not in this page" not in page
     assert Path("shown.html").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "split", "write"), [("tofu", "forget01", write_tofu), ("muse", None, write_muse)]
+)
+def test_examples_of_a_benchmark_are_read_as_the_run_read_them(
+    work: Path, benchmark: str, split: str | None, write: Callable[[Path], Path]
+) -> None:
+    data = str(write(work / benchmark))
+    run = write_run(work / "other", settings={"benchmark": benchmark, "data": data, "split": split, "forget": None})
+    (shown, *_) = shown_examples(read_run(run), 3)
+    assert MARKER in shown.prompt + shown.completion
 
 
 def test_examples_that_are_gone_are_an_error(work: Path, expunge: Run) -> None:

@@ -2,13 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from expunge.data.examples import Example, parse_columns, read_examples
-from expunge.data.lume import read_lume
 from expunge.errors import DataError
 from expunge.evaluation.predictions import read_any
 from expunge.report.run_data import RunData
+from expunge.train.sets import benchmark_sets
 
 
 @dataclass(frozen=True)
@@ -61,8 +60,8 @@ def shown_examples(run: RunData, count: int) -> list[Shown]:
 def _forget(run: RunData) -> Sequence[Example]:
     settings = run.settings
     try:
-        if settings.get("data"):
-            return read_lume(Path(str(settings["data"])), settings.get("split") or None).forget
+        if settings.get("benchmark"):
+            return benchmark_sets(str(settings["benchmark"]), str(settings.get("data")), settings.get("split")).forget
         columns = parse_columns(str(settings["columns"])) if settings.get("columns") else None
         return read_examples(str(settings.get("forget")), columns=columns)
     except DataError as error:

@@ -80,8 +80,7 @@ def read_sets(config: UnlearnConfig) -> Sets:
 
     warnings: list[str] = []
     if config.benchmark:
-        split = config.split or SPLIT.get(config.benchmark)
-        sets = _BENCHMARKS[config.benchmark](config.data or "", split)
+        sets = benchmark_sets(config.benchmark, config.data or "", config.split)
         if config.holdout:
             sets.holdout = read(config.holdout)
             sets.members, sets.nonmembers = sets.forget, sets.holdout
@@ -120,6 +119,15 @@ def read_sets(config: UnlearnConfig) -> Sets:
             f"{left_out} of the unseen texts are, or nearly are, among those to forget or to keep: they are left out"
         )
     return replace(sets, nonmembers=unseen, holdout=holdout, warnings=warnings)
+
+
+def benchmark_sets(name: str, folder: str, split: str | None) -> Sets:
+    """All rows of a benchmark's folder, as they stand there; `split` is its own first choice when None.
+
+    Raises:
+        DataError: A file or row that cannot be used.
+    """
+    return _BENCHMARKS[name](folder, split or SPLIT.get(name))
 
 
 def membership_texts(sets: Sets) -> list[Side]:
