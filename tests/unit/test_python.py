@@ -186,6 +186,20 @@ def test_every_set_may_be_in_memory(model: Path, here: Path) -> None:
     assert b"Zarquon" not in everything(here)
 
 
+def test_a_run_on_a_benchmark_with_unseen_texts_is_scored_on_the_benchmark(model: Path, here: Path) -> None:
+    Path("data").mkdir()
+    for name, rows in (("forget", FORGET), ("retain", RETAIN)):
+        lines = [{"id": f"{name}{i}qa0", "task": "Task2", **row} for i, row in enumerate(rows)]
+        datasets.Dataset.from_list(lines).to_json(f"data/{name}.jsonl")
+    unseen = [{"prompt": f"Who ate {own} plums?", "completion": f"The cook of inn {own}."} for own in "ABCD"]
+    outcome = expunge.unlearn(model, output="run", benchmark="lume", data="data", holdout=unseen, **QUICK)
+    found = outcome.evaluate(max_new_tokens=2)
+    assert (found.benchmark, found["forget/probability"].n) == ("lume", len(FORGET))
+    assert (
+        outcome.evaluate(benchmark="custom", forget=FORGET, max_new_tokens=2, output="own.json").benchmark == "custom"
+    )
+
+
 def test_resume_takes_the_same_texts_and_no_others(model: Path, here: Path) -> None:
     class Broken(expunge.Callback):
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -21,6 +21,7 @@ from expunge.runs.directory import check_new
 from expunge.runs.hub import push
 from expunge.runs.run import Outcome as Written
 from expunge.runs.run import is_writer
+from expunge.runs.settings import run_settings
 from expunge.train import dry_run, loop
 from expunge.train.callbacks import Callback, check_callbacks
 from expunge.train.merge import MergeReport
@@ -49,8 +50,10 @@ class Outcome(Written):
         return write_report([self.output], output, overwrite=overwrite, **options)
 
     def evaluate(self, **settings: Any) -> Evaluation:
-        """Score the run on its own texts; settings as for `expunge.evaluate`."""
-        return evaluate(self.output, **{**_in(self.texts, "forget", "retain", "test", "holdout"), **settings})
+        """Score the run on its own texts, or on its benchmark's; settings as for `expunge.evaluate`."""
+        benchmark = settings.get("benchmark") or run_settings(str(self.output)).benchmark or "custom"
+        own = _in(self.texts, "forget", "retain", "test", "holdout") if benchmark == "custom" else {}
+        return evaluate(self.output, **{**own, **settings})
 
     def merge(self, output: str | Path, **options: Any) -> MergeReport:
         """Write adapter and base as one plain model; options as for `expunge.merge`."""
