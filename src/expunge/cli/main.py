@@ -15,6 +15,7 @@ from typing import TextIO, cast
 
 from expunge.cli import SWITCHES
 from expunge.errors import ConfigError, UserError, outside_cause
+from expunge.utils.files import finite
 from expunge.utils.hardening import no_core_dumps, outline
 from expunge.utils.interrupt import Interruptions
 from expunge.utils.progress import Unread
@@ -96,7 +97,7 @@ def _dispatch(words: list[str], switches: set[str]) -> int:
     out = Output(json="--json" in switches, quiet="--quiet" in switches)
     code = command.run(settings, out)
     if out.json:
-        print(json.dumps(out.results, default=str))
+        print(json.dumps(finite(out.results), default=str, allow_nan=False))
     return code
 
 

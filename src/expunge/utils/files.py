@@ -77,7 +77,7 @@ def write_json(path: Path | str, obj: Any, *, overwrite: bool = False) -> None:
         RunError: As `write_bytes`.
         TypeError: `obj` holds something that JSON has no form for.
     """
-    write_text(path, json.dumps(_finite(obj), indent=2, allow_nan=False) + "\n", overwrite=overwrite)
+    write_text(path, json.dumps(finite(obj), indent=2, allow_nan=False) + "\n", overwrite=overwrite)
 
 
 def append_line(path: Path | str, obj: Any) -> None:
@@ -88,7 +88,7 @@ def append_line(path: Path | str, obj: Any) -> None:
         TypeError: `obj` holds something that JSON has no form for.
     """
     path = Path(path)
-    line = (json.dumps(_finite(obj), allow_nan=False) + "\n").encode("ascii")
+    line = (json.dumps(finite(obj), allow_nan=False) + "\n").encode("ascii")
     with refusal("cannot append to", path):
         if not path.exists():
             note(path)
@@ -217,14 +217,14 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _finite(obj: Any) -> Any:
+def finite(obj: Any) -> Any:
     """The same object with None for floats that are not finite, which JSON has no form for."""
     if isinstance(obj, float):
         return obj if math.isfinite(obj) else None
     if isinstance(obj, dict):
-        return {key: _finite(value) for key, value in obj.items()}
+        return {key: finite(value) for key, value in obj.items()}
     if isinstance(obj, list | tuple):
-        return [_finite(value) for value in obj]
+        return [finite(value) for value in obj]
     return obj
 
 
