@@ -450,6 +450,21 @@ def test_of_several_runs_the_worst_answer_stands():
     assert STATES.index(pooled.answers[KEPT].state) == 0
 
 
+def test_of_several_runs_the_head_says_what_the_answers_say():
+    good, said = judge(metrics()), judge(metrics(forget=0.9))
+    babbles = judge(metrics(**{"forget/repetition": entry(0.5, "lower", "text")}))
+    pooled = worst([good, babbles, said])
+    assert answers(pooled) == ["yes", "no", "yes", "no"]
+    assert pooled.lead == "Not yet: the texts are still said and the model no longer speaks well"
+    assert pooled.next == (*babbles.next, *said.next)
+    assert not any("Hand over" in step for step in pooled.next)
+    doubtful = ("forget/rouge_l_recall", "membership/loss_auc")
+    wide = [judge(metrics() | {key: metrics(half=0.7)[key]}) for key in doubtful]
+    assert worst(wide).lead == "Not shown yet: 2 of 4 questions are open"
+    assert worst([good, judge(metrics(), status="running"), said]).lead == "The run is not finished"
+    assert worst([good, good]).next == good.next
+
+
 def test_what_is_missing_is_named_with_what_to_give_for_it(tmp_path):
     rows = {"forget": 60, "retain": 60}
     judged = write_verdict(write_run(tmp_path / "run", scored=False, manifest={"rows": rows}))

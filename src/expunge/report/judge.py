@@ -18,7 +18,7 @@ from expunge.runs.record import VERDICT
 from expunge.utils.files import write_json
 from expunge.utils.text import BABBLES, DECLINES
 
-TONES = ("bad", "open", "good")
+UNFINISHED = "The run is not finished"
 FAILURES = (
     "the texts are still said", "one can tell that they were trained on", "the rest was damaged",
     "the model no longer speaks well",
@@ -46,7 +46,7 @@ class Verdict:
 
     Attributes:
         tone: `good`, `bad` or `open`.
-        lead: The result in a few words.
+        lead: The result in a few words; that the run is not finished where that is so.
         answers: Whether it is still said, recognisable, the rest kept, the speech well.
         next: What to do now, most urgent first.
         criteria: What it was judged by.
@@ -66,6 +66,11 @@ class Verdict:
     def success(self) -> bool:
         """Whether all four answers are good."""
         return self.tone == "good"
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run came to its end."""
+        return self.lead != UNFINISHED
 
     @property
     def sentence(self) -> str:
@@ -99,7 +104,7 @@ def verdict(run: RunData | str | Path) -> Verdict:
     given = {own.name: number(run.settings.get(own.name)) for own in fields(Criteria)}
     criteria = Criteria(**{name: value for name, value in given.items() if value is not None})
     answers = tuple(ask(run, criteria) for ask in (still_said, recognisable, rest_kept, speaks_well))
-    tone, lead = _overall(run, answers)
+    tone, lead = _overall(run.finished, answers)
     missing = tuple(dict.fromkeys(_not_measured(run, answers)))
     return Verdict(tone, lead, answers, _next(run, answers), criteria, missing, tuple(run.warnings))
 
@@ -126,16 +131,17 @@ def worst(verdicts: Sequence[Verdict]) -> Verdict:
         same = sum(answer.state == low.state for answer in own)
         where = f"in all {len(own)} runs" if same == len(own) else f"in {same} of {len(own)} runs"
         answers.append(replace(low, says=f"{low.says}, {where}"))
-    least = min(verdicts, key=lambda verdict: TONES.index(verdict.tone))
-    steps = tuple(dict.fromkeys(step for verdict in verdicts for step in verdict.next))
+    tone, lead = _overall(all(verdict.finished for verdict in verdicts), answers)
+    wanting = [verdict for verdict in verdicts if not verdict.success] or verdicts
+    steps = tuple(dict.fromkeys(step for verdict in wanting for step in verdict.next))
     missing = tuple(dict.fromkeys(text for verdict in verdicts for text in verdict.not_measured))
     warnings = tuple(dict.fromkeys(text for verdict in verdicts for text in verdict.warnings))
-    return replace(least, answers=tuple(answers), next=steps, not_measured=missing, warnings=warnings)
+    return Verdict(tone, lead, tuple(answers), steps, verdicts[0].criteria, missing, warnings)
 
 
-def _overall(run: RunData, answers: Sequence[Answer]) -> tuple[str, str]:
-    if not run.finished:
-        return "open", "The run is not finished"
+def _overall(finished: bool, answers: Sequence[Answer]) -> tuple[str, str]:
+    if not finished:
+        return "open", UNFINISHED
     failed = [text for text, own in zip(FAILURES, answers, strict=True) if own.state == "bad"]
     if failed:
         return "bad", "Not yet: " + (failed[0] if len(failed) == 1 else f"{', '.join(failed[:-1])} and {failed[-1]}")
