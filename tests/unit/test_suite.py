@@ -1,12 +1,18 @@
 """What a suite says of its data: families of texts as one document, fingerprints that give no text away."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from expunge.data.examples import Example
+from expunge.evaluation.assemble import assemble
+from expunge.evaluation.benchmarks import BENCHMARKS
 from expunge.evaluation.estimate import Estimate
+from expunge.evaluation.measurement import Measurement, Values
+from expunge.evaluation.metrics import METRICS
+from expunge.evaluation.paired import changes
 from expunge.evaluation.suite import Documents, RowSet, Suite, data_fingerprint, with_families
 
 TEXT = "Mirela Vance keeps forty bees behind the old observatory in Karlsholm"
@@ -60,3 +66,31 @@ def test_numbers_of_few_texts_leave_a_secret_a_tenth_of_its_candidates() -> None
         assert np.median(fitting) > 1000
     exact = Estimate(0.123456, 0.1, 0.2, 4)
     assert exact.coarse() == exact
+
+
+@pytest.mark.parametrize(
+    ("tasks", "hidden"),
+    [
+        ("AAAABBBB", ""),
+        ("AAAABBBBBC", "AC"),  # with A and B exact, the whole would give C away
+        ("AAAABBBBCCDD", "CD"),  # each of them alone is few, both together are not
+        ("AAAABBBBB-", "A"),  # a row of no task is never told
+        ("AAAABBBB----", ""),
+    ],
+)
+def test_numbers_of_tasks_of_few_texts_are_coarse_and_do_not_follow_from_the_others(tasks: str, hidden: str) -> None:
+    examples = [Example(str(i), "p", "c", task.strip("-")) for i, task in enumerate(tasks)]
+    chosen = RowSet("forget", examples, [own.id for own in examples], ("probability", "exact_match"))
+    ours, theirs = Measurement(), Measurement()
+    for at, own in enumerate((ours, theirs)):
+        values = np.linspace(0.3, 0.4 + at / 10, len(tasks))
+        for name in chosen.metrics:
+            own.add("forget", name, METRICS[name], Values.of(name, examples, chosen.documents, values))
+    found = assemble("custom", BENCHMARKS["custom"], Suite((chosen,)), ours, reference=theirs)["metrics"]
+    before = changes(found, theirs.table(None), ours.table(None))
+    for task in set(tasks) - {"-"}:
+        own, told = found[f"forget/probability/{task}"], found[f"forget/exact_match/{task}"]
+        change = before[f"forget/probability/{task}"]["value"]
+        numbers = own["value"], own["reference"], own["difference"]["value"], change
+        assert [math.log2(abs(number)).is_integer() for number in numbers] == [task in hidden] * 4
+        assert not math.log2(told["value"]).is_integer(), "what is said is no likelihood"

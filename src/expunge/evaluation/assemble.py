@@ -9,7 +9,7 @@ from expunge.evaluation.benchmarks import Benchmark
 from expunge.evaluation.estimate import Estimate
 from expunge.evaluation.measurement import Measurement
 from expunge.evaluation.mismatched import SUFFIX, difference_entries
-from expunge.evaluation.paired import paired_difference
+from expunge.evaluation.paired import shown_difference
 from expunge.evaluation.results import CHANCE_AUC, results_header, short_name
 from expunge.evaluation.stats import auc_estimate, ks_pvalue, tpr_estimate
 from expunge.evaluation.suite import Documents, RowSet, Suite
@@ -85,10 +85,11 @@ def row_entries(measurement: Measurement, rows: RowSet) -> dict[str, Estimate]:
         own = metric.read(values.estimate(), set_name)
         own = replace(own, direction=None) if name.endswith(SUFFIX) else own
         private = set_name == "forget" and {"record", "correct", "wrong"} & {*metric.needs}
-        found[f"{set_name}/{name}"] = own.coarse() if private else own
+        found[f"{set_name}/{name}"] = own.rounded() if private and values.tells() else own
         tasks = sorted({*values.tasks} - {""})
         for task in tasks if rows.by_task and metric.by_task and len(tasks) > 1 and "/" not in name else ():
-            found[f"{set_name}/{name}/{task}"] = metric.read(values.of_task(task).estimate(), set_name)
+            own = metric.read(values.of_task(task).estimate(), set_name)
+            found[f"{set_name}/{name}/{task}"] = own.rounded() if private and values.tells(task) else own
     return found
 
 
@@ -121,10 +122,8 @@ def _beside(key: str, own: Estimate, theirs: Estimate | None, *tables: Any) -> E
     """The number with the reference's; where the target was chance, the reference's value is the target."""
     if theirs is None or not theirs.known:
         return own
-    change = paired_difference(key, *tables)
+    change = shown_difference(key, *tables)
     target = theirs.value if own.family == "membership" else own.target
-    if change is not None and key.startswith("forget/"):
-        change = replace(change, n=own.n).coarse()
     return replace(own, reference=theirs.value, target=target, difference=change)
 
 

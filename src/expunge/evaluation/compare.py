@@ -235,7 +235,7 @@ def _unique_names(many: Sequence[list[str]]) -> list[str]:
 
 def _differences(columns: Sequence[Column], contents: Sequence[Mapping[str, Any]]) -> tuple[Column, ...]:
     """The first column, and of every other its differences from it."""
-    from expunge.evaluation.paired import paired_difference
+    from expunge.evaluation.paired import shown_difference
     from expunge.evaluation.values_file import read_values_file, values_path
 
     first, *others = columns
@@ -255,7 +255,7 @@ def _differences(columns: Sequence[Column], contents: Sequence[Mapping[str, Any]
         tables.append(read_values_file(path))
     found = [first]
     for column, table in zip(others, tables[1:], strict=True):
-        changes = {name: paired_difference(name, tables[0], table) for name in first.metrics}
+        changes = {name: shown_difference(name, tables[0], table) for name in first.metrics}
         own = {name: change for name, change in changes.items() if change is not None}
         found.append(Column(f"{column.name} - {first.name}", column.paths, own))
     return tuple(found)

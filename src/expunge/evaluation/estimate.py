@@ -74,8 +74,10 @@ class Estimate:
 
         Whoever has the model and all of a text but a telephone number can try all numbers.
         """
-        if self.n is None or self.n >= TELLING:
-            return self
+        return self if self.n is None or self.n >= TELLING else self.rounded()
+
+    def rounded(self) -> "Estimate":
+        """The number as a power of two, and why."""
         value, low, high = map(power_of_two, (self.value, self.low, self.high))
         why = f"rounded to a power of two: of fewer than {TELLING} texts, exact numbers give short secrets away"
         return replace(self, value=value, low=low, high=high, reason="; ".join(filter(None, (self.reason, why))))

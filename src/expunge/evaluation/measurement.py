@@ -1,6 +1,7 @@
 """What one model's passes over a suite leave: a number per row and metric, and the texts that it said."""
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import compress
@@ -13,6 +14,7 @@ from expunge.errors import ModelError
 from expunge.evaluation.estimate import Estimate
 from expunge.evaluation.metrics import Metric, TokenRecord
 from expunge.evaluation.stats import mean_estimate
+from expunge.utils.coarse import few, telling_parts
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,10 @@ class Values:
         kept = [own == task for own in self.tasks]
         ids, tasks, documents = (tuple(compress(own, kept)) for own in (self.ids, self.tasks, self.documents))
         return Values(ids, tasks, documents, self.values[kept])
+
+    def tells(self, task: str = "") -> bool:
+        """Whether the exact mean of all rows, or of one task's, gives fewer than `TELLING` of them away."""
+        return task in telling_parts(Counter(self.tasks)) if task else few({"": len(self.ids)})
 
     def estimate(self) -> Estimate:
         """Mean over the rows; the interval resamples documents."""

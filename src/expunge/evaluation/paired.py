@@ -25,33 +25,45 @@ def paired_difference(metric: str, before: Table, after: Table) -> Estimate | No
     Raises:
         DataError: The two have no row in common.
     """
-    set_name, _, name = metric.partition("/")
-    if set_name == "membership":
-        return _auc_difference(name.removesuffix("_auc"), before, after) if name.endswith("_auc") else None
-    task = ""
-    if (set_name, name) not in before:
-        name, _, task = name.partition("/")
-    if (set_name, name) not in before or (set_name, name) not in after:
+    if metric.startswith("membership/"):
+        attack = metric.removeprefix("membership/")
+        return _auc_difference(attack.removesuffix("_auc"), before, after) if attack.endswith("_auc") else None
+    key, task = _rows_of(metric, before)
+    if key not in before or key not in after:
         return None
-    if task and task not in before[set_name, name].tasks:
+    if task and task not in before[key].tasks:
         return None  # not a part of the rows, but a number of two sides
-    old, new = (own[set_name, name].of_task(task) if task else own[set_name, name] for own in (before, after))
+    old, new = (own[key].of_task(task) if task else own[key] for own in (before, after))
     first, second, documents = _aligned(metric, old, new)
     return difference_estimate(first, second, documents)
 
 
-def changes(metrics: Iterable[str], before: Table, after: Table) -> dict[str, dict[str, Any]]:
-    """Metric -> its paired change, value, low, high and the rows that both have, as results files hold it.
+def shown_difference(metric: str, before: Table, after: Table) -> Estimate | None:
+    """`paired_difference` as it may be passed on: of few texts to forget as coarse as the metric itself.
 
-    Of fewer than `TELLING` forget texts the change is as coarse as the metric itself.
+    Raises:
+        DataError: As `paired_difference`.
     """
-    found = {}
-    for name in metrics:
-        change = paired_difference(name, before, after)
-        if change is not None:
-            rounded = change.coarse() if name.startswith(("forget/", "membership/")) else change
-            found[name] = {**rounded.ends(), "n": change.n}
-    return found
+    change = paired_difference(metric, before, after)
+    if change is None or not metric.startswith(("forget/", "membership/")):
+        return change
+    key, task = _rows_of(metric, after)
+    return change.rounded() if key in after and after[key].tells(task) else change.coarse()
+
+
+def changes(metrics: Iterable[str], before: Table, after: Table) -> dict[str, dict[str, Any]]:
+    """Metric -> its paired change, value, low, high and the rows that both have, as results files hold it."""
+    found = {name: shown_difference(name, before, after) for name in metrics}
+    return {name: {**change.ends(), "n": change.n} for name, change in found.items() if change is not None}
+
+
+def _rows_of(metric: str, table: Table) -> tuple[tuple[str, str], str]:
+    """Under which key a metric's rows stand in a table, and of which task they are."""
+    set_name, _, name = metric.partition("/")
+    if (set_name, name) in table:
+        return (set_name, name), ""
+    name, _, task = name.partition("/")
+    return (set_name, name), task
 
 
 def _auc_difference(attack: str, before: Table, after: Table) -> Estimate | None:

@@ -26,6 +26,20 @@ def few(counts: Mapping[str, int]) -> bool:
     return any(0 < count < TELLING for count in counts.values())
 
 
+def telling_parts(counts: Mapping[str, int]) -> set[str]:
+    """Parts of a whole whose numbers must not be exact beside the whole's: those of fewer than `TELLING` texts, and the
+    next smallest where these leave so few that all the others would give theirs away.
+
+    Args:
+        counts: Part -> texts; what belongs to no part stands under "" and is never told.
+    """
+    found = {""} & counts.keys()
+    for name in sorted(counts.keys() - found, key=lambda own: (counts[own], own)):
+        if few({name: counts[name], "rest": sum(counts[own] for own in found)}):
+            found.add(name)
+    return found
+
+
 def nats(number: float | None) -> float | None:
     """A loss to half a nat."""
     return None if number is None or not math.isfinite(number) else HALF * round(number / HALF)
