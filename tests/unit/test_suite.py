@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,8 +13,11 @@ from expunge.evaluation.benchmarks import BENCHMARKS
 from expunge.evaluation.estimate import Estimate
 from expunge.evaluation.measurement import Measurement, Values
 from expunge.evaluation.metrics import METRICS
-from expunge.evaluation.paired import changes
+from expunge.evaluation.paired import changes, paired_difference
 from expunge.evaluation.suite import Documents, RowSet, Suite, data_fingerprint, with_families
+from expunge.evaluation.values_file import write_values
+from expunge.report.run_data import read_values
+from expunge.utils.text import numbered
 
 TEXT = "Mirela Vance keeps forty bees behind the old observatory in Karlsholm"
 
@@ -94,3 +98,21 @@ def test_numbers_of_tasks_of_few_texts_are_coarse_and_do_not_follow_from_the_oth
         numbers = own["value"], own["reference"], own["difference"]["value"], change
         assert [math.log2(abs(number)).is_integer() for number in numbers] == [task in hidden] * 4
         assert not math.log2(told["value"]).is_integer(), "what is said is no likelihood"
+
+
+def test_rows_that_share_an_id_are_compared_each_with_itself(tmp_path: Path) -> None:
+    """Data whose ids name documents, with several rows about each."""
+    examples = [Example(own, f"p{i}", "c") for i, own in enumerate(("d1", "d1", "d2", "d2"))]
+    labels = [own.id for own in examples]
+    told = {("forget", "key_fact"): Values.of("key_fact", examples, labels, [1.0, 0.0, 1.0, 0.0])}
+    change = paired_difference("forget/key_fact", told, told)
+    assert change is not None
+    assert (change.value, change.n) == (0.0, 4)
+    some = Values.of("key_fact", examples, labels, [None, 0.0, None, 0.0])  # as of those with a partner alone
+    change = paired_difference("forget/key_fact", {("forget", "key_fact"): some}, told)
+    assert change is not None
+    assert (change.value, change.n) == (0.0, 2)
+    write_values(tmp_path / "r.parquet", told)
+    (values,) = read_values(tmp_path / "r.parquet").values()
+    assert values == {"d1": 1.0, "d1 (2)": 0.0, "d2": 1.0, "d2 (2)": 0.0}
+    assert numbered(["a", "a (2)", "a", "a"]) == ("a", "a (2)", "a (3)", "a (4)")

@@ -15,6 +15,7 @@ from expunge.evaluation.estimate import Estimate
 from expunge.evaluation.metrics import Metric, TokenRecord
 from expunge.evaluation.stats import mean_estimate
 from expunge.utils.coarse import few, telling_parts
+from expunge.utils.text import numbered
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Values:
     """One metric on the rows of a set that have it.
 
     Attributes:
-        ids: Ids of the rows.
+        ids: Ids of the rows; those that the data repeats are numbered, so that each names one row.
         tasks: Their tasks.
         documents: What each row is about.
         values: float64 `(rows,)`, all finite.
@@ -32,6 +33,9 @@ class Values:
     tasks: tuple[str, ...]
     documents: tuple[str, ...]
     values: NDArray[np.float64]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "ids", numbered(self.ids))
 
     @classmethod
     def of(
@@ -50,8 +54,9 @@ class Values:
                 f"{what} is no finite number on {broken} of {len(array)} rows: this model's outputs are broken, or "
                 "--dtype float32 is needed"
             )
+        ids = numbered(example.id for example in examples)  # before rows are left out: the same in every metric
         return cls(
-            tuple(examples[i].id for i in kept),
+            tuple(ids[i] for i in kept),
             tuple(examples[i].task for i in kept),
             tuple(documents[i] for i in kept),
             array,

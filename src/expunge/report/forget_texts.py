@@ -2,12 +2,17 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from expunge.data.examples import Example, parse_columns, read_examples
 from expunge.errors import DataError
-from expunge.evaluation.predictions import read_any
+from expunge.evaluation.predictions import Prediction, read_any
 from expunge.report.run_data import RunData
 from expunge.train.sets import benchmark_sets
+from expunge.utils.text import numbered
+
+Named = TypeVar("Named", Example, Prediction)
+"""What has an id."""
 
 
 @dataclass(frozen=True)
@@ -38,23 +43,28 @@ def shown_examples(run: RunData, count: int) -> list[Shown]:
     Raises:
         DataError: The run's forget texts are not where they were, or cannot be read.
     """
-    rows = _forget(run)
+    rows = _named(_forget(run))
     losses = run.values.get("after", {}).get(("forget", "nll"), {})
-    rows = sorted(rows, key=lambda row: losses.get(row.id, float("inf")))[:count]
+    ids = sorted(rows, key=lambda own: losses.get(own, float("inf")))[:count]
     said = {}
     for folder in sorted(run.path.glob("predictions*")):
         name = folder.name.removeprefix("predictions").strip("_-.") or "after"
-        said[name] = {row.id: row.model_output.strip() for row in read_any(folder).forget}
+        said[name] = {own: row.model_output.strip() for own, row in _named(read_any(folder).forget).items()}
     return [
         Shown(
             run.name,
-            row.id,
-            _prompt(row),
-            row.completion,
-            {name: answers[row.id] for name, answers in said.items() if row.id in answers},
+            own,
+            _prompt(rows[own]),
+            rows[own].completion,
+            {name: answers[own] for name, answers in said.items() if own in answers},
         )
-        for row in rows
+        for own in ids
     ]
+
+
+def _named(rows: Sequence[Named]) -> dict[str, Named]:
+    """The rows by their ids, as results name them."""
+    return dict(zip(numbered(row.id for row in rows), rows, strict=True))
 
 
 def _forget(run: RunData) -> Sequence[Example]:

@@ -2,6 +2,7 @@
 
 import math
 import unicodedata
+from collections.abc import Iterable
 
 UNSEEN_TEXTS = (
     "16 or more texts of the same kind that the model has never seen, such as ones written after its training, or the "
@@ -29,6 +30,19 @@ def printable(text: str, keep: str = "\n\t") -> str:
         char if char in keep or unicodedata.category(char) not in STEERING else char.encode("unicode_escape").decode()
         for char in text
     )
+
+
+def numbered(names: Iterable[str]) -> tuple[str, ...]:
+    """The names, each that stood before once more with its number behind it, so that no two are equal: `a`, `a (2)`."""
+    times: dict[str, int] = {}
+    found: dict[str, None] = {}
+    for name in names:
+        own = name
+        while own in found:
+            times[name] = times.get(name, 1) + 1
+            own = f"{name} ({times[name]})"
+        found[own] = None
+    return tuple(found)
 
 
 def show_number(value: float | None) -> str:
