@@ -9,7 +9,7 @@ from torch import Tensor
 
 from expunge.data.tokenize import TokenizedExample
 from expunge.losses.batch import TokenBatch
-from expunge.model.layers import captured_states, decoder_layers
+from expunge.model.layers import captured_states
 from expunge.model.load import LoadedModel
 from expunge.model.logps import final_states, lay_out
 from expunge.model.packing import send
@@ -67,7 +67,7 @@ def collate(
     sides: Mapping[str, SideRows],
     chosen: Mapping[str, Sequence[int]],
     counts: Mapping[str, Counts],
-    layer: int | None = None,
+    layer: torch.nn.Module | None = None,
 ) -> dict[str, TokenBatch]:
     """Lay the rows of a micro-batch out, pass them through the policy, and gather what predicts their targets.
 
@@ -85,7 +85,7 @@ def collate(
     rows = [(name, sides[name].rows[index]) for name in names for index in chosen[name]]
     batch = lay_out(loaded, [row.input_ids for _, row in rows])
     index = send(_target_index(rows, batch.starts, sides), loaded.device)
-    with captured_states(None if layer is None else decoder_layers(loaded.base)[layer]) as captured:
+    with captured_states(layer) as captured:
         states = final_states(loaded, batch)
     positions, sequence, completion = index
     targets = batch.flat_ids[positions]

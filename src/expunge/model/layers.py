@@ -1,7 +1,7 @@
 """The repeated layers of a transformer: how they are computed, and what comes out of one of them."""
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -20,16 +20,29 @@ def decoder_layers(model: torch.nn.Module) -> list[torch.nn.Module]:
     return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
 
 
-def inner_layer(model: torch.nn.Module, wanted: int) -> int:
-    """The number of a layer; of one that is below 0 that after the first fourth of them.
+def inner_layer(model: torch.nn.Module, wanted: int, forward: Callable[[], object]) -> torch.nn.Module:
+    """The layer whose output a loss reads.
+
+    Args:
+        model: A model with an adapter.
+        wanted: Its number among the layers that text comes to, from 0; below 0: that after the first fourth of them.
+        forward: A forward pass of the model, with gradients.
 
     Raises:
-        ConfigError: The model has no such layer.
+        ConfigError: There is no such layer, or nothing of the adapter stands before its output.
     """
-    depth = len(decoder_layers(model))
-    if wanted >= depth:
-        raise ConfigError(f"--loss-args layer={wanted}: the model has {depth} layers that can be told apart, from 0")
-    return depth // 4 if wanted < 0 else wanted
+    with ExitStack() as stack:
+        states = {layer: stack.enter_context(captured_states(layer)) for layer in decoder_layers(model)}
+        forward()
+    layers = [layer for layer, found in states.items() if found]
+    if not layers:
+        raise ConfigError("--loss: it reads an inner layer, and this architecture's layers cannot be told apart")
+    if wanted >= len(layers):
+        raise ConfigError(f"--loss-args layer={wanted}: the model has {len(layers)} layers, from 0")
+    number = len(layers) // 4 if wanted < 0 else wanted
+    if not states[layers[number]][0].requires_grad:
+        raise ConfigError(f"--loss-args layer={number}: no part of the adapter stands before its output")
+    return layers[number]
 
 
 def recompute_layers(model: PreTrainedModel) -> None:

@@ -89,8 +89,7 @@ class Trainer:
             modules=config.target_modules,
             seed=config.seed,
         )
-        wanted = int(getattr(self.loss, "layer", -1))
-        self.layer = inner_layer(self.loaded.base, wanted) if "hidden" in self.loss.needs else None
+        self.layer = self._inner_layer() if "hidden" in self.loss.needs else None
         if config.gradient_checkpointing:
             recompute_layers(self.loaded.base)
         self.packed = self.loaded.packs([len(row) for side in self.sides.values() for row in side.rows])
@@ -98,6 +97,10 @@ class Trainer:
         self.parameters = self.adapter.parameters
         self.weights = [self.adapter.weights.data]
         self.average = MovingAverage(self.weights, config.ema_steps)
+
+    def _inner_layer(self) -> torch.nn.Module:
+        wanted = int(getattr(self.loss, "layer", -1))
+        return inner_layer(self.loaded.base, wanted, lambda: final_states(self.loaded, lay_out(self.loaded, [[0]])))
 
     def _rows(self) -> dict[str, list[TokenizedExample]]:
         """The rows that are counted in steps: each forget row once, in whatever form it is trained on."""
