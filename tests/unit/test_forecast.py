@@ -84,6 +84,12 @@ def test_short_runs_and_runs_without_retain_terms(folder, settings):
     assert predicted.timed_steps >= 1
 
 
+def test_epochs_that_are_left_to_the_run_in_so_many_words_are_not_given(folder):
+    own = {"output": str(folder / "other"), "recipe": "npo"}
+    assert 100 <= forecast(config(folder, epochs=None, **own)).steps < 110
+    assert forecast(config(folder, **own)).steps < 20
+
+
 def test_the_forecast_says_where_the_reference_goes(folder, monkeypatch):
     other = config(folder, output=str(folder / "other"), max_steps=2)
     in_memory = forecast(other)

@@ -238,6 +238,7 @@ def test_a_run_has_its_steps_whatever_the_size_of_the_forget_set() -> None:
     assert few.epochs > 14
     assert make_plan(settings(recipe="npo", tokens_per_step=200, min_steps=0), sides).epochs == 14
     assert make_plan(settings(recipe="default", tokens_per_step=200), sides).num_steps >= 500
+    assert make_plan(settings(recipe="default", tokens_per_step=200, min_steps=800), sides).num_steps >= 800
     counted = make_plan(settings(recipe="default", tokens_per_step=200, epochs=3, min_steps=0), sides)
     assert counted.epochs == 3
 

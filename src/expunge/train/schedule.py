@@ -37,7 +37,7 @@ def make_plan(
     """The steps of a run over its rows of `forget`, `retain` and `instead`, and replay texts once these are written."""
     stops_early = config.eval_every != 0
     epochs = config.epochs or (MOST_EPOCHS if stops_early else EPOCHS)
-    least = MOST_STEPS if stops_early and config.epochs is None else config.min_steps
+    least = max(config.min_steps, MOST_STEPS if stops_early and config.epochs is None else 0)
     return Plan(
         [len(row) for row in sides["forget"]],
         [len(row) for row in sides.get("retain", ())],

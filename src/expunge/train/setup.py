@@ -344,7 +344,7 @@ def _resolve(
     hidden = loaded.base.config.get_text_config().hidden_size
     reference = BOUNDED_RATE if config.loss == "target_kl" else REFERENCE_RATE
     rate = config.learning_rate or reference * min(1.0, REFERENCE_WIDTH / hidden)
-    counted = config.is_given("epochs")
+    counted = config.is_given("epochs") and config.epochs is not None
     found: dict[str, Any] = {"prompt_format": measured.chosen.style, "dtype": str(loaded.dtype).removeprefix("torch.")}
     return replace(
         config,
