@@ -1,7 +1,7 @@
 """The one schema: recipes, ranges, groups, and one name for a setting everywhere."""
 
 import re
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
@@ -48,6 +48,20 @@ def test_without_unseen_texts_nothing_steers_and_what_was_given_stands() -> None
     assert other.is_given("kl_weight")
     assert not other.is_given("loss")
     assert first.eval_every is None, "the first is as it was"
+
+
+@pytest.mark.parametrize("recipe", ["default", "npo"])
+def test_settings_are_changed_without_those_that_were_left_to_the_recipe(recipe: str) -> None:
+    first = UnlearnConfig(model="m", forget="f.jsonl", output="run", recipe=recipe)
+    first.validate()
+    other = first.changed(epochs=3)
+    other.validate()
+    assert other == UnlearnConfig(model="m", forget="f.jsonl", output="run", recipe=recipe, epochs=3)
+    assert other.is_given("epochs")
+    assert not other.is_given("retain_weight")
+    every = replace(first, epochs=3)  # gives them all
+    every.validate()
+    assert every == other
 
 
 def test_parameters_of_a_loss_may_be_a_mapping() -> None:
@@ -135,6 +149,7 @@ def test_values_out_of_range_are_refused_by_their_flag(name: str, value: Any) ->
     assert "\n" not in str(error.value)
 
 
+BENCHMARK = {"benchmark": "semeval", "data": "d", "forget": None, "retain": None}
 CONTRADICTIONS: list[tuple[dict[str, Any], str]] = [
     ({"overwrite": True, "resume": True}, "--overwrite and --resume"),
     ({"from_manifest": "m.json", "resume": True}, "--from-manifest and --resume"),
@@ -145,6 +160,10 @@ CONTRADICTIONS: list[tuple[dict[str, Any], str]] = [
     ({"split": "train"}, "--split train: is for a --benchmark alone"),
     ({"context_tokens": 2048}, "--context-tokens 2048: must be below 2048, the longest row"),
     ({"context_tokens": 24, "max_length": 24}, "--context-tokens 24: must be below 24, the longest row"),
+    ({"test": "t.jsonl", "retain_test": 0.2}, "--test and --retain-test 0.2: both say"),
+    (BENCHMARK | {"test": "t.jsonl", "retain_test": 0.2}, "--test and --retain-test 0.2: both say"),
+    ({"retain": None, "retain_weight": 3.0}, "--retain-weight 3.0: there is no --retain"),
+    ({"retain": None, "recipe": "npo", "kl_weight": 3.0}, "--kl-weight 3.0: there is no --retain"),
     ({"eval_every": 5}, "--eval-every 5: it needs texts that the model has never seen"),
 ]
 

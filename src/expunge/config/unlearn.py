@@ -240,7 +240,8 @@ class UnlearnConfig(
 ):
     """Everything that an unlearning run depends on; the recipe's values stand where none is given.
 
-    Attributes are those of the groups.
+    Attributes are those of the groups. `changed` leaves to the recipe what was left to it; `dataclasses.replace` gives
+    all settings.
     """
 
     def __new__(cls, **given: Any) -> "UnlearnConfig":
@@ -263,6 +264,10 @@ class UnlearnConfig(
         """Whether a setting was given, rather than taken from the recipe or left at its default."""
         return name in self.__dict__["given"]
 
+    def changed(self, **given: Any) -> "UnlearnConfig":
+        """The settings with others in place of some."""
+        return UnlearnConfig(**{**self.__dict__["given"], **given})
+
     @property
     def criteria(self) -> Criteria:
         """When the run counts as a success."""
@@ -270,13 +275,13 @@ class UnlearnConfig(
 
     def without_retain(self) -> "UnlearnConfig":
         """The settings of a run without texts to keep: no retain terms, and replay texts."""
-        own = {"retain_weight": 0.0, "kl_weight": 0.0}
-        replay = {} if self.replay_weight else {"replay_weight": DEFAULT["replay_weight"]}
-        return UnlearnConfig(**{**replay, **self.__dict__["given"], **own})
+        replayed = self.replay_weight or self.is_given("replay_weight")
+        replay = {} if replayed else {"replay_weight": DEFAULT["replay_weight"]}
+        return self.changed(retain_weight=0.0, kl_weight=0.0, **replay)
 
     def without_unseen(self) -> "UnlearnConfig":
         """The settings of a run that no unseen texts steer: no evaluation steps, a set number of epochs."""
-        return UnlearnConfig(**{**self.__dict__["given"], "eval_every": 0})
+        return self.changed(eval_every=0)
 
     @property
     def test_share(self) -> float:
@@ -328,15 +333,16 @@ class UnlearnConfig(
         yield named or not self.split, f"--split {self.split}: is for a --benchmark alone"
         yield named or bool(self.forget), "--forget is missing: give the file of texts to forget"
         yield (
-            named or not (self.test and self.retain_test),
+            not (self.test and self.retain_test),
             f"--test and --retain-test {self.retain_test}: both say which texts to test on: choose one",
         )
         if not (named or self.retain):
             yield self.recipe != "paper", "--recipe paper holds the model by texts to keep alone: --retain is missing"
             yield not self.retain_test, f"--retain-test {self.retain_test}: there is no --retain to take it from"
             for name in ("retain_weight", "kl_weight"):
-                value = getattr(self, name) if self.is_given(name) else 0
-                yield not value, f"{flag(name)} {value}: there is no --retain that it could weigh"
+                value = getattr(self, name)
+                left = value in (0, RECIPES[self.recipe].get(name, DEFAULT[name]))
+                yield left, f"{flag(name)} {value}: there is no --retain that it could weigh"
         yield (
             not self.eval_every or named or bool(self.holdout),
             f"--eval-every {self.eval_every}: it needs texts that the model has never seen: give --holdout",
