@@ -145,6 +145,10 @@ def test_from_texts_in_memory_to_a_merged_model(model: Path, here: Path) -> None
 
     assert outcome.report() == Path("run/report.html")
     assert outcome.verdict.answers
+    with pytest.raises(ConfigError, match="--dtype auto: must be one of float32, bfloat16, float16"):
+        outcome.merge("merged", dtype="auto")
+    with pytest.raises(ConfigError, match="--dtype float16: must be one of auto, float32"):
+        outcome.load(dtype="float16")
     assert outcome.merge("merged").output == Path("merged")
     assert isinstance(outcome.load(device="cpu")[0], PeftModel)
     assert b"Zarquon" not in everything(Path("run")) + everything(Path("merged"))

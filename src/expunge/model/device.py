@@ -3,13 +3,16 @@
 import ctypes
 import os
 import sys
+from collections.abc import Sequence
 
 import torch
 
-from expunge.errors import ModelError
+from expunge.errors import ConfigError, ModelError
 
 CACHED_KERNELS = 128
 """Compiled bf16 products that are kept on the CPU, one per shape: more than one forward and backward pass needs."""
+COMPUTED, STORED = ("float32", "bfloat16", "float64"), ("float32", "bfloat16", "float16")
+"""Names of the dtypes that products run in, and of those that weights are written in."""
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # names of glibc's malloc.h
 
 
@@ -34,14 +37,35 @@ def pick_device(name: str = "auto") -> torch.device:
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The compute dtype that a `--dtype` value means: `auto` is bfloat16 where the hardware multiplies it."""
+    """The compute dtype that a `--dtype` value means: `auto` is bfloat16 where the hardware multiplies it.
+
+    Raises:
+        ConfigError: It means none.
+    """
     if name != "auto":
-        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}[name]
+        return dtype_of(name, COMPUTED, "auto")
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return torch.bfloat16 if native else torch.float32
+
+
+def dtype_of(name: str, names: Sequence[str], *others: str) -> torch.dtype:
+    """The dtype of a `--dtype` value.
+
+    Args:
+        name: The value.
+        names: Those that are a dtype here.
+        others: What the caller takes beside them, for the message.
+
+    Raises:
+        ConfigError: It is none of `names`.
+    """
+    if name not in names:
+        raise ConfigError(f"--dtype {name}: must be one of {', '.join([*others, *names])}")
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
 
 
 def settle_cpu_memory() -> None:

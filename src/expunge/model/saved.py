@@ -241,6 +241,7 @@ def load_unlearned(
         trust_remote_code: Run code that comes with the model.
 
     Raises:
+        ConfigError: `dtype` is none of those.
         ModelError: Base or adapter cannot be loaded or do not fit each other.
     """
     own = source_of(str(adapter_folder(run)))

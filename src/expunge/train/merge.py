@@ -13,6 +13,7 @@ from torch import Tensor
 from expunge.config import UnlearnConfig
 from expunge.data.tokenize import TokenizedExample
 from expunge.errors import ModelError, RunError
+from expunge.model.device import STORED, dtype_of
 from expunge.model.export import export
 from expunge.model.files import weight_headers
 from expunge.model.load import LoadedModel, load_model
@@ -97,18 +98,18 @@ def merge(
         trust_remote_code: Run code that comes with the model.
 
     Raises:
+        ConfigError: `dtype` is none of those.
         RunError: `run` is not a finished run, or not what its manifest says, or `output` exists.
         ModelError: The sums are another model.
         DataError: The run's data files are gone; without them nothing can be checked.
     """
-    run = str(run)
+    run, wanted = str(run), None if dtype is None else dtype_of(dtype, STORED)
     config = run_settings(run, forget=forget, retain=retain)
     target = Path(output)
     _check_output(target, run, config, overwrite=overwrite)
     files_before = model_state(config.model)
     manifest = _check_run(run, config)
     sets = read_sets(replace(config, test=None, retain_test=config.test_share, holdout=None, instead=None))
-    wanted = None if dtype is None else _dtype(dtype)
     loaded = load_model(
         config.model,
         dtype="float32",
@@ -184,10 +185,6 @@ def _judge(losses: Mapping[str, float]) -> str:
     if abs(off) > LOST * rise:
         return f"the merged model's loss is off by {off:+.3g} nats, more than {LOST:.0%} of the rise of {rise:.3g}"
     return ""
-
-
-def _dtype(name: str) -> torch.dtype:
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
 
 
 def _dtypes(folder: Path) -> str:
