@@ -12,7 +12,7 @@ from workspace import FORGET, write_jsonl
 
 from expunge.cli.main import main
 from expunge.data.examples import read_examples
-from expunge.data.holdout import without_selection
+from expunge.data.holdout import example_hashes, keyed_hashes, without_selection
 
 MANY = [{**row, "id": f"{row['id']}-{i}", "input": f"{row['input']} ({i})"} for i in range(5) for row in FORGET]
 UNSEEN = [
@@ -199,6 +199,40 @@ def test_what_cannot_be_used_is_refused_and_changes_nothing(run, work, expunge, 
     assert told.err.count("\n") == 1
     assert (run / "adapter" / "adapter_config.json").read_bytes() == before
     assert not (run / "calibration.json").exists()
+
+
+def test_other_texts_than_those_of_the_run_are_refused(run, work, expunge):
+    """Also those that are only tested on: their losses stand in the manifest beside those of before."""
+    inns = [{"input": f"What is inn {i} of Saltmarsh?"} for i in range(4)]
+    for name, rows in (("test", inns), ("instead", FORGET)):
+        for prefix, answer in (("", "It is an old one."), ("other-", "Nobody says.")):
+            write_jsonl(work / f"{prefix}{name}.jsonl", [{**row, "output": answer} for row in rows])
+    command = (
+        "unlearn", "--model", "model", "--forget", "many.jsonl", "--retain", "retain.jsonl", "--holdout",
+        "unseen.jsonl", "--recipe", "npo", "--max-steps", "1", "--dtype", "float32", "--lora-rank", "2",
+        "--test", "test.jsonl", "--instead", "instead.jsonl", "--output", "both",
+    )  # fmt: skip
+    assert expunge(*command).code == 0
+    for name in ("test", "instead"):
+        told = expunge("calibrate", "--run", "both", f"--{name}", f"other-{name}.jsonl")
+        assert told.code == 2, told.err
+        assert f"--{name} other-{name}.jsonl: these are not the {name} texts" in told.err
+    told = expunge("calibrate", "--run", "both", "--test", "test.jsonl")
+    assert told.code == 0, told.err
+
+
+def test_unseen_texts_that_have_all_steered_have_no_loss(run, expunge):
+    def losses():
+        return json.loads((run / "manifest.json").read_text())["loss_nats_per_completion_token"]
+
+    assert "holdout" in losses()
+    assert expunge("calibrate", "--run", "run").code == 0
+    record = json.loads((run / "calibration.json").read_text())
+    hashes = keyed_hashes(example_hashes(read_examples("unseen.jsonl")))
+    (run / "calibration.json").write_text(json.dumps(record | {"selection_hmac": hashes}))
+    told = expunge("calibrate", "--run", "run")
+    assert told.code == 0, told.err
+    assert "holdout" not in losses()
 
 
 def test_a_damaged_record_is_refused(run, expunge):

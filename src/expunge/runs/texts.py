@@ -33,9 +33,10 @@ def other_texts(
     for name, own in rows.items():
         then = str(manifest["data"].get(name))
         if of_this_key(then) and then != keyed(hash_rows(own)):
+            given = "retain" if name == "test" and not settings.test else name  # of which a part is tested on
             yield (
-                f"--{name} {getattr(settings, name) or settings.data}: these are not the {name} texts that the run was "
-                "made with, or its tokenizer reads them in another way: give those"
+                f"--{given} {getattr(settings, given) or settings.data}: these are not the {name} texts that the run "
+                "was made with, or its tokenizer reads them in another way: give those"
             )
 
 

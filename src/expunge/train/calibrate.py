@@ -94,7 +94,7 @@ def _calibrate(config: CalibrateConfig, settings: UnlearnConfig, reporter: Repor
         attach_adapter(loaded, config.run, alphas)
     trained: Any = loaded.model.peft_config["default"]  # a LoraConfig
     rows = {name: run_rows(settings, loaded.tokenizer, getattr(sets, name)) for name in SETS}
-    check_texts(manifest, settings, {name: rows[name] for name in ("forget", "retain")})
+    check_texts(manifest, settings, {name: own for name, own in rows.items() if name != "holdout"})
     hashes, halves = split_off(judged, sets.retain, loaded.tokenizer)
     looked_at = sorted({*keyed_hashes(hashes), *(earlier["selection_hmac"] if earlier else ())})
     members, nonmembers = (run_rows(settings, loaded.tokenizer, own) for own in halves)
@@ -120,9 +120,9 @@ def _with_losses(
     scale: float,
     reporter: Reporter,
 ) -> dict[str, Any]:
-    """The manifest with the losses at another scale."""
+    """The manifest with the losses at another scale; a set of which all texts have steered the adapter has none."""
     losses = manifest["loss_nats_per_completion_token"]
-    told = {name: rows[name] for name in losses}
+    told = {name: rows[name] for name in losses if rows[name]}
     assert isinstance(loaded.model, PeftModel)
     unseen = {name: texts for name, texts in told.items() if name == "holdout"}  # other ones than before, perhaps
     with reporter.working("losses before and after"):
@@ -131,8 +131,8 @@ def _with_losses(
         set_scale(loaded.model, scale)
         after = mean_losses(loaded, told)
     _tell(losses["forget"], after["forget"], reporter)
-    texts = {name: len(told[name]) for name in losses}
-    found = {name: {"before": before[name], "after": after[name]} for name in losses}
+    texts = {name: len(own) for name, own in told.items()}
+    found = {name: {"before": before[name], "after": after[name]} for name in told}
     manifest |= {"loss_nats_per_completion_token": coarse.losses(found, texts), "loss_texts": texts}
     return manifest
 
