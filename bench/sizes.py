@@ -44,11 +44,11 @@ def batches_of(model: str, split: str, recipe: str, context: int) -> list[list[l
     config = UnlearnConfig(model=model, recipe=recipe, context_tokens=context, device="cpu", dtype="float32")
     unseen = sides["forget"][:1] if recipe == "default" else []
     trainer = Trainer(prepared_for(config, load_model(model, dtype="float32", device="cpu"), sides, unseen=unseen))
-    trainer.packed, trainer.most_tokens = True, MICRO_BATCH_TOKENS["cuda"]
     wanted = replay_tokens(config, sides["forget"], trainer.num_steps / trainer.plan.steps_per_epoch)
     trainer.set_replay(
         [TokenizedExample(f"replay-{n}", [5] * (NEW_TOKENS + 1), 1) for n in range(wanted // NEW_TOKENS)]
     )
+    trainer.packed, trainer.most_tokens = True, MICRO_BATCH_TOKENS["cuda"]
     return [row_lengths(trainer, step) for step in islice(trainer.plan.steps(), trainer.num_steps)]
 
 

@@ -247,3 +247,19 @@ def test_who_trains_on_texts_after_others(
     run.compute_reference(told)
     assert (run.contexts.tokens if run.contexts else 0) == tokens
     assert [line.startswith(says) for line in told.lines if line.startswith("contexts")] == ([True] if says else [])
+
+
+def test_rows_share_sequences_only_where_they_do_after_other_texts_too(tmp_path: Path) -> None:
+    """On the CPU, rows within the window of eight tokens do."""
+    folder, rows = save_tiny(tmp_path, "gemma3"), made_up(4, longest=9)
+
+    def trainer(tokens: int) -> Trainer:
+        return Trainer(prepared(folder, forget=rows, retain=rows, context_tokens=tokens))
+
+    assert trainer(0).packed
+    assert not trainer(9).packed
+    replayed = trainer(0)
+    replayed.set_replay(rows)
+    assert replayed.packed
+    replayed.set_replay(made_up(4, longest=30))
+    assert not replayed.packed

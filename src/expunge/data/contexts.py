@@ -46,6 +46,10 @@ class Contexts:
         bos = tokenizer.bos_token_id if begun else None  # else it may be what a chat's turns begin with
         return cls([text for text in texts if text], bos, special, tokens, max_length)
 
+    def longest(self, row: TokenizedExample) -> int:
+        """Tokens of the row after as many others as may stand before it."""
+        return max(len(row), min(len(row) + 2 * self.tokens - 1, self.max_length))
+
     def drawn(self, row: TokenizedExample, seed: str) -> TokenizedExample:
         """The row alone or after other texts."""
         return row if random.Random(f"{seed} alone").random() < SHARE_ALONE else self.before(row, seed)

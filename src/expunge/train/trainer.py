@@ -92,11 +92,16 @@ class Trainer:
         self.layer = self._inner_layer() if "hidden" in self.loss.needs else None
         if config.gradient_checkpointing:
             recompute_layers(self.loaded.base)
-        self.packed = self.loaded.packs([len(row) for side in self.sides.values() for row in side.rows])
+        self.packed = self._packs()
         self.adapter = FlatAdapter(self.loaded)
         self.parameters = self.adapter.parameters
         self.weights = [self.adapter.weights.data]
         self.average = MovingAverage(self.weights, config.ema_steps)
+
+    def _packs(self) -> bool:
+        """Whether the rows of every step share sequences, after other texts, too."""
+        after = map(self.contexts.longest, self.sides["forget"].rows) if self.contexts else ()
+        return self.loaded.packs([*(len(row) for side in self.sides.values() for row in side.rows), *after])
 
     def _inner_layer(self) -> torch.nn.Module:
         wanted = int(getattr(self.loss, "layer", -1))
@@ -165,6 +170,7 @@ class Trainer:
             self.sides["replay"] = SideRows(rows, "all")
         self.plan = make_plan(self.config, self._rows(), rows)
         self.contexts = contexts_of(self.prepared, rows)
+        self.packed = self._packs()
 
     @property
     def _written(self) -> list[TokenizedExample]:
@@ -208,6 +214,7 @@ class Trainer:
                 forget.values["target_nll"] = target_values(self.prepared, self._written, self.processes, reporter)
                 forget.guessed = self.config.origin is None
                 self.contexts, forget.ratio = settled(self.contexts, self.prepared, self.processes, reporter)
+            self.packed = self._packs()
 
     def sides_of(self, step: Step) -> dict[str, SideRows]:
         """The sides as a step sees them: some of its forget rows after other texts."""
