@@ -252,6 +252,25 @@ def all_decline() -> None:
     module.refuses = refuses
 
 
+def first_has_a_callback() -> None:
+    """A callback of the first process alone, as of a progress bar, asks the run to end after its third step."""
+    from expunge.train.callbacks import Callback, TrainControl, TrainState
+
+    class Ends(Callback):
+        def on_step_end(self, args: Any, state: TrainState, control: TrainControl, **kwargs: Any) -> None:
+            control.should_training_stop = state.global_step == 3
+
+    loop = import_module("expunge.train.loop")
+    train = loop.train
+
+    def with_callback(trainer: Any, evaluation: Any, run: Any, reporter: Any, callbacks: Any, advise: Any) -> int:
+        callbacks.given = [Ends()]
+        return int(train(trainer, evaluation, run, reporter, callbacks, advise))
+
+    if rank() == 0:
+        loop.train = with_callback
+
+
 def one_gets_a_signal() -> None:
     """One process is asked to stop during the third step."""
     if rank() == 1:

@@ -127,6 +127,13 @@ def test_what_the_first_refuses_ends_the_others(folder: Path) -> None:
     assert "process 0 failed" in ends[1].err
 
 
+def test_a_callback_of_one_ends_all_after_the_same_step(folder: Path) -> None:
+    ends = launch(2, folder, *COMMAND, "--output", "many", prepare="first_has_a_callback")
+
+    assert [end.code for end in ends] == [0, 0], ends
+    assert len((folder / "many/metrics.jsonl").read_text().splitlines()) == 3
+
+
 def test_a_signal_to_one_stops_all_after_the_same_step_and_they_go_on(folder: Path) -> None:
     ends = launch(2, folder, *COMMAND, "--output", "many", prepare="one_gets_a_signal")
 

@@ -13,6 +13,7 @@ from expunge.config import UnlearnConfig
 from expunge.data.tokenize import TokenizedExample
 from expunge.errors import ConfigError, DataError, ModelError
 from expunge.train import targets
+from expunge.train.loop import run_facts
 from expunge.train.setup import prepare
 from expunge.train.targets import target_nlls
 from expunge.train.trainer import Trainer
@@ -253,3 +254,12 @@ def test_no_text_is_taught(models: Path, origin: bool) -> None:
     (line,) = [line for line in told.lines if "nothing to forget" in line]
     assert line.startswith(f"{unknown[True]} of 12 texts")
     assert line in told.warned
+
+
+def test_all_texts_that_give_targets_are_a_part_of_what_a_run_is(models: Path) -> None:
+    """Those of a benchmark are in no other set, and those too short for membership in neither half of it."""
+    unseen, short = made_up(4, 2), made_up(2, 3)
+    run = prepared(models / "model", forget=made_up(4), retain=made_up(3, 1), unseen=unseen, loss="target_kl")
+    assert run.selection is not None
+    run.selection = replace(run.selection, unseen=[*unseen, *short])
+    assert run_facts(run, Trainer(run)).rows["selection"] == [*run.selection.members, *unseen, *short]

@@ -129,7 +129,7 @@ def _unlearn(
     reporter.say(trainer.describe())
     for note in loaded.told():
         reporter.say(note)
-    run.open(config, facts := _facts(prepared, trainer))
+    run.open(config, facts := run_facts(prepared, trainer))
     _warn(config, prepared, facts, reporter)
     with reporter.track("losses before", sum(map(len, prepared.told.values()))) as advance:
         before = mean_losses(loaded, prepared.told, processes=processes, progress=advance)  # a fresh adapter is nothing
@@ -203,7 +203,8 @@ def train(
         KeyboardInterrupt: Someone wants the process to stop; the step that was running is done and saved.
     """
     config, num_steps, processes = trainer.config, trainer.num_steps, trainer.processes
-    most = 1 if callbacks.given else STEPS_PER_READ[trainer.loaded.device.type]
+    watched = processes.any(bool(callbacks.given))  # perhaps by one of them alone
+    most = 1 if watched else STEPS_PER_READ[trainer.loaded.device.type]
     trackers = Trackers(config.report_to, str(run.path), {"recipe": config.recipe, "seed": config.seed})
     weights = {term.name: term.weight for term in trainer.terms}
     done = start = callbacks.state.global_step
@@ -252,7 +253,7 @@ def train(
                 raise KeyboardInterrupt(
                     f"step {done} of {num_steps} is saved; --resume goes on from it, --resume --finish ends there"
                 )
-            if callbacks.given and processes.any(asked):
+            if watched and processes.any(asked):
                 break
     callbacks.call("on_train_end")
     trackers.close()
@@ -316,9 +317,10 @@ def settle(
     return {**content, "best_step": best.step, "stopped": reason}
 
 
-def _facts(prepared: Prepared, trainer: Trainer) -> RunFacts:
+def run_facts(prepared: Prepared, trainer: Trainer) -> RunFacts:
+    """What a run is, beside its settings."""
     selected = prepared.selection
-    steering = {"selection": [*selected.members, *selected.nonmembers]} if selected else {}
+    steering = {"selection": [*selected.members, *selected.unseen]} if selected else {}
     return RunFacts(
         rows=prepared.sets | steering,
         texts=prepared.texts,
