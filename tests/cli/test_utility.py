@@ -6,10 +6,14 @@ from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from benchmark_data import CUSTOM, SMALL
 from workspace import Result, snapshot, write_jsonl
 
+from expunge.errors import DataError
+from expunge.evaluation.measurement import Values
+from expunge.evaluation.utility import _values, utility_of
 from expunge.evaluation.values_file import read_values_file
 
 Run = Callable[..., Result]
@@ -85,6 +89,35 @@ def test_an_unknown_task_is_named(here: Path, task: Path, expunge: Run, monkeypa
     assert result.code == 2
     assert "lm-eval knows no astrology" in result.err
     assert not Path("r.json").exists()
+
+
+def test_a_task_of_several_filters_and_metrics_is_read_by_one_of_each() -> None:
+    twice = [
+        {"doc_id": doc, "filter": own, "metrics": ["exact_match"], "exact_match": float(own == "flexible" or doc == 0)}
+        for own in ("strict", "flexible") for doc in range(4)
+    ]  # fmt: skip
+    name, values = _values("gsm8k", ["gsm8k"], {"gsm8k": twice})
+    assert name == ("all", "gsm8k_exact_match")
+    assert (values.ids, values.values.mean()) == (tuple(f"gsm8k-{doc}" for doc in range(4)), 0.25)
+    last = [{"doc_id": doc, "metrics": ["perplexity", "acc"], "perplexity": -3.2, "acc": doc % 2} for doc in range(4)]
+    name, values = _values("lambada", ["lambada"], {"lambada": last})
+    assert (name, values.values.mean()) == (("all", "lambada_acc"), 0.5)
+    with pytest.raises(DataError, match="no metric of single rows"):
+        _values("x", ["x"], {"x": [{"doc_id": 0, "metrics": ["perplexity"], "perplexity": -3.2}]})
+
+
+@pytest.mark.parametrize(
+    ("tasks", "mmlu"),
+    [
+        ({"mmlu_acc": 0.5, "mmlu_pro_exact_match": 0.1, "mmlu_stem_acc": 0.3}, 0.5),
+        ({"mmlu_law_acc": 0.5, "mmlu_art_acc": 0.3, "mmlusr_acc": 0.9}, 0.4),
+        ({"mmlu_pro_exact_match": 0.1}, None),
+    ],
+)
+def test_mmlu_is_that_of_multiple_choice_and_counts_no_row_twice(tasks: dict[str, float], mmlu: float | None) -> None:
+    rows = ("a", "b")
+    found = {("all", name): Values(rows, ("", ""), rows, np.full(2, value)) for name, value in tasks.items()}
+    assert utility_of(found, None).mmlu == (mmlu if mmlu is None else pytest.approx(mmlu))
 
 
 def test_without_lm_eval_the_way_to_it_is_said(here: Path, expunge: Run, monkeypatch: pytest.MonkeyPatch) -> None:

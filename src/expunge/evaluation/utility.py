@@ -23,6 +23,10 @@ from expunge.evaluation.stats import difference_estimate
 from expunge.model.load import LoadedModel
 
 SOURCE = "lm-evaluation-harness"
+COUNTED = ("acc", "exact_match")
+"""Metrics that a task is read by where it has them."""
+LIKELIHOOD = "perplexity"
+"""What lm-eval calls a row's log-likelihood, from which the task's perplexity is made."""
 BATCH_TOKENS = 4096
 """Rough area of a batch; lm-eval takes a number of rows."""
 
@@ -34,7 +38,7 @@ class Utility:
     Attributes:
         entries: Mean of every task and, where it was asked too, the paired change from the untouched model's.
         rows: (`all`, task or group with its metric) -> the values of its rows.
-        mmlu: Accuracy over all rows of the tasks whose names begin with `mmlu`; None when there are none.
+        mmlu: Accuracy of the task `mmlu`, or else over all rows of the `mmlu_...` of multiple choice; None without any.
     """
 
     entries: Mapping[str, Estimate] = field(default_factory=dict)
@@ -65,7 +69,7 @@ def check_tasks(tasks: Sequence[str], task_path: str | None) -> None:
 def run_tasks(
     loaded: LoadedModel, tasks: Sequence[str], *, task_path: str | None = None, limit: int | None = None
 ) -> dict[tuple[str, str], Values]:
-    """Run tasks, or groups of them, on a model as it stands: (`all`, name with its first metric) -> values.
+    """Run tasks, or groups of them, on a model as it stands: (`all`, name with its metric) -> values.
 
     `task_path` is a folder with further task files, `limit` the rows per task (all when None).
 
@@ -103,7 +107,8 @@ def utility_of(after: Mapping[tuple[str, str], Values], before: Mapping[tuple[st
             change = difference_estimate(before[key].values, own.values, own.documents)
             source = f"{SOURCE}; paired with the untouched model"
             entries[f"{'/'.join(key)}_change"] = change.read_as("higher", "utility", source)
-    mmlu = [own.values for (_, name), own in after.items() if name.startswith("mmlu")]
+    parts = {name: own.values for (_, name), own in after.items() if name.startswith("mmlu_") and name.endswith("_acc")}
+    mmlu = [parts["mmlu_acc"]] if "mmlu_acc" in parts else [*parts.values()]
     return Utility(entries, after, float(np.concatenate(mmlu).mean()) if mmlu else None)
 
 
@@ -116,11 +121,15 @@ def _leaves(name: str, groups: Mapping[str, Sequence[str]]) -> list[str]:
 def _values(
     name: str, leaves: Sequence[str], samples: Mapping[str, Sequence[Mapping[str, Any]]]
 ) -> tuple[tuple[str, str], Values]:
+    """The rows of a task: a document that several filters read (as of gsm8k) once, as the first of them did."""
     first = samples[leaves[0]][0]
-    metric = next((own for own in first.get("metrics", []) if isinstance(first.get(own), int | float)), None)
+    known = [own for own in first.get("metrics", []) if isinstance(first.get(own), int | float) and own != LIKELIHOOD]
+    metric = next((own for own in (*COUNTED, *known) if own in known), None)
     if metric is None:
         raise DataError(f"--tasks {name}: has no metric of single rows, so there is nothing to take a mean of")
-    found = [(leaf, sample) for leaf in leaves for sample in samples[leaf]]
+    found = [
+        (leaf, own) for leaf in leaves for own in samples[leaf] if own.get("filter") == samples[leaf][0].get("filter")
+    ]
     values = np.array([float(sample[metric]) for _, sample in found])
     if not np.isfinite(values).all():
         raise DataError(f"--tasks {name}: its {metric} is no finite number on some rows")
