@@ -5,8 +5,10 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from workspace import QUICK, UNLEARN, Result
@@ -16,6 +18,7 @@ from expunge.cli.completion import completion
 from expunge.cli.main import main
 from expunge.cli.settings import parse, settings_of
 from expunge.losses import FORGET_LOSSES
+from expunge.utils.progress import Reporter
 
 Run = Callable[..., Result]
 ASK = 'source {script}; COMP_WORDS=({words}); COMP_CWORD={place}; _shtab_expunge; printf "%s\\n" "${{COMPREPLY[@]}}"'
@@ -139,3 +142,26 @@ def test_a_run_whose_output_nobody_reads_is_finished(work: Path, monkeypatch: py
     assert json.loads(Path("run/manifest.json").read_text())["status"] == "done"
     assert Path("run/report.html").exists()
     assert main(["merge", "--run", "nowhere", "--output", "m"]) == 2
+
+
+def test_one_thing_moves_at_a_time(work: Path, expunge: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A terminal has one line that moves: rich before 14.1 refuses a second one, later ones draw both."""
+    moving: list[str] = []
+
+    def alone(own: Callable[..., Any]) -> Callable[..., Any]:
+        @contextmanager
+        def shown(reporter: Reporter, title: str, *given: Any, **named: Any) -> Iterator[Any]:
+            assert not moving, f"{title} while {moving[-1]}"
+            moving.append(title)
+            with own(reporter, title, *given, **named) as found:
+                yield found
+            moving.pop()
+
+        return shown
+
+    for name in ("working", "track"):
+        monkeypatch.setattr(Reporter, name, alone(getattr(Reporter, name)))
+    made = expunge(*UNLEARN, *QUICK, "--output", "run")
+    assert made.code == 0, made.err
+    told = expunge("evaluate", "--run", "run", "--samples", "2", "--max-new-tokens", "2", "--attacks", "gradient_norm")
+    assert told.code == 0, told.err

@@ -116,9 +116,10 @@ class _Passes:
         records = self._teacher_forced()
         generations = [self._generate(part) for part in self._parts]
         untouched = self._untouched(generations) if isinstance(self._loaded.model, PeftModel) else {}
+        drawn = [self._samples(part) for part in self._parts]
         with self._reporter.working("metrics"):
-            for number, (part, said) in enumerate(zip(self._parts, generations, strict=True)):
-                self._rows(part, number, records, said, untouched)
+            for number, (part, said, samples) in enumerate(zip(self._parts, generations, drawn, strict=True)):
+                self._rows(part, number, records, said, samples, untouched)
         if self._suite.documents:
             self._membership(self._suite.documents, records, untouched)
         return self._result
@@ -280,10 +281,10 @@ class _Passes:
         number: int,
         records: dict[Key, TokenRecord],
         said: Sequence[Generation | None],
+        samples: Sequence[list[str] | None],
         untouched: dict[Key, TokenRecord],
     ) -> None:
-        rows, samples = part.rows, self._samples(part)
-        facts = []
+        rows, facts = part.rows, []
         for i, example in enumerate(rows.examples):
             own, answer = records[number, "own", i], said[i]
             row = Row(own, example.kind, self._expected(example, rows), samples=samples[i])
