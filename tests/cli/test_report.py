@@ -9,13 +9,17 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from benchmark_data import write_muse, write_tofu
 from workspace import FORGET, MARKER, RETAIN, Result, snapshot, write_jsonl
 
+from expunge.cli.output import Output
+from expunge.cli.reports import write_run_report
 from expunge.report.forget_texts import shown_examples
 from expunge.report.run_data import read_run
+from expunge.runs.record import read_manifest
 from expunge.utils.text import show_number
 from report_runs import write_run
 
@@ -154,6 +158,20 @@ def test_examples_that_are_gone_are_an_error(work: Path, expunge: Run) -> None:
     assert result.code == 2
     assert "--show-examples: the forget texts of done cannot be read again" in result.err
     assert not Path("page.html").exists()
+
+
+def test_a_run_that_ends_is_read_once_for_its_page_card_and_verdict(
+    scored: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[Path] = []
+
+    def noted(path: Path) -> dict[str, Any]:
+        read.append(path)
+        return read_manifest(path)
+
+    monkeypatch.setattr("expunge.report.run_data.read_manifest", noted)
+    write_run_report(scored, Output(json=True, quiet=True))
+    assert len(read) == 1
 
 
 def test_several_runs_on_one_page(work: Path, expunge: Run) -> None:

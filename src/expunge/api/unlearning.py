@@ -17,6 +17,7 @@ from expunge.errors import ConfigError
 from expunge.evaluation.advice import Advisor
 from expunge.model.saved import load_unlearned
 from expunge.report import Verdict, verdict, write_cards, write_report
+from expunge.report.run_data import read_run
 from expunge.runs.directory import check_new
 from expunge.runs.hub import push
 from expunge.runs.run import Outcome as Written
@@ -46,8 +47,9 @@ class Outcome(Written):
 
     def report(self, output: str | Path | None = None, *, overwrite: bool = True, **options: Any) -> Path:
         """Write the page on the run (RUN/report.html) and bring its card up to date; options as for `write_report`."""
-        write_cards([self.output])
-        return write_report([self.output], output, overwrite=overwrite, **options)
+        run = read_run(self.output)
+        write_cards([run])
+        return write_report([run], output, overwrite=overwrite, **options)
 
     def evaluate(self, **settings: Any) -> Evaluation:
         """Score the run on its own texts, or on its benchmark's; settings as for `expunge.evaluate`."""

@@ -30,6 +30,7 @@ class ReportSettings:
 def report(settings: ReportSettings, out: Output) -> int:
     """A page on one run or several."""
     from expunge.report import write_cards, write_report
+    from expunge.report.run_data import read_run
 
     if not settings.runs:
         from expunge.errors import ConfigError
@@ -38,8 +39,9 @@ def report(settings: ReportSettings, out: Output) -> int:
     reporter = out.reporter()
     options = {name: getattr(settings, name) for name in ("figures", "show_examples", "overwrite")}
     with reporter.working("writing the report"):
-        page = write_report(settings.runs, settings.output, reporter=reporter, **options)
-        cards = write_cards(settings.runs) if settings.card else []
+        runs = [read_run(run) for run in settings.runs]
+        page = write_report(runs, settings.output, reporter=reporter, **options)
+        cards = write_cards(runs) if settings.card else []
     out.results = {"report": str(page), "figures": settings.figures, "cards": list(map(str, cards))}
     out.text(f"report    {page}" + (" (it holds texts of the forget set)" if settings.show_examples else ""))
     for name, path in (("figures", settings.figures), *(("card", card) for card in cards)):
@@ -76,11 +78,13 @@ def write_run_report(run: Path, out: Output) -> None:
     """The page and the card of a run that has just ended, or been scored."""
     from expunge.report import verdict as judge
     from expunge.report import write_cards, write_report
+    from expunge.report.run_data import read_run
 
     with out.reporter().working("writing the report"):
-        write_cards([run])
-        page = write_report([run], overwrite=True)
-        judged = judge(run)
+        read = read_run(run)
+        write_cards([read])
+        page = write_report([read], overwrite=True)
+        judged = judge(read)
     out.results["verdict"] = judged.as_dict()
     out.text(str(judged))
     out.text(f"report    {page}")

@@ -196,7 +196,7 @@ def _score(
         },
     )  # fmt: skip
     results["quiz"] = quizzed.value
-    write_values(values_path(file), measurement.table(("member", "nonmember")))
+    write_values(values_path(file), measurement.table)
     write_results(file, results)
     return results, {row.id: row for row in (*predictions.forget, *predictions.retain)}, measurement
 

@@ -47,7 +47,7 @@ def assemble(
     found = {**entries(benchmark, suite, measurement, reference, mmlu), **(utility or {})}
     if reference is not None:
         theirs = entries(benchmark, suite, reference, None, None)
-        tables = [own.table(suite.documents.names if suite.documents else None) for own in (reference, measurement)]
+        tables = reference.table, measurement.table
         found = {key: _beside(key, own, theirs.get(key), *tables) for key, own in found.items()}
     results["metrics"] = {key: own.as_entry() for key, own in found.items()}
     results["reference"] = (

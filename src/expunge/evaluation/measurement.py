@@ -99,6 +99,7 @@ class Measurement:
         rows: (set, name in results) -> values. Metrics of paraphrased questions end in `/paraphrased`.
         metrics: (set, name in results) -> the metric; attacks are under the set `membership`.
         attacks: Name in results -> scores of members and non-members, larger = more likely a member.
+        names: What these two sides are called in the file of row values.
         documents: Records of members and non-members, for the attack that compares two models.
         said: Set -> generation for each row, None where the row has no prompt.
         drift: Loss of unseen documents less that of the untouched model (nats per token); None without an adapter.
@@ -109,6 +110,7 @@ class Measurement:
     rows: dict[tuple[str, str], Values] = field(default_factory=dict)
     metrics: dict[tuple[str, str], Metric] = field(default_factory=dict)
     attacks: dict[str, tuple[Values, Values]] = field(default_factory=dict)
+    names: tuple[str, str] = ("member", "nonmember")
     documents: tuple[list[TokenRecord], list[TokenRecord]] = ([], [])
     said: dict[str, list[str | None]] = field(default_factory=dict)
     drift: Values | None = None
@@ -122,11 +124,12 @@ class Measurement:
             self.rows[key] = self.rows[key] + values if key in self.rows else values
             self.metrics[key] = metric
 
-    def table(self, names: tuple[str, str] | None) -> Mapping[tuple[str, str], Values]:
-        """(set, metric) -> values of everything, the attacks' scores among them under the sets `names`."""
+    @property
+    def table(self) -> Mapping[tuple[str, str], Values]:
+        """(set, metric) -> values of everything, the attacks' scores among them under the names of their sides."""
         attacks = {
             (name, f"membership/{attack}"): values
             for attack, sides in self.attacks.items()
-            for name, values in zip(names or (), sides, strict=True)
+            for name, values in zip(self.names, sides, strict=True)
         }
         return {**self.rows, **attacks}

@@ -366,7 +366,7 @@ class _Passes:
             losses = Values.of(f"{set_name}/document_nll", examples, labels, [*map(mean_nll, own)])
             self._result.rows[set_name, "document_nll"] = losses
         self._result.attacks = {name: (sides[0][name], sides[1][name]) for name in sides[0]}
-        self._result.documents = (forced[0], forced[1])
+        self._result.names, self._result.documents = documents.names, (forced[0], forced[1])
         if untouched:
             unseen = documents.nonmembers
             rises = [mean_nll(record) - mean_nll(untouched["nonmember", i]) for i, record in enumerate(forced[1])]

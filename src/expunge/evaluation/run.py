@@ -129,9 +129,8 @@ def _evaluate(config: EvaluateConfig, reporter: Reporter, processes: Processes) 
         mmlu = utility.mmlu if mmlu is None else mmlu
         results = results_of(measurement, adapter, mmlu=mmlu, utility=utility.entries)
         before = None if untouched is None else results_of(untouched, None)
-    names = suite.documents.names if suite.documents else None
-    table = measurement.table(names)
-    earlier = untouched.table(names) if untouched else _earlier(config, results)
+    table = measurement.table
+    earlier = untouched.table if untouched else _earlier(config, results)
     results["before"] = None if earlier is None else changes(results["metrics"], earlier, table)
     if processes.index == 0:  # the first one writes
         _write(config, results, {**table, **utility.rows}, before, earlier)

@@ -100,7 +100,7 @@ def verdict(run: RunData | str | Path) -> Verdict:
         RunError: Not a run directory, or it is damaged.
         DataError: A results file is damaged.
     """
-    run = run if isinstance(run, RunData) else read_run(run)
+    run = read_run(run)
     given = {own.name: number(run.settings.get(own.name)) for own in fields(Criteria)}
     criteria = Criteria(**{name: value for name, value in given.items() if value is not None})
     answers = tuple(ask(run, criteria) for ask in (still_said, recognisable, rest_kept, speaks_well))
@@ -109,15 +109,16 @@ def verdict(run: RunData | str | Path) -> Verdict:
     return Verdict(tone, lead, answers, _next(run, answers), criteria, missing, tuple(run.warnings))
 
 
-def write_verdict(run: str | Path) -> Verdict:
+def write_verdict(run: RunData | str | Path) -> Verdict:
     """Judge a run and write `verdict.json` into it, in place of an earlier one.
 
     Raises:
         RunError: Not a run directory, or it is damaged.
         DataError: A results file is damaged.
     """
+    run = read_run(run)
     judged = verdict(run)
-    write_json(Path(run) / VERDICT, judged.as_dict(), overwrite=True)
+    write_json(run.path / VERDICT, judged.as_dict(), overwrite=True)
     return judged
 
 

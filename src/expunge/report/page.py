@@ -21,7 +21,7 @@ from expunge.report.judge import verdict, worst
 from expunge.report.scores import ARROWS, FAMILIES
 from expunge.utils.text import MISSING, printable, show_number
 
-TELLING = 10
+PRIVATE = 10
 """Of fewer forget texts, exact losses give short secrets away to who has the model."""
 OTHER_SCALE = 20
 """Scores share an axis only when the largest is at most so many times the smallest."""
@@ -133,7 +133,7 @@ def _context(groups: Sequence[Group], drawings: Drawings) -> dict[str, Any]:
         "title": " · ".join(dict.fromkeys(map(details.title, runs))),
         "model": ", ".join(dict.fromkeys(map(details.model_name, runs))),
         "texts": ", ".join(dict.fromkeys(map(details.texts, runs))),
-        "few": any((run.manifest.get("rows", {}).get("forget") or TELLING) < TELLING for run in runs),
+        "few": any((run.manifest.get("rows", {}).get("forget") or PRIVATE) < PRIVATE for run in runs),
         "verdicts": [(group, worst([verdict(run) for run in group.runs])) for group in groups],
         "arrows": ARROWS,
         "columns": columns,

@@ -74,13 +74,15 @@ class RunData:
         return dict(self.manifest.get("loss_nats_per_completion_token", {}))
 
 
-def read_run(path: str | Path) -> RunData:
-    """Read one run directory.
+def read_run(path: str | Path | RunData) -> RunData:
+    """Read one run directory; one that has been read is given back.
 
     Raises:
         RunError: Not a run directory, or its manifest or metrics.jsonl is damaged.
         DataError: A results file or a file of per-example values is damaged.
     """
+    if isinstance(path, RunData):
+        return path
     path = Path(path)
     check_no_links(path)
     settle(path)

@@ -28,7 +28,7 @@ MOST_ROWS = 40
 
 
 def write_report(
-    runs: Sequence[str | Path],
+    runs: Sequence[RunData | str | Path],
     output: str | Path | None = None,
     *,
     figures: str | Path | None = None,
@@ -39,7 +39,7 @@ def write_report(
     """Write the page on one or several runs; on a single one, without `output`, `verdict.json` into its folder as well.
 
     Args:
-        runs: Run directories; those that differ in the seed alone are pooled.
+        runs: Run directories, or what has been read of them; those that differ in the seed alone are pooled.
         output: The page; `report.html` in the run directory, of a single run, when None.
         figures: Folder for the figures as PNG, SVG and PDF and the scores as a LaTeX table.
         show_examples: Texts of the forget set to put on the page, for internal use.
@@ -58,13 +58,12 @@ def write_report(
         raise ConfigError(f"--show-examples {show_examples}: must be 0 or more")
     if output is None and len(runs) != 1:
         raise ConfigError("--output is missing: name the page on several runs")
-    doubled = [
-        str(path) for i, path in enumerate(runs) if Path(path).resolve() in {Path(p).resolve() for p in runs[:i]}
-    ]
-    if doubled:
+    paths = [run.path if isinstance(run, RunData) else Path(run) for run in runs]
+    places = [path.resolve() for path in paths]
+    if doubled := [path for i, path in enumerate(paths) if places[i] in places[:i]]:
         raise ConfigError(f"{doubled[0]} is given twice: name every run once")
-    page = Path(runs[0]) / PAGE if output is None else Path(output)
-    data = _distinct([read_run(path) for path in runs])
+    page = paths[0] / PAGE if output is None else Path(output)
+    data = _distinct([read_run(run) for run in runs])
     if not overwrite and page.exists():
         raise RunError(f"{page} exists already: give another name, or --overwrite to replace it")
     check_replaceable(page, [MARK], "a report page")
@@ -81,7 +80,7 @@ def write_report(
             write_bytes(path, content, overwrite=overwrite)
     write_text(page, text, overwrite=overwrite)
     if output is None:
-        write_verdict(runs[0])
+        write_verdict(data[0])
     reporter = reporter or Reporter(quiet=True)
     for run in data:
         for warning in run.warnings:
@@ -89,7 +88,7 @@ def write_report(
     return page
 
 
-def write_cards(runs: Sequence[str | Path]) -> list[Path]:
+def write_cards(runs: Sequence[RunData | str | Path]) -> list[Path]:
     """Write the model card of every run that has been scored again, with its scores; returns the cards' paths.
 
     Raises:
