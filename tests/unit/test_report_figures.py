@@ -164,6 +164,19 @@ def test_the_membership_curve_has_the_area_of_the_one_auc():
     assert (fpr[0], tpr[0], fpr[-1], tpr[-1]) == (0, 0, 1, 1)
 
 
+def test_histograms_do_not_tell_the_loss_of_a_single_text():
+    def drawn(losses: list[float]):
+        values = {("forget", "nll"): {f"t{index}": loss for index, loss in enumerate(losses)}}
+        (found,) = figures.distributions(RunData(Path("r"), "r", {}, values={"after": values}))
+        return found.says, found.figure.axes[0].patches[-1].get_xy()[:, 0].max()
+
+    with style():
+        five, again = drawn([0.5, 1.25, 1.5, 2.0, 3.21]), drawn([0.5, 1.24, 1.51, 2.0, 3.21])
+        assert five == again, "neither the middle one nor the highest one"
+        assert five[1] == 3.5
+        assert "mean 1.500, 2" in drawn([1.41, 1.44])[0], "few texts: to half a nat"
+
+
 def test_the_scores_of_the_attack_itself_come_before_losses():
     values = {
         ("member", "membership/loss"): {"a": 2.0, "b": 1.0},

@@ -10,11 +10,10 @@ from expunge.report.groups import DATA_FILES, Group, short, shown_settings
 from expunge.report.questions import losses_of
 from expunge.report.run_data import RunData
 from expunge.report.scores import number
+from expunge.utils.coarse import HALF
 from expunge.utils.text import MISSING, show_bytes, show_duration, show_number
 
 LEAST_FORGOTTEN = 10
-COARSE = 0.5
-"""Losses of single texts are shown in steps of so many nats: exact ones let a reader find a short secret by trying."""
 
 Table = tuple[list[str], list[list[str]]]
 """Heads and lines."""
@@ -190,8 +189,8 @@ def least_forgotten(run: RunData) -> Table | None:
 def _coarse(value: float | None) -> str:
     if value is None:
         return MISSING
-    step = int(value // COARSE)
-    return f"{step * COARSE:g} to {(step + 1) * COARSE:g}"
+    step = int(value // HALF)
+    return f"{step * HALF:g} to {(step + 1) * HALF:g}"
 
 
 def warnings(groups: Sequence[Group]) -> list[str]:

@@ -25,6 +25,8 @@ from expunge.report.groups import Column, Group, Row
 from expunge.report.questions import losses_of
 from expunge.report.run_data import RunData
 from expunge.report.scores import Score, kept, knowledge
+from expunge.utils import coarse
+from expunge.utils.coarse import HALF, few
 from expunge.utils.roc import auc
 from expunge.utils.text import show_number
 
@@ -65,7 +67,8 @@ def _histograms(run: RunData, metric: str, sets: Mapping[str, Sequence[str]], ti
     if not losses:
         return
     highest = max(float(own.max()) for found in losses.values() for own in found.values())
-    bins = list(np.linspace(0, max(highest, 0.1) * 1.02, SPREAD_BINS))
+    end = HALF * (highest // HALF + 1)  # not where the loss of a single text is
+    bins = list(np.linspace(0, end, SPREAD_BINS))
     for role, found in losses.items():
         figure, axes = canvas(f"mean NLL of a {unit} (nats per token)", f"share of the {unit}s")
         for name, own in found.items():
@@ -77,9 +80,8 @@ def _histograms(run: RunData, metric: str, sets: Mapping[str, Sequence[str]], ti
                 label=f"{name} ({len(own)})",
             )  # fmt: skip
         legend(axes)
-        says = [
-            f"{name}: median {show_number(float(np.median(own)))}, {len(own)} {unit}s" for name, own in found.items()
-        ]
+        means = {name: coarse.nats(own.mean()) if few({name: len(own)}) else own.mean() for name, own in found.items()}
+        says = [f"{name}: mean {show_number(means[name])}, {len(own)} {unit}s" for name, own in found.items()]
         text = f"Histogram of the mean NLL (nats per token) of each {unit}, {role}. " + listed(says)
         yield Drawn(f"{slug(title)}-{role}", f"{title}, {role}", text, figure)
 
