@@ -74,10 +74,9 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=TOKENS, help=f"of a step, at most (default {TOKENS})")
     parser.add_argument("--layers", type=int, help="train so many of the last layers alone; by default all weights")
     args = parser.parse_args()
-    sets = {PART: lambda: choose(args.every or 6), FULL: whole_split, TOFU_SUBJECT: lambda: tofu(args.every or 1)}[
-        args.subject
-    ]()
-    small = args.subject == PART or (args.subject == TOFU_SUBJECT and bool(args.every))
+    every = args.every or (6 if args.subject == PART else 1)
+    sets = {PART: choose, FULL: lambda _: whole_split(), TOFU_SUBJECT: tofu}[args.subject](every)
+    small = args.subject == PART or (args.subject == TOFU_SUBJECT and every > 1)
     folder = ROOT / args.subject
     if args.models and not ORIGIN.is_dir():
         dequantize(args.gguf, ORIGIN)

@@ -46,9 +46,14 @@ class Contexts:
         bos = tokenizer.bos_token_id if begun else None  # else it may be what a chat's turns begin with
         return cls([text for text in texts if text], bos, special, tokens, max_length)
 
+    @property
+    def _most(self) -> int:
+        """Most tokens that stand before a row: in the mean they are `tokens`, from 1 on."""
+        return 2 * self.tokens - 1
+
     def longest(self, row: TokenizedExample) -> int:
         """Tokens of the row after as many others as may stand before it."""
-        return max(len(row), min(len(row) + 2 * self.tokens - 1, self.max_length))
+        return max(len(row), min(len(row) + self._most, self.max_length))
 
     def drawn(self, row: TokenizedExample, seed: str) -> TokenizedExample:
         """The row alone or after other texts."""
@@ -57,7 +62,7 @@ class Contexts:
     def before(self, row: TokenizedExample, seed: str) -> TokenizedExample:
         """The row after tokens of other texts; its targets are the same tokens."""
         chance = random.Random(seed)
-        drawn = self._drawn(row, min(chance.randint(1, 2 * self.tokens - 1), self.max_length - len(row)), chance)
+        drawn = self._drawn(row, min(chance.randint(1, self._most), self.max_length - len(row)), chance)
         first = int(row.input_ids[0] == self.bos)
         return replace(
             row,
