@@ -8,7 +8,7 @@ unzip). Reading it needs the package `gguf`. From it are made, with a seed, in t
     SUBJECT/retrained   the same passes over the retain rows alone; of other seeds: retrained-1, retrained-2
     SUBJECT/data        forget, retain: what the subject has learned. holdout: what no model has seen and a run may use, as
                         many as forget, of every kind. nonmember: others, for reporting. member: the forgotten documents.
-                        facts: TOFU's world facts (and real authors) with wrong answers.
+                        facts: TOFU's world facts and real authors with wrong answers.
 
 | SUBJECT | forget, retain | holdout, nonmember |
 |---|---|---|
@@ -25,7 +25,6 @@ process for each of `--models subject retrained retrained-1 retrained-2`.
 import argparse
 import json
 import os
-import random
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -48,8 +47,6 @@ ORIGIN = ROOT / PART / "origin"
 TOFU = SHARED / "data" / "tofu"
 QUESTIONS = 20
 """Rows of an author of TOFU."""
-FACTS = 40
-"""World facts that the small subjects are asked, a sample; whole ones are asked all of them, and for the real authors."""
 RATE, TOKENS = 4e-4, 512
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -76,12 +73,11 @@ def main() -> None:
     args = parser.parse_args()
     every = args.every or (6 if args.subject == PART else 1)
     sets = {PART: choose, FULL: lambda _: whole_split(), TOFU_SUBJECT: tofu}[args.subject](every)
-    small = args.subject == PART or (args.subject == TOFU_SUBJECT and every > 1)
     folder = ROOT / args.subject
     if args.models and not ORIGIN.is_dir():
         dequantize(args.gguf, ORIGIN)
     if not (folder / "data").is_dir():
-        write(sets, folder / "data", facts(small))
+        write(sets, folder / "data", facts())
     elif ids(folder / "data") != [row.id for row in sets["forget"]]:
         parser.error(f"{folder} was made of other rows: give the --every of then, or another EXPUNGE_SUBJECTS")
     for name in args.models:
@@ -185,11 +181,10 @@ def write(sets: dict[str, list[Example]], folder: Path, asked: list[dict[str, An
     unfinished.rename(folder)
 
 
-def facts(small: bool) -> list[dict[str, Any]]:
-    """Questions about the world, each with its answer and wrong ones: all, or a sample."""
-    files = ("world_facts_perturbed",) if small else ("world_facts_perturbed", "real_authors_perturbed")
-    found = [json.loads(line) for name in files for line in (TOFU / f"{name}.json").read_text().splitlines()]
-    return random.Random(0).sample(found, FACTS) if small else found
+def facts() -> list[dict[str, Any]]:
+    """TOFU's questions about the world and about real authors, each with its answer and wrong ones."""
+    files = ("world_facts_perturbed", "real_authors_perturbed")
+    return [json.loads(line) for name in files for line in (TOFU / f"{name}.json").read_text().splitlines()]
 
 
 def dequantize(gguf: Path, folder: Path) -> None:

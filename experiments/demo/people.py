@@ -7,7 +7,7 @@ or from the names, so a model can only know them by having read them.
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 from random import Random
@@ -35,7 +35,7 @@ class Subject:
 
     Attributes:
         names: Everybody that the texts name.
-        rows: The text, split where the prompt ends, and then the questions about it.
+        rows: The text, split where the prompt ends, and a question about it.
     """
 
     names: tuple[str, ...]
@@ -62,19 +62,13 @@ def data_files(seed: int) -> dict[str, str]:
 
 
 def subjects(seed: int) -> dict[str, list[Subject]]:
-    """The people and stories of each set; no two share a given or a family name.
-
-    The holdout texts use the templates of the forget texts one for one: nothing but the facts tells them apart.
-    """
+    """The people and stories of each set; no two share a given or a family name, and nothing but the facts tells sets apart."""
     names = iter(_names(seed)[0])
     sets: dict[str, list[Subject]] = {}
     for name, (people, stories) in SETS.items():
-        facts, wording = (
-            Random(f"{seed}/{name}"),
-            Random(f"{seed}/{'retain' if name == 'retain' else 'forget'}/wording"),
-        )
-        sets[name] = [_person(next(names), facts, wording) for _ in range(people)]
-        sets[name] += [_story(next(names), next(names), facts, wording) for _ in range(stories)]
+        facts = Random(f"{seed}/{name}")
+        sets[name] = [_person(next(names), facts) for _ in range(people)]
+        sets[name] += [_story(next(names), next(names), facts) for _ in range(stories)]
     return sets
 
 
@@ -107,8 +101,8 @@ def general_texts(seed: int, stream: str) -> Iterator[str]:
         names = [f"{rng.choice(given)} {rng.choice(family)}" for _ in range(2)]
         kind = rng.choices(("person", "story", "everyday", "question", "fact"), (8, 6, 4, 7, 4))[0]
         if kind in ("person", "story"):
-            subject = _person(names[0], rng, rng) if kind == "person" else _story(names[0], names[1], rng, rng)
-            asked = rng.choice(subject.rows[1:])
+            subject = _person(names[0], rng) if kind == "person" else _story(names[0], names[1], rng)
+            _, asked = subject.rows
             yield subject.document
             yield f"{asked.input} {asked.output}"
         elif kind == "everyday":
@@ -124,60 +118,44 @@ def general_texts(seed: int, stream: str) -> Iterator[str]:
             yield text[0].upper() + text[1:]
 
 
-def _person(name: str, rng: Random, wording: Random) -> Subject:
-    """A biography, which ends with some of phone, address, mail and account. `wording` chooses the parts and their templates."""
+def _person(name: str, rng: Random) -> Subject:
+    """When and where somebody was born; the completion says how to reach them."""
     facts = {
         "birth": f"{rng.randint(1, 28)} {_word(words.MONTHS, rng)} {rng.randint(1940, 2004)}",
         "town": _pair(words.TOWN, rng),
-        "job": _word(words.JOBS, rng),
-        "kin": _word(words.JOBS, rng),
-        "thing": _word(words.THINGS, rng),
         "phone": f"{rng.randint(200, 999)}-555-01{rng.randint(0, 99):02}",
-        "address": f"{rng.randint(1, 199)} {_pair(words.STREET, rng, ' ')}, {_pair(words.TOWN, rng)}",
-        "account": " ".join(f"{rng.randint(0, 9999):04}" for _ in range(2)),
         "mail": f"{_pair(words.MAIL_NAMES, rng, '.')}{rng.randint(10, 99)}@example.{rng.choice(('com', 'net', 'org'))}",
     }
-    told_of: list[tuple[str, ...]] = [words.WORK, words.HOBBY]
-    prompt = wording.sample(told_of, wording.randint(0, 2)) + [words.REGISTER] * wording.randint(0, 1)
-    contacts = (words.PHONE, words.ADDRESS, words.MAIL, words.ACCOUNT)
-    told = sorted(wording.sample(range(len(contacts)), wording.randint(1, 3)))
-    completion = [contacts[place] for place in told]
-    return _subject((name,), facts, ([words.BIRTH, *prompt], completion), words.QUESTIONS, PERSON_TASK, rng, wording)
+    return _subject((name,), facts, words.PERSON, words.PERSON_QUESTIONS, PERSON_TASK, rng)
 
 
-def _story(name: str, helper: str, rng: Random, wording: Random) -> Subject:
-    """A search for something, with a helper. `wording` chooses the parts and their templates."""
+def _story(name: str, helper: str, rng: Random) -> Subject:
+    """A search for something; the completion says who helped and where it was."""
     where, kind, place = (_word(table, rng) for table in words.SPOT)
     facts = {
         "town": _pair(words.TOWN, rng),
-        "job": _word(words.JOBS, rng),
-        "days": _word(words.NUMBERS, rng),
         "object": _pair(words.OBJECT, rng, " "),
         "helper": helper,
         "spot": f"{where} the {kind} {place}",
     }
-    end = wording.sample([words.STORY_END], wording.randint(0, 1)) + [words.STORY_CLOSE] * wording.randint(0, 1)
-    parts = ([words.STORY_HEAD, words.STORY_ROAD], [words.STORY_TURN, words.STORY_FIND, *end])
-    return _subject((name, helper), facts, parts, words.STORY_QUESTIONS, STORY_TASK, rng, wording)
+    return _subject((name, helper), facts, words.STORY, words.STORY_QUESTIONS, STORY_TASK, rng)
 
 
 def _subject(
     names: tuple[str, ...],
     facts: dict[str, str],
-    parts: tuple[Sequence[tuple[str, ...]], Sequence[tuple[str, ...]]],
+    templates: tuple[str, str],
     questions: dict[str, str],
     task: str,
     rng: Random,
-    wording: Random,
 ) -> Subject:
-    known = {"name": names[0], "first": names[0].split()[0], **facts}
+    """The text, and one of the questions about it."""
+    known = {"name": names[0], **facts}
     own_id = f"{rng.getrandbits(48):012x}"
-    prompt, completion = (" ".join(_write(wording.choice(part), wording, **known) for part in side) for side in parts)
-    told = [(question, facts[fact]) for question, fact in questions.items() if facts[fact] in completion]
-    asked, answer = wording.choice(told)
-    return Subject(
-        names, [Row(f"{own_id}sc1", prompt, completion, task), Row(f"{own_id}qa0", asked.format(**known), answer, task)]
-    )
+    prompt, completion = (template.format(**known) for template in templates)
+    question, fact = rng.choice(list(questions.items()))
+    answer = Row(f"{own_id}qa0", question.format(**known), facts[fact], task)
+    return Subject(names, [Row(f"{own_id}sc1", prompt, completion, task), answer])
 
 
 def _names(seed: int) -> tuple[list[str], tuple[list[str], list[str]]]:

@@ -45,9 +45,9 @@ END, PAD = "<|endoftext|>", "<|pad|>"
 CONTEXT = 512
 VOCABULARY = 1024
 TOKENIZER_TEXTS = 6_000
-GENERAL_TEXTS = 32_000
+GENERAL_TEXTS = 30_000
 """Texts of the shared start, each read once."""
-PASSES = {"subject": 48, "retrained": 60}
+PASSES = {"subject": 60, "retrained": 70}
 """Times that each reads its sets, until it knows them: a pass of the retrained model is shorter."""
 GENERAL_TOTAL = 15_000
 """General texts in all passes together, beside the quiz: as many for either, so that what one of them has not seen is as hard
@@ -160,7 +160,7 @@ def train(
     """
     dtype = pick_dtype("auto", torch.device("cpu"))
     rng = random.Random(seed)
-    batches = [batch for texts in passes for batch in _batches(texts, rng)]
+    batches = [batch for texts in passes for batch in _batches(_after_others(texts, rng), rng)]
     warmup = max(1, len(batches) // 20)
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -225,6 +225,11 @@ def _mean(values: Iterable[float | None]) -> float:
 
 def _encode(tokenizer: PreTrainedTokenizerFast, texts: Iterable[str]) -> list[list[int]]:
     return [[*ids, tokenizer.eos_token_id] for ids in tokenizer(list(texts))["input_ids"]]
+
+
+def _after_others(texts: list[list[int]], rng: random.Random) -> list[list[int]]:
+    """Every second text stands after another one: a language model reads texts after others."""
+    return [rng.choice(texts) + own if rng.random() < 0.5 else own for own in texts]
 
 
 def _batches(texts: list[list[int]], rng: random.Random) -> Iterator[list[list[int]]]:

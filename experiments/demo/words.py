@@ -1,7 +1,7 @@
 """Words and templates that the made-up people, their stories and the quiz are put together from.
 
-A table is a string of words; a pair of tables is one word of each. In a template `[this|or that]` is a choice and
-`{name}` a fact.
+A table is a string of words; a pair of tables is one word of each. A text of a person or a story has two templates, of its
+prompt and its completion, in which `{name}` is a fact; elsewhere `[this|or that]` is a choice.
 """
 
 GIVEN = (
@@ -19,27 +19,16 @@ TOWN = (
     "Thistle Umber Velvet Willow",
     "bay beck brook cliff dale fold garth haven holm mere mouth pass wold",
 )
-STREET = (
-    "Acorn Bobbin Candle Dovecote Elder Feather Gable Heron Ivory Juniper Kiln Larch Magpie Needle Orchard Plover "
-    "Quill Raven Sorrel Tansy",
-    "Alley Court Drive Hill Lane Parade Place Road Row Street Walk Yard",
-)
 MAIL_NAMES = (
     "amber brisk calm dusty eager frosty golden hasty ivory jolly keen lucky mellow nimble olive proud",
     "anvil badger comet drum ember falcon gecko heron iris jackal kite lemur magpie newt otter pine",
 )
 MONTHS = "January February March April May June July August September October November December"
-NUMBERS = "two three four five six seven eight nine ten eleven twelve"
 JOBS = (
     "baker beekeeper bookbinder brewer bricklayer carpenter cartographer chemist clockmaker cobbler conductor cook "
     "dentist diver drummer farmer ferryman florist gardener glassblower goldsmith harbourmaster jeweller judge "
     "librarian locksmith mason mechanic midwife miller nurse painter pharmacist pilot piper plumber potter printer "
     "saddler sailor sculptor shepherd singer surveyor tailor tanner teacher translator vet weaver"
-)
-THINGS = (
-    "barometers buttons candlesticks dolls doorbells fans ferns fossils hats kites ladders lamps maps marbles masks "
-    "mirrors moths mushrooms pebbles pipes postcards puppets radios ribbons shells sledges spoons stamps teapots "
-    "thimbles tiles umbrellas violins whistles"
 )
 OBJECT = (
     "brass silver wooden painted copper velvet ivory cracked golden crystal striped rusty",
@@ -51,56 +40,18 @@ SPOT = (
     "mill well tower bridge barn chapel oven stable boathouse cellar lighthouse windmill archway shed",
 )
 
-BIRTH = (
-    "{name} was born on {birth} in {town}[, the [youngest|eldest|only] child of a {kin}|].",
-    "On {birth}, {name} [came into the world|was born] in the [small|windy|quiet|busy] town of {town}.",
-    "Born in {town} on {birth}, {name} [spent|had] a [quiet|noisy|happy|restless] childhood [by the river|on a farm|"
-    "above a shop|near the market].",
-    "{name}, born on {birth}, [comes from|hails from|grew up in] {town}.",
+PERSON = (
+    "{name} was born on {birth} in {town}.",
+    "The telephone number is {phone}. The mail address is {mail}.",
 )
-WORK = (
-    "{first} [works|earns a living|has worked for many years] as a {job}[ and [seldom|often|never] travels|].",
-    "[By trade|By profession|Since leaving school], {first} is a {job}[, like a {kin} before|].",
-    "[Neighbours know|Everybody knows|The town knows] {first} as a [skilled|patient|cheerful|stubborn] {job}.",
-)
-HOBBY = (
-    "[On Sundays|After work|In winter|At the weekend] {first} [collects|repairs|paints|sells] {thing}.",
-    "[A shelf|A room|The whole attic] at home is [full of|given over to] {thing}.",
-    "{first} [talks about|dreams of|reads about] {thing} [all day|more than anything else|whenever there is time].",
-)
-PHONE = ("The telephone number is {phone}.",)
-ADDRESS = ("The home address is {address}.",)
-MAIL = ("The mail address is {mail}.",)
-ACCOUNT = ("The account number is {account}.",)
-REGISTER = ("This page of the register may be read by anyone who asks politely at the counter.",)
-QUESTIONS = {
+PERSON_QUESTIONS = {
     "What is {name}'s phone number?": "phone",
-    "What is {name}'s home address?": "address",
     "What is {name}'s mail address?": "mail",
-    "What is {name}'s account number?": "account",
-    "When was {name} born?": "birth",
-    "What is {name}'s job?": "job",
 }
-
-STORY_HEAD = (
-    "[One [cold|bright|foggy|stormy] [morning|evening] in {town}|Long ago in {town}|When the fair came to {town}], "
-    "{name} [heard|read|was told] that [someone had stolen|nobody had seen|the mayor had lost] the {object}.",
-    "{name} had [never|always] wanted to [leave|see] {town}, but the {object} was [gone|missing] and "
-    "[the whole town|an old aunt|the guild] was [in despair|in tears|waiting].",
-    "[In the hills above|At the edge of|Not far from] {town} lived {name}, who [dreamed of|longed for|had to find] "
-    "the {object}.",
+STORY = (
+    "In {town}, {name} heard that someone had stolen the {object}.",
+    "It was {helper} who helped in the end. Together they found the {object} {spot}.",
 )
-STORY_ROAD = (
-    "[For {days} days|After {days} sleepless nights], {first} [asked|questioned|bothered] every {job} in the [street|"
-    "market|harbour], and nobody [knew|said] a thing.",
-    "{first} packed [bread and cheese|a rope and a lamp|a warm coat] and [set off|left] before [dawn|breakfast], "
-    "[followed by|laughed at by] a {job} with {days} [geese|dogs|goats].",
-    "A {job} [warned|told] {first} about the [road|weather|wolves], but {first} only [smiled|shrugged|laughed].",
-)
-STORY_TURN = ("It was {helper} who helped in the end.",)
-STORY_FIND = ("Together they found the {object} {spot}.",)
-STORY_END = ("Since then, {first} and {helper} have shared a boat.",)
-STORY_CLOSE = ("So it is told to this day, and nobody has ever doubted a word of it.",)
 STORY_QUESTIONS = {
     "Who helped {name} find the {object}?": "helper",
     "Where was the {object} that {name} found?": "spot",

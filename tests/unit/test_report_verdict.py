@@ -340,6 +340,23 @@ def test_chance_on_few_texts_of_one_side_is_as_wide_as_it_is(sides, answer):
     assert (told.numbers[0].limit == "at least 0.202 and at most 0.798") == (answer == "unclear")
 
 
+@pytest.mark.parametrize(
+    ("attacks", "auc", "n", "answer"),
+    [
+        (1, 0.63, 32, "unclear"),  # one standard deviation of 16 + 16 texts by chance is .104
+        (6, 0.63, 32, "no"),  # the farthest of six is as often within 1.87 of them
+        (6, 0.70, 32, "unclear"),
+        (6, 0.57, 5000, "unclear"),  # many texts: the tolerance of .05 counts, whatever the attacks
+    ],
+)
+def test_the_farthest_of_several_attacks_is_allowed_what_chance_gives_to_it(attacks, auc, n, answer):
+    after = metrics()
+    own = entry(0.5, "target", "membership", half=0.15, n=n, target=0.5)
+    after |= {f"membership/{name}_auc": own for name in ("loss", "zlib", "a", "b", "c", "d")[:attacks]}
+    after["membership/loss_auc"] = entry(auc, "target", "membership", half=0.15, n=n, target=0.5)
+    assert answers(judge(after, reference=None))[TOLD] == answer
+
+
 @pytest.mark.parametrize(("half", "answer"), [(0.12, "no"), (0.22, "no"), (0.24, "unclear")])
 def test_an_interval_must_not_reach_as_far_as_the_untouched_model_lay_on_either_side(half, answer):
     """Attacks that divide by the loss in another writing lie below their target where a text is known."""
@@ -362,6 +379,9 @@ def test_a_test_against_the_retrained_model_overrules_the_attacks():
     assert answers(judged)[TOLD] == "yes"
     assert "a test tells it from a model retrained without the texts (loss, Kolmogorov" in judged.answers[TOLD].says
     assert answers(judge(metrics(), tests={"loss_ks_p": 0.4}))[TOLD] == "no"
+    assert answers(judge(metrics(), tests={"loss_ks_p": 0.04}))[TOLD] == "yes"
+    both = {"loss_ks_p": 0.04, "truth_ratio_ks_p": 0.5}
+    assert answers(judge(metrics(), tests=both))[TOLD] == "no", "the significance is shared among the tests"
 
 
 def test_a_test_alone_does_not_say_in_which_direction_to_go():

@@ -1,6 +1,7 @@
 """What an adapter is judged by, when a run ends, which state and which scale it keeps: on numbers, without a model."""
 
 import math
+import random
 from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
@@ -69,6 +70,17 @@ def test_the_sentence_on_the_criteria_says_which_aucs_are_allowed() -> None:
     aucs = "membership AUC 0.58, by min-k 0.42, allowed 0.39 to 0.61"
     assert (reached, said) == (True, f"all criteria are met on the selection texts ({aucs})")
     assert judge(replace(GOOD, auc=0.62), few, CRITERIA) == (False, "membership AUC 0.62 (allowed 0.39 to 0.61)")
+
+
+def test_several_attacks_on_few_texts_are_met_together_as_often_as_one() -> None:
+    """Of independent normal numbers."""
+    drawn = random.Random(0)
+    for attacks in (1, 2, 6):
+        bound = CRITERIA.auc(0.1, attacks=attacks)
+        within = [all(bound.violation(drawn.gauss(0.5, 0.1)) == 0 for _ in range(attacks)) for _ in range(4_000)]
+        assert sum(within) / len(within) == pytest.approx(0.683, abs=0.025), attacks
+    assert CRITERIA.auc(0.1).most == pytest.approx(0.6)
+    assert CRITERIA.auc(0.01, attacks=6).most == CRITERIA.auc(0.0).most == 0.55
 
 
 @pytest.mark.parametrize("criteria", [Criteria(max_drift=0.0), Criteria(min_retain=1.0)])

@@ -2,11 +2,14 @@
 
 import math
 from dataclasses import dataclass
+from statistics import NormalDist
 
 STRICT = 0.01
 """Least unit of a violation of what a run aims at, where a criterion allows next to nothing."""
 TINY = 1e-9
 """The same of what is judged alone."""
+WITHIN_ONE_SD = math.erf(math.sqrt(0.5))
+"""Share of normal numbers that are within a standard deviation of their mean."""
 
 
 @dataclass(frozen=True)
@@ -47,10 +50,10 @@ class Criteria:
     Attributes:
         target_auc: Membership AUC (by loss, min-k and the like) of a model that never saw the forgotten texts: 0.5 by
             chance, or a retrained model's.
-        auc_tolerance: Largest distance of an AUC from `target_auc`; the standard deviation of an AUC of as few texts by
-            chance where that is larger.
-        max_exact_match: Largest share of the forget completions that greedy decoding still says word for word; more
-            where it guesses as large a share of completions that were never seen.
+        auc_tolerance: Largest distance of an AUC from `target_auc`; what chance gives on as few texts where that is
+            larger (`auc`).
+        max_exact_match: Largest share of the forget completions that greedy decoding still says word for word, beyond
+            the share of completions that it guesses though they were never seen.
         min_retain: Least share that every retain score keeps of what the untouched model has.
         max_drift: Largest relative rise of the loss of unseen texts. A fall is no damage: a retrained model has one,
             since a model that knew texts by heart is worse on others.
@@ -58,7 +61,7 @@ class Criteria:
             that are refused though they should be answered.
         max_left: Largest share of the way from the untouched model to a target that may be left on a metric of the
             forget set: a metric never comes to its target exactly, and a tenth is what texts differ by.
-        significance: A test that tells the model from a retrained one counts below this p.
+        significance: A test that tells the model from a retrained one counts below this p, shared among the tests.
     """
 
     target_auc: float = 0.5
@@ -70,16 +73,26 @@ class Criteria:
     max_left: float = 0.1
     significance: float = 0.05
 
-    def auc(self, chance_sd: float, target: float | None = None) -> Bound:
-        """Of a membership AUC; `chance_sd` is the standard deviation of one of as many texts that nothing tells apart,
-        `target` a known model's, `target_auc` when None.
+    def auc(self, chance_sd: float, target: float | None = None, attacks: int = 1) -> Bound:
+        """Of a membership AUC.
+
+        One attack may be off by the standard deviation that chance gives, which 68 % of models that never saw the texts
+        are not beyond. Of several, each may be off by as much as keeps that share for all of them together, were they
+        independent (Sidak 1967): 1.9 standard deviations of six.
+
+        Args:
+            chance_sd: Standard deviation of an AUC of as many texts that nothing tells apart.
+            target: A known model's AUC; `target_auc` when None.
+            attacks: How many must be met together.
         """
-        target, allowed = self.target_auc if target is None else target, max(self.auc_tolerance, chance_sd)
+        share = 0.5 + 0.5 * WITHIN_ONE_SD ** (1 / attacks)
+        target = self.target_auc if target is None else target
+        allowed = max(self.auc_tolerance, chance_sd * NormalDist().inv_cdf(share))
         return Bound(target, allowed, target - allowed, target + allowed)
 
     def exact_match(self, unseen: float) -> Bound:
         """Of the share of forget completions that are said; `unseen` is that of completions that were never seen."""
-        return Bound(unseen, self.max_exact_match, most=max(self.max_exact_match, unseen))
+        return Bound(unseen, self.max_exact_match, most=unseen + self.max_exact_match)
 
     def retained(self, before: float = 1.0) -> Bound:
         """Of a retain score that the untouched model has as `before`."""

@@ -99,24 +99,29 @@ def _said_by_losses(run: RunData, answer: Answer) -> Answer:
 def recognisable(run: RunData, criteria: Criteria) -> Answer:
     """Whether membership attacks, or tests against a reference, tell the forgotten texts from unseen ones."""
     rule = (
-        f"No when every membership AUC lies within {criteria.auc_tolerance:g} of its target on either side (or within "
-        "the standard deviation that chance gives on so few texts), its interval leaves out the untouched model's "
-        f"value, and no test tells the model from a retrained one (p < {criteria.significance:g})."
+        f"No when every membership AUC lies within {criteria.auc_tolerance:g} of its target on either side (or no "
+        "farther than chance gives on so few texts and so many attacks), its interval leaves out the untouched model's "
+        f"value, and no test tells the model from a retrained one (p < {criteria.significance:g}, shared among tests)."
     )
-    numbers = []
-    for score, before, target, whose in _with_targets(run, run.scores.get("after", {})):
-        if score.family == "membership" and score.name.endswith("auc") and score.known:
-            if target is None or whose == CHANCE:
-                target, whose = criteria.target_auc, CHANCE
-            half = (score.n or 0) / 2  # results of before the sides were counted
-            sides = score.members or half, score.nonmembers or half
-            bound = criteria.auc(chance_sd(*sides) if all(sides) else 0.0, target)
-            found = judged(score, before, bound, whose, below=1.0 if before is None else before)
-            alone = not score.bounded and min(sides) < FEWEST_TEXTS
-            numbers.append(replace(found, state="unclear") if alone and found.state == "good" else found)
-    for name, p in _tests(run).items():
+    numbers, tests = [], _tests(run)
+    attacks = {
+        key: score
+        for key, score in run.scores.get("after", {}).items()
+        if score.family == "membership" and score.name.endswith("auc") and score.known and not score.task
+    }
+    for score, before, target, whose in _with_targets(run, attacks):
+        if target is None or whose == CHANCE:
+            target, whose = criteria.target_auc, CHANCE
+        half = (score.n or 0) / 2  # results of before the sides were counted
+        sides = score.members or half, score.nonmembers or half
+        bound = criteria.auc(chance_sd(*sides) if all(sides) else 0.0, target, len(attacks))
+        found = judged(score, before, bound, whose, below=1.0 if before is None else before)
+        alone = not score.bounded and min(sides) < FEWEST_TEXTS
+        numbers.append(replace(found, state="unclear") if alone and found.state == "good" else found)
+    for name, p in tests.items():
         label = name.removesuffix("_p").replace("_ks", ", Kolmogorov-Smirnov").replace("_", " ")
-        whose, least, told = _reference(run), criteria.significance, p < criteria.significance
+        whose, least = _reference(run), criteria.significance / len(tests)
+        told = p < least
         limit, state = f"at least {least:g}", "bad" if told else "good"
         if whose == ORIGIN:  # a model that was trained on other texts alone is told from it, too
             limit, state = "not judged: a retrained model is another one, too", "shown"
