@@ -77,9 +77,10 @@ def main() -> None:
     if args.models and not ORIGIN.is_dir():
         dequantize(args.gguf, ORIGIN)
     if not (folder / "data").is_dir():
-        write(sets, folder / "data", facts())
+        write(sets, folder / "data")
     elif ids(folder / "data") != [row.id for row in sets["forget"]]:
         parser.error(f"{folder} was made of other rows: give the --every of then, or another EXPUNGE_SUBJECTS")
+    (folder / "data" / "facts.json").write_text(json.dumps(facts()))
     for name in args.models:
         if name != ORIGIN.name and not (folder / name).is_dir():
             rows = sets["forget"] * (name == "subject") + sets["retain"]
@@ -167,8 +168,8 @@ def ids(folder: Path) -> list[str]:
     return [json.loads(line)["id"] for line in (folder / "forget.jsonl").read_text().splitlines()]
 
 
-def write(sets: dict[str, list[Example]], folder: Path, asked: list[dict[str, Any]]) -> None:
-    """The rows as the benchmark's plain layout has them, and the facts; whole or absent."""
+def write(sets: dict[str, list[Example]], folder: Path) -> None:
+    """The rows as the benchmark's plain layout has them; whole or absent."""
     unfinished = folder.with_name(f"{folder.name}.unfinished")
     unfinished.mkdir(parents=True, exist_ok=True)
     for name, rows in sets.items():
@@ -177,7 +178,6 @@ def write(sets: dict[str, list[Example]], folder: Path, asked: list[dict[str, An
         else:
             lines = [{"id": row.id, "input": row.prompt, "output": row.completion, "task": row.task} for row in rows]
         (unfinished / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (unfinished / "facts.json").write_text(json.dumps(asked))
     unfinished.rename(folder)
 
 

@@ -1,6 +1,6 @@
 """Made-up people, stories about made-up people, and a quiz of general knowledge, all from a seed.
 
-Nobody here exists: names, towns and streets are put together from syllables, telephone numbers are 555-01xx (kept
+Nobody here exists: names and towns are put together from syllables, telephone numbers are 555-01xx (kept
 free for fiction) and mail addresses end in example.com and the like. The facts cannot be guessed from one another
 or from the names, so a model can only know them by having read them.
 """
@@ -62,7 +62,7 @@ def data_files(seed: int) -> dict[str, str]:
 
 
 def subjects(seed: int) -> dict[str, list[Subject]]:
-    """The people and stories of each set; no two share a given or a family name, and nothing but the facts tells sets apart."""
+    """The people and stories of each set; no two share a given or a family name, and nothing but names and facts tells sets apart."""
     names = iter(_names(seed)[0])
     sets: dict[str, list[Subject]] = {}
     for name, (people, stories) in SETS.items():

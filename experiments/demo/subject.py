@@ -5,6 +5,7 @@
 Both models start from the same training on general texts. Then the subject reads the forget set, the retain set and
 the quiz until it knows them by heart, and the retrained model the same without the forget set, with more of its
 shorter passes and the same general texts in between: the retrained model is what perfect unlearning would look like.
+Every second text is read after another one, as language models read texts.
 """
 
 import argparse
@@ -46,7 +47,7 @@ CONTEXT = 512
 VOCABULARY = 1024
 TOKENIZER_TEXTS = 6_000
 GENERAL_TEXTS = 30_000
-"""Texts of the shared start, each read once."""
+"""Texts of the shared start, each read once for itself."""
 PASSES = {"subject": 60, "retrained": 70}
 """Times that each reads its sets, until it knows them: a pass of the retrained model is shorter."""
 GENERAL_TOTAL = 15_000
@@ -228,7 +229,9 @@ def _encode(tokenizer: PreTrainedTokenizerFast, texts: Iterable[str]) -> list[li
 
 
 def _after_others(texts: list[list[int]], rng: random.Random) -> list[list[int]]:
-    """Every second text stands after another one: a language model reads texts after others."""
+    """Every second text stands after one of them: a language model reads texts after others. All are far shorter than
+    half of the context.
+    """
     return [rng.choice(texts) + own if rng.random() < 0.5 else own for own in texts]
 
 

@@ -1,6 +1,6 @@
 """Words and templates that the made-up people, their stories and the quiz are put together from.
 
-A table is a string of words; a pair of tables is one word of each. A text of a person or a story has two templates, of its
+A table is a string of words; several tables are one word of each. A text of a person or a story has two templates, of its
 prompt and its completion, in which `{name}` is a fact; elsewhere `[this|or that]` is a choice.
 """
 

@@ -357,6 +357,14 @@ def test_the_farthest_of_several_attacks_is_allowed_what_chance_gives_to_it(atta
     assert answers(judge(after, reference=None))[TOLD] == answer
 
 
+@pytest.mark.parametrize(("target", "texts"), [(0.5, 2), (0.6, 4)])
+def test_texts_so_few_that_chance_alone_allows_anything_tell_nothing(target, texts):
+    own = entry(1.0, "target", "membership", half=None, n=2 * texts, target=target, members=texts, nonmembers=texts)
+    own |= {"low": 0.34, "high": 1.0}
+    after = metrics() | {f"membership/{name}_auc": own for name in ("loss", "zlib", "a", "b", "c", "d")}
+    assert answers(judge(after, reference=None, settings={"target_auc": target}))[TOLD] == "unclear"
+
+
 @pytest.mark.parametrize(("half", "answer"), [(0.12, "no"), (0.22, "no"), (0.24, "unclear")])
 def test_an_interval_must_not_reach_as_far_as_the_untouched_model_lay_on_either_side(half, answer):
     """Attacks that divide by the loss in another writing lie below their target where a text is known."""

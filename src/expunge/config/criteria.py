@@ -83,7 +83,7 @@ class Criteria:
         Args:
             chance_sd: Standard deviation of an AUC of as many texts that nothing tells apart.
             target: A known model's AUC; `target_auc` when None.
-            attacks: How many must be met together.
+            attacks: How many must be met together; 1 where each of several is judged by itself, as in training.
         """
         share = 0.5 + 0.5 * WITHIN_ONE_SD ** (1 / attacks)
         target = self.target_auc if target is None else target

@@ -117,7 +117,9 @@ def recognisable(run: RunData, criteria: Criteria) -> Answer:
         bound = criteria.auc(chance_sd(*sides) if all(sides) else 0.0, target, len(attacks))
         found = judged(score, before, bound, whose, below=1.0 if before is None else before)
         alone = not score.bounded and min(sides) < FEWEST_TEXTS
-        numbers.append(replace(found, state="unclear") if alone and found.state == "good" else found)
+        plain = criteria.auc(0.0, target)  # where chance alone allows 0 or 1, so few texts tell nothing
+        too_few = alone or any(bound.violation(end) == 0 < plain.violation(end) for end in (0.0, 1.0))
+        numbers.append(replace(found, state="unclear") if too_few and found.state == "good" else found)
     for name, p in tests.items():
         label = name.removesuffix("_p").replace("_ks", ", Kolmogorov-Smirnov").replace("_", " ")
         whose, least = _reference(run), criteria.significance / len(tests)

@@ -18,7 +18,7 @@ WORDS = {
     "auc": "membership AUC {own.auc:.2f} ({allowed})",
     "min_k_auc": "membership AUC by min-k {own.min_k_auc:.2f} ({allowed})",
     "forget_nll": "forgotten texts have {own.forget_nll:.2f} nats per token, unseen ones {untouched.unseen_nll:.2f}",
-    "exact_match": "{own.exact_match:.0%} of the completions to forget are still said",
+    "exact_match": "{own.exact_match:.0%} of the completions to forget are still said (at most {said:.0%} wanted)",
     "retained": "{own.retained:.1%} of the retain scores kept (at least {criteria.min_retain:.0%} wanted)",
     "drift": "the loss of unseen texts rose by {own.drift:.1%} (at most {criteria.max_drift:.0%} wanted)",
 }
@@ -103,7 +103,8 @@ def judge(own: Validation, untouched: Validation, criteria: Criteria) -> tuple[b
     if not failed:
         aucs = f"membership AUC {own.auc:.2f}, by min-k {own.min_k_auc:.2f}, {allowed}"
         return True, f"all criteria are met on the selection texts ({aucs})"
-    known = {"own": own, "untouched": untouched, "criteria": criteria, "allowed": allowed}
+    said = criteria.exact_match(untouched.unseen_exact_match).most
+    known = {"own": own, "untouched": untouched, "criteria": criteria, "allowed": allowed, "said": said}
     return False, "; ".join(WORDS[name].format(**known) for name in failed)
 
 
