@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 
 from expunge.config.criteria import Criteria
+from expunge.evaluation.passes import SIDES
 from expunge.evaluation.values_file import read_values_file
 from expunge.utils.roc import Floats, auc, chance_sd
 
 SPLITS = 1_000
 AUCS = (0.5, 0.6, 0.7, 0.8, 0.9)
-SIDES = ("member", "nonmember")
 
 
 def scores_of(path: Path) -> tuple[Floats, int]:
