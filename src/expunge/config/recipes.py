@@ -17,7 +17,7 @@ DEFAULT: dict[str, Any] = {
     "lora_rank": 16,
     "epochs": None,
     "schedule": "constant",
-    "warmup": 0.02,
+    "warmup": 0.0,
     "ema_steps": 12,
     "eval_every": None,
 }
@@ -52,7 +52,6 @@ RECIPES: dict[str, dict[str, Any]] = {
         "epochs": 20,
         "learning_rate": 1e-4,
         "schedule": "constant",
-        "warmup": 0.0,
         "max_grad_norm": 0.0,
         "ema_steps": 0,
         "rows_per_step": 4,
