@@ -16,8 +16,8 @@ unzip). Reading it needs the package `gguf`. From it are made, with a seed, in t
 | `smollm2-full` | the whole validation split | documents of the training split |
 | `smollm2-tofu` | the ten authors of TOFU forget10 that are not in forget05; every ninth row of retain90 | five and five authors of forget05 |
 
-What is there already is kept; an interrupted model begins again. On two CPU cores: `--every 12 --passes 6 --layers 15`
-(a quarter of an hour), and `--subject smollm2-tofu --every 3 --passes 6 --layers 15`, a third of the authors and of the
+What is there already is kept; an interrupted model begins again. On two CPU cores: `--every 4 --passes 6 --layers 15`
+(a quarter of an hour; `--every 12` five minutes), and `--subject smollm2-tofu --every 3 --passes 6 --layers 15`, a third of the authors and of the
 retain rows. On a GPU: `--subject smollm2-full --passes 12 --rate 2e-4 --tokens 1024` and, side by side, one
 process for each of `--models subject retrained retrained-1 retrained-2`.
 """
@@ -75,6 +75,8 @@ def main() -> None:
     sets = {PART: choose, FULL: lambda _: whole_split(), TOFU_SUBJECT: tofu}[args.subject](every)
     folder = ROOT / args.subject
     if args.models and not ORIGIN.is_dir():
+        if args.gguf is None:
+            parser.error(f"{ORIGIN} is not there: give --gguf FILE")
         dequantize(args.gguf, ORIGIN)
     if not (folder / "data").is_dir():
         write(sets, folder / "data")

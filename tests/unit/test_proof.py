@@ -22,6 +22,7 @@ from expunge.model.logps import lay_out, sequence_logps
 from expunge.model.proof import check_same, log_probs
 from expunge.model.saved import BASE, OWN, attach_adapter, load_unlearned, rescaled, save_adapter, verify_saved
 from expunge.model.source import places, source_of
+from expunge.runs.reads import check_unchanged, model_state
 from tiny import COMMON, GROUPED, save_tiny, save_tokenizer, tiny_model, tiny_tokenizer
 
 ROWS = [[5, 9, 2, 7, 30, 31, 8], [4, 4, 60, 61, 62, 3, 9, 10]]
@@ -428,6 +429,13 @@ def test_each_branch_of_a_name_on_the_hub_is_what_it_is(hub: Path, tmp_path: Pat
     unlearned, _ = load_unlearned(str(tmp_path / "run"))
     with unlearned.disable_adapter():
         torch.testing.assert_close(logits(unlearned), logits(load(base).model))
+
+
+def test_the_first_use_of_a_name_on_the_hub_is_no_change_of_its_files(hub: Path, tmp_path: Path) -> None:
+    before = model_state("some/model")
+    hub_cache(hub, "some/model", save_tiny(tmp_path / "base", "llama"))
+    assert load("some/model").source
+    check_unchanged(before, "some/model")
 
 
 def test_a_revision_that_cannot_be_honoured_is_refused(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import html
 import json
+import os
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -241,6 +242,25 @@ def test_results_on_other_texts_than_the_runs_are_left_out(tmp_path):
     assert warnings("key:one") == []
     assert warnings("other key:two") == []  # another user's, which cannot be compared
     assert warnings("key:two", "tofu") == []  # a benchmark asks in its own words
+
+
+def test_the_newest_results_of_the_run_count(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    file, newer = run / "results_after.json", run / "results.json"
+    content = json.loads(file.read_text())
+    newer.write_text(json.dumps(content | {"settings": {"limit": 3}}))
+    at = file.stat().st_mtime
+    for when, mine in ((at + 9, 3), (at - 9, None)):
+        os.utime(newer, (when, when))
+        data = read_run(run)
+        assert data.results["after"].get("settings", {}).get("limit") == mine
+        left_out = "results_after.json" if mine else "results.json"
+        assert f"{left_out} is left out: other results after are newer." in data.warnings
+        assert data.checkpoints == {}
+    file.write_text(json.dumps(content | {"model": "somebody/else"}))  # now the newest, and another model's
+    data = read_run(run)
+    assert data.results["after"]["settings"]["limit"] == 3
+    assert data.warnings[0].startswith("results_after.json is left out: it is of another model (else)")
 
 
 def test_other_settings_of_the_evaluation_are_said(tmp_path):

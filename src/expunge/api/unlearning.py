@@ -133,7 +133,7 @@ def forecast(
 ) -> dry_run.Forecast:
     """What a run would take in steps, memory and time, from a few real steps; writes nothing.
 
-    Arguments and errors are those of `unlearn`.
+    Arguments and errors are those of `unlearn`, which takes a tokenizer and callbacks, too.
     """
     texts = {"forget": forget, "retain": retain, "test": test, "holdout": holdout, "instead": instead}
     reporter = reporter_for(progress)

@@ -146,6 +146,7 @@ class _Interview:
         self._part, settings = part, {name: getattr(self._config, name) for name in OWN_SETTINGS}
         settings["prompt_format"] = str(self._format)
         settings["files"] = {Path(own).name: state[:2] for own, state in model_state(self._config.model).items()}
+        settings["commit"] = getattr(self._loaded.base.config, "_commit_hash", None)
         if not resume:
             part.unlink(missing_ok=True)
             files.append_line(part, {"settings": settings})

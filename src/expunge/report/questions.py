@@ -52,8 +52,8 @@ def still_said(run: RunData, criteria: Criteria) -> Answer:
     """Whether what the model says and knows of the forget texts has come down to the target of every metric."""
     rule = (
         f"No when every number has at most {criteria.max_left:.0%} of the way from the untouched model to its target "
-        f"left (of answers word for word and of key facts, or {criteria.max_exact_match:.0%} of the rows), and its "
-        "interval leaves out the untouched model's value."
+        f"left (of answers word for word, of key facts and of texts said in one of several answers, or "
+        f"{criteria.max_exact_match:.0%} of the rows), and its interval leaves out the untouched model's value."
     )
     numbers = []
     for score, before, target, whose in _with_targets(run, knowledge(run.scores.get("after", {}))):

@@ -22,7 +22,7 @@ ROLES = {
     "before": ("results_before.json",),
     "retrained": ("results_retrained.json", "results_reference.json"),
 }
-"""Which results file plays which part; the first that is there counts."""
+"""Which results files may play which part: the newest that is of this run counts."""
 ALIKE = ("max_new_tokens", "prompt_format", "samples", "temperature", "limit")
 """Settings of an evaluation that must be the same for its numbers to be compared."""
 
@@ -93,21 +93,22 @@ def read_run(path: str | Path | RunData) -> RunData:
     log = path / "metrics.jsonl"
     run = RunData(path, path.name or path.resolve().name, manifest, list(read_steps(log)) if log.is_file() else [])
     run.calibration.update(read_calibration(path) or {})
-    files = {}
     for role, names in ROLES.items():
-        file = next((path / name for name in names if (path / name).is_file()), None)
-        if file is None:
-            continue
-        files[role], results = file, read_results(file)
-        scores = read_scores(results, file)
-        if why := _foreign(role, results, run, adapter):
-            run.warnings.append(f"{file.name} is left out: it is of {why}. Evaluate again.")
-            continue
-        run.results[role], run.scores[role] = results, scores
-        if file.with_suffix(".parquet").is_file():
-            run.values[role] = read_values(file.with_suffix(".parquet"))
+        there = [file for name in names if (file := path / name).is_file()]
+        for file in sorted(there, key=lambda own: -own.stat().st_mtime_ns):
+            results = read_results(file)
+            scores = read_scores(results, file)
+            if role in run.results:
+                run.warnings.append(f"{file.name} is left out: other results {role} are newer.")
+            elif why := _foreign(role, results, run, adapter):
+                run.warnings.append(f"{file.name} is left out: it is of {why}. Evaluate again.")
+            else:
+                run.results[role], run.scores[role] = results, scores
+                if file.with_suffix(".parquet").is_file():
+                    run.values[role] = read_values(file.with_suffix(".parquet"))
+    named = {name for names in ROLES.values() for name in names}
     for file in sorted(path.glob("results*.json")):
-        if file not in files.values():
+        if file.name not in named:
             further = read_results(file)
             if further["benchmark"] == run.results.get("after", further)["benchmark"]:
                 name = file.stem.removeprefix("results").strip("_-.") or file.stem

@@ -37,10 +37,14 @@ def model_folders(name: str) -> list[Path]:
 
 
 def model_state(*names: str | None) -> ModelState:
-    """Sizes, times and identities of the files of models, to see whether they were changed while they were read."""
+    """Sizes, times and identities of the files of models, to see whether they were changed while they were read.
+
+    A model from the Hub has none: its files may come while it is read, and its commit says what is in them.
+    """
     found: ModelState = {}
-    for folder in (folder for name in names if name for folder in model_folders(name)):
-        for path in folder.iterdir():
+    given = (Path(place) for name in names if name for place in places(name))
+    for place in (place for place in given if place.exists()):
+        for path in (place.parent if place.is_file() else place).iterdir():
             with suppress(FileNotFoundError):  # a link to nothing, or a file that has just gone
                 status = path.stat()
                 found[str(path)] = status.st_size, status.st_mtime_ns, status.st_ino
