@@ -110,12 +110,17 @@ def test_what_was_not_trained_on_is_reported_apart_and_judges_what_is_kept(work:
     assert (manifest["rows"]["retain"], manifest["rows"]["test"], manifest["settings"]["retain_test"]) == (10, 2, 0.2)
     told = expunge("evaluate", "--run", "run", *SMALL)
     assert told.code == 0, told.err
+    assert "these are not the test texts" not in told.err
     metrics = read("run/results.json")["metrics"]
     assert (metrics["retain/probability"]["n"], metrics["test/probability"]["n"]) == (10, 2)
     kept = json.loads(expunge("verdict", "run", "--json").out)["run"]["answers"][2]
     assert {number["state"] for number in kept["numbers"] if number["key"].startswith("retain/")} == {"shown"}
     assert "test/probability" in {number["key"] for number in kept["numbers"] if number["state"] != "shown"}
     assert not any("trained on" in note for note in kept["notes"])
+    manifest["data"]["test"] = manifest["data"]["retain"]  # as where another version has set other texts apart
+    Path("run/manifest.json").write_text(json.dumps(manifest))
+    told = expunge("evaluate", "--run", "run", *SMALL, "--output", "again.json")
+    assert "--retain many.jsonl: these are not the test texts that the run was made with" in " ".join(told.err.split())
 
 
 def test_a_run_needs_no_texts_to_keep(work: Path, expunge: Run) -> None:

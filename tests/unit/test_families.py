@@ -2,9 +2,15 @@
 
 import pytest
 
-from expunge.data.families import families, normalized
+from expunge.data.examples import Example
+from expunge.data.families import families as families_of
+from expunge.data.families import normalized
 
 LONG = "Marta Quillon was born in Port Ellery on the third of May and lived near the old mill all her life"
+
+
+def families(texts):
+    return families_of([Example("", "", text) for text in texts])
 
 
 @pytest.mark.parametrize(
@@ -60,3 +66,36 @@ def test_any_number_of_twins_is_one_family_in_any_order(count: int) -> None:
         found = families(texts)
         assert len({own for own, text in zip(found, texts, strict=True) if text in twins}) == 1
         assert len(set(found)) == 1 + count
+
+
+INSTRUCTION = (
+    "Below is an instruction that describes a task, paired with an input that provides further context. Write a response "
+    "that appropriately completes the request, in one or two short sentences and without any words that are not needed. "
+    "If you do not know the answer, say so, and never make one up: people rely on what you say to them here. "
+)
+FRAMES = {
+    "instruction": "{}### Instruction:\n{}\n\n### Response:",
+    "system": "{}\n\n{}",
+    "behind": "{1}\n\n{0}",
+}
+
+
+@pytest.mark.parametrize("frame", FRAMES.values(), ids=FRAMES)
+@pytest.mark.parametrize("count", [12, 40, 100])
+def test_texts_in_one_frame_are_apart_and_their_twins_are_found(frame: str, count: int) -> None:
+    def asked(question: str, answer: str) -> Example:
+        return Example("", frame.format(INSTRUCTION, question), answer)
+
+    numbers = [f"{place}{number}" for number in range(count) for place in ("Marn", "Oster", "Vil")]
+    rows = [
+        asked(f"Where does the keeper of {one} live, and since when?", f"In {other}, for the {third}th year.")
+        for one, other, third in zip(numbers[::3], numbers[1::3], numbers[2::3], strict=True)
+    ]
+    short = [asked(f"Who is {name}?", f"{name[::-1]}.") for name in numbers[::3]]
+    texts = [*rows, *short]
+    assert families_of(texts) == list(range(len(texts)))
+    twins = [Example("", own.prompt, own.completion.upper()) for own in texts]
+    bare = Example("", "Where does the keeper of Marn0 live, and since when?", rows[0].completion)
+    found = families_of([*texts, *twins, bare])
+    assert found == [*range(len(texts)), *range(len(texts)), 0]
+    assert families_of([bare, *twins, *texts][::-1]).count(0) == 2

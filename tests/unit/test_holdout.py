@@ -184,7 +184,7 @@ def test_halves_of_which_one_is_next_to_nothing_are_refused():
     shared = "A long sentence that all of these texts have in common, word for word, so that they are of one family. "
     alike = [Example(f"t{i}", "", f"{shared}{i}.") for i in range(18)]
     sides = documents([*alike, *apart(0, 2)], apart(100, 20))
-    told = "18 texts would steer the run and 2 be reported on, of 20 on one side, since near-duplicates"
+    told = "1 texts would steer the run and 19 be reported on, of 20 on one side, since near-duplicates"
     with pytest.raises(DataError, match=told):
         split_off(sides, [], tiny_tokenizer("bytelevel"))
 

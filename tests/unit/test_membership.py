@@ -106,7 +106,8 @@ def test_a_chat_is_read_in_the_frame_that_the_model_has_met() -> None:
     assert tokenizer.decode(other.row.input_ids) == "INES Marrow."  # a text alone is no chat
 
     own = [document.row.input_ids[at] for at in document.row.targets("completion")]
-    assert tokenizer.decode(own) == framed.removeprefix("<|system|>\n")  # the frame before it is the same for all
+    assert tokenizer.decode(own) == framed[framed.index("WHO?") :]  # what is before it may be the same for all
+    assert document.text == "WHO?\nINES Marrow."
 
     (cut,), _, bound = even_lengths(tokenizer, [document], [other])
     assert len(cut) == bound == len(other) < len(document)

@@ -26,7 +26,7 @@ def test_a_fifth_of_the_families_is_set_apart_whatever_their_order_and_no_family
     twins = [Example(f"t{n}", "Who?", f"The keeper{TWIN}{end}") for n, end in enumerate((".", "!", " today.", "..."))]
     rows = [*ROWS, *twins]
     trained, apart = set_apart(rows, 0.2)
-    assert len(apart) in (2, 5)  # 2 of 13 families, of which one has 4 texts
+    assert len(apart) == 3  # of 16 texts, 4 of which are one family
     assert sorted([*trained, *apart], key=rows.index) == rows
     assert {own.id for own in apart} & {own.id for own in twins} in (set(), {own.id for own in twins})
     for seed in range(3):
@@ -35,6 +35,17 @@ def test_a_fifth_of_the_families_is_set_apart_whatever_their_order_and_no_family
     assert set_apart(rows, 0) == (rows, [])
     assert set_apart(rows[: FEWEST - 1], 0.2)[1] == []
     assert len(set_apart(ROWS, 0.5)[1]) == 6
+
+
+@pytest.mark.parametrize(("twins", "others"), [(300, 100), (50, 50), (20, 180)])
+def test_a_large_family_is_not_set_apart_before_the_others(twins: int, others: int) -> None:
+    large = [Example("", "", f"The keeper{TWIN} but for number {number}") for number in range(twins)]
+    rest = [Example("", f"Who is {number}?", f"{number} has {number**3}.") for number in range(others)]
+    apart = set_apart([*large, *rest], 0.2)[1]
+    most = int(0.2 * (twins + others))
+    assert min(most, others) <= len(apart) + 1 <= most + 1
+    if twins > most:
+        assert not {*apart} & {*large}
 
 
 def write(path: Path, rows: list[Example]) -> str:
@@ -47,6 +58,17 @@ def files(tmp_path: Path) -> dict[str, str]:
     forget = [Example(f"f{n}", f"Where is {n}?", f"In street {n}.") for n in range(3)]
     return {"forget": write(tmp_path / "forget.jsonl", forget), "retain": write(tmp_path / "retain.jsonl", ROWS),
             "model": "m", "output": "o"}  # fmt: skip
+
+
+def test_rows_of_the_users_own_are_documents_of_their_own(tmp_path: Path) -> None:
+    for prefix in ("qa", "forget-qa", "a{}qa", "r"):
+        lines = [
+            {"id": f"{prefix.format(at)}{at}", "input": f"Who is {name}?", "output": f"{name}, {at}{at}.", "kind": "qa"}
+            for at, name in enumerate(NAMES[:4])
+        ]
+        (tmp_path / "forget.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        rows = read_custom(EvaluateConfig(benchmark="custom", forget=str(tmp_path / "forget.jsonl")))["forget"]
+        assert len({*rows.documents}) == 4, prefix
 
 
 def test_what_is_tested_on_is_not_trained_on_unless_the_recipe_the_data_or_the_user_says_so(files):

@@ -31,10 +31,16 @@ def rows(*texts: str, name: str = "forget") -> RowSet:
     "twin", [TEXT + ".", TEXT.upper(), TEXT.replace(" ", "  "), TEXT.replace("Karlsholm", "Odense"), f"“{TEXT}”!"]
 )
 def test_near_duplicates_are_one_document_in_intervals(twin: str) -> None:
-    forget = rows(TEXT, "Joren Pike sells maps of rivers that were never found by anybody")
-    suite = with_families(Suite((forget, rows(twin, name="retain"))))
-    assert suite["retain"].documents[0] == suite["forget"].documents[0] == "forget0"
-    assert suite["forget"].documents[1] == "forget1"
+    forget = rows(TEXT, "Joren Pike sells maps of rivers that were never found by anybody", twin)
+    assert with_families(Suite((forget,)))["forget"].documents == ["forget0", "forget1", "forget0"]
+
+
+def test_ids_that_two_sets_share_are_no_documents_that_they_share() -> None:
+    texts = [f"{name} keeps {bees} bees behind the observatory" for name, bees in (("Mirela", 40), ("Joren", "a few"))]
+    forget, retain = (replace(rows(*own), name=name, documents=["0", "1"])
+                      for name, own in (("forget", texts), ("retain", [TEXT, TEXT + "!"])))  # fmt: skip
+    suite = with_families(Suite((forget, retain)))
+    assert [own.documents for own in suite.sets] == [["0", "1"], ["0", "0"]]
 
 
 def test_sentences_of_one_template_are_documents_of_their_own() -> None:

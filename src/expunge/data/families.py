@@ -2,12 +2,18 @@
 
 What is measured on a text says little about a model that was trained, or stopped, on a near copy of it. So families
 stay on one side wherever texts are split, and a text whose family was trained on counts as seen.
+
+Texts that say different things in one frame (a system turn, an instruction, examples before each question) are no copies.
 """
 
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from hashlib import sha256
+from itertools import pairwise
+from os.path import commonprefix
 
+from expunge.data.examples import Example
 from expunge.data.words import words
 
 SHINGLE = 3
@@ -21,6 +27,9 @@ COMMON, ALIKE = 64, 0.8
 """Shingles that stand in more than COMMON texts may be turns of phrase: with them, ALIKE of all must be shared."""
 FIRST = 4
 """Of the texts of such a shingle so many are compared with the others: it bounds the work, and joins what is alike."""
+FRAME = 8
+"""The words in which so many different prompts, or completions, begin or end are their frame: without it texts must be
+alike, too."""
 
 
 def normalized(text: str) -> str:
@@ -30,9 +39,9 @@ def normalized(text: str) -> str:
     return " ".join("".join(kept).split())
 
 
-def families(texts: Sequence[str], overlap: float = OVERLAP) -> list[int]:
+def families(texts: Sequence[Example], overlap: float = OVERLAP) -> list[int]:
     """A number for each text, the place of the first one of its family; `overlap` is as for `OVERLAP`."""
-    keys = [normalized(text) or text for text in texts]
+    keys = [normalized(own.text) or own.text for own in texts]
     parent = list(range(len(texts)))
 
     def root(at: int) -> int:
@@ -49,7 +58,9 @@ def families(texts: Sequence[str], overlap: float = OVERLAP) -> list[int]:
     for at, key in enumerate(keys):
         join(first.setdefault(key, at), at)
     different = sorted(first)  # the families are the same whatever the order of the texts
-    shingles = [own if len(own := _shingles(key)) >= FEWEST else set() for key in different]
+    inside = dict(sorted(zip(keys, _without_frames(texts), strict=True), reverse=True))  # of equal texts the least
+    shingles = [own if len(own := _shingles(words(key))) >= FEWEST else set() for key in different]
+    bare = [_shingles(inside[key]) or {tuple(inside[key])} for key in different]
     places: dict[tuple[str, ...], list[int]] = defaultdict(list)
     for at, own in enumerate(shingles):
         for shingle in own:
@@ -61,11 +72,49 @@ def families(texts: Sequence[str], overlap: float = OVERLAP) -> list[int]:
         for other in {*shared, *firsts}:
             least, count = min(len(own), len(shingles[other])), shared[other]
             phrases = len(common[at] & common[other])
-            if count >= overlap * least or count + phrases >= max(overlap, ALIKE) * least:
+            alike = count >= overlap * least or count + phrases >= max(overlap, ALIKE) * least
+            if alike and len(bare[at] & bare[other]) >= overlap * min(len(bare[at]), len(bare[other])):
                 join(first[different[at]], first[different[other]])
     return [root(at) for at in range(len(texts))]
 
 
-def _shingles(key: str) -> set[tuple[str, ...]]:
-    found = words(key)
+def family_hashes(family: Sequence[int], hashes: Sequence[str]) -> dict[int, str]:
+    """Number of each family -> a hash of it; of one text its own, and the same in any order.
+
+    The least hash of many texts is a small one. Hashed again, it says nothing of how many they are.
+    """
+    members: dict[int, set[str]] = defaultdict(set)
+    for number, own in zip(family, hashes, strict=True):
+        members[number].add(own)
+    return {
+        number: min(own) if len(own) == 1 else sha256(min(own).encode()).hexdigest() for number, own in members.items()
+    }
+
+
+def _shingles(found: Sequence[str]) -> set[tuple[str, ...]]:
     return {tuple(found[at : at + SHINGLE]) for at in range(len(found) - SHINGLE + 1)}
+
+
+def _without_frames(texts: Sequence[Example]) -> list[list[str]]:
+    """The words of each text but those of its prompt's frame, and of its completion's where enough is left of that."""
+    found: list[list[str]] = [[] for _ in texts]
+    for part in ("prompt", "completion"):
+        split = [tuple(words(normalized(getattr(own, part)))) for own in texts]
+        begin, end = _shared(split), _shared([own[::-1] for own in split])
+        for whole, own in zip(found, split, strict=True):
+            rest = own[begin[own] : max(begin[own], len(own) - end[own[::-1]])]
+            whole += own if part == "completion" and len(rest) - SHINGLE + 1 < FEWEST else rest
+    return found
+
+
+def _shared(parts: Sequence[tuple[str, ...]]) -> dict[tuple[str, ...], int]:
+    """Words -> how many of them, from the first, `FRAME` different ones of `parts` begin with."""
+    order = sorted({*parts})
+    alike = [len(commonprefix(pair)) for pair in pairwise(order)]
+    shared = dict.fromkeys(order, 0)
+    for at in range(len(order) - FRAME + 1):
+        least = min(alike[at : at + FRAME - 1])
+        for own in order[at : at + FRAME]:
+            shared[own] = max(shared[own], least)
+    return shared
+

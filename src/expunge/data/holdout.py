@@ -6,7 +6,7 @@ from itertools import compress
 from typing import TYPE_CHECKING, Any
 
 from expunge.data.examples import Example, text_hash
-from expunge.data.families import families
+from expunge.data.families import families, family_hashes
 from expunge.data.surprise import surprises
 from expunge.errors import DataError
 from expunge.utils.keys import key_file, keyed, of_this_key
@@ -41,9 +41,7 @@ def selection_half(
     of: dict[int, tuple[str, float, str]] = {}
     for own, place in zip(family, zip(kinds, surprise, hashes, strict=True), strict=True):
         of[own] = min(place, of.get(own, place))
-    names: dict[int, str] = {}
-    for own, name in zip(family, hashes, strict=True):
-        names[own] = min(name, names.get(own, name))
+    names = family_hashes(family, hashes)
     order = sorted(of, key=lambda own: (of[own][:2], names[own]))
     if len(order) % 2:
         order.pop(len(order) // 2)
@@ -55,7 +53,7 @@ def unseen_texts(nonmembers: Sequence[Example], trained: Sequence[Example]) -> l
     """Those of `nonmembers` of whose family nothing was trained on."""
     if not nonmembers:
         return []
-    family = families([own.text for own in [*trained, *nonmembers]])
+    family = families([*trained, *nonmembers])
     seen = set(family[: len(trained)])
     return [own for own, name in zip(nonmembers, family[len(trained) :], strict=True) if name not in seen]
 
@@ -96,7 +94,7 @@ def documents(members: Sequence[Example], nonmembers: Sequence[Example]) -> list
     least = _least_length([*members, *nonmembers])
     long = [[own for own in side if length(own) >= least] for side in sides]
     enough = all(len(set(example_hashes(side))) // 2 >= FEWEST for side in long)
-    found = [Side(list(own), families([text.text for text in own])) for own in (long if enough else sides)]
+    found = [Side(list(own), families(own)) for own in (long if enough else sides)]
     for name, side, different in zip(("forgotten", "unseen"), found, hashes, strict=True):
         count, half = len(side.texts), len(different) // 2
         if count > 1 and len(set(side.family)) == 1:

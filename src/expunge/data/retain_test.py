@@ -1,9 +1,10 @@
 """Which texts to keep are trained on: none that is to be forgotten, and a part of the others is left to judge by."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 from expunge.data.examples import Example, text_hash, text_key
-from expunge.data.families import families
+from expunge.data.families import families, family_hashes
 from expunge.errors import DataError
 
 FEWEST = 10
@@ -29,17 +30,18 @@ def without_forgotten(
 
 
 def set_apart(retain: Sequence[Example], share: float) -> tuple[list[Example], list[Example]]:
-    """The retain texts to train on, and those to test on: the `share` of their families of near-duplicates that has the
-    smallest hashes, the same in any order.
+    """The retain texts to train on, and those to test on: whole families of near-duplicates in the order of their
+    hashes, the same in any order of the texts, as long as they are at most `share` of the texts.
     """
     if not share:
         return list(retain), []
-    family = families([own.text for own in retain])
-    smallest: dict[int, str] = {}
-    for name, own in zip(family, map(text_hash, retain), strict=True):
-        smallest[name] = min(own, smallest.get(name, own))
-    count = int(share * len(smallest)) if len(smallest) >= FEWEST else 0
-    apart = set(sorted(smallest, key=lambda name: smallest[name])[:count])
+    family = families(retain)
+    places, sizes = family_hashes(family, [*map(text_hash, retain)]), Counter(family)
+    room, apart = int(share * len(retain)) if len(places) >= FEWEST else 0, set[int]()
+    for name in sorted(places, key=places.__getitem__):
+        if sizes[name] <= room:
+            apart.add(name)
+            room -= sizes[name]
     sides: tuple[list[Example], list[Example]] = ([], [])
     for row, name in zip(retain, family, strict=True):
         sides[name in apart].append(row)

@@ -223,8 +223,10 @@ def mismatches(
     if settings.get("benchmark") == config.benchmark and settings.get("split") not in (None, config.split):
         yield from _other_split(config, settings["split"])
     if config.forget and config.forget == settings.get("forget") and (run / "config.yaml").exists():
-        then = run_settings(str(run))
-        yield from other_texts(manifest, then, {"forget": run_rows(then, tokenizer, suite["forget"].examples)})
+        then, texts = run_settings(str(run)), {"forget": suite["forget"].examples}
+        if config.retain_test and all(getattr(config, own) == settings.get(own) for own in ("retain", "retain_test")):
+            texts |= {own.name: own.examples for own in suite.sets if own.name == "test"}
+        yield from other_texts(manifest, then, {name: run_rows(then, tokenizer, own) for name, own in texts.items()})
 
 
 def _other_split(config: EvaluateConfig, forgotten: str) -> Iterator[str]:

@@ -46,7 +46,7 @@ def encode_documents(
     """Tokenize whole documents.
 
     Under `chat`, questions and answers are read in the frame of the tokenizer's template, as the model has met them;
-    what of it stands before the first turn's words is the same for all and no target. A text without a prompt is read
+    what stands before the first words of the user (a system turn, too) is no target. A text without a prompt is read
     as it stands. Up to `max_length` tokens of a document count, from its start (the model's context; all when None);
     `say` takes a line for the user when some were cut.
 
@@ -123,14 +123,17 @@ def _framed(tokenizer: PreTrainedTokenizerBase, chat: Example, prompt_format: Pr
     def ids(example: Example) -> list[int]:
         return tokenize(tokenizer, example, prompt_format, max_length=2**31).input_ids
 
-    def beginning(word: str) -> list[int]:
-        return ids(replace(chat, messages=({**turns[0], "content": word}, *turns[1:])))
+    first = next((at for at, turn in enumerate(turns) if turn.get("role") not in ("system", "developer")), 0)
 
-    # What comes before the first turn's words, whatever they are: special tokens, the template's own system prompt.
+    def beginning(word: str) -> list[int]:
+        return ids(replace(chat, messages=(*turns[:first], {**turns[first], "content": word}, *turns[first + 1 :])))
+
+    # What comes before the first words of the user, whatever they are: special tokens, a system prompt.
     start = common_prefix(beginning("0"), beginning("1"))
     lower = in_lower_case(replace(chat, messages=turns))
     row, other = (TokenizedExample(chat.id, own, min(start, len(own) - 1)) for own in (ids(chat), ids(lower)))
-    return Document(row, whole_text(chat, prompt_format), other)
+    said = replace(chat, prompt="\n\n".join(turn["content"] for turn in turns[first:] if turn["content"]))
+    return Document(row, whole_text(said, prompt_format), other)
 
 
 def _cut(tokenizer: PreTrainedTokenizerBase, document: Document, most: int) -> Document:

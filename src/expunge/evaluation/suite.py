@@ -140,21 +140,24 @@ def write_key_words(path: str | Path, rows: Sequence[Example]) -> None:
 
 
 def with_families(suite: Suite) -> Suite:
-    """The suite with near-duplicate rows about one document, so that intervals do not count a text twice."""
-    rows = [row for own in suite.sets for row in own.examples]
-    labels = [label for own in suite.sets for label in own.documents]
-    parent: dict[str, str] = {}
+    """The suite with near-duplicate rows of a set about one document, so that intervals do not count a text twice."""
+    names = {own.name: [part for part in suite.sets if part.name == own.name] for own in suite.sets}
+    documents = {name: _joined(parts) for name, parts in names.items()}
+    sets = tuple(replace(own, documents=[documents[own.name][label] for label in own.documents]) for own in suite.sets)
+    return replace(suite, sets=sets)
+
+
+def _joined(parts: Sequence[RowSet]) -> dict[str, str]:
+    """Document of some rows -> the first one that holds a near-duplicate of one of its rows."""
+    rows = [row for own in parts for row in own.examples]
+    labels = [label for own in parts for label in own.documents]
+    above = {label: label for label in labels}
 
     def root(label: str) -> str:
-        while (above := parent.get(label, label)) != label:
-            label = above
+        while above[label] != label:
+            label = above[label]
         return label
 
-    for at, first in enumerate(families([row.text for row in rows], NEAR_DUPLICATE)):
-        own, other = root(labels[at]), root(labels[first])
-        if own != other:
-            parent[own] = other
-    if not parent:
-        return suite
-    sets = tuple(replace(own, documents=[root(label) for label in own.documents]) for own in suite.sets)
-    return replace(suite, sets=sets)
+    for label, first in zip(labels, families(rows, NEAR_DUPLICATE), strict=True):
+        above[root(label)] = root(labels[first])
+    return {label: root(label) for label in above}

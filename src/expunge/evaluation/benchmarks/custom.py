@@ -90,6 +90,8 @@ def _key(example: Example) -> str:
 
 
 def _rows(name: str, examples: list[Example]) -> RowSet:
-    # LUME's kinds come with its ids, and only these say which rows are about one document.
+    # LUME's kinds come with its ids, and only these say which rows are about one document; `qa1`, `qa2`, ... do not.
     documents = [document_of(example.id) if example.kind else example.id for example in examples]
+    if "" in documents or (len({*documents}) == 1 and len(documents) > 1):
+        documents = [example.id for example in examples]
     return RowSet(name, examples, documents, default_metrics(name))
