@@ -122,7 +122,7 @@ def test_every_command_that_writes(planted: Path, expunge: Run, monkeypatch: pyt
 
     monkeypatch.setattr(import_module("expunge.train.loop").Trackers, "__init__", track)
     monkeypatch.setattr(import_module("expunge.train.loop").Trackers, "log", track)
-    monkeypatch.setattr(import_module("expunge.train.loop").Trackers, "close", track)
+    monkeypatch.setattr(import_module("expunge.train.loop").Trackers, "__exit__", track)
     results = [
         expunge(*TRAIN, "--report-to", "tensorboard", "--holdout", "retain.jsonl"),
         expunge(*EVALUATE, "--output", "run/results_before.json"),

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from expunge.data.examples import Example, read_examples
 from expunge.data.tokenize import PromptFormat, document_ids, expected_text, prompt_ids, text_ids, tokenize
 from expunge.errors import ConfigError, DataError
+from expunge.evaluation.documents import encode_documents
 from expunge.model.load import load_model
 from expunge.model.prompt_format import measure_prompt_format
 from tiny import CHAT_TEMPLATE, save_tiny, tiny_tokenizer
@@ -65,6 +66,17 @@ def chat(*contents: str, **beside: Any) -> dict[str, Any]:
 
 
 # --- boundaries ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("style", ["chat", "space"])
+def test_a_text_without_a_prompt_is_trained_on_as_it_is_measured(style: str) -> None:
+    text, tokenizer = Example("t", "", "Marta Quillon was born in Port Ellery."), tokenizer_of("chat")
+    read = PromptFormat(style, False)
+    row = tokenize(tokenizer, text, read, max_length=99)
+    (document,) = encode_documents(tokenizer, [text], read)
+    assert row.input_ids == document.row.input_ids == text_ids(tokenizer, text.completion)
+    assert row.completion_start <= 1
+
 
 
 @pytest.mark.parametrize("kind", ["bytelevel", "bos", "metaspace"])

@@ -1,7 +1,7 @@
 """The one schema: recipes, ranges, groups, and one name for a setting everywhere."""
 
 import re
-from dataclasses import fields, replace
+from dataclasses import FrozenInstanceError, fields, replace
 from typing import Any
 
 import pytest
@@ -255,3 +255,11 @@ def test_parameters_of_a_loss_from_text_and_from_a_mapping() -> None:
         "npo", {"beta": 0.25, "level": "sequence"}
     )
     assert make_forget_loss("rmu", "layer=3") == make_forget_loss("rmu", {"layer": 3})
+
+
+def test_a_setting_is_changed_in_a_copy_and_never_in_place() -> None:
+    config = UnlearnConfig(model="m", output="o", forget="f")
+    with pytest.raises(FrozenInstanceError):
+        config.seed = 3  # type: ignore[misc]
+    other = config.changed(seed=3, learning_rate=1e-4).without_retain().without_unseen()
+    assert (other.seed, other.learning_rate, config.seed) == (3, 1e-4, 0)

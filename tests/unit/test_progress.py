@@ -5,8 +5,9 @@ import threading
 import pytest
 
 from expunge.utils import progress
-from expunge.utils.progress import Reporter
+from expunge.utils.progress import Reporter, reporter_for
 from expunge.utils.text import printable
+from expunge.utils.trackers import Trackers
 
 
 @pytest.mark.parametrize(
@@ -73,3 +74,26 @@ def test_without_a_terminal_what_takes_long_is_said_once(
         with work:
             assert said.wait(0.2 if quiet else 60) != quiet
     assert capsys.readouterr().err == ("" if quiet else "loading\\x1b ...\nsteps ...\n")
+
+
+def test_of_several_processes_the_first_alone_speaks(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for rank, said in (("0", "warning: hello"), ("1", "")):
+        monkeypatch.setenv("RANK", rank)
+        reporter_for(True).warn("hello")
+        assert capsys.readouterr().err.strip() == said
+
+
+def test_what_trackers_have_is_flushed_when_a_run_is_interrupted() -> None:
+    class Writer:
+        closed = False
+
+        def close(self) -> None:
+            self.closed = True
+
+    trackers, writer = Trackers(None, "", {}), Writer()
+    trackers._writer = writer
+    with pytest.raises(KeyboardInterrupt), trackers:
+        raise KeyboardInterrupt
+    assert writer.closed

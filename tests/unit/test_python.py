@@ -1,7 +1,9 @@
 """The package from Python: objects in memory, typed results, callbacks; what a run keeps of them and what not."""
 
 import ast
+import json
 import logging
+import shutil
 import warnings
 from collections.abc import Iterator
 from contextlib import chdir
@@ -98,8 +100,9 @@ def test_texts_of_every_kind_are_the_same_texts(given: Any) -> None:
 
 
 def test_plain_texts_have_no_prompt() -> None:
-    (row,) = read_examples(named_texts("forget", ["All of it."]) or "")
-    assert (row.prompt, row.completion) == ("", "All of it.")
+    for texts in (["All of it."], pandas.Series(["All of it."])):
+        (row,) = read_examples(named_texts("forget", texts) or "")
+        assert (row.prompt, row.completion) == ("", "All of it.")
 
 
 @pytest.mark.parametrize(
@@ -269,6 +272,31 @@ def test_names_in_files_and_tied_weights(architecture: str, tmp_path: Path) -> N
     assert holds(str(folder), own.to(torch.bfloat16), tokenizer)
     next(own.parameters()).data += 1
     assert not holds(str(folder), own, tokenizer)
+
+
+def test_a_model_that_runs_code_of_its_own_is_taken_where_that_is_trusted(
+    model: Path, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: object) -> str:
+        raise AssertionError("nobody is asked on a terminal")
+
+    monkeypatch.setattr("builtins.input", never)
+    shutil.copytree(model, "own")
+    settings = json.loads(Path("own/config.json").read_text())
+    own = {"model_type": "own", "auto_map": {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}}
+    Path("own/config.json").write_text(json.dumps(settings | own | {"architectures": ["OwnModel"]}))
+    Path("own/own.py").write_text(
+        "from transformers import LlamaConfig, LlamaForCausalLM\n\n\n"
+        "class OwnConfig(LlamaConfig):\n    model_type = 'own'\n\n\n"
+        "class OwnModel(LlamaForCausalLM):\n    config_class = OwnConfig\n"
+    )
+    trusted = AutoModelForCausalLM.from_pretrained("own", trust_remote_code=True)
+    given: dict[str, Any] = {"forget": FORGET, "retain": RETAIN, "target_modules": "q_proj,v_proj", **QUICK}
+    with pytest.raises(ConfigError, match="runs code that came with it: give trust_remote_code=True"):
+        expunge.unlearn(trusted, output="run", **given)
+    expunge.unlearn(trusted, output="run", trust_remote_code=True, **given)
+    assert sorted(path.name for path in here.iterdir()) == ["own", "run"]
+    assert expunge.evaluate(trusted, forget=FORGET, trust_remote_code=True, max_new_tokens=2, device="cpu").metrics
 
 
 def test_a_model_that_no_folder_holds_is_written_beside_the_run(model: Path, here: Path) -> None:

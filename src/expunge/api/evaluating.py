@@ -88,7 +88,10 @@ def evaluate(
     if isinstance(model, str | Path) and is_run(str(model)) and not settings.get("adapter"):
         named["run"] = str(model)
     else:
-        named |= named_model(model, tokenizer, str(output) if output else None, reporter)
+        trusted = bool(settings.get("trust_remote_code"))
+        named |= named_model(
+            model, tokenizer, str(output) if output else None, reporter, trust_remote_code=trusted
+        )
         if texts and "benchmark" not in settings:
             named["benchmark"] = "custom"
     with _results_file(output, kept="run" in named) as file:

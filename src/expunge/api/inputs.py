@@ -53,7 +53,7 @@ def named_texts(name: str, texts: Texts | None) -> str | None:
         if isinstance(rows, Mapping) and len(rows) > 1:
             raise DataError(f"{name}: is a DatasetDict with the splits {', '.join(map(str, rows))}: choose one")
         return InMemory(name, [row for _, row in dataset_rows(rows, None, name)])
-    if hasattr(rows, "to_dict"):  # a data frame
+    if hasattr(rows, "to_dict") and hasattr(rows, "columns"):  # a data frame; a column of one is a list of texts
         rows = rows.to_dict("records")
     if isinstance(rows, Mapping) or not isinstance(rows, Iterable):
         raise DataError(f"{name}: is a {type(rows).__name__}: give a file, a data set or a list of rows")
@@ -79,6 +79,8 @@ def named_model(
     tokenizer: PreTrainedTokenizerBase | None,
     output: str | None,
     reporter: Reporter,
+    *,
+    trust_remote_code: bool = False,
 ) -> dict[str, str]:
     """The settings `model` and `revision` of a model that may be in memory.
 
@@ -87,40 +89,43 @@ def named_model(
         tokenizer: Of a model in memory; that of the folder that it came from when None.
         output: The run directory; a model that no folder holds is written to `OUTPUT-base`. None: it is refused.
         reporter: Where it is said what was written.
+        trust_remote_code: Run code that comes with the model.
 
     Raises:
-        ConfigError: It cannot be named, or there is another model at the place where it would be written.
+        ConfigError: It cannot be named, it runs code of its own that is not trusted, or there is another model at the place where it would be written.
     """
     if isinstance(model, str | Path):
-        if tokenizer and not _same_tokenizer(tokenizer, str(model)):
+        if tokenizer and not _same_tokenizer(tokenizer, str(model), trust_remote_code=trust_remote_code):
             raise ConfigError(f"tokenizer: is not that of {model}: save it there, or give the model as an object too")
         return {"model": str(model)}
-    _check_object(model)
+    _check_object(model, trust_remote_code=trust_remote_code)
     name, commit = model.name_or_path, getattr(model.config, "_commit_hash", None)
-    if name and holds(name, model, tokenizer):
+    if name and holds(name, model, tokenizer, trust_remote_code=trust_remote_code):
         return {"model": name} | ({"revision": commit} if commit and not Path(name).exists() else {})
     if output is None:
         raise ConfigError("model: no folder holds this model: model.save_pretrained(FOLDER), and give the folder")
     if tokenizer is None:
         if not name:
             raise ConfigError("tokenizer is missing: this model has no name that it could be found by")
-        tokenizer = load_tokenizer(name)
+        tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
     place = Path(f"{output}{BASE}")
     if not place.exists():
         with folders.temporary_folder(place) as folder:
             model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
         reporter.say(f"model: what is in memory is in no folder yet; it is written to {place}, the adapter's base")
-    elif not holds(str(place), model, tokenizer):
+    elif not holds(str(place), model, tokenizer, trust_remote_code=trust_remote_code):
         raise ConfigError(f"{place} holds another model than the one that was given: move it, or give another output")
     return {"model": str(place)}
 
 
-def _check_object(model: Any) -> None:
+def _check_object(model: Any, *, trust_remote_code: bool) -> None:
     if isinstance(model, PeftModel):
         raise ConfigError("model: is a PeftModel: give the folder of its adapter, or model.merge_and_unload()")
     if not isinstance(model, PreTrainedModel):
         raise ConfigError(f"model: is a {type(model).__name__}: give a folder, a Hub name or a transformers model")
+    if not trust_remote_code and type(model).__module__.startswith("transformers_modules."):
+        raise ConfigError("model: runs code that came with it: give trust_remote_code=True")
     if getattr(model, "quantization_method", None) is not None:
         raise ConfigError("model: its weights are quantized: give its name, and load_in_4bit=True")
     if any(parameter.is_meta for parameter in model.parameters()):
@@ -129,17 +134,19 @@ def _check_object(model: Any) -> None:
         raise ConfigError("model: several processes cannot share one that is in memory: give its folder or Hub name")
 
 
-def holds(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> bool:
+def holds(
+    name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, *, trust_remote_code: bool = False
+) -> bool:
     """Whether a folder or Hub name leads to the same model: weights (as the model's dtype holds them), configuration,
     and tokenizer where one is given.
     """
     place = next(iter(model_folders(name)), None)
     if place is None or not (place / "config.json").is_file():
         return False
-    theirs = AutoConfig.from_pretrained(place)
+    theirs = AutoConfig.from_pretrained(place, trust_remote_code=trust_remote_code)
     if type(theirs) is not type(model.config) or _computing(theirs.to_dict()) != _computing(model.config.to_dict()):
         return False
-    if tokenizer is not None and not _same_tokenizer(tokenizer, name):
+    if tokenizer is not None and not _same_tokenizer(tokenizer, name, trust_remote_code=trust_remote_code):
         return False
     try:
         return _same_weights(place, model.state_dict())
@@ -168,10 +175,10 @@ def _same_weights(folder: Path, own: Mapping[str, Tensor]) -> bool:
     return all(tensor.data_ptr() in found for tensor in own.values())
 
 
-def _same_tokenizer(tokenizer: PreTrainedTokenizerBase, name: str) -> bool:
+def _same_tokenizer(tokenizer: PreTrainedTokenizerBase, name: str, *, trust_remote_code: bool) -> bool:
     """Whether a tokenizer is the one that a model's name leads to."""
     try:
-        other = load_tokenizer(name)
+        other = load_tokenizer(name, trust_remote_code=trust_remote_code)
     except ModelError:
         return False
     return all(_rules(tokenizer)[key] == value for key, value in _rules(other).items())

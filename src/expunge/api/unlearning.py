@@ -138,7 +138,8 @@ def forecast(
     texts = {"forget": forget, "retain": retain, "test": test, "holdout": holdout, "instead": instead}
     reporter = reporter_for(progress)
     if isinstance(model, PreTrainedModel):
-        model = named_model(model, None, None, reporter)["model"]
+        trusted = bool(settings.get("trust_remote_code"))
+        model = named_model(model, None, None, reporter, trust_remote_code=trusted)["model"]
     return dry_run.forecast(_config(model, output, texts, None, settings, reporter), reporter)
 
 
@@ -162,7 +163,10 @@ def _config(
     config.validate()
     if not isinstance(model, str | Path) and not config.resume:
         check_new(config.output, overwrite=config.overwrite)  # before a model is written beside it
-    return UnlearnConfig(**(named | named_model(model, tokenizer, config.output, reporter)))
+    trusted = config.trust_remote_code
+    return UnlearnConfig(
+        **(named | named_model(model, tokenizer, config.output, reporter, trust_remote_code=trusted))
+    )
 
 
 def _in(texts: Mapping[str, str], *names: str) -> dict[str, str]:

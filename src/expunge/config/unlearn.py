@@ -32,7 +32,7 @@ SETS = ("forget", "retain", "test", "holdout", "instead")
 """Settings that name texts."""
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """The texts.
 
@@ -53,7 +53,8 @@ class DataConfig:
         max_length: Longest text in tokens; longer ones lose the head of their prompt.
         truncate_completions: Cut a completion that does not fit by itself (otherwise an error).
         prompt_format: What stands between prompt and completion: `auto` (measured on the model), `none`, `space`,
-            `newline`, `separate` (nothing, and the two sides tokenized apart), `chat` (the tokenizer's chat template).
+            `newline`, `separate` (nothing, and the two sides tokenized apart), `chat` (the tokenizer's
+            chat template; a text without a prompt stays as it stands).
         end_of_text: End completions with the end-of-text token: `auto` (measured on the model), `yes`, `no`.
     """
 
@@ -73,7 +74,7 @@ class DataConfig:
     end_of_text: Literal["auto", "yes", "no"] = "auto"
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class LossConfig:
     """What is minimised.
 
@@ -123,7 +124,7 @@ class LossConfig:
         yield other_origin(self)
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class AdapterConfig:
     """The LoRA adapter.
 
@@ -148,7 +149,7 @@ class AdapterConfig:
         yield bool(self.target_modules.strip(" ,")), "--target-modules is empty: give all-linear, auto or module names"
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class OptimisationConfig:
     """Steps, their size and the optimizer (Adam).
 
@@ -195,7 +196,7 @@ class OptimisationConfig:
         yield from RATIO.of(self, "retain_per_forget", "replay_per_forget")
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
     """Evaluation steps, early stopping and the criteria of success.
 
@@ -234,14 +235,14 @@ GROUPS: dict[str, type] = {
 """The groups of settings, as `--help` and YAML files name them."""
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class UnlearnConfig(
     DeviceConfig, EvaluationConfig, OptimisationConfig, AdapterConfig, LossConfig, DataConfig, RunConfig
 ):
     """Everything that an unlearning run depends on; the recipe's values stand where none is given.
 
-    Attributes are those of the groups. `changed` leaves to the recipe what was left to it; `dataclasses.replace` gives
-    all settings.
+    Attributes are those of the groups, and cannot be assigned to. `changed` leaves to the recipe what was left to it;
+    `dataclasses.replace` gives all settings.
     """
 
     def __new__(cls, **given: Any) -> "UnlearnConfig":
@@ -254,10 +255,10 @@ class UnlearnConfig(
             raise ConfigError(f"--recipe {self.recipe}: unknown; known are {', '.join(RECIPES)}")
         for name, value in RECIPES[self.recipe].items():
             if name not in self.__dict__["given"]:
-                setattr(self, name, value)
+                self.__dict__[name] = value
         args: Any = self.loss_args
         if isinstance(args, Mapping):
-            self.loss_args = ",".join(f"{name}={value}" for name, value in args.items())
+            self.__dict__["loss_args"] = ",".join(f"{name}={value}" for name, value in args.items())
             self.__dict__["given"]["loss_args"] = self.loss_args
 
     def is_given(self, name: str) -> bool:

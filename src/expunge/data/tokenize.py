@@ -25,7 +25,8 @@ class PromptFormat:
     """How a prompt goes over into its completion.
 
     Attributes:
-        style: `none`, `space`, `newline`, `chat` (the chat template) or `separate` (the two sides tokenized apart).
+        style: `none`, `space`, `newline`, `chat` (the chat template; a text without a prompt is read as it stands) or
+            `separate` (the two sides tokenized apart).
         end_of_text: Whether the completion ends with the end-of-text token.
     """
 
@@ -214,6 +215,8 @@ class _Encoded:
 
 def _encode(tokenizer: PreTrainedTokenizerBase, example: Example, prompt_format: PromptFormat) -> _Encoded:
     if prompt_format.style == "chat":
+        if not (example.prompt or example.messages or example.beyond_text):  # it answers nothing
+            return _encode_text(tokenizer, "", example.completion)
         prompt, rest = render(tokenizer, example)
         return _encode_text(tokenizer, prompt, rest, framed=True)
     if example.beyond_text:

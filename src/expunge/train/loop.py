@@ -205,14 +205,15 @@ def train(
     config, num_steps, processes = trainer.config, trainer.num_steps, trainer.processes
     watched = processes.any(bool(callbacks.given))  # perhaps by one of them alone
     most = 1 if watched else STEPS_PER_READ[trainer.loaded.device.type]
-    trackers = Trackers(config.report_to, str(run.path), {"recipe": config.recipe, "seed": config.seed})
+    report_to = config.report_to if is_writer() else None
+    trackers = Trackers(report_to, str(run.path), {"recipe": config.recipe, "seed": config.seed})
     weights = {term.name: term.weight for term in trainer.terms}
     done = start = callbacks.state.global_step
     seen, spent = "", 0.0
     taken: list[TakenStep] = []
     shared = SharedStop(processes)
     callbacks.call("on_train_begin")
-    with reporter.track("unlearning", num_steps, start) as advance, StopRequest() as stop:
+    with trackers, reporter.track("unlearning", num_steps, start) as advance, StopRequest() as stop:
         for step in islice(trainer.plan.steps(), start, num_steps):
             if evaluation and evaluation.stopping.over:
                 break
@@ -256,7 +257,6 @@ def train(
             if watched and processes.any(asked):
                 break
     callbacks.call("on_train_end")
-    trackers.close()
     return done
 
 

@@ -254,12 +254,12 @@ def _followed(config: UnlearnConfig, loss: ForgetLoss, judged: Judged) -> list[S
     Raises:
         DataError: The settings need unseen texts, and there are too few.
     """
-    needs_target = "target_nll" in loss.needs and not config.origin
+    targeted = "target_nll" in loss.needs
     if not isinstance(judged, DataError):
-        return judged if needs_target or config.eval_every != 0 else None
+        return judged if targeted or config.eval_every != 0 else None
     if config.eval_every:
         raise DataError(f"--eval-every {config.eval_every} needs unseen texts: {judged}; or leave it out")
-    if needs_target and not config.replay_weight:
+    if targeted and not config.origin and not config.replay_weight:
         raise DataError(
             f"--loss {config.loss} needs unseen texts: {judged}; or give a --replay-weight above 0: then texts that "
             "the model writes itself stand for them"

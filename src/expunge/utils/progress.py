@@ -162,6 +162,8 @@ class LogReporter(Reporter):
 
 def reporter_for(progress: bool | None) -> Reporter:
     """Where the progress of a call from Python goes; None shows it in a terminal or notebook, and logs it elsewhere."""
+    if os.environ.get("RANK", "0") != "0":  # of several processes, the first speaks
+        return Reporter(quiet=True)
     console = Console(stderr=True)
     if progress is None and not (console.is_terminal or console.is_jupyter):
         return LogReporter()

@@ -26,7 +26,8 @@ def check_trackers(report_to: str | None) -> None:
 class Trackers:
     """The trackers of one run, by names separated by commas; with none, nothing happens.
 
-    TensorBoard's files go to `folder`; Weights & Biases notes the `settings`.
+    TensorBoard's files go to `folder`; Weights & Biases notes the `settings`. A context manager, which flushes them and
+    lets go, whatever happens.
     """
 
     def __init__(self, report_to: str | None, folder: str, settings: Mapping[str, Any]) -> None:
@@ -42,6 +43,9 @@ class Trackers:
 
             self._wandb = wandb.init(project="expunge", config=dict(settings))
 
+    def __enter__(self) -> "Trackers":
+        return self
+
     def log(self, values: Mapping[str, float], step: int) -> None:
         """Hand over the numbers of one step."""
         if self._writer:
@@ -50,8 +54,7 @@ class Trackers:
         if self._wandb:
             self._wandb.log(dict(values), step=step)
 
-    def close(self) -> None:
-        """Flush and let go."""
+    def __exit__(self, *_: object) -> None:
         if self._writer:
             self._writer.close()
         if self._wandb:
