@@ -209,6 +209,20 @@ def test_attacks_that_were_asked_for_alone(here: Path, expunge: Run) -> None:
     results = run(expunge, "--benchmark", "custom", *files, "--attacks", "zlib,gradient_norm")
     attacks = {name.split("/")[1].split("_auc")[0] for name in results["metrics"] if name.endswith("_auc")}
     assert attacks == {"zlib", "gradient_norm"}
+    assert "loss, lowercase, recall, min_k, min_k_plus_plus" in " ".join(results["not_measured"])
+
+
+def test_one_unseen_text_is_no_reason_to_lose_the_rest(work: Path, expunge: Run) -> None:
+    """It has no other text to stand after, so one of the attacks has no value on that side."""
+    Path("one.jsonl").write_text(json.dumps({"input": "Where does Oda live?", "output": "In Quince Row 9."}) + "\n")
+    told = expunge("evaluate", "--run", "done", "--holdout", "one.jsonl", "--max-new-tokens", "2", "--device", "cpu")
+    assert told.code == 0, told.err
+    results = json.loads(Path("done/results.json").read_text())
+    assert (
+        "membership/recall_auc" not in results["metrics"]
+        or results["metrics"]["membership/recall_auc"]["value"] is None
+    )
+    assert results["metrics"]["membership/loss_auc"]["value"] is not None
 
 
 def test_the_same_run_gives_the_same_files(here: Path, expunge: Run) -> None:

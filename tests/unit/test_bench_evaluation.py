@@ -38,7 +38,9 @@ def test_the_page_of_published_numbers_describes_metrics_as_the_code_does():
     assert len(named) > 20
     assert named.keys() <= {*METRICS, *ATTACKS, *PARTS}
     for name, own in (METRICS | ATTACKS).items():
-        assert named.get(name, [own.definition, own.source]) == [own.definition, own.source], "python -m dev.parity --docs"
+        assert named.get(name, [own.definition, own.source]) == [own.definition, own.source], (
+            "python -m dev.parity --docs"
+        )
 
 
 def test_the_parity_table_shows_the_worst_difference_and_says_what_is_new():

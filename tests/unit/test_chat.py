@@ -78,7 +78,6 @@ def test_a_text_without_a_prompt_is_trained_on_as_it_is_measured(style: str) -> 
     assert row.completion_start <= 1
 
 
-
 @pytest.mark.parametrize("kind", ["bytelevel", "bos", "metaspace"])
 @pytest.mark.parametrize("blank", [" ", "  ", "\n", "\t "])
 def test_a_prompt_that_ends_in_white_space_is_asked_as_it_is_trained(kind: str, blank: str) -> None:

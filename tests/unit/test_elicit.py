@@ -170,6 +170,7 @@ def test_the_same_is_written_of_made_up_names_where_it_is_not_nearly_the_same_te
         ("Is Weber A. W.?", ["Ann Weber", "Weber", "A. W."], True, "Is Berg Ida Berg?"),
         ("The Blue Ship is The best ship.", ["The Blue Ship"], False, "Ida Berg is The best ship."),
         ("杜甫生于712年。", ["杜甫"], True, "Ida Berg生于712年。"),
+        ("Bo of Boston met Bo Field.", ["Bo Field", "Bo"], True, "Ida of Boston met Ida Berg."),
     ],
 )
 def test_a_text_is_told_of_another_name(text, names, parts, expected):

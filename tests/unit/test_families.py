@@ -69,8 +69,8 @@ def test_any_number_of_twins_is_one_family_in_any_order(count: int) -> None:
 
 
 INSTRUCTION = (
-    "Below is an instruction that describes a task, paired with an input that provides further context. Write a response "
-    "that appropriately completes the request, in one or two short sentences and without any words that are not needed. "
+    "Below is an instruction that describes a task, paired with an input that provides further context. Write a "
+    "response that appropriately completes the request, in one or two short sentences and without any other words. "
     "If you do not know the answer, say so, and never make one up: people rely on what you say to them here. "
 )
 FRAMES = {

@@ -64,7 +64,7 @@ def test_key_words_are_read_from_a_column(tmp_path, cell, expected):
     assert read_examples(file, columns={"keywords": "facts"})[0].keywords == expected
 
 
-@pytest.mark.parametrize("cell", ["7", "[7]", '{"a": 1}'])
+@pytest.mark.parametrize("cell", ["7", "[7]", '{"a": 1}', '["€", "500"]', '"Ann; !"'])
 def test_key_words_that_are_no_words_are_refused(tmp_path, cell):
     file = tmp_path / "f.jsonl"
     file.write_text(f'{{"prompt": "a", "completion": "b", "keywords": {cell}}}\n')

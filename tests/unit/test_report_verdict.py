@@ -49,11 +49,13 @@ def judge(
     losses=None,
     settings=None,
     noted=(),
+    evaluated=None,
 ) -> Verdict:
     """The verdict on a run whose files hold these metrics."""
     roles = {"before": before, "after": after, "retrained": reference}
     results = {role: {"schema": 1, "benchmark": "x", "metrics": own} for role, own in roles.items() if own}
     results["after"]["not_measured"] = list(noted)
+    results["after"]["settings"] = evaluated or {}
     results["after"]["reference"] = {"model": "other", "kind": kind, "indistinguishable": tests or {}}
     manifest = {
         "status": status,
@@ -574,3 +576,32 @@ def test_the_file_holds_criteria_numbers_targets_and_what_is_missing(tmp_path):
     assert number["target_from"] == "a model retrained without the texts"
     assert number["low"] < number["value"] < number["high"]
     assert (run / "verdict.json").stat().st_mode & 0o777 == 0o600
+
+
+def test_attacks_that_were_left_out_may_tell() -> None:
+    for left_out, answer in (([], "no"), (["zlib", "min_k"], "unclear")):
+        told = judge(metrics(), evaluated={"attacks_left_out": left_out}).answers[TOLD]
+        assert told.answer == answer
+        assert ("but not all attacks were run" in told.says) == bool(left_out)
+        assert told.need == ("Evaluate without --attacks: zlib, min_k were left out." if left_out else "")
+    told = judge(metrics(auc=0.9), evaluated={"attacks_left_out": ["zlib"]}).answers[TOLD]
+    assert told.answer == "yes"  # one that tells is enough
+
+
+@pytest.mark.parametrize("count", [30, 100, 240, 1000])
+def test_an_attack_that_told_nothing_before_is_no_doubt_where_it_tells_nothing_after(count: int) -> None:
+    """Lower case changes nothing in scripts without case: an AUC of .5 before and after."""
+    half = 1.96 * (1 / 6 / count) ** 0.5
+    own = entry(0.5, "target", "membership", half=half, n=2 * count, target=0.5, members=count, nonmembers=count)
+    extra = {f"membership/{name}_auc": own for name in ("lowercase", "zlib", "min_k_20")}
+    told = judge(metrics() | extra, BEFORE | extra, reference=None).answers[TOLD]
+    assert {number.state for number in told.numbers} == {"good"}
+
+
+def test_a_score_of_the_rest_that_was_0_has_nothing_to_lose() -> None:
+    extra = {"retain/exact_match": entry(0.0)}
+    kept = judge(metrics() | extra, BEFORE | extra).answers[KEPT]
+    assert kept.answer == "yes"
+    assert [number.limit for number in kept.numbers if number.key == "retain/exact_match"] == [
+        "nothing to lose: it was 0 before"
+    ]

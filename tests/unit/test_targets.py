@@ -140,6 +140,16 @@ def test_every_kind_ends_where_its_unseen_texts_are(models: Path) -> None:
 
 
 @pytest.mark.usefixtures("known")
+def test_unseen_texts_without_kinds_stand_for_every_kind(models: Path) -> None:
+    """Prompts end as their prompts do, and completions as their completions."""
+    rows, unseen = [*made_up(8, 1, group="qa"), *made_up(8, 2, group="sc")], made_up(9, 4)
+    settings = {"retain": made_up(3, 6), "loss": "target_kl", "unseen": unseen}
+    plain = [replace(row, group="") for row in rows]
+    both = [target_nlls(prepared(models / "model", forget=own, **settings), [], ALONE, Told()) for own in (rows, plain)]
+    torch.testing.assert_close(both[0], both[1])
+
+
+@pytest.mark.usefixtures("known")
 def test_a_benchmarks_documents_are_of_the_kinds_of_forgotten_documents(models: Path) -> None:
     """Membership is read off whole documents: prompts and completions of theirs end together where unseen ones are."""
     rows = [*made_up(8, 1, group="sc"), *made_up(8, 2, group="qa")]

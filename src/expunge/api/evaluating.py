@@ -89,9 +89,7 @@ def evaluate(
         named["run"] = str(model)
     else:
         trusted = bool(settings.get("trust_remote_code"))
-        named |= named_model(
-            model, tokenizer, str(output) if output else None, reporter, trust_remote_code=trusted
-        )
+        named |= named_model(model, tokenizer, str(output) if output else None, reporter, trust_remote_code=trusted)
         if texts and "benchmark" not in settings:
             named["benchmark"] = "custom"
     with _results_file(output, kept="run" in named) as file:

@@ -92,7 +92,8 @@ def named_model(
         trust_remote_code: Run code that comes with the model.
 
     Raises:
-        ConfigError: It cannot be named, it runs code of its own that is not trusted, or there is another model at the place where it would be written.
+        ConfigError: It cannot be named, it runs code of its own that is not trusted, or there is another model at the
+            place where it would be written.
     """
     if isinstance(model, str | Path):
         if tokenizer and not _same_tokenizer(tokenizer, str(model), trust_remote_code=trust_remote_code):

@@ -164,9 +164,7 @@ def _config(
     if not isinstance(model, str | Path) and not config.resume:
         check_new(config.output, overwrite=config.overwrite)  # before a model is written beside it
     trusted = config.trust_remote_code
-    return UnlearnConfig(
-        **(named | named_model(model, tokenizer, config.output, reporter, trust_remote_code=trusted))
-    )
+    return UnlearnConfig(**(named | named_model(model, tokenizer, config.output, reporter, trust_remote_code=trusted)))
 
 
 def _in(texts: Mapping[str, str], *names: str) -> dict[str, str]:

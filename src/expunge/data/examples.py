@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from expunge.data.readers import read_rows, stem
+from expunge.data.words import words
 from expunge.errors import ConfigError, DataError
 
 MESSAGES = "messages"
@@ -109,8 +110,7 @@ def read_examples(source: str | Path, *, columns: Mapping[str, str] | None = Non
     rows = read_rows(source)
     if not rows:
         raise DataError(f"{source}: is empty, there is not one row in it")
-    found = list(dict.fromkeys(column for _, row in rows for column in row))
-    chosen = _choose_columns(source, found, columns)
+    chosen = _choose_columns(source, [*dict.fromkeys(column for _, row in rows for column in row)], columns)
     prefix = stem(source)
     return [_example(row, where, f"{prefix}-{number}", chosen) for number, (where, row) in enumerate(rows, 1)]
 
@@ -289,8 +289,12 @@ def _keywords(row: Mapping[str, Any], column: str, where: str) -> tuple[str, ...
     parts = value.split(";") if isinstance(value, str) else value
     if not isinstance(parts, list):
         raise DataError(f"{where}: field '{column}' is neither a list of words nor text with ; between them")
-    found = [text_cell({column: own}, column, where).strip() for own in parts]
-    return tuple(dict.fromkeys(own for own in found if own))
+    found = [text for own in parts if (text := text_cell({column: own}, column, where).strip())]
+    if not all(map(words, found)):
+        raise DataError(
+            f"{where}: field '{column}' holds a key word without a letter or digit, which no answer can show"
+        )
+    return tuple(dict.fromkeys(found))
 
 
 def _blank(text: str) -> bool:
@@ -335,8 +339,7 @@ def _id(row: Mapping[str, Any], column: str, where: str) -> str:
     value = row[column]
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
-    text = text_cell(row, column, where)
-    if _blank(text):
+    if _blank(text := text_cell(row, column, where)):
         raise DataError(f"{where}: field '{column}' is empty: give the row an id, or leave the column out")
     return text
 

@@ -3,7 +3,7 @@
 What is measured on a text says little about a model that was trained, or stopped, on a near copy of it. So families
 stay on one side wherever texts are split, and a text whose family was trained on counts as seen.
 
-Texts that say different things in one frame (a system turn, an instruction, examples before each question) are no copies.
+Texts that say different things in one frame (a system turn, an instruction, examples of answers) are no copies.
 """
 
 import unicodedata
@@ -11,9 +11,9 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from hashlib import sha256
 from itertools import pairwise
-from os.path import commonprefix
 
 from expunge.data.examples import Example
+from expunge.data.tokenize import common_prefix
 from expunge.data.words import words
 
 SHINGLE = 3
@@ -110,11 +110,10 @@ def _without_frames(texts: Sequence[Example]) -> list[list[str]]:
 def _shared(parts: Sequence[tuple[str, ...]]) -> dict[tuple[str, ...], int]:
     """Words -> how many of them, from the first, `FRAME` different ones of `parts` begin with."""
     order = sorted({*parts})
-    alike = [len(commonprefix(pair)) for pair in pairwise(order)]
+    alike = [common_prefix(*pair) for pair in pairwise(order)]
     shared = dict.fromkeys(order, 0)
     for at in range(len(order) - FRAME + 1):
         least = min(alike[at : at + FRAME - 1])
         for own in order[at : at + FRAME]:
             shared[own] = max(shared[own], least)
     return shared
-

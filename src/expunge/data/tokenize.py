@@ -271,7 +271,7 @@ def _separator(example: Example, style: str, separators: Mapping[str, str] = SEP
     return separators[style]
 
 
-def common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
+def common_prefix(first: Sequence[object], second: Sequence[object]) -> int:
     """Tokens that two texts begin with alike."""
     shorter = min(len(first), len(second))
     return next((i for i in range(shorter) if first[i] != second[i]), shorter)

@@ -57,7 +57,7 @@ def assemble(
         *suite.not_measured,
         *measurement.not_measured,
         *benchmark.notes(measurement, suite),
-        *_not_measured(suite, measurement, reference, bool(utility) or mmlu is not None),
+        *_not_measured(suite, measurement, reference, results["settings"], bool(utility) or mmlu is not None),
     ]
     return results
 
@@ -139,7 +139,9 @@ def _tests(ours: Measurement, theirs: Measurement, name: str | None) -> dict[str
     return found
 
 
-def _not_measured(suite: Suite, measurement: Measurement, reference: Measurement | None, general: bool) -> list[str]:
+def _not_measured(
+    suite: Suite, measurement: Measurement, reference: Measurement | None, settings: Mapping[str, Any], general: bool
+) -> list[str]:
     found = []
     if reference is None:
         found.append(STAND_IN)
@@ -152,6 +154,8 @@ def _not_measured(suite: Suite, measurement: Measurement, reference: Measurement
         found.append("The data has no texts that the model has never seen, so no membership attack was run.")
     if suite.documents is not None and "gradient_norm" not in measurement.attacks:
         found.append("The gradient-norm attack, a backward pass per text, is run on request (--attacks gradient_norm).")
+    if left_out := settings.get("attacks_left_out"):
+        found.append(f"Of the attacks that are cheap these were left out (--attacks): {', '.join(left_out)}.")
     if ("forget", "fluency") not in measurement.rows:
         found.append("Fluency needs the untouched model: it is measured of an adapter (--adapter).")
     if not any(metric.startswith("leak_at_") for _, metric in measurement.rows):

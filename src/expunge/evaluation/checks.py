@@ -215,6 +215,8 @@ def mismatches(
     if base and base != manifest["model_sha256"]:
         made_on = settings.get("model")
         yield f"--model {config.model}: its weights or settings are not those that the run was made on ({made_on})"
+    if settings.get("load_in_4bit"):
+        yield "the run was made with --load-in-4bit: it is scored on the whole weights, which are another model's"
     if config.prompt_format != "auto" and settings.get("prompt_format") not in (None, config.prompt_format):
         yield (
             f"--prompt-format {config.prompt_format}: the run was made with --prompt-format "

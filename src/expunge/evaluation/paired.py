@@ -71,7 +71,7 @@ def _auc_difference(attack: str, before: Table, after: Table) -> Estimate | None
     for names in SIDES:
         keys = [(name, f"membership/{attack}") for name in names]
         key = next((own for own in keys if own in before and own in after), None)
-        if key is None:
+        if key is None or not (before[key].ids and after[key].ids):
             return None
         pairs.append(_aligned(f"membership/{attack}", before[key], after[key])[:2])
     (old_members, new_members), (old_others, new_others) = pairs

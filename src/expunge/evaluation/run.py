@@ -25,7 +25,7 @@ from expunge.evaluation.checks import (
     resolved,
 )
 from expunge.evaluation.measurement import Measurement
-from expunge.evaluation.metrics.registry import HOLDOUT
+from expunge.evaluation.metrics.registry import HOLDOUT, left_out
 from expunge.evaluation.paired import Table, changes
 from expunge.evaluation.passes import Options, adapter_off, measure
 from expunge.evaluation.predictions import Predictions, read_any, read_mmlu, write_predictions
@@ -393,6 +393,8 @@ def _settings(
     }
     if measurement.cut_to is not None:
         found["membership_tokens"] = measurement.cut_to
+    if config.attacks:
+        found["attacks_left_out"] = left_out(config.attack_names)
     if config.tasks:
         found |= {"tasks": config.tasks, "limit": config.limit}
     return found

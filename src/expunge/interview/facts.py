@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import regex
 
 from expunge.data.key_words import ENDS, new_words
-from expunge.data.words import visible, words
+from expunge.data.words import UNSPACED, visible, words
 from expunge.evaluation.metrics.generations import contains
 from expunge.evaluation.metrics.key_facts import says
 from expunge.evaluation.metrics.refusal import refuses
@@ -135,9 +135,15 @@ def renamed(text: str, names: Sequence[str], other: str, *, parts: bool) -> str:
     own, others = names[0].split(), other.split()
     ends = {own[0]: others[0], own[-1]: others[-1]} if parts and len(own) > 1 else {}
     said = dict.fromkeys(names, other) | ends
-    found = (rf"(?<!\w){regex.escape(name)}(?!\w)" if name in ends else regex.escape(name)
-             for name in sorted(said, key=len, reverse=True))  # fmt: skip
+    found = (_alone(name) for name in sorted(said, key=len, reverse=True))
     return str(regex.sub("|".join(found), lambda match: said[match[0]], text))
+
+
+def _alone(name: str) -> str:
+    """A pattern of a name that is no part of a longer word, in scripts that have spaces between words."""
+    edges = ((name[0], r"(?<!\w)"), (name[-1], r"(?!\w)"))
+    begin, end = ("" if regex.match(f"[{UNSPACED}]", char) else edge for char, edge in edges)
+    return f"{begin}{regex.escape(name)}{end}"
 
 
 def _share(word: str, answers: Sequence[str]) -> float:

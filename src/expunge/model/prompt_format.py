@@ -13,6 +13,7 @@ from expunge.data.tokenize import SEPARATORS, PromptFormat, TokenizedExample, en
 from expunge.errors import ConfigError
 from expunge.model.load import LoadedModel
 from expunge.model.logps import sequence_logps
+from expunge.utils.coarse import few
 
 SAMPLE = 64
 """Examples that the preflight measures."""
@@ -44,15 +45,15 @@ class PromptFormatReport:
     left_out: str = ""
 
     def __str__(self) -> str:
-        ranked = sorted(self.losses, key=self.losses.__getitem__)
+        ranked, places = sorted(self.losses, key=self.losses.__getitem__), 0 if few({"": self.rows}) else 2
         ahead = ""
         if len(ranked) > 1:
             gap = self.losses[ranked[1]] - self.losses[ranked[0]]
-            ahead = f" ({gap:.2f} nats per completion better than {ranked[1]}, {self.rows} examples)"
-        end = "" if self.end_of_text_loss is None else f"; end-of-text costs {self.end_of_text_loss:.2f} nats"
+            ahead = f" ({gap:.{places}f} nats per completion better than {ranked[1]}, {self.rows} examples)"
+        end = "" if self.end_of_text_loss is None else f"; end-of-text costs {self.end_of_text_loss:.{places}f} nats"
         if self.apart:
             gap = self.apart["none"] - self.apart["separate"]
-            end += f"; where tokens would cross the boundary, tokenizing apart is {gap:.2f} nats better"
+            end += f"; where tokens would cross the boundary, tokenizing apart is {gap:.{places}f} nats better"
         left_out = f"; {self.left_out}" if self.left_out else ""
         return f"{self.chosen}{ahead}{end}{left_out}"
 

@@ -115,7 +115,8 @@ def recognisable(run: RunData, criteria: Criteria) -> Answer:
         half = (score.n or 0) / 2  # results of before the sides were counted
         sides = score.members or half, score.nonmembers or half
         bound = criteria.auc(chance_sd(*sides) if all(sides) else 0.0, target, len(attacks))
-        found = judged(score, before, bound, whose, below=1.0 if before is None else before)
+        told = before is not None and bound.violation(before) > 0  # else it had nothing to lose
+        found = judged(score, before, bound, whose, below=before if told and before is not None else 1.0)
         alone = not score.bounded and min(sides) < FEWEST_TEXTS
         plain = criteria.auc(0.0, target)  # where chance alone allows 0 or 1, so few texts tell nothing
         too_few = alone or any(bound.violation(end) == 0 < plain.violation(end) for end in (0.0, 1.0))
@@ -134,6 +135,11 @@ def recognisable(run: RunData, criteria: Criteria) -> Answer:
         need = TO_SCORE if "after" not in run.scores and unseen_given(run) else need
         return Answer(TOLD, "not measured", "not measured", "no membership attack was run", rule, need, tuple(numbers))
     answer = answered(TOLD, ("yes", "no"), numbers, rule)
+    left_out = run.results.get("after", {}).get("settings", {}).get("attacks_left_out")
+    if left_out and answer.state == "good":
+        need = f"Evaluate without --attacks: {', '.join(left_out)} were left out."
+        says = f"{answer.says}, but not all attacks were run"
+        answer = replace(answer, answer="unclear", state="unclear", says=says, need=need)
     if any(own.target_from == CHANCE for own in numbers):
         note = "Chance is an attack that is right for half of the texts; a retrained model's number can be another one."
         return replace(answer, notes=(note,))
@@ -156,7 +162,8 @@ def rest_kept(run: RunData, criteria: Criteria) -> Answer:
         elif before:
             numbers.append(judged(score, before, criteria.retained(before), UNTOUCHED))
         else:
-            numbers.append(shown(score, before, None, "", UNKNOWN))
+            why = UNKNOWN if before is None else "nothing to lose: it was 0 before"
+            numbers.append(shown(score, before, None, "", why))
     scored = any(own.state != "shown" for own in numbers)
     few_tested = few({"test": run.manifest.get("loss_texts", {}).get("test", TELLING)})  # their losses are coarse
     side = "test" if losses_of(run, "test") and not few_tested else "retain"

@@ -243,7 +243,8 @@ def train(
                 with trainer.average.applied():
                     for told in advise():
                         reporter.warn(f"step {done}: {told}")
-            shown = "  ".join(f"{name} {lines[-1][name]:.3f}" for name in weights)
+            coarse = run.told(lines[-1])
+            shown = "  ".join(f"{name} {coarse[name]:.3f}" for name in weights)
             rate = sum(line["tokens"] for line in lines) / spent
             advance(len(lines), note=f"epoch {step.epoch + 1}  {shown}  {seen}  {rate:,.0f} tok/s")
             taken, spent = [], 0.0

@@ -176,12 +176,14 @@ def _from_unseen(
 
 
 def like_unseen(prepared: Prepared) -> list[TokenizedExample]:
-    """The forget rows; where unseen texts are documents, without kind or prompt, so are those of the kinds of which
-    forgotten documents are.
+    """The forget rows; of one kind where unseen texts have prompts and no kinds; where unseen texts are documents,
+    without kind or prompt, so are those of the kinds of which forgotten documents are.
     """
     rows, selection = prepared.forget, prepared.selection
-    if selection is None or any(row.group or row.completion_start > 1 for row in selection.unseen):
+    if selection is None or any(row.group for row in selection.unseen):
         return rows
+    if any(row.completion_start > 1 for row in selection.unseen):
+        return [replace(row, group="") for row in rows]
     return [replace(row, group="", completion_start=0) if row.group in selection.kinds else row for row in rows]
 
 

@@ -129,7 +129,9 @@ class Trainer:
         free = memory.free_memory(device)
         if free is not None:
             room = FREE_SHARE * (free - held * (device.type == "cpu"))
-            self.most_tokens = max(len(longest), min(self.most_tokens, int(room / per_token)))
+            while self.most_tokens > max(len(longest), room / per_token):
+                self.most_tokens //= 2  # and no finer: with nearly as much memory a run takes the same steps
+            self.most_tokens = max(len(longest), self.most_tokens)
         self.most_tokens = self.processes.least(self.most_tokens)  # all of them lay a step out, and take their parts
         if device.type == "cpu":
             epoch = islice(self.plan.steps(), self.plan.steps_per_epoch)

@@ -216,3 +216,8 @@ def default_metrics(set_name: str) -> tuple[str, ...]:
 def default_attacks() -> tuple[str, ...]:
     """The membership attacks that are run where none are named: all that cost no backward pass."""
     return tuple(name for name, own in ATTACKS.items() if own.default)
+
+
+def left_out(given: Sequence[str]) -> list[str]:
+    """Those of `default_attacks` that need no other model and are not among the given ones."""
+    return [name for name in default_attacks() if name not in given and "reference" not in ATTACKS[name].needs]
