@@ -291,9 +291,7 @@ def _keywords(row: Mapping[str, Any], column: str, where: str) -> tuple[str, ...
         raise DataError(f"{where}: field '{column}' is neither a list of words nor text with ; between them")
     found = [text for own in parts if (text := text_cell({column: own}, column, where).strip())]
     if not all(map(words, found)):
-        raise DataError(
-            f"{where}: field '{column}' holds a key word without a letter or digit, which no answer can show"
-        )
+        raise DataError(f"{where}: field '{column}' holds a key word without letter or digit, which none can say")
     return tuple(dict.fromkeys(found))
 
 

@@ -13,8 +13,7 @@ from hashlib import sha256
 from itertools import pairwise
 
 from expunge.data.examples import Example
-from expunge.data.tokenize import common_prefix
-from expunge.data.words import words
+from expunge.data.words import common_prefix, words
 
 SHINGLE = 3
 """Words (single characters in scripts that are written without spaces) that stand for a place in a text."""

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from expunge.data.chat import render
 from expunge.data.examples import Example
+from expunge.data.words import common_prefix
 from expunge.errors import ConfigError, DataError
 from expunge.utils.files import fingerprint
 
@@ -269,9 +270,3 @@ def _separator(example: Example, style: str, separators: Mapping[str, str] = SEP
     if not example.prompt or example.prompt[-1].isspace() or example.completion[0].isspace():
         return ""
     return separators[style]
-
-
-def common_prefix(first: Sequence[object], second: Sequence[object]) -> int:
-    """Tokens that two texts begin with alike."""
-    shorter = min(len(first), len(second))
-    return next((i for i in range(shorter) if first[i] != second[i]), shorter)

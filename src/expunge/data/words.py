@@ -1,6 +1,7 @@
 """The words of a text in any script, as every metric that looks for words counts them."""
 
 import unicodedata
+from collections.abc import Sequence
 
 import regex
 
@@ -29,6 +30,12 @@ def words(text: str) -> list[str]:
 def visible(text: str) -> str:
     """The text composed (NFC), without joiners and other characters that cannot be seen."""
     return unicodedata.normalize("NFC", _INVISIBLE.sub("", text))
+
+
+def common_prefix(first: Sequence[object], second: Sequence[object]) -> int:
+    """How many words, or tokens, two texts begin with alike."""
+    shorter = min(len(first), len(second))
+    return next((i for i in range(shorter) if first[i] != second[i]), shorter)
 
 
 def _form(found: regex.Match[str]) -> str:

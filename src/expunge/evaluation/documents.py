@@ -10,7 +10,8 @@ from transformers import PreTrainedTokenizerBase
 from expunge.data.chat import turns_of
 from expunge.data.examples import Example
 from expunge.data.lowercase import in_lower_case
-from expunge.data.tokenize import PromptFormat, TokenizedExample, common_prefix, document_ids, tokenize, whole_text
+from expunge.data.tokenize import PromptFormat, TokenizedExample, document_ids, tokenize, whole_text
+from expunge.data.words import common_prefix
 from expunge.errors import DataError
 
 BEFORE = 64
