@@ -74,6 +74,13 @@ def test_the_demo_forgets_keeps_and_shows_it(tmp_path: Path, expunge: Run, monke
         assert shown in done.out
     assert Path("demo/report.html").stat().st_size
 
+    adapter = Path("demo/adapter/adapter_model.safetensors").read_bytes()
+    Path("demo/results_after.json").unlink()  # as where it was interrupted while it scored
+    again = expunge("demo", "--output", "demo", "--resume")
+    assert again.code == 0, again.err
+    assert Path("demo/adapter/adapter_model.safetensors").read_bytes() == adapter
+    assert json.loads(Path("demo/results_after.json").read_text())["metrics"] == results["after"]["metrics"]
+
 
 @pytest.fixture
 def language_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:

@@ -3,12 +3,16 @@
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from workspace import FORGET, MARKER, QUICK, RETAIN, UNLEARN, Result, write_jsonl
 
 from expunge.config import EvaluateConfig
+from expunge.errors import RunError
+from expunge.evaluation import run as evaluation
 from expunge.evaluation.checks import resolved
 from expunge.runs.record import recorded_settings
 from expunge.runs.settings import run_settings
@@ -313,3 +317,34 @@ def test_no_null_stands_alone(work: Path, expunge: Run) -> None:
     tests = results["reference"]["indistinguishable"]
     assert [results["reference"]["missing"][name] for name, p in tests.items() if p is None]
     assert "all its rows are about one document" in told.out
+
+
+def test_a_run_as_a_model_is_of_the_revision_that_it_was_made_on(work: Path) -> None:
+    manifest = read("done/manifest.json")
+    manifest["settings"] |= {"model": "owner/name", "revision": "v1"}
+    Path("done/manifest.json").write_text(json.dumps(manifest))
+    asked = EvaluateConfig(model="done", benchmark="custom", forget="forget.jsonl", output="r.json")
+    for given, revision in ((None, "v1"), ("v2", "v2")):
+        found = resolved(replace(asked, revision=given))
+        assert (found.model, found.revision, found.adapter) == ("owner/name", revision, "done")
+
+
+def test_an_adapter_that_changes_while_it_is_scored_is_refused(
+    work: Path, expunge: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = evaluation.adapter_fingerprint
+    seen = iter("ab")
+    monkeypatch.setattr(evaluation, "adapter_fingerprint", lambda folder: measured(folder) + next(seen))
+    told = expunge("evaluate", "--run", "done", *SMALL)
+    assert told.code == 2
+    assert "--adapter done: was changed while it was scored: evaluate again" in told.err
+    assert not Path("done/results.json").exists()
+
+
+def test_a_data_set_with_a_dot_in_its_name_is_no_file_that_is_missing(work: Path) -> None:
+    manifest = read("done/manifest.json")
+    for source, missing in (("owner/data-v1.5:train", False), ("texts.jsonl", True)):
+        manifest["settings"]["forget"] = source
+        Path("done/manifest.json").write_text(json.dumps(manifest))
+        with pytest.raises(RunError, match="which is not here") if missing else nullcontext():
+            assert resolved(EvaluateConfig(run="done")).forget == source

@@ -303,3 +303,20 @@ def test_a_reader_that_has_read_enough_is_no_error(here: Path, words: tuple[str,
     )
     os.close(writing)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_terminal_without_arrows_loses_no_run(work: Path, expunge: Run) -> None:
+    scored = expunge("evaluate", "--run", "done", "--max-new-tokens", "2", "--device", "cpu")
+    assert scored.code == 0, scored.err
+    shown = subprocess.run(
+        [sys.executable, "-m", "expunge", "compare", "done"],
+        env={**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONPATH": SOURCE}, capture_output=True, check=False,
+    )  # fmt: skip
+    assert shown.returncode == 0, shown.stderr
+    assert b"\\u2193" in shown.stdout
+
+
+def test_one_run_in_a_yaml_file_is_one_run(work: Path, expunge: Run) -> None:
+    Path("one.yaml").write_text("runs: done\n")
+    told = expunge("verdict", "--config", "one.yaml")
+    assert told.code == 0, told.err

@@ -246,7 +246,8 @@ def test_an_interrupted_call_goes_on_to_the_same_files(asked, tmp_path, monkeypa
         assert part.read_bytes() == damage
     part.write_bytes(answered)
     asked["calls"].clear()
-    elicit(ElicitConfig(**asked["settings"], resume=True))
+    (tmp_path / "f.jsonl").write_text("of another call, which --overwrite was given for\n")
+    elicit(ElicitConfig(**asked["settings"], resume=True, overwrite=True))
     assert "Ann Weber" not in asked["calls"]
     assert {name: (tmp_path / name).read_bytes() for name in whole} == whole
     assert not (tmp_path / "f.jsonl.part").exists()

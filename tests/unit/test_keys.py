@@ -41,3 +41,17 @@ def test_a_key_that_cannot_be_made_or_is_none_is_one_line_with_a_way_out(home, t
     (home / "expunge" / "key").write_bytes(b"short")
     with pytest.raises(RunError, match="is no key of 32 bytes"):
         keys.keyed("a")
+
+
+def test_of_two_first_runs_the_first_ones_key_stays(home, monkeypatch):
+    path, write, others = home / "expunge" / "key", keys.files.write_bytes, bytes(range(32))
+
+    def slow(own, data, *, overwrite=False):
+        write(own, data, overwrite=overwrite)
+        if own != path and not path.exists():
+            write(path, others)  # by another process, meanwhile
+
+    monkeypatch.setattr(keys.files, "write_bytes", slow)
+    keys.keyed("a")
+    assert path.read_bytes() == others
+    assert [own.name for own in path.parent.iterdir()] == ["key"]

@@ -161,6 +161,15 @@ def test_names_are_the_shortest_that_differ(tmp_path, monkeypatch, files, names)
     assert [column.name for column in compare(files).columns] == names
 
 
+def test_folders_with_commas_in_their_names_are_pooled(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    files = [f"lr=1,s{seed}/results.json" for seed in range(2)]
+    for file in files:
+        save(tmp_path / file, results(0.5))
+    (column,) = compare(files, pool=True).columns
+    assert column.name == "lr=1,s0+lr=1,s1"
+
+
 def test_a_run_directory_is_a_column_per_results_file(tmp_path):
     for name in ("retrained", "after", "zeta", "before"):
         save(tmp_path / "run" / f"results_{name}.json", results(0.5))

@@ -104,6 +104,17 @@ def test_a_short_text_to_forget_is_left_out_whole(loaded, monkeypatch):
     assert [tuple(text.input_ids) for text in found] == said[1:]
 
 
+def test_a_short_text_to_forget_is_found_where_it_does_not_begin(tmp_path, monkeypatch):
+    """Also where a token stands before every text."""
+    loaded = load_model(str(save_tiny(tmp_path, "llama", "bos")), dtype="float32", device="cpu")
+    bos, end = loaded.tokenizer.bos_token_id, loaded.tokenizer.eos_token_id
+    assert loaded.tokenizer("a")["input_ids"][0] == bos
+    said = [(bos, 5, 41, 42, 43, 6), (bos, 41, 42, 43, 6), (bos, 5, 41, 42, 44)]
+    monkeypatch.setattr(replay, "_continue", lambda loaded, begun: said)
+    found = write_texts(loaded, [TokenizedExample("f", [bos, 41, 42, 43, end], 2)], [], tokens=10**3, seed=0)
+    assert [tuple(text.input_ids) for text in found] == said[2:]
+
+
 def test_where_memory_is_short_fewer_are_written_at_once(loaded, monkeypatch):
     def small(model, begun):
         if len(begun) > 20:

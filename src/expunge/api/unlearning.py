@@ -1,6 +1,8 @@
 """`expunge.unlearn` and what it gives back."""
 
 import dataclasses
+import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -122,7 +124,7 @@ def unlearn(
 def forecast(
     model: str | Path | PreTrainedModel | UnlearnConfig,
     *,
-    output: str | Path = "run",
+    output: str | Path | None = None,
     forget: Texts | None = None,
     retain: Texts | None = None,
     test: Texts | None = None,
@@ -140,7 +142,8 @@ def forecast(
     if isinstance(model, PreTrainedModel):
         trusted = bool(settings.get("trust_remote_code"))
         model = named_model(model, None, None, reporter, trust_remote_code=trusted)["model"]
-    return dry_run.forecast(_config(model, output, texts, None, settings, reporter), reporter)
+    nowhere = Path(tempfile.gettempdir()) / f"expunge-forecast-{os.getpid()}"
+    return dry_run.forecast(_config(model, output or nowhere, texts, None, settings, reporter), reporter)
 
 
 def _config(

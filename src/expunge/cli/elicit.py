@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections import Counter
+from pathlib import Path
 from shlex import quote
 
 from expunge.cli.output import NOT_AS_PROMISED, Output
@@ -28,7 +29,9 @@ def elicit(settings: ElicitConfig, out: Output) -> int:
     try:
         found = ask(settings, out.reporter())
     except KeyboardInterrupt:
-        raise KeyboardInterrupt("what was answered is kept: the same command with --resume goes on") from None
+        kept = Path(f"{settings.output}.part").exists()
+        told = "what was answered is kept: the same command with --resume goes on" if kept else "nothing was written"
+        raise KeyboardInterrupt(told) from None
     out.results = dataclasses.asdict(found) | {"facts": [[name, key, own.state] for name, key, own in found.facts]}
     if found.seconds is not None:
         answers = found.prompts * (1 + settings.samples)
@@ -64,6 +67,8 @@ def elicit(settings: ElicitConfig, out: Output) -> int:
     )
     enough = min(found.files.get(file, 0) for file in (settings.output, settings.unseen)) >= 2 * FEWEST
     own = f"--model {quote(settings.model)} --forget {quote(settings.output)}{retain}"
+    own += f" --revision {quote(settings.revision)}" if settings.revision else ""
+    own += " --trust-remote-code" if settings.trust_remote_code else ""
     out.text(f'  expunge unlearn {own}{unseen if enough else instead} --title "..." --output runs/one')
     sampled = f"--samples {settings.samples} --max-new-tokens {settings.max_new_tokens}"
     out.text(f"  expunge evaluate --run runs/one{again} {sampled}")

@@ -32,6 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     no_core_dumps()
     warnings.simplefilter("ignore", FutureWarning)  # deprecations inside libraries are not for users
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # a terminal without arrows loses no run
     out, err = cast("TextIO", Unread(sys.stdout)), cast("TextIO", Unread(sys.stderr))
     with redirect_stdout(out), redirect_stderr(err):
         return _run(words, switches, debug=debug)

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from expunge.cli.output import NOT_AS_PROMISED, Output
+from expunge.errors import RunError
 
 
 @dataclass(kw_only=True)
@@ -65,12 +66,18 @@ class VerdictSettings:
 
 def verdict(settings: VerdictSettings, out: Output) -> int:
     """Four questions on a run, answered by the criteria."""
+    from expunge.report import verdict as judge
     from expunge.report import write_verdict
 
-    judged = {run: write_verdict(run) for run in settings.runs}
+    judged = {run: judge(run) for run in settings.runs}
     for run, found in judged.items():
         out.text(f"{run}: {found}" if len(judged) > 1 else str(found))
     out.results = {run: found.as_dict() for run, found in judged.items()}
+    for run in judged:
+        try:
+            write_verdict(run)
+        except RunError as error:  # a run that may only be read has a verdict, too
+            out.reporter().warn(str(error))
     return NOT_AS_PROMISED if settings.strict and not all(found.success for found in judged.values()) else 0
 
 

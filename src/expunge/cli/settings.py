@@ -87,6 +87,8 @@ class Setting:
         """The value that a YAML file means: in it `1e-3` is text, and `yes` is true."""
         if isinstance(value, bool) and {"yes", "no"} < set(self.choices):
             return "yes" if value else "no"
+        if self.positional and isinstance(value, str):
+            return [value]
         return self.convert(value) if isinstance(value, str) and self.kind is not str else value
 
     def convert(self, text: str) -> Any:

@@ -1,6 +1,6 @@
 """The settings of a calibration."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from expunge.config.checks import UNIT, check_types, first_failed
@@ -19,8 +19,8 @@ class CalibrateConfig:
         test: The run's texts to test on, where they are not where they were.
         instead: What the run's model should say instead, where that is not where it was.
         target_auc: Membership AUC, by loss and by min-k, of a model that never saw the texts: 0.5 by chance, or a
-            retrained model's. Of the scales that miss the criteria by least, that is taken at which the sum of the two
-            distances from it is smallest.
+            retrained model's; by default what the run was to reach, like the next two. Of the scales that miss the
+            criteria by least, that is taken at which the sum of the two distances from it is smallest.
         min_retain: Least share of the retain scores to keep.
         max_drift: Largest relative rise of the loss of unseen texts.
         dtype: `auto` (that of the run), `float32` or `bfloat16`.
@@ -34,9 +34,9 @@ class CalibrateConfig:
     retain: str | None = None
     test: str | None = None
     instead: str | None = None
-    target_auc: float = Criteria.target_auc
-    min_retain: float = Criteria.min_retain
-    max_drift: float = Criteria.max_drift
+    target_auc: float | None = None
+    min_retain: float | None = None
+    max_drift: float | None = None
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     device: str = "auto"
     trust_remote_code: bool = False
@@ -50,7 +50,7 @@ class CalibrateConfig:
         check_types(self)
         first_failed(UNIT.of(self, "target_auc", "min_retain", "max_drift"))
 
-    @property
-    def criteria(self) -> Criteria:
-        """What is to be met."""
-        return Criteria(target_auc=self.target_auc, min_retain=self.min_retain, max_drift=self.max_drift)
+    def criteria(self, run: Criteria) -> Criteria:
+        """What is to be met: what the run was to meet, but for what is given."""
+        given = {name: getattr(self, name) for name in ("target_auc", "min_retain", "max_drift")}
+        return replace(run, **{name: value for name, value in given.items() if value is not None})

@@ -78,7 +78,7 @@ class ElicitConfig:
                 *ABOVE_ZERO.of(self, "temperature"),
                 *POSITIVE.of(self, "max_new_tokens"),
                 *SEED.of(self, "seed"),
-                *exclusive(self, ("overwrite", "resume"), ("dry_run", "resume")),
+                *exclusive(self, ("dry_run", "resume")),
             )
         )  # fmt: skip
 

@@ -86,7 +86,7 @@ def _read(source: str | Path) -> list[Row]:
         folder, _, split = source.rpartition(":")
         if folder and Path(folder).is_dir():
             return _read_saved(Path(folder), split)
-        if not _looks_like_path(source):
+        if not looks_like_path(source):
             return _read_named(source)
     raise DataError(f"{source}: no such file")
 
@@ -265,7 +265,7 @@ READERS: dict[str, Callable[[Path], list[Row]]] = {
 }
 
 
-def _looks_like_path(source: str) -> bool:
+def looks_like_path(source: str) -> bool:
     """Whether a name that is no file was meant as one, so that it is not looked up on the Hub."""
     path = Path(source.rpartition(":")[0] or source)
     suffixes = (*READERS, ".txt", ".tsv", ".xlsx", ".gz", ".zip")

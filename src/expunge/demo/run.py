@@ -30,9 +30,10 @@ from expunge.model.load import load_model
 from expunge.model.saved import attach_adapter
 from expunge.model.source import check_model
 from expunge.runs.manifest import model_fingerprint
-from expunge.runs.record import adapter_fingerprint
+from expunge.runs.record import adapter_fingerprint, read_manifest
 from expunge.runs.run import Run
 from expunge.train.loop import unlearn
+from expunge.utils.files import transaction
 from expunge.utils.progress import Reporter
 from expunge.utils.tables import semeval_table
 
@@ -124,25 +125,33 @@ def run_demo(
             **subject.settings,
         )
         data, quiz = read_lume(data_dir), read_examples(data_dir / "quiz.jsonl")
+        done = resume and _is_done(Path(output))
         if model:
             check_model(model)
-            Run.check(config).close()
+            if not done:
+                Run.check(config).close()
             others = [*data.retain, *quiz]
             teach(model, [*data.forget, *others], subject.model, reporter)
             teach(model, others, subject.retrained, reporter)
-        outcome = unlearn(config, reporter)
-        suite = reported(semeval.suite_of(data), outcome.output)
-        models = ((subject.model, None), (subject.model, outcome.adapter), (subject.retrained, None))
+        folder = Path(output) if done else unlearn(config, reporter).output
+        suite = reported(semeval.suite_of(data), folder)
+        models = ((subject.model, None), (subject.model, folder / "adapter"), (subject.retrained, None))
         results, said, retrained = {}, {}, None
         for name, (own, adapter) in reversed(list(zip(NAMES, models, strict=True))):
             reporter.say(f"scoring: {name}")
-            file = outcome.output / f"results_{name}.json"
+            file = folder / f"results_{name}.json"
             results[name], said[name], measured = _score(
                 str(own), adapter, subject.dtype, suite, quiz, file, reporter, retrained
             )
             retrained = retrained or measured
     results, said = ({name: found[name] for name in NAMES} for found in (results, said))
-    return DemoResult(outcome.output, results, _examples(data, said))
+    return DemoResult(folder, results, _examples(data, said))
+
+
+def _is_done(run: Path) -> bool:
+    """Whether a run is at its end, so that only its scores are missing."""
+    file = run / "manifest.json"
+    return file.is_file() and read_manifest(file).get("status") == "done"
 
 
 def _subject(assets: Path, output: str, model: str | None) -> Subject:
@@ -196,8 +205,9 @@ def _score(
         },
     )  # fmt: skip
     results["quiz"] = quizzed.value
-    write_values(values_path(file), measurement.table)
-    write_results(file, results)
+    with transaction(file.parent):  # what an interrupted demo has left is measured again
+        write_values(values_path(file), measurement.table, overwrite=True)
+        write_results(file, results, overwrite=True)
     return results, {row.id: row for row in (*predictions.forget, *predictions.retain)}, measurement
 
 

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from expunge.config import EvaluateConfig
 from expunge.data.lume import find_lume, read_lume
+from expunge.data.readers import looks_like_path
 from expunge.errors import ConfigError, DataError, ModelError, RunError
 from expunge.evaluation.metrics import ATTACKS
 from expunge.evaluation.predictions import SPLITS, Predictions, read_predictions
@@ -18,6 +19,7 @@ from expunge.evaluation.suite import Suite
 from expunge.evaluation.values_file import check_values_file, values_path
 from expunge.model.load import load_tokenizer
 from expunge.model.source import check_model
+from expunge.runs.reads import data_path
 from expunge.runs.record import check_adapter_kept, read_manifest
 from expunge.runs.settings import check_finished, run_settings
 from expunge.runs.texts import other_texts, run_rows
@@ -45,8 +47,9 @@ def resolved(config: EvaluateConfig) -> EvaluateConfig:
     if config.run is None and not config.adapter and is_run(config.model):
         if not (config.benchmark or config.data or config.forget):
             return resolved(replace(config, run=config.model, model=""))
-        made_on = _settings(Path(config.model), "--model").get("model")
-        config = replace(config, model=made_on or "", adapter=config.model)
+        made = _settings(Path(config.model), "--model")
+        revision = config.revision or made.get("revision")
+        config = replace(config, model=made.get("model") or "", revision=revision, adapter=config.model)
     if config.run is not None:
         if config.adapter not in (None, config.run):
             raise ConfigError(f"--run {config.run}: has an adapter: leave --adapter out")
@@ -65,7 +68,8 @@ def resolved(config: EvaluateConfig) -> EvaluateConfig:
         )
         for name in ("forget", "retain", "test", "holdout", "data"):
             place = getattr(config, name)
-            if place != getattr(given, name) and (name == "data" or Path(place).suffix) and not Path(place).exists():
+            local = name == "data" or looks_like_path(place or "")
+            if place != getattr(given, name) and local and data_path(place) is None:
                 raise RunError(f"--run {config.run}: was made with --{name} {place}, which is not here: give --{name}")
     config = replace(config, benchmark=config.benchmark or "semeval")
     if config.adapter and (folder := run_of(config.adapter)):
@@ -172,26 +176,24 @@ def check_predictions(name: str, *, overwrite: bool) -> None:
         ) from None
 
 
-def check_reference(
-    model: str, reference: str, suite: Suite, *, flag: str = "--reference", trust_remote_code: bool = False
-) -> None:
+def check_reference(config: EvaluateConfig, reference: str, suite: Suite, *, flag: str) -> None:
     """Refuse a reference that is no model, or reads texts in other tokens than the model does.
 
     Raises:
         ModelError: So.
     """
     try:
-        check_model(reference, trust_remote_code=trust_remote_code)
-        theirs = load_tokenizer(reference, trust_remote_code=trust_remote_code)
+        check_model(reference, trust_remote_code=config.trust_remote_code)
+        theirs = load_tokenizer(reference, trust_remote_code=config.trust_remote_code)
     except ModelError as error:
         raise ModelError(str(error).replace("--model", flag, 1)) from None
-    ours = load_tokenizer(model, trust_remote_code=trust_remote_code)
+    ours = load_tokenizer(config.model, trust_remote_code=config.trust_remote_code, revision=config.revision)
     if ours.get_vocab() == theirs.get_vocab() and all(
         ours(text)["input_ids"] == theirs(text)["input_ids"] for text in _texts(suite)
     ):
         return
     raise ModelError(
-        f"{flag} {reference}: its tokenizer is not that of --model {model} ({len(theirs):,} and {len(ours):,} "
+        f"{flag} {reference}: its tokenizer is not that of --model {config.model} ({len(theirs):,} and {len(ours):,} "
         "tokens, or other rules), and numbers per token cannot be compared: give one retrained from the same base"
     )
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -93,8 +94,8 @@ def compare(
     Raises:
         UserError: A file cannot be read or compared with the others, or names or patterns do not fit.
     """
-    groups = [",".join(arguments)] if pool else list(arguments)
-    files = [pair for group in groups for pair in _columns_of(group)]
+    groups = [_pieces(argument) for argument in arguments]
+    files = [pair for group in ([list(chain(*groups))] if pool else groups) for pair in _columns_of(group)]
     _refuse_repetition([path for _, paths in files for path in paths], arguments)
     titles = list(names) if names is not None else _unique_names([parts for parts, _ in files])
     if len(titles) != len(files):
@@ -167,11 +168,16 @@ def _badness(cell: Estimate) -> tuple[float, float] | None:
     return 0.0 if cell.low <= cell.target <= cell.high else min(ends), max(ends)
 
 
-def _columns_of(argument: str) -> Iterator[tuple[list[str], list[Path]]]:
-    """(parts of the name, the last one first to be used; files) of each column that an argument stands for."""
+def _pieces(argument: str) -> list[str]:
+    """The files or folders that an argument names, with commas between them."""
     pieces = [argument] if Path(argument).exists() else [piece for piece in argument.split(",") if piece]
     if not pieces:
         raise ConfigError(f"{argument!r}: names no results file")
+    return pieces
+
+
+def _columns_of(pieces: Sequence[str]) -> Iterator[tuple[list[str], list[Path]]]:
+    """(parts of the name, the last one first to be used; files) of each column that files or folders stand for."""
     found = [_results_in(Path(piece)) for piece in pieces]
     for piece, own in zip(pieces, found, strict=True):
         if own.keys() != found[0].keys():

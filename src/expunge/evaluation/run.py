@@ -11,7 +11,7 @@ from typing import Any
 from expunge.config import EvaluateConfig
 from expunge.data.holdout import length, texts_fingerprint, without_selection
 from expunge.data.tokenize import PromptFormat
-from expunge.errors import ConfigError, DataError, RunError
+from expunge.errors import ConfigError, DataError, ModelError, RunError
 from expunge.evaluation.assemble import STAND_IN, assemble
 from expunge.evaluation.benchmarks import BENCHMARKS, semeval
 from expunge.evaluation.checks import (
@@ -74,7 +74,7 @@ def _evaluate(config: EvaluateConfig, reporter: Reporter, processes: Processes) 
     _check_files(config)
     mmlu = read_mmlu(config.mmlu) if config.mmlu else None
     adapter = adapter_folder(config.adapter).resolve() if config.adapter else None
-    files_before = model_state(config.model)
+    files_before, scored = model_state(config.model), adapter_fingerprint(adapter) if adapter else None
     suite = _suite(config, adapter)
     if config.tasks:
         check_tasks(config.task_names, config.task_path)
@@ -82,7 +82,8 @@ def _evaluate(config: EvaluateConfig, reporter: Reporter, processes: Processes) 
     _measures_untouched(config, suite, base, _given_format(suite, config))
     compared, flag = (config.reference, "--reference") if config.reference else (config.origin, "--origin")
     if compared:
-        check_reference(config.model, compared, suite, flag=flag, trust_remote_code=config.trust_remote_code)
+        check_reference(config, compared, suite, flag=flag)
+        reporter.say(f"{flag.removeprefix('--')}: {compared}")
     with reporter.working("loading the model"):
         loaded = _load(config, config.model)
         base = base or known_base(config.model, getattr(loaded.base.config, "_commit_hash", None))
@@ -91,8 +92,6 @@ def _evaluate(config: EvaluateConfig, reporter: Reporter, processes: Processes) 
             reporter.warn(mismatch)
     with reporter.working("measuring the prompt format"):
         prompt_format = _prompt_format(loaded, suite, config, reporter)
-    if compared:
-        reporter.say(f"{flag.removeprefix('--')}: {compared}")
     before_too = _measures_untouched(config, suite, base, prompt_format)
     measurement, reference, untouched = _measure(
         loaded, suite, prompt_format, config, compared, reporter, before_too=before_too
@@ -105,8 +104,10 @@ def _evaluate(config: EvaluateConfig, reporter: Reporter, processes: Processes) 
             "prompt_format": str(prompt_format),
             "texts": {"forget": texts_fingerprint(suite["forget"].examples)},
             "merged": merged_from(config.model, base),
-            "adapter": adapter_fingerprint(adapter) if adapter else None,
+            "adapter": scored,
         }
+    if adapter and adapter_fingerprint(adapter) != scored:
+        raise ModelError(f"--adapter {config.adapter}: was changed while it was scored: evaluate again")
 
     def results_of(own: Measurement, adapter: Path | None, **more: Any) -> dict[str, Any]:
         name = config.benchmark or "semeval"
@@ -126,8 +127,7 @@ def _evaluate(config: EvaluateConfig, reporter: Reporter, processes: Processes) 
         )
 
     with reporter.working("intervals"):
-        mmlu = utility.mmlu if mmlu is None else mmlu
-        results = results_of(measurement, adapter, mmlu=mmlu, utility=utility.entries)
+        results = results_of(measurement, adapter, mmlu=utility.mmlu if mmlu is None else mmlu, utility=utility.entries)
         before = None if untouched is None else results_of(untouched, None)
     table = measurement.table
     earlier = untouched.table if untouched else _earlier(config, results)

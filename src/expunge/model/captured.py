@@ -48,14 +48,14 @@ class Recorder:
             warnings.simplefilter("ignore")  # of a prototype that does not find everything
             side, mode = torch.cuda.Stream(), torch.cuda.get_sync_debug_mode()
             side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):
-                for left in reversed(range(WARM_UPS)):
-                    torch.cuda.set_sync_debug_mode(mode if left else "error")
-                    try:
+            try:
+                with torch.cuda.stream(side):
+                    for left in reversed(range(WARM_UPS)):
+                        torch.cuda.set_sync_debug_mode(mode if left else "error")
                         work()
-                    finally:
-                        torch.cuda.set_sync_debug_mode(mode)
-            torch.cuda.current_stream().wait_stream(side)
+            finally:  # what was begun may write until it is done
+                torch.cuda.set_sync_debug_mode(mode)
+                torch.cuda.current_stream().wait_stream(side)
 
     def record(self, work: Callable[[], None]) -> Callable[[], None]:
         """Capture `work`; gives what runs it again.

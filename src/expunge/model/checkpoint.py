@@ -95,7 +95,7 @@ def from_pretrained(
         raise ModelError(f"{source.where}: {len(missing)} weights are missing from its files, first {missing[0]}")
     if method in DEQUANTIZED and hasattr(model.config, "quantization_config"):
         del model.config.quantization_config  # what is in memory, and what is saved of it, is not quantized any more
-    if compute != torch.bfloat16 and not load_in_4bit:
+    if compute != torch.bfloat16 and not load_in_4bit and method != "bitsandbytes":
         move(model, compute)  # some formats are widened to a dtype of their own
     return model, _left_out(source, model, sorted(report["unexpected_keys"]))
 

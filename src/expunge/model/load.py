@@ -195,7 +195,9 @@ def load_model(
     head, plain_head = find_head(model)
     if plain_head:
         notes.append(f"head: plain path, slower and larger, because {plain_head}")
-    packable = packable_length(model, compute) if head.weight is not None else 0
+    # What is sharded goes to the GPU later, where attention takes another way than could be tried here.
+    tried = head.weight is not None and (mesh is None or target.type == "cpu")
+    packable = packable_length(model, compute) if tried else 0
     if compute == torch.bfloat16:
         _round_linear_weights(model)
     loaded = LoadedModel(
@@ -208,6 +210,7 @@ def load_model(
         raise ModelError(f"{source.where}: {kind} does not run on tokens alone ({first_line(error)})") from None
     if mesh is not None:
         shard_layers(model, loaded.entry, mesh, target)
+        loaded.head = cast_head(head, model, compute)  # where the weights are now
         loaded.lockstep = Lockstep(model, loaded.entry, loaded.autocast)
     return loaded
 

@@ -13,6 +13,7 @@ import torch
 from peft import PeftModel
 
 from expunge.data.tokenize import TokenizedExample, leading_ids
+from expunge.data.words import common_prefix
 from expunge.errors import TrainingError
 from expunge.model.decoding import COLUMNS, ROWS, batching_obstacle, go_on, tokens_that_fit, written
 from expunge.model.load import LoadedModel
@@ -54,7 +55,7 @@ def write_texts(
         what the model has written.
     """
     rng, beginnings = random.Random(f"{seed} replay"), Beginnings(loaded, [*forget, *retain])
-    known = _known(forget, retain, loaded.tokenizer.eos_token_id)
+    known = _known(forget, retain, loaded.tokenizer.eos_token_id, leading_ids(loaded.tokenizer))
     size = _batch(loaded)
     found: dict[tuple[int, ...], None] = {}
     written, most = 0, 8 * tokens
@@ -163,12 +164,14 @@ def _written(loaded: LoadedModel, begun: list[list[int]]) -> list[tuple[int, ...
 
 
 def _known(
-    forget: Sequence[TokenizedExample], retain: Sequence[TokenizedExample], end: int | None
+    forget: Sequence[TokenizedExample], retain: Sequence[TokenizedExample], end: int | None, leading: Sequence[int]
 ) -> dict[int, set[tuple[int, ...]]]:
-    """By their length, the sequences of tokens that no replay text may hold; an end-of-text token is none of them."""
+    """By their length, the sequences of tokens that no replay text may hold; what stands before every text (`leading`),
+    and end-of-text, are none of them.
+    """
     texts = [row.input_ids[:-1] if row.input_ids[-1] == end else row.input_ids for row in forget]
     known: dict[int, set[tuple[int, ...]]] = {}
-    for ids in texts:
+    for ids in (own[common_prefix(own, leading) :] for own in texts):
         size = min(KNOWN, len(ids))
         if size >= FEWEST_KNOWN:
             known.setdefault(size, set()).update(_windows(ids, size))

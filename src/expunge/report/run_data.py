@@ -23,7 +23,7 @@ ROLES = {
     "retrained": ("results_retrained.json", "results_reference.json"),
 }
 """Which results files may play which part: the newest that is of this run counts."""
-ALIKE = ("max_new_tokens", "prompt_format", "samples", "temperature", "limit")
+ALIKE = ("max_new_tokens", "prompt_format", "samples", "temperature", "limit", "dtype")
 """Settings of an evaluation that must be the same for its numbers to be compared."""
 
 Values = Mapping[tuple[str, str], Mapping[str, float]]

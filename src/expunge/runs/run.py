@@ -226,6 +226,8 @@ class Run:
             if is_writer():
                 listing.sweep(self.path)
                 listing.sweep(self.path / "checkpoints")
+                if config.report_to:
+                    listing.note_folder(self.path, TRACKED)
                 if not (self.path / settings.FILE).exists():
                     settings.write_settings(self.path, config)
             return

@@ -99,10 +99,11 @@ def _calibrate(config: CalibrateConfig, settings: UnlearnConfig, reporter: Repor
     looked_at = sorted({*keyed_hashes(hashes), *(earlier["selection_hmac"] if earlier else ())})
     members, nonmembers = (run_rows(settings, loaded.tokenizer, own) for own in halves)
     judged_on = ValidationRows.of(members, nonmembers, rows["retain"], rows["forget"])
+    criteria = config.criteria(settings.criteria)
     with reporter.track("adapter scales", most_scales()) as advance:
-        found = choose_scale(Validator(loaded, judged_on), config.criteria, progress=advance)
+        found = choose_scale(Validator(loaded, judged_on), criteria, progress=advance)
     own = unchosen(trained.lora_alpha, trained.alpha_pattern or {}, looked_at)
-    content = record(found, config.criteria, own, judged_on)
+    content = record(found, criteria, own, judged_on)
     content |= {name: earlier[name] for name in ("best_step", "stopped") if earlier and name in earlier}
     rows["holdout"] = run_rows(settings, loaded.tokenizer, without_selection(sets.holdout, content))
     manifest = _with_losses(manifest, loaded, rows, found.scale, reporter)

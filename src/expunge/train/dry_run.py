@@ -105,6 +105,7 @@ def forecast(config: UnlearnConfig, reporter: Reporter | None = None) -> Forecas
         UserError: As `unlearn` would, before its first step.
     """
     reporter = reporter or Reporter(quiet=True)
+    config = config.changed(dry_run=True)
     config.validate()
     with Run.check(config):
         begun = time.perf_counter()

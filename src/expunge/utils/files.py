@@ -61,6 +61,26 @@ def write_bytes(path: Path | str, data: bytes, *, overwrite: bool = False) -> No
         sync(path.parent)
 
 
+def write_new(path: Path, data: bytes) -> None:
+    """Write a file as `write_bytes` does, unless it is there by then: of several writers the first one's stays.
+
+    Raises:
+        RunError: The system refuses the write.
+    """
+    own = path.with_name(f"{path.name}.{os.getpid()}")
+    write_bytes(own, data, overwrite=True)
+    with refusal("cannot write", path):
+        try:
+            os.link(own, path)
+        except FileExistsError:
+            own.unlink()
+        except OSError:  # a file system without links
+            os.replace(own, path)
+        else:
+            own.unlink()
+        sync(path.parent)
+
+
 def write_text(path: Path | str, text: str, *, overwrite: bool = False) -> None:
     """Write a UTF-8 text file as `write_bytes` does; line ends are kept as they are.
 

@@ -70,7 +70,7 @@ def _shared(processes: Any, own: bytes) -> bytes:
 def _read(path: Path) -> bytes:
     if not path.exists():
         try:
-            files.write_bytes(path, secrets.token_bytes(BYTES))
+            files.write_new(path, secrets.token_bytes(BYTES))
         except RunError as error:
             if not path.exists():  # another process may have been faster
                 mend = "hashes of data need a key there: set XDG_STATE_HOME to a folder of yours"
