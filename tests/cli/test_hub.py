@@ -219,7 +219,11 @@ def test_a_name_a_role_and_a_public_repository_that_are_refused(api: Hub) -> Non
     with pytest.raises(ConfigError, match="everybody can read it"):
         hub.check_hub("me/forgot")
     hub.check_hub("me/forgot", public=True)
-    api.there, api.role = SimpleNamespace(private=True), "read"
+    api.there = SimpleNamespace(private=True)
+    with pytest.raises(ConfigError, match="is private: open it on the Hub, or leave --public out"):
+        hub.check_hub("me/forgot", public=True)
+    hub.check_hub("me/forgot")
+    api.role = "read"
     with pytest.raises(ConfigError, match="the token may only read"):
         hub.check_hub("me/forgot")
 

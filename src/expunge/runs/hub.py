@@ -29,7 +29,7 @@ def check_hub(repo: str, *, public: bool = False) -> None:
 
     Raises:
         ConfigError: Its name is none, nobody is logged in, with a token that may only read, or the repository is there
-            and everybody can read it without `public`.
+            and everybody can read it without `public`, or it is private with it.
     """
     try:
         validate_repo_id(repo)
@@ -49,6 +49,8 @@ def check_hub(repo: str, *, public: bool = False) -> None:
             return
         if not private and not public:
             raise ConfigError(f"--push-to-hub {repo}: everybody can read it: give another one, or --public")
+        if private and public:
+            raise ConfigError(f"--push-to-hub {repo}: is private: open it on the Hub, or leave --public out")
 
 
 def push(folder: str | Path, repo: str, *, public: bool = False) -> str:
