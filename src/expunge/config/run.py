@@ -7,7 +7,7 @@ from typing import Literal
 from expunge.config.checks import COUNT, SEED, Check, exclusive
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class DeviceConfig:
     """Where and how it is computed.
 
@@ -29,7 +29,7 @@ class DeviceConfig:
     shard_base: bool = False
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class RunConfig:
     """The model, the run directory and what is written.
 

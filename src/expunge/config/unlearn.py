@@ -32,7 +32,7 @@ SETS = ("forget", "retain", "test", "holdout", "instead")
 """Settings that name texts."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class DataConfig:
     """The texts.
 
@@ -74,7 +74,7 @@ class DataConfig:
     end_of_text: Literal["auto", "yes", "no"] = "auto"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class LossConfig:
     """What is minimised.
 
@@ -124,7 +124,7 @@ class LossConfig:
         yield other_origin(self)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class AdapterConfig:
     """The LoRA adapter.
 
@@ -149,7 +149,7 @@ class AdapterConfig:
         yield bool(self.target_modules.strip(" ,")), "--target-modules is empty: give all-linear, auto or module names"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class OptimisationConfig:
     """Steps, their size and the optimizer (Adam).
 
@@ -196,7 +196,7 @@ class OptimisationConfig:
         yield from RATIO.of(self, "retain_per_forget", "replay_per_forget")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class EvaluationConfig:
     """Evaluation steps, early stopping and the criteria of success.
 
@@ -235,14 +235,14 @@ GROUPS: dict[str, type] = {
 """The groups of settings, as `--help` and YAML files name them."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class UnlearnConfig(
     DeviceConfig, EvaluationConfig, OptimisationConfig, AdapterConfig, LossConfig, DataConfig, RunConfig
 ):
     """Everything that an unlearning run depends on; the recipe's values stand where none is given.
 
-    Attributes are those of the groups, and cannot be assigned to. `changed` leaves to the recipe what was left to it;
-    `dataclasses.replace` gives all settings.
+    Attributes are those of the groups; what is assigned to one counts as given. `changed` leaves to the recipe what was
+    left to it; `dataclasses.replace` gives all settings.
     """
 
     def __new__(cls, **given: Any) -> "UnlearnConfig":
@@ -260,6 +260,16 @@ class UnlearnConfig(
         if isinstance(args, Mapping):
             self.__dict__["loss_args"] = ",".join(f"{name}={value}" for name, value in args.items())
             self.__dict__["given"]["loss_args"] = self.loss_args
+        self.__dict__["made"] = True
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if "made" in self.__dict__:
+            if name == "recipe":
+                raise ConfigError(
+                    "recipe: its values stand already: give it to `changed`, or when the settings are made"
+                )
+            self.__dict__["given"] = {**self.__dict__["given"], name: value}
+        super().__setattr__(name, value)
 
     def is_given(self, name: str) -> bool:
         """Whether a setting was given, rather than taken from the recipe or left at its default."""
