@@ -29,8 +29,8 @@ def elicit(settings: ElicitConfig, out: Output) -> int:
     try:
         found = ask(settings, out.reporter())
     except KeyboardInterrupt:
-        kept = Path(f"{settings.output}.part").exists()
-        told = "what was answered is kept: the same command with --resume goes on" if kept else "nothing was written"
+        begun = Path(f"{settings.output}.part").exists()
+        told = "what was answered is kept: the same command with --resume goes on" if begun else "nothing was written"
         raise KeyboardInterrupt(told) from None
     out.results = dataclasses.asdict(found) | {"facts": [[name, key, own.state] for name, key, own in found.facts]}
     if found.seconds is not None:
