@@ -154,7 +154,7 @@ def test_nothing_stands_before_a_text_where_there_is_no_other(model: Path) -> No
 
 
 def test_a_model_is_not_judged_by_texts_that_leave_no_room(model: Path) -> None:
-    for asked, says in ((None, ["contexts: none: no unseen texts"]), (5, [])):
+    for asked, says in ((None, ["contexts: none: no unseen text leaves room"]), (5, [])):
         run = Trainer(
             prepared(
                 model, forget=made_up(4, 1), retain=made_up(4, 2), unseen=made_up(4, 3), loss="target_kl",

@@ -57,9 +57,10 @@ def settled(
     pairs = [(own, row) for own, row in zip(unseen, placed, strict=True) if row.context]
     if not pairs:
         if not asked:
+            why = "no unseen text leaves room for others" if unseen else "no unseen texts steer this run"
             reporter.say(
-                "contexts: none: no unseen texts steer this run, so nothing says whether the model reads texts after "
-                "others (--context-tokens 24 trains on them)"
+                f"contexts: none: {why}, so nothing says whether the model reads texts after others "
+                "(--context-tokens 24 trains on them)"
             )
         return (contexts if asked else None), 1.0
     with reporter.track("unseen texts after others", 2 * len(pairs)) as advance:
