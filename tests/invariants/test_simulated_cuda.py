@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from expunge.config import UnlearnConfig
 from expunge.data.tokenize import TokenizedExample
@@ -315,6 +317,40 @@ def test_four_bits_without_bitsandbytes(folder: Callable[[str], Path], monkeypat
     monkeypatch.setattr(load, "find_spec", lambda name: None)
     with SimulatedCuda(), pytest.raises(ModelError, match=r"^--load-in-4bit: .*pip install 'expunge\[4bit\]'$"):
         load_model(str(folder("llama")), device="cuda", load_in_4bit=True)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_model_with_an_adapter_is_folded_before_it_is_moved(
+    dtype: str, folder: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In float32 a GPU would need twice the memory of what it is rounded to again."""
+    base = AutoModelForCausalLM.from_pretrained(folder("llama"), dtype=torch.bfloat16)
+    base.save_pretrained(tmp_path / "base")
+    AutoTokenizer.from_pretrained(folder("llama")).save_pretrained(tmp_path / "base")
+    model = get_peft_model(base.float(), LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj", "up_proj"]))
+    for parameter in model.parameters():
+        parameter.data += 0.02 * parameter.requires_grad
+    model.peft_config["default"].base_model_name_or_path = str(tmp_path / "base")
+    model.save_pretrained(tmp_path / "adapter")
+    rows = [list(range(3, 3 + length)) for length in LENGTHS]
+    right = sequence_logps(load_model(str(tmp_path / "adapter"), dtype=dtype, device="cpu"), rows)
+    moved: list[set[torch.dtype]] = []
+    move = load.move
+
+    def watched(model: torch.nn.Module, place: Any) -> None:
+        if getattr(place, "type", "") == "cuda":
+            linear = [own for own in model.modules() if isinstance(own, torch.nn.Linear)]
+            moved.append({own.weight.dtype for own in linear})
+        move(model, place)
+
+    monkeypatch.setattr(load, "move", watched)
+    with SimulatedCuda() as gpu:
+        loaded = load_model(str(tmp_path / "adapter"), dtype=dtype, device="cuda")
+        assert all(map(gpu.holds, loaded.model.parameters()))
+        found = sequence_logps(loaded, rows)
+    assert moved == [{getattr(torch, dtype)}]
+    for one, other in zip(found, right, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-2, atol=1e-2)
 
 
 def test_an_evaluation_waits_once_a_pass(folder: Callable[[str], Path]) -> None:

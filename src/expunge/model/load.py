@@ -178,9 +178,12 @@ def load_model(
         raise ModelError("--load-in-4bit: bitsandbytes is not installed: pip install 'expunge[4bit]'")
     if load_in_4bit and source.adapters:
         raise ModelError(f"--load-in-4bit: --model {name} is an adapter; its fold would be rounded again: merge it")
-    place = target if mesh is None else torch.device("cpu")
+    # What is sharded, or folded in float32, goes to the GPU when it is cut, or rounded again.
+    place = target if mesh is None and not source.adapters else torch.device("cpu")
     stored = compute if compute != torch.bfloat16 else torch.float32 if source.adapters else "auto"
     check_memory(source, place, stored, load_in_4bit=load_in_4bit)
+    if mesh is None and place != target:
+        check_memory(source, target, compute, load_in_4bit=load_in_4bit)
     parts: list[Pairs] | None = None
     model, notes = from_pretrained(
         source, stored, compute, target, load_in_4bit=load_in_4bit, trust_remote_code=trust_remote_code
@@ -195,7 +198,11 @@ def load_model(
     head, plain_head = find_head(model)
     if plain_head:
         notes.append(f"head: plain path, slower and larger, because {plain_head}")
-    # What is sharded goes to the GPU later, where attention takes another way than could be tried here.
+    if mesh is None and place != target:
+        if compute == torch.bfloat16:
+            _round_linear_weights(model)
+        move(model, target)
+    # What is sharded is not there yet, and attention takes another way there than could be tried here.
     tried = head.weight is not None and (mesh is None or target.type == "cpu")
     packable = packable_length(model, compute) if tried else 0
     if compute == torch.bfloat16:
