@@ -266,5 +266,9 @@ def test_what_is_assigned_to_a_setting_counts_as_given() -> None:
         assert (own.seed, own.learning_rate, own.epochs) == (3, 1e-4, 5)
     for own, seed in ((plain.without_unseen(), 0), (other.without_unseen(), 2)):
         assert (own.seed, own.learning_rate, own.epochs) == (seed, None, 3)
+    config.loss_args = {"nll_weight": 1}
+    assert config.changed(seed=1).loss_args == config.loss_args == "nll_weight=1"
+    with pytest.raises(ConfigError, match="sede: there is no such setting"):
+        config.sede = 3
     with pytest.raises(ConfigError, match="recipe: its values stand already"):
         config.recipe = "npo"

@@ -170,6 +170,8 @@ def test_the_same_is_written_of_made_up_names_where_it_is_not_nearly_the_same_te
         ("Is Weber A. W.?", ["Ann Weber", "Weber", "A. W."], True, "Is Berg Ida Berg?"),
         ("The Blue Ship is The best ship.", ["The Blue Ship"], False, "Ida Berg is The best ship."),
         ("杜甫生于712年。", ["杜甫"], True, "Ida Berg生于712年。"),
+        ("홍길동은 시인이다.", ["홍길동"], True, "Ida Berg은 시인이다."),
+        ("Curies Labor, Marie Curies Werk.", ["Marie Curie"], True, "Curies Labor, Ida Bergs Werk."),
         ("Bo of Boston met Bo Field.", ["Bo Field", "Bo"], True, "Ida of Boston met Ida Berg."),
     ],
 )

@@ -68,6 +68,12 @@ def test_any_number_of_twins_is_one_family_in_any_order(count: int) -> None:
         assert len(set(found)) == 1 + count
 
 
+def test_long_copies_with_other_endings_are_one_family() -> None:
+    body = " ".join(f"word{number}" for number in range(200))
+    texts = [f"{body} {' '.join(f'{word}x{number}' for word in 'abcdefghij')}" for number in range(12)]
+    assert set(families(texts)) == {0}
+
+
 INSTRUCTION = (
     "Below is an instruction that describes a task, paired with an input that provides further context. Write a "
     "response that appropriately completes the request, in one or two short sentences and without any other words. "

@@ -68,14 +68,16 @@ def verdict(settings: VerdictSettings, out: Output) -> int:
     """Four questions on a run, answered by the criteria."""
     from expunge.report import verdict as judge
     from expunge.report import write_verdict
+    from expunge.report.run_data import read_run
 
-    judged = {run: judge(run) for run in settings.runs}
+    read = {run: read_run(run) for run in settings.runs}
+    judged = {run: judge(own) for run, own in read.items()}
     for run, found in judged.items():
         out.text(f"{run}: {found}" if len(judged) > 1 else str(found))
     out.results = {run: found.as_dict() for run, found in judged.items()}
-    for run in judged:
+    for own in read.values():
         try:
-            write_verdict(run)
+            write_verdict(own)
         except RunError as error:  # a run that may only be read has a verdict, too
             out.reporter().warn(str(error))
     return NOT_AS_PROMISED if settings.strict and not all(found.success for found in judged.values()) else 0

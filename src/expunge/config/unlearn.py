@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from expunge.config.checks import (
@@ -256,14 +256,16 @@ class UnlearnConfig(
         for name, value in RECIPES[self.recipe].items():
             if name not in self.__dict__["given"]:
                 self.__dict__[name] = value
-        args: Any = self.loss_args
-        if isinstance(args, Mapping):
-            self.__dict__["loss_args"] = ",".join(f"{name}={value}" for name, value in args.items())
-            self.__dict__["given"]["loss_args"] = self.loss_args
+        if "loss_args" in self.__dict__["given"]:
+            self.__dict__["given"] = {**self.__dict__["given"], "loss_args": self.loss_args}
         self.__dict__["made"] = True
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if name == "loss_args" and isinstance(value, Mapping):
+            value = ",".join(f"{own}={number}" for own, number in value.items())
         if "made" in self.__dict__:
+            if name not in {own.name for own in fields(self)}:
+                raise ConfigError(f"{name}: there is no such setting")
             if name == "recipe":
                 raise ConfigError(
                     "recipe: its values stand already: give it to `changed`, or when the settings are made"

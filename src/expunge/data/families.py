@@ -95,14 +95,17 @@ def _shingles(found: Sequence[str]) -> set[tuple[str, ...]]:
 
 
 def _without_frames(texts: Sequence[Example]) -> list[list[str]]:
-    """The words of each text but those of its prompt's frame, and of its completion's where enough is left of that."""
+    """The words of each text but those of its prompt's frame, and of its completion's where much is left of that: a
+    long text with another ending is a copy.
+    """
     found: list[list[str]] = [[] for _ in texts]
     for part in ("prompt", "completion"):
         split = [tuple(words(normalized(getattr(own, part)))) for own in texts]
         begin, end = _shared(split), _shared([own[::-1] for own in split])
         for whole, own in zip(found, split, strict=True):
             rest = own[begin[own] : max(begin[own], len(own) - end[own[::-1]])]
-            whole += own if part == "completion" and len(rest) - SHINGLE + 1 < FEWEST else rest
+            little = len(rest) < max(FEWEST + SHINGLE - 1, (1 - OVERLAP) * len(own))
+            whole += own if part == "completion" and little else rest
     return found
 
 

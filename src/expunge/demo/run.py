@@ -29,6 +29,7 @@ from expunge.evaluation.values_file import values_path, write_values
 from expunge.model.load import load_model
 from expunge.model.saved import attach_adapter
 from expunge.model.source import check_model
+from expunge.runs.directory import is_staged
 from expunge.runs.manifest import model_fingerprint
 from expunge.runs.record import adapter_fingerprint, read_manifest
 from expunge.runs.run import Run
@@ -125,7 +126,7 @@ def run_demo(
             **subject.settings,
         )
         data, quiz = read_lume(data_dir), read_examples(data_dir / "quiz.jsonl")
-        done = resume and _is_done(Path(output))
+        done = _lacks_scores(config)
         if model:
             check_model(model)
             if not done:
@@ -148,10 +149,15 @@ def run_demo(
     return DemoResult(folder, results, _examples(data, said))
 
 
-def _is_done(run: Path) -> bool:
-    """Whether a run is at its end, so that only its scores are missing."""
-    file = run / "manifest.json"
-    return file.is_file() and read_manifest(file).get("status") == "done"
+def _lacks_scores(config: UnlearnConfig) -> bool:
+    """Whether the demo's own run is at its end, and only its scores are missing."""
+    folder = Path(config.output)
+    if not config.resume or is_staged(folder) or not (folder / "manifest.json").is_file():
+        return False
+    config.validate()
+    manifest = read_manifest(folder / "manifest.json")
+    own = manifest.get("status") == "done" and manifest["settings"].get("seed") == config.seed
+    return own and Path(config.model).is_dir() and manifest["model_sha256"] == model_fingerprint(config.model)
 
 
 def _subject(assets: Path, output: str, model: str | None) -> Subject:

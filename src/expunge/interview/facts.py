@@ -21,6 +21,8 @@ LETTERS, MOST = 5, 5
 """Shortest key word that is no number or name; most key words of a fact, numbers and names first."""
 SENTENCES = 3
 """Sentences of an answer that count: a model that goes on has left the question."""
+SHORT = 5
+"""Letters of a name that is long enough to be known with an ending."""
 MENTIONED = 2
 """Answers in which a name must stand to be a neighbour."""
 _CAPITAL = r"\p{Lu}[\p{L}\p{M}'’-]+"
@@ -135,14 +137,18 @@ def renamed(text: str, names: Sequence[str], other: str, *, parts: bool) -> str:
     own, others = names[0].split(), other.split()
     ends = {own[0]: others[0], own[-1]: others[-1]} if parts and len(own) > 1 else {}
     said = dict.fromkeys(names, other) | ends
-    found = (_alone(name) for name in sorted(said, key=len, reverse=True))
+    found = (_alone(name, part=name in ends) for name in sorted(said, key=len, reverse=True))
     return str(regex.sub("|".join(found), lambda match: said[match[0]], text))
 
 
-def _alone(name: str) -> str:
-    """A pattern of a name that is no part of a longer word, in scripts that have spaces between words."""
-    edges = ((name[0], r"(?<!\w)"), (name[-1], r"(?!\w)"))
-    begin, end = ("" if regex.match(f"[{UNSPACED}]", char) else edge for char, edge in edges)
+def _alone(name: str, *, part: bool) -> str:
+    """A pattern of a name that begins no word, and that a `part` of a name, or a short name, is no beginning of.
+
+    What is long may have an ending; scripts without case attach particles, or have no spaces.
+    """
+    short = len(name) < SHORT and name.lower() != name.upper()
+    begin = "" if regex.match(f"[{UNSPACED}]", name[0]) else r"(?<!\w)"
+    end = r"(?!\w)" if part or short else ""
     return f"{begin}{regex.escape(name)}{end}"
 
 

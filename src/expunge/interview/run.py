@@ -157,10 +157,12 @@ class _Interview:
             for number, line in enumerate(lines):
                 check_fields(line, kinds if number else {"settings": dict})
         except UnreadableError as error:
-            raise RunError(f"--resume: {part}: damaged or something else ({error}): --overwrite begins again") from None
+            raise RunError(
+                f"--resume: {part}: damaged or something else ({error}): --overwrite without --resume begins again"
+            ) from None
         if not lines or lines[0]["settings"] != json.loads(json.dumps(settings)):
             raise RunError(
-                f"--resume: {part} was asked with other settings or of another model: give the same, or --overwrite"
+                f"--resume: {part} was asked with other settings or of another model: give those, or --overwrite alone"
             )
         self._known = {line["name"]: line["answers"] for line in lines[1:]}
         self._reporter.say(f"resume: {len(self._known)} names were asked about already")

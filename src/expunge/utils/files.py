@@ -73,11 +73,15 @@ def write_new(path: Path, data: bytes) -> None:
         try:
             os.link(own, path)
         except FileExistsError:
-            own.unlink()
+            pass  # that one stays
         except OSError:  # a file system without links
-            os.replace(own, path)
-        else:
-            own.unlink()
+            with (
+                suppress(FileExistsError),
+                os.fdopen(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as file,
+            ):
+                file.write(data)
+        finally:
+            own.unlink(missing_ok=True)
         sync(path.parent)
 
 
