@@ -238,3 +238,15 @@ def _sentencepiece(file_name: str, tokenizer_class: str, **settings: Any) -> dic
     )
     config = {"tokenizer_class": tokenizer_class, **settings}
     return {file_name: model.getvalue(), "tokenizer_config.json": json.dumps(config).encode()}
+
+
+def bring_own_code(folder: Path) -> None:
+    """Make of a saved Llama one that comes with code of its own."""
+    settings = json.loads((folder / "config.json").read_text())
+    own = {"model_type": "own", "auto_map": {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}}
+    (folder / "config.json").write_text(json.dumps(settings | own | {"architectures": ["OwnModel"]}))
+    (folder / "own.py").write_text(
+        "from transformers import LlamaConfig, LlamaForCausalLM\n\n\n"
+        "class OwnConfig(LlamaConfig):\n    model_type = 'own'\n\n\n"
+        "class OwnModel(LlamaForCausalLM):\n    config_class = OwnConfig\n"
+    )

@@ -28,7 +28,7 @@ from expunge.config.unlearn import GROUPS
 from expunge.losses.npo import NPO
 from expunge.model.load import LoadedModel
 from expunge.utils import files
-from tiny import save_tiny
+from tiny import bring_own_code, save_tiny
 
 TRAIN = (*UNLEARN, *QUICK)
 LONG = (
@@ -529,14 +529,7 @@ def test_merge_replaces_nothing_but_a_model(strange: str, work: Path, expunge: R
 def test_code_of_a_model_runs_where_this_command_line_trusts_it_and_not_because_a_run_did(
     work: Path, expunge: Run
 ) -> None:
-    settings = json.loads(Path("model/config.json").read_text())
-    own = {"model_type": "own", "auto_map": {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}}
-    Path("model/config.json").write_text(json.dumps(settings | own | {"architectures": ["OwnModel"]}))
-    Path("model/own.py").write_text(
-        "from transformers import LlamaConfig, LlamaForCausalLM\n\n\n"
-        "class OwnConfig(LlamaConfig):\n    model_type = 'own'\n\n\n"
-        "class OwnModel(LlamaForCausalLM):\n    config_class = OwnConfig\n"
-    )
+    bring_own_code(Path("model"))
     made = expunge(*TRAIN, "--trust-remote-code", "--target-modules", "q_proj,v_proj")
     assert made.code == 0, made.err
     for said in (Path("run/config.yaml"), Path("run/manifest.json")):

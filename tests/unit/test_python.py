@@ -1,7 +1,6 @@
 """The package from Python: objects in memory, typed results, callbacks; what a run keeps of them and what not."""
 
 import ast
-import json
 import logging
 import shutil
 import warnings
@@ -24,7 +23,7 @@ from expunge.api.inputs import named_texts
 from expunge.cli.commands import COMMANDS
 from expunge.data.examples import read_examples
 from expunge.errors import ConfigError, DataError, RunError, UserError
-from tiny import save_tiny
+from tiny import bring_own_code, save_tiny
 
 FORGET = [{"prompt": f"Where does Zarquon {own} live?", "completion": f"At {own} Larch Lane."} for own in "ABCD"]
 RETAIN = [{"prompt": f"Who is {own} Heron?", "completion": f"The keeper of mill {own}."} for own in "EFGHIJ"]
@@ -282,14 +281,7 @@ def test_a_model_that_runs_code_of_its_own_is_taken_where_that_is_trusted(
 
     monkeypatch.setattr("builtins.input", never)
     shutil.copytree(model, "own")
-    settings = json.loads(Path("own/config.json").read_text())
-    own = {"model_type": "own", "auto_map": {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}}
-    Path("own/config.json").write_text(json.dumps(settings | own | {"architectures": ["OwnModel"]}))
-    Path("own/own.py").write_text(
-        "from transformers import LlamaConfig, LlamaForCausalLM\n\n\n"
-        "class OwnConfig(LlamaConfig):\n    model_type = 'own'\n\n\n"
-        "class OwnModel(LlamaForCausalLM):\n    config_class = OwnConfig\n"
-    )
+    bring_own_code(Path("own"))
     trusted = AutoModelForCausalLM.from_pretrained("own", trust_remote_code=True)
     given: dict[str, Any] = {"forget": FORGET, "retain": RETAIN, "target_modules": "q_proj,v_proj", **QUICK}
     with pytest.raises(ConfigError, match="runs code that came with it: give trust_remote_code=True"):

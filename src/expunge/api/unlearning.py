@@ -23,12 +23,12 @@ from expunge.report.run_data import read_run
 from expunge.runs.directory import check_new
 from expunge.runs.hub import push
 from expunge.runs.run import Outcome as Written
-from expunge.runs.run import is_writer
 from expunge.runs.settings import run_settings
 from expunge.train import dry_run, loop
 from expunge.train.callbacks import Callback, check_callbacks
 from expunge.train.merge import MergeReport
 from expunge.utils.progress import Reporter, reporter_for
+from expunge.utils.ranks import is_writer
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from expunge.cli.output import NOT_AS_PROMISED, Output
 from expunge.cli.reports import ReportSettings, VerdictSettings, report, verdict, write_run_report
 from expunge.config import CalibrateConfig, ElicitConfig, EvaluateConfig, UnlearnConfig
 from expunge.errors import UserError
+from expunge.utils.ranks import is_writer
 from expunge.utils.tables import facts_lines, loss_table, metrics_table, scale_table, semeval_table
 
 
@@ -45,7 +46,7 @@ def unlearn(settings: UnlearnConfig, out: Output) -> int:
     with out.starting():
         from expunge.evaluation.advice import Advisor
         from expunge.runs.record import read_manifest
-        from expunge.runs.run import is_writer, lacks_report, standing
+        from expunge.runs.run import lacks_report, standing
         from expunge.train.dry_run import forecast
         from expunge.train.loop import unlearn as train
 
@@ -110,7 +111,6 @@ def evaluate(settings: EvaluateConfig, out: Output) -> int:
         from expunge.evaluation.checks import resolved
         from expunge.evaluation.results import other_subject, results_before
         from expunge.evaluation.run import evaluate as score
-        from expunge.runs.run import is_writer
 
     settings = resolved(settings)
     settings.validate()

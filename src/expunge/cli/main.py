@@ -19,6 +19,7 @@ from expunge.utils.files import finite
 from expunge.utils.hardening import no_core_dumps, outline
 from expunge.utils.interrupt import Interruptions
 from expunge.utils.progress import Unread
+from expunge.utils.ranks import is_writer
 from expunge.utils.text import printable
 
 
@@ -55,7 +56,7 @@ def _run(words: list[str], switches: set[str], *, debug: bool) -> int:
         sys.stderr.write(f"expunge: error: {message}\n")
         return 2
     except KeyboardInterrupt as error:
-        if os.environ.get("RANK", "0") == "0":  # of several processes, the first speaks
+        if is_writer():
             sys.stderr.write(f"expunge: interrupted{f': {error}' if str(error) else ''}\n")
         return 130
     except Exception as error:

@@ -1,11 +1,11 @@
 """Where the results of a command go, and how it ends."""
 
-import os
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
 from expunge.utils.progress import Reporter
+from expunge.utils.ranks import is_writer
 from expunge.utils.text import printable
 
 NOT_AS_PROMISED = 3
@@ -37,4 +37,4 @@ class Output:
 
     def starting(self) -> AbstractContextManager[None]:
         """Something that moves while the libraries load; of several processes the first one shows it."""
-        return Reporter(quiet=self.quiet or os.environ.get("RANK", "0") != "0").working("starting")
+        return Reporter(quiet=self.quiet or not is_writer()).working("starting")

@@ -115,8 +115,8 @@ def recognisable(run: RunData, criteria: Criteria) -> Answer:
         half = (score.n or 0) / 2  # results of before the sides were counted
         sides = score.members or half, score.nonmembers or half
         bound = criteria.auc(chance_sd(*sides) if all(sides) else 0.0, target, len(attacks))
-        told = before is not None and bound.violation(before) > 0  # else it had nothing to lose
-        found = judged(score, before, bound, whose, below=before if told and before is not None else 1.0)
+        below = 1.0 if before is None or bound.violation(before) == 0 else before  # it had nothing to lose
+        found = judged(score, before, bound, whose, below=below)
         alone = not score.bounded and min(sides) < FEWEST_TEXTS
         plain = criteria.auc(0.0, target)  # where chance alone allows 0 or 1, so few texts tell nothing
         too_few = alone or any(bound.violation(end) == 0 < plain.violation(end) for end in (0.0, 1.0))

@@ -29,10 +29,8 @@ def model_folders(name: str) -> list[Path]:
     """
     found: list[Path] = []
     for place in places(name):
-        path = Path(place)
-        cached = _cached(place) if not path.exists() else None
-        found += [path.parent if path.is_file() else path] if path.exists() else []
-        found += [Path(cached).parent] if cached else []
+        cached = _cached(place) if _folder(place) is None else None
+        found += filter(None, (_folder(place), Path(cached).parent if cached else None))
     return found
 
 
@@ -42,9 +40,9 @@ def model_state(*names: str | None) -> ModelState:
     A model from the Hub has none: its files may come while it is read, and its commit says what is in them.
     """
     found: ModelState = {}
-    given = (Path(place) for name in names if name for place in places(name))
-    for place in (place for place in given if place.exists()):
-        for path in (place.parent if place.is_file() else place).iterdir():
+    given = (_folder(place) for name in names if name for place in places(name))
+    for folder in filter(None, given):
+        for path in folder.iterdir():
             with suppress(FileNotFoundError):  # a link to nothing, or a file that has just gone
                 status = path.stat()
                 found[str(path)] = status.st_size, status.st_mtime_ns, status.st_ino
@@ -59,6 +57,12 @@ def check_unchanged(before: ModelState, *names: str | None) -> None:
     """
     if model_state(*names) != before:
         raise ModelError(f"--model {names[0]}: its files were changed while they were read: start again")
+
+
+def _folder(place: str) -> Path | None:
+    """The folder of a model on this machine that is no copy from the Hub."""
+    path = Path(place)
+    return (path.parent if path.is_file() else path) if path.exists() else None
 
 
 def _cached(name: str) -> str | None:

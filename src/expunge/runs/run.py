@@ -11,7 +11,6 @@ A run that is to replace another one (`--overwrite`) is written beside it and ta
 """
 
 import json
-import os
 import resource
 import shutil
 import sys
@@ -44,6 +43,7 @@ from expunge.runs.reads import check_apart, check_started_here
 from expunge.runs.record import CALIBRATION, adapter_hashes, read_manifest, read_steps
 from expunge.utils import coarse, files, folders, listing
 from expunge.utils.distributed import current
+from expunge.utils.ranks import is_writer
 
 READS = ("model", "origin", *SETS, "data", "from_manifest")
 """Settings that name what a run reads."""
@@ -94,11 +94,6 @@ class Outcome:
     losses: dict[str, dict[str, float]]
     steps: int
     training_seconds: float
-
-
-def is_writer() -> bool:
-    """Whether this process writes and speaks: the first of those that share a run (their launcher sets `RANK`)."""
-    return int(os.environ.get("RANK", "0")) == 0
 
 
 @dataclass

@@ -27,7 +27,7 @@ from expunge.model.saved import VERIFIED, save_adapter
 from expunge.runs.hub import check_hub
 from expunge.runs.manifest import RunFacts, other_surroundings
 from expunge.runs.record import read_manifest
-from expunge.runs.run import Outcome, Run, RunResult, is_writer
+from expunge.runs.run import Outcome, Run, RunResult
 from expunge.train.averaging import assign
 from expunge.train.callbacks import Callback, Callbacks, TrainState, check_callbacks
 from expunge.train.early_stopping import EarlyStopping
@@ -41,6 +41,7 @@ from expunge.train.validation import Validator
 from expunge.utils.distributed import Processes, SharedStop, together
 from expunge.utils.interrupt import StopRequest
 from expunge.utils.progress import Reporter
+from expunge.utils.ranks import is_writer
 from expunge.utils.trackers import Trackers
 
 PARTS = 8

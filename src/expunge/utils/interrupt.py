@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
 
+from expunge.utils.ranks import is_writer
+
 STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
@@ -135,7 +137,7 @@ def _watch(reader: int) -> None:
         while time.monotonic() < seen + LONGEST_WAIT and _handled < seen - LONGEST_WAIT and not _patient:
             time.sleep(0.02)
         if _handled < seen - LONGEST_WAIT and not _patient:
-            if os.environ.get("RANK", "0") == "0":
+            if is_writer():
                 os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, b"expunge: interrupted\n")
             os._exit(130)
 

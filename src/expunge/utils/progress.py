@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from expunge.utils.ranks import is_writer
 from expunge.utils.text import printable
 
 PLAIN_INTERVAL = 10.0
@@ -162,7 +163,7 @@ class LogReporter(Reporter):
 
 def reporter_for(progress: bool | None) -> Reporter:
     """Where the progress of a call from Python goes; None shows it in a terminal or notebook, and logs it elsewhere."""
-    if os.environ.get("RANK", "0") != "0":  # of several processes, the first speaks
+    if not is_writer():
         return Reporter(quiet=True)
     console = Console(stderr=True)
     if progress is None and not (console.is_terminal or console.is_jupyter):
