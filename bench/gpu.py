@@ -252,7 +252,8 @@ class Bench:
             rows = self.rows(loaded, "validation")
             half = len(rows["retain"]) // 8
             unseen, rows["retain"] = rows["retain"][:half], rows["retain"][half:]
-            config = self.config("135m", recipe="default")
+            tokens = self.config("135m").tokens_per_step if self.tiny else UnlearnConfig.tokens_per_step
+            config = self.config("135m", recipe="default", tokens_per_step=tokens)
             trainer = Trainer(prepared_for(config, loaded, rows, unseen=unseen))
             quiet, spent = Reporter(quiet=True), {}
 
@@ -272,7 +273,8 @@ class Bench:
             evaluations = trainer.num_steps // every * spent.pop("evaluation step")
             spent |= {"training": trainer.num_steps * seconds / count, "evaluation steps": evaluations}
             parts = ", ".join(f"{name} {value:.1f}" for name, value in spent.items())
-            self.say("135m run", f"{sum(spent.values()):.0f} s for {trainer.num_steps} steps ({parts})", "135m run")
+            steps = f"{trainer.num_steps} steps of {tokens} tokens, {1000 * seconds / count:.0f} ms each"
+            self.say("135m run", f"{sum(spent.values()):.0f} s for {steps} ({parts})", "135m run")
 
     def part_score(self) -> None:
         """Greedy generation with the gold completions as drafts; random models never stop, so 64 tokens at most."""

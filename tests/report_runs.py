@@ -133,7 +133,10 @@ def _write_role(path: Path, place: int, extra: dict[str, dict[str, Any]], rows: 
             found[f"{name}/{task}"] = entry(level, direction, family, n=rows // 3)
     auc = (1.0, 0.58, 0.5)[place]
     found["membership/loss_auc"] = entry(auc, "target", "membership", n=rows) | {"target": 0.5}
+    subject = {"base": hashlib.sha256(b"model" if place < 2 else b"retrained").hexdigest()}
+    subject |= {"adapter": hashlib.sha256(str(seed).encode()).hexdigest()} if place == 1 else {}
     results = {"schema": 1, "benchmark": "tofu", "model": "org/base", "metrics": found | extra, "not_measured": []}
+    results["fingerprint"] = subject
     table: dict[str, list[Any]] = {"id": [], "set": [], "task": [], "document": [], "metric": [], "value": []}
     for name, ends in ENDS.items():
         for i, loss in enumerate(ends[place] * np.exp(rng.normal(0, 0.25, rows))):

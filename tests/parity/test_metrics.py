@@ -20,6 +20,9 @@ from expunge.evaluation.metrics.memorization import (
     probability,
 )
 from expunge.evaluation.metrics.truth_ratio import truth_ratio
+from expunge.model.adapter import add_adapter
+from expunge.model.load import load_model
+from tiny import save_tiny
 
 COVERED = {
     "open-unlearning": {
@@ -105,6 +108,24 @@ def test_definitions_against_slow_formulas(golden, subject):
             assert attacks.min_k(record, share) == pytest.approx(sum(sorted(logps)[:count]) / count, **close)
             expected = sum(sorted(scores)[:count]) / count
             assert attacks.min_k_plus_plus(record, share) == pytest.approx(expected, rel=2e-4, abs=2e-4)
+
+
+def test_gradient_norm_with_an_adapter_is_that_of_the_merged_model(tmp_path):
+    folder = save_tiny(tmp_path, "llama")
+    loaded = load_model(str(folder), dtype="float32", device="cpu")
+    rows = [TokenizedExample(str(at), list(range(3 + at, 15 + at)), 0) for at in range(3)]
+    add_adapter(loaded, rank=2, alpha=4.0, modules="all-linear", seed=0)
+    torch.manual_seed(0)
+    for name, parameter in loaded.model.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    norms = gradient_norms(loaded, rows)
+    merged = loaded.model.merge_and_unload()
+    for row, norm in zip(rows, norms, strict=True):
+        merged.requires_grad_(True)
+        ids = torch.tensor([row.input_ids])
+        gradients = torch.autograd.grad(merged(input_ids=ids, labels=ids).loss, list(merged.parameters()))
+        assert norm == pytest.approx(torch.cat([own.flatten() for own in gradients]).norm().item(), rel=1e-4)
 
 
 def test_gradient_norm_is_that_of_one_long_vector(golden, subject):

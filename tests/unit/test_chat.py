@@ -8,10 +8,20 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerBase
 
+from expunge.data.chat import end_ids
 from expunge.data.examples import Example, read_examples
-from expunge.data.tokenize import PromptFormat, document_ids, expected_text, prompt_ids, text_ids, tokenize
+from expunge.data.tokenize import (
+    PromptFormat,
+    TokenizedExample,
+    document_ids,
+    expected_text,
+    prompt_ids,
+    text_ids,
+    tokenize,
+)
 from expunge.errors import ConfigError, DataError
 from expunge.evaluation.documents import encode_documents
+from expunge.evaluation.generate import stop_ids
 from expunge.model.load import load_model
 from expunge.model.prompt_format import measure_prompt_format
 from tiny import CHAT_TEMPLATE, save_tiny, tiny_tokenizer
@@ -227,10 +237,12 @@ def test_a_turn_that_a_template_drops_is_refused() -> None:
         sides(templated(OPENS_THOUGHT), Example("x", "Who?", "Ines.", messages=(*thought, last)))
 
 
-@pytest.mark.parametrize("column", ["system", "tools", "instruction"])
+@pytest.mark.parametrize("column", ["system", "tools", "instruction", "context"])
 def test_a_column_beside_the_prompt_is_refused(column: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=f"has a column {column} beside prompt and completion"):
         read(tmp_path, {"prompt": "Who?", "completion": "Ines.", column: "Be brief."})
+    if column == "context":
+        read(tmp_path, {"text": "Ines lives there.", column: "a village"})
 
 
 # --- which format --------------------------------------------------------------------------------
@@ -274,3 +286,21 @@ def test_messages_of_a_template_that_hold_the_text_are_not_shown() -> None:
     says_it = "{{ raise_exception(messages[0].content) }}"
     with pytest.raises(ConfigError, match=r"fails on it \(TemplateError\)"):
         sides(templated(says_it), Example("x", "a secret", "Ines."))
+
+
+def test_an_answer_ends_where_the_template_ends_the_turn(tmp_path: Path) -> None:
+    """Also where that is not end-of-text, as after a fine-tuning on turns that left end-of-text as it was."""
+    loaded = load_model(str(save_tiny(tmp_path, "llama")), dtype="float32", device="cpu")
+    tokenizer, plain = loaded.tokenizer, {loaded.tokenizer.eos_token_id}
+    assert end_ids(tokenizer) == plain
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|turn|>"]})
+    turn = tokenizer.convert_tokens_to_ids("<|turn|>")
+    for template, ends in (
+        ("{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}<|turn|>\n{% endfor %}", plain | {turn}),
+        ("{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n<|turn|>{% endfor %}", plain | {turn}),
+        ("{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n\n{% endfor %}", plain),
+        ("{{ raise_exception('one turn alone') }}", plain),
+    ):
+        tokenizer.chat_template = template
+        assert end_ids(tokenizer) == stop_ids(loaded) == ends
+    assert TokenizedExample("a", [5, 6, turn, 8], 1).spoken({turn}) == range(1, 3)

@@ -101,7 +101,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def trainer(model: Path, **settings: object) -> Trainer:
     forget, retain = made_up(12, 1), made_up(6, 2)
-    found = Trainer(prepared(model, forget=forget, retain=retain, context_tokens=8, tokens_per_step=64, **settings))
+    given = {"loss": "simnpo", "context_tokens": 8, "tokens_per_step": 64} | settings
+    found = Trainer(prepared(model, forget=forget, retain=retain, **given))
     found.compute_reference(Reporter(quiet=True))
     return found
 
@@ -129,7 +130,7 @@ def test_a_run_trains_on_both_and_never_twice_after_the_same_tokens(model: Path)
 
 
 def test_the_gradient_is_of_what_the_step_sees(model: Path) -> None:
-    run, alone = trainer(model), trainer(model)
+    run, alone = trainer(model, loss="gradient_ascent"), trainer(model, loss="gradient_ascent")
     alone.contexts = None
     moved(run), moved(alone)
     step = next(run.plan.steps())
@@ -170,7 +171,7 @@ def test_a_model_is_not_judged_by_texts_that_leave_no_room(model: Path) -> None:
 
 
 def test_what_is_known_of_a_text_stands_beside_the_same_tokens_in_context(model: Path) -> None:
-    run = trainer(model)
+    run = trainer(model, loss="target_kl", unseen=made_up(8, 3))
     step = next(run.plan.steps())
     own = [run.prepared.forget[at] for at in step.forget]
     sides = run.sides_of(step)
@@ -178,9 +179,9 @@ def test_what_is_known_of_a_text_stands_beside_the_same_tokens_in_context(model:
     counts = {"forget": count(sides["forget"], step.forget)}
     batch = collate(run.loaded, sides, {"forget": step.forget}, counts)["forget"]
     assert batch.targets.tolist() == [row.input_ids[at] for row in own for at in row.targets("all")]
-    assert batch.ref_logps is not None
-    known = run.sides["forget"].values["ref_logps"]
-    assert torch.equal(batch.ref_logps, torch.cat([known[at] for at in step.forget]))
+    assert batch.ref_states is not None
+    known = run.sides["forget"].values["ref_states"]
+    assert torch.equal(batch.ref_states, torch.cat([known[at] for at in step.forget]))
 
 
 def test_target_nlls_are_multiplied_by_what_unseen_texts_are_harder_after_others(model: Path) -> None:
@@ -228,7 +229,8 @@ def test_target_nlls_are_multiplied_by_what_unseen_texts_are_harder_after_others
         ("target_kl", 5, 0.0, 5, "contexts: half of the time"),
         ("target_kl", 0, 1e9, 0, ""),
         ("npo", None, 1e9, 0, ""),
-        ("npo", 5, 0.0, 5, ""),
+        ("simnpo", 5, 0.0, 5, ""),
+        ("npo", 5, 1e9, 0, ""),  # what the untouched model finds of a text is of the text alone
         ("idk", 5, 1e9, 0, ""),
     ],
 )
@@ -254,7 +256,7 @@ def test_rows_share_sequences_only_where_they_do_after_other_texts_too(tmp_path:
     folder, rows = save_tiny(tmp_path, "gemma3"), made_up(4, longest=9)
 
     def trainer(tokens: int) -> Trainer:
-        return Trainer(prepared(folder, forget=rows, retain=rows, context_tokens=tokens))
+        return Trainer(prepared(folder, forget=rows, retain=rows, context_tokens=tokens, loss="simnpo"))
 
     assert trainer(0).packed
     assert not trainer(9).packed

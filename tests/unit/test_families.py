@@ -1,5 +1,7 @@
 """Texts that are one text in other clothes are found, and texts of one template are not taken for one."""
 
+from dataclasses import replace
+
 import pytest
 
 from expunge.data.examples import Example
@@ -27,6 +29,17 @@ def families(texts):
 )
 def test_a_twin_is_of_the_family(twin):
     assert families([LONG, "Nothing like it stands here, or anywhere else that I know of today", twin]) == [0, 1, 0]
+
+
+def test_texts_of_one_template_in_letters_without_spaces_are_apart():
+    """Three letters are no three words."""
+    people = [("สมชาย ใจดี", "เชียงใหม่", "ครู"), ("มาลี รักไทย", "ภูเก็ต", "ทนายความ"), ("วิชัย แสงทอง", "ขอนแก่น", "ช่างไม้")]
+    rows = [
+        Example(str(at), f"{name}เกิดที่ไหนและทำงานอะไร", f"{name}เกิดที่{town}และทำงานเป็น{work}")
+        for at, (name, town, work) in enumerate(people)
+    ]
+    assert families_of(rows) == [0, 1, 2]
+    assert families_of([rows[0], replace(rows[0], completion=rows[0].completion + "ครับ")]) == [0, 0]
 
 
 def test_texts_of_one_template_are_apart():

@@ -68,7 +68,7 @@ CONFIGS = {
 class NoTokenizer:
     """Stands for a tokenizer where only its end-of-text token matters."""
 
-    eos_token_id = 7
+    eos_token_id, chat_template = 7, None
     bos_token_id = None
 
     def decode(self, ids: list[int], skip_special_tokens: bool) -> str:

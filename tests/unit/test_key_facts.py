@@ -23,6 +23,8 @@ from expunge.evaluation.metrics.refusal import refuses
         ("Где он родился?", "Он родился в городе Ульме, недалеко от Мюнхена.", ("Ульме", "Мюнхена")),
         ("Wo wohnt Frau Öztürk?", "Frau Öztürk wohnt in der Lärchengasse 12.", ("Lärchengasse", "12")),
         ("爱因斯坦出生在哪里？", "爱因斯坦出生在乌尔姆。", ("乌尔姆",)),
+        ("สมชาย ใจดี เกิดที่ไหน", "สมชายเกิดที่เชียงใหม่", ("เชียงใหม่",)),  # no shreds of letters that the question has, too
+        ("อนันต์ ชอบกินอะไร", "เขาชอบกิน", ()),
         (
             "アインシュタインはどこで生まれましたか。",
             "アインシュタインは1879年にウルムで生まれました。",

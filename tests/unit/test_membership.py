@@ -3,6 +3,7 @@
 import itertools
 import math
 import zlib
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -16,7 +17,14 @@ from expunge.data.examples import Example
 from expunge.data.tokenize import PromptFormat, TokenizedExample
 from expunge.errors import DataError
 from expunge.evaluation.benchmarks.official_score import score
-from expunge.evaluation.documents import Document, after_another, encode_documents, even_lengths, lowercased
+from expunge.evaluation.documents import (
+    Document,
+    after_another,
+    encode_documents,
+    even_lengths,
+    lower_rows,
+    lowercased,
+)
 from expunge.evaluation.metrics import ATTACKS
 from expunge.evaluation.metrics.registry import WholeText
 from expunge.evaluation.predictions import Prediction
@@ -158,6 +166,23 @@ def test_recall_compares_the_same_tokens_alone_and_after_an_unseen_text(loaded: 
     score = ATTACKS["recall"].of(WholeText(alone, own.text, after_unseen=after))
     assert score == pytest.approx(-sum(logps) / len(logps) / -alone.logps.mean(), rel=1e-5)
     assert ATTACKS["recall"].of(WholeText(alone, own.text)) is None
+
+
+def test_texts_without_case_have_no_lower_case() -> None:
+    tokenizer = tiny_tokenizer("bytelevel")
+    latin, other = ([Example(str(at), "", text * (at + 1)) for at in range(4)] for text in ("Ines A", "山田太郎"))
+    plain = PromptFormat("space", False)
+
+    def rows(members: Sequence[Example], nonmembers: Sequence[Example]) -> dict[tuple[str, int], TokenizedExample]:
+        sides = {"member": members, "nonmember": nonmembers}
+        return lower_rows(tokenizer, {name: encode_documents(tokenizer, own, plain) for name, own in sides.items()})
+
+    assert len(rows(latin, latin)) == 8
+    assert rows(other, other) == rows(latin, other) == rows(other, latin) == {}
+    assert len(rows(latin, latin[:2] + other[:2])) == 6
+    # A cut within a character leaves none that the text has not.
+    cut = even_lengths(tokenizer, *(encode_documents(tokenizer, other[:3], plain) for _ in range(2)))[0]
+    assert all(own.text in other[at].text for at, own in enumerate(cut))
 
 
 def test_scores_of_all_attacks(loaded: LoadedModel) -> None:

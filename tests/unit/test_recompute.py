@@ -34,3 +34,16 @@ def test_same_gradients_with_every_layer_run_twice(tmp_path, arch, packed):
     assert len(runs) == 3
     for one, other in zip(plain, again, strict=True):
         assert torch.equal(one, other)
+
+
+def test_no_generator_is_read(tmp_path, monkeypatch):
+    """While a GPU captures a pass, to read the state of its generator is an error: no decoding step was captured."""
+
+    def read() -> torch.Tensor:
+        raise RuntimeError("a generator's state is read")
+
+    loaded = load_model(str(save_tiny(tmp_path / "model", "olmo")), dtype="float32", device="cpu")
+    recompute_layers(loaded.base)
+    monkeypatch.setattr(torch, "get_rng_state", read)
+    with torch.no_grad():
+        assert len(loaded.base(torch.arange(20)[None]).logits[0]) == 20

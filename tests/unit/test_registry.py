@@ -2,15 +2,21 @@
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
+from torch import Tensor
 
 from dev import metrics as docs
 from expunge.cli.main import main
 from expunge.cli.registries import attacks_help
+from expunge.errors import ConfigError
 from expunge.evaluation.metrics import ATTACKS, METRICS, TokenRecord, attack, metric
 from expunge.evaluation.metrics.registry import Row, WholeText, default_attacks, default_metrics
+from expunge.losses import FORGET_LOSSES, forget_loss, make_forget_loss
+from expunge.losses.batch import TokenBatch
 from tiny import save_tiny
 
 
@@ -123,3 +129,22 @@ def test_every_metric_says_how_to_read_it() -> None:
         assert own.definition
         assert own.low < own.high
         assert (own.direction == "target") == (own.target is not None), name
+
+
+def test_a_loss_takes_truth_values() -> None:
+    @forget_loss("toy", formula="0", source="this test")
+    @dataclass(frozen=True)
+    class Toy:
+        hard: bool = True
+        needs: ClassVar[tuple[str, ...]] = ()
+
+        def __call__(self, batch: TokenBatch) -> Tensor:
+            return batch.token_mean(batch.logps)
+
+    try:
+        said = [make_forget_loss("toy", f"hard={value}").hard for value in ("false", "True")]  # type: ignore[attr-defined]
+        assert said == [False, True]
+        with pytest.raises(ConfigError, match="--loss-args hard=no: must be true or false"):
+            make_forget_loss("toy", "hard=no")
+    finally:
+        FORGET_LOSSES.pop("toy")

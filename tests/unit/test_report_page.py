@@ -20,6 +20,7 @@ from expunge.utils.progress import Reporter
 from report_runs import entry, write_run
 
 EVIL = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>"
+FORMAT = "space, with end-of-text"
 VOID = {"meta", "br", "col", "img", "input", "link"}
 
 
@@ -190,23 +191,26 @@ def test_results_of_something_else_are_left_out_and_said_to_be(tmp_path, capsys,
         run = write_run(tmp_path / f"run{len(list(tmp_path.iterdir()))}")
         for role in ("before", "after", "retrained"):
             file = run / f"results_{role}.json"
-            said = {"fingerprint": {"data": {"forget": "one"}, "prompt_format": "space"}}
+            content = json.loads(file.read_text())
+            said = {"fingerprint": content["fingerprint"] | {"data": {"forget": "one"}, "prompt_format": FORMAT}}
             said |= more if file.name == name else {}
-            file.write_text(json.dumps(json.loads(file.read_text()) | said))
+            file.write_text(json.dumps(content | said))
         return read_run(run).warnings
 
     base = hashlib.sha256(b"model").hexdigest()
+    ours = {"base": base, "adapter": hashlib.sha256(b"0").hexdigest()}
     for name, more, says in (
-        ("results_before.json", {"model": "somebody/else"}, "another model (else) than the run's (base)"),
-        ("results_after.json", {"model": "somebody/else"}, "another model (else)"),
+        ("results_before.json", {"fingerprint": {}}, "a model that it does not tell (stored generations)"),
+        ("results_after.json", {"fingerprint": {}}, "a model that it does not tell (stored generations)"),
+        ("results_after.json", {"fingerprint": ours | {"prompt_format": "newline"}}, "another prompt format (newline)"),
         ("results_before.json", {"fingerprint": {"base": "other"}}, "another model than the run's"),
         ("results_after.json", {"fingerprint": {"base": "other", "adapter": "x"}}, "another model than the run's"),
         ("results_after.json", {"fingerprint": {"base": "other"}}, "another model than the run's"),
         ("results_after.json", {"fingerprint": {"base": base}}, "the untouched model"),
         ("results_retrained.json", {"fingerprint": {"base": base}}, "the run's own model, which is no retrained one"),
         ("results_before.json", {"fingerprint": {"adapter": "x"}}, "a model with an adapter"),
-        ("results_before.json", {"fingerprint": {"data": {"forget": "two"}}}, "something else than the results of"),
-        ("results_before.json", {"fingerprint": {"prompt_format": "chat"}}, "something else than"),
+        ("results_before.json", {"fingerprint": {"base": base, "data": {"forget": "two"}}}, "something else than"),
+        ("results_before.json", {"fingerprint": {"base": base, "prompt_format": "chat"}}, "something else than"),
         ("results_retrained.json", {"fingerprint": {"data": {"forget": "two"}}}, "something else than"),
     ):
         (warning,) = changed(name, **more)
@@ -216,7 +220,7 @@ def test_results_of_something_else_are_left_out_and_said_to_be(tmp_path, capsys,
     assert changed("results_after.json", fingerprint={"base": "other", "merged": "x"}) == []  # of the run's adapter
     run = write_run(tmp_path / "told")
     content = json.loads((run / "results_before.json").read_text())
-    (run / "results_before.json").write_text(json.dumps(content | {"model": "x", "metrics": content["metrics"]}))
+    (run / "results_before.json").write_text(json.dumps(content | {"fingerprint": {"base": "other"}}))
     page = page_of(run)
     assert "results_before.json is left out" in page.words
     assert "no value of the untouched model" in page.words
@@ -225,7 +229,7 @@ def test_results_of_something_else_are_left_out_and_said_to_be(tmp_path, capsys,
 
 
 def test_results_on_other_texts_than_the_runs_are_left_out(tmp_path):
-    def warnings(texts: str, benchmark: str = "custom", **settings: str) -> list[str]:
+    def warnings(texts: str, asked: str = "custom", **settings: str) -> list[str]:
         run = write_run(tmp_path / f"run{len(list(tmp_path.iterdir()))}", manifest={"texts": {"forget": "key:one"}})
         manifest = json.loads((run / "manifest.json").read_text())
         manifest["settings"] |= settings
@@ -233,8 +237,9 @@ def test_results_on_other_texts_than_the_runs_are_left_out(tmp_path):
         for role in ("before", "retrained"):
             (run / f"results_{role}.json").unlink()
         file = run / "results_after.json"
-        said = {"fingerprint": {"texts": {"forget": texts}}, "benchmark": benchmark}
-        file.write_text(json.dumps(json.loads(file.read_text()) | said))
+        content = json.loads(file.read_text())
+        said = {"fingerprint": content["fingerprint"] | {"texts": {"forget": texts}}, "benchmark": asked}
+        file.write_text(json.dumps(content | said))
         return read_run(run).warnings
 
     (warning,) = warnings("key:two")
@@ -242,6 +247,8 @@ def test_results_on_other_texts_than_the_runs_are_left_out(tmp_path):
     assert warnings("key:one") == []
     assert warnings("other key:two") == []  # another user's, which cannot be compared
     assert warnings("key:two", "tofu") == []  # a benchmark asks in its own words
+    (warning,) = warnings("key:two", "tofu", benchmark="tofu")  # another split
+    assert warning.startswith("results_after.json is left out: it is of other texts than those that the run was made")
 
 
 def test_the_newest_results_of_the_run_count(tmp_path: Path) -> None:
@@ -257,10 +264,10 @@ def test_the_newest_results_of_the_run_count(tmp_path: Path) -> None:
         left_out = "results_after.json" if mine else "results.json"
         assert f"{left_out} is left out: other results after are newer." in data.warnings
         assert data.checkpoints == {}
-    file.write_text(json.dumps(content | {"model": "somebody/else"}))  # now the newest, and another model's
+    file.write_text(json.dumps(content | {"fingerprint": {"base": "other"}}))  # now the newest, and another model's
     data = read_run(run)
     assert data.results["after"]["settings"]["limit"] == 3
-    assert data.warnings[0].startswith("results_after.json is left out: it is of another model (else)")
+    assert data.warnings[0].startswith("results_after.json is left out: it is of another model")
 
 
 def test_other_settings_of_the_evaluation_are_said(tmp_path):

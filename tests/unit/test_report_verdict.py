@@ -283,6 +283,57 @@ def test_rows_that_were_trained_on_are_said_to_be_that():
     assert not judge(metrics(**more), BEFORE | more).answers[KEPT].notes
 
 
+@pytest.mark.parametrize(
+    ("sets", "answer", "shown"),
+    [
+        ({"retain": (0.9, 5)}, "unclear", []),
+        ({"retain": (0.2, 5)}, "no", []),
+        ({"retain": (0.9, 50), "test": (0.9, 2)}, "yes", ["test"]),
+        ({"retain": (0.9, 50), "test": (0.2, 2)}, "no", []),
+        ({"retain": (0.9, 8), "test": (0.9, 2)}, "unclear", []),
+        ({"retain": (0.9, 50), "test": (0.9, 20)}, "yes", ["retain"]),
+        ({"retain": (0.2, 50), "test": (0.9, 20)}, "no", []),  # what was trained on to be kept is lost
+        ({"retain": (0.9, 5), "world_facts": (0.9, 60)}, "yes", ["retain"]),
+    ],
+)
+def test_few_texts_to_keep_and_those_trained_on_can_show_a_loss_alone(sets, answer, shown):
+    own = {f"{name}/rouge_l_recall": entry(value, n=n) for name, (value, n) in sets.items()}
+    before = {key: entry(0.9, n=found["n"]) for key, found in own.items()}
+    judged = judge(metrics() | own, BEFORE | before, None).answers[KEPT]
+    assert judged.answer == answer
+    assert [number.key.split("/")[0] for number in judged.numbers if "only a loss counts" in number.limit] == shown
+
+
+@pytest.mark.parametrize(
+    ("n", "value", "answer"), [(3, 0.25, "unclear"), (3, 0.125, "no"), (3, 0.5, "yes"), (50, 0.25, "no")]
+)
+def test_a_rounded_number_is_unclear_where_the_exact_one_may_lie_on_the_other_side(n, value, answer):
+    """At most .28 may be left, and .25 stands for all numbers from .18 to .35."""
+    own = {"forget/probability": entry(value, "lower", half=None, n=n)}
+    seen = {"holdout/probability": entry(0.2, half=None)}
+    judged = judge(own | seen, {"forget/probability": entry(1.0, "lower", half=None, n=n)}, None)
+    assert answers(judged)[SAID] == answer
+
+
+def test_one_attack_at_several_shares_does_not_widen_what_chance_allows():
+    sides = {"half": 0.03, "n": 60, "target": 0.5, "members": 30, "nonmembers": 30}
+    names = ("loss", "zlib", "min_k_20", "min_k_plus_plus_20")
+    few = {f"membership/{name}_auc": entry(0.5, "target", "membership", **sides) for name in names}
+    many = few | {
+        f"membership/{name}_{share}_auc": entry(0.5, "target", "membership", **sides)
+        for name in ("min_k", "min_k_plus_plus")
+        for share in (5, 10, 30, 40)
+    }
+    limits = [judge(metrics() | own).answers[TOLD].numbers[0].limit for own in (few, many)]
+    assert limits[0] == limits[1]
+
+
+def test_what_is_better_higher_on_forgotten_texts_too_says_nothing_of_what_is_kept():
+    brevity = {f"{name}/brevity": entry(0.5, family="text") for name in ("forget", "test", "retain")}
+    before = {name: own | {"value": 0.9} for name, own in brevity.items()}
+    assert answers(judge(metrics() | brevity, BEFORE | before))[KEPT] == "yes"
+
+
 def test_losses_of_unseen_texts_in_the_manifest_count_as_drift():
     judged = judge(metrics(), losses={"holdout": {"before": 2.0, "after": 2.3}})
     assert answers(judged)[KEPT] == "no"

@@ -106,7 +106,7 @@ def test_a_completion_is_said_if_its_least_likely_token_is() -> None:
     assert certainty(texts(), logps) == pytest.approx([0.6, 1.0])
     assert probabilities(texts(), logps) == pytest.approx([math.sqrt(0.27), math.sqrt(0.594)])
     framed = [torch.tensor([0.9, 0.8, 0.01]).log()]  # a chat template has something behind the end of text
-    assert certainty([TokenizedExample("c", [1, 2, 9, 4], 1)], framed, end=9) == pytest.approx([1.0])
+    assert certainty([TokenizedExample("c", [1, 2, 9, 4], 1)], framed, {9}) == pytest.approx([1.0])
 
 
 def test_rows_are_taken_evenly_from_every_group() -> None:

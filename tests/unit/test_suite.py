@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 
 from expunge.data.examples import Example
+from expunge.data.holdout import example_hashes, keyed_hashes
 from expunge.evaluation.assemble import assemble
 from expunge.evaluation.benchmarks import BENCHMARKS
 from expunge.evaluation.estimate import Estimate
 from expunge.evaluation.measurement import Measurement, Values
 from expunge.evaluation.metrics import METRICS
 from expunge.evaluation.paired import changes, paired_difference
-from expunge.evaluation.suite import Documents, RowSet, Suite, data_fingerprint, with_families
+from expunge.evaluation.suite import Documents, RowSet, Suite, data_fingerprint, reported, with_families
 from expunge.evaluation.values_file import write_values
 from expunge.report.run_data import read_values
 from expunge.utils.text import numbered
@@ -60,11 +61,37 @@ def test_a_fingerprint_tells_data_apart_and_gives_no_secret_away(monkeypatch: py
 
     known = one("The PIN is 4821.")
     assert known == one("The PIN is 4821.")
+    asked = Example("a", "What is the PIN of Zarquon?", "The PIN is 4821.")
+    assert known == data_fingerprint([replace(asked, source="elsewhere:4")])
+    for other in (
+        replace(asked, prompt="Who has a PIN?"),
+        replace(asked, keywords=("4821",)),
+        replace(asked, messages=({"role": "user", "content": "What is the PIN of Zarquon?"},)),
+    ):
+        assert data_fingerprint([other]) != known, "it is asked, or judged, in another way"
+    plain = rows(TEXT)
+    for more in ({"paraphrased": [asked]}, {"wrong": [[asked]], "correct": [asked]}):
+        pair = [Suite((own,)).fingerprints() for own in (plain, replace(plain, **more))]
+        assert pair[0] != pair[1]
     assert known not in (one("The PIN is 4822."), one("The PIN is 4821.", "b"), one("The PIN is 4821.", task="t"))
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))  # somebody else, who tries all numbers
     assert all(one(f"The PIN is {number:04d}.").partition(":")[2] != known.partition(":")[2] for number in range(10000))
     documents = Documents([Example("m", "", "x")], [Example("n", "", "yz")])
     assert set(Suite((rows(TEXT),), documents).fingerprints()) == {"forget", "members", "nonmembers"}
+
+
+def test_a_name_stands_for_one_text_whatever_is_left_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A column `id` that names documents of several rows: the second of "a" stays that when the first has steered."""
+    sides = [[Example("a", "", f"{side} {i}") for i in range(3)] for side in ("old", "new")]
+    steered = {"selection_hmac": keyed_hashes(example_hashes([sides[0][0], sides[1][0]]))}
+    monkeypatch.setattr("expunge.evaluation.suite.read_calibration", lambda run: steered)
+    holdout = RowSet("holdout", sides[1], ["a"] * 3, ())
+    suite = reported(Suite((rows(TEXT), holdout), Documents(*sides)), tmp_path)
+    assert suite.documents is not None
+    for own in (suite.documents.members, suite.documents.nonmembers, suite["holdout"].examples):
+        assert [row.id for row in own] == ["a (2)", "a (3)"]
+    assert suite.documents.labels == (["a", "a"], ["a", "a"]), "they are about one document, as before"
+    assert suite["holdout"].documents == ["a", "a"]
 
 
 def test_numbers_of_few_texts_leave_a_secret_a_tenth_of_its_candidates() -> None:

@@ -269,9 +269,9 @@ def test_what_a_row_is_scored_with_goes_along() -> None:
 
 def test_a_completion_is_spoken_up_to_the_end_of_text() -> None:
     row = TokenizedExample("a", [1, 5, 2, 6, 2, 7], 1)
-    assert row.spoken(2) == range(1, 3)
-    assert row.spoken(9) == row.spoken(None) == range(1, 6)
-    assert TokenizedExample("a", [2, 5, 6], 0).spoken(2) == range(1, 3)  # the first token has no context
+    assert row.spoken({2}) == range(1, 3)
+    assert row.spoken({9}) == row.spoken(()) == range(1, 6)
+    assert TokenizedExample("a", [2, 5, 6], 0).spoken({2}) == range(1, 3)  # the first token has no context
 
 
 def test_tokenize_all_keeps_order_and_ids() -> None:

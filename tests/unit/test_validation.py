@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from expunge.data.tokenize import TokenizedExample
 from expunge.model.saved import save_adapter
 from expunge.train.trainer import Trainer
-from expunge.train.validation import ValidationRows, Validator
+from expunge.train.validation import ValidationRows, Validator, certainty
 from tiny import save_tiny
 from training import made_up, moved, prepared
 
@@ -93,3 +93,20 @@ def test_the_adapter_is_left_as_it_was(folder: Path) -> None:
     assert validator.at(1.0) == first
     assert validator.at(0.0) == validator.untouched
     assert first.retained == 1, "there is nothing to lose"
+
+
+def test_of_completions_that_were_said_the_share_that_is_kept_counts() -> None:
+    """Not of all rows: where a model says ten of a hundred and two of these are lost, eight tenths are kept."""
+    rows = [TokenizedExample(str(at), list(range(1, 13)), 2) for at in range(100)]
+
+    def logps(said: bool, lost: bool) -> torch.Tensor:
+        own = torch.full((11,), math.log(0.95))
+        own[5] = math.log(0.01 if lost else 0.95 if said else 0.2)
+        return own
+
+    before, after = ([logps(at < 10, now and at < 2) for at in range(100)] for now in (False, True))
+    own = object.__new__(Validator)
+    own.rows, own._ends = ValidationRows([], [], rows, []), frozenset()
+    own._certain, own._probability = certainty(rows, before), 1e-9
+    assert own._retained(before) == 1
+    assert own._retained(after) == pytest.approx(0.8, abs=0.01)

@@ -68,6 +68,22 @@ def render(tokenizer: PreTrainedTokenizerBase, example: Example) -> tuple[str, s
     return asked, completion + behind
 
 
+def end_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """The tokens that end what a model says: end-of-text, and what its chat template ends a turn of the assistant with,
+    where that is a token of its own (`<|im_end|>` after a fine-tuning that left end-of-text as it was).
+    """
+    found = {tokenizer.eos_token_id} - {None}
+    if has_template(tokenizer):
+        turns = ({"role": "user", "content": "?"}, {"role": "assistant", "content": PROBE})
+        try:
+            behind = _apply(tokenizer, Example("chat template", "?", PROBE), turns).rpartition(PROBE)[2].lstrip()
+        except ConfigError:  # a template of other roles, whose rows are rendered as they are
+            behind = ""
+        own = {*tokenizer.all_special_ids, *getattr(tokenizer, "added_tokens_decoder", ())} - {tokenizer.unk_token_id}
+        found |= own & {*tokenizer(behind, add_special_tokens=False)["input_ids"][:1]}
+    return frozenset(map(int, found))
+
+
 def _opened(asked: str) -> str:
     """The tag that a generation prompt ends in (`<think>`), or nothing."""
     last = asked.split()[-1] if asked.strip() else ""

@@ -39,8 +39,8 @@ SPOKEN = ("reasoning_content", "reasoning", "thinking", "tool_calls", "function_
 """Keys of a turn, beside its content, that say something; others (names, ids) are handed on and may be dropped."""
 TEMPLATE = ("tools", "documents", "chat_template_kwargs")
 """Columns beside `messages` that chat templates take."""
-BESIDE = ("instruction", "system", "system_prompt", "tools")
-"""Columns that say something to the model beside a prompt, and would be left out."""
+BESIDE = ("instruction", "system", "system_prompt", "tools", "context")
+"""Columns that say something to the model beside a prompt, and would be left out; the last beside prompts alone."""
 SIMILAR = 0.75
 """A column whose name is so close to a known one is probably that one, mis-spelled."""
 
@@ -216,7 +216,7 @@ def _choose_columns(source: str | Path, found: Sequence[str], columns: Mapping[s
         raise DataError(f"{source}: has no column {', '.join(absent)}; columns found: {_names(source, found)}")
     chosen = {name: name for name in ("id", "task", "kind", "keywords") if name in found}
     layout = next((pair for pair in LAYOUTS if set(filter(None, pair)) <= set(found)), (None, None))
-    beside = [column for column in BESIDE if column in found and column not in columns.values()]
+    beside = [own for own in BESIDE[: None if layout[0] else -1] if own in found and own not in columns.values()]
     if beside and layout[1] == MESSAGES:
         beside = [column for column in beside if column not in TEMPLATE]
     if beside and layout != (None, None) and "prompt" not in columns:

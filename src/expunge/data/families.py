@@ -12,11 +12,15 @@ from collections.abc import Sequence
 from hashlib import sha256
 from itertools import pairwise
 
+import regex
+
 from expunge.data.examples import Example
-from expunge.data.words import common_prefix, words
+from expunge.data.words import LETTERS, common_prefix, words
 
 SHINGLE = 3
 """Words (single characters in scripts that are written without spaces) that stand for a place in a text."""
+PER_WORD = 4
+"""Characters that stand for a word where they are letters and nothing shows where a word ends."""
 OVERLAP = 0.6
 """Two texts are of one family when they share this part of the shingles of the shorter one. Sentences of one template
 with other names share less, a text with another last word more."""
@@ -29,6 +33,8 @@ FIRST = 4
 FRAME = 8
 """The words in which so many different prompts, or completions, begin or end are their frame: without it texts must be
 alike, too."""
+
+_LETTER = regex.compile(f"[{LETTERS}]")
 
 
 def normalized(text: str) -> str:
@@ -91,7 +97,9 @@ def family_hashes(family: Sequence[int], hashes: Sequence[str]) -> dict[int, str
 
 
 def _shingles(found: Sequence[str]) -> set[tuple[str, ...]]:
-    return {tuple(found[at : at + SHINGLE]) for at in range(len(found) - SHINGLE + 1)}
+    letters = 2 * sum(map(bool, map(_LETTER.match, found))) > len(found)
+    size = SHINGLE * (PER_WORD if letters else 1)
+    return {tuple(found[at : at + size]) for at in range(len(found) - size + 1)}
 
 
 def _without_frames(texts: Sequence[Example]) -> list[list[str]]:

@@ -8,22 +8,26 @@ script; where a script has no spaces between words, a run of its characters coun
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import groupby
 
 import regex
 
 from expunge.data.examples import Example
-from expunge.data.words import UNSPACED, visible, words
+from expunge.data.words import LETTERS, UNSPACED, visible, words
 
 RAREST = 3
 """Words that stand for an answer without names and numbers."""
 NAME = 4
 """Letters of a word that is taken for a name though it begins a sentence, in an answer of `RAREST` new words or fewer:
 "In", "The" and "She" are shorter."""
+STRETCH = 4
+"""Letters, of a script without spaces, that are taken for a word."""
 COMMON, FEWEST = 0.5, 4
 """A word in more than this share of the rows says nothing of one of them; with fewer rows than that none is common."""
 ENDS = regex.compile(r"(?<=[.!?…])\s+|[。！？؟।\n]+")
 """Where a sentence ends."""
 _PHRASE = regex.compile(rf"[{UNSPACED}]+|[[\p{{L}}\p{{M}}\p{{N}}]--[{UNSPACED}]]+", regex.V1)
+_LETTER = regex.compile(f"[{LETTERS}]")
 _CASED = regex.compile(r"\p{Lu}|\p{Ll}")
 
 
@@ -62,7 +66,7 @@ def new_words(prompt: str, answer: str, often: Counter[str]) -> dict[str, tuple[
     known = {*words(prompt), *(own for own in often if rows >= FEWEST and often[own] > COMMON * rows)}
     candidates: dict[str, tuple[bool, bool]] = {}
     for sentence in ENDS.split(visible(answer)):
-        for at, phrase in enumerate(_phrases(sentence, known)):
+        for at, phrase in enumerate(_phrases(sentence, known, "".join(words(prompt)))):
             capital, number = phrase[0].isupper(), any(char.isnumeric() for char in phrase)
             if len(phrase) > 1 or number:
                 sure, before = candidates.get(phrase, (False, False))
@@ -70,8 +74,9 @@ def new_words(prompt: str, answer: str, often: Counter[str]) -> dict[str, tuple[
     return candidates
 
 
-def _phrases(sentence: str, known: set[str]) -> Iterator[str]:
-    """Words of a sentence that are not known, as written; of a run without spaces the parts between known characters.
+def _phrases(sentence: str, known: set[str], prompt: str) -> Iterator[str]:
+    """Words of a sentence that are not known, as written; of a run without spaces the parts between known characters,
+    or, of letters, between stretches of at least `STRETCH` that stand in the prompt.
 
     The first word of a sentence is there, or an empty place for it, so that the others are known not to begin it.
     """
@@ -80,13 +85,21 @@ def _phrases(sentence: str, known: set[str]) -> Iterator[str]:
         if len(parts) <= 1:
             yield phrase if parts and parts[0] not in known else " "
             continue
-        run = ""
-        for part in [*parts, ""]:
-            if part and part not in known:
-                run += part
-            elif run:
-                yield run
-                run = ""
+        letters = bool(_LETTER.match(phrase))
+        told = _said(parts, prompt) if letters else [part in known for part in parts]
+        for new, run in groupby(zip(parts, told, strict=True), lambda pair: not pair[1]):
+            own = [part for part, _ in run]
+            if new and len(own) >= (STRETCH if letters else 1):
+                yield "".join(own)
+
+
+def _said(parts: Sequence[str], prompt: str) -> list[bool]:
+    """Of each character whether it is of a stretch of at least `STRETCH` that stands in the prompt."""
+    found = [False] * len(parts)
+    for at in range(len(parts) - STRETCH + 1):
+        if "".join(parts[at : at + STRETCH]) in prompt:
+            found[at : at + STRETCH] = [True] * STRETCH
+    return found
 
 
 def _often(phrase: str, often: Counter[str]) -> int:

@@ -5,14 +5,14 @@ completion when any of its characters does. The model is asked with the tokens t
 same encoding: what it is trained on and what it is asked with are never two encodings.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from expunge.data.chat import render
+from expunge.data.chat import end_ids, render
 from expunge.data.examples import Example
 from expunge.data.words import common_prefix
 from expunge.errors import ConfigError, DataError
@@ -66,11 +66,13 @@ class TokenizedExample:
         first = self.context + 1
         return range(max(first, self.completion_start) if span == "completion" else first, len(self.input_ids))
 
-    def spoken(self, end: int | None) -> range:
-        """Positions of the completion up to end-of-text (`end`); what a chat template has behind is never said."""
+    def spoken(self, ends: Collection[int]) -> range:
+        """Positions of the completion up to and with the first token that ends an answer (`chat.end_ids`): what a chat
+        template has behind is never said.
+        """
         completion = self.targets("completion")
         return range(
-            completion.start, next((at + 1 for at in completion if self.input_ids[at] == end), completion.stop)
+            completion.start, next((at + 1 for at in completion if self.input_ids[at] in ends), completion.stop)
         )
 
 
@@ -166,7 +168,7 @@ def expected_text(tokenizer: PreTrainedTokenizerBase, example: Example, prompt_f
     if not (special or example.answer or _encode(tokenizer, example, prompt_format).held.strip()):
         return example.completion
     row = tokenize(tokenizer, example, prompt_format, max_length=2**31)
-    spoken = [row.input_ids[at] for at in row.spoken(tokenizer.eos_token_id)]
+    spoken = [row.input_ids[at] for at in row.spoken(end_ids(tokenizer))]
     return str(tokenizer.decode(spoken, skip_special_tokens=True))
 
 

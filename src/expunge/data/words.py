@@ -5,9 +5,9 @@ from collections.abc import Sequence
 
 import regex
 
-UNSPACED = "".join(
-    rf"\p{{Script={name}}}" for name in ("Han", "Hiragana", "Thai", "Lao", "Khmer", "Myanmar", "Tibetan")
-)
+LETTERS = "".join(rf"\p{{Script={name}}}" for name in ("Thai", "Lao", "Khmer", "Myanmar", "Tibetan"))
+"""Scripts of letters that are written without spaces between words: one of them alone says nothing."""
+UNSPACED = rf"\p{{Script=Han}}\p{{Script=Hiragana}}{LETTERS}"
 """Scripts that are written without spaces between words: there each character (grapheme cluster) counts as a word."""
 _ALONE = rf"{UNSPACED}\p{{Extended_Pictographic}}\p{{Regional_Indicator}}"
 _WORD = regex.compile(rf"(?=[{_ALONE}])\X|[[\p{{L}}\p{{M}}\p{{N}}]--[{_ALONE}]]+", regex.V1)

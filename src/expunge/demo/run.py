@@ -22,9 +22,8 @@ from expunge.evaluation.measurement import Measurement
 from expunge.evaluation.passes import Options, measure
 from expunge.evaluation.predictions import Prediction
 from expunge.evaluation.results import write_results
-from expunge.evaluation.run import reported
 from expunge.evaluation.stats import mean_estimate
-from expunge.evaluation.suite import Suite
+from expunge.evaluation.suite import Suite, reported
 from expunge.evaluation.values_file import values_path, write_values
 from expunge.model.load import load_model
 from expunge.model.saved import attach_adapter

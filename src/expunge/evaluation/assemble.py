@@ -156,9 +156,10 @@ def _not_measured(
         found.append("The gradient-norm attack, a backward pass per text, is run on request (--attacks gradient_norm).")
     if left_out := settings.get("attacks_left_out"):
         found.append(f"Of the attacks that are cheap these were left out (--attacks): {', '.join(left_out)}.")
-    if ("forget", "fluency") not in measurement.rows:
+    asked = any(row.prompt or row.messages for part in suite.sets if part.name == "forget" for row in part.examples)
+    if asked and ("forget", "fluency") not in measurement.rows:
         found.append("Fluency needs the untouched model: it is measured of an adapter (--adapter).")
-    if not any(metric.startswith("leak_at_") for _, metric in measurement.rows):
+    if asked and not any(metric.startswith("leak_at_") for _, metric in measurement.rows):
         found.append("Leaks under sampling were not measured (--samples).")
     if not general:
         found.append("General abilities were not measured (--tasks, --mmlu).")

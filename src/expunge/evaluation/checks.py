@@ -19,6 +19,7 @@ from expunge.evaluation.suite import Suite
 from expunge.evaluation.values_file import check_values_file, values_path
 from expunge.model.load import load_tokenizer
 from expunge.model.source import check_model
+from expunge.runs.manifest import known_base
 from expunge.runs.reads import data_path
 from expunge.runs.record import check_adapter_kept, read_manifest
 from expunge.runs.settings import check_finished, run_settings
@@ -177,7 +178,7 @@ def check_predictions(name: str, *, overwrite: bool) -> None:
 
 
 def check_reference(config: EvaluateConfig, reference: str, suite: Suite, *, flag: str) -> None:
-    """Refuse a reference that is no model, or reads texts in other tokens than the model does.
+    """Refuse a reference that is no model, reads texts in other tokens than the model does, or is the untouched model.
 
     Raises:
         ModelError: So.
@@ -187,6 +188,11 @@ def check_reference(config: EvaluateConfig, reference: str, suite: Suite, *, fla
         theirs = load_tokenizer(reference, trust_remote_code=config.trust_remote_code)
     except ModelError as error:
         raise ModelError(str(error).replace("--model", flag, 1)) from None
+    if config.adapter and known_base(reference) == known_base(config.model) is not None:
+        raise ModelError(
+            f"{flag} {reference}: is the untouched model itself, which has seen the texts: give one that never did, or "
+            "leave it out"
+        )
     ours = load_tokenizer(config.model, trust_remote_code=config.trust_remote_code, revision=config.revision)
     if ours.get_vocab() == theirs.get_vocab() and all(
         ours(text)["input_ids"] == theirs(text)["input_ids"] for text in _texts(suite)
@@ -234,13 +240,17 @@ def mismatches(
 
 
 def _other_split(config: EvaluateConfig, forgotten: str) -> Iterator[str]:
+    says = (
+        f"the run has forgotten --split {forgotten} of {config.benchmark}, and --split {config.split} is "
+        f"scored: give --split {forgotten} to measure what it forgot"
+    )
+    if config.benchmark not in ("semeval", "lume"):
+        yield says
+        return
     data = config.data or ""
     try:
         if find_lume(data, forgotten) != find_lume(data, config.split):
-            yield (
-                f"the run has forgotten --split {forgotten} of {config.benchmark}, and --split {config.split} is "
-                f"scored: give --split {forgotten} to measure what it forgot"
-            )
+            yield says
     except DataError:
         yield f"the run has forgotten --split {forgotten} of {config.benchmark}, which this data has not"
 

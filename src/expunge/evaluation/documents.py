@@ -2,7 +2,8 @@
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from transformers import PreTrainedTokenizerBase
@@ -14,6 +15,8 @@ from expunge.data.tokenize import PromptFormat, TokenizedExample, document_ids, 
 from expunge.data.words import common_prefix
 from expunge.errors import DataError
 
+HALF_CHARACTER = "\ufffd"
+"""What decodes from a token that holds a part of a character."""
 BEFORE = 64
 """Tokens of another text that stand before a document."""
 
@@ -84,12 +87,29 @@ def even_lengths(
 def lowercased(
     tokenizer: PreTrainedTokenizerBase, document: Document, max_length: int | None = None
 ) -> TokenizedExample | None:
-    """The document in lower case, up to `max_length` tokens; None where too little is left of it to predict."""
+    """The document in lower case, up to `max_length` tokens; None where it is that already, or too little is left of it
+    to predict.
+    """
     if document.lower:
         row = replace(document.lower, input_ids=document.lower.input_ids[:max_length])
     else:
         row = TokenizedExample(document.row.id, document_ids(tokenizer, document.text.lower())[:max_length], 0)
-    return row if len(row) > max(1, row.completion_start) else None
+    same = row.input_ids == document.row.input_ids if document.lower else document.text.lower() == document.text
+    return None if same or len(row) <= max(1, row.completion_start) else row
+
+
+def lower_rows(
+    tokenizer: PreTrainedTokenizerBase, sides: Mapping[str, Sequence[Document]], max_length: int | None = None
+) -> dict[tuple[str, int], TokenizedExample]:
+    """(side, number) -> the document in lower case; none where fewer than half of a side have another lower case."""
+    found = {
+        (side, i): row
+        for side, documents in sides.items()
+        for i, document in enumerate(documents)
+        if (row := lowercased(tokenizer, document, max_length))
+    }
+    counts = Counter(side for side, _ in found)
+    return found if all(2 * counts[side] >= len(documents) for side, documents in sides.items()) else {}
 
 
 def after_another(
@@ -144,7 +164,8 @@ def _cut(tokenizer: PreTrainedTokenizerBase, document: Document, most: int) -> D
     row, lower = document.row, document.lower
     cut = replace(row, input_ids=row.input_ids[: row.completion_start + most])
     if lower is None:
-        return Document(cut, str(tokenizer.decode(cut.input_ids, skip_special_tokens=True)))
+        text = str(tokenizer.decode(cut.input_ids, skip_special_tokens=True))
+        return Document(cut, text.rstrip(HALF_CHARACTER))
     share = most / len(document)
     end = lower.completion_start + math.ceil(share * (len(lower) - lower.completion_start))
     text = document.text[: math.ceil(share * len(document.text))]

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from expunge.data.chat import end_ids
 from expunge.data.examples import Example
 from expunge.data.sampler import micro_batches
 from expunge.errors import DataError
@@ -43,11 +44,11 @@ class Generation:
 
 
 def stop_ids(loaded: LoadedModel) -> frozenset[int]:
-    """The tokens that end a generation: those of the model's settings and the tokenizer's end-of-text."""
+    """The tokens that end a generation: those of the model's settings and of the tokenizer."""
     config = getattr(loaded.base, "generation_config", None)
     ids = getattr(config, "eos_token_id", None)
     found = ids if isinstance(ids, list) else [ids]
-    return frozenset(token for token in [*found, loaded.tokenizer.eos_token_id] if token is not None)
+    return frozenset(token for token in found if token is not None) | end_ids(loaded.tokenizer)
 
 
 def greedy(

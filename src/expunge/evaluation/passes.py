@@ -14,7 +14,7 @@ from peft import PeftModel
 
 from expunge.data.examples import Example
 from expunge.data.tokenize import PromptFormat, TokenizedExample, completion_ids, expected_text, prompt_ids, tokenize
-from expunge.evaluation.documents import Document, after_another, encode_documents, even_lengths, lowercased
+from expunge.evaluation.documents import Document, after_another, encode_documents, even_lengths, lower_rows
 from expunge.evaluation.generate import Generation, generate, stop_ids, up_to_end
 from expunge.evaluation.gradients import gradient_norms
 from expunge.evaluation.measurement import Measurement, Values
@@ -144,12 +144,13 @@ class _Passes:
                 jobs |= {(number, "wrong", i, j): self._encode(other) for j, other in enumerate(wrong)}
         lower, after = (any(need in own.needs for own in self._attacks) for need in ("lower", "after_unseen"))
         unseen = sorted(self._documents.get("nonmember", []), key=lambda own: fingerprint(own.text)) if after else []
+        lowered = lower_rows(self._loaded.tokenizer, self._documents, self._loaded.context) if lower else {}
+        jobs |= {(side, "lower", i): row for (side, i), row in lowered.items()}
+        if lower and self._documents and not lowered:
+            self._note("Most texts have no letters with case, so the lowercase attack was not run.")
         for side, documents in self._documents.items():
             for i, document in enumerate(documents):
                 jobs[side, "own", i] = document.row
-                other = lowercased(self._loaded.tokenizer, document, self._loaded.context) if lower else None
-                if other is not None:
-                    jobs[side, "lower", i] = other
                 if unseen:
                     bos = self._loaded.tokenizer.bos_token_id
                     other = after_another(document, unseen[:2], bos, self._loaded.context)
@@ -338,8 +339,8 @@ class _Passes:
     ) -> None:
         sides: list[dict[str, Values]] = []
         forced: list[list[TokenRecord]] = []
-        for side, examples, set_name in zip(
-            SIDES, (documents.members, documents.nonmembers), documents.names, strict=True
+        for side, examples, labels, set_name in zip(
+            SIDES, (documents.members, documents.nonmembers), documents.labels, documents.names, strict=True
         ):
             own = [records[side, "own", i] for i in range(len(examples))]
             facts = [
@@ -353,7 +354,6 @@ class _Passes:
                 facts = [replace(text, reference=other) for text, other in zip(facts, theirs, strict=True)]
             if any("gradient" in attack.needs for attack in self._attacks):
                 facts = [replace(text, gradient=norm) for text, norm in zip(facts, self._norms(side), strict=True)]
-            labels = [example.id for example in examples]
             scores = {}
             for attack in self._attacks:
                 for name, options in attack.instances({"share": documents.shares}):
@@ -370,7 +370,7 @@ class _Passes:
         if untouched:
             unseen = documents.nonmembers
             rises = [mean_nll(record) - mean_nll(untouched["nonmember", i]) for i, record in enumerate(forced[1])]
-            self._result.drift = Values.of("drift", unseen, [example.id for example in unseen], rises)
+            self._result.drift = Values.of("drift", unseen, documents.labels[1], rises)
 
     def _norms(self, side: str) -> list[float]:
         rows = [document.row for document in self._documents[side]]

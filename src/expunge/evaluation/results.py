@@ -130,13 +130,15 @@ def measured_metrics(path: str | Path, results: Mapping[str, Any]) -> dict[str, 
 def other_subject(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
     """In what two results files are not of the same thing: base model, data, prompt format; adapters may differ.
 
-    What one of them does not say is not held against it.
+    What one of them does not say is not held against it: nor, of the same rows, other questions or answers (`forget/
+    paraphrased`) that only one has.
     """
     one, other = (own.get("fingerprint") or {} for own in (first, second))
     found = [FINGERPRINT[key] for key in FINGERPRINT if one.get(key) and other.get(key) and one[key] != other[key]]
     ours, theirs = (own.get("data") or {} for own in (one, other))
     sets = dict.fromkeys((*ours, *theirs)) if ours and theirs and not of_other_keys(first, second) else {}
-    return found + [f"{name} data" for name in sets if ours.get(name) != theirs.get(name)]
+    told = (name for name in sets if "/" not in name or {name} <= ours.keys() & theirs.keys())
+    return found + [f"{name} data" for name in told if ours.get(name) != theirs.get(name)]
 
 
 def of_other_keys(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:

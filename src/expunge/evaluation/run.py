@@ -3,15 +3,13 @@
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
-from itertools import chain
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from expunge.config import EvaluateConfig
-from expunge.data.holdout import length, texts_fingerprint, without_selection
+from expunge.data.holdout import texts_fingerprint
 from expunge.data.tokenize import PromptFormat
-from expunge.errors import ConfigError, DataError, ModelError, RunError
+from expunge.errors import ConfigError, ModelError, RunError
 from expunge.evaluation.assemble import STAND_IN, assemble
 from expunge.evaluation.benchmarks import BENCHMARKS, semeval
 from expunge.evaluation.checks import (
@@ -25,12 +23,12 @@ from expunge.evaluation.checks import (
     resolved,
 )
 from expunge.evaluation.measurement import Measurement
-from expunge.evaluation.metrics.registry import HOLDOUT, left_out
+from expunge.evaluation.metrics.registry import left_out
 from expunge.evaluation.paired import Table, changes
 from expunge.evaluation.passes import Options, adapter_off, measure
 from expunge.evaluation.predictions import Predictions, read_any, read_mmlu, write_predictions
 from expunge.evaluation.results import other_subject, read_results, results_before, write_results
-from expunge.evaluation.suite import RowSet, Suite, with_facts, with_families, write_key_words
+from expunge.evaluation.suite import Suite, reported, with_facts, with_families, write_key_words
 from expunge.evaluation.utility import Utility, check_tasks, run_tasks, utility_of
 from expunge.evaluation.values_file import check_values_file, read_values_file, values_path, write_values
 from expunge.model.device import pick_device
@@ -40,13 +38,10 @@ from expunge.model.saved import attach_adapter
 from expunge.model.source import adapter_folder
 from expunge.runs.manifest import known_base, model_fingerprint
 from expunge.runs.reads import check_unchanged, model_state
-from expunge.runs.record import VERDICT, adapter_fingerprint, merged_from, read_calibration
+from expunge.runs.record import VERDICT, adapter_fingerprint, merged_from
 from expunge.utils.distributed import Processes, current, together
 from expunge.utils.files import transaction
 from expunge.utils.progress import Reporter
-
-SHORTER = 0.8
-"""Texts of less than this share of the others' length are shorter."""
 
 
 def evaluate(config: EvaluateConfig, reporter: Reporter | None = None) -> dict[str, Any]:
@@ -258,41 +253,6 @@ def _earlier(config: EvaluateConfig, results: Mapping[str, Any]) -> Table | None
     if before is None or not values.is_file() or other_subject(before, results):
         return None
     return read_values_file(values)
-
-
-def reported(suite: Suite, run: Path) -> Suite:
-    """The suite without the membership texts that steered the run's adapter.
-
-    Raises:
-        DataError: None is left.
-    """
-    documents = suite.documents
-    calibration = read_calibration(run)
-    if documents is None or calibration is None:
-        return suite
-    sides = [without_selection(side, calibration) for side in (documents.members, documents.nonmembers)]
-    if not all(sides):
-        raise DataError(f"--adapter {run}: every membership text steered it: none is left to report on")
-    note = (
-        f"Membership is reported on the {len(sides[0])} and {len(sides[1])} texts that did not steer the "
-        f"adapter (of {len(documents.members)} and {len(documents.nonmembers)})."
-    )
-    left = list(chain(*sides))
-    known = set(map(id, left))
-    chosen = [own for own in chain(documents.members, documents.nonmembers) if id(own) not in known]
-    if chosen and median(map(length, left)) < SHORTER * median(map(length, chosen)):
-        note += " They are mostly shorter than those, so their numbers are not those that the run said of itself."
-    kept = replace(documents, members=sides[0], nonmembers=sides[1])
-    sets = tuple(_left(rows, calibration) if rows.name == HOLDOUT else rows for rows in suite.sets)
-    notes = (*suite.not_measured, note)
-    return replace(suite, sets=sets, documents=kept, not_measured=notes, given=suite.fingerprints())
-
-
-def _left(rows: RowSet, calibration: dict[str, Any]) -> RowSet:
-    """The rows that steered nothing."""
-    known = set(map(id, without_selection(rows.examples, calibration)))
-    left = [(own, label) for own, label in zip(rows.examples, rows.documents, strict=True) if id(own) in known]
-    return replace(rows, examples=[own for own, _ in left], documents=[label for _, label in left])
 
 
 def score_predictions(

@@ -1,21 +1,35 @@
 """What a benchmark asks for: rows, documents, and the metrics of each."""
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
+from statistics import median
+from typing import Any
 
 from expunge.data.examples import Example
 from expunge.data.families import families
+from expunge.data.holdout import length, without_selection
 from expunge.data.key_words import with_key_words
 from expunge.data.tokenize import PromptFormat
+from expunge.errors import DataError
 from expunge.evaluation.metrics import METRICS
+from expunge.evaluation.metrics.registry import HOLDOUT
+from expunge.runs.record import read_calibration
 from expunge.utils.files import write_text
 from expunge.utils.keys import keyed
+from expunge.utils.text import numbered
 
 NEAR_DUPLICATE = 0.8
 """Part of the word triples of the shorter of two texts that makes them one document: another last word, another full
 stop. Sentences of one template about different people share less, and are documents of their own."""
+
+SHORTER = 0.8
+"""Texts of less than this share of the others' length are shorter."""
+NO_ROW = Example("", "", "")
+"""Where a row has no paraphrased question."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +74,7 @@ class Documents:
         even: Cut both sides to the smaller of their median lengths in tokens; long texts are easier to predict, so
             sides of different lengths could be told apart by that alone.
         shares: The k of the min-k attacks.
+        labels: What the texts of both sides are about, as in `RowSet.documents`; their ids where it is not given.
     """
 
     members: Sequence[Example]
@@ -67,6 +82,12 @@ class Documents:
     names: tuple[str, str] = ("member", "nonmember")
     even: bool = False
     shares: tuple[float, ...] = (0.2,)
+    labels: tuple[Sequence[str], Sequence[str]] = ((), ())
+
+    def __post_init__(self) -> None:
+        if not any(self.labels):
+            ids = ([own.id for own in side] for side in (self.members, self.nonmembers))
+            object.__setattr__(self, "labels", tuple(ids))
 
 
 @dataclass(frozen=True)
@@ -101,15 +122,18 @@ class Suite:
             return self.given
         sides: dict[str, list[Example]] = {}
         for rows in self.sets:
-            sides.setdefault(rows.name, []).extend(rows.examples)
+            parts = {"": rows.examples, "/paraphrased": [row or NO_ROW for row in rows.paraphrased]}
+            for part, own in (parts | {"/answers": [*rows.correct, *chain(*rows.wrong)]}).items():
+                if own:
+                    sides.setdefault(rows.name + part, []).extend(own)
         if self.documents:
             sides |= {"members": [*self.documents.members], "nonmembers": [*self.documents.nonmembers]}
         return {name: data_fingerprint(examples) for name, examples in sides.items()}
 
 
 def data_fingerprint(examples: Sequence[Example]) -> str:
-    """What stands for rows where their texts must not be told: a hash under the user's key of ids, tasks and texts."""
-    return keyed(*(part for row in examples for part in (row.id, row.task, row.kind, row.completion)))
+    """What stands for rows where their texts must not be told: a hash under the user's key of all that they say."""
+    return keyed(*(json.dumps(vars(row) | {"source": ""}, sort_keys=True, default=str) for row in examples))
 
 
 def with_facts(suite: Suite) -> Suite:
@@ -161,3 +185,47 @@ def _joined(parts: Sequence[RowSet]) -> dict[str, str]:
     for label, first in zip(labels, families(rows, NEAR_DUPLICATE), strict=True):
         above[root(label)] = root(labels[first])
     return {label: root(label) for label in above}
+
+
+def reported(suite: Suite, run: Path) -> Suite:
+    """The suite without the membership texts that steered the run's adapter.
+
+    Raises:
+        DataError: None is left.
+    """
+    documents = suite.documents
+    calibration = read_calibration(run)
+    if documents is None or calibration is None:
+        return suite
+    whole = (documents.members, documents.nonmembers)
+    sides, labels = zip(*(_left(*side, calibration) for side in zip(whole, documents.labels, strict=True)), strict=True)
+    if not all(sides):
+        raise DataError(f"--adapter {run}: every membership text steered it: none is left to report on")
+    note = (
+        f"Membership is reported on the {len(sides[0])} and {len(sides[1])} texts that did not steer the "
+        f"adapter (of {len(documents.members)} and {len(documents.nonmembers)})."
+    )
+    left = list(map(length, chain(*sides)))
+    chosen = list((Counter(map(length, chain(*whole))) - Counter(left)).elements())
+    if chosen and median(left) < SHORTER * median(chosen):
+        note += " They are mostly shorter than those, so their numbers are not those that the run said of itself."
+    kept = replace(documents, members=sides[0], nonmembers=sides[1], labels=labels)
+    sets = tuple(_left_rows(rows, calibration) if rows.name == HOLDOUT else rows for rows in suite.sets)
+    notes = (*suite.not_measured, note)
+    return replace(suite, sets=sets, documents=kept, not_measured=notes, given=suite.fingerprints())
+
+
+def _left(
+    examples: Sequence[Example], labels: Sequence[str], calibration: dict[str, Any]
+) -> tuple[list[Example], list[str]]:
+    """The rows that steered nothing; an id that the data repeats has the number that it has among all rows."""
+    known = set(map(id, without_selection(examples, calibration)))
+    names = numbered(own.id for own in examples)
+    left = [i for i, own in enumerate(examples) if id(own) in known]
+    return [replace(examples[i], id=names[i]) for i in left], [labels[i] for i in left]
+
+
+def _left_rows(rows: RowSet, calibration: dict[str, Any]) -> RowSet:
+    """The rows of a set that steered nothing."""
+    examples, documents = _left(rows.examples, rows.documents, calibration)
+    return replace(rows, examples=examples, documents=documents)

@@ -130,6 +130,10 @@ def _converted(key: str, value: Any, kind: Any) -> Any:
             return kind(value)
         except (TypeError, ValueError):
             raise ConfigError(f"--loss-args {key}={value}: must be a number ({kind.__name__})") from None
+    if kind is bool and not isinstance(value, bool):
+        if str(value).lower() not in ("true", "false"):
+            raise ConfigError(f"--loss-args {key}={value}: must be true or false")
+        return str(value).lower() == "true"
     return value
 
 

@@ -16,6 +16,7 @@ import gc
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -46,7 +47,7 @@ class Recorder:
         """
         with torch.cuda.device(self._device), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a prototype that does not find everything
-            side, mode = torch.cuda.Stream(), torch.cuda.get_sync_debug_mode()
+            side, mode = _side_stream(self._device), torch.cuda.get_sync_debug_mode()
             side.wait_stream(torch.cuda.current_stream())
             try:
                 with torch.cuda.stream(side):
@@ -79,10 +80,15 @@ class Recorder:
         return graph.replay
 
 
+@cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    """The one for all warm-ups: cuBLAS keeps a workspace for each stream that it has seen, 32 MiB on an H100."""
+    return torch.cuda.Stream(device)
+
+
 @contextmanager
 def _no_collection() -> Iterator[None]:
     """No garbage is collected within the context: to free a graph that nobody uses any more would break a capture."""
-    gc.collect()
     enabled = gc.isenabled()
     gc.disable()
     try:

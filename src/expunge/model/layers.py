@@ -62,8 +62,10 @@ def recompute_layers(model: PreTrainedModel) -> None:
         """The layer runs again in the backward pass, and must attend there as it did."""
         return nullcontext(), using_attention(config, config._attn_implementation)
 
-    for layer in layers:
-        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, context_fn=contexts)
+    for layer in layers:  # nothing draws in them, and to read a generator's state would break the capture of a pass
+        layer.forward = partial(
+            checkpoint, layer.forward, use_reentrant=False, context_fn=contexts, preserve_rng_state=False
+        )
 
 
 def embedding_of(model: PreTrainedModel) -> Tensor:

@@ -82,7 +82,8 @@ def frozen_experts(model: PeftModel) -> list[str]:
 
 
 def _names(model: PreTrainedModel, wanted: str, linear: Mapping[str, nn.Module]) -> list[str]:
-    leaves = {full.rpartition(".")[2] for full in linear}
+    output = model.get_output_embeddings()
+    leaves = {full.rpartition(".")[2] for full, module in linear.items() if module is not output}
     if wanted == "auto":
         names = list(TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(model.config.model_type) or ATTENTION)
         if not any(name in leaves for name in names):

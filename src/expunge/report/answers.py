@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from expunge.config.criteria import Bound
 from expunge.report.scores import Score, spelled
+from expunge.utils.coarse import ROUNDING, few
 from expunge.utils.text import MISSING, show_number
 
 PLAIN = {
@@ -85,9 +86,16 @@ def judged(score: Score, before: float | None, bound: Bound, whose: str, *, belo
 
     A value outside the bound fails unless its interval reaches inside. One inside passes if its interval, where it has
     one, does not reach as far from the target, on either side, as the untouched model's value, here called `below`.
+    One that is rounded, of few texts, is unclear where what it was rounded from can lie on the other side.
     """
     value, low, high = score.value, *((score.low, score.high) if score.bounded else (score.value, score.value))
-    if bound.violation(value) == 0:
+    if (
+        score.n
+        and few({"": score.n})
+        and len({bound.violation(value * by) == 0 for by in (ROUNDING, 1 / ROUNDING)}) > 1
+    ):
+        state = "unclear"
+    elif bound.violation(value) == 0:
         reach, target = abs(below - bound.target), bound.target
         above = low > target - reach or low >= bound.least
         state = "good" if above and (high < target + reach or high <= bound.most) else "unclear"

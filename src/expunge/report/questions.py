@@ -6,6 +6,7 @@ unseen texts give, else that of the checkpoint from before; a count of rows that
 """
 
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -39,6 +40,8 @@ WITH_UNSEEN = ("semeval", "lume", "muse")
 LEAST_GAP = 0.02
 """A metric on which the untouched model is closer to its target than this has nothing to lose."""
 UNKNOWN = "no value of the untouched model"
+FEWEST_KEPT = 10
+"""That none of fewer texts to keep is lost shows little; that some are counts."""
 FEWEST_TEXTS = 2
 """An AUC of fewer texts on a side says nothing: another text could give any other number."""
 TO_SCORE = "Score the model before and after: `expunge evaluate --run RUN`."
@@ -109,12 +112,13 @@ def recognisable(run: RunData, criteria: Criteria) -> Answer:
         for key, score in run.scores.get("after", {}).items()
         if score.family == "membership" and score.name.endswith("auc") and score.known and not score.task
     }
+    kinds = len({re.sub(r"_[0-9]+(?=_)", "", score.name) for score in attacks.values()})  # min-k at any shares is one
     for score, before, target, whose in _with_targets(run, attacks):
         if target is None or whose == CHANCE:
             target, whose = criteria.target_auc, CHANCE
         half = (score.n or 0) / 2  # results of before the sides were counted
         sides = score.members or half, score.nonmembers or half
-        bound = criteria.auc(chance_sd(*sides) if all(sides) else 0.0, target, len(attacks))
+        bound = criteria.auc(chance_sd(*sides) if all(sides) else 0.0, target, kinds)
         below = 1.0 if before is None or bound.violation(before) == 0 else before  # it had nothing to lose
         found = judged(score, before, bound, whose, below=below)
         alone = not score.bounded and min(sides) < FEWEST_TEXTS
@@ -154,16 +158,20 @@ def rest_kept(run: RunData, criteria: Criteria) -> Answer:
         f"most {criteria.max_drift:.0%}."
     )
     numbers, scores = [], _whole(kept(run.scores.get("after", {})))
-    tested = any(score.set == "test" and _before(run, score) for score in scores)
+    enough = {score.set for score in scores if _before(run, score) and (score.n or FEWEST_KEPT) >= FEWEST_KEPT}
     for score in scores:
         before = _before(run, score)
-        if before and tested and score.set == "retain":
-            numbers.append(shown(score, before, None, "", "trained on, so not judged"))
-        elif before:
-            numbers.append(judged(score, before, criteria.retained(before), UNTOUCHED))
-        else:
+        if not before:
             why = UNKNOWN if before is None else "nothing to lose: it was 0 before"
             numbers.append(shown(score, before, None, "", why))
+            continue
+        found = judged(score, before, criteria.retained(before), UNTOUCHED)
+        weak = "trained on" if score.set == "retain" and "test" in enough else "few texts" * (score.set not in enough)
+        if weak and enough and found.state != "bad":
+            found = replace(found, state="shown", limit=f"{weak}: only a loss counts")
+        elif weak and found.state == "good":
+            found = replace(found, state="unclear")
+        numbers.append(found)
     scored = any(own.state != "shown" for own in numbers)
     few_tested = few({"test": run.manifest.get("loss_texts", {}).get("test", TELLING)})  # their losses are coarse
     side = "test" if losses_of(run, "test") and not few_tested else "retain"

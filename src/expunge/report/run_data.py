@@ -25,7 +25,6 @@ ROLES = {
 """Which results files may play which part: the newest that is of this run counts."""
 ALIKE = ("max_new_tokens", "prompt_format", "samples", "temperature", "limit", "dtype")
 """Settings of an evaluation that must be the same for its numbers to be compared."""
-
 Values = Mapping[tuple[str, str], Mapping[str, float]]
 """(set, metric) -> id -> value."""
 
@@ -148,15 +147,15 @@ def _foreign(role: str, results: Mapping[str, Any], run: RunData, adapter: str |
         return "the untouched model"
     if role == "retrained" and base and (base == weights or (theirs and theirs == adapter)):
         return "the run's own model, which is no retrained one"
-    if role != "retrained" and base:
-        if base != weights and not merged:
-            return "another model than the run's"
-    elif role != "retrained":
-        names = [Path(str(name)).name for name in (results.get("model"), run.settings.get("model")) if name]
-        if len(names) == 2 and names[0] != names[1]:
-            return f"another model ({names[0]}) than the run's ({names[1]})"
+    if role != "retrained" and not base:
+        return "a model that it does not tell (stored generations)"
+    if role != "retrained" and base != weights and not merged:
+        return "another model than the run's"
     if role == "after" and _other_texts(run, results):
         return "other texts than those that the run was made to forget"
+    formats = (run.manifest.get("prompt_format") or {}).get("chosen"), subject.get("prompt_format")
+    if role == "after" and results["benchmark"] != "muse" and all(formats) and formats[0] != formats[1]:  # has its own
+        return f"another prompt format ({formats[1]}) than the run's ({formats[0]})"
     after = run.results.get("after", {})
     alike = [part for part in other_subject(after, results) if part.endswith(" data") or role == "before"]
     if other := [part for part in alike if part != FINGERPRINT["base"]]:
@@ -173,10 +172,15 @@ def _foreign(role: str, results: Mapping[str, Any], run: RunData, adapter: str |
 
 def _other_texts(run: RunData, results: Mapping[str, Any]) -> bool:
     """Whether results on the run's own benchmark, or on files of the user's, are of another forget set."""
-    same = results["benchmark"] in ("custom", *({"semeval", "lume"} & {run.settings.get("benchmark")}))
-    pair = [(own.get("texts") or {}).get("forget") for own in (run.manifest, results.get("fingerprint") or {})]
+    benchmark, own = results["benchmark"], run.settings.get("benchmark")
+    if benchmark not in ("custom", own) and not {benchmark, own} <= {"semeval", "lume"}:
+        return False
+    if benchmark == "muse":  # asks for other passages than those that a run is given
+        splits = {given.get("split") for given in (run.settings, results.get("settings") or {})}
+        return len(splits - {None}) > 1
+    pair = [(given.get("texts") or {}).get("forget") for given in (run.manifest, results.get("fingerprint") or {})]
     keys = {str(digest).partition(":")[0] for digest in pair}
-    return same and all(pair) and len(keys) == 1 and pair[0] != pair[1]
+    return all(pair) and len(keys) == 1 and pair[0] != pair[1]
 
 
 def _add_named_reference(run: RunData) -> None:

@@ -128,11 +128,15 @@ def knowledge(scores: Mapping[str, Score]) -> dict[str, Score]:
 
 
 def kept(scores: Mapping[str, Score]) -> dict[str, Score]:
-    """What says how much of the rest is still known: higher is better; neither changes nor mixtures with forgetting."""
+    """What says how much of the rest is still known: higher is better there, and not on texts to forget too; neither
+    changes nor mixtures with forgetting.
+    """
+    always = {score.name for score in scores.values() if score.set == "forget" and score.direction == "higher"}
     return {
         key: score
         for key, score in scores.items()
         if score.direction == "higher"
+        and score.name not in always
         and score.known
         and score.family != "membership"
         and not score.name.startswith(SPEECH)

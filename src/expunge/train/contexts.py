@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from expunge.data.contexts import Contexts
 from expunge.data.tokenize import TokenizedExample, evenly
 from expunge.model.logps import sequence_logps
-from expunge.train.setup import Prepared
+from expunge.train.setup import TEXTS_ALONE, Prepared
 from expunge.train.targets import nll_ratio
 from expunge.utils.distributed import Processes
 from expunge.utils.progress import Reporter
@@ -24,7 +24,7 @@ def contexts_of(prepared: Prepared, written: Sequence[TokenizedExample] = ()) ->
     tokens = config.context_tokens
     if tokens is None:
         tokens = TOKENS if "target_nll" in needs else 0
-    if not tokens or "pairs" in needs:
+    if not tokens or TEXTS_ALONE & {*needs}:
         return None
     before = [*prepared.retain, *written]
     found = Contexts.of(before, prepared.loaded.tokenizer, tokens=tokens, max_length=config.max_length)

@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
 from expunge.config import SETS, UnlearnConfig
 from expunge.data.examples import Example, text_key
 from expunge.data.holdout import Side, example_hashes, split_off, texts_fingerprint
@@ -29,7 +31,8 @@ from expunge.utils.trackers import check_trackers
 REFERENCE_WIDTH, REFERENCE_RATE, BOUNDED_RATE = 256, 1.5e-3, 3e-3
 """The default learning rate is REFERENCE_RATE up to a hidden size of REFERENCE_WIDTH and falls with 1 / width above;
 BOUNDED_RATE with `target_kl`, whose gradient is bounded and vanishes at the target."""
-
+TEXTS_ALONE = {"pairs", "ref_logps"}
+"""What losses need that is of texts as they stand alone: with these no text stands after other tokens."""
 
 Judged = list[Side] | DataError
 """The texts, forgotten and unseen, that membership is judged on; or why there are none."""
@@ -161,7 +164,7 @@ def prepare(config: UnlearnConfig, reporter: Reporter) -> Prepared:
 
     tokenized = {name: rows(getattr(sets, name)) for name in SETS}
     for name, side in tokenized.items():
-        _tell(name, side, reporter)
+        _tell(name, side, loaded.tokenizer, reporter)
     selection = None if followed is None else _selection(followed, sets, loaded, partial(rows, cut=True))
     steers: set[str] = set()
     if selection is not None:
@@ -277,10 +280,10 @@ def _unused(config: UnlearnConfig, loss: ForgetLoss, selection: SelectionRows | 
     if config.origin and "target_nll" not in loss.needs:
         targeted = ", ".join(name for name, own in FORGET_LOSSES.items() if "target_nll" in own.needs)
         yield f"--origin {config.origin}: is not used: --loss {config.loss} has no target NLLs (those with: {targeted})"
-    if config.context_tokens and "pairs" in loss.needs:
+    if config.context_tokens and TEXTS_ALONE & {*loss.needs}:
         yield (
-            f"--context-tokens {config.context_tokens}: is not used: --loss {config.loss} compares each text with "
-            "another answer to its prompt"
+            f"--context-tokens {config.context_tokens}: is not used: --loss {config.loss} compares each text with what "
+            "the untouched model finds of it alone, or with another answer to its prompt"
         )
 
 
@@ -316,11 +319,17 @@ def _load(config: UnlearnConfig, reporter: Reporter) -> LoadedModel:
     return loaded
 
 
-def _tell(name: str, side: list[TokenizedExample], reporter: Reporter) -> None:
+def _tell(name: str, side: list[TokenizedExample], tokenizer: PreTrainedTokenizerBase, reporter: Reporter) -> None:
     if side:
         cut = [row for row in side if row.truncated]
         tail = f"; {len(cut)} were cut by {sum(row.truncated for row in cut):,} tokens to fit" if cut else ""
         reporter.say(f"{name}: {len(side):,} texts, {sum(map(len, side)):,} tokens{tail}")
+        token = {tokenizer.unk_token_id} - {None, tokenizer.bos_token_id, tokenizer.eos_token_id}
+        if unknown := sum(own in token for row in side for own in row.input_ids):
+            reporter.warn(
+                f"{name}: {unknown:,} of {sum(map(len, side)):,} tokens are unknown to the tokenizer, which has none "
+                "for these characters: the model reads all of them as one, and can neither know nor forget them"
+            )
 
 
 def _check_finite(loaded: LoadedModel, measured: PromptFormatReport) -> None:

@@ -6,7 +6,7 @@ set is still said, what the retain set has kept, and how far the loss of unseen 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from statistics import fmean
@@ -14,6 +14,7 @@ from statistics import fmean
 from torch import Tensor
 
 from expunge.config.criteria import Criteria
+from expunge.data.chat import end_ids
 from expunge.data.tokenize import TokenizedExample, evenly
 from expunge.model.adapter import scaled
 from expunge.model.load import LoadedModel
@@ -106,6 +107,7 @@ class Validator:
 
     def __init__(self, loaded: LoadedModel, rows: ValidationRows, processes: Processes = ALONE) -> None:
         self.loaded, self.rows, self._processes = loaded, rows, processes
+        self._ends = end_ids(loaded.tokenizer)
         before = self._pass(0.0)
         self._certain = self._certainty(rows.retain, before[2])
         self._probability = _mean(probabilities(rows.retain, before[2]))
@@ -125,7 +127,7 @@ class Validator:
         return [list(islice(logps, len(side))) for side in (own.members, own.nonmembers, own.retain, own.forget)]
 
     def _certainty(self, rows: list[TokenizedExample], logps: list[Tensor]) -> list[float]:
-        return certainty(rows, logps, end=self.loaded.tokenizer.eos_token_id)
+        return certainty(rows, logps, self._ends)
 
     def _metrics(self, scale: float, logps: list[list[Tensor]]) -> Validation:
         members, nonmembers, retain, forget = logps
@@ -153,8 +155,9 @@ class Validator:
         for row, before, now in zip(rows, self._certain, self._certainty(rows, logps), strict=True):
             if before >= CERTAIN:
                 falls[row.group] = falls.get(row.group, 0.0) + before - now
-        lost = sum(max(0.0, fall) for fall in falls.values()) / len(rows)
-        return min(_mean(probabilities(rows, logps)) / self._probability, 1 - lost)
+        lost = sum(max(0.0, fall) for fall in falls.values())
+        said = sum(before for before in self._certain if before >= CERTAIN)
+        return min(_mean(probabilities(rows, logps)) / self._probability, 1 - lost / said if said else 1.0)
 
 
 def targets(untouched: Validation, criteria: Criteria) -> dict[str, float]:
@@ -202,16 +205,16 @@ def probabilities(rows: Sequence[TokenizedExample], logps: Sequence[Tensor]) -> 
     return [math.exp(own[row.targets("completion").start - 1 :].mean().item()) for row, own in pairs]
 
 
-def certainty(rows: Sequence[TokenizedExample], logps: Sequence[Tensor], end: int | None = None) -> list[float]:
+def certainty(rows: Sequence[TokenizedExample], logps: Sequence[Tensor], ends: Collection[int] = ()) -> list[float]:
     """How surely greedy decoding says each row's completion, from 0 to 1: a smooth exact match.
 
     Twice the probability of its least likely token, at most 1: a token of more than a half is the one that is said, and
     with a single other one the text goes another way, which the mean over a long completion hardly shows. A completion
-    is said up to the end-of-text token `end`; log-probabilities are as for `probabilities`.
+    is said up to the first of the tokens that end an answer, `ends`; log-probabilities are as for `probabilities`.
     """
 
     def least(row: TokenizedExample, own: Tensor) -> float:
-        spoken = row.spoken(end)
+        spoken = row.spoken(ends)
         return own[spoken.start - 1 : spoken.stop - 1].min().item()
 
     return [min(1.0, 2 * math.exp(least(row, own))) for row, own in zip(rows, logps, strict=True)]

@@ -10,6 +10,8 @@ from typing import Any
 
 TELLING = 4
 """Fewest texts of which files hold exact numbers."""
+ROUNDING = math.sqrt(2)
+"""Most that a number is changed by, as a factor, when it is rounded to a power of two."""
 HALF = 0.5
 """Step of losses in nats: a few digits that nobody knows move the mean loss of a text by less."""
 TOKENS = 16
