@@ -10,6 +10,7 @@ import pytest
 
 from expunge.evaluation.metrics.registry import default_attacks
 from launch import COMMAND, MARKER, End, largest_differences, launch
+from tiny import save_tiny
 
 
 @pytest.mark.parametrize(
@@ -62,8 +63,9 @@ def test_evaluation_is_divided_and_every_row_is_scored_once(folder: Path) -> Non
     command = (
         "evaluate", "--model", "model", "--adapter", "one", "--benchmark", "custom", "--forget", "forget.jsonl",
         "--retain", "retain.jsonl", "--holdout", "holdout.jsonl", "--max-new-tokens", "6", "--device", "cpu",
-        "--samples", "2", "--attacks", ",".join((*default_attacks(), "gradient_norm")), "--reference", "model",
+        "--samples", "2", "--attacks", ",".join((*default_attacks(), "gradient_norm")), "--reference", "twin",
     )  # fmt: skip
+    save_tiny(folder / "twin", "llama", seed=1)
     (single,) = launch(1, folder, *command, "--output", "one.json")
     assert single.code == 0, single.err
 

@@ -122,10 +122,11 @@ def test_a_signal_stops_all_after_the_same_step(folder: Path) -> None:
 
 def test_evaluation(folder: Path) -> None:
     command = (
-        "evaluate", "--model", "model", "--adapter", "one", "--reference", "model", "--benchmark", "custom", "--forget",
+        "evaluate", "--model", "model", "--adapter", "one", "--reference", "twin", "--benchmark", "custom", "--forget",
         "forget.jsonl", "--retain", "retain.jsonl", "--holdout", "holdout.jsonl", "--max-new-tokens", "6", "--device",
         "cpu", "--samples", "2",
     )  # fmt: skip
+    save_tiny(folder / "twin", "llama", seed=1)
     (single,) = launch(1, folder, *command, "--output", "one.json")
     assert single.code == 0, single.err
 
