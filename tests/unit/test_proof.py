@@ -208,6 +208,23 @@ def test_a_fault_of_a_quarter_is_no_rounding(dtype: torch.dtype, share: float) -
         check_same(right + noise + share * effect, right, untouched, "it", dtype=dtype)
 
 
+def test_a_strong_adapter_may_be_rounded_far_apart_at_a_place() -> None:
+    """Effects of a hundred nats, as of NPO that went too far: in bf16 one place of many was 18 nats apart."""
+    generator = torch.Generator().manual_seed(0)
+    untouched = -3 + torch.randn(400, generator=generator)
+    effect = -5 * torch.randn(400, generator=generator).abs()
+    effect[7] = -105
+    right = untouched + effect
+    form = right + 0.05 * torch.randn(400, generator=generator)
+    form[7] -= 18
+    check_same(form, right, untouched, "it", dtype=torch.bfloat16, same_weights=True)
+    for other in (form + 0.25 * effect, right.roll(1)):
+        with pytest.raises(ModelError, match="it says something else"):
+            check_same(other, right, untouched, "it", dtype=torch.bfloat16, same_weights=True)
+    with pytest.raises(ModelError, match="it says something else"):
+        check_same(form, right, untouched, "it", dtype=torch.float32, same_weights=True)
+
+
 def test_a_weak_adapter_is_no_fault_of_the_rounding(tmp_path: Path) -> None:
     """In bf16 its effect is lost in the rounding of the two forms, however many steps were spent on it."""
     untouched = -3 + torch.randn(200, generator=torch.Generator().manual_seed(0))
