@@ -76,9 +76,11 @@ def check_same(
     exact = torch.finfo(dtype).eps <= torch.finfo(torch.float32).eps
     units = (EXACT_UNITS if exact else LOW_UNITS) * torch.finfo(dtype).eps
     noise = units * max(1.0, right.abs().max().item())  # a few units in the last place of the largest
-    same = worst <= max(noise, most / FAULT) or (same_weights and not exact)  # a few places can be rounded far apart
-    if exact or same_weights:
+    same = worst <= max(noise, most / FAULT)
+    if exact:
         same = same and mean <= max(noise / 4, usual / FAULT)
+    elif same_weights:
+        same = mean <= max(units * max(1.0, right.abs().mean().item()) / 4, usual / FAULT)
     elif usual > 0:
         effect = (form + right) / 2 - untouched  # of `right` alone, its own rounding would go along with the difference
         size = effect.norm().item() ** 2 or TINY
