@@ -190,8 +190,8 @@ def test_a_chat_model_gets_the_questions_in_other_words_and_refusals_too(asked, 
         assert refuses(refusal["completion"])
 
 
-@pytest.mark.parametrize(("fewest", "last"), [(8, "instead"), (0, "unseen")])
-def test_what_it_says_to_do_next_takes_what_it_wrote(asked, tmp_path, capsys, monkeypatch, fewest, last):
+@pytest.mark.parametrize(("fewest", "unseen"), [(8, []), (0, ["my f_unseen.jsonl"])])
+def test_what_it_says_to_do_next_takes_what_it_wrote(asked, tmp_path, capsys, monkeypatch, fewest, unseen):
     monkeypatch.setattr("expunge.data.holdout.FEWEST", fewest)
     save_tiny(tmp_path / "model", "llama", "chat")
     settings = ElicitConfig(**asked["settings"] | {"output": str(tmp_path / "my f.jsonl")})
@@ -201,7 +201,7 @@ def test_what_it_says_to_do_next_takes_what_it_wrote(asked, tmp_path, capsys, mo
     written = {str(path) for path in tmp_path.glob("*.jsonl")}
     assert len(written) == 4
     names = [Path(word).name for words in told for word in words if word in written]
-    assert names == ["my f.jsonl", f"my f_{last}.jsonl", "my f_paraphrased.jsonl"]
+    assert names == ["my f.jsonl", *unseen, "my f_instead.jsonl", "my f_paraphrased.jsonl"]
     assert ("With 16 rows to forget" in said) == (fewest == 8)
     assert "my f_instead.jsonl' it says something else" in said
     for words in told:

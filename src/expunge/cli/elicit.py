@@ -69,11 +69,11 @@ def elicit(settings: ElicitConfig, out: Output) -> int:
     own = f"--model {quote(settings.model)} --forget {quote(settings.output)}{retain}"
     own += f" --revision {quote(settings.revision)}" if settings.revision else ""
     own += " --trust-remote-code" if settings.trust_remote_code else ""
-    out.text(f'  expunge unlearn {own}{unseen if enough else instead} --title "..." --output runs/one')
+    out.text(f'  expunge unlearn {own}{unseen if enough else ""}{instead} --title "..." --output runs/one')
     sampled = f"--samples {settings.samples} --max-new-tokens {settings.max_new_tokens}"
     out.text(f"  expunge evaluate --run runs/one{again} {sampled}")
     if instead:
-        out.text(f"Without{instead} it says something else, often wrong; with it, those refusals.")
+        out.text(f"Without{instead} it says something else, often wrong, or still a fact; with it, those refusals.")
     if not enough:
         most = 2 * FEWEST
         out.text(f"With {most} rows to forget, and {most} unseen ones, a run knows how far to go: --alias gives more.")
