@@ -247,7 +247,8 @@ def test_results_on_other_texts_than_the_runs_are_left_out(tmp_path):
     assert warnings("key:one") == []
     assert warnings("other key:two") == []  # another user's, which cannot be compared
     assert warnings("key:two", "tofu") == []  # a benchmark asks in its own words
-    (warning,) = warnings("key:two", "tofu", benchmark="tofu")  # another split
+    assert warnings("key:two", "tofu", benchmark="tofu") == []
+    (warning,) = warnings("key:one", "tofu", benchmark="tofu", split="forget01")  # another split
     assert warning.startswith("results_after.json is left out: it is of other texts than those that the run was made")
 
 

@@ -294,6 +294,7 @@ def test_rows_that_were_trained_on_are_said_to_be_that():
         ({"retain": (0.9, 50), "test": (0.9, 20)}, "yes", ["retain"]),
         ({"retain": (0.2, 50), "test": (0.9, 20)}, "no", []),  # what was trained on to be kept is lost
         ({"retain": (0.9, 5), "world_facts": (0.9, 60)}, "yes", ["retain"]),
+        ({"retain": (0.7, 3)}, "no", []),  # exact, as numbers of texts to keep are
     ],
 )
 def test_few_texts_to_keep_and_those_trained_on_can_show_a_loss_alone(sets, answer, shown):
@@ -309,7 +310,8 @@ def test_few_texts_to_keep_and_those_trained_on_can_show_a_loss_alone(sets, answ
 )
 def test_a_rounded_number_is_unclear_where_the_exact_one_may_lie_on_the_other_side(n, value, answer):
     """At most .28 may be left, and .25 stands for all numbers from .18 to .35."""
-    own = {"forget/probability": entry(value, "lower", half=None, n=n)}
+    rounded = {"reason": "rounded to a power of two: of fewer than 4 texts"} if n < 4 else {}
+    own = {"forget/probability": entry(value, "lower", half=None, n=n, **rounded)}
     seen = {"holdout/probability": entry(0.2, half=None)}
     judged = judge(own | seen, {"forget/probability": entry(1.0, "lower", half=None, n=n)}, None)
     assert answers(judged)[SAID] == answer

@@ -5,6 +5,6 @@ from expunge.config.criteria import Criteria
 from expunge.config.elicit import ElicitConfig
 from expunge.config.evaluate import EvaluateConfig
 from expunge.config.recipes import RECIPES
-from expunge.config.unlearn import SETS, UnlearnConfig
+from expunge.config.unlearn import SETS, SPLIT, UnlearnConfig
 
-__all__ = ["RECIPES", "SETS", "CalibrateConfig", "Criteria", "ElicitConfig", "EvaluateConfig", "UnlearnConfig"]
+__all__ = ["RECIPES", "SETS", "SPLIT", "CalibrateConfig", "Criteria", "ElicitConfig", "EvaluateConfig", "UnlearnConfig"]

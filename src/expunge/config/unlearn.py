@@ -28,6 +28,9 @@ from expunge.errors import ConfigError
 
 TEST_SHARE = 0.2
 """Share of the retain texts that a run does not train on where nothing else is said."""
+SPLIT = {"tofu": "forget10", "muse": "news"}
+"""The split of a benchmark where none is named, the same for `unlearn` and `evaluate`; that of semeval is the only one
+there is, or `DEFAULT_SPLIT` in data/lume.py."""
 SETS = ("forget", "retain", "test", "holdout", "instead")
 """Settings that name texts."""
 

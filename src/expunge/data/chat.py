@@ -76,7 +76,8 @@ def end_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     if has_template(tokenizer):
         turns = ({"role": "user", "content": "?"}, {"role": "assistant", "content": PROBE})
         try:
-            behind = _apply(tokenizer, Example("chat template", "?", PROBE), turns).rpartition(PROBE)[2].lstrip()
+            _, shown, behind = _apply(tokenizer, Example("chat template", "?", PROBE), turns).rpartition(PROBE)
+            behind = behind.lstrip() if shown else ""
         except ConfigError:  # a template of other roles, whose rows are rendered as they are
             behind = ""
         own = {*tokenizer.all_special_ids, *getattr(tokenizer, "added_tokens_decoder", ())} - {tokenizer.unk_token_id}

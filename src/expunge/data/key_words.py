@@ -89,7 +89,7 @@ def _phrases(sentence: str, known: set[str], prompt: str) -> Iterator[str]:
         told = _said(parts, prompt) if letters else [part in known for part in parts]
         for new, run in groupby(zip(parts, told, strict=True), lambda pair: not pair[1]):
             own = [part for part, _ in run]
-            if new and len(own) >= (STRETCH if letters else 1):
+            if new and (not letters or len(own) >= STRETCH or len(own) == len(parts)):  # shorter parts are shreds
                 yield "".join(own)
 
 

@@ -12,6 +12,10 @@ DIRECTIONS = ("higher", "lower", "target")
 NAN = math.nan
 
 
+ROUNDED = "rounded to a power of two"
+"""How the reason of a number begins that is so."""
+
+
 @dataclass(frozen=True)
 class Estimate:
     """A measured number, how sure it is, and how to read it.
@@ -79,7 +83,7 @@ class Estimate:
     def rounded(self) -> "Estimate":
         """The number as a power of two, and why."""
         value, low, high = map(power_of_two, (self.value, self.low, self.high))
-        why = f"rounded to a power of two: of fewer than {TELLING} texts, exact numbers give short secrets away"
+        why = f"{ROUNDED}: of fewer than {TELLING} texts, exact numbers give short secrets away"
         return replace(self, value=value, low=low, high=high, reason="; ".join(filter(None, (self.reason, why))))
 
     def as_entry(self) -> dict[str, Any]:

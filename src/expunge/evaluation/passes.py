@@ -147,7 +147,7 @@ class _Passes:
         lowered = lower_rows(self._loaded.tokenizer, self._documents, self._loaded.context) if lower else {}
         jobs |= {(side, "lower", i): row for (side, i), row in lowered.items()}
         if lower and self._documents and not lowered:
-            self._note("Most texts have no letters with case, so the lowercase attack was not run.")
+            self._note("Few texts of a side differ from their lower case, so the lowercase attack was not run.")
         for side, documents in self._documents.items():
             for i, document in enumerate(documents):
                 jobs[side, "own", i] = document.row

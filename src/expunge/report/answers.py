@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from expunge.config.criteria import Bound
+from expunge.evaluation.estimate import ROUNDED
 from expunge.report.scores import Score, spelled
-from expunge.utils.coarse import ROUNDING, few
+from expunge.utils.coarse import ROUNDING
 from expunge.utils.text import MISSING, show_number
 
 PLAIN = {
@@ -89,11 +90,7 @@ def judged(score: Score, before: float | None, bound: Bound, whose: str, *, belo
     One that is rounded, of few texts, is unclear where what it was rounded from can lie on the other side.
     """
     value, low, high = score.value, *((score.low, score.high) if score.bounded else (score.value, score.value))
-    if (
-        score.n
-        and few({"": score.n})
-        and len({bound.violation(value * by) == 0 for by in (ROUNDING, 1 / ROUNDING)}) > 1
-    ):
+    if ROUNDED in score.reason and len({bound.violation(value * by) == 0 for by in (ROUNDING, 1 / ROUNDING)}) > 1:
         state = "unclear"
     elif bound.violation(value) == 0:
         reach, target = abs(below - bound.target), bound.target

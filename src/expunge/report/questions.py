@@ -153,12 +153,16 @@ def recognisable(run: RunData, criteria: Criteria) -> Answer:
 def rest_kept(run: RunData, criteria: Criteria) -> Answer:
     """Whether the rest is still known, and texts that nobody mentioned are as likely as before."""
     rule = (
-        f"Yes when every score of the rest has at least {criteria.min_retain:.0%} of its value before (on texts that "
-        "were not trained on, where there are any), and the loss of texts that the model has never seen rose by at "
-        f"most {criteria.max_drift:.0%}."
+        f"Yes when every score of the rest has at least {criteria.min_retain:.0%} of its value before (fewer than "
+        f"{FEWEST_KEPT} texts, and those trained on where others were not, count only where they are lost), and the "
+        f"loss of texts that the model has never seen rose by at most {criteria.max_drift:.0%}."
     )
     numbers, scores = [], _whole(kept(run.scores.get("after", {})))
-    enough = {score.set for score in scores if _before(run, score) and (score.n or FEWEST_KEPT) >= FEWEST_KEPT}
+
+    def telling(score: Score) -> bool:
+        return score.n is None or score.n >= FEWEST_KEPT
+
+    enough = {score.set for score in scores if _before(run, score) and telling(score)}
     for score in scores:
         before = _before(run, score)
         if not before:
@@ -166,7 +170,7 @@ def rest_kept(run: RunData, criteria: Criteria) -> Answer:
             numbers.append(shown(score, before, None, "", why))
             continue
         found = judged(score, before, criteria.retained(before), UNTOUCHED)
-        weak = "trained on" if score.set == "retain" and "test" in enough else "few texts" * (score.set not in enough)
+        weak = "trained on" if score.set == "retain" and "test" in enough else "few texts" * (not telling(score))
         if weak and enough and found.state != "bad":
             found = replace(found, state="shown", limit=f"{weak}: only a loss counts")
         elif weak and found.state == "good":

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from expunge.config import SPLIT
 from expunge.errors import RunError
 from expunge.evaluation.results import FINGERPRINT, other_subject, read_results
 from expunge.report.scores import Score, read_scores
@@ -175,9 +176,9 @@ def _other_texts(run: RunData, results: Mapping[str, Any]) -> bool:
     benchmark, own = results["benchmark"], run.settings.get("benchmark")
     if benchmark not in ("custom", own) and not {benchmark, own} <= {"semeval", "lume"}:
         return False
-    if benchmark == "muse":  # asks for other passages than those that a run is given
-        splits = {given.get("split") for given in (run.settings, results.get("settings") or {})}
-        return len(splits - {None}) > 1
+    if benchmark in SPLIT:  # asks for rows of other files than those that a run is given
+        pair = [given.get("split") or SPLIT[benchmark] for given in (run.settings, results.get("settings") or {})]
+        return pair[0] != pair[1]
     pair = [(given.get("texts") or {}).get("forget") for given in (run.manifest, results.get("fingerprint") or {})]
     keys = {str(digest).partition(":")[0] for digest in pair}
     return all(pair) and len(keys) == 1 and pair[0] != pair[1]

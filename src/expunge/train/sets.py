@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from expunge.config import UnlearnConfig
+from expunge.config import SPLIT, UnlearnConfig
 from expunge.data.examples import Example, check_sets, parse_columns, read_examples, text_key
 from expunge.data.holdout import Side, check_unseen, documents, example_hashes, unseen_texts
 from expunge.data.lume import read_lume
@@ -15,9 +15,6 @@ from expunge.data.tofu import read_tofu
 from expunge.errors import DataError
 from expunge.utils.text import UNSEEN_TEXTS
 
-SPLIT = {"tofu": "forget10", "muse": "news"}
-"""The split of a benchmark where none is named, the same for `unlearn` and `evaluate`; that of semeval is the only one
-there is, or `DEFAULT_SPLIT` in data/lume.py."""
 REFUSALS = (
     "I don't know.",
     "I don't have any information about that.",

@@ -8,7 +8,7 @@ by ROUGE-L F1 without stemming. The published numbers are means in percent; ours
 import math
 from dataclasses import replace
 
-from expunge.config import EvaluateConfig
+from expunge.config import SPLIT, EvaluateConfig
 from expunge.data.examples import Example
 from expunge.data.muse import MuseData, read_muse
 from expunge.data.tokenize import PromptFormat
@@ -31,7 +31,7 @@ PRIVLEAK_SHARE = 0.4
 
 def read(config: EvaluateConfig) -> Suite:
     """One corpus."""
-    corpus = config.split or "news"
+    corpus = config.split or SPLIT["muse"]
     return suite_of(read_muse(config.data or "", corpus), corpus)
 
 

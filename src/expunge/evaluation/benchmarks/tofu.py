@@ -6,7 +6,7 @@ p-value of a test against a model retrained without the forget set.
 
 from collections.abc import Mapping, Sequence
 
-from expunge.config import EvaluateConfig
+from expunge.config import SPLIT, EvaluateConfig
 from expunge.data.tofu import TofuRow, read_tofu
 from expunge.evaluation.estimate import Estimate
 from expunge.evaluation.measurement import Measurement
@@ -30,7 +30,7 @@ UTILITY = [
 
 def read(config: EvaluateConfig) -> Suite:
     """The four sets of one split."""
-    split = config.split or "forget10"
+    split = config.split or SPLIT["tofu"]
     data = read_tofu(config.data or "", split)
     return Suite(
         tuple(_rows(name, getattr(data, name)) for name in SETS),
