@@ -252,8 +252,9 @@ class Bench:
             rows = self.rows(loaded, "validation")
             half = len(rows["retain"]) // 8
             unseen, rows["retain"] = rows["retain"][:half], rows["retain"][half:]
-            tokens = self.config("135m").tokens_per_step if self.tiny else UnlearnConfig.tokens_per_step
-            config = self.config("135m", recipe="default", tokens_per_step=tokens)
+            # As many tokens a step as a user's run takes.
+            size: dict[str, Any] = {} if self.tiny else {"tokens_per_step": UnlearnConfig.tokens_per_step}
+            config = self.config("135m", recipe="default", **size)
             trainer = Trainer(prepared_for(config, loaded, rows, unseen=unseen))
             quiet, spent = Reporter(quiet=True), {}
 
@@ -273,7 +274,9 @@ class Bench:
             evaluations = trainer.num_steps // every * spent.pop("evaluation step")
             spent |= {"training": trainer.num_steps * seconds / count, "evaluation steps": evaluations}
             parts = ", ".join(f"{name} {value:.1f}" for name, value in spent.items())
-            steps = f"{trainer.num_steps} steps of {tokens} tokens, {1000 * seconds / count:.0f} ms each"
+            steps = (
+                f"{trainer.num_steps} steps of {config.tokens_per_step} tokens, {1000 * seconds / count:.0f} ms each"
+            )
             self.say("135m run", f"{sum(spent.values()):.0f} s for {steps} ({parts})", "135m run")
 
     def part_score(self) -> None:

@@ -12,10 +12,8 @@ from collections.abc import Sequence
 from hashlib import sha256
 from itertools import pairwise
 
-import regex
-
 from expunge.data.examples import Example
-from expunge.data.words import LETTERS, common_prefix, words
+from expunge.data.words import LETTER, common_prefix, words
 
 SHINGLE = 3
 """Words (single characters in scripts that are written without spaces) that stand for a place in a text."""
@@ -33,8 +31,6 @@ FIRST = 4
 FRAME = 8
 """The words in which so many different prompts, or completions, begin or end are their frame: without it texts must be
 alike, too."""
-
-_LETTER = regex.compile(f"[{LETTERS}]")
 
 
 def normalized(text: str) -> str:
@@ -97,7 +93,7 @@ def family_hashes(family: Sequence[int], hashes: Sequence[str]) -> dict[int, str
 
 
 def _shingles(found: Sequence[str]) -> set[tuple[str, ...]]:
-    letters = 2 * sum(map(bool, map(_LETTER.match, found))) > len(found)
+    letters = 2 * sum(map(bool, map(LETTER.match, found))) > len(found)
     size = SHINGLE * (PER_WORD if letters else 1)
     return {tuple(found[at : at + size]) for at in range(len(found) - size + 1)}
 

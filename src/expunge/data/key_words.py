@@ -13,7 +13,7 @@ from itertools import groupby
 import regex
 
 from expunge.data.examples import Example
-from expunge.data.words import LETTERS, UNSPACED, visible, words
+from expunge.data.words import LETTER, UNSPACED, visible, words
 
 RAREST = 3
 """Words that stand for an answer without names and numbers."""
@@ -27,7 +27,6 @@ COMMON, FEWEST = 0.5, 4
 ENDS = regex.compile(r"(?<=[.!?…])\s+|[。！？؟।\n]+")
 """Where a sentence ends."""
 _PHRASE = regex.compile(rf"[{UNSPACED}]+|[[\p{{L}}\p{{M}}\p{{N}}]--[{UNSPACED}]]+", regex.V1)
-_LETTER = regex.compile(f"[{LETTERS}]")
 _CASED = regex.compile(r"\p{Lu}|\p{Ll}")
 
 
@@ -62,11 +61,11 @@ def new_words(prompt: str, answer: str, often: Counter[str]) -> dict[str, tuple[
 
     Arguments are those of `find`.
     """
-    rows = often[""]
-    known = {*words(prompt), *(own for own in often if rows >= FEWEST and often[own] > COMMON * rows)}
+    rows, asked = often[""], words(prompt)
+    known = {*asked, *(own for own in often if rows >= FEWEST and often[own] > COMMON * rows)}
     candidates: dict[str, tuple[bool, bool]] = {}
     for sentence in ENDS.split(visible(answer)):
-        for at, phrase in enumerate(_phrases(sentence, known, "".join(words(prompt)))):
+        for at, phrase in enumerate(_phrases(sentence, known, "".join(asked))):
             capital, number = phrase[0].isupper(), any(char.isnumeric() for char in phrase)
             if len(phrase) > 1 or number:
                 sure, before = candidates.get(phrase, (False, False))
@@ -85,7 +84,7 @@ def _phrases(sentence: str, known: set[str], prompt: str) -> Iterator[str]:
         if len(parts) <= 1:
             yield phrase if parts and parts[0] not in known else " "
             continue
-        letters = bool(_LETTER.match(phrase))
+        letters = bool(LETTER.match(phrase))
         told = _said(parts, prompt) if letters else [part in known for part in parts]
         for new, run in groupby(zip(parts, told, strict=True), lambda pair: not pair[1]):
             own = [part for part, _ in run]

@@ -9,6 +9,8 @@ LETTERS = "".join(rf"\p{{Script={name}}}" for name in ("Thai", "Lao", "Khmer", "
 """Scripts of letters that are written without spaces between words: one of them alone says nothing."""
 UNSPACED = rf"\p{{Script=Han}}\p{{Script=Hiragana}}{LETTERS}"
 """Scripts that are written without spaces between words: there each character (grapheme cluster) counts as a word."""
+LETTER = regex.compile(f"[{LETTERS}]")
+"""What begins with one of `LETTERS`."""
 _ALONE = rf"{UNSPACED}\p{{Extended_Pictographic}}\p{{Regional_Indicator}}"
 _WORD = regex.compile(rf"(?=[{_ALONE}])\X|[[\p{{L}}\p{{M}}\p{{N}}]--[{_ALONE}]]+", regex.V1)
 _INVISIBLE = regex.compile(r"\p{Cf}+")

@@ -10,8 +10,6 @@ from expunge.utils.coarse import TELLING, power_of_two
 
 DIRECTIONS = ("higher", "lower", "target")
 NAN = math.nan
-
-
 ROUNDED = "rounded to a power of two"
 """How the reason of a number begins that is so."""
 

@@ -137,7 +137,7 @@ def other_subject(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[s
     found = [FINGERPRINT[key] for key in FINGERPRINT if one.get(key) and other.get(key) and one[key] != other[key]]
     ours, theirs = (own.get("data") or {} for own in (one, other))
     sets = dict.fromkeys((*ours, *theirs)) if ours and theirs and not of_other_keys(first, second) else {}
-    told = (name for name in sets if "/" not in name or {name} <= ours.keys() & theirs.keys())
+    told = (name for name in sets if "/" not in name or (name in ours and name in theirs))
     return found + [f"{name} data" for name in told if ours.get(name) != theirs.get(name)]
 
 
