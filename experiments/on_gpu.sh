@@ -2,9 +2,9 @@
 # SmolLM2 on one GPU, in about eight minutes: subjects and retrained models, one timed run by the command line, then side
 # by side three seeds of `default` and `paper`, then what there is time for: TOFU, another rate of `paper`, `npo`.
 # experiments/on_gpu.sh GGUF OUTPUT [SECONDS]; OUTPUT/arms/*/runs.jsonl are the rows of experiments.arms. To try it without
-# a GPU: PASSES=1 STEPS=8.
+# a GPU: PASSES=1 STEPS=8. The data are read from `shared` beside the checkout; PYTHON names another interpreter.
+GGUF=$(realpath "$1") OUTPUT=$(realpath -m "$2") END=$((SECONDS + ${3:-480}))
 cd "$(dirname "$0")/.." || exit 1
-GGUF=$1 OUTPUT=$2 END=$((SECONDS + ${3:-480}))
 PYTHON=${PYTHON:-.venv/bin/python}
 RUN=${STEPS:+--max-steps $STEPS} ARM=${STEPS:+max_steps=$STEPS}
 export PYTHONPATH="src:$PYTHONPATH" PYTHONUNBUFFERED=1 OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false

@@ -127,6 +127,19 @@ def test_what_was_not_trained_on_is_reported_apart_and_judges_what_is_kept(work:
     assert "--retain many.jsonl: these are not the test texts that the run was made with" in " ".join(told.err.split())
 
 
+def test_texts_to_judge_by_take_the_place_of_those_that_were_set_apart(work: Path, expunge: Run) -> None:
+    write_jsonl(
+        work / "many.jsonl", [{"prompt": f"Who is {n}?", "completion": f"{n * 7919} keeps."} for n in range(12)]
+    )
+    write_jsonl(work / "other.jsonl", [{"prompt": f"And {n}?", "completion": f"{n * 31} stays."} for n in range(3)])
+    made = expunge(*UNLEARN, *QUICK, "--retain", "many.jsonl", "--output", "run")
+    assert made.code == 0, made.err
+    told = expunge("evaluate", "--run", "run", "--test", "other.jsonl", *SMALL)
+    assert told.code == 0, told.err
+    metrics = read("run/results.json")["metrics"]
+    assert (metrics["retain/probability"]["n"], metrics["test/probability"]["n"]) == (12, 3)
+
+
 def test_a_run_needs_no_texts_to_keep(work: Path, expunge: Run) -> None:
     made = expunge("unlearn", "--model", "model", "--forget", "forget.jsonl", *QUICK, "--output", "run")
     assert made.code == 0, made.err
@@ -246,6 +259,11 @@ def test_the_untouched_model_is_measured_again_where_its_results_are_of_somethin
         ),
         (("--output", "r.json"), "--model is missing: give a folder or a Hub name, or --run"),
         (("--run", "done", "--benchmark", "tofu"), "--benchmark tofu needs --data"),
+        (("--run", "done", "--test", "t", "--retain-test", ".5"), "--test and --retain-test contradict each other"),
+        (
+            ("--model", "m", "--benchmark", "tofu", "--data", "d", "--output", "r.json", "--retain-test", "0.5"),
+            "--benchmark tofu brings its own files: leave --retain-test out",
+        ),
     ],
 )
 def test_what_contradicts_a_run_is_refused(work: Path, expunge: Run, arguments: tuple[str, ...], message: str) -> None:

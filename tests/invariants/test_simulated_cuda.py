@@ -289,6 +289,27 @@ def test_graphs_go_before_a_step_is_halved(folder: Callable[[str], Path], monkey
         assert trainer.rows_that_fit == before
 
 
+def test_graphs_go_before_an_evaluation_step_fails(folder: Callable[[str], Path]) -> None:
+    with SimulatedCuda():
+        trainer = trainer_on("cuda", folder("llama"), "bfloat16")
+        speed.capture(trainer, FakeRecorder(CUDA))
+        trainer.loaded.told()
+
+        def pass_beside() -> str:
+            if trainer.loaded.captured is not None:
+                raise torch.OutOfMemoryError
+            return "done"
+
+        assert speed.beside_graphs(trainer, pass_beside) == "done"
+        assert "no longer captured" in trainer.loaded.told()[0]
+
+        def full() -> None:
+            raise torch.OutOfMemoryError
+
+        with pytest.raises(torch.OutOfMemoryError):
+            speed.beside_graphs(trainer, full)
+
+
 @pytest.mark.parametrize(
     ("settings", "why"),
     [
@@ -399,6 +420,25 @@ def test_decoding_is_captured_and_waits_once_in_eight_tokens(
         assert greedy(loaded, rows, max_new_tokens=28) == said
         assert loaded.told() == ([f"decoding is not captured: {why}"] if why else [])
     assert arch != "llama" or counts[1] - counts[0] == 2
+
+
+class Empty(FakeRecorder):
+    """A capture on the stream of another device: nothing is in the graph, and the work was done meanwhile."""
+
+    def record(self, work: Callable[[], None]) -> Callable[[], None]:
+        work()
+        return lambda: None
+
+
+def test_a_graph_that_computes_nothing_writes_no_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoding, "Recorder", Empty)
+    model = str(save_tiny(tmp_path, "llama"))
+    rows = [list(range(3, 3 + length)) for length in LENGTHS]
+    said = greedy(load_model(model, dtype="float32", device="cpu"), rows, max_new_tokens=12)
+    with SimulatedCuda():
+        loaded = load_model(model, dtype="float32", device="cuda")
+        assert greedy(loaded, rows, max_new_tokens=12) == said
+        assert loaded.told() == ["decoding is not captured: its logits are 1 from those of the step"]
 
 
 def test_replay_texts_are_those_of_the_cpu(folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:

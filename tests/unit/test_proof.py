@@ -617,6 +617,22 @@ def test_a_model_that_wants_more_than_tokens_is_refused(tmp_path: Path) -> None:
         load(saved(model, tmp_path))
 
 
+@pytest.mark.parametrize(
+    "part", ["load.check_causal", "head._difference", "packing.backbone", "fold.PeftModel.from_pretrained"]
+)
+def test_a_full_device_is_not_a_fault_of_the_model(part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = save_tiny(tmp_path / "model", "llama")
+    adapter = tmp_path / "adapter"
+    get_peft_model(AutoModelForCausalLM.from_pretrained(folder), LoraConfig(r=2)).save_pretrained(str(adapter))
+
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(f"expunge.model.{part}", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        load(adapter)
+
+
 def test_a_decoder_with_an_open_mask_is_no_language_model(tmp_path: Path) -> None:
     """huggingface/transformers#43705: `is_causal` of a configuration opens any decoder."""
     folder = save_tiny(tmp_path / "model", "llama")

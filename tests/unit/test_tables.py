@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from expunge.utils.tables import loss_table, metrics_table, semeval_table
+from expunge.evaluation.tables import loss_table, metrics_table, semeval_table
 
 WIDEST = 99
 

@@ -16,8 +16,8 @@ from expunge.evaluation.checks import is_run, resolved
 from expunge.evaluation.estimate import Estimate
 from expunge.evaluation.results import measured_metrics
 from expunge.evaluation.run import evaluate as score
+from expunge.evaluation.tables import metrics_table
 from expunge.utils.progress import reporter_for
-from expunge.utils.tables import metrics_table
 
 
 @dataclass(frozen=True)

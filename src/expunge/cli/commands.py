@@ -5,7 +5,7 @@ Heavy rooms are imported where a command runs, so that `--help` and a mistaken f
 
 import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,8 +15,9 @@ from expunge.cli.output import NOT_AS_PROMISED, Output
 from expunge.cli.reports import ReportSettings, VerdictSettings, report, verdict, write_run_report
 from expunge.config import CalibrateConfig, ElicitConfig, EvaluateConfig, UnlearnConfig
 from expunge.errors import UserError
+from expunge.evaluation.tables import facts_lines, loss_table, metrics_table, scale_table, semeval_table
 from expunge.utils.ranks import is_writer
-from expunge.utils.tables import facts_lines, loss_table, metrics_table, scale_table, semeval_table
+from expunge.utils.text import comma_list
 
 
 @dataclass(frozen=True)
@@ -195,7 +196,7 @@ class CompareSettings:
         overwrite: Replace `output`.
     """
 
-    results: list[str] = field(default_factory=list)
+    results: list[str]
     format: Literal["table", "csv", "latex"] | None = None
     output: str | None = None
     metrics: str | None = None
@@ -211,16 +212,12 @@ def compare(settings: CompareSettings, out: Output) -> int:
     from expunge.evaluation.compare import write_comparison
     from expunge.evaluation.compare_formats import FORMATS, format_of
 
-    if not settings.results:
-        from expunge.errors import ConfigError
-
-        raise ConfigError("results are missing: give results files or run directories")
     comparison = put_together(
         settings.results,
-        names=settings.names.split(",") if settings.names else None,
+        names=comma_list(settings.names) if settings.names else None,
         pool=settings.pool,
         paired=settings.paired,
-        patterns=[pattern for pattern in (settings.metrics or "").split(",") if pattern],
+        patterns=comma_list(settings.metrics),
     )
     out.results = dataclasses.asdict(comparison)
     text = FORMATS[settings.format or format_of(settings.output)](comparison)

@@ -1,6 +1,6 @@
 """`expunge report` and `expunge verdict`, and what a run ends with."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from expunge.cli.output import NOT_AS_PROMISED, Output
@@ -20,7 +20,7 @@ class ReportSettings:
         overwrite: Replace `output` and `figures`.
     """
 
-    runs: list[str] = field(default_factory=list)
+    runs: list[str]
     output: str | None = None
     figures: str | None = None
     show_examples: int = 0
@@ -33,10 +33,6 @@ def report(settings: ReportSettings, out: Output) -> int:
     from expunge.report import write_cards, write_report
     from expunge.report.run_data import read_run
 
-    if not settings.runs:
-        from expunge.errors import ConfigError
-
-        raise ConfigError("runs are missing: give run directories")
     reporter = out.reporter()
     options = {name: getattr(settings, name) for name in ("figures", "show_examples", "overwrite")}
     with reporter.working("writing the report"):

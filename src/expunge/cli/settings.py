@@ -44,6 +44,7 @@ GIVE = {
     "push_to_hub": "a repository on the Hub, as owner/name",
     "run": "a run directory",
     "runs": "run directories",
+    "results": "results files or run directories",
 }
 """What has to be given -> what it is, for the message where it is missing."""
 

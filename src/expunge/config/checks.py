@@ -98,8 +98,3 @@ def check_types(config: Any) -> None:
             words = [WORDS[kind] for kind in types if kind in WORDS]
             expected = [f"one of {', '.join(map(str, choices))}"] if choices else []
             raise ConfigError(f"{flag(name)} {value!r}: must be {' or '.join(expected + words)}")
-
-
-def names(text: str | None) -> list[str]:
-    """The parts of a list that is written with commas."""
-    return [name.strip() for name in (text or "").split(",") if name.strip()]

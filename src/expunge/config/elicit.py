@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from expunge.config.checks import ABOVE_ZERO, POSITIVE, SEED, check_types, exclusive, first_failed, names
+from expunge.config.checks import ABOVE_ZERO, POSITIVE, SEED, check_types, exclusive, first_failed
+from expunge.utils.text import comma_list
 
 
 @dataclass(kw_only=True)
@@ -83,9 +84,9 @@ class ElicitConfig:
         )  # fmt: skip
 
     @property
-    def names(self) -> list[str]:
+    def comma_list(self) -> list[str]:
         """The name and its other spellings."""
-        return list(dict.fromkeys([self.about.strip(), *names(self.alias)]))
+        return list(dict.fromkeys([self.about.strip(), *comma_list(self.alias)]))
 
     @property
     def paraphrased(self) -> str:

@@ -13,10 +13,10 @@ from expunge.config.checks import (
     check_types,
     exclusive,
     first_failed,
-    names,
     other_origin,
 )
 from expunge.errors import ConfigError
+from expunge.utils.text import comma_list
 
 
 @dataclass
@@ -56,9 +56,9 @@ class EvaluateConfig:
         task_path: Folder with task files of your own for lm-eval.
         limit: Rows per utility task; all when None.
         keep_predictions: Folder for the generated texts, so that `expunge score` can score them again (semeval, lume).
-            They hold the texts of the forget set; nothing else that an evaluation writes does.
+            They hold texts of the forget set.
         key_words: File for the forget rows with the key words that were looked for, to be read, mended and given again
-            as `forget`. It holds texts of the forget set.
+            as `forget`. It holds texts of the forget set; nothing else that an evaluation writes does.
         mmlu: Accuracy on MMLU for the final score: a number in [0, 1] or a metrics file with `average_acc`.
         max_new_tokens: Longest generation, in tokens (muse has its own).
         prompt_format: What stands between prompt and completion (as for `unlearn`); `chat` puts prompts into the
@@ -120,7 +120,7 @@ class EvaluateConfig:
         custom, official = benchmark == "custom", benchmark in ("semeval", "lume")
         own_files = [
             f"--{name}"
-            for name in ("forget", "retain", "test", "holdout", "paraphrased", "columns")
+            for name in ("forget", "retain", "test", "retain_test", "holdout", "paraphrased", "columns")
             if getattr(self, name)
         ]
         checks: list[Check] = [
@@ -136,7 +136,7 @@ class EvaluateConfig:
             *SHARE.of(self, "retain_test"),
             (not (custom or benchmark == "lume") or not self.split,
              f"--split {self.split}: --benchmark {benchmark} has no splits"),
-            *exclusive(self, ("reference", "origin")),
+            *exclusive(self, ("reference", "origin"), ("test", "retain_test")),
             other_origin(self),
             *POSITIVE.of(self, "max_new_tokens", "limit"),
             (all(0 < share <= 1 for share in self.min_k_shares), f"--min-k {self.min_k}: shares lie above 0, up to 1"),
@@ -157,7 +157,7 @@ class EvaluateConfig:
     @property
     def attack_names(self) -> list[str]:
         """The membership attacks that were asked for; empty for all cheap ones."""
-        return names(self.attacks)
+        return comma_list(self.attacks)
 
     @property
     def min_k_shares(self) -> tuple[float, ...]:
@@ -167,11 +167,11 @@ class EvaluateConfig:
             ConfigError: One of them is no number.
         """
         try:
-            return tuple(map(float, names(self.min_k)))
+            return tuple(map(float, comma_list(self.min_k)))
         except ValueError:
             raise ConfigError(f"--min-k {self.min_k}: give numbers separated by commas, as 0.1,0.5") from None
 
     @property
     def task_names(self) -> list[str]:
         """The utility tasks."""
-        return names(self.tasks)
+        return comma_list(self.tasks)

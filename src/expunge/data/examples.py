@@ -19,6 +19,7 @@ from typing import Any
 from expunge.data.readers import read_rows, stem
 from expunge.data.words import words
 from expunge.errors import ConfigError, DataError
+from expunge.utils.text import first_few
 
 MESSAGES = "messages"
 """The column of chats."""
@@ -198,9 +199,8 @@ def _count(places: Sequence[int], noun: str) -> str:
     return f"1 {noun} is" if len(places) == 1 else f"{len(places):,} {noun}s are"
 
 
-def _some(places: Sequence[int], most: int = 5) -> str:
-    shown = f"{'row' if len(places) == 1 else 'rows'} {', '.join(str(at + 1) for at in places[:most])}"
-    return f"{shown} and {len(places) - most:,} more" if len(places) > most else shown
+def _some(places: Sequence[int]) -> str:
+    return f"{'row' if len(places) == 1 else 'rows'} {first_few([at + 1 for at in places], 5)}"
 
 
 def _check_fields(columns: Mapping[str, str]) -> None:
@@ -254,7 +254,7 @@ def _names(source: str | Path, found: Sequence[str]) -> str:
 
     plain = {name for name in found if name in known or re.fullmatch(word, name)}
     shown = [name if name in plain else told(at, name) for at, name in enumerate(found, 1)]
-    return ", ".join(shown[:20]) + (f" and {len(shown) - 20} more" if len(shown) > 20 else "")
+    return first_few(shown, 20)
 
 
 def _example(row: dict[str, Any], where: str, default_id: str, columns: Mapping[str, str]) -> Example:

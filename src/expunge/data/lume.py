@@ -12,6 +12,7 @@ from pathlib import Path
 
 from expunge.data.examples import Example, read_examples
 from expunge.errors import DataError
+from expunge.utils.text import first_few
 
 DEFAULT_SPLIT = "validation"
 """What is forgotten and scored where nobody says which split, and there are several."""
@@ -95,7 +96,7 @@ def _find_split(folder: Path, shards: list[re.Match[str]], split: str | None) ->
         found = [shard for shard in shards if (shard["side"], shard["split"]) == (name, split)]
         if not found:
             raise DataError(
-                f"{folder}: has no data/{name}_{split}-*.parquet; in data/ there is {_list(folder / 'data')}"
+                f"{folder}: has no data/{name}_{split}-*.parquet; in data/ there is {_files(folder / 'data')}"
             )
         expected = int(found[0]["count"] or len(found))
         if len(found) != expected:
@@ -114,7 +115,7 @@ def _find_plain(folder: Path) -> LumeFiles:
     if missing:
         if len(missing) == 2:
             missing.append("data/forget_<split>-*.parquet")
-        raise DataError(f"{folder}: has no {', no '.join(missing)}; there is {_list(folder)}")
+        raise DataError(f"{folder}: has no {', no '.join(missing)}; there is {_files(folder)}")
     member, nonmember = _find_documents(folder)
     if member is None:
         member, nonmember = _find_documents(folder / "mia_data")
@@ -130,7 +131,5 @@ def _find_documents(folder: Path) -> tuple[Path | None, Path | None]:
     return (None, None) if missing else (paths[0], paths[1])
 
 
-def _list(folder: Path, most: int = 8) -> str:
-    names = sorted(path.name for path in folder.iterdir())
-    rest = f" and {len(names) - most} more" if len(names) > most else ""
-    return (", ".join(names[:most]) or "nothing") + rest
+def _files(folder: Path) -> str:
+    return first_few(sorted(path.name for path in folder.iterdir()), 8) or "nothing"

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from expunge.data.examples import Example, text_hash, text_key
 from expunge.data.families import families, family_hashes
 from expunge.errors import DataError
+from expunge.utils.text import first_few
 
 FEWEST = 10
 """Of fewer families none is set apart: every one is needed to hold the model in place, and two texts tell nothing."""
@@ -23,9 +24,11 @@ def without_forgotten(
     kept = [row for row in rows if text_key(row) not in forgotten]
     if rows and not kept:
         raise DataError(f"--{name} {source}: all of its texts are to be forgotten: give texts to keep")
-    shared = [f"{at}" for at, row in enumerate(rows, 1) if text_key(row) in forgotten]
-    which = ", ".join(shared[:5]) + (f" and {len(shared) - 5:,} more" if len(shared) > 5 else "")
-    told = f"{name}: texts that are also in forget are not to keep, and left out: {len(shared):,} (rows {which})"
+    shared = [at for at, row in enumerate(rows, 1) if text_key(row) in forgotten]
+    told = (
+        f"{name}: texts that are also in forget are not to keep, and left out: {len(shared):,} "
+        f"(rows {first_few(shared, 5)})"
+    )
     return kept, [told] if shared else []
 
 

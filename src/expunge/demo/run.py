@@ -24,6 +24,7 @@ from expunge.evaluation.predictions import Prediction
 from expunge.evaluation.results import write_results
 from expunge.evaluation.stats import mean_estimate
 from expunge.evaluation.suite import Suite, reported
+from expunge.evaluation.tables import semeval_table
 from expunge.evaluation.values_file import values_path, write_values
 from expunge.model.load import load_model
 from expunge.model.saved import attach_adapter
@@ -35,7 +36,6 @@ from expunge.runs.run import Run
 from expunge.train.loop import unlearn
 from expunge.utils.files import transaction
 from expunge.utils.progress import Reporter
-from expunge.utils.tables import semeval_table
 
 MAX_NEW_TOKENS = 96
 NAMES = ("before", "after", "retrained")

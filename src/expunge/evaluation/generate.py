@@ -90,7 +90,8 @@ def sample(
     The options and the result are those of `greedy`, drafts aside.
     """
     generator = torch.Generator(loaded.device).manual_seed(seed)
-    with torch.random.fork_rng():
+    devices = [] if loaded.device.type == "cpu" else [loaded.device]
+    with torch.random.fork_rng(devices):
         torch.manual_seed(seed)  # the library's own decoding draws from the global generator
         draw = partial(drawn, temperature=temperature, generator=generator)
         return _decode(loaded, prompts, draw, temperature=temperature, **options)

@@ -6,9 +6,7 @@ those that are asked for names it.
 """
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
 
 from peft import PeftModel
 
@@ -329,7 +327,7 @@ class _Passes:
                     ids = [*own.prompt, *own.tokens]
                     jobs[number, i] = TokenizedExample(part.rows.examples[i].id, ids, len(own.prompt))
         jobs |= {("nonmember", i): document.row for i, document in enumerate(self._documents.get("nonmember", []))}
-        with adapter_off(self._loaded):
+        with self._loaded.adapter_off():
             return dict(zip(jobs, self._records(list(jobs.values()), "untouched model"), strict=True))
 
     # --- membership ------------------------------------------------------------------------------
@@ -391,8 +389,3 @@ def _parts(rows: RowSet) -> list[_Part]:
         wrong=(),
     )
     return [_Part(rows), _Part(again, PARAPHRASED)]
-
-
-def adapter_off(loaded: LoadedModel) -> AbstractContextManager[Any]:
-    """The untouched model, for as long as this lasts."""
-    return loaded.model.disable_adapter() if isinstance(loaded.model, PeftModel) else nullcontext()

@@ -17,6 +17,8 @@ from typing import Any
 from expunge.data.readers import Row, read_rows
 from expunge.errors import DataError, RunError
 from expunge.utils.files import write_text
+from expunge.utils.reading import NUMBER, read_object
+from expunge.utils.text import first_few
 
 SPLITS = ("forget", "retain")
 SIDES = ("member", "nonmember")
@@ -99,8 +101,7 @@ def read_any(folder: str | Path) -> Predictions:
         return read_predictions(folder)
     if all(list(folder.glob(f"{split}_*.csv")) for split in SPLITS):
         return read_organisers(folder)
-    names = sorted(path.name for path in folder.iterdir())
-    found = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "") if names else "nothing"
+    found = first_few(sorted(path.name for path in folder.iterdir()), 8) or "nothing"
     raise DataError(
         f"{folder}: no predictions here: looked for forget.jsonl and retain.jsonl, or forget_*.csv and "
         f"retain_*.csv; found {found}"
@@ -190,15 +191,9 @@ def read_mmlu(value: str) -> float:
     try:
         accuracy = float(value)
     except ValueError:
-        path = Path(value)
-        if not path.is_file():
+        if not Path(value).is_file():
             raise DataError(f"--mmlu {value}: neither a number nor a file") from None
-        try:
-            accuracy = json.loads(path.read_text(encoding="utf-8"))["average_acc"]
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            raise DataError(f"--mmlu {value}: not a JSON file with a number average_acc") from None
-        if isinstance(accuracy, bool) or not isinstance(accuracy, int | float):
-            raise DataError(f"--mmlu {value}: its average_acc is {_named(accuracy)}, it must be a number") from None
+        accuracy = read_object(Path(value), DataError, fields={"average_acc": NUMBER})["average_acc"]
     if not 0 <= accuracy <= 1:
         mend = f", {accuracy:g} % is {accuracy / 100:g}" if 1 < accuracy <= 100 else ""
         raise DataError(f"--mmlu {value}: {accuracy:g} is not an accuracy between 0 and 1{mend}")

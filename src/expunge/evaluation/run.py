@@ -25,7 +25,7 @@ from expunge.evaluation.checks import (
 from expunge.evaluation.measurement import Measurement
 from expunge.evaluation.metrics.registry import left_out
 from expunge.evaluation.paired import Table, changes
-from expunge.evaluation.passes import Options, adapter_off, measure
+from expunge.evaluation.passes import Options, measure
 from expunge.evaluation.predictions import Predictions, read_any, read_mmlu, write_predictions
 from expunge.evaluation.results import other_subject, read_results, results_before, write_results
 from expunge.evaluation.suite import Suite, reported, with_facts, with_families, write_key_words
@@ -299,7 +299,7 @@ def _utility(loaded: LoadedModel, config: EvaluateConfig, reporter: Reporter) ->
     reporter.say(f"utility tasks: {', '.join(config.task_names)}")
     after, before = run(), None
     if config.adapter:
-        with adapter_off(loaded):
+        with loaded.adapter_off():
             before = run()
     return utility_of(after, before)
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from expunge.config import ElicitConfig
-from expunge.config.checks import names as split_names
 from expunge.data.chat import has_template
 from expunge.data.examples import Example
 from expunge.data.holdout import unseen_texts
@@ -27,6 +26,7 @@ from expunge.train.sets import REFUSALS
 from expunge.utils import files
 from expunge.utils.progress import Advance, Reporter
 from expunge.utils.reading import UnreadableError, check_fields, read_lines
+from expunge.utils.text import comma_list
 
 NEIGHBOURS = 6
 """Names beside the one asked about that are asked about too."""
@@ -86,7 +86,7 @@ def elicit(config: ElicitConfig, reporter: Reporter | None = None) -> Elicited:
     others = OTHERS[config.kind]
     names = [*config.names, *others]
     if config.dry_run:
-        neighbours = len(split_names(config.neighbour_names)) or (NEIGHBOURS if config.neighbours else 0)
+        neighbours = len(comma_list(config.neighbour_names)) or (NEIGHBOURS if config.neighbours else 0)
         return interview.forecast(len(names) + neighbours)
     interview.keep_in(part, resume=config.resume)
     answers = interview.ask(names)
@@ -97,7 +97,7 @@ def elicit(config: ElicitConfig, reporter: Reporter | None = None) -> Elicited:
     if config.neighbours:
         told, theirs = ([own for of in side for all_ in of.values() for own in all_]
                         for side in ([answers[name] for name in config.names], common))  # fmt: skip
-        given = split_names(config.neighbour_names)
+        given = comma_list(config.neighbour_names)
         found.neighbours = given or mentioned(told, config.names, NEIGHBOURS, theirs)
         if found.neighbours:
             answers |= interview.ask(found.neighbours, "neighbours")

@@ -68,7 +68,9 @@ class Recorder:
             graph, stream, numbers = torch.cuda.CUDAGraph(), torch.cuda.current_stream(), torch.cuda.get_rng_state()
             self._pool = self._pool or torch.cuda.graph_pool_handle()
             try:
-                with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+                # Without a stream PyTorch takes that of the device which was captured on first, whose graphs are empty.
+                capturing = _capture_stream(self._device)
+                with torch.cuda.graph(graph, self._pool, capturing, capture_error_mode="thread_local"):
                     work()
             except BaseException:
                 fresh = torch.Generator(self._device)  # the one in use believes for ever that it is captured
@@ -83,6 +85,11 @@ class Recorder:
 @cache
 def _side_stream(device: torch.device) -> torch.cuda.Stream:
     """The one for all warm-ups: cuBLAS keeps a workspace for each stream that it has seen, 32 MiB on an H100."""
+    return torch.cuda.Stream(device)
+
+
+@cache
+def _capture_stream(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)
 
 

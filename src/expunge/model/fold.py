@@ -42,12 +42,16 @@ def put_adapter(model: PreTrainedModel, folder: Path, alphas: Mapping[str, Any] 
             config = PeftConfig.from_pretrained(str(folder))
             for key, value in (alphas or {}).items():
                 setattr(config, key, value)
-            peft_model = PeftModel.from_pretrained(model, str(folder), config=config).eval()
+            peft_model = PeftModel.from_pretrained(
+                model, str(folder), config=config, torch_device=str(model.device)
+            ).eval()
             # Embeddings that are adapted may stand in the file as well, or not.
             least, most = (
                 set(get_peft_model_state_dict(peft_model, save_embedding_layers=own)) for own in (False, "auto")
             )
             other = (least - set(weights.keys())) | (set(weights.keys()) - most)
+    except torch.OutOfMemoryError:
+        raise
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise ModelError(f"{folder}: this adapter does not fit the model ({first_line(error)})") from None
     if broken:

@@ -52,6 +52,8 @@ def find_head(model: PreTrainedModel | PeftModel) -> tuple[Head, str | None]:
     head = Head(output.weight.detach(), _bias(output), float(scale), softcap)
     try:
         difference = _difference(base, head)
+    except torch.OutOfMemoryError:
+        raise
     except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
         return Head(None), f"its parts do not fit together ({str(error).splitlines()[0]})"
     precision = torch.finfo(output.weight.dtype).eps if output.weight.dtype.is_floating_point else 1e-2

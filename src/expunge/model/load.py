@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Any
@@ -115,10 +116,19 @@ class LoadedModel:
         """What the tokens of a packed sequence are rounded up to."""
         return row_multiple(self.dtype, self.device)
 
+    def give_up_graphs(self) -> None:
+        """Compute passes as the layers do from here on: graphs hold the memory of a whole pass."""
+        self.captured = None
+        self.note("passes are no longer captured: beside the graphs something did not fit into the memory")
+
     def join(self) -> None:
         """After this process's part of what several divide: take part in the passes of those that share the base."""
         if self.lockstep is not None:
             self.lockstep.join()
+
+    def adapter_off(self) -> AbstractContextManager[Any]:
+        """The untouched model, for as long as this lasts."""
+        return self.model.disable_adapter() if isinstance(self.model, PeftModel) else contextlib.nullcontext()
 
     @contextlib.contextmanager
     def autocast(self) -> Iterator[None]:
@@ -212,6 +222,8 @@ def load_model(
     )
     try:
         check_causal(model, source.where, loaded.autocast())
+    except torch.OutOfMemoryError:  # a RuntimeError that says nothing about the model
+        raise
     except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
         kind = type(model).__name__
         raise ModelError(f"{source.where}: {kind} does not run on tokens alone ({first_line(error)})") from None

@@ -115,6 +115,8 @@ def packable_length(model: PreTrainedModel, products: torch.dtype | None = None)
             packed = packed_states(model, torch.cat(rows)[None], lengths)
             padded = backbone(model)(input_ids=batch, attention_mask=real, use_cache=False).last_hidden_state
             beside_others = packed_states(model, torch.cat([others[0], row, others[1]])[None], lengths)
+        except torch.OutOfMemoryError:
+            raise
         except (AttributeError, KeyError, RuntimeError, TypeError, ValueError):
             return 0  # its attention does not go through the interface
     # Rounding is a few eps and grows with the depth: too much in bfloat16 to tell it from a row that is seen a little.

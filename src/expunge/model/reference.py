@@ -6,7 +6,7 @@ the token's whole distribution: NPO needs one number per forget token, the exact
 
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
 from math import prod
@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from peft import PeftModel
 from torch import Tensor
 
 from expunge.data.sampler import micro_batches
@@ -116,8 +115,7 @@ def compute_reference(
     Raises:
         RunError: The file cannot be written.
     """
-    off = loaded.model.disable_adapter() if isinstance(loaded.model, PeftModel) else nullcontext()
-    with off:
+    with loaded.adapter_off():
         layout = reference_layout(loaded, sides)
         if folder is None or layout_bytes(layout) <= MEMORY_BYTES:
             memory = {name: torch.zeros(shape, dtype=dtype) for name, (dtype, shape) in layout.items()}

@@ -7,10 +7,8 @@ it says there. Texts that it would write by itself are the nearest to them that 
 import random
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 
 import torch
-from peft import PeftModel
 
 from expunge.data.tokenize import TokenizedExample, leading_ids
 from expunge.data.words import common_prefix
@@ -60,8 +58,7 @@ def write_texts(
     found: dict[tuple[int, ...], None] = {}
     written, most = 0, 8 * tokens
     devices = [] if loaded.device.type == "cpu" else [loaded.device]
-    off = loaded.model.disable_adapter() if isinstance(loaded.model, PeftModel) else nullcontext()
-    with torch.random.fork_rng(devices), off:
+    with torch.random.fork_rng(devices), loaded.adapter_off():
         torch.manual_seed(seed)
         while (before := sum(map(len, found))) < tokens and written < most:
             texts = _continue(loaded, beginnings.drawn(rng, size))

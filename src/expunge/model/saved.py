@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerBase
 from expunge.errors import ModelError
 from expunge.kernels import Head
 from expunge.model.adapter import scale_of, set_scale
+from expunge.model.checkpoint import move
 from expunge.model.fold import check_base_kept, put_adapter
 from expunge.model.head import find_head
 from expunge.model.load import LoadedModel, load_model
@@ -97,6 +98,7 @@ def _verify(loaded: LoadedModel, folder: Path, rows: Sequence[Sequence[int]], tr
         name, revision = loaded.source.base_name, loaded.source.revision
         code = bool(getattr(loaded.base.config, "auto_map", None))
         dtype = str(loaded.dtype).removeprefix("torch.")
+        move(loaded.base, torch.device("cpu"))  # done with: both may not fit beside each other
         plain = load_model(name, dtype=dtype, device=str(loaded.device), trust_remote_code=code, revision=revision)
     plain.model = put_adapter(plain.base, folder)
     own, below = pairs_of(plain.model), [] if plain is loaded else loaded.parts or []

@@ -17,6 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 from expunge.errors import ConfigError
 from expunge.model.proof import probe_rows
+from expunge.utils.text import comma_list
 
 ATTENTION = ("q_proj", "v_proj")
 FUSED_ATTENTION = ("qkv_proj", "query_key_value", "Wqkv", "c_attn")
@@ -89,7 +90,7 @@ def _names(model: PreTrainedModel, wanted: str, linear: Mapping[str, nn.Module])
         if not any(name in leaves for name in names):
             names = [name for name in (*ATTENTION, *FUSED_ATTENTION) if name in leaves] or names
     else:
-        names = [name.strip() for name in wanted.split(",") if name.strip()]
+        names = comma_list(wanted)
     output = model.get_output_embeddings()
     for name in names:
         found = [full for full in linear if _is(full, name)]

@@ -9,6 +9,7 @@ from typing import Any
 from expunge.evaluation.estimate import NAN, Estimate
 from expunge.report.run_data import RunData
 from expunge.report.scores import FAMILIES, Score
+from expunge.utils.text import first_few
 
 NOT_A_METHOD = {
     "seed", "output", "overwrite", "resume", "save_every", "report_to", "dry_run", "device", "from_manifest", "title",
@@ -157,7 +158,7 @@ def _letter(index: int) -> str:
 def _title(runs: list[RunData], groups: list[list[RunData]]) -> str:
     """The settings that set a group apart; its runs' names where there are no other groups or no such settings."""
     names = [run.name for run in runs]
-    shown = ", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")
+    shown = first_few(names, 2)
     if len(groups) == 1:
         return shown
     first = [_method(own[0]) for own in groups]

@@ -28,7 +28,7 @@ NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
 
 class Lock:
-    """The lock on a run directory, which is made where it is not there; `release` takes back what `acquire` has made.
+    """The lock on a run directory, which is made where it is not there; `release` takes back what was made.
 
     Raises:
         RunError: Another process holds it, or the system refuses.

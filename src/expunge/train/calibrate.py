@@ -2,7 +2,7 @@
 
 RUN/adapter/            its alpha is multiplied by the chosen scale, so that plain PEFT loads the calibrated adapter
 RUN/manifest.json       its losses, and with them the adapter's card, become those at this scale
-RUN/calibration.json    criteria, verdict, the curve over all scales, and truncated hashes of the selection texts, of
+RUN/calibration.json    criteria, verdict, the curve over all scales, and keyed hashes of the selection texts, of
                         earlier ones too: `expunge evaluate` leaves them out of what it reports
 """
 

@@ -34,7 +34,7 @@ from expunge.train.early_stopping import EarlyStopping
 from expunge.train.scale import Calibration, choose_scale, judge, most_scales, record, unchosen
 from expunge.train.schedule import evaluation_every
 from expunge.train.setup import Prepared, prepare
-from expunge.train.speed import speed_up
+from expunge.train.speed import beside_graphs, speed_up
 from expunge.train.step_log import STEPS_PER_READ, TakenStep
 from expunge.train.trainer import Trainer
 from expunge.train.validation import Validator
@@ -77,7 +77,7 @@ class Evaluation:
     def step(self, done: int, trainer: Trainer) -> tuple[dict[str, Any], str]:
         """Measure the average after so many steps; gives what the log and what the user should see."""
         with trainer.average.applied():
-            own = self.validator.at(1.0)
+            own = beside_graphs(trainer, lambda: self.validator.at(1.0))
         seen = f"AUC {own.auc:.2f}  forget {own.forget_nll:.2f}  unseen {own.unseen_nll:.2f} nats"
         return self.stopping.add(done, own, trainer.average.values), seen
 
@@ -249,6 +249,8 @@ def train(
             rate = sum(line["tokens"] for line in lines) / spent
             advance(len(lines), note=f"epoch {step.epoch + 1}  {shown}  {seen}  {rate:,.0f} tok/s")
             taken, spent = [], 0.0
+            for note in trainer.loaded.told():
+                reporter.say(note)
             if saves:
                 best = evaluation.stopping.tensors() if evaluation else {}
                 run.save_checkpoint(trainer.state() | best, done)

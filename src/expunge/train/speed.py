@@ -7,8 +7,10 @@ filled ones give, and be faster. Else the run goes on without graphs, and one li
 
 import math
 import time
+from collections.abc import Callable
 from functools import partial
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -96,6 +98,21 @@ def capture(trainer: Trainer, recorder: Recorder) -> str:
         torch.cuda.empty_cache()
         return f"not captured: {why}"
     return f"passes captured in {time.perf_counter() - begun:.0f} s for {sizes[0]:,} to {sizes[-1]:,} tokens: {why}"
+
+
+def beside_graphs(trainer: Trainer, work: Callable[[], Any]) -> Any:
+    """What `work` gives; where it does not fit into the memory beside graphs, they are given up.
+
+    Of several processes each may wait for the others within `work`, so one alone cannot do it again.
+    """
+    try:
+        return work()
+    except torch.OutOfMemoryError:
+        if trainer.loaded.captured is None or trainer.processes.count > 1:
+            raise
+        trainer.loaded.give_up_graphs()
+    torch.cuda.empty_cache()  # outside of the handler, which holds the tensors of the failed pass
+    return work()
 
 
 def sizes_for(tokens: list[int]) -> list[int]:

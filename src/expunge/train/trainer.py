@@ -314,7 +314,7 @@ class Trainer:
         except torch.OutOfMemoryError as error:
             if self.loaded.captured is None:
                 self._halve(groups, units, error)
-            self.loaded.captured = None  # graphs hold the memory of a whole pass
+            self.loaded.give_up_graphs()
         else:
             self.loaded.join()
             return total

@@ -40,7 +40,7 @@ class UnreadableError(ValueError):
     """Why a content cannot be read, in our own words, without any of it."""
 
 
-def parse_json(data: bytes, *, deepest: int = DEEPEST) -> Any:
+def parse_json(data: bytes) -> Any:
     """The object in JSON text.
 
     Raises:
@@ -54,9 +54,7 @@ def parse_json(data: bytes, *, deepest: int = DEEPEST) -> Any:
         raise UnreadableError(f"invalid JSON at line {error.lineno}, column {error.colno}") from None
     except RecursionError:
         raise UnreadableError("nested too deeply") from None
-    except UnreadableError:
-        raise
-    _check_depth(content, deepest)
+    _check_depth(content)
     return content
 
 
@@ -190,9 +188,9 @@ def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _check_depth(content: Any, deepest: int) -> None:
+def _check_depth(content: Any) -> None:
     level = [content]
-    for _ in range(deepest):
+    for _ in range(DEEPEST):
         level = [
             inner
             for own in level

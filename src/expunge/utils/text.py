@@ -2,7 +2,7 @@
 
 import math
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 UNSEEN_TEXTS = (
     "16 or more texts of the same kind that the model has never seen, such as ones written after its training, or the "
@@ -19,6 +19,17 @@ MISSING = "–"
 """Stands where there is no number."""
 STEERING = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 """Unicode categories of what is not printed: controls, format characters, halves of surrogate pairs, separators."""
+
+
+def comma_list(text: str | None) -> list[str]:
+    """The parts of a list that is written with commas."""
+    return [part.strip() for part in (text or "").split(",") if part.strip()]
+
+
+def first_few(names: Sequence[object], most: int) -> str:
+    """The first of some names, and how many more there are."""
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(map(str, names[:most])) + more
 
 
 def printable(text: str, keep: str = "\n\t") -> str:

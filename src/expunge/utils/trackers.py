@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from expunge.errors import ConfigError
+from expunge.utils.text import comma_list
 
 TRACKERS = ("tensorboard", "wandb")
 
@@ -16,9 +17,12 @@ def check_trackers(report_to: str | None) -> None:
     """
     from importlib.util import find_spec
 
-    for name in report_to.split(",") if report_to else []:
+    asked = comma_list(report_to)
+    if report_to and not asked:
+        raise ConfigError(f"--report-to {report_to}: names no tracker; known are {', '.join(TRACKERS)}")
+    for name in asked:
         if name not in TRACKERS:
-            raise ConfigError(f"--report-to {name or report_to}: unknown; known are {', '.join(TRACKERS)}")
+            raise ConfigError(f"--report-to {name}: unknown; known are {', '.join(TRACKERS)}")
         if find_spec(name) is None:
             raise ConfigError(f"--report-to {name}: is not installed: pip install 'expunge[{name}]'")
 
@@ -33,7 +37,7 @@ class Trackers:
     def __init__(self, report_to: str | None, folder: str, settings: Mapping[str, Any]) -> None:
         self._writer: Any = None
         self._wandb: Any = None
-        names = report_to.split(",") if report_to else []
+        names = comma_list(report_to)
         if "tensorboard" in names:
             from torch.utils.tensorboard import SummaryWriter
 

@@ -1,7 +1,7 @@
 """Metrics and membership attacks; `registry.py` has the decorators, and every other file here registers its own.
 
-memorization.py  of the record of a text's tokens
-generations.py   of what the model said
+memorization.py  of the record of a text's tokens (record.py)
+generations.py   of what the model said; key_facts.py whether it is the fact, refusal.py whether it declines
 truth_ratio.py   of the losses of right and wrong answers
 attacks.py       scores of membership attacks, larger = more likely a member
 aggregate.py     benchmark-level numbers
