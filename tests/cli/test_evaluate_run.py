@@ -1,6 +1,7 @@
 """`evaluate --run`: what a run was made with is what it is scored with; and what a results file says it is of."""
 
 import json
+import random
 import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -325,8 +326,38 @@ def test_the_untouched_model_is_no_reference(work: Path, expunge: Run) -> None:
     for flag, name in (("--reference", "model"), ("--reference", "copy"), ("--origin", "copy")):
         told = expunge("evaluate", "--run", "done", flag, name, "--output", "r.json")
         assert told.code == 2
-        assert f"{flag} {name}: is the untouched model itself, which has seen the texts" in " ".join(told.err.split())
+        assert f"{flag} {name}: is the untouched model, which has seen the texts" in " ".join(told.err.split())
         assert not Path("r.json").exists()
+
+
+def test_a_model_that_was_merged_from_the_run_is_no_reference(work: Path, expunge: Run) -> None:
+    """At a tenth of its scale, too: it has seen the texts, and would set the targets to what is left of them."""
+    assert expunge("merge", "--run", "done", "--output", "merged").code == 0
+    shutil.copytree("model", "copy")
+    for own in (("--run", "done"), ("--model", "merged", *FILES)):
+        for name in ("merged", "copy"):
+            told = expunge("evaluate", *own, "--reference", name, "--output", "r.json")
+            assert told.code == 2
+            assert "which has seen the texts" in " ".join(told.err.split())
+            assert not Path("r.json").exists()
+
+
+def test_membership_is_judged_on_texts_that_are_alike_in_length(work: Path, expunge: Run) -> None:
+    """Questions on one side alone would be told by being questions."""
+    rng = random.Random(0)
+    words = ["sea", "road", "old", "lamp", "stone", "bird", "cold", "river", "wood", "field"]
+    long = [{"text": " ".join(rng.choices(words, k=14)), "task": "ab"[n % 2]} for n in range(32)]
+    asked = [{"text": f"Who is {n}? {n}."} for n in range(9)]
+    write_jsonl(work / "f.jsonl", [*long[:16], *asked])
+    write_jsonl(work / "h.jsonl", [*long[16:], {"text": "And where?"}])
+    files = ("--benchmark", "custom", "--forget", "f.jsonl", "--holdout", "h.jsonl", *SMALL)
+    told = expunge("evaluate", "--model", "model", *files, "--output", "r.json")
+    assert told.code == 0, told.err
+    results = read("r.json")
+    assert results["metrics"]["membership/loss_auc"]["n"] == 32
+    assert [results["metrics"][f"membership/loss_auc/{task}"]["n"] for task in "ab"] == [16, 16]
+    assert results["metrics"]["holdout/exact_memorization"]["n"] == 17, "targets are of all"
+    assert any("9 to forget and 1 unseen ones, much shorter than most" in note for note in results["not_measured"])
 
 
 def test_no_null_stands_alone(work: Path, expunge: Run) -> None:

@@ -243,7 +243,6 @@ CASES: dict[str, Case] = {
     "no cuda here": flag("device", "cuda:99", "--device cuda:99"),
     "device without memory": flag("device", "meta", "--device meta"),
     "tracker empty": flag("report-to", ",", "--report-to ,"),
-    "tracker after a space": flag("report-to", "tensorboard, nothing", "--report-to nothing: unknown"),
     "flag with a newline": ((*TRAIN, "--prompt-format", "a\nb"), "prompt-format", None),
     "resume and dry run": ((*TRAIN, "--dry-run", "--output", "done"), "not empty", None),
     # settings files

@@ -15,7 +15,7 @@ from expunge.errors import ConfigError, DataError, RunError
 from expunge.report import write_report
 from expunge.report.groups import DATA_FILES, group_runs
 from expunge.report.page import Drawings, render
-from expunge.report.run_data import read_run
+from expunge.report.run_data import _other_texts, read_run
 from expunge.utils.progress import Reporter
 from report_runs import entry, write_run
 
@@ -247,6 +247,10 @@ def test_results_on_other_texts_than_the_runs_are_left_out(tmp_path):
     assert warnings("key:one") == []
     assert warnings("other key:two") == []  # another user's, which cannot be compared
     assert warnings("key:two", "tofu") == []  # a benchmark asks in its own words
+    assert len(warnings("key:one", "tofu", benchmark="semeval")) == 1
+    run = read_run(write_run(tmp_path / "custom", manifest={"texts": {"forget": "key:one"}}))
+    for texts, other in (("key:one", False), ("key:two", True)):  # the rows that were forgotten best, as a benchmark
+        assert _other_texts(run, {"benchmark": "lume", "fingerprint": {"texts": {"forget": texts}}}) == other
     assert warnings("key:two", "tofu", benchmark="tofu") == []
     (warning,) = warnings("key:one", "tofu", benchmark="tofu", split="forget01")  # another split
     assert warning.startswith("results_after.json is left out: it is of other texts than those that the run was made")

@@ -192,6 +192,14 @@ def test_a_metric_that_had_nothing_to_lose_does_not_count():
     assert [own.state for own in judged.answers[SAID].numbers] == ["good", "shown"]
 
 
+@pytest.mark.parametrize(("half", "answer"), [(0.09, "not measured"), (0.01, "yes")])
+def test_what_was_as_well_known_as_unseen_texts_had_nothing_to_lose(half, answer):
+    """Fifteen unseen texts, whose mean is .04 lower by chance: a forget set that was never known is not still said."""
+    unseen = {"holdout/rouge_l_recall": entry(0.66, None, half=half)}
+    judged = judge(metrics(0.698, **unseen), metrics(0.703), None).answers[SAID]
+    assert judged.answer == answer
+
+
 def test_the_number_on_which_most_is_left_is_named():
     judged = judge(metrics(**{"forget/exact_match": entry(0.8, "lower", n=10)}), reference=None)
     assert judged.answers[SAID].says == "answers given word for word: 8 of 10"
@@ -279,8 +287,12 @@ def test_a_task_is_judged_by_its_change_from_the_untouched_model(value, answer):
 
 def test_rows_that_were_trained_on_are_said_to_be_that():
     assert any("trained on" in note for note in judge(metrics()).answers[KEPT].notes)
-    more = {"utility/mmlu": entry(0.6, family="utility")}
-    assert not judge(metrics(**more), BEFORE | more).answers[KEPT].notes
+    assert judge(metrics()).lead == "Forgotten: the texts are gone, and the texts to keep are as they were"
+    assert "others may have suffered more" in " ".join(str(judge(metrics())).split())
+    for more in ({"utility/mmlu": entry(0.6, family="utility")}, {"world_facts/probability": entry(0.6)}):
+        judged = judge(metrics(**more), BEFORE | more)
+        assert not judged.answers[KEPT].notes
+        assert judged.lead == "Forgotten: the texts are gone, and the rest is as it was"
 
 
 @pytest.mark.parametrize(
@@ -612,7 +624,8 @@ def test_what_was_not_measured_is_named_once():
 def test_notes_of_the_results_are_called_notes():
     noted = "Membership is reported on the 12 and 16 texts that did not steer the adapter (of 24 and 32)."
     lines = str(judge(metrics(), reference=None, noted=[noted])).splitlines()
-    assert [line[16:].startswith("Membership is") for line in lines if line.startswith("  note  ")] == [True]
+    notes = [line[16:].split(" ")[0] for line in lines if line.startswith("  note  ")]
+    assert notes == ["Membership", "Chance", "Measured"], "the results' own, then those of the answers"
     assert sum(line.startswith("  not measured  ") for line in lines) == 3
     assert not any(line.startswith("  not measured  Membership") for line in lines)
 

@@ -185,9 +185,9 @@ def test_a_results_file_with_a_field_missing_or_no_json_is_refused(tmp_path: Pat
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"average_acc": "high"}', "its average_acc is a string"),
-        ('{"acc": 0.4}', "not a JSON file with a number average_acc"),
-        ("half", "not a JSON file"),
+        ('{"average_acc": "high"}', "average_acc must be int or float"),
+        ('{"acc": 0.4}', "average_acc must be there"),
+        ("half", r"--mmlu .*mmlu\.json: damaged or something else \(invalid JSON"),
         ('{"average_acc": 41}', r"41 is not an accuracy between 0 and 1, 41 % is 0\.41"),
     ],
 )

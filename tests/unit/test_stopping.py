@@ -5,7 +5,7 @@ import random
 from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -19,6 +19,7 @@ from expunge.report.answers import judged
 from expunge.report.scores import Score
 from expunge.train.averaging import MovingAverage
 from expunge.train.early_stopping import EarlyStopping
+from expunge.train.loop import Evaluation
 from expunge.train.scale import choose_scale, judge, most_scales
 from expunge.train.schedule import evaluation_spacing, learning_rate, make_plan, replay_tokens
 from expunge.train.targets import UnseenTokens, at_most_surprise, unseen_nlls
@@ -359,3 +360,12 @@ def test_what_the_texts_to_keep_say_of_a_token_makes_it_likelier() -> None:
     assert all(own < 0.3 for own in found[0][2:4]), "the words of their template"
     assert 2.0 < found[0][4] <= 6.0, "but not what differs in each of them"
     assert at_most_surprise(rows, [[0.0, 6.0, 6.0, 6.0, 6.0]], []) == [[0.0, 6.0, 6.0, 6.0, 6.0]]
+
+
+@pytest.mark.parametrize(("auc", "told"), [(1.0, False), (0.7, False), (0.56, True), (0.2, True)])
+def test_texts_that_are_no_more_familiar_than_unseen_ones_are_doubted(auc: float, told: bool) -> None:
+    """Of 30 texts a side chance has a standard deviation of .075."""
+    untouched = SimpleNamespace(auc=auc, auc_sd=0.075)
+    stopping = SimpleNamespace(criteria=Criteria())
+    evaluation = Evaluation(cast(Any, SimpleNamespace(untouched=untouched)), cast(Any, stopping), 1)
+    assert bool(evaluation.doubt()) == told

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from expunge.utils import latex
-from expunge.utils.text import show_bytes, show_duration, show_number
+from expunge.utils.text import comma_list, first_few, show_bytes, show_duration, show_number
 
 
 @pytest.mark.parametrize(
@@ -50,3 +50,13 @@ def test_a_table_has_its_headings_and_rules():
         r"% \usepackage{booktabs}", "% of two runs", r"\begin{tabular}{lr}", r"\toprule", r" & a \& b \\", r"\midrule",
         r"\multicolumn{2}{l}{\emph{Part}} \\", r"x & 1 \\", r"y & 2 \\", r"\bottomrule", r"\end{tabular}",
     ]  # fmt: skip
+
+
+def test_a_list_on_the_command_line_may_have_spaces() -> None:
+    assert comma_list(" a, b ,,c ") == ["a", "b", "c"]
+    assert comma_list(None) == comma_list(" , ") == []
+
+
+def test_of_many_names_the_first_are_told() -> None:
+    assert first_few([1, 2, 3], 3) == "1, 2, 3"
+    assert first_few(range(2000), 2) == "0, 1 and 1,998 more"

@@ -84,7 +84,7 @@ class ElicitConfig:
         )  # fmt: skip
 
     @property
-    def comma_list(self) -> list[str]:
+    def names(self) -> list[str]:
         """The name and its other spellings."""
         return list(dict.fromkeys([self.about.strip(), *comma_list(self.alias)]))
 

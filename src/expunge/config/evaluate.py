@@ -13,6 +13,7 @@ from expunge.config.checks import (
     check_types,
     exclusive,
     first_failed,
+    flag,
     other_origin,
 )
 from expunge.errors import ConfigError
@@ -119,7 +120,7 @@ class EvaluateConfig:
         benchmark = self.benchmark or "semeval"
         custom, official = benchmark == "custom", benchmark in ("semeval", "lume")
         own_files = [
-            f"--{name}"
+            flag(name)
             for name in ("forget", "retain", "test", "retain_test", "holdout", "paraphrased", "columns")
             if getattr(self, name)
         ]

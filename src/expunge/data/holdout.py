@@ -91,10 +91,7 @@ def documents(members: Sequence[Example], nonmembers: Sequence[Example]) -> list
         raise DataError(
             f"{len(both)} of the unseen texts are among those to be forgotten: give texts that the model has never seen"
         )
-    least = _least_length([*members, *nonmembers])
-    long = [[own for own in side if length(own) >= least] for side in sides]
-    enough = all(len(set(example_hashes(side))) // 2 >= FEWEST for side in long)
-    found = [Side(list(own), families(own)) for own in (long if enough else sides)]
+    found = [Side(own, families(own)) for own in long_alone(*sides)]
     for name, side, different in zip(("forgotten", "unseen"), found, hashes, strict=True):
         count, half = len(side.texts), len(different) // 2
         if count > 1 and len(set(side.family)) == 1:
@@ -108,6 +105,14 @@ def documents(members: Sequence[Example], nonmembers: Sequence[Example]) -> list
                 f"as well as {2 * FEWEST} unseen ones, and there are {len(hashes[0])} and {len(hashes[1])}"
             )
     return found
+
+
+def long_alone(members: Sequence[Example], nonmembers: Sequence[Example]) -> list[list[Example]]:
+    """Both sides without the texts that are much shorter than most; whole where few would be left on one."""
+    sides, least = (members, nonmembers), _least_length([*members, *nonmembers])
+    long = [[own for own in side if length(own) >= least] for side in sides]
+    enough = all(len(set(example_hashes(side))) // 2 >= FEWEST for side in long)
+    return long if enough else [[*side] for side in sides]
 
 
 def split_off(

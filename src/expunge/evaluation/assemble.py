@@ -94,11 +94,19 @@ def row_entries(measurement: Measurement, rows: RowSet) -> dict[str, Estimate]:
 
 
 def membership_entries(measurement: Measurement) -> dict[str, Estimate]:
-    """AUC and the share of members found at few false alarms, of every attack."""
+    """AUC and the share of members found at few false alarms, of every attack; the AUC also of every task with enough
+    texts on either side, where there are several tasks.
+    """
     found = {}
-    for name, (members, nonmembers) in measurement.attacks.items():
-        sides, source = (members.values, nonmembers.values), measurement.metrics["membership", name].source
+    for name, own in measurement.attacks.items():
+        sides, source = (own[0].values, own[1].values), measurement.metrics["membership", name].source
         found[f"membership/{name}_auc"] = auc_estimate(*sides).read_as("target", "membership", source, CHANCE_AUC)
+        tasks = sorted(set.intersection(*({*side.tasks} for side in own)) - {""})
+        for task in tasks if len({*own[0].tasks, *own[1].tasks}) > 1 else ():
+            members, nonmembers = (side.of_task(task).values for side in own)
+            if min(len(members), len(nonmembers)) >= FEWEST:
+                entry = auc_estimate(members, nonmembers).read_as("target", "membership", source, CHANCE_AUC)
+                found[f"membership/{name}_auc/{task}"] = entry
         for rate in FALSE_ALARMS:
             share = tpr_estimate(*sides, rate).read_as("target", "membership", f"{source}; {CARLINI}", rate)
             found[f"membership/{name}_tpr_at_{round(100 * rate)}_fpr"] = share

@@ -21,7 +21,7 @@ from expunge.model.load import load_tokenizer
 from expunge.model.source import check_model
 from expunge.runs.manifest import known_base
 from expunge.runs.reads import data_path
-from expunge.runs.record import check_adapter_kept, read_manifest
+from expunge.runs.record import MERGED, check_adapter_kept, merged_from, read_manifest
 from expunge.runs.settings import check_finished, run_settings
 from expunge.runs.texts import other_texts, run_rows
 
@@ -58,7 +58,7 @@ def resolved(config: EvaluateConfig) -> EvaluateConfig:
         settings = _settings(Path(config.run), "--run")
         benchmark = config.benchmark or settings.get("benchmark") or "custom"
         given = config
-        files = OWN_FILES if benchmark == "custom" else BENCHMARK_FILES
+        files: tuple[str, ...] = OWN_FILES if benchmark == "custom" else BENCHMARK_FILES
         other = {"test": "retain_test", "retain_test": "test"}  # of these a run gives none where the other is asked for
         files = tuple(name for name in files if not getattr(config, other.get(name, ""), None))
         same = benchmark == (settings.get("benchmark") or "custom")
@@ -190,9 +190,13 @@ def check_reference(config: EvaluateConfig, reference: str, suite: Suite, *, fla
         theirs = load_tokenizer(reference, trust_remote_code=config.trust_remote_code)
     except ModelError as error:
         raise ModelError(str(error).replace("--model", flag, 1)) from None
-    if config.adapter and known_base(reference) == known_base(config.model) is not None:
+    own = known_base(config.model) if config.adapter or (Path(config.model) / MERGED).is_file() else None
+    other = known_base(reference) if own is not None else None
+    untouched = own if config.adapter else merged_from(config.model, own)[1]
+    if untouched is not None and untouched in (other, merged_from(reference, other)[1]):
+        what = "is" if untouched == other else "was merged from an adapter on"
         raise ModelError(
-            f"{flag} {reference}: is the untouched model itself, which has seen the texts: give one that never did, or "
+            f"{flag} {reference}: {what} the untouched model, which has seen the texts: give one that never did, or "
             "leave it out"
         )
     ours = load_tokenizer(config.model, trust_remote_code=config.trust_remote_code, revision=config.revision)

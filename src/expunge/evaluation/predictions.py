@@ -193,7 +193,10 @@ def read_mmlu(value: str) -> float:
     except ValueError:
         if not Path(value).is_file():
             raise DataError(f"--mmlu {value}: neither a number nor a file") from None
-        accuracy = read_object(Path(value), DataError, fields={"average_acc": NUMBER})["average_acc"]
+        try:
+            accuracy = read_object(value, DataError, fields={"average_acc": NUMBER})["average_acc"]
+        except DataError as error:
+            raise DataError(f"--mmlu {error}") from None
     if not 0 <= accuracy <= 1:
         mend = f", {accuracy:g} % is {accuracy / 100:g}" if 1 < accuracy <= 100 else ""
         raise DataError(f"--mmlu {value}: {accuracy:g} is not an accuracy between 0 and 1{mend}")

@@ -42,9 +42,7 @@ def put_adapter(model: PreTrainedModel, folder: Path, alphas: Mapping[str, Any] 
             config = PeftConfig.from_pretrained(str(folder))
             for key, value in (alphas or {}).items():
                 setattr(config, key, value)
-            peft_model = PeftModel.from_pretrained(
-                model, str(folder), config=config, torch_device=str(model.device)
-            ).eval()
+            peft_model = PeftModel.from_pretrained(model, str(folder), config=config, torch_device="cpu").eval()
             # Embeddings that are adapted may stand in the file as well, or not.
             least, most = (
                 set(get_peft_model_state_dict(peft_model, save_embedding_layers=own)) for own in (False, "auto")

@@ -11,7 +11,15 @@ from typing import Any
 
 from expunge.config.criteria import Criteria
 from expunge.report.answers import STATES, Answer
-from expunge.report.questions import TO_SCORE, recognisable, rest_kept, speaks_well, still_said, unseen_given
+from expunge.report.questions import (
+    ON_TRAINED,
+    TO_SCORE,
+    recognisable,
+    rest_kept,
+    speaks_well,
+    still_said,
+    unseen_given,
+)
 from expunge.report.run_data import RunData, read_run
 from expunge.report.scores import number
 from expunge.runs.record import VERDICT
@@ -83,6 +91,7 @@ class Verdict:
         others = [text for text in self.not_measured if text not in {own.question for own in self.answers}]
         unmeasured = [text for text in others if text in UNMEASURED]
         notes = [text for text in others if text not in UNMEASURED]
+        notes += dict.fromkeys(note for own in self.answers for note in own.notes)
         sides = (("not measured", unmeasured), ("note", notes), ("warning", self.warnings), ("next", self.next))
         lines += [_folded(f"  {name:<14}", text) for name, texts in sides for text in texts]
         return "\n".join(lines)
@@ -149,7 +158,8 @@ def _overall(finished: bool, answers: Sequence[Answer]) -> tuple[str, str]:
     missing = sum(own.state != "good" for own in answers)
     if missing:
         return "open", f"Not shown yet: {missing} of {len(answers)} questions are open"
-    return "good", "Forgotten: the texts are gone, and the rest is as it was"
+    kept = "the texts to keep are as they were" if ON_TRAINED in answers[2].notes else "the rest is as it was"
+    return "good", f"Forgotten: the texts are gone, and {kept}"
 
 
 def _next(run: RunData, answers: Sequence[Answer]) -> tuple[str, ...]:

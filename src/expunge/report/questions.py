@@ -33,13 +33,16 @@ from expunge.utils.text import UNSEEN_TEXTS, show_number
 
 UNSEEN = ("holdout", "nonmember")
 """Sets that the model has never seen."""
-OTHERS = {*UNSEEN, "test", "utility", "all"}
-"""Sets that tell of the rest, and that a run does not train on."""
+TRAINED = "retain"
+"""The set of texts to keep that a run trains on."""
+ON_TRAINED = "Measured on texts that the run trained on to keep them: others may have suffered more."
 WITH_UNSEEN = ("semeval", "lume", "muse")
 """Benchmarks that bring texts like those to forget that the model has never seen."""
 LEAST_GAP = 0.02
-"""A metric on which the untouched model is closer to its target than this has nothing to lose."""
+"""A metric on which the untouched model is closer to its target than this, or than chance on so few texts, has nothing
+to lose."""
 UNKNOWN = "no value of the untouched model"
+NEVER_SEEN = "texts that it has never seen"
 FEWEST_KEPT = 10
 """That none of fewer texts to keep is lost shows little; that some are counts."""
 FEWEST_TEXTS = 2
@@ -65,7 +68,7 @@ def still_said(run: RunData, criteria: Criteria) -> Answer:
             numbers.append(shown(score, before, target, whose, "no target is known"))
         elif before is None and not plain:
             numbers.append(shown(score, before, target, whose, UNKNOWN))
-        elif before is not None and before - target < LEAST_GAP:
+        elif before is not None and before - target < max(LEAST_GAP, _by_chance(run, score, whose)):
             numbers.append(shown(score, before, target, whose, "nothing to lose: it was low before"))
         else:
             start = target if before is None else before
@@ -196,8 +199,8 @@ def rest_kept(run: RunData, criteria: Criteria) -> Answer:
         return Answer(KEPT, "not measured", "not measured", "no scores of the rest", rule, need, tuple(numbers))
     flag = "" if unseen_given(run) else " (--holdout FILE)"
     notes = [] if drift else [f"No texts that the model has never seen were measured{flag}."]
-    if not {own.key.split("/")[0] for own in numbers if own.state != "shown" and own not in drift} & OTHERS:
-        notes.append("Measured on texts that the run trained on to keep them: others may have suffered more.")
+    if {own.key.split("/")[0] for own in numbers if own.state != "shown" and own not in drift} <= {TRAINED}:
+        notes.append(ON_TRAINED)
     answer = answered(KEPT, ("no", "yes"), numbers, rule, notes)
     if scored or answer.state == "bad":
         return answer
@@ -274,7 +277,7 @@ def _target(run: RunData, score: Score) -> tuple[float | None, str]:
     """
     whose, unseen = _reference(run), []
     if score.target is None and score.set == "forget":
-        unseen = [("after", f"{side}/{score.name}", "texts that it has never seen") for side in UNSEEN]
+        unseen = [("after", f"{side}/{score.name}", NEVER_SEEN) for side in UNSEEN]
     known = [("retrained", score.key, whose)]
     for role, key, text in unseen + known if whose == ORIGIN else known + unseen:
         found = run.scores.get(role, {}).get(key)
@@ -283,6 +286,19 @@ def _target(run: RunData, score: Score) -> tuple[float | None, str]:
     if score.target is not None:
         return score.target, CHANCE
     return (0.0, NONE) if score.name.startswith(tuple(PLAIN)) else (None, "")
+
+
+def _by_chance(run: RunData, score: Score, whose: str) -> float:
+    """How far the untouched model's value can be from that of unseen texts by both intervals; 0 of other targets.
+
+    A forget set that was never known is as well said as other texts are.
+    """
+    if whose != NEVER_SEEN:
+        return 0.0
+    after = run.scores["after"]
+    unseen = next(own for side in UNSEEN if (own := after.get(f"{side}/{score.name}")) and own.known)
+    pair = run.scores.get("before", {}).get(score.key, score), unseen
+    return math.hypot(*((own.high - own.low) / 2 for own in pair if own.bounded))
 
 
 def _drift(run: RunData, criteria: Criteria) -> list[Number]:

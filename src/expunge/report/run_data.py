@@ -172,13 +172,11 @@ def _foreign(role: str, results: Mapping[str, Any], run: RunData, adapter: str |
 
 
 def _other_texts(run: RunData, results: Mapping[str, Any]) -> bool:
-    """Whether results on the run's own benchmark, or on files of the user's, are of another forget set."""
-    benchmark, own = results["benchmark"], run.settings.get("benchmark")
-    if benchmark not in ("custom", own) and not {benchmark, own} <= {"semeval", "lume"}:
-        return False
-    if benchmark in SPLIT:  # asks for rows of other files than those that a run is given
+    """Whether results are of another forget set than the run's, as far as that is known."""
+    benchmark, own = results["benchmark"], run.settings.get("benchmark") or "custom"
+    if benchmark in SPLIT:  # asks for rows of other files than those that a run is given, which may be the user's
         pair = [given.get("split") or SPLIT[benchmark] for given in (run.settings, results.get("settings") or {})]
-        return pair[0] != pair[1]
+        return own != "custom" and (own != benchmark or pair[0] != pair[1])
     pair = [(given.get("texts") or {}).get("forget") for given in (run.manifest, results.get("fingerprint") or {})]
     keys = {str(digest).partition(":")[0] for digest in pair}
     return all(pair) and len(keys) == 1 and pair[0] != pair[1]

@@ -70,7 +70,9 @@ VERDICT = "verdict.json"
 """In a run: what it was judged to be by the scores that were there; it goes before these change."""
 MERGED = "expunge_merge.json"
 """In a merged model: what it is made of, and its files, which are all that `--overwrite` may remove."""
-MERGED_FIELDS = {"files": [str], "adapter_fingerprint?": (str, NoneType), "merged_sha256?": str}
+MERGED_FIELDS = {
+    "files": [str], "adapter_fingerprint?": (str, NoneType), "merged_sha256?": str, "model_sha256?": str,
+}  # fmt: skip
 WEIGHTS = "adapter_model.safetensors"
 UNUSED = ("base_model_name_or_path", "revision", "peft_version", "inference_mode", "auto_mapping")
 """Settings of an adapter that change nothing of what it computes."""
@@ -190,18 +192,19 @@ def _plain(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def merged_from(model: str, fingerprint: str) -> str | None:
-    """The fingerprint of the adapter that a merged model was made of; None of any other model, or a changed one.
+def merged_from(model: str, fingerprint: str | None) -> tuple[str | None, str | None]:
+    """The fingerprints of the adapter and of the base that a merged model was made of; None of any other model, or a
+    changed one.
 
     Args:
         model: The model.
         fingerprint: Of its weights and configuration as they are.
     """
     file = Path(model) / MERGED
-    if not file.is_file():
-        return None
-    note = read_object(file, fields=MERGED_FIELDS)
-    return note.get("adapter_fingerprint") if note.get("merged_sha256") == fingerprint else None
+    note = read_object(file, fields=MERGED_FIELDS) if file.is_file() else {}
+    if fingerprint is None or note.get("merged_sha256") != fingerprint:
+        return None, None
+    return note.get("adapter_fingerprint"), note.get("model_sha256")
 
 
 def check_adapter_kept(run: Path, manifest: dict[str, Any], flag: str = "") -> str | None:

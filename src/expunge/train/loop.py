@@ -74,6 +74,16 @@ class Evaluation:
         stopping = EarlyStopping(config.criteria, validator.untouched, config.patience)
         return cls(validator, stopping, evaluation_every(trainer, rows))
 
+    def doubt(self) -> str:
+        """That the untouched model finds the texts no more familiar than unseen ones, where that is so."""
+        own = self.validator.untouched
+        if own.auc > self.stopping.criteria.auc(own.auc_sd).most:
+            return ""
+        return (
+            f"the untouched model finds the texts to forget no more familiar than the unseen ones (AUC {own.auc:.2f}): "
+            "it does not know them by heart, or has seen the unseen ones, too"
+        )
+
     def step(self, done: int, trainer: Trainer) -> tuple[dict[str, Any], str]:
         """Measure the average after so many steps; gives what the log and what the user should see."""
         with trainer.average.applied():
@@ -140,6 +150,8 @@ def _unlearn(
             trainer.compute_reference(reporter, cache, run.fingerprint)
         with reporter.working("evaluating the untouched model"):
             evaluation = Evaluation.of(prepared, trainer)
+        if evaluation and (doubt := evaluation.doubt()):
+            reporter.warn(doubt)
         start = resume(run, trainer, evaluation) if config.resume else 0
         processes.agree(start, "checkpoints")
         if config.resume:

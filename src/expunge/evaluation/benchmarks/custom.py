@@ -6,7 +6,7 @@ from dataclasses import replace
 from expunge.config import EvaluateConfig
 from expunge.data.examples import Example, parse_columns, read_examples
 from expunge.data.families import normalized
-from expunge.data.holdout import unseen_texts
+from expunge.data.holdout import long_alone, unseen_texts
 from expunge.data.retain_test import set_apart, without_forgotten
 from expunge.errors import DataError
 from expunge.evaluation.measurement import document_of
@@ -43,12 +43,20 @@ def read(config: EvaluateConfig) -> Suite:
                 f"{left_out} of {len(read['holdout'])} holdout texts stand in the forget or retain set too, or "
                 "nearly so, so they are no unseen ones and were left out."
             )
-        documents = Documents(read["forget"], unseen, names=("forget", HOLDOUT), even=True) if unseen else None
+        if unseen:
+            members, nonmembers = long_alone(read["forget"], unseen)  # those that a run is steered by, too
+            documents = Documents(members, nonmembers, names=("forget", HOLDOUT), even=True)
+            short = len(read["forget"]) - len(members), len(unseen) - len(nonmembers)
+            if any(short):
+                notes.append(
+                    f"Membership is judged on the longer texts: {short[0]} to forget and {short[1]} unseen ones, much "
+                    "shorter than most, are left out of it."
+                )
     else:
         notes.append("No unseen texts were given (--holdout): no membership attack was run.")
     sets = tuple(_rows(name, read[name]) for name in ("forget", "retain", "test") if name in read)
     if documents:  # what the forget set's metrics come to on texts that nobody has seen: their targets
-        sets = (*sets, replace(_rows(HOLDOUT, [*documents.nonmembers]), metrics=floored(sets[0].metrics)))
+        sets = (*sets, replace(_rows(HOLDOUT, unseen), metrics=floored(sets[0].metrics)))
     if config.paraphrased:
         again = _by_id(config.paraphrased, read_examples(config.paraphrased, columns=columns), read["forget"])
         sets = (replace(sets[0], paraphrased=[again.pop(row.id, None) for row in read["forget"]]), *sets[1:])
