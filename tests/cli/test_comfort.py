@@ -116,6 +116,7 @@ def test_the_bound_of_a_merge_is_said(work: Path, expunge: Run) -> None:
     strict = expunge("merge", "--run", "run", "--output", "again", "--strict")
     assert strict.code == 3, "nobody has measured that it is a success"
     assert "survives" in strict.out
+    assert "verdict                  Not" in strict.out
 
 
 def test_tokenizer_and_chat_template_are_beside_the_adapter_and_in_the_merged_model(work: Path, expunge: Run) -> None:

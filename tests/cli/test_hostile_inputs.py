@@ -348,7 +348,7 @@ CASES: dict[str, Case] = {
         broken_predictions,
     ),
     "score deep json": (
-        (*SCORE, "--mmlu", "deep.json"), "deep.json: not a JSON file", file("deep.json", "[" * 100_000),
+        (*SCORE, "--mmlu", "deep.json"), "--mmlu deep.json: damaged", file("deep.json", "[" * 100_000),
     ),
     "score deep row": (
         SCORE, "forget.jsonl:1: JSON nested too deeply",

@@ -24,6 +24,7 @@ def test_the_model_learns_what_to_say_instead(texts, expunge):
     done = expunge(*UNLEARN, *SLOW, "--instead", "instead.jsonl")
     assert done.code == 0, done.err
     assert "instead ↓" in done.out
+    assert ("not learned yet" in done.err) == (losses("run")["instead"]["after"] > 1)
     found = losses("run")
     assert found["instead"]["after"] < found["instead"]["before"] - 1
     assert found["forget"]["after"] > found["forget"]["before"] + 0.5
@@ -37,6 +38,13 @@ def test_the_model_learns_what_to_say_instead(texts, expunge):
     assert manifest["terms"][-1]["name"] == "instead"
     for name, content in snapshot(texts / "run").items():
         assert b"Nobody here can say" not in (content or b""), name
+
+
+def test_what_is_not_learned_is_said(texts, expunge):
+    done = expunge(*UNLEARN, *QUICK, "--instead", "instead.jsonl")
+    assert done.code == 0, done.err
+    assert losses("run")["instead"]["after"] > 1
+    assert "--instead: these answers are not learned yet" in " ".join(done.err.split())
 
 
 def test_a_repeated_run_must_be_given_the_same(texts, expunge):

@@ -368,6 +368,14 @@ def test_resumed_equals_uninterrupted_bit_for_bit(work: Path, expunge: Run) -> N
     assert manifest("run")["steps"] == manifest("whole")["steps"] == 7
 
 
+def test_resume_of_a_folder_without_a_run_says_so(work: Path, expunge: Run) -> None:
+    told = expunge("unlearn", "--resume", "--output", "none")
+    assert (told.code, told.err) == (
+        2,
+        "expunge: error: --resume: none holds no run that was begun: look at --output\n",
+    )
+
+
 @pytest.mark.parametrize("output", ["run", "runs/one"])
 def test_resume_from_another_folder_says_where_the_run_was_started(work: Path, expunge: Run, output: str) -> None:
     shutil.rmtree("done")

@@ -50,6 +50,7 @@ def judge(
     settings=None,
     noted=(),
     evaluated=None,
+    calibration=None,
 ) -> Verdict:
     """The verdict on a run whose files hold these metrics."""
     roles = {"before": before, "after": after, "retrained": reference}
@@ -64,7 +65,7 @@ def judge(
         "loss_nats_per_completion_token": losses or {},
     }
     scores = {role: read_scores(own) for role, own in results.items()}
-    return verdict(RunData(Path("run"), "run", manifest, results=results, scores=scores))
+    return verdict(RunData(Path("run"), "run", manifest, calibration=calibration or {}, results=results, scores=scores))
 
 
 def answers(judged: Verdict) -> list[str]:
@@ -302,6 +303,7 @@ def test_rows_that_were_trained_on_are_said_to_be_that():
         ({"retain": (0.2, 5)}, "no", []),
         ({"retain": (0.9, 50), "test": (0.9, 2)}, "yes", ["test"]),
         ({"retain": (0.9, 50), "test": (0.2, 2)}, "no", []),
+        ({"retain": (0.9, 50), "test": (0.8, 7)}, "unclear", []),  # four of seven in place of six
         ({"retain": (0.9, 8), "test": (0.9, 2)}, "unclear", []),
         ({"retain": (0.9, 50), "test": (0.9, 20)}, "yes", ["retain"]),
         ({"retain": (0.2, 50), "test": (0.9, 20)}, "no", []),  # what was trained on to be kept is lost
@@ -310,7 +312,10 @@ def test_rows_that_were_trained_on_are_said_to_be_that():
     ],
 )
 def test_few_texts_to_keep_and_those_trained_on_can_show_a_loss_alone(sets, answer, shown):
-    own = {f"{name}/rouge_l_recall": entry(value, n=n) for name, (value, n) in sets.items()}
+    own = {
+        f"{name}/rouge_l_recall": entry(value, n=n, half=0.2 if value == 0.8 else 0.01)
+        for name, (value, n) in sets.items()
+    }
     before = {key: entry(0.9, n=found["n"]) for key, found in own.items()}
     judged = judge(metrics() | own, BEFORE | before, None).answers[KEPT]
     assert judged.answer == answer
@@ -671,3 +676,30 @@ def test_a_score_of_the_rest_that_was_0_has_nothing_to_lose() -> None:
     assert [number.limit for number in kept.numbers if number.key == "retain/exact_match"] == [
         "nothing to lose: it was 0 before"
     ]
+
+
+@pytest.mark.parametrize(
+    ("stopped", "advice", "never"),
+    [
+        ("all criteria are met 2 times in a row, at step 96", "so that a longer one ends there", "Train longer"),
+        ("nothing has become better since step 48", "Train longer (--patience)", "ends there"),
+        ("all steps are done", "Train longer (--epochs)", "ends there"),
+    ],
+)
+def test_more_steps_are_not_advised_where_they_would_change_nothing(stopped, advice, never):
+    judged = judge(metrics(auc=0.9), reference=None, calibration={"stopped": stopped, "selection_hmac": ["x"]})
+    assert any(advice in step for step in judged.next)
+    assert not any(never in step for step in judged.next)
+
+
+@pytest.mark.parametrize(("name", "told"), [("test", True), ("retain", False)])
+def test_texts_that_were_set_apart_can_be_trained_on(name, told):
+    own = {f"{key}/probability": entry(0.5 if key == name else 0.9) for key in ("retain", "test")}
+    before = {key: entry(0.9) for key in own}
+    assert any("--retain-test 0" in step for step in judge(metrics() | own, BEFORE | before).next) == told
+
+
+def test_texts_without_prompts_are_not_asked_to_be_scored_again():
+    after = {key: found for key, found in metrics().items() if not key.endswith("repetition")}
+    answer = judge(after, BEFORE).answers[SPEAKS]
+    assert (answer.answer, answer.need.split(":")[0]) == ("not measured", "Give texts with prompts")

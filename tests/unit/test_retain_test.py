@@ -4,6 +4,7 @@ import json
 import random
 from dataclasses import replace
 from pathlib import Path
+from unicodedata import normalize
 
 import pytest
 
@@ -112,6 +113,14 @@ def test_what_is_to_be_forgotten_is_neither_kept_nor_tested_on(files, tmp_path, 
             read()
 
 
+def test_a_text_in_another_composition_is_the_same_text(files, tmp_path):
+    text = Example("a", "Где живёт Андрей?", "Андрей живёт в доме у реки.")
+    apart = replace(text, prompt=normalize("NFD", text.prompt), completion=normalize("NFD", text.completion))
+    assert apart.completion != text.completion
+    files |= {"forget": write(tmp_path / "f.jsonl", [text]), "retain": write(tmp_path / "r.jsonl", [apart, *ROWS])}
+    assert len(read_sets(UnlearnConfig(**files, retain_test=0.0)).retain) == len(ROWS)
+
+
 def test_texts_to_keep_that_nearly_are_texts_to_forget_are_told(files, tmp_path):
     place = "lives in the house behind the old mill by the river in"
     forget = [Example(f"f{n}", "", f"{own} {place} Larch Lane {n}.") for n, own in enumerate(NAMES)]
@@ -125,6 +134,7 @@ def test_texts_to_keep_that_nearly_are_texts_to_forget_are_told(files, tmp_path)
     assert len(sets.retain) == len(NAMES) + 2
     (told,) = sets.warnings
     assert told.startswith("2 of the retain texts are nearly the same as texts to forget")
+    assert told.endswith(": r-13, r-14")
     files["retain"] = write(tmp_path / "r.jsonl", like)
     assert read_sets(UnlearnConfig(**files)).warnings == []
 

@@ -188,9 +188,10 @@ def test_values_of_rows_that_are_no_text_are_refused(tmp_path: Path) -> None:
 
 def test_a_merged_model_is_known_by_its_note_until_it_is_changed(tmp_path: Path) -> None:
     assert merged_from(str(tmp_path), "weights") is None
-    note = {"files": [], "adapter_fingerprint": "adapter", "merged_sha256": "weights"}
+    note = {"files": [], "adapter_fingerprint": "adapter", "merged_sha256": "weights", "model_sha256": "base"}
     (tmp_path / "expunge_merge.json").write_text(json.dumps(note))
     assert merged_from(str(tmp_path), "weights") == "adapter"
+    assert merged_from(str(tmp_path), "weights", "model_sha256") == "base"
     assert merged_from(str(tmp_path), "other weights") is None
 
 

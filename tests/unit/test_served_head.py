@@ -12,7 +12,6 @@ from expunge.data.examples import Example
 from expunge.data.tokenize import PromptFormat, tokenize
 from expunge.evaluation.generate import greedy
 from expunge.evaluation.metrics.memorization import mean_nll
-from expunge.evaluation.passes import adapter_off
 from expunge.evaluation.teacher_forcing import token_records
 from expunge.model.load import load_model
 from expunge.model.saved import attach_adapter
@@ -59,7 +58,7 @@ def test_losses_and_words_are_those_of_the_model_with_its_adapter(tmp_path: Path
 
     served: Callable[[], list[float]] = lambda: [mean_nll(record) for record in token_records(loaded, rows)]  # noqa: E731
     assert served() == pytest.approx(own(), **close)
-    with adapter_off(loaded):
+    with loaded.adapter_off():
         untouched = own()
         assert served() == pytest.approx(untouched, **close)
     assert untouched != pytest.approx(own(), **close)

@@ -14,7 +14,7 @@ from expunge.cli.elicit import elicit
 from expunge.cli.output import NOT_AS_PROMISED, Output
 from expunge.cli.reports import ReportSettings, VerdictSettings, report, verdict, write_run_report
 from expunge.config import CalibrateConfig, ElicitConfig, EvaluateConfig, UnlearnConfig
-from expunge.errors import UserError
+from expunge.errors import ConfigError, UserError
 from expunge.evaluation.tables import facts_lines, loss_table, metrics_table, scale_table, semeval_table
 from expunge.utils.ranks import is_writer
 from expunge.utils.text import comma_list
@@ -291,8 +291,11 @@ def merge(settings: MergeSettings, out: Output) -> int:
     kept = f"survives the rounding: {within}" if found.survives else f"DOES NOT SURVIVE: {found.reason}"
     out.text(f"forgetting               {kept}")
     out.results = {**dataclasses.asdict(found), "output": str(found.output)}
-    success = found.survives and not (settings.strict and not verdict(settings.run).success)
-    return 0 if success else NOT_AS_PROMISED
+    if not (found.survives and settings.strict):
+        return 0 if found.survives else NOT_AS_PROMISED
+    judged = verdict(settings.run)
+    out.text(f"verdict                  {judged.lead} (`expunge verdict {settings.run}`)")
+    return 0 if judged.success else NOT_AS_PROMISED
 
 
 _TABLE = (
@@ -388,5 +391,8 @@ def recorded(words: list[str]) -> dict[str, Any]:
     if given.get("--resume", "false") != "false" and given.get("--output"):
         from expunge.runs.settings import resumed_settings
 
-        return resumed_settings(given["--output"])
+        if found := resumed_settings(given["--output"]):
+            return found
+        if "--model" not in given and "--config" not in given:
+            raise ConfigError(f"--resume: {given['--output']} holds no run that was begun: look at --output")
     return {}

@@ -190,10 +190,11 @@ def check_reference(config: EvaluateConfig, reference: str, suite: Suite, *, fla
         theirs = load_tokenizer(reference, trust_remote_code=config.trust_remote_code)
     except ModelError as error:
         raise ModelError(str(error).replace("--model", flag, 1)) from None
-    own = known_base(config.model) if config.adapter or (Path(config.model) / MERGED).is_file() else None
-    other = known_base(reference) if own is not None else None
-    untouched = own if config.adapter else merged_from(config.model, own)[1]
-    if untouched is not None and untouched in (other, merged_from(reference, other)[1]):
+    untouched = known_base(config.model) if config.adapter or (Path(config.model) / MERGED).is_file() else None
+    if untouched and not config.adapter:
+        untouched = merged_from(config.model, untouched, "model_sha256")
+    other = known_base(reference) if untouched else None
+    if other and untouched in (other, merged_from(reference, other, "model_sha256")):
         what = "is" if untouched == other else "was merged from an adapter on"
         raise ModelError(
             f"{flag} {reference}: {what} the untouched model, which has seen the texts: give one that never did, or "

@@ -98,7 +98,7 @@ def _evaluate(config: EvaluateConfig, reporter: Reporter, processes: Processes) 
             "base": base,
             "prompt_format": str(prompt_format),
             "texts": {"forget": texts_fingerprint(suite["forget"].examples)},
-            "merged": merged_from(config.model, base)[0],
+            "merged": merged_from(config.model, base),
             "adapter": scored,
         }
     if adapter and adapter_fingerprint(adapter) != scored:

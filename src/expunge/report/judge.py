@@ -177,9 +177,18 @@ def _next(run: RunData, answers: Sequence[Answer]) -> tuple[str, ...]:
     unseen = unseen_given(run)
     most = run.settings.get("max_steps")
     limit = "--max-steps" if most and run.manifest.get("steps") == most else "--epochs"
+    stopped = str(run.calibration.get("stopped", ""))
+    limit = "--patience" if stopped.startswith("nothing has become better") else limit
+    met = stopped.startswith("all criteria are met")
+    lost = {own.key.split("/")[0] for own in answers[2].numbers if own.state == "bad"}
     steps = {
-        f"Train longer ({limit}) or at a higher --learning-rate: the texts are still there.": said,
-        f"Train longer ({limit}): the texts are not yet as unlikely as unseen ones.": short and unseen and not said,
+        f"Train longer ({limit}) or at a higher --learning-rate: the texts are still there.": said and not met,
+        f"Train longer ({limit}): the texts are not yet as unlikely as unseen ones.": short
+        and unseen
+        and not (said or met),
+        "The run met all criteria on the texts that steered it, so that a longer one ends there, too: give more unseen "
+        "texts (--holdout), and compare with a retrained model (--reference), which may be told as well.": met
+        and (said or short),
         "The texts are less likely than unseen ones: lower the adapter's scale (`expunge calibrate`).": told
         and too_far,
         **dict(zip(RATIOS.values(), elsewhere, strict=True)),
@@ -188,6 +197,8 @@ def _next(run: RunData, answers: Sequence[Answer]) -> tuple[str, ...]:
         and not (aucs or said),
         "Give unseen texts of the same kind (--holdout), so that it stops where they are.": short and not unseen,
         "Give more texts to keep, close to those to forget, or raise --retain-weight.": rest,
+        "Texts that were set apart (--retain-test) are not trained on: with --retain-test 0 all texts to keep are, and "
+        "nothing says then whether others are kept.": rest and lost == {"test"},
         DECLINES: declines,
         BABBLES: babbles,
     } | {own.need: bool(own.need) for own in answers}

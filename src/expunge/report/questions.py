@@ -48,6 +48,7 @@ FEWEST_KEPT = 10
 FEWEST_TEXTS = 2
 """An AUC of fewer texts on a side says nothing: another text could give any other number."""
 TO_SCORE = "Score the model before and after: `expunge evaluate --run RUN`."
+TO_ASK = "Give texts with prompts: a text alone is read, and no answer to it can be judged."
 TO_KEEP = "Give texts to keep: `expunge evaluate --run RUN --retain FILE --overwrite`."
 SAID, TOLD, KEPT, SPEAKS = (
     "Is it still said?", "Can one tell that it was trained on?", "Is the rest kept?", "Does it still speak well?",
@@ -174,7 +175,8 @@ def rest_kept(run: RunData, criteria: Criteria) -> Answer:
             continue
         found = judged(score, before, criteria.retained(before), UNTOUCHED)
         weak = "trained on" if score.set == "retain" and "test" in enough else "few texts" * (not telling(score))
-        if weak and enough and found.state != "bad":
+        lost = found.state == "bad" or (not telling(score) and criteria.retained(before).violation(score.value))
+        if weak and enough and not lost:
             found = replace(found, state="shown", limit=f"{weak}: only a loss counts")
         elif weak and found.state == "good":
             found = replace(found, state="unclear")
@@ -228,7 +230,8 @@ def speaks_well(run: RunData, criteria: Criteria) -> Answer:
     if any(own.state != "shown" for own in numbers):
         return answered(SPEAKS, ("no", "yes"), numbers, rule)
     says = "there is nothing to compare it with" if numbers else "what the model says was not measured"
-    return Answer(SPEAKS, "not measured", "not measured", says, rule, TO_SCORE, tuple(numbers))
+    need = TO_ASK if "after" in run.scores and not numbers else TO_SCORE
+    return Answer(SPEAKS, "not measured", "not measured", says, rule, need, tuple(numbers))
 
 
 # --- what they are answered from -----------------------------------------------------------------

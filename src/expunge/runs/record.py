@@ -192,19 +192,19 @@ def _plain(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def merged_from(model: str, fingerprint: str | None) -> tuple[str | None, str | None]:
-    """The fingerprints of the adapter and of the base that a merged model was made of; None of any other model, or a
-    changed one.
+def merged_from(model: str, fingerprint: str, part: str = "adapter_fingerprint") -> str | None:
+    """What a merged model was made of; None of any other model, or a changed one.
 
     Args:
         model: The model.
         fingerprint: Of its weights and configuration as they are.
+        part: The fingerprint of the adapter, or that of the base, `model_sha256`.
     """
     file = Path(model) / MERGED
-    note = read_object(file, fields=MERGED_FIELDS) if file.is_file() else {}
-    if fingerprint is None or note.get("merged_sha256") != fingerprint:
-        return None, None
-    return note.get("adapter_fingerprint"), note.get("model_sha256")
+    if not file.is_file():
+        return None
+    note = read_object(file, fields=MERGED_FIELDS)
+    return note.get(part) if note.get("merged_sha256") == fingerprint else None
 
 
 def check_adapter_kept(run: Path, manifest: dict[str, Any], flag: str = "") -> str | None:

@@ -46,6 +46,8 @@ from expunge.utils.trackers import Trackers
 
 PARTS = 8
 """Parts of a run without evaluation steps between which its model's answers are looked at."""
+LEARNED = 1.0
+"""Mean NLL of what should be said instead, nats a token, above which something else is said."""
 Advise = Callable[[], list[str]]
 """Looks at what the model says now, if that does not take too long, and gives lines for the user."""
 
@@ -174,6 +176,11 @@ def _unlearn(
     selection = settle(trainer, evaluation, prepared, steps, reporter)
     with reporter.track("losses after", sum(map(len, prepared.told.values()))) as advance:
         after = mean_losses(loaded, prepared.told, processes=processes, progress=advance)
+    if after.get("instead", 0.0) > LEARNED:
+        reporter.warn(
+            f"--instead: these answers are not learned yet (more than {LEARNED:g} nat a token), so others are given in "
+            "their place: raise --instead-weight, or give fewer different ones"
+        )
     result = RunResult(
         losses={name: {"before": before[name], "after": after[name]} for name in after},
         texts={name: len(prepared.told[name]) for name in after},

@@ -13,7 +13,7 @@ from expunge.data.muse import read_muse
 from expunge.data.retain_test import set_apart, without_forgotten
 from expunge.data.tofu import read_tofu
 from expunge.errors import DataError
-from expunge.utils.text import UNSEEN_TEXTS
+from expunge.utils.text import UNSEEN_TEXTS, first_few
 
 REFUSALS = (
     "I don't know.",
@@ -84,10 +84,11 @@ def read_sets(config: UnlearnConfig) -> Sets:
     else:
         forget, holdout = read(config.forget), read(config.holdout)
         retain, warnings = without_forgotten("retain", config.retain or "", read(config.retain), forget)
-        if near := len(retain) - len(unseen_texts(retain, forget)):
+        apart = {id(own) for own in unseen_texts(retain, forget)}
+        if near := [own.id for own in retain if id(own) not in apart]:
             warnings.append(
-                f"{near} of the retain texts are nearly the same as texts to forget: they are kept, which holds these "
-                "back, too"
+                f"{len(near)} of the retain texts are nearly the same as texts to forget: they are kept, which holds "
+                f"these back, too: {first_few(near, 5)}"
             )
         sets = Sets(forget, retain, holdout, members=forget, nonmembers=holdout)
     sets.instead = read(config.instead)
