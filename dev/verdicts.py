@@ -36,7 +36,8 @@ def retrained_in_its_place(run: Path) -> Verdict:
                 )
             )
         after, retrained = (json.loads((own / "results_after.json").read_text()) for own in (run, copy))
-        own = {key: after[key] for key in ("model", "adapter", "fingerprint")}  # results of another model are left out
+        own = {key: after[key] for key in ("model", "adapter")}  # results of another model are left out
+        own["fingerprint"] = after["fingerprint"] | {"data": retrained["fingerprint"]["data"]}
         (copy / "results_after.json").write_text(json.dumps(retrained | own))
         return verdict(copy)
 
