@@ -331,7 +331,7 @@ def test_the_untouched_model_is_no_reference(work: Path, expunge: Run) -> None:
 
 
 def test_a_model_that_was_merged_from_the_run_is_no_reference(work: Path, expunge: Run) -> None:
-    """At a tenth of its scale, too: it has seen the texts, and would set the targets to what is left of them."""
+    """It has seen the texts, and would set the targets to what is left of them."""
     assert expunge("merge", "--run", "done", "--output", "merged").code == 0
     shutil.copytree("model", "copy")
     for own in (("--run", "done"), ("--model", "merged", *FILES)):

@@ -59,7 +59,7 @@ class EvaluateConfig:
         keep_predictions: Folder for the generated texts, so that `expunge score` can score them again (semeval, lume).
             They hold texts of the forget set.
         key_words: File for the forget rows with the key words that were looked for, to be read, mended and given again
-            as `forget`. It holds texts of the forget set; nothing else that an evaluation writes does.
+            as `forget`. It holds texts of the forget set, too; nothing else that an evaluation writes does.
         mmlu: Accuracy on MMLU for the final score: a number in [0, 1] or a metrics file with `average_acc`.
         max_new_tokens: Longest generation, in tokens (muse has its own).
         prompt_format: What stands between prompt and completion (as for `unlearn`); `chat` puts prompts into the

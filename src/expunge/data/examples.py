@@ -180,8 +180,8 @@ def check_sets(
 
 
 def text_key(example: Example) -> str:
-    """What two examples share that are the same text: all but white space and composition (NFC)."""
-    return "".join(unicodedata.normalize("NFC", f"{example.prompt}{example.completion}").split())
+    """What two examples share that are the same text: all but white space, however prompt and completion are joined."""
+    return "".join(f"{example.prompt}{example.completion}".split())
 
 
 def text_hash(example: Example) -> str:

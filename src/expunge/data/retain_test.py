@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from unicodedata import normalize
 
 from expunge.data.examples import Example, text_hash, text_key
 from expunge.data.families import families, family_hashes
@@ -12,6 +13,11 @@ FEWEST = 10
 """Of fewer families none is set apart: every one is needed to hold the model in place, and two texts tell nothing."""
 
 
+def composed_key(example: Example) -> str:
+    """`text_key` that is the same for letters that are composed otherwise (NFC)."""
+    return normalize("NFC", text_key(example))
+
+
 def without_forgotten(
     name: str, source: str, rows: Sequence[Example], forget: Sequence[Example]
 ) -> tuple[list[Example], list[str]]:
@@ -20,11 +26,11 @@ def without_forgotten(
     Raises:
         DataError: None is left.
     """
-    forgotten = set(map(text_key, forget))
-    kept = [row for row in rows if text_key(row) not in forgotten]
+    forgotten = set(map(composed_key, forget))
+    kept = [row for row in rows if composed_key(row) not in forgotten]
     if rows and not kept:
         raise DataError(f"--{name} {source}: all of its texts are to be forgotten: give texts to keep")
-    shared = [at for at, row in enumerate(rows, 1) if text_key(row) in forgotten]
+    shared = [at for at, row in enumerate(rows, 1) if composed_key(row) in forgotten]
     told = (
         f"{name}: texts that are also in forget are not to keep, and left out: {len(shared):,} "
         f"(rows {first_few(shared, 5)})"

@@ -190,16 +190,15 @@ def check_reference(config: EvaluateConfig, reference: str, suite: Suite, *, fla
         theirs = load_tokenizer(reference, trust_remote_code=config.trust_remote_code)
     except ModelError as error:
         raise ModelError(str(error).replace("--model", flag, 1)) from None
-    untouched = known_base(config.model) if config.adapter or (Path(config.model) / MERGED).is_file() else None
-    if untouched and not config.adapter:
-        untouched = merged_from(config.model, untouched, "model_sha256")
-    other = known_base(reference) if untouched else None
-    if other and untouched in (other, merged_from(reference, other, "model_sha256")):
-        what = "is" if untouched == other else "was merged from an adapter on"
-        raise ModelError(
-            f"{flag} {reference}: {what} the untouched model, which has seen the texts: give one that never did, or "
-            "leave it out"
-        )
+    if config.adapter or (Path(config.model) / MERGED).is_file():
+        own, other = known_base(config.model), known_base(reference)
+        bases = {merged_from(config.model, own or "", "model_sha256"), own if config.adapter else None} - {None}
+        if bases & {other, merged_from(reference, other or "", "model_sha256")}:
+            what = "is" if other in bases else "was merged from an adapter on"
+            raise ModelError(
+                f"{flag} {reference}: {what} the untouched model, which has seen the texts: give one that never did, "
+                "or leave it out"
+            )
     ours = load_tokenizer(config.model, trust_remote_code=config.trust_remote_code, revision=config.revision)
     if ours.get_vocab() == theirs.get_vocab() and all(
         ours(text)["input_ids"] == theirs(text)["input_ids"] for text in _texts(suite)

@@ -98,6 +98,7 @@ def _verify(loaded: LoadedModel, folder: Path, rows: Sequence[Sequence[int]], tr
         name, revision = loaded.source.base_name, loaded.source.revision
         code = bool(getattr(loaded.base.config, "auto_map", None))
         dtype = str(loaded.dtype).removeprefix("torch.")
+        loaded.head = Head(None)
         move(loaded.base, torch.device("cpu"))  # done with: both may not fit beside each other
         plain = load_model(name, dtype=dtype, device=str(loaded.device), trust_remote_code=code, revision=revision)
     plain.model = put_adapter(plain.base, folder)

@@ -140,7 +140,8 @@ def worst(verdicts: Sequence[Verdict]) -> Verdict:
         low = min(own, key=lambda answer: STATES.index(answer.state))
         same = sum(answer.state == low.state for answer in own)
         where = f"in all {len(own)} runs" if same == len(own) else f"in {same} of {len(own)} runs"
-        answers.append(replace(low, says=f"{low.says}, {where}"))
+        notes = dict.fromkeys(note for answer in own if answer.state == low.state for note in answer.notes)
+        answers.append(replace(low, says=f"{low.says}, {where}", notes=tuple(notes)))
     tone, lead = _overall(all(verdict.finished for verdict in verdicts), answers)
     wanting = [verdict for verdict in verdicts if not verdict.success] or verdicts
     steps = tuple(dict.fromkeys(step for verdict in wanting for step in verdict.next))
@@ -186,9 +187,11 @@ def _next(run: RunData, answers: Sequence[Answer]) -> tuple[str, ...]:
         f"Train longer ({limit}): the texts are not yet as unlikely as unseen ones.": short
         and unseen
         and not (said or met),
-        "The run met all criteria on the texts that steered it, so that a longer one ends there, too: give more unseen "
-        "texts (--holdout), and compare with a retrained model (--reference), which may be told as well.": met
-        and (said or short),
+        "The run met all criteria on the texts that steered it, so that a longer one ends there, too: more unseen "
+        "texts say more exactly how far to go.": met and (said or short),
+        "Compare with a retrained model (--reference): an attack may tell it as well.": met
+        and short
+        and "retrained" not in run.scores,
         "The texts are less likely than unseen ones: lower the adapter's scale (`expunge calibrate`).": told
         and too_far,
         **dict(zip(RATIOS.values(), elsewhere, strict=True)),
@@ -198,7 +201,7 @@ def _next(run: RunData, answers: Sequence[Answer]) -> tuple[str, ...]:
         "Give unseen texts of the same kind (--holdout), so that it stops where they are.": short and not unseen,
         "Give more texts to keep, close to those to forget, or raise --retain-weight.": rest,
         "Texts that were set apart (--retain-test) are not trained on: with --retain-test 0 all texts to keep are, and "
-        "nothing says then whether others are kept.": rest and lost == {"test"},
+        "nothing says then whether others are kept.": rest and lost == {"test"} and not run.settings.get("test"),
         DECLINES: declines,
         BABBLES: babbles,
     } | {own.need: bool(own.need) for own in answers}

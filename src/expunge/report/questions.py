@@ -39,10 +39,10 @@ ON_TRAINED = "Measured on texts that the run trained on to keep them: others may
 WITH_UNSEEN = ("semeval", "lume", "muse")
 """Benchmarks that bring texts like those to forget that the model has never seen."""
 LEAST_GAP = 0.02
-"""A metric on which the untouched model is closer to its target than this, or than chance on so few texts, has nothing
-to lose."""
+"""A metric on which the untouched model is closer to its target than this has nothing to lose."""
 UNKNOWN = "no value of the untouched model"
 NEVER_SEEN = "texts that it has never seen"
+AS_UNSEEN = "nothing to lose: it was no higher than unseen texts are by chance"
 FEWEST_KEPT = 10
 """That none of fewer texts to keep is lost shows little; that some are counts."""
 FEWEST_TEXTS = 2
@@ -69,8 +69,10 @@ def still_said(run: RunData, criteria: Criteria) -> Answer:
             numbers.append(shown(score, before, target, whose, "no target is known"))
         elif before is None and not plain:
             numbers.append(shown(score, before, target, whose, UNKNOWN))
-        elif before is not None and before - target < max(LEAST_GAP, _by_chance(run, score, whose)):
+        elif before is not None and before - target < LEAST_GAP:
             numbers.append(shown(score, before, target, whose, "nothing to lose: it was low before"))
+        elif before is not None and before - target < _by_chance(run, score, whose):
+            numbers.append(shown(score, before, target, whose, AS_UNSEEN))
         else:
             start = target if before is None else before
             bound = criteria.left(target, start, counts_rows=plain)
@@ -79,6 +81,12 @@ def still_said(run: RunData, criteria: Criteria) -> Answer:
         answer = answered(SAID, ("yes", "no"), numbers, rule)
         facts = next((own.says for own in numbers if own.key == "forget/key_fact"), "")  # what a request asks for
         return answer if answer.says.startswith(facts) else replace(answer, says=f"{facts}; {answer.says}")
+    if any(own.limit == AS_UNSEEN for own in numbers):  # losses know no chance
+        need = (
+            "No number stood clearly above that of unseen texts before: give a retrained model (`evaluate "
+            "--reference`), or more texts."
+        )
+        return Answer(SAID, "not measured", "not measured", "there is nothing to lose", rule, need, tuple(numbers))
     need = TO_SCORE
     if numbers and not any(own.limit == UNKNOWN for own in numbers):
         need = (
@@ -158,8 +166,9 @@ def rest_kept(run: RunData, criteria: Criteria) -> Answer:
     """Whether the rest is still known, and texts that nobody mentioned are as likely as before."""
     rule = (
         f"Yes when every score of the rest has at least {criteria.min_retain:.0%} of its value before (fewer than "
-        f"{FEWEST_KEPT} texts, and those trained on where others were not, count only where they are lost), and the "
-        f"loss of texts that the model has never seen rose by at most {criteria.max_drift:.0%}."
+        f"{FEWEST_KEPT} texts, and those trained on where others were not, count only where they are lost; of the few, "
+        "where as much as a whole text seems lost), and the loss of texts that the model has never seen rose by at "
+        f"most {criteria.max_drift:.0%}."
     )
     numbers, scores = [], _whole(kept(run.scores.get("after", {})))
 
@@ -175,8 +184,8 @@ def rest_kept(run: RunData, criteria: Criteria) -> Answer:
             continue
         found = judged(score, before, criteria.retained(before), UNTOUCHED)
         weak = "trained on" if score.set == "retain" and "test" in enough else "few texts" * (not telling(score))
-        lost = found.state == "bad" or (not telling(score) and criteria.retained(before).violation(score.value))
-        if weak and enough and not lost:
+        lost = not telling(score) and before - score.value >= 1 / (score.n or 1)  # as much as a whole text
+        if weak and enough and found.state != "bad" and not lost:
             found = replace(found, state="shown", limit=f"{weak}: only a loss counts")
         elif weak and found.state == "good":
             found = replace(found, state="unclear")
@@ -201,7 +210,8 @@ def rest_kept(run: RunData, criteria: Criteria) -> Answer:
         return Answer(KEPT, "not measured", "not measured", "no scores of the rest", rule, need, tuple(numbers))
     flag = "" if unseen_given(run) else " (--holdout FILE)"
     notes = [] if drift else [f"No texts that the model has never seen were measured{flag}."]
-    if {own.key.split("/")[0] for own in numbers if own.state != "shown" and own not in drift} <= {TRAINED}:
+    sets = {own.key.split("/")[0] for own in numbers if own.state != "shown" and own not in drift}
+    if sets == {TRAINED} and run.manifest.get("rows", {TRAINED: 1}).get(TRAINED):
         notes.append(ON_TRAINED)
     answer = answered(KEPT, ("no", "yes"), numbers, rule, notes)
     if scored or answer.state == "bad":

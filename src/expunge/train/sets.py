@@ -6,11 +6,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from expunge.config import SPLIT, UnlearnConfig
-from expunge.data.examples import Example, check_sets, parse_columns, read_examples, text_key
+from expunge.data.examples import Example, check_sets, parse_columns, read_examples
 from expunge.data.holdout import Side, check_unseen, documents, example_hashes, unseen_texts
 from expunge.data.lume import read_lume
 from expunge.data.muse import read_muse
-from expunge.data.retain_test import set_apart, without_forgotten
+from expunge.data.retain_test import composed_key, set_apart, without_forgotten
 from expunge.data.tofu import read_tofu
 from expunge.errors import DataError
 from expunge.utils.text import UNSEEN_TEXTS, first_few
@@ -160,7 +160,7 @@ def pairs_for(sets: Sets, seed: int) -> list[Example]:
 
 
 def _prompt_key(example: Example) -> str:
-    return text_key(replace(example, completion=""))
+    return composed_key(replace(example, completion=""))
 
 
 def _read_lume(folder: str, split: str | None) -> Sets:
