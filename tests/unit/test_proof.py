@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from expunge.errors import ConfigError, DataError, ModelError
+from expunge.model import saved as saved_module
 from expunge.model.adapter import add_adapter, scale_of, set_scale, trainable
 from expunge.model.export import export, match_names
 from expunge.model.head import find_head
@@ -360,6 +361,27 @@ def test_an_adapter_on_an_adapter_is_complete_on_the_base(first: dict[str, Any],
     with rescaled(on_first, folder, 0.0) as copy:
         verify_saved(on_first, copy, ROWS)
         torch.testing.assert_close(logits(plain_peft(copy)), logits(load(adapter).model), rtol=1e-4, atol=1e-4)
+
+
+def test_the_base_goes_before_another_is_loaded_for_the_proof(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both may not fit beside each other on a GPU."""
+    base = save_tiny(tmp_path / "base", "llama")
+    loaded = load(peft_adapter(base, tmp_path / "first"))
+    add_adapter(loaded, rank=2, alpha=4.0, modules="q_proj,o_proj", seed=0)
+    moved(loaded.model)
+    done: list[str] = []
+    again = saved_module.load_model
+
+    def load_again(*given: Any, **options: Any) -> LoadedModel:
+        done.append("loaded")
+        assert loaded.head.weight is None
+        return again(*given, **options)
+
+    monkeypatch.setattr(saved_module, "move", lambda model, to: done.append(f"{to}") if model is loaded.base else None)
+    monkeypatch.setattr(saved_module, "load_model", load_again)
+    (tmp_path / "adapter").mkdir()
+    save_adapter(loaded, tmp_path / "adapter", ROWS)
+    assert done == ["cpu", "loaded"]
 
 
 def test_an_adapter_on_experts_with_an_adapter_is_complete(tmp_path: Path) -> None:
