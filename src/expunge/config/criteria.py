@@ -4,6 +4,8 @@ import math
 from dataclasses import dataclass
 from statistics import NormalDist
 
+MET, NO_BETTER = "all criteria are met", "nothing has become better"
+"""How the reason begins for which a run ended, where more steps would end there again, and where patience ended it."""
 STRICT = 0.01
 """Least unit of a violation of what a run aims at, where a criterion allows next to nothing."""
 TINY = 1e-9

@@ -27,10 +27,11 @@ def without_forgotten(
         DataError: None is left.
     """
     forgotten = set(map(composed_key, forget))
-    kept = [row for row in rows if composed_key(row) not in forgotten]
-    if rows and not kept:
-        raise DataError(f"--{name} {source}: all of its texts are to be forgotten: give texts to keep")
     shared = [at for at, row in enumerate(rows, 1) if composed_key(row) in forgotten]
+    if rows and len(shared) == len(rows):
+        raise DataError(f"--{name} {source}: all of its texts are to be forgotten: give texts to keep")
+    left_out = set(shared)
+    kept = [row for at, row in enumerate(rows, 1) if at not in left_out]
     told = (
         f"{name}: texts that are also in forget are not to keep, and left out: {len(shared):,} "
         f"(rows {first_few(shared, 5)})"

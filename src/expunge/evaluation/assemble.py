@@ -98,14 +98,14 @@ def membership_entries(measurement: Measurement) -> dict[str, Estimate]:
     texts on either side, where there are several tasks.
     """
     found = {}
-    for name, own in measurement.attacks.items():
-        sides, source = (own[0].values, own[1].values), measurement.metrics["membership", name].source
+    for name, (members, nonmembers) in measurement.attacks.items():
+        sides, source = (members.values, nonmembers.values), measurement.metrics["membership", name].source
         found[f"membership/{name}_auc"] = auc_estimate(*sides).read_as("target", "membership", source, CHANCE_AUC)
-        tasks = sorted(set.intersection(*({*side.tasks} for side in own)) - {""})
-        for task in tasks if len({*own[0].tasks, *own[1].tasks}) > 1 else ():
-            members, nonmembers = (side.of_task(task).values for side in own)
-            if min(len(members), len(nonmembers)) >= FEWEST:
-                entry = auc_estimate(members, nonmembers).read_as("target", "membership", source, CHANCE_AUC)
+        tasks = {*members.tasks, *nonmembers.tasks}
+        for task in sorted(tasks - {""}) if len(tasks) > 1 else ():
+            part = members.of_task(task).values, nonmembers.of_task(task).values
+            if min(map(len, part)) >= FEWEST:
+                entry = auc_estimate(*part).read_as("target", "membership", source, CHANCE_AUC)
                 found[f"membership/{name}_auc/{task}"] = entry
         for rate in FALSE_ALARMS:
             share = tpr_estimate(*sides, rate).read_as("target", "membership", f"{source}; {CARLINI}", rate)

@@ -59,8 +59,8 @@ def resolved(config: EvaluateConfig) -> EvaluateConfig:
         benchmark = config.benchmark or settings.get("benchmark") or "custom"
         given = config
         files: tuple[str, ...] = OWN_FILES if benchmark == "custom" else BENCHMARK_FILES
-        other = {"test": "retain_test", "retain_test": "test"}  # of these a run gives none where the other is asked for
-        files = tuple(name for name in files if not getattr(config, other.get(name, ""), None))
+        instead = {"test": config.retain_test, "retain_test": config.test}  # of which a run then gives none
+        files = tuple(name for name in files if not instead.get(name))
         same = benchmark == (settings.get("benchmark") or "custom")
         own = ("model", "revision", *(() if config.reference else ("origin",)))
         config = replace(

@@ -2,7 +2,6 @@
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Any
@@ -126,7 +125,7 @@ class LoadedModel:
         if self.lockstep is not None:
             self.lockstep.join()
 
-    def adapter_off(self) -> AbstractContextManager[Any]:
+    def adapter_off(self) -> contextlib.AbstractContextManager[Any]:
         """The untouched model, for as long as this lasts."""
         return self.model.disable_adapter() if isinstance(self.model, PeftModel) else contextlib.nullcontext()
 

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from expunge.config.criteria import Criteria
+from expunge.config.criteria import MET, NO_BETTER, Criteria
 from expunge.report.answers import STATES, Answer
 from expunge.report.questions import (
     ON_TRAINED,
@@ -179,8 +179,8 @@ def _next(run: RunData, answers: Sequence[Answer]) -> tuple[str, ...]:
     most = run.settings.get("max_steps")
     limit = "--max-steps" if most and run.manifest.get("steps") == most else "--epochs"
     stopped = str(run.calibration.get("stopped", ""))
-    limit = "--patience" if stopped.startswith("nothing has become better") else limit
-    met = stopped.startswith("all criteria are met")
+    limit = "--patience" if stopped.startswith(NO_BETTER) else limit
+    met = stopped.startswith(MET)
     lost = {own.key.split("/")[0] for own in answers[2].numbers if own.state == "bad"}
     steps = {
         f"Train longer ({limit}) or at a higher --learning-rate: the texts are still there.": said and not met,

@@ -183,7 +183,7 @@ def rest_kept(run: RunData, criteria: Criteria) -> Answer:
             numbers.append(shown(score, before, None, "", why))
             continue
         found = judged(score, before, criteria.retained(before), UNTOUCHED)
-        weak = "trained on" if score.set == "retain" and "test" in enough else "few texts" * (not telling(score))
+        weak = "trained on" if score.set == TRAINED and "test" in enough else "few texts" * (not telling(score))
         lost = not telling(score) and before - score.value >= 1 / (score.n or 1)  # as much as a whole text
         if weak and enough and found.state != "bad" and not lost:
             found = replace(found, state="shown", limit=f"{weak}: only a loss counts")

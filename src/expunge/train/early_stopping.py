@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from expunge.config.criteria import Criteria
+from expunge.config.criteria import MET, NO_BETTER, Criteria
 from expunge.errors import RunError
 from expunge.train.averaging import copied
 from expunge.train.validation import Validation, targets, violation, violations
@@ -70,10 +70,10 @@ class EarlyStopping:
             return None
         latest = [own.violation for own in self.history[-IN_A_ROW:]]
         if latest == [0] * IN_A_ROW:
-            return f"all criteria are met {IN_A_ROW} times in a row, at step {self.history[-1].step}"
+            return f"{MET} {IN_A_ROW} times in a row, at step {self.history[-1].step}"
         since = sum(own.step > best.step for own in self.history)
         improved = best.violation < violation(self.untouched, self.untouched, self.criteria)
-        return f"nothing has become better since step {best.step}" if improved and since >= self.patience else None
+        return f"{NO_BETTER} since step {best.step}" if improved and since >= self.patience else None
 
     def tensors(self) -> dict[str, Tensor]:
         """The best state, for a checkpoint."""
