@@ -8,10 +8,11 @@ import time
 
 import numpy as np
 import pytest
-from scipy.special import stdtrit
+import scipy.stats
+from scipy.special import ndtr, stdtrit
 
 from expunge.errors import DataError
-from expunge.evaluation.bootstrap import strata_of
+from expunge.evaluation.bootstrap import bca_interval, strata_of
 from expunge.evaluation.stats import (
     Estimate,
     auc_difference_estimate,
@@ -24,7 +25,7 @@ from expunge.evaluation.stats import (
     tpr_at_fpr,
     tpr_estimate,
 )
-from expunge.utils.roc import auc
+from expunge.utils.roc import auc, chance_sd
 
 NAN = math.nan
 
@@ -208,6 +209,19 @@ def test_of_one_group_the_aggregate_is_the_bootstrap_of_a_mean():
     assert found.high == pytest.approx(whole.high, abs=0.1)
 
 
+@pytest.mark.parametrize("rows", [8, 60])
+def test_the_corrected_interval_is_that_of_scipy_at_the_level_that_few_units_ask_for(rows):
+    """Bias and acceleration are scipy's; its normal quantile is replaced by Student's t and the unbiased spread."""
+    values = np.exp(np.random.default_rng(3).normal(size=rows))
+    z = stdtrit(rows - 1, 0.975) * math.sqrt(rows / (rows - 1))
+    settings = {"statistic": np.mean, "confidence_level": 1 - 2 * ndtr(-z), "rng": np.random.default_rng(4)}
+    drawn = scipy.stats.bootstrap((values,), n_resamples=999, method="percentile", **settings)
+    wanted = scipy.stats.bootstrap((values,), n_resamples=0, bootstrap_result=drawn, method="BCa", **settings)
+    without = (values.sum() - values) / (rows - 1)
+    found = bca_interval(values.mean(), drawn.bootstrap_distribution, [without])
+    assert found == pytest.approx(tuple(wanted.confidence_interval))
+
+
 def test_groups_that_share_documents_move_together():
     rng = np.random.default_rng(5)
     level = rng.uniform(size=40)
@@ -261,6 +275,15 @@ def test_auc_counts_pairs():
     assert auc([1], [0]) == 1
     assert auc([0], [1]) == 0
     assert math.isnan(auc([], [1]))
+
+
+def test_what_chance_does_to_an_auc_is_the_spread_over_all_orders():
+    members, nonmembers = 3, 4
+    aucs = [
+        auc(inside, [own for own in range(7) if own not in inside])
+        for inside in itertools.combinations(range(7), members)
+    ]
+    assert chance_sd(members, nonmembers) == pytest.approx(statistics.pstdev(aucs))
 
 
 def test_the_interval_of_an_auc_is_the_test_that_it_inverts():

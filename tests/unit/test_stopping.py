@@ -22,7 +22,6 @@ from expunge.train.early_stopping import EarlyStopping
 from expunge.train.loop import Evaluation
 from expunge.train.scale import choose_scale, judge, most_scales
 from expunge.train.schedule import evaluation_spacing, learning_rate, make_plan, replay_tokens
-from expunge.train.targets import UnseenTokens, at_most_surprise, unseen_nlls
 from expunge.train.validation import Validation, certainty, probabilities, violation, violations
 
 UNTOUCHED = Validation(
@@ -283,83 +282,6 @@ def test_replay_texts_are_as_many_as_are_used_and_no_more_than_four_forget_sets(
     assert replay_tokens(settings(replay_weight=0.0), forget, 9) == 0
     assert replay_tokens(settings(replay_weight=1.0), forget, 2) == 600
     assert replay_tokens(settings(replay_weight=1.0), forget, 50) == 1200
-
-
-def test_a_token_is_expected_to_be_as_unlikely_as_in_unseen_texts() -> None:
-    unseen = [TokenizedExample("u", [1, 2, 3, 4], 1), TokenizedExample("v", [1, 2, 3, 5], 1)]
-    nlls = [[0.0, 1.0, 0.2, 6.0], [0.0, 1.0, 0.2, 8.0]]
-    tokens = UnseenTokens(unseen, nlls)
-    known, mixed, new = (
-        tokens.expected(TokenizedExample("a", own, 1)) for own in ([1, 2, 3, 4], [9, 3, 9, 4], [9, 8, 7])
-    )
-    assert known[0] == 0
-    assert known[2] < mixed[1] < 4, "the words of a template are likely, less so elsewhere"
-    assert new[1:] == [7.0, 7.0], "what is never seen is as unlikely as what is seen once"
-    assert known[3] == pytest.approx(6.0, abs=1.0)
-
-
-def test_a_name_that_is_said_again_is_compared_with_names_that_are_said_again() -> None:
-    unseen = [TokenizedExample("u", [1, 2, 3, 2, 4], 1), TokenizedExample("v", [1, 5, 3, 5, 4], 1)]
-    nlls = [[0.0, 6.0, 1.0, 0.1, 1.0], [0.0, 6.0, 1.0, 0.1, 1.0]]
-    own = UnseenTokens(unseen, nlls).expected(TokenizedExample("a", [1, 9, 3, 9, 4], 1))
-    assert own[1] == pytest.approx(6.0), "a new name"
-    assert own[3] == pytest.approx(0.1), "the same name again can be read off"
-
-
-def test_unseen_texts_are_judged_by_the_others() -> None:
-    unseen = [TokenizedExample(str(at), ids, 1) for at, ids in enumerate(([1, 2, 3], [1, 2, 4], [5, 4]))]
-
-    def guesses(own: float) -> list[list[float]]:
-        return UnseenTokens(unseen, [[0.0, 1.0, 9.0], [0.0, 3.0, own], [0.0, 6.0]]).expected_by_the_others()
-
-    low, high = guesses(0.1), guesses(8.0)
-    assert low[1] == pytest.approx(high[1]), "its own NLL tells nothing of what is expected of a token"
-    assert low[2][1] < high[2][1], "that of the same token in another text does"
-
-
-def test_tokens_of_a_kind_take_the_nlls_of_its_unseen_tokens() -> None:
-    unseen = [TokenizedExample("u", [1, 2, 3], 2, group="a"), TokenizedExample("v", [1, 2, 3], 2, group="b")]
-    nlls = [[0.0, 1.0, 8.0], [0.0, 3.0, 0.5]]
-    rows = [TokenizedExample("x", [1, 2, 3, 4], 1, group="a"), TokenizedExample("y", [1, 2, 3], 2, group="b")]
-    level = [[0.0, 2.0, 1.0, 9.0], [0.0, 7.0, 7.0]]
-    found = unseen_nlls(rows, level, level, unseen, nlls, nlls)
-    assert found[0] == [0.0, 8.0, 8.0, 8.0], "completions of a are as unlikely as the one that was never seen"
-    assert found[1] == [0.0, 3.0, 0.5]
-
-
-@pytest.mark.parametrize(
-    ("expected", "before", "found"),
-    [
-        ((4.0, 1.0, 3.0, 2.0), (0.1, 0.1, 0.1, 0.1), (7.0, 0.1, 5.0, 0.2)),
-        ((1.0, 1.0, 1.0, 1.0), (0.4, 0.1, 0.3, 0.2), (7.0, 0.1, 5.0, 0.2)),
-        ((4.0, 1.0, 3.0, 2.0), (0.1, 0.2, 0.4, 0.3), (0.2, 0.1, 7.0, 5.0)),
-    ],
-    ids=["by what is expected", "by what was hard to learn", "by both"],
-)
-def test_the_hardest_tokens_take_the_highest_nlls(
-    expected: tuple[float, ...], before: tuple[float, ...], found: tuple[float, ...]
-) -> None:
-    rows = [TokenizedExample(str(at), [1, 2], 1) for at in range(4)]
-    nlls = [[0.0, value] for value in (0.2, 5.0, 0.1, 7.0)]
-    sides = ([[0.0, value] for value in side] for side in (expected, before))
-    assert unseen_nlls(rows, *sides, rows, nlls, nlls) == [[0.0, value] for value in found]
-
-
-def test_a_kind_without_unseen_texts_takes_the_nlls_of_tokens_of_which_as_much_is_expected() -> None:
-    unseen = [TokenizedExample("u", [1, 2, 3, 4, 5], 1, group="story")]
-    among, nlls = [[0.0, 1.0, 1.0, 4.0, 8.0]], [[0.0, 0.5, 1.5, 3.0, 9.0]]
-    rows = [TokenizedExample("x", [1, 2, 3, 4, 5, 6], 1, group="record")]
-    expected = [[0.0, 1.0, 0.2, 1.0, 5.0, 20.0]]
-    assert unseen_nlls(rows, expected, expected, unseen, among, nlls)[0] == [0.0, 0.5, 0.5, 1.5, 9.0, 9.0]
-
-
-def test_what_the_texts_to_keep_say_of_a_token_makes_it_likelier() -> None:
-    kept = [TokenizedExample("k", [1, 2, 3, 4, own], 1) for own in range(10, 20)]
-    rows = [TokenizedExample("x", [1, 2, 3, 4, 30], 1)]
-    found = at_most_surprise(rows, [[0.0, 6.0, 6.0, 6.0, 6.0]], kept)
-    assert all(own < 0.3 for own in found[0][2:4]), "the words of their template"
-    assert 2.0 < found[0][4] <= 6.0, "but not what differs in each of them"
-    assert at_most_surprise(rows, [[0.0, 6.0, 6.0, 6.0, 6.0]], []) == [[0.0, 6.0, 6.0, 6.0, 6.0]]
 
 
 @pytest.mark.parametrize(("auc", "told"), [(1.0, False), (0.7, False), (0.56, True), (0.2, True)])
