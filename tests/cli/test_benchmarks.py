@@ -196,13 +196,39 @@ def test_your_own_files(here: Path, expunge: Run) -> None:
 
 
 def test_texts_without_prompts_and_without_a_retain_set(here: Path, expunge: Run) -> None:
-    results = run(expunge, "--benchmark", "custom", "--forget", "holdout.jsonl")
-    assert "forget/extraction_strength" in results["metrics"]
+    """They are continued from their middle, but for the short ones."""
+    texts = [json.loads(line)["text"] for line in Path("holdout.jsonl").read_text().splitlines()]
+    Path("texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in [*texts, "Short."]))
+    results = run(expunge, "--benchmark", "custom", "--forget", "texts.jsonl", "--key-words", "words.jsonl")
+    assert {"forget/extraction_strength", "forget/rouge_l_recall", "forget/repetition"} < set(results["metrics"])
+    assert results["metrics"]["forget/rouge_l_recall"]["n"] == len(texts)
+    sentences = " ".join(results["not_measured"])
+    for part in ("1 of 6 forget texts have no prompt", "--retain", "--holdout"):
+        assert part in sentences
+
+
+def test_short_texts_without_prompts_are_only_read(here: Path, expunge: Run) -> None:
+    Path("texts.jsonl").write_text("".join(json.dumps({"text": f"He lives at {at}."}) + "\n" for at in range(5)))
+    results = run(expunge, "--benchmark", "custom", "--forget", "texts.jsonl")
     assert "forget/rouge_l_recall" not in results["metrics"]
     sentences = " ".join(results["not_measured"])
-    for part in ("5 of 5 forget texts have no prompt", "--retain", "--holdout"):
-        assert part in sentences
+    assert "5 of 5 forget texts have no prompt" in sentences
     assert "--samples" not in sentences, "there is nothing to ask"
+
+
+def test_unseen_texts_without_prompts_say_how_forgotten_ones_should_go_on(here: Path, expunge: Run) -> None:
+    """Where no text to forget has a prompt either: answers to questions are compared with answers alone."""
+    texts = [json.loads(line)["text"] for line in Path("holdout.jsonl").read_text().splitlines()]
+    kept = [" ".join(f"{word}{at}" for word in "abcdefghijklmnopqrst") for at in range(4)]
+    Path("kept.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in kept))
+    files = ("--retain", "kept.jsonl", "--holdout", "holdout.jsonl")
+    metrics = run(expunge, "--benchmark", "custom", "--forget", "forget.jsonl", *files)["metrics"]
+    assert "forget/rouge_l_recall" in metrics
+    assert "holdout/rouge_l_recall" not in metrics
+    Path("alone.jsonl").write_text("".join(json.dumps({"text": text[::-1]}) + "\n" for text in texts))
+    metrics = run(expunge, "--benchmark", "custom", "--forget", "alone.jsonl", *files, "--overwrite")["metrics"]
+    assert {"forget/rouge_l_recall", "holdout/rouge_l_recall"} < set(metrics)
+    assert "retain/rouge_l_recall" not in metrics, "how texts to keep go on says nothing of what is kept"
 
 
 def test_attacks_that_were_asked_for_alone(here: Path, expunge: Run) -> None:

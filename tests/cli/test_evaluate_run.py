@@ -141,6 +141,26 @@ def test_texts_to_judge_by_take_the_place_of_those_that_were_set_apart(work: Pat
     assert (metrics["retain/probability"]["n"], metrics["test/probability"]["n"]) == (12, 3)
 
 
+def test_texts_alone_are_continued_from_their_middle(work: Path, expunge: Run) -> None:
+    """They are those of the run, though they are asked in halves."""
+    for name in ("forget", "unseen", "kept"):
+        words = ([f"{name}{place * (number + 3)}" for place in range(20)] for number in range(4))
+        write_jsonl(work / f"{name}.jsonl", [{"text": " ".join([*own, MARKER])} for own in words])
+    files = ("--forget", "forget.jsonl", "--retain", "kept.jsonl", "--holdout", "unseen.jsonl", "--retain-test", "0")
+    made = expunge("unlearn", "--model", "model", *files, *QUICK, "--output", "run", "--eval-every", "0")
+    assert made.code == 0, made.err
+    told = expunge("evaluate", "--run", "run", *SMALL)
+    assert told.code == 0, told.err
+    assert "these are not the forget texts" not in told.out + told.err
+    results = read("run/results.json")
+    assert {"forget/rouge_l_recall", "holdout/rouge_l_recall", "forget/repetition"} < set(results["metrics"])
+    assert "retain/rouge_l_recall" not in results["metrics"]
+    assert "4 of 4 retain texts have no prompt" in " ".join(results["not_measured"])
+    assert MARKER not in json.dumps(results)
+    answers = {own["question"]: own["answer"] for own in read("run/verdict.json")["answers"]}
+    assert answers["Does it still speak well?"] == "yes"
+
+
 def test_a_run_needs_no_texts_to_keep(work: Path, expunge: Run) -> None:
     made = expunge("unlearn", "--model", "model", "--forget", "forget.jsonl", *QUICK, "--output", "run")
     assert made.code == 0, made.err

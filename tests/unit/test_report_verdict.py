@@ -708,4 +708,7 @@ def test_texts_that_were_set_apart_can_be_trained_on(name, told):
 def test_texts_without_prompts_are_not_asked_to_be_scored_again():
     after = {key: found for key, found in metrics().items() if not key.endswith("repetition")}
     answer = judge(after, BEFORE).answers[SPEAKS]
-    assert (answer.answer, answer.need.split(":")[0]) == ("not measured", "Give texts with prompts")
+    assert (answer.answer, answer.need.split(":")[0]) == (
+        "not measured",
+        "Give texts with prompts, or texts alone on both sides",
+    )

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from expunge.data.chat import end_ids, render
 from expunge.data.examples import Example
+from expunge.data.passages import Passage
 from expunge.data.words import common_prefix
 from expunge.errors import ConfigError, DataError
 from expunge.utils.files import fingerprint
@@ -146,6 +147,9 @@ def prompt_ids(
     prompt of which no token is left (its characters all belong to the completion's first one) is encoded by itself; so
     is every prompt that is no chat with `alone`, as the scripts of some benchmarks have it.
     """
+    if isinstance(example, Passage):
+        halves = _halves(tokenizer, example)
+        return halves.ids[: halves.start]
     if alone and prompt_format.style != "chat":
         return text_ids(tokenizer, example.prompt)
     encoded = _encode(tokenizer, example, prompt_format)
@@ -155,15 +159,22 @@ def prompt_ids(
 def completion_ids(tokenizer: PreTrainedTokenizerBase, example: Example, prompt_format: PromptFormat) -> list[int]:
     """What the model goes on with when it has learned the example, however long: a perfect draft of its answer."""
     text = tokenize(tokenizer, example, prompt_format, max_length=2**31)
-    return text.input_ids[text.completion_start :]
+    start = _halves(tokenizer, example).start if isinstance(example, Passage) else text.completion_start
+    return text.input_ids[start:]
 
 
-def expected_text(tokenizer: PreTrainedTokenizerBase, example: Example, prompt_format: PromptFormat) -> str:
+def expected_text(
+    tokenizer: PreTrainedTokenizerBase, example: Example, prompt_format: PromptFormat, *, most: int | None = None
+) -> str:
     """What the model says after `prompt_ids` when it knows the example, as generations are decoded.
 
     It is the completion, save where that holds special tokens (which are no text once they are said), where a chat's
-    answer has more than its content, or where its first token begins within a word of the prompt.
+    answer has more than its content, where its first token begins within a word of the prompt, or where a passage is
+    longer than `most` tokens, what is said of it at most.
     """
+    if isinstance(example, Passage):
+        rest = completion_ids(tokenizer, example, prompt_format)[:most]
+        return str(tokenizer.decode(rest, skip_special_tokens=True))
     special = any(token and token in example.completion for token in tokenizer.all_special_tokens)
     if not (special or example.answer or _encode(tokenizer, example, prompt_format).held.strip()):
         return example.completion
@@ -217,6 +228,8 @@ class _Encoded:
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, example: Example, prompt_format: PromptFormat) -> _Encoded:
+    if isinstance(example, Passage):
+        return _encode_text(tokenizer, "", example.prompt + example.completion)
     if prompt_format.style == "chat":
         if not (example.prompt or example.messages or example.beyond_text):  # it answers nothing
             return _encode_text(tokenizer, "", example.completion)
@@ -233,6 +246,10 @@ def _encode(tokenizer: PreTrainedTokenizerBase, example: Example, prompt_format:
         return _Encoded(prompt_part + own, len(prompt_part))
     # The separator belongs to what the model says, so the completion begins where the prompt's own characters end.
     return _encode_text(tokenizer, example.prompt, _separator(example, prompt_format.style) + example.completion)
+
+
+def _halves(tokenizer: PreTrainedTokenizerBase, example: Passage) -> _Encoded:
+    return _encode_text(tokenizer, example.prompt, example.completion)
 
 
 def _encode_text(tokenizer: PreTrainedTokenizerBase, prompt: str, rest: str, *, framed: bool = False) -> _Encoded:
@@ -268,7 +285,6 @@ def _own(tokenizer: PreTrainedTokenizerBase, text: str, ids: Sequence[int]) -> s
 
 
 def _separator(example: Example, style: str, separators: Mapping[str, str] = SEPARATORS) -> str:
-    """What stands between the two sides: nothing where there is no prompt or white space stands there already."""
-    if not example.prompt or example.prompt[-1].isspace() or example.completion[0].isspace():
-        return ""
-    return separators[style]
+    """What stands between the two sides: nothing in one text, or where white space stands there already."""
+    joined = isinstance(example, Passage) or not example.prompt
+    return "" if joined or example.prompt[-1].isspace() or example.completion[0].isspace() else separators[style]

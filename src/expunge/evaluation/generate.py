@@ -17,6 +17,7 @@ from transformers import DynamicCache
 
 from expunge.data.chat import end_ids
 from expunge.data.examples import Example
+from expunge.data.passages import Passage
 from expunge.data.sampler import micro_batches
 from expunge.errors import DataError
 from expunge.evaluation.predictions import Prediction
@@ -177,8 +178,9 @@ def generate(
     """What the model says to each example, greedily, or `samples` times each at `temperature`, one after the other.
 
     `name` is what the rows are, for messages; `say` takes lines for the user: prompts that were cut, a model that
-    cannot be batched. Drafts, the completions as the model was trained to give them, change the speed alone.
-    `progress` is called with the number of rows (or draws) that have just been finished.
+    cannot be batched. Drafts, the completions as the model was trained to give them, change the speed alone; of a
+    passage what is said counts up to the end of its draft: a text has no end that the model must find. `progress` is
+    called with the number of rows (or draws) that have just been finished.
 
     Raises:
         DataError: A prompt has no tokens.
@@ -209,6 +211,9 @@ def generate(
         tokens = greedy(loaded, prompts, max_new_tokens=max_new_tokens, drafts=drafts, progress=progress)
     for note in loaded.told():
         say(note)
+    if encode_draft is not None:
+        ends = [len(encode_draft(own)) if isinstance(own, Passage) else None for own in examples]
+        tokens = [own[: ends[at // max(1, samples)]] for at, own in enumerate(tokens)]
     texts = [str(loaded.tokenizer.decode(ids, skip_special_tokens=True)) for ids in tokens]
     return [Generation(*row) for row in zip(prompts, tokens, texts, strict=True)]
 

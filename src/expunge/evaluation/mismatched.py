@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from expunge.data.examples import Example, text_key
+from expunge.data.passages import Passage
 from expunge.evaluation.estimate import Estimate
 from expunge.evaluation.measurement import Measurement
 from expunge.evaluation.metrics import METRICS, Metric
@@ -30,10 +31,12 @@ def floored(metrics: Sequence[str]) -> list[str]:
 
 
 def partners(rows: RowSet) -> list[int | None]:
-    """For each row the next one of its task and kind with a prompt, about something else and with another answer."""
+    """For each row the next one of its task and kind with a prompt, about something else and with another answer; none
+    of a passage, which is read whole.
+    """
     groups: dict[str, list[int]] = {}
     for i, row in enumerate(rows.examples):
-        if row.prompt:
+        if row.prompt and not isinstance(row, Passage):
             groups.setdefault(row.group, []).append(i)
     found: list[int | None] = [None] * len(rows.examples)
     answers = [text_key(replace(row, prompt="")) for row in rows.examples]

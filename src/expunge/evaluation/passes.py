@@ -11,13 +11,14 @@ from dataclasses import dataclass, replace
 from peft import PeftModel
 
 from expunge.data.examples import Example
+from expunge.data.passages import Passage
 from expunge.data.tokenize import PromptFormat, TokenizedExample, completion_ids, expected_text, prompt_ids, tokenize
 from expunge.evaluation.documents import Document, after_another, encode_documents, even_lengths, lower_rows
 from expunge.evaluation.generate import Generation, generate, stop_ids, up_to_end
 from expunge.evaluation.gradients import gradient_norms
 from expunge.evaluation.measurement import Measurement, Values
 from expunge.evaluation.metrics import ATTACKS, METRICS, TokenRecord
-from expunge.evaluation.metrics.generations import cut_at
+from expunge.evaluation.metrics.generations import contains, cut_at
 from expunge.evaluation.metrics.memorization import mean_nll
 from expunge.evaluation.metrics.registry import Row, WholeText, default_attacks
 from expunge.evaluation.mismatched import SUFFIX, floored, partners, under
@@ -245,6 +246,7 @@ class _Passes:
             and len(own.tokens)
             < len(up_to_end(completion_ids(self._loaded.tokenizer, example, self._prompt_format), stops))
             for example, own in zip(examples, said, strict=True)
+            if not isinstance(example, Passage)  # which is looked for as far as that
         )
         if stopped:
             flag = "the benchmark's limit" if rows.max_new_tokens else "--max-new-tokens"
@@ -268,7 +270,8 @@ class _Passes:
         if not rows.cut_reference:
             if self._suite.alone:
                 return example.completion
-            return expected_text(self._loaded.tokenizer, example, self._prompt_format)
+            most = rows.max_new_tokens or self._options.max_new_tokens
+            return expected_text(self._loaded.tokenizer, example, self._prompt_format, most=most)
         ids = self._loaded.tokenizer(example.completion)["input_ids"][: rows.max_new_tokens]
         return str(self._loaded.tokenizer.decode(ids, skip_special_tokens=True))
 
@@ -288,6 +291,8 @@ class _Passes:
             own, answer = records[number, "own", i], said[i]
             row = Row(own, example.kind, self._expected(example, rows), samples=samples[i])
             row.keywords = example.keywords or None
+            if isinstance(example, Passage):  # of a long one the limit on tokens may leave some out
+                row.keywords = [own for own in example.keywords if contains(row.expected, own)] or None
             if (number, "wrong", i, 0) in records:
                 row.correct = records.get((number, "correct", i), own)
                 row.wrong = [records[number, "wrong", i, j] for j in range(len(rows.wrong[i]))]

@@ -7,6 +7,7 @@ from expunge.config import EvaluateConfig
 from expunge.data.examples import Example, parse_columns, read_examples
 from expunge.data.families import normalized
 from expunge.data.holdout import long_alone, unseen_texts
+from expunge.data.passages import divided
 from expunge.data.retain_test import set_apart, without_forgotten
 from expunge.errors import DataError
 from expunge.evaluation.measurement import document_of
@@ -33,7 +34,7 @@ def read(config: EvaluateConfig) -> Suite:
         read |= {"test": apart} if apart else {}
     if not {"retain", "test"} & {*read}:
         notes.append("No texts to keep were given (--retain, --test): whether the rest is kept was not measured.")
-    documents = None
+    documents, unseen = None, list[Example]()
     if "holdout" in read:
         known = [row for name in ("forget", "retain", "test") for row in read.get(name, ())]
         unseen = never_seen(config.holdout or "", read["holdout"], known)
@@ -54,6 +55,9 @@ def read(config: EvaluateConfig) -> Suite:
                 )
     else:
         notes.append("No unseen texts were given (--holdout): no membership attack was run.")
+    if not any(row.prompt for row in (*read["forget"], *unseen)):
+        # How texts to keep go on, which the model may not know by heart, says nothing of what is kept.
+        read["forget"], unseen = divided(read["forget"]), divided(unseen)
     sets = tuple(_rows(name, read[name]) for name in ("forget", "retain", "test") if name in read)
     if documents:  # what the forget set's metrics come to on texts that nobody has seen: their targets
         sets = (*sets, replace(_rows(HOLDOUT, unseen), metrics=floored(sets[0].metrics)))
