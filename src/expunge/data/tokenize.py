@@ -107,10 +107,10 @@ def tokenize(
     completion_room = max_length - max(bos, min(start, 1))
     if len(ids) - start > completion_room:
         if not truncate_completions:
-            mend = "raise it or " if bound.startswith("--") else ""
+            mend = "raise it, " if bound.startswith("--") else ""
             raise DataError(
                 f"{example.source or example.id}: the completion alone has {len(ids) - start} tokens and {bound} is "
-                f"{max_length}: {mend}give --truncate-completions"
+                f"{max_length}: {mend}give the text in pieces, a row each, or cut it off there (--truncate-completions)"
             )
         ids = ids[: start + completion_room]
     cut = max(0, len(ids) - max_length)
