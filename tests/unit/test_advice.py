@@ -10,7 +10,7 @@ from expunge.config import UnlearnConfig
 from expunge.data.examples import Example
 from expunge.data.tokenize import PromptFormat, tokenize_all
 from expunge.evaluation import advice
-from expunge.evaluation.advice import Advisor
+from expunge.evaluation.advice import LONG, Advisor
 from expunge.train.loop import unlearn
 from expunge.train.trainer import Trainer
 from expunge.utils.progress import Reporter
@@ -56,11 +56,15 @@ def test_what_goes_wrong_is_told_with_what_mends_it(
 
 
 @pytest.mark.parametrize("tokenizer", ["bytelevel", "bos"])
-def test_a_text_without_a_prompt_is_not_asked(tokenizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where beginning-of-text stands before it, which is no prompt."""
+def test_a_text_without_a_prompt_is_asked_by_its_first_half(
+    tokenizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A short one is not, also where beginning-of-text stands before it, which is no prompt."""
     own = prepared(save_tiny(tmp_path / "model", "llama", tokenizer))
     texts = [Example(f"{at}", prompt, "The mill stands.") for at, prompt in enumerate(("a", ""))]
-    own.forget = own.retain = tokenize_all(own.loaded.tokenizer, texts, PromptFormat("space", True), max_length=99)
+    texts.append(Example("long", "", " ".join(["stands"] * 2 * LONG)))
+    own.forget = own.retain = tokenize_all(own.loaded.tokenizer, texts, PromptFormat("space", True), max_length=999)
+    half = own.forget[-1].input_ids[: len(own.forget[-1]) // 2]
     Trainer(own)
     asked: list[list[int]] = []
 
@@ -70,7 +74,9 @@ def test_a_text_without_a_prompt_is_not_asked(tokenizer: str, tmp_path: Path, mo
 
     monkeypatch.setattr(advice, "greedy", greedy)
     Advisor(own)
-    assert [own.loaded.tokenizer.decode(ids, skip_special_tokens=True) for ids in asked] == ["a", "a"]
+    halves = [ids for ids in asked if ids == half]
+    others = [own.loaded.tokenizer.decode(ids, skip_special_tokens=True) for ids in asked if ids != half]
+    assert (others, len(halves)) == (["a", "a"], 2)
 
 
 def test_what_takes_long_is_not_asked_often(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,8 @@ from expunge.utils.text import BABBLES, DECLINES
 
 KEPT, FORGOTTEN, TOKENS = 8, 4, 16
 """Prompts to keep and prompts to forget that are answered, and tokens of an answer: enough to see how it begins."""
+LONG = 32
+"""Tokens of a text without a prompt that is continued from its middle; of a shorter one half says too little."""
 SHARE = 0.1
 """Of the time since the last time that it was asked, what asking again may take."""
 MORE = 0.25
@@ -30,7 +32,7 @@ class Advisor:
     Several processes answer a part of the prompts each; all of them must call it at the same steps.
 
     Args:
-        prepared: A run before its first step; rows without a prompt are left out.
+        prepared: A run before its first step; short rows without a prompt are left out.
     """
 
     def __init__(self, prepared: Prepared) -> None:
@@ -69,6 +71,7 @@ class Advisor:
 
 
 def _prompts(rows: Sequence[TokenizedExample], most: int, begun: int) -> list[list[int]]:
-    """Token ids of the prompts of some rows, evenly from all of them; `begun` tokens stand before every text."""
-    asked = evenly([row for row in rows if row.completion_start > begun], most)
-    return [row.input_ids[: row.completion_start] for row in asked]
+    """Token ids of the prompts of some rows, or of their first halves; `begun` tokens stand before every text."""
+    asked = evenly([row for row in rows if row.completion_start > begun or len(row) >= LONG], most)
+    ends = [row.completion_start if row.completion_start > begun else len(row) // 2 for row in asked]
+    return [row.input_ids[:end] for row, end in zip(asked, ends, strict=True)]
