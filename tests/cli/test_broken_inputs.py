@@ -46,7 +46,7 @@ CASES: dict[str, Case] = {
     "empty completion": (TRAIN, "forget.jsonl:2: field 'output' is empty", row(output=" \n")),
     "number": (TRAIN, "forget.jsonl:2: field 'output' is not a string but int", row(output=5550142)),
     "null": (TRAIN, "forget.jsonl:2: field 'output' is null", line(2, json.dumps({**FORGET[1], "output": None}))),
-    "unknown format": ((*TRAIN, "--forget", "forget.txt"), "unknown format '.txt'", file("forget.txt", SECRET)),
+    "unknown format": ((*TRAIN, "--forget", "forget.docx"), "unknown format '.docx'", file("forget.docx", SECRET)),
     "no known column": (TRAIN, "no column holds a completion", file("forget.jsonl", '{"a": "b"}\n')),
     "csv without header": (
         (*TRAIN, "--forget", "f.csv"),

@@ -258,7 +258,7 @@ GOOD = '{"text": "a"}\n'
         ("f.json", "[]", "f.json: is empty"),
         ("f.json", b"\xef\xbb\xbf", "f.json: is empty"),
         ("f.csv", "input,output\n", "f.csv: is empty"),
-        ("f.txt", "a", "unknown format '.txt': give a .jsonl, .json, .parquet, .csv file"),
+        ("f.doc", "a", "unknown format '.doc': give a .jsonl, .json, .parquet, .csv, .txt file"),
         ("f", "a", "unknown format ''"),
         (
             "f.jsonl",

@@ -97,7 +97,7 @@ def read_examples(source: str | Path, *, columns: Mapping[str, str] | None = Non
     """Read every row of a file or data set, in its order.
 
     Args:
-        source: A .jsonl, .json (a list, or one object a line), .parquet or .csv file, a folder written by
+        source: A .jsonl, .json (a list, or one object a line), .parquet, .csv or .txt file, a folder written by
             `datasets.save_to_disk` (`folder` or `folder:split`), or a `datasets` name (`name`, `name:split`,
             `name@config:split`). A `Path` is never looked up as a name.
         columns: Field (`prompt`, `completion`, `id`, `task`, `keywords`) to column, over what is recognised.

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from expunge.data.pieces import pieces
 from expunge.errors import DataError
 
 Row = tuple[str, dict[str, Any]]
@@ -183,6 +184,10 @@ def _read_csv(path: Path) -> list[Row]:
     return rows
 
 
+def _read_txt(path: Path) -> list[Row]:
+    return [(f"{path}:{line}", {"text": piece}) for line, piece in pieces(_read_text(path))]
+
+
 def _read_parquet(path: Path) -> list[Row]:
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -262,13 +267,14 @@ READERS: dict[str, Callable[[Path], list[Row]]] = {
     ".json": _read_json,
     ".parquet": _read_parquet,
     ".csv": _read_csv,
+    ".txt": _read_txt,
 }
 
 
 def looks_like_path(source: str) -> bool:
     """Whether a name that is no file was meant as one, so that it is not looked up on the Hub."""
     path = Path(source.rpartition(":")[0] or source)
-    suffixes = (*READERS, ".txt", ".tsv", ".xlsx", ".gz", ".zip")
+    suffixes = (*READERS, ".tsv", ".xlsx", ".gz", ".zip")
     return (
         path.suffix.lower() in suffixes
         or source.startswith(("/", ".", "~"))
