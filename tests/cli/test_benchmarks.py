@@ -202,6 +202,8 @@ def test_texts_without_prompts_and_without_a_retain_set(here: Path, expunge: Run
     results = run(expunge, "--benchmark", "custom", "--forget", "texts.jsonl", "--key-words", "words.jsonl")
     assert {"forget/extraction_strength", "forget/rouge_l_recall", "forget/repetition"} < set(results["metrics"])
     assert results["metrics"]["forget/rouge_l_recall"]["n"] == len(texts)
+    written = [json.loads(line) for line in Path("words.jsonl").read_text().splitlines()]
+    assert [(row["prompt"], row["completion"]) for row in written] == [("", text) for text in [*texts, "Short."]]
     sentences = " ".join(results["not_measured"])
     for part in ("1 of 6 forget texts have no prompt", "--retain", "--holdout"):
         assert part in sentences

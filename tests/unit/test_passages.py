@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from expunge.data.examples import Example, text_key
-from expunge.data.passages import FEWEST, Passage, divided
+from expunge.data.passages import FEWEST, Passage, alone, divided
 from expunge.data.tokenize import PromptFormat, completion_ids, expected_text, prompt_ids, tokenize, whole_text
 from expunge.evaluation.generate import generate
 from expunge.evaluation.mismatched import partners
@@ -41,7 +41,8 @@ def test_a_text_is_parted_near_its_middle_and_nothing_of_it_is_lost(text: str) -
     if re.search(r"\s", text[len(text) // 4 : -len(text) // 4]):
         assert row.completion[0].isspace()
         assert not row.prompt[-1].isspace()
-    assert text_key(row) == text_key(Example("a", "", text))
+    assert alone(row) == Example("a", "", text, "Task1", source="f.jsonl:1")
+    assert text_key(row) == text_key(alone(row))
     assert (row.id, row.task, row.source, row.keywords) == ("a", "Task1", "f.jsonl:1", ("blue",))
 
 

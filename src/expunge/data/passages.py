@@ -31,6 +31,13 @@ def divided(rows: Sequence[Example]) -> list[Example]:
     return [row if row.messages or row.beyond_text else _divided(row) for row in rows]
 
 
+def alone(row: Example) -> Example:
+    """The row as it was before it was divided, if it was."""
+    if not isinstance(row, Passage):
+        return row
+    return Example(**vars(row) | {"prompt": "", "completion": row.prompt + row.completion})
+
+
 def _divided(row: Example) -> Example:
     text = row.completion
     if len(words(text)) < FEWEST:

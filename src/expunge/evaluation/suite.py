@@ -13,6 +13,7 @@ from expunge.data.examples import Example
 from expunge.data.families import families
 from expunge.data.holdout import length, without_selection
 from expunge.data.key_words import with_key_words
+from expunge.data.passages import alone
 from expunge.data.tokenize import PromptFormat
 from expunge.errors import DataError
 from expunge.evaluation.metrics import METRICS
@@ -159,7 +160,7 @@ def write_key_words(path: str | Path, rows: Sequence[Example]) -> None:
         RunError: The file exists.
     """
     fields = ("id", "prompt", "completion", "task", "kind", "keywords")
-    lines = [json.dumps({name: getattr(row, name) for name in fields}, ensure_ascii=False) for row in rows]
+    lines = [json.dumps({name: getattr(row, name) for name in fields}, ensure_ascii=False) for row in map(alone, rows)]
     write_text(path, "".join(f"{line}\n" for line in lines))
 
 
