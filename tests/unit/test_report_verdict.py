@@ -698,6 +698,14 @@ def test_more_steps_are_not_advised_where_they_would_change_nothing(stopped, adv
     assert not any(never in step for step in judged.next)
 
 
+@pytest.mark.parametrize("reached", [True, False])
+def test_a_run_that_missed_its_criteria_should_go_on_also_where_few_texts_leave_it_open(reached):
+    calibration = {"stopped": "all steps are done", "selection_hmac": ["x"], "reached": reached}
+    judged = judge(metrics(auc=0.8, half=0.3), reference=None, calibration=calibration)
+    assert judged.answers[TOLD].state == "unclear"
+    assert any("Train longer (--epochs)" in step for step in judged.next) == (not reached)
+
+
 @pytest.mark.parametrize(("name", "told"), [("test", True), ("retain", False)])
 def test_texts_that_were_set_apart_can_be_trained_on(name, told):
     own = {f"{key}/probability": entry(0.5 if key == name else 0.9) for key in ("retain", "test")}

@@ -170,7 +170,9 @@ def _next(run: RunData, answers: Sequence[Answer]) -> tuple[str, ...]:
     said, told, rest, _ = (own.state == "bad" for own in answers)
     worse = [own.key for own in answers[3].numbers if own.state == "bad"]
     declines, babbles = (any(("refusal" in key) == kind for key in worse) for kind in (True, False))
-    aucs = [own for own in answers[1].numbers if own.state == "bad" and own.target is not None]
+    missed = run.calibration.get("reached") is False  # the run's own criteria: what is unclear is no chance then
+    wrong = ("bad", "unclear") if missed else ("bad",)
+    aucs = [own for own in answers[1].numbers if own.state in wrong and own.target is not None]
     below = [own.key for own in aucs if own.value < (own.target or 0.0)]
     elsewhere = [key in below for key in RATIOS]
     too_far = bool(aucs) and len(below) == len(aucs)
