@@ -219,7 +219,7 @@ def test_short_texts_without_prompts_are_only_read(here: Path, expunge: Run) -> 
 
 
 def test_unseen_texts_without_prompts_say_how_forgotten_ones_should_go_on(here: Path, expunge: Run) -> None:
-    """Where no text to forget has a prompt either: answers to questions are compared with answers alone."""
+    """Where a text to forget has no prompt either: answers to questions are compared with answers alone."""
     texts = [json.loads(line)["text"] for line in Path("holdout.jsonl").read_text().splitlines()]
     kept = [" ".join(f"{word}{at}" for word in "abcdefghijklmnopqrst") for at in range(4)]
     Path("kept.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in kept))
@@ -227,9 +227,11 @@ def test_unseen_texts_without_prompts_say_how_forgotten_ones_should_go_on(here: 
     metrics = run(expunge, "--benchmark", "custom", "--forget", "forget.jsonl", *files)["metrics"]
     assert "forget/rouge_l_recall" in metrics
     assert "holdout/rouge_l_recall" not in metrics
-    Path("alone.jsonl").write_text("".join(json.dumps({"text": text[::-1]}) + "\n" for text in texts))
+    alone = [{"prompt": "", "completion": text[::-1]} for text in texts]
+    asked = [{"prompt": "Where does she live?", "completion": "In Port Ellery."}]
+    Path("alone.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*alone, *asked]))
     metrics = run(expunge, "--benchmark", "custom", "--forget", "alone.jsonl", *files, "--overwrite")["metrics"]
-    assert {"forget/rouge_l_recall", "holdout/rouge_l_recall"} < set(metrics)
+    assert (metrics["forget/rouge_l_recall"]["n"], metrics["holdout/rouge_l_recall"]["n"]) == (6, 5)
     assert "retain/rouge_l_recall" not in metrics, "how texts to keep go on says nothing of what is kept"
 
 

@@ -51,6 +51,7 @@ def test_short_texts_and_chats_stay_as_they_are() -> None:
         Example("a", "", SHORT),
         Example("b", "", STORY, messages=({"role": "system", "content": "Be brief."},)),
         Example("c", "", STORY, answer={"reasoning": "why"}),
+        Example("d", "Who kept it?", STORY),
     ]
     assert divided(rows) == rows
 

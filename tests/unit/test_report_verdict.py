@@ -718,5 +718,5 @@ def test_texts_without_prompts_are_not_asked_to_be_scored_again():
     answer = judge(after, BEFORE).answers[SPEAKS]
     assert (answer.answer, answer.need.split(":")[0]) == (
         "not measured",
-        "Give texts with prompts, or texts alone on both sides",
+        "Give texts with prompts, or longer ones",
     )

@@ -23,12 +23,12 @@ class Passage(Example):
 
 
 def divided(rows: Sequence[Example]) -> list[Example]:
-    """Rows without prompts as passages; short ones, and chats, stay as they are.
+    """The rows, those without a prompt as passages; short ones stay as they are.
 
     The halves are parted at the white space that is nearest to the middle, within the middle half of the text, else in
     the middle. Joined they are the text.
     """
-    return [row if row.messages or row.beyond_text else _divided(row) for row in rows]
+    return [row if row.prompt or row.messages or row.beyond_text else _divided(row) for row in rows]
 
 
 def alone(row: Example) -> Example:

@@ -48,7 +48,7 @@ FEWEST_KEPT = 10
 FEWEST_TEXTS = 2
 """An AUC of fewer texts on a side says nothing: another text could give any other number."""
 TO_SCORE = "Score the model before and after: `expunge evaluate --run RUN`."
-TO_ASK = "Give texts with prompts, or texts alone on both sides: what is said to others cannot be judged."
+TO_ASK = "Give texts with prompts, or longer ones: a short text alone is read, and no answer to it can be judged."
 TO_KEEP = "Give texts to keep: `expunge evaluate --run RUN --retain FILE --overwrite`."
 SAID, TOLD, KEPT, SPEAKS = (
     "Is it still said?", "Can one tell that it was trained on?", "Is the rest kept?", "Does it still speak well?",

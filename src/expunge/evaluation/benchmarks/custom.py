@@ -7,7 +7,7 @@ from expunge.config import EvaluateConfig
 from expunge.data.examples import Example, parse_columns, read_examples
 from expunge.data.families import normalized
 from expunge.data.holdout import long_alone, unseen_texts
-from expunge.data.passages import divided
+from expunge.data.passages import Passage, divided
 from expunge.data.retain_test import set_apart, without_forgotten
 from expunge.errors import DataError
 from expunge.evaluation.measurement import document_of
@@ -55,9 +55,9 @@ def read(config: EvaluateConfig) -> Suite:
                 )
     else:
         notes.append("No unseen texts were given (--holdout): no membership attack was run.")
-    if not any(row.prompt for row in (*read["forget"], *unseen)):
-        # How texts to keep go on, which the model may not know by heart, says nothing of what is kept.
-        read["forget"], unseen = divided(read["forget"]), divided(unseen)
+    read["forget"] = divided(read["forget"])  # how others go on, which few know by heart, says nothing of what is kept
+    if any(isinstance(row, Passage) for row in read["forget"]):
+        unseen = divided(unseen)
     sets = tuple(_rows(name, read[name]) for name in ("forget", "retain", "test") if name in read)
     if documents:  # what the forget set's metrics come to on texts that nobody has seen: their targets
         sets = (*sets, replace(_rows(HOLDOUT, unseen), metrics=floored(sets[0].metrics)))
