@@ -561,7 +561,7 @@ def test_of_several_runs_the_head_says_what_the_answers_say():
     babbles = judge(metrics(**{"forget/repetition": entry(0.5, "lower", "text")}))
     pooled = worst([good, babbles, said])
     assert answers(pooled) == ["yes", "no", "yes", "no"]
-    assert pooled.lead == "Not yet: the texts are still said and the model no longer speaks well"
+    assert pooled.lead == "Not yet: the texts are still known and the model no longer speaks well"
     assert pooled.next == (*babbles.next, *said.next)
     assert not any("Hand over" in step for step in pooled.next)
     doubtful = ("forget/rouge_l_recall", "membership/loss_auc")

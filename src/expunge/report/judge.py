@@ -28,7 +28,7 @@ from expunge.utils.text import BABBLES, DECLINES
 
 UNFINISHED = "The run is not finished"
 FAILURES = (
-    "the texts are still said", "one can tell that they were trained on", "the rest was damaged",
+    "the texts are still known", "one can tell that they were trained on", "the rest was damaged",
     "the model no longer speaks well",
 )  # fmt: skip
 WIDTH = 99
