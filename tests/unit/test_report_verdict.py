@@ -706,6 +706,13 @@ def test_a_run_that_missed_its_criteria_should_go_on_also_where_few_texts_leave_
     assert any("Train longer (--epochs)" in step for step in judged.next) == (not reached)
 
 
+@pytest.mark.parametrize(("drift", "rank", "told"), [(0.2, 16, True), (0.2, 64, False), (0.0, 16, False)])
+def test_a_wider_adapter_is_advised_where_unseen_texts_have_moved(drift, rank, told):
+    judged = judge(metrics(drift=drift), settings={"lora_rank": rank})
+    assert (judged.answers[KEPT].state == "bad") == bool(drift)
+    assert any("--lora-rank 64" in step for step in judged.next) == told
+
+
 @pytest.mark.parametrize(("name", "told"), [("test", True), ("retain", False)])
 def test_texts_that_were_set_apart_can_be_trained_on(name, told):
     own = {f"{key}/probability": entry(0.5 if key == name else 0.9) for key in ("retain", "test")}

@@ -3,6 +3,7 @@
 Only four good answers are a success; a bad one is a failure, whatever the other numbers say.
 """
 
+import math
 import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -14,6 +15,7 @@ from expunge.report.answers import STATES, Answer
 from expunge.report.questions import (
     ON_TRAINED,
     TO_SCORE,
+    UNSEEN,
     recognisable,
     rest_kept,
     speaks_well,
@@ -184,6 +186,7 @@ def _next(run: RunData, answers: Sequence[Answer]) -> tuple[str, ...]:
     limit = "--patience" if stopped.startswith(NO_BETTER) else limit
     met = stopped.startswith(MET)
     lost = {own.key.split("/")[0] for own in answers[2].numbers if own.state == "bad"}
+    narrow = (number(run.settings.get("lora_rank")) or math.inf) < 64
     steps = {
         f"Train longer ({limit}) or at a higher --learning-rate: the texts are still there.": said and not met,
         f"Train longer ({limit}): the texts are not yet as unlikely as unseen ones.": short
@@ -201,6 +204,8 @@ def _next(run: RunData, answers: Sequence[Answer]) -> tuple[str, ...]:
         "texts with that model's. Train longer where it is higher, and lower the adapter's scale where it is not.": told
         and not (aucs or said),
         "Give unseen texts of the same kind (--holdout), so that it stops where they are.": short and not unseen,
+        "Unseen texts have moved: a wider adapter moves them less, at least in small models (--lora-rank 64).": narrow
+        and not lost.isdisjoint(UNSEEN),
         "Give more texts to keep, close to those to forget, or raise --retain-weight.": rest,
         "Texts that were set apart (--retain-test) are not trained on: with --retain-test 0 all texts to keep are, and "
         "nothing says then whether others are kept.": rest and lost == {"test"} and not run.settings.get("test"),
