@@ -90,7 +90,7 @@ def test_what_is_said_counts_up_to_the_end_of_the_passage(samples: int) -> None:
     lengths = [len(completion_ids(tokenizer, row, chosen)) for row in rows]
     found = generate(
         loaded, rows, "forget", encode_prompt=lambda row: prompt_ids(tokenizer, row, chosen),
-        encode_draft=lambda row: completion_ids(tokenizer, row, chosen), max_new_tokens=400, samples=samples,
+        encode_draft=lambda row: completion_ids(tokenizer, row, chosen), max_new_tokens=150, samples=samples,
     )  # fmt: skip
     each = max(1, samples)
     said = [max(len(own.tokens) for own in found[at * each : (at + 1) * each]) for at in range(3)]
