@@ -3,19 +3,24 @@
 import re
 from dataclasses import replace
 from functools import cache
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
 
+from expunge.config import EvaluateConfig
 from expunge.data.examples import Example, text_key
 from expunge.data.passages import FEWEST, Passage, alone, divided
 from expunge.data.tokenize import PromptFormat, completion_ids, expected_text, prompt_ids, tokenize, whole_text
+from expunge.evaluation import run
 from expunge.evaluation.generate import generate
 from expunge.evaluation.mismatched import partners
-from expunge.evaluation.suite import RowSet
+from expunge.evaluation.suite import RowSet, Suite
 from expunge.kernels import Head
 from expunge.model.head import find_head
 from expunge.model.load import LoadedModel
+from expunge.utils.progress import Reporter
 from tiny import TOKENIZERS, tiny_model, tiny_tokenizer
 
 STORY = (
@@ -97,6 +102,22 @@ def test_what_is_said_counts_up_to_the_end_of_the_passage(samples: int) -> None:
     assert said[:2] == lengths[:2], "this model hardly ever finds an end"
     assert said[2] > lengths[2]
     assert all(own.text == tokenizer.decode(own.tokens, skip_special_tokens=True) for own in found)
+
+
+def test_the_prompt_format_is_measured_on_texts_as_they_stand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `unlearn` measures it: a passage's halves say nothing of how a prompt goes over into its answer."""
+    seen, rows = list[Example](), [passage(STORY), Example("q", "Where does Marta live?", "In Port Ellery.")]
+
+    def measured(loaded: object, examples: list[Example], **_: object) -> SimpleNamespace:
+        seen.extend(examples)
+        return SimpleNamespace(chosen=PromptFormat("none", end_of_text=True))
+
+    monkeypatch.setattr(run, "measure_prompt_format", measured)
+    config = EvaluateConfig(model="m", benchmark="custom", forget="f.jsonl", output="r.json")
+    suite = Suite((RowSet("forget", rows, ["a", "q"], []),))
+    run._prompt_format(cast(Any, None), suite, config, Reporter(quiet=True))
+    assert seen == [alone(rows[0]), rows[1]]
+    assert seen[0].prompt == ""
 
 
 def test_a_passage_has_no_other_prompt() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from expunge.config import EvaluateConfig
 from expunge.data.holdout import texts_fingerprint
+from expunge.data.passages import alone
 from expunge.data.tokenize import PromptFormat
 from expunge.errors import ConfigError, ModelError, RunError
 from expunge.evaluation.assemble import STAND_IN, assemble
@@ -329,7 +330,7 @@ def _prompt_format(loaded: LoadedModel, suite: Suite, config: EvaluateConfig, re
         if suite.prompt_format is None:
             reporter.say(f"prompt format: {given}, as given")
         return given
-    examples = [row for rows in suite.sets if rows.name in ("forget", "retain") for row in rows.examples]
+    examples = [alone(row) for rows in suite.sets if rows.name in ("forget", "retain") for row in rows.examples]
     report = measure_prompt_format(loaded, examples, style=config.prompt_format, end_of_text=config.end_of_text)
     reporter.say(f"prompt format: {report}")
     return report.chosen
