@@ -1,6 +1,7 @@
 """A plain text in pieces, each a text of its own: whole paragraphs, as few as hold enough words."""
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import regex
 
@@ -17,23 +18,30 @@ def pieces(text: str) -> list[tuple[int, str]]:
 
     A last piece of fewer words than the others belongs to the one before it.
     """
-    found: list[tuple[int, int, int]] = []
-    for start, end in _parts(text, 0, len(text)):
-        if found and found[-1][2] < FEWEST:
-            start = found.pop()[0]
-        found.append((start, end, len(words(text[start:end]))))
-    if len(found) > 1 and found[-1][2] < FEWEST:
-        _, end, _ = found.pop()
-        found[-1] = (found[-1][0], end, FEWEST)
-    return [(text.count("\n", 0, start) + 1, text[start:end].strip()) for start, end, _ in found]
+    ends, held = list[int](), FEWEST
+    for end, count in _parts(text, 0, len(text)):
+        if held < FEWEST:
+            ends[-1], held = end, held + count
+        else:
+            ends.append(end)
+            held = count
+    if held < FEWEST and len(ends) > 1:
+        del ends[-2]
+    found, line, before = list[tuple[int, str]](), 1, 0
+    for first, last in pairwise([0, *ends]):
+        start = last - len(text[first:last].lstrip())
+        line += text.count("\n", before, start)
+        before = start
+        found.append((line, text[start:last].rstrip()))
+    return found
 
 
 def _parts(text: str, start: int, end: int, level: int = 0) -> Iterator[tuple[int, int]]:
-    """Where paragraphs begin and end, and the parts of those that are long; none without a word."""
+    """Where paragraphs end, or the parts of those that are long, and their words; none of white space alone."""
     breaks = [found.end() for found in BREAKS[level].finditer(text, start, end)]
-    for first, last in zip([start, *breaks], [*breaks, end], strict=True):
-        own = text[first:last]
-        if level + 1 < len(BREAKS) and len(words(own)) > MOST:
+    for first, last in pairwise([start, *breaks, end]):
+        count = len(words(text[first:last]))
+        if count > MOST and level + 1 < len(BREAKS):
             yield from _parts(text, first, last, level + 1)
-        elif own.strip():
-            yield first + len(own) - len(own.lstrip()), last
+        elif text[first:last].strip():
+            yield last, count

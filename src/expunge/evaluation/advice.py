@@ -72,6 +72,8 @@ class Advisor:
 
 def _prompts(rows: Sequence[TokenizedExample], most: int, begun: int) -> list[list[int]]:
     """Token ids of the prompts of some rows, or of their first halves; `begun` tokens stand before every text."""
-    asked = evenly([row for row in rows if row.completion_start > begun or len(row) >= LONG], most)
-    ends = [row.completion_start if row.completion_start > begun else len(row) // 2 for row in asked]
-    return [row.input_ids[:end] for row, end in zip(asked, ends, strict=True)]
+
+    def end(row: TokenizedExample) -> int:
+        return row.completion_start if row.completion_start > begun else len(row) // 2 * (len(row) >= LONG)
+
+    return [row.input_ids[: end(row)] for row in evenly([row for row in rows if end(row)], most)]

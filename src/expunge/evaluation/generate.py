@@ -202,17 +202,17 @@ def generate(
         prompts += [ids] * max(1, samples)
     if cut:
         say(f"{cut} of {len(examples)} {name} prompts do not fit into {context} tokens and lose their head")
+    drafts = None if encode_draft is None else [encode_draft(example) for example in examples]
     if samples:
         tokens = sample(
             loaded, prompts, temperature=temperature, seed=seed, max_new_tokens=max_new_tokens, progress=progress
         )
     else:
-        drafts = None if encode_draft is None else [encode_draft(example) for example in examples]
         tokens = greedy(loaded, prompts, max_new_tokens=max_new_tokens, drafts=drafts, progress=progress)
     for note in loaded.told():
         say(note)
-    if encode_draft is not None:
-        ends = [len(encode_draft(own)) if isinstance(own, Passage) else None for own in examples]
+    if drafts is not None:
+        ends = [len(draft) if isinstance(own, Passage) else None for own, draft in zip(examples, drafts, strict=True)]
         tokens = [own[: ends[at // max(1, samples)]] for at, own in enumerate(tokens)]
     texts = [str(loaded.tokenizer.decode(ids, skip_special_tokens=True)) for ids in tokens]
     return [Generation(*row) for row in zip(prompts, tokens, texts, strict=True)]
