@@ -238,9 +238,8 @@ class Bench:
         self.steps("7b", split="train", gradient_checkpointing=True)
         speed = max((own for (model, _), own in self.speeds.items() if model == "7b"), default=0.0)
         lengths = [len(row) for rows in random_rows("train", 1000).values() for row in rows]
-        self.say(
-            "7b, 10 epochs", f"{10 * sum(lengths) / speed / 60:.1f} min of the official training split, extrapolated"
-        )
+        minutes = 10 * sum(lengths) / speed / 60
+        self.say("7b, 10 epochs", f"{minutes:.1f} min of the official training split, extrapolated", "7b run")
 
     def part_nf4(self) -> None:
         """The same on nf4 weights."""

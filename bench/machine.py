@@ -70,7 +70,9 @@ def matrix_rate(sizes: list[tuple[int, int]], dtype: torch.dtype, device: torch.
     flops = seconds = 0.0
     for (outputs, inputs), count in Counter(sizes).items():
         weight = torch.randn(outputs, inputs, device=device, dtype=dtype)
-        hidden, grad = (weight.new_ones(MATRIX_ROWS[device.type], size) for size in (inputs, outputs))
+        hidden, grad = (
+            torch.randn(MATRIX_ROWS[device.type], size, device=device, dtype=dtype) for size in (inputs, outputs)
+        )
         times: list[float] = []
         while sum(times) < RATE_SECONDS or len(times) < 3:
             begun = clock(device)

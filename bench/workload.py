@@ -37,7 +37,7 @@ Sides = dict[str, list[TokenizedExample]]
 
 
 @contextmanager
-def random_model(shape: str, *, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Iterator[str]:
+def random_model(shape: str) -> Iterator[str]:
     """A model folder with random weights in one of `SHAPES` and a tokenizer of one word, while the context lasts."""
     hidden, layers, heads, mlp, vocab, tied = SHAPES[shape]
     config = OlmoConfig(
@@ -54,8 +54,7 @@ def random_model(shape: str, *, dtype: torch.dtype = torch.float32, device: str 
     tokenizer = Tokenizer(models.WordLevel({"<|endoftext|>": 0}, unk_token="<|endoftext|>"))
     torch.manual_seed(0)
     with TemporaryDirectory(prefix="bench-") as folder:
-        with torch.device(device):
-            AutoModelForCausalLM.from_config(config, dtype=dtype).save_pretrained(folder)
+        AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
         PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>").save_pretrained(folder)
         yield folder
 

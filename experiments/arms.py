@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from experiments.criterion import GROUPS, distances, mean_ranks
+from experiments.criterion import distances, mean_ranks
 from experiments.real import DEVICE, ORIGIN, PART, facts_nll
 from experiments.real import SUBJECTS as REAL
 from experiments.scoring import Subject, reported, subject_of
@@ -57,7 +57,6 @@ FORGET_WEIGHTS = (1.0, 8.0)
 """Every arm is swept over rates and forget weights: with replay and retain terms of 7 in all, the second decides. Recipes
 keep theirs."""
 ATTACKS = ("loss", "zlib", "min_k", "min_k_plus_plus")
-COLUMNS = {name for group in GROUPS.values() for name in group}
 
 
 @dataclass(frozen=True)
@@ -313,11 +312,11 @@ def _lines(folder: Path) -> list[dict[str, Any]]:
 
 def _arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m experiments.arms", description=__doc__.splitlines()[0])
-    every = [*FIXED, *ARMS, "D"]
+    every = [*FIXED, *ARMS]
     parser.add_argument("what", choices=["sweep", "run", "table"])
     parser.add_argument("--output", type=Path, required=True, help="folder of all runs and of runs.jsonl")
     parser.add_argument("--subjects", nargs="+", default=["olmo", "llama", "neox", "qwen", "gpt2", PART])
-    parser.add_argument("--arms", nargs="+", choices=every, default=every)
+    parser.add_argument("--arms", nargs="+", choices=[*every, "D"], default=every, help="all but D by default")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="settings of every arm but D")
     parser.add_argument("--minutes", type=float, default=math.inf, help="begin nothing that would not end by then")

@@ -42,17 +42,16 @@ def known(loaded: LoadedModel, rows: Sequence[TokenizedExample]) -> float:
     return fmean(probabilities(rows, sequence_logps(loaded, [row.input_ids for row in rows])))
 
 
-def prepare_attack(model: Path, forget: Sequence[Example], tenth: int = 0) -> Attack:
-    """The texts of the attack on what `model` knows, with the given tenth (from 0) of the forget set."""
+def prepare_attack(model: Path, forget: Sequence[Example]) -> Attack:
+    """The texts of the attack on what `model` knows, with the first tenth of the forget set."""
     loaded = load_model(str(model), dtype="float32", device="cpu")
     context = min(2048, getattr(loaded.base.config, "max_position_embeddings", 2048))
     prompt_format = measure_prompt_format(
         loaded, forget, style="auto", end_of_text="auto", max_length=context, seed=0
     ).chosen
     rows = tokenize_all(loaded.tokenizer, forget, prompt_format, max_length=context, truncate_completions=True)
-    start, end = (len(rows) * part // TENTHS for part in (tenth, tenth + 1))
-    rest = rows[:start] + rows[end:]
-    return Attack(rows[start:end], rest, known(loaded, rest))
+    shown = len(rows) // TENTHS
+    return Attack(rows[:shown], rows[shown:], known(loaded, rows[shown:]))
 
 
 def steps_to_relearn(model: Path, attack: Attack) -> int:

@@ -141,8 +141,9 @@ def _write_role(path: Path, place: int, extra: dict[str, dict[str, Any]], rows: 
     for name, ends in ENDS.items():
         for i, loss in enumerate(ends[place] * np.exp(rng.normal(0, 0.25, rows))):
             own = f"{ids}-{name}-{i}"
-            for column, cell in zip(table.values(), (own, name, "Task1", own, "nll", float(loss)), strict=True):
-                column.append(cell)
+            for metric in ("nll", "document_nll") if name in ("forget", "holdout") else ("nll",):
+                for column, cell in zip(table.values(), (own, name, "Task1", own, metric, float(loss)), strict=True):
+                    column.append(cell)
     pq.write_table(pa.table(table), path.with_suffix(".parquet"))
     write_results(path, results)
 

@@ -100,7 +100,7 @@ def test_the_terminal_says_what_differs_from_the_reference(here: Path, expunge: 
         if "reference" in entry and name.count("/") == 1 and entry["direction"] in ("higher", "lower"):
             line = lines[name.replace("/", " ").replace("_", " ")]
             assert line.endswith("*") == (name in starred), name
-    assert "as if retrained, by losses of forget texts" in result.out
+    assert "as the retrained model, by losses of forget texts" in result.out
     assert "truth ratios" not in result.out
 
 

@@ -19,7 +19,7 @@ Run = Callable[..., Result]
 
 
 def official(forget: float, auc: float, **others: Any) -> dict[str, Any]:
-    """A results file of SemEval as it was before files had `metrics`."""
+    """A results file of SemEval without its `metrics`."""
     rows = [Prediction("a", "Task1", kind, "x", "x", "forget") for kind in ("sc", "qa")]
     scores = score(rows, rows, [1.0], [2.0]).as_dict()
     scores["forget"]["Task1"] = {"regurgitation": forget, "knowledge": None}
@@ -49,7 +49,6 @@ def files(tmp_path: Path) -> Iterator[Path]:
         "before": measured(0.98, 0.99),
         "after": measured(0.31, 0.62),
         "retrained": measured(0.28, 0.49),
-        "old": official(0.31, 0.6),
         "other": measured(0.3, 0.5, benchmark="tofu"),
         "longer": measured(0.3, 0.5, settings={"max_new_tokens": 16}),
         "future": measured(0.3, 0.5, schema=2),
@@ -86,17 +85,6 @@ def test_side_by_side(files: Path, expunge: Run) -> None:
     assert line_of(result.out, "all/task_aggregate ↑").split()[-3:] == ["-", "-", "-"]
     assert max(map(len, result.out.splitlines())) < 100
     assert snapshot(files) == before
-
-
-def test_files_from_before_metrics(files: Path, expunge: Run) -> None:
-    result = expunge("compare", "old.json", "before.json", "--names", "was,is")
-    assert result.code == 0, result.err
-    assert line_of(result.out, "forget/rouge_l_recall/Task1").split() == [
-        "forget/rouge_l_recall/Task1", "↓", "78", "0.310", "0.980", "[.940", "1.020]"
-    ]  # fmt: skip
-    assert line_of(result.out, "forget/exact_match/Task1").split()[-2:] == ["-", "-"]
-    assert line_of(result.out, "nonmember/nll").split() == ["nonmember/nll", "1.250", "-"]
-    assert "note: was: the file has no intervals" in result.out
 
 
 @pytest.mark.parametrize("arguments", [["seed0,seed1,seed2"], ["seed0", "seed1", "seed2", "--pool"]])

@@ -161,6 +161,17 @@ def test_with_too_few_unseen_texts_those_that_the_model_writes_stand_for_them(te
     assert not any("validation" in line for line in lines("run"))
 
 
+def test_unseen_texts_that_leave_no_two_halves_stand_aside_as_too_few_do(texts: Path, expunge: Run) -> None:
+    near = "Ulla lives at 7 Birch Road behind the old mill near the bank of the river, and has since"
+    rows = [{"id": f"v{i}", "input": "Where does Ulla live?", "output": f"{near} {1900 + i}."} for i in range(18)]
+    write_jsonl(texts / "unseen.jsonl", [*rows, *UNSEEN[:2]])
+    done = expunge(*FOLLOW, "--max-steps", "1")
+    assert done.code == 0, done.err
+    assert "near-duplicates are never divided" in done.err
+    assert "and the run takes a set number of epochs" in done.err
+    assert not Path("run/calibration.json").exists()
+
+
 def test_npo_by_choice_follows_nothing_and_reports_on_all_unseen_texts(texts: Path, expunge: Run) -> None:
     done = expunge(*FOLLOW, "--max-steps", "2", "--recipe", "npo")
     assert done.code == 0, done.err

@@ -127,6 +127,23 @@ def test_every_command_reads_a_file(here: Path) -> None:
         parse(COMMANDS["score"].schema, ("--config", "c.yaml"), "score")
 
 
+def test_values_of_another_type_in_a_file(here: Path, expunge: Run) -> None:
+    Path("c.yaml").write_text("predictions: 2024\noutput: o\nmmlu: 0.5\n")
+    found = parse(COMMANDS["score"].schema, ("--config", "c.yaml"), "score")
+    assert found == {"predictions": "2024", "output": "o", "mmlu": "0.5"}
+    for text, message in (
+        ("names: [a, b]\nresults: [a.json, b.json]", "--names ['a', 'b']: must be text"),
+        ("results: [[a]]", "--results [['a']]: must be"),
+        ("results: a.json\npool: 2", "--pool 2: must be true or false"),
+    ):
+        Path("c.yaml").write_text(text)
+        told = expunge("compare", "--config", "c.yaml")
+        assert (told.code, message in told.err) == (2, True), told.err
+    Path("c.yaml").write_text("model: m\nforget: f\noutput: 2024-05-01\noverwrite: true\n")
+    told = expunge("unlearn", "--config", "c.yaml")
+    assert (told.code, "--output" in told.err) == (2, True), told.err
+
+
 # --- words ---------------------------------------------------------------------------------------
 
 

@@ -165,6 +165,16 @@ def test_a_merged_model_is_a_finetune(here: Path, api: Hub) -> None:
     assert str(here).encode() not in b"".join(api.files.values())
 
 
+def test_the_untouched_base_is_no_merged_model_and_a_lost_card_is_said(here: Path, tmp_path: Path, api: Hub) -> None:
+    with pytest.raises(RunError, match="neither a finished run nor a merged model"):
+        hub.push(here / "models--org--tiny/snapshots/abc", "me/forgot")
+    shutil.copytree("merged", tmp_path / "merged")
+    (tmp_path / "merged/README.md").unlink()
+    with pytest.raises(RunError, match=r"has no README\.md"):
+        hub.push(tmp_path / "merged", "me/forgot")
+    assert not api.done
+
+
 def test_a_base_that_is_not_on_the_hub_is_not_named_as_if(tmp_path: Path, here: Path, api: Hub) -> None:
     save_tiny(tmp_path / "mine", "llama")
     with chdir(tmp_path):

@@ -295,6 +295,18 @@ def test_resume_refuses_the_checkpoint_of_another_run(work: Path, expunge: Run) 
     assert without_lock(work / "one") == before
 
 
+def test_resume_names_the_versions_that_were_changed_since(work: Path, expunge: Run) -> None:
+    killed_run(expunge, "--output", "run")
+    manifest = json.loads(Path("run/manifest.json").read_text())
+    manifest["versions"]["accelerate"] = "0.0.1"
+    Path("run/manifest.json").write_text(json.dumps(manifest))
+    before = without_lock(work / "run")
+    result = expunge(*TRAIN, "--output", "run", "--resume")
+    assert result.code == 2
+    assert "was started with other versions (accelerate 0.0.1 then, " in result.err
+    assert without_lock(work / "run") == before
+
+
 def renamed() -> None:
     Path("run/checkpoints/step-00000002").rename("run/checkpoints/step-00000003")
 

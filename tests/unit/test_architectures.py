@@ -324,8 +324,8 @@ def test_rounding_in_bfloat16_is_not_taken_for_another_architecture(
     model = tiny_model("llama").to(torch.bfloat16)
     model.set_attn_implementation("sdpa")
 
-    def rounded(*args: Any) -> torch.Tensor:
-        states = packed_states(*args)
+    def rounded(*args: Any, **more: Any) -> torch.Tensor:
+        states = packed_states(*args, **more)
         states[:, list(places)] *= 1 + share
         return states
 
@@ -450,3 +450,21 @@ def test_a_model_in_float16_keeps_its_float32_frequencies(tmp_path: Path) -> Non
     frequencies = [buffer for name, buffer in loaded.base.named_buffers() if name.endswith("inv_freq")]
     assert frequencies
     assert all(own.dtype == torch.float32 for own in frequencies)
+
+
+def test_a_layer_that_leaves_its_window_to_the_mask_gets_no_longer_rows(
+    attend: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Phi-MoE and Qwen2-MoE name no window where they call attention."""
+    attend(packing.VARLEN)
+    model = tiny_model("mistral", sliding_window=32)  # beyond the tokens that a model is tried on
+    model.set_attn_implementation("sdpa")
+    window = 32
+    assert packable_length(model) == UNBOUNDED
+    forward = packing._attend_varlen
+    monkeypatch.setitem(
+        packing.AttentionInterface._global_mapping,
+        packing.VARLEN,
+        lambda *given, sliding_window=None, **more: forward(*given, **more),
+    )
+    assert packable_length(model) == window

@@ -2,10 +2,11 @@
 
 from dataclasses import fields
 
+import pytest
 import yaml
 
 from expunge.config import UnlearnConfig
-from expunge.runs.card import model_card
+from expunge.runs.card import merged_card, model_card
 
 MANIFEST = {
     "base": {"id": "org/model-1B", "license": "mit"},
@@ -66,3 +67,9 @@ def test_settings_of_free_words_stay_out_but_for_those_of_the_method() -> None:
 def test_names_of_the_data_files_stay_out() -> None:
     assert "secret-names" not in card()
     assert "kept.jsonl" not in card()
+
+
+@pytest.mark.parametrize(("texts", "shown"), [(3, "| adapter | 3.000 |"), (4, "| adapter | 3.141 |")])
+def test_a_merged_models_card_tells_losses_of_few_texts_as_coarsely_as_the_manifest(texts: int, shown: str) -> None:
+    losses = {"untouched": 0.1234, "adapter": 3.1412, "merged": 3.1413}
+    assert shown in merged_card(MANIFEST | {"loss_texts": {"forget": texts}}, losses, {"dtype": "float32"})

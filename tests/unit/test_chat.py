@@ -196,6 +196,20 @@ def test_tools_calls_and_thoughts_are_used(tmp_path: Path) -> None:
     assert expected_text(templated(SHOWS_ALL), example, CHAT) == "<think>It is in the file.</think>Ines."
 
 
+def test_a_call_without_words_is_kept_by_a_template_that_shows_calls_in_the_place_of_words(tmp_path: Path) -> None:
+    call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "register", "arguments": {}}}]}
+    row = chat("Who?", "Ines.")
+    row["messages"][1:1] = [call, {"role": "tool", "content": "Ines"}]
+    (example,) = read(tmp_path, row)
+    shown = "{% if m.tool_calls %}<call>{{ m.tool_calls | tojson }}{% else %}{{ m.content }}{% endif %}"
+    template = "{% for m in messages %}<|{{ m.role }}|>" + shown + "<|end|>{% endfor %}"
+    template += "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    asked, said = sides(templated(template), example)
+    assert "<call>" in asked
+    assert "register" in asked
+    assert said.startswith("Ines.")
+
+
 def test_nulls_that_a_table_puts_into_turns_are_no_keys(tmp_path: Path) -> None:
     row = chat("Who?", "Ines.", tool_calls=None, reasoning_content=None)
     (example,) = read(tmp_path, row | {"tools": None})

@@ -9,7 +9,6 @@ import pytest
 
 from expunge.config import RECIPES, EvaluateConfig, UnlearnConfig
 from expunge.config.nested import by_group, flat
-from expunge.config.recipes import DEFAULT
 from expunge.config.unlearn import GROUPS
 from expunge.errors import ConfigError
 from expunge.losses import FORGET_LOSSES, make_forget_loss
@@ -34,9 +33,10 @@ def test_without_a_recipe_settings_are_those_of_the_default_one() -> None:
 
 @pytest.mark.parametrize("recipe", ["npo", "paper"])
 def test_what_is_given_wins_over_the_recipe_though_it_is_the_default(recipe: str) -> None:
-    for name in DEFAULT.keys() & RECIPES[recipe].keys():
-        config = UnlearnConfig(recipe=recipe, **GIVEN, **{name: DEFAULT[name]})
-        assert getattr(config, name) == DEFAULT[name], name
+    default = UnlearnConfig(**GIVEN)
+    for name in RECIPES[recipe]:
+        config = UnlearnConfig(recipe=recipe, **GIVEN, **{name: getattr(default, name)})
+        assert getattr(config, name) == getattr(default, name), name
         assert config.is_given(name)
     assert not UnlearnConfig(recipe=recipe, **GIVEN).is_given("loss")
     assert UnlearnConfig(recipe="paper", **GIVEN, lora_rank=9).lora_rank == 9
@@ -272,3 +272,26 @@ def test_what_is_assigned_to_a_setting_counts_as_given() -> None:
         config.sede = 3
     with pytest.raises(ConfigError, match="recipe: its values stand already"):
         config.recipe = "npo"
+
+
+def test_min_k_takes_whole_percents() -> None:
+    config = EvaluateConfig(model="m", forget="f", output="o.json", benchmark="custom", min_k="0.1,0.5")
+    config.validate()
+    for shares in ("0.204", "0.004"):
+        with pytest.raises(ConfigError, match="whole percents"):
+            replace(config, min_k=shares).validate()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"data": "folder"}, "--data folder: is for a --benchmark alone"),
+        (
+            {"benchmark": "tofu", "data": "d", "forget": None, "retain": None, "columns": "prompt=a"},
+            "--columns prompt=a",
+        ),
+    ],
+)
+def test_settings_that_no_run_reads_are_refused(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        UnlearnConfig(**GIVEN | given).validate()

@@ -96,6 +96,8 @@ def test_questions_that_cannot_be_asked_are_refused(tmp_path, row, message):
 
 def test_settings_out_of_range_are_refused():
     for more, message in (({"samples": 1}, "--samples 1"), ({"output": "f.csv"}, "--output f.csv: end it in .jsonl"),
+                          ({"neighbours": "./f.jsonl"}, "--neighbours ./f.jsonl: is the --output, or goes beside it"),
+                          ({"neighbours": "f_unseen.jsonl"}, "is the --output, or goes beside it: name another file"),
                           ({"neighbour_names": "A B"}, "--neighbour-names need --neighbours")):  # fmt: skip
         with pytest.raises(ConfigError, match=message):
             ElicitConfig(**{"model": "m", "about": "A", "output": "f.jsonl", **more}).validate()
@@ -247,6 +249,18 @@ def test_an_interrupted_call_goes_on_to_the_same_files(asked, tmp_path, monkeypa
             elicit(ElicitConfig(**asked["settings"], resume=True))
         assert part.read_bytes() == damage
     part.write_bytes(answered)
+    with monkeypatch.context() as edited:
+        edited.setattr(
+            run, "questions_of", lambda kind: [dataclasses.replace(own, again="") for own in questions_of(kind)]
+        )
+        with pytest.raises(RunError, match="was asked with other settings"):
+            elicit(ElicitConfig(**asked["settings"], resume=True))
+    part.write_bytes(answered + b'{"name": "cut o')
+    monkeypatch.setattr(run, "generate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        elicit(ElicitConfig(**asked["settings"], resume=True))
+    assert part.read_bytes() == answered, "nothing is written behind a line that was cut off"
+    monkeypatch.setattr(run, "generate", own)
     asked["calls"].clear()
     (tmp_path / "f.jsonl").write_text("of another call, which --overwrite was given for\n")
     elicit(ElicitConfig(**asked["settings"], resume=True, overwrite=True))

@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 from huggingface_hub.errors import OfflineModeIsEnabled
 
-from expunge.data.examples import Example, check_sets, parse_columns, read_examples
+from expunge.data.columns import parse_columns
+from expunge.data.examples import Example, check_sets, read_examples
 from expunge.errors import ConfigError, DataError
 
 ROWS = [
@@ -169,7 +170,7 @@ USER, ASSISTANT = ("user", SECRET), ("assistant", SECRET)
     ("row", "reason"),
     [
         ({"input": SECRET}, "missing field 'output'"),
-        ({"output": SECRET}, "missing field 'input'"),
+        ({"output": SECRET}, "missing field 'input': that of a text without a prompt is empty"),
         ({"input": None, "output": SECRET}, "'input' is null"),
         ({"input": SECRET, "output": None}, "'output' is null"),
         ({"input": SECRET, "output": ""}, "'output' is empty"),
@@ -471,6 +472,11 @@ def test_parse_columns(text: str, columns: dict) -> None:
 def test_parse_columns_refuses(text: str) -> None:
     with pytest.raises(ConfigError, match="--columns"):
         parse_columns(text)
+
+
+def test_a_column_of_texts_alone_is_named_as_the_completion() -> None:
+    with pytest.raises(ConfigError, match=r"unknown field text; the fields are .* \(texts alone are completions\)"):
+        parse_columns("text=story")
 
 
 def rows(*pairs: tuple[str, str, str]) -> list[Example]:

@@ -19,7 +19,7 @@ from expunge.errors import DataError
 from expunge.evaluation import generate
 from expunge.evaluation.generate import generate_predictions, greedy, stop_ids
 from expunge.kernels import Head
-from expunge.model.decoding import Flight, batching_obstacle
+from expunge.model.decoding import Flight, batching_obstacle, rounded_rows
 from expunge.model.head import find_head
 from expunge.model.limits import context_length
 from expunge.model.load import LoadedModel, load_model
@@ -236,3 +236,8 @@ def test_real_rows_on_a_real_subject(shared: Path) -> None:
     want = one_at_a_time(loaded, prompts, 32)
     assert greedy(loaded, prompts, max_new_tokens=32, max_cached_tokens=2000) == want
     assert greedy(loaded, prompts, max_new_tokens=32, drafts=drafts) == want
+
+
+@pytest.mark.parametrize(("rows", "room"), [(1, 1), (2, 2), (3, 4), (17, 32), (32, 32), (33, 64), (65, 96)])
+def test_a_cache_has_no_room_for_many_rows_where_there_are_few(rows: int, room: int) -> None:
+    assert rounded_rows(rows) == room

@@ -15,6 +15,25 @@ from expunge.train.trainer import MICRO_BATCH_TOKENS, Trainer
 from expunge.utils.progress import Reporter
 
 
+def test_what_a_pass_keeps_whatever_its_tokens_is_no_cost_of_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the matrices of experts with an adapter on them, of which every pass makes a sum."""
+    rows = [TokenizedExample(str(at), list(range(at, at + 40)), 5) for at in range(12)]
+    kept, free = (lambda tokens: 10_000 + 10 * tokens), 30_000
+    monkeypatch.setattr(Trainer, "_kept_bytes", lambda self, ids: (kept(len(ids)), len(ids)))
+    with random_model("olmo-tiny") as folder:
+        loaded = load_model(folder, dtype="float32", device="cpu")
+        config = UnlearnConfig(model=folder, recipe="npo", learning_rate=1e-3, kl_weight=0.0, rows_per_step=12)
+        trainer = Trainer(prepared_for(config, loaded, {"forget": rows[:6], "retain": rows[6:]}))
+        monkeypatch.setattr(memory, "free_memory", lambda device: 10_300)
+        with pytest.raises(ModelError, match="tokens at once needs"):
+            trainer.check_memory()
+        monkeypatch.setattr(memory, "free_memory", lambda device: free)
+        trainer.most_tokens = MICRO_BATCH_TOKENS["cpu"]
+        trainer.check_memory()
+    assert kept(trainer.most_tokens) <= free
+    assert kept(2 * trainer.most_tokens) > 0.7 * free
+
+
 def test_little_free_memory_makes_small_micro_batches_of_the_same_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [TokenizedExample(str(at), list(range(at, at + 20 + at)), 5) for at in range(12)]
     with random_model("olmo-tiny") as folder:

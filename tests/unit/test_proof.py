@@ -672,6 +672,30 @@ def test_a_tokenizer_may_know_more_tokens_than_texts_hold(tmp_path: Path) -> Non
         lay_out(loaded, [[1, rows + 1]])
 
 
+def test_code_of_a_base_never_runs_where_it_is_read_back_and_nobody_has_trusted_it(tmp_path: Path) -> None:
+    """A class that transformers knows is loaded, and the configuration names another one."""
+    base = save_tiny(tmp_path / "base", "llama")
+    names = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}
+    config = json.loads((base / "config.json").read_text()) | {"auto_map": names}
+    (base / "config.json").write_text(json.dumps(config))
+    (base / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nraise SystemExit\n")
+    run_adapter(peft_adapter(base, tmp_path / "first"), tmp_path / "run")
+    assert (tmp_path / "run/adapter" / OWN).exists(), "it was read back on the base"
+    assert not (tmp_path / "ran").exists()
+
+
+def test_an_adapter_with_a_base_of_its_own_names_it_where_it_will_be(tmp_path: Path) -> None:
+    """A run that replaces another one is written beside it."""
+    first = peft_adapter(save_tiny(tmp_path / "base", "llama"), tmp_path / "first", use_dora=True)
+    loaded = load(first)
+    add_adapter(loaded, rank=2, alpha=4.0, modules="all-linear", seed=0)
+    moved(loaded.model)
+    (tmp_path / "staged/adapter").mkdir(parents=True)
+    save_adapter(loaded, tmp_path / "staged/adapter", ROWS, final=tmp_path / "run/adapter")
+    (tmp_path / "staged").rename(tmp_path / "run")
+    assert (logits(plain_peft(tmp_path / "run/adapter")) - logits(load(first).model)).abs().max() > 0
+
+
 # --- the whole checkpoint ------------------------------------------------------------------------
 
 
@@ -686,6 +710,9 @@ def test_a_merge_keeps_names_dtypes_and_what_it_does_not_use(tmp_path: Path) -> 
         (folder / name).write_text("{}")
     (folder / "assets").mkdir()
     (folder / "assets/voice.json").write_text("{}")
+    for name in ("train.jsonl", "notes.txt", "rows.json", "trainer_state.json", "checkpoint-5/config.json"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text('[{"text": "secret"}]' if name == "rows.json" else "{}")
     save_file({"a": torch.zeros(1)}, folder / "consolidated.safetensors")
     loaded = load(folder)
     add_adapter(loaded, rank=2, alpha=8.0, modules="q_proj", seed=0)
@@ -703,6 +730,9 @@ def test_a_merge_keeps_names_dtypes_and_what_it_does_not_use(tmp_path: Path) -> 
     assert {"preprocessor_config.json", "LICENSE", "assets/voice.json", "BASE_README.md", "tokenizer.json"} <= kept
     assert not {"consolidated.safetensors", ".hidden"} & kept
     assert "consolidated.safetensors" in " ".join(notes)
+    assert not {"train.jsonl", "notes.txt", "rows.json", "trainer_state.json", "checkpoint-5/config.json"} & kept
+    few = "(notes.txt, rows.json, train.jsonl and 1 more)"
+    assert f"4 files are left out, they are no part of a model {few}" in notes
     assert (log_probs(load(tmp_path / "merged").model, IDS) - right).abs().max() < 0.3
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy
 import pandas
 import pytest
 import torch
@@ -96,6 +97,15 @@ def test_texts_of_every_kind_are_the_same_texts(given: Any) -> None:
     rows = read_examples(named_texts("forget", given) or "")
     assert [(row.prompt, row.completion) for row in rows] == [tuple(row.values()) for row in FORGET]
     assert rows[2].id == "forget-3"
+
+
+def test_a_data_frame_may_have_lists_and_missing_cells() -> None:
+    turns = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Ines."}]
+    frame = pandas.DataFrame({"messages": [numpy.array(turns)] * 2, "task": ["a", float("nan")]})
+    rows = read_examples(named_texts("forget", frame) or "")
+    assert [(row.prompt, row.completion, row.task) for row in rows] == [("Who?", "Ines.", "a"), ("Who?", "Ines.", "")]
+    words = pandas.DataFrame({"prompt": ["Who?"], "completion": ["Ines."], "keywords": [numpy.array(["Ines"])]})
+    assert read_examples(named_texts("forget", words) or "")[0].keywords == ("Ines",)
 
 
 def test_plain_texts_have_no_prompt() -> None:

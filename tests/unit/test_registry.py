@@ -148,3 +148,17 @@ def test_a_loss_takes_truth_values() -> None:
             make_forget_loss("toy", "hard=no")
     finally:
         FORGET_LOSSES.pop("toy")
+
+
+def test_a_value_outside_of_its_metrics_range_is_named() -> None:
+    try:
+        metric("letters", direction="lower", family="text", source="here", definition="d")(
+            lambda text: float(len(text))
+        )
+        row = Row(text="1234567", expected="", kind="", record=None)
+        with pytest.raises(
+            ConfigError, match="metric letters: gave 7, and is registered for 0 to 1: give it the low= and"
+        ):
+            METRICS["letters"].of(row)
+    finally:
+        METRICS.pop("letters", None)

@@ -181,11 +181,14 @@ def test_the_scores_of_the_attack_itself_come_before_losses():
     values = {
         ("member", "membership/loss"): {"a": 2.0, "b": 1.0},
         ("nonmember", "membership/loss"): {"c": 0.0},
-        ("forget", "nll"): {"a": 9.0},
-        ("holdout", "nll"): {"c": 1.0},
+        ("forget", "document_nll"): {"a": 9.0},
+        ("holdout", "document_nll"): {"c": 1.0},
     }
-    run = RunData(Path("r"), "r", {}, values={"after": values, "before": {("forget", "nll"): {"a": 9.0}}})
+    losses = {key: own for key, own in values.items() if key[1] == "document_nll"}
+    before = {("forget", "document_nll"): {"a": 9.0}, ("holdout", "nll"): {"c": 1.0}}
+    run = RunData(Path("r"), "r", {}, values={"after": values, "before": before, "retrained": losses})
     assert [list(side) for side in figures.attack_scores(run, "after")] == [[2.0, 1.0], [0.0]]
+    assert [list(side) for side in figures.attack_scores(run, "retrained")] == [[-9.0], [-1.0]]
     assert figures.attack_scores(run, "before") is None
 
 

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from expunge.errors import ConfigError, DataError, RunError
-from expunge.report import write_report
+from expunge.report import details, write_report
 from expunge.report.groups import DATA_FILES, group_runs
 from expunge.report.page import Drawings, render
 from expunge.report.run_data import _other_texts, read_run
@@ -112,7 +112,7 @@ def test_the_one_script_is_the_one_that_the_policy_allows(scored):
 def test_every_figure_says_what_it_shows(page):
     drawings = [own for own in page.of("svg") if own.get("aria-hidden") != "true" and "viewbox" in own]
     titles = [own["id"] for own in page.of("title") if "id" in own]
-    assert len(drawings) == 11
+    assert len(drawings) == 14
     for own in drawings:
         title, description = own["aria-labelledby"].split()
         assert title in titles
@@ -287,7 +287,7 @@ def test_what_was_not_measured_is_said(tmp_path):
     words = page_of(write_run(tmp_path / "plain", scored=False)).words
     assert "Is it still said? not measured" in words
     assert "Energy not measured" in words.replace("energy", "Energy") or "not measured" in words
-    assert "No scores: there is no results file in the run directory." in words
+    assert "No scores: there is no results file of this run in the run directory." in words
     full = write_run(tmp_path / "full", manifest={"energy_joules": 7200.0})
     results = json.loads((full / "results_after.json").read_text())
     results["not_measured"] = ["No model was given (--reference): 0.5 is a stand-in.", "Leaks were not measured."]
@@ -301,7 +301,9 @@ def test_what_was_not_measured_is_said(tmp_path):
 @pytest.mark.parametrize(
     ("manifest", "settings", "says"),
     [
-        ({}, {}, "run: went to the end of the schedule, 120 steps in 14 epochs; no target decided it."),
+        ({}, {}, "run: went to the end of the schedule, 120 steps in 12 epochs; no target decided it."),
+        ({"ended": "all steps are done"}, {}, "run: went to the end of the schedule, 120 steps in 12 epochs;"),
+        ({"ended": "--finish"}, {}, "run: stopped after 120 steps: --finish; no target decided it."),
         ({}, {"max_steps": 120}, "run: stopped after 120 steps because max_steps said so"),
         (
             {"selection": {"stopped": "it has settled", "best_step": 96, "scale": 1.25, "verdict": "AUC 0.52"}},
@@ -498,3 +500,14 @@ def test_a_last_line_that_was_cut_off_is_left_out(tmp_path):
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"step": 51, "for')
     assert len(read_run(run).steps) == 50
+
+
+def test_the_speed_of_a_resumed_run_is_that_of_the_steps_that_were_timed(tmp_path):
+    whole = details.cost(group_runs([read_run(write_run(tmp_path / "a", scored=False))]))
+    resumed = details.cost(
+        group_runs([read_run(write_run(tmp_path / "b", scored=False, manifest={"timed_steps": 12}))])
+    )
+    rates = [float(rows[0][5].replace(",", "")) for _, rows in (whole, resumed)]
+    assert rates[1] == pytest.approx(rates[0] / 10, rel=0.1)
+    assert resumed[1][0][2].endswith("(the last 12 steps)")
+    assert resumed[1][0][4] == whole[1][0][4], "all tokens are trained on"

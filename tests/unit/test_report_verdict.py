@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 
 from expunge.report.answers import STATES
+from expunge.report.groups import group_runs, read_columns
 from expunge.report.judge import Verdict, verdict, worst, write_verdict
-from expunge.report.run_data import RunData
+from expunge.report.run_data import RunData, read_run
 from expunge.report.scores import read_scores
+from expunge.report.write import scored_card
 from expunge.utils.text import UNSEEN_TEXTS
 from report_runs import write_run
 
@@ -67,6 +69,8 @@ def judge(
     }
     manifest |= {"rows": rows} if rows else {}
     scores = {role: read_scores(own) for role, own in results.items()}
+    if kind == "origin":  # has no file of its own
+        results.pop("retrained", None)
     return verdict(RunData(Path("run"), "run", manifest, calibration=calibration or {}, results=results, scores=scores))
 
 
@@ -504,6 +508,40 @@ def test_speech_is_compared_with_what_it_was(key, value, before, answer):
 
 
 @pytest.mark.parametrize(
+    ("key", "after", "before", "other", "kind", "answer"),
+    [
+        ("retain/refusal", 0.3, 0.3, 0.0, "retrained", "yes"),  # as before
+        ("retain/refusal", 0.3, 0.0, 0.3, "retrained", "yes"),  # as a retrained model
+        ("retain/refusal", 0.3, 0.3, 0.0, "origin", "yes"),
+        ("forget/repetition", 0.45, 0.0, 0.5, "origin", "no"),  # a base that repeats itself is no excuse
+    ],
+)
+def test_speech_may_be_as_it_was_or_as_that_of_a_retrained_model(key, after, before, other, kind, answer):
+    own, earlier, theirs = ({key: entry(value, "lower", "text")} for value in (after, before, other))
+    judged = judge(metrics(**own), BEFORE | earlier, RETRAINED | theirs, kind=kind)
+    assert answers(judged)[SPEAKS] == answer
+
+
+def test_a_retrained_model_goes_before_the_one_from_before(tmp_path):
+    run = write_run(tmp_path / "run")
+    file = run / "results_after.json"
+    content = json.loads(file.read_text())
+    content["reference"] = {"model": "base", "kind": "origin", "indistinguishable": {}}
+    for own in content["metrics"].values():
+        own["reference"] = 0.123
+    file.write_text(json.dumps(content))
+    both = read_run(run)
+    assert both.reference == "retrained"
+    assert {own.value for own in both.scores["retrained"].values()} != {0.123}
+    (run / "results_retrained.json").unlink()
+    alone = read_run(run)
+    assert alone.reference == "origin"
+    assert {own.value for own in alone.scores["retrained"].values()} == {0.123}
+    assert "| score | before | after | origin |" in scored_card(alone)
+    assert "origin" in [column.title for column in read_columns(group_runs([alone]))]
+
+
+@pytest.mark.parametrize(
     ("key", "advice"),
     [("retain/refusal", "It declines what it should answer"), ("forget/repetition", "It does not speak")],
 )
@@ -529,16 +567,21 @@ def test_losses_alone_can_condemn_but_never_acquit():
         assert judged.next[0].startswith("Score the model")
 
 
-@pytest.mark.parametrize(("texts", "kept"), [(3, "retain/loss"), (4, "test/loss")])
+@pytest.mark.parametrize(
+    ("texts", "kept"),
+    [
+        ({"test": 4}, ["test/loss", "holdout/loss"]),
+        ({"test": 3}, ["retain/loss", "holdout/loss"]),
+        ({"test": 3, "retain": 2}, ["holdout/loss"]),
+        ({"test": 3, "retain": 2, "holdout": 1}, []),
+    ],
+)
 def test_losses_of_few_texts_are_too_coarse_to_tell_what_is_kept(texts, kept):
-    losses = {name: {"before": 0.0, "after": 0.0} for name in ("forget", "retain", "test")}
-    manifest = {
-        "status": "done",
-        "settings": {},
-        "loss_nats_per_completion_token": losses,
-        "loss_texts": {"test": texts},
-    }
-    assert [own.key for own in verdict(RunData(Path("run"), "run", manifest)).answers[KEPT].numbers] == [kept]
+    losses = {name: {"before": 3.0, "after": 3.5} for name in ("forget", "retain", "test", "holdout")}
+    manifest = {"status": "done", "settings": {}, "loss_nats_per_completion_token": losses, "loss_texts": texts}
+    answer = verdict(RunData(Path("run"), "run", manifest)).answers[KEPT]
+    assert [own.key for own in answer.numbers] == kept
+    assert answer.state == ("bad" if kept else "not measured")
 
 
 def test_an_unfinished_run_is_never_a_success():

@@ -223,6 +223,20 @@ def make_pair(tmp_path: Path) -> Path:
     return run
 
 
+@pytest.mark.parametrize("empty", [True, False])
+def test_nothing_begins_where_another_run_was_to_replace_what_is_gone(tmp_path, empty):
+    run = make_pair(tmp_path)
+    directory.discard(run)
+    if empty:
+        run.mkdir()
+    with pytest.raises(RunError, match="an unfinished run that was to replace one here"):
+        directory.check_new(run)
+    directory.check_new(run, overwrite=True)
+    directory.make(run)
+    assert not directory.staged(run).exists()
+    assert not directory.is_staged(run)
+
+
 @pytest.mark.parametrize("at_once", [True, False])
 def test_a_run_takes_the_place_of_another_and_what_somebody_put_there_meanwhile_stays(tmp_path, monkeypatch, at_once):
     run = make_pair(tmp_path)

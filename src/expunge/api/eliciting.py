@@ -1,14 +1,18 @@
 """What a model knows of a name: `expunge.elicit`."""
 
+from pathlib import Path
 from typing import Any
 
+from expunge.api.inputs import checked
 from expunge.config import ElicitConfig
 from expunge.interview.run import Elicited
 from expunge.interview.run import elicit as ask
 from expunge.utils.progress import reporter_for
 
 
-def elicit(model: str, *, about: str, output: str, progress: bool | None = None, **settings: Any) -> Elicited:
+def elicit(
+    model: str | Path, *, about: str, output: str | Path, progress: bool | None = None, **settings: Any
+) -> Elicited:
     """Ask a model what it knows of a name, and write what it says consistently and not of everybody.
 
     Args:
@@ -21,4 +25,5 @@ def elicit(model: str, *, about: str, output: str, progress: bool | None = None,
     Raises:
         UserError: The input or a setting is at fault; nothing has been written then.
     """
-    return ask(ElicitConfig(model=model, about=about, output=output, **settings), reporter_for(progress))
+    config = checked(ElicitConfig, model=str(model), about=about, output=str(output), **settings)
+    return ask(config, reporter_for(progress))

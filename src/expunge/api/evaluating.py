@@ -86,6 +86,8 @@ def evaluate(
         return _scored(model, score(model, reporter), keep=True)
     named: dict[str, Any] = {}
     if isinstance(model, str | Path) and is_run(str(model)) and not settings.get("adapter"):
+        if tokenizer:
+            raise ConfigError("tokenizer: a run is measured with its own: leave it out")
         named["run"] = str(model)
     else:
         trusted = bool(settings.get("trust_remote_code"))

@@ -8,6 +8,7 @@ its base is of no use. The object itself is left as it is.
 import dataclasses
 import difflib
 import json
+import math
 import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -54,10 +55,21 @@ def named_texts(name: str, texts: Texts | None) -> str | None:
             raise DataError(f"{name}: is a DatasetDict with the splits {', '.join(map(str, rows))}: choose one")
         return InMemory(name, [row for _, row in dataset_rows(rows, None, name)])
     if hasattr(rows, "to_dict") and hasattr(rows, "columns"):  # a data frame; a column of one is a list of texts
-        rows = rows.to_dict("records")
+        rows = _records(rows.to_dicts() if hasattr(rows, "to_dicts") else rows.to_dict("records"))
     if isinstance(rows, Mapping) or not isinstance(rows, Iterable):
         raise DataError(f"{name}: is a {type(rows).__name__}: give a file, a data set or a list of rows")
     return InMemory(name, [_row(row, f"{name}, row {number}") for number, row in enumerate(rows, 1)])
+
+
+def _records(rows: Any) -> Any:
+    """The rows of a data frame: arrays in their cells as lists, and no cell where a table has NaN for none."""
+    if hasattr(rows, "tolist"):
+        rows = rows.tolist()
+    if isinstance(rows, list | tuple):
+        return [_records(own) for own in rows]
+    if isinstance(rows, Mapping):
+        return {name: value for name, own in rows.items() if (value := _records(own)) is not None}
+    return None if isinstance(rows, float) and math.isnan(rows) else rows
 
 
 def given_texts(**texts: Texts | None) -> dict[str, str]:

@@ -68,10 +68,10 @@ def elicit(settings: ElicitConfig, out: Output) -> int:
     enough = min(found.files.get(file, 0) for file in (settings.output, settings.unseen)) >= 2 * FEWEST
     own = f"--model {quote(settings.model)} --forget {quote(settings.output)}{retain}"
     own += f" --revision {quote(settings.revision)}" if settings.revision else ""
-    own += " --trust-remote-code" if settings.trust_remote_code else ""
-    out.text(f'  expunge unlearn {own}{unseen if enough else ""}{instead} --title "..." --output runs/one')
+    trust = " --trust-remote-code" if settings.trust_remote_code else ""
+    out.text(f'  expunge unlearn {own}{trust}{unseen if enough else ""}{instead} --title "..." --output runs/one')
     sampled = f"--samples {settings.samples} --max-new-tokens {settings.max_new_tokens}"
-    out.text(f"  expunge evaluate --run runs/one{again} {sampled}")
+    out.text(f"  expunge evaluate --run runs/one{trust}{again} {sampled}")
     if instead:
         out.text(f"Without{instead} it says something else, often wrong, or still a fact; with it, those refusals.")
     if not enough:

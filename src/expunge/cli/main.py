@@ -75,6 +75,7 @@ def _dispatch(words: list[str], switches: set[str]) -> int:
     from expunge.cli.commands import COMMANDS, recorded
     from expunge.cli.output import Output
     from expunge.cli.settings import parse
+    from expunge.config.checks import check_types
 
     if not words or words[0] in ("-h", "--help"):
         print(_usage())
@@ -98,9 +99,10 @@ def _dispatch(words: list[str], switches: set[str]) -> int:
             print(_help(name, everything=word == "--help-all"))
             return 0
     settings = command.schema(**parse(command.schema, rest, name, recorded(rest) if name == "unlearn" else None))
+    check_types(settings)
     out = Output(json="--json" in switches, quiet="--quiet" in switches)
     code = command.run(settings, out)
-    if out.json:
+    if out.json and is_writer():
         print(json.dumps(finite(out.results), default=str, allow_nan=False))
     return code
 

@@ -90,6 +90,8 @@ def check_types(config: Any) -> None:
         types = tuple(kind for kind in kinds if isinstance(kind, type))
         if get_origin(hints[name]) is Literal:
             fits = value in kinds
+        elif get_origin(hints[name]) is list:
+            fits = isinstance(value, list) and all(isinstance(own, types) for own in value)
         else:
             number = isinstance(value, int) and not isinstance(value, bool) and float in types
             fits = value in literals or number or (isinstance(value, types) and (bool in types or value is not True))

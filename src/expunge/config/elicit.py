@@ -1,6 +1,7 @@
 """The settings of `elicit`."""
 
 from dataclasses import dataclass
+from os.path import abspath
 from pathlib import Path
 from typing import Literal
 
@@ -73,7 +74,8 @@ class ElicitConfig:
                 (Path(self.output).suffix == ".jsonl", f"--output {self.output}: end it in .jsonl"),
                 (self.neighbours is None or Path(self.neighbours).suffix == ".jsonl",
                  f"--neighbours {self.neighbours}: end it in .jsonl"),
-                (self.neighbours != self.output, f"--neighbours {self.neighbours}: is the --output: name another file"),
+                (self.neighbours is None or abspath(self.neighbours) not in map(abspath, self.beside),
+                 f"--neighbours {self.neighbours}: is the --output, or goes beside it: name another file"),
                 (bool(self.neighbours) or not self.neighbour_names, "--neighbour-names need --neighbours, their file"),
                 (self.samples >= 2, f"--samples {self.samples}: must be at least 2, so that answers can agree"),
                 *ABOVE_ZERO.of(self, "temperature"),
@@ -87,6 +89,11 @@ class ElicitConfig:
     def names(self) -> list[str]:
         """The name and its other spellings."""
         return list(dict.fromkeys([self.about.strip(), *comma_list(self.alias)]))
+
+    @property
+    def beside(self) -> tuple[str, ...]:
+        """The output, and the files that go beside it."""
+        return self.output, self.paraphrased, self.refusals, self.unseen
 
     @property
     def paraphrased(self) -> str:

@@ -141,6 +141,8 @@ class EvaluateConfig:
             other_origin(self),
             *POSITIVE.of(self, "max_new_tokens", "limit"),
             (all(0 < share <= 1 for share in self.min_k_shares), f"--min-k {self.min_k}: shares lie above 0, up to 1"),
+            (all(abs(share - round(share, 2)) < 1e-9 for share in self.min_k_shares),
+             f"--min-k {self.min_k}: shares are whole percents, as 0.1"),
             *COUNT.of(self, "samples"),
             *ABOVE_ZERO.of(self, "temperature"),
             *SEED.of(self, "seed"),

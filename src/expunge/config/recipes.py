@@ -7,22 +7,6 @@ as it describes itself, with the exact KL.
 
 from typing import Any
 
-DEFAULT: dict[str, Any] = {
-    "loss": "target_kl",
-    "forget_weight": 1.0,
-    "retain_weight": 2.0,
-    "kl_weight": 2.0,
-    "replay_weight": 3.0,
-    "context_tokens": None,
-    "lora_rank": 16,
-    "epochs": None,
-    "schedule": "constant",
-    "warmup": 0.0,
-    "ema_steps": 12,
-    "eval_every": None,
-}
-"""The values of `default`, which are the defaults of the settings themselves."""
-
 RECIPES: dict[str, dict[str, Any]] = {
     "default": {},
     "npo": {

@@ -22,7 +22,7 @@ from expunge.config.checks import (
     other_origin,
 )
 from expunge.config.criteria import Criteria
-from expunge.config.recipes import DEFAULT, RECIPES
+from expunge.config.recipes import RECIPES
 from expunge.config.run import DeviceConfig, RunConfig
 from expunge.errors import ConfigError
 
@@ -52,7 +52,8 @@ class DataConfig:
         benchmark: Read forget, retain and unseen texts from the folder `data`: `semeval`, `lume`, `tofu` or `muse`.
         data: The benchmark's folder.
         split: The benchmark's split; by default the same as that of `evaluate`.
-        columns: Which column is what, as `prompt=...,completion=...[,id=...,task=...]`, in all files of texts.
+        columns: Which column is what, as `prompt=...,completion=...[,id=...,task=...,keywords=...]`, in all files of
+            texts.
         max_length: Longest text in tokens; longer ones lose the head of their prompt.
         truncate_completions: Cut a completion that does not fit by itself (otherwise an error).
         prompt_format: What stands between prompt and completion: `auto` (measured on the model), `none`, `space`,
@@ -88,8 +89,8 @@ class LossConfig:
         retain_weight: Weight of the NLL on retain completions.
         kl_weight: Weight of the KL from the untouched model on retain texts, over the whole vocabulary.
         kl_direction: `reverse` is KL(policy || untouched), `forward` KL(untouched || policy).
-        replay_weight: Weight of the same KL on texts that the untouched model writes itself, which stand for all that
-            neither set holds; 0 writes none.
+        replay_weight: Weight of KL(policy || untouched) on texts that the untouched model writes itself: they stand for
+            all that neither set holds; 0 writes none.
         instead_weight: Weight of the NLL on the completions of `instead`.
         context_tokens: Half of the times that a forget text is trained on, so many tokens (in the mean) of other texts
             stand before it, drawn anew each time: what a language model forgets as it stands alone, it still knows
@@ -104,15 +105,15 @@ class LossConfig:
             fine-tuning: each token's target NLL is taken from it instead of from unseen texts.
     """
 
-    loss: str = DEFAULT["loss"]
+    loss: str = "target_kl"
     loss_args: str = ""
-    forget_weight: float = DEFAULT["forget_weight"]
-    retain_weight: float = DEFAULT["retain_weight"]
-    kl_weight: float = DEFAULT["kl_weight"]
+    forget_weight: float = 1.0
+    retain_weight: float = 2.0
+    kl_weight: float = 2.0
     kl_direction: Literal["reverse", "forward"] = "reverse"
-    replay_weight: float = DEFAULT["replay_weight"]
+    replay_weight: float = 3.0
     instead_weight: float = 1.0
-    context_tokens: int | None = DEFAULT["context_tokens"]
+    context_tokens: int | None = None
     lowercase_share: float = 0.0
     forget_span: Literal["completion", "all"] = "all"
     kl_span: Literal["completion", "all"] = "all"
@@ -138,7 +139,7 @@ class AdapterConfig:
             modules separated by commas.
     """
 
-    lora_rank: int = DEFAULT["lora_rank"]
+    lora_rank: int = 16
     lora_alpha: float | None = None
     target_modules: str = "all-linear"
 
@@ -159,7 +160,8 @@ class OptimisationConfig:
     Attributes:
         epochs: Passes over the forget set. None: 14, or with early stopping 36 or what makes 500 steps, the larger.
         max_steps: Stop after so many optimizer steps, whatever `epochs` says.
-        min_steps: Where `epochs` is not given, as many epochs as make this many steps at least, up to `max_steps`.
+        min_steps: At least this many steps, up to `max_steps`, by more epochs than `epochs`; 0 where `epochs` alone is
+            given.
         learning_rate: Peak learning rate; by default 3e-3 with `target_kl` and half of that with other losses, times
             256 / hidden size above a width of 256.
         schedule: `cosine` or `linear` to zero over the run, or `constant`.
@@ -174,14 +176,14 @@ class OptimisationConfig:
         replay_per_forget: Replay tokens (rows) per forget token (row) in a step.
     """
 
-    epochs: int | None = DEFAULT["epochs"]
+    epochs: int | None = None
     max_steps: int | None = None
     min_steps: int = 100
     learning_rate: float | None = None
-    schedule: Literal["cosine", "linear", "constant"] = DEFAULT["schedule"]
-    warmup: float = DEFAULT["warmup"]
+    schedule: Literal["cosine", "linear", "constant"] = "constant"
+    warmup: float = 0.0
     max_grad_norm: float = 1.0
-    ema_steps: int = DEFAULT["ema_steps"]
+    ema_steps: int = 12
     tokens_per_step: int = 1024
     rows_per_step: int | None = None
     retain_per_forget: float | None = None
@@ -213,7 +215,7 @@ class EvaluationConfig:
         max_drift: Largest relative rise of the loss of unseen texts.
     """
 
-    eval_every: int | None = DEFAULT["eval_every"]
+    eval_every: int | None = None
     patience: int = 4
     target_auc: float = Criteria.target_auc
     min_retain: float = Criteria.min_retain
@@ -292,7 +294,7 @@ class UnlearnConfig(
     def without_retain(self) -> "UnlearnConfig":
         """The settings of a run without texts to keep: no retain terms, and replay texts."""
         replayed = self.replay_weight or self.is_given("replay_weight")
-        replay = {} if replayed else {"replay_weight": DEFAULT["replay_weight"]}
+        replay = {} if replayed else {"replay_weight": LossConfig.replay_weight}
         return self.changed(retain_weight=0.0, kl_weight=0.0, **replay)
 
     def without_unseen(self) -> "UnlearnConfig":
@@ -347,6 +349,9 @@ class UnlearnConfig(
             f"--benchmark {self.benchmark} brings its own files: leave --forget and --retain out",
         )
         yield named or not self.split, f"--split {self.split}: is for a --benchmark alone"
+        yield named or not self.data, f"--data {self.data}: is for a --benchmark alone"
+        own = self.holdout or self.test or self.instead
+        yield not (named and self.columns) or bool(own), f"--columns {self.columns}: a --benchmark has its own"
         yield named or bool(self.forget), "--forget is missing: give the file of texts to forget"
         yield (
             not (self.test and self.retain_test),
@@ -357,7 +362,7 @@ class UnlearnConfig(
             yield not self.retain_test, f"--retain-test {self.retain_test}: there is no --retain to take it from"
             for name in ("retain_weight", "kl_weight"):
                 value = getattr(self, name)
-                left = value in (0, RECIPES[self.recipe].get(name, DEFAULT[name]))
+                left = value in (0, RECIPES[self.recipe].get(name, getattr(LossConfig, name)))
                 yield left, f"{flag(name)} {value}: there is no --retain that it could weigh"
         yield (
             not self.eval_every or named or bool(self.holdout),

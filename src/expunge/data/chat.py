@@ -108,6 +108,8 @@ def _check_kept(
     text = _squeezed(asked)
     for number, turn in enumerate(turns, 1):
         content = str(turn["content"])
+        if not content.strip():
+            continue  # beside a call of a tool, say
         escaped = json.dumps(content, ensure_ascii=False)[1:-1]
         shown = _squeezed(content) in text or _squeezed(escaped) in text
         if shown and any(_squeezed(content) in _squeezed(str(own["content"])) for own in turns if own is not turn):

@@ -1,10 +1,9 @@
 """The `Example` record, and the one reader for everything that holds examples.
 
-Columns are recognised by `LAYOUTS`, the first that fits. A row that cannot be used is refused with file, line
+`columns` says what its columns hold. A row that cannot be used is refused with file, line
 and reason, never skipped or mended, and no message shows a row's text.
 """
 
-import difflib
 import hashlib
 import json
 import re
@@ -12,38 +11,18 @@ import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from expunge.data.columns import LUME, MESSAGES, TEMPLATE, check_fields, choose_columns
 from expunge.data.readers import read_rows, stem
 from expunge.data.words import words
-from expunge.errors import ConfigError, DataError
+from expunge.errors import DataError
 from expunge.utils.text import first_few
 
-MESSAGES = "messages"
-"""The column of chats."""
-LAYOUTS: tuple[tuple[str | None, str], ...] = (
-    ("input", "output"),  # LUME
-    ("prompt", "completion"),
-    ("question", "answer"),  # TOFU
-    (None, MESSAGES),  # the turns before the last are the prompt
-    (None, "text"),
-    (None, "document"),
-)
-"""Columns of prompt and completion that are recognised, the first that fits. None: the prompt is empty."""
-LUME = LAYOUTS[0]
-FIELDS = ("prompt", "completion", "id", "task", "keywords")
-"""What `columns` may name."""
 KINDS = ("sc", "qa", "")
 SPOKEN = ("reasoning_content", "reasoning", "thinking", "tool_calls", "function_call")
 """Keys of a turn, beside its content, that say something; others (names, ids) are handed on and may be dropped."""
-TEMPLATE = ("tools", "documents", "chat_template_kwargs")
-"""Columns beside `messages` that chat templates take."""
-BESIDE = ("instruction", "system", "system_prompt", "tools", "context")
-"""Columns that say something to the model beside a prompt, and would be left out; the last beside prompts alone."""
-SIMILAR = 0.75
-"""A column whose name is so close to a known one is probably that one, mis-spelled."""
 
 
 @dataclass(frozen=True)
@@ -107,31 +86,13 @@ def read_examples(source: str | Path, *, columns: Mapping[str, str] | None = Non
         ConfigError: `columns` names an unknown field, or a prompt that a chat has already.
     """
     columns = dict(columns or {})
-    _check_fields(columns)
+    check_fields(columns)
     rows = read_rows(source)
     if not rows:
         raise DataError(f"{source}: is empty, there is not one row in it")
-    chosen = _choose_columns(source, [*dict.fromkeys(column for _, row in rows for column in row)], columns)
+    chosen = choose_columns(source, [*dict.fromkeys(column for _, row in rows for column in row)], columns)
     prefix = stem(source)
     return [_example(row, where, f"{prefix}-{number}", chosen) for number, (where, row) in enumerate(rows, 1)]
-
-
-def parse_columns(text: str) -> dict[str, str]:
-    """Read `prompt=a,completion=b` as field to column.
-
-    Raises:
-        ConfigError: Not of that form, an unknown field, or a field named twice.
-    """
-    columns: dict[str, str] = {}
-    for part in text.split(","):
-        key, equals, column = (piece.strip() for piece in part.partition("="))
-        if not (key and equals and column):
-            raise ConfigError(f"--columns {text}: write it as prompt=COLUMN,completion=COLUMN")
-        if key in columns:
-            raise ConfigError(f"--columns {text}: {key} is named twice")
-        columns[key] = column
-    _check_fields(columns)
-    return columns
 
 
 def check_sets(
@@ -203,60 +164,6 @@ def _some(places: Sequence[int]) -> str:
     return f"{'row' if len(places) == 1 else 'rows'} {first_few([at + 1 for at in places], 5)}"
 
 
-def _check_fields(columns: Mapping[str, str]) -> None:
-    unknown = sorted(set(columns) - set(FIELDS))
-    if unknown:
-        raise ConfigError(f"--columns: unknown field {', '.join(unknown)}; the fields are {', '.join(FIELDS)}")
-
-
-def _choose_columns(source: str | Path, found: Sequence[str], columns: Mapping[str, str]) -> dict[str, str]:
-    """Field -> column, for the fields and `kind`, as far as the file has something for them."""
-    absent = [column for column in columns.values() if column not in found]
-    if absent:
-        raise DataError(f"{source}: has no column {', '.join(absent)}; columns found: {_names(source, found)}")
-    chosen = {name: name for name in ("id", "task", "kind", "keywords") if name in found}
-    layout = next((pair for pair in LAYOUTS if set(filter(None, pair)) <= set(found)), (None, None))
-    beside = [own for own in BESIDE[: None if layout[0] else -1] if own in found and own not in columns.values()]
-    if beside and layout[1] == MESSAGES:
-        beside = [column for column in beside if column not in TEMPLATE]
-    if beside and layout != (None, None) and "prompt" not in columns:
-        own = "messages" if layout[1] == MESSAGES else " and ".join(filter(None, layout))
-        raise DataError(
-            f"{source}: has a column {beside[0]} beside {own}, which would be left out: put the prompt "
-            "into one column and name it with --columns prompt=COLUMN"
-        )
-    chosen |= {key: column for key, column in zip(("prompt", "completion"), layout, strict=True) if column}
-    chosen |= columns
-    if "completion" not in chosen:
-        known = ", ".join("/".join(filter(None, pair)) for pair in LAYOUTS)
-        half = next((completion for prompt, completion in LAYOUTS if prompt and completion in found), None)
-        missing = f"{half} holds a completion, and no column its prompt" if half else "no column holds a completion"
-        raise DataError(
-            f"{source}: {missing}; columns found: {_names(source, found)}; known are {known}; "
-            "or say which with --columns prompt=...,completion=..."
-        )
-    prompt, completion = chosen.get("prompt"), chosen["completion"]
-    if prompt == completion:
-        raise ConfigError(f"--columns: {source}: prompt and completion are both {prompt}: name both")
-    if prompt and completion == MESSAGES:
-        raise ConfigError(f"--columns prompt={prompt}: {source}: the messages hold the prompt already")
-    return chosen
-
-
-def _names(source: str | Path, found: Sequence[str]) -> str:
-    """Column names for a message: of a CSV those that we know, since it may lack a header; of others single words."""
-    known = {*filter(None, chain(*LAYOUTS)), *FIELDS, *BESIDE, *TEMPLATE, "kind"}
-    word = "(?!)" if str(source).lower().endswith(".csv") else r"[^\W\d][\w.-]{0,39}"
-
-    def told(at: int, name: str) -> str:
-        close = difflib.get_close_matches(name.lower(), sorted(known), 1, SIMILAR)
-        return f"column {at} ({len(name)} characters{f': did you mean {close[0]}?' if close else ''})"
-
-    plain = {name for name in found if name in known or re.fullmatch(word, name)}
-    shown = [name if name in plain else told(at, name) for at, name in enumerate(found, 1)]
-    return first_few(shown, 20)
-
-
 def _example(row: dict[str, Any], where: str, default_id: str, columns: Mapping[str, str]) -> Example:
     turns: tuple[dict[str, Any], ...] | None = None
     answer: dict[str, Any] = {}
@@ -268,7 +175,9 @@ def _example(row: dict[str, Any], where: str, default_id: str, columns: Mapping[
         template = _template_columns(row, where)
         prompt = "\n\n".join(turn["content"] for turn in turns if turn["content"])
     else:
-        prompt = text_cell(row, columns["prompt"], where) if "prompt" in columns else ""
+        if (own := columns.get("prompt")) and own not in row:
+            raise DataError(f"{where}: missing field '{own}': that of a text without a prompt is empty")
+        prompt = text_cell(row, own, where) if own else ""
         completion = text_cell(row, columns["completion"], where)
     if _blank(completion):
         raise DataError(f"{where}: field '{columns['completion']}' is empty: every row needs a completion")

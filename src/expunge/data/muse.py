@@ -90,8 +90,12 @@ def few_shot(rows: list[Example], shots: list[Example]) -> list[Example]:
 
 def _find(root: Path, stem: str) -> Path | None:
     own = [root / f"{stem}{suffix}" for suffix in SUFFIXES]
+    if found := next((path for path in own if path.is_file()), None):
+        return found
     sharded = sorted((root / stem).parent.glob(f"{Path(stem).name}-*-of-*.parquet"))
-    return next((path for path in (*own, *sharded[:1]) if path.is_file()), None)
+    if len(sharded) > 1 or any(not path.stem.endswith("-of-00001") for path in sharded):
+        raise DataError(f"{root}: {stem} is in several shards: put them into one {stem}.parquet")
+    return next(iter(sharded), None)
 
 
 def _read(path: Path, stem: str, prompt: str | None, completion: str) -> list[Example]:

@@ -368,7 +368,9 @@ class _Passes:
             # Texts to forget have a completion's loss under `nll` already.
             losses = Values.of(f"{set_name}/document_nll", examples, labels, [*map(mean_nll, own)])
             self._result.rows[set_name, "document_nll"] = losses
-        self._result.attacks = {name: (sides[0][name], sides[1][name]) for name in sides[0]}
+        # Without values on a side (lower case in scripts without it, say) there was no attack.
+        pairs = {name: (sides[0][name], sides[1][name]) for name in sides[0]}
+        self._result.attacks = {name: pair for name, pair in pairs.items() if all(len(own.values) for own in pair)}
         self._result.names, self._result.documents = documents.names, (forced[0], forced[1])
         if untouched:
             unseen = documents.nonmembers

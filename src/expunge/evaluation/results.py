@@ -15,7 +15,7 @@ SemEval and LUME have the official numbers too: `forget`, `retain` (task -> `reg
 them is null.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import NoneType
 from typing import Any
@@ -48,8 +48,6 @@ REFERENCE = {"kind?": str, "indistinguishable?": Each((*NUMBER, NoneType))}
 PACKAGES = ("torch", "transformers", "peft", "rouge-score")
 """Their versions are noted beside that of Expunge, because generations and scores can depend on them."""
 NUMBERS = ("task_aggregate", "mia_auc", "mia_score", "mmlu", "final_score")
-OFFICIAL = {"regurgitation": "rouge_l_recall", "knowledge": "exact_match"}
-"""Official number of a task -> the metric that it is the mean of."""
 CHANCE_AUC = 0.5
 FINGERPRINT = {"base": "base model", "prompt_format": "prompt format"}
 """Parts of the fingerprint, beside the data, in which files that are compared should agree, and their names."""
@@ -118,9 +116,7 @@ def measured_metrics(path: str | Path, results: Mapping[str, Any]) -> dict[str, 
         DataError: An entry of `metrics` does not have the form that the results file promises, or there are none.
     """
     if "metrics" not in results:
-        if results["benchmark"] != "semeval":
-            raise DataError(f"{path}: field metrics is missing")
-        return dict(_official_numbers(results))
+        raise DataError(f"{path}: field metrics is missing")
     metrics = results["metrics"]
     if not isinstance(metrics, dict):
         raise DataError(f"{path}: field metrics must be an object")
@@ -165,28 +161,6 @@ def results_before(output: str | Path, benchmark: str) -> dict[str, Any] | None:
 def short_name(name: str | None) -> str | None:
     """A model's name as results show it: of an absolute path the last part alone."""
     return Path(name).name if name is not None and Path(name).is_absolute() else name
-
-
-def _official_numbers(results: Mapping[str, Any]) -> Iterator[tuple[str, Estimate]]:
-    """The official numbers of a SemEval file without `metrics`, under the names that they have there."""
-    for split, direction in (("forget", "lower"), ("retain", "higher")):
-        for task, means in results.get(split, {}).items():
-            for key, metric in OFFICIAL.items():
-                if key in means:
-                    yield f"{split}/{metric}/{task}", _plain(means[key], direction)
-    if "mia_auc" in results:
-        yield "membership/loss_auc", _plain(results["mia_auc"], "target", CHANCE_AUC)
-    for key in ("mia_score", "task_aggregate", "quiz", "mmlu", "final_score"):
-        if key in results:
-            yield f"all/{key}", _plain(results[key], "higher")
-    for side in ("member", "nonmember"):
-        if side in (losses := results.get("mean_nll", {})):
-            yield f"{side}/nll", _plain(losses[side], None)
-
-
-def _plain(value: float | None, direction: str | None, target: float | None = None) -> Estimate:
-    number = float("nan") if value is None else float(value)
-    return Estimate(number, n=None, reason="the file has no intervals", direction=direction, target=target)
 
 
 def _check_semeval(path: str | Path, results: dict[str, Any]) -> None:

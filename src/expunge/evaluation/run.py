@@ -279,6 +279,8 @@ def score_predictions(
         DataError: The folder holds no predictions that can be read, or they are for other rows.
         RunError: `output` exists and `overwrite` is off.
     """
+    if split and not data:
+        raise ConfigError(f"--split {split}: says nothing without --data, the benchmark's folder")
     check_output(output, overwrite=overwrite)
     accuracy = read_mmlu(mmlu) if mmlu else None
     found: Predictions = read_any(predictions)

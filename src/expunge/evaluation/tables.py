@@ -14,8 +14,8 @@ ROWS = (
 )
 
 SAME = {
-    "truth_ratio_ks_p": "as if retrained, by truth ratios (KS test)",
-    "loss_ks_p": "as if retrained, by losses of forget texts",
+    "truth_ratio_ks_p": "by truth ratios (KS test)",
+    "loss_ks_p": "by losses of forget texts",
 }
 """Tests against a model that never saw the forget set: a small p says that the two can be told apart."""
 
@@ -115,7 +115,8 @@ def metrics_table(results: Mapping[str, Any], before: Mapping[str, Any] | None =
     if compared:
         lines.append(f"* differs from the {kind} model on the same rows (paired 95 % interval)")
         tests = (results.get("reference") or {}).get("indistinguishable", {})
-        lines += [f"{SAME[name]:<48}p = {p:.2g}" for name, p in tests.items() if p is not None and p == p]
+        same = f"as the {kind} model, "
+        lines += [f"{same + SAME[name]:<48}p = {p:.2g}" for name, p in tests.items() if p is not None and p == p]
     return "\n".join([*lines, *_reasons(metrics)])
 
 

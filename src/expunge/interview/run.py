@@ -1,5 +1,6 @@
 """`expunge elicit`: from a name to texts to forget, by asking the model itself. Nothing is sent anywhere."""
 
+import dataclasses
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -146,6 +147,7 @@ class _Interview:
         self._part, settings = part, {name: getattr(self._config, name) for name in OWN_SETTINGS}
         settings["prompt_format"] = str(self._format)
         settings["files"] = {Path(own).name: state[:2] for own, state in model_state(self._config.model).items()}
+        settings["asked"] = [dataclasses.astuple(own) for own in self.questions]
         settings["commit"] = getattr(self._loaded.base.config, "_commit_hash", None)
         if not resume:
             part.unlink(missing_ok=True)
@@ -164,6 +166,8 @@ class _Interview:
             raise RunError(
                 f"--resume: {part} was asked with other settings or of another model: give those, or --overwrite alone"
             )
+        whole = "".join(json.dumps(line) + "\n" for line in lines)
+        files.write_text(part, whole, overwrite=True)  # without a last line that was cut off
         self._known = {line["name"]: line["answers"] for line in lines[1:]}
         self._reporter.say(f"resume: {len(self._known)} names were asked about already")
 
@@ -281,9 +285,7 @@ def _checked(config: ElicitConfig) -> Path:
         ConfigError: A file to be written is one that is read.
     """
     part = Path(f"{config.output}.part")
-    outputs = [
-        own for own in (config.output, config.paraphrased, config.refusals, config.unseen, config.neighbours) if own
-    ]
+    outputs = [*config.beside, *([config.neighbours] if config.neighbours else [])]
     for own in outputs:
         check_apart(own, {"questions": config.questions, "model": config.model})
         if Path(own).exists() and not (config.overwrite or config.dry_run):

@@ -7,7 +7,7 @@ A term `x` is weighted by the setting `x_weight` and logged in the column `x`.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -24,14 +24,12 @@ class Term:
 
     Attributes:
         name: Its column; its weight is the setting `<name>_weight`.
-        title: What a page calls it.
         formula: Plain text.
         source: Where it comes from.
         weight: Its weight in a run.
     """
 
     name: str
-    title: str
     formula: str
     source: str
     weight: float = 0.0
@@ -44,22 +42,17 @@ def terms_of(config: UnlearnConfig, loss: ForgetLoss) -> list[Term]:
     """The terms that a run minimises, in the order of their columns."""
     divergence = _KL[config.kl_direction]
     found = [
-        Term("forget", f"Forget loss ({loss.name})", loss.formula, loss.source, config.forget_weight),
-        Term("retain", "Retain NLL", "mean_t -log p(y_t) over retain completions", "arXiv 2503.13690",
+        Term("forget", loss.formula, loss.source, config.forget_weight),
+        Term("retain", "mean_t -log p(y_t) over retain completions", "arXiv 2503.13690",
              config.retain_weight),
-        Term("kl", "Retain KL", f"mean_t {divergence} over the whole vocabulary, retain texts", "arXiv 2503.13690",
+        Term("kl", f"mean_t {divergence} over the whole vocabulary, retain texts", "arXiv 2503.13690",
              config.kl_weight),
-        Term("replay", "Replay KL", "mean_t KL(p || p_ref) over the whole vocabulary, texts of the untouched model",
+        Term("replay", "mean_t KL(p || p_ref) over the whole vocabulary, texts of the untouched model",
              "this project, docs/method.md", config.replay_weight),
-        Term("instead", "Instead NLL", "mean_t -log p(y_t) over what to say instead", "this project, docs/method.md",
+        Term("instead", "mean_t -log p(y_t) over what to say instead", "this project, docs/method.md",
              config.instead_weight if config.instead and "pairs" not in loss.needs else 0.0),
     ]  # fmt: skip
     return [term for term in found if term.weight]
-
-
-def described(terms: list[Term]) -> list[dict[str, str | float]]:
-    """The terms as a manifest holds them."""
-    return [asdict(term) for term in terms]
 
 
 def loss_terms(sides: Mapping[str, TokenBatch], loss: ForgetLoss, direction: Direction) -> dict[str, Tensor]:

@@ -74,7 +74,8 @@ def from_pretrained(
         options["device_map"] = {"": target}
     elif method in DEQUANTIZED:
         options["quantization_config"] = DEQUANTIZED[method](dequantize=True)
-    for attention in ("sdpa", "eager"):
+    soft = getattr(config.get_text_config(), "attn_logit_softcapping", None)  # sdpa leaves it out, or refuses it
+    for attention in ("eager",) if soft else ("sdpa", "eager"):
         options["attn_implementation"] = attention
         try:
             with warnings.catch_warnings(), _kept_wide(source, config):

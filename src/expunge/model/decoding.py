@@ -32,7 +32,7 @@ CACHE_SHARE = 0.25
 TOKENS_PER_READ = {"cpu": 1, "cuda": 8}
 """Tokens that each row is given before the host reads them, per device type: a read makes a GPU wait."""
 ROWS, COLUMNS = 32, 128
-"""The cache grows by multiples of so many rows and tokens."""
+"""The cache grows by multiples of so many rows and tokens; fewer rows than that are rounded to a power of two."""
 STEPS_BEFORE_CAPTURE = 4
 """Steps with one cache after which its graph is captured: what ends sooner is not worth it."""
 APART = 0.1
@@ -106,6 +106,11 @@ class _Layer(DynamicLayer):
         return self._flight.width
 
 
+def rounded_rows(rows: int) -> int:
+    """The rows of a cache that has room for so many."""
+    return -(-rows // ROWS) * ROWS if rows > ROWS else 1 << max(0, rows - 1).bit_length()
+
+
 class Flight:
     """The rows that are being decoded.
 
@@ -140,8 +145,10 @@ class Flight:
         return max(self._sizes, default=0)
 
     def area_with(self, rows: int, length: int) -> int:
-        """Rows times width after joining `rows` of at most `length` tokens; 0 when they would stand alone."""
-        return (len(self.rows) + rows) * max(self.width, length) if self.rows else 0
+        """Rows of the cache times width after joining `rows` of at most `length` tokens; 0 when they would stand
+        alone.
+        """
+        return rounded_rows(len(self.rows) + rows) * max(self.width, length) if self.rows else 0
 
     def join(self, rows: Sequence[int], cache: DynamicCache, kept: Sequence[int], lengths: Sequence[int]) -> None:
         """Add rows: the `kept` ones of a right-padded `cache`, whose first `lengths` tokens are valid."""
@@ -169,7 +176,7 @@ class Flight:
             return
         count, live, room = len(self.rows), slice(self._end - self.width, self._end), self._room
         if rows > room[0] or width + more > room[1]:
-            self._room = -(-rows // ROWS) * ROWS, -(-(width + more) // COLUMNS) * COLUMNS
+            self._room = rounded_rows(rows), -(-(width + more) // COLUMNS) * COLUMNS
             self._taken, self._replay = 0, None
         for layer, given in zip(self._layers, like.layers, strict=True):
             for name in ("keys", "values"):
@@ -259,7 +266,7 @@ class Flight:
                     self._replay = replay
                 else:
                     why = f"its logits are {apart:.2g} from those of the step"
-        except (RuntimeError, TypeError, ValueError) as error:
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             why = " ".join(str(error).split())[:200]
         if why:
             self._captures = False

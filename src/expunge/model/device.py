@@ -68,6 +68,11 @@ def dtype_of(name: str, names: Sequence[str], *others: str) -> torch.dtype:
     return dtype
 
 
+def settle_attention() -> None:
+    """On a GPU, leave cuDNN's attention out, which makes a plan for every new shape, and texts have many of them."""
+    torch.backends.cuda.enable_cudnn_sdp(False)
+
+
 def settle_cpu_memory() -> None:
     """Fewer page faults and flat memory on the CPU; settings of the environment win.
 

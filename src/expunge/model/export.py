@@ -20,10 +20,19 @@ from expunge.model.files import INDEX, weight_headers
 from expunge.model.load import LoadedModel
 from expunge.model.source import Source
 from expunge.utils.reading import read_object
+from expunge.utils.text import first_few
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf", ".ot", ".pkl")
 """Endings of files that hold weights: those that the model was not loaded from hold what was to be forgotten."""
-OWN_FILES = ("README.md", "config.json", INDEX, ".gitattributes")
+OWN_FILES = ("README.md", "config.json", INDEX)
+CARRIED = (
+    "*.json", "*.py", "*.jinja", "*.model", "*.tiktoken", "*.bpe", "*.spm", "merges.txt", "vocab.txt", "LICEN[CS]E*",
+    "NOTICE*", "*POLICY*", "BASE_README.md",
+)  # fmt: skip
+"""Files that belong to a model. What else lies in its folder (training texts, logs) is not handed on with one that has
+forgotten them."""
+OF_TRAINING = ("trainer_state.json", "*_results.json")
+"""Of those, what a training has left."""
 
 
 def export(loaded: LoadedModel, folder: Path, dtype: torch.dtype | None) -> list[str]:
@@ -158,6 +167,7 @@ def _index(base: Path, folder: Path, added: Mapping[str, str]) -> None:
 def _write_config(loaded: LoadedModel, base: Path, folder: Path, dtype: torch.dtype | None) -> None:
     """The base's configuration, save the dtype and the tie of the head where those are others now."""
     config = read_object(base / "config.json", ModelError)
+    config.pop("_name_or_path", None)  # where somebody had it
     tied = bool(getattr(loaded.base.config.get_text_config(), "tie_word_embeddings", False))
     for part in (config, config.get("text_config")):
         if not isinstance(part, dict):
@@ -171,27 +181,44 @@ def _write_config(loaded: LoadedModel, base: Path, folder: Path, dtype: torch.dt
 
 def _carry(base: Path, folder: Path) -> list[str]:
     """Copy what belongs to the base beside its weights: tokenizer, processors, templates, code, licence."""
-    left: list[str] = []
+    weights: list[str] = []
+    others: list[str] = []
     for path in _all_files(base):
         place = folder / path.relative_to(base)
         if place.exists() or path.name in OWN_FILES:
             continue
-        if path.suffix in WEIGHTS:
-            left.append(str(path.relative_to(base)))
+        if path.suffix in WEIGHTS or not _belongs(path):
+            (weights if path.suffix in WEIGHTS else others).append(str(path.relative_to(base)))
             continue
         place.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, place)
     if (base / INDEX).exists() and not (folder / INDEX).exists() and not (folder / "model.safetensors").exists():
         shutil.copyfile(base / INDEX, folder / INDEX)
-    if (base / "README.md").exists():
+    if (base / "README.md").exists() and not (folder / "BASE_README.md").exists():  # the one of the first base stays
         shutil.copyfile(base / "README.md", folder / "BASE_README.md")
-    unread = f"{len(left)} files with other weights are left out, they hold what was forgotten ({', '.join(left[:3])})"
-    return [unread] if left else []
+    why = {
+        "with other weights are left out, they hold what was forgotten": weights,
+        "are left out, they are no part of a model": others,
+    }
+    return [f"{len(names)} files {told} ({first_few(names, 3)})" for told, names in why.items() if names]
+
+
+def _belongs(path: Path) -> bool:
+    """Whether a file is of the model: of a known kind, and no rows of texts, which JSON files may hold, too."""
+    if not any(map(path.match, CARRIED)) or any(map(path.match, OF_TRAINING)):
+        return False
+    if path.suffix != ".json":
+        return True
+    try:
+        read_object(path, ModelError)
+    except ModelError:
+        return False
+    return True
 
 
 def _all_files(base: Path) -> Iterable[Path]:
     for path in sorted(base.iterdir()):
-        if path.name.startswith("."):
+        if path.name.startswith((".", "checkpoint-")):  # the latter as a training leaves them
             continue
         if path.is_dir():
             yield from (own for own in sorted(path.rglob("*")) if own.is_file())

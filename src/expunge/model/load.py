@@ -19,7 +19,7 @@ from expunge.kernels import Head
 from expunge.kernels.rounding import row_multiple
 from expunge.model.captured import CapturedPasses
 from expunge.model.checkpoint import check_memory, from_pretrained, move
-from expunge.model.device import pick_device, pick_dtype, settle_cpu_memory
+from expunge.model.device import pick_device, pick_dtype, settle_attention, settle_cpu_memory
 from expunge.model.fold import fold
 from expunge.model.head import backbone, cast_head, find_head
 from expunge.model.layers import embedding_of
@@ -89,6 +89,11 @@ class LoadedModel:
         base = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
         assert isinstance(base, PreTrainedModel)
         return base
+
+    @property
+    def has_own_code(self) -> bool:
+        """Whether code that came with the files runs, which the user must have allowed."""
+        return any(type(own).__module__.startswith("transformers_modules.") for own in (self.base, self.tokenizer))
 
     @property
     def entry(self) -> torch.nn.Module:
@@ -179,6 +184,8 @@ def load_model(
     target = pick_device(device)
     if target.type == "cpu":
         settle_cpu_memory()
+    else:
+        settle_attention()
     compute = pick_dtype(dtype, target)
     source = check_model(name, trust_remote_code=trust_remote_code, revision=revision)
     if load_in_4bit and target.type != "cuda":

@@ -68,6 +68,7 @@ def attention_way(model: PreTrainedModel) -> str:
         and width <= VARLEN_HEAD_DIM
         and width % VARLEN_MULTIPLE == 0
         and getattr(model, "_supports_flash_attn", False)
+        and not getattr(model.config.get_text_config(), "v_head_dim", None)  # values of another width than keys
     )
     return VARLEN if flash and _varlen_options() is not None else MASK
 
@@ -97,7 +98,7 @@ def packable_length(model: PreTrainedModel, products: torch.dtype | None = None)
         unknown = {MASK: (), VARLEN: ("attention_chunk_size",), ROWS: ("sliding_window", "attention_chunk_size")}
         windows = (getattr(config, name, None) for name in unknown[attention_way(model)])
         longest = min((window for window in windows if window), default=UNBOUNDED)
-        lengths = [min(length, longest) for length in PROBE]
+        lengths, seen = [min(length, longest) for length in PROBE], set[int | None]()
         # From all over the vocabulary: the first tokens are special ones, whose states rounding moves far.
         step = max(1, config.vocab_size // (max(PROBE) + 2))
         rows = [
@@ -112,7 +113,7 @@ def packable_length(model: PreTrainedModel, products: torch.dtype | None = None)
             alone = torch.cat(
                 [backbone(model)(input_ids=own[None], use_cache=False).last_hidden_state for own in rows], 1
             )
-            packed = packed_states(model, torch.cat(rows)[None], lengths)
+            packed = packed_states(model, torch.cat(rows)[None], lengths, seen=seen)
             padded = backbone(model)(input_ids=batch, attention_mask=real, use_cache=False).last_hidden_state
             beside_others = packed_states(model, torch.cat([others[0], row, others[1]])[None], lengths)
         except torch.OutOfMemoryError:
@@ -126,6 +127,9 @@ def packable_length(model: PreTrainedModel, products: torch.dtype | None = None)
     same = _row_difference(packed, alone, lengths) <= max(math.sqrt(eps), rounding)
     place = slice(len(before), len(before) + len(row))
     unseen = float(_differences(beside_others[:, place], packed[:, place]).max()) <= UNSEEN
+    window = getattr(config, "sliding_window", None)
+    if seen == {None} and window:  # its layers leave the window to the mask, which is not made here
+        longest = min(longest, window)
     return longest if same and unseen else 0
 
 
@@ -147,10 +151,13 @@ def _row_difference(states: Tensor, right: Tensor, lengths: Sequence[int]) -> fl
     return max(float(own.mean()) for own in _differences(states, right).split(list(lengths)))
 
 
-def packed_states(model: PreTrainedModel, input_ids: Tensor, lengths: Sequence[int]) -> Tensor:
+def packed_states(
+    model: PreTrainedModel, input_ids: Tensor, lengths: Sequence[int], *, seen: set[int | None] | None = None
+) -> Tensor:
     """Final hidden states `(1, tokens, hidden)` of rows of `lengths` tokens that stand in `input_ids` `(1, tokens)`.
 
-    What stands behind the last of them fills up: rows of their own, none longer than the others.
+    What stands behind the last of them fills up: rows of their own, none longer than the others. Into `seen` go the
+    windows that the layers hand to flash attention.
     """
     behind, longest = input_ids.shape[1] - sum(lengths), max(lengths)
     lengths = [*lengths, *filling(behind, longest)]
@@ -159,7 +166,7 @@ def packed_states(model: PreTrainedModel, input_ids: Tensor, lengths: Sequence[i
     positions = send(positions, device)
     if way == VARLEN:
         # Compiled layers are compiled for each longest row, so there are few.
-        return flash_states(model, input_ids, positions, send(ends, device), 1 << (longest - 1).bit_length())
+        return flash_states(model, input_ids, positions, send(ends, device), 1 << (longest - 1).bit_length(), seen)
     layout: dict[str, Any] = {"row_lengths": tuple(lengths)} if way == ROWS else {}
     return _states(model, way, input_ids, positions, layout)
 
@@ -177,7 +184,14 @@ def row_places(lengths: Sequence[int]) -> tuple[Tensor, Tensor]:
     return torch.nn.functional.pad(ends, (1, 0)).int(), positions[None]
 
 
-def flash_states(model: PreTrainedModel, input_ids: Tensor, positions: Tensor, cuts: Tensor, longest: int) -> Tensor:
+def flash_states(
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    positions: Tensor,
+    cuts: Tensor,
+    longest: int,
+    seen: set[int | None] | None = None,
+) -> Tensor:
     """As `packed_states`, by flash attention, from tensors on the device alone, so that it can be captured.
 
     Args:
@@ -186,8 +200,15 @@ def flash_states(model: PreTrainedModel, input_ids: Tensor, positions: Tensor, c
         positions: `(1, tokens)`, each token's in its row.
         cuts: `(rows + 1,)` int32, where each row begins, and the end; rows may be empty.
         longest: At least the tokens of the longest row.
+        seen: As of `packed_states`.
     """
-    layout = {"cu_seq_lens_q": cuts, "cu_seq_lens_k": cuts, "max_length_q": longest, "max_length_k": longest}
+    layout: dict[str, Any] = {
+        "cu_seq_lens_q": cuts,
+        "cu_seq_lens_k": cuts,
+        "max_length_q": longest,
+        "max_length_k": longest,
+    }
+    layout |= {} if seen is None else {"seen_windows": seen}
     return _states(model, VARLEN, input_ids, positions, layout)
 
 
@@ -227,6 +248,7 @@ def _attend_varlen(
     max_length_q: int,
     scaling: float | None = None,
     sliding_window: int | None = None,
+    seen_windows: set[int | None] | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Causal attention of each row to itself in one call; as `_attend_by_row`.
@@ -241,6 +263,7 @@ def _attend_varlen(
         max_length_q: At least the tokens of the longest row.
         scaling: Factor on the scores.
         sliding_window: How many tokens back, the token itself included, a layer sees; None for all.
+        seen_windows: Where that is noted.
         **kwargs: What the layer hands over beside.
 
     Returns:
@@ -249,6 +272,8 @@ def _attend_varlen(
     Raises:
         ValueError: The layer wants something that this attention does not have.
     """
+    if seen_windows is not None:
+        seen_windows.add(sliding_window)
     options = _varlen_options()
     unknown = [name for name in ("softcap", "position_bias", "s_aux") if kwargs.get(name) is not None]
     if unknown or attention_mask is not None or options is None or varlen_attn is None:

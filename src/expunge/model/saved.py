@@ -38,17 +38,20 @@ BASE = "base"
 """Folder in an adapter that stands on one which cannot be put beside it: the model with that one folded in."""
 
 
-def save_adapter(loaded: LoadedModel, folder: Path, rows: Sequence[Sequence[int]] = ()) -> None:
+def save_adapter(
+    loaded: LoadedModel, folder: Path, rows: Sequence[Sequence[int]] = (), *, final: Path | None = None
+) -> None:
     """Write a standard PEFT adapter that is complete on the base that it names, and prove it on `rows`.
 
     On a model that is itself an adapter, the ranks of both stand side by side in the new one, for the original base,
     and the new ranks alone in the folder `OWN`. Where the first has no such form (DoRA, IA3, ...), the model with it
-    folded in goes into the folder `BASE`, which the new adapter names then; it must end up as RUN/adapter.
+    folded in goes into the folder `BASE`, which the new adapter names then.
 
     Args:
         loaded: The model with the adapter, which is taken out of it.
         folder: Where to; it exists.
         rows: Token ids on which the saved adapter must say what the model says.
+        final: Where the folder will be in the end; where it is when None.
 
     Raises:
         ModelError: It does not.
@@ -67,7 +70,7 @@ def save_adapter(loaded: LoadedModel, folder: Path, rows: Sequence[Sequence[int]
         loaded.model = loaded.model.unload()
         loaded.base.save_pretrained(folder / BASE)
         loaded.tokenizer.save_pretrained(folder / BASE)
-        place = folder.parent.resolve() / "adapter" / BASE
+        place = (final or folder).resolve() / BASE
         _configure(folder, _settings(folder) | {"base_model_name_or_path": str(place), "revision": None})
     if trained:
         _verify(loaded, folder, rows, trained)
@@ -96,7 +99,7 @@ def _verify(loaded: LoadedModel, folder: Path, rows: Sequence[Sequence[int]], tr
     if (folder / OWN).exists():  # on the original base, whose fold in memory may have been rounded
         assert loaded.source is not None
         name, revision = loaded.source.base_name, loaded.source.revision
-        code = bool(getattr(loaded.base.config, "auto_map", None))
+        code = loaded.has_own_code  # an `auto_map` in the configuration says nothing of what the user has allowed
         dtype = str(loaded.dtype).removeprefix("torch.")
         loaded.head = Head(None)
         move(loaded.base, torch.device("cpu"))  # done with: both may not fit beside each other

@@ -2,6 +2,7 @@
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ from expunge.report.groups import DATA_FILES, Group, short, shown_settings
 from expunge.report.questions import losses_of
 from expunge.report.run_data import RunData
 from expunge.report.scores import number
-from expunge.utils.coarse import HALF
+from expunge.runs.record import ALL_DONE
+from expunge.utils.coarse import HALF, few
 from expunge.utils.text import MISSING, show_bytes, show_duration, show_number
 
 LEAST_FORGOTTEN = 10
@@ -58,16 +60,18 @@ def cost(groups: Sequence[Group]) -> Table:
     for group in groups:
         for run in group.runs:
             manifest = run.manifest
-            tokens = sum(step.get("tokens", 0) for step in run.steps if isinstance(step.get("tokens"), int))
+            counts = [step.get("tokens", 0) for step in run.steps if isinstance(step.get("tokens"), int)]
+            timed = manifest.get("timed_steps", len(counts))  # fewer of a run that was resumed
+            tokens, lately = sum(counts), sum(counts[max(0, len(counts) - timed) :])
             seconds = number(manifest.get("training_seconds"))
             lines.append(
                 [
                     run.name,
                     _of(manifest.get("steps"), "{:,}"),
-                    show_duration(seconds),
+                    show_duration(seconds) + (f" (the last {timed:,} steps)" if timed < len(counts) else ""),
                     show_duration(number(manifest.get("total_seconds"))),
                     f"{tokens:,}" if tokens else MISSING,
-                    f"{tokens / seconds:,.0f}" if tokens and seconds else MISSING,
+                    f"{lately / seconds:,.0f}" if lately and seconds else MISSING,
                     show_bytes(number(manifest.get("peak_memory_bytes"))),
                     energy(manifest),
                 ]
@@ -107,10 +111,12 @@ def _stopped(run: RunData) -> str:
         )
     if not run.finished:
         return f"not finished, the log ends at step {steps:,}"
-    limit = run.settings.get("max_steps")
+    limit, ended = run.settings.get("max_steps"), run.manifest.get("ended", ALL_DONE)
     if limit and steps >= limit:
         return f"stopped after {steps:,} steps because max_steps said so; no target decided it"
-    epochs = run.settings.get("epochs")
+    if ended != ALL_DONE:
+        return f"stopped after {steps:,} steps: {ended}; no target decided it"
+    epochs = run.steps[-1].get("epoch") if run.steps else None
     passes = f" in {epochs} epochs" if epochs else ""
     return f"went to the end of the schedule, {steps:,} steps{passes}; no target decided it"
 
@@ -183,14 +189,17 @@ def least_forgotten(run: RunData) -> Table | None:
     if "after" not in roles:
         return None
     lowest = sorted(sides["after"], key=lambda identity: sides["after"][identity])[:LEAST_FORGOTTEN]
-    return ["id", *roles], [[identity, *(_coarse(sides[role].get(identity)) for role in roles)] for identity in lowest]
+    told = partial(_coarse, few_texts=few({"forget": len(sides["after"])}))
+    names = [run.reference if role == "retrained" else role for role in roles]
+    return ["id", *names], [[identity, *(told(sides[role].get(identity)) for role in roles)] for identity in lowest]
 
 
-def _coarse(value: float | None) -> str:
+def _coarse(value: float | None, *, few_texts: bool) -> str:
+    """A loss in steps; that of one of few texts is a power of two already."""
     if value is None:
         return MISSING
     step = int(value // HALF)
-    return f"{step * HALF:g} to {(step + 1) * HALF:g}"
+    return f"about {value:g}" if few_texts else f"{step * HALF:g} to {(step + 1) * HALF:g}"
 
 
 def warnings(groups: Sequence[Group]) -> list[str]:

@@ -92,7 +92,7 @@ def membership_curves(groups: Sequence[Group]) -> Drawn | None:
     first = next((run for group in groups for run in group.runs if run.values), None)
     for role, color, dash in (("before", MUTED, ":"), ("retrained", INK, "--")):
         if first and (sides := attack_scores(first, role)):
-            curves.append((role, color, dash, sides))
+            curves.append((first.reference if role == "retrained" else role, color, dash, sides))
     for index, group in enumerate(groups):
         for run in group.runs:
             if sides := attack_scores(run, "after"):
@@ -118,7 +118,7 @@ def membership_curves(groups: Sequence[Group]) -> Drawn | None:
 def attack_scores(run: RunData, role: str) -> tuple[Array, Array] | None:
     """Scores of the loss attack on members and on unseen texts; None where they were not kept."""
     values = run.values.get(role, {})
-    for metric, sign in (("membership/loss", 1), ("nll", -1)):
+    for metric, sign in (("membership/loss", 1), ("document_nll", -1)):
         for inside, outside in (("member", "nonmember"), ("forget", "holdout")):
             members, others = values.get((inside, metric)), values.get((outside, metric))
             if members and others:
@@ -184,7 +184,8 @@ def _scored_points(groups: Sequence[Group]) -> Iterator[Point]:
                 place = _place(run.scores.get(role, {}))
                 if place and (role, place) not in drawn:
                     drawn.add((role, place))
-                    yield Point(role, role, own, sign, role == "retrained", place)
+                    name = run.reference if role == "retrained" else role
+                    yield Point(name, name, own, sign, role == "retrained", place)
             if place := _place(run.scores.get("after", {})):
                 yield Point(title, run.name, color, marker, True, place)
 

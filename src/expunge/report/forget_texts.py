@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from expunge.data.examples import Example, parse_columns, read_examples
+from expunge.data.columns import parse_columns
+from expunge.data.examples import Example, read_examples
 from expunge.errors import DataError
 from expunge.evaluation.predictions import Prediction, read_any
 from expunge.report.run_data import RunData

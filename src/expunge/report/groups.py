@@ -12,7 +12,7 @@ from expunge.report.scores import FAMILIES, Score
 from expunge.utils.text import first_few
 
 NOT_A_METHOD = {
-    "seed", "output", "overwrite", "resume", "save_every", "report_to", "dry_run", "device", "from_manifest", "title",
+    "seed", "save_every", "report_to", "shard_base", "push_to_hub", "public", "device", "title",
 }  # fmt: skip
 """Settings that do not make another configuration."""
 DATA_FILES = {"forget", "retain", "holdout", "instead", "data", "origin", "columns", "output", "from_manifest", "test"}
@@ -109,7 +109,8 @@ def read_columns(groups: Sequence[Group]) -> list[Column]:
         title = "after" if len(groups) == 1 else group.letter
         columns.append(_column(title, "after", color, own))
     return columns + [
-        _column("retrained" if len(reference) == 1 else name, "retrained", 0, [own]) for name, own in reference.items()
+        _column(name.partition(", ")[0] if len(reference) == 1 else name, "retrained", 0, [own])
+        for name, own in reference.items()
     ]
 
 
@@ -186,7 +187,7 @@ def _shared(runs: Sequence[RunData], role: str) -> dict[str, dict[str, Score]]:
     for run in runs:
         own = run.scores.get(role)
         if own and not any(_values(own) == _values(other) for other in found.values()):
-            found[f"{role}, {run.name}"] = own
+            found[f"{run.reference if role == 'retrained' else role}, {run.name}"] = own
     return found
 
 

@@ -196,7 +196,7 @@ def _next(run: RunData, answers: Sequence[Answer]) -> tuple[str, ...]:
         "texts say more exactly how far to go.": met and (said or short),
         "Compare with a retrained model (--reference): an attack may tell it as well.": met
         and short
-        and "retrained" not in run.scores,
+        and ("retrained" not in run.scores or run.reference == "origin"),
         "The texts are less likely than unseen ones: lower the adapter's scale (`expunge calibrate`).": told
         and too_far,
         **dict(zip(RATIOS.values(), elsewhere, strict=True)),

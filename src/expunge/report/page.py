@@ -140,6 +140,7 @@ def _context(groups: Sequence[Group], drawings: Drawings) -> dict[str, Any]:
         "scales": [scale for name, rows in families.items() for scale in scales(name, rows, whole=True)],
         "task_scales": [scale for name, rows in families.items() for scale in scales(name, rows, whole=False)],
         "starred": any(cell.starred for rows in families.values() for row in rows for cell in row.cells),
+        "reference": " or ".join(dict.fromkeys(run.reference for run in runs if "retrained" in run.scores)),
         "losses": details.losses(groups),
         "stopped": details.stops(groups),
         "drawings": drawings,

@@ -139,7 +139,8 @@ def recognisable(run: RunData, criteria: Criteria) -> Answer:
         numbers.append(replace(found, state="unclear") if too_few and found.state == "good" else found)
     for name, p in tests.items():
         label = name.removesuffix("_p").replace("_ks", ", Kolmogorov-Smirnov").replace("_", " ")
-        whose, least = _reference(run), criteria.significance / len(tests)
+        whose = ORIGIN if _compared(run).get("kind") == "origin" else RETRAINED
+        least = criteria.significance / len(tests)
         told = p < least
         limit, state = f"at least {least:g}", "bad" if told else "good"
         if whose == ORIGIN:  # a model that was trained on other texts alone is told from it, too
@@ -191,9 +192,8 @@ def rest_kept(run: RunData, criteria: Criteria) -> Answer:
             found = replace(found, state="unclear")
         numbers.append(found)
     scored = any(own.state != "shown" for own in numbers)
-    few_tested = few({"test": run.manifest.get("loss_texts", {}).get("test", TELLING)})  # their losses are coarse
-    side = "test" if losses_of(run, "test") and not few_tested else "retain"
-    drift, pair = _drift(run, criteria), losses_of(run, side)
+    side = "test" if _exact_losses(run, "test") else "retain"
+    drift, pair = _drift(run, criteria), _exact_losses(run, side)
     if not scored and pair:
         share, bound = math.exp(min(0.0, pair[0] - pair[1])), criteria.retained()
         says = f"the loss of the texts to keep went from {show_number(pair[0])} to {show_number(pair[1])}"
@@ -227,11 +227,12 @@ def speaks_well(run: RunData, criteria: Criteria) -> Answer:
     """
     rule = (
         "Yes when the share of repeated word sequences, and that of refused prompts, rose by at most "
-        f"{criteria.max_repetition:g}."
+        f"{criteria.max_repetition:g} above the untouched model's, or above that of unseen texts or a retrained model "
+        "where it is higher."
     )
     numbers = []
     for score, before, target, whose in _with_targets(run, speech(run.scores.get("after", {}))):
-        if target is None and before is not None:
+        if before is not None and (target is None or whose == ORIGIN or before > target):
             target, whose = before, UNTOUCHED
         if target is None or score.name == "fluency" or (score.set == "forget" and "refusal" in score.name):
             numbers.append(shown(score, before, None, "", "no target is known"))
@@ -261,6 +262,12 @@ def losses_of(run: RunData, name: str) -> tuple[float, float] | None:
     pair = run.losses.get(name, {})
     before, after = number(pair.get("before")), number(pair.get("after"))
     return None if before is None or after is None else (before, after)
+
+
+def _exact_losses(run: RunData, name: str) -> tuple[float, float] | None:
+    """`losses_of` a set that has not so few texts that they are told to half a nat alone."""
+    texts = run.manifest.get("loss_texts", {}).get(name, TELLING)
+    return None if few({name: texts}) else losses_of(run, name)
 
 
 def _whole(scores: dict[str, Score]) -> list[Score]:
@@ -323,7 +330,7 @@ def _drift(run: RunData, criteria: Criteria) -> list[Number]:
     after = run.scores.get("after", {}).values()
     unseen = [own for own in after if own.set in UNSEEN and own.name.endswith("nll") and own.known and own.value]
     drifts = [own for own in after if own.family == "drift" and own.target == 0 and own.known]
-    pair = losses_of(run, "holdout")
+    pair = _exact_losses(run, "holdout")
     changes = [("holdout/loss", *pair)] if pair and pair[0] > 0 else []
     for own in unseen:
         before = run.scores.get("before", {}).get(own.key)
@@ -350,7 +357,7 @@ def _compared(run: RunData) -> dict[str, Any]:
 
 def _reference(run: RunData) -> str:
     """What the model is that never saw the texts."""
-    return ORIGIN if _compared(run).get("kind") == "origin" else RETRAINED
+    return ORIGIN if run.reference == "origin" else RETRAINED
 
 
 def _tests(run: RunData) -> dict[str, float]:

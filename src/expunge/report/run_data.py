@@ -64,6 +64,13 @@ class RunData:
         return dict(self.manifest.get("settings", {}))
 
     @property
+    def reference(self) -> str:
+        """What the model is that plays the part `retrained`: `retrained`, or `origin`, the one from before."""
+        compared = self.results.get("after", {}).get("reference")
+        kind = compared.get("kind") if isinstance(compared, dict) else None
+        return "origin" if kind == "origin" and "retrained" not in self.results else "retrained"
+
+    @property
     def finished(self) -> bool:
         """Whether the run came to its end."""
         return bool(self.manifest.get("status") == "done")
@@ -110,7 +117,9 @@ def read_run(path: str | Path | RunData) -> RunData:
     for file in sorted(path.glob("results*.json")):
         if file.name not in named:
             further = read_results(file)
-            if further["benchmark"] == run.results.get("after", further)["benchmark"]:
+            if why := _foreign("further", further, run, adapter):
+                run.warnings.append(f"{file.name} is left out: it is of {why}.")
+            elif further["benchmark"] == run.results.get("after", further)["benchmark"]:
                 name = file.stem.removeprefix("results").strip("_-.") or file.stem
                 run.checkpoints[name] = read_scores(further, file)
     _add_named_reference(run)
@@ -152,10 +161,11 @@ def _foreign(role: str, results: Mapping[str, Any], run: RunData, adapter: str |
         return "a model that it does not tell (stored generations)"
     if role != "retrained" and base != weights and not merged:
         return "another model than the run's"
-    if role == "after" and _other_texts(run, results):
+    own = role in ("after", "further")
+    if own and _other_texts(run, results):
         return "other texts than those that the run was made to forget"
     formats = (run.manifest.get("prompt_format") or {}).get("chosen"), subject.get("prompt_format")
-    if role == "after" and results["benchmark"] != "muse" and all(formats) and formats[0] != formats[1]:  # has its own
+    if own and results["benchmark"] != "muse" and all(formats) and formats[0] != formats[1]:  # has its own
         return f"another prompt format ({formats[1]}) than the run's ({formats[0]})"
     after = run.results.get("after", {})
     alike = [part for part in other_subject(after, results) if part.endswith(" data") or role == "before"]
@@ -187,5 +197,7 @@ def _add_named_reference(run: RunData) -> None:
     named = {
         key: score.of_reference for key, score in run.scores.get("after", {}).items() if not math.isnan(score.reference)
     }
+    if "retrained" in run.results and (run.results.get("after", {}).get("reference") or {}).get("kind") == "origin":
+        named = {}  # a retrained model goes before the one from before
     if named or "retrained" in run.scores:
         run.scores["retrained"] = named | run.scores.get("retrained", {})

@@ -114,7 +114,9 @@ def scored_card(run: RunData) -> str:
         if score.known and not score.task
     ]
     benchmark = str(run.results["after"]["benchmark"])
-    return card.model_card(run.manifest, benchmark=benchmark, scores=scores, verdict=verdict(run).sentence)
+    return card.model_card(
+        run.manifest, benchmark=benchmark, scores=scores, verdict=verdict(run).sentence, reference=run.reference
+    )
 
 
 def _shown(run: RunData, key: str) -> tuple[str, str, str]:

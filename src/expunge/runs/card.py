@@ -10,6 +10,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from expunge.config import SETS
+from expunge.utils import coarse
 
 HIDDEN = {
     *SETS, "model", "origin", "title", "data", "split", "columns", "output", "from_manifest", "save_every", "report_to",
@@ -46,6 +47,7 @@ def model_card(
     benchmark: str = "",
     scores: Sequence[Line] = (),
     verdict: str = "",
+    reference: str = "retrained",
 ) -> str:
     """The card of a finished run.
 
@@ -54,11 +56,13 @@ def model_card(
         benchmark: What the adapter was scored on; empty when it was not.
         scores: What was measured.
         verdict: What they say together, in one sentence.
+        reference: What the model is that never saw the texts: `retrained` or `origin`.
     """
     settings = {name: value for name, value in manifest["settings"].items() if name not in HIDDEN and value is not None}
     head = metadata(manifest, "adapter", scores=scores, benchmark=benchmark)
     counts = manifest.get("loss_texts", manifest["rows"])
     more = {"counts": counts, "settings": settings, "scores": scores, "benchmark": benchmark, "verdict": verdict}
+    more["reference"] = reference
     return _written("adapter", head, manifest, **more)
 
 
@@ -70,7 +74,9 @@ def merged_card(manifest: Mapping[str, Any], losses: Mapping[str, float], made_o
         losses: Model -> mean loss of the completion tokens to forget, nats per token.
         made_of: What the weights were made of, and how they are kept.
     """
-    return _written("merged", metadata(manifest, "finetune"), manifest, losses=losses, made_of=made_of)
+    few = coarse.few({"forget": manifest.get("loss_texts", manifest["rows"])["forget"]})
+    shown = {name: coarse.nats(loss) if few else loss for name, loss in losses.items()}
+    return _written("merged", metadata(manifest, "finetune"), manifest, losses=shown, made_of=made_of)
 
 
 def _written(name: str, head: Sequence[str], manifest: Mapping[str, Any], **more: Any) -> str:

@@ -39,6 +39,7 @@ def check_new(path: Path | str, *, overwrite: bool = False) -> None:
             raise RunError(f"--output {path}: {parent} is a file, not a folder: give another --output")
         if not os.access(parent, os.W_OK | os.X_OK):
             raise RunError(f"--output {path}: no permission to write in {parent}: give another --output")
+        _check_none_staged(path, overwrite=overwrite)
         return
     if not path.is_dir():
         raise RunError(f"--output {path}: this is a file, not a folder: give another --output")
@@ -46,6 +47,7 @@ def check_new(path: Path | str, *, overwrite: bool = False) -> None:
         raise RunError(f"--output {path}: no permission to write in {path}: give another --output")
     with files.refusal("cannot look into", path):
         if is_empty(path):
+            _check_none_staged(path, overwrite=overwrite)
             return
     if not overwrite:
         raise RunError(
@@ -66,6 +68,19 @@ def check_new(path: Path | str, *, overwrite: bool = False) -> None:
         raise RunError(
             f"--output {path}: holds {strange[0]}, which no run has written, and --overwrite would remove it: move it "
             "elsewhere or give another --output"
+        )
+
+
+def _check_none_staged(path: Path, *, overwrite: bool) -> None:
+    """Refuse to begin where `--resume` would go on with another run, one that was to replace what stood here.
+
+    Raises:
+        RunError: So.
+    """
+    if is_staged(path) and not overwrite:
+        raise RunError(
+            f"--output {path}: beside it, in {staged(path)}, is an unfinished run that was to replace one here: give "
+            "another --output, or --overwrite to begin without it"
         )
 
 
@@ -94,14 +109,13 @@ def make(path: Path, *, replaces: bool = False) -> None:
 
     Args:
         path: The folder; an empty one that is there is used.
-        replaces: It is a `staged` one, which is to replace another run; an earlier one that is there goes.
+        replaces: It is a `staged` one, which is to replace another run. An earlier staged one goes either way.
 
     Raises:
         RunError: The system refuses.
     """
     with files.refusal("cannot make the run directory", path):
-        if replaces:
-            discard(path)
+        discard(path if replaces else staged(path))
         files.make_folders(path / listing.OWN)
         listing.sweep(path)
         path.chmod(0o700)

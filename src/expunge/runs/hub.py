@@ -17,7 +17,7 @@ from expunge.errors import ConfigError, RunError, UserError
 from expunge.model.saved import BASE
 from expunge.runs.base import hub_id
 from expunge.runs.card import taken
-from expunge.runs.record import check_adapter_kept, read_manifest
+from expunge.runs.record import MERGED, check_adapter_kept, read_manifest
 from expunge.runs.settings import check_finished
 from expunge.utils.reading import read_object
 
@@ -57,7 +57,7 @@ def push(folder: str | Path, repo: str, *, public: bool = False) -> str:
     """Upload the adapter of a run, an adapter folder or a merged model, with its card.
 
     What is uploaded names the base by its id on the Hub, or by the name of its folder alone, never by a path of this
-    machine; licence and language of the base are asked for where the card does not have them yet.
+    machine; licence and language of the base are asked for where the card has no licence yet.
 
     Args:
         folder: A finished run, or a folder that `expunge merge` has written.
@@ -92,8 +92,10 @@ def _uploadable(folder: Path) -> Path:
     for run in (folder, folder.absolute().parent):
         if (run / "manifest.json").is_file() and (run / "adapter").exists():
             check_adapter_kept(run, read_manifest(run / "manifest.json", "--run"), "--run")
-    if not any((adapter / name).is_file() for name in (ADAPTER_CONFIG, "config.json")):
+    if not any((adapter / name).is_file() for name in (ADAPTER_CONFIG, MERGED)):
         raise RunError(f"--run {folder}: neither a finished run nor a merged model: there is nothing to upload")
+    if not (adapter / "README.md").is_file():
+        raise RunError(f"--run {folder}: has no README.md, the card that it was written with: put it back")
     if (adapter / BASE).exists():
         raise RunError(f"--run {folder}: its adapter needs a base of its own: merge it, and push the merged model")
     return adapter

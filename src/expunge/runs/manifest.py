@@ -117,11 +117,18 @@ def differences(earlier: dict[str, Any], identity: dict[str, Any], moved: Contai
     return found
 
 
+def other_versions(manifest: dict[str, Any]) -> list[str]:
+    """Versions of what computes that a run was made with others of, one phrase each."""
+    then = manifest.get("versions", {})
+    return [f"{name} {then.get(name)} then, {now} now" for name, now in versions().items() if then.get(name) != now]
+
+
 def other_surroundings(manifest: dict[str, Any], device: torch.device) -> list[str]:
     """What may change the last digits of a repeated run: versions, hardware, processes; one phrase each."""
-    now = {**versions(), **hardware(device)}
-    then = {**manifest.get("versions", {}), **manifest.get("hardware", {})}
-    return [f"{name} {then.get(name)} then, {value} now" for name, value in now.items() if then.get(name) != value]
+    then = manifest.get("hardware", {})
+    return other_versions(manifest) + [
+        f"{name} {then.get(name)} then, {now} now" for name, now in hardware(device).items() if then.get(name) != now
+    ]
 
 
 def model_fingerprint(name: str, commit: str | None = None) -> str:

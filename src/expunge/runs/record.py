@@ -33,6 +33,8 @@ FIELDS = {
     "started?": str,
     "finished?": str,
     "steps?": (int, NoneType),
+    "timed_steps?": int,
+    "ended?": str,
     "loss_nats_per_completion_token?": Each({"before": MAYBE, "after": MAYBE}),
     "loss_texts?": Each(int),
     "selection?": (dict, NoneType),
@@ -66,6 +68,8 @@ CALIBRATION_FIELDS = {
     "targets?": Each((*NUMBER, type(None))),
 }
 STEP = {"step": int, "tokens?": int}
+ALL_DONE = "all steps are done"
+"""Why a run ended that nothing has stopped."""
 VERDICT = "verdict.json"
 """In a run: what it was judged to be by the scores that were there; it goes before these change."""
 MERGED = "expunge_merge.json"

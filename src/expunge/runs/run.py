@@ -37,6 +37,7 @@ from expunge.runs.manifest import (
     differences,
     first_half,
     identity_of,
+    other_versions,
     versions,
 )
 from expunge.runs.reads import check_apart, check_started_here
@@ -61,7 +62,9 @@ class RunResult:
         losses: Set -> `before`, `after`: mean negative log-likelihood of completion tokens (nats per token).
         texts: Set -> rows that its losses are means over.
         steps: Optimizer steps.
-        training_seconds: Time in the training loop.
+        timed_steps: Those of them since the run was started, or resumed.
+        ended: Why there are no more.
+        training_seconds: Time in the training loop, for `timed_steps`.
         total_seconds: Time since the run was started, or resumed.
         selection: What calibration.json should hold; None where no unseen text steered the run.
         contexts: `tokens` of other texts before half of the forget texts, in the mean, and the `ratio` of target NLLs
@@ -71,6 +74,8 @@ class RunResult:
     losses: dict[str, dict[str, float]]
     texts: dict[str, int]
     steps: int
+    timed_steps: int
+    ended: str
     training_seconds: float
     total_seconds: float
     selection: dict[str, Any] | None = None
@@ -215,9 +220,15 @@ class Run:
             if found:
                 raise RunError(f"--from-manifest: the run of {config.from_manifest} had other {', '.join(found)}")
         if config.resume:
-            found = differences(self.earlier(), identity)
+            earlier = self.earlier()
+            found = differences(earlier, identity)
             if found:
                 raise RunError(f"--resume: the run in {self.path} was started with other {', '.join(found)}")
+            if changed := other_versions(earlier):
+                raise RunError(
+                    f"--resume: the run in {self.path} was started with other versions ({', '.join(changed)}): install "
+                    "those again to go on, or begin anew with --overwrite"
+                )
             if is_writer():
                 listing.sweep(self.path)
                 listing.sweep(self.path / "checkpoints")
@@ -304,6 +315,8 @@ class Run:
             "status": "done",
             "finished": _now(),
             "steps": result.steps,
+            "timed_steps": result.timed_steps,
+            "ended": result.ended,
             "loss_nats_per_completion_token": coarse.losses(result.losses, result.texts),
             "loss_texts": result.texts,
             "selection": _summary(result.selection),

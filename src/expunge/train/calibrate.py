@@ -7,19 +7,15 @@ RUN/calibration.json    criteria, verdict, the curve over all scales, and keyed 
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
 
 from expunge.config import SETS, CalibrateConfig, UnlearnConfig
-from expunge.data.examples import Example, parse_columns, read_examples
 from expunge.data.holdout import (
-    check_unseen,
     keyed_hashes,
     split_off,
-    unseen_texts,
     without_selection,
 )
 from expunge.data.tokenize import TokenizedExample
@@ -43,7 +39,7 @@ from expunge.runs.run import SUMMARY
 from expunge.runs.settings import run_settings
 from expunge.runs.texts import check_texts, run_rows
 from expunge.train.scale import Calibration, choose_scale, most_scales, record, unchosen
-from expunge.train.sets import Sets, membership_texts, read_sets
+from expunge.train.sets import membership_texts, read_sets
 from expunge.train.validation import ValidationRows, Validator
 from expunge.utils import coarse, files
 from expunge.utils.progress import Reporter
@@ -74,7 +70,7 @@ def _calibrate(config: CalibrateConfig, settings: UnlearnConfig, reporter: Repor
     files_before = model_state(settings.model)
     check_base(settings.model, manifest, "--run")
     check_adapter_kept(folder, manifest, "--run")
-    sets = _with_holdout(read_sets(settings), settings, config.holdout)
+    sets = read_sets(settings)
     judged = membership_texts(sets)
     earlier = read_calibration(folder)
     with reporter.working("loading the model"):
@@ -162,13 +158,3 @@ def _tell(forget: Mapping[str, float | None], now: float | None, reporter: Repor
         reporter.warn(f"{line}: the adapter forgets less than it did; calibrate with wider bounds to go back")
     else:
         reporter.say(line)
-
-
-def _with_holdout(sets: Sets, settings: UnlearnConfig, holdout: str | None) -> Sets:
-    """The sets with the texts of `holdout` as those that the model has never seen, or with the run's own."""
-    if not holdout:
-        return sets
-    columns = parse_columns(settings.columns) if settings.columns else None
-    given: list[Example] = read_examples(holdout, columns=columns)
-    check_unseen(holdout, sets.forget, given)
-    return replace(sets, members=sets.forget, nonmembers=unseen_texts(given, sets.known))

@@ -137,11 +137,12 @@ def _forecast(prepared: Prepared, reporter: Reporter, prepare_seconds: float) ->
     taken = _cut(trainer, steps, chosen) if on_cpu else [steps[index] for index in chosen]
     clock = time.perf_counter()
     with reporter.working("timing the passes over all rows"):
-        trainer.compute_reference(Reporter(quiet=True))
         mean_losses(loaded, {name: side.rows for name, side in trainer.sides.items()})
-    forward_seconds = time.perf_counter() - clock
-    forward_area = sum(_area(side.rows, trainer.packed) for side in trainer.sides.values())
-    forward_area += sum(_area(side.rows, trainer.packed) for side in trainer.reference_sides().values())
+        rate = (time.perf_counter() - clock) / sum(_area(side.rows, trainer.packed) for side in trainer.sides.values())
+        clock = time.perf_counter()
+        trainer.compute_reference(Reporter(quiet=True))  # with the target NLLs, by all unseen texts
+    looked_at = sum(_area(side.rows, trainer.packed) for side in trainer.reference_sides().values())
+    targets = max(0.0, time.perf_counter() - clock - rate * looked_at)
     clock = time.perf_counter()
     if line := speed_up(trainer):
         reporter.say(line)
@@ -149,7 +150,7 @@ def _forecast(prepared: Prepared, reporter: Reporter, prepare_seconds: float) ->
     timed = _time_steps(trainer, taken, sizes, reporter)
 
     training = training_seconds(sizes, timed)
-    forward = (passes + evaluations * evaluated) / forward_area * forward_seconds
+    forward = targets + rate * (passes + evaluations * evaluated)
     on_disk = reference_bytes > reference.MEMORY_BYTES
     held = reference_bytes if on_cpu and not on_disk else 0
     return Forecast(

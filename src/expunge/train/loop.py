@@ -10,7 +10,7 @@ change no loss.
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import Any
 
@@ -18,7 +18,6 @@ from expunge.config import UnlearnConfig
 from expunge.config.checks import first_failed
 from expunge.data.holdout import keyed_hashes
 from expunge.errors import ConfigError, RunError
-from expunge.losses.terms import described
 from expunge.model.adapter import set_scale
 from expunge.model.device import pick_device
 from expunge.model.logps import mean_losses
@@ -26,7 +25,7 @@ from expunge.model.reference import cache_folder
 from expunge.model.saved import VERIFIED, save_adapter
 from expunge.runs.hub import check_hub
 from expunge.runs.manifest import RunFacts, other_surroundings
-from expunge.runs.record import read_manifest
+from expunge.runs.record import ALL_DONE, read_manifest
 from expunge.runs.run import Outcome, Run, RunResult
 from expunge.train.averaging import assign
 from expunge.train.callbacks import Callback, Callbacks, TrainState, check_callbacks
@@ -143,7 +142,7 @@ def _unlearn(
     for note in loaded.told():
         reporter.say(note)
     run.open(config, facts := run_facts(prepared, trainer))
-    _warn(config, prepared, facts, reporter)
+    _warn(config, run, prepared, facts, reporter)
     with reporter.track("losses before", sum(map(len, prepared.told.values()))) as advance:
         before = mean_losses(loaded, prepared.told, processes=processes, progress=advance)  # a fresh adapter is nothing
     with cache_folder(run.cache, processes) as cache:
@@ -173,7 +172,9 @@ def _unlearn(
             steps = train(trainer, evaluation, run, reporter, Callbacks(callbacks, config, state), advise)
             training_seconds = time.perf_counter() - training_begun
             loaded.captured = None
-    selection = settle(trainer, evaluation, prepared, steps, reporter)
+    reason = _why_ended(trainer, evaluation, steps)
+    reporter.say(f"ended after {steps} steps: {reason}")
+    selection = settle(trainer, evaluation, prepared, reason, reporter)
     with reporter.track("losses after", sum(map(len, prepared.told.values()))) as advance:
         after = mean_losses(loaded, prepared.told, processes=processes, progress=advance)
     if after.get("instead", 0.0) > LEARNED:
@@ -185,6 +186,8 @@ def _unlearn(
         losses={name: {"before": before[name], "after": after[name]} for name in after},
         texts={name: len(prepared.told[name]) for name in after},
         steps=steps,
+        timed_steps=steps - start,
+        ended=reason,
         training_seconds=training_seconds,
         total_seconds=time.perf_counter() - begun,
         selection=selection,
@@ -192,7 +195,8 @@ def _unlearn(
     )
     rows = [row.input_ids for row in prepared.forget[:VERIFIED]]
     with reporter.working("saving the adapter, and reading it back"):
-        return run.finish(result, lambda folder: save_adapter(loaded, folder, rows))
+        adapter = run.output / "adapter"
+        return run.finish(result, lambda folder: save_adapter(loaded, folder, rows, final=adapter))
 
 
 def contexts_taken(trainer: Trainer) -> dict[str, float] | None:
@@ -261,7 +265,7 @@ def train(
             looks = evaluates if evaluation else parts[0] < parts[1]
             if advise and looks and not (last or stopped):
                 with trainer.average.applied():
-                    for told in advise():
+                    for told in beside_graphs(trainer, advise):
                         reporter.warn(f"step {done}: {told}")
             coarse = run.told(lines[-1])
             shown = "  ".join(f"{name} {coarse[name]:.3f}" for name in weights)
@@ -304,7 +308,7 @@ def resume(run: Run, trainer: Trainer, evaluation: Evaluation | None) -> int:
 
 
 def settle(
-    trainer: Trainer, evaluation: Evaluation | None, prepared: Prepared, steps: int, reporter: Reporter
+    trainer: Trainer, evaluation: Evaluation | None, prepared: Prepared, reason: str, reporter: Reporter
 ) -> dict[str, Any] | None:
     """Keep the best state that was evaluated, else the last average; where it misses a criterion, at the scale that
     comes closest to them.
@@ -316,16 +320,13 @@ def settle(
     best, config = evaluation.stopping.best if evaluation else None, trainer.config
     trained: dict[str, Any] | None = None
     if prepared.selection is not None:
-        pattern = getattr(trainer.model.peft_config["default"], "alpha_pattern", None)
+        adapter: Any = trainer.model.peft_config["default"]  # a LoraConfig
         hashes = keyed_hashes(prepared.selection.hashes)
-        trained = unchosen(config.lora_alpha or config.lora_rank, pattern or {}, hashes)
+        trained = unchosen(adapter.lora_alpha, adapter.alpha_pattern or {}, hashes)
     if evaluation is None or best is None or trained is None:
         assign(trainer.weights, trainer.average.values)
         return trained
     stopping = evaluation.stopping
-    early = "--finish" if config.finish else "a callback asked for it"
-    reason = stopping.over or ("all steps are done" if steps == trainer.num_steps else early)
-    reporter.say(f"ended after {steps} steps: {reason}")
     assign(trainer.weights, stopping.state)
     reached, at_one = judge(best.metrics, stopping.untouched, config.criteria)
     if reached:
@@ -340,6 +341,15 @@ def settle(
     return {**content, "best_step": best.step, "stopped": reason}
 
 
+def _why_ended(trainer: Trainer, evaluation: Evaluation | None, steps: int) -> str:
+    """Why a run takes no more steps."""
+    if evaluation and evaluation.stopping.over:
+        return evaluation.stopping.over
+    if steps == trainer.num_steps:
+        return ALL_DONE
+    return "--finish" if trainer.config.finish else "a callback asked for it"
+
+
 def run_facts(prepared: Prepared, trainer: Trainer) -> RunFacts:
     """What a run is, beside its settings."""
     selected = prepared.selection
@@ -349,7 +359,7 @@ def run_facts(prepared: Prepared, trainer: Trainer) -> RunFacts:
         texts=prepared.texts,
         prompt_format=str(prepared.prompt_format.chosen),
         prompt_format_losses=prepared.prompt_format.losses,
-        terms=described(trainer.terms),
+        terms=[asdict(term) for term in trainer.terms],
         device=prepared.loaded.device,
         model_files=prepared.model_files,
         base_commit=getattr(prepared.loaded.base.config, "_commit_hash", None),
@@ -357,9 +367,11 @@ def run_facts(prepared: Prepared, trainer: Trainer) -> RunFacts:
     )
 
 
-def _warn(config: UnlearnConfig, prepared: Prepared, facts: RunFacts, reporter: Reporter) -> None:
+def _warn(config: UnlearnConfig, run: Run, prepared: Prepared, facts: RunFacts, reporter: Reporter) -> None:
     for warning in prepared.warnings:
         reporter.warn(warning)
-    if config.from_manifest:
-        for other in other_surroundings(read_manifest(config.from_manifest, "--from-manifest"), facts.device):
-            reporter.warn(f"the last digits may differ from those of the run that is repeated: {other}")
+    earlier = read_manifest(config.from_manifest, "--from-manifest") if config.from_manifest else None
+    for other in other_surroundings(earlier, facts.device) if earlier else ():
+        reporter.warn(f"the last digits may differ from those of the run that is repeated: {other}")
+    for other in other_surroundings(run.earlier(), facts.device) if config.resume and is_writer() else ():
+        reporter.warn(f"the rest of the run, replay texts among it, may differ from what it would have been: {other}")

@@ -246,7 +246,7 @@ def _write_provenance(folder: Path, manifest: Mapping[str, Any], losses: Mapping
         "dtype": dtypes,
     }
     (folder / "README.md").write_text(merged_card(manifest, losses, made_of), encoding="utf-8")
-    written = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    written = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} | {MERGED}
     made_of["adapter_fingerprint"] = manifest.get("adapter_fingerprint")
     made_of["merged_sha256"] = model_fingerprint(str(folder))
-    files.write_json(folder / MERGED, {**made_of, "files": [*written, MERGED]})
+    files.write_json(folder / MERGED, {**made_of, "files": sorted(written)}, overwrite=True)  # the base's

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from expunge.config import SPLIT, UnlearnConfig
-from expunge.data.examples import Example, check_sets, parse_columns, read_examples
+from expunge.data.columns import parse_columns
+from expunge.data.examples import Example, check_sets, read_examples
 from expunge.data.holdout import Side, check_unseen, documents, example_hashes, unseen_texts
 from expunge.data.lume import read_lume
 from expunge.data.muse import read_muse
@@ -93,8 +94,6 @@ def read_sets(config: UnlearnConfig) -> Sets:
         sets = Sets(forget, retain, holdout, members=forget, nonmembers=holdout)
     sets.instead = read(config.instead)
     sets.retain, sets.test = set_apart(sets.retain, config.test_share)
-    if not config.needs_retain:
-        sets.retain = []
     _check_apart(config, sets)
     if config.test:
         given = read(config.test)

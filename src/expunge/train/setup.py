@@ -9,6 +9,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from expunge.config import SETS, UnlearnConfig
+from expunge.config.checks import flag
 from expunge.data.examples import Example, text_key
 from expunge.data.holdout import Side, example_hashes, split_off, texts_fingerprint
 from expunge.data.lowercase import in_lower_case
@@ -99,12 +100,12 @@ class Prepared:
 
         Behind the forget rows stand the same in lower case, where there are any.
         """
-        config = self.config
+        config, kept = self.config, self.retain if self.config.needs_retain else []
         found = {
             "forget": SideRows([*self.forget, *(self.lower.forget if self.lower else [])], config.forget_span),
             "pairs": SideRows(self.pairs, "completion"),
             "instead": SideRows([] if self.pairs else self.instead, "completion"),
-            "retain": SideRows(self.retain, config.kl_span if config.kl_weight else "completion"),
+            "retain": SideRows(kept, config.kl_span if config.kl_weight else "completion"),
         }
         return {name: side for name, side in found.items() if side.rows}
 
@@ -165,7 +166,16 @@ def prepare(config: UnlearnConfig, reporter: Reporter) -> Prepared:
     tokenized = {name: rows(getattr(sets, name)) for name in SETS}
     for name, side in tokenized.items():
         _tell(name, side, loaded.tokenizer, reporter)
-    selection = None if followed is None else _selection(followed, sets, loaded, partial(rows, cut=True))
+    selection = None
+    if followed is not None:
+        try:
+            selection = _selection(followed, sets, loaded, partial(rows, cut=True))
+        except DataError as error:  # near-duplicates cannot be parted into halves
+            _followed(config, loss, error)
+            followed = None
+            config, told = _without_unseen(config, loss, error)
+            for line in told:
+                reporter.say(line)
     steers: set[str] = set()
     if selection is not None:
         counts = f"{len(selection.members)} texts to forget and {len(selection.nonmembers)} unseen ones"
@@ -236,6 +246,8 @@ def _before_weights(config: UnlearnConfig) -> tuple[UnlearnConfig, ForgetLoss, S
             "no texts to keep: instead of the retain terms, texts that the model writes itself hold the rest in place "
             f"(--replay-weight {config.replay_weight:g})"
         )
+    if config.test_share and not sets.test:
+        whys.append("test: too few different retain texts to leave some for testing: all are trained on")
     if sets.test and not config.test:
         whys.append(
             f"test: {len(sets.test):,} of {len(sets.test) + len(sets.retain):,} retain texts are not trained on and "
@@ -243,12 +255,21 @@ def _before_weights(config: UnlearnConfig) -> tuple[UnlearnConfig, ForgetLoss, S
         )
     if targeted and config.origin:
         whys.append("target NLLs come from --origin")
-    if isinstance(judged, DataError) and config.eval_every is None:
-        config = config.without_unseen()
-    if isinstance(judged, DataError) and not config.origin:
-        stand = "texts that the model writes itself stand for them, and " if targeted else ""
-        whys.append(f"missing: unseen texts: {judged}. Without them {stand}the run takes a set number of epochs")
+    if isinstance(judged, DataError):
+        config, told = _without_unseen(config, loss, judged)
+        whys += told
+    if "pairs" in loss.needs:
+        pairs_for(sets, config.seed)
     return config, loss, sets, judged, whys
+
+
+def _without_unseen(config: UnlearnConfig, loss: ForgetLoss, why: DataError) -> tuple[UnlearnConfig, list[str]]:
+    """The settings of a run that no unseen text steers, and what is to be said of it."""
+    if config.eval_every is None:
+        config = config.without_unseen()
+    stand = "texts that the model writes itself stand for them, and " if "target_nll" in loss.needs else ""
+    told = f"missing: unseen texts: {why}. Without them {stand}the run takes a set number of epochs"
+    return config, [] if config.origin else [told]
 
 
 def _followed(config: UnlearnConfig, loss: ForgetLoss, judged: Judged) -> list[Side] | None:
@@ -272,6 +293,16 @@ def _followed(config: UnlearnConfig, loss: ForgetLoss, judged: Judged) -> list[S
 
 def _unused(config: UnlearnConfig, loss: ForgetLoss, selection: SelectionRows | None) -> Iterator[str]:
     """What was given and is of no use to the run."""
+    without = {
+        "patience": (selection is not None and config.eval_every != 0, "there are no evaluation steps"),
+        "replay_per_forget": (config.replay_weight > 0, "--replay-weight is 0"),
+        "kl_direction": (config.kl_weight > 0, "--kl-weight is 0"),
+        "kl_span": (config.kl_weight > 0, "--kl-weight is 0"),
+    }
+    for name, (used, why) in without.items():
+        own = getattr(config, name)
+        if config.is_given(name) and own != getattr(UnlearnConfig, name) and not used:
+            yield f"{flag(name)} {own}: is not used: {why}"
     if config.lowercase_share and (selection is None or "target_nll" not in loss.needs):
         yield (
             f"--lowercase-share {config.lowercase_share:g}: is not used: it needs a loss with target NLLs, and unseen "

@@ -19,7 +19,7 @@ from expunge.data.sampler import Step, micro_batches
 from expunge.errors import TrainingError
 from expunge.model.captured import CapturedPasses, Recorder
 from expunge.model.compiling import compile_layers
-from expunge.model.packing import VARLEN, attention_way, flash_states
+from expunge.model.packing import UNBOUNDED, VARLEN, attention_way, flash_states
 from expunge.train.trainer import Trainer
 
 SHARES = (0.25, 0.5, 0.75, 0.95, 1.0)
@@ -50,8 +50,10 @@ def speed_up(trainer: Trainer) -> str | None:
     if config.compile == "off" or loaded.device.type != "cuda":
         return None
     compiled = ""
+    fits = trainer.rows_that_fit
     if config.compile == "layers":
         compiled = f"{compile_layers(loaded, lambda: trainer.gradient(next(trainer.plan.steps())))}; "
+        trainer.rows_that_fit = fits  # what did not fit beside the compiler may fit without
     return compiled + capture(trainer, Recorder(loaded.device))
 
 
@@ -82,7 +84,7 @@ def capture(trainer: Trainer, recorder: Recorder) -> str:
             partial(_flash, trainer),
             trainer.parameters,
             rows=max(map(len, batches)),
-            longest=1 << (max(map(max, batches)) - 1).bit_length(),
+            longest=min(1 << (max(map(max, batches)) - 1).bit_length(), loaded.context or UNBOUNDED),
             recorder=recorder,
         )
         for size in sizes:

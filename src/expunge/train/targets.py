@@ -105,7 +105,11 @@ def _from_origin(prepared: Prepared, processes: Processes, reporter: Reporter) -
     """For each forget row its target NLLs and those of the model, the first token's 0."""
     config, selection = prepared.config, prepared.selection
     origin = load_model(
-        config.origin or "", dtype=config.dtype, device=config.device, trust_remote_code=config.trust_remote_code
+        config.origin or "",
+        dtype=config.dtype,
+        device=config.device,
+        load_in_4bit=config.load_in_4bit,
+        trust_remote_code=config.trust_remote_code,
     )
     forget = [row.input_ids for row in prepared.forget]
     unseen = [row.input_ids for row in selection.unseen] if selection else []

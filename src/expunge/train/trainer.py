@@ -114,21 +114,23 @@ class Trainer:
     def check_memory(self) -> None:
         """Choose micro-batches that fit into the free memory, and look whether they do on the CPU.
 
-        What a micro-batch keeps for its backward pass is measured on the longest row and scaled by the tokens. On a GPU
-        a step that does not fit all the same is repeated in smaller parts; on the CPU the system kills who takes more.
+        What a micro-batch keeps for its backward pass is measured on the longest row and on half of it: most grows with
+        the tokens, and what experts keep does not. On a GPU a step that does not fit all the same is repeated in
+        smaller parts; on the CPU the system kills who takes more.
 
         Raises:
             ModelError: Not even the longest row fits.
         """
         device = self.loaded.device
         longest = max((row for side in self.sides.values() for row in side.rows), key=len)
-        batch = lay_out(self.loaded, [longest.input_ids])
-        kept = saved_bytes(self.model, lambda: final_states(self.loaded, batch))
-        per_token = kept / batch.input_ids.numel()
+        kept, tokens = self._kept_bytes(longest.input_ids)
+        part, fewer = self._kept_bytes(longest.input_ids[: -(-len(longest) // 2)])
+        per_token = (kept - part) / (tokens - fewer) if tokens > fewer and kept > part else kept / tokens
+        fixed = max(0, int(kept - per_token * tokens))
         held = min(layout_bytes(reference_layout(self.loaded, self.reference_sides())), MEMORY_BYTES)
         free = memory.free_memory(device)
         if free is not None:
-            room = FREE_SHARE * (free - held * (device.type == "cpu"))
+            room = FREE_SHARE * (free - held * (device.type == "cpu")) - fixed
             while self.most_tokens > max(len(longest), room / per_token):
                 self.most_tokens //= 2  # and no finer: with nearly as much memory a run takes the same steps
             self.most_tokens = max(len(longest), self.most_tokens)
@@ -137,11 +139,16 @@ class Trainer:
             epoch = islice(self.plan.steps(), self.plan.steps_per_epoch)
             most = max(self.size(step).largest for step in epoch)
             check_fits(
-                int(per_token * most) + held,
+                int(per_token * most) + fixed + held,
                 device,
                 f"training with {most:,} tokens at once",
                 "give --gradient-checkpointing, lower --max-length, or take a larger machine",
             )
+
+    def _kept_bytes(self, ids: list[int]) -> tuple[int, int]:
+        """Bytes that a pass over one row keeps, and the tokens of it."""
+        batch = lay_out(self.loaded, [ids])
+        return saved_bytes(self.model, lambda: final_states(self.loaded, batch)), batch.input_ids.numel()
 
     def write_replay(self, reporter: Reporter) -> None:
         """Let the untouched model write the replay texts, and plan the steps with them."""

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from expunge.config import EvaluateConfig
-from expunge.data.examples import Example, parse_columns, read_examples
+from expunge.data.columns import parse_columns
+from expunge.data.examples import Example, read_examples
 from expunge.data.families import normalized
 from expunge.data.holdout import long_alone, unseen_texts
 from expunge.data.passages import Passage, divided

@@ -127,12 +127,13 @@ def aggregate_entries(
         return replace(own, reason=" ".join(filter(None, (own.reason, blind)))).read_as(*how)
 
     found = {"all/task_aggregate": aggregate("task_aggregate", _aggregate)}
+    if mmlu is not None:
+        found["all/mmlu"] = Estimate(mmlu, n=None, reason="given as a number, without its rows").read_as(*how)
     if scores.mia_score is not None:
         members, nonmembers = (-measurement.rows[side, "document_nll"].values for side in SIDES)
         found["all/mia_score"] = _folded(auc_estimate(members, nonmembers)).read_as(*how)
         if mmlu is not None:
             groups |= {"member": members, "nonmember": nonmembers}
-            found["all/mmlu"] = Estimate(mmlu, reason="given as a number, without its rows").read_as(*how)
             found["all/final_score"] = aggregate("final_score", lambda own: _final(own, mmlu))
     return found
 

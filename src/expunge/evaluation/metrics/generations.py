@@ -159,6 +159,7 @@ def cut_at(text: str, stops: Sequence[str]) -> str:
     return text[: min(ends, default=len(text))]
 
 
+@lru_cache(maxsize=2**12)
 def published_rouge(prediction: str, reference: str, *, stem: bool = True) -> dict[str, float]:
     """What `rouge` gives by rouge-score, to which a text is its letters a to z and digits 0 to 9 alone."""
     scores = _scorer(stem).score(reference, prediction)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
+from expunge.errors import ConfigError
 from expunge.evaluation.estimate import Estimate
 from expunge.evaluation.metrics.record import TokenRecord
 
@@ -133,11 +134,21 @@ class Metric:
             yield self.label(value) if self.label else self.name, {self.over: value} if self.over else {}
 
     def of(self, facts: Row | WholeText, **options: Any) -> float | None:
-        """Its value; None where something that it needs is not there, or it does not apply."""
+        """Its value; None where something that it needs is not there, or it does not apply.
+
+        Raises:
+            ConfigError: The value lies outside of those that the metric says it can have.
+        """
         given = [getattr(facts, need) for need in self.needs]
         if any(own is None for own in given) or (self.skips and getattr(facts, "kind", "") == self.skips):
             return None
-        return self.function(*given, **options)
+        value = self.function(*given, **options)
+        if value is not None and (value < self.low - ROUNDING or value > self.high + ROUNDING):
+            raise ConfigError(
+                f"metric {self.name}: gave {value:g}, and is registered for {self.low:g} to {self.high:g}: give it the "
+                "low= and high= of its values"
+            )
+        return value
 
     def read(self, estimate: Estimate, set_name: str = "forget") -> Estimate:
         """The estimate with how to read it, its interval cut to the values that the metric can have."""
@@ -153,6 +164,8 @@ class Metric:
         )
 
 
+ROUNDING = 1e-6
+"""How far a value may lie outside of the range of its metric."""
 METRICS: dict[str, Metric] = {}
 """Name -> metric."""
 ATTACKS: dict[str, Metric] = {}

@@ -1,0 +1,119 @@
+"""Which column of a file holds what: columns that are recognised, and those that the user names."""
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from pathlib import Path
+
+from expunge.errors import ConfigError, DataError
+from expunge.utils.text import first_few
+
+MESSAGES = "messages"
+"""The column of chats."""
+LAYOUTS: tuple[tuple[str | None, str], ...] = (
+    ("input", "output"),  # LUME
+    ("prompt", "completion"),
+    ("question", "answer"),  # TOFU
+    (None, MESSAGES),  # the turns before the last are the prompt
+    (None, "text"),
+    (None, "document"),
+)
+"""Columns of prompt and completion that are recognised, the first that fits. None: the prompt is empty."""
+LUME = LAYOUTS[0]
+FIELDS = ("prompt", "completion", "id", "task", "keywords")
+"""What `columns` may name."""
+TEMPLATE = ("tools", "documents", "chat_template_kwargs")
+"""Columns beside `messages` that chat templates take."""
+BESIDE = ("instruction", "system", "system_prompt", "tools", "context")
+"""Columns that say something to the model beside a prompt, and would be left out; the last beside prompts alone."""
+SIMILAR = 0.75
+"""A column whose name is so close to a known one is probably that one, mis-spelled."""
+
+
+def parse_columns(text: str) -> dict[str, str]:
+    """Read `prompt=a,completion=b` as field to column.
+
+    Raises:
+        ConfigError: Not of that form, an unknown field, or a field named twice.
+    """
+    columns: dict[str, str] = {}
+    for part in text.split(","):
+        key, equals, column = (piece.strip() for piece in part.partition("="))
+        if not (key and equals and column):
+            raise ConfigError(f"--columns {text}: write it as prompt=COLUMN,completion=COLUMN")
+        if key in columns:
+            raise ConfigError(f"--columns {text}: {key} is named twice")
+        columns[key] = column
+    check_fields(columns)
+    return columns
+
+
+def check_fields(columns: Mapping[str, str]) -> None:
+    """Refuse what names no field.
+
+    Raises:
+        ConfigError: A field is unknown.
+    """
+    unknown = sorted(set(columns) - set(FIELDS))
+    if unknown:
+        known = f"the fields are {', '.join(FIELDS)} (texts alone are completions)"
+        raise ConfigError(f"--columns: unknown field {', '.join(unknown)}; {known}")
+
+
+def choose_columns(source: str | Path, found: Sequence[str], columns: Mapping[str, str]) -> dict[str, str]:
+    """Field to column, for the fields and `kind`, as far as the file has something for them.
+
+    Args:
+        source: The file, for messages.
+        found: The columns of all its rows.
+        columns: What the user names, over what is recognised.
+
+    Raises:
+        DataError: No column holds a completion, a named one is absent, or one beside the prompt would be left out.
+        ConfigError: Prompt and completion are one column, or a prompt is named beside chats, which hold theirs.
+    """
+    absent = [column for column in columns.values() if column not in found]
+    if absent:
+        raise DataError(f"{source}: has no column {', '.join(absent)}; columns found: {_names(source, found)}")
+    chosen = {name: name for name in ("id", "task", "kind", "keywords") if name in found}
+    layout = next((pair for pair in LAYOUTS if set(filter(None, pair)) <= set(found)), (None, None))
+    beside = [own for own in BESIDE[: None if layout[0] else -1] if own in found and own not in columns.values()]
+    if beside and layout[1] == MESSAGES:
+        beside = [column for column in beside if column not in TEMPLATE]
+    if beside and layout != (None, None) and "prompt" not in columns:
+        own = "messages" if layout[1] == MESSAGES else " and ".join(filter(None, layout))
+        raise DataError(
+            f"{source}: has a column {beside[0]} beside {own}, which would be left out: put the prompt "
+            "into one column and name it with --columns prompt=COLUMN"
+        )
+    chosen |= {key: column for key, column in zip(("prompt", "completion"), layout, strict=True) if column}
+    chosen |= columns
+    if "completion" not in chosen:
+        known = ", ".join("/".join(filter(None, pair)) for pair in LAYOUTS)
+        half = next((completion for prompt, completion in LAYOUTS if prompt and completion in found), None)
+        missing = f"{half} holds a completion, and no column its prompt" if half else "no column holds a completion"
+        raise DataError(
+            f"{source}: {missing}; columns found: {_names(source, found)}; known are {known}; "
+            "or say which with --columns prompt=...,completion=..."
+        )
+    prompt, completion = chosen.get("prompt"), chosen["completion"]
+    if prompt == completion:
+        raise ConfigError(f"--columns: {source}: prompt and completion are both {prompt}: name both")
+    if prompt and completion == MESSAGES:
+        raise ConfigError(f"--columns prompt={prompt}: {source}: the messages hold the prompt already")
+    return chosen
+
+
+def _names(source: str | Path, found: Sequence[str]) -> str:
+    """Column names for a message: of a CSV those that we know, since it may lack a header; of others single words."""
+    known = {*filter(None, chain(*LAYOUTS)), *FIELDS, *BESIDE, *TEMPLATE, "kind"}
+    word = "(?!)" if str(source).lower().endswith(".csv") else r"[^\W\d][\w.-]{0,39}"
+
+    def told(at: int, name: str) -> str:
+        close = difflib.get_close_matches(name.lower(), sorted(known), 1, SIMILAR)
+        return f"column {at} ({len(name)} characters{f': did you mean {close[0]}?' if close else ''})"
+
+    plain = {name for name in found if name in known or re.fullmatch(word, name)}
+    shown = [name if name in plain else told(at, name) for at, name in enumerate(found, 1)]
+    return first_few(shown, 20)
