@@ -153,6 +153,7 @@ class ScoreSettings:
     Attributes:
         predictions: Folder of predictions, ours or the organisers'.
         output: Results file to write.
+        benchmark: Whose scorer.
         mmlu: Accuracy on MMLU: a number or a metrics file.
         data: The benchmark's folder, to check the rows against.
         split: Its split; by default that of `evaluate`.
@@ -161,6 +162,7 @@ class ScoreSettings:
 
     predictions: str
     output: str
+    benchmark: Literal["semeval"] = "semeval"
     mmlu: str | None = None
     data: str | None = None
     split: str | None = None

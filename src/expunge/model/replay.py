@@ -13,7 +13,7 @@ import torch
 from expunge.data.tokenize import TokenizedExample, leading_ids
 from expunge.data.words import common_prefix
 from expunge.errors import TrainingError
-from expunge.model.decoding import COLUMNS, batching_obstacle, go_on, tokens_that_fit, written
+from expunge.model.decoding import COLUMNS, ROWS, batching_obstacle, go_on, tokens_that_fit, written
 from expunge.model.load import LoadedModel
 from expunge.utils.distributed import ALONE, Processes
 
@@ -119,7 +119,7 @@ def _batch(loaded: LoadedModel) -> int:
     By halving, since the draws depend on it: a little more or less memory should give the same texts.
     """
     size, fits = BATCH[loaded.device.type], None if batching_obstacle(loaded.base) else tokens_that_fit(loaded)
-    while fits is not None and size > 1 and size * -(-NEW_TOKENS // COLUMNS) * COLUMNS > fits:
+    while fits is not None and size > ROWS and size * -(-NEW_TOKENS // COLUMNS) * COLUMNS > fits:
         size //= 2
     return size
 
