@@ -147,10 +147,10 @@ def test_captured_passes_are_those_of_the_layers_or_say_why_not(
         assert apart(own, trainer.adapter.gradients) < ROUNDED
         assert apart(found, right) < ROUNDED
         trainer.loaded.captured = captured
-    before = trainer.weights[0].clone()
+    before = trainer.weights.clone()
     lines = trainer.read([trainer.take_step(step) for step in islice(trainer.plan.steps(), 3)])
     assert len({line["loss"] for line in lines}) == 3
-    assert not torch.equal(before, trainer.weights[0])
+    assert not torch.equal(before, trainer.weights)
 
 
 def test_layers_in_four_bits_train_as_the_librarys(tmp_path: Path) -> None:

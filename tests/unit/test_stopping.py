@@ -116,8 +116,8 @@ def test_rows_are_taken_evenly_from_every_group() -> None:
     assert evenly(rows, 1000) == sorted(rows, key=lambda own: own.group)
 
 
-def state(value: float) -> list[torch.Tensor]:
-    return [torch.tensor([value])]
+def state(value: float) -> torch.Tensor:
+    return torch.tensor([value])
 
 
 def test_the_best_state_is_kept_and_the_run_ends_without_improvement() -> None:
@@ -127,7 +127,7 @@ def test_the_best_state_is_kept_and_the_run_ends_without_improvement() -> None:
         stopping.add(step, replace(UNTOUCHED, scale=1.0, forget_nll=nll), state(step))
     assert stopping.best is not None
     assert stopping.best.step == 3
-    assert stopping.state[0].item() == 3
+    assert stopping.state == state(3)
     assert stopping.over == "nothing has become better since step 3"
 
 
@@ -148,7 +148,7 @@ def test_the_run_ends_where_all_criteria_are_met_twice_in_a_row() -> None:
     assert stopping.over is None
     stopping.add(10, GOOD, state(4))
     assert stopping.over == "all criteria are met 2 times in a row, at step 10"
-    assert stopping.state[0].item() == 4
+    assert stopping.state == state(4)
 
 
 def test_what_has_met_all_criteria_once_is_kept_where_nothing_follows() -> None:
@@ -157,7 +157,7 @@ def test_what_has_met_all_criteria_once_is_kept_where_nothing_follows() -> None:
     for step in (6, 8):
         stopping.add(step, replace(GOOD, drift=0.2), state(step))
     assert stopping.over == "nothing has become better since step 4"
-    assert stopping.state[0].item() == 1
+    assert stopping.state == state(1)
 
 
 def test_evaluation_steps_come_back_from_the_log() -> None:
@@ -168,7 +168,8 @@ def test_evaluation_steps_come_back_from_the_log() -> None:
     ]
     again.restore([{"step": 0}, *lines], stopping.tensors())
     assert (again.history, again.best, again.over) == (stopping.history, stopping.best, stopping.over)
-    assert torch.equal(again.state[0], stopping.state[0])
+    assert again.state is not None
+    assert again.state == stopping.state
     with pytest.raises(RunError, match="another version"):
         again.restore([{"step": 1, "validation": {"auc": 0.5}}], {})
 
@@ -218,21 +219,21 @@ def test_no_scale_is_above_one() -> None:
 
 def test_the_average_runs_over_few_states_first_and_many_later() -> None:
     parameter = torch.zeros(1)
-    averaged = MovingAverage([parameter], 4)
+    averaged = MovingAverage(parameter, 4)
     for step in range(1, 101):
         parameter.fill_(100.0 if step <= 4 else 1.0)
         averaged.update(step)
         if step == 4:
-            assert averaged.values[0].item() == 100.0, "the start, which is nothing, is forgotten"
-    assert averaged.values[0].item() == pytest.approx(1.0, abs=1e-3)
+            assert averaged.value.item() == 100.0, "the start, which is nothing, is forgotten"
+    assert averaged.value.item() == pytest.approx(1.0, abs=1e-3)
     parameter.fill_(7.0)
     with averaged.applied():
         assert parameter.item() == pytest.approx(1.0, abs=1e-3)
     assert parameter.item() == 7.0
-    none = MovingAverage([parameter], 0)
+    none = MovingAverage(parameter, 0)
     with none.applied():
         assert parameter.item() == 7.0
-    assert none.values[0] is parameter
+    assert none.value is parameter
 
 
 def rows(count: int, length: int) -> list[TokenizedExample]:

@@ -2,7 +2,7 @@
 the mean of some is what it swings around (Polyak and Juditsky 1992).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -13,40 +13,24 @@ WARMING = 4
 
 
 class MovingAverage:
-    """The average of some parameters over about `steps` steps; with 0 steps it is the parameters themselves."""
+    """The average of a parameter over about `steps` steps; with 0 steps it is the parameter itself."""
 
-    def __init__(self, parameters: Sequence[Tensor], steps: int) -> None:
-        self._parameters, self._steps = list(parameters), steps
-        self.values = copied(parameters) if steps else list(parameters)
+    def __init__(self, parameter: Tensor, steps: int) -> None:
+        self._parameter, self._steps = parameter, steps
+        self.value = parameter.detach().clone() if steps else parameter
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take in the parameters as they are after `step` steps."""
+        """Take in the parameter as it is after `step` steps."""
         if self._steps:
-            share = 1 / max(1.0, min(self._steps, step / WARMING))
-            torch._foreach_lerp_(self.values, self._parameters, share)
+            self.value.lerp_(self._parameter, 1 / max(1.0, min(self._steps, step / WARMING)))
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Within the context the parameters are those of the average."""
-        if not self._steps:
-            yield
-            return
-        own = copied(self._parameters)
-        assign(self._parameters, self.values)
+        """Within the context the parameter is the average."""
+        own = self._parameter.detach().clone()
+        self._parameter.data.copy_(self.value)
         try:
             yield
         finally:
-            assign(self._parameters, own)
-
-
-@torch.no_grad()
-def assign(parameters: Sequence[Tensor], values: Sequence[Tensor]) -> None:
-    """Set parameters to other values."""
-    for parameter, value in zip(parameters, values, strict=True):
-        parameter.copy_(value)
-
-
-def copied(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Copies without a history."""
-    return [tensor.detach().clone() for tensor in tensors]
+            self._parameter.data.copy_(own)

@@ -3,7 +3,7 @@
 Nothing here changes what is minimised.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -11,14 +11,13 @@ from torch import Tensor
 
 from expunge.config.criteria import MET, NO_BETTER, Criteria
 from expunge.errors import RunError
-from expunge.train.averaging import copied
 from expunge.train.validation import Validation, targets, violation, violations
 
 IN_A_ROW = 2
 """Evaluation steps in a row at which all criteria are met before a run ends: on few texts once may be chance, and what
 forgetting has moved on the way comes back with the next steps."""
-BEST = "best."
-"""Prefix of the tensors of the best state in a checkpoint."""
+BEST = "best"
+"""The best state, in a checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -41,20 +40,20 @@ class EarlyStopping:
 
     Attributes:
         history: The evaluation steps, in order.
-        state: The parameters at the best of them.
+        state: The parameter at the best of them.
     """
 
     def __init__(self, criteria: Criteria, untouched: Validation, patience: int) -> None:
         self.criteria, self.untouched, self.patience = criteria, untouched, patience
         self.history: list[Evaluated] = []
-        self.state: list[Tensor] = []
+        self.state: Tensor | None = None
 
-    def add(self, step: int, metrics: Validation, parameters: Sequence[Tensor]) -> dict[str, Any]:
+    def add(self, step: int, metrics: Validation, parameter: Tensor) -> dict[str, Any]:
         """Take in an evaluation step, and keep the state if it is the best so far; gives what the log should hold."""
         missing = violations(metrics, self.untouched, self.criteria)
         self.history.append(Evaluated(step, metrics, sum(missing.values())))
         if self.best is self.history[-1]:
-            self.state = copied(parameters)
+            self.state = parameter.detach().clone()
         return {**asdict(metrics), "targets": targets(self.untouched, self.criteria), "violations": missing}
 
     @property
@@ -77,7 +76,7 @@ class EarlyStopping:
 
     def tensors(self) -> dict[str, Tensor]:
         """The best state, for a checkpoint."""
-        return {f"{BEST}{index}": value for index, value in enumerate(self.state)}
+        return {} if self.state is None else {BEST: self.state}
 
     def restore(self, lines: Iterable[Mapping[str, Any]], tensors: Mapping[str, Tensor]) -> None:
         """Take over the evaluation steps in the log's lines, and the best state of a checkpoint.
@@ -94,5 +93,4 @@ class EarlyStopping:
                 if own.keys() != {field.name for field in fields(Validation)}:
                     raise RunError("--resume: the run was begun by another version of Expunge: start it again")
                 self.history.append(Evaluated(line["step"], Validation(**own), sum(missing.values())))
-        count = sum(name.startswith(BEST) for name in tensors)
-        self.state = [tensors[f"{BEST}{index}"] for index in range(count)]
+        self.state = tensors.get(BEST)

@@ -27,7 +27,6 @@ from expunge.runs.hub import check_hub
 from expunge.runs.manifest import RunFacts, other_surroundings
 from expunge.runs.record import ALL_DONE, read_manifest
 from expunge.runs.run import Outcome, Run, RunResult
-from expunge.train.averaging import assign
 from expunge.train.callbacks import Callback, Callbacks, TrainState, check_callbacks
 from expunge.train.early_stopping import EarlyStopping
 from expunge.train.scale import Calibration, choose_scale, judge, most_scales, record, unchosen
@@ -90,7 +89,7 @@ class Evaluation:
         with trainer.average.applied():
             own = beside_graphs(trainer, lambda: self.validator.at(1.0))
         seen = f"AUC {own.auc:.2f}  forget {own.forget_nll:.2f}  unseen {own.unseen_nll:.2f} nats"
-        return self.stopping.add(done, own, trainer.average.values), seen
+        return self.stopping.add(done, own, trainer.average.value), seen
 
 
 def unlearn(
@@ -324,10 +323,11 @@ def settle(
         hashes = keyed_hashes(prepared.selection.hashes)
         trained = unchosen(adapter.lora_alpha, adapter.alpha_pattern or {}, hashes)
     if evaluation is None or best is None or trained is None:
-        assign(trainer.weights, trainer.average.values)
+        trainer.weights.copy_(trainer.average.value)
         return trained
     stopping = evaluation.stopping
-    assign(trainer.weights, stopping.state)
+    assert stopping.state is not None
+    trainer.weights.copy_(stopping.state)
     reached, at_one = judge(best.metrics, stopping.untouched, config.criteria)
     if reached:
         chosen, beside = Calibration(1.0, reached, at_one, [stopping.untouched, best.metrics]), ""

@@ -43,8 +43,8 @@ FREE_SHARE = 0.7
 """Of the free memory, what activations may take: the rest is for logits, gradients of activations and fragments."""
 FEW_WRITTEN = 0.5
 """Share of the wanted replay texts below which there is a warning."""
-ADAPTER, AVERAGE = "adapter.", "average."
-"""Prefixes in a checkpoint: of the adapter and Adam's moments, and of the moving average."""
+ADAPTER, AVERAGE = "adapter.", "average"
+"""In a checkpoint: prefix of the adapter and Adam's moments, and the moving average."""
 Sides = Mapping[str, SideRows]
 Counted = Mapping[str, Counts]
 Unit = list[tuple[str, int]]
@@ -95,7 +95,7 @@ class Trainer:
         self.packed = self._packs()
         self.adapter = FlatAdapter(self.loaded)
         self.parameters = self.adapter.parameters
-        self.weights = [self.adapter.weights.data]
+        self.weights = self.adapter.weights.data
         self.average = MovingAverage(self.weights, config.ema_steps)
 
     def _packs(self) -> bool:
@@ -373,17 +373,17 @@ class Trainer:
 
         The plan and the replay texts follow from the seed.
         """
-        averaged = self.average.values if self.config.ema_steps else []
+        averaged = {AVERAGE: self.average.value} if self.config.ema_steps else {}
         tensors = {f"{ADAPTER}{name}": value for name, value in self.adapter.state().items()}
-        return tensors | {f"{AVERAGE}{index}": value for index, value in enumerate(averaged)}
+        return tensors | averaged
 
     @torch.no_grad()
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
         """Take over what `state` gave."""
         own = {name.removeprefix(ADAPTER): v for name, v in tensors.items() if name.startswith(ADAPTER)}
         self.adapter.load_state(own)
-        for index, value in enumerate(self.average.values if self.config.ema_steps else []):
-            value.copy_(tensors[f"{AVERAGE}{index}"])
+        if self.config.ema_steps:
+            self.average.value.copy_(tensors[AVERAGE])
 
     def describe(self) -> str:
         """The size of the run in one line."""
