@@ -280,18 +280,3 @@ def test_min_k_takes_whole_percents() -> None:
     for shares in ("0.204", "0.004"):
         with pytest.raises(ConfigError, match="whole percents"):
             replace(config, min_k=shares).validate()
-
-
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        ({"data": "folder"}, "--data folder: is for a --benchmark alone"),
-        (
-            {"benchmark": "tofu", "data": "d", "forget": None, "retain": None, "columns": "prompt=a"},
-            "--columns prompt=a",
-        ),
-    ],
-)
-def test_settings_that_no_run_reads_are_refused(given: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        UnlearnConfig(**GIVEN | given).validate()

@@ -238,6 +238,6 @@ def test_real_rows_on_a_real_subject(shared: Path) -> None:
     assert greedy(loaded, prompts, max_new_tokens=32, drafts=drafts) == want
 
 
-@pytest.mark.parametrize(("rows", "room"), [(1, 1), (2, 2), (3, 4), (17, 32), (32, 32), (33, 64), (65, 96)])
+@pytest.mark.parametrize(("rows", "room"), [(1, 1), (2, 2), (3, 3), (5, 8), (17, 20), (32, 32), (33, 64), (65, 96)])
 def test_a_cache_has_no_room_for_many_rows_where_there_are_few(rows: int, room: int) -> None:
     assert rounded_rows(rows) == room

@@ -116,11 +116,18 @@ def test_near_duplicates_of_trained_texts_are_not_unseen(tmp_path: Path) -> None
     assert not any(row["answer"] in line for line in found.warnings for own in rows.values() for row in own)
 
 
-def test_retain_texts_are_read_also_where_no_term_uses_them(tmp_path: Path) -> None:
-    """They are measured, near-copies of them are no unseen texts, and their n-grams are known."""
+def test_retain_texts_are_read_where_a_term_uses_them_and_are_never_unseen(tmp_path: Path) -> None:
     folder = lume(tmp_path / "lume")
     off = read_sets(settings(benchmark="lume", data=folder, retain_weight=0.0, kl_weight=0.0))
-    assert sizes(off) == (4, 5, 6, 7)
+    assert sizes(off) == (4, 0, 6, 7)
+    rows = {name: questions(name, 4) for name in ("forget", "retain", "holdout")}
+    rows["holdout"][3] = rows["retain"][0] | {"answer": rows["retain"][0]["answer"] + "!"}
+    for name, own in rows.items():
+        write(tmp_path / f"{name}.jsonl", own)
+    files = {name: str(tmp_path / f"{name}.jsonl") for name in rows}
+    found = read_sets(settings(**files, retain_weight=0.0, kl_weight=0.0, test=files["retain"]))
+    assert sizes(found) == (4, 0, 4, 3)
+    assert len(found.test) == 4, "nothing of them is trained on"
 
 
 def test_refusals_of_prompts_that_are_not_to_be_forgotten_are_told(tmp_path: Path) -> None:

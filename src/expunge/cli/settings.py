@@ -85,15 +85,12 @@ class Setting:
         return "|".join(map(str, self.choices)) or WORDS.get(self.kind, "text")
 
     def read(self, value: Any) -> Any:
-        """The value that a YAML file means: in it `1e-3` is text, `2024` a number, and `yes` is true."""
-        if isinstance(value, bool):
-            return ("no", "yes")[value] if {"yes", "no"} < set(self.choices) else value
-        if self.positional:
-            several = value if isinstance(value, list) else [value]
-            return [str(own) if isinstance(own, int | float) else own for own in several]
-        if self.kind is str:
-            return str(value) if isinstance(value, int | float) else value
-        return self.convert(value) if isinstance(value, str) else value
+        """The value that a YAML file means: in it `1e-3` is text, and `yes` is true."""
+        if isinstance(value, bool) and {"yes", "no"} < set(self.choices):
+            return "yes" if value else "no"
+        if self.positional and isinstance(value, str):
+            return [value]
+        return self.convert(value) if isinstance(value, str) and self.kind is not str else value
 
     def convert(self, text: str) -> Any:
         """The value that a word of the command line means.

@@ -99,4 +99,5 @@ def check_types(config: Any) -> None:
             choices = kinds if get_origin(hints[name]) is Literal else literals
             words = [WORDS[kind] for kind in types if kind in WORDS]
             expected = [f"one of {', '.join(map(str, choices))}"] if choices else []
-            raise ConfigError(f"{flag(name)} {value!r}: must be {' or '.join(expected + words)}")
+            quotes = ": put it in quotes" if str in types and isinstance(value, int | float) else ""
+            raise ConfigError(f"{flag(name)} {value!r}: must be {' or '.join(expected + words)}{quotes}")

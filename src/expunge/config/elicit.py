@@ -74,7 +74,8 @@ class ElicitConfig:
                 (Path(self.output).suffix == ".jsonl", f"--output {self.output}: end it in .jsonl"),
                 (self.neighbours is None or Path(self.neighbours).suffix == ".jsonl",
                  f"--neighbours {self.neighbours}: end it in .jsonl"),
-                (self.neighbours is None or abspath(self.neighbours) not in map(abspath, self.beside),
+                (self.neighbours is None or Path(self.output).suffix != ".jsonl"
+                 or abspath(self.neighbours) not in map(abspath, self.beside),
                  f"--neighbours {self.neighbours}: is the --output, or goes beside it: name another file"),
                 (bool(self.neighbours) or not self.neighbour_names, "--neighbour-names need --neighbours, their file"),
                 (self.samples >= 2, f"--samples {self.samples}: must be at least 2, so that answers can agree"),

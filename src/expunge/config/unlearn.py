@@ -349,9 +349,6 @@ class UnlearnConfig(
             f"--benchmark {self.benchmark} brings its own files: leave --forget and --retain out",
         )
         yield named or not self.split, f"--split {self.split}: is for a --benchmark alone"
-        yield named or not self.data, f"--data {self.data}: is for a --benchmark alone"
-        own = self.holdout or self.test or self.instead
-        yield not (named and self.columns) or bool(own), f"--columns {self.columns}: a --benchmark has its own"
         yield named or bool(self.forget), "--forget is missing: give the file of texts to forget"
         yield (
             not (self.test and self.retain_test),

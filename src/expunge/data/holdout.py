@@ -14,6 +14,8 @@ from expunge.utils.keys import key_file, keyed, of_this_key
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+Halves = tuple[list[str], list[list[Example]]]
+"""Hashes of the texts that steer a run, and these, of each side."""
 FEWEST = 8
 """Fewest selection texts on either side; a membership AUC of fewer says next to nothing."""
 
@@ -115,9 +117,7 @@ def long_alone(members: Sequence[Example], nonmembers: Sequence[Example]) -> lis
     return long if enough else [[*side] for side in sides]
 
 
-def split_off(
-    sides: Sequence[Side], known: Sequence[Example], tokenizer: "PreTrainedTokenizerBase"
-) -> tuple[list[str], list[list[Example]]]:
+def split_off(sides: Sequence[Side], known: Sequence[Example], tokenizer: "PreTrainedTokenizerBase") -> Halves:
     """The selection half of each side of `documents`, and the hashes of its texts.
 
     Args:

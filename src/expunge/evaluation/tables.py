@@ -116,7 +116,7 @@ def metrics_table(results: Mapping[str, Any], before: Mapping[str, Any] | None =
         lines.append(f"* differs from the {kind} model on the same rows (paired 95 % interval)")
         tests = (results.get("reference") or {}).get("indistinguishable", {})
         same = f"as the {kind} model, "
-        lines += [f"{same + SAME[name]:<48}p = {p:.2g}" for name, p in tests.items() if p is not None and p == p]
+        lines += [f"{same + SAME[name]:<52}p = {p:.2g}" for name, p in tests.items() if p is not None and p == p]
     return "\n".join([*lines, *_reasons(metrics)])
 
 

@@ -25,6 +25,8 @@ from expunge.errors import ConfigError
 from expunge.losses.batch import TokenBatch
 
 NEEDS = ("ref_logps", "ref_states", "target_nll", "pairs", "hidden")
+TEXTS_ALONE = {"pairs", "ref_logps"}
+"""Needs of what is said of texts as they stand alone: with these no text stands after other tokens."""
 
 
 class ForgetLoss(Protocol):

@@ -32,7 +32,7 @@ CACHE_SHARE = 0.25
 TOKENS_PER_READ = {"cpu": 1, "cuda": 8}
 """Tokens that each row is given before the host reads them, per device type: a read makes a GPU wait."""
 ROWS, COLUMNS = 32, 128
-"""The cache grows by multiples of so many rows and tokens; fewer rows than that are rounded to a power of two."""
+"""The cache grows by multiples of so many rows and tokens; fewer than 32 rows by multiples of four."""
 STEPS_BEFORE_CAPTURE = 4
 """Steps with one cache after which its graph is captured: what ends sooner is not worth it."""
 APART = 0.1
@@ -108,7 +108,8 @@ class _Layer(DynamicLayer):
 
 def rounded_rows(rows: int) -> int:
     """The rows of a cache that has room for so many."""
-    return -(-rows // ROWS) * ROWS if rows > ROWS else 1 << max(0, rows - 1).bit_length()
+    multiple = ROWS if rows > ROWS else min(4, rows)
+    return -(-rows // multiple) * multiple
 
 
 class Flight:

@@ -3,7 +3,7 @@
 import json
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,7 @@ def export(loaded: LoadedModel, folder: Path, dtype: torch.dtype | None) -> list
         notes += _write_weights(loaded, base, folder, dtype)
         _write_config(loaded, base, folder, dtype)
     if base is not None:
-        notes += _carry(base, folder)
+        notes += _carry(base, folder, [str(name) for name in loaded.tokenizer.vocab_files_names.values()])
     own = any((place / "tokenizer_config.json").exists() for place in source.adapters)
     if base is None or own or not (base / "tokenizer_config.json").exists():
         loaded.tokenizer.save_pretrained(folder)
@@ -167,11 +167,11 @@ def _index(base: Path, folder: Path, added: Mapping[str, str]) -> None:
 def _write_config(loaded: LoadedModel, base: Path, folder: Path, dtype: torch.dtype | None) -> None:
     """The base's configuration, save the dtype and the tie of the head where those are others now."""
     config = read_object(base / "config.json", ModelError)
-    config.pop("_name_or_path", None)  # where somebody had it
     tied = bool(getattr(loaded.base.config.get_text_config(), "tie_word_embeddings", False))
     for part in (config, config.get("text_config")):
         if not isinstance(part, dict):
             continue
+        part.pop("_name_or_path", None)  # where somebody had it
         if dtype is not None:
             part |= {key: str(dtype).removeprefix("torch.") for key in ("dtype", "torch_dtype") if key in part}
         if part.get("tie_word_embeddings", tied) != tied:
@@ -179,15 +179,18 @@ def _write_config(loaded: LoadedModel, base: Path, folder: Path, dtype: torch.dt
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
-def _carry(base: Path, folder: Path) -> list[str]:
-    """Copy what belongs to the base beside its weights: tokenizer, processors, templates, code, licence."""
+def _carry(base: Path, folder: Path, vocabulary: Sequence[str]) -> list[str]:
+    """Copy what belongs to the base beside its weights: tokenizer, processors, templates, code, licence.
+
+    `vocabulary` are names of files that its tokenizer reads.
+    """
     weights: list[str] = []
     others: list[str] = []
     for path in _all_files(base):
         place = folder / path.relative_to(base)
         if place.exists() or path.name in OWN_FILES:
             continue
-        if path.suffix in WEIGHTS or not _belongs(path):
+        if path.suffix in WEIGHTS or not (path.name in vocabulary or _belongs(path)):
             (weights if path.suffix in WEIGHTS else others).append(str(path.relative_to(base)))
             continue
         place.parent.mkdir(parents=True, exist_ok=True)

@@ -68,7 +68,7 @@ def cost(groups: Sequence[Group]) -> Table:
                 [
                     run.name,
                     _of(manifest.get("steps"), "{:,}"),
-                    show_duration(seconds) + (f" (the last {timed:,} steps)" if timed < len(counts) else ""),
+                    show_duration(seconds) + (f" (the last {timed:,} steps)" if 0 < timed < len(counts) else ""),
                     show_duration(number(manifest.get("total_seconds"))),
                     f"{tokens:,}" if tokens else MISSING,
                     f"{lately / seconds:,.0f}" if lately and seconds else MISSING,

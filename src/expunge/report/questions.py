@@ -232,7 +232,7 @@ def speaks_well(run: RunData, criteria: Criteria) -> Answer:
     )
     numbers = []
     for score, before, target, whose in _with_targets(run, speech(run.scores.get("after", {}))):
-        if before is not None and (target is None or whose == ORIGIN or before > target):
+        if whose == ORIGIN or (before is not None and (target is None or before > target)):
             target, whose = before, UNTOUCHED
         if target is None or score.name == "fluency" or (score.set == "forget" and "refusal" in score.name):
             numbers.append(shown(score, before, None, "", "no target is known"))
@@ -266,7 +266,7 @@ def losses_of(run: RunData, name: str) -> tuple[float, float] | None:
 
 def _exact_losses(run: RunData, name: str) -> tuple[float, float] | None:
     """`losses_of` a set that has not so few texts that they are told to half a nat alone."""
-    texts = run.manifest.get("loss_texts", {}).get(name, TELLING)
+    texts = (run.manifest.get("loss_texts") or run.manifest.get("rows", {})).get(name, TELLING)
     return None if few({name: texts}) else losses_of(run, name)
 
 

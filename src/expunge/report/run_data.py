@@ -5,7 +5,7 @@ Results of another model, adapter or data than the run's are left out, and a sen
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -104,22 +104,23 @@ def read_run(path: str | Path | RunData) -> RunData:
         there = [file for name in names if (file := path / name).is_file()]
         for file in sorted(there, key=lambda own: -own.stat().st_mtime_ns):
             results = read_results(file)
-            scores = read_scores(results, file)
             if role in run.results:
                 run.warnings.append(f"{file.name} is left out: other results {role} are newer.")
             elif why := _foreign(role, results, run, adapter):
                 run.warnings.append(f"{file.name} is left out: it is of {why}. Evaluate again.")
             else:
-                run.results[role], run.scores[role] = results, scores
+                run.results[role], run.scores[role] = results, read_scores(results, file)
                 if file.with_suffix(".parquet").is_file():
                     run.values[role] = read_values(file.with_suffix(".parquet"))
     named = {name for names in ROLES.values() for name in names}
     for file in sorted(path.glob("results*.json")):
         if file.name not in named:
             further = read_results(file)
+            if further["benchmark"] != run.results.get("after", further)["benchmark"]:
+                continue
             if why := _foreign("further", further, run, adapter):
                 run.warnings.append(f"{file.name} is left out: it is of {why}.")
-            elif further["benchmark"] == run.results.get("after", further)["benchmark"]:
+            else:
                 name = file.stem.removeprefix("results").strip("_-.") or file.stem
                 run.checkpoints[name] = read_scores(further, file)
     _add_named_reference(run)
@@ -199,5 +200,7 @@ def _add_named_reference(run: RunData) -> None:
     }
     if "retrained" in run.results and (run.results.get("after", {}).get("reference") or {}).get("kind") == "origin":
         named = {}  # a retrained model goes before the one from before
+        after = run.scores["after"]
+        after |= {key: replace(score, reference=math.nan, difference=None) for key, score in after.items()}
     if named or "retrained" in run.scores:
         run.scores["retrained"] = named | run.scores.get("retrained", {})

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 from expunge.data.contexts import Contexts
 from expunge.data.tokenize import TokenizedExample, evenly
+from expunge.losses import TEXTS_ALONE
 from expunge.model.logps import sequence_logps
-from expunge.train.setup import TEXTS_ALONE, Prepared
+from expunge.train.setup import Prepared
 from expunge.train.targets import nll_ratio
 from expunge.utils.distributed import Processes
 from expunge.utils.progress import Reporter

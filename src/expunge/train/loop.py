@@ -370,8 +370,9 @@ def run_facts(prepared: Prepared, trainer: Trainer) -> RunFacts:
 def _warn(config: UnlearnConfig, run: Run, prepared: Prepared, facts: RunFacts, reporter: Reporter) -> None:
     for warning in prepared.warnings:
         reporter.warn(warning)
+    resumes = config.resume and not config.finish
     earlier = read_manifest(config.from_manifest, "--from-manifest") if config.from_manifest else None
     for other in other_surroundings(earlier, facts.device) if earlier else ():
         reporter.warn(f"the last digits may differ from those of the run that is repeated: {other}")
-    for other in other_surroundings(run.earlier(), facts.device) if config.resume and is_writer() else ():
+    for other in other_surroundings(run.earlier(), facts.device) if resumes and is_writer() else ():
         reporter.warn(f"the rest of the run, replay texts among it, may differ from what it would have been: {other}")

@@ -94,6 +94,9 @@ def read_sets(config: UnlearnConfig) -> Sets:
         sets = Sets(forget, retain, holdout, members=forget, nonmembers=holdout)
     sets.instead = read(config.instead)
     sets.retain, sets.test = set_apart(sets.retain, config.test_share)
+    untrained: list[Example] = []
+    if not config.needs_retain:
+        sets.retain, untrained = [], sets.retain
     _check_apart(config, sets)
     if config.test:
         given = read(config.test)
@@ -108,8 +111,9 @@ def read_sets(config: UnlearnConfig) -> Sets:
         warnings.append(
             f"{others} of the --instead prompts stand in no text to forget: they get their answers all the same"
         )
-    unseen = unseen_texts(sets.nonmembers, sets.known)
-    holdout = unseen if sets.holdout == sets.nonmembers else unseen_texts(sets.holdout, sets.known)
+    known = [*sets.known, *untrained]
+    unseen = unseen_texts(sets.nonmembers, known)
+    holdout = unseen if sets.holdout == sets.nonmembers else unseen_texts(sets.holdout, known)
     left_out = len(sets.nonmembers) - len(unseen)
     if left_out:
         warnings.append(

@@ -1,7 +1,7 @@
 """Everything that an unlearning run needs before its first step, checked in the order of what it costs to check."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -9,13 +9,12 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from expunge.config import SETS, UnlearnConfig
-from expunge.config.checks import flag
 from expunge.data.examples import Example, text_key
-from expunge.data.holdout import Side, example_hashes, split_off, texts_fingerprint
+from expunge.data.holdout import Halves, Side, example_hashes, split_off, texts_fingerprint
 from expunge.data.lowercase import in_lower_case
 from expunge.data.tokenize import TokenizedExample, tokenize_all
 from expunge.errors import ConfigError, DataError, ModelError
-from expunge.losses import FORGET_LOSSES, ForgetLoss, make_forget_loss
+from expunge.losses import ForgetLoss, make_forget_loss
 from expunge.losses.collate import SideRows
 from expunge.model.load import LoadedModel, load_model, load_shared, load_tokenizer
 from expunge.model.prompt_format import PromptFormatReport, measure_prompt_format
@@ -23,6 +22,7 @@ from expunge.model.shard import held_bytes, own_part
 from expunge.model.source import check_model
 from expunge.runs.reads import ModelState, model_state
 from expunge.train.sets import Sets, membership_texts, pairs_for, read_sets
+from expunge.train.unused import unused
 from expunge.train.validation import ValidationRows
 from expunge.utils.distributed import current
 from expunge.utils.progress import Reporter
@@ -32,8 +32,6 @@ from expunge.utils.trackers import check_trackers
 REFERENCE_WIDTH, REFERENCE_RATE, BOUNDED_RATE = 256, 1.5e-3, 3e-3
 """The default learning rate is REFERENCE_RATE up to a hidden size of REFERENCE_WIDTH and falls with 1 / width above;
 BOUNDED_RATE with `target_kl`, whose gradient is bounded and vanishes at the target."""
-TEXTS_ALONE = {"pairs", "ref_logps"}
-"""What losses need that is of texts as they stand alone: with these no text stands after other tokens."""
 
 Judged = list[Side] | DataError
 """The texts, forgotten and unseen, that membership is judged on; or why there are none."""
@@ -100,12 +98,12 @@ class Prepared:
 
         Behind the forget rows stand the same in lower case, where there are any.
         """
-        config, kept = self.config, self.retain if self.config.needs_retain else []
+        config = self.config
         found = {
             "forget": SideRows([*self.forget, *(self.lower.forget if self.lower else [])], config.forget_span),
             "pairs": SideRows(self.pairs, "completion"),
             "instead": SideRows([] if self.pairs else self.instead, "completion"),
-            "retain": SideRows(kept, config.kl_span if config.kl_weight else "completion"),
+            "retain": SideRows(self.retain, config.kl_span if config.kl_weight else "completion"),
         }
         return {name: side for name, side in found.items() if side.rows}
 
@@ -166,16 +164,17 @@ def prepare(config: UnlearnConfig, reporter: Reporter) -> Prepared:
     tokenized = {name: rows(getattr(sets, name)) for name in SETS}
     for name, side in tokenized.items():
         _tell(name, side, loaded.tokenizer, reporter)
-    selection = None
+    halves: Halves | None = None
     if followed is not None:
         try:
-            selection = _selection(followed, sets, loaded, partial(rows, cut=True))
+            halves = split_off(followed, sets.retain, loaded.tokenizer)
         except DataError as error:  # near-duplicates cannot be parted into halves
             _followed(config, loss, error)
-            followed = None
             config, told = _without_unseen(config, loss, error)
-            for line in told:
-                reporter.say(line)
+            reporter.say(told)
+    selection = (
+        None if halves is None or followed is None else _selection(followed, halves, sets, partial(rows, cut=True))
+    )
     steers: set[str] = set()
     if selection is not None:
         counts = f"{len(selection.members)} texts to forget and {len(selection.nonmembers)} unseen ones"
@@ -193,10 +192,10 @@ def prepare(config: UnlearnConfig, reporter: Reporter) -> Prepared:
         prompt_format=measured,
         model_files=model_files,
         texts={"forget": texts_fingerprint(sets.forget)},
-        warnings=[*sets.warnings, *_unused(config, loss, selection)],
+        warnings=[*sets.warnings, *unused(config, loss, steered=selection is not None)],
         lower=None,
     )
-    if config.lowercase_share and followed is not None and "target_nll" in loss.needs:
+    if config.lowercase_share and halves and followed and "target_nll" in loss.needs:
 
         def lower(examples: Sequence[Example]) -> list[TokenizedExample]:
             return rows([in_lower_case(own) for own in examples], cut=True)  # it may have more tokens then
@@ -206,16 +205,16 @@ def prepare(config: UnlearnConfig, reporter: Reporter) -> Prepared:
             forget=lower(sets.forget),
             retain=lower(sets.retain),
             test=lower(sets.test),
-            selection=_selection(followed, sets, loaded, lower),
+            selection=_selection(followed, halves, sets, lower),
         )
     return prepared
 
 
 def _selection(
-    followed: list[Side], sets: Sets, loaded: LoadedModel, rows: Callable[[Sequence[Example]], list[TokenizedExample]]
+    followed: list[Side], halves: Halves, sets: Sets, rows: Callable[[Sequence[Example]], list[TokenizedExample]]
 ) -> SelectionRows:
     """The half that steers the run; unseen texts on which no membership is reported steer it whole."""
-    hashes, (members, nonmembers) = split_off(followed, sets.retain, loaded.tokenizer)
+    hashes, (members, nonmembers) = halves
     documents = {id(own) for own in followed[1].texts}
     short = [own for own in sets.nonmembers if id(own) not in documents]
     unseen = rows([*nonmembers, *short])
@@ -248,7 +247,9 @@ def _before_weights(config: UnlearnConfig) -> tuple[UnlearnConfig, ForgetLoss, S
         )
     if config.test_share and not sets.test:
         whys.append("test: too few different retain texts to leave some for testing: all are trained on")
-    if sets.test and not config.test:
+    if sets.test and not (config.test or sets.retain):
+        whys.append(f"test: {len(sets.test):,} retain texts say whether the rest is kept; none is trained on")
+    elif sets.test and not config.test:
         whys.append(
             f"test: {len(sets.test):,} of {len(sets.test) + len(sets.retain):,} retain texts are not trained on and "
             "say whether the rest is kept (--retain-test)"
@@ -257,19 +258,20 @@ def _before_weights(config: UnlearnConfig) -> tuple[UnlearnConfig, ForgetLoss, S
         whys.append("target NLLs come from --origin")
     if isinstance(judged, DataError):
         config, told = _without_unseen(config, loss, judged)
-        whys += told
+        if not config.origin:
+            whys.append(told)
     if "pairs" in loss.needs:
         pairs_for(sets, config.seed)
     return config, loss, sets, judged, whys
 
 
-def _without_unseen(config: UnlearnConfig, loss: ForgetLoss, why: DataError) -> tuple[UnlearnConfig, list[str]]:
+def _without_unseen(config: UnlearnConfig, loss: ForgetLoss, why: DataError) -> tuple[UnlearnConfig, str]:
     """The settings of a run that no unseen text steers, and what is to be said of it."""
     if config.eval_every is None:
         config = config.without_unseen()
-    stand = "texts that the model writes itself stand for them, and " if "target_nll" in loss.needs else ""
-    told = f"missing: unseen texts: {why}. Without them {stand}the run takes a set number of epochs"
-    return config, [] if config.origin else [told]
+    written = "target_nll" in loss.needs and not config.origin
+    stand = "texts that the model writes itself stand for them, and " if written else ""
+    return config, f"missing: unseen texts: {why}. Without them {stand}the run takes a set number of epochs"
 
 
 def _followed(config: UnlearnConfig, loss: ForgetLoss, judged: Judged) -> list[Side] | None:
@@ -289,33 +291,6 @@ def _followed(config: UnlearnConfig, loss: ForgetLoss, judged: Judged) -> list[S
             "the model writes itself stand for them"
         )
     return None
-
-
-def _unused(config: UnlearnConfig, loss: ForgetLoss, selection: SelectionRows | None) -> Iterator[str]:
-    """What was given and is of no use to the run."""
-    without = {
-        "patience": (selection is not None and config.eval_every != 0, "there are no evaluation steps"),
-        "replay_per_forget": (config.replay_weight > 0, "--replay-weight is 0"),
-        "kl_direction": (config.kl_weight > 0, "--kl-weight is 0"),
-        "kl_span": (config.kl_weight > 0, "--kl-weight is 0"),
-    }
-    for name, (used, why) in without.items():
-        own = getattr(config, name)
-        if config.is_given(name) and own != getattr(UnlearnConfig, name) and not used:
-            yield f"{flag(name)} {own}: is not used: {why}"
-    if config.lowercase_share and (selection is None or "target_nll" not in loss.needs):
-        yield (
-            f"--lowercase-share {config.lowercase_share:g}: is not used: it needs a loss with target NLLs, and unseen "
-            "texts that steer the run"
-        )
-    if config.origin and "target_nll" not in loss.needs:
-        targeted = ", ".join(name for name, own in FORGET_LOSSES.items() if "target_nll" in own.needs)
-        yield f"--origin {config.origin}: is not used: --loss {config.loss} has no target NLLs (those with: {targeted})"
-    if config.context_tokens and TEXTS_ALONE & {*loss.needs}:
-        yield (
-            f"--context-tokens {config.context_tokens}: is not used: --loss {config.loss} compares each text with what "
-            "the untouched model finds of it alone, or with another answer to its prompt"
-        )
 
 
 def _origin_vocabulary(config: UnlearnConfig) -> dict[str, int] | None:

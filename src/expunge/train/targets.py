@@ -38,6 +38,7 @@ from expunge.errors import DataError
 from expunge.model.load import load_model
 from expunge.model.logps import sequence_logps
 from expunge.model.reference import RowValues
+from expunge.model.source import source_of
 from expunge.train.setup import Prepared
 from expunge.utils.distributed import Processes
 from expunge.utils.progress import Reporter
@@ -104,11 +105,12 @@ def _keep_unknown(row: TokenizedExample, values: Tensor, before: Tensor) -> bool
 def _from_origin(prepared: Prepared, processes: Processes, reporter: Reporter) -> tuple[list[Tensor], list[Tensor]]:
     """For each forget row its target NLLs and those of the model, the first token's 0."""
     config, selection = prepared.config, prepared.selection
+    source = source_of(config.origin or "")
     origin = load_model(
         config.origin or "",
         dtype=config.dtype,
         device=config.device,
-        load_in_4bit=config.load_in_4bit,
+        load_in_4bit=config.load_in_4bit and not (source.adapters or source.gguf),
         trust_remote_code=config.trust_remote_code,
     )
     forget = [row.input_ids for row in prepared.forget]

@@ -125,8 +125,9 @@ class Trainer:
         longest = max((row for side in self.sides.values() for row in side.rows), key=len)
         kept, tokens = self._kept_bytes(longest.input_ids)
         part, fewer = self._kept_bytes(longest.input_ids[: -(-len(longest) // 2)])
-        per_token = (kept - part) / (tokens - fewer) if tokens > fewer and kept > part else kept / tokens
-        fixed = max(0, int(kept - per_token * tokens))
+        more = (kept - part) / (tokens - fewer) if tokens > fewer and kept > part else math.inf
+        per_token = min(kept / tokens, more)
+        fixed = int(kept - per_token * tokens)
         held = min(layout_bytes(reference_layout(self.loaded, self.reference_sides())), MEMORY_BYTES)
         free = memory.free_memory(device)
         if free is not None:
