@@ -3,7 +3,8 @@
 PYTHON ?= $(shell command -v python3.11 || echo python3)
 BIN := .venv/bin
 STAMP := .venv/.installed
-WORKERS ?= 2
+# One more than the smallest machine has cores: tests that start processes wait for them.
+WORKERS ?= 3
 
 # One thread per worker, and nothing is fetched: the tests bring their own models.
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false

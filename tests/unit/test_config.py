@@ -197,7 +197,7 @@ def test_a_value_of_the_wrong_type_is_named(name: str, value: object) -> None:
         ("seed", True, "--seed True: must be a whole number"),
         ("epochs", "3", "--epochs '3': must be a whole number"),
         ("learning_rate", "much", "--learning-rate 'much': must be a number"),
-        ("title", 3, "--title 3: must be text"),
+        ("title", 3, "--title 3: must be text: put it in quotes"),
         ("overwrite", 1, "--overwrite 1: must be true or false"),
         ("dtype", "half", "--dtype 'half': must be one of auto, float32, bfloat16"),
         ("benchmark", 3, "--benchmark 3: must be one of semeval, lume, tofu, muse"),

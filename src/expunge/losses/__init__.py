@@ -9,7 +9,7 @@ is registered: names, formulas and sources in the card, the manifest, the report
 | `ref_logps` | log-probabilities of the targets under the untouched model |
 | `ref_states` | its final hidden states, which fix its whole distribution |
 | `target_nll` | the NLL that each token should end with, from texts that were never seen |
-| `pairs` | the same prompts with another completion each, with `ref_logps` |
+| `pairs` | the same prompts with another completion each; their log-probabilities where `ref_logps` is needed, too |
 | `hidden` | the policy's hidden states behind the layer `loss.layer` |
 """
 

@@ -11,10 +11,10 @@ from expunge.utils.coarse import ROUNDING
 from expunge.utils.text import MISSING, show_number
 
 PLAIN = {
-    "key_fact_at": "key facts said in one of several answers:",
+    "key_fact_at": "key facts said in one of the answers that were drawn:",
     "key_fact": "key facts said:",
     "exact_match": "answers given word for word:",
-    "leak_at": "texts said in one of several answers:",
+    "leak_at": "texts said in one of the answers that were drawn:",
 }
 """Beginnings of metrics that count rows: everybody understands them, and who has not read the texts gets 0."""
 RETRAINED, UNTOUCHED, CHANCE = "a model retrained without the texts", "the untouched model", "chance"
