@@ -190,8 +190,9 @@ def least_forgotten(run: RunData) -> Table | None:
         return None
     lowest = sorted(sides["after"], key=lambda identity: sides["after"][identity])[:LEAST_FORGOTTEN]
     told = partial(_coarse, few_texts=few({"forget": len(sides["after"])}))
-    names = [run.reference if role == "retrained" else role for role in roles]
-    return ["id", *names], [[identity, *(told(sides[role].get(identity)) for role in roles)] for identity in lowest]
+    return ["id", *map(run.title, roles)], [
+        [identity, *(told(sides[role].get(identity)) for role in roles)] for identity in lowest
+    ]
 
 
 def _coarse(value: float | None, *, few_texts: bool) -> str:

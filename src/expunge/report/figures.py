@@ -92,7 +92,7 @@ def membership_curves(groups: Sequence[Group]) -> Drawn | None:
     first = next((run for group in groups for run in group.runs if run.values), None)
     for role, color, dash in (("before", MUTED, ":"), ("retrained", INK, "--")):
         if first and (sides := attack_scores(first, role)):
-            curves.append((first.reference if role == "retrained" else role, color, dash, sides))
+            curves.append((first.title(role), color, dash, sides))
     for index, group in enumerate(groups):
         for run in group.runs:
             if sides := attack_scores(run, "after"):
@@ -184,8 +184,7 @@ def _scored_points(groups: Sequence[Group]) -> Iterator[Point]:
                 place = _place(run.scores.get(role, {}))
                 if place and (role, place) not in drawn:
                     drawn.add((role, place))
-                    name = run.reference if role == "retrained" else role
-                    yield Point(name, name, own, sign, role == "retrained", place)
+                    yield Point(run.title(role), run.title(role), own, sign, role == "retrained", place)
             if place := _place(run.scores.get("after", {})):
                 yield Point(title, run.name, color, marker, True, place)
 

@@ -187,7 +187,7 @@ def _shared(runs: Sequence[RunData], role: str) -> dict[str, dict[str, Score]]:
     for run in runs:
         own = run.scores.get(role)
         if own and not any(_values(own) == _values(other) for other in found.values()):
-            found[f"{run.reference if role == 'retrained' else role}, {run.name}"] = own
+            found[f"{run.title(role)}, {run.name}"] = own
     return found
 
 

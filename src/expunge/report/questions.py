@@ -9,7 +9,6 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 from expunge.config.criteria import Criteria
 from expunge.report.answers import (
@@ -139,7 +138,7 @@ def recognisable(run: RunData, criteria: Criteria) -> Answer:
         numbers.append(replace(found, state="unclear") if too_few and found.state == "good" else found)
     for name, p in tests.items():
         label = name.removesuffix("_p").replace("_ks", ", Kolmogorov-Smirnov").replace("_", " ")
-        whose = ORIGIN if _compared(run).get("kind") == "origin" else RETRAINED
+        whose = ORIGIN if run.compared.get("kind") == "origin" else RETRAINED
         least = criteria.significance / len(tests)
         told = p < least
         limit, state = f"at least {least:g}", "bad" if told else "good"
@@ -349,12 +348,6 @@ def _drift(run: RunData, criteria: Criteria) -> list[Number]:
     return [replace(found, limit=f"rose by at most {criteria.max_drift:.0%}", state=state)]
 
 
-def _compared(run: RunData) -> dict[str, Any]:
-    """What the results say of the model that they compare with."""
-    found = run.results.get("after", {}).get("reference")
-    return found if isinstance(found, dict) else {}
-
-
 def _reference(run: RunData) -> str:
     """What the model is that never saw the texts."""
     return ORIGIN if run.reference == "origin" else RETRAINED
@@ -362,7 +355,7 @@ def _reference(run: RunData) -> str:
 
 def _tests(run: RunData) -> dict[str, float]:
     """P of the tests against a reference model."""
-    tests = _compared(run).get("indistinguishable")
+    tests = run.compared.get("indistinguishable")
     if not isinstance(tests, dict):
         return {}
     return {str(name): p for name, value in tests.items() if (p := number(value)) is not None}

@@ -66,9 +66,16 @@ class RunData:
     @property
     def reference(self) -> str:
         """What the model is that plays the part `retrained`: `retrained`, or `origin`, the one from before."""
-        compared = self.results.get("after", {}).get("reference")
-        kind = compared.get("kind") if isinstance(compared, dict) else None
-        return "origin" if kind == "origin" and "retrained" not in self.results else "retrained"
+        return "origin" if self.compared.get("kind") == "origin" and "retrained" not in self.results else "retrained"
+
+    @property
+    def compared(self) -> dict[str, Any]:
+        """What the results after say of the model that they compare with."""
+        return dict(self.results.get("after", {}).get("reference") or {})
+
+    def title(self, role: str) -> str:
+        """What page and card call the model that plays a part."""
+        return self.reference if role == "retrained" else role
 
     @property
     def finished(self) -> bool:
@@ -198,7 +205,7 @@ def _add_named_reference(run: RunData) -> None:
     named = {
         key: score.of_reference for key, score in run.scores.get("after", {}).items() if not math.isnan(score.reference)
     }
-    if "retrained" in run.results and (run.results.get("after", {}).get("reference") or {}).get("kind") == "origin":
+    if "retrained" in run.results and run.compared.get("kind") == "origin":
         named = {}  # a retrained model goes before the one from before
         after = run.scores["after"]
         after |= {key: replace(score, reference=math.nan, difference=None) for key, score in after.items()}

@@ -61,9 +61,8 @@ def model_card(
     settings = {name: value for name, value in manifest["settings"].items() if name not in HIDDEN and value is not None}
     head = metadata(manifest, "adapter", scores=scores, benchmark=benchmark)
     counts = manifest.get("loss_texts", manifest["rows"])
-    more = {"counts": counts, "settings": settings, "scores": scores, "benchmark": benchmark, "verdict": verdict}
-    more["reference"] = reference
-    return _written("adapter", head, manifest, **more)
+    scored = {"scores": scores, "benchmark": benchmark, "verdict": verdict, "reference": reference}
+    return _written("adapter", head, manifest, counts=counts, settings=settings, **scored)
 
 
 def merged_card(manifest: Mapping[str, Any], losses: Mapping[str, float], made_of: Mapping[str, Any]) -> str:

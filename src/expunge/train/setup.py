@@ -134,6 +134,7 @@ def prepare(config: UnlearnConfig, reporter: Reporter) -> Prepared:
     """
     config, loss, sets, judged, whys = _before_weights(config)
     followed = _followed(config, loss, judged)
+    pairs = pairs_for(sets, config.seed) if "pairs" in loss.needs else []
     vocabulary = _origin_vocabulary(config)
     model_files = model_state(config.model, config.origin)
     loaded = _load(config, reporter)
@@ -186,7 +187,7 @@ def prepare(config: UnlearnConfig, reporter: Reporter) -> Prepared:
         loaded=loaded,
         loss=loss,
         **tokenized,
-        pairs=rows(pairs_for(sets, config.seed)) if "pairs" in loss.needs else [],
+        pairs=rows(pairs),
         selection=selection,
         reported=[row for row, own in marked if own not in steers],
         prompt_format=measured,
@@ -260,8 +261,6 @@ def _before_weights(config: UnlearnConfig) -> tuple[UnlearnConfig, ForgetLoss, S
         config, told = _without_unseen(config, loss, judged)
         if not config.origin:
             whys.append(told)
-    if "pairs" in loss.needs:
-        pairs_for(sets, config.seed)
     return config, loss, sets, judged, whys
 
 

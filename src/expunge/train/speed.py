@@ -50,8 +50,8 @@ def speed_up(trainer: Trainer) -> str | None:
     if config.compile == "off" or loaded.device.type != "cuda":
         return None
     compiled = ""
-    fits = trainer.rows_that_fit
     if config.compile == "layers":
+        fits = trainer.rows_that_fit
         compiled = f"{compile_layers(loaded, lambda: trainer.gradient(next(trainer.plan.steps())))}; "
         trainer.rows_that_fit = fits  # what did not fit beside the compiler may fit without
     return compiled + capture(trainer, Recorder(loaded.device))
