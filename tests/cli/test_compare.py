@@ -20,7 +20,7 @@ Run = Callable[..., Result]
 
 def official(forget: float, auc: float, **others: Any) -> dict[str, Any]:
     """A results file of SemEval without its `metrics`."""
-    rows = [Prediction("a", "Task1", kind, "x", "x", "forget") for kind in ("sc", "qa")]
+    rows = [Prediction("a", "Task1", kind, "x", "x") for kind in ("sc", "qa")]
     scores = score(rows, rows, [1.0], [2.0]).as_dict()
     scores["forget"]["Task1"] = {"regurgitation": forget, "knowledge": None}
     header = {"schema": 1, "benchmark": "semeval", "settings": {"max_new_tokens": 8}, "data": {"forget": "f00"}}

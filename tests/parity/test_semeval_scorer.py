@@ -109,17 +109,15 @@ def as_written(folder: Path, split: str) -> list[Prediction]:
         # here.
         known = next(cells for cells in remaining if cells["id"] == row["id"])
         kind = organisers_kind(row["id"])
-        predictions.append(
-            Prediction(row["id"], known["task"], kind, known["expected_output"], row["model_output"], split)
-        )
+        predictions.append(Prediction(row["id"], known["task"], kind, known["expected_output"], row["model_output"]))
     return predictions
 
 
 def test_an_id_with_a_two_digit_counter_is_scored_when_its_kind_is_known() -> None:
     def row(kind: str) -> Prediction:
-        return Prediction("aqa12", "Task1", kind, "Yes", " yes", "forget")
+        return Prediction("aqa12", "Task1", kind, "Yes", " yes")
 
-    kept = [Prediction("aqa1", "Task1", "qa", "Yes", "no", "retain")]
+    kept = [Prediction("aqa1", "Task1", "qa", "Yes", "no")]
     assert organisers_kind("aqa12") == ""
     assert score([row("")], kept).row_scores["forget"] == [None]
     assert score([row("qa")], kept).row_scores["forget"] == [1.0]

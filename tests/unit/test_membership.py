@@ -220,7 +220,7 @@ def test_auc_is_the_share_of_pairs_with_ties_as_one_half(members: list[float], o
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_is_refused(bad: float) -> None:
-    row = Prediction("asc1", "Task1", "sc", "a", "a", "forget")
+    row = Prediction("asc1", "Task1", "sc", "a", "a")
     with pytest.raises(DataError, match="loss of non-member 2"):
         score([row], [row], [1.0], [0.5, bad])
     with pytest.raises(DataError, match="no member losses"):

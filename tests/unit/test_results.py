@@ -21,10 +21,10 @@ SECRET = "the harbour master hides gold"
 
 def predictions(**losses: list[float]) -> Predictions:
     forget = [
-        Prediction("a", "Task1", "sc", SECRET, "the harbour", "forget"),
-        Prediction("b", "Task1", "qa", "Gold", " gold\n", "forget"),
+        Prediction("a", "Task1", "sc", SECRET, "the harbour"),
+        Prediction("b", "Task1", "qa", "Gold", " gold\n"),
     ]
-    retain = [Prediction("c", "Task1", "sc", "kept as is", "kept\ras\u2028is NA", "retain")]
+    retain = [Prediction("c", "Task1", "sc", "kept as is", "kept\ras\u2028is NA")]
     return Predictions(forget, retain, **losses)
 
 
@@ -141,8 +141,8 @@ def test_results_follow_the_contract(tmp_path: Path) -> None:
 
 def test_the_fingerprint_belongs_to_the_data_and_not_to_the_answers() -> None:
     one, other, moved = predictions(), predictions(), predictions()
-    other.forget[0] = Prediction("a", "Task1", "sc", SECRET, "something else", "forget")
-    moved.forget[0] = Prediction("a", "Task1", "sc", SECRET + "!", "the harbour", "forget")
+    other.forget[0] = Prediction("a", "Task1", "sc", SECRET, "something else")
+    moved.forget[0] = Prediction("a", "Task1", "sc", SECRET + "!", "the harbour")
     prints = [assembled(said)["fingerprint"]["data"] for said in (one, other, moved)]
     assert prints[0] == prints[1]
     assert prints[0]["forget"] != prints[2]["forget"]
@@ -209,8 +209,8 @@ def test_an_mmlu_value_that_is_no_accuracy_is_refused(value: str) -> None:
 
 def test_final_score_is_the_mean_of_the_three() -> None:
     said = predictions(member=[1.0], nonmember=[1.0])
-    said.forget[1] = Prediction("b", "Task1", "qa", "Gold", "no", "forget")
-    said.retain.append(Prediction("d", "Task1", "qa", "yes", "Yes", "retain"))
+    said.forget[1] = Prediction("b", "Task1", "qa", "Gold", "no")
+    said.retain.append(Prediction("d", "Task1", "qa", "yes", "Yes"))
     scores = score(*vars(said).values(), mmlu=0.4)
     assert scores.task_aggregate == pytest.approx(4 / (1 / 0.6 + 3))
     assert scores.final_score == pytest.approx((scores.task_aggregate + 0.4 + 1) / 3)

@@ -83,8 +83,8 @@ def test_of_ascii_text_rouge_is_the_published_one(text: str) -> None:
 
 def test_the_official_score_stays_the_organisers_and_says_what_it_cannot_see() -> None:
     text = TEXTS["Arabic"][0].replace("١٤", "")
-    rows = [Prediction(f"{n}sc1", "Task1", "sc", text, text, "forget") for n in range(2)]
-    retain = [Prediction("rsc1", "Task1", "sc", "the old mill", "the old mill", "retain")]
+    rows = [Prediction(f"{n}sc1", "Task1", "sc", text, text) for n in range(2)]
+    retain = [Prediction("rsc1", "Task1", "sc", "the old mill", "the old mill")]
     suite, found = suite_of_predictions(Predictions(rows, retain))
     assert found.rows["forget", "official_regurgitation"].values.tolist() == [0, 0]
     assert found.rows["forget", "rouge_l_recall"].values.tolist() == [1, 1]

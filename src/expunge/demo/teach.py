@@ -81,17 +81,21 @@ def _taught(base: str, rows: Sequence[Example], name: str, reporter: Reporter) -
 
 
 def passes_of(rows: Sequence[list[int]], passes: int, tokens: int, seed: int = 0) -> Iterator[list[list[int]]]:
-    """The steps of a fine-tuning: rows of similar lengths, at most `tokens` with padding, mixed anew in each pass."""
+    """The steps of a fine-tuning: each pass has all rows, mixed anew."""
     rng = random.Random(seed)
     for _ in range(passes):
-        ordered = sorted(rows, key=lambda ids: (len(ids), rng.random()))
-        made: list[list[list[int]]] = [[]]
-        for ids in ordered:
-            if made[-1] and (len(made[-1]) + 1) * len(ids) > tokens:
-                made.append([])
-            made[-1].append(ids)
-        rng.shuffle(made)
-        yield from made
+        yield from batches_of(rows, tokens, rng)
+
+
+def batches_of(rows: Sequence[list[int]], tokens: int, rng: random.Random) -> list[list[list[int]]]:
+    """Rows of similar lengths together, at most `tokens` with padding, in a random order."""
+    batches: list[list[list[int]]] = [[]]
+    for ids in sorted(rows, key=lambda ids: (len(ids), rng.random())):
+        if batches[-1] and (len(batches[-1]) + 1) * len(ids) > tokens:
+            batches.append([])
+        batches[-1].append(ids)
+    rng.shuffle(batches)
+    return batches
 
 
 def fine_tune(model: PreTrainedModel, steps: Sequence[list[list[int]]], rate: float, advance: Advance) -> None:

@@ -224,7 +224,7 @@ def generate_predictions(
     """What the model says to each example of a split (`forget` or `retain`); options and errors as `generate`."""
     said = generate(loaded, examples, split, **options)
     return [
-        Prediction(row.id, row.task, row.kind, row.completion, own.text, split)
+        Prediction(row.id, row.task, row.kind, row.completion, own.text)
         for row, own in zip(examples, said, strict=True)
     ]
 

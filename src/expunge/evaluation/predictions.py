@@ -37,7 +37,6 @@ class Prediction:
             score).
         expected_output: The reference.
         model_output: The generation.
-        split: `forget` or `retain`.
     """
 
     id: str
@@ -45,7 +44,6 @@ class Prediction:
     kind: str
     expected_output: str
     model_output: str
-    split: str
 
 
 @dataclass(frozen=True)
@@ -73,8 +71,7 @@ def write_predictions(folder: str | Path, predictions: Predictions, *, overwrite
     """
     files = {}
     for split in SPLITS:
-        rows = getattr(predictions, split)
-        files[split] = [{name: value for name, value in vars(row).items() if name != "split"} for row in rows]
+        files[split] = [vars(row) for row in getattr(predictions, split)]
     for side in SIDES:
         losses = getattr(predictions, side)
         if losses is not None:
@@ -127,7 +124,7 @@ def read_predictions(folder: str | Path) -> Predictions:
                     raise DataError(f"{where}: field {name} is {_named(value)}, it must be a string")
             if texts["kind"] and texts["kind"] not in KINDS:
                 raise DataError(f"{where}: kind {texts['kind']!r} is unknown, it must be one of sc, qa or empty")
-            splits[split].append(Prediction(**texts, split=split))
+            splits[split].append(Prediction(**texts))
     losses: dict[str, list[float] | None] = {}
     for side in SIDES:
         path = folder / f"{side}.jsonl"
@@ -159,7 +156,7 @@ def read_organisers(folder: str | Path) -> Predictions:
         read = _read_shards(folder, split, columns)
         splits[split] = [
             # A row without a task falls out of the organisers' groups and stays in their overall means.
-            Prediction(row_id, "" if task == "nan" else task, organisers_kind(row_id), reference, output, split)
+            Prediction(row_id, "" if task == "nan" else task, organisers_kind(row_id), reference, output)
             for row_id, task, reference, output in zip(
                 *([str(cell) for cell in column] for column in read), strict=True
             )

@@ -51,7 +51,7 @@ def predictions_of(measurement: Measurement, suite: Suite) -> Predictions:
     sides: dict[str, list[Prediction]] = {}
     for name in SPLITS:
         rows = zip(suite[name].examples, measurement.said[name], strict=True)
-        sides[name] = [Prediction(row.id, row.task, row.kind, row.completion, said or "", name) for row, said in rows]
+        sides[name] = [Prediction(row.id, row.task, row.kind, row.completion, said or "") for row, said in rows]
     losses = [
         measurement.rows[name, "document_nll"].values.tolist() if (name, "document_nll") in measurement.rows else None
         for name in SIDES
