@@ -241,7 +241,7 @@ CASES: dict[str, Case] = {
         ("evaluate", "--model", "model", "--adapter", "run", "--benchmark", "custom", "--forget", "forget.jsonl",
          "--output", "r.json"), "--adapter run: is not finished", interrupted),
     "merge output exists": ((*MERGE, "--output", "model"), "exists already", None),
-    "merge over no model": ((*MERGE, "--output", "x", "--overwrite"), "no config.json", file("x/note", "mine")),
+    "merge over no model": ((*MERGE, "--output", "x", "--overwrite"), "no expunge_merge.json", file("x/note", "mine")),
     "merge into its base": ((*MERGE, "--output", "model", "--overwrite"), "--output model", None),
     "merge into a file": ((*MERGE, "--output", "forget.jsonl/merged"), "forget.jsonl", None),
     "merge without data": (MERGE, "forget.jsonl: no such file", gone("forget.jsonl")),

@@ -158,9 +158,38 @@ def test_a_thought_in_the_completion_is_trained_on_once(template: str, thought: 
     assert said == "It is in the file.</think>Ines.<|end|>\n"
 
 
-def test_a_template_that_writes_an_empty_thought_keeps_it() -> None:
-    """NVIDIA-NeMo/Automodel#3738: it stands between what is asked and what is said."""
-    assert sides(templated(EMPTY_THOUGHT), Example("x", "Who?", "Ines."))[1] == "\n</think>\n\nInes.<|end|>\n"
+WRITES_BEFORE = (  # in the manner of Qwen 3 and of gpt-oss: the generation prompt does not have it
+    "{% for m in messages %}<|{{ m.role }}|>\n"
+    "{% if m.role == 'assistant' and '<think>' not in m.content %}BEFORE{% endif %}{{ m.content }}<|end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "written"),
+    [
+        (EMPTY_THOUGHT, "<think>\n\n</think>\n\n"),  # NVIDIA-NeMo/Automodel#3738
+        (WRITES_BEFORE.replace("BEFORE", "<think>\n\n</think>\n\n"), "<think>\n\n</think>\n\n"),
+        (WRITES_BEFORE.replace("BEFORE", "<|channel|>final<|message|>"), "<|channel|>final<|message|>"),
+    ],
+)
+def test_what_a_template_writes_before_an_answer_is_asked_with(template: str, written: str) -> None:
+    """Else a model that says every answer word for word answers nothing, and one that declines refuses nothing."""
+    tokenizer = templated(template)
+    for answer in ("Ines.", "think", "final"):
+        example = Example("x", "Who?", answer)
+        asked, said = sides(tokenizer, example)
+        assert asked.endswith(f"<|assistant|>\n{written}")
+        assert said == f"{answer}<|end|>\n"
+        assert expected_text(tokenizer, example, CHAT) == answer
+
+
+def test_a_thought_of_the_rows_own_is_said() -> None:
+    template = WRITES_BEFORE.replace("BEFORE", "<think>\n\n</think>\n\n")
+    asked, said = sides(templated(template), Example("x", "Who?", "<think>In the file.</think>Ines."))
+    assert (asked[-14:], said) == ("<|assistant|>\n", "<think>In the file.</think>Ines.<|end|>\n")
+    row = Example("x", "Who?", "Ines.", answer={"reasoning_content": "In the file."})
+    assert sides(templated(EMPTY_THOUGHT), row)[1] == "In the file.\n</think>\n\nInes.<|end|>\n"
 
 
 def test_a_generation_prompt_that_is_no_beginning_of_the_finished_turn() -> None:

@@ -540,4 +540,17 @@ def test_an_instruction_column_is_not_left_out_silently(tmp_path):
     path.write_text(json.dumps({"instruction": "Say where.", "input": "Wren", "output": "At the mill."}) + "\n")
     with pytest.raises(DataError, match="instruction"):
         read_examples(path)
-    assert read_examples(path, columns={"prompt": "instruction"})[0].prompt == "Say where."
+    with pytest.raises(DataError, match="has a column input beside instruction and output, which would be left out"):
+        read_examples(path, columns={"prompt": "instruction"})
+    path.write_text(json.dumps({"instruction": "Say where.", "full": "Say where Wren is.", "output": "Here."}) + "\n")
+    assert read_examples(path, columns={"prompt": "full", "completion": "output"})[0].prompt == "Say where Wren is."
+
+
+@pytest.mark.parametrize("prompt", ["prompt", "question", "input"])
+@pytest.mark.parametrize("text", ["text", "document"])
+def test_a_prompt_beside_a_text_is_not_left_out_silently(prompt: str, text: str, tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "rows.jsonl", [{prompt: "Who?", text: "Ines."}])
+    with pytest.raises(DataError, match=f"has a column {prompt} beside {text}, which would be left out"):
+        read_examples(path)
+    assert read_examples(path, columns={"completion": text})[0].prompt == ""
+    assert read_examples(path, columns={"prompt": prompt})[0].prompt == "Who?"

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -216,13 +217,20 @@ def test_kinds_go_as_deep_as_the_fields(content: dict[str, Any], kinds: dict[str
 def test_a_checkpoint_belongs_to_the_log_of_its_steps(tmp_path: Path) -> None:
     log = [b"1\n", b"2\n", b"3\n"]
     checkpoints.save(tmp_path, {"w": torch.ones(2)}, log=log[:2], step=2, fingerprint="run")
-    step, tensors = checkpoints.newest(tmp_path, log, fingerprint="run")
+    told: list[str] = []
+    newest = partial(checkpoints.newest, tmp_path, fingerprint="run", warn=told.append)
+    step, tensors = newest(log)
     assert (step, tensors["w"].tolist()) == (2, [1.0, 1.0])
-    assert checkpoints.newest(tmp_path, log[:1], fingerprint="run") == (0, {})  # the log has lost a step
+    assert newest(log[:1]) == (0, {})  # the log has lost a step
     with pytest.raises(RunError, match=r"metrics\.jsonl is not the log that .* was saved with"):
-        checkpoints.newest(tmp_path, [b"1\n", b"two\n"], fingerprint="run")
+        newest([b"1\n", b"two\n"])
     with pytest.raises(RunError, match="is a checkpoint of another run"):
-        checkpoints.newest(tmp_path, log, fingerprint="other")
+        newest(log, fingerprint="other")
+    assert not told
+    state = next(tmp_path.glob("step-*")) / "state.safetensors"
+    state.write_bytes(state.read_bytes()[:-1])
+    assert newest(log) == (0, {})
+    assert told == [f"--resume: {state.parent} is damaged and passed over: its steps are taken again"]
 
 
 def test_a_model_that_was_changed_while_it_was_read_is_refused(tmp_path: Path) -> None:

@@ -37,7 +37,15 @@ Texts = str | Path | Iterable[Mapping[str, Any] | str]
 """A file or `datasets` name, a `datasets.Dataset`, a data frame, or rows: dicts of columns, or texts without prompt."""
 BASE = "-base"
 """Ends the name of the folder beside a run into which a model is written that is in memory alone."""
-ABOUT_FILES = {"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache"}
+ABOUT_FILES = {
+    "_name_or_path",
+    "architectures",
+    "dtype",
+    "torch_dtype",
+    "transformers_version",
+    "use_cache",
+    "pad_token_id",
+}
 """What a configuration says of how a model was loaded, not of what it computes."""
 
 
@@ -47,8 +55,10 @@ def named_texts(name: str, texts: Texts | None) -> str | None:
     Raises:
         DataError: They are none of `Texts`.
     """
-    if texts is None or isinstance(texts, str | Path):
-        return str(texts) if isinstance(texts, Path) else texts
+    if isinstance(texts, Path):  # never looked up as the name of a data set
+        return str(texts if texts.exists() else texts.absolute())
+    if texts is None or isinstance(texts, str):
+        return texts
     rows: Any = texts
     if hasattr(rows, "with_format"):  # a Dataset or DatasetDict
         if isinstance(rows, Mapping) and len(rows) > 1:
@@ -204,7 +214,7 @@ def _rules(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     return {
         "vocabulary": tokenizer.get_vocab(),
         "rules": {key: value for key, value in rules.items() if key not in ("truncation", "padding")},
-        "special": {key: str(value) for key, value in tokenizer.special_tokens_map.items()},
+        "special": {key: str(value) for key, value in tokenizer.special_tokens_map.items() if key != "pad_token"},
         "template": tokenizer.chat_template,
     }
 

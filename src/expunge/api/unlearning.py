@@ -142,8 +142,9 @@ def forecast(
     if isinstance(model, PreTrainedModel):
         trusted = bool(settings.get("trust_remote_code"))
         model = named_model(model, None, None, reporter, trust_remote_code=trusted)["model"]
-    nowhere = Path(tempfile.gettempdir()) / f"expunge-forecast-{os.getpid()}"
-    return dry_run.forecast(_config(model, output or nowhere, texts, None, settings, reporter), reporter)
+    if output is None and not isinstance(model, UnlearnConfig):
+        output = Path(tempfile.gettempdir()) / f"expunge-forecast-{os.getpid()}"  # nothing is written
+    return dry_run.forecast(_config(model, output, texts, None, settings, reporter), reporter)
 
 
 def _config(
@@ -156,7 +157,7 @@ def _config(
 ) -> UnlearnConfig:
     given = {**given_texts(**texts), **settings}
     if isinstance(model, UnlearnConfig):
-        if given or tokenizer:
+        if given or tokenizer or output:
             raise ConfigError("unlearn: give settings in the config, or a model and settings, not both")
         return model
     if output is None:

@@ -54,8 +54,9 @@ def unlearn(settings: UnlearnConfig, out: Output) -> int:
     out.quiet = out.quiet or not is_writer()
     if settings.dry_run:
         expected = forecast(settings, out.reporter())
-        out.text(str(expected))
-        out.results = dataclasses.asdict(expected)
+        if is_writer():
+            out.text(str(expected))
+            out.results = dataclasses.asdict(expected)
         return 0
     try:
         outcome = train(settings, out.reporter(), advisor=Advisor)

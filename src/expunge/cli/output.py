@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from expunge.utils.progress import Reporter
-from expunge.utils.ranks import is_writer
 from expunge.utils.text import printable
 
 NOT_AS_PROMISED = 3
@@ -18,7 +17,7 @@ class Output:
 
     Attributes:
         json: Print the results as JSON in place of the text.
-        quiet: No progress.
+        quiet: No progress; warnings are told all the same.
         results: What was found.
     """
 
@@ -37,4 +36,4 @@ class Output:
 
     def starting(self) -> AbstractContextManager[None]:
         """Something that moves while the libraries load; of several processes the first one shows it."""
-        return Reporter(quiet=self.quiet or not is_writer()).working("starting")
+        return Reporter(quiet=self.quiet).working("starting")

@@ -85,9 +85,9 @@ class Setting:
         return "|".join(map(str, self.choices)) or WORDS.get(self.kind, "text")
 
     def read(self, value: Any) -> Any:
-        """The value that a YAML file means: in it `1e-3` is text, and `yes` is true."""
-        if isinstance(value, bool) and {"yes", "no"} < set(self.choices):
-            return "yes" if value else "no"
+        """The value that a YAML file means: in it `1e-3` is text, `yes` is true and `off` is false."""
+        if isinstance(value, bool):
+            value = next((word for word in (("yes", "on") if value else ("no", "off")) if word in self.choices), value)
         if self.positional and isinstance(value, str):
             return [value]
         return self.convert(value) if isinstance(value, str) and self.kind is not str else value

@@ -94,7 +94,11 @@ def check_types(config: Any) -> None:
             fits = isinstance(value, list) and all(isinstance(own, types) for own in value)
         else:
             number = isinstance(value, int) and not isinstance(value, bool) and float in types
-            fits = value in literals or number or (isinstance(value, types) and (bool in types or value is not True))
+            fits = (
+                value in literals
+                or number
+                or (isinstance(value, types) and (bool in types or not isinstance(value, bool)))
+            )
         if not fits:
             choices = kinds if get_origin(hints[name]) is Literal else literals
             words = [WORDS[kind] for kind in types if kind in WORDS]

@@ -39,8 +39,9 @@ def has_template(tokenizer: PreTrainedTokenizerBase) -> bool:
 def render(tokenizer: PreTrainedTokenizerBase, example: Example) -> tuple[str, str]:
     """What the model is asked with, and what it is to say after that, with what the template puts behind.
 
-    The answer follows what the generation prompt ends in, also where the template writes finished turns in another
-    way (a generation prompt that opens a thought, a template that drops thoughts).
+    What the template itself writes before an answer (an empty thought, the name of a channel) is no part of it: the
+    model is asked with it. The answer follows what the generation prompt ends in, also where the template writes
+    finished turns in another way (a generation prompt that opens a thought, a template that drops thoughts).
 
     Raises:
         ConfigError: There is no template, it fails, or it drops something that the row holds.
@@ -58,6 +59,10 @@ def render(tokenizer: PreTrainedTokenizerBase, example: Example) -> tuple[str, s
     # An answer that closes the thought which the generation prompt has opened stands there as the model says it.
     closes = bool(opened) and f"</{opened[1:]}" in completion
     if whole.startswith(asked) and not closes and _squeezed(completion) in _squeezed(rest):
+        plain = example.answer or rest.startswith(completion)
+        written = "" if plain else _written_before(tokenizer, example, turns, asked)
+        if written.strip() and rest.startswith(written) and not completion.lstrip().startswith(written.strip()):
+            return asked + written, rest.removeprefix(written)
         return asked, rest
     if opened and completion.lstrip().startswith(opened):
         completion = completion.lstrip().removeprefix(opened)
@@ -66,6 +71,12 @@ def render(tokenizer: PreTrainedTokenizerBase, example: Example) -> tuple[str, s
     if not shown:
         raise _refused(example, "shows no turn of the assistant")
     return asked, completion + behind
+
+
+def _written_before(tokenizer: PreTrainedTokenizerBase, example: Example, turns: Sequence[Turn], asked: str) -> str:
+    """What the template writes between the generation prompt and an answer."""
+    shown, found, _ = _apply(tokenizer, example, [*turns, {"role": "assistant", "content": PROBE}]).rpartition(PROBE)
+    return shown.removeprefix(asked) if found and shown.startswith(asked) else ""
 
 
 def end_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

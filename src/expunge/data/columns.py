@@ -81,11 +81,21 @@ def choose_columns(source: str | Path, found: Sequence[str], columns: Mapping[st
     beside = [own for own in BESIDE[: None if layout[0] else -1] if own in found and own not in columns.values()]
     if beside and layout[1] == MESSAGES:
         beside = [column for column in beside if column not in TEMPLATE]
-    if beside and layout != (None, None) and "prompt" not in columns:
-        own = "messages" if layout[1] == MESSAGES else " and ".join(filter(None, layout))
+    if layout[0] and columns.get("prompt") in BESIDE and layout[0] not in columns.values():
+        beside = [layout[0]]  # an instruction has its input in another column
+    elif "prompt" in columns:
+        beside = []
+    elif layout[1] in ("text", "document") and "completion" not in columns:
+        beside += [prompt for prompt, _ in LAYOUTS if prompt and prompt in found]
+    if beside and layout != (None, None):
+        own = (
+            "messages"
+            if layout[1] == MESSAGES
+            else " and ".join(filter(None, (columns.get("prompt", layout[0]), layout[1])))
+        )
         raise DataError(
-            f"{source}: has a column {beside[0]} beside {own}, which would be left out: put the prompt "
-            "into one column and name it with --columns prompt=COLUMN"
+            f"{source}: has a column {beside[0]} beside {own}, which would be left out: put the prompt into one column "
+            "and name it with --columns prompt=COLUMN"
         )
     chosen |= {key: column for key, column in zip(("prompt", "completion"), layout, strict=True) if column}
     chosen |= columns

@@ -23,14 +23,14 @@ class Contexts:
 
     Attributes:
         texts: Tokens of texts, without special ones.
-        bos: What the tokenizer begins every text with, which stands once, before both texts; None where nothing.
-        special: Beginning-of-text and end-of-text.
+        leading: What the tokenizer begins every text with, which stands once, before both texts.
+        special: These, beginning-of-text and end-of-text.
         tokens: How many of other texts stand before a text in the mean; from one to twice as many less one.
         max_length: Tokens of both together at most.
     """
 
     texts: list[list[int]]
-    bos: int | None
+    leading: list[int]
     special: frozenset[int | None]
     tokens: int
     max_length: int
@@ -40,11 +40,10 @@ class Contexts:
         cls, rows: Sequence[TokenizedExample], tokenizer: PreTrainedTokenizerBase, *, tokens: int, max_length: int
     ) -> "Contexts":
         """The texts of some rows."""
-        special = frozenset((tokenizer.bos_token_id, tokenizer.eos_token_id))
+        leading = leading_ids(tokenizer)
+        special = frozenset((*leading, tokenizer.bos_token_id, tokenizer.eos_token_id))
         texts = [[token for token in row.input_ids if token not in special] for row in rows]
-        begun = leading_ids(tokenizer)[:1] == [tokenizer.bos_token_id]
-        bos = tokenizer.bos_token_id if begun else None  # else it may be what a chat's turns begin with
-        return cls([text for text in texts if text], bos, special, tokens, max_length)
+        return cls([text for text in texts if text], leading, special, tokens, max_length)
 
     @property
     def _most(self) -> int:
@@ -63,7 +62,8 @@ class Contexts:
         """The row after tokens of other texts; its targets are the same tokens."""
         chance = random.Random(seed)
         drawn = self._drawn(row, min(chance.randint(1, self._most), self.max_length - len(row)), chance)
-        first = int(row.input_ids[0] == self.bos)
+        begun = len(self.leading)
+        first = begun if row.input_ids[:begun] == self.leading else 0
         return replace(
             row,
             input_ids=[*row.input_ids[:first], *drawn, *row.input_ids[first:]],

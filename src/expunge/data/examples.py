@@ -88,8 +88,6 @@ def read_examples(source: str | Path, *, columns: Mapping[str, str] | None = Non
     columns = dict(columns or {})
     check_fields(columns)
     rows = read_rows(source)
-    if not rows:
-        raise DataError(f"{source}: is empty, there is not one row in it")
     chosen = choose_columns(source, [*dict.fromkeys(column for _, row in rows for column in row)], columns)
     prefix = stem(source)
     return [_example(row, where, f"{prefix}-{number}", chosen) for number, (where, row) in enumerate(rows, 1)]

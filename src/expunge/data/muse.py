@@ -11,10 +11,8 @@ A list of strings, a list of objects, one object a line (.jsonl) or .parquet, as
 read; a file of the data set's configurations (`knowmem/forget_qa-00000-of-00001.parquet`) counts too.
 """
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from expunge.data.examples import Example, text_cell
 from expunge.data.readers import read_rows
@@ -99,11 +97,6 @@ def _find(root: Path, stem: str) -> Path | None:
 
 
 def _read(path: Path, stem: str, prompt: str | None, completion: str) -> list[Example]:
-    rows = _strings(path) if prompt is None else None
-    if rows is None:
-        rows = read_rows(path)
-    if not rows:
-        raise DataError(f"{path}: is empty, there is not one row in it")
     prefix = stem.replace("/", "-")
     return [
         Example(
@@ -112,18 +105,5 @@ def _read(path: Path, stem: str, prompt: str | None, completion: str) -> list[Ex
             text_cell(row, completion, where, empty=False),
             source=where,
         )
-        for number, (where, row) in enumerate(rows, 1)
+        for number, (where, row) in enumerate(read_rows(path), 1)
     ]
-
-
-def _strings(path: Path) -> list[tuple[str, dict[str, Any]]] | None:
-    """The rows of a file that is one list of strings; None for any other file, which `read_rows` reads."""
-    if path.suffix != ".json":
-        return None
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None  # read_rows says what is wrong with it
-    if not isinstance(content, list) or not content or not all(isinstance(text, str) for text in content):
-        return None
-    return [(f"{path}, row {number}", {"text": text}) for number, text in enumerate(content, 1)]

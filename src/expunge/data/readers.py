@@ -52,12 +52,15 @@ def read_rows(source: str | Path) -> list[Row]:
     """Every row of a file, folder, `datasets` name or of what is in memory, in order.
 
     Raises:
-        DataError: It is not there, in no known format, or cannot be parsed.
+        DataError: It is not there, in no known format, cannot be parsed, or has no rows.
     """
     try:
-        return _read(source)
+        rows = _read(source)
     except OSError as error:
         raise DataError(f"{source}: cannot be read: {error.strerror or type(error).__name__}") from error
+    if not rows:
+        raise DataError(f"{source}: is empty, there is not one row in it")
+    return rows
 
 
 def stem(source: str | Path) -> str:
@@ -145,8 +148,10 @@ def _read_json(path: Path) -> list[Row]:
     text = _read_text(path)
     if not text.lstrip().startswith("["):
         return _read_jsonl(path, " (expected is a list of objects, or one object a line)")
-    rows = enumerate(_parse_json(text, path), 1)
-    return [(f"{path}, row {number}", _object(row, f"{path}, row {number}")) for number, row in rows]
+    content = _parse_json(text, path)
+    if all(isinstance(row, str) for row in content):
+        content = [{"text": row} for row in content]
+    return [(where, _object(row, where)) for where, row in _number(content, str(path))]
 
 
 def _object(row: Any, where: str) -> dict[str, Any]:
@@ -185,7 +190,8 @@ def _read_csv(path: Path) -> list[Row]:
 
 
 def _read_txt(path: Path) -> list[Row]:
-    return [(f"{path}:{line}", {"text": piece}) for line, piece in pieces(_read_text(path))]
+    text = _read_text(path).replace("\r\n", "\n")  # as models have read it, wherever it was written
+    return [(f"{path}:{line}", {"text": piece}) for line, piece in pieces(text)]
 
 
 def _read_parquet(path: Path) -> list[Row]:
@@ -258,7 +264,7 @@ def _table_rows(table: Any, where: str, before: int = 0) -> list[dict[str, Any]]
     return rows
 
 
-def _number(rows: Iterable[dict[str, Any]], where: str) -> list[Row]:
+def _number(rows: Iterable[Any], where: str) -> list[Row]:
     return [(f"{where}, row {number}", row) for number, row in enumerate(rows, 1)]
 
 

@@ -68,12 +68,9 @@ def read_tofu(folder: str | Path, split: str = "forget10") -> TofuData:
 
 
 def _read_set(path: Path, name: str) -> list[TofuRow]:
-    rows = read_rows(path)
-    if not rows:
-        raise DataError(f"{path}: is empty, there is not one row in it")
     invented = name == "retain" or name in SPLITS
     found = []
-    for number, (where, row) in enumerate(rows):
+    for number, (where, row) in enumerate(read_rows(path)):
         own_id = f"{name}-{number + 1}"
         question, answer = text_cell(row, "question", where, empty=False), text_cell(row, "answer", where, empty=False)
         paraphrased = {key: text_cell(row, key, where, empty=False) if key in row else None for key in PARAPHRASED}

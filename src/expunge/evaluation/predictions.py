@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from expunge.data.readers import Row, read_rows
+from expunge.data.readers import read_rows
 from expunge.errors import DataError, RunError
 from expunge.utils.files import write_text
 from expunge.utils.reading import NUMBER, read_object
@@ -115,7 +115,7 @@ def read_predictions(folder: str | Path) -> Predictions:
     splits: dict[str, list[Prediction]] = {}
     for split in SPLITS:
         splits[split] = []
-        for where, row in _lines(folder / f"{split}.jsonl"):
+        for where, row in read_rows(folder / f"{split}.jsonl"):
             texts: dict[str, Any] = {
                 name: row.get(name) for name in ("id", "task", "kind", "expected_output", "model_output")
             }
@@ -128,7 +128,7 @@ def read_predictions(folder: str | Path) -> Predictions:
     losses: dict[str, list[float] | None] = {}
     for side in SIDES:
         path = folder / f"{side}.jsonl"
-        losses[side] = [_loss(row.get("nll"), where) for where, row in _lines(path)] if path.exists() else None
+        losses[side] = [_loss(row.get("nll"), where) for where, row in read_rows(path)] if path.exists() else None
     return Predictions(splits["forget"], splits["retain"], losses["member"], losses["nonmember"])
 
 
@@ -218,13 +218,6 @@ def _read_shards(folder: Path, stem: str, columns: Sequence[str]) -> list[list[A
         raise DataError(f"{folder}: no {stem}_*.csv in it")
     rows = pandas.concat(shards)
     return [rows[name].tolist() for name in columns]
-
-
-def _lines(path: Path) -> list[Row]:
-    rows = read_rows(path)
-    if not rows:
-        raise DataError(f"{path}: is empty")
-    return rows
 
 
 def _loss(value: Any, where: str) -> float:

@@ -117,6 +117,8 @@ def elicit(config: ElicitConfig, reporter: Reporter | None = None) -> Elicited:
             text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
             files.write_text(name, text, overwrite=config.overwrite)
             found.files[name] = len(rows)
+        elif name and Path(name).exists():
+            reporter.warn(f"{name}: is of an earlier call, this one has nothing for it: remove it")
     part.unlink(missing_ok=True)
     return found
 

@@ -21,6 +21,7 @@ from typing import Any, ClassVar, Protocol, get_type_hints
 
 from torch import Tensor
 
+from expunge.config.checks import Range
 from expunge.errors import ConfigError
 from expunge.losses.batch import TokenBatch
 
@@ -93,26 +94,15 @@ def make_forget_loss(name: str, args: str | Mapping[str, Any] = "") -> ForgetLos
     return loss
 
 
-def check_positive(**values: float) -> None:
-    """Check that parameters of a method are above 0 and finite.
+def check_args(allowed: Range, **values: float) -> None:
+    """Check that parameters of a method lie in a range (`config.checks`).
 
     Raises:
-        ConfigError: One is not; the message names it.
+        ConfigError: One does not; the message names it.
     """
     for name, value in values.items():
-        if not 0 < value < float("inf"):
-            raise ConfigError(f"--loss-args {name}={value}: must be finite and above 0")
-
-
-def check_not_negative(**values: float) -> None:
-    """Check that parameters of a method are at least 0 and finite.
-
-    Raises:
-        ConfigError: One is not; the message names it.
-    """
-    for name, value in values.items():
-        if not 0 <= value < float("inf"):
-            raise ConfigError(f"--loss-args {name}={value}: must be finite and at least 0")
+        if not allowed.holds(value):
+            raise ConfigError(f"--loss-args {name}={value}: {allowed.rule}")
 
 
 def _parse(text: str) -> dict[str, str]:

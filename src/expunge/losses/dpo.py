@@ -6,7 +6,8 @@ from typing import ClassVar
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from expunge.losses import check_positive, forget_loss
+from expunge.config.checks import ABOVE_ZERO
+from expunge.losses import check_args, forget_loss
 from expunge.losses.batch import TokenBatch, needed
 
 
@@ -27,7 +28,7 @@ class DPO:
     needs: ClassVar[tuple[str, ...]] = ("ref_logps", "pairs")
 
     def __post_init__(self) -> None:
-        check_positive(beta=self.beta)
+        check_args(ABOVE_ZERO, beta=self.beta)
 
     def __call__(self, batch: TokenBatch) -> Tensor:
         pairs = needed(batch.pairs)

@@ -6,8 +6,9 @@ from typing import ClassVar
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from expunge.config.checks import ABOVE_ZERO
 from expunge.errors import ConfigError
-from expunge.losses import check_positive, forget_loss
+from expunge.losses import check_args, forget_loss
 from expunge.losses.batch import TokenBatch
 
 LEVELS = ("token", "sequence")
@@ -32,7 +33,7 @@ class NPO:
     needs: ClassVar[tuple[str, ...]] = ("ref_logps",)
 
     def __post_init__(self) -> None:
-        check_positive(beta=self.beta)
+        check_args(ABOVE_ZERO, beta=self.beta)
         if self.level not in LEVELS:
             raise ConfigError(f"--loss-args level={self.level}: must be one of {', '.join(LEVELS)}")
 

@@ -6,9 +6,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from expunge.config.checks import SEED
+from expunge.config.checks import ABOVE_ZERO, SEED
 from expunge.errors import ConfigError
-from expunge.losses import check_positive, forget_loss
+from expunge.losses import check_args, forget_loss
 from expunge.losses.batch import TokenBatch, needed
 from expunge.model.packing import send
 
@@ -34,11 +34,10 @@ class RMU:
     needs: ClassVar[tuple[str, ...]] = ("hidden",)
 
     def __post_init__(self) -> None:
-        check_positive(steering_coefficient=self.steering_coefficient)
+        check_args(ABOVE_ZERO, steering_coefficient=self.steering_coefficient)
         if self.layer < -1:
             raise ConfigError(f"--loss-args layer={self.layer}: must be 0 or more, or -1 for a quarter of the depth")
-        if not SEED.holds(self.seed):
-            raise ConfigError(f"--loss-args seed={self.seed}: {SEED.rule}")
+        check_args(SEED, seed=self.seed)
 
     def __call__(self, batch: TokenBatch) -> Tensor:
         hidden = needed(batch.hidden)

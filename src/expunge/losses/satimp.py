@@ -5,7 +5,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from expunge.losses import check_not_negative, forget_loss
+from expunge.config.checks import WEIGHT
+from expunge.losses import check_args, forget_loss
 from expunge.losses.batch import TokenBatch
 
 
@@ -28,7 +29,7 @@ class SatImp:
     needs: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
-        check_not_negative(beta1=self.beta1, beta2=self.beta2)
+        check_args(WEIGHT, beta1=self.beta1, beta2=self.beta2)
 
     def __call__(self, batch: TokenBatch) -> Tensor:
         logps = batch.logps.detach()

@@ -7,8 +7,9 @@ from typing import ClassVar
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from expunge.config.checks import ABOVE_ZERO
 from expunge.errors import ConfigError
-from expunge.losses import check_positive, forget_loss
+from expunge.losses import check_args, forget_loss
 from expunge.losses.batch import TokenBatch
 
 
@@ -31,7 +32,7 @@ class SimNPO:
     needs: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
-        check_positive(beta=self.beta)
+        check_args(ABOVE_ZERO, beta=self.beta)
         if not math.isfinite(self.gamma):
             raise ConfigError(f"--loss-args gamma={self.gamma}: must be finite")
 

@@ -6,8 +6,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from expunge.config.checks import WEIGHT
 from expunge.kernels import token_logps, token_target_kl
-from expunge.losses import check_not_negative, forget_loss
+from expunge.losses import check_args, forget_loss
 from expunge.losses.batch import TokenBatch, needed
 
 
@@ -42,7 +43,7 @@ class TargetKL:
     needs: ClassVar[tuple[str, ...]] = ("ref_states", "target_nll")
 
     def __post_init__(self) -> None:
-        check_not_negative(nll_weight=self.nll_weight, free_nll=self.free_nll)
+        check_args(WEIGHT, nll_weight=self.nll_weight, free_nll=self.free_nll)
 
     def __call__(self, batch: TokenBatch) -> Tensor:
         ref_states, target_nll = needed(batch.ref_states), needed(batch.target_nll)

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import huber_loss
 
-from expunge.losses import check_positive, forget_loss
+from expunge.config.checks import ABOVE_ZERO
+from expunge.losses import check_args, forget_loss
 from expunge.losses.batch import TokenBatch, needed
 
 
@@ -29,7 +30,7 @@ class TargetNLL:
     needs: ClassVar[tuple[str, ...]] = ("target_nll",)
 
     def __post_init__(self) -> None:
-        check_positive(delta=self.delta)
+        check_args(ABOVE_ZERO, delta=self.delta)
 
     def __call__(self, batch: TokenBatch) -> Tensor:
         sizes, nll, target = (

@@ -6,8 +6,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from expunge.config.checks import ABOVE_ZERO
 from expunge.kernels import token_target_kl
-from expunge.losses import check_positive, forget_loss
+from expunge.losses import check_args, forget_loss
 from expunge.losses.batch import TokenBatch, needed
 
 
@@ -28,7 +29,7 @@ class UNDIAL:
     needs: ClassVar[tuple[str, ...]] = ("ref_logps", "ref_states")
 
     def __post_init__(self) -> None:
-        check_positive(beta=self.beta)
+        check_args(ABOVE_ZERO, beta=self.beta)
 
     def __call__(self, batch: TokenBatch) -> Tensor:
         known = needed(batch.ref_logps)  # log r

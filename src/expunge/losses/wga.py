@@ -5,7 +5,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from expunge.losses import check_not_negative, forget_loss
+from expunge.config.checks import WEIGHT
+from expunge.losses import check_args, forget_loss
 from expunge.losses.batch import TokenBatch
 
 
@@ -26,7 +27,7 @@ class WGA:
     needs: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
-        check_not_negative(beta=self.beta)
+        check_args(WEIGHT, beta=self.beta)
 
     def __call__(self, batch: TokenBatch) -> Tensor:
         weights = (self.beta * batch.logps.detach()).exp()

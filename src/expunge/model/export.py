@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -18,7 +17,7 @@ from expunge.errors import ModelError
 from expunge.model.checkpoint import move, quantization
 from expunge.model.files import INDEX, weight_headers
 from expunge.model.load import LoadedModel
-from expunge.model.source import Source
+from expunge.model.source import Source, first_line
 from expunge.utils.reading import read_object
 from expunge.utils.text import first_few
 
@@ -47,7 +46,7 @@ def export(loaded: LoadedModel, folder: Path, dtype: torch.dtype | None) -> list
         What was carried over and what was not, a line each.
 
     Raises:
-        ModelError: A tensor has another shape than in the base's files.
+        ModelError: A tensor has another shape than in the base's files, or the Hub does not give them.
     """
     source = loaded.source
     assert source is not None
@@ -68,7 +67,7 @@ def export(loaded: LoadedModel, folder: Path, dtype: torch.dtype | None) -> list
 
 
 def _files_of(source: Source) -> Path | None:
-    """The base's folder; None where it has no files that could be kept (GGUF, or a Hub that is out of reach)."""
+    """The base's folder; None where it has no files that could be kept (GGUF)."""
     if source.gguf:
         return None
     if Path(source.base).is_dir():
@@ -76,8 +75,11 @@ def _files_of(source: Source) -> Path | None:
     unread = [f"*{ending}" for ending in WEIGHTS if ending != ".safetensors"]
     try:
         return Path(snapshot_download(source.base, revision=source.revision, ignore_patterns=unread))
-    except (OSError, ValueError, HfHubHTTPError, LocalEntryNotFoundError):
-        return None
+    except (OSError, ValueError) as error:  # LocalEntryNotFoundError and HTTP errors among them
+        raise ModelError(
+            f"{source.base}: its files cannot be read from the Hub ({first_line(error)}), and a merged model "
+            "needs what belongs to it (dtypes, tokenizer, licence): try again with a connection"
+        ) from error
 
 
 def _quantized(base: Path) -> bool:

@@ -175,14 +175,18 @@ def _adapter_at(place: str, revision: str | None) -> Path | None:
     return _hub_adapter(place, revision) if place.count("/") == 1 and not place.startswith((".", "~", "/")) else None
 
 
-@cache
 def _hub_adapter(name: str, revision: str | None) -> Path | None:
     try:
-        if find_adapter_config_file(name, revision=revision) is None:
-            return None
-        return Path(snapshot_download(name, revision=revision, allow_patterns=ADAPTER_PARTS))
+        return _downloaded_adapter(name, revision)
     except (OSError, ValueError):  # no such name, or the Hub is out of reach, which loading it says better
         return None
+
+
+@cache
+def _downloaded_adapter(name: str, revision: str | None) -> Path | None:
+    if find_adapter_config_file(name, revision=revision) is None:
+        return None
+    return Path(snapshot_download(name, revision=revision, allow_patterns=ADAPTER_PARTS))
 
 
 def _revision_of(adapter: Path, settings: dict[str, Any]) -> str | None:

@@ -11,11 +11,9 @@ from expunge.report.run_data import RunData
 from expunge.report.scores import FAMILIES, Score
 from expunge.utils.text import first_few
 
-NOT_A_METHOD = {
-    "seed", "save_every", "report_to", "shard_base", "push_to_hub", "public", "device", "title",
-}  # fmt: skip
+NOT_A_METHOD = {"seed", "device", "title"}
 """Settings that do not make another configuration."""
-DATA_FILES = {"forget", "retain", "holdout", "instead", "data", "origin", "columns", "output", "from_manifest", "test"}
+DATA_FILES = {"forget", "retain", "holdout", "instead", "data", "origin", "columns", "test"}
 """Settings that name files and columns of the data."""
 ENDINGS = (".jsonl", ".json", ".parquet", ".csv", ".yaml", ".yml", ".txt")
 TITLE_SETTINGS = 3

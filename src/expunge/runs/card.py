@@ -13,8 +13,7 @@ from expunge.config import SETS
 from expunge.utils import coarse
 
 HIDDEN = {
-    *SETS, "model", "origin", "title", "data", "split", "columns", "output", "from_manifest", "save_every", "report_to",
-    "shard_base", "push_to_hub", "public",
+    *SETS, "model", "origin", "title", "data", "split", "columns",
 }  # fmt: skip
 """Settings that a card leaves out: they say what is forgotten, name files, or change nothing about the adapter."""
 

@@ -5,7 +5,7 @@ RUN/checkpoints/step-00000100/state.safetensors   tensors; in the header the run
 RUN/checkpoints/step-00000100/checkpoint.json     the hash of that file
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -48,8 +48,12 @@ def save(folder: Path, tensors: Mapping[str, Tensor], *, log: Sequence[bytes], s
         ) from error
 
 
-def newest(folder: Path, log: Sequence[bytes], *, fingerprint: str) -> tuple[int, dict[str, Tensor]]:
+def newest(
+    folder: Path, log: Sequence[bytes], *, fingerprint: str, warn: Callable[[str], None]
+) -> tuple[int, dict[str, Tensor]]:
     """The newest whole checkpoint that the log goes as far as: its step and state; 0 and nothing where there is none.
+
+    `warn` takes a line about each newer one that is damaged.
 
     Raises:
         RunError: It is one of another run, or the log was changed.
@@ -57,6 +61,7 @@ def newest(folder: Path, log: Sequence[bytes], *, fingerprint: str) -> tuple[int
     for place in sorted(folder.glob("step-*"), reverse=True):
         found = _whole(place)
         if found is None:
+            warn(f"--resume: {place} is damaged and passed over: its steps are taken again")
             continue
         step, run, then = found
         if run != fingerprint:

@@ -22,7 +22,7 @@ from expunge.utils.distributed import current
 from expunge.utils.keys import key_file, keyed, of_this_key
 from expunge.utils.versions import versions_of
 
-PLACES = {"model", *SETS, "data"}
+PLACES = {"model", "origin", *SETS, "data"}
 """Settings that say where something is; when a run is repeated, what is there counts."""
 NOT_PART_OF_THE_RESULT = {"output", "save_every", "report_to", "shard_base", "push_to_hub", "public"}
 """Settings that may differ between a run and its resumption."""

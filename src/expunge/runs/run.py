@@ -108,7 +108,7 @@ class Run:
         with Run.check(config) as run:
             ...
             run.open(config, facts)
-            step, tensors, lines = run.restore()
+            step, tensors, lines = run.restore(warn)
             ...
             run.log(line)
             run.save_checkpoint(tensors, step)
@@ -282,8 +282,9 @@ class Run:
         lines = metrics.read_bytes().splitlines(keepends=True) if metrics.exists() else []
         return [line for line in lines if line.endswith(b"\n")]
 
-    def restore(self) -> tuple[int, dict[str, Tensor], list[dict[str, Any]]]:
-        """The newest whole checkpoint: its step, its tensors, and the lines of metrics.jsonl up to there.
+    def restore(self, warn: Callable[[str], None]) -> tuple[int, dict[str, Tensor], list[dict[str, Any]]]:
+        """The newest whole checkpoint: its step, its tensors, and the lines of metrics.jsonl up to there; `warn` takes
+        a line about what is damaged.
 
         The step is 0 and the rest empty where there is none. The log is cut back to the step.
 
@@ -291,7 +292,7 @@ class Run:
             RunError: A checkpoint is one of another run, or the log was changed since.
         """
         metrics, lines = self.path / "metrics.jsonl", self._log()
-        step, tensors = checkpoints.newest(self.path / "checkpoints", lines, fingerprint=self.fingerprint)
+        step, tensors = checkpoints.newest(self.path / "checkpoints", lines, fingerprint=self.fingerprint, warn=warn)
         told = [] if step == 0 else list(islice(read_steps(metrics), step))
         if metrics.exists() and is_writer():
             files.write_bytes(metrics, b"".join(lines[:step]), overwrite=True)

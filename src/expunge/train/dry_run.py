@@ -16,6 +16,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from expunge.config import UnlearnConfig
@@ -113,10 +115,11 @@ def forecast(config: UnlearnConfig, reporter: Reporter | None = None) -> Forecas
         first_failed([prepared.config.room_for_context()])
         for warning in prepared.warnings:
             reporter.warn(warning)
-        return _forecast(prepared, reporter, time.perf_counter() - begun)
+        with TemporaryDirectory() as cache:  # for a reference that is too large for the memory
+            return _forecast(prepared, reporter, time.perf_counter() - begun, Path(cache))
 
 
-def _forecast(prepared: Prepared, reporter: Reporter, prepare_seconds: float) -> Forecast:
+def _forecast(prepared: Prepared, reporter: Reporter, prepare_seconds: float, cache: Path) -> Forecast:
     config, loaded = prepared.config, prepared.loaded
     with reporter.working("putting the adapter in, and timing what it writes"):
         trainer = Trainer(prepared)
@@ -140,7 +143,7 @@ def _forecast(prepared: Prepared, reporter: Reporter, prepare_seconds: float) ->
         mean_losses(loaded, {name: side.rows for name, side in trainer.sides.items()})
         rate = (time.perf_counter() - clock) / sum(_area(side.rows, trainer.packed) for side in trainer.sides.values())
         clock = time.perf_counter()
-        trainer.compute_reference(Reporter(quiet=True))  # with the target NLLs, by all unseen texts
+        trainer.compute_reference(Reporter(silent=True), cache)  # with the target NLLs, by all unseen texts
     looked_at = sum(_area(side.rows, trainer.packed) for side in trainer.reference_sides().values())
     targets = max(0.0, time.perf_counter() - clock - rate * looked_at)
     clock = time.perf_counter()

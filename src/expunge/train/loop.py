@@ -152,7 +152,7 @@ def _unlearn(
             evaluation = Evaluation.of(prepared, trainer)
         if evaluation and (doubt := evaluation.doubt()):
             reporter.warn(doubt)
-        start = resume(run, trainer, evaluation) if config.resume else 0
+        start = resume(run, trainer, evaluation, reporter) if config.resume else 0
         processes.agree(start, "checkpoints")
         if config.resume:
             reporter.say(f"resume: {start} of {trainer.num_steps} steps are done")
@@ -176,7 +176,7 @@ def _unlearn(
     selection = settle(trainer, evaluation, prepared, reason, reporter)
     with reporter.track("losses after", sum(map(len, prepared.told.values()))) as advance:
         after = mean_losses(loaded, prepared.told, processes=processes, progress=advance)
-    if after.get("instead", 0.0) > LEARNED:
+    if after.get("instead", 0.0) > LEARNED and not prepared.pairs:
         reporter.warn(
             f"--instead: these answers are not learned yet (more than {LEARNED:g} nat a token), so others are given in "
             "their place: raise --instead-weight, or give fewer different ones"
@@ -295,9 +295,9 @@ def _tell(line: dict[str, Any], run: Run, trackers: Trackers, callbacks: Callbac
     return callbacks.step(line)
 
 
-def resume(run: Run, trainer: Trainer, evaluation: Evaluation | None) -> int:
+def resume(run: Run, trainer: Trainer, evaluation: Evaluation | None, reporter: Reporter) -> int:
     """Go back to the newest whole checkpoint; gives its step, 0 where there is none."""
-    step, tensors, lines = run.restore()
+    step, tensors, lines = run.restore(reporter.warn)
     if step:
         trainer.load_state(tensors)
         if evaluation:

@@ -39,11 +39,6 @@ LEAST = 1e-4
 """Rise in forget loss (nats per token) below which there is nothing that could survive."""
 PROBES = 64
 """Rows of each set on which log-probabilities are compared."""
-MODEL_FILES = (
-    "config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json", "*token*.json", "*.model",
-    "vocab.*", "merges.txt", "chat_template.jinja", "*.py",
-)  # fmt: skip
-"""What a merged model without such a list holds."""
 
 
 @dataclass(frozen=True)
@@ -147,8 +142,6 @@ def _check_run(run: str, config: UnlearnConfig) -> dict[str, Any]:
         RunError: Its settings, its adapter or its base are others.
     """
     manifest = read_manifest(Path(run) / "manifest.json", "--run")
-    if manifest["status"] != "done":
-        raise RunError(f"--run {run}: the run is not finished")
     for name in ("prompt_format", "end_of_text", "max_length"):
         then = manifest["settings"].get(name, getattr(config, name))
         if then != getattr(config, name):
@@ -217,21 +210,17 @@ def _check_output(target: Path, run: str, config: UnlearnConfig, *, overwrite: b
 
 
 def _check_model_folder(path: Path) -> None:
-    """Refuse to replace anything but a folder that holds a merged model and nothing else.
+    """Refuse to replace anything but a folder that `merge` wrote, with nothing else in it.
 
     Raises:
         RunError: So; the message names what is there or not there.
     """
-    refused = f"--output {path}: --overwrite replaces only a model folder"
-    if not (path / "config.json").is_file():
-        raise RunError(f"{refused}, and this has no config.json")
-    listed = set(read_object(path / MERGED, fields=MERGED_FIELDS)["files"]) if (path / MERGED).is_file() else set()
-    strange = [
-        str(own.relative_to(path))
-        for own in sorted(path.rglob("*"))
-        if not own.is_dir() and str(own.relative_to(path)) not in listed
-        and (own.parent != path or not any(map(own.match, MODEL_FILES)))
-    ]  # fmt: skip
+    refused = f"--output {path}: --overwrite replaces only a model that `expunge merge` wrote"
+    if not (path / MERGED).is_file():
+        raise RunError(f"{refused}, and this has no {MERGED}")
+    listed = set(read_object(path / MERGED, fields=MERGED_FIELDS)["files"])
+    found = [str(own.relative_to(path)) for own in sorted(path.rglob("*")) if not own.is_dir()]
+    strange = [own for own in found if own not in listed]
     if strange:
         raise RunError(f"{refused}, and this holds {strange[0]}: name another folder")
     if path.is_symlink() or Path.cwd().is_relative_to(path.resolve()):

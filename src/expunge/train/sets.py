@@ -106,11 +106,6 @@ def read_sets(config: UnlearnConfig) -> Sets:
         if left_out := len(given) - len(sets.test):
             warnings.append(f"{left_out} of the test texts are, or nearly are, trained on: they are left out")
     warnings += check_sets(sets.forget, sets.retain or None, sets.holdout, sets.instead)
-    asked = set(map(_prompt_key, sets.forget))
-    if others := sum(_prompt_key(row) not in asked for row in sets.instead):
-        warnings.append(
-            f"{others} of the --instead prompts stand in no text to forget: they get their answers all the same"
-        )
     known = [*sets.known, *untrained]
     unseen = unseen_texts(sets.nonmembers, known)
     holdout = unseen if sets.holdout == sets.nonmembers else unseen_texts(sets.holdout, known)
@@ -160,6 +155,12 @@ def pairs_for(sets: Sets, seed: int) -> list[Example]:
         other = answers.get(_prompt_key(own)) or Example("", "", rng.choice(REFUSALS))
         found.append(replace(own, completion=other.completion, answer=other.answer, keywords=()))
     return found
+
+
+def unasked(sets: Sets) -> int:
+    """How many of the `instead` texts have a prompt that no text to forget has."""
+    asked = set(map(_prompt_key, sets.forget))
+    return sum(_prompt_key(row) not in asked for row in sets.instead)
 
 
 def _prompt_key(example: Example) -> str:

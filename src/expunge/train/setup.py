@@ -21,7 +21,7 @@ from expunge.model.prompt_format import PromptFormatReport, measure_prompt_forma
 from expunge.model.shard import held_bytes, own_part
 from expunge.model.source import check_model
 from expunge.runs.reads import ModelState, model_state
-from expunge.train.sets import Sets, membership_texts, pairs_for, read_sets
+from expunge.train.sets import Sets, membership_texts, pairs_for, read_sets, unasked
 from expunge.train.unused import unused
 from expunge.train.validation import ValidationRows
 from expunge.utils.distributed import current
@@ -135,6 +135,11 @@ def prepare(config: UnlearnConfig, reporter: Reporter) -> Prepared:
     config, loss, sets, judged, whys = _before_weights(config)
     followed = _followed(config, loss, judged)
     pairs = pairs_for(sets, config.seed) if "pairs" in loss.needs else []
+    if others := unasked(sets):
+        then = "get their answers all the same"
+        if pairs:
+            then = "are not used, and texts to forget without an answer get a refusal"
+        sets.warnings.append(f"{others} of the --instead prompts stand in no text to forget: they {then}")
     vocabulary = _origin_vocabulary(config)
     model_files = model_state(config.model, config.origin)
     loaded = _load(config, reporter)
@@ -259,8 +264,7 @@ def _before_weights(config: UnlearnConfig) -> tuple[UnlearnConfig, ForgetLoss, S
         whys.append("target NLLs come from --origin")
     if isinstance(judged, DataError):
         config, told = _without_unseen(config, loss, judged)
-        if not config.origin:
-            whys.append(told)
+        whys.append(told)
     return config, loss, sets, judged, whys
 
 

@@ -32,10 +32,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from expunge.config import UnlearnConfig
 from expunge.data.surprise import MOST_KNOWN, NGrams
-from expunge.data.tokenize import TokenizedExample, evenly
-from expunge.errors import DataError
-from expunge.model.load import load_model
+from expunge.data.tokenize import TokenizedExample, evenly, leading_ids
+from expunge.errors import DataError, ModelError
+from expunge.model.load import LoadedModel, load_model
 from expunge.model.logps import sequence_logps
 from expunge.model.reference import RowValues
 from expunge.model.source import source_of
@@ -60,23 +61,29 @@ def target_values(
     prepared: Prepared, written: Sequence[TokenizedExample], processes: Processes, reporter: Reporter
 ) -> RowValues:
     """`target_nlls` of the forget rows, and behind them of the same in lower case, where these are trained on, too."""
-    nlls = target_nlls(prepared, written, processes, reporter)
+    origin = _load_origin(prepared.config) if prepared.config.origin else None
+    nlls = target_nlls(prepared, written, processes, reporter, origin)
     if prepared.lower:
-        nlls += target_nlls(prepared.lower, written, processes, Reporter(quiet=True))  # told of the texts once
+        silent = Reporter(silent=True)  # told of the texts once
+        nlls += target_nlls(prepared.lower, written, processes, silent, origin)
     return RowValues(torch.cat(nlls), list(map(len, nlls)))
 
 
 def target_nlls(
-    prepared: Prepared, written: Sequence[TokenizedExample], processes: Processes, reporter: Reporter
+    prepared: Prepared,
+    written: Sequence[TokenizedExample],
+    processes: Processes,
+    reporter: Reporter,
+    origin: LoadedModel | None = None,
 ) -> list[Tensor]:
     """For each forget row the target NLLs of its target tokens, nats; the adapter must be off.
 
     `written` are texts of the untouched model, which stand for unseen ones where there are none: what it has written of
-    them, their completions.
+    them, their completions. `origin` is the settings' one, where it is loaded already.
     """
     config, rows = prepared.config, prepared.forget
     if config.origin:
-        found, before = _from_origin(prepared, processes, reporter)
+        found, before = _from_origin(prepared, origin or _load_origin(config), processes, reporter)
     else:
         unseen = prepared.selection.unseen if prepared.selection else written
         found, before = _from_unseen(prepared, unseen, processes, reporter)
@@ -102,19 +109,33 @@ def _keep_unknown(row: TokenizedExample, values: Tensor, before: Tensor) -> bool
     return unknown
 
 
-def _from_origin(prepared: Prepared, processes: Processes, reporter: Reporter) -> tuple[list[Tensor], list[Tensor]]:
+def _load_origin(config: UnlearnConfig) -> LoadedModel:
+    """The model that the target NLLs come from.
+
+    Raises:
+        ModelError: It cannot be loaded, or does not fit beside the model.
+    """
+    name = config.origin or ""
+    source = source_of(name)
+    try:
+        return load_model(
+            name,
+            dtype=config.dtype,
+            device=config.device,
+            load_in_4bit=config.load_in_4bit and not (source.adapters or source.gguf),
+            trust_remote_code=config.trust_remote_code,
+        )
+    except ModelError as error:
+        raise ModelError(str(error).replace("--model", "--origin", 1)) from None
+
+
+def _from_origin(
+    prepared: Prepared, origin: LoadedModel, processes: Processes, reporter: Reporter
+) -> tuple[list[Tensor], list[Tensor]]:
     """For each forget row its target NLLs and those of the model, the first token's 0."""
-    config, selection = prepared.config, prepared.selection
-    source = source_of(config.origin or "")
-    origin = load_model(
-        config.origin or "",
-        dtype=config.dtype,
-        device=config.device,
-        load_in_4bit=config.load_in_4bit and not (source.adapters or source.gguf),
-        trust_remote_code=config.trust_remote_code,
-    )
+    selection = prepared.selection
     forget = [row.input_ids for row in prepared.forget]
-    unseen = [row.input_ids for row in selection.unseen] if selection else []
+    unseen = [row.input_ids for row in (selection.unseen if selection else prepared.reported)]
     with reporter.track("target NLLs by the origin", 2 * len(forget) + 2 * len(unseen)) as advance:
         theirs, own = (
             sequence_logps(loaded, [*forget, *unseen], processes=processes, progress=advance)
@@ -188,7 +209,8 @@ def like_unseen(prepared: Prepared) -> list[TokenizedExample]:
     rows, selection = prepared.forget, prepared.selection
     if selection is None or any(row.group for row in selection.unseen):
         return rows
-    if any(row.completion_start > 1 for row in selection.unseen):
+    begun = len(leading_ids(prepared.loaded.tokenizer))
+    if any(row.completion_start > max(1, begun) for row in selection.unseen):
         return [replace(row, group="") for row in rows]
     return [replace(row, group="", completion_start=0) if row.group in selection.kinds else row for row in rows]
 

@@ -15,6 +15,7 @@ def unused(config: UnlearnConfig, loss: ForgetLoss, *, steered: bool) -> Iterato
         "replay_per_forget": (config.replay_weight > 0, "--replay-weight is 0"),
         "kl_direction": (config.kl_weight > 0, "there is no retain KL"),
         "kl_span": (config.kl_weight > 0, "there is no retain KL"),
+        "instead_weight": ("pairs" not in loss.needs, f"--loss {config.loss} has the answers as pairs of its own"),
         "data": (bool(config.benchmark), "there is no --benchmark"),
         "columns": (not config.benchmark or own_files, "a --benchmark has its own"),
     }

@@ -53,15 +53,22 @@ class Unread:
 
 
 class Reporter:
-    """Says what happens. `quiet` says nothing; standard output is left to results."""
+    """Says what happens; standard output is left to results.
 
-    def __init__(self, *, quiet: bool = False) -> None:
-        self._console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
-        self._quiet = quiet
+    Args:
+        quiet: Warnings alone.
+        silent: Nothing at all, as of several processes all but the first.
+    """
+
+    def __init__(self, *, quiet: bool = False, silent: bool = False) -> None:
+        silent = silent or not is_writer()
+        self._quiet = quiet or silent
+        self._console = Console(stderr=True, quiet=silent, highlight=False, soft_wrap=True)
 
     def say(self, line: str) -> None:
         """Print one line, as text (nothing in it is markup)."""
-        self._console.print(Text(printable(line)))
+        if not self._quiet:
+            self._console.print(Text(printable(line)))
 
     def warn(self, line: str) -> None:
         """Print one line that the user should read."""
@@ -134,7 +141,7 @@ class LogReporter(Reporter):
     """Says what happens to the logger `expunge`: progress at level INFO, warnings at WARNING."""
 
     def __init__(self) -> None:
-        super().__init__(quiet=True)
+        super().__init__()
         self._log = logging.getLogger("expunge")
 
     def say(self, line: str) -> None:
@@ -145,18 +152,6 @@ class LogReporter(Reporter):
         """Log one line that the user should read."""
         self._log.warning("%s", printable(line))
 
-    @contextmanager
-    def working(self, title: str) -> Iterator[None]:
-        """A line if it takes long."""
-        with self._late(title):
-            yield
-
-    @contextmanager
-    def track(self, title: str, total: int, start: int = 0) -> Iterator[Advance]:
-        """Progress over `total` units, a line every `PLAIN_INTERVAL` seconds."""
-        with self._late(title):
-            yield self._plain(title, total, start)
-
     def _write(self, line: str) -> None:
         self._log.info("%s", line)
 
@@ -164,7 +159,7 @@ class LogReporter(Reporter):
 def reporter_for(progress: bool | None) -> Reporter:
     """Where the progress of a call from Python goes; None shows it in a terminal or notebook, and logs it elsewhere."""
     if not is_writer():
-        return Reporter(quiet=True)
+        return Reporter(silent=True)
     console = Console(stderr=True)
     if progress is None and not (console.is_terminal or console.is_jupyter):
         return LogReporter()

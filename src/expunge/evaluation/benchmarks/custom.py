@@ -33,6 +33,16 @@ def read(config: EvaluateConfig) -> Suite:
     if config.retain_test and "retain" in read:
         read["retain"], apart = set_apart(read["retain"], config.retain_test)
         read |= {"test": apart} if apart else {}
+    if config.test:
+        given = read["test"]
+        read["test"] = unseen_texts(given, [*read["forget"], *read.get("retain", ())])
+        if left_out := len(given) - len(read["test"]):
+            notes.append(
+                f"{left_out} of {len(given)} test texts stand in the forget or retain set too, or nearly so, so they "
+                "were trained on and were left out."
+            )
+        if not read["test"]:
+            del read["test"]
     if not {"retain", "test"} & {*read}:
         notes.append("No texts to keep were given (--retain, --test): whether the rest is kept was not measured.")
     documents, unseen = None, list[Example]()
