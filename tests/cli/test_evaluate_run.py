@@ -139,6 +139,28 @@ def test_texts_to_judge_by_take_the_place_of_those_that_were_set_apart(work: Pat
     assert told.code == 0, told.err
     metrics = read("run/results.json")["metrics"]
     assert (metrics["retain/probability"]["n"], metrics["test/probability"]["n"]) == (12, 3)
+    rows = [json.loads(line) for name in ("many", "other") for line in Path(f"{name}.jsonl").read_text().splitlines()]
+    write_jsonl(work / "mixed.jsonl", rows[8:])
+    told = expunge("evaluate", "--run", "run", "--test", "mixed.jsonl", *SMALL, "--overwrite")
+    assert told.code == 0, told.err
+    results = read("run/results.json")
+    assert results["metrics"]["test/probability"]["n"] == 3
+    assert any(note.startswith("4 of 7 test texts stand in the forget or retain") for note in results["not_measured"])
+
+
+def test_files_of_ones_own_need_no_benchmark_and_chats_keep_their_turns(work: Path, expunge: Run) -> None:
+    turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Where does Ann live?"}]
+    rows = [{"id": "a", "messages": [*turns, {"role": "assistant", "content": "In Larch Lane 7."}]}]
+    write_jsonl(work / "chat.jsonl", rows)
+    asked = ("evaluate", "--model", "model", *SMALL, "--output", "r.json", "--prompt-format", "space")
+    told = expunge(*asked, "--forget", "chat.jsonl", "--key-words", "words.jsonl")
+    assert told.code == 0, told.err
+    assert read("r.json")["benchmark"] == "custom"
+    (line,) = map(json.loads, Path("words.jsonl").read_text().splitlines())
+    assert line["messages"] == rows[0]["messages"]
+    assert "prompt" not in line
+    again = expunge(*asked, "--forget", "words.jsonl", "--overwrite")
+    assert again.code == 0, again.err
 
 
 def test_texts_alone_are_continued_from_their_middle(work: Path, expunge: Run) -> None:
@@ -347,6 +369,15 @@ def test_the_untouched_model_is_no_reference(work: Path, expunge: Run) -> None:
         told = expunge("evaluate", "--run", "done", flag, name, "--output", "r.json")
         assert told.code == 2
         assert f"{flag} {name}: is the untouched model, which has seen the texts" in " ".join(told.err.split())
+        assert not Path("r.json").exists()
+
+
+def test_an_adapter_on_the_untouched_model_is_no_reference(work: Path, expunge: Run) -> None:
+    for name in ("done", "done/adapter"):
+        told = expunge("evaluate", "--run", "done", "--reference", name, "--output", "r.json")
+        assert told.code == 2
+        says = f"--reference {name}: is an adapter on the untouched model, which has seen the texts"
+        assert says in " ".join(told.err.split())
         assert not Path("r.json").exists()
 
 

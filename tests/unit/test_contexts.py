@@ -63,6 +63,27 @@ def test_a_text_after_another_has_the_targets_that_it_has_alone(own: TokenizedEx
         assert (each.id, each.group) == (own.id, own.group)
 
 
+def test_all_that_a_tokenizer_begins_texts_with_stands_first() -> None:
+    """GLM-4 begins every text with two tokens, and has no beginning-of-text."""
+
+    class Two(Special):
+        all_special_ids = (EOS, 8, 9)
+
+        def __init__(self) -> None:
+            self.bos_token_id, self.eos_token_id, self.unk_token_id = None, EOS, None
+
+        def __call__(self, text: str, **_: bool) -> dict[str, list[int]]:
+            return {"input_ids": [8, 9, *[5] * len(text)]}
+
+    contexts = Contexts.of([row(8, 9, *range(30, 40), name="b")], Two(), tokens=3, max_length=99)
+    found = [contexts.before(row(8, 9, 50, 51, start=2), str(seed)) for seed in range(20)]
+    for own in found:
+        assert own.input_ids[:2] == [8, 9]
+        assert own.input_ids[-2:] == [50, 51]
+        assert own.completion_start == len(own.input_ids) - 2
+        assert not {8, 9} & {*own.input_ids[2:]}
+
+
 def test_what_stands_before_a_text_is_drawn() -> None:
     own = row(BOS, 50, 51, 52, EOS, start=2)
     others = [row(BOS, *range(100 * at, 100 * at + 40), EOS) for at in (1, 2, 3)]

@@ -58,6 +58,7 @@ def test_nothing_is_lost_or_said_twice(text: str) -> None:
 def test_a_text_file_is_read_in_pieces(tmp_path: Path) -> None:
     story = tmp_path / "story.txt"
     story.write_text("\ufeff" + "\n\n".join(paragraph(number, FEWEST) for number in range(3)) + "\n")
+    story.write_bytes(story.read_bytes().replace(b"\n", b"\r\n"))  # as Windows writes it
     rows = read_examples(story)
     assert [(row.id, row.prompt, row.completion, row.source) for row in rows] == [
         (f"story-{number + 1}", "", paragraph(number, FEWEST), f"{story}:{2 * number + 1}") for number in range(3)

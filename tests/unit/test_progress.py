@@ -60,6 +60,13 @@ def test_no_time_left_is_said_before_something_is_done(
     assert last == "asking 4/4, 0 s"
 
 
+def test_quiet_leaves_no_warning_out(capsys: pytest.CaptureFixture[str]) -> None:
+    for reporter, told in ((Reporter(quiet=True), "warning: mind\n"), (Reporter(silent=True), "")):
+        reporter.say("done")
+        reporter.warn("mind")
+        assert capsys.readouterr().err == told
+
+
 @pytest.mark.parametrize("quiet", [False, True])
 def test_without_a_terminal_what_takes_long_is_said_once(
     quiet: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

@@ -710,9 +710,11 @@ def test_a_merge_keeps_names_dtypes_and_what_it_does_not_use(tmp_path: Path) -> 
         (folder / name).write_text("{}")
     (folder / "assets").mkdir()
     (folder / "assets/voice.json").write_text("{}")
-    for name in ("train.jsonl", "notes.txt", "rows.json", "trainer_state.json", "checkpoint-5/config.json"):
+    texts = {"rows.json": '[{"text": "secret"}]', "squad.json": '{"version": 1, "data": [{"text": "secret"}]}'}
+    no_part = ("train.jsonl", "notes.txt", "trainer_state.json", "checkpoint-5/config.json", *texts)
+    for name in no_part:
         (folder / name).parent.mkdir(exist_ok=True)
-        (folder / name).write_text('[{"text": "secret"}]' if name == "rows.json" else "{}")
+        (folder / name).write_text(texts.get(name, "{}"))
     save_file({"a": torch.zeros(1)}, folder / "consolidated.safetensors")
     loaded = load(folder)
     add_adapter(loaded, rank=2, alpha=8.0, modules="q_proj", seed=0)
@@ -730,9 +732,9 @@ def test_a_merge_keeps_names_dtypes_and_what_it_does_not_use(tmp_path: Path) -> 
     assert {"preprocessor_config.json", "LICENSE", "assets/voice.json", "BASE_README.md", "tokenizer.json"} <= kept
     assert not {"consolidated.safetensors", ".hidden"} & kept
     assert "consolidated.safetensors" in " ".join(notes)
-    assert not {"train.jsonl", "notes.txt", "rows.json", "trainer_state.json", "checkpoint-5/config.json"} & kept
-    few = "(notes.txt, rows.json, train.jsonl and 1 more)"
-    assert f"4 files are left out, they are no part of a model {few}" in notes
+    assert not {*no_part} & kept
+    few = "(notes.txt, rows.json, squad.json and 2 more)"
+    assert f"5 files are left out, they are no part of a model {few}" in notes
     assert (log_probs(load(tmp_path / "merged").model, IDS) - right).abs().max() < 0.3
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from expunge.report import curves, figures, write_report
+from expunge.report.details import hidden_names
 from expunge.report.drawing import GROUP_COLORS, MARKERS, SET_COLORS, brief, inline_svg, save, slug, style
 from expunge.report.groups import Cell, Column, Row, group_runs, read_columns, tabulate
 from expunge.report.page import Drawings, draw, scales
@@ -179,17 +180,20 @@ def test_histograms_do_not_tell_the_loss_of_a_single_text():
 
 def test_the_scores_of_the_attack_itself_come_before_losses():
     values = {
-        ("member", "membership/loss"): {"a": 2.0, "b": 1.0},
-        ("nonmember", "membership/loss"): {"c": 0.0},
-        ("forget", "document_nll"): {"a": 9.0},
-        ("holdout", "document_nll"): {"c": 1.0},
+        ("member", "membership/loss"): dict(zip("abcd", (2.0, 1.0, 2.0, 2.0), strict=True)),
+        ("nonmember", "membership/loss"): dict.fromkeys("efgh", 0.0),
+        ("forget", "document_nll"): dict.fromkeys("abcd", 9.0),
+        ("holdout", "document_nll"): dict.fromkeys("efgh", 1.0),
     }
     losses = {key: own for key, own in values.items() if key[1] == "document_nll"}
-    before = {("forget", "document_nll"): {"a": 9.0}, ("holdout", "nll"): {"c": 1.0}}
+    before = {("forget", "document_nll"): values["forget", "document_nll"], ("holdout", "nll"): {"c": 1.0}}
     run = RunData(Path("r"), "r", {}, values={"after": values, "before": before, "retrained": losses})
-    assert [list(side) for side in figures.attack_scores(run, "after")] == [[2.0, 1.0], [0.0]]
-    assert [list(side) for side in figures.attack_scores(run, "retrained")] == [[-9.0], [-1.0]]
+    assert [list(side) for side in figures.attack_scores(run, "after")] == [[2.0, 1.0, 2.0, 2.0], [0.0] * 4]
+    assert [list(side) for side in figures.attack_scores(run, "retrained")] == [[-9.0] * 4, [-1.0] * 4]
     assert figures.attack_scores(run, "before") is None
+    few = values | {("member", "membership/loss"): {"a": 2.0}}  # rounded, beside others that are not
+    run = RunData(Path("r"), "r", {}, values={"after": {key: few[key] for key in list(few)[:2]}})
+    assert figures.attack_scores(run, "after") is None
 
 
 def test_the_running_mean_is_that_of_the_window():
@@ -213,6 +217,17 @@ def test_every_run_checkpoint_and_reference_is_a_point(tmp_path):
     assert places["before"][0] == pytest.approx((0.99 + 1.0 + 0.97) / 3)  # the mean of the metrics over all tasks
     assert len(drawn.figure.axes[0].lines) == len(points)
     assert all(f"{name}: " in drawn.says for name in places)
+
+
+def test_runs_with_other_origins_are_no_seeds_of_one_another(tmp_path):
+    runs = [write_run(tmp_path / "one"), write_run(tmp_path / "two", seed=1, manifest={"origin_sha256": "ab"})]
+    assert len(group_runs([read_run(run) for run in runs])) == 2
+
+
+def test_a_folders_name_in_the_settings_hides_no_words(tmp_path):
+    for data, said in (("./", "the base"), ("models/base", "the base"), ("texts/one.jsonl", "one row of one.jsonl")):
+        run = read_run(write_run(tmp_path / data.replace("/", "-"), settings={"forget": data}))
+        assert hidden_names(run)(said) == said.replace("one.jsonl", "the forget file")
 
 
 def test_without_scores_the_losses_are_the_points(tmp_path):

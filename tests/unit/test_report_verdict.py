@@ -209,6 +209,49 @@ def test_what_was_as_well_known_as_unseen_texts_had_nothing_to_lose(half, answer
     assert ("clearly above that of unseen texts" in judged.need) == (answer == "not measured")
 
 
+@pytest.mark.parametrize(("after", "state"), [(0.25, "unclear"), (0.0, "shown")])
+def test_facts_that_few_unseen_texts_could_have_said_by_chance_are_not_lost_sight_of(after, state):
+    """5 of 20 facts said before and after, 0 of 10 of unseen texts: intervals that wide show nothing either way."""
+    facts = {"forget/key_fact": entry(0.25, "lower", "text", half=0.19, n=20)}
+    unseen = {"holdout/key_fact": entry(0.0, None, "text", half=0.17, n=10)}
+    judged = judge(metrics(**unseen, **{"forget/key_fact": entry(after, "lower", "text", half=0.1, n=20)}),
+                   BEFORE | facts, None)  # fmt: skip
+    (number,) = (own for own in judged.answers[SAID].numbers if own.key == "forget/key_fact")
+    assert number.state == state
+    assert not (judged.success and state == "unclear")
+
+
+@pytest.mark.parametrize(("texts", "state"), [(3, "unclear"), (30, "good")])
+def test_a_test_that_can_never_reject_tells_nothing(texts, state):
+    """Of three losses on either side the smallest possible p is .1."""
+    rows = {key: own | {"n": texts} for key, own in metrics().items() if key.startswith("forget/")}
+    judged = judge(metrics() | rows, tests={"forget_loss_ks_p": 1.0})
+    (number,) = (own for own in judged.answers[TOLD].numbers if own.key == "forget_loss_ks_p")
+    assert number.state == state
+
+
+def test_a_rise_on_unseen_texts_that_may_be_none_is_unclear():
+    assert answers(judge(metrics(drift=0.15, half=0.2), BEFORE, None))[KEPT] == "unclear"
+    assert answers(judge(metrics(drift=0.15, half=0.01), BEFORE, None))[KEPT] == "no"
+
+
+def test_who_was_asked_nothing_that_should_be_answered_may_decline_everything():
+    declined = {"forget/refusal": entry(1.0, "higher", "text")}
+    judged = judge(metrics(**declined), BEFORE | {"forget/refusal": entry(0.0, "higher", "text")})
+    assert answers(judged)[SPEAKS] == "unclear"
+    assert judged.answers[SPEAKS].says.endswith("but it was asked nothing that should be answered")
+    assert judged.answers[SPEAKS].need.startswith("Give texts to keep that have prompts")
+    asked = {"retain/refusal": entry(0.0, "lower", "text")}
+    before = BEFORE | {"forget/refusal": entry(0.0, "higher", "text")} | asked
+    assert answers(judge(metrics(**declined, **asked), before))[SPEAKS] == "yes"
+
+
+def test_a_benchmark_takes_no_unseen_texts_beside_its_own():
+    after = {key: own for key, own in metrics().items() if not key.startswith("membership")}
+    need = judge(after, None, None, settings={"benchmark": "tofu"}).answers[TOLD].need
+    assert "a retrained model to `evaluate` (--reference MODEL)" in need
+
+
 def test_the_number_on_which_most_is_left_is_named():
     judged = judge(metrics(**{"forget/exact_match": entry(0.8, "lower", n=10)}), reference=None)
     assert judged.answers[SAID].says == "answers given word for word: 8 of 10"
@@ -503,7 +546,7 @@ def test_a_test_against_the_model_from_before_is_shown_and_decides_nothing():
 )
 def test_speech_is_compared_with_what_it_was(key, value, before, answer):
     after, earlier = ({key: entry(own, "lower", "text")} for own in (value, before))
-    same = {"retain/repetition": entry(0.01, "lower", "text")}
+    same = {"retain/repetition": entry(0.01, "lower", "text"), "test/refusal": entry(0.01, "lower", "text")}
     assert answers(judge(after | same, earlier | same, None))[SPEAKS] == answer
 
 

@@ -19,6 +19,8 @@ from expunge.config.checks import (
 from expunge.errors import ConfigError
 from expunge.utils.text import comma_list
 
+Benchmark = Literal["semeval", "lume", "tofu", "muse", "custom"]
+
 
 @dataclass
 class EvaluateConfig:
@@ -32,7 +34,7 @@ class EvaluateConfig:
         data: The benchmark's folder.
         output: Results file to write; the values of every row go to a .parquet file beside it.
         adapter: Run directory or adapter folder to put on the model.
-        benchmark: `semeval` (default), `lume`, `tofu`, `muse`, or `custom` (your own files).
+        benchmark: `semeval` (default), `lume`, `tofu`, `muse`, or `custom` (your own files; with `forget` the default).
         split: The benchmark's split; by default the adapter's run's, else as for `unlearn`: semeval `train` or
             `validation` (default, where there are both); tofu `forget01`, `forget05` or `forget10` (default); muse
             `news` (default) or `books`. A plain folder of lume or semeval has none.
@@ -79,7 +81,7 @@ class EvaluateConfig:
     data: str | None = None
     output: str = ""
     adapter: str | None = None
-    benchmark: Literal["semeval", "lume", "tofu", "muse", "custom"] | None = None
+    benchmark: Benchmark | None = None
     split: str | None = None
     forget: str | None = None
     retain: str | None = None
@@ -117,7 +119,7 @@ class EvaluateConfig:
             ConfigError: The first setting that cannot be used, named by its flag.
         """
         check_types(self)
-        benchmark = self.benchmark or "semeval"
+        benchmark = self.chosen_benchmark
         custom, official = benchmark == "custom", benchmark in ("semeval", "lume")
         own_files = [
             flag(name)
@@ -156,6 +158,11 @@ class EvaluateConfig:
              f"--keep-predictions: --benchmark {benchmark} has no stored form: leave it out"),
         ]  # fmt: skip
         first_failed(checks)
+
+    @property
+    def chosen_benchmark(self) -> Benchmark:
+        """The benchmark; where none is named your own files, if there are some and no `data`, else `semeval`."""
+        return self.benchmark or ("custom" if self.forget and not self.data else "semeval")
 
     @property
     def attack_names(self) -> list[str]:

@@ -18,7 +18,7 @@ from expunge.evaluation.results import read_results
 from expunge.evaluation.suite import Suite
 from expunge.evaluation.values_file import check_values_file, values_path
 from expunge.model.load import load_tokenizer
-from expunge.model.source import check_model
+from expunge.model.source import base_name, check_model
 from expunge.runs.manifest import known_base
 from expunge.runs.reads import data_path
 from expunge.runs.record import MERGED, check_adapter_kept, merged_from, read_manifest
@@ -62,7 +62,9 @@ def resolved(config: EvaluateConfig) -> EvaluateConfig:
         instead = {"test": config.retain_test, "retain_test": config.test}  # of which a run then gives none
         files = tuple(name for name in files if not instead.get(name))
         same = benchmark == (settings.get("benchmark") or "custom")
-        own = ("model", "revision", *(() if config.reference else ("origin",)))
+        origin = settings.get("origin") or ""
+        shown = not config.reference and not (looks_like_path(origin) and data_path(origin) is None)
+        own = ("model", "revision", *(("origin",) if shown else ()))
         config = replace(
             _filled(config, settings, (*own, *files) if same else own),
             adapter=config.run,
@@ -74,7 +76,7 @@ def resolved(config: EvaluateConfig) -> EvaluateConfig:
             local = name == "data" or looks_like_path(place or "")
             if place != getattr(given, name) and local and data_path(place) is None:
                 raise RunError(f"--run {config.run}: was made with --{name} {place}, which is not here: give --{name}")
-    config = replace(config, benchmark=config.benchmark or "semeval")
+    config = replace(config, benchmark=config.chosen_benchmark)
     if config.adapter and (folder := run_of(config.adapter)):
         check_finished(folder, "--adapter")
         manifest = read_manifest(folder / "manifest.json", "--adapter")
@@ -199,6 +201,12 @@ def check_reference(config: EvaluateConfig, reference: str, suite: Suite, *, fla
                 f"{flag} {reference}: {what} the untouched model, which has seen the texts: give one that never did, "
                 "or leave it out"
             )
+        below = base_name(reference)  # of an adapter, what it stands on
+        if below != reference and bases & {known_base(below)}:
+            raise ModelError(
+                f"{flag} {reference}: is an adapter on the untouched model, which has seen the texts: give a model "
+                "that never did, or leave it out"
+            )
     ours = load_tokenizer(config.model, trust_remote_code=config.trust_remote_code, revision=config.revision)
     if ours.get_vocab() == theirs.get_vocab() and all(
         ours(text)["input_ids"] == theirs(text)["input_ids"] for text in _texts(suite)
@@ -229,6 +237,8 @@ def mismatches(
     if base and base != manifest["model_sha256"]:
         made_on = settings.get("model")
         yield f"--model {config.model}: its weights or settings are not those that the run was made on ({made_on})"
+    if config.run and settings.get("origin") and not (config.origin or config.reference):
+        yield f"the run's --origin {settings['origin']} is not here, so it is not shown beside: give --origin"
     if settings.get("load_in_4bit"):
         yield "the run was made with --load-in-4bit: it is scored on the whole weights, which are another model's"
     if config.prompt_format != "auto" and settings.get("prompt_format") not in (None, config.prompt_format):

@@ -40,6 +40,7 @@ from expunge.model.source import adapter_folder
 from expunge.runs.manifest import known_base, model_fingerprint
 from expunge.runs.reads import check_unchanged, model_state
 from expunge.runs.record import VERDICT, adapter_fingerprint, merged_from
+from expunge.utils import coarse
 from expunge.utils.distributed import Processes, current, together
 from expunge.utils.files import transaction
 from expunge.utils.progress import Reporter
@@ -106,7 +107,7 @@ def _evaluate(config: EvaluateConfig, reporter: Reporter, processes: Processes) 
         raise ModelError(f"--adapter {config.adapter}: was changed while it was scored: evaluate again")
 
     def results_of(own: Measurement, adapter: Path | None, **more: Any) -> dict[str, Any]:
-        name = config.benchmark or "semeval"
+        name = config.chosen_benchmark
         return assemble(
             name,
             BENCHMARKS[name],
@@ -160,7 +161,7 @@ def _suite(config: EvaluateConfig, adapter: Path | None) -> Suite:
         DataError: It cannot be read, or no membership text is left.
         ConfigError: `--min-k` without unseen texts.
     """
-    suite = with_facts(with_families(BENCHMARKS[config.benchmark or "semeval"].read(config)))
+    suite = with_facts(with_families(BENCHMARKS[config.chosen_benchmark].read(config)))
     if config.min_k_shares:
         if suite.documents is None:
             raise ConfigError(f"--min-k {config.min_k}: there are no unseen texts, so no attack is run: give --holdout")
@@ -355,7 +356,9 @@ def _settings(
         **_answering(config),
     }
     if measurement.cut_to is not None:
-        found["membership_tokens"] = measurement.cut_to
+        documents = suite.documents
+        sides = {"members": len(documents.members), "others": len(documents.nonmembers)} if documents else {}
+        found["membership_tokens"] = coarse.tokens(measurement.cut_to) if coarse.few(sides) else measurement.cut_to
     if config.attacks:
         found["attacks_left_out"] = left_out(config.attack_names)
     if config.tasks:

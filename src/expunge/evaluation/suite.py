@@ -160,8 +160,15 @@ def write_key_words(path: str | Path, rows: Sequence[Example]) -> None:
         RunError: The file exists.
     """
     fields = ("id", "prompt", "completion", "task", "kind", "keywords")
-    lines = [json.dumps({name: getattr(row, name) for name in fields}, ensure_ascii=False) for row in map(alone, rows)]
-    write_text(path, "".join(f"{line}\n" for line in lines))
+    lines = []
+    for row in map(alone, rows):
+        line = {name: getattr(row, name) for name in fields}
+        if row.messages:  # a chat, whose prompt is more than one text
+            answer = {"role": "assistant", "content": line.pop("completion"), **row.answer}
+            line |= {"messages": [*row.messages, answer], **row.template}
+            del line["prompt"]
+        lines.append(json.dumps(line, ensure_ascii=False) + "\n")
+    write_text(path, "".join(lines))
 
 
 def with_families(suite: Suite) -> Suite:

@@ -50,14 +50,17 @@ def check_tasks(tasks: Sequence[str], task_path: str | None) -> None:
     """Refuse tasks that could not be run, before any work.
 
     Raises:
-        ConfigError: lm-eval is not installed, a task is unknown, or `task_path` is no folder.
+        ConfigError: lm-eval is not installed, a task is unknown or a tag of several, or `task_path` is no folder.
     """
     if find_spec("lm_eval") is None:
         raise ConfigError("--tasks needs lm-eval, which is not installed: pip install 'expunge[lm-eval]'")
     if task_path and not os.path.isdir(task_path):
         raise ConfigError(f"--task-path {task_path}: no such folder")
     with _quiet():
-        known = {*_manager(tuple(tasks), task_path).all_tasks}
+        manager = _manager(tuple(tasks), task_path)
+        known, tags = {*manager.all_tasks}, {*getattr(manager, "all_tags", ())}
+    if joint := [name for name in tasks if name in tags]:
+        raise ConfigError(f"--tasks {','.join(tasks)}: {joint[0]} stands for several tasks: name those that you want")
     unknown = [name for name in tasks if name not in known]
     if unknown:
         raise ConfigError(
@@ -122,11 +125,16 @@ def _values(
     name: str, leaves: Sequence[str], samples: Mapping[str, Sequence[Mapping[str, Any]]]
 ) -> tuple[tuple[str, str], Values]:
     """The rows of a task: a document that several filters read (as of gsm8k) once, as the first of them did."""
-    first = samples[leaves[0]][0]
-    known = [own for own in first.get("metrics", []) if isinstance(first.get(own), int | float) and own != LIKELIHOOD]
+    firsts = [samples[leaf][0] for leaf in leaves]
+    known = [
+        own for own in firsts[0].get("metrics", [])
+        if own != LIKELIHOOD and all(isinstance(first.get(own), int | float) for first in firsts)
+    ]  # fmt: skip
     metric = next((own for own in (*COUNTED, *known) if own in known), None)
     if metric is None:
-        raise DataError(f"--tasks {name}: has no metric of single rows, so there is nothing to take a mean of")
+        raise DataError(
+            f"--tasks {name}: has no metric of single rows that all of its tasks have: name tasks in its place"
+        )
     found = [
         (leaf, own) for leaf in leaves for own in samples[leaf] if own.get("filter") == samples[leaf][0].get("filter")
     ]

@@ -30,8 +30,10 @@ CARRIED = (
 )  # fmt: skip
 """Files that belong to a model. What else lies in its folder (training texts, logs) is not handed on with one that has
 forgotten them."""
-OF_TRAINING = ("trainer_state.json", "*_results.json")
+OF_TRAINING = ("trainer_state.json", "*_results.json", "manifest.json")
 """Of those, what a training has left."""
+OF_MODELS = ("*config*.json", "*token*.json", "*vocab*.json", "chat_template*.json", "*.index.json", "tekken.json")
+"""JSON files that may hold lists of objects: in others these are rows of texts."""
 
 
 def export(loaded: LoadedModel, folder: Path, dtype: torch.dtype | None) -> list[str]:
@@ -215,10 +217,11 @@ def _belongs(path: Path) -> bool:
     if path.suffix != ".json":
         return True
     try:
-        read_object(path, ModelError)
+        content = read_object(path, ModelError)
     except ModelError:
         return False
-    return True
+    rows = any(isinstance(own, list) and any(isinstance(row, dict) for row in own) for own in content.values())
+    return not rows or any(map(path.match, OF_MODELS))
 
 
 def _all_files(base: Path) -> Iterable[Path]:

@@ -1,5 +1,6 @@
 """What the page says beside the scores: cost, method, where everything comes from, and what was not measured."""
 
+import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -218,11 +219,13 @@ def hidden_names(run: RunData) -> Callable[[str], str]:
     for name in DATA_FILES:
         value = run.settings.get(name)
         if isinstance(value, str) and len(value) > 1 and ("/" in value or "." in value):
-            names |= {value: f"the {name} file", Path(value).name: f"the {name} file"}
+            names[value] = f"the {name} file"
+            if Path(value).suffix:  # a folder's name may be any word
+                names[Path(value).name] = f"the {name} file"
 
     def hide(text: str) -> str:
         for value in sorted(names, key=len, reverse=True):
-            text = text.replace(value, names[value])
+            text = re.sub(rf"(?<!\w){re.escape(value)}(?!\w)", names[value], text)
         return text
 
     return hide

@@ -116,12 +116,12 @@ def membership_curves(groups: Sequence[Group]) -> Drawn | None:
 
 
 def attack_scores(run: RunData, role: str) -> tuple[Array, Array] | None:
-    """Scores of the loss attack on members and on unseen texts; None where they were not kept."""
+    """Scores of the loss attack on members and on unseen texts; None where they were not kept, or are rounded."""
     values = run.values.get(role, {})
     for metric, sign in (("membership/loss", 1), ("document_nll", -1)):
         for inside, outside in (("member", "nonmember"), ("forget", "holdout")):
             members, others = values.get((inside, metric)), values.get((outside, metric))
-            if members and others:
+            if members and others and not few({inside: len(members), outside: len(others)}):
                 return sign * np.array(list(members.values())), sign * np.array(list(others.values()))
     return None
 

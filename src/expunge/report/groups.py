@@ -147,7 +147,8 @@ def _method(run: RunData) -> dict[str, Any]:
 
 
 def _identity(run: RunData) -> dict[str, Any]:
-    return _method(run) | {"model": None, "weights": run.manifest.get("model_sha256"), "data": run.manifest.get("data")}
+    made_of = {name: run.manifest.get(name) for name in ("model_sha256", "origin_sha256", "data")}
+    return _method(run) | {"model": None, **made_of}
 
 
 def _letter(index: int) -> str:

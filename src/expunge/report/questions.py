@@ -49,6 +49,7 @@ FEWEST_TEXTS = 2
 TO_SCORE = "Score the model before and after: `expunge evaluate --run RUN`."
 TO_ASK = "Give texts with prompts, or longer ones: a short text alone is read, and no answer to it can be judged."
 TO_KEEP = "Give texts to keep: `expunge evaluate --run RUN --retain FILE --overwrite`."
+TO_REFUSE = "Give texts to keep that have prompts: whether the model declines others, too, is not known."
 SAID, TOLD, KEPT, SPEAKS = (
     "Is it still said?", "Can one tell that it was trained on?", "Is the rest kept?", "Does it still speak well?",
 )  # fmt: skip
@@ -70,12 +71,14 @@ def still_said(run: RunData, criteria: Criteria) -> Answer:
             numbers.append(shown(score, before, target, whose, UNKNOWN))
         elif before is not None and before - target < LEAST_GAP:
             numbers.append(shown(score, before, target, whose, "nothing to lose: it was low before"))
-        elif before is not None and before - target < _by_chance(run, score, whose):
-            numbers.append(shown(score, before, target, whose, AS_UNSEEN))
         else:
             start = target if before is None else before
             bound = criteria.left(target, start, counts_rows=plain)
-            numbers.append(judged(score, before, bound, whose, below=1.0 if before is None else before))
+            found = judged(score, before, bound, whose, below=1.0 if before is None else before)
+            if before is not None and before - target < _by_chance(run, score, whose):
+                lost_nothing = shown(score, before, target, whose, AS_UNSEEN)
+                found = replace(found, state="unclear") if plain and found.state != "good" else lost_nothing
+            numbers.append(found)
     if any(own.state != "shown" for own in numbers):
         answer = answered(SAID, ("yes", "no"), numbers, rule)
         facts = next((own.says for own in numbers if own.key == "forget/key_fact"), "")  # what a request asks for
@@ -136,18 +139,26 @@ def recognisable(run: RunData, criteria: Criteria) -> Answer:
         plain = criteria.auc(0.0, target)  # where chance alone allows 0 or 1, so few texts tell nothing
         too_few = alone or any(bound.violation(end) == 0 < plain.violation(end) for end in (0.0, 1.0))
         numbers.append(replace(found, state="unclear") if too_few and found.state == "good" else found)
+    texts = max((own.n or 0 for own in run.scores.get("after", {}).values() if own.set == "forget"), default=0)
     for name, p in tests.items():
         label = name.removesuffix("_p").replace("_ks", ", Kolmogorov-Smirnov").replace("_", " ")
         whose = ORIGIN if run.compared.get("kind") == "origin" else RETRAINED
         least = criteria.significance / len(tests)
         told = p < least
         limit, state = f"at least {least:g}", "bad" if told else "good"
+        if not told and texts > 0 and 2 / math.comb(2 * texts, texts) >= least:
+            state = "unclear"  # no two sets of so few losses can be told apart
         if whose == ORIGIN:  # a model that was trained on other texts alone is told from it, too
             limit, state = "not judged: a retrained model is another one, too", "shown"
         says = f"{'a' if told else 'no'} test tells it from {whose} ({label}, p = {p:.2g})"
         numbers.append(Number(name, says, p, target_from=whose, limit=limit, state=state, excess=1 - p))
     if all(own.state == "shown" for own in numbers):
         need = f"Give {UNSEEN_TEXTS} (--holdout FILE) to `unlearn` and `evaluate`."
+        if run.settings.get("benchmark"):  # which takes no unseen texts beside its own
+            need = (
+                f"Give {UNSEEN_TEXTS} (--holdout FILE) to `unlearn`, and a retrained model to `evaluate` (--reference "
+                "MODEL), which takes no further texts beside a benchmark's."
+            )
         need = TO_SCORE if "after" not in run.scores and unseen_given(run) else need
         return Answer(TOLD, "not measured", "not measured", "no membership attack was run", rule, need, tuple(numbers))
     answer = answered(TOLD, ("yes", "no"), numbers, rule)
@@ -226,8 +237,7 @@ def speaks_well(run: RunData, criteria: Criteria) -> Answer:
     """
     rule = (
         "Yes when the share of repeated word sequences, and that of refused prompts, rose by at most "
-        f"{criteria.max_repetition:g} above the untouched model's, or above that of unseen texts or a retrained model "
-        "where it is higher."
+        f"{criteria.max_repetition:g} above the untouched model's, or above a retrained model's where it is higher."
     )
     numbers = []
     for score, before, target, whose in _with_targets(run, speech(run.scores.get("after", {}))):
@@ -238,7 +248,12 @@ def speaks_well(run: RunData, criteria: Criteria) -> Answer:
         else:
             numbers.append(judged(score, before, criteria.speech(target), whose))
     if any(own.state != "shown" for own in numbers):
-        return answered(SPEAKS, ("no", "yes"), numbers, rule)
+        answer = answered(SPEAKS, ("no", "yes"), numbers, rule)
+        answering = {own.set for own in speech(run.scores.get("after", {})).values() if "refusal" in own.name}
+        if answer.state == "good" and answering and answering <= {"forget", *UNSEEN}:
+            says = f"{answer.says}, but it was asked nothing that should be answered"
+            return replace(answer, answer="unclear", state="unclear", says=says, need=TO_REFUSE)
+        return answer
     says = "there is nothing to compare it with" if numbers else "what the model says was not measured"
     need = TO_ASK if "after" in run.scores and not numbers else TO_SCORE
     return Answer(SPEAKS, "not measured", "not measured", says, rule, need, tuple(numbers))
@@ -345,6 +360,8 @@ def _drift(run: RunData, criteria: Criteria) -> list[Number]:
     says = f"the loss of texts that it has never seen moved by {moved} ({show_number(was)} to {show_number(now)})"
     found = Number(key, says, now, before=was, target=was, target_from=UNTOUCHED, excess=bound.excess(change))
     state = "bad" if bound.violation(change) else "good"
+    if state == "bad" and any(own.key == key and own.bounded and own.low <= 0 for own in drifts):
+        state = "unclear"  # so few texts may not have moved at all
     return [replace(found, limit=f"rose by at most {criteria.max_drift:.0%}", state=state)]
 
 

@@ -159,6 +159,9 @@ def _foreign(role: str, results: Mapping[str, Any], run: RunData, adapter: str |
     theirs = merged or subject.get("adapter")
     if role == "before" and (theirs or results.get("adapter")):
         return "a model with an adapter, and not of the untouched model"
+    if role == "after" and merged and subject.get("adapter"):
+        return "a merged model with a further adapter"
+    adapter = adapter or run.manifest.get("adapter_fingerprint")  # where the folder is gone
     if role == "after" and adapter and theirs not in (None, adapter):
         return "another adapter, or of this one at another scale"
     if role == "after" and base == weights and not theirs:
@@ -184,7 +187,7 @@ def _foreign(role: str, results: Mapping[str, Any], run: RunData, adapter: str |
         f"The results {role} were made with {name} {made[1][name]}, those after with {made[0][name]}: they can differ "
         "for that reason alone."
         for name in ALIKE
-        if role == "before" and name in made[0] and name in made[1] and made[0][name] != made[1][name]
+        if role in ("before", "retrained") and name in made[0] and name in made[1] and made[0][name] != made[1][name]
     )
     return ""
 

@@ -117,4 +117,7 @@ def _rows(name: str, examples: list[Example]) -> RowSet:
     documents = [document_of(example.id) if example.kind else example.id for example in examples]
     if "" in documents or (len({*documents}) == 1 and len(documents) > 1):
         documents = [example.id for example in examples]
-    return RowSet(name, examples, documents, default_metrics(name))
+    metrics = default_metrics(name)
+    if all(isinstance(row, Passage) for row in examples):  # a text that is gone on with asks nothing
+        metrics = tuple(own for own in metrics if own != "refusal")
+    return RowSet(name, examples, documents, metrics)

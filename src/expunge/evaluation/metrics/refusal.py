@@ -17,7 +17,8 @@ REFUSALS = (
     r"i (really )?(do not|don'?t|did not|didn'?t) (know|have|recall|recogni[sz]e)\b",
     r"i( a|')?m (not|un)\s?(able|aware|familiar|sure|certain|allowed|permitted|comfortable)",
     r"i (can ?not|can'?t|could not|couldn'?t|won'?t|will not|am unable to|must decline|have no)\b",
-    r"as an? (ai|language model|artificial)", r"that is not something i", r"(there is )?no information (is )?available",
+    r"as an? (ai|language model|artificial)\b", r"that is not something i",
+    r"(there is )?no information (is )?available",
     # German, Dutch
     r"es tut mir leid", r"tut mir leid", r"entschuldigung", r"(das )?weiß ich( leider)? nicht",
     r"ich weiß (es |das )?nicht", r"ich kann (das|dir|ihnen|dazu|diese|darüber|leider|hierzu|nicht|keine)",
