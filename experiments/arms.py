@@ -49,6 +49,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "paper": {"recipe": "paper"},
 }
 """Name -> what differs from the default recipe. `D` is run in the work tree of its commit, recipes have their own budget."""
+SUBJECTS = ("olmo", "llama", "neox", "qwen", "gpt2", PART)
 FIXED = ("before", "retrained")
 """Models without a run, measured as the arms are."""
 NEED_ORIGIN = ("O",)
@@ -57,6 +58,7 @@ RATES = (5e-4, 1.5e-3, 5e-3)
 FORGET_WEIGHTS = (1.0, 8.0)
 """Every arm is swept over rates and forget weights: with replay and retain terms of 7 in all, the second decides. Recipes
 keep theirs."""
+WHOLE = ("steps", "seconds")
 ATTACKS = ("loss", "zlib", "min_k", "min_k_plus_plus")
 
 
@@ -80,7 +82,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Sweep, run or print."""
     args = _arguments().parse_args(argv)
     if args.what == "table":
-        print(tables(_lines(args.output), _chosen(args.output, args.set)))
+        lines = [own for own in _lines(args.output) if own["subject"] in (args.subjects or [own["subject"]])]
+        print(tables(lines, _chosen(args.output, args.set)))
         return
     end = time.monotonic() + 60 * args.minutes
     jobs = list(sweep(args.arms) if args.what == "sweep" else wanted(args, _chosen(args.output, args.set)))
@@ -114,7 +117,7 @@ def sweep(arms: Sequence[str]) -> Iterator[Job]:
 def wanted(args: argparse.Namespace, chosen: dict[str, dict[str, Any]]) -> Iterator[Job]:
     """All runs of the comparison, seed by seed, the subjects in the order in which they are named."""
     for seed in args.seeds:
-        for subject in args.subjects:
+        for subject in args.subjects or SUBJECTS:
             absent = {"before"} if seed != args.seeds[0] else set()
             absent |= {*NEED_ORIGIN} if subject not in REAL else set()
             absent |= set() if _retrained(subject_of(subject, args.taught), seed).is_dir() else {"retrained"}
@@ -203,11 +206,14 @@ def said_nll(predictions: Path, data: Path, model: Path) -> float:
 
 def tables(lines: list[dict[str, Any]], chosen: dict[str, dict[str, Any]]) -> str:
     """Every row, and the mean ranks of the arms that ran on all subjects and seeds with the chosen settings."""
-    columns = ("task_aggregate", "lowest_retain", "auc_loss", "auc_zlib", "auc_min_k", "auc_min_k_plus_plus")
-    columns += ("member_nll", "unseen_nll", "exact_match", "repetition", "fluency", "facts_nll", "steps", "seconds")
+    columns = ("task_aggregate", "lowest_retain", "retain_kept")
+    columns += ("auc_loss", "auc_zlib", "auc_min_k", "auc_min_k_plus_plus", "member_nll", "unseen_nll", "exact_match")
+    columns += ("repetition", "fluency", "facts_nll", "facts_accuracy", "steps", "seconds")
+    before = {own["subject"]: own["terms"] for own in lines if own["arm"] == "before"}
     text = [f"| subject | run | {' | '.join(columns)} |", f"|---|---|{'---:|' * len(columns)}"]
     for own in sorted(lines, key=lambda own: (own["subject"], own["name"])):
-        cells = [f"{own[name]:.3g}" if name in own else "" for name in columns]
+        row = own | retain_kept(own["terms"], before.get(own["subject"], []))
+        cells = [f"{row[name]:{',.0f' if name in WHOLE else '.3g'}}" if name in row else "" for name in columns]
         text.append(f"| {own['subject']} | {own['name']} | {' | '.join(cells)} |")
     runs = compared(lines, chosen)
     if runs:
@@ -215,6 +221,13 @@ def tables(lines: list[dict[str, Any]], chosen: dict[str, dict[str, Any]]) -> st
         text += [f"| {arm} | {rank:.2f} |" for arm, rank in sorted(mean_ranks(runs).items(), key=lambda own: own[1])]
         text += ["", "Ranked on " + ", ".join(f"{name} seed {seed}" for name, seed in sorted({k[1:] for k in runs}))]
     return "\n".join(text)
+
+
+def retain_kept(terms: Sequence[float], before: Sequence[float]) -> dict[str, float]:
+    """The smallest share of its value before that a retain term has kept; nothing without a value before."""
+    half = len(terms) // 2
+    shares = [after / was for after, was in zip(terms[half:], before[half:], strict=False) if was]
+    return {"retain_kept": min(shares)} if shares else {}
 
 
 def compared(
@@ -319,7 +332,7 @@ def _arguments() -> argparse.ArgumentParser:
     every = [*FIXED, *ARMS]
     parser.add_argument("what", choices=["sweep", "run", "table"])
     parser.add_argument("--output", type=Path, required=True, help="folder of all runs and of runs.jsonl")
-    parser.add_argument("--subjects", nargs="+", default=["olmo", "llama", "neox", "qwen", "gpt2", PART])
+    parser.add_argument("--subjects", nargs="+", help=f"by default {' '.join(SUBJECTS)}; of a table all")
     parser.add_argument("--arms", nargs="+", choices=[*every, "D"], default=every, help="all but D by default")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="settings of every arm but D")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from experiments.arms import compared
+from experiments.arms import compared, retain_kept
 from experiments.criterion import distances, mean_ranks, ranks
 
 RAW = {
@@ -52,3 +52,9 @@ def test_arms_are_compared_where_all_have_run_and_the_swept_subject_has_no_say()
     assert set(found) == {("A", "olmo", 0), ("C", "olmo", 0)}
     chosen = {"C": {"learning_rate": 1.0}}
     assert compared(lines, chosen)["C", "olmo", 0]["steps"] == 1
+
+
+def test_the_retain_term_that_has_kept_least_is_a_share_of_its_value_before() -> None:
+    before = [0.0, 0.0, 0.5, 0.2, 0.0]
+    assert retain_kept([0.9, 0.9, 0.45, 0.4, 0.3], before) == {"retain_kept": pytest.approx(0.9)}
+    assert retain_kept([0.9, 0.9, 0.45, 0.4], []) == {}
