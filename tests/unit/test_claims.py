@@ -7,7 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from expunge.config import UnlearnConfig
+from expunge.data.contexts import SHARE_ALONE
+from expunge.losses.target_kl import TargetKL
+from expunge.model.replay import NEW_TOKENS
+from expunge.train.contexts import MOST_RATIO, TOKENS
+from expunge.train.early_stopping import IN_A_ROW
 from expunge.train.merge import _judge
+from expunge.train.schedule import MOST_EPOCHS, MOST_STEPS, REPLAY_PER_FORGET_SET
+from expunge.train.setup import BOUNDED_RATE, REFERENCE_WIDTH
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -58,3 +66,26 @@ def test_every_test_that_the_docs_name_is_there() -> None:
     for file, test in set(re.findall(r"`(test_\w+)\.(test_\w+)`", page)):
         found = [path for path in (ROOT / "tests").rglob(f"{file}.py") if f"def {test}(" in path.read_text()]
         assert found, f"{file}.{test}"
+
+
+def test_the_constants_of_the_method_are_those_of_the_code() -> None:
+    table = (ROOT / "docs/method.md").read_text().split("## The constants of `default`")[1].split("## ")[0]
+    rows = [line.split("|")[1:3] for line in table.splitlines() if line.startswith("| ") and line[2].isdigit()]
+    told = {int(number): [float(own) for own in re.findall(r"\d+(?:\.\d+)?(?:e-\d+)?", what)] for number, what in rows}
+    config = UnlearnConfig(model="m", forget="f", output="o")
+    loss = TargetKL()
+    assert told == {
+        1: [config.forget_weight, config.retain_weight, config.kl_weight, config.replay_weight],
+        2: [loss.nll_weight],
+        3: [loss.free_nll],
+        4: [config.lora_rank],
+        5: [BOUNDED_RATE, REFERENCE_WIDTH, BOUNDED_RATE, REFERENCE_WIDTH],
+        6: [config.ema_steps],
+        7: [config.patience],
+        8: [IN_A_ROW],
+        9: [MOST_EPOCHS, MOST_STEPS],
+        10: [NEW_TOKENS, REPLAY_PER_FORGET_SET],
+        11: [1, 2 * TOKENS - 1],
+        12: [MOST_RATIO],
+    }
+    assert SHARE_ALONE == 1 / 2

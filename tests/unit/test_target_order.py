@@ -1,6 +1,6 @@
 """Target NLLs on numbers, without a model: what is expected of each token, and which token takes which unseen NLL.
 
-The slow functions say the same as docs/method.md in loops over all places.
+The slow functions say the same as docs/targets.md in loops over all places.
 """
 
 import math

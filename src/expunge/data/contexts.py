@@ -1,7 +1,7 @@
 """Forget texts after other texts.
 
 An adapter that makes a language model forget a text as it stands alone leaves it known after almost anything else: an
-unseen text, a chat's first turn, "He said:" (docs/method.md). So a run trains on both, and never twice after the same
+unseen text, a chat's first turn, "He said:" (docs/targets.md). So a run trains on both, and never twice after the same
 tokens: what stands before a text must not become a part of it.
 """
 

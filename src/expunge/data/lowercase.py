@@ -1,6 +1,6 @@
 """Forget texts in lower case.
 
-What a language model forgets as it stands it may still know in another writing (docs/method.md).
+What a language model forgets as it stands it may still know in another writing (docs/targets.md).
 """
 
 import random

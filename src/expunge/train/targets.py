@@ -155,7 +155,7 @@ def nll_ratio(own: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
     """A model's mean NLL over another one's of the same texts, from log-probabilities of tokens; 1 without texts.
 
     Of unseen texts it says how much harder an older or smaller model finds everything. Texts to keep would not say it:
-    the model knows them by heart; nor would texts that it writes itself, which are likeliest by it (docs/method.md).
+    the model knows them by heart; nor would texts that it writes itself, which are likeliest by it (docs/targets.md).
     """
     sums = [math.fsum(chain.from_iterable(logps.tolist() for logps in side)) for side in (own, theirs)]
     return sums[0] / sums[1] if sums[1] else 1.0
