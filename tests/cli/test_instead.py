@@ -95,3 +95,20 @@ def test_unseen_texts_that_are_trained_on_are_not_unseen(texts, expunge):
     told = expunge(*UNLEARN, *QUICK, "--holdout", "unseen.jsonl", "--instead", "unseen.jsonl")
     assert "20 texts are also in holdout, so not unseen" in told.err
     assert json.loads(Path("run/manifest.json").read_text())["settings"]["recipe"] == "npo"
+
+
+@pytest.mark.parametrize(
+    ("loss", "then"),
+    [
+        ("npo", "they get their answers all the same"),
+        ("idk", "they are not used, and texts to forget without an answer"),
+    ],
+)
+def test_answers_to_prompts_that_no_text_to_forget_has_are_told(texts, expunge, loss, then):
+    write_jsonl(texts / "instead.jsonl", [*INSTEAD[1:], {"id": "x", "input": "And who is x?", "output": "Nobody."}])
+    told = expunge(*UNLEARN, *QUICK, "--instead", "instead.jsonl", "--loss", loss, "--instead-weight", "2")
+    assert told.code == 0, told.err
+    said = " ".join(told.err.split())
+    assert f"1 of the --instead prompts stand in no text to forget: {then}" in said
+    assert ("--instead-weight 2.0: is not used: --loss idk" in said) == (loss == "idk")
+    assert ("not learned yet" in said) == (loss == "npo")

@@ -272,6 +272,7 @@ def test_the_learning_rate_rises_and_falls_as_it_is_told() -> None:
 
     assert rates(schedule="constant") == pytest.approx([0.05, *[0.1] * 9])
     assert rates(schedule="linear") == pytest.approx([0.05, 0.1, *(0.1 * (8 - i) / 8 for i in range(8))])
+    assert rates(schedule="stable_decay") == pytest.approx([0.05, *[0.1] * 6, 0.075, 0.05, 0.025])
     falling = rates(schedule="cosine")
     assert falling[2] == pytest.approx(0.1)
     assert falling[6] == pytest.approx(0.05)

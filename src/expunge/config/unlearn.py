@@ -164,7 +164,8 @@ class OptimisationConfig:
             given.
         learning_rate: Peak learning rate; by default 3e-3 with `target_kl` and half of that with other losses, times
             256 / hidden size above a width of 256.
-        schedule: `cosine` or `linear` to zero over the run, or `constant`.
+        schedule: `cosine` or `linear` to zero over the run, `constant`, or `stable_decay`: constant over the first half
+            of the run at most, then linear to zero.
         warmup: Share of the steps over which the learning rate rises from zero.
         max_grad_norm: Clip the adapter's gradient to this norm; 0 leaves it alone.
         ema_steps: What is evaluated and kept is an exponential moving average of the adapter over about this many
@@ -180,7 +181,7 @@ class OptimisationConfig:
     max_steps: int | None = None
     min_steps: int = 100
     learning_rate: float | None = None
-    schedule: Literal["cosine", "linear", "constant"] = "constant"
+    schedule: Literal["cosine", "linear", "constant", "stable_decay"] = "constant"
     warmup: float = 0.0
     max_grad_norm: float = 1.0
     ema_steps: int = 12

@@ -79,4 +79,6 @@ def learning_rate(config: UnlearnConfig, index: int, num_steps: int) -> float:
     if config.schedule == "constant":
         return peak
     left = 1 - (index - warm) / max(1, num_steps - warm)
+    if config.schedule == "stable_decay":
+        return peak * min(1.0, 2 * left)
     return peak * (left if config.schedule == "linear" else (1 - math.cos(math.pi * left)) / 2)

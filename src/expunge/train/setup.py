@@ -33,9 +33,6 @@ REFERENCE_WIDTH, REFERENCE_RATE, BOUNDED_RATE = 256, 1.5e-3, 3e-3
 """The default learning rate is REFERENCE_RATE up to a hidden size of REFERENCE_WIDTH and falls with 1 / width above;
 BOUNDED_RATE with `target_kl`, whose gradient is bounded and vanishes at the target."""
 
-Judged = list[Side] | DataError
-"""The texts, forgotten and unseen, that membership is judged on; or why there are none."""
-
 
 @dataclass(frozen=True)
 class SelectionRows:
@@ -132,8 +129,7 @@ def prepare(config: UnlearnConfig, reporter: Reporter) -> Prepared:
     Raises:
         UserError: Whatever is wrong, before weights load wherever it can be known by then.
     """
-    config, loss, sets, judged, whys = _before_weights(config)
-    followed = _followed(config, loss, judged)
+    config, loss, sets, followed, whys = _before_weights(config)
     pairs = pairs_for(sets, config.seed) if "pairs" in loss.needs else []
     if others := unasked(sets):
         then = "get their answers all the same"
@@ -175,7 +171,6 @@ def prepare(config: UnlearnConfig, reporter: Reporter) -> Prepared:
         try:
             halves = split_off(followed, sets.retain, loaded.tokenizer)
         except DataError as error:  # near-duplicates cannot be parted into halves
-            _followed(config, loss, error)
             config, told = _without_unseen(config, loss, error)
             reporter.say(told)
     selection = (
@@ -230,8 +225,10 @@ def _selection(
     return SelectionRows(rows(members), unseen[: len(nonmembers)], unseen, hashes, kinds)
 
 
-def _before_weights(config: UnlearnConfig) -> tuple[UnlearnConfig, ForgetLoss, Sets, Judged, list[str]]:
-    """Check and read what needs no model, and settle the recipe and its terms; says what was settled, and why."""
+def _before_weights(config: UnlearnConfig) -> tuple[UnlearnConfig, ForgetLoss, Sets, list[Side] | None, list[str]]:
+    """Check and read what needs no model, and settle the recipe and its terms; the texts, forgotten and unseen, that
+    steer the run (None where it is to follow none); and what was settled, and why.
+    """
     config.validate()
     check_trackers(config.report_to)
     loss = make_forget_loss(config.loss, config.loss_args)
@@ -239,11 +236,6 @@ def _before_weights(config: UnlearnConfig) -> tuple[UnlearnConfig, ForgetLoss, S
     sets = read_sets(config)
     if not sets.forget:
         raise DataError("the forget set is empty: there is nothing to forget")
-    judged: Judged
-    try:
-        judged = membership_texts(sets)
-    except DataError as error:
-        judged = error
     whys = []
     if config.needs_retain and not (config.retain or config.benchmark):
         config = config.without_retain()
@@ -262,38 +254,34 @@ def _before_weights(config: UnlearnConfig) -> tuple[UnlearnConfig, ForgetLoss, S
         )
     if targeted and config.origin:
         whys.append("target NLLs come from --origin")
-    if isinstance(judged, DataError):
-        config, told = _without_unseen(config, loss, judged)
+    followed: list[Side] | None = None
+    try:
+        judged = membership_texts(sets)
+        followed = judged if targeted or config.eval_every != 0 else None
+    except DataError as error:
+        config, told = _without_unseen(config, loss, error)
         whys.append(told)
-    return config, loss, sets, judged, whys
+    return config, loss, sets, followed, whys
 
 
 def _without_unseen(config: UnlearnConfig, loss: ForgetLoss, why: DataError) -> tuple[UnlearnConfig, str]:
-    """The settings of a run that no unseen text steers, and what is to be said of it."""
-    if config.eval_every is None:
-        config = config.without_unseen()
-    written = "target_nll" in loss.needs and not config.origin
-    stand = "texts that the model writes itself stand for them, and " if written else ""
-    return config, f"missing: unseen texts: {why}. Without them {stand}the run takes a set number of epochs"
-
-
-def _followed(config: UnlearnConfig, loss: ForgetLoss, judged: Judged) -> list[Side] | None:
-    """The texts, forgotten and unseen, that steer the run; None where it is to follow none.
+    """The settings of a run that no unseen text steers, and what is to be said of it.
 
     Raises:
-        DataError: The settings need unseen texts, and there are too few.
+        DataError: The settings need unseen texts.
     """
-    targeted = "target_nll" in loss.needs
-    if not isinstance(judged, DataError):
-        return judged if targeted or config.eval_every != 0 else None
+    written = "target_nll" in loss.needs and not config.origin
     if config.eval_every:
-        raise DataError(f"--eval-every {config.eval_every} needs unseen texts: {judged}; or leave it out")
-    if targeted and not config.origin and not config.replay_weight:
+        raise DataError(f"--eval-every {config.eval_every} needs unseen texts: {why}; or leave it out")
+    if written and not config.replay_weight:
         raise DataError(
-            f"--loss {config.loss} needs unseen texts: {judged}; or give a --replay-weight above 0: then texts that "
+            f"--loss {config.loss} needs unseen texts: {why}; or give a --replay-weight above 0: then texts that "
             "the model writes itself stand for them"
         )
-    return None
+    if config.eval_every is None:
+        config = config.without_unseen()
+    stand = "texts that the model writes itself stand for them, and " if written else ""
+    return config, f"missing: unseen texts: {why}. Without them {stand}the run takes a set number of epochs"
 
 
 def _origin_vocabulary(config: UnlearnConfig) -> dict[str, int] | None:
