@@ -326,6 +326,23 @@ def test_the_step_of_a_checkpoint_is_that_of_its_state(alter: Callable[[], None]
         assert Path("run", name).read_bytes() == Path("whole", name).read_bytes()
 
 
+def test_a_run_whose_data_and_model_have_moved_is_gone_on_with(work: Path, expunge: Run) -> None:
+    flags = ("--max-steps", "4")
+    killed_run(expunge, *flags)
+    Path("model").rename("elsewhere")
+    Path("forget.jsonl").rename("moved.jsonl")
+    gone = expunge("unlearn", "--resume", "--output", "run")
+    assert gone.code == 2, "nothing says where it is"
+    told = expunge("unlearn", "--resume", "--output", "run", "--model", "elsewhere", "--forget", "moved.jsonl")
+    assert told.code == 0, told.err
+    assert "resume: 2 of 4 steps are done" in told.err
+    settings = json.loads(Path("run/manifest.json").read_text())["settings"]
+    assert (settings["model"], settings["forget"]) == ("elsewhere", "moved.jsonl")
+    assert "moved.jsonl" in Path("run/config.yaml").read_text()
+    scored = expunge("evaluate", "--run", "run", "--max-new-tokens", "2", "--device", "cpu")
+    assert scored.code == 0, scored.err
+
+
 def test_resume_refuses_other_membership_documents(work: Path, expunge: Run) -> None:
     names = [
         "Wren",

@@ -214,14 +214,15 @@ class Run:
         self._few = coarse.few({name: len(rows) for name, rows in facts.rows.items()})
         self._replaces = current().gather(self._replaces)[0]  # the writer has looked
         identity = identity_of(config, facts)
-        self.fingerprint = files.fingerprint(json.dumps([identity, versions()], sort_keys=True))
+        what = {name: own for name, own in identity["settings"].items() if name not in PLACES}
+        self.fingerprint = files.fingerprint(json.dumps([identity | {"settings": what}, versions()], sort_keys=True))
         if config.from_manifest:
             found = differences(read_manifest(config.from_manifest, "--from-manifest"), identity, PLACES)
             if found:
                 raise RunError(f"--from-manifest: the run of {config.from_manifest} had other {', '.join(found)}")
         if config.resume:
             earlier = self.earlier()
-            found = differences(earlier, identity)
+            found = differences(earlier, identity, PLACES)
             if found:
                 raise RunError(f"--resume: the run in {self.path} was started with other {', '.join(found)}")
             if changed := other_versions(earlier):
@@ -234,7 +235,10 @@ class Run:
                 listing.sweep(self.path / "checkpoints")
                 if config.report_to:
                     listing.note_folder(self.path, TRACKED)
-                if not (self.path / settings.FILE).exists():
+                now = json.loads(json.dumps(identity["settings"]))
+                if now != earlier["settings"]:  # the data, or the model, lie elsewhere now
+                    files.write_json(self.path / "manifest.json", {**earlier, "settings": now}, overwrite=True)
+                if now != earlier["settings"] or not (self.path / settings.FILE).exists():
                     settings.write_settings(self.path, config)
             return
         if not is_writer():

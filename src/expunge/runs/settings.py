@@ -44,7 +44,7 @@ def write_settings(run: Path, config: UnlearnConfig) -> None:
     Raises:
         RunError: The system refuses.
     """
-    files.write_text(run / FILE, yaml.safe_dump(by_group(recorded(config)), sort_keys=False))
+    files.write_text(run / FILE, yaml.safe_dump(by_group(recorded(config)), sort_keys=False), overwrite=True)
 
 
 def check_finished(run: Path | str, flag: str = "--run") -> None:
