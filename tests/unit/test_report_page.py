@@ -275,6 +275,21 @@ def test_the_newest_results_of_the_run_count(tmp_path: Path) -> None:
     assert data.warnings[0].startswith("results_after.json is left out: it is of another model")
 
 
+def test_results_with_the_texts_that_steered_are_said_to_be(tmp_path: Path) -> None:
+    """As those of a merged model, or of a copy of the adapter, which know nothing of the run."""
+    run = write_run(tmp_path / "run")
+    calibration = {"scale": 1.0, "trained_alpha": 8.0, "verdict": "met"}
+    for hashes, note, told in (
+        (["a"], [], True),
+        (["a"], ["on 9 texts that did not steer it"], False),
+        ([], [], False),
+    ):
+        (run / "calibration.json").write_text(json.dumps(calibration | {"selection_hmac": hashes}))
+        content = json.loads((run / "results_after.json").read_text())
+        (run / "results_after.json").write_text(json.dumps(content | {"not_measured": note}))
+        assert any("texts that steered the run" in line for line in read_run(run).warnings) == told
+
+
 def test_other_settings_of_the_evaluation_are_said(tmp_path):
     run = write_run(tmp_path / "run")
     for role, tokens in (("before", 48), ("after", 96)):

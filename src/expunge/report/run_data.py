@@ -30,6 +30,12 @@ Values = Mapping[tuple[str, str], Mapping[str, float]]
 """(set, metric) -> id -> value."""
 
 
+STEERED_TOO = (
+    "{}: its membership attacks are also on the texts that steered the run, which look forgotten for that reason alone: "
+    "`expunge evaluate --run` leaves them out."
+)
+
+
 @dataclass(frozen=True)
 class RunData:
     """One run directory.
@@ -117,6 +123,10 @@ def read_run(path: str | Path | RunData) -> RunData:
                 run.warnings.append(f"{file.name} is left out: it is of {why}. Evaluate again.")
             else:
                 run.results[role], run.scores[role] = results, read_scores(results, file)
+                attacked = any(own.family == "membership" and own.known for own in run.scores[role].values())
+                steered = role == "after" and attacked and run.calibration.get("selection_hmac")
+                if steered and not any("did not steer" in note for note in results.get("not_measured", ())):
+                    run.warnings.append(STEERED_TOO.format(file.name))
                 if file.with_suffix(".parquet").is_file():
                     run.values[role] = read_values(file.with_suffix(".parquet"))
     named = {name for names in ROLES.values() for name in names}
