@@ -31,8 +31,8 @@ Values = Mapping[tuple[str, str], Mapping[str, float]]
 
 
 STEERED_TOO = (
-    "{}: its membership attacks are also on the texts that steered the run, which look forgotten for that reason alone: "
-    "`expunge evaluate --run` leaves them out."
+    "{}: its membership attacks are also on the texts that steered the run, which look forgotten for that reason "
+    "alone: `expunge evaluate --run` leaves them out."
 )
 
 
