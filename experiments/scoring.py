@@ -24,8 +24,8 @@ from experiments.taught import SUBJECTS as TAUGHT
 from expunge import EvaluateConfig, UnlearnConfig, evaluate, unlearn
 from expunge.data.holdout import Side, keyed_hashes, split_off, without_selection
 from expunge.data.lume import LumeData, read_lume
+from expunge.data.sets import Sets, membership_texts
 from expunge.evaluation.results import read_results
-from expunge.train.sets import Sets, membership_texts
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ import pytest
 from expunge.config import EvaluateConfig, UnlearnConfig
 from expunge.data.examples import Example
 from expunge.data.retain_test import FEWEST, set_apart
+from expunge.data.sets import read_sets
 from expunge.errors import ConfigError, DataError
 from expunge.evaluation.benchmarks.custom import read as read_custom
-from expunge.train.sets import read_sets
 from expunge.train.setup import prepare
 from expunge.utils.progress import Reporter
 from tiny import save_tiny

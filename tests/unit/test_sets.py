@@ -11,8 +11,8 @@ import pytest
 
 from expunge.config import UnlearnConfig
 from expunge.data.examples import Example
+from expunge.data.sets import REFUSALS, Sets, membership_texts, pairs_for, read_sets, unasked
 from expunge.errors import DataError
-from expunge.train.sets import REFUSALS, Sets, membership_texts, pairs_for, read_sets, unasked
 
 Row = dict[str, Any]
 

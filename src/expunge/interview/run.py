@@ -14,6 +14,7 @@ from expunge.data.chat import has_template
 from expunge.data.examples import Example
 from expunge.data.holdout import unseen_texts
 from expunge.data.key_words import frequencies
+from expunge.data.sets import REFUSALS
 from expunge.data.tokenize import PromptFormat, prompt_ids
 from expunge.errors import ConfigError, RunError
 from expunge.evaluation.generate import generate
@@ -23,7 +24,6 @@ from expunge.interview.questions import OTHERS, PLACE, Question, questions_of, r
 from expunge.model.device import pick_device
 from expunge.model.load import LoadedModel, load_model
 from expunge.runs.reads import check_apart, model_state
-from expunge.train.sets import REFUSALS
 from expunge.utils import files
 from expunge.utils.progress import Advance, Reporter
 from expunge.utils.reading import UnreadableError, check_fields, read_lines

@@ -6,10 +6,10 @@ from typing import TypeVar
 
 from expunge.data.columns import parse_columns
 from expunge.data.examples import Example, read_examples
+from expunge.data.sets import benchmark_sets
 from expunge.errors import DataError
 from expunge.evaluation.predictions import Prediction, read_any
 from expunge.report.run_data import RunData
-from expunge.train.sets import benchmark_sets
 from expunge.utils.text import numbered
 
 Named = TypeVar("Named", Example, Prediction)

@@ -18,6 +18,7 @@ from expunge.data.holdout import (
     split_off,
     without_selection,
 )
+from expunge.data.sets import membership_texts, read_sets
 from expunge.data.tokenize import TokenizedExample
 from expunge.model.adapter import set_scale
 from expunge.model.load import LoadedModel, load_model
@@ -39,7 +40,6 @@ from expunge.runs.run import SUMMARY
 from expunge.runs.settings import run_settings
 from expunge.runs.texts import check_texts, run_rows
 from expunge.train.scale import Calibration, choose_scale, most_scales, record, unchosen
-from expunge.train.sets import membership_texts, read_sets
 from expunge.train.validation import ValidationRows, Validator
 from expunge.utils import coarse, files
 from expunge.utils.progress import Reporter

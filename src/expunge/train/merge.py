@@ -11,6 +11,7 @@ from peft import PeftModel
 from torch import Tensor
 
 from expunge.config import UnlearnConfig
+from expunge.data.sets import read_sets
 from expunge.data.tokenize import TokenizedExample
 from expunge.errors import ModelError, RunError
 from expunge.model.device import STORED, dtype_of
@@ -28,7 +29,6 @@ from expunge.runs.record import MERGED, MERGED_FIELDS, check_adapter_kept, read_
 from expunge.runs.run import READS
 from expunge.runs.settings import run_settings
 from expunge.runs.texts import check_texts, run_rows
-from expunge.train.sets import read_sets
 from expunge.utils import files, folders
 from expunge.utils.reading import read_object
 

@@ -12,6 +12,7 @@ from expunge.config import SETS, UnlearnConfig
 from expunge.data.examples import Example, text_key
 from expunge.data.holdout import Halves, Side, example_hashes, split_off, texts_fingerprint
 from expunge.data.lowercase import in_lower_case
+from expunge.data.sets import Sets, membership_texts, pairs_for, read_sets, unasked
 from expunge.data.tokenize import TokenizedExample, tokenize_all
 from expunge.errors import ConfigError, DataError, ModelError
 from expunge.losses import ForgetLoss, make_forget_loss
@@ -21,7 +22,6 @@ from expunge.model.prompt_format import PromptFormatReport, measure_prompt_forma
 from expunge.model.shard import held_bytes, own_part
 from expunge.model.source import check_model
 from expunge.runs.reads import ModelState, model_state
-from expunge.train.sets import Sets, membership_texts, pairs_for, read_sets, unasked
 from expunge.train.unused import unused
 from expunge.train.validation import ValidationRows
 from expunge.utils.distributed import current
