@@ -2,8 +2,9 @@
 # SmolLM2 on one GPU, in about eight minutes: subjects and retrained models, one timed run by the command line, then side
 # by side three seeds of `default` and `paper`, then what there is time for: TOFU, another rate of `paper`, `npo`.
 # experiments/on_gpu.sh GGUF OUTPUT [SECONDS]; OUTPUT/arms/*/runs.jsonl are the rows of experiments.arms. To try it without
-# a GPU: PASSES=1 STEPS=8. The data are read from `shared` beside the checkout; PYTHON names another interpreter.
-GGUF=$(realpath "$1") OUTPUT=$(realpath -m "$2") END=$((SECONDS + ${3:-480}))
+# a GPU: PASSES=1 STEPS=8. GEMMA names the GGUF file of Gemma-3-270M, which then comes last. The data are read from `shared`
+# beside the checkout; PYTHON names another interpreter.
+GGUF=$(realpath "$1") OUTPUT=$(realpath -m "$2") GEMMA=${GEMMA:+$(realpath "$GEMMA")} END=$((SECONDS + ${3:-480}))
 cd "$(dirname "$0")/.." || exit 1
 PYTHON=${PYTHON:-.venv/bin/python}
 RUN=${STEPS:+--max-steps $STEPS} ARM=${STEPS:+max_steps=$STEPS}
@@ -52,11 +53,22 @@ beside demo-real $PYTHON -m expunge demo --model "$GGUF" --output "$OUTPUT/demo-
 beside evaluate-run $PYTHON -m expunge evaluate --run "$arms/default-0" --output "$OUTPUT/evaluated.json"
 beside contexts $PYTHON -m experiments.contexts --data "$full/data" --model "$full"/{subject,retrained} --adapter "$arms/default-0/adapter"
 for name in subject retrained; do beside "make-tofu-$name" $make --subject smollm2-tofu --models $name; done
+if [ -n "$GEMMA" ]; then
+    beside make-gemma-origin $PYTHON -m experiments.real --gguf "$GEMMA" --subject gemma --every 4 --models origin
+fi
 wait
+if [ -n "$GEMMA" ]; then
+    for name in subject retrained; do beside "make-gemma-$name" $make --subject gemma --every 4 --models $name; done
+    wait
+fi
 say "what there is time for"
 run smollm2-tofu tofu-fixed --arms before retrained --seeds 0
 run smollm2-tofu tofu-default --arms default --seeds 0 ${ARM:+--set $ARM}
 run smollm2-tofu tofu-paper --arms paper --seeds 0 --set "$bf16" $ARM
+if [ -n "$GEMMA" ]; then
+    run gemma gemma-fixed --arms before retrained --seeds 0
+    run gemma gemma-default --arms default --seeds 0 ${ARM:+--set $ARM}
+fi
 run smollm2-full paper-1e-3 --arms paper --seeds 0 --set "$bf16" learning_rate=1e-3 $ARM
 run smollm2-full npo-0 --arms npo --seeds 0 ${ARM:+--set $ARM}
 wait
