@@ -147,7 +147,7 @@ CASES: dict[str, Case] = {
     "json single quotes": (TRAIN, "forget.jsonl:2: invalid JSON", line(2, "{'input': 'a', 'output': 'b'}")),
     "json field twice": (TRAIN, "forget.jsonl:2: two fields", line(2, '{"input": "a", "output": "b", "output": "c"}')),
     "json over several lines": (TRAIN, "forget.jsonl:1: invalid JSON", file("forget.jsonl", json.dumps(FORGET, indent=1))),
-    "json a list of texts": ((*TRAIN, "--forget", "f.json"), "f.json, row 1", file("f.json", json.dumps([SECRET]))),
+    "json texts and rows": ((*TRAIN, "--forget", "f.json"), "f.json, row 1", file("f.json", json.dumps([SECRET, FORGET[0]]))),
     "json empty list": ((*TRAIN, "--forget", "f.json"), "is empty", file("f.json", "[]")),
     "json rows under a name": ((*TRAIN, "--forget", "f.json"), "f.json", file("f.json", json.dumps({"data": FORGET}))),
     "list as completion": (TRAIN, "not a string but list", row(output=[SECRET])),
@@ -281,7 +281,7 @@ CASES: dict[str, Case] = {
     "weights header deep": (TRAIN, "damaged or cut off", header(b"[" * 100_000)),
     "weights header huge": (TRAIN, "damaged or cut off", file("model/model.safetensors", b"\xff" * 64)),
     "weights that overlap": (
-        TRAIN, "do not belong together",
+        TRAIN, "damaged or cut off",
         header(b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}, '
                b'"b": {"dtype": "F32", "shape": [1], "data_offsets": [2, 6]}}', bytes(6)),
     ),

@@ -523,13 +523,20 @@ def test_merge_replaces_an_earlier_merge_only_with_overwrite(work: Path, expunge
 
 @pytest.mark.parametrize("strange", ["chapters/thesis.tex", "notes.md"])
 def test_merge_replaces_nothing_but_a_model(strange: str, work: Path, expunge: Run) -> None:
-    """A file of the name config.json lies in many a folder."""
+    """A model that somebody else has put there is none that may go, nor is what lies beside a merged one."""
+    shutil.copytree("model", "project")
     file = work / "project" / strange
-    file.parent.mkdir(parents=True)
+    file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text("mine")
-    (work / "project" / "config.json").write_text("{}")
-    told = expunge("merge", "--run", "done", "--output", "project", "--overwrite")
+    merge = ("merge", "--run", "done", "--output", "project", "--overwrite")
+    told = expunge(*merge)
     assert (told.code, told.err.count("\n")) == (2, 1)
+    assert "replaces only a model that `expunge merge` wrote, and this has no expunge_merge.json" in told.err
+    (work / "project" / "expunge_merge.json").write_text(
+        json.dumps({"files": [*os.listdir("model"), "expunge_merge.json"]})
+    )
+    told = expunge(*merge)
+    assert told.code == 2
     assert f"this holds {strange.split('/')[0]}" in told.err
     assert file.read_text() == "mine"
 

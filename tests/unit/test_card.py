@@ -7,6 +7,8 @@ import yaml
 
 from expunge.config import UnlearnConfig
 from expunge.runs.card import merged_card, model_card
+from expunge.runs.manifest import NOT_PART_OF_THE_RESULT
+from expunge.runs.settings import ONE_START
 
 MANIFEST = {
     "base": {"id": "org/model-1B", "license": "mit"},
@@ -58,7 +60,8 @@ def test_sizes_losses_and_method_are_shown() -> None:
 def test_settings_of_free_words_stay_out_but_for_those_of_the_method() -> None:
     free = (str, str | None)
     words = {own.name: f"/somewhere/{own.name}" for own in fields(UnlearnConfig) if own.type in free}
-    assert {"title", "origin", "from_manifest"} < {*words}
+    words = {name: word for name, word in words.items() if name not in NOT_PART_OF_THE_RESULT | ONE_START}
+    assert {"title", "origin", "data"} < {*words}
     text = model_card({**MANIFEST, "settings": words})
     shown = {name for name, word in words.items() if word in text}
     assert shown == {"recipe", "loss", "loss_args", "target_modules", "device", "revision"}
