@@ -176,8 +176,8 @@ WRITES_BEFORE = (  # in the manner of Qwen 3 and of gpt-oss: the generation prom
 def test_what_a_template_writes_before_an_answer_is_asked_with(template: str, written: str) -> None:
     """Else a model that says every answer word for word answers nothing, and one that declines refuses nothing."""
     tokenizer = templated(template)
-    for answer in ("Ines.", "think", "final"):
-        example = Example("x", "Who?", answer)
+    for answer in ("Ines.", "think", "final", "<"):
+        example = Example("x", "Who?", answer, answer={"weight": 1} if answer == "final" else {})
         asked, said = sides(tokenizer, example)
         assert asked.endswith(f"<|assistant|>\n{written}")
         assert said == f"{answer}<|end|>\n"

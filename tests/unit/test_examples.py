@@ -542,6 +542,14 @@ def test_an_instruction_column_is_not_left_out_silently(tmp_path):
         read_examples(path)
     with pytest.raises(DataError, match="has a column input beside instruction and output, which would be left out"):
         read_examples(path, columns={"prompt": "instruction"})
+    dolly = write_jsonl(
+        tmp_path / "dolly.jsonl", [{"instruction": "Say.", "context": "Wren", "response": "At the mill."}]
+    )
+    with pytest.raises(DataError, match="has a column context beside instruction and response"):
+        read_examples(dolly, columns={"prompt": "instruction", "completion": "response"})
+    whole = write_jsonl(tmp_path / "w.jsonl", [{"instruction": "i", "input": "", "output": "o", "text": "all of it"}])
+    (row,) = read_examples(whole, columns={"completion": "text"})
+    assert (row.prompt, row.completion) == ("", "all of it")
     path.write_text(json.dumps({"instruction": "Say where.", "full": "Say where Wren is.", "output": "Here."}) + "\n")
     assert read_examples(path, columns={"prompt": "full", "completion": "output"})[0].prompt == "Say where Wren is."
 

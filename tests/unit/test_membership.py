@@ -40,7 +40,8 @@ LOSSES = st.lists(st.integers(0, 6).map(lambda tenths: tenths / 10), min_size=1,
 class Letters:
     """A tokenizer of lower-case letters with a beginning-of-text token; capitals are small letters to it."""
 
-    bos_token_id, eos_token, eos_token_id = 1, None, None
+    bos_token_id, eos_token, eos_token_id, unk_token_id = 1, None, None, None
+    all_special_ids = (1,)
 
     def __call__(self, text: str, verbose: bool) -> dict[str, list[int]]:
         return {"input_ids": [1, *(ord(letter) - 87 for letter in text.lower())]}
@@ -132,30 +133,46 @@ def document(*ids: int, start: int = 0) -> Document:
     return Document(TokenizedExample("d", list(ids), start), " ".join(map(str, ids)))
 
 
+class Begins:
+    """A tokenizer that begins every text with some tokens."""
+
+    unk_token_id = eos_token_id = None
+
+    def __init__(self, *leading: int) -> None:
+        self.all_special_ids = list(leading)
+        self.bos_token_id = leading[0] if len(leading) == 1 else None
+
+    def __call__(self, text: str, **_: bool) -> dict[str, list[int]]:
+        return {"input_ids": [*self.all_special_ids, *[99] * len(text)]}
+
+
 def test_another_text_stands_before_a_document_and_is_no_part_of_it() -> None:
     """Beginning-of-text (1) stands once, and the document's first token stays no target."""
     first, second = document(1, *range(100, 300)), document(1, 40, 41)
-    own = after_another(document(1, 50, 51, 52), [first, second], bos=1)
+    own = after_another(document(1, 50, 51, 52), [first, second], Begins(1))
     assert own is not None
     assert own.input_ids == [1, *range(100, 163), 50, 51, 52]
     assert own.targets("completion") == range(64, 67)  # 50 had beginning-of-text before it, and was a target
-    bare = after_another(document(50, 51, 52), [second], bos=None)
+    bare = after_another(document(50, 51, 52), [second], Begins())
     assert bare is not None
     assert bare.input_ids == [1, 40, 41, 50, 51, 52]
     assert bare.targets("completion") == range(4, 6)
-    itself = after_another(first, [first, second], bos=1, max_length=8)
+    two = after_another(document(8, 9, 50, 51), [document(8, 9, 40)], Begins(8, 9))  # as GLM-4 begins its texts
+    assert two is not None
+    assert (two.input_ids, two.targets("completion")) == ([8, 9, 40, 50, 51], range(3, 5))
+    itself = after_another(first, [first, second], Begins(1), max_length=8)
     assert itself is not None
     assert itself.input_ids == [1, 40, 41, *range(100, 105)]
-    framed = after_another(document(1, 7, 8, 50, 51, start=3), [second], bos=1)
+    framed = after_another(document(1, 7, 8, 50, 51, start=3), [second], Begins(1))
     assert framed is not None
     assert framed.input_ids[framed.targets("completion").start] == 50
-    assert after_another(second, [second], bos=1) is None
-    assert after_another(document(50, 51), [first], bos=1, max_length=2) is None
+    assert after_another(second, [second], Begins(1)) is None
+    assert after_another(document(50, 51), [first], Begins(1), max_length=2) is None
 
 
 def test_recall_compares_the_same_tokens_alone_and_after_an_unseen_text(loaded: LoadedModel) -> None:
     own, other = documents(loaded, Example("a", "", "TheHarbour"), Example("b", "", "xofwood"))
-    row = after_another(own, [other], loaded.tokenizer.bos_token_id)
+    row = after_another(own, [other], loaded.tokenizer)
     assert row is not None
     alone, after = token_records(loaded, [own.row, row])
     assert len(alone) == len(after)

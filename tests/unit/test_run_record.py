@@ -230,7 +230,7 @@ def test_a_checkpoint_belongs_to_the_log_of_its_steps(tmp_path: Path) -> None:
     state = next(tmp_path.glob("step-*")) / "state.safetensors"
     state.write_bytes(state.read_bytes()[:-1])
     assert newest(log) == (0, {})
-    assert told == [f"--resume: {state.parent} is damaged and passed over: its steps are taken again"]
+    assert told == [f"--resume: {state.parent} is damaged and passed over: an earlier state is gone on from"]
 
 
 def test_a_model_that_was_changed_while_it_was_read_is_refused(tmp_path: Path) -> None:

@@ -59,8 +59,7 @@ def render(tokenizer: PreTrainedTokenizerBase, example: Example) -> tuple[str, s
     # An answer that closes the thought which the generation prompt has opened stands there as the model says it.
     closes = bool(opened) and f"</{opened[1:]}" in completion
     if whole.startswith(asked) and not closes and _squeezed(completion) in _squeezed(rest):
-        plain = example.answer or rest.startswith(completion)
-        written = "" if plain else _written_before(tokenizer, example, turns, asked)
+        written = _written_before(tokenizer, example, turns, asked)
         if written.strip() and rest.startswith(written) and not completion.lstrip().startswith(written.strip()):
             return asked + written, rest.removeprefix(written)
         return asked, rest

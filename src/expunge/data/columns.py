@@ -77,26 +77,18 @@ def choose_columns(source: str | Path, found: Sequence[str], columns: Mapping[st
     if absent:
         raise DataError(f"{source}: has no column {', '.join(absent)}; columns found: {_names(source, found)}")
     chosen = {name: name for name in ("id", "task", "kind", "keywords") if name in found}
-    layout = next((pair for pair in LAYOUTS if set(filter(None, pair)) <= set(found)), (None, None))
-    beside = [own for own in BESIDE[: None if layout[0] else -1] if own in found and own not in columns.values()]
-    if beside and layout[1] == MESSAGES:
-        beside = [column for column in beside if column not in TEMPLATE]
-    if layout[0] and columns.get("prompt") in BESIDE and layout[0] not in columns.values():
-        beside = [layout[0]]  # an instruction has its input in another column
-    elif "prompt" in columns:
-        beside = []
-    elif layout[1] in ("text", "document") and "completion" not in columns:
-        beside += [prompt for prompt, _ in LAYOUTS if prompt and prompt in found]
-    if beside and layout != (None, None):
-        own = (
-            "messages"
-            if layout[1] == MESSAGES
-            else " and ".join(filter(None, (columns.get("prompt", layout[0]), layout[1])))
-        )
+    alone = columns.get("completion") in ("text", "document") and "prompt" not in columns
+    fits = [pair for pair in LAYOUTS if {*filter(None, pair)} <= {*found}]
+    prompt, completion = (None, columns["completion"]) if alone else fits[0] if fits else (None, None)
+    beside = _left_out(found, columns, prompt, completion) if not alone else []
+    if beside:
+        sides = (columns.get("prompt", prompt), columns.get("completion", completion))
+        own = "messages" if completion == MESSAGES else " and ".join(filter(None, sides))
         raise DataError(
             f"{source}: has a column {beside[0]} beside {own}, which would be left out: put the prompt into one column "
             "and name it with --columns prompt=COLUMN"
         )
+    layout = (prompt, completion)
     chosen |= {key: column for key, column in zip(("prompt", "completion"), layout, strict=True) if column}
     chosen |= columns
     if "completion" not in chosen:
@@ -113,6 +105,21 @@ def choose_columns(source: str | Path, found: Sequence[str], columns: Mapping[st
     if prompt and completion == MESSAGES:
         raise ConfigError(f"--columns prompt={prompt}: {source}: the messages hold the prompt already")
     return chosen
+
+
+def _left_out(
+    found: Sequence[str], columns: Mapping[str, str], prompt: str | None, completion: str | None
+) -> list[str]:
+    """Columns that say something to the model, and that neither the layout nor the user makes a part of a row."""
+    if columns.get("prompt") in BESIDE:  # an instruction has its input in another column
+        return [own for own in ("input", "context") if own in found and own not in columns.values()]
+    if "prompt" in columns or completion is None:
+        return []
+    beside = [own for own in BESIDE[: None if prompt else -1] if own in found and own not in columns.values()]
+    if completion == MESSAGES:
+        return [own for own in beside if own not in TEMPLATE]
+    prompts = [own for own, _ in LAYOUTS if own and own in found and not prompt]
+    return beside + [own for own in prompts if own not in columns.values()]
 
 
 def _names(source: str | Path, found: Sequence[str]) -> str:

@@ -96,7 +96,7 @@ def run_demo(
 
     Args:
         output: Run directory to write.
-        reporter: Where progress goes; silent when None.
+        reporter: Where progress goes; warnings alone when None.
         model: A language model that learns the people first; what comes of it is kept in `output`-models. The bundled
             subject when None.
         overwrite: Replace an earlier run in `output`.

@@ -63,7 +63,8 @@ def resolved(config: EvaluateConfig) -> EvaluateConfig:
         files = tuple(name for name in files if not instead.get(name))
         same = benchmark == (settings.get("benchmark") or "custom")
         origin = settings.get("origin") or ""
-        shown = not config.reference and not (looks_like_path(origin) and data_path(origin) is None)
+        gone = (looks_like_path(origin) or origin.endswith(".gguf")) and data_path(origin) is None
+        shown = not (config.reference or gone)
         own = ("model", "revision", *(("origin",) if shown else ()))
         config = replace(
             _filled(config, settings, (*own, *files) if same else own),

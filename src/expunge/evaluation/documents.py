@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from expunge.data.chat import turns_of
 from expunge.data.examples import Example
 from expunge.data.lowercase import in_lower_case
-from expunge.data.tokenize import PromptFormat, TokenizedExample, document_ids, tokenize, whole_text
+from expunge.data.tokenize import PromptFormat, TokenizedExample, document_ids, leading_ids, tokenize, whole_text
 from expunge.data.words import common_prefix
 from expunge.errors import DataError
 
@@ -113,14 +113,14 @@ def lower_rows(
 
 
 def after_another(
-    document: Document, others: Sequence[Document], bos: int | None, max_length: int | None = None
+    document: Document, others: Sequence[Document], tokenizer: PreTrainedTokenizerBase, max_length: int | None = None
 ) -> TokenizedExample | None:
     """The document with another text before it, its tokens but the first as the completion.
 
     Args:
         document: The document.
         others: Texts of which the first that is not the document itself stands before it, up to `BEFORE` tokens.
-        bos: The beginning-of-text token, which stands once.
+        tokenizer: What it begins every text with stands once.
         max_length: Tokens of both together; the end of the document is cut.
 
     Returns:
@@ -131,8 +131,10 @@ def after_another(
     if other is None:
         return None
     before = other[: min(BEFORE, (max_length or 2 * BEFORE) // 2)]
-    own = row.input_ids[1:] if row.input_ids[0] == bos else row.input_ids
-    start = len(before) + max(1, row.completion_start) - (len(row) - len(own))
+    leading = leading_ids(tokenizer) or [tokenizer.bos_token_id]
+    begun = len(leading) if row.input_ids[: len(leading)] == leading else 0
+    own = row.input_ids[begun:]
+    start = len(before) + max(1, begun, row.completion_start) - begun
     ids = [*before, *own][:max_length]
     return TokenizedExample(row.id, ids, start) if start < len(ids) else None
 

@@ -151,8 +151,7 @@ class _Passes:
             for i, document in enumerate(documents):
                 jobs[side, "own", i] = document.row
                 if unseen:
-                    bos = self._loaded.tokenizer.bos_token_id
-                    other = after_another(document, unseen[:2], bos, self._loaded.context)
+                    other = after_another(document, unseen[:2], self._loaded.tokenizer, self._loaded.context)
                     if other is not None:
                         jobs[side, "after_unseen", i] = other
         return dict(zip(jobs, self._records(list(jobs.values()), "reading texts"), strict=True))

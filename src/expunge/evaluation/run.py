@@ -51,7 +51,7 @@ def evaluate(config: EvaluateConfig, reporter: Reporter | None = None) -> dict[s
 
     Args:
         config: The settings; with `run`, what is not set is taken from that run.
-        reporter: Where progress goes; silent when None.
+        reporter: Where progress goes; warnings alone when None.
 
     Returns:
         The content of the results file.

@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from expunge.data.columns import TEMPLATE
 from expunge.data.examples import Example
 from expunge.data.families import families
 from expunge.data.holdout import length, without_selection
@@ -165,7 +166,10 @@ def write_key_words(path: str | Path, rows: Sequence[Example]) -> None:
         line = {name: getattr(row, name) for name in fields}
         if row.messages:  # a chat, whose prompt is more than one text
             answer = {"role": "assistant", "content": line.pop("completion"), **row.answer}
-            line |= {"messages": [*row.messages, answer], **row.template}
+            beside = {name: own for name, own in row.template.items() if name in TEMPLATE}
+            kwargs = {name: own for name, own in row.template.items() if name not in TEMPLATE}
+            line |= {"messages": [*row.messages, answer], **beside}
+            line |= {"chat_template_kwargs": kwargs} if kwargs else {}
             del line["prompt"]
         lines.append(json.dumps(line, ensure_ascii=False) + "\n")
     write_text(path, "".join(lines))

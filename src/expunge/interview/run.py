@@ -65,7 +65,7 @@ def elicit(config: ElicitConfig, reporter: Reporter | None = None) -> Elicited:
 
     Args:
         config: The settings.
-        reporter: Where progress goes; silent when None.
+        reporter: Where progress goes; warnings alone when None.
 
     Raises:
         UserError: The input or a setting is at fault; nothing has been written then.

@@ -43,6 +43,8 @@ def header_of(file: Path) -> dict[str, Any]:
         ModelError: It cannot be read, is cut off, or its header is not that of what it holds.
     """
     try:
+        with open(file, "rb"):
+            pass  # the system's own reason where it cannot be read
         with safe_open(file, framework="pt") as tensors:
             parts = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118, no mapping
             return {name: {"dtype": own.get_dtype(), "shape": own.get_shape()} for name, own in parts.items()}

@@ -77,7 +77,8 @@ def still_said(run: RunData, criteria: Criteria) -> Answer:
             found = judged(score, before, bound, whose, below=1.0 if before is None else before)
             if before is not None and before - target < _by_chance(run, score, whose):
                 lost_nothing = shown(score, before, target, whose, AS_UNSEEN)
-                found = replace(found, state="unclear") if plain and found.state != "good" else lost_nothing
+                by_few = plain and target <= criteria.max_exact_match and found.state != "good"
+                found = replace(found, state="unclear") if by_few else lost_nothing
             numbers.append(found)
     if any(own.state != "shown" for own in numbers):
         answer = answered(SAID, ("yes", "no"), numbers, rule)

@@ -193,8 +193,9 @@ def _foreign(role: str, results: Mapping[str, Any], run: RunData, adapter: str |
     if other := [part for part in alike if part != FINGERPRINT["base"]]:
         return f"something else than the results of the unlearned model ({', '.join(other)})"
     made = after.get("settings") or {}, results.get("settings") or {}
+    what = "of the retrained model" if role == "retrained" else role
     run.warnings.extend(
-        f"The results {role} were made with {name} {made[1][name]}, those after with {made[0][name]}: they can differ "
+        f"The results {what} were made with {name} {made[1][name]}, those after with {made[0][name]}: they can differ "
         "for that reason alone."
         for name in ALIKE
         if role in ("before", "retrained") and name in made[0] and name in made[1] and made[0][name] != made[1][name]

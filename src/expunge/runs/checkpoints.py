@@ -61,7 +61,7 @@ def newest(
     for place in sorted(folder.glob("step-*"), reverse=True):
         found = _whole(place)
         if found is None:
-            warn(f"--resume: {place} is damaged and passed over: its steps are taken again")
+            warn(f"--resume: {place} is damaged and passed over: an earlier state is gone on from")
             continue
         step, run, then = found
         if run != fingerprint:

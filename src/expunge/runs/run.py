@@ -236,10 +236,10 @@ class Run:
                 if config.report_to:
                     listing.note_folder(self.path, TRACKED)
                 now = json.loads(json.dumps(identity["settings"]))
-                if now != earlier["settings"]:  # the data, or the model, lie elsewhere now
-                    files.write_json(self.path / "manifest.json", {**earlier, "settings": now}, overwrite=True)
                 if now != earlier["settings"] or not (self.path / settings.FILE).exists():
                     settings.write_settings(self.path, config)
+                if now != earlier["settings"]:  # the data, or the model, lie elsewhere now
+                    files.write_json(self.path / "manifest.json", {**earlier, "settings": now}, overwrite=True)
             return
         if not is_writer():
             return

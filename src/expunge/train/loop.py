@@ -102,7 +102,7 @@ def unlearn(
 
     Args:
         config: The settings.
-        reporter: Where progress goes; silent when None.
+        reporter: Where progress goes; warnings alone when None.
         callbacks: Called after steps and evaluation steps; they may ask the run to stop.
         advisor: Makes what looks at the model's answers after evaluation steps, or now and then without them.
 

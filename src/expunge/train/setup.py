@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -70,6 +70,7 @@ class Prepared:
         model_files: State of the files of model and origin before they were loaded.
         warnings: Findings that the user should read.
         lower: The same with forget, retain, test and selection in lower case; None where the run has no use for it.
+        few_unseen: Unseen texts that are too few to steer by, where there is an origin whose NLLs they scale.
     """
 
     config: UnlearnConfig
@@ -88,6 +89,7 @@ class Prepared:
     model_files: ModelState
     warnings: list[str]
     lower: "Prepared | None" = None
+    few_unseen: list[TokenizedExample] = field(default_factory=list)
 
     @property
     def sides(self) -> dict[str, SideRows]:
@@ -189,6 +191,7 @@ def prepare(config: UnlearnConfig, reporter: Reporter) -> Prepared:
         **tokenized,
         pairs=rows(pairs),
         selection=selection,
+        few_unseen=rows(sets.nonmembers, cut=True) if config.origin and selection is None else [],
         reported=[row for row, own in marked if own not in steers],
         prompt_format=measured,
         model_files=model_files,

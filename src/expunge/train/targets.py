@@ -135,7 +135,7 @@ def _from_origin(
     """For each forget row its target NLLs and those of the model, the first token's 0."""
     selection = prepared.selection
     forget = [row.input_ids for row in prepared.forget]
-    unseen = [row.input_ids for row in (selection.unseen if selection else prepared.reported)]
+    unseen = [row.input_ids for row in (selection.unseen if selection else prepared.few_unseen)]
     with reporter.track("target NLLs by the origin", 2 * len(forget) + 2 * len(unseen)) as advance:
         theirs, own = (
             sequence_logps(loaded, [*forget, *unseen], processes=processes, progress=advance)

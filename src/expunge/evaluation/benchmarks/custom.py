@@ -39,11 +39,11 @@ def read(config: EvaluateConfig) -> Suite:
         if left_out := len(given) - len(read["test"]):
             notes.append(
                 f"{left_out} of {len(given)} test texts stand in the forget or retain set too, or nearly so, so they "
-                "were trained on and were left out."
+                "may have been trained on and were left out."
             )
         if not read["test"]:
             del read["test"]
-    if not {"retain", "test"} & {*read}:
+    if not ({"retain", "test"} & {*read} or config.test):
         notes.append("No texts to keep were given (--retain, --test): whether the rest is kept was not measured.")
     documents, unseen = None, list[Example]()
     if "holdout" in read:
