@@ -101,7 +101,7 @@ def tokenize(
         raise DataError(f"{example.source or example.id}: the tokenizer leaves nothing of the completion")
     if prompt_format.end_of_text and prompt_format.style != "chat" and ids[-1] != (end := end_of_text_id(tokenizer)):
         ids = [*ids, end]
-    bos = 1 if start and ids[0] == tokenizer.bos_token_id else 0
+    bos = begun(tokenizer, ids) if start and len(ids) > max_length else 0
     excess = len(ids) - max_length
     # The first token of all has nothing to be predicted from, so a completion needs one token of context before it.
     completion_room = max_length - max(bos, min(start, 1))
@@ -199,6 +199,12 @@ def leading_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Special tokens that the tokenizer sets before every text."""
     special = {*tokenizer.all_special_ids} - ({tokenizer.unk_token_id} - {tokenizer.bos_token_id})  # "a" may be unknown
     return list(takewhile(special.__contains__, tokenizer("a", verbose=False)["input_ids"]))
+
+
+def begun(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> int:
+    """How many tokens a text begins with that the tokenizer sets before every text, or that are beginning-of-text."""
+    leading = leading_ids(tokenizer) or [tokenizer.bos_token_id]
+    return len(leading) if list(ids[: len(leading)]) == leading else 0
 
 
 def whole_text(example: Example, prompt_format: PromptFormat) -> str:

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from expunge.data.chat import turns_of
 from expunge.data.examples import Example
 from expunge.data.lowercase import in_lower_case
-from expunge.data.tokenize import PromptFormat, TokenizedExample, document_ids, leading_ids, tokenize, whole_text
+from expunge.data.tokenize import PromptFormat, TokenizedExample, begun, document_ids, tokenize, whole_text
 from expunge.data.words import common_prefix
 from expunge.errors import DataError
 
@@ -131,10 +131,9 @@ def after_another(
     if other is None:
         return None
     before = other[: min(BEFORE, (max_length or 2 * BEFORE) // 2)]
-    leading = leading_ids(tokenizer) or [tokenizer.bos_token_id]
-    begun = len(leading) if row.input_ids[: len(leading)] == leading else 0
-    own = row.input_ids[begun:]
-    start = len(before) + max(1, begun, row.completion_start) - begun
+    first = begun(tokenizer, row.input_ids)
+    own = row.input_ids[first:]
+    start = len(before) + max(1, first, row.completion_start) - first
     ids = [*before, *own][:max_length]
     return TokenizedExample(row.id, ids, start) if start < len(ids) else None
 

@@ -19,6 +19,7 @@ from expunge.data.chat import end_ids
 from expunge.data.examples import Example
 from expunge.data.passages import Passage
 from expunge.data.sampler import micro_batches
+from expunge.data.tokenize import begun
 from expunge.errors import DataError
 from expunge.evaluation.predictions import Prediction
 from expunge.model.decoding import TOKENS_PER_READ, Flight, Pick, batching_obstacle, cached_tokens, drawn, go_on
@@ -197,7 +198,7 @@ def generate(
         if not ids:
             raise DataError(f"{example.source or example.id}: the prompt is empty, so there is nothing to continue")
         if context is not None and room is not None and len(ids) >= context:
-            bos = ids[:1] if ids[0] == loaded.tokenizer.bos_token_id else []
+            bos = ids[: begun(loaded.tokenizer, ids)]
             ids, cut = bos + ids[len(ids) - room + len(bos) :], cut + 1
         prompts += [ids] * max(1, samples)
     if cut:
