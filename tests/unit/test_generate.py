@@ -69,7 +69,11 @@ class NoTokenizer:
     """Stands for a tokenizer where only its end-of-text token matters."""
 
     eos_token_id, chat_template = 7, None
-    bos_token_id = None
+    bos_token_id = unk_token_id = None
+    all_special_ids = (7,)
+
+    def __call__(self, text: str, **_: bool) -> dict[str, list[int]]:
+        return {"input_ids": [8] * len(text)}
 
     def decode(self, ids: list[int], skip_special_tokens: bool) -> str:
         return " ".join(str(token) for token in ids if not (skip_special_tokens and token == self.eos_token_id))
