@@ -46,6 +46,8 @@ def test_without_unseen_texts_nothing_steers_and_what_was_given_stands() -> None
     first = UnlearnConfig(**GIVEN, kl_weight=7.0)
     other = first.without_unseen()
     assert (other.recipe, other.eval_every, other.kl_weight) == ("default", 0, 7.0)
+    assert (first.schedule, other.schedule) == ("stable_decay", "constant"), "it ends at its last step, not before"
+    assert first.changed(schedule="linear").without_unseen().schedule == "linear"
     assert other.is_given("kl_weight")
     assert not other.is_given("loss")
     assert first.eval_every is None, "the first is as it was"

@@ -181,7 +181,7 @@ class OptimisationConfig:
     max_steps: int | None = None
     min_steps: int = 100
     learning_rate: float | None = None
-    schedule: Literal["cosine", "linear", "constant", "stable_decay"] = "constant"
+    schedule: Literal["cosine", "linear", "constant", "stable_decay"] = "stable_decay"
     warmup: float = 0.0
     max_grad_norm: float = 1.0
     ema_steps: int = 12
@@ -299,8 +299,9 @@ class UnlearnConfig(
         return self.changed(retain_weight=0.0, kl_weight=0.0, **replay)
 
     def without_unseen(self) -> "UnlearnConfig":
-        """The settings of a run that no unseen texts steer: no evaluation steps, a set number of epochs."""
-        return self.changed(eval_every=0)
+        """The settings of a run that no unseen texts steer: no evaluation steps, a set number of epochs at one rate."""
+        schedule = self.schedule if self.is_given("schedule") else "constant"
+        return self.changed(eval_every=0, schedule=schedule)
 
     @property
     def test_share(self) -> float:
