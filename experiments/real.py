@@ -19,7 +19,7 @@ EXPUNGE_SUBJECTS names:
 | `smollm2-tofu` | the ten authors of TOFU forget10 that are not in forget05; every ninth row of retain90 | five and five authors of forget05 |
 
 What is there already is kept; an interrupted model begins again. On two CPU cores: `--every 4 --passes 6 --layers 15`
-(a quarter of an hour; `--every 12` five minutes; `--subject gemma --every 12 --passes 6` ten), and `--subject smollm2-tofu --every 3 --passes 6 --layers 15`, a third of the authors and of the
+(a quarter of an hour; `--every 12` five minutes; `--subject gemma --every 12 --passes 6 --layers 9` ten), and `--subject smollm2-tofu --every 3 --passes 6 --layers 15`, a third of the authors and of the
 retain rows. On a GPU: `--subject smollm2-full --passes 12 --rate 2e-4 --tokens 1024` and, side by side, one
 process for each of `--models subject retrained retrained-1 retrained-2`.
 """

@@ -51,12 +51,10 @@ def unlearn(settings: UnlearnConfig, out: Output) -> int:
         from expunge.train.dry_run import forecast
         from expunge.train.loop import unlearn as train
 
-    out.quiet = out.quiet or not is_writer()
     if settings.dry_run:
         expected = forecast(settings, out.reporter())
-        if is_writer():
-            out.text(str(expected))
-            out.results = dataclasses.asdict(expected)
+        out.text(str(expected))
+        out.results = dataclasses.asdict(expected)
         return 0
     try:
         outcome = train(settings, out.reporter(), advisor=Advisor)
@@ -118,7 +116,6 @@ def evaluate(settings: EvaluateConfig, out: Output) -> int:
     settings.validate()
     if settings.adapter:
         results_before(settings.output, settings.benchmark or "")  # a damaged file is refused before any work
-    out.quiet = out.quiet or not is_writer()
     results = score(settings, out.reporter())
     if not is_writer():
         return 0

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from expunge.utils.progress import Reporter
+from expunge.utils.ranks import is_writer
 from expunge.utils.text import printable
 
 NOT_AS_PROMISED = 3
@@ -26,8 +27,8 @@ class Output:
     results: dict[str, Any] = field(default_factory=dict)
 
     def text(self, line: str = "") -> None:
-        """Print a line for a person."""
-        if not self.json:
+        """Print a line for a person; of several processes the first one does."""
+        if not self.json and is_writer():
             print(printable(line))
 
     def reporter(self) -> Reporter:

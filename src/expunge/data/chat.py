@@ -58,24 +58,19 @@ def render(tokenizer: PreTrainedTokenizerBase, example: Example) -> tuple[str, s
     completion, rest = example.completion, whole[len(asked) :]
     # An answer that closes the thought which the generation prompt has opened stands there as the model says it.
     closes = bool(opened) and f"</{opened[1:]}" in completion
+    probe = _apply(tokenizer, example, [*turns, {"role": "assistant", "content": PROBE}])
+    before, shown, behind = probe.rpartition(PROBE)
     if whole.startswith(asked) and not closes and _squeezed(completion) in _squeezed(rest):
-        written = _written_before(tokenizer, example, turns, asked)
+        written = before.removeprefix(asked) if before.startswith(asked) else ""
         if written.strip() and rest.startswith(written) and not completion.lstrip().startswith(written.strip()):
             return asked + written, rest.removeprefix(written)
         return asked, rest
     if opened and completion.lstrip().startswith(opened):
         completion = completion.lstrip().removeprefix(opened)
         completion = completion.lstrip() if asked[-1].isspace() else completion
-    _, shown, behind = _apply(tokenizer, example, [*turns, {"role": "assistant", "content": PROBE}]).rpartition(PROBE)
     if not shown:
         raise _refused(example, "shows no turn of the assistant")
     return asked, completion + behind
-
-
-def _written_before(tokenizer: PreTrainedTokenizerBase, example: Example, turns: Sequence[Turn], asked: str) -> str:
-    """What the template writes between the generation prompt and an answer."""
-    shown, found, _ = _apply(tokenizer, example, [*turns, {"role": "assistant", "content": PROBE}]).rpartition(PROBE)
-    return shown.removeprefix(asked) if found and shown.startswith(asked) else ""
 
 
 def end_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

@@ -88,8 +88,7 @@ def choose_columns(source: str | Path, found: Sequence[str], columns: Mapping[st
             f"{source}: has a column {beside[0]} beside {own}, which would be left out: put the prompt into one column "
             "and name it with --columns prompt=COLUMN"
         )
-    layout = (prompt, completion)
-    chosen |= {key: column for key, column in zip(("prompt", "completion"), layout, strict=True) if column}
+    chosen |= {key: column for key, column in (("prompt", prompt), ("completion", completion)) if column}
     chosen |= columns
     if "completion" not in chosen:
         known = ", ".join("/".join(filter(None, pair)) for pair in LAYOUTS)

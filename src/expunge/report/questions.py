@@ -240,8 +240,8 @@ def speaks_well(run: RunData, criteria: Criteria) -> Answer:
         "Yes when the share of repeated word sequences, and that of refused prompts, rose by at most "
         f"{criteria.max_repetition:g} above the untouched model's, or above a retrained model's where it is higher."
     )
-    numbers = []
-    for score, before, target, whose in _with_targets(run, speech(run.scores.get("after", {}))):
+    numbers, said = [], speech(run.scores.get("after", {}))
+    for score, before, target, whose in _with_targets(run, said):
         if whose == ORIGIN or (before is not None and (target is None or before > target)):
             target, whose = before, UNTOUCHED
         if target is None or score.name == "fluency" or (score.set == "forget" and "refusal" in score.name):
@@ -250,7 +250,7 @@ def speaks_well(run: RunData, criteria: Criteria) -> Answer:
             numbers.append(judged(score, before, criteria.speech(target), whose))
     if any(own.state != "shown" for own in numbers):
         answer = answered(SPEAKS, ("no", "yes"), numbers, rule)
-        answering = {own.set for own in speech(run.scores.get("after", {})).values() if "refusal" in own.name}
+        answering = {own.set for own in said.values() if "refusal" in own.name}
         if answer.state == "good" and answering and answering <= {"forget", *UNSEEN}:
             says = f"{answer.says}, but it was asked nothing that should be answered"
             return replace(answer, answer="unclear", state="unclear", says=says, need=TO_REFUSE)
