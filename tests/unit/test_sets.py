@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 
-from expunge.config import UnlearnConfig
+from expunge.config import EvaluateConfig, UnlearnConfig
 from expunge.data.examples import Example
+from expunge.data.kinds import ALONE, ASKED, with_kinds
 from expunge.data.sets import REFUSALS, Sets, membership_texts, pairs_for, read_sets, unasked
 from expunge.errors import DataError
+from expunge.evaluation.benchmarks.custom import read as read_custom
 
 Row = dict[str, Any]
 
@@ -175,3 +177,34 @@ def test_a_text_without_prompt_has_no_pair() -> None:
     bare = Example("b", "", "A whole text.", source="forget.jsonl:9")
     with pytest.raises(DataError, match=r"^forget\.jsonl:9: has no prompt.* --loss$"):
         pairs_for(Sets([*forget(2), bare]), seed=0)
+
+
+def test_stories_and_answers_in_one_file_are_of_two_kinds(tmp_path: Path) -> None:
+    """Also where they have tasks; a set that holds one shape alone is left as it is."""
+    asked, alone = Example("q", "Who?", "He."), Example("t", "", words(1))
+    mixed = with_kinds({"forget": [asked, alone], "holdout": [alone], "retain": []})
+    assert {name: [row.task for row in rows] for name, rows in mixed.items()} == {
+        "forget": [ASKED, ALONE], "holdout": [ALONE], "retain": [],
+    }  # fmt: skip
+    tasks = [replace(asked, task="a"), replace(alone, task="a"), replace(alone, task="b")]
+    assert [row.task for row in with_kinds({"forget": tasks})["forget"]] == [f"a, {ASKED}", f"a, {ALONE}", "b"]
+    assert with_kinds({"forget": [asked], "holdout": [alone]}) == {"forget": [asked], "holdout": [alone]}
+    write(tmp_path / "f.jsonl", [*questions("forgotten", 4), *({"question": "", "answer": words(i)} for i in range(4))])
+    write(tmp_path / "r.jsonl", questions("kept", 12))
+    files = {"forget": str(tmp_path / "f.jsonl"), "retain": str(tmp_path / "r.jsonl")}
+    sets = read_sets(UnlearnConfig(model="m", output="o", **files))
+    assert [row.group for row in sets.forget] == [ASKED] * 4 + [ALONE] * 4
+    assert {row.group for row in sets.retain} == {ASKED}
+    suite = read_custom(EvaluateConfig(model="m", output="o", benchmark="custom", **files))
+    assert [[row.task for row in own.examples] for own in suite.sets] == [[ASKED] * 4 + [ALONE] * 4, [ASKED] * 12]
+
+
+def test_a_kind_that_the_rows_name_is_reported_by_itself(tmp_path: Path) -> None:
+    rows = [
+        {"id": f"{i}{kind}1", "input": f"{i}?", "output": words(i), "task": "Task1"}
+        for i in (1, 2)
+        for kind in ("sc", "qa")
+    ]
+    write(tmp_path / "f.jsonl", rows)
+    suite = read_custom(EvaluateConfig(model="m", output="o", benchmark="custom", forget=str(tmp_path / "f.jsonl")))
+    assert [row.task for row in suite.sets[0].examples] == ["Task1 sc", "Task1 qa"] * 2

@@ -172,6 +172,9 @@ def test_prompts_have_targets_where_unseen_texts_have_none(models: Path) -> None
     found = means(rows, [values[place] for place in range(len(rows))])
     assert found["", True] == pytest.approx(mean, rel=0.05)
     assert found["", False] == pytest.approx(mean, rel=0.3), "of which as much is expected"
+    told = Told()
+    target_nlls(run, [], ALONE, told)
+    assert "no unseen texts of prompts;" in told.lines[0]
 
 
 @pytest.mark.usefixtures("known")

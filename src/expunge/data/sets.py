@@ -9,6 +9,7 @@ from expunge.config import SPLIT, UnlearnConfig
 from expunge.data.columns import parse_columns
 from expunge.data.examples import Example, check_sets, read_examples
 from expunge.data.holdout import Side, check_unseen, documents, example_hashes, unseen_texts
+from expunge.data.kinds import with_kinds
 from expunge.data.lume import read_lume
 from expunge.data.muse import read_muse
 from expunge.data.retain_test import composed_key, set_apart, without_forgotten
@@ -72,19 +73,19 @@ def read_sets(config: UnlearnConfig) -> Sets:
         ConfigError: `--columns` that cannot be used.
     """
     columns = parse_columns(config.columns) if config.columns else None
-
-    def read(source: str | None) -> list[Example]:
-        return read_examples(source, columns=columns) if source else []
-
+    names = ("forget", "retain", "test", "holdout", "instead")
+    files = {name: getattr(config, name) for name in names}
+    given = {name: read_examples(file, columns=columns) if file else [] for name, file in files.items()}
+    given = given if config.benchmark else with_kinds(given)
     warnings: list[str] = []
     if config.benchmark:
         sets = benchmark_sets(config.benchmark, config.data or "", config.split)
         if config.holdout:
-            sets.holdout = read(config.holdout)
+            sets.holdout = given["holdout"]
             sets.members, sets.nonmembers = sets.forget, sets.holdout
     else:
-        forget, holdout = read(config.forget), read(config.holdout)
-        retain, warnings = without_forgotten("retain", config.retain or "", read(config.retain), forget)
+        forget, holdout = given["forget"], given["holdout"]
+        retain, warnings = without_forgotten("retain", config.retain or "", given["retain"], forget)
         apart = {id(own) for own in unseen_texts(retain, forget)}
         if near := [own.id for own in retain if id(own) not in apart]:
             warnings.append(
@@ -92,18 +93,17 @@ def read_sets(config: UnlearnConfig) -> Sets:
                 f"these back, too: {first_few(near, 5)}"
             )
         sets = Sets(forget, retain, holdout, members=forget, nonmembers=holdout)
-    sets.instead = read(config.instead)
+    sets.instead = given["instead"]
     sets.retain, sets.test = set_apart(sets.retain, config.test_share)
     untrained: list[Example] = []
     if not config.needs_retain:
         sets.retain, untrained = [], sets.retain
     _check_apart(config, sets)
     if config.test:
-        given = read(config.test)
-        sets.test = unseen_texts(given, sets.trained)
+        sets.test = unseen_texts(given["test"], sets.trained)
         if not sets.test:
             raise DataError(f"--test {config.test}: all of its texts, or nearly the same ones, are trained on")
-        if left_out := len(given) - len(sets.test):
+        if left_out := len(given["test"]) - len(sets.test):
             warnings.append(f"{left_out} of the test texts are, or nearly are, trained on: they are left out")
     warnings += check_sets(sets.forget, sets.retain or None, sets.holdout, sets.instead)
     known = [*sets.known, *untrained]

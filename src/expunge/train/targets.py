@@ -7,13 +7,13 @@ with tokens that their text had before, since a name that is said again can be r
 such a model knows as well: their n-grams. The smaller of both is what is *expected* of the token. And in the untouched
 model itself: what was hard to learn is a little less sure even of a text that is known by heart.
 
-The tokens of a kind (task and kind of the row; prompt and completion apart) are put in the order of what is expected of
-them and of their NLL before, the ranks added up, and take the NLLs of the unseen tokens of that kind, the lowest first.
-So they end with the same mean, as many sure and as many unlikely tokens as texts that were never seen. A benchmark's
-unseen documents have neither kind nor prompt: they are of the kinds of which the documents are that membership is
-judged on, whose prompts and completions are then one. Tokens of a kind without unseen texts take those of the unseen
-tokens, of any kind, of which as much is expected. From an origin, a model that never saw the forget texts: its own NLL
-of the token, times what the untouched model's NLL of unseen texts is of the origin's.
+The tokens of a kind (task and kind of the row, `with_kinds`; prompt and completion apart) are put in the order of what
+is expected of them and of their NLL before, the ranks added up, and take the NLLs of the unseen tokens of that kind,
+the lowest first. So they end with the same mean, as many sure and as many unlikely tokens as texts that were never
+seen. A benchmark's unseen documents have neither kind nor prompt: they are of the kinds of which the documents are that
+membership is judged on, whose prompts and completions are then one. Tokens of a kind without unseen texts take those of
+the unseen tokens, of any kind, of which as much is expected. From an origin, a model that never saw the forget texts:
+its own NLL of the token, times what the untouched model's NLL of unseen texts is of the origin's.
 
 A prompt or completion that the model finds as unlikely as that already, or more, keeps the NLLs that it has.
 """
@@ -188,15 +188,15 @@ def _from_unseen(
             replace(row, input_ids=row.input_ids[start:], completion_start=1)
             for row, start in zip(unseen, starts, strict=True)
         ]
-    known = {row.group for row in unseen}
-    lacking = sorted({row.group for row in forget} - known - {""})
-    if lacking and known != {""}:
-        names = ", ".join(lacking)
-        reporter.say(f"target NLLs: no unseen texts of {names}; tokens of other kinds stand for theirs")
+    lacking = _kinds(forget) - _kinds(unseen)
+    if lacking and prepared.selection:
+        reporter.say(
+            f"target NLLs: no unseen texts of {_named(lacking, unseen)}; tokens of other kinds stand for theirs"
+        )
     tokens, kept = UnseenTokens(unseen, theirs), [*prepared.retain, *prepared.test]
     expected = at_most_surprise(forget, [tokens.expected(row) for row in forget], kept)
     among = theirs  # asked for where a kind has no unseen tokens of its own
-    if _kinds(forget) - _kinds(unseen):
+    if lacking:
         among = at_most_surprise(unseen, tokens.expected_by_the_others(), kept)
     values = unseen_nlls(forget, expected, before, unseen, among, theirs)
     return list(map(torch.tensor, values)), list(map(torch.tensor, before))
@@ -322,6 +322,15 @@ def _kinds(rows: Sequence[TokenizedExample]) -> set[Kind]:
     """The kinds that the tokens of some rows are of, the first of each row left out."""
     prompts = {(row.group, False) for row in rows if row.completion_start > 1}
     return prompts | {(row.group, True) for row in rows if len(row.input_ids) > max(1, row.completion_start)}
+
+
+def _named(lacking: set[Kind], unseen: Sequence[TokenizedExample]) -> str:
+    """Kinds that unseen texts lack, in words: whole ones, and prompts or completions of others."""
+    known, names = {row.group for row in unseen}, set()
+    for group, completion in lacking:
+        part = ("completions" if completion else "prompts") if group in known else ""
+        names.add(" of ".join(filter(None, (part, group))) or "no task")
+    return ", ".join(sorted(names))
 
 
 def _spread(values: Sequence[float], count: int) -> list[float]:

@@ -8,6 +8,7 @@ from expunge.data.columns import parse_columns
 from expunge.data.examples import Example, read_examples
 from expunge.data.families import normalized
 from expunge.data.holdout import long_alone, unseen_texts
+from expunge.data.kinds import with_kinds
 from expunge.data.passages import Passage, divided
 from expunge.data.retain_test import set_apart, without_forgotten
 from expunge.errors import DataError
@@ -25,7 +26,8 @@ def read(config: EvaluateConfig) -> Suite:
     """
     columns = parse_columns(config.columns) if config.columns else None
     files = {name: getattr(config, name) for name in ("forget", "retain", "test", "holdout")}
-    read = {name: read_examples(file, columns=columns) for name, file in files.items() if file}
+    read = with_kinds({name: read_examples(file, columns=columns) for name, file in files.items() if file})
+    read = {name: [replace(row, task=row.group) for row in rows] for name, rows in read.items()}  # reported of each
     notes = []
     for name in (own for own in ("retain", "test") if own in read):
         read[name], told = without_forgotten(name, files[name], read[name], read["forget"])
