@@ -118,6 +118,26 @@ def reference_in_files() -> None:
     import_module("expunge.model.reference").MEMORY_BYTES = 0
 
 
+def two_machines() -> None:
+    """Each process on a machine of its own, by a launcher that does not say how many there are on one."""
+    reference_in_files()
+    os.environ["LOCAL_RANK"] = "0"
+    del os.environ["LOCAL_WORLD_SIZE"]
+    name = f"node{rank()}"
+    socket.gethostname = lambda: name
+
+
+def last_has_no_device() -> None:
+    """The last process finds no device before it has joined the others."""
+    from expunge.errors import ModelError
+
+    def fail(name: str) -> None:
+        raise ModelError(f"--device {name}: invalid device ordinal")
+
+    if rank() == int(os.environ["WORLD_SIZE"]) - 1:
+        import_module("expunge.train.loop").pick_device = fail
+
+
 def _at_step_3(action: Any) -> None:
     trainer = import_module("expunge.train.trainer").Trainer
     step = trainer.take_step

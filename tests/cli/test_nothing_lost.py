@@ -220,6 +220,19 @@ def test_an_overwrite_that_does_not_end_leaves_the_old_run(
     assert temporary(work) == []
 
 
+def test_what_follows_the_last_step_may_be_interrupted(
+    work: Path, expunge: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where no step before it was saved."""
+    with monkeypatch.context() as patch:
+        stop(patch, "settle", interrupt)
+        result = expunge(*TRAIN, "--output", "late", "--save-every", "0")
+    assert result.code == 130
+    assert "from step" in result.err
+    result = expunge(*TRAIN, "--output", "late", "--save-every", "0", "--resume", "--finish")
+    assert result.code == 0, result.err
+
+
 def test_a_killed_overwrite_is_begun_anew_by_the_next(work: Path, expunge: Run) -> None:
     before = snapshot(work / "done")
     child = os.fork()

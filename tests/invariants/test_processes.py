@@ -14,7 +14,8 @@ from tiny import save_tiny
 
 
 @pytest.mark.parametrize(
-    ("count", "prepare"), [(2, "nothing"), (3, "reference_in_files"), (2, "last_has_little_memory")]
+    ("count", "prepare"),
+    [(2, "nothing"), (3, "reference_in_files"), (2, "two_machines"), (2, "last_has_little_memory")],
 )
 def test_the_same_losses_and_the_same_adapter(
     count: int, prepare: str, folder: Path, assert_same_as_one: Callable[[list[End]], None]
@@ -127,6 +128,13 @@ def test_what_the_first_refuses_ends_the_others(folder: Path) -> None:
     assert [end.code for end in ends] == [2, 2]
     assert "not empty" in ends[0].err
     assert "process 0 failed" in ends[1].err
+
+
+def test_one_that_fails_before_it_joins_is_not_waited_for(folder: Path) -> None:
+    ends = launch(2, folder, *COMMAND, "--output", "many", prepare="last_has_no_device")
+
+    assert [end.code for end in ends] == [2, 2]
+    assert all("invalid device ordinal" in end.err for end in ends)
 
 
 def test_a_callback_of_one_ends_all_after_the_same_step(folder: Path) -> None:

@@ -1,11 +1,19 @@
 """What reaches the terminal."""
 
+import errno
+import sys
 import threading
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 
+from expunge.errors import ConfigError, RunError
 from expunge.utils import progress
-from expunge.utils.progress import Reporter, reporter_for
+from expunge.utils.progress import Reporter, Unread, reporter_for
+from expunge.utils.ranks import launched
 from expunge.utils.text import printable
 from expunge.utils.trackers import Trackers
 
@@ -86,10 +94,32 @@ def test_without_a_terminal_what_takes_long_is_said_once(
 def test_of_several_processes_the_first_alone_speaks(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for rank, said in (("0", "warning: hello"), ("1", "")):
+    for rank, count, said in (("0", "2", "warning: hello"), ("1", "2", ""), ("16", "", "warning: hello")):
         monkeypatch.setenv("RANK", rank)
+        monkeypatch.setenv("WORLD_SIZE", count)  # without one RANK is somebody else's
         reporter_for(True).warn("hello")
         assert capsys.readouterr().err.strip() == said
+    monkeypatch.setenv("WORLD_SIZE", "auto")
+    with pytest.raises(RunError, match="WORLD_SIZE=auto in the environment is no number"):
+        launched()
+
+
+def test_work_goes_on_where_nobody_can_read_it(tmp_path: Path) -> None:
+    """A pipe or a terminal that is gone, and no stream at all; a full disk is told."""
+    assert Unread(None).write("hello") == 5
+    for number, told in ((errno.EPIPE, False), (errno.EIO, False), (errno.ENOSPC, True)):
+        with (tmp_path / "out").open("w") as stream:
+            gone = OSError(number, "gone")
+            out = Unread(SimpleNamespace(write=Mock(side_effect=gone), fileno=stream.fileno))
+            with pytest.raises(OSError, match="gone") if told else nullcontext():
+                assert out.write("hello") == 5
+
+
+def test_a_tracker_that_cannot_begin_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    wandb = SimpleNamespace(init=Mock(side_effect=RuntimeError("api_key not configured (no-tty)")))
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    with pytest.raises(ConfigError, match=r"--report-to wandb: cannot begin \(api_key not configured"):
+        Trackers("wandb", "", {})
 
 
 def test_what_trackers_have_is_flushed_when_a_run_is_interrupted() -> None:

@@ -9,7 +9,6 @@ import dataclasses
 import difflib
 import json
 import math
-import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from functools import wraps
@@ -30,6 +29,7 @@ from expunge.model.load import load_tokenizer
 from expunge.runs.reads import model_folders
 from expunge.utils import folders
 from expunge.utils.progress import Reporter
+from expunge.utils.ranks import launched
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -153,7 +153,7 @@ def _check_object(model: Any, *, trust_remote_code: bool) -> None:
         raise ConfigError("model: its weights are quantized: give its name, and load_in_4bit=True")
     if any(parameter.is_meta for parameter in model.parameters()):
         raise ConfigError("model: some of its weights are not in memory: give its name")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if launched():
         raise ConfigError("model: several processes cannot share one that is in memory: give its folder or Hub name")
 
 

@@ -63,7 +63,7 @@ def evaluate(config: EvaluateConfig, reporter: Reporter | None = None) -> dict[s
     config = resolved(config)
     config.validate()
     check_attacks(config)
-    with together(pick_device(config.device)) as processes:
+    with together(lambda: pick_device(config.device)) as processes:
         return _evaluate(config, reporter, processes)
 
 

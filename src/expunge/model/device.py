@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from expunge.errors import ConfigError, ModelError
+from expunge.utils.ranks import from_launcher, launched
 
 CACHED_KERNELS = 128
 """Compiled bf16 products that are kept on the CPU, one per shape: more than one forward and backward pass needs."""
@@ -25,7 +26,7 @@ def pick_device(name: str = "auto") -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda":  # each process of a launcher takes a device of its own
-        name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+        name = f"cuda:{from_launcher('LOCAL_RANK', 0) if launched() else 0}"
     try:
         device = torch.device(name)
         if device.type not in ("cpu", "cuda"):

@@ -160,7 +160,7 @@ def cache_folder(path: Path, processes: Processes = ALONE) -> Iterator[Path]:
         shutil.rmtree(path, ignore_errors=True)
         raise
     processes.wait()  # another one may still read
-    if processes.local_index == 0 and path.exists():
+    if processes.index == 0 and path.exists():  # one folder for all machines
         shutil.rmtree(path)
 
 

@@ -116,10 +116,11 @@ def unlearn(
     check_callbacks(callbacks)
     if config.dry_run:
         raise ConfigError("dry_run is for the command line: in Python, expunge.forecast says what a run would take")
-    if config.push_to_hub and is_writer():
-        check_hub(config.push_to_hub, public=config.public)
-    with together(pick_device(config.device)) as processes, Run.check(config) as run:
-        return _unlearn(config, run, reporter or Reporter(quiet=True), processes, callbacks, advisor)
+    with together(lambda: pick_device(config.device)) as processes:
+        if config.push_to_hub and is_writer():
+            check_hub(config.push_to_hub, public=config.public)
+        with Run.check(config) as run:
+            return _unlearn(config, run, reporter or Reporter(quiet=True), processes, callbacks, advisor)
 
 
 def _unlearn(
@@ -247,7 +248,7 @@ def train(
             evaluates = evaluation and (done % evaluation.every == 0 or last)
             waits = bool(saves or evaluates or last or len(taken) == most)
             stopped = shared.after_step(stop.requested, clock, waits=waits)
-            saves, due = saves or stopped, waits or stopped
+            due = waits or stopped
             read = trainer.read(taken) if due else []
             spent += time.perf_counter() - clock
             if not due:
@@ -273,14 +274,16 @@ def train(
             taken, spent = [], 0.0
             for note in trainer.loaded.told():
                 reporter.say(note)
-            if saves:
+            over = bool(evaluation and evaluation.stopping.over)
+            ends = over or (watched and processes.any(asked))
+            if saves or stopped or last or ends:  # what follows the last step may fail or be interrupted, too
                 best = evaluation.stopping.tensors() if evaluation else {}
                 run.save_checkpoint(trainer.state() | best, done)
             if stopped:
                 raise KeyboardInterrupt(
                     f"step {done} of {num_steps} is saved; --resume goes on from it, --resume --finish ends there"
                 )
-            if watched and processes.any(asked):
+            if ends:
                 break
     callbacks.call("on_train_end")
     return done

@@ -6,6 +6,7 @@ where they meet. Each of them computes its part of the work; the first one alone
 
 import json
 import os
+import socket
 import sys
 import threading
 import time
@@ -21,6 +22,7 @@ from torch import Tensor
 from torch.distributed import DeviceMesh, init_device_mesh
 
 from expunge.errors import RunError, UserError
+from expunge.utils.ranks import from_launcher, launched
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -171,37 +173,45 @@ class SharedStop:
         return stops
 
 
-def launched() -> bool:
-    """Whether a launcher has started several processes for one run."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
-
-
 def current() -> Processes:
     """The processes of the run that is on."""
     if not dist.is_available() or not dist.is_initialized():
         return ALONE
     rank, count = dist.get_rank(), dist.get_world_size()
-    local_count = int(os.environ.get("LOCAL_WORLD_SIZE", str(count)))
-    return Processes(rank, count, int(os.environ.get("LOCAL_RANK", str(rank))), local_count)
+    local_count = from_launcher("LOCAL_WORLD_SIZE", count)
+    return Processes(rank, count, from_launcher("LOCAL_RANK", rank), local_count)
 
 
 @contextmanager
-def together(device: torch.device) -> Iterator[Processes]:
+def together(pick_device: Callable[[], torch.device]) -> Iterator[Processes]:
     """Meet the other processes of the run; within the context, an error of one of them ends all.
 
+    Args:
+        pick_device: Gives the device of this process; where one has none, all of them end.
+
     Raises:
-        RunError: Another process is gone.
+        RunError: The launcher did not say where to meet, or another process is gone.
     """
     if not launched() or dist.is_initialized():
+        pick_device()
         yield current()
         return
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
+    if missing := [name for name in ("MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]:
+        raise RunError(
+            f"WORLD_SIZE and RANK are set, as for several processes, and {' and '.join(missing)} not, where they meet: "
+            "start them with torchrun or accelerate launch, or unset WORLD_SIZE"
+        )
     store, rank, count = next(iter(dist.rendezvous("env://")))
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=WAIT)
-    watch = _Watch(rank, count)
+    watch = _Watch(rank, count)  # first of all: one that fails before it has joined is waited for
     try:
+        device = pick_device()
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=WAIT)
+        if "LOCAL_WORLD_SIZE" not in os.environ:
+            names = current().gather(socket.gethostname())
+            os.environ["LOCAL_WORLD_SIZE"] = str(names.count(names[rank]))
         yield current()
     except BaseException as error:
         watch.stop()

@@ -15,6 +15,7 @@ from typing import Any
 
 from expunge.errors import RunError
 from expunge.utils import files
+from expunge.utils.ranks import launched
 
 BYTES = 32
 
@@ -52,7 +53,7 @@ def _name(key: bytes) -> str:
 
 def _key() -> bytes:
     """The key; of several processes that share a run, that of the first."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if not launched():
         return _read(key_file())
     from expunge.utils.distributed import current  # it needs torch, which who reads results need not wait for
 

@@ -1,5 +1,6 @@
 """What a person sees while work goes on: lines on standard error, and a live bar where it is a terminal."""
 
+import errno
 import logging
 import os
 import sys
@@ -7,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -18,6 +20,8 @@ from expunge.utils.text import printable
 
 PLAIN_INTERVAL = 10.0
 """Seconds between progress lines where there is no terminal."""
+READER_GONE = (errno.EPIPE, errno.EIO)
+"""What writing to a pipe, or to a terminal, fails with once nobody is there."""
 SILENT = 2.0
 """Seconds without a word after which a line says what is being done, where there is no terminal."""
 
@@ -25,27 +29,31 @@ Advance = Callable[..., None]
 
 
 class Unread:
-    """A stream of text that goes on where nobody reads it any more (`| head`): the work is done to its end."""
+    """A stream of text that goes on where nobody reads it any more (`| head`, a terminal that is closed, none from the
+    start): the work is done to its end.
+    """
 
     def __init__(self, stream: Any) -> None:
-        self._stream = stream
+        self._stream = stream or Path(os.devnull).open("w")  # noqa: SIM115
 
     def write(self, text: str) -> int:
         """Write, to nowhere once the reader has gone."""
         try:
             return int(self._stream.write(text))
-        except BrokenPipeError:
-            self._give_up()
+        except OSError as error:
+            self._give_up(error)
             return len(text)
 
     def flush(self) -> None:
         """Flush, likewise."""
         try:
             self._stream.flush()
-        except BrokenPipeError:
-            self._give_up()
+        except OSError as error:
+            self._give_up(error)
 
-    def _give_up(self) -> None:
+    def _give_up(self, error: OSError) -> None:
+        if error.errno not in READER_GONE:
+            raise error
         os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())  # what is left in the buffer goes there, too
 
     def __getattr__(self, name: str) -> Any:

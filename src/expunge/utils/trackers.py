@@ -1,6 +1,7 @@
 """Numbers to TensorBoard or Weights & Biases while a run goes on."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from expunge.errors import ConfigError
@@ -27,6 +28,16 @@ def check_trackers(report_to: str | None) -> None:
             raise ConfigError(f"--report-to {name}: is not installed: pip install 'expunge[{name}]'")
 
 
+@contextmanager
+def _beginning(name: str) -> Iterator[None]:
+    """What the tracker's own package fails with (nobody is logged in, a part of it is missing) as one line."""
+    try:
+        yield
+    except Exception as error:
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise ConfigError(f"--report-to {name}: cannot begin ({reason}): log in or mend it, or leave it out") from None
+
+
 class Trackers:
     """The trackers of one run, by names separated by commas; with none, nothing happens.
 
@@ -39,13 +50,15 @@ class Trackers:
         self._wandb: Any = None
         names = comma_list(report_to)
         if "tensorboard" in names:
-            from torch.utils.tensorboard import SummaryWriter
+            with _beginning("tensorboard"):
+                from torch.utils.tensorboard import SummaryWriter
 
-            self._writer = SummaryWriter(f"{folder}/tensorboard")
+                self._writer = SummaryWriter(f"{folder}/tensorboard")
         if "wandb" in names:
-            import wandb
+            with _beginning("wandb"):
+                import wandb
 
-            self._wandb = wandb.init(project="expunge", config=dict(settings))
+                self._wandb = wandb.init(project="expunge", config=dict(settings))
 
     def __enter__(self) -> "Trackers":
         return self
