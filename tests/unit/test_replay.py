@@ -10,10 +10,12 @@ import torch
 
 from expunge.data.tokenize import TokenizedExample
 from expunge.errors import TrainingError
-from expunge.model import decoding, replay
+from expunge.model import decoding, logps, replay
+from expunge.model import reference as reference_module
 from expunge.model.adapter import add_adapter
 from expunge.model.decoding import go_on, written
 from expunge.model.load import load_model
+from expunge.model.reference import Asked, compute_reference
 from expunge.model.replay import KNOWN, write_texts
 from tiny import save_tiny, tiny_tokenizer
 
@@ -127,6 +129,31 @@ def test_where_memory_is_short_fewer_are_written_at_once(loaded, monkeypatch):
     monkeypatch.setattr(replay, "_written", lambda *_: small(loaded, [None] * 21))
     with pytest.raises(TrainingError, match="--replay-weight 0"):
         write_texts(loaded, ROWS[:3], ROWS[3:], tokens=300, seed=1)
+
+
+def test_where_memory_is_short_fewer_are_read_at_once(loaded, monkeypatch):
+    """Losses and what the reference holds are the same; of a single text out of memory is out of memory."""
+    kept = {what: Asked(ROWS, "completion", what) for what in ("logps", "states")}
+    ids = [row.input_ids for row in ROWS]
+    whole, reference = logps.sequence_logps(loaded, ids), compute_reference(loaded, kept)
+
+    def small(model, batch):
+        if len(batch.lengths) > most:
+            raise torch.OutOfMemoryError
+        return states(model, batch)
+
+    most, states = 2, logps.final_states
+    for module in (logps, reference_module):
+        monkeypatch.setattr(module, "final_states", small)
+    for own, other in zip(whole, logps.sequence_logps(loaded, ids), strict=True):
+        torch.testing.assert_close(own, other)
+    again = compute_reference(loaded, kept)
+    for name, values in reference.items():
+        for row in range(len(ROWS)):
+            torch.testing.assert_close(values[row], again[name][row])
+    most = 0
+    with pytest.raises(torch.OutOfMemoryError):
+        logps.sequence_logps(loaded, ids)
 
 
 def test_a_cache_is_gone_before_the_next_one_is_made(loaded, monkeypatch):

@@ -90,6 +90,9 @@ def _side_stream(device: torch.device) -> torch.cuda.Stream:
 
 @cache
 def _capture_stream(device: torch.device) -> torch.cuda.Stream:
+    """The one for all captures. A graph that goes may clear cuBLAS's workspaces of it (pytorch issue 193402): those of
+    a run's steps lie in their own pool, and no graph that writes lives while they are captured.
+    """
     return torch.cuda.Stream(device)
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import torch
 from torch._dynamo.exc import TorchDynamoException
 
+from expunge.errors import TrainingError
 from expunge.model.layers import decoder_layers
 from expunge.model.load import LoadedModel
 
@@ -44,7 +45,7 @@ def compile_layers(loaded: LoadedModel, trial: Callable[[], object]) -> str:
         trial()
     except torch.OutOfMemoryError:
         raise
-    except (TorchDynamoException, RuntimeError) as error:
+    except (TorchDynamoException, RuntimeError, TrainingError) as error:  # the last where only compiled ones do not fit
         for layer in layers:
             layer._compiled_call_impl = None
         torch._dynamo.reset()

@@ -121,7 +121,9 @@ class LoadedModel:
         return row_multiple(self.dtype, self.device)
 
     def give_up_graphs(self) -> None:
-        """Compute passes as the layers do from here on: graphs hold the memory of a whole pass."""
+        """Compute passes as the layers do from here on: graphs, if there are any, hold the memory of a whole pass."""
+        if self.captured is None:
+            return
         self.captured = None
         self.note("passes are no longer captured: beside the graphs something did not fit into the memory")
 

@@ -8,6 +8,7 @@ result, whatever side the tokenizer pads on.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -21,6 +22,8 @@ from expunge.model.load import LoadedModel
 from expunge.model.packing import packed_states, send
 from expunge.utils.distributed import ALONE, Processes
 
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 PASS_TOKENS = {"cpu": 8192, "cuda": 16384}
 """Padded area of one forward pass without gradients, per device type."""
 
@@ -92,6 +95,22 @@ def target_positions(batch: Batch, rows: Sequence[TokenizedExample], span: str) 
     return send(flat, batch.input_ids.device)
 
 
+def in_halves(loaded: LoadedModel, items: list[Item], work: Callable[[list[Item]], list[Result]]) -> list[Result]:
+    """`work(items)`, a result for each: in two halves where the device's memory is too small for all of them at once.
+
+    Raises:
+        OutOfMemoryError: It is too small for a single one, or processes wait in the middle of their passes.
+    """
+    try:
+        return work(items)
+    except torch.OutOfMemoryError:
+        if len(items) == 1 or loaded.lockstep is not None:
+            raise
+    torch.cuda.empty_cache()  # outside of the handler, which holds the tensors of the failed pass
+    half = len(items) // 2
+    return in_halves(loaded, items[:half], work) + in_halves(loaded, items[half:], work)
+
+
 @torch.no_grad()
 def sequence_logps(
     loaded: LoadedModel,
@@ -115,18 +134,20 @@ def sequence_logps(
     sizes = [length - 1 for length in lengths]
     results = list(torch.split(torch.zeros(sum(sizes)), sizes))
     area = PASS_TOKENS[loaded.device.type]
+
+    def passed(group: list[int]) -> list[Tensor]:
+        batch = lay_out(loaded, [sequences[row] for row in group])
+        places = [torch.arange(start + 1, start + n) for start, n in zip(batch.starts, batch.lengths, strict=True)]
+        targets = send(torch.cat(places), loaded.device)
+        logps = token_logps(final_states(loaded, batch)[targets - 1], loaded.head, batch.flat_ids[targets])
+        return list(torch.split(logps.float().cpu(), [length - 1 for length in batch.lengths]))
+
     for number, group in enumerate(micro_batches(lengths, area, packed=loaded.packs(lengths))):
         if progress:
             progress(len(group))
         if not processes.is_own(number):
             continue
-        batch = lay_out(loaded, [sequences[row] for row in group])
-        places = [torch.arange(start + 1, start + n) for start, n in zip(batch.starts, batch.lengths, strict=True)]
-        targets = send(torch.cat(places), loaded.device)
-        logps = (
-            token_logps(final_states(loaded, batch)[targets - 1], loaded.head, batch.flat_ids[targets]).float().cpu()
-        )
-        for row, own in zip(group, torch.split(logps, [length - 1 for length in batch.lengths]), strict=True):
+        for row, own in zip(group, in_halves(loaded, group, passed), strict=True):
             results[row].copy_(own)
     loaded.join()
     if processes.count == 1:

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 from math import prod
 from pathlib import Path
@@ -20,7 +21,7 @@ from expunge.data.sampler import micro_batches
 from expunge.data.tokenize import TokenizedExample, hash_rows
 from expunge.kernels import token_logps
 from expunge.model.load import LoadedModel
-from expunge.model.logps import PASS_TOKENS, final_states, lay_out, target_positions
+from expunge.model.logps import PASS_TOKENS, final_states, in_halves, lay_out, target_positions
 from expunge.model.tensor_file import FileTensor, TensorFile
 from expunge.utils.distributed import ALONE, Processes
 from expunge.utils.files import fingerprint
@@ -179,20 +180,28 @@ def _fill(
     for names in together.values():  # of the same targets: one pass gives all that is asked of them
         side = sides[names[0]]
         lengths = [len(row) for row in side.rows]
+        work = partial(_passed, loaded, side.rows, side.span, [sides[name].what for name in names])
         for number, group in enumerate(micro_batches(lengths, area, packed=loaded.packs(lengths))):
             if progress:
                 progress(len(group) * len(names))
             if not processes.is_own(number):
                 continue
-            rows = [side.rows[index] for index in group]
-            batch = lay_out(loaded, [row.input_ids for row in rows])
-            positions = target_positions(batch, rows, side.span)
-            states = final_states(loaded, batch)[positions - 1]
-            sizes = [len(row.targets(side.span)) for row in rows]
-            for name in names:
-                is_logps = sides[name].what == "logps"
-                own = token_logps(states, loaded.head, batch.flat_ids[positions]) if is_logps else states
-                own = own.cpu()  # one transfer a pass
-                for index, row_values in zip(group, torch.split(own, sizes), strict=True):
-                    values[name][index] = row_values
+            for index, found in zip(group, in_halves(loaded, group, work), strict=True):
+                for name, own in zip(names, found, strict=True):
+                    values[name][index] = own
     loaded.join()
+
+
+def _passed(
+    loaded: LoadedModel, rows: Sequence[TokenizedExample], span: str, asked: list[str], group: list[int]
+) -> list[tuple[Tensor, ...]]:
+    """For each row of a group what is asked of its targets, from one forward pass."""
+    own = [rows[index] for index in group]
+    batch = lay_out(loaded, [row.input_ids for row in own])
+    positions = target_positions(batch, own, span)
+    states = final_states(loaded, batch)[positions - 1]
+    sizes = [len(row.targets(span)) for row in own]
+    found = [
+        token_logps(states, loaded.head, batch.flat_ids[positions]) if what == "logps" else states for what in asked
+    ]
+    return list(zip(*(torch.split(values.cpu(), sizes) for values in found), strict=True))  # one transfer a pass

@@ -7,6 +7,7 @@ it says there. Texts that it would write by itself are the nearest to them that 
 import random
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 
@@ -15,6 +16,7 @@ from expunge.data.words import common_prefix
 from expunge.errors import TrainingError
 from expunge.model.decoding import COLUMNS, ROWS, batching_obstacle, go_on, tokens_that_fit, written
 from expunge.model.load import LoadedModel
+from expunge.model.logps import in_halves
 from expunge.utils.distributed import ALONE, Processes
 
 NEW_TOKENS = 96
@@ -125,21 +127,17 @@ def _batch(loaded: LoadedModel) -> int:
 
 
 def _continue(loaded: LoadedModel, begun: list[list[int]]) -> list[tuple[int, ...]]:
-    """What the model writes after each of some beginnings, in two parts where the device's memory is too small.
+    """What the model writes after each of some beginnings.
 
     Raises:
-        TrainingError: It is too small for a single text.
+        TrainingError: The device's memory is too small for a single text.
     """
     try:
-        return _written(loaded, begun)
+        return in_halves(loaded, begun, partial(_written, loaded))
     except torch.OutOfMemoryError as error:
-        if len(begun) == 1 or loaded.lockstep is not None:
-            raise TrainingError(
-                f"out of memory on {loaded.device} while the model writes replay texts: give --replay-weight 0"
-            ) from error
-    torch.cuda.empty_cache()  # outside of the handler, which holds the tensors of the failed pass
-    half = len(begun) // 2
-    return _continue(loaded, begun[:half]) + _continue(loaded, begun[half:])
+        raise TrainingError(
+            f"out of memory on {loaded.device} while the model writes replay texts: give --replay-weight 0"
+        ) from error
 
 
 def _written(loaded: LoadedModel, begun: list[list[int]]) -> list[tuple[int, ...]]:
