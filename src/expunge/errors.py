@@ -32,7 +32,7 @@ class TrainingError(UserError):
 
 
 def outside_cause(error: Exception) -> str:
-    """What is wrong with the surroundings when an error is not of our making: memory or disk; else nothing."""
+    """What is wrong around us where an error is not of our making: memory, disk or permissions; else nothing."""
     memory = type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator: can't allocate" in str(error)
     if memory or isinstance(error, MemoryError):
         return "out of memory: take a smaller model, a lower --max-length, --gradient-checkpointing or a larger machine"
@@ -41,4 +41,6 @@ def outside_cause(error: Exception) -> str:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO):
         place = f" at {error.filename}" if error.filename else ""
         return f"{error.strerror}{place}: make room or look at the disk"
+    if isinstance(error, PermissionError):
+        return f"{error.strerror}{f' at {error.filename}' if error.filename else ''}: look at whose it is"
     return ""

@@ -222,23 +222,27 @@ def test_predicted_activations_are_what_a_step_keeps(work: Path) -> None:
     assert 0.8 < one * area / area_of_one / all_of_them < 1.3
 
 
+MEMORY = "out of memory: take a smaller model"
+
+
 @pytest.mark.parametrize(
-    "error",
+    ("error", "says"),
     [
-        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
-        MemoryError(),
-        RuntimeError("[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), MEMORY),
+        (MemoryError(), MEMORY),
+        (RuntimeError("[enforce fail] err == 0. DefaultCPUAllocator: can't allocate memory"), MEMORY),
+        (PermissionError(13, "Permission denied", "theirs/manifest.json"), "theirs/manifest.json: look at whose it is"),
     ],
 )
-def test_memory_that_runs_out_elsewhere_is_one_line(
-    error: Exception, work: Path, expunge: Run, monkeypatch: pytest.MonkeyPatch
+def test_what_the_surroundings_refuse_elsewhere_is_one_line(
+    error: Exception, says: str, work: Path, expunge: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object, **__: object) -> None:
         raise error
 
     monkeypatch.setattr(module, "prepare", fail)
 
-    one_line(expunge(*TRAIN), "out of memory: take a smaller model")
+    one_line(expunge(*TRAIN), says)
 
 
 def test_free_memory_is_that_of_the_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -76,6 +76,13 @@ def test_a_setting_that_stands_twice_is_refused(here: Path, text: str) -> None:
         given(text=text)
 
 
+def test_a_home_folder_is_found_where_no_shell_has_looked(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind an equals sign, and in a file."""
+    monkeypatch.setenv("HOME", str(here))
+    found = given("--output=~/runs/one", text="model: ~/m\nforget: a~/b")
+    assert found == {"output": str(here / "runs/one"), "model": str(here / "m"), "forget": "a~/b"}
+
+
 def test_flags_win_over_the_file_wherever_they_stand(here: Path) -> None:
     text = yaml.safe_dump(SETTINGS)
     assert given("--epochs", "9", text=text) == {**SETTINGS, "epochs": 9}

@@ -1,6 +1,7 @@
 """Hashes under the user's key: equal for equal data, private, and of one key only."""
 
 import stat
+from unittest.mock import Mock
 
 import pytest
 
@@ -36,6 +37,11 @@ def test_a_key_that_cannot_be_made_or_is_none_is_one_line_with_a_way_out(home, t
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
     with pytest.raises(RunError, match="set XDG_STATE_HOME"):
         keys.keyed("a")
+    with monkeypatch.context() as patch:
+        patch.delenv("XDG_STATE_HOME")
+        patch.setattr(keys.Path, "expanduser", Mock(side_effect=RuntimeError("no home")))
+        with pytest.raises(RunError, match=r"no home folder: .* set XDG_STATE_HOME"):
+            keys.keyed("a")
     monkeypatch.setenv("XDG_STATE_HOME", str(home))
     (home / "expunge").mkdir(parents=True)
     (home / "expunge" / "key").write_bytes(b"short")

@@ -116,10 +116,19 @@ def test_work_goes_on_where_nobody_can_read_it(tmp_path: Path) -> None:
 
 
 def test_a_tracker_that_cannot_begin_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    wandb = SimpleNamespace(init=Mock(side_effect=RuntimeError("api_key not configured (no-tty)")))
+    wandb = SimpleNamespace(run=None, init=Mock(side_effect=RuntimeError("api_key not configured (no-tty)")))
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     with pytest.raises(ConfigError, match=r"--report-to wandb: cannot begin \(api_key not configured"):
         Trackers("wandb", "", {})
+
+
+def test_a_tracked_run_of_the_callers_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs = Mock()
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(run=theirs, init=Mock(side_effect=AssertionError)))
+    with Trackers("wandb", "", {}) as trackers:
+        trackers.log({"loss": 1.0}, 3)
+    theirs.log.assert_called_once_with({"loss": 1.0}, step=None)
+    theirs.finish.assert_not_called()
 
 
 def test_what_trackers_have_is_flushed_when_a_run_is_interrupted() -> None:

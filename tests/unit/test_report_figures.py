@@ -5,6 +5,7 @@ import math
 import re
 from pathlib import Path
 
+import matplotlib as mpl
 import matplotlib.colors
 import numpy as np
 import pytest
@@ -143,10 +144,12 @@ def test_numbers_of_any_size_can_be_drawn(value):
 
 
 def test_the_same_numbers_give_the_same_files(tmp_path):
-    own = column("after", Cell(0.5, 0.4, 0.6, 3, each=[0.5]))
-    with style():
-        first, second = (save(figures.dots("u", "U", [own], rows_of(own)).figure, tmp_path / "x") for _ in range(2))
-    assert first == second
+    """Whatever the user's settings are."""
+    own, drawn = column("after", Cell(0.5, 0.4, 0.6, 3, each=[0.5])), []
+    for theirs in ({}, {}, {"text.usetex": True, "figure.dpi": 50, "axes.labelsize": 30}):
+        with mpl.rc_context(theirs), style():
+            drawn.append(save(figures.dots("u", "U", [own], rows_of(own)).figure, tmp_path / "x"))
+    assert drawn[0] == drawn[1] == drawn[2]
 
 
 def test_pooled_numbers_in_latex_have_their_spread():

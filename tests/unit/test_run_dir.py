@@ -1,5 +1,6 @@
 """Files are whole or absent, private, and never replaced unasked."""
 
+import errno
 import json
 import os
 import signal
@@ -66,6 +67,19 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
         files.write_bytes(path, b"second", overwrite=True)
     assert path.read_bytes() == b"first"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_disk_that_cannot_flush_a_folder_is_written_to(tmp_path, monkeypatch):
+    fsync = os.fsync
+
+    def refuse(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    files.write_bytes(tmp_path / "file", b"first")
+    assert (tmp_path / "file").read_bytes() == b"first"
 
 
 def test_a_folder_in_the_place_of_a_file_or_a_file_in_the_place_of_a_folder(tmp_path):

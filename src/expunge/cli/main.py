@@ -33,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     no_core_dumps()
     warnings.simplefilter("ignore", FutureWarning)  # deprecations inside libraries are not for users
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ["MPLBACKEND"] = "agg"  # a notebook's own, which `!expunge` inherits, may not be installed here
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # a terminal without arrows loses no run

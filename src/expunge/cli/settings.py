@@ -90,7 +90,7 @@ class Setting:
             value = next((word for word in (("yes", "on") if value else ("no", "off")) if word in self.choices), value)
         if self.positional and isinstance(value, str):
             return [value]
-        return self.convert(value) if isinstance(value, str) and self.kind is not str else value
+        return self.convert(value) if isinstance(value, str) else value
 
     def convert(self, text: str) -> Any:
         """The value that a word of the command line means.
@@ -98,6 +98,8 @@ class Setting:
         Raises:
             ConfigError: It means none.
         """
+        if self.kind is str and text.startswith("~/"):  # the shell does not see it behind `=`, or in a file
+            return str(Path(text).expanduser())
         if self.kind is bool:
             if text in ("true", "false"):
                 return text == "true"

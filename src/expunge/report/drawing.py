@@ -92,8 +92,9 @@ class Drawn:
 
 @contextmanager
 def style() -> Iterator[None]:
-    """Draw inside with the report's settings."""
-    with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
+    """Draw inside with the report's settings, whatever the user's are."""
+    plain = {name: value for name, value in matplotlib.rcParamsDefault.items() if name != "backend"}
+    with matplotlib.rc_context(plain | _STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)
         yield
 

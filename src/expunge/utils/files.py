@@ -22,6 +22,9 @@ from expunge.errors import RunError
 from expunge.utils.interrupt import held
 from expunge.utils.listing import TEMPORARY, is_inside, note
 
+NO_SYNC = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)
+"""What a file system answers that cannot flush a folder (network and shared disks)."""
+
 _pending: list[tuple[Path, Path]] | None = None
 """Within `transaction`: temporary and final name of what was written so far."""
 
@@ -237,6 +240,9 @@ def sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if not (path.is_dir() and error.errno in NO_SYNC):
+            raise
     finally:
         os.close(descriptor)
 

@@ -18,6 +18,7 @@ from expunge.utils import files
 from expunge.utils.ranks import launched
 
 BYTES = 32
+MEND = "hashes of data need a key: set XDG_STATE_HOME to a folder of yours"
 
 
 def keyed(*parts: bytes | str) -> str:
@@ -42,7 +43,10 @@ def of_this_key(digest: str) -> bool:
 
 def key_file() -> Path:
     """Where the key is."""
-    home = os.environ.get("XDG_STATE_HOME") or Path("~/.local/state").expanduser()
+    try:
+        home = os.environ.get("XDG_STATE_HOME") or Path("~/.local/state").expanduser()
+    except RuntimeError:  # a user without HOME whom the system does not know, as in containers
+        raise RunError(f"no home folder: {MEND}") from None
     return Path(home) / "expunge" / "key"
 
 
@@ -74,8 +78,7 @@ def _read(path: Path) -> bytes:
             files.write_new(path, secrets.token_bytes(BYTES))
         except RunError as error:
             if not path.exists():  # another process may have been faster
-                mend = "hashes of data need a key there: set XDG_STATE_HOME to a folder of yours"
-                raise RunError(f"{error}; {mend}") from None
+                raise RunError(f"{error}; {MEND}") from None
     with files.refusal("cannot read", path):
         key = path.read_bytes()
     if len(key) != BYTES:

@@ -48,6 +48,7 @@ class Trackers:
     def __init__(self, report_to: str | None, folder: str, settings: Mapping[str, Any]) -> None:
         self._writer: Any = None
         self._wandb: Any = None
+        self._owns = False
         names = comma_list(report_to)
         if "tensorboard" in names:
             with _beginning("tensorboard"):
@@ -58,7 +59,8 @@ class Trackers:
             with _beginning("wandb"):
                 import wandb
 
-                self._wandb = wandb.init(project="expunge", config=dict(settings))
+                self._owns = wandb.run is None  # one that is on is the caller's: it gets the numbers and goes on
+                self._wandb = wandb.run or wandb.init(project="expunge", config=dict(settings))
 
     def __enter__(self) -> "Trackers":
         return self
@@ -69,10 +71,10 @@ class Trackers:
             for name, value in values.items():
                 self._writer.add_scalar(name, value, step)
         if self._wandb:
-            self._wandb.log(dict(values), step=step)
+            self._wandb.log(dict(values), step=step if self._owns else None)
 
     def __exit__(self, *_: object) -> None:
         if self._writer:
             self._writer.close()
-        if self._wandb:
+        if self._wandb and self._owns:
             self._wandb.finish()
