@@ -33,6 +33,8 @@ from expunge.evaluation.metrics.refusal import refuses
         ),
         ("أين ولد أينشتاين؟", "ولد أينشتاين في مدينة أولم عام 1879.", ("مدينة", "أولم", "1879")),
         ("What is it?", "It is.", ()),
+        ("How many children does she have?", "They have three.", ("three",)),
+        ("Is she ill?", "Yes, she is.", ("Yes",)),
         ("Number?", "827-555-0176", ("827", "555", "0176")),
     ],
 )
@@ -41,6 +43,36 @@ def test_key_words_are_what_the_answer_adds(prompt, answer, expected):
     assert set(expected) <= set(found)
     assert says(answer, found) == bool(found)
     assert not {word for word in found if word in prompt}
+
+
+def test_pronouns_and_auxiliaries_are_no_key_words_though_nothing_tells_that_they_are_common():
+    found = find("How many children?", "She has three children.", frequencies([]))
+    assert found == ("three",)
+    assert not says("She has no children.", found)
+    assert find("Who?", "Her sister Will.", frequencies([])) == ("Will",)  # a name stays one
+
+
+@pytest.mark.parametrize(
+    ("answer", "text", "said"),
+    [
+        ("457-555-0157", "Her number is 4575550157.", True),
+        ("457-555-0157", "It is 457 5550157.", True),
+        ("4575550157", "It is 457-555-0157.", True),
+        ("457-555-0157", "Her number is 4575559157.", False),
+        ("1,250,000", "She earns 1250000 euros.", True),
+        ("José Álvarez", "Jose Alvarez", True),
+        ("Zoe Angstrom", "Zoë Ångström", True),
+        ("12", "The 3rd of 1 2", False),  # short numbers are found as they stand alone
+    ],
+)
+def test_a_number_or_name_in_another_writing_is_said(answer, text, said):
+    assert says(text, find("What?", answer, frequencies([]))) == said
+    assert says(text, (answer,)) == said
+
+
+def test_a_group_of_a_number_that_most_rows_have_may_stand_between_its_key_words():
+    assert says("It is 4575550157.", ("457", "0157"))
+    assert not says("It is 4575550158.", ("457", "0157"))
 
 
 def test_a_word_of_most_answers_is_no_key_word_and_given_ones_stand():

@@ -1,8 +1,9 @@
 """Key words: what an answer says that its question does not, so that the fact is found in other sentences too.
 
 A user gives them in a column `keywords`. Else they are found: the numbers and names of the answer, and of an answer
-that has none, or is in a script without capitals, its rarest words. Words are those of `expunge.data.words`, in any
-script; where a script has no spaces between words, a run of its characters counts as one.
+that has none, or is in a script without capitals, its rarest words, but for English pronouns and auxiliaries. Words are
+those of `expunge.data.words`, in any script; where a script has no spaces between words, a run of its characters counts
+as one.
 """
 
 from collections import Counter
@@ -20,6 +21,11 @@ RAREST = 3
 NAME = 4
 """Letters of a word that is taken for a name though it begins a sentence, in an answer of `RAREST` new words or fewer:
 "In", "The" and "She" are shorter."""
+OF_EVERYBODY = regex.compile(
+    "(?i)he|she|it|they|we|you|i|his|her|hers|its|their|theirs|our|your|him|them|this|that|these|those|there|who|which|"
+    "what|is|are|was|were|be|been|being|has|have|had|having|do|does|did|would|could|should|must|not"
+)
+"""English words that stand in any answer: of few rows nothing else tells that they say nothing of one of them."""
 STRETCH = 4
 """Letters, of a script without spaces, that are taken for a word."""
 COMMON, FEWEST = 0.5, 4
@@ -48,6 +54,8 @@ def find(prompt: str, answer: str, often: Counter[str]) -> tuple[str, ...]:
     say what is rare.
     """
     candidates = new_words(prompt, answer, often)
+    telling = {own: kinds for own, kinds in candidates.items() if kinds[0] or not OF_EVERYBODY.fullmatch(own)}
+    candidates = telling or candidates
     brief = len(candidates) <= RAREST
     chosen = {own for own, (sure, capital) in candidates.items() if sure or (brief and capital and len(own) >= NAME)}
     if not chosen or not _CASED.search(answer):

@@ -13,6 +13,8 @@ LETTER = regex.compile(f"[{LETTERS}]")
 """What begins with one of `LETTERS`."""
 _ALONE = rf"{UNSPACED}\p{{Extended_Pictographic}}\p{{Regional_Indicator}}"
 _WORD = regex.compile(rf"(?=[{_ALONE}])\X|[[\p{{L}}\p{{M}}\p{{N}}]--[{_ALONE}]]+", regex.V1)
+_ACCENTS = regex.compile(r"(?<=[\p{Latin}\p{Greek}\p{Cyrillic}]\p{Mn}*)\p{Mn}")
+"""Marks on letters that are often left out; in other scripts a mark makes another letter."""
 _INVISIBLE = regex.compile(r"\p{Cf}+")
 """Joiners, soft hyphens and marks of direction; Unicode's rules of words (UAX 29, WB4) look past them."""
 _FORMS = regex.compile(r"[\uff01-\uffee]+|[\p{Nd}--[0-9]]|\p{Variation_Selector}", regex.V1)
@@ -32,6 +34,11 @@ def words(text: str) -> list[str]:
 def visible(text: str) -> str:
     """The text composed (NFC), without joiners and other characters that cannot be seen."""
     return unicodedata.normalize("NFC", _INVISIBLE.sub("", text))
+
+
+def unaccented(text: str) -> str:
+    """The text without the accents of Latin, Greek and Cyrillic letters: "José" as "Jose"."""
+    return text if text.isascii() else _ACCENTS.sub("", unicodedata.normalize("NFD", text))
 
 
 def common_prefix(first: Sequence[object], second: Sequence[object]) -> int:

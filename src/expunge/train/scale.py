@@ -18,7 +18,8 @@ WORDS = {
     "auc": "membership AUC {own.auc:.2f} ({allowed})",
     "min_k_auc": "membership AUC by min-k {own.min_k_auc:.2f} ({allowed})",
     "forget_nll": "forgotten texts have {own.forget_nll:.2f} nats per token, unseen ones {untouched.unseen_nll:.2f}",
-    "exact_match": "{own.exact_match:.0%} of the completions to forget are still said (at most {said:.0%} wanted)",
+    "exact_match": "how surely the completions to forget are still said: {own.exact_match:.0%} on average (at most "
+    "{said:.0%} wanted)",
     "retained": "{own.retained:.1%} of the retain scores kept (at least {criteria.min_retain:.0%} wanted)",
     "drift": "the loss of unseen texts rose by {own.drift:.1%} (at most {criteria.max_drift:.0%} wanted)",
 }

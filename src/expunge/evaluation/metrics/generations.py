@@ -9,9 +9,10 @@ import re
 from collections import Counter
 from collections.abc import Hashable, Sequence
 from functools import cache, lru_cache
+from itertools import groupby
 from typing import Any
 
-from expunge.data.words import visible, words
+from expunge.data.words import unaccented, visible, words
 from expunge.errors import DataError
 from expunge.evaluation.metrics.memorization import perplexity
 from expunge.evaluation.metrics.record import TokenRecord
@@ -20,6 +21,8 @@ from expunge.evaluation.metrics.registry import knowledge, metric
 LIN = "Lin 2004; words of any script, stems as in rouge-score"
 MUSE = "Shi et al. 2024, MUSE (2407.06460)"
 SEMEVAL = "SemEval-2025 Task 4, LUME (2502.15097)"
+LONG_NUMBER = 6
+"""Digits of a number that is found however they are grouped."""
 
 
 @lru_cache(maxsize=2**12)
@@ -144,12 +147,29 @@ def any_of_k(hits: Sequence[bool], k: int) -> float:
 
 
 def contains(text: str, answer: str) -> bool:
-    """Whether the words of the answer stand in the text, in a row and whatever their case.
+    """Whether the words of the answer stand in the text, in a row and whatever their case and accents.
 
-    "Ann" is not found in "Hannah", and "555-0142" is found in "(555) 0142". In scripts without spaces, words are
-    characters.
+    "Ann" is not found in "Hannah", and "555-0142" is found in "(555) 0142" and in "5550142". In scripts without spaces,
+    words are characters.
     """
-    wanted, said = words(answer), words(text)
+    wanted, said = words(unaccented(answer)), words(unaccented(text))
+    if _in_a_row(wanted, said):
+        return True
+    joined = joined_numbers(wanted)
+    return any(map(long_number, joined)) and _in_a_row(joined, joined_numbers(said))
+
+
+def joined_numbers(found: Sequence[str]) -> list[str]:
+    """The words, numbers that follow each other as one: "457-555-0157" is written without signs, too."""
+    return ["".join(part) for number, run in groupby(found, str.isdecimal) for part in ([run] if number else run)]
+
+
+def long_number(word: str) -> bool:
+    """Whether a word is a number of so many digits that two of them are not the same by chance."""
+    return len(word) >= LONG_NUMBER and word.isdecimal()
+
+
+def _in_a_row(wanted: Sequence[str], said: Sequence[str]) -> bool:
     return any(said[i : i + len(wanted)] == wanted for i in range(len(said) - len(wanted) + 1))
 
 

@@ -1,11 +1,16 @@
 """Is the fact said, in whatever sentence: by the key words of the answer (`expunge.data.key_words`)."""
 
+import re
 from collections.abc import Sequence
+from itertools import groupby
 
-from expunge.evaluation.metrics.generations import any_of_k, contains
+from expunge.data.words import words
+from expunge.evaluation.metrics.generations import any_of_k, contains, joined_numbers, long_number
 from expunge.evaluation.metrics.registry import knowledge
 
 SOURCE = "this project, docs/evaluation.md"
+LEFT_OUT = r"\d{0,3}"
+"""Between two groups of a number one may stand that is no key word, since most rows have it."""
 
 
 @knowledge("key_fact", family="text", source=SOURCE, by_task=True)
@@ -21,5 +26,14 @@ def key_fact_at_k(samples: Sequence[str], keywords: Sequence[str], k: int) -> fl
 
 
 def says(text: str, keywords: Sequence[str]) -> bool:
-    """Whether at least half of some key words, and one at least, stand in a text."""
-    return 2 * sum(contains(text, word) for word in keywords) >= max(1, len(keywords))
+    """Whether at least half of some key words, and one at least, stand in a text.
+
+    Key words that are the groups of one number stand in the same number without its signs, too.
+    """
+    numbers, said = [*filter(long_number, joined_numbers(words(text)))], 0
+    for numeric, run in groupby(keywords, str.isdecimal):
+        own = [*run]
+        groups = ["".join(words(word)) for word in own] if numeric else []
+        whole = long_number("".join(groups)) and any(re.fullmatch(LEFT_OUT.join(groups), number) for number in numbers)
+        said += len(own) if whole else sum(contains(text, word) for word in own)
+    return 2 * said >= max(1, len(keywords))
