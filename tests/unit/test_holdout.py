@@ -155,6 +155,21 @@ def test_what_is_split_off_is_half_of_each_side_and_reported_nowhere():
     assert len(left) == 10 + 17
 
 
+@pytest.mark.parametrize(
+    ("unseen", "what"),
+    [
+        (apart(100, 34), ""),
+        ([Example(f"w{i}", "Number:", f"word {i} " * 9) for i in range(34)], "their words"),
+        ([replace(own, completion=own.completion[:50]) for own in apart(100, 34)], "their lengths"),
+    ],
+)
+def test_unseen_texts_of_another_kind_are_told_without_a_model(unseen, what):
+    told: list[str] = []
+    split_off(documents(apart(0, 20), unseen), apart(300, 20), tiny_tokenizer("bytelevel"), told.append)
+    assert bool(told) == bool(what)
+    assert all(f"without any model {what} tell" in own and "of 100 pairs" in own for own in told)
+
+
 def test_texts_much_shorter_than_most_are_left_out_where_enough_are_left():
     short = [Example(f"s{i}", "", f"{i}.") for i in range(5)]
     found = documents([*texts(0, 16), *short], texts(100, 16))

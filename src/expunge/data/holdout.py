@@ -1,6 +1,6 @@
 """Which membership texts steered an adapter, so that nothing is reported on them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import compress
 from typing import TYPE_CHECKING, Any
@@ -10,6 +10,7 @@ from expunge.data.families import families, family_hashes
 from expunge.data.surprise import surprises
 from expunge.errors import DataError
 from expunge.utils.keys import key_file, keyed, of_this_key
+from expunge.utils.roc import auc, chance_sd
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -18,6 +19,9 @@ Halves = tuple[list[str], list[list[Example]]]
 """Hashes of the texts that steer a run, and these, of each side."""
 FEWEST = 8
 """Fewest selection texts on either side; a membership AUC of fewer says next to nothing."""
+OTHER_KIND, DEVIATIONS = 0.4, 4
+"""How far from .5 the AUC of words or lengths is where two sides are of different kinds, at least, and in standard
+deviations of chance: questions about two authors of TOFU are mostly .1 from those about two others, and up to .39."""
 
 
 def example_hashes(examples: Sequence[Example]) -> list[str]:
@@ -117,19 +121,30 @@ def long_alone(members: Sequence[Example], nonmembers: Sequence[Example]) -> lis
     return long if enough else [[*side] for side in sides]
 
 
-def split_off(sides: Sequence[Side], known: Sequence[Example], tokenizer: "PreTrainedTokenizerBase") -> Halves:
+def split_off(
+    sides: Sequence[Side],
+    known: Sequence[Example],
+    tokenizer: "PreTrainedTokenizerBase",
+    warn: Callable[[str], None] = lambda _: None,
+) -> Halves:
     """The selection half of each side of `documents`, and the hashes of its texts.
 
     Args:
         sides: Forgotten and unseen texts.
         known: Texts to keep, which say how surprising the others are.
         tokenizer: The model's.
+        warn: Called with a sentence where the unseen texts are of another kind than the forgotten ones.
 
     Raises:
         DataError: Near-duplicates, which are never divided, leave next to nothing in one of the halves.
     """
     halves, chosen = [], set()
-    for side, own in zip(sides, surprises(tokenizer, known, [side.texts for side in sides]), strict=True):
+    surprise = surprises(tokenizer, known, [side.texts for side in sides])
+    if told := another_kind("their words", surprise) or another_kind(
+        "their lengths", [[length(own) for own in side.texts] for side in sides]
+    ):
+        warn(told)
+    for side, own in zip(sides, surprise, strict=True):
         hashes = example_hashes(side.texts)
         half = selection_half(hashes, [text.group for text in side.texts], own, side.family)
         steering = {*compress(hashes, half)}
@@ -142,6 +157,18 @@ def split_off(sides: Sequence[Side], known: Sequence[Example], tokenizer: "PreTr
         chosen |= steering
         halves.append(list(compress(side.texts, half)))
     return sorted(chosen), halves
+
+
+def another_kind(what: str, sides: Sequence[Sequence[float]]) -> str:
+    """That a number of each text, taken without a model, tells one side from the other; empty where it does not."""
+    found = auc(*sides)
+    if abs(found - 0.5) <= max(OTHER_KIND, DEVIATIONS * chance_sd(*map(len, sides))):
+        return ""
+    return (
+        f"without any model {what} tell the texts to forget from the unseen ones in "
+        f"{100 * max(found, 1 - found):.0f} of 100 pairs: the unseen texts are of another kind, and say neither how "
+        "far to go nor what an attack can tell: give texts like those to forget (--holdout)"
+    )
 
 
 def length(example: Example) -> int:

@@ -171,7 +171,7 @@ def prepare(config: UnlearnConfig, reporter: Reporter) -> Prepared:
     halves: Halves | None = None
     if followed is not None:
         try:
-            halves = split_off(followed, sets.retain, loaded.tokenizer)
+            halves = split_off(followed, sets.retain, loaded.tokenizer, sets.warnings.append)
         except DataError as error:  # near-duplicates cannot be parted into halves
             config, told = _without_unseen(config, loss, error)
             reporter.say(told)
