@@ -289,7 +289,15 @@ def test_replay_texts_are_as_many_as_are_used_and_no_more_than_four_forget_sets(
 @pytest.mark.parametrize(("auc", "told"), [(1.0, False), (0.7, False), (0.56, True), (0.2, True)])
 def test_texts_that_are_no_more_familiar_than_unseen_ones_are_doubted(auc: float, told: bool) -> None:
     """Of 30 texts a side chance has a standard deviation of .075."""
-    untouched = SimpleNamespace(auc=auc, auc_sd=0.075)
-    stopping = SimpleNamespace(criteria=Criteria())
-    evaluation = Evaluation(cast(Any, SimpleNamespace(untouched=untouched)), cast(Any, stopping), 1)
-    assert bool(evaluation.doubt()) == told
+    assert doubts(auc=auc) == told * ["the untouched model finds the"]
+
+
+@pytest.mark.parametrize(("said", "texts", "told"), [(1, 8, False), (2, 8, True), (3, 30, False), (4, 30, True)])
+def test_unseen_texts_that_the_untouched_model_says_are_doubted(said: int, texts: int, told: bool) -> None:
+    assert doubts(said=(said, texts)) == told * [f"{said} of {texts} unseen texts"]
+
+
+def doubts(auc: float = 1.0, said: tuple[int, int] = (0, 0)) -> list[str]:
+    validator = SimpleNamespace(untouched=SimpleNamespace(auc=auc, auc_sd=0.075), unseen_said=said)
+    evaluation = Evaluation(cast(Any, validator), cast(Any, SimpleNamespace(criteria=Criteria())), 1)
+    return [" ".join(own.split()[:5]) for own in evaluation.doubts()]

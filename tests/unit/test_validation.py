@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from expunge.data.tokenize import TokenizedExample
 from expunge.model.saved import save_adapter
 from expunge.train.trainer import Trainer
-from expunge.train.validation import ValidationRows, Validator, certainty
+from expunge.train.validation import ValidationRows, Validator, by_heart, certainty
 from tiny import save_tiny
 from training import made_up, moved, prepared
 
@@ -93,6 +93,21 @@ def test_the_adapter_is_left_as_it_was(folder: Path) -> None:
     assert validator.at(1.0) == first
     assert validator.at(0.0) == validator.untouched
     assert first.retained == 1, "there is nothing to lose"
+
+
+def test_unseen_texts_known_by_heart_are_those_that_cannot_be_guessed() -> None:
+    def row(start: int, *ids: int) -> TokenizedExample:
+        return TokenizedExample("", [1, *ids], start)
+
+    answer, other, short = row(3, 2, 3, *range(10, 16)), row(3, 2, 3, *range(20, 26)), row(3, 2, 3, 4)
+    same = [row(3, 2, at, *range(30, 36)) for at in (3, 4)]  # of a category
+    alone = row(1, *range(40, 52))  # nobody guesses its first half
+    rows = [answer, other, short, *same, alone]
+    sure = [torch.full((len(own) - 1,), math.log(0.6)) for own in rows]
+    sure[1][-1] = sure[5][3] = math.log(0.4)
+    assert by_heart(rows, sure, [], 1) == (2, 3)
+    assert by_heart(rows, sure, [answer], 1) == (1, 2)
+    assert by_heart([], [], [], 1) == (0, 0)
 
 
 def test_of_completions_that_were_said_the_share_that_is_kept_counts() -> None:

@@ -46,6 +46,8 @@ PARTS = 8
 """Parts of a run without evaluation steps between which its model's answers are looked at."""
 LEARNED = 1.0
 """Mean NLL of what should be said instead, nats a token, above which something else is said."""
+MOST_SAID = 0.1
+"""Share of the unseen texts that a model that never saw them may say word for word, where they cannot be guessed."""
 Advise = Callable[[], list[str]]
 """Looks at what the model says now, if that does not take too long, and gives lines for the user."""
 
@@ -74,15 +76,21 @@ class Evaluation:
         stopping = EarlyStopping(config.criteria, validator.untouched, config.patience)
         return cls(validator, stopping, evaluation_every(trainer, rows))
 
-    def doubt(self) -> str:
-        """That the untouched model finds the texts no more familiar than unseen ones, where that is so."""
-        own = self.validator.untouched
-        if own.auc > self.stopping.criteria.auc(own.auc_sd).most:
-            return ""
-        return (
-            f"the untouched model finds the texts to forget no more familiar than the unseen ones (AUC {own.auc:.2f}): "
-            "it does not know them by heart, or has seen the unseen ones, too"
-        )
+    def doubts(self) -> list[str]:
+        """Why the unseen texts may be no measure: none is less familiar to the untouched model, or many are known."""
+        own, found = self.validator.untouched, []
+        if own.auc <= self.stopping.criteria.auc(own.auc_sd).most:
+            found.append(
+                "the untouched model finds the texts to forget no more familiar than the unseen ones "
+                f"(AUC {own.auc:.2f}): it does not know them by heart, or has seen the unseen ones, too"
+            )
+        said, texts = self.validator.unseen_said
+        if said > max(1, MOST_SAID * texts):
+            found.append(
+                f"{said} of {texts} unseen texts are said word for word by the untouched model: has it seen them? The "
+                "run goes no further than to where they are"
+            )
+        return found
 
     def step(self, done: int, trainer: Trainer) -> tuple[dict[str, Any], str]:
         """Measure the average after so many steps; gives what the log and what the user should see."""
@@ -151,7 +159,7 @@ def _unlearn(
             trainer.compute_reference(reporter, cache, run.fingerprint)
         with reporter.working("evaluating the untouched model"):
             evaluation = Evaluation.of(prepared, trainer)
-        if evaluation and (doubt := evaluation.doubt()):
+        for doubt in evaluation.doubts() if evaluation else ():
             reporter.warn(doubt)
         start = resume(run, trainer, evaluation, reporter) if config.resume else 0
         processes.agree(start, "checkpoints")

@@ -6,8 +6,9 @@ set is still said, what the retain set has kept, and how far the loss of unseen 
 """
 
 import math
+from collections import Counter
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from statistics import fmean
 
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from expunge.config.criteria import Criteria
 from expunge.data.chat import end_ids
-from expunge.data.tokenize import TokenizedExample, evenly
+from expunge.data.tokenize import TokenizedExample, evenly, leading_ids
 from expunge.model.adapter import scaled
 from expunge.model.load import LoadedModel
 from expunge.model.logps import sequence_logps
@@ -28,6 +29,8 @@ RETAIN_ROWS, FORGET_ROWS = 128, 96
 """Rows whose completions are evaluated, evenly from all of them."""
 CERTAIN = 0.5
 """Retain completions that the untouched model says at least so surely can be lost."""
+TELLING = 5
+"""Fewest tokens of a completion that nobody says word for word by chance, where no other text has the same."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,7 @@ class Validator:
 
     Attributes:
         untouched: Metrics of the model without its adapter.
+        unseen_said: How many unseen texts that model certainly says word for word, and of how many (`said`).
     """
 
     def __init__(self, loaded: LoadedModel, rows: ValidationRows, processes: Processes = ALONE) -> None:
@@ -113,6 +117,8 @@ class Validator:
         self._probability = _mean(probabilities(rows.retain, before[2]))
         self._unseen_nll = -fmean(map(_mean_logp, before[1]))
         self.untouched = self._metrics(0.0, before)
+        others, begun = [*rows.members, *rows.retain, *rows.forget], len(leading_ids(loaded.tokenizer))
+        self.unseen_said = by_heart(rows.nonmembers, before[1], others, begun, self._ends)
 
     def at(self, scale: float) -> Validation:
         """Metrics of one scale."""
@@ -218,6 +224,29 @@ def certainty(rows: Sequence[TokenizedExample], logps: Sequence[Tensor], ends: C
         return own[spoken.start - 1 : spoken.stop - 1].min().item()
 
     return [min(1.0, 2 * math.exp(least(row, own))) for row, own in zip(rows, logps, strict=True)]
+
+
+def by_heart(
+    rows: Sequence[TokenizedExample],
+    logps: Sequence[Tensor],
+    others: Sequence[TokenizedExample],
+    begun: int,
+    ends: Collection[int] = (),
+) -> tuple[int, int]:
+    """How many rows greedy decoding says word for word, since each token has more than a half; and of how many.
+
+    Completions that cannot be guessed count alone: of `TELLING` tokens and more, and of no other row; so yes, no and
+    the name of a category do not. Of a text without a prompt (of more than `begun` tokens) it is the second half.
+    """
+
+    def spoken(row: TokenizedExample) -> tuple[int, ...]:
+        return tuple(row.input_ids[at] for at in row.spoken(ends))
+
+    asked = [own if own.completion_start > begun else replace(own, completion_start=len(own) // 2) for own in rows]
+    times = Counter(map(spoken, (*asked, *others)))
+    sure = zip(asked, certainty(asked, logps, ends), strict=True)
+    telling = [own for row, own in sure if len(spoken(row)) >= TELLING and times[spoken(row)] == 1]
+    return telling.count(1.0), len(telling)
 
 
 def _mean(values: Sequence[float]) -> float:
