@@ -54,11 +54,12 @@ def judge(
     evaluated=None,
     calibration=None,
     rows=None,
+    beside=None,
 ) -> Verdict:
     """The verdict on a run whose files hold these metrics."""
     roles = {"before": before, "after": after, "retrained": reference}
     results = {role: {"schema": 1, "benchmark": "x", "metrics": own} for role, own in roles.items() if own}
-    results["after"]["not_measured"] = list(noted)
+    results["after"] |= {"not_measured": list(noted), **(beside or {})}
     results["after"]["settings"] = evaluated or {}
     results["after"]["reference"] = {"model": "other", "kind": kind, "indistinguishable": tests or {}}
     manifest = {
@@ -164,6 +165,49 @@ def test_targets_are_taken_in_their_order_and_named():
         judged = judge(after, {key: entry(1.0, "lower")}, reference, kind=kind)
         (number,) = [own for own in judged.answers[SAID].numbers if own.key == key]
         assert (number.target, number.target_from, number.state) == (round(0.41 + at / 100, 2), whose, "good")
+
+
+def facts(said: float, n: int = 60, side: str = "forget", direction: str | None = "lower") -> dict:
+    return {f"{side}/{name}": entry(said, direction, "text", half=0.05, n=n) for name in ("key_fact", "exact_match")}
+
+
+@pytest.mark.parametrize(
+    ("unseen", "counted", "answer"),
+    [
+        (0.5, None, "unclear"),
+        (0.02, None, "no"),
+        (0.5, {"said": 15, "texts": 30}, "unclear"),
+        (0.5, {"said": 0, "texts": 0}, "no"),  # yes, no and the like, which can be guessed
+        (0.5, {"said": 1, "texts": 4}, "no"),
+    ],
+)
+def test_unseen_texts_that_are_said_are_no_target(unseen, counted, answer):
+    after = facts(unseen + 0.03) | facts(unseen, 30, "holdout", None) | metrics()
+    judged = judge(after, facts(1.0) | BEFORE, None, beside={"unseen_said": counted} if counted else {})
+    assert judged.answers[SAID].answer == answer
+    assert any("unseen texts are said word for word: has the model seen them?" in own for own in judged.warnings) == (
+        answer == "unclear"
+    )
+    assert any("that have certainly not seen the texts" in own for own in judged.next) == (answer == "unclear")
+
+
+@pytest.mark.parametrize(
+    ("theirs", "unseen", "auc", "told"),
+    [
+        (0.5, None, 0.5, "The reference itself says 30 of the 60 texts"),
+        (0.5, 0.48, 0.5, ""),  # they can be guessed
+        (0.05, None, 0.5, ""),
+        (0.05, None, 0.9, "The reference itself finds a forgotten text more familiar than an unseen one in 90 of 100"),
+        (0.05, None, 0.7, ""),
+    ],
+)
+def test_a_reference_that_has_seen_the_texts_is_no_target(theirs, unseen, auc, told):
+    side = {} if unseen is None else facts(unseen, 60, "holdout", None)
+    after, reference = facts(theirs) | side | metrics(auc=auc), facts(theirs) | side | metrics(auc=auc)
+    guessed = {"unseen_said": {"said": 0, "texts": 0}}
+    judged = judge(after, facts(1.0) | BEFORE, reference, tests={"loss_ks_p": 0.5}, beside=guessed)
+    assert answers(judged)[:2] == ["unclear" if told else "no"] * 2
+    assert [own.startswith(told) for own in judged.warnings] == ([True] if told else [])
 
 
 def test_a_number_without_a_sensible_target_is_shown_and_not_judged():

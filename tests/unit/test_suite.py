@@ -9,7 +9,7 @@ import pytest
 
 from expunge.data.examples import Example
 from expunge.data.holdout import example_hashes, keyed_hashes
-from expunge.evaluation.assemble import assemble
+from expunge.evaluation.assemble import assemble, unseen_said
 from expunge.evaluation.benchmarks import BENCHMARKS
 from expunge.evaluation.estimate import Estimate
 from expunge.evaluation.measurement import Measurement, Values
@@ -149,3 +149,12 @@ def test_rows_that_share_an_id_are_compared_each_with_itself(tmp_path: Path) -> 
     (values,) = read_values(tmp_path / "r.parquet").values()
     assert values == {"d1": 1.0, "d1 (2)": 0.0, "d2": 1.0, "d2 (2)": 0.0}
     assert numbered(["a", "a (2)", "a", "a"]) == ("a", "a (2)", "a (3)", "a (4)")
+
+
+def test_unseen_texts_that_are_said_are_counted_where_they_cannot_be_guessed() -> None:
+    suite = Suite((rows("in the north"), rows("457-555-0157", TEXT, "Yes.", "in the north", name="holdout")))
+    unseen, measured = suite["holdout"].examples, Measurement()
+    assert unseen_said(suite, measured) == {}
+    values = Values.of("exact_match", unseen, [row.id for row in unseen], [1.0, 0.0, 1.0, 1.0])
+    measured.add("holdout", "exact_match", METRICS["exact_match"], values)
+    assert unseen_said(suite, measured) == {"unseen_said": {"said": 1, "texts": 2}}

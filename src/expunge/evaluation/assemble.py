@@ -1,20 +1,26 @@
 """From measurements to the content of a results file: every number with its interval, and what was not measured."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from expunge.data.holdout import FEWEST
+from expunge.data.words import words
 from expunge.evaluation.benchmarks import Benchmark
 from expunge.evaluation.estimate import Estimate
 from expunge.evaluation.measurement import Measurement
+from expunge.evaluation.metrics.registry import HOLDOUT
 from expunge.evaluation.mismatched import SUFFIX, difference_entries
 from expunge.evaluation.paired import shown_difference
 from expunge.evaluation.results import CHANCE_AUC, results_header, short_name
 from expunge.evaluation.stats import auc_estimate, ks_pvalue, tpr_estimate
 from expunge.evaluation.suite import Documents, RowSet, Suite
+from expunge.utils.text import numbered
 
 FALSE_ALARMS = (0.01, 0.05)
+TELLING = 3
+"""Fewest words of an answer that nobody gives word for word by chance, where no other row has the same."""
 CARLINI = "Carlini et al. 2022 (2112.03570)"
 STAND_IN = (
     "No model retrained without the forget set was given (--reference): 0.5 as the target of a membership AUC is only "
@@ -53,6 +59,7 @@ def assemble(
     results["reference"] = (
         None if reference is None else {"kind": reference_kind, **_tests(measurement, reference, reference_name)}
     )
+    results |= unseen_said(suite, measurement)
     results["not_measured"] = [
         *suite.not_measured,
         *measurement.not_measured,
@@ -73,6 +80,21 @@ def entries(
         **membership_entries(measurement),
         **drift_entries(measurement, suite.documents),
     }
+
+
+def unseen_said(suite: Suite, measurement: Measurement) -> dict[str, dict[str, int]]:
+    """How many unseen texts are said word for word, and of how many, of answers that cannot be guessed: of `TELLING`
+    words and more, and no other row's. Empty where none was asked for.
+    """
+    values = measurement.rows.get((HOLDOUT, "exact_match"))
+    if values is None:
+        return {}
+    times = Counter(tuple(words(row.completion)) for rows in suite.sets for row in rows.examples)
+    answers = [tuple(words(row.completion)) for row in suite[HOLDOUT].examples]
+    ids = numbered(row.id for row in suite[HOLDOUT].examples)
+    telling = {own for own, said in zip(ids, answers, strict=True) if len(said) >= TELLING and times[said] == 1}
+    found = [value for own, value in zip(values.ids, values.values.tolist(), strict=True) if own in telling]
+    return {"unseen_said": {"said": found.count(1.0), "texts": len(found)}}
 
 
 def row_entries(measurement: Measurement, rows: RowSet) -> dict[str, Estimate]:

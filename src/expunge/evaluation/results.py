@@ -8,7 +8,9 @@ Every benchmark has
   `members` and `nonmembers`, too, the texts on either side;
 - `fingerprint`: what the numbers are of: `base` (content of the model), `adapter` (weights and scale), `data`
   (set -> hash under the user's key) and `prompt_format`;
-- `settings`, `reference` (the retrained model and the tests against it) and `not_measured` (plain sentences).
+- `settings`, `reference` (the retrained model and the tests against it) and `not_measured` (plain sentences);
+- `unseen_said`: of the unseen texts whose answers cannot be guessed, how many are `said` word for word, of how many
+  `texts`; absent where none was asked for.
 
 SemEval and LUME have the official numbers too: `forget`, `retain` (task -> `regurgitation`, `knowledge`), `terms`,
 `task_aggregate`, `mia_auc`, `mia_score`, `mmlu`, `final_score`, described at `SemevalScores`; `missing` says why one of
@@ -43,6 +45,7 @@ FIELDS = {
     "versions?": Each(str),
     "reference?": (dict, NoneType),
     "not_measured?": [str],
+    "unseen_said?": {"said": int, "texts": int},
 }
 REFERENCE = {"kind?": str, "indistinguishable?": Each((*NUMBER, NoneType))}
 PACKAGES = ("torch", "transformers", "peft", "rouge-score")

@@ -1,7 +1,7 @@
 """Numbers and answers of the verdict: what each says, and how a number is judged by its criterion."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from expunge.config.criteria import Bound
@@ -19,9 +19,13 @@ PLAIN = {
 """Beginnings of metrics that count rows: everybody understands them, and who has not read the texts gets 0."""
 RETRAINED, UNTOUCHED, CHANCE = "a model retrained without the texts", "the untouched model", "chance"
 ORIGIN = "the model from before it saw the texts"
+NEVER_SEEN = "texts that it has never seen"
 NONE = "a model that knows nothing of them"
+UNSEEN = ("holdout", "nonmember")
+"""Sets that the model has never seen."""
 STATES = ("bad", "unclear", "not measured", "good")
 """From the worst to the best."""
+OTHER_TARGET = "Compare with texts (--holdout), or a reference, that have certainly not seen the texts to forget."
 
 
 @dataclass(frozen=True)
@@ -138,9 +142,19 @@ def _plainly(score: Score, value: float | None) -> str:
 
 
 def answered(
-    question: str, words: tuple[str, str], numbers: Sequence[Number], rule: str, notes: Sequence[str] = ()
+    question: str,
+    words: tuple[str, str],
+    numbers: Sequence[Number],
+    rule: str,
+    notes: Sequence[str] = (),
+    doubts: Mapping[str, str] | None = None,
 ) -> Answer:
-    """One bad number decides; then one that is unclear; else all are good. Several numbers are counted."""
+    """One bad number decides; then one that is unclear; else all are good. Several numbers are counted.
+
+    What is good by a target that is doubted (what it is -> why) is unclear.
+    """
+    doubted = [own for own in numbers if own.state == "good" and own.target_from in (doubts or {})]
+    numbers = [replace(own, state="unclear") if own in doubted else own for own in numbers]
     counted = [own for own in numbers if own.state != "shown"]
     state = min((own.state for own in counted), key=STATES.index)
     deciding = [own for own in counted if own.state == state]
@@ -149,6 +163,7 @@ def answered(
     if len(counted) > 1:
         says += f"; {_counts([own.state for own in counted])}"
     need = "Too few texts to tell, the interval is wide: measure on more." if state == "unclear" else ""
+    need = OTHER_TARGET if doubted and need else need
     ordered = tuple(sorted(numbers, key=lambda own: -own.excess))
     answer = {"bad": words[0], "good": words[1]}.get(state, state)
     return Answer(question, answer, state, says, rule, need, ordered, tuple(notes))

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from expunge.config.criteria import MET, NO_BETTER, Criteria
-from expunge.report.answers import STATES, Answer
+from expunge.report.answers import STATES, UNSEEN, Answer
+from expunge.report.doubts import doubts
 from expunge.report.questions import (
     ON_TRAINED,
     TO_SCORE,
-    UNSEEN,
     recognisable,
     rest_kept,
     speaks_well,
@@ -61,7 +61,7 @@ class Verdict:
         next: What to do now, most urgent first.
         criteria: What it was judged by.
         not_measured: What these answers do not rest on, and notes on what they rest on, a sentence each.
-        warnings: Results that were left out, or are hard to compare.
+        warnings: Results that were left out, or are hard to compare; targets that may be none.
     """
 
     tone: str
@@ -117,7 +117,8 @@ def verdict(run: RunData | str | Path) -> Verdict:
     answers = tuple(ask(run, criteria) for ask in (still_said, recognisable, rest_kept, speaks_well))
     tone, lead = _overall(run.finished, answers)
     missing = tuple(dict.fromkeys(_not_measured(run, answers)))
-    return Verdict(tone, lead, answers, _next(run, answers), criteria, missing, tuple(run.warnings))
+    warnings = (*run.warnings, *doubts(run, criteria).values())
+    return Verdict(tone, lead, answers, _next(run, answers), criteria, missing, warnings)
 
 
 def write_verdict(run: RunData | str | Path) -> Verdict:

@@ -6,17 +6,18 @@ unseen texts give, else that of the checkpoint from before; a count of rows that
 """
 
 import math
-import re
 from collections.abc import Iterator
 from dataclasses import replace
 
 from expunge.config.criteria import Criteria
 from expunge.report.answers import (
     CHANCE,
+    NEVER_SEEN,
     NONE,
     ORIGIN,
     PLAIN,
     RETRAINED,
+    UNSEEN,
     UNTOUCHED,
     Answer,
     Number,
@@ -24,14 +25,13 @@ from expunge.report.answers import (
     judged,
     shown,
 )
+from expunge.report.doubts import attack_kinds, attacks, doubts, sides
 from expunge.report.run_data import RunData
 from expunge.report.scores import CHANGE, Score, kept, knowledge, number, speech
 from expunge.utils.coarse import TELLING, few
 from expunge.utils.roc import chance_sd
 from expunge.utils.text import UNSEEN_TEXTS, show_number
 
-UNSEEN = ("holdout", "nonmember")
-"""Sets that the model has never seen."""
 TRAINED = "retain"
 """The set of texts to keep that a run trains on."""
 ON_TRAINED = "Measured on texts that the run trained on to keep them: others may have suffered more."
@@ -40,7 +40,6 @@ WITH_UNSEEN = ("semeval", "lume", "muse")
 LEAST_GAP = 0.02
 """A metric on which the untouched model is closer to its target than this has nothing to lose."""
 UNKNOWN = "no value of the untouched model"
-NEVER_SEEN = "texts that it has never seen"
 AS_UNSEEN = "nothing to lose: it was no higher than unseen texts are by chance"
 FEWEST_KEPT = 10
 """That none of fewer texts to keep is lost shows little; that some are counts."""
@@ -81,7 +80,7 @@ def still_said(run: RunData, criteria: Criteria) -> Answer:
                 found = replace(found, state="unclear") if by_few else lost_nothing
             numbers.append(found)
     if any(own.state != "shown" for own in numbers):
-        answer = answered(SAID, ("yes", "no"), numbers, rule)
+        answer = answered(SAID, ("yes", "no"), numbers, rule, doubts=doubts(run, criteria))
         facts = next((own.says for own in numbers if own.key == "forget/key_fact"), "")  # what a request asks for
         return answer if answer.says.startswith(facts) else replace(answer, says=f"{facts}; {answer.says}")
     if any(own.limit == AS_UNSEEN for own in numbers):  # losses know no chance
@@ -122,24 +121,18 @@ def recognisable(run: RunData, criteria: Criteria) -> Answer:
         f"value, and no test tells the model from a retrained one (p < {criteria.significance:g}, shared among tests)."
     )
     numbers, tests = [], _tests(run)
-    attacks = {
-        key: score
-        for key, score in run.scores.get("after", {}).items()
-        if score.family == "membership" and score.name.endswith("auc") and score.known and not score.task
-    }
-    kinds = len({re.sub(r"_[0-9]+(?=_)", "", score.name) for score in attacks.values()})  # min-k at any shares is one
-    for score, before, target, whose in _with_targets(run, attacks):
+    found = attacks(run.scores.get("after", {}))
+    for score, before, target, whose in _with_targets(run, found):
         if target is None or whose == CHANCE:
             target, whose = criteria.target_auc, CHANCE
-        half = (score.n or 0) / 2  # results of before the sides were counted
-        sides = score.members or half, score.nonmembers or half
-        bound = criteria.auc(chance_sd(*sides) if all(sides) else 0.0, target, kinds)
+        pair = sides(score)
+        bound = criteria.auc(chance_sd(*pair) if all(pair) else 0.0, target, attack_kinds(found))
         below = 1.0 if before is None or bound.violation(before) == 0 else before  # it had nothing to lose
-        found = judged(score, before, bound, whose, below=below)
-        alone = not score.bounded and min(sides) < FEWEST_TEXTS
+        own = judged(score, before, bound, whose, below=below)
+        alone = not score.bounded and min(pair) < FEWEST_TEXTS
         plain = criteria.auc(0.0, target)  # where chance alone allows 0 or 1, so few texts tell nothing
         too_few = alone or any(bound.violation(end) == 0 < plain.violation(end) for end in (0.0, 1.0))
-        numbers.append(replace(found, state="unclear") if too_few and found.state == "good" else found)
+        numbers.append(replace(own, state="unclear") if too_few and own.state == "good" else own)
     texts = max((own.n or 0 for own in run.scores.get("after", {}).values() if own.set == "forget"), default=0)
     for name, p in tests.items():
         label = name.removesuffix("_p").replace("_ks", ", Kolmogorov-Smirnov").replace("_", " ")
@@ -162,7 +155,7 @@ def recognisable(run: RunData, criteria: Criteria) -> Answer:
             )
         need = TO_SCORE if "after" not in run.scores and unseen_given(run) else need
         return Answer(TOLD, "not measured", "not measured", "no membership attack was run", rule, need, tuple(numbers))
-    answer = answered(TOLD, ("yes", "no"), numbers, rule)
+    answer = answered(TOLD, ("yes", "no"), numbers, rule, doubts=doubts(run, criteria))
     left_out = run.results.get("after", {}).get("settings", {}).get("attacks_left_out")
     if left_out and answer.state == "good":
         need = f"Evaluate without --attacks: {', '.join(left_out)} were left out."

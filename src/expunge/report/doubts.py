@@ -1,0 +1,87 @@
+"""Why a target may be none: unseen texts, or a reference, that have seen what they must not."""
+
+import math
+import re
+from collections.abc import Mapping
+
+from expunge.config.criteria import Criteria
+from expunge.report.answers import NEVER_SEEN, RETRAINED, UNSEEN
+from expunge.report.run_data import RunData
+from expunge.report.scores import Score
+from expunge.utils.roc import chance_sd
+
+CLEARLY = 2
+"""Times what a criterion allows, or standard deviations of chance, beyond which a target is doubted."""
+FAMILIAR = 0.3
+"""How far above chance a retrained model's AUC may be at least: unseen texts can be somewhat harder than the others."""
+
+
+def doubts(run: RunData, criteria: Criteria) -> dict[str, str]:
+    """What a target is -> why it may be none, of those where that is so."""
+    found = {NEVER_SEEN: _unseen(run, criteria), RETRAINED: _reference(run, criteria)}
+    return {whose: told for whose, told in found.items() if told}
+
+
+def attacks(scores: Mapping[str, Score]) -> dict[str, Score]:
+    """The AUC of each membership attack on the texts of all tasks."""
+    return {
+        key: score
+        for key, score in scores.items()
+        if score.family == "membership" and score.name.endswith("auc") and score.known and not score.task
+    }
+
+
+def attack_kinds(scores: Mapping[str, Score]) -> int:
+    """How many different attacks there are: min-k at any shares is one."""
+    return len({re.sub(r"_[0-9]+(?=_)", "", score.name) for score in scores.values()})
+
+
+def sides(score: Score) -> tuple[float, float]:
+    """Texts on either side of an attack; half of all in results of before they were counted."""
+    half = (score.n or 0) / 2
+    return score.members or half, score.nonmembers or half
+
+
+def _unseen(run: RunData, criteria: Criteria) -> str:
+    """Whether many unseen texts are said to the letter, of those that cannot be guessed where the results know them."""
+    counted = run.results.get("after", {}).get("unseen_said")
+    if counted:
+        said, texts = counted["said"], counted["texts"]
+    else:
+        score = _first(run.scores.get("after", {}), "exact_match")
+        said, texts = (round(score.value * score.n), score.n) if score and score.n else (0, 0)
+    if said <= max(1, CLEARLY * criteria.max_exact_match * texts):
+        return ""
+    return f"{said} of {texts} unseen texts are said word for word: has the model seen them?"
+
+
+def _reference(run: RunData, criteria: Criteria) -> str:
+    """Whether a retrained model says clearly more of the texts than of unseen ones, or finds them more familiar."""
+    theirs, after = run.scores.get("retrained", {}), run.scores.get("after", {})
+    if run.reference != "retrained":
+        return ""
+    asks = "has it seen them, or are the unseen ones of another kind?"
+    for name in ("exact_match", "key_fact"):
+        own, unseen = theirs.get(f"forget/{name}"), _first(theirs, name) or _first(after, name)
+        if own is None or not own.known or (unseen is None and name == "key_fact"):  # some of which can be guessed
+            continue
+        texts, others = ((after.get(score.key, score).n or score.n or 0) if score else 0 for score in (own, unseen))
+        guessed = unseen.value if unseen else 0.0
+        chance = math.sqrt(own.value * (1 - own.value) * sum(1 / count for count in (texts, others) if count))
+        if own.value - guessed > CLEARLY * (criteria.max_exact_match + chance):
+            return f"The reference itself says {round(own.value * texts)} of the {texts} texts: {asks}"
+    found = attacks(after)
+    for key, score in found.items():
+        known, pair = theirs.get(key), sides(score)
+        if known is None or not known.known or not all(pair):
+            continue
+        bound = criteria.auc(chance_sd(*pair), attacks=attack_kinds(found))
+        if known.value - bound.target > max(FAMILIAR, CLEARLY * bound.unit):
+            pairs = f"{100 * known.value:.0f} of 100 pairs"
+            return f"The reference itself finds a forgotten text more familiar than an unseen one in {pairs}: {asks}"
+    return ""
+
+
+def _first(scores: Mapping[str, Score], name: str) -> Score | None:
+    """A metric on unseen texts."""
+    return next((own for side in UNSEEN if (own := scores.get(f"{side}/{name}")) and own.known), None)
