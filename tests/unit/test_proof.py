@@ -11,7 +11,7 @@ from peft import LoraConfig, PeftModel, PrefixTuningConfig, PromptTuningConfig, 
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from expunge.errors import ConfigError, DataError, ModelError
 from expunge.model import saved as saved_module
@@ -23,6 +23,7 @@ from expunge.model.logps import lay_out, sequence_logps
 from expunge.model.proof import check_same, log_probs
 from expunge.model.saved import BASE, OWN, attach_adapter, load_unlearned, rescaled, save_adapter, verify_saved
 from expunge.model.source import places, source_of
+from expunge.model.tokenizer_files import rules, tokenizer_files
 from expunge.runs.reads import check_unchanged, model_state
 from tiny import COMMON, GROUPED, save_tiny, save_tokenizer, tiny_model, tiny_tokenizer
 
@@ -761,3 +762,56 @@ def test_sharded_bases_keep_their_index(tmp_path: Path) -> None:
     with safe_open(tmp_path / "merged" / names[0], framework="pt") as file:
         assert {file.get_tensor(key).dtype for key in file.keys()} == {torch.bfloat16}  # noqa: SIM118
     load(tmp_path / "merged")
+
+
+# --- the tokenizer -------------------------------------------------------------------------------
+
+
+def as_transformers_4(folder: Path, **special: str) -> Path:
+    """Give a tokenizer's folder what transformers 4 wrote in another form than 5 does."""
+    file = folder / "tokenizer_config.json"
+    settings = json.loads(file.read_text()) | {"tokenizer_class": "PreTrainedTokenizerFast", **special}
+    file.write_text(json.dumps(settings))
+    (folder / "special_tokens_map.json").write_text(json.dumps({"eos_token": "<|endoftext|>", **special}))
+    return folder
+
+
+@pytest.mark.parametrize("of_adapter", [True, False])
+def test_the_tokenizer_of_an_adapter_is_handed_on_as_it_is(of_adapter: bool, tmp_path: Path) -> None:
+    """A model taught to end its turns with another token goes on doing so; transformers 4 reads what it could read."""
+    base = as_transformers_4(save_tiny(tmp_path / "base", "llama"))
+    (base / "added_tokens.json").write_text('{"<|endoftext|>": 0}')
+    (base / "vocab.json").write_text("{}")
+    origin = base
+    if of_adapter:
+        origin = peft_adapter(base, tmp_path / "first")
+        save_tokenizer(origin, "bytelevel")
+        as_transformers_4(origin, eos_token="Zarquon")
+    run_adapter(origin, tmp_path / "run")
+    loaded = load(tmp_path / "run/adapter")
+    (tmp_path / "merged").mkdir()
+    export(loaded, tmp_path / "merged", None)
+
+    names = {path.name for path in tokenizer_files(origin, loaded.tokenizer)}
+    assert names == {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"} | (
+        set() if of_adapter else {"added_tokens.json", "vocab.json"}
+    )
+    right = {name: (origin / name).read_bytes() for name in names}
+    for folder in (tmp_path / "run/adapter", tmp_path / "merged"):
+        assert {path.name: path.read_bytes() for path in tokenizer_files(folder, loaded.tokenizer)} == right
+        assert AutoTokenizer.from_pretrained(folder).eos_token == ("Zarquon" if of_adapter else "<|endoftext|>")
+
+
+def test_a_tokenizer_that_is_read_otherwise_without_its_configuration_is_written_anew(tmp_path: Path) -> None:
+    """Of Phi-3, transformers 5 reads the files that name another class in a way of its own."""
+    base = save_tiny(tmp_path / "base", "phi3", "metaspace")
+    as_transformers_4(base, tokenizer_class="LlamaTokenizerFast", eos_token="</s>")
+    loaded = run_adapter(base, tmp_path / "run")
+    assert not (tmp_path / "run/adapter/special_tokens_map.json").exists()
+    assert rules(AutoTokenizer.from_pretrained(tmp_path / "run/adapter")) == rules(loaded.tokenizer)
+
+
+def test_paths_in_a_tokenizers_files_stay_where_they_are(tmp_path: Path) -> None:
+    base = as_transformers_4(save_tiny(tmp_path / "base", "llama"), name_or_path="/home/me/secret")
+    run_adapter(base, tmp_path / "run")
+    assert "secret" not in (tmp_path / "run/adapter/tokenizer_config.json").read_text()

@@ -7,7 +7,6 @@ its base is of no use. The object itself is left as it is.
 
 import dataclasses
 import difflib
-import json
 import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -26,6 +25,7 @@ from expunge.errors import ConfigError, DataError, ModelError
 from expunge.model.export import match_names
 from expunge.model.files import weight_headers
 from expunge.model.load import load_tokenizer
+from expunge.model.tokenizer_files import rules
 from expunge.runs.reads import model_folders
 from expunge.utils import folders
 from expunge.utils.progress import Reporter
@@ -204,19 +204,7 @@ def _same_tokenizer(tokenizer: PreTrainedTokenizerBase, name: str, *, trust_remo
         other = load_tokenizer(name, trust_remote_code=trust_remote_code)
     except ModelError:
         return False
-    return all(_rules(tokenizer)[key] == value for key, value in _rules(other).items())
-
-
-def _rules(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """What a tokenizer does, as far as it can be compared."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    rules = json.loads(backend.to_str()) if backend is not None else {}
-    return {
-        "vocabulary": tokenizer.get_vocab(),
-        "rules": {key: value for key, value in rules.items() if key not in ("truncation", "padding")},
-        "special": {key: str(value) for key, value in tokenizer.special_tokens_map.items() if key != "pad_token"},
-        "template": tokenizer.chat_template,
-    }
+    return rules(tokenizer) == rules(other)
 
 
 def checked(schema: type, **settings: Any) -> Any:

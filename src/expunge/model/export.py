@@ -18,6 +18,7 @@ from expunge.model.checkpoint import move, quantization
 from expunge.model.files import INDEX, weight_headers
 from expunge.model.load import LoadedModel
 from expunge.model.source import Source, first_line
+from expunge.model.tokenizer_files import CONFIG, tokenizer_files, write_tokenizer
 from expunge.utils.reading import read_object
 from expunge.utils.text import first_few
 
@@ -60,11 +61,11 @@ def export(loaded: LoadedModel, folder: Path, dtype: torch.dtype | None) -> list
     else:
         notes += _write_weights(loaded, base, folder, dtype)
         _write_config(loaded, base, folder, dtype)
+    carries = source.own_tokenizer is None and base is not None and (base / CONFIG).exists()
     if base is not None:
-        notes += _carry(base, folder, [str(name) for name in loaded.tokenizer.vocab_files_names.values()])
-    own = any((place / "tokenizer_config.json").exists() for place in source.adapters)
-    if base is None or own or not (base / "tokenizer_config.json").exists():
-        loaded.tokenizer.save_pretrained(folder)
+        notes += _carry(base, folder, tokenizer_files(base, loaded.tokenizer), with_tokenizer=carries)
+    if not carries:
+        write_tokenizer(loaded, folder)
     return notes
 
 
@@ -183,18 +184,15 @@ def _write_config(loaded: LoadedModel, base: Path, folder: Path, dtype: torch.dt
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
-def _carry(base: Path, folder: Path, vocabulary: Sequence[str]) -> list[str]:
-    """Copy what belongs to the base beside its weights: tokenizer, processors, templates, code, licence.
-
-    `vocabulary` are names of files that its tokenizer reads.
-    """
+def _carry(base: Path, folder: Path, tokenizer: Sequence[Path], *, with_tokenizer: bool) -> list[str]:
+    """Copy what belongs to the base beside its weights: processors, code, licence, and the files of its tokenizer."""
     weights: list[str] = []
     others: list[str] = []
     for path in _all_files(base):
         place = folder / path.relative_to(base)
-        if place.exists() or path.name in OWN_FILES:
+        if place.exists() or path.name in OWN_FILES or (path in tokenizer and not with_tokenizer):
             continue
-        if path.suffix in WEIGHTS or not (path.name in vocabulary or _belongs(path)):
+        if path.suffix in WEIGHTS or not (path in tokenizer or _belongs(path)):
             (weights if path.suffix in WEIGHTS else others).append(str(path.relative_to(base)))
             continue
         place.parent.mkdir(parents=True, exist_ok=True)

@@ -153,7 +153,7 @@ def load_tokenizer(
         ModelError: There is none, or it cannot be read.
     """
     source = source_of(name, revision)
-    own = next((place for place in reversed(source.adapters) if (place / "tokenizer_config.json").exists()), None)
+    own = source.own_tokenizer
     options = source.options if own is None else {}
     try:
         return AutoTokenizer.from_pretrained(str(own or source.base), trust_remote_code=trust_remote_code, **options)

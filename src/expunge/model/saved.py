@@ -28,6 +28,7 @@ from expunge.model.logps import sequence_logps
 from expunge.model.proof import check_same, log_probs, probe_rows
 from expunge.model.ranks import Pairs, config_of, pairs_of, same_pairs, side_by_side, tensors_of
 from expunge.model.source import ADAPTER_FILE, adapter_folder, source_of
+from expunge.model.tokenizer_files import write_tokenizer
 from expunge.utils.reading import read_object
 
 VERIFIED = 64
@@ -62,14 +63,14 @@ def save_adapter(
     stacked = source is not None and source.adapters
     place = folder / OWN if stacked and loaded.parts else folder
     _save(loaded, place)
-    loaded.tokenizer.save_pretrained(folder)
+    write_tokenizer(loaded, folder)
     if source is not None and stacked and not (loaded.parts and _complete(loaded, folder)):
         if place != folder:  # PEFT has no configuration for both
             shutil.copytree(place, folder, dirs_exist_ok=True)
             shutil.rmtree(place)
         loaded.model = loaded.model.unload()
         loaded.base.save_pretrained(folder / BASE)
-        loaded.tokenizer.save_pretrained(folder / BASE)
+        write_tokenizer(loaded, folder / BASE)
         place = (final or folder).resolve() / BASE
         _configure(folder, _settings(folder) | {"base_model_name_or_path": str(place), "revision": None})
     if trained:

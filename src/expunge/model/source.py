@@ -46,6 +46,11 @@ class Source:
         return str(Path(self.base) / self.gguf) if self.gguf else self.base
 
     @property
+    def own_tokenizer(self) -> Path | None:
+        """The last of the adapters with a tokenizer of its own, which counts then; None where the base's does."""
+        return next((own for own in reversed(self.adapters) if (own / "tokenizer_config.json").exists()), None)
+
+    @property
     def options(self) -> dict[str, Any]:
         """What `from_pretrained` of configuration, tokenizer and model take beside the base."""
         return {"revision": self.revision} | ({"gguf_file": self.gguf} if self.gguf else {})
