@@ -4,8 +4,10 @@ import ast
 import logging
 import shutil
 import warnings
+import weakref
 from collections.abc import Iterator
 from contextlib import chdir
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,9 @@ import expunge
 from expunge.api.inputs import named_texts
 from expunge.cli.commands import COMMANDS
 from expunge.data.examples import read_examples
-from expunge.errors import ConfigError, DataError, RunError, UserError
+from expunge.errors import ConfigError, DataError, ModelError, RunError, UserError
+from expunge.model.load import LoadedModel, load_model
+from expunge.train import merge as merging
 from tiny import bring_own_code, save_tiny
 
 FORGET = [{"prompt": f"Where does Zarquon {own} live?", "completion": f"At {own} Larch Lane."} for own in "ABCD"]
@@ -164,6 +168,34 @@ def test_from_texts_in_memory_to_a_merged_model(model: Path, here: Path) -> None
     assert outcome.merge("merged").output == Path("merged")
     assert isinstance(outcome.load(device="cpu")[0], PeftModel)
     assert b"Zarquon" not in everything(Path("run")) + everything(Path("merged"))
+
+
+def test_a_merge_needs_room_for_one_model(model: Path, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it says where there is none helps in a merge, and names no folder that is gone again."""
+    outcome = expunge.unlearn(model, forget=FORGET, retain=RETAIN, output="run", **QUICK)
+    first: list[weakref.ref[PreTrainedModel]] = []
+
+    def load(*given: Any, **options: Any) -> LoadedModel:
+        assert all(own() is None for own in first)
+        loaded = load_model(*given, **options)
+        first.append(weakref.ref(loaded.base))
+        return loaded
+
+    monkeypatch.setattr(merging, "load_model", load)
+    settings = merging.run_settings
+    four_bits = {"load_in_4bit": True}
+    monkeypatch.setattr(merging, "run_settings", lambda *own, **more: replace(settings(*own, **more), **four_bits))
+    notes = outcome.merge("merged").notes
+    assert len(first) == 2
+    assert "another model: measure it with `expunge evaluate --model merged ...`" in notes[-1]
+
+    for free, what in (([0], "--run run: its model"), ([1 << 40, 1 << 40, 0], "--output other: the merged model")):
+        left = iter(free)
+        monkeypatch.setattr("expunge.model.memory.free_memory", lambda device, left=left: next(left))
+        with pytest.raises(ModelError, match=f"{what} in float32 needs about .*: take a larger machine"):
+            outcome.merge("other")
+        assert not Path("other").exists()
+        first.clear()
 
 
 def test_a_later_process_gives_the_texts_again(model: Path, here: Path) -> None:

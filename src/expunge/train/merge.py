@@ -1,5 +1,6 @@
 """Adapter and base -> one plain transformers model, checked against the adapter that it replaces."""
 
+import gc
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,13 +15,15 @@ from expunge.config import UnlearnConfig
 from expunge.data.sets import read_sets
 from expunge.data.tokenize import TokenizedExample
 from expunge.errors import ModelError, RunError
-from expunge.model.device import STORED, dtype_of
+from expunge.model.device import STORED, dtype_of, pick_device
 from expunge.model.export import export
 from expunge.model.files import weight_headers
 from expunge.model.load import LoadedModel, load_model
 from expunge.model.logps import mean_losses, sequence_logps
+from expunge.model.memory import check_fits, weight_bytes
 from expunge.model.proof import check_same
 from expunge.model.saved import attach_adapter
+from expunge.model.source import source_of
 from expunge.runs.card import merged_card
 from expunge.runs.directory import check_new
 from expunge.runs.manifest import check_base, model_fingerprint
@@ -53,7 +56,7 @@ class MergeReport:
         survives: Whether the adapter raises the loss of the forget set, and the merged model as much.
         bound: How far the merged model's loss may be from the adapter's (nats): `LOST` of the adapter's rise.
         reason: Why it does not survive; empty where it does.
-        notes: What was carried over from the base, what was not, a line each.
+        notes: What was carried over from the base, what was not, what to measure, a line each.
     """
 
     output: Path
@@ -104,6 +107,9 @@ def merge(
     _check_output(target, run, config, overwrite=overwrite)
     files_before = model_state(config.model)
     manifest = _check_run(run, config)
+    source = source_of(config.model, config.revision)
+    if Path(source.base).is_dir() and not source.gguf:
+        _check_fits(Path(source.base), device, f"--run {run}: its model")
     sets = read_sets(replace(config, test=None, retain_test=config.test_share, holdout=None, instead=None))
     loaded = load_model(
         config.model,
@@ -120,6 +126,9 @@ def merge(
     losses, right = _fold(loaded, run, rows["forget"], probes)
     with folders.temporary_folder(target) as temporary:
         notes = export(loaded, temporary, wanted)
+        del loaded  # both may not fit beside each other
+        gc.collect()
+        _check_fits(temporary, device, f"--output {output}: the merged model")
         merged = load_model(str(temporary), dtype="float32", device=device, trust_remote_code=trust_remote_code)
         logps = sequence_logps(merged, probes)
         losses["merged"] = mean_losses(merged, {"forget": rows["forget"]})["forget"]
@@ -130,9 +139,26 @@ def merge(
             )
         dtypes = _dtypes(temporary)
         _write_provenance(temporary, manifest, losses, dtypes)
+    if config.load_in_4bit:
+        notes.append(
+            "the adapter was trained and measured on weights in 4 bits, and these are the whole ones, which is another "
+            f"model: measure it with `expunge evaluate --model {output} ...`"
+        )
     reason = _judge(losses)
     bound = LOST * max(0.0, losses["adapter"] - losses["untouched"])
     return MergeReport(target, dtypes, difference, losses, not reason, bound, reason, notes)
+
+
+def _check_fits(folder: Path, device: str, what: str) -> None:
+    """Refuse a model that does not fit into the memory in fp32, whatever `--dtype` it is written in.
+
+    Raises:
+        ModelError: So.
+    """
+    place = pick_device(device)
+    needed = weight_bytes(weight_headers(folder).values(), torch.float32)
+    elsewhere = "" if place.type == "cpu" else "--device cpu or "
+    check_fits(needed, place, f"{what} in float32", f"take {elsewhere}a larger machine")
 
 
 def _check_run(run: str, config: UnlearnConfig) -> dict[str, Any]:
