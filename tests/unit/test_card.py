@@ -44,6 +44,23 @@ def test_metadata_is_yaml_that_names_the_base() -> None:
     assert found["library_name"] == "peft"
 
 
+@pytest.mark.parametrize(
+    ("base", "on", "named", "loaded"),
+    [
+        ({"id": "org/model-1B"}, "abc", "`org/model-1B`", "org/model-1B"),
+        ({}, "tiny", "`tiny`", "tiny"),
+        ({"id": "org/model-1B"}, None, "the model in the folder `base` beside it", "path/to/this/folder/base"),
+    ],
+)
+def test_an_adapter_on_an_adapter_is_for_the_base_that_its_files_name(
+    base: dict[str, str], on: str | None, named: str, loaded: str
+) -> None:
+    text = model_card({**MANIFEST, "base": base, "adapter_base": on})
+    assert f"A LoRA adapter for {named} that makes it forget" in text
+    assert f'from_pretrained("{loaded}")' in text
+    assert ("base_model: org/model-1B" in text) == (on == "abc")
+
+
 def test_the_steps_that_were_taken_are_shown() -> None:
     assert "| optimizer steps | 4,321 |" in card()
 

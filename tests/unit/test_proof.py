@@ -21,8 +21,8 @@ from expunge.model.head import find_head
 from expunge.model.load import LoadedModel, load_model
 from expunge.model.logps import lay_out, sequence_logps
 from expunge.model.proof import check_same, log_probs
-from expunge.model.saved import BASE, OWN, attach_adapter, load_unlearned, rescaled, save_adapter, verify_saved
-from expunge.model.source import places, source_of
+from expunge.model.saved import OWN, attach_adapter, load_unlearned, rescaled, save_adapter, verify_saved
+from expunge.model.source import BASE, places, source_of
 from expunge.model.tokenizer_files import rules, tokenizer_files
 from expunge.runs.reads import check_unchanged, model_state
 from tiny import COMMON, GROUPED, save_tiny, save_tokenizer, tiny_model, tiny_tokenizer
@@ -348,7 +348,7 @@ def test_an_adapter_on_an_adapter_is_complete_on_the_base(first: dict[str, Any],
     moved(loaded.model)
     folder.mkdir(parents=True)
     right = logits(loaded.model)
-    save_adapter(loaded, folder, ROWS)
+    assert save_adapter(loaded, folder, ROWS) == "base"
 
     settings = json.loads((folder / "adapter_config.json").read_text())
     assert settings["base_model_name_or_path"] == str(base)
@@ -407,7 +407,8 @@ def test_where_the_first_has_no_ranks_to_stand_beside_the_folded_model_goes_alon
     right = logits(loaded.model)
     folder = tmp_path / "second/adapter"
     folder.mkdir(parents=True)
-    save_adapter(loaded, folder, ROWS)
+    assert save_adapter(loaded, folder, ROWS) is None
+    assert f"needs the whole model with it folded in, {folder.resolve() / BASE}: hand on both" in loaded.told()[-1]
     assert (folder / BASE / "config.json").exists()
     torch.testing.assert_close(logits(plain_peft(folder)), right, rtol=1e-4, atol=1e-4)
 
@@ -695,6 +696,9 @@ def test_an_adapter_with_a_base_of_its_own_names_it_where_it_will_be(tmp_path: P
     save_adapter(loaded, tmp_path / "staged/adapter", ROWS, final=tmp_path / "run/adapter")
     (tmp_path / "staged").rename(tmp_path / "run")
     assert (logits(plain_peft(tmp_path / "run/adapter")) - logits(load(first).model)).abs().max() > 0
+    right = logits(load(tmp_path / "run/adapter").model)
+    (tmp_path / "run").rename(tmp_path / "moved")
+    torch.testing.assert_close(logits(load(tmp_path / "moved/adapter").model), right, rtol=0, atol=0)
 
 
 # --- the whole checkpoint ------------------------------------------------------------------------

@@ -27,7 +27,7 @@ from expunge.model.load import LoadedModel, load_model
 from expunge.model.logps import sequence_logps
 from expunge.model.proof import check_same, log_probs, probe_rows
 from expunge.model.ranks import Pairs, config_of, pairs_of, same_pairs, side_by_side, tensors_of
-from expunge.model.source import ADAPTER_FILE, adapter_folder, source_of
+from expunge.model.source import ADAPTER_FILE, BASE, adapter_folder, source_of
 from expunge.model.tokenizer_files import write_tokenizer
 from expunge.utils.reading import read_object
 
@@ -35,13 +35,11 @@ VERIFIED = 64
 """Forget rows on which a saved adapter is compared with the one that was measured."""
 OWN = "own"
 """Folder in an adapter that stands on other adapters: its own ranks alone, for the model with those folded in."""
-BASE = "base"
-"""Folder in an adapter that stands on one which cannot be put beside it: the model with that one folded in."""
 
 
 def save_adapter(
     loaded: LoadedModel, folder: Path, rows: Sequence[Sequence[int]] = (), *, final: Path | None = None
-) -> None:
+) -> str | None:
     """Write a standard PEFT adapter that is complete on the base that it names, and prove it on `rows`.
 
     On a model that is itself an adapter, the ranks of both stand side by side in the new one, for the original base,
@@ -53,6 +51,9 @@ def save_adapter(
         folder: Where to; it exists.
         rows: Token ids on which the saved adapter must say what the model says.
         final: Where the folder will be in the end; where it is when None.
+
+    Returns:
+        The last part of the name of the base that it stands on; None where that is in its folder `BASE`.
 
     Raises:
         ModelError: It does not.
@@ -73,8 +74,13 @@ def save_adapter(
         write_tokenizer(loaded, folder / BASE)
         place = (final or folder).resolve() / BASE
         _configure(folder, _settings(folder) | {"base_model_name_or_path": str(place), "revision": None})
+        loaded.note(
+            f"adapter: {source.name} has no form that stands beside another one (DoRA, IA3, saved modules ...): this one "
+            f"needs the whole model with it folded in, {place}: hand on both, or merge them"
+        )
     if trained:
         _verify(loaded, folder, rows, trained)
+    return None if (folder / BASE).exists() else Path(_settings(folder)["base_model_name_or_path"] or "").name
 
 
 def verify_saved(loaded: LoadedModel, folder: Path, rows: Sequence[Sequence[int]]) -> None:

@@ -18,6 +18,8 @@ from expunge.utils.reading import read_object
 ADAPTER_FILE = "adapter_model.safetensors"
 ADAPTER_PARTS = ["adapter_*.json", ADAPTER_FILE, "*token*.json", "*token*.model", "vocab*", "merges.txt", "*.jinja"]
 """Files of an adapter on the Hub: beside it may lie a whole model."""
+BASE = "base"
+"""Folder in an adapter that stands on one which cannot be put beside it: the model with that one folded in."""
 DEEPEST = 16
 """Adapters that may stand on each other: more is a circle."""
 
@@ -208,8 +210,11 @@ def _base_of(adapter: Path, settings: dict[str, Any]) -> str:
         raise ModelError(f"--model {adapter}: its adapter_config.json names no base model but a {type(base).__name__}")
     if not base:
         raise ModelError(f"--model {adapter}: its adapter_config.json names no base model")
-    beside = adapter / base
-    return str(beside.resolve()) if not Path(base).exists() and beside.exists() else base
+    if Path(base).exists():
+        return base
+    own = [BASE] if Path(base).is_absolute() and Path(base).name == BASE else []  # the run was moved
+    beside = (adapter / name for name in (base, *own))
+    return next((str(place.resolve()) for place in beside if place.exists()), base)
 
 
 def _gguf_file(place: str) -> str | None:

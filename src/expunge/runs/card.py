@@ -61,7 +61,8 @@ def model_card(
     head = metadata(manifest, "adapter", scores=scores, benchmark=benchmark)
     counts = manifest.get("loss_texts", manifest["rows"])
     scored = {"scores": scores, "benchmark": benchmark, "verdict": verdict, "reference": reference}
-    return _written("adapter", head, manifest, counts=counts, settings=settings, **scored)
+    base = _adapter_base(manifest)
+    return _written("adapter", head, manifest, base=base, counts=counts, settings=settings, **scored)
 
 
 def merged_card(manifest: Mapping[str, Any], losses: Mapping[str, float], made_of: Mapping[str, Any]) -> str:
@@ -99,9 +100,9 @@ def metadata(
         benchmark: On what.
     """
     base = manifest.get("base", {})
-    name = base.get("id")
-    about: dict[str, Any] = taken(base) | ({"base_model_relation": relation} if name else {})
     adapter = relation == "adapter"
+    name = None if adapter and _adapter_base(manifest) is None else base.get("id")
+    about: dict[str, Any] = taken(base) | ({"base_model_relation": relation} if name else {})
     results = [
         EvalResult(
             task_type="text-generation", dataset_type=benchmark, dataset_name=benchmark, metric_type=score.key,
@@ -134,6 +135,12 @@ def model_name(manifest: Mapping[str, Any]) -> str:
     """The base's id on the Hub, or the name of its folder without the way there."""
     settings = manifest["settings"]["model"]
     return str(manifest.get("base", {}).get("id") or Path(str(settings)).name)
+
+
+def _adapter_base(manifest: Mapping[str, Any]) -> str | None:
+    """The model that the adapter stands on, which is not that of a run on an adapter; None where it lies with it."""
+    name = manifest.get("adapter_base", "")
+    return None if name is None else manifest.get("base", {}).get("id") or name or model_name(manifest)
 
 
 def _loss(nats: float | None) -> str:

@@ -14,7 +14,7 @@ from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled, Repo
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from expunge.errors import ConfigError, RunError, UserError
-from expunge.model.saved import BASE
+from expunge.model.source import BASE
 from expunge.runs.base import hub_id
 from expunge.runs.card import taken
 from expunge.runs.record import MERGED, check_adapter_kept, read_manifest

@@ -43,6 +43,7 @@ FIELDS = {
     "total_seconds?": NUMBER,
     "peak_memory_bytes?": NUMBER,
     "energy_joules?": MAYBE,
+    "adapter_base?": (str, NoneType),
     "adapter_sha256?": str,
     "adapter_fingerprint?": str,
 }

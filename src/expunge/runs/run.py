@@ -302,12 +302,12 @@ class Run:
             files.write_bytes(metrics, b"".join(lines[:step]), overwrite=True)
         return step, tensors, told
 
-    def finish(self, result: RunResult, save_adapter: Callable[[Path], None]) -> Outcome:
+    def finish(self, result: RunResult, save_adapter: Callable[[Path], str | None]) -> Outcome:
         """Write the adapter with its card and complete the manifest; checkpoints go, they are not needed any more.
 
         Args:
             result: What training has come to.
-            save_adapter: Writes the adapter's files into the folder that it is given.
+            save_adapter: Writes the adapter into the folder that it is given; gives what the manifest calls its base.
 
         Raises:
             RunError: The system refuses; the run can be resumed then.
@@ -334,7 +334,7 @@ class Run:
         if result.selection:
             files.write_json(self.path / CALIBRATION, result.selection, overwrite=True)
         with folders.temporary_folder(self.path / "adapter") as folder:
-            save_adapter(folder)
+            manifest["adapter_base"] = save_adapter(folder)
             (folder / "README.md").write_text(model_card(manifest), encoding="utf-8")
         manifest |= adapter_hashes(self.path / "adapter")
         files.write_json(path, manifest, overwrite=True)

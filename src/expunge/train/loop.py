@@ -204,7 +204,10 @@ def _unlearn(
     rows = [row.input_ids for row in prepared.forget[:VERIFIED]]
     with reporter.working("saving the adapter, and reading it back"):
         adapter = run.output / "adapter"
-        return run.finish(result, lambda folder: save_adapter(loaded, folder, rows, final=adapter))
+        outcome = run.finish(result, lambda folder: save_adapter(loaded, folder, rows, final=adapter))
+    for note in loaded.told():
+        reporter.say(note)
+    return outcome
 
 
 def contexts_taken(trainer: Trainer) -> dict[str, float] | None:
