@@ -11,7 +11,7 @@ from peft import LoraConfig, PeftModel, PrefixTuningConfig, PromptTuningConfig, 
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer, PreTrainedModel
 
 from expunge.errors import ConfigError, DataError, ModelError
 from expunge.model import saved as saved_module
@@ -741,6 +741,18 @@ def test_a_merge_keeps_names_dtypes_and_what_it_does_not_use(tmp_path: Path) -> 
     few = "(notes.txt, rows.json, squad.json and 2 more)"
     assert f"5 files are left out, they are no part of a model {few}" in notes
     assert (log_probs(load(tmp_path / "merged").model, IDS) - right).abs().max() < 0.3
+
+
+def test_of_a_part_of_a_model_the_merged_one_should_be_served(tmp_path: Path) -> None:
+    """A server's names of layers are those of the whole, and it leaves out what an adapter says of others."""
+    text = {**COMMON, **GROUPED, "head_dim": 8, "vocab_size": 363, "layer_types": ["full_attention"] * 2}
+    vision = {"depth": 1, "hidden_size": 8, "intermediate_size": 8, "num_heads": 2, "out_hidden_size": 32}
+    config = AutoConfig.for_model("qwen3_5", text_config=text, vision_config=vision)
+    loaded = load(saved(AutoModelForImageTextToText.from_config(config, dtype=torch.float32), tmp_path / "whole"))
+    left_out, part = loaded.told()[:2]
+    assert "are not used by Qwen3_5ForCausalLM (model.visual)" in left_out
+    assert part.startswith("model: Qwen3_5ForCausalLM is a part of Qwen3_5ForConditionalGeneration: a server")
+    assert not any("is a part of" in note for note in load(save_tiny(tmp_path / "alone", "llama")).told())
 
 
 def test_names_of_a_part_are_found_in_the_whole() -> None:

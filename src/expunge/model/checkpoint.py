@@ -98,7 +98,7 @@ def from_pretrained(
         del model.config.quantization_config  # what is in memory, and what is saved of it, is not quantized any more
     if compute != torch.bfloat16 and not load_in_4bit and method != "bitsandbytes":
         move(model, compute)  # some formats are widened to a dtype of their own
-    return model, _left_out(source, model, sorted(report["unexpected_keys"]))
+    return model, [*_left_out(source, model, sorted(report["unexpected_keys"])), *_part(config, model)]
 
 
 @contextmanager
@@ -164,4 +164,15 @@ def _left_out(source: Source, model: PreTrainedModel, unexpected: Sequence[str])
     return [
         f"model: {len(lost)} of {len(names)} tensors are not used by {type(model).__name__} ({', '.join(parts[:4])}): "
         "they are neither read nor changed; merge carries them over"
+    ]
+
+
+def _part(config: PretrainedConfig, model: PreTrainedModel) -> list[str]:
+    """That the model is the language model of a larger checkpoint, whose class has other names for its layers."""
+    if isinstance(model.config, type(config)):
+        return []
+    whole = ", ".join(config.architectures or [config.model_type])
+    return [
+        f"model: {type(model).__name__} is a part of {whole}: a server that builds the whole may load the adapter and "
+        "apply none of it: serve the merged model"
     ]

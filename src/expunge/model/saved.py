@@ -75,8 +75,8 @@ def save_adapter(
         place = (final or folder).resolve() / BASE
         _configure(folder, _settings(folder) | {"base_model_name_or_path": str(place), "revision": None})
         loaded.note(
-            f"adapter: {source.name} has no form that stands beside another one (DoRA, IA3, saved modules ...): this one "
-            f"needs the whole model with it folded in, {place}: hand on both, or merge them"
+            f"adapter: {source.name} has no form that stands beside another one (DoRA, IA3, saved modules ...): this "
+            f"one needs the whole model with it folded in, {place}: hand on both, or merge them"
         )
     if trained:
         _verify(loaded, folder, rows, trained)
