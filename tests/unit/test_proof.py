@@ -70,6 +70,18 @@ def peft_adapter(base: Path, folder: Path, **settings: Any) -> Path:
     return folder
 
 
+def served(base: Path, folder: Path) -> PreTrainedModel:
+    """The base with an adapter as llama.cpp applies it: one alpha, over the rank of each tensor."""
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    alpha = json.loads((folder / "adapter_config.json").read_text())["lora_alpha"]
+    tensors = load_file(folder / "adapter_model.safetensors")
+    for name in {key.partition(".lora_")[0] for key in tensors}:
+        down, up = (tensors[f"{name}.lora_{side}.weight"] for side in "AB")
+        weight = model.get_submodule(name.removeprefix("base_model.model.")).weight
+        weight.data += alpha / len(down) * up @ down
+    return model
+
+
 def run_adapter(model: Path | str, folder: Path, modules: str = "all-linear", **options: Any) -> LoadedModel:
     """Train nothing, move an adapter away from zero, and save it as a run does."""
     loaded = load(model, **options)
@@ -353,6 +365,7 @@ def test_an_adapter_on_an_adapter_is_complete_on_the_base(first: dict[str, Any],
     settings = json.loads((folder / "adapter_config.json").read_text())
     assert settings["base_model_name_or_path"] == str(base)
     torch.testing.assert_close(logits(plain_peft(folder)), right, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(logits(served(base, folder)), right, rtol=1e-4, atol=1e-4)
     on_first = load(adapter)  # what commands on the run stand on: the first folded in, and the second alone
     attach_adapter(on_first, str(folder))
     torch.testing.assert_close(logits(on_first.model), right, rtol=1e-4, atol=1e-4)

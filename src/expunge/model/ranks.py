@@ -9,6 +9,7 @@ from peft import LoraConfig, PeftModel
 from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.layer import Conv1d, Embedding, Linear, ParamWrapper
 from torch import Tensor
+from torch.nn.functional import pad
 
 PREFIX = "base_model.model."
 
@@ -61,14 +62,24 @@ def pairs_of(model: PeftModel) -> Pairs | None:
 
 
 def same_pairs(one: Pairs, other: Pairs) -> bool:
-    """Whether two adapters are the same matrices, but for the rounding of their scale."""
+    """Whether two adapters are the same matrices, but for the rounding of their scale and ranks of zeros in `one`."""
     return one.keys() == other.keys() and all(
-        pair.down.shape == other[name].down.shape
-        and pair.up.shape == other[name].up.shape
-        and torch.equal(pair.down, other[name].down)
-        and torch.allclose(pair.up, other[name].up, rtol=1e-5, atol=0.0)
-        for name, pair in one.items()
+        _same(pair, _padded(other[name], pair.rank)) for name, pair in one.items()
     )
+
+
+def _same(one: Pair, other: Pair) -> bool:
+    return (
+        one.up.shape == other.up.shape
+        and torch.equal(one.down, other.down)
+        and torch.allclose(one.up, other.up, rtol=1e-5, atol=0.0)
+    )
+
+
+def _padded(pair: Pair, rank: int) -> Pair:
+    """A pair with ranks of zeros behind its own, up to `rank`: it adds the same."""
+    more = (0, 0, 0, max(0, rank - pair.rank))
+    return Pair(pad(pair.down, more), pad(pair.up, more))
 
 
 def side_by_side(parts: Sequence[Pairs]) -> Pairs:
@@ -92,22 +103,23 @@ def tensors_of(pairs: Pairs) -> dict[str, Tensor]:
     return found
 
 
-def config_of(parts: Sequence[Pairs], configs: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """The adapter_config.json that goes with `side_by_side(parts)`; None where PEFT cannot express it.
+def as_one(parts: Sequence[Pairs], configs: Sequence[Mapping[str, Any]]) -> tuple[Pairs, dict[str, Any]] | None:
+    """The sum of several adapters with the adapter_config.json that goes with it; None where PEFT cannot express it.
+
+    Plain layers get one rank and one alpha, with ranks of zeros where there are fewer: not everything that serves
+    adapters reads patterns (llama.cpp divides one alpha by the rank of each tensor).
 
     Args:
         parts: Pairs of each adapter, the last that of `configs[-1]`.
         configs: What their adapter_config.json files hold.
     """
-    last = dict(configs[-1])
-    ranks = {name: pair.rank for name, pair in side_by_side(parts).items()}
+    last, pairs = dict(configs[-1]), side_by_side(parts)
     last |= {"use_rslora": False, "exclude_modules": None, "layers_to_transform": None, "layers_pattern": None}
     if not any(config.get("target_parameters") for config in configs):
-        rank = max(ranks.values())
-        others = {name.removeprefix(PREFIX): own for name, own in ranks.items() if own != rank}
-        patterns = {f"^{name.replace('.', chr(92) + '.')}": own for name, own in others.items()}
-        last |= {"target_modules": sorted(name.removeprefix(PREFIX) for name in ranks), "target_parameters": None}
-        return last | {"r": rank, "lora_alpha": rank, "rank_pattern": patterns, "alpha_pattern": dict(patterns)}
+        rank = max(pair.rank for pair in pairs.values())
+        last |= {"target_modules": sorted(name.removeprefix(PREFIX) for name in pairs), "target_parameters": None}
+        last |= {"r": rank, "lora_alpha": rank, "rank_pattern": {}, "alpha_pattern": {}}
+        return {name: _padded(pair, rank) for name, pair in pairs.items()}, last
     if any(set(part) != set(parts[-1]) for part in parts):
         return None
     same = ("target_modules", "target_parameters")
@@ -117,7 +129,7 @@ def config_of(parts: Sequence[Pairs], configs: Sequence[Mapping[str, Any]]) -> d
         return None
     rank = sum(config["r"] for config in configs)
     patterns = {key: sum(config["rank_pattern"][key] for config in configs) for key in last.get("rank_pattern") or ()}
-    return last | {"r": rank, "lora_alpha": rank, "rank_pattern": patterns, "alpha_pattern": dict(patterns)}
+    return pairs, last | {"r": rank, "lora_alpha": rank, "rank_pattern": patterns, "alpha_pattern": dict(patterns)}
 
 
 def _unordered(value: Any) -> Any:

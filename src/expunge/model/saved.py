@@ -26,7 +26,7 @@ from expunge.model.head import find_head
 from expunge.model.load import LoadedModel, load_model
 from expunge.model.logps import sequence_logps
 from expunge.model.proof import check_same, log_probs, probe_rows
-from expunge.model.ranks import Pairs, config_of, pairs_of, same_pairs, side_by_side, tensors_of
+from expunge.model.ranks import Pairs, as_one, pairs_of, same_pairs, side_by_side, tensors_of
 from expunge.model.source import ADAPTER_FILE, BASE, adapter_folder, source_of
 from expunge.model.tokenizer_files import write_tokenizer
 from expunge.utils.reading import read_object
@@ -175,10 +175,11 @@ def _complete(loaded: LoadedModel, folder: Path) -> bool:
         return False
     parts = [*loaded.parts, own]
     stack = (*loaded.source.adapters, folder / OWN)
-    config = config_of(parts, [_settings(place) for place in stack])
-    if config is None:
+    whole = as_one(parts, [_settings(place) for place in stack])
+    if whole is None:
         return False
-    save_file(tensors_of(side_by_side(parts)), folder / ADAPTER_FILE, metadata={"format": "pt"})
+    pairs, config = whole
+    save_file(tensors_of(pairs), folder / ADAPTER_FILE, metadata={"format": "pt"})
     own_base = {"base_model_name_or_path": loaded.source.base_name, "revision": loaded.source.revision}
     _configure(folder, config | own_base)
     return True
