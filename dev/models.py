@@ -319,7 +319,7 @@ def page(lines: Mapping[str, str]) -> str:
         "",
         "Checkpoints may hold fp32, fp16, bf16 or several of them (what is fp32 beside narrower weights, as biases of",
         "routers, stays so). FP8 in blocks and MXFP4 are widened to bf16, and so is a GGUF file (`expunge[gguf]`);",
-        "other quantized formats (GPTQ, AWQ, compressed-tensors, FBGEMM) are refused.",
+        "other quantized formats (GPTQ, AWQ, bitsandbytes, compressed-tensors, FBGEMM) are refused.",
         "",
         "- loads: weights, head and causality are proven; a refusal says why",
         "- batch = alone: log-probabilities of rows together (packed or padded) are those of each row alone",

@@ -575,7 +575,7 @@ def test_fp8_weights_are_widened_trained_on_and_merged(dtype: str, tmp_path: Pat
     assert (log_probs(load(tmp_path / "merged").model, IDS) - right).abs().max() < 0.3
 
 
-@pytest.mark.parametrize("method", ["fbgemm_fp8", "compressed-tensors", "gptq", "awq"])
+@pytest.mark.parametrize("method", ["fbgemm_fp8", "compressed-tensors", "gptq", "awq", "bitsandbytes"])
 def test_weights_in_a_format_that_is_not_widened_are_refused(method: str, tmp_path: Path) -> None:
     folder = save_tiny(tmp_path, "llama")
     config = json.loads((folder / "config.json").read_text()) | {

@@ -58,7 +58,9 @@ def from_pretrained(
     options: dict[str, Any] = {"config": config, "trust_remote_code": trust_remote_code, **source.options}
     method = quantization(config)
     mend = f"it is stored in {method}, give the model that it was made from"
-    if method not in (None, "bitsandbytes", *DEQUANTIZED):
+    if method == "bitsandbytes":
+        mend += " (--load-in-4bit quantizes it on load)"
+    if method not in (None, *DEQUANTIZED):
         raise ModelError(f"{source.where}: {mend}")
     if Path(source.base).is_dir() and not (load_in_4bit or source.gguf or method or trust_remote_code):
         check_size(source.base, config, weight_headers(Path(source.base)).values())
@@ -96,7 +98,7 @@ def from_pretrained(
         raise ModelError(f"{source.where}: {len(missing)} weights are missing from its files, first {missing[0]}")
     if method in DEQUANTIZED and hasattr(model.config, "quantization_config"):
         del model.config.quantization_config  # what is in memory, and what is saved of it, is not quantized any more
-    if compute != torch.bfloat16 and not load_in_4bit and method != "bitsandbytes":
+    if compute != torch.bfloat16 and not load_in_4bit:
         move(model, compute)  # some formats are widened to a dtype of their own
     return model, [*_left_out(source, model, sorted(report["unexpected_keys"])), *_part(config, model)]
 
