@@ -83,6 +83,7 @@ CHOICES = {
     "code from the Hub for experts": ("config.json", lambda folder: {"experts_implementation": "somebody/kernel:f"}),
     "a tokenizer file outside": ("tokenizer_config.json", lambda folder: {"fast_tokenizer_files": [outside(folder)]}),
     "a vocabulary outside": ("tokenizer_config.json", lambda folder: {"vocab_file": outside(folder)}),
+    "a vocabulary that has no end": ("tokenizer_config.json", lambda folder: {"vocab_file": "/dev/zero"}),
     "an absolute path": (
         "config.json",
         lambda folder: {"anything": {"deep": [str(folder / "model" / outside(folder))]}},
@@ -96,6 +97,31 @@ def test_what_is_read_and_run_is_not_for_a_model_folder_to_choose(folder, name):
     declare(folder / "model" / file, **settings(folder))
     with pytest.raises(ModelError, match="names"):
         check_model(str(folder / "model"))
+
+
+def test_tokens_that_are_folders_and_where_a_tokenizer_came_from_are_no_files(folder):
+    """Transformers 4 wrote the place of the special tokens that it had read."""
+    settings = {"additional_special_tokens": ["/", "../"], "special_tokens_map_file": str(folder / "x.json")}
+    (folder / "x.json").write_text("no JSON")
+    declare(folder / "model" / "tokenizer_config.json", **settings)
+    loaded = load_model(str(folder / "model"), dtype="float32", device="cpu")
+    assert "/" in loaded.tokenizer.all_special_tokens
+
+
+def test_files_from_the_hub_are_links_to_others_of_their_repository(folder):
+    place, other = folder / "models--a--b", folder / "models--a--c" / "blobs"
+    (place / "blobs").mkdir(parents=True)
+    other.mkdir(parents=True)
+    (place / "snapshots").mkdir()
+    (folder / "model").rename(place / "snapshots" / "abc")
+    for blobs, name in ((place / "blobs", "own"), (other, "strange")):
+        (blobs / name).write_text("{}")
+        (place / "snapshots" / "abc" / f"{name}.json").symlink_to(blobs / name)
+    declare(place / "snapshots" / "abc" / "tokenizer_config.json", vocab_file="./own.json")
+    check_model(str(place / "snapshots" / "abc"))
+    declare(place / "snapshots" / "abc" / "tokenizer_config.json", vocab_file="./strange.json")
+    with pytest.raises(ModelError, match=r"vocab_file: ./strange\.json.*: take that out"):
+        check_model(str(place / "snapshots" / "abc"))
 
 
 def test_the_attention_that_a_configuration_names_is_not_the_one_that_is_used(folder):

@@ -22,7 +22,9 @@ BUFFERS = 2**28
 """Values of buffers (masks, tables of positions) beside the weights."""
 LIBRARY = ("_attn_implementation", "attn_implementation", "_experts_implementation", "experts_implementation")
 """Settings that choose code to compute with, which is ours to choose."""
-OTHER_PLACES = ("_name_or_path", "name_or_path", "base_model_name_or_path", "_commit_hash")
+OTHER_PLACES = (
+    "_name_or_path", "name_or_path", "base_model_name_or_path", "_commit_hash", "special_tokens_map_file",
+)  # fmt: skip
 """Settings that say where something came from; nothing is read from there."""
 MOST_RANK = 2**16
 
@@ -50,7 +52,7 @@ def check_folder(folder: Path, headers: Iterable[Mapping[str, Any]]) -> None:
             if key in LIBRARY and isinstance(value, str) and re.search(r"[/:@\\]", value):
                 raise ModelError(f"{where} names code to compute with ({key}): take that out")
             if isinstance(value, str) and key not in OTHER_PLACES and _leads_out(folder, value):
-                raise ModelError(f"{where} names a file outside of the folder ({key}): it is not read")
+                raise ModelError(f"{where} names a file outside of the folder ({key}: {value}): take that out")
             if name == "config.json" and COUNTS.search(key) and isinstance(value, int):
                 most = tensors if key in ("num_hidden_layers", "n_layer", "n_layers", "num_layers") else MOST_PARTS
                 if value > most:
@@ -128,11 +130,18 @@ def _settings(content: Any, key: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _leads_out(folder: Path, value: str) -> bool:
-    """Whether text is the path of something that is there, outside of the folder."""
+    """Whether text is the path of something that is there and can be read, outside of the folder.
+
+    A folder cannot: `/` is a token of some. Files from the Hub are links to those beside the snapshots.
+    """
     if "/" not in value or len(value) > 4096 or "\0" in value:
         return False
     path = folder / value
     try:
-        return path.exists() and not path.resolve().is_relative_to(folder.resolve())
+        inside = [
+            folder.resolve(),
+            *([folder.resolve().parents[1] / "blobs"] if folder.parent.name == "snapshots" else []),
+        ]
+        return path.exists() and not path.is_dir() and not any(map(path.resolve().is_relative_to, inside))
     except (OSError, ValueError):
         return False
