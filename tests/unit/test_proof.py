@@ -437,12 +437,13 @@ def test_a_revision_goes_from_the_adapter_to_its_base(tmp_path: Path) -> None:
     assert source_of("someone/model", "v2").options == {"revision": "v2"}
 
 
-def hub_cache(folder: Path, name: str, source: Path, branch: str = "main") -> None:
+def hub_cache(folder: Path, name: str, source: Path, branch: str = "main") -> Path:
     """Put the files of a folder where huggingface_hub keeps a branch of a repository."""
     place, commit = folder / f"models--{name.replace('/', '--')}", branch.encode().hex().ljust(40, "0")[:40]
     shutil.copytree(source, place / "snapshots" / commit)
     (place / "refs").mkdir(exist_ok=True)
     (place / "refs" / branch).write_text(commit)
+    return place / "snapshots" / commit
 
 
 @pytest.fixture
@@ -492,6 +493,40 @@ def test_the_first_use_of_a_name_on_the_hub_is_no_change_of_its_files(hub: Path,
     check_unchanged(before, "some/model")
 
 
+def test_a_name_on_the_hub_is_checked_as_a_folder_is(
+    hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = tmp_path / "base"
+    tiny_model("llama").save_pretrained(base, max_shard_size="50KB")
+    save_tokenizer(base, "bytelevel")
+    tensors = load_file(first := min(base.glob("*.safetensors")))
+    save_file({**tensors, "vision.weight": torch.ones(2)}, first, metadata={"format": "pt"})
+    hub_cache(hub, "some/model", base)
+    for file, settings in (("config", {"vocab_size": 10**6}), ("tokenizer_config", {"vocab_file": f"{first}"})):
+        changed = hub_cache(hub, "some/model", base, file) / f"{file}.json"
+        changed.write_text(json.dumps(json.loads(changed.read_text()) | settings))
+    (half := hub_cache(hub, "some/model", base, "half")).joinpath(first.name).unlink()
+
+    assert "(vision)" in " ".join(load("some/model").notes)
+    with pytest.raises(ModelError, match=r"config\.json declares a model of .*: they do not belong together"):
+        load("some/model", revision="config")
+    with pytest.raises(ModelError, match=r"names a file outside of the folder \(vocab_file"):
+        load("some/model", revision="tokenizer_config")
+    with pytest.raises(ModelError, match=rf"weight files are missing, first {first.name}: download it again"):
+        load("some/model", revision="half")
+    shards = sorted(own.name for own in base.glob("*.safetensors"))
+
+    def download(name: str, revision: str, allow_patterns: list[str]) -> None:
+        assert allow_patterns == shards
+        shutil.copy(base / first.name, half)
+
+    monkeypatch.setattr("expunge.model.source.snapshot_download", download)
+    assert load("some/model", revision="half").source
+    monkeypatch.setattr("expunge.model.memory.free_memory", lambda device: 50_000)
+    with pytest.raises(ModelError, match=r"^--model some/model needs about .* free on cpu"):
+        load("some/model")
+
+
 def test_a_revision_that_cannot_be_honoured_is_refused(tmp_path: Path) -> None:
     """unslothai/unsloth#1948: a revision that goes to the wrong repository, or to none."""
     base = save_tiny(tmp_path / "base", "llama")
@@ -510,7 +545,7 @@ def test_a_revision_that_cannot_be_honoured_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["glm4_moe", "minimax_m2", "hy_v3"])
-def test_what_chooses_experts_is_rounded_nowhere(kind: str, tmp_path: Path) -> None:
+def test_what_chooses_experts_is_rounded_nowhere(kind: str, tmp_path: Path, hub: Path) -> None:
     """huggingface/transformers#42580, NVIDIA-NeMo/RL#3540: biases of routers are stored in fp32 beside bf16 weights."""
     from dev.models import tiny
 
@@ -528,11 +563,13 @@ def test_what_chooses_experts_is_rounded_nowhere(kind: str, tmp_path: Path) -> N
     files = load_file(tmp_path / "base/model.safetensors")
     stored = {key: own for key, own in files.items() if own.dtype == torch.float32}
     assert len(stored) == len(biases)
-    loaded = load(tmp_path / "base", dtype="bfloat16")
-    there = {
-        name: own for name, own in (*loaded.base.named_parameters(), *loaded.base.named_buffers()) if name in biases
-    }
-    assert all(torch.equal(own.float(), biases[name]) for name, own in there.items())
+    hub_cache(hub, "some/model", tmp_path / "base")
+    for place in (tmp_path / "base", "some/model"):
+        loaded = load(place, dtype="bfloat16")
+        there = {
+            name: own for name, own in (*loaded.base.named_parameters(), *loaded.base.named_buffers()) if name in biases
+        }
+        assert all(torch.equal(own.float(), biases[name]) for name, own in there.items())
     (tmp_path / "merged").mkdir()
     export(load(tmp_path / "base"), tmp_path / "merged", None)
     merged = load_file(tmp_path / "merged/model.safetensors")

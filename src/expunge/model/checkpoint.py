@@ -2,9 +2,8 @@
 
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -20,27 +19,50 @@ from transformers.utils.quantization_config import Mxfp4Config
 
 from expunge.errors import ModelError
 from expunge.model.declared import check_size
-from expunge.model.files import weight_headers
 from expunge.model.memory import check_fits, weight_bytes
 from expunge.model.source import Source, first_line
 
 DEQUANTIZED = {"fp8": FineGrainedFP8Config, "mxfp4": Mxfp4Config}
 """Formats of stored weights that are widened on load: an adapter is trained on what can be computed anywhere."""
+_MEND = "it is stored in {}, give the model that it was made from"
+Headers = Sequence[Mapping[str, Any]]
+"""Of each weight file: tensor -> dtype and shape."""
 
 
-def check_memory(source: Source, place: torch.device, stored: torch.dtype | str, *, load_in_4bit: bool) -> None:
-    """Refuse weights that do not fit into the memory.
+def check_memory(
+    source: Source, headers: Headers | None, place: torch.device, stored: torch.dtype | str, *, load_in_4bit: bool
+) -> None:
+    """Refuse weights that do not fit into the memory, as far as their files are known (`stored_weights`).
 
     Raises:
         ModelError: They do not.
     """
-    if Path(source.base).is_dir() and not (load_in_4bit or source.gguf):
-        size = weight_bytes(weight_headers(Path(source.base)).values(), None if isinstance(stored, str) else stored)
+    if headers is not None and not load_in_4bit:
+        size = weight_bytes(headers, None if isinstance(stored, str) else stored)
         check_fits(size, place, f"--model {source.base}", "take a smaller model, --dtype bfloat16 or a larger machine")
+
+
+def config_of(source: Source, *, trust_remote_code: bool) -> PretrainedConfig:
+    """The configuration of the base, as it is loaded with.
+
+    Raises:
+        ModelError: The weights are quantized in a way that is not widened.
+    """
+    config: PretrainedConfig = AutoConfig.from_pretrained(
+        source.base, trust_remote_code=trust_remote_code, **source.options
+    )
+    config._attn_implementation = config._experts_implementation = None  # ours to choose, whatever its file says
+    method = quantization(config)
+    if method not in (None, *DEQUANTIZED):
+        own = " (--load-in-4bit quantizes it on load)" if method == "bitsandbytes" else ""
+        raise ModelError(f"{source.where}: {_MEND.format(method)}{own}")
+    return config
 
 
 def from_pretrained(
     source: Source,
+    config: PretrainedConfig,
+    headers: Headers | None,
     stored: torch.dtype | str,
     compute: torch.dtype,
     target: torch.device,
@@ -51,19 +73,12 @@ def from_pretrained(
     """The base as transformers loads it, in a dtype that it can compute in, and what it leaves out of the files.
 
     Raises:
-        ModelError: It cannot be loaded, weights are missing, or they are quantized in a way that is not widened.
+        ModelError: It cannot be loaded, or weights are missing.
     """
-    config = AutoConfig.from_pretrained(source.base, trust_remote_code=trust_remote_code, **source.options)
-    config._attn_implementation = config._experts_implementation = None  # ours to choose, whatever its file says
     options: dict[str, Any] = {"config": config, "trust_remote_code": trust_remote_code, **source.options}
     method = quantization(config)
-    mend = f"it is stored in {method}, give the model that it was made from"
-    if method == "bitsandbytes":
-        mend += " (--load-in-4bit quantizes it on load)"
-    if method not in (None, *DEQUANTIZED):
-        raise ModelError(f"{source.where}: {mend}")
-    if Path(source.base).is_dir() and not (load_in_4bit or source.gguf or method or trust_remote_code):
-        check_size(source.base, config, weight_headers(Path(source.base)).values())
+    if headers is not None and not (load_in_4bit or method or trust_remote_code):
+        check_size(source.base, config, headers)
     if source.gguf:
         options |= _gguf_options()
         stored = compute if isinstance(stored, str) else stored
@@ -80,7 +95,7 @@ def from_pretrained(
     for attention in ("eager",) if soft else ("sdpa", "eager"):
         options["attn_implementation"] = attention
         try:
-            with warnings.catch_warnings(), _kept_wide(source, config):
+            with warnings.catch_warnings(), _kept_wide(headers or (), config):
                 warnings.simplefilter("ignore")
                 loaded = AutoModelForCausalLM.from_pretrained(
                     source.base, dtype=stored, output_loading_info=True, **options
@@ -91,7 +106,7 @@ def from_pretrained(
         except Exception as error:  # what damaged files can make of it has no bounds
             if attention == "eager" or not ("sdpa" in str(error) or "scaled_dot_product" in str(error)):
                 reason = f"cannot be loaded ({first_line(error)})"
-                raise ModelError(f"{source.where}: {reason}{f': {mend}' if method else ''}") from None
+                raise ModelError(f"{source.where}: {reason}{f': {_MEND.format(method)}' if method else ''}") from None
     model, report = cast("tuple[PreTrainedModel, dict[str, Any]]", loaded)  # declared for `output_loading_info=False`
     missing = sorted(report["missing_keys"])
     if missing:
@@ -100,22 +115,21 @@ def from_pretrained(
         del model.config.quantization_config  # what is in memory, and what is saved of it, is not quantized any more
     if compute != torch.bfloat16 and not load_in_4bit:
         move(model, compute)  # some formats are widened to a dtype of their own
-    return model, [*_left_out(source, model, sorted(report["unexpected_keys"])), *_part(config, model)]
+    return model, [*_left_out(headers or (), model, sorted(report["unexpected_keys"])), *_part(config, model)]
 
 
 @contextmanager
-def _kept_wide(source: Source, config: PretrainedConfig) -> Iterator[None]:
+def _kept_wide(headers: Headers, config: PretrainedConfig) -> Iterator[None]:
     """Keep in fp32 what the files hold in fp32 beside narrower weights, as the biases by which routers choose experts.
 
     Transformers rounds it to the dtype of the rest, save in the classes that name it. Weights and biases of layers are
     left to it: their products are taken in one precision.
     """
     kind: Any = AutoModelForCausalLM._model_mapping.get(type(config), None)
-    folder = Path(source.base)
-    if kind is None or isinstance(kind, tuple) or source.gguf or not folder.is_dir():
+    if kind is None or isinstance(kind, tuple):
         yield
         return
-    wide = (key for header in weight_headers(folder).values() for key, own in header.items() if own["dtype"] == "F32")
+    wide = (key for header in headers for key, own in header.items() if own["dtype"] == "F32")
     leaves = {key.rpartition(".")[2] for key in wide} - {"weight", "bias"}
     named = kind._keep_in_fp32_modules_strict
     kind._keep_in_fp32_modules_strict = {*(named or ()), *(leaf for leaf in leaves if "scale" not in leaf)}
@@ -151,11 +165,9 @@ def quantization(config: Any) -> str | None:
     return str(getattr(method, "value", method))
 
 
-def _left_out(source: Source, model: PreTrainedModel, unexpected: Sequence[str]) -> list[str]:
+def _left_out(headers: Headers, model: PreTrainedModel, unexpected: Sequence[str]) -> list[str]:
     """Tensors of the checkpoint that the model's class does not use, in one line."""
-    if not Path(source.base).is_dir() or source.gguf:
-        return []
-    names = [key for header in weight_headers(Path(source.base)).values() for key in header]
+    names = [key for header in headers for key in header]
     ignored = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or []
     own = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}
     lost = {key for key in names if key not in own and any(re.search(pattern, key) for pattern in ignored)}

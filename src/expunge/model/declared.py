@@ -138,10 +138,8 @@ def _leads_out(folder: Path, value: str) -> bool:
         return False
     path = folder / value
     try:
-        inside = [
-            folder.resolve(),
-            *([folder.resolve().parents[1] / "blobs"] if folder.parent.name == "snapshots" else []),
-        ]
+        root = folder.resolve()
+        inside = [root, root.parents[1] / "blobs"] if root.parent.name == "snapshots" else [root]
         return path.exists() and not path.is_dir() and not any(map(path.resolve().is_relative_to, inside))
     except (OSError, ValueError):
         return False

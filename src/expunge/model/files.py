@@ -54,8 +54,12 @@ def header_of(file: Path) -> dict[str, Any]:
         raise ModelError(f"{file}: damaged or cut off (it is no whole safetensors file): download it again") from None
 
 
-def _indexed(folder: Path) -> list[Path]:
-    """The files that the index of a folder in several parts names."""
+def shard_names(folder: Path) -> list[str]:
+    """The files that the index of a folder in several parts names, whether they are there or not.
+
+    Raises:
+        ModelError: It names none, or something else than safetensors files of the folder.
+    """
     index = read_object(folder / INDEX, ModelError).get("weight_map")
     if not isinstance(index, dict) or not index or not all(isinstance(name, str) for name in index.values()):
         raise ModelError(f"{folder / INDEX}: holds no weight_map: it is damaged")
@@ -63,6 +67,11 @@ def _indexed(folder: Path) -> list[Path]:
     for name in names:
         if Path(name).name != name or not name.endswith(".safetensors"):
             raise ModelError(f"{folder / INDEX}: names {name!r}, which is not a safetensors file of the folder")
+    return names
+
+
+def _indexed(folder: Path) -> list[Path]:
+    names = shard_names(folder)
     missing = [name for name in names if not (folder / name).exists()]
     if missing:
         raise ModelError(

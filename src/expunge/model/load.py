@@ -18,7 +18,7 @@ from expunge.errors import ConfigError, ModelError
 from expunge.kernels import Head
 from expunge.kernels.rounding import row_multiple
 from expunge.model.captured import CapturedPasses
-from expunge.model.checkpoint import check_memory, from_pretrained, move
+from expunge.model.checkpoint import check_memory, config_of, from_pretrained, move
 from expunge.model.device import pick_device, pick_dtype, settle_attention, settle_cpu_memory
 from expunge.model.fold import fold
 from expunge.model.head import backbone, cast_head, find_head
@@ -28,7 +28,7 @@ from expunge.model.packing import packable_length
 from expunge.model.proof import check_causal
 from expunge.model.ranks import Pairs
 from expunge.model.shard import Lockstep, shard_layers
-from expunge.model.source import Source, check_model, first_line, source_of
+from expunge.model.source import Source, check_model, first_line, source_of, stored_weights
 from expunge.utils.distributed import Processes
 
 
@@ -199,12 +199,14 @@ def load_model(
     # What is sharded, or folded in float32, goes to the GPU when it is cut, or rounded again.
     place = target if mesh is None and not source.adapters else torch.device("cpu")
     stored = compute if compute != torch.bfloat16 else torch.float32 if source.adapters else "auto"
-    check_memory(source, place, stored, load_in_4bit=load_in_4bit)
+    config = config_of(source, trust_remote_code=trust_remote_code)
+    headers = stored_weights(source)
+    check_memory(source, headers, place, stored, load_in_4bit=load_in_4bit)
     if mesh is None and place != target:
-        check_memory(source, target, compute, load_in_4bit=load_in_4bit)
+        check_memory(source, headers, target, compute, load_in_4bit=load_in_4bit)
     parts: list[Pairs] | None = None
     model, notes = from_pretrained(
-        source, stored, compute, target, load_in_4bit=load_in_4bit, trust_remote_code=trust_remote_code
+        source, config, headers, stored, compute, target, load_in_4bit=load_in_4bit, trust_remote_code=trust_remote_code
     )
     if source.adapters:
         model, parts = fold(model, source)

@@ -8,11 +8,12 @@ from typing import Any
 
 from huggingface_hub import snapshot_download
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.utils.hub import cached_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from expunge.errors import ModelError
 from expunge.model.declared import check_adapter_config, check_folder
-from expunge.model.files import header_of, weight_headers
+from expunge.model.files import INDEX, SINGLE, header_of, shard_names, weight_headers
 from expunge.utils.reading import read_object
 
 ADAPTER_FILE = "adapter_model.safetensors"
@@ -167,6 +168,41 @@ def check_model(name: str, *, trust_remote_code: bool = False, revision: str | N
     if type(config) not in AutoModelForCausalLM._model_mapping and not getattr(config, "auto_map", None):
         raise ModelError(f"{source.where}: architecture {config.model_type} is not a causal language model")
     return source
+
+
+def stored_weights(source: Source) -> list[dict[str, Any]] | None:
+    """Headers of the files that hold the base's weights (tensor -> dtype and shape), downloaded where they are not yet.
+
+    None where only the loader knows them: of a GGUF file, and of a name where the Hub has no safetensors or is out of
+    reach.
+
+    Raises:
+        ModelError: They cannot be downloaded or are damaged, or what lies beside them is refused by `check_folder`.
+    """
+    if source.gguf:
+        return None
+    if Path(source.base).is_dir():
+        return list(weight_headers(Path(source.base)).values())
+    folder = _hub_folder(source, SINGLE) or _hub_folder(source, INDEX)
+    if folder is None:
+        return None
+    if not (folder / SINGLE).exists():
+        try:
+            snapshot_download(source.base, revision=source.revision, allow_patterns=shard_names(folder))
+        except (OSError, ValueError) as error:  # HTTP errors among them
+            raise ModelError(f"{source.where}: its weights cannot be downloaded ({first_line(error)})") from None
+    headers = list(weight_headers(folder).values())
+    check_folder(folder, headers)
+    return headers
+
+
+def _hub_folder(source: Source, name: str) -> Path | None:
+    """The folder in the Hub's cache that holds a file of the base; None where there is none of that name."""
+    try:
+        found = cached_file(source.base, name, revision=source.revision)
+    except (OSError, ValueError):  # no such file, or the Hub is out of reach, which loading it says better
+        return None
+    return Path(found).parent if found else None
 
 
 def first_line(error: BaseException) -> str:
