@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from expunge.api.evaluating import Evaluation as Evaluation
     from expunge.api.evaluating import evaluate as evaluate
     from expunge.api.finished import calibrate as calibrate
+    from expunge.api.finished import load_unlearned as load_unlearned
     from expunge.api.finished import merge as merge
     from expunge.api.unlearning import Outcome as Outcome
     from expunge.api.unlearning import forecast as forecast
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
     from expunge.evaluation.compare import compare as compare
     from expunge.evaluation.run import score_predictions as score_predictions
     from expunge.losses import forget_loss as forget_loss
-    from expunge.model.saved import load_unlearned as load_unlearned
     from expunge.report import verdict as verdict
     from expunge.report import write_cards as write_cards
     from expunge.report import write_report as write_report
@@ -62,7 +62,7 @@ _HOMES = {
     "evaluate": "expunge.api.evaluating",
     "forecast": "expunge.api.unlearning",
     "forget_loss": "expunge.losses",
-    "load_unlearned": "expunge.model.saved",
+    "load_unlearned": "expunge.api.finished",
     "merge": "expunge.api.finished",
     "push": "expunge.runs.hub",
     "run_demo": "expunge.demo.run",

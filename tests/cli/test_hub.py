@@ -187,6 +187,10 @@ def test_a_base_that_is_not_on_the_hub_is_not_named_as_if(tmp_path: Path, here: 
     assert json.loads(api.files["adapter_config.json"])["base_model_name_or_path"] == "mine"
     assert str(tmp_path).encode() not in b"".join(api.files.values())
     assert outcome.steps == 1
+    named = tmp_path / "run/adapter/adapter_config.json"  # as earlier versions named what was given as a relative path
+    named.write_text(json.dumps(json.loads(named.read_text()) | {"base_model_name_or_path": "models/mine"}))
+    hub.push(tmp_path / "run", "me/forgot")
+    assert json.loads(api.files["adapter_config.json"])["base_model_name_or_path"] == "mine"
 
 
 def test_from_the_command_line(here: Path, api: Hub, capsys: pytest.CaptureFixture[str]) -> None:

@@ -25,6 +25,7 @@ from expunge import UnlearnConfig, load_unlearned, unlearn
 from expunge.cli.main import main
 from expunge.config import RECIPES
 from expunge.config.unlearn import GROUPS
+from expunge.errors import RunError
 from expunge.losses.npo import NPO
 from expunge.model.load import LoadedModel
 from expunge.utils import files
@@ -297,7 +298,7 @@ def test_adapter_loads_with_plain_peft_and_is_the_trained_policy(arch: str, work
     assert not torch.allclose(loaded, untouched, atol=1e-3)
     torch.testing.assert_close(loaded, trained[0], rtol=1e-5, atol=1e-5)
     config = json.loads(Path("run/adapter/adapter_config.json").read_text())
-    assert config["base_model_name_or_path"] == "other"
+    assert config["base_model_name_or_path"] == str(work / "other")
     assert config["lora_dropout"] == 0
 
 
@@ -497,6 +498,26 @@ def test_python_api_is_silent_also_after_the_submodule_is_imported(
     model, tokenizer = load_unlearned(str(outcome.output), device="cpu")
     assert isinstance(model, PeftModel)
     assert tokenizer("Who?")["input_ids"]
+
+
+def test_a_run_is_loaded_on_its_own_base_from_every_folder_and_on_no_other(work: Path, expunge: Run) -> None:
+    """A relative path is another folder elsewhere, or a name on the Hub."""
+    right, _ = load_unlearned("done", device="cpu")
+    shutil.copytree("model", "elsewhere/copy")
+    save_tiny(work / "elsewhere/model", "llama", seed=1)
+    with chdir("elsewhere"):
+        for options in ({}, {"model": "copy"}):
+            found, _ = load_unlearned("../done", device="cpu", **options)
+            with torch.no_grad():
+                assert torch.equal(found(input_ids=IDS).logits, right(input_ids=IDS).logits)
+        with pytest.raises(RunError, match=r"--run ../done: model is another model than the one that the run was made"):
+            load_unlearned("../done", device="cpu", model="model")
+    assert expunge(*TRAIN, "--model", "done", "--output", "second").code == 0
+    settings = [json.loads(file.read_text()) for file in sorted(Path("second/adapter").rglob("adapter_config.json"))]
+    assert [own["base_model_name_or_path"] for own in settings] == [str(work / "model"), str(work / "done/adapter")]
+    save_tiny(work / "model", "llama", seed=1)
+    with pytest.raises(RunError, match="is another model than the one that the run was made on: put that one back"):
+        load_unlearned("done", device="cpu")
 
 
 def test_merge_of_a_run_on_an_adapter_holds_both_adapters(work: Path, expunge: Run) -> None:

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer, PreTrainedModel
 
+from expunge import load_unlearned
 from expunge.errors import ConfigError, DataError, ModelError
 from expunge.model import saved as saved_module
 from expunge.model.adapter import add_adapter, scale_of, set_scale, trainable
@@ -21,7 +22,7 @@ from expunge.model.head import find_head
 from expunge.model.load import LoadedModel, load_model
 from expunge.model.logps import lay_out, sequence_logps
 from expunge.model.proof import check_same, log_probs
-from expunge.model.saved import OWN, attach_adapter, load_unlearned, rescaled, save_adapter, verify_saved
+from expunge.model.saved import OWN, attach_adapter, rescaled, save_adapter, verify_saved
 from expunge.model.source import BASE, places, source_of
 from expunge.model.tokenizer_files import rules, tokenizer_files
 from expunge.runs.reads import check_unchanged, model_state

@@ -1,11 +1,19 @@
-"""What is done with a finished run: `expunge.merge` and `expunge.calibrate`."""
+"""What is done with a finished run: `expunge.merge`, `expunge.calibrate` and `expunge.load_unlearned`."""
 
 from pathlib import Path
 from typing import Any
 
+from peft import PeftModel
+from transformers import PreTrainedTokenizerBase
+
 from expunge.api.inputs import Texts, checked, given_texts, named_texts, without_deprecations
 from expunge.config import CalibrateConfig
 from expunge.errors import ConfigError
+from expunge.model.load import load_model
+from expunge.model.saved import BASE, OWN, attach_adapter
+from expunge.model.source import adapter_folder, source_of
+from expunge.runs.manifest import check_base
+from expunge.runs.record import read_manifest
 from expunge.train import calibrate as scales
 from expunge.train import merge as merging
 from expunge.train.scale import Calibration
@@ -84,3 +92,47 @@ def calibrate(
             raise ConfigError("calibrate: give settings in the config, or a run and settings, not both")
         return scales.calibrate(run, reporter_for(progress))
     return scales.calibrate(checked(CalibrateConfig, run=str(run), **named, **settings), reporter_for(progress))
+
+
+def load_unlearned(
+    run: str, *, model: str | None = None, dtype: str = "float32", device: str = "auto", trust_remote_code: bool = False
+) -> tuple[PeftModel, PreTrainedTokenizerBase]:
+    """The unlearned model of a run, ready to use: its base with the adapter on, and the tokenizer.
+
+    Args:
+        run: Run directory or adapter folder.
+        model: The base model; the one that the adapter names when None.
+        dtype: `float32`, `bfloat16` or `auto`.
+        device: `auto`, `cpu`, `cuda` ...
+        trust_remote_code: Run code that comes with the model.
+
+    Raises:
+        ConfigError: `dtype` is none of those.
+        ModelError: Base or adapter cannot be loaded or do not fit each other.
+        RunError: The base is another model than the one that the run was made on, where the run tells.
+    """
+    folder = adapter_folder(run)
+    own = source_of(str(folder))
+    name, revision = (model, None) if model else (own.base_name, own.revision)
+    loaded = load_model(name, dtype=dtype, device=device, trust_remote_code=trust_remote_code, revision=revision)
+    if made_on := _made_on(folder, name, own.base_name):
+        check_base(*made_on, f"--run {run}", getattr(loaded.base.config, "_commit_hash", None))
+    return attach_adapter(loaded, run), loaded.tokenizer
+
+
+def _made_on(adapter: Path, name: str, named: str) -> tuple[str, dict[str, Any]] | None:
+    """A base and the manifest of the run that it can be compared with.
+
+    None of an adapter without its run, of a run on an adapter (whose manifest knows both as one), and of a folder in
+    place of a name on the Hub or the other way round.
+    """
+    file = adapter.absolute().parent / "manifest.json"
+    stacked = any((adapter / own).exists() for own in (OWN, BASE))
+    if stacked or adapter.absolute().name != "adapter" or not file.is_file():
+        return None
+    if name != named and Path(name).exists() != Path(named).is_absolute():
+        return None
+    manifest = read_manifest(file, "--run")
+    if Path(name).is_file() and Path(str(manifest["settings"].get("model"))).suffix != ".gguf":
+        name = str(Path(name).parent)  # the run was given the folder of the GGUF file
+    return name, manifest

@@ -12,12 +12,11 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from expunge.api.evaluating import Evaluation, evaluate
-from expunge.api.finished import merge
+from expunge.api.finished import load_unlearned, merge
 from expunge.api.inputs import Texts, checked, given_texts, named_model, without_deprecations
 from expunge.config import UnlearnConfig
 from expunge.errors import ConfigError
 from expunge.evaluation.advice import Advisor
-from expunge.model.saved import load_unlearned
 from expunge.report import Verdict, verdict, write_cards, write_report
 from expunge.report.run_data import read_run
 from expunge.runs.directory import check_new

@@ -15,7 +15,6 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import AuxiliaryTrainingWrapper
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from expunge.errors import ModelError
 from expunge.kernels import Head
@@ -27,7 +26,7 @@ from expunge.model.load import LoadedModel, load_model
 from expunge.model.logps import sequence_logps
 from expunge.model.proof import check_same, log_probs, probe_rows
 from expunge.model.ranks import Pairs, as_one, pairs_of, same_pairs, side_by_side, tensors_of
-from expunge.model.source import ADAPTER_FILE, BASE, adapter_folder, source_of
+from expunge.model.source import ADAPTER_FILE, BASE, absolute_name, adapter_folder, source_of
 from expunge.model.tokenizer_files import write_tokenizer
 from expunge.utils.reading import read_object
 
@@ -153,7 +152,7 @@ def _save(loaded: LoadedModel, folder: Path) -> None:
     (folder / "README.md").unlink(missing_ok=True)  # a run writes a card of its own
     settings, source = _settings(folder) | _alphas(loaded.model), loaded.source
     if source is not None:
-        settings["base_model_name_or_path"] = source.name if source.adapters else source.base_name
+        settings["base_model_name_or_path"] = absolute_name(source.name if source.adapters else source.base_name)
         settings["revision"] = source.revision
     _configure(folder, settings)
 
@@ -180,8 +179,8 @@ def _complete(loaded: LoadedModel, folder: Path) -> bool:
         return False
     pairs, config = whole
     save_file(tensors_of(pairs), folder / ADAPTER_FILE, metadata={"format": "pt"})
-    own_base = {"base_model_name_or_path": loaded.source.base_name, "revision": loaded.source.revision}
-    _configure(folder, config | own_base)
+    base = absolute_name(loaded.source.base_name)
+    _configure(folder, config | {"base_model_name_or_path": base, "revision": loaded.source.revision})
     return True
 
 
@@ -240,25 +239,3 @@ def attach_adapter(loaded: LoadedModel, name: str, alphas: Mapping[str, Any] | N
     if changed:
         loaded.head, loaded.plain_head, loaded.packable_length = Head(None), "the adapter changes it", 0
     return model
-
-
-def load_unlearned(
-    run: str, *, model: str | None = None, dtype: str = "float32", device: str = "auto", trust_remote_code: bool = False
-) -> tuple[PeftModel, PreTrainedTokenizerBase]:
-    """The unlearned model of a run, ready to use: its base with the adapter on, and the tokenizer.
-
-    Args:
-        run: Run directory or adapter folder.
-        model: The base model; the one that the adapter names when None.
-        dtype: `float32`, `bfloat16` or `auto`.
-        device: `auto`, `cpu`, `cuda` ...
-        trust_remote_code: Run code that comes with the model.
-
-    Raises:
-        ConfigError: `dtype` is none of those.
-        ModelError: Base or adapter cannot be loaded or do not fit each other.
-    """
-    own = source_of(str(adapter_folder(run)))
-    name, revision = (model, None) if model else (own.base_name, own.revision)
-    loaded = load_model(name, dtype=dtype, device=device, trust_remote_code=trust_remote_code, revision=revision)
-    return attach_adapter(loaded, run), loaded.tokenizer

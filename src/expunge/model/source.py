@@ -45,7 +45,7 @@ class Source:
 
     @property
     def base_name(self) -> str:
-        """What an adapter on the base calls it."""
+        """The base as it was named."""
         return str(Path(self.base) / self.gguf) if self.gguf else self.base
 
     @property
@@ -97,6 +97,14 @@ def source_of(name: str, revision: str | None = None) -> Source:
 def base_name(name: str) -> str:
     """The model that `name` stands on: itself, or the base of the adapter folder (or folders) that it is."""
     return source_of(name).base_name
+
+
+def absolute_name(name: str) -> str:
+    """A name that means the same model from every folder: a path from the root on, a name on the Hub as it is."""
+    path = Path(name)
+    if path.is_file():
+        return str(path.parent.resolve() / path.name)  # a link to a GGUF file ends in .gguf, what it leads to may not
+    return str(path.resolve()) if path.exists() else name
 
 
 def places(name: str) -> list[str]:

@@ -76,7 +76,7 @@ def push(folder: str | Path, repo: str, *, public: bool = False) -> str:
     with tempfile.TemporaryDirectory() as name:
         copy = Path(name) / "copy"
         shutil.copytree(place, copy)
-        _without_paths(copy)
+        _without_paths(copy, _base_id(place))
         what = "adapter" if (copy / ADAPTER_CONFIG).exists() else "model"
         with _reached(f"{place}: is not on the Hub yet, `expunge push` tries again", RunError):
             api = HfApi()
@@ -101,11 +101,25 @@ def _uploadable(folder: Path) -> Path:
     return adapter
 
 
-def _without_paths(folder: Path) -> None:
+def _base_id(adapter: Path) -> str | None:
+    """The id on the Hub of what an adapter stands on, as its run has recorded it, else as the adapter names it."""
+    manifest = adapter.absolute().parent / "manifest.json"
+    if manifest.is_file() and adapter.absolute().name == "adapter":
+        recorded: dict[str, str | None] = read_manifest(manifest, "--run").get("base", {})
+        if "id" in recorded:
+            return recorded["id"]
+    return hub_id(_named(adapter / ADAPTER_CONFIG)) if (adapter / ADAPTER_CONFIG).exists() else None
+
+
+def _named(file: Path) -> str:
+    return str(read_object(file, RunError).get("base_model_name_or_path") or "")
+
+
+def _without_paths(folder: Path, base_id: str | None) -> None:
     for file in folder.rglob(ADAPTER_CONFIG):
-        settings = read_object(file, RunError)
-        base = str(settings.get("base_model_name_or_path") or "")
-        settings["base_model_name_or_path"] = hub_id(base) or Path(base).name
+        base = _named(file)
+        known = base_id if file.parent == folder else hub_id(base)
+        settings = read_object(file, RunError) | {"base_model_name_or_path": known or Path(base).name}
         file.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
 
 
