@@ -479,7 +479,12 @@ def test_each_branch_of_a_name_on_the_hub_is_what_it_is(hub: Path, tmp_path: Pat
     assert loaded.source.revision == "v2"
     assert places("some/adapter")[2] == "some/model"
     torch.testing.assert_close(logits(load("some/adapter", revision="merged").model), logits(load(other).model))
-    torch.testing.assert_close(logits(load("some/model", revision="v2").model), logits(load(base).model))
+    on_branch = load("some/model", revision="v2")
+    torch.testing.assert_close(logits(on_branch.model), logits(load(base).model))
+    assert (on_branch.base.config._commit_hash, load(base).base.config._commit_hash) == (
+        b"v2".hex().ljust(40, "0"),
+        None,
+    )
 
     run_adapter("some/model", tmp_path / "run", revision="v2")
     unlearned, _ = load_unlearned(str(tmp_path / "run"))

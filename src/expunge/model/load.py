@@ -28,7 +28,7 @@ from expunge.model.packing import packable_length
 from expunge.model.proof import check_causal
 from expunge.model.ranks import Pairs
 from expunge.model.shard import Lockstep, shard_layers
-from expunge.model.source import Source, check_model, first_line, source_of, stored_weights
+from expunge.model.source import Source, check_model, commit_of, first_line, source_of, stored_weights
 from expunge.utils.distributed import Processes
 
 
@@ -208,6 +208,7 @@ def load_model(
     model, notes = from_pretrained(
         source, config, headers, stored, compute, target, load_in_4bit=load_in_4bit, trust_remote_code=trust_remote_code
     )
+    model.config._commit_hash = commit_of(source)  # which transformers has ceased to say
     if source.adapters:
         model, parts = fold(model, source)
         notes.append(f"model: adapter {name} folded into its base; the reference is the folded model")

@@ -204,6 +204,12 @@ def stored_weights(source: Source) -> list[dict[str, Any]] | None:
     return headers
 
 
+def commit_of(source: Source) -> str | None:
+    """The commit of a base on the Hub that is loaded; None of a folder."""
+    folder = None if Path(source.base).exists() else _hub_folder(source, "config.json")
+    return folder.name if folder else None
+
+
 def _hub_folder(source: Source, name: str) -> Path | None:
     """The folder in the Hub's cache that holds a file of the base; None where there is none of that name."""
     try:

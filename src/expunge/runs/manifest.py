@@ -167,7 +167,8 @@ def check_base(name: str, manifest: dict[str, Any], flag: str, commit: str | Non
     Raises:
         RunError: Another model lies in the base's place now.
     """
-    if known_base(name, commit) not in (None, manifest["model_sha256"]):
+    same = (None, manifest["model_sha256"])
+    if known_base(name, commit) not in same and model_fingerprint(name) not in same:  # a run may know no commit
         raise RunError(f"{flag}: {name} is another model than the one that the run was made on: put that one back")
 
 
