@@ -10,8 +10,8 @@ from expunge.api.inputs import Texts, checked, given_texts, named_texts, without
 from expunge.config import CalibrateConfig
 from expunge.errors import ConfigError
 from expunge.model.load import load_model
-from expunge.model.saved import BASE, OWN, attach_adapter
-from expunge.model.source import adapter_folder, source_of
+from expunge.model.saved import OWN, attach_adapter
+from expunge.model.source import BASE, adapter_folder, source_of
 from expunge.runs.manifest import check_base
 from expunge.runs.record import read_manifest
 from expunge.train import calibrate as scales

@@ -26,7 +26,7 @@ from expunge.model.load import LoadedModel, load_model
 from expunge.model.logps import sequence_logps
 from expunge.model.proof import check_same, log_probs, probe_rows
 from expunge.model.ranks import Pairs, as_one, pairs_of, same_pairs, side_by_side, tensors_of
-from expunge.model.source import ADAPTER_FILE, BASE, absolute_name, adapter_folder, source_of
+from expunge.model.source import ADAPTER_FILE, BASE, absolute_name, adapter_folder
 from expunge.model.tokenizer_files import write_tokenizer
 from expunge.utils.reading import read_object
 
