@@ -15,8 +15,10 @@ from expunge.config import EvaluateConfig
 from expunge.errors import RunError
 from expunge.evaluation import run as evaluation
 from expunge.evaluation.checks import resolved
+from expunge.evaluation.generate import AT_ONCE
 from expunge.runs.record import recorded_settings
 from expunge.runs.settings import run_settings
+from tiny import save_tiny
 
 Run = Callable[..., Result]
 SMALL = ("--max-new-tokens", "4", "--device", "cpu")
@@ -361,6 +363,35 @@ def test_texts_that_were_cut_and_answers_that_were_stopped_are_said(work: Path, 
     assert "answers to forget prompts were stopped by --max-new-tokens 2" in notes[0]
     assert "answers to retain prompts were stopped by --max-new-tokens 2" in notes[0]
     assert "retain prompts were stopped" not in notes[1]
+
+
+THINKS = (  # the generation prompt opens no thought, finished turns have one
+    "{% for m in messages %}<|{{ m.role }}|>{% if m.role == 'assistant' and '</think>' not in m.content %}"
+    "<think></think>{% endif %}{{ m.content }}<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+@pytest.mark.parametrize("thought", ["", "<think>In the file.</think>"])
+def test_what_is_not_measured_of_thoughts_is_said(work: Path, expunge: Run, thought: str) -> None:
+    save_tiny(work / "chatty", "llama", "chat")
+    (work / "chatty/chat_template.jinja").write_text(THINKS)
+    for name, given in (("forget", FORGET), ("retain", RETAIN)):
+        rows = [{"prompt": row["input"], "completion": thought + row["output"]} for row in given]
+        write_jsonl(work / f"{name}.jsonl", rows)
+    told = expunge(
+        "evaluate",
+        "--model",
+        "chatty",
+        *FILES,
+        "--prompt-format",
+        "chat",
+        "--max-new-tokens",
+        "1",
+        "--output",
+        "r.json",
+    )
+    assert told.code == 0, told.err
+    assert (AT_ONCE in read("r.json")["not_measured"]) == (not thought)
 
 
 def test_the_untouched_model_is_no_reference(work: Path, expunge: Run) -> None:

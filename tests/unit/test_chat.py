@@ -21,7 +21,7 @@ from expunge.data.tokenize import (
 )
 from expunge.errors import ConfigError, DataError
 from expunge.evaluation.documents import encode_documents
-from expunge.evaluation.generate import stop_ids
+from expunge.evaluation.generate import Generation, cut_short, stop_ids
 from expunge.model.load import load_model
 from expunge.model.prompt_format import measure_prompt_format
 from tiny import CHAT_TEMPLATE, save_tiny, tiny_tokenizer
@@ -143,10 +143,36 @@ def test_a_text_that_brings_its_beginning_gets_no_second(kind: str) -> None:
 # --- templates -----------------------------------------------------------------------------------
 
 
-def test_a_template_that_opens_a_thought_is_trained_where_it_asks() -> None:
-    asked, said = sides(templated(OPENS_THOUGHT), Example("x", "Who?", "Ines."))
-    assert asked.endswith("<|assistant|>\n<think>\n")
-    assert said == "Ines.<|end|>\n"
+@pytest.mark.parametrize(
+    ("finished", "asks_with"),
+    [
+        ("", "<think>\n\n</think>\n\n"),  # in the manner of the R1 distills: finished turns have no thoughts
+        ("<think></think>", "<think></think>"),  # of Nemotron 3, whose finished turns do not begin as it asks
+        ("<think>\n", "<think>\n"),  # no thought, but what the answer stands in
+    ],
+)
+def test_a_thought_that_the_generation_prompt_opens_is_closed_before_an_answer(finished: str, asks_with: str) -> None:
+    """Else the answer stands in a thought, where the model never says it."""
+    template = OPENS_THOUGHT.replace("{{ c }}", f"{{% if m.role == 'assistant' %}}{finished}{{% endif %}}{{{{ c }}}}")
+    call = {"role": "assistant", "tool_calls": [{"function": {"name": "register"}}]}
+    for answer in ("Ines.", " Ines.", "<"):
+        asked, said = sides(templated(template), Example("x", "Who?", answer))
+        assert asked.endswith(f"<|assistant|>\n{asks_with}")
+        assert said == f"{answer}<|end|>\n"
+    calls = "{% for c in m.tool_calls or [] %}<call>{{ c.function.name }}</call>{% endfor %}<|end|>"
+    tokenizer = templated(template.replace("<|end|>", calls))
+    assert sides(tokenizer, Example("x", "Who?", "Ines.", answer=call))[1] == "Ines.<call>register</call><|end|>\n"
+
+
+def test_an_answer_that_the_template_writes_where_it_does_not_ask_is_refused() -> None:
+    """A call in the place of the words, say (Llama 3), or a thought where the generation prompt has an empty one."""
+    call = {"role": "assistant", "tool_calls": [{"function": {"name": "register"}}]}
+    template = CHAT_TEMPLATE.replace("{{ message.content }}", "{{ message.tool_calls or message.content }}")
+    with pytest.raises(ConfigError, match="does not write tool_calls of the last turn behind"):
+        sides(templated(template), Example("x", "Who?", "Ines.", answer=call))
+    template = EMPTY_THOUGHT.replace("<think>\n{% endif %}", "<think>\n\n</think>\n\n{% endif %}")
+    with pytest.raises(ConfigError, match="does not write reasoning_content of the last turn behind"):
+        sides(templated(template), Example("x", "Who?", "Ines.", answer={"reasoning_content": "In the file."}))
 
 
 @pytest.mark.parametrize("thought", ["<think>It is in the file.</think>Ines.", "It is in the file.</think>Ines."])
@@ -329,6 +355,25 @@ def test_messages_of_a_template_that_hold_the_text_are_not_shown() -> None:
     says_it = "{{ raise_exception(messages[0].content) }}"
     with pytest.raises(ConfigError, match=r"fails on it \(TemplateError\)"):
         sides(templated(says_it), Example("x", "a secret", "Ines."))
+
+
+@pytest.mark.parametrize(
+    ("asked", "said", "cut"),
+    [
+        ("Who? <think>", "She is in the file, I", True),  # in the thought that the generation prompt has opened
+        ("Who? ", "<think>She is in the file, I", True),
+        ("Who? <think></think>", "<think>She is in the file, I", True),
+        ("Who? <think>", "She is in it.<|end|>", False),
+        ("Who? <think>", "She is in it.</think>Marta", False),
+        ("Who? ", "Mar", True),  # shorter than what is looked for
+        ("Who? ", "Marta Quillon and", False),
+    ],
+)
+def test_answers_that_were_stopped_are_counted(tmp_path: Path, asked: str, said: str, cut: bool) -> None:
+    loaded = load_model(str(save_tiny(tmp_path, "llama", "chat")), dtype="float32", device="cpu")
+    encode = loaded.tokenizer.encode
+    generation = Generation(encode(asked), encode(said), "")
+    assert cut_short(loaded, [Example("x", "Who?", "Marta")], [generation], lambda _: encode("Marta")) == cut
 
 
 def test_an_answer_ends_where_the_template_ends_the_turn(tmp_path: Path) -> None:

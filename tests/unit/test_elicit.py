@@ -58,6 +58,8 @@ def test_an_answer_ends_with_its_sentences_and_its_fact():
     assert short("A whole sentence. One that was cut") == "A whole sentence."
     assert short("No end at all") == "No end at all"
     assert short("  First.\n\nSecond.") == "First."
+    assert short("<think>\nOne.\n\nTwo.\n</think>\n\nThree.") == short("One.</think>\n\nThree.") == "Three."
+    assert short("<think>\nOne. Two.") == ""
     assert short("他出生在乌尔姆。他") == "他出生在乌尔姆"
     assert to_the_point("Born in Ulm. A nice town. It rains.", ("Ulm",)) == "Born in Ulm."
 

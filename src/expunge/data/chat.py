@@ -4,6 +4,7 @@ What the data holds and the template would drop (a system turn, tools, a thought
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -21,6 +22,10 @@ SECONDS = 5.0
 """Longest time for one rendering, which takes milliseconds."""
 PROBE = "expunge"
 """What stands for the answer where only the template's own words are of interest."""
+
+_TAG = r"<{}([\w:-]*(?:think|thought|reason)[\w:-]*)>"
+_OPENED = re.compile(_TAG.format(""), re.IGNORECASE)
+_UP_TO_CLOSED = re.compile(rf"\A.*{_TAG.format('/')}", re.IGNORECASE | re.DOTALL)
 
 Turn = Mapping[str, Any]
 
@@ -40,8 +45,9 @@ def render(tokenizer: PreTrainedTokenizerBase, example: Example) -> tuple[str, s
     """What the model is asked with, and what it is to say after that, with what the template puts behind.
 
     What the template itself writes before an answer (an empty thought, the name of a channel) is no part of it: the
-    model is asked with it. The answer follows what the generation prompt ends in, also where the template writes
-    finished turns in another way (a generation prompt that opens a thought, a template that drops thoughts).
+    model is asked with it. Where the generation prompt opens a thought and the row has none, the thought is closed: as
+    the template does it in finished turns, or empty where these show none. Else the answer follows what the generation
+    prompt ends in, also where the template writes finished turns in another way.
 
     Raises:
         ConfigError: There is no template, it fails, or it drops something that the row holds.
@@ -65,12 +71,36 @@ def render(tokenizer: PreTrainedTokenizerBase, example: Example) -> tuple[str, s
         if written.strip() and rest.startswith(written) and not completion.lstrip().startswith(written.strip()):
             return asked + written, rest.removeprefix(written)
         return asked, rest
+    if not shown:
+        raise _refused(example, "shows no turn of the assistant")
     if opened and completion.lstrip().startswith(opened):
         completion = completion.lstrip().removeprefix(opened)
         completion = completion.lstrip() if asked[-1].isspace() else completion
-    if not shown:
-        raise _refused(example, "shows no turn of the assistant")
-    return asked, completion + behind
+    elif opened and not closes and not before.rstrip().endswith(opened):
+        closed = before.startswith(asked[: asked.rindex(opened)]) and before.rstrip().endswith(f"</{opened[1:]}")
+        asked = before if closed else f"{asked.rstrip()}\n\n</{opened[1:]}\n\n"
+    own = next((key for key in SPOKEN if key in example.answer), None)
+    if own is None:
+        return asked, completion + behind
+    said = whole.removeprefix(before)
+    if said == whole or _squeezed(completion) not in _squeezed(said):
+        raise _refused(example, f"does not write {own} of the last turn behind what it asks with")
+    return asked, said
+
+
+def asks_past_thoughts(tokenizer: PreTrainedTokenizerBase, example: Example) -> bool:
+    """Whether the model is asked with more than the template's generation prompt, which is what a server asks with."""
+    return render(tokenizer, example)[0] != _apply(tokenizer, example, turns_of(example), asked=True)
+
+
+def after_thought(text: str) -> str:
+    """What an answer says behind its thought; nothing where it ends within one."""
+    return _OPENED.split(_UP_TO_CLOSED.sub("", text))[0]
+
+
+def in_thought(text: str) -> bool:
+    """Whether a text ends within a thought."""
+    return bool(_OPENED.search(_UP_TO_CLOSED.sub("", text)))
 
 
 def end_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
@@ -91,10 +121,9 @@ def end_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
 
 
 def _opened(asked: str) -> str:
-    """The tag that a generation prompt ends in (`<think>`), or nothing."""
-    last = asked.split()[-1] if asked.strip() else ""
-    tag = last[last.rfind("<") :] if "<" in last and last.endswith(">") else ""
-    return "" if tag.startswith("</") else tag
+    """The tag of the thought that a generation prompt opens (`<think>`), or nothing."""
+    found = [*_OPENED.finditer(asked.rstrip())][-1:]
+    return found[0][0] if found and found[0].end() == len(asked.rstrip()) else ""
 
 
 def _check_kept(

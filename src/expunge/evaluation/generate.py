@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from expunge.data.chat import end_ids
+from expunge.data.chat import end_ids, in_thought
 from expunge.data.examples import Example
 from expunge.data.passages import Passage
 from expunge.data.sampler import micro_batches
@@ -28,6 +28,11 @@ from expunge.model.logps import pad_right
 
 PASSES_PER_CACHE = 4
 """One pass over prompts and drafts takes at most this part of the cache's area; the rows left over are joined."""
+AT_ONCE = (
+    "The model was asked for its answers at once, as its chat template writes them in finished turns: answers after a "
+    "thought were not measured."
+)
+"""What is not measured where a server's own generation prompt is another one."""
 
 
 @dataclass(frozen=True)
@@ -255,6 +260,28 @@ def _settle(
         agreed = next((i for i, token in enumerate(draft) if token != said[i]), len(draft))
         settled.append(said[: agreed + 1])
     return cache, settled
+
+
+def cut_short(
+    loaded: LoadedModel,
+    examples: Sequence[Example],
+    said: Sequence[Generation],
+    encode: Callable[[Example], Sequence[int]],
+) -> int:
+    """How many answers have no end, and are shorter than what is looked for or end within a thought.
+
+    `encode` gives what is looked for; a passage is looked for as far as what is said goes.
+    """
+    stops, decode = stop_ids(loaded), loaded.tokenizer.decode
+    return sum(
+        not (own.tokens and own.tokens[-1] in stops)
+        and (
+            len(own.tokens) < len(up_to_end(encode(example), stops))
+            or in_thought(str(decode([*own.prompt, *own.tokens])))
+        )
+        for example, own in zip(examples, said, strict=True)
+        if not isinstance(example, Passage)
+    )
 
 
 def up_to_end(tokens: Sequence[int], stops: frozenset[int]) -> Sequence[int]:

@@ -10,11 +10,12 @@ from dataclasses import dataclass, replace
 
 from peft import PeftModel
 
+from expunge.data.chat import asks_past_thoughts
 from expunge.data.examples import Example
 from expunge.data.passages import Passage
 from expunge.data.tokenize import PromptFormat, TokenizedExample, completion_ids, expected_text, prompt_ids, tokenize
 from expunge.evaluation.documents import Document, after_another, encode_documents, even_lengths, lower_rows
-from expunge.evaluation.generate import Generation, generate, stop_ids, up_to_end
+from expunge.evaluation.generate import AT_ONCE, Generation, cut_short, generate
 from expunge.evaluation.gradients import gradient_norms
 from expunge.evaluation.measurement import Measurement, Values
 from expunge.evaluation.metrics import ATTACKS, METRICS, TokenRecord
@@ -203,6 +204,9 @@ class _Passes:
                 f"{len(rows.examples) - len(asked)} of {len(rows.examples)} {rows.name} texts have no prompt, so "
                 "nothing was generated for them."
             )
+        chats = [own for own in rows.examples if own.prompt and not isinstance(own, Passage)]
+        if self._prompt_format.style == "chat" and chats and asks_past_thoughts(self._loaded.tokenizer, chats[0]):
+            self._note(AT_ONCE)
         said = self._answers(part, [rows.examples[i] for i in asked], samples=0)
         self._say_stopped(part, [rows.examples[i] for i in asked], said)
         answers = dict(zip(asked, said, strict=True))
@@ -220,7 +224,7 @@ class _Passes:
                 encode_prompt=lambda example: prompt_ids(
                     tokenizer, example, self._prompt_format, alone=self._suite.alone
                 ),
-                encode_draft=lambda example: completion_ids(tokenizer, example, self._prompt_format),
+                encode_draft=self._completion_ids,
                 max_new_tokens=rows.max_new_tokens or options.max_new_tokens,
                 samples=samples,
                 temperature=options.temperature,
@@ -234,24 +238,21 @@ class _Passes:
             said = (self._processes.once if samples else self._processes.share)(examples, say_all)
         return [replace(own, text=cut_at(own.text, rows.stops)) for own in said] if rows.stops else said
 
+    def _completion_ids(self, example: Example) -> list[int]:
+        return completion_ids(self._loaded.tokenizer, example, self._prompt_format)
+
     def _say_stopped(self, part: _Part, examples: Sequence[Example], said: Sequence[Generation]) -> None:
         """Say of how many answers the limit on tokens left out what is looked for."""
-        rows, stops = part.rows, stop_ids(self._loaded)
+        rows = part.rows
         limit = rows.max_new_tokens or self._options.max_new_tokens
         if rows.cut_reference:
             return
-        stopped = sum(
-            not (own.tokens and own.tokens[-1] in stops)
-            and len(own.tokens)
-            < len(up_to_end(completion_ids(self._loaded.tokenizer, example, self._prompt_format), stops))
-            for example, own in zip(examples, said, strict=True)
-            if not isinstance(example, Passage)  # which is looked for as far as that
-        )
-        if stopped:
+        if stopped := cut_short(self._loaded, examples, said, self._completion_ids):
             flag = "the benchmark's limit" if rows.max_new_tokens else "--max-new-tokens"
             self._note(
                 f"{stopped} of {len(said)} answers to {rows.name} prompts were stopped by {flag} {limit} (or the "
-                "model's context) before they were as long as what is looked for: their scores say little."
+                "model's context) before they were as long as what is looked for, or within a thought: their scores "
+                "say little."
             )
 
     def _samples(self, part: _Part) -> list[list[str] | None]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import regex
 
+from expunge.data.chat import after_thought
 from expunge.data.key_words import ENDS, new_words
 from expunge.data.words import UNSPACED, visible, words
 from expunge.evaluation.metrics.generations import contains
@@ -90,8 +91,10 @@ def agreed(known: str, answers: Sequence[str], others: Sequence[Sequence[str]], 
 
 
 def short(answer: str) -> str:
-    """The first sentences of an answer, without one that was cut off; all of an answer that is one cut sentence."""
-    paragraph = answer.strip().split("\n\n")[0].strip()
+    """The first sentences of an answer behind its thought, without one that was cut off; all of an answer that is one
+    cut sentence.
+    """
+    paragraph = after_thought(answer).strip().split("\n\n")[0].strip()
     ends = [match.start() for match in ENDS.finditer(paragraph)]
     if paragraph and paragraph[-1] in '.!?…。！？؟।"”':
         ends.append(len(paragraph))
