@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from expunge.data.chat import end_ids
@@ -21,7 +22,7 @@ from expunge.data.tokenize import (
 )
 from expunge.errors import ConfigError, DataError
 from expunge.evaluation.documents import encode_documents
-from expunge.evaluation.generate import Generation, cut_short, stop_ids
+from expunge.evaluation.generate import Generation, cut_short, greedy, stop_ids
 from expunge.model.load import load_model
 from expunge.model.prompt_format import measure_prompt_format
 from tiny import CHAT_TEMPLATE, save_tiny, tiny_tokenizer
@@ -338,6 +339,49 @@ def test_a_template_that_fails_is_left_out_under_auto_and_says_why(tmp_path: Pat
     loaded.tokenizer.chat_template = {"tool_use": CHAT_TEMPLATE, "rag": CHAT_TEMPLATE}
     report = measure_prompt_format(loaded, rows)
     assert "no chat template but those by name (rag, tool_use)" in str(report)
+
+
+def test_a_template_whose_tokens_the_model_has_not_is_left_out(tmp_path: Path) -> None:
+    known = tokenizer_of("chat").convert_tokens_to_ids("<|system|>")
+    loaded = load_model(str(save_tiny(tmp_path, "llama", "chat")), dtype="float32", device="cpu")
+    rows = [Example("x", "Who lives at 17 Larch Lane?", "Ines.")]
+    loaded.tokenizer.add_tokens([f"<|turn{n}|>" for n in range(9)], special_tokens=True)
+    loaded.tokenizer.chat_template = CHAT_TEMPLATE.replace("<|end|>", "<|turn8|>")
+    report = measure_prompt_format(loaded, rows)
+    assert report.chosen.style != "chat"
+    assert report.left_out == "the chat template is left out (the model has no embeddings for its tokens)"
+    with pytest.raises(DataError, match="or the chat template around it, holds token"):
+        measure_prompt_format(loaded, rows, style="chat")
+    with pytest.raises(DataError, match="or the chat template around it, holds token"):
+        greedy(loaded, [[known]], drafts=[[known, len(loaded.tokenizer) - 1]], max_new_tokens=2)
+    loaded.tokenizer.eos_token = "<|turn7|>"  # which no text needs
+    assert not measure_prompt_format(loaded, rows).chosen.end_of_text
+
+
+@pytest.mark.parametrize("emitted", [True, False])
+def test_a_template_without_an_end_gets_the_end_that_the_model_emits(
+    emitted: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """GLM-4.5, whose turns end where the next one begins: its answers end in <|user|>."""
+    loaded = load_model(str(save_tiny(tmp_path, "llama", "chat")), dtype="float32", device="cpu")
+    tokenizer, rows = loaded.tokenizer, [Example("x", "Who?", "Ines."), Example("y", "Where?", "Here.")]
+    tokenizer.chat_template = CHAT_TEMPLATE.replace("<|end|>\n", "")
+    end = tokenizer.eos_token_id
+
+    def logps(_: Any, sequences: list[list[int]]) -> list[torch.Tensor]:
+        cost = {True: -0.1, False: -9.0}[emitted]
+        return [torch.tensor([cost if token == end else -1.0 for token in ids[1:]]) for ids in sequences]
+
+    monkeypatch.setattr("expunge.model.prompt_format.sequence_logps", logps)
+    report = measure_prompt_format(loaded, rows, style="chat")
+    assert str(report).startswith(f"chat, {'with' if emitted else 'without'} end-of-text")
+    assert (tokenize(tokenizer, rows[0], report.chosen, max_length=99).input_ids[-1] == end) == emitted
+    for asked, given in (("yes", True), ("no", False)):
+        chosen = measure_prompt_format(loaded, rows, style="chat", end_of_text=asked).chosen
+        assert (chosen.end_of_text, sides(tokenizer, rows[0], chosen)[1]) == (given, "Ines." + "<|end|>" * given)
+    tokenizer.chat_template = CHAT_TEMPLATE
+    assert measure_prompt_format(loaded, rows, style="chat").chosen == CHAT
+    assert sides(tokenizer, rows[0])[1] == "Ines.<|end|>\n"
 
 
 def test_rows_that_only_a_template_shows_are_no_plain_text(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import _compile_jinja_template
@@ -30,6 +30,16 @@ _UP_TO_CLOSED = re.compile(rf"\A.*{_TAG.format('/')}", re.IGNORECASE | re.DOTALL
 Turn = Mapping[str, Any]
 
 
+class Rendered(NamedTuple):
+    """A row as a template writes it: what the model is asked with, what it is to say after that, with what the template
+    puts behind, and whether it puts anything there that could end an answer.
+    """
+
+    asked: str
+    said: str
+    ended: bool
+
+
 def turns_of(example: Example) -> tuple[Turn, ...]:
     """The turns before the completion; a prompt alone is what the user says."""
     return example.messages or ({"role": "user", "content": example.prompt},)
@@ -41,8 +51,8 @@ def has_template(tokenizer: PreTrainedTokenizerBase) -> bool:
     return bool(template) and (not isinstance(template, dict) or "default" in template)
 
 
-def render(tokenizer: PreTrainedTokenizerBase, example: Example) -> tuple[str, str]:
-    """What the model is asked with, and what it is to say after that, with what the template puts behind.
+def render(tokenizer: PreTrainedTokenizerBase, example: Example) -> Rendered:
+    """The row in the tokenizer's chat template.
 
     What the template itself writes before an answer (an empty thought, the name of a channel) is no part of it: the
     model is asked with it. Where the generation prompt opens a thought and the row has none, the thought is closed: as
@@ -66,11 +76,12 @@ def render(tokenizer: PreTrainedTokenizerBase, example: Example) -> tuple[str, s
     closes = bool(opened) and f"</{opened[1:]}" in completion
     probe = _apply(tokenizer, example, [*turns, {"role": "assistant", "content": PROBE}])
     before, shown, behind = probe.rpartition(PROBE)
+    ended = not shown or bool(behind.strip())
     if whole.startswith(asked) and not closes and _squeezed(completion) in _squeezed(rest):
         written = before.removeprefix(asked) if before.startswith(asked) else ""
         if written.strip() and rest.startswith(written) and not completion.lstrip().startswith(written.strip()):
-            return asked + written, rest.removeprefix(written)
-        return asked, rest
+            return Rendered(asked + written, rest.removeprefix(written), ended)
+        return Rendered(asked, rest, ended)
     if not shown:
         raise _refused(example, "shows no turn of the assistant")
     if opened and completion.lstrip().startswith(opened):
@@ -81,16 +92,16 @@ def render(tokenizer: PreTrainedTokenizerBase, example: Example) -> tuple[str, s
         asked = before if closed else f"{asked.rstrip()}\n\n</{opened[1:]}\n\n"
     own = next((key for key in SPOKEN if key in example.answer), None)
     if own is None:
-        return asked, completion + behind
+        return Rendered(asked, completion + behind, ended)
     said = whole.removeprefix(before)
     if said == whole or _squeezed(completion) not in _squeezed(said):
         raise _refused(example, f"does not write {own} of the last turn behind what it asks with")
-    return asked, said
+    return Rendered(asked, said, ended)
 
 
 def asks_past_thoughts(tokenizer: PreTrainedTokenizerBase, example: Example) -> bool:
     """Whether the model is asked with more than the template's generation prompt, which is what a server asks with."""
-    return render(tokenizer, example)[0] != _apply(tokenizer, example, turns_of(example), asked=True)
+    return render(tokenizer, example).asked != _apply(tokenizer, example, turns_of(example), asked=True)
 
 
 def after_thought(text: str) -> str:

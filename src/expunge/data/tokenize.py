@@ -6,7 +6,7 @@ same encoding: what it is trained on and what it is asked with are never two enc
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import Any
 
@@ -29,7 +29,8 @@ class PromptFormat:
     Attributes:
         style: `none`, `space`, `newline`, `chat` (the chat template; a text without a prompt is read as it stands) or
             `separate` (the two sides tokenized apart).
-        end_of_text: Whether the completion ends with the end-of-text token.
+        end_of_text: Whether the completion ends with the end-of-text token; of a chat, where the template has no end
+            of its own.
     """
 
     style: str
@@ -99,7 +100,7 @@ def tokenize(
     ids, start = encoded.ids, encoded.start
     if start >= len(ids):
         raise DataError(f"{example.source or example.id}: the tokenizer leaves nothing of the completion")
-    if prompt_format.end_of_text and prompt_format.style != "chat" and ids[-1] != (end := end_of_text_id(tokenizer)):
+    if prompt_format.end_of_text and not encoded.ended and ids[-1] != (end := end_of_text_id(tokenizer)):
         ids = [*ids, end]
     bos = begun(tokenizer, ids) if start and len(ids) > max_length else 0
     excess = len(ids) - max_length
@@ -154,6 +155,11 @@ def prompt_ids(
         return text_ids(tokenizer, example.prompt)
     encoded = _encode(tokenizer, example, prompt_format)
     return encoded.ids[: encoded.start] or text_ids(tokenizer, example.prompt)
+
+
+def has_own_end(tokenizer: PreTrainedTokenizerBase, example: Example, prompt_format: PromptFormat) -> bool:
+    """Whether end-of-text is never put behind a text: the chat template ends it, or there it is read as it stands."""
+    return _encode(tokenizer, example, prompt_format).ended
 
 
 def completion_ids(tokenizer: PreTrainedTokenizerBase, example: Example, prompt_format: PromptFormat) -> list[int]:
@@ -226,21 +232,25 @@ def end_of_text_id(tokenizer: PreTrainedTokenizerBase) -> int:
 
 @dataclass(frozen=True)
 class _Encoded:
-    """All tokens, the first of the completion, and the characters of the prompt that this one holds."""
+    """All tokens, the first of the completion, the characters of the prompt that this one holds, and whether a chat
+    template has written its own end, or is to write none.
+    """
 
     ids: list[int]
     start: int
     held: str = ""
+    ended: bool = False
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, example: Example, prompt_format: PromptFormat) -> _Encoded:
+    chat = prompt_format.style == "chat"
     if isinstance(example, Passage):
-        return _encode_text(tokenizer, "", example.prompt + example.completion)
-    if prompt_format.style == "chat":
+        return replace(_encode_text(tokenizer, "", example.prompt + example.completion), ended=chat)
+    if chat:
         if not (example.prompt or example.messages or example.beyond_text):  # it answers nothing
-            return _encode_text(tokenizer, "", example.completion)
-        prompt, rest = render(tokenizer, example)
-        return _encode_text(tokenizer, prompt, rest, framed=True)
+            return replace(_encode_text(tokenizer, "", example.completion), ended=True)
+        asked, said, ended = render(tokenizer, example)
+        return replace(_encode_text(tokenizer, asked, said, framed=True), ended=ended)
     if example.beyond_text:
         raise ConfigError(
             f"{example.source or example.id}: has {', '.join(example.beyond_text)}, which only a chat template "

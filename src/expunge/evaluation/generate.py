@@ -23,6 +23,7 @@ from expunge.data.tokenize import begun
 from expunge.errors import DataError
 from expunge.evaluation.predictions import Prediction
 from expunge.model.decoding import TOKENS_PER_READ, Flight, Pick, batching_obstacle, cached_tokens, drawn, go_on
+from expunge.model.limits import check_tokens
 from expunge.model.load import LoadedModel
 from expunge.model.logps import pad_right
 
@@ -119,6 +120,7 @@ def _decode(
     context = loaded.context
     if not all(0 < len(prompt) < (context or len(prompt) + 1) for prompt in prompts):
         raise ValueError("a prompt is empty or leaves no room in the model's context")
+    check_tokens(loaded.base, [*prompts, *filter(None, drafts or ())])
     limits = [min(max_new_tokens, (context or len(p) + max_new_tokens) - len(p)) for p in prompts]
     stops = stop_ids(loaded)
     report = progress or (lambda _: None)

@@ -38,17 +38,23 @@ def check_lengths(model: PreTrainedModel, lengths: Sequence[int]) -> None:
         )
 
 
+def all_known(model: PreTrainedModel, sequences: Sequence[Sequence[int]]) -> bool:
+    """Whether the model has an embedding for every token."""
+    return max(map(max, sequences), default=-1) < embedding_of(model).shape[0]
+
+
 def check_tokens(model: PreTrainedModel, sequences: Sequence[Sequence[int]]) -> None:
     """Refuse tokens that the model has no embedding for; a tokenizer may know such ones if no text holds them.
 
     Raises:
         DataError: A sequence holds one.
     """
-    rows, largest = embedding_of(model).shape[0], max(map(max, sequences))
-    if largest >= rows:
+    if not all_known(model, sequences):
+        rows, largest = embedding_of(model).shape[0], max(map(max, sequences))
         raise DataError(
-            f"a text holds token {largest} and the model has embeddings for {rows:,} tokens: its tokenizer knows more; "
-            "take the text out, or give a model whose embeddings were resized"
+            f"a text, or the chat template around it, holds token {largest} and the model has embeddings for {rows:,} "
+            "tokens: its tokenizer knows more; take the text out, give another --prompt-format, or a model whose "
+            "embeddings were resized"
         )
 
 

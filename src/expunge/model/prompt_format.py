@@ -5,12 +5,11 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from transformers import PreTrainedTokenizerBase
-
 from expunge.data.chat import render
 from expunge.data.examples import Example
-from expunge.data.tokenize import SEPARATORS, PromptFormat, TokenizedExample, end_of_text_id, tokenize
+from expunge.data.tokenize import SEPARATORS, PromptFormat, TokenizedExample, has_own_end, tokenize, tokenize_all
 from expunge.errors import ConfigError
+from expunge.model.limits import all_known
 from expunge.model.load import LoadedModel
 from expunge.model.logps import sequence_logps
 from expunge.utils.coarse import few
@@ -83,17 +82,16 @@ def measure_prompt_format(
         max_length: Longest text in tokens; the model's context where that is shorter.
         seed: Seed of the sample.
     """
-    tokenizer = loaded.tokenizer
     max_length = min(max_length, loaded.context or max_length)
     rng = random.Random(seed)
     with_prompt = [example for example in examples if example.prompt] or list(examples)
     sample = rng.sample(with_prompt, min(SAMPLE, len(with_prompt)))
-    styles, left_out = ([style], "") if style != "auto" else _candidates(tokenizer, examples)
+    styles, left_out = ([style], "") if style != "auto" else _candidates(loaded, examples)
     found = {name: _measure(loaded, sample, name, max_length) for name in styles}
     losses = {name: measured.completion_loss for name, measured in found.items()}
     best = min(losses, key=losses.__getitem__)
     ending, token_loss = found[best].end_loss, found[best].token_loss
-    if best == "chat":
+    if found[best].ended:
         with_end = True  # the template decides
     elif end_of_text == "auto":
         with_end = ending is not None and ending <= max(token_loss, math.log(2))
@@ -110,12 +108,13 @@ def measure_prompt_format(
     return PromptFormatReport(PromptFormat(best, with_end), losses, ending, token_loss, len(sample), apart, left_out)
 
 
-def _candidates(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]) -> tuple[list[str], str]:
+def _candidates(loaded: LoadedModel, examples: Sequence[Example]) -> tuple[list[str], str]:
     """The styles that `auto` compares, and why the chat template is not one of them where there is one.
 
     Raises:
         ConfigError: A row holds what only the chat template can show, and the template cannot be used.
     """
+    tokenizer = loaded.tokenizer
     needed = next((example for example in examples if example.beyond_text), None)
     plain = [*SEPARATORS] if any(example.prompt for example in examples) else ["none"]
     if needed is None and not (tokenizer.chat_template and len(plain) > 1):
@@ -127,6 +126,10 @@ def _candidates(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example])
         if needed is not None:
             raise
         return plain, f"the chat template is left out ({str(error).removeprefix('--prompt-format chat: ')})"
+    sample = [needed or next(example for example in examples if example.prompt)]
+    rows = [row.input_ids for row in tokenize_all(tokenizer, sample, PromptFormat("chat", False), max_length=2**31)]
+    if needed is None and not all_known(loaded.base, rows):
+        return plain, "the chat template is left out (the model has no embeddings for its tokens)"
     return (["chat"] if needed is not None else [*plain, "chat"]), ""
 
 
@@ -135,23 +138,25 @@ class _Measured:
     completion_loss: float
     end_loss: float | None
     token_loss: float
+    ended: bool
+    """Whether a chat template writes an end of its own."""
 
 
 def _measure(loaded: LoadedModel, sample: Sequence[Example], style: str, max_length: int) -> _Measured:
     """Mean losses of the sample's completions under one style, end-of-text apart."""
-    tokenizer = loaded.tokenizer
-    prompt_format = PromptFormat(style, end_of_text=tokenizer.eos_token_id is not None and style != "chat")
+    end, plain = loaded.tokenizer.eos_token_id, PromptFormat(style, False)
+    ended = all(has_own_end(loaded.tokenizer, example, plain) for example in sample)
+    prompt_format = PromptFormat(style, end is not None and all_known(loaded.base, [[end]]) and not ended)
     rows = [_encode(loaded, example, prompt_format, max_length) for example in sample]
     logps = sequence_logps(loaded, [row.input_ids for row in rows])
     own = [values[max(row.completion_start, 1) - 1 :] for row, values in zip(rows, logps, strict=True)]
     ending = None
     if prompt_format.end_of_text:
-        end = end_of_text_id(tokenizer)
         last = [values[-1].item() for row, values in zip(rows, own, strict=True) if row.input_ids[-1] == end]
         ending = -sum(last) / len(last) if last else None  # none of them fits with its end
         own = [values[:-1] for values in own]
     total = -sum(values.sum().item() for values in own)
-    return _Measured(total / len(own), ending, total / max(1, sum(map(len, own))))
+    return _Measured(total / len(own), ending, total / max(1, sum(map(len, own))), ended)
 
 
 def _merges(loaded: LoadedModel, example: Example, max_length: int) -> bool:
