@@ -395,6 +395,17 @@ def test_rows_that_only_a_template_shows_are_no_plain_text(tmp_path: Path) -> No
         measure_prompt_format(loaded, rows)
 
 
+@pytest.mark.parametrize("opens", ["", "{% if m.content[0].type == 'image' %}:{% endif %}"])  # Idefics 3; or LLaVA-Next
+def test_a_template_that_takes_contents_as_parts_alone_gets_parts(opens: str) -> None:
+    shown = "{% for part in m.content if part.type == 'text' %}{{ part.text }}{% endfor %}"
+    if not opens:
+        shown = "{{ m.content[0]['text'] + '' }}"
+    template = CHAT_TEMPLATE.replace("{{ message.content }}", (opens + shown).replace("m.", "message."))
+    asked, said = sides(templated(template), Example("x", "Who?", "Ines."))
+    assert (asked, said) == ("<|user|>\nWho?<|end|>\n<|assistant|>\n", "Ines.<|end|>\n")
+    assert end_ids(templated(template)) == {tokenizer_of("chat").eos_token_id}
+
+
 def test_messages_of_a_template_that_hold_the_text_are_not_shown() -> None:
     says_it = "{{ raise_exception(messages[0].content) }}"
     with pytest.raises(ConfigError, match=r"fails on it \(TemplateError\)"):

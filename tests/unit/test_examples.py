@@ -307,6 +307,14 @@ def test_numbers_in_parquet_stay_numbers(tmp_path: Path) -> None:
         read_examples(tmp_path / "f.parquet")
 
 
+def test_a_cell_of_several_lines_reads_the_same_wherever_the_file_was_written(tmp_path: Path) -> None:
+    lines = 'text\n"Dear Ines,\nYours, Marta"\n'
+    for number, written in enumerate((lines, lines.replace("\n", "\r\n"))):
+        path = tmp_path / f"{number}.csv"
+        path.write_bytes(written.encode())
+        assert read_examples(path)[0].completion == "Dear Ines,\nYours, Marta"
+
+
 def test_a_cell_of_any_size_is_read_from_csv(tmp_path: Path) -> None:
     text = "a\n" * 200_000
     (example,) = read_examples(write(tmp_path / "f.csv", f'text\n"{text}"\n'))

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from functools import cache
 from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
@@ -186,12 +187,14 @@ def _apply(
 ) -> str:
     settings = {key: value for key, value in example.template.items() if key != leave_out}
     try:
-        template = _compile_jinja_template(tokenizer.get_chat_template(tools=settings.get("tools")))
+        source = tokenizer.get_chat_template(tools=settings.get("tools"))
+        template = _compile_jinja_template(source)
         template.environment.globals["strftime_now"] = TODAY.strftime  # the one that rendering takes from the cache
         with deadline(SECONDS):
+            shape = _parts if _takes_parts(source) else (lambda content: content)
             return str(
                 tokenizer.apply_chat_template(
-                    [dict(turn) for turn in turns],
+                    [{**turn, "content": shape(turn["content"])} for turn in turns],
                     add_generation_prompt=asked,
                     tokenize=False,
                     date_string=TODAY.strftime("%d %b %Y"),
@@ -204,6 +207,26 @@ def _apply(
         known = str(error).strip()
         sentence = known if known and _is_of_template(tokenizer, known) else type(error).__name__
         raise _refused(example, f"fails on it ({sentence})") from None
+
+
+@cache
+def _takes_parts(source: str) -> bool:
+    """Whether a template shows contents only as lists of parts, as those of models that read pictures do."""
+
+    def shows(content: Any) -> bool:
+        tokens, turn = dict.fromkeys(("bos_token", "eos_token"), ""), {"role": "user", "content": content}
+        try:
+            return PROBE in _compile_jinja_template(source).render(messages=[turn], **tokens)
+        except DeadlineError:
+            raise
+        except Exception:  # a template is a program; where it fails on the row, too, that is told
+            return False
+
+    return not shows(PROBE) and shows(_parts(PROBE))
+
+
+def _parts(content: Any) -> Any:
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content
 
 
 def _is_of_template(tokenizer: PreTrainedTokenizerBase, sentence: str) -> bool:

@@ -162,6 +162,8 @@ def _object(row: Any, where: str) -> dict[str, Any]:
 
 def _read_csv(path: Path) -> list[Row]:
     text = _read_text(path)
+    if text.count("\n") == text.count("\r\n"):  # written, or made over, by Windows: its cells are as in a text file
+        text = text.replace("\r\n", "\n")
     first = text.lstrip("\r\n").partition("\n")[0]
     separator = ";" if ";" in first and "," not in first else ","  # as spreadsheets write it where commas are decimal
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
