@@ -175,6 +175,22 @@ def test_the_plain_path_of_an_unknown_head() -> None:
     assert greedy(loaded, prompts, max_new_tokens=10) == want
 
 
+@torch.no_grad()
+def test_positions_that_begin_behind_that_of_padding() -> None:
+    """RoBERTa, whose position table has two rows more than there is room for tokens."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model("roberta", **SMALL | {"is_decoder": True, "pad_token_id": 1, "bos_token_id": 0})
+    loaded = wrap(AutoModelForCausalLM.from_config(config).eval())
+    for parameter in loaded.base.parameters():
+        parameter.data.mul_(6 if parameter.dim() > 1 else 1)
+    assert loaded.context == SMALL["max_position_embeddings"] - 2
+    prompts = [*random_prompts(4, count=3, longest=40), [8] * (loaded.context - 2)]
+    for prompt, said in zip(prompts, greedy(loaded, prompts, max_new_tokens=8), strict=True):
+        assert said
+        for at, token in enumerate(said):
+            assert loaded.base(torch.tensor([prompt + said[:at]]), use_cache=False).logits[0, -1].argmax() == token
+
+
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [

@@ -21,6 +21,7 @@ from transformers import DynamicCache, GenerationConfig, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from expunge.model.captured import Recorder
+from expunge.model.limits import first_position
 from expunge.model.load import LoadedModel
 from expunge.model.memory import free_memory
 from expunge.model.packing import MASK, UNBOUNDED, head_width, send, unusual_layers
@@ -126,6 +127,7 @@ class Flight:
     def __init__(self, loaded: LoadedModel, pick: Pick) -> None:
         self._loaded, self._pick, device = loaded, pick, loaded.device
         self._cache, self._layers = DynamicCache(), list[_Layer]()
+        self._first = first_position(loaded.base)
         self._room = (0, 0)
         """Rows and columns of the cache."""
         self._end = 0
@@ -230,7 +232,7 @@ class Flight:
                 input_ids=self._tokens[:rows, None],
                 # transformers looks into a mask of two dimensions, which cannot be captured.
                 attention_mask=mask[:, None, None] if self._whole else mask.long(),
-                position_ids=lengths[:, None],
+                position_ids=lengths[:, None] + self._first,
                 past_key_values=self._cache,
                 use_cache=True,
             ).logits[:, -1]

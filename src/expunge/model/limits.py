@@ -9,9 +9,17 @@ from expunge.errors import DataError
 from expunge.model.layers import embedding_of
 
 
+def first_position(model: PreTrainedModel) -> int:
+    """The position of a text's first token: 0, or the one behind the position of padding (RoBERTa and its kin)."""
+    table = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
+    padding: int | None = getattr(table, "padding_idx", None)
+    return 0 if padding is None else padding + 1
+
+
 def context_length(model: PreTrainedModel) -> int | None:
     """Tokens that the model has positions for; None when it sets no bound.
 
+    Those that a position table has before a text's first are none (`first_position`).
     With a longrope rotary embedding those of its original context: as soon as one row of a batch is longer, all of them
     get other factors, and what the model says of a row would depend on the rows beside it. (A dynamic one is the same
     for all rows up to `max_position_embeddings`.)
@@ -21,7 +29,8 @@ def context_length(model: PreTrainedModel) -> int | None:
         getattr(config, "max_position_embeddings", None),
         *_original_contexts(getattr(config, "rope_parameters", None) or {}),
     ]
-    return min((bound for bound in bounds if bound), default=None)
+    shortest = min((bound for bound in bounds if bound), default=None)
+    return None if shortest is None else shortest - first_position(model)
 
 
 def check_lengths(model: PreTrainedModel, lengths: Sequence[int]) -> None:
