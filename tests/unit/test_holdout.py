@@ -15,6 +15,7 @@ from expunge.data.holdout import (
     example_hashes,
     keyed_hashes,
     selection_half,
+    short_half,
     split_off,
     unseen_texts,
     without_selection,
@@ -168,6 +169,21 @@ def test_unseen_texts_of_another_kind_are_told_without_a_model(unseen, what):
     split_off(documents(apart(0, 20), unseen), apart(300, 20), tiny_tokenizer("bytelevel"), told.append)
     assert bool(told) == bool(what)
     assert all(f"without any model {what} tell" in own and "of 100 pairs" in own for own in told)
+
+
+def test_half_of_the_short_unseen_texts_is_left_to_be_reported():
+    """Of every kind, whatever the order; a near-duplicate of a document stays with it."""
+    unseen, tokenizer = apart(100, 16), tiny_tokenizer("bytelevel")
+    sides = documents(apart(0, 16), unseen)
+    steering, (_, half) = split_off(sides, [], tokenizer, [].append)
+    short = [Example(f"{kind}{i}", f"{kind} {i}?", f"It is {i}.", kind) for kind in "ab" for i in range(4)]
+    near = [replace(own, completion=" ".join(own.completion.split()[:7])) for own in unseen]
+    found = short_half([*unseen, *short, *near], sides[1], steering, [], tokenizer)
+    assert Counter(own.task for own in found) == {"a": 2, "b": 2, "": 8}
+    assert {own.id for own in found if not own.task} == {own.id for own in half}
+    again = short_half([*near, *unseen, *short[::-1]], sides[1], steering, [], tokenizer)
+    assert {own.id for own in again} == {own.id for own in found}
+    assert short_half(unseen, sides[1], steering, [], tokenizer) == []
 
 
 def test_texts_much_shorter_than_most_are_left_out_where_enough_are_left():

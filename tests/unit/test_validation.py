@@ -125,3 +125,18 @@ def test_of_completions_that_were_said_the_share_that_is_kept_counts() -> None:
     own._certain, own._probability = certainty(rows, before), 1e-9
     assert own._retained(before) == 1
     assert own._retained(after) == pytest.approx(0.8, abs=0.01)
+
+
+def test_what_can_be_guessed_of_a_kind_is_that_of_unseen_texts_of_this_kind() -> None:
+    """Three answers and a document are to be forgotten; answers can be guessed, documents cannot."""
+
+    def rows(kind: str, count: int) -> list[TokenizedExample]:
+        return [TokenizedExample(str(at), list(range(1, 13)), 2, group=kind) for at in range(count)]
+
+    own = object.__new__(Validator)
+    forget = [*rows("answer", 3), *rows("document", 1)]
+    own.rows, own._ends = ValidationRows.of([], rows("document", 8), [], forget, rows("answer", 2)), frozenset()
+    logps = [torch.full((11,), math.log(share)) for share in [0.05] * 8 + [0.4] * 2]
+    assert own._guessed(logps) == pytest.approx(0.75 * 0.8 + 0.25 * 0.1)
+    own.rows = ValidationRows([], rows("document", 8), [], rows("other", 1))
+    assert own._guessed(logps[:8]) == pytest.approx(0.1), "of a kind without unseen texts"

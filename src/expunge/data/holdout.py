@@ -1,6 +1,6 @@
 """Which membership texts steered an adapter, so that nothing is reported on them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from itertools import compress
 from typing import TYPE_CHECKING, Any
@@ -169,6 +169,42 @@ def another_kind(what: str, sides: Sequence[Sequence[float]]) -> str:
         f"{100 * max(found, 1 - found):.0f} of 100 pairs: the unseen texts are of another kind, and say neither how "
         "far to go nor what an attack can tell: give texts like those to forget (--holdout)"
     )
+
+
+def short_half(
+    unseen: Sequence[Example],
+    side: Side,
+    steering: Collection[str],
+    known: Sequence[Example],
+    tokenizer: "PreTrainedTokenizerBase",
+) -> list[Example]:
+    """Of unseen texts that are too short for membership the half that steers a run, so that the others can be reported.
+
+    A near-duplicate of documents goes with them.
+
+    Args:
+        unseen: All unseen texts.
+        side: Those that are long enough.
+        steering: Hashes of the documents that steer.
+        known: Texts to keep, as for `split_off`.
+        tokenizer: The model's.
+    """
+    long = set(map(id, side.texts))
+    short = [own for own in unseen if id(own) not in long]
+    if not short:
+        return []
+    family = families([*side.texts, *short])
+    steers: dict[int, bool] = {}
+    for name, own in zip(family, example_hashes(side.texts), strict=False):
+        steers[name] = steers.get(name, False) or own in steering
+    named = list(zip(short, family[len(side.texts) :], strict=True))
+    free = [(own, name) for own, name in named if name not in steers]
+    texts = [own for own, _ in free]
+    (surprise,) = surprises(tokenizer, known, [texts])
+    names = [name for _, name in free]
+    half = selection_half(example_hashes(texts), [own.group for own in texts], surprise, names)
+    steers |= zip(names, half, strict=True)
+    return [own for own, name in named if steers[name]]
 
 
 def length(example: Example) -> int:

@@ -14,7 +14,9 @@ from peft import PeftModel
 
 from expunge.config import SETS, CalibrateConfig, UnlearnConfig
 from expunge.data.holdout import (
+    example_hashes,
     keyed_hashes,
+    short_half,
     split_off,
     without_selection,
 )
@@ -92,9 +94,11 @@ def _calibrate(config: CalibrateConfig, settings: UnlearnConfig, reporter: Repor
     rows = {name: run_rows(settings, loaded.tokenizer, getattr(sets, name)) for name in SETS}
     check_texts(manifest, settings, {name: own for name, own in rows.items() if name != "holdout"})
     hashes, halves = split_off(judged, sets.retain, loaded.tokenizer)
+    short = short_half(sets.nonmembers, judged[1], hashes, sets.retain, loaded.tokenizer)
+    hashes = [*hashes, *example_hashes(short)]
     looked_at = sorted({*keyed_hashes(hashes), *(earlier["selection_hmac"] if earlier else ())})
-    members, nonmembers = (run_rows(settings, loaded.tokenizer, own) for own in halves)
-    judged_on = ValidationRows.of(members, nonmembers, rows["retain"], rows["forget"])
+    members, nonmembers, guessed = (run_rows(settings, loaded.tokenizer, own) for own in (*halves, short))
+    judged_on = ValidationRows.of(members, nonmembers, rows["retain"], rows["forget"], guessed)
     criteria = config.criteria(settings.criteria)
     with reporter.track("adapter scales", most_scales()) as advance:
         found = choose_scale(Validator(loaded, judged_on), criteria, progress=advance)

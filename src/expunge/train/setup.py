@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from expunge.config import SETS, UnlearnConfig
 from expunge.data.examples import Example, text_key
-from expunge.data.holdout import Halves, Side, example_hashes, split_off, texts_fingerprint
+from expunge.data.holdout import Halves, Side, example_hashes, short_half, split_off, texts_fingerprint
 from expunge.data.lowercase import in_lower_case
 from expunge.data.sets import Sets, membership_texts, pairs_for, read_sets, unasked
 from expunge.data.tokenize import TokenizedExample, tokenize_all
@@ -41,7 +41,7 @@ class SelectionRows:
     Attributes:
         members: Rows that are to be forgotten.
         nonmembers: Rows that the model has never seen.
-        unseen: The same, and unseen texts too short for membership: what target NLLs are taken from.
+        unseen: The same, and half of the unseen texts too short for membership: what target NLLs are taken from.
         hashes: What stands for all of them, for whoever reports on the others.
         kinds: Groups of the forget rows that have the text of one of `members`.
     """
@@ -117,7 +117,8 @@ class Prepared:
         own = self.selection
         if own is None or self.config.eval_every == 0:
             return None
-        return ValidationRows.of(own.members, own.nonmembers, self.retain, self.forget)
+        short = own.unseen[len(own.nonmembers) :]
+        return ValidationRows.of(own.members, own.nonmembers, self.retain, self.forget, short)
 
     @property
     def told(self) -> dict[str, list[TokenizedExample]]:
@@ -169,15 +170,15 @@ def prepare(config: UnlearnConfig, reporter: Reporter) -> Prepared:
     for name, side in tokenized.items():
         _tell(name, side, loaded.tokenizer, reporter)
     halves: Halves | None = None
+    short: list[Example] = []
     if followed is not None:
         try:
             halves = split_off(followed, sets.retain, loaded.tokenizer, sets.warnings.append)
+            short = short_half(sets.nonmembers, followed[1], halves[0], sets.retain, loaded.tokenizer)
         except DataError as error:  # near-duplicates cannot be parted into halves
             config, told = _without_unseen(config, loss, error)
             reporter.say(told)
-    selection = (
-        None if halves is None or followed is None else _selection(followed, halves, sets, partial(rows, cut=True))
-    )
+    selection = None if halves is None else _selection(halves, short, sets.forget, partial(rows, cut=True))
     steers: set[str] = set()
     if selection is not None:
         counts = f"{len(selection.members)} texts to forget and {len(selection.nonmembers)} unseen ones"
@@ -199,7 +200,7 @@ def prepare(config: UnlearnConfig, reporter: Reporter) -> Prepared:
         warnings=[*sets.warnings, *unused(config, loss, steered=selection is not None)],
         lower=None,
     )
-    if config.lowercase_share and halves and followed and "target_nll" in loss.needs:
+    if config.lowercase_share and halves and "target_nll" in loss.needs:
 
         def lower(examples: Sequence[Example]) -> list[TokenizedExample]:
             return rows([in_lower_case(own) for own in examples], cut=True)  # it may have more tokens then
@@ -209,22 +210,23 @@ def prepare(config: UnlearnConfig, reporter: Reporter) -> Prepared:
             forget=lower(sets.forget),
             retain=lower(sets.retain),
             test=lower(sets.test),
-            selection=_selection(followed, halves, sets, lower),
+            selection=_selection(halves, short, sets.forget, lower),
         )
     return prepared
 
 
 def _selection(
-    followed: list[Side], halves: Halves, sets: Sets, rows: Callable[[Sequence[Example]], list[TokenizedExample]]
+    halves: Halves,
+    short: Sequence[Example],
+    forget: Sequence[Example],
+    rows: Callable[[Sequence[Example]], list[TokenizedExample]],
 ) -> SelectionRows:
-    """The half that steers the run; unseen texts on which no membership is reported steer it whole."""
+    """The half that steers the run."""
     hashes, (members, nonmembers) = halves
-    documents = {id(own) for own in followed[1].texts}
-    short = [own for own in sets.nonmembers if id(own) not in documents]
     unseen = rows([*nonmembers, *short])
     hashes = sorted({*hashes, *example_hashes(short)})
     texts = {text_key(own) for own in members}
-    kinds = frozenset(own.group for own in sets.forget if text_key(own) in texts)
+    kinds = frozenset(own.group for own in forget if text_key(own) in texts)
     return SelectionRows(rows(members), unseen[: len(nonmembers)], unseen, hashes, kinds)
 
 

@@ -6,9 +6,9 @@ set is still said, what the retain set has kept, and how far the loss of unseen 
 """
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from statistics import fmean
 
@@ -42,12 +42,14 @@ class ValidationRows:
         nonmembers: Texts like them that the model has never seen.
         retain: Texts to keep.
         forget: Texts to forget whose completions are looked for.
+        short: Unseen texts too short for a membership attack, which say what can be guessed of others like them.
     """
 
     members: list[TokenizedExample]
     nonmembers: list[TokenizedExample]
     retain: list[TokenizedExample]
     forget: list[TokenizedExample]
+    short: list[TokenizedExample] = field(default_factory=list)
 
     @classmethod
     def of(
@@ -56,14 +58,21 @@ class ValidationRows:
         nonmembers: list[TokenizedExample],
         retain: Sequence[TokenizedExample],
         forget: Sequence[TokenizedExample],
+        short: Sequence[TokenizedExample] = (),
     ) -> "ValidationRows":
-        """All members and non-members, and of the retain and forget set as many rows as are evaluated."""
-        return cls(members, nonmembers, evenly(retain, RETAIN_ROWS), evenly(forget, FORGET_ROWS))
+        """All members and non-members, and of the other sets as many rows as are evaluated."""
+        some = evenly(retain, RETAIN_ROWS), evenly(forget, FORGET_ROWS), evenly(short, FORGET_ROWS)
+        return cls(members, nonmembers, *some)
+
+    @property
+    def sides(self) -> tuple[list[TokenizedExample], ...]:
+        """Members, non-members, texts to keep, to forget, and short unseen ones."""
+        return self.members, self.nonmembers, self.retain, self.forget, self.short
 
     @property
     def all(self) -> list[TokenizedExample]:
         """All rows, side by side."""
-        return [*self.members, *self.nonmembers, *self.retain, *self.forget]
+        return [row for side in self.sides for row in side]
 
 
 @dataclass(frozen=True)
@@ -78,7 +87,7 @@ class Validation:
         forget_nll: Mean over members of their NLL per token, nats.
         unseen_nll: Mean over non-members.
         exact_match: Mean over the forget completions of how surely greedy decoding says them (`certainty`).
-        unseen_exact_match: The same of the non-members: what can be guessed.
+        unseen_exact_match: The same of unseen texts of the same kinds: what can be guessed.
         retained: Least of two shares of the untouched model's: the mean probability of the retain completions, and what
             greedy decoding still says of those that it said; 1 without retain texts.
         drift: Relative change of `unseen_nll`.
@@ -125,18 +134,17 @@ class Validator:
         return self._metrics(scale, self._pass(scale))
 
     def _pass(self, scale: float) -> list[list[Tensor]]:
-        """Log-probabilities of the tokens of members, non-members, retain and forget texts."""
-        own = self.rows
+        """Log-probabilities of the tokens of each side's texts."""
         with scaled(self.loaded.model, scale):
-            ids = [row.input_ids for row in own.all]
+            ids = [row.input_ids for row in self.rows.all]
             logps = iter(sequence_logps(self.loaded, ids, processes=self._processes))
-        return [list(islice(logps, len(side))) for side in (own.members, own.nonmembers, own.retain, own.forget)]
+        return [list(islice(logps, len(side))) for side in self.rows.sides]
 
     def _certainty(self, rows: list[TokenizedExample], logps: list[Tensor]) -> list[float]:
         return certainty(rows, logps, self._ends)
 
     def _metrics(self, scale: float, logps: list[list[Tensor]]) -> Validation:
-        members, nonmembers, retain, forget = logps
+        members, nonmembers, retain, forget, short = logps
         means, tails = ([[f(own) for own in side] for side in (members, nonmembers)] for f in (_mean_logp, _tail))
         unseen = -fmean(means[1])
         return Validation(
@@ -147,10 +155,18 @@ class Validator:
             forget_nll=-fmean(means[0]),
             unseen_nll=unseen,
             exact_match=_mean(self._certainty(self.rows.forget, forget)),
-            unseen_exact_match=_mean(self._certainty(self.rows.nonmembers, nonmembers)),
+            unseen_exact_match=self._guessed([*nonmembers, *short]),
             retained=self._retained(retain),
             drift=unseen / self._unseen_nll - 1,
         )
+
+    def _guessed(self, logps: list[Tensor]) -> float:
+        """See `Validation.unseen_exact_match`; of kinds without unseen texts what can be guessed of all others."""
+        rows = [*self.rows.nonmembers, *self.rows.short]
+        found, of = self._certainty(rows, logps), defaultdict[str, list[float]](list)
+        for row, own in zip(rows, found, strict=True):
+            of[row.group].append(own)
+        return _mean([_mean(of.get(row.group, found)) for row in self.rows.forget])
 
     def _retained(self, logps: list[Tensor]) -> float:
         """See `Validation.retained`; what rows of one group gain does not make up for what those of others lose."""
