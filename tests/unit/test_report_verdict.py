@@ -287,7 +287,51 @@ def test_who_was_asked_nothing_that_should_be_answered_may_decline_everything():
     assert judged.answers[SPEAKS].need.startswith("Give texts to keep that have prompts")
     asked = {"retain/refusal": entry(0.0, "lower", "text")}
     before = BEFORE | {"forget/refusal": entry(0.0, "higher", "text")} | asked
-    assert answers(judge(metrics(**declined, **asked), before))[SPEAKS] == "yes"
+    answer = judge(metrics(**declined, **asked), before).answers[SPEAKS]
+    assert (answer.answer, answer.notes) == ("yes", ())
+    answer = judge(metrics()).answers[SPEAKS]  # texts alone on all sides
+    assert answer.answer == "yes"
+    assert answer.notes[0].startswith("No prompt that should be answered was asked")
+
+
+def said(share, n, low, direction="lower"):
+    return entry(share, direction, "text", n=n) | {"low": low, "high": min(1.0, share + 0.2)}
+
+
+@pytest.mark.parametrize(
+    ("left", "low", "n", "guessed", "answer"),
+    [
+        (0.9, 0.6, 10, None, "yes"),
+        (0.9, 0.4, 4, None, "no"),  # of so few rows no task is judged
+        (0.3, 0.08, 10, None, "no"),  # may be within the tenth
+        (0.3, None, 10, None, "no"),  # all rows about one document
+        (0.8, 0.5, 10, 0.75, "no"),  # answers that others guess as often
+    ],
+)
+def test_a_whole_task_that_is_left_is_not_hidden_by_the_others(left, low, n, guessed, answer):
+    key, task = "forget/exact_match", "forget/exact_match/phones"
+    before = BEFORE | {key: said(1.0, 200, 0.98), task: said(1.0, n, 0.7)}
+    after = metrics(**{key: said(0.05, 200, 0.03), task: said(left, n, low)})
+    unseen = {
+        "holdout/exact_match": said(0.01, 40, 0.0, None),
+        "holdout/exact_match/phones": said(guessed or 0, 8, 0.3, None),
+    }
+    judged = judge(after | unseen if guessed else after, before).answers[SAID]
+    assert judged.answer == answer
+    assert answer == "no" or judged.says.startswith("phones, answers given word for word: 9 of 10 (10 before)")
+
+
+def test_kinds_without_unseen_texts_are_not_compared_with_those_of_others():
+    """Documents are easier than questions: of these there are no unseen ones."""
+    known = "forget/rouge_l_recall/kinds with unseen texts"
+    unseen = {"holdout/rouge_l_recall": entry(0.6, None)}
+    after = metrics(0.3, **unseen, **{known: entry(0.8, "lower")})
+    judged = judge(after, BEFORE | {known: entry(1.0, "lower")}, None).answers[SAID]
+    assert judged.answer == "yes"
+    states = {own.key: (own.state, own.limit) for own in judged.numbers}
+    assert states[known][0] == "bad"
+    assert states["forget/rouge_l_recall"] == ("shown", "not judged: some are of kinds without unseen texts")
+    assert judge(after, BEFORE, RETRAINED).answers[SAID].answer == "no", "a retrained model has all kinds"
 
 
 def test_a_benchmark_takes_no_unseen_texts_beside_its_own():
@@ -766,7 +810,7 @@ def test_notes_of_the_results_are_called_notes():
     noted = "Membership is reported on the 12 and 16 texts that did not steer the adapter (of 24 and 32)."
     lines = str(judge(metrics(), reference=None, noted=[noted])).splitlines()
     notes = [line[16:].split(" ")[0] for line in lines if line.startswith("  note  ")]
-    assert notes == ["Membership", "Chance", "Measured"], "the results' own, then those of the answers"
+    assert notes == ["Membership", "Chance", "Measured", "No"], "the results' own, then those of the answers"
     assert sum(line.startswith("  not measured  ") for line in lines) == 3
     assert not any(line.startswith("  not measured  Membership") for line in lines)
 

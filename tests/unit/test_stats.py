@@ -470,3 +470,15 @@ def test_rows_that_do_not_fit_are_refused(call, message):
 def test_an_estimate_does_not_change():
     with pytest.raises(AttributeError):
         Estimate(1.0, 0.0, 2.0, 3).value = 2.0
+
+
+@pytest.mark.parametrize("scale", [1.0, 3.0])  # shares, and values of any size
+def test_a_weight_counts_as_so_many_rows_of_the_same_document(scale: float) -> None:
+    rng = np.random.default_rng(0)
+    first, second, weights = scale * rng.random(12), scale * rng.random(12), [1, 3] * 6
+    again = [np.repeat(own, weights) for own in (first, second, np.arange(12))]
+    found = mean_estimate(first, weights=weights), difference_estimate(first, second, weights=weights)
+    wanted = mean_estimate(again[0], again[2]), difference_estimate(*again)
+    for own, other in zip(found, wanted, strict=True):
+        assert (own.value, own.low, own.high) == pytest.approx((other.value, other.low, other.high))
+        assert (own.n, other.n) == (12, 24)

@@ -15,6 +15,7 @@ from expunge.evaluation.estimate import Estimate
 from expunge.evaluation.measurement import Measurement, Values
 from expunge.evaluation.metrics import METRICS
 from expunge.evaluation.paired import changes, paired_difference
+from expunge.evaluation.results import COMPARED
 from expunge.evaluation.suite import Documents, RowSet, Suite, data_fingerprint, reported, with_families
 from expunge.evaluation.values_file import write_values
 from expunge.report.run_data import read_values
@@ -131,6 +132,48 @@ def test_numbers_of_tasks_of_few_texts_are_coarse_and_do_not_follow_from_the_oth
         numbers = own["value"], own["reference"], own["difference"]["value"], change
         assert [math.log2(abs(number)).is_integer() for number in numbers] == [task in hidden] * 4
         assert not math.log2(told["value"]).is_integer(), "what is said is no likelihood"
+
+
+def test_unseen_rows_count_in_the_mixture_of_the_forget_set() -> None:
+    """Six questions and two stories; of the unseen ones two are questions, and of songs there is nothing to forget."""
+    rows = {"forget": "qqqqqqss", "holdout": "qqsssx"}
+    values = {"q": 0.2, "s": 0.6, "x": 1.0}
+    sets, ours, theirs = [], Measurement(), Measurement()
+    for name, kinds in rows.items():
+        examples = [Example(str(i), "p", "c", kind) for i, kind in enumerate(kinds)]
+        sets.append(RowSet(name, examples, [own.id for own in examples], ("key_fact",)))
+        for own, more in ((ours, 0.1), (theirs, 0.0)):
+            numbers = [values[kind] + more * (kind == "q") for kind in kinds]
+            own.add(name, "key_fact", METRICS["key_fact"], Values.of("key_fact", examples, sets[-1].documents, numbers))
+    results = assemble("custom", BENCHMARKS["custom"], Suite(tuple(sets)), ours, reference=theirs)
+    told = results["metrics"]["holdout/key_fact"]
+    assert told["value"] == pytest.approx((6 * 0.3 + 2 * 0.6) / 8) == results["metrics"]["forget/key_fact"]["value"]
+    assert told["difference"]["value"] == pytest.approx(told["value"] - told["reference"])
+    assert told["n"] == 5
+    assert f"forget/key_fact/{COMPARED}" not in results["metrics"]
+
+
+@pytest.mark.parametrize(
+    ("kinds", "lacking", "coarse"),
+    [
+        ("qqqqssss", "s", False),
+        ("qqqqss", "s", True),
+        ("qqqqssssx", "s, x", True),
+        ("qqqq----", "those without", False),
+    ],
+)
+def test_of_kinds_without_unseen_texts_the_others_stand_alone(kinds: str, lacking: str, coarse: bool) -> None:
+    sets, ours = [], Measurement()
+    for name, own in (("forget", kinds), ("holdout", "qqqqq")):
+        examples = [Example(str(i), "p", "c", kind.strip("-")) for i, kind in enumerate(own)]
+        sets.append(RowSet(name, examples, [row.id for row in examples], ("probability",)))
+        numbers = Values.of("probability", examples, sets[-1].documents, [0.3 if kind == "q" else 0.9 for kind in own])
+        ours.add(name, "probability", METRICS["probability"], numbers)
+    results = assemble("custom", BENCHMARKS["custom"], Suite(tuple(sets)), ours)
+    found = results["metrics"][f"forget/probability/{COMPARED}"]
+    assert found["n"] == 4
+    assert found["value"] == pytest.approx(0.25 if coarse else 0.3)
+    assert any(note.startswith(f"There are no unseen texts of {lacking}") for note in results["not_measured"])
 
 
 def test_rows_that_share_an_id_are_compared_each_with_itself(tmp_path: Path) -> None:

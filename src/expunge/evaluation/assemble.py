@@ -9,15 +9,16 @@ from expunge.data.holdout import FEWEST
 from expunge.data.words import words
 from expunge.evaluation.benchmarks import Benchmark
 from expunge.evaluation.estimate import Estimate
-from expunge.evaluation.measurement import Measurement
+from expunge.evaluation.measurement import Measurement, shared_tasks
 from expunge.evaluation.metrics.registry import HOLDOUT
 from expunge.evaluation.mismatched import SUFFIX, difference_entries
 from expunge.evaluation.paired import shown_difference
-from expunge.evaluation.results import CHANCE_AUC, results_header, short_name
+from expunge.evaluation.results import CHANCE_AUC, COMPARED, results_header, short_name
 from expunge.evaluation.stats import auc_estimate, ks_pvalue, tpr_estimate
 from expunge.evaluation.suite import Documents, RowSet, Suite
-from expunge.utils.text import numbered
+from expunge.utils.text import first_few, numbered
 
+SIDES = ("forget", HOLDOUT)
 FALSE_ALARMS = (0.01, 0.05)
 TELLING = 3
 """Fewest words of an answer that nobody gives word for word by chance, where no other row has the same."""
@@ -98,13 +99,16 @@ def unseen_said(suite: Suite, measurement: Measurement) -> dict[str, dict[str, i
 
 
 def row_entries(measurement: Measurement, rows: RowSet) -> dict[str, Estimate]:
-    """Means over the rows of a set, and of every task where there are several."""
+    """Means over the rows of a set, and of every task where there are several; over unseen rows in the mixture of tasks
+    that the forget set has.
+    """
     found: dict[str, Estimate] = {}
     for (set_name, name), metric in measurement.metrics.items():
         if set_name != rows.name or metric.direction is None:
             continue
         values = measurement.rows[set_name, name]
-        own = metric.read(values.estimate(), set_name)
+        forget = measurement.rows.get(("forget", name)) if set_name == HOLDOUT else None
+        own = metric.read(values.estimate(forget), set_name)
         own = replace(own, direction=None) if name.endswith(SUFFIX) else own
         private = set_name == "forget" and {"record", "correct", "wrong"} & {*metric.needs}
         found[f"{set_name}/{name}"] = own.rounded() if private and values.tells() else own
@@ -112,6 +116,11 @@ def row_entries(measurement: Measurement, rows: RowSet) -> dict[str, Estimate]:
         for task in tasks if rows.by_task and metric.by_task and len(tasks) > 1 and "/" not in name else ():
             own = metric.read(values.of_task(task).estimate(), set_name)
             found[f"{set_name}/{name}/{task}"] = own.rounded() if private and values.tells(task) else own
+        unseen = measurement.rows.get((HOLDOUT, name)) if set_name == "forget" and "/" not in name else None
+        shared = shared_tasks(values.tasks, unseen.tasks) if unseen else set()
+        if shared and shared < {*values.tasks}:
+            own = metric.read(values.of_tasks(shared).estimate(), set_name)
+            found[f"{set_name}/{name}/{COMPARED}"] = own.rounded() if private and values.part_tells(shared) else own
     return found
 
 
@@ -169,6 +178,13 @@ def _tests(ours: Measurement, theirs: Measurement, name: str | None) -> dict[str
     return found
 
 
+def _lacking(suite: Suite) -> list[str]:
+    """Tasks to forget of which there are no unseen rows, where there are of others."""
+    forget, unseen = ({row.task for own in suite.sets if own.name == name for row in own.examples} for name in SIDES)
+    lacking = forget - unseen if shared_tasks(forget, unseen) else set()
+    return sorted(task or "those without a task" for task in lacking)
+
+
 def _not_measured(
     suite: Suite, measurement: Measurement, reference: Measurement | None, settings: Mapping[str, Any], general: bool
 ) -> list[str]:
@@ -179,6 +195,11 @@ def _not_measured(
     if fewest < FEWEST:
         found.append(
             f"Membership and drift rest on {fewest} texts of one side: fewer than {FEWEST} tell next to nothing."
+        )
+    if lacking := _lacking(suite):
+        found.append(
+            f"There are no unseen texts of {first_few(lacking, 5)}, or all of them steered the run: the other texts to "
+            "forget alone are compared with unseen ones, and of these kinds only facts and answers that are said count."
         )
     if suite.documents is None and not suite.not_measured:
         found.append("The data has no texts that the model has never seen, so no membership attack was run.")

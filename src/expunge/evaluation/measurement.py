@@ -2,9 +2,8 @@
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import compress
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,17 +72,52 @@ class Values:
 
     def of_task(self, task: str) -> "Values":
         """The rows of one task."""
-        kept = [own == task for own in self.tasks]
-        ids, tasks, documents = (tuple(compress(own, kept)) for own in (self.ids, self.tasks, self.documents))
-        return Values(ids, tasks, documents, self.values[kept])
+        return self.of_tasks({task})
+
+    def of_tasks(self, tasks: Collection[str]) -> "Values":
+        """The rows of some tasks."""
+        return self.at([i for i, own in enumerate(self.tasks) if own in tasks])
+
+    def at(self, places: Sequence[int]) -> "Values":
+        """The rows at some places, in that order."""
+        ids, names, documents = (tuple(own[i] for i in places) for own in (self.ids, self.tasks, self.documents))
+        return Values(ids, names, documents, self.values[list(places)])
 
     def tells(self, task: str = "") -> bool:
         """Whether the exact mean of all rows, or of one task's, gives fewer than `TELLING` of them away."""
         return task in telling_parts(Counter(self.tasks)) if task else few({"": len(self.ids)})
 
-    def estimate(self) -> Estimate:
-        """Mean over the rows; the interval resamples documents."""
-        return mean_estimate(self.values, self.documents)
+    def part_tells(self, tasks: Collection[str]) -> bool:
+        """Whether the exact mean of some tasks' rows, beside those of all rows and of single tasks, does."""
+        counts = Counter(self.tasks)
+        sides = Counter({True: 0, False: 0})
+        for hidden in telling_parts(counts):
+            sides[hidden in tasks] += counts[hidden]
+        return few({str(side): count for side, count in sides.items()})
+
+    def mixed_as(self, other: "Values | None") -> tuple["Values", list[float] | None]:
+        """The rows of tasks that others have, too, and weights by which each task counts as much as it does there; all
+        rows alike where there are no others, or of other tasks alone.
+        """
+        shared = set() if other is None else shared_tasks(self.tasks, other.tasks)
+        if other is None or not shared:
+            return self, None
+        kept, wanted = self.of_tasks(shared), Counter(other.tasks)
+        had = Counter(kept.tasks)
+        return kept, [wanted[task] / had[task] for task in kept.tasks] if len(shared) > 1 else None
+
+    def estimate(self, mixed_as: "Values | None" = None) -> Estimate:
+        """Mean over the rows, in the mixture of tasks of others where these are given; the interval resamples
+        documents.
+        """
+        kept, weights = self.mixed_as(mixed_as)
+        return mean_estimate(kept.values, kept.documents, weights=weights)
+
+
+def shared_tasks(one: Iterable[str], other: Iterable[str]) -> set[str]:
+    """Tasks that both have; none where they share only what has no task."""
+    shared = {*one} & {*other}
+    return shared if shared - {""} else set()
 
 
 def document_of(row_id: str) -> str:

@@ -10,8 +10,8 @@ from typing import Any
 from expunge.errors import DataError
 from expunge.evaluation.estimate import Estimate
 from expunge.evaluation.measurement import Values
+from expunge.evaluation.metrics.registry import HOLDOUT
 from expunge.evaluation.stats import auc_difference_estimate, difference_estimate
-from expunge.utils.roc import Floats
 
 Table = Mapping[tuple[str, str], Values]
 """(set, metric) -> values, as in the file of per-example values."""
@@ -34,8 +34,10 @@ def paired_difference(metric: str, before: Table, after: Table) -> Estimate | No
     if task and task not in before[key].tasks:
         return None  # not a part of the rows, but a number of two sides
     old, new = (own[key].of_task(task) if task else own[key] for own in (before, after))
-    first, second, documents = _aligned(metric, old, new)
-    return difference_estimate(first, second, documents)
+    old, new = _aligned(metric, old, new)
+    kept, weights = new.mixed_as(after.get(("forget", key[1])) if key[0] == HOLDOUT and not task else None)
+    first = old.of_tasks({*kept.tasks}).values
+    return difference_estimate(first, kept.values, kept.documents, weights=weights)
 
 
 def shown_difference(metric: str, before: Table, after: Table) -> Estimate | None:
@@ -73,16 +75,16 @@ def _auc_difference(attack: str, before: Table, after: Table) -> Estimate | None
         key = next((own for own in keys if own in before and own in after), None)
         if key is None or not (before[key].ids and after[key].ids):
             return None
-        pairs.append(_aligned(f"membership/{attack}", before[key], after[key])[:2])
+        pairs.append([own.values for own in _aligned(f"membership/{attack}", before[key], after[key])])
     (old_members, new_members), (old_others, new_others) = pairs
     return auc_difference_estimate((old_members, old_others), (new_members, new_others))
 
 
-def _aligned(what: str, before: Values, after: Values) -> tuple[Floats, Floats, list[str]]:
-    """Values of the rows that both have, in one order, and their documents."""
+def _aligned(what: str, before: Values, after: Values) -> tuple[Values, Values]:
+    """The rows that both have, in one order."""
     places = {row: i for i, row in enumerate(zip(before.ids, before.tasks, strict=True))}
     pairs = [(places[row], i) for i, row in enumerate(zip(after.ids, after.tasks, strict=True)) if row in places]
     if not pairs:
         raise DataError(f"{what}: the two have no row in common: both must be measured on the same data")
-    old, new = (list(own) for own in zip(*pairs, strict=True))
-    return before.values[old], after.values[new], [after.documents[i] for i in new]
+    old, new = zip(*pairs, strict=True)
+    return before.at(old), after.at(new)

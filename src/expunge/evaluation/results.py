@@ -52,6 +52,8 @@ PACKAGES = ("torch", "transformers", "peft", "rouge-score")
 """Their versions are noted beside that of Expunge, because generations and scores can depend on them."""
 NUMBERS = ("task_aggregate", "mia_auc", "mia_score", "mmlu", "final_score")
 CHANCE_AUC = 0.5
+COMPARED = "kinds with unseen texts"
+"""In the place of a task: the rows to forget that are of tasks of which there are unseen texts, where not all are."""
 FINGERPRINT = {"base": "base model", "prompt_format": "prompt format"}
 """Parts of the fingerprint, beside the data, in which files that are compared should agree, and their names."""
 

@@ -38,7 +38,11 @@ ONE_TEXT = "one side has a single text, so how far it can be trusted is not know
 
 
 def mean_estimate(
-    values: Sequence[float] | Floats, clusters: Sequence[Hashable] | None = None, *, seed: int = 0
+    values: Sequence[float] | Floats,
+    clusters: Sequence[Hashable] | None = None,
+    *,
+    weights: Sequence[float] | None = None,
+    seed: int = 0,
 ) -> Estimate:
     """Mean over rows, with an interval that takes documents as the unit.
 
@@ -52,13 +56,14 @@ def mean_estimate(
     Args:
         values: One number per row.
         clusters: Label of each row's document; every row is its own when None.
+        weights: How much each row counts, above 0; all the same when None.
         seed: Of the resampling.
 
     Raises:
         DataError: A value is not finite, or `clusters` has another length.
     """
     rows = finite("values", values)
-    return _mean(rows, _codes("clusters", clusters, rows.size), seed)
+    return _mean(rows, _codes("clusters", clusters, rows.size), _weights(weights, rows.size), seed)
 
 
 def difference_estimate(
@@ -66,6 +71,7 @@ def difference_estimate(
     after: Sequence[float] | Floats,
     clusters: Sequence[Hashable] | None = None,
     *,
+    weights: Sequence[float] | None = None,
     seed: int = 0,
 ) -> Estimate:
     """Mean of `after - before` over the same rows in the same order.
@@ -81,10 +87,10 @@ def difference_estimate(
         raise DataError(
             f"before has {first.size} rows, after has {second.size}: a paired difference needs the same rows"
         )
-    codes = _codes("clusters", clusters, first.size)
+    codes, weighing = _codes("clusters", clusters, first.size), _weights(weights, first.size)
     if first.size and codes.max() > 0 and _in_unit_range(first) and _in_unit_range(second):
-        return _unit_difference(first, second, codes)
-    return _mean(second - first, codes, seed)
+        return _unit_difference(first, second, codes, weighing)
+    return _mean(second - first, codes, weighing, seed)
 
 
 def statistic_estimate(
@@ -254,11 +260,11 @@ def runs_estimate(values: Sequence[float] | Floats) -> Estimate:
     return Estimate(mean, mean - half, mean + half, runs.size)
 
 
-def _mean(rows: Floats, codes: NDArray[np.int64], seed: int) -> Estimate:
+def _mean(rows: Floats, codes: NDArray[np.int64], weights: Floats, seed: int) -> Estimate:
     if not rows.size:
         return Estimate(NAN, reason=NO_ROWS)
-    value = float(rows.mean())
-    sums, sizes = np.bincount(codes, rows).astype(np.float64), np.bincount(codes).astype(np.int64)
+    value = float(np.average(rows, weights=weights))
+    sums, sizes = _by_cluster(codes, rows * weights), _by_cluster(codes, weights)
     units = sums.size
     if units < 2:
         return Estimate(value, n=rows.size, reason=ONE)
@@ -272,7 +278,7 @@ def _mean(rows: Floats, codes: NDArray[np.int64], seed: int) -> Estimate:
     for start in range(0, RESAMPLES, step):
         chosen = rng.integers(units, size=(min(step, RESAMPLES - start), units))
         draws[start : start + step] = sums[chosen].sum(axis=1) / sizes[chosen].sum(axis=1)
-    without = (sums.sum() - sums) / (rows.size - sizes)
+    without = (sums.sum() - sums) / (sizes.sum() - sizes)
     low, high = bca_interval(value, draws, [without])
     half = t_quantile(units - 1) * math.sqrt((units - 1) / units * np.square(without - without.mean()).sum())
     if rows.min() > 0 and units >= LOG_UNITS:
@@ -282,12 +288,12 @@ def _mean(rows: Floats, codes: NDArray[np.int64], seed: int) -> Estimate:
     return Estimate(value, min(low, ends[0]), max(high, ends[1]), rows.size)
 
 
-def _unit_difference(first: Floats, second: Floats, codes: NDArray[np.int64]) -> Estimate:
+def _unit_difference(first: Floats, second: Floats, codes: NDArray[np.int64], weights: Floats) -> Estimate:
     """Newcombe's interval for the difference of two paired means of values in [0, 1]."""
-    sizes = np.bincount(codes).astype(np.int64)
+    sizes = _by_cluster(codes, weights)
     means, residuals = [], []
     for rows in (first, second):
-        mean, sums = float(rows.mean()), np.bincount(codes, rows).astype(np.float64)
+        mean, sums = float(np.average(rows, weights=weights)), _by_cluster(codes, rows * weights)
         means.append(Estimate(mean, *_share_interval(mean, sums, sizes), first.size))
         residuals.append(sums - mean * sizes)
     scale = math.sqrt(float(np.square(residuals[0]).sum() * np.square(residuals[1]).sum()))
@@ -308,8 +314,8 @@ def _joined(old: Estimate, new: Estimate, correlation: float) -> Estimate:
     return Estimate(value, low, value + reach(new.high - new.value, old.value - old.low), new.n)
 
 
-def _share_interval(mean: float, sums: Floats, sizes: NDArray[np.int64]) -> tuple[float, float]:
-    """Score interval of a mean of values in [0, 1], from the sum and the number of rows of each document."""
+def _share_interval(mean: float, sums: Floats, sizes: Floats) -> tuple[float, float]:
+    """Score interval of a mean of values in [0, 1], from the sum and the weight of the rows of each document."""
     units = sums.size
     variance = units / (units - 1) * np.square(sums - mean * sizes).sum() / sizes.sum() ** 2
     return _score_interval(mean, float(variance), units, t_quantile(units - 1))
@@ -337,6 +343,15 @@ def _in_unit_range(rows: Floats) -> bool:
 def _share_draws(hits: NDArray[np.int64], trials: int, rng: np.random.Generator) -> Floats:
     """A draw of the true share for each count, from its posterior under Jeffreys' prior."""
     return rng.beta(hits + 0.5, trials - hits + 0.5)
+
+
+def _weights(weights: Sequence[float] | None, rows: int) -> Floats:
+    return np.ones(rows) if weights is None else np.array(weights, dtype=np.float64)
+
+
+def _by_cluster(codes: NDArray[np.int64], values: Floats) -> Floats:
+    """The sum of each cluster's values."""
+    return np.bincount(codes, values).astype(np.float64)
 
 
 def _codes(name: str, clusters: Sequence[Hashable] | None, rows: int) -> NDArray[np.int64]:

@@ -21,8 +21,6 @@ RETRAINED, UNTOUCHED, CHANCE = "a model retrained without the texts", "the untou
 ORIGIN = "the model from before it saw the texts"
 NEVER_SEEN = "texts that it has never seen"
 NONE = "a model that knows nothing of them"
-UNSEEN = ("holdout", "nonmember")
-"""Sets that the model has never seen."""
 STATES = ("bad", "unclear", "not measured", "good")
 """From the worst to the best."""
 OTHER_TARGET = "Compare with texts (--holdout), or a reference, that have certainly not seen the texts to forget."
@@ -125,7 +123,7 @@ def _named(score: Score) -> str:
         return f"to the {attack} attack a forgotten text looks more familiar than an unseen one in"
     for beginning, words in PLAIN.items():
         if score.name.startswith(beginning):
-            again = f"{score.task} questions, " if score.task else ""
+            again = f"{score.task}{' questions' * (score.task == 'paraphrased')}, " if score.task else ""
             return again + (words if score.set == "forget" else f"{score.set}, {words}")
     return score.label
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from expunge.config import SETS
 from expunge.report.groups import DATA_FILES, Group, short, shown_settings
-from expunge.report.questions import losses_of
+from expunge.report.losses import losses_of
 from expunge.report.run_data import RunData
 from expunge.report.scores import number
 from expunge.runs.record import ALL_DONE

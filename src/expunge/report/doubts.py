@@ -5,9 +5,9 @@ import re
 from collections.abc import Mapping
 
 from expunge.config.criteria import Criteria
-from expunge.report.answers import NEVER_SEEN, RETRAINED, UNSEEN
+from expunge.report.answers import NEVER_SEEN, RETRAINED
 from expunge.report.run_data import RunData
-from expunge.report.scores import Score
+from expunge.report.scores import UNSEEN, Score
 from expunge.utils.roc import chance_sd
 
 CLEARLY = 2

@@ -22,7 +22,7 @@ from expunge.report.drawing import (
     slug,
 )
 from expunge.report.groups import Column, Group, Row
-from expunge.report.questions import losses_of
+from expunge.report.losses import losses_of
 from expunge.report.run_data import RunData
 from expunge.report.scores import Score, kept, knowledge
 from expunge.utils import coarse

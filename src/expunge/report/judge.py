@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from expunge.config.criteria import MET, NO_BETTER, Criteria
-from expunge.report.answers import STATES, UNSEEN, Answer
+from expunge.report.answers import STATES, Answer
 from expunge.report.doubts import doubts
 from expunge.report.questions import (
     ON_TRAINED,
@@ -23,7 +23,7 @@ from expunge.report.questions import (
     unseen_given,
 )
 from expunge.report.run_data import RunData, read_run
-from expunge.report.scores import number
+from expunge.report.scores import UNSEEN, number
 from expunge.runs.record import VERDICT
 from expunge.utils.files import write_json
 from expunge.utils.text import BABBLES, DECLINES

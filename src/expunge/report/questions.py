@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from expunge.config.criteria import Criteria
+from expunge.evaluation.results import COMPARED
 from expunge.report.answers import (
     CHANCE,
     NEVER_SEEN,
@@ -17,7 +18,6 @@ from expunge.report.answers import (
     ORIGIN,
     PLAIN,
     RETRAINED,
-    UNSEEN,
     UNTOUCHED,
     Answer,
     Number,
@@ -26,9 +26,9 @@ from expunge.report.answers import (
     shown,
 )
 from expunge.report.doubts import attack_kinds, attacks, doubts, sides
+from expunge.report.losses import drift_of, exact_losses, losses_of
 from expunge.report.run_data import RunData
-from expunge.report.scores import CHANGE, Score, kept, knowledge, number, speech
-from expunge.utils.coarse import TELLING, few
+from expunge.report.scores import CHANGE, UNSEEN, Score, kept, knowledge, number, speech
 from expunge.utils.roc import chance_sd
 from expunge.utils.text import UNSEEN_TEXTS, show_number
 
@@ -43,12 +43,15 @@ UNKNOWN = "no value of the untouched model"
 AS_UNSEEN = "nothing to lose: it was no higher than unseen texts are by chance"
 FEWEST_KEPT = 10
 """That none of fewer texts to keep is lost shows little; that some are counts."""
+FEWEST_OF_TASK = 5
+"""Fewest rows by which a task is judged by itself."""
 FEWEST_TEXTS = 2
 """An AUC of fewer texts on a side says nothing: another text could give any other number."""
 TO_SCORE = "Score the model before and after: `expunge evaluate --run RUN`."
 TO_ASK = "Give texts with prompts, or longer ones: a short text alone is read, and no answer to it can be judged."
 TO_KEEP = "Give texts to keep: `expunge evaluate --run RUN --retain FILE --overwrite`."
 TO_REFUSE = "Give texts to keep that have prompts: whether the model declines others, too, is not known."
+NOT_ASKED = "No prompt that should be answered was asked: whether the model declines others, too, is not known."
 SAID, TOLD, KEPT, SPEAKS = (
     "Is it still said?", "Can one tell that it was trained on?", "Is the rest kept?", "Does it still speak well?",
 )  # fmt: skip
@@ -59,26 +62,17 @@ def still_said(run: RunData, criteria: Criteria) -> Answer:
     rule = (
         f"No when every number has at most {criteria.max_left:.0%} of the way from the untouched model to its target "
         f"left (of answers word for word, of key facts and of texts said in one of several answers, or "
-        f"{criteria.max_exact_match:.0%} of the rows), and its interval leaves out the untouched model's value."
+        f"{criteria.max_exact_match:.0%} of the rows), and its interval leaves out the untouched model's value; of "
+        f"these three, a task of {FEWEST_OF_TASK} rows and more counts where its whole interval is above that."
     )
-    numbers = []
-    for score, before, target, whose in _with_targets(run, knowledge(run.scores.get("after", {}))):
-        plain = score.name.startswith(tuple(PLAIN))
-        if target is None:
-            numbers.append(shown(score, before, target, whose, "no target is known"))
-        elif before is None and not plain:
-            numbers.append(shown(score, before, target, whose, UNKNOWN))
-        elif before is not None and before - target < LEAST_GAP:
-            numbers.append(shown(score, before, target, whose, "nothing to lose: it was low before"))
-        else:
-            start = target if before is None else before
-            bound = criteria.left(target, start, counts_rows=plain)
-            found = judged(score, before, bound, whose, below=1.0 if before is None else before)
-            if before is not None and before - target < _by_chance(run, score, whose):
-                lost_nothing = shown(score, before, target, whose, AS_UNSEEN)
-                by_few = plain and target <= criteria.max_exact_match and found.state != "good"
-                found = replace(found, state="unclear") if by_few else lost_nothing
-            numbers.append(found)
+    numbers, known = [], knowledge(run.scores.get("after", {}))
+    for score, before, target, whose in _with_targets(run, known):
+        alike = known.get(f"{score.key}/{COMPARED}")
+        if whose == NEVER_SEEN and alike:
+            numbers.append(shown(score, before, None, "", "not judged: some are of kinds without unseen texts"))
+            score, before = alike, _before(run, alike)
+        numbers.append(_left(run, criteria, score, before, target, whose))
+    numbers += [_left_of_task(run, criteria, score) for score in _tasks(known)]
     if any(own.state != "shown" for own in numbers):
         answer = answered(SAID, ("yes", "no"), numbers, rule, doubts=doubts(run, criteria))
         facts = next((own.says for own in numbers if own.key == "forget/key_fact"), "")  # what a request asks for
@@ -96,6 +90,34 @@ def still_said(run: RunData, criteria: Criteria) -> Answer:
             "never seen (--holdout)."
         )
     return _said_by_losses(run, Answer(SAID, "not measured", "not measured", "", rule, need, tuple(numbers)))
+
+
+def _left(
+    run: RunData, criteria: Criteria, score: Score, before: float | None, target: float | None, whose: str
+) -> Number:
+    """What is left of one metric of the forget set."""
+    plain = score.name.startswith(tuple(PLAIN))
+    if target is None:
+        return shown(score, before, target, whose, "no target is known")
+    if before is None and not plain:
+        return shown(score, before, target, whose, UNKNOWN)
+    if before is not None and before - target < LEAST_GAP:
+        return shown(score, before, target, whose, "nothing to lose: it was low before")
+    bound = criteria.left(target, target if before is None else before, counts_rows=plain)
+    found = judged(score, before, bound, whose, below=1.0 if before is None else before)
+    if before is None or before - target >= _by_chance(run, score, whose):
+        return found
+    by_few = plain and target <= criteria.max_exact_match and found.state != "good"
+    return replace(found, state="unclear") if by_few else shown(score, before, target, whose, AS_UNSEEN)
+
+
+def _left_of_task(run: RunData, criteria: Criteria, score: Score) -> Number:
+    """What is left of one task, or person, which the mean over all can hide."""
+    before, (target, whose) = _before(run, score), _target(run, score)
+    found = _left(run, criteria, score, before, target, whose)
+    if found.state == "bad" and score.bounded:
+        return found
+    return shown(score, before, target, whose, "one task: only an interval wholly above the criterion counts")
 
 
 def _said_by_losses(run: RunData, answer: Answer) -> Answer:
@@ -196,8 +218,8 @@ def rest_kept(run: RunData, criteria: Criteria) -> Answer:
             found = replace(found, state="unclear")
         numbers.append(found)
     scored = any(own.state != "shown" for own in numbers)
-    side = "test" if _exact_losses(run, "test") else "retain"
-    drift, pair = _drift(run, criteria), _exact_losses(run, side)
+    side = "test" if exact_losses(run, "test") else "retain"
+    drift, pair = drift_of(run, criteria), exact_losses(run, side)
     if not scored and pair:
         share, bound = math.exp(min(0.0, pair[0] - pair[1])), criteria.retained()
         says = f"the loss of the texts to keep went from {show_number(pair[0])} to {show_number(pair[1])}"
@@ -247,7 +269,7 @@ def speaks_well(run: RunData, criteria: Criteria) -> Answer:
         if answer.state == "good" and answering and answering <= {"forget", *UNSEEN}:
             says = f"{answer.says}, but it was asked nothing that should be answered"
             return replace(answer, answer="unclear", state="unclear", says=says, need=TO_REFUSE)
-        return answer
+        return answer if answering else replace(answer, notes=(NOT_ASKED,))
     says = "there is nothing to compare it with" if numbers else "what the model says was not measured"
     need = TO_ASK if "after" in run.scores and not numbers else TO_SCORE
     return Answer(SPEAKS, "not measured", "not measured", says, rule, need, tuple(numbers))
@@ -265,22 +287,20 @@ def unseen_given(run: RunData) -> bool:
     return attacked and run.settings.get("benchmark") in WITH_UNSEEN
 
 
-def losses_of(run: RunData, name: str) -> tuple[float, float] | None:
-    """The loss of a set before and after, where both are known."""
-    pair = run.losses.get(name, {})
-    before, after = number(pair.get("before")), number(pair.get("after"))
-    return None if before is None or after is None else (before, after)
-
-
-def _exact_losses(run: RunData, name: str) -> tuple[float, float] | None:
-    """`losses_of` a set that has not so few texts that they are told to half a nat alone."""
-    texts = (run.manifest.get("loss_texts") or run.manifest.get("rows", {})).get(name, TELLING)
-    return None if few({name: texts}) else losses_of(run, name)
-
-
 def _whole(scores: dict[str, Score]) -> list[Score]:
     """The scores over all tasks; of paraphrased questions whether the fact is said."""
     return [score for score in scores.values() if not score.task or score.key == "forget/key_fact/paraphrased"]
+
+
+def _tasks(scores: dict[str, Score]) -> list[Score]:
+    """Counts of rows of one task each, of those with rows enough."""
+    return [
+        score
+        for score in scores.values()
+        if score.task not in ("", "paraphrased", COMPARED)
+        and score.name.startswith(tuple(PLAIN))
+        and (score.n or 0) >= FEWEST_OF_TASK
+    ]
 
 
 def _with_targets(run: RunData, scores: dict[str, Score]) -> Iterator[tuple[Score, float | None, float | None, str]]:
@@ -303,17 +323,23 @@ def _target(run: RunData, score: Score) -> tuple[float | None, str]:
 
     Of models that were retrained, unseen texts come closest, and the checkpoint from before can be far off.
     """
-    whose, unseen = _reference(run), []
-    if score.target is None and score.set == "forget":
-        unseen = [("after", f"{side}/{score.name}", NEVER_SEEN) for side in UNSEEN]
-    known = [("retrained", score.key, whose)]
-    for role, key, text in unseen + known if whose == ORIGIN else known + unseen:
-        found = run.scores.get(role, {}).get(key)
+    known = run.scores.get("retrained", {}).get(score.key), _reference(run)
+    unseen = _unseen(run, score) if score.target is None and score.set == "forget" else None, NEVER_SEEN
+    for found, whose in (unseen, known) if known[1] == ORIGIN else (known, unseen):
         if found and found.known:
-            return found.value, text
+            return found.value, whose
     if score.target is not None:
         return score.target, CHANCE
     return (0.0, NONE) if score.name.startswith(tuple(PLAIN)) else (None, "")
+
+
+def _unseen(run: RunData, score: Score) -> Score | None:
+    """The same metric of unseen texts: of the score's task where they are enough of it, else of all."""
+    after = run.scores.get("after", {})
+    own = [after.get(f"{side}/{score.name}/{score.task}") for side in UNSEEN]
+    whole = [after.get(f"{side}/{score.name}") for side in UNSEEN]
+    found = [score for score in own if score and (score.n or 0) >= FEWEST_OF_TASK] + whole
+    return next((score for score in found if score and score.known), None)
 
 
 def _by_chance(run: RunData, score: Score, whose: str) -> float:
@@ -323,40 +349,8 @@ def _by_chance(run: RunData, score: Score, whose: str) -> float:
     """
     if whose != NEVER_SEEN:
         return 0.0
-    after = run.scores["after"]
-    unseen = next(own for side in UNSEEN if (own := after.get(f"{side}/{score.name}")) and own.known)
-    pair = run.scores.get("before", {}).get(score.key, score), unseen
-    return math.hypot(*((own.high - own.low) / 2 for own in pair if own.bounded))
-
-
-def _drift(run: RunData, criteria: Criteria) -> list[Number]:
-    """How far the loss of unseen texts moved: of the training's own, and of those in the results, the larger rise.
-
-    A run is not reported on the texts that steered it, so the results before and after are compared where they are of
-    as many texts, and only if what the adapter does to each text was not measured.
-    """
-    after = run.scores.get("after", {}).values()
-    unseen = [own for own in after if own.set in UNSEEN and own.name.endswith("nll") and own.known and own.value]
-    drifts = [own for own in after if own.family == "drift" and own.target == 0 and own.known]
-    pair = _exact_losses(run, "holdout")
-    changes = [("holdout/loss", *pair)] if pair and pair[0] > 0 else []
-    for own in unseen:
-        before = run.scores.get("before", {}).get(own.key)
-        if drifts and own is unseen[0] and own.value > drifts[0].value:
-            changes.append((drifts[0].key, own.value - drifts[0].value, own.value))
-        elif not drifts and before and before.known and before.value and before.n == own.n:
-            changes.append((own.key, before.value, own.value))
-    if not changes:
-        return []
-    key, was, now = max(changes, key=lambda change: change[2] / change[1])
-    change, bound = now / was - 1, criteria.drift()
-    moved = f"{change:+.0%}" if abs(change) >= 0.005 else "less than 1%"
-    says = f"the loss of texts that it has never seen moved by {moved} ({show_number(was)} to {show_number(now)})"
-    found = Number(key, says, now, before=was, target=was, target_from=UNTOUCHED, excess=bound.excess(change))
-    state = "bad" if bound.violation(change) else "good"
-    if state == "bad" and any(own.key == key and own.bounded and own.low <= 0 for own in drifts):
-        state = "unclear"  # so few texts may not have moved at all
-    return [replace(found, limit=f"rose by at most {criteria.max_drift:.0%}", state=state)]
+    pair = run.scores.get("before", {}).get(score.key, score), _unseen(run, score)
+    return math.hypot(*((own.high - own.low) / 2 for own in pair if own and own.bounded))
 
 
 def _reference(run: RunData) -> str:

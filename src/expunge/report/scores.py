@@ -31,6 +31,8 @@ _SPELLED = {
     "min k": "min-k",
     r"tpr at (\d+) fpr": r"TPR at \1% FPR",
 }
+UNSEEN = ("holdout", "nonmember")
+"""Sets that the model has never seen."""
 ARROWS = {"higher": "↑", "lower": "↓", "target": "→"}
 SPEECH = ("repetition", "fluency", "refusal")
 """Metrics that say how the model speaks, not what it knows: the beginnings of their names."""

@@ -106,7 +106,7 @@ def knowledge_memorization(text: str, expected: str) -> float | None:
 
 
 @knowledge(
-    "leak_at_k", on="forget", over="k", label=lambda k: f"leak_at_{k}", family="text",
+    "leak_at_k", on="forget", over="k", label=lambda k: f"leak_at_{k}", family="text", by_task=True,
     source="Reisizadeh et al. 2025 (2511.04934)",
 )  # fmt: skip
 def leak_at_k(samples: Sequence[str], expected: str, k: int) -> float | None:

@@ -19,7 +19,10 @@ def key_fact(text: str, keywords: Sequence[str]) -> float:
     return float(says(text, keywords))
 
 
-@knowledge("key_fact_at_k", on="forget", over="k", label=lambda k: f"key_fact_at_{k}", family="text", source=SOURCE)
+@knowledge(
+    "key_fact_at_k", on="forget", over="k", label=lambda k: f"key_fact_at_{k}", family="text", source=SOURCE,
+    by_task=True,
+)  # fmt: skip
 def key_fact_at_k(samples: Sequence[str], keywords: Sequence[str], k: int) -> float:
     """Probability that one of k samples holds at least half of the row's key words"""
     return any_of_k([says(sample, keywords) for sample in samples], k)

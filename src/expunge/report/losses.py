@@ -1,0 +1,53 @@
+"""What the losses of a run say: of the texts to forget and to keep, and how far unseen ones have moved."""
+
+from dataclasses import replace
+
+from expunge.config.criteria import Criteria
+from expunge.report.answers import UNTOUCHED, Number
+from expunge.report.run_data import RunData
+from expunge.report.scores import UNSEEN, number
+from expunge.utils.coarse import TELLING, few
+from expunge.utils.text import show_number
+
+
+def losses_of(run: RunData, name: str) -> tuple[float, float] | None:
+    """The loss of a set before and after, where both are known."""
+    pair = run.losses.get(name, {})
+    before, after = number(pair.get("before")), number(pair.get("after"))
+    return None if before is None or after is None else (before, after)
+
+
+def exact_losses(run: RunData, name: str) -> tuple[float, float] | None:
+    """`losses_of` a set that has not so few texts that they are told to half a nat alone."""
+    texts = (run.manifest.get("loss_texts") or run.manifest.get("rows", {})).get(name, TELLING)
+    return None if few({name: texts}) else losses_of(run, name)
+
+
+def drift_of(run: RunData, criteria: Criteria) -> list[Number]:
+    """How far the loss of unseen texts moved: of the training's own, and of those in the results, the larger rise.
+
+    A run is not reported on the texts that steered it, so the results before and after are compared where they are of
+    as many texts, and only if what the adapter does to each text was not measured.
+    """
+    after = run.scores.get("after", {}).values()
+    unseen = [own for own in after if own.set in UNSEEN and own.name.endswith("nll") and own.known and own.value]
+    drifts = [own for own in after if own.family == "drift" and own.target == 0 and own.known]
+    pair = exact_losses(run, "holdout")
+    changes = [("holdout/loss", *pair)] if pair and pair[0] > 0 else []
+    for own in unseen:
+        before = run.scores.get("before", {}).get(own.key)
+        if drifts and own is unseen[0] and own.value > drifts[0].value:
+            changes.append((drifts[0].key, own.value - drifts[0].value, own.value))
+        elif not drifts and before and before.known and before.value and before.n == own.n:
+            changes.append((own.key, before.value, own.value))
+    if not changes:
+        return []
+    key, was, now = max(changes, key=lambda change: change[2] / change[1])
+    change, bound = now / was - 1, criteria.drift()
+    moved = f"{change:+.0%}" if abs(change) >= 0.005 else "less than 1%"
+    says = f"the loss of texts that it has never seen moved by {moved} ({show_number(was)} to {show_number(now)})"
+    found = Number(key, says, now, before=was, target=was, target_from=UNTOUCHED, excess=bound.excess(change))
+    state = "bad" if bound.violation(change) else "good"
+    if state == "bad" and any(own.key == key and own.bounded and own.low <= 0 for own in drifts):
+        state = "unclear"  # so few texts may not have moved at all
+    return [replace(found, limit=f"rose by at most {criteria.max_drift:.0%}", state=state)]
