@@ -198,8 +198,8 @@ def _not_measured(
         )
     if lacking := _lacking(suite):
         found.append(
-            f"There are no unseen texts of {first_few(lacking, 5)}, or all of them steered the run: the other texts to "
-            "forget alone are compared with unseen ones, and of these kinds only facts and answers that are said count."
+            f"Kinds without unseen texts, or of which all steered the run: {first_few(lacking, 5)}. The other texts to "
+            "forget alone are compared with unseen ones, and of these only facts and answers that are said count."
         )
     if suite.documents is None and not suite.not_measured:
         found.append("The data has no texts that the model has never seen, so no membership attack was run.")
