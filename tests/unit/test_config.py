@@ -2,12 +2,14 @@
 
 import re
 from copy import copy
-from dataclasses import asdict, fields, replace
+from dataclasses import MISSING, asdict, fields, replace
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
-from expunge.config import RECIPES, EvaluateConfig, UnlearnConfig
+from expunge.config import RECIPES, CalibrateConfig, ElicitConfig, EvaluateConfig, UnlearnConfig
 from expunge.config.nested import by_group, flat
 from expunge.config.unlearn import GROUPS
 from expunge.errors import ConfigError
@@ -274,6 +276,22 @@ def test_what_is_assigned_to_a_setting_counts_as_given() -> None:
         config.sede = 3
     with pytest.raises(ConfigError, match="recipe: its values stand already"):
         config.recipe = "npo"
+
+
+def test_numbers_of_numpy_and_torch_are_settings_as_any_other() -> None:
+    given = {"learning_rate": np.float64(1e-4), "seed": np.int64(3), "shard_base": np.bool_(False)}
+    config = UnlearnConfig(**GIVEN, **given)
+    config.epochs = torch.tensor(5)
+    for own in (config, config.changed(output="p")):
+        own.validate()
+        found = [own.learning_rate, own.seed, own.shard_base, own.epochs]
+        assert repr(found) == "[0.0001, 3, False, 5]"
+    for schema in (EvaluateConfig, CalibrateConfig, ElicitConfig):
+        own = schema(**{field.name: np.str_("a") for field in fields(schema) if field.default is MISSING})
+        own.dtype = np.str_("float32")
+        assert type(own.dtype) is str
+    with pytest.raises(ConfigError, match="--seed array"):
+        config.changed(seed=np.array([1, 2])).validate()
 
 
 def test_min_k_takes_whole_percents() -> None:

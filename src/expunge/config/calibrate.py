@@ -3,12 +3,12 @@
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from expunge.config.checks import UNIT, check_types, first_failed
+from expunge.config.checks import UNIT, Plain, check_types, first_failed
 from expunge.config.criteria import Criteria
 
 
 @dataclass(kw_only=True)
-class CalibrateConfig:
+class CalibrateConfig(Plain):
     """What the scale of an adapter is chosen by.
 
     Attributes:

@@ -51,6 +51,13 @@ SHARE = Range("is a share, at least 0 and below 1", lambda value: 0 <= value < 1
 SEED = Range("must lie between 0 and 2^32 - 1", lambda value: 0 <= value < 2**32)
 
 
+class Plain:
+    """Settings whose values are Python's own: what is assigned as one number of numpy or torch becomes one."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value.item() if getattr(value, "ndim", None) == 0 else value)
+
+
 def exclusive(config: Any, *pairs: tuple[str, str]) -> Iterator[Check]:
     """The checks of settings of which at most one of a pair can be given."""
     for one, other in pairs:

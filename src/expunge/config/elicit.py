@@ -5,12 +5,12 @@ from os.path import abspath
 from pathlib import Path
 from typing import Literal
 
-from expunge.config.checks import ABOVE_ZERO, POSITIVE, SEED, check_types, exclusive, first_failed
+from expunge.config.checks import ABOVE_ZERO, POSITIVE, SEED, Plain, check_types, exclusive, first_failed
 from expunge.utils.text import comma_list
 
 
 @dataclass(kw_only=True)
-class ElicitConfig:
+class ElicitConfig(Plain):
     """What a model is asked about a name, and how.
 
     Attributes:

@@ -10,6 +10,7 @@ from expunge.config.checks import (
     SEED,
     SHARE,
     Check,
+    Plain,
     check_types,
     exclusive,
     first_failed,
@@ -23,7 +24,7 @@ Benchmark = Literal["semeval", "lume", "tofu", "muse", "custom"]
 
 
 @dataclass
-class EvaluateConfig:
+class EvaluateConfig(Plain):
     """What an evaluation depends on.
 
     Attributes:

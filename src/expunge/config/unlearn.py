@@ -16,6 +16,7 @@ from expunge.config.checks import (
     UNIT,
     WEIGHT,
     Check,
+    Plain,
     check_types,
     first_failed,
     flag,
@@ -243,7 +244,7 @@ GROUPS: dict[str, type] = {
 
 @dataclass(kw_only=True)
 class UnlearnConfig(
-    DeviceConfig, EvaluationConfig, OptimisationConfig, AdapterConfig, LossConfig, DataConfig, RunConfig
+    DeviceConfig, EvaluationConfig, OptimisationConfig, AdapterConfig, LossConfig, DataConfig, RunConfig, Plain
 ):
     """Everything that an unlearning run depends on; the recipe's values stand where none is given.
 
