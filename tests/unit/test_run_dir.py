@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import stat
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -374,6 +375,15 @@ def test_files_of_a_transaction_change_together(tmp_path):
         assert not (tmp_path / "below" / "b").exists()
     assert (tmp_path / "a").read_text() == (tmp_path / "below" / "b").read_text() == "new"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "below"]
+
+
+def test_what_another_thread_writes_is_no_part_of_a_transaction(tmp_path):
+    with files.transaction(tmp_path / "run"):
+        files.write_text(tmp_path / "run" / "a", "")
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(files.write_text, tmp_path / "b", "").result()
+        assert (tmp_path / "b").exists()
+        assert not (tmp_path / "run" / "a").exists()
 
 
 def test_a_transaction_that_fails_changes_nothing(tmp_path):

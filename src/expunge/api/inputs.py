@@ -8,11 +8,9 @@ its base is of no use. The object itself is left as it is.
 import dataclasses
 import difflib
 import math
-import warnings
-from collections.abc import Callable, Iterable, Mapping
-from functools import wraps
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -31,8 +29,6 @@ from expunge.utils import folders
 from expunge.utils.progress import Reporter
 from expunge.utils.ranks import launched
 
-P = ParamSpec("P")
-R = TypeVar("R")
 Texts = str | Path | Iterable[Mapping[str, Any] | str]
 """A file or `datasets` name, a `datasets.Dataset`, a data frame, or rows: dicts of columns, or texts without prompt."""
 BASE = "-base"
@@ -65,6 +61,8 @@ def named_texts(name: str, texts: Texts | None) -> str | None:
             raise DataError(f"{name}: is a DatasetDict with the splits {', '.join(map(str, rows))}: choose one")
         return InMemory(name, [row for _, row in dataset_rows(rows, None, name)])
     if hasattr(rows, "to_dict") and hasattr(rows, "columns"):  # a data frame; a column of one is a list of texts
+        if len(set(rows.columns)) < len(rows.columns):
+            raise DataError(f"{name}: two columns have the same name")
         rows = _records(rows.to_dicts() if hasattr(rows, "to_dicts") else rows.to_dict("records"))
     if isinstance(rows, Mapping) or not isinstance(rows, Iterable):
         raise DataError(f"{name}: is a {type(rows).__name__}: give a file, a data set or a list of rows")
@@ -219,14 +217,3 @@ def checked(schema: type, **settings: Any) -> Any:
             close = difflib.get_close_matches(name, known, 1)
             raise ConfigError(f"unknown setting {name}" + (f": did you mean {close[0]}?" if close else ""))
     return schema(**settings)
-
-
-def without_deprecations(call: Callable[P, R]) -> Callable[P, R]:
-    """A call during which deprecations inside libraries, which no user can mend, are not shown."""
-
-    @wraps(call)
-    def quiet(*args: P.args, **kwargs: P.kwargs) -> R:
-        with warnings.catch_warnings(action="ignore", category=FutureWarning):
-            return call(*args, **kwargs)
-
-    return quiet

@@ -44,6 +44,9 @@ class InMemory(str):
         self.rows = _number(rows, self)
         return self
 
+    def __reduce__(self) -> tuple[type["InMemory"], tuple[str, list[dict[str, Any]]]]:
+        return InMemory, (self.removesuffix(IN_MEMORY), [row for _, row in self.rows])
+
     def __deepcopy__(self, memo: dict[int, Any]) -> "InMemory":
         return self
 
@@ -345,6 +348,11 @@ def dataset_rows(data: Any, split: str | None, source: str) -> list[Row]:
         data = data[split]
     elif split:
         raise DataError(f"{source}: holds a single data set without splits: leave :{split} out")
+    shown = getattr(data, "format", {})  # a stream has none
+    if shown.get("type") == "custom":
+        raise DataError(f"{source}: has a transform, which would be left out: apply it with map first")
+    if shown and not shown["output_all_columns"]:
+        data = data.select_columns(shown["columns"])
     try:
         batches = data.with_format("arrow").iter(BATCH_ROWS)
         return _number(_batch_rows(batches, source), source)

@@ -13,6 +13,7 @@ import math
 import os
 import secrets
 import tempfile
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -25,8 +26,18 @@ from expunge.utils.listing import TEMPORARY, is_inside, note
 NO_SYNC = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)
 """What a file system answers that cannot flush a folder (network and shared disks)."""
 
-_pending: list[tuple[Path, Path]] | None = None
-"""Within `transaction`: temporary and final name of what was written so far."""
+
+class _Open(threading.local):
+    """The transaction that is open in a thread.
+
+    Attributes:
+        pending: Temporary and final name of what was written so far; None where none is open.
+    """
+
+    pending: list[tuple[Path, Path]] | None = None
+
+
+_open = _Open()
 
 
 def write_bytes(path: Path | str, data: bytes, *, overwrite: bool = False) -> None:
@@ -54,8 +65,8 @@ def write_bytes(path: Path | str, data: bytes, *, overwrite: bool = False) -> No
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            if _pending is not None:
-                _pending.append((Path(temporary), path))
+            if _open.pending is not None:
+                _open.pending.append((Path(temporary), path))
                 return
             os.replace(temporary, path)
         except BaseException:
@@ -140,20 +151,19 @@ def transaction(root: Path) -> Iterator[None]:
     Raises:
         RunError: The system refuses; nothing is changed.
     """
-    global _pending
-    if _pending is not None:
+    if _open.pending is not None:
         yield  # a part of the transaction that is open
         return
-    _pending = []
+    pending: list[tuple[Path, Path]] = []
+    _open.pending = pending
     try:
         yield
-        pending = _pending
     except BaseException:
-        for temporary, _ in _pending:
+        for temporary, _ in pending:
             temporary.unlink(missing_ok=True)
         raise
     finally:
-        _pending = None
+        _open.pending = None
     if not pending:
         return
     here = root.resolve()
