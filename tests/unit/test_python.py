@@ -2,10 +2,12 @@
 
 import ast
 import logging
+import pickle
 import shutil
 import warnings
 import weakref
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import chdir
 from dataclasses import replace
 from pathlib import Path
@@ -20,11 +22,13 @@ import transformers
 import yaml
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.utils import logging as transformers_logging
 
 import expunge
 from expunge.api.inputs import named_texts
 from expunge.cli.commands import COMMANDS
 from expunge.data.examples import read_examples
+from expunge.data.readers import read_rows
 from expunge.errors import ConfigError, DataError, ModelError, RunError, UserError
 from expunge.model.load import LoadedModel, load_model
 from expunge.train import merge as merging
@@ -93,6 +97,7 @@ def test_every_command_can_be_called(command: str) -> None:
         iter(FORGET),
         datasets.Dataset.from_list(FORGET),
         datasets.DatasetDict({"train": datasets.Dataset.from_list(FORGET)}),
+        datasets.Dataset.from_list(FORGET).to_iterable_dataset(),
         pandas.DataFrame(FORGET),
     ],
     ids=lambda given: type(given).__name__,
@@ -112,6 +117,15 @@ def test_a_data_frame_may_have_lists_and_missing_cells() -> None:
     assert read_examples(named_texts("forget", words) or "")[0].keywords == ("Ines",)
 
 
+def test_a_data_set_is_read_as_it_shows_itself() -> None:
+    rows = datasets.Dataset.from_list(FORGET)
+    for shown in (rows.with_format("numpy", columns=["completion"]), rows.select_columns("completion")):
+        found = read_rows(named_texts("forget", shown) or "")
+        assert [row for _, row in found] == [{"completion": row["completion"]} for row in FORGET]
+    every = rows.with_format("numpy", columns=["completion"], output_all_columns=True)
+    assert read_examples(named_texts("forget", every) or "")[0].prompt == FORGET[0]["prompt"]
+
+
 def test_plain_texts_have_no_prompt() -> None:
     for texts in (["All of it."], pandas.Series(["All of it."])):
         (row,) = read_examples(named_texts("forget", texts) or "")
@@ -126,6 +140,10 @@ def test_plain_texts_have_no_prompt() -> None:
         ([FORGET[0], ["Zarquon"]], "forget, row 2: is no text and no dict of named columns but list"),
         (datasets.DatasetDict({"a": datasets.Dataset.from_list(FORGET), "b": datasets.Dataset.from_list(FORGET)}),
          "forget: is a DatasetDict with the splits a, b: choose one"),
+        (datasets.Dataset.from_list(FORGET).with_transform(lambda rows: rows),
+         "forget: has a transform, which would be left out: apply it with map first"),
+        (pandas.DataFrame([["Who?", "Ines.", "Tobias."]], columns=["prompt", "completion", "completion"]),
+         "forget: two columns have the same name"),
     ],
 )  # fmt: skip
 def test_what_are_no_texts(given: Any, message: str) -> None:
@@ -147,6 +165,7 @@ def test_a_bad_row_in_memory_is_named_and_not_shown(model: Path, here: Path) -> 
 
 def test_from_texts_in_memory_to_a_merged_model(model: Path, here: Path) -> None:
     outcome = expunge.unlearn(model, forget=FORGET, retain=RETAIN, output="run", **QUICK)
+    outcome = pickle.loads(pickle.dumps(outcome))  # as one comes from a worker process
 
     assert outcome.steps == 2
     assert set(outcome.losses) == {"forget", "retain"}
@@ -280,6 +299,62 @@ def test_a_config_says_everything_or_nothing(model: Path, here: Path) -> None:
 def test_forecast_writes_nothing(model: Path, here: Path) -> None:
     assert expunge.forecast(model, forget=FORGET, retain=RETAIN, **QUICK).steps == 2
     assert not any(here.iterdir())
+
+
+# --- the program around --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def float32() -> Iterator[None]:
+    """Torch's default again at the end."""
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def of_the_program() -> tuple[object, ...]:
+    """What of the process a program sets and counts on."""
+    return (
+        torch.get_default_dtype(), torch.get_default_device(), torch.is_grad_enabled(),
+        torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu"), transformers_logging.get_verbosity(),
+        transformers_logging.is_progress_bar_enabled(), torch.backends.cuda.cudnn_sdp_enabled(),
+    )  # fmt: skip
+
+
+@pytest.mark.usefixtures("float32")
+def test_a_call_and_the_program_around_it_leave_each_other_alone(model: Path, here: Path) -> None:
+    texts: dict[str, Any] = {"forget": FORGET, "retain": RETAIN}
+    chance, before = torch.get_rng_state(), of_the_program()
+    plain = expunge.unlearn(model, output="plain", **texts, **QUICK)
+    assert of_the_program() == before
+    torch.set_default_dtype(torch.bfloat16)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16), torch.device("meta"):
+        before = of_the_program()
+        other = expunge.unlearn(model, output="other", **texts, **QUICK)
+        assert of_the_program() == before
+    assert torch.equal(torch.get_rng_state(), chance)  # which a run has seeded
+    assert other.losses == plain.losses
+    assert (other.adapter / "adapter_model.safetensors").read_bytes() == (
+        plain.adapter / "adapter_model.safetensors"
+    ).read_bytes()
+
+
+CALLS = ("calibrate", "elicit", "evaluate", "forecast", "load_unlearned", "merge", "run_demo", "unlearn")
+
+
+def test_a_call_from_another_thread_is_refused_and_one_from_a_callback_is_not(model: Path, here: Path) -> None:
+    class Own(expunge.Callback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            assert expunge.evaluate(model, forget=FORGET, max_new_tokens=2, device="cpu").metrics
+            with ThreadPoolExecutor(1) as pool:
+                for name in CALLS:
+                    with pytest.raises(RunError, match=r"another thread .* call one after the other"):
+                        pool.submit(getattr(expunge, name)).result()
+
+    settings: dict[str, Any] = {"forget": FORGET, "retain": RETAIN, **QUICK}
+    outcome = expunge.unlearn(model, output="run", callbacks=[Own()], **settings)
+    with ThreadPoolExecutor(1) as pool:
+        after = pool.submit(expunge.unlearn, model, output="after", **settings).result()
+    assert after.losses == outcome.losses
 
 
 # --- a model in memory ---------------------------------------------------------------------------

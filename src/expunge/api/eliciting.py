@@ -7,9 +7,11 @@ from expunge.api.inputs import checked
 from expunge.config import ElicitConfig
 from expunge.interview.run import Elicited
 from expunge.interview.run import elicit as ask
+from expunge.utils.isolated import isolated
 from expunge.utils.progress import reporter_for
 
 
+@isolated
 def elicit(
     model: str | Path, *, about: str, output: str | Path, progress: bool | None = None, **settings: Any
 ) -> Elicited:

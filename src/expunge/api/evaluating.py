@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from expunge.api.inputs import Texts, checked, given_texts, named_model, without_deprecations
+from expunge.api.inputs import Texts, checked, given_texts, named_model
 from expunge.config import EvaluateConfig
 from expunge.errors import ConfigError
 from expunge.evaluation.checks import is_run, resolved
@@ -17,6 +17,7 @@ from expunge.evaluation.estimate import Estimate
 from expunge.evaluation.results import measured_metrics
 from expunge.evaluation.run import evaluate as score
 from expunge.evaluation.tables import metrics_table
+from expunge.utils.isolated import isolated
 from expunge.utils.progress import reporter_for
 
 
@@ -48,7 +49,7 @@ class Evaluation:
         return metrics_table(self.content)
 
 
-@without_deprecations
+@isolated
 def evaluate(
     model: str | Path | PreTrainedModel | EvaluateConfig,
     *,

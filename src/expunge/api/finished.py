@@ -6,7 +6,7 @@ from typing import Any
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
-from expunge.api.inputs import Texts, checked, given_texts, named_texts, without_deprecations
+from expunge.api.inputs import Texts, checked, given_texts, named_texts
 from expunge.config import CalibrateConfig
 from expunge.errors import ConfigError
 from expunge.model.load import load_model
@@ -17,10 +17,11 @@ from expunge.runs.record import read_manifest
 from expunge.train import calibrate as scales
 from expunge.train import merge as merging
 from expunge.train.scale import Calibration
+from expunge.utils.isolated import isolated
 from expunge.utils.progress import reporter_for
 
 
-@without_deprecations
+@isolated
 def merge(
     run: str | Path,
     output: str | Path,
@@ -59,7 +60,7 @@ def merge(
     )
 
 
-@without_deprecations
+@isolated
 def calibrate(
     run: str | Path | CalibrateConfig,
     *,
@@ -94,6 +95,7 @@ def calibrate(
     return scales.calibrate(checked(CalibrateConfig, run=str(run), **named, **settings), reporter_for(progress))
 
 
+@isolated
 def load_unlearned(
     run: str, *, model: str | None = None, dtype: str = "float32", device: str = "auto", trust_remote_code: bool = False
 ) -> tuple[PeftModel, PreTrainedTokenizerBase]:

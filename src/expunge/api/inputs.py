@@ -63,8 +63,6 @@ def named_texts(name: str, texts: Texts | None) -> str | None:
     if hasattr(rows, "to_dict") and hasattr(rows, "columns"):  # a data frame; a column of one is a list of texts
         if len(set(rows.columns)) < len(rows.columns):
             raise DataError(f"{name}: two columns have the same name")
-        if len(set(rows.columns)) < len(rows.columns):
-            raise DataError(f"{name}: two columns have the same name")
         rows = _records(rows.to_dicts() if hasattr(rows, "to_dicts") else rows.to_dict("records"))
     if isinstance(rows, Mapping) or not isinstance(rows, Iterable):
         raise DataError(f"{name}: is a {type(rows).__name__}: give a file, a data set or a list of rows")

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from expunge.api.evaluating import Evaluation, evaluate
 from expunge.api.finished import load_unlearned, merge
-from expunge.api.inputs import Texts, checked, given_texts, named_model, without_deprecations
+from expunge.api.inputs import Texts, checked, given_texts, named_model
 from expunge.config import UnlearnConfig
 from expunge.errors import ConfigError
 from expunge.evaluation.advice import Advisor
@@ -26,6 +26,7 @@ from expunge.runs.settings import run_settings
 from expunge.train import dry_run, loop
 from expunge.train.callbacks import Callback, check_callbacks
 from expunge.train.merge import MergeReport
+from expunge.utils.isolated import isolated
 from expunge.utils.progress import Reporter, reporter_for
 from expunge.utils.ranks import is_writer
 
@@ -36,7 +37,7 @@ class Outcome(Written):
 
     Attributes:
         texts: Set -> the texts that were given, as long as the process lasts: no file of the run holds those that were
-            in memory.
+            in memory. A pickle of the outcome, as it comes back from a worker process, does.
     """
 
     texts: Mapping[str, str] = field(default_factory=dict, repr=False)
@@ -71,7 +72,7 @@ class Outcome(Written):
         return load_unlearned(str(self.output), **options)
 
 
-@without_deprecations
+@isolated
 def unlearn(
     model: str | Path | PreTrainedModel | UnlearnConfig,
     *,
@@ -119,7 +120,7 @@ def unlearn(
     return Outcome(**{own.name: getattr(done, own.name) for own in dataclasses.fields(done)}, texts=given)
 
 
-@without_deprecations
+@isolated
 def forecast(
     model: str | Path | PreTrainedModel | UnlearnConfig,
     *,

@@ -35,6 +35,7 @@ from expunge.runs.record import adapter_fingerprint, read_manifest
 from expunge.runs.run import Run
 from expunge.train.loop import unlearn
 from expunge.utils.files import transaction
+from expunge.utils.isolated import isolated
 from expunge.utils.progress import Reporter
 
 MAX_NEW_TOKENS = 96
@@ -83,6 +84,7 @@ class Subject:
     settings: dict[str, Any]
 
 
+@isolated
 def run_demo(
     output: str,
     reporter: Reporter | None = None,
