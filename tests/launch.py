@@ -168,7 +168,8 @@ def last_has_a_bug() -> None:
 
 
 def last_is_killed() -> None:
-    """The system kills the last process."""
+    """The system kills the last process; the reference is in files."""
+    reference_in_files()
     if rank() == int(os.environ.get("WORLD_SIZE", "1")) - 1:
         _at_step_3(lambda: os.kill(os.getpid(), signal.SIGKILL))
 

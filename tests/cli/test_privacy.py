@@ -11,6 +11,7 @@ from typing import Any
 import matplotlib
 import pytest
 import torch
+from safetensors import safe_open
 from transformers import AutoTokenizer
 from workspace import QUICK, RETAIN, UNLEARN, Result, write_jsonl
 
@@ -190,10 +191,12 @@ def test_a_bug_shows_no_text(planted: Path, expunge: Run, monkeypatch: pytest.Mo
 
 
 def test_a_run_that_is_killed(planted: Path) -> None:
-    """SIGKILL leaves checkpoints, which hold the adapter, and nothing of the texts."""
-    (end,) = launch(1, planted, *TRAIN, prepare="last_is_killed")
+    """SIGKILL leaves checkpoints, which hold the adapter, the reference of texts to keep, and nothing of others."""
+    (end,) = launch(1, planted, *TRAIN, "--recipe", "default", "--eval-every", "0", prepare="last_is_killed")
 
     assert end.code == -9, end
+    with safe_open(Path("run/.expunge/cache/reference-0.safetensors"), "pt") as tensors:
+        assert set(tensors.keys()) == {"retain.ref_states", "replay.ref_states"}
     assert list(Path("run/checkpoints").iterdir())
     assert json.loads(Path("run/manifest.json").read_text())["status"] == "running"
     nothing_leaked(planted, end)

@@ -318,6 +318,13 @@ def _read_named(source: str) -> list[Row]:
     from huggingface_hub.errors import OfflineModeIsEnabled
 
     name, config, split = match["name"], match["config"], match["split"]
+    owner = name.rpartition("/")[0]
+    if not owner:  # datasets would take `csv` or `text` for a loader of the files around here
+        raise DataError(f"{source}: no such file; a data set's name needs its owner, as in owner/name")
+    if Path(owner).is_dir():  # a slip in a path, which is nobody's business
+        raise DataError(
+            f"{source}: no such file, and {owner} is a folder here: a data set of that name is not looked up"
+        )
     try:
         # One request, since load_dataset retries for half a minute where there is no network.
         name = HfApi().dataset_info(name, timeout=HUB_TIMEOUT).id
@@ -328,8 +335,6 @@ def _read_named(source: str) -> list[Row]:
             f"{source}: no such file, and the Hub has no such data set or is out of reach: "
             f"{type(error).__name__}; HF_HUB_OFFLINE=1 reads what was downloaded before"
         ) from None
-    if "/" not in name:  # datasets would take `csv` or `text` for a loader of the files around here
-        raise DataError(f"{source}: no such file; a data set's name needs its owner, as in owner/name")
     try:
         data = datasets.load_dataset(name, config)
     except Exception as error:

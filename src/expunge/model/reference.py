@@ -28,10 +28,14 @@ from expunge.utils.files import fingerprint
 
 MEMORY_BYTES = 2**28
 """A reference up to this size stays in main memory; a larger one goes to a file, if there is a folder for it."""
+PART = 2**16
+"""Targets of which processes exchange values at once."""
 FILE_NAME = "reference-{node}.safetensors"
 """One file on each machine, whose processes write it together."""
 
 What = Literal["logps", "states"]
+Layout = dict[str, tuple[torch.dtype, tuple[int, ...]]]
+"""Name -> dtype and shape of its flat tensor."""
 
 
 class RowValues:
@@ -62,18 +66,20 @@ class Asked:
         span: Their targets: `completion` or `all`.
         what: `logps` for log-probabilities (nats, fp32), `states` for the final hidden states that predict the targets,
             in the dtype that the head multiplies in (so rounding loses nothing).
+        private: They never leave the memory: the model's head says the texts from their states.
     """
 
     rows: Sequence[TokenizedExample]
     span: str
     what: What
+    private: bool = False
 
     def sizes(self) -> list[int]:
         """Targets of each row."""
         return [len(row.targets(self.span)) for row in self.rows]
 
 
-def reference_layout(loaded: LoadedModel, sides: dict[str, Asked]) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+def reference_layout(loaded: LoadedModel, sides: dict[str, Asked]) -> Layout:
     """Dtype and shape of the flat tensor of each side."""
     probe = final_states(loaded, lay_out(loaded, [[0]]))
     states = probe.dtype if loaded.head.weight is None else loaded.head.weight.dtype
@@ -84,9 +90,21 @@ def reference_layout(loaded: LoadedModel, sides: dict[str, Asked]) -> dict[str, 
     }
 
 
-def layout_bytes(layout: dict[str, tuple[torch.dtype, tuple[int, ...]]]) -> int:
+def layout_bytes(layout: Layout) -> int:
     """Size of all tensors of a layout."""
     return sum(dtype.itemsize * prod(shape) for dtype, shape in layout.values())
+
+
+def for_file(layout: Layout, sides: dict[str, Asked]) -> Layout:
+    """The part of a layout that goes to a file where there is a folder for it: what is not private, if it is large."""
+    public = {name: own for name, own in layout.items() if not sides[name].private}
+    return public if layout_bytes(public) > MEMORY_BYTES else {}
+
+
+def memory_bytes(loaded: LoadedModel, sides: dict[str, Asked]) -> int:
+    """Size of what a run with a folder keeps in main memory all the same."""
+    layout = reference_layout(loaded, sides)
+    return layout_bytes(layout) - layout_bytes(for_file(layout, sides))
 
 
 @torch.no_grad()
@@ -104,7 +122,8 @@ def compute_reference(
     Args:
         loaded: The model; an adapter in it is switched off for the pass.
         sides: Name -> rows, each row with at least one target.
-        folder: Where a reference above `MEMORY_BYTES` is kept; in main memory whatever its size when None.
+        folder: Where a reference above `MEMORY_BYTES` is kept, but for what is private; in main memory whatever its
+            size when None.
         key: Fingerprint of everything that the values depend on beside the rows.
         processes: Those that share the work. In memory each gets all values; in files, the processes of one machine
             write one together, so nothing has to be sent.
@@ -118,27 +137,48 @@ def compute_reference(
     """
     with loaded.adapter_off():
         layout = reference_layout(loaded, sides)
-        if folder is None or layout_bytes(layout) <= MEMORY_BYTES:
-            memory = {name: torch.zeros(shape, dtype=dtype) for name, (dtype, shape) in layout.items()}
-            _fill(loaded, sides, memory, progress, processes)
-            return {name: RowValues(processes.total(flat), sides[name].sizes()) for name, flat in memory.items()}
-        local = processes.on_this_machine()
-        node = processes.index // local.count
-        file = TensorFile(folder / FILE_NAME.format(node=node), layout, fingerprint(key, *_parts(sides)))
-        if processes.any(not file.complete()):
-            try:
-                if local.index == 0:
-                    file.create()
-                processes.wait()
-                _fill(loaded, sides, file.tensors(partial=True), progress, local)
-                processes.wait()
-                if local.index == 0:
-                    file.finish()
-                processes.wait()
-            finally:
-                if local.index == 0:
-                    file.partial.unlink(missing_ok=True)
-        return {name: RowValues(flat, sides[name].sizes()) for name, flat in file.tensors().items()}
+        stored = for_file(layout, sides) if folder else {}
+        memory = {
+            name: torch.zeros(shape, dtype=dtype) for name, (dtype, shape) in layout.items() if name not in stored
+        }
+        _fill(loaded, {name: sides[name] for name in memory}, memory, progress, processes)
+        for flat in memory.values() if processes.count > 1 else ():
+            for part in flat.split(PART):
+                part.copy_(processes.total(part))
+        found: dict[str, Tensor | FileTensor] = {**memory}
+        if folder and stored:
+            filed = {name: sides[name] for name in stored}
+            found |= _filed(loaded, filed, stored, folder, key, progress, processes)
+        return {name: RowValues(found[name], side.sizes()) for name, side in sides.items()}
+
+
+def _filed(
+    loaded: LoadedModel,
+    sides: dict[str, Asked],
+    layout: Layout,
+    folder: Path,
+    key: str,
+    progress: Callable[[int], None] | None,
+    processes: Processes,
+) -> dict[str, FileTensor]:
+    """The values of some sides in a file, which the processes of a machine write, or which is there."""
+    local = processes.on_this_machine()
+    node = processes.index // local.count
+    file = TensorFile(folder / FILE_NAME.format(node=node), layout, fingerprint(key, *_parts(sides)))
+    if processes.any(not file.complete()):
+        try:
+            if local.index == 0:
+                file.create()
+            processes.wait()
+            _fill(loaded, sides, file.tensors(partial=True), progress, local)
+            processes.wait()
+            if local.index == 0:
+                file.finish()
+            processes.wait()
+        finally:
+            if local.index == 0:
+                file.partial.unlink(missing_ok=True)
+    return file.tensors()
 
 
 def _parts(sides: dict[str, Asked]) -> Iterator[str]:
@@ -151,7 +191,7 @@ def _parts(sides: dict[str, Asked]) -> Iterator[str]:
 def cache_folder(path: Path, processes: Processes = ALONE) -> Iterator[Path]:
     """A folder for the reference of one run: it goes when the run ends or fails, and stays when it is interrupted.
 
-    What it holds are activations of retain texts and numbers of forget texts. An interrupted run goes on from it.
+    What it holds are activations of retain and replay texts. An interrupted run goes on from it.
     """
     try:
         yield path

@@ -58,7 +58,7 @@ class Forecast:
         trainable: Parameters of the adapter.
         parameters: Parameters of model and adapter.
         reference_bytes: Size of the cached reference.
-        reference_on_disk: Whether it goes to a file.
+        reference_on_disk: Whether what is not of texts to forget goes to a file.
         peak_memory_bytes: Predicted: of the device's allocator on CUDA, resident of the process on the CPU.
         training_seconds: Predicted time in the training loop.
         total_seconds: Predicted time of the whole run.
@@ -131,6 +131,7 @@ def _forecast(prepared: Prepared, reporter: Reporter, prepare_seconds: float, ca
     sizes = [trainer.size(step) for step in steps]
     layout = reference.reference_layout(loaded, trainer.reference_sides())
     reference_bytes = reference.layout_bytes(layout)
+    in_memory = reference.memory_bytes(loaded, trainer.reference_sides())
     passes = _pass_area(trainer, prepared)
     evaluations, evaluated = _evaluations(trainer, prepared)
 
@@ -154,8 +155,7 @@ def _forecast(prepared: Prepared, reporter: Reporter, prepare_seconds: float, ca
 
     training = training_seconds(sizes, timed)
     forward = targets + rate * (passes + evaluations * evaluated)
-    on_disk = reference_bytes > reference.MEMORY_BYTES
-    held = reference_bytes if on_cpu and not on_disk else 0
+    held = in_memory if on_cpu else 0
     return Forecast(
         rows={name: len(rows) for name, rows in prepared.sets.items() if rows},
         tokens={name: sum(map(len, rows)) for name, rows in prepared.sets.items() if rows},
@@ -167,7 +167,7 @@ def _forecast(prepared: Prepared, reporter: Reporter, prepare_seconds: float, ca
         trainable=sum(parameter.numel() for parameter in trainer.parameters),
         parameters=sum(parameter.numel() for parameter in trainer.model.parameters()),
         reference_bytes=reference_bytes,
-        reference_on_disk=on_disk,
+        reference_on_disk=in_memory < reference_bytes,
         peak_memory_bytes=peak_memory(loaded.device) + held,
         training_seconds=training,
         total_seconds=prepare_seconds + writing + forward + training,

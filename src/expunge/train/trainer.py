@@ -26,7 +26,7 @@ from expunge.model.flat_adapter import FlatAdapter
 from expunge.model.layers import inner_layer, recompute_layers
 from expunge.model.logps import final_states, lay_out
 from expunge.model.memory import check_fits, saved_bytes
-from expunge.model.reference import MEMORY_BYTES, Asked, What, compute_reference, layout_bytes, reference_layout
+from expunge.model.reference import Asked, What, compute_reference, memory_bytes
 from expunge.model.replay import write_texts
 from expunge.train.averaging import MovingAverage
 from expunge.train.contexts import contexts_of, settled
@@ -128,7 +128,7 @@ class Trainer:
         more = (kept - part) / (tokens - fewer) if tokens > fewer and kept > part else math.inf
         per_token = min(kept / tokens, more)
         fixed = int(kept - per_token * tokens)
-        held = min(layout_bytes(reference_layout(self.loaded, self.reference_sides())), MEMORY_BYTES)
+        held = memory_bytes(self.loaded, self.reference_sides())
         free = memory.free_memory(device)
         if free is not None:
             room = FREE_SHARE * (free - held * (device.type == "cpu")) - fixed
@@ -197,7 +197,7 @@ class Trainer:
             ("replay", "states", "replay" in terms),
         ]
         return {
-            f"{name}.ref_{what}": Asked(self.sides[name].rows, self.sides[name].span, what)
+            f"{name}.ref_{what}": Asked(self.sides[name].rows, self.sides[name].span, what, name in ("forget", "pairs"))
             for name, what, wanted in asked
             if wanted and name in self.sides
         }
