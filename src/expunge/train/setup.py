@@ -173,8 +173,10 @@ def prepare(config: UnlearnConfig, reporter: Reporter) -> Prepared:
     short: list[Example] = []
     if followed is not None:
         try:
-            halves = split_off(followed, sets.retain, loaded.tokenizer, sets.warnings.append)
+            doubts: list[str] = []
+            halves = split_off(followed, sets.retain, loaded.tokenizer, doubts.append)
             short = short_half(sets.nonmembers, followed[1], halves[0], sets.retain, loaded.tokenizer)
+            sets.warnings += doubts
         except DataError as error:  # near-duplicates cannot be parted into halves
             config, told = _without_unseen(config, loss, error)
             reporter.say(told)
