@@ -64,8 +64,9 @@ def aggregate_entries(
         value = privleak(ours, theirs)
     except DataError as error:
         reason = str(error)
-    n = sum(len(side.ids) for side in measurement.attacks[key])
-    return {"membership/privleak": METRICS["privleak"].read(Estimate(value, n=n, reason=reason))}
+    sides = [len(side.ids) for side in measurement.attacks[key]]
+    found = Estimate(value, n=sum(sides), reason=reason).withheld(*sides)
+    return {"membership/privleak": METRICS["privleak"].read(found)}
 
 
 def _rows(name: str, group: str, examples: list[Example], metrics: tuple[str, ...]) -> RowSet:

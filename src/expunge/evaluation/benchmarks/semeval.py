@@ -85,9 +85,10 @@ def suite_of_predictions(predictions: Predictions) -> tuple[Suite, Measurement]:
 
 
 def official_scores(measurement: Measurement, suite: Suite, mmlu: float | None = None) -> SemevalScores:
-    """The official score of what was said."""
+    """The official score of what was said, without its membership part where that would tell single texts."""
     own = predictions_of(measurement, suite)
-    return score(own.forget, own.retain, own.member, own.nonmember, mmlu)
+    found = score(own.forget, own.retain, own.member, own.nonmember, mmlu)
+    return replace(found, mia_auc=None, mia_score=None, final_score=None) if found.few_documents else found
 
 
 def official_fields(measurement: Measurement, suite: Suite, mmlu: float | None) -> dict[str, Any]:
