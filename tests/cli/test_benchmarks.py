@@ -277,7 +277,7 @@ MUSE = ("--benchmark", "muse", "--data", "muse")
         (("--benchmark", "tofu", "--data", "tofu", "--split", "forget05"), "tofu: has no forget05_perturbed.json"),
         (("--benchmark", "tofu", "--data", "tofu", "--split", "validation"), "--split validation: TOFU has the splits"),
         ((*MUSE, "--split", "poems"), "--split poems: MUSE has the corpora news, books"),
-        ((*MUSE, "--split", "books"), "muse: has no verbmem/forget.json"),
+        ((*MUSE, "--split", "books"), "muse: has no books: give --split news"),
         ((*MUSE, "--data", "tofu"), "tofu: has no verbmem/forget.json, no knowmem/forget_qa.json"),
         (("--benchmark", "custom"), "--forget is missing"),
         ((*CUSTOM, "--data", "tofu"), "--data: --benchmark custom reads your own files"),

@@ -15,6 +15,7 @@ from expunge.data.kinds import ALONE, ASKED, with_kinds
 from expunge.data.sets import REFUSALS, Sets, membership_texts, pairs_for, read_sets, unasked
 from expunge.errors import DataError
 from expunge.evaluation.benchmarks.custom import read as read_custom
+from expunge.evaluation.benchmarks.muse import read as read_muse_suite
 
 Row = dict[str, Any]
 
@@ -53,8 +54,10 @@ def muse(folder: Path) -> str:
     for side in ("forget", "retain"):
         for stem in ("qa", "qa_icl"):
             write(root / f"knowmem/{side}_{stem}.json", questions(side, 2), whole=True)
-    for side, count in (("forget", 5), ("retain", 6), ("holdout", 7)):
-        write(root / f"privleak/{side}.json", [words(hash_of(side) + i) for i in range(count)], whole=True)
+    for stem, count in (
+        ("privleak/forget", 5), ("privleak/retain", 6), ("privleak/holdout", 7), ("raw/forget", 8), ("raw/retain1", 9)
+    ):  # fmt: skip
+        write(root / f"{stem}.json", [words(hash_of(stem) + i) for i in range(count)], whole=True)
     return str(folder)
 
 
@@ -90,12 +93,34 @@ def test_tofu_trains_on_its_plain_files_where_they_are_there(tmp_path: Path) -> 
 
 def test_muse_and_lume_bring_unseen_texts(tmp_path: Path) -> None:
     found = read_sets(settings(benchmark="muse", data=muse(tmp_path / "muse"), split="books"))
-    assert sizes(found) == (5, 6, 5, 7)
+    assert sizes(found) == (8, 9, 5, 7)
     with pytest.raises(DataError, match="news"):
         read_sets(settings(benchmark="muse", data=str(tmp_path / "muse")))
     folder = lume(tmp_path / "lume")
     for name in ("lume", "semeval"):
         assert sizes(read_sets(settings(benchmark=name, data=folder))) == (4, 5, 6, 7)
+
+
+def test_muse_unlearns_on_its_raw_texts_and_trains_on_none_that_it_measures_on(tmp_path: Path) -> None:
+    """As baselines/scripts/unlearn_news.sh: raw/forget and raw/retain1, long texts in pieces; never privleak/retain."""
+    root = Path(muse(tmp_path / "muse")) / "books"
+    long = "\n\n".join(" ".join(words(100 * at + own) for own in range(10)) for at in range(3))
+    write(root / "raw/forget.json", [long, "A short one."], whole=True)
+    books = settings(benchmark="muse", data=str(root))
+    found = read_sets(books)
+    assert [row.completion for row in found.forget] == [*long.split("\n\n"), "A short one."]
+    assert [row.id for row in found.forget] == [f"raw-forget-{number}" for number in range(1, 5)]
+    assert not {row.completion for row in found.trained} & set(json.loads((root / "privleak/retain.json").read_text()))
+    (root / "raw/forget.json").unlink()
+    (root / "raw/forget.txt").write_text(long)
+    assert len(read_sets(books).forget) == 3
+    for name, split in (("books", "books"), ("here", None)):
+        root = root.rename(root.parent / name)
+        suite = read_muse_suite(EvaluateConfig(model="m", output="o", benchmark="muse", data=str(root)))
+        assert suite.split == split, "the folder says which corpus it is, or nothing does"
+    (root / "raw/retain1.json").unlink()
+    with pytest.raises(DataError, match=r"no raw/retain1\.txt: .*load_data\.py"):
+        read_sets(settings(benchmark="muse", data=str(root)))
 
 
 def test_the_users_unseen_texts_go_before_those_of_the_benchmark(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ by ROUGE-L F1 without stemming. The published numbers are means in percent; ours
 import math
 from dataclasses import replace
 
-from expunge.config import SPLIT, EvaluateConfig
+from expunge.config import EvaluateConfig
 from expunge.data.examples import Example
 from expunge.data.muse import MuseData, read_muse
 from expunge.data.tokenize import PromptFormat
@@ -31,11 +31,10 @@ PRIVLEAK_SHARE = 0.4
 
 def read(config: EvaluateConfig) -> Suite:
     """One corpus."""
-    corpus = config.split or SPLIT["muse"]
-    return suite_of(read_muse(config.data or "", corpus), corpus)
+    return suite_of(read_muse(config.data or "", config.split))
 
 
-def suite_of(data: MuseData, corpus: str) -> Suite:
+def suite_of(data: MuseData) -> Suite:
     """The corpus as the passes take it."""
     verbatim = (*RAW, "verbatim_memorization", *FORCED, "repetition", "fluency", "leak_at_k")
     return Suite(
@@ -47,7 +46,7 @@ def suite_of(data: MuseData, corpus: str) -> Suite:
         Documents(data.forget, data.holdout, names=("forget", "holdout"), shares=(0.2, PRIVLEAK_SHARE)),
         prompt_format=PromptFormat("none", end_of_text=False),
         alone=True,
-        split=corpus,
+        split=data.corpus,
     )
 
 
