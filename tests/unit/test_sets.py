@@ -16,6 +16,9 @@ from expunge.data.sets import REFUSALS, Sets, membership_texts, pairs_for, read_
 from expunge.errors import DataError
 from expunge.evaluation.benchmarks.custom import read as read_custom
 from expunge.evaluation.benchmarks.muse import read as read_muse_suite
+from expunge.evaluation.benchmarks.tofu import UTILITY, aggregate_entries
+from expunge.evaluation.benchmarks.tofu import read as read_tofu_suite
+from expunge.evaluation.measurement import Measurement, Values
 
 Row = dict[str, Any]
 
@@ -87,8 +90,49 @@ def test_tofu_trains_on_its_plain_files_where_they_are_there(tmp_path: Path) -> 
     assert found.forget[0].prompt == "Who is forgotten 0?"
     alone = read_sets(settings(benchmark="tofu", data=tofu(tmp_path / "perturbed", plain=False), split="forget05"))
     assert sizes(alone) == (3, 3, 3, 0)
+    write(tmp_path / "all/holdout05.json", questions("strange", 21))
+    assert sizes(read_sets(settings(benchmark="tofu", data=str(tmp_path / "all"), split="forget05"))) == (
+        20,
+        30,
+        20,
+        21,
+    )
     with pytest.raises(DataError, match=r"no forget10_perturbed\.json"):
         read_sets(settings(benchmark="tofu", data=str(tmp_path / "all")))
+
+
+def test_tofu_measures_as_published_and_membership_where_it_has_unseen_authors(tmp_path: Path) -> None:
+    """Answers of 200 tokens at most; forget quality of all rows and of the first 300."""
+    folder = Path(tofu(tmp_path / "tofu", plain=False))
+    plain = EvaluateConfig(model="m", output="o", benchmark="tofu", data=str(folder), split="forget05")
+    suite = read_tofu_suite(plain)
+    assert {own.max_new_tokens for own in suite.sets} == {200}
+    assert {own.max_new_tokens for own in read_tofu_suite(replace(plain, max_new_tokens=50)).sets} == {50}
+    assert suite.documents is None
+    assert suite.not_measured[0].startswith("The folder has no holdout05.json")
+    write(folder / "holdout05.json", questions("strange", 21))
+    suite = read_tofu_suite(plain)
+    assert suite.documents is not None
+    assert suite.not_measured == ()
+    assert [{*own} for own in suite.documents.labels] == [
+        {"forget05-author-1"}, {"holdout05-author-1", "holdout05-author-2"},
+    ]  # fmt: skip
+    rng = random.Random(0)
+    ours, theirs = (rated([rng.random() + more * (at >= 300) for at in range(400)]) for more in (1, 0))
+    found = aggregate_entries(ours, theirs, suite, None)
+    assert [found[f"all/forget_quality{name}"].n for name in ("", "_300")] == [400, 300]
+    assert found["all/forget_quality"].value < 0.01 < found["all/forget_quality_300"].value
+    few = [rated([0.5, 0.6]) for _ in range(2)]
+    assert "all/forget_quality_300" not in aggregate_entries(*few, suite, None)
+
+
+def rated(ratios: Sequence[float]) -> Measurement:
+    """A measurement whose forget rows have these truth ratios."""
+    rows = [Example(str(at), "", "text") for at in range(len(ratios))]
+    found = Measurement()
+    for name, metric in (("forget", "truth_ratio_raw"), *UTILITY):
+        found.rows[name, metric] = Values.of(f"{name}/{metric}", rows, [row.id for row in rows], ratios)
+    return found
 
 
 def test_muse_and_lume_bring_unseen_texts(tmp_path: Path) -> None:

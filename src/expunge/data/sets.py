@@ -182,7 +182,7 @@ def _read_tofu(folder: str, split: str | None) -> Sets:
         read_examples(path) if path.is_file() else [row.example for row in rows]
         for path, rows in zip(plain, sides, strict=True)
     )
-    return Sets(forget, retain, members=forget)
+    return Sets(forget, retain, members=forget, nonmembers=found.holdout)
 
 
 def _read_muse(folder: str, split: str | None) -> Sets:
