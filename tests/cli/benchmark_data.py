@@ -27,11 +27,12 @@ def tofu_row(set_name: str, number: int, *, paraphrased: bool) -> dict:
 
 
 def write_tofu(folder: Path) -> Path:
-    """The four files that the benchmark reads, and the plain forget file."""
+    """The four files that the benchmark reads, and unseen authors."""
     folder.mkdir()
     for name, paraphrased in (("forget01", True), ("retain", True), ("real_authors", False), ("world_facts", False)):
         rows = [tofu_row(name.removesuffix("01"), number, paraphrased=paraphrased) for number in range(6)]
         write_jsonl(folder / f"{name}_perturbed.json", rows)
+    write_jsonl(folder / "holdout01.json", [tofu_row("holdout", number, paraphrased=False) for number in range(6)])
     return folder
 
 

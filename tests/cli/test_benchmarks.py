@@ -52,7 +52,9 @@ def test_tofu_with_a_reference(here: Path, expunge: Run) -> None:
     results = run(expunge, "--benchmark", "tofu", "--data", "tofu", "--split", "forget01", "--reference", "twin")
     metrics, values = results["metrics"], read_values_file("r.parquet")
     assert results["settings"]["split"] == "forget01"
-    assert {name.split("/")[0] for name in metrics} == {"all", "forget", "retain", "real_authors", "world_facts"}
+    assert {name.split("/")[0] for name in metrics} == {
+        "all", "forget", "retain", "real_authors", "world_facts", "membership", "holdout",
+    }  # fmt: skip
     nine = [metrics[f"retain/{name}"]["value"] for name in ("probability", "rouge_l_recall", "truth_ratio")]
     for set_name in ("real_authors", "world_facts"):
         parts = ("normalized_probability", "truth_ratio", "rouge_l_recall")
