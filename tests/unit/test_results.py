@@ -11,7 +11,7 @@ import pytest
 from expunge.errors import DataError, RunError
 from expunge.evaluation.assemble import assemble
 from expunge.evaluation.benchmarks import BENCHMARKS
-from expunge.evaluation.benchmarks.official_score import score
+from expunge.evaluation.benchmarks.official_score import score, unranked
 from expunge.evaluation.benchmarks.semeval import suite_of_predictions
 from expunge.evaluation.estimate import WITHHELD
 from expunge.evaluation.predictions import Prediction, Predictions, read_any, read_mmlu, write_predictions
@@ -228,3 +228,4 @@ def test_final_score_is_the_mean_of_the_three() -> None:
     assert scores.task_aggregate == pytest.approx(4 / (1 / 0.6 + 3))
     assert scores.final_score == pytest.approx((scores.task_aggregate + 0.4 + 1) / 3)
     assert not math.isnan(scores.final_score)
+    assert [len(unranked(mmlu)) for mmlu in (None, 0.371, 0.3709)] == [0, 0, 1]

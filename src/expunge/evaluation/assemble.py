@@ -64,7 +64,7 @@ def assemble(
     results["not_measured"] = [
         *suite.not_measured,
         *measurement.not_measured,
-        *benchmark.notes(measurement, suite),
+        *benchmark.notes(measurement, suite, mmlu),
         *_not_measured(suite, measurement, reference, results["settings"], bool(utility) or mmlu is not None),
     ]
     return results
