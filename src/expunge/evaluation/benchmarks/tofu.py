@@ -36,7 +36,7 @@ def read(config: EvaluateConfig) -> Suite:
     """The four sets of one split."""
     split = config.split or SPLIT["tofu"]
     data = read_tofu(config.data or "", split)
-    most = min(config.max_new_tokens, MAX_NEW_TOKENS)
+    most = MAX_NEW_TOKENS if config.max_new_tokens > MAX_NEW_TOKENS else None  # the run's own
     unseen = holdout_of(split)
     lacks = f"The folder has no {unseen}.json (texts that the model has never seen): no membership attack was run."
     return Suite(
@@ -78,7 +78,7 @@ def _documents(data: TofuData, unseen: str) -> Documents | None:
     return Documents(members, data.holdout, names=("forget", HOLDOUT), even=True, labels=labels)
 
 
-def _rows(name: str, rows: Sequence[TofuRow], max_new_tokens: int) -> RowSet:
+def _rows(name: str, rows: Sequence[TofuRow], max_new_tokens: int | None) -> RowSet:
     real = tuple("retain_truth_ratio" if metric == "truth_ratio" else metric for metric in REAL)
     return RowSet(
         name,
