@@ -2,9 +2,13 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
+from expunge.evaluation.results import COMPARED
+from expunge.evaluation.stats import mean_estimate
 from expunge.report.answers import STATES
 from expunge.report.groups import group_runs, read_columns
 from expunge.report.judge import Verdict, verdict, worst, write_verdict
@@ -319,6 +323,28 @@ def test_a_whole_task_that_is_left_is_not_hidden_by_the_others(left, low, n, gue
     judged = judge(after | unseen if guessed else after, before).answers[SAID]
     assert judged.answer == answer
     assert answer == "no" or judged.says.startswith("phones, answers given word for word: 9 of 10 (10 before)")
+
+
+def test_of_twenty_tasks_that_are_guessed_as_often_as_unseen_texts_none_is_left():
+    """Nor one that is guessed more often than the kinds of which there are unseen texts."""
+    rng, found = np.random.default_rng(0), []
+    names = [f"forget/key_fact/t{at}" for at in range(20)]
+    before = BEFORE | {key: said(1.0, 5, 0.6) for key in names}
+
+    def drawn(count: int, share: float, direction: str | None = "lower") -> dict[str, Any]:
+        return mean_estimate(rng.random(count) < share).as_entry() | {"direction": direction, "family": "text"}
+
+    for own in (0, 8):
+        for _ in range(40):
+            unseen = {"holdout/key_fact": drawn(20, 0.3, None)}
+            unseen |= {key.replace("forget", "holdout"): drawn(own, 0.3, None) for key in names if own}
+            judged = judge(metrics(**unseen, **{key: drawn(5, 0.3) for key in names}), before, None).answers[SAID]
+            found.append(any(number.state == "bad" and number.key in names for number in judged.numbers))
+    assert sum(found) <= 1
+    after = metrics(**{names[0]: said(1.0, 9, 0.8), "holdout/key_fact": said(0.1, 20, 0.0, None)})
+    alike = {f"forget/key_fact/{COMPARED}": said(0.1, 20, 0.0)}
+    assert judge(after, before, None).answers[SAID].answer == "yes"
+    assert judge(after | alike, before, None).answers[SAID].state != "bad"
 
 
 def test_kinds_without_unseen_texts_are_not_compared_with_those_of_others():

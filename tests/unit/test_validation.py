@@ -135,8 +135,10 @@ def test_what_can_be_guessed_of_a_kind_is_that_of_unseen_texts_of_this_kind() ->
 
     own = object.__new__(Validator)
     forget = [*rows("answer", 3), *rows("document", 1)]
-    own.rows, own._ends = ValidationRows.of([], rows("document", 8), [], forget, rows("answer", 2)), frozenset()
-    logps = [torch.full((11,), math.log(share)) for share in [0.05] * 8 + [0.4] * 2]
+    own.rows, own._ends = ValidationRows.of([], rows("document", 8), [], forget, rows("answer", 8)), frozenset()
+    logps = [torch.full((11,), math.log(share)) for share in [0.05] * 8 + [0.4] * 8]
     assert own._guessed(logps) == pytest.approx(0.75 * 0.8 + 0.25 * 0.1)
     own.rows = ValidationRows([], rows("document", 8), [], rows("other", 1))
     assert own._guessed(logps[:8]) == pytest.approx(0.1), "of a kind without unseen texts"
+    own.rows = ValidationRows([], rows("document", 8), [], forget, rows("answer", 7))
+    assert own._guessed(logps[:15]) == pytest.approx(0.75 * (8 * 0.1 + 7 * 0.8) / 15 + 0.25 * 0.1), "of few"

@@ -183,9 +183,10 @@ def _tests(ours: Measurement, theirs: Measurement, name: str | None) -> dict[str
 
 
 def _lacking(suite: Suite) -> list[str]:
-    """Tasks to forget of which there are no unseen rows, where there are of others."""
-    forget, unseen = ({row.task for own in suite.sets if own.name == name for row in own.examples} for name in SIDES)
-    lacking = forget - unseen if shared_tasks(forget, unseen) else set()
+    """Tasks to forget of which there are hardly any unseen rows, where there are of others."""
+    forget, unseen = ([row.task for own in suite.sets if own.name == name for row in own.examples] for name in SIDES)
+    shared = shared_tasks(forget, unseen)
+    lacking = {*forget} - shared if shared else set()
     return sorted(task or "those without a task" for task in lacking)
 
 
@@ -202,8 +203,8 @@ def _not_measured(
         )
     if lacking := _lacking(suite):
         found.append(
-            f"Kinds without unseen texts, or of which all steered the run: {first_few(lacking, 5)}. The other texts to "
-            "forget alone are compared with unseen ones, and of these only facts and answers that are said count."
+            f"Kinds of which fewer than {FEWEST} unseen texts did not steer the run: {first_few(lacking, 5)}. The other "
+            "texts to forget alone are compared with unseen ones."
         )
     if suite.documents is None and not suite.not_measured:
         found.append("The data has no texts that the model has never seen, so no membership attack was run.")

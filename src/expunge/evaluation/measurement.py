@@ -2,13 +2,14 @@
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from expunge.data.examples import Example
+from expunge.data.holdout import FEWEST
 from expunge.errors import ModelError
 from expunge.evaluation.estimate import Estimate
 from expunge.evaluation.metrics import Metric, TokenRecord
@@ -96,10 +97,10 @@ class Values:
         return few({str(side): count for side, count in sides.items()})
 
     def mixed_as(self, other: "Values | None") -> tuple["Values", list[float] | None]:
-        """The rows of tasks that others have, too, and weights by which each task counts as much as it does there; all
-        rows alike where there are no others, or of other tasks alone.
+        """Of unseen rows those of tasks that others have (`shared_tasks`), and weights by which each task counts as much
+        as it does there; all rows alike where there are no others, or none of these tasks.
         """
-        shared = set() if other is None else shared_tasks(self.tasks, other.tasks)
+        shared = set() if other is None else shared_tasks(other.tasks, self.tasks)
         if other is None or not shared:
             return self, None
         kept, wanted = self.of_tasks(shared), Counter(other.tasks)
@@ -114,9 +115,12 @@ class Values:
         return mean_estimate(kept.values, kept.documents, weights=weights)
 
 
-def shared_tasks(one: Iterable[str], other: Iterable[str]) -> set[str]:
-    """Tasks that both have; none where they share only what has no task."""
-    shared = {*one} & {*other}
+def shared_tasks(forget: Sequence[str], unseen: Sequence[str]) -> set[str]:
+    """Tasks to forget of `FEWEST` unseen rows and more, by the task of each row: fewer say next to nothing of a task.
+    None where only what has no task is shared.
+    """
+    counts = Counter(unseen)
+    shared = {task for task in forget if counts[task] >= FEWEST}
     return shared if shared - {""} else set()
 
 

@@ -8,8 +8,10 @@ unseen texts give, else that of the checkpoint from before; a count of rows that
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from statistics import NormalDist
 
 from expunge.config.criteria import Criteria
+from expunge.data.holdout import FEWEST
 from expunge.evaluation.estimate import WITHHELD
 from expunge.evaluation.results import COMPARED
 from expunge.report.answers import (
@@ -64,7 +66,8 @@ def still_said(run: RunData, criteria: Criteria) -> Answer:
         f"No when every number has at most {criteria.max_left:.0%} of the way from the untouched model to its target "
         f"left (of answers word for word, of key facts and of texts said in one of several answers, or "
         f"{criteria.max_exact_match:.0%} of the rows), and its interval leaves out the untouched model's value; of "
-        f"these three, a task of {FEWEST_OF_TASK} rows and more counts where its whole interval is above that."
+        f"these three, a task of {FEWEST_OF_TASK} rows and more counts where its whole interval, widened for as many "
+        "tasks, is above that for the upper end of what unseen texts give."
     )
     numbers, known = [], knowledge(run.scores.get("after", {}))
     for score, before, target, whose in _with_targets(run, known):
@@ -73,7 +76,8 @@ def still_said(run: RunData, criteria: Criteria) -> Answer:
             numbers.append(shown(score, before, None, "", "not judged: some are of kinds without unseen texts"))
             score, before = alike, _before(run, alike)
         numbers.append(_left(run, criteria, score, before, target, whose))
-    numbers += [_left_of_task(run, criteria, score) for score in _tasks(known)]
+    tasks = _tasks(known)
+    numbers += [_left_of_task(run, criteria, score, len(tasks)) for score in tasks]
     if any(own.state != "shown" for own in numbers):
         answer = answered(SAID, ("yes", "no"), numbers, rule, doubts=doubts(run, criteria))
         facts = next((own.says for own in numbers if own.key == "forget/key_fact"), "")  # what a request asks for
@@ -112,12 +116,26 @@ def _left(
     return replace(found, state="unclear") if by_few else shown(score, before, target, whose, AS_UNSEEN)
 
 
-def _left_of_task(run: RunData, criteria: Criteria, score: Score) -> Number:
-    """What is left of one task, or person, which the mean over all can hide."""
+def _left_of_task(run: RunData, criteria: Criteria, score: Score, tasks: int) -> Number:
+    """What is left of one of several tasks, or persons, which the mean over all can hide.
+
+    It counts where there is no doubt: the task has unseen texts, or no other one has; its interval is widened for as
+    many `tasks` as are judged (Bonferroni); and the target is the most of the upper ends of the task's own and of all.
+    """
     before, (target, whose) = _before(run, score), _target(run, score)
-    found = _left(run, criteria, score, before, target, whose)
-    if found.state == "bad" and score.bounded:
-        return found
+    others = _unseen_of(run, score)
+    if whose == NEVER_SEEN and not others[0] and f"forget/{score.name}/{COMPARED}" in run.scores.get("after", {}):
+        return shown(score, before, None, "", "not judged: there are no unseen texts of its kind")
+    if whose in (RETRAINED, ORIGIN):
+        theirs = run.scores.get("retrained", {})
+        others = [theirs.get(score.key), theirs.get(f"{score.set}/{score.name}")]
+    ends = [own.high if own.bounded else own.value for own in others if own and own.known]
+    if score.bounded and target is not None:
+        wider = NormalDist().inv_cdf(1 - 0.025 / tasks) / NormalDist().inv_cdf(0.975)
+        low = score.value - wider * (score.value - score.low)
+        found = _left(run, criteria, replace(score, low=low), before, max([target, *ends]), f"{whose}, at most" if ends else whose)
+        if found.state == "bad":
+            return replace(found, low=score.low)
     return shown(score, before, target, whose, "one task: only an interval wholly above the criterion counts")
 
 
@@ -340,11 +358,18 @@ def _target(run: RunData, score: Score) -> tuple[float | None, str]:
 
 def _unseen(run: RunData, score: Score) -> Score | None:
     """The same metric of unseen texts: of the score's task where they are enough of it, else of all."""
+    return next(filter(None, _unseen_of(run, score)), None)
+
+
+def _unseen_of(run: RunData, score: Score) -> list[Score | None]:
+    """The same metric of unseen texts, of the score's task where they are `FEWEST` and more, and of all."""
     after = run.scores.get("after", {})
-    own = [after.get(f"{side}/{score.name}/{score.task}") for side in UNSEEN]
-    whole = [after.get(f"{side}/{score.name}") for side in UNSEEN]
-    found = [score for score in own if score and (score.n or 0) >= FEWEST_OF_TASK] + whole
-    return next((score for score in found if score and score.known), None)
+
+    def first(key: str, fewest: int) -> Score | None:
+        found = (after.get(f"{side}/{key}") for side in UNSEEN)
+        return next((own for own in found if own and own.known and (own.n or fewest) >= fewest), None)
+
+    return [first(f"{score.name}/{score.task}", FEWEST) if score.task else None, first(score.name, 0)]
 
 
 def _by_chance(run: RunData, score: Score, whose: str) -> float:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from expunge.config.criteria import Criteria
 from expunge.data.chat import end_ids
+from expunge.data.holdout import FEWEST
 from expunge.data.tokenize import TokenizedExample, evenly, leading_ids
 from expunge.model.adapter import scaled
 from expunge.model.load import LoadedModel
@@ -161,12 +162,13 @@ class Validator:
         )
 
     def _guessed(self, logps: list[Tensor]) -> float:
-        """See `Validation.unseen_exact_match`; of kinds without unseen texts what can be guessed of all others."""
+        """See `Validation.unseen_exact_match`; of kinds of fewer than `FEWEST` unseen texts what can be guessed of all."""
         rows = [*self.rows.nonmembers, *self.rows.short]
         found, of = self._certainty(rows, logps), defaultdict[str, list[float]](list)
         for row, own in zip(rows, found, strict=True):
             of[row.group].append(own)
-        return _mean([_mean(of.get(row.group, found)) for row in self.rows.forget])
+        known = {kind: own for kind, own in of.items() if len(own) >= FEWEST}
+        return _mean([_mean(known.get(row.group, found)) for row in self.rows.forget])
 
     def _retained(self, logps: list[Tensor]) -> float:
         """See `Validation.retained`; what rows of one group gain does not make up for what those of others lose."""
