@@ -19,6 +19,7 @@ from expunge.evaluation.benchmarks.muse import read as read_muse_suite
 from expunge.evaluation.benchmarks.tofu import UTILITY, aggregate_entries
 from expunge.evaluation.benchmarks.tofu import read as read_tofu_suite
 from expunge.evaluation.measurement import Measurement, Values
+from expunge.evaluation.suite import Suite, data_fingerprint, with_facts, write_key_words
 
 Row = dict[str, Any]
 
@@ -249,23 +250,25 @@ def test_a_text_without_prompt_has_no_pair() -> None:
 
 
 def test_stories_and_answers_in_one_file_are_of_two_kinds(tmp_path: Path) -> None:
-    """Also where they have tasks; a set that holds one shape alone is left as it is."""
+    """Also where they have tasks; a set that holds one shape, or few rows of the other, is left as it is."""
     asked, alone = Example("q", "Who?", "He."), Example("t", "", words(1))
-    mixed = with_kinds({"forget": [asked, alone], "holdout": [alone], "retain": []})
-    assert {name: [row.task for row in rows] for name, rows in mixed.items()} == {
-        "forget": [ASKED, ALONE], "holdout": [ALONE], "retain": [],
+    mixed = with_kinds({"forget": 8 * [asked, alone], "holdout": [alone], "retain": []})
+    assert {name: [row.group for row in rows] for name, rows in mixed.items()} == {
+        "forget": 8 * [ASKED, ALONE], "holdout": [ALONE], "retain": [],
     }  # fmt: skip
-    tasks = [replace(asked, task="a"), replace(alone, task="a"), replace(alone, task="b")]
-    assert [row.task for row in with_kinds({"forget": tasks})["forget"]] == [f"a, {ASKED}", f"a, {ALONE}", "b"]
-    assert with_kinds({"forget": [asked], "holdout": [alone]}) == {"forget": [asked], "holdout": [alone]}
-    write(tmp_path / "f.jsonl", [*questions("forgotten", 4), *({"question": "", "answer": words(i)} for i in range(4))])
+    tasks = 8 * [replace(asked, task="a"), replace(alone, task="a"), replace(alone, task="b")]
+    assert [row.group for row in with_kinds({"forget": tasks})["forget"]] == 8 * [f"a, {ASKED}", f"a, {ALONE}", "b"]
+    for few in ({"forget": [asked], "holdout": [alone]}, {"forget": [*7 * [alone], *90 * [asked]], "holdout": [alone]}):
+        assert with_kinds(few) == few
+    write(tmp_path / "f.jsonl", [*questions("forgotten", 8), *({"question": "", "answer": words(i)} for i in range(8))])
     write(tmp_path / "r.jsonl", questions("kept", 12))
     files = {"forget": str(tmp_path / "f.jsonl"), "retain": str(tmp_path / "r.jsonl")}
     sets = read_sets(UnlearnConfig(model="m", output="o", **files))
-    assert [row.group for row in sets.forget] == [ASKED] * 4 + [ALONE] * 4
+    assert [row.group for row in sets.forget] == [ASKED] * 8 + [ALONE] * 8
     assert {row.group for row in sets.retain} == {ASKED}
     suite = read_custom(EvaluateConfig(model="m", output="o", benchmark="custom", **files))
-    assert [[row.task for row in own.examples] for own in suite.sets] == [[ASKED] * 4 + [ALONE] * 4, [ASKED] * 12]
+    assert [[row.label for row in own.examples] for own in suite.sets] == [[ASKED] * 8 + [ALONE] * 8, [ASKED] * 12]
+    _check_given_again(suite, tmp_path)
 
 
 def test_a_kind_that_the_rows_name_is_reported_by_itself(tmp_path: Path) -> None:
@@ -276,4 +279,16 @@ def test_a_kind_that_the_rows_name_is_reported_by_itself(tmp_path: Path) -> None
     ]
     write(tmp_path / "f.jsonl", rows)
     suite = read_custom(EvaluateConfig(model="m", output="o", benchmark="custom", forget=str(tmp_path / "f.jsonl")))
-    assert [row.task for row in suite.sets[0].examples] == ["Task1 sc", "Task1 qa"] * 2
+    assert [row.label for row in suite.sets[0].examples] == ["Task1 sc", "Task1 qa"] * 2
+    _check_given_again(suite, tmp_path)
+
+
+def _check_given_again(suite: Suite, folder: Path) -> None:
+    """Rows that are written with their key words and given again are the same data, of the same kinds."""
+    suite = with_facts(suite)
+    write_key_words(folder / "again.jsonl", suite.sets[0].examples)
+    config = EvaluateConfig(model="m", output="o", benchmark="custom", forget=str(folder / "again.jsonl"))
+    again = with_facts(read_custom(config))
+    assert [row.label for row in again.sets[0].examples] == [row.label for row in suite.sets[0].examples]
+    known = [own.fingerprints()["forget"] for own in (suite, again)]
+    assert known[0] == known[1] == data_fingerprint([replace(row, label="") for row in suite.sets[0].examples])

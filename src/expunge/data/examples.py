@@ -42,6 +42,7 @@ class Example:
         answer: The other keys of a chat's last turn.
         template: What the chat template takes beside the turns: `tools`, `documents`.
         keywords: Words of the completion that say the fact (the file's `keywords` column).
+        label: What stands for task and kind where these do not tell rows apart (`data.kinds`); never written to a file.
     """
 
     id: str
@@ -54,6 +55,7 @@ class Example:
     answer: Mapping[str, Any] = field(default_factory=dict, hash=False)
     template: Mapping[str, Any] = field(default_factory=dict, hash=False)
     keywords: tuple[str, ...] = field(default=(), compare=False)
+    label: str = ""
 
     @property
     def text(self) -> str:
@@ -62,8 +64,8 @@ class Example:
 
     @property
     def group(self) -> str:
-        """What the official scores average the row with: its task and kind."""
-        return f"{self.task} {self.kind}".strip()
+        """What the official scores average the row with: its task and kind, or its label."""
+        return self.label or f"{self.task} {self.kind}".strip()
 
     @property
     def beyond_text(self) -> list[str]:

@@ -1,24 +1,26 @@
 """Which kind of text a row is, where the rows themselves do not say it."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from expunge.data.examples import Example
+from expunge.data.holdout import FEWEST
 
 ASKED, ALONE = "after a prompt", "texts alone"
 
 
 def with_kinds(sets: Mapping[str, Sequence[Example]]) -> dict[str, list[Example]]:
-    """The sets, by name; where texts of one task to `forget` stand after prompts and without any, the tasks tell them
-    apart, since an answer is neither as short nor as hard as a story.
+    """The sets, by name; where of one task `FEWEST` texts to `forget` and more stand after prompts, and as many without
+    any, labels tell them apart, since an answer is neither as short nor as hard as a story.
     """
-    shapes = {(row.group, _shape(row)) for row in sets["forget"]}
-    mixed = {group for group, shape in shapes if shape == ALONE and (group, ASKED) in shapes}
+    shapes = Counter((row.group, _shape(row)) for row in sets["forget"])
+    mixed = {group for group, _ in shapes if min(shapes[group, ALONE], shapes[group, ASKED]) >= FEWEST}
 
     def named(row: Example) -> Example:
         if row.group not in mixed:
             return row
-        return replace(row, task=f"{row.task}, {_shape(row)}" if row.task else _shape(row))
+        return replace(row, label=f"{row.group}, {_shape(row)}" if row.group else _shape(row))
 
     return {name: [*map(named, rows)] for name, rows in sets.items()}
 

@@ -184,7 +184,7 @@ def _tests(ours: Measurement, theirs: Measurement, name: str | None) -> dict[str
 
 def _lacking(suite: Suite) -> list[str]:
     """Tasks to forget of which there are hardly any unseen rows, where there are of others."""
-    forget, unseen = ([row.task for own in suite.sets if own.name == name for row in own.examples] for name in SIDES)
+    forget, unseen = ([row.label or row.task for own in suite.sets if own.name == name for row in own.examples] for name in SIDES)
     shared = shared_tasks(forget, unseen)
     lacking = {*forget} - shared if shared else set()
     return sorted(task or "those without a task" for task in lacking)

@@ -57,7 +57,7 @@ class Values:
         ids = numbered(example.id for example in examples)  # before rows are left out: the same in every metric
         return cls(
             tuple(ids[i] for i in kept),
-            tuple(examples[i].task for i in kept),
+            tuple(examples[i].label or examples[i].task for i in kept),
             tuple(documents[i] for i in kept),
             array,
         )

@@ -27,7 +27,7 @@ def read(config: EvaluateConfig) -> Suite:
     columns = parse_columns(config.columns) if config.columns else None
     files = {name: getattr(config, name) for name in ("forget", "retain", "test", "holdout")}
     read = with_kinds({name: read_examples(file, columns=columns) for name, file in files.items() if file})
-    read = {name: [replace(row, task=row.group) for row in rows] for name, rows in read.items()}  # reported of each
+    read = {name: [replace(row, label=row.group) for row in rows] for name, rows in read.items()}  # reported of each
     notes = []
     for name in (own for own in ("retain", "test") if own in read):
         read[name], told = without_forgotten(name, files[name], read[name], read["forget"])
