@@ -178,8 +178,7 @@ def facts(said: float, n: int = 60, side: str = "forget", direction: str | None 
 @pytest.mark.parametrize(
     ("unseen", "counted", "answer"),
     [
-        (0.5, None, "unclear"),
-        (0.02, None, "no"),
+        (0.5, None, "no"),  # older results do not tell those that can be guessed
         (0.5, {"said": 15, "texts": 30}, "unclear"),
         (0.5, {"said": 0, "texts": 0}, "no"),  # yes, no and the like, which can be guessed
         (0.5, {"said": 1, "texts": 4}, "no"),
@@ -198,7 +197,8 @@ def test_unseen_texts_that_are_said_are_no_target(unseen, counted, answer):
 @pytest.mark.parametrize(
     ("theirs", "unseen", "auc", "told"),
     [
-        (0.5, None, 0.5, "The reference itself says 30 of the 60 texts"),
+        (0.5, None, 0.5, ""),  # they may be guessed
+        (0.5, 0.05, 0.5, "The reference itself says 30 of the 60 texts"),
         (0.5, 0.48, 0.5, ""),  # they can be guessed
         (0.05, None, 0.5, ""),
         (0.05, None, 0.9, "The reference itself finds a forgotten text more familiar than an unseen one in 90 of 100"),
@@ -293,6 +293,8 @@ def test_who_was_asked_nothing_that_should_be_answered_may_decline_everything():
     before = BEFORE | {"forget/refusal": entry(0.0, "higher", "text")} | asked
     answer = judge(metrics(**declined, **asked), before).answers[SPEAKS]
     assert (answer.answer, answer.notes) == ("yes", ())
+    asked = {"retain_qa/knowledge_memorization": entry(0.5, "higher", "text")}
+    assert judge(metrics(**asked)).answers[SPEAKS].notes == (), "as MUSE asks"
     answer = judge(metrics()).answers[SPEAKS]  # texts alone on all sides
     assert answer.answer == "yes"
     assert answer.notes[0].startswith("No prompt that should be answered was asked")

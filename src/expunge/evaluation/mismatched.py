@@ -13,6 +13,7 @@ from expunge.data.passages import Passage
 from expunge.evaluation.estimate import Estimate
 from expunge.evaluation.measurement import Measurement
 from expunge.evaluation.metrics import METRICS, Metric
+from expunge.evaluation.metrics.registry import HOLDOUT
 from expunge.evaluation.paired import paired_difference
 from expunge.evaluation.suite import RowSet
 
@@ -61,6 +62,8 @@ def difference_entries(measurement: Measurement, rows: RowSet) -> Iterator[tuple
             plain = name.removesuffix(SUFFIX)
             metric: Metric = measurement.metrics[set_name, name]
             own = {(set_name, plain): measurement.rows[set_name, plain]}
+            if set_name == HOLDOUT and ("forget", name) in measurement.rows:  # in whose mixture of tasks its numbers are
+                own["forget", plain] = measurement.rows["forget", name]
             change = paired_difference(f"{set_name}/{plain}", {(set_name, plain): floor}, own)
             if change is not None:
                 source = f"{metric.source}; paired, row by row"

@@ -43,13 +43,11 @@ def sides(score: Score) -> tuple[float, float]:
 
 
 def _unseen(run: RunData, criteria: Criteria) -> str:
-    """Whether many unseen texts are said to the letter, of those that cannot be guessed where the results know them."""
-    counted = run.results.get("after", {}).get("unseen_said")
-    if counted:
-        said, texts = counted["said"], counted["texts"]
-    else:
-        score = _first(run.scores.get("after", {}), "exact_match")
-        said, texts = (round(score.value * score.n), score.n) if score and score.n else (0, 0)
+    """Whether many unseen texts are said to the letter, of those that cannot be guessed, which older results do not
+    tell from the others.
+    """
+    counted = run.results.get("after", {}).get("unseen_said", {"said": 0, "texts": 0})
+    said, texts = counted["said"], counted["texts"]
     if said <= max(1, CLEARLY * criteria.max_exact_match * texts):
         return ""
     return f"{said} of {texts} unseen texts are said word for word: has the model seen them?"
@@ -63,12 +61,11 @@ def _reference(run: RunData, criteria: Criteria) -> str:
     asks = "has it seen them, or are the unseen ones of another kind?"
     for name in ("exact_match", "key_fact"):
         own, unseen = theirs.get(f"forget/{name}"), _first(theirs, name) or _first(after, name)
-        if own is None or not own.known or (unseen is None and name == "key_fact"):  # some of which can be guessed
+        if own is None or not own.known or unseen is None:  # some of which can be guessed
             continue
-        texts, others = ((after.get(score.key, score).n or score.n or 0) if score else 0 for score in (own, unseen))
-        guessed = unseen.value if unseen else 0.0
+        texts, others = (after.get(score.key, score).n or score.n or 0 for score in (own, unseen))
         chance = math.sqrt(own.value * (1 - own.value) * sum(1 / count for count in (texts, others) if count))
-        if own.value - guessed > CLEARLY * (criteria.max_exact_match + chance):
+        if own.value - unseen.value > CLEARLY * (criteria.max_exact_match + chance):
             return f"The reference itself says {round(own.value * texts)} of the {texts} texts: {asks}"
     found = attacks(after)
     for key, score in found.items():

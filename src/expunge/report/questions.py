@@ -292,7 +292,7 @@ def speaks_well(run: RunData, criteria: Criteria) -> Answer:
         if answer.state == "good" and answering and answering <= {"forget", *UNSEEN}:
             says = f"{answer.says}, but it was asked nothing that should be answered"
             return replace(answer, answer="unclear", state="unclear", says=says, need=TO_REFUSE)
-        return answer if answering else replace(answer, notes=(NOT_ASKED,))
+        return answer if answering or _asks_others(run) else replace(answer, notes=(NOT_ASKED,))
     says = "there is nothing to compare it with" if numbers else "what the model says was not measured"
     need = TO_ASK if "after" in run.scores and not numbers else TO_SCORE
     return Answer(SPEAKS, "not measured", "not measured", says, rule, need, tuple(numbers))
@@ -308,6 +308,12 @@ def unseen_given(run: RunData) -> bool:
     after = run.scores.get("after")
     attacked = after is None or any(own.family == "membership" and own.known for own in after.values())
     return attacked and run.settings.get("benchmark") in WITH_UNSEEN
+
+
+def _asks_others(run: RunData) -> bool:
+    """Whether answers to prompts other than those to forget and unseen ones were measured."""
+    scores = run.scores.get("after", {}).values()
+    return any(own.family == "text" and own.known and own.set not in ("forget", *UNSEEN) for own in scores)
 
 
 def _whole(scores: dict[str, Score]) -> list[Score]:
