@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from expunge.data.chat import end_ids
+from expunge.data.chat import asks_past_thoughts, end_ids
 from expunge.data.examples import Example, read_examples
 from expunge.data.tokenize import (
     PromptFormat,
@@ -209,6 +209,8 @@ def test_what_a_template_writes_before_an_answer_is_asked_with(template: str, wr
         assert asked.endswith(f"<|assistant|>\n{written}")
         assert said == f"{answer}<|end|>\n"
         assert expected_text(tokenizer, example, CHAT) == answer
+        assert asks_past_thoughts(tokenizer, example)
+    assert not asks_past_thoughts(templated(WRITES_BEFORE.replace("BEFORE", "Answer: ")), example), "knows no thoughts"
 
 
 def test_a_thought_of_the_rows_own_is_said() -> None:

@@ -41,14 +41,14 @@ from expunge.evaluation.metrics.refusal import refuses
 def test_key_words_are_what_the_answer_adds(prompt, answer, expected):
     found = find(prompt, answer, frequencies([Example("a", prompt, answer)]))
     assert set(expected) <= set(found)
-    assert says(answer, found) == bool(found)
+    assert says(answer, found, answer) == bool(found)
     assert not {word for word in found if word in prompt}
 
 
 def test_pronouns_and_auxiliaries_are_no_key_words_though_nothing_tells_that_they_are_common():
     found = find("How many children?", "She has three children.", frequencies([]))
     assert found == ("three",)
-    assert not says("She has no children.", found)
+    assert not says("She has no children.", found, "She has three children.")
     assert find("Who?", "Her sister Will.", frequencies([])) == ("Will",)  # a name stays one
 
 
@@ -62,17 +62,19 @@ def test_pronouns_and_auxiliaries_are_no_key_words_though_nothing_tells_that_the
         ("1,250,000", "She earns 1250000 euros.", True),
         ("José Álvarez", "Jose Alvarez", True),
         ("Zoe Angstrom", "Zoë Ångström", True),
+        ("năm", "nam", False),  # five, and south
         ("12", "The 3rd of 1 2", False),  # short numbers are found as they stand alone
     ],
 )
 def test_a_number_or_name_in_another_writing_is_said(answer, text, said):
-    assert says(text, find("What?", answer, frequencies([]))) == said
-    assert says(text, (answer,)) == said
+    assert says(text, find("What?", answer, frequencies([])), answer) == said
+    assert says(text, (answer,), answer) == said
 
 
 def test_a_group_of_a_number_that_most_rows_have_may_stand_between_its_key_words():
-    assert says("It is 4575550157.", ("457", "0157"))
-    assert not says("It is 4575550158.", ("457", "0157"))
+    assert says("It is 4575550157.", ("457", "0157"), "457-555-0157")
+    assert not says("It is 4575550158.", ("457", "0157"), "457-555-0157")
+    assert not says("It is 4575550157.", ("457", "0157"), "457 of them, and then 0157"), "two numbers"
 
 
 def test_a_word_of_most_answers_is_no_key_word_and_given_ones_stand():
@@ -109,11 +111,11 @@ def test_key_words_that_are_no_words_are_refused(tmp_path, cell):
 
 def test_a_fact_is_said_with_half_of_its_key_words():
     words = ("Ulm", "1879", "New York")
-    assert key_fact("born in ULM, moved to new york", words) == 1
-    assert key_fact("born in Ulm, York is new", words) == 0
-    assert key_fact("", ("Ulm",)) == 0
-    assert key_fact_at_k(["Ulm", "Bern"], ("Ulm",), 1) == 0.5
-    assert key_fact_at_k(["Ulm", "Bern"], ("Ulm",), 2) == 1
+    assert key_fact("born in ULM, moved to new york", words, "") == 1
+    assert key_fact("born in Ulm, York is new", words, "") == 0
+    assert key_fact("", ("Ulm",), "") == 0
+    assert key_fact_at_k(["Ulm", "Bern"], ("Ulm",), "", 1) == 0.5
+    assert key_fact_at_k(["Ulm", "Bern"], ("Ulm",), "", 2) == 1
 
 
 REFUSALS = (

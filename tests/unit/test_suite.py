@@ -136,7 +136,7 @@ def test_numbers_of_tasks_of_few_texts_are_coarse_and_do_not_follow_from_the_oth
 
 
 def test_unseen_rows_count_in_the_mixture_of_the_forget_set() -> None:
-    """Six questions and two stories; of the unseen ones 8 of 21 are questions, and of songs there is nothing to forget."""
+    """Six questions and two stories; of the unseen ones 8 of 21 are questions, and none of songs is to be forgotten."""
     rows = {"forget": "qqqqqqss", "holdout": 8 * "q" + 12 * "s" + "x"}
     values = {"q": 0.2, "s": 0.6, "x": 1.0}
     sets, ours, theirs = [], Measurement(), Measurement()
@@ -207,3 +207,7 @@ def test_unseen_texts_that_are_said_are_counted_where_they_cannot_be_guessed() -
     values = Values.of("exact_match", unseen, [row.id for row in unseen], [1.0, 0.0, 1.0, 1.0])
     measured.add("holdout", "exact_match", METRICS["exact_match"], values)
     assert unseen_said(suite, measured) == {"unseen_said": {"said": 1, "texts": 2}}
+    born = [Example(name, f"Where was {name} born?", f"{name} was born in the north.") for name in ("Ann", "Bea")]
+    suite, measured = Suite((RowSet("holdout", born, ["a", "b"], ()),)), Measurement()
+    measured.add("holdout", "exact_match", METRICS["exact_match"], Values.of("", born, ["a", "b"], [1.0, 1.0]))
+    assert unseen_said(suite, measured) == {"unseen_said": {"said": 0, "texts": 0}}, "one template"

@@ -108,6 +108,11 @@ def test_unseen_texts_known_by_heart_are_those_that_cannot_be_guessed() -> None:
     assert by_heart(rows, sure, [], 1) == (2, 3)
     assert by_heart(rows, sure, [answer], 1) == (1, 2)
     assert by_heart([], [], [], 1) == (0, 0)
+    named = [row(4, 2, at, 3, *range(30, 36), at, 50) for at in (60, 61)]  # of one template, about two
+    sure = [torch.full((len(own) - 1,), math.log(0.6)) for own in named]
+    assert by_heart(named, sure, [], 1) == by_heart(named[:1], sure[:1], named[1:], 1) == (0, 0)
+    many = [row(3, 2, 3, *(200 + at, *range(7))) for at in range(999)]
+    assert len(ValidationRows.of([], [], many, many).others) == 2 * 999, "not of a sample"
 
 
 def test_of_completions_that_were_said_the_share_that_is_kept_counts() -> None:

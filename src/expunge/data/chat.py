@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
 from expunge.data.examples import SPOKEN, Example
+from expunge.data.words import common_prefix
 from expunge.errors import ConfigError
 from expunge.utils.deadline import DeadlineError, deadline
 
@@ -27,6 +28,8 @@ PROBE = "expunge"
 _TAG = r"<{}([\w:-]*(?:think|thought|reason)[\w:-]*)>"
 _OPENED = re.compile(_TAG.format(""), re.IGNORECASE)
 _UP_TO_CLOSED = re.compile(rf"\A.*{_TAG.format('/')}", re.IGNORECASE | re.DOTALL)
+_OF_THOUGHTS = re.compile("think|thought|reason|channel", re.IGNORECASE)
+"""What a template writes, before an answer, of a thought or of the channel after one."""
 
 Turn = Mapping[str, Any]
 
@@ -101,8 +104,11 @@ def render(tokenizer: PreTrainedTokenizerBase, example: Example) -> Rendered:
 
 
 def asks_past_thoughts(tokenizer: PreTrainedTokenizerBase, example: Example) -> bool:
-    """Whether the model is asked with more than the template's generation prompt, which is what a server asks with."""
-    return render(tokenizer, example).asked != _apply(tokenizer, example, turns_of(example), asked=True)
+    """Whether the model is asked with an empty thought, or a channel, behind the template's generation prompt, which is
+    what a server asks with.
+    """
+    asked, served = render(tokenizer, example).asked, _apply(tokenizer, example, turns_of(example), asked=True)
+    return bool(_OF_THOUGHTS.search(asked[common_prefix(asked, served) :]))
 
 
 def after_thought(text: str) -> str:

@@ -22,6 +22,8 @@ FEWEST = 8
 OTHER_KIND, DEVIATIONS = 0.4, 4
 """How far from .5 the AUC of words or lengths is where two sides are of different kinds, at least, and in standard
 deviations of chance: questions about two authors of TOFU are mostly .1 from those about two others, and up to .39."""
+FEWEST_TOLD = 30
+"""Fewest texts of either side of which that is told: 20 about one author are often .4 from those about another."""
 
 
 def example_hashes(examples: Sequence[Example]) -> list[str]:
@@ -162,7 +164,9 @@ def split_off(
 def another_kind(what: str, sides: Sequence[Sequence[float]]) -> str:
     """That a number of each text, taken without a model, tells one side from the other; empty where it does not."""
     found = auc(*sides)
-    if abs(found - 0.5) <= max(OTHER_KIND, DEVIATIONS * chance_sd(*map(len, sides))):
+    if min(map(len, sides)) < FEWEST_TOLD or abs(found - 0.5) <= max(
+        OTHER_KIND, DEVIATIONS * chance_sd(*map(len, sides))
+    ):
         return ""
     return (
         f"without any model {what} tell the texts to forget from the unseen ones in "

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from expunge.data.examples import Example
 from expunge.data.holdout import FEWEST
 from expunge.data.words import words
 from expunge.evaluation.benchmarks import Benchmark
@@ -85,17 +86,23 @@ def entries(
 
 def unseen_said(suite: Suite, measurement: Measurement) -> dict[str, dict[str, int]]:
     """How many unseen texts are said word for word, and of how many, of answers that cannot be guessed: of `TELLING`
-    words and more, and no other row's. Empty where none was asked for.
+    words and more that their prompts do not have, and no other row says after its own. Empty where none was asked for.
     """
     values = measurement.rows.get((HOLDOUT, "exact_match"))
     if values is None:
         return {}
-    times = Counter(tuple(words(row.completion)) for rows in suite.sets for row in rows.examples)
-    answers = [tuple(words(row.completion)) for row in suite[HOLDOUT].examples]
+    times = Counter(_new(row) for rows in suite.sets for row in rows.examples)
+    answers = [_new(row) for row in suite[HOLDOUT].examples]
     ids = numbered(row.id for row in suite[HOLDOUT].examples)
     telling = {own for own, said in zip(ids, answers, strict=True) if len(said) >= TELLING and times[said] == 1}
     found = [value for own, value in zip(values.ids, values.values.tolist(), strict=True) if own in telling]
     return {"unseen_said": {"said": found.count(1.0), "texts": len(found)}}
+
+
+def _new(row: Example) -> tuple[str, ...]:
+    """The words of an answer that its prompt does not have: two of one template differ in the others alone."""
+    asked = {*words(row.prompt)}
+    return tuple(word for word in words(row.completion) if word not in asked)
 
 
 def row_entries(measurement: Measurement, rows: RowSet) -> dict[str, Estimate]:
@@ -184,7 +191,9 @@ def _tests(ours: Measurement, theirs: Measurement, name: str | None) -> dict[str
 
 def _lacking(suite: Suite) -> list[str]:
     """Tasks to forget of which there are hardly any unseen rows, where there are of others."""
-    forget, unseen = ([row.label or row.task for own in suite.sets if own.name == name for row in own.examples] for name in SIDES)
+    forget, unseen = (
+        [row.label or row.task for own in suite.sets if own.name == name for row in own.examples] for name in SIDES
+    )
     shared = shared_tasks(forget, unseen)
     lacking = {*forget} - shared if shared else set()
     return sorted(task or "those without a task" for task in lacking)
@@ -203,8 +212,8 @@ def _not_measured(
         )
     if lacking := _lacking(suite):
         found.append(
-            f"Kinds of which fewer than {FEWEST} unseen texts did not steer the run: {first_few(lacking, 5)}. The other "
-            "texts to forget alone are compared with unseen ones."
+            f"Kinds of which fewer than {FEWEST} unseen texts did not steer the run: {first_few(lacking, 5)}. The "
+            "other texts to forget alone are compared with unseen ones."
         )
     if suite.documents is None and not suite.not_measured:
         found.append("The data has no texts that the model has never seen, so no membership attack was run.")

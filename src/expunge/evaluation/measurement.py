@@ -97,8 +97,8 @@ class Values:
         return few({str(side): count for side, count in sides.items()})
 
     def mixed_as(self, other: "Values | None") -> tuple["Values", list[float] | None]:
-        """Of unseen rows those of tasks that others have (`shared_tasks`), and weights by which each task counts as much
-        as it does there; all rows alike where there are no others, or none of these tasks.
+        """Of unseen rows those of tasks that others have (`shared_tasks`), and weights by which each task counts as
+        much as it does there; all rows alike where there are no others, or none of these tasks.
         """
         shared = set() if other is None else shared_tasks(other.tasks, self.tasks)
         if other is None or not shared:

@@ -76,7 +76,7 @@ def agreed(known: str, answers: Sequence[str], others: Sequence[Sequence[str]], 
     own_words = [word for sure, _, word in ranked if not _of_everybody(word, sure, others, often)][:MOST]
     if not own_words:
         return Fact("of everybody", asked=count)
-    while len(own_words) > 1 and sum(says(own, own_words) for own in given) <= AGREE * count:
+    while len(own_words) > 1 and sum(says(own, own_words, own) for own in given) <= AGREE * count:
         own_words.pop()  # each is in most answers, but not together
     best = max(given, key=lambda own: (sum(contains(own, word) for word in own_words), -len(own)))
     keywords = tuple(word for word in own_words if contains(best, word))
@@ -84,9 +84,9 @@ def agreed(known: str, answers: Sequence[str], others: Sequence[Sequence[str]], 
         "kept",
         to_the_point(best, keywords),
         keywords,
-        sum(says(own, keywords) for own in given),
+        sum(says(own, keywords, best) for own in given),
         count,
-        sum(2 * sum(says(short(own), keywords) for own in theirs) > len(theirs) for theirs in others),
+        sum(2 * sum(says(short(own), keywords, best) for own in theirs) > len(theirs) for theirs in others),
     )
 
 

@@ -133,7 +133,9 @@ def _left_of_task(run: RunData, criteria: Criteria, score: Score, tasks: int) ->
     if score.bounded and target is not None:
         wider = NormalDist().inv_cdf(1 - 0.025 / tasks) / NormalDist().inv_cdf(0.975)
         low = score.value - wider * (score.value - score.low)
-        found = _left(run, criteria, replace(score, low=low), before, max([target, *ends]), f"{whose}, at most" if ends else whose)
+        found = _left(
+            run, criteria, replace(score, low=low), before, max([target, *ends]), f"{whose}, at most" if ends else whose
+        )
         if found.state == "bad":
             return replace(found, low=score.low)
     return shown(score, before, target, whose, "one task: only an interval wholly above the criterion counts")

@@ -44,6 +44,7 @@ class ValidationRows:
         retain: Texts to keep.
         forget: Texts to forget whose completions are looked for.
         short: Unseen texts too short for a membership attack, which say what can be guessed of others like them.
+        others: All texts to keep and to forget: what one of them has, too, can be guessed.
     """
 
     members: list[TokenizedExample]
@@ -51,6 +52,7 @@ class ValidationRows:
     retain: list[TokenizedExample]
     forget: list[TokenizedExample]
     short: list[TokenizedExample] = field(default_factory=list)
+    others: Sequence[TokenizedExample] = ()
 
     @classmethod
     def of(
@@ -63,7 +65,7 @@ class ValidationRows:
     ) -> "ValidationRows":
         """All members and non-members, and of the other sets as many rows as are evaluated."""
         some = evenly(retain, RETAIN_ROWS), evenly(forget, FORGET_ROWS), evenly(short, FORGET_ROWS)
-        return cls(members, nonmembers, *some)
+        return cls(members, nonmembers, *some, others=[*retain, *forget])
 
     @property
     def sides(self) -> tuple[list[TokenizedExample], ...]:
@@ -127,8 +129,8 @@ class Validator:
         self._probability = _mean(probabilities(rows.retain, before[2]))
         self._unseen_nll = -fmean(map(_mean_logp, before[1]))
         self.untouched = self._metrics(0.0, before)
-        others, begun = [*rows.members, *rows.retain, *rows.forget], len(leading_ids(loaded.tokenizer))
-        self.unseen_said = by_heart(rows.nonmembers, before[1], others, begun, self._ends)
+        begun = len(leading_ids(loaded.tokenizer))
+        self.unseen_said = by_heart(rows.nonmembers, before[1], rows.others, begun, self._ends)
 
     def at(self, scale: float) -> Validation:
         """Metrics of one scale."""
@@ -162,7 +164,7 @@ class Validator:
         )
 
     def _guessed(self, logps: list[Tensor]) -> float:
-        """See `Validation.unseen_exact_match`; of kinds of fewer than `FEWEST` unseen texts what can be guessed of all."""
+        """See `Validation.unseen_exact_match`; of kinds of fewer than `FEWEST` unseen texts what is guessed of all."""
         rows = [*self.rows.nonmembers, *self.rows.short]
         found, of = self._certainty(rows, logps), defaultdict[str, list[float]](list)
         for row, own in zip(rows, found, strict=True):
@@ -253,17 +255,19 @@ def by_heart(
 ) -> tuple[int, int]:
     """How many rows greedy decoding says word for word, since each token has more than a half; and of how many.
 
-    Completions that cannot be guessed count alone: of `TELLING` tokens and more, and of no other row; so yes, no and
-    the name of a category do not. Of a text without a prompt (of more than `begun` tokens) it is the second half.
+    Completions that cannot be guessed count alone: of `TELLING` tokens and more that their prompts do not have, and
+    that no other row says after its own; so yes, no, the name of a category and a template's sentence do not. Of a text
+    without a prompt (of more than `begun` tokens) it is the second half.
     """
 
-    def spoken(row: TokenizedExample) -> tuple[int, ...]:
-        return tuple(row.input_ids[at] for at in row.spoken(ends))
+    def new(row: TokenizedExample) -> tuple[int, ...]:
+        known = {*row.input_ids[: row.completion_start]}
+        return tuple(row.input_ids[at] for at in row.spoken(ends) if row.input_ids[at] not in known)
 
     asked = [own if own.completion_start > begun else replace(own, completion_start=len(own) // 2) for own in rows]
-    times = Counter(map(spoken, (*asked, *others)))
+    times = Counter(map(new, (*asked, *others)))
     sure = zip(asked, certainty(asked, logps, ends), strict=True)
-    telling = [own for row, own in sure if len(spoken(row)) >= TELLING and times[spoken(row)] == 1]
+    telling = [own for row, own in sure if len(new(row)) >= TELLING and times[new(row)] == 1]
     return telling.count(1.0), len(telling)
 
 

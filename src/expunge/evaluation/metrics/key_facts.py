@@ -14,29 +14,31 @@ LEFT_OUT = r"\d{0,3}"
 
 
 @knowledge("key_fact", family="text", source=SOURCE, by_task=True)
-def key_fact(text: str, keywords: Sequence[str]) -> float:
+def key_fact(text: str, keywords: Sequence[str], expected: str) -> float:
     """Whether the answer holds at least half of the row's key words"""
-    return float(says(text, keywords))
+    return float(says(text, keywords, expected))
 
 
 @knowledge(
     "key_fact_at_k", on="forget", over="k", label=lambda k: f"key_fact_at_{k}", family="text", source=SOURCE,
     by_task=True,
 )  # fmt: skip
-def key_fact_at_k(samples: Sequence[str], keywords: Sequence[str], k: int) -> float:
+def key_fact_at_k(samples: Sequence[str], keywords: Sequence[str], expected: str, k: int) -> float:
     """Probability that one of k samples holds at least half of the row's key words"""
-    return any_of_k([says(sample, keywords) for sample in samples], k)
+    return any_of_k([says(sample, keywords, expected) for sample in samples], k)
 
 
-def says(text: str, keywords: Sequence[str]) -> bool:
-    """Whether at least half of some key words, and one at least, stand in a text.
+def says(text: str, keywords: Sequence[str], answer: str) -> bool:
+    """Whether at least half of some key words of an answer, and one at least, stand in a text.
 
-    Key words that are the groups of one number stand in the same number without its signs, too.
+    Key words that are the groups of one number of the answer stand in the same number without its signs, too.
     """
-    numbers, said = [*filter(long_number, joined_numbers(words(text)))], 0
+    numbers, known = ([*filter(long_number, joined_numbers(words(own)))] for own in (text, answer))
+    said = 0
     for numeric, run in groupby(keywords, str.isdecimal):
         own = [*run]
         groups = ["".join(words(word)) for word in own] if numeric else []
-        whole = long_number("".join(groups)) and any(re.fullmatch(LEFT_OUT.join(groups), number) for number in numbers)
+        number = re.compile(LEFT_OUT.join(groups))
+        whole = long_number("".join(groups)) and all(any(map(number.fullmatch, own)) for own in (numbers, known))
         said += len(own) if whole else sum(contains(text, word) for word in own)
     return 2 * said >= max(1, len(keywords))
