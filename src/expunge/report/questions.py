@@ -119,13 +119,12 @@ def _left(
 def _left_of_task(run: RunData, criteria: Criteria, score: Score, tasks: int) -> Number:
     """What is left of one of several tasks, or persons, which the mean over all can hide.
 
-    It counts where there is no doubt: the task has unseen texts, or no other one has; its interval is widened for as
-    many `tasks` as are judged (Bonferroni); and the target is the most of the upper ends of the task's own and of all.
+    Its interval is widened for as many `tasks` as are judged (Bonferroni), and the target is the most of the upper ends
+    of its own unseen texts and of all. Where only other kinds have unseen texts it may be guessed more often: open.
     """
     before, (target, whose) = _before(run, score), _target(run, score)
     others = _unseen_of(run, score)
-    if whose == NEVER_SEEN and not others[0] and f"forget/{score.name}/{COMPARED}" in run.scores.get("after", {}):
-        return shown(score, before, None, "", "not judged: there are no unseen texts of its kind")
+    alone = whose == NEVER_SEEN and not others[0] and f"forget/{score.name}/{COMPARED}" in run.scores.get("after", {})
     if whose in (RETRAINED, ORIGIN):
         theirs = run.scores.get("retrained", {})
         others = [theirs.get(score.key), theirs.get(f"{score.set}/{score.name}")]
@@ -137,7 +136,8 @@ def _left_of_task(run: RunData, criteria: Criteria, score: Score, tasks: int) ->
             run, criteria, replace(score, low=low), before, max([target, *ends]), f"{whose}, at most" if ends else whose
         )
         if found.state == "bad":
-            return replace(found, low=score.low)
+            found = replace(found, low=score.low)
+            return replace(found, state="unclear", limit="not judged: its kind has no unseen texts") if alone else found
     return shown(score, before, target, whose, "one task: only an interval wholly above the criterion counts")
 
 
@@ -314,8 +314,8 @@ def unseen_given(run: RunData) -> bool:
 
 def _asks_others(run: RunData) -> bool:
     """Whether answers to prompts other than those to forget and unseen ones were measured."""
-    scores = run.scores.get("after", {}).values()
-    return any(own.family == "text" and own.known and own.set not in ("forget", *UNSEEN) for own in scores)
+    others = [own for own in run.scores.get("after", {}).values() if own.set not in ("forget", *UNSEEN)]
+    return any(own.family == "text" and own.known for own in others)
 
 
 def _whole(scores: dict[str, Score]) -> list[Score]:
