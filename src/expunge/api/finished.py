@@ -11,7 +11,7 @@ from expunge.config import CalibrateConfig
 from expunge.errors import ConfigError
 from expunge.model.load import load_model
 from expunge.model.saved import OWN, attach_adapter
-from expunge.model.source import BASE, adapter_folder, source_of
+from expunge.model.source import BASE, adapter_folder, check_model, commit_of, source_of
 from expunge.runs.manifest import check_base
 from expunge.runs.record import read_manifest
 from expunge.train import calibrate as scales
@@ -115,10 +115,12 @@ def load_unlearned(
     """
     folder = adapter_folder(run)
     own = source_of(str(folder))
-    name, revision = (model, None) if model else (own.base_name, own.revision)
-    loaded = load_model(name, dtype=dtype, device=device, trust_remote_code=trust_remote_code, revision=revision)
+    name = model or own.base_name
+    revision = own.revision if name == own.base_name else None
     if made_on := _made_on(folder, name, own.base_name):
-        check_base(*made_on, f"--run {run}", getattr(loaded.base.config, "_commit_hash", None))
+        commit = commit_of(check_model(name, trust_remote_code=trust_remote_code, revision=revision))
+        check_base(*made_on, f"--run {run}", commit)
+    loaded = load_model(name, dtype=dtype, device=device, trust_remote_code=trust_remote_code, revision=revision)
     return attach_adapter(loaded, run), loaded.tokenizer
 
 

@@ -34,7 +34,7 @@ class Source:
         base: The model itself: a folder or a Hub name.
         gguf: Name of the GGUF file in the folder `base` that holds weights, configuration and tokenizer, or None.
         adapters: Adapter folders on the base, in the order in which they are folded in.
-        revision: Revision of a Hub name, or None.
+        revision: Revision of a Hub name, or None; the commit once it is loaded.
     """
 
     name: str
@@ -47,6 +47,11 @@ class Source:
     def base_name(self) -> str:
         """The base as it was named."""
         return str(Path(self.base) / self.gguf) if self.gguf else self.base
+
+    @property
+    def on_the_hub(self) -> bool:
+        """Whether the name itself, a model's or an adapter's, is one on the Hub."""
+        return not Path(self.name).exists()
 
     @property
     def own_tokenizer(self) -> Path | None:
