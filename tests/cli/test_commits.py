@@ -53,7 +53,7 @@ def test_a_later_commit_locks_no_run_out(work: Path, expunge: Run, commit: Calla
     assert expunge(*UNLEARN, "--from-manifest", "run/manifest.json", "--output", "again", "--model", NAME).code == 0
     moved = expunge(*UNLEARN, "--from-manifest", "run/manifest.json", "--output", "other", "--model", "model")
     assert "other revision" in moved.err
-    with pytest.raises(RunError, match="some/model is another model than .* name its commit as `revision`"):
+    with pytest.raises(RunError, match=r"some/model is another model than .* name its commit as `revision`"):
         _without_revision(first, manifest["model_sha256"])
 
 

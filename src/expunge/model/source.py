@@ -200,10 +200,14 @@ def stored_weights(source: Source) -> list[dict[str, Any]] | None:
     if folder is None:
         return None
     if not (folder / SINGLE).exists():
+        shards = shard_names(folder)
         try:
-            snapshot_download(source.base, revision=source.revision, allow_patterns=shard_names(folder))
-        except (OSError, ValueError) as error:  # HTTP errors among them
+            snapshot_download(source.base, revision=source.revision, allow_patterns=shards)
+        except Exception as error:  # those of a connection have no kind in common
             raise ModelError(f"{source.where}: its weights cannot be downloaded ({first_line(error)})") from None
+        if missing := [name for name in shards if not (folder / name).exists()]:
+            mend = f"hf download {source.base}" + (f" --revision {source.revision}" if source.revision else "")
+            raise ModelError(f"{source.where}: {missing[0]} is not in the Hub's cache on this machine: {mend}")
     headers = list(weight_headers(folder).values())
     check_folder(folder, headers)
     return headers
@@ -221,6 +225,8 @@ def _hub_folder(source: Source, name: str) -> Path | None:
         found = cached_file(source.base, name, revision=source.revision)
     except (OSError, ValueError):  # no such file, or the Hub is out of reach, which loading it says better
         return None
+    except Exception as error:  # a connection that breaks
+        raise ModelError(f"{source.where}: the Hub cannot be asked for {name} ({first_line(error)})") from None
     return Path(found).parent if found else None
 
 
@@ -242,6 +248,8 @@ def _hub_adapter(name: str, revision: str | None) -> Path | None:
         return _downloaded_adapter(name, revision)
     except (OSError, ValueError):  # no such name, or the Hub is out of reach, which loading it says better
         return None
+    except Exception as error:  # a connection that breaks
+        raise ModelError(f"--model {name}: the Hub cannot be asked for it ({first_line(error)})") from None
 
 
 @cache
