@@ -165,7 +165,8 @@ def _foreign(role: str, results: Mapping[str, Any], run: RunData, adapter: str |
     """What the numbers of a results file are of, if not of what this run is about; empty if nothing speaks against."""
     subject = results.get("fingerprint") or {}
     base, weights = subject.get("base"), run.manifest["model_sha256"]
-    if base and fingerprint(str(results.get("model")), "") in (base, weights):
+    name = run.manifest["settings"].get("model")
+    if base and name == results.get("model") and fingerprint(str(name), "") in (base, weights):
         base = weights  # a name on the Hub of which one of them knows no commit
     merged = subject.get("merged") if base != weights else None  # a run may be on a merged model
     theirs = merged or subject.get("adapter")
