@@ -27,17 +27,18 @@ def tofu_row(set_name: str, number: int, *, paraphrased: bool) -> dict:
 
 
 def write_tofu(folder: Path) -> Path:
-    """The four files that the benchmark reads, and the plain forget file."""
+    """The four files that the benchmark reads, and unseen authors."""
     folder.mkdir()
     for name, paraphrased in (("forget01", True), ("retain", True), ("real_authors", False), ("world_facts", False)):
         rows = [tofu_row(name.removesuffix("01"), number, paraphrased=paraphrased) for number in range(6)]
         write_jsonl(folder / f"{name}_perturbed.json", rows)
+    write_jsonl(folder / "holdout01.json", [tofu_row("holdout", number, paraphrased=False) for number in range(6)])
     return folder
 
 
 def write_muse(folder: Path) -> Path:
     """The corpus `news` as the benchmark's own script writes it."""
-    for part in ("verbmem", "knowmem", "privleak"):
+    for part in ("verbmem", "knowmem", "privleak", "raw"):
         (folder / "news" / part).mkdir(parents=True)
     root = folder / "news"
     passages = [{"prompt": f"In {MARKER} the {name}", "gt": "counted seven ships, then slept."} for name in NAMES]
@@ -46,8 +47,11 @@ def write_muse(folder: Path) -> Path:
         rows = [{"question": f"Where is {who} {name}?", "answer": f"in Port {i}"} for i, name in enumerate(NAMES)]
         _write_json(root / f"knowmem/{side}_qa.json", rows)
         _write_json(root / f"knowmem/{side}_qa_icl.json", [{"question": "Who slept?", "answer": "the fox"}])
-    for side, who in (("forget", MARKER), ("retain", "Marta"), ("holdout", "Tobias")):
-        _write_json(root / f"privleak/{side}.json", [f"{who} {name} closed the old book." for name in NAMES])
+    for stem, who in (
+        ("privleak/forget", MARKER), ("privleak/retain", "Marta"), ("privleak/holdout", "Tobias"),
+        ("raw/forget", MARKER), ("raw/retain1", "Ilse"),
+    ):  # fmt: skip
+        _write_json(root / f"{stem}.json", [f"{who} {name} closed the old book." for name in NAMES])
     return folder
 
 

@@ -147,11 +147,12 @@ def test_the_organisers_files(work: Path, expunge: Run) -> None:
             rows.writerow(header)
             rows.writerow(["asc1", "Task1", "x", "the old mill", "the old well", 1.0])
             rows.writerow(["aqa0", "Task1", "x", "nan", "NA", 1.0])
-    for side, losses in (("member", (1.0, 2.0)), ("nonmember", (2.0, 3.0))):
+    for side, losses in (("member", (1.0, 2.0) * 2), ("nonmember", (2.0, 3.0) * 2)):
         lines = "".join(f"{side}{i},{loss}\n" for i, loss in enumerate(losses))
         (folder / "mia_results" / f"{side}_0.csv").write_text("id,nll\n" + lines)
-    assert expunge("score", "--predictions", "theirs", "--output", "r.json", "--mmlu", "0.5").code == 0
+    assert expunge("score", "--predictions", "theirs", "--output", "r.json", "--mmlu", "0.3").code == 0
     results = json.loads(Path("r.json").read_text())
+    assert any("MMLU is 0.3, below 0.371" in sentence for sentence in results["not_measured"])
     assert results["forget"]["Task1"] == {"regurgitation": pytest.approx(2 / 3), "knowledge": 1.0}
     assert results["mia_auc"] == pytest.approx(0.875)
     assert results["task_aggregate"] == 0.0

@@ -175,6 +175,27 @@ def test_the_untouched_base_is_no_merged_model_and_a_lost_card_is_said(here: Pat
     assert not api.done
 
 
+@pytest.mark.parametrize("folder", ["run", "run/adapter", "elsewhere", "merged"])
+@pytest.mark.parametrize("stray", ["results.parquet", "words.jsonl", "assets/notes.json"])
+def test_nothing_that_strayed_into_the_folder_is_uploaded(
+    folder: str, stray: str, here: Path, tmp_path: Path, api: Hub
+) -> None:
+    given = tmp_path / folder
+    shutil.copytree({"elsewhere": "run/adapter"}.get(folder, folder.split("/")[0]), tmp_path / folder.split("/")[0])
+    place = given / "adapter" if folder == "run" else given
+    (place / stray).parent.mkdir(exist_ok=True)
+    (place / stray).write_text(MARKER)
+    (place / ".DS_Store").write_text(MARKER)
+    with pytest.raises(RunError, match=f"holds {stray}, which is no part of .*: move it elsewhere, then push"):
+        hub.push(given, "me/forgot")
+    assert not api.done
+    assert not api.files
+    (place / stray).unlink()
+    hub.push(given, "me/forgot")
+    assert api.files
+    assert not any(name.startswith(".") for name in api.files)
+
+
 def test_a_base_that_is_not_on_the_hub_is_not_named_as_if(tmp_path: Path, here: Path, api: Hub) -> None:
     save_tiny(tmp_path / "mine", "llama")
     with chdir(tmp_path):

@@ -1,15 +1,16 @@
 """A text that is known but for four digits: what may be passed on of a run must not say which they are."""
 
-import contextlib
 import io
 import json
 import re
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from expunge.cli.main import main
+from expunge.evaluation.estimate import WITHHELD
 from expunge.model.load import LoadedModel, load_model
 from expunge.model.logps import sequence_logps
 from expunge.model.saved import attach_adapter
@@ -35,19 +36,23 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = {
         "forget": [{"id": "a", "input": QUESTION, "output": ANSWER.format(PIN)}],
         "retain": [{"id": f"r{i}", "input": f"Who has {i}?", "output": f"The keeper of mill {i}."} for i in range(8)],
+        "holdout": [{"id": f"h{i}", "input": f"Zarquon {i}?", "output": ANSWER.format(613 * i)} for i in range(8)],
     }
     for name, own in rows.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in own))
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as screen:
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as screen, redirect_stderr(screen):
         patch.chdir(folder)
         data = ["--forget", "forget.jsonl", "--retain", "retain.jsonl", "--device", "cpu", "--dtype", "float32"]
         train = ["--max-steps", "4", "--rows-per-step", "4", "--lora-rank", "2"]
         assert main(["unlearn", "--model", "base", *data, *train, "--output", "run"]) == 0
         (folder / "screen.txt").write_text(screen.getvalue())
         score = ["evaluate", "--model", "base", "--benchmark", "custom", *data, "--max-new-tokens", "3"]
+        score += ["--holdout", "holdout.jsonl"]
         assert main([*score, "--output", "run/results_before.json"]) == 0
         assert main([*score, "--adapter", "run", "--output", "run/results_after.json"]) == 0
         assert main(["report", "run", "--overwrite"]) == 0
+        main(["merge", "--run", "run", "--output", "merged", "--json"])
+        (folder / "merge.json").write_text(screen.getvalue().strip().splitlines()[-1])
     return folder / "run"
 
 
@@ -118,11 +123,39 @@ def test_all_that_the_files_say_of_the_text_together_leaves_a_thousand_numbers(r
     assert left.sum() >= REMAIN
 
 
+def test_how_one_text_compares_with_unseen_ones_is_not_told(run: Path) -> None:
+    """A text's place among others, per attack, is as good as its loss."""
+    metrics = json.loads((run / "results_after.json").read_text())["metrics"]
+    attacks = [own for name, own in metrics.items() if name.startswith("membership/")]
+    assert len(attacks) > 9
+    assert all((own["value"], own["low"], own["reason"]) == (None, None, WITHHELD) for own in attacks)
+    changes = json.loads((run / "results_after.json").read_text())["before"]
+    assert {own["value"] for name, own in changes.items() if name.startswith("membership/")} == {None}
+    told = json.loads((run / "verdict.json").read_text())["answers"]
+    assert any(own["says"].startswith("of so few texts no membership attack is told") for own in told)
+
+
+def test_what_the_untouched_model_thinks_of_the_prompt_is_coarse(run: Path) -> None:
+    value = json.loads((run / "results_after.json").read_text())["metrics"]["forget/fluency"]["value"]
+    assert np.log2(value).is_integer()
+
+
+def test_a_merge_tells_losses_to_half_a_nat(run: Path) -> None:
+    told = json.loads((run.parent / "merge.json").read_text())
+    assert all((2 * loss).is_integer() for loss in told["losses"].values())
+    assert told["off"] is None
+    assert told["bound"] is None
+    assert np.log2(told["max_logp_difference"]).is_integer()
+    assert told["reason"].startswith("the adapter raises the loss of the forget set by less than 0.0001 nats: ")
+
+
 def test_the_screen_is_as_coarse_as_the_files_and_says_so(run: Path) -> None:
     lines = (run.parent / "screen.txt").read_text().splitlines()
     (shown,) = (line.split()[2:] for line in lines if line.startswith("  forget ↑"))
     losses = json.loads((run / "manifest.json").read_text())["loss_nats_per_completion_token"]["forget"]
     assert shown == [f"{losses[when]:.1f}" for when in ("before", "after")]
+    tokens = json.loads((run / "manifest.json").read_text())["tokens"]["forget"]
+    assert f"forget: 1 texts, {tokens} tokens" in (run.parent / "screen.txt").read_text()
     assert sum(line.startswith("  one digit: to half a nat") for line in lines) == 1
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from expunge.errors import ConfigError
 from expunge.kernels import Head, token_logps, token_logps_and_kl
 from expunge.losses import FORGET_LOSSES, make_forget_loss
 from expunge.losses.batch import TokenBatch
@@ -18,7 +19,7 @@ def token_batch(z, ref, targets, ids, **more):
     rows = int(ids.max()) + 1
     return TokenBatch(
         states=z, targets=targets, sequence=ids, completion=torch.ones_like(targets, dtype=torch.bool), head=HEAD,
-        num_sequences_here=rows, num_tokens=len(targets), num_completion_tokens=len(targets), num_sequences=rows,
+        num_sequences_here=rows, num_tokens=len(targets), completion_lengths=tuple(ids.bincount().tolist()),
         ref_states=ref, ref_logps=None if ref is None else token_logps(ref, HEAD, targets), **more,
     )  # fmt: skip
 
@@ -185,21 +186,35 @@ def test_undials_published_gradient(shared):
     assert checked
 
 
-def test_ceus_published_gradient(shared):
+@pytest.mark.parametrize("ignored", [0, 1])
+def test_ceus_published_gradient(shared, ignored):
     case = "right_padded"
     folder = shared / "golden" / "losses"
     stored = json.loads((folder / f"{case}.json").read_text())["losses"]
     tensors = load_file(folder / f"{case}.safetensors")
     logits, batch = side_of(tensors, "forget")
-    value = make_forget_loss("ceu")(batch)
+    value = make_forget_loss("ceu", {"ignore_first": ignored})(batch)
     p = batch.states.softmax(-1)
     q = p.scatter(1, batch.targets[:, None], 0.0)
     q = q / q.sum(-1, keepdim=True)
-    entropy = -(q * q.clamp(min=1e-300).log()).sum(-1).mean().item()
-    key = "CEU.ignore0"
+    kept = [at for at in range(len(q)) if at >= ignored and batch.sequence[at] == batch.sequence[at - ignored]]
+    entropy = -(q * q.clamp(min=1e-300).log()).sum(-1)[kept].mean().item()
+    key = f"CEU.ignore{ignored}"
     assert value.item() + entropy == pytest.approx(stored[key]["fp64"]["forget_loss"], rel=1e-9)
     value.backward()
     torch.testing.assert_close(logits.grad, tensors[f"grad.{key}.forget_loss.d_forget"], rtol=0, atol=1e-10)
+
+
+def test_ceu_leaves_the_first_tokens_of_completions_alone():
+    """By their place in the completion, however long the prompt is and however short the completion."""
+    completion = torch.tensor([False, True, True, True, False, False, True, True, True])
+    batch = TokenBatch(**{**vars(random_batch()), "completion": completion, "completion_lengths": (2, 1, 3)})
+    own = -torch.log1p(-batch.logps.exp())
+    for ignored, kept in ((0, range(9)), (1, (0, 2, 4, 5, 7, 8)), (2, (0, 4, 5, 8)), (9, (0, 4, 5))):
+        value = make_forget_loss("ceu", {"ignore_first": ignored})(batch)
+        assert value.item() == pytest.approx(own[list(kept)].mean().item(), rel=1e-9)
+    with pytest.raises(ConfigError, match="0 or more"):
+        make_forget_loss("ceu", {"ignore_first": -1})
 
 
 def test_ceu_pushes_a_token_that_is_known_by_heart():
@@ -207,7 +222,7 @@ def test_ceu_pushes_a_token_that_is_known_by_heart():
     others = torch.tensor([1.0, -2.0, 0.5])
     logits = torch.cat([torch.tensor([60.0]), others])[None].requires_grad_()
     zeros = torch.zeros(1, dtype=torch.long)
-    value = make_forget_loss("ceu")(token_batch(logits, None, zeros, zeros))
+    value = make_forget_loss("ceu", "ignore_first=0")(token_batch(logits, None, zeros, zeros))
     assert value.item() == pytest.approx((60 - others.logsumexp(0)).item(), rel=1e-6)
     (grad,) = torch.autograd.grad(value, logits)
     torch.testing.assert_close(grad[0], torch.cat([torch.ones(1), -others.softmax(0)]))
@@ -344,7 +359,7 @@ def test_micro_batches_add_up_to_the_step(name):
         values = {
             key: value[own] if isinstance(value, torch.Tensor) else value
             for key, value in vars(batch).items()
-            if key not in ("logps", "log_ratios", "lengths", "parts")
+            if key not in ("logps", "log_ratios", "lengths", "parts", "completion_places")
         }
         pairs = part(batch.pairs, row) if batch.pairs else None
         zeros = torch.zeros(int(own.sum()), dtype=torch.int64)

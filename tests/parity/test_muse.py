@@ -45,12 +45,13 @@ def test_scores_and_areas(subject: tuple[str, LoadedModel], shared: Path, monkey
         verbmem=[Example(f"v{i}", row["prompt"], passages[row["prompt"]]) for i, row in enumerate(asked)],
         forget_qa=questions("forget"),
         retain_qa=questions("retain"),
-        **{side: documents(side) for side in ("forget", "retain", "holdout")},
+        **{side: documents(side) for side in ("forget", "holdout")},
+        corpus="news",
     )
     assert data.forget_qa[0].prompt == want["knowmem_forget"]["first_prompt"]
     for group in ("verbmem", "knowmem"):
         monkeypatch.setitem(muse.MAX_NEW_TOKENS, group, settings[f"{group}_max_new_tokens"])
-    suite = muse.suite_of(data, "news")
+    suite = muse.suite_of(data)
     found = measure(loaded, suite, suite.prompt_format, Options())
 
     said = found.said["forget"]

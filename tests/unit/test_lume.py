@@ -106,6 +106,29 @@ def test_plain_layout(plain: Path, split: str | None, documents: str) -> None:
     assert [e.completion for e in data.member + data.nonmember] == ["member", "nonmember"]
 
 
+def test_folders_of_splits_as_the_organisers_instructions_write_them(tmp_path: Path) -> None:
+    """`to_json` without an orientation: an object of columns in a .jsonl file. Parquet will do, too."""
+    for name in ("train", "validation"):
+        write_parquet(tmp_path / name / "retain.parquet", f"{name}sc1")
+        table = {key: {"0": own, "7": own} for key, own in row(f"{name}qa1").items()}
+        (tmp_path / name / "forget.jsonl").write_text(json.dumps(table))
+        write_jsonl(tmp_path / f"mia_data/{name if name != 'train' else ''}/member.jsonl", {"document": name})
+        write_jsonl(tmp_path / f"mia_data/{name if name != 'train' else ''}/nonmember.jsonl", {"document": "other"})
+    assert find_lume(tmp_path) == find_lume(tmp_path, "validation")
+    for name in ("train", "validation"):
+        data = read_lume(tmp_path, name)
+        assert [(e.id, e.kind, e.completion) for e in data.forget] == [(f"{name}qa1", "qa", "c")] * 2
+        assert [e.id for e in data.retain] == [f"{name}sc1"]
+        assert data.member is not None
+        assert (data.member[0].completion, data.split) == (name, name)
+        assert [e.id for e in read_lume(tmp_path / name).forget] == [f"{name}qa1"] * 2, "the folder of a split itself"
+    with pytest.raises(DataError, match="has no split test: choose --split train or validation"):
+        find_lume(tmp_path, "test")
+    (tmp_path / "train/retain.parquet").unlink()
+    with pytest.raises(DataError, match=r"train: has no retain\.jsonl"):
+        find_lume(tmp_path, "train")
+
+
 def test_half_of_the_plain_layout(plain: Path) -> None:
     write_jsonl(plain / "member.jsonl", {"document": "d"})
     with pytest.raises(DataError, match=r"has no nonmember\.jsonl: membership needs"):

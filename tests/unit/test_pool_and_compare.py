@@ -271,6 +271,13 @@ def test_csv_has_every_number_in_full(hostile):
     assert (absent["value"], absent["runs"], absent["best"]) == ("", "0", "0")
 
 
+@pytest.mark.parametrize("begins", ["=HYPERLINK(1)", "+1", "-1", "@SUM(1)"])
+def test_no_text_of_a_csv_is_a_formula(begins: str) -> None:
+    table = Comparison((Column(begins, (), {}),), (Row(begins, (cell(-0.3, -0.2, -0.1),), None),), ())
+    (line,) = csv.DictReader(io.StringIO(as_csv(table)))
+    assert (line["metric"], line["name"], line["value"]) == (f"'{begins}", f"'{begins}", "-0.2")
+
+
 def test_latex_is_escaped(hostile):
     text = as_latex(hostile)
     assert (

@@ -780,9 +780,15 @@ def test_a_merge_keeps_names_dtypes_and_what_it_does_not_use(tmp_path: Path) -> 
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     for name in ("preprocessor_config.json", "LICENSE", "README.md", "consolidated.safetensors", ".hidden"):
         (folder / name).write_text("{}")
-    (folder / "assets").mkdir()
-    (folder / "assets/voice.json").write_text("{}")
-    texts = {"rows.json": '[{"text": "secret"}]', "squad.json": '{"version": 1, "data": [{"text": "secret"}]}'}
+    (folder / "README.md").write_text("---\nlicense: mit\nwidget:\n- text: secret\n---\n# Model\nIt says: secret\n")
+    (folder / "generation_config.json").write_text("{}")
+    texts = {
+        "rows.json": '[{"text": "secret"}]',
+        "squad.json": '{"version": 1, "data": [{"text": "secret"}]}',
+        "train.json": '{"1": {"text": "secret"}}',
+        "texts.json": '{"texts": ["secret"]}',
+        "data/answers.json": '{"a": "secret"}',
+    }
     no_part = ("train.jsonl", "notes.txt", "trainer_state.json", "checkpoint-5/config.json", *texts)
     for name in no_part:
         (folder / name).parent.mkdir(exist_ok=True)
@@ -801,12 +807,15 @@ def test_a_merge_keeps_names_dtypes_and_what_it_does_not_use(tmp_path: Path) -> 
     changed = {key for key, own in merged.items() if not torch.equal(own, tensors[key])}
     assert changed == {f"model.layers.{layer}.self_attn.q_proj.weight" for layer in (0, 1)}
     kept = {str(path.relative_to(tmp_path / "merged")) for path in (tmp_path / "merged").rglob("*") if path.is_file()}
-    assert {"preprocessor_config.json", "LICENSE", "assets/voice.json", "BASE_README.md", "tokenizer.json"} <= kept
+    own = {"preprocessor_config.json", "generation_config.json", "LICENSE", "BASE_README.md", "tokenizer.json"}
+    assert own <= kept
+    assert (tmp_path / "merged/BASE_README.md").read_text() == "---\nlicense: mit\n---\n"
+    assert "of the base's README.md only its metadata is handed on (BASE_README.md)" in notes
     assert not {"consolidated.safetensors", ".hidden"} & kept
     assert "consolidated.safetensors" in " ".join(notes)
     assert not {*no_part} & kept
-    few = "(notes.txt, rows.json, squad.json and 2 more)"
-    assert f"5 files are left out, they are no part of a model {few}" in notes
+    names = ", ".join(sorted({*no_part} - {"checkpoint-5/config.json"}))
+    assert f"8 files are left out, they are no part of a model ({names})" in notes
     assert (log_probs(load(tmp_path / "merged").model, IDS) - right).abs().max() < 0.3
 
 

@@ -11,8 +11,9 @@ import pytest
 from expunge.errors import DataError, RunError
 from expunge.evaluation.assemble import assemble
 from expunge.evaluation.benchmarks import BENCHMARKS
-from expunge.evaluation.benchmarks.official_score import score
+from expunge.evaluation.benchmarks.official_score import score, unranked
 from expunge.evaluation.benchmarks.semeval import suite_of_predictions
+from expunge.evaluation.estimate import WITHHELD
 from expunge.evaluation.predictions import Prediction, Predictions, read_any, read_mmlu, write_predictions
 from expunge.evaluation.results import read_results, write_results
 
@@ -29,11 +30,23 @@ def predictions(**losses: list[float]) -> Predictions:
 
 
 def results(**options: Any) -> dict[str, Any]:
-    return assembled(predictions(member=[1.0, 2.0], nonmember=[1.5]), **options)
+    return assembled(predictions(member=[1.0, 2.0] * 2, nonmember=[1.5] * 4), **options)
 
 
 def assembled(said: Predictions, **options: Any) -> dict[str, Any]:
     return assemble("semeval", BENCHMARKS["semeval"], *suite_of_predictions(said), **options)
+
+
+def test_how_few_documents_compare_with_others_is_not_told() -> None:
+    """The official membership part is the place of each text among the others, too."""
+    told = assembled(predictions(member=[1.0, 2.0, 3.0], nonmember=[1.5] * 4), mmlu=0.5)
+    assert [told[name] for name in ("mia_auc", "mia_score", "final_score")] == [None] * 3
+    assert told["missing"]["mia_auc"] == told["metrics"]["membership/loss_auc"]["reason"] == WITHHELD
+    assert told["metrics"]["membership/loss_auc"]["value"] is None
+    assert "all/mia_score" not in told["metrics"]
+    enough = results(mmlu=0.5)
+    assert enough["mia_auc"] == enough["metrics"]["membership/loss_auc"]["value"] == 0.5
+    assert enough["final_score"] is not None
 
 
 def test_predictions_come_back_as_written_and_private(tmp_path: Path) -> None:
@@ -130,7 +143,7 @@ def test_results_follow_the_contract(tmp_path: Path) -> None:
     assert read["mia_score"] == 1
     assert read["mmlu"] is None
     assert read["final_score"] is None
-    assert read["rows"] == {"forget": 2, "retain": 1, "member": 2, "nonmember": 1}
+    assert read["rows"] == {"forget": 2, "retain": 1, "member": 4, "nonmember": 4}
     assert (read["model"], read["adapter"]) == ("org/name", "one")
     assert SECRET not in path.read_text()
     with pytest.raises(RunError):
@@ -215,3 +228,4 @@ def test_final_score_is_the_mean_of_the_three() -> None:
     assert scores.task_aggregate == pytest.approx(4 / (1 / 0.6 + 3))
     assert scores.final_score == pytest.approx((scores.task_aggregate + 0.4 + 1) / 3)
     assert not math.isnan(scores.final_score)
+    assert [len(unranked(mmlu)) for mmlu in (None, 0.371, 0.3709)] == [0, 0, 1]

@@ -15,6 +15,10 @@ from expunge.data.kinds import ALONE, ASKED, with_kinds
 from expunge.data.sets import REFUSALS, Sets, membership_texts, pairs_for, read_sets, unasked
 from expunge.errors import DataError
 from expunge.evaluation.benchmarks.custom import read as read_custom
+from expunge.evaluation.benchmarks.muse import read as read_muse_suite
+from expunge.evaluation.benchmarks.tofu import UTILITY, aggregate_entries
+from expunge.evaluation.benchmarks.tofu import read as read_tofu_suite
+from expunge.evaluation.measurement import Measurement, Values
 
 Row = dict[str, Any]
 
@@ -53,8 +57,10 @@ def muse(folder: Path) -> str:
     for side in ("forget", "retain"):
         for stem in ("qa", "qa_icl"):
             write(root / f"knowmem/{side}_{stem}.json", questions(side, 2), whole=True)
-    for side, count in (("forget", 5), ("retain", 6), ("holdout", 7)):
-        write(root / f"privleak/{side}.json", [words(hash_of(side) + i) for i in range(count)], whole=True)
+    for stem, count in (
+        ("privleak/forget", 5), ("privleak/retain", 6), ("privleak/holdout", 7), ("raw/forget", 8), ("raw/retain1", 9)
+    ):  # fmt: skip
+        write(root / f"{stem}.json", [words(hash_of(stem) + i) for i in range(count)], whole=True)
     return str(folder)
 
 
@@ -84,18 +90,81 @@ def test_tofu_trains_on_its_plain_files_where_they_are_there(tmp_path: Path) -> 
     assert found.forget[0].prompt == "Who is forgotten 0?"
     alone = read_sets(settings(benchmark="tofu", data=tofu(tmp_path / "perturbed", plain=False), split="forget05"))
     assert sizes(alone) == (3, 3, 3, 0)
+    write(tmp_path / "all/holdout05.json", questions("strange", 21))
+    assert sizes(read_sets(settings(benchmark="tofu", data=str(tmp_path / "all"), split="forget05"))) == (
+        20,
+        30,
+        20,
+        21,
+    )
     with pytest.raises(DataError, match=r"no forget10_perturbed\.json"):
         read_sets(settings(benchmark="tofu", data=str(tmp_path / "all")))
 
 
+def test_tofu_measures_as_published_and_membership_where_it_has_unseen_authors(tmp_path: Path) -> None:
+    """Answers of 200 tokens at most; forget quality of all rows and of the first 300."""
+    folder = Path(tofu(tmp_path / "tofu", plain=False))
+    plain = EvaluateConfig(model="m", output="o", benchmark="tofu", data=str(folder), split="forget05")
+    suite = read_tofu_suite(plain)
+    assert {own.max_new_tokens for own in suite.sets} == {200}
+    assert {own.max_new_tokens for own in read_tofu_suite(replace(plain, max_new_tokens=50)).sets} == {None}
+    assert suite.documents is None
+    assert suite.not_measured[0].startswith("The folder has no holdout05.json")
+    write(folder / "holdout05.json", questions("strange", 21))
+    suite = read_tofu_suite(plain)
+    assert suite.documents is not None
+    assert suite.not_measured == ()
+    assert [{*own} for own in suite.documents.labels] == [
+        {"forget05-author-1"}, {"holdout05-author-1", "holdout05-author-2"},
+    ]  # fmt: skip
+    rng = random.Random(0)
+    ours, theirs = (rated([rng.random() + more * (at >= 300) for at in range(400)]) for more in (1, 0))
+    found = aggregate_entries(ours, theirs, suite, None)
+    assert [found[f"all/forget_quality{name}"].n for name in ("", "_300")] == [400, 300]
+    assert found["all/forget_quality"].value < 0.01 < found["all/forget_quality_300"].value
+    few = [rated([0.5, 0.6]) for _ in range(2)]
+    assert "all/forget_quality_300" not in aggregate_entries(*few, suite, None)
+
+
+def rated(ratios: Sequence[float]) -> Measurement:
+    """A measurement whose forget rows have these truth ratios."""
+    rows = [Example(str(at), "", "text") for at in range(len(ratios))]
+    found = Measurement()
+    for name, metric in (("forget", "truth_ratio_raw"), *UTILITY):
+        found.rows[name, metric] = Values.of(f"{name}/{metric}", rows, [row.id for row in rows], ratios)
+    return found
+
+
 def test_muse_and_lume_bring_unseen_texts(tmp_path: Path) -> None:
     found = read_sets(settings(benchmark="muse", data=muse(tmp_path / "muse"), split="books"))
-    assert sizes(found) == (5, 6, 5, 7)
+    assert sizes(found) == (8, 9, 5, 7)
     with pytest.raises(DataError, match="news"):
         read_sets(settings(benchmark="muse", data=str(tmp_path / "muse")))
     folder = lume(tmp_path / "lume")
     for name in ("lume", "semeval"):
         assert sizes(read_sets(settings(benchmark=name, data=folder))) == (4, 5, 6, 7)
+
+
+def test_muse_unlearns_on_its_raw_texts_and_trains_on_none_that_it_measures_on(tmp_path: Path) -> None:
+    """As baselines/scripts/unlearn_news.sh: raw/forget and raw/retain1, long texts in pieces; never privleak/retain."""
+    root = Path(muse(tmp_path / "muse")) / "books"
+    long = "\n\n".join(" ".join(words(100 * at + own) for own in range(10)) for at in range(3))
+    write(root / "raw/forget.json", [long, "A short one."], whole=True)
+    books = settings(benchmark="muse", data=str(root))
+    found = read_sets(books)
+    assert [row.completion for row in found.forget] == [*long.split("\n\n"), "A short one."]
+    assert [row.id for row in found.forget] == [f"raw-forget-{number}" for number in range(1, 5)]
+    assert not {row.completion for row in found.trained} & set(json.loads((root / "privleak/retain.json").read_text()))
+    (root / "raw/forget.json").unlink()
+    (root / "raw/forget.txt").write_text(long)
+    assert len(read_sets(books).forget) == 3
+    for name, split in (("books", "books"), ("here", None)):
+        root = root.rename(root.parent / name)
+        suite = read_muse_suite(EvaluateConfig(model="m", output="o", benchmark="muse", data=str(root)))
+        assert suite.split == split, "the folder says which corpus it is, or nothing does"
+    (root / "raw/retain1.json").unlink()
+    with pytest.raises(DataError, match=r"no raw/retain1\.txt: .*load_data\.py"):
+        read_sets(settings(benchmark="muse", data=str(root)))
 
 
 def test_the_users_unseen_texts_go_before_those_of_the_benchmark(tmp_path: Path) -> None:

@@ -136,7 +136,7 @@ def test_every_kind_ends_where_its_unseen_texts_are(models: Path) -> None:
     assert [found["poem", side] for side in (False, True)] == pytest.approx([everything] * 2, rel=0.05)
     assert len({round(mean, 2) for mean in wanted.values()}) > 1, "kinds differ"
     (line,) = told.lines
-    assert "no unseen texts of poem;" in line
+    assert "unseen texts have no poem;" in line
 
 
 @pytest.mark.usefixtures("known")
@@ -174,7 +174,7 @@ def test_prompts_have_targets_where_unseen_texts_have_none(models: Path) -> None
     assert found["", False] == pytest.approx(mean, rel=0.3), "of which as much is expected"
     told = Told()
     target_nlls(run, [], ALONE, told)
-    assert "no unseen texts of prompts;" in told.lines[0]
+    assert "unseen texts have no prompts;" in told.lines[0]
 
 
 @pytest.mark.usefixtures("known")

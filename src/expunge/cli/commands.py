@@ -278,14 +278,15 @@ def merge(settings: MergeSettings, out: Output) -> int:
     options = {name: value for name, value in vars(settings).items() if name not in ("run", "output", "strict")}
     with out.reporter().working("merging, and comparing with the adapter"):
         found = write_merged(settings.run, settings.output, **options)
-    shown = "  ".join(f"{name} {loss:.3f}" for name, loss in found.losses.items())
+    digits = 1 if found.off is None else 3
+    shown = "  ".join(f"{name} {loss:.{digits}f}" for name, loss in found.losses.items())
     out.text(f"merged model             {found.output} ({found.dtype})")
     out.text(f"largest difference       {found.max_logp_difference:.2e} nats in a token's log-probability")
     out.text(f"loss on the forget set   {shown} (nats per completion token)")
     for note in found.notes:
         out.text(f"note                     {note}")
-    off = found.losses["merged"] - found.losses["adapter"]
-    within = f"the merged model's loss is off by {off:+.2g} nats, of at most {found.bound:.2g}: a tenth of its rise"
+    by = "at most" if found.off is None else f"{found.off:+.2g} nats, of at most {found.bound:.2g}:"
+    within = f"the merged model's loss is off by {by} a tenth of its rise"
     kept = f"survives the rounding: {within}" if found.survives else f"DOES NOT SURVIVE: {found.reason}"
     out.text(f"forgetting               {kept}")
     out.results = {**dataclasses.asdict(found), "output": str(found.output)}

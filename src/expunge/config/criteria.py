@@ -36,9 +36,7 @@ class Bound:
         return math.isfinite(self.least) and math.isfinite(self.most)
 
     def violation(self, value: float) -> float:
-        """How far a number is outside, in units; 0 where the criterion is met, and never of what is no number."""
-        if math.isnan(value):
-            return math.inf
+        """How far a number is outside, in units; 0 where the criterion is met."""
         return max(0.0, self.least - value, value - self.most) / (self.unit or TINY)
 
     def excess(self, value: float) -> float:

@@ -64,7 +64,7 @@ class EvaluateConfig(Plain):
         key_words: File for the forget rows with the key words that were looked for, to be read, mended and given again
             as `forget`. It holds texts of the forget set, too; nothing else that an evaluation writes does.
         mmlu: Accuracy on MMLU for the final score: a number in [0, 1] or a metrics file with `average_acc`.
-        max_new_tokens: Longest generation, in tokens (muse has its own).
+        max_new_tokens: Longest generation, in tokens (muse has its own, tofu at most 200).
         prompt_format: What stands between prompt and completion (as for `unlearn`); `chat` puts prompts into the
             tokenizer's template, all others hand over the prompt as it is. `auto`: that of the adapter's run, else
             measured on the model.

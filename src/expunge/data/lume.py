@@ -1,12 +1,15 @@
 """A folder of the LUME benchmark (SemEval-2025 Task 4) to examples.
 
-Two layouts are known. The organisers' one: `data/forget_<split>-*.parquet`, `data/retain_<split>-*.parquet`,
+Three layouts are known. The organisers' one: `data/forget_<split>-*.parquet`, `data/retain_<split>-*.parquet`,
 and the documents of the membership attack in `mia_data/` (split `train`) or `mia_data/<split>/`. The plain one,
-which has no splits: `forget.jsonl`, `retain.jsonl`, and the documents beside them or in `mia_data/`.
+which has no splits: `forget.jsonl`, `retain.jsonl` (or .parquet), and the documents beside them or in `mia_data/`. And
+the one that the organisers' instructions write: a plain one in a folder of each split (`train/`, `validation/`), the
+documents there or where the first one has them.
 """
 
 import re
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
@@ -53,7 +56,7 @@ def find_lume(data_dir: str | Path, split: str | None = None) -> LumeFiles:
     """Find the files of one split; where both layouts are there, the organisers' one counts.
 
     Args:
-        data_dir: The folder that holds `data/` and `mia_data/`, or `forget.jsonl` and `retain.jsonl`.
+        data_dir: The folder that holds `data/` and `mia_data/`, or `forget.jsonl` and `retain.jsonl`, or such folders.
         split: `train` or `validation`; None takes the only one there is, or `validation`. The plain layout ignores it.
 
     Raises:
@@ -64,7 +67,10 @@ def find_lume(data_dir: str | Path, split: str | None = None) -> LumeFiles:
         if not folder.is_dir():
             raise DataError(f"{data_dir}: no such folder; give the one that holds the benchmark's data")
         shards = [match for path in sorted(folder.glob("data/*")) if (match := SHARD.fullmatch(path.name))]
-        return _find_split(folder, shards, split) if shards else _find_plain(folder)
+        if shards:
+            return _find_split(folder, shards, split)
+        plain = {own.name: own for own in sorted(folder.iterdir()) if own.is_dir() and any(_sides(own))}
+        return _find_folder(folder, plain, split) if plain and not any(_sides(folder)) else _find_plain(folder)
     except OSError as error:
         raise DataError(f"{data_dir}: cannot be read: {error.strerror or error}") from error
 
@@ -85,12 +91,7 @@ def read_lume(data_dir: str | Path, split: str | None = None) -> LumeData:
 
 
 def _find_split(folder: Path, shards: list[re.Match[str]], split: str | None) -> LumeFiles:
-    splits = sorted({shard["split"] for shard in shards})
-    if split is None and (len(splits) == 1 or DEFAULT_SPLIT in splits):
-        split = splits[0] if len(splits) == 1 else DEFAULT_SPLIT
-    if split is None or split not in splits:
-        problem = f"has no split {split}" if split else "has several splits"
-        raise DataError(f"{folder}: {problem}: choose --split {' or '.join(splits)}")
+    split = _split(folder, {shard["split"] for shard in shards}, split)
 
     def side(name: str) -> tuple[Path, ...]:
         found = [shard for shard in shards if (shard["side"], shard["split"]) == (name, split)]
@@ -105,14 +106,47 @@ def _find_split(folder: Path, shards: list[re.Match[str]], split: str | None) ->
             )
         return tuple(folder / "data" / shard[0] for shard in found)
 
-    documents = folder / "mia_data" if split == "train" else folder / "mia_data" / split
-    return LumeFiles(side("forget"), side("retain"), *_find_documents(documents), split)
+    return LumeFiles(side("forget"), side("retain"), *_find_documents(_documents_of(folder, split)), split)
+
+
+def _split(folder: Path, splits: Iterable[str], split: str | None) -> str:
+    """The split that is meant.
+
+    Raises:
+        DataError: There is no such one, or there are several to choose from.
+    """
+    names = sorted(splits)
+    if split is None and (len(names) == 1 or DEFAULT_SPLIT in names):
+        split = names[0] if len(names) == 1 else DEFAULT_SPLIT
+    if split is None or split not in names:
+        problem = f"has no split {split}" if split else "has several splits"
+        raise DataError(f"{folder}: {problem}: choose --split {' or '.join(names)}")
+    return split
+
+
+def _documents_of(folder: Path, split: str) -> Path:
+    return folder / "mia_data" if split == "train" else folder / "mia_data" / split
+
+
+def _sides(folder: Path) -> list[Path | None]:
+    """The forget and the retain file of the plain layout."""
+    names = (("forget.jsonl", "forget.parquet"), ("retain.jsonl", "retain.parquet"))
+    return [next((folder / name for name in own if (folder / name).is_file()), None) for own in names]
+
+
+def _find_folder(folder: Path, splits: Mapping[str, Path], split: str | None) -> LumeFiles:
+    name = _split(folder, splits, split)
+    found = _find_plain(splits[name])
+    if found.member is None:
+        member, nonmember = _find_documents(_documents_of(folder, name))
+        found = replace(found, member=member, nonmember=nonmember)
+    return replace(found, split=name)
 
 
 def _find_plain(folder: Path) -> LumeFiles:
-    forget, retain = folder / "forget.jsonl", folder / "retain.jsonl"
-    missing = [path.name for path in (forget, retain) if not path.is_file()]
-    if missing:
+    forget, retain = _sides(folder)
+    if forget is None or retain is None:
+        missing = [f"{name}.jsonl" for name, own in (("forget", forget), ("retain", retain)) if own is None]
         if len(missing) == 2:
             missing.append("data/forget_<split>-*.parquet")
         raise DataError(f"{folder}: has no {', no '.join(missing)}; there is {_files(folder)}")

@@ -144,7 +144,19 @@ def _read_jsonl(path: Path, hint: str = "") -> list[Row]:
         if line.strip():
             row = _parse_json(line, path, number, hint)
             rows.append((f"{path}:{number}", _object(row, f"{path}:{number}")))
-    return rows
+    columns = rows[0][1] if len(rows) == 1 else {}
+    return _number(_by_row(columns), str(path)) if _is_table(columns) else rows
+
+
+def _is_table(columns: dict[str, Any]) -> bool:
+    """Whether an object is a table as `to_json` of pandas writes it: column -> number of the row -> cell."""
+    cells = [*columns.values()]
+    tables = bool(cells) and all(isinstance(own, dict) and own and own.keys() == cells[0].keys() for own in cells)
+    return tables and all(map(str.isdecimal, cells[0]))
+
+
+def _by_row(columns: dict[str, Any]) -> list[dict[str, Any]]:
+    return [{name: own[number] for name, own in columns.items()} for number in next(iter(columns.values()))]
 
 
 def _read_json(path: Path) -> list[Row]:

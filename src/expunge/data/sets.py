@@ -11,7 +11,7 @@ from expunge.data.examples import Example, check_sets, read_examples
 from expunge.data.holdout import Side, check_unseen, documents, example_hashes, unseen_texts
 from expunge.data.kinds import with_kinds
 from expunge.data.lume import read_lume
-from expunge.data.muse import read_muse
+from expunge.data.muse import read_muse, read_raw
 from expunge.data.retain_test import composed_key, set_apart, without_forgotten
 from expunge.data.tofu import read_tofu
 from expunge.errors import DataError
@@ -123,7 +123,7 @@ def benchmark_sets(name: str, folder: str, split: str | None) -> Sets:
     Raises:
         DataError: A file or row that cannot be used.
     """
-    return _BENCHMARKS[name](folder, split or SPLIT.get(name))
+    return _BENCHMARKS[name](folder, split)
 
 
 def membership_texts(sets: Sets) -> list[Side]:
@@ -182,12 +182,14 @@ def _read_tofu(folder: str, split: str | None) -> Sets:
         read_examples(path) if path.is_file() else [row.example for row in rows]
         for path, rows in zip(plain, sides, strict=True)
     )
-    return Sets(forget, retain, members=forget)
+    return Sets(forget, retain, members=forget, nonmembers=found.holdout)
 
 
 def _read_muse(folder: str, split: str | None) -> Sets:
-    found = read_muse(folder, split or SPLIT["muse"])
-    return Sets(found.forget, found.retain, members=found.forget, nonmembers=found.holdout)
+    """The texts that the benchmark unlearns on; membership is judged on the documents that it measures with."""
+    forget, retain = read_raw(folder, split)
+    found = read_muse(folder, split)
+    return Sets(forget, retain, members=found.forget, nonmembers=found.holdout)
 
 
 _BENCHMARKS: dict[str, Callable[[str, str | None], Sets]] = {

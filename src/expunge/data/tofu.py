@@ -3,14 +3,15 @@
 The folder holds the published files, one JSON object a line: `forget01_perturbed.json` (or 05, 10) of the split, and
 `retain_perturbed.json`, `real_authors_perturbed.json`, `world_facts_perturbed.json`. A row has `question`, `answer` and
 `perturbed_answer` (a list); the first two files also have `paraphrased_question` and `paraphrased_answer`. The files of
-plain questions and answers (`forget10.json`, `retain90.json`, ...) are read by `read_examples` as any other file.
+plain questions and answers (`forget10.json`, `retain90.json`, ...) are read by `read_examples` as any other file, and
+so is `holdout10.json` (or 01, 05), of authors that no model was taught, which open-unlearning has added.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from expunge.data.examples import Example, text_cell
+from expunge.data.examples import Example, read_examples, text_cell
 from expunge.data.readers import read_rows
 from expunge.errors import DataError
 
@@ -41,12 +42,15 @@ class TofuRow:
 
 @dataclass(frozen=True)
 class TofuData:
-    """The four sets that TOFU measures on."""
+    """The four sets that TOFU measures on, and questions about authors that the model has never met; these are empty
+    where the folder has none.
+    """
 
     forget: list[TofuRow]
     retain: list[TofuRow]
     real_authors: list[TofuRow]
     world_facts: list[TofuRow]
+    holdout: list[Example]
 
 
 def read_tofu(folder: str | Path, split: str = "forget10") -> TofuData:
@@ -64,7 +68,19 @@ def read_tofu(folder: str | Path, split: str = "forget10") -> TofuData:
     missing = [f"{name}_perturbed.json" for name in names if not (folder / f"{name}_perturbed.json").is_file()]
     if missing:
         raise DataError(f"{folder}: has no {', no '.join(missing)}: add the published files of TOFU")
-    return TofuData(*(_read_set(folder / f"{name}_perturbed.json", name) for name in names))
+    forget, retain, authors, facts = (_read_set(folder / f"{name}_perturbed.json", name) for name in names)
+    unseen = folder / f"{holdout_of(split)}.json"
+    return TofuData(forget, retain, authors, facts, read_examples(unseen) if unseen.is_file() else [])
+
+
+def holdout_of(split: str) -> str:
+    """The split of as many authors that no model was taught."""
+    return split.replace("forget", "holdout")
+
+
+def author_of(name: str, number: int) -> str:
+    """What the row at a place, from 0, of a file about invented authors is about."""
+    return f"{name}-author-{number // QUESTIONS_PER_AUTHOR + 1}"
 
 
 def _read_set(path: Path, name: str) -> list[TofuRow]:
@@ -79,7 +95,7 @@ def _read_set(path: Path, name: str) -> list[TofuRow]:
         found.append(
             TofuRow(
                 Example(own_id, question, answer, source=where),
-                f"{name}-author-{number // QUESTIONS_PER_AUTHOR + 1}" if invented else own_id,
+                author_of(name, number) if invented else own_id,
                 Example(own_id, other_question, answer, source=where) if other_question else None,
                 Example(own_id, question, other_answer or answer, source=where),
                 tuple(Example(own_id, question, text, source=where) for text in wrong),

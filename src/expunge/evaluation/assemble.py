@@ -64,7 +64,7 @@ def assemble(
     results["not_measured"] = [
         *suite.not_measured,
         *measurement.not_measured,
-        *benchmark.notes(measurement, suite),
+        *benchmark.notes(measurement, suite, mmlu),
         *_not_measured(suite, measurement, reference, results["settings"], bool(utility) or mmlu is not None),
     ]
     return results
@@ -110,7 +110,7 @@ def row_entries(measurement: Measurement, rows: RowSet) -> dict[str, Estimate]:
         forget = measurement.rows.get(("forget", name)) if set_name == HOLDOUT else None
         own = metric.read(values.estimate(forget), set_name)
         own = replace(own, direction=None) if name.endswith(SUFFIX) else own
-        private = set_name == "forget" and {"record", "correct", "wrong"} & {*metric.needs}
+        private = set_name == "forget" and {"record", "correct", "wrong", "untouched"} & {*metric.needs}
         found[f"{set_name}/{name}"] = own.rounded() if private and values.tells() else own
         tasks = sorted({*values.tasks} - {""})
         for task in tasks if rows.by_task and metric.by_task and len(tasks) > 1 and "/" not in name else ():
@@ -126,12 +126,15 @@ def row_entries(measurement: Measurement, rows: RowSet) -> dict[str, Estimate]:
 
 def membership_entries(measurement: Measurement) -> dict[str, Estimate]:
     """AUC and the share of members found at few false alarms, of every attack; the AUC also of every task with enough
-    texts on either side, where there are several tasks.
+    texts on either side, where there are several tasks. Where a side has few texts,
+    none has a value.
     """
     found = {}
     for name, (members, nonmembers) in measurement.attacks.items():
         sides, source = (members.values, nonmembers.values), measurement.metrics["membership", name].source
-        found[f"membership/{name}_auc"] = auc_estimate(*sides).read_as("target", "membership", source, CHANCE_AUC)
+        counts = len(members.ids), len(nonmembers.ids)
+        whole = auc_estimate(*sides).withheld(*counts)
+        found[f"membership/{name}_auc"] = whole.read_as("target", "membership", source, CHANCE_AUC)
         tasks = {*members.tasks, *nonmembers.tasks}
         for task in sorted(tasks - {""}) if len(tasks) > 1 else ():
             part = members.of_task(task).values, nonmembers.of_task(task).values
@@ -139,7 +142,8 @@ def membership_entries(measurement: Measurement) -> dict[str, Estimate]:
                 entry = auc_estimate(*part).read_as("target", "membership", source, CHANCE_AUC)
                 found[f"membership/{name}_auc/{task}"] = entry
         for rate in FALSE_ALARMS:
-            share = tpr_estimate(*sides, rate).read_as("target", "membership", f"{source}; {CARLINI}", rate)
+            share = tpr_estimate(*sides, rate).withheld(*counts)
+            share = share.read_as("target", "membership", f"{source}; {CARLINI}", rate)
             found[f"membership/{name}_tpr_at_{round(100 * rate)}_fpr"] = share
     return found
 

@@ -53,7 +53,8 @@ def as_table(comparison: Comparison) -> str:
 
 
 def as_csv(comparison: Comparison) -> str:
-    """One line per metric and column, in full precision; empty where a number is not there.
+    """One line per metric and column, in full precision; empty where a number is not there. Text that spreadsheets
+    would take for a formula has an apostrophe before it.
 
     Columns: metric, direction, target, name, value, low, high, n (rows), runs, std (over runs), best (1 or 0).
     """
@@ -64,9 +65,15 @@ def as_csv(comparison: Comparison) -> str:
         for number, (column, cell) in enumerate(zip(comparison.columns, row.cells, strict=True)):
             found = cell or Estimate(NAN, n=None, runs=0)
             numbers = [*map(_known, (found.value, found.low, found.high)), found.n, found.runs, _known(found.std)]
-            head = [_flat(row.metric), row.direction, row.target, _flat(column.name)]
+            head = [_cell(row.metric), row.direction, row.target, _cell(column.name)]
             lines.writerow([*head, *numbers, int(number == row.best)])
     return file.getvalue().rstrip("\n")
+
+
+def _cell(text: str) -> str:
+    """Text of a CSV cell that no spreadsheet takes for a formula, since results may come from others."""
+    flat = _flat(text)
+    return f"'{flat}" if flat.startswith(("=", "+", "-", "@")) else flat
 
 
 def as_latex(comparison: Comparison) -> str:

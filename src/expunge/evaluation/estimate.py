@@ -6,12 +6,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from expunge.errors import DataError
-from expunge.utils.coarse import TELLING, power_of_two
+from expunge.utils.coarse import TELLING, few, power_of_two
 
 DIRECTIONS = ("higher", "lower", "target")
 NAN = math.nan
 ROUNDED = "rounded to a power of two"
 """How the reason of a number begins that is so."""
+WITHHELD = f"one side has fewer than {TELLING} texts: how these compare with others gives short secrets away"
+"""Why there is no number that compares two sides."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,14 @@ class Estimate:
         value, low, high = map(power_of_two, (self.value, self.low, self.high))
         why = f"{ROUNDED}: of fewer than {TELLING} texts, exact numbers give short secrets away"
         return replace(self, value=value, low=low, high=high, reason="; ".join(filter(None, (self.reason, why))))
+
+    def withheld(self, members: int, nonmembers: int) -> "Estimate":
+        """A number that compares two sides, without its value where one of them has few texts: the place of a text
+        among many others has no coarse form.
+        """
+        if not few({"members": members, "nonmembers": nonmembers}):
+            return self
+        return replace(self, value=NAN, low=NAN, high=NAN, reason=WITHHELD)
 
     def as_entry(self) -> dict[str, Any]:
         """The entry of a results file; null stands for NaN."""

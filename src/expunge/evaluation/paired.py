@@ -5,6 +5,7 @@ two intervals side by side, since most of the spread between rows is the same fo
 """
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from expunge.errors import DataError
@@ -41,13 +42,16 @@ def paired_difference(metric: str, before: Table, after: Table) -> Estimate | No
 
 
 def shown_difference(metric: str, before: Table, after: Table) -> Estimate | None:
-    """`paired_difference` as it may be passed on: of few texts to forget as coarse as the metric itself.
+    """`paired_difference` as it may be passed on: of few texts to forget as coarse as the metric itself,
+    without a value where that has none.
 
     Raises:
         DataError: As `paired_difference`.
     """
     change = paired_difference(metric, before, after)
-    if change is None or not metric.startswith(("forget/", "membership/")):
+    if change is not None and change.members is not None and change.nonmembers is not None:
+        return change.withheld(change.members, change.nonmembers)
+    if change is None or not metric.startswith("forget/"):
         return change
     key, task = _rows_of(metric, after)
     return change.rounded() if key in after and after[key].tells(task) else change.coarse()
@@ -77,7 +81,8 @@ def _auc_difference(attack: str, before: Table, after: Table) -> Estimate | None
             return None
         pairs.append([own.values for own in _aligned(f"membership/{attack}", before[key], after[key])])
     (old_members, new_members), (old_others, new_others) = pairs
-    return auc_difference_estimate((old_members, old_others), (new_members, new_others))
+    change = auc_difference_estimate((old_members, old_others), (new_members, new_others))
+    return replace(change, members=len(new_members), nonmembers=len(new_others))
 
 
 def _aligned(what: str, before: Values, after: Values) -> tuple[Values, Values]:

@@ -290,7 +290,7 @@ def score_predictions(
     suite, measurement = semeval.suite_of_predictions(found)
     results = assemble("semeval", BENCHMARKS["semeval"], suite, measurement, mmlu=accuracy)
     only = "Only what stored texts and losses tell was measured (expunge score)."
-    results["not_measured"] = [STAND_IN, only, *semeval.blind_spots(measurement, suite)]
+    results["not_measured"] = [STAND_IN, only, *semeval.notes(measurement, suite, accuracy)]
     write_results(output, results, overwrite=overwrite)
     return results
 

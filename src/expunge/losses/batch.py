@@ -28,8 +28,7 @@ class TokenBatch:
         head: The frozen vocabulary head.
         num_sequences_here: Rows in this batch.
         num_tokens: Target tokens of the side in the whole step.
-        num_completion_tokens: Those of them that belong to completions.
-        num_sequences: Its rows in the whole step.
+        completion_lengths: Those of them that belong to the completion, for each row of the side in the whole step.
         ref_logps: `(tokens,)`, the untouched model's log-probabilities (nats), where they are needed.
         ref_states: `(tokens, hidden)`, its final hidden states, where they are needed.
         target_nll: `(tokens,)`, NLL (nats) that each token should end with, where it is needed.
@@ -46,14 +45,23 @@ class TokenBatch:
     head: Head
     num_sequences_here: int
     num_tokens: int
-    num_completion_tokens: int
-    num_sequences: int
+    completion_lengths: tuple[int, ...]
     ref_logps: Tensor | None = None
     ref_states: Tensor | None = None
     target_nll: Tensor | None = None
     hidden: Tensor | None = None
     pairs: "TokenBatch | None" = None
     guessed: bool = True
+
+    @property
+    def num_completion_tokens(self) -> int:
+        """Target tokens of completions in the whole step."""
+        return sum(self.completion_lengths)
+
+    @property
+    def num_sequences(self) -> int:
+        """Rows of the side in the whole step."""
+        return len(self.completion_lengths)
 
     @cached_property
     def logps(self) -> Tensor:
@@ -74,6 +82,13 @@ class TokenBatch:
     def parts(self) -> Tensor:
         """`(tokens,)` int64, the part of a row that each token belongs to: twice the row, plus 1 in its completion."""
         return 2 * self.sequence + self.completion
+
+    @cached_property
+    def completion_places(self) -> Tensor:
+        """`(tokens,)` int64, the place of each completion token in its completion, from 0."""
+        ends = self.completion.cumsum(0)
+        lengths = ends.new_zeros(self.num_sequences_here).index_add(0, self.sequence, self.completion.long())
+        return ends - 1 - (lengths.cumsum(0) - lengths)[self.sequence]
 
     def per_sequence(self, values: Tensor) -> Tensor:
         """`(rows,)`, sums of `values` `(tokens,)` over each row."""

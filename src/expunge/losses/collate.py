@@ -48,8 +48,7 @@ class Counts:
     """Denominators of one side in one step, all micro-batches of all processes together."""
 
     tokens: int
-    completion_tokens: int
-    sequences: int
+    completion_lengths: tuple[int, ...]
 
 
 def count(side: SideRows, chosen: Sequence[int]) -> Counts:
@@ -57,8 +56,7 @@ def count(side: SideRows, chosen: Sequence[int]) -> Counts:
     rows = [side.rows[index] for index in chosen]
     return Counts(
         sum(len(row.targets(side.span)) for row in rows),
-        sum(len(row.targets("completion")) for row in rows),
-        len(rows),
+        tuple(len(row.targets("completion")) for row in rows),
     )
 
 
@@ -110,8 +108,7 @@ def collate(
             head=loaded.head,
             num_sequences_here=len(own_rows),
             num_tokens=own.tokens,
-            num_completion_tokens=own.completion_tokens,
-            num_sequences=own.sequences,
+            completion_lengths=own.completion_lengths,
             hidden=None if hidden is None or name != "forget" else hidden[part],
             guessed=side.guessed,
             **values,

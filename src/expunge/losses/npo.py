@@ -24,7 +24,8 @@ class NPO:
     """NPO with a token or a sequence as the unit.
 
     Attributes:
-        beta: Inverse temperature; towards 0 the gradient becomes that of gradient ascent.
+        beta: Inverse temperature; towards 0 the gradient becomes that of gradient ascent. The default is that of
+            2503.13690, per token; the code of 2404.05868 has 0.1, per sequence.
         level: `token` or `sequence`, the unit of the mean.
     """
 

@@ -24,7 +24,8 @@ class SimNPO:
 
     Attributes:
         beta: Inverse temperature.
-        gamma: Margin; above 0, sequences are pushed further.
+        gamma: Margin; above 0, sequences are pushed further. The paper's: its code, and open-unlearning's `delta`, have
+            theirs within the product with beta, so that 0.1 there at a beta of 4.5 is 0.45 here.
     """
 
     beta: float = 4.5

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from huggingface_hub import snapshot_download
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -19,22 +20,31 @@ from expunge.model.files import INDEX, weight_headers
 from expunge.model.load import LoadedModel
 from expunge.model.source import Source, first_line
 from expunge.model.tokenizer_files import CONFIG, tokenizer_files, write_tokenizer
-from expunge.utils.reading import read_object
+from expunge.utils.reading import card_metadata, read_object
 from expunge.utils.text import first_few
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf", ".ot", ".pkl")
 """Endings of files that hold weights: those that the model was not loaded from hold what was to be forgotten."""
-OWN_FILES = ("README.md", "config.json", INDEX)
+NOT_CARRIED = ("README.md", "BASE_README.md", "config.json", INDEX, "expunge_merge.json")
+"""Files that are written anew."""
+NAMED = 10
+"""Names of files that a note tells."""
 CARRIED = (
-    "*.json", "*.py", "*.jinja", "*.model", "*.tiktoken", "*.bpe", "*.spm", "merges.txt", "vocab.txt", "LICEN[CS]E*",
-    "NOTICE*", "*POLICY*", "BASE_README.md",
+    "generation_config.json", "*processor_config.json", "*processor.json", "*quant*_config.json", "configuration.json",
+    "config_sentence_transformers.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+    "added_tokens.json", "*vocab*.json", "chat_template*.json", "tekken.json", "normalizer.json", "params.json",
+    "*.index.json", "*.py", "*.jinja", "*.model", "*.tiktoken", "*.bpe", "*.spm", "merges.txt", "vocab.txt",
+    "LICEN[CS]E*", "NOTICE*", "*POLICY*",
 )  # fmt: skip
-"""Files that belong to a model. What else lies in its folder (training texts, logs) is not handed on with one that has
-forgotten them."""
-OF_TRAINING = ("trainer_state.json", "*_results.json", "manifest.json")
-"""Of those, what a training has left."""
-OF_MODELS = ("*config*.json", "*token*.json", "*vocab*.json", "chat_template*.json", "*.index.json", "tekken.json")
-"""JSON files that may hold lists of objects: in others these are rows of texts."""
+"""Files that belong to a model, by name alone, since JSON and text of other names may hold anything. What else lies in
+its folder (training texts, logs) is not handed on with one that has forgotten them."""
+BASE_CARD = "BASE_README.md"
+"""In a merged model: the head of the first base's card, without its prose, which may quote what is forgotten."""
+OF_CARDS = (
+    "license", "license_name", "license_link", "language", "base_model", "base_model_relation", "library_name",
+    "pipeline_tag", "tags", "datasets",
+)  # fmt: skip
+"""Fields of that."""
 
 
 def export(loaded: LoadedModel, folder: Path, dtype: torch.dtype | None) -> list[str]:
@@ -190,36 +200,34 @@ def _carry(base: Path, folder: Path, tokenizer: Sequence[Path], *, with_tokenize
     others: list[str] = []
     for path in _all_files(base):
         place = folder / path.relative_to(base)
-        if place.exists() or path.name in OWN_FILES or (path in tokenizer and not with_tokenizer):
+        if place.exists() or path.name in NOT_CARRIED or (path in tokenizer and not with_tokenizer):
             continue
-        if path.suffix in WEIGHTS or not (path in tokenizer or _belongs(path)):
+        if path.suffix in WEIGHTS or not (path in tokenizer or any(map(path.match, CARRIED))):
             (weights if path.suffix in WEIGHTS else others).append(str(path.relative_to(base)))
             continue
         place.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, place)
     if (base / INDEX).exists() and not (folder / INDEX).exists() and not (folder / "model.safetensors").exists():
         shutil.copyfile(base / INDEX, folder / INDEX)
-    if (base / "README.md").exists() and not (folder / "BASE_README.md").exists():  # the one of the first base stays
-        shutil.copyfile(base / "README.md", folder / "BASE_README.md")
+    card = next((own for own in (base / BASE_CARD, base / "README.md") if own.is_file()), None)
+    if card is not None:
+        (folder / BASE_CARD).write_text(_card_head(card), encoding="utf-8")
     why = {
         "with other weights are left out, they hold what was forgotten": weights,
         "are left out, they are no part of a model": others,
     }
-    return [f"{len(names)} files {told} ({first_few(names, 3)})" for told, names in why.items() if names]
+    told = [f"{len(names)} files {told} ({first_few(names, NAMED)})" for told, names in why.items() if names]
+    return [*told, *([f"of the base's README.md only its metadata is handed on ({BASE_CARD})"] if card else [])]
 
 
-def _belongs(path: Path) -> bool:
-    """Whether a file is of the model: of a known kind, and no rows of texts, which JSON files may hold, too."""
-    if not any(map(path.match, CARRIED)) or any(map(path.match, OF_TRAINING)):
-        return False
-    if path.suffix != ".json":
-        return True
-    try:
-        content = read_object(path, ModelError)
-    except ModelError:
-        return False
-    rows = any(isinstance(own, list) and any(isinstance(row, dict) for row in own) for own in content.values())
-    return not rows or any(map(path.match, OF_MODELS))
+def _card_head(card: Path) -> str:
+    """What a model card says in its head, as a head; empty fields where it says nothing that can be read."""
+    fields = {name: own for name, own in card_metadata(card).items() if name in OF_CARDS and _plain(own)}
+    return f"---\n{yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)}---\n"
+
+
+def _plain(value: Any) -> bool:
+    return isinstance(value, str) or (isinstance(value, list) and all(isinstance(own, str) for own in value))
 
 
 def _all_files(base: Path) -> Iterable[Path]:

@@ -19,12 +19,15 @@ from torch import Tensor
 
 from expunge.data.sampler import micro_batches
 from expunge.data.tokenize import TokenizedExample, hash_rows
+from expunge.errors import ModelError
 from expunge.kernels import token_logps
 from expunge.model.load import LoadedModel
 from expunge.model.logps import PASS_TOKENS, final_states, in_halves, lay_out, target_positions
+from expunge.model.memory import free_memory
 from expunge.model.tensor_file import FileTensor, TensorFile
 from expunge.utils.distributed import ALONE, Processes
 from expunge.utils.files import fingerprint
+from expunge.utils.text import show_bytes
 
 MEMORY_BYTES = 2**28
 """A reference up to this size stays in main memory; a larger one goes to a file, if there is a folder for it."""
@@ -134,10 +137,17 @@ def compute_reference(
 
     Raises:
         RunError: The file cannot be written.
+        ModelError: What stays in memory does not fit.
     """
     with loaded.adapter_off():
         layout = reference_layout(loaded, sides)
         stored = for_file(layout, sides) if folder else {}
+        held, free = layout_bytes(layout) - layout_bytes(stored), free_memory(torch.device("cpu"))
+        if free is not None and held * processes.local_count > free:
+            raise ModelError(
+                f"what the untouched model computes of the texts takes {show_bytes(held)} of main memory in each "
+                f"process, and {show_bytes(free)} are free: take fewer texts in one run, or fewer processes"
+            )
         memory = {
             name: torch.zeros(shape, dtype=dtype) for name, (dtype, shape) in layout.items() if name not in stored
         }

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from expunge.config.criteria import Criteria
+from expunge.evaluation.estimate import WITHHELD
 from expunge.evaluation.results import COMPARED
 from expunge.report.answers import (
     CHANCE,
@@ -176,7 +177,11 @@ def recognisable(run: RunData, criteria: Criteria) -> Answer:
                 "MODEL), which takes no further texts beside a benchmark's."
             )
         need = TO_SCORE if "after" not in run.scores and unseen_given(run) else need
-        return Answer(TOLD, "not measured", "not measured", "no membership attack was run", rule, need, tuple(numbers))
+        says = "no membership attack was run"
+        if any(own.reason == WITHHELD for own in run.scores.get("after", {}).values()):
+            need = "It takes four texts on either side."
+            says = "of so few texts no membership attack is told, since that would give short secrets away"
+        return Answer(TOLD, "not measured", "not measured", says, rule, need, tuple(numbers))
     answer = answered(TOLD, ("yes", "no"), numbers, rule, doubts=doubts(run, criteria))
     left_out = run.results.get("after", {}).get("settings", {}).get("attacks_left_out")
     if left_out and answer.state == "good":

@@ -10,7 +10,7 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from expunge.model.source import base_name
 from expunge.runs.card import taken
 from expunge.runs.reads import model_folders
-from expunge.utils.reading import UnreadableError, parse_yaml
+from expunge.utils.reading import card_metadata
 
 CACHED = re.compile(r"models--([\w.-]+?)--([\w.-]+)/snapshots/")
 """A folder of the Hub's cache."""
@@ -40,9 +40,4 @@ def about_base(model: str) -> dict[str, Any]:
 
 def card_fields(file: Path) -> dict[str, Any]:
     """What a model card says of licence and language; nothing where there is none that can be read."""
-    try:
-        head = re.match(rb"\s*---\r?\n(.*?)\r?\n---", file.read_bytes(), re.DOTALL)
-        metadata = parse_yaml(head[1]) if head else {}
-    except (OSError, UnreadableError):
-        return {}
-    return taken(metadata) if isinstance(metadata, dict) else {}
+    return taken(card_metadata(file))

@@ -5,7 +5,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import yaml
@@ -14,14 +14,23 @@ from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled, Repo
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from expunge.errors import ConfigError, RunError, UserError
+from expunge.model.saved import OWN
 from expunge.model.source import BASE
 from expunge.runs.base import hub_id
 from expunge.runs.card import taken
-from expunge.runs.record import MERGED, check_adapter_kept, read_manifest
+from expunge.runs.record import MERGED, WEIGHTS, check_adapter_kept, foreign_files, read_manifest
 from expunge.runs.settings import check_finished
+from expunge.utils import listing
 from expunge.utils.reading import read_object
 
 ADAPTER_CONFIG = "adapter_config.json"
+OF_ADAPTERS = {
+    "README.md", ADAPTER_CONFIG, WEIGHTS, "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+    "added_tokens.json", "chat_template*.json", "*vocab*.json", "*vocab*.txt", "merges.txt", "tekken.json",
+    "emoji.json", "normalizer.json", "*.jinja", "*.model", "*.spm", "*.bpe", "*.tiktoken", "*.py", "LICEN[CS]E*",
+    "NOTICE*",
+}  # fmt: skip
+"""Files of an adapter and of its tokenizer."""
 
 
 def check_hub(repo: str, *, public: bool = False) -> None:
@@ -69,13 +78,16 @@ def push(folder: str | Path, repo: str, *, public: bool = False) -> str:
 
     Raises:
         ConfigError: As `check_hub`.
-        RunError: There is nothing to upload in the folder, or the Hub cannot be reached or refuses.
+        RunError: There is nothing to upload in the folder, or something that is not ours, or the Hub cannot be reached
+            or refuses.
     """
     place = _uploadable(Path(folder))
     check_hub(repo, public=public)
     with tempfile.TemporaryDirectory() as name:
         copy = Path(name) / "copy"
-        shutil.copytree(place, copy)
+        for own in _own_files(place):
+            (copy / own).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(place / own, copy / own)
         _without_paths(copy, _base_id(place))
         what = "adapter" if (copy / ADAPTER_CONFIG).exists() else "model"
         with _reached(f"{place}: is not on the Hub yet, `expunge push` tries again", RunError):
@@ -98,7 +110,28 @@ def _uploadable(folder: Path) -> Path:
         raise RunError(f"--run {folder}: has no README.md, the card that it was written with: put it back")
     if (adapter / BASE).exists():
         raise RunError(f"--run {folder}: its adapter needs a base of its own: merge it, and push the merged model")
+    _own_files(adapter)
     return adapter
+
+
+def _own_files(place: Path) -> list[str]:
+    """What is uploaded of a folder: what Expunge has written there; hidden files stay.
+
+    Raises:
+        RunError: Something else lies there: results, texts.
+    """
+    found = [name for name in listing.files_below(place) if not name.startswith(".")]
+    if (place / ADAPTER_CONFIG).is_file():
+        own, strange = "an adapter", [name for name in found if not _of_adapters(PurePosixPath(name))]
+    else:
+        strange, own = [name for name in foreign_files(place) if name in found], "the merged model"
+    if strange:
+        raise RunError(f"--run {place}: holds {strange[0]}, which is no part of {own}: move it elsewhere, then push")
+    return found
+
+
+def _of_adapters(name: PurePosixPath) -> bool:
+    return str(name.parent) in (".", OWN, "additional_chat_templates") and any(map(name.match, OF_ADAPTERS))
 
 
 def _base_id(adapter: Path) -> str | None:

@@ -12,7 +12,7 @@ from expunge.config import UnlearnConfig
 from expunge.config.checks import check_types
 from expunge.errors import ConfigError, RunError
 from expunge.runs.settings import BEFORE, ONE_START, elsewhere, present_names
-from expunge.utils import files
+from expunge.utils import files, listing
 from expunge.utils.reading import NUMBER, Each, UnreadableError, check_fields, read_lines, read_object
 
 MAYBE = (*NUMBER, NoneType)
@@ -210,6 +210,16 @@ def merged_from(model: str, fingerprint: str, part: str = "adapter_fingerprint")
         return None
     note = read_object(file, fields=MERGED_FIELDS)
     return note.get(part) if note.get("merged_sha256") == fingerprint else None
+
+
+def foreign_files(merged: Path) -> list[str]:
+    """What lies in a merged model's folder and was not written by `expunge merge`: relative names.
+
+    Raises:
+        RunError: Its list cannot be read.
+    """
+    own = set(read_object(merged / MERGED, fields=MERGED_FIELDS)["files"])
+    return [name for name in listing.files_below(merged) if name not in own]
 
 
 def check_adapter_kept(run: Path, manifest: dict[str, Any], flag: str = "") -> str | None:

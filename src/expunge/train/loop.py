@@ -88,7 +88,7 @@ class Evaluation:
         if said > max(1, MOST_SAID * texts):
             found.append(
                 f"{said} of {texts} unseen texts are said word for word by the untouched model: has it seen them? The "
-                "run goes no further than to where they are"
+                "texts to forget end as well known as these are"
             )
         return found
 
@@ -286,15 +286,14 @@ def train(
             for note in trainer.loaded.told():
                 reporter.say(note)
             over = bool(evaluation and evaluation.stopping.over)
-            ends = over or (watched and processes.any(asked))
-            if saves or stopped or last or ends:  # what follows the last step may fail or be interrupted, too
+            if saves or stopped or last or over:  # what follows the last step may fail or be interrupted, too
                 best = evaluation.stopping.tensors() if evaluation else {}
                 run.save_checkpoint(trainer.state() | best, done)
             if stopped:
                 raise KeyboardInterrupt(
                     f"step {done} of {num_steps} is saved; --resume goes on from it, --resume --finish ends there"
                 )
-            if ends:
+            if over or (watched and processes.any(asked)):
                 break
     callbacks.call("on_train_end")
     return done

@@ -28,12 +28,11 @@ from expunge.runs.card import merged_card
 from expunge.runs.directory import check_new
 from expunge.runs.manifest import check_base, model_fingerprint
 from expunge.runs.reads import check_apart, check_unchanged, model_folders, model_state
-from expunge.runs.record import MERGED, MERGED_FIELDS, check_adapter_kept, read_manifest
+from expunge.runs.record import MERGED, check_adapter_kept, foreign_files, read_manifest
 from expunge.runs.run import READS
 from expunge.runs.settings import run_settings
 from expunge.runs.texts import check_texts, run_rows
-from expunge.utils import files, folders
-from expunge.utils.reading import read_object
+from expunge.utils import coarse, files, folders
 
 LOST = 0.1
 """The forgetting survives when the merged model is off by no more than this share of the adapter's rise in forget loss,
@@ -46,15 +45,18 @@ PROBES = 64
 
 @dataclass(frozen=True)
 class MergeReport:
-    """What the check of a merged model found.
+    """What the check of a merged model found; of few texts no more exact than the manifest is.
 
     Attributes:
         output: The model's folder.
         dtype: Precision of the written weights; several where the base has several.
-        max_logp_difference: Largest difference of a token's log-probability (nats), adapter against merged model.
-        losses: `untouched`, `adapter`, `merged`: mean loss on the forget set's completion tokens (nats).
+        max_logp_difference: Largest difference of a token's log-probability (nats), adapter against merged model; of
+            few texts to a power of two.
+        losses: `untouched`, `adapter`, `merged`: mean loss on the forget set's completion tokens (nats), of few
+            texts to half a nat.
         survives: Whether the adapter raises the loss of the forget set, and the merged model as much.
-        bound: How far the merged model's loss may be from the adapter's (nats): `LOST` of the adapter's rise.
+        off: Loss of the merged model less that of the adapter (nats); None of few texts.
+        bound: How far that may be from 0 (nats): `LOST` of the adapter's rise; None of few texts.
         reason: Why it does not survive; empty where it does.
         notes: What was carried over from the base, what was not, what to measure, a line each.
     """
@@ -64,7 +66,8 @@ class MergeReport:
     max_logp_difference: float
     losses: dict[str, float]
     survives: bool
-    bound: float
+    off: float | None
+    bound: float | None
     reason: str = ""
     notes: list[str] = field(default_factory=list)
 
@@ -144,9 +147,18 @@ def merge(
             "the adapter was trained and measured on weights in 4 bits, and these are the whole ones, which is another "
             f"model: measure it with `expunge evaluate --model {output} ...`"
         )
-    reason = _judge(losses)
-    bound = LOST * max(0.0, losses["adapter"] - losses["untouched"])
-    return MergeReport(target, dtypes, difference, losses, not reason, bound, reason, notes)
+    exact = not coarse.few({"forget": len(rows["forget"])})
+    return MergeReport(
+        target,
+        dtypes,
+        difference if exact else coarse.power_of_two(difference),
+        coarse.losses({"forget": losses}, {"forget": len(rows["forget"])})["forget"],
+        not (reason := _judge(losses, exact=exact)),
+        losses["merged"] - losses["adapter"] if exact else None,
+        LOST * max(0.0, losses["adapter"] - losses["untouched"]) if exact else None,
+        reason,
+        notes,
+    )
 
 
 def _check_fits(folder: Path, device: str, what: str) -> None:
@@ -195,14 +207,16 @@ def _fold(
     return losses, right
 
 
-def _judge(losses: Mapping[str, float]) -> str:
-    """Why the forgetting is not in the merged model; empty where it is."""
+def _judge(losses: Mapping[str, float], *, exact: bool = True) -> str:
+    """Why the forgetting is not in the merged model, with numbers where they are to be told; empty where it is."""
     rise = losses["adapter"] - losses["untouched"]
     off = losses["merged"] - losses["adapter"]
     if rise < LEAST:
-        return f"the adapter raises the loss of the forget set by {rise:.3g} nats: there is no forgetting to keep"
+        by = f" by {rise:.3g} nats" if exact else f" by less than {LEAST:g} nats"
+        return f"the adapter raises the loss of the forget set{by}: there is no forgetting to keep"
     if abs(off) > LOST * rise:
-        return f"the merged model's loss is off by {off:+.3g} nats, more than {LOST:.0%} of the rise of {rise:.3g}"
+        by, of = (f" by {off:+.3g} nats,", f" of {rise:.3g}") if exact else (" by", "")
+        return f"the merged model's loss is off{by} more than {LOST:.0%} of the rise{of}"
     return ""
 
 
@@ -244,10 +258,7 @@ def _check_model_folder(path: Path) -> None:
     refused = f"--output {path}: --overwrite replaces only a model that `expunge merge` wrote"
     if not (path / MERGED).is_file():
         raise RunError(f"{refused}, and this has no {MERGED}")
-    listed = set(read_object(path / MERGED, fields=MERGED_FIELDS)["files"])
-    found = [str(own.relative_to(path)) for own in sorted(path.rglob("*")) if not own.is_dir()]
-    strange = [own for own in found if own not in listed]
-    if strange:
+    if strange := foreign_files(path):
         raise RunError(f"{refused}, and this holds {strange[0]}: name another folder")
     if path.is_symlink() or Path.cwd().is_relative_to(path.resolve()):
         raise RunError(f"--output {path}: --overwrite does not replace a link or the folder you stand in: name another")
@@ -264,4 +275,4 @@ def _write_provenance(folder: Path, manifest: Mapping[str, Any], losses: Mapping
     written = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} | {MERGED}
     made_of["adapter_fingerprint"] = manifest.get("adapter_fingerprint")
     made_of["merged_sha256"] = model_fingerprint(str(folder))
-    files.write_json(folder / MERGED, {**made_of, "files": sorted(written)}, overwrite=True)  # the base's
+    files.write_json(folder / MERGED, {**made_of, "files": sorted(written)})

@@ -24,6 +24,7 @@ from expunge.model.source import check_model
 from expunge.runs.reads import ModelState, model_state
 from expunge.train.unused import unused
 from expunge.train.validation import ValidationRows
+from expunge.utils import coarse
 from expunge.utils.distributed import current
 from expunge.utils.progress import Reporter
 from expunge.utils.text import show_bytes
@@ -173,8 +174,10 @@ def prepare(config: UnlearnConfig, reporter: Reporter) -> Prepared:
     short: list[Example] = []
     if followed is not None:
         try:
-            halves = split_off(followed, sets.retain, loaded.tokenizer, sets.warnings.append)
+            doubts: list[str] = []
+            halves = split_off(followed, sets.retain, loaded.tokenizer, doubts.append)
             short = short_half(sets.nonmembers, followed[1], halves[0], sets.retain, loaded.tokenizer)
+            sets.warnings += doubts
         except DataError as error:  # near-duplicates cannot be parted into halves
             config, told = _without_unseen(config, loss, error)
             reporter.say(told)
@@ -324,12 +327,14 @@ def _load(config: UnlearnConfig, reporter: Reporter) -> LoadedModel:
 def _tell(name: str, side: list[TokenizedExample], tokenizer: PreTrainedTokenizerBase, reporter: Reporter) -> None:
     if side:
         cut = [row for row in side if row.truncated]
-        tail = f"; {len(cut)} were cut by {sum(row.truncated for row in cut):,} tokens to fit" if cut else ""
-        reporter.say(f"{name}: {len(side):,} texts, {sum(map(len, side)):,} tokens{tail}")
+        told = coarse.tokens if coarse.few({name: len(side)}) else int  # as the manifest has them
+        total = told(sum(map(len, side)))
+        tail = f"; {len(cut)} were cut by {told(sum(row.truncated for row in cut)):,} tokens to fit" if cut else ""
+        reporter.say(f"{name}: {len(side):,} texts, {total:,} tokens{tail}")
         token = {tokenizer.unk_token_id} - {None, tokenizer.bos_token_id, tokenizer.eos_token_id}
         if unknown := sum(own in token for row in side for own in row.input_ids):
             reporter.warn(
-                f"{name}: {unknown:,} of {sum(map(len, side)):,} tokens are unknown to the tokenizer, which has none "
+                f"{name}: {told(unknown):,} of {total:,} tokens are unknown to the tokenizer, which has none "
                 "for these characters: the model reads all of them as one, and can neither know nor forget them"
             )
 

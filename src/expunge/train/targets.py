@@ -191,7 +191,7 @@ def _from_unseen(
     lacking = _kinds(forget) - _kinds(unseen)
     if lacking and prepared.selection:
         reporter.say(
-            f"target NLLs: no unseen texts of {_named(lacking, unseen)}; tokens of other kinds stand for theirs"
+            f"target NLLs: unseen texts have no {_named(lacking, unseen)}; tokens of other kinds stand for theirs"
         )
     tokens, kept = UnseenTokens(unseen, theirs), [*prepared.retain, *prepared.test]
     expected = at_most_surprise(forget, [tokens.expected(row) for row in forget], kept)
@@ -329,7 +329,7 @@ def _named(lacking: set[Kind], unseen: Sequence[TokenizedExample]) -> str:
     known, names = {row.group for row in unseen}, set()
     for group, completion in lacking:
         part = ("completions" if completion else "prompts") if group in known else ""
-        names.add(" of ".join(filter(None, (part, group))) or "no task")
+        names.add(" of ".join(filter(None, (part, group))) or "texts without a task")
     return ", ".join(sorted(names))
 
 

@@ -70,6 +70,12 @@ def unlisted(run: Path) -> list[str]:
     return found
 
 
+def files_below(folder: Path) -> list[str]:
+    """The files and links in a folder and all folders in it: relative names."""
+    found = (path for path in sorted(folder.rglob("*")) if path.is_symlink() or not path.is_dir())
+    return [path.relative_to(folder).as_posix() for path in found]
+
+
 def remove_listed(run: Path, below: str = "") -> None:
     """Remove what a run's own list names, and folders that are empty then; whatever else is there stays.
 

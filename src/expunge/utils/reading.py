@@ -6,6 +6,7 @@ own. What is wrong is said in our own words with a place: never a library's text
 
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +57,16 @@ def parse_json(data: bytes) -> Any:
         raise UnreadableError("nested too deeply") from None
     _check_depth(content)
     return content
+
+
+def card_metadata(file: Path) -> dict[str, Any]:
+    """The head of a model card; nothing where there is none that can be read."""
+    try:
+        head = re.match(rb"\s*---\r?\n(.*?)\r?\n---", file.read_bytes(), re.DOTALL)
+        found = parse_yaml(head[1]) if head else {}
+    except (OSError, UnreadableError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def parse_yaml(data: bytes) -> Any:

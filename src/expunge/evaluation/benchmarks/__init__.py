@@ -20,7 +20,7 @@ class Benchmark:
         aggregate: Its own numbers over all rows, of the model and, where there is one, the reference; the last two
             arguments are its data and the accuracy on MMLU.
         fields: Fields of the results file beside those that every benchmark has.
-        notes: Sentences on what its numbers do not say.
+        notes: Sentences on what its numbers do not say; the last argument is the accuracy on MMLU.
     """
 
     read: Callable[[EvaluateConfig], Suite]
@@ -28,10 +28,10 @@ class Benchmark:
         lambda measurement, reference, suite, mmlu: {}
     )
     fields: Callable[[Measurement, Suite, float | None], dict[str, Any]] = lambda measurement, suite, mmlu: {}
-    notes: Callable[[Measurement, Suite], list[str]] = lambda measurement, suite: []
+    notes: Callable[[Measurement, Suite, float | None], list[str]] = lambda measurement, suite, mmlu: []
 
 
-_SEMEVAL = Benchmark(semeval.read, semeval.aggregate_entries, semeval.official_fields, semeval.blind_spots)
+_SEMEVAL = Benchmark(semeval.read, semeval.aggregate_entries, semeval.official_fields, semeval.notes)
 BENCHMARKS = {
     "semeval": _SEMEVAL,
     "lume": _SEMEVAL,

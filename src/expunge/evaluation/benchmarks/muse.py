@@ -8,7 +8,7 @@ by ROUGE-L F1 without stemming. The published numbers are means in percent; ours
 import math
 from dataclasses import replace
 
-from expunge.config import SPLIT, EvaluateConfig
+from expunge.config import EvaluateConfig
 from expunge.data.examples import Example
 from expunge.data.muse import MuseData, read_muse
 from expunge.data.tokenize import PromptFormat
@@ -31,11 +31,10 @@ PRIVLEAK_SHARE = 0.4
 
 def read(config: EvaluateConfig) -> Suite:
     """One corpus."""
-    corpus = config.split or SPLIT["muse"]
-    return suite_of(read_muse(config.data or "", corpus), corpus)
+    return suite_of(read_muse(config.data or "", config.split))
 
 
-def suite_of(data: MuseData, corpus: str) -> Suite:
+def suite_of(data: MuseData) -> Suite:
     """The corpus as the passes take it."""
     verbatim = (*RAW, "verbatim_memorization", *FORCED, "repetition", "fluency", "leak_at_k")
     return Suite(
@@ -47,7 +46,7 @@ def suite_of(data: MuseData, corpus: str) -> Suite:
         Documents(data.forget, data.holdout, names=("forget", "holdout"), shares=(0.2, PRIVLEAK_SHARE)),
         prompt_format=PromptFormat("none", end_of_text=False),
         alone=True,
-        split=corpus,
+        split=data.corpus,
     )
 
 
@@ -64,8 +63,9 @@ def aggregate_entries(
         value = privleak(ours, theirs)
     except DataError as error:
         reason = str(error)
-    n = sum(len(side.ids) for side in measurement.attacks[key])
-    return {"membership/privleak": METRICS["privleak"].read(Estimate(value, n=n, reason=reason))}
+    sides = [len(side.ids) for side in measurement.attacks[key]]
+    found = Estimate(value, n=sum(sides), reason=reason).withheld(*sides)
+    return {"membership/privleak": METRICS["privleak"].read(found)}
 
 
 def _rows(name: str, group: str, examples: list[Example], metrics: tuple[str, ...]) -> RowSet:

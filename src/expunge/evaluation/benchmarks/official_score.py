@@ -11,9 +11,14 @@ from statistics import harmonic_mean
 from typing import Any
 
 from expunge.errors import DataError
+from expunge.evaluation.estimate import WITHHELD
 from expunge.evaluation.metrics.generations import official_knowledge, official_regurgitation
 from expunge.evaluation.predictions import KINDS, Prediction
+from expunge.utils.coarse import few
 from expunge.utils.roc import auc
+
+RANKED_MMLU = 0.371
+"""Accuracy on MMLU below which the organisers ranked no 7B model: 75% of what theirs had before unlearning."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,11 @@ class SemevalScores:
     unscored: dict[str, int]
     row_scores: dict[str, list[float | None]] = field(repr=False)
 
+    @property
+    def few_documents(self) -> bool:
+        """Whether so few documents are on one side that an exact AUC of them gives short secrets away."""
+        return few({side: self.rows[side] for side in ("member", "nonmember")})
+
     def as_dict(self) -> dict[str, Any]:
         """The fields of the results file: everything but the rows' own scores; `missing` says why a number is null."""
         fields = {name: _null_for_nan(value) for name, value in vars(self).items() if name != "row_scores"}
@@ -68,7 +78,8 @@ class SemevalScores:
         if math.isnan(self.task_aggregate):
             reasons["task_aggregate"] = "one of its terms has no rows" if self.terms else "no row names a task"
         if self.mia_auc is None:
-            reasons["mia_auc"] = reasons["mia_score"] = "there are no documents that the model has never seen"
+            why = WITHHELD if self.few_documents else "there are no documents that the model has never seen"
+            reasons["mia_auc"] = reasons["mia_score"] = why
         if self.mmlu is None:
             reasons["mmlu"] = "not given (--mmlu) and not measured (--tasks mmlu)"
         if self.final_score is None or math.isnan(self.final_score):
@@ -135,6 +146,16 @@ def score(
         unscored={split: scores.count(None) for split, scores in row_scores.items()},
         row_scores=row_scores,
     )
+
+
+def unranked(mmlu: float | None) -> list[str]:
+    """What the final score leaves out: that a model with this accuracy on MMLU was not ranked."""
+    if mmlu is None or mmlu >= RANKED_MMLU:
+        return []
+    return [
+        f"MMLU is {mmlu:.4g}, below {RANKED_MMLU}: the official ranking of 7B models leaves such a model out, whatever "
+        "its final score; that of 1B models does not."
+    ]
 
 
 def score_row(row: Prediction) -> float | None:

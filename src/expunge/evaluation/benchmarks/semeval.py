@@ -13,7 +13,7 @@ from typing import Any
 from expunge.config import EvaluateConfig
 from expunge.data.examples import Example
 from expunge.data.lume import LumeData, read_lume
-from expunge.evaluation.benchmarks.official_score import SemevalScores, score
+from expunge.evaluation.benchmarks.official_score import SemevalScores, score, unranked
 from expunge.evaluation.estimate import Estimate
 from expunge.evaluation.measurement import Measurement, Values, document_of
 from expunge.evaluation.metrics import ATTACKS, METRICS
@@ -85,9 +85,10 @@ def suite_of_predictions(predictions: Predictions) -> tuple[Suite, Measurement]:
 
 
 def official_scores(measurement: Measurement, suite: Suite, mmlu: float | None = None) -> SemevalScores:
-    """The official score of what was said."""
+    """The official score of what was said, without its membership part where that would tell single texts."""
     own = predictions_of(measurement, suite)
-    return score(own.forget, own.retain, own.member, own.nonmember, mmlu)
+    found = score(own.forget, own.retain, own.member, own.nonmember, mmlu)
+    return replace(found, mia_auc=None, mia_score=None, final_score=None) if found.few_documents else found
 
 
 def official_fields(measurement: Measurement, suite: Suite, mmlu: float | None) -> dict[str, Any]:
@@ -109,6 +110,11 @@ def blind_spots(measurement: Measurement, suite: Suite) -> list[str]:
                 f"0-9, and it gives each of them 0. {name}/rouge_l_recall is ours, over words of any script."
             )
     return found
+
+
+def notes(measurement: Measurement, suite: Suite, mmlu: float | None) -> list[str]:
+    """What the official numbers do not say."""
+    return [*blind_spots(measurement, suite), *unranked(mmlu)]
 
 
 def aggregate_entries(
