@@ -119,10 +119,9 @@ def reference_in_files() -> None:
 
 
 def two_machines() -> None:
-    """Each process on a machine of its own, by a launcher that does not say how many there are on one."""
+    """Each process on a machine of its own, by a launcher that says nothing of machines."""
     reference_in_files()
-    os.environ["LOCAL_RANK"] = "0"
-    del os.environ["LOCAL_WORLD_SIZE"]
+    del os.environ["LOCAL_RANK"], os.environ["LOCAL_WORLD_SIZE"]
     name = f"node{rank()}"
     socket.gethostname = lambda: name
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import yaml
@@ -81,6 +82,9 @@ def test_a_home_folder_is_found_where_no_shell_has_looked(here: Path, monkeypatc
     monkeypatch.setenv("HOME", str(here))
     found = given("--output=~/runs/one", text="model: ~/m\nforget: a~/b")
     assert found == {"output": str(here / "runs/one"), "model": str(here / "m"), "forget": "a~/b"}
+    monkeypatch.setattr(Path, "expanduser", Mock(side_effect=RuntimeError("no home")))
+    with pytest.raises(ConfigError, match=r"--output ~/runs: no home folder: write the whole path"):
+        given("--output=~/runs")
 
 
 def test_flags_win_over_the_file_wherever_they_stand(here: Path) -> None:

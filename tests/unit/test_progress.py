@@ -1,6 +1,7 @@
 """What reaches the terminal."""
 
 import errno
+import os
 import sys
 import threading
 from contextlib import nullcontext
@@ -105,14 +106,20 @@ def test_of_several_processes_the_first_alone_speaks(
 
 
 def test_work_goes_on_where_nobody_can_read_it(tmp_path: Path) -> None:
-    """A pipe or a terminal that is gone, and no stream at all; a full disk is told."""
+    """A pipe or a terminal that is gone, and no stream at all; a disk that is full or broken is told."""
     assert Unread(None).write("hello") == 5
-    for number, told in ((errno.EPIPE, False), (errno.EIO, False), (errno.ENOSPC, True)):
+    for number, told in ((errno.EPIPE, False), (errno.EIO, True), (errno.ENOSPC, True)):
         with (tmp_path / "out").open("w") as stream:
             gone = OSError(number, "gone")
             out = Unread(SimpleNamespace(write=Mock(side_effect=gone), fileno=stream.fileno))
             with pytest.raises(OSError, match="gone") if told else nullcontext():
                 assert out.write("hello") == 5
+    ours, theirs = os.openpty()
+    os.close(ours)  # the window is closed
+    with os.fdopen(theirs, "w") as stream:
+        out = Unread(stream)
+        assert out.write("hello") == 5
+        out.flush()
 
 
 def test_a_tracker_that_cannot_begin_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

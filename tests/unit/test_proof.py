@@ -4,7 +4,9 @@ import json
 import shutil
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
+import httpx2
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, PrefixTuningConfig, PromptTuningConfig, get_peft_model
@@ -476,7 +478,7 @@ def test_each_branch_of_a_name_on_the_hub_is_what_it_is(hub: Path, tmp_path: Pat
     loaded = load("some/adapter")
     torch.testing.assert_close(logits(loaded.model), right, rtol=1e-4, atol=1e-4)
     assert loaded.source is not None
-    assert loaded.source.revision == "v2"
+    assert loaded.source.revision == b"v2".hex().ljust(40, "0")  # the commit
     assert places("some/adapter")[2] == "some/model"
     torch.testing.assert_close(logits(load("some/adapter", revision="merged").model), logits(load(other).model))
     on_branch = load("some/model", revision="v2")
@@ -518,7 +520,7 @@ def test_a_name_on_the_hub_is_checked_as_a_folder_is(
         load("some/model", revision="config")
     with pytest.raises(ModelError, match=r"names a file outside of the folder \(vocab_file"):
         load("some/model", revision="tokenizer_config")
-    with pytest.raises(ModelError, match=rf"weight files are missing, first {first.name}: download it again"):
+    with pytest.raises(ModelError, match=rf"{first.name} is not in .*: hf download some/model --revision half"):
         load("some/model", revision="half")
     shards = sorted(own.name for own in base.glob("*.safetensors"))
 
@@ -530,6 +532,15 @@ def test_a_name_on_the_hub_is_checked_as_a_folder_is(
     assert load("some/model", revision="half").source
     monkeypatch.setattr("expunge.model.memory.free_memory", lambda device: 50_000)
     with pytest.raises(ModelError, match=r"^--model some/model needs about .* free on cpu"):
+        load("some/model")
+    broken = Mock(side_effect=httpx2.ReadTimeout("timed out"))  # no OSError
+    (half / first.name).unlink()
+    for name, told in (("snapshot_download", "its weights cannot be downloaded"), ("cached_file", "cannot be asked")):
+        monkeypatch.setattr(f"expunge.model.source.{name}", broken)
+        with pytest.raises(ModelError, match=rf"--model some/model: .*{told}.* \(timed out\)"):
+            load("some/model", revision="half")
+    monkeypatch.setattr("expunge.model.source._downloaded_adapter", broken)
+    with pytest.raises(ModelError, match=r"--model some/model: the Hub cannot be asked for it \(timed out\)"):
         load("some/model")
 
 

@@ -16,6 +16,7 @@ from expunge.report import details, write_report
 from expunge.report.groups import DATA_FILES, group_runs
 from expunge.report.page import Drawings, render
 from expunge.report.run_data import _other_texts, read_run
+from expunge.utils.files import fingerprint
 from expunge.utils.progress import Reporter
 from report_runs import entry, write_run
 
@@ -216,6 +217,9 @@ def test_results_of_something_else_are_left_out_and_said_to_be(tmp_path, capsys,
         (warning,) = changed(name, **more)
         assert warning.startswith(f"{name} is left out: it is of {says}"), warning
     assert changed("results_before.json", model="renamed", fingerprint={"base": base}) == []
+    unknown = {"base": fingerprint("org/base", "")}  # a name on the Hub whose commit is not known
+    assert changed("results_before.json", model="org/base", fingerprint=unknown) == []
+    assert changed("results_before.json", model="org/other", fingerprint=unknown)
     assert changed("results_retrained.json", model="somebody/else", fingerprint={"base": "other"}) == []
     assert changed("results_after.json", fingerprint={"base": "other", "merged": "x"}) == []  # of the run's adapter
     run = write_run(tmp_path / "told")

@@ -1,5 +1,7 @@
 """What is done with a finished run: `expunge.merge`, `expunge.calibrate` and `expunge.load_unlearned`."""
 
+import math
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from expunge.config import CalibrateConfig
 from expunge.errors import ConfigError
 from expunge.model.load import load_model
 from expunge.model.saved import OWN, attach_adapter
-from expunge.model.source import BASE, adapter_folder, source_of
+from expunge.model.source import BASE, adapter_folder, check_model, commit_of, source_of
 from expunge.runs.manifest import check_base
 from expunge.runs.record import read_manifest
 from expunge.train import calibrate as scales
@@ -115,18 +117,20 @@ def load_unlearned(
     """
     folder = adapter_folder(run)
     own = source_of(str(folder))
-    name, revision = (model, None) if model else (own.base_name, own.revision)
-    loaded = load_model(name, dtype=dtype, device=device, trust_remote_code=trust_remote_code, revision=revision)
+    name = model or own.base_name
+    revision = own.revision if name == own.base_name else None
     if made_on := _made_on(folder, name, own.base_name):
-        check_base(*made_on, f"--run {run}", getattr(loaded.base.config, "_commit_hash", None))
+        commit = commit_of(check_model(name, trust_remote_code=trust_remote_code, revision=revision))
+        check_base(*made_on, f"--run {run}", commit)
+    loaded = load_model(name, dtype=dtype, device=device, trust_remote_code=trust_remote_code, revision=revision)
     return attach_adapter(loaded, run), loaded.tokenizer
 
 
 def _made_on(adapter: Path, name: str, named: str) -> tuple[str, dict[str, Any]] | None:
     """A base and the manifest of the run that it can be compared with.
 
-    None of an adapter without its run, of a run on an adapter (whose manifest knows both as one), and of a folder in
-    place of a name on the Hub or the other way round.
+    None of an adapter without its run, of a run on an adapter (whose manifest knows both as one), of a folder in place
+    of a name on the Hub or the other way round, and of a base that nobody has touched since.
     """
     file = adapter.absolute().parent / "manifest.json"
     stacked = any((adapter / own).exists() for own in (OWN, BASE))
@@ -135,6 +139,23 @@ def _made_on(adapter: Path, name: str, named: str) -> tuple[str, dict[str, Any]]
     if name != named and Path(name).exists() != Path(named).is_absolute():
         return None
     manifest = read_manifest(file, "--run")
+    if name == named and Path(name).is_absolute() and _changed(Path(name)) < _started(manifest):
+        return None  # to hash all weights takes as long as to load them
     if Path(name).is_file() and Path(str(manifest["settings"].get("model"))).suffix != ".gguf":
         name = str(Path(name).parent)  # the run was given the folder of the GGUF file
     return name, manifest
+
+
+def _changed(place: Path) -> float:
+    """When a model folder or file last became what it is: written, copied or moved there (seconds; inf: gone)."""
+    parts = [place, *(place.iterdir() if place.is_dir() else ())]
+    status = [part.stat() for part in parts if part.exists()]
+    return max((time for own in status for time in (own.st_mtime, own.st_ctime)), default=math.inf)
+
+
+def _started(manifest: dict[str, Any]) -> float:
+    """When a run began (seconds); 0 where it does not tell."""
+    try:
+        return datetime.fromisoformat(manifest.get("started", "")).timestamp()
+    except ValueError:
+        return 0.0

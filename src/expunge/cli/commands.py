@@ -386,11 +386,11 @@ def recorded(words: list[str]) -> dict[str, Any]:
     if "--from-manifest" in given:
         from expunge.runs.record import recorded_settings
 
-        return recorded_settings(given["--from-manifest"])
+        return recorded_settings(given["--from-manifest"], given.get("--model"))
     if given.get("--resume", "false") != "false" and given.get("--output"):
         from expunge.runs.settings import resumed_settings
 
-        if found := resumed_settings(given["--output"]):
+        if found := resumed_settings(given["--output"], given.get("--model")):
             return found
         if "--model" not in given and "--config" not in given:
             raise ConfigError(f"--resume: {given['--output']} holds no run that was begun: look at --output")

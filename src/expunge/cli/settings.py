@@ -99,7 +99,10 @@ class Setting:
             ConfigError: It means none.
         """
         if self.kind is str and text.startswith("~/"):  # the shell does not see it behind `=`, or in a file
-            return str(Path(text).expanduser())
+            try:
+                return str(Path(text).expanduser())
+            except RuntimeError:
+                raise ConfigError(f"{self.flag} {text}: no home folder: write the whole path") from None
         if self.kind is bool:
             if text in ("true", "false"):
                 return text == "true"

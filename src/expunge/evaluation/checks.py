@@ -65,7 +65,8 @@ def resolved(config: EvaluateConfig) -> EvaluateConfig:
         origin = settings.get("origin") or ""
         gone = (looks_like_path(origin) or origin.endswith(".gguf")) and data_path(origin) is None
         shown = not (config.reference or gone)
-        own = ("model", "revision", *(("origin",) if shown else ()))
+        place = () if Path(config.model).exists() and config.model else ("revision",)  # a folder given instead has none
+        own = ("model", *place, *(("origin",) if shown else ()))
         config = replace(
             _filled(config, settings, (*own, *files) if same else own),
             adapter=config.run,

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from typing import Any
 
@@ -208,7 +208,11 @@ def load_model(
     model, notes = from_pretrained(
         source, config, headers, stored, compute, target, load_in_4bit=load_in_4bit, trust_remote_code=trust_remote_code
     )
-    model.config._commit_hash = commit_of(source)  # which transformers has ceased to say
+    commit = commit_of(source)  # which transformers has ceased to say
+    if commit:
+        source = replace(source, revision=commit)
+    # Beside an adapter's name on the Hub, a revision would be the adapter's.
+    model.config._commit_hash = None if source.adapters and source.on_the_hub else commit
     if source.adapters:
         model, parts = fold(model, source)
         notes.append(f"model: adapter {name} folded into its base; the reference is the folded model")

@@ -153,7 +153,7 @@ def _save(loaded: LoadedModel, folder: Path) -> None:
     settings, source = _settings(folder) | _alphas(loaded.model), loaded.source
     if source is not None:
         settings["base_model_name_or_path"] = absolute_name(source.name if source.adapters else source.base_name)
-        settings["revision"] = source.revision
+        settings["revision"] = None if source.adapters and source.on_the_hub else source.revision
     _configure(folder, settings)
 
 

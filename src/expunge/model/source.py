@@ -34,7 +34,7 @@ class Source:
         base: The model itself: a folder or a Hub name.
         gguf: Name of the GGUF file in the folder `base` that holds weights, configuration and tokenizer, or None.
         adapters: Adapter folders on the base, in the order in which they are folded in.
-        revision: Revision of a Hub name, or None.
+        revision: Revision of a Hub name, or None; the commit once it is loaded.
     """
 
     name: str
@@ -47,6 +47,11 @@ class Source:
     def base_name(self) -> str:
         """The base as it was named."""
         return str(Path(self.base) / self.gguf) if self.gguf else self.base
+
+    @property
+    def on_the_hub(self) -> bool:
+        """Whether the name itself, a model's or an adapter's, is one on the Hub."""
+        return not Path(self.name).exists()
 
     @property
     def own_tokenizer(self) -> Path | None:
@@ -195,10 +200,14 @@ def stored_weights(source: Source) -> list[dict[str, Any]] | None:
     if folder is None:
         return None
     if not (folder / SINGLE).exists():
+        shards = shard_names(folder)
         try:
-            snapshot_download(source.base, revision=source.revision, allow_patterns=shard_names(folder))
-        except (OSError, ValueError) as error:  # HTTP errors among them
+            snapshot_download(source.base, revision=source.revision, allow_patterns=shards)
+        except Exception as error:  # those of a connection have no kind in common
             raise ModelError(f"{source.where}: its weights cannot be downloaded ({first_line(error)})") from None
+        if missing := [name for name in shards if not (folder / name).exists()]:
+            mend = f"hf download {source.base}" + (f" --revision {source.revision}" if source.revision else "")
+            raise ModelError(f"{source.where}: {missing[0]} is not in the Hub's cache on this machine: {mend}")
     headers = list(weight_headers(folder).values())
     check_folder(folder, headers)
     return headers
@@ -216,6 +225,8 @@ def _hub_folder(source: Source, name: str) -> Path | None:
         found = cached_file(source.base, name, revision=source.revision)
     except (OSError, ValueError):  # no such file, or the Hub is out of reach, which loading it says better
         return None
+    except Exception as error:  # a connection that breaks
+        raise ModelError(f"{source.where}: the Hub cannot be asked for {name} ({first_line(error)})") from None
     return Path(found).parent if found else None
 
 
@@ -237,6 +248,8 @@ def _hub_adapter(name: str, revision: str | None) -> Path | None:
         return _downloaded_adapter(name, revision)
     except (OSError, ValueError):  # no such name, or the Hub is out of reach, which loading it says better
         return None
+    except Exception as error:  # a connection that breaks
+        raise ModelError(f"--model {name}: the Hub cannot be asked for it ({first_line(error)})") from None
 
 
 @cache

@@ -16,7 +16,7 @@ from expunge.report.scores import Score, read_scores
 from expunge.runs.directory import check_no_links
 from expunge.runs.record import check_adapter_kept, read_calibration, read_manifest, read_steps
 from expunge.utils.coarse import few, power_of_two
-from expunge.utils.files import settle
+from expunge.utils.files import fingerprint, settle
 
 ROLES = {
     "after": ("results_after.json", "results.json"),
@@ -165,6 +165,9 @@ def _foreign(role: str, results: Mapping[str, Any], run: RunData, adapter: str |
     """What the numbers of a results file are of, if not of what this run is about; empty if nothing speaks against."""
     subject = results.get("fingerprint") or {}
     base, weights = subject.get("base"), run.manifest["model_sha256"]
+    name = run.manifest["settings"].get("model")
+    if base and name == results.get("model") and fingerprint(str(name), "") in (base, weights):
+        base = weights  # a name on the Hub of which one of them knows no commit
     merged = subject.get("merged") if base != weights else None  # a run may be on a merged model
     theirs = merged or subject.get("adapter")
     if role == "before" and (theirs or results.get("adapter")):

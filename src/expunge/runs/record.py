@@ -11,7 +11,7 @@ from typing import Any
 from expunge.config import UnlearnConfig
 from expunge.config.checks import check_types
 from expunge.errors import ConfigError, RunError
-from expunge.runs.settings import BEFORE, ONE_START, present_names
+from expunge.runs.settings import BEFORE, ONE_START, elsewhere, present_names
 from expunge.utils import files, listing
 from expunge.utils.reading import NUMBER, Each, UnreadableError, check_fields, read_lines, read_object
 
@@ -119,8 +119,8 @@ def _check_settings(settings: dict[str, Any]) -> None:
         raise UnreadableError(f"the setting {str(error).split()[0]} is of another type") from None
 
 
-def recorded_settings(name: str) -> dict[str, Any]:
-    """The settings in the manifest that --from-manifest names.
+def recorded_settings(name: str, model: str | None = None) -> dict[str, Any]:
+    """The settings in the manifest that --from-manifest names, for `model` where one is given.
 
     Raises:
         RunError: It cannot be read, or holds settings that are unknown here.
@@ -130,7 +130,7 @@ def recorded_settings(name: str) -> dict[str, Any]:
     unknown = sorted(settings.keys() - {field.name for field in dataclasses.fields(UnlearnConfig)})
     if unknown:
         raise RunError(f"--from-manifest {name}: holds settings of another version of Expunge ({unknown[0]})")
-    return settings
+    return elsewhere(settings, model)
 
 
 def read_calibration(folder: Path) -> dict[str, Any] | None:

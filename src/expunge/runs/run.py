@@ -38,6 +38,7 @@ from expunge.runs.manifest import (
     first_half,
     identity_of,
     other_versions,
+    pinned,
     versions,
 )
 from expunge.runs.reads import check_apart, check_started_here
@@ -210,21 +211,21 @@ class Run:
         Raises:
             RunError: A resumed run differs from the one that is there; the message names the difference.
         """
+        self._replaces = current().gather(self._replaces)[0]  # the writer has looked
+        earlier = self.earlier() if config.resume else None
+        if config.from_manifest:
+            earlier = read_manifest(config.from_manifest, "--from-manifest")
+        config, facts = pinned(config, facts, earlier)
         self.config, self._device = config, facts.device
         self._few = coarse.few({name: len(rows) for name, rows in facts.rows.items()})
-        self._replaces = current().gather(self._replaces)[0]  # the writer has looked
         identity = identity_of(config, facts)
         what = {name: own for name, own in identity["settings"].items() if name not in PLACES}
         self.fingerprint = files.fingerprint(json.dumps([identity | {"settings": what}, versions()], sort_keys=True))
-        if config.from_manifest:
-            found = differences(read_manifest(config.from_manifest, "--from-manifest"), identity, PLACES)
-            if found:
-                raise RunError(f"--from-manifest: the run of {config.from_manifest} had other {', '.join(found)}")
-        if config.resume:
-            earlier = self.earlier()
-            found = differences(earlier, identity, PLACES)
-            if found:
-                raise RunError(f"--resume: the run in {self.path} was started with other {', '.join(found)}")
+        if found := differences(earlier, identity, PLACES) if earlier else []:
+            resumed = f"--resume: the run in {self.path} was started with"
+            had = resumed if config.resume else f"--from-manifest: the run of {config.from_manifest} had"
+            raise RunError(f"{had} other {', '.join(found)}")
+        if config.resume and earlier:
             if changed := other_versions(earlier):
                 raise RunError(
                     f"--resume: the run in {self.path} was started with other versions ({', '.join(changed)}): install "

@@ -84,9 +84,14 @@ def run_settings(run: str, **texts: str | None) -> UnlearnConfig:
     return config
 
 
-def resumed_settings(output: str) -> dict[str, Any]:
+def elsewhere(found: dict[str, Any], model: str | None) -> dict[str, Any]:
+    """Recorded settings without the revision of a name on the Hub where a folder is given in its place."""
+    return found | {"revision": None} if model and Path(model).exists() else found
+
+
+def resumed_settings(output: str, model: str | None = None) -> dict[str, Any]:
     """The settings of the run in a directory that is to be gone on with, however many processes share the base this
-    time; nothing where none are recorded.
+    time, for `model` where one is given; nothing where none are recorded.
 
     Raises:
         RunError: They are not what a run writes.
@@ -98,7 +103,7 @@ def resumed_settings(output: str) -> dict[str, Any]:
     with _as_written(path):
         found = {name: value for name, value in _read(path).items() if name != "shard_base"}
         UnlearnConfig(**found)
-    return found
+    return elsewhere(found, model)
 
 
 def started_as(folder: Path) -> str:

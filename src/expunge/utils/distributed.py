@@ -209,9 +209,11 @@ def together(pick_device: Callable[[], torch.device]) -> Iterator[Processes]:
             torch.cuda.set_device(device)
         backend = "nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=WAIT)
-        if "LOCAL_WORLD_SIZE" not in os.environ:
+        # A device was picked by LOCAL_RANK; without it, of each machine's one process on the first.
+        if not {"LOCAL_RANK", "LOCAL_WORLD_SIZE"} <= os.environ.keys():
             names = current().gather(socket.gethostname())
-            os.environ["LOCAL_WORLD_SIZE"] = str(names.count(names[rank]))
+            os.environ.setdefault("LOCAL_WORLD_SIZE", str(names.count(names[rank])))
+            os.environ.setdefault("LOCAL_RANK", str(names[:rank].count(names[rank])))
         yield current()
     except BaseException as error:
         watch.stop()

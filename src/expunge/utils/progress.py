@@ -3,6 +3,7 @@
 import errno
 import logging
 import os
+import stat
 import sys
 import threading
 import time
@@ -20,8 +21,6 @@ from expunge.utils.text import printable
 
 PLAIN_INTERVAL = 10.0
 """Seconds between progress lines where there is no terminal."""
-READER_GONE = (errno.EPIPE, errno.EIO)
-"""What writing to a pipe, or to a terminal, fails with once nobody is there."""
 SILENT = 2.0
 """Seconds without a word after which a line says what is being done, where there is no terminal."""
 
@@ -37,7 +36,7 @@ class Unread:
         self._stream = stream or Path(os.devnull).open("w")  # noqa: SIM115
 
     def write(self, text: str) -> int:
-        """Write, to nowhere once the reader has gone."""
+        """Write, to nowhere once the reader has gone: EPIPE of a pipe, EIO of a terminal."""
         try:
             return int(self._stream.write(text))
         except OSError as error:
@@ -52,9 +51,13 @@ class Unread:
             self._give_up(error)
 
     def _give_up(self, error: OSError) -> None:
-        if error.errno not in READER_GONE:
+        if error.errno != errno.EPIPE and not (error.errno == errno.EIO and self._is_terminal()):
             raise error
         os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())  # what is left in the buffer goes there, too
+
+    def _is_terminal(self) -> bool:
+        """Also of one that is closed; a disk fails with the same error."""
+        return stat.S_ISCHR(os.fstat(self._stream.fileno()).st_mode)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
