@@ -429,8 +429,8 @@ class TestNames:
 
     def test_name_configuration_and_split(self, hub: list) -> None:
         assert [e.id for e in read_examples("owner/some.name:test")] == ["some-1", "some-2"]
-        assert read_examples("name@one")[0].source == "name@one, row 1"
-        assert len(read_examples("name@two:train")) == 1
+        assert read_examples("owner/name@one")[0].source == "owner/name@one, row 1"
+        assert len(read_examples("owner/name@two:train")) == 1
         assert hub == [("owner/some.name", None), ("owner/name", "one"), ("owner/name", "two")]
         with pytest.raises(DataError, match=r"owner/name: has several splits: give one of train, test"):
             read_examples("owner/name")

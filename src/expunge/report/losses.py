@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from expunge.config.criteria import Criteria
-from expunge.report.answers import UNTOUCHED, Number
+from expunge.report.answers import UNTOUCHED, Answer, Number
 from expunge.report.run_data import RunData
 from expunge.report.scores import UNSEEN, number
 from expunge.utils.coarse import TELLING, few
@@ -51,3 +51,18 @@ def drift_of(run: RunData, criteria: Criteria) -> list[Number]:
     if state == "bad" and any(own.key == key and own.bounded and own.low <= 0 for own in drifts):
         state = "unclear"  # so few texts may not have moved at all
     return [replace(found, limit=f"rose by at most {criteria.max_drift:.0%}", state=state)]
+
+
+def said_by_losses(run: RunData, answer: Answer) -> Answer:
+    """Losses alone can show that nothing was forgotten, and never that something was."""
+    pair, unseen = losses_of(run, "forget"), losses_of(run, "holdout")
+    if pair is None:
+        return replace(answer, says="no scores of the texts to forget")
+    (before, after), aim = pair, unseen[0] if unseen else None
+    says = f"the loss of the texts to forget went from {show_number(before)} to {show_number(after)}"
+    says += "" if aim is None else f" ({show_number(aim)} on texts that it has never seen)"
+    if aim is not None and before >= aim:
+        return replace(answer, says=f"{says}: the model did not know them before either")
+    if after - before <= (0.0 if aim is None else max(0.0, (aim - before) / 2)):
+        return replace(answer, answer="yes", state="bad", says=says, need="", notes=("Judged by losses alone.",))
+    return replace(answer, says=f"{says}, which alone proves nothing")

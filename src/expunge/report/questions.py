@@ -29,7 +29,7 @@ from expunge.report.answers import (
     shown,
 )
 from expunge.report.doubts import attack_kinds, attacks, doubts, sides
-from expunge.report.losses import drift_of, exact_losses, losses_of
+from expunge.report.losses import drift_of, exact_losses, said_by_losses
 from expunge.report.run_data import RunData
 from expunge.report.scores import CHANGE, UNSEEN, Score, kept, knowledge, number, speech
 from expunge.utils.roc import chance_sd
@@ -94,7 +94,7 @@ def still_said(run: RunData, criteria: Criteria) -> Answer:
             "No number stood above a known target before: give a retrained model (`evaluate --reference`) or texts "
             "never seen (--holdout)."
         )
-    return _said_by_losses(run, Answer(SAID, "not measured", "not measured", "", rule, need, tuple(numbers)))
+    return said_by_losses(run, Answer(SAID, "not measured", "not measured", "", rule, need, tuple(numbers)))
 
 
 def _left(
@@ -139,21 +139,6 @@ def _left_of_task(run: RunData, criteria: Criteria, score: Score, tasks: int) ->
             found = replace(found, low=score.low)
             return replace(found, state="unclear", limit="not judged: its kind has no unseen texts") if alone else found
     return shown(score, before, target, whose, "one task: only an interval wholly above the criterion counts")
-
-
-def _said_by_losses(run: RunData, answer: Answer) -> Answer:
-    """Losses alone can show that nothing was forgotten, and never that something was."""
-    pair, unseen = losses_of(run, "forget"), losses_of(run, "holdout")
-    if pair is None:
-        return replace(answer, says="no scores of the texts to forget")
-    (before, after), aim = pair, unseen[0] if unseen else None
-    says = f"the loss of the texts to forget went from {show_number(before)} to {show_number(after)}"
-    says += "" if aim is None else f" ({show_number(aim)} on texts that it has never seen)"
-    if aim is not None and before >= aim:
-        return replace(answer, says=f"{says}: the model did not know them before either")
-    if after - before <= (0.0 if aim is None else max(0.0, (aim - before) / 2)):
-        return replace(answer, answer="yes", state="bad", says=says, need="", notes=("Judged by losses alone.",))
-    return replace(answer, says=f"{says}, which alone proves nothing")
 
 
 def recognisable(run: RunData, criteria: Criteria) -> Answer:
