@@ -75,7 +75,7 @@ def prepared(
         holdout=[],
         instead=list(instead),
         pairs=other if "pairs" in loss.needs else [],
-        selection=SelectionRows(list(forget), list(unseen), list(unseen), [], frozenset()) if unseen else None,
+        selection=SelectionRows(list(forget), list(unseen), [], list(unseen), [], frozenset()) if unseen else None,
         reported=[],
         prompt_format=PromptFormatReport(PromptFormat("space", True), {}, None, 1.0, 1),
         texts={},

@@ -42,13 +42,16 @@ class SelectionRows:
     Attributes:
         members: Rows that are to be forgotten.
         nonmembers: Rows that the model has never seen.
-        unseen: The same, and half of the unseen texts too short for membership: what target NLLs are taken from.
+        short: Half of the unseen texts that are too short for membership.
+        unseen: All that target NLLs are taken from: `nonmembers`, and all that are too short, of which no attack is
+            reported, and nothing is trained on.
         hashes: What stands for all of them, for whoever reports on the others.
         kinds: Groups of the forget rows that have the text of one of `members`.
     """
 
     members: list[TokenizedExample]
     nonmembers: list[TokenizedExample]
+    short: list[TokenizedExample]
     unseen: list[TokenizedExample]
     hashes: list[str]
     kinds: frozenset[str]
@@ -118,8 +121,7 @@ class Prepared:
         own = self.selection
         if own is None or self.config.eval_every == 0:
             return None
-        short = own.unseen[len(own.nonmembers) :]
-        return ValidationRows.of(own.members, own.nonmembers, self.retain, self.forget, short)
+        return ValidationRows.of(own.members, own.nonmembers, self.retain, self.forget, own.short)
 
     @property
     def told(self) -> dict[str, list[TokenizedExample]]:
@@ -171,17 +173,19 @@ def prepare(config: UnlearnConfig, reporter: Reporter) -> Prepared:
     for name, side in tokenized.items():
         _tell(name, side, loaded.tokenizer, reporter)
     halves: Halves | None = None
-    short: list[Example] = []
+    short, reported = list[Example](), list[Example]()
     if followed is not None:
         try:
             doubts: list[str] = []
             halves = split_off(followed, sets.retain, loaded.tokenizer, doubts.append)
             short = short_half(sets.nonmembers, followed[1], halves[0], sets.retain, loaded.tokenizer)
+            steering = set(map(id, [*followed[1].texts, *short]))
+            reported = [own for own in sets.nonmembers if id(own) not in steering]
             sets.warnings += doubts
         except DataError as error:  # near-duplicates cannot be parted into halves
             config, told = _without_unseen(config, loss, error)
             reporter.say(told)
-    selection = None if halves is None else _selection(halves, short, sets.forget, partial(rows, cut=True))
+    selection = None if halves is None else _selection(halves, short, reported, sets.forget, partial(rows, cut=True))
     steers: set[str] = set()
     if selection is not None:
         counts = f"{len(selection.members)} texts to forget and {len(selection.nonmembers)} unseen ones"
@@ -213,7 +217,7 @@ def prepare(config: UnlearnConfig, reporter: Reporter) -> Prepared:
             forget=lower(sets.forget),
             retain=lower(sets.retain),
             test=lower(sets.test),
-            selection=_selection(halves, short, sets.forget, lower),
+            selection=_selection(halves, short, reported, sets.forget, lower),
         )
     return prepared
 
@@ -221,16 +225,18 @@ def prepare(config: UnlearnConfig, reporter: Reporter) -> Prepared:
 def _selection(
     halves: Halves,
     short: Sequence[Example],
+    reported: Sequence[Example],
     forget: Sequence[Example],
     rows: Callable[[Sequence[Example]], list[TokenizedExample]],
 ) -> SelectionRows:
-    """The half that steers the run."""
+    """The half that steers the run; `reported` are the unseen texts too short for membership that do not."""
     hashes, (members, nonmembers) = halves
-    unseen = rows([*nonmembers, *short])
+    unseen = rows([*nonmembers, *short, *reported])
     hashes = sorted({*hashes, *example_hashes(short)})
     texts = {text_key(own) for own in members}
     kinds = frozenset(own.group for own in forget if text_key(own) in texts)
-    return SelectionRows(rows(members), unseen[: len(nonmembers)], unseen, hashes, kinds)
+    ends = len(nonmembers), len(nonmembers) + len(short)
+    return SelectionRows(rows(members), unseen[: ends[0]], unseen[slice(*ends)], unseen, hashes, kinds)
 
 
 def _before_weights(config: UnlearnConfig) -> tuple[UnlearnConfig, ForgetLoss, Sets, list[Side] | None, list[str]]:
