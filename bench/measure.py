@@ -101,7 +101,7 @@ def prepared_for(
         holdout=[],
         instead=[],
         pairs=[],
-        selection=SelectionRows(sides["forget"], list(unseen), list(unseen), [], frozenset()) if unseen else None,
+        selection=SelectionRows(sides["forget"], list(unseen), [], list(unseen), [], frozenset()) if unseen else None,
         reported=[],
         prompt_format=None,  # type: ignore[arg-type]
         texts={},

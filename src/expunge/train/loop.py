@@ -366,7 +366,7 @@ def _why_ended(trainer: Trainer, evaluation: Evaluation | None, steps: int) -> s
 def run_facts(prepared: Prepared, trainer: Trainer) -> RunFacts:
     """What a run is, beside its settings."""
     selected = prepared.selection
-    steering = {"selection": [*selected.members, *selected.nonmembers, *selected.short]} if selected else {}
+    steering = {"selection": [*selected.members, *selected.unseen]} if selected else {}
     return RunFacts(
         rows=prepared.sets | steering,
         texts=prepared.texts,
