@@ -15,7 +15,7 @@ from expunge.data.holdout import (
     example_hashes,
     keyed_hashes,
     selection_half,
-    short_half,
+    short_halves,
     split_off,
     unseen_texts,
     without_selection,
@@ -180,12 +180,13 @@ def test_half_of_the_short_unseen_texts_is_left_to_be_reported():
     steering, (_, half) = split_off(sides, [], tokenizer, [].append)
     short = [Example(f"{kind}{i}", f"{kind} {i}?", f"It is {i}.", kind) for kind in "ab" for i in range(4)]
     near = [replace(own, completion=" ".join(own.completion.split()[:7])) for own in unseen]
-    found = short_half([*unseen, *short, *near], sides[1], steering, [], tokenizer)
+    found, others = short_halves([*unseen, *short, *near], sides[1], steering, [], tokenizer)
     assert Counter(own.task for own in found) == {"a": 2, "b": 2, "": 8}
     assert {own.id for own in found if not own.task} == {own.id for own in half}
-    again = short_half([*near, *unseen, *short[::-1]], sides[1], steering, [], tokenizer)
+    again, _ = short_halves([*near, *unseen, *short[::-1]], sides[1], steering, [], tokenizer)
     assert {own.id for own in again} == {own.id for own in found}
-    assert short_half(unseen, sides[1], steering, [], tokenizer) == []
+    assert sorted(own.id for own in (*found, *others)) == sorted(own.id for own in (*short, *near))
+    assert short_halves(unseen, sides[1], steering, [], tokenizer) == ([], [])
 
 
 def test_texts_much_shorter_than_most_are_left_out_where_enough_are_left():

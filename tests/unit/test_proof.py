@@ -904,6 +904,6 @@ def test_a_tokenizer_that_is_read_otherwise_without_its_configuration_is_written
 
 
 def test_paths_in_a_tokenizers_files_stay_where_they_are(tmp_path: Path) -> None:
-    base = as_transformers_4(save_tiny(tmp_path / "base", "llama"), name_or_path="/home/me/secret")
+    base = as_transformers_4(save_tiny(tmp_path / "base", "llama"), name_or_path="/elsewhere/secret")
     run_adapter(base, tmp_path / "run")
     assert "secret" not in (tmp_path / "run/adapter/tokenizer_config.json").read_text()

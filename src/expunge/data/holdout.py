@@ -175,14 +175,14 @@ def another_kind(what: str, sides: Sequence[Sequence[float]]) -> str:
     )
 
 
-def short_half(
+def short_halves(
     unseen: Sequence[Example],
     side: Side,
     steering: Collection[str],
     known: Sequence[Example],
     tokenizer: "PreTrainedTokenizerBase",
-) -> list[Example]:
-    """Of unseen texts that are too short for membership the half that steers a run, so that the others can be reported.
+) -> tuple[list[Example], list[Example]]:
+    """The unseen texts that are too short for membership: the half that steers a run, and those that are reported.
 
     A near-duplicate of documents goes with them.
 
@@ -196,7 +196,7 @@ def short_half(
     long = set(map(id, side.texts))
     short = [own for own in unseen if id(own) not in long]
     if not short:
-        return []
+        return [], []
     family = families([*side.texts, *short])
     steers: dict[int, bool] = {}
     for name, own in zip(family, example_hashes(side.texts), strict=False):
@@ -208,7 +208,7 @@ def short_half(
     names = [name for _, name in free]
     half = selection_half(example_hashes(texts), [own.group for own in texts], surprise, names)
     steers |= zip(names, half, strict=True)
-    return [own for own, name in named if steers[name]]
+    return [own for own, name in named if steers[name]], [own for own, name in named if not steers[name]]
 
 
 def length(example: Example) -> int:

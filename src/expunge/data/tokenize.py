@@ -159,7 +159,7 @@ def prompt_ids(
 
 def has_own_end(tokenizer: PreTrainedTokenizerBase, example: Example, prompt_format: PromptFormat) -> bool:
     """Whether end-of-text is never put behind a text: the chat template ends it, or there it is read as it stands."""
-    return _encode(tokenizer, example, prompt_format).ended
+    return prompt_format.style == "chat" and _encode(tokenizer, example, prompt_format).ended
 
 
 def completion_ids(tokenizer: PreTrainedTokenizerBase, example: Example, prompt_format: PromptFormat) -> list[int]:

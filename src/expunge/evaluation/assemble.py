@@ -133,8 +133,7 @@ def row_entries(measurement: Measurement, rows: RowSet) -> dict[str, Estimate]:
 
 def membership_entries(measurement: Measurement) -> dict[str, Estimate]:
     """AUC and the share of members found at few false alarms, of every attack; the AUC also of every task with enough
-    texts on either side, where there are several tasks. Where a side has few texts,
-    none has a value.
+    texts on either side, where there are several tasks. Where a side has few texts, none has a value.
     """
     found = {}
     for name, (members, nonmembers) in measurement.attacks.items():

@@ -62,10 +62,9 @@ def difference_entries(measurement: Measurement, rows: RowSet) -> Iterator[tuple
             plain = name.removesuffix(SUFFIX)
             metric: Metric = measurement.metrics[set_name, name]
             own = {(set_name, plain): measurement.rows[set_name, plain]}
-            if (
-                set_name == HOLDOUT and ("forget", name) in measurement.rows
-            ):  # in whose mixture of tasks its numbers are
-                own["forget", plain] = measurement.rows["forget", name]
+            forget = measurement.rows.get(("forget", name)) if set_name == HOLDOUT else None
+            if forget is not None:  # in whose mixture of tasks the numbers of unseen rows are
+                own["forget", plain] = forget
             change = paired_difference(f"{set_name}/{plain}", {(set_name, plain): floor}, own)
             if change is not None:
                 source = f"{metric.source}; paired, row by row"

@@ -104,9 +104,8 @@ def for_file(layout: Layout, sides: dict[str, Asked]) -> Layout:
     return public if layout_bytes(public) > MEMORY_BYTES else {}
 
 
-def memory_bytes(loaded: LoadedModel, sides: dict[str, Asked]) -> int:
+def memory_bytes(layout: Layout, sides: dict[str, Asked]) -> int:
     """Size of what a run with a folder keeps in main memory all the same."""
-    layout = reference_layout(loaded, sides)
     return layout_bytes(layout) - layout_bytes(for_file(layout, sides))
 
 

@@ -16,7 +16,7 @@ from expunge.config import SETS, CalibrateConfig, UnlearnConfig
 from expunge.data.holdout import (
     example_hashes,
     keyed_hashes,
-    short_half,
+    short_halves,
     split_off,
     without_selection,
 )
@@ -94,7 +94,7 @@ def _calibrate(config: CalibrateConfig, settings: UnlearnConfig, reporter: Repor
     rows = {name: run_rows(settings, loaded.tokenizer, getattr(sets, name)) for name in SETS}
     check_texts(manifest, settings, {name: own for name, own in rows.items() if name != "holdout"})
     hashes, halves = split_off(judged, sets.retain, loaded.tokenizer)
-    short = short_half(sets.nonmembers, judged[1], hashes, sets.retain, loaded.tokenizer)
+    short, _ = short_halves(sets.nonmembers, judged[1], hashes, sets.retain, loaded.tokenizer)
     hashes = [*hashes, *example_hashes(short)]
     looked_at = sorted({*keyed_hashes(hashes), *(earlier["selection_hmac"] if earlier else ())})
     members, nonmembers, guessed = (run_rows(settings, loaded.tokenizer, own) for own in (*halves, short))

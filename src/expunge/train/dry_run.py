@@ -129,9 +129,8 @@ def _forecast(prepared: Prepared, reporter: Reporter, prepare_seconds: float, ca
     trainer.set_replay(_stand_ins(prepared, wanted))  # the run's own texts, of about the size of those to be written
     steps = list(islice(trainer.plan.steps(), trainer.num_steps))
     sizes = [trainer.size(step) for step in steps]
-    layout = reference.reference_layout(loaded, trainer.reference_sides())
-    reference_bytes = reference.layout_bytes(layout)
-    in_memory = reference.memory_bytes(loaded, trainer.reference_sides())
+    layout = reference.reference_layout(loaded, asked := trainer.reference_sides())
+    reference_bytes, in_memory = reference.layout_bytes(layout), reference.memory_bytes(layout, asked)
     passes = _pass_area(trainer, prepared)
     evaluations, evaluated = _evaluations(trainer, prepared)
 

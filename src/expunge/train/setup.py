@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from expunge.config import SETS, UnlearnConfig
 from expunge.data.examples import Example, text_key
-from expunge.data.holdout import Halves, Side, example_hashes, short_half, split_off, texts_fingerprint
+from expunge.data.holdout import Halves, Side, example_hashes, short_halves, split_off, texts_fingerprint
 from expunge.data.lowercase import in_lower_case
 from expunge.data.sets import Sets, membership_texts, pairs_for, read_sets, unasked
 from expunge.data.tokenize import TokenizedExample, tokenize_all
@@ -178,9 +178,7 @@ def prepare(config: UnlearnConfig, reporter: Reporter) -> Prepared:
         try:
             doubts: list[str] = []
             halves = split_off(followed, sets.retain, loaded.tokenizer, doubts.append)
-            short = short_half(sets.nonmembers, followed[1], halves[0], sets.retain, loaded.tokenizer)
-            steering = set(map(id, [*followed[1].texts, *short]))
-            reported = [own for own in sets.nonmembers if id(own) not in steering]
+            short, reported = short_halves(sets.nonmembers, followed[1], halves[0], sets.retain, loaded.tokenizer)
             sets.warnings += doubts
         except DataError as error:  # near-duplicates cannot be parted into halves
             config, told = _without_unseen(config, loss, error)

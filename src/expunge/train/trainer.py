@@ -26,7 +26,7 @@ from expunge.model.flat_adapter import FlatAdapter
 from expunge.model.layers import inner_layer, recompute_layers
 from expunge.model.logps import final_states, lay_out
 from expunge.model.memory import check_fits, saved_bytes
-from expunge.model.reference import Asked, What, compute_reference, memory_bytes
+from expunge.model.reference import Asked, What, compute_reference, memory_bytes, reference_layout
 from expunge.model.replay import write_texts
 from expunge.train.averaging import MovingAverage
 from expunge.train.contexts import contexts_of, settled
@@ -128,7 +128,7 @@ class Trainer:
         more = (kept - part) / (tokens - fewer) if tokens > fewer and kept > part else math.inf
         per_token = min(kept / tokens, more)
         fixed = int(kept - per_token * tokens)
-        held = memory_bytes(self.loaded, self.reference_sides())
+        held = memory_bytes(reference_layout(self.loaded, sides := self.reference_sides()), sides)
         free = memory.free_memory(device)
         if free is not None:
             room = FREE_SHARE * (free - held * (device.type == "cpu")) - fixed
