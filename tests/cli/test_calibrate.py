@@ -187,6 +187,7 @@ def test_no_text_is_in_what_it_writes(run, expunge):
         (("--run", "done"), "give --holdout"),
         (("--run", "done", "--holdout", "few.jsonl"), "16 texts to forget are needed as well as 16 unseen ones"),
         (("--run", "run", "--holdout", "many.jsonl"), "--holdout many.jsonl: all of its texts are to be forgotten"),
+        (("--run", "run", "--test", "few.jsonl"), "--test and --retain-test 0.2: both say which texts to test on"),
         (("--run", "run", "--target-auc", "half"), "--target-auc half: must be a number"),
         (("--run", "run", "--max-drift", "-1"), "--max-drift -1.0: must lie between 0 and 1"),
     ],

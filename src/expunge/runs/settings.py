@@ -73,14 +73,17 @@ def run_settings(run: str, **texts: str | None) -> UnlearnConfig:
 
     Raises:
         RunError: It is none, or its settings are not what a run writes.
+        ConfigError: It has no use for one of the `texts`.
     """
     check_finished(run)
     path = Path(run) / FILE
     if not path.exists() or not (Path(run) / "adapter" / "adapter_config.json").exists():
         raise RunError(f"--run {run}: not a finished run (it needs {FILE} and adapter/)")
     with _as_written(path):
-        config = UnlearnConfig(**_read(path) | {name: place for name, place in texts.items() if place})
+        config = UnlearnConfig(**_read(path))
         config.validate()
+    config = config.changed(**{name: place for name, place in texts.items() if place})
+    config.validate()
     return config
 
 
