@@ -86,6 +86,7 @@ def test_every_question_says_the_name_in_all_its_forms(kind):
     [
         ({"ask": "Who?"}, "field 'ask' does not say {name}"),
         ({"again": "Who is {name}?"}, "missing field 'ask'"),
+        ({"ask": "", "again": "Who is {name}?"}, "missing field 'ask'"),
         ({"ask": 7}, "field 'ask' is not a string"),
     ],
 )

@@ -100,7 +100,7 @@ def read_questions(file: str) -> tuple[Question, ...]:
     found = []
     for number, (where, row) in enumerate(read_rows(file), 1):
         texts = {key: text_cell(row, key, where) for key in ("ask", "again", "begin") if row.get(key) is not None}
-        if "ask" not in texts:
+        if not texts.get("ask"):
             raise DataError(f"{where}: missing field 'ask': a question with {PLACE} in the place of the name")
         for key, text in texts.items():
             if text and PLACE not in text:
