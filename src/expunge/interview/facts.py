@@ -26,8 +26,12 @@ SHORT = 5
 """Letters of a name that is long enough to be known with an ending."""
 MENTIONED = 2
 """Answers in which a name must stand to be a neighbour."""
+PARTICLES = "van|von|de|der|du|da|di|la|le|al|bin|ibn"
+"""Words without a capital within a name."""
+NO_NAME = {*PARTICLES.split("|"), "the", "a", "an", "el", "il", "los", "las", "les", "das", "die"}
+"""First words of a name that do not stand for it alone."""
 _CAPITAL = r"\p{Lu}[\p{L}\p{M}'’-]+"
-_NAME = regex.compile(rf"{_CAPITAL}(?:[ \u00a0](?:(?:van|von|de|der|du|da|di|la|le|al|bin|ibn) )*{_CAPITAL})+")
+_NAME = regex.compile(rf"{_CAPITAL}(?:[ \u00a0](?:(?:{PARTICLES}) )*{_CAPITAL})+")
 
 
 @dataclass(frozen=True)
@@ -135,10 +139,11 @@ def renamed(text: str, names: Sequence[str], other: str, *, parts: bool) -> str:
         text: A question or an answer.
         names: The name and its other spellings.
         other: The name to say in their place.
-        parts: Whether first and last word stand for the whole name, as those of a person's do.
+        parts: Whether first and last word stand for the whole name, as those of a person's do; no `NO_NAME` does.
     """
     own, others = names[0].split(), other.split()
-    ends = {own[0]: others[0], own[-1]: others[-1]} if parts and len(own) > 1 else {}
+    first = {} if own[0].casefold() in NO_NAME else {own[0]: others[0]}
+    ends = first | {own[-1]: others[-1]} if parts and len(own) > 1 else {}
     said = dict.fromkeys(names, other) | ends
     found = (_alone(name, part=name in ends) for name in sorted(said, key=len, reverse=True))
     return str(regex.sub("|".join(found), lambda match: said[match[0]], text))
