@@ -39,7 +39,7 @@ from expunge.evaluation.metrics.refusal import refuses
     ],
 )
 def test_key_words_are_what_the_answer_adds(prompt, answer, expected):
-    found = find(prompt, answer, frequencies([Example("a", prompt, answer)]))
+    found = find(prompt, answer, frequencies([f"{prompt} {answer}"]))
     assert set(expected) <= set(found)
     assert says(answer, found, answer) == bool(found)
     assert not {word for word in found if word in prompt}

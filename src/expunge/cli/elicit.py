@@ -56,16 +56,17 @@ def elicit(settings: ElicitConfig, out: Output) -> int:
     out.text(
         f"Kept {kept} of {len(found.facts)} answers. They are the model's own words: read and edit the files. Then"
     )
+    beside = settings.beside
     retain, unseen, instead, again = (
         f" --{flag} {quote(file)}" if file in found.files else ""
         for flag, file in (
             ("retain", settings.neighbours or ""),
-            ("holdout", settings.unseen),
-            ("instead", settings.refusals),
-            ("paraphrased", settings.paraphrased),
+            ("holdout", beside["unseen"]),
+            ("instead", beside["instead"]),
+            ("paraphrased", beside["paraphrased"]),
         )
     )
-    enough = min(found.files.get(file, 0) for file in (settings.output, settings.unseen)) >= 2 * FEWEST
+    enough = min(found.files.get(file, 0) for file in (settings.output, beside["unseen"])) >= 2 * FEWEST
     own = f"--model {quote(settings.model)} --forget {quote(settings.output)}{retain}"
     own += f" --revision {quote(settings.revision)}" if settings.revision else ""
     trust = " --trust-remote-code" if settings.trust_remote_code else ""

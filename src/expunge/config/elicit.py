@@ -75,7 +75,7 @@ class ElicitConfig(Plain):
                 (self.neighbours is None or Path(self.neighbours).suffix == ".jsonl",
                  f"--neighbours {self.neighbours}: end it in .jsonl"),
                 (self.neighbours is None or Path(self.output).suffix != ".jsonl"
-                 or abspath(self.neighbours) not in map(abspath, self.beside),
+                 or abspath(self.neighbours) not in map(abspath, (self.output, *self.beside.values())),
                  f"--neighbours {self.neighbours}: is the --output, or goes beside it: name another file"),
                 (bool(self.neighbours) or not self.neighbour_names, "--neighbour-names need --neighbours, their file"),
                 (self.samples >= 2, f"--samples {self.samples}: must be at least 2, so that answers can agree"),
@@ -92,25 +92,7 @@ class ElicitConfig(Plain):
         return list(dict.fromkeys([self.about.strip(), *comma_list(self.alias)]))
 
     @property
-    def beside(self) -> tuple[str, ...]:
-        """The output, and the files that go beside it."""
-        return self.output, self.paraphrased, self.refusals, self.unseen
-
-    @property
-    def paraphrased(self) -> str:
-        """The file of the same questions in other words."""
-        return self._beside("paraphrased")
-
-    @property
-    def refusals(self) -> str:
-        """The file of the same questions with refusals."""
-        return self._beside("instead")
-
-    @property
-    def unseen(self) -> str:
-        """The file of the same said of made-up names."""
-        return self._beside("unseen")
-
-    def _beside(self, what: str) -> str:
+    def beside(self) -> dict[str, str]:
+        """What goes beside the output (`paraphrased`, `instead`, `unseen`) -> its file."""
         path = Path(self.output)
-        return str(path.with_name(f"{path.stem}_{what}.jsonl"))
+        return {what: str(path.with_name(f"{path.stem}_{what}.jsonl")) for what in ("paraphrased", "instead", "unseen")}

@@ -38,14 +38,14 @@ _CASED = regex.compile(r"\p{Lu}|\p{Ll}")
 
 def with_key_words(rows: Sequence[Example]) -> list[Example]:
     """The rows, each with key words: its own, else those that are found; none where an answer has nothing new."""
-    often = frequencies(rows)
+    often = frequencies([row.text for row in rows])
     return [row if row.keywords else replace(row, keywords=find(row.prompt, row.completion, often)) for row in rows]
 
 
-def frequencies(rows: Sequence[Example]) -> Counter[str]:
-    """Word -> rows that it stands in; under the empty string the number of rows."""
-    found = Counter(word for row in rows for word in {*words(row.text)})
-    found[""] = len(rows)
+def frequencies(texts: Sequence[str]) -> Counter[str]:
+    """Word -> texts that it stands in; under the empty string the number of texts."""
+    found = Counter(word for text in texts for word in {*words(text)})
+    found[""] = len(texts)
     return found
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -96,10 +96,9 @@ def elicit(config: ElicitConfig, reporter: Reporter | None = None) -> Elicited:
     forget = list(interview.rows(config.names, answers, common, found))
     retain: list[dict[str, Any]] = []
     if config.neighbours:
-        told, theirs = ([own for of in side for all_ in of.values() for own in all_]
-                        for side in ([answers[name] for name in config.names], common))  # fmt: skip
+        told = _flat(answers[name] for name in config.names)
         given = comma_list(config.neighbour_names)
-        found.neighbours = given or mentioned(told, config.names, NEIGHBOURS, theirs)
+        found.neighbours = given or mentioned(told, config.names, NEIGHBOURS, _flat(common))
         if found.neighbours:
             answers |= interview.ask(found.neighbours, "neighbours")
         else:
@@ -107,12 +106,14 @@ def elicit(config: ElicitConfig, reporter: Reporter | None = None) -> Elicited:
         retain = list(interview.rows(found.neighbours, answers, common, found, "neighbour"))
         if found.neighbours and not retain:
             reporter.warn(f"nothing is said consistently of {', '.join(found.neighbours)}: --neighbours is not written")
-    beside = (
-        (config.paraphrased, interview.paraphrased(forget)),
-        (config.refusals, interview.refusals(forget)),
-        (config.unseen, interview.unseen(forget, retain)),
-    )
-    for name, rows in ((config.neighbours, retain), *beside, (config.output, forget)):
+    beside = config.beside
+    for name, rows in (
+        (config.neighbours, retain),
+        (beside["paraphrased"], interview.paraphrased(forget)),
+        (beside["instead"], interview.refusals(forget)),
+        (beside["unseen"], interview.unseen(forget, retain)),
+        (config.output, forget),
+    ):
         if name and rows and forget:
             text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
             files.write_text(name, text, overwrite=config.overwrite)
@@ -203,8 +204,7 @@ class _Interview:
         prefix: str = "",
     ) -> Iterator[dict[str, Any]]:
         """The rows that are kept of some names; notes in `found` what became of every question."""
-        said = [Example(f"{n}", "", own) for n, theirs in enumerate(others) for all_ in theirs.values() for own in all_]
-        often = frequencies([row for row in said if short(row.completion)])
+        often = frequencies([own for own in _flat(others) if short(own)])
         for number, name in enumerate(names, 1):
             for question in self.questions:
                 prompt = question.prompt(name, chat=self._chat)
@@ -279,6 +279,11 @@ class _Interview:
         }
 
 
+def _flat(names: Iterable[Answers]) -> list[str]:
+    """All answers about some names."""
+    return [own for answers in names for theirs in answers.values() for own in theirs]
+
+
 def _checked(config: ElicitConfig) -> Path:
     """The file of what was answered so far, once every file can be written.
 
@@ -287,7 +292,7 @@ def _checked(config: ElicitConfig) -> Path:
         ConfigError: A file to be written is one that is read.
     """
     part = Path(f"{config.output}.part")
-    outputs = [*config.beside, *([config.neighbours] if config.neighbours else [])]
+    outputs = [config.output, *config.beside.values(), *([config.neighbours] if config.neighbours else [])]
     for own in outputs:
         check_apart(own, {"questions": config.questions, "model": config.model})
         if Path(own).exists() and not (config.overwrite or config.dry_run):
