@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from expunge.errors import ConfigError
@@ -88,27 +89,25 @@ def check_types(config: Any) -> None:
     Raises:
         ConfigError: One does not; it is named by its flag.
     """
-    hints = get_type_hints(type(config))
-    for name, value in vars(config).items():
-        if name not in hints:
-            continue
-        kinds = get_args(hints[name]) or (hints[name],)
-        literals = [choice for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
-        types = tuple(kind for kind in kinds if isinstance(kind, type))
-        if get_origin(hints[name]) is Literal:
-            fits = value in kinds
-        elif get_origin(hints[name]) is list:
-            fits = isinstance(value, list) and all(isinstance(own, types) for own in value)
-        else:
-            number = isinstance(value, int) and not isinstance(value, bool) and float in types
-            fits = (
-                value in literals
-                or number
-                or (isinstance(value, types) and (bool in types or not isinstance(value, bool)))
-            )
-        if not fits:
-            choices = kinds if get_origin(hints[name]) is Literal else literals
-            words = [WORDS[kind] for kind in types if kind in WORDS]
-            expected = [f"one of {', '.join(map(str, choices))}"] if choices else []
-            quotes = ": put it in quotes" if str in types and isinstance(value, int | float) else ""
-            raise ConfigError(f"{flag(name)} {value!r}: must be {' or '.join(expected + words)}{quotes}")
+    for name, hint in get_type_hints(type(config)).items():
+        value, kinds = getattr(config, name), get_args(hint) if NoneType in get_args(hint) else (hint,)
+        if not any(_is(value, kind) for kind in kinds):
+            words = [_word(kind) for kind in kinds if kind is not NoneType]
+            quotes = ": put it in quotes" if WORDS[str] in words and isinstance(value, int | float) else ""
+            raise ConfigError(f"{flag(name)} {value!r}: must be {' or '.join(words)}{quotes}")
+
+
+def _is(value: Any, kind: Any) -> bool:
+    """Whether a value is of a type; whole numbers are numbers, and truth values are none."""
+    if get_origin(kind) is Literal:
+        return value in get_args(kind)
+    if get_origin(kind) is list:
+        return isinstance(value, list) and all(_is(own, *get_args(kind)) for own in value)
+    return isinstance(value, (int, float) if kind is float else kind) and (kind is bool or not isinstance(value, bool))
+
+
+def _word(kind: Any) -> str:
+    """What a message calls a type."""
+    if get_origin(kind) is Literal:
+        return f"one of {', '.join(map(str, get_args(kind)))}"
+    return WORDS[get_args(kind)[0] if get_origin(kind) is list else kind]
