@@ -1,7 +1,10 @@
-"""The frozen vocabulary head: final hidden states -> logits, and gradients of logits -> gradients of hidden states."""
+"""The frozen vocabulary head: final hidden states -> logits -> values of each token, and gradients all the way back."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -74,3 +77,42 @@ class Head:
         size = max(CHUNK_TOKENS, budget // self.vocab_size(hidden))
         for start in range(0, hidden.shape[0], size):
             yield slice(start, min(start + size, hidden.shape[0]))
+
+
+def fused(hidden: Tensor, head: Head, count: int, chunk: Callable[..., None]) -> tuple[Tensor, ...]:
+    """Values of each token, differentiable in `hidden`, from one pass over the logits, few of which exist at a time.
+
+    A token's values depend on its own hidden state alone and the head takes no gradient, so their slopes
+    d value / d hidden are computed while the token's logits exist; the backward pass is one multiplication.
+
+    Args:
+        hidden: `(num_tokens, hidden)`, final hidden states.
+        head: The frozen head.
+        count: Values of a token.
+        chunk: Called with slices over the tokens, the values of these, each `(rows,)`, and, where `hidden` takes a
+            gradient, each value's slopes, `(rows, hidden)`: it fills them in; what it leaves is 0.
+
+    Returns:
+        `count` times `(num_tokens,)`, fp32 (fp64 for fp64 input).
+    """
+    values: tuple[Tensor, ...] = _Fused.apply(hidden, head, count, chunk)  # type: ignore[no-untyped-call]
+    return values
+
+
+class _Fused(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, head: Head, count: int, chunk: Callable[..., None]) -> tuple[Tensor, ...]:
+        wide = torch.promote_types(hidden.dtype, torch.float32)
+        values = tuple(hidden.new_zeros(hidden.shape[0], dtype=wide) for _ in range(count))
+        slopes = [torch.zeros_like(hidden) for _ in values if ctx.needs_input_grad[0]]
+        with torch.autocast(hidden.device.type, enabled=False):
+            for rows in head.chunks(hidden):
+                chunk(rows, *(own[rows] for own in (*values, *slopes)))
+        ctx.save_for_backward(*slopes)
+        return values
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        slopes = ctx.saved_tensors
+        parts = (own * grad[:, None] for own, grad in zip(slopes, grads, strict=True))
+        return reduce(add, parts).to(slopes[0].dtype), None, None, None

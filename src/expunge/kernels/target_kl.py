@@ -12,13 +12,11 @@ KL(q || p) hardly tells a probability of .05 from one of .002, so a Huber loss o
 added, H(e) = e^2 / 2 up to |e| = 1 and |e| - 1/2 beyond; its gradient on the logits is clip(e, -1, 1) (1_y - p).
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.nn.functional import huber_loss
 
-from expunge.kernels.head import LOWEST, Head
+from expunge.kernels.head import LOWEST, Head, fused
 
 
 def plain_target_kl(
@@ -56,49 +54,25 @@ def token_target_kl(
     Returns:
         `(num_tokens,)`, the sum of both in nats, fp32 (fp64 for fp64 input), differentiable in `hidden`.
     """
-    loss: Tensor = _TokenTargetKL.apply(  # type: ignore[no-untyped-call]
-        hidden, ref_hidden, head, targets, target_nll, nll_weight
-    )
+    nll = target_nll.to(torch.promote_types(hidden.dtype, torch.float32))
+    own, rest = (-nll).exp(), -(-nll).expm1()  # t and 1 - t
+    entropy = torch.xlogy(own, own) + torch.xlogy(rest, rest)
+
+    def chunk(rows: slice, loss: Tensor, slopes: Tensor | None = None) -> None:
+        picked = targets[rows, None]
+        logits = head.logits(hidden[rows])
+        logp = logits.log_softmax(-1)
+        logps = logp.gather(-1, picked)[:, 0]
+        shares = head.logits(ref_hidden[rows]).scatter(-1, picked, -torch.inf).log_softmax(-1)  # log w
+        weights = shares.exp()
+        gaps = shares.clamp_(min=LOWEST).sub_(logp.clamp(min=LOWEST))  # finite where w is 0
+        kl = entropy[rows] - own[rows] * logps + rest[rows] * torch.linalg.vecdot(weights, gaps)
+        loss[:] = kl + nll_weight * huber_loss(-logps, nll[rows], reduction="none")
+        if slopes is not None:
+            push = nll_weight * (logps + nll[rows]).clamp(-1, 1)
+            wanted = weights.mul_(rest[rows, None]).scatter_(-1, picked, (own[rows] - push)[:, None])
+            grad = logp.exp_().mul_(1 - push[:, None]).sub_(wanted)  # p - q + push (1_y - p)
+            slopes[:] = head.grad_hidden(grad, logits)
+
+    (loss,) = fused(hidden, head, 1, chunk)
     return loss
-
-
-class _TokenTargetKL(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        hidden: Tensor,
-        ref_hidden: Tensor,
-        head: Head,
-        targets: Tensor,
-        target_nll: Tensor,
-        nll_weight: float,
-    ) -> Tensor:
-        needs_grad = ctx.needs_input_grad[0]
-        loss = hidden.new_empty(hidden.shape[0], dtype=torch.promote_types(hidden.dtype, torch.float32))
-        slopes = torch.empty_like(hidden) if needs_grad else hidden.new_empty(0)
-        nll = target_nll.to(loss.dtype)
-        own, rest = (-nll).exp(), -(-nll).expm1()  # t and 1 - t
-        entropy = torch.xlogy(own, own) + torch.xlogy(rest, rest)
-        with torch.autocast(hidden.device.type, enabled=False):
-            for rows in head.chunks(hidden):
-                picked = targets[rows, None]
-                logits = head.logits(hidden[rows])
-                logp = logits.log_softmax(-1)
-                logps = logp.gather(-1, picked)[:, 0]
-                shares = head.logits(ref_hidden[rows]).scatter(-1, picked, -torch.inf).log_softmax(-1)  # log w
-                weights = shares.exp()
-                gaps = shares.clamp_(min=LOWEST).sub_(logp.clamp(min=LOWEST))  # finite where w is 0
-                kl = entropy[rows] - own[rows] * logps + rest[rows] * torch.linalg.vecdot(weights, gaps)
-                loss[rows] = kl + nll_weight * huber_loss(-logps, nll[rows], reduction="none")
-                if needs_grad:
-                    push = nll_weight * (logps + nll[rows]).clamp(-1, 1)
-                    wanted = weights.mul_(rest[rows, None]).scatter_(-1, picked, (own[rows] - push)[:, None])
-                    grad = logp.exp_().mul_(1 - push[:, None]).sub_(wanted)  # p - q + push (1_y - p)
-                    slopes[rows] = head.grad_hidden(grad, logits).to(slopes.dtype)
-        ctx.save_for_backward(slopes)
-        return loss
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None, None]:
-        (slopes,) = ctx.saved_tensors
-        return (slopes * grad[:, None]).to(slopes.dtype), None, None, None, None, None

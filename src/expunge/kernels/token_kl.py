@@ -1,11 +1,11 @@
 """Exact full-vocabulary KL per token against cached reference hidden states, with the log-probabilities on the way."""
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from expunge.kernels.head import LOWEST, Head
+from expunge.kernels.head import LOWEST, Head, fused
 from expunge.kernels.token_logps import IGNORE_INDEX, target_gradient
 
 Direction = Literal["reverse", "forward"]
@@ -42,54 +42,32 @@ def token_logps_and_kl(
     Returns:
         `logps` and `kl`, each `(num_tokens,)` in nats, fp32 (fp64 for fp64 input), both differentiable in `hidden`.
     """
-    logps, kl = _TokenLogpsAndKL.apply(  # type: ignore[no-untyped-call]
-        hidden, ref_hidden, head, targets, direction
-    )
+
+    def chunk(rows: slice, logps: Tensor, kl: Tensor, *slopes: Tensor) -> None:
+        logits = head.logits(hidden[rows])
+        logp = logits.log_softmax(-1)
+        logq = head.logits(ref_hidden[rows]).log_softmax(-1)
+        if targets is not None:
+            kept = targets[rows] != IGNORE_INDEX
+            logps[:] = logp.gather(-1, targets[rows].where(kept, 0)[:, None])[:, 0].where(kept, 0)
+        probs = logp.exp()
+        logp, logq = logp.clamp_(min=LOWEST), logq.clamp_(min=LOWEST)
+        if direction == "reverse":  # d KL(p||q) / d logits = p (log p - log q - KL)
+            gap = logp.sub_(logq)
+            kl[:] = (probs * gap).sum(-1)
+            grad_kl = gap.sub_(kl[:, None]).mul_(probs)
+        else:  # d KL(q||p) / d logits = p - q
+            ref_probs = logq.exp()
+            kl[:] = (ref_probs * logq.sub_(logp)).sum(-1)
+            grad_kl = probs - ref_probs
+        if slopes:
+            logp_slopes, kl_slopes = slopes
+            kl_slopes[:] = head.grad_hidden(grad_kl, logits)
+            if targets is not None:
+                # Tokens without a target need no slope of their log-probability; to find them a GPU would wait.
+                own = kept.nonzero()[:, 0] if kept.device.type == "cpu" else slice(None)
+                grad_logps = target_gradient(probs[own], targets[rows][own])
+                logp_slopes[own] = head.grad_hidden(grad_logps, logits[own]).to(logp_slopes.dtype)
+
+    logps, kl = fused(hidden, head, 2, chunk)
     return logps, kl
-
-
-class _TokenLogpsAndKL(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, hidden: Tensor, ref_hidden: Tensor, head: Head, targets: Tensor | None, direction: Direction
-    ) -> tuple[Tensor, Tensor]:
-        needs_grad = ctx.needs_input_grad[0]
-        logps = hidden.new_zeros(hidden.shape[0], dtype=torch.promote_types(hidden.dtype, torch.float32))
-        kl = torch.empty_like(logps)
-        logp_slopes = torch.zeros_like(hidden) if needs_grad else hidden.new_empty(0)
-        kl_slopes = torch.empty_like(hidden) if needs_grad else hidden.new_empty(0)
-        with torch.autocast(hidden.device.type, enabled=False):
-            for rows in head.chunks(hidden):
-                logits = head.logits(hidden[rows])
-                logp = logits.log_softmax(-1)
-                logq = head.logits(ref_hidden[rows]).log_softmax(-1)
-                if targets is not None:
-                    kept = targets[rows] != IGNORE_INDEX
-                    logps[rows] = logp.gather(-1, targets[rows].where(kept, 0)[:, None])[:, 0].where(kept, 0)
-                probs = logp.exp()
-                logp, logq = logp.clamp_(min=LOWEST), logq.clamp_(min=LOWEST)
-                if direction == "reverse":  # d KL(p||q) / d logits = p (log p - log q - KL)
-                    gap = logp.sub_(logq)
-                    kl[rows] = (probs * gap).sum(-1)
-                    grad_kl = gap.sub_(kl[rows][:, None]).mul_(probs)
-                else:  # d KL(q||p) / d logits = p - q
-                    ref_probs = logq.exp()
-                    kl[rows] = (ref_probs * logq.sub_(logp)).sum(-1)
-                    grad_kl = probs - ref_probs
-                if needs_grad:
-                    kl_slopes[rows] = head.grad_hidden(grad_kl, logits).to(kl_slopes.dtype)
-                    if targets is None:
-                        continue
-                    # Tokens without a target need no slope of their log-probability; to find them a GPU would wait.
-                    own = kept.nonzero()[:, 0] if kept.device.type == "cpu" else slice(None)
-                    grad_logits = target_gradient(probs[own], targets[rows][own])
-                    slopes = head.grad_hidden(grad_logits, logits[own])
-                    logp_slopes[rows][own] = slopes.to(logp_slopes.dtype)
-        ctx.save_for_backward(logp_slopes, kl_slopes)
-        return logps, kl
-
-    @staticmethod
-    def backward(ctx: Any, grad_logps: Tensor, grad_kl: Tensor) -> tuple[Tensor, None, None, None, None]:
-        logp_slopes, kl_slopes = ctx.saved_tensors
-        grad = logp_slopes * grad_logps[:, None] + kl_slopes * grad_kl[:, None]
-        return grad.to(kl_slopes.dtype), None, None, None, None

@@ -1,11 +1,9 @@
 """Per-token log-probabilities from hidden states, chunk by chunk, with the gradient computed on the way forward."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from expunge.kernels.head import Head
+from expunge.kernels.head import Head, fused
 
 IGNORE_INDEX = -100
 
@@ -18,10 +16,7 @@ def plain_token_logps(hidden: Tensor, head: Head, targets: Tensor) -> Tensor:
 
 
 def token_logps(hidden: Tensor, head: Head, targets: Tensor) -> Tensor:
-    """Log-probability (nats) of each target token; equals `plain_token_logps`, without its memory.
-
-    A token's log-probability depends on its own hidden state alone and the head takes no gradient, so
-    d logp_t / d hidden_t is computed while the chunk's logits exist; the backward pass is one multiplication.
+    """Log-probability (nats) of each target token; equals `plain_token_logps`, without its memory (`head.fused`).
 
     Args:
         hidden: `(num_tokens, hidden)`, final hidden states of the positions that predict the targets.
@@ -31,7 +26,18 @@ def token_logps(hidden: Tensor, head: Head, targets: Tensor) -> Tensor:
     Returns:
         `(num_tokens,)`, fp32 (fp64 for fp64 input).
     """
-    logps: Tensor = _TokenLogps.apply(hidden, head, targets)  # type: ignore[no-untyped-call]
+    kept = targets != IGNORE_INDEX
+
+    def chunk(rows: slice, logps: Tensor, slopes: Tensor | None = None) -> None:
+        logits = head.logits(hidden[rows])
+        log_norm = logits.logsumexp(-1)
+        picked = logits.gather(-1, targets[rows].where(kept[rows], 0)[:, None])[:, 0]
+        logps[:] = (picked - log_norm).where(kept[rows], 0)
+        if slopes is not None:
+            grad = target_gradient((logits - log_norm[:, None]).exp_(), targets[rows])
+            slopes[:] = head.grad_hidden(grad, logits)
+
+    (logps,) = fused(hidden, head, 1, chunk)
     return logps
 
 
@@ -41,28 +47,3 @@ def target_gradient(probs: Tensor, targets: Tensor) -> Tensor:
     grad = probs.neg_()
     grad.scatter_add_(-1, targets.where(kept, 0)[:, None], torch.ones_like(grad[:, :1]))
     return grad.mul_(kept[:, None])
-
-
-class _TokenLogps(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, hidden: Tensor, head: Head, targets: Tensor) -> Tensor:
-        needs_grad = ctx.needs_input_grad[0]
-        logps = hidden.new_empty(hidden.shape[0], dtype=torch.promote_types(hidden.dtype, torch.float32))
-        slopes = torch.empty_like(hidden) if needs_grad else hidden.new_empty(0)
-        kept = targets != IGNORE_INDEX
-        with torch.autocast(hidden.device.type, enabled=False):
-            for rows in head.chunks(hidden):
-                logits = head.logits(hidden[rows])
-                log_norm = logits.logsumexp(-1)
-                picked = logits.gather(-1, targets[rows].where(kept[rows], 0)[:, None])[:, 0]
-                logps[rows] = (picked - log_norm).where(kept[rows], 0)
-                if needs_grad:
-                    grad_logits = target_gradient((logits - log_norm[:, None]).exp_(), targets[rows])
-                    slopes[rows] = head.grad_hidden(grad_logits, logits).to(slopes.dtype)
-        ctx.save_for_backward(slopes)
-        return logps
-
-    @staticmethod
-    def backward(ctx: Any, grad_logps: Tensor) -> tuple[Tensor, None, None]:
-        (slopes,) = ctx.saved_tensors
-        return (slopes * grad_logps[:, None]).to(slopes.dtype), None, None
