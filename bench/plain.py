@@ -115,8 +115,6 @@ class Plain:
         targets = input_ids[:, 1:, None]
         own, ref = logp.gather(-1, targets)[..., 0], logq.gather(-1, targets)[..., 0]
         npo = 2 / self.beta * softplus(-self.beta * (ref - own))
-        if self.config.kl_direction == "forward":
-            logp, logq = logq, logp
         kl = ref.exp() * (ref - own) if self.target_token_kl else (logp.exp() * (logp - logq)).sum(-1)
         per_token = {"forget": (npo, npo_mask), "retain": (-own, nll_mask), "kl": (kl, kl_mask)}
         return {name: values[mask].sum() / mask.sum().clamp(min=1) for name, (values, mask) in per_token.items()}

@@ -233,7 +233,6 @@ CASES: dict[str, Case] = {
     "rate 1": flag("learning-rate", "1.0"),
     "precision unknown": flag("dtype", "float8", "dtype"),
     "schedule unknown": flag("schedule", "step", "schedule"),
-    "direction unknown": flag("kl-direction", "both", "kl-direction"),
     "prompt format unknown": flag("prompt-format", "tab", "prompt-format"),
     "end of text unknown": flag("end-of-text", "maybe", "end-of-text"),
     "recipe empty": flag("recipe", "", "--recipe"),

@@ -26,7 +26,7 @@ REPLAY = made_up(3, 5)
 VARIANTS: dict[str, dict[str, Any]] = {
     **{name: {"loss": name} for name in FORGET_LOSSES},
     "npo a sequence": {"loss_args": "level=sequence,beta=0.1"},
-    "completions alone": {"forget_span": "completion", "kl_span": "completion", "kl_direction": "forward"},
+    "completions alone": {"forget_span": "completion", "kl_span": "completion"},
     "tokens": {"rows_per_step": None, "tokens_per_step": 120},
     "no kl": {"kl_weight": 0.0},
     "no retain": {"kl_weight": 0.0, "retain_weight": 0.0, "replay_weight": 0.0},

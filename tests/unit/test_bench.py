@@ -39,9 +39,8 @@ def rows(count: int) -> list[TokenizedExample]:
 
 
 @pytest.mark.parametrize("recipe", ["paper", "npo"])
-@pytest.mark.parametrize("direction", ["reverse", "forward"])
-def test_plain_computes_what_the_trainer_computes(folder, recipe, direction):
-    settings = {"model": folder, "lora_alpha": 8.0, "learning_rate": 1e-3, "kl_direction": direction}
+def test_plain_computes_what_the_trainer_computes(folder, recipe):
+    settings = {"model": folder, "lora_alpha": 8.0, "learning_rate": 1e-3}
     config = UnlearnConfig(recipe=recipe, **settings, max_grad_norm=0.0)
     forget, retain = rows(5), rows(6)
     loaded = load_model(folder, dtype="float32", device="cpu")

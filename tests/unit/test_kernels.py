@@ -45,14 +45,13 @@ def as64(head):
     return Head(head.weight.double(), None if head.bias is None else head.bias.double(), head.scale, head.softcap)
 
 
-@pytest.mark.parametrize("direction", ["reverse", "forward"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_gradients_are_those_of_the_function(kind, direction):
+def test_gradients_are_those_of_the_function(kind):
     head, hidden, ref, targets = make(kind, torch.float64, tokens=9)
     targets[4] = -100
     hidden.requires_grad_()
     assert torch.autograd.gradcheck(lambda h: token_logps(h, head, targets), (hidden,))
-    assert torch.autograd.gradcheck(lambda h: token_logps_and_kl(h, ref, head, targets, direction), (hidden,))
+    assert torch.autograd.gradcheck(lambda h: token_logps_and_kl(h, ref, head, targets), (hidden,))
 
 
 @pytest.mark.parametrize("tokens", [1, 6, 7, 8, 50])
@@ -61,10 +60,9 @@ def test_equals_the_plain_formula_in_fp64(kind, tokens):
     head, hidden, ref, targets = make(kind, torch.float64, tokens=tokens)
     targets[::3] = -100
     torch.testing.assert_close(token_logps(hidden, head, targets), plain_token_logps(hidden, head, targets))
-    for direction in ("reverse", "forward"):
-        logps, kl = token_logps_and_kl(hidden, ref, head, targets, direction)
-        torch.testing.assert_close(logps, plain_token_logps(hidden, head, targets))
-        torch.testing.assert_close(kl, plain_token_kl(hidden, ref, head, direction))
+    logps, kl = token_logps_and_kl(hidden, ref, head, targets)
+    torch.testing.assert_close(logps, plain_token_logps(hidden, head, targets))
+    torch.testing.assert_close(kl, plain_token_kl(hidden, ref, head))
 
 
 def test_no_tokens_at_all():
@@ -91,12 +89,10 @@ def test_ignored_targets_take_no_gradient_and_count_zero():
 def test_kl_of_equal_states_is_zero_with_zero_gradient():
     head, hidden, _, targets = make("scaled", torch.float32)
     own = hidden.clone().requires_grad_()
-    for direction in ("reverse", "forward"):
-        _, kl = token_logps_and_kl(own, hidden, head, targets, direction)
-        own.grad = None
-        kl.sum().backward()
-        assert kl.abs().max() < 1e-6
-        assert own.grad.abs().max() < 1e-6
+    _, kl = token_logps_and_kl(own, hidden, head, targets)
+    kl.sum().backward()
+    assert kl.abs().max() < 1e-6
+    assert own.grad.abs().max() < 1e-6
 
 
 @pytest.mark.parametrize(
@@ -224,8 +220,7 @@ def test_entries_that_a_model_rules_out_count_nothing():
     nll = target_nlls(len(targets))
     for function in (
         lambda h, own: token_logps(h, own, targets),
-        lambda h, own: token_logps_and_kl(h, ref, own, targets, "reverse")[1],
-        lambda h, own: token_logps_and_kl(h, ref, own, targets, "forward")[1],
+        lambda h, own: token_logps_and_kl(h, ref, own, targets)[1],
         lambda h, own: token_target_kl(h, ref, own, targets, nll),
     ):
         found = []

@@ -88,8 +88,7 @@ class LossConfig:
         loss_args: Its parameters, as `beta=0.5,level=sequence`; in YAML and Python a mapping, too.
         forget_weight: Weight of the forget loss.
         retain_weight: Weight of the NLL on retain completions.
-        kl_weight: Weight of the KL from the untouched model on retain texts, over the whole vocabulary.
-        kl_direction: `reverse` is KL(policy || untouched), `forward` KL(untouched || policy).
+        kl_weight: Weight of KL(policy || untouched) on retain texts, over the whole vocabulary.
         replay_weight: Weight of KL(policy || untouched) on texts that the untouched model writes itself: they stand for
             all that neither set holds; 0 writes none.
         instead_weight: Weight of the NLL on the completions of `instead`.
@@ -111,7 +110,6 @@ class LossConfig:
     forget_weight: float = 1.0
     retain_weight: float = 2.0
     kl_weight: float = 2.0
-    kl_direction: Literal["reverse", "forward"] = "reverse"
     replay_weight: float = 3.0
     instead_weight: float = 1.0
     context_tokens: int | None = None

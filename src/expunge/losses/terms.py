@@ -13,7 +13,6 @@ from torch import Tensor
 
 from expunge.config import UnlearnConfig
 from expunge.kernels import token_logps, token_logps_and_kl
-from expunge.kernels.token_kl import Direction
 from expunge.losses import ForgetLoss
 from expunge.losses.batch import TokenBatch, needed
 
@@ -35,17 +34,13 @@ class Term:
     weight: float = 0.0
 
 
-_KL = {"reverse": "KL(p || p_ref)", "forward": "KL(p_ref || p)"}
-
-
 def terms_of(config: UnlearnConfig, loss: ForgetLoss) -> list[Term]:
     """The terms that a run minimises, in the order of their columns."""
-    divergence = _KL[config.kl_direction]
     found = [
         Term("forget", loss.formula, loss.source, config.forget_weight),
         Term("retain", "mean_t -log p(y_t) over retain completions", "arXiv 2503.13690",
              config.retain_weight),
-        Term("kl", f"mean_t {divergence} over the whole vocabulary, retain texts", "arXiv 2503.13690",
+        Term("kl", "mean_t KL(p || p_ref) over the whole vocabulary, retain texts", "arXiv 2503.13690",
              config.kl_weight),
         Term("replay", "mean_t KL(p || p_ref) over the whole vocabulary, texts of the untouched model",
              "this project, docs/method.md", config.replay_weight),
@@ -55,13 +50,12 @@ def terms_of(config: UnlearnConfig, loss: ForgetLoss) -> list[Term]:
     return [term for term in found if term.weight]
 
 
-def loss_terms(sides: Mapping[str, TokenBatch], loss: ForgetLoss, direction: Direction) -> dict[str, Tensor]:
+def loss_terms(sides: Mapping[str, TokenBatch], loss: ForgetLoss) -> dict[str, Tensor]:
     """The share of one micro-batch in each term of its step; a term without rows in it is left out.
 
     Args:
         sides: The micro-batch after its forward pass, as `collate` gives it.
         loss: The forget loss.
-        direction: Of the retain KL: `reverse` or `forward`.
     """
     terms = {}
     if "forget" in sides:
@@ -75,11 +69,11 @@ def loss_terms(sides: Mapping[str, TokenBatch], loss: ForgetLoss, direction: Dir
         if own.ref_states is None:
             logps = token_logps(own.states, own.head, targets)
         else:
-            logps, kl = token_logps_and_kl(own.states, own.ref_states, own.head, targets, direction)
+            logps, kl = token_logps_and_kl(own.states, own.ref_states, own.head, targets)
             terms["kl"] = own.token_mean(kl)
         terms["retain"] = -logps.sum() / own.num_completion_tokens
     if "replay" in sides:
         own = sides["replay"]
-        _, kl = token_logps_and_kl(own.states, needed(own.ref_states), own.head, None, "reverse")
+        _, kl = token_logps_and_kl(own.states, needed(own.ref_states), own.head, None)
         terms["replay"] = own.token_mean(kl)
     return terms

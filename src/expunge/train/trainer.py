@@ -333,7 +333,7 @@ class Trainer:
         """Forward and backward pass of one micro-batch; gives its share in each term, on the device."""
         rows = {name: [row for side, row in places if side == name] for name in SIDES}
         batches = collate(self.loaded, sides, rows, counts, self.layer)
-        found = loss_terms(batches, self.loss, self.config.kl_direction)
+        found = loss_terms(batches, self.loss)
         parts = [term.weight * found[term.name] for term in self.terms if term.name in found]
         torch.autograd.backward(sum(parts[1:], start=parts[0]))
         zero = torch.zeros((), device=self.loaded.device)

@@ -13,7 +13,6 @@ def unused(config: UnlearnConfig, loss: ForgetLoss, *, steered: bool) -> Iterato
     without = {
         "patience": (steered and config.eval_every != 0, "there are no evaluation steps"),
         "replay_per_forget": (config.replay_weight > 0, "--replay-weight is 0"),
-        "kl_direction": (config.kl_weight > 0, "there is no retain KL"),
         "kl_span": (config.kl_weight > 0, "there is no retain KL"),
         "instead_weight": ("pairs" not in loss.needs, f"--loss {config.loss} has the answers as pairs of its own"),
         "data": (bool(config.benchmark), "there is no --benchmark"),
