@@ -220,8 +220,6 @@ CASES: dict[str, Case] = {
     "tokens 0": flag("tokens-per-step", "0"),
     "rows 0": flag("rows-per-step", "0"),
     "rows 1": flag("rows-per-step", "1"),
-    "proportion 0": flag("retain-per-forget", "0.0"),
-    "proportion nan": flag("retain-per-forget", "nan"),
     "length 1": flag("max-length", "1"),
     "saving negative": flag("save-every", "-1"),
     "seed negative": flag("seed", "-1"),

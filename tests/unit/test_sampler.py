@@ -36,7 +36,7 @@ def test_a_run_has_its_least_steps_and_whole_epochs():
 
 
 def test_the_retain_set_goes_on_through_the_epochs():
-    rows = [row for step in plan(epochs=8, retain_per_forget=0.3).steps() for row in step.retain]
+    rows = [row for step in plan(epochs=8).steps() for row in step.retain]
     passes, rest = divmod(len(rows), len(RETAIN))
     assert passes >= 1
     for turn in range(passes):
@@ -44,20 +44,26 @@ def test_the_retain_set_goes_on_through_the_epochs():
     assert len(set(rows[len(rows) - rest :])) == rest
 
 
-@pytest.mark.parametrize("ratio", [0.25, 1.0, 4.0, None])
-def test_every_step_has_both_sides_in_proportion(ratio):
-    own = plan(tokens_per_step=8192, retain_per_forget=ratio)
-    expected = ratio or sum(RETAIN) / sum(FORGET)
+@pytest.mark.parametrize("retain", [RETAIN[:60], RETAIN, RETAIN * 3])
+def test_every_step_has_all_sides_in_proportion(retain):
+    own = Plan(FORGET, retain, epochs=3, tokens_per_step=8192, replay_lengths=RETAIN, seed=1)
+    expected = sum(retain) / sum(FORGET)
     assert own.retain_per_forget == pytest.approx(expected)
-    forget_so_far = retain_so_far = 0
+    forget_so_far = retain_so_far = replay_so_far = 0
     for step in own.steps():
-        forget, retain = tokens(FORGET, step.forget), tokens(RETAIN, step.retain)
-        assert forget
-        assert retain
-        forget_so_far, retain_so_far = forget_so_far + forget, retain_so_far + retain
+        forgotten, kept, replayed = (
+            tokens(FORGET, step.forget),
+            tokens(retain, step.retain),
+            tokens(RETAIN, step.replay),
+        )
+        assert forgotten
+        assert kept
+        forget_so_far, retain_so_far = forget_so_far + forgotten, retain_so_far + kept
+        replay_so_far += replayed
         # within half a row on either side, at every moment
         assert abs(retain_so_far - expected * forget_so_far) <= max(RETAIN) / 2 + 1
-        assert forget + retain <= 8192 + max(FORGET) * (1 + expected) + max(RETAIN)
+        assert abs(replay_so_far - forget_so_far) <= max(RETAIN) / 2 + 1
+        assert forgotten + kept <= 8192 + max(FORGET) * (1 + expected) + max(RETAIN)
 
 
 @pytest.mark.parametrize("options", [{"tokens_per_step": 1024}, {"rows_per_step": 8}])
@@ -94,7 +100,7 @@ def test_a_budget_beyond_all_texts_makes_one_step_of_an_epoch(budget):
 
 
 def test_rows_per_step_counts_rows():
-    steps = list(plan(rows_per_step=4, epochs=1, retain_per_forget=1.0).steps())
+    steps = list(Plan(FORGET, RETAIN[: len(FORGET)], epochs=1, tokens_per_step=1, rows_per_step=4).steps())
     assert {len(step.forget) for step in steps} == {2}
     assert {len(step.retain) for step in steps} == {2}
 
@@ -152,5 +158,5 @@ def test_size_counts_the_padded_area_of_the_micro_batches():
 
 
 def test_very_many_steps():
-    count = sum(1 for _ in Plan([5] * 20, [5] * 3, epochs=10_000, tokens_per_step=20, retain_per_forget=1.0).steps())
+    count = sum(1 for _ in Plan([5] * 20, [5] * 3, epochs=10_000, tokens_per_step=20).steps())
     assert count >= 50_000

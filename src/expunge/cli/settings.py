@@ -26,7 +26,7 @@ RENAMED = {
     "level": "--loss npo --loss-args level=sequence",
     "select_every": "--eval-every",
     "anchor_weight": "--replay-weight",
-    "anchors_per_forget": "--replay-per-forget",
+    "anchors_per_forget": "nothing: a step has as many tokens of replay texts as of forget texts",
     "rest_weight": "--loss target_kl, which keeps the shares of all other tokens",
     "lr": "--learning-rate",
     "gamma": "--loss simnpo --loss-args gamma=0",

@@ -47,7 +47,6 @@ COUNT = Range("must be 0 or more", lambda value: value >= 0)
 WEIGHT = Range("must be finite, 0 or more", lambda value: 0 <= value < math.inf)
 ABOVE_ZERO = Range("must be finite and above 0", lambda value: 0 < value < math.inf)
 UNIT = Range("must lie between 0 and 1", lambda value: 0 <= value <= 1)
-RATIO = Range("must lie above 0 and at most at 1,000", lambda value: 0 < value <= 1000)
 SHARE = Range("is a share, at least 0 and below 1", lambda value: 0 <= value < 1)
 SEED = Range("must lie between 0 and 2^32 - 1", lambda value: 0 <= value < 2**32)
 

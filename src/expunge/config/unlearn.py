@@ -11,7 +11,6 @@ from expunge.config.checks import (
     ABOVE_ZERO,
     COUNT,
     POSITIVE,
-    RATIO,
     SHARE,
     UNIT,
     WEIGHT,
@@ -171,9 +170,6 @@ class OptimisationConfig:
             steps; 0 keeps the last state.
         tokens_per_step: Tokens of forget and retain texts together in one optimizer step.
         rows_per_step: Rows instead of tokens in one optimizer step (overrides `tokens_per_step`).
-        retain_per_forget: Retain tokens (rows under `rows_per_step`) per forget token in a step; by default that of the
-            two sets.
-        replay_per_forget: Replay tokens (rows) per forget token (row) in a step.
     """
 
     epochs: int | None = None
@@ -186,8 +182,6 @@ class OptimisationConfig:
     ema_steps: int = 12
     tokens_per_step: int = 1024
     rows_per_step: int | None = None
-    retain_per_forget: float | None = None
-    replay_per_forget: float = 1.0
 
     def optimisation_checks(self) -> Iterator[Check]:
         """Ranges."""
@@ -198,7 +192,6 @@ class OptimisationConfig:
         yield from SHARE.of(self, "warmup")
         yield from WEIGHT.of(self, "max_grad_norm")
         yield self.rows_per_step != 1, "--rows-per-step 1 cannot hold a forget and a retain row: use 2 or more"
-        yield from RATIO.of(self, "retain_per_forget", "replay_per_forget")
 
 
 @dataclass(kw_only=True)

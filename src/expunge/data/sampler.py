@@ -37,6 +37,9 @@ class Step:
 class Plan:
     """The steps of a run: an epoch passes over the forget set once, the other sides are gone through as streams.
 
+    Retain tokens (rows) per forget token (row) are those of the two sets, or what fits into the budget beside a single
+    forget row where that is less (an epoch then sees a part of the retain set).
+
     Args:
         forget_lengths: Tokens of each forget row.
         retain_lengths: Tokens of each retain row; empty for a run without retain terms.
@@ -44,10 +47,7 @@ class Plan:
         least_steps: Optimizer steps of the whole run at the least.
         tokens_per_step: Budget of one step, both sides together.
         rows_per_step: Count rows instead of tokens when given.
-        retain_per_forget: Retain tokens (rows) per forget token (row); when None that of the two sets, or what fits
-            into the budget beside a single forget row where that is less (an epoch then sees a part of the retain set).
-        replay_lengths: Tokens of each replay text; they come on top of the budget.
-        replay_per_forget: Replay tokens (rows) per forget token (row).
+        replay_lengths: Tokens of each replay text; as many tokens (rows) as of forget rows come on top of the budget.
         instead_lengths: Tokens of each text to say instead; all of them once an epoch, at least one a step; they
             come on top of the budget.
         seed: Seed of all shuffling.
@@ -62,9 +62,7 @@ class Plan:
         least_steps: int = 0,
         tokens_per_step: int,
         rows_per_step: int | None = None,
-        retain_per_forget: float | None = None,
         replay_lengths: Sequence[int] = (),
-        replay_per_forget: float = 1.0,
         instead_lengths: Sequence[int] = (),
         seed: int = 0,
     ) -> None:
@@ -73,7 +71,6 @@ class Plan:
         self._forget_costs = [1] * len(forget_lengths) if by_rows else list(forget_lengths)
         self._retain_costs = [1] * len(retain_lengths) if by_rows else list(retain_lengths)
         self._replay_costs = [1] * len(replay_lengths) if by_rows else list(replay_lengths)
-        self.replay_per_forget = replay_per_forget if replay_lengths else 0.0
         self._instead_costs = [1] * len(instead_lengths) if by_rows else list(instead_lengths)
         self._by_rows = by_rows
         forget_total, retain_total = sum(self._forget_costs), sum(self._retain_costs)
@@ -81,7 +78,7 @@ class Plan:
         budget = rows_per_step if rows_per_step is not None else tokens_per_step
         if retain_total:
             fits = max(1.0, budget * len(forget_lengths) / forget_total - 1)
-            self.retain_per_forget = retain_per_forget or min(retain_total / forget_total, fits)
+            self.retain_per_forget = min(retain_total / forget_total, fits)
         forget_budget = max(1.0, budget / (1 + self.retain_per_forget))
         self.steps_per_epoch = min(len(forget_lengths), max(1, math.ceil(forget_total / forget_budget - 1e-9)))
         self.epochs = max(epochs, math.ceil(least_steps / self.steps_per_epoch))
@@ -95,7 +92,7 @@ class Plan:
     def steps(self) -> Iterator[Step]:
         """All steps of the run, in order."""
         retain = self._stream("retain", self._retain_costs, self.retain_per_forget)
-        replay = self._stream("replay", self._replay_costs, self.replay_per_forget)
+        replay = self._stream("replay", self._replay_costs, 1.0)
         instead = self._stream("instead", self._instead_costs, sum(self._instead_costs) / sum(self._forget_costs))
         forget_cost = 0.0
         per_step = sum(self._forget_costs) / self.steps_per_epoch
@@ -121,7 +118,7 @@ class Plan:
         """The rows of a side again and again, in a new order each time."""
         bucket = self._forget_bucket * per_forget
         rows = (self._order(costs, bucket, f"{name} {turn}") for turn in itertools.count())
-        return _Stream(itertools.chain.from_iterable(rows) if per_forget else iter(()), costs, per_forget)
+        return _Stream(itertools.chain.from_iterable(rows) if any(costs) else iter(()), costs, per_forget)
 
     def _order(self, costs: Sequence[int], bucket: float, name: str) -> list[int]:
         """All rows of one side, shuffled, yet with rows of like length side by side in stretches of one bucket."""

@@ -28,7 +28,7 @@ def replay_tokens(config: UnlearnConfig, forget: Sequence[TokenizedExample], epo
     """Tokens of replay texts that a run of so many epochs needs."""
     if not config.replay_weight:
         return 0
-    return math.ceil(sum(map(len, forget)) * min(REPLAY_PER_FORGET_SET, epochs * config.replay_per_forget))
+    return math.ceil(sum(map(len, forget)) * min(REPLAY_PER_FORGET_SET, epochs))
 
 
 def make_plan(
@@ -45,9 +45,7 @@ def make_plan(
         least_steps=least,
         tokens_per_step=config.tokens_per_step,
         rows_per_step=config.rows_per_step,
-        retain_per_forget=config.retain_per_forget,
         replay_lengths=[len(row) for row in replay],
-        replay_per_forget=config.replay_per_forget,
         instead_lengths=[len(row) for row in sides.get("instead", ())],
         seed=config.seed,
     )

@@ -12,7 +12,6 @@ def unused(config: UnlearnConfig, loss: ForgetLoss, *, steered: bool) -> Iterato
     own_files = bool(config.holdout or config.test or config.instead)
     without = {
         "patience": (steered and config.eval_every != 0, "there are no evaluation steps"),
-        "replay_per_forget": (config.replay_weight > 0, "--replay-weight is 0"),
         "kl_span": (config.kl_weight > 0, "there is no retain KL"),
         "instead_weight": ("pairs" not in loss.needs, f"--loss {config.loss} has the answers as pairs of its own"),
         "data": (bool(config.benchmark), "there is no --benchmark"),
