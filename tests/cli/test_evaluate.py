@@ -156,19 +156,3 @@ def test_the_organisers_files(work: Path, expunge: Run) -> None:
     assert results["forget"]["Task1"] == {"regurgitation": pytest.approx(2 / 3), "knowledge": 1.0}
     assert results["mia_auc"] == pytest.approx(0.875)
     assert results["task_aggregate"] == 0.0
-
-
-def test_min_k_is_taken_at_further_shares(work: Path, data: Path, expunge: Run) -> None:
-    scored = (*EVALUATE, "--attacks", "min_k", "--output")
-    assert expunge(*scored, "r.json", "--min-k", "0.5,0.2").code == 0
-    found = json.loads(Path("r.json").read_text())["metrics"]
-    assert {name for name in found if name.endswith("_auc")} == {"membership/min_k_20_auc", "membership/min_k_50_auc"}
-    for wrong, message in (("0.5,x", "give numbers separated by commas"), ("1.5", "shares lie above 0, up to 1")):
-        told = expunge(*scored, "s.json", "--min-k", wrong)
-        assert told.code == 2
-        assert f"--min-k {wrong}: {message}" in told.err
-    for name in ("member", "nonmember"):
-        (data / f"{name}.jsonl").unlink()
-    told = expunge(*scored, "s.json", "--min-k", "0.5")
-    assert told.code == 2
-    assert "--min-k 0.5: there are no unseen texts" in told.err

@@ -287,11 +287,3 @@ def test_numbers_of_numpy_and_torch_are_settings_as_any_other() -> None:
         assert type(own.dtype) is str
     with pytest.raises(ConfigError, match="--seed array"):
         config.changed(seed=np.array([1, 2])).validate()
-
-
-def test_min_k_takes_whole_percents() -> None:
-    config = EvaluateConfig(model="m", forget="f", output="o.json", benchmark="custom", min_k="0.1,0.5")
-    config.validate()
-    for shares in ("0.204", "0.004"):
-        with pytest.raises(ConfigError, match="whole percents"):
-            replace(config, min_k=shares).validate()

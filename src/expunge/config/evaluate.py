@@ -17,7 +17,6 @@ from expunge.config.checks import (
     flag,
     other_origin,
 )
-from expunge.errors import ConfigError
 from expunge.utils.text import comma_list
 
 Benchmark = Literal["semeval", "lume", "tofu", "muse", "custom"]
@@ -51,7 +50,6 @@ class EvaluateConfig(Plain):
         origin: The checkpoint from before the model saw the forget set, where there is no retrained model: shown like
             `reference`, under its own name.
         attacks: Membership attacks, separated by commas; by default all that cost no backward pass.
-        min_k: Further shares of a text's tokens for the min-k attacks beside 0.2, separated by commas, as `0.1,0.5`.
         samples: Answers drawn per forget prompt, for leak@k; 0 draws none.
         temperature: Temperature of these draws.
         seed: Seed of these draws.
@@ -94,7 +92,6 @@ class EvaluateConfig(Plain):
     reference: str | None = None
     origin: str | None = None
     attacks: str | None = None
-    min_k: str | None = None
     samples: int = 0
     temperature: float = 1.0
     seed: int = 0
@@ -143,9 +140,6 @@ class EvaluateConfig(Plain):
             *exclusive(self, ("reference", "origin"), ("test", "retain_test")),
             other_origin(self),
             *POSITIVE.of(self, "max_new_tokens", "limit"),
-            (all(0 < share <= 1 for share in self.min_k_shares), f"--min-k {self.min_k}: shares lie above 0, up to 1"),
-            (all(abs(share - round(share, 2)) < 1e-9 for share in self.min_k_shares),
-             f"--min-k {self.min_k}: shares are whole percents, as 0.1"),
             *COUNT.of(self, "samples"),
             *ABOVE_ZERO.of(self, "temperature"),
             *SEED.of(self, "seed"),
@@ -169,18 +163,6 @@ class EvaluateConfig(Plain):
     def attack_names(self) -> list[str]:
         """The membership attacks that were asked for; empty for all cheap ones."""
         return comma_list(self.attacks)
-
-    @property
-    def min_k_shares(self) -> tuple[float, ...]:
-        """The further shares of the min-k attacks.
-
-        Raises:
-            ConfigError: One of them is no number.
-        """
-        try:
-            return tuple(map(float, comma_list(self.min_k)))
-        except ValueError:
-            raise ConfigError(f"--min-k {self.min_k}: give numbers separated by commas, as 0.1,0.5") from None
 
     @property
     def task_names(self) -> list[str]:

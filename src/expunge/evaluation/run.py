@@ -1,7 +1,6 @@
 """`expunge evaluate` and `expunge score`: from a model, or from stored predictions, to a results file."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -159,14 +158,8 @@ def _suite(config: EvaluateConfig, adapter: Path | None) -> Suite:
 
     Raises:
         DataError: It cannot be read, or no membership text is left.
-        ConfigError: `--min-k` without unseen texts.
     """
     suite = with_facts(with_families(BENCHMARKS[config.chosen_benchmark].read(config)))
-    if config.min_k_shares:
-        if suite.documents is None:
-            raise ConfigError(f"--min-k {config.min_k}: there are no unseen texts, so no attack is run: give --holdout")
-        shares = dict.fromkeys((*suite.documents.shares, *config.min_k_shares))
-        suite = replace(suite, documents=replace(suite.documents, shares=tuple(shares)))
     return reported(suite, adapter.parent) if adapter else suite
 
 
