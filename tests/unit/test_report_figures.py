@@ -84,11 +84,11 @@ def test_whatever_changes_is_drawn_and_what_does_not_is_named(tmp_path):
 
 
 def test_a_target_is_drawn_into_the_figure_of_its_metric(tmp_path):
-    """Beside the metrics or in the line itself, constant or not."""
-    inner = [{"validation": {"auc": 1 - i / 4, "targets": {"auc": 0.5}}} for i in range(3)]
-    outer = [{"validation": {"auc": 1 - i / 4}, "targets": {"auc": 0.5 + i / 10}} for i in range(3)]
+    """Constant or not."""
+    constant = [{"validation": {"auc": 1 - i / 4, "targets": {"auc": 0.5}}} for i in range(3)]
+    moving = [{"validation": {"auc": 1 - i / 4, "targets": {"auc": 0.5 + i / 10}}} for i in range(3)]
     run = write_run(tmp_path / "run", scored=False, manifest={"selection": {"best_step": 2}})
-    for lines, aims in ((inner, [0.5, 0.5, 0.5]), (outer, [0.5, 0.6, 0.7])):
+    for lines, aims in ((constant, [0.5, 0.5, 0.5]), (moving, [0.5, 0.6, 0.7])):
         with style():
             (panel,) = curves.over_steps(log(run, lines))
         (drawn,) = panel.figures
@@ -233,12 +233,24 @@ def test_a_folders_name_in_the_settings_hides_no_words(tmp_path):
         assert hidden_names(run)(said) == said.replace("one.jsonl", "the forget file")
 
 
-def test_without_scores_the_losses_are_the_points(tmp_path):
-    groups = group_runs([read_run(write_run(tmp_path / "run", scored=False))])
+def test_without_scores_there_is_nothing_to_place(tmp_path):
+    assert figures.tradeoff(group_runs([read_run(write_run(tmp_path / "run", scored=False))])) is None
+
+
+def test_a_group_is_named_where_its_first_run_lacks_the_file(tmp_path):
+    runs = [write_run(tmp_path / f"run{seed}", seed=seed) for seed in range(2)]
+    other = write_run(tmp_path / "other", seed=0, settings={"learning_rate": 1.0})
+    (runs[0] / "results_after.parquet").unlink()
+    (runs[0] / "metrics.jsonl").unlink()
+    groups = group_runs([read_run(run) for run in (*runs, other)])
+    assert [len(group.runs) for group in groups] == [2, 1]
     with style():
-        drawn, points = figures.tradeoff(groups)
-    assert points == [("run, before", 0.05, 0.05), ("run, after", 1.25, 0.06)]
-    assert "nats per token" in drawn.figure.axes[0].get_xlabel()
+        roc = figures.membership_curves(groups)
+        courses = [drawn for panel in curves.over_steps(groups) for drawn in panel.figures]
+    assert "another run" not in roc.says
+    for drawn in (roc, courses[0]):
+        labels = [text.get_text() for text in drawn.figure.axes[0].get_legend().get_texts()]
+        assert any(label.startswith(groups[0].letter) for label in labels), labels
 
 
 def test_axes_are_labelled_with_units_and_legends_cover_no_data(tmp_path):

@@ -272,7 +272,6 @@ def test_the_newest_results_of_the_run_count(tmp_path: Path) -> None:
         assert data.results["after"].get("settings", {}).get("limit") == mine
         left_out = "results_after.json" if mine else "results.json"
         assert f"{left_out} is left out: other results after are newer." in data.warnings
-        assert data.checkpoints == {}
     file.write_text(json.dumps(content | {"fingerprint": {"base": "other"}}))  # now the newest, and another model's
     data = read_run(run)
     assert data.results["after"]["settings"]["limit"] == 3
@@ -394,6 +393,28 @@ def test_runs_of_the_same_name_are_told_apart(tmp_path, without_figures):
     assert "there/run" in words
 
 
+def test_runs_whose_folders_have_the_same_names_are_told_apart(tmp_path, without_figures):
+    """Two untouched models of other numbers have a column each."""
+    runs = [write_run(tmp_path / name / "s0" / "run", seed=0) for name in ("here", "there")]
+    file = runs[1] / "results_before.json"
+    content = json.loads(file.read_text())
+    first = next(iter(content["metrics"]))
+    content["metrics"][first]["value"] = 0.123
+    file.write_text(json.dumps(content))
+    words = Page(write_report(runs, tmp_path / "page.html").read_text()).words
+    assert "before, here/s0/run" in words
+    assert "before, there/s0/run" in words
+
+
+def test_warnings_have_no_backquotes(tmp_path, without_figures):
+    run = write_run(tmp_path / "run")
+    calibration = {"scale": 1.0, "trained_alpha": 8.0, "verdict": "met", "selection_hmac": ["a"]}
+    (run / "calibration.json").write_text(json.dumps(calibration))
+    words = page_of(run).words
+    assert "expunge evaluate --run leaves them out" in words.replace("\xa0", " ")
+    assert "`" not in words
+
+
 def test_a_star_says_that_a_metric_differs_from_the_reference(tmp_path):
     bounds = {"above": (0.01, 0.2), "below": (-0.2, -0.01), "around": (-0.1, 0.1), "unknown": (None, None)}
     metrics = {
@@ -405,14 +426,6 @@ def test_a_star_says_that_a_metric_differs_from_the_reference(tmp_path):
         after = words.split(f" {name} ↑ ")[1].split()[4]  # the value before and its interval come first
         assert after == ("0.432*" if name in ("above", "below") else "0.432"), name
     assert "* differs from the retrained model on the same rows" in words
-
-
-def test_further_results_files_are_checkpoints(tmp_path):
-    run = write_run(tmp_path / "run")
-    (run / "results_step40.json").write_text((run / "results_after.json").read_text())
-    data = read_run(run)
-    assert list(data.checkpoints) == ["step40"]
-    assert data.checkpoints["step40"] == data.scores["after"]
 
 
 def hostile(folder: Path) -> Path:

@@ -13,6 +13,7 @@ from expunge.evaluation.pool import configuration_difference, pool_runs
 from expunge.evaluation.results import of_other_keys, other_subject, read_results
 from expunge.runs.record import read_manifest
 from expunge.utils.files import check_replaceable, write_text
+from expunge.utils.text import unique_names
 
 MARKS = ("metric  ", "metric,direction,target,", "% \\usepackage{booktabs}")
 """Beginnings of comparisons as a table, as CSV and as LaTeX."""
@@ -97,9 +98,9 @@ def compare(
     groups = [_pieces(argument) for argument in arguments]
     files = [pair for group in ([list(chain(*groups))] if pool else groups) for pair in _columns_of(group)]
     _refuse_repetition([path for _, paths in files for path in paths], arguments)
-    titles = list(names) if names is not None else _unique_names([parts for parts, _ in files])
+    titles = list(names) if names is not None else unique_names([parts for parts, _ in files])
     if len(titles) != len(files):
-        found = ", ".join(_unique_names([parts for parts, _ in files]))
+        found = ", ".join(unique_names([parts for parts, _ in files]))
         raise ConfigError(f"--names: {len(titles)} names for {len(files)} columns ({found})")
     if doubled := next((title for title in titles if titles.count(title) > 1), None):
         raise ConfigError(f"--names: {doubled} stands twice: give every column its own name")
@@ -227,16 +228,6 @@ def _joined_parts(many: Sequence[list[str]]) -> list[str]:
     depth = min(len(parts) for parts in many)
     levels = [list(dict.fromkeys(parts[-depth + i] for parts in many)) for i in range(depth)]
     return ["+".join(level[:3]) + ("+..." if len(level) > 3 else "") for level in levels]
-
-
-def _unique_names(many: Sequence[list[str]]) -> list[str]:
-    """For every column the fewest last parts that tell it from all others."""
-    names = []
-    for i, parts in enumerate(many):
-        others = [other for j, other in enumerate(many) if j != i]
-        depth = next((d for d in range(1, len(parts)) if all(parts[-d:] != other[-d:] for other in others)), len(parts))
-        names.append("/".join(parts[-depth:]))
-    return names
 
 
 def _differences(columns: Sequence[Column], contents: Sequence[Mapping[str, Any]]) -> tuple[Column, ...]:

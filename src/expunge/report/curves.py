@@ -96,14 +96,14 @@ def _panels(
     several = len({id(own[1]) for own in runs}) > 1
     panels: dict[str, Panel] = {}
     constant: dict[str, list[str]] = {}
+    targets = {_aim(key) for key in curves}
     for key in sorted(curves, key=lambda key: "/" in key):
-        target = _target_key(key)
-        if TARGETS in key.split("/") and any(_target_key(own) == key or _sibling(own) == key for own in curves):
+        if key in targets:
             continue
         first = key.split("/")[0]
         side = "optimizer" if first in OPTIMIZER else first if "/" in key else ""
         panel = panels.setdefault(side, Panel(titles.get(side, spelled(side).capitalize()), [], ""))
-        aims = curves.get(target) or curves.get(_sibling(key)) or []
+        aims = curves.get(_aim(key), [])
         steady = all(np.ptp(own.values) == 0 for own in (*curves[key], *aims))
         if steady and not aims:
             values = sorted({show_number(float(own.values[0])) for own in curves[key]})
@@ -129,15 +129,10 @@ def _panels(
     return [own._replace(constant=", ".join(constant.get(side, []))) for side, own in panels.items()]
 
 
-def _target_key(key: str) -> str:
-    """Where the target of `validation/auc` stands: in the line, `targets/auc`."""
-    return f"{TARGETS}/{key.split('/', 1)[-1]}"
-
-
-def _sibling(key: str) -> str:
-    """Or beside it: `validation/targets/auc`."""
+def _aim(key: str) -> str:
+    """Where the target of a number stands: beside it, `validation/targets/auc`."""
     outer, slash, inner = key.partition("/")
-    return f"{outer}/{TARGETS}/{inner}" if slash else ""
+    return f"{outer}/{TARGETS}/{inner}" if slash else f"{TARGETS}/{outer}"
 
 
 def _spelled(key: str) -> str:
@@ -158,7 +153,10 @@ def _drawn(
     figure, axes = canvas(xlabel, unit or brief(title, 40))
     alone = len(curves) == 1
     says = []
+    labelled: set[str] = set()
     for index, group, run, at, values in curves:
+        first = group.letter not in labelled
+        labelled.add(group.letter)
         color = GROUP_COLORS[index % len(GROUP_COLORS)]
         noisy = len(values) > 2 * SMOOTH
         if alone and noisy:
@@ -170,7 +168,7 @@ def _drawn(
             linestyle=DASHES[index % len(DASHES)],
             marker="o" if len(values) < 30 else None,
             markersize=3.5,
-            label=f"{group.letter}: {brief(group.title, 40)}" if run is group.runs[0] and several else None,
+            label=f"{group.letter}: {brief(group.title, 40)}" if first and several else None,
         )
         says.append(
             f"{run.name}: from {show_number(values[0])} at {at[0]:g} to {show_number(values[-1])} at {at[-1]:g}"
@@ -196,11 +194,9 @@ def _drawn(
 
 
 def running_mean(values: Array) -> Array:
-    """Mean over a centred window that shrinks at both ends."""
-    total = np.concatenate([[0.0], np.cumsum(values)])
-    index = np.arange(len(values))
-    low, high = np.maximum(index - SMOOTH // 2, 0), np.minimum(index + SMOOTH // 2 + 1, len(values))
-    means: Array = (total[high] - total[low]) / (high - low)
+    """Mean over a centred window that shrinks at both ends; there are more values than its `SMOOTH`."""
+    window = np.ones(SMOOTH)
+    means: Array = np.convolve(values, window, "same") / np.convolve(np.ones(len(values)), window, "same")
     return means
 
 

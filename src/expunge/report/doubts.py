@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from expunge.config.criteria import Criteria
 from expunge.report.answers import NEVER_SEEN, RETRAINED
 from expunge.report.run_data import RunData
-from expunge.report.scores import UNSEEN, Score
+from expunge.report.scores import Score, unseen
 from expunge.utils.roc import chance_sd
 
 CLEARLY = 2
@@ -60,13 +60,13 @@ def _reference(run: RunData, criteria: Criteria) -> str:
         return ""
     asks = "has it seen them, or are the unseen ones of another kind?"
     for name in ("exact_match", "key_fact"):
-        own, unseen = theirs.get(f"forget/{name}"), _first(theirs, name) or _first(after, name)
-        if own is None or not own.known or unseen is None:  # some of which can be guessed
+        own, others = theirs.get(f"forget/{name}"), unseen(theirs, name) or unseen(after, name)
+        if own is None or not own.known or others is None:  # some of which can be guessed
             continue
-        texts, others = (after.get(score.key, score).n or score.n or 0 for score in (own, unseen))
-        chance = math.sqrt(own.value * (1 - own.value) * sum(1 / count for count in (texts, others) if count))
-        if own.value - unseen.value > CLEARLY * (criteria.max_exact_match + chance):
-            return f"The reference itself says {round(own.value * texts)} of the {texts} texts: {asks}"
+        sizes = [after.get(score.key, score).n or score.n or 0 for score in (own, others)]
+        chance = math.sqrt(own.value * (1 - own.value) * sum(1 / count for count in sizes if count))
+        if own.value - others.value > CLEARLY * (criteria.max_exact_match + chance):
+            return f"The reference itself says {round(own.value * sizes[0])} of the {sizes[0]} texts: {asks}"
     found = attacks(after)
     for key, score in found.items():
         known, pair = theirs.get(key), sides(score)
@@ -77,8 +77,3 @@ def _reference(run: RunData, criteria: Criteria) -> str:
             pairs = f"{100 * known.value:.0f} of 100 pairs"
             return f"The reference itself finds a forgotten text more familiar than an unseen one in {pairs}: {asks}"
     return ""
-
-
-def _first(scores: Mapping[str, Score], name: str) -> Score | None:
-    """A metric on unseen texts."""
-    return next((own for side in UNSEEN if (own := scores.get(f"{side}/{name}")) and own.known), None)

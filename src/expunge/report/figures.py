@@ -22,7 +22,6 @@ from expunge.report.drawing import (
     slug,
 )
 from expunge.report.groups import Column, Group, Row
-from expunge.report.losses import losses_of
 from expunge.report.run_data import RunData
 from expunge.report.scores import Score, kept, knowledge
 from expunge.utils import coarse
@@ -89,6 +88,7 @@ def _histograms(run: RunData, metric: str, sets: Mapping[str, Sequence[str]], ti
 def membership_curves(groups: Sequence[Group]) -> Drawn | None:
     """ROC of the loss attack: texts of the forget set against unseen ones."""
     curves: list[tuple[str, str, Any, tuple[Array, Array]]] = []
+    named: set[str] = set()
     first = next((run for group in groups for run in group.runs if run.values), None)
     for role, color, dash in (("before", MUTED, ":"), ("retrained", INK, "--")):
         if first and (sides := attack_scores(first, role)):
@@ -98,7 +98,8 @@ def membership_curves(groups: Sequence[Group]) -> Drawn | None:
             if sides := attack_scores(run, "after"):
                 name = "after" if len(groups) == 1 else _named(group)
                 color = GROUP_COLORS[index % len(GROUP_COLORS)]
-                curves.append((name if run is group.runs[0] else "", color, "-", sides))
+                curves.append(("" if group.letter in named else name, color, "-", sides))
+                named.add(group.letter)
     if not curves:
         return None
     figure, axes = canvas("share of unseen texts flagged", "share of forgotten texts flagged", height=WIDTH * 0.8)
@@ -137,15 +138,11 @@ def rates(members: Array, others: Array) -> tuple[Array, Array]:
 
 
 def tradeoff(groups: Sequence[Group]) -> tuple[Drawn, list[tuple[str, float, float]]] | None:
-    """Every run, checkpoint, untouched model and reference as a point; the points are given back for the table."""
-    scored = any("after" in run.scores for group in groups for run in group.runs)
-    points = list(_scored_points(groups) if scored else _loss_points(groups))
+    """Every scored run, untouched model and reference as a point; the points are given back for the table."""
+    points = list(_points(groups))
     if not points:
         return None
-    if scored:
-        x, y = "mean of the forget metrics (← forgotten)", "mean of the scores to keep (kept ↑)"
-    else:
-        x, y = "loss of forget texts (nats per token, forgotten →)", "loss of retain texts (nats per token, ↓ kept)"
+    x, y = "mean of the forget metrics (← forgotten)", "mean of the scores to keep (kept ↑)"
     figure, axes = canvas(x, y, height=WIDTH * 0.8)
     seen: set[str] = set()
     for point in points:
@@ -162,24 +159,20 @@ def tradeoff(groups: Sequence[Group]) -> tuple[Drawn, list[tuple[str, float, flo
         )
         seen.add(point.title)
     axes.margins(0.08)
-    if scored:
-        lowest = min(0.8, *(point.place[1] for point in points))
-        axes.set_xlim(-0.03, 1.03)
-        axes.set_ylim(max(-0.03, lowest - 0.05), 1.03)  # a narrow range would make small losses look large
+    lowest = min(0.8, *(point.place[1] for point in points))
+    axes.set_xlim(-0.03, 1.03)
+    axes.set_ylim(max(-0.03, lowest - 0.05), 1.03)  # a narrow range would make small losses look large
     legend(axes, columns=3 if len(groups) == 1 else 2)
     table = [(point.name, *point.place) for point in points]
     says = listed([f"{name}: {show_number(left)} and {show_number(right)}" for name, left, right in table])
     return Drawn("forget-against-utility", "Forgetting against keeping", f"{x} against {y}. {says}", figure), table
 
 
-def _scored_points(groups: Sequence[Group]) -> Iterator[Point]:
+def _points(groups: Sequence[Group]) -> Iterator[Point]:
     drawn: set[tuple[str, tuple[float, float]]] = set()
     for index, group in enumerate(groups):
         title, color, marker = _look_of_group(groups, index)
         for run in group.runs:
-            for name, scores in run.checkpoints.items():
-                if place := _place(scores):
-                    yield Point("checkpoints", f"{run.name}, {name}", color, marker, False, place)
             for role, own, sign in (("before", MUTED, "o"), ("retrained", INK, "D")):
                 place = _place(run.scores.get(role, {}))
                 if place and (role, place) not in drawn:
@@ -187,16 +180,6 @@ def _scored_points(groups: Sequence[Group]) -> Iterator[Point]:
                     yield Point(run.title(role), run.title(role), own, sign, role == "retrained", place)
             if place := _place(run.scores.get("after", {})):
                 yield Point(title, run.name, color, marker, True, place)
-
-
-def _loss_points(groups: Sequence[Group]) -> Iterator[Point]:
-    for index, group in enumerate(groups):
-        title, color, marker = _look_of_group(groups, index)
-        for run in group.runs:
-            forget, retain = losses_of(run, "forget"), losses_of(run, "retain")
-            if forget and retain:
-                yield Point("before", f"{run.name}, before", MUTED, "o", False, (forget[0], retain[0]))
-                yield Point(title, f"{run.name}, after", color, marker, True, (forget[1], retain[1]))
 
 
 def _look_of_group(groups: Sequence[Group], index: int) -> tuple[str, str, str]:

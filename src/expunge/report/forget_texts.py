@@ -80,7 +80,4 @@ def _forget(run: RunData) -> Sequence[Example]:
 
 
 def _prompt(row: Example) -> str:
-    messages = getattr(row, "messages", None)
-    if messages:
-        return "\n".join(f"{turn.get('role')}: {turn.get('content')}" for turn in messages)
-    return row.prompt
+    return "\n".join(f"{turn.get('role')}: {turn.get('content')}" for turn in row.messages or ()) or row.prompt

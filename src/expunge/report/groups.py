@@ -68,6 +68,11 @@ class Column:
     cells: dict[str, Cell] = field(default_factory=dict)
     runs: int = 1
 
+    @property
+    def mark(self) -> str:
+        """What names its colour and shape on the page: `0` before, `r` retrained, `1` to `6` the groups."""
+        return {"before": "0", "retrained": "r"}.get(self.kind) or str((self.color - 1) % 6 + 1)
+
 
 @dataclass(frozen=True)
 class Row:

@@ -145,7 +145,6 @@ def _context(groups: Sequence[Group], drawings: Drawings) -> dict[str, Any]:
         "stopped": details.stops(groups),
         "drawings": drawings,
         "points": [[name, show_number(x), show_number(y)] for name, x, y in drawings.points],
-        "scored": any("after" in run.scores for run in runs),
         "least_forgotten": details.least_forgotten(single) if single else None,
         "cost": details.cost(groups),
         "settings": [(group, details.settings(group), *details.formula(group.runs[0])) for group in groups],

@@ -31,7 +31,7 @@ from expunge.report.answers import (
 from expunge.report.doubts import attack_kinds, attacks, doubts, sides
 from expunge.report.losses import drift_of, exact_losses, said_by_losses
 from expunge.report.run_data import RunData
-from expunge.report.scores import CHANGE, UNSEEN, Score, kept, knowledge, number, speech
+from expunge.report.scores import CHANGE, UNSEEN, Score, kept, knowledge, number, speech, unseen
 from expunge.utils.roc import chance_sd
 from expunge.utils.text import UNSEEN_TEXTS, show_number
 
@@ -357,12 +357,7 @@ def _unseen(run: RunData, score: Score) -> Score | None:
 def _unseen_of(run: RunData, score: Score) -> list[Score | None]:
     """The same metric of unseen texts, of the score's task where they are `FEWEST` and more, and of all."""
     after = run.scores.get("after", {})
-
-    def first(key: str, fewest: int) -> Score | None:
-        found = (after.get(f"{side}/{key}") for side in UNSEEN)
-        return next((own for own in found if own and own.known and (own.n or fewest) >= fewest), None)
-
-    return [first(f"{score.name}/{score.task}", FEWEST) if score.task else None, first(score.name, 0)]
+    return [unseen(after, f"{score.name}/{score.task}", FEWEST) if score.task else None, unseen(after, score.name)]
 
 
 def _by_chance(run: RunData, score: Score, whose: str) -> float:

@@ -21,7 +21,7 @@ from expunge.utils.files import fingerprint, settle
 ROLES = {
     "after": ("results_after.json", "results.json"),
     "before": ("results_before.json",),
-    "retrained": ("results_retrained.json", "results_reference.json"),
+    "retrained": ("results_retrained.json",),
 }
 """Which results files may play which part: the newest that is of this run counts."""
 ALIKE = ("max_new_tokens", "prompt_format", "samples", "temperature", "limit", "dtype")
@@ -47,7 +47,6 @@ class RunData:
         steps: Lines of metrics.jsonl.
         results: `before`, `after`, `retrained` -> content of the results file, where there is one.
         scores: The same roles -> key -> score; the reference's also where only the file of `after` names them.
-        checkpoints: Name -> scores of any further results file of the same benchmark, such as those of checkpoints.
         values: Role -> per-example values.
         calibration: Content of calibration.json; empty where no unseen text steered the adapter.
         warnings: Sentences on files that are left out, or hard to compare.
@@ -59,7 +58,6 @@ class RunData:
     steps: list[dict[str, Any]] = field(default_factory=list)
     results: dict[str, dict[str, Any]] = field(default_factory=dict)
     scores: dict[str, dict[str, Score]] = field(default_factory=dict)
-    checkpoints: dict[str, dict[str, Score]] = field(default_factory=dict)
     values: dict[str, Values] = field(default_factory=dict)
     calibration: dict[str, Any] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
@@ -129,17 +127,6 @@ def read_run(path: str | Path | RunData) -> RunData:
                     run.warnings.append(STEERED_TOO.format(file.name))
                 if file.with_suffix(".parquet").is_file():
                     run.values[role] = read_values(file.with_suffix(".parquet"))
-    named = {name for names in ROLES.values() for name in names}
-    for file in sorted(path.glob("results*.json")):
-        if file.name not in named:
-            further = read_results(file)
-            if further["benchmark"] != run.results.get("after", further)["benchmark"]:
-                continue
-            if why := _foreign("further", further, run, adapter):
-                run.warnings.append(f"{file.name} is left out: it is of {why}.")
-            else:
-                name = file.stem.removeprefix("results").strip("_-.") or file.stem
-                run.checkpoints[name] = read_scores(further, file)
     _add_named_reference(run)
     return run
 
@@ -185,11 +172,10 @@ def _foreign(role: str, results: Mapping[str, Any], run: RunData, adapter: str |
         return "a model that it does not tell (stored generations)"
     if role != "retrained" and base != weights and not merged:
         return "another model than the run's"
-    own = role in ("after", "further")
-    if own and _other_texts(run, results):
+    if role == "after" and _other_texts(run, results):
         return "other texts than those that the run was made to forget"
     formats = (run.manifest.get("prompt_format") or {}).get("chosen"), subject.get("prompt_format")
-    if own and results["benchmark"] != "muse" and all(formats) and formats[0] != formats[1]:  # has its own
+    if role == "after" and results["benchmark"] != "muse" and all(formats) and formats[0] != formats[1]:  # has its own
         return f"another prompt format ({formats[1]}) than the run's ({formats[0]})"
     after = run.results.get("after", {})
     alike = [part for part in other_subject(after, results) if part.endswith(" data") or role == "before"]

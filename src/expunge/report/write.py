@@ -15,7 +15,7 @@ from expunge.runs import card
 from expunge.utils import latex
 from expunge.utils.files import check_replaceable, write_bytes, write_text
 from expunge.utils.progress import Reporter
-from expunge.utils.text import MISSING, printable
+from expunge.utils.text import MISSING, printable, unique_names
 
 if TYPE_CHECKING:
     from expunge.report.drawing import Drawn
@@ -126,12 +126,9 @@ def _shown(run: RunData, key: str) -> tuple[str, str, str]:
 
 
 def _distinct(runs: list[RunData]) -> list[RunData]:
-    """The runs with names of their own: folders of the same name are told apart by the folder above."""
-    names = [run.name for run in runs]
-    return [
-        replace(run, name=f"{run.path.resolve().parent.name}/{run.name}") if names.count(run.name) > 1 else run
-        for run in runs
-    ]
+    """The runs with names of their own: folders of the same name are told apart by the folders above."""
+    names = unique_names([run.path.resolve().parts for run in runs])
+    return [replace(run, name=name) for run, name in zip(runs, names, strict=True)]
 
 
 def _figures(groups: Sequence[Group], drawn: "list[Drawn]", folder: Path) -> list[tuple[Path, bytes]]:

@@ -85,9 +85,7 @@ class Processes:
         Raises:
             RunError: They differ.
         """
-        numbers = torch.zeros(self.count, dtype=torch.int64)
-        numbers[self.index] = number
-        found = self.total(numbers).tolist()
+        found = self.gather(number)
         if len(set(found)) > 1:
             raise RunError(
                 f"the processes see different {what} ({', '.join(map(str, found))}): --output and the data must be on "

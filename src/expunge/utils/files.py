@@ -13,9 +13,9 @@ import math
 import os
 import secrets
 import tempfile
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +27,8 @@ NO_SYNC = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)
 """What a file system answers that cannot flush a folder (network and shared disks)."""
 
 
-class _Open(threading.local):
-    """The transaction that is open in a thread.
-
-    Attributes:
-        pending: Temporary and final name of what was written so far; None where none is open.
-    """
-
-    pending: list[tuple[Path, Path]] | None = None
-
-
-_open = _Open()
+_pending: ContextVar[list[tuple[Path, Path]] | None] = ContextVar("pending", default=None)
+"""Temporary and final names of what the open transaction has written so far; None where none is open."""
 
 
 def write_bytes(path: Path | str, data: bytes, *, overwrite: bool = False) -> None:
@@ -65,8 +56,8 @@ def write_bytes(path: Path | str, data: bytes, *, overwrite: bool = False) -> No
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            if _open.pending is not None:
-                _open.pending.append((Path(temporary), path))
+            if (pending := _pending.get()) is not None:
+                pending.append((Path(temporary), path))
                 return
             os.replace(temporary, path)
         except BaseException:
@@ -151,11 +142,11 @@ def transaction(root: Path) -> Iterator[None]:
     Raises:
         RunError: The system refuses; nothing is changed.
     """
-    if _open.pending is not None:
+    if _pending.get() is not None:
         yield  # a part of the transaction that is open
         return
     pending: list[tuple[Path, Path]] = []
-    _open.pending = pending
+    token = _pending.set(pending)
     try:
         yield
     except BaseException:
@@ -163,7 +154,7 @@ def transaction(root: Path) -> Iterator[None]:
             temporary.unlink(missing_ok=True)
         raise
     finally:
-        _open.pending = None
+        _pending.reset(token)
     if not pending:
         return
     here = root.resolve()

@@ -151,33 +151,29 @@ def read_lines(path: Path) -> Iterator[tuple[int, Any]]:
                     raise RunError(f"{path}: line {number} is damaged ({error})") from None
 
 
-def check_fields(content: Mapping[str, Any], fields: Kinds) -> None:
-    """Look whether an object holds fields of the kinds that it should.
+def check_fields(value: Any, kind: Any, name: str = "") -> None:
+    """Look whether a value, `name` in messages, is of its kind: an object holds the fields that it should.
 
     Raises:
-        UnreadableError: One is missing or of another kind.
+        UnreadableError: It is not, or a field is missing or of another kind.
     """
-    _check(content, fields, "")
-
-
-def _check(value: Any, kind: Any, name: str) -> None:
     above = f"{name}." if name else ""
     if isinstance(kind, Mapping):
-        _check(value, dict, name)
+        check_fields(value, dict, name)
         for field, inner in kind.items():
             own = field.removesuffix("?")
             if own in value:
-                _check(value[own], inner, above + own)
+                check_fields(value[own], inner, above + own)
             elif own == field:
                 raise UnreadableError(f"{above}{own} must be there")
     elif isinstance(kind, Each):
-        _check(value, dict, name)
+        check_fields(value, dict, name)
         for own in value.values():
-            _check(own, kind.kind, f"{above}*")
+            check_fields(own, kind.kind, f"{above}*")
     elif isinstance(kind, list):
-        _check(value, list, name)
+        check_fields(value, list, name)
         for own in value:
-            _check(own, kind[0], f"an entry of {name}")
+            check_fields(own, kind[0], f"an entry of {name}")
     else:
         wanted = kind if isinstance(kind, tuple) else (kind,)
         good = isinstance(value, wanted) and (bool in wanted or not isinstance(value, bool))

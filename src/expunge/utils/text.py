@@ -56,6 +56,16 @@ def numbered(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(found)
 
 
+def unique_names(many: Sequence[Sequence[str]]) -> list[str]:
+    """Of several paths, each as its parts: the fewest last parts that tell it from all others, joined by `/`."""
+    names = []
+    for i, parts in enumerate(many):
+        others = [other for j, other in enumerate(many) if j != i]
+        depth = next((d for d in range(1, len(parts)) if all(parts[-d:] != other[-d:] for other in others)), len(parts))
+        names.append("/".join(parts[-depth:]))
+    return names
+
+
 def show_number(value: float | None) -> str:
     """Three decimals below 10, two below 100, none above; very small and very large ones as powers of ten."""
     if value is None or math.isnan(value):
