@@ -5,7 +5,7 @@ import math
 import pytest
 
 from expunge.utils import latex
-from expunge.utils.text import comma_list, first_few, show_bytes, show_duration, show_number
+from expunge.utils.text import comma_list, did_you_mean, first_few, show_bytes, show_duration, show_number
 
 
 @pytest.mark.parametrize(
@@ -23,6 +23,13 @@ def test_sizes_and_times():
     assert [show_bytes(size) for size in (3 * 2**20, 2**30, None)] == ["3.0 MiB", "1.00 GiB", "–"]
     seconds = (61.54, 119.9, 600, 7500, None)
     assert [show_duration(own) for own in seconds] == ["61.5 s", "119.9 s", "10 min", "2 h 5 min", "–"]
+
+
+def test_the_known_word_that_is_most_like_a_mistaken_one():
+    known = ("epochs", "eval-every")
+    assert did_you_mean("epoch", known) == ": did you mean epochs?"
+    assert did_you_mean("epoch", known, " (--{})") == " (--epochs)"
+    assert did_you_mean("epo", known, alike=0.9) == did_you_mean("xyz", known) == did_you_mean("x", ()) == ""
 
 
 def test_latex_signs_in_names_are_written_out():

@@ -6,7 +6,6 @@ its base is of no use. The object itself is left as it is.
 """
 
 import dataclasses
-import difflib
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -28,6 +27,7 @@ from expunge.runs.reads import model_folders
 from expunge.utils import folders
 from expunge.utils.progress import Reporter
 from expunge.utils.ranks import launched
+from expunge.utils.text import did_you_mean
 
 Texts = str | Path | Iterable[Mapping[str, Any] | str]
 """A file or `datasets` name, a `datasets.Dataset`, a data frame, or rows: dicts of columns, or texts without prompt."""
@@ -214,6 +214,5 @@ def checked(schema: type, **settings: Any) -> Any:
     known = [own.name for own in dataclasses.fields(schema)]
     for name in settings:
         if name not in known:
-            close = difflib.get_close_matches(name, known, 1)
-            raise ConfigError(f"unknown setting {name}" + (f": did you mean {close[0]}?" if close else ""))
+            raise ConfigError(f"unknown setting {name}{did_you_mean(name, known)}")
     return schema(**settings)

@@ -4,7 +4,6 @@ Exit codes: 0 done; 1 a bug; 2 the user's input is at fault (one line, nothing o
 promised; 130 interrupted.
 """
 
-import difflib
 import json
 import os
 import sys
@@ -20,7 +19,7 @@ from expunge.utils.hardening import no_core_dumps, outline
 from expunge.utils.interrupt import Interruptions
 from expunge.utils.progress import Unread
 from expunge.utils.ranks import is_writer
-from expunge.utils.text import printable
+from expunge.utils.text import did_you_mean, printable
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -91,9 +90,7 @@ def _dispatch(words: list[str], switches: set[str]) -> int:
         return 0
     name, *rest = words
     if name not in COMMANDS:
-        close = difflib.get_close_matches(name, COMMANDS, 1)
-        hint = f": did you mean {close[0]}?" if close else ""
-        raise ConfigError(f"unknown command {name}{hint}; known are {', '.join(COMMANDS)}")
+        raise ConfigError(f"unknown command {name}{did_you_mean(name, COMMANDS)}; known are {', '.join(COMMANDS)}")
     command = COMMANDS[name]
     for word in ("-h", "--help", "--help-all"):
         if word in rest:

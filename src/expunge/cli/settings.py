@@ -4,7 +4,6 @@ docs.
 
 import argparse
 import dataclasses
-import difflib
 import inspect
 import re
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,7 @@ from expunge.config.nested import flat
 from expunge.config.unlearn import GROUPS, UnlearnConfig
 from expunge.errors import ConfigError
 from expunge.utils.reading import UnreadableError, parse_yaml
+from expunge.utils.text import did_you_mean
 
 RENAMED = {
     "target": "--target-auc 0.5",
@@ -109,8 +109,7 @@ class Setting:
         elif self.choices:
             if text in self.choices:
                 return text
-            close = difflib.get_close_matches(text, self.choices, 1)
-            hint = f" (did you mean {close[0]}?)" if close else ""
+            hint = did_you_mean(text, self.choices, " (did you mean {}?)")
             raise ConfigError(f"{self.flag} {text}: must be one of {', '.join(self.choices)}{hint}")
         else:
             try:
@@ -251,8 +250,7 @@ def _unknown(word: str, known: Mapping[str, Setting], command: str) -> str:
         return f"{flag} is no flag of this version: write {RENAMED[key]}"
     if not flag.startswith("--"):
         return f"{flag[:40]!r}: is no flag; see `expunge {command} --help`"
-    close = difflib.get_close_matches(flag[2:], [own.flag[2:] for own in known.values()], 1)
-    hint = f": did you mean --{close[0]}?" if close else ""
+    hint = did_you_mean(flag[2:], [own.flag[2:] for own in known.values()], ": did you mean --{}?")
     return f"unknown flag {flag}{hint}; see `expunge {command} --help-all`"
 
 
@@ -260,8 +258,7 @@ def _unknown_key(written: str, known: Mapping[str, Setting], command: str) -> st
     key = written.replace("-", "_")
     if key in RENAMED:
         return f"{written} is no setting of this version: write {RENAMED[key]}"
-    close = difflib.get_close_matches(key, [*known, *(GROUPS if command == "unlearn" else ())], 1)
-    hint = f": did you mean {close[0]}?" if close else ""
+    hint = did_you_mean(key, [*known, *(GROUPS if command == "unlearn" else ())])
     return f"unknown setting {written}{hint}; see `expunge {command} --help-all`"
 
 

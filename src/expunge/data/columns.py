@@ -1,13 +1,12 @@
 """Which column of a file holds what: columns that are recognised, and those that the user names."""
 
-import difflib
 import re
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 
 from expunge.errors import ConfigError, DataError
-from expunge.utils.text import first_few
+from expunge.utils.text import did_you_mean, first_few
 
 MESSAGES = "messages"
 """The column of chats."""
@@ -127,8 +126,7 @@ def _names(source: str | Path, found: Sequence[str]) -> str:
     word = "(?!)" if str(source).lower().endswith(".csv") else r"[^\W\d][\w.-]{0,39}"
 
     def told(at: int, name: str) -> str:
-        close = difflib.get_close_matches(name.lower(), sorted(known), 1, SIMILAR)
-        return f"column {at} ({len(name)} characters{f': did you mean {close[0]}?' if close else ''})"
+        return f"column {at} ({len(name)} characters{did_you_mean(name.lower(), sorted(known), alike=SIMILAR)})"
 
     plain = {name for name in found if name in known or re.fullmatch(word, name)}
     shown = [name if name in plain else told(at, name) for at, name in enumerate(found, 1)]

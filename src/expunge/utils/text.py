@@ -1,5 +1,6 @@
 """Numbers, sizes and times as people read them: one way of writing each in the whole package."""
 
+import difflib
 import math
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -30,6 +31,12 @@ def first_few(names: Sequence[object], most: int) -> str:
     """The first of some names, and how many more there are."""
     more = f" and {len(names) - most:,} more" if len(names) > most else ""
     return ", ".join(map(str, names[:most])) + more
+
+
+def did_you_mean(word: str, known: Iterable[str], form: str = ": did you mean {}?", alike: float = 0.6) -> str:
+    """`form` with the known word that is most like a mistaken one; empty where none is as much as `alike` (0 to 1)."""
+    close = difflib.get_close_matches(word, list(known), 1, alike)
+    return form.format(close[0]) if close else ""
 
 
 def printable(text: str, keep: str = "\n\t") -> str:
