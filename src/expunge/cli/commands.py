@@ -22,27 +22,34 @@ from expunge.utils.text import comma_list
 
 @dataclass(frozen=True)
 class Command:
-    """One command.
+    """One command, named and described by the function that does it.
 
     Attributes:
-        name: Its name.
-        help: What it does, in a line.
+        run: Does it; gives the exit code. The first line of its docs is what help shows.
         schema: Its settings.
-        run: Does it; gives the exit code.
         example: One use of it.
         shown: The flags that `--help` shows; all when empty.
     """
 
-    name: str
-    help: str
-    schema: type
     run: Callable[[Any, Output], int]
+    schema: type
     example: str
     shown: tuple[str, ...] = ()
 
+    @property
+    def name(self) -> str:
+        """How it is called."""
+        return self.run.__name__
+
+    @property
+    def help(self) -> str:
+        """What it does, in a line."""
+        line = (self.run.__doc__ or "").partition("\n")[0].rstrip(".")
+        return line[:1].lower() + line[1:]
+
 
 def unlearn(settings: UnlearnConfig, out: Output) -> int:
-    """Train an adapter."""
+    """Train an adapter that makes a model forget."""
     settings.validate()
     with out.starting():
         from expunge.evaluation.advice import Advisor
@@ -93,7 +100,7 @@ class PushSettings:
 
 
 def push(settings: PushSettings, out: Output) -> int:
-    """Upload an adapter or a merged model."""
+    """Upload an adapter, or a merged model, to the Hugging Face Hub."""
     _push(settings.run, settings.push_to_hub, settings.public, out)
     return 0
 
@@ -106,7 +113,7 @@ def _push(folder: str | Path, repo: str, public: bool, out: Output) -> None:
 
 
 def evaluate(settings: EvaluateConfig, out: Output) -> int:
-    """Score a model or adapter."""
+    """Score a model or adapter on a benchmark."""
     with out.starting():
         from expunge.evaluation.checks import resolved
         from expunge.evaluation.results import other_subject, results_before
@@ -168,7 +175,7 @@ class ScoreSettings:
 
 
 def score(settings: ScoreSettings, out: Output) -> int:
-    """Score stored generations."""
+    """Score stored generations, without a model."""
     from expunge.evaluation.run import score_predictions
 
     options = {name: getattr(settings, name) for name in ("mmlu", "data", "split", "overwrite")}
@@ -228,7 +235,7 @@ def compare(settings: CompareSettings, out: Output) -> int:
 
 
 def calibrate(settings: CalibrateConfig, out: Output) -> int:
-    """Set the scale of a finished adapter."""
+    """Set the scale of a finished adapter by texts that the model has never seen."""
     with out.starting():
         from expunge.train.calibrate import calibrate as choose
 
@@ -297,83 +304,37 @@ def merge(settings: MergeSettings, out: Output) -> int:
     return 0 if judged.success else NOT_AS_PROMISED
 
 
-_TABLE = (
-    Command("demo", "make the bundled model forget made-up people, and show it", DemoSettings, demo, "expunge demo"),
-    Command(
-        "elicit",
-        "ask a model what it knows of a name: texts to forget, with key words",
-        ElicitConfig,
-        elicit,
-        'expunge elicit --model MODEL --about "NAME" --output forget.jsonl --neighbours retain.jsonl',
-        ("model", "about", "alias", "kind", "output", "neighbours", "dry_run"),
-    ),
-    Command(
-        "unlearn",
-        "train an adapter that makes a model forget",
-        UnlearnConfig,
-        unlearn,
-        "expunge unlearn --model MODEL --forget f.jsonl --retain r.jsonl --holdout unseen.jsonl --output runs/one",
-        ("model", "forget", "retain", "holdout", "instead", "output", "dry_run"),
-    ),
-    Command(
-        "evaluate",
-        "score a model or adapter on a benchmark",
-        EvaluateConfig,
-        evaluate,
-        "expunge evaluate --run runs/one",
-        ("run", "model", "adapter", "benchmark", "data", "output", "reference"),
-    ),
-    Command(
-        "score",
-        "score stored generations, without a model",
-        ScoreSettings,
-        score,
-        "expunge score --predictions predictions --output results.json",
-    ),
-    Command(
-        "compare",
-        "results files side by side",
-        CompareSettings,
-        compare,
-        "expunge compare before.json after.json --paired",
-    ),
-    Command(
-        "report",
-        "a page on one run or several: what was forgotten, what it cost, how sure that is",
-        ReportSettings,
-        report,
-        "expunge report runs/one --overwrite",
-    ),
-    Command(
-        "verdict",
-        "is it forgotten, and is the rest kept: four answers, and what to do next",
-        VerdictSettings,
-        verdict,
-        "expunge verdict runs/one --strict",
-    ),
-    Command(
-        "calibrate",
-        "set the scale of a finished adapter by texts that the model has never seen",
-        CalibrateConfig,
-        calibrate,
-        "expunge calibrate --run runs/one --target-auc 0.5",
-    ),
-    Command(
-        "merge",
-        "write adapter and base as one plain model",
-        MergeSettings,
-        merge,
-        "expunge merge --run runs/one --output merged",
-    ),
-    Command(
-        "push",
-        "upload an adapter, or a merged model, to the Hugging Face Hub",
-        PushSettings,
-        push,
-        "expunge push --run merged --push-to-hub owner/name",
-    ),
-)
-COMMANDS = {command.name: command for command in _TABLE}
+COMMANDS = {
+    command.name: command
+    for command in (
+        Command(demo, DemoSettings, "expunge demo"),
+        Command(
+            elicit,
+            ElicitConfig,
+            'expunge elicit --model MODEL --about "NAME" --output forget.jsonl --neighbours retain.jsonl',
+            ("model", "about", "alias", "kind", "output", "neighbours", "dry_run"),
+        ),
+        Command(
+            unlearn,
+            UnlearnConfig,
+            "expunge unlearn --model MODEL --forget f.jsonl --retain r.jsonl --holdout unseen.jsonl --output runs/one",
+            ("model", "forget", "retain", "holdout", "instead", "output", "dry_run"),
+        ),
+        Command(
+            evaluate,
+            EvaluateConfig,
+            "expunge evaluate --run runs/one",
+            ("run", "model", "adapter", "benchmark", "data", "output", "reference"),
+        ),
+        Command(score, ScoreSettings, "expunge score --predictions predictions --output results.json"),
+        Command(compare, CompareSettings, "expunge compare before.json after.json --paired"),
+        Command(report, ReportSettings, "expunge report runs/one --overwrite"),
+        Command(verdict, VerdictSettings, "expunge verdict runs/one --strict"),
+        Command(calibrate, CalibrateConfig, "expunge calibrate --run runs/one --target-auc 0.5"),
+        Command(merge, MergeSettings, "expunge merge --run runs/one --output merged"),
+        Command(push, PushSettings, "expunge push --run merged --push-to-hub owner/name"),
+    )
+}
 """Name -> command."""
 
 

@@ -32,7 +32,7 @@ class DemoSettings:
 
 
 def demo(settings: DemoSettings, out: Output) -> int:
-    """Make a model forget made-up people."""
+    """Make the bundled model forget made-up people, and show it."""
     with out.starting():
         from expunge.demo.run import run_demo
 

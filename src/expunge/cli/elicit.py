@@ -20,7 +20,7 @@ STATES = {
 
 
 def elicit(settings: ElicitConfig, out: Output) -> int:
-    """What a model knows of a name, as texts to forget."""
+    """Ask a model what it knows of a name: texts to forget, with key words."""
     settings.validate()
     with out.starting():
         from expunge.data.holdout import FEWEST

@@ -29,7 +29,7 @@ class ReportSettings:
 
 
 def report(settings: ReportSettings, out: Output) -> int:
-    """A page on one run or several."""
+    """A page on one run or several: what was forgotten, what it cost, how sure that is."""
     from expunge.report import write_cards, write_report
     from expunge.report.run_data import read_run
 
@@ -61,7 +61,7 @@ class VerdictSettings:
 
 
 def verdict(settings: VerdictSettings, out: Output) -> int:
-    """Four questions on a run, answered by the criteria."""
+    """Is it forgotten, and is the rest kept: four answers, and what to do next."""
     from expunge.report import verdict as judge
     from expunge.report import write_verdict
     from expunge.report.run_data import read_run
