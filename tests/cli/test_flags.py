@@ -16,7 +16,7 @@ import pytest
 import yaml
 from workspace import QUICK, UNLEARN, Result, snapshot
 
-from expunge.cli.commands import COMMANDS
+from expunge.cli.commands import COMMANDS, recorded
 from expunge.cli.settings import RENAMED, describe, parse, settings_of
 from expunge.config import UnlearnConfig
 from expunge.config.nested import by_group
@@ -85,6 +85,26 @@ def test_a_home_folder_is_found_where_no_shell_has_looked(here: Path, monkeypatc
     monkeypatch.setattr(Path, "expanduser", Mock(side_effect=RuntimeError("no home")))
     with pytest.raises(ConfigError, match=r"--output ~/runs: no home folder: write the whole path"):
         given("--output=~/runs")
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (("--resume", "--output=~/done"), ""),
+        (("--from-manifest=~/done/manifest.json",), ""),
+        ((), "resume: true\noutput: ~/done\n"),
+        ((), "from-manifest: ~/done/manifest.json\n"),
+        (("--resume", "--output", "nowhere", "--output", "done"), ""),
+    ],
+)
+def test_an_earlier_run_is_found_however_it_is_named(
+    work: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], text: str
+) -> None:
+    monkeypatch.setenv("HOME", str(work))
+    Path("c.yaml").write_text(text or "seed: 3\n")
+    found = parse(UnlearnConfig, ("--config", "c.yaml", "--epochs", "9", *words), "unlearn", recorded)
+    assert (found["model"], found["max_steps"], found["epochs"]) == ("model", 3, 9)
+    assert found["seed"] == (0 if text else 3)
 
 
 def test_flags_win_over_the_file_wherever_they_stand(here: Path) -> None:

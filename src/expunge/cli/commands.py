@@ -4,7 +4,7 @@ Heavy rooms are imported where a command runs, so that `--help` and a mistaken f
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +14,7 @@ from expunge.cli.elicit import elicit
 from expunge.cli.output import NOT_AS_PROMISED, Output
 from expunge.cli.reports import ReportSettings, VerdictSettings, report, verdict, write_run_report
 from expunge.config import CalibrateConfig, ElicitConfig, EvaluateConfig, UnlearnConfig
+from expunge.config.checks import check_types
 from expunge.errors import ConfigError, UserError
 from expunge.evaluation.tables import facts_lines, loss_table, metrics_table, scale_table, semeval_table
 from expunge.utils.ranks import is_writer
@@ -338,21 +339,24 @@ COMMANDS = {
 """Name -> command."""
 
 
-def recorded(words: list[str]) -> dict[str, Any]:
-    """The settings of the run that `--from-manifest` repeats, or that `--resume` goes on with; nothing without them."""
-    given = {}
-    for word, following in zip(words, [*words[1:], ""], strict=False):
-        name, equals, value = word.partition("=")
-        given[name.replace("_", "-")] = value if equals else following
-    if "--from-manifest" in given:
+def recorded(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of the run that `--from-manifest` repeats, or that `--resume` goes on with; nothing without them.
+
+    Raises:
+        ConfigError: One that was given is of another type, or there is no run to go on with.
+        RunError: The run's settings cannot be read.
+    """
+    asked = UnlearnConfig(**{"model": "", **given})
+    check_types(asked)
+    if asked.from_manifest is not None:
         from expunge.runs.record import recorded_settings
 
-        return recorded_settings(given["--from-manifest"], given.get("--model"))
-    if given.get("--resume", "false") != "false" and given.get("--output"):
+        return recorded_settings(asked.from_manifest, asked.model)
+    if asked.resume and asked.output:
         from expunge.runs.settings import resumed_settings
 
-        if found := resumed_settings(given["--output"], given.get("--model")):
+        if found := resumed_settings(asked.output, asked.model):
             return found
-        if "--model" not in given and "--config" not in given:
-            raise ConfigError(f"--resume: {given['--output']} holds no run that was begun: look at --output")
+        if not asked.model:
+            raise ConfigError(f"--resume: {asked.output} holds no run that was begun: look at --output")
     return {}

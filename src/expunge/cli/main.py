@@ -96,7 +96,7 @@ def _dispatch(words: list[str], switches: set[str]) -> int:
         if word in rest:
             print(_help(name, everything=word == "--help-all"))
             return 0
-    settings = command.schema(**parse(command.schema, rest, name, recorded(rest) if name == "unlearn" else None))
+    settings = command.schema(**parse(command.schema, rest, name, recorded if name == "unlearn" else None))
     check_types(settings)
     out = Output(json="--json" in switches, quiet="--quiet" in switches)
     code = command.run(settings, out)

@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 import inspect
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
@@ -36,6 +36,8 @@ RENAMED = {
 """Flags of the first version -> what is written now."""
 ON_THE_COMMAND_LINE = {"config", "trust_remote_code"}
 """What no file may say: to read a further file, and to trust a model's code."""
+Earlier = Callable[[Mapping[str, Any]], Mapping[str, Any]]
+"""Settings that were given -> those of the earlier run that they name; empty where they name none."""
 GIVE = {
     "model": "a folder or a Hub name",
     "about": "the name that is to be forgotten",
@@ -153,8 +155,8 @@ def _documented(schema: type) -> dict[str, str]:
     return found
 
 
-def parse(schema: type, words: Sequence[str], command: str, extra: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The settings that were given: a file's under those of the command line, under both what `extra` holds.
+def parse(schema: type, words: Sequence[str], command: str, earlier: Earlier | None = None) -> dict[str, Any]:
+    """The settings that were given: a file's under those of the command line, under both those of an `earlier` run.
 
     Raises:
         ConfigError: An unknown flag, or a value that its flag cannot take.
@@ -172,12 +174,12 @@ def parse(schema: type, words: Sequence[str], command: str, extra: Mapping[str, 
     for word in unknown:
         raise ConfigError(_unknown(word, known, command))
     values = vars(given)
-    found, file = dict(extra or {}), None
-    if "config" in values:
-        file = values.pop("config")
-        found |= read_config(file, known, command)
+    file = values.pop("config", None)
+    found = {} if file is None else read_config(file, known, command)
     for name, value in values.items():
         found[name] = value if known[name].positional else known[name].convert(value)
+    if earlier:
+        found = {**earlier(found), **found}
     if file and found.get("overwrite") and isinstance(found.get("output"), str):
         from expunge.runs.reads import check_apart
 
