@@ -3,13 +3,13 @@
 import json
 import random
 from collections.abc import Callable
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 from workspace import Result, write_jsonl
 
+from expunge.config import UnlearnConfig
 from expunge.demo import run
 from taught import made_up, teach
 
@@ -88,13 +88,8 @@ def language_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     rng = random.Random(0)
     write_data(tmp_path / "package" / "assets", rng)
     teach(tmp_path / "base", made_up(40, rng), rng, steps=20)
-    subject = run._subject
-
-    def small(*args: Any) -> run.Subject:
-        return replace(subject(*args), settings=SMALL)
-
     monkeypatch.setattr(run, "files", lambda package: tmp_path / "package")
-    monkeypatch.setattr(run, "_subject", small)
+    monkeypatch.setattr(run, "UnlearnConfig", partial(UnlearnConfig, **SMALL))
     monkeypatch.setattr("expunge.demo.teach.PASSES", 60)
     monkeypatch.setattr("expunge.demo.teach.RATE", 4e-3)
     monkeypatch.chdir(tmp_path)

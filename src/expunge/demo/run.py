@@ -67,23 +67,6 @@ class DemoResult:
         return "\n".join(lines)
 
 
-@dataclass(frozen=True)
-class Subject:
-    """What the demo makes forget, and what it compares with.
-
-    Attributes:
-        model: The model that knows all people.
-        retrained: The one that knows those to keep alone.
-        dtype: What they are scored in.
-        settings: What differs from the default recipe.
-    """
-
-    model: Path
-    retrained: Path
-    dtype: str
-    settings: dict[str, Any]
-
-
 @isolated
 def run_demo(
     output: str,
@@ -112,10 +95,11 @@ def run_demo(
     """
     reporter = reporter or Reporter(quiet=True)
     with as_file(files("expunge.demo") / "assets") as assets:
-        data_dir, subject = assets / "data", _subject(assets, output, model)
+        data_dir, models = assets / "data", Path(f"{Path(output)}-models") if model else assets
+        subject, without = models / "subject", models / "retrained"
         config = UnlearnConfig(
             recipe="default",
-            model=str(subject.model),
+            model=str(subject),
             forget=str(data_dir / "forget.jsonl"),
             retain=str(data_dir / "retain.jsonl"),
             holdout=str(data_dir / "holdout.jsonl"),
@@ -124,7 +108,7 @@ def run_demo(
             overwrite=overwrite,
             resume=resume,
             seed=seed,
-            **subject.settings,
+            **({} if model else SETTINGS),
         )
         data, quiz = read_lume(data_dir), read_examples(data_dir / "quiz.jsonl")
         done = _lacks_scores(config)
@@ -133,17 +117,17 @@ def run_demo(
             if not done:
                 Run.check(config).close()
             others = [*data.retain, *quiz]
-            teach(model, [*data.forget, *others], subject.model, reporter)
-            teach(model, others, subject.retrained, reporter)
+            teach(model, [*data.forget, *others], subject, reporter)
+            teach(model, others, without, reporter)
         folder = Path(output) if done else unlearn(config, reporter).output
         suite = reported(semeval.suite_of(data), folder)
-        models = ((subject.model, None), (subject.model, folder / "adapter"), (subject.retrained, None))
+        scored = ((subject, None), (subject, folder / "adapter"), (without, None))
         results, said, retrained = {}, {}, None
-        for name, (own, adapter) in reversed(list(zip(NAMES, models, strict=True))):
+        for name, (own, adapter) in reversed(list(zip(NAMES, scored, strict=True))):
             reporter.say(f"scoring: {name}")
             file = folder / f"results_{name}.json"
             results[name], said[name], measured = _score(
-                str(own), adapter, subject.dtype, suite, quiz, file, reporter, retrained
+                str(own), adapter, "auto" if model else "float32", suite, quiz, file, reporter, retrained
             )
             retrained = retrained or measured
     results, said = ({name: found[name] for name in NAMES} for found in (results, said))
@@ -159,13 +143,6 @@ def _lacks_scores(config: UnlearnConfig) -> bool:
     manifest = read_manifest(folder / "manifest.json")
     own = manifest.get("status") == "done" and manifest["settings"].get("seed") == config.seed
     return own and Path(config.model).is_dir() and manifest["model_sha256"] == model_fingerprint(config.model)
-
-
-def _subject(assets: Path, output: str, model: str | None) -> Subject:
-    if model is None:
-        return Subject(assets / "subject", assets / "retrained", "float32", SETTINGS)
-    folder = Path(f"{output.rstrip('/')}-models")
-    return Subject(folder / "subject", folder / "retrained", "auto", {})
 
 
 def _score(
