@@ -518,9 +518,6 @@ def test_a_run_is_loaded_on_its_own_base_from_every_folder_and_on_no_other(work:
     save_tiny(work / "model", "llama", seed=1)
     with pytest.raises(RunError, match="is another model than the one that the run was made on: put that one back"):
         load_unlearned("done", device="cpu")
-    manifest = json.loads(Path("done/manifest.json").read_text())
-    Path("done/manifest.json").write_text(json.dumps(manifest | {"started": "2999-01-01T00:00:00+00:00"}))
-    load_unlearned("done", device="cpu")  # what was there before the run is not hashed
 
 
 def test_merge_of_a_run_on_an_adapter_holds_both_adapters(work: Path, expunge: Run) -> None:

@@ -1,7 +1,5 @@
 """What is done with a finished run: `expunge.merge`, `expunge.calibrate` and `expunge.load_unlearned`."""
 
-import math
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -129,8 +127,8 @@ def load_unlearned(
 def _made_on(adapter: Path, name: str, named: str) -> tuple[str, dict[str, Any]] | None:
     """A base and the manifest of the run that it can be compared with.
 
-    None of an adapter without its run, of a run on an adapter (whose manifest knows both as one), of a folder in place
-    of a name on the Hub or the other way round, and of a base that nobody has touched since.
+    None of an adapter without its run, of a run on an adapter (whose manifest knows both as one), and of a folder in
+    place of a name on the Hub or the other way round.
     """
     file = adapter.absolute().parent / "manifest.json"
     stacked = any((adapter / own).exists() for own in (OWN, BASE))
@@ -139,23 +137,6 @@ def _made_on(adapter: Path, name: str, named: str) -> tuple[str, dict[str, Any]]
     if name != named and Path(name).exists() != Path(named).is_absolute():
         return None
     manifest = read_manifest(file, "--run")
-    if name == named and Path(name).is_absolute() and _changed(Path(name)) < _started(manifest):
-        return None  # to hash all weights takes as long as to load them
     if Path(name).is_file() and Path(str(manifest["settings"].get("model"))).suffix != ".gguf":
         name = str(Path(name).parent)  # the run was given the folder of the GGUF file
     return name, manifest
-
-
-def _changed(place: Path) -> float:
-    """When a model folder or file last became what it is: written, copied or moved there (seconds; inf: gone)."""
-    parts = [place, *(place.iterdir() if place.is_dir() else ())]
-    status = [part.stat() for part in parts if part.exists()]
-    return max((time for own in status for time in (own.st_mtime, own.st_ctime)), default=math.inf)
-
-
-def _started(manifest: dict[str, Any]) -> float:
-    """When a run began (seconds); 0 where it does not tell."""
-    try:
-        return datetime.fromisoformat(manifest.get("started", "")).timestamp()
-    except ValueError:
-        return 0.0
