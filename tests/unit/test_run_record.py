@@ -20,7 +20,7 @@ from expunge.evaluation.values_file import read_values_file
 from expunge.report.judge import verdict
 from expunge.report.run_data import read_run, read_values
 from expunge.runs import checkpoints
-from expunge.runs.reads import check_unchanged, model_state
+from expunge.runs.reads import check_unchanged, model_folders, model_state
 from expunge.runs.record import adapter_fingerprint, check_adapter_kept, merged_from, read_manifest, read_steps
 from expunge.utils.reading import NUMBER, Each, UnreadableError, check_fields
 from report_runs import write_run
@@ -240,6 +240,19 @@ def test_a_model_that_was_changed_while_it_was_read_is_refused(tmp_path: Path) -
     (tmp_path / "config.json").write_text('{"a": 1}')
     with pytest.raises(ModelError, match="its files were changed while they were read"):
         check_unchanged(before, str(tmp_path))
+
+
+def test_what_lies_beside_a_gguf_file_is_no_part_of_the_model(tmp_path: Path) -> None:
+    """A log, texts that `elicit` writes, a merged model."""
+    file = tmp_path / "small.gguf"
+    file.write_bytes(b"GGUF 1")
+    before = model_state(str(file))
+    (tmp_path / "log.txt").write_text("step 1")
+    check_unchanged(before, str(file))
+    assert model_folders(str(file)) == [file]
+    file.write_bytes(b"GGUF of another size")
+    with pytest.raises(ModelError, match="its files were changed while they were read"):
+        check_unchanged(before, str(file))
 
 
 def test_a_base_that_changes_while_evaluate_loads_it_is_refused(

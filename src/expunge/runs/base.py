@@ -33,11 +33,7 @@ def about_base(model: str) -> dict[str, Any]:
     """`id`, `license`, `language` of the base of a model, as far as they are known without the network."""
     base = base_name(model)
     found: dict[str, Any] = {"id": hub_id(base)}
-    for folder in model_folders(base)[:1]:
-        found |= card_fields(folder / "README.md")
+    for place in model_folders(base)[:1]:
+        folder = place.parent if place.is_file() else place  # a GGUF file's card lies beside it
+        found |= taken(card_metadata(folder / "README.md"))
     return found
-
-
-def card_fields(file: Path) -> dict[str, Any]:
-    """What a model card says of licence and language; nothing where there is none that can be read."""
-    return taken(card_metadata(file))

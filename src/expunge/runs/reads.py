@@ -25,13 +25,10 @@ MODELS = {"model", "origin", "reference", "adapter", "run"}
 def model_folders(name: str) -> list[Path]:
     """The folder of a model, and where it is an adapter those of its base, of the base's base and so on.
 
-    A model from the Hub is the folder of its copy in the cache, where there is one.
+    A GGUF file stands for itself, and a model from the Hub is the folder of its copy in the cache, where there is one.
     """
-    found: list[Path] = []
-    for place in places(name):
-        cached = _cached(place) if _folder(place) is None else None
-        found += filter(None, (_folder(place), Path(cached).parent if cached else None))
-    return found
+    found = (Path(place) if Path(place).exists() else _cached(place) for place in places(name))
+    return [place for place in found if place]
 
 
 def model_state(*names: str | None) -> ModelState:
@@ -40,9 +37,9 @@ def model_state(*names: str | None) -> ModelState:
     A model from the Hub has none: its files may come while it is read, and its commit says what is in them.
     """
     found: ModelState = {}
-    given = (_folder(place) for name in names if name for place in places(name))
-    for folder in filter(None, given):
-        for path in folder.iterdir():
+    given = (Path(place) for name in names if name for place in places(name))
+    for place in (own for own in given if own.exists()):
+        for path in place.iterdir() if place.is_dir() else [place]:
             with suppress(FileNotFoundError):  # a link to nothing, or a file that has just gone
                 status = path.stat()
                 found[str(path)] = status.st_size, status.st_mtime_ns, status.st_ino
@@ -59,19 +56,13 @@ def check_unchanged(before: ModelState, *names: str | None) -> None:
         raise ModelError(f"--model {names[0]}: its files were changed while they were read: start again")
 
 
-def _folder(place: str) -> Path | None:
-    """The folder of a model on this machine that is no copy from the Hub."""
-    path = Path(place)
-    return (path.parent if path.is_file() else path) if path.exists() else None
-
-
-def _cached(name: str) -> str | None:
-    """The configuration of a model from the Hub in the cache."""
+def _cached(name: str) -> Path | None:
+    """The folder of a model from the Hub in the cache."""
     try:
         found = try_to_load_from_cache(name, "config.json")
     except HFValidationError:  # no name that the Hub could have
         return None
-    return found if isinstance(found, str) else None
+    return Path(found).parent if isinstance(found, str) else None
 
 
 def data_path(source: str | Path) -> Path | None:
