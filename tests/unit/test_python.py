@@ -413,7 +413,7 @@ def test_a_model_that_no_folder_holds_is_written_beside_the_run(model: Path, her
     own.lm_head.weight.data += 0.5
     settings: dict[str, Any] = {"forget": FORGET, "retain": RETAIN, **QUICK}
 
-    outcome = expunge.unlearn(own, tokenizer=tokenizer, output="run", **settings)
+    outcome = expunge.unlearn(own, tokenizer=tokenizer, output="run/", **settings)
 
     assert torch.equal(loaded("run-base").lm_head.weight, own.lm_head.weight)
     assert outcome.merge("merged").survives is not None

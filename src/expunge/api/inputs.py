@@ -129,7 +129,7 @@ def named_model(
         if not name:
             raise ConfigError("tokenizer is missing: this model has no name that it could be found by")
         tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
-    place = Path(f"{output}{BASE}")
+    place = Path(f"{Path(output)}{BASE}")  # beside `runs/one/`, too
     if not place.exists():
         with folders.temporary_folder(place) as folder:
             model.save_pretrained(folder)
