@@ -174,7 +174,7 @@ def trace(aside: Path) -> None:
 
 def state(kind: str) -> dict[str, str]:
     """What a reader finds, as hashes: files of a run, of a merged model, or a results file with its values."""
-    from expunge.runs import directory
+    from expunge.runs.lock import hold
     from expunge.utils import files, listing
 
     if kind == "scores":
@@ -183,7 +183,8 @@ def state(kind: str) -> dict[str, str]:
     elif kind in ("merged", "first"):
         paths = sorted(path for path in Path(kind).rglob("*") if path.is_file())
     else:
-        directory.recover(Path(kind))
+        with hold(Path(kind)):
+            pass
         names = ("config.yaml", "manifest.json", "metrics.jsonl", "calibration.json", "results.json", "results.parquet")
         names += ("results_before.json", "results_before.parquet", "report.html", "verdict.json")
         paths = [Path(kind, name) for name in names] + sorted(Path(kind, "adapter").rglob("*.*"))

@@ -258,6 +258,13 @@ def test_a_run_killed_between_its_end_and_the_exchange_is_completed(work: Path, 
     assert temporary(work) == []
 
 
+def test_a_run_that_has_lost_its_name_gets_it_back(work: Path, expunge: Run) -> None:
+    Path("done").rename(".done.expunge-aside")
+    result = expunge(*AGAIN[:-1], "--resume")
+    assert (result.code, "the run in done is finished" in result.err) == (2, True), result.err
+    assert temporary(work) == []
+
+
 # --- owners --------------------------------------------------------------------------------------
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from expunge.errors import RunError
 from expunge.runs import directory
-from expunge.runs.lock import Lock
+from expunge.runs.lock import Lock, hold
 from expunge.utils import files, folders, listing
 
 
@@ -298,9 +298,22 @@ def test_a_process_killed_within_an_exchange_in_steps_leaves_the_old_run_or_the_
                 directory.replace(run)
         else:
             directory.replace(run)
-    directory.recover(run)
-    assert (run / ("old" if renames < 2 else "new")).exists()
-    assert not (run / "old").exists() or not (run / "new").exists()
+    monkeypatch.chdir(tmp_path)
+    with hold(Path("run")):
+        assert (run / ("old" if renames < 2 else "new")).exists()
+        assert not (run / "old").exists() or not (run / "new").exists()
+    assert sorted(tmp_path.iterdir()) == ([directory.staged(run), run] if renames < 2 else [run])
+
+
+def test_a_run_that_a_living_process_exchanges_is_left_to_it(tmp_path):
+    run = make_pair(tmp_path)
+    lock = Lock(run)
+    os.rename(run, folders.aside_of(run))
+    with pytest.raises(RunError, match=f"in use by process {os.getpid()} on "):
+        Lock(run)
+    assert not run.exists()
+    os.rename(folders.aside_of(run), run)
+    lock.release()
 
 
 def test_stop_signals_wait_for_the_end_of_an_exchange(tmp_path, monkeypatch):
@@ -326,6 +339,24 @@ def test_a_run_has_one_owner(tmp_path):
         Lock(tmp_path / "run")
     lock.release()
     assert list(tmp_path.iterdir()) == [], "what was made for the lock is gone with it"
+
+
+@pytest.mark.parametrize("replaced", [True, False])
+def test_the_locks_of_both_runs_go_whether_one_has_replaced_the_other_or_not(tmp_path, replaced):
+    run = make_pair(tmp_path)
+    locks = [Lock(run), Lock(directory.staged(run))]
+    if replaced:
+        directory.replace(run)
+    for lock in reversed(locks):
+        lock.release(run)
+    assert not list(tmp_path.rglob("lock"))
+
+
+def test_the_folder_one_stands_in_is_locked(tmp_path, monkeypatch):
+    monkeypatch.chdir(make_run(tmp_path / "run"))
+    with hold(Path()):
+        assert (tmp_path / "run/.expunge/lock").exists()
+    assert not (tmp_path / "run/.expunge/lock").exists()
 
 
 def test_the_lock_of_a_process_that_was_killed_is_free(tmp_path):

@@ -156,16 +156,15 @@ def replace(path: Path) -> None:
 
 
 def recover(path: Path) -> None:
-    """Take up what a killed process has left: a run that has just lost its name gets it back, an old one goes.
+    """Remove what a killed process has left: an old run that was replaced, temporary names.
 
     Raises:
         RunError: The system refuses.
     """
     with files.refusal("cannot look after", path):
-        aside = folders.aside_of(path)
-        if aside.is_dir() and not os.path.lexists(path):
-            os.rename(aside, path)
-        left = staged(path)
+        aside, left = folders.aside_of(path), staged(path)
+        if aside.is_dir() and (path / listing.OWN / REPLACES).exists() and not os.path.lexists(left):
+            os.rename(aside, left)  # the last step of an exchange
         if path.is_dir() and (left / listing.OWN).is_dir() and not is_staged(path):
             discard(left)
         (path / listing.OWN / REPLACES).unlink(missing_ok=True)

@@ -12,14 +12,14 @@ import json
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from expunge.errors import RunError
 from expunge.runs import directory
-from expunge.utils import files
+from expunge.utils import files, folders
 from expunge.utils.listing import OWN
 
 FILE = "lock"
@@ -35,6 +35,7 @@ class Lock:
     """
 
     def __init__(self, run: Path) -> None:
+        take_back(run)
         directory.check_no_links(run)
         self.path = run / OWN / FILE
         with files.refusal("cannot lock", run):
@@ -76,14 +77,13 @@ class Lock:
         """Give the lock back; the folders that were made for it go where nothing else is in them.
 
         Args:
-            place: The run directory, where it has another name by now.
+            place: The run directory, where it may have another name by now.
         """
-        path = place / OWN / FILE if place else self.path
         try:
-            if os.path.samestat(os.fstat(self._descriptor), os.stat(path)):
-                path.unlink()
-        except FileNotFoundError:
-            self._made = []
+            for path in (self.path, *([place / OWN / FILE] if place else [])):
+                with suppress(FileNotFoundError):
+                    if os.path.samestat(os.fstat(self._descriptor), os.stat(path)):
+                        path.unlink()
         finally:
             os.close(self._descriptor)
         self._remove_folders()
@@ -94,6 +94,22 @@ class Lock:
                 folder.rmdir()
             except OSError:  # something stands in it by now
                 return
+
+
+def take_back(run: Path) -> None:
+    """Give a run its name back that a process has lost which was killed between two renames of an exchange.
+
+    Raises:
+        RunError: That process is at work, or the system refuses.
+    """
+    aside = folders.aside_of(run)
+    if aside.is_dir() and not os.path.lexists(run):
+        lock = Lock(aside)
+        try:
+            with files.refusal("cannot give its name back to", run):
+                os.rename(aside, run)
+        finally:
+            lock.release(run)
 
 
 @contextmanager

@@ -30,7 +30,7 @@ from expunge.errors import RunError
 from expunge.model.energy import energy_joules
 from expunge.runs import checkpoints, directory, settings
 from expunge.runs.card import model_card
-from expunge.runs.lock import Lock
+from expunge.runs.lock import Lock, take_back
 from expunge.runs.manifest import (
     PLACES,
     RunFacts,
@@ -159,6 +159,8 @@ class Run:
         check_apart(run.output, {name: getattr(config, name) for name in READS})
         if not is_writer():
             return run
+        if not config.dry_run:
+            take_back(run.output)
         if not config.resume:
             directory.check_new(run.output, overwrite=config.overwrite)
         elif not run.output.is_dir():
@@ -316,7 +318,7 @@ class Run:
         outcome = Outcome(self.output, self.output / "adapter", result.losses, result.steps, result.training_seconds)
         if not is_writer():
             return outcome
-        path = self.path / "manifest.json"
+        path, selection = self.path / "manifest.json", result.selection or {}
         manifest = read_manifest(path, "--output") | {
             "status": "done",
             "finished": _now(),
@@ -325,7 +327,7 @@ class Run:
             "ended": result.ended,
             "loss_nats_per_completion_token": coarse.losses(result.losses, result.texts),
             "loss_texts": result.texts,
-            "selection": _summary(result.selection),
+            "selection": {key: selection[key] for key in SUMMARY} if "verdict" in selection else None,
             "contexts": result.contexts,
             "training_seconds": round(result.training_seconds, 3),
             "total_seconds": round(result.total_seconds, 3),
@@ -356,11 +358,6 @@ class Run:
         if self._replaces:
             directory.replace(self.output)
             self._replaces = False
-
-
-def _summary(selection: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """What the manifest tells of the selection; None where nothing was chosen."""
-    return {key: selection[key] for key in SUMMARY} if selection and "verdict" in selection else None
 
 
 def peak_memory(device: torch.device) -> int:

@@ -84,6 +84,7 @@ def exchange(one: Path, other: Path) -> None:
 
 def aside_of(folder: Path) -> Path:
     """Where `exchange` keeps a folder for a moment on a system that cannot exchange two at once."""
+    folder = Path(os.path.abspath(folder))
     return folder.with_name(f".{folder.name}.expunge-aside")
 
 
