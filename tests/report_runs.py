@@ -96,6 +96,7 @@ def write_run(
         "hardware": {"device": "cpu", "name": "x86_64", "threads": 1},
         "steps": steps,
         "loss_nats_per_completion_token": losses,
+        "loss_texts": dict.fromkeys(ENDS, rows),
         "training_seconds": 61.5,
         "total_seconds": 75.25,
         "peak_memory_bytes": 3 * 2**28,

@@ -58,28 +58,10 @@ def test_a_later_commit_locks_no_run_out(work: Path, expunge: Run, commit: Calla
 
 
 def _without_revision(first: str, known: str) -> None:
-    """The run as earlier versions wrote it: without its commit, and with it in the fingerprint alone."""
+    """The run without its commit, which is in the fingerprint alone."""
     for file in ("config.yaml", "manifest.json", "adapter/adapter_config.json"):
         path = Path("run") / file
         path.write_text(path.read_text().replace(f'"{first}"', "null").replace(first, "null"))
     manifest = json.loads(Path("run/manifest.json").read_text())
     Path("run/manifest.json").write_text(json.dumps(manifest | {"model_sha256": known}))
     load_unlearned("run", device="cpu")
-
-
-def test_a_run_that_knows_no_commit_is_taken_as_it_is(work: Path, expunge: Run, commit: Callable[[str], str]) -> None:
-    first = commit("a")
-    with stopped_after(2):
-        assert expunge(*UNLEARN, *QUICK, "--model", NAME).code != 0
-    known = model_fingerprint(NAME)
-    for path in (Path("run/config.yaml"), Path("run/manifest.json")):
-        path.write_text(path.read_text().replace(f'"{first}"', "null").replace(first, "null"))
-    manifest = json.loads(Path("run/manifest.json").read_text())
-    Path("run/manifest.json").write_text(json.dumps(manifest | {"model_sha256": known}))
-    shutil.rmtree("run/checkpoints")  # they name what the run stood on
-    commit("b")
-    assert expunge("unlearn", "--resume", "--output", "run").code == 0
-    assert json.loads(Path("run/manifest.json").read_text())["model_sha256"] == known
-    scored = expunge("evaluate", "--run", "run", "--device", "cpu", "--dtype", "float32")
-    assert (scored.code, "made on" in scored.err) == (0, False)
-    assert json.loads(Path("run/results.json").read_text())["fingerprint"]["base"] == known

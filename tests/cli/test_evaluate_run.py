@@ -16,8 +16,6 @@ from expunge.errors import RunError
 from expunge.evaluation import run as evaluation
 from expunge.evaluation.checks import resolved
 from expunge.evaluation.generate import AT_ONCE
-from expunge.runs.record import recorded_settings
-from expunge.runs.settings import run_settings
 from tiny import save_tiny
 
 Run = Callable[..., Result]
@@ -219,23 +217,6 @@ def test_texts_that_were_edited_after_the_run_are_said(work: Path, expunge: Run)
     assert "--forget forget.jsonl: these are not the forget texts that the run was made with" in " ".join(
         told.err.split()
     )
-
-
-def test_a_run_of_an_earlier_version_is_read(work: Path, expunge: Run) -> None:
-    chosen = read("done/manifest.json")["prompt_format"]["chosen"]
-    for name in ("manifest.json", "config.yaml"):
-        file = Path("done", name)
-        lines = file.read_text().replace("prompt_format", "join").splitlines(keepends=True)
-        file.write_text("".join(line for line in lines if "context_tokens" not in line))
-    assert recorded_settings("done/manifest.json")["context_tokens"] == run_settings("done").context_tokens == 0
-    told = expunge("evaluate", "--run", "done", *SMALL)
-    assert told.code == 0, told.err
-    assert read("done/results.json")["fingerprint"]["prompt_format"] == chosen
-    assert "prompt format:" in told.err
-    assert "as given" in told.err, "it is the run's, not measured again"
-    assert f"{run_settings('done').prompt_format}, " in chosen
-    assert expunge("report", "done", "--overwrite").code == 0
-    assert chosen in Path("done/report.html").read_text()
 
 
 def test_results_of_another_model_are_not_shown_as_before(work: Path, expunge: Run) -> None:

@@ -21,6 +21,7 @@ MANIFEST = {
     "terms": [{"name": "retain_kl", "weight": 1.5, "formula": "KL(p || p_ref)", "source": "arXiv 2503.13690"}],
     "steps": 4321,
     "rows": {"forget": 1234, "retain": 6, "holdout": 0},
+    "loss_texts": {"forget": 1234, "retain": 6},
     "tokens": {"forget": 56789, "retain": 70, "holdout": 0},
     "loss_nats_per_completion_token": {
         "forget": {"before": 0.25, "after": 7.5},

@@ -38,7 +38,7 @@ from expunge.model.saved import attach_adapter
 from expunge.model.source import adapter_folder
 from expunge.runs.manifest import known_base, model_fingerprint
 from expunge.runs.reads import check_unchanged, model_state
-from expunge.runs.record import VERDICT, adapter_fingerprint, merged_from, read_manifest
+from expunge.runs.record import VERDICT, adapter_fingerprint, merged_from
 from expunge.utils import coarse
 from expunge.utils.distributed import Processes, current, together
 from expunge.utils.files import transaction
@@ -82,7 +82,7 @@ def _evaluate(config: EvaluateConfig, reporter: Reporter, processes: Processes) 
         reporter.say(f"{flag.removeprefix('--')}: {compared}")
     with reporter.working("loading the model"):
         loaded = _load(config, config.model)
-        base = base or known_base(config.model, getattr(loaded.base.config, "_commit_hash", None), _base_then(adapter))
+        base = base or known_base(config.model, getattr(loaded.base.config, "_commit_hash", None))
         check_unchanged(files_before, config.model)
         for mismatch in mismatches(adapter.parent, config, base, suite, loaded.tokenizer) if adapter else ():
             reporter.warn(mismatch)
@@ -299,12 +299,6 @@ def _utility(loaded: LoadedModel, config: EvaluateConfig, reporter: Reporter) ->
         with loaded.adapter_off():
             before = run()
     return utility_of(after, before)
-
-
-def _base_then(adapter: Path | None) -> str | None:
-    """The fingerprint of the base that a run's adapter was made on; None where no run tells."""
-    file = adapter.parent / "manifest.json" if adapter else None
-    return str(read_manifest(file, "--adapter")["model_sha256"]) if file and file.is_file() else None
 
 
 def _load(config: EvaluateConfig, name: str) -> LoadedModel:

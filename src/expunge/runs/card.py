@@ -59,10 +59,9 @@ def model_card(
     """
     settings = {name: value for name, value in manifest["settings"].items() if name not in HIDDEN and value is not None}
     head = metadata(manifest, "adapter", scores=scores, benchmark=benchmark)
-    counts = manifest.get("loss_texts", manifest["rows"])
     scored = {"scores": scores, "benchmark": benchmark, "verdict": verdict, "reference": reference}
     base = _adapter_base(manifest)
-    return _written("adapter", head, manifest, base=base, counts=counts, settings=settings, **scored)
+    return _written("adapter", head, manifest, base=base, settings=settings, **scored)
 
 
 def merged_card(manifest: Mapping[str, Any], losses: Mapping[str, float], made_of: Mapping[str, Any]) -> str:
@@ -73,7 +72,7 @@ def merged_card(manifest: Mapping[str, Any], losses: Mapping[str, float], made_o
         losses: Model -> mean loss of the completion tokens to forget, nats per token.
         made_of: What the weights were made of, and how they are kept.
     """
-    few = coarse.few({"forget": manifest.get("loss_texts", manifest["rows"])["forget"]})
+    few = coarse.few({"forget": manifest["loss_texts"]["forget"]})
     shown = {name: coarse.nats(loss) if few else loss for name, loss in losses.items()}
     return _written("merged", metadata(manifest, "finetune"), manifest, losses=shown, made_of=made_of)
 

@@ -3,7 +3,7 @@
 import json
 import platform
 from collections.abc import Container
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -53,21 +53,6 @@ class RunFacts:
     model_files: ModelState
     base_commit: str | None = None
     warnings: list[str] = field(default_factory=list)
-
-
-def pinned(config: UnlearnConfig, facts: RunFacts, earlier: dict[str, Any] | None) -> tuple[UnlearnConfig, RunFacts]:
-    """Settings that name the commit of a base on the Hub, so that whoever goes on from the run loads that one.
-
-    Args:
-        config: The settings.
-        facts: What the run depends on beside them.
-        earlier: Manifest of the run that is gone on with, or repeated. Where it knows no commit, none is known now.
-    """
-    if earlier and facts.base_commit and earlier["model_sha256"] == model_fingerprint(config.model):
-        facts = replace(facts, base_commit=None)
-    if earlier and earlier["settings"].get("revision") == config.revision:
-        return config, facts
-    return replace(config, revision=facts.base_commit or config.revision), facts
 
 
 def identity_of(config: UnlearnConfig, facts: RunFacts) -> dict[str, Any]:
@@ -164,19 +149,16 @@ def model_fingerprint(name: str, commit: str | None = None) -> str:
     return files.fingerprint(*parts)
 
 
-def known_base(name: str, commit: str | None = None, then: str | None = None) -> str | None:
+def known_base(name: str, commit: str | None = None) -> str | None:
     """The fingerprint of a model; None of one on the Hub of which it is not known yet which commit will be loaded.
 
     Args:
         name: The model.
         commit: Of a model on the Hub, once it is loaded.
-        then: The fingerprint of a run's base; it is that of a name on the Hub where the run knows no commit of it.
     """
     if Path(name).exists() and Path(base_name(name)).exists():
         return model_fingerprint(name)
-    if not commit:
-        return None
-    return then if then == model_fingerprint(name) else model_fingerprint(name, commit)
+    return model_fingerprint(name, commit) if commit else None
 
 
 def check_base(name: str, manifest: dict[str, Any], flag: str, commit: str | None = None) -> None:
@@ -192,7 +174,7 @@ def check_base(name: str, manifest: dict[str, Any], flag: str, commit: str | Non
         RunError: Another model lies in the base's place now.
     """
     then = manifest["model_sha256"]
-    if known_base(name, commit, then) not in (None, then):
+    if known_base(name, commit) not in (None, then):
         mend = "put that one back"
         if not Path(name).exists():
             mend = "name its commit as `revision` in the run's config.yaml and adapter_config.json"

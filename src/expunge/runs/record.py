@@ -11,7 +11,7 @@ from typing import Any
 from expunge.config import UnlearnConfig
 from expunge.config.checks import check_types
 from expunge.errors import ConfigError, RunError
-from expunge.runs.settings import BEFORE, ONE_START, elsewhere, present_names
+from expunge.runs.settings import ONE_START, elsewhere
 from expunge.utils import files, listing
 from expunge.utils.reading import NUMBER, Each, UnreadableError, check_fields, read_lines, read_object
 
@@ -53,6 +53,7 @@ DONE = {
     "versions": {"expunge": str},
     "steps": int,
     "loss_nats_per_completion_token": dict,
+    "loss_texts": {"forget": int},
 }
 """What that of a finished run holds; who repeats a run needs its settings alone."""
 SELECTION = {"stopped?": str, "best_step?": int, "scale?": NUMBER, "verdict?": str}
@@ -94,7 +95,6 @@ def read_manifest(path: Path | str, flag: str = "") -> dict[str, Any]:
         manifest = read_object(path, fields=FIELDS)
         check_fields(manifest, DONE if manifest["status"] == "done" and flag != "--from-manifest" else {})
         check_fields(manifest.get("selection") or {}, SELECTION)
-        manifest = present_names(manifest) | {"settings": present_names(manifest["settings"])}
         _check_settings(manifest["settings"])
         return manifest
     except UnreadableError as error:
@@ -126,7 +126,7 @@ def recorded_settings(name: str, model: str | None = None) -> dict[str, Any]:
         RunError: It cannot be read, or holds settings that are unknown here.
     """
     found = read_manifest(name, "--from-manifest")["settings"]
-    settings = BEFORE | {"retain_test": 0.0} | {key: value for key, value in found.items() if key not in ONE_START}
+    settings = {key: value for key, value in found.items() if key not in ONE_START}
     unknown = sorted(settings.keys() - {field.name for field in dataclasses.fields(UnlearnConfig)})
     if unknown:
         raise RunError(f"--from-manifest {name}: holds settings of another version of Expunge ({unknown[0]})")

@@ -15,7 +15,7 @@ import resource
 import shutil
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
@@ -38,7 +38,6 @@ from expunge.runs.manifest import (
     first_half,
     identity_of,
     other_versions,
-    pinned,
     versions,
 )
 from expunge.runs.reads import check_apart, check_started_here
@@ -217,7 +216,7 @@ class Run:
         earlier = self.earlier() if config.resume else None
         if config.from_manifest:
             earlier = read_manifest(config.from_manifest, "--from-manifest")
-        config, facts = pinned(config, facts, earlier)
+        config = replace(config, revision=facts.base_commit or config.revision)  # which whoever goes on from it loads
         self.config, self._device = config, facts.device
         self._few = coarse.few({name: len(rows) for name, rows in facts.rows.items()})
         identity = identity_of(config, facts)

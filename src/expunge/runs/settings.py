@@ -1,7 +1,7 @@
 """`config.yaml` of a run: the resolved settings, written once and read by the commands that go on from a run."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,6 @@ from expunge.utils.reading import UnreadableError, parse_yaml, read_object
 FILE = "config.yaml"
 ONE_START = {"overwrite", "resume", "finish", "dry_run", "from_manifest", "trust_remote_code"}
 """What is said about one start of a run alone, and recorded nowhere: trust in a model's code least of all."""
-RENAMED = {"join": "prompt_format"}
-"""Name in a manifest or a `config.yaml` of an earlier version -> today's name of the same thing."""
-BEFORE: dict[str, Any] = {"context_tokens": 0}
-"""What a setting stood at before it was there, where that is not its default."""
 
 
 def recorded(config: UnlearnConfig) -> dict[str, Any]:
@@ -31,11 +27,6 @@ def recorded(config: UnlearnConfig) -> dict[str, Any]:
         for name, value in dataclasses.asdict(config).items()
         if name not in ONE_START
     }
-
-
-def present_names(record: Mapping[str, Any]) -> dict[str, Any]:
-    """What a run has recorded, under today's names."""
-    return {RENAMED.get(name, name): value for name, value in record.items()}
 
 
 def write_settings(run: Path, config: UnlearnConfig) -> None:
@@ -132,5 +123,4 @@ def _as_written(path: Path) -> Iterator[None]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    found = BEFORE | present_names(flat(parse_yaml(path.read_bytes())))
-    return {name: value for name, value in found.items() if name not in ONE_START}
+    return {name: value for name, value in flat(parse_yaml(path.read_bytes())).items() if name not in ONE_START}
