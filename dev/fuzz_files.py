@@ -192,7 +192,8 @@ def _read_settings(path: Path) -> None:
 
 def _read_manifest(path: Path) -> None:
     from expunge.runs.card import model_card
-    from expunge.runs.record import read_manifest, recorded_settings
+    from expunge.runs.record import read_manifest
+    from expunge.runs.settings import recorded_settings
 
     found = read_manifest(path, "--run")
     if found["status"] == "done":

@@ -66,6 +66,17 @@ def setting(name: str, **changes: object) -> Callable[[Path], None]:
     return change
 
 
+def run_setting(**changes: object) -> Callable[[Path], None]:
+    """Change settings in the manifest of the finished run."""
+
+    def change(work: Path) -> None:
+        path = work / "done/manifest.json"
+        manifest = json.loads(path.read_text())
+        path.write_text(json.dumps(manifest | {"settings": manifest["settings"] | changes}))
+
+    return change
+
+
 def without_weight(work: Path) -> None:
     tensors = load_file(work / "model/model.safetensors")
     tensors.pop("model.layers.1.mlp.up_proj.weight")

@@ -28,6 +28,7 @@ from breakage import (
     pickle_only,
     plain_benchmark,
     row,
+    run_setting,
     setting,
     without_weight,
 )
@@ -246,8 +247,9 @@ CASES: dict[str, Case] = {
     "merge into a file": ((*MERGE, "--output", "forget.jsonl/merged"), "forget.jsonl", None),
     "merge without data": (MERGE, "forget.jsonl: no such file", gone("forget.jsonl")),
     "merge without weights": (MERGE, "adapter_model.safetensors", gone("done/adapter/adapter_model.safetensors")),
-    "merge broken config": (MERGE, "config.yaml", file("done/config.yaml", "model: [")),
-    "merge foreign config": (MERGE, "config.yaml", file("done/config.yaml", "model: model\ncolour: red\n")),
+    "merge broken manifest": (MERGE, "manifest.json", file("done/manifest.json", "{")),
+    "merge foreign settings": (
+        MERGE, "manifest.json: holds settings of another version of Expunge (colour)", run_setting(colour="red")),
     "merge with other texts": (
         MERGE, "forget.jsonl: these are not the forget texts", file("forget.jsonl", '{"input": "a", "output": "b"}\n')),
     "merge with another base": (MERGE, "another model than the one that the run was made on", other_model),

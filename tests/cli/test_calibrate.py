@@ -246,9 +246,9 @@ def test_a_damaged_record_is_refused(run, expunge):
 
 
 def test_the_criteria_are_those_of_the_run_but_for_what_is_given(run):
-    settings = Path("run/config.yaml")
-    settings.write_text(settings.read_text().replace("target_auc: 0.5", "target_auc: 0.25"))
-    assert "target_auc: 0.25" in settings.read_text()
+    settings = Path("run/manifest.json")
+    settings.write_text(settings.read_text().replace('"target_auc": 0.5', '"target_auc": 0.25'))
+    assert '"target_auc": 0.25' in settings.read_text()
     for given, target in (((), 0.25), (("--target-auc", "0.75"), 0.75)):
         assert main(["calibrate", "--run", "run", *given]) == 0
         assert json.loads(Path("run/calibration.json").read_text())["target"]["target_auc"] == target

@@ -23,6 +23,7 @@ from breakage import (
     line,
     plain_benchmark,
     row,
+    run_setting,
     setting,
 )  # fmt: skip
 from safetensors.torch import load_file, save_file
@@ -375,13 +376,10 @@ CASES: dict[str, Case] = {
     ),
     "merge nowhere": ((*MERGE, "--run", "nowhere"), "not a finished run", None),
     "merge on a device that is not there": ((*MERGE, "--device", "quantum"), "--device quantum", None),
-    "merge settings of another type": (MERGE, "config.yaml", file("done/config.yaml", "- a\n")),
-    "merge settings out of range": (
-        MERGE, "config.yaml",
-        lambda work: (work / "done/config.yaml").write_text(
-            (work / "done/config.yaml").read_text().replace("max_length:", "max_length: x #")
-        ),
-    ),
+    "merge settings of another type": (MERGE, "manifest.json", run_setting(max_length="x")),
+    "merge settings that are none": (MERGE, "manifest.json", setting("done/manifest.json", settings=["a"])),
+    "merge a start that is none": (MERGE, "manifest.json", setting("done/manifest.json", start={"output": 1})),
+    "merge settings out of range": (MERGE, "manifest.json: not the settings of a run", run_setting(max_length=0)),
     "merge adapter broken": (MERGE, "adapter", file("done/adapter/adapter_config.json", "{")),
     **{
         f"{command[0]} an adapter of another {name}": (

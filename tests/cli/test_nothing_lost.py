@@ -10,6 +10,7 @@ from pathlib import Path
 
 import datasets
 import pytest
+from breakage import run_setting
 from workspace import FORGET, QUICK, UNLEARN, Result, snapshot, temporary, write_jsonl
 
 from expunge.errors import ConfigError, ModelError
@@ -141,8 +142,7 @@ def test_a_manifest_that_is_to_be_repeated_is_an_input(work: Path) -> None:
 
 def test_merge_does_not_write_over_the_base_of_the_adapter_that_its_run_was_made_on(work: Path, expunge: Run) -> None:
     adapter_on("model", "first")
-    settings = Path("done/config.yaml")
-    settings.write_text(settings.read_text().replace("model: model\n", "model: first\n"))
+    run_setting(model="first")(work)
     before = without_lock(work)
     result = expunge("merge", "--run", "done", "--output", "model", "--overwrite")
     assert result.code == 2

@@ -24,10 +24,12 @@ from workspace import FORGET, MARKER, QUICK, RETAIN, UNLEARN, Result, snapshot, 
 from expunge import UnlearnConfig, load_unlearned, unlearn
 from expunge.cli.main import main
 from expunge.config import RECIPES
+from expunge.config.nested import by_group
 from expunge.config.unlearn import GROUPS
 from expunge.errors import RunError
 from expunge.losses.npo import NPO
 from expunge.model.load import LoadedModel
+from expunge.runs.settings import recorded, recorded_settings, resumed_settings, run_settings
 from expunge.utils import files
 from tiny import bring_own_code, save_tiny
 
@@ -369,6 +371,16 @@ def test_resumed_equals_uninterrupted_bit_for_bit(work: Path, expunge: Run) -> N
     assert manifest("run")["steps"] == manifest("whole")["steps"] == 7
 
 
+def test_commands_go_on_from_the_manifest_and_config_yaml_is_for_people(work: Path) -> None:
+    config = run_settings("done")
+    assert (config.output, config.device, config.max_steps) == ("done", "cpu", 3)
+    assert yaml.safe_load(Path("done/config.yaml").read_text()) == by_group(recorded(config))
+    Path("done/config.yaml").write_text("model: [")
+    assert run_settings("done") == config
+    assert resumed_settings("done")["output"] == "done"
+    assert "output" not in recorded_settings("done/manifest.json"), "a run is repeated elsewhere"
+
+
 def test_resume_of_a_folder_without_a_run_says_so(work: Path, expunge: Run) -> None:
     told = expunge("unlearn", "--resume", "--output", "none")
     assert (told.code, told.err) == (
@@ -570,8 +582,9 @@ def test_code_of_a_model_runs_where_this_command_line_trusts_it_and_not_because_
     assert made.code == 0, made.err
     for said in (Path("run/config.yaml"), Path("run/manifest.json")):
         assert "trust_remote_code" not in said.read_text()
-    with Path("run/config.yaml").open("a") as file:
-        file.write("trust_remote_code: true\n")
+    record = manifest("run")
+    record["settings"]["trust_remote_code"] = record["start"]["trust_remote_code"] = True
+    Path("run/manifest.json").write_text(json.dumps(record))
     refused = expunge("merge", "--run", "run", "--output", "merged")
     assert (refused.code, Path("merged").exists()) == (2, False)
     assert "not run unless you trust its author and give --trust-remote-code" in refused.err

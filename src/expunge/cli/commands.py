@@ -349,7 +349,7 @@ def recorded(given: Mapping[str, Any]) -> dict[str, Any]:
     asked = UnlearnConfig(**{"model": "", **given})
     check_types(asked)
     if asked.from_manifest is not None:
-        from expunge.runs.record import recorded_settings
+        from expunge.runs.settings import recorded_settings
 
         return recorded_settings(asked.from_manifest, asked.model)
     if asked.resume and asked.output:

@@ -250,7 +250,7 @@ def mismatches(
         )
     if settings.get("benchmark") == config.benchmark and settings.get("split") not in (None, config.split):
         yield from _other_split(config, settings["split"])
-    if config.forget and config.forget == settings.get("forget") and (run / "config.yaml").exists():
+    if config.forget and config.forget == settings.get("forget"):
         then, texts = run_settings(str(run)), {"forget": suite["forget"].examples}
         if config.retain_test and all(getattr(config, own) == settings.get(own) for own in ("retain", "retain_test")):
             texts |= {own.name: own.examples for own in suite.sets if own.name == "test"}

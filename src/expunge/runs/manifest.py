@@ -75,7 +75,12 @@ def identity_of(config: UnlearnConfig, facts: RunFacts) -> dict[str, Any]:
     return identity
 
 
-def first_half(identity: dict[str, Any], facts: RunFacts) -> dict[str, Any]:
+def start_of(config: UnlearnConfig) -> dict[str, Any]:
+    """Settings that a run was started with and does not depend on; of its device, the kind alone counts."""
+    return {name: value for name, value in recorded(config).items() if name in {*NOT_PART_OF_THE_RESULT, "device"}}
+
+
+def first_half(identity: dict[str, Any], facts: RunFacts, config: UnlearnConfig) -> dict[str, Any]:
     """What a manifest says before the first step; of few texts, counts of tokens and losses are coarse."""
     rows = {name: len(own) for name, own in facts.rows.items()}
     tokens = {name: sum(map(len, own)) for name, own in facts.rows.items()}
@@ -87,6 +92,7 @@ def first_half(identity: dict[str, Any], facts: RunFacts) -> dict[str, Any]:
         formats = {name: round(loss) for name, loss in formats.items()}
     return {
         **identity,
+        "start": start_of(config),
         "texts": facts.texts,
         "base": about_base(identity["settings"]["model"]),
         "rows": rows,
@@ -177,7 +183,7 @@ def check_base(name: str, manifest: dict[str, Any], flag: str, commit: str | Non
     if known_base(name, commit) not in (None, then):
         mend = "put that one back"
         if not Path(name).exists():
-            mend = "name its commit as `revision` in the run's config.yaml and adapter_config.json"
+            mend = "name its commit as `revision` in the run's manifest.json and adapter_config.json"
         raise RunError(f"{flag}: {name} is another model than the one that the run was made on: {mend}")
 
 

@@ -11,7 +11,6 @@ from typing import Any
 from expunge.config import UnlearnConfig
 from expunge.config.checks import check_types
 from expunge.errors import ConfigError, RunError
-from expunge.runs.settings import ONE_START, elsewhere
 from expunge.utils import files, listing
 from expunge.utils.reading import NUMBER, Each, UnreadableError, check_fields, read_lines, read_object
 
@@ -19,6 +18,7 @@ MAYBE = (*NUMBER, NoneType)
 FIELDS = {
     "status": str,
     "settings": dict,
+    "start?": {"output?": str},
     "data": Each(str),
     "model_sha256": str,
     "texts?": Each(str),
@@ -95,7 +95,7 @@ def read_manifest(path: Path | str, flag: str = "") -> dict[str, Any]:
         manifest = read_object(path, fields=FIELDS)
         check_fields(manifest, DONE if manifest["status"] == "done" and flag != "--from-manifest" else {})
         check_fields(manifest.get("selection") or {}, SELECTION)
-        _check_settings(manifest["settings"])
+        _check_settings(manifest["settings"] | manifest.get("start", {}))
         return manifest
     except UnreadableError as error:
         reason = f"damaged or no manifest ({error})"
@@ -117,20 +117,6 @@ def _check_settings(settings: dict[str, Any]) -> None:
         check_types(UnlearnConfig(**{"model": "", **known}))
     except ConfigError as error:
         raise UnreadableError(f"the setting {str(error).split()[0]} is of another type") from None
-
-
-def recorded_settings(name: str, model: str | None = None) -> dict[str, Any]:
-    """The settings in the manifest that --from-manifest names, for `model` where one is given.
-
-    Raises:
-        RunError: It cannot be read, or holds settings that are unknown here.
-    """
-    found = read_manifest(name, "--from-manifest")["settings"]
-    settings = {key: value for key, value in found.items() if key not in ONE_START}
-    unknown = sorted(settings.keys() - {field.name for field in dataclasses.fields(UnlearnConfig)})
-    if unknown:
-        raise RunError(f"--from-manifest {name}: holds settings of another version of Expunge ({unknown[0]})")
-    return elsewhere(settings, model)
 
 
 def read_calibration(folder: Path) -> dict[str, Any] | None:

@@ -1,8 +1,8 @@
 """One unlearning run on disk: opened, logged to, checkpointed, resumed and closed with a manifest.
 
 RUN/adapter/        standard PEFT adapter with a model card
-RUN/config.yaml     the resolved settings
-RUN/manifest.json   versions, hashes, hardware, timings, peak memory, energy, losses before and after
+RUN/config.yaml     the resolved settings, for people
+RUN/manifest.json   settings, versions, hashes, hardware, timings, peak memory, energy, losses before and after
 RUN/metrics.jsonl   a line per step
 RUN/checkpoints/    adapter and optimizer state, while the run lasts
 RUN/.expunge/       the run's own: list of its files, lock, and the reference where it is large, while the run lasts
@@ -38,6 +38,7 @@ from expunge.runs.manifest import (
     first_half,
     identity_of,
     other_versions,
+    start_of,
     versions,
 )
 from expunge.runs.reads import check_apart, check_started_here
@@ -185,13 +186,14 @@ class Run:
             self._locks.append(Lock(self.path))
         if not (self.path / "manifest.json").exists():
             raise RunError(f"--resume: {self.output} holds no run (no manifest.json): leave --resume out to start one")
-        if self.earlier()["status"] == "done":
+        earlier = self.earlier()
+        if earlier["status"] == "done":
             self._complete()  # a run that is cut off between its last two breaths leaves this
             raise RunError(f"--resume: the run in {self.output} is finished: there is nothing left to do")
         if self.config.finish and not checkpoints.last(self.path / "checkpoints"):
             raise RunError("--finish: no step of this run has been saved: leave it out to go on")
         places = {name: getattr(self.config, name) for name in READS}
-        check_started_here(self.output, settings.started_as(self.path), places)
+        check_started_here(self.output, earlier.get("start", {}).get("output", ""), places)
 
     def close(self) -> None:
         """Give the run directory free."""
@@ -241,7 +243,8 @@ class Run:
                 if now != earlier["settings"] or not (self.path / settings.FILE).exists():
                     settings.write_settings(self.path, config)
                 if now != earlier["settings"]:  # the data, or the model, lie elsewhere now
-                    files.write_json(self.path / "manifest.json", {**earlier, "settings": now}, overwrite=True)
+                    moved = {"settings": now, "start": start_of(config)}
+                    files.write_json(self.path / "manifest.json", {**earlier, **moved}, overwrite=True)
             return
         if not is_writer():
             return
@@ -250,7 +253,7 @@ class Run:
             self._locks.append(Lock(self.path))
         if config.report_to:
             listing.note_folder(self.path, TRACKED)
-        manifest = {"schema": 1, "status": "running", "started": _now(), **first_half(identity, facts)}
+        manifest = {"schema": 1, "status": "running", "started": _now(), **first_half(identity, facts, config)}
         files.write_json(self.path / "manifest.json", manifest)  # from here on it is a run that can be resumed
         self._energy = energy_joules(facts.device)
         settings.write_settings(self.path, config)

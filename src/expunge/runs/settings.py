@@ -1,19 +1,19 @@
-"""`config.yaml` of a run: the resolved settings, written once and read by the commands that go on from a run."""
+"""The resolved settings of a run: in its manifest, which commands go on from, and for people in `config.yaml`."""
 
 import dataclasses
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from expunge.config import UnlearnConfig
-from expunge.config.nested import by_group, flat
+from expunge.config.nested import by_group
 from expunge.errors import ConfigError, RunError
 from expunge.runs.directory import is_staged, staged
+from expunge.runs.record import read_manifest
 from expunge.utils import files
-from expunge.utils.reading import UnreadableError, parse_yaml, read_object
+from expunge.utils.reading import read_object
 
 FILE = "config.yaml"
 ONE_START = {"overwrite", "resume", "finish", "dry_run", "from_manifest", "trust_remote_code"}
@@ -67,12 +67,15 @@ def run_settings(run: str, **texts: str | None) -> UnlearnConfig:
         ConfigError: It has no use for one of the `texts`.
     """
     check_finished(run)
-    path = Path(run) / FILE
+    path = Path(run) / "manifest.json"
     if not path.exists() or not (Path(run) / "adapter" / "adapter_config.json").exists():
-        raise RunError(f"--run {run}: not a finished run (it needs {FILE} and adapter/)")
-    with _as_written(path):
-        config = UnlearnConfig(**_read(path))
+        raise RunError(f"--run {run}: not a finished run (it needs manifest.json and adapter/)")
+    found = _settings_in(path, "--run")
+    try:
+        config = UnlearnConfig(**found)
         config.validate()
+    except (ConfigError, TypeError):
+        raise RunError(f"{path}: not the settings of a run, it is damaged or from another version") from None
     config = config.changed(**{name: place for name, place in texts.items() if place})
     config.validate()
     return config
@@ -83,44 +86,38 @@ def elsewhere(found: dict[str, Any], model: str | None) -> dict[str, Any]:
     return found | {"revision": None} if model and Path(model).exists() else found
 
 
+def recorded_settings(name: str, model: str | None = None) -> dict[str, Any]:
+    """The settings in the manifest that --from-manifest names, for `model` where one is given.
+
+    Raises:
+        RunError: It cannot be read, or holds settings that are unknown here.
+    """
+    return elsewhere(_settings_in(name, "--from-manifest", ["settings"]), model)
+
+
 def resumed_settings(output: str, model: str | None = None) -> dict[str, Any]:
     """The settings of the run in a directory that is to be gone on with, however many processes share the base this
     time, for `model` where one is given; nothing where none are recorded.
 
     Raises:
-        RunError: They are not what a run writes.
+        RunError: They cannot be read, or some are unknown here.
     """
-    folder = staged(Path(output)) if is_staged(Path(output)) else Path(output)
-    path = folder / FILE
+    path = (staged(Path(output)) if is_staged(Path(output)) else Path(output)) / "manifest.json"
     if not path.is_file():
         return {}
-    with _as_written(path):
-        found = {name: value for name, value in _read(path).items() if name != "shard_base"}
-        UnlearnConfig(**found)
+    found = _settings_in(path, "--resume")
+    found.pop("shard_base", None)
     return elsewhere(found, model)
 
 
-def started_as(folder: Path) -> str:
-    """The `--output` that a run was started with; empty where none is recorded.
+def _settings_in(path: Path | str, flag: str, parts: Iterable[str] = ("settings", "start")) -> dict[str, Any]:
+    """The settings in a manifest.
 
     Raises:
-        RunError: Its settings are not what a run writes.
+        RunError: It cannot be read, or one of them is unknown here.
     """
-    path = folder / FILE
-    if not path.is_file():
-        return ""
-    with _as_written(path):
-        return str(_read(path).get("output") or "")
-
-
-@contextmanager
-def _as_written(path: Path) -> Iterator[None]:
-    """Turn what comes of settings that no run has written into one clear line."""
-    try:
-        yield
-    except (UnreadableError, TypeError, AttributeError, ConfigError):
-        raise RunError(f"{path}: not the settings of a run, it is damaged or from another version") from None
-
-
-def _read(path: Path) -> dict[str, Any]:
-    return {name: value for name, value in flat(parse_yaml(path.read_bytes())).items() if name not in ONE_START}
+    manifest = read_manifest(path, flag)
+    found = {name: own for part in parts for name, own in manifest.get(part, {}).items() if name not in ONE_START}
+    if unknown := sorted(found.keys() - {field.name for field in dataclasses.fields(UnlearnConfig)}):
+        raise RunError(f"{flag} {path}: holds settings of another version of Expunge ({unknown[0]})")
+    return found
