@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 import torch
@@ -115,8 +114,7 @@ class _Ours:
 
     def __init__(self, config: UnlearnConfig, loaded: LoadedModel, sides: dict[str, list[TokenizedExample]]) -> None:
         self.trainer = Trainer(prepared_for(config, loaded, sides))
-        self._cache = TemporaryDirectory(prefix="bench-")
-        self.trainer.compute_reference(Reporter(quiet=True), Path(self._cache.name), "bench")
+        self.trainer.compute_reference(Reporter(quiet=True))
 
     def steps(self) -> Iterator[Any]:
         return self.trainer.plan.steps()

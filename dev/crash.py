@@ -115,12 +115,10 @@ def start(words: list[str], shared: Shared, log: Path, kill_at: int = 0) -> int:
 
 
 def _watch(shared: Shared, kill_at: int) -> None:
-    """In the child: tell the phase, count the file operations in this folder, keep the reference in a file."""
-    from expunge.model import reference
+    """In the child: tell the phase, count the file operations in this folder."""
     from expunge.runs import run
     from expunge.utils import progress
 
-    reference.MEMORY_BYTES = 0
     track = progress.Reporter.track
 
     @contextlib.contextmanager

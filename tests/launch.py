@@ -1,7 +1,7 @@
 """Several processes of one run, as a launcher starts them, forked from a server that has loaded the libraries once.
 
 with Launch(folder) as launch:
-    ends = launch(3, "unlearn", "--model", ..., prepare="reference_in_files")
+    ends = launch(3, "unlearn", "--model", ..., prepare="two_machines")
 """
 
 import json
@@ -113,14 +113,8 @@ def nothing() -> None:
     """As it is."""
 
 
-def reference_in_files() -> None:
-    """As if the reference were too large for the memory."""
-    import_module("expunge.model.reference").MEMORY_BYTES = 0
-
-
 def two_machines() -> None:
     """Each process on a machine of its own, by a launcher that says nothing of machines."""
-    reference_in_files()
     del os.environ["LOCAL_RANK"], os.environ["LOCAL_WORLD_SIZE"]
     name = f"node{rank()}"
     socket.gethostname = lambda: name
@@ -167,8 +161,7 @@ def last_has_a_bug() -> None:
 
 
 def last_is_killed() -> None:
-    """The system kills the last process; the reference is in files."""
-    reference_in_files()
+    """The system kills the last process."""
     if rank() == int(os.environ.get("WORLD_SIZE", "1")) - 1:
         _at_step_3(lambda: os.kill(os.getpid(), signal.SIGKILL))
 

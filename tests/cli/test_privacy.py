@@ -11,11 +11,9 @@ from typing import Any
 import matplotlib
 import pytest
 import torch
-from safetensors import safe_open
 from transformers import AutoTokenizer
 from workspace import QUICK, RETAIN, UNLEARN, Result, write_jsonl
 
-from expunge.model import reference
 from expunge.model.load import load_model
 from expunge.model.logps import final_states, lay_out
 from launch import launch
@@ -111,8 +109,7 @@ def test_the_search_finds_what_is_there(planted: Path) -> None:
 
 @pytest.mark.usefixtures("figures")
 def test_every_command_that_writes(planted: Path, expunge: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With checkpoints, a tracker and the reference in a file."""
-    monkeypatch.setattr(reference, "MEMORY_BYTES", 0)
+    """With checkpoints and a tracker."""
     monkeypatch.setattr(import_module("expunge.train.setup"), "check_trackers", lambda report_to: None)
     tracked = planted / "tracked"
     tracked.touch(mode=0o600)
@@ -138,7 +135,7 @@ def test_every_command_that_writes(planted: Path, expunge: Run, monkeypatch: pyt
 
     assert [result.code for result in results] == [0] * len(results), [result.err for result in results]
     assert "grad_norm" in tracked.read_text()
-    assert not [path for path in written(planted) if path.name in ("cache", "checkpoints")]
+    assert not [path for path in written(planted) if path.name == "checkpoints"]
     nothing_leaked(planted, *results)
 
 
@@ -159,7 +156,6 @@ def test_predictions_are_kept_only_where_they_are_asked_for(planted: Path, expun
 
 
 def test_a_run_that_fails(planted: Path, expunge: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reference, "MEMORY_BYTES", 0)
     module = import_module("expunge.train.trainer")
     terms = module.loss_terms
 
@@ -174,7 +170,6 @@ def test_a_run_that_fails(planted: Path, expunge: Run, monkeypatch: pytest.Monke
 
     assert result.code == 2
     assert "is not finite" in result.err
-    assert not Path("run/.expunge/cache").exists()
     nothing_leaked(planted, result)
 
 
@@ -191,12 +186,10 @@ def test_a_bug_shows_no_text(planted: Path, expunge: Run, monkeypatch: pytest.Mo
 
 
 def test_a_run_that_is_killed(planted: Path) -> None:
-    """SIGKILL leaves checkpoints, which hold the adapter, the reference of texts to keep, and nothing of others."""
+    """SIGKILL leaves checkpoints, which hold the adapter and nothing of texts."""
     (end,) = launch(1, planted, *TRAIN, "--recipe", "default", "--eval-every", "0", prepare="last_is_killed")
 
     assert end.code == -9, end
-    with safe_open(Path("run/.expunge/cache/reference-0.safetensors"), "pt") as tensors:
-        assert set(tensors.keys()) == {"retain.ref_states", "replay.ref_states"}
     assert list(Path("run/checkpoints").iterdir())
     assert json.loads(Path("run/manifest.json").read_text())["status"] == "running"
     nothing_leaked(planted, end)

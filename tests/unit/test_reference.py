@@ -1,23 +1,20 @@
-"""The cached reference: the numbers of a second forward pass, in memory or on disk, and nothing left behind."""
+"""The cached reference: the numbers of a second forward pass, of the rows that a step visits."""
 
+import contextlib
 import os
-import resource
 import signal
-import stat
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
 
 from expunge.config import UnlearnConfig
-from expunge.data.tokenize import TokenizedExample
-from expunge.errors import TrainingError
+from expunge.errors import ModelError
 from expunge.kernels import token_logps, token_logps_and_kl
 from expunge.model import reference
 from expunge.model.logps import final_states, lay_out
-from expunge.model.tensor_file import TensorFile
 from expunge.runs.run import Run
 from expunge.train.loop import unlearn
 from expunge.train.setup import prepare
@@ -32,7 +29,6 @@ FORGET = [
 RETAIN = [
     {"prompt": f"What closed on day {i}?", "completion": f"The mill, ship {i * 3} and the book."} for i in range(9)
 ]
-CACHE = Path(".expunge", "cache", "reference-0.safetensors")
 QUIET = Reporter(quiet=True)
 
 
@@ -58,52 +54,78 @@ def config(folder: Path, output: Path | str = "unused", **settings) -> UnlearnCo
     return UnlearnConfig(model=str(folder / "model"), output=str(output), **{**lines, **settings})
 
 
-@pytest.fixture
-def on_disk(monkeypatch):
-    monkeypatch.setattr(reference, "MEMORY_BYTES", 0)
-
-
-def only_forget(sides: dict[str, reference.Asked]) -> dict[str, reference.Asked]:
-    assert {name.partition(".")[0] for name in sides} == {"forget"}
-    return sides
-
-
-def interrupted(monkeypatch, settings: UnlearnConfig) -> None:
-    """Run until a signal after the second step."""
-    log = Run.log
-
-    def log_and_stop(self, line):
-        if line["step"] == 2:
-            os.kill(os.getpid(), signal.SIGINT)
-        return log(self, line)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Run, "log", log_and_stop)
-        with pytest.raises(KeyboardInterrupt):
-            unlearn(settings)
-
-
 def test_all_that_is_asked_of_the_same_targets_takes_one_pass(folder, monkeypatch):
     trainer = Trainer(prepare(config(folder, loss="undial", recipe="npo"), QUIET))
-    sides, passes, original = trainer.reference_sides(), [], reference.final_states
+    side, passes, original = trainer.reference_sides()["forget"], [], reference.final_states
     monkeypatch.setattr(reference, "final_states", lambda *given: passes.append(given) or original(*given))
 
-    def computed(*names: str):
+    def computed(*what: str):
         passes.clear()
-        return reference.compute_reference(trainer.loaded, {name: sides[name] for name in names}), len(passes)
+        return reference.compute_reference(trainer.loaded, {"forget": replace(side, what=what)})["forget"], len(passes)
 
-    names = ("forget.ref_logps", "forget.ref_states")
-    together, count = computed(*names)
-    for name in names:
-        alone, as_many = computed(name)
+    assert side.what == ["ref_logps", "ref_states"]
+    together, count = computed(*side.what)
+    for what in side.what:
+        alone, as_many = computed(what)
         assert count == as_many
-        assert all(torch.equal(together[name][row], alone[name][row]) for row in range(len(FORGET)))
+        assert all(torch.equal(together[what][row], alone[what][row]) for row in range(len(FORGET)))
 
 
-def test_kl_from_the_cache_is_that_of_a_second_forward_pass(folder, tmp_path, on_disk):
+def test_only_rows_that_a_step_visits_are_looked_at(folder, monkeypatch):
+    read, original = [], reference.lay_out
+
+    def lay_out_noted(loaded, sequences):
+        read.extend(map(tuple, sequences))
+        return original(loaded, sequences)
+
+    monkeypatch.setattr(reference, "lay_out", lay_out_noted)
+    whole, short = (Trainer(prepare(config(folder, **own), QUIET)) for own in ({}, {"max_steps": 2}))
+    whole.compute_reference(QUIET)
+    assert {*whole.sides["retain"].values["ref_states"]} == {*range(len(whole.prepared.retain))}
+    steps = list(islice(short.plan.steps(), 2))
+    read.clear()
+    short.compute_reference(QUIET)
+
+    for name, what in (("forget", "ref_logps"), ("retain", "ref_states")):
+        side, visited = short.sides[name], {row for step in steps for row in getattr(step, name)}
+        assert {*side.values[what]} == visited
+        assert 0 < len(visited) < len(side.rows)
+        assert {tuple(row.input_ids) in read for at, row in enumerate(side.rows) if at not in visited} == {False}
+        for row in visited:  # of other passes, which may round in another way
+            torch.testing.assert_close(side.values[what][row], whole.sides[name].values[what][row])
+    for step in steps:
+        own, other = (trainer.train_step(step) for trainer in (short, whole))
+        assert own["loss"] == pytest.approx(other["loss"], rel=1e-5)
+
+
+def test_rows_of_all_steps_are_what_all_rows_were(folder):
+    """Where every row has its turn, the values are those of passes over all rows, bit for bit."""
+    trainer = Trainer(prepare(config(folder), QUIET))
+    trainer.compute_reference(QUIET)
+    every = {
+        name: reference.Asked(dict(enumerate(trainer.sides[name].rows)), side.span, side.what)
+        for name, side in trainer.reference_sides().items()
+    }
+    for name, found in reference.compute_reference(trainer.loaded, every).items():
+        for what, values in found.items():
+            own = trainer.sides[name].values[what]
+            assert own.keys() == values.keys()
+            assert all(torch.equal(own[row], values[row]) for row in values)
+
+
+def test_a_main_memory_that_is_too_small_is_said_in_one_line(folder, monkeypatch):
+    trainer = Trainer(prepare(config(folder), QUIET))
+    needed = reference.layout_bytes(reference.reference_layout(trainer.loaded, trainer.reference_sides()))
+    for free, fits in ((needed, True), (needed - 1, False)):
+        monkeypatch.setattr(reference, "free_memory", lambda device, free=free: free)
+        with contextlib.nullcontext() if fits else pytest.raises(ModelError, match="fewer texts in one run"):
+            trainer.compute_reference(QUIET)
+
+
+def test_kl_from_the_cache_is_that_of_a_second_forward_pass(folder):
     prepared = prepare(config(folder), QUIET)
     trainer = Trainer(prepared)
-    trainer.compute_reference(QUIET, tmp_path / "cache", "key")
+    trainer.compute_reference(QUIET)
     for step in islice(trainer.plan.steps(), 3):
         trainer.train_step(step)
     loaded = prepared.loaded
@@ -127,81 +149,23 @@ def test_kl_from_the_cache_is_that_of_a_second_forward_pass(folder, tmp_path, on
     torch.testing.assert_close(trainer.sides["forget"].values["ref_logps"][0], logps, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_memory_and_disk_train_the_same_adapter(folder, tmp_path, monkeypatch, dtype):
-    in_memory = unlearn(config(folder, tmp_path / "memory", dtype=dtype))
-    monkeypatch.setattr(reference, "MEMORY_BYTES", 0)
-    seen = []
-    finish = TensorFile.finish
-    monkeypatch.setattr(TensorFile, "finish", lambda self: (finish(self), seen.append(self.path)))
-    on_disk = unlearn(config(folder, tmp_path / "disk", dtype=dtype))
-    assert seen == [tmp_path / "disk" / CACHE]
-    assert sha256_file(in_memory.adapter / "adapter_model.safetensors") == sha256_file(
-        on_disk.adapter / "adapter_model.safetensors"
-    )
-    assert not (tmp_path / "disk" / ".expunge" / "cache").exists()
-
-
-def test_an_interrupted_run_keeps_a_private_file_and_goes_on_from_it(folder, tmp_path, monkeypatch, on_disk):
+def test_a_resumed_run_computes_it_anew_and_writes_none_of_it(folder, tmp_path, monkeypatch):
     whole = unlearn(config(folder, tmp_path / "whole"))
-    settings = config(folder, tmp_path / "run")
-    interrupted(monkeypatch, settings)
-    file = tmp_path / "run" / CACHE
-    assert stat.S_IMODE(file.stat().st_mode) == 0o600
-    assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
-    with safe_open(file, "pt") as tensors:
-        assert set(tensors.keys()) == {"retain.ref_states"}, "the texts to forget can be read off theirs"
-        assert tensors.get_tensor("retain.ref_states").shape[1] == 32
-        assert tensors.get_tensor("retain.ref_states").abs().sum(1).min() > 0
-    fill = reference._fill
-    monkeypatch.setattr(reference, "_fill", lambda loaded, sides, *more: fill(loaded, only_forget(sides), *more))
+    log = Run.log
+
+    def log_and_stop(self, line):
+        if line["step"] == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return log(self, line)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "log", log_and_stop)
+        with pytest.raises(KeyboardInterrupt):
+            unlearn(config(folder, tmp_path / "run"))
+    assert {path.name for path in (tmp_path / "run" / ".expunge").iterdir()} <= {"files", "lock"}
     resumed = unlearn(config(folder, tmp_path / "run", resume=True))
-    assert sha256_file(resumed.adapter / "adapter_model.safetensors") == sha256_file(
-        whole.adapter / "adapter_model.safetensors"
-    )
-    assert not file.parent.exists()
-
-
-@pytest.mark.parametrize("damage", ["cut", "other key", "unfinished"])
-def test_a_file_that_does_not_fit_is_built_anew(folder, tmp_path, monkeypatch, on_disk, damage):
-    interrupted(monkeypatch, config(folder, tmp_path / "run"))
-    file = tmp_path / "run" / CACHE
-    content = file.read_bytes()
-    if damage == "cut":
-        file.write_bytes(content[:-5])
-    elif damage == "other key":
-        at = content.index(b'"key": "') + 8
-        file.write_bytes(content[:at] + b"0000" + content[at + 4 :])
-    else:
-        file.rename(file.with_name(f".{file.name}.partial"))
-    fill, filled = reference._fill, []
-    monkeypatch.setattr(reference, "_fill", lambda *args: filled.append(1) or fill(*args))
-    unlearn(config(folder, tmp_path / "run", resume=True))
-    assert filled
-    assert not file.parent.exists()
-
-
-def test_a_file_of_other_rows_is_built_anew(folder, tmp_path, on_disk):
-    """Replay texts are sampled again where a run goes on, and on another machine others come, of the same length."""
-    loaded = prepare(config(folder), QUIET).loaded
-    found = []
-    for token in (5, 9):
-        rows = {"replay.ref_states": reference.Asked([TokenizedExample("a", [3, 4, token, 6], 0)], "all", "states")}
-        values = reference.compute_reference(loaded, rows, folder=tmp_path, key="the run's")
-        found.append(values["replay.ref_states"][0])
-    assert (found[0] - found[1]).abs().max() > 1e-3
-
-
-def test_a_failed_run_leaves_no_cache(folder, tmp_path, monkeypatch, on_disk):
-    def fail(self, step):
-        assert (tmp_path / "run" / CACHE).exists()
-        raise TrainingError("step 1 is not finite")
-
-    monkeypatch.setattr(Trainer, "take_step", fail)
-    with pytest.raises(TrainingError):
-        unlearn(config(folder, tmp_path / "run"))
-    assert (tmp_path / "run" / "manifest.json").exists()
-    assert not (tmp_path / "run" / ".expunge" / "cache").exists()
+    own, other = (sha256_file(run.adapter / "adapter_model.safetensors") for run in (resumed, whole))
+    assert own == other
 
 
 @pytest.mark.parametrize(
@@ -220,32 +184,4 @@ def test_only_what_a_term_needs_is_computed(folder, settings, names):
     trainer.write_replay(QUIET)
     trainer.compute_reference(QUIET)
     found = {f"{side}.{what}" for side, rows in trainer.sides.items() for what in rows.values}
-    assert found == names == trainer.reference_sides().keys()
-
-
-def test_a_large_file_needs_little_memory(tmp_path):
-    rows, hidden, block = 50_000, 1024, 500
-    file = TensorFile(tmp_path / "cache" / "big.safetensors", {"states": (torch.float32, (rows, hidden))}, "key")
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    filler = torch.empty(max(0, (before - _resident()) * 1024 // 4)).fill_(1)  # so that growth shows in the peak
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    file.create()
-    states = file.tensors(partial=True)["states"]
-    for start in range(0, rows, block):
-        states[start : start + block] = torch.full((block, hidden), float(start))
-    file.finish()
-    assert file.complete()
-    states = file.tensors()["states"]
-    for start in range(0, rows, block):
-        assert states[start : start + block][::499, ::1023].eq(start).all()
-        states[start : start + block].sum()
-    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
-    del filler
-    assert file.size > 200e6
-    assert grown < 20e6
-
-
-def _resident() -> int:
-    """Resident memory now, in KiB."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith("VmRSS")).split()[1])
+    assert found == names == {f"{name}.{what}" for name, own in trainer.reference_sides().items() for what in own.what}

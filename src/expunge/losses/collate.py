@@ -13,7 +13,7 @@ from expunge.model.layers import captured_states
 from expunge.model.load import LoadedModel
 from expunge.model.logps import final_states, lay_out
 from expunge.model.packing import send
-from expunge.model.reference import RowValues
+from expunge.model.reference import Values
 
 SIDES = ("forget", "pairs", "instead", "retain", "replay")
 """The sides of a run, in the order in which their rows stand in a micro-batch."""
@@ -26,14 +26,15 @@ class SideRows:
     Attributes:
         rows: The rows, which steps point into.
         span: Their targets: `completion` or `all` tokens.
-        values: `ref_logps`, `ref_states` or `target_nll` -> the values of each row's targets.
+        values: `ref_logps`, `ref_states` or `target_nll` -> row -> the values of its targets; at least of each row that
+            a step visits.
         guessed: See `TokenBatch`.
         ratio: What the target NLLs of a row are multiplied by where it stands after another text.
     """
 
     rows: list[TokenizedExample]
     span: str
-    values: dict[str, RowValues] = field(default_factory=dict)
+    values: dict[str, Values] = field(default_factory=dict)
     guessed: bool = True
     ratio: float = 1.0
 

@@ -2,62 +2,34 @@
 
 The reference is the same weights with the adapter off. Its head is frozen, so the final hidden state of a token fixes
 the token's whole distribution: NPO needs one number per forget token, the exact KL `hidden` numbers per retain token.
+It stays in main memory, and only rows that a step visits are looked at.
 """
 
-import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import accumulate
 from math import prod
-from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from expunge.data.sampler import micro_batches
-from expunge.data.tokenize import TokenizedExample, hash_rows
+from expunge.data.tokenize import TokenizedExample
 from expunge.errors import ModelError
 from expunge.kernels import token_logps
 from expunge.model.load import LoadedModel
 from expunge.model.logps import PASS_TOKENS, final_states, in_halves, lay_out, target_positions
 from expunge.model.memory import free_memory
-from expunge.model.tensor_file import FileTensor, TensorFile
 from expunge.utils.distributed import ALONE, Processes
-from expunge.utils.files import fingerprint
 from expunge.utils.text import show_bytes
 
-MEMORY_BYTES = 2**28
-"""A reference up to this size stays in main memory; a larger one goes to a file, if there is a folder for it."""
 PART = 2**16
 """Targets of which processes exchange values at once."""
-FILE_NAME = "reference-{node}.safetensors"
-"""One file on each machine, whose processes write it together."""
 
-What = Literal["logps", "states"]
-Layout = dict[str, tuple[torch.dtype, tuple[int, ...]]]
-"""Name -> dtype and shape of its flat tensor."""
-
-
-class RowValues:
-    """Values of all targets of many rows in one flat tensor; `values[row]` gives those of one row.
-
-    Args:
-        flat: `(targets,)` or `(targets, hidden)`, in main memory or in a file.
-        sizes: Targets of each row.
-    """
-
-    def __init__(self, flat: Tensor | FileTensor, sizes: Sequence[int]) -> None:
-        self.flat = flat
-        self._starts = [0, *accumulate(sizes)]
-
-    def __getitem__(self, row: int) -> Tensor:
-        return self.flat[self._starts[row] : self._starts[row + 1]]
-
-    def __setitem__(self, row: int, values: Tensor) -> None:
-        self.flat[self._starts[row] : self._starts[row + 1]] = values
+Values = dict[int, Tensor]
+"""Row -> values of its targets, `(targets,)` or `(targets, hidden)`, on the CPU."""
+Layout = dict[tuple[str, str], tuple[torch.dtype, tuple[int, ...]]]
+"""Name and what is needed -> dtype and shape of the values of all rows together."""
 
 
 @dataclass(frozen=True)
@@ -65,192 +37,116 @@ class Asked:
     """What is needed of one set of rows.
 
     Attributes:
-        rows: The rows.
+        rows: Number of the row -> the row.
         span: Their targets: `completion` or `all`.
-        what: `logps` for log-probabilities (nats, fp32), `states` for the final hidden states that predict the targets,
-            in the dtype that the head multiplies in (so rounding loses nothing).
-        private: They never leave the memory: the model's head says the texts from their states.
+        what: `ref_logps` for log-probabilities (nats, fp32), `ref_states` for the final hidden states that predict the
+            targets, in the dtype that the head multiplies in (so rounding loses nothing).
     """
 
-    rows: Sequence[TokenizedExample]
+    rows: Mapping[int, TokenizedExample]
     span: str
-    what: What
-    private: bool = False
+    what: Sequence[str]
 
     def sizes(self) -> list[int]:
         """Targets of each row."""
-        return [len(row.targets(self.span)) for row in self.rows]
+        return [len(row.targets(self.span)) for row in self.rows.values()]
 
 
-def reference_layout(loaded: LoadedModel, sides: dict[str, Asked]) -> Layout:
-    """Dtype and shape of the flat tensor of each side."""
+def reference_layout(loaded: LoadedModel, sides: Mapping[str, Asked]) -> Layout:
+    """Dtype and shape of what is computed of each side."""
     probe = final_states(loaded, lay_out(loaded, [[0]]))
     states = probe.dtype if loaded.head.weight is None else loaded.head.weight.dtype
-    logps = torch.promote_types(probe.dtype, torch.float32)
-    return {
-        name: (states, (sum(side.sizes()), probe.shape[-1])) if side.what == "states" else (logps, (sum(side.sizes()),))
-        for name, side in sides.items()
+    forms: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {
+        "ref_logps": (torch.promote_types(probe.dtype, torch.float32), ()),
+        "ref_states": (states, probe.shape[-1:]),
     }
+    layout: Layout = {}
+    for name, side in sides.items():
+        for what in side.what:
+            dtype, shape = forms[what]
+            layout[name, what] = dtype, (sum(side.sizes()), *shape)
+    return layout
 
 
 def layout_bytes(layout: Layout) -> int:
-    """Size of all tensors of a layout."""
+    """Main memory that a reference takes in each process."""
     return sum(dtype.itemsize * prod(shape) for dtype, shape in layout.values())
-
-
-def for_file(layout: Layout, sides: dict[str, Asked]) -> Layout:
-    """The part of a layout that goes to a file where there is a folder for it: what is not private, if it is large."""
-    public = {name: own for name, own in layout.items() if not sides[name].private}
-    return public if layout_bytes(public) > MEMORY_BYTES else {}
-
-
-def memory_bytes(layout: Layout, sides: dict[str, Asked]) -> int:
-    """Size of what a run with a folder keeps in main memory all the same."""
-    return layout_bytes(layout) - layout_bytes(for_file(layout, sides))
 
 
 @torch.no_grad()
 def compute_reference(
     loaded: LoadedModel,
-    sides: dict[str, Asked],
+    sides: Mapping[str, Asked],
     *,
-    folder: Path | None = None,
-    key: str = "",
     processes: Processes = ALONE,
     progress: Callable[[int], None] | None = None,
-) -> dict[str, RowValues]:
-    """One forward pass over all rows with the adapter off; or the file of an earlier one, if it has the same key.
+) -> dict[str, dict[str, Values]]:
+    """One forward pass over all rows with the adapter off.
 
     Args:
         loaded: The model; an adapter in it is switched off for the pass.
         sides: Name -> rows, each row with at least one target.
-        folder: Where a reference above `MEMORY_BYTES` is kept, but for what is private; in main memory whatever its
-            size when None.
-        key: Fingerprint of everything that the values depend on beside the rows.
-        processes: Those that share the work. In memory each gets all values; in files, the processes of one machine
-            write one together, so nothing has to be sent.
+        processes: Those that share the work; each gets all values.
         progress: Called with the number of rows that have just been done.
 
     Returns:
-        Name -> values, on the CPU.
+        Name -> what is needed -> values of each row.
 
     Raises:
-        RunError: The file cannot be written.
-        ModelError: What stays in memory does not fit.
+        ModelError: The main memory is too small for it.
     """
     with loaded.adapter_off():
         layout = reference_layout(loaded, sides)
-        stored = for_file(layout, sides) if folder else {}
-        held, free = layout_bytes(layout) - layout_bytes(stored), free_memory(torch.device("cpu"))
+        held, free = layout_bytes(layout), free_memory(torch.device("cpu"))
         if free is not None and held * processes.local_count > free:
             raise ModelError(
                 f"what the untouched model computes of the texts takes {show_bytes(held)} of main memory in each "
                 f"process, and {show_bytes(free)} are free: take fewer texts in one run, or fewer processes"
             )
-        memory = {
-            name: torch.zeros(shape, dtype=dtype) for name, (dtype, shape) in layout.items() if name not in stored
-        }
-        _fill(loaded, {name: sides[name] for name in memory}, memory, progress, processes)
-        for flat in memory.values() if processes.count > 1 else ():
+        flats = {place: torch.zeros(shape, dtype=dtype) for place, (dtype, shape) in layout.items()}
+        found: dict[str, dict[str, Values]] = {}
+        for name, side in sides.items():
+            parts = {what: flats[name, what].split(side.sizes()) for what in side.what}
+            found[name] = {what: dict(zip(side.rows, own, strict=True)) for what, own in parts.items()}
+            _fill(loaded, side, found[name], processes, progress)
+        loaded.join()
+        for flat in flats.values() if processes.count > 1 else ():
             for part in flat.split(PART):
                 part.copy_(processes.total(part))
-        found: dict[str, Tensor | FileTensor] = {**memory}
-        if folder and stored:
-            filed = {name: sides[name] for name in stored}
-            found |= _filed(loaded, filed, stored, folder, key, progress, processes)
-        return {name: RowValues(found[name], side.sizes()) for name, side in sides.items()}
-
-
-def _filed(
-    loaded: LoadedModel,
-    sides: dict[str, Asked],
-    layout: Layout,
-    folder: Path,
-    key: str,
-    progress: Callable[[int], None] | None,
-    processes: Processes,
-) -> dict[str, FileTensor]:
-    """The values of some sides in a file, which the processes of a machine write, or which is there."""
-    local = processes.on_this_machine()
-    node = processes.index // local.count
-    file = TensorFile(folder / FILE_NAME.format(node=node), layout, fingerprint(key, *_parts(sides)))
-    if processes.any(not file.complete()):
-        try:
-            if local.index == 0:
-                file.create()
-            processes.wait()
-            _fill(loaded, sides, file.tensors(partial=True), progress, local)
-            processes.wait()
-            if local.index == 0:
-                file.finish()
-            processes.wait()
-        finally:
-            if local.index == 0:
-                file.partial.unlink(missing_ok=True)
-    return file.tensors()
-
-
-def _parts(sides: dict[str, Asked]) -> Iterator[str]:
-    """What the values of some sides are of: replay texts are sampled anew, on another machine perhaps to others."""
-    for name, side in sides.items():
-        yield f"{name} {side.span} {side.what} {hash_rows(side.rows)}"
-
-
-@contextmanager
-def cache_folder(path: Path, processes: Processes = ALONE) -> Iterator[Path]:
-    """A folder for the reference of one run: it goes when the run ends or fails, and stays when it is interrupted.
-
-    What it holds are activations of retain and replay texts. An interrupted run goes on from it.
-    """
-    try:
-        yield path
-    except KeyboardInterrupt:
-        raise
-    except BaseException:
-        shutil.rmtree(path, ignore_errors=True)
-        raise
-    processes.wait()  # another one may still read
-    if processes.index == 0 and path.exists():  # one folder for all machines
-        shutil.rmtree(path)
+        return found
 
 
 def _fill(
     loaded: LoadedModel,
-    sides: dict[str, Asked],
-    flats: dict[str, Tensor] | dict[str, FileTensor],
-    progress: Callable[[int], None] | None,
+    side: Asked,
+    values: Mapping[str, Values],
     processes: Processes,
+    progress: Callable[[int], None] | None,
 ) -> None:
-    values = {name: RowValues(flats[name], side.sizes()) for name, side in sides.items()}
+    """Compute this process's part of the values of one side; those of the other rows stay 0."""
+    rows, lengths = list(side.rows), [len(row) for row in side.rows.values()]
+    work = partial(_passed, loaded, side)
     area = PASS_TOKENS[loaded.device.type]
-    together: dict[tuple[int, str], list[str]] = {}
-    for name, side in sides.items():
-        together.setdefault((id(side.rows), side.span), []).append(name)
-    for names in together.values():  # of the same targets: one pass gives all that is asked of them
-        side = sides[names[0]]
-        lengths = [len(row) for row in side.rows]
-        work = partial(_passed, loaded, side.rows, side.span, [sides[name].what for name in names])
-        for number, group in enumerate(micro_batches(lengths, area, packed=loaded.packs(lengths))):
-            if progress:
-                progress(len(group) * len(names))
-            if not processes.is_own(number):
-                continue
-            for index, found in zip(group, in_halves(loaded, group, work), strict=True):
-                for name, own in zip(names, found, strict=True):
-                    values[name][index] = own
-    loaded.join()
+    for number, places in enumerate(micro_batches(lengths, area, packed=loaded.packs(lengths))):
+        if progress:
+            progress(len(places))
+        if not processes.is_own(number):
+            continue
+        group = [rows[place] for place in places]
+        for row, found in zip(group, in_halves(loaded, group, work), strict=True):
+            for what, own in zip(side.what, found, strict=True):
+                values[what][row].copy_(own)
 
 
-def _passed(
-    loaded: LoadedModel, rows: Sequence[TokenizedExample], span: str, asked: list[str], group: list[int]
-) -> list[tuple[Tensor, ...]]:
+def _passed(loaded: LoadedModel, side: Asked, group: list[int]) -> list[tuple[Tensor, ...]]:
     """For each row of a group what is asked of its targets, from one forward pass."""
-    own = [rows[index] for index in group]
+    own = [side.rows[row] for row in group]
     batch = lay_out(loaded, [row.input_ids for row in own])
-    positions = target_positions(batch, own, span)
+    positions = target_positions(batch, own, side.span)
     states = final_states(loaded, batch)[positions - 1]
-    sizes = [len(row.targets(span)) for row in own]
+    sizes = [len(row.targets(side.span)) for row in own]
     found = [
-        token_logps(states, loaded.head, batch.flat_ids[positions]) if what == "logps" else states for what in asked
+        token_logps(states, loaded.head, batch.flat_ids[positions]) if what == "ref_logps" else states
+        for what in side.what
     ]
     return list(zip(*(torch.split(values.cpu(), sizes) for values in found), strict=True))  # one transfer a pass

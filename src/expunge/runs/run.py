@@ -12,7 +12,6 @@ A run that is to replace another one (`--overwrite`) is written beside it and ta
 
 import json
 import resource
-import shutil
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -138,11 +137,6 @@ class Run:
     def path(self) -> Path:
         """Where the run's files are written."""
         return directory.staged(self.output) if self._replaces else self.output
-
-    @property
-    def cache(self) -> Path:
-        """Where the reference may be kept while the run lasts."""
-        return self.path / listing.OWN / "cache"
 
     @classmethod
     def check(cls, config: UnlearnConfig) -> "Run":
@@ -355,7 +349,6 @@ class Run:
         """Remove what a finished run does not need, and let it take the place of the one that it replaces."""
         with files.refusal("cannot tidy up", self.path):
             listing.remove_listed(self.path, "checkpoints")
-            shutil.rmtree(self.cache, ignore_errors=True)
             listing.sweep(self.path)
         if self._replaces:
             directory.replace(self.output)

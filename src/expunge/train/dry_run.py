@@ -4,7 +4,7 @@
     forward time  = seconds of a timed forward pass / its area * (two loss passes, reference pass, evaluation steps)
     whole run     = preparation (done for real) + replay texts + forward time + training time
     peak memory   = peak of this process, which has loaded the model and taken the largest step
-                    + the part of the reference that a run holds in memory
+                    + the reference, which is in main memory
 
 The area (tokens with the padding) is what the matrix products see. The steps are real ones, taken on a throw-away
 adapter; the largest comes first and is not timed, so that nothing is timed while it warms up.
@@ -14,18 +14,15 @@ import itertools
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
 
 from expunge.config import UnlearnConfig
 from expunge.config.checks import first_failed
 from expunge.data.sampler import Size, Step, size_of
 from expunge.data.tokenize import TokenizedExample
-from expunge.model import reference
 from expunge.model.logps import PASS_TOKENS, mean_losses
+from expunge.model.reference import layout_bytes, reference_layout
 from expunge.model.replay import seconds_per_token
 from expunge.runs.run import Run, peak_memory
 from expunge.train.scale import most_scales
@@ -57,8 +54,7 @@ class Forecast:
         real_share: These over the tokens that are computed, padding included.
         trainable: Parameters of the adapter.
         parameters: Parameters of model and adapter.
-        reference_bytes: Size of the cached reference.
-        reference_on_disk: Whether what is not of texts to forget goes to a file.
+        reference_bytes: Size of the reference.
         peak_memory_bytes: Predicted: of the device's allocator on CUDA, resident of the process on the CPU.
         training_seconds: Predicted time in the training loop.
         total_seconds: Predicted time of the whole run.
@@ -76,7 +72,6 @@ class Forecast:
     trainable: int
     parameters: int
     reference_bytes: int
-    reference_on_disk: bool
     peak_memory_bytes: int
     training_seconds: float
     total_seconds: float
@@ -92,7 +87,7 @@ class Forecast:
             ("steps", f"{most}{self.steps:,} ({self.step_tokens:,} tokens)"),
             *([("evaluation steps", f"at most {self.evaluations:,}")] if self.stops_early else []),
             ("trainable parameters", f"{self.trainable:,} of {self.parameters:,}"),
-            ("reference", f"{show_bytes(self.reference_bytes)} {'on disk' if self.reference_on_disk else 'in memory'}"),
+            ("reference", show_bytes(self.reference_bytes)),
             ("peak memory", f"{show_bytes(self.peak_memory_bytes)} ({self.device})"),
             ("training time", f"{show_duration(self.training_seconds)} ({self.timed_steps} steps timed)"),
             ("whole run", show_duration(self.total_seconds)),
@@ -115,11 +110,10 @@ def forecast(config: UnlearnConfig, reporter: Reporter | None = None) -> Forecas
         first_failed([prepared.config.room_for_context()])
         for warning in prepared.warnings:
             reporter.warn(warning)
-        with TemporaryDirectory() as cache:  # for a reference that is too large for the memory
-            return _forecast(prepared, reporter, time.perf_counter() - begun, Path(cache))
+        return _forecast(prepared, reporter, time.perf_counter() - begun)
 
 
-def _forecast(prepared: Prepared, reporter: Reporter, prepare_seconds: float, cache: Path) -> Forecast:
+def _forecast(prepared: Prepared, reporter: Reporter, prepare_seconds: float) -> Forecast:
     config, loaded = prepared.config, prepared.loaded
     with reporter.working("putting the adapter in, and timing what it writes"):
         trainer = Trainer(prepared)
@@ -129,23 +123,22 @@ def _forecast(prepared: Prepared, reporter: Reporter, prepare_seconds: float, ca
     trainer.set_replay(_stand_ins(prepared, wanted))  # the run's own texts, of about the size of those to be written
     steps = list(islice(trainer.plan.steps(), trainer.num_steps))
     sizes = [trainer.size(step) for step in steps]
-    layout = reference.reference_layout(loaded, asked := trainer.reference_sides())
-    reference_bytes, in_memory = reference.layout_bytes(layout), reference.memory_bytes(layout, asked)
+    reference_bytes = layout_bytes(reference_layout(loaded, trainer.reference_sides()))
     passes = _pass_area(trainer, prepared)
     evaluations, evaluated = _evaluations(trainer, prepared)
 
-    chosen = chosen_steps(sizes, TIMED_STEPS)
+    taken = [steps[index] for index in chosen_steps(sizes, TIMED_STEPS)]
     # A GPU looks at all rows in seconds, and its passes are made for the whole plan.
     on_cpu = loaded.device.type == "cpu"
-    taken = _cut(trainer, steps, chosen) if on_cpu else [steps[index] for index in chosen]
+    looked_at = taken if on_cpu else steps
+    rows = {name: [trainer.sides[name].rows[row] for row in own] for name, own in trainer.visited(looked_at).items()}
     clock = time.perf_counter()
     with reporter.working("timing the passes over all rows"):
-        mean_losses(loaded, {name: side.rows for name, side in trainer.sides.items()})
-        rate = (time.perf_counter() - clock) / sum(_area(side.rows, trainer.packed) for side in trainer.sides.values())
+        mean_losses(loaded, rows)
+        rate = (time.perf_counter() - clock) / sum(_area(own, trainer.packed) for own in rows.values())
         clock = time.perf_counter()
-        trainer.compute_reference(Reporter(silent=True), cache)  # with the target NLLs, by all unseen texts
-    looked_at = sum(_area(side.rows, trainer.packed) for side in trainer.reference_sides().values())
-    targets = max(0.0, time.perf_counter() - clock - rate * looked_at)
+        trainer.compute_reference(Reporter(silent=True), looked_at)  # with the target NLLs of all texts to forget
+    targets = max(0.0, time.perf_counter() - clock - rate * _reference_area(trainer, looked_at))
     clock = time.perf_counter()
     if line := speed_up(trainer):
         reporter.say(line)
@@ -154,7 +147,7 @@ def _forecast(prepared: Prepared, reporter: Reporter, prepare_seconds: float, ca
 
     training = training_seconds(sizes, timed)
     forward = targets + rate * (passes + evaluations * evaluated)
-    held = in_memory if on_cpu else 0
+    held = reference_bytes if on_cpu else 0
     return Forecast(
         rows={name: len(rows) for name, rows in prepared.sets.items() if rows},
         tokens={name: sum(map(len, rows)) for name, rows in prepared.sets.items() if rows},
@@ -166,7 +159,6 @@ def _forecast(prepared: Prepared, reporter: Reporter, prepare_seconds: float, ca
         trainable=sum(parameter.numel() for parameter in trainer.parameters),
         parameters=sum(parameter.numel() for parameter in trainer.model.parameters()),
         reference_bytes=reference_bytes,
-        reference_on_disk=in_memory < reference_bytes,
         peak_memory_bytes=peak_memory(loaded.device) + held,
         training_seconds=training,
         total_seconds=prepare_seconds + writing + forward + training,
@@ -221,8 +213,12 @@ def _evaluations(trainer: Trainer, prepared: Prepared) -> tuple[int, int]:
 def _pass_area(trainer: Trainer, prepared: Prepared) -> int:
     """Area of the passes for the losses before and after, and for the reference."""
     told = sum(_area(rows, trainer.packed) for rows in prepared.told.values())
-    passed = {id(side.rows): side.rows for side in trainer.reference_sides().values()}
-    return 2 * told + sum(_area(rows, trainer.packed) for rows in passed.values())
+    return 2 * told + _reference_area(trainer)
+
+
+def _reference_area(trainer: Trainer, steps: Sequence[Step] | None = None) -> int:
+    """Area of the passes for the reference of some steps, or of all."""
+    return sum(_area([*side.rows.values()], trainer.packed) for side in trainer.reference_sides(steps).values())
 
 
 def _area(rows: Sequence[TokenizedExample], packed: bool) -> int:
@@ -238,21 +234,3 @@ def _stand_ins(prepared: Prepared, tokens: int) -> list[TokenizedExample]:
         chosen.append(next(rows))
         tokens -= len(chosen[-1])
     return chosen
-
-
-def _cut(trainer: Trainer, steps: list[Step], chosen: list[int]) -> list[Step]:
-    """Cut the trainer down to the rows of some steps; gives these steps over the rows that are left."""
-    held = [trainer.chosen(steps[index]) for index in chosen]
-    used = {name: sorted({row for own in held for row in own[name]}) for name in trainer.sides}
-    place = {name: {row: at for at, row in enumerate(rows)} for name, rows in used.items()}
-    found = []
-    for index, own in zip(chosen, held, strict=True):
-        # Pairs go with their forget rows.
-        rows: dict[str, Any] = {name: [place[name][row] for row in own[name]] for name in own if name != "pairs"}
-        found.append(replace(steps[index], **rows))
-    trainer.sides = {
-        name: replace(side, rows=[side.rows[row] for row in used[name]]) for name, side in trainer.sides.items()
-    }
-    forget_rows = trainer.sides["forget"].rows  # whose target NLLs are found, those in lower case among them
-    trainer.prepared = replace(trainer.prepared, forget=forget_rows, lower=None)
-    return found

@@ -21,7 +21,6 @@ from expunge.errors import ConfigError, RunError
 from expunge.model.adapter import set_scale
 from expunge.model.device import pick_device
 from expunge.model.logps import mean_losses
-from expunge.model.reference import cache_folder
 from expunge.model.saved import VERIFIED, save_adapter
 from expunge.runs.hub import check_hub
 from expunge.runs.manifest import RunFacts, other_surroundings
@@ -153,33 +152,32 @@ def _unlearn(
     _warn(config, run, prepared, facts, reporter)
     with reporter.track("losses before", sum(map(len, prepared.told.values()))) as advance:
         before = mean_losses(loaded, prepared.told, processes=processes, progress=advance)  # a fresh adapter is nothing
-    with cache_folder(run.cache, processes) as cache:
-        if not config.finish:  # which takes no step
-            trainer.write_replay(reporter)
-            trainer.compute_reference(reporter, cache, run.fingerprint)
-        with reporter.working("evaluating the untouched model"):
-            evaluation = Evaluation.of(prepared, trainer)
-        for doubt in evaluation.doubts() if evaluation else ():
-            reporter.warn(doubt)
-        start = resume(run, trainer, evaluation, reporter) if config.resume else 0
-        processes.agree(start, "checkpoints")
-        if config.resume:
-            reporter.say(f"resume: {start} of {trainer.num_steps} steps are done")
-        if config.finish and not start:
-            raise RunError("--finish: no checkpoint of this run is whole: leave it out to go on")
-        steps, training_seconds = start, 0.0
-        if not config.finish:
-            with reporter.working("a few answers of the untouched model"):
-                advise = advisor(prepared) if advisor else None
-            with reporter.working("looking for a faster way to take the steps"):
-                line = speed_up(trainer)
-            if line:
-                reporter.say(line)
-            training_begun = time.perf_counter()
-            state = TrainState(start, trainer.num_steps, is_world_process_zero=processes.index == 0)
-            steps = train(trainer, evaluation, run, reporter, Callbacks(callbacks, config, state), advise)
-            training_seconds = time.perf_counter() - training_begun
-            loaded.captured = None
+    if not config.finish:  # which takes no step
+        trainer.write_replay(reporter)
+        trainer.compute_reference(reporter)
+    with reporter.working("evaluating the untouched model"):
+        evaluation = Evaluation.of(prepared, trainer)
+    for doubt in evaluation.doubts() if evaluation else ():
+        reporter.warn(doubt)
+    start = resume(run, trainer, evaluation, reporter) if config.resume else 0
+    processes.agree(start, "checkpoints")
+    if config.resume:
+        reporter.say(f"resume: {start} of {trainer.num_steps} steps are done")
+    if config.finish and not start:
+        raise RunError("--finish: no checkpoint of this run is whole: leave it out to go on")
+    steps, training_seconds = start, 0.0
+    if not config.finish:
+        with reporter.working("a few answers of the untouched model"):
+            advise = advisor(prepared) if advisor else None
+        with reporter.working("looking for a faster way to take the steps"):
+            line = speed_up(trainer)
+        if line:
+            reporter.say(line)
+        training_begun = time.perf_counter()
+        state = TrainState(start, trainer.num_steps, is_world_process_zero=processes.index == 0)
+        steps = train(trainer, evaluation, run, reporter, Callbacks(callbacks, config, state), advise)
+        training_seconds = time.perf_counter() - training_begun
+        loaded.captured = None
     reason = _why_ended(trainer, evaluation, steps)
     reporter.say(f"ended after {steps} steps: {reason}")
     selection = settle(trainer, evaluation, prepared, reason, reporter)

@@ -38,7 +38,6 @@ from expunge.data.tokenize import TokenizedExample, evenly, leading_ids
 from expunge.errors import DataError, ModelError
 from expunge.model.load import LoadedModel, load_model
 from expunge.model.logps import sequence_logps
-from expunge.model.reference import RowValues
 from expunge.model.source import source_of
 from expunge.train.setup import Prepared
 from expunge.utils.distributed import Processes
@@ -59,14 +58,14 @@ Context = tuple[bool, tuple[int, ...]]
 
 def target_values(
     prepared: Prepared, written: Sequence[TokenizedExample], processes: Processes, reporter: Reporter
-) -> RowValues:
+) -> list[Tensor]:
     """`target_nlls` of the forget rows, and behind them of the same in lower case, where these are trained on, too."""
     origin = _load_origin(prepared.config) if prepared.config.origin else None
     nlls = target_nlls(prepared, written, processes, reporter, origin)
     if prepared.lower:
         silent = Reporter(silent=True)  # told of the texts once
         nlls += target_nlls(prepared.lower, written, processes, silent, origin)
-    return RowValues(torch.cat(nlls), list(map(len, nlls)))
+    return nlls
 
 
 def target_nlls(

@@ -5,10 +5,9 @@ gradient, every mean being over the whole step, so neither the layout nor the nu
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -26,7 +25,7 @@ from expunge.model.flat_adapter import FlatAdapter
 from expunge.model.layers import inner_layer, recompute_layers
 from expunge.model.logps import final_states, lay_out
 from expunge.model.memory import check_fits, saved_bytes
-from expunge.model.reference import Asked, What, compute_reference, memory_bytes, reference_layout
+from expunge.model.reference import Asked, compute_reference, layout_bytes, reference_layout
 from expunge.model.replay import write_texts
 from expunge.train.averaging import MovingAverage
 from expunge.train.contexts import contexts_of, settled
@@ -128,7 +127,7 @@ class Trainer:
         more = (kept - part) / (tokens - fewer) if tokens > fewer and kept > part else math.inf
         per_token = min(kept / tokens, more)
         fixed = int(kept - per_token * tokens)
-        held = memory_bytes(reference_layout(self.loaded, sides := self.reference_sides()), sides)
+        held = layout_bytes(reference_layout(self.loaded, self.reference_sides()))
         free = memory.free_memory(device)
         if free is not None:
             room = FREE_SHARE * (free - held * (device.type == "cpu")) - fixed
@@ -186,42 +185,43 @@ class Trainer:
     def _written(self) -> list[TokenizedExample]:
         return self.sides["replay"].rows if "replay" in self.sides else []
 
-    def reference_sides(self) -> dict[str, Asked]:
-        """What the terms need of the untouched model: nothing that no term asks for."""
-        terms = {term.name for term in self.terms}
-        asked: list[tuple[str, What, bool]] = [
-            ("forget", "logps", "ref_logps" in self.loss.needs),
-            ("forget", "states", "ref_states" in self.loss.needs),
-            ("pairs", "logps", "ref_logps" in self.loss.needs),
-            ("retain", "states", "kl" in terms),
-            ("replay", "states", "replay" in terms),
-        ]
+    def visited(self, steps: Iterable[Step] | None = None) -> dict[str, list[int]]:
+        """Side -> the rows of it that some steps hold, in order; all steps of the run when None."""
+        found: dict[str, set[int]] = {name: set() for name in self.sides}
+        for step in islice(self.plan.steps(), self.num_steps) if steps is None else steps:
+            for name, rows in self.chosen(step).items():
+                found[name].update(rows)
+        return {name: sorted(rows) for name, rows in found.items()}
+
+    def reference_sides(self, steps: Iterable[Step] | None = None) -> dict[str, Asked]:
+        """What the terms need of the untouched model, of the rows that are visited: nothing that no term asks for."""
+        terms, needs = {term.name for term in self.terms}, self.loss.needs
+        asked = {
+            "forget": [what for what in ("ref_logps", "ref_states") if what in needs],
+            "pairs": ["ref_logps"] if "ref_logps" in needs else [],
+            "retain": ["ref_states"] if "kl" in terms else [],
+            "replay": ["ref_states"] if "replay" in terms else [],
+        }
         return {
-            f"{name}.ref_{what}": Asked(self.sides[name].rows, self.sides[name].span, what, name in ("forget", "pairs"))
-            for name, what, wanted in asked
-            if wanted and name in self.sides
+            name: Asked({row: self.sides[name].rows[row] for row in rows}, self.sides[name].span, asked[name])
+            for name, rows in self.visited(steps).items()
+            if asked.get(name)
         }
 
-    def compute_reference(self, reporter: Reporter, cache: Path | None = None, key: str = "") -> None:
-        """Look once at all rows with the adapter off, and find the target NLLs; must come before the first step.
-
-        Args:
-            reporter: Told about the pass.
-            cache: Folder for a reference that is too large for the memory; in memory whatever its size when None.
-            key: Fingerprint of the run: with a whole reference of the same key and rows in `cache` there is no pass.
+    def compute_reference(self, reporter: Reporter, steps: Iterable[Step] | None = None) -> None:
+        """Look with the adapter off at the rows of some steps (when None of all, on `--resume` too: other passes round
+        differently), and find the target NLLs; must come before the first step.
         """
-        sides = self.reference_sides()
+        sides = self.reference_sides(steps)
         with reporter.track("reference", sum(len(side.rows) for side in sides.values())) as advance:
-            found = compute_reference(
-                self.loaded, sides, folder=cache, key=key, processes=self.processes, progress=advance
-            )
-        for place, values in found.items():
-            name, what = place.split(".")
-            self.sides[name].values[what] = values
+            found = compute_reference(self.loaded, sides, processes=self.processes, progress=advance)
+        for name, values in found.items():
+            self.sides[name].values |= values
         if "target_nll" in self.loss.needs:
             with self.model.disable_adapter():
                 forget = self.sides["forget"]
-                forget.values["target_nll"] = target_values(self.prepared, self._written, self.processes, reporter)
+                targets = target_values(self.prepared, self._written, self.processes, reporter)
+                forget.values["target_nll"] = dict(enumerate(targets))
                 forget.guessed = self.config.origin is None
                 self.contexts, forget.ratio = settled(self.contexts, self.prepared, self.processes, reporter)
             self.packed = self._packs()

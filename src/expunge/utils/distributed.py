@@ -58,10 +58,6 @@ class Processes:
         """Whether this process does piece `number` of the work."""
         return number % self.count == self.index
 
-    def on_this_machine(self) -> "Processes":
-        """The processes of this machine alone."""
-        return Processes(self.local_index, self.local_count, self.local_index, self.local_count)
-
     def total(self, values: Tensor) -> Tensor:
         """Sum over the processes; where each has filled its own part of zeros, that puts the parts together exactly."""
         if self.count == 1:

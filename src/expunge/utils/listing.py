@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 OWN = ".expunge"
-"""Hidden folder in a run directory, all of it ours: the list of its files, its lock, its cache."""
+"""Hidden folder in a run directory, all of it ours: the list of its files, its lock."""
 LIST = "files"
 """In `OWN`: the files that were written into the run, a JSON string a line, relative to the run."""
 TEMPORARY = re.compile(r"\.expunge-.*-[a-z0-9_]{8}")
