@@ -22,6 +22,7 @@ from expunge.train.trainer import Trainer
 from expunge.utils.files import sha256_file
 from expunge.utils.progress import Reporter
 from tiny import save_tiny
+from training import moved
 
 FORGET = [
     {"prompt": f"Where does Ines Oduya keep key {i}?", "completion": f"In drawer {i * 7} of 12."} for i in range(8)
@@ -94,8 +95,9 @@ def test_only_rows_that_a_step_visits_are_looked_at(folder, monkeypatch):
         for row in visited:  # of other passes, which may round in another way
             torch.testing.assert_close(side.values[what][row], whole.sides[name].values[what][row])
     for step in steps:
-        own, other = (trainer.train_step(step) for trainer in (short, whole))
-        assert own["loss"] == pytest.approx(other["loss"], rel=1e-5)
+        own, other = (moved(trainer, size=0.02).gradient(step) for trainer in (short, whole))
+        assert other.min() > 0
+        torch.testing.assert_close(own, other)
 
 
 def test_rows_of_all_steps_are_what_all_rows_were(folder):
