@@ -196,7 +196,7 @@ class Trainer:
     def reference_sides(self, steps: Iterable[Step] | None = None) -> dict[str, Asked]:
         """What the terms need of the untouched model, of the rows that are visited: nothing that no term asks for."""
         terms, needs = {term.name for term in self.terms}, self.loss.needs
-        asked = {
+        asked: dict[str, list[str]] = {
             "forget": [what for what in ("ref_logps", "ref_states") if what in needs],
             "pairs": ["ref_logps"] if "ref_logps" in needs else [],
             "retain": ["ref_states"] if "kl" in terms else [],
