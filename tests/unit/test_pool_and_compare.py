@@ -207,6 +207,25 @@ def test_other_data_is_said_and_compared(tmp_path):
     assert comparison.notes == ("a and b were not measured alike: the forget data is not the same",)
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "told"),
+    [
+        ({}, {"loss": 68}, False),  # one was measured without
+        ({"loss": 68}, {"loss": 68, "lowercase": 60}, False),  # what only one has is of no other texts
+        ({"loss": 68, "lowercase": 60}, {"loss": 60, "lowercase": 60}, True),
+        ({"loss": 68, "lowercase": 60}, {"loss": 60, "lowercase": 68}, True),
+    ],
+)
+def test_membership_of_other_texts_is_told_attack_by_attack(tmp_path, first, second, told):
+    files = []
+    for name, attacks in (("a", first), ("b", second)):
+        content = results(0.5)
+        entry = content["metrics"]["forget/probability"]
+        content["metrics"] |= {f"membership/{own}_auc": entry | {"n": n} for own, n in attacks.items()}
+        files.append(save(tmp_path / f"{name}.json", content))
+    assert any("membership is of other texts" in note for note in compare(files).notes) == told
+
+
 def test_results_of_an_adapter_that_the_run_has_no_more_are_said_to_be(tmp_path):
     run = write_run(tmp_path / "run", rows=4, steps=1, manifest={"adapter_fingerprint": "now"})
     for then, notes in (("now", 0), ("then", 1)):
@@ -262,6 +281,23 @@ def test_the_table_is_narrower_than_a_hundred_columns(hostile):
     assert [line.split("  ")[-1] for line in lines if line.startswith("metric")] == ["model 3", "model 6"]
     assert sum(line.startswith("forget/metric_0") for line in lines) == 2
     assert sum(line.count("0.200 [.100 .300]") for line in lines) == 21
+
+
+@pytest.mark.parametrize("columns", range(2, 7))
+def test_a_star_at_the_edge_takes_no_hundredth_column(columns: int) -> None:
+    """Whatever the names and titles are, and whatever terminal it is written in."""
+    for label in range(1, 31):
+        names = tuple(Column("m" * label, (), {}) for _ in range(columns))
+        cells = tuple(cell(0.1 * n, 0.1 * n + 0.01, 0.1 * n + 0.02, "higher") for n in range(columns))
+        text = as_table(Comparison(names, (Row("x" * label, cells, columns - 1),), ()))
+        assert max(map(len, text.splitlines())) < 100
+
+
+def test_a_table_is_plain_text_in_whatever_terminal(hostile, monkeypatch):
+    plain = as_table(hostile)
+    for name, value in {"FORCE_COLOR": "1", "TERM": "dumb", "COLUMNS": "40", "JUPYTER_COLUMNS": "40"}.items():
+        monkeypatch.setenv(name, value)
+    assert as_table(hostile) == plain
 
 
 def test_csv_has_every_number_in_full(hostile):

@@ -298,8 +298,9 @@ def _notes(columns: Sequence[Column], contents: Sequence[Mapping[str, Any]], *, 
                 f"{columns[0].name} and {column.name} were made by different users: whether they are of the same data "
                 "is not known"
             )
-    attacked = [{cell.n for name, cell in own.metrics.items() if name.startswith(ATTACKS)} for own in columns]
-    if not paired and any(own != attacked[0] for own in attacked if own):
+    attacks = {name for own in columns for name in own.metrics if name.startswith(ATTACKS)}
+    counts = ({own.metrics[name].n for own in columns if name in own.metrics} for name in attacks)
+    if not paired and any(len(own) > 1 for own in counts):
         yield (
             "membership is of other texts from column to column: a run is not reported on those that it was steered by "
             "(--paired takes the texts that both have)"

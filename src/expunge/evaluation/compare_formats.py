@@ -9,7 +9,9 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from rich.cells import cell_len
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from expunge.evaluation.compare import Comparison, Row
 from expunge.evaluation.estimate import NAN, Estimate
@@ -30,26 +32,32 @@ _flat = partial(printable, keep="")
 
 def as_table(comparison: Comparison) -> str:
     """For a terminal: value, interval and a star at what is best; columns that do not fit go into further blocks."""
-    labels = ["metric", *(_label(row) for row in comparison.rows)]
-    rows_of = ["rows", *(_rows_of(row) for row in comparison.rows)]
-    columns: list[tuple[list[str], list[str]]] = []
-    for number, column in enumerate(comparison.columns):
-        cells = [_text_cell(row, number) for row in comparison.rows]
-        title = _wrapped(_flat(column.name), max(TITLE_WIDTH, *(cell_len(cell) for cell in cells)))
-        columns.append((title, cells))
-    label_width = min(LABEL_WIDTH, max(map(cell_len, labels)))
-    rows_width = max(map(len, rows_of))
-    blocks: list[list[tuple[list[str], list[str]]]] = []
-    room = 0
-    for titled in columns:
-        width = GAP + _width(titled)
-        if not blocks or width > room:
+    console = Console(width=WIDTH, color_system=None, force_terminal=False)
+    whole = console.options.update(width=10 * WIDTH)
+    blocks: list[list[int]] = [[]]
+    for number in range(len(comparison.columns)):
+        wider = _block(comparison, [*blocks[-1], number])
+        if blocks[-1] and console.measure(wider, options=whole).maximum > WIDTH:
             blocks.append([])
-            room = WIDTH - label_width - GAP - rows_width
-        blocks[-1].append(titled)
-        room -= width
-    parts = [_block(labels, rows_of, block, label_width, rows_width) for block in blocks]
-    return "\n\n".join("\n".join(lines) for lines in [*parts, _legend(comparison)]).rstrip()
+        blocks[-1].append(number)
+    with console.capture() as written:
+        for block in blocks:
+            console.print(_block(comparison, block), "")
+    return "\n".join(line.rstrip() for line in [*written.get().splitlines(), *_legend(comparison)]).rstrip()
+
+
+def _block(comparison: Comparison, numbers: Sequence[int]) -> Table:
+    """Some columns of a comparison, given by their numbers."""
+    table = Table(box=None, padding=(0, GAP, 0, 0), pad_edge=False)
+    table.add_column("metric", max_width=LABEL_WIDTH, overflow="fold", vertical="bottom")
+    table.add_column("rows", justify="right", vertical="bottom")
+    for number in numbers:
+        widest = max(TITLE_WIDTH, *(len(_text_cell(row, number)) for row in comparison.rows))
+        title = Text(_flat(comparison.columns[number].name))
+        table.add_column(title, max_width=widest, overflow="fold", vertical="bottom")
+    for row in comparison.rows:
+        table.add_row(Text(_label(row)), _rows_of(row), *(Text(_text_cell(row, number)) for number in numbers))
+    return table
 
 
 def as_csv(comparison: Comparison) -> str:
@@ -102,30 +110,6 @@ def format_of(output: str | None) -> str:
     return ENDINGS.get(Path(output or "").suffix.lower(), "table")
 
 
-def _block(
-    labels: Sequence[str], rows_of: Sequence[str], block: Sequence[tuple[list[str], list[str]]], wide: int, narrow: int
-) -> list[str]:
-    """The lines of one block: the titles, then a line per metric."""
-    height = max(len(title) for title, _ in block)
-    lines = []
-    for level in range(height):
-        last = level == height - 1
-        above = [[""] * (height - len(title)) + title for title, _ in block]
-        cells = [_left(title[level], _width(column) + GAP) for title, column in zip(above, block, strict=True)]
-        lines.append(_line(labels[0] if last else "", rows_of[0] if last else "", cells, wide, narrow))
-    for index, (label, rows) in enumerate(zip(labels[1:], rows_of[1:], strict=True)):
-        cells = [_left(column[1][index], _width(column) + GAP) for column in block]
-        if cell_len(label) > wide:
-            lines += _wrapped(label, WIDTH)
-            label = ""
-        lines.append(_line(label, rows, cells, wide, narrow))
-    return lines
-
-
-def _line(label: str, rows: str, cells: Sequence[str], wide: int, narrow: int) -> str:
-    return (_left(label, wide + GAP) + rows.rjust(narrow) + " " * GAP + "".join(cells)).rstrip()
-
-
 def _legend(comparison: Comparison) -> list[str]:
     """What the signs of the table mean, those that occur in it; then the notes."""
     cells = [cell for row in comparison.rows for cell in row.cells if cell]
@@ -175,30 +159,5 @@ def _known(value: float) -> float | None:
 
 
 def _bare(value: float) -> str:
-    """A number without the zero before its point and, if it is tiny or huge, with one digit."""
-    text = show_number(value)
-    return (
-        f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e+")
-        if "e" in text
-        else re.sub(r"^(-?)0(?=\.)", r"\1", text)
-    )
-
-
-def _width(column: tuple[list[str], list[str]]) -> int:
-    """Of a column; a star may stand in the gap to the next."""
-    title, cells = column
-    return max(cell_len(text.removesuffix(STAR)) for text in (*title, *cells))
-
-
-def _wrapped(title: str, width: int) -> list[str]:
-    """A title in pieces that fit."""
-    lines = [""]
-    for char in title:
-        if cell_len(lines[-1] + char) > width:
-            lines.append("")
-        lines[-1] += char
-    return lines
-
-
-def _left(text: str, width: int) -> str:
-    return text + " " * (width - cell_len(text))
+    """A number without the zero before its point: three columns fit beside long names."""
+    return re.sub(r"^(-?)0(?=\.)", r"\1", show_number(value))
