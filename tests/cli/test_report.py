@@ -81,7 +81,7 @@ def test_from_the_evaluation_to_page_figures_and_card(
     assert "Membership attack by loss" in page
     assert "forget texts that are still most likely" in page
     files = [*Path("figures").iterdir(), Path("done/report.html"), Path("done/adapter/README.md")]
-    assert {path.suffix for path in files} == {".svg", ".tex", ".html", ".md"}
+    assert {path.suffix for path in files} == {".svg", ".html", ".md"}
     for path in files:
         assert MARKER.encode() not in path.read_bytes(), path
 

@@ -1,7 +1,6 @@
 """Figures and tables as files, and the numbers that they draw."""
 
 import json
-import math
 import re
 from pathlib import Path
 
@@ -17,7 +16,6 @@ from expunge.report.groups import Cell, Column, Row, group_runs, read_columns, t
 from expunge.report.page import Drawings, draw, scales
 from expunge.report.run_data import RunData, read_run
 from expunge.report.scores import Score
-from expunge.report.write import latex_table
 from expunge.utils.roc import auc
 from expunge.utils.text import printable
 from report_runs import entry, write_run
@@ -29,7 +27,7 @@ def texts(figure) -> list[str]:
     return [text.get_text() for axes in figure.axes for text in axes.get_xticklabels() + axes.get_yticklabels()]
 
 
-def test_every_figure_comes_as_png_svg_and_pdf_with_a_latex_table(tmp_path, monkeypatch):
+def test_every_figure_comes_as_png_svg_and_pdf(tmp_path, monkeypatch):
     saved: list[str] = []
 
     def first_alone(figure, stem: Path) -> list[tuple[Path, bytes]]:
@@ -51,9 +49,6 @@ def test_every_figure_comes_as_png_svg_and_pdf_with_a_latex_table(tmp_path, monk
     pdf = (tmp_path / f"figures/{saved[0]}.pdf").read_bytes()
     assert b"/Type3" not in pdf  # journals refuse such fonts
     assert b"CreationDate" not in pdf
-    table = (tmp_path / "figures/scores.tex").read_text()
-    assert r"\begin{tabular}{lrrr}" in table
-    assert r"forget: probability $\downarrow$ & 0.970 {\scriptsize [" in table
 
 
 def log(run: Path, lines: list[dict]) -> list:
@@ -150,14 +145,6 @@ def test_the_same_numbers_give_the_same_files(tmp_path):
         with mpl.rc_context(theirs), style():
             drawn.append(save(figures.dots("u", "U", [own], rows_of(own)).figure, tmp_path / "x"))
     assert drawn[0] == drawn[1] == drawn[2]
-
-
-def test_pooled_numbers_in_latex_have_their_spread():
-    pooled = column("after", Cell(0.5, 0.4, 0.6, 3, runs=3, std=0.1, each=[0.4, 0.5, 0.6]), Cell(math.nan))
-    plain = column("before", Cell(0.7), Cell(1.0, 0.9, 1.0))
-    table = latex_table([plain, pooled], {"utility": rows_of(plain, pooled)})
-    assert r"0.700 & 0.500 $\pm$ 0.100 \\" in table
-    assert r"1.000 {\scriptsize [0.900, 1.000]} & -- \\" in table
 
 
 def test_the_membership_curve_has_the_area_of_the_one_auc():

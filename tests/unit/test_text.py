@@ -51,11 +51,11 @@ def test_cells(options, text):
     assert latex.cell(**options) == text
 
 
-def test_a_table_has_its_headings_and_rules():
-    table = latex.tabular(["", "a & b"], [("Part", [["x", "1"], ["y", "2"]])], notes=["of two runs"])
+def test_a_table_has_its_heads_and_rules():
+    table = latex.tabular(["", "a & b"], [["x", "1"], ["y", "2"]], notes=["of two runs"])
     assert table.splitlines() == [
         r"% \usepackage{booktabs}", "% of two runs", r"\begin{tabular}{lr}", r"\toprule", r" & a \& b \\", r"\midrule",
-        r"\multicolumn{2}{l}{\emph{Part}} \\", r"x & 1 \\", r"y & 2 \\", r"\bottomrule", r"\end{tabular}",
+        r"x & 1 \\", r"y & 2 \\", r"\bottomrule", r"\end{tabular}",
     ]  # fmt: skip
 
 

@@ -14,7 +14,7 @@ class ReportSettings:
     Attributes:
         runs: Run directories; those that differ in the seed are pooled.
         output: Page to write; RUN/report.html of a single run.
-        figures: Folder for the figures (PNG, SVG, PDF) and a LaTeX table.
+        figures: Folder for the figures (PNG, SVG, PDF).
         show_examples: Texts of the FORGET SET to put on the page.
         card: Bring the model cards in the runs up to date with results.
         overwrite: Replace `output` and `figures`.

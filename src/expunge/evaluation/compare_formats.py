@@ -99,7 +99,7 @@ def as_latex(comparison: Comparison) -> str:
         for row in comparison.rows
     ]
     heads = ["metric", *(_flat(column.name) for column in comparison.columns)]
-    return latex.tabular(heads, [("", rows)], map(_flat, comparison.notes)).rstrip()
+    return latex.tabular(heads, rows, map(_flat, comparison.notes)).rstrip()
 
 
 FORMATS: dict[str, Callable[[Comparison], str]] = {"table": as_table, "csv": as_csv, "latex": as_latex}

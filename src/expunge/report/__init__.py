@@ -8,7 +8,7 @@ details.py       cost, method, origin, what was not measured
 figures.py       figures of scores; curves.py of the course of training; drawing.py their way into a page
 forget_texts.py  texts of the forget set, for internal use and on request alone
 page.py          the page
-write.py         what is written: page, figures, LaTeX table, model cards
+write.py         what is written: page, figures, model cards
 """
 
 from expunge.report.judge import Verdict, verdict, write_verdict

@@ -1,21 +1,20 @@
-"""What `expunge report` writes: the page, on request its figures and tables as files, and model cards with scores."""
+"""What `expunge report` writes: the page, on request its figures as files, and model cards with scores."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from expunge.errors import ConfigError, RunError
 from expunge.report.forget_texts import shown_examples
-from expunge.report.groups import Cell, Column, Group, Row, group_runs, read_columns, tabulate
+from expunge.report.groups import Group, group_runs, read_columns, tabulate
 from expunge.report.judge import verdict, write_verdict
 from expunge.report.run_data import RunData, read_run
-from expunge.report.scores import ARROWS, FAMILIES
+from expunge.report.scores import ARROWS
 from expunge.runs import card
-from expunge.utils import latex
 from expunge.utils.files import check_replaceable, write_bytes, write_text
 from expunge.utils.progress import Reporter
-from expunge.utils.text import MISSING, printable, unique_names
+from expunge.utils.text import MISSING, unique_names
 
 if TYPE_CHECKING:
     from expunge.report.drawing import Drawn
@@ -41,7 +40,7 @@ def write_report(
     Args:
         runs: Run directories, or what has been read of them; those that differ in the seed alone are pooled.
         output: The page; `report.html` in the run directory, of a single run, when None.
-        figures: Folder for the figures as PNG, SVG and PDF and the scores as a LaTeX table.
+        figures: Folder for the figures as PNG, SVG and PDF.
         show_examples: Texts of the forget set to put on the page, for internal use.
         overwrite: Replace files that are there.
         reporter: Where warnings go, of results that are left out for one.
@@ -132,7 +131,7 @@ def _distinct(runs: list[RunData]) -> list[RunData]:
 
 
 def _figures(groups: Sequence[Group], drawn: "list[Drawn]", folder: Path) -> list[tuple[Path, bytes]]:
-    """All figures, those of the page's tables too, and the scores as a LaTeX table, as contents of files."""
+    """All figures, those of the page's tables too, as contents of files."""
     from expunge.report.drawing import save, style
     from expunge.report.figures import dots
     from expunge.report.page import scales
@@ -150,30 +149,4 @@ def _figures(groups: Sequence[Group], drawn: "list[Drawn]", folder: Path) -> lis
                 for i, (title, part) in enumerate(parts):
                     name = f"{family}{'' if whole else '-tasks'}{f'-{i + 1}' if i else ''}"
                     drawn.append(dots(name, title, columns, part))
-        files = [file for figure in drawn for file in save(figure.figure, folder / figure.name)]
-    if families:
-        files.append((folder / "scores.tex", latex_table(columns, families).encode()))
-    return files
-
-
-def latex_table(columns: Sequence[Column], families: Mapping[str, Sequence[Row]]) -> str:
-    """A `tabular`: a line per score, families under a heading each.
-
-    Several runs are mean ± standard deviation; intervals of a single model stand in brackets.
-    """
-    sections = [
-        (FAMILIES.get(family, family.replace("_", " ")), [_latex_line(row) for row in rows])
-        for family, rows in families.items()
-    ]
-    return latex.tabular(["", *(printable(column.title) for column in columns)], sections)
-
-
-def _latex_line(row: Row) -> list[str]:
-    label, arrow = latex.escaped(printable(row.score.label)), latex.ARROWS.get(row.score.direction or "", "")
-    return [f"{label} {arrow}".rstrip(), *map(_latex_cell, row.cells)]
-
-
-def _latex_cell(cell: Cell) -> str:
-    return (
-        latex.cell(cell.value, std=cell.std) if cell.runs > 1 else latex.cell(cell.value, low=cell.low, high=cell.high)
-    )
+        return [file for figure in drawn for file in save(figure.figure, folder / figure.name)]

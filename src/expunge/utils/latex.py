@@ -35,21 +35,14 @@ def cell(
     return rf"{text} {{\scriptsize [{_number(low)}, {_number(high)}]}}"
 
 
-def tabular(
-    heads: Sequence[str], sections: Iterable[tuple[str, Iterable[Sequence[str]]]], notes: Iterable[str] = ()
-) -> str:
-    """A whole table: heads of its columns, sections of a heading (none where it is empty) and lines of cells.
+def tabular(heads: Sequence[str], rows: Iterable[Sequence[str]], notes: Iterable[str] = ()) -> str:
+    """A whole table: heads of its columns, and rows of cells.
 
-    Heads and headings are escaped here, cells are LaTeX already; notes become comments above the table, a line each.
+    Heads are escaped here, cells are LaTeX already; notes become comments above the table, a line each.
     """
     lines = [r"% \usepackage{booktabs}", *(f"% {note}" for note in notes)]
     lines += [r"\begin{tabular}{l" + "r" * (len(heads) - 1) + "}", r"\toprule", _line(map(escaped, heads))]
-    for heading, rows in sections:
-        lines.append(r"\midrule")
-        if heading:
-            lines.append(rf"\multicolumn{{{len(heads)}}}{{l}}{{\emph{{{escaped(heading)}}}}} \\")
-        lines += map(_line, rows)
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+    return "\n".join([*lines, r"\midrule", *map(_line, rows), r"\bottomrule", r"\end{tabular}", ""])
 
 
 def _line(cells: Iterable[str]) -> str:
