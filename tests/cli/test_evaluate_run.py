@@ -283,6 +283,15 @@ def test_the_untouched_model_is_measured_again_where_its_results_are_of_somethin
             ("--model", "done", "--adapter", "done", "--output", "r.json"),
             "--model done: is a run, which has an adapter",
         ),
+        (
+            ("--model", "done", "--adapter", "done/adapter", "--output", "r.json"),
+            "--model done: is a run, which has an adapter: leave --adapter out",
+        ),
+        (
+            ("--model", "./other/../done", "--adapter", "done", "--output", "r.json"),
+            "done: is a run, which has an adapter: leave --adapter out",
+        ),
+        (("--run", "done", "--model", "done"), "--model done: is a run, which has an adapter: leave --run out"),
         (("--output", "r.json"), "--model is missing: give a folder or a Hub name, or --run"),
         (("--run", "done", "--benchmark", "tofu"), "--benchmark tofu needs --data"),
         (("--run", "done", "--test", "t", "--retain-test", ".5"), "--test and --retain-test contradict each other"),
@@ -448,6 +457,15 @@ def test_a_run_as_a_model_is_of_the_revision_that_it_was_made_on(work: Path) -> 
     for given, revision in ((None, "v1"), ("v2", "v2")):
         found = resolved(replace(asked, revision=given))
         assert (found.model, found.revision, found.adapter) == ("owner/name", revision, "done")
+
+
+def test_a_revision_of_the_runs_model_is_not_one_of_another(work: Path) -> None:
+    manifest = read("done/manifest.json")
+    manifest["settings"] |= {"model": "owner/name", "revision": "v1"}
+    Path("done/manifest.json").write_text(json.dumps(manifest))
+    for model, revision in (("", "v1"), ("owner/name", "v1"), ("owner/other", None), ("model", None)):
+        found = resolved(EvaluateConfig(run="done", model=model))
+        assert (found.model, found.revision) == (model or "owner/name", revision)
 
 
 def test_an_adapter_that_changes_while_it_is_scored_is_refused(

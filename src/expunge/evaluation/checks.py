@@ -43,19 +43,21 @@ def resolved(config: EvaluateConfig) -> EvaluateConfig:
         RunError: A run's manifest cannot be read, or it is not finished.
         ConfigError: `--run` contradicts another flag.
     """
-    if config.adapter and run_of(config.adapter) == Path(config.model):
-        raise ConfigError(f"--model {config.model}: is a run, which has an adapter: leave --adapter out")
+    flag, asked = ("--adapter", config.adapter) if config.adapter else ("--run", config.run)
+    folder = run_of(asked) if config.model and asked else None
+    if folder and folder.resolve() == Path(config.model).resolve():
+        raise ConfigError(f"--model {config.model}: is a run, which has an adapter: leave {flag} out")
     if config.run is None and not config.adapter and is_run(config.model):
         if not (config.benchmark or config.data or config.forget):
             return resolved(replace(config, run=config.model, model=""))
-        made = _settings(Path(config.model), "--model")
+        made = read_manifest(Path(config.model) / "manifest.json", "--model")["settings"]
         revision = config.revision or made.get("revision")
         config = replace(config, model=made.get("model") or "", revision=revision, adapter=config.model)
     if config.run is not None:
         if config.adapter not in (None, config.run):
             raise ConfigError(f"--run {config.run}: has an adapter: leave --adapter out")
         check_finished(config.run)
-        settings = _settings(Path(config.run), "--run")
+        settings = read_manifest(Path(config.run) / "manifest.json", "--run")["settings"]
         benchmark = config.benchmark or settings.get("benchmark") or "custom"
         given = config
         files: tuple[str, ...] = OWN_FILES if benchmark == "custom" else BENCHMARK_FILES
@@ -65,7 +67,7 @@ def resolved(config: EvaluateConfig) -> EvaluateConfig:
         origin = settings.get("origin") or ""
         gone = (looks_like_path(origin) or origin.endswith(".gguf")) and data_path(origin) is None
         shown = not (config.reference or gone)
-        place = () if Path(config.model).exists() and config.model else ("revision",)  # a folder given instead has none
+        place = ("revision",) if config.model in ("", settings.get("model")) else ()  # one given instead has its own
         own = ("model", *place, *(("origin",) if shown else ()))
         config = replace(
             _filled(config, settings, (*own, *files) if same else own),
@@ -116,11 +118,6 @@ def check_attacks(config: EvaluateConfig) -> None:
             raise ConfigError(f"--attacks {name} needs --reference, the model to compare with")
         if "gradient" in ATTACKS[name].needs and config.shard_base:
             raise ConfigError(f"--shard-base: --attacks {name} cannot be measured on a sharded base")
-
-
-def _settings(run: Path, flag: str) -> dict[str, Any]:
-    settings: dict[str, Any] = read_manifest(run / "manifest.json", flag)["settings"]
-    return settings
 
 
 def _filled(config: EvaluateConfig, settings: dict[str, Any], names: tuple[str, ...]) -> EvaluateConfig:
@@ -195,19 +192,17 @@ def check_reference(config: EvaluateConfig, reference: str, suite: Suite, *, fla
     except ModelError as error:
         raise ModelError(str(error).replace("--model", flag, 1)) from None
     if config.adapter or (Path(config.model) / MERGED).is_file():
-        own, other = known_base(config.model), known_base(reference)
+        own, other, below = known_base(config.model), known_base(reference), base_name(reference)
         bases = {merged_from(config.model, own or "", "model_sha256"), own if config.adapter else None} - {None}
-        if bases & {other, merged_from(reference, other or "", "model_sha256")}:
-            what = "is" if other in bases else "was merged from an adapter on"
+        ways = {
+            "is": other,
+            "was merged from an adapter on": merged_from(reference, other or "", "model_sha256"),
+            "is an adapter on": other if below == reference else known_base(below),
+        }
+        if what := next((what for what, base in ways.items() if base in bases), None):
             raise ModelError(
                 f"{flag} {reference}: {what} the untouched model, which has seen the texts: give one that never did, "
                 "or leave it out"
-            )
-        below = base_name(reference)  # of an adapter, what it stands on
-        if below != reference and bases & {known_base(below)}:
-            raise ModelError(
-                f"{flag} {reference}: is an adapter on the untouched model, which has seen the texts: give a model "
-                "that never did, or leave it out"
             )
     ours = load_tokenizer(config.model, trust_remote_code=config.trust_remote_code, revision=config.revision)
     if ours.get_vocab() == theirs.get_vocab() and all(
@@ -281,10 +276,8 @@ def check_same_rows(folder: str, found: Predictions, data: str, split: str | Non
     """
     rows = read_lume(data, split)
     for name in SPLITS:
-        wanted, given = ([row.id for row in getattr(side, name)] for side in (rows, found))
-        present, known = set(given), set(wanted)
-        missing = [own for own in wanted if own not in present]
-        strange = [own for own in given if own not in known]
+        wanted, given = (dict.fromkeys(row.id for row in getattr(side, name)) for side in (rows, found))
+        missing, strange = [own for own in wanted if own not in given], [own for own in given if own not in wanted]
         if missing or strange:
             example = f"{missing[0]!r} has none" if missing else f"{strange[0]!r} is not in the data"
             raise DataError(
