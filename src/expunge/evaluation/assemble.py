@@ -78,7 +78,7 @@ def entries(
     return {
         **benchmark.aggregate(measurement, reference, suite, mmlu),
         **{key: own for rows in suite.sets for key, own in row_entries(measurement, rows).items()},
-        **{key: own for rows in suite.sets for key, own in difference_entries(measurement, rows)},
+        **dict(difference_entries(measurement)),
         **membership_entries(measurement),
         **drift_entries(measurement, suite.documents),
     }
@@ -115,19 +115,19 @@ def row_entries(measurement: Measurement, rows: RowSet) -> dict[str, Estimate]:
             continue
         values = measurement.rows[set_name, name]
         forget = measurement.rows.get(("forget", name)) if set_name == HOLDOUT else None
-        own = metric.read(values.estimate(forget), set_name)
-        own = replace(own, direction=None) if name.endswith(SUFFIX) else own
-        private = set_name == "forget" and {"record", "correct", "wrong", "untouched"} & {*metric.needs}
-        found[f"{set_name}/{name}"] = own.rounded() if private and values.tells() else own
+        parts = [("", values.estimate(forget), values.tells())]
         tasks = sorted({*values.tasks} - {""})
-        for task in tasks if rows.by_task and metric.by_task and len(tasks) > 1 and "/" not in name else ():
-            own = metric.read(values.of_task(task).estimate(), set_name)
-            found[f"{set_name}/{name}/{task}"] = own.rounded() if private and values.tells(task) else own
+        if rows.by_task and metric.by_task and len(tasks) > 1 and "/" not in name:
+            parts += [(f"/{task}", values.of_task(task).estimate(), values.tells(task)) for task in tasks]
         unseen = measurement.rows.get((HOLDOUT, name)) if set_name == "forget" and "/" not in name else None
         shared = shared_tasks(values.tasks, unseen.tasks) if unseen else set()
         if shared and shared < {*values.tasks}:
-            own = metric.read(values.of_tasks(shared).estimate(), set_name)
-            found[f"{set_name}/{name}/{COMPARED}"] = own.rounded() if private and values.part_tells(shared) else own
+            parts.append((f"/{COMPARED}", values.of_tasks(shared).estimate(), values.part_tells(shared)))
+        private = set_name == "forget" and {"record", "correct", "wrong", "untouched"} & {*metric.needs}
+        for suffix, estimate, tells in parts:
+            own = metric.read(estimate, set_name)
+            own = replace(own, direction=None) if name.endswith(SUFFIX) else own
+            found[f"{set_name}/{name}{suffix}"] = own.rounded() if private and tells else own
     return found
 
 

@@ -13,7 +13,6 @@ from expunge.data.passages import Passage
 from expunge.evaluation.estimate import Estimate
 from expunge.evaluation.measurement import Measurement
 from expunge.evaluation.metrics import METRICS, Metric
-from expunge.evaluation.metrics.registry import HOLDOUT
 from expunge.evaluation.paired import paired_difference
 from expunge.evaluation.suite import RowSet
 
@@ -55,17 +54,14 @@ def under(other: Example, row: Example) -> Example:
     return replace(other, id=row.id, completion=row.completion, answer=row.answer, keywords=row.keywords)
 
 
-def difference_entries(measurement: Measurement, rows: RowSet) -> Iterator[tuple[str, Estimate]]:
+def difference_entries(measurement: Measurement) -> Iterator[tuple[str, Estimate]]:
     """Key in results -> own value less that under other prompts, row by row."""
     for (set_name, name), floor in measurement.rows.items():
-        if set_name == rows.name and name.endswith(SUFFIX):
+        if name.endswith(SUFFIX):
             plain = name.removesuffix(SUFFIX)
             metric: Metric = measurement.metrics[set_name, name]
-            own = {(set_name, plain): measurement.rows[set_name, plain]}
-            forget = measurement.rows.get(("forget", name)) if set_name == HOLDOUT else None
-            if forget is not None:  # in whose mixture of tasks the numbers of unseen rows are
-                own["forget", plain] = forget
-            change = paired_difference(f"{set_name}/{plain}", {(set_name, plain): floor}, own)
+            key = set_name, plain
+            change = paired_difference(f"{set_name}/{plain}", {key: floor}, {key: measurement.rows[key]})
             if change is not None:
                 source = f"{metric.source}; paired, row by row"
                 found = change.read_as("target", metric.family, source, 0.0)
