@@ -136,7 +136,7 @@ def document(*ids: int, start: int = 0) -> Document:
 class Begins:
     """A tokenizer that begins every text with some tokens."""
 
-    unk_token_id = eos_token_id = None
+    unk_token_id = eos_token_id = eos_token = None
 
     def __init__(self, *leading: int) -> None:
         self.all_special_ids = list(leading)
@@ -157,7 +157,7 @@ def test_another_text_stands_before_a_document_and_is_no_part_of_it() -> None:
     assert bare is not None
     assert bare.input_ids == [1, 40, 41, 50, 51, 52]
     assert bare.targets("completion") == range(4, 6)
-    two = after_another(document(8, 9, 50, 51), [document(8, 9, 40)], Begins(8, 9))  # as GLM-4 begins its texts
+    two = after_another(document(8, 9, 50, 51, start=2), [document(8, 9, 40)], Begins(8, 9))  # as GLM-4 begins texts
     assert two is not None
     assert (two.input_ids, two.targets("completion")) == ([8, 9, 40, 50, 51], range(3, 5))
     itself = after_another(first, [first, second], Begins(1), max_length=8)
@@ -183,6 +183,26 @@ def test_recall_compares_the_same_tokens_alone_and_after_an_unseen_text(loaded: 
     score = ATTACKS["recall"].of(WholeText(alone, own.text, after_unseen=after))
     assert score == pytest.approx(-sum(logps) / len(logps) / -alone.logps.mean(), rel=1e-5)
     assert ATTACKS["recall"].of(WholeText(alone, own.text)) is None
+    longest = after_another(own, [other], loaded.tokenizer, len(own.row))  # as long as the context: its end has no room
+    assert longest is not None
+    (cut,) = token_records(loaded, [longest])
+    assert 0 < len(cut) < len(alone)
+    score = ATTACKS["recall"].of(WholeText(alone, own.text, after_unseen=cut))
+    assert score == pytest.approx(cut.logps.mean() / alone.logps[: len(cut)].mean())
+
+
+def test_what_stands_before_every_text_is_no_target_alone_or_after_another() -> None:
+    """GLM-4 begins every text with two tokens."""
+    tokenizer = Begins(8, 9)
+    own, other = encode_documents(
+        tokenizer, [Example("a", "", "four"), Example("b", "", "sixsix")], PromptFormat("none", False)
+    )
+    after = after_another(own, [other], tokenizer)
+    assert after is not None
+    assert own.row.targets("completion") == range(2, 6)
+    assert len(after.targets("completion")) == 4
+    with pytest.raises(DataError, match="nothing to predict"):
+        encode_documents(tokenizer, [Example("c", "", "")], PromptFormat("none", False))
 
 
 def test_texts_without_case_have_no_lower_case() -> None:

@@ -26,7 +26,8 @@ class Document:
     """A whole text, tokenized as the tokenizer does it, special tokens included.
 
     Attributes:
-        row: Its tokens. All but the first are targets; of a chat all from where its first turn says something.
+        row: Its tokens. All but the first are targets, or but those that the tokenizer sets before every text, where
+            they are several; of a chat all from where its first turn says something.
         text: The text that they stand for; without what a chat template puts around it.
         lower: The row of the same chat in lower case; None for plain text, whose lower case is made of `text`.
     """
@@ -55,7 +56,7 @@ def encode_documents(
     `say` takes a line for the user when some were cut.
 
     Raises:
-        DataError: A document has fewer than two tokens.
+        DataError: A document has no token that could be predicted.
         ConfigError: The chat template fails on one.
     """
     found, cut = [], 0
@@ -63,8 +64,10 @@ def encode_documents(
         own = _framed(tokenizer, document, prompt_format) if prompt_format.style == "chat" and document.prompt else None
         if own is None:
             text = whole_text(document, prompt_format)
-            own = Document(TokenizedExample(document.id, document_ids(tokenizer, text), 0), text)
-        if len(own.row) < 2:
+            ids = document_ids(tokenizer, text)
+            first = begun(tokenizer, ids)
+            own = Document(TokenizedExample(document.id, ids, first if first > 1 else 0), text)
+        if not own.row.targets("completion"):
             where = document.source or document.id
             raise DataError(f"{where}: has {len(own.row)} tokens, so there is nothing to predict")
         cut += max_length is not None and len(own.row) > max_length
@@ -93,7 +96,7 @@ def lowercased(
     if document.lower:
         row = replace(document.lower, input_ids=document.lower.input_ids[:max_length])
     else:
-        row = TokenizedExample(document.row.id, document_ids(tokenizer, document.text.lower())[:max_length], 0)
+        row = replace(document.row, input_ids=document_ids(tokenizer, document.text.lower())[:max_length])
     same = row.input_ids == document.row.input_ids if document.lower else document.text.lower() == document.text
     return None if same or len(row) <= max(1, row.completion_start) else row
 
@@ -133,7 +136,7 @@ def after_another(
     before = other[: min(BEFORE, (max_length or 2 * BEFORE) // 2)]
     first = begun(tokenizer, row.input_ids)
     own = row.input_ids[first:]
-    start = len(before) + max(1, first, row.completion_start) - first
+    start = len(before) + max(1, row.completion_start) - first
     ids = [*before, *own][:max_length]
     return TokenizedExample(row.id, ids, start) if start < len(ids) else None
 

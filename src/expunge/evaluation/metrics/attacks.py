@@ -47,9 +47,9 @@ def recall(record: TokenRecord, after_unseen: TokenRecord) -> float | None:
 
     A text that is known by heart gains nothing by what stands before it. One that was forgotten as it stands alone, and
     not after other texts, gains far more than an unseen one: its AUC is far below that of a retrained model. None where
-    the text has a loss of 0.
+    the text has a loss of 0. Both are of the tokens that have room after the unseen text.
     """
-    alone = mean_nll(record)
+    alone = mean_nll(record[: len(after_unseen)])
     return mean_nll(after_unseen) / alone if alone else None
 
 
