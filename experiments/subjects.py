@@ -86,12 +86,11 @@ def tables(files: Sequence[str | Path]) -> str:
 
 
 def _tells(change: Estimate | None, one: Estimate | None, other: Estimate | None) -> str:
-    if change is not None and change.low is not None and change.high is not None:
+    if change is not None and change.bounded:
         return "yes" if change.low > 0 or change.high < 0 else NO
-    ends = [end for cell in (one, other) if cell is not None for end in (cell.low, cell.high) if end is not None]
-    if len(ends) < 4:
+    if one is None or other is None or not (one.bounded and other.bounded):
         return ""
-    return "yes" if ends[0] > ends[3] or ends[1] < ends[2] else NO
+    return "yes" if one.low > other.high or one.high < other.low else NO
 
 
 def _tests(files: Sequence[str | Path]) -> list[str]:
@@ -112,10 +111,9 @@ def _label(row: Row) -> str:
 
 
 def _cell(cell: Estimate | None) -> str:
-    if cell is None or cell.value is None:
+    if cell is None or not cell.known:
         return ""
-    ends = "" if cell.low is None or cell.high is None else f" [{show_number(cell.low)}, {show_number(cell.high)}]"
-    return show_number(cell.value) + ends
+    return show_number(cell.value) + (f" [{show_number(cell.low)}, {show_number(cell.high)}]" if cell.bounded else "")
 
 
 if __name__ == "__main__":

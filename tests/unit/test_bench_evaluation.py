@@ -11,6 +11,7 @@ from dev import metrics
 from dev.parity.__main__ import PAGE, PARTS, table
 from dev.parity.golden import Comparison, Golden
 from experiments import subjects
+from expunge.evaluation.estimate import NAN, Estimate
 from expunge.evaluation.measurement import Values
 from expunge.evaluation.metrics import ATTACKS, METRICS
 from expunge.evaluation.metrics.aggregate import harmonic_mean
@@ -122,6 +123,13 @@ def test_the_table_of_subjects_says_which_metrics_tell(tmp_path):
     assert before.startswith("0.898")
     assert unlearned == own_retrained
     assert change == "0.600 [0.600, 0.600]"
+
+
+def test_what_is_not_known_is_left_empty_in_the_table_of_subjects():
+    known, bare, none = Estimate(0.5, 0.4, 0.6), Estimate(0.5), Estimate(NAN)
+    assert [subjects._cell(own) for own in (known, bare, none, None)] == ["0.500 [0.400, 0.600]", "0.500", "", ""]
+    assert subjects._tells(bare, known, Estimate(0.9, 0.8, 1.0)) == "yes", "by the intervals: the change has none"
+    assert [subjects._tells(None, known, own) for own in (bare, none, None)] == ["", "", ""]
 
 
 def test_subjects_writes_between_its_markers(tmp_path, monkeypatch, capsys):
