@@ -233,13 +233,13 @@ GOOD = '{"text": "a"}\n'
 @pytest.mark.parametrize(
     ("name", "data", "reason"),
     [
-        ("f.jsonl", GOOD + '{"text": "a\n', "f.jsonl:2: invalid JSON at column 10"),
-        ("f.jsonl", GOOD + "{'text': 'a'}", "f.jsonl:2: invalid JSON at column 2"),
-        ("f.jsonl", GOOD + GOOD.strip() + GOOD, "f.jsonl:2: invalid JSON at column 14"),
+        ("f.jsonl", GOOD + '{"text": "a\n', "f.jsonl:2: invalid JSON at line 2, column 10"),
+        ("f.jsonl", GOOD + "{'text': 'a'}", "f.jsonl:2: invalid JSON at line 2, column 2"),
+        ("f.jsonl", GOOD + GOOD.strip() + GOOD, "f.jsonl:2: invalid JSON at line 2, column 14"),
         ("f.jsonl", "[" * 100_000, "f.jsonl:1: JSON nested too deeply"),
         ("f.jsonl", '{"text": ' + "9" * 5000 + "}", "f.jsonl:1: JSON with a number too long"),
         ("f.jsonl", "[" + GOOD + "]", "f.jsonl:1: invalid JSON"),
-        ("f.json", '[{"text": "a"},\n {"text": }]', "f.json:2: invalid JSON at column 11"),
+        ("f.json", '[{"text": "a"},\n {"text": }]', "f.json: invalid JSON at line 2, column 11"),
         ("f.json", '{\n"data": []}', "expected is a list of objects, or one object a line"),
         ("f.json", '[{"text": "a"}, 3]', "f.json, row 2: is not an object with named fields but int"),
         ("f.jsonl", GOOD.encode() + b'{"text": "\xff"}', "f.jsonl:2: invalid UTF-8 at byte 11"),

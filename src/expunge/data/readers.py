@@ -3,7 +3,6 @@
 import codecs
 import csv
 import io
-import json
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from expunge.data.pieces import pieces
 from expunge.errors import DataError
+from expunge.utils.reading import UnreadableError, parse_json
 
 Row = tuple[str, dict[str, Any]]
 """Where a row was read (`path:line` or `path, row 3`), and its cells by column."""
@@ -112,29 +112,11 @@ def _read_text(path: Path) -> str:
     return text
 
 
-class _TwoFieldsError(Exception):
-    """An object names a field twice, so that one of its values would be lost."""
-
-
-def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    row = dict(pairs)
-    if len(row) < len(pairs):
-        raise _TwoFieldsError
-    return row
-
-
-def _parse_json(text: str, path: Path, first_line: int = 1, hint: str = "") -> Any:
+def _parsed(text: str, where: str, line: int = 1, hint: str = "") -> Any:
     try:
-        return json.loads(text, object_pairs_hook=_pairs)
-    except _TwoFieldsError:
-        raise DataError(f"{path}:{first_line}: two fields of an object have the same name{hint}") from None
-    except json.JSONDecodeError as error:
-        line = first_line + error.lineno - 1
-        raise DataError(f"{path}:{line}: invalid JSON at column {error.colno}{hint}") from None
-    except RecursionError:
-        raise DataError(f"{path}:{first_line}: JSON nested too deeply{hint}") from None
-    except ValueError:  # an integer of thousands of digits
-        raise DataError(f"{path}:{first_line}: JSON with a number too long to read{hint}") from None
+        return parse_json(text.encode(), line)
+    except UnreadableError as error:
+        raise DataError(f"{where}: {error}{hint}") from None
 
 
 def _read_jsonl(path: Path, hint: str = "") -> list[Row]:
@@ -142,8 +124,8 @@ def _read_jsonl(path: Path, hint: str = "") -> list[Row]:
     # Not splitlines: U+2028 and its like may stand within a JSON string.
     for number, line in enumerate(_read_text(path).split("\n"), 1):
         if line.strip():
-            row = _parse_json(line, path, number, hint)
-            rows.append((f"{path}:{number}", _object(row, f"{path}:{number}")))
+            where = f"{path}:{number}"
+            rows.append((where, _object(_parsed(line, where, number, hint), where)))
     columns = rows[0][1] if len(rows) == 1 else {}
     return _number(_by_row(columns), str(path)) if _is_table(columns) else rows
 
@@ -163,7 +145,7 @@ def _read_json(path: Path) -> list[Row]:
     text = _read_text(path)
     if not text.lstrip().startswith("["):
         return _read_jsonl(path, " (expected is a list of objects, or one object a line)")
-    content = _parse_json(text, path)
+    content = _parsed(text, str(path))
     if all(isinstance(row, str) for row in content):
         content = [{"text": row} for row in content]
     return [(where, _object(row, where)) for where, row in _number(content, str(path))]

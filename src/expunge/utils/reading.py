@@ -41,8 +41,8 @@ class UnreadableError(ValueError):
     """Why a content cannot be read, in our own words, without any of it."""
 
 
-def parse_json(data: bytes) -> Any:
-    """The object in JSON text.
+def parse_json(data: bytes, line: int = 1) -> Any:
+    """The object in JSON text, of which `line` is the number of the first line.
 
     Raises:
         UnreadableError: There is none, it is nested too deeply, or an object has two fields of one name.
@@ -52,9 +52,9 @@ def parse_json(data: bytes) -> Any:
     except UnicodeDecodeError as error:
         raise UnreadableError(f"byte {error.start + 1} is not UTF-8") from None
     except json.JSONDecodeError as error:
-        raise UnreadableError(f"invalid JSON at line {error.lineno}, column {error.colno}") from None
+        raise UnreadableError(f"invalid JSON at line {line + error.lineno - 1}, column {error.colno}") from None
     except RecursionError:
-        raise UnreadableError("nested too deeply") from None
+        raise UnreadableError("JSON nested too deeply") from None
     _check_depth(content)
     return content
 
@@ -145,7 +145,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, Any]]:
     for number, line in enumerate(lines, 1):
         if line.strip():
             try:
-                yield number, parse_json(line)
+                yield number, parse_json(line, number)
             except UnreadableError as error:
                 if number < len(lines):
                     raise RunError(f"{path}: line {number} is damaged ({error})") from None
@@ -184,7 +184,7 @@ def check_fields(value: Any, kind: Any, name: str = "") -> None:
 
 def _whole(digits: str) -> int:
     if len(digits) > DIGITS:
-        raise UnreadableError("a number is too long to read")
+        raise UnreadableError("JSON with a number too long to read")
     return int(digits)
 
 
@@ -207,7 +207,7 @@ def _check_depth(content: Any) -> None:
         ]
         if not level:
             return
-    raise UnreadableError("nested too deeply")
+    raise UnreadableError("JSON nested too deeply")
 
 
 def _check_names(root: Any) -> None:
