@@ -333,7 +333,6 @@ def test_a_csv_with_semicolons_in_its_header_and_no_comma_is_separated_by_them(h
     [
         ({"completion": "outptu"}, DataError, "no column outptu; columns found: input, output"),
         ({"id": "nr", "task": "t"}, DataError, "no column nr, t; columns found"),
-        ({"text": "output"}, ConfigError, "unknown field text; the fields are prompt, completion, id, task"),
         ({"completion": "input"}, ConfigError, "prompt and completion are both input"),
     ],
 )
@@ -470,13 +469,17 @@ class TestNames:
         ("prompt=a,completion=b", {"prompt": "a", "completion": "b"}),
         (" id = nr , task=the topic", {"id": "nr", "task": "the topic"}),
         ("completion=a=b", {"completion": "a=b"}),
+        ("", {}),
+        (None, {}),
     ],
 )
-def test_parse_columns(text: str, columns: dict) -> None:
+def test_parse_columns(text: str | None, columns: dict) -> None:
     assert parse_columns(text) == columns
 
 
-@pytest.mark.parametrize("text", ["", "prompt", "prompt=", "=a", "prompt=a,", "a=b", "kind=a", "id=a,id=b", "Prompt=a"])
+@pytest.mark.parametrize(
+    "text", [",", "prompt", "prompt=", "=a", "prompt=a,", "a=b", "kind=a", "id=a,id=b", "Prompt=a"]
+)
 def test_parse_columns_refuses(text: str) -> None:
     with pytest.raises(ConfigError, match="--columns"):
         parse_columns(text)

@@ -30,34 +30,24 @@ SIMILAR = 0.75
 """A column whose name is so close to a known one is probably that one, mis-spelled."""
 
 
-def parse_columns(text: str) -> dict[str, str]:
-    """Read `prompt=a,completion=b` as field to column.
+def parse_columns(text: str | None) -> dict[str, str]:
+    """Read `prompt=a,completion=b` as field to column; nothing where there is no text.
 
     Raises:
         ConfigError: Not of that form, an unknown field, or a field named twice.
     """
     columns: dict[str, str] = {}
-    for part in text.split(","):
+    for part in text.split(",") if text else ():
         key, equals, column = (piece.strip() for piece in part.partition("="))
         if not (key and equals and column):
             raise ConfigError(f"--columns {text}: write it as prompt=COLUMN,completion=COLUMN")
         if key in columns:
             raise ConfigError(f"--columns {text}: {key} is named twice")
         columns[key] = column
-    check_fields(columns)
-    return columns
-
-
-def check_fields(columns: Mapping[str, str]) -> None:
-    """Refuse what names no field.
-
-    Raises:
-        ConfigError: A field is unknown.
-    """
-    unknown = sorted(set(columns) - set(FIELDS))
-    if unknown:
+    if unknown := sorted(set(columns) - set(FIELDS)):
         known = f"the fields are {', '.join(FIELDS)} (texts alone are completions)"
         raise ConfigError(f"--columns: unknown field {', '.join(unknown)}; {known}")
+    return columns
 
 
 def choose_columns(source: str | Path, found: Sequence[str], columns: Mapping[str, str]) -> dict[str, str]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from expunge.data.columns import LUME, MESSAGES, TEMPLATE, check_fields, choose_columns
+from expunge.data.columns import LUME, MESSAGES, TEMPLATE, choose_columns
 from expunge.data.readers import read_rows, stem
 from expunge.data.words import words
 from expunge.errors import DataError
@@ -81,16 +81,14 @@ def read_examples(source: str | Path, *, columns: Mapping[str, str] | None = Non
         source: A .jsonl, .json (a list, or one object a line), .parquet, .csv or .txt file, a folder written by
             `datasets.save_to_disk` (`folder` or `folder:split`), or a `datasets` name (`name`, `name:split`,
             `name@config:split`). A `Path` is never looked up as a name.
-        columns: Field (`prompt`, `completion`, `id`, `task`, `keywords`) to column, over what is recognised.
+        columns: Field to column, as `parse_columns` gives it, over what is recognised.
 
     Raises:
         DataError: The source cannot be read, has no rows or no known columns, or a row cannot be used.
-        ConfigError: `columns` names an unknown field, or a prompt that a chat has already.
+        ConfigError: `columns` names one column twice, or a prompt that a chat has already.
     """
-    columns = dict(columns or {})
-    check_fields(columns)
     rows = read_rows(source)
-    chosen = choose_columns(source, [*dict.fromkeys(column for _, row in rows for column in row)], columns)
+    chosen = choose_columns(source, [*dict.fromkeys(column for _, row in rows for column in row)], columns or {})
     prefix = stem(source)
     return [_example(row, where, f"{prefix}-{number}", chosen) for number, (where, row) in enumerate(rows, 1)]
 

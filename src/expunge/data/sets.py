@@ -72,7 +72,7 @@ def read_sets(config: UnlearnConfig) -> Sets:
         DataError: A file or row that cannot be used, or unseen texts that are all among the others.
         ConfigError: `--columns` that cannot be used.
     """
-    columns = parse_columns(config.columns) if config.columns else None
+    columns = parse_columns(config.columns)
     names = ("forget", "retain", "test", "holdout", "instead")
     files = {name: getattr(config, name) for name in names}
     given = {name: read_examples(file, columns=columns) if file else [] for name, file in files.items()}

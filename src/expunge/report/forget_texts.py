@@ -73,7 +73,7 @@ def _forget(run: RunData) -> Sequence[Example]:
     try:
         if settings.get("benchmark"):
             return benchmark_sets(str(settings["benchmark"]), str(settings.get("data")), settings.get("split")).forget
-        columns = parse_columns(str(settings["columns"])) if settings.get("columns") else None
+        columns = parse_columns(str(settings.get("columns") or ""))
         return read_examples(str(settings.get("forget")), columns=columns)
     except DataError as error:
         raise DataError(f"--show-examples: the forget texts of {run.path} cannot be read again: {error}") from None

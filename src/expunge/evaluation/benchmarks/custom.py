@@ -24,7 +24,7 @@ def read(config: EvaluateConfig) -> Suite:
     Raises:
         DataError: A file cannot be read, all of the holdout's texts are trained on, or all to keep are to be forgotten.
     """
-    columns = parse_columns(config.columns) if config.columns else None
+    columns = parse_columns(config.columns)
     files = {name: getattr(config, name) for name in ("forget", "retain", "test", "holdout")}
     read = with_kinds({name: read_examples(file, columns=columns) for name, file in files.items() if file})
     read = {name: [replace(row, label=row.group) for row in rows] for name, rows in read.items()}  # reported of each
