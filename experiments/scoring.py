@@ -104,8 +104,9 @@ def reported(subject: Subject, folder: Path) -> Path:
     found = read_lume(subject.data, subject.split)
     if found.member is None or found.nonmember is None:
         raise SystemExit(f"{subject.data}: has no documents to attack")
-    hashes, _ = split_off(documents_of(found), found.retain, AutoTokenizer.from_pretrained(subject.model))
-    calibration = {"selection_hmac": keyed_hashes(hashes)}
+    tokenizer = AutoTokenizer.from_pretrained(subject.model)
+    halves = split_off(documents_of(found), found.nonmember, found.retain, tokenizer)
+    calibration = {"selection_hmac": keyed_hashes(halves.hashes)}
     sides = {
         "forget": found.forget,
         "retain": found.retain,

@@ -1,11 +1,11 @@
 """Which membership texts steered an adapter, so that nothing is reported on them."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import compress
 from typing import TYPE_CHECKING, Any
 
-from expunge.data.examples import Example, text_hash
+from expunge.data.examples import Example, text_hash, text_key
 from expunge.data.families import families, family_hashes
 from expunge.data.surprise import surprises
 from expunge.errors import DataError
@@ -15,8 +15,6 @@ from expunge.utils.roc import auc, chance_sd
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Halves = tuple[list[str], list[list[Example]]]
-"""Hashes of the texts that steer a run, and these, of each side."""
 FEWEST = 8
 """Fewest selection texts on either side; a membership AUC of fewer says next to nothing."""
 OTHER_KIND, DEVIATIONS = 0.4, 4
@@ -58,12 +56,13 @@ def selection_half(
 
 
 def unseen_texts(nonmembers: Sequence[Example], trained: Sequence[Example]) -> list[Example]:
-    """Those of `nonmembers` of whose family nothing was trained on."""
+    """Those of `nonmembers` of whose family nothing was trained on, nor the same text in other white space."""
     if not nonmembers:
         return []
-    family = families([*trained, *nonmembers])
+    family, same = families([*trained, *nonmembers]), set(map(text_key, trained))
     seen = set(family[: len(trained)])
-    return [own for own, name in zip(nonmembers, family[len(trained) :], strict=True) if name not in seen]
+    named = zip(nonmembers, family[len(trained) :], strict=True)
+    return [own for own, name in named if name not in seen and text_key(own) not in same]
 
 
 def check_unseen(holdout: str, forget: Sequence[Example], unseen: Sequence[Example]) -> None:
@@ -84,22 +83,39 @@ class Side:
     family: list[int]
 
 
+@dataclass(frozen=True)
+class Halves:
+    """The texts that steer a run, and those beside them that are too short for membership.
+
+    Attributes:
+        members: Half of the forgotten documents.
+        nonmembers: Half of the unseen documents.
+        short: Half of the unseen texts that are no documents, which are too short for membership.
+        others: The other half of these, which does not steer.
+    """
+
+    members: list[Example]
+    nonmembers: list[Example]
+    short: list[Example]
+    others: list[Example]
+
+    @property
+    def hashes(self) -> list[str]:
+        """`text_hash` of each text that steers, sorted."""
+        return sorted({*example_hashes([*self.members, *self.nonmembers, *self.short])})
+
+
 def documents(members: Sequence[Example], nonmembers: Sequence[Example]) -> list[Side]:
     """The texts, forgotten and unseen, of which one half may steer and the other be reported.
 
     A membership attack reads documents: where there are enough of them, texts much shorter than most are left out.
 
     Raises:
-        DataError: A text is on both sides, half of a side is fewer than `FEWEST`, or all of it are near-duplicates of
-            each other, which cannot be halved.
+        DataError: Half of a side is fewer than `FEWEST`, or all of it are near-duplicates of each other, which cannot
+            be halved.
     """
-    sides, hashes = (members, nonmembers), [set(example_hashes(side)) for side in (members, nonmembers)]
-    both = hashes[0] & hashes[1]
-    if both:
-        raise DataError(
-            f"{len(both)} of the unseen texts are among those to be forgotten: give texts that the model has never seen"
-        )
-    found = [Side(own, families(own)) for own in long_alone(*sides)]
+    hashes = [set(example_hashes(side)) for side in (members, nonmembers)]
+    found = [Side(own, families(own)) for own in long_alone(members, nonmembers)]
     for name, side, different in zip(("forgotten", "unseen"), found, hashes, strict=True):
         count, half = len(side.texts), len(different) // 2
         if count > 1 and len(set(side.family)) == 1:
@@ -125,40 +141,76 @@ def long_alone(members: Sequence[Example], nonmembers: Sequence[Example]) -> lis
 
 def split_off(
     sides: Sequence[Side],
+    unseen: Sequence[Example],
     known: Sequence[Example],
     tokenizer: "PreTrainedTokenizerBase",
     warn: Callable[[str], None] = lambda _: None,
 ) -> Halves:
-    """The selection half of each side of `documents`, and the hashes of its texts.
+    """The selection half of each side of `documents`, and both halves of the unseen texts that are no documents.
 
     Args:
-        sides: Forgotten and unseen texts.
+        sides: Forgotten and unseen documents.
+        unseen: All unseen texts.
         known: Texts to keep, which say how surprising the others are.
         tokenizer: The model's.
-        warn: Called with a sentence where the unseen texts are of another kind than the forgotten ones.
+        warn: Called with a sentence where the unseen documents are of another kind than the forgotten ones.
 
     Raises:
         DataError: Near-duplicates, which are never divided, leave next to nothing in one of the halves.
     """
-    halves, chosen = [], set()
-    surprise = surprises(tokenizer, known, [side.texts for side in sides])
+    long = set(map(id, sides[1].texts))
+    short = [own for own in unseen if id(own) not in long]
+    *surprise, of_short = surprises(tokenizer, known, [*(side.texts for side in sides), short])
     if told := another_kind("their words", surprise) or another_kind(
         "their lengths", [[length(own) for own in side.texts] for side in sides]
     ):
         warn(told)
-    for side, own in zip(sides, surprise, strict=True):
-        hashes = example_hashes(side.texts)
-        half = selection_half(hashes, [text.group for text in side.texts], own, side.family)
-        steering = {*compress(hashes, half)}
-        others = {*hashes} - steering
-        if min(len(steering), len(others)) < FEWEST // 2:
-            raise DataError(
-                f"{len(steering)} texts would steer the run and {len(others)} be reported on, of {len(hashes)} on one "
-                "side, since near-duplicates are never divided: give texts that differ more"
-            )
-        chosen |= steering
-        halves.append(list(compress(side.texts, half)))
-    return sorted(chosen), halves
+    members, nonmembers = map(_half, sides, surprise)
+    return Halves(members, nonmembers, *_short_halves(sides[1], nonmembers, short, of_short))
+
+
+def _half(side: Side, surprise: Sequence[float]) -> list[Example]:
+    """The selection half of one side."""
+    hashes = example_hashes(side.texts)
+    half = selection_half(hashes, [text.group for text in side.texts], surprise, side.family)
+    steering = {*compress(hashes, half)}
+    others = {*hashes} - steering
+    if min(len(steering), len(others)) < FEWEST // 2:
+        raise DataError(
+            f"{len(steering)} texts would steer the run and {len(others)} be reported on, of {len(hashes)} on one "
+            "side, since near-duplicates are never divided: give texts that differ more"
+        )
+    return list(compress(side.texts, half))
+
+
+def _short_halves(
+    side: Side, steering: Sequence[Example], short: Sequence[Example], surprise: Sequence[float]
+) -> tuple[list[Example], list[Example]]:
+    """Both halves of the unseen texts that are no documents; a near-duplicate of documents goes with them.
+
+    Args:
+        side: The unseen documents.
+        steering: Those of them that steer.
+        short: The other unseen texts.
+        surprise: Of each of these, in nats.
+    """
+    if not short:
+        return [], []
+    family, chosen = families([*side.texts, *short]), set(example_hashes(steering))
+    steers: dict[int, bool] = {}
+    for name, own in zip(family, example_hashes(side.texts), strict=False):
+        steers[name] = steers.get(name, False) or own in chosen
+    names = family[len(side.texts) :]
+    free = [at for at, name in enumerate(names) if name not in steers]
+    half = selection_half(
+        example_hashes([short[at] for at in free]),
+        [short[at].group for at in free],
+        [surprise[at] for at in free],
+        [names[at] for at in free],
+    )
+    steers |= {names[at]: own for at, own in zip(free, half, strict=True)}
+    first = [own for own, name in zip(short, names, strict=True) if steers[name]]
+    return first, [own for own, name in zip(short, names, strict=True) if not steers[name]]
 
 
 def another_kind(what: str, sides: Sequence[Sequence[float]]) -> str:
@@ -173,42 +225,6 @@ def another_kind(what: str, sides: Sequence[Sequence[float]]) -> str:
         f"{100 * max(found, 1 - found):.0f} of 100 pairs: the unseen texts are of another kind, and say neither how "
         "far to go nor what an attack can tell: give texts like those to forget (--holdout)"
     )
-
-
-def short_halves(
-    unseen: Sequence[Example],
-    side: Side,
-    steering: Collection[str],
-    known: Sequence[Example],
-    tokenizer: "PreTrainedTokenizerBase",
-) -> tuple[list[Example], list[Example]]:
-    """The unseen texts that are too short for membership: the half that steers a run, and those that are reported.
-
-    A near-duplicate of documents goes with them.
-
-    Args:
-        unseen: All unseen texts.
-        side: Those that are long enough.
-        steering: Hashes of the documents that steer.
-        known: Texts to keep, as for `split_off`.
-        tokenizer: The model's.
-    """
-    long = set(map(id, side.texts))
-    short = [own for own in unseen if id(own) not in long]
-    if not short:
-        return [], []
-    family = families([*side.texts, *short])
-    steers: dict[int, bool] = {}
-    for name, own in zip(family, example_hashes(side.texts), strict=False):
-        steers[name] = steers.get(name, False) or own in steering
-    named = list(zip(short, family[len(side.texts) :], strict=True))
-    free = [(own, name) for own, name in named if name not in steers]
-    texts = [own for own, _ in free]
-    (surprise,) = surprises(tokenizer, known, [texts])
-    names = [name for _, name in free]
-    half = selection_half(example_hashes(texts), [own.group for own in texts], surprise, names)
-    steers |= zip(names, half, strict=True)
-    return [own for own, name in named if steers[name]], [own for own, name in named if not steers[name]]
 
 
 def length(example: Example) -> int:

@@ -13,13 +13,7 @@ from typing import Any
 from peft import PeftModel
 
 from expunge.config import SETS, CalibrateConfig, UnlearnConfig
-from expunge.data.holdout import (
-    example_hashes,
-    keyed_hashes,
-    short_halves,
-    split_off,
-    without_selection,
-)
+from expunge.data.holdout import keyed_hashes, split_off, without_selection
 from expunge.data.sets import membership_texts, read_sets
 from expunge.data.tokenize import TokenizedExample
 from expunge.model.adapter import set_scale
@@ -93,11 +87,10 @@ def _calibrate(config: CalibrateConfig, settings: UnlearnConfig, reporter: Repor
     trained: Any = loaded.model.peft_config["default"]  # a LoraConfig
     rows = {name: run_rows(settings, loaded.tokenizer, getattr(sets, name)) for name in SETS}
     check_texts(manifest, settings, {name: own for name, own in rows.items() if name != "holdout"})
-    hashes, halves = split_off(judged, sets.retain, loaded.tokenizer)
-    short, _ = short_halves(sets.nonmembers, judged[1], hashes, sets.retain, loaded.tokenizer)
-    hashes = [*hashes, *example_hashes(short)]
-    looked_at = sorted({*keyed_hashes(hashes), *(earlier["selection_hmac"] if earlier else ())})
-    members, nonmembers, guessed = (run_rows(settings, loaded.tokenizer, own) for own in (*halves, short))
+    halves = split_off(judged, sets.nonmembers, sets.retain, loaded.tokenizer)
+    looked_at = sorted({*keyed_hashes(halves.hashes), *(earlier["selection_hmac"] if earlier else ())})
+    steering = (halves.members, halves.nonmembers, halves.short)
+    members, nonmembers, guessed = (run_rows(settings, loaded.tokenizer, own) for own in steering)
     judged_on = ValidationRows.of(members, nonmembers, rows["retain"], rows["forget"], guessed)
     criteria = config.criteria(settings.criteria)
     with reporter.track("adapter scales", most_scales()) as advance:

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from expunge.config import SETS, UnlearnConfig
 from expunge.data.examples import Example, text_key
-from expunge.data.holdout import Halves, Side, example_hashes, short_halves, split_off, texts_fingerprint
+from expunge.data.holdout import Halves, Side, example_hashes, split_off, texts_fingerprint
 from expunge.data.lowercase import in_lower_case
 from expunge.data.sets import Sets, membership_texts, pairs_for, read_sets, unasked
 from expunge.data.tokenize import TokenizedExample, tokenize_all
@@ -173,17 +173,15 @@ def prepare(config: UnlearnConfig, reporter: Reporter) -> Prepared:
     for name, side in tokenized.items():
         _tell(name, side, loaded.tokenizer, reporter)
     halves: Halves | None = None
-    short, reported = list[Example](), list[Example]()
     if followed is not None:
         try:
             doubts: list[str] = []
-            halves = split_off(followed, sets.retain, loaded.tokenizer, doubts.append)
-            short, reported = short_halves(sets.nonmembers, followed[1], halves[0], sets.retain, loaded.tokenizer)
+            halves = split_off(followed, sets.nonmembers, sets.retain, loaded.tokenizer, doubts.append)
             sets.warnings += doubts
         except DataError as error:  # near-duplicates cannot be parted into halves
             config, told = _without_unseen(config, loss, error)
             reporter.say(told)
-    selection = None if halves is None else _selection(halves, short, reported, sets.forget, partial(rows, cut=True))
+    selection = None if halves is None else _selection(halves, sets.forget, partial(rows, cut=True))
     steers: set[str] = set()
     if selection is not None:
         counts = f"{len(selection.members)} texts to forget and {len(selection.nonmembers)} unseen ones"
@@ -215,26 +213,20 @@ def prepare(config: UnlearnConfig, reporter: Reporter) -> Prepared:
             forget=lower(sets.forget),
             retain=lower(sets.retain),
             test=lower(sets.test),
-            selection=_selection(halves, short, reported, sets.forget, lower),
+            selection=_selection(halves, sets.forget, lower),
         )
     return prepared
 
 
 def _selection(
-    halves: Halves,
-    short: Sequence[Example],
-    reported: Sequence[Example],
-    forget: Sequence[Example],
-    rows: Callable[[Sequence[Example]], list[TokenizedExample]],
+    halves: Halves, forget: Sequence[Example], rows: Callable[[Sequence[Example]], list[TokenizedExample]]
 ) -> SelectionRows:
-    """The half that steers the run; `reported` are the unseen texts too short for membership that do not."""
-    hashes, (members, nonmembers) = halves
-    unseen = rows([*nonmembers, *short, *reported])
-    hashes = sorted({*hashes, *example_hashes(short)})
-    texts = {text_key(own) for own in members}
+    """The half that steers the run."""
+    unseen = rows([*halves.nonmembers, *halves.short, *halves.others])
+    texts = {text_key(own) for own in halves.members}
     kinds = frozenset(own.group for own in forget if text_key(own) in texts)
-    ends = len(nonmembers), len(nonmembers) + len(short)
-    return SelectionRows(rows(members), unseen[: ends[0]], unseen[slice(*ends)], unseen, hashes, kinds)
+    ends = len(halves.nonmembers), len(halves.nonmembers) + len(halves.short)
+    return SelectionRows(rows(halves.members), unseen[: ends[0]], unseen[slice(*ends)], unseen, halves.hashes, kinds)
 
 
 def _before_weights(config: UnlearnConfig) -> tuple[UnlearnConfig, ForgetLoss, Sets, list[Side] | None, list[str]]:
