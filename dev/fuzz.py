@@ -179,7 +179,7 @@ def attempt(path: Path, rng: random.Random, tokenizers: list[Any]) -> tuple[str,
 
     def read() -> str:
         examples = read_examples(str(path), columns=rng.choice(FLAGS))
-        check_sets(examples, examples)
+        check_sets({"forget": examples, "retain": examples})
         tokenizer, prompt_format = rng.choice(tokenizers), PromptFormat(*rng.choice(PROMPT_FORMATS))
         for example in examples:
             with contextlib.suppress(UserError):

@@ -145,7 +145,7 @@ def test_texts_to_judge_by_take_the_place_of_those_that_were_set_apart(work: Pat
     assert told.code == 0, told.err
     results = read("run/results.json")
     assert results["metrics"]["test/probability"]["n"] == 3
-    assert any(note.startswith("4 of 7 test texts stand in the forget or retain") for note in results["not_measured"])
+    assert any(note.startswith("4 of 7 test texts are, or nearly are, trained on") for note in results["not_measured"])
 
 
 def test_files_of_ones_own_need_no_benchmark_and_chats_keep_their_turns(work: Path, expunge: Run) -> None:
@@ -326,15 +326,13 @@ def test_unseen_texts_that_are_trained_on_are_left_out_and_counted(work: Path, e
     assert told.code == 0, told.err
     results = read("r.json")
     left_out = len(twins) + len(seen)
-    assert f"{left_out} of 9 holdout texts stand in the forget or retain set too" in " ".join(results["not_measured"])
+    assert f"{left_out} of 9 unseen texts are, or nearly are, among those to forget, to keep" in " ".join(
+        results["not_measured"]
+    )
     assert results["metrics"]["holdout/document_nll"]["n"] == len(clean)
     floor = results["metrics"]["holdout/exact_memorization"]  # what the forget set's number is judged by
     assert (floor["n"], floor["direction"]) == (len(clean), None)
     assert results["metrics"]["membership/loss_auc"]["n"] == len(FORGET) + len(clean)
-    write_jsonl(work / "holdout.jsonl", [{"text": text} for text in twins])
-    refused = expunge("evaluate", "--model", "model", *FILES, "--holdout", "holdout.jsonl", "--output", "s.json")
-    assert refused.code == 2
-    assert "all of its texts are to be forgotten or kept" in refused.err
 
 
 def test_texts_that_were_cut_and_answers_that_were_stopped_are_said(work: Path, expunge: Run) -> None:

@@ -90,11 +90,32 @@ def test_what_cannot_be_said_instead_is_refused(texts, expunge, row, message):
 
 
 def test_unseen_texts_that_are_trained_on_are_not_unseen(texts, expunge):
-    unseen = [{"id": f"u{i}", "input": f"Where is {i}?", "output": f"It is in {i} Birch Road."} for i in range(20)]
-    write_jsonl(texts / "unseen.jsonl", unseen)
-    told = expunge(*UNLEARN, *QUICK, "--holdout", "unseen.jsonl", "--instead", "unseen.jsonl")
-    assert "20 texts are also in holdout, so not unseen" in told.err
-    assert json.loads(Path("run/manifest.json").read_text())["settings"]["recipe"] == "npo"
+    """Neither to the run nor to an evaluation of it."""
+    said = [{"id": f"u{i}", "input": f"Where is {i}?", "output": f"It is in {i} Birch Road."} for i in range(20)]
+    write_jsonl(texts / "said.jsonl", said)
+    made = (*UNLEARN, *QUICK, "--instead", "said.jsonl", "--holdout")
+    told = expunge(*made, "said.jsonl")
+    assert (told.code, told.err.count("\n")) == (2, 1), told.err
+    assert "--holdout said.jsonl: all of its texts are to be forgotten, kept or said instead" in told.err
+    unseen = [{"id": f"t{i}", "text": f"Tobias {i} closed the heavy book and slept until noon."} for i in range(4)]
+    write_jsonl(
+        texts / "unseen.jsonl",
+        [*({"id": row["id"], "text": f"{row['input']} {row['output']}"} for row in said), *unseen],
+    )
+    told = expunge(*made, "unseen.jsonl")
+    assert told.code == 0, told.err
+    left_out = "20 of 24 unseen texts are, or nearly are, among those to forget, to keep or to say instead"
+    assert left_out in " ".join(told.err.split())
+    scored = ("evaluate", "--run", "run", "--max-new-tokens", "2", "--device", "cpu")
+    told = expunge(*scored)
+    assert told.code == 0, told.err
+    results = json.loads(Path("run/results.json").read_text())
+    assert left_out in " ".join(results["not_measured"])
+    assert results["metrics"]["holdout/document_nll"]["n"] == 4
+    Path("said.jsonl").rename("moved.jsonl")
+    told = expunge(*scored, "--overwrite")
+    assert "--run run: was made with --instead said.jsonl, which is not here: give --instead" in told.err
+    assert expunge(*scored, "--overwrite", "--instead", "moved.jsonl").code == 0
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ ROWS = [
     for i in range(2)
     for kind in ("sc1", "qa0")
 ]
-INPUTS = {"model", "done", "forget.jsonl", "retain.jsonl", "data"}
+INPUTS = {"model", "done", "forget.jsonl", "retain.jsonl", "unseen.jsonl", "data"}
 TRAIN = (*UNLEARN, *QUICK, "--save-every", "1")
 EVALUATE = ("evaluate", "--model", "model", "--benchmark", "semeval", "--data", "data", "--max-new-tokens", "6")
 
@@ -39,6 +39,7 @@ EVALUATE = ("evaluate", "--model", "model", "--benchmark", "semeval", "--data", 
 def planted(work: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The current folder with planted forget rows, the caches of all libraries within, and a permissive umask."""
     write_jsonl(work / "forget.jsonl", ROWS)
+    write_jsonl(work / "unseen.jsonl", [{"text": "Tobias closed the heavy book and slept until noon."}])
     (work / "data").mkdir()
     write_jsonl(work / "data/forget.jsonl", ROWS)
     retain = [{**row, "id": f"{row['id']}{kind}", "task": "Task1"} for row in RETAIN for kind in ("sc1", "qa0")]
@@ -122,7 +123,7 @@ def test_every_command_that_writes(planted: Path, expunge: Run, monkeypatch: pyt
     monkeypatch.setattr(import_module("expunge.train.loop").Trackers, "log", track)
     monkeypatch.setattr(import_module("expunge.train.loop").Trackers, "__exit__", track)
     results = [
-        expunge(*TRAIN, "--report-to", "tensorboard", "--holdout", "retain.jsonl"),
+        expunge(*TRAIN, "--report-to", "tensorboard", "--holdout", "unseen.jsonl"),
         expunge(*EVALUATE, "--output", "run/results_before.json"),
         expunge(*EVALUATE, "--adapter", "run", "--samples", "2", "--output", "run/results_after.json"),
         expunge("compare", "run/results_before.json", "run/results_after.json"),

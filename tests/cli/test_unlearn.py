@@ -68,7 +68,8 @@ def manifest(run: str) -> dict:
 
 
 def test_run_directory_holds_what_the_contract_says_and_nothing_else(work: Path, expunge: Run) -> None:
-    result = expunge(*TRAIN, "--holdout", "retain.jsonl")
+    write_jsonl(work / "unseen.jsonl", [{"text": "Tobias closed the heavy book and slept until noon."}])
+    result = expunge(*TRAIN, "--holdout", "unseen.jsonl")
 
     assert result.code == 0, result.err
     assert set(snapshot(work / "run")) == {
@@ -596,7 +597,7 @@ def test_code_of_a_model_runs_where_this_command_line_trusts_it_and_not_because_
 def test_merge_does_not_replace_a_model_folder_that_holds_a_text_of_the_run(work: Path, expunge: Run) -> None:
     """Whichever set it is of: the file would go with the folder."""
     assert expunge("merge", "--run", "done", "--output", "merged").code == 0
-    shutil.copy("retain.jsonl", "merged/unseen.jsonl")
+    write_jsonl(work / "merged/unseen.jsonl", [{"text": "Tobias closed the heavy book and slept until noon."}])
     assert expunge(*TRAIN, "--holdout", "merged/unseen.jsonl").code == 0
     told = expunge("merge", "--run", "run", "--output", "merged", "--overwrite")
     assert told.code == 2

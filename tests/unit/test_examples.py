@@ -491,41 +491,38 @@ def test_a_column_of_texts_alone_is_named_as_the_completion() -> None:
 
 
 def rows(*pairs: tuple[str, str, str]) -> list[Example]:
-    return [Example(*pair) for pair in pairs]
+    return [Example(*pair, source=f"f:{line}") for line, pair in enumerate(pairs, 1)]
 
 
 def test_check_sets_finds_nothing_to_warn_of() -> None:
     forget = rows(("a", "p", SECRET))
-    assert check_sets(forget, None) == []
-    assert check_sets(forget, rows(("a", "p", "other")), rows(("a", "q", SECRET))) == []
+    assert check_sets({"forget": forget, "retain": []}) == []
+    assert check_sets({"forget": forget, "retain": rows(("a", "p", "other")), "holdout": forget}) == []
 
 
-def test_check_sets_names_how_many_and_which() -> None:
+def test_check_sets_names_how_many_and_where() -> None:
     forget = rows(*((f"f{n % 7}", "p", f"{SECRET} {n}") for n in range(14)))
     retain = rows(("r", f"p\n{SECRET}", " 3"), ("s", "p", f"{SECRET} 13"), ("s", "p", "x"))
-    warnings = check_sets(forget, retain, rows(("h", "p", f"{SECRET} 0")))
-    assert warnings == [
-        "forget: 7 ids are on more than one row: rows 1, 2, 3, 4, 5 and 2 more",
-        "retain: 1 id is on more than one row: row 2",
-        "forget: 2 texts are also in retain: rows 4, 14",
-        "forget: 1 text is also in holdout: row 1",
+    assert check_sets({"forget": forget, "retain": retain}) == [
+        "forget: 7 ids are there already on an earlier row: f:8, f:9, f:10, f:11, f:12 and 2 more",
+        "retain: 1 id is there already on an earlier row: f:3",
+        "forget: 2 texts are also in retain: f:4, f:14",
         "forget has 14 texts, more than retain with 3",
     ]
 
 
 def test_check_sets_names_texts_that_count_twice() -> None:
     forget = rows(("a", "p", SECRET), ("b", "q", "x"), ("c", "p ", f" {SECRET}"), ("d", "p", SECRET))
-    assert check_sets(forget, rows(("r", "q", "y"), ("s", "q", "y"), *(("t", f"{n}", "z") for n in range(4)))) == [
-        "forget: 2 texts are there already on an earlier row, and count each time: rows 3, 4",
-        "retain: 1 id is on more than one row: row 3",
-        "retain: 1 text is there already on an earlier row, and counts each time: row 2",
+    retain = rows(("r", "q", "y"), ("s", "q", "y"), *((f"t{n}", f"{n}", "z") for n in range(4)))
+    assert check_sets({"forget": forget, "retain": retain}) == [
+        "forget: 2 texts are there already on an earlier row, and each counts: f:3, f:4",
+        "retain: 1 text is there already on an earlier row, and each counts: f:2",
     ]
 
 
-def test_check_sets_stays_on_one_line() -> None:
-    (warning,) = check_sets(rows(("a\nb" * 100, "", "x"), ("a\nb" * 100, "", "y")), None)
-    assert "\n" not in warning
-    assert len(warning) < 150
+def test_check_sets_quotes_no_id() -> None:
+    forget = rows(("a\nb" * 100, "", "x"), ("a\nb" * 100, "", "y"))
+    assert check_sets({"forget": forget, "retain": []}) == ["forget: 1 id is there already on an earlier row: f:2"]
 
 
 def test_published_files(shared: Path) -> None:
@@ -533,7 +530,7 @@ def test_published_files(shared: Path) -> None:
     retain = read_examples(shared / "data/lume/retain.jsonl")
     assert (len(forget), len(retain)) == (2732, 2734)
     assert {example.kind for example in forget + retain} == {"sc", "qa"}
-    assert check_sets(forget, retain) == []
+    assert check_sets({"forget": forget, "retain": retain}) == []
     for path in sorted((shared / "data/tofu").glob("*.json")):
         expected = sum(1 for line in path.read_text().splitlines() if line.strip())
         assert len(read_examples(path)) == expected

@@ -40,7 +40,7 @@ def read(path: Path, content: bytes) -> list[Example]:
     path.write_bytes(content)
     try:
         examples = read_examples(path)
-        check_sets(examples, examples)
+        check_sets({"forget": examples, "retain": examples})
     except UserError as error:
         assert "\n" not in str(error)
         assert str(error).startswith(("--columns", str(path)))

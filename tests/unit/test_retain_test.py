@@ -87,7 +87,7 @@ def test_rows_of_the_users_own_are_tested_on_and_none_that_is_trained_on(files, 
     test = write(tmp_path / "test.jsonl", [strange, ROWS[0]])
     sets = read_sets(UnlearnConfig(**files, test=test))
     assert ([own.prompt for own in sets.test], len(sets.retain)) == (["Who is Uma?"], 12)
-    assert any(line.startswith("1 of the test texts are, or nearly are, trained on") for line in sets.warnings)
+    assert any(line.startswith("1 of 2 test texts are, or nearly are, trained on") for line in sets.warnings)
     with pytest.raises(DataError, match="all of its texts, or nearly the same ones, are trained on"):
         read_sets(UnlearnConfig(**files, test=write(tmp_path / "seen.jsonl", ROWS[:2])))
 

@@ -184,7 +184,7 @@ def test_near_duplicates_of_trained_texts_are_not_unseen(tmp_path: Path) -> None
     assert sizes(found) == (4, 4, 4, 2)
     assert [own.prompt for own in found.nonmembers] == ["Who is holdout 0?", "Who is holdout 2?"]
     (told,) = [line for line in found.warnings if "left out" in line]
-    assert told.startswith("2 of the unseen texts")
+    assert told.startswith("2 of 4 unseen texts")
     assert not any(row["answer"] in line for line in found.warnings for own in rows.values() for row in own)
 
 
@@ -209,6 +209,41 @@ def test_refusals_of_prompts_that_are_not_to_be_forgotten_are_told(tmp_path: Pat
         write(tmp_path / f"{name}.jsonl", rows)
     paths = {name: str(tmp_path / f"{name}.jsonl") for name in files}
     assert unasked(read_sets(UnlearnConfig(model="m", output="o", **paths))) == 1
+
+
+def test_files_of_which_nothing_is_left_are_refused_by_a_run_and_told_by_an_evaluation(tmp_path: Path) -> None:
+    """So that a run that was made can be scored."""
+    rows = {"forget": questions("forgotten", 4), "retain": questions("kept", 12)}
+    rows["holdout"] = [{key: own.upper() for key, own in row.items()} for row in rows["forget"]]
+    rows["test"] = rows["retain"][:3]
+    for name, own in rows.items():
+        write(tmp_path / f"{name}.jsonl", own)
+    files = {name: str(tmp_path / f"{name}.jsonl") for name in rows}
+    for name, told in (
+        ("holdout", r"^--holdout .*: all of its texts are to be forgotten, kept or said instead, or nearly are: give"),
+        ("test", r"^--test .*: all of its texts, or nearly the same ones, are trained on$"),
+    ):
+        with pytest.raises(DataError, match=told):
+            read_sets(settings(forget=files["forget"], retain=files["retain"], **{name: files[name]}))
+    suite = read_custom(EvaluateConfig(model="m", output="o", benchmark="custom", **files))
+    assert ([own.name for own in suite.sets], suite.documents) == (["forget", "retain"], None)
+    notes = " ".join(suite.not_measured)
+    assert "3 of 3 test texts are, or nearly are, trained on: they are left out." in notes
+    assert "4 of 4 unseen texts are, or nearly are, among those to forget, to keep or to say instead" in notes
+    assert "Without unseen texts (--holdout) no membership attack was run." in notes
+
+
+def test_what_is_said_instead_is_unseen_to_neither_a_run_nor_an_evaluation(tmp_path: Path) -> None:
+    rows = {"forget": questions("forgotten", 4), "holdout": questions("own", 3)}
+    rows["instead"] = [{**row, "answer": words(own)} for own, row in enumerate(rows["forget"])]
+    rows["holdout"] += rows["instead"]
+    for name, own in rows.items():
+        write(tmp_path / f"{name}.jsonl", own)
+    files = {name: str(tmp_path / f"{name}.jsonl") for name in rows}
+    assert len(read_sets(settings(**files)).nonmembers) == 3
+    suite = read_custom(EvaluateConfig(model="m", output="o", benchmark="custom", **files))
+    assert suite.documents
+    assert len(suite.documents.nonmembers) == 3
 
 
 def test_membership_without_unseen_texts_says_what_to_give() -> None:

@@ -63,9 +63,11 @@ def test_no_message_or_traceback_quotes_a_cell_a_header_or_a_key(tmp_path, name)
     assert SECRET not in outline(caught.value)
 
 
-def test_what_is_said_of_repeated_ids_and_texts_are_numbers_of_rows():
-    rows = [Example(SECRET, "a", "b"), Example(SECRET, "a", "b")]
-    assert SECRET not in " ".join(check_sets(rows, rows, rows, rows))
+def test_what_is_said_of_repeated_ids_and_texts_are_places_of_rows():
+    rows = [Example(SECRET, "a", "b", source=f"f.jsonl:{line}") for line in (1, 2)]
+    told = check_sets({"forget": rows, "retain": rows})
+    assert len(told) == 5
+    assert SECRET not in " ".join(told)
 
 
 @pytest.mark.parametrize("rows", [readers.MOST_ROWS + 1, 20_000_000])

@@ -58,6 +58,7 @@ def evaluate(
     retain: Texts | None = None,
     test: Texts | None = None,
     holdout: Texts | None = None,
+    instead: Texts | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     progress: bool | None = None,
     **settings: Any,
@@ -72,6 +73,7 @@ def evaluate(
         retain: Texts that must be kept.
         test: Texts that must be kept and were not trained on.
         holdout: Texts like those to forget that the model has never seen.
+        instead: What the model was taught to say instead.
         tokenizer: Of a model object.
         progress: As for `unlearn`.
         settings: Everything else that `EvaluateConfig` holds (`benchmark="tofu"`, `samples=5`, `overwrite=True`).
@@ -80,7 +82,7 @@ def evaluate(
         UserError: The input or a setting is at fault; nothing has been written then.
     """
     reporter = reporter_for(progress)
-    texts = given_texts(forget=forget, retain=retain, test=test, holdout=holdout)
+    texts = given_texts(forget=forget, retain=retain, test=test, holdout=holdout, instead=instead)
     if isinstance(model, EvaluateConfig):
         if texts or settings or output or tokenizer:
             raise ConfigError("evaluate: give settings in the config, or a model and settings, not both")

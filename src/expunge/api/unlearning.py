@@ -56,7 +56,7 @@ class Outcome(Written):
     def evaluate(self, **settings: Any) -> Evaluation:
         """Score the run on its own texts, or on its benchmark's; settings as for `expunge.evaluate`."""
         benchmark = settings.get("benchmark") or run_settings(str(self.output)).benchmark or "custom"
-        own = _in(self.texts, "forget", "retain", "test", "holdout") if benchmark == "custom" else {}
+        own = self.texts if benchmark == "custom" else {}
         return evaluate(self.output, **{**own, **settings})
 
     def merge(self, output: str | Path, **options: Any) -> MergeReport:

@@ -20,6 +20,8 @@ from expunge.config.checks import (
 from expunge.utils.text import comma_list
 
 Benchmark = Literal["semeval", "lume", "tofu", "muse", "custom"]
+OWN_FILES = ("forget", "retain", "test", "retain_test", "holdout", "instead", "columns")
+"""Settings that say what a run on files of one's own was made with."""
 
 
 @dataclass
@@ -43,6 +45,7 @@ class EvaluateConfig(Plain):
         test: Custom: texts that must be kept and were not trained on; they judge whether the rest is kept.
         retain_test: Custom: share of `retain` that was not trained on, as in `unlearn`; it is reported as `test`.
         holdout: Custom: texts like the forget set that the model has never seen; membership is measured against them.
+        instead: Custom: what the model was taught to say instead, as in `unlearn`: none of it is unseen.
         paraphrased: Custom: the questions of `forget` in other words, by `id`, as `expunge elicit` writes them; they
             are asked too, and nothing is ever trained on them.
         columns: Custom: which column is what, as `prompt=...,completion=...[,id=...,task=...,keywords=...]`.
@@ -87,6 +90,7 @@ class EvaluateConfig(Plain):
     test: str | None = None
     retain_test: float = 0.0
     holdout: str | None = None
+    instead: str | None = None
     paraphrased: str | None = None
     columns: str | None = None
     reference: str | None = None
@@ -119,11 +123,7 @@ class EvaluateConfig(Plain):
         check_types(self)
         benchmark = self.chosen_benchmark
         custom, official = benchmark == "custom", benchmark in ("semeval", "lume")
-        own_files = [
-            flag(name)
-            for name in ("forget", "retain", "test", "retain_test", "holdout", "paraphrased", "columns")
-            if getattr(self, name)
-        ]
+        own_files = [flag(name) for name in (*OWN_FILES, "paraphrased") if getattr(self, name)]
         checks: list[Check] = [
             (bool(self.model), "--model is missing: give a folder or a Hub name, or --run"),
             (bool(self.output), "--output is missing: give the results file to write"),

@@ -8,7 +8,6 @@ import hashlib
 import json
 import re
 import unicodedata
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -93,48 +92,26 @@ def read_examples(source: str | Path, *, columns: Mapping[str, str] | None = Non
     return [_example(row, where, f"{prefix}-{number}", chosen) for number, (where, row) in enumerate(rows, 1)]
 
 
-def check_sets(
-    forget: list[Example],
-    retain: list[Example] | None,
-    holdout: Sequence[Example] = (),
-    instead: Sequence[Example] = (),
-) -> list[str]:
-    """Look for what is probably a mistake in the sets of a run.
+def check_sets(sets: Mapping[str, Sequence[Example]]) -> list[str]:
+    """Look for what is probably a mistake in the sets of a run: `forget`, `retain` and others, by name.
 
     Two texts are the same when prompt and completion, read on, differ in white space at most.
 
     Returns:
-        One line for each finding: duplicate ids and texts within a set, forget texts that are in retain or holdout too,
-        unseen texts that are trained on, more forget than retain texts. Numbers of rows, from 1, and nothing of them.
+        One line for each finding: ids and texts that a set has twice, texts of a benchmark both to forget and to keep,
+        more forget than retain texts. Places of rows, and nothing of them.
     """
     warnings = []
-    sets = {"forget": forget, "retain": retain or [], "holdout": holdout, "instead": instead}
-    keys = {name: [text_key(example) for example in examples] for name, examples in sets.items()}
-
-    def among(name: str, texts: set[str]) -> list[int]:
-        """Places of the set's rows whose text is one of `texts`."""
-        return [at for at, key in enumerate(keys[name]) if key in texts]
-
-    for name, examples in sets.items():
-        ids = [example.id for example in examples]
-        repeated = [ids.index(own_id) for own_id, count in Counter(ids).items() if count > 1]
-        if repeated:
-            warnings.append(f"{name}: {_count(repeated, 'id')} on more than one row: {_some(repeated)}")
-        again = _again(keys[name])
-        if again:
-            counts = "counts" if len(again) == 1 else "count"
-            told = f"there already on an earlier row, and {counts} each time"
-            warnings.append(f"{name}: {_count(again, 'text')} {told}: {_some(again)}")
-    for name in ("retain", "holdout"):  # what to say instead is refused where it is to be forgotten
-        shared = among("forget", set(keys[name]))
-        if shared:
-            warnings.append(f"forget: {_count(shared, 'text')} also in {name}: {_some(shared)}")
-    for name in ("retain", "instead"):
-        shared = among(name, set(keys["holdout"]))
-        if shared:
-            warnings.append(f"{name}: {_count(shared, 'text')} also in holdout, so not unseen: {_some(shared)}")
-    if retain is not None and len(forget) > len(retain):
-        warnings.append(f"forget has {len(forget):,} texts, more than retain with {len(retain):,}")
+    keys = {name: [text_key(row) for row in rows] for name, rows in sets.items()}
+    for name, rows in sets.items():
+        for what, own, then in (("id", [row.id for row in rows], ""), ("text", keys[name], ", and each counts")):
+            if again := _again(rows, own):
+                warnings.append(f"{name}: {_told(again, what, f'there already on an earlier row{then}')}")
+    kept = set(keys["retain"])
+    if shared := [row.source for row, key in zip(sets["forget"], keys["forget"], strict=True) if key in kept]:
+        warnings.append(f"forget: {_told(shared, 'text', 'also in retain')}")
+    if sets["retain"] and len(sets["forget"]) > len(sets["retain"]):
+        warnings.append(f"forget has {len(sets['forget']):,} texts, more than retain with {len(sets['retain']):,}")
     return warnings
 
 
@@ -148,18 +125,15 @@ def text_hash(example: Example) -> str:
     return hashlib.sha256(text_key(example).encode()).hexdigest()
 
 
-def _again(keys: Sequence[str]) -> list[int]:
-    """Places of the keys that stand there already on an earlier one."""
+def _again(rows: Sequence[Example], keys: Sequence[str]) -> list[str]:
+    """Where the rows were read whose key stands there already on an earlier one."""
     first: dict[str, int] = {}
-    return [at for at, key in enumerate(keys) if first.setdefault(key, at) != at]
+    return [row.source for at, (row, key) in enumerate(zip(rows, keys, strict=True)) if first.setdefault(key, at) != at]
 
 
-def _count(places: Sequence[int], noun: str) -> str:
-    return f"1 {noun} is" if len(places) == 1 else f"{len(places):,} {noun}s are"
-
-
-def _some(places: Sequence[int]) -> str:
-    return f"{'row' if len(places) == 1 else 'rows'} {first_few([at + 1 for at in places], 5)}"
+def _told(places: Sequence[str], noun: str, what: str) -> str:
+    count = f"1 {noun} is" if len(places) == 1 else f"{len(places):,} {noun}s are"
+    return f"{count} {what}: {first_few(places, 5)}"
 
 
 def _example(row: dict[str, Any], where: str, default_id: str, columns: Mapping[str, str]) -> Example:

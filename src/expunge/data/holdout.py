@@ -65,16 +65,6 @@ def unseen_texts(nonmembers: Sequence[Example], trained: Sequence[Example]) -> l
     return [own for own, name in named if name not in seen and text_key(own) not in same]
 
 
-def check_unseen(holdout: str, forget: Sequence[Example], unseen: Sequence[Example]) -> None:
-    """Refuse unseen texts, those of `--holdout`, that are the ones to be forgotten.
-
-    Raises:
-        DataError: All of them are.
-    """
-    if set(example_hashes(forget)).issuperset(example_hashes(unseen)):
-        raise DataError(f"--holdout {holdout}: all of its texts are to be forgotten: give texts never seen")
-
-
 @dataclass(frozen=True)
 class Side:
     """The texts of one side, forgotten or unseen, and the number of each one's family (`families`)."""

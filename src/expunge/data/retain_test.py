@@ -19,9 +19,9 @@ def composed_key(example: Example) -> str:
 
 
 def without_forgotten(
-    name: str, source: str, rows: Sequence[Example], forget: Sequence[Example]
+    source: str, rows: Sequence[Example], forget: Sequence[Example]
 ) -> tuple[list[Example], list[str]]:
-    """The rows of a set to keep but those that are to be forgotten, which goes before; and a line on these, if any.
+    """The texts to keep but those that are to be forgotten, which goes before; and a line on these, if any.
 
     Raises:
         DataError: None is left.
@@ -29,11 +29,11 @@ def without_forgotten(
     forgotten = set(map(composed_key, forget))
     shared = [at for at, row in enumerate(rows, 1) if composed_key(row) in forgotten]
     if rows and len(shared) == len(rows):
-        raise DataError(f"--{name} {source}: all of its texts are to be forgotten: give texts to keep")
+        raise DataError(f"--retain {source}: all of its texts are to be forgotten: give texts to keep")
     left_out = set(shared)
     kept = [row for at, row in enumerate(rows, 1) if at not in left_out]
     told = (
-        f"{name}: texts that are also in forget are not to keep, and left out: {len(shared):,} "
+        f"retain: texts that are also in forget are not to keep, and left out: {len(shared):,} "
         f"(rows {first_few(shared, 5)})"
     )
     return kept, [told] if shared else []

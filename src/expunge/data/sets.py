@@ -5,10 +5,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from expunge.config import SPLIT, UnlearnConfig
+from expunge.config import SETS, SPLIT, UnlearnConfig
 from expunge.data.columns import parse_columns
-from expunge.data.examples import Example, check_sets, read_examples
-from expunge.data.holdout import Side, check_unseen, documents, example_hashes, unseen_texts
+from expunge.data.examples import Example, read_examples
+from expunge.data.holdout import Side, documents, example_hashes, unseen_texts
 from expunge.data.kinds import with_kinds
 from expunge.data.lume import read_lume
 from expunge.data.muse import read_muse, read_raw
@@ -62,19 +62,23 @@ class Sets:
         return [*self.trained, *self.test]
 
 
-def read_sets(config: UnlearnConfig) -> Sets:
+def read_sets(config: UnlearnConfig, *, refuse: bool = True) -> Sets:
     """Read the texts that the settings name, and leave out of those to keep what is to be forgotten, and out of the
     unseen ones what is trained on.
 
     The rows of a benchmark are all taken.
 
+    Args:
+        config: The settings.
+        refuse: Refuse a `holdout` or `test` of which nothing is left, and an `instead` that cannot be taught. What a
+            run was made with is not refused where it is only scored.
+
     Raises:
-        DataError: A file or row that cannot be used, or unseen texts that are all among the others.
+        DataError: A file or row that cannot be read, texts to keep that are all to be forgotten, or as `refuse` says.
         ConfigError: `--columns` that cannot be used.
     """
     columns = parse_columns(config.columns)
-    names = ("forget", "retain", "test", "holdout", "instead")
-    files = {name: getattr(config, name) for name in names}
+    files = {name: getattr(config, name) for name in SETS}
     given = {name: read_examples(file, columns=columns) if file else [] for name, file in files.items()}
     given = given if config.benchmark else with_kinds(given)
     warnings: list[str] = []
@@ -85,7 +89,7 @@ def read_sets(config: UnlearnConfig) -> Sets:
             sets.members, sets.nonmembers = sets.forget, sets.holdout
     else:
         forget, holdout = given["forget"], given["holdout"]
-        retain, warnings = without_forgotten("retain", config.retain or "", given["retain"], forget)
+        retain, warnings = without_forgotten(config.retain or "", given["retain"], forget)
         apart = {id(own) for own in unseen_texts(retain, forget)}
         if near := [own.id for own in retain if id(own) not in apart]:
             warnings.append(
@@ -98,23 +102,22 @@ def read_sets(config: UnlearnConfig) -> Sets:
     untrained: list[Example] = []
     if not config.needs_retain:
         sets.retain, untrained = [], sets.retain
-    _check_apart(config, sets)
     if config.test:
-        sets.test = unseen_texts(given["test"], sets.trained)
-        if not sets.test:
-            raise DataError(f"--test {config.test}: all of its texts, or nearly the same ones, are trained on")
-        if left_out := len(given["test"]) - len(sets.test):
-            warnings.append(f"{left_out} of the test texts are, or nearly are, trained on: they are left out")
-    warnings += check_sets(sets.forget, sets.retain or None, sets.holdout, sets.instead)
+        sets.test, count = unseen_texts(given["test"], sets.trained), len(given["test"])
+        if left_out := count - len(sets.test):
+            warnings.append(f"{left_out} of {count} test texts are, or nearly are, trained on: they are left out")
     known = [*sets.known, *untrained]
     unseen = unseen_texts(sets.nonmembers, known)
     holdout = unseen if sets.holdout == sets.nonmembers else unseen_texts(sets.holdout, known)
-    left_out = len(sets.nonmembers) - len(unseen)
-    if left_out:
+    if left_out := len(sets.nonmembers) - len(unseen):
         warnings.append(
-            f"{left_out} of the unseen texts are, or nearly are, among those to forget or to keep: they are left out"
+            f"{left_out} of {len(sets.nonmembers)} unseen texts are, or nearly are, among those to forget, to keep or "
+            "to say instead: they are left out"
         )
-    return replace(sets, nonmembers=unseen, holdout=holdout, warnings=warnings)
+    sets = replace(sets, nonmembers=unseen, holdout=holdout, warnings=warnings)
+    if refuse:
+        _check_usable(config, sets)
+    return sets
 
 
 def benchmark_sets(name: str, folder: str, split: str | None) -> Sets:
@@ -200,11 +203,12 @@ _BENCHMARKS: dict[str, Callable[[str, str | None], Sets]] = {
 }
 
 
-def _check_apart(config: UnlearnConfig, sets: Sets) -> None:
-    """Look whether what the model should say instead answers something, and is not what it should forget.
+def _check_usable(config: UnlearnConfig, sets: Sets) -> None:
+    """Look whether what the model should say instead answers something, and is not what it should forget; and whether
+    anything is left of the files that are to judge.
 
     Raises:
-        DataError: The first row to say instead where it is not so, or all of `holdout` is to be forgotten.
+        DataError: The first row to say instead, or file, where it is not so.
     """
     forgotten = set(example_hashes(sets.forget))
     for row, own in zip(sets.instead, example_hashes(sets.instead), strict=True):
@@ -212,5 +216,10 @@ def _check_apart(config: UnlearnConfig, sets: Sets) -> None:
             raise DataError(f"{row.source}: --instead needs a prompt beside what the model should say to it")
         if own in forgotten:
             raise DataError(f"{row.source}: --instead holds a text that is to be forgotten")
-    if config.holdout:
-        check_unseen(config.holdout, sets.forget, sets.holdout)
+    if config.test and not sets.test:
+        raise DataError(f"--test {config.test}: all of its texts, or nearly the same ones, are trained on")
+    if config.holdout and not sets.holdout:
+        raise DataError(
+            f"--holdout {config.holdout}: all of its texts are to be forgotten, kept or said instead, or nearly are: "
+            "give texts never seen"
+        )

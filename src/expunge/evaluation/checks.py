@@ -8,7 +8,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from expunge.config import EvaluateConfig
+from expunge.config import SETS, EvaluateConfig
+from expunge.config.evaluate import OWN_FILES
 from expunge.data.lume import find_lume, read_lume
 from expunge.data.readers import looks_like_path
 from expunge.errors import ConfigError, DataError, ModelError, RunError
@@ -28,9 +29,8 @@ from expunge.runs.texts import other_texts, run_rows
 ENCODED = 32
 """Texts of the data that two tokenizers are compared on."""
 FORMAT = ("prompt_format", "end_of_text")
-OWN_FILES = ("forget", "retain", "test", "retain_test", "holdout", "columns")
 BENCHMARK_FILES = ("data", "split")
-"""Settings that an evaluation takes from a run: prompt format, your own files, a benchmark's."""
+"""Settings that an evaluation takes from a run beside `OWN_FILES`: prompt format, a benchmark's files."""
 
 
 def resolved(config: EvaluateConfig) -> EvaluateConfig:
@@ -61,8 +61,8 @@ def resolved(config: EvaluateConfig) -> EvaluateConfig:
         benchmark = config.benchmark or settings.get("benchmark") or "custom"
         given = config
         files: tuple[str, ...] = OWN_FILES if benchmark == "custom" else BENCHMARK_FILES
-        instead = {"test": config.retain_test, "retain_test": config.test}  # of which a run then gives none
-        files = tuple(name for name in files if not instead.get(name))
+        others = {"test": config.retain_test, "retain_test": config.test}  # of which a run then gives none
+        files = tuple(name for name in files if not others.get(name))
         same = benchmark == (settings.get("benchmark") or "custom")
         origin = settings.get("origin") or ""
         gone = (looks_like_path(origin) or origin.endswith(".gguf")) and data_path(origin) is None
@@ -75,7 +75,7 @@ def resolved(config: EvaluateConfig) -> EvaluateConfig:
             benchmark=benchmark,
             output=config.output or str(Path(config.run) / "results.json"),
         )
-        for name in ("forget", "retain", "test", "holdout", "data"):
+        for name in (*SETS, "data"):
             place = getattr(config, name)
             local = name == "data" or looks_like_path(place or "")
             if place != getattr(given, name) and local and data_path(place) is None:

@@ -9,7 +9,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from expunge.config import SETS, UnlearnConfig
-from expunge.data.examples import Example, text_key
+from expunge.data.examples import Example, check_sets, text_key
 from expunge.data.holdout import Halves, Side, example_hashes, split_off, texts_fingerprint
 from expunge.data.lowercase import in_lower_case
 from expunge.data.sets import Sets, membership_texts, pairs_for, read_sets, unasked
@@ -238,6 +238,7 @@ def _before_weights(config: UnlearnConfig) -> tuple[UnlearnConfig, ForgetLoss, S
     loss = make_forget_loss(config.loss, config.loss_args)
     targeted = "target_nll" in loss.needs
     sets = read_sets(config)
+    sets.warnings += check_sets({name: getattr(sets, name) for name in SETS})
     if not sets.forget:
         raise DataError("the forget set is empty: there is nothing to forget")
     whys = []
