@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
+from statistics import fmean
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -30,10 +31,12 @@ from expunge.data.tokenize import prompt_ids, tokenize
 from expunge.demo.teach import PROMPT_FORMAT, batches_of
 from expunge.errors import ConfigError
 from expunge.evaluation.benchmarks import semeval
-from expunge.evaluation.benchmarks.official_score import score_row
+from expunge.evaluation.benchmarks.official_score import score
 from expunge.evaluation.generate import generate_predictions
+from expunge.evaluation.metrics.generations import official_knowledge
 from expunge.evaluation.passes import Options
 from expunge.evaluation.passes import measure as measure_suite
+from expunge.evaluation.predictions import KINDS, SIDES, SPLITS
 from expunge.model.checkpoint import move
 from expunge.model.device import pick_dtype
 from expunge.model.load import load_model
@@ -203,25 +206,15 @@ def measure(model: Path, data: Path) -> dict[str, float]:
 
     suite = semeval.suite_of(read_lume(data))
     measurement = measure_suite(loaded, suite, PROMPT_FORMAT, Options(max_new_tokens=128, attacks=("loss",)))
-    predictions = semeval.predictions_of(measurement, suite)
-    scores = semeval.official_scores(measurement, suite)
+    scores = score(measurement, suite)
     asked = read_examples(data / "quiz.jsonl")
     answers = generate_predictions(loaded, asked, "retain", encode_prompt=encode_prompt, max_new_tokens=16)
-    sides = {"forget": predictions.forget, "retain": predictions.retain}
-    figures = {
-        f"{side}_{kind}": _mean(score_row(row) for row in rows if row.kind == kind)
-        for side, rows in sides.items()
-        for kind in ("sc", "qa")
-    }
+    right = [official_knowledge(row.model_output, row.expected_output, "qa") or 0.0 for row in answers]
+    figures = {f"{split}_{kind}": scores.overall[split][name] for split in SPLITS for kind, name in KINDS.items()}
     assert scores.mia_auc is not None
-    figures |= {"quiz": _mean(map(score_row, answers)), "mia_auc": scores.mia_auc}
-    figures |= {"member_nll": _mean(predictions.member or []), "nonmember_nll": _mean(predictions.nonmember or [])}
+    figures |= {"quiz": fmean(right), "mia_auc": scores.mia_auc}
+    figures |= {f"{side}_nll": fmean(measurement.rows[side, "document_nll"].values) for side in SIDES}
     return {name: round(value, 4) for name, value in figures.items()}
-
-
-def _mean(values: Iterable[float | None]) -> float:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known)
 
 
 def _encode(tokenizer: PreTrainedTokenizerFast, texts: Iterable[str]) -> list[list[int]]:

@@ -13,7 +13,8 @@ import pytest
 from workspace import Result, snapshot
 
 from expunge.evaluation.benchmarks.official_score import score
-from expunge.evaluation.predictions import Prediction
+from expunge.evaluation.benchmarks.semeval import suite_of_predictions
+from expunge.evaluation.predictions import Prediction, Predictions
 
 Run = Callable[..., Result]
 
@@ -21,7 +22,8 @@ Run = Callable[..., Result]
 def official(forget: float, auc: float, **others: Any) -> dict[str, Any]:
     """A results file of SemEval without its `metrics`."""
     rows = [Prediction("a", "Task1", kind, "x", "x") for kind in ("sc", "qa")]
-    scores = score(rows, rows, [1.0], [2.0]).as_dict()
+    suite, found = suite_of_predictions(Predictions(rows, rows, [1.0] * 4, [2.0] * 4))
+    scores = score(found, suite).as_dict()
     scores["forget"]["Task1"] = {"regurgitation": forget, "knowledge": None}
     header = {"schema": 1, "benchmark": "semeval", "settings": {"max_new_tokens": 8}, "data": {"forget": "f00"}}
     return {**header, **scores, "mia_auc": auc, "mean_nll": {"member": 0.5, "nonmember": 1.25}, **others}

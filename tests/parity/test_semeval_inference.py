@@ -9,6 +9,7 @@ from expunge.data.examples import Example
 from expunge.data.lume import LumeData
 from expunge.data.tokenize import PromptFormat
 from expunge.evaluation.benchmarks import semeval
+from expunge.evaluation.benchmarks.official_score import score
 from expunge.evaluation.passes import Options, measure
 from expunge.evaluation.predictions import organisers_kind
 from expunge.model.load import LoadedModel, load_model
@@ -58,7 +59,7 @@ def test_texts_losses_and_scores(subject: tuple[str, LoadedModel], golden: dict,
     options = Options(golden["settings"]["max_new_tokens"], attacks=("loss",))
     measurement = measure(loaded, suite, PromptFormat("none", end_of_text=False), options)
     predictions = semeval.predictions_of(measurement, suite)
-    scores = semeval.official_scores(measurement, suite, golden["settings"]["mmlu_average"])
+    scores = score(measurement, suite, golden["settings"]["mmlu_average"])
     for split in ("forget", "retain"):
         got = [(row.id, row.task, row.model_output) for row in getattr(predictions, split)]
         assert got == [(row["id"], row["task"], row["model_output"]) for row in want[split]]

@@ -8,12 +8,17 @@ from typing import Any
 
 import pytest
 
-from expunge.errors import DataError, RunError
+from expunge.data.examples import Example
+from expunge.data.lume import LumeData
+from expunge.errors import DataError, ModelError, RunError
 from expunge.evaluation.assemble import assemble
 from expunge.evaluation.benchmarks import BENCHMARKS
 from expunge.evaluation.benchmarks.official_score import score, unranked
-from expunge.evaluation.benchmarks.semeval import suite_of_predictions
+from expunge.evaluation.benchmarks.semeval import predictions_of, suite_of, suite_of_predictions
 from expunge.evaluation.estimate import WITHHELD
+from expunge.evaluation.measurement import Measurement, Values
+from expunge.evaluation.metrics import METRICS
+from expunge.evaluation.metrics.registry import Row
 from expunge.evaluation.predictions import Prediction, Predictions, read_any, read_mmlu, write_predictions
 from expunge.evaluation.results import read_results, write_results
 
@@ -120,12 +125,48 @@ def test_the_organisers_losses_must_be_numbers(tmp_path: Path, nll: str) -> None
         read_any(tmp_path)
 
 
-def test_one_side_of_the_membership_attack_is_not_enough() -> None:
-    said = predictions(member=[1.0])
-    with pytest.raises(DataError, match="losses of the non-members are missing"):
-        score(*vars(said).values())
+@pytest.mark.parametrize(("losses", "missing"), [({"member": [1.0]}, "non-members"), ({"nonmember": [1.0]}, "members")])
+@pytest.mark.parametrize("empty", [True, False])
+def test_one_side_of_the_membership_attack_is_not_enough(losses: dict, missing: str, empty: bool) -> None:
+    others = {"member": [], "nonmember": []} if empty else {}
+    with pytest.raises(DataError, match=f"losses of the {missing} are missing"):
+        suite_of_predictions(predictions(**{**others, **losses}))
+
+
+def test_a_split_without_rows_and_a_loss_that_is_not_finite_are_refused() -> None:
     with pytest.raises(DataError, match="the retain split has no predictions"):
-        score(said.forget, [])
+        assembled(Predictions(predictions().forget, []))
+    for bad in (math.nan, math.inf):
+        with pytest.raises(ModelError, match="nonmember/document_nll is no finite number on 1 of 2 rows"):
+            suite_of_predictions(predictions(member=[1.0], nonmember=[0.5, bad]))
+
+
+def test_a_row_without_a_prompt_counts_neither_as_forgotten_nor_as_lost() -> None:
+    """Nothing was said of it, in the evaluation and where its predictions are scored again."""
+    forget = [Example("asc1", "", SECRET, "Task1", "sc"), Example("bqa1", "Which?", "Gold", "Task1", "qa")]
+    retain = [Example("csc1", "kept", " as is", "Task1", "sc"), Example("dsc1", "", "alone", "Task1", "sc")]
+    suite, measurement = suite_of(LumeData(forget, retain, None, None)), Measurement()
+    measurement.said = {"forget": [None, "gold"], "retain": ["as is", None]}
+    for rows in suite.sets:
+        facts = [
+            Row(kind=row.kind, expected=row.completion, text=text)
+            for row, text in zip(rows.examples, measurement.said[rows.name], strict=True)
+        ]
+        for metric in (METRICS[name] for name in ("rouge_l_recall", "official_regurgitation", "official_knowledge")):
+            values = [metric.of(row) for row in facts]
+            measurement.add(
+                rows.name, metric.name, metric, Values.of(metric.name, rows.examples, rows.documents, values)
+            )
+    measured = assemble("lume", BENCHMARKS["lume"], suite, measurement)
+    again = assembled(predictions_of(measurement, suite))
+    for found in (measured, again):
+        assert found["forget"] == {"Task1": {"regurgitation": None, "knowledge": 1}}
+        assert found["retain"] == {"Task1": {"regurgitation": 1, "knowledge": None}}
+        assert found["terms"] == [None, 0, 1, None]
+        assert found["unscored"] == {"forget": 1, "retain": 1}
+        assert found["missing"]["forget/Task1/regurgitation"] == "the task has no scored rows of this kind"
+        assert "forget/rouge_l_recall" not in found["metrics"]
+        assert found["metrics"]["retain/rouge_l_recall"]["n"] == 1
 
 
 def test_results_follow_the_contract(tmp_path: Path) -> None:
@@ -221,10 +262,11 @@ def test_an_mmlu_value_that_is_no_accuracy_is_refused(value: str) -> None:
 
 
 def test_final_score_is_the_mean_of_the_three() -> None:
-    said = predictions(member=[1.0], nonmember=[1.0])
+    said = predictions(member=[1.0] * 4, nonmember=[1.0] * 4)
     said.forget[1] = Prediction("b", "Task1", "qa", "Gold", "no")
     said.retain.append(Prediction("d", "Task1", "qa", "yes", "Yes"))
-    scores = score(*vars(said).values(), mmlu=0.4)
+    suite, found = suite_of_predictions(said)
+    scores = score(found, suite, mmlu=0.4)
     assert scores.task_aggregate == pytest.approx(4 / (1 / 0.6 + 3))
     assert scores.final_score == pytest.approx((scores.task_aggregate + 0.4 + 1) / 3)
     assert not math.isnan(scores.final_score)

@@ -16,9 +16,9 @@ from expunge.data.tokenize import completion_ids, prompt_ids
 from expunge.demo.teach import PROMPT_FORMAT, teach
 from expunge.evaluation.assemble import assemble
 from expunge.evaluation.benchmarks import BENCHMARKS, semeval
-from expunge.evaluation.benchmarks.official_score import score_row
 from expunge.evaluation.generate import generate_predictions
 from expunge.evaluation.measurement import Measurement
+from expunge.evaluation.metrics.generations import official_knowledge
 from expunge.evaluation.passes import Options, measure
 from expunge.evaluation.predictions import Prediction
 from expunge.evaluation.results import write_results
@@ -166,14 +166,14 @@ def _score(
     predictions = semeval.predictions_of(measurement, suite)
     answers = generate_predictions(
         loaded,
-        [replace(row, kind="qa") for row in quiz],
+        quiz,
         "retain",
         encode_prompt=lambda example: prompt_ids(loaded.tokenizer, example, PROMPT_FORMAT),
         encode_draft=lambda example: completion_ids(loaded.tokenizer, example, PROMPT_FORMAT),
         max_new_tokens=MAX_NEW_TOKENS,
     )
     quizzed = replace(
-        mean_estimate([score_row(row) or 0.0 for row in answers]),
+        mean_estimate([official_knowledge(row.model_output, row.expected_output, "qa") or 0.0 for row in answers]),
         direction="higher",
         family="utility",
         source="exact match, the demo's own questions",

@@ -5,19 +5,20 @@ metrics and the official scores are the same.
 """
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from statistics import fmean
+from statistics import fmean, harmonic_mean
 from typing import Any
 
 from expunge.config import EvaluateConfig
 from expunge.data.examples import Example
 from expunge.data.lume import LumeData, read_lume
-from expunge.evaluation.benchmarks.official_score import SemevalScores, score, unranked
+from expunge.errors import DataError
+from expunge.evaluation.benchmarks.official_score import score, term_rows, unranked
 from expunge.evaluation.estimate import Estimate
 from expunge.evaluation.measurement import Measurement, Values, document_of
 from expunge.evaluation.metrics import ATTACKS, METRICS
-from expunge.evaluation.metrics.generations import seen_by_published_rouge
 from expunge.evaluation.metrics.registry import Row, default_metrics
 from expunge.evaluation.predictions import SIDES, SPLITS, Prediction, Predictions
 from expunge.evaluation.stats import auc_estimate, statistic_estimate
@@ -47,11 +48,14 @@ def suite_of(data: LumeData) -> Suite:
 
 
 def predictions_of(measurement: Measurement, suite: Suite) -> Predictions:
-    """What was said and how well the documents are known, as the official scorer takes it."""
+    """What was said and how well the documents are known, as stored; a row that was not asked is of no kind."""
     sides: dict[str, list[Prediction]] = {}
     for name in SPLITS:
         rows = zip(suite[name].examples, measurement.said[name], strict=True)
-        sides[name] = [Prediction(row.id, row.task, row.kind, row.completion, said or "") for row, said in rows]
+        sides[name] = [
+            Prediction(row.id, row.task, "" if said is None else row.kind, row.completion, said or "")
+            for row, said in rows
+        ]
     losses = [
         measurement.rows[name, "document_nll"].values.tolist() if (name, "document_nll") in measurement.rows else None
         for name in SIDES
@@ -60,42 +64,43 @@ def predictions_of(measurement: Measurement, suite: Suite) -> Predictions:
 
 
 def suite_of_predictions(predictions: Predictions) -> tuple[Suite, Measurement]:
-    """Stored predictions as a suite, and what they tell without a model: official metrics, losses of documents."""
+    """Stored predictions as a suite, and what they tell without a model: official metrics, losses of documents.
+
+    Raises:
+        DataError: Losses of one side of the membership attack are missing.
+    """
+    given = {side: own for side in SIDES if (own := getattr(predictions, side)) is not None}
+    if given and not all(map(given.get, SIDES)):
+        missing = "non-members" if given.get("member") else "members"
+        raise DataError(f"the membership attack needs both sides, and the losses of the {missing} are missing")
     sets, found = [], Measurement()
     for name, rows in (("forget", predictions.forget), ("retain", predictions.retain)):
         examples = [Example(row.id, "", row.expected_output, row.task, row.kind) for row in rows]
         sets.append(_rows(name, examples, SCORED))
-        facts = [Row(kind=row.kind, expected=row.expected_output, text=row.model_output) for row in rows]
+        facts = [  # without a kind and a word: it was not asked
+            Row(kind=row.kind, expected=row.expected_output, text=row.model_output or ("" if row.kind else None))
+            for row in rows
+        ]
         for metric in (METRICS[own] for own in sets[-1].metrics):
             values = [metric.of(row) for row in facts]
             own = Values.of(f"{name}/{metric.name}", examples, sets[-1].documents, values)
             found.add(name, metric.name, metric, own)
-        found.said[name] = [row.model_output for row in rows]
-    sides = []
-    for side in SIDES:
-        losses = getattr(predictions, side)
-        if losses is not None:
-            ids = [f"{side}-{number}" for number in range(1, len(losses) + 1)]
-            texts = [Example(own, "", "-") for own in ids]
-            found.rows[side, "document_nll"] = Values.of(f"{side}/document_nll", texts, ids, losses)
-            sides.append(Values.of(side, texts, ids, [-loss for loss in losses]))
-    if len(sides) == 2:
-        found.attacks["loss"], found.metrics["membership", "loss"] = (sides[0], sides[1]), ATTACKS["loss"]
+    scores = []
+    for side, losses in given.items():
+        ids = [f"{side}-{number}" for number in range(1, len(losses) + 1)]
+        texts = [Example(own, "", "-") for own in ids]
+        own = found.rows[side, "document_nll"] = Values.of(f"{side}/document_nll", texts, ids, losses)
+        scores.append(replace(own, values=-own.values))
+    if given:
+        found.attacks["loss"], found.metrics["membership", "loss"] = (scores[0], scores[1]), ATTACKS["loss"]
     return Suite(tuple(sets)), found
-
-
-def official_scores(measurement: Measurement, suite: Suite, mmlu: float | None = None) -> SemevalScores:
-    """The official score of what was said, without its membership part where that would tell single texts."""
-    own = predictions_of(measurement, suite)
-    found = score(own.forget, own.retain, own.member, own.nonmember, mmlu)
-    return replace(found, mia_auc=None, mia_score=None, final_score=None) if found.few_documents else found
 
 
 def official_fields(measurement: Measurement, suite: Suite, mmlu: float | None) -> dict[str, Any]:
     """The official numbers of a results file."""
-    losses = {side: own for side in SIDES if (own := getattr(predictions_of(measurement, suite), side))}
-    means = {side: Estimate(fmean(own), n=len(own)).coarse().value for side, own in losses.items()}
-    return {**official_scores(measurement, suite, mmlu).as_dict(), "mean_nll": means}
+    losses = {side: own for side in SIDES if (own := measurement.rows.get((side, "document_nll")))}
+    means = {side: Estimate(fmean(own.values), n=len(own.ids)).coarse().value for side, own in losses.items()}
+    return {**score(measurement, suite, mmlu).as_dict(), "mean_nll": means}
 
 
 def blind_spots(measurement: Measurement, suite: Suite) -> list[str]:
@@ -103,7 +108,7 @@ def blind_spots(measurement: Measurement, suite: Suite) -> list[str]:
     found = []
     for name in SPLITS:
         rows = [row for row in suite[name].examples if row.kind == "sc"]
-        unseen = sum(not seen_by_published_rouge(row.completion) for row in rows)
+        unseen = sum(not re.search("[a-z0-9]", row.completion.lower()) for row in rows)
         if unseen:
             found.append(
                 f"Not measurable by the official ROUGE: {unseen} of {len(rows)} {name} completions hold no a-z and no "
@@ -121,10 +126,12 @@ def aggregate_entries(
     measurement: Measurement, reference: Measurement | None, suite: Suite, mmlu: float | None
 ) -> dict[str, Estimate]:
     """The official aggregates, with intervals where their parts have rows."""
-    scores = official_scores(measurement, suite, mmlu)
+    scores = score(measurement, suite, mmlu)
     missing, how = scores.missing(), ("higher", "official", SOURCE)
     blind = " ".join(blind_spots(measurement, suite))
-    groups, documents = _groups(measurement, scores)
+    rows = {"/".join(key): own for key, own in term_rows(measurement, suite).items() if own.ids}
+    groups: dict[str, Floats] = {name: own.values for name, own in rows.items()}
+    documents = {name: own.documents for name, own in rows.items()}
 
     def aggregate(name: str, statistic: Any) -> Estimate:
         if name in missing or not groups:
@@ -148,28 +155,9 @@ def _rows(name: str, examples: Sequence[Example], metrics: Sequence[str]) -> Row
     return RowSet(name, examples, [document_of(example.id) for example in examples], (*metrics, *OFFICIAL))
 
 
-def _groups(measurement: Measurement, scores: SemevalScores) -> tuple[dict[str, Floats], dict[str, Sequence[str]]]:
-    """The official terms' rows and their documents, by `<split>/<task>/<metric>`."""
-    groups: dict[str, Floats] = {}
-    documents: dict[str, Sequence[str]] = {}
-    for split in SPLITS:
-        for task in getattr(scores, split):
-            for metric in OFFICIAL:
-                values = measurement.rows.get((split, metric))
-                own = None if values is None else values.of_task(task)
-                if own is not None and len(own.ids):
-                    groups[f"{split}/{task}/{metric}"] = own.values
-                    documents[f"{split}/{task}/{metric}"] = own.documents
-    return groups, documents
-
-
 def _aggregate(groups: Mapping[str, Floats]) -> float:
-    terms = [
-        float(1 - values.mean() if name.startswith("forget/") else values.mean())
-        for name, values in groups.items()
-        if "/" in name
-    ]
-    return len(terms) / sum(1 / term for term in terms) if all(term > 0 for term in terms) else 0.0
+    means = {name: float(values.mean()) for name, values in groups.items() if "/" in name}
+    return float(harmonic_mean([1 - own if name.startswith("forget/") else own for name, own in means.items()]))
 
 
 def _final(groups: Mapping[str, Floats], mmlu: float) -> float:
