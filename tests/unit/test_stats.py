@@ -22,7 +22,6 @@ from expunge.evaluation.stats import (
     mean_estimate,
     runs_estimate,
     statistic_estimate,
-    tpr_at_fpr,
     tpr_estimate,
 )
 from expunge.utils.roc import auc, chance_sd
@@ -138,10 +137,9 @@ def test_five_hundred_rows_take_well_under_a_tenth_of_a_second():
     assert time.process_time() - begun < 0.1
 
 
-def test_a_seed_decides_everything():
+def test_the_same_rows_have_the_same_interval():
     values, labels = sample("loss")
     assert mean_estimate(values, labels) == mean_estimate(list(values), labels)
-    assert mean_estimate(values, labels, seed=1) != mean_estimate(values, labels)
 
 
 @pytest.mark.parametrize("kind", ["binary", "share"])
@@ -360,7 +358,6 @@ def test_tpr_is_the_best_of_all_thresholds():
             for threshold in [*range(-6, 31), math.inf]
             if sum(nonmembers >= threshold) <= round(fpr * 100)
         )
-        assert tpr_at_fpr(members, nonmembers, fpr) == best
         found = tpr_estimate(members, nonmembers, fpr)
         assert found.value == best
         assert found.low <= best <= found.high
@@ -371,7 +368,7 @@ def test_too_few_nonmembers_leave_the_lower_end_at_nothing():
     assert tpr_estimate(members, np.arange(30), 0.01).low == 0
     assert tpr_estimate(np.arange(500) + 1000.0, np.arange(500), 0.05).low > 0.95
     with pytest.raises(ValueError, match="fpr is 1"):
-        tpr_at_fpr(members, members, 1)
+        tpr_estimate(members, members, 1)
 
 
 def test_ks_is_the_share_of_splits_that_differ_as_much():

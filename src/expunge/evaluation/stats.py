@@ -24,6 +24,8 @@ from expunge.evaluation.bootstrap import (
 from expunge.evaluation.estimate import NAN, Estimate
 from expunge.utils.roc import Floats, finite, placements
 
+SEED = 0
+"""Of all resampling: the same rows have the same interval."""
 BLOCK = 2_000_000
 """Cluster draws that are held in memory at a time."""
 LOG_UNITS = 6
@@ -42,7 +44,6 @@ def mean_estimate(
     clusters: Sequence[Hashable] | None = None,
     *,
     weights: Sequence[float] | None = None,
-    seed: int = 0,
 ) -> Estimate:
     """Mean over rows, with an interval that takes documents as the unit.
 
@@ -57,13 +58,12 @@ def mean_estimate(
         values: One number per row.
         clusters: Label of each row's document; every row is its own when None.
         weights: How much each row counts, above 0; all the same when None.
-        seed: Of the resampling.
 
     Raises:
         DataError: A value is not finite, or `clusters` has another length.
     """
     rows = finite("values", values)
-    return _mean(rows, _codes("clusters", clusters, rows.size), _weights(weights, rows.size), seed)
+    return _mean(rows, _codes("clusters", clusters, rows.size), _weights(weights, rows.size))
 
 
 def difference_estimate(
@@ -72,7 +72,6 @@ def difference_estimate(
     clusters: Sequence[Hashable] | None = None,
     *,
     weights: Sequence[float] | None = None,
-    seed: int = 0,
 ) -> Estimate:
     """Mean of `after - before` over the same rows in the same order.
 
@@ -90,15 +89,13 @@ def difference_estimate(
     codes, weighing = _codes("clusters", clusters, first.size), _weights(weights, first.size)
     if first.size and codes.max() > 0 and _in_unit_range(first) and _in_unit_range(second):
         return _unit_difference(first, second, codes, weighing)
-    return _mean(second - first, codes, weighing, seed)
+    return _mean(second - first, codes, weighing)
 
 
 def statistic_estimate(
     groups: Mapping[str, Sequence[float] | Floats],
     statistic: Callable[[Mapping[str, Floats]], float],
     clusters: Mapping[str, Sequence[Hashable]] | None = None,
-    *,
-    seed: int = 0,
 ) -> Estimate:
     """Any aggregate of groups of rows (a harmonic mean of group means, say), with a bootstrap interval.
 
@@ -111,7 +108,6 @@ def statistic_estimate(
         statistic: The aggregate, of the groups as arrays.
         clusters: Group -> label of each row's document; every row is its own in a group that is left out. One label in
             several groups is one document, whose rows are resampled together.
-        seed: Of the resampling.
 
     Returns:
         The aggregate. Its interval is NaN if a group has rows of one document only, or a resample has no finite value.
@@ -128,7 +124,7 @@ def statistic_estimate(
     strata = strata_of(rows, clusters)
     if any(np.count_nonzero(sizes) < 2 for stratum in strata for _, _, sizes in stratum.values()):
         return unknown
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(SEED)
     draws = np.array([statistic({**rows, **drawn}) for drawn in resamples(strata, rows, RESAMPLES, rng)], dtype=float)
     without = [np.array(leave_one_out(stratum, rows, statistic), dtype=float) for stratum in strata]
     if not all(np.isfinite(numbers).all() for numbers in (draws, *without)):
@@ -185,46 +181,32 @@ def auc_difference_estimate(
     return _joined(old, new, float(covariance[0, 1] / scale) if scale else 0.0)
 
 
-def tpr_at_fpr(members: Sequence[float] | Floats, nonmembers: Sequence[float] | Floats, fpr: float) -> float:
+def tpr_estimate(members: Sequence[float] | Floats, nonmembers: Sequence[float] | Floats, fpr: float) -> Estimate:
     """Largest share of members above a threshold that flags at most the share `fpr` of the non-members.
 
-    The measure of Carlini et al. 2022; NaN if a side is empty.
-
-    Raises:
-        DataError: A score is not finite.
-    """
-    inside, outside = finite("members", members), finite("nonmembers", nonmembers)
-    if not 0 <= fpr < 1:
-        raise ValueError(f"fpr is {fpr}: a rate from 0 to below 1 is needed")
-    if not inside.size or not outside.size:
-        return math.nan
-    allowed = math.floor(fpr * outside.size + 1e-9)  # 0.29 * 100 is a little less than 29
-    return float(np.mean(inside > np.sort(outside)[::-1][allowed]))
-
-
-def tpr_estimate(
-    members: Sequence[float] | Floats, nonmembers: Sequence[float] | Floats, fpr: float, *, seed: int = 0
-) -> Estimate:
-    """`tpr_at_fpr` with an interval that assumes nothing about the scores; `n` counts both sides.
-
+    The measure of Carlini et al. 2022, with an interval that assumes nothing about the scores; `n` counts both sides.
     The number of non-members above the true threshold is binomial (n, fpr), which puts that threshold between two of
     their scores; the share of members above it is drawn from Jeffreys' posterior. With too few non-members for `fpr`
     (30 for 1 %) the threshold may lie above them all and the lower end is 0: that much is not known.
 
     Raises:
         DataError: A score is not finite.
+        ValueError: `fpr` is no rate from 0 to below 1.
     """
     inside, outside = finite("members", members), finite("nonmembers", nonmembers)
-    value = tpr_at_fpr(inside, outside, fpr)
+    if not 0 <= fpr < 1:
+        raise ValueError(f"fpr is {fpr}: a rate from 0 to below 1 is needed")
     m, n = inside.size, outside.size
-    if math.isnan(value):
-        return Estimate(value, reason=ONE_SIDE)
+    if not m or not n:
+        return Estimate(NAN, reason=ONE_SIDE)
+    allowed = math.floor(fpr * n + 1e-9)  # 0.29 * 100 is a little less than 29
+    value = float(np.mean(inside > np.sort(outside)[::-1][allowed]))
     if min(m, n) < 2:
         return Estimate(value, n=m + n, reason=ONE_TEXT)
     # Members above each non-member, from the highest down; none lie above infinity, all above minus infinity.
     higher = m - np.searchsorted(np.sort(inside), np.sort(outside)[::-1], side="right")
     higher = np.concatenate([[0], higher, [m]])
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(SEED)
     flagged = rng.binomial(n, fpr, size=5 * RESAMPLES)
     fewest, most = higher[flagged], higher[flagged + 1]
     low = float(np.quantile(np.where(fewest == 0, 0, _share_draws(fewest, m, rng)), TAIL))
@@ -260,7 +242,7 @@ def runs_estimate(values: Sequence[float] | Floats) -> Estimate:
     return Estimate(mean, mean - half, mean + half, runs.size)
 
 
-def _mean(rows: Floats, codes: NDArray[np.int64], weights: Floats, seed: int) -> Estimate:
+def _mean(rows: Floats, codes: NDArray[np.int64], weights: Floats) -> Estimate:
     if not rows.size:
         return Estimate(NAN, reason=NO_ROWS)
     value = float(np.average(rows, weights=weights))
@@ -272,7 +254,7 @@ def _mean(rows: Floats, codes: NDArray[np.int64], weights: Floats, seed: int) ->
         return Estimate(value, *_share_interval(value, sums, sizes), rows.size)
     if not np.ptp(rows):
         return Estimate(value, value, value, rows.size)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(SEED)
     draws = np.empty(RESAMPLES)
     step = max(1, BLOCK // units)
     for start in range(0, RESAMPLES, step):
