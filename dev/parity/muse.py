@@ -10,7 +10,7 @@ from dev.parity.golden import EXACT, LOSS, MODELS, TEXT, Comparison, Golden, com
 from expunge.data.tokenize import TokenizedExample
 from expunge.evaluation.metrics import attacks
 from expunge.evaluation.metrics.aggregate import privleak
-from expunge.evaluation.metrics.generations import cut_at, published_rouge, verbatim_memorization
+from expunge.evaluation.metrics.generations import cut_at, verbatim_memorization
 from expunge.utils.roc import auc
 
 COMPAT = "muse"
@@ -51,7 +51,7 @@ def _memorization(golden: Golden, model: str, metric: str, stored: dict[str, Any
     yield from compare(
         "generated text", [text == row["response"] for text, row in zip(said, rows, strict=True)], [1] * len(rows), 0
     )
-    scores = [published_rouge(text, row["gt"], stem=False) for text, row in zip(said, rows, strict=True)]
+    scores = [published.rouge(text, row["gt"], stem=False) for text, row in zip(said, rows, strict=True)]
     for key, name in SCORE.items():
         yield from compare(name, [score[name] for score in scores], [row[key] for row in rows], TEXT)
     ours = [verbatim_memorization(text, row["gt"]) for text, row in zip(said, rows, strict=True)]

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from statistics import harmonic_mean
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,7 @@ import torch
 from dev.parity import published, tofu
 from dev.parity.golden import EXACT, TEXT, Comparison, Golden, compare, mean
 from expunge.evaluation.metrics import TokenRecord, attacks
-from expunge.evaluation.metrics.aggregate import forget_quality, harmonic_mean, model_utility
-from expunge.evaluation.metrics.generations import published_rouge
+from expunge.evaluation.metrics.aggregate import forget_quality, model_utility
 from expunge.evaluation.metrics.memorization import exact_memorization, extraction_strength, mean_nll, probability
 from expunge.kernels import Head, token_stats
 from expunge.utils.roc import auc
@@ -51,7 +51,7 @@ def comparisons(golden: Golden) -> Iterator[Comparison]:
     yield from _tofu(stored["tofu_aggregation"])
     for pair in golden.read("rouge_pairs")["pairs"]:
         for stem, name in ((True, "stemmer"), (False, "no_stemmer")):
-            own = published_rouge(pair["prediction"], pair["reference"], stem=stem)
+            own = published.rouge(pair["prediction"], pair["reference"], stem=stem)
             for kind, ours in (("rouge1", "rouge_1"), ("rougeL", "rouge_l")):
                 yield from compare(f"{ours}_recall", [own[f"{ours}_recall"]], [pair[name][kind][1]], EXACT)
                 yield from compare(f"{ours}_f1", [own[f"{ours}_f1"]], [pair[name][kind][2]], EXACT)

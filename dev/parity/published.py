@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from rouge_score.rouge_scorer import RougeScorer
 
 from expunge.data.tokenize import TokenizedExample
 from expunge.evaluation.gradients import gradient, trainable
@@ -19,6 +20,17 @@ from expunge.evaluation.metrics.memorization import exact_memorization, extracti
 from expunge.model.load import LoadedModel
 
 EPSILON = 1e-10
+SCORERS = {stem: RougeScorer(["rouge1", "rougeL"], use_stemmer=stem) for stem in (True, False)}
+
+
+def rouge(prediction: str, reference: str, *, stem: bool = True) -> dict[str, float]:
+    """What `generations.rouge` gives by rouge-score, to which a text is its letters a to z and digits 0 to 9 alone."""
+    scores = SCORERS[stem].score(reference, prediction)
+    return {
+        f"{name}_{kind}": float(getattr(scores[key], attribute))
+        for key, name in (("rouge1", "rouge_1"), ("rougeL", "rouge_l"))
+        for attribute, kind in (("recall", "recall"), ("fmeasure", "f1"))
+    }
 
 
 def exact_match_share(record: TokenRecord) -> float:

@@ -9,7 +9,6 @@ from dev.parity.golden import EXACT, LOSS, MODELS, TEXT, Comparison, Golden, com
 from expunge.data.examples import Example
 from expunge.data.tokenize import PromptFormat, TokenizedExample, tokenize
 from expunge.evaluation.metrics.aggregate import forget_quality, model_utility
-from expunge.evaluation.metrics.generations import published_rouge
 from expunge.evaluation.metrics.memorization import mean_nll
 from expunge.evaluation.metrics.truth_ratio import folded, normalized_probability, truth_ratio
 
@@ -114,7 +113,7 @@ def _log(
     said = golden.answers(model, prompts, settings["max_new_tokens"])
     triples = [stored["generated_text"][i] for i in order]
     found += compare("generated text", [a == b[1] for a, b in zip(said, triples, strict=True)], [1] * len(rows), 0)
-    scores = [published_rouge(text, row["answer"]) for text, row in zip(said, rows, strict=True)]
+    scores = [published.rouge(text, row["answer"]) for text, row in zip(said, rows, strict=True)]
     for key, name in (("rouge1_recall", "rouge_1_recall"), ("rougeL_recall", "rouge_l_recall")):
         found += compare(name, [score[name] for score in scores], [stored[key][i] for i in order], TEXT)
     log = {

@@ -2,6 +2,7 @@
 
 import json
 import math
+from statistics import harmonic_mean
 
 import numpy as np
 import pytest
@@ -14,7 +15,6 @@ from experiments import subjects
 from expunge.evaluation.estimate import NAN, Estimate
 from expunge.evaluation.measurement import Values
 from expunge.evaluation.metrics import ATTACKS, METRICS
-from expunge.evaluation.metrics.aggregate import harmonic_mean
 from expunge.evaluation.results import results_header, write_results
 from expunge.evaluation.stats import auc_estimate, tpr_estimate
 from expunge.evaluation.values_file import values_path, write_values

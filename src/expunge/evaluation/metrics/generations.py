@@ -1,14 +1,13 @@
 """What the model says, against what it should or should not say.
 
 Words are those of `expunge.data.words`, in any script. The organisers' and other published codes see a to z and 0 to 9
-alone; `published_rouge` is theirs, and of ASCII text both are the same.
+alone; `official_regurgitation` is theirs, and of ASCII text both are the same.
 """
 
 import math
-import re
 from collections import Counter
 from collections.abc import Hashable, Sequence
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from itertools import groupby
 from typing import Any
 
@@ -50,28 +49,19 @@ def rouge(prediction: str, reference: str, *, stem: bool = True) -> dict[str, fl
     return found
 
 
-@knowledge("rouge_1_recall", family="text", source=LIN, skips="qa")
-def rouge_1_recall(text: str, expected: str) -> float | None:
-    """Share of the reference's words that the generation holds"""
-    return _of_words(text, expected, "rouge_1_recall")
+def _of_words(text: str, expected: str, *, name: str, stem: bool = True) -> float | None:
+    """A value of `rouge`; None for a reference without words, which nothing could be found of."""
+    return rouge(text, expected, stem=stem)[name] if words(expected) else None
 
 
-@knowledge("rouge_1_f1", family="text", source=LIN, skips="qa")
-def rouge_1_f1(text: str, expected: str) -> float | None:
-    """Harmonic mean of ROUGE-1 precision and recall"""
-    return _of_words(text, expected, "rouge_1_f1")
-
-
-@knowledge("rouge_l_recall", family="text", source=LIN, skips="qa", by_task=True)
-def rouge_l_recall(text: str, expected: str) -> float | None:
-    """Longest common subsequence of words / words of the reference"""
-    return _of_words(text, expected, "rouge_l_recall")
-
-
-@knowledge("rouge_l_f1", family="text", source=LIN, skips="qa")
-def rouge_l_f1(text: str, expected: str) -> float | None:
-    """Harmonic mean of ROUGE-L precision and recall"""
-    return _of_words(text, expected, "rouge_l_f1")
+for _name, _what in {
+    "rouge_1_recall": "Share of the reference's words that the generation holds",
+    "rouge_1_f1": "Harmonic mean of ROUGE-1 precision and recall",
+    "rouge_l_recall": "Longest common subsequence of words / words of the reference",
+    "rouge_l_f1": "Harmonic mean of ROUGE-L precision and recall",
+}.items():
+    _kept = knowledge(_name, family="text", source=LIN, skips="qa", definition=_what, by_task=_name == "rouge_l_recall")
+    _kept(partial(_of_words, name=_name))
 
 
 @knowledge("exact_match", family="text", source=SEMEVAL, skips="sc", by_task=True)
@@ -84,7 +74,7 @@ def exact_match(text: str, expected: str) -> float:
 @metric("official_regurgitation", direction=None, default=False, family="text", source=SEMEVAL)
 def official_regurgitation(text: str, expected: str, kind: str) -> float | None:
     """ROUGE-L recall with stemming by rouge-score of a row to be completed, as the organisers score it."""
-    return published_rouge(text, expected)["rouge_l_recall"] if kind == "sc" else None
+    return float(_scorer().score(expected, text)["rougeL"].recall) if kind == "sc" else None
 
 
 @metric("official_knowledge", direction=None, default=False, family="text", source=SEMEVAL)
@@ -96,7 +86,7 @@ def official_knowledge(text: str, expected: str, kind: str) -> float | None:
 @knowledge("verbatim_memorization", default=False, family="text", source=MUSE)
 def verbatim_memorization(text: str, expected: str) -> float | None:
     """ROUGE-L F1 of the continuation of a document, no stemming"""
-    return _of_words(text, expected, "rouge_l_f1", stem=False)
+    return _of_words(text, expected, name="rouge_l_f1", stem=False)
 
 
 @knowledge("knowledge_memorization", default=False, family="text", source=MUSE)
@@ -181,27 +171,6 @@ def cut_at(text: str, stops: Sequence[str]) -> str:
     return text[: min(ends, default=len(text))]
 
 
-@lru_cache(maxsize=2**12)
-def published_rouge(prediction: str, reference: str, *, stem: bool = True) -> dict[str, float]:
-    """What `rouge` gives by rouge-score, to which a text is its letters a to z and digits 0 to 9 alone."""
-    scores = _scorer(stem).score(reference, prediction)
-    return {
-        f"{name}_{kind}": float(getattr(scores[key], attribute))
-        for key, name in (("rouge1", "rouge_1"), ("rougeL", "rouge_l"))
-        for attribute, kind in (("recall", "recall"), ("fmeasure", "f1"))
-    }
-
-
-def seen_by_published_rouge(text: str) -> bool:
-    """Whether the published scorers see anything of a text."""
-    return re.search("[a-z0-9]", text.lower()) is not None
-
-
-def _of_words(text: str, expected: str, name: str, *, stem: bool = True) -> float | None:
-    """A value of `rouge`; None for a reference without words, which nothing could be found of."""
-    return rouge(text, expected, stem=stem)[name] if words(expected) else None
-
-
 def _stems(text: str, stem: bool) -> list[str]:
     found = words(text)
     return [_stem(word) if len(word) > 3 and word.isascii() else word for word in found] if stem else found
@@ -209,7 +178,7 @@ def _stems(text: str, stem: bool) -> list[str]:
 
 @lru_cache(maxsize=2**16)
 def _stem(word: str) -> str:
-    return str(_scorer(True)._tokenizer._stemmer.stem(word))
+    return str(_scorer()._tokenizer._stemmer.stem(word))
 
 
 def _common_subsequence(first: Sequence[str], second: Sequence[str]) -> int:
@@ -226,7 +195,7 @@ def _common_subsequence(first: Sequence[str], second: Sequence[str]) -> int:
 
 
 @cache
-def _scorer(stem: bool) -> Any:
+def _scorer() -> Any:
     from rouge_score.rouge_scorer import RougeScorer  # takes half a second that other metrics need not pay
 
-    return RougeScorer(["rouge1", "rougeL"], use_stemmer=stem)
+    return RougeScorer(["rougeL"], use_stemmer=True)
