@@ -208,11 +208,14 @@ def test_the_fingerprint_belongs_to_the_data_and_not_to_the_answers() -> None:
     [
         ({"schema": 2}, "schema 2, this version reads schema 1"),
         ({"benchmark": None}, "not a results file"),
-        ({"terms": 3}, "field terms must be a list"),
-        ({"terms": [0.5, "x"]}, r"field terms\[1\] must be a number"),
-        ({"mia_auc": 1.5}, "field mia_auc must be a number between 0 and 1"),
-        ({"forget": {"Task1": {"knowledge": True}}}, r"field forget\.Task1\.knowledge"),
-        ({"retain": []}, "field retain must hold"),
+        ({"terms": 3}, "field terms must be list"),
+        ({"terms": [0.5, "x"]}, "field an entry of terms must be int or float or null"),
+        ({"terms": [0.5, -0.5]}, "field terms must hold numbers between 0 and 1"),
+        ({"mia_auc": 1.5}, "field mia_auc must hold numbers between 0 and 1 or null"),
+        ({"forget": {"Task1": {"knowledge": True}}}, r"field forget\.\*\.\* must be int or float or null"),
+        ({"forget": {"Task1": {"knowledge": 1.1}}}, "field forget must hold numbers between 0 and 1"),
+        ({"retain": []}, "field retain must be dict"),
+        ({"mean_nll": {"member": "low"}}, r"field mean_nll\.\* must be int or float or null"),
     ],
 )
 def test_a_results_file_that_is_none_is_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
@@ -227,7 +230,7 @@ def test_a_results_file_with_a_field_missing_or_no_json_is_refused(tmp_path: Pat
     kept = results()
     del kept["mmlu"]
     write_results(path, kept)
-    with pytest.raises(DataError, match="field mmlu is missing"):
+    with pytest.raises(DataError, match="field mmlu must be there"):
         read_results(path)
     path.write_text("{")
     with pytest.raises(DataError, match="invalid JSON"):

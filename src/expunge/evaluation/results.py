@@ -51,6 +51,16 @@ REFERENCE = {"kind?": str, "indistinguishable?": Each((*NUMBER, NoneType))}
 PACKAGES = ("torch", "transformers", "peft", "rouge-score")
 """Their versions are noted beside that of Expunge, because generations and scores can depend on them."""
 NUMBERS = ("task_aggregate", "mia_auc", "mia_score", "mmlu", "final_score")
+SHARE = (*NUMBER, NoneType)
+OFFICIAL = {
+    "forget": Each(Each(SHARE)),
+    "retain": Each(Each(SHARE)),
+    "terms": [SHARE],
+    **dict.fromkeys(NUMBERS, SHARE),
+    "quiz?": SHARE,
+    "mean_nll?": Each(SHARE),
+}
+"""Fields of SemEval and LUME; all but losses lie between 0 and 1."""
 CHANCE_AUC = 0.5
 COMPARED = "kinds with unseen texts"
 """In the place of a task: the rows to forget that are of tasks of which there are unseen texts, where not all are."""
@@ -107,10 +117,11 @@ def read_results(path: str | Path) -> dict[str, Any]:
     try:
         check_fields(results, FIELDS)
         check_fields(results.get("reference") or {}, REFERENCE)
+        if results["benchmark"] in ("semeval", "lume"):
+            check_fields(results, OFFICIAL)
+            _check_range(results)
     except UnreadableError as error:
         raise DataError(f"{path}: field {error}") from None
-    if results["benchmark"] in ("semeval", "lume"):
-        _check_semeval(path, results)
     return results
 
 
@@ -168,24 +179,10 @@ def short_name(name: str | None) -> str | None:
     return Path(name).name if name is not None and Path(name).is_absolute() else name
 
 
-def _check_semeval(path: str | Path, results: dict[str, Any]) -> None:
-    missing = [name for name in ("forget", "retain", "terms", *NUMBERS) if name not in results]
-    if missing:
-        raise DataError(f"{path}: field {missing[0]} is missing")
-    values = {name: results[name] for name in NUMBERS}
-    if not isinstance(results["terms"], list):
-        raise DataError(f"{path}: field terms must be a list")
-    values["quiz"] = results.get("quiz")
-    values |= {f"terms[{i}]": value for i, value in enumerate(results["terms"])}
+def _check_range(results: Mapping[str, Any]) -> None:
+    shares = {name: [results.get(name)] for name in (*NUMBERS, "quiz")} | {"terms": results["terms"]}
     for split in ("forget", "retain"):
-        tasks = results[split]
-        if not isinstance(tasks, dict) or not all(isinstance(means, dict) for means in tasks.values()):
-            raise DataError(f"{path}: field {split} must hold the means of each task")
-        values |= {f"{split}.{task}.{name}": mean for task, means in tasks.items() for name, mean in means.items()}
-    losses = results.get("mean_nll", {})
-    if not isinstance(losses, dict) or not all(isinstance(loss, int | float | None) for loss in losses.values()):
-        raise DataError(f"{path}: field mean_nll must hold a number of each side")
-    for name, value in values.items():
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if value is not None and not (number and 0 <= value <= 1):
-            raise DataError(f"{path}: field {name} must be a number between 0 and 1 or null")
+        shares[split] = [own for means in results[split].values() for own in means.values()]
+    for name, values in shares.items():
+        if not all(value is None or 0 <= value <= 1 for value in values):
+            raise UnreadableError(f"{name} must hold numbers between 0 and 1 or null")
