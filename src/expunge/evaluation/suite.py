@@ -1,18 +1,16 @@
 """What a benchmark asks for: rows, documents, and the metrics of each."""
 
 import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from expunge.data.columns import TEMPLATE
 from expunge.data.examples import Example
 from expunge.data.families import families
-from expunge.data.holdout import length, without_selection
+from expunge.data.holdout import without_selection
 from expunge.data.key_words import with_key_words
 from expunge.data.passages import alone
 from expunge.data.tokenize import PromptFormat
@@ -28,8 +26,6 @@ NEAR_DUPLICATE = 0.8
 """Part of the word triples of the shorter of two texts that makes them one document: another last word, another full
 stop. Sentences of one template about different people share less, and are documents of their own."""
 
-SHORTER = 0.8
-"""Texts of less than this share of the others' length are shorter."""
 NO_ROW = Example("", "", "")
 """Where a row has no paraphrased question."""
 
@@ -210,18 +206,14 @@ def reported(suite: Suite, run: Path) -> Suite:
     calibration = read_calibration(run)
     if documents is None or calibration is None:
         return suite
-    whole = (documents.members, documents.nonmembers)
-    sides, labels = zip(*(_left(*side, calibration) for side in zip(whole, documents.labels, strict=True)), strict=True)
+    given = zip((documents.members, documents.nonmembers), documents.labels, strict=True)
+    sides, labels = zip(*(_left(*side, calibration) for side in given), strict=True)
     if not all(sides):
         raise DataError(f"--adapter {run}: every membership text steered it: none is left to report on")
     note = (
         f"Membership is reported on the {len(sides[0])} and {len(sides[1])} texts that did not steer the "
         f"adapter (of {len(documents.members)} and {len(documents.nonmembers)})."
     )
-    left = list(map(length, chain(*sides)))
-    chosen = list((Counter(map(length, chain(*whole))) - Counter(left)).elements())
-    if chosen and median(left) < SHORTER * median(chosen):
-        note += " They are mostly shorter than those, so their numbers are not those that the run said of itself."
     kept = replace(documents, members=sides[0], nonmembers=sides[1], labels=labels)
     sets = tuple(_left_rows(rows, calibration) if rows.name == HOLDOUT else rows for rows in suite.sets)
     notes = (*suite.not_measured, note)
