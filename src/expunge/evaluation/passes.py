@@ -76,18 +76,6 @@ def measure(
     return _Passes(loaded, suite, prompt_format, options, reference, reporter).run()
 
 
-@dataclass(frozen=True)
-class _Part:
-    """Rows that are asked in one way; paraphrased questions are a part of their own."""
-
-    rows: RowSet
-    suffix: str = ""
-
-    def wants(self, *needs: str) -> bool:
-        """Whether one of the metrics needs one of these."""
-        return any({*needs} & {*METRICS[name].needs} for name in self.rows.metrics)
-
-
 class _Passes:
     def __init__(
         self,
@@ -101,9 +89,7 @@ class _Passes:
         self._loaded, self._suite, self._prompt_format, self._options = loaded, suite, prompt_format, options
         self._reference, self._reporter = reference, reporter
         self._parts = [part for rows in suite.sets for part in _parts(rows)]
-        self._partners = [
-            partners(part.rows) if part.rows.name == "forget" and not part.suffix else () for part in self._parts
-        ]
+        self._partners = [partners(rows) if rows.name == "forget" and not rows.suffix else () for rows in self._parts]
         names = options.attacks or default_attacks()
         self._attacks = [ATTACKS[name] for name in names if reference or "reference" not in ATTACKS[name].needs]
         self._documents: dict[str, list[Document]] = {}
@@ -114,12 +100,12 @@ class _Passes:
         if self._suite.documents:
             self._encode_documents(self._suite.documents)
         records = self._teacher_forced()
-        generations = [self._generate(part) for part in self._parts]
+        generations = [self._generate(rows) for rows in self._parts]
         untouched = self._untouched(generations) if isinstance(self._loaded.model, PeftModel) else {}
-        drawn = [self._samples(part) for part in self._parts]
+        drawn = [self._samples(rows) for rows in self._parts]
         with self._reporter.working("metrics"):
-            for number, (part, said, samples) in enumerate(zip(self._parts, generations, drawn, strict=True)):
-                self._rows(part, number, records, said, samples, untouched)
+            for number, (rows, said, samples) in enumerate(zip(self._parts, generations, drawn, strict=True)):
+                self._rows(rows, number, records, said, samples, untouched)
         if self._suite.documents:
             self._membership(self._suite.documents, records, untouched)
         return self._result
@@ -128,12 +114,12 @@ class _Passes:
 
     def _teacher_forced(self) -> dict[Key, TokenRecord]:
         jobs: dict[Key, TokenizedExample] = {}
-        for number, part in enumerate(self._parts):
-            rows, compared = part.rows, part.wants("correct", "wrong")
+        for number, rows in enumerate(self._parts):
+            compared = rows.wants("correct", "wrong")
             own: dict[Key, TokenizedExample] = {
                 (number, "own", i): self._encode(example) for i, example in enumerate(rows.examples)
             }
-            self._say_cut(part, list(own.values()))
+            self._say_cut(rows.name, list(own.values()))
             jobs |= own
             for i, j in enumerate(self._partners[number]):
                 if j is not None:
@@ -167,12 +153,12 @@ class _Passes:
             self._loaded.tokenizer, example, self._prompt_format, max_length=bound, truncate_completions=True
         )
 
-    def _say_cut(self, part: _Part, rows: Sequence[TokenizedExample]) -> None:
+    def _say_cut(self, name: str, rows: Sequence[TokenizedExample]) -> None:
         cut = [row for row in rows if row.truncated]
         if cut:
             tokens = sum(row.truncated for row in cut)
             self._note(
-                f"{len(cut)} of {len(rows)} {part.rows.name} texts were cut by {tokens:,} of their "
+                f"{len(cut)} of {len(rows)} {name} texts were cut by {tokens:,} of their "
                 f"{tokens + sum(map(len, cut)):,} tokens: the model's context is {self._loaded.context:,} tokens."
             )
 
@@ -194,9 +180,8 @@ class _Passes:
 
     # --- the generation pass ---------------------------------------------------------------------
 
-    def _generate(self, part: _Part) -> list[Generation | None]:
-        rows = part.rows
-        if not part.wants("text", "tokens", "untouched"):
+    def _generate(self, rows: RowSet) -> list[Generation | None]:
+        if not rows.wants("text", "tokens", "untouched"):
             return [None] * len(rows.examples)
         asked = [i for i, example in enumerate(rows.examples) if example.prompt]
         if len(asked) < len(rows.examples):
@@ -207,14 +192,14 @@ class _Passes:
         chats = [own for own in rows.examples if own.prompt and not isinstance(own, Passage)]
         if self._prompt_format.style == "chat" and chats and asks_past_thoughts(self._loaded.tokenizer, chats[0]):
             self._note(AT_ONCE)
-        said = self._answers(part, [rows.examples[i] for i in asked], samples=0)
-        self._say_stopped(part, [rows.examples[i] for i in asked], said)
+        said = self._answers(rows, [rows.examples[i] for i in asked], samples=0)
+        self._say_stopped(rows, [rows.examples[i] for i in asked], said)
         answers = dict(zip(asked, said, strict=True))
         return [answers.get(i) for i in range(len(rows.examples))]
 
-    def _answers(self, part: _Part, examples: Sequence[Example], *, samples: int) -> list[Generation]:
-        tokenizer, options, rows = self._loaded.tokenizer, self._options, part.rows
-        title = f"{'drawing answers to' if samples else 'answering'} {rows.name}{part.suffix.replace('/', ' ')} prompts"
+    def _answers(self, rows: RowSet, examples: Sequence[Example], *, samples: int) -> list[Generation]:
+        tokenizer, options = self._loaded.tokenizer, self._options
+        title = f"{'drawing answers to' if samples else 'answering'} {rows.name}{rows.suffix.replace('/', ' ')} prompts"
 
         def say_all(own: Sequence[Example]) -> list[Generation]:
             return generate(
@@ -241,9 +226,8 @@ class _Passes:
     def _completion_ids(self, example: Example) -> list[int]:
         return completion_ids(self._loaded.tokenizer, example, self._prompt_format)
 
-    def _say_stopped(self, part: _Part, examples: Sequence[Example], said: Sequence[Generation]) -> None:
+    def _say_stopped(self, rows: RowSet, examples: Sequence[Example], said: Sequence[Generation]) -> None:
         """Say of how many answers the limit on tokens left out what is looked for."""
-        rows = part.rows
         limit = rows.max_new_tokens or self._options.max_new_tokens
         if rows.cut_reference:
             return
@@ -255,13 +239,13 @@ class _Passes:
                 "say little."
             )
 
-    def _samples(self, part: _Part) -> list[list[str] | None]:
+    def _samples(self, rows: RowSet) -> list[list[str] | None]:
         """Answers drawn to each forget prompt, for the metrics of samples."""
-        rows, k = part.rows, self._options.samples
-        if not k or part.suffix or not part.wants("samples"):
+        k = self._options.samples
+        if not k or rows.suffix or not rows.wants("samples"):
             return [None] * len(rows.examples)
         asked = [i for i, example in enumerate(rows.examples) if example.prompt]
-        said = [own.text for own in self._answers(part, [rows.examples[i] for i in asked], samples=k)]
+        said = [own.text for own in self._answers(rows, [rows.examples[i] for i in asked], samples=k)]
         draws = {i: said[at * k : (at + 1) * k] for at, i in enumerate(asked)}
         return [draws.get(i) for i in range(len(rows.examples))]
 
@@ -279,14 +263,14 @@ class _Passes:
 
     def _rows(
         self,
-        part: _Part,
+        rows: RowSet,
         number: int,
         records: dict[Key, TokenRecord],
         said: Sequence[Generation | None],
         samples: Sequence[list[str] | None],
         untouched: dict[Key, TokenRecord],
     ) -> None:
-        rows, facts = part.rows, []
+        facts = []
         for i, example in enumerate(rows.examples):
             own, answer = records[number, "own", i], said[i]
             row = Row(own, example.kind, self._expected(example, rows), samples=samples[i])
@@ -302,17 +286,17 @@ class _Passes:
         plan = {"k": [*dict.fromkeys((1, self._options.samples))]}
         for metric in (METRICS[name] for name in rows.metrics):
             for name, options in metric.instances(plan):
-                label = name + part.suffix
+                label = name + rows.suffix
                 values = [metric.of(row, **options) for row in facts]
                 found = Values.of(f"{rows.name}/{label}", rows.examples, rows.documents, values)
                 self._result.add(rows.name, label, metric, found)
-        self._floor(part, number, records, facts)
-        if not part.suffix:
+        self._floor(rows, number, records, facts)
+        if not rows.suffix:
             self._result.said.setdefault(rows.name, []).extend(row.text for row in facts)
 
-    def _floor(self, part: _Part, number: int, records: dict[Key, TokenRecord], facts: Sequence[Row]) -> None:
+    def _floor(self, rows: RowSet, number: int, records: dict[Key, TokenRecord], facts: Sequence[Row]) -> None:
         """Metrics of the answers under the prompts of other rows."""
-        rows, pairs = part.rows, self._partners[number]
+        pairs = self._partners[number]
         others = [
             replace(facts[i], record=records[number, "mismatched", i], text=facts[j].text) if j is not None else Row()
             for i, j in enumerate(pairs)
@@ -326,11 +310,11 @@ class _Passes:
     def _untouched(self, generations: Sequence[Sequence[Generation | None]]) -> dict[Key, TokenRecord]:
         """What the model without its adapter thinks of what was said, and of texts that neither has seen."""
         jobs: dict[Key, TokenizedExample] = {}
-        for number, (part, said) in enumerate(zip(self._parts, generations, strict=True)):
-            for i, own in enumerate(said if part.wants("untouched") and not part.suffix else ()):
+        for number, (rows, said) in enumerate(zip(self._parts, generations, strict=True)):
+            for i, own in enumerate(said if rows.wants("untouched") and not rows.suffix else ()):
                 if own is not None and own.tokens:
                     ids = [*own.prompt, *own.tokens]
-                    jobs[number, i] = TokenizedExample(part.rows.examples[i].id, ids, len(own.prompt))
+                    jobs[number, i] = TokenizedExample(rows.examples[i].id, ids, len(own.prompt))
         jobs |= {("nonmember", i): document.row for i, document in enumerate(self._documents.get("nonmember", []))}
         with self._loaded.adapter_off():
             return dict(zip(jobs, self._records(list(jobs.values()), "untouched model"), strict=True))
@@ -383,10 +367,11 @@ class _Passes:
             return self._processes.share(rows, lambda own: gradient_norms(self._loaded, own, progress=advance))
 
 
-def _parts(rows: RowSet) -> list[_Part]:
+def _parts(rows: RowSet) -> list[RowSet]:
+    """The rows and, as a set of their own, their paraphrased questions."""
     asked = [(i, example) for i, example in enumerate(rows.paraphrased) if example is not None]
     if not asked:
-        return [_Part(rows)]
+        return [rows]
     again = replace(
         rows,
         examples=[example for _, example in asked],
@@ -394,5 +379,6 @@ def _parts(rows: RowSet) -> list[_Part]:
         paraphrased=(),
         correct=(),
         wrong=(),
+        suffix=PARAPHRASED,
     )
-    return [_Part(rows), _Part(again, PARAPHRASED)]
+    return [rows, again]

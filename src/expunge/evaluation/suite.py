@@ -46,6 +46,7 @@ class RowSet:
         cut_reference: Compare generations with the first `max_new_tokens` tokens of the completion.
         stops: Strings at which an answer ends.
         by_task: Report the rows of each task by themselves too.
+        suffix: Ends the names of its metrics in results; of paraphrased questions, which are asked as a set apart.
     """
 
     name: str
@@ -59,6 +60,11 @@ class RowSet:
     cut_reference: bool = False
     stops: Sequence[str] = ()
     by_task: bool = True
+    suffix: str = ""
+
+    def wants(self, *needs: str) -> bool:
+        """Whether one of the metrics needs one of these."""
+        return any({*needs} & {*METRICS[name].needs} for name in self.metrics)
 
 
 @dataclass(frozen=True)
