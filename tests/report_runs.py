@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from expunge.config import UnlearnConfig
-from expunge.evaluation.results import write_results
+from expunge.utils.files import write_json
 
 ROLES = ("before", "after", "retrained")
 UNSAVED = ("resume", "overwrite")
@@ -146,7 +146,7 @@ def _write_role(path: Path, place: int, extra: dict[str, dict[str, Any]], rows: 
                 for column, cell in zip(table.values(), (own, name, "Task1", own, metric, float(loss)), strict=True):
                     column.append(cell)
     pq.write_table(pa.table(table), path.with_suffix(".parquet"))
-    write_results(path, results)
+    write_json(path, results)
 
 
 def _steps(count: int, rng: np.random.Generator) -> list[dict[str, Any]]:

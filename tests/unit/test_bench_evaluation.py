@@ -15,9 +15,10 @@ from experiments import subjects
 from expunge.evaluation.estimate import NAN, Estimate
 from expunge.evaluation.measurement import Values
 from expunge.evaluation.metrics import ATTACKS, METRICS
-from expunge.evaluation.results import results_header, write_results
+from expunge.evaluation.results import results_header
 from expunge.evaluation.stats import auc_estimate, tpr_estimate
 from expunge.evaluation.values_file import values_path, write_values
+from expunge.utils.files import write_json
 
 KNOWN = {name: own for name, own in {**METRICS, **ATTACKS}.items() if own.direction}
 
@@ -97,7 +98,7 @@ def write(path, known, reference=None):
             if name.startswith("membership/"):
                 own["target"] = own["reference"]
         results["reference"] = {"indistinguishable": {"loss_ks_p": 1e-9 if known > 0.5 else 0.4}}
-    write_results(path, results)
+    write_json(path, results)
     write_values(values_path(path), rows)
     return results
 

@@ -20,7 +20,8 @@ from expunge.evaluation.measurement import Measurement, Values
 from expunge.evaluation.metrics import METRICS
 from expunge.evaluation.metrics.registry import Row
 from expunge.evaluation.predictions import Prediction, Predictions, read_any, read_mmlu, write_predictions
-from expunge.evaluation.results import read_results, write_results
+from expunge.evaluation.results import read_results
+from expunge.utils.files import write_json
 
 SECRET = "the harbour master hides gold"
 
@@ -171,7 +172,7 @@ def test_a_row_without_a_prompt_counts_neither_as_forgotten_nor_as_lost() -> Non
 
 def test_results_follow_the_contract(tmp_path: Path) -> None:
     path = tmp_path / "results.json"
-    write_results(path, results(model="org/name", adapter="/srv/runs/one", settings={"dtype": "float32"}))
+    write_json(path, results(model="org/name", adapter="/srv/runs/one", settings={"dtype": "float32"}))
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     read = read_results(path)
     assert read["schema"] == 1
@@ -188,8 +189,8 @@ def test_results_follow_the_contract(tmp_path: Path) -> None:
     assert (read["model"], read["adapter"]) == ("org/name", "one")
     assert SECRET not in path.read_text()
     with pytest.raises(RunError):
-        write_results(path, results())
-    write_results(path, results(), overwrite=True)
+        write_json(path, results())
+    write_json(path, results(), overwrite=True)
     assert read_results(path)["model"] is None
 
 
@@ -220,7 +221,7 @@ def test_the_fingerprint_belongs_to_the_data_and_not_to_the_answers() -> None:
 )
 def test_a_results_file_that_is_none_is_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     path = tmp_path / "results.json"
-    write_results(path, results() | change)
+    write_json(path, results() | change)
     with pytest.raises(DataError, match=message):
         read_results(path)
 
@@ -229,7 +230,7 @@ def test_a_results_file_with_a_field_missing_or_no_json_is_refused(tmp_path: Pat
     path = tmp_path / "results.json"
     kept = results()
     del kept["mmlu"]
-    write_results(path, kept)
+    write_json(path, kept)
     with pytest.raises(DataError, match="field mmlu must be there"):
         read_results(path)
     path.write_text("{")

@@ -21,7 +21,6 @@ from expunge.evaluation.measurement import Measurement
 from expunge.evaluation.metrics.generations import official_knowledge
 from expunge.evaluation.passes import Options, measure
 from expunge.evaluation.predictions import Prediction
-from expunge.evaluation.results import write_results
 from expunge.evaluation.stats import mean_estimate
 from expunge.evaluation.suite import Suite, reported
 from expunge.evaluation.tables import semeval_table
@@ -34,7 +33,7 @@ from expunge.runs.manifest import model_fingerprint
 from expunge.runs.record import adapter_fingerprint, read_manifest
 from expunge.runs.run import Run
 from expunge.train.loop import unlearn
-from expunge.utils.files import transaction
+from expunge.utils.files import transaction, write_json
 from expunge.utils.isolated import isolated
 from expunge.utils.progress import Reporter
 
@@ -191,7 +190,7 @@ def _score(
     results["quiz"] = quizzed.value
     with transaction(file.parent):  # what an interrupted demo has left is measured again
         write_values(values_path(file), measurement.table, overwrite=True)
-        write_results(file, results, overwrite=True)
+        write_json(file, results, overwrite=True)
     return results, {row.id: row for row in (*predictions.forget, *predictions.retain)}, measurement
 
 

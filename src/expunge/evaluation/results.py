@@ -24,7 +24,7 @@ from typing import Any
 
 from expunge.errors import DataError
 from expunge.evaluation.estimate import Estimate
-from expunge.utils.files import settle, write_json
+from expunge.utils.files import settle
 from expunge.utils.reading import NUMBER, Each, UnreadableError, check_fields, read_object
 from expunge.utils.versions import versions_of
 
@@ -92,15 +92,6 @@ def results_header(
     }
 
 
-def write_results(path: str | Path, results: dict[str, Any], *, overwrite: bool = False) -> None:
-    """Write a results file, whole or not at all, readable by the owner alone; NaN becomes null.
-
-    Raises:
-        RunError: The file exists and `overwrite` is off.
-    """
-    write_json(path, results, overwrite=overwrite)
-
-
 def read_results(path: str | Path) -> dict[str, Any]:
     """Read a results file of any benchmark and check what every reader relies on.
 
@@ -160,13 +151,18 @@ def of_other_keys(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
     return bool(keys[0] and keys[1] and keys[0] != keys[1])
 
 
+def before_path(output: str | Path) -> Path:
+    """Where the untouched model's results stand, beside a results file."""
+    return Path(output).with_name("results_before.json")
+
+
 def results_before(output: str | Path, benchmark: str) -> dict[str, Any] | None:
-    """The untouched model's results on the same benchmark, `results_before.json` beside a results file; None without.
+    """The untouched model's results on the same benchmark, beside a results file; None without.
 
     Raises:
         DataError: It is no results file.
     """
-    path = Path(output).with_name("results_before.json")
+    path = before_path(output)
     if path.name == Path(output).name or not path.is_file():
         return None
     results = read_results(path)

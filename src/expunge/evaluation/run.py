@@ -27,7 +27,7 @@ from expunge.evaluation.metrics.registry import left_out
 from expunge.evaluation.paired import Table, changes
 from expunge.evaluation.passes import Options, measure
 from expunge.evaluation.predictions import Predictions, read_any, read_mmlu, write_predictions
-from expunge.evaluation.results import other_subject, read_results, results_before, write_results
+from expunge.evaluation.results import before_path, other_subject, read_results, results_before
 from expunge.evaluation.suite import Suite, reported, with_facts, with_families, write_key_words
 from expunge.evaluation.utility import Utility, check_tasks, run_tasks, utility_of
 from expunge.evaluation.values_file import check_values_file, read_values_file, values_path, write_values
@@ -41,7 +41,7 @@ from expunge.runs.reads import check_unchanged, model_state
 from expunge.runs.record import VERDICT, adapter_fingerprint, merged_from
 from expunge.utils import coarse
 from expunge.utils.distributed import Processes, current, together
-from expunge.utils.files import transaction
+from expunge.utils.files import transaction, write_json
 from expunge.utils.progress import Reporter
 
 
@@ -200,15 +200,11 @@ def _write(
         (folder / VERDICT).unlink(missing_ok=True)
     with transaction(folder):
         if before is not None and earlier is not None:
-            write_values(values_path(_beside(config)), earlier, overwrite=config.overwrite)
-            write_results(_beside(config), before, overwrite=config.overwrite)
+            beside = before_path(config.output)
+            write_values(values_path(beside), earlier, overwrite=config.overwrite)
+            write_json(beside, before, overwrite=config.overwrite)
         write_values(values_path(config.output), table, overwrite=config.overwrite)
-        write_results(config.output, results, overwrite=config.overwrite)
-
-
-def _beside(config: EvaluateConfig) -> Path:
-    """Where the untouched model's results stand."""
-    return Path(config.output).with_name("results_before.json")
+        write_json(config.output, results, overwrite=config.overwrite)
 
 
 def _measures_untouched(
@@ -219,7 +215,7 @@ def _measures_untouched(
     Raises:
         RunError: Those that lie there are of something else, and `overwrite` is off.
     """
-    beside = _beside(config)
+    beside = before_path(config.output)
     if not config.run or beside.name == Path(config.output).name:
         return False
     if beside.exists():
@@ -244,7 +240,7 @@ def _measures_untouched(
 def _earlier(config: EvaluateConfig, results: Mapping[str, Any]) -> Table | None:
     """What was measured on the untouched model before, beside the results, where it is of the same model and data."""
     before = results_before(config.output, results["benchmark"]) if config.adapter else None
-    values = values_path(_beside(config))
+    values = values_path(before_path(config.output))
     if before is None or not values.is_file() or other_subject(before, results):
         return None
     return read_values_file(values)
@@ -284,7 +280,7 @@ def score_predictions(
     results = assemble("semeval", BENCHMARKS["semeval"], suite, measurement, mmlu=accuracy)
     only = "Only what stored texts and losses tell was measured (expunge score)."
     results["not_measured"] = [STAND_IN, only, *semeval.notes(measurement, suite, accuracy)]
-    write_results(output, results, overwrite=overwrite)
+    write_json(output, results, overwrite=overwrite)
     return results
 
 

@@ -27,8 +27,8 @@ COUNTED = ("acc", "exact_match")
 """Metrics that a task is read by where it has them."""
 LIKELIHOOD = "perplexity"
 """What lm-eval calls a row's log-likelihood, from which the task's perplexity is made."""
-BATCH_TOKENS = 4096
-"""Rough area of a batch; lm-eval takes a number of rows."""
+BATCH_ROWS = 16
+"""Rows of a batch, of 256 tokens or so."""
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,9 @@ def run_tasks(
     from lm_eval.models.huggingface import HFLM
 
     with _quiet(), loaded.autocast():
-        rows = max(1, BATCH_TOKENS // 256)
-        model = HFLM(pretrained=loaded.model, tokenizer=loaded.tokenizer, batch_size=rows, max_length=loaded.context)
+        model = HFLM(
+            pretrained=loaded.model, tokenizer=loaded.tokenizer, batch_size=BATCH_ROWS, max_length=loaded.context
+        )
         try:
             found = lm_eval.simple_evaluate(
                 model=model,

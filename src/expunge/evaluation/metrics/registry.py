@@ -124,10 +124,6 @@ class Metric:
             return None
         return self.direction if set_name == "forget" or self.keep is None else self.keep
 
-    def applies_to(self, set_name: str) -> bool:
-        """Whether it is for this set of rows."""
-        return not self.on or (self.on == "forget") == (set_name == "forget")
-
     def instances(self, plan: Mapping[str, Sequence[Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
         """What results call it and the options of its function, for each value that the plan has for `over`."""
         for value in plan.get(self.over, ()) if self.over else (None,):
@@ -223,7 +219,8 @@ def _register(
 
 def default_metrics(set_name: str) -> tuple[str, ...]:
     """The metrics that rows of a set get where no benchmark says otherwise."""
-    return tuple(name for name, own in METRICS.items() if own.default and own.needs and own.applies_to(set_name))
+    here = ("", "forget" if set_name == "forget" else "others")
+    return tuple(name for name, own in METRICS.items() if own.default and own.needs and own.on in here)
 
 
 def default_attacks() -> tuple[str, ...]:
