@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from expunge.evaluation.tables import loss_table, metrics_table, semeval_table
+from expunge.evaluation.tables import facts_lines, loss_table, metrics_table, semeval_table
 
 WIDEST = 99
 
@@ -63,6 +63,13 @@ def test_losses_say_where_they_are_meant_to_go():
     assert told[4].startswith("  one digit: to half a nat, since exact losses of fewer than 4 texts")
     lines += told
     assert max(map(len, lines)) <= WIDEST
+
+
+def test_unseen_facts_are_not_counted_from_a_mean_in_another_mixture():
+    """Of 10 of task A none is said, of 10 of B 5; to forget are 90 of A and 10 of B: a mean of .05 is not 1 of 20."""
+    metrics = {"forget/key_fact": entry(0.5, n=10), "holdout/key_fact": entry(0.05, n=20)}
+    (line,) = facts_lines({"metrics": metrics})
+    assert " ".join(line.split()) == "forget, key facts said: 5 of 10"
 
 
 def test_official_numbers_side_by_side():

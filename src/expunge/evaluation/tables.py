@@ -125,13 +125,16 @@ FACTS = {"key_fact": "key facts said", "refusal": "refused"}
 
 
 def facts_lines(results: Mapping[str, Any], before: Mapping[str, Any] | None = None) -> list[str]:
-    """How many answers say their fact, and how many decline, a set a line, with the paired change where it is known."""
+    """How many answers say their fact, and how many decline, a set a line, with the paired change where it is known.
+
+    Of unseen texts there is none: their number is a mean in the mixture of tasks of the texts to forget, no count.
+    """
     earlier, changes = (before or {}).get("metrics") or {}, results.get("before") or {}
     found = []
     for key, entry in results["metrics"].items():
         set_name, _, name = key.partition("/")
         name, _, again = name.partition("/")
-        if name not in FACTS or again not in ("", "paraphrased") or entry["value"] is None:
+        if set_name == "holdout" or name not in FACTS or again not in ("", "paraphrased") or entry["value"] is None:
             continue
         rows, was, change = entry["n"], earlier.get(key, {}).get("value"), changes.get(key) or {}
         told = [] if was is None else [f"{round(was * rows)} before"]
