@@ -65,6 +65,10 @@ def test_predictions_come_back_as_written_and_private(tmp_path: Path) -> None:
         write_predictions(folder, predictions())
     write_predictions(tmp_path / "texts only", predictions())
     assert read_any(tmp_path / "texts only").member is None
+    with pytest.raises(RunError, match=r"forget\.jsonl exists"):
+        write_predictions(folder, predictions())
+    write_predictions(folder, predictions(), overwrite=True)
+    assert read_any(folder) == predictions(), "losses of an earlier evaluation are not those of this one"
 
 
 @pytest.mark.parametrize(

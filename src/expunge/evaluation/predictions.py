@@ -66,6 +66,8 @@ class Predictions:
 def write_predictions(folder: str | Path, predictions: Predictions, *, overwrite: bool = False) -> None:
     """Write the files of Expunge's own layout, each whole or not at all, readable by the owner alone.
 
+    With `overwrite`, earlier losses go where there are no new ones: they are of other texts or of another model.
+
     Raises:
         RunError: A file exists and `overwrite` is off; nothing is written then.
     """
@@ -76,10 +78,12 @@ def write_predictions(folder: str | Path, predictions: Predictions, *, overwrite
         losses = getattr(predictions, side)
         if losses is not None:
             files[side] = [{"id": f"{side}-{i}", "nll": nll} for i, nll in enumerate(losses, 1)]
-    paths = {name: Path(folder) / f"{name}.jsonl" for name in files}
-    there = [str(path) for path in paths.values() if path.exists()]
+    paths = {name: Path(folder) / f"{name}.jsonl" for name in (*SPLITS, *SIDES)}
+    there = [path for path in paths.values() if path.exists()]
     if there and not overwrite:
         raise RunError(f"{there[0]} exists already: give --overwrite or another folder")
+    for name in paths.keys() - files:
+        paths[name].unlink(missing_ok=True)
     for name, lines in files.items():
         text = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
         write_text(paths[name], text, overwrite=overwrite)
