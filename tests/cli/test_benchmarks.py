@@ -292,6 +292,7 @@ MUSE = ("--benchmark", "muse", "--data", "muse")
         ((*CUSTOM, "--limit", "3"), "--limit and --task-path need --tasks"),
         ((*CUSTOM, "--mmlu", "0.4"), "--mmlu: --benchmark custom has no final score"),
         ((*TOFU, "--keep-predictions", "p"), "--keep-predictions: --benchmark tofu has no stored form"),
+        ((*MUSE, "--key-words", "w"), "--benchmark muse looks for no key words"),
         ((*CUSTOM, "--columns", "prompt=nowhere"), "has no column nowhere"),
         ((*TOFU, "--reference", "nowhere/at/all"), "--reference nowhere/at/all: no such folder"),
         ((*CUSTOM, "--origin", "./model"), "--origin ./model: is --model itself"),

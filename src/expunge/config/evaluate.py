@@ -63,7 +63,7 @@ class EvaluateConfig(Plain):
         keep_predictions: Folder for the generated texts, so that `expunge score` can score them again (semeval, lume).
             They hold texts of the forget set.
         key_words: File for the forget rows with the key words that were looked for, to be read, mended and given again
-            as `forget`. It holds texts of the forget set, too; nothing else that an evaluation writes does.
+            as `forget` (not for muse). It holds texts of the forget set, too; nothing else of an evaluation does.
         mmlu: Accuracy on MMLU for the final score: a number in [0, 1] or a metrics file with `average_acc`.
         max_new_tokens: Longest generation, in tokens (muse has its own, tofu at most 200).
         prompt_format: What stands between prompt and completion (as for `unlearn`); `chat` puts prompts into the
@@ -151,6 +151,8 @@ class EvaluateConfig(Plain):
              "--mmlu and --tasks mmlu contradict each other: choose one"),
             (official or not self.keep_predictions,
              f"--keep-predictions: --benchmark {benchmark} has no stored form: leave it out"),
+            (benchmark != "muse" or not self.key_words,
+             "--key-words: --benchmark muse looks for no key words: leave it out"),
         ]  # fmt: skip
         first_failed(checks)
 
