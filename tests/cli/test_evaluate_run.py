@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from workspace import FORGET, MARKER, QUICK, RETAIN, UNLEARN, Result, write_jsonl
 
@@ -16,6 +17,7 @@ from expunge.errors import RunError
 from expunge.evaluation import run as evaluation
 from expunge.evaluation.checks import resolved
 from expunge.evaluation.generate import AT_ONCE
+from expunge.evaluation.measurement import Values
 from tiny import save_tiny
 
 Run = Callable[..., Result]
@@ -101,6 +103,31 @@ def test_facts_are_counted_before_and_after_and_key_words_can_be_read_and_given(
     assert "forget, paraphrased, key facts said: 0 of 3" in " ".join(told.out.split())
     write_jsonl(work / "p.jsonl", [*again, again[0]])
     assert "p.jsonl:4: is a second one for its id" in expunge(*asked, "q.json").err
+
+
+def test_the_untouched_models_accuracy_stands_in_its_own_results(
+    work: Path, expunge: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("official").mkdir()
+    kinds = ("sc1", "qa0", "sc1", "qa0")
+    for name, rows in (("forget", FORGET), ("retain", RETAIN)):
+        own = [{**row, "id": row["id"] + kind, "task": "Task1"} for row, kind in zip(rows, kinds, strict=False)]
+        write_jsonl(Path("official") / f"{name}.jsonl", own)
+    accuracies = iter((0.25, 0.75))  # with the adapter, then without
+
+    def run_tasks(*given: object, **named: object) -> dict[tuple[str, str], Values]:
+        return {("all", "mmlu_acc"): Values(("a", "b"), ("", ""), ("a", "b"), np.full(2, next(accuracies)))}
+
+    monkeypatch.setattr(evaluation, "check_tasks", lambda tasks, path: None)
+    monkeypatch.setattr(evaluation, "run_tasks", run_tasks)
+    asked = ("--benchmark", "lume", "--data", "official", "--tasks", "mmlu", "--output", "r.json")
+    told = expunge("evaluate", "--run", "done", *SMALL, *asked)
+    assert told.code == 0, told.err
+    assert [read(name)["mmlu"] for name in ("r.json", "results_before.json")] == [0.25, 0.75]
+    before = read("results_before.json")
+    assert before["metrics"]["all/mmlu"]["value"] == 0.75
+    assert "mmlu" not in before["missing"]
+    assert not any("General abilities" in sentence for sentence in before["not_measured"])
 
 
 def test_what_was_not_trained_on_is_reported_apart_and_judges_what_is_kept(work: Path, expunge: Run) -> None:

@@ -124,7 +124,7 @@ def _evaluate(config: EvaluateConfig, reporter: Reporter, processes: Processes) 
 
     with reporter.working("intervals"):
         results = results_of(measurement, adapter, mmlu=utility.mmlu if mmlu is None else mmlu, utility=utility.entries)
-        before = None if untouched is None else results_of(untouched, None)
+        before = None if untouched is None else results_of(untouched, None, mmlu=utility.untouched_mmlu)
     table = measurement.table
     earlier = untouched.table if untouched else _earlier(config, results)
     results["before"] = None if earlier is None else changes(results["metrics"], earlier, table)

@@ -39,11 +39,13 @@ class Utility:
         entries: Mean of every task and, where it was asked too, the paired change from the untouched model's.
         rows: (`all`, task or group with its metric) -> the values of its rows.
         mmlu: Accuracy of the task `mmlu`, or else over all rows of the `mmlu_...` of multiple choice; None without any.
+        untouched_mmlu: The same of the untouched model, where it was asked too.
     """
 
     entries: Mapping[str, Estimate] = field(default_factory=dict)
     rows: Mapping[tuple[str, str], Values] = field(default_factory=dict)
     mmlu: float | None = None
+    untouched_mmlu: float | None = None
 
 
 def check_tasks(tasks: Sequence[str], task_path: str | None) -> None:
@@ -111,9 +113,13 @@ def utility_of(after: Mapping[tuple[str, str], Values], before: Mapping[tuple[st
             change = difference_estimate(before[key].values, own.values, own.documents)
             source = f"{SOURCE}; paired with the untouched model"
             entries[f"{'/'.join(key)}_change"] = change.read_as("higher", "utility", source)
-    parts = {name: own.values for (_, name), own in after.items() if name.startswith("mmlu_") and name.endswith("_acc")}
+    return Utility(entries, after, _mmlu(after), _mmlu(before or {}))
+
+
+def _mmlu(rows: Mapping[tuple[str, str], Values]) -> float | None:
+    parts = {name: own.values for (_, name), own in rows.items() if name.startswith("mmlu_") and name.endswith("_acc")}
     mmlu = [parts["mmlu_acc"]] if "mmlu_acc" in parts else [*parts.values()]
-    return Utility(entries, after, float(np.concatenate(mmlu).mean()) if mmlu else None)
+    return float(np.concatenate(mmlu).mean()) if mmlu else None
 
 
 def _leaves(name: str, groups: Mapping[str, Sequence[str]]) -> list[str]:
