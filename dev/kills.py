@@ -50,7 +50,7 @@ COMMANDS = {
     "evaluate --run": (["evaluate", "--run", "run", "--overwrite", "--max-new-tokens", "2", "--device", "cpu"], "run"),
 }
 """Name -> words, and what it changes."""
-OF_A_START = ("started", "finished", "training_seconds", "total_seconds", "peak_memory_bytes", "energy_joules")
+OF_A_START = ("started", "finished", "training_seconds", "total_seconds", "peak_memory_bytes")
 PAGES = ("report.html", "verdict.json")
 DONE = (0, 3)
 TIMEOUT = 300.0

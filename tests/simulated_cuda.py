@@ -19,7 +19,6 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import pairwise
-from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -322,7 +321,7 @@ def _patches(gpu: SimulatedCuda, functions: _Functions) -> list[Any]:
         "get_device_capability": (9, 0), "mem_get_info": (MEMORY, MEMORY), "is_bf16_supported": True,
         "max_memory_allocated": 2**30, "memory_allocated": 2**30, "memory_reserved": 2**30,
         "get_rng_state": torch.zeros(1),
-        "get_device_name": "simulated", "get_device_properties": SimpleNamespace(uuid="simulated"),
+        "get_device_name": "simulated",
     }  # fmt: skip
     return [
         patch.object(autocast, "__init__", enter),

@@ -304,14 +304,12 @@ def test_other_settings_of_the_evaluation_are_said(tmp_path):
 def test_what_was_not_measured_is_said(tmp_path):
     words = page_of(write_run(tmp_path / "plain", scored=False)).words
     assert "Is it still said? not measured" in words
-    assert "Energy not measured" in words.replace("energy", "Energy") or "not measured" in words
     assert "No scores: there is no results file of this run in the run directory." in words
-    full = write_run(tmp_path / "full", manifest={"energy_joules": 7200.0})
+    full = write_run(tmp_path / "full", manifest={"energy_joules": 7200.0})  # as earlier versions wrote it
     results = json.loads((full / "results_after.json").read_text())
     results["not_measured"] = ["No model was given (--reference): 0.5 is a stand-in.", "Leaks were not measured."]
     (full / "results_after.json").write_text(json.dumps(results))
     words = page_of(full).words
-    assert "2.0 Wh" in words
     assert "Leaks were not measured." in words
     assert "stand-in" not in words  # the retrained model's results are there
 

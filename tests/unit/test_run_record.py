@@ -128,7 +128,6 @@ MANIFESTS: dict[str, Any] = {
     "a term without a weight": {"terms": [{"name": "forget", "formula": "x", "source": "y"}]},
     "a warning that is a number": {"warnings": [1]},
     "times that are text": {"training_seconds": "fast"},
-    "energy that is text": {"energy_joules": "much"},
     "a step that is text": {"selection": {"stopped": "x", "best_step": "7", "scale": 1.0, "verdict": "y"}},
     "a limit that is text": {"settings": {"model": "m", "max_steps": "120"}},
     "a criterion that is text": {"settings": {"model": "m", "min_retain": "all"}},

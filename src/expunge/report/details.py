@@ -74,16 +74,9 @@ def cost(groups: Sequence[Group]) -> Table:
                     f"{tokens:,}" if tokens else MISSING,
                     f"{lately / seconds:,.0f}" if lately and seconds else MISSING,
                     show_bytes(number(manifest.get("peak_memory_bytes"))),
-                    energy(manifest),
                 ]
             )
-    return ["run", "steps", "training", "in all", "tokens trained on", "tokens/s", "peak memory", "energy"], lines
-
-
-def energy(manifest: Mapping[str, Any]) -> str:
-    """The energy that the device reported."""
-    joules = number(manifest.get("energy_joules"))
-    return "not measured" if joules is None else f"{joules / 3600:,.1f} Wh"
+    return ["run", "steps", "training", "in all", "tokens trained on", "tokens/s", "peak memory"], lines
 
 
 def stops(groups: Sequence[Group]) -> list[str]:

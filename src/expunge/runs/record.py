@@ -42,7 +42,6 @@ FIELDS = {
     "training_seconds?": NUMBER,
     "total_seconds?": NUMBER,
     "peak_memory_bytes?": NUMBER,
-    "energy_joules?": MAYBE,
     "adapter_base?": (str, NoneType),
     "adapter_sha256?": str,
     "adapter_fingerprint?": str,

@@ -2,10 +2,10 @@
 
 RUN/adapter/        standard PEFT adapter with a model card
 RUN/config.yaml     the resolved settings, for people
-RUN/manifest.json   settings, versions, hashes, hardware, timings, peak memory, energy, losses before and after
+RUN/manifest.json   settings, versions, hashes, hardware, timings, peak memory, losses before and after
 RUN/metrics.jsonl   a line per step
 RUN/checkpoints/    adapter and optimizer state, while the run lasts
-RUN/.expunge/       the run's own: list of its files, lock, and the reference where it is large, while the run lasts
+RUN/.expunge/       the run's own: list of its files and lock
 
 A run that is to replace another one (`--overwrite`) is written beside it and takes its place when it is finished.
 """
@@ -26,7 +26,6 @@ from torch import Tensor
 
 from expunge.config import SETS, UnlearnConfig
 from expunge.errors import RunError
-from expunge.model.energy import energy_joules
 from expunge.runs import checkpoints, directory, settings
 from expunge.runs.card import model_card
 from expunge.runs.lock import Lock, take_back
@@ -130,8 +129,6 @@ class Run:
     _few: bool = False
     """Whether the log is coarse."""
     _device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    _energy: float | None = None
-    """What the device had used when the run began; None of a resumed run."""
 
     @property
     def path(self) -> Path:
@@ -249,7 +246,6 @@ class Run:
             listing.note_folder(self.path, TRACKED)
         manifest = {"schema": 1, "status": "running", "started": _now(), **first_half(identity, facts, config)}
         files.write_json(self.path / "manifest.json", manifest)  # from here on it is a run that can be resumed
-        self._energy = energy_joules(facts.device)
         settings.write_settings(self.path, config)
 
     def earlier(self) -> dict[str, Any]:
@@ -328,7 +324,6 @@ class Run:
             "training_seconds": round(result.training_seconds, 3),
             "total_seconds": round(result.total_seconds, 3),
             "peak_memory_bytes": peak_memory(self._device),
-            "energy_joules": self._energy_used(),
         }
         if result.selection:
             files.write_json(self.path / CALIBRATION, result.selection, overwrite=True)
@@ -339,11 +334,6 @@ class Run:
         files.write_json(path, manifest, overwrite=True)
         self._complete()
         return outcome
-
-    def _energy_used(self) -> float | None:
-        """Joules of the whole run; None where the device does not tell, or several shared the run."""
-        now = energy_joules(self._device) if self._energy is not None and current().count == 1 else None
-        return None if now is None or self._energy is None else round(now - self._energy, 1)
 
     def _complete(self) -> None:
         """Remove what a finished run does not need, and let it take the place of the one that it replaces."""
