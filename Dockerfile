@@ -1,20 +1,12 @@
-# CPU:          docker build --tag expunge .
-# NVIDIA GPUs:  docker build --tag expunge:cuda --build-arg DEVICE=cuda .
-#
+#   docker build --tag expunge .
 #   docker run --rm --volume "$PWD:/runs" --user "$(id -u):$(id -g)" expunge unlearn --model MODEL ...
-#   docker run --rm --gpus all --volume "$PWD:/runs" --user "$(id -u):$(id -g)" expunge:cuda unlearn --model MODEL ...
+#   docker run --rm --gpus all --volume "$PWD:/runs" --user "$(id -u):$(id -g)" expunge unlearn --model MODEL ...
 #
 # What outlives the container lies in the folder at /runs: runs, models from the Hub, and the key of hashes of data.
 FROM python:3.11.14-slim-bookworm
 
-ARG DEVICE=cpu
 # Address of an index with wheels of torch for the CPU alone, which are smaller; those of the default index run on both.
 ARG TORCH_INDEX=""
-
-# Layers are compiled on a GPU, which takes a C compiler.
-RUN if [ "$DEVICE" = cuda ]; then \
-        apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*; \
-    fi
 
 WORKDIR /source
 COPY constraints.txt ./

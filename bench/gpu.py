@@ -29,7 +29,6 @@ from expunge.data.tokenize import TokenizedExample
 from expunge.evaluation.generate import greedy
 from expunge.kernels import Head
 from expunge.model.captured import Recorder
-from expunge.model.compiling import compile_layers
 from expunge.model.head import cast_head, find_head
 from expunge.model.load import LoadedModel
 from expunge.model.packing import attention_way, packable_length
@@ -151,7 +150,7 @@ class Bench:
         return {side: rows[: 12 if self.tiny else None] for side, rows in sides.items()}
 
     def steps(self, name: str, *, split: str, **settings: object) -> None:
-        """Training steps: as the layers are, captured, compiled, and both."""
+        """Training steps: as the layers are, and captured."""
         nf4 = bool(settings.pop("nf4", False))
         title = f"{name}{' nf4' * nf4}{' recomputed' * bool(settings.get('gradient_checkpointing'))}"
         with self.model(name, nf4=nf4) as loaded:
@@ -162,11 +161,11 @@ class Bench:
             trainer = Trainer(prepared_for(config, loaded, self.rows(loaded, split)))
             trainer.compute_reference(Reporter(quiet=True))
             flops = [4 * sum(a * b for a, b in sizes) for sizes in (linear, head)]
-            done = set()
-            for way in ("as they are", "captured", "compiled", "both"):
-                if (way == "both" and "compiled" not in done) or not self._prepare(way, trainer, title):
-                    continue
-                done.add(way)
+            for way in ("as they are", "captured"):
+                if way == "captured":
+                    self.say(title, capture(trainer, Recorder(self.device)))
+                    if loaded.captured is None:
+                        continue
                 self._free()
                 tokens, targets, count, seconds = self._time(_Steps(trainer))
                 speed = tokens / seconds
@@ -175,20 +174,6 @@ class Bench:
                 peak = torch.cuda.max_memory_allocated() / 2**30 if self.device.type == "cuda" else 0.0
                 text = f"{way}: {speed:,.0f} tokens/s, {1000 * seconds / count:.0f} ms a step, {share:.1%} of the rate"
                 self.say(f"{title} step", f"{text}, peak {peak:.1f} GiB", f"{title} step")
-
-    def _prepare(self, way: str, trainer: Trainer, title: str) -> bool:
-        """Whether the steps of a way can be taken, which is said if not."""
-        loaded, cuda = trainer.loaded, self.device.type == "cuda"
-        loaded.captured = None
-        if way == "compiled":
-            line = compile_layers(loaded, lambda: trainer.gradient(next(trainer.plan.steps()))) if cuda else "no CUDA"
-            self.say(title, line)
-            return line.startswith("layers compiled")
-        if way in ("captured", "both"):
-            line = capture(trainer, Recorder(self.device))
-            self.say(title, line)
-            return loaded.captured is not None
-        return True
 
     def plain(self, name: str, *, split: str) -> None:
         """The plain side on the same rows."""
@@ -269,7 +254,7 @@ class Bench:
             own = ValidationRows.of(rows["forget"][:half], unseen, rows["retain"], rows["forget"])
             validator = Validator(loaded, own)
             timed("evaluation step", lambda: validator.at(1.0))
-            timed("capturing or compiling", lambda: self.say("135m run", speed_up(trainer) or "as it is: no CUDA"))
+            timed("capturing", lambda: self.say("135m run", speed_up(trainer) or "as it is: no CUDA"))
             _, _, count, seconds = self._time(_Steps(trainer))
             every = evaluation_every(trainer, own)
             evaluations = trainer.num_steps // every * spent.pop("evaluation step")

@@ -14,8 +14,7 @@ class DeviceConfig:
     Attributes:
         dtype: `auto` (bfloat16 autocast where the device is fast at it, else float32), `float32`, `bfloat16`.
         device: `auto`, `cpu`, `cuda`, `cuda:1` ...
-        compile: `auto` captures the passes of the layers on CUDA where that is faster; `layers` compiles the layers
-            before, which takes a minute or more and pays off in runs of thousands of steps; `off` does neither.
+        compile: `auto` captures the passes of the layers as graphs on CUDA where that is faster; `off` does not.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, about a third more time.
         load_in_4bit: Keep the base weights in 4 bits (CUDA, `expunge[4bit]`).
         shard_base: Let each process of the run hold its part of the base's layers alone: less memory, more traffic.
@@ -23,7 +22,7 @@ class DeviceConfig:
 
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     device: str = "auto"
-    compile: Literal["auto", "layers", "off"] = "auto"
+    compile: Literal["auto", "off"] = "auto"
     gradient_checkpointing: bool = False
     load_in_4bit: bool = False
     shard_base: bool = False

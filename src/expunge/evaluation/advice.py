@@ -4,8 +4,6 @@ import time
 from collections.abc import Sequence
 from statistics import fmean
 
-import torch
-
 from expunge.data.tokenize import TokenizedExample, evenly, leading_ids
 from expunge.evaluation.generate import greedy
 from expunge.evaluation.metrics.generations import repetition
@@ -61,8 +59,7 @@ class Advisor:
     def _look(self) -> tuple[float, float]:
         """How many prompts to keep are declined, and the mean share of repeated 4-grams of all answers."""
         begun = time.monotonic()
-        with torch.compiler.set_stance("force_eager"):  # layers are compiled for packed rows, not for single tokens
-            said = current().share(self._prompts, lambda own: greedy(self._loaded, own, max_new_tokens=TOKENS))
+        said = current().share(self._prompts, lambda own: greedy(self._loaded, own, max_new_tokens=TOKENS))
         self._ended = time.monotonic()
         self._took = self._ended - begun
         texts = [str(self._loaded.tokenizer.decode(ids, skip_special_tokens=True)) for ids in said]

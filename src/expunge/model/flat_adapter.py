@@ -123,7 +123,7 @@ class FlatAdapter:
 
 @cache
 def _flat(kind: type[LoraLayer]) -> type[LoraLayer]:
-    """A kind of adapted layer with another forward: a class, so that compiled layers share one graph.
+    """A kind of adapted layer with another forward.
 
     `base(x) + scaling * (x @ down.T) @ up.T`; as PEFT has it where the adapter is off or merged.
     """

@@ -18,7 +18,6 @@ from torch import Tensor
 from expunge.data.sampler import Step, micro_batches
 from expunge.errors import TrainingError
 from expunge.model.captured import CapturedPasses, Recorder
-from expunge.model.compiling import compile_layers
 from expunge.model.packing import UNBOUNDED, VARLEN, attention_way, flash_states
 from expunge.train.trainer import Trainer
 
@@ -41,20 +40,13 @@ TRIED = 6
 
 
 def speed_up(trainer: Trainer) -> str | None:
-    """Capture the passes of the steps, of compiled layers where the settings say so; must come last before the first.
+    """Capture the passes of the steps; must come last before the first.
 
     Returns:
         One line that says what was done, or why nothing was; None where nothing was to be done.
     """
-    config, loaded = trainer.config, trainer.loaded
-    if config.compile == "off" or loaded.device.type != "cuda":
-        return None
-    compiled = ""
-    if config.compile == "layers":
-        fits = trainer.rows_that_fit
-        compiled = f"{compile_layers(loaded, lambda: trainer.gradient(next(trainer.plan.steps())))}; "
-        trainer.rows_that_fit = fits  # what did not fit beside the compiler may fit without
-    return compiled + capture(trainer, Recorder(loaded.device))
+    device = trainer.loaded.device
+    return None if trainer.config.compile == "off" or device.type != "cuda" else capture(trainer, Recorder(device))
 
 
 def capture(trainer: Trainer, recorder: Recorder) -> str:
