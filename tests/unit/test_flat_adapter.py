@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
+from peft.helpers import rescale_adapter_scale
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
@@ -13,7 +14,7 @@ from expunge.data.sampler import Step
 from expunge.errors import TrainingError
 from expunge.kernels import token_logps
 from expunge.model import packing
-from expunge.model.adapter import add_adapter, scaled, trainable
+from expunge.model.adapter import add_adapter, trainable
 from expunge.model.flat_adapter import FlatAdapter
 from expunge.model.head import cast_head, find_head
 from expunge.model.load import LoadedModel, load_model
@@ -131,13 +132,13 @@ def test_switched_off_scaled_and_saved_as_before(folder: Callable, tmp_path: Pat
     ids = torch.tensor([SEQUENCES[0]])
     with torch.no_grad():
         on = loaded.model(input_ids=ids).logits
-        with scaled(loaded.model, 0.5):
+        with rescale_adapter_scale(loaded.model, 0.5):
             half = loaded.model(input_ids=ids).logits
         with loaded.model.disable_adapter():
             off = loaded.model(input_ids=ids).logits
         FlatAdapter(loaded)
         torch.testing.assert_close(loaded.model(input_ids=ids).logits, on)
-        with scaled(loaded.model, 0.5):
+        with rescale_adapter_scale(loaded.model, 0.5):
             torch.testing.assert_close(loaded.model(input_ids=ids).logits, half)
         with loaded.model.disable_adapter():
             assert torch.equal(loaded.model(input_ids=ids).logits, off)

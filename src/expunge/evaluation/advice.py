@@ -4,11 +4,12 @@ import time
 from collections.abc import Sequence
 from statistics import fmean
 
+from peft.helpers import rescale_adapter_scale
+
 from expunge.data.tokenize import TokenizedExample, evenly, leading_ids
 from expunge.evaluation.generate import greedy
 from expunge.evaluation.metrics.generations import repetition
 from expunge.evaluation.metrics.refusal import refuses
-from expunge.model.adapter import scaled
 from expunge.train.setup import Prepared
 from expunge.utils.distributed import current
 from expunge.utils.text import BABBLES, DECLINES
@@ -39,7 +40,7 @@ class Advisor:
         self._kept = _prompts(prepared.test or prepared.retain, KEPT, begun)
         self._prompts = self._kept + _prompts(prepared.forget, FORGOTTEN, begun)
         self._told: set[str] = set()
-        with scaled(self._loaded.model, 0.0):
+        with rescale_adapter_scale(self._loaded.model, 0.0):
             self._before = self._look()
 
     def __call__(self) -> list[str]:

@@ -5,8 +5,6 @@ more than most of the products take. Row counts are therefore rounded up there; 
 looked at.
 """
 
-from functools import cache
-
 import torch
 from torch import Tensor
 
@@ -36,13 +34,7 @@ def wide_linear(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     On the CPU there is no such product: the result is in the dtype of the inputs. Rounded logits put a floor of about
     1e-4 nats under a divergence (docs/performance.md).
     """
-    if rows.device.type == "cuda" and rows.dtype in (torch.bfloat16, torch.float16) and _has_wide_products():
+    if rows.device.type == "cuda" and rows.dtype in (torch.bfloat16, torch.float16):
         logits = torch.mm(rows, weight.T, out_dtype=torch.float32)
         return logits if bias is None else logits + bias
     return torch.nn.functional.linear(rows, weight, bias)
-
-
-@cache
-def _has_wide_products() -> bool:
-    """Whether this version of torch knows `out_dtype` (2.8 does)."""
-    return hasattr(torch.ops.aten.mm, "dtype")

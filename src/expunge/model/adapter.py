@@ -1,7 +1,5 @@
 """The LoRA adapter in a model: where it sits, and how strong it is."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -95,20 +93,6 @@ def _lost(model: PeftModel) -> list[str]:
 def trainable(model: torch.nn.Module) -> list[torch.nn.Parameter]:
     """The adapter's parameters, in a fixed order."""
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
-
-
-@contextmanager
-def scaled(model: torch.nn.Module, factor: float) -> Iterator[None]:
-    """The model with its adapter times `factor`."""
-    layers = _layers(model)
-    own = [dict(layer.scaling) for layer in layers]
-    try:
-        for layer in layers:
-            layer.scaling.update({name: factor * value for name, value in layer.scaling.items()})
-        yield
-    finally:
-        for layer, values in zip(layers, own, strict=True):
-            layer.scaling.update(values)
 
 
 def set_scale(model: PeftModel, factor: float) -> None:

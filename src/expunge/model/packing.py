@@ -17,25 +17,20 @@ architecture takes part is found out by trying, on load. One whose layers mix al
 
 import inspect
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import groupby
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention.varlen import varlen_attn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AttentionInterface, PretrainedConfig, PreTrainedModel
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 
 from expunge.kernels.rounding import missing_rows, row_multiple
 from expunge.model.head import backbone
-
-try:
-    from torch.nn.attention import varlen
-except ImportError:  # before torch 2.10
-    varlen = None  # type: ignore[assignment]
-varlen_attn: Callable[..., Tensor] | None = getattr(varlen, "varlen_attn", None)
 
 MASK, VARLEN, ROWS = "sdpa", "expunge_varlen", "expunge_rows"
 """Names of the ways, as transformers' attention interface knows them."""
@@ -165,8 +160,7 @@ def packed_states(
     ends, positions = row_places(lengths)
     positions = send(positions, device)
     if way == VARLEN:
-        # Compiled layers are compiled for each longest row, so there are few.
-        return flash_states(model, input_ids, positions, send(ends, device), 1 << (longest - 1).bit_length(), seen)
+        return flash_states(model, input_ids, positions, send(ends, device), longest, seen)
     layout: dict[str, Any] = {"row_lengths": tuple(lengths)} if way == ROWS else {}
     return _states(model, way, input_ids, positions, layout)
 
@@ -276,7 +270,7 @@ def _attend_varlen(
         seen_windows.add(sliding_window)
     options = _varlen_options()
     unknown = [name for name in ("softcap", "position_bias", "s_aux") if kwargs.get(name) is not None]
-    if unknown or attention_mask is not None or options is None or varlen_attn is None:
+    if unknown or attention_mask is not None or options is None:
         raise ValueError(f"attention to rows of any length knows no {', '.join(unknown) or 'attention mask'}")
     if not options:  # of torch 2.11, which has no grouped heads here
         key, value = (repeat_kv(states, query.shape[1] // key.shape[1]) for states in (key, value))
@@ -285,13 +279,13 @@ def _attend_varlen(
     rows = [states[0].transpose(0, 1).to(low) for states in (query, key, value)]
     window = (-1 if sliding_window is None else sliding_window - 1, 0)
     cuts, most = cu_seq_lens_q, max_length_q
-    output = varlen_attn(*rows, cuts, cuts, most, most, scale=scaling, window_size=window, **options)
+    output: Any = varlen_attn(*rows, cuts, cuts, most, most, scale=scaling, window_size=window, **options)
     return output[None], None
 
 
 def _varlen_options() -> dict[str, bool] | None:
-    """What PyTorch's attention for rows of any length is given beside; None where it is missing or too old."""
-    known = inspect.signature(varlen_attn).parameters if varlen_attn is not None else {}
+    """What PyTorch's attention for rows of any length is given beside; None where it is too old (torch 2.10)."""
+    known = inspect.signature(varlen_attn).parameters
     if "window_size" not in known or "scale" not in known:
         return None
     return {"enable_gqa": True} if "enable_gqa" in known else {}

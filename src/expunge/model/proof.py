@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from expunge.errors import ModelError
+from expunge.model.head import EXACT
 from expunge.model.layers import embedding_of
 
 ROWS, TOKENS = 4, 24
@@ -21,8 +22,6 @@ EXACT_UNITS, LOW_UNITS = 256, 16
 """Units in the last place by which log-probabilities may differ through rounding, in fp32 and below."""
 LEAK = 8
 """Units of rounding by which a later token may move an earlier one: that of experts' products, whose sizes change."""
-EXACT = 64 * torch.finfo(torch.float32).eps
-"""The same in fp32 and above."""
 
 
 def probe_rows(model: PreTrainedModel, extra: Sequence[int] = ()) -> Tensor:

@@ -91,7 +91,6 @@ def _names(model: PreTrainedModel, wanted: str, linear: Mapping[str, nn.Module])
             names = [name for name in (*ATTENTION, *FUSED_ATTENTION) if name in leaves] or names
     else:
         names = comma_list(wanted)
-    output = model.get_output_embeddings()
     for name in names:
         found = [full for full in linear if _is(full, name)]
         if not found:

@@ -12,13 +12,13 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from statistics import fmean
 
+from peft.helpers import rescale_adapter_scale
 from torch import Tensor
 
 from expunge.config.criteria import Criteria
 from expunge.data.chat import end_ids
 from expunge.data.holdout import FEWEST
 from expunge.data.tokenize import TokenizedExample, evenly, leading_ids
-from expunge.model.adapter import scaled
 from expunge.model.load import LoadedModel
 from expunge.model.logps import sequence_logps
 from expunge.utils.distributed import ALONE, Processes
@@ -138,7 +138,7 @@ class Validator:
 
     def _pass(self, scale: float) -> list[list[Tensor]]:
         """Log-probabilities of the tokens of each side's texts."""
-        with scaled(self.loaded.model, scale):
+        with rescale_adapter_scale(self.loaded.model, scale):
             ids = [row.input_ids for row in self.rows.all]
             logps = iter(sequence_logps(self.loaded, ids, processes=self._processes))
         return [list(islice(logps, len(side))) for side in self.rows.sides]
