@@ -88,8 +88,7 @@ def build(name: str) -> LoadedModel:
 
 
 def wrap(model: PreTrainedModel) -> LoadedModel:
-    head, plain = find_head(model)
-    return LoadedModel(model, NoTokenizer(), head, torch.float32, plain)
+    return LoadedModel(model, NoTokenizer(), find_head(model)[0], torch.float32)
 
 
 def one_at_a_time(loaded: LoadedModel, prompts: list[list[int]], max_new_tokens: int) -> list[list[int]]:

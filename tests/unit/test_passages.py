@@ -17,7 +17,6 @@ from expunge.evaluation import run
 from expunge.evaluation.generate import generate
 from expunge.evaluation.mismatched import partners
 from expunge.evaluation.suite import RowSet, Suite
-from expunge.kernels import Head
 from expunge.model.head import find_head
 from expunge.model.load import LoadedModel
 from expunge.utils.progress import Reporter
@@ -88,9 +87,8 @@ def test_what_is_looked_for_ends_where_the_limit_on_tokens_ends() -> None:
 def test_what_is_said_counts_up_to_the_end_of_the_passage(samples: int) -> None:
     """A model that knows a text by heart says other things behind it; of an answer to a question they count."""
     tokenizer, model = tokenizer_of("bytelevel"), tiny_model("llama", vocab_size=len(tokenizer_of("bytelevel")) + 3)
-    head, plain = find_head(model)
-    assert isinstance(head, Head)
-    loaded, chosen = LoadedModel(model, tokenizer, head, torch.float32, plain), PromptFormat("space", end_of_text=False)
+    loaded = LoadedModel(model, tokenizer, find_head(model)[0], torch.float32)
+    chosen = PromptFormat("space", end_of_text=False)
     rows = [passage(STORY), passage(f"{STORY} {STORY}"), Example("q", "Where does Marta live?", "In Port Ellery.")]
     lengths = [len(completion_ids(tokenizer, row, chosen)) for row in rows]
     found = generate(

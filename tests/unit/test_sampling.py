@@ -10,7 +10,6 @@ from transformers import GenerationConfig, MambaConfig, MambaForCausalLM
 from expunge.data.examples import Example
 from expunge.data.tokenize import TokenizedExample
 from expunge.evaluation.generate import generate, greedy, sample
-from expunge.kernels import Head
 from expunge.model.decoding import batching_obstacle
 from expunge.model.head import find_head
 from expunge.model.load import LoadedModel
@@ -38,9 +37,7 @@ OWN_SETTINGS: list[dict[str, Any]] = [
 def loaded(arch: str = "llama") -> LoadedModel:
     tokenizer = tiny_tokenizer("bytelevel")
     model = tiny_model(arch, vocab_size=len(tokenizer) + 3)
-    head, plain = find_head(model)
-    assert isinstance(head, Head)
-    return LoadedModel(model, tokenizer, head, torch.float32, plain)
+    return LoadedModel(model, tokenizer, find_head(model)[0], torch.float32)
 
 
 def test_the_first_token_has_the_models_distribution() -> None:
@@ -119,8 +116,7 @@ def recurrent() -> LoadedModel:
         model = MambaForCausalLM(MambaConfig(**sizes, eos_token_id=0, bos_token_id=1, pad_token_id=0)).eval()
         for parameter in model.parameters():
             parameter.data.mul_(4 if parameter.dim() == 2 else 1)
-    head, plain = find_head(model)
-    return LoadedModel(model, tiny_tokenizer("bytelevel"), head, torch.float32, plain)
+    return LoadedModel(model, tiny_tokenizer("bytelevel"), find_head(model)[0], torch.float32)
 
 
 @pytest.mark.parametrize("settings", OWN_SETTINGS, ids=lambda settings: min(settings))

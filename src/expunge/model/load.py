@@ -41,7 +41,6 @@ class LoadedModel:
         tokenizer: Its tokenizer.
         head: The frozen head as the kernels take it.
         dtype: What matrix products run in: `torch.float32` or `torch.bfloat16` (or `torch.float64` in tests).
-        plain_head: Why the head is not taken apart (the logits come from the model itself), or None.
         source: What it is made of; None where it was made by hand.
         parts: The adapters that were folded in, where all of them are pairs of matrices and nothing else.
         notes: What the user should know about it, a line each; `told` hands them over.
@@ -54,7 +53,6 @@ class LoadedModel:
     tokenizer: PreTrainedTokenizerBase
     head: Head
     dtype: torch.dtype
-    plain_head: str | None = None
     source: Source | None = None
     parts: list[Pairs] | None = None
     notes: list[str] = field(default_factory=list)
@@ -220,21 +218,17 @@ def load_model(
         move(model, place)
     model.eval().requires_grad_(False)
     tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code, revision=revision)
-    head, plain_head = find_head(model)
-    if plain_head:
-        notes.append(f"head: plain path, slower and larger, because {plain_head}")
+    head, why_plain = find_head(model)
+    if why_plain:
+        notes.append(f"head: plain path, slower and larger, because {why_plain}")
+    if compute == torch.bfloat16:
+        _round_linear_weights(model)
     if mesh is None and place != target:
-        if compute == torch.bfloat16:
-            _round_linear_weights(model)
         move(model, target)
     # What is sharded is not there yet, and attention takes another way there than could be tried here.
     tried = head.weight is not None and (mesh is None or target.type == "cpu")
     packable = packable_length(model, compute) if tried else 0
-    if compute == torch.bfloat16:
-        _round_linear_weights(model)
-    loaded = LoadedModel(
-        model, tokenizer, cast_head(head, model, compute), compute, plain_head, source, parts, notes, packable
-    )
+    loaded = LoadedModel(model, tokenizer, cast_head(head, model, compute), compute, source, parts, notes, packable)
     try:
         check_causal(model, source.where, loaded.autocast())
     except torch.OutOfMemoryError:  # a RuntimeError that says nothing about the model

@@ -237,5 +237,5 @@ def attach_adapter(loaded: LoadedModel, name: str, alphas: Mapping[str, Any] | N
     if loaded.lockstep is None and not changed and loaded.head.weight is not None:
         changed = find_head(model)[0].weight is None
     if changed:
-        loaded.head, loaded.plain_head, loaded.packable_length = Head(None), "the adapter changes it", 0
+        loaded.head, loaded.packable_length = Head(None), 0
     return model
