@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from expunge.data.tokenize import TokenizedExample
+from expunge.evaluation import teacher_forcing
 from expunge.evaluation.metrics import TokenRecord
 from expunge.evaluation.teacher_forcing import token_records
-from expunge.kernels import Head
+from expunge.kernels import Head, token_stats
 from expunge.model.load import load_model
-from expunge.model.logps import sequence_logps
+from expunge.model.logps import PASS_TOKENS, sequence_logps
 from tiny import save_tiny
 
 
@@ -56,10 +57,27 @@ def assert_records(found, expected_of, rows, tolerance=1e-4):
 
 @pytest.mark.parametrize("span", ["completion", "all"])
 @pytest.mark.parametrize("max_tokens", [1, 40, 8192])
-def test_equals_the_plain_pass(loaded, rows, span, max_tokens):
+def test_equals_the_plain_pass(loaded, rows, span, max_tokens, monkeypatch):
+    monkeypatch.setitem(PASS_TOKENS, "cpu", max_tokens)
     done = []
-    found = token_records(loaded, rows, span=span, max_tokens=max_tokens, progress=done.append)
+    found = token_records(loaded, rows, span=span, progress=done.append)
     assert_records(found, lambda row: plain(loaded, row, span), rows)
+    assert sum(done) == len(rows)
+
+
+def test_a_pass_that_does_not_fit_is_done_in_halves(loaded, rows, monkeypatch):
+    refused, done = [], []
+
+    def small(states, head, targets):
+        if len(targets) > 30:
+            refused.append(len(targets))
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return token_stats(states, head, targets)
+
+    monkeypatch.setattr(teacher_forcing, "token_stats", small)
+    found = token_records(loaded, rows, span="all", progress=done.append)
+    assert_records(found, lambda row: plain(loaded, row, "all"), rows)
+    assert refused
     assert sum(done) == len(rows)
 
 

@@ -5,12 +5,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from expunge.data.sampler import micro_batches
 from expunge.data.tokenize import TokenizedExample
 from expunge.evaluation.metrics.record import TokenRecord
 from expunge.kernels import token_stats
 from expunge.model.load import LoadedModel
-from expunge.model.logps import final_states, lay_out, target_positions
+from expunge.model.logps import final_states, lay_out, passes, target_positions
 
 
 @torch.no_grad()
@@ -19,17 +18,14 @@ def token_records(
     rows: Sequence[TokenizedExample],
     *,
     span: str = "completion",
-    max_tokens: int = 8192,
     progress: Callable[[int], None] | None = None,
 ) -> list[TokenRecord]:
     """What the model thinks of every target token of each text, given the text before it: a record per row, in order.
 
     Targets are the tokens of the `completion`, or `all` but the first; a row without one gives an empty record.
-    `max_tokens` is the area of one forward pass.
     """
-    records: dict[int, TokenRecord] = {}
-    lengths = [len(row) for row in rows]
-    for group in micro_batches(lengths, max_tokens, packed=loaded.packs(lengths)):
+
+    def passed(group: list[int]) -> list[TokenRecord]:
         own = [rows[index] for index in group]
         batch = lay_out(loaded, [row.input_ids for row in own])
         targets = target_positions(batch, own, span)
@@ -40,9 +36,7 @@ def token_records(
         )
         ends = np.cumsum([len(row.targets(span)) for row in own])[:-1]
         parts = zip(*(np.split(values, ends) for values in (logps, hits > 0, mean, var)), strict=True)
-        for index, row, part in zip(group, own, parts, strict=True):
-            records[index] = TokenRecord(row.id, *part)
-        if progress:
-            progress(len(group))
-    loaded.join()
+        return [TokenRecord(row.id, *part) for row, part in zip(own, parts, strict=True)]
+
+    records = dict(passes(loaded, rows, passed, progress=progress))
     return [records[index] for index in range(len(rows))]

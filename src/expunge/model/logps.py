@@ -5,7 +5,7 @@ mask is passed: under causal attention a real token never sees what stands after
 result, whatever side the tokenizer pads on.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import TypeVar
@@ -111,6 +111,37 @@ def in_halves(loaded: LoadedModel, items: list[Item], work: Callable[[list[Item]
     return in_halves(loaded, items[:half], work) + in_halves(loaded, items[half:], work)
 
 
+def passes(
+    loaded: LoadedModel,
+    rows: Sequence[Sized],
+    work: Callable[[list[int]], list[Result]],
+    *,
+    processes: Processes = ALONE,
+    progress: Callable[[int], None] | None = None,
+) -> Iterator[tuple[int, Result]]:
+    """Forward passes over rows, longest first; one that does not fit into the device's memory is done in halves.
+
+    To be gone through to the end: processes that share the base wait for each other there.
+
+    Args:
+        loaded: The model.
+        rows: What has as many tokens as it is long.
+        work: From indices of `rows` that one pass takes to a result for each.
+        processes: Those that share the passes.
+        progress: Called with the number of rows that have just been done, by whichever process.
+
+    Yields:
+        Index and result of each row of this process's own passes.
+    """
+    lengths, area = [len(row) for row in rows], PASS_TOKENS[loaded.device.type]
+    for number, group in enumerate(micro_batches(lengths, area, packed=loaded.packs(lengths))):
+        if processes.is_own(number):
+            yield from zip(group, in_halves(loaded, group, work), strict=True)
+        if progress:
+            progress(len(group))
+    loaded.join()
+
+
 @torch.no_grad()
 def sequence_logps(
     loaded: LoadedModel,
@@ -130,10 +161,8 @@ def sequence_logps(
     Returns:
         For each sequence an fp32 tensor of its length less one, on the CPU.
     """
-    lengths = [len(ids) for ids in sequences]
-    sizes = [length - 1 for length in lengths]
+    sizes = [len(ids) - 1 for ids in sequences]
     results = list(torch.split(torch.zeros(sum(sizes)), sizes))
-    area = PASS_TOKENS[loaded.device.type]
 
     def passed(group: list[int]) -> list[Tensor]:
         batch = lay_out(loaded, [sequences[row] for row in group])
@@ -142,14 +171,8 @@ def sequence_logps(
         logps = token_logps(final_states(loaded, batch)[targets - 1], loaded.head, batch.flat_ids[targets])
         return list(torch.split(logps.float().cpu(), [length - 1 for length in batch.lengths]))
 
-    for number, group in enumerate(micro_batches(lengths, area, packed=loaded.packs(lengths))):
-        if progress:
-            progress(len(group))
-        if not processes.is_own(number):
-            continue
-        for row, own in zip(group, in_halves(loaded, group, passed), strict=True):
-            results[row].copy_(own)
-    loaded.join()
+    for row, own in passes(loaded, sequences, passed, processes=processes, progress=progress):
+        results[row].copy_(own)
     if processes.count == 1:
         return results
     return list(torch.split(processes.total(torch.cat(results)), sizes))
