@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import LoHaConfig, LoKrConfig, OFTConfig, get_peft_model
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from expunge.errors import ModelError
 from expunge.model.adapter import add_adapter
@@ -146,6 +148,21 @@ def test_an_odd_adapter_config_is_one_line(folder, settings):
         base_name(str(folder / "adapter"))
     assert "adapter_config.json" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", [LoHaConfig, LoKrConfig, OFTConfig])
+def test_an_adapter_with_a_rank_and_no_alpha_of_lora_is_folded(kind, folder):
+    model = AutoModelForCausalLM.from_pretrained(folder / "model")
+    sizes = {"oft_block_size": 4} if kind is OFTConfig else {"r": 2}  # and a rank of 0
+    peft = get_peft_model(model, kind(task_type="CAUSAL_LM", target_modules=["q_proj"], init_weights=False, **sizes))
+    peft.save_pretrained(folder / "other")
+    settings = json.loads((folder / "other" / "adapter_config.json").read_text())
+    assert "r" in settings
+    assert "lora_alpha" not in settings
+    declare(folder / "other" / "adapter_config.json", base_model_name_or_path=str(folder / "model"))
+    right = peft.eval()(input_ids=torch.tensor([[3, 5, 9]])).logits
+    folded = load_model(str(folder / "other"), dtype="float32", device="cpu").model
+    torch.testing.assert_close(folded(input_ids=torch.tensor([[3, 5, 9]])).logits, right, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "not json", "[" * 100_000, '{"r": ' + "9" * 5000 + "}", "\ud800"])

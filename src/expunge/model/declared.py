@@ -27,6 +27,8 @@ OTHER_PLACES = (
 )  # fmt: skip
 """Settings that say where something came from; nothing is read from there."""
 MOST_RANK = 2**16
+LORA = ("LORA", "ADALORA")
+"""Kinds of adapters whose rank and alpha are read here; others have a rank and no alpha, or a rank of 0."""
 
 
 def check_folder(folder: Path, headers: Iterable[Mapping[str, Any]]) -> None:
@@ -99,7 +101,8 @@ def check_adapter_config(folder: Path, header: Mapping[str, Any]) -> dict[str, A
     largest = max((size for entry in header.values() for size in entry["shape"]), default=0)
     try:
         check_fields(settings, {"base_model_name_or_path?": (str, type(None))})
-        if "r" in settings:
+        lora = settings.get("peft_type", "LORA") in LORA
+        if lora and "r" in settings:
             check_fields(settings, {"r": int, "lora_alpha": NUMBER})
         for name, kinds in (("rank_pattern", int), ("alpha_pattern", NUMBER)):
             pattern = settings.get(name) or {}
@@ -107,7 +110,7 @@ def check_adapter_config(folder: Path, header: Mapping[str, Any]) -> dict[str, A
             for key in pattern:
                 check_fields({name: pattern[key]}, {name: kinds})
         ranks = [settings.get("r", 1), *(settings.get("rank_pattern") or {}).values()]
-        if not all(1 <= rank <= min(largest, MOST_RANK) for rank in ranks):
+        if lora and not all(1 <= rank <= min(largest, MOST_RANK) for rank in ranks):
             raise UnreadableError("its rank is not that of its weights")
         for key, value in _settings(settings):
             if isinstance(value, str) and key not in OTHER_PLACES and _leads_out(folder, value):
