@@ -242,6 +242,22 @@ def test_what_the_surroundings_refuse_elsewhere_is_one_line(
     one_line(expunge(*TRAIN), says)
 
 
+@pytest.mark.parametrize(
+    ("kind", "dtype", "quantized", "size"),
+    [
+        ("F8_E4M3", None, True, 2), ("F8_E4M3", torch.float32, True, 4), ("F8_E5M2", torch.bfloat16, True, 2),
+        ("U8", None, True, 4), ("U8", torch.float32, True, 8),  # MXFP4: two values in a byte
+        ("U8", torch.float32, False, 1), ("BOOL", torch.float32, True, 1),  # masks, as of GPT-NeoX
+        ("BF16", None, True, 2), ("BF16", torch.float32, False, 4), ("F32", None, False, 4),
+    ],
+)  # fmt: skip
+def test_weights_are_counted_as_they_are_loaded(
+    kind: str, dtype: torch.dtype | None, quantized: bool, size: int
+) -> None:
+    header = {"w": {"dtype": kind, "shape": [3, 5]}}
+    assert memory.weight_bytes([header], dtype, quantized=quantized) == 15 * size
+
+
 def test_free_memory_is_that_of_the_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "CGROUPS", ((tmp_path / "max", tmp_path / "current"),))
     everything = memory.free_memory(torch.device("cpu"))

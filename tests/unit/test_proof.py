@@ -629,6 +629,14 @@ def test_fp8_weights_are_widened_trained_on_and_merged(dtype: str, tmp_path: Pat
     assert (log_probs(load(tmp_path / "merged").model, IDS) - right).abs().max() < 0.3
 
 
+def test_fp8_weights_need_the_memory_that_they_are_widened_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model("llama", vocab_size=363)
+    fp8(model, tmp_path)
+    monkeypatch.setattr("expunge.model.memory.free_memory", lambda device: 3 * model.num_parameters())
+    with pytest.raises(ModelError, match=r"needs about .* is free on cpu"):
+        load(tmp_path)
+
+
 @pytest.mark.parametrize("method", ["fbgemm_fp8", "compressed-tensors", "gptq", "awq", "bitsandbytes"])
 def test_weights_in_a_format_that_is_not_widened_are_refused(method: str, tmp_path: Path) -> None:
     folder = save_tiny(tmp_path, "llama")

@@ -30,7 +30,13 @@ Headers = Sequence[Mapping[str, Any]]
 
 
 def check_memory(
-    source: Source, headers: Headers | None, place: torch.device, stored: torch.dtype | str, *, load_in_4bit: bool
+    source: Source,
+    config: PretrainedConfig,
+    headers: Headers | None,
+    place: torch.device,
+    stored: torch.dtype | str,
+    *,
+    load_in_4bit: bool,
 ) -> None:
     """Refuse weights that do not fit into the memory, as far as their files are known (`stored_weights`).
 
@@ -38,7 +44,8 @@ def check_memory(
         ModelError: They do not.
     """
     if headers is not None and not load_in_4bit:
-        size = weight_bytes(headers, None if isinstance(stored, str) else stored)
+        quantized = quantization(config) in DEQUANTIZED
+        size = weight_bytes(headers, None if isinstance(stored, str) else stored, quantized=quantized)
         check_fits(size, place, f"--model {source.base}", "take a smaller model, --dtype bfloat16 or a larger machine")
 
 

@@ -199,9 +199,9 @@ def load_model(
     stored = compute if compute != torch.bfloat16 else torch.float32 if source.adapters else "auto"
     config = config_of(source, trust_remote_code=trust_remote_code)
     headers = stored_weights(source)
-    check_memory(source, headers, place, stored, load_in_4bit=load_in_4bit)
+    check_memory(source, config, headers, place, stored, load_in_4bit=load_in_4bit)
     if mesh is None and place != target:
-        check_memory(source, headers, target, compute, load_in_4bit=load_in_4bit)
+        check_memory(source, config, headers, target, compute, load_in_4bit=load_in_4bit)
     parts: list[Pairs] | None = None
     model, notes = from_pretrained(
         source, config, headers, stored, compute, target, load_in_4bit=load_in_4bit, trust_remote_code=trust_remote_code

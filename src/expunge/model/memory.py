@@ -12,6 +12,9 @@ from expunge.errors import ModelError
 from expunge.utils.text import show_bytes
 
 STORED_BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}
+WIDENED = {"F8_E4M3": 1, "F8_E5M2": 1, "U8": 2}
+"""Values in one element of the formats that are widened on load: a byte of MXFP4 holds two (its scales, a byte for 16
+of them, count as such)."""
 CGROUPS = (
     (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
     (Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"), Path("/sys/fs/cgroup/memory/memory.usage_in_bytes")),
@@ -37,13 +40,23 @@ def free_memory(device: torch.device) -> int | None:
     return max(0, free)
 
 
-def weight_bytes(headers: Iterable[Mapping[str, Any]], dtype: torch.dtype | None) -> int:
-    """Size of the weights that safetensors headers describe: in `dtype`, or as stored when None."""
-    return sum(
-        prod(entry["shape"]) * (dtype.itemsize if dtype and entry["dtype"] in STORED_BYTES else _stored_bytes(entry))
-        for header in headers
-        for entry in header.values()
-    )
+def weight_bytes(headers: Iterable[Mapping[str, Any]], dtype: torch.dtype | None, *, quantized: bool = False) -> int:
+    """Size in memory of the weights that safetensors headers describe.
+
+    Args:
+        headers: Of each file: tensor -> dtype and shape.
+        dtype: What they are loaded in; as stored when None.
+        quantized: Whether they are in a format that is widened on load, to bfloat16 when `dtype` is None. Bytes are
+            masks elsewhere, and stay what they are.
+    """
+
+    def size(entry: Mapping[str, Any]) -> int:
+        kind = entry["dtype"]
+        if quantized and kind in WIDENED:
+            return WIDENED[kind] * (dtype or torch.bfloat16).itemsize
+        return dtype.itemsize if dtype and kind in STORED_BYTES else STORED_BYTES.get(kind, 1)
+
+    return sum(prod(entry["shape"]) * size(entry) for header in headers for entry in header.values())
 
 
 def check_fits(needed: int, device: torch.device, what: str, mend: str) -> None:
@@ -71,10 +84,6 @@ def saved_bytes(model: torch.nn.Module, forward: Callable[[], object]) -> int:
         forward()
     storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in alive}
     return sum(size for address, size in storages.items() if address not in own)
-
-
-def _stored_bytes(entry: Mapping[str, Any]) -> int:
-    return STORED_BYTES.get(entry["dtype"], 1)
 
 
 def _reclaimable(cgroup: Path) -> int:
