@@ -595,8 +595,8 @@ def test_what_chooses_experts_is_rounded_nowhere(kind: str, tmp_path: Path, hub:
 
 
 def fp8(model: PreTrainedModel, folder: Path) -> None:
-    """Write a model as published FP8 checkpoints are: blocks of e4m3 values with a scale each."""
-    saved(model.bfloat16(), folder)
+    """Write a model in bfloat16 as published FP8 checkpoints are: blocks of e4m3 values with a scale each."""
+    saved(model, folder)
     tensors = load_file(folder / "model.safetensors")
     for key in [key for key in tensors if key.endswith("proj.weight")]:
         scale = tensors[key].float().abs().max() / 448
@@ -611,7 +611,7 @@ def fp8(model: PreTrainedModel, folder: Path) -> None:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_fp8_weights_are_widened_trained_on_and_merged(dtype: str, tmp_path: Path) -> None:
     """axolotl-ai-cloud/axolotl#3771: a fold that reads e4m3 values without their scales is another model."""
-    model = tiny_model("llama", vocab_size=363)
+    model = tiny_model("llama", vocab_size=363).bfloat16()
     fp8(model, tmp_path / "base")
     (near,) = sequence_logps(load(tmp_path / "base", dtype=dtype), [ROWS[1]])
     run_adapter(tmp_path / "base", tmp_path / "run", dtype=dtype)
@@ -629,8 +629,29 @@ def test_fp8_weights_are_widened_trained_on_and_merged(dtype: str, tmp_path: Pat
     assert (log_probs(load(tmp_path / "merged").model, IDS) - right).abs().max() < 0.3
 
 
+@pytest.mark.parametrize("kind", ["llama", "glm4_moe", "minimax_m2"])
+def test_what_an_fp8_base_holds_in_fp32_is_merged_in_fp32(kind: str, tmp_path: Path) -> None:
+    """By its last part under another name in the files of MiniMax-M2 than in the model."""
+    from dev.models import tiny
+
+    model = tiny(kind).bfloat16()
+    wide = "norm.weight" if kind == "llama" else "correction_bias"
+    for name, own in (*model.named_parameters(), *model.named_buffers()):
+        if wide in name:
+            own.data = torch.linspace(6.8171, 7.0632, own.numel())
+    fp8(model, tmp_path / "base")
+    files = load_file(tmp_path / "base/model.safetensors")
+    stored = {key: own for key, own in files.items() if own.dtype == torch.float32 and "scale" not in key}
+    assert stored
+    (tmp_path / "merged").mkdir()
+    export(load(tmp_path / "base"), tmp_path / "merged", None)
+    merged = load_file(tmp_path / "merged/model.safetensors")
+    assert all(torch.equal(merged[key], own) for key, own in stored.items())
+    assert {own.dtype for key, own in merged.items() if key not in stored} == {torch.bfloat16}
+
+
 def test_fp8_weights_need_the_memory_that_they_are_widened_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = tiny_model("llama", vocab_size=363)
+    model = tiny_model("llama", vocab_size=363).bfloat16()
     fp8(model, tmp_path)
     monkeypatch.setattr("expunge.model.memory.free_memory", lambda device: 3 * model.num_parameters())
     with pytest.raises(ModelError, match=r"needs about .* is free on cpu"):
@@ -815,15 +836,11 @@ def test_a_merge_keeps_names_dtypes_and_what_it_does_not_use(tmp_path: Path) -> 
     changed = {key for key, own in merged.items() if not torch.equal(own, tensors[key])}
     assert changed == {f"model.layers.{layer}.self_attn.q_proj.weight" for layer in (0, 1)}
     kept = {str(path.relative_to(tmp_path / "merged")) for path in (tmp_path / "merged").rglob("*") if path.is_file()}
-    own = {"preprocessor_config.json", "generation_config.json", "LICENSE", "BASE_README.md", "tokenizer.json"}
-    assert own <= kept
-    assert (tmp_path / "merged/BASE_README.md").read_text() == "---\nlicense: mit\n---\n"
-    assert "of the base's README.md only its metadata is handed on (BASE_README.md)" in notes
-    assert not {"consolidated.safetensors", ".hidden"} & kept
-    assert "consolidated.safetensors" in " ".join(notes)
-    assert not {*no_part} & kept
-    names = ", ".join(sorted({*no_part} - {"checkpoint-5/config.json"}))
-    assert f"8 files are left out, they are no part of a model ({names})" in notes
+    assert {"preprocessor_config.json", "generation_config.json", "LICENSE", "tokenizer.json"} <= kept
+    left_out = {"consolidated.safetensors", *no_part} - {"checkpoint-5/config.json"}
+    assert not {"README.md", ".hidden", "checkpoint-5/config.json", *left_out} & kept
+    why = "are left out, they are no part of a model, or other weights, which hold what was forgotten"
+    assert f"9 files {why} ({', '.join(sorted(left_out))})" in notes
     assert (log_probs(load(tmp_path / "merged").model, IDS) - right).abs().max() < 0.3
 
 
@@ -847,6 +864,24 @@ def test_names_of_a_part_are_found_in_the_whole() -> None:
     assert match_names(whole, own) == {f"model.language_model.{key}": f"model.{key}" for key in shapes}
     with pytest.raises(ModelError, match="has shape"):
         match_names({"a.b": [1]}, {"a.b": [2]})
+
+
+@pytest.mark.parametrize("arch", ["gemma2", "gpt2"])
+def test_a_head_that_is_tied_no_more_is_said_where_the_base_is_silent(arch: str, tmp_path: Path) -> None:
+    """Gemma and GPT-2 leave the field out, which means there that the head is tied."""
+    base = save_tiny(tmp_path / "base", arch)
+    config = json.loads((base / "config.json").read_text())
+    del config["tie_word_embeddings"]
+    (base / "config.json").write_text(json.dumps(config))
+    loaded = load(base)
+    loaded.base.lm_head.weight = torch.nn.Parameter(1.5 * loaded.base.lm_head.weight.detach())
+    loaded.base.config.tie_word_embeddings = False
+    (tmp_path / "merged").mkdir()
+    export(loaded, tmp_path / "merged", None)
+    assert json.loads((tmp_path / "merged/config.json").read_text())["tie_word_embeddings"] is False
+    merged = load(tmp_path / "merged").base
+    assert torch.equal(merged.lm_head.weight, loaded.base.lm_head.weight)
+    assert torch.equal(merged.get_input_embeddings().weight, loaded.base.get_input_embeddings().weight)
 
 
 def test_sharded_bases_keep_their_index(tmp_path: Path) -> None:
@@ -913,5 +948,9 @@ def test_a_tokenizer_that_is_read_otherwise_without_its_configuration_is_written
 
 def test_paths_in_a_tokenizers_files_stay_where_they_are(tmp_path: Path) -> None:
     base = as_transformers_4(save_tiny(tmp_path / "base", "llama"), name_or_path="/elsewhere/secret")
-    run_adapter(base, tmp_path / "run")
-    assert "secret" not in (tmp_path / "run/adapter/tokenizer_config.json").read_text()
+    loaded = run_adapter(base, tmp_path / "run")
+    loaded.model = loaded.model.merge_and_unload()
+    (tmp_path / "merged").mkdir()
+    export(loaded, tmp_path / "merged", None)
+    for folder in (tmp_path / "run/adapter", tmp_path / "merged"):
+        assert "secret" not in (folder / "tokenizer_config.json").read_text()

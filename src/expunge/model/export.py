@@ -3,48 +3,38 @@
 import json
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from huggingface_hub import snapshot_download
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from expunge.errors import ModelError
 from expunge.model.checkpoint import move, quantization
 from expunge.model.files import INDEX, weight_headers
 from expunge.model.load import LoadedModel
 from expunge.model.source import Source, first_line
-from expunge.model.tokenizer_files import CONFIG, tokenizer_files, write_tokenizer
-from expunge.utils.reading import card_metadata, read_object
+from expunge.model.tokenizer_files import NAMES, tokenizer_files, write_tokenizer
+from expunge.utils.reading import read_object
 from expunge.utils.text import first_few
 
-WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf", ".ot", ".pkl")
-"""Endings of files that hold weights: those that the model was not loaded from hold what was to be forgotten."""
-NOT_CARRIED = ("README.md", "BASE_README.md", "config.json", INDEX, "expunge_merge.json")
+NOT_CARRIED = ("README.md", "config.json", INDEX, "expunge_merge.json")
 """Files that are written anew."""
 NAMED = 10
 """Names of files that a note tells."""
 CARRIED = (
-    "generation_config.json", "*processor_config.json", "*processor.json", "*quant*_config.json", "configuration.json",
-    "config_sentence_transformers.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
-    "added_tokens.json", "*vocab*.json", "chat_template*.json", "tekken.json", "normalizer.json", "params.json",
-    "*.index.json", "*.py", "*.jinja", "*.model", "*.tiktoken", "*.bpe", "*.spm", "merges.txt", "vocab.txt",
-    "LICEN[CS]E*", "NOTICE*", "*POLICY*",
+    *NAMES, "generation_config.json", "*processor_config.json", "*processor.json", "*quant*_config.json",
+    "configuration.json", "config_sentence_transformers.json", "*vocab*.json", "chat_template*.json", "normalizer.json",
+    "params.json", "*.index.json", "*.py", "*.model", "*.tiktoken", "*.bpe", "*.spm", "LICEN[CS]E*", "NOTICE*",
+    "*POLICY*",
 )  # fmt: skip
 """Files that belong to a model, by name alone, since JSON and text of other names may hold anything. What else lies in
-its folder (training texts, logs) is not handed on with one that has forgotten them."""
-BASE_CARD = "BASE_README.md"
-"""In a merged model: the head of the first base's card, without its prose, which may quote what is forgotten."""
-OF_CARDS = (
-    "license", "license_name", "license_link", "language", "base_model", "base_model_relation", "library_name",
-    "pipeline_tag", "tags", "datasets",
-)  # fmt: skip
-"""Fields of that."""
+its folder (its card, training texts, logs, weights in other formats) is not handed on with one that has forgotten."""
 
 
 def export(loaded: LoadedModel, folder: Path, dtype: torch.dtype | None) -> list[str]:
@@ -66,16 +56,14 @@ def export(loaded: LoadedModel, folder: Path, dtype: torch.dtype | None) -> list
     base = _files_of(source)
     notes: list[str] = []
     if base is None or quantization(loaded.base.config) or _quantized(base):
-        move(loaded.base, dtype or torch.bfloat16)
+        _round(loaded.base, base, dtype)
         loaded.base.save_pretrained(folder)
     else:
         notes += _write_weights(loaded, base, folder, dtype)
         _write_config(loaded, base, folder, dtype)
-    carries = source.own_tokenizer is None and base is not None and (base / CONFIG).exists()
     if base is not None:
-        notes += _carry(base, folder, tokenizer_files(base, loaded.tokenizer), with_tokenizer=carries)
-    if not carries:
-        write_tokenizer(loaded, folder)
+        notes += _carry(base, folder, tokenizer_files(base, loaded.tokenizer))
+    write_tokenizer(loaded, folder)
     return notes
 
 
@@ -85,9 +73,9 @@ def _files_of(source: Source) -> Path | None:
         return None
     if Path(source.base).is_dir():
         return Path(source.base)
-    unread = [f"*{ending}" for ending in WEIGHTS if ending != ".safetensors"]
+    wanted = ["config.json", *CARRIED]  # its weights are there since it was loaded
     try:
-        return Path(snapshot_download(source.base, revision=source.revision, ignore_patterns=unread))
+        return Path(snapshot_download(source.base, revision=source.revision, allow_patterns=wanted))
     except (OSError, ValueError) as error:  # LocalEntryNotFoundError and HTTP errors among them
         raise ModelError(
             f"{source.base}: its files cannot be read from the Hub ({first_line(error)}), and a merged model "
@@ -97,6 +85,22 @@ def _files_of(source: Source) -> Path | None:
 
 def _quantized(base: Path) -> bool:
     return bool(read_object(base / "config.json", ModelError).get("quantization_config"))
+
+
+def _round(model: PreTrainedModel, base: Path | None, dtype: torch.dtype | None) -> None:
+    """Round weights that were widened, to bfloat16 where no dtype is asked for.
+
+    What the base's files hold in fp32, or the model's class keeps there (by what routers choose experts), stays so.
+    """
+    if base is None or dtype is not None:
+        move(model, dtype or torch.bfloat16)
+        return
+    wide = {key for header in weight_headers(base).values() for key, own in header.items() if own["dtype"] == "F32"}
+    parts = model._keep_in_fp32_modules_strict or ()
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        kept = name in wide or any(f".{part}." in f".{name}." for part in parts)
+        if tensor.is_floating_point() and not kept:
+            tensor.data = tensor.data.to(torch.bfloat16)
 
 
 def _write_weights(loaded: LoadedModel, base: Path, folder: Path, dtype: torch.dtype | None) -> list[str]:
@@ -189,45 +193,27 @@ def _write_config(loaded: LoadedModel, base: Path, folder: Path, dtype: torch.dt
         part.pop("_name_or_path", None)  # where somebody had it
         if dtype is not None:
             part |= {key: str(dtype).removeprefix("torch.") for key in ("dtype", "torch_dtype") if key in part}
-        if part.get("tie_word_embeddings", tied) != tied:
+        if part.get("tie_word_embeddings", True) != tied:  # a file that leaves it out may mean either
             part["tie_word_embeddings"] = tied
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
-def _carry(base: Path, folder: Path, tokenizer: Sequence[Path], *, with_tokenizer: bool) -> list[str]:
-    """Copy what belongs to the base beside its weights: processors, code, licence, and the files of its tokenizer."""
-    weights: list[str] = []
-    others: list[str] = []
+def _carry(base: Path, folder: Path, tokenizer: Container[Path]) -> list[str]:
+    """Copy what belongs to the base beside its weights and its tokenizer: processors, code, licence."""
+    left_out: list[str] = []
     for path in _all_files(base):
         place = folder / path.relative_to(base)
-        if place.exists() or path.name in NOT_CARRIED or (path in tokenizer and not with_tokenizer):
+        if place.exists() or path.name in NOT_CARRIED or path in tokenizer:
             continue
-        if path.suffix in WEIGHTS or not (path in tokenizer or any(map(path.match, CARRIED))):
-            (weights if path.suffix in WEIGHTS else others).append(str(path.relative_to(base)))
+        if not any(map(path.match, CARRIED)):
+            left_out.append(str(path.relative_to(base)))
             continue
         place.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, place)
     if (base / INDEX).exists() and not (folder / INDEX).exists() and not (folder / "model.safetensors").exists():
         shutil.copyfile(base / INDEX, folder / INDEX)
-    card = next((own for own in (base / BASE_CARD, base / "README.md") if own.is_file()), None)
-    if card is not None:
-        (folder / BASE_CARD).write_text(_card_head(card), encoding="utf-8")
-    why = {
-        "with other weights are left out, they hold what was forgotten": weights,
-        "are left out, they are no part of a model": others,
-    }
-    told = [f"{len(names)} files {told} ({first_few(names, NAMED)})" for told, names in why.items() if names]
-    return [*told, *([f"of the base's README.md only its metadata is handed on ({BASE_CARD})"] if card else [])]
-
-
-def _card_head(card: Path) -> str:
-    """What a model card says in its head, as a head; empty fields where it says nothing that can be read."""
-    fields = {name: own for name, own in card_metadata(card).items() if name in OF_CARDS and _plain(own)}
-    return f"---\n{yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)}---\n"
-
-
-def _plain(value: Any) -> bool:
-    return isinstance(value, str) or (isinstance(value, list) and all(isinstance(own, str) for own in value))
+    why = "are left out, they are no part of a model, or other weights, which hold what was forgotten"
+    return [f"{len(left_out)} files {why} ({first_few(left_out, NAMED)})"] if left_out else []
 
 
 def _all_files(base: Path) -> Iterable[Path]:

@@ -34,8 +34,8 @@ def write_tokenizer(loaded: LoadedModel, folder: Path) -> None:
     """Write a model's tokenizer as the files that it was read from.
 
     What transformers 5 writes itself, transformers 4 cannot read. It is written where there are no such files (GGUF),
-    for a tokenizer with code of its own, and where the files are read otherwise in `folder`, without the model's
-    configuration beside them.
+    for a tokenizer with code of its own, and where the files are read otherwise in `folder`, as an adapter's are
+    without the model's configuration beside them.
 
     Args:
         loaded: The model.
