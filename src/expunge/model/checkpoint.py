@@ -118,8 +118,9 @@ def from_pretrained(
     missing = sorted(report["missing_keys"])
     if missing:
         raise ModelError(f"{source.where}: {len(missing)} weights are missing from its files, first {missing[0]}")
-    if method in DEQUANTIZED and hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config  # what is in memory, and what is saved of it, is not quantized any more
+    if method in DEQUANTIZED:  # what is in memory, and what is saved of it, is not quantized any more
+        vars(model.config).pop("quantization_config", None)
+        vars(model).pop("_weight_conversions", None)
     if compute != torch.bfloat16 and not load_in_4bit:
         move(model, compute)  # some formats are widened to a dtype of their own
     return model, [*_left_out(headers or (), model, sorted(report["unexpected_keys"])), *_part(config, model)]
