@@ -276,14 +276,14 @@ def _attend_varlen(
         key, value = (repeat_kv(states, query.shape[1] // key.shape[1]) for states in (key, value))
     device = query.device.type
     low = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else query.dtype
-    rows = [states[0].transpose(0, 1).to(low) for states in (query, key, value)]
+    query, key, value = (states[0].transpose(0, 1).to(low) for states in (query, key, value))
     window = (-1 if sliding_window is None else sliding_window - 1, 0)
     cuts, most = cu_seq_lens_q, max_length_q
-    output: Any = varlen_attn(*rows, cuts, cuts, most, most, scale=scaling, window_size=window, **options)
+    output: Any = varlen_attn(query, key, value, cuts, cuts, most, most, scale=scaling, window_size=window, **options)
     return output[None], None
 
 
-def _varlen_options() -> dict[str, bool] | None:
+def _varlen_options() -> dict[str, Any] | None:
     """What PyTorch's attention for rows of any length is given beside; None where it is too old (torch 2.10)."""
     known = inspect.signature(varlen_attn).parameters
     if "window_size" not in known or "scale" not in known:
