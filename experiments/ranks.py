@@ -24,8 +24,8 @@ from transformers import AutoConfig
 
 from experiments.relearning import MOST, Attack, prepare_attack, steps_to_relearn
 from experiments.scoring import opened, score, spread, subject_arguments, summary, train
+from expunge.api.finished import merge
 from expunge.data.lume import read_lume
-from expunge.train.merge import merge
 
 RANKS = (1, 2, 5, 16, 64, 256)
 TARGETS = {"q,v": "auto", "all-linear": "all-linear"}

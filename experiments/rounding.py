@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from experiments.scoring import opened, score, spread, subject_arguments, summary
-from expunge.train.merge import merge
+from expunge.api.finished import merge
 
 BLOCK = 64
 NF4 = torch.tensor(

@@ -237,6 +237,15 @@ def test_unseen_texts_that_have_all_steered_have_no_loss(run, expunge):
     assert "holdout" not in losses()
 
 
+def test_an_adapter_that_is_not_the_runs_is_refused_before_the_model_is_loaded(run, expunge, monkeypatch):
+    monkeypatch.setattr("expunge.runs.loading.load_model", None)
+    settings = run / "adapter" / "adapter_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"lora_alpha": 3}))
+    told = expunge("calibrate", "--run", "run")
+    assert (told.code, told.err.count("\n")) == (2, 1)
+    assert "--run run: its adapter is not the one that the manifest was written for" in told.err
+
+
 def test_a_damaged_record_is_refused(run, expunge):
     (run / "calibration.json").write_text("{}")
     told = expunge("calibrate", "--run", "run")

@@ -390,7 +390,6 @@ CASES: dict[str, Case] = {
             (MERGE, "lora_alpha", 64.0),
             (MERGE, "use_rslora", True),
             (("evaluate", "--run", "done"), "lora_alpha", 0),
-            (("calibrate", "--run", "done", "--holdout", "retain.jsonl"), "lora_alpha", 3),
             (("report", "done", "--overwrite"), "target_modules", ["q_proj"]),
             (("verdict", "done"), "rank_pattern", {"q_proj": 1}),
         )

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from expunge.config import RECIPES, CalibrateConfig, ElicitConfig, EvaluateConfig, UnlearnConfig
+from expunge.config import RECIPES, CalibrateConfig, ElicitConfig, EvaluateConfig, MergeConfig, UnlearnConfig
 from expunge.config.nested import by_group, flat
 from expunge.config.unlearn import GROUPS
 from expunge.errors import ConfigError
@@ -174,7 +174,7 @@ def test_contradictions_are_refused(settings: dict[str, Any], phrase: str) -> No
         UnlearnConfig(**{**GIVEN, **settings}).validate()
 
 
-@pytest.mark.parametrize("schema", [*GROUPS.values(), EvaluateConfig])
+@pytest.mark.parametrize("schema", [*GROUPS.values(), EvaluateConfig, MergeConfig])
 def test_every_setting_is_documented(schema: type) -> None:
     documented = re.findall(r"^ {8}(\w+): ", schema.__doc__ or "", re.MULTILINE)
     assert set(documented) == {f.name for f in fields(schema)}
@@ -281,7 +281,7 @@ def test_numbers_of_numpy_and_torch_are_settings_as_any_other() -> None:
         own.validate()
         found = [own.learning_rate, own.seed, own.shard_base, own.epochs]
         assert repr(found) == "[0.0001, 3, False, 5]"
-    for schema in (EvaluateConfig, CalibrateConfig, ElicitConfig):
+    for schema in (EvaluateConfig, CalibrateConfig, ElicitConfig, MergeConfig):
         own = schema(**{field.name: np.str_("a") for field in fields(schema) if field.default is MISSING})
         own.dtype = np.str_("float32")
         assert type(own.dtype) is str

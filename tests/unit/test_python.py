@@ -31,6 +31,7 @@ from expunge.data.examples import read_examples
 from expunge.data.readers import read_rows
 from expunge.errors import ConfigError, DataError, ModelError, RunError, UserError
 from expunge.model.load import LoadedModel, load_model
+from expunge.runs import loading
 from expunge.train import merge as merging
 from tiny import bring_own_code, save_tiny
 
@@ -180,8 +181,10 @@ def test_from_texts_in_memory_to_a_merged_model(model: Path, here: Path) -> None
 
     assert outcome.report() == Path("run/report.html")
     assert outcome.verdict.answers
-    with pytest.raises(ConfigError, match="--dtype auto: must be one of float32, bfloat16, float16"):
+    with pytest.raises(ConfigError, match="--dtype 'auto': must be one of float32, bfloat16, float16"):
         outcome.merge("merged", dtype="auto")
+    with pytest.raises(ConfigError, match="unknown setting dtpye: did you mean dtype"):
+        outcome.merge("merged", dtpye="float32")
     with pytest.raises(ConfigError, match="--dtype float16: must be one of auto, float32"):
         outcome.load(dtype="float16")
     assert outcome.merge("merged").output == Path("merged")
@@ -200,7 +203,8 @@ def test_a_merge_needs_room_for_one_model(model: Path, here: Path, monkeypatch: 
         first.append(weakref.ref(loaded.base))
         return loaded
 
-    monkeypatch.setattr(merging, "load_model", load)
+    for room in (loading, merging):
+        monkeypatch.setattr(room, "load_model", load)
     settings = merging.run_settings
     four_bits = {"load_in_4bit": True}
     monkeypatch.setattr(merging, "run_settings", lambda *own, **more: replace(settings(*own, **more), **four_bits))
@@ -208,10 +212,10 @@ def test_a_merge_needs_room_for_one_model(model: Path, here: Path, monkeypatch: 
     assert len(first) == 2
     assert "another model: measure it with `expunge evaluate --model merged ...`" in notes[-1]
 
-    for free, what in (([0], "--run run: its model"), ([1 << 40, 1 << 40, 0], "--output other: the merged model")):
+    for free, what in (([0], f"--model {model}"), ([1 << 40, 0], "--output other: the merged model")):
         left = iter(free)
         monkeypatch.setattr("expunge.model.memory.free_memory", lambda device, left=left: next(left))
-        with pytest.raises(ModelError, match=f"{what} in float32 needs about .*: take a larger machine"):
+        with pytest.raises(ModelError, match=f"^{what} needs about .*: take a larger machine: a merge .* float32$"):
             outcome.merge("other")
         assert not Path("other").exists()
         first.clear()

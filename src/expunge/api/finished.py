@@ -6,8 +6,8 @@ from typing import Any
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
-from expunge.api.inputs import Texts, checked, given_texts, named_texts
-from expunge.config import CalibrateConfig
+from expunge.api.inputs import Texts, checked, given_texts
+from expunge.config import CalibrateConfig, MergeConfig
 from expunge.errors import ConfigError
 from expunge.model.load import load_model
 from expunge.model.saved import OWN, attach_adapter
@@ -28,10 +28,7 @@ def merge(
     *,
     forget: Texts | None = None,
     retain: Texts | None = None,
-    dtype: str | None = None,
-    device: str = "auto",
-    overwrite: bool = False,
-    trust_remote_code: bool = False,
+    **settings: Any,
 ) -> merging.MergeReport:
     """Write adapter and base as one plain model, and compare it with the adapter on the run's own texts.
 
@@ -40,24 +37,14 @@ def merge(
         output: Folder for the model.
         forget: The run's texts to forget, where they are not where they were, or were in memory.
         retain: The run's texts to keep, likewise.
-        dtype: Of all weights (`float32`, `bfloat16`, `float16`); each keeps that of the base when None.
-        device: Where to compute.
-        overwrite: Replace an earlier merged model.
-        trust_remote_code: Run code that comes with the model.
+        settings: Everything else that `MergeConfig` holds (`dtype="bfloat16"`, `overwrite=True`).
 
     Raises:
-        UserError: `run` is not a finished run, its texts are gone or others, or `output` exists.
+        UserError: `run` is not a finished run, its texts are gone or others, `output` exists, or a setting cannot be
+            used.
     """
-    return merging.merge(
-        run,
-        output,
-        forget=named_texts("forget", forget),
-        retain=named_texts("retain", retain),
-        dtype=dtype,
-        device=device,
-        overwrite=overwrite,
-        trust_remote_code=trust_remote_code,
-    )
+    named = given_texts(forget=forget, retain=retain)
+    return merging.merge(checked(MergeConfig, run=str(run), output=str(output), **named, **settings))
 
 
 @isolated

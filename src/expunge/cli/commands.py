@@ -13,7 +13,7 @@ from expunge.cli.demo import DemoSettings, demo
 from expunge.cli.elicit import elicit
 from expunge.cli.output import NOT_AS_PROMISED, Output
 from expunge.cli.reports import ReportSettings, VerdictSettings, report, verdict, write_run_report
-from expunge.config import CalibrateConfig, ElicitConfig, EvaluateConfig, UnlearnConfig
+from expunge.config import CalibrateConfig, ElicitConfig, EvaluateConfig, MergeConfig, UnlearnConfig
 from expunge.config.checks import check_types
 from expunge.errors import ConfigError, UserError
 from expunge.evaluation.tables import facts_lines, loss_table, metrics_table, scale_table, semeval_table
@@ -250,30 +250,14 @@ def calibrate(settings: CalibrateConfig, out: Output) -> int:
 
 
 @dataclass(kw_only=True)
-class MergeSettings:
+class MergeSettings(MergeConfig):
     """Settings of `merge`.
 
     Attributes:
-        run: Run directory with the adapter.
-        output: Folder for the merged model.
-        forget: The run's texts to forget, where they are not where they were.
-        retain: The run's texts to keep, where they are not where they were.
-        dtype: `float32`, `bfloat16` or `float16` for all weights; by default each keeps that of the base's files.
-        device: `auto`, `cpu`, `cuda` ...
-        trust_remote_code: Run code that comes with the model.
-        overwrite: Replace `output`.
         strict: End with exit code 3 also when the run's verdict is not a success, not only when rounding the weights
             (to bfloat16, say) has taken the forgetting back.
     """
 
-    run: str
-    output: str
-    forget: str | None = None
-    retain: str | None = None
-    dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    device: str = "auto"
-    trust_remote_code: bool = False
-    overwrite: bool = False
     strict: bool = False
 
 
@@ -283,9 +267,8 @@ def merge(settings: MergeSettings, out: Output) -> int:
         from expunge.report import verdict
         from expunge.train.merge import merge as write_merged
 
-    options = {name: value for name, value in vars(settings).items() if name not in ("run", "output", "strict")}
     with out.reporter().working("merging, and comparing with the adapter"):
-        found = write_merged(settings.run, settings.output, **options)
+        found = write_merged(settings)
     digits = 1 if found.off is None else 3
     shown = "  ".join(f"{name} {loss:.{digits}f}" for name, loss in found.losses.items())
     out.text(f"merged model             {found.output} ({found.dtype})")

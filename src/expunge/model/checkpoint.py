@@ -37,6 +37,7 @@ def check_memory(
     stored: torch.dtype | str,
     *,
     load_in_4bit: bool,
+    mend: str,
 ) -> None:
     """Refuse weights that do not fit into the memory, as far as their files are known (`stored_weights`).
 
@@ -46,7 +47,7 @@ def check_memory(
     if headers is not None and not load_in_4bit:
         quantized = quantization(config) in DEQUANTIZED
         size = weight_bytes(headers, None if isinstance(stored, str) else stored, quantized=quantized)
-        check_fits(size, place, f"--model {source.base}", "take a smaller model, --dtype bfloat16 or a larger machine")
+        check_fits(size, place, f"--model {source.base}", mend)
 
 
 def config_of(source: Source, *, trust_remote_code: bool) -> PretrainedConfig:

@@ -168,13 +168,14 @@ def load_model(
     trust_remote_code: bool = False,
     revision: str | None = None,
     mesh: DeviceMesh | None = None,
+    mend: str = "take a smaller model, --dtype bfloat16 or a larger machine",
 ) -> LoadedModel:
     """Load a causal LM; if `name` is a PEFT adapter folder, its base with the adapter folded in.
 
     Weights are kept in their stored dtype. Under bfloat16, the weights of linear layers that are stored wider are
     rounded once, as autocast would do at every call; everything else stays as stored. Adapters are folded in fp32,
     proven there, and rounded afterwards. With a `mesh`, its processes share the weights of the layers; each loads all
-    of them on the CPU first, without a word to the others.
+    of them on the CPU first, without a word to the others. `mend` ends the message where the memory is too small.
 
     Raises:
         ModelError: Not a causal LM, weights missing or not in safetensors, an adapter that does not fit.
@@ -199,9 +200,9 @@ def load_model(
     stored = compute if compute != torch.bfloat16 else torch.float32 if source.adapters else "auto"
     config = config_of(source, trust_remote_code=trust_remote_code)
     headers = stored_weights(source)
-    check_memory(source, config, headers, place, stored, load_in_4bit=load_in_4bit)
+    check_memory(source, config, headers, place, stored, load_in_4bit=load_in_4bit, mend=mend)
     if mesh is None and place != target:
-        check_memory(source, config, headers, target, compute, load_in_4bit=load_in_4bit)
+        check_memory(source, config, headers, target, compute, load_in_4bit=load_in_4bit, mend=mend)
     parts: list[Pairs] | None = None
     model, notes = from_pretrained(
         source, config, headers, stored, compute, target, load_in_4bit=load_in_4bit, trust_remote_code=trust_remote_code

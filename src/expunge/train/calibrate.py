@@ -17,21 +17,13 @@ from expunge.data.holdout import keyed_hashes, split_off, without_selection
 from expunge.data.sets import membership_texts, read_sets
 from expunge.data.tokenize import TokenizedExample
 from expunge.model.adapter import set_scale
-from expunge.model.load import LoadedModel, load_model
+from expunge.model.load import LoadedModel
 from expunge.model.logps import mean_losses
 from expunge.model.saved import VERIFIED, attach_adapter, rescaled, verify_saved
 from expunge.runs.card import model_card
+from expunge.runs.loading import load_base
 from expunge.runs.lock import hold
-from expunge.runs.manifest import check_base
-from expunge.runs.reads import check_unchanged, model_state
-from expunge.runs.record import (
-    CALIBRATION,
-    VERDICT,
-    adapter_hashes,
-    check_adapter_kept,
-    read_calibration,
-    read_manifest,
-)
+from expunge.runs.record import CALIBRATION, VERDICT, adapter_hashes, read_calibration
 from expunge.runs.run import SUMMARY
 from expunge.runs.settings import run_settings
 from expunge.runs.texts import check_texts, run_rows
@@ -62,24 +54,18 @@ def calibrate(config: CalibrateConfig, reporter: Reporter | None = None) -> Cali
 
 def _calibrate(config: CalibrateConfig, settings: UnlearnConfig, reporter: Reporter) -> Calibration:
     folder = Path(config.run)
-    manifest = read_manifest(folder / "manifest.json", "--run")
-    files_before = model_state(settings.model)
-    check_base(settings.model, manifest, "--run")
-    check_adapter_kept(folder, manifest, "--run")
     sets = read_sets(settings)
     judged = membership_texts(sets)
-    earlier = read_calibration(folder)
     with reporter.working("loading the model"):
-        loaded = load_model(
-            settings.model,
+        manifest, loaded = load_base(
+            folder,
+            settings,
             dtype=settings.dtype if config.dtype == "auto" else config.dtype,
             device=config.device,
             load_in_4bit=settings.load_in_4bit,
             trust_remote_code=config.trust_remote_code,
-            revision=settings.revision,
         )
-    check_base(settings.model, manifest, "--run", getattr(loaded.base.config, "_commit_hash", None))
-    check_unchanged(files_before, settings.model)
+    earlier = read_calibration(folder)
     pattern = (earlier or {}).get("trained_alpha_pattern") or {}
     alphas = {"lora_alpha": earlier["trained_alpha"], "alpha_pattern": pattern} if earlier else None
     with reporter.working("putting the adapter in"):

@@ -11,7 +11,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
-from expunge.config import UnlearnConfig
+from expunge.config import MergeConfig, UnlearnConfig
 from expunge.data.sets import read_sets
 from expunge.data.tokenize import TokenizedExample
 from expunge.errors import ModelError, RunError
@@ -20,15 +20,14 @@ from expunge.model.export import export
 from expunge.model.files import weight_headers
 from expunge.model.load import LoadedModel, load_model
 from expunge.model.logps import mean_losses, sequence_logps
-from expunge.model.memory import check_fits, weight_bytes
 from expunge.model.proof import check_same
 from expunge.model.saved import attach_adapter
-from expunge.model.source import source_of
 from expunge.runs.card import merged_card
 from expunge.runs.directory import check_new
-from expunge.runs.manifest import check_base, model_fingerprint
-from expunge.runs.reads import check_apart, check_unchanged, model_folders, model_state
-from expunge.runs.record import MERGED, check_adapter_kept, foreign_files, read_manifest
+from expunge.runs.loading import load_base
+from expunge.runs.manifest import model_fingerprint
+from expunge.runs.reads import check_apart, model_folders
+from expunge.runs.record import MERGED, foreign_files
 from expunge.runs.run import READS
 from expunge.runs.settings import run_settings
 from expunge.runs.texts import check_texts, run_rows
@@ -72,80 +71,55 @@ class MergeReport:
     notes: list[str] = field(default_factory=list)
 
 
-def merge(
-    run: str | Path,
-    output: str | Path,
-    *,
-    forget: str | None = None,
-    retain: str | None = None,
-    dtype: str | None = None,
-    device: str = "auto",
-    overwrite: bool = False,
-    trust_remote_code: bool = False,
-) -> MergeReport:
+def merge(config: MergeConfig) -> MergeReport:
     """Write the merged model and compare it with the adapter on the run's own texts.
 
     Sums are taken in fp32, proven there, and rounded once to the dtype that each weight has in the base's files.
     Log-probabilities are compared in fp32 arithmetic, so the difference is that of the rounding of weights alone.
 
-    Args:
-        run: A finished run.
-        output: Folder for the model.
-        forget: The run's texts to forget, where they are not where they were (or were in memory).
-        retain: The run's texts to keep, likewise.
-        dtype: Of all weights (`float32`, `bfloat16`, `float16`); each keeps that of the base when None.
-        device: Where to compute.
-        overwrite: Replace an earlier merged model.
-        trust_remote_code: Run code that comes with the model.
-
     Raises:
-        ConfigError: `dtype` is none of those.
-        RunError: `run` is not a finished run, or not what its manifest says, or `output` exists.
-        ModelError: The sums are another model.
+        ConfigError: A setting cannot be used.
+        RunError: The run is not a finished one, or not what its manifest says, or the output exists.
+        ModelError: The sums are another model, or one of both models does not fit into the memory in fp32.
         DataError: The run's data files are gone; without them nothing can be checked.
     """
-    run, wanted = str(run), None if dtype is None else dtype_of(dtype, STORED)
-    config = run_settings(run, forget=forget, retain=retain)
-    target = Path(output)
-    _check_output(target, run, config, overwrite=overwrite)
-    files_before = model_state(config.model)
-    manifest = _check_run(run, config)
-    source = source_of(config.model, config.revision)
-    if Path(source.base).is_dir() and not source.gguf:
-        _check_fits(Path(source.base), device, f"--run {run}: its model")
-    sets = read_sets(replace(config, test=None, retain_test=config.test_share, holdout=None, instead=None))
-    loaded = load_model(
-        config.model,
-        dtype="float32",
-        device=device,
-        trust_remote_code=trust_remote_code,
-        revision=config.revision,
-    )
-    check_unchanged(files_before, config.model)
-    rows = {name: run_rows(config, loaded.tokenizer, getattr(sets, name)) for name in ("forget", "retain")}
-    check_texts(manifest, config, rows)
+    config.validate()
+    run, target = config.run, Path(config.output)
+    settings = run_settings(run, forget=config.forget, retain=config.retain)
+    _check_output(target, run, settings, overwrite=config.overwrite)
+    sets = read_sets(replace(settings, test=None, retain_test=settings.test_share, holdout=None, instead=None))
+    elsewhere = "" if pick_device(config.device).type == "cpu" else "--device cpu or "
+    options: dict[str, Any] = {
+        "dtype": "float32", "device": config.device, "trust_remote_code": config.trust_remote_code,
+        "mend": f"take {elsewhere}a larger machine: a merge computes in float32",  # whatever dtype it writes
+    }  # fmt: skip
+    manifest, loaded = load_base(run, settings, **options)
+    rows = {name: run_rows(settings, loaded.tokenizer, getattr(sets, name)) for name in ("forget", "retain")}
+    check_texts(manifest, settings, rows)
     probes = [row.input_ids for side in rows.values() for row in side[:PROBES]]
-    check_base(config.model, manifest, f"--run {run}", getattr(loaded.base.config, "_commit_hash", None))
     losses, right = _fold(loaded, run, rows["forget"], probes)
     with folders.temporary_folder(target) as temporary:
-        notes = export(loaded, temporary, wanted)
+        notes = export(loaded, temporary, None if config.dtype is None else dtype_of(config.dtype, STORED))
         del loaded  # both may not fit beside each other
         gc.collect()
-        _check_fits(temporary, device, f"--output {output}: the merged model")
-        merged = load_model(str(temporary), dtype="float32", device=device, trust_remote_code=trust_remote_code)
+        try:
+            merged = load_model(str(temporary), **options)
+        except ModelError as error:
+            what = f"--output {target}: the merged model"
+            raise ModelError(str(error).replace(f"--model {temporary}", what, 1)) from None
         logps = sequence_logps(merged, probes)
         losses["merged"] = mean_losses(merged, {"forget": rows["forget"]})["forget"]
         difference = max((a - b).abs().max().item() for a, b in zip(logps, right, strict=True))
         if not (math.isfinite(losses["merged"]) and math.isfinite(difference)):
             raise ModelError(
-                f"--output {output}: the merged model's log-probabilities are not finite: nothing is written"
+                f"--output {target}: the merged model's log-probabilities are not finite: nothing is written"
             )
         dtypes = _dtypes(temporary)
         _write_provenance(temporary, manifest, losses, dtypes)
-    if config.load_in_4bit:
+    if settings.load_in_4bit:
         notes.append(
             "the adapter was trained and measured on weights in 4 bits, and these are the whole ones, which is another "
-            f"model: measure it with `expunge evaluate --model {output} ...`"
+            f"model: measure it with `expunge evaluate --model {target} ...`"
         )
     exact = not coarse.few({"forget": len(rows["forget"])})
     return MergeReport(
@@ -159,34 +133,6 @@ def merge(
         reason,
         notes,
     )
-
-
-def _check_fits(folder: Path, device: str, what: str) -> None:
-    """Refuse a model that does not fit into the memory in fp32, whatever `--dtype` it is written in.
-
-    Raises:
-        ModelError: So.
-    """
-    place = pick_device(device)
-    needed = weight_bytes(weight_headers(folder).values(), torch.float32)
-    elsewhere = "" if place.type == "cpu" else "--device cpu or "
-    check_fits(needed, place, f"{what} in float32", f"take {elsewhere}a larger machine")
-
-
-def _check_run(run: str, config: UnlearnConfig) -> dict[str, Any]:
-    """The manifest of a run whose base, adapter and settings are those that it names.
-
-    Raises:
-        RunError: Its settings, its adapter or its base are others.
-    """
-    manifest = read_manifest(Path(run) / "manifest.json", "--run")
-    for name in ("prompt_format", "end_of_text", "max_length"):
-        then = manifest["settings"].get(name, getattr(config, name))
-        if then != getattr(config, name):
-            raise RunError(f"--run {run}: its config.yaml has {name} {getattr(config, name)!r}, its manifest {then!r}")
-    check_base(config.model, manifest, f"--run {run}")
-    check_adapter_kept(Path(run), manifest, "--run")
-    return manifest
 
 
 def _fold(
