@@ -10,7 +10,9 @@ import math
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
+Item = TypeVar("Item")
 BUCKETS_PER_STEP = 2
 """Stretches of rows of like length per side and step: more of them mix lengths better, fewer pad less."""
 MAX_PADDING = 0.05
@@ -160,8 +162,8 @@ class _Stream:
         return found
 
 
-def halved(group: list[int], most: int) -> Iterator[list[int]]:
-    """The same rows in parts of at most `most`, by halving."""
+def halved(group: list[Item], most: int) -> Iterator[list[Item]]:
+    """The same items in parts of at most `most`, by halving."""
     if len(group) <= most:
         yield group
         return

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from expunge.data.sampler import Step, micro_batches
+from expunge.data.sampler import Step
 from expunge.errors import TrainingError
 from expunge.model.captured import CapturedPasses, Recorder
 from expunge.model.packing import UNBOUNDED, VARLEN, attention_way, flash_states
@@ -139,9 +139,9 @@ def _flash(trainer: Trainer, ids: Tensor, positions: Tensor, cuts: Tensor, longe
 def row_lengths(trainer: Trainer, step: Step) -> list[list[int]]:
     """Lengths of the rows of each micro-batch of a step."""
     sides = trainer.sides_of(step)
-    rows = [[len(sides[name].rows[row]) for name, row in unit] for unit in trainer.units(step)]
-    groups = micro_batches(areas := trainer.lengths(step, sides), trainer.micro_batch_tokens(areas), packed=True)
-    return [[length for unit in group for length in rows[unit]] for group in groups]
+    return [
+        [len(sides[name].rows[row]) for unit in group for name, row in unit] for group in trainer.layout(step, sides)
+    ]
 
 
 class _Plain:

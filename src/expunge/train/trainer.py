@@ -7,7 +7,7 @@ gradient, every mean being over the whole step, so neither the layout nor the nu
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from itertools import islice
+from itertools import chain, islice
 
 import torch
 from torch import Tensor
@@ -297,16 +297,20 @@ class Trainer:
             taken, self.terms, lambda step: [self.sides[name].rows[row].id for u in self.units(step) for name, row in u]
         )
 
+    def layout(self, step: Step, sides: Sides) -> list[list[Unit]]:
+        """The micro-batches of a step, `sides` being those of it."""
+        units, lengths = self.units(step), self.lengths(step, sides)
+        groups = micro_batches(lengths, self.micro_batch_tokens(lengths), packed=self.packed)
+        return [[units[at] for at in group] for group in groups]
+
     def gradient(self, step: Step, sides: Sides | None = None) -> Tensor:
         """Gradient, and the terms `(terms,)`, of this process's share of a step; `sides` as in `lengths`."""
         sides = sides or self.sides_of(step)
         counts = {name: count(sides[name], rows) for name, rows in self.chosen(step).items()}
-        lengths = self.lengths(step, sides)
-        groups = micro_batches(lengths, self.micro_batch_tokens(lengths), packed=self.packed)
-        own = [group for number, group in enumerate(groups) if self.processes.is_own(number)]
-        return self._accumulate(sides, self.units(step), own, counts)
+        own = [group for number, group in enumerate(self.layout(step, sides)) if self.processes.is_own(number)]
+        return self._accumulate(sides, own, counts)
 
-    def _accumulate(self, sides: Sides, units: list[Unit], groups: list[list[int]], counts: Counted) -> Tensor:
+    def _accumulate(self, sides: Sides, groups: list[list[Unit]], counts: Counted) -> Tensor:
         """Gradients, and the terms `(terms,)`, of this process's micro-batches; halved, and done again, until they fit.
 
         Every mean has the whole step's denominator, so smaller micro-batches give the same sums.
@@ -318,16 +322,16 @@ class Trainer:
         self.adapter.gradients.zero_()
         try:
             for part in (part for group in groups for part in halved(group, self.rows_that_fit)):
-                total += self._backward(sides, [place for unit in part for place in units[unit]], counts)
+                total += self._backward(sides, list(chain.from_iterable(part)), counts)
         except torch.OutOfMemoryError as error:
             if self.loaded.captured is None:
-                self._halve(groups, units, error)
+                self._halve(groups, error)
             self.loaded.give_up_graphs()
         else:
             self.loaded.join()
             return total
         torch.cuda.empty_cache()  # outside of the handler, which holds the tensors of the failed pass
-        return self._accumulate(sides, units, groups, counts)
+        return self._accumulate(sides, groups, counts)
 
     def _backward(self, sides: Sides, places: Unit, counts: Counted) -> Tensor:
         """Forward and backward pass of one micro-batch; gives its share in each term, on the device."""
@@ -339,7 +343,7 @@ class Trainer:
         zero = torch.zeros((), device=self.loaded.device)
         return torch.stack([found.get(term.name, zero).detach().float() for term in self.terms])
 
-    def _halve(self, groups: list[list[int]], units: list[Unit], error: BaseException) -> None:
+    def _halve(self, groups: list[list[Unit]], error: BaseException) -> None:
         """Allow half as many rows at once.
 
         Raises:
@@ -352,8 +356,7 @@ class Trainer:
             ) from error
         most = min(max(map(len, groups)), self.rows_that_fit)
         if most == 1:
-            rows = [place for group in groups for unit in group for place in units[unit]]
-            longest = max(len(self.sides[name].rows[row]) for name, row in rows)
+            longest = max(len(self.sides[name].rows[row]) for group in groups for unit in group for name, row in unit)
             raise TrainingError(
                 f"out of memory on {self.loaded.device} with one row at a time (the longest has {longest:,} tokens): "
                 "lower --max-length or give --gradient-checkpointing"
