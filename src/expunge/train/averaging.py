@@ -13,17 +13,16 @@ WARMING = 4
 
 
 class MovingAverage:
-    """The average of a parameter over about `steps` steps; with 0 steps it is the parameter itself."""
+    """The average of a parameter over about `steps` steps; with 0 steps its last state."""
 
     def __init__(self, parameter: Tensor, steps: int) -> None:
         self._parameter, self._steps = parameter, steps
-        self.value = parameter.detach().clone() if steps else parameter
+        self.value = parameter.detach().clone()
 
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Take in the parameter as it is after `step` steps."""
-        if self._steps:
-            self.value.lerp_(self._parameter, 1 / max(1.0, min(self._steps, step / WARMING)))
+        self.value.lerp_(self._parameter, 1 / max(1.0, min(self._steps, step / WARMING)))
 
     @contextmanager
     def applied(self) -> Iterator[None]:

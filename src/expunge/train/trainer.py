@@ -377,17 +377,15 @@ class Trainer:
 
         The plan and the replay texts follow from the seed.
         """
-        averaged = {AVERAGE: self.average.value} if self.config.ema_steps else {}
-        tensors = {f"{ADAPTER}{name}": value for name, value in self.adapter.state().items()}
-        return tensors | averaged
+        own = {f"{ADAPTER}{name}": value for name, value in self.adapter.state().items()}
+        return own | {AVERAGE: self.average.value}
 
     @torch.no_grad()
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
         """Take over what `state` gave."""
         own = {name.removeprefix(ADAPTER): v for name, v in tensors.items() if name.startswith(ADAPTER)}
         self.adapter.load_state(own)
-        if self.config.ema_steps:
-            self.average.value.copy_(tensors[AVERAGE])
+        self.average.value.copy_(tensors.get(AVERAGE, self.weights))  # earlier versions: none where none is taken
 
     def describe(self) -> str:
         """The size of the run in one line."""
