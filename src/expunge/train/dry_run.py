@@ -145,6 +145,7 @@ def _forecast(prepared: Prepared, reporter: Reporter, prepare_seconds: float) ->
     prepare_seconds += time.perf_counter() - clock
     timed = _time_steps(trainer, taken, sizes, reporter)
 
+    trainable, parameters = trainer.model.get_nb_trainable_parameters()
     training = training_seconds(sizes, timed)
     forward = targets + rate * (passes + evaluations * evaluated)
     held = reference_bytes if on_cpu else 0
@@ -156,8 +157,8 @@ def _forecast(prepared: Prepared, reporter: Reporter, prepare_seconds: float) ->
         evaluations=evaluations,
         step_tokens=sum(size.tokens for size in sizes),
         real_share=sum(size.tokens for size in sizes) / sum(size.area for size in sizes),
-        trainable=sum(parameter.numel() for parameter in trainer.parameters),
-        parameters=sum(parameter.numel() for parameter in trainer.model.parameters()),
+        trainable=trainable,
+        parameters=parameters,
         reference_bytes=reference_bytes,
         peak_memory_bytes=peak_memory(loaded.device) + held,
         training_seconds=training,

@@ -389,8 +389,7 @@ class Trainer:
 
     def describe(self) -> str:
         """The size of the run in one line."""
-        trained = sum(parameter.numel() for parameter in self.parameters)
-        total = sum(parameter.numel() for parameter in self.model.parameters())
+        trained, total = self.model.get_nb_trainable_parameters()
         sizes = [self.size(step) for step in islice(self.plan.steps(), self.plan.steps_per_epoch)]
         share = sum(size.tokens for size in sizes) / sum(size.area for size in sizes)
         return (
