@@ -522,6 +522,25 @@ def test_callbacks_see_the_run_and_can_end_it(model: Path, here: Path) -> None:
     assert seen == [("begin", 0), ("step", 1), ("step", 2), ("end", 2)]
 
 
+def test_callbacks_of_a_resumed_run_see_where_it_goes_on(model: Path, here: Path) -> None:
+    seen: list[tuple[int, int]] = []
+
+    class Own(expunge.Callback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            seen.append((state.global_step, state.epoch))
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            seen.append((state.global_step, state.epoch))
+            if state.global_step == 5:
+                raise ValueError("a callback of their own")
+
+    settings: dict[str, Any] = {"forget": FORGET, "retain": RETAIN, **QUICK, "max_steps": 5, "save_every": 1}
+    for resume in (False, True):
+        with pytest.raises(ValueError, match="a callback of their own"):
+            expunge.unlearn(model, output="run", callbacks=[Own()], resume=resume, **settings)
+    assert seen == [(0, 0), (1, 1), (2, 1), (3, 1), (4, 2), (5, 2), (4, 2), (5, 2)]
+
+
 def test_evaluation_steps_reach_callbacks(model: Path, here: Path) -> None:
     found: list[float] = []
 

@@ -174,7 +174,8 @@ def _unlearn(
         if line:
             reporter.say(line)
         training_begun = time.perf_counter()
-        state = TrainState(start, trainer.num_steps, is_world_process_zero=processes.index == 0)
+        epoch = -(-start // trainer.plan.steps_per_epoch)
+        state = TrainState(start, trainer.num_steps, epoch, is_world_process_zero=processes.index == 0)
         steps = train(trainer, evaluation, run, reporter, Callbacks(callbacks, config, state), advise)
         training_seconds = time.perf_counter() - training_begun
         loaded.captured = None
