@@ -159,9 +159,8 @@ def _steps(count: int, rng: np.random.Generator) -> list[dict[str, Any]]:
             "forget": float(2.7 * np.exp(-2 * share) + rng.normal(0, 0.05)),
             "retain_nll": float(0.05 + 0.1 * np.exp(-5 * share) + abs(rng.normal(0, 0.01))),
             "replay_kl": 0.0,
-            "weights": {"forget_weight": 1.0, "retain_weight": 1.0 + float(share)},
             "grad_norm": 1.0,
-            "learning_rate": 0.001,
+            "learning_rate": 0.001 * float(1 - share / 2),
             "tokens": 1000,
         }
         for i, share in enumerate(done)

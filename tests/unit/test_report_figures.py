@@ -38,7 +38,7 @@ def test_every_figure_comes_as_png_svg_and_pdf(tmp_path, monkeypatch):
     run = write_run(tmp_path / "run", steps=20)
     write_report([run], figures=tmp_path / "figures")
     assert {*saved} >= {
-        "course-forget", "course-retain-nll", "course-weights-retain-weight", "losses-before", "losses-after",
+        "course-forget", "course-retain-nll", "course-learning-rate", "losses-before", "losses-after",
         "losses-retrained", "membership-roc", "forget-against-utility", "metrics-memorization",
         "metrics-memorization-tasks", "metrics-membership", "metrics-utility",
     }  # fmt: skip
@@ -61,20 +61,20 @@ def log(run: Path, lines: list[dict]) -> list:
 
 def test_whatever_changes_is_drawn_and_what_does_not_is_named(tmp_path):
     lines = [
-        {"loss": 3.0 - i, "a_term_of_tomorrow": 1.0 - i / 9, "weights": {"new_weight": 2.0**i, "old_weight": 1.5},
+        {"loss": 3.0 - i, "a_term_of_tomorrow": 1.0 - i / 9, "groups": {"new_one": 2.0**i, "old_one": 1.5},
          "learning_rate": 0.01 / (1 + i), "absent_kl": 0.0, "tokens": 5}
         for i in range(3)
     ]  # fmt: skip
     lines[2] |= {"validation": {"auc": 0.6, "strange/kind": 2.0, "targets": {"auc": 0.5}}}
     groups = log(write_run(tmp_path / "run", scored=False), lines)
     with style():
-        loss, weights, validation = curves.over_steps(groups)
-    assert [own.name for own in loss.figures] == ["course-loss", "course-a-term-of-tomorrow"]
-    assert [own.name for own in weights.figures] == ["course-learning-rate", "course-weights-new-weight"]
-    assert weights.constant == "old weight 1.500"
+        loss, inner, validation = curves.over_steps(groups)
+    assert [own.name for own in loss.figures] == ["course-loss", "course-a-term-of-tomorrow", "course-learning-rate"]
+    assert (inner.title, [own.name for own in inner.figures]) == ("Groups", ["course-groups-new-one"])
+    assert inner.constant == "old one 1.500"
     assert (validation.title, [own.name for own in validation.figures]) == ("Validation", ["course-validation-auc"])
     assert validation.constant == "strange, kind 2.000"  # at one step alone
-    line = weights.figures[1].figure.axes[0].lines[0]
+    line = inner.figures[0].figure.axes[0].lines[0]
     assert (list(line.get_xdata()), list(line.get_ydata())) == ([1, 2, 3], [1.0, 2.0, 4.0])
 
 

@@ -17,8 +17,6 @@ from expunge.utils.text import show_number
 
 NOT_DRAWN = ("step", "epoch", "tokens")
 """Counts, which tell nothing over the steps."""
-OPTIMIZER = ("weights", "learning_rate")
-"""What the optimizer is told, beside the loss and its terms."""
 TARGETS = "targets"
 SMOOTH = 15
 """Points of the running mean over a noisy curve."""
@@ -48,8 +46,8 @@ class Panel(NamedTuple):
 
 
 def over_steps(groups: Sequence[Group]) -> list[Panel]:
-    """The loss and its terms; weights and learning rate; then everything else that was logged, by its name."""
-    titles = {"": "Loss and its terms", "optimizer": "Weights and learning rate"}
+    """The loss, its terms and the learning rate; then everything else that was logged, by its name."""
+    titles = {"": "Loss, its terms, and the learning rate"}
     lines = [(index, group, run, run.steps) for index, group in enumerate(groups) for run in group.runs]
     selection = groups[0].runs[0].manifest.get("selection") if len(lines) == 1 else None
     taken = number(selection.get("best_step")) if isinstance(selection, Mapping) else None
@@ -100,8 +98,7 @@ def _panels(
     for key in sorted(curves, key=lambda key: "/" in key):
         if key in targets:
             continue
-        first = key.split("/")[0]
-        side = "optimizer" if first in OPTIMIZER else first if "/" in key else ""
+        side = key.split("/")[0] if "/" in key else ""
         panel = panels.setdefault(side, Panel(titles.get(side, spelled(side).capitalize()), [], ""))
         aims = curves.get(_aim(key), [])
         steady = all(np.ptp(own.values) == 0 for own in (*curves[key], *aims))
@@ -113,7 +110,7 @@ def _panels(
         nats = key in terms or {"nll", "kl", "loss"} & {*key.replace("/", "_").split("_")}
         unit = "tolerances" if "violations" in key.split("/") else "nats per token" if nats else ""
         name = f"{'course' if at == 'step' else at}-{slug(key)}"
-        where = taken if side not in ("", "optimizer") or at != "step" else None
+        where = taken if side or at != "step" else None
         panel.figures.append(
             _drawn(
                 name,

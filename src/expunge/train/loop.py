@@ -241,7 +241,6 @@ def train(
     most = 1 if watched else STEPS_PER_READ[trainer.loaded.device.type]
     report_to = config.report_to if is_writer() else None
     trackers = Trackers(report_to, str(run.path), {"recipe": config.recipe, "seed": config.seed})
-    weights = {term.name: term.weight for term in trainer.terms}
     done = start = callbacks.state.global_step
     seen, spent = "", 0.0
     taken: list[TakenStep] = []
@@ -268,8 +267,7 @@ def train(
                 for own, values in zip(taken, read, strict=True)
             ]
             if evaluation and evaluates:
-                found, seen = evaluation.step(done, trainer)
-                lines[-1] |= {"weights": weights, "validation": found}
+                lines[-1]["validation"], seen = evaluation.step(done, trainer)
             asked = [_tell(line, run, trackers, callbacks) for line in lines][-1]
             parts = [PARTS * at // num_steps for at in (done - len(lines), done)]
             looks = evaluates if evaluation else parts[0] < parts[1]
@@ -278,7 +276,7 @@ def train(
                     for told in beside_graphs(trainer, advise):
                         reporter.warn(f"step {done}: {told}")
             coarse = run.told(lines[-1])
-            shown = "  ".join(f"{name} {coarse[name]:.3f}" for name in weights)
+            shown = "  ".join(f"{term.name} {coarse[term.name]:.3f}" for term in trainer.terms)
             rate = sum(line["tokens"] for line in lines) / spent
             advance(len(lines), note=f"epoch {step.epoch + 1}  {shown}  {seen}  {rate:,.0f} tok/s")
             taken, spent = [], 0.0
@@ -302,7 +300,7 @@ def _tell(line: dict[str, Any], run: Run, trackers: Trackers, callbacks: Callbac
     """Hand a line of the log to whoever wants it; whether a callback asks the run to end."""
     told = run.told(line)
     run.log(told)
-    apart = ("step", "epoch", "tokens", "weights", "validation")
+    apart = ("step", "epoch", "tokens", "validation")
     trackers.log({name: value for name, value in told.items() if name not in apart}, step=line["step"])
     return callbacks.step(line)
 

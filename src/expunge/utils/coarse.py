@@ -62,7 +62,7 @@ def losses(found: Mapping[str, Mapping[str, float | None]], texts: Mapping[str, 
 
 def line(values: Mapping[str, Any]) -> dict[str, Any]:
     """A line of the log of a run with few texts: everything that follows from them to halves, tokens to sixteens."""
-    exact = ("step", "epoch", "learning_rate", "weights")
+    exact = ("step", "epoch", "learning_rate")
     own: dict[str, Any] = {}
     for key, value in values.items():
         own[key] = nats(value) if isinstance(value, float) and key not in exact else value
