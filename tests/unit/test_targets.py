@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 from expunge.config import UnlearnConfig
 from expunge.data.tokenize import TokenizedExample
 from expunge.errors import ConfigError, DataError, ModelError
+from expunge.model.load import LoadedModel, load_model
 from expunge.train import targets
 from expunge.train.loop import run_facts
 from expunge.train.setup import prepare
@@ -38,6 +39,11 @@ def known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(targets, "_keep_unknown", lambda row, values, before: False)
 
 
+def origin(models: Path) -> LoadedModel:
+    """A model that target NLLs come from."""
+    return load_model(str(models / "origin"), dtype="float32", device="cpu")
+
+
 @torch.no_grad()
 def plain_nlls(model: Path, rows: Sequence[TokenizedExample]) -> list[torch.Tensor]:
     """`(tokens - 1,)` for each row, by transformers alone."""
@@ -53,11 +59,8 @@ def plain_nlls(model: Path, rows: Sequence[TokenizedExample]) -> list[torch.Tens
 @pytest.mark.parametrize("span", ["all", "completion"])
 def test_an_origins_targets_are_its_own_nlls(models: Path, span: str) -> None:
     rows = made_up(7)
-    run = prepared(
-        models / "model", forget=rows, retain=made_up(3, 1), loss="target_kl", origin=str(models / "origin"),
-        forget_span=span,
-    )  # fmt: skip
-    found = target_nlls(run, [], ALONE, Reporter(quiet=True))
+    run = prepared(models / "model", forget=rows, retain=made_up(3, 1), loss="target_kl", forget_span=span)
+    found = target_nlls(run, [], ALONE, Reporter(quiet=True), origin(models))
     for place, (row, own) in enumerate(zip(rows, plain_nlls(models / "origin", rows), strict=True)):
         start = row.targets(span).start - 1
         torch.testing.assert_close(found[place], own[start:], rtol=1e-4, atol=1e-5)
@@ -67,11 +70,8 @@ def test_an_origins_targets_are_its_own_nlls(models: Path, span: str) -> None:
 def test_an_origins_nlls_are_scaled_by_unseen_texts(models: Path) -> None:
     """A smaller or older model finds every text harder; a model that was retrained would not."""
     rows, unseen = made_up(7), made_up(9, 4)
-    origin = str(models / "origin")
-    run = prepared(
-        models / "model", forget=rows, retain=made_up(3, 1), loss="target_kl", origin=origin, unseen=unseen,
-    )  # fmt: skip
-    found = target_nlls(run, [], ALONE, told := Told())
+    run = prepared(models / "model", forget=rows, retain=made_up(3, 1), loss="target_kl", unseen=unseen)
+    found = target_nlls(run, [], ALONE, told := Told(), origin(models))
     own, theirs = (torch.cat(plain_nlls(models / name, unseen)).mean() for name in ("model", "origin"))
     assert abs(own / theirs - 1) > 1e-3
     for place, nlls in enumerate(plain_nlls(models / "origin", rows)):
@@ -81,12 +81,12 @@ def test_an_origins_nlls_are_scaled_by_unseen_texts(models: Path) -> None:
 
 
 def test_unseen_texts_guess_which_token_is_how_unlikely_and_an_origin_knows(models: Path) -> None:
-    for origin in (None, str(models / "origin")):
-        run = prepared(models / "model", forget=made_up(3), retain=made_up(3, 1), loss="target_kl", origin=origin)
+    for name in (None, str(models / "origin")):
+        run = prepared(models / "model", forget=made_up(3), retain=made_up(3, 1), loss="target_kl", origin=name)
         trainer = Trainer(run)
         trainer.set_replay(made_up(3, 2))
         trainer.compute_reference(Reporter(quiet=True))
-        assert trainer.sides["forget"].guessed == (origin is None)
+        assert trainer.sides["forget"].guessed == (name is None)
 
 
 def test_an_origin_with_another_tokenizer_or_none_is_refused(models: Path, tmp_path: Path) -> None:
@@ -244,15 +244,13 @@ def test_a_runs_documents_are_those_of_the_forget_rows_by_text(models: Path, tmp
     ), "other tokens"
 
 
-@pytest.mark.parametrize("origin", [False, True])
-def test_no_text_is_taught(models: Path, origin: bool) -> None:
+@pytest.mark.parametrize("by_origin", [False, True])
+def test_no_text_is_taught(models: Path, by_origin: bool) -> None:
     """A prompt or completion that the model finds as unlikely as it should become, or more, keeps the NLLs it has."""
     rows, unseen = made_up(12, 1), made_up(9, 2)
-    run = prepared(
-        models / "model", forget=rows, retain=made_up(3, 3), loss="target_kl", unseen=unseen,
-        origin=str(models / "origin") if origin else None,
-    )  # fmt: skip
-    values, before = target_nlls(run, [], ALONE, told := Told()), plain_nlls(models / "model", rows)
+    run = prepared(models / "model", forget=rows, retain=made_up(3, 3), loss="target_kl", unseen=unseen)
+    values = target_nlls(run, [], ALONE, told := Told(), origin(models) if by_origin else None)
+    before = plain_nlls(models / "model", rows)
     unknown = dict.fromkeys((False, True), 0)
     for row, wanted, own in zip(rows, (values[place] for place in range(len(rows))), before, strict=True):
         start = row.targets("completion").start - 1

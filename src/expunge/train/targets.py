@@ -75,14 +75,15 @@ def target_nlls(
     reporter: Reporter,
     origin: LoadedModel | None = None,
 ) -> list[Tensor]:
-    """For each forget row the target NLLs of its target tokens, nats; the adapter must be off.
+    """For each forget row the target NLLs of its target tokens, nats, by `origin` or, where it is None, by unseen
+    texts; the adapter must be off.
 
     `written` are texts of the untouched model, which stand for unseen ones where there are none: what it has written of
-    them, their completions. `origin` is the settings' one, where it is loaded already.
+    them, their completions.
     """
-    config, rows = prepared.config, prepared.forget
-    if config.origin:
-        found, before = _from_origin(prepared, origin or _load_origin(config), processes, reporter)
+    rows = prepared.forget
+    if origin is not None:
+        found, before = _from_origin(prepared, origin, processes, reporter)
     else:
         unseen = prepared.selection.unseen if prepared.selection else written
         found, before = _from_unseen(prepared, unseen, processes, reporter)
@@ -91,7 +92,7 @@ def target_nlls(
             f"{unknown:,} of {len(rows):,} texts to forget are as unlikely as they should become: there is nothing to "
             "forget of them, and they stay as they are"
         )
-    spans = [row.targets(config.forget_span) for row in rows]
+    spans = [row.targets(prepared.config.forget_span) for row in rows]
     least = torch.finfo(torch.float32).eps
     return [own[span.start : span.stop].clamp(min=least) for own, span in zip(found, spans, strict=True)]
 
