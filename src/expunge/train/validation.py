@@ -125,7 +125,7 @@ class Validator:
         self.loaded, self.rows, self._processes = loaded, rows, processes
         self._ends = end_ids(loaded.tokenizer)
         before = self._pass(0.0)
-        self._certain = self._certainty(rows.retain, before[2])
+        self._certain = certainty(rows.retain, before[2], self._ends)
         self._probability = _mean(probabilities(rows.retain, before[2]))
         self._unseen_nll = -fmean(map(_mean_logp, before[1]))
         self.untouched = self._metrics(0.0, before)
@@ -143,9 +143,6 @@ class Validator:
             logps = iter(sequence_logps(self.loaded, ids, processes=self._processes))
         return [list(islice(logps, len(side))) for side in self.rows.sides]
 
-    def _certainty(self, rows: list[TokenizedExample], logps: list[Tensor]) -> list[float]:
-        return certainty(rows, logps, self._ends)
-
     def _metrics(self, scale: float, logps: list[list[Tensor]]) -> Validation:
         members, nonmembers, retain, forget, short = logps
         means, tails = ([[f(own) for own in side] for side in (members, nonmembers)] for f in (_mean_logp, _tail))
@@ -157,7 +154,7 @@ class Validator:
             auc_sd=chance_sd(len(members), len(nonmembers)),
             forget_nll=-fmean(means[0]),
             unseen_nll=unseen,
-            exact_match=_mean(self._certainty(self.rows.forget, forget)),
+            exact_match=_mean(certainty(self.rows.forget, forget, self._ends)),
             unseen_exact_match=self._guessed([*nonmembers, *short]),
             retained=self._retained(retain),
             drift=unseen / self._unseen_nll - 1,
@@ -166,7 +163,7 @@ class Validator:
     def _guessed(self, logps: list[Tensor]) -> float:
         """See `Validation.unseen_exact_match`; of kinds of fewer than `FEWEST` unseen texts what is guessed of all."""
         rows = [*self.rows.nonmembers, *self.rows.short]
-        found, of = self._certainty(rows, logps), defaultdict[str, list[float]](list)
+        found, of = certainty(rows, logps, self._ends), defaultdict[str, list[float]](list)
         for row, own in zip(rows, found, strict=True):
             of[row.group].append(own)
         known = {kind: own for kind, own in of.items() if len(own) >= FEWEST}
@@ -178,7 +175,7 @@ class Validator:
         if not rows:
             return 1.0
         falls: dict[str, float] = {}
-        for row, before, now in zip(rows, self._certain, self._certainty(rows, logps), strict=True):
+        for row, before, now in zip(rows, self._certain, certainty(rows, logps, self._ends), strict=True):
             if before >= CERTAIN:
                 falls[row.group] = falls.get(row.group, 0.0) + before - now
         lost = sum(max(0.0, fall) for fall in falls.values())
