@@ -178,6 +178,12 @@ def test_npo_by_choice_follows_nothing_and_reports_on_all_unseen_texts(texts: Pa
     assert not Path("run/calibration.json").exists()
 
 
+def test_a_run_that_follows_nothing_misses_no_unseen_texts(texts: Path, expunge: Run) -> None:
+    done = expunge(*BARE, "--max-steps", "1", "--recipe", "npo")
+    assert done.code == 0, done.err
+    assert "missing" not in done.err
+
+
 def test_who_asks_for_it_without_enough_unseen_texts_is_told(texts: Path, expunge: Run) -> None:
     before = snapshot(texts)
     refused(expunge(*BARE, "--eval-every", "2"), "--eval-every 2: it needs texts that the model has never seen")

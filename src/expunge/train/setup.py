@@ -260,12 +260,12 @@ def _before_weights(config: UnlearnConfig) -> tuple[UnlearnConfig, ForgetLoss, S
     if targeted and config.origin:
         whys.append("target NLLs come from --origin")
     followed: list[Side] | None = None
-    try:
-        judged = membership_texts(sets)
-        followed = judged if targeted or config.eval_every != 0 else None
-    except DataError as error:
-        config, told = _without_unseen(config, loss, error)
-        whys.append(told)
+    if targeted or config.eval_every != 0:
+        try:
+            followed = membership_texts(sets)
+        except DataError as error:
+            config, told = _without_unseen(config, loss, error)
+            whys.append(told)
     return config, loss, sets, followed, whys
 
 
