@@ -89,7 +89,9 @@ def test_unseen_texts_guess_which_token_is_how_unlikely_and_an_origin_knows(mode
         assert trainer.sides["forget"].guessed == (name is None)
 
 
-def test_an_origin_with_another_tokenizer_or_none_is_refused(models: Path, tmp_path: Path) -> None:
+def test_an_origin_with_another_tokenizer_or_none_is_refused_before_weights_load(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("forget", "retain"):
         rows = [{"prompt": f"Where is {name} {i}?", "completion": f"At mile {i}."} for i in range(4)]
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -105,6 +107,7 @@ def test_an_origin_with_another_tokenizer_or_none_is_refused(models: Path, tmp_p
         )  # fmt: skip
 
     ready(models / "origin")
+    monkeypatch.setattr("expunge.train.setup.load_model", None)
     with pytest.raises(ConfigError, match=r"--origin .*stranger: has another tokenizer"):
         ready(models / "stranger")
     with pytest.raises(ModelError, match=r"^--origin"):

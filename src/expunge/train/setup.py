@@ -142,11 +142,10 @@ def prepare(config: UnlearnConfig, reporter: Reporter) -> Prepared:
         if pairs:
             then = "are not used, and texts to forget without an answer get a refusal"
         sets.warnings.append(f"{others} of the --instead prompts stand in no text to forget: they {then}")
-    vocabulary = _origin_vocabulary(config)
+    if config.origin:
+        _check_origin(config, config.origin)
     model_files = model_state(config.model, config.origin)
     loaded = _load(config, reporter)
-    if vocabulary is not None and vocabulary != loaded.tokenizer.get_vocab():
-        raise ConfigError(f"--origin {config.origin}: has another tokenizer than the model: take one with the same")
     for why in whys:
         reporter.say(why)
     max_length = min(config.max_length, loaded.context or config.max_length)
@@ -289,19 +288,23 @@ def _without_unseen(config: UnlearnConfig, loss: ForgetLoss, why: DataError) -> 
     return config, f"missing: unseen texts: {why}. Without them {stand}the run takes a set number of epochs"
 
 
-def _origin_vocabulary(config: UnlearnConfig) -> dict[str, int] | None:
-    """Token -> id of the model that the target NLLs come from; None where none is named.
+def _check_origin(config: UnlearnConfig, origin: str) -> None:
+    """Look whether the model that the target NLLs come from is one, with the tokenizer of the model.
 
     Raises:
-        ModelError: It is no model.
+        ModelError: It is none, or the model is none.
+        ConfigError: Its tokenizer has other tokens.
     """
-    if not config.origin:
-        return None
+    trusted = config.trust_remote_code
+    check_model(config.model, trust_remote_code=trusted, revision=config.revision)
+    own = load_tokenizer(config.model, trust_remote_code=trusted, revision=config.revision)
     try:
-        check_model(config.origin, trust_remote_code=config.trust_remote_code)
-        return load_tokenizer(config.origin, trust_remote_code=config.trust_remote_code).get_vocab()
+        check_model(origin, trust_remote_code=trusted)
+        other = load_tokenizer(origin, trust_remote_code=trusted)
     except ModelError as error:
         raise ModelError(str(error).replace("--model", "--origin", 1)) from None
+    if other.get_vocab() != own.get_vocab():
+        raise ConfigError(f"--origin {origin}: has another tokenizer than the model: take one with the same")
 
 
 def _load(config: UnlearnConfig, reporter: Reporter) -> LoadedModel:
