@@ -154,7 +154,7 @@ def test_training_path_equals_one_row_at_a_time(
     perturb(loaded)
 
     own = final_states(loaded, batch)[positions - 1]
-    logps, kl = token_logps_and_kl(own, ref_states, loaded.head, targets, "reverse")
+    logps, kl = token_logps_and_kl(own, ref_states, loaded.head, targets)
     (kl.sum() - 0.3 * logps.sum() + token_logps(own, loaded.head, targets).square().sum()).backward()
     grads = [parameter.grad.clone() for parameter in trainable(loaded.model) if parameter.grad is not None]
 
@@ -240,7 +240,7 @@ def test_unknown_head_takes_the_plain_path(
         plain = torch.cat([plain_logps(loaded, row.input_ids) for row in rows])
 
     states = final_states(loaded, batch)[positions - 1]
-    logps, kl = token_logps_and_kl(states, ref_states, loaded.head, batch.flat_ids[positions], "reverse")
+    logps, kl = token_logps_and_kl(states, ref_states, loaded.head, batch.flat_ids[positions])
 
     targets = torch.cat([torch.tensor(row.input_ids[1:]) for row in rows])[:, None]
     torch.testing.assert_close(logps, plain.gather(-1, targets)[:, 0], rtol=1e-5, atol=3e-5)

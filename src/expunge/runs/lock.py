@@ -103,7 +103,7 @@ def take_back(run: Path) -> None:
         RunError: That process is at work, or the system refuses.
     """
     aside = folders.aside_of(run)
-    if aside.is_dir() and not os.path.lexists(run):
+    if os.path.isdir(aside) and not os.path.lexists(run):
         lock = Lock(aside)
         try:
             with files.refusal("cannot give its name back to", run):
