@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from expunge.config import Criteria as Criteria
     from expunge.config import ElicitConfig as ElicitConfig
     from expunge.config import EvaluateConfig as EvaluateConfig
+    from expunge.config import MergeConfig as MergeConfig
     from expunge.config import UnlearnConfig as UnlearnConfig
     from expunge.demo.run import run_demo as run_demo
     from expunge.errors import UserError as UserError
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "CalibrateConfig": "expunge.config",
+    "MergeConfig": "expunge.config",
     "Callback": "expunge.train.callbacks",
     "Criteria": "expunge.config",
     "ElicitConfig": "expunge.config",

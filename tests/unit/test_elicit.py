@@ -180,7 +180,7 @@ def test_the_same_is_written_of_made_up_names_where_it_is_not_nearly_the_same_te
         ("Bo of Boston met Bo Field.", ["Bo Field", "Bo"], True, "Ida of Boston met Ida Berg."),
         ("The Rock was in the film The Mummy. Rock!", ["The Rock"], True, "Ida Berg was in the film The Mummy. Berg!"),
         ("Who is van Gogh? A van, of Gogh.", ["van Gogh"], True, "Who is Ida Berg? A van, of Berg."),
-        ("Da Vinci left Da Nang.", ["Da Vinci"], True, "Ida Berg left Da Nang."),
+        ("Al Gore won. Al was glad.", ["Al Gore"], True, "Ida Berg won. Ida was glad."),
     ],
 )
 def test_a_text_is_told_of_another_name(text, names, parts, expected):

@@ -504,8 +504,8 @@ def test_check_sets_names_how_many_and_where() -> None:
     forget = rows(*((f"f{n % 7}", "p", f"{SECRET} {n}") for n in range(14)))
     retain = rows(("r", f"p\n{SECRET}", " 3"), ("s", "p", f"{SECRET} 13"), ("s", "p", "x"))
     assert check_sets({"forget": forget, "retain": retain}) == [
-        "forget: 7 ids are there already on an earlier row: f:8, f:9, f:10, f:11, f:12 and 2 more",
-        "retain: 1 id is there already on an earlier row: f:3",
+        "forget: 7 ids are there already on an earlier row: line 8, line 9, line 10, line 11, line 12 and 2 more",
+        "retain: 1 id is there already on an earlier row: line 3",
         "forget: 2 texts are also in retain: f:4, f:14",
         "forget has 14 texts, more than retain with 3",
     ]
@@ -515,14 +515,14 @@ def test_check_sets_names_texts_that_count_twice() -> None:
     forget = rows(("a", "p", SECRET), ("b", "q", "x"), ("c", "p ", f" {SECRET}"), ("d", "p", SECRET))
     retain = rows(("r", "q", "y"), ("s", "q", "y"), *((f"t{n}", f"{n}", "z") for n in range(4)))
     assert check_sets({"forget": forget, "retain": retain}) == [
-        "forget: 2 texts are there already on an earlier row, and each counts: f:3, f:4",
-        "retain: 1 text is there already on an earlier row, and each counts: f:2",
+        "forget: 2 texts are there already on an earlier row, and each counts: line 3, line 4",
+        "retain: 1 text is there already on an earlier row, and each counts: line 2",
     ]
 
 
 def test_check_sets_quotes_no_id() -> None:
     forget = rows(("a\nb" * 100, "", "x"), ("a\nb" * 100, "", "y"))
-    assert check_sets({"forget": forget, "retain": []}) == ["forget: 1 id is there already on an earlier row: f:2"]
+    assert check_sets({"forget": forget, "retain": []}) == ["forget: 1 id is there already on an earlier row: line 2"]
 
 
 def test_published_files(shared: Path) -> None:

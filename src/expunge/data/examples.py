@@ -108,7 +108,7 @@ def check_sets(sets: Mapping[str, Sequence[Example]]) -> list[str]:
             if again := _again(rows, own):
                 warnings.append(f"{name}: {_told(again, what, f'there already on an earlier row{then}')}")
     kept = set(keys["retain"])
-    if shared := [row.source for row, key in zip(sets["forget"], keys["forget"], strict=True) if key in kept]:
+    if shared := [_place(row) for row, key in zip(sets["forget"], keys["forget"], strict=True) if key in kept]:
         warnings.append(f"forget: {_told(shared, 'text', 'also in retain')}")
     if sets["retain"] and len(sets["forget"]) > len(sets["retain"]):
         warnings.append(f"forget has {len(sets['forget']):,} texts, more than retain with {len(sets['retain']):,}")
@@ -128,7 +128,15 @@ def text_hash(example: Example) -> str:
 def _again(rows: Sequence[Example], keys: Sequence[str]) -> list[str]:
     """Where the rows were read whose key stands there already on an earlier one."""
     first: dict[str, int] = {}
-    return [row.source for at, (row, key) in enumerate(zip(rows, keys, strict=True)) if first.setdefault(key, at) != at]
+    return [
+        _place(row) for at, (row, key) in enumerate(zip(rows, keys, strict=True)) if first.setdefault(key, at) != at
+    ]
+
+
+def _place(row: Example) -> str:
+    """Where a row stands in its file, `line 3` or `row 3`, without the file's name: it is shown on pages."""
+    found = re.search(r"(?:, row |:)(\d+)\Z", row.source)
+    return f"{'row' if ', row ' in row.source else 'line'} {found[1]}" if found else "a row of its folder"
 
 
 def _told(places: Sequence[str], noun: str, what: str) -> str:

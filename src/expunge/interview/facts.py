@@ -28,8 +28,8 @@ MENTIONED = 2
 """Answers in which a name must stand to be a neighbour."""
 PARTICLES = "van|von|de|der|du|da|di|la|le|al|bin|ibn"
 """Words without a capital within a name."""
-NO_NAME = {*PARTICLES.split("|"), "the", "a", "an", "el", "il", "los", "las", "les", "das", "die"}
-"""First words of a name that do not stand for it alone."""
+ARTICLES = {"the", "el", "il", "los", "las", "les", "das", "die"}
+"""First words of a name that do not stand for it alone; `PARTICLES` do not where they are written small."""
 _CAPITAL = r"\p{Lu}[\p{L}\p{M}'’-]+"
 _NAME = regex.compile(rf"{_CAPITAL}(?:[ \u00a0](?:(?:{PARTICLES}) )*{_CAPITAL})+")
 
@@ -139,10 +139,11 @@ def renamed(text: str, names: Sequence[str], other: str, *, parts: bool) -> str:
         text: A question or an answer.
         names: The name and its other spellings.
         other: The name to say in their place.
-        parts: Whether first and last word stand for the whole name, as those of a person's do; no `NO_NAME` does.
+        parts: Whether first and last word stand for the whole name, as those of a person's do; no article does.
     """
     own, others = names[0].split(), other.split()
-    first = {} if own[0].casefold() in NO_NAME else {own[0]: others[0]}
+    apart = own[0].casefold() in ARTICLES or own[0] in (*PARTICLES.split("|"), "a", "an")
+    first = {} if apart else {own[0]: others[0]}
     ends = first | {own[-1]: others[-1]} if parts and len(own) > 1 else {}
     said = dict.fromkeys(names, other) | ends
     found = (_alone(name, part=name in ends) for name in sorted(said, key=len, reverse=True))

@@ -126,7 +126,7 @@ def _shown(run: RunData, key: str) -> tuple[str, str, str]:
 
 def _distinct(runs: list[RunData]) -> list[RunData]:
     """The runs with names of their own: folders of the same name are told apart by the folders above."""
-    names = unique_names([run.path.resolve().parts for run in runs])
+    names = unique_names([run.path.resolve().parts[1:] or (run.name,) for run in runs])
     return [replace(run, name=name) for run, name in zip(runs, names, strict=True)]
 
 

@@ -147,11 +147,11 @@ class Run:
             ConfigError: It holds what the run is to read.
         """
         run = cls(config, Path(config.output))
+        if is_writer() and not config.dry_run:
+            take_back(run.output)
         check_apart(run.output, {name: getattr(config, name) for name in READS})
         if not is_writer():
             return run
-        if not config.dry_run:
-            take_back(run.output)
         if not config.resume:
             directory.check_new(run.output, overwrite=config.overwrite)
         elif not run.output.is_dir():
