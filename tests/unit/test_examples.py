@@ -506,7 +506,7 @@ def test_check_sets_names_how_many_and_where() -> None:
     assert check_sets({"forget": forget, "retain": retain}) == [
         "forget: 7 ids are there already on an earlier row: line 8, line 9, line 10, line 11, line 12 and 2 more",
         "retain: 1 id is there already on an earlier row: line 3",
-        "forget: 2 texts are also in retain: f:4, f:14",
+        "forget: 2 texts are also in retain: line 4, line 14",
         "forget has 14 texts, more than retain with 3",
     ]
 

@@ -102,15 +102,16 @@ def check_adapter_config(folder: Path, header: Mapping[str, Any]) -> dict[str, A
     try:
         check_fields(settings, {"base_model_name_or_path?": (str, type(None))})
         lora = settings.get("peft_type", "LORA") in LORA
-        if lora and "r" in settings:
-            check_fields(settings, {"r": int, "lora_alpha": NUMBER})
+        if "r" in settings:
+            check_fields(settings, {"r": int, **({"lora_alpha": NUMBER} if lora else {})})
         for name, kinds in (("rank_pattern", int), ("alpha_pattern", NUMBER)):
             pattern = settings.get(name) or {}
             check_fields({name: pattern}, {name: dict})
             for key in pattern:
                 check_fields({name: pattern[key]}, {name: kinds})
         ranks = [settings.get("r", 1), *(settings.get("rank_pattern") or {}).values()]
-        if lora and not all(1 <= rank <= min(largest, MOST_RANK) for rank in ranks):
+        least, most = (1, min(largest, MOST_RANK)) if lora else (0, MOST_RANK)  # others may have a rank above, or none
+        if not all(least <= rank <= most for rank in ranks):
             raise UnreadableError("its rank is not that of its weights")
         for key, value in _settings(settings):
             if isinstance(value, str) and key not in OTHER_PLACES and _leads_out(folder, value):

@@ -97,12 +97,7 @@ def compute_reference(
     """
     with loaded.adapter_off():
         layout = reference_layout(loaded, sides)
-        held, free = layout_bytes(layout), free_memory(torch.device("cpu"))
-        if free is not None and held * processes.local_count > free:
-            raise ModelError(
-                f"what the untouched model computes of the texts takes {show_bytes(held)} of main memory in each "
-                f"process, and {show_bytes(free)} are free: take fewer texts in one run, or fewer processes"
-            )
+        check_room(layout, processes)
         flats = {place: torch.zeros(shape, dtype=dtype) for place, (dtype, shape) in layout.items()}
         found: dict[str, dict[str, Values]] = {}
         for name, side in sides.items():
@@ -114,6 +109,21 @@ def compute_reference(
             for part in flat.split(PART):
                 part.copy_(processes.total(part))
         return found
+
+
+def check_room(layout: Layout, processes: Processes = ALONE) -> int:
+    """The bytes that a reference takes, which each process of a machine holds.
+
+    Raises:
+        ModelError: The main memory is too small for it.
+    """
+    held, free = layout_bytes(layout), free_memory(torch.device("cpu"))
+    if free is not None and held * processes.local_count > free:
+        raise ModelError(
+            f"what the untouched model computes of the texts takes {show_bytes(held)} of main memory in each "
+            f"process, and {show_bytes(free)} are free: take fewer texts in one run, or fewer processes"
+        )
+    return held
 
 
 def _fill(

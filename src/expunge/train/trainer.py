@@ -25,7 +25,7 @@ from expunge.model.flat_adapter import FlatAdapter
 from expunge.model.layers import inner_layer, recompute_layers
 from expunge.model.logps import final_states, lay_out
 from expunge.model.memory import check_fits, saved_bytes
-from expunge.model.reference import Asked, compute_reference, layout_bytes, reference_layout
+from expunge.model.reference import Asked, check_room, compute_reference, reference_layout
 from expunge.model.replay import write_texts
 from expunge.train.averaging import MovingAverage
 from expunge.train.contexts import contexts_of, settled
@@ -127,7 +127,7 @@ class Trainer:
         more = (kept - part) / (tokens - fewer) if tokens > fewer and kept > part else math.inf
         per_token = min(kept / tokens, more)
         fixed = int(kept - per_token * tokens)
-        held = layout_bytes(reference_layout(self.loaded, self.reference_sides()))
+        held = check_room(reference_layout(self.loaded, self.reference_sides()), self.processes)
         free = memory.free_memory(device)
         if free is not None:
             room = FREE_SHARE * (free - held * (device.type == "cpu")) - fixed
@@ -191,6 +191,8 @@ class Trainer:
         for step in islice(self.plan.steps(), self.num_steps) if steps is None else steps:
             for name, rows in self.chosen(step).items():
                 found[name].update(rows)
+            if all(len(found[name]) == len(side.rows) for name, side in self.sides.items()):
+                break  # none is left
         return {name: sorted(rows) for name, rows in found.items()}
 
     def reference_sides(self, steps: Iterable[Step] | None = None) -> dict[str, Asked]:
@@ -377,15 +379,14 @@ class Trainer:
 
         The plan and the replay texts follow from the seed.
         """
-        own = {f"{ADAPTER}{name}": value for name, value in self.adapter.state().items()}
-        return own | {AVERAGE: self.average.value}
+        return {AVERAGE: self.average.value} | {ADAPTER + name: own for name, own in self.adapter.state().items()}
 
     @torch.no_grad()
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
         """Take over what `state` gave."""
         own = {name.removeprefix(ADAPTER): v for name, v in tensors.items() if name.startswith(ADAPTER)}
         self.adapter.load_state(own)
-        self.average.value.copy_(tensors.get(AVERAGE, self.weights))  # earlier versions: none where none is taken
+        self.average.value.copy_(tensors[AVERAGE])
 
     def describe(self) -> str:
         """The size of the run in one line."""
