@@ -384,8 +384,7 @@ class Trainer:
     @torch.no_grad()
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
         """Take over what `state` gave."""
-        own = {name.removeprefix(ADAPTER): v for name, v in tensors.items() if name.startswith(ADAPTER)}
-        self.adapter.load_state(own)
+        self.adapter.load_state({n.removeprefix(ADAPTER): v for n, v in tensors.items() if n.startswith(ADAPTER)})
         self.average.value.copy_(tensors[AVERAGE])
 
     def describe(self) -> str:
