@@ -13,12 +13,11 @@ from math import prod
 import torch
 from torch import Tensor
 
-from expunge.data.sampler import micro_batches
 from expunge.data.tokenize import TokenizedExample
 from expunge.errors import ModelError
 from expunge.kernels import token_logps
 from expunge.model.load import LoadedModel
-from expunge.model.logps import PASS_TOKENS, final_states, in_halves, lay_out, target_positions
+from expunge.model.logps import final_states, lay_out, passes, target_positions
 from expunge.model.memory import free_memory
 from expunge.utils.distributed import ALONE, Processes
 from expunge.utils.text import show_bytes
@@ -103,8 +102,11 @@ def compute_reference(
         for name, side in sides.items():
             parts = {what: flats[name, what].split(side.sizes()) for what in side.what}
             found[name] = {what: dict(zip(side.rows, own, strict=True)) for what, own in parts.items()}
-            _fill(loaded, side, found[name], processes, progress)
-        loaded.join()
+            rows = list(side.rows.values())
+            work = partial(_passed, loaded, rows, side)
+            for place, values in passes(loaded, rows, work, processes=processes, progress=progress):
+                for what, own in zip(side.what, values, strict=True):
+                    parts[what][place].copy_(own)
         for flat in flats.values() if processes.count > 1 else ():
             for part in flat.split(PART):
                 part.copy_(processes.total(part))
@@ -126,31 +128,11 @@ def check_room(layout: Layout, processes: Processes = ALONE) -> int:
     return held
 
 
-def _fill(
-    loaded: LoadedModel,
-    side: Asked,
-    values: Mapping[str, Values],
-    processes: Processes,
-    progress: Callable[[int], None] | None,
-) -> None:
-    """Compute this process's part of the values of one side; those of the other rows stay 0."""
-    rows, lengths = list(side.rows), [len(row) for row in side.rows.values()]
-    work = partial(_passed, loaded, side)
-    area = PASS_TOKENS[loaded.device.type]
-    for number, places in enumerate(micro_batches(lengths, area, packed=loaded.packs(lengths))):
-        if progress:
-            progress(len(places))
-        if not processes.is_own(number):
-            continue
-        group = [rows[place] for place in places]
-        for row, found in zip(group, in_halves(loaded, group, work), strict=True):
-            for what, own in zip(side.what, found, strict=True):
-                values[what][row].copy_(own)
-
-
-def _passed(loaded: LoadedModel, side: Asked, group: list[int]) -> list[tuple[Tensor, ...]]:
+def _passed(
+    loaded: LoadedModel, rows: Sequence[TokenizedExample], side: Asked, group: list[int]
+) -> list[tuple[Tensor, ...]]:
     """For each row of a group what is asked of its targets, from one forward pass."""
-    own = [side.rows[row] for row in group]
+    own = [rows[place] for place in group]
     batch = lay_out(loaded, [row.input_ids for row in own])
     positions = target_positions(batch, own, side.span)
     states = final_states(loaded, batch)[positions - 1]
