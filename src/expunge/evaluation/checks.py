@@ -18,8 +18,8 @@ from expunge.evaluation.predictions import SPLITS, Predictions, read_predictions
 from expunge.evaluation.results import read_results
 from expunge.evaluation.suite import Suite
 from expunge.evaluation.values_file import check_values_file, values_path
-from expunge.model.load import load_tokenizer
-from expunge.model.source import base_name, check_model
+from expunge.model.load import load_tokenizer, other_tokenizer
+from expunge.model.source import base_name
 from expunge.runs.manifest import known_base
 from expunge.runs.reads import data_path
 from expunge.runs.record import MERGED, check_adapter_kept, merged_from, read_manifest
@@ -186,11 +186,7 @@ def check_reference(config: EvaluateConfig, reference: str, suite: Suite, *, fla
     Raises:
         ModelError: So.
     """
-    try:
-        check_model(reference, trust_remote_code=config.trust_remote_code)
-        theirs = load_tokenizer(reference, trust_remote_code=config.trust_remote_code)
-    except ModelError as error:
-        raise ModelError(str(error).replace("--model", flag, 1)) from None
+    theirs = other_tokenizer(reference, flag, trust_remote_code=config.trust_remote_code)
     if config.adapter or (Path(config.model) / MERGED).is_file():
         own, other, below = known_base(config.model), known_base(reference), base_name(reference)
         bases = {merged_from(config.model, own or "", "model_sha256"), own if config.adapter else None} - {None}

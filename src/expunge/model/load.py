@@ -159,6 +159,19 @@ def load_tokenizer(
         raise ModelError(f"--model {name}: no usable tokenizer ({first_line(error)})") from None
 
 
+def other_tokenizer(name: str, flag: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model that another flag than `--model` names, once it is known to be a model.
+
+    Raises:
+        ModelError: It is none, or has no usable tokenizer; it is named by its flag.
+    """
+    try:
+        check_model(name, trust_remote_code=trust_remote_code)
+        return load_tokenizer(name, trust_remote_code=trust_remote_code)
+    except ModelError as error:
+        raise ModelError(str(error).replace("--model", flag, 1)) from None
+
+
 def load_model(
     name: str,
     *,

@@ -17,7 +17,7 @@ from expunge.data.tokenize import TokenizedExample, tokenize_all
 from expunge.errors import ConfigError, DataError, ModelError
 from expunge.losses import ForgetLoss, make_forget_loss
 from expunge.losses.collate import SideRows
-from expunge.model.load import LoadedModel, load_model, load_shared, load_tokenizer
+from expunge.model.load import LoadedModel, load_model, load_shared, load_tokenizer, other_tokenizer
 from expunge.model.prompt_format import PromptFormatReport, measure_prompt_format
 from expunge.model.shard import held_bytes, own_part
 from expunge.model.source import check_model
@@ -298,12 +298,7 @@ def _check_origin(config: UnlearnConfig, origin: str) -> None:
     trusted = config.trust_remote_code
     check_model(config.model, trust_remote_code=trusted, revision=config.revision)
     own = load_tokenizer(config.model, trust_remote_code=trusted, revision=config.revision)
-    try:
-        check_model(origin, trust_remote_code=trusted)
-        other = load_tokenizer(origin, trust_remote_code=trusted)
-    except ModelError as error:
-        raise ModelError(str(error).replace("--model", "--origin", 1)) from None
-    if other.get_vocab() != own.get_vocab():
+    if other_tokenizer(origin, "--origin", trust_remote_code=trusted).get_vocab() != own.get_vocab():
         raise ConfigError(f"--origin {origin}: has another tokenizer than the model: take one with the same")
 
 
