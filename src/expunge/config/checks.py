@@ -57,6 +57,14 @@ class Plain:
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value.item() if getattr(value, "ndim", None) == 0 else value)
 
+    def validate(self) -> None:
+        """Check every type; nothing is loaded.
+
+        Raises:
+            ConfigError: The first setting that cannot be used, named by its flag.
+        """
+        check_types(self)
+
 
 def exclusive(config: Any, *pairs: tuple[str, str]) -> Iterator[Check]:
     """The checks of settings of which at most one of a pair can be given."""

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from expunge.config.checks import Plain, check_types
+from expunge.config.checks import Plain
 
 
 @dataclass(kw_only=True)
@@ -29,11 +29,3 @@ class MergeConfig(Plain):
     device: str = "auto"
     trust_remote_code: bool = False
     overwrite: bool = False
-
-    def validate(self) -> None:
-        """Check every type; nothing is loaded.
-
-        Raises:
-            ConfigError: The first setting that cannot be used, named by its flag.
-        """
-        check_types(self)

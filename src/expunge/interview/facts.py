@@ -26,12 +26,12 @@ SHORT = 5
 """Letters of a name that is long enough to be known with an ending."""
 MENTIONED = 2
 """Answers in which a name must stand to be a neighbour."""
-PARTICLES = "van|von|de|der|du|da|di|la|le|al|bin|ibn"
+PARTICLES = ("van", "von", "de", "der", "du", "da", "di", "la", "le", "al", "bin", "ibn")
 """Words without a capital within a name."""
 ARTICLES = {"the", "el", "il", "los", "las", "les", "das", "die"}
 """First words of a name that do not stand for it alone; `PARTICLES` do not where they are written small."""
 _CAPITAL = r"\p{Lu}[\p{L}\p{M}'’-]+"
-_NAME = regex.compile(rf"{_CAPITAL}(?:[ \u00a0](?:(?:{PARTICLES}) )*{_CAPITAL})+")
+_NAME = regex.compile(rf"{_CAPITAL}(?:[ \u00a0](?:(?:{'|'.join(PARTICLES)}) )*{_CAPITAL})+")
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def renamed(text: str, names: Sequence[str], other: str, *, parts: bool) -> str:
         parts: Whether first and last word stand for the whole name, as those of a person's do; no article does.
     """
     own, others = names[0].split(), other.split()
-    apart = own[0].casefold() in ARTICLES or own[0] in (*PARTICLES.split("|"), "a", "an")
+    apart = own[0].casefold() in ARTICLES or own[0] in (*PARTICLES, "a", "an")
     first = {} if apart else {own[0]: others[0]}
     ends = first | {own[-1]: others[-1]} if parts and len(own) > 1 else {}
     said = dict.fromkeys(names, other) | ends
