@@ -33,6 +33,7 @@ def manifest(rng: random.Random) -> bytes:
     own = {"status": "done", "settings": {"model": "m"}, "data": {"forget": HMAC}, "model_sha256": "0", "terms": [term]}
     losses = {"forget": {"before": 1.0, "after": 2.0}}
     own |= {"steps": 3, "loss_nats_per_completion_token": losses, "loss_texts": {"forget": 3}}
+    own |= {"start": {"output": "o", "save_every": 100, "device": "cpu"}}
     return json.dumps({**own, "rows": {"forget": 3}, "versions": {"expunge": "0.1.0"}}).encode()
 
 
@@ -193,12 +194,14 @@ def _read_settings(path: Path) -> None:
 def _read_manifest(path: Path) -> None:
     from expunge.runs.card import model_card
     from expunge.runs.record import read_manifest
-    from expunge.runs.settings import recorded_settings
+    from expunge.runs.settings import recorded_settings, resumed_settings
 
     found = read_manifest(path, "--run")
     if found["status"] == "done":
         model_card(found)
     recorded_settings(str(path))
+    path.rename(path.with_name("manifest.json"))
+    resumed_settings(str(path.parent))
 
 
 def _read_results(path: Path) -> None:
