@@ -19,7 +19,7 @@ from expunge.evaluation.pool import configuration_difference, pool_runs
 from expunge.evaluation.results import measured_metrics
 from report_runs import write_run
 
-PRINT = {"base": "b0", "adapter": "a0", "data": {"forget": "f00"}, "prompt_format": "none, with end-of-text"}
+PRINT = {"base": "b0", "data": {"forget": "f00"}, "prompt_format": "none, with end-of-text"}
 
 
 def results(value: float | None, **others: Any) -> dict[str, Any]:
@@ -64,7 +64,7 @@ def test_best_is_only_what_overlaps_with_nothing(cells, best):
 
 
 def test_runs_are_pooled():
-    values = [0.31, 0.35, 0.29]
+    values = [0.31, 0.45, 0.29]
     pool = pool_runs(
         [(f"{i}.json", results(value, settings={"split": "v", "seed": i})) for i, value in enumerate(values)]
     )
@@ -102,6 +102,30 @@ def test_a_metric_that_a_run_lacks_is_the_mean_of_the_others():
 def test_runs_of_different_configurations_are_not_pooled(other, difference):
     with pytest.raises(DataError, match=f"^a and b are not runs of one configuration: {difference}$"):
         pool_runs([("a", results(0.2)), ("b", results(0.3, **other))])
+
+
+def test_one_adapter_is_one_run():
+    files = [(name, results(0.2, fingerprint=PRINT | {"adapter": own})) for name, own in (("a", "1"), ("b", "1"))]
+    with pytest.raises(DataError, match=r"^a and b are of one adapter, which is one run: give each once$"):
+        pool_runs(files)
+
+
+def test_runs_that_were_trained_otherwise_are_not_pooled(tmp_path):
+    runs = [
+        write_run(tmp_path / name, seed=seed, settings=settings)
+        for seed, (name, settings) in enumerate({"a": {}, "b": {}, "c": {"learning_rate": 1e-4}}.items())
+    ]
+    files = [(run / "results_after.json", results(0.2, fingerprint=PRINT | {"adapter": run.name})) for run in runs]
+    assert pool_runs(files[:2])["forget/probability"].runs == 2
+    with pytest.raises(DataError, match=r"they were trained with learning_rate 0.0015 and 0.0001$"):
+        pool_runs(files)
+
+
+def test_equal_seeds_are_no_certainty():
+    """Two runs of one value: the interval is that of their rows, not a point that is best beyond doubt."""
+    found = pool_runs([("a", results(0.2)), ("b", results(0.2))])["forget/probability"]
+    assert found.std == 0
+    assert (found.low, found.high) == pytest.approx((0.1, 0.3))
 
 
 def test_adapter_and_seed_are_no_difference():

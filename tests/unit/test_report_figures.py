@@ -207,6 +207,19 @@ def test_every_run_and_reference_is_a_point(tmp_path):
     assert all(f"{name}: " in drawn.says for name in places)
 
 
+def test_models_are_placed_by_the_metrics_that_all_have(tmp_path):
+    """A task that only the unlearned model was asked is no loss."""
+    run = write_run(tmp_path / "run")
+    with style():
+        before = figures.tradeoff(group_runs([read_run(run)]))[1]
+    path = run / "results_after.json"
+    results = json.loads(path.read_text())
+    results["metrics"]["all/hellaswag_acc"] = entry(0.3)
+    path.write_text(json.dumps(results))
+    with style():
+        assert figures.tradeoff(group_runs([read_run(run)]))[1] == before
+
+
 def test_runs_with_other_origins_are_no_seeds_of_one_another(tmp_path):
     runs = [write_run(tmp_path / "one"), write_run(tmp_path / "two", seed=1, manifest={"origin_sha256": "ab"})]
     assert len(group_runs([read_run(run) for run in runs])) == 2

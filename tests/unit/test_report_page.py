@@ -13,9 +13,10 @@ import pytest
 
 from expunge.errors import ConfigError, DataError, RunError
 from expunge.report import details, write_report
-from expunge.report.groups import DATA_FILES, group_runs
+from expunge.report.groups import group_runs
 from expunge.report.page import Drawings, render
 from expunge.report.run_data import _other_texts, read_run
+from expunge.runs.record import DATA_FILES
 from expunge.utils.files import fingerprint
 from expunge.utils.progress import Reporter
 from report_runs import entry, write_run
@@ -370,6 +371,16 @@ def test_seeds_are_pooled_with_their_spread(tmp_path):
     assert "seed0, seed1, seed2: went to the end of the schedule" in page.words
     assert "3 runs of 1 configuration" in page.words
     assert "0, 1, 2" in page.words  # the seeds
+
+
+def test_seeds_that_were_scored_otherwise_are_not_pooled(tmp_path, without_figures):
+    runs = [write_run(tmp_path / f"seed{seed}", seed=seed) for seed in range(2)]
+    path = runs[1] / "results_after.json"
+    results = json.loads(path.read_text())
+    path.write_text(json.dumps(results | {"settings": results.get("settings", {}) | {"max_new_tokens": 4}}))
+    words = Page(write_report(runs, tmp_path / "page.html").read_text()).words
+    assert "2 runs of 2 configurations" in words
+    assert "It was not scored as seed0 was, so they are not pooled: setting max_new_tokens is" in words
 
 
 def test_methods_stand_side_by_side(tmp_path):

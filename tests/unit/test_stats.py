@@ -24,7 +24,7 @@ from expunge.evaluation.stats import (
     statistic_estimate,
     tpr_estimate,
 )
-from expunge.utils.roc import auc, chance_sd
+from expunge.utils.roc import auc, chance_sd, placements
 
 NAN = math.nan
 
@@ -300,6 +300,30 @@ def test_the_interval_of_an_auc_is_the_test_that_it_inverts():
     found = auc_estimate(members, nonmembers)
     assert (found.low, found.high) == pytest.approx((kept[0], kept[-1]), abs=1e-4)
     assert found.n == 140
+
+
+def test_the_interval_of_an_auc_counts_documents():
+    """Ten alike scores of each of twenty documents are twenty: what each document contributes is the unit."""
+    rng = np.random.default_rng(8)
+    sides = rng.normal(0.7, 1, size=20), rng.normal(size=20)
+    whole, labels = auc_estimate(*sides), np.repeat(np.arange(20), 10)
+    repeated = [np.repeat(side, 10) for side in sides]
+    found = auc_estimate(*repeated, (labels, labels))
+    value, above, below = placements(*sides)
+    delong = above.var(ddof=1) / 20 + below.var(ddof=1) / 20
+    assert (found.value, found.n) == (whole.value, 400)
+    trials = value * (1 - value) / delong
+    grid = np.arange(20001) / 20000
+    kept = grid[(value - grid) ** 2 <= 1.959964**2 * grid * (1 - grid) / trials]
+    assert (found.low, found.high) == pytest.approx((kept[0], kept[-1]), abs=1e-4)
+    assert found.high - found.low > 2.5 * (lambda own: own.high - own.low)(auc_estimate(*repeated))
+    assert math.isnan(auc_estimate(*repeated, ([0] * 200, labels)).low)
+    one, many = (
+        auc_difference_estimate(pair, pair[::-1], own)
+        for pair, own in ((sides, (None, None)), (repeated, (labels, labels)))
+    )
+    assert many.value == pytest.approx(one.value)
+    assert many.high - many.low == pytest.approx(one.high - one.low, rel=0.05)
 
 
 @pytest.mark.parametrize(("sides", "low", "high"), [((30, 40), 0.88, 1.0), ((300, 400), 0.98, 1.0), ((2, 9), 0.3, 1.0)])

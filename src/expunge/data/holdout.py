@@ -81,7 +81,7 @@ class Halves:
         members: Half of the forgotten documents.
         nonmembers: Half of the unseen documents.
         short: Half of the unseen texts that are no documents, which are too short for membership.
-        others: The other half of these, which does not steer.
+        others: The other half of these, which does not steer; with `short` they set the targets of texts like them.
     """
 
     members: list[Example]

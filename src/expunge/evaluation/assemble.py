@@ -139,13 +139,14 @@ def membership_entries(measurement: Measurement) -> dict[str, Estimate]:
     for name, (members, nonmembers) in measurement.attacks.items():
         sides, source = (members.values, nonmembers.values), measurement.metrics["membership", name].source
         counts = len(members.ids), len(nonmembers.ids)
-        whole = auc_estimate(*sides).withheld(*counts)
+        whole = auc_estimate(*sides, (members.documents, nonmembers.documents)).withheld(*counts)
         found[f"membership/{name}_auc"] = whole.read_as("target", "membership", source, CHANCE_AUC)
         tasks = {*members.tasks, *nonmembers.tasks}
         for task in sorted(tasks - {""}) if len(tasks) > 1 else ():
-            part = members.of_task(task).values, nonmembers.of_task(task).values
-            if min(map(len, part)) >= FEWEST:
-                entry = auc_estimate(*part).read_as("target", "membership", source, CHANCE_AUC)
+            inside, outside = members.of_task(task), nonmembers.of_task(task)
+            if min(len(inside.ids), len(outside.ids)) >= FEWEST:
+                part = auc_estimate(inside.values, outside.values, (inside.documents, outside.documents))
+                entry = part.read_as("target", "membership", source, CHANCE_AUC)
                 found[f"membership/{name}_auc/{task}"] = entry
         for rate in FALSE_ALARMS:
             share = tpr_estimate(*sides, rate).withheld(*counts)

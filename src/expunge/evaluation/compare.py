@@ -308,6 +308,7 @@ def _notes(columns: Sequence[Column], contents: Sequence[Mapping[str, Any]], *, 
     for column in columns:
         runs = max((cell.runs for cell in column.metrics.values()), default=1)
         if runs > 1:
-            yield f"{column.name}: mean ± standard deviation of {runs} runs; the interval is that of the mean over runs"
+            of = f"mean ± standard deviation of {runs} runs"
+            yield f"{column.name}: {of}; the interval is the wider of two, of other seeds and of other rows"
         elif not any(cell.bounded for cell in column.metrics.values()):
             yield f"{column.name}: the file has no intervals, so nothing beside it is marked as best"

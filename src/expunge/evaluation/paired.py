@@ -73,16 +73,20 @@ def _rows_of(metric: str, table: Table) -> tuple[tuple[str, str], str]:
 
 
 def _auc_difference(attack: str, before: Table, after: Table) -> Estimate | None:
-    pairs = []
+    pairs: list[list[Values]] = []
     for names in SIDES:
         keys = [(name, f"membership/{attack}") for name in names]
         key = next((own for own in keys if own in before and own in after), None)
         if key is None or not (before[key].ids and after[key].ids):
             return None
-        pairs.append([own.values for own in _aligned(f"membership/{attack}", before[key], after[key])])
+        pairs.append([*_aligned(f"membership/{attack}", before[key], after[key])])
     (old_members, new_members), (old_others, new_others) = pairs
-    change = auc_difference_estimate((old_members, old_others), (new_members, new_others))
-    return replace(change, members=len(new_members), nonmembers=len(new_others))
+    change = auc_difference_estimate(
+        (old_members.values, old_others.values),
+        (new_members.values, new_others.values),
+        (new_members.documents, new_others.documents),
+    )
+    return replace(change, members=len(new_members.ids), nonmembers=len(new_others.ids))
 
 
 def _aligned(what: str, before: Values, after: Values) -> tuple[Values, Values]:

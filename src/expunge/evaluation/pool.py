@@ -9,25 +9,29 @@ from typing import Any
 from expunge.errors import DataError
 from expunge.evaluation.estimate import NAN, Estimate
 from expunge.evaluation.results import measured_metrics, other_subject
+from expunge.runs.record import method_of, read_manifest
 
 SEED = "seed"
 """The one setting in which runs of a configuration may differ."""
 
 
 def pool_runs(runs: Sequence[tuple[str | Path, Mapping[str, Any]]]) -> dict[str, Estimate]:
-    """Metric -> mean over runs, with Student's t interval and the standard deviation over runs.
+    """Metric -> mean over runs, with an interval and the standard deviation over runs.
 
-    The interval says what another seed would give on the same data; the rows' own uncertainty is not in it. A metric
+    The interval has the outer ends of two: Student's t, which says what another seed would give on the same rows, and
+    the mean of the runs' own ends, which says what other rows would give: equal seeds are no certainty. A metric
     that some runs could not measure is the mean of the others, and the estimate says of how many. Each run is the name
-    of its file, and the content.
+    of its file, and the content; where its manifest lies beside, the settings that it was trained with count, too.
 
     Raises:
-        DataError: The files are of different benchmarks, settings or data, or a metric is malformed.
+        DataError: The files are of different benchmarks, settings or data, two are of one adapter, or a metric is
+            malformed.
     """
     first_path, first = runs[0]
     for path, results in runs[1:]:
         if difference := configuration_difference(first, results):
             raise DataError(f"{first_path} and {path} are not runs of one configuration: {difference}")
+    _check_training(runs)
     metrics = [measured_metrics(path, results) for path, results in runs]
     if len(runs) == 1:
         return metrics[0]
@@ -41,8 +45,12 @@ def pool_runs(runs: Sequence[tuple[str | Path, Mapping[str, Any]]]) -> dict[str,
                 f"{first_path} and others cannot be pooled: metric {ascii(name)[1:-1]} has two directions or targets"
             )
         values = [own.value for own in found if own.known]
+        pooled, bounded = runs_estimate(values), [own for own in found if own.bounded]
+        if pooled.bounded and bounded:
+            ends = statistics.fmean(own.low for own in bounded), statistics.fmean(own.high for own in bounded)
+            pooled = replace(pooled, low=min(pooled.low, ends[0]), high=max(pooled.high, ends[1]))
         combined[name] = replace(
-            runs_estimate(values),
+            pooled,
             n=found[0].n if len({other.n for other in found}) == 1 else None,
             members=found[0].members if len({other.members for other in found}) == 1 else None,
             nonmembers=found[0].nonmembers if len({other.nonmembers for other in found}) == 1 else None,
@@ -71,6 +79,29 @@ def configuration_difference(first: Mapping[str, Any], second: Mapping[str, Any]
         if key != SEED and one.get(key) != other.get(key):
             return f"setting {_shown(key)} is {_shown(one.get(key))} in one and {_shown(other.get(key))} in the other"
     return None
+
+
+def _check_training(runs: Sequence[tuple[str | Path, Mapping[str, Any]]]) -> None:
+    """Refuse one adapter twice, and adapters that were trained with other settings than the first."""
+    of: dict[str, str | Path] = {}
+    first: tuple[str | Path, dict[str, Any]] | None = None
+    for path, results in runs:
+        adapter = (results.get("fingerprint") or {}).get("adapter")
+        if adapter is None:
+            continue
+        if (other := of.setdefault(adapter, path)) != path:
+            raise DataError(f"{other} and {path} are of one adapter, which is one run: give each once")
+        manifest = Path(path).with_name("manifest.json")
+        if not manifest.is_file():
+            continue
+        method = method_of(read_manifest(manifest)["settings"])
+        first = first or (path, method)
+        if differing := [key for key in {**first[1], **method} if first[1].get(key) != method.get(key)]:
+            key = differing[0]
+            raise DataError(
+                f"{first[0]} and {path} are not runs of one configuration: they were trained with {_shown(key)} "
+                f"{_shown(first[1].get(key))} and {_shown(method.get(key))}"
+            )
 
 
 def _shown(value: Any) -> str:

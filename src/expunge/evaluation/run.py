@@ -124,7 +124,8 @@ def _evaluate(config: EvaluateConfig, reporter: Reporter, processes: Processes) 
 
     with reporter.working("intervals"):
         results = results_of(measurement, adapter, mmlu=utility.mmlu if mmlu is None else mmlu, utility=utility.entries)
-        before = None if untouched is None else results_of(untouched, None, mmlu=utility.untouched_mmlu)
+        earlier_utility = {"mmlu": utility.untouched_mmlu, "utility": utility.untouched}
+        before = None if untouched is None else results_of(untouched, None, **earlier_utility)
     table = measurement.table
     earlier = untouched.table if untouched else _earlier(config, results)
     results["before"] = None if earlier is None else changes(results["metrics"], earlier, table)

@@ -35,7 +35,7 @@ LOG_UNITS = 6
 ONE = "all its rows are about one document, so how far it can be trusted is not known"
 NO_ROWS = "no row has it"
 ONE_SIDE = "one side has no texts"
-ONE_TEXT = "one side has a single text, so how far it can be trusted is not known"
+ONE_TEXT = "one side has a single text or document, so how far it can be trusted is not known"
 """Why a number or its interval is missing."""
 
 
@@ -132,34 +132,42 @@ def statistic_estimate(
     return Estimate(value, *bca_interval(value, draws, without), n)
 
 
-def auc_estimate(members: Sequence[float] | Floats, nonmembers: Sequence[float] | Floats) -> Estimate:
-    """`auc` with a score interval at the variance of DeLong et al. 1988; `n` counts both sides together.
+def auc_estimate(
+    members: Sequence[float] | Floats,
+    nonmembers: Sequence[float] | Floats,
+    clusters: tuple[Sequence[Hashable] | None, Sequence[Hashable] | None] = (None, None),
+) -> Estimate:
+    """`auc` with a score interval at the variance of DeLong et al. 1988; `n` counts both sides together. Where scores
+    have labels of documents, of members and non-members, these are the units (Obuchowski 1997).
 
     Where few scores overlap, DeLong's variance is too small: its interval on the logit scale covers about 80 % at an
     AUC of .97 with 30 exponential scores against 300. The variance that Newcombe 2006 (method 5) derives from the AUC
     alone is used where it is larger. At 0 and 1 both vanish, and an AUC counts as a share of min(members, nonmembers)
-    trials, which bounds its variance whatever the scores (Birnbaum & Klose 1957).
+    trials, in documents, which bounds its variance whatever the scores (Birnbaum & Klose 1957).
 
     Raises:
-        DataError: A score is not finite.
+        DataError: A score is not finite, or labels do not match the scores.
     """
     inside, outside = finite("members", members), finite("nonmembers", nonmembers)
     value, above, below = placements(inside, outside)
     m, n = inside.size, outside.size
     if math.isnan(value):
         return Estimate(value, reason=ONE_SIDE)
-    if min(m, n) < 2:
+    units = [_codes("clusters", own, size) for own, size in zip(clusters, (m, n), strict=True)]
+    fewest = min(int(codes.max()) + 1 for codes in units)
+    if fewest < 2:
         return Estimate(value, n=m + n, reason=ONE_TEXT, members=m, nonmembers=n)
-    delong = float(above.var(ddof=1) / m + below.var(ddof=1) / n)
+    delong = sum(_covariance(share, share, codes) for share, codes in zip((above, below), units, strict=True))
     mean = (m + n) / 2 - 1
     newcombe = value * (1 - value) * (1 + mean * ((1 - value) / (2 - value) + value / (1 + value))) / (m * n)
-    ends = _score_interval(value, max(delong, newcombe), min(m, n), z_quantile(1 - TAIL))
+    ends = _score_interval(value, max(delong, newcombe), fewest, z_quantile(1 - TAIL))
     return Estimate(value, *ends, m + n, members=m, nonmembers=n)
 
 
 def auc_difference_estimate(
     before: tuple[Sequence[float] | Floats, Sequence[float] | Floats],
     after: tuple[Sequence[float] | Floats, Sequence[float] | Floats],
+    clusters: tuple[Sequence[Hashable] | None, Sequence[Hashable] | None] = (None, None),
 ) -> Estimate:
     """AUC of `after` less that of `before`, each (members, non-members): the same texts in the same order.
 
@@ -168,17 +176,19 @@ def auc_difference_estimate(
     Raises:
         DataError: A score is not finite, or the two are not of the same number of texts.
     """
-    old, new = auc_estimate(*before), auc_estimate(*after)
+    old, new = auc_estimate(*before, clusters), auc_estimate(*after, clusters)
     sides = [[np.asarray(side, dtype=np.float64) for side in pair] for pair in (before, after)]
     if [side.size for side in sides[0]] != [side.size for side in sides[1]]:
         raise DataError("before and after are not of the same number of texts: a paired difference needs the same ones")
     if math.isnan(old.low):
         return Estimate(new.value - old.value, n=new.n, reason=new.reason or old.reason)
-    # Rows: before and after, of the members and of the non-members.
-    shares = zip(placements(*sides[0])[1:], placements(*sides[1])[1:], strict=True)
-    covariance: Floats = np.sum([np.cov(pair) / pair[0].size for pair in shares], axis=0)
-    scale = math.sqrt(covariance[0, 0] * covariance[1, 1])
-    return _joined(old, new, float(covariance[0, 1] / scale) if scale else 0.0)
+    parts = []  # of members and of non-members: variance before, covariance, variance after
+    for first, second, own in zip(placements(*sides[0])[1:], placements(*sides[1])[1:], clusters, strict=True):
+        codes = _codes("clusters", own, first.size)
+        parts.append([_covariance(*pair, codes) for pair in ((first, first), (first, second), (second, second))])
+    earlier, both, later = map(sum, zip(*parts, strict=True))
+    scale = math.sqrt(earlier * later)
+    return _joined(old, new, both / scale if scale else 0.0)
 
 
 def tpr_estimate(members: Sequence[float] | Floats, nonmembers: Sequence[float] | Floats, fpr: float) -> Estimate:
@@ -334,6 +344,13 @@ def _weights(weights: Sequence[float] | None, rows: int) -> Floats:
 def _by_cluster(codes: NDArray[np.int64], values: Floats) -> Floats:
     """The sum of each cluster's values."""
     return np.bincount(codes, values).astype(np.float64)
+
+
+def _covariance(first: Floats, second: Floats, codes: NDArray[np.int64]) -> float:
+    """Covariance of the means of two numbers of the same rows, with documents as the unit."""
+    sums = [_by_cluster(codes, own - own.mean()) for own in (first, second)]
+    units = sums[0].size
+    return float(units / (units - 1) * (sums[0] @ sums[1]) / first.size**2)
 
 
 def _codes(name: str, clusters: Sequence[Hashable] | None, rows: int) -> NDArray[np.int64]:

@@ -39,12 +39,14 @@ class Utility:
         entries: Mean of every task and, where it was asked too, the paired change from the untouched model's.
         rows: (`all`, task or group with its metric) -> the values of its rows.
         mmlu: Accuracy of the task `mmlu`, or else over all rows of the `mmlu_...` of multiple choice; None without any.
-        untouched_mmlu: The same of the untouched model, where it was asked too.
+        untouched: The means of the untouched model, where it was asked too.
+        untouched_mmlu: Its `mmlu`.
     """
 
     entries: Mapping[str, Estimate] = field(default_factory=dict)
     rows: Mapping[tuple[str, str], Values] = field(default_factory=dict)
     mmlu: float | None = None
+    untouched: Mapping[str, Estimate] = field(default_factory=dict)
     untouched_mmlu: float | None = None
 
 
@@ -106,14 +108,17 @@ def run_tasks(
 
 def utility_of(after: Mapping[tuple[str, str], Values], before: Mapping[tuple[str, str], Values] | None) -> Utility:
     """What the tasks say of a model and, where they were run on it too, of the untouched one."""
-    entries = {}
+    entries, untouched = _means(after), _means(before or {})
     for key, own in after.items():
-        entries["/".join(key)] = own.estimate().read_as("higher", "utility", SOURCE)
         if before is not None:
             change = difference_estimate(before[key].values, own.values, own.documents)
             source = f"{SOURCE}; paired with the untouched model"
             entries[f"{'/'.join(key)}_change"] = change.read_as("higher", "utility", source)
-    return Utility(entries, after, _mmlu(after), _mmlu(before or {}))
+    return Utility(entries, after, _mmlu(after), untouched, _mmlu(before or {}))
+
+
+def _means(rows: Mapping[tuple[str, str], Values]) -> dict[str, Estimate]:
+    return {"/".join(key): own.estimate().read_as("higher", "utility", SOURCE) for key, own in rows.items()}
 
 
 def _mmlu(rows: Mapping[tuple[str, str], Values]) -> float | None:

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from expunge.config import SETS
-from expunge.report.groups import DATA_FILES, Group, short, shown_settings
+from expunge.report.groups import Group, short, shown_settings
 from expunge.report.losses import losses_of
 from expunge.report.run_data import RunData
 from expunge.report.scores import number
-from expunge.runs.record import ALL_DONE
+from expunge.runs.record import ALL_DONE, DATA_FILES
 from expunge.utils.coarse import HALF, few
 from expunge.utils.text import MISSING, show_bytes, show_duration, show_number
 

@@ -1,6 +1,6 @@
 """The report's figures of scores. Each function draws one and says in words what it shows."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -170,15 +170,22 @@ def tradeoff(groups: Sequence[Group]) -> tuple[Drawn, list[tuple[str, float, flo
 
 def _points(groups: Sequence[Group]) -> Iterator[Point]:
     drawn: set[tuple[str, tuple[float, float]]] = set()
+    sides = [
+        [{*choose(own)} for choose in (knowledge, kept)]
+        for group in groups
+        for run in group.runs
+        for own in run.scores.values()
+    ]
+    shared = {key for side in zip(*filter(all, sides), strict=True) for key in set.intersection(*side)}
     for index, group in enumerate(groups):
         title, color, marker = _look_of_group(groups, index)
         for run in group.runs:
             for role, own, sign in (("before", MUTED, "o"), ("retrained", INK, "D")):
-                place = _place(run.scores.get(role, {}))
+                place = _place(run.scores.get(role, {}), shared)
                 if place and (role, place) not in drawn:
                     drawn.add((role, place))
                     yield Point(run.title(role), run.title(role), own, sign, role == "retrained", place)
-            if place := _place(run.scores.get("after", {})):
+            if place := _place(run.scores.get("after", {}), shared):
                 yield Point(title, run.name, color, marker, True, place)
 
 
@@ -191,11 +198,13 @@ def _named(group: Group) -> str:
     return f"{group.letter}: {brief(group.title, 40)}"
 
 
-def _place(scores: Mapping[str, Score]) -> tuple[float, float] | None:
-    """Mean of what is still known of the forget set and mean of what is kept, of metrics between 0 and 1."""
+def _place(scores: Mapping[str, Score], shared: Collection[str]) -> tuple[float, float] | None:
+    """Mean of what is still known of the forget set and mean of what is kept, of the metrics between 0 and 1 that all
+    models have.
+    """
     pair = []
     for choose in (knowledge, kept):
-        found = [own for own in choose(scores).values() if 0 <= own.value <= 1]
+        found = [own for key, own in choose(scores).items() if key in shared and 0 <= own.value <= 1]
         values = [own.value for own in found if not own.task] or [own.value for own in found]
         if not values:
             return None

@@ -7,15 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from expunge.evaluation.estimate import NAN, Estimate
+from expunge.evaluation.pool import configuration_difference
 from expunge.report.run_data import RunData
 from expunge.report.scores import FAMILIES, Score
+from expunge.runs.record import method_of, without_files
 from expunge.utils.text import first_few
 
-NOT_A_METHOD = {"seed", "device", "title"}
-"""Settings that do not make another configuration."""
-DATA_FILES = {"forget", "retain", "holdout", "instead", "data", "origin", "columns", "test"}
-"""Settings that name files and columns of the data."""
-ENDINGS = (".jsonl", ".json", ".parquet", ".csv", ".yaml", ".yml", ".txt")
 TITLE_SETTINGS = 3
 
 
@@ -94,11 +91,13 @@ class Row:
 
 
 def group_runs(runs: Sequence[RunData]) -> list[Group]:
-    """Put the runs of one configuration together, in the order in which they were given."""
+    """Put the runs of one configuration together that were scored in one way, in the order in which they were given.
+    Where two of a configuration were not, a run's warnings say in what they differ.
+    """
     found: dict[str, list[RunData]] = {}
     for run in runs:
         found.setdefault(json.dumps(_identity(run), sort_keys=True, default=str), []).append(run)
-    members = list(found.values())
+    members = [part for own in found.values() for part in _scored_alike(own)]
     return [Group(_letter(i), _title(own, members), own) for i, own in enumerate(members)]
 
 
@@ -133,27 +132,34 @@ def tabulate(columns: Sequence[Column], runs: Sequence[RunData]) -> dict[str, li
 
 def differing_settings(groups: Sequence[Group]) -> dict[str, list[Any]]:
     """Setting -> its value in each group, for those that differ."""
-    shown = [_method(group.runs[0]) for group in groups]
+    shown = [method_of(group.runs[0].settings) for group in groups]
     found = {name: [own.get(name) for own in shown] for name in dict.fromkeys(name for own in shown for name in own)}
     return {name: values for name, values in found.items() if any(value != values[0] for value in values)}
 
 
 def shown_settings(run: RunData) -> dict[str, Any]:
     """The settings without those that name a file, whatever they are called: hashes stand for the texts in them."""
-    return {name: value for name, value in run.settings.items() if name == "model" or not _names_a_file(name, value)}
-
-
-def _names_a_file(name: str, value: Any) -> bool:
-    return name in DATA_FILES or (isinstance(value, str) and ("/" in value or "\\" in value or value.endswith(ENDINGS)))
-
-
-def _method(run: RunData) -> dict[str, Any]:
-    return {name: value for name, value in shown_settings(run).items() if name not in NOT_A_METHOD}
+    return without_files(run.settings)
 
 
 def _identity(run: RunData) -> dict[str, Any]:
     made_of = {name: run.manifest.get(name) for name in ("model_sha256", "origin_sha256", "data")}
-    return _method(run) | {"model": None, **made_of}
+    return method_of(run.settings) | {"model": None, **made_of}
+
+
+def _scored_alike(runs: Sequence[RunData]) -> list[list[RunData]]:
+    """The runs in parts, each of results that were made in one way; runs without any go with the first."""
+    scored, rest = ([run for run in runs if ("after" in run.results) == wanted] for wanted in (True, False))
+    parts: list[list[RunData]] = []
+    for run in scored:
+        told = [configuration_difference(part[0].results["after"], run.results["after"]) for part in parts]
+        if None in told:
+            parts[told.index(None)].append(run)
+            continue
+        if parts:
+            run.warnings.append(f"It was not scored as {parts[0][0].name} was, so they are not pooled: {told[0]}.")
+        parts.append([run])
+    return [parts[0] + rest, *parts[1:]] if parts else [rest]
 
 
 def _letter(index: int) -> str:
@@ -166,9 +172,9 @@ def _title(runs: list[RunData], groups: list[list[RunData]]) -> str:
     shown = first_few(names, 2)
     if len(groups) == 1:
         return shown
-    first = [_method(own[0]) for own in groups]
+    first = [method_of(own[0].settings) for own in groups]
     recipes = [settings.get("recipe") for settings in first]
-    mine = _method(runs[0])
+    mine = method_of(runs[0].settings)
     if recipes.count(mine.get("recipe")) == 1:
         return f"recipe {mine.get('recipe')}"
     differing = [name for name in mine if any(settings.get(name) != mine[name] for settings in first)]
@@ -211,6 +217,7 @@ def _cell(found: list[Score]) -> Cell:
     own = (known or found)[0]
     if len(known) > 1:
         mean, std = statistics.fmean(each), statistics.stdev(each)
-        return Cell(mean, mean - std, mean + std, own.n, runs=len(each), std=std, each=each, starred=starred)
+        rows = own.n if len({score.n for score in known}) == 1 else None
+        return Cell(mean, mean - std, mean + std, rows, runs=len(each), std=std, each=each, starred=starred)
     reason = own.reason or ("" if known else "not measured")
     return Cell(own.value, own.low, own.high, own.n, reason, each=each, starred=starred)

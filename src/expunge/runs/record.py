@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import NoneType
 from typing import Any
@@ -55,6 +55,11 @@ DONE = {
     "loss_texts": {"forget": int},
 }
 """What that of a finished run holds; who repeats a run needs its settings alone."""
+NOT_A_METHOD = {"seed", "device", "title"}
+"""Settings that do not make another configuration."""
+DATA_FILES = {"forget", "retain", "holdout", "instead", "data", "origin", "columns", "test"}
+"""Settings that name files and columns of the data."""
+ENDINGS = (".jsonl", ".json", ".parquet", ".csv", ".yaml", ".yml", ".txt")
 SELECTION = {"stopped?": str, "best_step?": int, "scale?": NUMBER, "verdict?": str}
 CALIBRATION = "calibration.json"
 CALIBRATION_FIELDS = {
@@ -230,3 +235,17 @@ def check_adapter_kept(run: Path, manifest: dict[str, Any], flag: str = "") -> s
         if not all(math.isclose(scale, selection.get("scale", scale), rel_tol=1e-6) for scale in scales):
             raise RunError(f"{where}: {CALIBRATION} is not of the adapter that is there: put that one back")
     return found["adapter_fingerprint"]
+
+
+def without_files(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings without those that name a file, whatever they are called."""
+    return {name: value for name, value in settings.items() if name == "model" or not _names_a_file(name, value)}
+
+
+def method_of(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that make a method: without files, seed and device."""
+    return {name: value for name, value in without_files(settings).items() if name not in NOT_A_METHOD}
+
+
+def _names_a_file(name: str, value: Any) -> bool:
+    return name in DATA_FILES or (isinstance(value, str) and ("/" in value or "\\" in value or value.endswith(ENDINGS)))
