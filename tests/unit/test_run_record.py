@@ -127,6 +127,7 @@ MANIFESTS: dict[str, Any] = {
     "no steps": {"steps": None},
     "a term without a weight": {"terms": [{"name": "forget", "formula": "x", "source": "y"}]},
     "a warning that is a number": {"warnings": [1]},
+    "a doubt that is text": {"unseen_doubts": "many"},
     "times that are text": {"training_seconds": "fast"},
     "a step that is text": {"selection": {"stopped": "x", "best_step": "7", "scale": 1.0, "verdict": "y"}},
     "a limit that is text": {"settings": {"model": "m", "max_steps": "120"}},
@@ -166,7 +167,8 @@ def test_a_log_with_a_line_of_another_kind_is_refused(line: str, tmp_path: Path)
     [
         {"model": 1}, {"settings": []}, {"fingerprint": {"adapter": 3}}, {"fingerprint": {"data": {"forget": None}}},
         {"reference": {"indistinguishable": {"loss_ks_p": "no"}}}, {"reference": [1]}, {"not_measured": "nothing"},
-        {"versions": {"torch": 2}},
+        {"versions": {"torch": 2}}, {"before": [1]}, {"before": {"retain/probability": 0.1}},
+        {"before": {"retain/probability": {"low": "no"}}}, {"reference": {"rows": {"loss_ks_p": "many"}}},
     ],
 )  # fmt: skip
 def test_results_with_a_field_of_another_kind_are_refused(changed: dict[str, Any], tmp_path: Path) -> None:

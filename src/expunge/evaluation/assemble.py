@@ -179,11 +179,12 @@ def _beside(key: str, own: Estimate, theirs: Estimate | None, *tables: Any) -> E
 
 def _tests(ours: Measurement, theirs: Measurement, name: str | None) -> dict[str, Any]:
     """Whether two models can be told apart by how they treat the forget set."""
-    found: dict[str, Any] = {"model": short_name(name), "indistinguishable": {}}
+    found: dict[str, Any] = {"model": short_name(name), "indistinguishable": {}, "rows": {}}
     for label, metric in (("truth_ratio_ks_p", "truth_ratio_raw"), ("loss_ks_p", "nll")):
         pair = [own.rows.get(("forget", metric)) for own in (ours, theirs)]
         known = [values.values for values in pair if values is not None]
         found["indistinguishable"][label] = ks_pvalue(*known) if len(known) == 2 else None
+        found["rows"][label] = min(map(len, known)) if len(known) == 2 else 0
         if len(known) < 2:
             found.setdefault("missing", {})[label] = "the data has no wrong answers"
     return found

@@ -8,7 +8,8 @@ Every benchmark has
   `members` and `nonmembers`, too, the texts on either side;
 - `fingerprint`: what the numbers are of: `base` (content of the model), `adapter` (weights and scale), `data`
   (set -> hash under the user's key) and `prompt_format`;
-- `settings`, `reference` (the retrained model and the tests against it) and `not_measured` (plain sentences);
+- `settings`, `reference` (the retrained model, the tests against it and the `rows` that each had) and `not_measured`
+  (plain sentences);
 - `unseen_said`: of the unseen texts whose answers cannot be guessed, how many are `said` word for word, of how many
   `texts`; absent where none was asked for.
 
@@ -44,10 +45,12 @@ FIELDS = {
     },
     "versions?": Each(str),
     "reference?": (dict, NoneType),
+    "before?": (dict, NoneType),
     "not_measured?": [str],
     "unseen_said?": {"said": int, "texts": int},
 }
-REFERENCE = {"kind?": str, "indistinguishable?": Each((*NUMBER, NoneType))}
+REFERENCE = {"kind?": str, "indistinguishable?": Each((*NUMBER, NoneType)), "rows?": Each(int)}
+BEFORE = Each({"low?": (*NUMBER, NoneType)})
 PACKAGES = ("torch", "transformers", "peft", "rouge-score")
 """Their versions are noted beside that of Expunge, because generations and scores can depend on them."""
 NUMBERS = ("task_aggregate", "mia_auc", "mia_score", "mmlu", "final_score")
@@ -108,6 +111,7 @@ def read_results(path: str | Path) -> dict[str, Any]:
     try:
         check_fields(results, FIELDS)
         check_fields(results.get("reference") or {}, REFERENCE)
+        check_fields(results.get("before") or {}, BEFORE, "before")
         if results["benchmark"] in ("semeval", "lume"):
             check_fields(results, OFFICIAL)
             _check_range(results)
