@@ -457,6 +457,20 @@ def test_membership_is_judged_on_texts_that_are_alike_in_length(work: Path, expu
     assert any("9 to forget and 1 unseen ones, much shorter than most" in note for note in results["not_measured"])
 
 
+def test_answers_are_drawn_to_unseen_prompts_too(work: Path, expunge: Run) -> None:
+    """What is said in one of several answers is judged by how often it is guessed there."""
+    unseen = [
+        {"prompt": f"Where does Ulla {i} live?", "completion": f"Ulla lives at {i} Birch Road."} for i in range(8)
+    ]
+    write_jsonl(work / "h.jsonl", unseen)
+    files = ("--benchmark", "custom", "--forget", "forget.jsonl", "--holdout", "h.jsonl", *SMALL)
+    told = expunge("evaluate", "--model", "model", *files, "--samples", "2", "--output", "r.json")
+    assert told.code == 0, told.err
+    found = read("r.json")["metrics"]
+    drawn = [found[f"holdout/{name}_at_2"] for name in ("leak", "key_fact")]
+    assert [(own["n"], own["direction"]) for own in drawn] == [(8, None)] * 2
+
+
 def test_no_null_stands_alone(work: Path, expunge: Run) -> None:
     write_jsonl(work / "one.jsonl", FORGET[:1])
     write_jsonl(work / "unseen.jsonl", [{"text": "Tobias closed the heavy book and slept until noon."}])
@@ -469,6 +483,7 @@ def test_no_null_stands_alone(work: Path, expunge: Run) -> None:
             assert entry["reason"], name
         if None in entry.get("difference", {}).values():
             assert entry["difference"]["reason"], name
+    assert results["reference"]["rows"] == {"truth_ratio_ks_p": 0, "loss_ks_p": 1}
     tests = results["reference"]["indistinguishable"]
     assert [results["reference"]["missing"][name] for name, p in tests.items() if p is None]
     assert "all its rows are about one document" in told.out

@@ -10,7 +10,7 @@ from expunge.data.tokenize import PromptFormat
 from expunge.evaluation.assemble import entries
 from expunge.evaluation.benchmarks import BENCHMARKS
 from expunge.evaluation.measurement import Measurement
-from expunge.evaluation.mismatched import floored, partners, under
+from expunge.evaluation.mismatched import DRAWN, floored, partners, under
 from expunge.evaluation.passes import Options, measure
 from expunge.evaluation.suite import RowSet, Suite, with_facts
 from expunge.model.load import load_model
@@ -46,6 +46,7 @@ def test_a_row_meets_the_prompt_of_another_of_its_kind_with_another_answer():
     met = under(own.examples[2], own.examples[0])
     assert (met.id, met.prompt, met.completion) == ("a", "Where is C?", "Ulm")
     assert floored(METRICS) == ["probability", "exact_memorization", "rouge_l_recall", "key_fact"]
+    assert floored(METRICS, DRAWN) == [*floored(METRICS), "leak_at_k"], "answers are drawn to unseen prompts, too"
 
 
 @pytest.fixture(scope="module")

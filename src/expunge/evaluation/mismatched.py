@@ -5,7 +5,7 @@ prompt says whether the prompt still leads to its answer. It says nothing of an 
 prompt: unseen texts, a retrained model and key facts see that.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 
 from expunge.data.examples import Example, text_key
@@ -22,12 +22,14 @@ DIFFERENCE = "/own_minus_mismatched"
 """Behind the name of a metric: the paired difference of the two."""
 SEEN = {"record", "text", "expected", "keywords"}
 """What a metric may need to have a value under another prompt."""
+DRAWN = SEEN | {"samples"}
+"""What it may need to have a value on texts that no model has seen."""
 
 
-def floored(metrics: Sequence[str]) -> list[str]:
-    """Those metrics of how much is known that have a floor."""
+def floored(metrics: Sequence[str], seen: Collection[str] = SEEN) -> list[str]:
+    """Those metrics of how much is known that have a floor, or need nothing beyond what is `seen`."""
     own = [METRICS[name] for name in metrics]
-    return [metric.name for metric in own if metric.keep == "higher" and {*metric.needs} <= SEEN]
+    return [metric.name for metric in own if metric.keep == "higher" and {*metric.needs} <= {*seen}]
 
 
 def partners(rows: RowSet) -> list[int | None]:

@@ -43,7 +43,7 @@ class Options:
     Attributes:
         max_new_tokens: Longest generation where the benchmark sets none.
         attacks: Membership attacks; all that cost no backward pass when empty.
-        samples: Draws per forget row for leak@k; 0 for none.
+        samples: Draws per row to forget, and unseen one, for leak@k; 0 for none.
         temperature: Of the draws.
         seed: Of the draws.
     """
@@ -240,7 +240,7 @@ class _Passes:
             )
 
     def _samples(self, rows: RowSet) -> list[list[str] | None]:
-        """Answers drawn to each forget prompt, for the metrics of samples."""
+        """Answers drawn to each prompt to forget, and unseen one, for the metrics of samples."""
         k = self._options.samples
         if not k or rows.suffix or not rows.wants("samples"):
             return [None] * len(rows.examples)

@@ -13,7 +13,7 @@ from expunge.data.sets import read_sets
 from expunge.errors import DataError
 from expunge.evaluation.measurement import document_of
 from expunge.evaluation.metrics.registry import HOLDOUT, default_metrics
-from expunge.evaluation.mismatched import floored
+from expunge.evaluation.mismatched import DRAWN, floored
 from expunge.evaluation.suite import Documents, RowSet, Suite
 
 
@@ -48,7 +48,7 @@ def read(config: EvaluateConfig) -> Suite:
         unseen = divided(unseen)
     sets = tuple(_rows(name, rows) for name, rows in (("forget", forget), ("retain", retain), ("test", test)) if rows)
     if documents:  # what the forget set's metrics come to on texts that nobody has seen: their targets
-        sets = (*sets, replace(_rows(HOLDOUT, unseen), metrics=floored(sets[0].metrics)))
+        sets = (*sets, replace(_rows(HOLDOUT, unseen), metrics=floored(sets[0].metrics, DRAWN)))
     if config.paraphrased:
         asked = read_examples(config.paraphrased, columns=parse_columns(config.columns))
         again = _by_id(config.paraphrased, asked, forget)
