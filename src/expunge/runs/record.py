@@ -30,6 +30,7 @@ FIELDS = {
     "prompt_format?": {"chosen": str},
     "terms?": [{"name": str, "weight": NUMBER, "formula": str, "source": str}],
     "warnings?": [str],
+    "unseen_doubts?": [str],
     "started?": str,
     "finished?": str,
     "steps?": (int, NoneType),

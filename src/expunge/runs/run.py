@@ -68,6 +68,8 @@ class RunResult:
         selection: What calibration.json should hold; None where no unseen text steered the run.
         contexts: `tokens` of other texts before half of the forget texts, in the mean, and the `ratio` of target NLLs
             there; None where they were trained on alone, and of a run that `--finish` ended, which does not look.
+        warnings: Findings that the user was told of since the manifest's first half was written.
+        unseen_doubts: Why the unseen texts may be none, or of another kind.
     """
 
     losses: dict[str, dict[str, float]]
@@ -79,6 +81,8 @@ class RunResult:
     total_seconds: float
     selection: dict[str, Any] | None = None
     contexts: dict[str, float] | None = None
+    warnings: list[str] = field(default_factory=list)
+    unseen_doubts: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -311,8 +315,11 @@ class Run:
         if not is_writer():
             return outcome
         path, selection = self.path / "manifest.json", result.selection or {}
-        manifest = read_manifest(path, "--output") | {
+        manifest = read_manifest(path, "--output")
+        manifest |= {
             "status": "done",
+            "warnings": [*manifest.get("warnings", []), *result.warnings],
+            "unseen_doubts": result.unseen_doubts,
             "finished": _now(),
             "steps": result.steps,
             "timed_steps": result.timed_steps,

@@ -83,13 +83,17 @@ class Evaluation:
                 "the untouched model finds the texts to forget no more familiar than the unseen ones "
                 f"(AUC {own.auc:.2f}): it does not know them by heart, or has seen the unseen ones, too"
             )
+        return found + self.known_unseen()
+
+    def known_unseen(self) -> list[str]:
+        """That many unseen texts are known to the untouched model, as a list of one; empty where they are not."""
         said, texts = self.validator.unseen_said
-        if said > max(1, MOST_SAID * texts):
-            found.append(
-                f"{said} of {texts} unseen texts are said word for word by the untouched model: has it seen them? The "
-                "texts to forget end as well known as these are"
-            )
-        return found
+        if said <= max(1, MOST_SAID * texts):
+            return []
+        return [
+            f"{said} of {texts} unseen texts are said word for word by the untouched model: has it seen them? The "
+            "texts to forget end as well known as these are"
+        ]
 
     def step(self, done: int, trainer: Trainer) -> tuple[dict[str, Any], str]:
         """Measure the average after so many steps; gives what the log and what the user should see."""
@@ -157,7 +161,8 @@ def _unlearn(
         trainer.compute_reference(reporter)
     with reporter.working("evaluating the untouched model"):
         evaluation = Evaluation.of(prepared, trainer)
-    for doubt in evaluation.doubts() if evaluation else ():
+    doubts = evaluation.doubts() if evaluation else []
+    for doubt in doubts:
         reporter.warn(doubt)
     start = resume(run, trainer, evaluation, reporter) if config.resume else 0
     processes.agree(start, "checkpoints")
@@ -199,6 +204,8 @@ def _unlearn(
         total_seconds=time.perf_counter() - begun,
         selection=selection,
         contexts=contexts_taken(trainer),
+        warnings=doubts,
+        unseen_doubts=[*prepared.unseen_doubts, *(evaluation.known_unseen() if evaluation else [])],
     )
     rows = [row.input_ids for row in prepared.forget[:VERIFIED]]
     with reporter.working("saving the adapter, and reading it back"):

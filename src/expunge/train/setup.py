@@ -73,6 +73,7 @@ class Prepared:
         texts: What stands for the texts of the forget set, whatever is read of them; see `texts_fingerprint`.
         model_files: State of the files of model and origin before they were loaded.
         warnings: Findings that the user should read.
+        unseen_doubts: Those of them that say why the unseen texts may be of another kind.
         lower: The same with forget, retain, test and selection in lower case; None where the run has no use for it.
         few_unseen: Unseen texts that are too few to steer by, where there is an origin whose NLLs they scale.
     """
@@ -92,6 +93,7 @@ class Prepared:
     texts: dict[str, str]
     model_files: ModelState
     warnings: list[str]
+    unseen_doubts: list[str] = field(default_factory=list)
     lower: "Prepared | None" = None
     few_unseen: list[TokenizedExample] = field(default_factory=list)
 
@@ -172,9 +174,9 @@ def prepare(config: UnlearnConfig, reporter: Reporter) -> Prepared:
     for name, side in tokenized.items():
         _tell(name, side, loaded.tokenizer, reporter)
     halves: Halves | None = None
+    doubts: list[str] = []
     if followed is not None:
         try:
-            doubts: list[str] = []
             halves = split_off(followed, sets.nonmembers, sets.retain, loaded.tokenizer, doubts.append)
             sets.warnings += doubts
         except DataError as error:  # near-duplicates cannot be parted into halves
@@ -200,6 +202,7 @@ def prepare(config: UnlearnConfig, reporter: Reporter) -> Prepared:
         model_files=model_files,
         texts={"forget": texts_fingerprint(sets.forget)},
         warnings=[*sets.warnings, *unused(config, loss, steered=selection is not None)],
+        unseen_doubts=doubts,
         lower=None,
     )
     if config.lowercase_share and halves and "target_nll" in loss.needs:
