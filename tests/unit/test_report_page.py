@@ -261,6 +261,41 @@ def test_results_on_other_texts_than_the_runs_are_left_out(tmp_path):
     assert warning.startswith("results_after.json is left out: it is of other texts than those that the run was made")
 
 
+def test_results_under_another_key_are_said_to_be_of_unknown_rows(tmp_path: Path) -> None:
+    """Their data cannot be compared, so that no row of them needs to be the run's."""
+    run = write_run(tmp_path / "run")
+    for role, key in (("before", "mine"), ("after", "mine"), ("retrained", "theirs")):
+        file = run / f"results_{role}.json"
+        content = json.loads(file.read_text())
+        content["fingerprint"]["data"] = {"forget": f"{key}:{role if key == 'theirs' else 'rows'}"}
+        file.write_text(json.dumps(content))
+    told = read_run(run)
+    assert "retrained" in told.results
+    assert told.warnings == [
+        "The results of the retrained model and those after were made by different users: whether they are of the same "
+        "data is not known."
+    ]
+
+
+@pytest.mark.parametrize(("texts", "counts"), [((30, 30), 0.47), ((60, 60), 0.6), (None, 0.47)])
+def test_an_attack_is_compared_on_the_texts_that_did_not_steer(
+    tmp_path: Path, texts: tuple[int, int] | None, counts: float
+) -> None:
+    """`evaluate --reference` notes 30 and 30, results of the retrained model by themselves are of 60 and 60."""
+    run = write_run(tmp_path / "run")
+    for role, more in (("after", {"reference": 0.47}), ("retrained", {"value": 0.6, "low": 0.5, "high": 0.7})):
+        file = run / f"results_{role}.json"
+        content = json.loads(file.read_text())
+        sides = {"members": 60, "nonmembers": 60, "n": 120} if role == "retrained" else {}
+        if role == "after" and texts:
+            sides = dict(zip(("members", "nonmembers"), texts, strict=True)) | {"n": sum(texts)}
+        content["metrics"]["membership/loss_auc"] |= more | sides
+        file.write_text(json.dumps(content))
+    scores = read_run(run).scores["retrained"]
+    assert scores["membership/loss_auc"].value == counts
+    assert scores["forget/exact_match"].n == 60, "of the others its own file goes first"
+
+
 def test_the_newest_results_of_the_run_count(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     file, newer = run / "results_after.json", run / "results.json"

@@ -11,7 +11,7 @@ from typing import Any
 
 from expunge.config import SPLIT
 from expunge.errors import RunError
-from expunge.evaluation.results import FINGERPRINT, other_subject, read_results
+from expunge.evaluation.results import FINGERPRINT, of_other_keys, other_subject, read_results
 from expunge.report.scores import Score, read_scores
 from expunge.runs.directory import check_no_links
 from expunge.runs.record import check_adapter_kept, read_calibration, read_manifest, read_steps
@@ -183,6 +183,11 @@ def _foreign(role: str, results: Mapping[str, Any], run: RunData, adapter: str |
         return f"something else than the results of the unlearned model ({', '.join(other)})"
     made = after.get("settings") or {}, results.get("settings") or {}
     what = "of the retrained model" if role == "retrained" else role
+    if of_other_keys(after, results):
+        run.warnings.append(
+            f"The results {what} and those after were made by different users: whether they are of the same data is "
+            "not known."
+        )
     run.warnings.extend(
         f"The results {what} were made with {name} {made[1][name]}, those after with {made[0][name]}: they can differ "
         "for that reason alone."
@@ -204,13 +209,20 @@ def _other_texts(run: RunData, results: Mapping[str, Any]) -> bool:
 
 
 def _add_named_reference(run: RunData) -> None:
-    """The scores of a reference model: those that the file of the unlearned model names, then its own file's."""
-    named = {
-        key: score.of_reference for key, score in run.scores.get("after", {}).items() if not math.isnan(score.reference)
-    }
+    """The scores of a reference model: its own file's, else those that the file of the unlearned model names; of an
+    attack on other texts than those that did not steer the run, the named ones.
+    """
+    after = run.scores.get("after", {})
+    named = {key: score.of_reference for key, score in after.items() if not math.isnan(score.reference)}
     if "retrained" in run.results and run.compared.get("kind") == "origin":
         named = {}  # a retrained model goes before the one from before
-        after = run.scores["after"]
         after |= {key: replace(score, reference=math.nan, difference=None) for key, score in after.items()}
     if named or "retrained" in run.scores:
-        run.scores["retrained"] = named | run.scores.get("retrained", {})
+        own = run.scores.get("retrained", {})
+        attacks = {key for key in named.keys() & own.keys() if own[key].family == "membership"}
+        others = {key for key in attacks if _texts(own[key]) != _texts(after[key])}
+        run.scores["retrained"] = named | {key: score for key, score in own.items() if key not in others}
+
+
+def _texts(attack: Score) -> tuple[int | None, ...]:
+    return attack.members, attack.nonmembers, attack.n
