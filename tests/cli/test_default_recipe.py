@@ -1,6 +1,7 @@
 """The recipe `default` as a user calls it: when it is taken, what it leaves behind, interruptions, `--origin`."""
 
 import json
+import random
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import chdir
@@ -213,6 +214,25 @@ def test_unseen_texts_that_nearly_are_trained_on_are_left_out_and_told(texts: Pa
     assert "6 of 26 unseen texts are, or nearly are, among those to forget, to keep or" in " ".join(done.err.split())
     assert any("6 of 26 unseen texts" in warning for warning in read("run/manifest.json")["warnings"])
     assert read("run/calibration.json")["texts"]["nonmembers"] == 10  # half of the others
+
+
+def test_what_speaks_against_the_unseen_texts_reaches_manifest_and_verdict(
+    texts: Path, expunge: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = "9 of 16 unseen texts are said word for word by the untouched model"
+    monkeypatch.setattr("expunge.train.loop.Evaluation.known_unseen", lambda self: [known])
+    many = [{**row, "id": f"{row['id']}-{i}", "input": f"{row['input']} ({i})"} for i in range(8) for row in FORGET]
+    write_jsonl(texts / "many.jsonl", many)
+    rng, words = random.Random(0), [row["output"].split()[at] for row in FORGET for at in range(4)]
+    unseen = [" ".join(rng.choices(words + [f"w{n}" for n in range(40)], k=30)) for _ in range(32)]
+    write_jsonl(texts / "unseen.jsonl", [{"input": f"Who is {i}?", "output": own} for i, own in enumerate(unseen)])
+    done = expunge(*FOLLOW, "--max-steps", "1", "--eval-every", "1")
+    assert done.code == 0, done.err
+    manifest = read("run/manifest.json")
+    kind, said = manifest["unseen_doubts"]
+    assert ("the unseen texts are of another kind" in kind, said) == (True, known)
+    assert {kind, said} <= {*manifest["warnings"]}
+    assert any("the unseen texts are of another kind" in own for own in read("run/verdict.json")["warnings"])
 
 
 def test_unseen_texts_that_gave_target_nlls_alone_are_reported_on_by_no_one(texts: Path, expunge: Run) -> None:

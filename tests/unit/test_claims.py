@@ -50,7 +50,7 @@ def _sentences(path: Path) -> Iterator[str]:
             yield own.value
 
 
-@pytest.mark.parametrize("name", ["judge", "questions", "doubts", "losses", "answers", "run_data"])
+@pytest.mark.parametrize("name", ["judge", "questions", "doubts", "losses", "targets", "answers", "run_data"])
 def test_the_table_of_claims_has_every_sentence_of_verdict_and_page(name: str) -> None:
     page = " ".join((ROOT / "docs/reliability.md").read_text().replace("`", "").split())
     for sentence in _sentences(ROOT / f"src/expunge/report/{name}.py"):

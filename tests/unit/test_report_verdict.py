@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from expunge.evaluation.results import COMPARED
-from expunge.evaluation.stats import mean_estimate
+from expunge.evaluation.stats import auc_estimate, ks_pvalue, mean_estimate
 from expunge.report.answers import STATES
 from expunge.report.groups import group_runs, read_columns
 from expunge.report.judge import Verdict, verdict, worst, write_verdict
@@ -59,6 +59,9 @@ def judge(
     calibration=None,
     rows=None,
     beside=None,
+    earlier=None,
+    told=None,
+    tested=None,
 ) -> Verdict:
     """The verdict on a run whose files hold these metrics."""
     roles = {"before": before, "after": after, "retrained": reference}
@@ -66,13 +69,16 @@ def judge(
     results["after"] |= {"not_measured": list(noted), **(beside or {})}
     results["after"]["settings"] = evaluated or {}
     results["after"]["reference"] = {"model": "other", "kind": kind, "indistinguishable": tests or {}}
+    results["after"]["reference"] |= {"rows": tested} if tested else {}
+    if before:
+        results["before"] |= earlier or {}
     manifest = {
         "status": status,
         "steps": steps,
         "settings": settings or {},
         "loss_nats_per_completion_token": losses or {},
     }
-    manifest |= {"rows": rows} if rows else {}
+    manifest |= ({"rows": rows} if rows else {}) | (told or {})
     scores = {role: read_scores(own) for role, own in results.items()}
     if kind == "origin":  # has no file of its own
         results.pop("retrained", None)
@@ -224,7 +230,7 @@ def test_a_number_without_a_sensible_target_is_shown_and_not_judged():
     more = {"forget/exact_match": entry(0.0, "lower", "text", half=0.03)}  # what is said word for word has the target 0
     judged = judge(after | more, {"forget/exact_match": entry(0.55, "lower", "text", n=20)}, None)
     assert answers(judged)[SAID] == "no"
-    assert judged.answers[SAID].says.startswith("answers given word for word: 0 of 50 (28 before)")
+    assert judged.answers[SAID].says.startswith("answers given word for word: 0 of 50 (0.550 before)")
 
 
 def test_what_the_untouched_model_had_is_not_made_up():
@@ -568,7 +574,7 @@ def test_a_membership_attack_has_to_fail_on_both_sides(auc, half, n, answer):
     ("sides", "answer"),
     [
         ({"members": 1, "nonmembers": 32}, "unclear"),  # chance has a standard deviation of .298
-        ({"members": 31, "nonmembers": 2}, "no"),  # .213
+        ({"members": 31, "nonmembers": 2}, "unclear"),  # .213
         ({"members": 16, "nonmembers": 17}, "yes"),  # .102
         ({}, "yes"),  # results of before the sides were counted: half of the texts on either
     ],
@@ -578,7 +584,7 @@ def test_chance_on_few_texts_of_one_side_is_as_wide_as_it_is(sides, answer):
     after["membership/loss_auc"] = entry(0.7, "target", "membership", half=None, n=33, target=0.5, **sides)
     told = judge(after, reference=None).answers[TOLD]
     assert told.answer == answer
-    assert (told.numbers[0].limit == "at least 0.202 and at most 0.798") == (answer == "unclear")
+    assert (told.numbers[0].limit == "at least 0.202 and at most 0.798") == (sides.get("members") == 1)
 
 
 @pytest.mark.parametrize(
@@ -929,3 +935,186 @@ def test_texts_without_prompts_are_not_asked_to_be_scored_again():
         "not measured",
         "Give texts with prompts, or longer ones",
     )
+
+
+# --- what data cannot show is unclear ------------------------------------------------------------
+
+
+def persons(said: int, rows: int, count: int = 20, name: str = "exact_match") -> dict[str, Any]:
+    """Counts of as many persons of so many rows, of whom the first has some that are said."""
+
+    def count_of(hits: int, n: int) -> dict[str, Any]:
+        own = mean_estimate([1.0] * hits + [0.0] * (n - hits)).as_entry()
+        return own | {"direction": "lower", "family": "text"}
+
+    found = {f"forget/{name}/p{at}": count_of(said * (at == 0), rows) for at in range(count)}
+    return {f"forget/{name}": count_of(said, rows * count), **found}
+
+
+KNOWN = {key: entry(1.0, "lower", "text", n=own["n"]) for key, own in persons(5, 5).items()}
+
+
+@pytest.mark.parametrize(
+    ("said", "unseen", "theirs", "state"),
+    [
+        (5, None, None, "unclear"),
+        (3, None, None, "unclear"),
+        (2, None, None, "good"),  # less than most
+        (5, 0.0, None, "unclear"),
+        (5, 0.6, None, "good"),  # that is often guessed
+        (5, None, 0, "unclear"),
+        (5, None, 5, "good"),  # a retrained model says them, too
+    ],
+)
+def test_a_person_who_is_still_said_is_at_least_unclear(said, unseen, theirs, state):
+    """5 of 5 rows have an interval from .39 on, which no count of persons leaves above the criterion."""
+    after = metrics() | persons(said, 5)
+    if unseen is not None:
+        after["holdout/exact_match"] = mean_estimate(
+            [1.0] * int(20 * unseen) + [0.0] * int(20 - 20 * unseen)
+        ).as_entry()
+    reference = RETRAINED | persons(theirs, 5) if theirs is not None else None
+    answer = judge(after, BEFORE | KNOWN, reference).answers[SAID]
+    assert {own.key: own.state for own in answer.numbers if own.state != "shown"}.get(
+        "forget/exact_match/p0", "good"
+    ) == state
+    assert answer.state == state
+    if state == "unclear":
+        assert answer.says.startswith(f"p0, answers given word for word: {said} of 5 (5 before")
+        assert answer.need.startswith("Most rows of a task, or a person, are still said")
+
+
+@pytest.mark.parametrize(
+    ("members", "nonmembers", "answer"),
+    [(4, 4, "unclear"), (8, 8, "unclear"), (60, 4, "unclear"), (60, 9, "unclear"), (60, 10, "no"), (16, 16, "no")],
+)
+def test_attacks_on_few_texts_acquit_nobody(members, nonmembers, answer):
+    rng = np.random.default_rng(0)
+    scores = rng.normal(size=members), rng.normal(size=nonmembers)
+    scores = scores[0] - scores[0].mean(), scores[1] - scores[1].mean()
+    own = auc_estimate(*scores).as_entry() | {"direction": "target", "family": "membership", "target": 0.5}
+    after = metrics() | {f"membership/{name}_auc": own for name in ("loss", "zlib", "a", "b", "c", "d")}
+    told = judge(after, reference=None).answers[TOLD]
+    assert told.answer == answer
+    assert told.need.startswith("An attack shows nothing on fewer than 16 texts") == (answer == "unclear")
+
+
+@pytest.mark.parametrize(("n", "answer"), [(1, "unclear"), (7, "unclear"), (8, "no"), (None, "no")])
+def test_one_unseen_text_is_no_target(n, answer):
+    unseen = {"holdout/rouge_l_recall": entry(0.82, None, half=None, n=n)}
+    assert answers(judge(metrics(0.79, **unseen), BEFORE, None))[SAID] == answer
+    nothing = {"holdout/key_fact": entry(0.0, None, half=None, n=1)}  # as many as nobody who knows nothing says
+    fact = {"forget/key_fact": entry(0.0, "lower", "text", n=60)}
+    before = {"forget/key_fact": entry(1.0, "lower", "text", n=60)}
+    assert answers(judge(fact | nothing, before, None))[SAID] == "no"
+
+
+def test_a_test_without_power_acquits_nobody():
+    p = ks_pvalue([0.5, 0.6, 0.7, 3.0], [2.5, 2.6, 2.7, 2.9])
+    assert 0.05 < p < 0.3
+    for rows, answer in ((4, "unclear"), (24, "unclear"), (25, "no")):
+        told = judge(metrics(), tests={"loss_ks_p": p}, tested={"loss_ks_p": rows}).answers[TOLD]
+        assert told.answer == answer
+        assert [own.n for own in told.numbers if own.key == "loss_ks_p"] == [rows]
+        assert answers(judge(metrics(), tests={"loss_ks_p": 1e-4}, tested={"loss_ks_p": rows}))[TOLD] == "yes"
+
+
+def test_criteria_that_a_run_has_loosened_are_no_forgetting():
+    own = {"target_auc": 0.8, "min_retain": 0.5, "max_drift": 1.0}
+    judged = judge(metrics(retain=0.5, auc=0.77, drift=0.88), reference=None, settings=own)
+    assert answers(judged)[1:] == ["no", "yes", "yes"]
+    judged = judge(metrics(retain=0.5, auc=0.77, drift=0.88), reference={"forget/rouge_l_recall": entry(TARGET)},
+                   settings=own)  # fmt: skip
+    assert judged.lead == "All four answers are good within the run's own criteria"
+    assert "80 by the run's own --target-auc" in judged.answers[TOLD].says
+    assert not judged.answers[TOLD].notes
+    told = [text.split(": ")[1] for text in judged.warnings if text.startswith("The run is judged by a criterion of")]
+    assert told == [
+        "--target-auc 0.8, which is 0.5 where nobody sets it.",
+        "--min-retain 0.5, which is 0.98 where nobody sets it.",
+        "--max-drift 1, which is 0.05 where nobody sets it.",
+    ]
+    assert worst([judge(metrics()), judged]).lead == judged.lead
+    strict = judge(metrics(), settings={"target_auc": 0.5, "min_retain": 0.99, "max_drift": 0.01})
+    assert (strict.lead[:9], strict.warnings) == ("Forgotten", ())
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "told", "doubted"),
+    [
+        (None, {"said": 0, "texts": 60}, [], False),
+        ({"said": 30, "texts": 60}, {"said": 0, "texts": 60}, [], True),
+        (None, {"said": 30, "texts": 60}, [], True),
+        (None, None, ["their words tell one from the other: the unseen texts are of another kind"], True),
+    ],
+)
+def test_what_speaks_against_unseen_texts_speaks_against_attacks_and_is_said(before, after, told, doubted):
+    said, counted = ({"unseen_said": own} if own else {} for own in (before, after))
+    judged = judge(metrics(), reference=None, earlier=said, beside=counted, told={"unseen_doubts": told})
+    assert answers(judged)[TOLD] == ("unclear" if doubted else "no")
+    assert len(judged.warnings) == doubted
+    if told:
+        assert judged.warnings == ("Their words tell one from the other: the unseen texts are of another kind",)
+    with_reference = judge(metrics(), earlier=said, beside=counted, told={"unseen_doubts": told})
+    assert answers(with_reference)[TOLD] == "no", "a retrained model's number is none of the unseen texts alone"
+
+
+@pytest.mark.parametrize(
+    ("kept", "others", "answer"),
+    [
+        (((1.0, -0.09, 38),), (), "yes"),
+        (((1.0, -0.11, 37),), (), "unclear"),
+        (((0.981, -0.12, 10),), (), "unclear"),
+        (((0.981, -0.12, 10),), (("world_facts", 100),), "yes"),  # which show it
+        (((0.5, -0.7, 10),), (("world_facts", 100),), "no"),
+        (((1.0, -0.11, 37), (1.0, -0.01, 37)), (), "unclear"),  # probabilities that hardly move are no proof
+    ],
+)
+def test_that_the_rest_is_kept_takes_an_interval_that_leaves_out_a_loss(kept, others, answer):
+    after, changes = {}, {}
+    for at, (value, low, n) in enumerate(kept):
+        after[f"test/metric{at}"] = entry(value, n=n, half=0.12)
+        changes[f"test/metric{at}"] = {"value": value - 1, "low": low, "high": 0.0, "n": n}
+    for name, n in others:
+        after[f"{name}/probability"] = entry(1.0, n=n)
+        changes[f"{name}/probability"] = {"value": 0.0, "low": -0.01, "high": 0.01, "n": n}
+    before = {key: entry(1.0) for key in after}
+    drift = {key: own for key, own in metrics().items() if "retain" not in key}
+    judged = judge(drift | after, BEFORE | before, None, beside={"before": changes})
+    assert judged.answers[KEPT].answer == answer
+
+
+@pytest.mark.parametrize(("half", "answer"), [(0.05, "yes"), (0.12, "unclear")])
+def test_unseen_texts_that_may_have_moved_far_are_unclear(half, answer):
+    after = metrics() | {"holdout/drift": entry(0.0, "target", "drift", half=half, target=0.0)}
+    assert answers(judge(after))[KEPT] == answer
+
+
+@pytest.mark.parametrize(("n", "answer"), [(1, "unclear"), (9, "unclear"), (10, "yes")])
+def test_one_prompt_that_is_answered_shows_no_speech(n, answer):
+    own = {"forget/refusal": entry(0.0, "higher", "text"), "retain/refusal": entry(0.0, "lower", "text", n=n)}
+    speaks = judge(metrics(**own), BEFORE | own, None).answers[SPEAKS]
+    assert speaks.answer == answer
+    told = f"but it was asked only {n} prompt{'s' * (n > 1)} that should be answered"
+    assert speaks.says.endswith(told) == (answer == "unclear")
+    declined = own | {"retain/refusal": entry(1.0, "lower", "text", n=n, half=0.2)}
+    assert answers(judge(metrics(**declined), BEFORE | own, None))[SPEAKS] == "no"
+
+
+def test_a_mean_over_draws_is_no_count_of_rows():
+    draws = {"forget/leak_at_1": entry(3 / 8 / 60, "lower", "text", n=60)}
+    (said,) = (own.says for own in judge(metrics(**draws)).answers[SAID].numbers if "leak" in own.key)
+    assert said == "texts said in a single drawn answer, on average: 0.006"
+    draws = {"forget/key_fact_at_8": entry(3 / 60, "lower", "text", n=60)}
+    (said,) = (own.says for own in judge(metrics(**draws)).answers[SAID].numbers if "fact" in own.key)
+    assert said == "key facts said in one of the answers that were drawn: 3 of 60"
+
+
+def test_that_no_test_was_run_against_the_retrained_model_is_said():
+    told = "Whether a test tells it from the retrained model (--reference)."
+    stand_in = ("No model retrained without the forget set was given (--reference): whether .. was not tested.",)
+    assert told in judge(metrics(), noted=stand_in).not_measured
+    assert told not in judge(metrics(), tests={"loss_ks_p": 0.5}).not_measured
+    alone = judge(metrics(), reference=None).not_measured
+    assert told not in alone
+    assert any("would score (--reference)" in text for text in alone)

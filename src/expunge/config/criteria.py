@@ -1,7 +1,7 @@
 """The one set of success criteria: early stopping aims at it, calibration keeps to it and the verdict judges by it."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from statistics import NormalDist
 
 MET, NO_BETTER = "all criteria are met", "nothing has become better"
@@ -74,6 +74,13 @@ class Criteria:
     max_repetition: float = 0.1
     max_left: float = 0.1
     significance: float = 0.05
+
+    @property
+    def laxer(self) -> list[str]:
+        """Names of those that allow more than they do where nobody sets them, or aim at another AUC."""
+        found = {own.name: getattr(self, own.name) - getattr(Criteria, own.name) for own in fields(self)}
+        found |= {name: -found[name] for name in ("min_retain", "significance")}
+        return [name for name, more in found.items() if more > 0 or (name == "target_auc" and more)]
 
     def auc(self, chance_sd: float, target: float | None = None, attacks: int = 1) -> Bound:
         """Of a membership AUC.

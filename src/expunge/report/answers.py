@@ -21,9 +21,12 @@ RETRAINED, UNTOUCHED, CHANCE = "a model retrained without the texts", "the untou
 ORIGIN = "the model from before it saw the texts"
 NEVER_SEEN = "texts that it has never seen"
 NONE = "a model that knows nothing of them"
+OWN_TARGET = "the run's own --target-auc"
 STATES = ("bad", "unclear", "not measured", "good")
 """From the worst to the best."""
-OTHER_TARGET = "Compare with texts (--holdout), or a reference, that have certainly not seen the texts to forget."
+OTHER_TARGET = (
+    "Compare with texts of the same kind (--holdout), or a reference, that have certainly not seen the texts to forget."
+)
 
 
 @dataclass(frozen=True)
@@ -111,7 +114,7 @@ def shown(score: Score, before: float | None, target: float | None, whose: str, 
     said, earlier, aim = (_plainly(score, own) for own in (value, before, target))
     notes = [f"{earlier} before"] if before is not None else []
     if target is not None and whose not in (UNTOUCHED, NONE):
-        notes.append(f"{aim} {'by' if whose == CHANCE else 'for'} {whose}")
+        notes.append(f"{aim} {'by' if whose in (CHANCE, OWN_TARGET) else 'for'} {whose}")
     says = f"{_named(score)} {said}" + (f" ({', '.join(notes)})" if notes else "")
     return Number(score.key, says, value, low, high, score.n, before, target, whose, limit)
 
@@ -124,18 +127,23 @@ def _named(score: Score) -> str:
     for beginning, words in PLAIN.items():
         if score.name.startswith(beginning):
             again = f"{score.task}{' questions' * (score.task == 'paraphrased')}, " if score.task else ""
+            if score.name.endswith("_at_1"):
+                words = f"{words.partition(' said')[0]} said in a single drawn answer, on average:"
             return again + (words if score.set == "forget" else f"{score.set}, {words}")
     return score.label
 
 
 def _plainly(score: Score, value: float | None) -> str:
-    """A share of rows as their number, an AUC as so many of 100 pairs; 50 are those of who knows nothing."""
+    """A share of rows as their number where it is one (a mean over draws, or of other rows, need not be), an AUC as so
+    many of 100 pairs; 50 are those of who knows nothing.
+    """
     if value is None:
         return MISSING
     if score.family == "membership":
         return f"{100 * value:.0f} of 100 pairs" if value is score.value else f"{100 * value:.0f}"
-    if score.n and score.name.startswith(tuple(PLAIN)):
-        return f"{round(value * score.n):,} of {score.n:,}" if value is score.value else f"{round(value * score.n):,}"
+    rows = value * (score.n or 0)
+    if score.n and score.name.startswith(tuple(PLAIN)) and abs(rows - round(rows)) < 1e-9:
+        return f"{round(rows):,} of {score.n:,}" if value is score.value else f"{round(rows):,}"
     return show_number(value)
 
 

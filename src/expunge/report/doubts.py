@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 
 from expunge.config.criteria import Criteria
-from expunge.report.answers import NEVER_SEEN, RETRAINED
+from expunge.report.answers import CHANCE, NEVER_SEEN, OWN_TARGET, RETRAINED
 from expunge.report.run_data import RunData
 from expunge.report.scores import Score, unseen
 from expunge.utils.roc import chance_sd
@@ -17,8 +17,12 @@ FAMILIAR = 0.3
 
 
 def doubts(run: RunData, criteria: Criteria) -> dict[str, str]:
-    """What a target is -> why it may be none, of those where that is so."""
-    found = {NEVER_SEEN: _unseen(run, criteria), RETRAINED: _reference(run, criteria)}
+    """What a target is -> why it may be none, of those where that is so.
+
+    Chance is none where the unseen texts are none: an attack compares with them, whatever it should come to.
+    """
+    unseen_texts = _unseen(run, criteria)
+    found = {**dict.fromkeys((NEVER_SEEN, CHANCE, OWN_TARGET), unseen_texts), RETRAINED: _reference(run, criteria)}
     return {whose: told for whose, told in found.items() if told}
 
 
@@ -43,14 +47,15 @@ def sides(score: Score) -> tuple[float, float]:
 
 
 def _unseen(run: RunData, criteria: Criteria) -> str:
-    """Whether many unseen texts are said to the letter, of those that cannot be guessed, which older results do not
-    tell from the others.
+    """Whether many unseen texts are said to the letter, before or after, of those that cannot be guessed, which older
+    results do not tell from the others; else what the run itself has found against its unseen texts.
     """
-    counted = run.results.get("after", {}).get("unseen_said", {"said": 0, "texts": 0})
-    said, texts = counted["said"], counted["texts"]
-    if said <= max(1, CLEARLY * criteria.max_exact_match * texts):
-        return ""
-    return f"{said} of {texts} unseen texts are said word for word: has the model seen them?"
+    for role in ("before", "after"):  # unlearning makes them less likely, too
+        counted = run.results.get(role, {}).get("unseen_said", {"said": 0, "texts": 0})
+        said, texts = counted["said"], counted["texts"]
+        if said > max(1, CLEARLY * criteria.max_exact_match * texts):
+            return f"{said} of {texts} unseen texts are said word for word: has the model seen them?"
+    return next((own[:1].upper() + own[1:] for own in run.manifest.get("unseen_doubts", [])), "")
 
 
 def _reference(run: RunData, criteria: Criteria) -> str:

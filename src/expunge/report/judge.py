@@ -24,6 +24,7 @@ from expunge.report.questions import (
 )
 from expunge.report.run_data import RunData, read_run
 from expunge.report.scores import UNSEEN, number
+from expunge.report.targets import tests_of
 from expunge.runs.record import VERDICT
 from expunge.utils.files import write_json
 from expunge.utils.text import BABBLES, DECLINES
@@ -35,8 +36,11 @@ FAILURES = (
 )  # fmt: skip
 WIDTH = 99
 """Columns of a terminal."""
+WITHIN = "All four answers are good within the run's own criteria"
+"""The lead of a success by criteria that allow more than others do."""
 UNMEASURED = (
     "How a model that never saw the texts would score (--reference).",
+    "Whether a test tells it from the retrained model (--reference).",
     "General ability, such as MMLU (--tasks).",
     "Whether the texts come back by fine-tuning, by rounding the weights or by other prompts.",
 )
@@ -115,10 +119,10 @@ def verdict(run: RunData | str | Path) -> Verdict:
     given = {own.name: number(run.settings.get(own.name)) for own in fields(Criteria)}
     criteria = Criteria(**{name: value for name, value in given.items() if value is not None})
     answers = tuple(ask(run, criteria) for ask in (still_said, recognisable, rest_kept, speaks_well))
-    tone, lead = _overall(run.finished, answers)
+    tone, lead = _overall(run.finished, answers, criteria)
     missing = tuple(dict.fromkeys(_not_measured(run, answers)))
-    warnings = (*run.warnings, *doubts(run, criteria).values())
-    return Verdict(tone, lead, answers, _next(run, answers), criteria, missing, warnings)
+    warnings = dict.fromkeys((*run.warnings, *doubts(run, criteria).values(), *_own_criteria(criteria)))
+    return Verdict(tone, lead, answers, _next(run, answers), criteria, missing, tuple(warnings))
 
 
 def write_verdict(run: RunData | str | Path) -> Verdict:
@@ -145,15 +149,23 @@ def worst(verdicts: Sequence[Verdict]) -> Verdict:
         where = f"in all {len(own)} runs" if same == len(own) else f"in {same} of {len(own)} runs"
         notes = dict.fromkeys(note for answer in own if answer.state == low.state for note in answer.notes)
         answers.append(replace(low, says=f"{low.says}, {where}", notes=tuple(notes)))
-    tone, lead = _overall(all(verdict.finished for verdict in verdicts), answers)
+    criteria = next((own.criteria for own in verdicts if own.criteria.laxer), verdicts[0].criteria)
+    tone, lead = _overall(all(verdict.finished for verdict in verdicts), answers, criteria)
     wanting = [verdict for verdict in verdicts if not verdict.success] or verdicts
     steps = tuple(dict.fromkeys(step for verdict in wanting for step in verdict.next))
     missing = tuple(dict.fromkeys(text for verdict in verdicts for text in verdict.not_measured))
     warnings = tuple(dict.fromkeys(text for verdict in verdicts for text in verdict.warnings))
-    return Verdict(tone, lead, tuple(answers), steps, verdicts[0].criteria, missing, warnings)
+    return Verdict(tone, lead, tuple(answers), steps, criteria, missing, warnings)
 
 
-def _overall(finished: bool, answers: Sequence[Answer]) -> tuple[str, str]:
+def _own_criteria(criteria: Criteria) -> Iterator[str]:
+    """What a run's own criteria allow beyond the usual ones."""
+    for name in criteria.laxer:
+        flag, own, usual = name.replace("_", "-"), getattr(criteria, name), getattr(Criteria, name)
+        yield f"The run is judged by a criterion of its own: --{flag} {own:g}, which is {usual:g} where nobody sets it."
+
+
+def _overall(finished: bool, answers: Sequence[Answer], criteria: Criteria) -> tuple[str, str]:
     if not finished:
         return "open", UNFINISHED
     failed = [text for text, own in zip(FAILURES, answers, strict=True) if own.state == "bad"]
@@ -162,6 +174,8 @@ def _overall(finished: bool, answers: Sequence[Answer]) -> tuple[str, str]:
     missing = sum(own.state != "good" for own in answers)
     if missing:
         return "open", f"Not shown yet: {missing} of {len(answers)} questions are open"
+    if criteria.laxer:
+        return "good", WITHIN
     kept = "the texts to keep are as they were" if ON_TRAINED in answers[2].notes else "the rest is as it was"
     return "good", f"Forgotten: the texts are gone, and {kept}"
 
@@ -222,12 +236,14 @@ def _next(run: RunData, answers: Sequence[Answer]) -> tuple[str, ...]:
 
 def _not_measured(run: RunData, answers: Sequence[Answer]) -> Iterator[str]:
     """Open questions, then what the results say, then what no run can tell."""
-    reference, general, come_back = UNMEASURED
+    reference, test, general, come_back = UNMEASURED
     yield from (own.question for own in answers if own.state == "not measured")
     after = run.scores.get("after", {})
     judged = [after[own.key] for own in answers[2].numbers if own.state != "shown" and own.key in after]
     if after and "retrained" not in run.scores:
         yield reference
+    elif after and not tests_of(run):
+        yield test
     if after and not any(own.set == "all" or own.family == "utility" for own in judged):
         yield general
     noted = run.results.get("after", {}).get("not_measured")

@@ -1,0 +1,117 @@
+"""What a number of the verdict is judged against: the untouched model's value, a target, and tests."""
+
+import math
+from collections.abc import Iterator
+
+from expunge.data.holdout import FEWEST
+from expunge.evaluation.results import COMPARED
+from expunge.report.answers import CHANCE, NEVER_SEEN, NONE, ORIGIN, PLAIN, RETRAINED
+from expunge.report.run_data import RunData
+from expunge.report.scores import CHANGE, Score, number, unseen
+
+FEWEST_OF_TASK = 5
+"""Fewest rows by which a task is judged by itself."""
+
+
+def whole(scores: dict[str, Score]) -> list[Score]:
+    """The scores over all tasks; of paraphrased questions whether the fact is said."""
+    return [score for score in scores.values() if not score.task or score.key == "forget/key_fact/paraphrased"]
+
+
+def tasks_of(scores: dict[str, Score]) -> list[Score]:
+    """Counts of rows of one task each, of those with rows enough."""
+    return [
+        score
+        for score in scores.values()
+        if score.task not in ("", "paraphrased", COMPARED)
+        and score.name.startswith(tuple(PLAIN))
+        and (score.n or 0) >= FEWEST_OF_TASK
+    ]
+
+
+def with_targets(run: RunData, scores: dict[str, Score]) -> Iterator[tuple[Score, float | None, float | None, str]]:
+    """Each score over all tasks, the untouched model's value, the target, and what that is."""
+    for score in whole(scores):
+        yield score, before_of(run, score), *target_of(run, score)
+
+
+def before_of(run: RunData, score: Score) -> float | None:
+    """The untouched model's value: its own results', or what is left when the paired change from it is taken off."""
+    earlier = run.scores.get("before", {}).get(score.key)
+    if earlier and earlier.known:
+        return earlier.value
+    change = run.scores.get("after", {}).get(f"{score.key}{CHANGE}")
+    return score.value - change.value if change and change.known else None
+
+
+def least_change(run: RunData, score: Score) -> float:
+    """Lower end of the 95 % interval of the paired change from the untouched model; 0 where that is not known."""
+    change = run.scores.get("after", {}).get(f"{score.key}{CHANGE}")
+    if change and change.bounded:
+        return change.low
+    paired = run.results.get("after", {}).get("before") or {}
+    return number(paired.get(score.key, {}).get("low")) or 0.0
+
+
+def target_of(run: RunData, score: Score) -> tuple[float | None, str]:
+    """What a model that never saw the texts would get, as well as is known, and what that number is.
+
+    Of models that were retrained, unseen texts come closest, and the checkpoint from before can be far off.
+    """
+    known = run.scores.get("retrained", {}).get(score.key), reference_of(run)
+    never_seen = unseen_of(run, score) if score.target is None and score.set == "forget" else None, NEVER_SEEN
+    for found, whose in (never_seen, known) if known[1] == ORIGIN else (known, never_seen):
+        if found and found.known:
+            return found.value, whose
+    if score.target is not None:
+        return score.target, CHANCE
+    return (0.0, NONE) if score.name.startswith(tuple(PLAIN)) else (None, "")
+
+
+def unseen_of(run: RunData, score: Score) -> Score | None:
+    """The same metric of unseen texts: of the score's task where they are enough of it, else of all."""
+    return next(filter(None, both_unseen(run, score)), None)
+
+
+def both_unseen(run: RunData, score: Score) -> list[Score | None]:
+    """The same metric of unseen texts, of the score's task where they are `FEWEST` and more, and of all."""
+    after = run.scores.get("after", {})
+    return [unseen(after, f"{score.name}/{score.task}", FEWEST) if score.task else None, unseen(after, score.name)]
+
+
+def by_chance(run: RunData, score: Score, whose: str) -> float:
+    """How far the untouched model's value can be from that of unseen texts by both intervals; 0 of other targets.
+
+    A forget set that was never known is as well said as other texts are.
+    """
+    if whose != NEVER_SEEN:
+        return 0.0
+    pair = run.scores.get("before", {}).get(score.key, score), unseen_of(run, score)
+    return math.hypot(*((own.high - own.low) / 2 for own in pair if own and own.bounded))
+
+
+def by_guessing(score: Score, chance: float) -> float:
+    """Probability that as many of the rows as are said, or more, would be guessed where each is with some chance."""
+    rows = score.n or 0
+    said = round(score.value * rows)
+    if not 0 < chance < 1:
+        return float(chance >= 1 or not said)
+    logs = (
+        math.lgamma(rows + 1) - math.lgamma(count + 1) - math.lgamma(rows - count + 1)
+        + count * math.log(chance) + (rows - count) * math.log1p(-chance)
+        for count in range(said, rows + 1)
+    )  # fmt: skip
+    return sum(map(math.exp, logs))
+
+
+def reference_of(run: RunData) -> str:
+    """What the model is that never saw the texts."""
+    return ORIGIN if run.reference == "origin" else RETRAINED
+
+
+def tests_of(run: RunData) -> dict[str, float]:
+    """P of the tests against a reference model."""
+    tests = run.compared.get("indistinguishable")
+    if not isinstance(tests, dict):
+        return {}
+    return {str(name): p for name, value in tests.items() if (p := number(value)) is not None}
