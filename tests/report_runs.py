@@ -128,6 +128,7 @@ def _write_role(path: Path, place: int, extra: dict[str, dict[str, Any]], rows: 
     found = {}
     for name, (*values, direction, family) in LEVELS.items():
         value = min(1.0, max(0.0, values[place] + (rng.normal(0, 0.003) if place == 1 else 0.0)))
+        value = round(value * rows) / rows if name == "forget/exact_match" else value  # a count of rows
         found[name] = entry(value, direction, family, n=rows)
         for task in PER_TASK if name.endswith(("recall", "match")) else ():
             level = min(1.0, max(0.0, value + rng.normal(0, 0.01)))

@@ -467,7 +467,7 @@ def test_answers_are_drawn_to_unseen_prompts_too(work: Path, expunge: Run) -> No
     told = expunge("evaluate", "--model", "model", *files, "--samples", "2", "--output", "r.json")
     assert told.code == 0, told.err
     found = read("r.json")["metrics"]
-    drawn = [found[f"holdout/{name}_at_2"] for name in ("leak", "key_fact")]
+    drawn = [found[f"holdout/leak_at_{k}"] for k in (1, 2)]
     assert [(own["n"], own["direction"]) for own in drawn] == [(8, None)] * 2
 
 
