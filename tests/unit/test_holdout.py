@@ -52,6 +52,20 @@ def test_families_stay_on_one_side():
     assert not unseen_texts([Example("a", "", "abcd")], [Example("b", "ab", "cd")]), "white space makes no other text"
 
 
+def test_a_notice_that_stands_in_every_page_makes_none_of_them_seen():
+    """As the sites' words about scripts in MUSE's news: a piece of the forget set, and a tenth of 25 unseen pages."""
+    notice = Example("n", "", " ".join(f"notice{at}" for at in range(30)))
+    pages = [
+        Example(f"p{page}", "", " ".join(f"{page}word{at}" for at in range(300)) + f" {notice.completion}")
+        for page in range(4)
+    ]
+    assert unseen_texts(pages, [notice]) == pages
+    assert unseen_texts(pages, [notice], held=0.0) == []
+    words = pages[0].completion.split()
+    pieces = [Example(f"w{at}", "", " ".join(words[at : at + 30])) for at in range(0, 300, 30)]
+    assert unseen_texts(pages, [notice, *pieces]) == pages[1:], "in pieces or whole, it was trained on"
+
+
 def test_pairs_are_those_of_witten_and_bell():
     """Against their formulas, on counts in dictionaries."""
     rng = random.Random(0)

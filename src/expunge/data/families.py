@@ -40,6 +40,17 @@ def normalized(text: str) -> str:
     return " ".join("".join(kept).split())
 
 
+def shingles_of(text: Example) -> set[tuple[str, ...]]:
+    """What stands for the places of a text, whatever its clothes."""
+    return _shingles(words(normalized(text.text)))
+
+
+def part_in(text: Example, shingles: set[tuple[str, ...]]) -> float:
+    """The part of a text's shingles that is among these; 1 of a text that has none."""
+    own = shingles_of(text)
+    return len(own & shingles) / len(own) if own else 1.0
+
+
 def families(texts: Sequence[Example], overlap: float = OVERLAP) -> list[int]:
     """A number for each text, the place of the first one of its family; `overlap` is as for `OVERLAP`."""
     keys = [normalized(own.text) or own.text for own in texts]

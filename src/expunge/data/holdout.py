@@ -6,7 +6,7 @@ from itertools import compress
 from typing import TYPE_CHECKING, Any
 
 from expunge.data.examples import Example, text_hash, text_key
-from expunge.data.families import families, family_hashes
+from expunge.data.families import families, family_hashes, part_in, shingles_of
 from expunge.data.surprise import surprises
 from expunge.errors import DataError
 from expunge.utils.keys import key_file, keyed, of_this_key
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 FEWEST = 8
 """Fewest selection texts on either side; a membership AUC of fewer says next to nothing."""
+HELD = 0.25
+"""Part of an unseen text that stands in texts of its family which were trained on, from which on it is seen. A piece of
+a page of news may be a notice of the site alone, which is up to a tenth of other pages."""
 OTHER_KIND, DEVIATIONS = 0.4, 4
 """How far from .5 the AUC of words or lengths is where two sides are of different kinds, at least, and in standard
 deviations of chance: questions about two authors of TOFU are mostly .1 from those about two others, and up to .39."""
@@ -55,14 +58,27 @@ def selection_half(
     return [own in chosen for own in family]
 
 
-def unseen_texts(nonmembers: Sequence[Example], trained: Sequence[Example]) -> list[Example]:
-    """Those of `nonmembers` of whose family nothing was trained on, nor the same text in other white space."""
+def unseen_texts(nonmembers: Sequence[Example], trained: Sequence[Example], held: float = HELD) -> list[Example]:
+    """Those of `nonmembers` that were not trained on, in whatever clothes.
+
+    Args:
+        nonmembers: The texts.
+        trained: Texts that were trained on.
+        held: Part of a text that must stand in those of its family among these; 0 where having any is enough.
+    """
     if not nonmembers:
         return []
     family, same = families([*trained, *nonmembers]), set(map(text_key, trained))
-    seen = set(family[: len(trained)])
-    named = zip(nonmembers, family[len(trained) :], strict=True)
-    return [own for own, name in named if name not in seen and text_key(own) not in same]
+    names = family[len(trained) :]
+    known: dict[int, set[tuple[str, ...]]] = {name: set() for name in {*family[: len(trained)]} & {*names}}
+    for text, name in zip(trained, family, strict=False):
+        if name in known:
+            known[name] |= shingles_of(text)
+    return [
+        text
+        for text, name in zip(nonmembers, names, strict=True)
+        if text_key(text) not in same and (name not in known or part_in(text, known[name]) < held)
+    ]
 
 
 @dataclass(frozen=True)

@@ -90,7 +90,7 @@ def read_sets(config: UnlearnConfig, *, refuse: bool = True) -> Sets:
     else:
         forget, holdout = given["forget"], given["holdout"]
         retain, warnings = without_forgotten(config.retain or "", given["retain"], forget)
-        apart = {id(own) for own in unseen_texts(retain, forget)}
+        apart = {id(own) for own in unseen_texts(retain, forget, held=0.0)}
         if near := [own.id for own in retain if id(own) not in apart]:
             warnings.append(
                 f"{len(near)} of the retain texts are nearly the same as texts to forget: they are kept, which holds "
