@@ -134,6 +134,8 @@ MANIFESTS: dict[str, Any] = {
     "a criterion that is text": {"settings": {"model": "m", "min_retain": "all"}},
     "a file that is a number": {"settings": {"model": "m", "forget": 5}},
     "no model": {"settings": {}},
+    "two seeds": {"start": {"output": "o", "seed": 7}},
+    "two devices": {"start": {"output": "o", "device": "cuda:1"}},
     "a hash that is a number": {"model_sha256": 1},
     "hashes of data that are numbers": {"data": {"forget": 1}},
     "versions that are lists": {"versions": {"expunge": ["1"]}},
@@ -150,6 +152,14 @@ def test_a_manifest_with_a_field_of_another_kind_is_refused(name: str, tmp_path:
     with pytest.raises(RunError, match=r"manifest\.json: damaged") as refused:
         read_run(run)
     assert "\n" not in str(refused.value)
+
+
+def test_of_a_device_the_start_may_say_which(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", scored=False, steps=2, settings={"device": "cuda"})
+    file = run / "manifest.json"
+    start = {"output": str(run), "seed": 0, "device": "cuda:1"}
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"start": start}))
+    assert read_manifest(file)["start"] == start
 
 
 @pytest.mark.parametrize(

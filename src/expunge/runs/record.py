@@ -100,7 +100,7 @@ def read_manifest(path: Path | str, flag: str = "") -> dict[str, Any]:
         manifest = read_object(path, fields=FIELDS)
         check_fields(manifest, DONE if manifest["status"] == "done" and flag != "--from-manifest" else {})
         check_fields(manifest.get("selection") or {}, SELECTION)
-        _check_settings(manifest["settings"] | manifest.get("start", {}))
+        _check_settings(manifest["settings"], manifest.get("start", {}))
         return manifest
     except UnreadableError as error:
         reason = f"damaged or no manifest ({error})"
@@ -110,8 +110,14 @@ def read_manifest(path: Path | str, flag: str = "") -> dict[str, Any]:
     raise RunError(f"{flag}{': ' if flag else ''}{path}: {reason}: {mend}")
 
 
-def _check_settings(settings: dict[str, Any]) -> None:
-    """Look whether settings that are known here are of their types; choices may be those of another version."""
+def _check_settings(settings: dict[str, Any], start: dict[str, Any]) -> None:
+    """Look whether settings that are known here are of their types (choices may be those of another version), and
+    whether both parts say the same of one: of the device, `settings` have the kind alone.
+    """
+    own = start | ({"device": str(start["device"]).partition(":")[0]} if "device" in start else {})
+    if told_apart := [name for name in own if settings.get(name, own[name]) != own[name]]:
+        raise UnreadableError(f"its settings and its start say different things of {told_apart[0]}")
+    settings = settings | start
     kinds = {field.name: str(field.type) for field in dataclasses.fields(UnlearnConfig)}
     known = {
         name: value
