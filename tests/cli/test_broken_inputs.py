@@ -249,7 +249,8 @@ CASES: dict[str, Case] = {
     "merge without weights": (MERGE, "adapter_model.safetensors", gone("done/adapter/adapter_model.safetensors")),
     "merge broken manifest": (MERGE, "manifest.json", file("done/manifest.json", "{")),
     "merge foreign settings": (
-        MERGE, "manifest.json: holds settings of another version of Expunge (colour)", run_setting(colour="red")),
+        MERGE, "holds settings of another version of Expunge (colour): use the one that it was made with (0.1.0), or",
+        run_setting(colour="red")),
     "merge with other texts": (
         MERGE, "forget.jsonl: these are not the forget texts", file("forget.jsonl", '{"input": "a", "output": "b"}\n')),
     "merge with another base": (MERGE, "another model than the one that the run was made on", other_model),

@@ -379,7 +379,7 @@ CASES: dict[str, Case] = {
     "merge settings of another type": (MERGE, "manifest.json", run_setting(max_length="x")),
     "merge settings that are none": (MERGE, "manifest.json", setting("done/manifest.json", settings=["a"])),
     "merge a start that is none": (MERGE, "manifest.json", setting("done/manifest.json", start={"output": 1})),
-    "merge settings out of range": (MERGE, "manifest.json: not the settings of a run", run_setting(max_length=0)),
+    "merge settings out of range": (MERGE, "use the one that it names under `versions`", run_setting(max_length=0)),
     "merge adapter broken": (MERGE, "adapter", file("done/adapter/adapter_config.json", "{")),
     **{
         f"{command[0]} an adapter of another {name}": (

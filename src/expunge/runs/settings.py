@@ -75,7 +75,10 @@ def run_settings(run: str, **texts: str | None) -> UnlearnConfig:
         config = UnlearnConfig(**found)
         config.validate()
     except (ConfigError, TypeError):
-        raise RunError(f"{path}: not the settings of a run, it is damaged or from another version") from None
+        raise RunError(
+            f"{path}: not the settings of a run, it is damaged or from another version: use the one that it names "
+            "under `versions`, or make the run again"
+        ) from None
     config = config.changed(**{name: place for name, place in texts.items() if place})
     config.validate()
     return config
@@ -119,5 +122,9 @@ def _settings_in(path: Path | str, flag: str, parts: Iterable[str] = ("settings"
     manifest = read_manifest(path, flag)
     found = {name: own for part in parts for name, own in manifest.get(part, {}).items() if name not in ONE_START}
     if unknown := sorted(found.keys() - {field.name for field in dataclasses.fields(UnlearnConfig)}):
-        raise RunError(f"{flag} {path}: holds settings of another version of Expunge ({unknown[0]})")
+        made = manifest.get("versions", {}).get("expunge", "it does not say which")
+        raise RunError(
+            f"{flag} {path}: holds settings of another version of Expunge ({unknown[0]}): use the one that it was made "
+            f"with ({made}), or make the run again"
+        )
     return found
