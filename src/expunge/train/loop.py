@@ -289,7 +289,7 @@ def train(
             taken, spent = [], 0.0
             for note in trainer.loaded.told():
                 reporter.say(note)
-            over = bool(evaluation and evaluation.stopping.over)
+            over = bool(evaluation and evaluation.stopping.over) or (watched and processes.any(asked))
             if saves or stopped or last or over:  # what follows the last step may fail or be interrupted, too
                 best = evaluation.stopping.tensors() if evaluation else {}
                 run.save_checkpoint(trainer.state() | best, done)
@@ -297,7 +297,7 @@ def train(
                 raise KeyboardInterrupt(
                     f"step {done} of {num_steps} is saved; --resume goes on from it, --resume --finish ends there"
                 )
-            if over or (watched and processes.any(asked)):
+            if over:
                 break
     callbacks.call("on_train_end")
     return done
