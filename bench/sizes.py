@@ -14,7 +14,6 @@ from expunge.data.tokenize import TokenizedExample
 from expunge.model.load import load_model
 from expunge.model.replay import NEW_TOKENS
 from expunge.train.contexts import TOKENS
-from expunge.train.schedule import replay_tokens
 from expunge.train.speed import row_lengths, sizes_for
 from expunge.train.trainer import MICRO_BATCH_TOKENS, Trainer
 
@@ -44,10 +43,8 @@ def batches_of(model: str, split: str, recipe: str, context: int) -> list[list[l
     config = UnlearnConfig(model=model, recipe=recipe, context_tokens=context, device="cpu", dtype="float32")
     unseen = sides["forget"][:1] if recipe == "default" else []
     trainer = Trainer(prepared_for(config, load_model(model, dtype="float32", device="cpu"), sides, unseen=unseen))
-    wanted = replay_tokens(config, sides["forget"], trainer.num_steps / trainer.plan.steps_per_epoch)
-    trainer.set_replay(
-        [TokenizedExample(f"replay-{n}", [5] * (NEW_TOKENS + 1), 1) for n in range(wanted // NEW_TOKENS)]
-    )
+    count = trainer.replay_wanted // NEW_TOKENS
+    trainer.set_replay([TokenizedExample(f"replay-{n}", [5] * (NEW_TOKENS + 1), 1) for n in range(count)])
     trainer.packed, trainer.most_tokens = True, MICRO_BATCH_TOKENS["cuda"]
     return [row_lengths(trainer, step) for step in islice(trainer.plan.steps(), trainer.num_steps)]
 

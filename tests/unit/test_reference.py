@@ -124,6 +124,18 @@ def test_a_main_memory_that_is_too_small_is_said_in_one_line(folder, monkeypatch
             trainer.compute_reference(QUIET)
 
 
+def test_replay_texts_are_counted_before_they_are_written(folder, monkeypatch):
+    """So that a run is refused at once, and not after minutes of writing."""
+    trainer = Trainer(prepare(config(folder, replay_weight=1.0), QUIET))
+    now = reference.layout_bytes(reference.reference_layout(trainer.loaded, trainer.reference_sides()))
+    more = (trainer.replay_wanted - 1) * 32 * 4  # hidden states of all but the first token
+    assert more > 0
+    for free, fits in ((now + more, True), (now + more - 1, False)):
+        monkeypatch.setattr(reference, "free_memory", lambda device, free=free: free)
+        with contextlib.nullcontext() if fits else pytest.raises(ModelError, match="fewer texts in one run"):
+            trainer.check_memory()
+
+
 def test_kl_from_the_cache_is_that_of_a_second_forward_pass(folder):
     prepared = prepare(config(folder), QUIET)
     trainer = Trainer(prepared)

@@ -26,7 +26,7 @@ from expunge.model.reference import layout_bytes, reference_layout
 from expunge.model.replay import seconds_per_token
 from expunge.runs.run import Run, peak_memory
 from expunge.train.scale import most_scales
-from expunge.train.schedule import evaluation_every, replay_tokens
+from expunge.train.schedule import evaluation_every
 from expunge.train.setup import Prepared, prepare
 from expunge.train.speed import speed_up
 from expunge.train.trainer import Trainer
@@ -118,7 +118,7 @@ def _forecast(prepared: Prepared, reporter: Reporter, prepare_seconds: float) ->
     with reporter.working("putting the adapter in, and timing what it writes"):
         trainer = Trainer(prepared)
         trainer.check_memory()
-        wanted = replay_tokens(config, prepared.forget, trainer.num_steps / trainer.plan.steps_per_epoch)
+        wanted = trainer.replay_wanted
         writing = wanted * seconds_per_token(loaded, [*prepared.forget, *prepared.retain]) if wanted else 0.0
     trainer.set_replay(_stand_ins(prepared, wanted))  # the run's own texts, of about the size of those to be written
     steps = list(islice(trainer.plan.steps(), trainer.num_steps))

@@ -60,23 +60,23 @@ class Trainer:
         terms: The terms of the loss.
         plan: The rows of every step.
         num_steps: Optimizer steps of the run at most.
+        replay_wanted: Tokens of replay texts that it needs.
         parameters: The adapter's matrices.
         weights: All of them in one tensor.
         average: Their moving average, which is evaluated and kept.
     """
 
     def __init__(self, prepared: Prepared, processes: Processes = ALONE) -> None:
-        self.config, self.loaded, self.loss, self.processes = (
-            prepared.config, prepared.loaded, prepared.loss, processes,
-        )  # fmt: skip
+        self.prepared, self.processes = prepared, processes
+        self.config, self.loaded, self.loss = prepared.config, prepared.loaded, prepared.loss
         config = self.config
-        self.prepared = prepared
         self.terms: list[Term] = terms_of(config, self.loss)
         self.sides = prepared.sides
         self.plan = make_plan(config, self._rows())
         self.contexts: Contexts | None = contexts_of(prepared)
         """What may stand before forget rows; None where they are trained on alone."""
         self.num_steps = min(self.plan.num_steps, config.max_steps or self.plan.num_steps)
+        self.replay_wanted = replay_tokens(config, prepared.forget, self.num_steps / self.plan.steps_per_epoch)
         self.most_tokens = MICRO_BATCH_TOKENS[self.loaded.device.type]
         """Area of a micro-batch at most."""
         self.rows_that_fit = 2**31
@@ -127,7 +127,9 @@ class Trainer:
         more = (kept - part) / (tokens - fewer) if tokens > fewer and kept > part else math.inf
         per_token = min(kept / tokens, more)
         fixed = int(kept - per_token * tokens)
-        held = check_room(reference_layout(self.loaded, self.reference_sides()), self.processes)
+        to_write = Asked({0: TokenizedExample("replay", [0] * self.replay_wanted, 0)}, "all", ["ref_states"])
+        sides = {"replay": to_write} | self.reference_sides()
+        held = check_room(reference_layout(self.loaded, sides), self.processes)
         free = memory.free_memory(device)
         if free is not None:
             room = FREE_SHARE * (free - held * (device.type == "cpu")) - fixed
@@ -152,7 +154,7 @@ class Trainer:
 
     def write_replay(self, reporter: Reporter) -> None:
         """Let the untouched model write the replay texts, and plan the steps with them."""
-        wanted = replay_tokens(self.config, self.prepared.forget, self.num_steps / self.plan.steps_per_epoch)
+        wanted = self.replay_wanted
         if not wanted:
             return
         with reporter.track("replay texts (tokens)", wanted) as advance:
@@ -180,10 +182,6 @@ class Trainer:
         self.plan = make_plan(self.config, self._rows(), rows)
         self.contexts = contexts_of(self.prepared, rows)
         self.packed = self._packs()
-
-    @property
-    def _written(self) -> list[TokenizedExample]:
-        return self.sides["replay"].rows if "replay" in self.sides else []
 
     def visited(self, steps: Iterable[Step] | None = None) -> dict[str, list[int]]:
         """Side -> the rows of it that some steps hold, in order; all steps of the run when None."""
@@ -222,7 +220,8 @@ class Trainer:
         if "target_nll" in self.loss.needs:
             with self.model.disable_adapter():
                 forget = self.sides["forget"]
-                targets = target_values(self.prepared, self._written, self.processes, reporter)
+                written = self.sides["replay"].rows if "replay" in self.sides else []
+                targets = target_values(self.prepared, written, self.processes, reporter)
                 forget.values["target_nll"] = dict(enumerate(targets))
                 forget.guessed = self.config.origin is None
                 self.contexts, forget.ratio = settled(self.contexts, self.prepared, self.processes, reporter)
