@@ -212,7 +212,7 @@ def test_a_merge_needs_room_for_one_model(model: Path, here: Path, monkeypatch: 
     assert len(first) == 2
     assert "another model: measure it with `expunge evaluate --model merged ...`" in notes[-1]
 
-    for free, what in (([0], f"--model {model}"), ([1 << 40, 0], "--output other: the merged model")):
+    for free, what in (([0], f"--run run: its base {model}"), ([1 << 40, 0], "--output other: the merged model")):
         left = iter(free)
         monkeypatch.setattr("expunge.model.memory.free_memory", lambda device, left=left: next(left))
         with pytest.raises(ModelError, match=f"^{what} needs about .*: take a larger machine: a merge .* float32$"):
@@ -539,6 +539,28 @@ def test_callbacks_of_a_resumed_run_see_where_it_goes_on(model: Path, here: Path
         with pytest.raises(ValueError, match="a callback of their own"):
             expunge.unlearn(model, output="run", callbacks=[Own()], resume=resume, **settings)
     assert seen == [(0, 0), (1, 1), (2, 1), (3, 1), (4, 2), (5, 2), (4, 2), (5, 2)]
+
+
+def test_the_step_on_which_a_callback_ends_a_run_is_saved(model: Path, here: Path) -> None:
+    """What follows it may fail: a resumed run goes on from it."""
+    begun: list[int] = []
+
+    class Own(expunge.Callback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            begun.append(state.global_step)
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            control.should_training_stop = state.global_step == 3
+
+        def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if len(begun) == 1:
+                raise OSError("the tracker is gone")
+
+    settings: dict[str, Any] = {"forget": FORGET, "retain": RETAIN, "output": "run", **QUICK, "max_steps": 6}
+    with pytest.raises(OSError, match="tracker"):
+        expunge.unlearn(model, callbacks=[Own()], **settings)
+    assert expunge.unlearn(model, callbacks=[Own()], resume=True, **settings).steps == 6
+    assert begun == [0, 3]
 
 
 def test_evaluation_steps_reach_callbacks(model: Path, here: Path) -> None:

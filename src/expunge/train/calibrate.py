@@ -64,6 +64,7 @@ def _calibrate(config: CalibrateConfig, settings: UnlearnConfig, reporter: Repor
             device=config.device,
             load_in_4bit=settings.load_in_4bit,
             trust_remote_code=config.trust_remote_code,
+            mend="take --dtype bfloat16 or a larger machine",
         )
     earlier = read_calibration(folder)
     pattern = (earlier or {}).get("trained_alpha_pattern") or {}
