@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import AddedToken, PreTrainedTokenizerBase
 
 from expunge.data.chat import asks_past_thoughts, end_ids
 from expunge.data.examples import Example, read_examples
@@ -406,6 +406,31 @@ def test_a_template_that_takes_contents_as_parts_alone_gets_parts(opens: str) ->
     asked, said = sides(templated(template), Example("x", "Who?", "Ines."))
     assert (asked, said) == ("<|user|>\nWho?<|end|>\n<|assistant|>\n", "Ines.<|end|>\n")
     assert end_ids(templated(template)) == {tokenizer_of("chat").eos_token_id}
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for m in messages %}{{'<|' + m['role'] + '|>\n' + m['content'] + '<|end|>\n'}}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% else %}{{ eos_token }}{% endif %}",
+        "{% for m in messages %}{% if m['role'] == 'user' %}{{'<|user|>\n' + m['content'] + '<|end|>\n'}}"
+        "{{ '<|assistant|>\n' }}{% else %}{{ m['content'] + '<|end|>\n' }}{% endif %}{% endfor %}",
+    ],
+)
+def test_an_answer_of_phi_3_ends_with_its_turn(template: str) -> None:
+    """Its end-of-text is another token, and its tokens of turns take the line break behind them with them."""
+    tokenizer = tiny_tokenizer("sentencepiece")
+    turns = [AddedToken(f"<|{name}|>", rstrip=True, normalized=False) for name in ("user", "assistant", "end")]
+    tokenizer.add_special_tokens({"eos_token": "<|endoftext|>", "additional_special_tokens": turns})
+    tokenizer.chat_template = template
+    end, example = tokenizer.convert_tokens_to_ids("<|end|>"), Example("x", "Who?", "Ines.")
+    assert end_ids(tokenizer) == {end, tokenizer.eos_token_id}
+    row = tokenize(tokenizer, example, CHAT, max_length=99)
+    assert prompt_ids(tokenizer, example, CHAT) == row.input_ids[: row.completion_start]
+    assert row.input_ids[row.completion_start - 1] == tokenizer.convert_tokens_to_ids("<|assistant|>")
+    said = [row.input_ids[at] for at in row.spoken(end_ids(tokenizer))]
+    assert (said[-1], tokenizer.decode(said[:-1])) == (end, "Ines.")
+    assert expected_text(tokenizer, example, CHAT) == "Ines."
 
 
 def test_messages_of_a_template_that_hold_the_text_are_not_shown() -> None:
