@@ -7,6 +7,10 @@ tofu.py             locuslab/tofu
 semeval.py          the organisers of SemEval-2025 Task 4
 numbers.py          number-level and string-level vectors that need no model
 __main__.py         `python -m dev.parity [--docs]`: the table of docs/papers.md
+
+Stored and left out, because the package has no such number: `rel_diff` (how far an AUC is from another in percent of
+that; PrivLeak takes both from 1), the KS statistic (forget quality is its p-value), ROUGE's precision (recall and F1
+fix it), ROUGE-2 and ROUGE-Lsum, and the largest score of each of MUSE's sets.
 """
 
 from collections.abc import Iterator

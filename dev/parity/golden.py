@@ -31,7 +31,7 @@ class Comparison:
 
     Attributes:
         metric: As in `METRICS`, or a name for what is no metric (a generated text).
-        compat: Whose variant in `published` is compared; empty when it is our own definition that agrees.
+        compat: Whose variant in `published` is compared; empty when it is the package's own function that agrees.
         ours: Our number.
         golden: The stored one.
         tolerance: Largest difference that counts as agreement.

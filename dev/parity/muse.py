@@ -10,10 +10,16 @@ from dev.parity.golden import EXACT, LOSS, MODELS, TEXT, Comparison, Golden, com
 from expunge.data.tokenize import TokenizedExample
 from expunge.evaluation.metrics import attacks
 from expunge.evaluation.metrics.aggregate import privleak
-from expunge.evaluation.metrics.generations import cut_at, verbatim_memorization
+from expunge.evaluation.metrics.generations import cut_at, rouge, verbatim_memorization
 from expunge.utils.roc import auc
 
 COMPAT = "muse"
+SETS = {
+    "verbmem_forget": ("verbatim_memorization", "verbmem_f"),
+    "knowmem_forget": ("knowledge_memorization", "knowmem_f"),
+    "knowmem_retain": ("knowledge_memorization", "knowmem_r"),
+}
+"""Set -> metric, name of its mean among the final numbers, which are in percent."""
 MIN_K = 5e-5
 STOPS = ("\n\n", "\nQuestion", "Question:")
 SCORE = {
@@ -31,15 +37,16 @@ def comparisons(golden: Golden) -> Iterator[Comparison]:
     settings = stored["settings"]
     for model in MODELS:
         own = stored[model]
-        verbatim = own["verbmem_forget"]
-        yield from _memorization(golden, model, "verbatim_memorization", verbatim, settings["verbmem_max_new_tokens"])
-        for name in ("knowmem_forget", "knowmem_retain"):
-            limit = settings["knowmem_max_new_tokens"]
-            yield from _memorization(golden, model, "knowledge_memorization", own[name], limit)
+        for name, (metric, final) in SETS.items():
+            limit = settings[f"{name.partition('_')[0]}_max_new_tokens"]
+            means = [own[f"eval_model_with_{corpus}_retrain_auc"][final] for corpus in settings["retrain_auc_used"]]
+            yield from _memorization(golden, model, metric, own[name], limit, means)
         yield from _leak(golden, model, own, settings["retrain_auc_used"])
 
 
-def _memorization(golden: Golden, model: str, metric: str, stored: dict[str, Any], limit: int) -> Iterator[Comparison]:
+def _memorization(
+    golden: Golden, model: str, metric: str, stored: dict[str, Any], limit: int, means: list[float]
+) -> Iterator[Comparison]:
     rows = stored["per_sample"]
     if metric == "verbatim_memorization":
         prompts, stops = [row["prompt"] for row in rows], ()
@@ -51,12 +58,14 @@ def _memorization(golden: Golden, model: str, metric: str, stored: dict[str, Any
     yield from compare(
         "generated text", [text == row["response"] for text, row in zip(said, rows, strict=True)], [1] * len(rows), 0
     )
-    scores = [published.rouge(text, row["gt"], stem=False) for text, row in zip(said, rows, strict=True)]
+    scores = [rouge(text, row["gt"], stem=False) for text, row in zip(said, rows, strict=True)]
     for key, name in SCORE.items():
-        yield from compare(name, [score[name] for score in scores], [row[key] for row in rows], TEXT)
+        own = [score[name] for score in scores]
+        yield from compare(name, own, [row[key] for row in rows], TEXT)
+        yield from compare(name, [mean(own)], [stored["aggregate"][f"mean_{key}"]], TEXT)
     ours = [verbatim_memorization(text, row["gt"]) for text, row in zip(said, rows, strict=True)]
     yield from compare(metric, ours, [row["rougeL"] for row in rows], TEXT)
-    yield from compare(metric, [mean(ours)], [stored["aggregate"]["mean_rougeL"]], TEXT)
+    yield from compare(metric, [100 * mean(ours)] * len(means), means, TEXT)
 
 
 def _leak(golden: Golden, model: str, own: dict[str, Any], retrained: dict[str, float]) -> Iterator[Comparison]:

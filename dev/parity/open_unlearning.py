@@ -10,7 +10,7 @@ from expunge.data.examples import Example
 from expunge.data.tokenize import PromptFormat, TokenizedExample, tokenize
 from expunge.evaluation.metrics import TokenRecord, attacks
 from expunge.evaluation.metrics.aggregate import forget_quality, model_utility
-from expunge.evaluation.metrics.generations import cut_at
+from expunge.evaluation.metrics.generations import cut_at, rouge
 from expunge.evaluation.metrics.memorization import mean_nll, probability
 from expunge.utils.roc import auc
 
@@ -64,7 +64,7 @@ def _texts(golden: Golden, model: str, own: dict[str, Any], settings: dict[str, 
             [1] * len(said),
             0,
         )
-        scores = [published.rouge(text, truth) for text, truth in zip(said, values(rows, "ground_truth"), strict=True)]
+        scores = [rouge(text, truth) for text, truth in zip(said, values(rows, "ground_truth"), strict=True)]
         for key, ours in SCORE.items():
             yield from compare(ours, [score[ours] for score in scores], values(rows, key), TEXT)
         aggregate = SCORE["rougeL_f1" if "mem_" in name else "rougeL_recall"]

@@ -2,8 +2,8 @@
 
 open-unlearning leaves the last label out of the matching metrics and of min-k (it means to skip the end token, and
 drops a real token of plain texts), adds 1e-10 to denominators and takes the geometric mean of wrong answers, as TOFU's
-`aggregate_eval_stat.py` does; MUSE takes no token of a short text. Their attack scores are losses: larger = LESS likely
-a member.
+`aggregate_eval_stat.py` does; MUSE takes no token of a short text; rouge-score sees no letter beyond a to z. Their
+attack scores are losses: larger = LESS likely a member.
 """
 
 import math

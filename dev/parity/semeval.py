@@ -3,10 +3,9 @@
 from collections.abc import Iterator
 from statistics import harmonic_mean
 
-from dev.parity import published
 from dev.parity.golden import LOSS, MODELS, Comparison, Golden, compare
 from expunge.data.tokenize import TokenizedExample
-from expunge.evaluation.metrics.generations import exact_match
+from expunge.evaluation.metrics.generations import exact_match, rouge
 from expunge.evaluation.metrics.memorization import mean_nll
 from expunge.utils.roc import auc
 
@@ -32,7 +31,7 @@ def comparisons(golden: Golden) -> Iterator[Comparison]:
                     (row["model_output"], references[row["id"]]) for row in own[split] if row["id"][:-1].endswith(kind)
                 ]
                 if own[f"{split}_csv_rows_read_back"] == len(rows):  # else their file lost a row
-                    scores = [published.rouge(*pair)[metric] if kind == "sc" else exact_match(*pair) for pair in pairs]
+                    scores = [rouge(*pair)[metric] if kind == "sc" else exact_match(*pair) for pair in pairs]
                     theirs = own["results"][f"{split}-set"][key]
                     yield from compare(metric, [sum(scores) / len(scores)], [theirs], 1e-12)
         sides = {}

@@ -9,6 +9,7 @@ from dev.parity.golden import EXACT, LOSS, MODELS, TEXT, Comparison, Golden, com
 from expunge.data.examples import Example
 from expunge.data.tokenize import PromptFormat, TokenizedExample, tokenize
 from expunge.evaluation.metrics.aggregate import forget_quality, model_utility
+from expunge.evaluation.metrics.generations import rouge
 from expunge.evaluation.metrics.memorization import mean_nll
 from expunge.evaluation.metrics.truth_ratio import folded, normalized_probability, truth_ratio
 
@@ -30,8 +31,11 @@ def comparisons(golden: Golden) -> Iterator[Comparison]:
     stored = golden.read("tofu")
     settings = stored["settings"]
     first = _asked(golden, golden.data["qa"]["forget"][0], golden.data["qa"]["forget"][0]["answer"])
-    labels = [label for label in stored["first_forget_item"]["labels"] if label != -100]
+    item = stored["first_forget_item"]
+    labels = [label for label in item["labels"] if label != -100]
     yield Comparison("tokenization", "", first.input_ids[first.completion_start :] == labels, 1, 0)
+    ids = item["input_ids"][: sum(item["attention_mask"]) + 1]  # they do not attend to the end token, which is a label
+    yield Comparison("tokenization", "", first.input_ids == ids, 1, 0)
     logs: dict[str, dict[str, dict[str, Any]]] = {}
     for model in MODELS:
         logs[model] = {}
@@ -60,7 +64,8 @@ def utilities(logs: Logs, stored: Mapping[str, Mapping[str, float]], tolerance: 
             for kind, value in own.items():
                 metric = "forget_truth_ratio" if (name, kind) == ("Forget", "Truth Ratio") else METRIC[kind]
                 golden = [stored[key][names[kind].format(name)]]
-                yield from compare(metric, [value], golden, tolerance, compat=compat or "")
+                bound = min(TEXT, tolerance) if kind == "ROUGE" else tolerance
+                yield from compare(metric, [value], golden, bound, compat=compat or "")
             if name != "Forget":
                 terms += own.values()
         yield from compare(
@@ -113,7 +118,7 @@ def _log(
     said = golden.answers(model, prompts, settings["max_new_tokens"])
     triples = [stored["generated_text"][i] for i in order]
     found += compare("generated text", [a == b[1] for a, b in zip(said, triples, strict=True)], [1] * len(rows), 0)
-    scores = [published.rouge(text, row["answer"]) for text, row in zip(said, rows, strict=True)]
+    scores = [rouge(text, row["answer"]) for text, row in zip(said, rows, strict=True)]
     for key, name in (("rouge1_recall", "rouge_1_recall"), ("rougeL_recall", "rouge_l_recall")):
         found += compare(name, [score[name] for score in scores], [stored[key][i] for i in order], TEXT)
     log = {
