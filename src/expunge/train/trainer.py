@@ -319,7 +319,7 @@ class Trainer:
         Raises:
             TrainingError: A single row does not fit into the device's memory.
         """
-        total = torch.zeros(len(self.terms), device=self.loaded.device)
+        total = self.weights.new_zeros(len(self.terms))
         self.adapter.gradients.zero_()
         try:
             for part in (part for group in groups for part in halved(group, self.rows_that_fit)):
@@ -341,8 +341,8 @@ class Trainer:
         found = loss_terms(batches, self.loss)
         parts = [term.weight * found[term.name] for term in self.terms if term.name in found]
         torch.autograd.backward(sum(parts[1:], start=parts[0]))
-        zero = torch.zeros((), device=self.loaded.device)
-        return torch.stack([found.get(term.name, zero).detach().float() for term in self.terms])
+        zero = self.weights.new_zeros(())
+        return torch.stack([found.get(term.name, zero).detach().to(zero) for term in self.terms])
 
     def _halve(self, groups: list[list[Unit]], error: BaseException) -> None:
         """Allow half as many rows at once.
