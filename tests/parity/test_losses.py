@@ -61,7 +61,7 @@ def test_the_papers_terms(shared, name, term):
             continue
 
         def value_of(dtype, rows=rows, beta=entry["hyper"]["beta"]):
-            logits = tensors["logits"].to(dtype).requires_grad_()
+            logits = tensors["logits"].to(dtype, copy=True).requires_grad_()
             kept = tensors["answer_mask"][rows, 1:].bool()  # a position counts when its NEXT token is an answer token
             ids = torch.repeat_interleave(torch.arange(len(rows)), kept.sum(-1))
             ref = tensors["ref_logits"].to(dtype)[rows, :-1][kept]
@@ -91,7 +91,7 @@ def side_of(tensors, side, dtype=torch.float64, *, unpredicted=False):
     labels = tensors[f"{side}.labels"]
     kept = labels != -100
     kept[:, 0] &= unpredicted
-    logits, ref = (tensors[f"{side}.{name}"].to(dtype) for name in ("logits", "ref_logits"))
+    logits, ref = (tensors[f"{side}.{name}"].to(dtype, copy=True) for name in ("logits", "ref_logits"))
     logits.requires_grad_()
     before, ref_before = (own.roll(1, 1)[kept] for own in (logits, ref))  # what predicts each position
     ids = torch.repeat_interleave(torch.arange(len(labels)), kept.sum(-1))
@@ -201,7 +201,7 @@ def test_rmus_published_loss(shared, case, monkeypatch):
     monkeypatch.setattr(torch, "rand", lambda *_, **__: direction)
 
     def value_of(dtype):
-        states = tensors["forget.activations"].to(dtype).requires_grad_()
+        states = tensors["forget.activations"].to(dtype, copy=True).requires_grad_()
         hidden = states[tensors["forget.labels"] != -100]
         batch = replace(side_of(tensors, "forget", unpredicted=True)[1], hidden=hidden)
         value = make_forget_loss("rmu", {"steering_coefficient": direction.norm().item()})(batch)
