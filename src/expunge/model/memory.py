@@ -25,8 +25,8 @@ CGROUPS = (
 def free_memory(device: torch.device) -> int | None:
     """Bytes that can still be allocated on a device; None where the system does not say."""
     if device.type == "cuda":
-        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # for the next tensors
-        return torch.cuda.mem_get_info(device)[0] + kept
+        torch.cuda.empty_cache()  # what is kept for the next tensors is free; what graphs keep for theirs is not
+        return torch.cuda.mem_get_info(device)[0]
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
