@@ -69,9 +69,16 @@ def dtype_of(name: str, names: Sequence[str], *others: str) -> torch.dtype:
     return dtype
 
 
-def settle_attention() -> None:
-    """On a GPU, leave cuDNN's attention out, which makes a plan for every new shape, and texts have many of them."""
+def settle_cuda() -> None:
+    """On a GPU, leave cuDNN's attention out, which makes a plan for every new shape, and texts have many of them; and
+    add products of bfloat16 numbers up in fp32.
+
+    Where cuBLAS divides the sums of a product among blocks (split-K), it may round the parts to bfloat16, and whether
+    it divides them depends on the shape: the same rows padded, packed or filled up to the size of a graph would be
+    further apart than the rounding of the result makes them.
+    """
     torch.backends.cuda.enable_cudnn_sdp(False)
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
 
 
 def settle_cpu_memory() -> None:

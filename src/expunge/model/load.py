@@ -19,7 +19,7 @@ from expunge.kernels import Head
 from expunge.kernels.rounding import row_multiple
 from expunge.model.captured import CapturedPasses
 from expunge.model.checkpoint import check_memory, config_of, from_pretrained, move
-from expunge.model.device import pick_device, pick_dtype, settle_attention, settle_cpu_memory
+from expunge.model.device import pick_device, pick_dtype, settle_cpu_memory, settle_cuda
 from expunge.model.fold import fold
 from expunge.model.head import backbone, cast_head, find_head
 from expunge.model.layers import embedding_of
@@ -199,7 +199,7 @@ def load_model(
     if target.type == "cpu":
         settle_cpu_memory()
     else:
-        settle_attention()
+        settle_cuda()
     compute = pick_dtype(dtype, target)
     source = check_model(name, trust_remote_code=trust_remote_code, revision=revision)
     if load_in_4bit and target.type != "cuda":
