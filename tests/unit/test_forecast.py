@@ -28,7 +28,7 @@ def test_the_largest_step_comes_first_and_the_others_are_spread():
 
 def test_time_goes_with_the_padded_area():
     sizes = [Size(90, 100, 100)] * 6 + [Size(40, 50, 50)] * 4
-    assert training_seconds(sizes, [(sizes[0], 2.0), (sizes[-1], 1.0)]) == pytest.approx(16.0)
+    assert training_seconds(sizes, [sizes[0], sizes[-1]], 3.0) == pytest.approx(16.0)
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,8 @@
                     + the reference, which is in main memory
 
 The area (tokens with the padding) is what the matrix products see. The steps are real ones, taken on a throw-away
-adapter; the largest comes first and is not timed, so that nothing is timed while it warms up.
+adapter; the largest comes first and is not timed, so that nothing is timed while it warms up. The others are timed
+together: between them the host does not wait for the device, as in a run.
 """
 
 import itertools
@@ -29,6 +30,7 @@ from expunge.train.scale import most_scales
 from expunge.train.schedule import evaluation_every
 from expunge.train.setup import Prepared, prepare
 from expunge.train.speed import speed_up
+from expunge.train.step_log import TakenStep
 from expunge.train.trainer import Trainer
 from expunge.utils.progress import Reporter
 from expunge.utils.text import show_bytes, show_duration
@@ -143,10 +145,10 @@ def _forecast(prepared: Prepared, reporter: Reporter, prepare_seconds: float) ->
     if line := speed_up(trainer):
         reporter.say(line)
     prepare_seconds += time.perf_counter() - clock
-    timed = _time_steps(trainer, taken, sizes, reporter)
+    timed, seconds = _time_steps(trainer, taken, reporter)
 
     trainable, parameters = trainer.model.get_nb_trainable_parameters()
-    training = training_seconds(sizes, timed)
+    training = training_seconds(sizes, [sizes[step.number] for step in timed], seconds)
     forward = targets + rate * (passes + evaluations * evaluated)
     held = reference_bytes if on_cpu else 0
     return Forecast(
@@ -179,27 +181,25 @@ def chosen_steps(sizes: Sequence[Size], count: int) -> list[int]:
     return [largest, *(others[(2 * place + 1) * len(others) // (2 * count)] for place in range(count))]
 
 
-def training_seconds(sizes: Sequence[Size], timed: Sequence[tuple[Size, float]]) -> float:
-    """Time of all steps, if a token of area takes as long as in the timed ones."""
-    rate = sum(seconds for _, seconds in timed) / sum(size.area for size, _ in timed)
-    return rate * sum(size.area for size in sizes)
+def training_seconds(sizes: Sequence[Size], timed: Sequence[Size], seconds: float) -> float:
+    """Time of all steps, if a token of area takes as long as in the timed ones, which took `seconds` together."""
+    return seconds / sum(size.area for size in timed) * sum(size.area for size in sizes)
 
 
-def _time_steps(
-    trainer: Trainer, steps: list[Step], sizes: Sequence[Size], reporter: Reporter
-) -> list[tuple[Size, float]]:
-    timed: list[tuple[Size, float]] = []
+def _time_steps(trainer: Trainer, steps: list[Step], reporter: Reporter) -> tuple[list[Step], float]:
+    """Those of the steps that were timed, and the seconds that they took together."""
     trainer.train_step(steps[0])
     left = steps[1:] or steps
+    taken: list[TakenStep] = []
+    begun = time.perf_counter()
     with reporter.track("timing", len(left)) as advance:
         for step in left:
-            clock = time.perf_counter()
-            trainer.train_step(step)
-            timed.append((sizes[step.number], time.perf_counter() - clock))
+            taken.append(trainer.take_step(step))
             advance()
-            if len(timed) >= FEWEST_STEPS and sum(seconds for _, seconds in timed) > TIMED_SECONDS:
+            if len(taken) >= FEWEST_STEPS and time.perf_counter() - begun > TIMED_SECONDS:
                 break
-    return timed
+        trainer.read(taken)  # waits for the device
+    return left[: len(taken)], time.perf_counter() - begun
 
 
 def _evaluations(trainer: Trainer, prepared: Prepared) -> tuple[int, int]:
