@@ -40,7 +40,8 @@ class RunConfig:
         title: What was asked, for the head of the report; it is kept in the run.
         recipe: Preset over all settings: `default`, `npo` or `paper`.
         seed: Seed of the adapter's initialisation, of the order of the data and of the replay texts.
-        save_every: Optimizer steps between checkpoints; with 0 there is one at the end alone.
+        save_every: Optimizer steps between checkpoints; with 0 there is one at the end alone. None: 100, and 1,000 on
+            CUDA, whose steps are fast.
         report_to: Trackers (`tensorboard`, `wandb`), separated by commas.
         push_to_hub: Repository on the Hub (`owner/name`) that gets the finished adapter and its card, private unless
             `public`. Refused before training where nobody is logged in.
@@ -60,7 +61,7 @@ class RunConfig:
     title: str | None = None
     recipe: str = "default"
     seed: int = 0
-    save_every: int = 100
+    save_every: int | None = None
     report_to: str | None = None
     push_to_hub: str | None = None
     public: bool = False

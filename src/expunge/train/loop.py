@@ -260,7 +260,7 @@ def train(
             clock = time.perf_counter()
             taken.append(trainer.take_step(step))
             done, last = step.number + 1, step.number + 1 == num_steps
-            saves = bool(config.save_every) and done % config.save_every == 0
+            saves = config.save_every and done % config.save_every == 0
             evaluates = evaluation and (done % evaluation.every == 0 or last)
             waits = bool(saves or evaluates or last or len(taken) == most)
             stopped = shared.after_step(stop.requested, clock, waits=waits)
