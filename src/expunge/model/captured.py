@@ -24,9 +24,9 @@ from torch import Tensor
 
 from expunge.model.packing import filling, row_places, send
 
-WARM_UPS = 3
-"""Passes before one is captured: libraries choose their kernels, and take their memory, in the first ones. In the last
-of them what makes the host wait is an error: a capture that it broke would leave allocator and generator unusable."""
+WARM_UPS = 2
+"""Passes before one is captured: libraries choose their kernels, and take their memory, in the first. In the last one
+what makes the host wait is an error: a capture that it broke would leave allocator and generator unusable."""
 
 Flash = Callable[[Tensor, Tensor, Tensor, int], Tensor]
 """Final states `(1, tokens, hidden)` from input_ids, positions, cuts and longest row, see `packing.flash_states`."""
@@ -132,7 +132,11 @@ class CapturedPasses:
 
     def capture(self) -> None:
         """Capture all passes; what the trials add to gradients is the caller's to clear."""
-        for _, own in sorted(self._sizes.items(), reverse=True):  # the others fit into what the largest has taken
+        # Each capture begins by giving free memory back, so all warm up before the first, in the same memory.
+        passes = [own for _, own in sorted(self._sizes.items(), reverse=True)]  # the others fit into the largest's
+        for own in passes:
+            self._recorder.warm_up(own.both)
+        for own in passes:
             own.capture(self._recorder)
 
     def _most_rows(self, tokens: int) -> int:
@@ -180,9 +184,8 @@ class _Pass:
         self._cuts.copy_(send(cuts, ids.device))
 
     def capture(self, recorder: Recorder) -> None:
-        """Warm up, and capture both passes."""
+        """Capture both passes."""
         with torch.enable_grad():
-            recorder.warm_up(self._both)
             forward, backward = recorder.record(self._forward), recorder.record(self._backward)
         self._replays = forward, backward
         self._live = None  # the next capture may take what the graph's inner tensors had
@@ -195,7 +198,8 @@ class _Pass:
         """From `grad` to the parameters' gradients."""
         (self._replays[1] if self._replays else self._backward)()
 
-    def _both(self) -> None:
+    def both(self) -> None:
+        """Both passes, one behind the other, as the layers are."""
         self._forward()
         self._backward()
 

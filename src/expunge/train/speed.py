@@ -7,10 +7,10 @@ filled ones give, and be faster. Else the run goes on without graphs, and one li
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,10 +21,14 @@ from expunge.model.captured import CapturedPasses, Recorder
 from expunge.model.packing import UNBOUNDED, VARLEN, attention_way, flash_states
 from expunge.train.trainer import Trainer
 
+Item = TypeVar("Item")
 SHARES = (0.25, 0.5, 0.75, 0.95, 1.0)
 """Sizes of captured passes: each is the smallest that this share of the run's micro-batches fits into."""
 ROUNDED_TO = 64
 """Sizes are multiples of so many tokens."""
+MOST_STEPS = 4000
+"""Steps of the run, evenly from all of it, that are looked at for the sizes. A step that is larger than all of them is
+computed by the layers."""
 APART = 0.05
 """Relative difference of the gradient, and of each term, between replayed passes and the same ones of the layers: the
 order in which flash attention adds up, and what the layers make of it."""
@@ -35,8 +39,9 @@ NOISE = 0.02
 """Size of random numbers on the adapter while the passes are checked: where B is 0, half of the gradient is 0 too."""
 FASTER = 0.9
 """Captured passes are taken when a step takes at most this share of the time."""
-TRIED = 6
-"""Steps, spread over their sizes from the smallest to the largest, whose gradients are compared and that are timed."""
+TRIED = (0.0, *SHARES[1:])
+"""Steps whose gradients are compared and that are timed, by their place in the order of size: the smallest, of which
+most is filled up, and the largest that each of the other sizes takes."""
 
 
 def speed_up(trainer: Trainer) -> str | None:
@@ -58,19 +63,22 @@ def capture(trainer: Trainer, recorder: Recorder) -> str:
     loaded = trainer.loaded
     if obstacle := _obstacle(trainer):
         return f"not captured: {obstacle}"
-    steps = list(islice(trainer.plan.steps(), trainer.num_steps))
-    # Of every step, since the other texts before forget rows differ from step to step.
-    batches_of = [row_lengths(trainer, step) for step in steps]
-    batches = [lengths for own in batches_of for lengths in own]
+    begun, every = time.perf_counter(), -(-trainer.num_steps // MOST_STEPS)
+    # Of more than an epoch, since the other texts before forget rows differ from step to step.
+    steps = islice(trainer.plan.steps(), 0, trainer.num_steps, every)
+    looked_at = sorted(((row_lengths(trainer, step), step) for step in steps), key=lambda own: sum(map(sum, own[0])))
+    tried = [step for _, step in _at(TRIED, looked_at)]
+    batches = [lengths for own, _ in looked_at for lengths in own]
     sizes = sizes_for([*map(sum, batches)])
-    ordered = sorted(range(len(steps)), key=lambda at: sum(map(sum, batches_of[at])))
-    tried = [steps[ordered[at]] for at in sorted({at * (len(steps) - 1) // (TRIED - 1) for at in range(TRIED)})]
-    weights, begun = trainer.adapter.weights.data, time.perf_counter()
+    weights, forget = trainer.adapter.weights.data, trainer.sides["forget"]
     kept, chance = weights.clone(), torch.Generator().manual_seed(0)
-    fits = trainer.rows_that_fit
+    fits, guessed = trainer.rows_that_fit, forget.guessed
+    forget.guessed = False  # of NLLs that are nearly equal, rounding would say which token gets which target
     weights.add_(torch.randn(weights.shape, generator=chance, dtype=weights.dtype).to(weights.device), alpha=NOISE)
     try:
-        plain = _Plain(trainer, tried)  # before the graphs take their memory
+        # Before the graphs take their memory; the first pass of all waits for memory and libraries.
+        trainer.gradient(tried[-1])
+        right, before = _gradients(trainer, tried)
         fits = trainer.rows_that_fit
         loaded.captured = CapturedPasses(  # and nothing else holds them: out of memory, they go with this reference
             partial(_flash, trainer),
@@ -81,12 +89,13 @@ def capture(trainer: Trainer, recorder: Recorder) -> str:
         )
         for size in sizes:
             loaded.captured.add(size)
-        why = plain.against(trainer)
+        why = _against(trainer, tried, right, before)
     except (RuntimeError, TrainingError) as error:  # out of memory among them: without graphs the step may fit
         why, loaded.captured = " ".join(str(error).split())[:200], None
     finally:
         weights.copy_(kept)
         trainer.adapter.gradients.zero_()
+        forget.guessed = guessed
     if loaded.captured is None:
         trainer.rows_that_fit = fits  # what did not fit beside the graphs may fit without
         torch.cuda.empty_cache()
@@ -111,9 +120,12 @@ def beside_graphs(trainer: Trainer, work: Callable[[], Any]) -> Any:
 
 def sizes_for(tokens: list[int]) -> list[int]:
     """Sizes of captured passes for micro-batches of so many tokens."""
-    ordered = sorted(tokens)
-    fitting = [ordered[math.ceil(share * len(ordered)) - 1] for share in SHARES]
-    return sorted({-(-own // ROUNDED_TO) * ROUNDED_TO for own in fitting})
+    return sorted({-(-own // ROUNDED_TO) * ROUNDED_TO for own in _at(SHARES, sorted(tokens))})
+
+
+def _at(shares: Sequence[float], ordered: Sequence[Item]) -> list[Item]:
+    """The last of each share of what stands in order, each once; of the share 0, the first."""
+    return [ordered[at] for at in sorted({max(0, math.ceil(share * len(ordered)) - 1) for share in shares})]
 
 
 def _obstacle(trainer: Trainer) -> str:
@@ -144,52 +156,48 @@ def row_lengths(trainer: Trainer, step: Step) -> list[list[int]]:
     ]
 
 
-class _Plain:
-    """What the layers as they are give for some steps, and how long a step takes them."""
-
-    def __init__(self, trainer: Trainer, steps: list[Step]) -> None:
-        self._steps, self._right = steps, _gradients(trainer, steps)
-        self._milliseconds = _milliseconds(trainer, steps)
-
-    def against(self, trainer: Trainer) -> str:
-        """Capture the passes and leave them in use if they give the same, and are faster; says how they do."""
-        loaded = trainer.loaded
-        filled = _gradients(trainer, self._steps)
-        if loaded.captured is not None:
-            loaded.captured.capture()
-            replayed = _gradients(trainer, self._steps)
-        if loaded.captured is None:
-            return "they leave too little memory"
-        pairs = ("filled", filled, self._right, ROUNDED), ("replayed", replayed, filled, APART)
-        for name, own, right, most in pairs:
-            apart = [_apart(*both) for steps in zip(own, right, strict=True) for both in zip(*steps, strict=True)]
-            if not all(value <= most for value in apart):
-                loaded.captured = None
-                return f"the gradient of {name} passes is {max(apart):.2g} from what it should be"
-        after = _milliseconds(trainer, self._steps)
-        told = f"{after:.1f} ms a step in place of {self._milliseconds:.1f}"
-        if after <= FASTER * self._milliseconds and loaded.captured is not None:
-            return told
-        loaded.captured = None
-        return f"no faster ({told})"
+Found = list[tuple[Tensor, Tensor]]
+"""The terms of the loss and the gradient, of some steps."""
 
 
-def _gradients(trainer: Trainer, steps: list[Step]) -> list[tuple[Tensor, Tensor]]:
-    """The terms of the loss and the gradient, of each step."""
-    return [(trainer.gradient(step).clone(), trainer.adapter.gradients.clone()) for step in steps]
+def _against(trainer: Trainer, steps: list[Step], right: Found, before: float) -> str:
+    """Capture the passes and leave them in use if they give the same, and are faster; says how they do.
+
+    Args:
+        trainer: With passes that are not captured yet.
+        steps: The steps that are tried.
+        right: What the layers as they are give for them.
+        before: Milliseconds that a step takes them.
+    """
+    loaded = trainer.loaded
+    filled, _ = _gradients(trainer, steps)
+    if loaded.captured is not None:
+        loaded.captured.capture()
+        for _ in range(2):  # the first replay of a graph sends it to the device
+            replayed, after = _gradients(trainer, steps)
+    if loaded.captured is None:
+        return "they leave too little memory"
+    for name, own, other, most in ("filled", filled, right, ROUNDED), ("replayed", replayed, filled, APART):
+        apart = [_apart(*both) for pairs in zip(own, other, strict=True) for both in zip(*pairs, strict=True)]
+        if not all(value <= most for value in apart):
+            loaded.captured = None
+            return f"the gradient of {name} passes is {max(apart):.2g} from what it should be"
+    told = f"{after:.1f} ms a step in place of {before:.1f}"
+    if after <= FASTER * before:
+        return told
+    loaded.captured = None
+    return f"no faster ({told})"
+
+
+def _gradients(trainer: Trainer, steps: list[Step]) -> tuple[Found, float]:
+    """What some steps give, and the milliseconds that one of them takes on average, without its update."""
+    torch.cuda.synchronize(trainer.loaded.device)
+    begun = time.perf_counter()
+    found = [(trainer.gradient(step), trainer.adapter.gradients.clone()) for step in steps]
+    torch.cuda.synchronize(trainer.loaded.device)
+    return found, 1000 * (time.perf_counter() - begun) / len(steps)
 
 
 def _apart(own: Tensor, right: Tensor) -> float:
     """Distance of two vectors as a share of the second's length."""
     return float((own - right).norm() / right.norm().clamp(min=1e-12))
-
-
-def _milliseconds(trainer: Trainer, steps: list[Step]) -> float:
-    """Time of a step without its update, on average."""
-    trainer.gradient(steps[0])
-    torch.cuda.synchronize(trainer.loaded.device)
-    begun = time.perf_counter()
-    for step in steps:
-        trainer.gradient(step)
-    torch.cuda.synchronize(trainer.loaded.device)
-    return 1000 * (time.perf_counter() - begun) / len(steps)
