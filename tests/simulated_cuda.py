@@ -319,9 +319,7 @@ def _patches(gpu: SimulatedCuda, functions: _Functions) -> list[Any]:
     none = dict.fromkeys(("empty_cache", "synchronize", "reset_peak_memory_stats", "set_rng_state", "manual_seed"))
     values: dict[str, Any] = none | {
         "get_device_capability": (9, 0), "mem_get_info": (MEMORY, MEMORY), "is_bf16_supported": True,
-        "max_memory_allocated": 2**30, "memory_allocated": 2**30, "memory_reserved": 2**30,
-        "get_rng_state": torch.zeros(1),
-        "get_device_name": "simulated",
+        "max_memory_allocated": 2**30, "get_rng_state": torch.zeros(1), "get_device_name": "simulated",
     }  # fmt: skip
     return [
         patch.object(autocast, "__init__", enter),

@@ -1,6 +1,7 @@
 """What runs on a GPU, run on the CPU as if it were one (`simulated_cuda`): devices, waits, and the same numbers."""
 
 import gc
+import itertools
 import json
 import random
 import weakref
@@ -20,11 +21,13 @@ from expunge.errors import ModelError
 from expunge.evaluation.generate import greedy
 from expunge.evaluation.teacher_forcing import token_records
 from expunge.kernels.head import CHUNK_ELEMENTS
-from expunge.losses import FORGET_LOSSES
+from expunge.losses import FORGET_LOSSES, target_kl
 from expunge.model import captured as captured_passes
-from expunge.model import decoding, load, packing, replay
+from expunge.model import decoding, load, memory, packing, replay
+from expunge.model.head import backbone
 from expunge.model.load import load_model
 from expunge.model.logps import sequence_logps
+from expunge.runs.settings import resumed_settings
 from expunge.train import loop, speed
 from expunge.train.dry_run import forecast
 from expunge.train.step_log import STEPS_PER_READ
@@ -120,7 +123,7 @@ def test_a_step_does_not_wait_and_its_log_waits_once(loss: str, folder: Callable
 @pytest.fixture(autouse=True)
 def _few_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Graphs are taken however long they take: on the CPU there is nothing to gain."""
-    for name, value in {"FASTER": float("inf"), "SHARES": (0.5, 1.0), "TRIED": 2}.items():
+    for name, value in {"FASTER": float("inf"), "SHARES": (0.5, 1.0), "TRIED": (0.0, 1.0)}.items():
         monkeypatch.setattr(speed, name, value)
 
 
@@ -147,7 +150,10 @@ def test_steps_of_all_sizes_are_tried_and_replayed(
 ) -> None:
     """Steps of few rows, most of them short: some are a tenth of the largest."""
     tried: list[list[int]] = []
-    monkeypatch.setattr(speed, "_milliseconds", lambda _, steps: tried.append([step.number for step in steps]) or 1.0)
+    take = speed._gradients
+    monkeypatch.setattr(
+        speed, "_gradients", lambda own, steps: tried.append([step.number for step in steps]) or take(own, steps)
+    )
     forget = [*made_up(15, 1), *made_up(1, 2, longest=250)]
     with SimulatedCuda():
         own = prepared(folder("llama"), dtype="bfloat16", device="cuda", rows_per_step=1, epochs=3, forget=forget)
@@ -159,6 +165,59 @@ def test_steps_of_all_sizes_are_tried_and_replayed(
         assert all(captured.takes(lengths) for step in steps for lengths in speed.row_lengths(trainer, step))
         assert {min(sizes), max(sizes)} == {sizes[number] for number in tried[0]}
         assert min(sizes) < max(sizes) / 10
+
+
+def test_targets_are_not_dealt_out_anew_while_passes_are_compared(
+    folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if rounding had exchanged targets from pass to pass."""
+    calls = itertools.count(1)
+    monkeypatch.setattr(target_kl, "dealt_out", lambda target_nll, *_: target_nll * next(calls))
+    with SimulatedCuda():
+        trainer = trainer_on("cuda", folder("llama"), "bfloat16", loss="target_kl")
+        line = speed.capture(trainer, FakeRecorder(CUDA))
+        assert line.startswith("passes captured in"), line
+        assert trainer.sides["forget"].guessed
+
+
+class Warmed(FakeRecorder):
+    """Warms up as often as a GPU does, and notes what it is asked for."""
+
+    def __init__(self) -> None:
+        super().__init__(CUDA)
+        self.asked: list[str] = []
+
+    def warm_up(self, work: Callable[[], None]) -> None:
+        self.asked.append("warm up")
+        for _ in range(captured_passes.WARM_UPS):
+            work()
+
+    def record(self, work: Callable[[], None]) -> Callable[[], None]:
+        self.asked.append("record")
+        return super().record(work)
+
+
+def test_few_passes_go_before_the_first_capture(folder: Callable[[str], Path]) -> None:
+    """Of two sizes: two steps as they are, after one, and filled; a first pass and two warm-ups of each size."""
+    recorder, passes = Warmed(), list[bool]()
+    with SimulatedCuda():
+        trainer = trainer_on("cuda", folder("llama"), "bfloat16")
+        backbone(trainer.loaded.base).register_forward_pre_hook(lambda *_: passes.append("record" in recorder.asked))
+        speed.capture(trainer, recorder)
+    assert recorder.asked == ["warm up"] * 2 + ["record"] * 4
+    assert passes.count(False) == 1 + 2 + 2 + 2 * (1 + 2)
+
+
+def test_steps_from_all_of_a_long_run_are_looked_at(
+    folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lengths, seen = speed.row_lengths, list[int]()
+    monkeypatch.setattr(speed, "MOST_STEPS", 4)
+    monkeypatch.setattr(speed, "row_lengths", lambda own, step: seen.append(step.number) or lengths(own, step))
+    with SimulatedCuda():
+        trainer = trainer_on("cuda", folder("llama"), "bfloat16", max_steps=11)
+        assert speed.capture(trainer, FakeRecorder(CUDA)).startswith("passes captured in")
+    assert seen == [0, 3, 6, 9]
 
 
 class Stale(FakeRecorder):
@@ -324,6 +383,26 @@ def test_what_cannot_be_captured_is_said(settings: dict[str, Any], why: str, fol
         assert why in speed.capture(trainer, FakeRecorder(CUDA))
 
 
+def test_sums_of_bfloat16_products_are_not_rounded_in_parts(folder: Callable[[str], Path]) -> None:
+    products = torch.backends.cuda.matmul
+    products.allow_bf16_reduced_precision_reduction = True  # as by default
+    with SimulatedCuda():
+        load_model(str(folder("llama")), device="cuda")
+    assert products.allow_bf16_reduced_precision_reduction is False
+
+
+def test_what_graphs_hold_is_not_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = {"kept for the next tensors": 300, "kept by graphs": 500, "tensors": 200}
+    for name, own in {
+        "mem_get_info": lambda *_: (2000 - sum(held.values()), 2000),
+        "memory_reserved": lambda *_: sum(held.values()),
+        "memory_allocated": lambda *_: held["tensors"],
+        "empty_cache": lambda: held.pop("kept for the next tensors"),
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, own)
+    assert memory.free_memory(CUDA) == 2000 - 500 - 200
+
+
 def test_little_memory_makes_small_blocks_of_logits(
     folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -462,7 +541,6 @@ def test_replay_texts_are_written_in_a_share_of_the_free_memory(
     with SimulatedCuda():
         loaded = load_model(str(folder("llama")), dtype="float32", device="cuda")
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (free, 2**36))
-        monkeypatch.setattr(torch.cuda, "memory_reserved", lambda *_: torch.cuda.memory_allocated())
         monkeypatch.setattr(replay, "_continue", lambda _, begun: sizes.append(len(begun)) or [(1, 2)] * len(begun))
         replay.write_texts(loaded, known, known, tokens=100, seed=1)
         replay.seconds_per_token(loaded, known)
@@ -498,6 +576,7 @@ def test_a_whole_run_is_that_of_the_cpu(
             loop.unlearn(config)
         lines[device] = [json.loads(line) for line in (tmp_path / device / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines["cuda"]] == [1, 2, 3, 4]
+    assert {own: resumed_settings(str(tmp_path / own))["save_every"] for own in lines} == {"cpu": 100, "cuda": 1000}
     for own, right in zip(lines["cuda"], lines["cpu"], strict=True):
         assert own["loss"] == pytest.approx(right["loss"], rel=1e-3)
         assert ("validation" in own) == ("validation" in right) == (own["step"] > 2)
@@ -506,7 +585,10 @@ def test_a_whole_run_is_that_of_the_cpu(
 def test_a_dry_run_times_the_steps_that_a_run_would_take(
     folder: Callable[[str], Path], files: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
+    """Together: the host waits after the first, which is not timed, and after the last."""
     monkeypatch.setattr(speed, "Recorder", FakeRecorder)
+    read, together = Trainer.read, list[int]()
+    monkeypatch.setattr(Trainer, "read", lambda own, taken: together.append(len(taken)) or read(own, taken))
     with SimulatedCuda():
         config = UnlearnConfig(
             model=str(folder("llama")), **files, output="runs/never", device="cuda", dtype="bfloat16", recipe="default",
@@ -514,4 +596,5 @@ def test_a_dry_run_times_the_steps_that_a_run_would_take(
         )  # fmt: skip
         found = forecast(config, Reporter())
     assert found.timed_steps == 3
+    assert together == [1, 3]
     assert "passes captured in" in capsys.readouterr().err
