@@ -10,6 +10,7 @@ from expunge.kernels import (
     plain_target_kl,
     plain_token_kl,
     plain_token_logps,
+    token_kl,
     token_logps,
     token_logps_and_kl,
     token_target_kl,
@@ -51,6 +52,7 @@ def test_gradients_are_those_of_the_function(kind):
     targets[4] = -100
     hidden.requires_grad_()
     assert torch.autograd.gradcheck(lambda h: token_logps(h, head, targets), (hidden,))
+    assert torch.autograd.gradcheck(lambda h: token_kl(h, ref, head), (hidden,))
     assert torch.autograd.gradcheck(lambda h: token_logps_and_kl(h, ref, head, targets), (hidden,))
 
 
@@ -63,6 +65,7 @@ def test_equals_the_plain_formula_in_fp64(kind, tokens):
     logps, kl = token_logps_and_kl(hidden, ref, head, targets)
     torch.testing.assert_close(logps, plain_token_logps(hidden, head, targets))
     torch.testing.assert_close(kl, plain_token_kl(hidden, ref, head))
+    torch.testing.assert_close(token_kl(hidden, ref, head), plain_token_kl(hidden, ref, head))
 
 
 def test_no_tokens_at_all():
@@ -220,6 +223,7 @@ def test_entries_that_a_model_rules_out_count_nothing():
     nll = target_nlls(len(targets))
     for function in (
         lambda h, own: token_logps(h, own, targets),
+        lambda h, own: token_kl(h, ref, own),
         lambda h, own: token_logps_and_kl(h, ref, own, targets)[1],
         lambda h, own: token_target_kl(h, ref, own, targets, nll),
     ):

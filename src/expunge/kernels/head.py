@@ -79,7 +79,12 @@ class Head:
             yield slice(start, min(start + size, hidden.shape[0]))
 
 
-def fused(hidden: Tensor, head: Head, count: int, chunk: Callable[..., None]) -> tuple[Tensor, ...]:
+Chunk = Callable[[slice, bool], list[Tensor]]
+"""Given a slice over the tokens: each value of these, `(rows,)`, and where it is wanted each value's slopes,
+`(rows, hidden)`."""
+
+
+def fused(hidden: Tensor, head: Head, count: int, chunk: Chunk) -> tuple[Tensor, ...]:
     """Values of each token, differentiable in `hidden`, from one pass over the logits, few of which exist at a time.
 
     A token's values depend on its own hidden state alone and the head takes no gradient, so their slopes
@@ -89,8 +94,7 @@ def fused(hidden: Tensor, head: Head, count: int, chunk: Callable[..., None]) ->
         hidden: `(num_tokens, hidden)`, final hidden states.
         head: The frozen head.
         count: Values of a token.
-        chunk: Called with slices over the tokens, the values of these, each `(rows,)`, and, where `hidden` takes a
-            gradient, each value's slopes, `(rows, hidden)`: it fills them in; what it leaves is 0.
+        chunk: Computes them, and their slopes where `hidden` takes a gradient.
 
     Returns:
         `count` times `(num_tokens,)`, fp32 (fp64 for fp64 input).
@@ -101,15 +105,20 @@ def fused(hidden: Tensor, head: Head, count: int, chunk: Callable[..., None]) ->
 
 class _Fused(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, head: Head, count: int, chunk: Callable[..., None]) -> tuple[Tensor, ...]:
-        wide = torch.promote_types(hidden.dtype, torch.float32)
-        values = tuple(hidden.new_zeros(hidden.shape[0], dtype=wide) for _ in range(count))
-        slopes = [torch.zeros_like(hidden) for _ in values if ctx.needs_input_grad[0]]
+    def forward(ctx: Any, hidden: Tensor, head: Head, count: int, chunk: Chunk) -> tuple[Tensor, ...]:
+        parts, slopes = list(head.chunks(hidden)), ctx.needs_input_grad[0]
         with torch.autocast(hidden.device.type, enabled=False):
-            for rows in head.chunks(hidden):
-                chunk(rows, *(own[rows] for own in (*values, *slopes)))
-        ctx.save_for_backward(*slopes)
-        return values
+            if len(parts) == 1:  # nothing is to be put together
+                found = chunk(parts[0], slopes)
+            else:
+                wide = torch.promote_types(hidden.dtype, torch.float32)
+                found = [hidden.new_empty(hidden.shape[0], dtype=wide) for _ in range(count)]
+                found += [torch.empty_like(hidden) for _ in range(count) if slopes]
+                for rows in parts:
+                    for whole, own in zip(found, chunk(rows, slopes), strict=True):
+                        whole[rows] = own
+        ctx.save_for_backward(*(own.to(hidden.dtype) for own in found[count:]))
+        return tuple(found[:count])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:

@@ -54,11 +54,11 @@ def token_target_kl(
     Returns:
         `(num_tokens,)`, the sum of both in nats, fp32 (fp64 for fp64 input), differentiable in `hidden`.
     """
-    nll = target_nll.to(torch.promote_types(hidden.dtype, torch.float32))
-    own, rest = (-nll).exp(), -(-nll).expm1()  # t and 1 - t
+    log_t = -target_nll.to(torch.promote_types(hidden.dtype, torch.float32))
+    own, rest = log_t.exp(), -log_t.expm1()  # t and 1 - t
     entropy = torch.xlogy(own, own) + torch.xlogy(rest, rest)
 
-    def chunk(rows: slice, loss: Tensor, slopes: Tensor | None = None) -> None:
+    def chunk(rows: slice, slopes: bool) -> list[Tensor]:
         picked = targets[rows, None]
         logits = head.logits(hidden[rows])
         logp = logits.log_softmax(-1)
@@ -67,12 +67,13 @@ def token_target_kl(
         weights = shares.exp()
         gaps = shares.clamp_(min=LOWEST).sub_(logp.clamp(min=LOWEST))  # finite where w is 0
         kl = entropy[rows] - own[rows] * logps + rest[rows] * torch.linalg.vecdot(weights, gaps)
-        loss[:] = kl + nll_weight * huber_loss(-logps, nll[rows], reduction="none")
-        if slopes is not None:
-            push = nll_weight * (logps + nll[rows]).clamp(-1, 1)
-            wanted = weights.mul_(rest[rows, None]).scatter_(-1, picked, (own[rows] - push)[:, None])
-            grad = logp.exp_().mul_(1 - push[:, None]).sub_(wanted)  # p - q + push (1_y - p)
-            slopes[:] = head.grad_hidden(grad, logits)
+        loss = kl + nll_weight * huber_loss(logps, log_t[rows], reduction="none")
+        if not slopes:
+            return [loss]
+        push = nll_weight * (logps - log_t[rows]).clamp(-1, 1)
+        wanted = weights.mul_(rest[rows, None]).scatter_(-1, picked, (own[rows] - push)[:, None])
+        grad = logp.exp_().mul_(1 - push[:, None]).sub_(wanted)  # p - q + push (1_y - p)
+        return [loss, head.grad_hidden(grad, logits)]
 
     (loss,) = fused(hidden, head, 1, chunk)
     return loss

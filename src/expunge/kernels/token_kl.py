@@ -4,18 +4,18 @@ import torch
 from torch import Tensor
 
 from expunge.kernels.head import LOWEST, Head, fused
-from expunge.kernels.token_logps import IGNORE_INDEX, target_gradient
+from expunge.kernels.token_logps import Targets
 
 
 def plain_token_kl(hidden: Tensor, ref_hidden: Tensor, head: Head) -> Tensor:
-    """The formula that `token_logps_and_kl` equals: sum over the vocabulary of p (log p - log q), per token."""
+    """The formula that `token_kl` equals: sum over the vocabulary of p (log p - log q), per token."""
     logp = head.logits(hidden).log_softmax(-1)
     logq = head.logits(ref_hidden).log_softmax(-1)
     return torch.where(logp > -torch.inf, logp.exp() * (logp - logq), 0).sum(-1)
 
 
-def token_logps_and_kl(hidden: Tensor, ref_hidden: Tensor, head: Head, targets: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Log-probability of each target, and KL(policy || reference) over the whole vocabulary, from one pass.
+def token_kl(hidden: Tensor, ref_hidden: Tensor, head: Head) -> Tensor:
+    """KL(policy || reference) over the whole vocabulary, of each token.
 
     The head is the same for policy and reference, so the reference distribution of a token is fixed by its final hidden
     state: caching that state gives the exact divergence without a second forward pass.
@@ -24,32 +24,57 @@ def token_logps_and_kl(hidden: Tensor, ref_hidden: Tensor, head: Head, targets: 
         hidden: `(num_tokens, hidden)`, the policy's final hidden states.
         ref_hidden: `(num_tokens, hidden)`, the reference's, which take no gradient.
         head: The frozen head.
-        targets: `(num_tokens,)` int64; -100 gives a log-probability of 0; the KL is computed all the same. Without any,
-            all log-probabilities are 0.
+
+    Returns:
+        `(num_tokens,)` in nats, fp32 (fp64 for fp64 input), differentiable in `hidden`.
+    """
+
+    def chunk(rows: slice, slopes: bool) -> list[Tensor]:
+        logits = head.logits(hidden[rows])
+        kl, grad, _ = _divergence(logits.log_softmax(-1), head.logits(ref_hidden[rows]), slopes)
+        return [kl, head.grad_hidden(grad, logits)] if slopes else [kl]
+
+    (kl,) = fused(hidden, head, 1, chunk)
+    return kl
+
+
+def token_logps_and_kl(hidden: Tensor, ref_hidden: Tensor, head: Head, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """`token_logps` and `token_kl` from one pass.
+
+    Args:
+        hidden: As of `token_kl`.
+        ref_hidden: As of `token_kl`.
+        head: The frozen head.
+        targets: `(num_tokens,)` int64; -100 gives a log-probability of 0; the KL is computed all the same.
 
     Returns:
         `logps` and `kl`, each `(num_tokens,)` in nats, fp32 (fp64 for fp64 input), both differentiable in `hidden`.
     """
+    own = Targets.of(targets)
 
-    def chunk(rows: slice, logps: Tensor, kl: Tensor, *slopes: Tensor) -> None:
-        logits = head.logits(hidden[rows])
+    def chunk(rows: slice, slopes: bool) -> list[Tensor]:
+        logits, picked = head.logits(hidden[rows]), own[rows]
         logp = logits.log_softmax(-1)
-        logq = head.logits(ref_hidden[rows]).log_softmax(-1)
-        if targets is not None:
-            kept = targets[rows] != IGNORE_INDEX
-            logps[:] = logp.gather(-1, targets[rows].where(kept, 0)[:, None])[:, 0].where(kept, 0)
-        probs = logp.exp()
-        gap = logp.clamp_(min=LOWEST).sub_(logq.clamp_(min=LOWEST))
-        kl[:] = (probs * gap).sum(-1)
-        if slopes:
-            logp_slopes, kl_slopes = slopes
-            grad_kl = gap.sub_(kl[:, None]).mul_(probs)  # p (log p - log q - KL)
-            kl_slopes[:] = head.grad_hidden(grad_kl, logits)
-            if targets is not None:
-                # Tokens without a target need no slope of their log-probability; to find them a GPU would wait.
-                own = kept.nonzero()[:, 0] if kept.device.type == "cpu" else slice(None)
-                grad_logps = target_gradient(probs[own], targets[rows][own])
-                logp_slopes[own] = head.grad_hidden(grad_logps, logits[own]).to(logp_slopes.dtype)
+        logps = picked.values(logp)
+        kl, grad, probs = _divergence(logp, head.logits(ref_hidden[rows]), slopes)
+        if not slopes:
+            return [logps, kl]
+        kl_slopes = head.grad_hidden(grad, logits)
+        if probs.device.type != "cpu":
+            return [logps, kl, head.grad_hidden(picked.gradient(probs), logits), kl_slopes]
+        # Tokens without a target need no slope of their log-probability; to find them a GPU would wait.
+        kept = (~picked.ignored).nonzero()[:, 0]
+        logp_slopes = head.grad_hidden(picked[kept].gradient(probs[kept]), logits[kept])
+        return [logps, kl, torch.zeros_like(kl_slopes).index_copy_(0, kept, logp_slopes), kl_slopes]
 
     logps, kl = fused(hidden, head, 2, chunk)
     return logps, kl
+
+
+def _divergence(logp: Tensor, ref_logits: Tensor, slopes: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """KL `(rows,)`, its gradient by the logits, p (log p - log q - KL), where wanted, and p. Overwrites `logp`."""
+    logq = ref_logits.log_softmax(-1)
+    probs = logp.exp()
+    gap = logp.clamp_(min=LOWEST).sub_(logq.clamp_(min=LOWEST))
+    kl = (probs * gap).sum(-1)
+    return kl, gap.sub_(kl[:, None]).mul_(probs) if slopes else gap, probs

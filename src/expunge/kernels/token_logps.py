@@ -1,6 +1,7 @@
 """Per-token log-probabilities from hidden states, chunk by chunk, with the gradient computed on the way forward."""
 
-import torch
+from dataclasses import dataclass
+
 from torch import Tensor
 
 from expunge.kernels.head import Head, fused
@@ -26,24 +27,43 @@ def token_logps(hidden: Tensor, head: Head, targets: Tensor) -> Tensor:
     Returns:
         `(num_tokens,)`, fp32 (fp64 for fp64 input).
     """
-    kept = targets != IGNORE_INDEX
+    own = Targets.of(targets)
 
-    def chunk(rows: slice, logps: Tensor, slopes: Tensor | None = None) -> None:
-        logits = head.logits(hidden[rows])
-        log_norm = logits.logsumexp(-1)
-        picked = logits.gather(-1, targets[rows].where(kept[rows], 0)[:, None])[:, 0]
-        logps[:] = (picked - log_norm).where(kept[rows], 0)
-        if slopes is not None:
-            grad = target_gradient((logits - log_norm[:, None]).exp_(), targets[rows])
-            slopes[:] = head.grad_hidden(grad, logits)
+    def chunk(rows: slice, slopes: bool) -> list[Tensor]:
+        logits, picked = head.logits(hidden[rows]), own[rows]
+        logp = logits.log_softmax(-1)
+        logps = picked.values(logp)
+        return [logps, head.grad_hidden(picked.gradient(logp.exp_()), logits)] if slopes else [logps]
 
     (logps,) = fused(hidden, head, 1, chunk)
     return logps
 
 
-def target_gradient(probs: Tensor, targets: Tensor) -> Tensor:
-    """Gradient of logp_target by the logits: onehot(target) - probs, zero rows where ignored. Overwrites `probs`."""
-    kept = targets != IGNORE_INDEX
-    grad = probs.neg_()
-    grad.scatter_add_(-1, targets.where(kept, 0)[:, None], torch.ones_like(grad[:, :1]))
-    return grad.mul_(kept[:, None])
+@dataclass(frozen=True)
+class Targets:
+    """Target tokens that may be ignored.
+
+    Attributes:
+        ids: `(num_tokens, 1)` int64, the token ids; 0 where ignored.
+        ignored: `(num_tokens,)` bool.
+    """
+
+    ids: Tensor
+    ignored: Tensor
+
+    @classmethod
+    def of(cls, targets: Tensor) -> "Targets":
+        """From `(num_tokens,)` token ids and -100."""
+        return cls(targets.clamp(min=0)[:, None], targets == IGNORE_INDEX)
+
+    def __getitem__(self, rows: slice | Tensor) -> "Targets":
+        return Targets(self.ids[rows], self.ignored[rows])
+
+    def values(self, logp: Tensor) -> Tensor:
+        """What `logp` `(num_tokens, vocab)` says of the targets: `(num_tokens,)`, 0 where ignored."""
+        return logp.gather(-1, self.ids)[:, 0].masked_fill_(self.ignored, 0)
+
+    def gradient(self, probs: Tensor) -> Tensor:
+        """That of `values` by the logits: onehot(target) - probs, zero rows where ignored. Overwrites `probs`."""
+        grad = probs.neg_().scatter_(-1, self.ids, 1, reduce="add")
+        return grad.masked_fill_(self.ignored[:, None], 0)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from expunge.config import UnlearnConfig
-from expunge.kernels import token_logps, token_logps_and_kl
+from expunge.kernels import token_kl, token_logps, token_logps_and_kl
 from expunge.losses import ForgetLoss
 from expunge.losses.batch import TokenBatch, needed
 
@@ -71,9 +71,8 @@ def loss_terms(sides: Mapping[str, TokenBatch], loss: ForgetLoss) -> dict[str, T
         else:
             logps, kl = token_logps_and_kl(own.states, own.ref_states, own.head, targets)
             terms["kl"] = own.token_mean(kl)
-        terms["retain"] = -logps.sum() / own.num_completion_tokens
+        terms["retain"] = logps.sum() / -own.num_completion_tokens
     if "replay" in sides:
         own = sides["replay"]
-        _, kl = token_logps_and_kl(own.states, needed(own.ref_states), own.head, None)
-        terms["replay"] = own.token_mean(kl)
+        terms["replay"] = own.token_mean(token_kl(own.states, needed(own.ref_states), own.head))
     return terms
