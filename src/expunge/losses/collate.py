@@ -86,26 +86,27 @@ def collate(
     index = send(_target_index(rows, batch.starts, sides), loaded.device)
     with captured_states(layer) as captured:
         states = final_states(loaded, batch)
-    positions, sequence, completion = index
-    targets = batch.flat_ids[positions]
-    predicting = states[positions - 1]
-    hidden = captured[0].flatten(0, 1)[positions] if captured else None
+    before, sequence, completion = index
+    targets, completion = batch.flat_ids[1:][before], completion.bool()
+    # Not `states[before]`, whose backward pass sorts the places on a GPU, for those that come twice: none does. And not
+    # a slice a side: the gradient of each would be filled up with zeros and added to that of the others.
+    sizes = [sum(len(sides[name].rows[at].targets(sides[name].span)) for at in chosen[name]) for name in names]
+    predicting = states.index_select(0, before).split(sizes)
+    hidden = captured[0].flatten(0, 1).index_select(0, before + 1) if captured else None
     found: dict[str, TokenBatch] = {}
     start = 0
-    for name in names:
-        side, own = sides[name], counts[name]
-        own_rows = chosen[name]
-        size = sum(len(side.rows[at].targets(side.span)) for at in own_rows)
+    for name, own_states, size in zip(names, predicting, sizes, strict=True):
+        side, own, own_rows = sides[name], counts[name], chosen[name]
         part = slice(start, start + size)
         start += size
         values: dict[str, Any] = {
             what: send(torch.cat([side.known(what, at) for at in own_rows]), loaded.device) for what in side.values
         }
         found[name] = TokenBatch(
-            states=predicting[part],
+            states=own_states,
             targets=targets[part],
             sequence=sequence[part],
-            completion=completion[part].bool(),
+            completion=completion[part],
             head=loaded.head,
             num_sequences_here=len(own_rows),
             num_tokens=own.tokens,
@@ -122,7 +123,7 @@ def collate(
 def _target_index(
     rows: Sequence[tuple[str, TokenizedExample]], starts: Sequence[int], sides: Mapping[str, SideRows]
 ) -> Tensor:
-    """`(3, targets)` int64: flat position of each target, its row within its side, whether it is of the completion."""
+    """`(3, targets)` int64: flat position before each target, its row in its side, whether it is of the completion."""
     number: dict[str, int] = {}
     places = []
     for (name, row), start in zip(rows, starts, strict=True):
@@ -133,4 +134,4 @@ def _target_index(
     # The same number of operations whatever the rows: position of each target within its own row, counted from 0.
     within = torch.arange(int(sizes.sum())) - (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
     first, own_row, completion = torch.stack([first, own_row, completion]).repeat_interleave(sizes, dim=1)
-    return torch.stack([first + within, own_row, (first + within >= completion).long()])
+    return torch.stack([first + within - 1, own_row, (first + within >= completion).long()])

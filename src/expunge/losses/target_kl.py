@@ -65,11 +65,7 @@ def dealt_out(target_nll: Tensor, nll: Tensor, parts: Tensor, free_nll: float) -
     """
     free = target_nll > free_nll
     groups = 2 * parts + free
-
-    def ordered(values: Tensor) -> Tensor:
-        """Places of the tokens, group by group, the lowest value of each first."""
-        places = values.argsort(stable=True)
-        return places[groups[places].argsort(stable=True)]
-
-    dealt = torch.empty_like(target_nll).index_copy(0, ordered(nll), target_nll[ordered(target_nll)])
-    return torch.where(free, dealt, target_nll)
+    places = torch.stack([nll, target_nll]).argsort(stable=True)
+    # Places of the tokens, group by group, the lowest value of each first: by the NLLs they have, and by the targets.
+    now, wanted = places.gather(1, groups[places].argsort(stable=True))
+    return torch.where(free, torch.empty_like(target_nll).index_copy_(0, now, target_nll[wanted]), target_nll)
