@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from expunge.model.packing import filling, row_places, send
+from expunge.model.packing import filling, row_places
 
 WARM_UPS = 2
 """Passes before one is captured: libraries choose their kernels, and take their memory, in the first. In the last one
@@ -180,8 +180,8 @@ class _Pass:
         cuts, positions = row_places([*rows, *[0] * (len(self._cuts) - 1 - len(rows))])
         self._ids[0, : len(ids)].copy_(ids)
         self._ids[0, len(ids) :].copy_(ids[-1])  # as in a batch that is not replayed
-        self._positions.copy_(send(positions, ids.device))
-        self._cuts.copy_(send(cuts, ids.device))
+        self._positions.copy_(positions.pin_memory(), non_blocking=True)
+        self._cuts.copy_(cuts.pin_memory(), non_blocking=True)
 
     def capture(self, recorder: Recorder) -> None:
         """Capture both passes."""

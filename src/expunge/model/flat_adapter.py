@@ -91,7 +91,7 @@ class FlatAdapter:
             The norm before clipping, `()`, on the device.
         """
         norm: Tensor = torch.linalg.vector_norm(self.gradients)
-        finite = norm.isfinite() if losses is None else norm.isfinite() & losses.isfinite().all()
+        finite = torch.cat([norm[None], *([] if losses is None else [losses.flatten()])]).isfinite().all()
         if max_norm:
             self.gradients.mul_((max_norm / norm).clamp(max=1.0))
         (group,) = self.optimizer.param_groups

@@ -7,6 +7,7 @@ gradient, every mean being over the whole step, so neither the layout nor the nu
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import reduce
 from itertools import chain, islice
 
 import torch
@@ -67,9 +68,8 @@ class Trainer:
     """
 
     def __init__(self, prepared: Prepared, processes: Processes = ALONE) -> None:
-        self.prepared, self.processes = prepared, processes
-        self.config, self.loaded, self.loss = prepared.config, prepared.loaded, prepared.loss
-        config = self.config
+        self.prepared, self.loaded, self.loss, self.processes = prepared, prepared.loaded, prepared.loss, processes
+        self.config = config = prepared.config
         self.terms: list[Term] = terms_of(config, self.loss)
         self.sides = prepared.sides
         self.plan = make_plan(config, self._rows())
@@ -96,6 +96,9 @@ class Trainer:
         self.parameters = self.adapter.parameters
         self.weights = self.adapter.weights.data
         self.average = MovingAverage(self.weights, config.ema_steps)
+        weights = [term.weight for term in self.terms]
+        self._weights = torch.tensor(weights, dtype=self.weights.dtype, device=self.loaded.device)
+        self._nothing = self._weights.new_zeros(())
 
     def _packs(self) -> bool:
         """Whether the rows of every step share sequences, after other texts, too."""
@@ -319,30 +322,27 @@ class Trainer:
         Raises:
             TrainingError: A single row does not fit into the device's memory.
         """
-        total = self.weights.new_zeros(len(self.terms))
+        parts = (part for group in groups for part in halved(group, self.rows_that_fit))
         self.adapter.gradients.zero_()
         try:
-            for part in (part for group in groups for part in halved(group, self.rows_that_fit)):
-                total += self._backward(sides, list(chain.from_iterable(part)), counts)
+            found = [self._backward(sides, list(chain.from_iterable(part)), counts) for part in parts]
         except torch.OutOfMemoryError as error:
             if self.loaded.captured is None:
                 self._halve(groups, error)
             self.loaded.give_up_graphs()
         else:
             self.loaded.join()
-            return total
+            return reduce(torch.add, found) if found else torch.zeros_like(self._weights)
         torch.cuda.empty_cache()  # outside of the handler, which holds the tensors of the failed pass
         return self._accumulate(sides, groups, counts)
 
     def _backward(self, sides: Sides, places: Unit, counts: Counted) -> Tensor:
         """Forward and backward pass of one micro-batch; gives its share in each term, on the device."""
         rows = {name: [row for side, row in places if side == name] for name in SIDES}
-        batches = collate(self.loaded, sides, rows, counts, self.layer)
-        found = loss_terms(batches, self.loss)
-        parts = [term.weight * found[term.name] for term in self.terms if term.name in found]
-        torch.autograd.backward(sum(parts[1:], start=parts[0]))
-        zero = self.weights.new_zeros(())
-        return torch.stack([found.get(term.name, zero).detach().to(zero) for term in self.terms])
+        found = loss_terms(collate(self.loaded, sides, rows, counts, self.layer), self.loss)
+        values = torch.stack([found.get(term.name, self._nothing) for term in self.terms])
+        values.backward(self._weights.to(values))
+        return values.detach().to(self._weights)
 
     def _halve(self, groups: list[list[Unit]], error: BaseException) -> None:
         """Allow half as many rows at once.
