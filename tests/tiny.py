@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -238,6 +240,26 @@ def _sentencepiece(file_name: str, tokenizer_class: str, **settings: Any) -> dic
     )
     config = {"tokenizer_class": tokenizer_class, **settings}
     return {file_name: model.getvalue(), "tokenizer_config.json": json.dumps(config).encode()}
+
+
+def to_fp8(folder: Path) -> dict[str, Tensor]:
+    """Make of a saved model one in FP8 as such are published: blocks of e4m3 values with a scale each.
+
+    Returns:
+        Its weights, by their names in the file, as values times scales.
+    """
+    tensors = load_file(folder / "model.safetensors")
+    widened = dict(tensors)
+    for key in [key for key in tensors if key.endswith("proj.weight")]:
+        scale = tensors[key].float().abs().max() / 448
+        tensors[f"{key}_scale_inv"] = scale.reshape(1, 1)
+        tensors[key] = (tensors[key].float() / scale).to(torch.float8_e4m3fn)
+        widened[key] = tensors[key].float() * scale
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    settings = {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic", "weight_block_size": [128, 128]}
+    config = json.loads((folder / "config.json").read_text()) | {"quantization_config": settings}
+    (folder / "config.json").write_text(json.dumps(config))
+    return widened
 
 
 def bring_own_code(folder: Path) -> None:

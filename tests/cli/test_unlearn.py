@@ -28,10 +28,10 @@ from expunge.config.nested import by_group
 from expunge.config.unlearn import GROUPS
 from expunge.errors import RunError
 from expunge.losses.npo import NPO
-from expunge.model.load import LoadedModel
+from expunge.model.load import LoadedModel, load_model
 from expunge.runs.settings import recorded, recorded_settings, resumed_settings, run_settings
 from expunge.utils import files
-from tiny import bring_own_code, save_tiny
+from tiny import bring_own_code, save_tiny, tiny_tokenizer, to_fp8
 
 TRAIN = (*UNLEARN, *QUICK)
 LONG = (
@@ -257,6 +257,55 @@ def test_truncate_completions_by_flag(work: Path, expunge: Run) -> None:
     result = expunge(*TRAIN, "--max-length", "12", "--truncate-completions")
     assert result.code == 0, result.err
     assert "were cut" in result.err
+
+
+@pytest.mark.parametrize(
+    ("flags", "bound"),
+    [
+        (("--max-length", "255"), "--max-length is 255: raise it, give"),
+        (("--max-length", "256"), "the model's context is 256: give"),
+        ((), "the model's context is 256: give"),
+    ],
+)
+def test_a_completion_that_does_not_fit_says_what_is_in_its_way(
+    flags: tuple[str, ...], bound: str, work: Path, expunge: Run
+) -> None:
+    """No flag gives a model more context, also where it is just what the flag says."""
+    write_jsonl(work / "forget.jsonl", [{**FORGET[0], "output": "the old mill by the river " * 40}, *FORGET[1:]])
+    told = expunge(*TRAIN, *flags)
+    assert told.code == 2
+    assert f"tokens and {bound} the text in pieces" in told.err
+
+
+@pytest.mark.parametrize("model", ["gemma3", "adapter"])
+def test_a_tokenizer_may_know_more_tokens_than_the_model(model: str, work: Path, expunge: Run) -> None:
+    """huggingface/transformers#37011: Gemma 3's does by itself, that of an adapter where tokens were added to it."""
+    tokenizer = tiny_tokenizer("bytelevel")
+    if model == "gemma3":
+        save_tiny(work / model, "gemma3", vocab_size=len(tokenizer))
+        tokenizer.add_tokens(["<image_soft_token>"])
+    else:
+        shutil.copytree("done/adapter", model)
+        tokenizer.add_tokens(["[PAD]", "<a>", "<b>", "<c>", "<d>"])
+    tokenizer.save_pretrained(model)
+    made = expunge(*TRAIN, "--model", model)
+    assert made.code == 0, made.err
+    loaded = load_model(model, dtype="float32", device="cpu")
+    assert len(loaded.tokenizer) > loaded.base.get_input_embeddings().weight.shape[0]
+
+
+def test_an_fp8_checkpoint_is_unlearned_scored_and_merged(work: Path, expunge: Run) -> None:
+    """hiyouga/LlamaFactory#10328: it is widened to bfloat16, also where a command computes in float32."""
+    AutoModelForCausalLM.from_pretrained("model", dtype=torch.bfloat16).save_pretrained("model")
+    to_fp8(work / "model")
+    made = expunge(*TRAIN, "--learning-rate", "0.02")
+    assert made.code == 0, made.err
+    scored = expunge("evaluate", "--run", "run", "--max-new-tokens", "2", "--device", "cpu")
+    assert scored.code == 0, scored.err
+    merged = expunge("merge", "--run", "run", "--output", "merged")
+    assert merged.code == 0, merged.err
+    assert "(bfloat16)" in merged.out
+    assert "quantization_config" not in json.loads(Path("merged/config.json").read_text())
 
 
 def test_a_model_that_is_an_adapter_is_folded_in_first(work: Path, expunge: Run) -> None:

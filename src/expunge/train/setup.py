@@ -167,7 +167,7 @@ def prepare(config: UnlearnConfig, reporter: Reporter) -> Prepared:
 
     def rows(examples: Sequence[Example], *, cut: bool = config.truncate_completions) -> list[TokenizedExample]:
         prompt_format = measured.chosen
-        bound = "--max-length" if max_length == config.max_length else "the model's context"
+        bound = "--max-length" if config.max_length < (loaded.context or math.inf) else "the model's context"
         return tokenize_all(
             loaded.tokenizer, examples, prompt_format, max_length=max_length, truncate_completions=cut, bound=bound
         )
