@@ -16,6 +16,8 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer, PreTrainedModel
 
 from expunge import load_unlearned
+from expunge.data.sampler import Step
+from expunge.data.tokenize import TokenizedExample
 from expunge.errors import ConfigError, DataError, ModelError
 from expunge.model import saved as saved_module
 from expunge.model.adapter import add_adapter, scale_of, set_scale, trainable
@@ -28,7 +30,8 @@ from expunge.model.saved import OWN, attach_adapter, rescaled, save_adapter, ver
 from expunge.model.source import BASE, places, source_of
 from expunge.model.tokenizer_files import rules, tokenizer_files
 from expunge.runs.reads import check_unchanged, model_state
-from tiny import COMMON, GROUPED, save_tiny, save_tokenizer, tiny_model, tiny_tokenizer
+from tiny import COMMON, GROUPED, save_tiny, save_tokenizer, tiny_model, tiny_tokenizer, to_fp8
+from training import prepared, ready
 
 ROWS = [[5, 9, 2, 7, 30, 31, 8], [4, 4, 60, 61, 62, 3, 9, 10]]
 IDS = torch.tensor([ROWS[1]])
@@ -95,6 +98,17 @@ def run_adapter(model: Path | str, folder: Path, modules: str = "all-linear", **
     return loaded
 
 
+def write_merged(base: Path, run: Path, folder: Path) -> Tensor:
+    """Write a base with a run's adapter folded in, as `merge` does; what the model with the adapter says before."""
+    loaded = load(base)
+    attach_adapter(loaded, str(run))
+    right = log_probs(loaded.model, IDS)
+    loaded.model = loaded.model.merge_and_unload()
+    folder.mkdir()
+    export(loaded, folder, None)
+    return right
+
+
 def logits(model: torch.nn.Module) -> Tensor:
     with torch.no_grad():
         return model.eval()(input_ids=IDS).logits
@@ -109,24 +123,25 @@ def plain_peft(folder: Path) -> PeftModel:
 
 
 @pytest.mark.parametrize("modules", [["embed_tokens"], ["lm_head"], ["q_proj", "embed_tokens", "lm_head"]])
-def test_lora_on_tied_embeddings_that_folds_into_another_model_is_refused(modules: list[str], tmp_path: Path) -> None:
-    """huggingface/peft#2777, unslothai/unsloth#9331."""
+def test_lora_on_tied_embeddings_is_folded_into_matrices_of_their_own(modules: list[str], tmp_path: Path) -> None:
+    """huggingface/peft#2777, unslothai/unsloth#9331: folded into the one that both share it is another model."""
     base = save_tiny(tmp_path / "base", "llama-tied")
     adapter = peft_adapter(base, tmp_path / "adapter", target_modules=modules)
-    with pytest.raises(ModelError, match="cannot be folded into its base: it says something else"):
-        load(adapter)
+    torch.testing.assert_close(logits(load(adapter).model), logits(plain_peft(adapter)), rtol=1e-4, atol=1e-4)
+
+    run_adapter(adapter, tmp_path / "run")
+    right = write_merged(adapter, tmp_path / "run", tmp_path / "merged")
+    own = tmp_path / "run/adapter"
+    for model in (plain_peft(own), load(own).model, load(tmp_path / "merged").model):
+        torch.testing.assert_close(log_probs(model, IDS), right, rtol=1e-4, atol=1e-4)
 
 
-def test_a_saved_head_of_a_tied_model_is_folded_right_or_refused(tmp_path: Path) -> None:
+def test_a_saved_head_of_a_tied_model_is_folded_right(tmp_path: Path) -> None:
     """hiyouga/LlamaFactory#10832: modules_to_save give a tied model two matrices."""
     base = save_tiny(tmp_path / "base", "llama-tied")
     adapter = peft_adapter(base, tmp_path / "adapter", modules_to_save=["lm_head"])
     right = logits(plain_peft(adapter))
-    try:
-        folded = load(adapter)
-    except ModelError:
-        return
-    torch.testing.assert_close(logits(folded.model), right, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(logits(load(adapter).model), right, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -352,7 +367,15 @@ def test_an_adapter_in_the_names_of_another_layout_is_refused(layout: str, tmp_p
         load(adapter)
 
 
-@pytest.mark.parametrize("first", [{}, {"use_rslora": True}, {"target_modules": ["q_proj", "v_proj", "down_proj"]}])
+@pytest.mark.parametrize(
+    "first",
+    [
+        {},
+        {"use_rslora": True},
+        {"target_modules": ["q_proj", "v_proj", "down_proj"]},
+        {"target_modules": ["q_proj", "lm_head"]},
+    ],
+)
 def test_an_adapter_on_an_adapter_is_complete_on_the_base(first: dict[str, Any], tmp_path: Path) -> None:
     """huggingface/trl#692: plain PEFT loads both, and the model is base + first + second."""
     base = save_tiny(tmp_path / "base", "llama")
@@ -594,38 +617,34 @@ def test_what_chooses_experts_is_rounded_nowhere(kind: str, tmp_path: Path, hub:
     assert {own.dtype for key, own in merged.items() if key not in stored} == {torch.bfloat16}
 
 
-def fp8(model: PreTrainedModel, folder: Path) -> None:
-    """Write a model in bfloat16 as published FP8 checkpoints are: blocks of e4m3 values with a scale each."""
-    saved(model, folder)
-    tensors = load_file(folder / "model.safetensors")
-    for key in [key for key in tensors if key.endswith("proj.weight")]:
-        scale = tensors[key].float().abs().max() / 448
-        tensors[f"{key}_scale_inv"] = scale.reshape(1, 1)
-        tensors[key] = (tensors[key].float() / scale).to(torch.float8_e4m3fn)
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    settings = {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic", "weight_block_size": [128, 128]}
-    config = json.loads((folder / "config.json").read_text()) | {"quantization_config": settings}
-    (folder / "config.json").write_text(json.dumps(config))
-
-
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_fp8_weights_are_widened_trained_on_and_merged(dtype: str, tmp_path: Path) -> None:
     """axolotl-ai-cloud/axolotl#3771: a fold that reads e4m3 values without their scales is another model."""
     model = tiny_model("llama", vocab_size=363).bfloat16()
-    fp8(model, tmp_path / "base")
-    (near,) = sequence_logps(load(tmp_path / "base", dtype=dtype), [ROWS[1]])
+    widened = to_fp8(saved(model, tmp_path / "base"))
+    model.to(getattr(torch, dtype)).load_state_dict(widened)
+    saved(model, tmp_path / "widened")
+    (found,) = sequence_logps(load(tmp_path / "base", dtype=dtype), [ROWS[1]])
+    (same,) = sequence_logps(load(tmp_path / "widened", dtype=dtype), [ROWS[1]])
+    assert (found - same).abs().max() < 1e-4
+    if dtype == "float32":
+        plain = AutoModelForCausalLM.from_pretrained(tmp_path / "widened", dtype=torch.float32)
+        right = logits(plain)[0, :-1].log_softmax(-1).gather(-1, IDS[0, 1:, None])[:, 0]
+        assert (found - right).abs().max() < 1e-4
+
+    texts = [TokenizedExample(str(place), ids, 3) for place, ids in enumerate(ROWS)]
+    steps = []
+    for name in ("base", "widened"):
+        trainer = ready(prepared(tmp_path / name, dtype=dtype, forget=texts, retain=texts))
+        steps.append((trainer.train_step(Step(0, [0, 1], [1])), trainer.parameters))
+    assert steps[0][0] == pytest.approx(steps[1][0], rel=1e-4)
+    for own, other in zip(steps[0][1], steps[1][1], strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-4, atol=1e-6)
+
     run_adapter(tmp_path / "base", tmp_path / "run", dtype=dtype)
-    right = logits(model.float())[0, :-1].log_softmax(-1).gather(-1, IDS[0, 1:, None])[:, 0]
-    assert (near - right).abs().mean() < 0.4  # rounded to 3 bits; without the scales it is several nats off
-    loaded = load(tmp_path / "base")
-    attach_adapter(loaded, str(tmp_path / "run"))
-    right = log_probs(loaded.model, IDS)
-    loaded.model = loaded.model.merge_and_unload()
-    (tmp_path / "merged").mkdir()
-    export(loaded, tmp_path / "merged", None)
+    right = write_merged(tmp_path / "base", tmp_path / "run", tmp_path / "merged")
     assert "quantization_config" not in json.loads((tmp_path / "merged/config.json").read_text())
-    merged = load_file(tmp_path / "merged/model.safetensors")
-    assert {own.dtype for own in merged.values()} == {torch.bfloat16}
+    assert {own.dtype for own in load_file(tmp_path / "merged/model.safetensors").values()} == {torch.bfloat16}
     assert (log_probs(load(tmp_path / "merged").model, IDS) - right).abs().max() < 0.3
 
 
@@ -639,7 +658,7 @@ def test_what_an_fp8_base_holds_in_fp32_is_merged_in_fp32(kind: str, tmp_path: P
     for name, own in (*model.named_parameters(), *model.named_buffers()):
         if wide in name:
             own.data = torch.linspace(6.8171, 7.0632, own.numel())
-    fp8(model, tmp_path / "base")
+    to_fp8(saved(model, tmp_path / "base"))
     files = load_file(tmp_path / "base/model.safetensors")
     stored = {key: own for key, own in files.items() if own.dtype == torch.float32 and "scale" not in key}
     assert stored
@@ -652,7 +671,7 @@ def test_what_an_fp8_base_holds_in_fp32_is_merged_in_fp32(kind: str, tmp_path: P
 
 def test_fp8_weights_need_the_memory_that_they_are_widened_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model("llama", vocab_size=363).bfloat16()
-    fp8(model, tmp_path)
+    to_fp8(saved(model, tmp_path))
     monkeypatch.setattr("expunge.model.memory.free_memory", lambda device: 3 * model.num_parameters())
     with pytest.raises(ModelError, match=r"needs about .* is free on cpu"):
         load(tmp_path)
@@ -844,16 +863,57 @@ def test_a_merge_keeps_names_dtypes_and_what_it_does_not_use(tmp_path: Path) -> 
     assert (log_probs(load(tmp_path / "merged").model, IDS) - right).abs().max() < 0.3
 
 
-def test_of_a_part_of_a_model_the_merged_one_should_be_served(tmp_path: Path) -> None:
-    """A server's names of layers are those of the whole, and it leaves out what an adapter says of others."""
-    text = {**COMMON, **GROUPED, "head_dim": 8, "vocab_size": 363, "layer_types": ["full_attention"] * 2}
+def test_of_a_part_of_a_model_the_merged_one_is_the_whole_and_should_be_served(tmp_path: Path) -> None:
+    """A server's names of layers are those of the whole, and it leaves out what an adapter says of others.
+
+    unslothai/unsloth-zoo#969, NVIDIA-NeMo/Automodel#3256: the vision tower, the MTP head and the processor were gone.
+    """
+    text = {
+        **COMMON, **GROUPED, "vocab_size": 363, "layer_types": ["linear_attention", "full_attention"],
+        "linear_key_head_dim": 8, "linear_value_head_dim": 8, "linear_num_key_heads": 2, "linear_num_value_heads": 4,
+    }  # fmt: skip
     vision = {"depth": 1, "hidden_size": 8, "intermediate_size": 8, "num_heads": 2, "out_hidden_size": 32}
     config = AutoConfig.for_model("qwen3_5", text_config=text, vision_config=vision)
-    loaded = load(saved(AutoModelForImageTextToText.from_config(config, dtype=torch.float32), tmp_path / "whole"))
-    left_out, part = loaded.told()[:2]
-    assert "are not used by Qwen3_5ForCausalLM (model.visual)" in left_out
+    torch.manual_seed(0)
+    base = saved(AutoModelForImageTextToText.from_config(config, dtype=torch.float32), tmp_path / "whole")
+    tensors = load_file(base / "model.safetensors") | {"mtp.layers.0.mlp.up_proj.weight": torch.randn(48, 32)}
+    save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
+    (base / "preprocessor_config.json").write_text('{"image_processor_type": "own"}')
+    left_out, part = load(base).told()[:2]
+    assert "are not used by Qwen3_5ForCausalLM (model.visual, mtp)" in left_out
     assert part.startswith("model: Qwen3_5ForCausalLM is a part of Qwen3_5ForConditionalGeneration: a server")
     assert not any("is a part of" in note for note in load(save_tiny(tmp_path / "alone", "llama")).told())
+
+    run_adapter(base, tmp_path / "run")
+    right = write_merged(base, tmp_path / "run", tmp_path / "merged")
+    adapted = load_file(tmp_path / "run/adapter/adapter_model.safetensors")
+    layers = {key.partition(".lora_")[0].removeprefix("base_model.model.model.") for key in adapted}
+    found = load_file(tmp_path / "merged/model.safetensors")
+    assert found.keys() == tensors.keys()
+    changed = {key for key, own in found.items() if not torch.equal(own, tensors[key])}
+    assert changed == {f"model.language_model.{layer}.weight" for layer in layers}
+    for name, key in (("preprocessor_config.json", "image_processor_type"), ("config.json", "architectures")):
+        assert json.loads((tmp_path / "merged" / name).read_text())[key] == json.loads((base / name).read_text())[key]
+    torch.testing.assert_close(log_probs(load(tmp_path / "merged").model, IDS), right, rtol=1e-4, atol=1e-4)
+    assert (log_probs(load(base).model, IDS) - right).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("kind", ["mixtral", "qwen3_moe"])
+def test_a_merged_mixture_of_experts_says_what_its_adapter_says(kind: str, tmp_path: Path) -> None:
+    """huggingface/peft#3009: experts are one stack of weights in the model, and stand one by one in its files."""
+    from dev.models import tiny
+
+    base = saved(tiny(kind), tmp_path / "base")
+    run_adapter(base, tmp_path / "run")
+    right = write_merged(base, tmp_path / "run", tmp_path / "merged")
+    before, found = (load_file(folder / "model.safetensors") for folder in (base, tmp_path / "merged"))
+    assert found.keys() == before.keys()
+    changed = {key for key, own in found.items() if not torch.equal(own, before[key])}
+    experts = {key for key in before if ".experts." in key}
+    assert len(experts) == 2 * 4 * 3, "layers, experts, matrices"
+    assert experts <= changed
+    torch.testing.assert_close(log_probs(load(tmp_path / "merged").model, IDS), right, rtol=1e-4, atol=1e-4)
+    assert (log_probs(load(base).model, IDS) - right).abs().max() > 0.1
 
 
 def test_names_of_a_part_are_found_in_the_whole() -> None:

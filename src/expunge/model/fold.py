@@ -7,11 +7,13 @@ from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from expunge.errors import ModelError
+from expunge.model.layers import embedding_of
 from expunge.model.proof import check_same, log_probs, probe_rows
 from expunge.model.ranks import Pairs, pairs_of
 from expunge.model.source import Source, check_adapter, first_line
@@ -112,6 +114,7 @@ def fold(model: PreTrainedModel, source: Source) -> tuple[PreTrainedModel, list[
             raise ModelError(f"{what}: its start ({start}) is drawn at random at every load: save it as plain LoRA")
         right = log_probs(peft_model, ids)
         parts.append(pairs_of(peft_model))
+        _untie(model)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -120,3 +123,18 @@ def fold(model: PreTrainedModel, source: Source) -> tuple[PreTrainedModel, list[
             raise ModelError(f"{what} ({kind}: {first_line(error)})") from None
         check_same(log_probs(model, ids), right, untouched, what, dtype=torch.float32)
     return model, None if None in parts else [part for part in parts if part is not None]
+
+
+def _untie(model: PreTrainedModel) -> None:
+    """Give the head a matrix of its own where an adapter is to change it or the embedding that it shares one with.
+
+    In the one that both share, what is folded in for the one would change the other as well.
+    """
+    head, shared = model.get_output_embeddings(), embedding_of(model)
+    adapted = any(isinstance(own, BaseTunerLayer) for own in (model.get_input_embeddings(), head))
+    if head is None or not adapted or head.weight is not shared:
+        return
+    layer = head.get_base_layer() if isinstance(head, BaseTunerLayer) else head
+    layer.weight = torch.nn.Parameter(shared.detach().clone(), requires_grad=False)
+    for config in (model.config, model.config.get_text_config()):
+        config.tie_word_embeddings = False

@@ -110,8 +110,7 @@ def _verify(loaded: LoadedModel, folder: Path, rows: Sequence[Sequence[int]], tr
         loaded.head = Head(None)
         move(loaded.base, torch.device("cpu"))  # done with: both may not fit beside each other
         plain = load_model(name, dtype=dtype, device=str(loaded.device), trust_remote_code=code, revision=revision)
-    plain.model = put_adapter(plain.base, folder)
-    own, below = pairs_of(plain.model), [] if plain is loaded else loaded.parts or []
+    own, below = pairs_of(_put(plain, folder)), [] if plain is loaded else loaded.parts or []
     same = own is not None and trained.pairs is not None and same_pairs(own, side_by_side([*below, trained.pairs]))
     check_same(
         torch.cat(sequence_logps(plain, rows)),
@@ -229,9 +228,15 @@ def attach_adapter(loaded: LoadedModel, name: str, alphas: Mapping[str, Any] | N
     stacked = loaded.source is not None and loaded.source.adapters and own.exists()
     ids = probe_rows(loaded.base)
     untouched = None if loaded.lockstep else log_probs(loaded.base, ids, loaded.autocast())
-    loaded.model = model = put_adapter(loaded.base, own if stacked else folder, alphas)
+    model = _put(loaded, own if stacked else folder, alphas)
     if untouched is not None:
         check_base_kept(model, untouched, ids, folder, autocast=loaded.autocast())
+    return model
+
+
+def _put(loaded: LoadedModel, folder: Path, alphas: Mapping[str, Any] | None = None) -> PeftModel:
+    """Put a saved adapter into a loaded base; of one that changes the head, the model's own logits are read."""
+    loaded.model = model = put_adapter(loaded.base, folder, alphas)
     output = loaded.base.get_output_embeddings()
     changed = isinstance(output, BaseTunerLayer | AuxiliaryTrainingWrapper)
     if loaded.lockstep is None and not changed and loaded.head.weight is not None:
