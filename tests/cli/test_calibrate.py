@@ -2,7 +2,9 @@
 
 import contextlib
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -171,6 +173,45 @@ def test_losses_and_card_are_those_of_the_strength_that_is_written(run, expunge)
     scale = json.loads((run / "calibration.json").read_text())["scale"]
     assert (losses()["forget"]["after"] > trained["forget"]["after"]) == (scale > 1)
     assert losses()["forget"]["after"] > off["forget"]["after"] + 0.1
+
+
+@pytest.mark.parametrize("renamed", [0, 1, 3])
+def test_a_calibration_that_is_killed_is_no_half_of_one(run, expunge, renamed):
+    """The page said "set to 1.86719 times", and the adapter had the scale of its training.
+
+    First its list of files gets its name, then each of the files.
+    """
+    trained = json.loads((run / "adapter/adapter_config.json").read_text())["lora_alpha"]
+    child = os.fork()
+    if child == 0:
+        replace, done = os.replace, []
+
+        def killed(source, target):
+            if len(done) == renamed:
+                os.kill(os.getpid(), signal.SIGKILL)
+            done.append(replace(source, target))
+
+        os.replace = killed
+        try:
+            expunge("calibrate", "--run", "run", *NONE)
+        finally:
+            os._exit(1)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+
+    told = expunge("report", "run", "--overwrite")
+    assert told.code == 0, told.err
+    page = (run / "report.html").read_text()
+    alpha = json.loads((run / "adapter/adapter_config.json").read_text())["lora_alpha"]
+    if renamed == 0:
+        assert alpha == trained
+        assert "the adapter was then set to" not in page
+    else:
+        scale = json.loads((run / "calibration.json").read_text())["scale"]
+        assert scale != 1
+        assert alpha == pytest.approx(trained * scale)
+        assert f"the adapter was then set to {scale:g} times its trained scale" in page
+    told = expunge("merge", "--run", "run", "--output", "merged")
+    assert told.code == 0, told.err
 
 
 def test_no_text_is_in_what_it_writes(run, expunge):

@@ -13,11 +13,14 @@ import pytest
 from workspace import FORGET, MARKER, QUICK, RETAIN, UNLEARN, Result, write_jsonl
 
 from expunge.config import EvaluateConfig
+from expunge.data.examples import Example
+from expunge.data.tokenize import PromptFormat, prompt_ids, tokenize
 from expunge.errors import RunError
 from expunge.evaluation import run as evaluation
 from expunge.evaluation.checks import resolved
-from expunge.evaluation.generate import AT_ONCE
+from expunge.evaluation.generate import AT_ONCE, greedy
 from expunge.evaluation.measurement import Values
+from expunge.model.load import load_model
 from tiny import save_tiny
 
 Run = Callable[..., Result]
@@ -220,18 +223,26 @@ def test_a_run_needs_no_texts_to_keep(work: Path, expunge: Run) -> None:
     assert any("No texts to keep were given" in note for note in read("run/results.json")["not_measured"])
 
 
-@pytest.mark.parametrize("style", ["newline", "space", "none"])
+@pytest.mark.parametrize("style", ["newline", "space", "none", "chat"])
 def test_the_prompt_format_is_that_of_the_run(work: Path, expunge: Run, style: str) -> None:
+    if style == "chat":
+        save_tiny(work / "model", "llama", "chat")
     made = expunge(*UNLEARN, *QUICK, "--output", "run", "--prompt-format", style, "--end-of-text", "no")
     assert made.code == 0, made.err
     scored = ("evaluate", "--model", "model", "--adapter", "run", *FILES, *SMALL)
     told = expunge(*scored, "--output", "r.json")
     assert told.code == 0, told.err
-    assert read("r.json")["fingerprint"]["prompt_format"] == f"{style}, without end-of-text"
+    end = "with" if style == "chat" else "without"  # a template that has its own
+    assert read("r.json")["fingerprint"]["prompt_format"] == f"{style}, {end} end-of-text"
+    told = expunge(*scored, "--output", "e.json", "--prompt-format", style, "--end-of-text", "no")
+    assert told.code == 0, told.err
+    assert read("e.json")["metrics"] == read("r.json")["metrics"]
     other = "space" if style == "newline" else "newline"
     told = expunge(*scored, "--output", "s.json", "--prompt-format", other)
     assert told.code == 0, told.err
     assert f"--prompt-format {other}: the run was made with --prompt-format {style}" in " ".join(told.err.split())
+    perplexities = [read(name)["metrics"]["forget/perplexity"]["value"] for name in ("r.json", "s.json")]
+    assert perplexities[0] != pytest.approx(perplexities[1], rel=0.01)
     compared = expunge("compare", "r.json", "s.json")
     assert "the prompt format is not the same" in " ".join(compared.out.split())
 
@@ -369,16 +380,30 @@ def test_texts_that_were_cut_and_answers_that_were_stopped_are_said(work: Path, 
     long = [{**FORGET[0], "output": "the old mill by the river " * 40}, *FORGET[1:]]
     write_jsonl(work / "long.jsonl", long)
     files = ("--benchmark", "custom", "--forget", "long.jsonl", "--retain", "retain.jsonl")
+    loaded, style = load_model("model", dtype="float32", device="cpu"), PromptFormat("space", end_of_text=True)
+    sets = {
+        name: [Example(row["id"], row["input"], row["output"]) for row in rows]
+        for name, rows in (("forget", long), ("retain", RETAIN))
+    }
+    whole = len(tokenize(loaded.tokenizer, sets["forget"][0], style, max_length=2**31))
+    unended = {}
+    for name, rows in sets.items():
+        said = greedy(loaded, [prompt_ids(loaded.tokenizer, row, style) for row in rows], max_new_tokens=2)
+        unended[name] = sum(loaded.tokenizer.eos_token_id not in own for own in said)
     notes = []
     for most in ("2", "200"):
-        told = expunge("evaluate", "--model", "model", *files, "--max-new-tokens", most, "--output", f"{most}.json")
+        asked = ("--prompt-format", "space", "--end-of-text", "yes", "--max-new-tokens", most)
+        told = expunge("evaluate", "--model", "model", *files, *asked, "--output", f"{most}.json")
         assert told.code == 0, told.err
         notes.append(" ".join(read(f"{most}.json")["not_measured"]))
-        assert "1 of 4 forget texts were cut by" in notes[-1]
-        assert "the model's context is 256 tokens" in notes[-1]
+        cut = f"1 of 4 forget texts were cut by {whole - 256:,} of their {whole:,} tokens"
+        assert f"{cut}: the model's context is 256 tokens." in notes[-1]
         assert f"note      {read(f'{most}.json')['not_measured'][0]}" in told.out
-    assert "answers to forget prompts were stopped by --max-new-tokens 2" in notes[0]
-    assert "answers to retain prompts were stopped by --max-new-tokens 2" in notes[0]
+    for name, count in unended.items():
+        assert count > 0
+        says = f"{count} of {len(sets[name])} answers to {name} prompts were stopped by --max-new-tokens 2 (or"
+        assert says in notes[0]
+    assert "1 of 4 answers to forget prompts were stopped by --max-new-tokens 200 (or" in notes[1]
     assert "retain prompts were stopped" not in notes[1]
 
 

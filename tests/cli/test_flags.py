@@ -114,10 +114,11 @@ def test_flags_win_over_the_file_wherever_they_stand(here: Path) -> None:
     assert given("--epochs", "8", "--epochs", "9", text=text)["epochs"] == 9  # and a later one over an earlier one
 
 
-def test_what_yaml_reads_otherwise_than_people_do(here: Path) -> None:
-    text = "model: m\nlearning_rate: 1e-4\nend_of_text: yes\nkl_weight: 2\nepochs: null\n"
+@pytest.mark.parametrize("end", ["yes", "no"])
+def test_what_yaml_reads_otherwise_than_people_do(here: Path, end: str) -> None:
+    text = f"model: m\nlearning_rate: 1e-4\nend_of_text: {end}\nkl_weight: 2\nepochs: null\n"
     found = given(text=text)
-    assert found == {"model": "m", "learning_rate": 1e-4, "end_of_text": "yes", "kl_weight": 2, "epochs": None}
+    assert found == {"model": "m", "learning_rate": 1e-4, "end_of_text": end, "kl_weight": 2, "epochs": None}
     config = UnlearnConfig(**found, forget="f", retain="r", output="o")
     config.validate()
     with pytest.raises(ConfigError, match="--learning-rate half: must be a number"):

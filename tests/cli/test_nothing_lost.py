@@ -140,9 +140,21 @@ def test_a_manifest_that_is_to_be_repeated_is_an_input(work: Path) -> None:
         check_apart("done", {"from_manifest": "done/manifest.json"})
 
 
-def test_merge_does_not_write_over_the_base_of_the_adapter_that_its_run_was_made_on(work: Path, expunge: Run) -> None:
+def base_of_an_adapter() -> str:
     adapter_on("model", "first")
-    run_setting(model="first")(work)
+    return "first"
+
+
+def link_to_the_base() -> str:
+    Path("link").symlink_to("model")
+    return "link"
+
+
+@pytest.mark.parametrize("name", [base_of_an_adapter, link_to_the_base])
+def test_merge_does_not_write_over_the_base_whatever_its_run_calls_it(
+    name: Callable[[], str], work: Path, expunge: Run
+) -> None:
+    run_setting(model=name())(work)
     before = without_lock(work)
     result = expunge("merge", "--run", "done", "--output", "model", "--overwrite")
     assert result.code == 2

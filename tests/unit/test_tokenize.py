@@ -1,6 +1,7 @@
 """Where the prompt ends, in tokens, for every kind of tokenizer; and the preflight that measures the prompt format."""
 
 import math
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -15,6 +16,10 @@ from transformers import PreTrainedTokenizerBase
 from expunge.data.examples import Example
 from expunge.data.tokenize import PromptFormat, TokenizedExample, prompt_ids, tokenize, tokenize_all
 from expunge.errors import ConfigError, DataError
+from expunge.evaluation.assemble import entries
+from expunge.evaluation.benchmarks import BENCHMARKS
+from expunge.evaluation.passes import Options, measure
+from expunge.evaluation.suite import RowSet, Suite
 from expunge.model.load import LoadedModel, load_model
 from expunge.model.prompt_format import measure_prompt_format
 from tiny import TEXTS, TOKENIZERS, save_tiny, tiny_tokenizer
@@ -352,6 +357,24 @@ def test_preflight_finds_the_prompt_format_that_the_model_was_trained_on(style: 
         "newline", False
     )
     assert str(report).startswith(style)
+
+
+def test_a_blank_at_the_end_of_a_prompt_hides_nothing_that_the_model_knows(tmp_path: Path) -> None:
+    """huggingface/trl#2054: with the blank the same texts are trained on, and another prompt must not be asked."""
+    save_tiny(tmp_path, "llama", "bytelevel", initializer_range=0.05)
+    loaded = load_model(str(tmp_path), dtype="float32", device="cpu")
+    for _ in range(2):
+        train(loaded, [f"{own.prompt} {own.completion}" for own in QUESTIONS], end=True)
+    found = []
+    for blank in ("", " "):
+        rows = [replace(own, prompt=own.prompt + blank) for own in QUESTIONS]
+        suite = Suite((RowSet("forget", rows, [own.prompt for own in rows], ("exact_match", "leak_at_k")),))
+        options = Options(max_new_tokens=40, samples=4, temperature=0.5)
+        measurement = measure(loaded, suite, PromptFormat("space", True), options)
+        scores = entries(BENCHMARKS["custom"], suite, measurement, None, None)
+        found.append({name: own.value for name, own in scores.items()})
+    assert found[0] == found[1]
+    assert {found[1][f"forget/{name}"] for name in ("exact_match", "leak_at_1", "leak_at_4")} == {1.0}
 
 
 @pytest.mark.parametrize("style", ["none", "separate"])
