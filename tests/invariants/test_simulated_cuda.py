@@ -7,6 +7,7 @@ import random
 import weakref
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from expunge.config import UnlearnConfig
 from expunge.data.tokenize import TokenizedExample
 from expunge.errors import ModelError
-from expunge.evaluation.generate import greedy
+from expunge.evaluation.generate import greedy, sample
 from expunge.evaluation.teacher_forcing import token_records
 from expunge.kernels.head import CHUNK_ELEMENTS
 from expunge.losses import FORGET_LOSSES, target_kl
@@ -540,7 +541,14 @@ def test_an_evaluation_waits_once_a_pass(folder: Callable[[str], Path]) -> None:
 def test_decoding_is_captured_and_waits_once_in_eight_tokens(
     arch: str, settings: dict[str, Any], why: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(decoding, "Recorder", FakeRecorder)
+    recorded: list[object] = []
+
+    class Counted(FakeRecorder):
+        def record(self, work: Callable[[], None]) -> Callable[[], None]:
+            recorded.append(work)
+            return super().record(work)
+
+    monkeypatch.setattr(decoding, "Recorder", Counted)
     model = str(save_tiny(tmp_path, arch, **settings))
     rows = [list(range(3, 3 + length)) for length in LENGTHS]
     said = greedy(load_model(model, dtype="float32", device="cpu"), rows, max_new_tokens=28)
@@ -553,11 +561,40 @@ def test_decoding_is_captured_and_waits_once_in_eight_tokens(
                 assert greedy(loaded, rows, max_new_tokens=tokens) == [own[:tokens] for own in said]
             counts.append(len(waits))
         if arch == "gpt2":  # rows that no one uses any more stay within the context
-            assert greedy(loaded, rows * 4, max_new_tokens=28, max_cached_tokens=150) == said * 4
-        monkeypatch.setattr(decoding, "COLUMNS", 16)  # the cache grows on the way
+            assert greedy(loaded, rows * 4, max_new_tokens=28, max_cached_tokens=16 * decoding.COLUMNS) == said * 4
+        monkeypatch.setattr(decoding, "COLUMNS", 16)  # beyond which a cache grew on the way
+        recorded.clear()
         assert greedy(loaded, rows, max_new_tokens=28) == said
+        assert len(recorded) == (why is None), "one capture serves all tokens"
         assert loaded.told() == ([f"decoding is not captured: {why}"] if why else [])
     assert arch != "llama" or counts[1] - counts[0] == 2
+
+
+def test_many_draws_take_no_more_memory_than_few(
+    folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither the cache, all tokens to come included, nor the logits of the rows that are decoded side by side."""
+    monkeypatch.setattr(decoding, "Recorder", FakeRecorder)
+    seen: list[tuple[int, int]] = []
+    steps = decoding.Flight.steps
+
+    def watched(self: Any, tokens: Sequence[int], count: int) -> list[list[int]]:
+        seen.append((len(tokens), self._room[0] * self._room[1]))
+        return steps(self, tokens, count)
+
+    monkeypatch.setattr(decoding.Flight, "steps", watched)
+    with SimulatedCuda():
+        loaded = load_model(str(folder("llama")), dtype="float32", device="cuda")
+        fits = decoding.tokens_that_fit(loaded)
+        assert fits is not None
+        for free, block, most in ((fits, 50 * 131, 50), (100 * decoding.COLUMNS, 2**26, 96)):
+            monkeypatch.setattr(decoding, "tokens_that_fit", lambda _, free=free: free)
+            loaded.head = replace(loaded.head, block=block)
+            seen.clear()
+            said = sample(loaded, [[5, 6, 7]] * 300, max_new_tokens=12)
+            assert len({*map(tuple, said)}) > 100
+            assert most // 2 <= max(rows for rows, _ in seen) <= most
+            assert max(area for _, area in seen) <= free
 
 
 class Empty(FakeRecorder):

@@ -9,6 +9,7 @@ from transformers import GenerationConfig, MambaConfig, MambaForCausalLM
 
 from expunge.data.examples import Example
 from expunge.data.tokenize import TokenizedExample
+from expunge.evaluation import generate as generation
 from expunge.evaluation.generate import generate, greedy, sample
 from expunge.model.decoding import batching_obstacle
 from expunge.model.head import find_head
@@ -85,6 +86,19 @@ def test_draws_of_a_row_follow_each_other() -> None:
     )
     assert [own.prompt for own in said] == [model.tokenizer(row.prompt)["input_ids"] for row in rows for _ in range(3)]
     assert all(1 <= len(own.tokens) <= 4 for own in said)
+
+
+def test_draws_share_one_reading_of_their_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, read = loaded(), []
+    prompts = [model.tokenizer(text)["input_ids"] for text in ("Marta", "Her phone number is")]
+    one_by_one = [sample(model, [own], max_new_tokens=1, temperature=1e-4)[0] for own in prompts]
+    pad = generation.pad_right
+    monkeypatch.setattr(generation, "pad_right", lambda rows, device: read.append(len(rows)) or pad(rows, device))
+    drawn = sample(model, [own for own in prompts for _ in range(20)], seed=4, max_new_tokens=6)
+    assert sum(read) < 2 * len(prompts)  # by a pass
+    assert len({*map(tuple, drawn[:20])}) > 10
+    cold = sample(model, [own for own in prompts for _ in range(3)], max_new_tokens=1, temperature=1e-4)
+    assert cold == [own for own in one_by_one for _ in range(3)]
 
 
 def rows(count: int) -> list[TokenizedExample]:

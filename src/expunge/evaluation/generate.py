@@ -18,17 +18,19 @@ from transformers import DynamicCache
 from expunge.data.chat import end_ids, in_thought
 from expunge.data.examples import Example
 from expunge.data.passages import Passage
-from expunge.data.sampler import micro_batches
+from expunge.data.sampler import halved, micro_batches
 from expunge.data.tokenize import begun
 from expunge.errors import DataError
 from expunge.evaluation.predictions import Prediction
-from expunge.model.decoding import TOKENS_PER_READ, Flight, Pick, batching_obstacle, cached_tokens, drawn, go_on
+from expunge.kernels.head import CHUNK_ELEMENTS
+from expunge.model.decoding import ROWS, TOKENS_PER_READ, Flight, Pick, batching_obstacle, cached_tokens, drawn, go_on
 from expunge.model.limits import check_tokens
 from expunge.model.load import LoadedModel
 from expunge.model.logps import pad_right
+from expunge.model.packing import UNBOUNDED
 
 PASSES_PER_CACHE = 4
-"""One pass over prompts and drafts takes at most this part of the cache's area; the rows left over are joined."""
+"""One pass over prompts and drafts takes at most this part of the cache's area and rows; those left over are joined."""
 AT_ONCE = (
     "The model was asked for its answers at once, as its chat template writes them in finished turns: answers after a "
     "thought were not measured."
@@ -136,24 +138,31 @@ def _decode(
     # The last token of a generation is never fed, so neither an end token nor the last one allowed is drafted.
     drafts = drafts or [[]] * len(prompts)
     fed = [[*up_to_end(draft, stops)[: limit - 1]] for draft, limit in zip(drafts, limits, strict=True)]
-    area = max_cached_tokens or cached_tokens(loaded)
+    area, at_once = max_cached_tokens or cached_tokens(loaded), _rows_at_once(loaded)
     lengths = [len(prompt) + len(draft) for prompt, draft in zip(prompts, fed, strict=True)]
-    waiting = micro_batches(lengths, area // PASSES_PER_CACHE)[::-1]
+    ends = [len(prompt) + limit for prompt, limit in zip(prompts, limits, strict=True)]
     results: list[list[int]] = [[] for _ in prompts]
     flight = Flight(loaded, pick)
+    columns = [flight.columns(*own) for own in zip(lengths, ends, strict=True)]
+    waiting = _groups(lengths, columns, area // PASSES_PER_CACHE, at_once // PASSES_PER_CACHE)[::-1]
+
+    def takes(group: Sequence[int]) -> bool:
+        fits = flight.area_with(len(group), max(columns[row] for row in group)) <= area
+        return fits and len(flight.rows) + len(group) <= at_once
 
     def goes_on(row: int) -> bool:
         return len(results[row]) < limits[row] and results[row][-1] not in stops
 
     while waiting or flight.rows:
-        while waiting and flight.area_with(len(waiting[-1]), lengths[waiting[-1][0]]) <= area:
+        while waiting and takes(waiting[-1]):
             group = waiting.pop()
-            cache, settled = _settle(loaded, [prompts[row] for row in group], [fed[row] for row in group], pick)
+            cache, places, settled = _settle(loaded, [prompts[row] for row in group], [fed[row] for row in group], pick)
             for row, agreed in zip(group, settled, strict=True):
                 results[row] = agreed
             kept = [i for i, row in enumerate(group) if goes_on(row)]
             rows = [group[i] for i in kept]
-            flight.join(rows, cache, kept, [len(prompts[row]) + len(results[row]) - 1 for row in rows])
+            own = [len(prompts[row]) + len(results[row]) - 1 for row in rows]
+            flight.join(rows, cache, [places[i] for i in kept], own, [ends[row] for row in rows])
             report(len(group) - len(kept))
         if flight.rows:
             left = min(limits[row] - len(results[row]) for row in flight.rows)  # no row goes beyond its positions
@@ -241,18 +250,40 @@ def _argmax(logits: Tensor) -> Tensor:
     return logits.argmax(-1)
 
 
+def _rows_at_once(loaded: LoadedModel) -> int:
+    """Most rows that are decoded together: on a GPU their logits are no more than a block of them may be."""
+    if loaded.device.type == "cpu":
+        return UNBOUNDED
+    block = loaded.head.block or CHUNK_ELEMENTS[loaded.device.type]
+    return max(ROWS, block // int(loaded.base.config.get_text_config().vocab_size))
+
+
+def _groups(lengths: Sequence[int], columns: Sequence[int], area: int, most: int) -> list[list[int]]:
+    """The rows of each pass over prompts and drafts: neither they nor their `columns` of the cache take more than
+    `area`, and there are at most so many.
+    """
+    found: list[list[int]] = []
+    for group in micro_batches(lengths, area):
+        found += halved(group, max(1, min(most, area // max(columns[row] for row in group))))
+    return found
+
+
 def _settle(
     loaded: LoadedModel, prompts: Sequence[Sequence[int]], drafts: Sequence[Sequence[int]], pick: Pick
-) -> tuple[DynamicCache, list[list[int]]]:
-    """One pass over prompts and drafts: its cache, and each row's agreed tokens with the one that follows."""
-    input_ids = pad_right([[*prompt, *draft] for prompt, draft in zip(prompts, drafts, strict=True)], loaded.device)
-    cache = DynamicCache()
+) -> tuple[DynamicCache, list[int], list[list[int]]]:
+    """One pass over prompts and drafts, each text once: its cache, where each row stands in it, and each row's agreed
+    tokens with the one that follows.
+    """
+    texts = [(*prompt, *draft) for prompt, draft in zip(prompts, drafts, strict=True)]
+    numbers = {text: at for at, text in enumerate(dict.fromkeys(texts))}  # draws share their prompt
+    places, cache = [numbers[text] for text in texts], DynamicCache()
+    input_ids = pad_right([*numbers], loaded.device)
     with loaded.autocast():
         states = loaded.final(input_ids, past_key_values=cache, use_cache=True)
         # The token before the completion predicts its first token, and so on to the one after the draft.
         asked = [
-            states[row, len(prompt) - 1 : len(prompt) + len(draft)]
-            for row, (prompt, draft) in enumerate(zip(prompts, drafts, strict=True))
+            states[place, len(prompt) - 1 : len(text)]
+            for place, prompt, text in zip(places, prompts, texts, strict=True)
         ]
         flat = torch.cat(asked)
         best: Tensor = torch.cat([pick(loaded.head.logits(flat[part])) for part in loaded.head.chunks(flat)])
@@ -261,7 +292,7 @@ def _settle(
         said = own.tolist()
         agreed = next((i for i, token in enumerate(draft) if token != said[i]), len(draft))
         settled.append(said[: agreed + 1])
-    return cache, settled
+    return cache, places, settled
 
 
 def cut_short(

@@ -1,7 +1,7 @@
 """Decoding of many rows together: one cache that is written in place, and on a GPU one launch a token.
 
     flight = Flight(loaded, pick)
-    flight.join(rows, cache, kept, lengths)        # what a pass over their beginnings has left
+    flight.join(rows, cache, kept, lengths, ends)  # what a pass over their beginnings has left
     tokens = flight.steps(last_tokens, 8)          # eight more of each row, in one transfer
     flight.keep(places)                            # the others have ended
 
@@ -26,15 +26,15 @@ from expunge.model.load import LoadedModel
 from expunge.model.memory import free_memory
 from expunge.model.packing import MASK, UNBOUNDED, head_width, send, unusual_layers
 
-CACHED_TOKENS = {"cpu": 2**13, "cuda": 2**17}
-"""Largest (rows, width) area of the cache when rows are added to it, per device type."""
+CACHED_TOKENS = {"cpu": 2**13, "cuda": 2**18}
+"""Largest (rows, columns) area of the cache when rows are added to it, per device type; see `Flight.columns`."""
 CACHE_SHARE = 0.25
-"""Of a GPU's free memory, what the cache may take: it is copied when it grows."""
+"""Of a GPU's free memory, what the cache may take: passes over beginnings, and attention, copy a part of it."""
 TOKENS_PER_READ = {"cpu": 1, "cuda": 8}
 """Tokens that each row is given before the host reads them, per device type: a read makes a GPU wait."""
 ROWS, COLUMNS = 32, 128
 """The cache grows by multiples of so many rows and tokens; fewer than 32 rows by multiples of four."""
-STEPS_BEFORE_CAPTURE = 4
+STEPS_BEFORE_CAPTURE = 1
 """Steps with one cache after which its graph is captured: what ends sooner is not worth it."""
 APART = 0.1
 """Relative difference of the logits that a graph may make, from other shapes of the products in bfloat16: some 3 % in a
@@ -132,11 +132,12 @@ class Flight:
         """Rows and columns of the cache."""
         self._end = 0
         """Column behind the last token of every row."""
-        self._sizes: list[int] = []
+        self._sizes, self._columns = list[int](), list[int]()
         self._lengths, self._tokens = (torch.empty(0, dtype=torch.long, device=device) for _ in range(2))
         """Tokens of each row, and its last one; of rows that no one uses, too."""
         self._column = torch.zeros(1, dtype=torch.long, device=device)
         self._captures = device.type == "cuda"
+        self._window = getattr(loaded.base.config.get_text_config(), "sliding_window", None) or UNBOUNDED
         self._taken, self._whole = 0, False
         self._replay: Callable[[], None] | None = None
         self._logits = torch.empty(0, device=device)
@@ -147,20 +148,30 @@ class Flight:
         """Tokens of the longest row."""
         return max(self._sizes, default=0)
 
-    def area_with(self, rows: int, length: int) -> int:
-        """Rows of the cache times width after joining `rows` of at most `length` tokens; 0 when they would stand
-        alone.
-        """
-        return rounded_rows(len(self.rows) + rows) * max(self.width, length) if self.rows else 0
+    def columns(self, length: int, end: int) -> int:
+        """Columns of the cache that a row of `length` tokens takes, which may have `end` of them in the end.
 
-    def join(self, rows: Sequence[int], cache: DynamicCache, kept: Sequence[int], lengths: Sequence[int]) -> None:
-        """Add rows: the `kept` ones of a right-padded `cache`, whose first `lengths` tokens are valid."""
+        On a GPU all of them from the start, since a graph is of one cache; on the CPU the cache grows with its rows.
+        """
+        return length if self._lengths.device.type == "cpu" else -(-end // COLUMNS) * COLUMNS
+
+    def area_with(self, rows: int, columns: int) -> int:
+        """Rows of the cache times columns after joining `rows` that take so many; 0 when they would stand alone."""
+        return rounded_rows(len(self.rows) + rows) * max(self.width, columns, *self._columns) if self.rows else 0
+
+    def join(
+        self, rows: Sequence[int], cache: DynamicCache, kept: Sequence[int], lengths: Sequence[int], ends: Sequence[int]
+    ) -> None:
+        """Add rows: the `kept` ones of a right-padded `cache`, whose first `lengths` tokens are valid; in the end they
+        may have `ends`.
+        """
         if not rows:
             return
         if not self._layers:
             self._layers = [_Layer(self, cast(DynamicLayer, layer)) for layer in cache.layers]
             self._cache.layers = [*self._layers]
         count, longest = len(self.rows), max(lengths)
+        self._columns += map(self.columns, lengths, ends)
         self._reserve(count + len(rows), max(self.width, longest), 1, cache)
         own, index = (send(torch.tensor(values), self._lengths.device) for values in (lengths, kept))
         source = (torch.arange(longest, device=own.device) - longest + own[:, None]).clamp(min=0)[:, None, :, None]
@@ -175,11 +186,13 @@ class Flight:
 
     def _reserve(self, rows: int, width: int, more: int, like: DynamicCache) -> None:
         """Make room for so many rows of at most `width` tokens and for `more` columns behind them."""
-        if rows <= self._room[0] and width <= self._end <= self._room[1] - more:
+        room, columns = self._room, max(width + more, min(max(self._columns), self._window))
+        fits = rows <= room[0] and columns <= room[1]
+        if fits and width <= self._end <= room[1] - more:
             return
-        count, live, room = len(self.rows), slice(self._end - self.width, self._end), self._room
-        if rows > room[0] or width + more > room[1]:
-            self._room = rounded_rows(rows), -(-(width + more) // COLUMNS) * COLUMNS
+        count, live = len(self.rows), slice(self._end - self.width, self._end)
+        if not fits:
+            self._room = rounded_rows(rows), -(-columns // COLUMNS) * COLUMNS
             self._taken, self._replay = 0, None
         for layer, given in zip(self._layers, like.layers, strict=True):
             for name in ("keys", "values"):
@@ -277,12 +290,11 @@ class Flight:
 
     def _obstacle(self) -> str:
         """Why a step cannot be captured; empty where nothing is known."""
-        config = self._loaded.base.config.get_text_config()
-        window = getattr(config, "sliding_window", None) or UNBOUNDED
+        attention = self._loaded.base.config.get_text_config()._attn_implementation
         reasons = {
             "processes share the weights of the layers": self._loaded.lockstep is not None,
-            f"attention is {config._attn_implementation}": config._attn_implementation != MASK,
-            f"rows may be longer than the {window} tokens that a layer sees": window < self._room[1],
+            f"attention is {attention}": attention != MASK,
+            f"rows may be longer than the {self._window} tokens that a layer sees": self._window < self._room[1],
         }
         return next((reason for reason, found in reasons.items() if found), "")
 
@@ -291,7 +303,8 @@ class Flight:
         if len(kept) == len(self.rows):
             return
         live = slice(self._end - max((self._sizes[place] for place in kept), default=0), self._end)
-        self.rows, self._sizes = ([own[place] for place in kept] for own in (self.rows, self._sizes))
+        own_lists = self.rows, self._sizes, self._columns
+        self.rows, self._sizes, self._columns = ([own[place] for place in kept] for own in own_lists)
         if kept:
             index = send(torch.tensor(kept), self._lengths.device)
             for layer in self._layers:
@@ -315,7 +328,7 @@ def written(loaded: LoadedModel, begun: Sequence[Sequence[int]], *, most: int, s
         first = drawn(loaded.base(input_ids=ids, past_key_values=cache, use_cache=True).logits[:, -1]).tolist()
     texts = [[*own, token] for own, token in zip(begun, first, strict=True)]
     flight = Flight(loaded, lambda logits: drawn(logits, noise=_exponentials(logits, len(begun))[places]))
-    flight.join(every, cache, every, [length] * len(texts))
+    flight.join(every, cache, every, [length] * len(texts), [length + most] * len(texts))
     places = torch.arange(len(begun), device=loaded.device)
     del cache
     going, left = {row for row in every if first[row] not in stops}, most - 1
