@@ -23,6 +23,7 @@ from expunge.config import UnlearnConfig
 from expunge.data.tokenize import TokenizedExample
 from expunge.errors import ModelError
 from expunge.evaluation.generate import greedy, sample
+from expunge.evaluation.gradients import gradient_norms
 from expunge.evaluation.teacher_forcing import token_records
 from expunge.kernels.head import CHUNK_ELEMENTS
 from expunge.losses import FORGET_LOSSES, target_kl
@@ -595,6 +596,16 @@ def test_many_draws_take_no_more_memory_than_few(
             assert len({*map(tuple, said)}) > 100
             assert most // 2 <= max(rows for rows, _ in seen) <= most
             assert max(area for _, area in seen) <= free
+
+
+def test_norms_of_gradients_are_read_once(folder: Callable[[str], Path]) -> None:
+    rows = made_up(4)
+    right = gradient_norms(load_model(str(folder("llama")), dtype="float32", device="cpu"), rows)
+    with SimulatedCuda() as gpu:
+        loaded = load_model(str(folder("llama")), dtype="float32", device="cuda")
+        with gpu.counting() as waits:
+            assert gradient_norms(loaded, rows) == pytest.approx(right, rel=1e-4)
+        assert len(waits) <= len(rows) + 1  # transformers' masks, and the result
 
 
 class Empty(FakeRecorder):

@@ -9,6 +9,7 @@ from torch import Tensor
 from expunge.data.tokenize import TokenizedExample
 from expunge.errors import DataError
 from expunge.model.load import LoadedModel
+from expunge.model.packing import send
 
 
 def gradient_norms(
@@ -25,11 +26,10 @@ def gradient_norms(
     norms = []
     with trainable(loaded) as parameters:
         for row in rows:
-            own = [torch.linalg.vector_norm(part) for part in gradient(loaded, row, parameters)]
-            norms.append(torch.linalg.vector_norm(torch.stack(own)).item())
+            norms.append(torch.nn.utils.get_total_norm(gradient(loaded, row, parameters)))
             if progress:
                 progress(1)
-    return norms
+    return torch.stack(norms).tolist() if norms else []  # read at the end: on a GPU each read would wait
 
 
 def gradient(
@@ -44,8 +44,7 @@ def gradient(
     targets = row.targets("completion") if targets is None else targets
     if not len(targets):
         raise DataError(f"{row.id}: has no token to predict, so its loss has no gradient: leave the row out")
-    ids = torch.tensor([row.input_ids], device=loaded.device)
-    positions = torch.tensor(list(targets), device=loaded.device)
+    ids, positions = (send(torch.tensor(values), loaded.device) for values in ([row.input_ids], list(targets)))
     with loaded.autocast():  # the model's own logits: `loaded.head` is frozen, and the head's weights count here
         logits = loaded.base(input_ids=ids, use_cache=False).logits[0, positions - 1]
     loss = torch.nn.functional.cross_entropy(_widened(logits), ids[0, positions])
