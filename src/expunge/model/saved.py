@@ -240,7 +240,8 @@ def _put(loaded: LoadedModel, folder: Path, alphas: Mapping[str, Any] | None = N
     output = loaded.base.get_output_embeddings()
     changed = isinstance(output, BaseTunerLayer | AuxiliaryTrainingWrapper)
     if loaded.lockstep is None and not changed and loaded.head.weight is not None:
-        changed = find_head(model)[0].weight is None
+        with loaded.autocast():  # without which layers that were rounded on load refuse states that were not
+            changed = find_head(model)[0].weight is None
     if changed:
         loaded.head, loaded.packable_length = Head(None), 0
     return model
