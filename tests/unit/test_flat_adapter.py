@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from peft.helpers import rescale_adapter_scale
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
@@ -15,11 +15,11 @@ from expunge.errors import TrainingError
 from expunge.kernels import token_logps
 from expunge.model import packing
 from expunge.model.adapter import add_adapter, trainable
-from expunge.model.flat_adapter import FlatAdapter
+from expunge.model.flat_adapter import FlatAdapter, round_once
 from expunge.model.head import cast_head, find_head
 from expunge.model.load import LoadedModel, load_model
-from expunge.model.logps import final_states, lay_out
-from expunge.model.saved import save_adapter
+from expunge.model.logps import final_states, lay_out, sequence_logps
+from expunge.model.saved import attach_adapter, save_adapter
 from expunge.train.trainer import Trainer
 from expunge.utils.progress import Reporter
 from tiny import save_tiny, tiny_model, tiny_tokenizer
@@ -147,6 +147,42 @@ def test_switched_off_scaled_and_saved_as_before(folder: Callable, tmp_path: Pat
         base = AutoModelForCausalLM.from_pretrained(folder("llama"), dtype=torch.float64)
         again = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
         torch.testing.assert_close(again(input_ids=ids).logits, on)
+
+
+@pytest.mark.parametrize("arch", ["llama", "gpt2"])
+def test_a_saved_adapter_is_measured_as_in_training(arch: str, folder: Callable, tmp_path: Path) -> None:
+    """To the last bit, in fewer operations than PEFT's layers take; switched off, the base is itself."""
+    trained, counts = with_adapter(folder(arch), "bfloat16"), []
+    FlatAdapter(trained)
+    right = sequence_logps(trained, SEQUENCES)
+    with trained.adapter_off():
+        untouched = sequence_logps(trained, SEQUENCES)
+    save_adapter(trained, tmp_path)
+    loaded = load_model(folder(arch), dtype="bfloat16", device="cpu")
+    attach_adapter(loaded, str(tmp_path))
+    for change in (lambda _: None, round_once):
+        change(loaded)
+        with Operations() as operations:
+            found = sequence_logps(loaded, SEQUENCES)
+        counts.append(operations.count)
+    assert loaded.head.weight is not None, "the plain path: slower, and its logits round in another way"
+    assert loaded.packs([*map(len, SEQUENCES)])
+    layers = sum("lora_A" in name for name, _ in loaded.model.named_parameters())
+    assert counts[0] - counts[1] >= 5 * layers
+    assert all(map(torch.equal, found, right))
+    with loaded.adapter_off():
+        assert all(map(torch.equal, sequence_logps(loaded, SEQUENCES), untouched))
+
+
+def test_layers_that_do_more_than_two_products_stay_as_they_are(folder: Callable) -> None:
+    for settings in ({"use_dora": True}, {"lora_bias": True}):
+        loaded = load_model(folder("gpt2"), dtype="float32", device="cpu")
+        config = LoraConfig(task_type="CAUSAL_LM", target_modules=["c_attn"], init_lora_weights=False, **settings)
+        loaded.model = get_peft_model(loaded.base, config).eval()
+        kinds, right = [*map(type, loaded.model.modules())], sequence_logps(loaded, SEQUENCES)
+        round_once(loaded)
+        assert [*map(type, loaded.model.modules())] == kinds
+        assert all(map(torch.equal, sequence_logps(loaded, SEQUENCES), right))
 
 
 class Operations(TorchDispatchMode):

@@ -32,6 +32,7 @@ from expunge.evaluation.suite import Suite, reported, with_facts, with_families,
 from expunge.evaluation.utility import Utility, check_tasks, run_tasks, utility_of
 from expunge.evaluation.values_file import check_values_file, read_values_file, values_path, write_values
 from expunge.model.device import pick_device
+from expunge.model.flat_adapter import round_once
 from expunge.model.load import LoadedModel, load_model, load_shared
 from expunge.model.prompt_format import measure_prompt_format
 from expunge.model.saved import attach_adapter
@@ -185,6 +186,8 @@ def _measure(
     if config.adapter:
         with reporter.working("putting the adapter in"):
             attach_adapter(loaded, config.adapter)
+            if loaded.device.type == "cuda":
+                round_once(loaded)
     return passes(loaded, reference=reference), reference, untouched
 
 

@@ -18,6 +18,7 @@ from functools import cache
 from typing import Any
 
 import torch
+from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.lora import LoraLayer
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D
@@ -119,6 +120,19 @@ class FlatAdapter:
             name: value if name == "step" and device.type == "cpu" else value.to(device, copy=True)
             for name, value in moments.items()
         }
+
+
+def round_once(loaded: LoadedModel) -> None:
+    """Let the layers of an adapter that is only measured multiply as in training, by matrices that are rounded here.
+
+    Layers that do more than add two products (DoRA, biases) stay as PEFT has them.
+    """
+    for layer in loaded.model.modules():
+        if type(layer) is LoraLinear and not layer.lora_variant and not any(layer.lora_bias.values()):
+            (name,) = layer.lora_A
+            weights = (module.get_parameter("weight") for module in (layer.lora_A[name], layer.lora_B[name]))
+            layer.__class__ = _flat(LoraLinear)  # type: ignore[assignment]
+            vars(layer)["low"] = tuple(weight.detach().to(loaded.dtype) for weight in weights)
 
 
 @cache
