@@ -26,6 +26,24 @@ from expunge.losses import FORGET_LOSSES
 
 Run = Callable[..., Result]
 SOURCE = str(Path(import_module("expunge").__file__ or "").parents[1])
+FIRST_EDITION = {
+    "demo": "output overwrite seed",
+    "unlearn": "model forget retain output holdout instead benchmark data split columns recipe epochs max-steps "
+    "learning-rate schedule warmup max-grad-norm beta level forget-weight rest-weight retain-weight kl-weight "
+    "kl-direction forget-span kl-span anchor-weight anchors-per-forget instead-weight select-every target floor "
+    "ceiling lora-rank lora-alpha target-modules tokens-per-step rows-per-step mix retain-per-forget max-length "
+    "truncate-completions join end-of-text dtype device gradient-checkpointing load-in-4bit shard-base seed save-every "
+    "report-to trust-remote-code overwrite resume from-manifest dry-run config",
+    "evaluate": "model data output adapter benchmark split forget retain holdout columns reference attacks samples "
+    "temperature seed tasks task-path limit keep-predictions mmlu max-new-tokens join dtype device shard-base "
+    "trust-remote-code overwrite config",
+    "score": "benchmark predictions output mmlu data split overwrite",
+    "compare": "format output metrics names pool paired overwrite",
+    "report": "output figures show-examples card overwrite",
+    "calibrate": "run holdout target floor ceiling dtype device",
+    "merge": "run output device overwrite",
+}
+"""Command -> its flags in the first edition: scripts use them."""
 SETTINGS = {"model": "m", "output": "o", "epochs": 3, "lora_rank": 4, "loss": "npo", "eval_every": 0, "device": "cpu"}
 
 
@@ -221,6 +239,13 @@ def test_a_word_that_is_not_understood_is_one_line(
 ) -> None:
     refused(expunge(*words), message)
     assert snapshot(here) == {}
+
+
+@pytest.mark.parametrize("name", FIRST_EDITION)
+def test_a_flag_of_the_first_edition_works_or_names_its_successor(name: str) -> None:
+    known = {own.flag for own in settings_of(COMMANDS[name].schema).values()} | {"--config"}
+    gone = {f"--{flag}" for flag in FIRST_EDITION[name].split()} - known
+    assert gone <= {f"--{old.replace('_', '-')}" for old in RENAMED}
 
 
 @pytest.mark.parametrize("name", RENAMED)

@@ -80,6 +80,9 @@ def test_parameters_of_a_loss_may_be_a_mapping() -> None:
 def test_unknown_recipe_and_setting() -> None:
     with pytest.raises(ConfigError, match="--recipe best: unknown; known are default, npo, paper"):
         UnlearnConfig(recipe="best", **GIVEN)
+    for recipe, now in (("steered", "default"), ("paper-code", "paper")):
+        with pytest.raises(ConfigError, match=f"--recipe {recipe}: no recipe of this version: write --recipe {now}"):
+            UnlearnConfig(recipe=recipe, **GIVEN)
     with pytest.raises(TypeError, match="colour"):
         UnlearnConfig(**GIVEN, colour="red")
 

@@ -24,6 +24,7 @@ RENAMED = {
     "ceiling": "--max-drift 0.05",
     "beta": "--loss npo --loss-args beta=0.5",
     "level": "--loss npo --loss-args level=sequence",
+    "kl_direction": "nothing: the KL is always that of the policy from the untouched model, over the whole vocabulary",
     "select_every": "--eval-every",
     "anchor_weight": "--replay-weight",
     "anchors_per_forget": "nothing: a step has as many tokens of replay texts as of forget texts",
@@ -31,6 +32,7 @@ RENAMED = {
     "lr": "--learning-rate",
     "gamma": "--loss simnpo --loss-args gamma=0",
     "mix": "nothing: forget and retain texts always have a fixed share of a step",
+    "retain_per_forget": "nothing: a step has texts to forget and to keep in the proportion of the two sets",
     "join": "--prompt-format",
 }
 """Flags of the first version -> what is written now."""

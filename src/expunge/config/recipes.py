@@ -44,3 +44,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
 }
 """Name -> settings."""
+RENAMED_RECIPES = {
+    "steered": "--recipe default, which takes target NLLs from unseen texts",
+    "paper-code": "--recipe paper, with the exact KL",
+}
+"""Recipes of the first version -> what is written now."""

@@ -22,7 +22,7 @@ from expunge.config.checks import (
     other_origin,
 )
 from expunge.config.criteria import Criteria
-from expunge.config.recipes import RECIPES
+from expunge.config.recipes import RECIPES, RENAMED_RECIPES
 from expunge.config.run import DeviceConfig, RunConfig
 from expunge.errors import ConfigError
 
@@ -250,7 +250,9 @@ class UnlearnConfig(
 
     def __post_init__(self) -> None:
         if not (isinstance(self.recipe, str) and self.recipe in RECIPES):
-            raise ConfigError(f"--recipe {self.recipe}: unknown; known are {', '.join(RECIPES)}")
+            now = RENAMED_RECIPES.get(str(self.recipe))
+            other = f"no recipe of this version: write {now}" if now else f"unknown; known are {', '.join(RECIPES)}"
+            raise ConfigError(f"--recipe {self.recipe}: {other}")
         for name, value in RECIPES[self.recipe].items():
             if name not in self.__dict__["given"]:
                 self.__dict__[name] = value
