@@ -23,7 +23,7 @@ from expunge.model.saved import attach_adapter, save_adapter
 from expunge.train.trainer import Trainer
 from expunge.utils.progress import Reporter
 from tiny import save_tiny, tiny_model, tiny_tokenizer
-from training import made_up, prepared
+from training import made_up, prepared, ready
 
 SEQUENCES = [list(range(3, 3 + length)) for length in (23, 9, 14)]
 LAYERS, BUDGET = 30, 260
@@ -201,7 +201,7 @@ class Operations(TorchDispatchMode):
 
 @pytest.mark.parametrize("way", [packing.MASK, packing.VARLEN])
 def test_kernel_budget(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One training step: at most `BUDGET` operations a layer, and as many for 40 rows as for 4."""
+    """One pass there and back with its update: at most `BUDGET` operations a layer, as many for 40 rows as for 4."""
     monkeypatch.setattr(packing, "attention_way", lambda model: way)
     if way == packing.VARLEN:
         monkeypatch.setattr(packing, "varlen_attn", stand_in)
@@ -222,6 +222,31 @@ def test_kernel_budget(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
         counts[rows] = operations.count
     assert counts[40] <= BUDGET * LAYERS
     assert abs(counts[40] - counts[4]) <= 0.02 * counts[4]
+
+
+@pytest.mark.parametrize(("loss", "recipe"), [("target_kl", "default"), ("npo", "npo")])
+def test_kernel_budget_of_a_whole_step(
+    loss: str, recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the trainer itself takes, with all terms, its update and its average, to the line of the log."""
+    monkeypatch.setattr(packing, "varlen_attn", stand_in)
+    sides = {name: made_up(30, seed) for seed, name in enumerate(("forget", "retain", "unseen"))}
+    weights = {"retain_weight": 2.0, "kl_weight": 2.0, "replay_weight": 3.0, "context_tokens": 0}
+    folder = save_tiny(tmp_path, "llama", num_hidden_layers=LAYERS)
+    own = prepared(folder, dtype="bfloat16", recipe=recipe, loss=loss, **sides, **weights)
+    own.loaded.packable_length = packing.UNBOUNDED  # by the stand-in rows see each other, so none would be packed
+    trainer = ready(own, replay=made_up(30, 3))
+    for way in (packing.MASK, packing.VARLEN):
+        monkeypatch.setattr(packing, "attention_way", lambda model, way=way: way)
+        counts = {}
+        for rows in (6, 60):
+            of_each = list(range(rows // 3))
+            with Operations() as operations:
+                found = trainer.train_step(Step(0, of_each, of_each, of_each))
+            assert {"forget", "retain", "kl", "replay"} < found.keys()
+            counts[rows] = operations.count
+        assert counts[60] <= BUDGET * LAYERS, (way, counts[60] / LAYERS)
+        assert abs(counts[60] - counts[6]) <= 0.02 * counts[6]
 
 
 def stand_in(query, key, value, *cuts, window_size, scale, enable_gqa):
