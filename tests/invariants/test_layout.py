@@ -91,7 +91,8 @@ def test_packed_or_padded_and_rows_alone(
         torch.testing.assert_close(other, own, rtol=0, atol=TOLERANCE * max(1.0, own.abs().max().item()))
     assert max(own.abs().max().item() for own in grads) > 1e-4
     assert values["forget"] != 0
-    assert values.keys() == {"loss", "grad_norm", "learning_rate", *(term.name for term in trainer.terms)}
+    assert values.keys() == {"loss", "grad_norm", "learning_rate", *trainer.columns}
+    assert ("dealt_out" in values) == (trainer.config.loss == "target_kl")
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -104,6 +105,6 @@ def test_the_shares_of_several_processes_add_up(variant: str, step: Callable[...
     for number, own in enumerate(grads):
         total = sum(part[1][number] for part in parts)
         torch.testing.assert_close(total, own, rtol=0, atol=TOLERANCE * max(1.0, own.abs().max().item()))
-    for name in {term.name for term in parts[0][2].terms}:
+    for name in parts[0][2].columns:
         assert sum(part[0][name] for part in parts) == pytest.approx(values[name], rel=1e-5, abs=1e-6)
     assert all(any(grad.any() for grad in part[1]) for part in parts), "every process has some of the work"

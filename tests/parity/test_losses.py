@@ -306,6 +306,7 @@ def test_target_kl_moves_the_target_alone(nll_weight, free_nll):
     value = make_forget_loss("target_kl", {"nll_weight": nll_weight, "free_nll": free_nll})(batch)
     target = aims_one_by_one(batch, free_nll)
     assert torch.equal(target, batch.target_nll) == (free_nll > 6)
+    assert batch.noted["dealt_out"] == pytest.approx((target != batch.target_nll).float().mean())
     ref = batch.ref_states.softmax(-1)
     known = ref.gather(1, batch.targets[:, None])
     q = ref * (1 - (-target).exp()[:, None]) / (1 - known)

@@ -11,6 +11,9 @@ is registered: names, formulas and sources in the card, the manifest, the report
 | `target_nll` | the NLL that each token should end with, from texts that were never seen |
 | `pairs` | the same prompts with another completion each; their log-probabilities where `ref_logps` is needed, too |
 | `hidden` | the policy's hidden states behind the layer `loss.layer` |
+
+What changes within a method while it runs has a column in the log: one that it names in `columns`, and puts into
+`batch.noted`.
 """
 
 import dataclasses
@@ -37,6 +40,7 @@ class ForgetLoss(Protocol):
     formula: ClassVar[str]
     source: ClassVar[str]
     needs: ClassVar[tuple[str, ...]]
+    columns: ClassVar[tuple[str, ...]]
 
     def __call__(self, batch: TokenBatch) -> Tensor:
         """The share of a micro-batch in the step's loss; micro-batches add up to it."""
@@ -64,6 +68,7 @@ def forget_loss(name: str, *, formula: str, source: str) -> Callable[[type[Any]]
         if name in FORGET_LOSSES or unknown:
             raise ValueError(f"forget loss {name}: taken already, or it needs something unknown: {unknown}")
         method.name, method.formula, method.source = name, formula, source
+        method.columns = getattr(method, "columns", ())
         FORGET_LOSSES[name] = method
         return method
 

@@ -1,6 +1,6 @@
 """What a loss sees of one micro-batch: the target tokens of one side, collated once."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TypeVar
 
@@ -36,6 +36,7 @@ class TokenBatch:
             guess which; a model that never saw the texts knows each token's own.
         hidden: `(tokens, width)`, the policy's states of the targets themselves behind an inner layer, where needed.
         pairs: The same prompts with another completion, row by row, where they are needed.
+        noted: Column of the log -> this batch's share in its value, which a loss that names it in `columns` puts here.
     """
 
     states: Tensor
@@ -52,6 +53,7 @@ class TokenBatch:
     hidden: Tensor | None = None
     pairs: "TokenBatch | None" = None
     guessed: bool = True
+    noted: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def num_completion_tokens(self) -> int:

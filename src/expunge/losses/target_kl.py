@@ -31,7 +31,8 @@ class TargetKL:
 
     Target NLLs from unseen texts say how many tokens of a text should be how unlikely; which of the unlikely ones, they
     only guess. So these are dealt out anew at every step, the highest to the token that has the highest NLL now: a text
-    need not learn by heart which of its tokens was given which. Those from an origin are each token's own.
+    need not learn by heart which of its tokens was given which. Those from an origin are each token's own. The share
+    of the tokens whose aim is another one's target is the column `dealt_out` of the log.
 
     Attributes:
         nll_weight: Weight of the Huber loss.
@@ -41,6 +42,7 @@ class TargetKL:
     nll_weight: float = 2.0
     free_nll: float = 1.0
     needs: ClassVar[tuple[str, ...]] = ("ref_states", "target_nll")
+    columns: ClassVar[tuple[str, ...]] = ("dealt_out",)
 
     def __post_init__(self) -> None:
         check_args(WEIGHT, nll_weight=self.nll_weight, free_nll=self.free_nll)
@@ -49,7 +51,8 @@ class TargetKL:
         ref_states, target_nll = needed(batch.ref_states), needed(batch.target_nll)
         if batch.guessed:
             nll = -token_logps(batch.states.detach(), batch.head, batch.targets)  # no gradient of it is computed
-            target_nll = dealt_out(target_nll.to(nll.dtype), nll, batch.parts, self.free_nll)
+            target_nll = dealt_out(own := target_nll.to(nll.dtype), nll, batch.parts, self.free_nll)
+            batch.noted["dealt_out"] = batch.token_mean((target_nll != own).float())
         loss = token_target_kl(batch.states, ref_states, batch.head, batch.targets, target_nll, self.nll_weight)
         return batch.token_mean(loss)
 

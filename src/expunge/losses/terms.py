@@ -51,7 +51,8 @@ def terms_of(config: UnlearnConfig, loss: ForgetLoss) -> list[Term]:
 
 
 def loss_terms(sides: Mapping[str, TokenBatch], loss: ForgetLoss) -> dict[str, Tensor]:
-    """The share of one micro-batch in each term of its step; a term without rows in it is left out.
+    """The share of one micro-batch in each term of its step, and in what the forget loss notes beside; what has no
+    rows in it is left out.
 
     Args:
         sides: The micro-batch after its forward pass, as `collate` gives it.
@@ -60,6 +61,7 @@ def loss_terms(sides: Mapping[str, TokenBatch], loss: ForgetLoss) -> dict[str, T
     terms = {}
     if "forget" in sides:
         terms["forget"] = loss(sides["forget"])
+        terms |= sides["forget"].noted
     if "instead" in sides:
         own = sides["instead"]
         terms["instead"] = own.token_mean(-own.logps)

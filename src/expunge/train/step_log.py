@@ -1,7 +1,7 @@
 """What the log has of a step: it stays on the device until some steps are read together."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +9,6 @@ from torch import Tensor
 
 from expunge.data.sampler import Step
 from expunge.errors import TrainingError
-from expunge.losses.terms import Term
 
 AT_ITS_END = 1e-3
 """Of a term up to this the gradient may be zero: it is where it should be, but for rounding."""
@@ -25,7 +24,7 @@ class TakenStep:
         step: Its rows.
         rate: Its learning rate.
         tokens: Area of its rows, in tokens.
-        values: `(terms + 1,)` on the device: the terms, and the gradient's norm before clipping.
+        values: `(columns + 1,)` on the device: terms, what the loss notes, and the gradient's norm before clipping.
     """
 
     step: Step
@@ -35,12 +34,17 @@ class TakenStep:
 
 
 def read_steps(
-    taken: Sequence[TakenStep], terms: Sequence[Term], ids: Callable[[Step], list[str]]
+    taken: Sequence[TakenStep], columns: Mapping[str, float], ids: Callable[[Step], list[str]]
 ) -> list[dict[str, float]]:
-    """What the log has of some steps, in one transfer; `ids` gives those of a step's rows, for the message.
+    """What the log has of some steps, in one transfer.
+
+    Args:
+        taken: The steps.
+        columns: Term of the loss -> its weight; what the forget loss notes beside them -> 0.
+        ids: Gives the ids of a step's rows, for the message.
 
     Returns:
-        For each the loss, its terms (means over the step's denominators, before the update; 0 for a side without
+        For each the loss, its columns (means over the step's denominators, before the update; 0 for a side without
         rows), the gradient's norm before clipping and the learning rate.
 
     Raises:
@@ -48,18 +52,19 @@ def read_steps(
     """
     lines = []
     for own, values in zip(taken, torch.stack([own.values for own in taken]).tolist(), strict=True):
-        line = dict(zip([*(term.name for term in terms), "grad_norm"], values, strict=True))
+        line = dict(zip([*columns, "grad_norm"], values, strict=True))
         if not all(map(math.isfinite, values)):
             shown = ", ".join(f"{name} {value:.4g}" for name, value in line.items())
             raise TrainingError(
                 f"step {own.step.number + 1} is not finite ({shown}); rows {', '.join(ids(own.step))}: lower "
                 "--learning-rate or look at these rows; checkpoints up to here are good"
             )
-        if own.step.number == 0 and not line["grad_norm"] and any(abs(line[term.name]) > AT_ITS_END for term in terms):
+        far = [name for name, weight in columns.items() if weight and abs(line[name]) > AT_ITS_END]
+        if own.step.number == 0 and not line["grad_norm"] and far:
             raise TrainingError(
                 "step 1 has no gradient: nothing that the loss looks at depends on the adapter; look at "
                 "--target-modules"
             )
-        loss = sum(term.weight * line[term.name] for term in terms)
+        loss = sum(weight * line[name] for name, weight in columns.items())
         lines.append({"loss": loss, **line, "learning_rate": own.rate})
     return lines

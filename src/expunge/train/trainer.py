@@ -71,6 +71,8 @@ class Trainer:
         self.prepared, self.loaded, self.loss, self.processes = prepared, prepared.loaded, prepared.loss, processes
         self.config = config = prepared.config
         self.terms: list[Term] = terms_of(config, self.loss)
+        self.columns = {term.name: term.weight for term in self.terms} | dict.fromkeys(self.loss.columns, 0.0)
+        """What is logged of a step: each term -> its weight, and what the forget loss notes beside -> 0."""
         self.sides = prepared.sides
         self.plan = make_plan(config, self._rows())
         self.contexts: Contexts | None = contexts_of(prepared)
@@ -96,7 +98,7 @@ class Trainer:
         self.parameters = self.adapter.parameters
         self.weights = self.adapter.weights.data
         self.average = MovingAverage(self.weights, config.ema_steps)
-        weights = [term.weight for term in self.terms]
+        weights = [*self.columns.values()]
         self._weights = torch.tensor(weights, dtype=self.weights.dtype, device=self.loaded.device)
         self._nothing = self._weights.new_zeros(())
 
@@ -297,9 +299,10 @@ class Trainer:
         Raises:
             TrainingError: One of them is not finite.
         """
-        return read_steps(
-            taken, self.terms, lambda step: [self.sides[name].rows[row].id for u in self.units(step) for name, row in u]
-        )
+        return read_steps(taken, self.columns, self._ids)
+
+    def _ids(self, step: Step) -> list[str]:
+        return [self.sides[name].rows[row].id for unit in self.units(step) for name, row in unit]
 
     def layout(self, step: Step, sides: Sides) -> list[list[Unit]]:
         """The micro-batches of a step, `sides` being those of it."""
@@ -308,14 +311,14 @@ class Trainer:
         return [[units[at] for at in group] for group in groups]
 
     def gradient(self, step: Step, sides: Sides | None = None) -> Tensor:
-        """Gradient, and the terms `(terms,)`, of this process's share of a step; `sides` as in `lengths`."""
+        """Gradient, and the values `(columns,)`, of this process's share of a step; `sides` as in `lengths`."""
         sides = sides or self.sides_of(step)
         counts = {name: count(sides[name], rows) for name, rows in self.chosen(step).items()}
         own = [group for number, group in enumerate(self.layout(step, sides)) if self.processes.is_own(number)]
         return self._accumulate(sides, own, counts)
 
     def _accumulate(self, sides: Sides, groups: list[list[Unit]], counts: Counted) -> Tensor:
-        """Gradients, and the terms `(terms,)`, of this process's micro-batches; halved, and done again, until they fit.
+        """Gradients and `(columns,)` of this process's micro-batches; halved, and done again, until they fit.
 
         Every mean has the whole step's denominator, so smaller micro-batches give the same sums.
 
@@ -340,7 +343,7 @@ class Trainer:
         """Forward and backward pass of one micro-batch; gives its share in each term, on the device."""
         rows = {name: [row for side, row in places if side == name] for name in SIDES}
         found = loss_terms(collate(self.loaded, sides, rows, counts, self.layer), self.loss)
-        values = torch.stack([found.get(term.name, self._nothing) for term in self.terms])
+        values = torch.stack([found.get(name, self._nothing) for name in self.columns])
         values.backward(self._weights.to(values))
         return values.detach().to(self._weights)
 
