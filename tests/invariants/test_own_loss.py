@@ -1,19 +1,23 @@
 """A method is a file: one that only this test knows of goes through settings, training, log, manifest, card, resume."""
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import ClassVar
 
 import pytest
+import torch
 from torch import Tensor
 
 from expunge.cli.main import main
 from expunge.cli.registries import losses_help
 from expunge.data.sampler import Step
-from expunge.losses import FORGET_LOSSES, forget_loss
+from expunge.kernels import Head
+from expunge.losses import FORGET_LOSSES, forget_loss, make_forget_loss
 from expunge.losses.batch import TokenBatch
 from tiny import save_tiny
 
@@ -33,6 +37,32 @@ def mine() -> Iterator[None]:
 
     yield
     del FORGET_LOSSES["mine"]
+
+
+def test_the_file_in_the_readme_is_a_loss(tmp_path: Path) -> None:
+    page = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    (block,) = (own for own in blocks if "@forget_loss" in own)
+    (tmp_path / "unlikelihood.py").write_text(block)
+    spec = spec_from_file_location("unlikelihood", tmp_path / "unlikelihood.py")
+    assert spec is not None
+    assert spec.loader is not None
+    states = torch.randn(5, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64, requires_grad=True)
+    targets, rows = torch.tensor([3, 0, 6, 2, 2]), torch.tensor([0, 0, 0, 1, 1])
+    batch = TokenBatch(states, targets, rows, rows > 0, Head(None), 2, num_tokens=10, completion_lengths=(0, 2))
+    try:
+        spec.loader.exec_module(module_from_spec(spec))
+        value = make_forget_loss("unlikelihood", "power=2")(batch)
+        formula = FORGET_LOSSES["unlikelihood"].formula
+    finally:
+        FORGET_LOSSES.pop("unlikelihood", None)
+
+    assert formula == "mean_t p(y_t)^power"
+    wanted = states.softmax(-1)[range(5), targets].square().sum() / 10
+    torch.testing.assert_close(value, wanted)
+    own, right = (torch.autograd.grad(loss, states)[0] for loss in (value, wanted))
+    torch.testing.assert_close(own, right)
+    assert right.abs().max() > 0
 
 
 def test_a_new_loss_needs_nothing_but_its_registration(

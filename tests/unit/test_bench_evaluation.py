@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from bench import report
-from dev import metrics
+from dev import losses, metrics
 from dev.parity.__main__ import PAGE, PARTS, table
 from dev.parity.golden import Comparison, Golden
 from experiments import subjects
@@ -31,6 +31,10 @@ def test_the_table_of_metrics_is_up_to_date():
     assert between(metrics.PAGE, metrics.MARKER) == metrics.table(), "run `python -m dev.metrics --docs`"
     for name in KNOWN:
         assert metrics.table().count(f"\n| {name} | ") == 1
+
+
+def test_the_table_of_forget_losses_is_up_to_date():
+    assert between(losses.PAGE, losses.MARKER) == losses.table(), "run `python -m dev.losses --docs`"
 
 
 def test_the_page_of_published_numbers_describes_metrics_as_the_code_does():

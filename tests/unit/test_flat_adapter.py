@@ -225,9 +225,7 @@ def test_kernel_budget(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(("loss", "recipe"), [("target_kl", "default"), ("npo", "npo")])
-def test_kernel_budget_of_a_whole_step(
-    loss: str, recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_kernel_budget_of_a_whole_step(loss: str, recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the trainer itself takes, with all terms, its update and its average, to the line of the log."""
     monkeypatch.setattr(packing, "varlen_attn", stand_in)
     sides = {name: made_up(30, seed) for seed, name in enumerate(("forget", "retain", "unseen"))}
