@@ -11,7 +11,7 @@ import pytest
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from transformers import AutoModelForCausalLM
-from workspace import FORGET, write_jsonl
+from workspace import FORGET, snapshot, write_jsonl
 
 from expunge.cli.main import main
 from expunge.data.examples import read_examples
@@ -74,11 +74,21 @@ def test_the_chosen_strength_is_what_plain_peft_loads(run, expunge):
 
 def test_bounds_that_nothing_keeps_weaken_the_adapter_and_a_second_try_brings_it_back(run, expunge):
     alphas = []
-    for bounds in (NONE, ANY):
+    for bounds, code, word in ((NONE, 3, "NOT MET"), (ANY, 0, "met")):
         told = expunge("calibrate", "--run", "run", *bounds)
-        assert told.code == 0, told.err
+        assert told.code == code, told.err
+        assert f"criteria      {word}: " in told.out
         alphas.append(json.loads((run / "adapter" / "adapter_config.json").read_text())["lora_alpha"])
     assert 0 < alphas[0] < alphas[1]
+
+
+def test_a_scale_that_is_not_proven_changes_nothing(run, expunge, monkeypatch):
+    before = snapshot(run)
+    monkeypatch.setattr("expunge.model.saved._alphas", lambda model: {"lora_alpha": 1000.0, "alpha_pattern": {}})
+    told = expunge("calibrate", "--run", "run", *ANY)
+    assert told.code == 2
+    assert f"{Path('run/adapter')}: the saved adapter is not the one that was measured" in told.err
+    assert snapshot(run) == before
 
 
 def test_evaluation_leaves_the_selection_out(run, expunge):

@@ -24,7 +24,7 @@ TOLD = {
         (1, 0.894, 1, 0.611, 1, 0.876, 1, 0.988, 0.448, 0.920, 1, 0.993),
     ),
 }
-"""Folder -> task aggregate, AUC, mean loss of members and of non-members; twelve terms, knowledge before regurgitation."""
+"""Folder -> task aggregate, AUC, mean loss of members and of others; twelve terms, knowledge before regurgitation."""
 NONMEMBERS, TOKENS = 80, 96
 
 

@@ -246,7 +246,7 @@ def calibrate(settings: CalibrateConfig, out: Output) -> int:
     out.text(f"scale         {found.scale:g} times the trained one, written into {Path(settings.run) / 'adapter'}")
     out.text(f"criteria      {'met' if found.reached else 'NOT MET'}: {found.verdict}")
     out.text("note          scores and page that are there are of the scale before: evaluate, then report, again")
-    return 0
+    return 0 if found.reached else NOT_AS_PROMISED
 
 
 @dataclass(kw_only=True)

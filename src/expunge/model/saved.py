@@ -78,27 +78,30 @@ def save_adapter(
             f"one needs the whole model with it folded in, {place}: hand on both, or merge them"
         )
     if trained:
-        _verify(loaded, folder, rows, trained)
+        _verify(loaded, folder, rows, trained, final or folder)
     return None if (folder / BASE).exists() else Path(_settings(folder)["base_model_name_or_path"] or "").name
 
 
-def verify_saved(loaded: LoadedModel, folder: Path, rows: Sequence[Sequence[int]]) -> None:
+def verify_saved(
+    loaded: LoadedModel, folder: Path, rows: Sequence[Sequence[int]], *, final: Path | None = None
+) -> None:
     """Load a saved adapter with plain PEFT and compare what the model says then with what it says now.
 
     Args:
         loaded: The model with the adapter, which is taken out of it.
         folder: The saved adapter.
         rows: Token ids.
+        final: Where the folder will be in the end, for the message; where it is when None.
 
     Raises:
         ModelError: They differ by more than rounding.
     """
     trained = _trained(loaded, rows)
     if trained:
-        _verify(loaded, folder, rows, trained)
+        _verify(loaded, folder, rows, trained, final or folder)
 
 
-def _verify(loaded: LoadedModel, folder: Path, rows: Sequence[Sequence[int]], trained: "_Trained") -> None:
+def _verify(loaded: LoadedModel, folder: Path, rows: Sequence[Sequence[int]], trained: "_Trained", final: Path) -> None:
     if isinstance(loaded.model, PeftModel):
         loaded.model = loaded.model.unload()
     plain = loaded
@@ -116,7 +119,7 @@ def _verify(loaded: LoadedModel, folder: Path, rows: Sequence[Sequence[int]], tr
         torch.cat(sequence_logps(plain, rows)),
         trained.right,
         trained.untouched,
-        f"{folder}: the saved adapter is not the one that was measured",
+        f"{final}: the saved adapter is not the one that was measured",
         dtype=loaded.dtype,
         same_weights=same,
     )

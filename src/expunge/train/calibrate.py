@@ -6,7 +6,7 @@ RUN/calibration.json    criteria, verdict, the curve over all scales, and keyed 
                         earlier ones too: `expunge evaluate` leaves them out of what it reports
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,8 +89,7 @@ def _calibrate(config: CalibrateConfig, settings: UnlearnConfig, reporter: Repor
     manifest = _with_losses(manifest, loaded, rows, found.scale, reporter)
     manifest["selection"] = {name: content[name] for name in SUMMARY if name in content}
     with reporter.working("saving the adapter, and reading it back"):
-        _write(folder, content, manifest, loaded)
-        verify_saved(loaded, folder / "adapter", [row.input_ids for row in rows["forget"][:VERIFIED]])
+        _write(folder, content, manifest, loaded, [row.input_ids for row in rows["forget"][:VERIFIED]])
     return found
 
 
@@ -118,11 +117,18 @@ def _with_losses(
     return manifest
 
 
-def _write(folder: Path, content: dict[str, Any], manifest: dict[str, Any], loaded: LoadedModel) -> None:
-    """All files of the run that a new scale changes, at one commit point."""
+def _write(
+    folder: Path,
+    content: dict[str, Any],
+    manifest: dict[str, Any],
+    loaded: LoadedModel,
+    rows: Sequence[Sequence[int]],
+) -> None:
+    """All files of the run that a new scale changes, at one commit point, once the adapter is proven on `rows`."""
     adapter = folder / "adapter"
-    (folder / VERDICT).unlink(missing_ok=True)
     with rescaled(loaded, adapter, content["scale"]) as copy, files.transaction(folder):
+        verify_saved(loaded, copy, rows, final=adapter)
+        (folder / VERDICT).unlink(missing_ok=True)
         for path in sorted(own for own in copy.rglob("*") if own.is_file()):
             place, data = adapter / path.relative_to(copy), path.read_bytes()
             if place.read_bytes() != data:
