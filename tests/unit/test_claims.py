@@ -11,11 +11,14 @@ from expunge.config import UnlearnConfig
 from expunge.data.contexts import SHARE_ALONE
 from expunge.losses.target_kl import TargetKL
 from expunge.model.replay import NEW_TOKENS
-from expunge.train.contexts import MOST_RATIO, TOKENS
+from expunge.train.averaging import WARMING
+from expunge.train.contexts import MOST_RATIO, MOST_TEXTS, TOKENS
 from expunge.train.early_stopping import IN_A_ROW
 from expunge.train.merge import _judge
-from expunge.train.schedule import MOST_EPOCHS, MOST_STEPS, REPLAY_PER_FORGET_SET
+from expunge.train.schedule import FALLING, MOST_EPOCHS, MOST_STEPS, REPLAY_PER_FORGET_SET
 from expunge.train.setup import BOUNDED_RATE, REFERENCE_WIDTH
+from expunge.train.targets import MOST_UNSEEN
+from expunge.train.validation import CERTAIN, FORGET_ROWS
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -88,4 +91,10 @@ def test_the_constants_of_the_method_are_those_of_the_code() -> None:
         11: [1, 2 * TOKENS - 1],
         12: [MOST_RATIO],
     }
-    assert SHARE_ALONE == 1 / 2
+    assert SHARE_ALONE == FALLING == 1 / 2
+    beside = (ROOT / "docs/method.md").read_text().split("Not tuned, and")[1].split("\n\n")[0]
+    for words in (
+        f"one in {WARMING} of the steps", f"{MOST_UNSEEN:,} tokens of unseen", f"{MOST_TEXTS} of them that are read",
+        f"{FORGET_ROWS} forget rows", f"a probability of {CERTAIN:g}".replace("0.", "."),
+    ):  # fmt: skip
+        assert words in " ".join(beside.split())

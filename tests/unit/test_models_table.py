@@ -13,6 +13,8 @@ from expunge.model.logps import final_states, lay_out
 from tiny import save_tokenizer
 
 ENCODERS = {"bert"}
+DECODERS = [line.split("|")[1].strip() for line in PAGE.read_text().splitlines() if " is_decoder |" in line]
+"""Rows of encoders that a setting makes decoders."""
 
 
 @pytest.mark.parametrize("name", SAMPLE)
@@ -41,8 +43,9 @@ def test_what_fills_a_packed_sequence_up_leaves_the_gradient_finite(tmp_path: Pa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES))
+@pytest.mark.parametrize("name", [*sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES), *DECODERS])
 def test_every_architecture_that_holds_on_the_page_holds(name: str, tmp_path: Path) -> None:
     if f"| {name} |{' yes |' * len(CHECKS)}" not in PAGE.read_text():
         pytest.skip("does not hold today")
-    assert examine(name, tmp_path).whole
+    architecture, *settings = name.split()
+    assert examine(architecture, tmp_path, **dict.fromkeys(settings, True)).whole

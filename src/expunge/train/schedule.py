@@ -20,6 +20,8 @@ EPOCHS, MOST_EPOCHS, MOST_STEPS = 14, 36, 500
 ends by itself."""
 EVALUATION_SHARE, EVALUATIONS_PER_EPOCH = 0.1, 4
 """Evaluation steps cost about this share of the training at most, and are no more often than this."""
+FALLING = 1 / 2
+"""Share of the steps at whose end a `stable_decay` rate falls to zero."""
 FORWARD_SHARE = 1 / 2
 """Of what a token costs in training, its forward pass: a frozen base has no gradients of weights."""
 
@@ -78,5 +80,5 @@ def learning_rate(config: UnlearnConfig, index: int, num_steps: int) -> float:
         return peak
     left = 1 - (index - warm) / max(1, num_steps - warm)
     if config.schedule == "stable_decay":
-        return peak * min(1.0, 2 * left)
+        return peak * min(1.0, left / FALLING)
     return peak * (left if config.schedule == "linear" else (1 - math.cos(math.pi * left)) / 2)
