@@ -33,23 +33,25 @@ CRITERIA = Criteria()
 
 
 @pytest.mark.parametrize(
-    ("name", "changed"),
+    ("name", "changed", "says"),
     [
-        ("auc", {"auc": 0.6}),
-        ("auc", {"auc": 0.4}),
-        ("min_k_auc", {"min_k_auc": 0.7}),
-        ("exact_match", {"exact_match": 0.2}),
-        ("retained", {"retained": 0.9}),
-        ("drift", {"drift": 0.06}),
+        ("auc", {"auc": 0.6}, "membership AUC 0.60 (allowed 0.45 to 0.55)"),
+        ("auc", {"auc": 0.4}, "membership AUC 0.40 (allowed 0.45 to 0.55)"),
+        ("min_k_auc", {"min_k_auc": 0.7}, "membership AUC by min-k 0.70 (allowed 0.45 to 0.55)"),
+        (
+            "exact_match",
+            {"exact_match": 0.2},
+            "how surely the completions to forget are still said: 20% on average (at most 5% wanted)",
+        ),
+        ("retained", {"retained": 0.9}, "90.0% of the retain scores kept (at least 98% wanted)"),
+        ("drift", {"drift": 0.06}, "the loss of unseen texts rose by 6.0% (at most 5% wanted)"),
     ],
 )
-def test_each_criterion_is_missed_by_itself(name: str, changed: dict[str, float]) -> None:
+def test_each_criterion_is_missed_by_itself(name: str, changed: dict[str, float], says: str) -> None:
     assert violation(GOOD, UNTOUCHED, CRITERIA) == 0
     found = violations(replace(GOOD, **changed), UNTOUCHED, CRITERIA)
     assert {key for key, value in found.items() if value} == {name}
-    reached, said = judge(replace(GOOD, **changed), UNTOUCHED, CRITERIA)
-    assert not reached
-    assert said
+    assert judge(replace(GOOD, **changed), UNTOUCHED, CRITERIA) == (False, says)
 
 
 def test_while_the_auc_stays_at_one_a_higher_loss_is_progress() -> None:
@@ -57,6 +59,8 @@ def test_while_the_auc_stays_at_one_a_higher_loss_is_progress() -> None:
     sums = [violation(own, UNTOUCHED, CRITERIA) for own in levels]
     assert sums == sorted(sums, reverse=True)
     assert len(set(sums)) == 4
+    _, said = judge(levels[2], UNTOUCHED, CRITERIA)
+    assert "; forgotten texts have 1.00 nats per token, unseen ones 2.00; " in said
 
 
 def test_what_can_be_guessed_and_what_chance_does_is_allowed() -> None:

@@ -98,8 +98,7 @@ class Trainer:
         self.parameters = self.adapter.parameters
         self.weights = self.adapter.weights.data
         self.average = MovingAverage(self.weights, config.ema_steps)
-        weights = [*self.columns.values()]
-        self._weights = torch.tensor(weights, dtype=self.weights.dtype, device=self.loaded.device)
+        self._weights = self.weights.new_tensor([*self.columns.values()])
         self._nothing = self._weights.new_zeros(())
 
     def _packs(self) -> bool:
