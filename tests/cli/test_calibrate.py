@@ -24,8 +24,10 @@ UNSEEN = [
 ]
 
 
-ANY = ("--target-auc", "0", "--max-drift", "1", "--min-retain", "0")
-"""Whatever forgets most."""
+ANY = ("--target-auc", "0.1", "--max-drift", "1", "--min-retain", "0")
+"""Whatever forgets most: at its scale they are met."""
+DONE = (0, 3)
+"""The scale is written, whether the criteria are met at it or not."""
 NONE = ("--max-drift", "0", "--min-retain", "1")
 """What no adapter that does anything meets."""
 
@@ -98,7 +100,7 @@ def test_evaluation_leaves_the_selection_out(run, expunge):
     )  # fmt: skip
     assert expunge(*command).code == 0
     whole = json.loads((run.parent / "out.json").read_text())
-    assert expunge("calibrate", "--run", "run").code == 0
+    assert expunge("calibrate", "--run", "run").code in DONE
     told = expunge(*command)
     assert told.code == 0, told.err
     half = json.loads((run.parent / "out.json").read_text())
@@ -138,7 +140,7 @@ def test_scores_of_another_strength_are_no_scores_of_this_adapter(run, expunge):
     assert expunge("report", "run", "--card", "--overwrite").code == 0
     assert outdated not in (run / "report.html").read_text()
     assert "Scores on custom" in card.read_text()
-    assert expunge("calibrate", "--run", "run", *NONE).code == 0
+    assert expunge("calibrate", "--run", "run", *NONE).code == 3
     assert expunge("report", "run", "--card", "--overwrite").code == 0
     assert outdated in (run / "report.html").read_text()
     assert "Scores on custom" not in card.read_text()
@@ -153,9 +155,9 @@ def test_texts_that_were_ever_looked_at_are_left_out_for_good(run, work, expunge
     other = [{**row, "id": f"o{i}", "input": f"{row['input']} Now?"} for i, row in enumerate(UNSEEN)]
     kept = [json.loads(line) for line in (work / "retain.jsonl").read_text().splitlines()]
     write_jsonl(work / "other.jsonl", [*other, *kept])
-    assert expunge("calibrate", "--run", "run").code == 0
+    assert expunge("calibrate", "--run", "run").code in DONE
     first = json.loads((run / "calibration.json").read_text())
-    assert expunge("calibrate", "--run", "run", "--holdout", "other.jsonl").code == 0
+    assert expunge("calibrate", "--run", "run", "--holdout", "other.jsonl").code in DONE
     second = json.loads((run / "calibration.json").read_text())
     assert set(first["selection_hmac"]) < set(second["selection_hmac"])
     assert second["texts"]["nonmembers"] == 10
@@ -225,7 +227,7 @@ def test_a_calibration_that_is_killed_is_no_half_of_one(run, expunge, renamed):
 
 
 def test_no_text_is_in_what_it_writes(run, expunge):
-    assert expunge("calibrate", "--run", "run").code == 0
+    assert expunge("calibrate", "--run", "run").code in DONE
     text = (run / "calibration.json").read_text()
     assert "Zarquon" not in text
     assert "Ulla" not in text
@@ -271,7 +273,7 @@ def test_other_texts_than_those_of_the_run_are_refused(run, work, expunge):
         assert told.code == 2, told.err
         assert f"--{name} other-{name}.jsonl: these are not the {name} texts" in told.err
     told = expunge("calibrate", "--run", "both", "--test", "test.jsonl")
-    assert told.code == 0, told.err
+    assert told.code in DONE, told.err
 
 
 def test_unseen_texts_that_have_all_steered_have_no_loss(run, expunge):
@@ -279,12 +281,12 @@ def test_unseen_texts_that_have_all_steered_have_no_loss(run, expunge):
         return json.loads((run / "manifest.json").read_text())["loss_nats_per_completion_token"]
 
     assert "holdout" in losses()
-    assert expunge("calibrate", "--run", "run").code == 0
+    assert expunge("calibrate", "--run", "run").code in DONE
     record = json.loads((run / "calibration.json").read_text())
     hashes = keyed_hashes(example_hashes(read_examples("unseen.jsonl")))
     (run / "calibration.json").write_text(json.dumps(record | {"selection_hmac": hashes}))
     told = expunge("calibrate", "--run", "run")
-    assert told.code == 0, told.err
+    assert told.code in DONE, told.err
     assert "holdout" not in losses()
 
 
@@ -310,5 +312,5 @@ def test_the_criteria_are_those_of_the_run_but_for_what_is_given(run):
     settings.write_text(settings.read_text().replace('"target_auc": 0.5', '"target_auc": 0.25'))
     assert '"target_auc": 0.25' in settings.read_text()
     for given, target in (((), 0.25), (("--target-auc", "0.75"), 0.75)):
-        assert main(["calibrate", "--run", "run", *given]) == 0
+        assert main(["calibrate", "--run", "run", *given]) in DONE
         assert json.loads(Path("run/calibration.json").read_text())["target"]["target_auc"] == target
