@@ -309,9 +309,7 @@ def test_the_untouched_model_is_measured_again_where_its_results_are_of_somethin
     by_hand = ("evaluate", "--model", "other", *FILES, *SMALL, "--output", "run/results_before.json", "--overwrite")
     assert expunge(*by_hand).code == 0
     assert expunge(*drawn, "--overwrite").code == 0
-    again = read("run/results_before.json")
-    assert before.pop("measured") < again.pop("measured")
-    assert again == before
+    assert read("run/results_before.json") == before
 
 
 @pytest.mark.parametrize(
