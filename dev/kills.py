@@ -5,8 +5,8 @@ python -m dev.kills --random 30 --again 10 --seed 0
 The moments are found by a tracer: in a child every function that changes a file is followed. Before each, the process
 forks, its copy is killed there, and the folder as it stands is set aside. Further children are killed from outside at
 random times. What is left is read as the next command would read it, and compared byte for byte with the state before
-and the one after; times and memory in manifest and results aside. After some kills the command is given again, and
-must end with the state after. A mixture, or nothing at all, ends the program with exit code 1.
+and the one after; times and memory in the manifest aside. After some kills the command is given again, and must end
+with the state after. A mixture, or nothing at all, ends the program with exit code 1.
 """
 
 import argparse
@@ -50,7 +50,7 @@ COMMANDS = {
     "evaluate --run": (["evaluate", "--run", "run", "--overwrite", "--max-new-tokens", "2", "--device", "cpu"], "run"),
 }
 """Name -> words, and what it changes."""
-OF_A_START = ("started", "finished", "training_seconds", "total_seconds", "peak_memory_bytes", "measured")
+OF_A_START = ("started", "finished", "training_seconds", "total_seconds", "peak_memory_bytes")
 PAGES = ("report.html", "verdict.json")
 DONE = (0, 3)
 TIMEOUT = 300.0
@@ -193,13 +193,13 @@ def state(kind: str) -> dict[str, str]:
 
 
 def content(path: Path) -> bytes:
-    """A file's bytes; of a JSON file without times and memory, of a page, which shows them, that it is there."""
+    """A file's bytes; of a manifest without times and memory, of a page, which shows them, that it is there."""
     if path.name == "report.html":
         return b""
-    if path.suffix != ".json":
+    if path.name != "manifest.json":
         return path.read_bytes()
-    whole = json.loads(path.read_text())
-    return json.dumps({name: value for name, value in whole.items() if name not in OF_A_START}).encode()
+    manifest = json.loads(path.read_text())
+    return json.dumps({name: value for name, value in manifest.items() if name not in OF_A_START}).encode()
 
 
 def main() -> int:

@@ -6,7 +6,6 @@ Every benchmark has
   "reason", "reference", "difference"}`; the reason says why a value or an interval is null, the last two are there with
   a reference model: its value, and value, low and high of the paired difference from it; of a membership AUC
   `members` and `nonmembers`, too, the texts on either side;
-- `measured`: when (UTC), which says of two files of one model which is the newer one;
 - `fingerprint`: what the numbers are of: `base` (content of the model), `adapter` (weights and scale), `data`
   (set -> hash under the user's key) and `prompt_format`;
 - `settings`, `reference` (the retrained model, the tests against it and the `rows` that each had) and `not_measured`
@@ -20,7 +19,6 @@ them is null.
 """
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from types import NoneType
 from typing import Any
@@ -36,7 +34,6 @@ NAME = (str, NoneType)
 FIELDS = {
     "model?": NAME,
     "adapter?": NAME,
-    "measured?": str,
     "settings?": dict,
     "fingerprint?": {
         "base?": NAME,
@@ -92,7 +89,6 @@ def results_header(
         "benchmark": benchmark,
         "model": short_name(model),
         "adapter": short_name(adapter),
-        "measured": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "settings": dict(settings or {}),
         "fingerprint": dict(fingerprint or {}),
         "versions": versions_of(*PACKAGES),

@@ -23,8 +23,7 @@ ROLES = {
     "before": ("results_before.json",),
     "retrained": ("results_retrained.json",),
 }
-"""Which results files may play which part: the one that is of this run and was measured last counts. Of files that do
-not say when, the first."""
+"""Which results files may play which part: the newest that is of this run counts."""
 ALIKE = ("max_new_tokens", "prompt_format", "samples", "temperature", "limit", "dtype")
 """Settings of an evaluation that must be the same for its numbers to be compared."""
 Values = Mapping[tuple[str, str], Mapping[str, float]]
@@ -113,8 +112,9 @@ def read_run(path: str | Path | RunData) -> RunData:
     run = RunData(path, path.name or path.resolve().name, manifest, list(read_steps(log)) if log.is_file() else [])
     run.calibration.update(read_calibration(path) or {})
     for role, names in ROLES.items():
-        there = [(file, read_results(file)) for name in names if (file := path / name).is_file()]
-        for file, results in sorted(there, key=lambda own: str(own[1].get("measured", "")), reverse=True):
+        there = [file for name in names if (file := path / name).is_file()]
+        for file in sorted(there, key=lambda own: -own.stat().st_mtime_ns):
+            results = read_results(file)
             if role in run.results:
                 run.warnings.append(f"{file.name} is left out: other results {role} are newer.")
             elif why := _foreign(role, results, run, adapter):
