@@ -98,7 +98,7 @@ class Trainer:
         self.parameters = self.adapter.parameters
         self.weights = self.adapter.weights.data
         self.average = MovingAverage(self.weights, config.ema_steps)
-        self._weights = self.weights.new_tensor([*self.columns.values()])
+        self._weights = torch.tensor([*self.columns.values()], dtype=self.weights.dtype, device=self.loaded.device)
         self._nothing = self._weights.new_zeros(())
 
     def _packs(self) -> bool:
