@@ -29,6 +29,7 @@ from expunge.data.tokenize import TokenizedExample
 from expunge.evaluation.generate import greedy
 from expunge.kernels import Head
 from expunge.model.captured import Recorder
+from expunge.model.device import settle_cuda
 from expunge.model.head import cast_head, find_head
 from expunge.model.load import LoadedModel
 from expunge.model.packing import attention_way, packable_length
@@ -86,6 +87,8 @@ class Bench:
     def __init__(self, tiny: bool, seconds: float) -> None:
         self.tiny, self.seconds = tiny, seconds
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if self.device.type == "cuda":
+            settle_cuda()
         self.begun = time.perf_counter()
         self.speeds: dict[tuple[str, str], float] = {}
 

@@ -119,13 +119,17 @@ def test_a_gradient_that_is_not_finite_changes_nothing(tmp_path: Path) -> None:
     assert all(torch.equal(value, before[name]) for name, value in adapter.state().items())
 
 
+@pytest.mark.parametrize("loss", ["npo", "target_kl"])
 def test_captured_passes_are_those_of_the_layers_or_say_why_not(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loss: str
 ) -> None:
     monkeypatch.setattr(speed, "FASTER", float("inf"))  # a graph of a tiny model is to be checked, not to be fast
     rows = {"forget": made_up(6, 1), "retain": made_up(9, 2)}
     model = save_tiny(tmp_path, "llama")
-    trainer = ready(prepared(model, dtype="bfloat16", device="cuda", tokens_per_step=150, **rows))
+    more = {"unseen": made_up(8, 4), "replay_weight": 1.0} if loss == "target_kl" else {}
+    settings = {"dtype": "bfloat16", "device": "cuda", "tokens_per_step": 150, "loss": loss}
+    trainer = ready(prepared(model, **settings, **rows, **more), replay=made_up(6, 3) if more else ())
+    trainer.sides["forget"].guessed = False  # rounding would say which of two tokens gets which target
     line = speed.capture(trainer, Recorder(trainer.loaded.device))
     assert line.startswith("passes captured"), line
     captured = trainer.loaded.captured

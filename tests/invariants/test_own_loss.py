@@ -39,6 +39,17 @@ def mine() -> Iterator[None]:
     del FORGET_LOSSES["mine"]
 
 
+def test_a_column_that_the_log_has_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"columns that the log has already: \{'kl'\}"):
+
+        @forget_loss("other", formula="", source="")
+        class Other:
+            needs = ()
+            columns = ("kl",)
+
+    assert "other" not in FORGET_LOSSES
+
+
 def test_the_file_in_the_readme_is_a_loss(tmp_path: Path) -> None:
     page = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
     blocks = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)

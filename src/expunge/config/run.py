@@ -41,7 +41,7 @@ class RunConfig:
         recipe: Preset over all settings: `default`, `npo` or `paper`.
         seed: Seed of the adapter's initialisation, of the order of the data and of the replay texts.
         save_every: Optimizer steps between checkpoints; with 0 there is one at the end alone. None: 100, and 1,000 on
-            CUDA, whose steps are fast.
+            CUDA with less than a billion parameters, whose steps are fast.
         report_to: Trackers (`tensorboard`, `wandb`), separated by commas.
         push_to_hub: Repository on the Hub (`owner/name`) that gets the finished adapter and its card, private unless
             `public`. Refused before training where nobody is logged in.

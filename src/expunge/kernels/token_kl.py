@@ -31,7 +31,7 @@ def token_kl(hidden: Tensor, ref_hidden: Tensor, head: Head) -> Tensor:
 
     def chunk(rows: slice, slopes: bool) -> list[Tensor]:
         logits = head.logits(hidden[rows])
-        kl, grad, _ = _divergence(logits.log_softmax(-1), head.logits(ref_hidden[rows]), slopes)
+        kl, grad, _ = _divergence(logits.log_softmax(-1), head.logits(ref_hidden[rows]).log_softmax(-1), slopes)
         return [kl, head.grad_hidden(grad, logits)] if slopes else [kl]
 
     (kl,) = fused(hidden, head, 1, chunk)
@@ -56,7 +56,7 @@ def token_logps_and_kl(hidden: Tensor, ref_hidden: Tensor, head: Head, targets: 
         logits, picked = head.logits(hidden[rows]), own[rows]
         logp = logits.log_softmax(-1)
         logps = picked.values(logp)
-        kl, grad, probs = _divergence(logp, head.logits(ref_hidden[rows]), slopes)
+        kl, grad, probs = _divergence(logp, head.logits(ref_hidden[rows]).log_softmax(-1), slopes)
         if not slopes:
             return [logps, kl]
         kl_slopes = head.grad_hidden(grad, logits)
@@ -71,9 +71,8 @@ def token_logps_and_kl(hidden: Tensor, ref_hidden: Tensor, head: Head, targets: 
     return logps, kl
 
 
-def _divergence(logp: Tensor, ref_logits: Tensor, slopes: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """KL `(rows,)`, its gradient by the logits, p (log p - log q - KL), where wanted, and p. Overwrites `logp`."""
-    logq = ref_logits.log_softmax(-1)
+def _divergence(logp: Tensor, logq: Tensor, slopes: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """KL `(rows,)`, its gradient by the logits, p (log p - log q - KL), where wanted, and p. Overwrites both."""
     probs = logp.exp()
     gap = logp.clamp_(min=LOWEST).sub_(logq.clamp_(min=LOWEST))
     kl = (probs * gap).sum(-1)

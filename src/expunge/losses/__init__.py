@@ -29,6 +29,9 @@ from expunge.errors import ConfigError
 from expunge.losses.batch import TokenBatch
 
 NEEDS = ("ref_logps", "ref_states", "target_nll", "pairs", "hidden")
+TERMS = ("forget", "instead", "retain", "kl", "replay")
+LOGGED = (*TERMS, "step", "epoch", "tokens", "loss", "grad_norm", "learning_rate")
+"""What the log has of every step."""
 TEXTS_ALONE = {"pairs", "ref_logps"}
 """Needs of what is said of texts as they stand alone: with these no text stands after other tokens."""
 
@@ -60,7 +63,7 @@ def forget_loss(name: str, *, formula: str, source: str) -> Callable[[type[Any]]
         source: Paper and equation.
 
     Raises:
-        ValueError: The name is taken, or `needs` holds a word that is unknown here.
+        ValueError: The name is taken, `needs` holds a word that is unknown here, or `columns` one that the log has.
     """
 
     def register(method: type[Any]) -> type[Any]:
@@ -69,6 +72,8 @@ def forget_loss(name: str, *, formula: str, source: str) -> Callable[[type[Any]]
             raise ValueError(f"forget loss {name}: taken already, or it needs something unknown: {unknown}")
         method.name, method.formula, method.source = name, formula, source
         method.columns = getattr(method, "columns", ())
+        if taken := {*LOGGED} & {*method.columns}:
+            raise ValueError(f"forget loss {name}: columns that the log has already: {taken}")
         FORGET_LOSSES[name] = method
         return method
 

@@ -61,7 +61,7 @@ def loss_terms(sides: Mapping[str, TokenBatch], loss: ForgetLoss) -> dict[str, T
     terms = {}
     if "forget" in sides:
         terms["forget"] = loss(sides["forget"])
-        terms |= sides["forget"].noted
+        terms |= {name: own for name, own in sides["forget"].noted.items() if name in loss.columns}
     if "instead" in sides:
         own = sides["instead"]
         terms["instead"] = own.token_mean(-own.logps)

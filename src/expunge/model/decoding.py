@@ -138,6 +138,7 @@ class Flight:
         self._column = torch.zeros(1, dtype=torch.long, device=device)
         self._captures = device.type == "cuda"
         self._window = getattr(loaded.base.config.get_text_config(), "sliding_window", None) or UNBOUNDED
+        self._reserved = max(COLUMNS, self._window // COLUMNS * COLUMNS)  # at most, beforehand
         self._taken, self._whole = 0, False
         self._replay: Callable[[], None] | None = None
         self._logits = torch.empty(0, device=device)
@@ -186,7 +187,7 @@ class Flight:
 
     def _reserve(self, rows: int, width: int, more: int, like: DynamicCache) -> None:
         """Make room for so many rows of at most `width` tokens and for `more` columns behind them."""
-        room, columns = self._room, max(width + more, min(max(self._columns), self._window))
+        room, columns = self._room, max(width + more, min(max(self._columns), self._reserved))
         fits = rows <= room[0] and columns <= room[1]
         if fits and width <= self._end <= room[1] - more:
             return

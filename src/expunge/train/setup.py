@@ -33,8 +33,9 @@ from expunge.utils.trackers import check_trackers
 REFERENCE_WIDTH, REFERENCE_RATE, BOUNDED_RATE = 256, 1.5e-3, 3e-3
 """The default learning rate is REFERENCE_RATE up to a hidden size of REFERENCE_WIDTH and falls with 1 / width above;
 BOUNDED_RATE with `target_kl`, whose gradient is bounded and vanishes at the target."""
-SAVE_EVERY = {"cpu": 100, "cuda": 1000}
-"""Steps between checkpoints where the settings do not say, per device type: a GPU takes 100 in a few seconds."""
+SAVE_EVERY, SAVE_EVERY_OF_SMALL, SMALL = 100, 1000, 1e9
+"""Steps between checkpoints where the settings do not say; the second on CUDA with fewer than `SMALL` parameters, of
+which a GPU takes 100 steps in a few seconds."""
 
 
 @dataclass(frozen=True)
@@ -361,6 +362,8 @@ def _resolve(
     reference = BOUNDED_RATE if config.loss == "target_kl" else REFERENCE_RATE
     rate = config.learning_rate or reference * min(1.0, REFERENCE_WIDTH / hidden)
     counted = config.is_given("epochs") and config.epochs is not None
+    fast = loaded.device.type == "cuda" and loaded.base.num_parameters() < SMALL
+    every = SAVE_EVERY_OF_SMALL if fast else SAVE_EVERY
     found: dict[str, Any] = {"prompt_format": measured.chosen.style, "dtype": str(loaded.dtype).removeprefix("torch.")}
     return replace(
         config,
@@ -371,6 +374,6 @@ def _resolve(
         end_of_text="yes" if measured.chosen.end_of_text else "no",
         max_length=max_length,
         retain_test=config.test_share,
-        save_every=SAVE_EVERY[loaded.device.type] if config.save_every is None else config.save_every,
+        save_every=every if config.save_every is None else config.save_every,
         device=str(loaded.device) if ":" in config.device else loaded.device.type,
     )

@@ -76,8 +76,9 @@ def capture(trainer: Trainer, recorder: Recorder) -> str:
     forget.guessed = False  # of NLLs that are nearly equal, rounding would say which token gets which target
     weights.add_(torch.randn(weights.shape, generator=chance, dtype=weights.dtype).to(weights.device), alpha=NOISE)
     try:
-        # Before the graphs take their memory; the first pass of all waits for memory and libraries.
-        trainer.gradient(tried[-1])
+        # Before the graphs take their memory; the first pass of each size waits for memory and libraries.
+        for step in reversed(tried):
+            trainer.gradient(step)
         right, before = _gradients(trainer, tried)
         fits = trainer.rows_that_fit
         loaded.captured = CapturedPasses(  # and nothing else holds them: out of memory, they go with this reference
