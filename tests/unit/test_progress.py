@@ -1,22 +1,33 @@
 """What reaches the terminal."""
 
 import errno
+import importlib
+import json
 import os
+import random
 import sys
 import threading
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 from unittest.mock import Mock
 
 import pytest
 
+from expunge.config import CalibrateConfig, EvaluateConfig, MergeConfig, UnlearnConfig
 from expunge.errors import ConfigError, RunError
+from expunge.evaluation.run import evaluate
+from expunge.train.calibrate import calibrate
+from expunge.train.loop import unlearn
+from expunge.train.merge import merge
 from expunge.utils import progress
 from expunge.utils.progress import Reporter, Unread, reporter_for
 from expunge.utils.ranks import launched
 from expunge.utils.text import printable
 from expunge.utils.trackers import Trackers
+from tiny import save_tiny
 
 
 @pytest.mark.parametrize(
@@ -150,3 +161,69 @@ def test_what_trackers_have_is_flushed_when_a_run_is_interrupted() -> None:
     with pytest.raises(KeyboardInterrupt), trackers:
         raise KeyboardInterrupt
     assert writer.closed
+
+
+class Watched(Reporter):
+    """Knows whether something says, or would say, that work goes on."""
+
+    def __init__(self) -> None:
+        super().__init__(silent=True)
+        self.at_work = 0
+
+    @contextmanager
+    def working(self, title: str) -> Iterator[None]:
+        self.at_work += 1
+        yield
+        self.at_work -= 1
+
+    @contextmanager
+    def track(self, title: str, total: int, start: int = 0) -> Iterator[progress.Advance]:
+        with self.working(title):
+            yield lambda units=1, note="": None
+
+
+def test_what_takes_long_of_a_large_model_or_file_is_never_done_in_silence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reporter, silent, seen = Watched(), list[str](), set[str]()
+    slow = {
+        "train.setup": ("load_model", "read_sets", "tokenize_all", "split_off"),
+        "evaluation.run": ("load_model", "with_families"),
+        "train.calibrate": ("load_base", "read_sets", "split_off", "run_rows"),
+        "train.merge": ("load_base", "load_model", "read_sets", "run_rows"),
+        "runs.manifest": ("model_fingerprint",),
+        "runs.run": ("identity_of",),
+        "evaluation.checks": ("known_base",),
+    }
+
+    def watched(place: str, work: Callable[..., Any]) -> Callable[..., Any]:
+        def done(*given: Any, **more: Any) -> Any:
+            seen.add(place)
+            if not reporter.at_work:
+                silent.append(place)
+            return work(*given, **more)
+
+        return done
+
+    for room, names in slow.items():
+        module = importlib.import_module(f"expunge.{room}")
+        for name in names:
+            monkeypatch.setattr(module, name, watched(f"{room}.{name}", getattr(module, name)))
+    chance = random.Random(0)
+    for side in ("forget", "retain", "holdout"):
+        words = [["".join(chance.choices("abdefgiklmnorstu", k=6)) for _ in range(8)] for _ in range(32)]
+        rows = [{"prompt": " ".join(own[:3]), "completion": " ".join(own[3:])} for own in words]
+        (tmp_path / f"{side}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    model = str(save_tiny(tmp_path / "model", "llama"))
+    other = str(save_tiny(tmp_path / "other", "llama", initializer_range=0.1))
+    files = {side: str(tmp_path / f"{side}.jsonl") for side in ("forget", "retain", "holdout")}
+    run, exact = str(tmp_path / "run"), {"dtype": "float32", "device": "cpu"}
+    short = {"max_steps": 1, "lora_rank": 2, "rows_per_step": 4, "eval_every": 1}
+
+    unlearn(UnlearnConfig(model=model, output=run, origin=other, **files, **short, **exact), reporter)
+    evaluate(EvaluateConfig(run=run, reference=other, max_new_tokens=1, **exact), reporter)
+    calibrate(CalibrateConfig(run=run, device="cpu"), reporter)
+    merge(MergeConfig(run=run, output=str(tmp_path / "merged"), device="cpu"), reporter)
+
+    assert not silent
+    assert seen == {f"{room}.{name}" for room, names in slow.items() for name in names}

@@ -28,6 +28,7 @@ def merge(
     *,
     forget: Texts | None = None,
     retain: Texts | None = None,
+    progress: bool | None = None,
     **settings: Any,
 ) -> merging.MergeReport:
     """Write adapter and base as one plain model, and compare it with the adapter on the run's own texts.
@@ -37,6 +38,7 @@ def merge(
         output: Folder for the model.
         forget: The run's texts to forget, where they are not where they were, or were in memory.
         retain: The run's texts to keep, likewise.
+        progress: As for `unlearn`.
         settings: Everything else that `MergeConfig` holds (`dtype="bfloat16"`, `overwrite=True`).
 
     Raises:
@@ -44,7 +46,8 @@ def merge(
             used.
     """
     named = given_texts(forget=forget, retain=retain)
-    return merging.merge(checked(MergeConfig, run=str(run), output=str(output), **named, **settings))
+    config = checked(MergeConfig, run=str(run), output=str(output), **named, **settings)
+    return merging.merge(config, reporter_for(progress))
 
 
 @isolated

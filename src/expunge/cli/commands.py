@@ -267,8 +267,7 @@ def merge(settings: MergeSettings, out: Output) -> int:
         from expunge.report import verdict
         from expunge.train.merge import merge as write_merged
 
-    with out.reporter().working("merging, and comparing with the adapter"):
-        found = write_merged(settings)
+    found = write_merged(settings, out.reporter())
     digits = 1 if found.off is None else 3
     shown = "  ".join(f"{name} {loss:.{digits}f}" for name, loss in found.losses.items())
     out.text(f"merged model             {found.output} ({found.dtype})")

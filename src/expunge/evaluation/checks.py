@@ -180,15 +180,17 @@ def check_predictions(name: str, *, overwrite: bool) -> None:
         ) from None
 
 
-def check_reference(config: EvaluateConfig, reference: str, suite: Suite, *, flag: str) -> None:
+def check_reference(config: EvaluateConfig, reference: str, suite: Suite, base: str | None, *, flag: str) -> None:
     """Refuse a reference that is no model, reads texts in other tokens than the model does, or is the untouched model.
+
+    `base` is the fingerprint of the model where it is known by now.
 
     Raises:
         ModelError: So.
     """
     theirs = other_tokenizer(reference, flag, trust_remote_code=config.trust_remote_code)
     if config.adapter or (Path(config.model) / MERGED).is_file():
-        own, other, below = known_base(config.model), known_base(reference), base_name(reference)
+        own, other, below = base or known_base(config.model), known_base(reference), base_name(reference)
         bases = {merged_from(config.model, own or "", "model_sha256"), own if config.adapter else None} - {None}
         ways = {
             "is": other,

@@ -72,14 +72,17 @@ def _evaluate(config: EvaluateConfig, reporter: Reporter, processes: Processes) 
     mmlu = read_mmlu(config.mmlu) if config.mmlu else None
     adapter = adapter_folder(config.adapter).resolve() if config.adapter else None
     files_before, scored = model_state(config.model), adapter_fingerprint(adapter) if adapter else None
-    suite = _suite(config, adapter)
+    with reporter.working("reading the texts"):
+        suite = _suite(config, adapter)
     if config.tasks:
         check_tasks(config.task_names, config.task_path)
-    base = known_base(config.model) if config.run else None
+    with reporter.working("hashing the model"):
+        base = known_base(config.model) if config.run else None
     _measures_untouched(config, suite, base, _given_format(suite, config))
     compared, flag = (config.reference, "--reference") if config.reference else (config.origin, "--origin")
     if compared:
-        check_reference(config, compared, suite, flag=flag)
+        with reporter.working("looking at the model to compare with"):
+            check_reference(config, compared, suite, base, flag=flag)
         reporter.say(f"{flag.removeprefix('--')}: {compared}")
     with reporter.working("loading the model"):
         loaded = _load(config, config.model)
@@ -178,8 +181,12 @@ def _measure(
     """What is measured of the model, of the one that it is compared with, and of the untouched one if need be."""
     options = Options(config.max_new_tokens, config.attack_names, config.samples, config.temperature, config.seed)
     passes = partial(measure, suite=suite, prompt_format=prompt_format, options=options, reporter=reporter)
-    reference = passes(_load(config, compared)) if compared else None
-    untouched = None
+    reference = untouched = None
+    if compared:
+        with reporter.working("loading the model to compare with"):
+            other = _load(config, compared)
+        reference = passes(other)
+        del other  # its memory is needed
     if before_too:
         reporter.say("the untouched model, for what changed")
         untouched = passes(loaded, reference=reference)

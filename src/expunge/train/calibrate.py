@@ -54,8 +54,9 @@ def calibrate(config: CalibrateConfig, reporter: Reporter | None = None) -> Cali
 
 def _calibrate(config: CalibrateConfig, settings: UnlearnConfig, reporter: Reporter) -> Calibration:
     folder = Path(config.run)
-    sets = read_sets(settings)
-    judged = membership_texts(sets)
+    with reporter.working("reading the texts"):
+        sets = read_sets(settings)
+        judged = membership_texts(sets)
     with reporter.working("loading the model"):
         manifest, loaded = load_base(
             folder,
@@ -72,12 +73,13 @@ def _calibrate(config: CalibrateConfig, settings: UnlearnConfig, reporter: Repor
     with reporter.working("putting the adapter in"):
         attach_adapter(loaded, config.run, alphas)
     trained: Any = loaded.model.peft_config["default"]  # a LoraConfig
-    rows = {name: run_rows(settings, loaded.tokenizer, getattr(sets, name)) for name in SETS}
-    check_texts(manifest, settings, {name: own for name, own in rows.items() if name != "holdout"})
-    halves = split_off(judged, sets.nonmembers, sets.retain, loaded.tokenizer)
+    with reporter.working("tokenizing the texts"):
+        rows = {name: run_rows(settings, loaded.tokenizer, getattr(sets, name)) for name in SETS}
+        check_texts(manifest, settings, {name: own for name, own in rows.items() if name != "holdout"})
+        halves = split_off(judged, sets.nonmembers, sets.retain, loaded.tokenizer)
+        steering = (halves.members, halves.nonmembers, halves.short)
+        members, nonmembers, guessed = (run_rows(settings, loaded.tokenizer, own) for own in steering)
     looked_at = sorted({*keyed_hashes(halves.hashes), *(earlier["selection_hmac"] if earlier else ())})
-    steering = (halves.members, halves.nonmembers, halves.short)
-    members, nonmembers, guessed = (run_rows(settings, loaded.tokenizer, own) for own in steering)
     judged_on = ValidationRows.of(members, nonmembers, rows["retain"], rows["forget"], guessed)
     criteria = config.criteria(settings.criteria)
     with reporter.track("adapter scales", most_scales()) as advance:
@@ -85,7 +87,8 @@ def _calibrate(config: CalibrateConfig, settings: UnlearnConfig, reporter: Repor
     own = unchosen(trained.lora_alpha, trained.alpha_pattern or {}, looked_at)
     content = record(found, criteria, own, judged_on)
     content |= {name: earlier[name] for name in ("best_step", "stopped") if earlier and name in earlier}
-    rows["holdout"] = run_rows(settings, loaded.tokenizer, without_selection(sets.holdout, content))
+    with reporter.working("tokenizing the unseen texts"):
+        rows["holdout"] = run_rows(settings, loaded.tokenizer, without_selection(sets.holdout, content))
     manifest = _with_losses(manifest, loaded, rows, found.scale, reporter)
     manifest["selection"] = {name: content[name] for name in SUMMARY if name in content}
     with reporter.working("saving the adapter, and reading it back"):

@@ -152,7 +152,8 @@ def _unlearn(
     reporter.say(trainer.describe())
     for note in loaded.told():
         reporter.say(note)
-    run.open(config, facts := run_facts(prepared, trainer))
+    with reporter.working("hashing the model"):
+        run.open(config, facts := run_facts(prepared, trainer))
     _warn(config, run, prepared, facts, reporter)
     with reporter.track("losses before", sum(map(len, prepared.told.values()))) as advance:
         before = mean_losses(loaded, prepared.told, processes=processes, progress=advance)  # a fresh adapter is nothing

@@ -32,6 +32,7 @@ from expunge.runs.run import READS
 from expunge.runs.settings import run_settings
 from expunge.runs.texts import check_texts, run_rows
 from expunge.utils import coarse, files, folders
+from expunge.utils.progress import Reporter
 
 LOST = 0.1
 """The forgetting survives when the merged model is off by no more than this share of the adapter's rise in forget loss,
@@ -71,7 +72,7 @@ class MergeReport:
     notes: list[str] = field(default_factory=list)
 
 
-def merge(config: MergeConfig) -> MergeReport:
+def merge(config: MergeConfig, reporter: Reporter | None = None) -> MergeReport:
     """Write the merged model and compare it with the adapter on the run's own texts.
 
     Sums are taken in fp32, proven there, and rounded once to the dtype that each weight has in the base's files.
@@ -84,6 +85,11 @@ def merge(config: MergeConfig) -> MergeReport:
         DataError: The run's data files are gone; without them nothing can be checked.
     """
     config.validate()
+    with (reporter or Reporter(quiet=True)).working("merging, and comparing with the adapter"):
+        return _merge(config)
+
+
+def _merge(config: MergeConfig) -> MergeReport:
     run, target = config.run, Path(config.output)
     settings = run_settings(run, forget=config.forget, retain=config.retain)
     _check_output(target, run, settings, overwrite=config.overwrite)

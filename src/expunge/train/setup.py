@@ -140,7 +140,8 @@ def prepare(config: UnlearnConfig, reporter: Reporter) -> Prepared:
     Raises:
         UserError: Whatever is wrong, before weights load wherever it can be known by then.
     """
-    config, loss, sets, followed, whys = _before_weights(config)
+    with reporter.working("reading the texts"):
+        config, loss, sets, followed, whys = _before_weights(config)
     pairs = pairs_for(sets, config.seed) if "pairs" in loss.needs else []
     if others := unasked(sets):
         then = "get their answers all the same"
@@ -169,9 +170,10 @@ def prepare(config: UnlearnConfig, reporter: Reporter) -> Prepared:
     def rows(examples: Sequence[Example], *, cut: bool = config.truncate_completions) -> list[TokenizedExample]:
         prompt_format = measured.chosen
         bound = "--max-length" if config.max_length < (loaded.context or math.inf) else "the model's context"
-        return tokenize_all(
-            loaded.tokenizer, examples, prompt_format, max_length=max_length, truncate_completions=cut, bound=bound
-        )
+        with reporter.working("tokenizing the texts"):
+            return tokenize_all(
+                loaded.tokenizer, examples, prompt_format, max_length=max_length, truncate_completions=cut, bound=bound
+            )
 
     tokenized = {name: rows(getattr(sets, name)) for name in SETS}
     for name, side in tokenized.items():
@@ -180,7 +182,8 @@ def prepare(config: UnlearnConfig, reporter: Reporter) -> Prepared:
     doubts: list[str] = []
     if followed is not None:
         try:
-            halves = split_off(followed, sets.nonmembers, sets.retain, loaded.tokenizer, doubts.append)
+            with reporter.working("dividing the unseen texts"):
+                halves = split_off(followed, sets.nonmembers, sets.retain, loaded.tokenizer, doubts.append)
             sets.warnings += doubts
         except DataError as error:  # near-duplicates cannot be parted into halves
             config, told = _without_unseen(config, loss, error)
@@ -313,13 +316,14 @@ def _load(config: UnlearnConfig, reporter: Reporter) -> LoadedModel:
         "dtype": config.dtype, "device": config.device, "trust_remote_code": config.trust_remote_code,
         "revision": config.revision,
     }  # fmt: skip
+    with reporter.working("loading the model"):
+        if config.shard_base:
+            loaded = load_shared(config.model, current(), **options)
+        else:
+            loaded = load_model(config.model, load_in_4bit=config.load_in_4bit, **options)
     if config.shard_base:
-        loaded = load_shared(config.model, current(), **options)
         held, whole = map(show_bytes, held_bytes(loaded.base))
         reporter.say(f"base: {held} of {whole} in each of {current().count} processes")
-    else:
-        with reporter.working("loading the model"):
-            loaded = load_model(config.model, load_in_4bit=config.load_in_4bit, **options)
     for note in loaded.told():
         reporter.say(note)
     return loaded
