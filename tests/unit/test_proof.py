@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -353,6 +354,29 @@ def test_a_saved_adapter_that_is_another_one_is_found_out(tmp_path: Path, monkey
     monkeypatch.setattr("expunge.model.saved._alphas", lambda model: {"lora_alpha": 3.0})
     with pytest.raises(ModelError, match="the saved adapter is not the one that was measured"):
         run_adapter(base, tmp_path / "run")
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_an_adapter_on_a_shared_base_is_read_back_and_its_weights_compared(
+    lost: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No process has the base to say what the saved adapter says."""
+    loaded = load(save_tiny(tmp_path / "base", "llama"))
+    add_adapter(loaded, rank=2, alpha=4.0, modules="all-linear", seed=0)
+    moved(loaded.model)
+    loaded.lockstep = Mock()
+    save = PeftModel.save_pretrained
+
+    def zeroed(self: PeftModel, folder: str, **options: Any) -> None:
+        save(self, folder, **options)
+        file = Path(folder) / "adapter_model.safetensors"
+        save_file({name: 0 * own for name, own in load_file(file).items()}, file)
+
+    if lost:
+        monkeypatch.setattr(PeftModel, "save_pretrained", zeroed)
+    with pytest.raises(ModelError, match="is not the one that was measured") if lost else nullcontext():
+        save_adapter(loaded, tmp_path, ROWS)
+    assert lost or "what a model with it says was not compared" in loaded.told()[-1]
 
 
 @pytest.mark.parametrize("layout", ["model.language_model.layers", "transformer.layers"])

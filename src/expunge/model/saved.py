@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import AuxiliaryTrainingWrapper
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from expunge.errors import ModelError
@@ -55,7 +55,7 @@ def save_adapter(
         The last part of the name of the base that it stands on; None where that is in its folder `BASE`.
 
     Raises:
-        ModelError: It does not.
+        ModelError: It does not, or, where processes share the base, its file holds other weights.
     """
     assert isinstance(loaded.model, PeftModel)
     trained = _trained(loaded, rows)
@@ -63,6 +63,8 @@ def save_adapter(
     stacked = source is not None and source.adapters
     place = folder / OWN if stacked and loaded.parts else folder
     _save(loaded, place)
+    if loaded.lockstep is not None:
+        _check_written(loaded, place)
     write_tokenizer(loaded, folder)
     if source is not None and stacked and not (loaded.parts and _complete(loaded, folder)):
         if place != folder:  # PEFT has no configuration for both
@@ -157,6 +159,19 @@ def _save(loaded: LoadedModel, folder: Path) -> None:
         settings["base_model_name_or_path"] = absolute_name(source.name if source.adapters else source.base_name)
         settings["revision"] = None if source.adapters and source.on_the_hub else source.revision
     _configure(folder, settings)
+
+
+def _check_written(loaded: LoadedModel, folder: Path) -> None:
+    """Look whether a saved adapter is the one in memory, where no process has the whole base to see what it says."""
+    assert isinstance(loaded.model, PeftModel)
+    own = get_peft_model_state_dict(loaded.model, save_embedding_layers=False)
+    written = load_file(folder / ADAPTER_FILE)
+    if own.keys() != written.keys() or not all(torch.equal(own[name].cpu(), written[name]) for name in own):
+        raise ModelError(f"{folder}: the saved adapter is not the one that was measured: its weights are others")
+    loaded.note(
+        "adapter: its file holds the weights that were trained; what a model with it says was not compared, since the "
+        "processes share the base (--shard-base)"
+    )
 
 
 def _alphas(model: PeftModel) -> dict[str, Any]:
