@@ -124,7 +124,7 @@ class Bench:
             eos_token="<|endoftext|>",
         )
         head = Head(None) if plain else cast_head(find_head(base)[0], base, torch.bfloat16)
-        longest = 0 if plain else packable_length(base, torch.bfloat16)
+        longest = 0 if plain else packable_length(base, torch.bfloat16)[0]
         loaded = LoadedModel(base, tokenizer, head, torch.bfloat16, packable_length=longest)
         del base
         try:

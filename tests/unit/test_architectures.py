@@ -309,7 +309,7 @@ def test_a_deep_model_is_packed_although_rounding_grows_with_the_depth() -> None
         alone = torch.cat([model.model(input_ids=row[None]).last_hidden_state for row in rows], 1)
         apart = (packed_states(model, torch.cat(rows)[None], PROBE) - alone).abs().max() / alone.abs().max()
     assert apart > 20 * torch.finfo(torch.float32).eps  # a bound of a few eps would refuse it
-    assert packable_length(model) == UNBOUNDED
+    assert packable_length(model)[0] == UNBOUNDED
 
 
 @pytest.mark.parametrize(
@@ -328,7 +328,7 @@ def test_rounding_in_bfloat16_is_not_taken_for_another_architecture(
         return states
 
     monkeypatch.setattr(packing, "packed_states", rounded)
-    assert packable_length(model) == UNBOUNDED * packed
+    assert packable_length(model)[0] == UNBOUNDED * packed
 
 
 def test_an_architecture_that_leaks_between_rows_is_padded(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -340,7 +340,10 @@ def test_an_architecture_that_leaks_between_rows_is_padded(load: Load, monkeypat
 
     monkeypatch.setitem(packing.AttentionInterface._global_mapping, packing.ROWS, leaky)
 
-    assert load("llama").packable_length == 0
+    loaded = load("llama")
+    assert loaded.packable_length == 0
+    (note,) = loaded.told()
+    assert note.startswith("rows: padded, which is slower, because a row in a packed sequence is ")
 
 
 def convolving(initializer_range: float = 0.3) -> PreTrainedModel:
@@ -370,7 +373,7 @@ def test_attention_alone_is_packed_in_either_precision(
     attend(way)
     model = tiny_model(arch).to(dtype)
     model.set_attn_implementation("sdpa")
-    assert packable_length(model) == (8 if arch in UNPACKABLE[way] else UNBOUNDED)
+    assert packable_length(model)[0] == (8 if arch in UNPACKABLE[way] else UNBOUNDED)
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -391,7 +394,10 @@ def test_layers_that_do_not_attend_are_padded_by_what_the_configuration_says(
     dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(packing, "backbone", lambda model: pytest.fail("was tried"))
-    assert packable_length(convolving().to(dtype)) == 0
+    assert packable_length(convolving().to(dtype)) == (
+        0,
+        "it has layers that do more than attend along the sequence (conv)",
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -404,7 +410,7 @@ def test_layers_that_nobody_names_are_found_out_in_either_precision(
     model = convolving(initializer_range)
     model.model.embedding_norm.weight.data[5] *= outlier
     monkeypatch.setattr(packing, "unusual_layers", lambda model, usual: [])
-    assert packable_length(model.to(dtype)) == 0
+    assert packable_length(model.to(dtype))[0] == 0
 
 
 @pytest.fixture
@@ -458,11 +464,11 @@ def test_a_layer_that_leaves_its_window_to_the_mask_gets_no_longer_rows(
     model = tiny_model("mistral", sliding_window=32)  # beyond the tokens that a model is tried on
     model.set_attn_implementation("sdpa")
     window = 32
-    assert packable_length(model) == UNBOUNDED
+    assert packable_length(model)[0] == UNBOUNDED
     forward = packing._attend_varlen
     monkeypatch.setitem(
         packing.AttentionInterface._global_mapping,
         packing.VARLEN,
         lambda *given, sliding_window=None, **more: forward(*given, **more),
     )
-    assert packable_length(model) == window
+    assert packable_length(model)[0] == window

@@ -241,7 +241,9 @@ def load_model(
         move(model, target)
     # What is sharded is not there yet, and attention takes another way there than could be tried here.
     tried = head.weight is not None and (mesh is None or target.type == "cpu")
-    packable = packable_length(model, compute) if tried else 0
+    packable, why_padded = packable_length(model, compute) if tried else (0, None)
+    if why_padded:
+        notes.append(f"rows: padded, which is slower, because {why_padded}")
     loaded = LoadedModel(model, tokenizer, cast_head(head, model, compute), compute, source, parts, notes, packable)
     try:
         check_causal(model, source.where, loaded.autocast())

@@ -31,6 +31,7 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 
 from expunge.kernels.rounding import missing_rows, row_multiple
 from expunge.model.head import backbone
+from expunge.model.source import first_line
 
 MASK, VARLEN, ROWS = "sdpa", "expunge_varlen", "expunge_rows"
 """Names of the ways, as transformers' attention interface knows them."""
@@ -73,8 +74,8 @@ def head_width(config: PretrainedConfig) -> int:
     return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
-def packable_length(model: PreTrainedModel, products: torch.dtype | None = None) -> int:
-    """Longest row that may stand in a packed sequence of this model; 0 when its rows must be padded instead.
+def packable_length(model: PreTrainedModel, products: torch.dtype | None = None) -> tuple[int, str | None]:
+    """Longest row that may stand in a packed sequence of this model; 0 when its rows must be padded instead, and why.
 
     Tried on a few tokens: each row's final hidden states must be those of the row alone, and stay when the rows beside
     it are others.
@@ -84,10 +85,12 @@ def packable_length(model: PreTrainedModel, products: torch.dtype | None = None)
         products: What its matrix products will run in; as its weights are stored when None.
     """
     config = model.config.get_text_config()
-    if config._attn_implementation != MASK or not hasattr(model, model.base_model_prefix):
-        return 0
-    if unusual_layers(model, ATTENTION):
-        return 0
+    if config._attn_implementation != MASK:
+        return 0, f"it attends by {config._attn_implementation!r} and not by {MASK!r}"
+    if not hasattr(model, model.base_model_prefix):
+        return 0, "its layers are not apart from its head"
+    if unusual := unusual_layers(model, ATTENTION):
+        return 0, f"it has layers that do more than attend along the sequence ({', '.join(unusual)})"
     with torch.no_grad(), torch.autocast(model.device.type, torch.bfloat16, enabled=products == torch.bfloat16):
         # What a way does not know of, rows must be too short to notice.
         unknown = {MASK: (), VARLEN: ("attention_chunk_size",), ROWS: ("sliding_window", "attention_chunk_size")}
@@ -113,19 +116,23 @@ def packable_length(model: PreTrainedModel, products: torch.dtype | None = None)
             beside_others = packed_states(model, torch.cat([others[0], row, others[1]])[None], lengths)
         except torch.OutOfMemoryError:
             raise
-        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError):
-            return 0  # its attention does not go through the interface
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            return 0, f"its attention does not go through transformers' interface ({first_line(error)})"
     # Rounding is a few eps and grows with the depth: too much in bfloat16 to tell it from a row that is seen a little.
     # What the model itself makes of it is what padding, another shape of the same products, does to the states.
     eps = max(torch.finfo(dtype).eps for dtype in (alone.dtype, products or alone.dtype))
     rounding = min(2 * _row_difference(padded[real.bool()][None], alone, lengths), MOST_ROUNDING)
-    same = _row_difference(packed, alone, lengths) <= max(math.sqrt(eps), rounding)
+    apart, most = _row_difference(packed, alone, lengths), max(math.sqrt(eps), rounding)
+    if not apart <= most:
+        return 0, f"a row in a packed sequence is {apart:.2g} from the row alone, of {most:.2g} that rounding explains"
     place = slice(len(before), len(before) + len(row))
-    unseen = float(_differences(beside_others[:, place], packed[:, place]).max()) <= UNSEEN
+    moved = float(_differences(beside_others[:, place], packed[:, place]).max())
+    if not moved <= UNSEEN:
+        return 0, f"the rows beside a row in a packed sequence change it by {moved:.2g} of its size"
     window = getattr(config, "sliding_window", None)
     if seen == {None} and window:  # its layers leave the window to the mask, which is not made here
         longest = min(longest, window)
-    return longest if same and unseen else 0
+    return longest, None
 
 
 def unusual_layers(model: PreTrainedModel, usual: Collection[str]) -> list[str]:

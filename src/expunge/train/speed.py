@@ -139,7 +139,8 @@ def _obstacle(trainer: Trainer) -> str:
         "processes share the weights of the layers": loaded.lockstep is not None,
         "the forget loss reads an inner layer": trainer.layer is not None,
         "the weights are in 4 bits": trainer.config.load_in_4bit,
-        "rows are padded, or do not attend by flash attention": not (trainer.packed and flash),
+        "rows are padded": not trainer.packed,
+        "rows do not attend by flash attention": not flash,
     }
     return next((reason for reason, found in reasons.items() if found), "")
 
