@@ -5,7 +5,10 @@ from unittest.mock import Mock
 
 import pytest
 
+from expunge.config import EvaluateConfig, UnlearnConfig
 from expunge.errors import RunError
+from expunge.evaluation.run import evaluate
+from expunge.train.loop import unlearn
 from expunge.utils import keys
 from expunge.utils.files import fingerprint
 
@@ -61,3 +64,18 @@ def test_of_two_first_runs_the_first_ones_key_stays(home, monkeypatch):
     keys.keyed("a")
     assert path.read_bytes() == others
     assert [own.name for own in path.parent.iterdir()] == ["key"]
+
+
+def test_a_key_that_cannot_be_made_is_told_before_weights_load(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    (tmp_path / "forget.jsonl").write_text('{"prompt": "Who?", "completion": "Nobody."}\n')
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
+    for room in ("train.setup", "evaluation.run"):
+        monkeypatch.setattr(f"expunge.{room}.load_model", None)
+    model, output, forget = (str(tmp_path / name) for name in ("model", "output", "forget.jsonl"))
+    for call, config in (
+        (unlearn, UnlearnConfig(model=model, output=output, forget=forget, device="cpu")),
+        (evaluate, EvaluateConfig(model=model, output=output, forget=forget, device="cpu")),
+    ):
+        with pytest.raises(RunError, match="set XDG_STATE_HOME"):
+            call(config)

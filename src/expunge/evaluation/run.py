@@ -43,6 +43,7 @@ from expunge.runs.record import VERDICT, adapter_fingerprint, merged_from
 from expunge.utils import coarse
 from expunge.utils.distributed import Processes, current, together
 from expunge.utils.files import transaction, write_json
+from expunge.utils.keys import keyed
 from expunge.utils.progress import Reporter
 
 
@@ -156,6 +157,7 @@ def _check_files(config: EvaluateConfig) -> None:
         if Path(config.key_words).exists():  # what a user has mended is never replaced
             raise RunError(f"--key-words {config.key_words}: exists already: give another name")
         check_place(f"--key-words {config.key_words}", Path(config.key_words).parent)
+    keyed()  # which makes the key of hashes, or says why there can be none
 
 
 def _suite(config: EvaluateConfig, adapter: Path | None) -> Suite:

@@ -86,7 +86,7 @@ def packable_length(model: PreTrainedModel, products: torch.dtype | None = None)
     """
     config = model.config.get_text_config()
     if config._attn_implementation != MASK:
-        return 0, f"it attends by {config._attn_implementation!r} and not by {MASK!r}"
+        return 0, f"its layers do not attend by PyTorch's {MASK!r} ({config._attn_implementation!r})"
     if not hasattr(model, model.base_model_prefix):
         return 0, "its layers are not apart from its head"
     if unusual := unusual_layers(model, ATTENTION):

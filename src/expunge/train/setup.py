@@ -26,6 +26,7 @@ from expunge.train.unused import unused
 from expunge.train.validation import ValidationRows
 from expunge.utils import coarse
 from expunge.utils.distributed import current
+from expunge.utils.keys import keyed
 from expunge.utils.progress import Reporter
 from expunge.utils.text import show_bytes
 from expunge.utils.trackers import check_trackers
@@ -243,6 +244,7 @@ def _before_weights(config: UnlearnConfig) -> tuple[UnlearnConfig, ForgetLoss, S
     """
     config.validate()
     check_trackers(config.report_to)
+    keyed()  # which makes the key of hashes, or says why there can be none
     loss = make_forget_loss(config.loss, config.loss_args)
     targeted = "target_nll" in loss.needs
     sets = read_sets(config)
