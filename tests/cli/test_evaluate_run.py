@@ -552,3 +552,24 @@ def test_a_data_set_with_a_dot_in_its_name_is_no_file_that_is_missing(work: Path
         Path("done/manifest.json").write_text(json.dumps(manifest))
         with pytest.raises(RunError, match="which is not here") if missing else nullcontext():
             assert resolved(EvaluateConfig(run="done")).forget == source
+
+
+def test_a_run_in_4_bits_is_scored_in_4_bits_or_it_is_said(work: Path, expunge: Run) -> None:
+    manifest = read("done/manifest.json")
+    manifest["settings"]["load_in_4bit"] = True
+    Path("done/manifest.json").write_text(json.dumps(manifest))
+    assert resolved(EvaluateConfig(run="done")).load_in_4bit
+    assert resolved(EvaluateConfig(run="done", load_in_4bit=False)).load_in_4bit is False
+    told = expunge("evaluate", "--run", "done", *SMALL)
+    assert told.code == 2
+    assert "--load-in-4bit of --run done: needs a CUDA device, this is cpu: --load-in-4bit false" in told.err
+    told = expunge("evaluate", "--run", "done", *SMALL, "--load-in-4bit", "false")
+    assert told.code == 0, told.err
+    assert "made with --load-in-4bit: it is scored on the whole weights, which are another model's" in told.err
+
+    before = read("done/results_before.json")
+    before["settings"]["load_in_4bit"] = True
+    Path("done/results_before.json").write_text(json.dumps(before))
+    told = expunge("evaluate", "--run", "done", *SMALL, "--load-in-4bit", "false", "--output", "done/more.json")
+    assert told.code == 2
+    assert "is of something else than what is measured now (weights in 4 bits or not)" in told.err

@@ -567,7 +567,8 @@ def test_decoding_is_captured_and_waits_once_in_eight_tokens(
         recorded.clear()
         assert greedy(loaded, rows, max_new_tokens=28) == said
         assert len(recorded) == (why is None), "one capture serves all tokens"
-        assert loaded.told() == ([f"decoding is not captured: {why}"] if why else [])
+        told = [note for note in loaded.told() if not note.startswith("rows: padded")]
+        assert told == ([f"decoding is not captured: {why}"] if why else [])
     assert arch != "llama" or counts[1] - counts[0] == 2
 
 

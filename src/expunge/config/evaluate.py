@@ -29,8 +29,8 @@ class EvaluateConfig(Plain):
     """What an evaluation depends on.
 
     Attributes:
-        run: Run directory: its model, adapter, prompt format, benchmark, split, data and columns stand where no flag
-            does, and results go to RUN/results.json.
+        run: Run directory: its model (in 4 bits where it was), adapter, prompt format, benchmark, split, data and
+            columns stand where no flag does, and results go to RUN/results.json.
         model: Folder or Hub name of the model, or a run directory (its model with its adapter).
         revision: Branch, tag or commit of a name on the Hub; of the base where `model` is an adapter's folder.
         data: The benchmark's folder.
@@ -72,6 +72,7 @@ class EvaluateConfig(Plain):
         end_of_text: Completions end with the end-of-text token (as for `unlearn`): `auto`, `yes` or `no`.
         dtype: `float32` (exact), `bfloat16`, or `auto` (the fastest that the device has).
         device: `auto`, `cpu`, `cuda`, `cuda:1` ...
+        load_in_4bit: As for `unlearn`; `false` scores a run that was made in 4 bits on the whole weights.
         shard_base: As for `unlearn`; without `gradient_norm` and `tasks`.
         trust_remote_code: Run code that comes with the model.
         overwrite: Replace an earlier results file and earlier predictions.
@@ -110,6 +111,7 @@ class EvaluateConfig(Plain):
     end_of_text: Literal["auto", "yes", "no"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "float32"
     device: str = "auto"
+    load_in_4bit: bool | None = None
     shard_base: bool = False
     trust_remote_code: bool = False
     overwrite: bool = False
@@ -146,6 +148,8 @@ class EvaluateConfig(Plain):
             (bool(self.tasks) or not (self.limit or self.task_path), "--limit and --task-path need --tasks"),
             (self.tasks is None or bool(self.task_names), "--tasks is empty: give names separated by commas"),
             (not (self.shard_base and self.tasks), "--shard-base: --tasks cannot be measured on a sharded base"),
+            (not (self.shard_base and self.load_in_4bit),
+             "--shard-base cannot share 4-bit weights: leave it out, or give --load-in-4bit false"),
             (official or not self.mmlu, f"--mmlu: --benchmark {benchmark} has no final score: leave it out"),
             (not (self.mmlu and any(name.startswith("mmlu") for name in self.task_names)),
              "--mmlu and --tasks mmlu contradict each other: choose one"),

@@ -18,8 +18,9 @@ from expunge.evaluation.predictions import SPLITS, Predictions, read_predictions
 from expunge.evaluation.results import read_results
 from expunge.evaluation.suite import Suite
 from expunge.evaluation.values_file import check_values_file, values_path
+from expunge.model.device import pick_device
 from expunge.model.load import load_tokenizer, other_tokenizer
-from expunge.model.source import base_name
+from expunge.model.source import base_name, source_of
 from expunge.runs.manifest import known_base
 from expunge.runs.reads import data_path
 from expunge.runs.record import MERGED, check_adapter_kept, merged_from, read_manifest
@@ -68,7 +69,7 @@ def resolved(config: EvaluateConfig) -> EvaluateConfig:
         gone = (looks_like_path(origin) or origin.endswith(".gguf")) and data_path(origin) is None
         shown = not (config.reference or gone)
         place = ("revision",) if config.model in ("", settings.get("model")) else ()  # one given instead has its own
-        own = ("model", *place, *(("origin",) if shown else ()))
+        own = ("model", "load_in_4bit", *place, *(("origin",) if shown else ()))
         config = replace(
             _filled(config, settings, (*own, *files) if same else own),
             adapter=config.run,
@@ -101,6 +102,19 @@ def run_of(adapter: str) -> Path | None:
     """The run that an adapter lies in; None of an adapter from elsewhere."""
     folders = (Path(adapter), Path(adapter).resolve().parent)
     return next((folder for folder in folders if (folder / "manifest.json").is_file()), None)
+
+
+def check_bits(config: EvaluateConfig) -> None:
+    """Refuse weights in 4 bits, as a run may ask for them, where the device has none.
+
+    Raises:
+        ConfigError: So.
+    """
+    if config.load_in_4bit and (device := pick_device(config.device).type) != "cuda":
+        raise ConfigError(
+            f"--load-in-4bit{f' of --run {config.run}' if config.run else ''}: needs a CUDA device, this is {device}: "
+            "--load-in-4bit false scores the whole weights, which are another model's"
+        )
 
 
 def check_attacks(config: EvaluateConfig) -> None:
@@ -189,6 +203,12 @@ def check_reference(config: EvaluateConfig, reference: str, suite: Suite, base: 
         ModelError: So.
     """
     theirs = other_tokenizer(reference, flag, trust_remote_code=config.trust_remote_code)
+    source = source_of(reference)
+    if config.load_in_4bit and (source.adapters or source.gguf):
+        raise ModelError(
+            f"{flag} {reference}: cannot be loaded in 4 bits (an adapter's fold, or a GGUF file): merge it, or give "
+            "--load-in-4bit false"
+        )
     if config.adapter or (Path(config.model) / MERGED).is_file():
         own, other, below = base or known_base(config.model), known_base(reference), base_name(reference)
         bases = {merged_from(config.model, own or "", "model_sha256"), own if config.adapter else None} - {None}
@@ -234,7 +254,7 @@ def mismatches(
         yield f"--model {config.model}: its weights or settings are not those that the run was made on ({made_on})"
     if config.run and settings.get("origin") and not (config.origin or config.reference):
         yield f"the run's --origin {settings['origin']} is not here, so it is not shown beside: give --origin"
-    if settings.get("load_in_4bit"):
+    if settings.get("load_in_4bit") and not config.load_in_4bit:
         yield "the run was made with --load-in-4bit: it is scored on the whole weights, which are another model's"
     if config.prompt_format != "auto" and settings.get("prompt_format") not in (None, config.prompt_format):
         yield (

@@ -14,6 +14,7 @@ from expunge.evaluation.assemble import STAND_IN, assemble
 from expunge.evaluation.benchmarks import BENCHMARKS, semeval
 from expunge.evaluation.checks import (
     check_attacks,
+    check_bits,
     check_output,
     check_place,
     check_predictions,
@@ -69,6 +70,7 @@ def evaluate(config: EvaluateConfig, reporter: Reporter | None = None) -> dict[s
 
 
 def _evaluate(config: EvaluateConfig, reporter: Reporter, processes: Processes) -> dict[str, Any]:
+    check_bits(config)
     _check_files(config)
     mmlu = read_mmlu(config.mmlu) if config.mmlu else None
     adapter = adapter_folder(config.adapter).resolve() if config.adapter else None
@@ -238,6 +240,7 @@ def _measures_untouched(
         others += ["benchmark"] if before["benchmark"] != config.benchmark else []
         others += ["adapter"] if before.get("adapter") else []
         made = before.get("settings") or {}
+        others += ["weights in 4 bits or not"] if made.get("load_in_4bit", False) != bool(config.load_in_4bit) else []
         others += [name.replace("_", " ") for name, own in _answering(config).items() if made and made.get(name) != own]
         if not others:
             return False
@@ -317,7 +320,9 @@ def _load(config: EvaluateConfig, name: str) -> LoadedModel:
         "trust_remote_code": config.trust_remote_code,
         "revision": config.revision if name == config.model else None,
     }
-    return load_shared(name, current(), **options) if config.shard_base else load_model(name, **options)
+    if config.shard_base:
+        return load_shared(name, current(), **options)
+    return load_model(name, load_in_4bit=bool(config.load_in_4bit), **options)
 
 
 def _given_format(suite: Suite, config: EvaluateConfig) -> PromptFormat | None:
@@ -354,6 +359,7 @@ def _settings(
     found: dict[str, Any] = {
         "split": suite.split,
         "dtype": str(loaded.dtype)[6:],
+        "load_in_4bit": bool(config.load_in_4bit),
         "prompt_format": str(prompt_format),
         **_answering(config),
     }

@@ -24,7 +24,7 @@ ROLES = {
     "retrained": ("results_retrained.json",),
 }
 """Which results files may play which part: the newest that is of this run counts."""
-ALIKE = ("max_new_tokens", "prompt_format", "samples", "temperature", "limit", "dtype")
+ALIKE = ("max_new_tokens", "prompt_format", "samples", "temperature", "limit", "dtype", "load_in_4bit")
 """Settings of an evaluation that must be the same for its numbers to be compared."""
 Values = Mapping[tuple[str, str], Mapping[str, float]]
 """(set, metric) -> id -> value."""
