@@ -33,6 +33,7 @@ from expunge.model.device import settle_cuda
 from expunge.model.head import cast_head, find_head
 from expunge.model.load import LoadedModel
 from expunge.model.packing import attention_way, packable_length
+from expunge.train.before import ask_untouched, find_reference, write_replay
 from expunge.train.schedule import evaluation_every, make_plan
 from expunge.train.speed import capture, speed_up
 from expunge.train.step_log import STEPS_PER_READ, TakenStep
@@ -162,7 +163,7 @@ class Bench:
             self.say(title, f"matrix products at {rate / 1e12:.1f} TFLOP/s; attention: {attention_way(loaded.base)}")
             config = self.config(name, **settings)
             trainer = Trainer(prepared_for(config, loaded, self.rows(loaded, split)))
-            trainer.compute_reference(Reporter(quiet=True))
+            ask_untouched(trainer, Reporter(quiet=True))
             flops = [4 * sum(a * b for a, b in sizes) for sizes in (linear, head)]
             for way in ("as they are", "captured"):
                 if way == "captured":
@@ -252,20 +253,19 @@ class Bench:
                 work()
                 spent[name] = clock(self.device) - begun
 
-            timed("replay texts", lambda: trainer.write_replay(quiet))
-            timed("reference", lambda: trainer.compute_reference(quiet))
+            timed("replay texts", lambda: write_replay(trainer, quiet))
+            timed("reference", lambda: find_reference(trainer, quiet))
             own = ValidationRows.of(rows["forget"][:half], unseen, rows["retain"], rows["forget"])
             validator = Validator(loaded, own)
             timed("evaluation step", lambda: validator.at(1.0))
             timed("capturing", lambda: self.say("135m run", speed_up(trainer) or "as it is: no CUDA"))
             _, _, count, seconds = self._time(_Steps(trainer))
-            every = evaluation_every(trainer, own)
-            evaluations = trainer.num_steps // every * spent.pop("evaluation step")
-            spent |= {"training": trainer.num_steps * seconds / count, "evaluation steps": evaluations}
+            every = evaluation_every(trainer.rows, own)
+            taken = trainer.rows.num_steps
+            evaluations = taken // every * spent.pop("evaluation step")
+            spent |= {"training": taken * seconds / count, "evaluation steps": evaluations}
             parts = ", ".join(f"{name} {value:.1f}" for name, value in spent.items())
-            steps = (
-                f"{trainer.num_steps} steps of {config.tokens_per_step} tokens, {1000 * seconds / count:.0f} ms each"
-            )
+            steps = f"{taken} steps of {config.tokens_per_step} tokens, {1000 * seconds / count:.0f} ms each"
             self.say("135m run", f"{sum(spent.values()):.0f} s for {steps} ({parts})", "135m run")
 
     def part_score(self) -> None:
@@ -292,7 +292,7 @@ class _Steps:
 
     def __init__(self, trainer: Trainer) -> None:
         self._trainer, self._taken = trainer, list[TakenStep]()
-        self._steps = cycle(islice(trainer.plan.steps(), 60))
+        self._steps = cycle(islice(trainer.rows.plan.steps(), 60))
 
     def __call__(self) -> tuple[int, int]:
         trainer, step = self._trainer, next(self._steps)
@@ -300,8 +300,8 @@ class _Steps:
         if len(self._taken) >= STEPS_PER_READ[trainer.loaded.device.type]:
             trainer.read(self._taken)
             self._taken.clear()
-        seen = trainer.sides_of(step)
-        sides = [(seen[name], row) for name, own in trainer.chosen(step).items() for row in own]
+        seen = trainer.rows.sides_of(step)
+        sides = [(seen[name], row) for name, own in trainer.rows.chosen(step).items() for row in own]
         rows = [(side.rows[row], side.span) for side, row in sides]
         return sum(len(row) for row, _ in rows), sum(len(row.targets(span)) for row, span in rows)
 

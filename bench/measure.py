@@ -21,6 +21,7 @@ from expunge.data.tokenize import TokenizedExample
 from expunge.evaluation.generate import greedy, stop_ids
 from expunge.losses import make_forget_loss
 from expunge.model.load import LoadedModel, load_model
+from expunge.train.before import ask_untouched
 from expunge.train.setup import Prepared, SelectionRows
 from expunge.train.trainer import Trainer
 from expunge.utils.progress import Reporter
@@ -114,13 +115,13 @@ class _Ours:
 
     def __init__(self, config: UnlearnConfig, loaded: LoadedModel, sides: dict[str, list[TokenizedExample]]) -> None:
         self.trainer = Trainer(prepared_for(config, loaded, sides))
-        self.trainer.compute_reference(Reporter(quiet=True))
+        ask_untouched(self.trainer, Reporter(quiet=True))
 
     def steps(self) -> Iterator[Any]:
-        return self.trainer.plan.steps()
+        return self.trainer.rows.plan.steps()
 
     def texts(self, step: Any) -> tuple[list[TokenizedExample], list[TokenizedExample]]:
-        forget, retain = (self.trainer.sides[name].rows for name in ("forget", "retain"))
+        forget, retain = (self.trainer.rows.sides[name].rows for name in ("forget", "retain"))
         return [forget[i] for i in step.forget], [retain[i] for i in step.retain]
 
     def train(self, step: Any) -> None:
@@ -241,7 +242,7 @@ def _load(spec: Spec) -> LoadedModel:
 
 
 def _steps_per_epoch(run: _Ours | _Plain, rows: int) -> int:
-    return run.trainer.plan.steps_per_epoch if isinstance(run, _Ours) else -(-rows // ROWS_PER_BATCH)
+    return run.trainer.rows.plan.steps_per_epoch if isinstance(run, _Ours) else -(-rows // ROWS_PER_BATCH)
 
 
 def _area(texts: tuple[list[TokenizedExample], list[TokenizedExample]]) -> int:

@@ -14,8 +14,8 @@ from expunge.data.tokenize import TokenizedExample
 from expunge.model.load import load_model
 from expunge.model.replay import NEW_TOKENS
 from expunge.train.contexts import TOKENS
-from expunge.train.speed import row_lengths, sizes_for
-from expunge.train.trainer import MICRO_BATCH_TOKENS, Trainer
+from expunge.train.speed import sizes_for
+from expunge.train.step_rows import MICRO_BATCH_TOKENS, StepRows
 
 SPLITS = ("validation", "train")
 CASES = (("paper", 0), ("default", 0), ("default", TOKENS), ("npo", 0))
@@ -42,11 +42,12 @@ def batches_of(model: str, split: str, recipe: str, context: int) -> list[list[l
     sides = random_rows(split, 512)
     config = UnlearnConfig(model=model, recipe=recipe, context_tokens=context, device="cpu", dtype="float32")
     unseen = sides["forget"][:1] if recipe == "default" else []
-    trainer = Trainer(prepared_for(config, load_model(model, dtype="float32", device="cpu"), sides, unseen=unseen))
-    count = trainer.replay_wanted // NEW_TOKENS
-    trainer.set_replay([TokenizedExample(f"replay-{n}", [5] * (NEW_TOKENS + 1), 1) for n in range(count)])
-    trainer.packed, trainer.most_tokens = True, MICRO_BATCH_TOKENS["cuda"]
-    return [row_lengths(trainer, step) for step in islice(trainer.plan.steps(), trainer.num_steps)]
+    loaded = load_model(model, dtype="float32", device="cpu")
+    rows = StepRows(prepared_for(config, loaded, sides, unseen=unseen))
+    count = rows.replay_wanted // NEW_TOKENS
+    rows.set_replay([TokenizedExample(f"replay-{n}", [5] * (NEW_TOKENS + 1), 1) for n in range(count)])
+    rows.packed, rows.most_tokens = True, MICRO_BATCH_TOKENS["cuda"]
+    return [rows.batch_lengths(step) for step in islice(rows.plan.steps(), rows.num_steps)]
 
 
 if __name__ == "__main__":

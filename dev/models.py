@@ -236,6 +236,7 @@ def _checks(model: PreTrainedModel, folder: Path, row: Row) -> Iterator[tuple[st
 
 def _resumes(folder: Path) -> bool:
     """Whether two steps, a checkpoint, and two more on a model that was loaded again give the adapter of four."""
+    from expunge.train.before import ask_untouched
     from expunge.train.trainer import Trainer
     from training import prepared
 
@@ -249,7 +250,7 @@ def _resumes(folder: Path) -> bool:
 
     def fresh() -> Trainer:
         trainer = Trainer(prepared(folder / "base", forget=texts, retain=texts, target_modules="all-linear"))
-        trainer.compute_reference(Reporter(quiet=True))
+        ask_untouched(trainer, Reporter(quiet=True))
         return trainer
 
     whole, first, second = trained(fresh(), range(4)), trained(fresh(), range(2)), fresh()
@@ -262,13 +263,14 @@ def _resumes(folder: Path) -> bool:
 
 def learns_in_bf16(model: Path) -> bool:
     """Whether a step in bfloat16 moves what the model says."""
+    from expunge.train.before import ask_untouched
     from expunge.train.trainer import Trainer
     from training import prepared
 
     texts = [TokenizedExample(str(place), ids, 1) for place, ids in enumerate(ROWS)]
     settings = {"forget": texts, "retain": texts, "target_modules": "all-linear", "learning_rate": 0.1}
     trainer = Trainer(prepared(model, dtype="bfloat16", **settings))
-    trainer.compute_reference(Reporter(quiet=True))
+    ask_untouched(trainer, Reporter(quiet=True))
     before = sequence_logps(trainer.loaded, ROWS)
     trainer.train_step(Step(0, [0], [1]))
     return not _close(sequence_logps(trainer.loaded, ROWS), before)

@@ -221,7 +221,7 @@ def first_waits_for_ever() -> None:
 
     from expunge.errors import RunError
 
-    module = import_module("expunge.train.trainer")
+    module = import_module("expunge.train.before")
 
     def wait(*_: Any, **__: Any) -> None:
         if rank() == 0:
@@ -235,15 +235,14 @@ def last_has_little_memory() -> None:
     """The last process finds room for one row at a time."""
     from unittest.mock import patch
 
-    module = import_module("expunge.train.trainer")
-    check_memory = module.Trainer.check_memory
+    module = import_module("expunge.train.before")
 
-    def check(self: Any) -> None:
+    def check(trainer: Any) -> None:
         with patch.object(module.memory, "free_memory", lambda device: 1), patch.object(module, "check_fits"):
-            check_memory(self)
+            module.check_memory(trainer)
 
     if rank() == int(os.environ["WORLD_SIZE"]) - 1:
-        module.Trainer.check_memory = check
+        import_module("expunge.train.loop").check_memory = check
 
 
 def last_writes_less() -> None:

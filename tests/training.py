@@ -12,6 +12,7 @@ from expunge.data.tokenize import PromptFormat, TokenizedExample
 from expunge.losses import make_forget_loss
 from expunge.model.load import load_model
 from expunge.model.prompt_format import PromptFormatReport
+from expunge.train.before import find_reference
 from expunge.train.setup import Prepared, SelectionRows
 from expunge.train.trainer import Trainer
 from expunge.utils.progress import Reporter
@@ -113,8 +114,8 @@ def moved(trainer: Trainer, seed: int = 1, size: float = 0.05) -> Trainer:
 def ready(own: Prepared, *, replay: Rows = ()) -> Trainer:
     """A trainer that can take its first step."""
     trainer = Trainer(own)
-    trainer.set_replay(list(replay))
-    trainer.compute_reference(Reporter(quiet=True))
+    trainer.rows.set_replay(list(replay))
+    find_reference(trainer, Reporter(quiet=True))
     return moved(trainer)
 
 

@@ -165,7 +165,7 @@ def test_a_signal_outside_the_loop_is_one_line_and_leaves_nothing_half_written(
     place: str, number: signal.Signals, killed: Path, expunge: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.rmtree("run")
-    homes = {"compute_reference": "expunge.train.trainer"}
+    homes = {"compute_reference": "expunge.train.before"}
     home = import_module(homes[place]) if place in homes else module
     original = getattr(home, place)
 

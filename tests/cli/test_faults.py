@@ -209,7 +209,7 @@ def test_predicted_activations_are_what_a_step_keeps(work: Path) -> None:
 
     config = UnlearnConfig(model="model", forget="forget.jsonl", retain="retain.jsonl", output="x", device="cpu")
     trainer = module.Trainer(prepare(config, Reporter(quiet=True)))
-    rows = [row.input_ids for side in trainer.sides.values() for row in side.rows]
+    rows = [row.input_ids for side in trainer.rows.sides.values() for row in side.rows]
 
     def kept(sequences: list[list[int]]) -> tuple[int, int]:
         batch = lay_out(trainer.loaded, sequences)

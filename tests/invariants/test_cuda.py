@@ -129,11 +129,11 @@ def test_captured_passes_are_those_of_the_layers_or_say_why_not(
     more = {"unseen": made_up(8, 4), "replay_weight": 1.0} if loss == "target_kl" else {}
     settings = {"dtype": "bfloat16", "device": "cuda", "tokens_per_step": 150, "loss": loss}
     trainer = ready(prepared(model, **settings, **rows, **more), replay=made_up(6, 3) if more else ())
-    trainer.sides["forget"].guessed = False  # rounding would say which of two tokens gets which target
+    trainer.rows.sides["forget"].guessed = False  # rounding would say which of two tokens gets which target
     line = speed.capture(trainer, Recorder(trainer.loaded.device))
     assert line.startswith("passes captured"), line
     captured = trainer.loaded.captured
-    for step in islice(trainer.plan.steps(), 12):
+    for step in islice(trainer.rows.plan.steps(), 12):
         found, own = trainer.gradient(step), trainer.adapter.gradients.clone()
         trainer.loaded.captured = None
         right = trainer.gradient(step)
@@ -141,7 +141,7 @@ def test_captured_passes_are_those_of_the_layers_or_say_why_not(
         assert apart(found, right) < ROUNDED
         trainer.loaded.captured = captured
     before = trainer.weights.clone()
-    lines = trainer.read([trainer.take_step(step) for step in islice(trainer.plan.steps(), 3)])
+    lines = trainer.read([trainer.take_step(step) for step in islice(trainer.rows.plan.steps(), 3)])
     assert len({line["loss"] for line in lines}) == 3
     assert not torch.equal(before, trainer.weights)
 

@@ -15,7 +15,7 @@ from expunge.utils.distributed import ALONE, Processes
 from tiny import save_tiny
 from training import gradients, made_up, prepared, ready
 
-trainer_module = import_module("expunge.train.trainer")
+step_rows = import_module("expunge.train.step_rows")
 SIDES = {
     "forget": made_up(5, 1),
     "retain": made_up(7, 2),
@@ -55,15 +55,15 @@ def step(model: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[di
     def take(
         variant: str, *, packed: bool = True, budget: int = 10**6, processes: Processes = ALONE
     ) -> tuple[dict[str, float], list[Tensor], Trainer]:
-        monkeypatch.setattr(trainer_module, "MICRO_BATCH_TOKENS", {"cpu": budget})
+        monkeypatch.setattr(step_rows, "MICRO_BATCH_TOKENS", {"cpu": budget})
         settings = {"rows_per_step": 8, "max_grad_norm": 0.0, "replay_weight": 0.7, **VARIANTS[variant]}
         own = prepared(model, **SIDES, **settings)
         if not packed:
             own.loaded.packable_length = 0
         trainer = ready(own, replay=REPLAY if own.config.replay_weight else ())
-        assert trainer.packed is packed
-        trainer.processes = processes
-        values = trainer.train_step(next(trainer.plan.steps()))
+        assert trainer.rows.packed is packed
+        trainer.processes = trainer.rows.processes = processes
+        values = trainer.train_step(next(trainer.rows.plan.steps()))
         return values, gradients(trainer), trainer
 
     return take

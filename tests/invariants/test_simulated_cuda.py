@@ -36,6 +36,7 @@ from expunge.runs.settings import resumed_settings
 from expunge.train import loop, speed
 from expunge.train.dry_run import forecast
 from expunge.train.step_log import STEPS_PER_READ
+from expunge.train.step_rows import StepRows
 from expunge.train.trainer import Trainer
 from expunge.utils.progress import Reporter
 from simulated_cuda import CUDA, FakeRecorder, SimulatedCuda
@@ -100,13 +101,13 @@ def test_the_simulation_finds_what_it_is_for() -> None:
 )
 def test_a_step_is_that_of_the_cpu(arch: str, dtype: str, way: str, folder: Callable[[str], Path]) -> None:
     on_cpu = trainer_on("cpu", folder(arch), dtype)
-    step = next(on_cpu.plan.steps())
+    step = next(on_cpu.rows.plan.steps())
     right, grads = on_cpu.train_step(step), on_cpu.adapter.gradients
     with SimulatedCuda() as gpu:
         trainer = trainer_on("cuda", folder(arch), dtype)
         with trainer.loaded.autocast():
             assert packing.attention_way(trainer.loaded.base) == way
-        assert trainer.packed
+        assert trainer.rows.packed
         assert all(map(gpu.holds, (*trainer.model.parameters(), *trainer.model.buffers())))
         found, own = trainer.train_step(step), trainer.adapter.gradients.cpu()
     bound = EXACT if dtype == "float32" else ROUNDED
@@ -118,7 +119,7 @@ def test_a_step_is_that_of_the_cpu(arch: str, dtype: str, way: str, folder: Call
 def test_a_step_does_not_wait_and_its_log_waits_once(loss: str, folder: Callable[[str], Path]) -> None:
     with SimulatedCuda() as gpu:
         trainer = trainer_on("cuda", folder("llama"), "bfloat16", loss=loss)
-        steps = [*islice(trainer.plan.steps(), 2)]
+        steps = [*islice(trainer.rows.plan.steps(), 2)]
         with gpu.counting() as waits:
             taken = [trainer.take_step(step) for step in steps]
         assert not waits
@@ -141,8 +142,8 @@ def test_captured_passes_give_the_gradient_of_every_step(folder: Callable[[str],
         line = speed.capture(trainer, FakeRecorder(CUDA))
         assert line.startswith("passes captured in"), line
         assert torch.equal(trainer.adapter.weights, weights)
-        captured, trainer.most_tokens = trainer.loaded.captured, 100  # more than one micro-batch a step
-        for step in islice(trainer.plan.steps(), 2):
+        captured, trainer.rows.most_tokens = trainer.loaded.captured, 100  # more than one micro-batch a step
+        for step in islice(trainer.rows.plan.steps(), 2):
             trainer.loaded.captured = None
             right = trainer.gradient(step), trainer.adapter.gradients.clone()
             trainer.loaded.captured = captured
@@ -196,7 +197,7 @@ def test_few_launches_are_outside_of_the_graphs(rows: int, folder: Callable[[str
         trainer, recorder = ready(own, replay=made_up(rows, 3)), Replays(CUDA)
         recorder.launches = Launches(gpu)
         assert speed.capture(trainer, recorder).startswith("passes captured in")
-        first, second = islice(trainer.plan.steps(), 2)
+        first, second = islice(trainer.rows.plan.steps(), 2)
         trainer.take_step(first)  # Adam's moments are made in it
         with recorder.launches:
             trainer.take_step(second)
@@ -220,10 +221,10 @@ def test_steps_of_all_sizes_are_tried_and_replayed(
         own = prepared(folder("llama"), dtype="bfloat16", device="cuda", rows_per_step=1, epochs=3, forget=forget)
         trainer = ready(own)
         assert speed.capture(trainer, FakeRecorder(CUDA)).startswith("passes captured in")
-        captured, steps = trainer.loaded.captured, [*trainer.plan.steps()]
-        sizes = [sum(trainer.lengths(step)) for step in steps]
+        captured, steps = trainer.loaded.captured, [*trainer.rows.plan.steps()]
+        sizes = [sum(trainer.rows.lengths(step)) for step in steps]
         assert captured is not None
-        assert all(captured.takes(lengths) for step in steps for lengths in speed.row_lengths(trainer, step))
+        assert all(captured.takes(lengths) for step in steps for lengths in trainer.rows.batch_lengths(step))
         assert {min(sizes), max(sizes)} == {sizes[number] for number in tried[0]}
         assert min(sizes) < max(sizes) / 10
 
@@ -238,7 +239,7 @@ def test_targets_are_not_dealt_out_anew_while_passes_are_compared(
         trainer = trainer_on("cuda", folder("llama"), "bfloat16", loss="target_kl")
         line = speed.capture(trainer, FakeRecorder(CUDA))
         assert line.startswith("passes captured in"), line
-        assert trainer.sides["forget"].guessed
+        assert trainer.rows.sides["forget"].guessed
 
 
 class Warmed(FakeRecorder):
@@ -272,9 +273,9 @@ def test_few_passes_go_before_the_first_capture(folder: Callable[[str], Path]) -
 def test_steps_from_all_of_a_long_run_are_looked_at(
     folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lengths, seen = speed.row_lengths, list[int]()
+    lengths, seen = StepRows.batch_lengths, list[int]()
     monkeypatch.setattr(speed, "MOST_STEPS", 4)
-    monkeypatch.setattr(speed, "row_lengths", lambda own, step: seen.append(step.number) or lengths(own, step))
+    monkeypatch.setattr(StepRows, "batch_lengths", lambda own, step: seen.append(step.number) or lengths(own, step))
     with SimulatedCuda():
         trainer = trainer_on("cuda", folder("llama"), "bfloat16", max_steps=11)
         assert speed.capture(trainer, FakeRecorder(CUDA)).startswith("passes captured in")
@@ -353,7 +354,7 @@ def test_passes_that_do_not_fit_leave_memory_and_rows_as_they_were(
     monkeypatch.setattr(Trainer, "_backward", full)
     with SimulatedCuda():
         trainer = trainer_on("cuda", folder("llama"), "bfloat16")
-        before = trainer.rows_that_fit
+        before = trainer.rows.most_rows
         gc.collect()
         gc.disable()
         try:
@@ -363,7 +364,7 @@ def test_passes_that_do_not_fit_leave_memory_and_rows_as_they_were(
         finally:
             gc.enable()
     assert trainer.loaded.captured is None
-    assert trainer.rows_that_fit == before
+    assert trainer.rows.most_rows == before
 
 
 def test_rows_that_are_filled_up_wrongly_are_not_captured(
@@ -403,10 +404,10 @@ def test_graphs_go_before_a_step_is_halved(folder: Callable[[str], Path], monkey
             raise torch.OutOfMemoryError
 
         monkeypatch.setattr(trainer.loaded.captured, "states", full)
-        before = trainer.rows_that_fit
-        trainer.train_step(next(trainer.plan.steps()))
+        before = trainer.rows.most_rows
+        trainer.train_step(next(trainer.rows.plan.steps()))
         assert trainer.loaded.captured is None
-        assert trainer.rows_that_fit == before
+        assert trainer.rows.most_rows == before
 
 
 def test_graphs_go_before_an_evaluation_step_fails(folder: Callable[[str], Path]) -> None:

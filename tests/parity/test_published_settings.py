@@ -67,7 +67,7 @@ def test_npo_with_a_retain_nll_is_its_equation_on_completions_alone(tmp_path: Pa
     ratios = torch.stack(ours[:2]) - torch.stack(ref)
     forget = -(2 / 0.1) * logsigmoid(-0.1 * ratios).mean().item()
     retain = -sum(ours[2:]).item() / (2 + 8)
-    terms = trainer.gradient(next(trainer.plan.steps()))
+    terms = trainer.gradient(next(trainer.rows.plan.steps()))
     assert [(term.name, term.weight) for term in trainer.terms] == [("forget", 1.0), ("retain", 1.0)]
     assert ratios.abs().min() > 0.1
     assert terms.tolist() == pytest.approx([forget, retain], rel=1e-5)

@@ -19,6 +19,7 @@ from expunge.losses.collate import collate, count
 from expunge.model.load import load_model
 from expunge.model.logps import sequence_logps
 from expunge.model.saved import attach_adapter
+from expunge.train.before import find_reference
 from expunge.train.trainer import Trainer
 from expunge.utils.progress import Reporter
 from training import prepared
@@ -75,7 +76,7 @@ def both(golden, model_folder, run, **settings):
     )
     other = Plain(plain, sides[1], sides[0], own.config, target_token_kl=True)
     trainer = Trainer(own)
-    trainer.compute_reference(Reporter(quiet=True))
+    find_reference(trainer, Reporter(quiet=True))
     with torch.no_grad():
         for model in (trainer.model, other.model):
             for name, parameter in adapter(model).items():
@@ -109,7 +110,7 @@ def test_tokens_are_those_of_the_published_code(golden, model_folder):
         forget, retain = iter(step.forget), iter(step.retain)
         for place, row in enumerate(batch):
             side, at = ("forget", next(forget)) if row["forget"] else ("retain", next(retain))
-            text = trainer.sides[side].rows[at]
+            text = trainer.rows.sides[side].rows[at]
             length = int(tensors[f"batch{index}.attention_mask"][place].sum())
             assert text.input_ids == tensors[f"batch{index}.input_ids"][place, :length].tolist()
             assert text.completion_start == int(tensors[f"batch{index}.ranges"][place, 0])
@@ -203,11 +204,11 @@ def test_sequences_and_divergences_of_the_product(golden, model_folder):
     trainer, _, steps = both(golden, model_folder, expected["runs"][0] | {"level": "sequence"})
     for step, intended in zip(steps, expected["intended_initial_weights_fp64"], strict=True):
         chosen = {"forget": step.forget, "retain": step.retain}
-        counts = {name: count(trainer.sides[name], rows) for name, rows in chosen.items()}
+        counts = {name: count(trainer.rows.sides[name], rows) for name, rows in chosen.items()}
         for name, own in counts.items():
             assert own.tokens == intended[f"{name}_answer_tokens"]
         with torch.no_grad():
-            found = collate(trainer.loaded, trainer.sides, chosen, counts)
+            found = collate(trainer.loaded, trainer.rows.sides, chosen, counts)
         stored = {"forget": "npo_per_sequence", "retain": "retain_forward_kl_full_vocabulary"}
         assert found.keys() == {name for name, key in stored.items() if key in intended}
         if "forget" in found:

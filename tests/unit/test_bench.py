@@ -18,6 +18,7 @@ from expunge.config import UnlearnConfig
 from expunge.data.tokenize import TokenizedExample
 from expunge.model.load import load_model
 from expunge.model.logps import sequence_logps
+from expunge.train.before import find_reference
 from expunge.train.trainer import Trainer
 from expunge.utils.progress import Reporter
 from tiny import save_tiny
@@ -45,7 +46,7 @@ def test_plain_computes_what_the_trainer_computes(folder, recipe):
     forget, retain = rows(5), rows(6)
     loaded = load_model(folder, dtype="float32", device="cpu")
     ours = Trainer(prepared_for(config, loaded, {"forget": forget, "retain": retain}))
-    ours.compute_reference(Reporter(quiet=True))
+    find_reference(ours, Reporter(quiet=True))
     plain = Plain(load_plain(folder, dtype="float32", device="cpu"), forget, retain, config)
     names = [name for name, parameter in ours.model.named_parameters() if parameter.requires_grad]
     assert names == [name for name, parameter in plain.model.named_parameters() if parameter.requires_grad]
@@ -54,7 +55,7 @@ def test_plain_computes_what_the_trainer_computes(folder, recipe):
             own.copy_(torch.randn_like(own).mul_(0.1))
             other.copy_(own)
 
-    step = next(ours.plan.steps())
+    step = next(ours.rows.plan.steps())
     batch = [(forget[i], True) for i in step.forget] + [(retain[i], False) for i in step.retain]
     got, want = ours.train_step(step), plain.train_step(batch)
     assert want["forget"] > 0.1

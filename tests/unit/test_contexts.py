@@ -9,6 +9,7 @@ import torch
 from expunge.data.contexts import SHARE_ALONE, Contexts
 from expunge.data.tokenize import TokenizedExample
 from expunge.losses.collate import collate, count
+from expunge.train.before import find_reference
 from expunge.train.contexts import TOKENS
 from expunge.train.trainer import Trainer
 from expunge.utils.progress import Reporter
@@ -124,19 +125,19 @@ def trainer(model: Path, **settings: object) -> Trainer:
     forget, retain = made_up(12, 1), made_up(6, 2)
     given = {"loss": "simnpo", "context_tokens": 8, "tokens_per_step": 64} | settings
     found = Trainer(prepared(model, forget=forget, retain=retain, **given))
-    found.compute_reference(Reporter(quiet=True))
+    find_reference(found, Reporter(quiet=True))
     return found
 
 
 def test_a_run_trains_on_both_and_never_twice_after_the_same_tokens(model: Path) -> None:
     first = trainer(model)
     alone = [own.input_ids for own in first.prepared.forget]
-    steps, epoch = list(first.plan.steps()), first.plan.steps_per_epoch
+    steps, epoch = list(first.rows.plan.steps()), first.rows.plan.steps_per_epoch
     read = []
     for step in steps[: 4 * epoch]:
         first.train_step(step)
-        read.append({at: first.sides_of(step)["forget"].rows[at].input_ids for at in step.forget})
-    assert [own.input_ids for own in first.sides["forget"].rows] == alone
+        read.append({at: first.rows.sides_of(step)["forget"].rows[at].input_ids for at in step.forget})
+    assert [own.input_ids for own in first.rows.sides["forget"].rows] == alone
     for at in range(12):
         texts = [own[at] for own in read if at in own]
         assert len(texts) == 4
@@ -147,19 +148,19 @@ def test_a_run_trains_on_both_and_never_twice_after_the_same_tokens(model: Path)
     # A resumed run reads what the run would have read, whatever it has read before.
     last = trainer(model)
     step = steps[2 * epoch - 1]
-    assert {at: last.sides_of(step)["forget"].rows[at].input_ids for at in step.forget} == read[2 * epoch - 1]
+    assert {at: last.rows.sides_of(step)["forget"].rows[at].input_ids for at in step.forget} == read[2 * epoch - 1]
 
 
 def test_the_gradient_is_of_what_the_step_sees(model: Path) -> None:
     run, alone = trainer(model, loss="gradient_ascent"), trainer(model, loss="gradient_ascent")
-    alone.contexts = None
+    alone.rows.contexts = None
     moved(run), moved(alone)
-    step = next(run.plan.steps())
-    assert any(own.context for own in run.sides_of(step)["forget"].rows)
-    assert run.size(step).tokens > alone.size(step).tokens
+    step = next(run.rows.plan.steps())
+    assert any(own.context for own in run.rows.sides_of(step)["forget"].rows)
+    assert run.rows.size(step).tokens > alone.rows.size(step).tokens
     found = run.gradient(step)
     assert not torch.allclose(found, alone.gradient(step))
-    run.contexts, run.sides = None, run.sides_of(step)
+    run.rows.contexts, run.rows.sides = None, run.rows.sides_of(step)
     torch.testing.assert_close(run.gradient(step), found)
 
 
@@ -170,8 +171,8 @@ def test_nothing_stands_before_a_text_where_there_is_no_other(model: Path) -> No
             model, forget=made_up(4, 1), unseen=made_up(4, 3), loss="target_kl", context_tokens=5, recipe="default"
         )
     )  # fmt: skip
-    run.compute_reference(told)
-    assert run.contexts is None
+    find_reference(run, told)
+    assert run.rows.contexts is None
     assert len([line for line in told.warned if line.startswith("--context-tokens")]) == 1
 
 
@@ -184,8 +185,8 @@ def test_a_model_is_not_judged_by_texts_that_leave_no_room(model: Path) -> None:
             )
         )  # fmt: skip
         told = Told()
-        run.compute_reference(told)
-        assert (run.contexts is None) == (asked is None)
+        find_reference(run, told)
+        assert (run.rows.contexts is None) == (asked is None)
         told_of = [line for line in told.lines if line.startswith("contexts")]
         assert [line[: len(says[0])] for line in told_of if says] == says
         assert says or not told_of
@@ -193,15 +194,15 @@ def test_a_model_is_not_judged_by_texts_that_leave_no_room(model: Path) -> None:
 
 def test_what_is_known_of_a_text_stands_beside_the_same_tokens_in_context(model: Path) -> None:
     run = trainer(model, loss="target_kl", unseen=made_up(8, 3))
-    step = next(run.plan.steps())
+    step = next(run.rows.plan.steps())
     own = [run.prepared.forget[at] for at in step.forget]
-    sides = run.sides_of(step)
+    sides = run.rows.sides_of(step)
     assert any(sides["forget"].rows[at].context for at in step.forget)
     counts = {"forget": count(sides["forget"], step.forget)}
     batch = collate(run.loaded, sides, {"forget": step.forget}, counts)["forget"]
     assert batch.targets.tolist() == [row.input_ids[at] for row in own for at in row.targets("all")]
     assert batch.ref_states is not None
-    known = run.sides["forget"].values["ref_states"]
+    known = run.rows.sides["forget"].values["ref_states"]
     assert torch.equal(batch.ref_states, torch.cat([known[at] for at in step.forget]))
 
 
@@ -213,8 +214,8 @@ def test_target_nlls_are_multiplied_by_what_unseen_texts_are_harder_after_others
             tokens_per_step=64,
         )
     )  # fmt: skip
-    run.compute_reference(Reporter(quiet=True))
-    forget = run.sides["forget"]
+    find_reference(run, Reporter(quiet=True))
+    forget = run.rows.sides["forget"]
 
     @torch.no_grad()
     def mean(rows: Rows) -> float:
@@ -227,12 +228,12 @@ def test_target_nlls_are_multiplied_by_what_unseen_texts_are_harder_after_others
                 values += [-logps[at - 1, own.input_ids[at]].item() for at in targets[len(targets) // 2 :]]
         return fmean(values)
 
-    assert run.contexts is not None
-    after = [run.contexts.before(own, f"0 {at} unseen") for at, own in enumerate(unseen)]
+    assert run.rows.contexts is not None
+    after = [run.rows.contexts.before(own, f"0 {at} unseen") for at, own in enumerate(unseen)]
     assert forget.ratio == pytest.approx(mean(after) / mean(unseen), rel=1e-4)
     forget.ratio = 3.0
-    step = next(run.plan.steps())
-    sides = run.sides_of(step)
+    step = next(run.rows.plan.steps())
+    sides = run.rows.sides_of(step)
     counts = {"forget": count(forget, step.forget)}
     batch = collate(run.loaded, sides, {"forget": step.forget}, counts)["forget"]
     targets = [
@@ -267,8 +268,8 @@ def test_who_trains_on_texts_after_others(
             recipe="default", replay_weight=0.0,
         )
     )  # fmt: skip
-    run.compute_reference(told)
-    assert (run.contexts.tokens if run.contexts else 0) == tokens
+    find_reference(run, told)
+    assert (run.rows.contexts.tokens if run.rows.contexts else 0) == tokens
     assert [line.startswith(says) for line in told.lines if line.startswith("contexts")] == ([True] if says else [])
 
 
@@ -279,10 +280,10 @@ def test_rows_share_sequences_only_where_they_do_after_other_texts_too(tmp_path:
     def trainer(tokens: int) -> Trainer:
         return Trainer(prepared(folder, forget=rows, retain=rows, context_tokens=tokens, loss="simnpo"))
 
-    assert trainer(0).packed
-    assert not trainer(9).packed
+    assert trainer(0).rows.packed
+    assert not trainer(9).rows.packed
     replayed = trainer(0)
-    replayed.set_replay(rows)
-    assert replayed.packed
-    replayed.set_replay(made_up(4, longest=30))
-    assert not replayed.packed
+    replayed.rows.set_replay(rows)
+    assert replayed.rows.packed
+    replayed.rows.set_replay(made_up(4, longest=30))
+    assert not replayed.rows.packed

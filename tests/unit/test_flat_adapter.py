@@ -20,6 +20,7 @@ from expunge.model.head import cast_head, find_head
 from expunge.model.load import LoadedModel, load_model
 from expunge.model.logps import final_states, lay_out, sequence_logps
 from expunge.model.saved import attach_adapter, save_adapter
+from expunge.train.before import find_reference
 from expunge.train.trainer import Trainer
 from expunge.utils.progress import Reporter
 from tiny import save_tiny, tiny_model, tiny_tokenizer
@@ -121,7 +122,7 @@ def test_a_run_ends_where_its_first_step_has_no_gradient(folder: Callable, monke
     monkeypatch.setattr(FlatAdapter, "_round", lambda *_: None)  # all products are with zeros
     rows = made_up(2)
     trainer = Trainer(prepared(folder("llama"), dtype="bfloat16", forget=rows, retain=rows))
-    trainer.compute_reference(Reporter(quiet=True))
+    find_reference(trainer, Reporter(quiet=True))
 
     with pytest.raises(TrainingError, match="step 1 has no gradient"):
         trainer.train_step(Step(0, [0], [1]))

@@ -8,6 +8,7 @@ from dev.models import LAYERS, tiny
 from expunge.data.sampler import Step
 from expunge.errors import ConfigError
 from expunge.model.layers import decoder_layers
+from expunge.train.before import find_reference
 from expunge.train.trainer import Trainer
 from expunge.utils.progress import Reporter
 from tiny import save_tokenizer
@@ -19,7 +20,7 @@ def trainer(folder: Path, arch: str, layer: int, **settings: str) -> Trainer:
     save_tokenizer(folder, "bytelevel")
     rows = made_up(2, vocabulary=130)
     found = Trainer(prepared(folder, forget=rows, retain=rows, loss="rmu", loss_args=f"layer={layer}", **settings))
-    found.compute_reference(Reporter(quiet=True))
+    find_reference(found, Reporter(quiet=True))
     return found
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).resolve().parents[2] / "src" / "expunge"
-MAX_LINES = 400
+MAX_LINES, MAX_FUNCTION, MAX_METHODS = 400, 100, 20
+"""Lines of a file and of a function, its docstring among them, and methods of a class, at most."""
 ROOMS = (
     "errors", "utils", "config", "kernels", "data", "model", "losses", "runs", "train", "evaluation", "interview",
     "report", "api", "demo", "cli",
@@ -60,9 +61,11 @@ def violations(package: Path) -> list[str]:
     for path in sorted(package.rglob("*.py")):
         own = path.relative_to(package)
         room = own.parts[0].removesuffix(".py")
-        lines = len(path.read_text(encoding="utf-8").splitlines())
+        text = path.read_text(encoding="utf-8")
+        lines = len(text.splitlines())
         if lines > MAX_LINES:
             found.append(f"{own}: {lines} lines, more than {MAX_LINES}")
+        found += [f"{own}: {line}" for line in too_large(ast.parse(text))]
         if room in ("__init__", "__main__"):
             continue
         if room not in ROOMS:
@@ -78,6 +81,21 @@ def violations(package: Path) -> list[str]:
                 found.append(f"{own}: imports {name} from the package's face")
         if room in WITHOUT_TORCH and (chain := _loads_torch(path, package, set())):
             found.append(f"{own}: loads torch ({chain})")
+    return found
+
+
+def too_large(tree: ast.AST) -> list[str]:
+    """Functions of too many lines and classes of too many methods, a line each."""
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            lines = (node.end_lineno or 0) - node.lineno + 1
+            if lines > MAX_FUNCTION:
+                found.append(f"{node.name} has {lines} lines, more than {MAX_FUNCTION}")
+        if isinstance(node, ast.ClassDef):
+            methods = sum(isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef) for child in node.body)
+            if methods > MAX_METHODS:
+                found.append(f"{node.name} has {methods} methods, more than {MAX_METHODS}")
     return found
 
 
@@ -142,6 +160,8 @@ def test_a_package_that_keeps_the_rules_passes(package: Path) -> None:
         ("report/page.py", "from pkg.evaluation import generate", "loads torch (pkg.evaluation.generate -> torch)"),
         ("evaluation/generate.py", "from pkg import unlearn", "from the package's face"),
         ("errors.py", "#\n" * 401, "401 lines, more than 400"),
+        ("errors.py", "def f():\n" + "    f()\n" * 100, "f has 101 lines, more than 100"),
+        ("errors.py", "class A:\n" + "    def f(self): ...\n" * 21, "A has 21 methods, more than 20"),
         ("stray.py", "", "stands in no room"),
     ],
 )

@@ -9,6 +9,7 @@ import torch
 from expunge.data.examples import Example
 from expunge.data.lowercase import in_lower_case
 from expunge.data.tokenize import TokenizedExample
+from expunge.train.before import find_reference
 from expunge.train.setup import Prepared
 from expunge.train.trainer import Trainer
 from expunge.utils.progress import Reporter
@@ -55,36 +56,37 @@ def test_what_is_said_is_put_in_lower_case_and_a_template_is_not() -> None:
 
 def test_a_row_is_trained_on_in_both_forms_each_with_its_own_tokens_and_targets(model: Path) -> None:
     run = Trainer(run_of(model, lower=made_up(8, 5), lowercase_share=0.4))
-    run.compute_reference(QUIET)
-    forget, rows = run.sides["forget"], 8
+    find_reference(run, QUIET)
+    forget, rows = run.rows.sides["forget"], 8
     assert [own.input_ids for own in forget.rows[rows:]] == [own.input_ids for own in made_up(8, 5)]
-    steps = [step for _, step in zip(range(400), run.plan.steps(), strict=False)]
-    seen = [at for step in steps for at in run.chosen(step)["forget"]]
+    steps = [step for _, step in zip(range(400), run.rows.plan.steps(), strict=False)]
+    seen = [at for step in steps for at in run.rows.chosen(step)["forget"]]
     assert [at % rows for at in seen] == [at for step in steps for at in step.forget]
     share = sum(at >= rows for at in seen) / len(seen)
     assert share == pytest.approx(0.4, abs=3 * (0.24 / len(seen)) ** 0.5)
     assert {at for at in seen if at >= rows} == set(range(rows, 2 * rows)), "every row has its turn"
-    assert [run.chosen(step) for step in steps[:5]] == [run.chosen(step) for step in steps[:5]], "what resumes sees it"
+    first, again = ([run.rows.chosen(step) for step in steps[:5]] for _ in range(2))
+    assert first == again, "what resumes sees it"
 
     assert run.prepared.lower is not None
     alone = replace(run_of(model, lower=[]), forget=made_up(8, 5), selection=run.prepared.lower.selection, lower=None)
     other = Trainer(alone)
-    other.compute_reference(QUIET)
+    find_reference(other, QUIET)
     for at in range(rows):
-        found, wanted = forget.values["target_nll"][rows + at], other.sides["forget"].values["target_nll"][at]
+        found, wanted = forget.values["target_nll"][rows + at], other.rows.sides["forget"].values["target_nll"][at]
         torch.testing.assert_close(found, wanted)
-    step = next(own for own in steps if min(run.chosen(own)["forget"]) >= rows)
+    step = next(own for own in steps if min(run.rows.chosen(own)["forget"]) >= rows)
     torch.testing.assert_close(run.gradient(step), other.gradient(step))
     torch.testing.assert_close(run.adapter.gradients, other.adapter.gradients)
-    assert run.size(step) == other.size(step)
+    assert run.rows.size(step) == other.rows.size(step)
 
 
 def test_other_texts_stand_before_texts_in_lower_case_too(model: Path) -> None:
     run = Trainer(run_of(model, lower=made_up(8, 5), lowercase_share=0.5, context_tokens=6))
-    run.compute_reference(QUIET)
+    find_reference(run, QUIET)
     placed = [
-        (at >= 8, run.sides_of(step)["forget"].rows[at].context > 0)
-        for _, step in zip(range(40), run.plan.steps(), strict=False)
-        for at in run.chosen(step)["forget"]
+        (at >= 8, run.rows.sides_of(step)["forget"].rows[at].context > 0)
+        for _, step in zip(range(40), run.rows.plan.steps(), strict=False)
+        for at in run.rows.chosen(step)["forget"]
     ]
     assert set(placed) == {(lower, after) for lower in (False, True) for after in (False, True)}

@@ -16,6 +16,7 @@ from expunge.kernels import token_logps, token_logps_and_kl
 from expunge.model import reference
 from expunge.model.logps import final_states, lay_out
 from expunge.runs.run import Run
+from expunge.train.before import ask_untouched, check_memory, find_reference, reference_sides
 from expunge.train.loop import unlearn
 from expunge.train.setup import prepare
 from expunge.train.trainer import Trainer
@@ -57,7 +58,7 @@ def config(folder: Path, output: Path | str = "unused", **settings) -> UnlearnCo
 
 def test_all_that_is_asked_of_the_same_targets_takes_one_pass(folder, monkeypatch):
     trainer = Trainer(prepare(config(folder, loss="undial", recipe="npo"), QUIET))
-    side, passes, original = trainer.reference_sides()["forget"], [], reference.final_states
+    side, passes, original = reference_sides(trainer)["forget"], [], reference.final_states
     monkeypatch.setattr(reference, "final_states", lambda *given: passes.append(given) or original(*given))
 
     def computed(*what: str):
@@ -81,19 +82,19 @@ def test_only_rows_that_a_step_visits_are_looked_at(folder, monkeypatch):
 
     monkeypatch.setattr(reference, "lay_out", lay_out_noted)
     whole, short = (Trainer(prepare(config(folder, **own), QUIET)) for own in ({}, {"max_steps": 2}))
-    whole.compute_reference(QUIET)
-    assert {*whole.sides["retain"].values["ref_states"]} == {*range(len(whole.prepared.retain))}
-    steps = list(islice(short.plan.steps(), 2))
+    find_reference(whole, QUIET)
+    assert {*whole.rows.sides["retain"].values["ref_states"]} == {*range(len(whole.prepared.retain))}
+    steps = list(islice(short.rows.plan.steps(), 2))
     read.clear()
-    short.compute_reference(QUIET)
+    find_reference(short, QUIET)
 
     for name, what in (("forget", "ref_logps"), ("retain", "ref_states")):
-        side, visited = short.sides[name], {row for step in steps for row in getattr(step, name)}
+        side, visited = short.rows.sides[name], {row for step in steps for row in getattr(step, name)}
         assert {*side.values[what]} == visited
         assert 0 < len(visited) < len(side.rows)
         assert {tuple(row.input_ids) in read for at, row in enumerate(side.rows) if at not in visited} == {False}
         for row in visited:  # of other passes, which may round in another way
-            torch.testing.assert_close(side.values[what][row], whole.sides[name].values[what][row])
+            torch.testing.assert_close(side.values[what][row], whole.rows.sides[name].values[what][row])
     for step in steps:
         own, other = (moved(trainer, size=0.02).gradient(step) for trainer in (short, whole))
         assert other.min() > 0
@@ -103,44 +104,44 @@ def test_only_rows_that_a_step_visits_are_looked_at(folder, monkeypatch):
 def test_rows_of_all_steps_are_what_all_rows_were(folder):
     """Where every row has its turn, the values are those of passes over all rows, bit for bit."""
     trainer = Trainer(prepare(config(folder), QUIET))
-    trainer.compute_reference(QUIET)
+    find_reference(trainer, QUIET)
     every = {
-        name: reference.Asked(dict(enumerate(trainer.sides[name].rows)), side.span, side.what)
-        for name, side in trainer.reference_sides().items()
+        name: reference.Asked(dict(enumerate(trainer.rows.sides[name].rows)), side.span, side.what)
+        for name, side in reference_sides(trainer).items()
     }
     for name, found in reference.compute_reference(trainer.loaded, every).items():
         for what, values in found.items():
-            own = trainer.sides[name].values[what]
+            own = trainer.rows.sides[name].values[what]
             assert own.keys() == values.keys()
             assert all(torch.equal(own[row], values[row]) for row in values)
 
 
 def test_a_main_memory_that_is_too_small_is_said_in_one_line(folder, monkeypatch):
     trainer = Trainer(prepare(config(folder), QUIET))
-    needed = reference.layout_bytes(reference.reference_layout(trainer.loaded, trainer.reference_sides()))
+    needed = reference.layout_bytes(reference.reference_layout(trainer.loaded, reference_sides(trainer)))
     for free, fits in ((needed, True), (needed - 1, False)):
         monkeypatch.setattr(reference, "free_memory", lambda device, free=free: free)
         with contextlib.nullcontext() if fits else pytest.raises(ModelError, match="fewer texts in one run"):
-            trainer.compute_reference(QUIET)
+            find_reference(trainer, QUIET)
 
 
 def test_replay_texts_are_counted_before_they_are_written(folder, monkeypatch):
     """So that a run is refused at once, and not after minutes of writing."""
     trainer = Trainer(prepare(config(folder, replay_weight=1.0), QUIET))
-    now = reference.layout_bytes(reference.reference_layout(trainer.loaded, trainer.reference_sides()))
-    more = (trainer.replay_wanted - 1) * 32 * 4  # hidden states of all but the first token
+    now = reference.layout_bytes(reference.reference_layout(trainer.loaded, reference_sides(trainer)))
+    more = (trainer.rows.replay_wanted - 1) * 32 * 4  # hidden states of all but the first token
     assert more > 0
     for free, fits in ((now + more, True), (now + more - 1, False)):
         monkeypatch.setattr(reference, "free_memory", lambda device, free=free: free)
         with contextlib.nullcontext() if fits else pytest.raises(ModelError, match="fewer texts in one run"):
-            trainer.check_memory()
+            check_memory(trainer)
 
 
 def test_kl_from_the_cache_is_that_of_a_second_forward_pass(folder):
     prepared = prepare(config(folder), QUIET)
     trainer = Trainer(prepared)
-    trainer.compute_reference(QUIET)
-    for step in islice(trainer.plan.steps(), 3):
+    find_reference(trainer, QUIET)
+    for step in islice(trainer.rows.plan.steps(), 3):
         trainer.train_step(step)
     loaded = prepared.loaded
     for index, row in enumerate(prepared.retain):
@@ -151,7 +152,7 @@ def test_kl_from_the_cache_is_that_of_a_second_forward_pass(folder):
                 second = final_states(loaded, lay_out(loaded, ids.tolist()))[:-1]
         targets = ids[0, 1:]
         _, cached_kl = token_logps_and_kl(
-            policy, trainer.sides["retain"].values["ref_states"][index], loaded.head, targets
+            policy, trainer.rows.sides["retain"].values["ref_states"][index], loaded.head, targets
         )
         _, second_kl = token_logps_and_kl(policy, second, loaded.head, targets)
         assert second_kl.max() > 1e-4
@@ -160,7 +161,7 @@ def test_kl_from_the_cache_is_that_of_a_second_forward_pass(folder):
     ids = torch.tensor([row.input_ids])
     with torch.no_grad(), trainer.model.disable_adapter():
         logps = token_logps(final_states(loaded, lay_out(loaded, ids.tolist()))[:-1], loaded.head, ids[0, 1:])
-    torch.testing.assert_close(trainer.sides["forget"].values["ref_logps"][0], logps, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(trainer.rows.sides["forget"].values["ref_logps"][0], logps, rtol=1e-5, atol=1e-5)
 
 
 def test_a_resumed_run_computes_it_anew_and_writes_none_of_it(folder, tmp_path, monkeypatch):
@@ -195,7 +196,6 @@ def test_a_resumed_run_computes_it_anew_and_writes_none_of_it(folder, tmp_path, 
 )
 def test_only_what_a_term_needs_is_computed(folder, settings, names):
     trainer = Trainer(prepare(config(folder, recipe="npo", **settings), QUIET))
-    trainer.write_replay(QUIET)
-    trainer.compute_reference(QUIET)
-    found = {f"{side}.{what}" for side, rows in trainer.sides.items() for what in rows.values}
-    assert found == names == {f"{name}.{what}" for name, own in trainer.reference_sides().items() for what in own.what}
+    ask_untouched(trainer, QUIET)
+    found = {f"{side}.{what}" for side, rows in trainer.rows.sides.items() for what in rows.values}
+    assert found == names == {f"{name}.{what}" for name, own in reference_sides(trainer).items() for what in own.what}

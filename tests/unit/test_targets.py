@@ -14,6 +14,7 @@ from expunge.data.tokenize import TokenizedExample
 from expunge.errors import ConfigError, DataError, ModelError
 from expunge.model.load import LoadedModel, load_model
 from expunge.train import targets
+from expunge.train.before import find_reference, write_replay
 from expunge.train.loop import run_facts
 from expunge.train.setup import prepare
 from expunge.train.targets import target_nlls
@@ -84,9 +85,9 @@ def test_unseen_texts_guess_which_token_is_how_unlikely_and_an_origin_knows(mode
     for name in (None, str(models / "origin")):
         run = prepared(models / "model", forget=made_up(3), retain=made_up(3, 1), loss="target_kl", origin=name)
         trainer = Trainer(run)
-        trainer.set_replay(made_up(3, 2))
-        trainer.compute_reference(Reporter(quiet=True))
-        assert trainer.sides["forget"].guessed == (name is None)
+        trainer.rows.set_replay(made_up(3, 2))
+        find_reference(trainer, Reporter(quiet=True))
+        assert trainer.rows.sides["forget"].guessed == (name is None)
 
 
 def test_an_origin_with_another_tokenizer_or_none_is_refused_before_weights_load(
@@ -204,15 +205,15 @@ def test_a_model_that_writes_nothing_but_what_it_should_forget_needs_unseen_text
 ) -> None:
     run = prepared(models / "model", forget=made_up(3), retain=made_up(3, 1), loss="target_kl", replay_weight=1.0)
     written: list[TokenizedExample] = []
-    monkeypatch.setattr("expunge.train.trainer.write_texts", lambda *_, **__: written)
+    monkeypatch.setattr("expunge.train.before.write_texts", lambda *_, **__: written)
     told, trainer = Told(), Trainer(run)
-    trainer.write_replay(told)
+    write_replay(trainer, told)
     (line,) = told.lines
     assert "0 tokens of replay texts" in line
     with pytest.raises(DataError, match=r"nothing but what it should forget.*--origin, or --holdout"):
-        trainer.compute_reference(told)
+        find_reference(trainer, told)
     written += made_up(200)
-    trainer.write_replay(told := Told())
+    write_replay(trainer, told := Told())
     assert told.lines == []
 
 

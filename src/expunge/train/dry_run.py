@@ -26,6 +26,7 @@ from expunge.model.logps import PASS_TOKENS, mean_losses
 from expunge.model.reference import layout_bytes, reference_layout
 from expunge.model.replay import seconds_per_token
 from expunge.runs.run import Run, peak_memory
+from expunge.train.before import check_memory, find_reference, reference_sides
 from expunge.train.scale import most_scales
 from expunge.train.schedule import evaluation_every
 from expunge.train.setup import Prepared, prepare
@@ -119,13 +120,14 @@ def _forecast(prepared: Prepared, reporter: Reporter, prepare_seconds: float) ->
     config, loaded = prepared.config, prepared.loaded
     with reporter.working("putting the adapter in, and timing what it writes"):
         trainer = Trainer(prepared)
-        trainer.check_memory()
-        wanted = trainer.replay_wanted
+        check_memory(trainer)
+        rows = trainer.rows
+        wanted = rows.replay_wanted
         writing = wanted * seconds_per_token(loaded, [*prepared.forget, *prepared.retain]) if wanted else 0.0
-    trainer.set_replay(_stand_ins(prepared, wanted))  # the run's own texts, of about the size of those to be written
-    steps = list(islice(trainer.plan.steps(), trainer.num_steps))
-    sizes = [trainer.size(step) for step in steps]
-    reference_bytes = layout_bytes(reference_layout(loaded, trainer.reference_sides()))
+    rows.set_replay(_stand_ins(prepared, wanted))  # the run's own texts, of about the size of those to be written
+    steps = list(islice(rows.plan.steps(), rows.num_steps))
+    sizes = [rows.size(step) for step in steps]
+    reference_bytes = layout_bytes(reference_layout(loaded, reference_sides(trainer)))
     passes = _pass_area(trainer, prepared)
     evaluations, evaluated = _evaluations(trainer, prepared)
 
@@ -133,13 +135,13 @@ def _forecast(prepared: Prepared, reporter: Reporter, prepare_seconds: float) ->
     # A GPU looks at all rows in seconds, and its passes are made for the whole plan.
     on_cpu = loaded.device.type == "cpu"
     looked_at = taken if on_cpu else steps
-    rows = {name: [trainer.sides[name].rows[row] for row in own] for name, own in trainer.visited(looked_at).items()}
+    visited = {name: [rows.sides[name].rows[row] for row in own] for name, own in rows.visited(looked_at).items()}
     clock = time.perf_counter()
     with reporter.working("timing the passes over all rows"):
-        mean_losses(loaded, rows)
-        rate = (time.perf_counter() - clock) / sum(_area(own, trainer.packed) for own in rows.values())
+        mean_losses(loaded, visited)
+        rate = (time.perf_counter() - clock) / sum(_area(own, rows.packed) for own in visited.values())
         clock = time.perf_counter()
-        trainer.compute_reference(Reporter(silent=True), looked_at)  # with the target NLLs of all texts to forget
+        find_reference(trainer, Reporter(silent=True), looked_at)  # with the target NLLs of all texts to forget
     targets = max(0.0, time.perf_counter() - clock - rate * _reference_area(trainer, looked_at))
     clock = time.perf_counter()
     if line := speed_up(trainer):
@@ -207,19 +209,19 @@ def _evaluations(trainer: Trainer, prepared: Prepared) -> tuple[int, int]:
     rows = prepared.validation
     if rows is None:
         return 0, 0
-    every = evaluation_every(trainer, rows)
-    return 1 + math.ceil(trainer.num_steps / every) + most_scales(), _area(rows.all, trainer.packed)
+    every = evaluation_every(trainer.rows, rows)
+    return 1 + math.ceil(trainer.rows.num_steps / every) + most_scales(), _area(rows.all, trainer.rows.packed)
 
 
 def _pass_area(trainer: Trainer, prepared: Prepared) -> int:
     """Area of the passes for the losses before and after, and for the reference."""
-    told = sum(_area(rows, trainer.packed) for rows in prepared.told.values())
+    told = sum(_area(rows, trainer.rows.packed) for rows in prepared.told.values())
     return 2 * told + _reference_area(trainer)
 
 
 def _reference_area(trainer: Trainer, steps: Sequence[Step] | None = None) -> int:
     """Area of the passes for the reference of some steps, or of all."""
-    return sum(_area([*side.rows.values()], trainer.packed) for side in trainer.reference_sides(steps).values())
+    return sum(_area([*side.rows.values()], trainer.rows.packed) for side in reference_sides(trainer, steps).values())
 
 
 def _area(rows: Sequence[TokenizedExample], packed: bool) -> int:

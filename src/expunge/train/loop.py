@@ -26,6 +26,7 @@ from expunge.runs.hub import check_hub
 from expunge.runs.manifest import RunFacts, other_surroundings
 from expunge.runs.record import ALL_DONE, read_manifest
 from expunge.runs.run import Outcome, Run, RunResult
+from expunge.train.before import ask_untouched, check_memory
 from expunge.train.callbacks import Callback, Callbacks, TrainState, check_callbacks
 from expunge.train.early_stopping import EarlyStopping
 from expunge.train.scale import Calibration, choose_scale, judge, most_scales, record, unchosen
@@ -73,7 +74,7 @@ class Evaluation:
             return None
         validator = Validator(prepared.loaded, rows, trainer.processes)
         stopping = EarlyStopping(config.criteria, validator.untouched, config.patience)
-        return cls(validator, stopping, evaluation_every(trainer, rows))
+        return cls(validator, stopping, evaluation_every(trainer.rows, rows))
 
     def doubts(self) -> list[str]:
         """Why the unseen texts may be no measure: none is less familiar to the untouched model, or many are known."""
@@ -148,7 +149,7 @@ def _unlearn(
     first_failed([config.room_for_context()])  # the model's context is known now
     with reporter.working("putting the adapter in, and looking what fits into the memory"):
         trainer = Trainer(prepared, processes)
-        trainer.check_memory()
+        check_memory(trainer)
     reporter.say(trainer.describe())
     for note in loaded.told():
         reporter.say(note)
@@ -158,8 +159,7 @@ def _unlearn(
     with reporter.track("losses before", sum(map(len, prepared.told.values()))) as advance:
         before = mean_losses(loaded, prepared.told, processes=processes, progress=advance)  # a fresh adapter is nothing
     if not config.finish:  # which takes no step
-        trainer.write_replay(reporter)
-        trainer.compute_reference(reporter)
+        ask_untouched(trainer, reporter)
     with reporter.working("evaluating the untouched model"):
         evaluation = Evaluation.of(prepared, trainer)
     doubts = evaluation.doubts() if evaluation else []
@@ -168,7 +168,7 @@ def _unlearn(
     start = resume(run, trainer, evaluation, reporter) if config.resume else 0
     processes.agree(start, "checkpoints")
     if config.resume:
-        reporter.say(f"resume: {start} of {trainer.num_steps} steps are done")
+        reporter.say(f"resume: {start} of {trainer.rows.num_steps} steps are done")
     if config.finish and not start:
         raise RunError("--finish: no checkpoint of this run is whole: leave it out to go on")
     steps, training_seconds = start, 0.0
@@ -180,8 +180,8 @@ def _unlearn(
         if line:
             reporter.say(line)
         training_begun = time.perf_counter()
-        epoch = -(-start // trainer.plan.steps_per_epoch)
-        state = TrainState(start, trainer.num_steps, epoch, is_world_process_zero=processes.index == 0)
+        epoch = -(-start // trainer.rows.plan.steps_per_epoch)
+        state = TrainState(start, trainer.rows.num_steps, epoch, is_world_process_zero=processes.index == 0)
         steps = train(trainer, evaluation, run, reporter, Callbacks(callbacks, config, state), advise)
         training_seconds = time.perf_counter() - training_begun
         loaded.captured = None
@@ -219,9 +219,9 @@ def _unlearn(
 
 def contexts_taken(trainer: Trainer) -> dict[str, float] | None:
     """What the manifest tells of the texts before forget texts; a run that only ends has not looked."""
-    if trainer.contexts is None or trainer.config.finish:
+    if trainer.rows.contexts is None or trainer.config.finish:
         return None
-    return {"tokens": trainer.contexts.tokens, "ratio": trainer.sides["forget"].ratio}
+    return {"tokens": trainer.rows.contexts.tokens, "ratio": trainer.rows.sides["forget"].ratio}
 
 
 def train(
@@ -244,7 +244,7 @@ def train(
         TrainingError: Training cannot go on.
         KeyboardInterrupt: Someone wants the process to stop; the step that was running is done and saved.
     """
-    config, num_steps, processes = trainer.config, trainer.num_steps, trainer.processes
+    config, num_steps, processes = trainer.config, trainer.rows.num_steps, trainer.processes
     watched = processes.any(bool(callbacks.given))  # perhaps by one of them alone
     most = 1 if watched else STEPS_PER_READ[trainer.loaded.device.type]
     report_to = config.report_to if is_writer() else None
@@ -255,7 +255,7 @@ def train(
     shared = SharedStop(processes)
     callbacks.call("on_train_begin")
     with trackers, reporter.track("unlearning", num_steps, start) as advance, StopRequest() as stop:
-        for step in islice(trainer.plan.steps(), start, num_steps):
+        for step in islice(trainer.rows.plan.steps(), start, num_steps):
             if evaluation and evaluation.stopping.over:
                 break
             clock = time.perf_counter()
@@ -363,7 +363,7 @@ def _why_ended(trainer: Trainer, evaluation: Evaluation | None, steps: int) -> s
     """Why a run takes no more steps."""
     if evaluation and evaluation.stopping.over:
         return evaluation.stopping.over
-    if steps == trainer.num_steps:
+    if steps == trainer.rows.num_steps:
         return ALL_DONE
     return "--finish" if trainer.config.finish else "a callback asked for it"
 

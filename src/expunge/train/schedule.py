@@ -10,7 +10,7 @@ from expunge.data.sampler import Plan
 from expunge.data.tokenize import TokenizedExample
 
 if TYPE_CHECKING:
-    from expunge.train.trainer import Trainer
+    from expunge.train.step_rows import StepRows
     from expunge.train.validation import ValidationRows
 
 REPLAY_PER_FORGET_SET = 4
@@ -53,12 +53,12 @@ def make_plan(
     )
 
 
-def evaluation_every(trainer: "Trainer", rows: "ValidationRows") -> int:
-    """Steps between two evaluation steps of a run on these rows."""
-    if trainer.config.eval_every:
-        return trainer.config.eval_every
-    steps = [sum(trainer.lengths(step)) for step in islice(trainer.plan.steps(), trainer.plan.steps_per_epoch)]
-    return evaluation_spacing(trainer.plan, sum(map(len, rows.all)), sum(steps) / len(steps))
+def evaluation_every(rows: "StepRows", evaluated: "ValidationRows") -> int:
+    """Steps between two evaluation steps of a run."""
+    if rows.config.eval_every:
+        return rows.config.eval_every
+    steps = [sum(rows.lengths(step)) for step in islice(rows.plan.steps(), rows.plan.steps_per_epoch)]
+    return evaluation_spacing(rows.plan, sum(map(len, evaluated.all)), sum(steps) / len(steps))
 
 
 def evaluation_spacing(plan: Plan, evaluated_tokens: int, step_tokens: float) -> int:

@@ -60,19 +60,19 @@ def capture(trainer: Trainer, recorder: Recorder) -> str:
     Raises:
         OutOfMemoryError: Not even a step without them fits.
     """
-    loaded = trainer.loaded
+    loaded, rows = trainer.loaded, trainer.rows
     if obstacle := _obstacle(trainer):
         return f"not captured: {obstacle}"
-    begun, every = time.perf_counter(), -(-trainer.num_steps // MOST_STEPS)
+    begun, every = time.perf_counter(), -(-rows.num_steps // MOST_STEPS)
     # Of more than an epoch, since the other texts before forget rows differ from step to step.
-    steps = islice(trainer.plan.steps(), 0, trainer.num_steps, every)
-    looked_at = sorted(((row_lengths(trainer, step), step) for step in steps), key=lambda own: sum(map(sum, own[0])))
+    steps = islice(rows.plan.steps(), 0, rows.num_steps, every)
+    looked_at = sorted(((rows.batch_lengths(step), step) for step in steps), key=lambda own: sum(map(sum, own[0])))
     tried = [step for _, step in _at(TRIED, looked_at)]
     batches = [lengths for own, _ in looked_at for lengths in own]
     sizes = sizes_for([*map(sum, batches)])
-    weights, forget = trainer.adapter.weights.data, trainer.sides["forget"]
+    weights, forget = trainer.adapter.weights.data, rows.sides["forget"]
     kept, chance = weights.clone(), torch.Generator().manual_seed(0)
-    fits, guessed = trainer.rows_that_fit, forget.guessed
+    fits, guessed = rows.most_rows, forget.guessed
     forget.guessed = False  # of NLLs that are nearly equal, rounding would say which token gets which target
     weights.add_(torch.randn(weights.shape, generator=chance, dtype=weights.dtype).to(weights.device), alpha=NOISE)
     try:
@@ -80,7 +80,7 @@ def capture(trainer: Trainer, recorder: Recorder) -> str:
         for step in reversed(tried):
             trainer.gradient(step)
         right, before = _gradients(trainer, tried)
-        fits = trainer.rows_that_fit
+        fits = rows.most_rows
         loaded.captured = CapturedPasses(  # and nothing else holds them: out of memory, they go with this reference
             partial(_flash, trainer),
             trainer.parameters,
@@ -98,7 +98,7 @@ def capture(trainer: Trainer, recorder: Recorder) -> str:
         trainer.adapter.gradients.zero_()
         forget.guessed = guessed
     if loaded.captured is None:
-        trainer.rows_that_fit = fits  # what did not fit beside the graphs may fit without
+        rows.most_rows = fits  # what did not fit beside the graphs may fit without
         torch.cuda.empty_cache()
         return f"not captured: {why}"
     return f"passes captured in {time.perf_counter() - begun:.0f} s for {sizes[0]:,} to {sizes[-1]:,} tokens: {why}"
@@ -139,7 +139,7 @@ def _obstacle(trainer: Trainer) -> str:
         "processes share the weights of the layers": loaded.lockstep is not None,
         "the forget loss reads an inner layer": trainer.layer is not None,
         "the weights are in 4 bits": trainer.config.load_in_4bit,
-        "rows are padded": not trainer.packed,
+        "rows are padded": not trainer.rows.packed,
         "rows do not attend by flash attention": not flash,
     }
     return next((reason for reason, found in reasons.items() if found), "")
@@ -148,14 +148,6 @@ def _obstacle(trainer: Trainer) -> str:
 def _flash(trainer: Trainer, ids: Tensor, positions: Tensor, cuts: Tensor, longest: int) -> Tensor:
     with trainer.loaded.autocast():
         return flash_states(trainer.loaded.base, ids, positions, cuts, longest)
-
-
-def row_lengths(trainer: Trainer, step: Step) -> list[list[int]]:
-    """Lengths of the rows of each micro-batch of a step."""
-    sides = trainer.sides_of(step)
-    return [
-        [len(sides[name].rows[row]) for unit in group for name, row in unit] for group in trainer.layout(step, sides)
-    ]
 
 
 Found = list[tuple[Tensor, Tensor]]
