@@ -453,6 +453,8 @@ def test_a_task_is_judged_by_its_change_from_the_untouched_model(value, answer):
     assert found.before == pytest.approx(0.55)
     general = "General ability, such as MMLU (--tasks)."
     assert general not in judged.not_measured
+    elsewhere = BEFORE | {"all/mmlu_acc": entry(0.9, family="utility", n=100, half=0.005)}  # on other rows
+    assert answers(judge(metrics(**task), elsewhere))[KEPT] == answer
     del task["all/mmlu_acc_change"]
     judged = judge(metrics(**task))
     assert {own.key: own.state for own in judged.answers[KEPT].numbers}["all/mmlu_acc"] == "shown"

@@ -36,12 +36,14 @@ def with_targets(run: RunData, scores: dict[str, Score]) -> Iterator[tuple[Score
 
 
 def before_of(run: RunData, score: Score) -> float | None:
-    """The untouched model's value: its own results', or what is left when the paired change from it is taken off."""
-    earlier = run.scores.get("before", {}).get(score.key)
-    if earlier and earlier.known:
-        return earlier.value
+    """The untouched model's value: what is left when the paired change from it, on the same rows, is taken off, else
+    that of its own results.
+    """
     change = run.scores.get("after", {}).get(f"{score.key}{CHANGE}")
-    return score.value - change.value if change and change.known else None
+    if change and change.known:
+        return score.value - change.value
+    earlier = run.scores.get("before", {}).get(score.key)
+    return earlier.value if earlier and earlier.known else None
 
 
 def least_change(run: RunData, score: Score) -> float:
