@@ -11,7 +11,7 @@ from expunge.utils.text import show_number
 
 MARGIN = 0.1
 """Share of the value before beyond which a loss must be left out by the interval of the change, where a run's own
-criteria do not allow more: so few texts may show none. Of scores that were 1 and are, 38 rows leave it out, and 37 not.
+criteria do not allow more: so few texts may show none.
 """
 
 

@@ -64,6 +64,13 @@ UNLIKELY = 0.01
 """As many rows of a task as are said are no guesses where they would be with a smaller probability than this."""
 FEWEST_KEPT = 10
 """That none of fewer texts to keep is lost shows little; that some are counts."""
+FEWEST_ALL, ENOUGH_GIVEN = 38, 48
+"""Rows, all of which were kept, that leave out a loss of `MARGIN` (95 %, each by itself), which is how those of one
+document and a change that is not known are judged, too; as many texts that are given, a fifth of which is set apart.
+"""
+KNOWN = 0.5
+"""Of a score that was lower the margin is that of this one: 15 of 1,000 texts that are said leave out no relative loss.
+"""
 FEWEST_ATTACKED = 16
 """Texts on either side of an attack that can acquit: of 8 a true AUC of .8 is within what chance allows in 38 %, of 16
 in 9 %.
@@ -75,6 +82,10 @@ with a power of 80 %.
 TO_SCORE = "Score the model before and after: `expunge evaluate --run RUN`."
 TO_ASK = "Give texts with prompts, or longer ones: a short text alone is read, and no answer to it can be judged."
 TO_KEEP = "Give texts to keep: `expunge evaluate --run RUN --retain FILE --overwrite`."
+TO_SHOW = (
+    f"So few texts to keep cannot show that less than a tenth was lost: {ENOUGH_GIVEN} can where all are known and "
+    f"kept, {FEWEST_ALL} with --retain-test 0."
+)
 TO_LOOK = (
     "Most rows of a task, or a person, are still said, which the others hide: train longer (--epochs), or look at the "
     "answers (`expunge report --show-examples N`)."
@@ -252,23 +263,27 @@ def recognisable(run: RunData, criteria: Criteria) -> Answer:
 
 def rest_kept(run: RunData, criteria: Criteria) -> Answer:
     """Whether the rest is still known, and texts that nobody mentioned are as likely as before."""
+    margin = max(MARGIN, 1 - criteria.min_retain)
     rule = (
         f"Yes when every score of the rest has at least {criteria.min_retain:.0%} of its value before (fewer than "
-        f"{FEWEST_KEPT} texts, or so few that the interval of the change reaches beyond a loss of {MARGIN:.0%}, and "
+        f"{FEWEST_KEPT} texts, or so few that the interval of the change reaches beyond a loss of {margin:.0%}, and "
         "those trained on where others were not, count only where they are lost; of the few, where as much as a whole "
         "text seems lost), and the loss of texts that the model has never seen rose by at most "
-        f"{criteria.max_drift:.0%}, and its interval to no more than {MARGIN:.0%}."
+        f"{criteria.max_drift:.0%}, and its interval to no more than {max(MARGIN, criteria.max_drift):.0%}."
     )
-    numbers, scores = [], whole(kept(run.scores.get("after", {})))
+    numbers, scores, short = [], whole(kept(run.scores.get("after", {}))), False
 
     def sure(score: Score) -> bool:
-        return least_change(run, score) >= -max(MARGIN, 1 - criteria.min_retain) * (before_of(run, score) or 0.0)
+        before, least = before_of(run, score) or 0.0, least_change(run, score)
+        if least is not None and least >= -margin * max(before, KNOWN):
+            return True
+        return (least is None or score.value == before == 1) and (score.n or FEWEST_ALL) >= FEWEST_ALL
 
     def telling(score: Score) -> bool:
         return (score.n is None or score.n >= FEWEST_KEPT) and sure(score)
 
     enough = {score.set for score in scores if before_of(run, score) and telling(score)}
-    enough -= {score.set for score in scores if before_of(run, score) and not sure(score)}
+    enough -= {score.set for score in scores if (before_of(run, score) or 0.0) >= KNOWN and not sure(score)}
     for score in scores:
         before = before_of(run, score)
         if not before:
@@ -281,7 +296,7 @@ def rest_kept(run: RunData, criteria: Criteria) -> Answer:
         if weak and enough and found.state != "bad" and not lost:
             found = replace(found, state="shown", limit=f"{weak}: only a loss counts")
         elif weak and found.state == "good":
-            found = replace(found, state="unclear")
+            found, short = replace(found, state="unclear"), True
         numbers.append(found)
     scored = any(own.state != "shown" for own in numbers)
     side = "test" if exact_losses(run, "test") else "retain"
@@ -306,6 +321,8 @@ def rest_kept(run: RunData, criteria: Criteria) -> Answer:
     if sets == {TRAINED} and run.manifest.get("rows", {TRAINED: 1}).get(TRAINED):
         notes.append(ON_TRAINED)
     answer = answered(KEPT, ("no", "yes"), numbers, rule, notes)
+    if short and answer.state == "unclear":
+        answer = replace(answer, need=TO_SHOW)
     if scored or answer.state == "bad":
         return answer
     says = f"{answer.says}, which alone proves nothing"

@@ -46,13 +46,13 @@ def before_of(run: RunData, score: Score) -> float | None:
     return earlier.value if earlier and earlier.known else None
 
 
-def least_change(run: RunData, score: Score) -> float:
-    """Lower end of the 95 % interval of the paired change from the untouched model; 0 where that is not known."""
+def least_change(run: RunData, score: Score) -> float | None:
+    """Lower end of the 95 % interval of the paired change from the untouched model; None where that is not known."""
     change = run.scores.get("after", {}).get(f"{score.key}{CHANGE}")
     if change and change.bounded:
         return change.low
     paired = run.results.get("after", {}).get("before") or {}
-    return number(paired.get(score.key, {}).get("low")) or 0.0
+    return number(paired.get(score.key, {}).get("low"))
 
 
 def target_of(run: RunData, score: Score) -> tuple[float | None, str]:
