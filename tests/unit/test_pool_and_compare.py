@@ -17,6 +17,8 @@ from expunge.evaluation.compare_formats import as_csv, as_latex, as_table, print
 from expunge.evaluation.estimate import Estimate
 from expunge.evaluation.pool import configuration_difference, pool_runs
 from expunge.evaluation.results import measured_metrics
+from expunge.report.groups import group_runs
+from expunge.report.run_data import read_run
 from report_runs import write_run
 
 PRINT = {"base": "b0", "data": {"forget": "f00"}, "prompt_format": "none, with end-of-text"}
@@ -119,6 +121,55 @@ def test_runs_that_were_trained_otherwise_are_not_pooled(tmp_path):
     assert pool_runs(files[:2])["forget/probability"].runs == 2
     with pytest.raises(DataError, match=r"they were trained with learning_rate 0.0015 and 0.0001$"):
         pool_runs(files)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "told"),
+    [
+        ({"model": "/data/models/m"}, {"model": "../models/m"}, ""),
+        ({"revision": "main"}, {"compile": "off", "gradient_checkpointing": True}, ""),
+        ({"benchmark": "tofu"}, {"benchmark": "tofu", "retain_test": 0.0}, ""),
+        ({"retain_test": 0.2}, {"retain_test": 0.1}, "retain_test 0.2 and 0.1"),
+    ],
+)
+def test_how_a_run_was_computed_is_no_method(tmp_path, one, other, told):
+    runs = [write_run(tmp_path / name, settings=own) for name, own in (("a", one), ("b", other))]
+    _assert_pooled(runs, told)
+    assert len(group_runs([read_run(run) for run in runs])) == (2 if told else 1)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "told"),
+    [
+        ({"origin_sha256": "o"}, {}, "another origin"),
+        ({"data": {"forget": "k:1", "instead": "k:2"}}, {"data": {"forget": "k:1"}}, "other data"),
+        ({"data": {"forget": "k:1"}}, {"data": {"forget": "l:1"}}, ""),  # of another user
+        ({"model_sha256": "m"}, {}, "another model"),
+    ],
+)
+def test_runs_on_other_data_are_not_pooled(tmp_path, one, other, told):
+    _assert_pooled([write_run(tmp_path / name, manifest=own) for name, own in (("a", one), ("b", other))], told)
+
+
+def test_a_setting_that_an_older_manifest_lacks_and_a_file_by_itself_are_no_difference(tmp_path):
+    runs = [write_run(tmp_path / name) for name in "ab"]
+    file = runs[1] / "manifest.json"
+    content = json.loads(file.read_text())
+    del content["settings"]["ema_steps"]
+    file.write_text(json.dumps(content))
+    _assert_pooled(runs, "")
+    file.write_text("{")
+    assert pool_runs([(runs[1] / "results_after.json", results(0.2, fingerprint=PRINT | {"adapter": "b"}))])
+
+
+def _assert_pooled(runs, told):
+    """Whether the results of these runs are pooled, or refused with this message."""
+    files = [(run / "results_after.json", results(0.2, fingerprint=PRINT | {"adapter": run.name})) for run in runs]
+    if told:
+        with pytest.raises(DataError, match=f"they were trained with {told}$"):
+            pool_runs(files)
+    else:
+        assert pool_runs(files)["forget/probability"].runs == 2
 
 
 def test_equal_seeds_are_no_certainty():

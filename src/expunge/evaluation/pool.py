@@ -8,11 +8,13 @@ from typing import Any
 
 from expunge.errors import DataError
 from expunge.evaluation.estimate import NAN, Estimate
-from expunge.evaluation.results import measured_metrics, other_subject
+from expunge.evaluation.results import measured_metrics, of_other_keys, other_subject
 from expunge.runs.record import method_of, read_manifest
 
 SEED = "seed"
 """The one setting in which runs of a configuration may differ."""
+TRAINED_WITH = {"another model": "model_sha256", "another origin": "origin_sha256", "other data": "data"}
+"""In what else, as a message calls it, the manifests of two runs may not differ."""
 
 
 def pool_runs(runs: Sequence[tuple[str | Path, Mapping[str, Any]]]) -> dict[str, Estimate]:
@@ -31,10 +33,10 @@ def pool_runs(runs: Sequence[tuple[str | Path, Mapping[str, Any]]]) -> dict[str,
     for path, results in runs[1:]:
         if difference := configuration_difference(first, results):
             raise DataError(f"{first_path} and {path} are not runs of one configuration: {difference}")
-    _check_training(runs)
     metrics = [measured_metrics(path, results) for path, results in runs]
     if len(runs) == 1:
         return metrics[0]
+    _check_training(runs)
     from expunge.evaluation.stats import runs_estimate  # half a second that a plain comparison need not pay
 
     combined = {}
@@ -82,7 +84,10 @@ def configuration_difference(first: Mapping[str, Any], second: Mapping[str, Any]
 
 
 def _check_training(runs: Sequence[tuple[str | Path, Mapping[str, Any]]]) -> None:
-    """Refuse one adapter twice, and adapters that were trained with other settings than the first."""
+    """Refuse one adapter twice, and adapters that were trained with other settings, model or data than the first.
+
+    Hashes of data under another user's key, and settings that only one of two manifests has, are not compared.
+    """
     of: dict[str, str | Path] = {}
     first: tuple[str | Path, dict[str, Any]] | None = None
     for path, results in runs:
@@ -91,17 +96,20 @@ def _check_training(runs: Sequence[tuple[str | Path, Mapping[str, Any]]]) -> Non
             continue
         if (other := of.setdefault(adapter, path)) != path:
             raise DataError(f"{other} and {path} are of one adapter, which is one run: give each once")
-        manifest = Path(path).with_name("manifest.json")
-        if not manifest.is_file():
+        file = Path(path).with_name("manifest.json")
+        if not file.is_file():
             continue
-        method = method_of(read_manifest(manifest)["settings"])
-        first = first or (path, method)
-        if differing := [key for key in {**first[1], **method} if first[1].get(key) != method.get(key)]:
-            key = differing[0]
-            raise DataError(
-                f"{first[0]} and {path} are not runs of one configuration: they were trained with {_shown(key)} "
-                f"{_shown(first[1].get(key))} and {_shown(method.get(key))}"
-            )
+        manifest = read_manifest(file)
+        first = first or (path, manifest)
+        told = f"{first[0]} and {path} are not runs of one configuration: they were trained with"
+        for name, key in TRAINED_WITH.items():
+            other_user = key == "data" and of_other_keys({"fingerprint": first[1]}, {"fingerprint": manifest})
+            if first[1].get(key) != manifest.get(key) and not other_user:
+                raise DataError(f"{told} {name}")  # hashes say nothing to a reader
+        one, method = (method_of(own["settings"]) for own in (first[1], manifest))
+        for key in one:
+            if key != "model" and one[key] != method.get(key, one[key]):
+                raise DataError(f"{told} {_shown(key)} {_shown(one[key])} and {_shown(method[key])}")
 
 
 def _shown(value: Any) -> str:
