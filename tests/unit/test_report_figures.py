@@ -235,6 +235,15 @@ def test_without_scores_there_is_nothing_to_place(tmp_path):
     assert figures.tradeoff(group_runs([read_run(write_run(tmp_path / "run", scored=False))])) is None
 
 
+def test_a_copy_of_a_run_is_no_second_run(tmp_path):
+    runs = [read_run(write_run(tmp_path / name, seed=int(name == "other"))) for name in ("other", "run", "copy")]
+    for run in runs:
+        run.results["after"]["fingerprint"] = {"adapter": "a" if run.name == "other" else "b"}
+    (group,) = group_runs(runs)
+    assert [run.name for run in group.runs] == ["other", "run"]
+    assert runs[1].warnings == ["copy is left out: it is of the same adapter."]
+
+
 def test_a_group_is_named_where_its_first_run_lacks_the_file(tmp_path):
     runs = [write_run(tmp_path / f"run{seed}", seed=seed) for seed in range(2)]
     other = write_run(tmp_path / "other", seed=0, settings={"learning_rate": 1.0})

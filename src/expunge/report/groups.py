@@ -91,8 +91,9 @@ class Row:
 
 
 def group_runs(runs: Sequence[RunData]) -> list[Group]:
-    """Put the runs of one configuration together that were scored in one way, in the order in which they were given.
-    Where two of a configuration were not, a run's warnings say in what they differ.
+    """Put the runs of one configuration together that were scored in one way, in the order in which they were given,
+    those without scores last. Where two of a configuration were not, a run's warnings say in what they differ; a second
+    run of one adapter is left out, which a warning of the first says.
     """
     found: dict[str, list[RunData]] = {}
     for run in runs:
@@ -154,12 +155,20 @@ def _scored_alike(runs: Sequence[RunData]) -> list[list[RunData]]:
     for run in scored:
         told = [configuration_difference(part[0].results["after"], run.results["after"]) for part in parts]
         if None in told:
-            parts[told.index(None)].append(run)
+            part = parts[told.index(None)]
+            if twin := next((own for own in part if _adapter(run) and _adapter(own) == _adapter(run)), None):
+                twin.warnings.append(f"{run.name} is left out: it is of the same adapter.")
+            else:
+                part.append(run)
             continue
         if parts:
             run.warnings.append(f"It was not scored as {parts[0][0].name} was, so they are not pooled: {told[0]}.")
         parts.append([run])
     return [parts[0] + rest, *parts[1:]] if parts else [rest]
+
+
+def _adapter(run: RunData) -> Any:
+    return (run.results["after"].get("fingerprint") or {}).get("adapter")
 
 
 def _letter(index: int) -> str:
