@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from expunge.evaluation.estimate import ONE_TEXT
 from expunge.evaluation.results import COMPARED
 from expunge.evaluation.stats import auc_estimate, ks_pvalue, mean_estimate
 from expunge.report.answers import STATES
@@ -998,7 +999,9 @@ def test_attacks_on_few_texts_acquit_nobody(members, nonmembers, answer):
     after = metrics() | {f"membership/{name}_auc": own for name in ("loss", "zlib", "a", "b", "c", "d")}
     told = judge(after, reference=None).answers[TOLD]
     assert told.answer == answer
-    assert told.need.startswith("An attack shows nothing on fewer than 16 texts") == (answer == "unclear")
+    assert told.need.startswith("An attack shows nothing where it is less exact than one on 16") == (
+        answer == "unclear"
+    )
 
 
 @pytest.mark.parametrize(("n", "answer"), [(1, "unclear"), (7, "unclear"), (8, "no"), (None, "no")])
@@ -1113,6 +1116,15 @@ def test_what_did_not_move_is_kept_where_rows_are_enough(sets, answer):
 def test_unseen_texts_that_may_have_moved_far_are_unclear(half, answer):
     after = metrics() | {"holdout/drift": entry(0.0, "target", "drift", half=half, target=0.0)}
     assert answers(judge(after))[KEPT] == answer
+
+
+@pytest.mark.parametrize("auc", [0.5, 0.66, 0.9])
+def test_an_attack_on_one_document_says_neither(auc):
+    after = metrics(auc=auc)
+    after["membership/loss_auc"] |= {"low": None, "high": None, "members": 20, "nonmembers": 20, "reason": ONE_TEXT}
+    told = judge(after, reference=None).answers[TOLD]
+    assert told.answer == "unclear"
+    assert "all of a side is one document" in told.need
 
 
 @pytest.mark.parametrize(("n", "answer"), [(1, "unclear"), (9, "unclear"), (10, "yes")])

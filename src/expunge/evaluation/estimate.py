@@ -14,6 +14,8 @@ ROUNDED = "rounded to a power of two"
 """How the reason of a number begins that is so."""
 WITHHELD = f"one side has fewer than {TELLING} texts: how these compare with others gives short secrets away"
 """Why there is no number that compares two sides."""
+ONE_TEXT = "one side has a single text or document, so how far it can be trusted is not known"
+"""Why such a number has no interval."""
 
 
 @dataclass(frozen=True)

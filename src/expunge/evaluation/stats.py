@@ -21,7 +21,7 @@ from expunge.evaluation.bootstrap import (
     t_quantile,
     z_quantile,
 )
-from expunge.evaluation.estimate import NAN, Estimate
+from expunge.evaluation.estimate import NAN, ONE_TEXT, Estimate
 from expunge.utils.roc import Floats, finite, placements
 
 SEED = 0
@@ -35,7 +35,6 @@ LOG_UNITS = 6
 ONE = "all its rows are about one document, so how far it can be trusted is not known"
 NO_ROWS = "no row has it"
 ONE_SIDE = "one side has no texts"
-ONE_TEXT = "one side has a single text or document, so how far it can be trusted is not known"
 """Why a number or its interval is missing."""
 
 

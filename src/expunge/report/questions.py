@@ -11,7 +11,7 @@ from statistics import NormalDist
 
 from expunge.config.criteria import Criteria
 from expunge.data.holdout import FEWEST
-from expunge.evaluation.estimate import NAN, WITHHELD
+from expunge.evaluation.estimate import NAN, ONE_TEXT, WITHHELD
 from expunge.evaluation.results import COMPARED
 from expunge.report.answers import (
     CHANCE,
@@ -91,8 +91,9 @@ TO_LOOK = (
     "answers (`expunge report --show-examples N`)."
 )
 TO_ATTACK = (
-    f"An attack shows nothing on fewer than {FEWEST_ATTACKED} texts of either side that did not steer the run: give "
-    f"{2 * FEWEST_ATTACKED} to forget and {2 * FEWEST_ATTACKED} unseen ones (--holdout)."
+    f"An attack shows nothing where it is less exact than one on {FEWEST_ATTACKED} texts of either side, or all of a "
+    f"side is one document: give {2 * FEWEST_ATTACKED} to forget and {2 * FEWEST_ATTACKED} unseen ones (--holdout), half "
+    "of which steer the run."
 )
 TO_REFUSE = "Give texts to keep that have prompts: whether the model declines others, too, is not known."
 NOT_ASKED = "No prompt that should be answered was asked: whether the model declines others, too, is not known."
@@ -202,8 +203,8 @@ def recognisable(run: RunData, criteria: Criteria) -> Answer:
         f"No when every membership AUC lies within {criteria.auc_tolerance:g} of its target on either side (or no "
         "farther than chance gives on so few texts and so many attacks), its interval leaves out the untouched model's "
         f"value, and no test tells the model from a retrained one (p < {criteria.significance:g}, shared among tests). "
-        f"What is good on fewer than {FEWEST_ATTACKED} texts of either side, or by a test on fewer than "
-        f"{FEWEST_TESTED}, is unclear."
+        f"What is good by an attack that is less exact than one on {FEWEST_ATTACKED} texts of either side, or by a test "
+        f"on fewer than {FEWEST_TESTED}, is unclear, and so is all of an attack on a single document of a side."
     )
     numbers, tests, short = [], tests_of(run), False
     found = attacks(run.scores.get("after", {}))
@@ -219,8 +220,10 @@ def recognisable(run: RunData, criteria: Criteria) -> Answer:
         few = chance > chance_sd(FEWEST_ATTACKED, FEWEST_ATTACKED) or not (all(pair) or score.bounded)
         plain = criteria.auc(0.0, target)  # where chance alone allows 0 or 1, so few texts tell nothing
         few = few or any(bound.violation(end) == 0 < plain.violation(end) for end in (0.0, 1.0))
-        short = short or (few and own.state == "good")
-        numbers.append(replace(own, state="unclear") if few and own.state == "good" else own)
+        alone = ONE_TEXT in score.reason  # documents are its unit, and chance takes each text as one
+        few = alone or (few and own.state == "good")
+        short = short or few
+        numbers.append(replace(own, state="unclear") if few else own)
     texts = max((own.n or 0 for own in run.scores.get("after", {}).values() if own.set == "forget"), default=0)
     for name, p in tests.items():
         label = name.removesuffix("_p").replace("_ks", ", Kolmogorov-Smirnov").replace("_", " ")
