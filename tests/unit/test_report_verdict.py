@@ -999,9 +999,7 @@ def test_attacks_on_few_texts_acquit_nobody(members, nonmembers, answer):
     after = metrics() | {f"membership/{name}_auc": own for name in ("loss", "zlib", "a", "b", "c", "d")}
     told = judge(after, reference=None).answers[TOLD]
     assert told.answer == answer
-    assert told.need.startswith("An attack shows nothing where it is less exact than one on 16") == (
-        answer == "unclear"
-    )
+    assert told.need.startswith("An attack shows nothing where it is less exact than one on") == (answer == "unclear")
 
 
 @pytest.mark.parametrize(("n", "answer"), [(1, "unclear"), (7, "unclear"), (8, "no"), (None, "no")])
@@ -1040,6 +1038,8 @@ def test_criteria_that_a_run_has_loosened_are_no_forgetting():
         "--max-drift 1, which is 0.05 where nobody sets it.",
     ]
     assert worst([judge(metrics()), judged]).lead == judged.lead
+    by_reference = judge(metrics(), settings={"target_auc": 0.47})
+    assert (by_reference.lead[:9], by_reference.warnings) == ("Forgotten", ())
     strict = judge(metrics(), settings={"target_auc": 0.5, "min_retain": 0.99, "max_drift": 0.01})
     assert (strict.lead[:9], strict.warnings) == ("Forgotten", ())
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from expunge.config.criteria import MET, NO_BETTER, Criteria
-from expunge.report.answers import STATES, Answer
+from expunge.report.answers import OWN_TARGET, STATES, Answer
 from expunge.report.doubts import doubts
 from expunge.report.questions import (
     ON_TRAINED,
@@ -119,9 +119,10 @@ def verdict(run: RunData | str | Path) -> Verdict:
     given = {own.name: number(run.settings.get(own.name)) for own in fields(Criteria)}
     criteria = Criteria(**{name: value for name, value in given.items() if value is not None})
     answers = tuple(ask(run, criteria) for ask in (still_said, recognisable, rest_kept, speaks_well))
-    tone, lead = _overall(run.finished, answers, criteria)
+    lax = _lax(criteria, answers)
+    tone, lead = _overall(run.finished, answers, lax)
     missing = tuple(dict.fromkeys(_not_measured(run, answers)))
-    warnings = dict.fromkeys((*run.warnings, *doubts(run, criteria).values(), *_own_criteria(criteria)))
+    warnings = dict.fromkeys((*run.warnings, *doubts(run, criteria).values(), *_own_criteria(criteria, lax)))
     return Verdict(tone, lead, answers, _next(run, answers), criteria, missing, tuple(warnings))
 
 
@@ -149,8 +150,9 @@ def worst(verdicts: Sequence[Verdict]) -> Verdict:
         where = f"in all {len(own)} runs" if same == len(own) else f"in {same} of {len(own)} runs"
         notes = dict.fromkeys(note for answer in own if answer.state == low.state for note in answer.notes)
         answers.append(replace(low, says=f"{low.says}, {where}", notes=tuple(notes)))
-    criteria = next((own.criteria for own in verdicts if own.criteria.laxer), verdicts[0].criteria)
-    tone, lead = _overall(all(verdict.finished for verdict in verdicts), answers, criteria)
+    lax = [own for own in verdicts if _lax(own.criteria, own.answers)]
+    criteria = (lax or verdicts)[0].criteria
+    tone, lead = _overall(all(verdict.finished for verdict in verdicts), answers, lax)
     wanting = [verdict for verdict in verdicts if not verdict.success] or verdicts
     steps = tuple(dict.fromkeys(step for verdict in wanting for step in verdict.next))
     missing = tuple(dict.fromkeys(text for verdict in verdicts for text in verdict.not_measured))
@@ -158,14 +160,20 @@ def worst(verdicts: Sequence[Verdict]) -> Verdict:
     return Verdict(tone, lead, tuple(answers), steps, criteria, missing, warnings)
 
 
-def _own_criteria(criteria: Criteria) -> Iterator[str]:
+def _lax(criteria: Criteria, answers: Sequence[Answer]) -> list[str]:
+    """Names of the run's own criteria that allow more; of its target of an AUC where one was judged by it."""
+    aimed = any(own.target_from == OWN_TARGET for own in answers[1].numbers)
+    return [name for name in criteria.laxer if name != "target_auc" or aimed]
+
+
+def _own_criteria(criteria: Criteria, lax: Sequence[str]) -> Iterator[str]:
     """What a run's own criteria allow beyond the usual ones."""
-    for name in criteria.laxer:
+    for name in lax:
         flag, own, usual = name.replace("_", "-"), getattr(criteria, name), getattr(Criteria, name)
         yield f"The run is judged by a criterion of its own: --{flag} {own:g}, which is {usual:g} where nobody sets it."
 
 
-def _overall(finished: bool, answers: Sequence[Answer], criteria: Criteria) -> tuple[str, str]:
+def _overall(finished: bool, answers: Sequence[Answer], lax: Sequence[object]) -> tuple[str, str]:
     if not finished:
         return "open", UNFINISHED
     failed = [text for text, own in zip(FAILURES, answers, strict=True) if own.state == "bad"]
@@ -174,7 +182,7 @@ def _overall(finished: bool, answers: Sequence[Answer], criteria: Criteria) -> t
     missing = sum(own.state != "good" for own in answers)
     if missing:
         return "open", f"Not shown yet: {missing} of {len(answers)} questions are open"
-    if criteria.laxer:
+    if lax:
         return "good", WITHIN
     kept = "the texts to keep are as they were" if ON_TRAINED in answers[2].notes else "the rest is as it was"
     return "good", f"Forgotten: the texts are gone, and {kept}"

@@ -92,8 +92,8 @@ TO_LOOK = (
 )
 TO_ATTACK = (
     f"An attack shows nothing where it is less exact than one on {FEWEST_ATTACKED} texts of either side, or all of a "
-    f"side is one document: give {2 * FEWEST_ATTACKED} to forget and {2 * FEWEST_ATTACKED} unseen ones (--holdout), half "
-    "of which steer the run."
+    f"side is one document: give {2 * FEWEST_ATTACKED} to forget and {2 * FEWEST_ATTACKED} unseen ones (--holdout), "
+    "half of which steer the run."
 )
 TO_REFUSE = "Give texts to keep that have prompts: whether the model declines others, too, is not known."
 NOT_ASKED = "No prompt that should be answered was asked: whether the model declines others, too, is not known."
@@ -203,8 +203,8 @@ def recognisable(run: RunData, criteria: Criteria) -> Answer:
         f"No when every membership AUC lies within {criteria.auc_tolerance:g} of its target on either side (or no "
         "farther than chance gives on so few texts and so many attacks), its interval leaves out the untouched model's "
         f"value, and no test tells the model from a retrained one (p < {criteria.significance:g}, shared among tests). "
-        f"What is good by an attack that is less exact than one on {FEWEST_ATTACKED} texts of either side, or by a test "
-        f"on fewer than {FEWEST_TESTED}, is unclear, and so is all of an attack on a single document of a side."
+        f"What is good by an attack that is less exact than one on {FEWEST_ATTACKED} texts of either side, or by a "
+        f"test on fewer than {FEWEST_TESTED}, is unclear, and so is all of an attack on a single document of a side."
     )
     numbers, tests, short = [], tests_of(run), False
     found = attacks(run.scores.get("after", {}))
