@@ -66,6 +66,13 @@ def test_a_notice_that_stands_in_every_page_makes_none_of_them_seen():
     assert unseen_texts(pages, [notice, *pieces]) == pages[1:], "in pieces or whole, it was trained on"
 
 
+@pytest.mark.parametrize("length", [80, 800])
+def test_a_text_that_holds_a_trained_one_whole_is_seen(length):
+    trained = Example("f", "", " ".join(f"fact{at}" for at in range(20)))
+    page = Example("p", "", " ".join(f"word{at}" for at in range(length)) + f" {trained.completion}")
+    assert unseen_texts([page, *apart(0, 3)], [trained]) == apart(0, 3)
+
+
 def test_pairs_are_those_of_witten_and_bell():
     """Against their formulas, on counts in dictionaries."""
     rng = random.Random(0)

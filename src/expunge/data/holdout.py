@@ -6,7 +6,8 @@ from itertools import compress
 from typing import TYPE_CHECKING, Any
 
 from expunge.data.examples import Example, text_hash, text_key
-from expunge.data.families import families, family_hashes, part_in, shingles_of
+from expunge.data.families import FEWEST as SHINGLES
+from expunge.data.families import OVERLAP, families, family_hashes, part_in, shingles_of
 from expunge.data.surprise import surprises
 from expunge.errors import DataError
 from expunge.utils.keys import key_file, keyed, of_this_key
@@ -20,6 +21,8 @@ FEWEST = 8
 HELD = 0.25
 """Part of an unseen text that stands in texts of its family which were trained on, from which on it is seen. A piece of
 a page of news may be a notice of the site alone, which is up to a tenth of other pages."""
+NOTICE = 4
+"""Unseen texts that hold a trained one whole, from which on it is such a notice; fewer are seen, however long."""
 OTHER_KIND, DEVIATIONS = 0.4, 4
 """How far from .5 the AUC of words or lengths is where two sides are of different kinds, at least, and in standard
 deviations of chance: questions about two authors of TOFU are mostly .1 from those about two others, and up to .39."""
@@ -71,13 +74,19 @@ def unseen_texts(nonmembers: Sequence[Example], trained: Sequence[Example], held
     family, same = families([*trained, *nonmembers]), set(map(text_key, trained))
     names = family[len(trained) :]
     known: dict[int, set[tuple[str, ...]]] = {name: set() for name in {*family[: len(trained)]} & {*names}}
+    pages = [(at, name, shingles_of(nonmembers[at])) for at, name in enumerate(names) if name in known]
+    whole: set[int] = set()  # unseen texts in which one stands that was trained on
     for text, name in zip(trained, family, strict=False):
         if name in known:
-            known[name] |= shingles_of(text)
+            own = shingles_of(text)
+            known[name] |= own
+            least = max(SHINGLES, OVERLAP * len(own))
+            holding = [at for at, of, page in pages if of == name and len(own & page) >= least]
+            whole.update(holding if len(holding) < NOTICE else ())
     return [
         text
-        for text, name in zip(nonmembers, names, strict=True)
-        if text_key(text) not in same and (name not in known or part_in(text, known[name]) < held)
+        for at, (text, name) in enumerate(zip(nonmembers, names, strict=True))
+        if text_key(text) not in same and (name not in known or (at not in whole and part_in(text, known[name]) < held))
     ]
 
 
