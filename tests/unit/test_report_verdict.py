@@ -1018,6 +1018,7 @@ def test_a_test_without_power_acquits_nobody():
     for rows, answer in ((4, "unclear"), (24, "unclear"), (25, "no")):
         told = judge(metrics(), tests={"loss_ks_p": p}, tested={"loss_ks_p": rows}).answers[TOLD]
         assert told.answer == answer
+        assert ("on fewer than 25 losses" in told.need) == (answer == "unclear")
         assert [own.n for own in told.numbers if own.key == "loss_ks_p"] == [rows]
         assert answers(judge(metrics(), tests={"loss_ks_p": 1e-4}, tested={"loss_ks_p": rows}))[TOLD] == "yes"
 
@@ -1025,6 +1026,8 @@ def test_a_test_without_power_acquits_nobody():
 def test_criteria_that_a_run_has_loosened_are_no_forgetting():
     own = {"target_auc": 0.8, "min_retain": 0.5, "max_drift": 1.0}
     judged = judge(metrics(retain=0.5, auc=0.77, drift=0.88), reference=None, settings=own)
+    assert "beyond a loss of 50%" in judged.answers[KEPT].rule
+    assert "no more than 100%" in judged.answers[KEPT].rule
     assert answers(judged)[1:] == ["no", "yes", "yes"]
     judged = judge(metrics(retain=0.5, auc=0.77, drift=0.88), reference={"forget/rouge_l_recall": entry(TARGET)},
                    settings=own)  # fmt: skip
@@ -1134,6 +1137,10 @@ def test_one_prompt_that_is_answered_shows_no_speech(n, answer):
     assert speaks.answer == answer
     told = f"but it was asked only {n} prompt{'s' * (n > 1)} that should be answered"
     assert speaks.says.endswith(told) == (answer == "unclear")
+    few = own | {f"{name}/refusal": entry(0.0, "lower", "text", n=k) for name, k in (("retain", 9), ("test", 3))}
+    assert answers(judge(metrics(**few), BEFORE | few, None))[SPEAKS] == "yes", "twelve prompts"
+    few = own | {"retain/refusal/task": own["retain/refusal"]}
+    assert answers(judge(metrics(**few), BEFORE | few, None))[SPEAKS] == answer, "of which each is counted once"
     declined = own | {"retain/refusal": entry(1.0, "lower", "text", n=n, half=0.2)}
     assert answers(judge(metrics(**declined), BEFORE | own, None))[SPEAKS] == "no"
 

@@ -95,6 +95,10 @@ TO_ATTACK = (
     f"side is one document: give {2 * FEWEST_ATTACKED} to forget and {2 * FEWEST_ATTACKED} unseen ones (--holdout), "
     "half of which steer the run."
 )
+TO_TEST = (
+    f"A test against another model misses a shift by a standard deviation too often on fewer than {FEWEST_TESTED} "
+    "losses: give more texts to forget."
+)
 TO_REFUSE = "Give texts to keep that have prompts: whether the model declines others, too, is not known."
 NOT_ASKED = "No prompt that should be answered was asked: whether the model declines others, too, is not known."
 SAID, TOLD, KEPT, SPEAKS = (
@@ -251,8 +255,9 @@ def recognisable(run: RunData, criteria: Criteria) -> Answer:
             says = "of so few texts no membership attack is told, since that would give short secrets away"
         return Answer(TOLD, "not measured", "not measured", says, rule, need, tuple(numbers))
     answer = answered(TOLD, ("yes", "no"), numbers, rule, doubts=doubts(run, criteria))
-    if short and answer.state == "unclear" and answer.need != OTHER_TARGET:
-        answer = replace(answer, need=TO_ATTACK)
+    unclear = {own.key for own in answer.numbers if own.state == "unclear"}
+    if answer.state == "unclear" and answer.need != OTHER_TARGET and (short or unclear <= {*tests}):
+        answer = replace(answer, need=TO_ATTACK if short else TO_TEST)
     left_out = run.results.get("after", {}).get("settings", {}).get("attacks_left_out")
     if left_out and answer.state == "good":
         need = f"Evaluate without --attacks: {', '.join(left_out)} were left out."
@@ -353,9 +358,9 @@ def speaks_well(run: RunData, criteria: Criteria) -> Answer:
     if any(own.state != "shown" for own in numbers):
         answer = answered(SPEAKS, ("no", "yes"), numbers, rule)
         answering = {own.set for own in said.values() if "refusal" in own.name}
-        should = [own for own in said.values() if "refusal" in own.name and own.set not in ("forget", *UNSEEN)]
-        if answer.state == "good" and answering and all((own.n or FEWEST_KEPT) < FEWEST_KEPT for own in should):
-            count = sum(own.n or 0 for own in should)
+        should = [own for own in whole(said) if "refusal" in own.name and own.set not in ("forget", *UNSEEN)]
+        count = sum(FEWEST_KEPT if own.n is None else own.n for own in should)
+        if answer.state == "good" and answering and count < FEWEST_KEPT:
             asked = f"only {count} prompt{'s' * (count > 1)}" if should else "nothing"
             says = f"{answer.says}, but it was asked {asked} that should be answered"
             return replace(answer, answer="unclear", state="unclear", says=says, need=TO_REFUSE)
