@@ -439,7 +439,7 @@ def test_runs_of_the_same_name_are_told_apart(tmp_path, without_figures):
 
 def test_runs_whose_folders_have_the_same_names_are_told_apart(tmp_path, without_figures):
     """Two untouched models of other numbers have a column each."""
-    runs = [write_run(tmp_path / name / "s0" / "run", seed=0) for name in ("here", "there")]
+    runs = [write_run(tmp_path / own / "s0" / "run", seed=seed) for seed, own in enumerate(("here", "there"))]
     file = runs[1] / "results_before.json"
     content = json.loads(file.read_text())
     first = next(iter(content["metrics"]))
