@@ -96,7 +96,7 @@ def collate(
     found: dict[str, TokenBatch] = {}
     start = 0
     for name, own_states, size in zip(names, predicting, sizes, strict=True):
-        side, own, own_rows = sides[name], counts[name], chosen[name]
+        side, totals, own_rows = sides[name], counts[name], chosen[name]
         part = slice(start, start + size)
         start += size
         values: dict[str, Any] = {
@@ -109,8 +109,8 @@ def collate(
             completion=completion[part],
             head=loaded.head,
             num_sequences_here=len(own_rows),
-            num_tokens=own.tokens,
-            completion_lengths=own.completion_lengths,
+            num_tokens=totals.tokens,
+            completion_lengths=totals.completion_lengths,
             hidden=None if hidden is None or name != "forget" else hidden[part],
             guessed=side.guessed,
             **values,
@@ -127,9 +127,9 @@ def _target_index(
     number: dict[str, int] = {}
     places = []
     for (name, row), start in zip(rows, starts, strict=True):
-        own = number[name] = number.get(name, -1) + 1
+        index = number[name] = number.get(name, -1) + 1
         span = row.targets(sides[name].span)
-        places.append((start + span.start, own, start + row.completion_start, len(span)))
+        places.append((start + span.start, index, start + row.completion_start, len(span)))
     first, own_row, completion, sizes = torch.tensor(places).T
     # The same number of operations whatever the rows: position of each target within its own row, counted from 0.
     within = torch.arange(int(sizes.sum())) - (sizes.cumsum(0) - sizes).repeat_interleave(sizes)

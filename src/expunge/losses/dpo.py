@@ -32,6 +32,6 @@ class DPO:
 
     def __call__(self, batch: TokenBatch) -> Tensor:
         pairs = needed(batch.pairs)
-        own = batch.log_ratios.where(batch.completion, 0.0)  # the prompt is the same on both sides
-        margin = batch.per_sequence(own) - pairs.per_sequence(pairs.log_ratios)
+        log_ratios = batch.log_ratios.where(batch.completion, 0.0)  # the prompt is the same on both sides
+        margin = batch.per_sequence(log_ratios) - pairs.per_sequence(pairs.log_ratios)
         return (2 / self.beta) * batch.sequence_mean(softplus(-self.beta * margin))

@@ -51,8 +51,8 @@ class TargetKL:
         ref_states, target_nll = needed(batch.ref_states), needed(batch.target_nll)
         if batch.guessed:
             nll = -token_logps(batch.states.detach(), batch.head, batch.targets)  # no gradient of it is computed
-            target_nll = dealt_out(own := target_nll.to(nll.dtype), nll, batch.parts, self.free_nll)
-            batch.noted["dealt_out"] = batch.token_mean((target_nll != own).float())
+            target_nll = dealt_out(original := target_nll.to(nll.dtype), nll, batch.parts, self.free_nll)
+            batch.noted["dealt_out"] = batch.token_mean((target_nll != original).float())
         loss = token_target_kl(batch.states, ref_states, batch.head, batch.targets, target_nll, self.nll_weight)
         return batch.token_mean(loss)
 

@@ -61,20 +61,20 @@ def loss_terms(sides: Mapping[str, TokenBatch], loss: ForgetLoss) -> dict[str, T
     terms = {}
     if "forget" in sides:
         terms["forget"] = loss(sides["forget"])
-        terms |= {name: own for name, own in sides["forget"].noted.items() if name in loss.columns}
+        terms |= {name: value for name, value in sides["forget"].noted.items() if name in loss.columns}
     if "instead" in sides:
-        own = sides["instead"]
-        terms["instead"] = own.token_mean(-own.logps)
+        batch = sides["instead"]
+        terms["instead"] = batch.token_mean(-batch.logps)
     if "retain" in sides:
-        own = sides["retain"]
-        targets = own.targets.where(own.completion, -100)  # prompts are held by the KL alone
-        if own.ref_states is None:
-            logps = token_logps(own.states, own.head, targets)
+        batch = sides["retain"]
+        targets = batch.targets.where(batch.completion, -100)  # prompts are held by the KL alone
+        if batch.ref_states is None:
+            logps = token_logps(batch.states, batch.head, targets)
         else:
-            logps, kl = token_logps_and_kl(own.states, own.ref_states, own.head, targets)
-            terms["kl"] = own.token_mean(kl)
-        terms["retain"] = logps.sum() / -own.num_completion_tokens
+            logps, kl = token_logps_and_kl(batch.states, batch.ref_states, batch.head, targets)
+            terms["kl"] = batch.token_mean(kl)
+        terms["retain"] = logps.sum() / -batch.num_completion_tokens
     if "replay" in sides:
-        own = sides["replay"]
-        terms["replay"] = own.token_mean(token_kl(own.states, needed(own.ref_states), own.head))
+        batch = sides["replay"]
+        terms["replay"] = batch.token_mean(token_kl(batch.states, needed(batch.ref_states), batch.head))
     return terms
