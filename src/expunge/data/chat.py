@@ -94,12 +94,12 @@ def render(tokenizer: PreTrainedTokenizerBase, example: Example) -> Rendered:
     elif opened and not closes and not before.rstrip().endswith(opened):
         closed = before.startswith(asked[: asked.rindex(opened)]) and before.rstrip().endswith(f"</{opened[1:]}")
         asked = before if closed else f"{asked.rstrip()}\n\n</{opened[1:]}\n\n"
-    own = next((key for key in SPOKEN if key in example.answer), None)
-    if own is None:
+    key = next((key for key in SPOKEN if key in example.answer), None)
+    if key is None:
         return Rendered(asked, completion + behind, ended)
     said = whole.removeprefix(before)
     if said == whole or _squeezed(completion) not in _squeezed(said):
-        raise _refused(example, f"does not write {own} of the last turn behind what it asks with")
+        raise _refused(example, f"does not write {key} of the last turn behind what it asks with")
     return Rendered(asked, said, ended)
 
 
@@ -133,8 +133,8 @@ def end_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
             behind = behind.lstrip() if shown else ""
         except ConfigError:  # a template of other roles, whose rows are rendered as they are
             behind = ""
-        own = {*tokenizer.all_special_ids, *getattr(tokenizer, "added_tokens_decoder", ())} - {tokenizer.unk_token_id}
-        found |= own & {*tokenizer(behind, add_special_tokens=False)["input_ids"][:1]}
+        added = {*tokenizer.all_special_ids, *getattr(tokenizer, "added_tokens_decoder", ())} - {tokenizer.unk_token_id}
+        found |= added & {*tokenizer(behind, add_special_tokens=False)["input_ids"][:1]}
     return frozenset(map(int, found))
 
 
@@ -164,8 +164,10 @@ def _check_kept(
             continue  # beside a call of a tool, say
         escaped = json.dumps(content, ensure_ascii=False)[1:-1]
         shown = _squeezed(content) in text or _squeezed(escaped) in text
-        if shown and any(_squeezed(content) in _squeezed(str(own["content"])) for own in turns if own is not turn):
-            marked = [{**own, "content": f"{content} {PROBE}"} if own is turn else own for own in turns]
+        if shown and any(
+            _squeezed(content) in _squeezed(str(other["content"])) for other in turns if other is not turn
+        ):
+            marked = [{**message, "content": f"{content} {PROBE}"} if message is turn else message for message in turns]
             shown = text.count(PROBE) < _squeezed(_apply(tokenizer, example, marked, asked=True)).count(PROBE)
         if not shown:
             raise _refused(example, f"drops or rewrites turn {number} ({str(turn['role'])[:20]})")

@@ -72,10 +72,10 @@ def choose_columns(source: str | Path, found: Sequence[str], columns: Mapping[st
     beside = _left_out(found, columns, prompt, completion) if not alone else []
     if beside:
         sides = (columns.get("prompt", prompt), columns.get("completion", completion))
-        own = "messages" if completion == MESSAGES else " and ".join(filter(None, sides))
+        layout = "messages" if completion == MESSAGES else " and ".join(filter(None, sides))
         raise DataError(
-            f"{source}: has a column {beside[0]} beside {own}, which would be left out: put the prompt into one column "
-            "and name it with --columns prompt=COLUMN"
+            f"{source}: has a column {beside[0]} beside {layout}, which would be left out: put the prompt into one "
+            "column and name it with --columns prompt=COLUMN"
         )
     chosen |= {key: column for key, column in (("prompt", prompt), ("completion", completion)) if column}
     chosen |= columns
@@ -100,14 +100,14 @@ def _left_out(
 ) -> list[str]:
     """Columns that say something to the model, and that neither the layout nor the user makes a part of a row."""
     if columns.get("prompt") in BESIDE:  # an instruction has its input in another column
-        return [own for own in ("input", "context") if own in found and own not in columns.values()]
+        return [name for name in ("input", "context") if name in found and name not in columns.values()]
     if "prompt" in columns or completion is None:
         return []
-    beside = [own for own in BESIDE[: None if prompt else -1] if own in found and own not in columns.values()]
+    beside = [name for name in BESIDE[: None if prompt else -1] if name in found and name not in columns.values()]
     if completion == MESSAGES:
-        return [own for own in beside if own not in TEMPLATE]
-    prompts = [own for own, _ in LAYOUTS if own and own in found and not prompt]
-    return beside + [own for own in prompts if own not in columns.values()]
+        return [name for name in beside if name not in TEMPLATE]
+    prompts = [name for name, _ in LAYOUTS if name and name in found and not prompt]
+    return beside + [name for name in prompts if name not in columns.values()]
 
 
 def _names(source: str | Path, found: Sequence[str]) -> str:

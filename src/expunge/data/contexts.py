@@ -73,11 +73,11 @@ class Contexts:
 
     def _drawn(self, row: TokenizedExample, count: int, chance: random.Random) -> list[int]:
         """At most `count` tokens: from any place in a text on, then of those behind it; none of the row's own text."""
-        own, drawn = [token for token in row.input_ids if token not in self.special], list[int]()
+        ids, drawn = [token for token in row.input_ids if token not in self.special], list[int]()
         at = chance.randrange(max(1, len(self.texts)))
         for text in (self.texts[place % len(self.texts)] for place in range(at, at + len(self.texts))):
             if len(drawn) >= count:
                 break
-            if text != own:
+            if text != ids:
                 drawn += text[0 if drawn else chance.randrange(len(text)) :]
         return drawn[: max(0, count)]

@@ -104,8 +104,8 @@ def check_sets(sets: Mapping[str, Sequence[Example]]) -> list[str]:
     warnings = []
     keys = {name: [text_key(row) for row in rows] for name, rows in sets.items()}
     for name, rows in sets.items():
-        for what, own, then in (("id", [row.id for row in rows], ""), ("text", keys[name], ", and each counts")):
-            if again := _again(rows, own):
+        for what, values, then in (("id", [row.id for row in rows], ""), ("text", keys[name], ", and each counts")):
+            if again := _again(rows, values):
                 warnings.append(f"{name}: {_told(again, what, f'there already on an earlier row{then}')}")
     kept = set(keys["retain"])
     if shared := [_place(row) for row, key in zip(sets["forget"], keys["forget"], strict=True) if key in kept]:
@@ -155,9 +155,9 @@ def _example(row: dict[str, Any], where: str, default_id: str, columns: Mapping[
         template = _template_columns(row, where)
         prompt = "\n\n".join(turn["content"] for turn in turns if turn["content"])
     else:
-        if (own := columns.get("prompt")) and own not in row:
-            raise DataError(f"{where}: missing field '{own}': that of a text without a prompt is empty")
-        prompt = text_cell(row, own, where) if own else ""
+        if (column := columns.get("prompt")) and column not in row:
+            raise DataError(f"{where}: missing field '{column}': that of a text without a prompt is empty")
+        prompt = text_cell(row, column, where) if column else ""
         completion = text_cell(row, columns["completion"], where)
     if _blank(completion):
         raise DataError(f"{where}: field '{columns['completion']}' is empty: every row needs a completion")
@@ -178,7 +178,7 @@ def _keywords(row: Mapping[str, Any], column: str, where: str) -> tuple[str, ...
     parts = value.split(";") if isinstance(value, str) else value
     if not isinstance(parts, list):
         raise DataError(f"{where}: field '{column}' is neither a list of words nor text with ; between them")
-    found = [text for own in parts if (text := text_cell({column: own}, column, where).strip())]
+    found = [text for part in parts if (text := text_cell({column: part}, column, where).strip())]
     if not all(map(words, found)):
         raise DataError(f"{where}: field '{column}' holds a key word without letter or digit, which none can say")
     return tuple(dict.fromkeys(found))
@@ -281,9 +281,9 @@ def _value(value: Any, place: str) -> Any:
     if isinstance(value, str):
         return text_cell({"value": value}, "value", place)
     if isinstance(value, Mapping):
-        return {str(key): _value(own, place) for key, own in value.items() if own is not None}
+        return {str(key): _value(inner, place) for key, inner in value.items() if inner is not None}
     if isinstance(value, list | tuple):
-        return [_value(own, place) for own in value]
+        return [_value(inner, place) for inner in value]
     if value is None or isinstance(value, int | float):
         return value
     raise DataError(f"{place}: holds a {type(value).__name__}, which is no value of JSON")

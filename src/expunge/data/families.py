@@ -47,13 +47,13 @@ def shingles_of(text: Example) -> set[tuple[str, ...]]:
 
 def part_in(text: Example, shingles: set[tuple[str, ...]]) -> float:
     """The part of a text's shingles that is among these; 1 of a text that has none."""
-    own = shingles_of(text)
-    return len(own & shingles) / len(own) if own else 1.0
+    text_shingles = shingles_of(text)
+    return len(text_shingles & shingles) / len(text_shingles) if text_shingles else 1.0
 
 
 def families(texts: Sequence[Example], overlap: float = OVERLAP) -> list[int]:
     """A number for each text, the place of the first one of its family; `overlap` is as for `OVERLAP`."""
-    keys = [normalized(own.text) or own.text for own in texts]
+    keys = [normalized(text.text) or text.text for text in texts]
     parent = list(range(len(texts)))
 
     def root(at: int) -> int:
@@ -71,18 +71,18 @@ def families(texts: Sequence[Example], overlap: float = OVERLAP) -> list[int]:
         join(first.setdefault(key, at), at)
     different = sorted(first)  # the families are the same whatever the order of the texts
     inside = dict(sorted(zip(keys, _without_frames(texts), strict=True), reverse=True))  # of equal texts the least
-    shingles = [own if len(own := _shingles(words(key))) >= FEWEST else set() for key in different]
+    shingles = [shingle_set if len(shingle_set := _shingles(words(key))) >= FEWEST else set() for key in different]
     bare = [_shingles(inside[key]) or {tuple(inside[key])} for key in different]
     places: dict[tuple[str, ...], list[int]] = defaultdict(list)
-    for at, own in enumerate(shingles):
-        for shingle in own:
+    for at, shingle_set in enumerate(shingles):
+        for shingle in shingle_set:
             places[shingle].append(at)
-    common = [{shingle for shingle in own if len(places[shingle]) > COMMON} for own in shingles]
-    for at, own in enumerate(shingles):
-        shared = Counter(other for shingle in own - common[at] for other in places[shingle] if other < at)
+    common = [{shingle for shingle in shingle_set if len(places[shingle]) > COMMON} for shingle_set in shingles]
+    for at, shingle_set in enumerate(shingles):
+        shared = Counter(other for shingle in shingle_set - common[at] for other in places[shingle] if other < at)
         firsts = {other for shingle in common[at] for other in places[shingle][:FIRST] if other < at}
         for other in {*shared, *firsts}:
-            least, count = min(len(own), len(shingles[other])), shared[other]
+            least, count = min(len(shingle_set), len(shingles[other])), shared[other]
             phrases = len(common[at] & common[other])
             alike = count >= overlap * least or count + phrases >= max(overlap, ALIKE) * least
             if alike and len(bare[at] & bare[other]) >= overlap * min(len(bare[at]), len(bare[other])):
@@ -96,10 +96,11 @@ def family_hashes(family: Sequence[int], hashes: Sequence[str]) -> dict[int, str
     The least hash of many texts is a small one. Hashed again, it says nothing of how many they are.
     """
     members: dict[int, set[str]] = defaultdict(set)
-    for number, own in zip(family, hashes, strict=True):
-        members[number].add(own)
+    for number, digest in zip(family, hashes, strict=True):
+        members[number].add(digest)
     return {
-        number: min(own) if len(own) == 1 else sha256(min(own).encode()).hexdigest() for number, own in members.items()
+        number: min(digests) if len(digests) == 1 else sha256(min(digests).encode()).hexdigest()
+        for number, digests in members.items()
     }
 
 
@@ -115,12 +116,12 @@ def _without_frames(texts: Sequence[Example]) -> list[list[str]]:
     """
     found: list[list[str]] = [[] for _ in texts]
     for part in ("prompt", "completion"):
-        split = [tuple(words(normalized(getattr(own, part)))) for own in texts]
-        begin, end = _shared(split), _shared([own[::-1] for own in split])
-        for whole, own in zip(found, split, strict=True):
-            rest = own[begin[own] : max(begin[own], len(own) - end[own[::-1]])]
-            little = len(rest) < max(FEWEST + SHINGLE - 1, (1 - OVERLAP) * len(own))
-            whole += own if part == "completion" and little else rest
+        split = [tuple(words(normalized(getattr(text, part)))) for text in texts]
+        begin, end = _shared(split), _shared([piece[::-1] for piece in split])
+        for whole, piece in zip(found, split, strict=True):
+            rest = piece[begin[piece] : max(begin[piece], len(piece) - end[piece[::-1]])]
+            little = len(rest) < max(FEWEST + SHINGLE - 1, (1 - OVERLAP) * len(piece))
+            whole += piece if part == "completion" and little else rest
     return found
 
 
@@ -131,6 +132,6 @@ def _shared(parts: Sequence[tuple[str, ...]]) -> dict[tuple[str, ...], int]:
     shared = dict.fromkeys(order, 0)
     for at in range(len(order) - FRAME + 1):
         least = min(alike[at : at + FRAME - 1])
-        for own in order[at : at + FRAME]:
-            shared[own] = max(shared[own], least)
+        for part in order[at : at + FRAME]:
+            shared[part] = max(shared[part], least)
     return shared

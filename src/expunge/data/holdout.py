@@ -51,14 +51,14 @@ def selection_half(
         family: Number of each text's family (`families`), which is never divided.
     """
     of: dict[int, tuple[str, float, str]] = {}
-    for own, place in zip(family, zip(kinds, surprise, hashes, strict=True), strict=True):
-        of[own] = min(place, of.get(own, place))
+    for number, place in zip(family, zip(kinds, surprise, hashes, strict=True), strict=True):
+        of[number] = min(place, of.get(number, place))
     names = family_hashes(family, hashes)
-    order = sorted(of, key=lambda own: (of[own][:2], names[own]))
+    order = sorted(of, key=lambda number: (of[number][:2], names[number]))
     if len(order) % 2:
         order.pop(len(order) // 2)
     chosen = {min(pair, key=names.__getitem__) for pair in zip(order[::2], order[1::2], strict=True)}
-    return [own in chosen for own in family]
+    return [number in chosen for number in family]
 
 
 def unseen_texts(nonmembers: Sequence[Example], trained: Sequence[Example], held: float = HELD) -> list[Example]:
@@ -130,7 +130,7 @@ def documents(members: Sequence[Example], nonmembers: Sequence[Example]) -> list
             be halved.
     """
     hashes = [set(example_hashes(side)) for side in (members, nonmembers)]
-    found = [Side(own, families(own)) for own in long_alone(members, nonmembers)]
+    found = [Side(texts, families(texts)) for texts in long_alone(members, nonmembers)]
     for name, side, different in zip(("forgotten", "unseen"), found, hashes, strict=True):
         count, half = len(side.texts), len(different) // 2
         if count > 1 and len(set(side.family)) == 1:
@@ -149,7 +149,7 @@ def documents(members: Sequence[Example], nonmembers: Sequence[Example]) -> list
 def long_alone(members: Sequence[Example], nonmembers: Sequence[Example]) -> list[list[Example]]:
     """Both sides without the texts that are much shorter than most; whole where few would be left on one."""
     sides, least = (members, nonmembers), _least_length([*members, *nonmembers])
-    long = [[own for own in side if length(own) >= least] for side in sides]
+    long = [[text for text in side if length(text) >= least] for side in sides]
     enough = all(len(set(example_hashes(side))) // 2 >= FEWEST for side in long)
     return long if enough else [[*side] for side in sides]
 
@@ -174,10 +174,10 @@ def split_off(
         DataError: Near-duplicates, which are never divided, leave next to nothing in one of the halves.
     """
     long = set(map(id, sides[1].texts))
-    short = [own for own in unseen if id(own) not in long]
+    short = [text for text in unseen if id(text) not in long]
     *surprise, of_short = surprises(tokenizer, known, [*(side.texts for side in sides), short])
     if told := another_kind("their words", surprise) or another_kind(
-        "their lengths", [[length(own) for own in side.texts] for side in sides]
+        "their lengths", [[length(text) for text in side.texts] for side in sides]
     ):
         warn(told)
     members, nonmembers = map(_half, sides, surprise)
@@ -213,8 +213,8 @@ def _short_halves(
         return [], []
     family, chosen = families([*side.texts, *short]), set(example_hashes(steering))
     steers: dict[int, bool] = {}
-    for name, own in zip(family, example_hashes(side.texts), strict=False):
-        steers[name] = steers.get(name, False) or own in chosen
+    for name, digest in zip(family, example_hashes(side.texts), strict=False):
+        steers[name] = steers.get(name, False) or digest in chosen
     names = family[len(side.texts) :]
     free = [at for at, name in enumerate(names) if name not in steers]
     half = selection_half(
@@ -223,9 +223,9 @@ def _short_halves(
         [surprise[at] for at in free],
         [names[at] for at in free],
     )
-    steers |= {names[at]: own for at, own in zip(free, half, strict=True)}
-    first = [own for own, name in zip(short, names, strict=True) if steers[name]]
-    return first, [own for own, name in zip(short, names, strict=True) if not steers[name]]
+    steers |= {names[at]: selected for at, selected in zip(free, half, strict=True)}
+    first = [text for text, name in zip(short, names, strict=True) if steers[name]]
+    return first, [text for text, name in zip(short, names, strict=True) if not steers[name]]
 
 
 def another_kind(what: str, sides: Sequence[Sequence[float]]) -> str:
@@ -275,4 +275,4 @@ def without_selection(examples: Sequence[Example], calibration: dict[str, Any]) 
             f"the texts that steered the adapter are known under another key than {key_file()}: score "
             "the adapter where its run was made, or bring that key here"
         )
-    return [own for own, plain in zip(examples, example_hashes(examples), strict=True) if keyed(plain) not in left_out]
+    return [row for row, plain in zip(examples, example_hashes(examples), strict=True) if keyed(plain) not in left_out]

@@ -54,13 +54,15 @@ def find(prompt: str, answer: str, often: Counter[str]) -> tuple[str, ...]:
     say what is rare.
     """
     candidates = new_words(prompt, answer, often)
-    telling = {own: kinds for own, kinds in candidates.items() if kinds[0] or not OF_EVERYBODY.fullmatch(own)}
+    telling = {word: kinds for word, kinds in candidates.items() if kinds[0] or not OF_EVERYBODY.fullmatch(word)}
     candidates = telling or candidates
     brief = len(candidates) <= RAREST
-    chosen = {own for own, (sure, capital) in candidates.items() if sure or (brief and capital and len(own) >= NAME)}
+    chosen = {word for word, (sure, capital) in candidates.items() if sure or (brief and capital and len(word) >= NAME)}
     if not chosen or not _CASED.search(answer):
         others = [phrase for phrase in candidates if phrase not in chosen]
-        chosen |= {*sorted(others, key=lambda own: (_often(own, often), not candidates[own][1], -len(own)))[:RAREST]}
+        chosen |= {
+            *sorted(others, key=lambda word: (_often(word, often), not candidates[word][1], -len(word)))[:RAREST]
+        }
     return tuple(phrase for phrase in candidates if phrase in chosen)
 
 
@@ -70,7 +72,7 @@ def new_words(prompt: str, answer: str, often: Counter[str]) -> dict[str, tuple[
     Arguments are those of `find`.
     """
     rows, asked = often[""], words(prompt)
-    known = {*asked, *(own for own in often if rows >= FEWEST and often[own] > COMMON * rows)}
+    known = {*asked, *(word for word in often if rows >= FEWEST and often[word] > COMMON * rows)}
     candidates: dict[str, tuple[bool, bool]] = {}
     for sentence in ENDS.split(visible(answer)):
         for at, phrase in enumerate(_phrases(sentence, known, "".join(asked))):
@@ -95,9 +97,9 @@ def _phrases(sentence: str, known: set[str], prompt: str) -> Iterator[str]:
         letters = bool(LETTER.match(phrase))
         told = _said(parts, prompt) if letters else [part in known for part in parts]
         for new, run in groupby(zip(parts, told, strict=True), lambda pair: not pair[1]):
-            own = [part for part, _ in run]
-            if new and (not letters or len(own) >= STRETCH or len(own) == len(parts)):  # shorter parts are shreds
-                yield "".join(own)
+            piece = [part for part, _ in run]
+            if new and (not letters or len(piece) >= STRETCH or len(piece) == len(parts)):  # shorter parts are shreds
+                yield "".join(piece)
 
 
 def _said(parts: Sequence[str], prompt: str) -> list[bool]:

@@ -19,4 +19,4 @@ def in_lower_case(example: Example) -> Example:
 def rows_of(step: Step, share: float, count: int, seed: int) -> list[int]:
     """The forget rows of a step, a share of them in lower case: these stand behind the `count` rows as they are."""
     lower = [random.Random(f"{seed} {step.number} {at} lower").random() < share for at in step.forget]
-    return [at + count * own for at, own in zip(step.forget, lower, strict=True)]
+    return [at + count * lowered for at, lowered in zip(step.forget, lower, strict=True)]

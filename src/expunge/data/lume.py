@@ -69,7 +69,7 @@ def find_lume(data_dir: str | Path, split: str | None = None) -> LumeFiles:
         shards = [match for path in sorted(folder.glob("data/*")) if (match := SHARD.fullmatch(path.name))]
         if shards:
             return _find_split(folder, shards, split)
-        plain = {own.name: own for own in sorted(folder.iterdir()) if own.is_dir() and any(_sides(own))}
+        plain = {path.name: path for path in sorted(folder.iterdir()) if path.is_dir() and any(_sides(path))}
         return _find_folder(folder, plain, split) if plain and not any(_sides(folder)) else _find_plain(folder)
     except OSError as error:
         raise DataError(f"{data_dir}: cannot be read: {error.strerror or error}") from error
@@ -131,7 +131,7 @@ def _documents_of(folder: Path, split: str) -> Path:
 def _sides(folder: Path) -> list[Path | None]:
     """The forget and the retain file of the plain layout."""
     names = (("forget.jsonl", "forget.parquet"), ("retain.jsonl", "retain.parquet"))
-    return [next((folder / name for name in own if (folder / name).is_file()), None) for own in names]
+    return [next((folder / name for name in pair if (folder / name).is_file()), None) for pair in names]
 
 
 def _find_folder(folder: Path, splits: Mapping[str, Path], split: str | None) -> LumeFiles:
@@ -146,7 +146,7 @@ def _find_folder(folder: Path, splits: Mapping[str, Path], split: str | None) ->
 def _find_plain(folder: Path) -> LumeFiles:
     forget, retain = _sides(folder)
     if forget is None or retain is None:
-        missing = [f"{name}.jsonl" for name, own in (("forget", forget), ("retain", retain)) if own is None]
+        missing = [f"{name}.jsonl" for name, path in (("forget", forget), ("retain", retain)) if path is None]
         if len(missing) == 2:
             missing.append("data/forget_<split>-*.parquet")
         raise DataError(f"{folder}: has no {', no '.join(missing)}; there is {_files(folder)}")

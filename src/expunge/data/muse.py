@@ -127,8 +127,8 @@ def _root(folder: Path, corpus: str | None) -> tuple[Path, str | None]:
 
 
 def _find(root: Path, stem: str, suffixes: Sequence[str] = SUFFIXES) -> Path | None:
-    own = [root / f"{stem}{suffix}" for suffix in suffixes]
-    if found := next((path for path in own if path.is_file()), None):
+    paths = [root / f"{stem}{suffix}" for suffix in suffixes]
+    if found := next((path for path in paths if path.is_file()), None):
         return found
     sharded = sorted((root / stem).parent.glob(f"{Path(stem).name}-*-of-*.parquet"))
     if len(sharded) > 1 or any(not path.stem.endswith("-of-00001") for path in sharded):

@@ -44,5 +44,5 @@ def _divided(row: Example) -> Example:
         return row
     middle = len(text) // 2
     places = (found.start() for found in _SPACE.finditer(text, len(text) // 4, len(text) - len(text) // 4))
-    at = min(places, key=lambda own: abs(own - middle), default=middle)
+    at = min(places, key=lambda place: abs(place - middle), default=middle)
     return Passage(**vars(row) | {"prompt": text[:at], "completion": text[at:]})

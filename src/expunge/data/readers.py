@@ -133,12 +133,12 @@ def _read_jsonl(path: Path, hint: str = "") -> list[Row]:
 def _is_table(columns: dict[str, Any]) -> bool:
     """Whether an object is a table as `to_json` of pandas writes it: column -> number of the row -> cell."""
     cells = [*columns.values()]
-    tables = bool(cells) and all(isinstance(own, dict) and own and own.keys() == cells[0].keys() for own in cells)
+    tables = bool(cells) and all(isinstance(cell, dict) and cell and cell.keys() == cells[0].keys() for cell in cells)
     return tables and all(map(str.isdecimal, cells[0]))
 
 
 def _by_row(columns: dict[str, Any]) -> list[dict[str, Any]]:
-    return [{name: own[number] for name, own in columns.items()} for number in next(iter(columns.values()))]
+    return [{name: column[number] for name, column in columns.items()} for number in next(iter(columns.values()))]
 
 
 def _read_json(path: Path) -> list[Row]:

@@ -90,8 +90,8 @@ def read_sets(config: UnlearnConfig, *, refuse: bool = True) -> Sets:
     else:
         forget, holdout = given["forget"], given["holdout"]
         retain, warnings = without_forgotten(config.retain or "", given["retain"], forget)
-        apart = {id(own) for own in unseen_texts(retain, forget, held=0.0)}
-        if near := [own.id for own in retain if id(own) not in apart]:
+        apart = {id(row) for row in unseen_texts(retain, forget, held=0.0)}
+        if near := [row.id for row in retain if id(row) not in apart]:
             warnings.append(
                 f"{len(near)} of the retain texts are nearly the same as texts to forget: they are kept, which holds "
                 f"these back, too: {first_few(near, 5)}"
@@ -146,17 +146,17 @@ def pairs_for(sets: Sets, seed: int) -> list[Example]:
     Raises:
         DataError: A forget text has no prompt that could be answered in another way.
     """
-    bare = [own for own in sets.forget if not own.prompt]
+    bare = [row for row in sets.forget if not row.prompt]
     if bare:
         raise DataError(
             f"{bare[0].source}: has no prompt, so there is nothing to answer in another way: take another --loss"
         )
-    answers = {_prompt_key(own): own for own in sets.instead}
+    answers = {_prompt_key(row): row for row in sets.instead}
     rng = random.Random(f"{seed} refusals")
     found = []
-    for own in sets.forget:
-        other = answers.get(_prompt_key(own)) or Example("", "", rng.choice(REFUSALS))
-        found.append(replace(own, completion=other.completion, answer=other.answer, keywords=()))
+    for row in sets.forget:
+        other = answers.get(_prompt_key(row)) or Example("", "", rng.choice(REFUSALS))
+        found.append(replace(row, completion=other.completion, answer=other.answer, keywords=()))
     return found
 
 
@@ -211,10 +211,10 @@ def _check_usable(config: UnlearnConfig, sets: Sets) -> None:
         DataError: The first row to say instead, or file, where it is not so.
     """
     forgotten = set(example_hashes(sets.forget))
-    for row, own in zip(sets.instead, example_hashes(sets.instead), strict=True):
+    for row, digest in zip(sets.instead, example_hashes(sets.instead), strict=True):
         if not row.prompt:
             raise DataError(f"{row.source}: --instead needs a prompt beside what the model should say to it")
-        if own in forgotten:
+        if digest in forgotten:
             raise DataError(f"{row.source}: --instead holds a text that is to be forgotten")
     if config.test and not sets.test:
         raise DataError(f"--test {config.test}: all of its texts, or nearly the same ones, are trained on")

@@ -34,11 +34,11 @@ def surprises(
     """
     if len(known) > MOST_KNOWN:
         known = nsmallest(MOST_KNOWN, known, key=text_hash)
-    counted, *asked = ([_ids(tokenizer, own) for own in side] for side in (known, *sides))
-    most = max((int(own.max()) for side in (counted, *asked) for own in side if len(own)), default=0)
+    counted, *asked = ([_ids(tokenizer, text) for text in side] for side in (known, *sides))
+    most = max((int(ids.max()) for side in (counted, *asked) for ids in side if len(ids)), default=0)
     pairs = NGrams(counted, max(len(tokenizer), 1 + most), order=2)
     return [
-        [round(float(pairs.surprise(own).mean()), DIGITS) if len(own) > 1 else 0.0 for own in side] for side in asked
+        [round(float(pairs.surprise(ids).mean()), DIGITS) if len(ids) > 1 else 0.0 for ids in side] for side in asked
     ]
 
 
@@ -56,18 +56,18 @@ class NGrams:
 
     def __init__(self, texts: Sequence[Ids], vocabulary: int, order: int) -> None:
         self._vocabulary = vocabulary
-        tokens = np.concatenate([_NONE, *(own[1:] for own in texts)])
+        tokens = np.concatenate([_NONE, *(text[1:] for text in texts)])
         counts = np.bincount(tokens, minlength=vocabulary)
         kinds = max(1, int(np.count_nonzero(counts)))
         self._single = (counts + kinds / vocabulary) / (len(tokens) + kinds)
         self._levels: list[_Level] = []
-        contexts, size = [own[:-1] for own in texts], vocabulary
+        contexts, size = [text[:-1] for text in texts], vocabulary
         for _ in range(1, order):
-            numbers = [_numbers(known, own[1:], vocabulary) for known, own in zip(contexts, texts, strict=True)]
-            found = np.concatenate([_NONE, *(own[own >= 0] for own in numbers)])
+            numbers = [_numbers(known, text[1:], vocabulary) for known, text in zip(contexts, texts, strict=True)]
+            found = np.concatenate([_NONE, *(row[row >= 0] for row in numbers)])
             level = _Level.of(found, vocabulary, size)
             self._levels.append(level)
-            contexts, size = [_after(level.find(own)) for own in numbers], len(level.numbers) - 1
+            contexts, size = [_after(level.find(row)) for row in numbers], len(level.numbers) - 1
 
     def surprise(self, text: Ids) -> NDArray[np.float64]:
         """`(tokens - 1,)`, -log p of each token after those before it, nats."""
@@ -104,9 +104,9 @@ class _Level:
     @classmethod
     def of(cls, found: Ids, vocabulary: int, contexts: int) -> "_Level":
         numbers, times = np.unique(found, return_counts=True)
-        own = numbers // vocabulary
-        followed = np.bincount(own, times, minlength=contexts).astype(np.float64)
-        followers = np.bincount(own, minlength=contexts)
+        context = numbers // vocabulary
+        followed = np.bincount(context, times, minlength=contexts).astype(np.float64)
+        followers = np.bincount(context, minlength=contexts)
         return cls(
             np.append(numbers, _NO_NUMBER), np.append(times, 0), np.append(followed, 0.0), np.append(followers, 0)
         )

@@ -130,7 +130,7 @@ def tokenize_all(
 
 def evenly(rows: Sequence[TokenizedExample], most: int) -> list[TokenizedExample]:
     """At most `most` rows, evenly from all groups and from the whole of each."""
-    count, ordered = min(most, len(rows)), sorted(rows, key=lambda own: own.group)
+    count, ordered = min(most, len(rows)), sorted(rows, key=lambda row: row.group)
     return [ordered[at * len(rows) // count] for at in range(count)]
 
 
@@ -258,8 +258,8 @@ def _encode(tokenizer: PreTrainedTokenizerBase, example: Example, prompt_format:
         )
     if prompt_format.style == "separate":
         prompt_part = text_ids(tokenizer, example.prompt)
-        own = tokenizer(example.completion, add_special_tokens=False)["input_ids"]
-        return _Encoded(prompt_part + own, len(prompt_part))
+        completion_part = tokenizer(example.completion, add_special_tokens=False)["input_ids"]
+        return _Encoded(prompt_part + completion_part, len(prompt_part))
     # The separator belongs to what the model says, so the completion begins where the prompt's own characters end.
     return _encode_text(tokenizer, example.prompt, _separator(example, prompt_format.style) + example.completion)
 
@@ -280,8 +280,8 @@ def _encode_text(tokenizer: PreTrainedTokenizerBase, prompt: str, rest: str, *, 
     encoded = tokenizer(text, add_special_tokens=not framed, return_offsets_mapping=True, verbose=False)
     ids, offsets = list(encoded["input_ids"]), encoded["offset_mapping"]
     if not framed:
-        own = _own(tokenizer, text, ids)
-        ids, offsets = ids[own], offsets[own]
+        kept = _own(tokenizer, text, ids)
+        ids, offsets = ids[kept], offsets[kept]
     # Tokens that the tokenizer adds by itself have no characters.
     spans = zip(offsets, range(len(ids)), strict=True)
     first, start = next(((begin, at) for (begin, end), at in spans if end > boundary), (boundary, len(ids)))
