@@ -115,13 +115,13 @@ class _Fused(torch.autograd.Function):
                 found = [hidden.new_empty(hidden.shape[0], dtype=wide) for _ in range(count)]
                 found += [torch.empty_like(hidden) for _ in range(count) if slopes]
                 for rows in parts:
-                    for whole, own in zip(found, chunk(rows, slopes), strict=True):
-                        whole[rows] = own
-        ctx.save_for_backward(*(own.to(hidden.dtype) for own in found[count:]))
+                    for whole, piece in zip(found, chunk(rows, slopes), strict=True):
+                        whole[rows] = piece
+        ctx.save_for_backward(*(slope.to(hidden.dtype) for slope in found[count:]))
         return tuple(found[:count])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         slopes = ctx.saved_tensors
-        parts = (own * grad[:, None] for own, grad in zip(slopes, grads, strict=True))
+        parts = (slope * grad[:, None] for slope, grad in zip(slopes, grads, strict=True))
         return reduce(add, parts).to(slopes[0].dtype), None, None, None

@@ -33,8 +33,8 @@ def plain_target_kl(
     gaps = torch.where(others, logq.exp() * (logq - logp), 0).sum(-1)  # S
     t = (-target_nll.to(logp.dtype)).exp()
     logps = logp.gather(-1, targets[:, None])[:, 0]
-    own = torch.xlogy(t, t) - t * logps
-    kl = own + torch.xlogy(1 - t, 1 - t) - (1 - t) * rest.log() + (1 - t) / rest * gaps
+    target_term = torch.xlogy(t, t) - t * logps
+    kl = target_term + torch.xlogy(1 - t, 1 - t) - (1 - t) * rest.log() + (1 - t) / rest * gaps
     return kl + nll_weight * huber_loss(-logps, target_nll.to(logp.dtype), reduction="none")
 
 
@@ -55,8 +55,8 @@ def token_target_kl(
         `(num_tokens,)`, the sum of both in nats, fp32 (fp64 for fp64 input), differentiable in `hidden`.
     """
     log_t = -target_nll.to(torch.promote_types(hidden.dtype, torch.float32))
-    own, rest = log_t.exp(), -log_t.expm1()  # t and 1 - t
-    entropy = torch.xlogy(own, own) + torch.xlogy(rest, rest)
+    t, rest = log_t.exp(), -log_t.expm1()  # t and 1 - t
+    entropy = torch.xlogy(t, t) + torch.xlogy(rest, rest)
 
     def chunk(rows: slice, slopes: bool) -> list[Tensor]:
         picked = targets[rows, None]
@@ -66,12 +66,12 @@ def token_target_kl(
         shares = head.logits(ref_hidden[rows]).scatter(-1, picked, -torch.inf).log_softmax(-1)  # log w
         weights = shares.exp()
         gaps = shares.clamp_(min=LOWEST).sub_(logp.clamp(min=LOWEST))  # finite where w is 0
-        kl = entropy[rows] - own[rows] * logps + rest[rows] * torch.linalg.vecdot(weights, gaps)
+        kl = entropy[rows] - t[rows] * logps + rest[rows] * torch.linalg.vecdot(weights, gaps)
         loss = kl + nll_weight * huber_loss(logps, log_t[rows], reduction="none")
         if not slopes:
             return [loss]
         push = nll_weight * (logps - log_t[rows]).clamp(-1, 1)
-        wanted = weights.mul_(rest[rows, None]).scatter_(-1, picked, (own[rows] - push)[:, None])
+        wanted = weights.mul_(rest[rows, None]).scatter_(-1, picked, (t[rows] - push)[:, None])
         grad = logp.exp_().mul_(1 - push[:, None]).sub_(wanted)  # p - q + push (1_y - p)
         return [loss, head.grad_hidden(grad, logits)]
 

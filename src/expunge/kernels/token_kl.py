@@ -50,10 +50,10 @@ def token_logps_and_kl(hidden: Tensor, ref_hidden: Tensor, head: Head, targets: 
     Returns:
         `logps` and `kl`, each `(num_tokens,)` in nats, fp32 (fp64 for fp64 input), both differentiable in `hidden`.
     """
-    own = Targets.of(targets)
+    all_targets = Targets.of(targets)
 
     def chunk(rows: slice, slopes: bool) -> list[Tensor]:
-        logits, picked = head.logits(hidden[rows]), own[rows]
+        logits, picked = head.logits(hidden[rows]), all_targets[rows]
         logp = logits.log_softmax(-1)
         logps = picked.values(logp)
         kl, grad, probs = _divergence(logp, head.logits(ref_hidden[rows]).log_softmax(-1), slopes)

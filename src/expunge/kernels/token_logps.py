@@ -27,10 +27,10 @@ def token_logps(hidden: Tensor, head: Head, targets: Tensor) -> Tensor:
     Returns:
         `(num_tokens,)`, fp32 (fp64 for fp64 input).
     """
-    own = Targets.of(targets)
+    all_targets = Targets.of(targets)
 
     def chunk(rows: slice, slopes: bool) -> list[Tensor]:
-        logits, picked = head.logits(hidden[rows]), own[rows]
+        logits, picked = head.logits(hidden[rows]), all_targets[rows]
         logp = logits.log_softmax(-1)
         logps = picked.values(logp)
         return [logps, head.grad_hidden(picked.gradient(logp.exp_()), logits)] if slopes else [logps]
