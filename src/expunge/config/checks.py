@@ -109,7 +109,7 @@ def _is(value: Any, kind: Any) -> bool:
     if get_origin(kind) is Literal:
         return value in get_args(kind)
     if get_origin(kind) is list:
-        return isinstance(value, list) and all(_is(own, *get_args(kind)) for own in value)
+        return isinstance(value, list) and all(_is(item, *get_args(kind)) for item in value)
     return isinstance(value, (int, float) if kind is float else kind) and (kind is bool or not isinstance(value, bool))
 
 

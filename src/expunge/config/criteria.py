@@ -78,7 +78,7 @@ class Criteria:
     @property
     def laxer(self) -> list[str]:
         """Names of those that allow more than they do where nobody sets them, or aim at another AUC."""
-        found = {own.name: getattr(self, own.name) - getattr(Criteria, own.name) for own in fields(self)}
+        found = {field.name: getattr(self, field.name) - getattr(Criteria, field.name) for field in fields(self)}
         found |= {name: -found[name] for name in ("min_retain", "significance")}
         return [name for name, more in found.items() if more > 0 or (name == "target_auc" and more)]
 

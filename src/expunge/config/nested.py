@@ -14,7 +14,7 @@ def by_group(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         name: {field.name: settings[field.name] for field in fields(group) if field.name in settings}
         for name, group in GROUPS.items()
     }
-    return {name: own for name, own in found.items() if own}
+    return {name: values for name, values in found.items() if values}
 
 
 def flat(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -25,8 +25,8 @@ def flat(settings: Mapping[str, Any]) -> dict[str, Any]:
     """
     found: dict[str, Any] = {}
     for name, value in settings.items():
-        own = value.items() if name in GROUPS and isinstance(value, Mapping) else [(name, value)]
-        for key, inner in own:
+        items = value.items() if name in GROUPS and isinstance(value, Mapping) else [(name, value)]
+        for key, inner in items:
             if key in found:
                 raise ConfigError(f"the setting {key} stands twice, in a group and outside of one")
             found[key] = inner

@@ -262,9 +262,9 @@ class UnlearnConfig(
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "loss_args" and isinstance(value, Mapping):
-            value = ",".join(f"{own}={number}" for own, number in value.items())
+            value = ",".join(f"{key}={number}" for key, number in value.items())
         if "made" in self.__dict__:
-            if name not in {own.name for own in fields(self)}:
+            if name not in {field.name for field in fields(self)}:
                 raise ConfigError(f"{name}: there is no such setting")
             if name == "recipe":
                 raise ConfigError(
