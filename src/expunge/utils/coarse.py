@@ -36,8 +36,8 @@ def telling_parts(counts: Mapping[str, int]) -> set[str]:
         counts: Part -> texts; what belongs to no part stands under "" and is never told.
     """
     found = {""} & counts.keys()
-    for name in sorted(counts.keys() - found, key=lambda own: (counts[own], own)):
-        if few({name: counts[name], "rest": sum(counts[own] for own in found)}):
+    for name in sorted(counts.keys() - found, key=lambda part: (counts[part], part)):
+        if few({name: counts[name], "rest": sum(counts[part] for part in found)}):
             found.add(name)
     return found
 
@@ -63,9 +63,9 @@ def losses(found: Mapping[str, Mapping[str, float | None]], texts: Mapping[str, 
 def line(values: Mapping[str, Any]) -> dict[str, Any]:
     """A line of the log of a run with few texts: everything that follows from them to halves, tokens to sixteens."""
     exact = ("step", "epoch", "learning_rate")
-    own: dict[str, Any] = {}
+    entry: dict[str, Any] = {}
     for key, value in values.items():
-        own[key] = nats(value) if isinstance(value, float) and key not in exact else value
+        entry[key] = nats(value) if isinstance(value, float) and key not in exact else value
         if key == "tokens":
-            own[key] = tokens(value)
-    return own
+            entry[key] = tokens(value)
+    return entry

@@ -88,12 +88,12 @@ class Processes:
                 "a file system that all machines share"
             )
 
-    def gather(self, own: Item) -> list[Item]:
+    def gather(self, item: Item) -> list[Item]:
         """What every process gives, in the order of the processes."""
         if self.count == 1:
-            return [own]
-        everyone = [own] * self.count
-        dist.all_gather_object(everyone, own)
+            return [item]
+        everyone = [item] * self.count
+        dist.all_gather_object(everyone, item)
         return everyone
 
     def share(self, items: Sequence[Item], work: Callable[[list[Item]], list[Result]]) -> list[Result]:

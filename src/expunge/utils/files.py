@@ -72,11 +72,11 @@ def write_new(path: Path, data: bytes) -> None:
     Raises:
         RunError: The system refuses the write.
     """
-    own = path.with_name(f"{path.name}.{os.getpid()}")
-    write_bytes(own, data, overwrite=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}")
+    write_bytes(temporary, data, overwrite=True)
     with refusal("cannot write", path):
         try:
-            os.link(own, path)
+            os.link(temporary, path)
         except FileExistsError:
             pass  # that one stays
         except OSError:  # a file system without links
@@ -86,7 +86,7 @@ def write_new(path: Path, data: bytes) -> None:
             ):
                 file.write(data)
         finally:
-            own.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
         sync(path.parent)
 
 

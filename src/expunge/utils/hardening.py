@@ -27,10 +27,10 @@ def outline(error: BaseException) -> str:
     """
     parts = []
     chain: list[BaseException] = []
-    own: BaseException | None = error
-    while own is not None and own not in chain:
-        chain.append(own)
-        own = own.__cause__ or (None if own.__suppress_context__ else own.__context__)
+    cause: BaseException | None = error
+    while cause is not None and cause not in chain:
+        chain.append(cause)
+        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
     for link in reversed(chain):
         parts.append("Traceback (most recent call last):\n")
         for frame in traceback.extract_tb(link.__traceback__):

@@ -66,8 +66,8 @@ def _key() -> bytes:
 
 
 @cache
-def _shared(processes: Any, own: bytes) -> bytes:
-    found: bytes = processes.gather(own)[0]
+def _shared(processes: Any, key: bytes) -> bytes:
+    found: bytes = processes.gather(key)[0]
     return found
 
 

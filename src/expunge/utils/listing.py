@@ -56,15 +56,15 @@ def listed(run: Path) -> set[str]:
 
 def unlisted(run: Path) -> list[str]:
     """What stands in a run directory and was not written by a run: relative names, folders without files too."""
-    own = listed(run)
-    folders = {str(parent) for name in own for parent in PurePosixPath(name).parents}
-    whole = tuple(name for name in own if name.endswith("/"))
+    names = listed(run)
+    folders = {str(parent) for name in names for parent in PurePosixPath(name).parents}
+    whole = tuple(name for name in names if name.endswith("/"))
     found = []
     for path in sorted(run.rglob("*")):
         name = path.relative_to(run).as_posix()
         if name.split("/")[0] == OWN or any(map(TEMPORARY.fullmatch, name.split("/"))) or f"{name}/".startswith(whole):
             continue
-        known = name in folders if path.is_dir() and not path.is_symlink() else name in own
+        known = name in folders if path.is_dir() and not path.is_symlink() else name in names
         if not known:
             found.append(name)
     return found
@@ -100,7 +100,7 @@ def remove_listed(run: Path, below: str = "") -> None:
         with suppress(FileNotFoundError, IsADirectoryError, NotADirectoryError):
             (run / name).unlink()
         folders |= {parent for parent in parents if not below or parent.is_relative_to(run / top)}
-    for folder in sorted(folders, key=lambda own: len(own.parts), reverse=True):
+    for folder in sorted(folders, key=lambda path: len(path.parts), reverse=True):
         sweep(folder)
         with suppress(OSError):  # not empty, or not there
             folder.rmdir()

@@ -161,24 +161,24 @@ def check_fields(value: Any, kind: Any, name: str = "") -> None:
     if isinstance(kind, Mapping):
         check_fields(value, dict, name)
         for field, inner in kind.items():
-            own = field.removesuffix("?")
-            if own in value:
-                check_fields(value[own], inner, above + own)
-            elif own == field:
-                raise UnreadableError(f"{above}{own} must be there")
+            key = field.removesuffix("?")
+            if key in value:
+                check_fields(value[key], inner, above + key)
+            elif key == field:
+                raise UnreadableError(f"{above}{key} must be there")
     elif isinstance(kind, Each):
         check_fields(value, dict, name)
-        for own in value.values():
-            check_fields(own, kind.kind, f"{above}*")
+        for entry in value.values():
+            check_fields(entry, kind.kind, f"{above}*")
     elif isinstance(kind, list):
         check_fields(value, list, name)
-        for own in value:
-            check_fields(own, kind[0], f"an entry of {name}")
+        for entry in value:
+            check_fields(entry, kind[0], f"an entry of {name}")
     else:
         wanted = kind if isinstance(kind, tuple) else (kind,)
         good = isinstance(value, wanted) and (bool in wanted or not isinstance(value, bool))
         if not good or (isinstance(value, float) and not math.isfinite(value)):
-            names = " or ".join("null" if own is type(None) else own.__name__ for own in wanted)
+            names = " or ".join("null" if option is type(None) else option.__name__ for option in wanted)
             raise UnreadableError(f"{name or 'it'} must be {names}")
 
 
@@ -200,9 +200,9 @@ def _check_depth(content: Any) -> None:
     for _ in range(DEEPEST):
         level = [
             inner
-            for own in level
-            if isinstance(own, dict | list)
-            for inner in (own.values() if isinstance(own, dict) else own)
+            for outer in level
+            if isinstance(outer, dict | list)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
             if isinstance(inner, dict | list)
         ]
         if not level:
@@ -226,5 +226,5 @@ def _check_names(root: Any) -> None:
             nodes += node.value
 
 
-def _line(own: Any) -> int:
-    return int(own.start_mark.line) + 1
+def _line(node: Any) -> int:
+    return int(node.start_mark.line) + 1

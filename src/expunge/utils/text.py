@@ -55,11 +55,11 @@ def numbered(names: Iterable[str]) -> tuple[str, ...]:
     times: dict[str, int] = {}
     found: dict[str, None] = {}
     for name in names:
-        own = name
-        while own in found:
+        candidate = name
+        while candidate in found:
             times[name] = times.get(name, 1) + 1
-            own = f"{name} ({times[name]})"
-        found[own] = None
+            candidate = f"{name} ({times[name]})"
+        found[candidate] = None
     return tuple(found)
 
 
