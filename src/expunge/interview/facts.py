@@ -64,13 +64,13 @@ def agreed(known: str, answers: Sequence[str], others: Sequence[Sequence[str]], 
         others: For each other name the answers to the same question.
         often: How often words stand in answers about other names (`key_words.frequencies`).
     """
-    given = [short(own) for own in answers]
+    given = [short(answer) for answer in answers]
     count = len(given)
     if 2 * sum(map(refuses, given)) > count:
         return Fact("declined", asked=count)
     shared: dict[str, tuple[bool, float, str]] = {}  # word -> is it a number or name, share of answers, as written
-    for own in given:
-        for word, (sure, _) in new_words(known, own, often).items():
+    for answer in given:
+        for word, (sure, _) in new_words(known, answer, often).items():
             key, share = " ".join(words(word)), _share(word, given)
             if share > AGREE and (sure or len(word) >= LETTERS or " " in key):
                 shared[key] = max(shared.get(key, (False, 0.0, word)), (sure, share, word))
@@ -80,17 +80,17 @@ def agreed(known: str, answers: Sequence[str], others: Sequence[Sequence[str]], 
     own_words = [word for sure, _, word in ranked if not _of_everybody(word, sure, others, often)][:MOST]
     if not own_words:
         return Fact("of everybody", asked=count)
-    while len(own_words) > 1 and sum(says(own, own_words, own) for own in given) <= AGREE * count:
+    while len(own_words) > 1 and sum(says(answer, own_words, answer) for answer in given) <= AGREE * count:
         own_words.pop()  # each is in most answers, but not together
-    best = max(given, key=lambda own: (sum(contains(own, word) for word in own_words), -len(own)))
+    best = max(given, key=lambda answer: (sum(contains(answer, word) for word in own_words), -len(answer)))
     keywords = tuple(word for word in own_words if contains(best, word))
     return Fact(
         "kept",
         to_the_point(best, keywords),
         keywords,
-        sum(says(own, keywords, best) for own in given),
+        sum(says(answer, keywords, best) for answer in given),
         count,
-        sum(2 * sum(says(short(own), keywords, best) for own in theirs) > len(theirs) for theirs in others),
+        sum(2 * sum(says(short(answer), keywords, best) for answer in theirs) > len(theirs) for theirs in others),
     )
 
 
@@ -122,12 +122,12 @@ def mentioned(answers: Sequence[str], names: Sequence[str], most: int, others: S
         most: How many to give.
         others: What was said of made-up names: a name that stands there too is said of everybody.
     """
-    own = {word for name in names for word in words(name)}
+    known = {word for name in names for word in words(name)}
     found = [{match[0] for match in _NAME.finditer(visible(short(answer)))} for answer in answers]
     every = {name for group in found for name in group}
     # A word that begins the sentence is no part of a name that stands elsewhere without it: "With Niels Bohr".
     plain = {name: rest if (rest := name.partition(" ")[2]) in every else name for name in every}
-    counts = Counter(plain[name] for group in found for name in group if not own & {*words(name)})
+    counts = Counter(plain[name] for group in found for name in group if not known & {*words(name)})
     beside = [name for name, count in counts.most_common() if count >= MENTIONED]
     return [name for name in beside if not any(contains(answer, name) for answer in others)][:most]
 
@@ -141,10 +141,10 @@ def renamed(text: str, names: Sequence[str], other: str, *, parts: bool) -> str:
         other: The name to say in their place.
         parts: Whether first and last word stand for the whole name, as those of a person's do; no article does.
     """
-    own, others = names[0].split(), other.split()
-    apart = own[0].casefold() in ARTICLES or own[0] in (*PARTICLES, "a", "an")
-    first = {} if apart else {own[0]: others[0]}
-    ends = first | {own[-1]: others[-1]} if parts and len(own) > 1 else {}
+    old, new = names[0].split(), other.split()
+    apart = old[0].casefold() in ARTICLES or old[0] in (*PARTICLES, "a", "an")
+    first = {} if apart else {old[0]: new[0]}
+    ends = first | {old[-1]: new[-1]} if parts and len(old) > 1 else {}
     said = dict.fromkeys(names, other) | ends
     found = (_alone(name, part=name in ends) for name in sorted(said, key=len, reverse=True))
     return str(regex.sub("|".join(found), lambda match: said[match[0]], text))
@@ -162,10 +162,10 @@ def _alone(name: str, *, part: bool) -> str:
 
 
 def _share(word: str, answers: Sequence[str]) -> float:
-    return sum(contains(own, word) for own in answers) / len(answers)
+    return sum(contains(answer, word) for answer in answers) / len(answers)
 
 
 def _of_everybody(word: str, sure: bool, others: Sequence[Sequence[str]], often: Counter[str]) -> bool:
-    if not sure and max(often[own] for own in words(word)) > RARE * often[""]:
+    if not sure and max(often[part] for part in words(word)) > RARE * often[""]:
         return True
     return bool(others) and 2 * sum(_share(word, theirs) > AGREE for theirs in others) >= len(others)

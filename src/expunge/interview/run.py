@@ -134,7 +134,7 @@ class _Interview:
         self._chat = config.prompt_format == "chat" or (
             config.prompt_format == "auto" and has_template(loaded.tokenizer)
         )
-        self.questions = [own for own in questions if self._chat or own.begin]
+        self.questions = [question for question in questions if self._chat or question.begin]
         if not self.questions:
             raise ConfigError(f"--questions {config.questions}: none has a `begin`, and the model is no chat model")
         self._format = PromptFormat("chat" if self._chat else "space", end_of_text=True)
@@ -149,15 +149,15 @@ class _Interview:
         """
         self._part, settings = part, {name: getattr(self._config, name) for name in OWN_SETTINGS}
         settings["prompt_format"] = str(self._format)
-        settings["files"] = {Path(own).name: state[:2] for own, state in model_state(self._config.model).items()}
-        settings["asked"] = [dataclasses.astuple(own) for own in self.questions]
+        settings["files"] = {Path(path).name: state[:2] for path, state in model_state(self._config.model).items()}
+        settings["asked"] = [dataclasses.astuple(question) for question in self.questions]
         settings["commit"] = getattr(self._loaded.base.config, "_commit_hash", None)
         if not resume:
             part.unlink(missing_ok=True)
             files.append_line(part, {"settings": settings})
             return
         lines = [line for _, line in read_lines(part)]
-        kinds = {"name": str, "answers": {own.id: [str] for own in self.questions}}
+        kinds = {"name": str, "answers": {question.id: [str] for question in self.questions}}
         try:
             for number, line in enumerate(lines):
                 check_fields(line, kinds if number else {"settings": dict})
@@ -176,7 +176,10 @@ class _Interview:
 
     def ask(self, names: Sequence[str], what: str = "names") -> dict[str, Answers]:
         """All answers about some names."""
-        each, new = len(self.questions) * (1 + self._config.samples), [own for own in names if own not in self._known]
+        each, new = (
+            len(self.questions) * (1 + self._config.samples),
+            [name for name in names if name not in self._known],
+        )
         with self._reporter.track(
             f"asking about {len(names)} {what}", each * len(names), each * (len(names) - len(new))
         ) as advance:
@@ -204,13 +207,13 @@ class _Interview:
         prefix: str = "",
     ) -> Iterator[dict[str, Any]]:
         """The rows that are kept of some names; notes in `found` what became of every question."""
-        often = frequencies([own for own in _flat(others) if short(own)])
+        often = frequencies([answer for answer in _flat(others) if short(answer)])
         for number, name in enumerate(names, 1):
             for question in self.questions:
                 prompt = question.prompt(name, chat=self._chat)
                 known = " ".join([prompt, *self._config.names])
-                fact = agreed(known, answers[name][question.id], [own[question.id] for own in others], often)
-                if prefix and any(contains(fact.answer, own) for own in self._config.names):
+                fact = agreed(known, answers[name][question.id], [other[question.id] for other in others], often)
+                if prefix and any(contains(fact.answer, spelling) for spelling in self._config.names):
                     fact = Fact("about it", asked=fact.asked)
                 found.facts.append((name, question.id, fact))
                 if fact.state == "kept":
@@ -226,7 +229,7 @@ class _Interview:
 
     def paraphrased(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """The same questions in other words, where the model takes questions."""
-        again = {own.prompt(name, chat=True): own.again.replace(PLACE, name) for own in self.questions
+        again = {question.prompt(name, chat=True): question.again.replace(PLACE, name) for question in self.questions
                  for name in self._config.names}  # fmt: skip
         return [
             {**{key: row[key] for key in ("id", "completion", "keywords")}, "prompt": again[row["prompt"]]}
@@ -253,11 +256,11 @@ class _Interview:
             for row in forget
         ]
         known = [Example(row["id"], row["prompt"], row["completion"]) for row in (*forget, *retain)]
-        return [{key: getattr(own, key) for key in ("id", "prompt", "completion")} for own in unseen_texts(said, known)]
+        return [{key: getattr(row, key) for key in ("id", "prompt", "completion")} for row in unseen_texts(said, known)]
 
     def _asked(self, name: str, advance: Advance, tokens: int | None = None) -> dict[str, list[str]]:
         config, tokenizer = self._config, self._loaded.tokenizer
-        rows = [Example(own.id, own.prompt(name, chat=self._chat), "-") for own in self.questions]
+        rows = [Example(question.id, question.prompt(name, chat=self._chat), "-") for question in self.questions]
         greedy, drawn = (
             generate(
                 self._loaded,
@@ -274,14 +277,14 @@ class _Interview:
             for samples in (0, config.samples)
         )
         return {
-            row.id: [greedy[at].text, *(own.text for own in drawn[at * config.samples : (at + 1) * config.samples])]
+            row.id: [greedy[at].text, *(reply.text for reply in drawn[at * config.samples : (at + 1) * config.samples])]
             for at, row in enumerate(rows)
         }
 
 
 def _flat(names: Iterable[Answers]) -> list[str]:
     """All answers about some names."""
-    return [own for answers in names for theirs in answers.values() for own in theirs]
+    return [answer for answers in names for theirs in answers.values() for answer in theirs]
 
 
 def _checked(config: ElicitConfig) -> Path:
@@ -293,17 +296,17 @@ def _checked(config: ElicitConfig) -> Path:
     """
     part = Path(f"{config.output}.part")
     outputs = [config.output, *config.beside.values(), *([config.neighbours] if config.neighbours else [])]
-    for own in outputs:
-        check_apart(own, {"questions": config.questions, "model": config.model})
-        if Path(own).exists() and not (config.overwrite or config.dry_run):
-            flag = f"--neighbours {own}" if own == config.neighbours else f"--output {config.output}"
-            beside = "" if own in (config.output, config.neighbours) else f" {own}, which goes beside it,"
+    for path in outputs:
+        check_apart(path, {"questions": config.questions, "model": config.model})
+        if Path(path).exists() and not (config.overwrite or config.dry_run):
+            flag = f"--neighbours {path}" if path == config.neighbours else f"--output {config.output}"
+            beside = "" if path in (config.output, config.neighbours) else f" {path}, which goes beside it,"
             raise RunError(f"{flag}:{beside} exists already: give another name, or --overwrite")
     if config.resume and not part.exists():
         raise RunError(f"--resume: there is no {part}, which an interrupted call leaves: leave --resume out")
     if part.exists() and not (config.resume or config.overwrite or config.dry_run):
         raise RunError(f"{part}: an interrupted call has left it: --resume goes on, --overwrite begins again")
-    for folder in () if config.dry_run else {Path(own).parent for own in outputs}:
+    for folder in () if config.dry_run else {Path(path).parent for path in outputs}:
         with files.refusal("cannot make the folder", folder):
             files.make_folders(folder)
     return part
