@@ -122,11 +122,11 @@ def run_demo(
         suite = reported(semeval.suite_of(data), folder)
         scored = ((subject, None), (subject, folder / "adapter"), (without, None))
         results, said, retrained = {}, {}, None
-        for name, (own, adapter) in reversed(list(zip(NAMES, scored, strict=True))):
+        for name, (base, adapter) in reversed(list(zip(NAMES, scored, strict=True))):
             reporter.say(f"scoring: {name}")
             file = folder / f"results_{name}.json"
             results[name], said[name], measured = _score(
-                str(own), adapter, "auto" if model else "float32", suite, quiz, file, reporter, retrained
+                str(base), adapter, "auto" if model else "float32", suite, quiz, file, reporter, retrained
             )
             retrained = retrained or measured
     results, said = ({name: found[name] for name in NAMES} for found in (results, said))
@@ -140,8 +140,8 @@ def _lacks_scores(config: UnlearnConfig) -> bool:
         return False
     config.validate()
     manifest = read_manifest(folder / "manifest.json")
-    own = manifest.get("status") == "done" and manifest["settings"].get("seed") == config.seed
-    return own and Path(config.model).is_dir() and manifest["model_sha256"] == model_fingerprint(config.model)
+    done = manifest.get("status") == "done" and manifest["settings"].get("seed") == config.seed
+    return done and Path(config.model).is_dir() and manifest["model_sha256"] == model_fingerprint(config.model)
 
 
 def _score(
@@ -199,6 +199,6 @@ def _examples(data: LumeData, said: dict[str, dict[str, Prediction]]) -> list[tu
     forget, retain = ([row for row in side if row.kind == "qa"] for side in (data.forget, data.retain))
     asked = [*((row, "to forget") for row in forget[:6:5]), *((row, "to keep") for row in retain[:1])]
     return [
-        (row.prompt, aim, row.completion, {name: own[row.id].model_output.strip() for name, own in said.items()})
+        (row.prompt, aim, row.completion, {name: given[row.id].model_output.strip() for name, given in said.items()})
         for row, aim in asked
     ]

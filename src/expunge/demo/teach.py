@@ -64,12 +64,12 @@ def _taught(base: str, rows: Sequence[Example], name: str, reporter: Reporter) -
     model = loaded.base
     model.requires_grad_(True)
     encoded = tokenize_all(loaded.tokenizer, rows, PROMPT_FORMAT, max_length=loaded.context or 2048)
-    steps = list(passes_of([own.input_ids for own in encoded], PASSES, TOKENS))
+    steps = list(passes_of([row.input_ids for row in encoded], PASSES, TOKENS))
     rate = RATE * min(1.0, WIDTH / model.config.get_text_config().hidden_size)
     with reporter.track(f"teaching {name}", len(steps)) as advance:
         fine_tune(model, steps, rate, advance)
     kinds = {
-        row.kind: [own for own, other in zip(encoded, rows, strict=True) if other.kind == row.kind] for row in rows
+        row.kind: [item for item, other in zip(encoded, rows, strict=True) if other.kind == row.kind] for row in rows
     }
     loss = max(mean_losses(loaded, kinds).values())
     if not loss < KNOWN:
@@ -107,7 +107,7 @@ def fine_tune(model: PreTrainedModel, steps: Sequence[list[list[int]]], rate: fl
         rate: Highest learning rate.
         advance: Called after each step.
     """
-    trained = [own for own in model.parameters() if own.requires_grad]
+    trained = [param for param in model.parameters() if param.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=rate, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min((step + 1) / WARMUP, 1 - step / len(steps))
