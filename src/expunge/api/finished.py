@@ -104,10 +104,10 @@ def load_unlearned(
         RunError: The base is another model than the one that the run was made on, where the run tells.
     """
     folder = adapter_folder(run)
-    own = source_of(str(folder))
-    name = model or own.base_name
-    revision = own.revision if name == own.base_name else None
-    if made_on := _made_on(folder, name, own.base_name):
+    source = source_of(str(folder))
+    name = model or source.base_name
+    revision = source.revision if name == source.base_name else None
+    if made_on := _made_on(folder, name, source.base_name):
         commit = commit_of(check_model(name, trust_remote_code=trust_remote_code, revision=revision))
         check_base(*made_on, f"--run {run}", commit)
     loaded = load_model(name, dtype=dtype, device=device, trust_remote_code=trust_remote_code, revision=revision)
@@ -121,7 +121,7 @@ def _made_on(adapter: Path, name: str, named: str) -> tuple[str, dict[str, Any]]
     place of a name on the Hub or the other way round.
     """
     file = adapter.absolute().parent / "manifest.json"
-    stacked = any((adapter / own).exists() for own in (OWN, BASE))
+    stacked = any((adapter / part).exists() for part in (OWN, BASE))
     if stacked or adapter.absolute().name != "adapter" or not file.is_file():
         return None
     if name != named and Path(name).exists() != Path(named).is_absolute():

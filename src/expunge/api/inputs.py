@@ -74,9 +74,9 @@ def _records(rows: Any) -> Any:
     if hasattr(rows, "tolist"):
         rows = rows.tolist()
     if isinstance(rows, list | tuple):
-        return [_records(own) for own in rows]
+        return [_records(entry) for entry in rows]
     if isinstance(rows, Mapping):
-        return {name: value for name, own in rows.items() if (value := _records(own)) is not None}
+        return {name: value for name, entry in rows.items() if (value := _records(entry)) is not None}
     return None if isinstance(rows, float) and math.isnan(rows) else rows
 
 
@@ -183,17 +183,17 @@ def _computing(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _same_weights(folder: Path, own: Mapping[str, Tensor]) -> bool:
+def _same_weights(folder: Path, weights: Mapping[str, Tensor]) -> bool:
     found = set()
     for file, header in weight_headers(folder).items():
         shapes = {key: entry["shape"] for key, entry in header.items()}
-        pairs = match_names(shapes, {key: list(tensor.shape) for key, tensor in own.items()})
+        pairs = match_names(shapes, {key: list(tensor.shape) for key, tensor in weights.items()})
         with safe_open(file, framework="pt") as tensors:
             for key, name in pairs.items():
-                if not torch.equal(tensors.get_tensor(key).to(own[name].dtype), own[name].cpu()):
+                if not torch.equal(tensors.get_tensor(key).to(weights[name].dtype), weights[name].cpu()):
                     return False
-                found.add(own[name].data_ptr())  # tied weights stand in a file once
-    return all(tensor.data_ptr() in found for tensor in own.values())
+                found.add(weights[name].data_ptr())  # tied weights stand in a file once
+    return all(tensor.data_ptr() in found for tensor in weights.values())
 
 
 def _same_tokenizer(tokenizer: PreTrainedTokenizerBase, name: str, *, trust_remote_code: bool) -> bool:
@@ -211,7 +211,7 @@ def checked(schema: type, **settings: Any) -> Any:
     Raises:
         ConfigError: A name that it does not have.
     """
-    known = [own.name for own in dataclasses.fields(schema)]
+    known = [field.name for field in dataclasses.fields(schema)]
     for name in settings:
         if name not in known:
             raise ConfigError(f"unknown setting {name}{did_you_mean(name, known)}")

@@ -56,8 +56,8 @@ class Outcome(Written):
     def evaluate(self, **settings: Any) -> Evaluation:
         """Score the run on its own texts, or on its benchmark's; settings as for `expunge.evaluate`."""
         benchmark = settings.get("benchmark") or run_settings(str(self.output)).benchmark or "custom"
-        own = self.texts if benchmark == "custom" else {}
-        return evaluate(self.output, **{**own, **settings})
+        texts = self.texts if benchmark == "custom" else {}
+        return evaluate(self.output, **{**texts, **settings})
 
     def merge(self, output: str | Path, **options: Any) -> MergeReport:
         """Write adapter and base as one plain model; options as for `expunge.merge`."""
@@ -117,7 +117,7 @@ def unlearn(
     given = {name: value for name in texts if (value := getattr(config, name))}
     if config.push_to_hub and is_writer():
         push(done.output, config.push_to_hub, public=config.public)
-    return Outcome(**{own.name: getattr(done, own.name) for own in dataclasses.fields(done)}, texts=given)
+    return Outcome(**{entry.name: getattr(done, entry.name) for entry in dataclasses.fields(done)}, texts=given)
 
 
 @isolated
