@@ -27,19 +27,19 @@ def completion(shell: str) -> str:
     parser.add_argument("--print-completion", choices=shtab.SUPPORTED_SHELLS, help="print this script")
     commands = parser.add_subparsers()
     for name, command in COMMANDS.items():
-        own = commands.add_parser(name, help=command.help)
+        subparser = commands.add_parser(name, help=command.help)
         for setting in settings_of(command.schema).values():
             text = setting.help.partition(". ")[0]
             if setting.positional:
-                action = own.add_argument(setting.name, nargs="*", help=text)
+                action = subparser.add_argument(setting.name, nargs="*", help=text)
             elif setting.kind is bool:
-                own.add_argument(setting.flag, action="store_true", help=text)
+                subparser.add_argument(setting.flag, action="store_true", help=text)
                 continue
             else:
                 choices = setting.choices or known.get(setting.name)
-                action = own.add_argument(setting.flag, choices=choices, help=text)
+                action = subparser.add_argument(setting.flag, choices=choices, help=text)
             if action.choices is None and setting.kind not in (int, float):
                 action.complete = shtab.FILE  # type: ignore[attr-defined]
         for switch in (*SWITCHES, "--help-all"):
-            own.add_argument(switch, action="store_true")
+            subparser.add_argument(switch, action="store_true")
     return shtab.complete(parser, shell)

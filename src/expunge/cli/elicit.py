@@ -32,7 +32,7 @@ def elicit(settings: ElicitConfig, out: Output) -> int:
         begun = Path(f"{settings.output}.part").exists()
         told = "what was answered is kept: the same command with --resume goes on" if begun else "nothing was written"
         raise KeyboardInterrupt(told) from None
-    out.results = dataclasses.asdict(found) | {"facts": [[name, key, own.state] for name, key, own in found.facts]}
+    out.results = dataclasses.asdict(found) | {"facts": [[name, key, fact.state] for name, key, fact in found.facts]}
     if found.seconds is not None:
         answers = found.prompts * (1 + settings.samples)
         out.text(
@@ -67,10 +67,10 @@ def elicit(settings: ElicitConfig, out: Output) -> int:
         )
     )
     enough = min(found.files.get(file, 0) for file in (settings.output, beside["unseen"])) >= 2 * FEWEST
-    own = f"--model {quote(settings.model)} --forget {quote(settings.output)}{retain}"
-    own += f" --revision {quote(settings.revision)}" if settings.revision else ""
+    options = f"--model {quote(settings.model)} --forget {quote(settings.output)}{retain}"
+    options += f" --revision {quote(settings.revision)}" if settings.revision else ""
     trust = " --trust-remote-code" if settings.trust_remote_code else ""
-    out.text(f'  expunge unlearn {own}{trust}{unseen if enough else ""}{instead} --title "..." --output runs/one')
+    out.text(f'  expunge unlearn {options}{trust}{unseen if enough else ""}{instead} --title "..." --output runs/one')
     sampled = f"--samples {settings.samples} --max-new-tokens {settings.max_new_tokens}"
     out.text(f"  expunge evaluate --run runs/one{trust}{again} {sampled}")
     if instead:

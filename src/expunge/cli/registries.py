@@ -9,7 +9,11 @@ def attacks_help(*, everything: bool) -> str:
 
     lines = [f"membership attacks (--attacks): {', '.join(ATTACKS)}"]
     for title, known in (("attacks", ATTACKS), ("metrics", METRICS)) if everything else ():
-        lines += ["", f"{title}:", *(f"  {name:<26}{own.definition}" for name, own in known.items() if own.direction)]
+        lines += [
+            "",
+            f"{title}:",
+            *(f"  {name:<26}{metric.definition}" for name, metric in known.items() if metric.direction),
+        ]
     return "\n".join(lines)
 
 
@@ -19,6 +23,6 @@ def losses_help() -> str:
 
     lines = ["forget losses (--loss NAME --loss-args name=value,...):"]
     for name, method in FORGET_LOSSES.items():
-        args = ", ".join(f"{own.name}={own.default}" for own in dataclasses.fields(method))
+        args = ", ".join(f"{field.name}={field.default}" for field in dataclasses.fields(method))
         lines.append(f"  {name:<18}{method.formula}" + (f"\n{'':<20}{args}" if args else ""))
     return "\n".join(lines)

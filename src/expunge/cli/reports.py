@@ -67,13 +67,13 @@ def verdict(settings: VerdictSettings, out: Output) -> int:
     from expunge.report.run_data import read_run
 
     read = {run: read_run(run) for run in settings.runs}
-    judged = {run: judge(own) for run, own in read.items()}
+    judged = {run: judge(data) for run, data in read.items()}
     for run, found in judged.items():
         out.text(f"{run}: {found}" if len(judged) > 1 else str(found))
     out.results = {run: found.as_dict() for run, found in judged.items()}
-    for own in read.values():
+    for data in read.values():
         try:
-            write_verdict(own)
+            write_verdict(data)
         except RunError as error:  # a run that may only be read has a verdict, too
             out.reporter().warn(str(error))
     return NOT_AS_PROMISED if settings.strict and not all(found.success for found in judged.values()) else 0

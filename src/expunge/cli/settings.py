@@ -131,16 +131,16 @@ def settings_of(schema: type) -> dict[str, Setting]:
     for field in dataclasses.fields(schema):
         kind = hints[field.name]
         parts = [part for part in get_args(kind) if part is not type(None)]
-        own = parts[0] if parts and get_origin(kind) not in (Literal, list) else kind
+        plain = parts[0] if parts and get_origin(kind) not in (Literal, list) else kind
         group = next((name for name, own_fields in groups.items() if field.name in own_fields), "")
         default = field.default_factory() if field.default_factory is not MISSING else field.default
         found[field.name] = Setting(
             name=field.name,
-            kind=own,
+            kind=plain,
             default=default,
             help=helps.get(field.name, ""),
             group=group if issubclass(schema, UnlearnConfig) else "",
-            positional=get_origin(own) is list,
+            positional=get_origin(plain) is list,
         )
     return found
 
@@ -186,11 +186,11 @@ def parse(schema: type, words: Sequence[str], command: str, earlier: Earlier | N
         from expunge.runs.reads import check_apart
 
         check_apart(found["output"], {"config": file})
-    missing = [own for own in known.values() if own.default is MISSING and not found.get(own.name)]
+    missing = [setting for setting in known.values() if setting.default is MISSING and not found.get(setting.name)]
     if missing:
-        own = missing[0]
-        what = f"{own.name} are" if own.positional else f"{own.flag} is"
-        raise ConfigError(f"{what} missing: give {GIVE.get(own.name, 'it')}; see `expunge {command} --help`")
+        setting = missing[0]
+        what = f"{setting.name} are" if setting.positional else f"{setting.flag} is"
+        raise ConfigError(f"{what} missing: give {GIVE.get(setting.name, 'it')}; see `expunge {command} --help`")
     return found
 
 
@@ -254,7 +254,7 @@ def _unknown(word: str, known: Mapping[str, Setting], command: str) -> str:
         return f"{flag} is no flag of this version: write {RENAMED[key]}"
     if not flag.startswith("--"):
         return f"{flag[:40]!r}: is no flag; see `expunge {command} --help`"
-    hint = did_you_mean(flag[2:], [own.flag[2:] for own in known.values()], ": did you mean --{}?")
+    hint = did_you_mean(flag[2:], [setting.flag[2:] for setting in known.values()], ": did you mean --{}?")
     return f"unknown flag {flag}{hint}; see `expunge {command} --help-all`"
 
 
