@@ -133,11 +133,11 @@ class CapturedPasses:
     def capture(self) -> None:
         """Capture all passes; what the trials add to gradients is the caller's to clear."""
         # Each capture begins by giving free memory back, so all warm up before the first, in the same memory.
-        passes = [own for _, own in sorted(self._sizes.items(), reverse=True)]  # the others fit into the largest's
-        for own in passes:
-            self._recorder.warm_up(own.both)
-        for own in passes:
-            own.capture(self._recorder)
+        passes = [pass_ for _, pass_ in sorted(self._sizes.items(), reverse=True)]  # the others fit into the largest's
+        for pass_ in passes:
+            self._recorder.warm_up(pass_.both)
+        for pass_ in passes:
+            pass_.capture(self._recorder)
 
     def _most_rows(self, tokens: int) -> int:
         return self._rows + len(filling(tokens, self._longest)) + 1
@@ -149,9 +149,9 @@ class CapturedPasses:
 
     def states(self, input_ids: Tensor, lengths: Sequence[int]) -> Tensor:
         """Final states `(tokens, hidden)` of rows that stand in `input_ids` `(1, tokens)` one behind the other."""
-        own = self._sizes[min(size for size in self._sizes if size >= sum(lengths))]
-        own.fill(input_ids[0, : sum(lengths)], lengths)
-        states: Tensor = _Replayed.apply(self._parameters[0], own)  # type: ignore[no-untyped-call]
+        pass_ = self._sizes[min(size for size in self._sizes if size >= sum(lengths))]
+        pass_.fill(input_ids[0, : sum(lengths)], lengths)
+        states: Tensor = _Replayed.apply(self._parameters[0], pass_)  # type: ignore[no-untyped-call]
         return states
 
 
@@ -213,21 +213,21 @@ class _Pass:
         found = torch.autograd.grad(self._live, self._parameters, self.grad, allow_unused=True)
         self._live = None
         pairs = zip(self._parameters, found, strict=True)
-        added = [(own.grad, new) for own, new in pairs if own.grad is not None and new is not None]
-        torch._foreach_add_([own for own, _ in added], [new for _, new in added])
+        added = [(parameter.grad, new) for parameter, new in pairs if parameter.grad is not None and new is not None]
+        torch._foreach_add_([grad for grad, _ in added], [new for _, new in added])
 
 
 class _Replayed(torch.autograd.Function):
     """The replayed forward pass, whose backward pass is the replayed one; the first argument is what asks for it."""
 
     @staticmethod
-    def forward(ctx: Any, parameter: Tensor, own: _Pass) -> Tensor:
-        ctx.own = own
-        own.forward()
-        return own.states.clone()
+    def forward(ctx: Any, parameter: Tensor, pass_: _Pass) -> Tensor:
+        ctx.pass_ = pass_
+        pass_.forward()
+        return pass_.states.clone()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[None, None]:
-        ctx.own.grad.copy_(grad)
-        ctx.own.backward()
+        ctx.pass_.grad.copy_(grad)
+        ctx.pass_.backward()
         return None, None

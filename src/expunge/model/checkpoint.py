@@ -62,8 +62,8 @@ def config_of(source: Source, *, trust_remote_code: bool) -> PretrainedConfig:
     config._attn_implementation = config._experts_implementation = None  # ours to choose, whatever its file says
     method = quantization(config)
     if method not in (None, *DEQUANTIZED):
-        own = " (--load-in-4bit quantizes it on load)" if method == "bitsandbytes" else ""
-        raise ModelError(f"{source.where}: {_MEND.format(method)}{own}")
+        hint = " (--load-in-4bit quantizes it on load)" if method == "bitsandbytes" else ""
+        raise ModelError(f"{source.where}: {_MEND.format(method)}{hint}")
     return config
 
 
@@ -138,7 +138,7 @@ def _kept_wide(headers: Headers, config: PretrainedConfig) -> Iterator[None]:
     if kind is None or isinstance(kind, tuple):
         yield
         return
-    wide = (key for header in headers for key, own in header.items() if own["dtype"] == "F32")
+    wide = (key for header in headers for key, entry in header.items() if entry["dtype"] == "F32")
     leaves = {key.rpartition(".")[2] for key in wide} - {"weight", "bias"}
     named = kind._keep_in_fp32_modules_strict
     kind._keep_in_fp32_modules_strict = {*(named or ()), *(leaf for leaf in leaves if "scale" not in leaf)}
@@ -178,8 +178,8 @@ def _left_out(headers: Headers, model: PreTrainedModel, unexpected: Sequence[str
     """Tensors of the checkpoint that the model's class does not use, in one line."""
     names = [key for header in headers for key in header]
     ignored = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or []
-    own = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}
-    lost = {key for key in names if key not in own and any(re.search(pattern, key) for pattern in ignored)}
+    in_model = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}
+    lost = {key for key in names if key not in in_model and any(re.search(pattern, key) for pattern in ignored)}
     lost |= set(names) & set(unexpected)
     if not lost:
         return []

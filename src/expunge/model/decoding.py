@@ -174,14 +174,14 @@ class Flight:
         count, longest = len(self.rows), max(lengths)
         self._columns += map(self.columns, lengths, ends)
         self._reserve(count + len(rows), max(self.width, longest), 1, cache)
-        own, index = (send(torch.tensor(values), self._lengths.device) for values in (lengths, kept))
-        source = (torch.arange(longest, device=own.device) - longest + own[:, None]).clamp(min=0)[:, None, :, None]
+        sizes, index = (send(torch.tensor(values), self._lengths.device) for values in (lengths, kept))
+        source = (torch.arange(longest, device=sizes.device) - longest + sizes[:, None]).clamp(min=0)[:, None, :, None]
         place, columns = slice(count, count + len(rows)), slice(self._end - longest, self._end)
         for layer, given in zip(self._layers, cache.layers, strict=True):
             for name in ("keys", "values"):
                 aligned = torch.take_along_dim(getattr(given, name)[index], source, dim=2)
                 getattr(layer, name)[place, :, columns] = aligned
-        self._lengths[place] = own
+        self._lengths[place] = sizes
         self._sizes += lengths
         self.rows = [*self.rows, *rows]
 
@@ -305,7 +305,7 @@ class Flight:
             return
         live = slice(self._end - max((self._sizes[place] for place in kept), default=0), self._end)
         own_lists = self.rows, self._sizes, self._columns
-        self.rows, self._sizes, self._columns = ([own[place] for place in kept] for own in own_lists)
+        self.rows, self._sizes, self._columns = ([values[place] for place in kept] for values in own_lists)
         if kept:
             index = send(torch.tensor(kept), self._lengths.device)
             for layer in self._layers:
@@ -327,7 +327,7 @@ def written(loaded: LoadedModel, begun: Sequence[Sequence[int]], *, most: int, s
     with loaded.autocast():
         ids = send(torch.tensor(begun), loaded.device)
         first = drawn(loaded.base(input_ids=ids, past_key_values=cache, use_cache=True).logits[:, -1]).tolist()
-    texts = [[*own, token] for own, token in zip(begun, first, strict=True)]
+    texts = [[*text, token] for text, token in zip(begun, first, strict=True)]
     flight = Flight(loaded, lambda logits: drawn(logits, noise=_exponentials(logits, len(begun))[places]))
     flight.join(every, cache, every, [length] * len(texts), [length + most] * len(texts))
     places = torch.arange(len(begun), device=loaded.device)
@@ -338,9 +338,9 @@ def written(loaded: LoadedModel, begun: Sequence[Sequence[int]], *, most: int, s
             flight.keep([place for place, row in enumerate(flight.rows) if row in going])
             places = send(torch.tensor(flight.rows), loaded.device)
         count = min(left, read)
-        for row, own in zip(flight.rows, flight.steps([texts[row][-1] for row in flight.rows], count), strict=True):
-            texts[row] += own
-            if not stops.isdisjoint(own):
+        for row, new in zip(flight.rows, flight.steps([texts[row][-1] for row in flight.rows], count), strict=True):
+            texts[row] += new
+            if not stops.isdisjoint(new):
                 going.discard(row)
         left -= count
     return texts
@@ -385,7 +385,7 @@ def go_on(
     )
     ids = torch.tensor(begun, device=loaded.device)
     generate = cast("Callable[..., Tensor]", loaded.base.generate)  # of a mixin that the model's class has
-    own, loaded.base.generation_config = loaded.base.generation_config, settings
+    before, loaded.base.generation_config = loaded.base.generation_config, settings
     try:
         with loaded.autocast():
             written: list[list[int]] = generate(
@@ -395,5 +395,5 @@ def go_on(
                 synced_gpus=False,  # `loaded.join` keeps the processes of a sharded model together
             ).tolist()
     finally:
-        loaded.base.generation_config = own
+        loaded.base.generation_config = before
     return written

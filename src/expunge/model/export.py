@@ -95,7 +95,7 @@ def _round(model: PreTrainedModel, base: Path | None, dtype: torch.dtype | None)
     if base is None or dtype is not None:
         move(model, dtype or torch.bfloat16)
         return
-    wide = {key for header in weight_headers(base).values() for key, own in header.items() if own["dtype"] == "F32"}
+    wide = {key for header in weight_headers(base).values() for key, entry in header.items() if entry["dtype"] == "F32"}
     parts = model._keep_in_fp32_modules_strict or ()
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         kept = name in wide or any(f".{part}." in f".{name}." for part in parts)
@@ -108,9 +108,9 @@ def _write_weights(loaded: LoadedModel, base: Path, folder: Path, dtype: torch.d
         parts = Path(name)
         loaded.base.save_pretrained(parts)
         written, headers = weight_headers(parts), weight_headers(base)
-        own = {key: file for file, header in written.items() for key in header}
+        places = {key: file for file, header in written.items() for key in header}
         pairs = match_names(_shapes(headers), _shapes(written))
-        added = {key: _read(own[key], key) for key in set(own) - set(pairs.values())}
+        added = {key: _read(places[key], key) for key in set(places) - set(pairs.values())}
         carried = 0
         for file in headers:
             tensors: dict[str, Tensor] = {}
@@ -119,10 +119,12 @@ def _write_weights(loaded: LoadedModel, base: Path, folder: Path, dtype: torch.d
                 for key in old.keys():  # noqa: SIM118
                     tensor = old.get_tensor(key)
                     if key in pairs:
-                        tensors[key] = _read(own[pairs[key]], pairs[key]).to(dtype or tensor.dtype).contiguous()
+                        tensors[key] = _read(places[pairs[key]], pairs[key]).to(dtype or tensor.dtype).contiguous()
                     else:
                         tensors[key], carried = tensor, carried + 1
-            kind = dtype or next((own.dtype for own in tensors.values() if own.is_floating_point()), torch.float32)
+            kind = dtype or next(
+                (tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()), torch.float32
+            )
             tensors |= {key: tensor.to(kind).contiguous() for key, tensor in added.items()}
             save_file(tensors, folder / file.name, metadata=metadata or {"format": "pt"})
             if added:
@@ -135,7 +137,7 @@ def _shapes(headers: Mapping[Path, Mapping[str, Any]]) -> dict[str, Any]:
     return {key: entry["shape"] for header in headers.values() for key, entry in header.items()}
 
 
-def match_names(there: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, str]:
+def match_names(there: Mapping[str, Any], written: Mapping[str, Any]) -> dict[str, str]:
     """Name in the base's files -> name in the model's, by name and shape.
 
     A class that takes a part of a checkpoint writes that part without the prefix that it has there.
@@ -143,15 +145,15 @@ def match_names(there: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, s
     Raises:
         ModelError: A name is there with another shape.
     """
-    pairs = {name: name for name in own if name in there}
+    pairs = {name: name for name in written if name in there}
     for name in pairs:
-        if there[name] != own[name]:
-            raise ModelError(f"the base's tensor {name} has shape {there[name]}, the merged one {own[name]}")
+        if there[name] != written[name]:
+            raise ModelError(f"the base's tensor {name} has shape {there[name]}, the merged one {written[name]}")
     free = [name for name in there if name not in pairs]
-    for name in own:
+    for name in written:
         if name in pairs:
             continue
-        alike = [other for other in free if there[other] == own[name] and _tail(other, name) >= 2]
+        alike = [other for other in free if there[other] == written[name] and _tail(other, name) >= 2]
         if alike:
             best = max(alike, key=lambda other: (_tail(other, name), _head(other, name)))
             pairs[best] = name
@@ -221,6 +223,6 @@ def _all_files(base: Path) -> Iterable[Path]:
         if path.name.startswith((".", "checkpoint-")):  # the latter as a training leaves them
             continue
         if path.is_dir():
-            yield from (own for own in sorted(path.rglob("*")) if own.is_file())
+            yield from (file for file in sorted(path.rglob("*")) if file.is_file())
         elif path.is_file():
             yield path

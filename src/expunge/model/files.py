@@ -47,7 +47,7 @@ def header_of(file: Path) -> dict[str, Any]:
             pass  # the system's own reason where it cannot be read
         with safe_open(file, framework="pt") as tensors:
             parts = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118, no mapping
-            return {name: {"dtype": own.get_dtype(), "shape": own.get_shape()} for name, own in parts.items()}
+            return {name: {"dtype": part.get_dtype(), "shape": part.get_shape()} for name, part in parts.items()}
     except OSError as error:
         raise ModelError(f"{file}: cannot be read ({error.strerror or error})") from None
     except SafetensorError:

@@ -183,9 +183,9 @@ class _LowRank(torch.autograd.Function):
         options = {"beta": 0, "alpha": ctx.scale}
         nothing = low_up[:1, 0]
         with torch.autocast(grad.device.type, enabled=False):
-            own = grad.flatten(0, -2).to(low_up.dtype)
-            middle = torch.addmm(nothing, own, low_up, **options)
-            grad_up = torch.addmm(nothing, own.T, hidden, **options)
+            flat_grad = grad.flatten(0, -2).to(low_up.dtype)
+            middle = torch.addmm(nothing, flat_grad, low_up, **options)
+            grad_up = torch.addmm(nothing, flat_grad.T, hidden, **options)
             grad_down = middle.T @ rows
             grad_x = None
             if ctx.needs_input_grad[1]:

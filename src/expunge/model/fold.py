@@ -47,7 +47,7 @@ def put_adapter(model: PreTrainedModel, folder: Path, alphas: Mapping[str, Any] 
             peft_model = PeftModel.from_pretrained(model, str(folder), config=config, torch_device="cpu").eval()
             # Embeddings that are adapted may stand in the file as well, or not.
             least, most = (
-                set(get_peft_model_state_dict(peft_model, save_embedding_layers=own)) for own in (False, "auto")
+                set(get_peft_model_state_dict(peft_model, save_embedding_layers=save)) for save in (False, "auto")
             )
             other = (least - set(weights.keys())) | (set(weights.keys()) - most)
     except torch.OutOfMemoryError:
@@ -131,7 +131,7 @@ def _untie(model: PreTrainedModel) -> None:
     In the one that both share, what is folded in for the one would change the other as well.
     """
     head, shared = model.get_output_embeddings(), embedding_of(model)
-    adapted = any(isinstance(own, BaseTunerLayer) for own in (model.get_input_embeddings(), head))
+    adapted = any(isinstance(module, BaseTunerLayer) for module in (model.get_input_embeddings(), head))
     if head is None or not adapted or head.weight is not shared:
         return
     layer = head.get_base_layer() if isinstance(head, BaseTunerLayer) else head

@@ -48,7 +48,7 @@ def find_head(model: PreTrainedModel | PeftModel) -> tuple[Head, str | None]:
     scale = getattr(config, "logit_scale", None)
     if scale is None:
         scale = 1 / (getattr(config, "logits_scaling", None) or 1.0)
-    softcap = next((own for name in SOFT_CAPS if (own := getattr(config, name, None))), None)
+    softcap = next((cap for name in SOFT_CAPS if (cap := getattr(config, name, None))), None)
     head = Head(output.weight.detach(), _bias(output), float(scale), softcap)
     try:
         difference = _difference(base, head)
@@ -97,12 +97,12 @@ def _difference(model: PreTrainedModel, head: Head) -> float:
 
         handle = part.register_forward_hook(replace)
         try:
-            own = model(input_ids=ids, use_cache=False).logits[0].double()
+            theirs = model(input_ids=ids, use_cache=False).logits[0].double()
         finally:
             handle.remove()
         ours = head.logits(scaled[0]).double()
-        gap = (ours.log_softmax(-1) - own.log_softmax(-1)).abs().max().item()
-        size = max(1.0, own.abs().max().item(), ours.abs().max().item())
+        gap = (ours.log_softmax(-1) - theirs.log_softmax(-1)).abs().max().item()
+        size = max(1.0, theirs.abs().max().item(), ours.abs().max().item())
         worst = max(worst, gap / size) if gap == gap else float("nan")
     return worst
 

@@ -91,7 +91,7 @@ class LoadedModel:
     @property
     def has_own_code(self) -> bool:
         """Whether code that came with the files runs, which the user must have allowed."""
-        return any(type(own).__module__.startswith("transformers_modules.") for own in (self.base, self.tokenizer))
+        return any(type(part).__module__.startswith("transformers_modules.") for part in (self.base, self.tokenizer))
 
     @property
     def entry(self) -> torch.nn.Module:
@@ -151,10 +151,10 @@ def load_tokenizer(
         ModelError: There is none, or it cannot be read.
     """
     source = source_of(name, revision)
-    own = source.own_tokenizer
-    options = source.options if own is None else {}
+    folder = source.own_tokenizer
+    options = source.options if folder is None else {}
     try:
-        return AutoTokenizer.from_pretrained(str(own or source.base), trust_remote_code=trust_remote_code, **options)
+        return AutoTokenizer.from_pretrained(str(folder or source.base), trust_remote_code=trust_remote_code, **options)
     except Exception as error:  # what damaged files can make of it has no bounds
         raise ModelError(f"--model {name}: no usable tokenizer ({first_line(error)})") from None
 

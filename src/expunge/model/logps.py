@@ -66,7 +66,7 @@ def lay_out(loaded: LoadedModel, sequences: Sequence[Sequence[int]]) -> Batch:
     check_lengths(loaded.base, lengths)
     check_tokens(loaded.base, sequences)
     if loaded.packs(lengths):
-        ids = [token for own in sequences for token in own]
+        ids = [token for sequence in sequences for token in sequence]
         # Not with the padding token: of a row of zero embeddings the gradient of some models is not finite.
         ids += ids[-1:] * missing_rows(len(ids), loaded.row_multiple)
         starts = [0, *accumulate(lengths[:-1])]
@@ -91,7 +91,7 @@ def final_states(loaded: LoadedModel, batch: Batch) -> Tensor:
 def target_positions(batch: Batch, rows: Sequence[TokenizedExample], span: str) -> Tensor:
     """Where the targets of the rows of a batch stand in its `flat_ids`: `(targets,)` int64."""
     ranges = zip(batch.starts, (row.targets(span) for row in rows), strict=True)
-    flat = torch.cat([torch.arange(start + own.start, start + own.stop) for start, own in ranges])
+    flat = torch.cat([torch.arange(start + targets.start, start + targets.stop) for start, targets in ranges])
     return send(flat, batch.input_ids.device)
 
 
@@ -171,8 +171,8 @@ def sequence_logps(
         logps = token_logps(final_states(loaded, batch)[targets - 1], loaded.head, batch.flat_ids[targets])
         return list(torch.split(logps.float().cpu(), [length - 1 for length in batch.lengths]))
 
-    for row, own in passes(loaded, sequences, passed, processes=processes, progress=progress):
-        results[row].copy_(own)
+    for row, values in passes(loaded, sequences, passed, processes=processes, progress=progress):
+        results[row].copy_(values)
     if processes.count == 1:
         return results
     return list(torch.split(processes.total(torch.cat(results)), sizes))
@@ -193,6 +193,6 @@ def mean_losses(
     for name, rows in sets.items():
         if rows:
             logps = sequence_logps(loaded, [row.input_ids for row in rows], processes=processes, progress=progress)
-            own = [values[row.targets("completion").start - 1 :] for row, values in zip(rows, logps, strict=True)]
-            losses[name] = -torch.cat(own).mean().item()
+            parts = [values[row.targets("completion").start - 1 :] for row, values in zip(rows, logps, strict=True)]
+            losses[name] = -torch.cat(parts).mean().item()
     return losses

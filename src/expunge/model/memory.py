@@ -73,7 +73,7 @@ def check_fits(needed: int, device: torch.device, what: str, mend: str) -> None:
 def saved_bytes(model: torch.nn.Module, forward: Callable[[], object]) -> int:
     """Bytes that a forward pass keeps for its backward pass, the model's own weights and buffers aside."""
     plain = (tensor for tensor in (*model.parameters(), *model.buffers()) if not isinstance(tensor, DTensor))
-    own = {tensor.untyped_storage().data_ptr() for tensor in plain}
+    known = {tensor.untyped_storage().data_ptr() for tensor in plain}
     alive = []  # to the end: so that no address is used twice, and layers that were put together from shards are empty
 
     def note(tensor: torch.Tensor) -> torch.Tensor:
@@ -83,7 +83,7 @@ def saved_bytes(model: torch.nn.Module, forward: Callable[[], object]) -> int:
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         forward()
     storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in alive}
-    return sum(size for address, size in storages.items() if address not in own)
+    return sum(size for address, size in storages.items() if address not in known)
 
 
 def _reclaimable(cgroup: Path) -> int:

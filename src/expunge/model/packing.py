@@ -106,10 +106,10 @@ def packable_length(model: PreTrainedModel, products: torch.dtype | None = None)
         batch = pad_sequence(rows, batch_first=True)
         real = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
         before, row, behind = rows
-        others = [(own + config.vocab_size // 2).remainder(config.vocab_size) for own in (before, behind)]
+        others = [(ids + config.vocab_size // 2).remainder(config.vocab_size) for ids in (before, behind)]
         try:
             alone = torch.cat(
-                [backbone(model)(input_ids=own[None], use_cache=False).last_hidden_state for own in rows], 1
+                [backbone(model)(input_ids=ids[None], use_cache=False).last_hidden_state for ids in rows], 1
             )
             packed = packed_states(model, torch.cat(rows)[None], lengths, seen=seen)
             padded = backbone(model)(input_ids=batch, attention_mask=real, use_cache=False).last_hidden_state
@@ -150,7 +150,7 @@ def _row_difference(states: Tensor, right: Tensor, lengths: Sequence[int]) -> fl
     """The mean over the positions of a row, of the row in which it is largest: rounding alone, in bfloat16, moves a
     single position of a language model by a tenth.
     """
-    return max(float(own.mean()) for own in _differences(states, right).split(list(lengths)))
+    return max(float(part.mean()) for part in _differences(states, right).split(list(lengths)))
 
 
 def packed_states(
@@ -230,12 +230,12 @@ def send(tensor: Tensor, device: torch.device) -> Tensor:
 @contextmanager
 def using_attention(config: PretrainedConfig, way: str) -> Iterator[None]:
     """Let the layers of a model attend in another way for a while."""
-    own = config._attn_implementation
+    before = config._attn_implementation
     config._attn_implementation = way
     try:
         yield
     finally:
-        config._attn_implementation = own
+        config._attn_implementation = before
 
 
 def _attend_varlen(
@@ -332,8 +332,8 @@ def _attend_by_row(
     cuts = [sum(rows) for _, rows in groups]
     outputs = []
     parts = (torch.split(states[0].transpose(0, 1), cuts) for states in (query, key, value))
-    for (padded, rows), *own in zip(groups, *parts, strict=True):
-        queries, keys, values = (_stack(part, rows, padded).transpose(1, 2) for part in own)
+    for (padded, rows), *chunks in zip(groups, *parts, strict=True):
+        queries, keys, values = (_stack(part, rows, padded).transpose(1, 2) for part in chunks)
         output, _ = sdpa_attention_forward(module, queries, keys, values, None, **kwargs)
         if set(rows) == {padded}:
             outputs.append(output.flatten(0, 1))

@@ -149,14 +149,14 @@ def _measure(loaded: LoadedModel, sample: Sequence[Example], style: str, max_len
     prompt_format = PromptFormat(style, end is not None and all_known(loaded.base, [[end]]) and not ended)
     rows = [_encode(loaded, example, prompt_format, max_length) for example in sample]
     logps = sequence_logps(loaded, [row.input_ids for row in rows])
-    own = [values[max(row.completion_start, 1) - 1 :] for row, values in zip(rows, logps, strict=True)]
+    completions = [values[max(row.completion_start, 1) - 1 :] for row, values in zip(rows, logps, strict=True)]
     ending = None
     if prompt_format.end_of_text:
-        last = [values[-1].item() for row, values in zip(rows, own, strict=True) if row.input_ids[-1] == end]
+        last = [values[-1].item() for row, values in zip(rows, completions, strict=True) if row.input_ids[-1] == end]
         ending = -sum(last) / len(last) if last else None  # none of them fits with its end
-        own = [values[:-1] for values in own]
-    total = -sum(values.sum().item() for values in own)
-    return _Measured(total / len(own), ending, total / max(1, sum(map(len, own))), ended)
+        completions = [values[:-1] for values in completions]
+    total = -sum(values.sum().item() for values in completions)
+    return _Measured(total / len(completions), ending, total / max(1, sum(map(len, completions))), ended)
 
 
 def _merges(loaded: LoadedModel, example: Example, max_length: int) -> bool:

@@ -66,7 +66,7 @@ def check_same(
     Raises:
         ModelError: They differ.
     """
-    form, right, untouched = (own.double() for own in (form, right, untouched))
+    form, right, untouched = (logps.double() for logps in (form, right, untouched))
     difference, effect = form - right, right - untouched
     worst, most = difference.abs().max().item(), effect.abs().max().item()
     mean, usual = difference.abs().mean().item(), effect.abs().mean().item()
@@ -105,7 +105,7 @@ def check_causal(model: PreTrainedModel, where: str, autocast: AbstractContextMa
     other = ids.clone()
     other[:, half:] = (ids[:, half:] + 1).remainder(model.config.get_text_config().vocab_size)
     with autocast:
-        first, second = (model(input_ids=own, use_cache=False).logits[:, :half].double() for own in (ids, other))
+        first, second = (model(input_ids=batch, use_cache=False).logits[:, :half].double() for batch in (ids, other))
     if not first.isfinite().all():
         return  # damaged weights or too narrow a dtype, which is said of by its own name
     moved = (first - second).norm(dim=-1) / first.norm(dim=-1).clamp_min(1e-30)

@@ -53,7 +53,7 @@ def pairs_of(model: PeftModel) -> Pairs | None:
             return None
         experts = layer.num_experts if isinstance(layer, ParamWrapper) else 1
         sides = (layer.lora_A["default"].get_parameter("weight"), layer.lora_B["default"].get_parameter("weight"))
-        down, up = (own.detach().cpu().float() for own in sides)
+        down, up = (side.detach().cpu().float() for side in sides)
         found[name] = Pair(
             down.reshape(experts, -1, down.shape[-1]).clone(),
             up.reshape(up.shape[0], -1, experts) * layer.scaling["default"],

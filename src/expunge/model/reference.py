@@ -101,12 +101,12 @@ def compute_reference(
         found: dict[str, dict[str, Values]] = {}
         for name, side in sides.items():
             parts = {what: flats[name, what].split(side.sizes()) for what in side.what}
-            found[name] = {what: dict(zip(side.rows, own, strict=True)) for what, own in parts.items()}
+            found[name] = {what: dict(zip(side.rows, tensors, strict=True)) for what, tensors in parts.items()}
             rows = list(side.rows.values())
             work = partial(_passed, loaded, rows, side)
             for place, values in passes(loaded, rows, work, processes=processes, progress=progress):
-                for what, own in zip(side.what, values, strict=True):
-                    parts[what][place].copy_(own)
+                for what, value in zip(side.what, values, strict=True):
+                    parts[what][place].copy_(value)
         for flat in flats.values() if processes.count > 1 else ():
             for part in flat.split(PART):
                 part.copy_(processes.total(part))
@@ -132,11 +132,11 @@ def _passed(
     loaded: LoadedModel, rows: Sequence[TokenizedExample], side: Asked, group: list[int]
 ) -> list[tuple[Tensor, ...]]:
     """For each row of a group what is asked of its targets, from one forward pass."""
-    own = [rows[place] for place in group]
-    batch = lay_out(loaded, [row.input_ids for row in own])
-    positions = target_positions(batch, own, side.span)
+    examples = [rows[place] for place in group]
+    batch = lay_out(loaded, [row.input_ids for row in examples])
+    positions = target_positions(batch, examples, side.span)
     states = final_states(loaded, batch)[positions - 1]
-    sizes = [len(row.targets(side.span)) for row in own]
+    sizes = [len(row.targets(side.span)) for row in examples]
     found = [
         token_logps(states, loaded.head, batch.flat_ids[positions]) if what == "ref_logps" else states
         for what in side.what

@@ -104,8 +104,8 @@ class Beginnings:
         size = loaded.base.config.get_text_config().vocab_size
         rows = [row for row in rows if len(row.input_ids) >= self.length]
         self._rows = [row.input_ids[: self.length] for row in rows]
-        tokens = sorted(own for own in {*tokenizer.get_vocab().values()} - special if own < size)
-        self._tokens = tokens or [own[-1] for own in self._rows]
+        tokens = sorted(token for token in {*tokenizer.get_vocab().values()} - special if token < size)
+        self._tokens = tokens or [row[-1] for row in self._rows]
 
     def drawn(self, rng: random.Random, count: int) -> list[list[int]]:
         """So many beginnings of one length."""
@@ -166,18 +166,18 @@ def _known(
     """
     texts = [row.input_ids[:-1] if row.input_ids[-1] == end else row.input_ids for row in forget]
     known: dict[int, set[tuple[int, ...]]] = {}
-    for ids in (own[common_prefix(own, leading) :] for own in texts):
+    for ids in (text[common_prefix(text, leading) :] for text in texts):
         size = min(KNOWN, len(ids))
         if size >= FEWEST_KNOWN:
             known.setdefault(size, set()).update(_windows(ids, size))
     return {
-        size: own - {window for row in retain for window in _windows(row.input_ids, size)}
-        for size, own in known.items()
+        size: windows - {window for row in retain for window in _windows(row.input_ids, size)}
+        for size, windows in known.items()
     }
 
 
 def _holds(text: Sequence[int], known: dict[int, set[tuple[int, ...]]]) -> bool:
-    return any(not own.isdisjoint(_windows(text, size)) for size, own in known.items())
+    return any(not windows.isdisjoint(_windows(text, size)) for size, windows in known.items())
 
 
 def _windows(ids: Sequence[int], size: int) -> list[tuple[int, ...]]:

@@ -115,8 +115,8 @@ def _verify(loaded: LoadedModel, folder: Path, rows: Sequence[Sequence[int]], tr
         loaded.head = Head(None)
         move(loaded.base, torch.device("cpu"))  # done with: both may not fit beside each other
         plain = load_model(name, dtype=dtype, device=str(loaded.device), trust_remote_code=code, revision=revision)
-    own, below = pairs_of(_put(plain, folder)), [] if plain is loaded else loaded.parts or []
-    same = own is not None and trained.pairs is not None and same_pairs(own, side_by_side([*below, trained.pairs]))
+    pairs, below = pairs_of(_put(plain, folder)), [] if plain is loaded else loaded.parts or []
+    same = pairs is not None and trained.pairs is not None and same_pairs(pairs, side_by_side([*below, trained.pairs]))
     check_same(
         torch.cat(sequence_logps(plain, rows)),
         trained.right,
@@ -164,9 +164,9 @@ def _save(loaded: LoadedModel, folder: Path) -> None:
 def _check_written(loaded: LoadedModel, folder: Path) -> None:
     """Look whether a saved adapter is the one in memory, where no process has the whole base to see what it says."""
     assert isinstance(loaded.model, PeftModel)
-    own = get_peft_model_state_dict(loaded.model, save_embedding_layers=False)
+    state = get_peft_model_state_dict(loaded.model, save_embedding_layers=False)
     written = load_file(folder / ADAPTER_FILE)
-    if own.keys() != written.keys() or not all(torch.equal(own[name].cpu(), written[name]) for name in own):
+    if state.keys() != written.keys() or not all(torch.equal(state[name].cpu(), written[name]) for name in state):
         raise ModelError(f"{folder}: the saved adapter is not the one that was measured: its weights are others")
     loaded.note(
         "adapter: its file holds the weights that were trained; what a model with it says was not compared, since the "
@@ -186,10 +186,10 @@ def _complete(loaded: LoadedModel, folder: Path) -> bool:
     """Write the adapters that were folded in and the model's own as one; False where PEFT has no form for that."""
     assert isinstance(loaded.model, PeftModel)
     assert loaded.source is not None
-    own = pairs_of(loaded.model)
-    if own is None or not loaded.parts:
+    trained = pairs_of(loaded.model)
+    if trained is None or not loaded.parts:
         return False
-    parts = [*loaded.parts, own]
+    parts = [*loaded.parts, trained]
     stack = (*loaded.source.adapters, folder / OWN)
     whole = as_one(parts, [_settings(place) for place in stack])
     if whole is None:
@@ -242,11 +242,11 @@ def attach_adapter(loaded: LoadedModel, name: str, alphas: Mapping[str, Any] | N
         ModelError: It does not fit the base, or changes it.
     """
     folder = adapter_folder(name)
-    own = folder / OWN
-    stacked = loaded.source is not None and loaded.source.adapters and own.exists()
+    place = folder / OWN
+    stacked = loaded.source is not None and loaded.source.adapters and place.exists()
     ids = probe_rows(loaded.base)
     untouched = None if loaded.lockstep else log_probs(loaded.base, ids, loaded.autocast())
-    model = _put(loaded, own if stacked else folder, alphas)
+    model = _put(loaded, place if stacked else folder, alphas)
     if untouched is not None:
         check_base_kept(model, untouched, ids, folder, autocast=loaded.autocast())
     return model

@@ -56,7 +56,9 @@ class Source:
     @property
     def own_tokenizer(self) -> Path | None:
         """The last of the adapters with a tokenizer of its own, which counts then; None where the base's does."""
-        return next((own for own in reversed(self.adapters) if (own / "tokenizer_config.json").exists()), None)
+        return next(
+            (adapter for adapter in reversed(self.adapters) if (adapter / "tokenizer_config.json").exists()), None
+        )
 
     @property
     def options(self) -> dict[str, Any]:
@@ -275,8 +277,8 @@ def _base_of(adapter: Path, settings: dict[str, Any]) -> str:
         raise ModelError(f"--model {adapter}: its adapter_config.json names no base model")
     if Path(base).exists():
         return base
-    own = [BASE] if Path(base).is_absolute() and Path(base).name == BASE else []  # the run was moved
-    beside = (adapter / name for name in (base, *own))
+    moved = [BASE] if Path(base).is_absolute() and Path(base).name == BASE else []  # the run was moved
+    beside = (adapter / name for name in (base, *moved))
     return next((str(place.resolve()) for place in beside if place.exists()), base)
 
 
@@ -285,7 +287,7 @@ def _gguf_file(place: str) -> str | None:
     path = Path(place)
     if path.is_file() and path.suffix == ".gguf":
         return path.name
-    found = sorted(own.name for own in path.glob("*.gguf")) if path.is_dir() else []
+    found = sorted(file.name for file in path.glob("*.gguf")) if path.is_dir() else []
     if not found or any(path.glob("*.safetensors")):
         return None
     if len(found) > 1:

@@ -72,7 +72,11 @@ def choose_targets(model: PreTrainedModel, wanted: str, autocast: AbstractContex
 
 def frozen_experts(model: PeftModel) -> list[str]:
     """Names of stacked expert weights that carry no adapter."""
-    taken = {(id(own.get_base_layer()), own.parameter_name) for own in model.modules() if isinstance(own, ParamWrapper)}
+    taken = {
+        (id(layer.get_base_layer()), layer.parameter_name)
+        for layer in model.modules()
+        if isinstance(layer, ParamWrapper)
+    }
     return [
         f"{path.removeprefix('base_model.model.')}.{name}"
         for path, module in model.named_modules()

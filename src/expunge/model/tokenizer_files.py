@@ -68,11 +68,11 @@ def _copy(origin: Path, folder: Path, tokenizer: PreTrainedTokenizerBase) -> lis
         place = folder / path.relative_to(origin)
         place.parent.mkdir(exist_ok=True)
         copied.append(shutil.copyfile(path, place))
-    if (own := folder / CONFIG) in copied:
-        settings = read_object(own, ModelError)
+    if (config := folder / CONFIG) in copied:
+        settings = read_object(config, ModelError)
         if settings.keys() & PATHS:
             kept = {key: value for key, value in settings.items() if key not in PATHS}
-            own.write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            config.write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return copied
 
 
@@ -87,10 +87,10 @@ def _reads_alike(folder: Path, tokenizer: PreTrainedTokenizerBase) -> bool:
 def rules(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """What a tokenizer does, as far as it can be compared."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    own = json.loads(backend.to_str()) if backend is not None else {"class": type(tokenizer).__name__}
+    state = json.loads(backend.to_str()) if backend is not None else {"class": type(tokenizer).__name__}
     return {
         "vocabulary": tokenizer.get_vocab(),
-        "rules": {key: value for key, value in own.items() if key not in ("truncation", "padding")},
+        "rules": {key: value for key, value in state.items() if key not in ("truncation", "padding")},
         "special": {key: str(value) for key, value in tokenizer.special_tokens_map.items() if key != "pad_token"},
         "template": tokenizer.chat_template,
     }
