@@ -123,9 +123,9 @@ def metadata(
 
 def taken(metadata: dict[str, Any]) -> dict[str, Any]:
     """The fields that a card takes over, where they are text or lists of it."""
-    own = {name: metadata.get(name) for name in TAKEN}
+    fields = {name: metadata.get(name) for name in TAKEN}
     return {
-        name: value for name, value in own.items()
+        name: value for name, value in fields.items()
         if (isinstance(value, str) and value) or (isinstance(value, list) and all(isinstance(v, str) for v in value))
     }  # fmt: skip
 

@@ -99,7 +99,7 @@ def check_no_links(path: Path) -> None:
 
 def is_empty(path: Path) -> bool:
     """Whether nothing is in a folder but what a process has left that was killed before its first file."""
-    names = {own.name for own in path.iterdir()}
+    names = {entry.name for entry in path.iterdir()}
     begun = (path / listing.OWN / listing.LIST).exists() and "manifest.json" in names
     return not begun and all(name == listing.OWN or listing.TEMPORARY.fullmatch(name) for name in names)
 

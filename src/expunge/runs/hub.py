@@ -85,9 +85,9 @@ def push(folder: str | Path, repo: str, *, public: bool = False) -> str:
     check_hub(repo, public=public)
     with tempfile.TemporaryDirectory() as name:
         copy = Path(name) / "copy"
-        for own in _own_files(place):
-            (copy / own).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(place / own, copy / own)
+        for file in _own_files(place):
+            (copy / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(place / file, copy / file)
         _without_paths(copy, _base_id(place))
         what = "adapter" if (copy / ADAPTER_CONFIG).exists() else "model"
         with _reached(f"{place}: is not on the Hub yet, `expunge push` tries again", RunError):
@@ -122,11 +122,11 @@ def _own_files(place: Path) -> list[str]:
     """
     found = [name for name in listing.files_below(place) if not name.startswith(".")]
     if (place / ADAPTER_CONFIG).is_file():
-        own, strange = "an adapter", [name for name in found if not _of_adapters(PurePosixPath(name))]
+        kind, strange = "an adapter", [name for name in found if not _of_adapters(PurePosixPath(name))]
     else:
-        strange, own = [name for name in foreign_files(place) if name in found], "the merged model"
+        strange, kind = [name for name in foreign_files(place) if name in found], "the merged model"
     if strange:
-        raise RunError(f"--run {place}: holds {strange[0]}, which is no part of {own}: move it elsewhere, then push")
+        raise RunError(f"--run {place}: holds {strange[0]}, which is no part of {kind}: move it elsewhere, then push")
     return found
 
 

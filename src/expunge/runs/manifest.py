@@ -82,8 +82,8 @@ def start_of(config: UnlearnConfig) -> dict[str, Any]:
 
 def first_half(identity: dict[str, Any], facts: RunFacts, config: UnlearnConfig) -> dict[str, Any]:
     """What a manifest says before the first step; of few texts, counts of tokens and losses are coarse."""
-    rows = {name: len(own) for name, own in facts.rows.items()}
-    tokens = {name: sum(map(len, own)) for name, own in facts.rows.items()}
+    rows = {name: len(examples) for name, examples in facts.rows.items()}
+    tokens = {name: sum(map(len, examples)) for name, examples in facts.rows.items()}
     formats = facts.prompt_format_losses
     if coarse.few(rows):
         tokens = {
@@ -148,7 +148,7 @@ def model_fingerprint(name: str, commit: str | None = None) -> str:
         if folder.is_file():
             parts.append(files.sha256_file(folder))
         elif folder.is_dir():
-            configs = [folder / own for own in ("config.json", "adapter_config.json") if (folder / own).exists()]
+            configs = [folder / file for file in ("config.json", "adapter_config.json") if (folder / file).exists()]
             parts += [files.sha256_file(path) for path in (*sorted(folder.glob("*.safetensors")), *configs)]
         else:
             parts += [place, commit or ""]

@@ -38,7 +38,7 @@ def model_state(*names: str | None) -> ModelState:
     """
     found: ModelState = {}
     given = (Path(place) for name in names if name for place in places(name))
-    for place in (own for own in given if own.exists()):
+    for place in (root for root in given if root.exists()):
         for path in place.iterdir() if place.is_dir() else [place]:
             with suppress(FileNotFoundError):  # a link to nothing, or a file that has just gone
                 status = path.stat()
@@ -95,15 +95,15 @@ def check_apart(output: str | Path, reads: Reads, what: str = "--output") -> Non
     Raises:
         ConfigError: So; the message names the flag and the path.
     """
-    own = _identity(Path(output))
-    if own is None:
+    identity = _identity(Path(output))
+    if identity is None:
         return
     for flag, value in reads.items():
         values = [value] if isinstance(value, str | Path) else (value or [])
         for name in values:
             for path in paths(flag, name):
                 for file in _files(path):
-                    if any(_identity(above) == own for above in (file, *file.parents)):
+                    if any(_identity(above) == identity for above in (file, *file.parents)):
                         shown = f"{name}" if str(path) == str(name) else f"{name} ({path})"
                         raise ConfigError(
                             f"{what} {output} holds what --{flag.replace('_', '-')} {shown} reads: choose another place"

@@ -217,7 +217,7 @@ class Run:
         self.config, self._device = config, facts.device
         self._few = coarse.few({name: len(rows) for name, rows in facts.rows.items()})
         identity = identity_of(config, facts)
-        what = {name: own for name, own in identity["settings"].items() if name not in PLACES}
+        what = {name: value for name, value in identity["settings"].items() if name not in PLACES}
         self.fingerprint = files.fingerprint(json.dumps([identity | {"settings": what}, versions()], sort_keys=True))
         if found := differences(earlier, identity, PLACES) if earlier else []:
             resumed = f"--resume: the run in {self.path} was started with"

@@ -120,7 +120,7 @@ def _settings_in(path: Path | str, flag: str, parts: Iterable[str] = ("settings"
         RunError: It cannot be read, or one of them is unknown here.
     """
     manifest = read_manifest(path, flag)
-    found = {name: own for part in parts for name, own in manifest.get(part, {}).items() if name not in ONE_START}
+    found = {name: value for part in parts for name, value in manifest.get(part, {}).items() if name not in ONE_START}
     if unknown := sorted(found.keys() - {field.name for field in dataclasses.fields(UnlearnConfig)}):
         made = manifest.get("versions", {}).get("expunge", "it does not say which")
         raise RunError(

@@ -30,9 +30,9 @@ def other_texts(
         settings: The run's, which say where its texts are.
         rows: Set -> its texts as `run_rows` reads them.
     """
-    for name, own in rows.items():
+    for name, examples in rows.items():
         then = str(manifest["data"].get(name))
-        if of_this_key(then) and then != keyed(hash_rows(own)):
+        if of_this_key(then) and then != keyed(hash_rows(examples)):
             given = "retain" if name == "test" and not settings.test else name  # of which a part is tested on
             yield (
                 f"--{given} {getattr(settings, given) or settings.data}: these are not the {name} texts that the run "
