@@ -60,7 +60,7 @@ class Advisor:
     def _look(self) -> tuple[float, float]:
         """How many prompts to keep are declined, and the mean share of repeated 4-grams of all answers."""
         begun = time.monotonic()
-        said = current().share(self._prompts, lambda own: greedy(self._loaded, own, max_new_tokens=TOKENS))
+        said = current().share(self._prompts, lambda prompts: greedy(self._loaded, prompts, max_new_tokens=TOKENS))
         self._ended = time.monotonic()
         self._took = self._ended - begun
         texts = [str(self._loaded.tokenizer.decode(ids, skip_special_tokens=True)) for ids in said]

@@ -26,11 +26,11 @@ def bca_interval(value: float, draws: Floats, without: Sequence[Floats]) -> tupl
         without: Of every independently resampled set of units, the statistic without each unit in turn.
     """
     influence = [numbers.mean() - numbers for numbers in without]
-    spread = np.array([np.square(own).sum() for own in influence])
+    spread = np.array([np.square(part).sum() for part in influence])
     if not spread.sum() or not np.ptp(draws):
         return value, value
-    units = np.array([own.size for own in influence])
-    acceleration = sum((own**3).sum() for own in influence) / (6 * spread.sum() ** 1.5)
+    units = np.array([part.size for part in influence])
+    acceleration = sum((part**3).sum() for part in influence) / (6 * spread.sum() ** 1.5)
     widening = math.sqrt((spread * units / (units - 1)).sum() / spread.sum())
     freedom = spread.sum() ** 2 / (spread**2 / (units - 1)).sum()  # Satterthwaite
     share = np.mean(draws < value) + np.mean(draws == value) / 2
@@ -61,11 +61,11 @@ def strata_of(rows: Mapping[str, Floats], clusters: Mapping[str, Sequence[Hashab
         labels[name] = given if given is not None else [(name, None, i) for i in range(rows[name].size)]
     joined: list[tuple[list[str], set[Hashable]]] = []
     for name in names:
-        own = ([name], set(labels[name]))
-        for other in [pair for pair in joined if pair[1] & own[1]]:
+        group = ([name], set(labels[name]))
+        for other in [pair for pair in joined if pair[1] & group[1]]:
             joined.remove(other)
-            own = (other[0] + own[0], other[1] | own[1])
-        joined.append(own)
+            group = (other[0] + group[0], other[1] | group[1])
+        joined.append(group)
     strata = []
     for members, _ in joined:
         numbers: dict[Hashable, int] = {}
@@ -91,10 +91,10 @@ def resamples(
         for index in range(len(block[0])):
             drawn: dict[str, Floats] = {}
             for stratum, units, chosen in zip(strata, sizes, block, strict=True):
-                own = _values_of(chosen[index], stratum, rows)
-                while not all(values.size for values in own.values()):
-                    own = _values_of(rng.integers(units, size=units), stratum, rows)
-                drawn |= own
+                sample = _values_of(chosen[index], stratum, rows)
+                while not all(values.size for values in sample.values()):
+                    sample = _values_of(rng.integers(units, size=units), stratum, rows)
+                drawn |= sample
             yield drawn
 
 

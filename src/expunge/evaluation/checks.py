@@ -69,9 +69,9 @@ def resolved(config: EvaluateConfig) -> EvaluateConfig:
         gone = (looks_like_path(origin) or origin.endswith(".gguf")) and data_path(origin) is None
         shown = not (config.reference or gone)
         place = ("revision",) if config.model in ("", settings.get("model")) else ()  # one given instead has its own
-        own = ("model", "load_in_4bit", *place, *(("origin",) if shown else ()))
+        names = ("model", "load_in_4bit", *place, *(("origin",) if shown else ()))
         config = replace(
-            _filled(config, settings, (*own, *files) if same else own),
+            _filled(config, settings, (*names, *files) if same else names),
             adapter=config.run,
             benchmark=benchmark,
             output=config.output or str(Path(config.run) / "results.json"),
@@ -139,7 +139,7 @@ def _filled(config: EvaluateConfig, settings: dict[str, Any], names: tuple[str, 
     fresh = EvaluateConfig()
     taken = {name: settings[name] for name in names if settings.get(name) is not None}
     return replace(
-        config, **{name: own for name, own in taken.items() if getattr(config, name) == getattr(fresh, name)}
+        config, **{name: value for name, value in taken.items() if getattr(config, name) == getattr(fresh, name)}
     )
 
 
@@ -210,12 +210,12 @@ def check_reference(config: EvaluateConfig, reference: str, suite: Suite, base: 
             "--load-in-4bit false"
         )
     if config.adapter or (Path(config.model) / MERGED).is_file():
-        own, other, below = base or known_base(config.model), known_base(reference), base_name(reference)
-        bases = {merged_from(config.model, own or "", "model_sha256"), own if config.adapter else None} - {None}
+        scored, compared, below = base or known_base(config.model), known_base(reference), base_name(reference)
+        bases = {merged_from(config.model, scored or "", "model_sha256"), scored if config.adapter else None} - {None}
         ways = {
-            "is": other,
-            "was merged from an adapter on": merged_from(reference, other or "", "model_sha256"),
-            "is an adapter on": other if below == reference else known_base(below),
+            "is": compared,
+            "was merged from an adapter on": merged_from(reference, compared or "", "model_sha256"),
+            "is an adapter on": compared if below == reference else known_base(below),
         }
         if what := next((what for what, base in ways.items() if base in bases), None):
             raise ModelError(
@@ -265,9 +265,11 @@ def mismatches(
         yield from _other_split(config, settings["split"])
     if config.forget and config.forget == settings.get("forget"):
         then, texts = run_settings(str(run)), {"forget": suite["forget"].examples}
-        if config.retain_test and all(getattr(config, own) == settings.get(own) for own in ("retain", "retain_test")):
-            texts |= {own.name: own.examples for own in suite.sets if own.name == "test"}
-        yield from other_texts(manifest, then, {name: run_rows(then, tokenizer, own) for name, own in texts.items()})
+        if config.retain_test and all(getattr(config, key) == settings.get(key) for key in ("retain", "retain_test")):
+            texts |= {rows.name: rows.examples for rows in suite.sets if rows.name == "test"}
+        yield from other_texts(
+            manifest, then, {name: run_rows(then, tokenizer, examples) for name, examples in texts.items()}
+        )
 
 
 def _other_split(config: EvaluateConfig, forgotten: str) -> Iterator[str]:
@@ -295,7 +297,7 @@ def check_same_rows(folder: str, found: Predictions, data: str, split: str | Non
     rows = read_lume(data, split)
     for name in SPLITS:
         wanted, given = (dict.fromkeys(row.id for row in getattr(side, name)) for side in (rows, found))
-        missing, strange = [own for own in wanted if own not in given], [own for own in given if own not in wanted]
+        missing, strange = [key for key in wanted if key not in given], [key for key in given if key not in wanted]
         if missing or strange:
             example = f"{missing[0]!r} has none" if missing else f"{strange[0]!r} is not in the data"
             raise DataError(

@@ -61,17 +61,23 @@ def encode_documents(
     """
     found, cut = [], 0
     for document in documents:
-        own = _framed(tokenizer, document, prompt_format) if prompt_format.style == "chat" and document.prompt else None
-        if own is None:
+        encoded = (
+            _framed(tokenizer, document, prompt_format) if prompt_format.style == "chat" and document.prompt else None
+        )
+        if encoded is None:
             text = whole_text(document, prompt_format)
             ids = document_ids(tokenizer, text)
             first = begun(tokenizer, ids)
-            own = Document(TokenizedExample(document.id, ids, first if first > 1 else 0), text)
-        if not own.row.targets("completion"):
+            encoded = Document(TokenizedExample(document.id, ids, first if first > 1 else 0), text)
+        if not encoded.row.targets("completion"):
             where = document.source or document.id
-            raise DataError(f"{where}: has {len(own.row)} tokens, so there is nothing to predict")
-        cut += max_length is not None and len(own.row) > max_length
-        found.append(own if max_length is None else _cut(tokenizer, own, max(1, max_length - own.row.completion_start)))
+            raise DataError(f"{where}: has {len(encoded.row)} tokens, so there is nothing to predict")
+        cut += max_length is not None and len(encoded.row) > max_length
+        found.append(
+            encoded
+            if max_length is None
+            else _cut(tokenizer, encoded, max(1, max_length - encoded.row.completion_start))
+        )
     if cut:
         say(f"{cut} of {len(documents)} documents are longer than {max_length} tokens and count up to there")
     return found
@@ -130,14 +136,14 @@ def after_another(
         None where there is no other text, or no room for both.
     """
     row = document.row
-    other = next((own.row.input_ids for own in others if own.row.input_ids != row.input_ids), None)
+    other = next((candidate.row.input_ids for candidate in others if candidate.row.input_ids != row.input_ids), None)
     if other is None:
         return None
     before = other[: min(BEFORE, (max_length or 2 * BEFORE) // 2)]
     first = begun(tokenizer, row.input_ids)
-    own = row.input_ids[first:]
+    tokens = row.input_ids[first:]
     start = len(before) + max(1, row.completion_start) - first
-    ids = [*before, *own][:max_length]
+    ids = [*before, *tokens][:max_length]
     return TokenizedExample(row.id, ids, start) if start < len(ids) else None
 
 
@@ -156,7 +162,7 @@ def _framed(tokenizer: PreTrainedTokenizerBase, chat: Example, prompt_format: Pr
     # What comes before the first words of the user, whatever they are: special tokens, a system prompt.
     start = common_prefix(beginning("0"), beginning("1"))
     lower = in_lower_case(replace(chat, messages=turns))
-    row, other = (TokenizedExample(chat.id, own, min(start, len(own) - 1)) for own in (ids(chat), ids(lower)))
+    row, other = (TokenizedExample(chat.id, tokens, min(start, len(tokens) - 1)) for tokens in (ids(chat), ids(lower)))
     said = replace(chat, prompt="\n\n".join(turn["content"] for turn in turns[first:] if turn["content"]))
     return Document(row, whole_text(said, prompt_format), other)
 

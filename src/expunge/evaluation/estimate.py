@@ -115,8 +115,8 @@ class Estimate:
 
     def ends(self) -> dict[str, float | None]:
         """Value, low and high; None stands for NaN."""
-        own = {"value": self.value, "low": self.low, "high": self.high}
-        return {name: None if math.isnan(number) else number for name, number in own.items()}
+        ends = {"value": self.value, "low": self.low, "high": self.high}
+        return {name: None if math.isnan(number) else number for name, number in ends.items()}
 
     @classmethod
     def from_entry(cls, where: str, entry: Any) -> "Estimate":

@@ -143,7 +143,7 @@ def _decode(
     ends = [len(prompt) + limit for prompt, limit in zip(prompts, limits, strict=True)]
     results: list[list[int]] = [[] for _ in prompts]
     flight = Flight(loaded, pick)
-    columns = [flight.columns(*own) for own in zip(lengths, ends, strict=True)]
+    columns = [flight.columns(*pair) for pair in zip(lengths, ends, strict=True)]
     waiting = _groups(lengths, columns, area // PASSES_PER_CACHE, at_once // PASSES_PER_CACHE)[::-1]
 
     def takes(group: Sequence[int]) -> bool:
@@ -161,16 +161,16 @@ def _decode(
                 results[row] = agreed
             kept = [i for i, row in enumerate(group) if goes_on(row)]
             rows = [group[i] for i in kept]
-            own = [len(prompts[row]) + len(results[row]) - 1 for row in rows]
-            flight.join(rows, cache, [places[i] for i in kept], own, [ends[row] for row in rows])
+            row_lengths = [len(prompts[row]) + len(results[row]) - 1 for row in rows]
+            flight.join(rows, cache, [places[i] for i in kept], row_lengths, [ends[row] for row in rows])
             report(len(group) - len(kept))
         if flight.rows:
             left = min(limits[row] - len(results[row]) for row in flight.rows)  # no row goes beyond its positions
             count = min(left, TOKENS_PER_READ[loaded.device.type])
             tokens = flight.steps([results[row][-1] for row in flight.rows], count)
-            for row, own in zip(flight.rows, tokens, strict=True):
-                ended = next((at + 1 for at, token in enumerate(own) if token in stops), count)
-                results[row] += own[:ended]
+            for row, chunk in zip(flight.rows, tokens, strict=True):
+                ended = next((at + 1 for at, token in enumerate(chunk) if token in stops), count)
+                results[row] += chunk[:ended]
             kept = [i for i, row in enumerate(flight.rows) if goes_on(row)]
             report(len(flight.rows) - len(kept))
             flight.keep(kept)
@@ -229,8 +229,8 @@ def generate(
     for note in loaded.told():
         say(note)
     if drafts is not None:
-        ends = [len(draft) if isinstance(own, Passage) else None for own, draft in zip(examples, drafts, strict=True)]
-        tokens = [own[: ends[at // max(1, samples)]] for at, own in enumerate(tokens)]
+        ends = [len(draft) if isinstance(row, Passage) else None for row, draft in zip(examples, drafts, strict=True)]
+        tokens = [ids[: ends[at // max(1, samples)]] for at, ids in enumerate(tokens)]
     texts = [str(loaded.tokenizer.decode(ids, skip_special_tokens=True)) for ids in tokens]
     return [Generation(*row) for row in zip(prompts, tokens, texts, strict=True)]
 
@@ -241,8 +241,8 @@ def generate_predictions(
     """What the model says to each example of a split (`forget` or `retain`); options and errors as `generate`."""
     said = generate(loaded, examples, split, **options)
     return [
-        Prediction(row.id, row.task, row.kind, row.completion, own.text)
-        for row, own in zip(examples, said, strict=True)
+        Prediction(row.id, row.task, row.kind, row.completion, answer.text)
+        for row, answer in zip(examples, said, strict=True)
     ]
 
 
@@ -288,8 +288,8 @@ def _settle(
         flat = torch.cat(asked)
         best: Tensor = torch.cat([pick(loaded.head.logits(flat[part])) for part in loaded.head.chunks(flat)])
     settled = []
-    for draft, own in zip(drafts, torch.split(best.cpu(), [len(draft) + 1 for draft in drafts]), strict=True):
-        said = own.tolist()
+    for draft, picked in zip(drafts, torch.split(best.cpu(), [len(draft) + 1 for draft in drafts]), strict=True):
+        said = picked.tolist()
         agreed = next((i for i, token in enumerate(draft) if token != said[i]), len(draft))
         settled.append(said[: agreed + 1])
     return cache, places, settled
@@ -307,12 +307,12 @@ def cut_short(
     """
     stops, decode = stop_ids(loaded), loaded.tokenizer.decode
     return sum(
-        not (own.tokens and own.tokens[-1] in stops)
+        not (answer.tokens and answer.tokens[-1] in stops)
         and (
-            len(own.tokens) < len(up_to_end(encode(example), stops))
-            or in_thought(str(decode([*own.prompt, *own.tokens])))
+            len(answer.tokens) < len(up_to_end(encode(example), stops))
+            or in_thought(str(decode([*answer.prompt, *answer.tokens])))
         )
-        for example, own in zip(examples, said, strict=True)
+        for example, answer in zip(examples, said, strict=True)
         if not isinstance(example, Passage)
     )
 

@@ -57,7 +57,7 @@ def trainable(loaded: LoadedModel) -> Iterator[list[Tensor]]:
     """All floating-point parameters of the model, with gradients for as long as this lasts; those of an adapter that is
     on it are not among them, since the gradient of merged weights is that of the base weights beneath it.
     """
-    named = (own for own in loaded.model.named_parameters() if "lora_" not in own[0] and own[1].is_floating_point())
+    named = (pair for pair in loaded.model.named_parameters() if "lora_" not in pair[0] and pair[1].is_floating_point())
     parameters = [parameter for _, parameter in named]
     before = [parameter.requires_grad for parameter in parameters]
     try:

@@ -28,8 +28,8 @@ DRAWN = SEEN | {"samples"}
 
 def floored(metrics: Sequence[str], seen: Collection[str] = SEEN) -> list[str]:
     """Those metrics of how much is known that have a floor, or need nothing beyond what is `seen`."""
-    own = [METRICS[name] for name in metrics]
-    return [metric.name for metric in own if metric.keep == "higher" and {*metric.needs} <= {*seen}]
+    chosen = [METRICS[name] for name in metrics]
+    return [metric.name for metric in chosen if metric.keep == "higher" and {*metric.needs} <= {*seen}]
 
 
 def partners(rows: RowSet) -> list[int | None]:

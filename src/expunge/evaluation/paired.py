@@ -34,7 +34,7 @@ def paired_difference(metric: str, before: Table, after: Table) -> Estimate | No
         return None
     if task and task not in before[key].tasks:
         return None  # not a part of the rows, but a number of two sides
-    old, new = (own[key].of_task(task) if task else own[key] for own in (before, after))
+    old, new = (table[key].of_task(task) if task else table[key] for table in (before, after))
     old, new = _aligned(metric, old, new)
     kept, weights = new.mixed_as(after.get(("forget", key[1])) if key[0] == HOLDOUT and not task else None)
     first = old.of_tasks({*kept.tasks}).values
@@ -76,7 +76,7 @@ def _auc_difference(attack: str, before: Table, after: Table) -> Estimate | None
     pairs: list[list[Values]] = []
     for names in SIDES:
         keys = [(name, f"membership/{attack}") for name in names]
-        key = next((own for own in keys if own in before and own in after), None)
+        key = next((key for key in keys if key in before and key in after), None)
         if key is None or not (before[key].ids and after[key].ids):
             return None
         pairs.append([*_aligned(f"membership/{attack}", before[key], after[key])])

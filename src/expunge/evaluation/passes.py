@@ -116,11 +116,11 @@ class _Passes:
         jobs: dict[Key, TokenizedExample] = {}
         for number, rows in enumerate(self._parts):
             compared = rows.wants("correct", "wrong")
-            own: dict[Key, TokenizedExample] = {
+            encoded: dict[Key, TokenizedExample] = {
                 (number, "own", i): self._encode(example) for i, example in enumerate(rows.examples)
             }
-            self._say_cut(rows.name, list(own.values()))
-            jobs |= own
+            self._say_cut(rows.name, list(encoded.values()))
+            jobs |= encoded
             for i, j in enumerate(self._partners[number]):
                 if j is not None:
                     jobs[number, "mismatched", i] = self._encode(under(rows.examples[j], rows.examples[i]))
@@ -128,8 +128,8 @@ class _Passes:
                 if rows.correct[i] != rows.examples[i]:
                     jobs[number, "correct", i] = self._encode(rows.correct[i])
                 jobs |= {(number, "wrong", i, j): self._encode(other) for j, other in enumerate(wrong)}
-        lower, after = (any(need in own.needs for own in self._attacks) for need in ("lower", "after_unseen"))
-        unseen = sorted(self._documents.get("nonmember", []), key=lambda own: fingerprint(own.text)) if after else []
+        lower, after = (any(need in attack.needs for attack in self._attacks) for need in ("lower", "after_unseen"))
+        unseen = sorted(self._documents.get("nonmember", []), key=lambda doc: fingerprint(doc.text)) if after else []
         lowered = lower_rows(self._loaded.tokenizer, self._documents, self._loaded.context) if lower else {}
         jobs |= {(side, "lower", i): row for (side, i), row in lowered.items()}
         if lower and self._documents and not lowered:
@@ -145,7 +145,7 @@ class _Passes:
 
     def _records(self, rows: Sequence[TokenizedExample], title: str) -> list[TokenRecord]:
         with self._reporter.track(title, len(rows)) as advance:
-            return self._processes.share(rows, lambda own: token_records(self._loaded, own, progress=advance))
+            return self._processes.share(rows, lambda part: token_records(self._loaded, part, progress=advance))
 
     def _encode(self, example: Example) -> TokenizedExample:
         bound = self._loaded.context or 2**31
@@ -189,7 +189,7 @@ class _Passes:
                 f"{len(rows.examples) - len(asked)} of {len(rows.examples)} {rows.name} texts have no prompt, so "
                 "nothing was generated for them."
             )
-        chats = [own for own in rows.examples if own.prompt and not isinstance(own, Passage)]
+        chats = [example for example in rows.examples if example.prompt and not isinstance(example, Passage)]
         if self._prompt_format.style == "chat" and chats and asks_past_thoughts(self._loaded.tokenizer, chats[0]):
             self._note(AT_ONCE)
         said = self._answers(rows, [rows.examples[i] for i in asked], samples=0)
@@ -201,10 +201,10 @@ class _Passes:
         tokenizer, options = self._loaded.tokenizer, self._options
         title = f"{'drawing answers to' if samples else 'answering'} {rows.name}{rows.suffix.replace('/', ' ')} prompts"
 
-        def say_all(own: Sequence[Example]) -> list[Generation]:
+        def say_all(part: Sequence[Example]) -> list[Generation]:
             return generate(
                 self._loaded,
-                own,
+                part,
                 rows.name,
                 encode_prompt=lambda example: prompt_ids(
                     tokenizer, example, self._prompt_format, alone=self._suite.alone
@@ -221,7 +221,7 @@ class _Passes:
         with self._reporter.track(title, len(examples) * max(1, samples)) as advance:
             # Draws come from one stream of random numbers, which cannot be divided.
             said = (self._processes.once if samples else self._processes.share)(examples, say_all)
-        return [replace(own, text=cut_at(own.text, rows.stops)) for own in said] if rows.stops else said
+        return [replace(answer, text=cut_at(answer.text, rows.stops)) for answer in said] if rows.stops else said
 
     def _completion_ids(self, example: Example) -> list[int]:
         return completion_ids(self._loaded.tokenizer, example, self._prompt_format)
@@ -245,7 +245,7 @@ class _Passes:
         if not k or rows.suffix or not rows.wants("samples"):
             return [None] * len(rows.examples)
         asked = [i for i, example in enumerate(rows.examples) if example.prompt]
-        said = [own.text for own in self._answers(rows, [rows.examples[i] for i in asked], samples=k)]
+        said = [answer.text for answer in self._answers(rows, [rows.examples[i] for i in asked], samples=k)]
         draws = {i: said[at * k : (at + 1) * k] for at, i in enumerate(asked)}
         return [draws.get(i) for i in range(len(rows.examples))]
 
@@ -272,13 +272,13 @@ class _Passes:
     ) -> None:
         facts = []
         for i, example in enumerate(rows.examples):
-            own, answer = records[number, "own", i], said[i]
-            row = Row(own, example.kind, self._expected(example, rows), samples=samples[i])
+            record, answer = records[number, "own", i], said[i]
+            row = Row(record, example.kind, self._expected(example, rows), samples=samples[i])
             row.keywords = example.keywords or None
             if isinstance(example, Passage):  # of a long one the limit on tokens may leave some out
-                row.keywords = [own for own in example.keywords if contains(row.expected, own)] or None
+                row.keywords = [word for word in example.keywords if contains(row.expected, word)] or None
             if (number, "wrong", i, 0) in records:
-                row.correct = records.get((number, "correct", i), own)
+                row.correct = records.get((number, "correct", i), record)
                 row.wrong = [records[number, "wrong", i, j] for j in range(len(rows.wrong[i]))]
             if answer is not None:
                 row.text, row.tokens, row.untouched = answer.text, answer.tokens, untouched.get((number, i))
@@ -311,10 +311,10 @@ class _Passes:
         """What the model without its adapter thinks of what was said, and of texts that neither has seen."""
         jobs: dict[Key, TokenizedExample] = {}
         for number, (rows, said) in enumerate(zip(self._parts, generations, strict=True)):
-            for i, own in enumerate(said if rows.wants("untouched") and not rows.suffix else ()):
-                if own is not None and own.tokens:
-                    ids = [*own.prompt, *own.tokens]
-                    jobs[number, i] = TokenizedExample(rows.examples[i].id, ids, len(own.prompt))
+            for i, answer in enumerate(said if rows.wants("untouched") and not rows.suffix else ()):
+                if answer is not None and answer.tokens:
+                    ids = [*answer.prompt, *answer.tokens]
+                    jobs[number, i] = TokenizedExample(rows.examples[i].id, ids, len(answer.prompt))
         jobs |= {("nonmember", i): document.row for i, document in enumerate(self._documents.get("nonmember", []))}
         with self._loaded.adapter_off():
             return dict(zip(jobs, self._records(list(jobs.values()), "untouched model"), strict=True))
@@ -329,12 +329,12 @@ class _Passes:
         for side, examples, labels, set_name in zip(
             SIDES, (documents.members, documents.nonmembers), documents.labels, documents.names, strict=True
         ):
-            own = [records[side, "own", i] for i in range(len(examples))]
+            ours = [records[side, "own", i] for i in range(len(examples))]
             facts = [
                 WholeText(
                     record, document.text, records.get((side, "lower", i)), records.get((side, "after_unseen", i))
                 )
-                for i, (record, document) in enumerate(zip(own, self._documents[side], strict=True))
+                for i, (record, document) in enumerate(zip(ours, self._documents[side], strict=True))
             ]
             if self._reference:
                 theirs = self._reference.documents[SIDES.index(side)]
@@ -348,13 +348,13 @@ class _Passes:
                     scores[name] = Values.of(name, examples, labels, values)
                     self._result.metrics["membership", name] = attack
             sides.append(scores)
-            forced.append(own)
+            forced.append(ours)
             # Texts to forget have a completion's loss under `nll` already.
-            losses = Values.of(f"{set_name}/document_nll", examples, labels, [*map(mean_nll, own)])
+            losses = Values.of(f"{set_name}/document_nll", examples, labels, [*map(mean_nll, ours)])
             self._result.rows[set_name, "document_nll"] = losses
         # Without values on a side (lower case in scripts without it, say) there was no attack.
         pairs = {name: (sides[0][name], sides[1][name]) for name in sides[0]}
-        self._result.attacks = {name: pair for name, pair in pairs.items() if all(len(own.values) for own in pair)}
+        self._result.attacks = {name: pair for name, pair in pairs.items() if all(len(part.values) for part in pair)}
         self._result.names, self._result.documents = documents.names, (forced[0], forced[1])
         if untouched:
             unseen = documents.nonmembers
@@ -364,7 +364,7 @@ class _Passes:
     def _norms(self, side: str) -> list[float]:
         rows = [document.row for document in self._documents[side]]
         with self._reporter.track(f"gradients of {side} texts", len(rows)) as advance:
-            return self._processes.share(rows, lambda own: gradient_norms(self._loaded, own, progress=advance))
+            return self._processes.share(rows, lambda part: gradient_norms(self._loaded, part, progress=advance))
 
 
 def _parts(rows: RowSet) -> list[RowSet]:

@@ -112,19 +112,19 @@ def _evaluate(config: EvaluateConfig, reporter: Reporter, processes: Processes) 
     if adapter and adapter_fingerprint(adapter) != scored:
         raise ModelError(f"--adapter {config.adapter}: was changed while it was scored: evaluate again")
 
-    def results_of(own: Measurement, adapter: Path | None, **more: Any) -> dict[str, Any]:
+    def results_of(measured: Measurement, adapter: Path | None, **more: Any) -> dict[str, Any]:
         name = config.chosen_benchmark
         return assemble(
             name,
             BENCHMARKS[name],
             suite,
-            own,
+            measured,
             reference=reference,
             reference_name=compared,
             reference_kind="retrained" if config.reference else "origin",
             model=config.model,
             adapter=config.adapter if adapter else None,
-            settings=_settings(config, loaded, prompt_format, suite, own),
+            settings=_settings(config, loaded, prompt_format, suite, measured),
             fingerprint=subject if adapter else subject | {"adapter": None},
             **more,
         )
@@ -241,7 +241,9 @@ def _measures_untouched(
         others += ["adapter"] if before.get("adapter") else []
         made = before.get("settings") or {}
         others += ["weights in 4 bits or not"] if made.get("load_in_4bit", False) != bool(config.load_in_4bit) else []
-        others += [name.replace("_", " ") for name, own in _answering(config).items() if made and made.get(name) != own]
+        others += [
+            name.replace("_", " ") for name, value in _answering(config).items() if made and made.get(name) != value
+        ]
         if not others:
             return False
         if not config.overwrite:

@@ -49,10 +49,10 @@ def scale_table(curve: Sequence[Mapping[str, float]], chosen: float) -> str:
     titles = ("scale", "AUC", "AUC min-k", "NLL: forgotten", "unseen", "exact match", "retained")
     lines = ["{:>8}{:>8}{:>11}{:>16}{:>8}{:>13}{:>10}".format(*titles)]
     lines += [
-        f"{own['scale']:>8.4g}{own['auc']:>8.3f}{own['min_k_auc']:>11.3f}{own['forget_nll']:>16.3f}"
-        f"{own['unseen_nll']:>8.3f}{own['exact_match']:>13.3f}{own['retained']:>10.3f}"
-        + ("  <-" if own["scale"] == chosen else "")
-        for own in curve
+        f"{row['scale']:>8.4g}{row['auc']:>8.3f}{row['min_k_auc']:>11.3f}{row['forget_nll']:>16.3f}"
+        f"{row['unseen_nll']:>8.3f}{row['exact_match']:>13.3f}{row['retained']:>10.3f}"
+        + ("  <-" if row["scale"] == chosen else "")
+        for row in curve
     ]
     return "\n".join(lines)
 

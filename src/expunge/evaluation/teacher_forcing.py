@@ -26,17 +26,17 @@ def token_records(
     """
 
     def passed(group: list[int]) -> list[TokenRecord]:
-        own = [rows[index] for index in group]
-        batch = lay_out(loaded, [row.input_ids for row in own])
-        targets = target_positions(batch, own, span)
+        examples = [rows[index] for index in group]
+        batch = lay_out(loaded, [row.input_ids for row in examples])
+        targets = target_positions(batch, examples, span)
         stats = token_stats(final_states(loaded, batch)[targets - 1], loaded.head, batch.flat_ids[targets])
         # One copy to the CPU: on another device each of them would wait.
         logps, mean, var, hits = (
             torch.stack([stats.logps, stats.mean_logp, stats.var_logp, stats.hits]).double().cpu().numpy()
         )
-        ends = np.cumsum([len(row.targets(span)) for row in own])[:-1]
+        ends = np.cumsum([len(row.targets(span)) for row in examples])[:-1]
         parts = zip(*(np.split(values, ends) for values in (logps, hits > 0, mean, var)), strict=True)
-        return [TokenRecord(row.id, *part) for row, part in zip(own, parts, strict=True)]
+        return [TokenRecord(row.id, *part) for row, part in zip(examples, parts, strict=True)]
 
     records = dict(passes(loaded, rows, passed, progress=progress))
     return [records[index] for index in range(len(rows))]

@@ -109,20 +109,22 @@ def run_tasks(
 def utility_of(after: Mapping[tuple[str, str], Values], before: Mapping[tuple[str, str], Values] | None) -> Utility:
     """What the tasks say of a model and, where they were run on it too, of the untouched one."""
     entries, untouched = _means(after), _means(before or {})
-    for key, own in after.items():
+    for key, values in after.items():
         if before is not None:
-            change = difference_estimate(before[key].values, own.values, own.documents)
+            change = difference_estimate(before[key].values, values.values, values.documents)
             source = f"{SOURCE}; paired with the untouched model"
             entries[f"{'/'.join(key)}_change"] = change.read_as("higher", "utility", source)
     return Utility(entries, after, _mmlu(after), untouched, _mmlu(before or {}))
 
 
 def _means(rows: Mapping[tuple[str, str], Values]) -> dict[str, Estimate]:
-    return {"/".join(key): own.estimate().read_as("higher", "utility", SOURCE) for key, own in rows.items()}
+    return {"/".join(key): values.estimate().read_as("higher", "utility", SOURCE) for key, values in rows.items()}
 
 
 def _mmlu(rows: Mapping[tuple[str, str], Values]) -> float | None:
-    parts = {name: own.values for (_, name), own in rows.items() if name.startswith("mmlu_") and name.endswith("_acc")}
+    parts = {
+        name: values.values for (_, name), values in rows.items() if name.startswith("mmlu_") and name.endswith("_acc")
+    }
     mmlu = [parts["mmlu_acc"]] if "mmlu_acc" in parts else [*parts.values()]
     return float(np.concatenate(mmlu).mean()) if mmlu else None
 
@@ -130,7 +132,7 @@ def _mmlu(rows: Mapping[tuple[str, str], Values]) -> float | None:
 def _leaves(name: str, groups: Mapping[str, Sequence[str]]) -> list[str]:
     """The tasks of a group, or the task itself."""
     below = groups.get(name) or []
-    return [leaf for own in below for leaf in _leaves(own, groups)] if below else [name]
+    return [leaf for task in below for leaf in _leaves(task, groups)] if below else [name]
 
 
 def _values(
@@ -139,16 +141,19 @@ def _values(
     """The rows of a task: a document that several filters read (as of gsm8k) once, as the first of them did."""
     firsts = [samples[leaf][0] for leaf in leaves]
     known = [
-        own for own in firsts[0].get("metrics", [])
-        if own != LIKELIHOOD and all(isinstance(first.get(own), int | float) for first in firsts)
+        metric for metric in firsts[0].get("metrics", [])
+        if metric != LIKELIHOOD and all(isinstance(first.get(metric), int | float) for first in firsts)
     ]  # fmt: skip
-    metric = next((own for own in (*COUNTED, *known) if own in known), None)
+    metric = next((metric for metric in (*COUNTED, *known) if metric in known), None)
     if metric is None:
         raise DataError(
             f"--tasks {name}: has no metric of single rows that all of its tasks have: name tasks in its place"
         )
     found = [
-        (leaf, own) for leaf in leaves for own in samples[leaf] if own.get("filter") == samples[leaf][0].get("filter")
+        (leaf, sample)
+        for leaf in leaves
+        for sample in samples[leaf]
+        if sample.get("filter") == samples[leaf][0].get("filter")
     ]
     values = np.array([float(sample[metric]) for _, sample in found])
     if not np.isfinite(values).all():
@@ -163,9 +168,9 @@ def _manager(tasks: tuple[str, ...], task_path: str | None) -> Any:
     from lm_eval.tasks import TaskManager
 
     if task_path:
-        own = TaskManager(include_path=task_path, include_defaults=False)
-        if {*tasks} <= {*own.all_tasks}:
-            return own
+        manager = TaskManager(include_path=task_path, include_defaults=False)
+        if {*tasks} <= {*manager.all_tasks}:
+            return manager
     return TaskManager(include_path=task_path)
 
 

@@ -81,5 +81,5 @@ def _rows(name: str, examples: list[Example]) -> RowSet:
         documents = [example.id for example in examples]
     metrics = default_metrics(name)
     if all(isinstance(row, Passage) for row in examples):  # a text that is gone on with asks nothing
-        metrics = tuple(own for own in metrics if own != "refusal")
+        metrics = tuple(metric for metric in metrics if metric != "refusal")
     return RowSet(name, examples, documents, metrics)

@@ -57,7 +57,7 @@ def aggregate_entries(
     key = f"min_k_{round(100 * PRIVLEAK_SHARE)}"
     if reference is None or key not in measurement.attacks:
         return {}
-    ours, theirs = (auc(*(side.values for side in own.attacks[key])) for own in (measurement, reference))
+    ours, theirs = (auc(*(side.values for side in result.attacks[key])) for result in (measurement, reference))
     value, reason = math.nan, "one number of two AUCs, which has no rows to resample"
     try:
         value = privleak(ours, theirs)

@@ -99,25 +99,25 @@ def score(measurement: Measurement, suite: Suite, mmlu: float | None = None) -> 
             raise DataError(f"the {split} split has no predictions: both splits are needed for the official score")
     tasks: dict[str, dict[str, dict[str, float]]] = {split: {} for split in SPLITS}
     terms = []
-    for (split, task, name), own in term_rows(measurement, suite).items():
-        value = tasks[split].setdefault(task, {})[name] = _mean(own)
+    for (split, task, name), values in term_rows(measurement, suite).items():
+        value = tasks[split].setdefault(task, {})[name] = _mean(values)
         terms.append(1 - value if split == "forget" else value)
     task_aggregate = float(harmonic_mean(terms)) if terms else math.nan
     scored = {split: {name: _scored(measurement, split, name) for name in KINDS.values()} for split in SPLITS}
     rows = {split: len(suite[split].examples) for split in SPLITS}
 
     losses = [measurement.rows.get((side, "document_nll"), NO_ROWS).values for side in SIDES]
-    documents = {side: len(own) for side, own in zip(SIDES, losses, strict=True)}
+    documents = {side: len(nlls) for side, nlls in zip(SIDES, losses, strict=True)}
     mia_auc = mia_score = final_score = None
     if all(documents.values()) and not few(documents):
-        mia_auc = auc(*(-own for own in losses))
+        mia_auc = auc(*(-nlls for nlls in losses))
         mia_score = 1 - 2 * abs(mia_auc - 0.5)
         if mmlu is not None:
             final_score = math.fsum([task_aggregate, mmlu, mia_score]) / 3
     return SemevalScores(
         forget=tasks["forget"],
         retain=tasks["retain"],
-        overall={split: {name: _mean(own) for name, own in kinds.items()} for split, kinds in scored.items()},
+        overall={split: {name: _mean(values) for name, values in kinds.items()} for split, kinds in scored.items()},
         terms=terms,
         task_aggregate=task_aggregate,
         mia_auc=mia_auc,
@@ -125,7 +125,9 @@ def score(measurement: Measurement, suite: Suite, mmlu: float | None = None) -> 
         mmlu=mmlu,
         final_score=final_score,
         rows={**rows, **documents},
-        unscored={split: rows[split] - sum(len(own.ids) for own in kinds.values()) for split, kinds in scored.items()},
+        unscored={
+            split: rows[split] - sum(len(values.ids) for values in kinds.values()) for split, kinds in scored.items()
+        },
     )
 
 

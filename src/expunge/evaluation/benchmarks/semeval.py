@@ -69,7 +69,7 @@ def suite_of_predictions(predictions: Predictions) -> tuple[Suite, Measurement]:
     Raises:
         DataError: Losses of one side of the membership attack are missing.
     """
-    given = {side: own for side in SIDES if (own := getattr(predictions, side)) is not None}
+    given = {side: losses for side in SIDES if (losses := getattr(predictions, side)) is not None}
     if given and not all(map(given.get, SIDES)):
         missing = "non-members" if given.get("member") else "members"
         raise DataError(f"the membership attack needs both sides, and the losses of the {missing} are missing")
@@ -81,16 +81,16 @@ def suite_of_predictions(predictions: Predictions) -> tuple[Suite, Measurement]:
             Row(kind=row.kind, expected=row.expected_output, text=row.model_output or ("" if row.kind else None))
             for row in rows
         ]
-        for metric in (METRICS[own] for own in sets[-1].metrics):
+        for metric in (METRICS[key] for key in sets[-1].metrics):
             values = [metric.of(row) for row in facts]
-            own = Values.of(f"{name}/{metric.name}", examples, sets[-1].documents, values)
-            found.add(name, metric.name, metric, own)
+            row_values = Values.of(f"{name}/{metric.name}", examples, sets[-1].documents, values)
+            found.add(name, metric.name, metric, row_values)
     scores = []
     for side, losses in given.items():
         ids = [f"{side}-{number}" for number in range(1, len(losses) + 1)]
-        texts = [Example(own, "", "-") for own in ids]
-        own = found.rows[side, "document_nll"] = Values.of(f"{side}/document_nll", texts, ids, losses)
-        scores.append(replace(own, values=-own.values))
+        texts = [Example(row_id, "", "-") for row_id in ids]
+        nlls = found.rows[side, "document_nll"] = Values.of(f"{side}/document_nll", texts, ids, losses)
+        scores.append(replace(nlls, values=-nlls.values))
     if given:
         found.attacks["loss"], found.metrics["membership", "loss"] = (scores[0], scores[1]), ATTACKS["loss"]
     return Suite(tuple(sets)), found
@@ -98,8 +98,8 @@ def suite_of_predictions(predictions: Predictions) -> tuple[Suite, Measurement]:
 
 def official_fields(measurement: Measurement, suite: Suite, mmlu: float | None) -> dict[str, Any]:
     """The official numbers of a results file."""
-    losses = {side: own for side in SIDES if (own := measurement.rows.get((side, "document_nll")))}
-    means = {side: Estimate(fmean(own.values), n=len(own.ids)).coarse().value for side, own in losses.items()}
+    losses = {side: values for side in SIDES if (values := measurement.rows.get((side, "document_nll")))}
+    means = {side: Estimate(fmean(values.values), n=len(values.ids)).coarse().value for side, values in losses.items()}
     return {**score(measurement, suite, mmlu).as_dict(), "mean_nll": means}
 
 
@@ -129,15 +129,15 @@ def aggregate_entries(
     scores = score(measurement, suite, mmlu)
     missing, how = scores.missing(), ("higher", "official", SOURCE)
     blind = " ".join(blind_spots(measurement, suite))
-    rows = {"/".join(key): own for key, own in term_rows(measurement, suite).items() if own.ids}
-    groups: dict[str, Floats] = {name: own.values for name, own in rows.items()}
-    documents = {name: own.documents for name, own in rows.items()}
+    rows = {"/".join(key): values for key, values in term_rows(measurement, suite).items() if values.ids}
+    groups: dict[str, Floats] = {name: values.values for name, values in rows.items()}
+    documents = {name: values.documents for name, values in rows.items()}
 
     def aggregate(name: str, statistic: Any) -> Estimate:
         if name in missing or not groups:
             return Estimate(math.nan, reason=missing.get(name, "no row is scored")).read_as(*how)
-        own = statistic_estimate(groups, statistic, documents)
-        return replace(own, reason=" ".join(filter(None, (own.reason, blind)))).read_as(*how)
+        estimate = statistic_estimate(groups, statistic, documents)
+        return replace(estimate, reason=" ".join(filter(None, (estimate.reason, blind)))).read_as(*how)
 
     found = {"all/task_aggregate": aggregate("task_aggregate", _aggregate)}
     if mmlu is not None:
@@ -147,7 +147,7 @@ def aggregate_entries(
         found["all/mia_score"] = _folded(auc_estimate(members, nonmembers)).read_as(*how)
         if mmlu is not None:
             groups |= {"member": members, "nonmember": nonmembers}
-            found["all/final_score"] = aggregate("final_score", lambda own: _final(own, mmlu))
+            found["all/final_score"] = aggregate("final_score", lambda parts: _final(parts, mmlu))
     return found
 
 
@@ -157,7 +157,7 @@ def _rows(name: str, examples: Sequence[Example], metrics: Sequence[str]) -> Row
 
 def _aggregate(groups: Mapping[str, Floats]) -> float:
     means = {name: float(values.mean()) for name, values in groups.items() if "/" in name}
-    return float(harmonic_mean([1 - own if name.startswith("forget/") else own for name, own in means.items()]))
+    return float(harmonic_mean([1 - mean if name.startswith("forget/") else mean for name, mean in means.items()]))
 
 
 def _final(groups: Mapping[str, Floats], mmlu: float) -> float:
@@ -167,6 +167,6 @@ def _final(groups: Mapping[str, Floats], mmlu: float) -> float:
 
 def _folded(area: Estimate) -> Estimate:
     """The interval of 1 - 2 |AUC - 0.5|, from that of the AUC."""
-    value, *ends = (1 - 2 * abs(own - 0.5) for own in (area.value, area.low, area.high))
+    value, *ends = (1 - 2 * abs(point - 0.5) for point in (area.value, area.low, area.high))
     high = 1.0 if area.low <= 0.5 <= area.high else max(ends)
     return replace(area, value=value, low=min(ends), high=high)

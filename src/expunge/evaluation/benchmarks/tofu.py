@@ -53,15 +53,15 @@ def aggregate_entries(
     """Model utility, and forget quality where there is a reference."""
     groups = {f"{name}/{metric}": measurement.rows[name, metric].values for name, metric in UTILITY}
     documents = {f"{name}/{metric}": measurement.rows[name, metric].documents for name, metric in UTILITY}
-    own = statistic_estimate(groups, _utility, documents)
-    found = {"all/model_utility": METRICS["model_utility"].read(own)}
+    estimate = statistic_estimate(groups, _utility, documents)
+    found = {"all/model_utility": METRICS["model_utility"].read(estimate)}
     if reference is not None:
-        ours, theirs = (own.rows["forget", "truth_ratio_raw"].values for own in (measurement, reference))
+        ours, theirs = (result.rows["forget", "truth_ratio_raw"].values for result in (measurement, reference))
         for name, rows in (("forget_quality", len(ours)), (f"forget_quality_{FIRST}", FIRST)):
             if rows <= len(ours):
                 p = forget_quality(ours[:rows].tolist(), theirs[:rows].tolist())
-                own = Estimate(p, n=rows, reason="a p-value, which has no interval")
-                found[f"all/{name}"] = METRICS["forget_quality"].read(own)
+                estimate = Estimate(p, n=rows, reason="a p-value, which has no interval")
+                found[f"all/{name}"] = METRICS["forget_quality"].read(estimate)
     return found
 
 

@@ -33,12 +33,12 @@ def says(text: str, keywords: Sequence[str], answer: str) -> bool:
 
     Key words that are the groups of one number of the answer stand in the same number without its signs, too.
     """
-    numbers, known = ([*filter(long_number, joined_numbers(words(own)))] for own in (text, answer))
+    numbers, known = ([*filter(long_number, joined_numbers(words(string)))] for string in (text, answer))
     said = 0
     for numeric, run in groupby(keywords, str.isdecimal):
-        own = [*run]
-        groups = ["".join(words(word)) for word in own] if numeric else []
+        part = [*run]
+        groups = ["".join(words(word)) for word in part] if numeric else []
         number = re.compile(LEFT_OUT.join(groups))
-        whole = long_number("".join(groups)) and all(any(map(number.fullmatch, own)) for own in (numbers, known))
-        said += len(own) if whole else sum(contains(text, word) for word in own)
+        whole = long_number("".join(groups)) and all(any(map(number.fullmatch, found)) for found in (numbers, known))
+        said += len(part) if whole else sum(contains(text, word) for word in part)
     return 2 * said >= max(1, len(keywords))

@@ -136,7 +136,7 @@ class Metric:
             ConfigError: The value lies outside of those that the metric says it can have.
         """
         given = [getattr(facts, need) for need in self.needs]
-        if any(own is None for own in given) or (self.skips and getattr(facts, "kind", "") == self.skips):
+        if any(fact is None for fact in given) or (self.skips and getattr(facts, "kind", "") == self.skips):
             return None
         value = self.function(*given, **options)
         if value is not None and (value < self.low - ROUNDING or value > self.high + ROUNDING):
@@ -202,8 +202,10 @@ def _register(
 ) -> Callable[[Function], Function]:
     def keep(function: Function) -> Function:
         parameters = inspect.signature(function).parameters.values()
-        own = tuple(own.name for own in parameters if own.default is own.empty and own.name != more.get("over"))
-        needs = more.pop("needs", own)
+        required = tuple(
+            param.name for param in parameters if param.default is param.empty and param.name != more.get("over")
+        )
+        needs = more.pop("needs", required)
         definition = more.pop("definition", (inspect.getdoc(function) or "").partition("\n")[0].rstrip("."))
         unknown = [need for need in needs if need not in facts.__dataclass_fields__]
         if unknown:
@@ -220,12 +222,12 @@ def _register(
 def default_metrics(set_name: str) -> tuple[str, ...]:
     """The metrics that rows of a set get where no benchmark says otherwise."""
     here = ("", "forget" if set_name == "forget" else "others")
-    return tuple(name for name, own in METRICS.items() if own.default and own.needs and own.on in here)
+    return tuple(name for name, metric in METRICS.items() if metric.default and metric.needs and metric.on in here)
 
 
 def default_attacks() -> tuple[str, ...]:
     """The membership attacks that are run where none are named: all that cost no backward pass."""
-    return tuple(name for name, own in ATTACKS.items() if own.default)
+    return tuple(name for name, attack in ATTACKS.items() if attack.default)
 
 
 def left_out(given: Sequence[str]) -> list[str]:
