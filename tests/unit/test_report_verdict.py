@@ -1154,6 +1154,14 @@ def test_a_mean_over_draws_is_no_count_of_rows():
     assert said == "key facts said in one of the answers that were drawn: 3 of 60"
 
 
+def test_unseen_texts_that_are_said_are_no_count_of_the_texts_to_forget():
+    """Three of 20 are said, and one of 10 unseen ones, which are no two of these."""
+    own = {"forget/key_fact": entry(0.15, "lower", "text", n=20), "holdout/key_fact": entry(0.1, None, "text", n=10)}
+    judged = judge(own, {"forget/key_fact": entry(0.75, "lower", "text", n=20)}, None)
+    says = "key facts said: 3 of 20 (15 before, 10% of texts that it has never seen)"
+    assert judged.answers[SAID].numbers[0].says == says
+
+
 def test_that_no_test_was_run_against_the_retrained_model_is_said():
     told = "Whether a test tells it from the retrained model (--reference)."
     stand_in = ("No model retrained without the forget set was given (--reference): whether .. was not tested.",)

@@ -113,7 +113,9 @@ def shown(score: Score, before: float | None, target: float | None, whose: str, 
     low, high = (score.low, score.high) if score.bounded else (None, None)
     said, earlier, aim = (_plainly(score, own) for own in (value, before, target))
     notes = [f"{earlier} before"] if before is not None else []
-    if target is not None and whose not in (UNTOUCHED, NONE):
+    if target is not None and whose.startswith(NEVER_SEEN) and _is_count(score, value):
+        notes.append(f"{target:.0%} of {whose}")  # other rows than these, and as many of each kind as here
+    elif target is not None and whose not in (UNTOUCHED, NONE):
         notes.append(f"{aim} {'by' if whose in (CHANCE, OWN_TARGET) else 'for'} {whose}")
     says = f"{_named(score)} {said}" + (f" ({', '.join(notes)})" if notes else "")
     return Number(score.key, says, value, low, high, score.n, before, target, whose, limit)
@@ -141,10 +143,16 @@ def _plainly(score: Score, value: float | None) -> str:
         return MISSING
     if score.family == "membership":
         return f"{100 * value:.0f} of 100 pairs" if value is score.value else f"{100 * value:.0f}"
+    if not _is_count(score, value):
+        return show_number(value)
+    rows = f"{round(value * (score.n or 0)):,}"
+    return f"{rows} of {score.n:,}" if value is score.value else rows
+
+
+def _is_count(score: Score, value: float) -> bool:
+    """Whether a value is a share of the score's rows that is a whole number of them."""
     rows = value * (score.n or 0)
-    if score.n and score.name.startswith(tuple(PLAIN)) and abs(rows - round(rows)) < 1e-9:
-        return f"{round(rows):,} of {score.n:,}" if value is score.value else f"{round(rows):,}"
-    return show_number(value)
+    return bool(score.n) and score.name.startswith(tuple(PLAIN)) and abs(rows - round(rows)) < 1e-9
 
 
 def answered(
