@@ -428,6 +428,8 @@ def test_one_damaged_score_among_many_is_damage():
         ((0.3, 0.3), "both numbers say so"),
         ((0.3, 0.3, 0.3), "all 3 numbers say so"),
         ((0.9, 0.9), "both numbers say so"),
+        ((0.375, 0.375), "both numbers are unclear"),
+        ((0.375, 0.375, 0.375), "all 3 numbers are unclear"),
         ((0.9, 0.9, 0.3), "2 of 3 numbers are bad, 1 good"),
         ((0.375, 0.3), "1 of 2 numbers is unclear, 1 good"),
         ((0.9, 0.375, 0.375, 0.3), "1 of 4 numbers is bad, 2 unclear, 1 good"),

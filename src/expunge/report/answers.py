@@ -187,7 +187,8 @@ def _counts(states: Sequence[str]) -> str:
     """How many numbers are bad, unclear and good, the worst first."""
     kinds = [(state, states.count(state)) for state in STATES if state in states]
     if len(kinds) == 1:
-        return f"{'both' if len(states) == 2 else f'all {len(states)}'} numbers say so"
+        every = "both" if len(states) == 2 else f"all {len(states)}"
+        return f"{every} numbers {'are unclear' if kinds[0][0] == 'unclear' else 'say so'}"
     (worst, count), *others = kinds
     head = f"{count} of {len(states)} numbers {'is' if count == 1 else 'are'} {worst}"
     return ", ".join([head, *(f"{number} {state}" for state, number in others)])
