@@ -9,7 +9,7 @@ import pytest
 
 from expunge.evaluation.estimate import ONE_TEXT
 from expunge.evaluation.results import COMPARED
-from expunge.evaluation.stats import auc_estimate, ks_pvalue, mean_estimate
+from expunge.evaluation.stats import auc_estimate, difference_estimate, ks_pvalue, mean_estimate
 from expunge.report.answers import STATES
 from expunge.report.groups import group_runs, read_columns
 from expunge.report.judge import Verdict, verdict, worst, write_verdict
@@ -741,6 +741,8 @@ def test_losses_alone_can_condemn_but_never_acquit():
     ("texts", "kept"),
     [
         ({"test": 4}, ["test/loss", "holdout/loss"]),
+        ({"test": 4, "holdout": 1}, ["test/loss"]),  # which condemns nobody by itself: it has no interval
+        ({"test": 10, "holdout": 1}, ["test/loss"]),
         ({"test": 3}, ["retain/loss", "holdout/loss"]),
         ({"test": 3, "retain": 2}, ["holdout/loss"]),
         ({"test": 3, "retain": 2, "holdout": 1}, []),
@@ -751,7 +753,7 @@ def test_losses_of_few_texts_are_too_coarse_to_tell_what_is_kept(texts, kept):
     manifest = {"status": "done", "settings": {}, "loss_nats_per_completion_token": losses, "loss_texts": texts}
     answer = verdict(RunData(Path("run"), "run", manifest)).answers[KEPT]
     assert [own.key for own in answer.numbers] == kept
-    assert answer.state == ("bad" if kept else "not measured")
+    assert answer.state == ("bad" if "holdout/loss" in kept or texts["test"] == 10 else "not measured")
 
 
 def test_an_unfinished_run_is_never_a_success():
@@ -1084,7 +1086,7 @@ def test_that_the_rest_is_kept_takes_an_interval_that_leaves_out_a_loss(kept, ot
     after, changes = {}, {}
     for at, (value, low, n) in enumerate(kept):
         after[f"test/metric{at}"] = entry(value, n=n, half=0.12)
-        changes[f"test/metric{at}"] = {"value": value - 1, "low": low, "high": 0.0, "n": n}
+        changes[f"test/metric{at}"] = {"value": value - 1, "low": low, "high": 2 * (value - 1) - low, "n": n}
     for name, n in others:
         after[f"{name}/probability"] = entry(1.0, n=n)
         changes[f"{name}/probability"] = {"value": 0.0, "low": -0.01, "high": 0.01, "n": n}
@@ -1092,6 +1094,31 @@ def test_that_the_rest_is_kept_takes_an_interval_that_leaves_out_a_loss(kept, ot
     drift = {key: own for key, own in metrics().items() if "retain" not in key}
     judged = judge(drift | after, BEFORE | before, None, beside={"before": changes})
     assert judged.answers[KEPT].answer == answer
+
+
+@pytest.mark.parametrize(
+    ("said", "paired", "answer"),
+    [
+        (0, True, "unclear"),  # 3 of 4 became none: .20 is the upper end of the change
+        (0, False, "unclear"),  # nothing is known
+        (-8, True, "no"),  # all of 8
+        (25, True, "no"),  # half of 50
+    ],
+)
+def test_a_loss_that_so_few_texts_cannot_show_is_unclear(said, paired, answer):
+    first = [1.0, 1.0, 1.0, 0.0] if not said else [1.0] * 2 * said if said > 0 else [1.0] * 8
+    last = [0.0] * len(first) if said <= 0 else [1.0] * said + [0.0] * said
+    own = mean_estimate(last).as_entry() | {"direction": "higher", "family": "text"}
+    own |= {} if paired else {"low": None, "high": None}
+    before = own | mean_estimate(first).as_entry()
+    change = difference_estimate(np.array(first), np.array(last))
+    changes = {"test/exact_match": {**change.ends(), "n": len(first)}} if paired else {}
+    after = metrics() | {"test/exact_match": own}
+    judged = judge(after, BEFORE | {"test/exact_match": before}, None, beside={"before": changes})
+    (number,) = [own for own in judged.answers[KEPT].numbers if own.key == "test/exact_match"]
+    assert judged.answers[KEPT].answer == answer
+    assert judged.answers[KEPT].says.endswith("; what is bad is of 8 texts only") == (len(first) == 8)
+    assert number.limit.endswith("that can be chance") == (answer == "unclear")
 
 
 @pytest.mark.parametrize(

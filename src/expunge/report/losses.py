@@ -24,8 +24,13 @@ def losses_of(run: RunData, name: str) -> tuple[float, float] | None:
 
 def exact_losses(run: RunData, name: str) -> tuple[float, float] | None:
     """`losses_of` a set that has not so few texts that they are told to half a nat alone."""
-    texts = (run.manifest.get("loss_texts") or run.manifest.get("rows", {})).get(name, TELLING)
-    return None if few({name: texts}) else losses_of(run, name)
+    return None if few({name: texts_of(run, name, TELLING)}) else losses_of(run, name)
+
+
+def texts_of(run: RunData, name: str, unknown: int) -> int:
+    """Texts of a set whose losses the manifest tells; `unknown` where it does not say how many."""
+    texts: int = (run.manifest.get("loss_texts") or run.manifest.get("rows", {})).get(name, unknown)
+    return texts
 
 
 def drift_of(run: RunData, criteria: Criteria) -> list[Number]:

@@ -29,7 +29,7 @@ from expunge.report.answers import (
     shown,
 )
 from expunge.report.doubts import attack_kinds, attacks, doubts, sides
-from expunge.report.losses import MARGIN, drift_of, exact_losses, said_by_losses
+from expunge.report.losses import MARGIN, drift_of, exact_losses, said_by_losses, texts_of
 from expunge.report.run_data import RunData
 from expunge.report.scores import UNSEEN, Score, kept, knowledge, speech
 from expunge.report.targets import (
@@ -38,7 +38,8 @@ from expunge.report.targets import (
     both_unseen,
     by_chance,
     by_guessing,
-    least_change,
+    change_of,
+    may_be_none,
     target_of,
     tasks_of,
     tests_of,
@@ -276,13 +277,14 @@ def rest_kept(run: RunData, criteria: Criteria) -> Answer:
         f"Yes when every score of the rest has at least {criteria.min_retain:.0%} of its value before (fewer than "
         f"{FEWEST_KEPT} texts, or so few that the interval of the change reaches beyond a loss of {margin:.0%}, and "
         "those trained on where others were not, count only where they are lost; of the few, where as much as a whole "
-        "text seems lost), and the loss of texts that the model has never seen rose by at most "
-        f"{criteria.max_drift:.0%}, and its interval to no more than {max(MARGIN, criteria.max_drift):.0%}."
+        "text seems lost; a loss is unclear where the interval of the change reaches 0), and the loss of texts that "
+        f"the model has never seen rose by at most {criteria.max_drift:.0%}, "
+        f"and its interval to no more than {max(MARGIN, criteria.max_drift):.0%}."
     )
     numbers, scores, short = [], whole(kept(run.scores.get("after", {}))), False
 
     def sure(score: Score) -> bool:
-        before, least = before_of(run, score) or 0.0, least_change(run, score)
+        before, least = before_of(run, score) or 0.0, change_of(run, score)[0]
         if least is not None and least >= -margin * max(before, KNOWN):
             return True
         return (least is None or score.value == before == 1) and (score.n or FEWEST_ALL) >= FEWEST_ALL
@@ -305,18 +307,22 @@ def rest_kept(run: RunData, criteria: Criteria) -> Answer:
             found = replace(found, state="shown", limit=f"{weak}: only a loss counts")
         elif weak and found.state == "good":
             found, short = replace(found, state="unclear"), True
+        elif found.state == "bad" and may_be_none(run, score, FEWEST_KEPT):
+            found = replace(found, state="unclear", limit=f"{found.limit}; that can be chance")
         numbers.append(found)
     scored = any(own.state != "shown" for own in numbers)
     side = "test" if exact_losses(run, "test") else "retain"
     drift, pair = drift_of(run, criteria), exact_losses(run, side)
     if not scored and pair:
         share, bound = math.exp(min(0.0, pair[0] - pair[1])), criteria.retained()
+        known = texts_of(run, side, FEWEST_KEPT) >= FEWEST_KEPT  # of fewer no interval tells whether it is chance
+        state = "good" if not bound.violation(share) else "bad" if known else "unclear"
         says = f"the loss of the texts to keep went from {show_number(pair[0])} to {show_number(pair[1])}"
         numbers.append(
             Number(
                 f"{side}/loss", says, pair[1], before=pair[0], target=pair[0], target_from=UNTOUCHED,
                 limit=f"tokens at least {criteria.min_retain:.0%} as likely as before",
-                state="bad" if bound.violation(share) else "good", excess=bound.excess(share),
+                state=state, excess=bound.excess(share),
             )
         )  # fmt: skip
     numbers += drift
@@ -331,6 +337,9 @@ def rest_kept(run: RunData, criteria: Criteria) -> Answer:
     answer = answered(KEPT, ("no", "yes"), numbers, rule, notes)
     if short and answer.state == "unclear":
         answer = replace(answer, need=TO_SHOW)
+    few = max((own.n or FEWEST_KEPT for own in answer.numbers if own.state == "bad"), default=FEWEST_KEPT)
+    if few < FEWEST_KEPT:
+        answer = replace(answer, says=f"{answer.says}; what is bad is of {few} text{'s' * (few > 1)} only")
     if scored or answer.state == "bad":
         return answer
     says = f"{answer.says}, which alone proves nothing"

@@ -46,13 +46,19 @@ def before_of(run: RunData, score: Score) -> float | None:
     return earlier.value if earlier and earlier.known else None
 
 
-def least_change(run: RunData, score: Score) -> float | None:
-    """Lower end of the 95 % interval of the paired change from the untouched model; None where that is not known."""
+def change_of(run: RunData, score: Score) -> tuple[float | None, float | None]:
+    """Ends of the 95 % interval of the paired change from the untouched model; None where they are not known."""
     change = run.scores.get("after", {}).get(f"{score.key}{CHANGE}")
     if change and change.bounded:
-        return change.low
-    paired = run.results.get("after", {}).get("before") or {}
-    return number(paired.get(score.key, {}).get("low"))
+        return change.low, change.high
+    paired = (run.results.get("after", {}).get("before") or {}).get(score.key, {})
+    return number(paired.get("low")), number(paired.get("high"))
+
+
+def may_be_none(run: RunData, score: Score, fewest: int) -> bool:
+    """Whether a loss may be none: its paired change reaches 0, or no interval of less than `fewest` rows is known."""
+    high = change_of(run, score)[1]
+    return high >= 0 if high is not None else not score.bounded and (score.n or fewest) < fewest
 
 
 def target_of(run: RunData, score: Score) -> tuple[float | None, str]:
