@@ -233,6 +233,13 @@ def test_results_of_something_else_are_left_out_and_said_to_be(tmp_path, capsys,
     assert "warning: told: results_before.json is left out" in " ".join(capsys.readouterr().err.split())
 
 
+def test_a_run_that_is_not_finished_is_named_in_terminal_and_page(tmp_path, capsys):
+    runs = [write_run(tmp_path / "ended"), write_run(tmp_path / "unended", seed=1, manifest={"status": "running"})]
+    page = Page(write_report(runs, tmp_path / "page.html", reporter=Reporter()).read_text())
+    assert "warning: unended: the run is not finished" in " ".join(capsys.readouterr().err.split())
+    assert "What to do next Finish the run unended: the same command with --resume" in page.words
+
+
 def test_results_on_other_texts_than_the_runs_are_left_out(tmp_path):
     def warnings(texts: str, asked: str = "custom", **settings: str) -> list[str]:
         run = write_run(tmp_path / f"run{len(list(tmp_path.iterdir()))}", manifest={"texts": {"forget": "key:one"}})

@@ -758,7 +758,7 @@ def test_losses_of_few_texts_are_too_coarse_to_tell_what_is_kept(texts, kept):
 
 def test_an_unfinished_run_is_never_a_success():
     judged = judge(metrics(), status="running")
-    assert (judged.tone, judged.lead, judged.next[0][:15]) == ("open", "The run is not finished", "Finish the run:")
+    assert (judged.tone, judged.lead, judged.next[0][:19]) == ("open", "The run is not finished", "Finish the run run:")
 
 
 def test_of_several_runs_the_worst_answer_stands():
@@ -782,7 +782,9 @@ def test_of_several_runs_the_head_says_what_the_answers_say():
     doubtful = ("forget/rouge_l_recall", "membership/loss_auc")
     wide = [judge(metrics() | {key: metrics(half=0.7)[key]}) for key in doubtful]
     assert worst(wide).lead == "Not shown yet: 2 of 4 questions are open"
-    assert worst([good, judge(metrics(), status="running"), said]).lead == "The run is not finished"
+    pooled = worst([good, said, judge(metrics(), status="running")])
+    assert pooled.lead == "The run is not finished"
+    assert pooled.next[0].startswith("Finish the run run:"), "the most urgent first"
     assert worst([good, good]).next == good.next
 
 

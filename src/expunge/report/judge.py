@@ -153,7 +153,7 @@ def worst(verdicts: Sequence[Verdict]) -> Verdict:
     lax = [own for own in verdicts if _lax(own.criteria, own.answers)]
     criteria = (lax or verdicts)[0].criteria
     tone, lead = _overall(all(verdict.finished for verdict in verdicts), answers, lax)
-    wanting = [verdict for verdict in verdicts if not verdict.success] or verdicts
+    wanting = sorted([verdict for verdict in verdicts if not verdict.success] or verdicts, key=lambda own: own.finished)
     steps = tuple(dict.fromkeys(step for verdict in wanting for step in verdict.next))
     missing = tuple(dict.fromkeys(text for verdict in verdicts for text in verdict.not_measured))
     warnings = tuple(dict.fromkeys(text for verdict in verdicts for text in verdict.warnings))
@@ -191,7 +191,7 @@ def _overall(finished: bool, answers: Sequence[Answer], lax: Sequence[object]) -
 def _next(run: RunData, answers: Sequence[Answer]) -> tuple[str, ...]:
     """What to do now."""
     if not run.finished:
-        return ("Finish the run: the same command with --resume.",)
+        return (f"Finish the run {run.name}: the same command with --resume.",)
     said, told, rest, _ = (own.state == "bad" for own in answers)
     worse = [own.key for own in answers[3].numbers if own.state == "bad"]
     declines, babbles = (any(("refusal" in key) == kind for key in worse) for kind in (True, False))

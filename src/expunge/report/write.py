@@ -82,6 +82,8 @@ def write_report(
         write_verdict(data[0])
     reporter = reporter or Reporter(quiet=True)
     for run in data:
+        if not run.finished:
+            reporter.warn(f"{run.name}: the run is not finished: the same command with --resume finishes it")
         for warning in run.warnings:
             reporter.warn(f"{run.name}: {warning}")
     return page
