@@ -11,6 +11,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from expunge.cli.output import Output
+from expunge.cli.reports import VerdictSettings, verdict
 from expunge.errors import ConfigError, DataError, RunError
 from expunge.report import details, write_report
 from expunge.report.groups import group_runs
@@ -231,6 +233,16 @@ def test_results_of_something_else_are_left_out_and_said_to_be(tmp_path, capsys,
     assert "no value of the untouched model" in page.words
     write_report([run], reporter=Reporter())
     assert "warning: told: results_before.json is left out" in " ".join(capsys.readouterr().err.split())
+
+
+def test_the_terminal_names_the_run_and_the_page_says_what_run_is(tmp_path, capsys):
+    run = write_run(tmp_path / "one run", scored=False)
+    assert verdict(VerdictSettings(runs=[str(run)]), Output()) == 0
+    assert f"`expunge evaluate --run '{run}'`" in capsys.readouterr().out
+    words = page_of(run).words
+    assert "expunge evaluate --run RUN" in words
+    assert "RUN is the directory of the run: one run." in words
+    assert "RUN is the directory" not in page_of(write_run(tmp_path / "scored")).words
 
 
 def test_a_run_that_is_not_finished_is_named_in_terminal_and_page(tmp_path, capsys):

@@ -69,7 +69,7 @@ def verdict(settings: VerdictSettings, out: Output) -> int:
     read = {run: read_run(run) for run in settings.runs}
     judged = {run: judge(data) for run, data in read.items()}
     for run, found in judged.items():
-        out.text(f"{run}: {found}" if len(judged) > 1 else str(found))
+        out.text(f"{run}: {found.at(run)}" if len(judged) > 1 else str(found.at(run)))
     out.results = {run: found.as_dict() for run, found in judged.items()}
     for data in read.values():
         try:
@@ -91,5 +91,5 @@ def write_run_report(run: Path, out: Output) -> None:
         page = write_report([read], overwrite=True)
         judged = judge(read)
     out.results["verdict"] = judged.as_dict()
-    out.text(str(judged))
+    out.text(str(judged.at(run)))
     out.text(f"report    {page}")

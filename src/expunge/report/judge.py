@@ -4,6 +4,8 @@ Only four good answers are a success; a bad one is a failure, whatever the other
 """
 
 import math
+import re
+import shlex
 import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -101,6 +103,11 @@ class Verdict:
         sides = (("not measured", unmeasured), ("note", notes), ("warning", self.warnings), ("next", self.next))
         lines += [_folded(f"  {name:<14}", text) for name, texts in sides for text in texts]
         return "\n".join(lines)
+
+    def at(self, run: str | Path) -> "Verdict":
+        """The same with the run's path, quoted for a shell, where a command says `--run RUN`; for a terminal."""
+        named = f"--run {shlex.quote(str(run))}"
+        return replace(self, next=tuple(step.replace("--run RUN", named) for step in self.next))
 
     def as_dict(self) -> dict[str, Any]:
         """The content of verdict.json."""
@@ -263,4 +270,10 @@ def _not_measured(run: RunData, answers: Sequence[Answer]) -> Iterator[str]:
 
 
 def _folded(head: str, text: str) -> str:
-    return textwrap.fill(text, WIDTH, initial_indent=head, subsequent_indent=" " * len(head))
+    """The text beside its head; a command is never broken, so that it can be copied."""
+    whole = re.sub("`[^`]*`", lambda command: command[0].replace(" ", "\0"), text)
+    lines = textwrap.fill(
+        whole, WIDTH, initial_indent=head, subsequent_indent=" " * len(head), break_long_words=False,
+        break_on_hyphens=False,
+    )  # fmt: skip
+    return lines.replace("\0", " ")
