@@ -62,6 +62,8 @@ def files(tmp_path: Path) -> Iterator[Path]:
         (tmp_path / f"seed{seed}").mkdir()
         (tmp_path / f"seed{seed}" / "results_after.json").write_text(json.dumps(measured(0.3 + seed / 100, 0.6)))
     (tmp_path / "empty").mkdir()
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / "manifest.json").write_text("{}")
     (tmp_path / "two").mkdir()
     for name in ("results", "results_before"):
         (tmp_path / "two" / f"{name}.json").write_text(json.dumps(measured(0.3, 0.5)))
@@ -121,7 +123,8 @@ def test_csv_and_latex_into_files(files: Path, expunge: Run) -> None:
         ([], "results"),
         (["nope.json"], "nope.json: no such file or folder"),
         (["after.json,nope.json"], "nope.json: no such file or folder"),
-        (["empty"], "empty: holds no results*.json"),
+        (["empty"], "empty: holds no results*.json: `expunge evaluate --model MODEL --output empty/results.json` wri"),
+        (["begun"], "begun: holds no results*.json: `expunge evaluate --run begun` writes one"),
         (["future.json"], "future.json: results of schema 2, this version reads schema 1"),
         (["after.json", "other.json"], "after.json and other.json are of different benchmarks: benchmark is semeval"),
         (["after.json", "stranger.json"], "no metric in common"),

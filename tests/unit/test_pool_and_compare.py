@@ -368,6 +368,14 @@ def test_a_star_at_the_edge_takes_no_hundredth_column(columns: int) -> None:
         assert max(map(len, text.splitlines())) < 100
 
 
+def test_a_long_name_is_broken_behind_a_slash_and_not_where_there_is_room() -> None:
+    name, one = "forget/exact_memorization/mismatched", cell(0.1, 0.2, 0.3)
+    for count, told in ((2, [f"{name} ↓"]), (3, ["forget/exact_memorization/", "mismatched ↓"])):
+        columns = tuple(Column(f"run {number}", (), {name: one}) for number in range(count))
+        lines = as_table(Comparison(columns, (Row(name, (one,) * count, None),), ())).splitlines()
+        assert [line.split("   ")[0].strip() for line in lines[1 : 1 + len(told)]] == told
+
+
 def test_a_table_is_plain_text_in_whatever_terminal(hostile, monkeypatch):
     plain = as_table(hostile)
     for name, value in {"FORCE_COLOR": "1", "TERM": "dumb", "COLUMNS": "40", "JUPYTER_COLUMNS": "40"}.items():

@@ -200,7 +200,8 @@ def _results_in(path: Path) -> dict[str, Path]:
         return {"": path}
     found = {file.stem.removeprefix("results").lstrip("_"): file for file in sorted(path.glob("results*.json"))}
     if not found:
-        raise DataError(f"{path}: holds no results*.json: `expunge evaluate --output {path}/results.json` writes one")
+        flags = f"--run {path}" if (path / "manifest.json").exists() else f"--model MODEL --output {path}/results.json"
+        raise DataError(f"{path}: holds no results*.json: `expunge evaluate {flags}` writes one")
     order = [stem for stem in FIRST_STEMS if stem in found]
     return {stem: found[stem] for stem in (*order, *(stem for stem in found if stem not in order))}
 

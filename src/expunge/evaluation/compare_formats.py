@@ -21,6 +21,7 @@ from expunge.utils.text import printable, show_number
 WIDTH = 99
 """Columns of a terminal that the table may use."""
 LABEL_WIDTH = 30
+"""Columns that a metric's name may use; more where the block leaves some free."""
 TITLE_WIDTH = 24
 GAP = 2
 STAR = "*"
@@ -41,22 +42,25 @@ def as_table(comparison: Comparison) -> str:
             blocks.append([])
         blocks[-1].append(number)
     with console.capture() as written:
+        used = max(len(part) for row in comparison.rows for part in _broken(_label(row), LABEL_WIDTH).split("\n"))
         for block in blocks:
-            console.print(_block(comparison, block), "")
+            spare = WIDTH - console.measure(_block(comparison, block), options=whole).maximum
+            console.print(_block(comparison, block, min(used, LABEL_WIDTH) + max(0, spare)), "")
     return "\n".join(line.rstrip() for line in [*written.get().splitlines(), *_legend(comparison)]).rstrip()
 
 
-def _block(comparison: Comparison, numbers: Sequence[int]) -> Table:
+def _block(comparison: Comparison, numbers: Sequence[int], label_width: int = LABEL_WIDTH) -> Table:
     """Some columns of a comparison, given by their numbers."""
     table = Table(box=None, padding=(0, GAP, 0, 0), pad_edge=False)
-    table.add_column("metric", max_width=LABEL_WIDTH, overflow="fold", vertical="bottom")
+    table.add_column("metric", max_width=label_width, overflow="fold", vertical="bottom")
     table.add_column("rows", justify="right", vertical="bottom")
     for number in numbers:
         widest = max(TITLE_WIDTH, *(len(_text_cell(row, number)) for row in comparison.rows))
         title = Text(_flat(comparison.columns[number].name))
         table.add_column(title, max_width=widest, overflow="fold", vertical="bottom")
     for row in comparison.rows:
-        table.add_row(Text(_label(row)), _rows_of(row), *(Text(_text_cell(row, number)) for number in numbers))
+        label = Text(_broken(_label(row), label_width))
+        table.add_row(label, _rows_of(row), *(Text(_text_cell(row, number)) for number in numbers))
     return table
 
 
@@ -129,6 +133,16 @@ def _legend(comparison: Comparison) -> list[str]:
 
 def _label(row: Row) -> str:
     return _flat(row.metric) + _direction(row, ARROWS, lambda target: f"→{target}")
+
+
+def _broken(label: str, width: int) -> str:
+    """A label over several lines where it is wider, broken behind a slash."""
+    lines = [""]
+    for part in re.split(r"(?<=/)", label):
+        if lines[-1] and len(lines[-1] + part) > width:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(lines)
 
 
 def _direction(row: Row, arrows: dict[str, str], towards: Callable[[str], str]) -> str:
