@@ -12,6 +12,7 @@ TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 .PHONY: install demo test test-slow test-browser check bench audit clean
 
 install: $(STAMP)
+	@echo 'installed; now: . .venv/bin/activate'
 
 demo: $(STAMP)
 	$(BIN)/python -m expunge demo --overwrite $(ARGS)
