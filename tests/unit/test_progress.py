@@ -103,6 +103,18 @@ def test_without_a_terminal_what_takes_long_is_said_once(
     assert capsys.readouterr().err == ("" if quiet else "loading\\x1b ...\nsteps ...\n")
 
 
+def test_without_a_terminal_what_takes_longer_is_said_again(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "SILENT", 0.0)
+    monkeypatch.setattr(progress, "PLAIN_INTERVAL", 0.5)
+    own, lines, twice = Reporter(), [], threading.Event()
+    monkeypatch.setattr(own, "_write", lambda line: (lines.append(line), len(lines) > 1 and twice.set()))
+    with own.track("texts", 3):  # whose first part takes long
+        assert twice.wait(60)
+    assert lines[:2] == ["texts ...", "texts ... 1 s"]
+
+
 def test_of_several_processes_the_first_alone_speaks(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -74,6 +74,8 @@ class Reporter:
     def __init__(self, *, quiet: bool = False, silent: bool = False) -> None:
         silent = silent or not is_writer()
         self._quiet = quiet or silent
+        self._spoken = 0.0
+        """When progress was last told, where there is no terminal."""
         self._console = Console(stderr=True, quiet=silent, highlight=False, soft_wrap=True)
 
     def say(self, line: str) -> None:
@@ -117,14 +119,26 @@ class Reporter:
 
     @contextmanager
     def _late(self, title: str) -> Iterator[None]:
-        """A line that says what is being done, unless it is done soon."""
-        timer = threading.Timer(SILENT, self._write, [f"{printable(title)} ..."])
-        timer.daemon = True
-        timer.start()
+        """A line that says what is being done, unless it is done soon, and another where nothing is said for long."""
+        begun, ended = time.monotonic(), threading.Event()
+
+        def tell() -> None:
+            if ended.wait(SILENT):
+                return
+            self._write(f"{printable(title)} ...")
+            self._spoken = time.monotonic()
+            while not ended.wait(max(1.0, self._spoken + PLAIN_INTERVAL - time.monotonic())):
+                if (now := time.monotonic()) - self._spoken >= PLAIN_INTERVAL:
+                    self._write(f"{printable(title)} ... {now - begun:.0f} s")
+                    self._spoken = now
+
+        thread = threading.Thread(target=tell, daemon=True)
+        thread.start()
         try:
             yield
         finally:
-            timer.cancel()
+            ended.set()
+            thread.join()
 
     def _plain(self, title: str, total: int, start: int) -> Advance:
         begun = last = time.monotonic()
@@ -136,7 +150,7 @@ class Reporter:
             now = time.monotonic()
             if now - last < PLAIN_INTERVAL and done < total:
                 return
-            last = now
+            last = self._spoken = now
             left = f", {(now - begun) / (done - start) * (total - done):.0f} s left" if done > start else ""
             rest = left if done < total else f", {now - begun:.0f} s"
             self._write(f"{title} {done}/{total}{rest}{'  ' if note else ''}{note}")
