@@ -59,7 +59,7 @@ CASES: dict[str, Case] = {
     "unknown field in columns": ((*TRAIN, "--columns", "answer=output"), "unknown field answer", None),
     "columns not a mapping": ((*TRAIN, "--columns", "output"), "write it as prompt=COLUMN", None),
     "retain empty": (TRAIN, "retain.jsonl: is empty", file("retain.jsonl", "\n")),
-    "holdout missing": ((*TRAIN, "--holdout", "h.jsonl"), "h.jsonl: no such file", None),
+    "holdout missing": ((*TRAIN, "--holdout", "h.jsonl"), "--holdout h.jsonl: no such file: look at the path", None),
     "chat without assistant": (
         (*TRAIN, "--forget", "c.jsonl"),
         "must be the assistant's",
@@ -69,6 +69,7 @@ CASES: dict[str, Case] = {
     # where a run goes
     "output exists": ((*TRAIN, "--output", "done"), "not empty", None),
     "output is a file": ((*TRAIN, "--output", "forget.jsonl"), "--output forget.jsonl", None),
+    "output nowhere": ((*TRAIN, "--output", "/proc/x"), "--output: cannot make or lock /proc/x (No such", None),
     "output in a file": ((*TRAIN, "--output", "forget.jsonl/run"), "forget.jsonl is a file", None),
     "output is the model": ((*TRAIN, "--output", "model", "--overwrite"), "--output model", None),
     "output around the model": ((*TRAIN, "--output", ".", "--overwrite"), "--output .", None),

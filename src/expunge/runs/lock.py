@@ -30,15 +30,19 @@ NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 class Lock:
     """The lock on a run directory, which is made where it is not there; `release` takes back what was made.
 
+    Args:
+        run: The directory.
+        flag: Where its name comes from.
+
     Raises:
         RunError: Another process holds it, or the system refuses.
     """
 
-    def __init__(self, run: Path) -> None:
+    def __init__(self, run: Path, flag: str = "--output") -> None:
         take_back(run)
         directory.check_no_links(run)
         self.path = run / OWN / FILE
-        with files.refusal("cannot lock", run):
+        with files.refusal(f"{flag}: cannot make or lock", run):
             self._made = [folder for folder in self.path.parents if not folder.exists()]
             files.make_folders(self.path.parent)
             try:
@@ -119,7 +123,7 @@ def hold(run: Path) -> Iterator[None]:
     Raises:
         RunError: As `Lock`.
     """
-    lock = Lock(run)
+    lock = Lock(run, "--run")
     try:
         directory.recover(run)
         yield

@@ -27,6 +27,9 @@ PLACES = {"model", "origin", *SETS, "data"}
 NOT_PART_OF_THE_RESULT = {"output", "save_every", "report_to", "shard_base", "push_to_hub", "public"}
 """Settings that may differ between a run and its resumption."""
 
+SETTLED = {"device", "dtype", "max_length", "revision", "retain_weight", "kl_weight"}
+"""Settings that a run may record otherwise than they were given: model, machine or missing texts to keep decide."""
+
 
 @dataclass(frozen=True)
 class RunFacts:
@@ -120,6 +123,17 @@ def differences(earlier: dict[str, Any], identity: dict[str, Any], moved: Contai
     for name in ("model", "origin"):
         if earlier.get(f"{name}_sha256") != identity.get(f"{name}_sha256"):
             found.append(f"the {name}'s weights or configuration")
+    return found
+
+
+def changed_settings(earlier: dict[str, Any], config: UnlearnConfig) -> dict[str, str]:
+    """Setting -> how it differs from what a run to resume was started with, of those that need no model to be known."""
+    left_out = PLACES | NOT_PART_OF_THE_RESULT | SETTLED
+    then, found = earlier["settings"], {}
+    for name, now in json.loads(json.dumps(recorded(config))).items():
+        chosen = config.is_given(name) and now not in (None, "auto")  # else the run settles it later
+        if chosen and name in then and name not in left_out and then[name] != now:
+            found[name] = f"{name} ({then[name]!r} then, {now!r} now)"
     return found
 
 

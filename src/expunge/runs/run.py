@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from expunge.config import SETS, UnlearnConfig
+from expunge.config.checks import flag
 from expunge.errors import RunError
 from expunge.runs import checkpoints, directory, settings
 from expunge.runs.card import model_card
@@ -32,6 +33,7 @@ from expunge.runs.lock import Lock, take_back
 from expunge.runs.manifest import (
     PLACES,
     RunFacts,
+    changed_settings,
     differences,
     first_half,
     identity_of,
@@ -185,6 +187,12 @@ class Run:
         if earlier["status"] == "done":
             self._complete()  # a run that is cut off between its last two breaths leaves this
             raise RunError(f"--resume: the run in {self.output} is finished: there is nothing left to do")
+        if changed := changed_settings(earlier, self.config):
+            flags = ", ".join(map(flag, changed))
+            raise RunError(
+                f"--resume: the run in {self.path} was started with other {', '.join(changed.values())}: leave {flags} "
+                "out to go on with it, or start another with a new --output"
+            )
         if self.config.finish and not checkpoints.last(self.path / "checkpoints"):
             raise RunError("--finish: no step of this run has been saved: leave it out to go on")
         places = {name: getattr(self.config, name) for name in READS}
@@ -222,7 +230,8 @@ class Run:
         if found := differences(earlier, identity, PLACES) if earlier else []:
             resumed = f"--resume: the run in {self.path} was started with"
             had = resumed if config.resume else f"--from-manifest: the run of {config.from_manifest} had"
-            raise RunError(f"{had} other {', '.join(found)}")
+            mend = "give what it was started with, or start another run with a new --output"
+            raise RunError(f"{had} other {', '.join(found)}: {mend}")
         if config.resume and earlier:
             if changed := other_versions(earlier):
                 raise RunError(
