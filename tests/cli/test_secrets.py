@@ -155,7 +155,7 @@ def test_the_screen_is_as_coarse_as_the_files_and_says_so(run: Path) -> None:
     losses = json.loads((run / "manifest.json").read_text())["loss_nats_per_completion_token"]["forget"]
     assert shown == [f"{losses[when]:.1f}" for when in ("before", "after")]
     tokens = json.loads((run / "manifest.json").read_text())["tokens"]["forget"]
-    assert f"forget: 1 texts, {tokens} tokens" in (run.parent / "screen.txt").read_text()
+    assert f"forget: 1 text, {tokens} tokens" in (run.parent / "screen.txt").read_text()
     assert sum(line.startswith("  one digit: to half a nat") for line in lines) == 1
 
 

@@ -250,6 +250,10 @@ def test_warnings_name_ids_and_no_texts(work: Path, expunge: Run) -> None:
     assert any("also in forget" in line and f"1 (rows {len(RETAIN) + 1})" in line for line in warnings)
     assert any(f"earlier row: line {len(RETAIN) + 2}" in line and "jsonl" not in line for line in warnings), warnings
     assert manifest("run")["warnings"]
+    (few,) = [line for line in warnings if "answers of the report" in line]
+    assert few.startswith(
+        f"warning: forget has {len(FORGET)} texts: on fewer than 32, and 32 unseen ones (--holdout), "
+    )
     assert MARKER not in result.err
 
 
@@ -412,8 +416,11 @@ def test_resumed_equals_uninterrupted_bit_for_bit(work: Path, expunge: Run) -> N
 
     other = expunge("unlearn", "--resume", "--output", "run", "--lora-rank", "3")
     assert other.code == 2
-    assert "was started with other lora_rank (2 then, 3 now)" in other.err
-    assert expunge("unlearn", "--resume", "--output", "run").code == 0
+    assert "was started with other lora_rank (2 then, 3 now): leave --lora-rank out to go on with it" in other.err
+    assert "prompt format" not in other.err  # nothing was loaded yet
+    resumed = expunge("unlearn", "--resume", "--output", "run")
+    assert resumed.code == 0
+    assert "resume: replay texts and reference are made again" in resumed.err
 
     assert adapter_bytes("run") == adapter_bytes("whole")
     assert Path("run/metrics.jsonl").read_text() == Path("whole/metrics.jsonl").read_text()

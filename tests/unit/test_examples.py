@@ -365,10 +365,10 @@ MISSING = [
 @pytest.mark.parametrize("source", MISSING)
 def test_a_missing_file_is_named_and_not_looked_up(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda *a, **k: pytest.fail("looked up"))
-    with pytest.raises(DataError, match=r"no such file$") as caught:
+    with pytest.raises(DataError, match=r"no such file: look at the path$") as caught:
         read_examples(source)
     assert str(caught.value).startswith(f"{source}: ")
-    with pytest.raises(DataError, match=r"no such file$"):
+    with pytest.raises(DataError, match=r"no such file: look at the path$"):
         read_examples(Path("owner/name"))
 
 
@@ -507,8 +507,16 @@ def test_check_sets_names_how_many_and_where() -> None:
         "forget: 7 ids are there already on an earlier row: line 8, line 9, line 10, line 11, line 12 and 2 more",
         "retain: 1 id is there already on an earlier row: line 3",
         "forget: 2 texts are also in retain: line 4, line 14",
-        "forget has 14 texts, more than retain with 3",
+        "forget has 14 texts, more than retain with 3: give at least as many to keep (--retain), for what is like none "
+        "of them is held less",
     ]
+
+
+def test_texts_to_keep_that_are_set_apart_for_testing_are_counted() -> None:
+    forget, retain = (rows(*((f"{name}{n}", name, f"{n}") for n in range(20))) for name in ("f", "r"))
+    sets = {"forget": forget, "retain": retain[:16], "test": retain[16:]}
+    assert check_sets(sets, kept_count=20) == []
+    assert check_sets(sets, kept_count=19)[0].startswith("forget has 20 texts, more than retain with 19: give")
 
 
 def test_check_sets_names_texts_that_count_twice() -> None:

@@ -221,7 +221,7 @@ def _read_yaml(name: str) -> dict[str, Any]:
     try:
         settings = parse_yaml(Path(name).read_bytes())
     except OSError as error:
-        raise ConfigError(f"cannot be read ({error.strerror})") from None
+        raise ConfigError(f"cannot be read ({error.strerror}): look at the path and its permissions") from None
     except UnreadableError as error:
         raise ConfigError(str(error)) from None
     if not isinstance(settings, dict) or not all(isinstance(key, str) for key in settings):

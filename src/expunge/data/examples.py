@@ -92,10 +92,14 @@ def read_examples(source: str | Path, *, columns: Mapping[str, str] | None = Non
     return [_example(row, where, f"{prefix}-{number}", chosen) for number, (where, row) in enumerate(rows, 1)]
 
 
-def check_sets(sets: Mapping[str, Sequence[Example]]) -> list[str]:
+def check_sets(sets: Mapping[str, Sequence[Example]], *, kept_count: int | None = None) -> list[str]:
     """Look for what is probably a mistake in the sets of a run: `forget`, `retain` and others, by name.
 
     Two texts are the same when prompt and completion, read on, differ in white space at most.
+
+    Args:
+        sets: The rows of each.
+        kept_count: Texts to keep that were given, with those set apart for testing; those in `retain` when None.
 
     Returns:
         One line for each finding: ids and texts that a set has twice, texts of a benchmark both to forget and to keep,
@@ -110,8 +114,12 @@ def check_sets(sets: Mapping[str, Sequence[Example]]) -> list[str]:
     kept = set(keys["retain"])
     if shared := [_place(row) for row, key in zip(sets["forget"], keys["forget"], strict=True) if key in kept]:
         warnings.append(f"forget: {_told(shared, 'text', 'also in retain')}")
-    if sets["retain"] and len(sets["forget"]) > len(sets["retain"]):
-        warnings.append(f"forget has {len(sets['forget']):,} texts, more than retain with {len(sets['retain']):,}")
+    kept_count = len(sets["retain"]) if kept_count is None else kept_count
+    if sets["retain"] and len(sets["forget"]) > kept_count:
+        warnings.append(
+            f"forget has {len(sets['forget']):,} texts, more than retain with {kept_count:,}: give at least as many to "
+            "keep (--retain), for what is like none of them is held less"
+        )
     return warnings
 
 
@@ -210,7 +218,8 @@ def text_cell(row: Mapping[str, Any], column: str, where: str, *, empty: bool = 
     """
     value = _cell(row, column, where)
     if not isinstance(value, str):
-        raise DataError(f"{where}: field '{column}' is not a string but {type(value).__name__}")
+        found = type(value).__name__
+        raise DataError(f"{where}: field '{column}' is not a string but {found}: write it as text, in quotation marks")
     if "\0" in value:
         raise DataError(f"{where}: field '{column}': NUL character at position {value.index(chr(0)) + 1}")
     try:

@@ -29,6 +29,10 @@ deviations of chance: questions about two authors of TOFU are mostly .1 from tho
 FEWEST_TOLD = 30
 """Fewest texts of either side of which that is told: 20 about one author are often .4 from those about another."""
 
+FEWEST_ATTACKED = 16
+"""Texts on either side of an attack that can acquit: of 8 a true AUC of .8 is within what chance allows in 38 %, of 16
+in 9 %."""
+
 
 def example_hashes(examples: Sequence[Example]) -> list[str]:
     """`text_hash` of each text."""

@@ -95,7 +95,7 @@ def _read(source: str | Path) -> list[Row]:
             return _read_saved(Path(folder), split)
         if not looks_like_path(source):
             return _read_named(source)
-    raise DataError(f"{source}: no such file")
+    raise DataError(f"{source}: no such file: look at the path")
 
 
 def _read_text(path: Path) -> str:

@@ -12,6 +12,7 @@ from expunge.data.holdout import Side, documents, example_hashes, unseen_texts
 from expunge.data.kinds import with_kinds
 from expunge.data.lume import read_lume
 from expunge.data.muse import read_muse, read_raw
+from expunge.data.readers import InMemory
 from expunge.data.retain_test import composed_key, set_apart, without_forgotten
 from expunge.data.tofu import read_tofu
 from expunge.errors import DataError
@@ -79,7 +80,7 @@ def read_sets(config: UnlearnConfig, *, refuse: bool = True) -> Sets:
     """
     columns = parse_columns(config.columns)
     files = {name: getattr(config, name) for name in SETS}
-    given = {name: read_examples(file, columns=columns) if file else [] for name, file in files.items()}
+    given = {name: _examples(name, file, columns) if file else [] for name, file in files.items()}
     given = given if config.benchmark else with_kinds(given)
     warnings: list[str] = []
     if config.benchmark:
@@ -118,6 +119,15 @@ def read_sets(config: UnlearnConfig, *, refuse: bool = True) -> Sets:
     if refuse:
         _check_usable(config, sets)
     return sets
+
+
+def _examples(name: str, file: str, columns: dict[str, str]) -> list[Example]:
+    """The rows that a setting names; what is wrong with the file as a whole is said with its flag."""
+    try:
+        return read_examples(file, columns=columns)
+    except DataError as error:
+        of_file = not isinstance(file, InMemory) and str(error).startswith(f"{file}: ")
+        raise DataError(f"--{name} {error}") if of_file else error from None
 
 
 def benchmark_sets(name: str, folder: str, split: str | None) -> Sets:

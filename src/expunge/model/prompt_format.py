@@ -13,6 +13,7 @@ from expunge.model.limits import all_known
 from expunge.model.load import LoadedModel
 from expunge.model.logps import sequence_logps
 from expunge.utils.coarse import few
+from expunge.utils.text import counted
 
 SAMPLE = 64
 """Examples that the preflight measures."""
@@ -48,7 +49,7 @@ class PromptFormatReport:
         ahead = ""
         if len(ranked) > 1:
             gap = self.losses[ranked[1]] - self.losses[ranked[0]]
-            ahead = f" ({gap:.{places}f} nats per completion better than {ranked[1]}, {self.rows} examples)"
+            ahead = f" ({gap:.{places}f} nats per completion better than {ranked[1]}, {counted(self.rows, 'example')})"
         end = "" if self.end_of_text_loss is None else f"; end-of-text costs {self.end_of_text_loss:.{places}f} nats"
         if self.apart:
             gap = self.apart["none"] - self.apart["separate"]

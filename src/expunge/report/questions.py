@@ -10,7 +10,7 @@ from dataclasses import replace
 from statistics import NormalDist
 
 from expunge.config.criteria import Criteria
-from expunge.data.holdout import FEWEST
+from expunge.data.holdout import FEWEST, FEWEST_ATTACKED
 from expunge.evaluation.estimate import NAN, ONE_TEXT, WITHHELD
 from expunge.evaluation.results import COMPARED
 from expunge.report.answers import (
@@ -71,10 +71,6 @@ document and a change that is not known are judged, too; as many texts that are 
 """
 KNOWN = 0.5
 """Of a score that was lower the margin is that of this one: 15 of 1,000 texts that are said leave out no relative loss.
-"""
-FEWEST_ATTACKED = 16
-"""Texts on either side of an attack that can acquit: of 8 a true AUC of .8 is within what chance allows in 38 %, of 16
-in 9 %.
 """
 FEWEST_TESTED = 25
 """Fewest losses by which a Kolmogorov-Smirnov test can acquit: from here on it finds a shift by a standard deviation

@@ -34,7 +34,7 @@ from expunge.train.speed import speed_up
 from expunge.train.step_log import TakenStep
 from expunge.train.trainer import Trainer
 from expunge.utils.progress import Reporter
-from expunge.utils.text import show_bytes, show_duration
+from expunge.utils.text import counted, show_bytes, show_duration
 
 TIMED_STEPS = 12
 """Most steps that are timed; a run with fewer steps is timed whole."""
@@ -92,7 +92,7 @@ class Forecast:
             ("trainable parameters", f"{self.trainable:,} of {self.parameters:,}"),
             ("reference", show_bytes(self.reference_bytes)),
             ("peak memory", f"{show_bytes(self.peak_memory_bytes)} ({self.device})"),
-            ("training time", f"{show_duration(self.training_seconds)} ({self.timed_steps} steps timed)"),
+            ("training time", f"{show_duration(self.training_seconds)} ({counted(self.timed_steps, 'step')} timed)"),
             ("whole run", show_duration(self.total_seconds)),
         ]
         return "\n".join(f"{name:<22}{value}" for name, value in lines)

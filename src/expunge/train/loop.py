@@ -40,6 +40,7 @@ from expunge.utils.distributed import Processes, SharedStop, together
 from expunge.utils.interrupt import StopRequest
 from expunge.utils.progress import Reporter
 from expunge.utils.ranks import is_writer
+from expunge.utils.text import counted
 from expunge.utils.trackers import Trackers
 
 PARTS = 8
@@ -159,6 +160,8 @@ def _unlearn(
     with reporter.track("losses before", sum(map(len, prepared.told.values()))) as advance:
         before = mean_losses(loaded, prepared.told, processes=processes, progress=advance)  # a fresh adapter is nothing
     if not config.finish:  # which takes no step
+        if config.resume:
+            reporter.say("resume: replay texts and reference are made again, the same as before, from the seed")
         ask_untouched(trainer, reporter)
     with reporter.working("evaluating the untouched model"):
         evaluation = Evaluation.of(prepared, trainer)
@@ -186,7 +189,7 @@ def _unlearn(
         training_seconds = time.perf_counter() - training_begun
         loaded.captured = None
     reason = _why_ended(trainer, evaluation, steps)
-    reporter.say(f"ended after {steps} steps: {reason}")
+    reporter.say(f"ended after {counted(steps, 'step')}: {reason}")
     selection = settle(trainer, evaluation, prepared, reason, reporter)
     with reporter.track("losses after", sum(map(len, prepared.told.values()))) as advance:
         after = mean_losses(loaded, prepared.told, processes=processes, progress=advance)

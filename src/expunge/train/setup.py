@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from expunge.config import SETS, UnlearnConfig
 from expunge.data.examples import Example, check_sets, text_key
-from expunge.data.holdout import Halves, Side, example_hashes, split_off, texts_fingerprint
+from expunge.data.holdout import FEWEST_ATTACKED, Halves, Side, example_hashes, split_off, texts_fingerprint
 from expunge.data.lowercase import in_lower_case
 from expunge.data.sets import Sets, membership_texts, pairs_for, read_sets, unasked
 from expunge.data.tokenize import TokenizedExample, tokenize_all
@@ -28,7 +28,7 @@ from expunge.utils import coarse
 from expunge.utils.distributed import current
 from expunge.utils.keys import keyed
 from expunge.utils.progress import Reporter
-from expunge.utils.text import show_bytes
+from expunge.utils.text import counted, show_bytes
 from expunge.utils.trackers import check_trackers
 
 REFERENCE_WIDTH, REFERENCE_RATE, BOUNDED_RATE = 256, 1.5e-3, 3e-3
@@ -248,9 +248,15 @@ def _before_weights(config: UnlearnConfig) -> tuple[UnlearnConfig, ForgetLoss, S
     loss = make_forget_loss(config.loss, config.loss_args)
     targeted = "target_nll" in loss.needs
     sets = read_sets(config)
-    sets.warnings += check_sets({name: getattr(sets, name) for name in SETS})
+    kept_count = len(sets.retain) + (0 if config.test else len(sets.test))
+    sets.warnings += check_sets({name: getattr(sets, name) for name in SETS}, kept_count=kept_count)
     if not sets.forget:
         raise DataError("the forget set is empty: there is nothing to forget")
+    if len(sets.forget) < (enough := 2 * FEWEST_ATTACKED):
+        sets.warnings.append(
+            f"forget has {counted(len(sets.forget), 'text')}: on fewer than {enough}, and {enough} unseen ones "
+            "(--holdout), answers of the report stay `unclear`: give more where you need them"
+        )
     whys = []
     if config.needs_retain and not (config.retain or config.benchmark):
         config = config.without_retain()
@@ -337,7 +343,7 @@ def _tell(name: str, side: list[TokenizedExample], tokenizer: PreTrainedTokenize
         told = coarse.tokens if coarse.few({name: len(side)}) else int  # as the manifest has them
         total = told(sum(map(len, side)))
         tail = f"; {len(cut)} were cut by {told(sum(row.truncated for row in cut)):,} tokens to fit" if cut else ""
-        reporter.say(f"{name}: {len(side):,} texts, {total:,} tokens{tail}")
+        reporter.say(f"{name}: {counted(len(side), 'text')}, {counted(total, 'token')}{tail}")
         token = {tokenizer.unk_token_id} - {None, tokenizer.bos_token_id, tokenizer.eos_token_id}
         if unknown := sum(own in token for row in side for own in row.input_ids):
             reporter.warn(

@@ -33,6 +33,11 @@ def first_few(names: Sequence[object], most: int) -> str:
     return ", ".join(map(str, names[:most])) + more
 
 
+def counted(count: int, noun: str) -> str:
+    """A number with what it counts, in the plural where it is not one."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def did_you_mean(word: str, known: Iterable[str], form: str = ": did you mean {}?", alike: float = 0.6) -> str:
     """`form` with the known word that is most like a mistaken one; empty where none is as much as `alike` (0 to 1)."""
     close = difflib.get_close_matches(word, list(known), 1, alike)
