@@ -69,7 +69,7 @@ CASES: dict[str, Case] = {
     # where a run goes
     "output exists": ((*TRAIN, "--output", "done"), "not empty", None),
     "output is a file": ((*TRAIN, "--output", "forget.jsonl"), "--output forget.jsonl", None),
-    "output nowhere": ((*TRAIN, "--output", "/proc/x"), "--output: cannot make or lock /proc/x (No such", None),
+    "output nowhere": ((*TRAIN, "--output", "/proc/x"), "--output /proc/x: cannot make or lock /proc/x/", None),
     "output in a file": ((*TRAIN, "--output", "forget.jsonl/run"), "forget.jsonl is a file", None),
     "output is the model": ((*TRAIN, "--output", "model", "--overwrite"), "--output model", None),
     "output around the model": ((*TRAIN, "--output", ".", "--overwrite"), "--output .", None),

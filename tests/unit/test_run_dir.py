@@ -11,9 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from expunge.config import UnlearnConfig
 from expunge.errors import RunError
 from expunge.runs import directory
 from expunge.runs.lock import Lock, hold
+from expunge.runs.manifest import changed_settings
+from expunge.runs.settings import recorded
 from expunge.utils import files, folders, listing
 
 
@@ -544,3 +547,14 @@ def test_hashes(tmp_path):
     assert files.fingerprint("a", b"b") == files.fingerprint(b"a", "b")
     different = {files.fingerprint(*parts) for parts in ((), ("",), ("ab",), ("a", "b"), ("b", "a"), ("", "ab"))}
     assert len(different) == 6
+
+
+def test_what_a_run_settles_itself_is_no_other_setting() -> None:
+    given = {"max_length": 4096, "kl_weight": 1.0, "learning_rate": None, "dtype": "auto"}
+    config = UnlearnConfig(model="model", forget="f.jsonl", output="run", **given)
+    settled = {"max_length": 128, "kl_weight": 0.0, "learning_rate": 0.003, "dtype": "float32", "lora_rank": 2}
+    earlier = {"settings": recorded(config) | settled}
+    assert changed_settings(earlier, config) == {}  # also where the rank is not given
+    assert changed_settings(earlier, config.changed(lora_rank=3, output="other", save_every=7)) == {
+        "lora_rank": "lora_rank (2 then, 3 now)"
+    }

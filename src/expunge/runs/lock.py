@@ -42,7 +42,7 @@ class Lock:
         take_back(run)
         directory.check_no_links(run)
         self.path = run / OWN / FILE
-        with files.refusal(f"{flag}: cannot make or lock", run):
+        with files.refusal(f"{flag} {run}: cannot make or lock", self.path):
             self._made = [folder for folder in self.path.parents if not folder.exists()]
             files.make_folders(self.path.parent)
             try:
