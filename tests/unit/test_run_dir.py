@@ -558,3 +558,11 @@ def test_what_a_run_settles_itself_is_no_other_setting() -> None:
     assert changed_settings(earlier, config.changed(lora_rank=3, output="other", save_every=7)) == {
         "lora_rank": "lora_rank (2 then, 3 now)"
     }
+
+
+def test_what_a_run_settles_for_want_of_texts_is_no_other_setting() -> None:
+    """The command that began a run without unseen texts and texts to keep goes on with it, evaluation steps and all."""
+    given = UnlearnConfig(model="m", forget="f", output="o", eval_every=50, retain_weight=1.0, learning_rate=1e-3)
+    settled = {"settings": json.loads(json.dumps(recorded(given.without_retain().without_unseen())))}
+    assert changed_settings(settled, given) == {}
+    assert changed_settings(settled, given.changed(learning_rate=2e-3)).keys() == {"learning_rate"}

@@ -27,8 +27,8 @@ PLACES = {"model", "origin", *SETS, "data"}
 NOT_PART_OF_THE_RESULT = {"output", "save_every", "report_to", "shard_base", "push_to_hub", "public"}
 """Settings that may differ between a run and its resumption."""
 
-SETTLED = {"device", "dtype", "max_length", "revision", "retain_weight", "kl_weight"}
-"""Settings that a run may record otherwise than they were given: model, machine or missing texts to keep decide."""
+SETTLED = {"device", "dtype", "max_length", "revision", "retain_weight", "kl_weight", "eval_every"}
+"""Settings that a run may record otherwise than they were given: model, machine or missing texts decide."""
 
 
 @dataclass(frozen=True)
