@@ -1,5 +1,6 @@
 """Runs -> Markdown tables of medians, and tables -> docs/performance.md."""
 
+import argparse
 import json
 import statistics
 from collections.abc import Iterable, Sequence
@@ -114,6 +115,16 @@ def write_between(page: Path, marker: str, text: str) -> None:
         raise SystemExit(f"{page.name} has no place for {marker}: it needs {begin.strip()} and {end}")
     head, rest = content.split(begin, 1)
     page.write_text(head + begin + text.rstrip() + "\n" + end + rest.split(end, 1)[1])
+
+
+def show_table(module: str, description: str | None, page: Path, marker: str, table: str) -> None:
+    """The command of a module that prints a table and, with `--docs`, writes it into a page of docs."""
+    parser = argparse.ArgumentParser(prog=f"python -m {module}", description=description)
+    parser.add_argument("--docs", action="store_true", help=f"also write it into docs/{page.name}")
+    args = parser.parse_args()
+    print(table)
+    if args.docs:
+        write_between(page, marker, table)
 
 
 def _grouped(runs: Sequence[Run], *fields: str) -> dict[tuple[Any, ...], list[Run]]:

@@ -1,23 +1,12 @@
 """`python -m dev.losses`: the table of all forget losses, from their registry; `--docs` writes docs/papers.md."""
 
-import argparse
 import dataclasses
 
-from bench.report import DOCS, write_between
+from bench.report import DOCS, show_table
 from expunge.losses import FORGET_LOSSES
 
 PAGE = DOCS / "papers.md"
 MARKER = "losses"
-
-
-def main(argv: list[str] | None = None) -> None:
-    """Print the table."""
-    parser = argparse.ArgumentParser(prog="python -m dev.losses", description=__doc__)
-    parser.add_argument("--docs", action="store_true", help=f"also write it into docs/{PAGE.name}")
-    args = parser.parse_args(argv)
-    print(table())
-    if args.docs:
-        write_between(PAGE, MARKER, table())
 
 
 def table() -> str:
@@ -34,4 +23,4 @@ def table() -> str:
 
 
 if __name__ == "__main__":
-    main()
+    show_table("dev.losses", __doc__, PAGE, MARKER, table())

@@ -1,9 +1,8 @@
 """`python -m dev.metrics`: the table of all metrics, from the code's own list; `--docs` writes docs/evaluation.md."""
 
-import argparse
 import math
 
-from bench.report import DOCS, write_between
+from bench.report import DOCS, show_table
 from expunge.evaluation.metrics import ATTACKS, METRICS, Metric
 
 PAGE = DOCS / "evaluation.md"
@@ -15,16 +14,6 @@ FAMILIES = {
     "utility": "what must stay",
 }
 """What a family looks at, in the order of the table."""
-
-
-def main(argv: list[str] | None = None) -> None:
-    """Print the table."""
-    parser = argparse.ArgumentParser(prog="python -m dev.metrics", description=__doc__)
-    parser.add_argument("--docs", action="store_true", help=f"also write it into docs/{PAGE.name}")
-    args = parser.parse_args(argv)
-    print(table())
-    if args.docs:
-        write_between(PAGE, MARKER, table())
 
 
 def table() -> str:
@@ -51,4 +40,4 @@ def _range(metric: Metric) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    show_table("dev.metrics", __doc__, PAGE, MARKER, table())
