@@ -606,3 +606,13 @@ def test_the_speed_of_a_resumed_run_is_that_of_the_steps_that_were_timed(tmp_pat
     assert rates[1] == pytest.approx(rates[0] / 10, rel=0.1)
     assert resumed[1][0][2].endswith("(the last 12 steps)")
     assert resumed[1][0][4] == whole[1][0][4], "all tokens are trained on"
+
+
+def test_values_whose_columns_have_no_readable_names_are_refused(tmp_path):
+    run = write_run(tmp_path / "run")
+    path = run / "results_after.parquet"
+    content = path.read_bytes()
+    assert content.count(b"document") >= 2  # in the schema of the file, too
+    path.write_bytes(content.replace(b"document", b"docu\x93ent"))
+    with pytest.raises(DataError, match=r"results_after\.parquet: cannot be read as Parquet"):
+        read_run(run)

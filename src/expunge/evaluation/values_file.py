@@ -79,7 +79,7 @@ def read_values_file(path: str | Path) -> dict[tuple[str, str], Values]:
     try:
         table = pq.ParquetFile(path).read()
         table.validate(full=True)  # text that is no UTF-8, too
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read as Parquet ({type(error).__name__})") from None
     if dict(zip(table.column_names, map(str, table.schema.types), strict=True)) != COLUMNS:
         raise DataError(f"{path}: not a file of values per row: its columns are not {', '.join(COLUMNS)}")
