@@ -28,7 +28,6 @@ OTHER_KIND, DEVIATIONS = 0.4, 4
 deviations of chance: questions about two authors of TOFU are mostly .1 from those about two others, and up to .39."""
 FEWEST_TOLD = 30
 """Fewest texts of either side of which that is told: 20 about one author are often .4 from those about another."""
-
 FEWEST_ATTACKED = 16
 """Texts on either side of an attack that can acquit: of 8 a true AUC of .8 is within what chance allows in 38 %, of 16
 in 9 %."""
@@ -78,14 +77,17 @@ def unseen_texts(nonmembers: Sequence[Example], trained: Sequence[Example], held
     family, same = families([*trained, *nonmembers]), set(map(text_key, trained))
     names = family[len(trained) :]
     known: dict[int, set[tuple[str, ...]]] = {name: set() for name in {*family[: len(trained)]} & {*names}}
-    pages = [(at, name, shingles_of(nonmembers[at])) for at, name in enumerate(names) if name in known]
+    pages: dict[int, list[tuple[int, set[tuple[str, ...]]]]] = {name: [] for name in known}
+    for at, name in enumerate(names):
+        if name in known:
+            pages[name].append((at, shingles_of(nonmembers[at])))
     whole: set[int] = set()  # unseen texts in which one stands that was trained on
     for text, name in zip(trained, family, strict=False):
         if name in known:
-            own = shingles_of(text)
-            known[name] |= own
-            least = max(SHINGLES, OVERLAP * len(own))
-            holding = [at for at, of, page in pages if of == name and len(own & page) >= least]
+            shingles = shingles_of(text)
+            known[name] |= shingles
+            least = max(SHINGLES, OVERLAP * len(shingles))
+            holding = [at for at, page in pages[name] if len(shingles & page) >= least]
             whole.update(holding if len(holding) < NOTICE else ())
     return [
         text

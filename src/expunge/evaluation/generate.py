@@ -22,7 +22,6 @@ from expunge.data.sampler import halved, micro_batches
 from expunge.data.tokenize import begun
 from expunge.errors import DataError
 from expunge.evaluation.predictions import Prediction
-from expunge.kernels.head import CHUNK_ELEMENTS
 from expunge.model.decoding import ROWS, TOKENS_PER_READ, Flight, Pick, batching_obstacle, cached_tokens, drawn, go_on
 from expunge.model.limits import check_tokens
 from expunge.model.load import LoadedModel
@@ -254,8 +253,7 @@ def _rows_at_once(loaded: LoadedModel) -> int:
     """Most rows that are decoded together: on a GPU their logits are no more than a block of them may be."""
     if loaded.device.type == "cpu":
         return UNBOUNDED
-    block = loaded.head.block or CHUNK_ELEMENTS[loaded.device.type]
-    return max(ROWS, block // int(loaded.base.config.get_text_config().vocab_size))
+    return max(ROWS, loaded.head.block_on(loaded.device) // int(loaded.base.config.get_text_config().vocab_size))
 
 
 def _groups(lengths: Sequence[int], columns: Sequence[int], area: int, most: int) -> list[list[int]]:

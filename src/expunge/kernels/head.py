@@ -71,10 +71,13 @@ class Head:
         """Number of logits per token."""
         return (hidden if self.weight is None else self.weight.T).shape[-1]
 
+    def block_on(self, device: torch.device) -> int:
+        """Elements of the (tokens, vocab) block that may be alive at a time on a device."""
+        return self.block or CHUNK_ELEMENTS[device.type]
+
     def chunks(self, hidden: Tensor) -> Iterator[slice]:
         """Slices over the tokens of `hidden` such that one block of (tokens, vocab) stays small."""
-        budget = self.block or CHUNK_ELEMENTS[hidden.device.type]
-        size = max(CHUNK_TOKENS, budget // self.vocab_size(hidden))
+        size = max(CHUNK_TOKENS, self.block_on(hidden.device) // self.vocab_size(hidden))
         for start in range(0, hidden.shape[0], size):
             yield slice(start, min(start + size, hidden.shape[0]))
 

@@ -304,8 +304,8 @@ class Flight:
         if len(kept) == len(self.rows):
             return
         live = slice(self._end - max((self._sizes[place] for place in kept), default=0), self._end)
-        own_lists = self.rows, self._sizes, self._columns
-        self.rows, self._sizes, self._columns = ([values[place] for place in kept] for values in own_lists)
+        lists = self.rows, self._sizes, self._columns
+        self.rows, self._sizes, self._columns = ([values[place] for place in kept] for values in lists)
         if kept:
             index = send(torch.tensor(kept), self._lengths.device)
             for layer in self._layers:

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from expunge.config import SETS
-from expunge.report.groups import Group, short, shown_settings
+from expunge.report.groups import Group, short
 from expunge.report.losses import losses_of
 from expunge.report.run_data import RunData
 from expunge.report.scores import number
-from expunge.runs.record import ALL_DONE, DATA_FILES
+from expunge.runs.record import ALL_DONE, DATA_FILES, without_files
 from expunge.utils.coarse import HALF, few
 from expunge.utils.text import MISSING, show_bytes, show_duration, show_number
 
@@ -126,7 +126,7 @@ def formula(run: RunData) -> tuple[str, list[list[str]]]:
 
 def settings(group: Group) -> list[tuple[str, str]]:
     """All resolved settings but those that name files."""
-    shown = shown_settings(group.runs[0])
+    shown = without_files(group.runs[0].settings)
     if len(group.runs) > 1:
         shown["seed"] = ", ".join(str(run.settings.get("seed")) for run in group.runs)
     return [(name, MISSING if value is None else short(value)) for name, value in shown.items()]

@@ -10,7 +10,7 @@ from expunge.evaluation.estimate import NAN, Estimate
 from expunge.evaluation.pool import configuration_difference
 from expunge.report.run_data import RunData
 from expunge.report.scores import FAMILIES, Score
-from expunge.runs.record import method_of, without_files
+from expunge.runs.record import method_of
 from expunge.utils.text import first_few
 
 TITLE_SETTINGS = 3
@@ -136,11 +136,6 @@ def differing_settings(groups: Sequence[Group]) -> dict[str, list[Any]]:
     shown = [method_of(group.runs[0].settings) for group in groups]
     found = {name: [own.get(name) for own in shown] for name in dict.fromkeys(name for own in shown for name in own)}
     return {name: values for name, values in found.items() if any(value != values[0] for value in values)}
-
-
-def shown_settings(run: RunData) -> dict[str, Any]:
-    """The settings without those that name a file, whatever they are called: hashes stand for the texts in them."""
-    return without_files(run.settings)
 
 
 def _identity(run: RunData) -> dict[str, Any]:

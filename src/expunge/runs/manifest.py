@@ -110,11 +110,8 @@ def first_half(identity: dict[str, Any], facts: RunFacts, config: UnlearnConfig)
 
 def differences(earlier: dict[str, Any], identity: dict[str, Any], moved: Container[str] = ()) -> list[str]:
     """What a run depends on and another one had otherwise, save the settings in `moved`."""
-    found = [
-        f"{name} ({then!r} then, {now!r} now)"
-        for name, now in json.loads(json.dumps(identity["settings"])).items()
-        if name not in moved and (then := earlier["settings"].get(name)) != now
-    ]
+    settings = {name: now for name, now in identity["settings"].items() if name not in moved}
+    found = [*_other_settings(earlier["settings"], settings).values()]
     for name, now in identity["data"].items():
         then = str(earlier["data"].get(name))
         if then != now:
@@ -128,13 +125,22 @@ def differences(earlier: dict[str, Any], identity: dict[str, Any], moved: Contai
 
 def changed_settings(earlier: dict[str, Any], config: UnlearnConfig) -> dict[str, str]:
     """Setting -> how it differs from what a run to resume was started with, of those that need no model to be known."""
-    left_out = PLACES | NOT_PART_OF_THE_RESULT | SETTLED
-    then, found = earlier["settings"], {}
-    for name, now in json.loads(json.dumps(recorded(config))).items():
-        chosen = config.is_given(name) and now not in (None, "auto")  # else the run settles it later
-        if chosen and name in then and name not in left_out and then[name] != now:
-            found[name] = f"{name} ({then[name]!r} then, {now!r} now)"
-    return found
+    then, left_out = earlier["settings"], PLACES | NOT_PART_OF_THE_RESULT | SETTLED
+    chosen = {  # the others are settled by the run later
+        name: now
+        for name, now in recorded(config).items()
+        if config.is_given(name) and now not in (None, "auto") and name in then and name not in left_out
+    }
+    return _other_settings(then, chosen)
+
+
+def _other_settings(then: dict[str, Any], settings: dict[str, Any]) -> dict[str, str]:
+    """Setting -> how it differs from what it was, in words, as a manifest holds both."""
+    return {
+        name: f"{name} ({then.get(name)!r} then, {now!r} now)"
+        for name, now in json.loads(json.dumps(settings)).items()
+        if then.get(name) != now
+    }
 
 
 def other_versions(manifest: dict[str, Any]) -> list[str]:

@@ -114,8 +114,8 @@ def _check_settings(settings: dict[str, Any], start: dict[str, Any]) -> None:
     """Look whether settings that are known here are of their types (choices may be those of another version), and
     whether both parts say the same of one: of the device, `settings` have the kind alone.
     """
-    own = start | ({"device": str(start["device"]).partition(":")[0]} if "device" in start else {})
-    if told_apart := [name for name in own if settings.get(name, own[name]) != own[name]]:
+    at_start = start | ({"device": str(start["device"]).partition(":")[0]} if "device" in start else {})
+    if told_apart := [name for name, now in at_start.items() if settings.get(name, now) != now]:
         raise UnreadableError(f"its settings and its start say different things of {told_apart[0]}")
     settings = settings | start
     kinds = {field.name: str(field.type) for field in dataclasses.fields(UnlearnConfig)}
@@ -245,7 +245,7 @@ def check_adapter_kept(run: Path, manifest: dict[str, Any], flag: str = "") -> s
 
 
 def without_files(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings without those that name a file, whatever they are called."""
+    """The settings without those that name a file, whatever they are called: hashes stand for the texts in them."""
     return {name: value for name, value in settings.items() if name == "model" or not _names_a_file(name, value)}
 
 
