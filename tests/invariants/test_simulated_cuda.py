@@ -512,7 +512,7 @@ def test_a_model_with_an_adapter_is_folded_before_it_is_moved(
         found = sequence_logps(loaded, rows)
     assert moved == [{getattr(torch, dtype)}]
     for one, other in zip(found, right, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-2, atol=1e-2)
+        torch.testing.assert_close(one, other, rtol=2e-2, atol=1e-2)
 
 
 def test_an_evaluation_waits_once_a_pass(folder: Callable[[str], Path]) -> None:

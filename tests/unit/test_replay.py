@@ -35,7 +35,13 @@ def test_enough_is_written_and_the_same_for_the_same_seed(loaded):
 
 
 @pytest.mark.parametrize("arch", ["llama", "gemma3", "gpt2"])
-def test_texts_are_those_of_the_library(arch, tmp_path):
+def test_texts_are_those_of_the_library(arch, tmp_path, monkeypatch):
+    """From its exponentials, which it draws in another way."""
+
+    def drawn_by_torch(logits, rows, generator=None):
+        return logits.new_empty(rows, logits.shape[-1], dtype=torch.float32).exponential_(generator=generator)
+
+    monkeypatch.setattr(decoding, "exponentials", drawn_by_torch)
     loaded = load_model(str(save_tiny(tmp_path, arch)), dtype="float32", device="cpu")
     begun, options = [[token] for token in range(30)], {"most": 20, "stops": {*range(0, 4096, 5)}}
     torch.manual_seed(4)
@@ -46,6 +52,18 @@ def test_texts_are_those_of_the_library(arch, tmp_path):
     for one, other in zip(ours, library, strict=True):
         end = next((at for at, token in enumerate(one[1:], 1) if token in options["stops"]), len(one))
         assert one[: end + 1] == other[: end + 1]
+
+
+def test_draws_are_of_the_whole_distribution():
+    shares = torch.tensor([0.5, 0.0, 0.3, 0.15, 0.05])
+    torch.manual_seed(0)
+    noise = decoding.exponentials(torch.empty(1, 5), 40_000)
+    found = decoding.drawn(shares.log().expand(40_000, -1)).bincount(minlength=5) / 40_000
+    assert found[1] == 0
+    assert (found - shares).abs().max() < 0.01
+    assert noise.shape == (40_000, 5)
+    assert abs(noise.mean() - 1) < 0.01
+    assert abs((noise < 0.01).float().mean() - 0.00995) < 0.001
 
 
 def test_texts_begin_by_turns_like_a_row_and_with_any_token(loaded):

@@ -19,7 +19,6 @@ import inspect
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import groupby
 from typing import Any
 
 import torch
@@ -27,10 +26,10 @@ from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AttentionInterface, PretrainedConfig, PreTrainedModel
-from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.integrations.sdpa_attention import repeat_kv
 
-from expunge.kernels.rounding import missing_rows, row_multiple
 from expunge.model.head import backbone
+from expunge.model.row_attention import attend_by_row
 from expunge.model.source import first_line
 
 MASK, VARLEN, ROWS = "sdpa", "expunge_varlen", "expunge_rows"
@@ -252,7 +251,7 @@ def _attend_varlen(
     seen_windows: set[int | None] | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Causal attention of each row to itself in one call; as `_attend_by_row`.
+    """Causal attention of each row to itself in one call; as `attend_by_row`.
 
     Args:
         module: The attention layer.
@@ -298,57 +297,5 @@ def _varlen_options() -> dict[str, Any] | None:
     return {"enable_gqa": True} if "enable_gqa" in known else {}
 
 
-def _attend_by_row(
-    module: torch.nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    *,
-    row_lengths: tuple[int, ...],
-    **kwargs: Any,
-) -> tuple[Tensor, None]:
-    """Causal attention of each row to itself; neighbours of one length, padded to a rounded one, go together.
-
-    Args:
-        module: The attention layer.
-        query: `(1, heads, tokens, head_dim)`.
-        key: `(1, key-value heads, tokens, head_dim)`.
-        value: As `key`.
-        attention_mask: None; what may be seen follows from `row_lengths`.
-        row_lengths: Tokens of each row, in their order.
-        **kwargs: What the layer hands over beside.
-
-    Returns:
-        `(1, tokens, heads, head_dim)`, and None for the weights.
-    """
-    if attention_mask is not None:
-        raise ValueError("a packed sequence takes no attention mask")
-    multiple = row_multiple(query.dtype, query.device)
-    groups = [
-        (padded, list(rows))
-        for padded, rows in groupby(row_lengths, lambda length: length + missing_rows(length, multiple))
-    ]
-    cuts = [sum(rows) for _, rows in groups]
-    outputs = []
-    parts = (torch.split(states[0].transpose(0, 1), cuts) for states in (query, key, value))
-    for (padded, rows), *chunks in zip(groups, *parts, strict=True):
-        queries, keys, values = (_stack(part, rows, padded).transpose(1, 2) for part in chunks)
-        output, _ = sdpa_attention_forward(module, queries, keys, values, None, **kwargs)
-        if set(rows) == {padded}:
-            outputs.append(output.flatten(0, 1))
-        else:
-            outputs += [row[:length] for row, length in zip(output, rows, strict=True)]
-    return torch.cat(outputs)[None], None
-
-
-def _stack(states: Tensor, rows: Sequence[int], padded: int) -> Tensor:
-    """Rows of `states` `(tokens, heads, head_dim)` as `(rows, padded, heads, head_dim)`; zeros fill them up."""
-    if set(rows) == {padded}:
-        return states.view(len(rows), padded, *states.shape[1:])
-    stacked = pad_sequence(list(torch.split(states, list(rows))), batch_first=True)
-    return torch.nn.functional.pad(stacked, (0, 0, 0, 0, 0, padded - stacked.shape[1]))
-
-
 AttentionInterface.register(VARLEN, _attend_varlen)
-AttentionInterface.register(ROWS, _attend_by_row)
+AttentionInterface.register(ROWS, attend_by_row)
