@@ -111,7 +111,7 @@ def judged(score: Score, before: float | None, bound: Bound, whose: str, *, belo
 def shown(score: Score, before: float | None, target: float | None, whose: str, limit: str) -> Number:
     value = score.value
     low, high = (score.low, score.high) if score.bounded else (None, None)
-    said, earlier, aim = (_plainly(score, own) for own in (value, before, target))
+    said, earlier, aim = (_plainly(score, number) for number in (value, before, target))
     notes = [f"{earlier} before"] if before is not None else []
     if target is not None and whose.startswith(NEVER_SEEN) and _is_count(score, value):
         notes.append(f"{target:.0%} of {whose}")  # other rows than these, and as many of each kind as here
@@ -167,18 +167,20 @@ def answered(
 
     What is good by a target that is doubted (what it is -> why) is unclear.
     """
-    doubted = [own for own in numbers if own.state == "good" and own.target_from in (doubts or {})]
-    numbers = [replace(own, state="unclear") if own in doubted else own for own in numbers]
-    counted = [own for own in numbers if own.state != "shown"]
-    state = min((own.state for own in counted), key=STATES.index)
-    deciding = [own for own in counted if own.state == state]
-    plain = [own for own in deciding if own.key.split("/")[-1].startswith(tuple(PLAIN))] if state == "good" else []
-    says = max(plain or deciding, key=lambda own: own.excess).says
+    doubted = [number for number in numbers if number.state == "good" and number.target_from in (doubts or {})]
+    numbers = [replace(number, state="unclear") if number in doubted else number for number in numbers]
+    counted = [number for number in numbers if number.state != "shown"]
+    state = min((number.state for number in counted), key=STATES.index)
+    deciding = [number for number in counted if number.state == state]
+    plain = (
+        [number for number in deciding if number.key.split("/")[-1].startswith(tuple(PLAIN))] if state == "good" else []
+    )
+    says = max(plain or deciding, key=lambda number: number.excess).says
     if len(counted) > 1:
-        says += f"; {_counts([own.state for own in counted])}"
+        says += f"; {_counts([number.state for number in counted])}"
     need = "Too few texts to tell, the interval is wide: measure on more." if state == "unclear" else ""
     need = OTHER_TARGET if doubted and need else need
-    ordered = tuple(sorted(numbers, key=lambda own: -own.excess))
+    ordered = tuple(sorted(numbers, key=lambda number: -number.excess))
     answer = {"bad": words[0], "good": words[1]}.get(state, state)
     return Answer(question, answer, state, says, rule, need, ordered, tuple(notes))
 

@@ -90,8 +90,8 @@ def _panels(
                     places.setdefault(key, []).append((float(line[at]), value))
         for key, pairs in places.items():
             curves.setdefault(key, []).append(Curve(index, group, run, *np.array(pairs).T))
-    terms = {str(own.get("name")) for *_, run, _ in runs for own in run.manifest.get("terms") or []}
-    several = len({id(own[1]) for own in runs}) > 1
+    terms = {str(term.get("name")) for *_, run, _ in runs for term in run.manifest.get("terms") or []}
+    several = len({id(entry[1]) for entry in runs}) > 1
     panels: dict[str, Panel] = {}
     constant: dict[str, list[str]] = {}
     targets = {_aim(key) for key in curves}
@@ -101,9 +101,9 @@ def _panels(
         side = key.split("/")[0] if "/" in key else ""
         panel = panels.setdefault(side, Panel(titles.get(side, spelled(side).capitalize()), [], ""))
         aims = curves.get(_aim(key), [])
-        steady = all(np.ptp(own.values) == 0 for own in (*curves[key], *aims))
+        steady = all(np.ptp(curve.values) == 0 for curve in (*curves[key], *aims))
         if steady and not aims:
-            values = sorted({show_number(float(own.values[0])) for own in curves[key]})
+            values = sorted({show_number(float(curve.values[0])) for curve in curves[key]})
             if values != [show_number(0.0)]:
                 constant.setdefault(side, []).append(f"{_spelled(key)} {' or '.join(values)}")
             continue
@@ -123,7 +123,7 @@ def _panels(
                 several=several,
             )
         )
-    return [own._replace(constant=", ".join(constant.get(side, []))) for side, own in panels.items()]
+    return [panel._replace(constant=", ".join(constant.get(side, []))) for side, panel in panels.items()]
 
 
 def _aim(key: str) -> str:
@@ -175,16 +175,16 @@ def _drawn(
         at = (
             target.at
             if len(target.at) > 1
-            else np.array([min(own.at[0] for own in curves), max(own.at[-1] for own in curves)])
+            else np.array([min(curve.at[0] for curve in curves), max(curve.at[-1] for curve in curves)])
         )
         axes.plot(at, aim, color=INK, linewidth=1.1, linestyle="--", label=None if place else "target")
         says.append(f"target of {target.run.name}: {show_number(float(aim[0]))} to {show_number(float(aim[-1]))}")
-    everything = [float(own.values.min()) for own in (*curves, *targets)]
+    everything = [float(curve.values.min()) for curve in (*curves, *targets)]
     axes.set_ylim(bottom=min(0.0, *everything))
     if taken is not None:
         axes.axvline(taken, color=INK, linewidth=0.9, linestyle=":", label="taken")
         says.append(f"taken at {taken:g}")
-    if all(float(place).is_integer() for own in curves for place in own.at):
+    if all(float(place).is_integer() for curve in curves for place in curve.at):
         whole_numbers(axes)
     legend(axes, columns=2)
     return Drawn(name, brief(title, 40), f"{title} over the {xlabel}. {listed(says)}", figure)

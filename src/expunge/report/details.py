@@ -152,7 +152,7 @@ def provenance(groups: Sequence[Group]) -> Table:
         manifest = run.manifest
         versions = manifest.get("versions", {})
         hardware = manifest.get("hardware", {})
-        own = {
+        entries = {
             "model": short(run.settings.get("model", MISSING)),
             "model weights, SHA-256": str(manifest.get("model_sha256", MISSING)),
             "adapter, SHA-256": str(manifest.get("adapter_sha256", MISSING)),
@@ -163,7 +163,7 @@ def provenance(groups: Sequence[Group]) -> Table:
             "prompt format": str((manifest.get("prompt_format") or {}).get("chosen", MISSING)),
             "versions": " · ".join(f"{name} {value}" for name, value in versions.items()) or MISSING,
         }
-        for name, value in own.items():
+        for name, value in entries.items():
             facts.setdefault(name, [MISSING] * len(runs))[i] = value
     if len(runs) == 1:
         return ["", ""], [[name, *values] for name, values in facts.items()]

@@ -55,7 +55,7 @@ def _unseen(run: RunData, criteria: Criteria) -> str:
         said, texts = counted["said"], counted["texts"]
         if said > max(1, CLEARLY * criteria.max_exact_match * texts):
             return f"{said} of {texts} unseen texts are said word for word: has the model seen them?"
-    return next((own[:1].upper() + own[1:] for own in run.manifest.get("unseen_doubts", [])), "")
+    return next((doubt[:1].upper() + doubt[1:] for doubt in run.manifest.get("unseen_doubts", [])), "")
 
 
 def _reference(run: RunData, criteria: Criteria) -> str:
@@ -65,13 +65,13 @@ def _reference(run: RunData, criteria: Criteria) -> str:
         return ""
     asks = "has it seen them, or are the unseen ones of another kind?"
     for name in ("exact_match", "key_fact"):
-        own, others = theirs.get(f"forget/{name}"), unseen(theirs, name) or unseen(after, name)
-        if own is None or not own.known or others is None:  # some of which can be guessed
+        forget, others = theirs.get(f"forget/{name}"), unseen(theirs, name) or unseen(after, name)
+        if forget is None or not forget.known or others is None:  # some of which can be guessed
             continue
-        sizes = [after.get(score.key, score).n or score.n or 0 for score in (own, others)]
-        chance = math.sqrt(own.value * (1 - own.value) * sum(1 / count for count in sizes if count))
-        if own.value - others.value > CLEARLY * (criteria.max_exact_match + chance):
-            return f"The reference itself says {round(own.value * sizes[0])} of the {sizes[0]} texts: {asks}"
+        sizes = [after.get(score.key, score).n or score.n or 0 for score in (forget, others)]
+        chance = math.sqrt(forget.value * (1 - forget.value) * sum(1 / count for count in sizes if count))
+        if forget.value - others.value > CLEARLY * (criteria.max_exact_match + chance):
+            return f"The reference itself says {round(forget.value * sizes[0])} of the {sizes[0]} texts: {asks}"
     found = attacks(after)
     for key, score in found.items():
         known, pair = theirs.get(key), sides(score)

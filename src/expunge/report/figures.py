@@ -65,22 +65,24 @@ def _histograms(run: RunData, metric: str, sets: Mapping[str, Sequence[str]], ti
                 losses.setdefault(role, {})[name] = np.array(list(kept_values.values()))
     if not losses:
         return
-    highest = max(float(own.max()) for found in losses.values() for own in found.values())
+    highest = max(float(nlls.max()) for found in losses.values() for nlls in found.values())
     end = HALF * (highest // HALF + 1)  # not where the loss of a single text is
     bins = list(np.linspace(0, end, SPREAD_BINS))
     for role, found in losses.items():
         figure, axes = canvas(f"mean NLL of a {unit} (nats per token)", f"share of the {unit}s")
-        for name, own in found.items():
+        for name, nlls in found.items():
             color, dash = SET_COLORS[name], DASHES[list(SET_COLORS).index(name)]
-            weights = np.full(len(own), 1 / len(own))
-            axes.hist(own, bins, weights=weights, color=color, alpha=0.22)
+            weights = np.full(len(nlls), 1 / len(nlls))
+            axes.hist(nlls, bins, weights=weights, color=color, alpha=0.22)
             axes.hist(
-                own, bins, weights=weights, histtype="step", color=color, linestyle=dash, linewidth=1.5,
-                label=f"{name} ({len(own)})",
+                nlls, bins, weights=weights, histtype="step", color=color, linestyle=dash, linewidth=1.5,
+                label=f"{name} ({len(nlls)})",
             )  # fmt: skip
         legend(axes)
-        means = {name: coarse.nats(own.mean()) if few({name: len(own)}) else own.mean() for name, own in found.items()}
-        says = [f"{name}: mean {show_number(means[name])}, {len(own)} {unit}s" for name, own in found.items()]
+        means = {
+            name: coarse.nats(nlls.mean()) if few({name: len(nlls)}) else nlls.mean() for name, nlls in found.items()
+        }
+        says = [f"{name}: mean {show_number(means[name])}, {len(nlls)} {unit}s" for name, nlls in found.items()]
         text = f"Histogram of the mean NLL (nats per token) of each {unit}, {role}. " + listed(says)
         yield Drawn(f"{slug(title)}-{role}", f"{title}, {role}", text, figure)
 
@@ -171,20 +173,20 @@ def tradeoff(groups: Sequence[Group]) -> tuple[Drawn, list[tuple[str, float, flo
 def _points(groups: Sequence[Group]) -> Iterator[Point]:
     drawn: set[tuple[str, tuple[float, float]]] = set()
     sides = [
-        [{*choose(own)} for choose in (knowledge, kept)]
+        [{*choose(scores)} for choose in (knowledge, kept)]
         for group in groups
         for run in group.runs
-        for own in run.scores.values()
+        for scores in run.scores.values()
     ]
     shared = {key for side in zip(*filter(all, sides), strict=True) for key in set.intersection(*side)}
     for index, group in enumerate(groups):
         title, color, marker = _look_of_group(groups, index)
         for run in group.runs:
-            for role, own, sign in (("before", MUTED, "o"), ("retrained", INK, "D")):
+            for role, shade, sign in (("before", MUTED, "o"), ("retrained", INK, "D")):
                 place = _place(run.scores.get(role, {}), shared)
                 if place and (role, place) not in drawn:
                     drawn.add((role, place))
-                    yield Point(run.title(role), run.title(role), own, sign, role == "retrained", place)
+                    yield Point(run.title(role), run.title(role), shade, sign, role == "retrained", place)
             if place := _place(run.scores.get("after", {}), shared):
                 yield Point(title, run.name, color, marker, True, place)
 
@@ -204,8 +206,8 @@ def _place(scores: Mapping[str, Score], shared: Collection[str]) -> tuple[float,
     """
     pair = []
     for choose in (knowledge, kept):
-        found = [own for key, own in choose(scores).items() if key in shared and 0 <= own.value <= 1]
-        values = [own.value for own in found if not own.task] or [own.value for own in found]
+        found = [score for key, score in choose(scores).items() if key in shared and 0 <= score.value <= 1]
+        values = [score.value for score in found if not score.task] or [score.value for score in found]
         if not values:
             return None
         pair.append(sum(values) / len(values))

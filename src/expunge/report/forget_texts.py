@@ -46,20 +46,20 @@ def shown_examples(run: RunData, count: int) -> list[Shown]:
     """
     rows = _named(_forget(run))
     losses = run.values.get("after", {}).get(("forget", "nll"), {})
-    ids = sorted(rows, key=lambda own: losses.get(own, float("inf")))[:count]
+    ids = sorted(rows, key=lambda identity: losses.get(identity, float("inf")))[:count]
     said = {}
     for folder in sorted(run.path.glob("predictions*")):
         name = folder.name.removeprefix("predictions").strip("_-.") or "after"
-        said[name] = {own: row.model_output.strip() for own, row in _named(read_any(folder).forget).items()}
+        said[name] = {identity: row.model_output.strip() for identity, row in _named(read_any(folder).forget).items()}
     return [
         Shown(
             run.name,
-            own,
-            _prompt(rows[own]),
-            rows[own].completion,
-            {name: answers[own] for name, answers in said.items() if own in answers},
+            identity,
+            _prompt(rows[identity]),
+            rows[identity].completion,
+            {name: answers[identity] for name, answers in said.items() if identity in answers},
         )
-        for own in ids
+        for identity in ids
     ]
 
 

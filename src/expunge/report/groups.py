@@ -98,22 +98,24 @@ def group_runs(runs: Sequence[RunData]) -> list[Group]:
     found: dict[str, list[RunData]] = {}
     for run in runs:
         found.setdefault(json.dumps(_identity(run), sort_keys=True, default=str), []).append(run)
-    members = [part for own in found.values() for part in _scored_alike(own)]
-    return [Group(_letter(i), _title(own, members), own) for i, own in enumerate(members)]
+    members = [part for alike in found.values() for part in _scored_alike(alike)]
+    return [Group(_letter(i), _title(part, members), part) for i, part in enumerate(members)]
 
 
 def read_columns(groups: Sequence[Group]) -> list[Column]:
     """The columns of all tables: untouched models, a column for each group, references."""
     before = _shared([run for group in groups for run in group.runs], "before")
     reference = _shared([run for group in groups for run in group.runs], "retrained")
-    columns = [_column("before" if len(before) == 1 else name, "before", 0, [own]) for name, own in before.items()]
+    columns = [
+        _column("before" if len(before) == 1 else name, "before", 0, [scores]) for name, scores in before.items()
+    ]
     for color, group in enumerate(groups, 1):
-        own = [run.scores["after"] for run in group.runs if "after" in run.scores]
+        models = [run.scores["after"] for run in group.runs if "after" in run.scores]
         title = "after" if len(groups) == 1 else group.letter
-        columns.append(_column(title, "after", color, own))
+        columns.append(_column(title, "after", color, models))
     return columns + [
-        _column(name.partition(", ")[0] if len(reference) == 1 else name, "retrained", 0, [own])
-        for name, own in reference.items()
+        _column(name.partition(", ")[0] if len(reference) == 1 else name, "retrained", 0, [scores])
+        for name, scores in reference.items()
     ]
 
 
@@ -134,7 +136,10 @@ def tabulate(columns: Sequence[Column], runs: Sequence[RunData]) -> dict[str, li
 def differing_settings(groups: Sequence[Group]) -> dict[str, list[Any]]:
     """Setting -> its value in each group, for those that differ."""
     shown = [method_of(group.runs[0].settings) for group in groups]
-    found = {name: [own.get(name) for own in shown] for name in dict.fromkeys(name for own in shown for name in own)}
+    found = {
+        name: [settings.get(name) for settings in shown]
+        for name in dict.fromkeys(name for settings in shown for name in settings)
+    }
     return {name: values for name, values in found.items() if any(value != values[0] for value in values)}
 
 
@@ -151,7 +156,7 @@ def _scored_alike(runs: Sequence[RunData]) -> list[list[RunData]]:
         told = [configuration_difference(part[0].results["after"], run.results["after"]) for part in parts]
         if None in told:
             part = parts[told.index(None)]
-            if twin := next((own for own in part if _adapter(run) and _adapter(own) == _adapter(run)), None):
+            if twin := next((other for other in part if _adapter(run) and _adapter(other) == _adapter(run)), None):
                 twin.warnings.append(f"{run.name} is left out: it is of the same adapter.")
             else:
                 part.append(run)
@@ -176,7 +181,7 @@ def _title(runs: list[RunData], groups: list[list[RunData]]) -> str:
     shown = first_few(names, 2)
     if len(groups) == 1:
         return shown
-    first = [method_of(own[0].settings) for own in groups]
+    first = [method_of(group[0].settings) for group in groups]
     recipes = [settings.get("recipe") for settings in first]
     mine = method_of(runs[0].settings)
     if recipes.count(mine.get("recipe")) == 1:
@@ -199,9 +204,9 @@ def _shared(runs: Sequence[RunData], role: str) -> dict[str, dict[str, Score]]:
     """Name -> scores of the models that play a role, those with equal numbers once."""
     found: dict[str, dict[str, Score]] = {}
     for run in runs:
-        own = run.scores.get(role)
-        if own and not any(_values(own) == _values(other) for other in found.values()):
-            found[f"{run.title(role)}, {run.name}"] = own
+        scores = run.scores.get(role)
+        if scores and not any(_values(scores) == _values(other) for other in found.values()):
+            found[f"{run.title(role)}, {run.name}"] = scores
     return found
 
 
@@ -210,18 +215,18 @@ def _values(found: Mapping[str, Score]) -> dict[str, float | None]:
 
 
 def _column(title: str, kind: str, color: int, models: list[dict[str, Score]]) -> Column:
-    keys = dict.fromkeys(key for own in models for key in own)
-    cells = {key: _cell([own[key] for own in models if key in own]) for key in keys}
+    keys = dict.fromkeys(key for model in models for key in model)
+    cells = {key: _cell([model[key] for model in models if key in model]) for key in keys}
     return Column(title, kind, color, cells, len(models))
 
 
 def _cell(found: list[Score]) -> Cell:
     known = [score for score in found if score.known]
     each, starred = [score.value for score in known], any(score.differs for score in known)
-    own = (known or found)[0]
+    first = (known or found)[0]
     if len(known) > 1:
         mean, std = statistics.fmean(each), statistics.stdev(each)
-        rows = own.n if len({score.n for score in known}) == 1 else None
+        rows = first.n if len({score.n for score in known}) == 1 else None
         return Cell(mean, mean - std, mean + std, rows, runs=len(each), std=std, each=each, starred=starred)
-    reason = own.reason or ("" if known else "not measured")
-    return Cell(own.value, own.low, own.high, own.n, reason, each=each, starred=starred)
+    reason = first.reason or ("" if known else "not measured")
+    return Cell(first.value, first.low, first.high, first.n, reason, each=each, starred=starred)

@@ -91,15 +91,19 @@ class Verdict:
     @property
     def sentence(self) -> str:
         """All of it in one sentence."""
-        return f"{self.lead}. " + "; ".join(f"{own.question} {own.answer}: {own.says}" for own in self.answers) + "."
+        return (
+            f"{self.lead}. "
+            + "; ".join(f"{answer.question} {answer.answer}: {answer.says}" for answer in self.answers)
+            + "."
+        )
 
     def __str__(self) -> str:
         lines = [self.lead]
-        lines += [_folded(f"  {own.question:<37}{own.answer:<14}", own.says) for own in self.answers]
-        others = [text for text in self.not_measured if text not in {own.question for own in self.answers}]
+        lines += [_folded(f"  {answer.question:<37}{answer.answer:<14}", answer.says) for answer in self.answers]
+        others = [text for text in self.not_measured if text not in {answer.question for answer in self.answers}]
         unmeasured = [text for text in others if text in UNMEASURED]
         notes = [text for text in others if text not in UNMEASURED]
-        notes += dict.fromkeys(note for own in self.answers for note in own.notes)
+        notes += dict.fromkeys(note for answer in self.answers for note in answer.notes)
         sides = (("not measured", unmeasured), ("note", notes), ("warning", self.warnings), ("next", self.next))
         lines += [_folded(f"  {name:<14}", text) for name, texts in sides for text in texts]
         return "\n".join(lines)
@@ -123,7 +127,7 @@ def verdict(run: RunData | str | Path) -> Verdict:
         DataError: A results file is damaged.
     """
     run = read_run(run)
-    given = {own.name: number(run.settings.get(own.name)) for own in fields(Criteria)}
+    given = {field.name: number(run.settings.get(field.name)) for field in fields(Criteria)}
     criteria = Criteria(**{name: value for name, value in given.items() if value is not None})
     answers = tuple(ask(run, criteria) for ask in (still_said, recognisable, rest_kept, speaks_well))
     lax = _lax(criteria, answers)
@@ -151,16 +155,18 @@ def worst(verdicts: Sequence[Verdict]) -> Verdict:
     if len(verdicts) == 1:
         return verdicts[0]
     answers = []
-    for own in zip(*(verdict.answers for verdict in verdicts), strict=True):
-        low = min(own, key=lambda answer: STATES.index(answer.state))
-        same = sum(answer.state == low.state for answer in own)
-        where = f"in all {len(own)} runs" if same == len(own) else f"in {same} of {len(own)} runs"
-        notes = dict.fromkeys(note for answer in own if answer.state == low.state for note in answer.notes)
+    for given in zip(*(verdict.answers for verdict in verdicts), strict=True):
+        low = min(given, key=lambda answer: STATES.index(answer.state))
+        same = sum(answer.state == low.state for answer in given)
+        where = f"in all {len(given)} runs" if same == len(given) else f"in {same} of {len(given)} runs"
+        notes = dict.fromkeys(note for answer in given if answer.state == low.state for note in answer.notes)
         answers.append(replace(low, says=f"{low.says}, {where}", notes=tuple(notes)))
-    lax = [own for own in verdicts if _lax(own.criteria, own.answers)]
+    lax = [verdict for verdict in verdicts if _lax(verdict.criteria, verdict.answers)]
     criteria = (lax or verdicts)[0].criteria
     tone, lead = _overall(all(verdict.finished for verdict in verdicts), answers, lax)
-    wanting = sorted([verdict for verdict in verdicts if not verdict.success] or verdicts, key=lambda own: own.finished)
+    wanting = sorted(
+        [verdict for verdict in verdicts if not verdict.success] or verdicts, key=lambda verdict: verdict.finished
+    )
     steps = tuple(dict.fromkeys(step for verdict in wanting for step in verdict.next))
     missing = tuple(dict.fromkeys(text for verdict in verdicts for text in verdict.not_measured))
     warnings = tuple(dict.fromkeys(text for verdict in verdicts for text in verdict.warnings))
@@ -169,24 +175,26 @@ def worst(verdicts: Sequence[Verdict]) -> Verdict:
 
 def _lax(criteria: Criteria, answers: Sequence[Answer]) -> list[str]:
     """Names of the run's own criteria that allow more; of its target of an AUC where one was judged by it."""
-    aimed = any(own.target_from == OWN_TARGET for own in answers[1].numbers)
+    aimed = any(entry.target_from == OWN_TARGET for entry in answers[1].numbers)
     return [name for name in criteria.laxer if name != "target_auc" or aimed]
 
 
 def _own_criteria(criteria: Criteria, lax: Sequence[str]) -> Iterator[str]:
     """What a run's own criteria allow beyond the usual ones."""
     for name in lax:
-        flag, own, usual = name.replace("_", "-"), getattr(criteria, name), getattr(Criteria, name)
-        yield f"The run is judged by a criterion of its own: --{flag} {own:g}, which is {usual:g} where nobody sets it."
+        flag, value, usual = name.replace("_", "-"), getattr(criteria, name), getattr(Criteria, name)
+        yield (
+            f"The run is judged by a criterion of its own: --{flag} {value:g}, which is {usual:g} where nobody sets it."
+        )
 
 
 def _overall(finished: bool, answers: Sequence[Answer], lax: Sequence[object]) -> tuple[str, str]:
     if not finished:
         return "open", UNFINISHED
-    failed = [text for text, own in zip(FAILURES, answers, strict=True) if own.state == "bad"]
+    failed = [text for text, answer in zip(FAILURES, answers, strict=True) if answer.state == "bad"]
     if failed:
         return "bad", "Not yet: " + (failed[0] if len(failed) == 1 else f"{', '.join(failed[:-1])} and {failed[-1]}")
-    missing = sum(own.state != "good" for own in answers)
+    missing = sum(answer.state != "good" for answer in answers)
     if missing:
         return "open", f"Not shown yet: {missing} of {len(answers)} questions are open"
     if lax:
@@ -199,13 +207,13 @@ def _next(run: RunData, answers: Sequence[Answer]) -> tuple[str, ...]:
     """What to do now."""
     if not run.finished:
         return (f"Finish the run {run.name}: the same command with --resume.",)
-    said, told, rest, _ = (own.state == "bad" for own in answers)
-    worse = [own.key for own in answers[3].numbers if own.state == "bad"]
+    said, told, rest, _ = (answer.state == "bad" for answer in answers)
+    worse = [entry.key for entry in answers[3].numbers if entry.state == "bad"]
     declines, babbles = (any(("refusal" in key) == kind for key in worse) for kind in (True, False))
     missed = run.calibration.get("reached") is False  # the run's own criteria: what is unclear is no chance then
     wrong = ("bad", "unclear") if missed else ("bad",)
-    aucs = [own for own in answers[1].numbers if own.state in wrong and own.target is not None]
-    below = [own.key for own in aucs if own.value < (own.target or 0.0)]
+    aucs = [entry for entry in answers[1].numbers if entry.state in wrong and entry.target is not None]
+    below = [entry.key for entry in aucs if entry.value < (entry.target or 0.0)]
     elsewhere = [key in below for key in RATIOS]
     too_far = bool(aucs) and len(below) == len(aucs)
     short, too_far = bool(aucs) and not too_far, too_far and len(below) > sum(elsewhere)
@@ -215,7 +223,7 @@ def _next(run: RunData, answers: Sequence[Answer]) -> tuple[str, ...]:
     stopped = str(run.calibration.get("stopped", ""))
     limit = "--patience" if stopped.startswith(NO_BETTER) else limit
     met = stopped.startswith(MET)
-    lost = {own.key.split("/")[0] for own in answers[2].numbers if own.state == "bad"}
+    lost = {entry.key.split("/")[0] for entry in answers[2].numbers if entry.state == "bad"}
     narrow = (number(run.settings.get("lora_rank")) or math.inf) < 64
     steps = {
         f"Train longer ({limit}) or at a higher --learning-rate: the texts are still there.": said and not met,
@@ -241,7 +249,7 @@ def _next(run: RunData, answers: Sequence[Answer]) -> tuple[str, ...]:
         "nothing says then whether others are kept.": rest and lost == {"test"} and not run.settings.get("test"),
         DECLINES: declines,
         BABBLES: babbles,
-    } | {own.need: bool(own.need) for own in answers}
+    } | {answer.need: bool(answer.need) for answer in answers}
     wanted = sorted((text for text, holds in steps.items() if holds), key=lambda text: text != TO_SCORE)
     return tuple(wanted) or (
         "Hand over the merged model (`expunge merge`), not the adapter: a server that has the base beside it can still "
@@ -252,14 +260,14 @@ def _next(run: RunData, answers: Sequence[Answer]) -> tuple[str, ...]:
 def _not_measured(run: RunData, answers: Sequence[Answer]) -> Iterator[str]:
     """Open questions, then what the results say, then what no run can tell."""
     reference, test, general, come_back = UNMEASURED
-    yield from (own.question for own in answers if own.state == "not measured")
+    yield from (answer.question for answer in answers if answer.state == "not measured")
     after = run.scores.get("after", {})
-    judged = [after[own.key] for own in answers[2].numbers if own.state != "shown" and own.key in after]
+    judged = [after[entry.key] for entry in answers[2].numbers if entry.state != "shown" and entry.key in after]
     if after and "retrained" not in run.scores:
         yield reference
     elif after and not tests_of(run):
         yield test
-    if after and not any(own.set == "all" or own.family == "utility" for own in judged):
+    if after and not any(score.set == "all" or score.family == "utility" for score in judged):
         yield general
     noted = run.results.get("after", {}).get("not_measured")
     told = ["(--reference", "(--tasks", *(["(--holdout"] if answers[1].state == "not measured" else [])]

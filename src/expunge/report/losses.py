@@ -40,16 +40,18 @@ def drift_of(run: RunData, criteria: Criteria) -> list[Number]:
     as many texts, and only if what the adapter does to each text was not measured.
     """
     after = run.scores.get("after", {}).values()
-    unseen = [own for own in after if own.set in UNSEEN and own.name.endswith("nll") and own.known and own.value]
-    drifts = [own for own in after if own.family == "drift" and own.target == 0 and own.known]
+    unseen = [
+        score for score in after if score.set in UNSEEN and score.name.endswith("nll") and score.known and score.value
+    ]
+    drifts = [score for score in after if score.family == "drift" and score.target == 0 and score.known]
     pair = exact_losses(run, "holdout")
     changes = [("holdout/loss", *pair)] if pair and pair[0] > 0 else []
-    for own in unseen:
-        before = run.scores.get("before", {}).get(own.key)
-        if drifts and own is unseen[0] and own.value > drifts[0].value:
-            changes.append((drifts[0].key, own.value - drifts[0].value, own.value))
-        elif not drifts and before and before.known and before.value and before.n == own.n:
-            changes.append((own.key, before.value, own.value))
+    for score in unseen:
+        before = run.scores.get("before", {}).get(score.key)
+        if drifts and score is unseen[0] and score.value > drifts[0].value:
+            changes.append((drifts[0].key, score.value - drifts[0].value, score.value))
+        elif not drifts and before and before.known and before.value and before.n == score.n:
+            changes.append((score.key, before.value, score.value))
     if not changes:
         return []
     key, was, now = max(changes, key=lambda change: change[2] / change[1])
@@ -57,11 +59,11 @@ def drift_of(run: RunData, criteria: Criteria) -> list[Number]:
     moved = f"{change:+.0%}" if abs(change) >= 0.005 else "less than 1%"
     says = f"the loss of texts that it has never seen moved by {moved} ({show_number(was)} to {show_number(now)})"
     found = Number(key, says, now, before=was, target=was, target_from=UNTOUCHED, excess=bound.excess(change))
-    state, spread = "bad" if bound.violation(change) else "good", [own for own in drifts if own.bounded]
-    if state == "bad" and any(own.key == key and own.low <= 0 for own in spread):
+    state, spread = "bad" if bound.violation(change) else "good", [score for score in drifts if score.bounded]
+    if state == "bad" and any(score.key == key and score.low <= 0 for score in spread):
         state = "unclear"  # so few texts may not have moved at all
     most = max(MARGIN, criteria.max_drift)
-    if state == "good" and unseen and any(own.high > most * (unseen[0].value - own.value) for own in spread):
+    if state == "good" and unseen and any(score.high > most * (unseen[0].value - score.value) for score in spread):
         state = "unclear"  # or far
     return [replace(found, limit=f"rose by at most {criteria.max_drift:.0%}", state=state)]
 

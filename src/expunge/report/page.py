@@ -215,7 +215,7 @@ def prose(text: str) -> Markup:
     return Markup(
         re.sub(
             r"`([^`]*)`|(--[a-z][a-z-]*)",
-            lambda own: f'<code class="flag">{own[2]}</code>' if own[2] else f"<code>{own[1]}</code>",
+            lambda match: f'<code class="flag">{match[2]}</code>' if match[2] else f"<code>{match[1]}</code>",
             str(escape(printable(text))),
         )
     )

@@ -122,20 +122,21 @@ def still_said(run: RunData, criteria: Criteria) -> Answer:
         numbers.append(_left(run, criteria, score, before, target, whose))
     tasks = tasks_of(known)
     numbers += [_left_of_task(run, criteria, score, len(tasks)) for score in tasks]
-    if any(own.state != "shown" for own in numbers):
+    if any(number.state != "shown" for number in numbers):
         answer = answered(SAID, ("yes", "no"), numbers, rule, doubts=doubts(run, criteria))
-        if answer.state == "unclear" and any(own.limit == MOSTLY for own in numbers):
+        if answer.state == "unclear" and any(number.limit == MOSTLY for number in numbers):
             answer = replace(answer, need=TO_LOOK)
-        facts = next((own.says for own in numbers if own.key == "forget/key_fact"), "")  # what a request asks for
+        # what a request asks for
+        facts = next((number.says for number in numbers if number.key == "forget/key_fact"), "")
         return answer if answer.says.startswith(facts) else replace(answer, says=f"{facts}; {answer.says}")
-    if any(own.limit == AS_UNSEEN for own in numbers):  # losses know no chance
+    if any(number.limit == AS_UNSEEN for number in numbers):  # losses know no chance
         need = (
             "No number stood clearly above that of unseen texts before: give a retrained model (`evaluate "
             "--reference`), or more texts."
         )
         return Answer(SAID, "not measured", "not measured", "there is nothing to lose", rule, need, tuple(numbers))
     need = TO_SCORE
-    if numbers and not any(own.limit == UNKNOWN for own in numbers):
+    if numbers and not any(number.limit == UNKNOWN for number in numbers):
         need = (
             "No number stood above a known target before: give a retrained model (`evaluate --reference`) or texts "
             "never seen (--holdout)."
@@ -157,10 +158,10 @@ def _left(
     bound = criteria.left(target, target if before is None else before, counts_rows=plain)
     found = judged(score, before, bound, whose, below=1.0 if before is None else before)
     if found.state == "good" and whose == NEVER_SEEN:
-        own = unseen_of(run, score)
+        unseen = unseen_of(run, score)
         as_none = plain and criteria.left(0.0, before or 0.0, counts_rows=True).violation(score.value) == 0
-        if own and own.n is not None and own.n < FEWEST and not as_none:
-            found = replace(found, state="unclear", limit=f"{found.limit}; unseen texts: {own.n}")
+        if unseen and unseen.n is not None and unseen.n < FEWEST and not as_none:
+            found = replace(found, state="unclear", limit=f"{found.limit}; unseen texts: {unseen.n}")
     if before is None or before - target >= by_chance(run, score, whose):
         return found
     by_few = plain and target <= criteria.max_exact_match and found.state != "good"
@@ -180,7 +181,7 @@ def _left_of_task(run: RunData, criteria: Criteria, score: Score, tasks: int) ->
     if whose in (RETRAINED, ORIGIN):
         theirs = run.scores.get("retrained", {})
         others = [theirs.get(score.key), theirs.get(f"{score.set}/{score.name}")]
-    ends = [own.high if own.bounded else own.value for own in others if own and own.known]
+    ends = [other.high if other.bounded else other.value for other in others if other and other.known]
     target = 0.0 if target is None else target
     most, from_whom = max([target, *ends]), f"{whose}, at most" if ends else whose
     if score.bounded:
@@ -193,8 +194,8 @@ def _left_of_task(run: RunData, criteria: Criteria, score: Score, tasks: int) ->
     chance = max(target, ends[-1]) if whose == RETRAINED else most  # a retrained model was asked these very rows
     found = _left(run, criteria, replace(score, low=NAN, high=NAN), before, most, from_whom)
     if found.state == "bad" and score.value > 0.5 and by_guessing(score, chance) < UNLIKELY:
-        own = shown(score, before, most, from_whom, NO_UNSEEN if alone else MOSTLY)
-        return replace(own, state="unclear", excess=found.excess)
+        number = shown(score, before, most, from_whom, NO_UNSEEN if alone else MOSTLY)
+        return replace(number, state="unclear", excess=found.excess)
     return shown(score, before, target, whose, "one task: only an interval wholly above the criterion counts")
 
 
@@ -217,15 +218,15 @@ def recognisable(run: RunData, criteria: Criteria) -> Answer:
         chance = chance_sd(*pair) if all(pair) else 0.0
         bound = criteria.auc(chance, target, attack_kinds(found))
         below = 1.0 if before is None or bound.violation(before) == 0 else before  # it had nothing to lose
-        own = judged(score, before, bound, whose, below=below)
+        number = judged(score, before, bound, whose, below=below)
         few = chance > chance_sd(FEWEST_ATTACKED, FEWEST_ATTACKED) or not (all(pair) or score.bounded)
         plain = criteria.auc(0.0, target)  # where chance alone allows 0 or 1, so few texts tell nothing
         few = few or any(bound.violation(end) == 0 < plain.violation(end) for end in (0.0, 1.0))
         alone = ONE_TEXT in score.reason  # documents are its unit, and chance takes each text as one
-        few = alone or (few and own.state == "good")
+        few = alone or (few and number.state == "good")
         short = short or few
-        numbers.append(replace(own, state="unclear") if few else own)
-    texts = max((own.n or 0 for own in run.scores.get("after", {}).values() if own.set == "forget"), default=0)
+        numbers.append(replace(number, state="unclear") if few else number)
+    texts = max((score.n or 0 for score in run.scores.get("after", {}).values() if score.set == "forget"), default=0)
     for name, p in tests.items():
         label = name.removesuffix("_p").replace("_ks", ", Kolmogorov-Smirnov").replace("_", " ")
         whose = ORIGIN if run.compared.get("kind") == "origin" else RETRAINED
@@ -238,7 +239,7 @@ def recognisable(run: RunData, criteria: Criteria) -> Answer:
             limit, state = "not judged: a retrained model is another one, too", "shown"
         says = f"{'a' if told else 'no'} test tells it from {whose} ({label}, {rows:,} texts, p = {p:.2g})"
         numbers.append(Number(name, says, p, n=rows or None, target_from=whose, limit=limit, state=state, excess=1 - p))
-    if all(own.state == "shown" for own in numbers):
+    if all(number.state == "shown" for number in numbers):
         need = f"Give {UNSEEN_TEXTS} (--holdout FILE) to `unlearn` and `evaluate`."
         if run.settings.get("benchmark"):  # which takes no unseen texts beside its own
             need = (
@@ -247,12 +248,12 @@ def recognisable(run: RunData, criteria: Criteria) -> Answer:
             )
         need = TO_SCORE if "after" not in run.scores and unseen_given(run) else need
         says = "no membership attack was run"
-        if any(own.reason == WITHHELD for own in run.scores.get("after", {}).values()):
+        if any(score.reason == WITHHELD for score in run.scores.get("after", {}).values()):
             need = "It takes four texts on either side."
             says = "of so few texts no membership attack is told, since that would give short secrets away"
         return Answer(TOLD, "not measured", "not measured", says, rule, need, tuple(numbers))
     answer = answered(TOLD, ("yes", "no"), numbers, rule, doubts=doubts(run, criteria))
-    unclear = {own.key for own in answer.numbers if own.state == "unclear"}
+    unclear = {number.key for number in answer.numbers if number.state == "unclear"}
     if answer.state == "unclear" and answer.need != OTHER_TARGET and (short or unclear <= {*tests}):
         answer = replace(answer, need=TO_ATTACK if short else TO_TEST)
     left_out = run.results.get("after", {}).get("settings", {}).get("attacks_left_out")
@@ -260,7 +261,7 @@ def recognisable(run: RunData, criteria: Criteria) -> Answer:
         need = f"Evaluate without --attacks: {', '.join(left_out)} were left out."
         says = f"{answer.says}, but not all attacks were run"
         answer = replace(answer, answer="unclear", state="unclear", says=says, need=need)
-    if any(own.target_from == CHANCE for own in numbers):
+    if any(number.target_from == CHANCE for number in numbers):
         note = "Chance is an attack that is right for half of the texts; a retrained model's number can be another one."
         return replace(answer, notes=(note,))
     return answer
@@ -306,7 +307,7 @@ def rest_kept(run: RunData, criteria: Criteria) -> Answer:
         elif found.state == "bad" and may_be_none(run, score, FEWEST_KEPT):
             found = replace(found, state="unclear", limit=f"{found.limit}; that can be chance")
         numbers.append(found)
-    scored = any(own.state != "shown" for own in numbers)
+    scored = any(number.state != "shown" for number in numbers)
     side = "test" if exact_losses(run, "test") else "retain"
     drift, pair = drift_of(run, criteria), exact_losses(run, side)
     if not scored and pair:
@@ -323,17 +324,17 @@ def rest_kept(run: RunData, criteria: Criteria) -> Answer:
         )  # fmt: skip
     numbers += drift
     need = TO_KEEP if "after" in run.scores and not scores else TO_SCORE
-    if all(own.state == "shown" for own in numbers):
+    if all(number.state == "shown" for number in numbers):
         return Answer(KEPT, "not measured", "not measured", "no scores of the rest", rule, need, tuple(numbers))
     flag = "" if unseen_given(run) else " (--holdout FILE)"
     notes = [] if drift else [f"No texts that the model has never seen were measured{flag}."]
-    sets = {own.key.split("/")[0] for own in numbers if own.state != "shown" and own not in drift}
+    sets = {number.key.split("/")[0] for number in numbers if number.state != "shown" and number not in drift}
     if sets == {TRAINED} and run.manifest.get("rows", {TRAINED: 1}).get(TRAINED):
         notes.append(ON_TRAINED)
     answer = answered(KEPT, ("no", "yes"), numbers, rule, notes)
     if short and answer.state == "unclear":
         answer = replace(answer, need=TO_SHOW)
-    few = max((own.n or FEWEST_KEPT for own in answer.numbers if own.state == "bad"), default=FEWEST_KEPT)
+    few = max((number.n or FEWEST_KEPT for number in answer.numbers if number.state == "bad"), default=FEWEST_KEPT)
     if few < FEWEST_KEPT:
         answer = replace(answer, says=f"{answer.says}; what is bad is of {few} text{'s' * (few > 1)} only")
     if scored or answer.state == "bad":
@@ -360,11 +361,11 @@ def speaks_well(run: RunData, criteria: Criteria) -> Answer:
             numbers.append(shown(score, before, None, "", "no target is known"))
         else:
             numbers.append(judged(score, before, criteria.speech(target), whose))
-    if any(own.state != "shown" for own in numbers):
+    if any(number.state != "shown" for number in numbers):
         answer = answered(SPEAKS, ("no", "yes"), numbers, rule)
-        answering = {own.set for own in said.values() if "refusal" in own.name}
-        should = [own for own in whole(said) if "refusal" in own.name and own.set not in ("forget", *UNSEEN)]
-        count = sum(FEWEST_KEPT if own.n is None else own.n for own in should)
+        answering = {score.set for score in said.values() if "refusal" in score.name}
+        should = [score for score in whole(said) if "refusal" in score.name and score.set not in ("forget", *UNSEEN)]
+        count = sum(FEWEST_KEPT if score.n is None else score.n for score in should)
         if answer.state == "good" and answering and count < FEWEST_KEPT:
             asked = f"only {count} prompt{'s' * (count > 1)}" if should else "nothing"
             says = f"{answer.says}, but it was asked {asked} that should be answered"
@@ -383,11 +384,11 @@ def unseen_given(run: RunData) -> bool:
     if run.manifest.get("rows", {}).get("holdout") or run.calibration.get("selection_hmac"):
         return True
     after = run.scores.get("after")
-    attacked = after is None or any(own.family == "membership" and own.known for own in after.values())
+    attacked = after is None or any(score.family == "membership" and score.known for score in after.values())
     return attacked and run.settings.get("benchmark") in WITH_UNSEEN
 
 
 def _asks_others(run: RunData) -> bool:
     """Whether answers to prompts other than those to forget and unseen ones were measured."""
-    others = [own for own in run.scores.get("after", {}).values() if own.set not in ("forget", *UNSEEN)]
-    return any(own.family == "text" and own.known for own in others)
+    others = [score for score in run.scores.get("after", {}).values() if score.set not in ("forget", *UNSEEN)]
+    return any(score.family == "text" and score.known for score in others)

@@ -113,7 +113,7 @@ def read_run(path: str | Path | RunData) -> RunData:
     run.calibration.update(read_calibration(path) or {})
     for role, names in ROLES.items():
         there = [file for name in names if (file := path / name).is_file()]
-        for file in sorted(there, key=lambda own: -own.stat().st_mtime_ns):
+        for file in sorted(there, key=lambda file: -file.stat().st_mtime_ns):
             results = read_results(file)
             if role in run.results:
                 run.warnings.append(f"{file.name} is left out: other results {role} are newer.")
@@ -121,7 +121,7 @@ def read_run(path: str | Path | RunData) -> RunData:
                 run.warnings.append(f"{file.name} is left out: it is of {why}. Evaluate again.")
             else:
                 run.results[role], run.scores[role] = results, read_scores(results, file)
-                attacked = any(own.family == "membership" and own.known for own in run.scores[role].values())
+                attacked = any(score.family == "membership" and score.known for score in run.scores[role].values())
                 steered = role == "after" and attacked and run.calibration.get("selection_hmac")
                 if steered and not any("did not steer" in note for note in results.get("not_measured", ())):
                     run.warnings.append(STEERED_TOO.format(file.name))
@@ -141,10 +141,15 @@ def read_values(path: Path) -> Values:
         read_values_file,  # loads what a run without such a file need not wait for
     )
 
-    found = {key: dict(zip(own.ids, own.values.tolist(), strict=True)) for key, own in read_values_file(path).items()}
+    found = {
+        key: dict(zip(values.ids, values.values.tolist(), strict=True))
+        for key, values in read_values_file(path).items()
+    }
     return {
-        key: {identity: power_of_two(value) for identity, value in own.items()} if few({key[0]: len(own)}) else own
-        for key, own in found.items()
+        key: {identity: power_of_two(value) for identity, value in values.items()}
+        if few({key[0]: len(values)})
+        else values
+        for key, values in found.items()
     }
 
 
@@ -199,10 +204,10 @@ def _foreign(role: str, results: Mapping[str, Any], run: RunData, adapter: str |
 
 def _other_texts(run: RunData, results: Mapping[str, Any]) -> bool:
     """Whether results are of another forget set than the run's, as far as that is known."""
-    benchmark, own = results["benchmark"], run.settings.get("benchmark") or "custom"
+    benchmark, run_benchmark = results["benchmark"], run.settings.get("benchmark") or "custom"
     if benchmark in SPLIT:  # asks for rows of other files than those that a run is given, which may be the user's
         pair = [given.get("split") or SPLIT[benchmark] for given in (run.settings, results.get("settings") or {})]
-        return own != "custom" and (own != benchmark or pair[0] != pair[1])
+        return run_benchmark != "custom" and (run_benchmark != benchmark or pair[0] != pair[1])
     pair = [(given.get("texts") or {}).get("forget") for given in (run.manifest, results.get("fingerprint") or {})]
     keys = {str(digest).partition(":")[0] for digest in pair}
     return all(pair) and len(keys) == 1 and pair[0] != pair[1]
@@ -218,10 +223,10 @@ def _add_named_reference(run: RunData) -> None:
         named = {}  # a retrained model goes before the one from before
         after |= {key: replace(score, reference=math.nan, difference=None) for key, score in after.items()}
     if named or "retrained" in run.scores:
-        own = run.scores.get("retrained", {})
-        attacks = {key for key in named.keys() & own.keys() if own[key].family == "membership"}
-        others = {key for key in attacks if _texts(own[key]) != _texts(after[key])}
-        run.scores["retrained"] = named | {key: score for key, score in own.items() if key not in others}
+        scores = run.scores.get("retrained", {})
+        attacks = {key for key in named.keys() & scores.keys() if scores[key].family == "membership"}
+        others = {key for key in attacks if _texts(scores[key]) != _texts(after[key])}
+        run.scores["retrained"] = named | {key: score for key, score in scores.items() if key not in others}
 
 
 def _texts(attack: Score) -> tuple[int | None, ...]:

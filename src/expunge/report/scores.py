@@ -132,7 +132,7 @@ def knowledge(scores: Mapping[str, Score]) -> dict[str, Score]:
 def unseen(scores: Mapping[str, Score], key: str, fewest: int = 0) -> Score | None:
     """A metric, or one task of it, of unseen texts, where it is known and of `fewest` texts or more."""
     found = (scores.get(f"{side}/{key}") for side in UNSEEN)
-    return next((own for own in found if own and own.known and (own.n or fewest) >= fewest), None)
+    return next((score for score in found if score and score.known and (score.n or fewest) >= fewest), None)
 
 
 def kept(scores: Mapping[str, Score]) -> dict[str, Score]:

@@ -95,7 +95,7 @@ def by_chance(run: RunData, score: Score, whose: str) -> float:
     if whose != NEVER_SEEN:
         return 0.0
     pair = run.scores.get("before", {}).get(score.key, score), unseen_of(run, score)
-    return math.hypot(*((own.high - own.low) / 2 for own in pair if own and own.bounded))
+    return math.hypot(*((side.high - side.low) / 2 for side in pair if side and side.bounded))
 
 
 def by_guessing(score: Score, chance: float) -> float:
