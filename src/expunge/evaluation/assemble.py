@@ -56,8 +56,8 @@ def assemble(
     if reference is not None:
         theirs = entries(benchmark, suite, reference, None, None)
         tables = reference.table, measurement.table
-        found = {key: _beside(key, own, theirs.get(key), *tables) for key, own in found.items()}
-    results["metrics"] = {key: own.as_entry() for key, own in found.items()}
+        found = {key: _beside(key, estimate, theirs.get(key), *tables) for key, estimate in found.items()}
+    results["metrics"] = {key: estimate.as_entry() for key, estimate in found.items()}
     results["reference"] = (
         None if reference is None else {"kind": reference_kind, **_tests(measurement, reference, reference_name)}
     )
@@ -77,7 +77,7 @@ def entries(
     """Every number of one model."""
     return {
         **benchmark.aggregate(measurement, reference, suite, mmlu),
-        **{key: own for rows in suite.sets for key, own in row_entries(measurement, rows).items()},
+        **{key: estimate for rows in suite.sets for key, estimate in row_entries(measurement, rows).items()},
         **dict(difference_entries(measurement)),
         **membership_entries(measurement),
         **drift_entries(measurement, suite.documents),
@@ -94,8 +94,10 @@ def unseen_said(suite: Suite, measurement: Measurement) -> dict[str, dict[str, i
     times = Counter(_new(row) for rows in suite.sets for row in rows.examples)
     answers = [_new(row) for row in suite[HOLDOUT].examples]
     ids = numbered(row.id for row in suite[HOLDOUT].examples)
-    telling = {own for own, said in zip(ids, answers, strict=True) if len(said) >= TELLING and times[said] == 1}
-    found = [value for own, value in zip(values.ids, values.values.tolist(), strict=True) if own in telling]
+    telling = {
+        identity for identity, said in zip(ids, answers, strict=True) if len(said) >= TELLING and times[said] == 1
+    }
+    found = [value for identity, value in zip(values.ids, values.values.tolist(), strict=True) if identity in telling]
     return {"unseen_said": {"said": found.count(1.0), "texts": len(found)}}
 
 
@@ -125,9 +127,9 @@ def row_entries(measurement: Measurement, rows: RowSet) -> dict[str, Estimate]:
             parts.append((f"/{COMPARED}", values.of_tasks(shared).estimate(), values.part_tells(shared)))
         private = set_name == "forget" and {"record", "correct", "wrong", "untouched"} & {*metric.needs}
         for suffix, estimate, tells in parts:
-            own = metric.read(estimate, set_name)
-            own = replace(own, direction=None) if name.endswith(SUFFIX) else own
-            found[f"{set_name}/{name}{suffix}"] = own.rounded() if private and tells else own
+            entry = metric.read(estimate, set_name)
+            entry = replace(entry, direction=None) if name.endswith(SUFFIX) else entry
+            found[f"{set_name}/{name}{suffix}"] = entry.rounded() if private and tells else entry
     return found
 
 
@@ -159,29 +161,29 @@ def drift_entries(measurement: Measurement, documents: Documents | None) -> dict
     """How likely unseen texts are, and of an adapter, how much less likely they have become, nats per token."""
     if documents is None:
         return {}
-    own = documents.names[1], "document_nll"
+    key = documents.names[1], "document_nll"
     source = "mean NLL of the unseen documents, nats per token"
-    found = {"/".join(own): measurement.rows[own].estimate().read_as("lower", "drift", source)}
+    found = {"/".join(key): measurement.rows[key].estimate().read_as("lower", "drift", source)}
     if measurement.drift is not None:
         source = "mean NLL - that of the untouched model, nats per token"
         found["holdout/drift"] = measurement.drift.estimate().read_as("target", "drift", source, 0.0)
     return found
 
 
-def _beside(key: str, own: Estimate, theirs: Estimate | None, *tables: Any) -> Estimate:
+def _beside(key: str, ours: Estimate, theirs: Estimate | None, *tables: Any) -> Estimate:
     """The number with the reference's; where the target was chance, the reference's value is the target."""
     if theirs is None or not theirs.known:
-        return own
+        return ours
     change = shown_difference(key, *tables)
-    target = theirs.value if own.family == "membership" else own.target
-    return replace(own, reference=theirs.value, target=target, difference=change)
+    target = theirs.value if ours.family == "membership" else ours.target
+    return replace(ours, reference=theirs.value, target=target, difference=change)
 
 
 def _tests(ours: Measurement, theirs: Measurement, name: str | None) -> dict[str, Any]:
     """Whether two models can be told apart by how they treat the forget set."""
     found: dict[str, Any] = {"model": short_name(name), "indistinguishable": {}, "rows": {}}
     for label, metric in (("truth_ratio_ks_p", "truth_ratio_raw"), ("loss_ks_p", "nll")):
-        pair = [own.rows.get(("forget", metric)) for own in (ours, theirs)]
+        pair = [measurement.rows.get(("forget", metric)) for measurement in (ours, theirs)]
         known = [values.values for values in pair if values is not None]
         found["indistinguishable"][label] = ks_pvalue(*known) if len(known) == 2 else None
         found["rows"][label] = min(map(len, known)) if len(known) == 2 else 0
@@ -193,7 +195,7 @@ def _tests(ours: Measurement, theirs: Measurement, name: str | None) -> dict[str
 def _lacking(suite: Suite) -> list[str]:
     """Tasks to forget of which there are hardly any unseen rows, where there are of others."""
     forget, unseen = (
-        [row.label or row.task for own in suite.sets if own.name == name for row in own.examples] for name in SIDES
+        [row.label or row.task for rows in suite.sets if rows.name == name for row in rows.examples] for name in SIDES
     )
     shared = shared_tasks(forget, unseen)
     lacking = {*forget} - shared if shared else set()

@@ -180,15 +180,15 @@ def _pieces(argument: str) -> list[str]:
 def _columns_of(pieces: Sequence[str]) -> Iterator[tuple[list[str], list[Path]]]:
     """(parts of the name, the last one first to be used; files) of each column that files or folders stand for."""
     found = [_results_in(Path(piece)) for piece in pieces]
-    for piece, own in zip(pieces, found, strict=True):
-        if own.keys() != found[0].keys():
-            first, other = (", ".join(path.name for path in files.values()) for files in (found[0], own))
+    for piece, by_name in zip(pieces, found, strict=True):
+        if by_name.keys() != found[0].keys():
+            first, other = (", ".join(path.name for path in files.values()) for files in (found[0], by_name))
             raise DataError(
                 f"{pieces[0]} and {piece} do not hold the same results ({first}; {other}): a folder stands for all "
                 "results*.json in it, a file for itself"
             )
     for stem in found[0]:
-        paths = [own[stem] for own in found]
+        paths = [by_name[stem] for by_name in found]
         yield _joined_parts([_name_parts(path) for path in paths]), paths
 
 
@@ -254,8 +254,8 @@ def _differences(columns: Sequence[Column], contents: Sequence[Mapping[str, Any]
     found = [first]
     for column, table in zip(others, tables[1:], strict=True):
         changes = {name: shown_difference(name, tables[0], table) for name in first.metrics}
-        own = {name: change for name, change in changes.items() if change is not None}
-        found.append(Column(f"{column.name} - {first.name}", column.paths, own))
+        known = {name: change for name, change in changes.items() if change is not None}
+        found.append(Column(f"{column.name} - {first.name}", column.paths, known))
     return tuple(found)
 
 
@@ -264,7 +264,7 @@ def _refuse_repetition(paths: Sequence[Path], arguments: Sequence[str]) -> None:
     folders = {piece for argument in arguments for piece in (argument, *argument.split(",")) if Path(piece).is_dir()}
     for path in paths:
         if path.resolve() in seen:
-            inside = [own for own in sorted(folders) if path.resolve().parent == Path(own).resolve()]
+            inside = [folder for folder in sorted(folders) if path.resolve().parent == Path(folder).resolve()]
             hint = f": the folder {inside[0]} stands for all results*.json in it" if inside else ""
             raise ConfigError(f"{path}: is given twice{hint}")
         seen.add(path.resolve())
@@ -299,9 +299,9 @@ def _notes(columns: Sequence[Column], contents: Sequence[Mapping[str, Any]], *, 
                 f"{columns[0].name} and {column.name} were made by different users: whether they are of the same data "
                 "is not known"
             )
-    attacks = {name for own in columns for name in own.metrics if name.startswith(ATTACKS)}
-    counts = ({own.metrics[name].n for own in columns if name in own.metrics} for name in attacks)
-    if not paired and any(len(own) > 1 for own in counts):
+    attacks = {name for column in columns for name in column.metrics if name.startswith(ATTACKS)}
+    counts = ({column.metrics[name].n for column in columns if name in column.metrics} for name in attacks)
+    if not paired and any(len(sizes) > 1 for sizes in counts):
         yield (
             "membership is of other texts from column to column: a run is not reported on those that it was steered by "
             "(--paired takes the texts that both have)"

@@ -40,16 +40,19 @@ def pool_runs(runs: Sequence[tuple[str | Path, Mapping[str, Any]]]) -> dict[str,
     from expunge.evaluation.stats import runs_estimate  # half a second that a plain comparison need not pay
 
     combined = {}
-    for name in dict.fromkeys(name for own in metrics for name in own):
-        found = [own[name] for own in metrics if name in own]
+    for name in dict.fromkeys(name for scores in metrics for name in scores):
+        found = [scores[name] for scores in metrics if name in scores]
         if len({(other.direction, other.target) for other in found}) > 1:
             raise DataError(
                 f"{first_path} and others cannot be pooled: metric {ascii(name)[1:-1]} has two directions or targets"
             )
-        values = [own.value for own in found if own.known]
-        pooled, bounded = runs_estimate(values), [own for own in found if own.bounded]
+        values = [estimate.value for estimate in found if estimate.known]
+        pooled, bounded = runs_estimate(values), [estimate for estimate in found if estimate.bounded]
         if pooled.bounded and bounded:
-            ends = statistics.fmean(own.low for own in bounded), statistics.fmean(own.high for own in bounded)
+            ends = (
+                statistics.fmean(estimate.low for estimate in bounded),
+                statistics.fmean(estimate.high for estimate in bounded),
+            )
             pooled = replace(pooled, low=min(pooled.low, ends[0]), high=max(pooled.high, ends[1]))
         combined[name] = replace(
             pooled,
@@ -106,7 +109,7 @@ def _check_training(runs: Sequence[tuple[str | Path, Mapping[str, Any]]]) -> Non
             other_user = key == "data" and of_other_keys({"fingerprint": first[1]}, {"fingerprint": manifest})
             if first[1].get(key) != manifest.get(key) and not other_user:
                 raise DataError(f"{told} {name}")  # hashes say nothing to a reader
-        one, method = (method_of(own["settings"]) for own in (first[1], manifest))
+        one, method = (method_of(side["settings"]) for side in (first[1], manifest))
         for key in one:
             if key != "model" and one[key] != method.get(key, one[key]):
                 raise DataError(f"{told} {_shown(key)} {_shown(one[key])} and {_shown(method[key])}")

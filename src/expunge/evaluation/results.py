@@ -131,7 +131,7 @@ def measured_metrics(path: str | Path, results: Mapping[str, Any]) -> dict[str, 
     metrics = results["metrics"]
     if not isinstance(metrics, dict):
         raise DataError(f"{path}: field metrics must be an object")
-    return {name: Estimate.from_entry(f"{path}: metric {ascii(name)[1:-1]}", own) for name, own in metrics.items()}
+    return {name: Estimate.from_entry(f"{path}: metric {ascii(name)[1:-1]}", entry) for name, entry in metrics.items()}
 
 
 def other_subject(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
@@ -140,9 +140,9 @@ def other_subject(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[s
     What one of them does not say is not held against it: nor, of the same rows, other questions or answers (`forget/
     paraphrased`) that only one has.
     """
-    one, other = (own.get("fingerprint") or {} for own in (first, second))
+    one, other = (results.get("fingerprint") or {} for results in (first, second))
     found = [FINGERPRINT[key] for key in FINGERPRINT if one.get(key) and other.get(key) and one[key] != other[key]]
-    ours, theirs = (own.get("data") or {} for own in (one, other))
+    ours, theirs = (fingerprint.get("data") or {} for fingerprint in (one, other))
     sets = dict.fromkeys((*ours, *theirs)) if ours and theirs and not of_other_keys(first, second) else {}
     told = (name for name in sets if "/" not in name or (name in ours and name in theirs))
     return found + [f"{name} data" for name in told if ours.get(name) != theirs.get(name)]
@@ -150,8 +150,8 @@ def other_subject(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[s
 
 def of_other_keys(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
     """Whether two results files were made by users with other keys, so that their data cannot be compared."""
-    prints = [(own.get("fingerprint") or {}).get("data") or {} for own in (first, second)]
-    keys = [{str(digest).partition(":")[0] for digest in own.values() if ":" in str(digest)} for own in prints]
+    prints = [(results.get("fingerprint") or {}).get("data") or {} for results in (first, second)]
+    keys = [{str(digest).partition(":")[0] for digest in digests.values() if ":" in str(digest)} for digests in prints]
     return bool(keys[0] and keys[1] and keys[0] != keys[1])
 
 
@@ -182,7 +182,7 @@ def short_name(name: str | None) -> str | None:
 def _check_range(results: Mapping[str, Any]) -> None:
     shares = {name: [results.get(name)] for name in (*NUMBERS, "quiz")} | {"terms": results["terms"]}
     for split in ("forget", "retain"):
-        shares[split] = [own for means in results[split].values() for own in means.values()]
+        shares[split] = [value for means in results[split].values() for value in means.values()]
     for name, values in shares.items():
         if not all(value is None or 0 <= value <= 1 for value in values):
             raise UnreadableError(f"{name} must hold numbers between 0 and 1 or null")

@@ -152,7 +152,7 @@ def auc_estimate(
     m, n = inside.size, outside.size
     if math.isnan(value):
         return Estimate(value, reason=ONE_SIDE)
-    units = [_codes("clusters", own, size) for own, size in zip(clusters, (m, n), strict=True)]
+    units = [_codes("clusters", labels, size) for labels, size in zip(clusters, (m, n), strict=True)]
     fewest = min(int(codes.max()) + 1 for codes in units)
     if fewest < 2:
         return Estimate(value, n=m + n, reason=ONE_TEXT, members=m, nonmembers=n)
@@ -182,8 +182,8 @@ def auc_difference_estimate(
     if math.isnan(old.low):
         return Estimate(new.value - old.value, n=new.n, reason=new.reason or old.reason)
     parts = []  # of members and of non-members: variance before, covariance, variance after
-    for first, second, own in zip(placements(*sides[0])[1:], placements(*sides[1])[1:], clusters, strict=True):
-        codes = _codes("clusters", own, first.size)
+    for first, second, labels in zip(placements(*sides[0])[1:], placements(*sides[1])[1:], clusters, strict=True):
+        codes = _codes("clusters", labels, first.size)
         parts.append([_covariance(*pair, codes) for pair in ((first, first), (first, second), (second, second))])
     earlier, both, later = map(sum, zip(*parts, strict=True))
     scale = math.sqrt(earlier * later)
@@ -347,7 +347,7 @@ def _by_cluster(codes: NDArray[np.int64], values: Floats) -> Floats:
 
 def _covariance(first: Floats, second: Floats, codes: NDArray[np.int64]) -> float:
     """Covariance of the means of two numbers of the same rows, with documents as the unit."""
-    sums = [_by_cluster(codes, own - own.mean()) for own in (first, second)]
+    sums = [_by_cluster(codes, values - values.mean()) for values in (first, second)]
     units = sums[0].size
     return float(units / (units - 1) * (sums[0] @ sums[1]) / first.size**2)
 

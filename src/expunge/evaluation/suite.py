@@ -90,7 +90,7 @@ class Documents:
 
     def __post_init__(self) -> None:
         if not any(self.labels):
-            ids = ([own.id for own in side] for side in (self.members, self.nonmembers))
+            ids = ([row.id for row in side] for side in (self.members, self.nonmembers))
             object.__setattr__(self, "labels", tuple(ids))
 
 
@@ -127,9 +127,9 @@ class Suite:
         sides: dict[str, list[Example]] = {}
         for rows in self.sets:
             parts = {"": rows.examples, "/paraphrased": [row or NO_ROW for row in rows.paraphrased]}
-            for part, own in (parts | {"/answers": [*rows.correct, *chain(*rows.wrong)]}).items():
-                if own:
-                    sides.setdefault(rows.name + part, []).extend(own)
+            for part, examples in (parts | {"/answers": [*rows.correct, *chain(*rows.wrong)]}).items():
+                if examples:
+                    sides.setdefault(rows.name + part, []).extend(examples)
         if self.documents:
             sides |= {"members": [*self.documents.members], "nonmembers": [*self.documents.nonmembers]}
         return {name: data_fingerprint(examples) for name, examples in sides.items()}
@@ -137,22 +137,22 @@ class Suite:
 
 def data_fingerprint(examples: Sequence[Example]) -> str:
     """What stands for rows where their texts must not be told: a hash under the user's key of all that they say."""
-    plain = ({key: own for key, own in vars(row).items() if key != "label"} | {"source": ""} for row in examples)
+    plain = ({key: value for key, value in vars(row).items() if key != "label"} | {"source": ""} for row in examples)
     return keyed(*(json.dumps(row, sort_keys=True, default=str) for row in plain))
 
 
 def with_facts(suite: Suite) -> Suite:
     """The suite with key words on the rows that are asked for facts; a paraphrased question has those of its row."""
 
-    def told(own: RowSet) -> RowSet:
-        if not any("keywords" in METRICS[name].needs for name in own.metrics):
-            return own
-        rows = with_key_words(own.examples)
+    def told(part: RowSet) -> RowSet:
+        if not any("keywords" in METRICS[name].needs for name in part.metrics):
+            return part
+        rows = with_key_words(part.examples)
         again = [
             None if other is None else replace(other, keywords=row.keywords)
-            for row, other in zip(rows, own.paraphrased, strict=bool(own.paraphrased))
+            for row, other in zip(rows, part.paraphrased, strict=bool(part.paraphrased))
         ]
-        return replace(own, examples=rows, paraphrased=again)
+        return replace(part, examples=rows, paraphrased=again)
 
     return replace(suite, sets=tuple(map(told, suite.sets)))
 
@@ -169,8 +169,8 @@ def write_key_words(path: str | Path, rows: Sequence[Example]) -> None:
         line = {name: getattr(row, name) for name in fields}
         if row.messages:  # a chat, whose prompt is more than one text
             answer = {"role": "assistant", "content": line.pop("completion"), **row.answer}
-            beside = {name: own for name, own in row.template.items() if name in TEMPLATE}
-            kwargs = {name: own for name, own in row.template.items() if name not in TEMPLATE}
+            beside = {name: value for name, value in row.template.items() if name in TEMPLATE}
+            kwargs = {name: value for name, value in row.template.items() if name not in TEMPLATE}
             line |= {"messages": [*row.messages, answer], **beside}
             line |= {"chat_template_kwargs": kwargs} if kwargs else {}
             del line["prompt"]
@@ -180,16 +180,18 @@ def write_key_words(path: str | Path, rows: Sequence[Example]) -> None:
 
 def with_families(suite: Suite) -> Suite:
     """The suite with near-duplicate rows of a set about one document, so that intervals do not count a text twice."""
-    names = {own.name: [part for part in suite.sets if part.name == own.name] for own in suite.sets}
+    names = {rows.name: [part for part in suite.sets if part.name == rows.name] for rows in suite.sets}
     documents = {name: _joined(parts) for name, parts in names.items()}
-    sets = tuple(replace(own, documents=[documents[own.name][label] for label in own.documents]) for own in suite.sets)
+    sets = tuple(
+        replace(rows, documents=[documents[rows.name][label] for label in rows.documents]) for rows in suite.sets
+    )
     return replace(suite, sets=sets)
 
 
 def _joined(parts: Sequence[RowSet]) -> dict[str, str]:
     """Document of some rows -> the first one that holds a near-duplicate of one of its rows."""
-    rows = [row for own in parts for row in own.examples]
-    labels = [label for own in parts for label in own.documents]
+    rows = [row for part in parts for row in part.examples]
+    labels = [label for part in parts for label in part.documents]
     above = {label: label for label in labels}
 
     def root(label: str) -> str:
@@ -231,8 +233,8 @@ def _left(
 ) -> tuple[list[Example], list[str]]:
     """The rows that steered nothing; an id that the data repeats has the number that it has among all rows."""
     known = set(map(id, without_selection(examples, calibration)))
-    names = numbered(own.id for own in examples)
-    left = [i for i, own in enumerate(examples) if id(own) in known]
+    names = numbered(example.id for example in examples)
+    left = [i for i, example in enumerate(examples) if id(example) in known]
     return [replace(examples[i], id=names[i]) for i in left], [labels[i] for i in left]
 
 
