@@ -176,8 +176,8 @@ def adapter_hashes(folder: Path) -> dict[str, str]:
     for path in sorted(folder.rglob("*.safetensors")) + sorted(folder.rglob("*config.json")):
         name = path.relative_to(folder).as_posix()
         if path.name == "adapter_config.json":
-            own = {key: _plain(value) for key, value in read_object(path).items() if key not in UNUSED}
-            kept = {key: value for key, value in own.items() if value not in (None, False, [], {})}
+            settings = {key: _plain(value) for key, value in read_object(path).items() if key not in UNUSED}
+            kept = {key: value for key, value in settings.items() if value not in (None, False, [], {})}
             parts += [name, json.dumps(kept, sort_keys=True)]
         elif path.suffix == ".safetensors" or path.name == "config.json":
             parts += [name, files.sha256_file(path)]
@@ -188,8 +188,8 @@ def adapter_hashes(folder: Path) -> dict[str, str]:
 def _plain(value: Any) -> Any:
     """A setting as it is compared: 4.0 is 4, and names in a list, which PEFT writes in any order, are sorted."""
     if isinstance(value, dict):
-        return {key: _plain(own) for key, own in value.items()}
-    if isinstance(value, list) and all(isinstance(own, str) for own in value):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
         return sorted(value)
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
@@ -215,8 +215,8 @@ def foreign_files(merged: Path) -> list[str]:
     Raises:
         RunError: Its list cannot be read.
     """
-    own = set(read_object(merged / MERGED, fields=MERGED_FIELDS)["files"])
-    return [name for name in listing.files_below(merged) if name not in own]
+    written = set(read_object(merged / MERGED, fields=MERGED_FIELDS)["files"])
+    return [name for name in listing.files_below(merged) if name not in written]
 
 
 def check_adapter_kept(run: Path, manifest: dict[str, Any], flag: str = "") -> str | None:
@@ -236,8 +236,8 @@ def check_adapter_kept(run: Path, manifest: dict[str, Any], flag: str = "") -> s
         )
     calibration, selection = read_calibration(run), manifest.get("selection")
     if calibration and selection:
-        own = folder / "own" if (folder / "own").is_dir() else folder
-        alpha = read_object(own / "adapter_config.json", fields={"lora_alpha": NUMBER})["lora_alpha"]
+        adapter = folder / "own" if (folder / "own").is_dir() else folder
+        alpha = read_object(adapter / "adapter_config.json", fields={"lora_alpha": NUMBER})["lora_alpha"]
         scales = calibration["scale"], alpha / (calibration["trained_alpha"] or 1.0)
         if not all(math.isclose(scale, selection.get("scale", scale), rel_tol=1e-6) for scale in scales):
             raise RunError(f"{where}: {CALIBRATION} is not of the adapter that is there: put that one back")
