@@ -27,9 +27,9 @@ class MovingAverage:
     @contextmanager
     def applied(self) -> Iterator[None]:
         """Within the context the parameter is the average."""
-        own = self._parameter.detach().clone()
+        current = self._parameter.detach().clone()
         self._parameter.data.copy_(self.value)
         try:
             yield
         finally:
-            self._parameter.data.copy_(own)
+            self._parameter.data.copy_(current)

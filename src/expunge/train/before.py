@@ -113,8 +113,8 @@ def reference_sides(trainer: Trainer, steps: Iterable[Step] | None = None) -> di
         "replay": ["ref_states"] if "replay" in terms else [],
     }
     return {
-        name: Asked({row: rows.sides[name].rows[row] for row in own}, rows.sides[name].span, asked[name])
-        for name, own in rows.visited(steps).items()
+        name: Asked({row: rows.sides[name].rows[row] for row in indices}, rows.sides[name].span, asked[name])
+        for name, indices in rows.visited(steps).items()
         if asked.get(name)
     }
 

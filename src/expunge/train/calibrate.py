@@ -75,17 +75,17 @@ def _calibrate(config: CalibrateConfig, settings: UnlearnConfig, reporter: Repor
     trained: Any = loaded.model.peft_config["default"]  # a LoraConfig
     with reporter.working("tokenizing the texts"):
         rows = {name: run_rows(settings, loaded.tokenizer, getattr(sets, name)) for name in SETS}
-        check_texts(manifest, settings, {name: own for name, own in rows.items() if name != "holdout"})
+        check_texts(manifest, settings, {name: side for name, side in rows.items() if name != "holdout"})
         halves = split_off(judged, sets.nonmembers, sets.retain, loaded.tokenizer)
         steering = (halves.members, halves.nonmembers, halves.short)
-        members, nonmembers, guessed = (run_rows(settings, loaded.tokenizer, own) for own in steering)
+        members, nonmembers, guessed = (run_rows(settings, loaded.tokenizer, examples) for examples in steering)
     looked_at = sorted({*keyed_hashes(halves.hashes), *(earlier["selection_hmac"] if earlier else ())})
     judged_on = ValidationRows.of(members, nonmembers, rows["retain"], rows["forget"], guessed)
     criteria = config.criteria(settings.criteria)
     with reporter.track("adapter scales", most_scales()) as advance:
         found = choose_scale(Validator(loaded, judged_on), criteria, progress=advance)
-    own = unchosen(trained.lora_alpha, trained.alpha_pattern or {}, looked_at)
-    content = record(found, criteria, own, judged_on)
+    as_trained = unchosen(trained.lora_alpha, trained.alpha_pattern or {}, looked_at)
+    content = record(found, criteria, as_trained, judged_on)
     content |= {name: earlier[name] for name in ("best_step", "stopped") if earlier and name in earlier}
     with reporter.working("tokenizing the unseen texts"):
         rows["holdout"] = run_rows(settings, loaded.tokenizer, without_selection(sets.holdout, content))
@@ -110,11 +110,11 @@ def _with_losses(
     unseen = {name: texts for name, texts in told.items() if name == "holdout"}  # other ones than before, perhaps
     with reporter.working("losses before and after"):
         set_scale(loaded.model, 0.0)
-        before = {name: own["before"] for name, own in losses.items()} | mean_losses(loaded, unseen)
+        before = {name: entry["before"] for name, entry in losses.items()} | mean_losses(loaded, unseen)
         set_scale(loaded.model, scale)
         after = mean_losses(loaded, told)
     _tell(losses["forget"], after["forget"], reporter)
-    texts = {name: len(own) for name, own in told.items()}
+    texts = {name: len(side) for name, side in told.items()}
     found = {name: {"before": before[name], "after": after[name]} for name in told}
     manifest |= {"loss_nats_per_completion_token": coarse.losses(found, texts), "loss_texts": texts}
     return manifest
@@ -132,7 +132,7 @@ def _write(
     with rescaled(loaded, adapter, content["scale"]) as copy, files.transaction(folder):
         verify_saved(loaded, copy, rows, final=adapter)
         (folder / VERDICT).unlink(missing_ok=True)
-        for path in sorted(own for own in copy.rglob("*") if own.is_file()):
+        for path in sorted(file for file in copy.rglob("*") if file.is_file()):
             place, data = adapter / path.relative_to(copy), path.read_bytes()
             if place.read_bytes() != data:
                 files.write_bytes(place, data, overwrite=True)

@@ -70,14 +70,16 @@ def check_callbacks(given: Sequence[Callback]) -> None:
     """
     if not isinstance(given, list | tuple):
         raise ConfigError(f"callbacks is of type {type(given).__name__}: give a list of expunge.Callback objects")
-    for place, own in enumerate(given):
-        if isinstance(own, type):
-            raise ConfigError(f"callbacks[{place}] is the class {own.__name__}: give an object, {own.__name__}()")
-        missing = [event for event in EVENTS if not callable(getattr(own, event, None))]
+    for place, callback in enumerate(given):
+        if isinstance(callback, type):
+            raise ConfigError(
+                f"callbacks[{place}] is the class {callback.__name__}: give an object, {callback.__name__}()"
+            )
+        missing = [event for event in EVENTS if not callable(getattr(callback, event, None))]
         if missing:
             raise ConfigError(
-                f"callbacks[{place}] is of type {type(own).__name__}, without {', '.join(missing)}: give an object of "
-                "a class that is made from expunge.Callback"
+                f"callbacks[{place}] is of type {type(callback).__name__}, without {', '.join(missing)}: give an "
+                "object of a class that is made from expunge.Callback"
             )
 
 

@@ -55,7 +55,7 @@ def settled(
         return None, 1.0
     unseen = evenly(prepared.selection.unseen, MOST_TEXTS) if prepared.selection else []
     placed = [contexts.before(row, f"{prepared.config.seed} {at} unseen") for at, row in enumerate(unseen)]
-    pairs = [(own, row) for own, row in zip(unseen, placed, strict=True) if row.context]
+    pairs = [(text, row) for text, row in zip(unseen, placed, strict=True) if row.context]
     if not pairs:
         if not asked:
             why = "no unseen text leaves room for others" if unseen else "no unseen texts steer this run"
@@ -71,8 +71,8 @@ def settled(
             )
             for at in (0, 1)
         )
-    behind = [own[row.context :] for own, (_, row) in zip(behind, pairs, strict=True)]
-    ratio = nll_ratio(*([own[len(own) // 2 :] for own in side] for side in (behind, alone)))
+    behind = [logps[row.context :] for logps, (_, row) in zip(behind, pairs, strict=True)]
+    ratio = nll_ratio(*([logps[len(logps) // 2 :] for logps in side] for side in (behind, alone)))
     found = f"an unseen text's NLL is {ratio:.2f} times as high after other texts"
     if not asked and ratio > MOST_RATIO:
         reporter.say(f"contexts: none, since {found}: the model reads each text alone (--context-tokens)")

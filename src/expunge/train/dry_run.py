@@ -135,11 +135,13 @@ def _forecast(prepared: Prepared, reporter: Reporter, prepare_seconds: float) ->
     # A GPU looks at all rows in seconds, and its passes are made for the whole plan.
     on_cpu = loaded.device.type == "cpu"
     looked_at = taken if on_cpu else steps
-    visited = {name: [rows.sides[name].rows[row] for row in own] for name, own in rows.visited(looked_at).items()}
+    visited = {
+        name: [rows.sides[name].rows[row] for row in indices] for name, indices in rows.visited(looked_at).items()
+    }
     clock = time.perf_counter()
     with reporter.working("timing the passes over all rows"):
         mean_losses(loaded, visited)
-        rate = (time.perf_counter() - clock) / sum(_area(own, rows.packed) for own in visited.values())
+        rate = (time.perf_counter() - clock) / sum(_area(side, rows.packed) for side in visited.values())
         clock = time.perf_counter()
         find_reference(trainer, Reporter(silent=True), looked_at)  # with the target NLLs of all texts to forget
     targets = max(0.0, time.perf_counter() - clock - rate * _reference_area(trainer, looked_at))

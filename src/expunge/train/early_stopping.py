@@ -59,7 +59,7 @@ class EarlyStopping:
     @property
     def best(self) -> Evaluated | None:
         """The last of those with the least violation."""
-        return min(reversed(self.history), key=lambda own: own.violation, default=None)
+        return min(reversed(self.history), key=lambda evaluated: evaluated.violation, default=None)
 
     @property
     def over(self) -> str | None:
@@ -67,10 +67,10 @@ class EarlyStopping:
         best = self.best
         if best is None:
             return None
-        latest = [own.violation for own in self.history[-IN_A_ROW:]]
+        latest = [evaluated.violation for evaluated in self.history[-IN_A_ROW:]]
         if latest == [0] * IN_A_ROW:
             return f"{MET} {IN_A_ROW} times in a row, at step {self.history[-1].step}"
-        since = sum(own.step > best.step for own in self.history)
+        since = sum(evaluated.step > best.step for evaluated in self.history)
         improved = best.violation < violation(self.untouched, self.untouched, self.criteria)
         return f"{NO_BETTER} since step {best.step}" if improved and since >= self.patience else None
 
@@ -87,10 +87,10 @@ class EarlyStopping:
         self.history = []
         for line in lines:
             if "validation" in line:
-                own = dict(line["validation"])
-                missing = own.pop("violations", {})
-                own.pop("targets", None)
-                if own.keys() != {field.name for field in fields(Validation)}:
+                values = dict(line["validation"])
+                missing = values.pop("violations", {})
+                values.pop("targets", None)
+                if values.keys() != {field.name for field in fields(Validation)}:
                     raise RunError("--resume: the run was begun by another version of Expunge: start it again")
-                self.history.append(Evaluated(line["step"], Validation(**own), sum(missing.values())))
+                self.history.append(Evaluated(line["step"], Validation(**values), sum(missing.values())))
         self.state = tensors.get(BEST)

@@ -79,11 +79,11 @@ class Evaluation:
 
     def doubts(self) -> list[str]:
         """Why the unseen texts may be no measure: none is less familiar to the untouched model, or many are known."""
-        own, found = self.validator.untouched, []
-        if own.auc <= self.stopping.criteria.auc(own.auc_sd).most:
+        untouched, found = self.validator.untouched, []
+        if untouched.auc <= self.stopping.criteria.auc(untouched.auc_sd).most:
             found.append(
                 "the untouched model finds the texts to forget no more familiar than the unseen ones "
-                f"(AUC {own.auc:.2f}): it does not know them by heart, or has seen the unseen ones, too"
+                f"(AUC {untouched.auc:.2f}): it does not know them by heart, or has seen the unseen ones, too"
             )
         return found + self.known_unseen()
 
@@ -100,9 +100,9 @@ class Evaluation:
     def step(self, done: int, trainer: Trainer) -> tuple[dict[str, Any], str]:
         """Measure the average after so many steps; gives what the log and what the user should see."""
         with trainer.average.applied():
-            own = beside_graphs(trainer, lambda: self.validator.at(1.0))
-        seen = f"AUC {own.auc:.2f}  forget {own.forget_nll:.2f}  unseen {own.unseen_nll:.2f} nats"
-        return self.stopping.add(done, own, trainer.average.value), seen
+            metrics = beside_graphs(trainer, lambda: self.validator.at(1.0))
+        seen = f"AUC {metrics.auc:.2f}  forget {metrics.forget_nll:.2f}  unseen {metrics.unseen_nll:.2f} nats"
+        return self.stopping.add(done, metrics, trainer.average.value), seen
 
 
 def unlearn(
@@ -274,8 +274,8 @@ def train(
             if not due:
                 continue
             lines: list[dict[str, Any]] = [
-                {"step": own.step.number + 1, "epoch": own.step.epoch + 1, **values, "tokens": own.tokens}
-                for own, values in zip(taken, read, strict=True)
+                {"step": entry.step.number + 1, "epoch": entry.step.epoch + 1, **values, "tokens": entry.tokens}
+                for entry, values in zip(taken, read, strict=True)
             ]
             if evaluation and evaluates:
                 lines[-1]["validation"], seen = evaluation.step(done, trainer)

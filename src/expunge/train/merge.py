@@ -153,7 +153,7 @@ def _fold(
     if not all(map(math.isfinite, losses.values())):
         raise RunError(f"--run {run}: the losses with its adapter are not finite: there is nothing to merge")
     loaded.model = loaded.model.merge_and_unload()
-    form, wanted, without = (torch.cat(own) for own in (sequence_logps(loaded, probes), right, untouched))
+    form, wanted, without = (torch.cat(logps) for logps in (sequence_logps(loaded, probes), right, untouched))
     what = f"--run {run}: its adapter cannot be merged into its base"
     check_same(form, wanted, without, what, dtype=torch.float32)
     return losses, right
@@ -179,7 +179,7 @@ def _dtypes(folder: Path) -> str:
         for entry in header.values():
             counts[entry["dtype"]] = counts.get(entry["dtype"], 0) + math.prod(entry["shape"])
     names = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float64"}
-    return " and ".join(names.get(own, own) for own in sorted(counts, key=lambda own: -counts[own]))
+    return " and ".join(names.get(dtype, dtype) for dtype in sorted(counts, key=lambda dtype: -counts[dtype]))
 
 
 def _check_output(target: Path, run: str, config: UnlearnConfig, *, overwrite: bool) -> None:

@@ -15,13 +15,14 @@ SCALES = (0.25, 0.5, 0.75, 1.0)
 """Where the search begins; then it halves the distance to the neighbours of the best, `REFINEMENTS` times."""
 REFINEMENTS = 4
 WORDS = {
-    "auc": "membership AUC {own.auc:.2f} ({allowed})",
-    "min_k_auc": "membership AUC by min-k {own.min_k_auc:.2f} ({allowed})",
-    "forget_nll": "forgotten texts have {own.forget_nll:.2f} nats per token, unseen ones {untouched.unseen_nll:.2f}",
-    "exact_match": "how surely the completions to forget are still said: {own.exact_match:.0%} on average (at most "
+    "auc": "membership AUC {metrics.auc:.2f} ({allowed})",
+    "min_k_auc": "membership AUC by min-k {metrics.min_k_auc:.2f} ({allowed})",
+    "forget_nll": "forgotten texts have {metrics.forget_nll:.2f} nats per token, unseen ones "
+    "{untouched.unseen_nll:.2f}",
+    "exact_match": "how surely the completions to forget are still said: {metrics.exact_match:.0%} on average (at most "
     "{said:.0%} wanted)",
-    "retained": "{own.retained:.1%} of the retain scores kept (at least {criteria.min_retain:.0%} wanted)",
-    "drift": "the loss of unseen texts rose by {own.drift:.1%} (at most {criteria.max_drift:.0%} wanted)",
+    "retained": "{metrics.retained:.1%} of the retain scores kept (at least {criteria.min_retain:.0%} wanted)",
+    "drift": "the loss of unseen texts rose by {metrics.drift:.1%} (at most {criteria.max_drift:.0%} wanted)",
 }
 """Criterion -> what is said where it is not met."""
 
@@ -61,20 +62,20 @@ def choose_scale(
         progress: Called with 1 after each scale.
     """
     untouched = validator.untouched
-    found = {own.scale: own for own in (untouched, *known)}
+    found = {metrics.scale: metrics for metrics in (untouched, *known)}
 
     def measure(scale: float) -> None:
         if scale not in found:
             found[scale] = validator.at(scale)
             progress(1)
 
-    def cost(own: Validation) -> tuple[float, float]:
-        return violation(own, untouched, criteria), abs(own.auc - criteria.target_auc) + abs(
-            own.min_k_auc - criteria.target_auc
+    def cost(metrics: Validation) -> tuple[float, float]:
+        return violation(metrics, untouched, criteria), abs(metrics.auc - criteria.target_auc) + abs(
+            metrics.min_k_auc - criteria.target_auc
         )
 
     def closest() -> Validation:  # not 0: an adapter that does nothing forgets nothing
-        return min((own for own in found.values() if own.scale > 0), key=cost)
+        return min((metrics for metrics in found.values() if metrics.scale > 0), key=cost)
 
     for scale in SCALES:
         measure(scale)
@@ -86,7 +87,7 @@ def choose_scale(
             if 0 < scale <= SCALES[-1]:
                 measure(scale)
     best_metrics = closest()
-    curve = sorted(found.values(), key=lambda own: own.scale)
+    curve = sorted(found.values(), key=lambda metrics: metrics.scale)
     reached, verdict = judge(best_metrics, untouched, criteria)
     return Calibration(best_metrics.scale, reached, verdict, curve)
 
@@ -96,16 +97,16 @@ def most_scales() -> int:
     return len(SCALES) + 2 * REFINEMENTS
 
 
-def judge(own: Validation, untouched: Validation, criteria: Criteria) -> tuple[bool, str]:
+def judge(metrics: Validation, untouched: Validation, criteria: Criteria) -> tuple[bool, str]:
     """Whether all criteria are met on the validation rows, and a sentence on it."""
-    failed = [name for name, missing in violations(own, untouched, criteria).items() if missing]
+    failed = [name for name, missing in violations(metrics, untouched, criteria).items() if missing]
     bound = criteria.auc(untouched.auc_sd)
     allowed = f"allowed {bound.least:.2f} to {bound.most:.2f}"
     if not failed:
-        aucs = f"membership AUC {own.auc:.2f}, by min-k {own.min_k_auc:.2f}, {allowed}"
+        aucs = f"membership AUC {metrics.auc:.2f}, by min-k {metrics.min_k_auc:.2f}, {allowed}"
         return True, f"all criteria are met on the selection texts ({aucs})"
     said = criteria.exact_match(untouched.unseen_exact_match).most
-    known = {"own": own, "untouched": untouched, "criteria": criteria, "allowed": allowed, "said": said}
+    known = {"metrics": metrics, "untouched": untouched, "criteria": criteria, "allowed": allowed, "said": said}
     return False, "; ".join(WORDS[name].format(**known) for name in failed)
 
 
@@ -128,7 +129,7 @@ def record(found: Calibration, criteria: Criteria, trained: Mapping[str, Any], r
         "reached": found.reached,
         "verdict": found.verdict,
         "target": asdict(criteria),
-        "targets": targets(next(own for own in found.curve if own.scale == 0), criteria),
+        "targets": targets(next(metrics for metrics in found.curve if metrics.scale == 0), criteria),
         "curve": [asdict(metrics) for metrics in found.curve],
         "texts": {name: len(getattr(rows, name)) for name in ("members", "nonmembers", "retain", "forget")},
     }

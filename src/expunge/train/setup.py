@@ -124,10 +124,10 @@ class Prepared:
     @property
     def validation(self) -> ValidationRows | None:
         """The rows of an evaluation step; None where the run has none."""
-        own = self.selection
-        if own is None or self.config.eval_every == 0:
+        selection = self.selection
+        if selection is None or self.config.eval_every == 0:
             return None
-        return ValidationRows.of(own.members, own.nonmembers, self.retain, self.forget, own.short)
+        return ValidationRows.of(selection.members, selection.nonmembers, self.retain, self.forget, selection.short)
 
     @property
     def told(self) -> dict[str, list[TokenizedExample]]:
@@ -204,7 +204,7 @@ def prepare(config: UnlearnConfig, reporter: Reporter) -> Prepared:
         pairs=rows(pairs),
         selection=selection,
         few_unseen=rows(sets.nonmembers, cut=True) if config.origin and selection is None else [],
-        reported=[row for row, own in marked if own not in steers],
+        reported=[row for row, digest in marked if digest not in steers],
         prompt_format=measured,
         model_files=model_files,
         texts={"forget": texts_fingerprint(sets.forget)},
@@ -215,7 +215,7 @@ def prepare(config: UnlearnConfig, reporter: Reporter) -> Prepared:
     if config.lowercase_share and halves and "target_nll" in loss.needs:
 
         def lower(examples: Sequence[Example]) -> list[TokenizedExample]:
-            return rows([in_lower_case(own) for own in examples], cut=True)  # it may have more tokens then
+            return rows([in_lower_case(example) for example in examples], cut=True)  # it may have more tokens then
 
         prepared.lower = replace(
             prepared,
@@ -232,8 +232,8 @@ def _selection(
 ) -> SelectionRows:
     """The half that steers the run."""
     unseen = rows([*halves.nonmembers, *halves.short, *halves.others])
-    texts = {text_key(own) for own in halves.members}
-    kinds = frozenset(own.group for own in forget if text_key(own) in texts)
+    texts = {text_key(example) for example in halves.members}
+    kinds = frozenset(example.group for example in forget if text_key(example) in texts)
     ends = len(halves.nonmembers), len(halves.nonmembers) + len(halves.short)
     return SelectionRows(rows(halves.members), unseen[: ends[0]], unseen[slice(*ends)], unseen, halves.hashes, kinds)
 
@@ -314,8 +314,8 @@ def _check_origin(config: UnlearnConfig, origin: str) -> None:
     """
     trusted = config.trust_remote_code
     check_model(config.model, trust_remote_code=trusted, revision=config.revision)
-    own = load_tokenizer(config.model, trust_remote_code=trusted, revision=config.revision)
-    if other_tokenizer(origin, "--origin", trust_remote_code=trusted).get_vocab() != own.get_vocab():
+    tokenizer = load_tokenizer(config.model, trust_remote_code=trusted, revision=config.revision)
+    if other_tokenizer(origin, "--origin", trust_remote_code=trusted).get_vocab() != tokenizer.get_vocab():
         raise ConfigError(f"--origin {origin}: has another tokenizer than the model: take one with the same")
 
 
@@ -345,7 +345,7 @@ def _tell(name: str, side: list[TokenizedExample], tokenizer: PreTrainedTokenize
         tail = f"; {len(cut)} were cut by {told(sum(row.truncated for row in cut)):,} tokens to fit" if cut else ""
         reporter.say(f"{name}: {counted(len(side), 'text')}, {counted(total, 'token')}{tail}")
         token = {tokenizer.unk_token_id} - {None, tokenizer.bos_token_id, tokenizer.eos_token_id}
-        if unknown := sum(own in token for row in side for own in row.input_ids):
+        if unknown := sum(token_id in token for row in side for token_id in row.input_ids):
             reporter.warn(
                 f"{name}: {told(unknown):,} of {total:,} tokens are unknown to the tokenizer, which has none "
                 "for these characters: the model reads all of them as one, and can neither know nor forget them"

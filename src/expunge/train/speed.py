@@ -66,9 +66,9 @@ def capture(trainer: Trainer, recorder: Recorder) -> str:
     begun, every = time.perf_counter(), -(-rows.num_steps // MOST_STEPS)
     # Of more than an epoch, since the other texts before forget rows differ from step to step.
     steps = islice(rows.plan.steps(), 0, rows.num_steps, every)
-    looked_at = sorted(((rows.batch_lengths(step), step) for step in steps), key=lambda own: sum(map(sum, own[0])))
+    looked_at = sorted(((rows.batch_lengths(step), step) for step in steps), key=lambda pair: sum(map(sum, pair[0])))
     tried = [step for _, step in _at(TRIED, looked_at)]
-    batches = [lengths for own, _ in looked_at for lengths in own]
+    batches = [lengths for step_batches, _ in looked_at for lengths in step_batches]
     sizes = sizes_for([*map(sum, batches)])
     weights, forget = trainer.adapter.weights.data, rows.sides["forget"]
     kept, chance = weights.clone(), torch.Generator().manual_seed(0)
@@ -121,7 +121,7 @@ def beside_graphs(trainer: Trainer, work: Callable[[], Any]) -> Any:
 
 def sizes_for(tokens: list[int]) -> list[int]:
     """Sizes of captured passes for micro-batches of so many tokens."""
-    return sorted({-(-own // ROUNDED_TO) * ROUNDED_TO for own in _at(SHARES, sorted(tokens))})
+    return sorted({-(-count // ROUNDED_TO) * ROUNDED_TO for count in _at(SHARES, sorted(tokens))})
 
 
 def _at(shares: Sequence[float], ordered: Sequence[Item]) -> list[Item]:
@@ -171,8 +171,8 @@ def _against(trainer: Trainer, steps: list[Step], right: Found, before: float) -
             replayed, after = _gradients(trainer, steps)
     if loaded.captured is None:
         return "they leave too little memory"
-    for name, own, other, most in ("filled", filled, right, ROUNDED), ("replayed", replayed, filled, APART):
-        apart = [_apart(*both) for pairs in zip(own, other, strict=True) for both in zip(*pairs, strict=True)]
+    for name, got, other, most in ("filled", filled, right, ROUNDED), ("replayed", replayed, filled, APART):
+        apart = [_apart(*both) for pairs in zip(got, other, strict=True) for both in zip(*pairs, strict=True)]
         if not all(value <= most for value in apart):
             loaded.captured = None
             return f"the gradient of {name} passes is {max(apart):.2g} from what it should be"
@@ -192,6 +192,6 @@ def _gradients(trainer: Trainer, steps: list[Step]) -> tuple[Found, float]:
     return found, 1000 * (time.perf_counter() - begun) / len(steps)
 
 
-def _apart(own: Tensor, right: Tensor) -> float:
+def _apart(vector: Tensor, right: Tensor) -> float:
     """Distance of two vectors as a share of the second's length."""
-    return float((own - right).norm() / right.norm().clamp(min=1e-12))
+    return float((vector - right).norm() / right.norm().clamp(min=1e-12))

@@ -51,20 +51,20 @@ def read_steps(
         TrainingError: A term or the gradient of one of them is not finite, or that of the first is zero.
     """
     lines = []
-    for own, values in zip(taken, torch.stack([own.values for own in taken]).tolist(), strict=True):
+    for entry, values in zip(taken, torch.stack([entry.values for entry in taken]).tolist(), strict=True):
         line = dict(zip([*columns, "grad_norm"], values, strict=True))
         if not all(map(math.isfinite, values)):
             shown = ", ".join(f"{name} {value:.4g}" for name, value in line.items())
             raise TrainingError(
-                f"step {own.step.number + 1} is not finite ({shown}); rows {', '.join(ids(own.step))}: lower "
+                f"step {entry.step.number + 1} is not finite ({shown}); rows {', '.join(ids(entry.step))}: lower "
                 "--learning-rate or look at these rows; checkpoints up to here are good"
             )
         far = [name for name, weight in columns.items() if weight and abs(line[name]) > AT_ITS_END]
-        if own.step.number == 0 and not line["grad_norm"] and far:
+        if entry.step.number == 0 and not line["grad_norm"] and far:
             raise TrainingError(
                 "step 1 has no gradient: nothing that the loss looks at depends on the adapter; look at "
                 "--target-modules"
             )
         loss = sum(weight * line[name] for name, weight in columns.items())
-        lines.append({"loss": loss, **line, "learning_rate": own.rate})
+        lines.append({"loss": loss, **line, "learning_rate": entry.rate})
     return lines

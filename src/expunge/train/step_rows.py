@@ -109,7 +109,7 @@ class StepRows:
         """Area of each unit of a step, in tokens; `sides` are those of the step, where they are there."""
         sides = sides or self.sides_of(step)
         rows = [[len(sides[name].rows[row]) for name, row in unit] for unit in self.units(step)]
-        return [sum(own) if self.packed else max(own) * len(own) for own in rows]
+        return [sum(lengths) if self.packed else max(lengths) * len(lengths) for lengths in rows]
 
     def micro_batch_tokens(self, lengths: list[int]) -> int:
         """Bound on the area of a micro-batch of a step whose units have these areas.

@@ -94,7 +94,7 @@ def target_nlls(
         )
     spans = [row.targets(prepared.config.forget_span) for row in rows]
     least = torch.finfo(torch.float32).eps
-    return [own[span.start : span.stop].clamp(min=least) for own, span in zip(found, spans, strict=True)]
+    return [values[span.start : span.stop].clamp(min=least) for values, span in zip(found, spans, strict=True)]
 
 
 def _keep_unknown(row: TokenizedExample, values: Tensor, before: Tensor) -> bool:
@@ -137,27 +137,27 @@ def _from_origin(
     forget = [row.input_ids for row in prepared.forget]
     unseen = [row.input_ids for row in (selection.unseen if selection else prepared.few_unseen)]
     with reporter.track("target NLLs by the origin", 2 * len(forget) + 2 * len(unseen)) as advance:
-        theirs, own = (
+        theirs, ours = (
             sequence_logps(loaded, [*forget, *unseen], processes=processes, progress=advance)
             for loaded in (origin, prepared.loaded)
         )
-    ratio = nll_ratio(own[len(forget) :], theirs[len(forget) :])
+    ratio = nll_ratio(ours[len(forget) :], theirs[len(forget) :])
     if unseen:
         reporter.say(f"target NLLs: the origin's, times {ratio:.3f}: the model's NLL of unseen texts over the origin's")
     first = torch.zeros(1)
     return (
         [torch.cat([first, -ratio * logps]) for logps in theirs[: len(forget)]],
-        [torch.cat([first, -logps]) for logps in own[: len(forget)]],
+        [torch.cat([first, -logps]) for logps in ours[: len(forget)]],
     )
 
 
-def nll_ratio(own: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
+def nll_ratio(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
     """A model's mean NLL over another one's of the same texts, from log-probabilities of tokens; 1 without texts.
 
     Of unseen texts it says how much harder an older or smaller model finds everything. Texts to keep would not say it:
     the model knows them by heart; nor would texts that it writes itself, which are likeliest by it (docs/targets.md).
     """
-    sums = [math.fsum(chain.from_iterable(logps.tolist() for logps in side)) for side in (own, theirs)]
+    sums = [math.fsum(chain.from_iterable(logps.tolist() for logps in side)) for side in (ours, theirs)]
     return sums[0] / sums[1] if sums[1] else 1.0
 
 
@@ -179,11 +179,11 @@ def _from_unseen(
     with reporter.track(f"target NLLs by {whose}", len(forget) + len(unseen)) as advance:
         ids = [row.input_ids for row in (*forget, *unseen)]
         logps = sequence_logps(prepared.loaded, ids, processes=processes, progress=advance)
-    nlls = [[0.0, *(-own).tolist()] for own in logps]  # the first token has nothing to be predicted from
+    nlls = [[0.0, *(-text_logps).tolist()] for text_logps in logps]  # the first token has nothing to be predicted from
     before, theirs = nlls[: len(forget)], nlls[len(forget) :]
     if prepared.selection is None:  # what a text was begun with is nothing that the model has written
         starts = [row.targets("completion").start - 1 for row in unseen]
-        theirs = [own[start:] for own, start in zip(theirs, starts, strict=True)]
+        theirs = [text_nlls[start:] for text_nlls, start in zip(theirs, starts, strict=True)]
         unseen = [
             replace(row, input_ids=row.input_ids[start:], completion_start=1)
             for row, start in zip(unseen, starts, strict=True)
@@ -220,11 +220,11 @@ def at_most_surprise(
 ) -> list[list[float]]:
     """What is expected of each token, or what the n-grams of the texts to keep say of it, if that is less."""
     if not kept:
-        return [list(own) for own in expected]
+        return [list(values) for values in expected]
     known, asked = ([np.array(row.input_ids) for row in side] for side in (evenly(kept, MOST_KNOWN), rows))
-    ngrams = NGrams(known, 1 + max(int(own.max()) for own in chain(known, asked)), LONGEST)
+    ngrams = NGrams(known, 1 + max(int(ids.max()) for ids in chain(known, asked)), LONGEST)
     pairs = zip(expected, map(ngrams.surprise, asked), strict=True)
-    return [[0.0, *np.minimum(own[1:], surprise).tolist()] for own, surprise in pairs]
+    return [[0.0, *np.minimum(values[1:], surprise).tolist()] for values, surprise in pairs]
 
 
 class UnseenTokens:
@@ -241,9 +241,9 @@ class UnseenTokens:
         self._texts = list(zip(unseen, nlls, strict=True))
         self._sums: defaultdict[Context, float] = defaultdict(float)
         self._counts: Counter[Context] = Counter()
-        for row, own in self._texts:
-            self._count(row, own, 1)
-        overall = fmean(value for own in nlls for value in own[1:])
+        for row, values in self._texts:
+            self._count(row, values, 1)
+        overall = fmean(value for values in nlls for value in values[1:])
         once: dict[bool, list[float]] = {False: [], True: []}
         for context, places in self._counts.items():
             if places == 1 and len(context[1]) == 1:
@@ -257,12 +257,12 @@ class UnseenTokens:
 
     def expected(self, row: TokenizedExample) -> list[float]:
         """The NLL that each token of a text would have if the model had not seen it; of the first one 0."""
-        own = [0.0] * len(row.input_ids)
+        nlls = [0.0] * len(row.input_ids)
         for context, at in _contexts(row.input_ids):
-            shorter = self._rare[context[0]] if len(context[1]) == 1 else own[at]
+            shorter = self._rare[context[0]] if len(context[1]) == 1 else nlls[at]
             sums, counts = self._sums[context], self._counts[context]
-            own[at] = (sums + SHORTER * shorter) / (counts + SHORTER) if counts else shorter
-        return own
+            nlls[at] = (sums + SHORTER * shorter) / (counts + SHORTER) if counts else shorter
+        return nlls
 
     def expected_by_the_others(self) -> list[list[float]]:
         """The same of every unseen text, each by the other ones."""
@@ -296,9 +296,9 @@ def unseen_nlls(
         For each row as many values as tokens, the first one 0.
     """
     known: defaultdict[Kind, list[tuple[float, float]]] = defaultdict(list)
-    for row, guesses, own in zip(unseen, among, nlls, strict=True):
-        for at in range(1, len(own)):
-            known[row.group, at >= row.completion_start].append((guesses[at], own[at]))
+    for row, guesses, actual in zip(unseen, among, nlls, strict=True):
+        for at in range(1, len(actual)):
+            known[row.group, at >= row.completion_start].append((guesses[at], actual[at]))
     everything = sorted(chain.from_iterable(known.values()), key=itemgetter(0))
     places: defaultdict[Kind, list[tuple[int, int]]] = defaultdict(list)
     for number, row in enumerate(rows):

@@ -102,8 +102,8 @@ class Trainer:
         """Gradient, and the values `(columns,)`, of this process's share of a step; `sides` are those of it."""
         sides = sides or self.rows.sides_of(step)
         counts = {name: count(sides[name], rows) for name, rows in self.rows.chosen(step).items()}
-        own = [group for number, group in enumerate(self.rows.layout(step, sides)) if self.processes.is_own(number)]
-        return self._accumulate(sides, own, counts)
+        groups = [group for number, group in enumerate(self.rows.layout(step, sides)) if self.processes.is_own(number)]
+        return self._accumulate(sides, groups, counts)
 
     def _accumulate(self, sides: Sides, groups: list[list[Unit]], counts: Counted) -> Tensor:
         """Gradients and `(columns,)` of this process's micro-batches; halved, and done again, until they fit.
@@ -170,7 +170,7 @@ class Trainer:
 
         The plan and the replay texts follow from the seed.
         """
-        return {AVERAGE: self.average.value} | {ADAPTER + name: own for name, own in self.adapter.state().items()}
+        return {AVERAGE: self.average.value} | {ADAPTER + name: tensor for name, tensor in self.adapter.state().items()}
 
     @torch.no_grad()
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:

@@ -18,16 +18,16 @@ def unused(config: UnlearnConfig, loss: ForgetLoss, *, steered: bool) -> Iterato
         "columns": (not config.benchmark or own_files, "a --benchmark has its own"),
     }
     for name, (used, why) in without.items():
-        own = getattr(config, name)
-        if config.is_given(name) and own != getattr(UnlearnConfig, name) and not used:
-            yield f"{flag(name)} {own}: is not used: {why}"
+        value = getattr(config, name)
+        if config.is_given(name) and value != getattr(UnlearnConfig, name) and not used:
+            yield f"{flag(name)} {value}: is not used: {why}"
     if config.lowercase_share and (not steered or "target_nll" not in loss.needs):
         yield (
             f"--lowercase-share {config.lowercase_share:g}: is not used: it needs a loss with target NLLs, and unseen "
             "texts that steer the run"
         )
     if config.origin and "target_nll" not in loss.needs:
-        targeted = ", ".join(name for name, own in FORGET_LOSSES.items() if "target_nll" in own.needs)
+        targeted = ", ".join(name for name, method in FORGET_LOSSES.items() if "target_nll" in method.needs)
         yield f"--origin {config.origin}: is not used: --loss {config.loss} has no target NLLs (those with: {targeted})"
     if config.context_tokens and TEXTS_ALONE & {*loss.needs}:
         yield (

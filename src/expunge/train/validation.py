@@ -145,7 +145,7 @@ class Validator:
 
     def _metrics(self, scale: float, logps: list[list[Tensor]]) -> Validation:
         members, nonmembers, retain, forget, short = logps
-        means, tails = ([[f(own) for own in side] for side in (members, nonmembers)] for f in (_mean_logp, _tail))
+        means, tails = ([[f(values) for values in side] for side in (members, nonmembers)] for f in (_mean_logp, _tail))
         unseen = -fmean(means[1])
         return Validation(
             scale=scale,
@@ -164,9 +164,9 @@ class Validator:
         """See `Validation.unseen_exact_match`; of kinds of fewer than `FEWEST` unseen texts what is guessed of all."""
         rows = [*self.rows.nonmembers, *self.rows.short]
         found, of = certainty(rows, logps, self._ends), defaultdict[str, list[float]](list)
-        for row, own in zip(rows, found, strict=True):
-            of[row.group].append(own)
-        known = {kind: own for kind, own in of.items() if len(own) >= FEWEST}
+        for row, value in zip(rows, found, strict=True):
+            of[row.group].append(value)
+        known = {kind: values for kind, values in of.items() if len(values) >= FEWEST}
         return _mean([_mean(known.get(row.group, found)) for row in self.rows.forget])
 
     def _retained(self, logps: list[Tensor]) -> float:
@@ -196,27 +196,27 @@ def targets(untouched: Validation, criteria: Criteria) -> dict[str, float]:
     }
 
 
-def violations(own: Validation, untouched: Validation, criteria: Criteria) -> dict[str, float]:
+def violations(metrics: Validation, untouched: Validation, criteria: Criteria) -> dict[str, float]:
     """How far an adapter is from each criterion, in tolerances of it: 0 where it is met.
 
     A membership AUC stays at 1 while texts known by heart become less likely, so what their NLL lacks counts too, as
     long as the AUC is too high.
     """
     auc_bound, drift = criteria.auc(untouched.auc_sd), criteria.drift()
-    lacking = 1 - own.forget_nll / untouched.unseen_nll if own.auc > auc_bound.most else 0.0
+    lacking = 1 - metrics.forget_nll / untouched.unseen_nll if metrics.auc > auc_bound.most else 0.0
     return {
-        "auc": auc_bound.violation(own.auc),
-        "min_k_auc": auc_bound.violation(own.min_k_auc),
+        "auc": auc_bound.violation(metrics.auc),
+        "min_k_auc": auc_bound.violation(metrics.min_k_auc),
         "forget_nll": max(0.0, lacking) / drift.unit,
-        "exact_match": criteria.exact_match(untouched.unseen_exact_match).violation(own.exact_match),
-        "retained": criteria.retained().violation(own.retained),
-        "drift": drift.violation(own.drift),
+        "exact_match": criteria.exact_match(untouched.unseen_exact_match).violation(metrics.exact_match),
+        "retained": criteria.retained().violation(metrics.retained),
+        "drift": drift.violation(metrics.drift),
     }
 
 
-def violation(own: Validation, untouched: Validation, criteria: Criteria) -> float:
+def violation(metrics: Validation, untouched: Validation, criteria: Criteria) -> float:
     """The sum of the violations: 0 is success."""
-    return sum(violations(own, untouched, criteria).values())
+    return sum(violations(metrics, untouched, criteria).values())
 
 
 def probabilities(rows: Sequence[TokenizedExample], logps: Sequence[Tensor]) -> list[float]:
@@ -225,7 +225,7 @@ def probabilities(rows: Sequence[TokenizedExample], logps: Sequence[Tensor]) -> 
     Log-probabilities are `(tokens - 1,)` for each row, as `sequence_logps` gives them.
     """
     pairs = zip(rows, logps, strict=True)
-    return [math.exp(own[row.targets("completion").start - 1 :].mean().item()) for row, own in pairs]
+    return [math.exp(values[row.targets("completion").start - 1 :].mean().item()) for row, values in pairs]
 
 
 def certainty(rows: Sequence[TokenizedExample], logps: Sequence[Tensor], ends: Collection[int] = ()) -> list[float]:
@@ -236,11 +236,11 @@ def certainty(rows: Sequence[TokenizedExample], logps: Sequence[Tensor], ends: C
     is said up to the first of the tokens that end an answer, `ends`; log-probabilities are as for `probabilities`.
     """
 
-    def least(row: TokenizedExample, own: Tensor) -> float:
+    def least(row: TokenizedExample, values: Tensor) -> float:
         spoken = row.spoken(ends)
-        return own[spoken.start - 1 : spoken.stop - 1].min().item()
+        return values[spoken.start - 1 : spoken.stop - 1].min().item()
 
-    return [min(1.0, 2 * math.exp(least(row, own))) for row, own in zip(rows, logps, strict=True)]
+    return [min(1.0, 2 * math.exp(least(row, values))) for row, values in zip(rows, logps, strict=True)]
 
 
 def by_heart(
@@ -261,10 +261,10 @@ def by_heart(
         known = {*row.input_ids[: row.completion_start]}
         return tuple(row.input_ids[at] for at in row.spoken(ends) if row.input_ids[at] not in known)
 
-    asked = [own if own.completion_start > begun else replace(own, completion_start=len(own) // 2) for own in rows]
+    asked = [row if row.completion_start > begun else replace(row, completion_start=len(row) // 2) for row in rows]
     times = Counter(map(new, (*asked, *others)))
     sure = zip(asked, certainty(asked, logps, ends), strict=True)
-    telling = [own for row, own in sure if len(new(row)) >= TELLING and times[new(row)] == 1]
+    telling = [value for row, value in sure if len(new(row)) >= TELLING and times[new(row)] == 1]
     return telling.count(1.0), len(telling)
 
 
