@@ -56,18 +56,18 @@ def plan(args: argparse.Namespace, stack: ExitStack) -> list[tuple[str, str, Spe
             for recipe in args.recipes:
                 for dtype in args.dtypes:
                     for implementation in ("plain", "expunge"):
-                        own = replace(first, implementation=implementation, recipe=recipe, dtype=dtype)
-                        kinds.append(("train", name, own))
+                        spec = replace(first, implementation=implementation, recipe=recipe, dtype=dtype)
+                        kinds.append(("train", name, spec))
         if "score" in args.parts:
             # Random models never stop and no draft is ever right: fewer rows and tokens show what batching alone gives.
             rows, bound = (args.score_rows, 256) if name == SUBJECT_NAME else (32, 64)
             for implementation in ("plain", "expunge"):
-                own = replace(first, task="score", implementation=implementation, rows=rows, max_new_tokens=bound)
-                kinds.append(("score", name, own))
+                spec = replace(first, task="score", implementation=implementation, rows=rows, max_new_tokens=bound)
+                kinds.append(("score", name, spec))
         if "growth" in args.parts and name == args.models[0]:
             for copies in GROWTH:
-                own = replace(first, implementation="expunge", dtype=args.dtypes[-1], copies=copies)
-                kinds.append(("growth", name, own))
+                spec = replace(first, implementation="expunge", dtype=args.dtypes[-1], copies=copies)
+                kinds.append(("growth", name, spec))
     return kinds
 
 

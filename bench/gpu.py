@@ -195,7 +195,7 @@ class Bench:
             tokens, _, count, seconds = self._time(step)
             speed = tokens / seconds
             self.say(f"{name} plain", f"{speed:,.0f} tokens/s, {1000 * seconds / count:.0f} ms a step")
-            best = max((own for (model, _), own in self.speeds.items() if model == name), default=0.0)
+            best = max((value for (model, _), value in self.speeds.items() if model == name), default=0.0)
             if best:
                 self.say(f"{name}", f"{best / speed:.1f} times plain", "times plain")
 
@@ -227,7 +227,7 @@ class Bench:
         """Steps of 8,192 tokens, ten epochs extrapolated, and what layers that are computed again save in memory."""
         self.steps("7b", split="train")
         self.steps("7b", split="train", gradient_checkpointing=True)
-        speed = max((own for (model, _), own in self.speeds.items() if model == "7b"), default=0.0)
+        speed = max((value for (model, _), value in self.speeds.items() if model == "7b"), default=0.0)
         lengths = [len(row) for rows in random_rows("train", 1000).values() for row in rows]
         minutes = 10 * sum(lengths) / speed / 60
         self.say("7b, 10 epochs", f"{minutes:.1f} min of the official training split, extrapolated", "7b run")
@@ -255,12 +255,12 @@ class Bench:
 
             timed("replay texts", lambda: write_replay(trainer, quiet))
             timed("reference", lambda: find_reference(trainer, quiet))
-            own = ValidationRows.of(rows["forget"][:half], unseen, rows["retain"], rows["forget"])
-            validator = Validator(loaded, own)
+            validation = ValidationRows.of(rows["forget"][:half], unseen, rows["retain"], rows["forget"])
+            validator = Validator(loaded, validation)
             timed("evaluation step", lambda: validator.at(1.0))
             timed("capturing", lambda: self.say("135m run", speed_up(trainer) or "as it is: no CUDA"))
             _, _, count, seconds = self._time(_Steps(trainer))
-            every = evaluation_every(trainer.rows, own)
+            every = evaluation_every(trainer.rows, validation)
             taken = trainer.rows.num_steps
             evaluations = taken // every * spent.pop("evaluation step")
             spent |= {"training": taken * seconds / count, "evaluation steps": evaluations}
@@ -301,7 +301,7 @@ class _Steps:
             trainer.read(self._taken)
             self._taken.clear()
         seen = trainer.rows.sides_of(step)
-        sides = [(seen[name], row) for name, own in trainer.rows.chosen(step).items() for row in own]
+        sides = [(seen[name], row) for name, indices in trainer.rows.chosen(step).items() for row in indices]
         rows = [(side.rows[row], side.span) for side, row in sides]
         return sum(len(row) for row, _ in rows), sum(len(row.targets(span)) for row, span in rows)
 
@@ -314,14 +314,14 @@ def _to_nf4(model: torch.nn.Module) -> None:
     for parent in list(model.modules()):
         for name, layer in list(parent.named_children()):
             if isinstance(layer, torch.nn.Linear) and name != "lm_head":
-                own = bnb.nn.Linear4bit(
+                quantized = bnb.nn.Linear4bit(
                     layer.in_features, layer.out_features, bias=layer.bias is not None,
                     compute_dtype=torch.bfloat16, quant_type="nf4", device="meta",
                 )  # fmt: skip
                 weight = bnb.nn.Params4bit(layer.weight.data, requires_grad=False, quant_type="nf4")
-                own.weight = weight.to(layer.weight.device)
-                own.bias = layer.bias
-                setattr(parent, name, own)
+                quantized.weight = weight.to(layer.weight.device)
+                quantized.bias = layer.bias
+                setattr(parent, name, quantized)
 
 
 def main(argv: list[str] | None = None) -> None:

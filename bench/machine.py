@@ -61,8 +61,8 @@ def matrix_sizes(loaded: LoadedModel) -> tuple[list[tuple[int, int]], list[tuple
     """(outputs, inputs) of every linear layer of the backbone, and of the head."""
     output = loaded.base.get_output_embeddings()
     modules = [module for module in loaded.base.modules() if isinstance(module, torch.nn.Linear)]
-    own = [(module.out_features, module.in_features) for module in modules if module is not output]
-    return own, [(output.out_features, output.in_features)]
+    backbone = [(module.out_features, module.in_features) for module in modules if module is not output]
+    return backbone, [(output.out_features, output.in_features)]
 
 
 def matrix_rate(sizes: list[tuple[int, int]], dtype: torch.dtype, device: torch.device) -> float:

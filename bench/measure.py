@@ -230,7 +230,7 @@ def score(spec: Spec) -> dict[str, Any]:
         "seconds": seconds,
         "rows": len(chosen),
         "new_tokens": sum(map(len, generated)),
-        "draft_right": sum(own == draft for own, draft in zip(generated, drafts, strict=True)),
+        "draft_right": sum(ids == draft for ids, draft in zip(generated, drafts, strict=True)),
         "digests": [hashlib.sha256(json.dumps(ids).encode()).hexdigest()[:16] for ids in generated],
     }
 

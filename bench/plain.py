@@ -113,10 +113,10 @@ class Plain:
         wide = torch.promote_types(logits.dtype, torch.float32)
         logp, logq = (values[:, :-1].to(wide).log_softmax(-1) for values in (logits, ref_logits))
         targets = input_ids[:, 1:, None]
-        own, ref = logp.gather(-1, targets)[..., 0], logq.gather(-1, targets)[..., 0]
-        npo = 2 / self.beta * softplus(-self.beta * (ref - own))
-        kl = ref.exp() * (ref - own) if self.target_token_kl else (logp.exp() * (logp - logq)).sum(-1)
-        per_token = {"forget": (npo, npo_mask), "retain": (-own, nll_mask), "kl": (kl, kl_mask)}
+        policy, ref = logp.gather(-1, targets)[..., 0], logq.gather(-1, targets)[..., 0]
+        npo = 2 / self.beta * softplus(-self.beta * (ref - policy))
+        kl = ref.exp() * (ref - policy) if self.target_token_kl else (logp.exp() * (logp - logq)).sum(-1)
+        per_token = {"forget": (npo, npo_mask), "retain": (-policy, nll_mask), "kl": (kl, kl_mask)}
         return {name: values[mask].sum() / mask.sum().clamp(min=1) for name, (values, mask) in per_token.items()}
 
     def loss(self, terms: dict[str, Tensor]) -> Tensor:

@@ -72,10 +72,10 @@ def table(folder: Path, model: str, flags: tuple[str, ...]) -> float:
     rows, worst = [], 0.0
     for count in COUNTS:
         launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)) if count > 1 else ()
-        run, own = f"{model}{count}", flags if count > 1 else ()
+        run, extra = f"{model}{count}", flags if count > 1 else ()
         begun = time.monotonic()
         done = subprocess.run(
-            [sys.executable, *launcher, "-m", "expunge", *COMMAND, "--model", model, "--output", run, *own],
+            [sys.executable, *launcher, "-m", "expunge", *COMMAND, "--model", model, "--output", run, *extra],
             cwd=folder,
             env=environment,
             capture_output=True,

@@ -77,9 +77,11 @@ def measure(loaded: LoadedModel, name: str, limit: int, repeats: int) -> list[st
         f"{torch.get_num_threads()} threads: {len(rows)} rows, {sum(map(len, rows)):,} tokens, {repeats} repeats"
     ]
     forward = statistics.median(times["forward"])
-    for kind, own in times.items():
-        median = statistics.median(own)
-        lines.append(f"{kind:20} {median:7.3f} s  {median / forward:5.3f}  (from {min(own):.3f} to {max(own):.3f} s)")
+    for kind, seconds in times.items():
+        median = statistics.median(seconds)
+        lines.append(
+            f"{kind:20} {median:7.3f} s  {median / forward:5.3f}  (from {min(seconds):.3f} to {max(seconds):.3f} s)"
+        )
     return lines
 
 
@@ -93,8 +95,8 @@ def all_metrics(loaded: LoadedModel, rows: Sequence[TokenizedExample], texts: Se
 
 
 def _of_completion(record: TokenRecord, row: TokenizedExample) -> list[float]:
-    own = record[len(record) - len(row.targets("completion")) :]
-    return [metric(own) for metric in (mean_nll, probability, perplexity, exact_memorization, extraction_strength)]
+    part = record[len(record) - len(row.targets("completion")) :]
+    return [metric(part) for metric in (mean_nll, probability, perplexity, exact_memorization, extraction_strength)]
 
 
 def _of_text(record: TokenRecord, text: str) -> list[float]:

@@ -30,13 +30,13 @@ def training(runs: Sequence[Run], epochs: int) -> str:
     """One row per model, recipe, implementation and precision; factors are against plain fp32 of the same work."""
     groups = _grouped(runs, "name", "recipe", "implementation", "dtype", "load_in_4bit")
     rows = []
-    for (name, recipe, implementation, dtype, in_4bit), own in groups.items():
-        speed = _median(own, "tokens_per_second")
+    for (name, recipe, implementation, dtype, in_4bit), group in groups.items():
+        speed = _median(group, "tokens_per_second")
         base = groups.get((name, recipe, "plain", "float32", False))
         faster = f"{speed / _median(base, 'tokens_per_second'):.1f}" if base else ""
-        memory = _median(own, "peak_above_weights")
+        memory = _median(group, "peak_above_weights")
         smaller = f"{memory / _median(base, 'peak_above_weights'):.0%}" if base else ""
-        speeds = [run["tokens_per_second"] for run in own]
+        speeds = [run["tokens_per_second"] for run in group]
         rows.append(
             [
                 name,
@@ -46,14 +46,14 @@ def training(runs: Sequence[Run], epochs: int) -> str:
                 f"{speed:,.0f}",
                 f"{min(speeds):,.0f}-{max(speeds):,.0f}",
                 faster,
-                _seconds(_median(own, "seconds_per_epoch")),
-                _seconds(_median(own, "set_up_seconds")),
-                _seconds(_median(own, "set_up_seconds") + epochs * _median(own, "seconds_per_epoch")),
+                _seconds(_median(group, "seconds_per_epoch")),
+                _seconds(_median(group, "set_up_seconds")),
+                _seconds(_median(group, "set_up_seconds") + epochs * _median(group, "seconds_per_epoch")),
                 f"{memory / 2**20:,.0f}",
                 smaller,
-                f"{_median(own, 'peak') / 2**30:.2f}",
-                f"{_median(own, 'matrix_rate') / 1e9:,.0f}",
-                f"{_median(own, 'floor_share'):.0%}",
+                f"{_median(group, 'peak') / 2**30:.2f}",
+                f"{_median(group, 'matrix_rate') / 1e9:,.0f}",
+                f"{_median(group, 'floor_share'):.0%}",
             ]
         )
     header = "model|recipe|implementation|dtype|tokens/s|range|times plain fp32|s per epoch|set-up s"
@@ -64,8 +64,8 @@ def training(runs: Sequence[Run], epochs: int) -> str:
 def scoring(runs: Sequence[Run]) -> str:
     """One row per model: Expunge's generation against one row at a time."""
     rows = []
-    for (name, bound), own in _grouped(runs, "name", "max_new_tokens").items():
-        ours, plain = ([run for run in own if run["implementation"] == kind] for kind in ("expunge", "plain"))
+    for (name, bound), group in _grouped(runs, "name", "max_new_tokens").items():
+        ours, plain = ([run for run in group if run["implementation"] == kind] for kind in ("expunge", "plain"))
         if not ours or not plain:
             continue
         fast, slow = _median(ours, "seconds"), _median(plain, "seconds")
@@ -81,11 +81,11 @@ def growth(runs: Sequence[Run]) -> str:
     """One row per size of the data."""
     groups = _grouped(runs, "name", "recipe", "dtype", "copies")
     rows = []
-    for (name, recipe, dtype, copies), own in groups.items():
-        speed, memory = _median(own, "tokens_per_second"), _median(own, "peak_above_weights")
+    for (name, recipe, dtype, copies), group in groups.items():
+        speed, memory = _median(group, "tokens_per_second"), _median(group, "peak_above_weights")
         first = groups[name, recipe, dtype, 1]
         cells = [f"{speed:,.0f}", f"{speed / _median(first, 'tokens_per_second') - 1:+.1%}"]
-        cells += [_seconds(_median(own, "seconds_per_epoch")), _seconds(_median(own, "set_up_seconds"))]
+        cells += [_seconds(_median(group, "seconds_per_epoch")), _seconds(_median(group, "set_up_seconds"))]
         cells += [f"{memory / 2**20:,.0f}", f"{memory / _median(first, 'peak_above_weights') - 1:+.1%}"]
         rows.append([name, recipe, dtype, f"{copies}x", *cells])
     header = "model|recipe|dtype|data|tokens/s|against 1x|s per epoch|set-up s|peak above weights MiB|against 1x"

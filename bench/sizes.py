@@ -31,7 +31,7 @@ def main() -> None:
                 steps = batches_of(model, split, recipe, context)
                 tokens = [sum(lengths) for batches in steps for lengths in batches]
                 sizes = sizes_for(tokens)
-                area = sum(min(size for size in sizes if size >= own) for own in tokens)
+                area = sum(min(size for size in sizes if size >= count) for count in tokens)
                 name = f"{recipe}, {context} tokens before" if context else recipe
                 shown = ", ".join(f"{size:,}" for size in sizes)
                 print(f"| {split} | {name} | {shown} | {len(steps):,} | {sum(tokens) / area:.0%} |", flush=True)
