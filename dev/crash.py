@@ -146,8 +146,8 @@ def _watch(shared: Shared, kill_at: int) -> None:
         if event not in FILE_EVENTS or (event == "open" and not _writes(given)):
             return
         path = os.fsdecode(given[0]) if isinstance(given[0], str | bytes | os.PathLike) else ""
-        own = not os.path.isabs(path) or path.startswith(here)
-        if own and path and shared.count() == kill_at:
+        inside = not os.path.isabs(path) or path.startswith(here)
+        if inside and path and shared.count() == kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(hook)

@@ -38,13 +38,13 @@ def raised(scores: Floats, wanted: float) -> float:
 
 def shares(scores: Floats, members: int, wanted: float, rng: np.random.Generator) -> tuple[float, float]:
     """Shares of the splits that are within one standard deviation, and within the verdict's bound."""
-    by = [raised(own, wanted) if wanted > 0.5 else 0.0 for own in scores]
+    by = [raised(row, wanted) if wanted > 0.5 else 0.0 for row in scores]
     sd, met = chance_sd(members, scores.shape[1] - members), []
     bounds = [Criteria().auc(sd, attacks=attacks) for attacks in (1, len(scores))]
     for _ in range(SPLITS):
         order = rng.permutation(scores.shape[1])
         inside, outside = order[:members], order[members:]
-        found = [auc(own[inside] + more, own[outside]) for own, more in zip(scores, by, strict=True)]
+        found = [auc(row[inside] + more, row[outside]) for row, more in zip(scores, by, strict=True)]
         met.append([all(bound.violation(value) == 0 for value in found) for bound in bounds])
     one, all_of_them = np.mean(met, axis=0)
     return float(one), float(all_of_them)

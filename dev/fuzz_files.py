@@ -30,11 +30,17 @@ def settings_yaml(rng: random.Random) -> bytes:
 def manifest(rng: random.Random) -> bytes:
     """A manifest."""
     term = {"name": "forget", "weight": rng.random(), "formula": "-log p", "source": "here"}
-    own = {"status": "done", "settings": {"model": "m"}, "data": {"forget": HMAC}, "model_sha256": "0", "terms": [term]}
+    content = {
+        "status": "done",
+        "settings": {"model": "m"},
+        "data": {"forget": HMAC},
+        "model_sha256": "0",
+        "terms": [term],
+    }
     losses = {"forget": {"before": 1.0, "after": 2.0}}
-    own |= {"steps": 3, "loss_nats_per_completion_token": losses, "loss_texts": {"forget": 3}}
-    own |= {"start": {"output": "o", "save_every": 100, "device": "cpu"}}
-    return json.dumps({**own, "rows": {"forget": 3}, "versions": {"expunge": "0.1.0"}}).encode()
+    content |= {"steps": 3, "loss_nats_per_completion_token": losses, "loss_texts": {"forget": 3}}
+    content |= {"start": {"output": "o", "save_every": 100, "device": "cpu"}}
+    return json.dumps({**content, "rows": {"forget": 3}, "versions": {"expunge": "0.1.0"}}).encode()
 
 
 def results(rng: random.Random) -> bytes:
@@ -94,8 +100,8 @@ def lock(rng: random.Random) -> bytes:
 
 def predictions(rng: random.Random) -> bytes:
     """Predictions of one split."""
-    own = {"id": "a", "task": "Task1", "kind": "qa", "expected_output": "b", "model_output": "c"}
-    return json.dumps(own).encode() + b"\n"
+    line = {"id": "a", "task": "Task1", "kind": "qa", "expected_output": "b", "model_output": "c"}
+    return json.dumps(line).encode() + b"\n"
 
 
 @cache

@@ -150,7 +150,7 @@ def trace(aside: Path) -> None:
 
         return wrapper
 
-    def own(path: Any, *_: Any, **__: Any) -> bool:
+    def inside(path: Any, *_: Any, **__: Any) -> bool:
         if isinstance(path, int):
             try:
                 path = os.readlink(f"/proc/self/fd/{path}")
@@ -160,13 +160,13 @@ def trace(aside: Path) -> None:
         return path.startswith(here) and path != here + "log"
 
     def writes(path: Any, flags: int, *_: Any, **__: Any) -> bool:
-        return bool(flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)) and own(path)
+        return bool(flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)) and inside(path)
 
     def opens(path: Any, mode: str = "r", *_: Any, **__: Any) -> bool:
-        return any(letter in mode for letter in "wax+") and own(path)
+        return any(letter in mode for letter in "wax+") and inside(path)
 
     for name in TRACED:
-        setattr(os, name, followed(getattr(os, name), writes if name == "open" else own))
+        setattr(os, name, followed(getattr(os, name), writes if name == "open" else inside))
     builtins.open = io.open = followed(builtins.open, opens)  # type: ignore[assignment]
     folders._exchange_at_once = followed(folders._exchange_at_once, lambda *_: True)
     save = safetensors.torch.serialize_file  # type: ignore[attr-defined]
@@ -263,7 +263,11 @@ def kill(name: str, words: list[str], kind: str, folder: Path, options: argparse
         card = CARD if name.startswith("evaluate") and left.get(CARD) in (before.get(CARD), after.get(CARD)) else ""
         left.pop(card, None)
         old, new = (  # whole without page and verdict, which are made from them
-            {path: own for path, own in whole.items() if path != card and (path in left or not path.endswith(PAGES))}
+            {
+                path: value
+                for path, value in whole.items()
+                if path != card and (path in left or not path.endswith(PAGES))
+            }
             for whole in (before, after)
         )
         found["old" if left == old else "new" if left == new else "mixture"] += 1

@@ -16,7 +16,7 @@ def table() -> str:
         "|---|---|---|---|",
     ]
     for name, method in FORGET_LOSSES.items():
-        args = ", ".join(f"`{own.name}={own.default}`" for own in dataclasses.fields(method))
+        args = ", ".join(f"`{field.name}={field.default}`" for field in dataclasses.fields(method))
         formula, source = (text.replace("|", "\\|") for text in (method.formula, method.source))
         lines.append(f"| `{name}` | {formula} | {args} | {source} |")
     return "\n".join(lines)

@@ -29,8 +29,8 @@ def table() -> str:
 
 
 def _better(metric: Metric) -> str:
-    own = f"near {metric.target:g}" if metric.target is not None else str(metric.direction)
-    return own if metric.keep is None else f"{own}; on texts to keep {metric.keep}"
+    better = f"near {metric.target:g}" if metric.target is not None else str(metric.direction)
+    return better if metric.keep is None else f"{better}; on texts to keep {metric.keep}"
 
 
 def _range(metric: Metric) -> str:

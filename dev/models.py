@@ -150,9 +150,9 @@ def sizes(kind: type[PretrainedConfig]) -> dict[str, Any]:
             found[key] = value
     if "kv_lora_rank" in found:  # latent attention has no groups of heads, and calls the part that turns its head
         found |= {"num_key_value_heads": found["num_attention_heads"], "head_dim": found["qk_rope_head_dim"]}
-    layers, own = getattr(known, "layer_types", None), kind.attribute_map.get("layer_types", "layer_types")
-    if layers and not (isinstance(derived := getattr(kind, own, None), property) and derived.fset is None):
-        found[own] = list(layers[-LAYERS:])
+    layers, attribute = getattr(known, "layer_types", None), kind.attribute_map.get("layer_types", "layer_types")
+    if layers and not (isinstance(derived := getattr(kind, attribute, None), property) and derived.fset is None):
+        found[attribute] = list(layers[-LAYERS:])
     for name in getattr(kind, "sub_configs", {}):
         part = getattr(known, name, None)
         if isinstance(part, PretrainedConfig):
@@ -172,7 +172,7 @@ def tiny(name: str, **more: Any) -> PreTrainedModel:
         if type(empty.config) not in AutoModelForCausalLM._model_mapping:
             kind = AutoModelForImageTextToText
             empty = kind.from_config(config)
-    size = sum(own.numel() for own in empty.parameters())
+    size = sum(weight.numel() for weight in empty.parameters())
     if size > LARGEST:
         raise ValueError(f"{size:,} weights at the least")
     torch.manual_seed(0)
@@ -307,8 +307,8 @@ def page(lines: Mapping[str, str]) -> str:
     Args:
         lines: Architecture -> its row.
     """
-    whole = sum(f"|{' yes |' * len(CHECKS)}" in own for own in lines.values())
-    refused = sum(REFUSED in own for own in lines.values())
+    whole = sum(f"|{' yes |' * len(CHECKS)}" in text for text in lines.values())
+    refused = sum(REFUSED in text for text in lines.values())
     head = [
         "# Models",
         "",
@@ -342,8 +342,8 @@ def main() -> None:
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
     lines = {}
     if names := sys.argv[1:]:
-        there = [own for own in PAGE.read_text(encoding="utf-8").splitlines() if own.startswith("| ")][1:]
-        lines = {own.split(" | ")[0].removeprefix("| "): own for own in there}
+        there = [text for text in PAGE.read_text(encoding="utf-8").splitlines() if text.startswith("| ")][1:]
+        lines = {text.split(" | ")[0].removeprefix("| "): text for text in there}
     for row in table(names or sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)):
         lines[row.name] = line(row)
         PAGE.write_text(page(lines), encoding="utf-8")

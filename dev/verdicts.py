@@ -35,10 +35,10 @@ def retrained_in_its_place(run: Path) -> Verdict:
                     output=str(copy / f"results_{name}.json"),
                 )
             )
-        after, retrained = (json.loads((own / "results_after.json").read_text()) for own in (run, copy))
-        own = {key: after[key] for key in ("model", "adapter")}  # results of another model are left out
-        own["fingerprint"] = after["fingerprint"] | {"data": retrained["fingerprint"]["data"]}
-        (copy / "results_after.json").write_text(json.dumps(retrained | own))
+        after, retrained = (json.loads((place / "results_after.json").read_text()) for place in (run, copy))
+        identity = {key: after[key] for key in ("model", "adapter")}  # results of another model are left out
+        identity["fingerprint"] = after["fingerprint"] | {"data": retrained["fingerprint"]["data"]}
+        (copy / "results_after.json").write_text(json.dumps(retrained | identity))
         return verdict(copy)
 
 
