@@ -68,9 +68,9 @@ def compare(
     relative: bool = False,
 ) -> Iterator[Comparison]:
     """One comparison for each pair; null and "nan" stand for NaN."""
-    for own, stored in zip(ours, golden, strict=True):
+    for number, stored in zip(ours, golden, strict=True):
         value = math.nan if stored is None else float(stored)
-        yield Comparison(metric, compat, float(own), value, tolerance, relative)
+        yield Comparison(metric, compat, float(number), value, tolerance, relative)
 
 
 @dataclass(frozen=True)
@@ -124,15 +124,15 @@ class Golden:
     def answers(self, model: str, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
         """Greedy continuations."""
         ids = [self.encode(prompt) for prompt in prompts]
-        return [self.decode(own) for own in greedy(self.models[model], ids, max_new_tokens=max_new_tokens)]
+        return [self.decode(tokens) for tokens in greedy(self.models[model], ids, max_new_tokens=max_new_tokens)]
 
 
 def _numbers(stored: Any) -> Any:
     """What is stored, with the strings that stand for numbers that JSON has no form for as such."""
     if isinstance(stored, dict):
-        return {key: _numbers(own) for key, own in stored.items()}
+        return {key: _numbers(value) for key, value in stored.items()}
     if isinstance(stored, list):
-        return [_numbers(own) for own in stored]
+        return [_numbers(value) for value in stored]
     return float(stored) if stored in ("nan", "inf", "-inf") else stored
 
 

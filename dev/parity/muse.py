@@ -36,12 +36,12 @@ def comparisons(golden: Golden) -> Iterator[Comparison]:
     stored = golden.read("muse")
     settings = stored["settings"]
     for model in MODELS:
-        own = stored[model]
+        results = stored[model]
         for name, (metric, final) in SETS.items():
             limit = settings[f"{name.partition('_')[0]}_max_new_tokens"]
-            means = [own[f"eval_model_with_{corpus}_retrain_auc"][final] for corpus in settings["retrain_auc_used"]]
-            yield from _memorization(golden, model, metric, own[name], limit, means)
-        yield from _leak(golden, model, own, settings["retrain_auc_used"])
+            means = [results[f"eval_model_with_{corpus}_retrain_auc"][final] for corpus in settings["retrain_auc_used"]]
+            yield from _memorization(golden, model, metric, results[name], limit, means)
+        yield from _leak(golden, model, results, settings["retrain_auc_used"])
 
 
 def _memorization(
@@ -60,17 +60,17 @@ def _memorization(
     )
     scores = [rouge(text, row["gt"], stem=False) for text, row in zip(said, rows, strict=True)]
     for key, name in SCORE.items():
-        own = [score[name] for score in scores]
-        yield from compare(name, own, [row[key] for row in rows], TEXT)
-        yield from compare(name, [mean(own)], [stored["aggregate"][f"mean_{key}"]], TEXT)
+        column = [score[name] for score in scores]
+        yield from compare(name, column, [row[key] for row in rows], TEXT)
+        yield from compare(name, [mean(column)], [stored["aggregate"][f"mean_{key}"]], TEXT)
     ours = [verbatim_memorization(text, row["gt"]) for text, row in zip(said, rows, strict=True)]
     yield from compare(metric, ours, [row["rougeL"] for row in rows], TEXT)
     yield from compare(metric, [100 * mean(ours)] * len(means), means, TEXT)
 
 
-def _leak(golden: Golden, model: str, own: dict[str, Any], retrained: dict[str, float]) -> Iterator[Comparison]:
+def _leak(golden: Golden, model: str, results: dict[str, Any], retrained: dict[str, float]) -> Iterator[Comparison]:
     scores: dict[str, list[dict[str, float]]] = {}
-    for split, samples in own["privleak"]["per_sample"].items():
+    for split, samples in results["privleak"]["per_sample"].items():
         texts = [row["text"] for row in golden.data["documents"][split]]
         records = golden.records(model, golden.documents(split))
         lowered = [TokenizedExample(split, golden.encode(text.lower()), 0) for text in texts]
@@ -97,7 +97,7 @@ def _leak(golden: Golden, model: str, own: dict[str, Any], retrained: dict[str, 
                 compat=COMPAT,
             )
     areas = {}
-    for pair, stored in own["privleak"]["auc"].items():
+    for pair, stored in results["privleak"]["auc"].items():
         first, second, name = pair.split("_")
         # Our scores grow with membership, theirs are losses; the second split stands for the members.
         sides = [-np.array([row[name] for row in scores[split]]) for split in (second, first)]
@@ -105,5 +105,5 @@ def _leak(golden: Golden, model: str, own: dict[str, Any], retrained: dict[str, 
         yield from compare("auc", [areas[pair]], [stored], EXACT)
     for corpus, theirs in retrained.items():
         recognised = 1 - areas["forget_holdout_Min-40%"]
-        stored = own[f"eval_model_with_{corpus}_retrain_auc"]
+        stored = results[f"eval_model_with_{corpus}_retrain_auc"]
         yield from compare("privleak", [privleak(recognised, 1 - theirs)], [stored["privleak"]], EXACT)

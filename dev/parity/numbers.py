@@ -59,17 +59,17 @@ def comparisons(golden: Golden) -> Iterator[Comparison]:
         sides = pair["prediction"], pair["reference"]
         seen = all(word.isascii() for side in sides for word in words(side))
         for stem, name in ((True, "stemmer"), (False, "no_stemmer")):
-            own = rouge(*sides, stem=stem) if seen else published.rouge(*sides, stem=stem)
+            scores = rouge(*sides, stem=stem) if seen else published.rouge(*sides, stem=stem)
             for kind, ours in (("rouge1", "rouge_1"), ("rougeL", "rouge_l")):
                 for place, measure in enumerate(("recall", "f1"), 1):
-                    ends = [own[f"{ours}_{measure}"]], [pair[name][kind][place]]
+                    ends = [scores[f"{ours}_{measure}"]], [pair[name][kind][place]]
                     yield from compare(f"{ours}_{measure}", *ends, EXACT, compat="" if seen else "rouge-score")
 
 
 def record_of_logps(logps: Sequence[float]) -> TokenRecord:
     """A record of which nothing but the log-probabilities is looked at."""
-    own = np.array(logps, dtype=np.float64)
-    return TokenRecord("given", own, np.zeros(len(own), dtype=bool), np.zeros_like(own), np.zeros_like(own))
+    values = np.array(logps, dtype=np.float64)
+    return TokenRecord("given", values, np.zeros(len(values), dtype=bool), np.zeros_like(values), np.zeros_like(values))
 
 
 def record_of_logits(logits: Sequence[Sequence[float]], labels: Sequence[int]) -> TokenRecord:
@@ -79,7 +79,7 @@ def record_of_logits(logits: Sequence[Sequence[float]], labels: Sequence[int]) -
 
 
 def _truth_ratios(case: dict[str, Any]) -> Iterator[Comparison]:
-    wrong = [own if isinstance(own, list) else [own] for own in case["wrong_avg_loss"]]
+    wrong = [loss if isinstance(loss, list) else [loss] for loss in case["wrong_avg_loss"]]
     pairs = list(zip(case["correct_avg_loss"], wrong, strict=True))
     ratios = [published.truth_ratio(right, other, published.EPSILON) for right, other in pairs]
     shares = [published.truth_probability(right, other) for right, other in pairs]
@@ -97,21 +97,21 @@ def _truth_ratios(case: dict[str, Any]) -> Iterator[Comparison]:
 
 
 def _min_k(case: dict[str, Any]) -> Iterator[Comparison]:
-    own = record_of_logps(case["token_log_prob"])
+    record = record_of_logps(case["token_log_prob"])
     if case["vocabulary_log_prob"] is not None:
-        labels = [0] * len(own)  # their moments do not depend on it
+        labels = [0] * len(record)  # their moments do not depend on it
         moments = record_of_logits(case["vocabulary_log_prob"], labels)
-        own = replace(moments, logps=own.logps)
+        record = replace(moments, logps=record.logps)
     # One more token at the end, for the published code to drop.
     longer = TokenRecord(
-        "given", *(np.append(getattr(own, name), 0) for name in ("logps", "hits", "mean_logp", "var_logp"))
+        "given", *(np.append(getattr(record, name), 0) for name in ("logps", "hits", "mean_logp", "var_logp"))
     )
     for name, stored in case.items():
         if name.startswith("min_k"):
             metric, _, k = name.rpartition("_")
             function, theirs = (getattr(home, metric) for home in (attacks, published))
             yield from compare(metric, [theirs(longer, float(k))], [stored], FROM_FP32, compat=COMPAT, relative=True)
-            yield from compare(metric, [-function(own, float(k))], [stored], FROM_FP32, relative=True)
+            yield from compare(metric, [-function(record, float(k))], [stored], FROM_FP32, relative=True)
 
 
 def _patterns(stored: dict[str, Any]) -> Iterator[Comparison]:

@@ -28,10 +28,10 @@ def comparisons(golden: Golden) -> Iterator[Comparison]:
     ratios: dict[str, list[float]] = {}
     aucs: dict[tuple[str, str], float] = {}
     for model in MODELS:
-        own = stored["models"][model]
-        yield from _texts(golden, model, own, stored["settings"])
-        yield from _matches(golden, model, own, stored["tokenised"])
-        yield from _probabilities(golden, model, own, ratios)
+        results = stored["models"][model]
+        yield from _texts(golden, model, results, stored["settings"])
+        yield from _matches(golden, model, results, stored["tokenised"])
+        yield from _probabilities(golden, model, results, ratios)
         for kind in ("qa", "documents"):
             yield from _attacks(golden, model, kind, stored, aucs)
     p_value = forget_quality(ratios["fitted"], ratios["random"])
@@ -51,9 +51,9 @@ def comparisons(golden: Golden) -> Iterator[Comparison]:
         yield from compare("token log-probability", record[:-1].logps, item["log_prob"], LOSS)
 
 
-def _texts(golden: Golden, model: str, own: dict[str, Any], settings: dict[str, Any]) -> Iterator[Comparison]:
-    for name in [key for key in own if key.endswith("_ROUGE")]:
-        rows = own[name]["value_by_index"]
+def _texts(golden: Golden, model: str, results: dict[str, Any], settings: dict[str, Any]) -> Iterator[Comparison]:
+    for name in [key for key in results if key.endswith("_ROUGE")]:
+        rows = results[name]["value_by_index"]
         knowledge = "knowmem" in name
         limit = settings["max_new_tokens_knowmem" if knowledge else "max_new_tokens"]
         stops = settings["stopwords_knowmem"] if knowledge else []
@@ -68,10 +68,10 @@ def _texts(golden: Golden, model: str, own: dict[str, Any], settings: dict[str, 
         for key, ours in SCORE.items():
             yield from compare(ours, [score[ours] for score in scores], values(rows, key), TEXT)
         aggregate = SCORE["rougeL_f1" if "mem_" in name else "rougeL_recall"]
-        yield from compare(aggregate, [mean(score[aggregate] for score in scores)], [own[name]["agg_value"]], TEXT)
+        yield from compare(aggregate, [mean(score[aggregate] for score in scores)], [results[name]["agg_value"]], TEXT)
 
 
-def _matches(golden: Golden, model: str, own: dict[str, Any], tokenised: dict[str, Any]) -> Iterator[Comparison]:
+def _matches(golden: Golden, model: str, results: dict[str, Any], tokenised: dict[str, Any]) -> Iterator[Comparison]:
     items = {
         "forget_qa": tokenised["qa"]["forget"],
         "retain_qa": tokenised["qa"]["retain"],
@@ -80,7 +80,7 @@ def _matches(golden: Golden, model: str, own: dict[str, Any], tokenised: dict[st
     theirs = {"exact_memorization": published.exact_match_share, "extraction_strength": published.extraction}
     for metric, function in theirs.items():
         for name, rows in items.items():
-            table = own[f"{metric}.{name}"]
+            table = results[f"{metric}.{name}"]
             scores = [function(record) for record in golden.records(model, _labelled(rows))]
             stored = values(table["value_by_index"], "score")
             yield from compare(metric, scores, stored, TEXT, compat=COMPAT)
@@ -88,7 +88,7 @@ def _matches(golden: Golden, model: str, own: dict[str, Any], tokenised: dict[st
 
 
 def _probabilities(
-    golden: Golden, model: str, own: dict[str, Any], ratios: dict[str, list[float]]
+    golden: Golden, model: str, results: dict[str, Any], ratios: dict[str, list[float]]
 ) -> Iterator[Comparison]:
     terms = {}
     for name in SETS:
@@ -99,13 +99,13 @@ def _probabilities(
             flat = iter(golden.records(model, [text for several in asked for text in several]))
             records = [[next(flat) for _ in several] for several in asked]
             losses[kind] = [[mean_nll(record) for record in several] for several in records]
-            table = own[f"{name}_Q_A_{kind}"]
+            table = results[f"{name}_Q_A_{kind}"]
             stored = table["value_by_index"]
             yield from compare("mean_nll", _flat(losses[kind]), _flat(values(stored, "avg_loss")), LOSS)
             probabilities = [[probability(record) for record in several] for several in records]
             yield from compare("probability", _flat(probabilities), _flat(values(stored, "prob")), LOSS)
             yield from compare("probability", [mean(map(mean, probabilities))], [table["agg_value"]], LOSS)
-        answers = [own[0] for own in losses["Prob"]]
+        answers = [several[0] for several in losses["Prob"]]
         terms[f"{name}_Q_A_Prob"] = mean(map(math.exp, (-loss for loss in answers)))
         correct = [several[0] for several in losses["PARA_Prob" if name in ("forget", "retain") else "Prob"]]
         pairs = list(zip(correct, losses["PERT_Prob"], strict=True))
@@ -121,13 +121,13 @@ def _probabilities(
                 ),
             }
             for key, (metric, scores) in aggregates.items():
-                table = own[f"forget_Truth_Ratio.{key}"]
+                table = results[f"forget_Truth_Ratio.{key}"]
                 shown = scores if key == "prob_mean" else row_ratios
                 stored = values(table["value_by_index"], "score")
                 yield from compare("truth_ratio" if shown is row_ratios else metric, shown, stored, LOSS, compat=COMPAT)
                 yield from compare(metric, [mean(scores)], [table["agg_value"]], LOSS, compat=COMPAT)
         else:
-            table = own[f"{name}_Truth_Ratio"]
+            table = results[f"{name}_Truth_Ratio"]
             terms[f"{name}_Truth_Ratio"] = mean(max(0.0, 1 - ratio) for ratio in row_ratios)
             stored = values(table["value_by_index"], "score")
             yield from compare("truth_ratio", row_ratios, stored, LOSS, compat=COMPAT)
@@ -135,15 +135,15 @@ def _probabilities(
                 "retain_truth_ratio", [terms[f"{name}_Truth_Ratio"]], [table["agg_value"]], LOSS, compat=COMPAT
             )
         if name in ("ra", "wf"):
-            table = own[f"{name}_Q_A_Prob_normalised"]
+            table = results[f"{name}_Q_A_Prob_normalised"]
             shares = [published.normalized_probability(a, w) for a, w in zip(answers, losses["PERT_Prob"], strict=True)]
             stored = values(table["value_by_index"], "prob")
             yield from compare("normalized_probability", shares, stored, LOSS, compat=COMPAT)
             yield from compare("normalized_probability", [mean(shares)], [table["agg_value"]], LOSS, compat=COMPAT)
             terms[f"{name}_Q_A_Prob_normalised"] = mean(shares)
-        terms[f"{name}_Q_A_ROUGE"] = own[f"{name}_Q_A_ROUGE"]["agg_value"]  # compared above
-    stored_terms = own["model_utility"]["terms"]
-    stored_value = own["model_utility"]["agg_value"]
+        terms[f"{name}_Q_A_ROUGE"] = results[f"{name}_Q_A_ROUGE"]["agg_value"]  # compared above
+    stored_terms = results["model_utility"]["terms"]
+    stored_value = results["model_utility"]["agg_value"]
     yield from compare("model_utility", [model_utility(list(stored_terms.values()))], [stored_value], EXACT)
     yield from compare("model_utility", [model_utility([terms[name] for name in stored_terms])], [stored_value], LOSS)
 

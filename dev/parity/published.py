@@ -78,8 +78,8 @@ def min_k_plus_plus(record: TokenRecord, share: float) -> float:
     """open-unlearning's min-k++, a loss, with a variance of at least 1e-6."""
     if len(record) < 2:
         return 0.0
-    own = record[:-1]
-    return -attacks.mean_of_smallest(own, attacks.standardised(own, 1e-6), share)
+    shorter = record[:-1]
+    return -attacks.mean_of_smallest(shorter, attacks.standardised(shorter, 1e-6), share)
 
 
 def muse_min_k(record: TokenRecord, share: float) -> float:

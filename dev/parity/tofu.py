@@ -60,14 +60,14 @@ def utilities(logs: Logs, stored: Mapping[str, Mapping[str, float]], tolerance: 
     ):
         terms = []
         for name, (file, _) in FILES.items():
-            own = _statistics(logs[file], name, compat)
-            for kind, value in own.items():
+            stats = _statistics(logs[file], name, compat)
+            for kind, value in stats.items():
                 metric = "forget_truth_ratio" if (name, kind) == ("Forget", "Truth Ratio") else METRIC[kind]
                 golden = [stored[key][names[kind].format(name)]]
                 bound = min(TEXT, tolerance) if kind == "ROUGE" else tolerance
                 yield from compare(metric, [value], golden, bound, compat=compat or "")
             if name != "Forget":
-                terms += own.values()
+                terms += stats.values()
         yield from compare(
             "model_utility", [model_utility(terms)], [stored[key]["Model Utility"]], tolerance, compat=compat or ""
         )
@@ -90,10 +90,10 @@ def _log(
     def losses(field: str, names: tuple[str, str, str]) -> list[Any]:
         per_row = []
         several = [row[field] if isinstance(row[field], list) else [row[field]] for row in rows]
-        asked = [_asked(golden, row, answer) for row, own in zip(rows, several, strict=True) for answer in own]
+        asked = [_asked(golden, row, answer) for row, answers in zip(rows, several, strict=True) for answer in answers]
         flat = iter(golden.records(model, asked))
-        for i, row, own in zip(order, rows, several, strict=True):
-            records = [next(flat) for _ in own]
+        for i, row, answers in zip(order, rows, several, strict=True):
+            records = [next(flat) for _ in answers]
             means = [mean_nll(record) for record in records]
             for key, ours, tolerance in (
                 (names[0], means, LOSS),
