@@ -82,14 +82,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Sweep, run or print."""
     args = _arguments().parse_args(argv)
     if args.what == "table":
-        lines = [own for own in _lines(args.output) if own["subject"] in (args.subjects or [own["subject"]])]
+        lines = [line for line in _lines(args.output) if line["subject"] in (args.subjects or [line["subject"]])]
         print(tables(lines, _chosen(args.output, args.set)))
         return
     end = time.monotonic() + 60 * args.minutes
     jobs = list(sweep(args.arms) if args.what == "sweep" else wanted(args, _chosen(args.output, args.set)))
     for job in jobs:
         done = _lines(args.output)
-        if any((own["name"], own["subject"]) == (job.name, job.subject) for own in done):
+        if any((line["name"], line["subject"]) == (job.name, job.subject) for line in done):
             continue
         left = end - time.monotonic()
         if _expected(job, done) > left:
@@ -172,10 +172,12 @@ def _retrained(subject: Subject, seed: int) -> Path:
 def raw(results: dict[str, Any]) -> dict[str, Any]:
     """What the criterion reads, from a results file."""
     metrics = results["metrics"]
-    knowledge = [own["knowledge"] for own in results["forget"].values() if own.get("knowledge") is not None]
-    terms = [own for own in results["terms"] if own is not None]
+    knowledge = [entry["knowledge"] for entry in results["forget"].values() if entry.get("knowledge") is not None]
+    terms = [term for term in results["terms"] if term is not None]
     names = {"loss": "loss", "zlib": "zlib", "min_k": "min_k_20", "min_k_plus_plus": "min_k_plus_plus_20"}
-    row: dict[str, Any] = {f"auc_{own}": metrics[f"membership/{name}_auc"]["value"] for own, name in names.items()}
+    row: dict[str, Any] = {
+        f"auc_{attack}": metrics[f"membership/{name}_auc"]["value"] for attack, name in names.items()
+    }
     return row | {
         "task_aggregate": statistics.harmonic_mean(terms),
         "terms": terms,
@@ -192,11 +194,11 @@ def said_nll(predictions: Path, data: Path, model: Path) -> float:
     """Fluency: mean over forget rows of the mean NLL (nats per token) of what was said, under the untouched model."""
     tokenizer = AutoTokenizer.from_pretrained(model)
     loaded: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).to(DEVICE)
-    prompts = {own["id"]: own["input"] for own in map(json.loads, data.read_text().splitlines())}
+    prompts = {row["id"]: row["input"] for row in map(json.loads, data.read_text().splitlines())}
     nlls = []
-    for own in map(json.loads, predictions.read_text().splitlines()):
-        said = tokenizer(own["model_output"], add_special_tokens=False)["input_ids"]
-        prompt = tokenizer(prompts[own["id"]])["input_ids"]
+    for prediction in map(json.loads, predictions.read_text().splitlines()):
+        said = tokenizer(prediction["model_output"], add_special_tokens=False)["input_ids"]
+        prompt = tokenizer(prompts[prediction["id"]])["input_ids"]
         if said:
             ids = torch.tensor([[*prompt, *said]], device=DEVICE)
             logps = loaded(input_ids=ids).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
@@ -209,16 +211,16 @@ def tables(lines: list[dict[str, Any]], chosen: dict[str, dict[str, Any]]) -> st
     columns = ("task_aggregate", "lowest_retain", "retain_kept")
     columns += ("auc_loss", "auc_zlib", "auc_min_k", "auc_min_k_plus_plus", "member_nll", "unseen_nll", "exact_match")
     columns += ("repetition", "fluency", "facts_nll", "facts_accuracy", "steps", "seconds")
-    before = {own["subject"]: own["terms"] for own in lines if own["arm"] == "before"}
+    before = {line["subject"]: line["terms"] for line in lines if line["arm"] == "before"}
     text = [f"| subject | run | {' | '.join(columns)} |", f"|---|---|{'---:|' * len(columns)}"]
-    for own in sorted(lines, key=lambda own: (own["subject"], own["name"])):
-        row = own | retain_kept(own["terms"], before.get(own["subject"], []))
+    for line in sorted(lines, key=lambda line: (line["subject"], line["name"])):
+        row = line | retain_kept(line["terms"], before.get(line["subject"], []))
         cells = [f"{row[name]:{',.0f' if name in WHOLE else '.3g'}}" if name in row else "" for name in columns]
-        text.append(f"| {own['subject']} | {own['name']} | {' | '.join(cells)} |")
+        text.append(f"| {line['subject']} | {line['name']} | {' | '.join(cells)} |")
     runs = compared(lines, chosen)
     if runs:
         text += ["", "| arm | mean rank |", "|---|---:|"]
-        text += [f"| {arm} | {rank:.2f} |" for arm, rank in sorted(mean_ranks(runs).items(), key=lambda own: own[1])]
+        text += [f"| {arm} | {rank:.2f} |" for arm, rank in sorted(mean_ranks(runs).items(), key=lambda pair: pair[1])]
         text += ["", "Ranked on " + ", ".join(f"{name} seed {seed}" for name, seed in sorted({k[1:] for k in runs}))]
     return "\n".join(text)
 
@@ -235,17 +237,17 @@ def compared(
 ) -> dict[tuple[str, str, int], dict[str, float]]:
     """(arm, subject, seed) -> columns of the criterion, for the most places at which every arm has run."""
     fixed: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for own in lines:
-        if own["arm"] in FIXED:
-            fixed.setdefault((own["subject"], own["arm"]), []).append(own)
+    for line in lines:
+        if line["arm"] in FIXED:
+            fixed.setdefault((line["subject"], line["arm"]), []).append(line)
     found: dict[tuple[str, str, int], dict[str, float]] = {}
-    for own in lines:
-        place = own["subject"]
-        settings = {key: own.get(key) for key in chosen.get(own["arm"], {})}
+    for line in lines:
+        place = line["subject"]
+        settings = {key: line.get(key) for key in chosen.get(line["arm"], {})}
         known = (place, "before") in fixed and (place, "retrained") in fixed
-        if own["arm"] in ARMS | {"D": 0} and place != SWEPT and known and settings == chosen.get(own["arm"], {}):
-            row = distances(own, fixed[place, "before"][0], fixed[place, "retrained"])
-            found[own["arm"], place, own["seed"]] = row
+        if line["arm"] in ARMS | {"D": 0} and place != SWEPT and known and settings == chosen.get(line["arm"], {}):
+            row = distances(line, fixed[place, "before"][0], fixed[place, "retrained"])
+            found[line["arm"], place, line["seed"]] = row
     arms = {arm for arm, _, _ in found if arm not in NEED_ORIGIN}
     places = {key[1:] for key in found if all((arm, *key[1:]) in found for arm in arms)}
     return {key: row for key, row in found.items() if key[0] in arms and key[1:] in places}
@@ -255,15 +257,15 @@ def _chosen(folder: Path, given: Sequence[str] = ()) -> dict[str, dict[str, Any]
     """Arm -> settings of its best run in the sweep, by rank among its own, none before there has been one; over them
     those that are given for all arms.
     """
-    lines = [own for own in _lines(folder) if own["subject"] == SWEPT]
-    fixed = {own["arm"]: own for own in lines}
+    lines = [line for line in _lines(folder) if line["subject"] == SWEPT]
+    fixed = {line["arm"]: line for line in lines}
     best: dict[str, dict[str, Any]] = {}
     for arm in ARMS if {*FIXED} <= fixed.keys() else ():
-        own = {json.dumps({key: row[key] for key in ("learning_rate", "forget_weight")}): row for row in lines
+        tried = {json.dumps({key: row[key] for key in ("learning_rate", "forget_weight")}): row for row in lines
                if row["arm"] == arm and "learning_rate" in row}  # fmt: skip
-        if own:
+        if tried:
             runs = {
-                (name, SWEPT, 0): distances(row, fixed["before"], [fixed["retrained"]]) for name, row in own.items()
+                (name, SWEPT, 0): distances(row, fixed["before"], [fixed["retrained"]]) for name, row in tried.items()
             }
             ranked = mean_ranks(runs)
             best[arm] = json.loads(min(ranked, key=lambda name: ranked[name]))
@@ -300,7 +302,7 @@ def _steered(job: Job, subject: Subject, run: Path, tree: Path | None) -> Path:
         if tree is None:
             raise SystemExit("arm D: give --steered, a work tree of commit 817f314")
         settings = {"recipe": "steered", "model": subject.model, "output": run, "seed": job.seed}
-        given = [part for key, own in (settings | _texts(job, subject)).items() for part in (f"--{key}", str(own))]
+        given = [part for key, value in (settings | _texts(job, subject)).items() for part in (f"--{key}", str(value))]
         command = [sys.executable, "-m", "expunge", "unlearn", "--overwrite", *given]
         subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": str(tree / "src")})
     return run
@@ -317,8 +319,8 @@ def _expected(job: Job, done: list[dict[str, Any]]) -> float:
     """Seconds that the job will take, by the longest of its kind so far; 0 where there has been none."""
     fixed = job.arm in FIXED
     return max(
-        (own["seconds"] for own in done
-         if own["subject"] == job.subject and (own["arm"] in FIXED) == fixed), default=0.0
+        (line["seconds"] for line in done
+         if line["subject"] == job.subject and (line["arm"] in FIXED) == fixed), default=0.0
     )  # fmt: skip
 
 

@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> None:
             attach_adapter(loaded, args.adapter)
         for name, form in forms.items():
             members, unseen = (nlls(loaded, side[:half], form) for side in sides)
-            area = auc([-own for own in members], [-own for own in unseen])
+            area = auc([-value for value in members], [-value for value in unseen])
             cells = (f"{fmean(members):.2f}", f"{fmean(unseen):.2f}", f"{area:.2f}")
             print(f"| {Path(model).name} | {name} | {' | '.join(cells)} |", flush=True)
 
@@ -69,8 +69,8 @@ def nlls(loaded: LoadedModel, texts: Sequence[str], form: Form) -> list[float]:
     before = text_ids(loaded.tokenizer, form[0]) if form[0] else []
     rows = []
     for text in texts:
-        own = text_ids(loaded.tokenizer, form[1](text))
-        rows.append([*before, *own[1 if before and own[0] == loaded.tokenizer.bos_token_id else 0 :]])
+        ids = text_ids(loaded.tokenizer, form[1](text))
+        rows.append([*before, *ids[1 if before and ids[0] == loaded.tokenizer.bos_token_id else 0 :]])
     return [-float(logps[max(0, len(before) - 1) :].mean()) for logps in sequence_logps(loaded, rows)]
 
 

@@ -49,7 +49,7 @@ def distances(after: Row, before: Row, retrained: Sequence[Row]) -> dict[str, fl
     """
     columns = {name: after[name] for name in ("task_aggregate", "exact_match", "steps")}
     for name in (*GROUPS["membership"], *GROUPS["what is said instead"]):
-        columns[name] = abs(after[name] - statistics.fmean(own[name] for own in retrained))
+        columns[name] = abs(after[name] - statistics.fmean(row[name] for row in retrained))
     columns["drift"] = abs(after["unseen_nll"] / before["unseen_nll"] - 1)
     if "facts_nll" in after:
         columns["facts"] = abs(after["facts_nll"] / before["facts_nll"] - 1)
@@ -71,14 +71,14 @@ def mean_ranks(runs: Mapping[tuple[str, str, int], Row]) -> dict[str, float]:
             known = [name for name in columns if all(name in row for row in rows.values())]
             ranked = [ranks({arm: _cost(name, row) for arm, row in rows.items()}) for name in known]
             for arm in arms if known else ():
-                of[arm].setdefault(subject, []).append(statistics.fmean(own[arm] for own in ranked))
-    return {arm: statistics.fmean(map(statistics.fmean, own.values())) for arm, own in of.items()}
+                of[arm].setdefault(subject, []).append(statistics.fmean(by_arm[arm] for by_arm in ranked))
+    return {arm: statistics.fmean(map(statistics.fmean, by_subject.values())) for arm, by_subject in of.items()}
 
 
 def ranks(costs: Mapping[str, float]) -> dict[str, float]:
     """Name -> rank, 1 for the smallest cost; equal costs share the mean of their places."""
     values = sorted(costs.values())
-    return {name: values.index(own) + (values.count(own) + 1) / 2 for name, own in costs.items()}
+    return {name: values.index(cost) + (values.count(cost) + 1) / 2 for name, cost in costs.items()}
 
 
 def _cost(name: str, row: Row) -> float:

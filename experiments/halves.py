@@ -42,15 +42,15 @@ def main(argv: list[str] | None = None) -> None:
             rows = tokenize_all(
                 loaded.tokenizer, side, PromptFormat("space", False), max_length=512, truncate_completions=True
             )
-            losses.append([-own.mean().item() for own in sequence_logps(loaded, [row.input_ids for row in rows])])
+            losses.append([-logps.mean().item() for logps in sequence_logps(loaded, [row.input_ids for row in rows])])
         hard = surprises(loaded.tokenizer, found.retain, texts)
         level = [[0.0] * len(side) for side in texts]
         cells = [
             name,
             f"{len(texts[0])} + {len(texts[1])}",
             f"{_auc(losses):.2f}",
-            *(f"{_gap(sides, losses, own):.3f}" for own in (level, hard)),
-            *(f"{correlation(own, loss):.2f}" for own, loss in zip(hard, losses, strict=True)),
+            *(f"{_gap(sides, losses, surprise):.3f}" for surprise in (level, hard)),
+            *(f"{correlation(surprise, loss):.2f}" for surprise, loss in zip(hard, losses, strict=True)),
         ]
         print(f"| {' | '.join(cells)} |", flush=True)
 
@@ -60,9 +60,9 @@ def _gap(sides: list[Side], losses: list[list[float]], surprise: list[list[float
     squares = []
     for salt in range(SPLITS):
         halves: tuple[list[list[float]], list[list[float]]] = ([], [])
-        for side, values, own in zip(sides, losses, surprise, strict=True):
+        for side, values, expected in zip(sides, losses, surprise, strict=True):
             hashes = [hashlib.sha256(f"{salt} {row.completion}".encode()).hexdigest() for row in side.texts]
-            chosen = selection_half(hashes, [text.group for text in side.texts], own, side.family)
+            chosen = selection_half(hashes, [text.group for text in side.texts], expected, side.family)
             halves[0].append(list(compress(values, chosen)))
             halves[1].append(list(compress(values, (not at for at in chosen))))
         squares.append((_auc(halves[0]) - _auc(halves[1])) ** 2)
@@ -70,7 +70,7 @@ def _gap(sides: list[Side], losses: list[list[float]], surprise: list[list[float
 
 
 def _auc(losses: list[list[float]]) -> float:
-    return auc(*([-own for own in side] for side in losses))
+    return auc(*([-loss for loss in side] for side in losses))
 
 
 def _arguments() -> argparse.ArgumentParser:

@@ -79,7 +79,7 @@ def table(rows: dict[str, dict[int, list[Row]]], oracle: Row) -> str:
     lines = [f"| targets | rank | {' | '.join(COLUMNS)} |", f"|---|{'---:|' * (len(COLUMNS) + 1)}"]
     for label, ranks in rows.items():
         for rank, found in ranks.items():
-            cells = [_cell(column, [own[column] for own in found]) for column in COLUMNS]
+            cells = [_cell(column, [row[column] for row in found]) for column in COLUMNS]
             lines.append(f"| {label} | {rank} | {' | '.join(cells)} |")
     lines.append(f"| retrained | | {' | '.join(_cell(column, [oracle[column]]) for column in COLUMNS)} |")
     return "\n".join(lines)
@@ -88,7 +88,7 @@ def table(rows: dict[str, dict[int, list[Row]]], oracle: Row) -> str:
 def _cell(column: str, values: list[float]) -> str:
     if column != "relearning":
         return spread(values)
-    return ", ".join("-" if own >= MOST else f"{own:g}" for own in sorted(values))
+    return ", ".join("-" if value >= MOST else f"{value:g}" for value in sorted(values))
 
 
 def draw(rows: dict[str, dict[int, list[Row]]], oracle: Row, folder: Path) -> None:
@@ -112,14 +112,14 @@ def draw(rows: dict[str, dict[int, list[Row]]], oracle: Row, folder: Path) -> No
 
 
 def _line(axis: Axes, label: str, ranks: dict[int, list[Row]], column: str) -> None:
-    values = [[own[column] for own in found] for found in ranks.values()]
+    values = [[row[column] for row in found] for found in ranks.values()]
     if column == "relearning":
-        middles = [statistics.median(own) for own in values]
-        errors = [[m - min(own) for m, own in zip(middles, values, strict=True)]]
-        errors += [[max(own) - m for m, own in zip(middles, values, strict=True)]]
+        middles = [statistics.median(group) for group in values]
+        errors = [[m - min(group) for m, group in zip(middles, values, strict=True)]]
+        errors += [[max(group) - m for m, group in zip(middles, values, strict=True)]]
     else:
-        middles = [statistics.fmean(own) for own in values]
-        errors = [[statistics.stdev(own) if len(own) > 1 else 0.0 for own in values]] * 2
+        middles = [statistics.fmean(group) for group in values]
+        errors = [[statistics.stdev(group) if len(group) > 1 else 0.0 for group in values]] * 2
     axis.errorbar(list(ranks), middles, yerr=errors, marker="o", markersize=4, capsize=2, label=label)
 
 

@@ -121,9 +121,9 @@ def whole_split() -> dict[str, list[Example]]:
     """The validation split; unseen are the first documents of each task of the training split's forget side."""
     found, others = read_lume(SEMEVAL, "validation"), documents(read_lume(SEMEVAL, "train").forget)
     holdout, nonmember = list[Example](), list[Example]()
-    for task, own in documents(found.forget).items():
-        holdout += [row for group in others[task][: len(own)] for row in group]
-        nonmember += [row for group in others[task][len(own) :] for row in group if row.kind == "sc"]
+    for task, forgotten in documents(found.forget).items():
+        holdout += [row for group in others[task][: len(forgotten)] for row in group]
+        nonmember += [row for group in others[task][len(forgotten) :] for row in group if row.kind == "sc"]
     member = [row for row in found.forget if row.kind == "sc"]
     return {
         "forget": found.forget, "retain": found.retain, "holdout": holdout, "nonmember": nonmember, "member": member
@@ -136,8 +136,8 @@ def tofu(every: int) -> dict[str, list[Example]]:
     def read(name: str, prefix: str) -> list[Example]:
         lines = map(json.loads, (TOFU / f"{name}.json").read_text().splitlines())
         return [
-            Example(id=f"{prefix}-{at}qa0", prompt=own["question"], completion=own["answer"], task="Task1", kind="qa")
-            for at, own in enumerate(lines)
+            Example(id=f"{prefix}-{at}qa0", prompt=line["question"], completion=line["answer"], task="Task1", kind="qa")
+            for at, line in enumerate(lines)
         ]
 
     unseen = read("forget05", "unseen")
@@ -161,14 +161,14 @@ def documents(rows: Sequence[Example]) -> dict[str, list[list[Example]]]:
     for row in rows:
         groups.setdefault((row.task, re.sub(r"(sc|qa)\d+$", "", row.id)), []).append(row)
     tasks: dict[str, list[list[Example]]] = {}
-    for (task, _), own in sorted(groups.items()):
-        tasks.setdefault(task, []).append(own)
+    for (task, _), group in sorted(groups.items()):
+        tasks.setdefault(task, []).append(group)
     return tasks
 
 
 def taken(tasks: dict[str, list[list[Example]]], offset: int, every: int) -> list[Example]:
     """The rows of one document of `every` of each task."""
-    return [row for groups in tasks.values() for own in groups[offset::every] for row in own]
+    return [row for groups in tasks.values() for group in groups[offset::every] for row in group]
 
 
 def ids(folder: Path) -> list[str]:
@@ -220,15 +220,15 @@ def facts_nll(model: Path, adapter: Path | None, file: Path) -> tuple[float, flo
     for fact in json.loads(file.read_text()):
         prompt = tokenizer(f"Question: {fact['question']}\nAnswer:")["input_ids"]
         answers = [
-            tokenizer(f" {own}", add_special_tokens=False)["input_ids"]
-            for own in (fact["answer"], *fact["perturbed_answer"])
+            tokenizer(f" {answer}", add_special_tokens=False)["input_ids"]
+            for answer in (fact["answer"], *fact["perturbed_answer"])
         ]
         width = len(prompt) + max(map(len, answers))
-        rows = [[*prompt, *own, *[0] * (width - len(prompt) - len(own))] for own in answers]
+        rows = [[*prompt, *answer, *[0] * (width - len(prompt) - len(answer))] for answer in answers]
         input_ids = torch.tensor(rows, device=DEVICE)
         logps = loaded(input_ids=input_ids).logits[:, len(prompt) - 1 : -1].float().log_softmax(-1)
-        own = logps.gather(-1, input_ids[:, len(prompt) :, None])[..., 0]
-        means = [-row[: len(ids)].mean().item() for row, ids in zip(own, answers, strict=True)]
+        answer_logps = logps.gather(-1, input_ids[:, len(prompt) :, None])[..., 0]
+        means = [-row[: len(ids)].mean().item() for row, ids in zip(answer_logps, answers, strict=True)]
         nlls.append(means[0])
         right += means[0] == min(means)
     return sum(nlls) / len(nlls), right / len(nlls)

@@ -23,8 +23,8 @@ def main(argv: list[str] | None = None) -> None:
     for name, subject, folder, data, untouched, first in opened(args):
         rows = {}
         for seed in args.seeds:
-            own = folder / f"retrained-{seed}"
-            results = score(subject, own, data, str(retrained(name, subject, seed, own))) if seed else first
+            model = folder / f"retrained-{seed}"
+            results = score(subject, model, data, str(retrained(name, subject, seed, model))) if seed else first
             rows[str(seed)] = summary(results, untouched)
         print(f"### {name}, retrained models\n\n| seed | {' | '.join(COLUMNS)} |\n|---|{'---:|' * len(COLUMNS)}")
         for label, chosen in [*rows.items(), ("all", None)]:

@@ -88,7 +88,7 @@ def main(argv: list[str] | None = None) -> None:
         print(f"### {name}, seeds {' '.join(map(str, args.seeds))}\n\n| | task | forget | lowest retain | auc |")
         print("|---|---:|---:|---:|---:|")
         for kind, found in rows.items():
-            cells = [spread([own[column] for own in found]) for column in ("task", "forget", "lowest retain", "auc")]
+            cells = [spread([row[column] for row in found]) for column in ("task", "forget", "lowest retain", "auc")]
             print(f"| {kind} | {' | '.join(cells)} |")
 
 

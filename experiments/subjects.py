@@ -59,10 +59,10 @@ def tables(files: Sequence[str | Path]) -> str:
         if row.metric.count("/") > 1 and not row.metric.endswith("/paraphrased"):
             continue  # of one task
         must = row.metric.startswith(("forget/", "membership/", *AGGREGATES)) and row.metric not in MANNER
-        own = changes.get(row.metric, (None, None))
-        told = [_tells(own[i], row.cells[i], row.cells[2]) for i in (0, 1)]
+        change = changes.get(row.metric, (None, None))
+        told = [_tells(change[i], row.cells[i], row.cells[2]) for i in (0, 1)]
         counts = {cell.n for cell in row.cells if cell is not None and cell.n}
-        cells = [_label(row), str(max(counts)) if counts else "", *map(_cell, row.cells), _cell(own[0]), *told]
+        cells = [_label(row), str(max(counts)) if counts else "", *map(_cell, row.cells), _cell(change[0]), *told]
         parts[0 if must else 1].append(f"| {' | '.join(cells)} |")
         if must and told[0] == NO:
             failing.append(f"`{row.metric}`")
@@ -98,9 +98,9 @@ def _tests(files: Sequence[str | Path]) -> list[str]:
     found = [(read_results(file).get("reference") or {}).get("indistinguishable", {}) for file in files]
     lines = []
     for name, title in TESTS.items():
-        p = [own.get(name) for own in found[:2]]
+        p = [results.get(name) for results in found[:2]]
         if p[0] is not None and p[1] is not None:
-            told = ["yes" if own < LEVEL else NO for own in p]
+            told = ["yes" if value < LEVEL else NO for value in p]
             lines.append(f"| {title} | | {p[0]:.2g} | {p[1]:.2g} | | | {' | '.join(told)} |")
     return lines
 

@@ -113,7 +113,7 @@ def _values(model: Path, part: str, rows: Sequence[Example], file: Path) -> dict
             EvaluateConfig(model=str(model), benchmark="custom", forget=str(texts), max_new_tokens=64, output=str(file))
         )
     metrics = read_results(file)["metrics"]
-    wanted = {own for name in METRICS for own in (name, name + SUFFIX)}
+    wanted = {key for name in METRICS for key in (name, name + SUFFIX)}
     return {
         name: metrics[f"forget/{name}"]["value"]
         for name in wanted

@@ -71,16 +71,18 @@ def lume(seed: int) -> Sets:
     left: dict[str, dict[str, list[list[Example]]]] = {}
     for side in ("forget", "retain"):
         rows = read_examples(SHARED / "data" / "lume" / f"{side}.jsonl")
-        groups = [list(own) for name, own in groupby(rows, _group) if name not in used]
+        groups = [list(group) for name, group in groupby(rows, _group) if name not in used]
         rng.shuffle(groups)
-        left[side] = {task: [own for own in groups if own[0].task == task] for task in ("Task1", "Task2", "Task3")}
+        left[side] = {
+            task: [group for group in groups if group[0].task == task] for task in ("Task1", "Task2", "Task3")
+        }
     sets: dict[str, list[Example]] = {}
     for name, side in (("forget", "forget"), ("unseen", "forget"), ("retain", "retain")):
         sets[name] = []
         for groups in left[side].values():
             sets[name] += chain.from_iterable(groups[: GROUPS[name]])
             del groups[: GROUPS[name]]
-    general = [row for tasks in left.values() for groups in tasks.values() for own in groups for row in own]
+    general = [row for tasks in left.values() for groups in tasks.values() for group in groups for row in group]
     return Sets(**sets, general=general)
 
 
@@ -188,8 +190,8 @@ def learn(
     label: str,
 ) -> PreTrainedModel:
     """The model, changed in place: it knows `rows` by heart."""
-    own, general, rng = _encode(tokenizer, rows), _encode(tokenizer, sets.general), random.Random(seed)
-    passes = [own + rng.sample(general, FREQUENT) for _ in range(PASSES)]
+    known, general, rng = _encode(tokenizer, rows), _encode(tokenizer, sets.general), random.Random(seed)
+    passes = [known + rng.sample(general, FREQUENT) for _ in range(PASSES)]
     train(model, passes, LEARNING_RATES[1], seed, label)
     return model
 
@@ -198,11 +200,11 @@ def _write(sets: Sets, folder: Path) -> None:
     """The rows, and as documents the longer completions of both sides."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, rows in (("forget", sets.forget), ("retain", sets.retain)):
-        lines = [{"id": own.id, "input": own.prompt, "output": own.completion, "task": own.task} for own in rows]
+        lines = [{"id": row.id, "input": row.prompt, "output": row.completion, "task": row.task} for row in rows]
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     for name, rows in (("member", sets.forget), ("nonmember", sets.unseen)):
         documents = [row for row in rows if row.kind == "sc" and row.task != "Task2"]
-        lines = [{"id": own.id, "document": _text(own)} for own in documents]
+        lines = [{"id": row.id, "document": _text(row)} for row in documents]
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 

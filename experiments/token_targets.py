@@ -46,15 +46,15 @@ def main(argv: list[str] | None = None) -> None:
         found = targets(run)
         for folder in args.origin:
             found |= by_origin(run, folder)
-        for label, own in found.items():
-            cells = (f"{own:.3f}" for own in compared(run, own, truth))
+        for label, values in found.items():
+            cells = (f"{number:.3f}" for number in compared(run, values, truth))
             print(f"| {name} | {label} | {' | '.join(cells)} |", flush=True)
 
 
 def prepared(subject: Subject) -> Prepared:
     """The texts of a run on the subject, as `expunge unlearn` would read them."""
     texts = (
-        {own: str(subject.data / f"{own}.jsonl") for own in ("forget", "retain", "holdout")}
+        {side: str(subject.data / f"{side}.jsonl") for side in ("forget", "retain", "holdout")}
         if (subject.data / "holdout.jsonl").is_file()
         else {"benchmark": "semeval", "data": str(subject.data), "split": subject.split}
     )
@@ -93,12 +93,12 @@ def by_origin(run: Prepared, folder: Path) -> dict[str, Values]:
         ("its own texts", written, "completion"),
         ("texts to keep", run.retain, "all"),
     ):
-        sides = (sequence_logps(own, [row.input_ids for row in rows]) for own in (run.loaded, origin))
+        sides = (sequence_logps(model, [row.input_ids for row in rows]) for model in (run.loaded, origin))
         ratios[f"times the ratio on {label}"] = nll_ratio(
-            *([own[row.targets(span).start - 1 :] for row, own in zip(rows, side, strict=True)] for side in sides)
+            *([logps[row.targets(span).start - 1 :] for row, logps in zip(rows, side, strict=True)] for side in sides)
         )
     return {
-        f"{folder.name}'s, {label} ({ratio:.3f})": [[ratio * nll for nll in own] for own in found]
+        f"{folder.name}'s, {label} ({ratio:.3f})": [[ratio * nll for nll in values] for values in found]
         for label, ratio in ratios.items()
     }
 
@@ -106,25 +106,25 @@ def by_origin(run: Prepared, folder: Path) -> dict[str, Values]:
 def compared(run: Prepared, found: Values, truth: Values) -> tuple[float, float, float, float, float]:
     """The numbers of a line."""
     kinds: defaultdict[tuple[str, bool], list[tuple[float, float]]] = defaultdict(list)
-    for row, own, right in zip(run.forget, found, truth, strict=True):
-        for at in range(1, len(own)):
-            kinds[row.group, at >= row.completion_start].append((own[at], right[at]))
-    pairs = [pair for own in kinds.values() for pair in own]
+    for row, values, right in zip(run.forget, found, truth, strict=True):
+        for at in range(1, len(values)):
+            kinds[row.group, at >= row.completion_start].append((values[at], right[at]))
+    pairs = [pair for of_kind in kinds.values() for pair in of_kind]
     means = [fmean(side) for side in zip(*pairs, strict=True)]
-    apart = sum(abs(math.fsum(own - right for own, right in pair)) for pair in kinds.values()) / len(pairs)
+    apart = sum(abs(math.fsum(nll - right for nll, right in pair)) for pair in kinds.values()) / len(pairs)
     ranks = [np.argsort(np.argsort(side)) for side in zip(*pairs, strict=True)]
     return *means, fmean(divergence(*pair) for pair in pairs), float(np.corrcoef(*ranks)[0, 1]), apart
 
 
 def divergence(target: float, right: float) -> float:
     """KL between two distributions over a token and all others, that give it these NLLs; nats."""
-    t, r = (min(max(math.exp(-own), 1e-6), 1 - 1e-6) for own in (target, right))
+    t, r = (min(max(math.exp(-nll), 1e-6), 1 - 1e-6) for nll in (target, right))
     return t * math.log(t / r) + (1 - t) * math.log((1 - t) / (1 - r))
 
 
 def nlls(ids: Sequence[Sequence[int]], model: LoadedModel) -> Values:
     """The model's NLL of every token, of the first one 0."""
-    return [[0.0, *(-own).tolist()] for own in sequence_logps(model, ids)]
+    return [[0.0, *(-logps).tolist()] for logps in sequence_logps(model, ids)]
 
 
 def _arguments() -> argparse.ArgumentParser:
