@@ -58,7 +58,7 @@ def data_files(seed: int) -> dict[str, str]:
     rows["quiz"] = [row._asdict() for row in quiz()]
     for name, source in (("member", "forget"), ("nonmember", "holdout")):
         rows[name] = [{"id": subject.rows[0].id, "document": subject.document} for subject in sets[source]]
-    return {f"{name}.jsonl": "".join(json.dumps(row) + "\n" for row in own) for name, own in rows.items()}
+    return {f"{name}.jsonl": "".join(json.dumps(row) + "\n" for row in lines) for name, lines in rows.items()}
 
 
 def subjects(seed: int) -> dict[str, list[Subject]]:

@@ -105,10 +105,10 @@ def finish(
         folder: Where the model goes.
     """
     rows = [row for name in sets for row in read_examples(folder.parent / "data" / f"{name}.jsonl")]
-    own = [tokenize(tokenizer, row, PROMPT_FORMAT, max_length=CONTEXT).input_ids for row in rows]
+    encoded = [tokenize(tokenizer, row, PROMPT_FORMAT, max_length=CONTEXT).input_ids for row in rows]
     general = general_texts(seed, "passes")
     count = PASSES[folder.name]
-    passes = [own + _encode(tokenizer, islice(general, GENERAL_TOTAL // count)) for _ in range(count)]
+    passes = [encoded + _encode(tokenizer, islice(general, GENERAL_TOTAL // count)) for _ in range(count)]
     train(model, passes, LEARNING_RATES[1], seed, folder.name)
     move(model, torch.bfloat16)
     model.save_pretrained(folder)
@@ -225,7 +225,7 @@ def _after_others(texts: list[list[int]], rng: random.Random) -> list[list[int]]
     """Every second text stands after one of them: a language model reads texts after others. All are far shorter than
     half of the context.
     """
-    return [rng.choice(texts) + own if rng.random() < 0.5 else own for own in texts]
+    return [rng.choice(texts) + text if rng.random() < 0.5 else text for text in texts]
 
 
 def main() -> None:
