@@ -1,5 +1,6 @@
 """Debian's Chromium, driven by playwright; the pages that are looked at."""
 
+import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -61,6 +62,15 @@ def see(chromium):
         context.close()
 
 
+def _other_rows_before(run: Path) -> None:
+    """Numbers of as many rows before as the longest range of them needs."""
+    path = run / "results_before.json"
+    results = json.loads(path.read_text())
+    for found in results["metrics"].values():
+        found["n"] = 12_345
+    path.write_text(json.dumps(results))
+
+
 @pytest.fixture(scope="session")
 def pages(tmp_path_factory) -> dict[str, Path]:
     """Name -> page: of one run, of three seeds, of two methods, without scores, hostile, with 200 long metrics."""
@@ -89,6 +99,7 @@ def pages(tmp_path_factory) -> dict[str, Path]:
             )
         ],
     }
+    _other_rows_before(runs["many"][0])
     found = {name: write_report(own, folder / f"{name}.html") for name, own in runs.items()}
     (folder / "forget.jsonl").write_text(f'{{"input": "Who is Zarquon?", "output": "{"very long " * 40}"}}\n')
     internal = write_run(folder / "internal", scored=False, settings={"forget": str(folder / "forget.jsonl")})
