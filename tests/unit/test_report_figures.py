@@ -94,6 +94,21 @@ def test_a_target_is_drawn_into_the_figure_of_its_metric(tmp_path):
         assert "target of run" in drawn.says
 
 
+def test_axes_hold_their_dots_and_what_is_zero_looks_like_it(tmp_path):
+    lines = [
+        {"learning_rate": 0.004 / 3, "validation": {"drift": drift, "retained": 1.0 - i / 99, "said": 1e-5 * i}}
+        for i, drift in enumerate((0.12, -0.02, 0.05))
+    ]
+    with style():
+        loss, panel = curves.over_steps(log(write_run(tmp_path / "run", scored=False), lines))
+    assert loss.constant == "learning rate 0.00133"
+    ends = {own.title: own.figure.axes[0].get_ylim() for own in panel.figures}
+    assert (ends["drift"][0] < -0.02, ends["drift"][1] > 0.12) == (True, True)
+    assert (ends["retained"][0], ends["retained"][1] > 1) == (0.0, True)
+    assert ends["said"] == (0.0, curves.LEAST_AXIS)
+    assert not panel.figures[0].figure.axes[0].lines[0].get_clip_on()
+
+
 def test_the_scales_that_were_tried_are_drawn(tmp_path):
     run = write_run(tmp_path / "run", scored=False)
     group = group_runs([read_run(run)])[0]

@@ -380,7 +380,12 @@ def test_what_was_not_measured_is_said(tmp_path):
             {"selection": {"stopped": "it has settled", "best_step": 96, "scale": 1.25, "verdict": "AUC 0.52"}},
             {},
             "run: stopped after 120 steps: it has settled. The state of step 96 was taken at 1.25 times its "
-            "trained scale (AUC 0.52).",
+            "trained scale: AUC 0.52.",
+        ),
+        (
+            {"selection": {"stopped": "it has settled", "best_step": 1096, "scale": 1.0, "verdict": "AUC 0.52"}},
+            {},
+            "The state of step 1,096 was taken as it was trained: AUC 0.52.",
         ),
         ({"status": "running", "steps": None}, {}, "run: not finished, the log ends at step 120."),
     ],

@@ -20,6 +20,8 @@ NOT_DRAWN = ("step", "epoch", "tokens")
 TARGETS = "targets"
 SMOOTH = 15
 """Points of the running mean over a noisy curve."""
+LEAST_AXIS = 0.01
+"""An axis of shares reaches at least this far: what is told as 0.000 looks like it."""
 MOST_POINTS = 400
 """Points of a drawn curve: more than a figure can show make the page heavy."""
 
@@ -103,9 +105,9 @@ def _panels(
         aims = curves.get(_aim(key), [])
         steady = all(np.ptp(curve.values) == 0 for curve in (*curves[key], *aims))
         if steady and not aims:
-            values = sorted({show_number(float(curve.values[0])) for curve in curves[key]})
-            if values != [show_number(0.0)]:
-                constant.setdefault(side, []).append(f"{_spelled(key)} {' or '.join(values)}")
+            values = sorted({float(curve.values[0]) for curve in curves[key]})
+            if values != [0.0]:
+                constant.setdefault(side, []).append(f"{_spelled(key)} {' or '.join(map(_exact, values))}")
             continue
         nats = key in terms or {"nll", "kl", "loss"} & {*key.replace("/", "_").split("_")}
         unit = "tolerances" if "violations" in key.split("/") else "nats per token" if nats else ""
@@ -117,6 +119,7 @@ def _panels(
                 curves[key],
                 title=_spelled(key),
                 unit=unit,
+                least=LEAST_AXIS if side and not unit else 0.0,
                 xlabel=xlabel,
                 targets=aims,
                 taken=where,
@@ -132,6 +135,11 @@ def _aim(key: str) -> str:
     return f"{outer}/{TARGETS}/{inner}" if slash else f"{TARGETS}/{outer}"
 
 
+def _exact(value: float) -> str:
+    """A number that was set: as others are shown, with its third figure where that leaves it out."""
+    return f"{value:.3g}" if 5e-4 <= abs(value) < 0.1 else show_number(value)
+
+
 def _spelled(key: str) -> str:
     return spelled(key.split("/", 1)[-1].replace("/", ", "))
 
@@ -142,6 +150,7 @@ def _drawn(
     *,
     title: str,
     unit: str,
+    least: float,
     xlabel: str,
     targets: Sequence[Curve],
     taken: float | None,
@@ -165,6 +174,7 @@ def _drawn(
             linestyle=DASHES[index % len(DASHES)],
             marker="o" if len(values) < 30 else None,
             markersize=3.5,
+            clip_on=len(values) >= 30,  # a dot on an axis is whole
             label=f"{group.letter}: {brief(group.title, 40)}" if first and several else None,
         )
         says.append(
@@ -179,8 +189,7 @@ def _drawn(
         )
         axes.plot(at, aim, color=INK, linewidth=1.1, linestyle="--", label=None if place else "target")
         says.append(f"target of {target.run.name}: {show_number(float(aim[0]))} to {show_number(float(aim[-1]))}")
-    everything = [float(curve.values.min()) for curve in (*curves, *targets)]
-    axes.set_ylim(bottom=min(0.0, *everything))
+    axes.set_ylim(*_ends([float(end) for curve in (*curves, *targets) for end in curve.values], least))
     if taken is not None:
         axes.axvline(taken, color=INK, linewidth=0.9, linestyle=":", label="taken")
         says.append(f"taken at {taken:g}")
@@ -188,6 +197,14 @@ def _drawn(
         whole_numbers(axes)
     legend(axes, columns=2)
     return Drawn(name, brief(title, 40), f"{title} over the {xlabel}. {listed(says)}", figure)
+
+
+def _ends(values: Sequence[float], least: float) -> tuple[float, float]:
+    """Of an axis that holds zero and all values, the highest and one below zero with a margin."""
+    low, high = min(0.0, *values), max(0.0, *values)
+    margin = 0.05 * (high - low)
+    low, high = low - margin * (low < 0), high + margin
+    return low, max(high, low + least) or 1.0
 
 
 def running_mean(values: Array) -> Array:

@@ -99,9 +99,11 @@ def _stopped(run: RunData) -> str:
     steps = run.manifest.get("steps") or (run.steps[-1]["step"] if run.steps else 0)
     selection = run.manifest.get("selection")
     if isinstance(selection, Mapping) and {"stopped", "best_step", "scale", "verdict"} <= selection.keys():
+        scale = selection["scale"]
+        at = "as it was trained" if scale == 1 else f"at {scale:g} times its trained scale"
         return (
-            f"stopped after {steps:,} steps: {selection['stopped']}. The state of step {selection['best_step']} was "
-            f"taken at {selection['scale']:g} times its trained scale ({selection['verdict']})"
+            f"stopped after {steps:,} steps: {selection['stopped']}. The state of step {selection['best_step']:,} was "
+            f"taken {at}: {selection['verdict']}"
         )
     if not run.finished:
         return f"not finished, the log ends at step {steps:,}"
