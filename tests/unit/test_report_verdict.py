@@ -117,6 +117,16 @@ def test_one_bad_answer_is_a_failure_and_says_what_to_do(changed, question, answ
     assert judged.lead.startswith("Not yet: ")
 
 
+def test_what_can_be_guessed_is_said_to_count_where_nothing_says_how_much_that_is():
+    said = {"forget/key_fact": entry(0.3, "lower", "text")}
+    before = BEFORE | {"forget/key_fact": entry(0.9, "lower", "text")}
+    (note,) = judge(metrics(**said), before).answers[SAID].notes
+    assert note.startswith("What can be guessed from a question")
+    asked = RETRAINED | {"forget/key_fact": entry(0.1, "lower", "text")}
+    assert judge(metrics(**said), before, asked).answers[SAID].notes == ()
+    assert judge(metrics(**said, forget=0.9), before).answers[SAID].notes == ()  # more than that is still said
+
+
 @pytest.mark.parametrize(("auc", "too_far"), [(0.5, False), (0.1, True)])
 @pytest.mark.parametrize(
     ("attack", "advice"),
@@ -468,6 +478,9 @@ def test_rows_that_were_trained_on_are_said_to_be_that():
     assert any("trained on" in note for note in judge(metrics()).answers[KEPT].notes)
     assert judge(metrics()).lead == "Forgotten: the texts are gone, and the texts to keep are as they were"
     assert "others may have suffered more" in " ".join(str(judge(metrics())).split())
+    apart = {"rows": {"forget": 50, "retain": 80, "test": 20}, "losses": {"test": {"before": 0.1, "after": 0.3}}}
+    told = judge(metrics(), **apart).answers[KEPT].notes  # what the scores are not of, the run's losses are
+    assert "The loss of the 20 that it did not train on went from 0.100 to 0.300." in told
     own_texts = judge(metrics(), rows={"forget": 50})  # texts to keep that the run was not given
     assert own_texts.lead.endswith("the rest is as it was")
     for more in ({"utility/mmlu": entry(0.6, family="utility")}, {"world_facts/probability": entry(0.6)}):

@@ -21,6 +21,10 @@ RETRAINED, UNTOUCHED, CHANCE = "a model retrained without the texts", "the untou
 ORIGIN = "the model from before it saw the texts"
 NEVER_SEEN = "texts that it has never seen"
 NONE = "a model that knows nothing of them"
+GUESSED = (
+    "What can be guessed from a question, as an address from a name, counts as said: neither unseen texts of the kind "
+    "nor a retrained model were asked (--holdout, --reference)."
+)
 OWN_TARGET = "the run's own --target-auc"
 STATES = ("bad", "unclear", "not measured", "good")
 """From the worst to the best."""

@@ -15,7 +15,9 @@ from expunge.evaluation.estimate import NAN, ONE_TEXT, WITHHELD
 from expunge.evaluation.results import COMPARED
 from expunge.report.answers import (
     CHANCE,
+    GUESSED,
     NEVER_SEEN,
+    NONE,
     ORIGIN,
     OTHER_TARGET,
     OWN_TARGET,
@@ -126,8 +128,9 @@ def still_said(run: RunData, criteria: Criteria) -> Answer:
         answer = answered(SAID, ("yes", "no"), numbers, rule, doubts=doubts(run, criteria))
         if answer.state == "unclear" and any(number.limit == MOSTLY for number in numbers):
             answer = replace(answer, need=TO_LOOK)
-        # what a request asks for
-        facts = next((number.says for number in numbers if number.key == "forget/key_fact"), "")
+        if answer.state == "bad" and {number.target_from for number in numbers if number.state == "bad"} == {NONE}:
+            answer = replace(answer, notes=(*answer.notes, GUESSED))
+        facts = next((number.says for number in numbers if number.key == "forget/key_fact"), "")  # what a request asks for
         return answer if answer.says.startswith(facts) else replace(answer, says=f"{facts}; {answer.says}")
     if any(number.limit == AS_UNSEEN for number in numbers):  # losses know no chance
         need = (
@@ -331,6 +334,9 @@ def rest_kept(run: RunData, criteria: Criteria) -> Answer:
     sets = {number.key.split("/")[0] for number in numbers if number.state != "shown" and number not in drift}
     if sets == {TRAINED} and run.manifest.get("rows", {TRAINED: 1}).get(TRAINED):
         notes.append(ON_TRAINED)
+        if side == "test" and pair:
+            moved = f"went from {show_number(pair[0])} to {show_number(pair[1])}"
+            notes.append(f"The loss of the {texts_of(run, side, 0):,} that it did not train on {moved}.")
     answer = answered(KEPT, ("no", "yes"), numbers, rule, notes)
     if short and answer.state == "unclear":
         answer = replace(answer, need=TO_SHOW)
