@@ -130,7 +130,7 @@ def still_said(run: RunData, criteria: Criteria) -> Answer:
             answer = replace(answer, need=TO_LOOK)
         if answer.state == "bad" and {number.target_from for number in numbers if number.state == "bad"} == {NONE}:
             answer = replace(answer, notes=(*answer.notes, GUESSED))
-        facts = next((number.says for number in numbers if number.key == "forget/key_fact"), "")  # what a request asks for
+        facts = next((number.says for number in numbers if number.key == "forget/key_fact"), "")
         return answer if answer.says.startswith(facts) else replace(answer, says=f"{facts}; {answer.says}")
     if any(number.limit == AS_UNSEEN for number in numbers):  # losses know no chance
         need = (
