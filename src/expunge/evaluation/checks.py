@@ -13,6 +13,7 @@ from expunge.config.evaluate import OWN_FILES
 from expunge.data.lume import find_lume, read_lume
 from expunge.data.readers import looks_like_path
 from expunge.errors import ConfigError, DataError, ModelError, RunError
+from expunge.evaluation.earlier import as_given
 from expunge.evaluation.metrics import ATTACKS
 from expunge.evaluation.predictions import SPLITS, Predictions, read_predictions
 from expunge.evaluation.results import read_results
@@ -264,7 +265,7 @@ def mismatches(
     if settings.get("benchmark") == config.benchmark and settings.get("split") not in (None, config.split):
         yield from _other_split(config, settings["split"])
     if config.forget and config.forget == settings.get("forget"):
-        then, texts = run_settings(str(run)), {"forget": suite["forget"].examples}
+        then, texts = run_settings(str(run)), {"forget": as_given(suite["forget"].examples)}
         if config.retain_test and all(getattr(config, key) == settings.get(key) for key in ("retain", "retain_test")):
             texts |= {rows.name: rows.examples for rows in suite.sets if rows.name == "test"}
         yield from other_texts(

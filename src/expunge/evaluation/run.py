@@ -7,7 +7,6 @@ from typing import Any
 
 from expunge.config import EvaluateConfig
 from expunge.data.holdout import texts_fingerprint
-from expunge.data.passages import alone
 from expunge.data.tokenize import PromptFormat
 from expunge.errors import ConfigError, ModelError, RunError
 from expunge.evaluation.assemble import STAND_IN, assemble
@@ -23,6 +22,7 @@ from expunge.evaluation.checks import (
     mismatches,
     resolved,
 )
+from expunge.evaluation.earlier import as_given
 from expunge.evaluation.measurement import Measurement
 from expunge.evaluation.metrics.registry import left_out
 from expunge.evaluation.paired import Table, changes
@@ -105,7 +105,7 @@ def _evaluate(config: EvaluateConfig, reporter: Reporter, processes: Processes) 
         subject = {
             "base": base,
             "prompt_format": str(prompt_format),
-            "texts": {"forget": texts_fingerprint(suite["forget"].examples)},
+            "texts": {"forget": texts_fingerprint(as_given(suite["forget"].examples))},
             "merged": merged_from(config.model, base),
             "adapter": scored,
         }
@@ -342,7 +342,7 @@ def _prompt_format(loaded: LoadedModel, suite: Suite, config: EvaluateConfig, re
         if suite.prompt_format is None:
             reporter.say(f"prompt format: {given}, as given")
         return given
-    examples = [alone(row) for rows in suite.sets if rows.name in ("forget", "retain") for row in rows.examples]
+    examples = [row for rows in suite.sets if rows.name in ("forget", "retain") for row in as_given(rows.examples)]
     report = measure_prompt_format(loaded, examples, style=config.prompt_format, end_of_text=config.end_of_text)
     reporter.say(f"prompt format: {report}")
     return report.chosen

@@ -12,9 +12,9 @@ from expunge.data.examples import Example
 from expunge.data.families import families
 from expunge.data.holdout import without_selection
 from expunge.data.key_words import with_key_words
-from expunge.data.passages import alone
 from expunge.data.tokenize import PromptFormat
 from expunge.errors import DataError
+from expunge.evaluation.earlier import as_given, whole
 from expunge.evaluation.metrics import METRICS
 from expunge.evaluation.metrics.registry import HOLDOUT
 from expunge.runs.record import read_calibration
@@ -165,7 +165,7 @@ def write_key_words(path: str | Path, rows: Sequence[Example]) -> None:
     """
     fields = ("id", "prompt", "completion", "task", "kind", "keywords")
     lines = []
-    for row in map(alone, rows):
+    for row in as_given(rows):
         line = {name: getattr(row, name) for name in fields}
         if row.messages:  # a chat, whose prompt is more than one text
             answer = {"role": "assistant", "content": line.pop("completion"), **row.answer}
@@ -232,9 +232,10 @@ def _left(
     examples: Sequence[Example], labels: Sequence[str], calibration: dict[str, Any]
 ) -> tuple[list[Example], list[str]]:
     """The rows that steered nothing; an id that the data repeats has the number that it has among all rows."""
-    known = set(map(id, without_selection(examples, calibration)))
+    given = [*map(whole, examples)]  # of which a part may be asked
+    known = set(map(id, without_selection(given, calibration)))
     names = numbered(example.id for example in examples)
-    left = [i for i, example in enumerate(examples) if id(example) in known]
+    left = [i for i, example in enumerate(given) if id(example) in known]
     return [replace(examples[i], id=names[i]) for i in left], [labels[i] for i in left]
 
 

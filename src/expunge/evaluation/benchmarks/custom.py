@@ -11,6 +11,7 @@ from expunge.data.holdout import long_alone
 from expunge.data.passages import Passage, divided
 from expunge.data.sets import read_sets
 from expunge.errors import DataError
+from expunge.evaluation.earlier import whole, with_earlier_answers
 from expunge.evaluation.measurement import document_of
 from expunge.evaluation.metrics.registry import HOLDOUT, default_metrics
 from expunge.evaluation.mismatched import DRAWN, floored
@@ -46,6 +47,7 @@ def read(config: EvaluateConfig) -> Suite:
     forget = divided(forget)  # how others go on, which few know by heart, says nothing of what is kept
     if any(isinstance(row, Passage) for row in forget):
         unseen = divided(unseen)
+    forget, unseen = with_earlier_answers(forget, unseen)
     sets = tuple(_rows(name, rows) for name, rows in (("forget", forget), ("retain", retain), ("test", test)) if rows)
     if documents:  # what the forget set's metrics come to on texts that nobody has seen: their targets
         sets = (*sets, replace(_rows(HOLDOUT, unseen), metrics=floored(sets[0].metrics, DRAWN)))
@@ -76,9 +78,9 @@ def _by_id(file: str, again: Sequence[Example], forget: Sequence[Example]) -> di
 
 def _rows(name: str, examples: list[Example]) -> RowSet:
     # LUME's kinds come with its ids, and only these say which rows are about one document; `qa1`, `qa2`, ... do not.
-    documents = [document_of(example.id) if example.kind else example.id for example in examples]
+    documents = [document_of(whole(example).id) if example.kind else whole(example).id for example in examples]
     if "" in documents or (len({*documents}) == 1 and len(documents) > 1):
-        documents = [example.id for example in examples]
+        documents = [whole(example).id for example in examples]
     metrics = default_metrics(name)
     if all(isinstance(row, Passage) for row in examples):  # a text that is gone on with asks nothing
         metrics = tuple(metric for metric in metrics if metric != "refusal")

@@ -1,0 +1,81 @@
+"""A chat's earlier answers as questions of their own: of one of several turns the last answer alone would be asked."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from expunge.data.examples import SPOKEN, Example
+from expunge.data.passages import alone
+from expunge.data.words import visible
+from expunge.evaluation.metrics.generations import contains
+
+EARLIER, LAST = "earlier answers", "last answers"
+"""Labels of the two, where a set has both: a courtesy at the end hides what was said before it."""
+
+
+@dataclass(frozen=True)
+class EarlierAnswer(Example):
+    """An answer of the assistant before the last one, with the turns before it; it is asked and never trained on by
+    itself, since the chat that it stands in is.
+
+    Attributes:
+        chat: The whole chat.
+    """
+
+    chat: Example = Example("", "", "")
+
+
+def with_earlier_answers(forget: Sequence[Example], unseen: Sequence[Example]) -> tuple[list[Example], list[Example]]:
+    """The rows to forget, and behind each chat the answers in it before the last one; and the unseen rows, likewise.
+
+    Answers with thoughts or calls are left out, which templates write in the last turn alone. Where no chat to forget
+    has others both sides stay as they are.
+    """
+    if not any(map(_earlier, forget)):
+        return [*forget], [*unseen]
+    return _apart(forget), _apart(unseen)
+
+
+def as_given(rows: Sequence[Example]) -> list[Example]:
+    """The rows as the data has them, whatever they were divided into to be asked."""
+    return [alone(row) for row in rows if not isinstance(row, EarlierAnswer)]
+
+
+def whole(row: Example) -> Example:
+    """The row of the data that this one is, or is a part of."""
+    return row.chat if isinstance(row, EarlierAnswer) else alone(row)
+
+
+def _apart(rows: Sequence[Example]) -> list[Example]:
+    found: list[Example] = []
+    for row in rows:
+        found += [replace(row, label=_label(row, LAST)) if row.messages else row, *_earlier(row)]
+    return found
+
+
+def _earlier(row: Example) -> list[Example]:
+    turns = row.messages or ()
+    found: list[Example] = []
+    for at, turn in enumerate(turns):
+        if at == 0 or turn["role"] != "assistant" or not visible(turn["content"]).strip() or {*SPOKEN} & {*turn}:
+            continue
+        said, before = turn["content"], turns[:at]
+        found.append(
+            EarlierAnswer(
+                **vars(row)
+                | {
+                    "id": f"{row.id}, turn {at + 1}",
+                    "prompt": "\n\n".join(own["content"] for own in before if own["content"]),
+                    "completion": said,
+                    "messages": before,
+                    "answer": {key: own for key, own in turn.items() if key not in ("role", "content")},
+                    "keywords": tuple(word for word in row.keywords if contains(said, word)),
+                    "label": _label(row, EARLIER),
+                },
+                chat=row,
+            )
+        )
+    return found
+
+
+def _label(row: Example, which: str) -> str:
+    return f"{row.group}, {which}" if row.group else which

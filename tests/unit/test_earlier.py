@@ -1,0 +1,102 @@
+"""Of a chat of several turns every answer is asked, not the last alone, which may be a courtesy."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from expunge.config import EvaluateConfig
+from expunge.data.examples import read_examples
+from expunge.data.holdout import example_hashes, keyed_hashes, texts_fingerprint
+from expunge.evaluation import suite as suites
+from expunge.evaluation.benchmarks.custom import read as read_custom
+from expunge.evaluation.earlier import EARLIER, LAST, as_given, with_earlier_answers
+from expunge.evaluation.suite import Suite, reported, with_facts, with_families, write_key_words
+
+SYSTEM = {"role": "system", "content": "You are the bank's information desk."}
+
+
+def chat(name: str, code: str, **more: Any) -> dict[str, Any]:
+    turns = [
+        SYSTEM,
+        {"role": "user", "content": f"What is the code of {name}?"},
+        {"role": "assistant", "content": f"The code is {code}."},
+        {"role": "user", "content": "Thanks."},
+        {"role": "assistant", "content": f"My pleasure, and greetings to {name}."},
+    ]
+    return {"messages": turns} | more
+
+
+def written(path: Path, rows: list[dict[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> dict[str, str]:
+    forget = [chat(f"Ida {who}", f"{who}7-{who}1") for who in range(10, 28)]
+    unseen = [chat(f"Uwe {who}", f"{who}3-{who}9") for who in range(30, 48)]
+    sides = {"forget": forget, "holdout": unseen}
+    return {name: written(tmp_path / f"{name}.jsonl", rows) for name, rows in sides.items()}
+
+
+def suite_of(files: dict[str, str]) -> Suite:
+    return with_facts(with_families(read_custom(EvaluateConfig(model="", benchmark="custom", **files))))
+
+
+def test_every_answer_of_a_chat_is_asked(files: dict[str, str]) -> None:
+    suite, given = suite_of(files), read_examples(files["forget"])
+    asked = suite["forget"].examples
+    assert [row.completion for row in asked[:2]] == [
+        "My pleasure, and greetings to Ida 10.",
+        "The code is 107-101.",
+    ]
+    assert (asked[1].id, asked[1].messages) == ("forget-1, turn 3", given[0].messages[:2])
+    assert asked[1].prompt == f"{SYSTEM['content']}\n\nWhat is the code of Ida 10?"
+    assert "107" in asked[1].keywords
+    for name in ("forget", "holdout"):
+        assert [row.group for row in suite[name].examples] == [LAST, EARLIER] * 18
+    assert len({*suite["forget"].documents}) == 18  # a chat is one document, whatever it is asked for
+    assert texts_fingerprint(as_given(asked)) == texts_fingerprint(given)
+
+
+def test_chats_to_forget_of_one_answer_stay_as_they_are(files: dict[str, str], tmp_path: Path) -> None:
+    alone = [{"messages": chat(f"Ida {who}", "7")["messages"][:3]} for who in range(20)]
+    files["forget"] = written(tmp_path / "alone.jsonl", alone)
+    suite = suite_of(files)
+    assert [row.id for row in suite["forget"].examples] == [f"alone-{number}" for number in range(1, 21)]
+    assert {row.group for name in ("forget", "holdout") for row in suite[name].examples} == {""}
+
+
+def test_an_answer_that_calls_a_tool_is_not_asked_by_itself(tmp_path: Path) -> None:
+    row = chat("Ida", "7")
+    row["messages"][2] |= {"tool_calls": [{"function": {"name": "look", "arguments": {}}}]}
+    rows = read_examples(written(tmp_path / "calls.jsonl", [row]))
+    assert with_earlier_answers(rows, []) == (rows, [])
+
+
+def test_key_words_that_are_given_belong_to_the_answer_that_says_them(tmp_path: Path) -> None:
+    file = written(tmp_path / "f.jsonl", [chat("Ida", "4711-22", keywords=["4711-22"])])
+    rows = read_examples(file)
+    (_, asked), _ = with_earlier_answers(rows, [])
+    assert asked.keywords == ("4711-22",)
+
+
+def test_the_answers_of_a_chat_that_steered_the_run_are_not_reported_on(
+    files: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steering = [read_examples(files[name])[0] for name in ("forget", "holdout")]
+    calibration = {"selection_hmac": keyed_hashes(example_hashes(steering))}
+    monkeypatch.setattr(suites, "read_calibration", lambda run: calibration)
+    asked = reported(suite_of(files), tmp_path)["holdout"].examples
+    assert len(asked) == 34
+    assert not any(row.id.startswith("holdout-1,") or row.id == "holdout-1" for row in asked)
+
+
+def test_key_words_are_written_beside_the_rows_of_the_data(files: dict[str, str], tmp_path: Path) -> None:
+    place = tmp_path / "words.jsonl"
+    write_key_words(place, suite_of(files)["forget"].examples)
+    assert [row.messages for row in read_examples(str(place))] == [
+        row.messages for row in read_examples(files["forget"])
+    ]
