@@ -281,6 +281,30 @@ def test_a_completion_that_does_not_fit_says_what_is_in_its_way(
     assert f"tokens and {bound} the text in pieces" in told.err
 
 
+def test_a_completion_that_is_much_too_long_is_refused_before_weights_load(
+    work: Path, expunge: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def loads(*given: object, **named: object) -> None:
+        raise AssertionError("weights are loaded")
+
+    monkeypatch.setattr("expunge.train.setup.load_model", loads)
+    write_jsonl(work / "retain.jsonl", [*RETAIN, {**RETAIN[0], "output": "the old mill by the river " * 40}])
+    told = expunge(*TRAIN, "--max-length", "128")
+    assert told.code == 2, told.err
+    assert f"retain.jsonl:{len(RETAIN) + 1}: the completion alone has " in told.err
+    assert "tokens and --max-length is 128: raise it, give the text in pieces" in told.err
+
+
+def test_texts_to_forget_that_are_cut_are_a_warning(work: Path, expunge: Run) -> None:
+    """The secret may stand in what is cut off, and is then as well known as before."""
+    write_jsonl(work / "forget.jsonl", [{**FORGET[0], "input": "by the river the old mill " * 40}, *FORGET[1:]])
+    told = expunge(*TRAIN, "--quiet")
+    assert told.code == 0, told.err
+    warning = "forget: 1 text longer than the model's context of 256 tokens: what was cut off"
+    assert f"warning: {warning}" in told.err
+    assert any(line.startswith(warning) for line in manifest("run")["warnings"])
+
+
 @pytest.mark.parametrize("model", ["gemma3", "adapter"])
 def test_a_tokenizer_may_know_more_tokens_than_the_model(model: str, work: Path, expunge: Run) -> None:
     """huggingface/transformers#37011: Gemma 3's does by itself, that of an adapter where tokens were added to it."""

@@ -19,6 +19,8 @@ from expunge.data.words import common_prefix
 from expunge.errors import ConfigError, DataError
 from expunge.utils.files import fingerprint
 
+BESIDE = 16
+"""Tokens by which a completion in its place may have fewer than alone."""
 SEPARATORS = {"none": "", "space": " ", "newline": "\n"}
 
 
@@ -108,17 +110,34 @@ def tokenize(
     completion_room = max_length - max(bos, min(start, 1))
     if len(ids) - start > completion_room:
         if not truncate_completions:
-            mend = "raise it, " if bound.startswith("--") else ""
-            raise DataError(
-                f"{example.source or example.id}: the completion alone has {len(ids) - start} tokens and {bound} is "
-                f"{max_length}: {mend}give the text in pieces, a row each, or cut it off there (--truncate-completions)"
-            )
+            raise _too_long(example, len(ids) - start, bound, max_length)
         ids = ids[: start + completion_room]
     cut = max(0, len(ids) - max_length)
     ids, start = ids[:bos] + ids[bos + cut :], start - cut
     if len(ids) < 2:
         raise DataError(f"{example.source or example.id}: has a single token, so there is nothing to predict")
     return TokenizedExample(example.id, ids, start, truncated=max(0, excess), group=example.group)
+
+
+def check_lengths(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], max_length: int, bound: str) -> None:
+    """Refuse what `tokenize` is going to refuse in any prompt format, before a model is loaded.
+
+    Raises:
+        DataError: A completion that is too long by more tokens than what stands beside it can change.
+    """
+    for example in examples:
+        if len(example.completion.encode()) > max_length:  # a token has a byte at least
+            count = len(tokenizer(example.completion, add_special_tokens=False, verbose=False)["input_ids"])
+            if count > max_length + BESIDE:
+                raise _too_long(example, count, bound, max_length)
+
+
+def _too_long(example: Example, count: int, bound: str, max_length: int) -> DataError:
+    mend = "raise it, " if bound.startswith("--") else ""
+    return DataError(
+        f"{example.source or example.id}: the completion alone has {count} tokens and {bound} is {max_length}: {mend}"
+        "give the text in pieces, a row each, or cut it off there (--truncate-completions)"
+    )
 
 
 def tokenize_all(

@@ -11,6 +11,8 @@ from expunge.evaluation.metrics.generations import contains
 EARLIER, LAST = "earlier answers", "last answers"
 """Labels of the two, where a set has both: a courtesy at the end hides what was said before it."""
 
+NO_CHAT = Example("", "", "")
+
 
 @dataclass(frozen=True)
 class EarlierAnswer(Example):
@@ -21,7 +23,7 @@ class EarlierAnswer(Example):
         chat: The whole chat.
     """
 
-    chat: Example = Example("", "", "")
+    chat: Example = NO_CHAT
 
 
 def with_earlier_answers(forget: Sequence[Example], unseen: Sequence[Example]) -> tuple[list[Example], list[Example]]:

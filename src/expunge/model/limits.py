@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from expunge.errors import DataError
 from expunge.model.layers import embedding_of
@@ -24,13 +24,18 @@ def context_length(model: PreTrainedModel) -> int | None:
     get other factors, and what the model says of a row would depend on the rows beside it. (A dynamic one is the same
     for all rows up to `max_position_embeddings`.)
     """
-    config = model.config.get_text_config()
+    shortest = context_of(model.config)
+    return None if shortest is None else shortest - first_position(model)
+
+
+def context_of(config: PretrainedConfig) -> int | None:
+    """Positions that a model's settings name; None when they set no bound."""
+    config = config.get_text_config()
     bounds = [
         getattr(config, "max_position_embeddings", None),
         *_original_contexts(getattr(config, "rope_parameters", None) or {}),
     ]
-    shortest = min((bound for bound in bounds if bound), default=None)
-    return None if shortest is None else shortest - first_position(model)
+    return min((bound for bound in bounds if bound), default=None)
 
 
 def check_lengths(model: PreTrainedModel, lengths: Sequence[int]) -> None:

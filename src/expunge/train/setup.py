@@ -6,17 +6,18 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from expunge.config import SETS, UnlearnConfig
 from expunge.data.examples import Example, check_sets, text_key
 from expunge.data.holdout import FEWEST_ATTACKED, Halves, Side, example_hashes, split_off, texts_fingerprint
 from expunge.data.lowercase import in_lower_case
 from expunge.data.sets import Sets, membership_texts, pairs_for, read_sets, unasked
-from expunge.data.tokenize import TokenizedExample, tokenize_all
+from expunge.data.tokenize import TokenizedExample, check_lengths, tokenize_all
 from expunge.errors import ConfigError, DataError, ModelError
 from expunge.losses import ForgetLoss, make_forget_loss
 from expunge.losses.collate import SideRows
+from expunge.model.limits import context_of
 from expunge.model.load import LoadedModel, load_model, load_shared, load_tokenizer, other_tokenizer
 from expunge.model.prompt_format import PromptFormatReport, measure_prompt_format
 from expunge.model.shard import held_bytes, own_part
@@ -151,11 +152,12 @@ def prepare(config: UnlearnConfig, reporter: Reporter) -> Prepared:
         sets.warnings.append(f"{others} of the --instead prompts stand in no text to forget: they {then}")
     if config.origin:
         _check_origin(config, config.origin)
+    _check_lengths(config, sets)
     model_files = model_state(config.model, config.origin)
     loaded = _load(config, reporter)
     for why in whys:
         reporter.say(why)
-    max_length = min(config.max_length, loaded.context or config.max_length)
+    max_length, bound = _bound(config, loaded.context)
     with reporter.working("measuring the prompt format"):
         measured = measure_prompt_format(
             loaded,
@@ -170,7 +172,6 @@ def prepare(config: UnlearnConfig, reporter: Reporter) -> Prepared:
 
     def rows(examples: Sequence[Example], *, cut: bool = config.truncate_completions) -> list[TokenizedExample]:
         prompt_format = measured.chosen
-        bound = "--max-length" if config.max_length < (loaded.context or math.inf) else "the model's context"
         with reporter.working("tokenizing the texts"):
             return tokenize_all(
                 loaded.tokenizer, examples, prompt_format, max_length=max_length, truncate_completions=cut, bound=bound
@@ -179,6 +180,12 @@ def prepare(config: UnlearnConfig, reporter: Reporter) -> Prepared:
     tokenized = {name: rows(getattr(sets, name)) for name in SETS}
     for name, side in tokenized.items():
         _tell(name, side, loaded.tokenizer, reporter)
+    if cut := sum(row.truncated > 0 for row in tokenized["forget"]):
+        sets.warnings.append(
+            f"forget: {counted(cut, 'text')} longer than {bound} of {max_length} tokens: what was cut off (the head of "
+            "a prompt; with --truncate-completions the end of a completion) is not trained on, and stays known: give "
+            "such a text in pieces, a row each, or raise --max-length where the model reads more"
+        )
     halves: Halves | None = None
     doubts: list[str] = []
     if followed is not None:
@@ -317,6 +324,30 @@ def _check_origin(config: UnlearnConfig, origin: str) -> None:
     tokenizer = load_tokenizer(config.model, trust_remote_code=trusted, revision=config.revision)
     if other_tokenizer(origin, "--origin", trust_remote_code=trusted).get_vocab() != tokenizer.get_vocab():
         raise ConfigError(f"--origin {origin}: has another tokenizer than the model: take one with the same")
+
+
+def _check_lengths(config: UnlearnConfig, sets: Sets) -> None:
+    """Refuse texts that are too long before weights load; of GGUF files a tokenizer is read with them.
+
+    Raises:
+        DataError: There is one.
+        ModelError: The model is none.
+    """
+    options: dict[str, Any] = {"trust_remote_code": config.trust_remote_code, "revision": config.revision}
+    source = check_model(config.model, **options)
+    if config.truncate_completions or source.gguf:
+        return
+    settings = AutoConfig.from_pretrained(source.base, trust_remote_code=config.trust_remote_code, **source.options)
+    tokenizer = load_tokenizer(config.model, **options)
+    max_length, bound = _bound(config, context_of(settings))
+    for name in SETS:
+        check_lengths(tokenizer, getattr(sets, name), max_length, bound)
+
+
+def _bound(config: UnlearnConfig, context: int | None) -> tuple[int, str]:
+    """Tokens of the longest text, and what sets the bound."""
+    bound = "--max-length" if config.max_length < (context or math.inf) else "the model's context"
+    return min(config.max_length, context or config.max_length), bound
 
 
 def _load(config: UnlearnConfig, reporter: Reporter) -> LoadedModel:
