@@ -66,10 +66,10 @@ def _earlier(row: Example) -> list[Example]:
                 **vars(row)
                 | {
                     "id": f"{row.id}, turn {at + 1}",
-                    "prompt": "\n\n".join(own["content"] for own in before if own["content"]),
+                    "prompt": "\n\n".join(turn["content"] for turn in before if turn["content"]),
                     "completion": said,
                     "messages": before,
-                    "answer": {key: own for key, own in turn.items() if key not in ("role", "content")},
+                    "answer": {key: value for key, value in turn.items() if key not in ("role", "content")},
                     "keywords": tuple(word for word in row.keywords if contains(said, word)),
                     "label": _label(row, EARLIER),
                 },
