@@ -77,11 +77,11 @@ class Values:
 
     def of_tasks(self, tasks: Collection[str]) -> "Values":
         """The rows of some tasks."""
-        return self.at([i for i, own in enumerate(self.tasks) if own in tasks])
+        return self.at([i for i, task in enumerate(self.tasks) if task in tasks])
 
     def at(self, places: Sequence[int]) -> "Values":
         """The rows at some places, in that order."""
-        ids, names, documents = (tuple(own[i] for i in places) for own in (self.ids, self.tasks, self.documents))
+        ids, names, documents = (tuple(column[i] for i in places) for column in (self.ids, self.tasks, self.documents))
         return Values(ids, names, documents, self.values[list(places)])
 
     def tells(self, task: str = "") -> bool:
