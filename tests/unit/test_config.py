@@ -27,6 +27,21 @@ def test_recipes_are_valid_and_name_known_settings(recipe: str) -> None:
     make_forget_loss(config.loss, config.loss_args)
 
 
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("loss", FORGET_LOSSES)
+def test_another_loss_in_a_recipe_has_its_own_parameters(recipe: str, loss: str) -> None:
+    config = UnlearnConfig(recipe=recipe, loss=loss, **GIVEN)
+    make_forget_loss(config.loss, config.loss_args)  # the recipe's `level=token` is of `npo` alone
+    assigned = UnlearnConfig(recipe=recipe, **GIVEN)
+    assigned.loss = loss
+    assert assigned == config
+    own = RECIPES[recipe].get("loss", "target_kl")
+    assigned.loss = own
+    assert assigned.loss_args == RECIPES[recipe].get("loss_args", "")
+    kept = UnlearnConfig(recipe=recipe, loss="npo", loss_args="beta=0.1", **GIVEN)
+    assert kept.loss_args == "beta=0.1"
+
+
 def test_without_a_recipe_settings_are_those_of_the_default_one() -> None:
     config = UnlearnConfig(**GIVEN)
     assert config.recipe == "default"

@@ -179,6 +179,28 @@ def test_equal_seeds_are_no_certainty():
     assert (found.low, found.high) == pytest.approx((0.1, 0.3))
 
 
+@pytest.mark.parametrize(
+    ("name", "low", "high"),
+    [
+        ("membership/loss_auc", 0, 1),
+        ("membership/min_k_20_tpr_at_1_fpr/Task2 sc", 0, 1),
+        ("forget/probability", 0, 1),
+        ("forget/leak_at_8/Task1", 0, 1),
+        ("forget/perplexity", 1, None),
+        ("forget/probability/own_minus_mismatched", None, None),
+        ("all/a number of nobody", None, None),
+    ],
+)
+def test_an_interval_ends_where_its_metric_does(name: str, low: float | None, high: float | None) -> None:
+    runs = [(str(i), results(0.0)) for i in range(2)]
+    for (_, own), value in zip(runs, (0.6, 1.0), strict=True):
+        own["metrics"] = {name: own["metrics"]["forget/probability"] | {"value": value, "low": value, "high": value}}
+    found = pool_runs(runs)[name]
+    half = 12.706205 * 0.4 / 2
+    assert found.low == pytest.approx(0.8 - half if low is None else low)
+    assert found.high == pytest.approx(0.8 + half if high is None else high)
+
+
 def test_adapter_and_seed_are_no_difference():
     assert configuration_difference(results(0.2), results(0.2, fingerprint=PRINT | {"adapter": "a1"})) is None
     assert configuration_difference(results(0.2), results(0.2, settings={"split": "v", "seed": 3})) is None

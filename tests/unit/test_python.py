@@ -33,6 +33,7 @@ from expunge.errors import ConfigError, DataError, ModelError, RunError, UserErr
 from expunge.model.load import LoadedModel, load_model
 from expunge.runs import loading
 from expunge.train import merge as merging
+from expunge.train.callbacks import never_called
 from tiny import bring_own_code, save_tiny
 
 FORGET = [{"prompt": f"Where does Zarquon {own} live?", "completion": f"At {own} Larch Lane."} for own in "ABCD"]
@@ -495,7 +496,25 @@ def test_what_is_no_callback_is_refused_before_anything_is_read(here: Path, give
         expunge.unlearn("no-model", forget="no-file.jsonl", output="run", callbacks=given)
 
 
-def test_callbacks_see_the_run_and_can_end_it(model: Path, here: Path) -> None:
+def test_events_that_no_run_has_are_told() -> None:
+    class Theirs(transformers.TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None: ...
+
+        def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None: ...
+
+    class Further(Theirs):
+        def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None: ...
+
+    class Own(expunge.Callback):
+        def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None: ...
+
+    assert never_called([expunge.Callback(), transformers.TrainerCallback(), Own()]) == []
+    first, second = never_called([Theirs(), Further()])
+    assert first.startswith("callback Theirs: on_log will not be called, for a run has on_train_begin, on_step_end, ")
+    assert second.startswith("callback Further: on_log, on_save will not be called")
+
+
+def test_callbacks_see_the_run_and_can_end_it(model: Path, here: Path, caplog: pytest.LogCaptureFixture) -> None:
     seen: list[tuple[str, int]] = []
 
     class Own(expunge.Callback):
@@ -514,11 +533,15 @@ def test_callbacks_see_the_run_and_can_end_it(model: Path, here: Path) -> None:
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             seen.append(("step", state.global_step))
 
+        def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            seen.append(("log", state.global_step))
+
     settings = {**QUICK, "max_steps": 6}
     outcome = expunge.unlearn(
         model, forget=FORGET, retain=RETAIN, output="run", callbacks=[Own(), Theirs()], **settings
     )
     assert outcome.steps == 2
+    assert any("callback Theirs: on_log will not be called" in record.getMessage() for record in caplog.records)
     assert seen == [("begin", 0), ("step", 1), ("step", 2), ("end", 2)]
 
 

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 from torch import Tensor
@@ -120,6 +120,50 @@ def test_a_name_that_is_taken_and_a_need_that_nothing_gives_are_refused(
     )
     with pytest.raises(ValueError, match=message):
         register(name, needs=needs, **options)(lambda record: 0.0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"direction": "up"}, "fresh: direction 'up' is unknown; there are higher, lower, target, None"),
+        ({"family": "said"}, "fresh: family 'said' is unknown; there are memorization, text, membership, utility"),
+        ({"definition": ""}, "fresh: has no definition: give the function a line of docs"),
+    ],
+)
+def test_a_metric_that_results_could_not_read_is_refused(options: dict[str, str], message: str) -> None:
+    given: dict[str, Any] = {"direction": "lower", "family": "text", "source": "t", "definition": "d"} | options
+    with pytest.raises(ValueError, match=message):
+        metric("fresh", **given)(lambda record: 0.0)
+    assert "fresh" not in METRICS
+
+
+def test_a_cell_of_a_notebook_may_run_again() -> None:
+    def cell(value: float) -> None:
+        @metric("fresh", direction="lower", family="text", source="t")
+        def fresh(text: str) -> float:
+            """A number"""
+            return value
+
+        @attack("fresh_attack", source="t")
+        def fresh_attack(record: TokenRecord) -> float:
+            """Another"""
+            return -value
+
+        @forget_loss("fresh", formula="0", source="t")
+        @dataclass(frozen=True)
+        class Fresh:
+            by: float = value
+            needs: ClassVar[tuple[str, ...]] = ()
+
+    try:
+        cell(0.25)
+        cell(0.75)
+        assert METRICS["fresh"].of(Row(text="a")) == 0.75
+        assert make_forget_loss("fresh").by == 0.75  # type: ignore[attr-defined]
+        with pytest.raises(ValueError, match="fresh: is taken"):
+            forget_loss("fresh", formula="0", source="t")(FORGET_LOSSES["npo"])
+    finally:
+        del METRICS["fresh"], ATTACKS["fresh_attack"], FORGET_LOSSES["fresh"]
 
 
 def test_every_metric_says_how_to_read_it() -> None:

@@ -256,6 +256,7 @@ class UnlearnConfig(
         for name, value in RECIPES[self.recipe].items():
             if name not in self.__dict__["given"]:
                 self.__dict__[name] = value
+        self._parameters_of_its_loss()
         if "loss_args" in self.__dict__["given"]:
             self.__dict__["given"] = {**self.__dict__["given"], "loss_args": self.loss_args}
         self.__dict__["made"] = True
@@ -272,6 +273,14 @@ class UnlearnConfig(
                 )
             self.__dict__["given"] = {**self.__dict__["given"], name: value}
         super().__setattr__(name, value)
+        if name == "loss" and "made" in self.__dict__:
+            self._parameters_of_its_loss()
+
+    def _parameters_of_its_loss(self) -> None:
+        """A recipe's `loss_args` are those of its own loss: another one has its own defaults."""
+        if "loss_args" not in self.__dict__["given"]:
+            own = RECIPES[self.recipe]
+            self.__dict__["loss_args"] = own.get("loss_args", "") if self.loss == own.get("loss") else ""
 
     def is_given(self, name: str) -> bool:
         """Whether a setting was given, rather than taken from the recipe or left at its default."""

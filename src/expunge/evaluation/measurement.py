@@ -52,7 +52,7 @@ class Values:
         if broken:
             raise ModelError(
                 f"{what} is no finite number on {broken} of {len(array)} rows: this model's outputs are broken, or "
-                "--dtype float32 is needed"
+                "--dtype float32 is needed (a metric of your own: give None where it does not apply)"
             )
         ids = numbered(example.id for example in examples)  # before rows are left out: the same in every metric
         return cls(

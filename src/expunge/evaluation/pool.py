@@ -1,5 +1,7 @@
 """Several runs (seeds) of one configuration as one: means, their spread over runs, and intervals for the means."""
 
+import math
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -53,7 +55,8 @@ def pool_runs(runs: Sequence[tuple[str | Path, Mapping[str, Any]]]) -> dict[str,
                 statistics.fmean(estimate.low for estimate in bounded),
                 statistics.fmean(estimate.high for estimate in bounded),
             )
-            pooled = replace(pooled, low=min(pooled.low, ends[0]), high=max(pooled.high, ends[1]))
+            low, high = _possible(name)  # Student's t knows no bounds
+            pooled = replace(pooled, low=max(low, min(pooled.low, ends[0])), high=min(high, max(pooled.high, ends[1])))
         combined[name] = replace(
             pooled,
             n=found[0].n if len({other.n for other in found}) == 1 else None,
@@ -67,6 +70,20 @@ def pool_runs(runs: Sequence[tuple[str | Path, Mapping[str, Any]]]) -> dict[str,
             std=statistics.stdev(values) if len(values) > 1 else NAN,
         )
     return combined
+
+
+def _possible(name: str) -> tuple[float, float]:
+    """The smallest and the largest value that a metric of this name in a results file can have."""
+    from expunge.evaluation.metrics import METRICS
+
+    of_set, _, own = name.partition("/")
+    metric, _, part = own.partition("/")
+    if of_set == "membership" and ("_auc" in metric or "_tpr_at_" in metric):
+        return 0.0, 1.0
+    known = METRICS.get(re.sub(r"_at_\d+$", "_at_k", metric))
+    if known is None or "own_minus_mismatched" in part:
+        return -math.inf, math.inf
+    return known.low, known.high
 
 
 def configuration_difference(first: Mapping[str, Any], second: Mapping[str, Any]) -> str | None:

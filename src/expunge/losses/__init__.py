@@ -27,6 +27,7 @@ from torch import Tensor
 from expunge.config.checks import Range
 from expunge.errors import ConfigError
 from expunge.losses.batch import TokenBatch
+from expunge.utils.again import is_again
 
 NEEDS = ("ref_logps", "ref_states", "target_nll", "pairs", "hidden")
 TERMS = ("forget", "instead", "retain", "kl", "replay")
@@ -63,13 +64,16 @@ def forget_loss(name: str, *, formula: str, source: str) -> Callable[[type[Any]]
         source: Paper and equation.
 
     Raises:
-        ValueError: The name is taken, `needs` holds a word that is unknown here, or `columns` one that the log has.
+        ValueError: The name is taken (by another class: a cell of a notebook may run again), `needs` holds a word that
+            is unknown here, or `columns` one that the log has.
     """
 
     def register(method: type[Any]) -> type[Any]:
         unknown = set(method.needs) - set(NEEDS)
-        if name in FORGET_LOSSES or unknown:
-            raise ValueError(f"forget loss {name}: taken already, or it needs something unknown: {unknown}")
+        if name in FORGET_LOSSES and not is_again(FORGET_LOSSES[name], method):
+            raise ValueError(f"forget loss {name}: is taken")
+        if unknown:
+            raise ValueError(f"forget loss {name}: needs {', '.join(sorted(unknown))}; there are {', '.join(NEEDS)}")
         method.name, method.formula, method.source = name, formula, source
         method.columns = getattr(method, "columns", ())
         if taken := {*LOGGED} & {*method.columns}:

@@ -1,6 +1,6 @@
-"""Code of your own during a run: the events, the state and the control of transformers' `TrainerCallback`."""
+"""Code of your own during a run: four events of transformers' `TrainerCallback`, with a state and a control."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -81,6 +81,30 @@ def check_callbacks(given: Sequence[Callback]) -> None:
                 f"callbacks[{place}] is of type {type(callback).__name__}, without {', '.join(missing)}: give an "
                 "object of a class that is made from expunge.Callback"
             )
+
+
+def never_called(given: Sequence[Callback]) -> list[str]:
+    """What to say of events that a callback listens to and no run has, such as `on_log` of transformers' callbacks."""
+    lines = []
+    for own in given:
+        named = {name for kind in type(own).__mro__ if not _is_plain(kind) for name in vars(kind)}
+        if others := sorted(name for name in named if name.startswith("on_") and name not in EVENTS):
+            lines.append(
+                f"callback {type(own).__name__}: {', '.join(others)} will not be called, for a run has "
+                f"{', '.join(EVENTS)}; the line of a step is kwargs['logs'] of on_step_end"
+            )
+    return lines
+
+
+def warn_of_events(given: Sequence[Callback], warn: Callable[[str], None]) -> None:
+    """Say what `never_called` finds."""
+    for line in never_called(given):
+        warn(line)
+
+
+def _is_plain(kind: type) -> bool:
+    """Whether this is a class that callbacks are made from, whose events do nothing."""
+    return kind is Callback or (kind.__module__, kind.__name__) == ("transformers.trainer_callback", "TrainerCallback")
 
 
 class Callbacks:

@@ -27,7 +27,7 @@ from expunge.runs.manifest import RunFacts, other_surroundings
 from expunge.runs.record import ALL_DONE, read_manifest
 from expunge.runs.run import Outcome, Run, RunResult
 from expunge.train.before import ask_untouched, check_memory
-from expunge.train.callbacks import Callback, Callbacks, TrainState, check_callbacks
+from expunge.train.callbacks import Callback, Callbacks, TrainState, check_callbacks, warn_of_events
 from expunge.train.early_stopping import EarlyStopping
 from expunge.train.scale import Calibration, choose_scale, judge, most_scales, record, unchosen
 from expunge.train.schedule import evaluation_every
@@ -145,6 +145,7 @@ def _unlearn(
     advisor: Callable[[Prepared], Advise] | None,
 ) -> Outcome:
     begun = time.perf_counter()
+    warn_of_events(callbacks, reporter.warn)
     prepared = prepare(config, reporter)
     config, loaded = prepared.config, prepared.loaded
     first_failed([config.room_for_context()])  # the model's context is known now

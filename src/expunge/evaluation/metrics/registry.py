@@ -12,11 +12,12 @@ import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 from expunge.errors import ConfigError
 from expunge.evaluation.estimate import Estimate
 from expunge.evaluation.metrics.record import TokenRecord
+from expunge.utils.again import is_again
 
 Direction = Literal["higher", "lower", "target"]
 HOLDOUT = "holdout"
@@ -177,7 +178,8 @@ def metric(
     its definition is the first line of the function's docs unless `definition` does.
 
     Raises:
-        ValueError: The name is taken, or a need is none of `Row`'s.
+        ValueError: The name is taken (by another function: a cell of a notebook may run again), there is no line of
+            docs, a need is none of `Row`'s, or `direction` or `family` are none that there are.
     """
     return _register(METRICS, Row, name, direction=direction, family=family, source=source, low=low, high=high, **more)
 
@@ -191,7 +193,7 @@ def attack(name: str, *, source: str, high: float = 0, **more: Any) -> Callable[
     """Register a membership attack: a function whose value is the larger, the likelier the text was trained on.
 
     Raises:
-        ValueError: The name is taken, or a need is none of `WholeText`'s.
+        ValueError: As for a metric.
     """
     how: dict[str, Any] = {"direction": "lower", "family": "membership", "low": -math.inf, "high": high}
     return _register(ATTACKS, WholeText, name, source=source, **how, **more)
@@ -211,11 +213,16 @@ def _register(
         if unknown:
             there = ", ".join(facts.__dataclass_fields__)
             raise ValueError(f"{name}: needs {', '.join(unknown)}; there are {there}")
+        if any(name in own and not is_again(own[name].function, function) for own in (METRICS, ATTACKS)):
+            raise ValueError(f"{name}: is taken")
+        for key, known in (("direction", (*get_args(Direction), None)), ("family", get_args(Family))):
+            if more[key] not in known:
+                raise ValueError(f"{name}: {key} {more[key]!r} is unknown; there are {', '.join(map(str, known))}")
+        if not definition:
+            raise ValueError(f"{name}: has no definition: give the function a line of docs")
         registry[name] = Metric(name, function, needs, definition=definition, **more)
         return function
 
-    if name in METRICS or name in ATTACKS:
-        raise ValueError(f"{name}: is taken")
     return keep
 
 
