@@ -35,7 +35,8 @@ def measure(length: int, repeats: int) -> tuple[list[float], list[float]]:
 
     def gradients(of: list[Tensor], shortest: int) -> tuple[Tensor, ...]:
         row_attention.SHORT = shortest
-        output, _ = attend_by_row(_Layer(), *of, None, row_lengths=lengths)
+        query, key, value = of
+        output, _ = attend_by_row(_Layer(), query, key, value, None, row_lengths=lengths)
         return torch.autograd.grad(output, of, towards.to(output.dtype))
 
     ways: tuple[Callable[[], tuple[Tensor, ...]], ...] = (

@@ -279,8 +279,8 @@ class UnlearnConfig(
     def _parameters_of_its_loss(self) -> None:
         """A recipe's `loss_args` are those of its own loss: another one has its own defaults."""
         if "loss_args" not in self.__dict__["given"]:
-            own = RECIPES[self.recipe]
-            self.__dict__["loss_args"] = own.get("loss_args", "") if self.loss == own.get("loss") else ""
+            recipe = RECIPES[self.recipe]
+            self.__dict__["loss_args"] = recipe.get("loss_args", "") if self.loss == recipe.get("loss") else ""
 
     def is_given(self, name: str) -> bool:
         """Whether a setting was given, rather than taken from the recipe or left at its default."""

@@ -1,7 +1,7 @@
 """What is refused before any weights load, and what an evaluation takes from a run instead of asking for it again."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from expunge.config import SETS, EvaluateConfig
 from expunge.config.evaluate import OWN_FILES
+from expunge.data.examples import Example
 from expunge.data.lume import find_lume, read_lume
 from expunge.data.readers import looks_like_path
 from expunge.errors import ConfigError, DataError, ModelError, RunError
@@ -265,7 +266,8 @@ def mismatches(
     if settings.get("benchmark") == config.benchmark and settings.get("split") not in (None, config.split):
         yield from _other_split(config, settings["split"])
     if config.forget and config.forget == settings.get("forget"):
-        then, texts = run_settings(str(run)), {"forget": as_given(suite["forget"].examples)}
+        then = run_settings(str(run))
+        texts: dict[str, Sequence[Example]] = {"forget": as_given(suite["forget"].examples)}
         if config.retain_test and all(getattr(config, key) == settings.get(key) for key in ("retain", "retain_test")):
             texts |= {rows.name: rows.examples for rows in suite.sets if rows.name == "test"}
         yield from other_texts(

@@ -76,8 +76,8 @@ def _possible(name: str) -> tuple[float, float]:
     """The smallest and the largest value that a metric of this name in a results file can have."""
     from expunge.evaluation.metrics import METRICS
 
-    of_set, _, own = name.partition("/")
-    metric, _, part = own.partition("/")
+    of_set, _, rest = name.partition("/")
+    metric, _, part = rest.partition("/")
     if of_set == "membership" and ("_auc" in metric or "_tpr_at_" in metric):
         return 0.0, 1.0
     known = METRICS.get(re.sub(r"_at_\d+$", "_at_k", metric))

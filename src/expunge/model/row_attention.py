@@ -81,10 +81,10 @@ def attend_by_row(
     for group in layout(row_lengths, row_multiple(low, query.device)):
         parts = [part[group.tokens] for part in states]
         if plain and group.padded <= SHORT:
-            outputs.append(_ShortRows.apply(*parts, group, scale))
+            outputs.append(_ShortRows.apply(*parts, group, scale))  # type: ignore[no-untyped-call]
             continue
-        padded = (_stack(part, group).transpose(1, 2) for part in parts)
-        output, _ = sdpa_attention_forward(module, *padded, None, **kwargs)
+        queries, keys, values = (_stack(part, group).transpose(1, 2) for part in parts)
+        output, _ = sdpa_attention_forward(module, queries, keys, values, None, **kwargs)
         outputs += [row[:length] for row, length in zip(output, group.lengths, strict=True)]
     return torch.cat(outputs)[None], None
 
@@ -159,8 +159,8 @@ def _by_key(states: Tensor, group: Group, key_heads: int) -> Tensor:
 
 def _tokens(states: Tensor, group: Group, like: Tensor) -> Tensor:
     """The way back from `_by_key`, to `(tokens, heads, head_dim)`."""
-    parts = states.unflatten(2, (-1, group.padded)).permute(0, 3, 1, 2, 4)
-    return parts.reshape(-1, *like.shape[1:]).index_select(0, group.back)
+    parts: Tensor = states.unflatten(2, (-1, group.padded))
+    return parts.permute(0, 3, 1, 2, 4).reshape(-1, *like.shape[1:]).index_select(0, group.back)
 
 
 def _weights(queries: Tensor, keys: Tensor, scale: float) -> Tensor:
@@ -169,4 +169,4 @@ def _weights(queries: Tensor, keys: Tensor, scale: float) -> Tensor:
     later = queries.new_full((padded, padded), -torch.inf, dtype=torch.float32).triu_(1)
     unseen = later.repeat(queries.shape[2] // padded, 1).expand(queries.shape[0] * keys.shape[1], -1, -1)
     scores = torch.baddbmm(unseen, queries.flatten(0, 1).float(), keys.flatten(0, 1).float().mT, alpha=scale)
-    return torch.softmax(scores, -1, out=scores).unflatten(0, keys.shape[:2])
+    return torch.softmax(scores, -1, out=scores).view(*keys.shape[:2], -1, padded)

@@ -6,23 +6,22 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from transformers import AutoConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from expunge.config import SETS, UnlearnConfig
 from expunge.data.examples import Example, check_sets, text_key
 from expunge.data.holdout import FEWEST_ATTACKED, Halves, Side, example_hashes, split_off, texts_fingerprint
 from expunge.data.lowercase import in_lower_case
 from expunge.data.sets import Sets, membership_texts, pairs_for, read_sets, unasked
-from expunge.data.tokenize import TokenizedExample, check_lengths, tokenize_all
-from expunge.errors import ConfigError, DataError, ModelError
+from expunge.data.tokenize import TokenizedExample, tokenize_all
+from expunge.errors import DataError, ModelError
 from expunge.losses import ForgetLoss, make_forget_loss
 from expunge.losses.collate import SideRows
-from expunge.model.limits import context_of
-from expunge.model.load import LoadedModel, load_model, load_shared, load_tokenizer, other_tokenizer
+from expunge.model.load import LoadedModel, load_model, load_shared
 from expunge.model.prompt_format import PromptFormatReport, measure_prompt_format
 from expunge.model.shard import held_bytes, own_part
-from expunge.model.source import check_model
 from expunge.runs.reads import ModelState, model_state
+from expunge.train.before_weights import check_origin, check_texts_fit, longest_text
 from expunge.train.unused import unused
 from expunge.train.validation import ValidationRows
 from expunge.utils import coarse
@@ -151,13 +150,13 @@ def prepare(config: UnlearnConfig, reporter: Reporter) -> Prepared:
             then = "are not used, and texts to forget without an answer get a refusal"
         sets.warnings.append(f"{others} of the --instead prompts stand in no text to forget: they {then}")
     if config.origin:
-        _check_origin(config, config.origin)
-    _check_lengths(config, sets)
+        check_origin(config, config.origin)
+    check_texts_fit(config, sets)
     model_files = model_state(config.model, config.origin)
     loaded = _load(config, reporter)
     for why in whys:
         reporter.say(why)
-    max_length, bound = _bound(config, loaded.context)
+    max_length, bound = longest_text(config, loaded.context)
     with reporter.working("measuring the prompt format"):
         measured = measure_prompt_format(
             loaded,
@@ -310,44 +309,6 @@ def _without_unseen(config: UnlearnConfig, loss: ForgetLoss, why: DataError) -> 
         config = config.without_unseen()
     stand = "texts that the model writes itself stand for them, and " if written else ""
     return config, f"missing: unseen texts: {why}. Without them {stand}the run takes a set number of epochs"
-
-
-def _check_origin(config: UnlearnConfig, origin: str) -> None:
-    """Look whether the model that the target NLLs come from is one, with the tokenizer of the model.
-
-    Raises:
-        ModelError: It is none, or the model is none.
-        ConfigError: Its tokenizer has other tokens.
-    """
-    trusted = config.trust_remote_code
-    check_model(config.model, trust_remote_code=trusted, revision=config.revision)
-    tokenizer = load_tokenizer(config.model, trust_remote_code=trusted, revision=config.revision)
-    if other_tokenizer(origin, "--origin", trust_remote_code=trusted).get_vocab() != tokenizer.get_vocab():
-        raise ConfigError(f"--origin {origin}: has another tokenizer than the model: take one with the same")
-
-
-def _check_lengths(config: UnlearnConfig, sets: Sets) -> None:
-    """Refuse texts that are too long before weights load; of GGUF files a tokenizer is read with them.
-
-    Raises:
-        DataError: There is one.
-        ModelError: The model is none.
-    """
-    options: dict[str, Any] = {"trust_remote_code": config.trust_remote_code, "revision": config.revision}
-    source = check_model(config.model, **options)
-    if config.truncate_completions or source.gguf:
-        return
-    settings = AutoConfig.from_pretrained(source.base, trust_remote_code=config.trust_remote_code, **source.options)
-    tokenizer = load_tokenizer(config.model, **options)
-    max_length, bound = _bound(config, context_of(settings))
-    for name in SETS:
-        check_lengths(tokenizer, getattr(sets, name), max_length, bound)
-
-
-def _bound(config: UnlearnConfig, context: int | None) -> tuple[int, str]:
-    """Tokens of the longest text, and what sets the bound."""
-    bound = "--max-length" if config.max_length < (context or math.inf) else "the model's context"
-    return min(config.max_length, context or config.max_length), bound
 
 
 def _load(config: UnlearnConfig, reporter: Reporter) -> LoadedModel:

@@ -213,7 +213,7 @@ def _register(
         if unknown:
             there = ", ".join(facts.__dataclass_fields__)
             raise ValueError(f"{name}: needs {', '.join(unknown)}; there are {there}")
-        if any(name in own and not is_again(own[name].function, function) for own in (METRICS, ATTACKS)):
+        if any(name in taken and not is_again(taken[name].function, function) for taken in (METRICS, ATTACKS)):
             raise ValueError(f"{name}: is taken")
         for key, known in (("direction", (*get_args(Direction), None)), ("family", get_args(Family))):
             if more[key] not in known:
