@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from expunge.cli.commands import recorded
 from expunge.config import RECIPES, CalibrateConfig, ElicitConfig, EvaluateConfig, MergeConfig, UnlearnConfig
 from expunge.config.nested import by_group, flat
 from expunge.config.unlearn import GROUPS
@@ -305,3 +306,13 @@ def test_numbers_of_numpy_and_torch_are_settings_as_any_other() -> None:
         assert type(own.dtype) is str
     with pytest.raises(ConfigError, match="--seed array"):
         config.changed(seed=np.array([1, 2])).validate()
+
+
+@pytest.mark.parametrize(("loss", "kept"), [({}, True), ({"loss": "npo"}, True), ({"loss": "simnpo"}, False)])
+def test_a_repeated_run_with_another_loss_takes_none_of_its_parameters(
+    loss: dict[str, str], kept: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = {"recipe": "paper", "loss": "npo", "loss_args": "beta=0.5,level=token", "learning_rate": 1e-4}
+    monkeypatch.setattr("expunge.runs.settings.recorded_settings", lambda name, model: dict(made))
+    found = recorded({"from_manifest": "run/manifest.json", **loss})
+    assert found == made if kept else found == {key: value for key, value in made.items() if key != "loss_args"}

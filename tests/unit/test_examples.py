@@ -485,6 +485,14 @@ def test_parse_columns_refuses(text: str) -> None:
         parse_columns(text)
 
 
+def test_conversations_are_told_how_chats_are_written(tmp_path: Path) -> None:
+    turns = [{"from": "human", "value": "Who?"}, {"from": "gpt", "value": "Ida."}]
+    path = tmp_path / "sharegpt.jsonl"
+    path.write_text(json.dumps({"conversations": turns}))
+    with pytest.raises(DataError, match=r"no column holds a completion.*rename it to messages, and from and value"):
+        read_examples(path)
+
+
 def test_a_column_of_texts_alone_is_named_as_the_completion() -> None:
     with pytest.raises(ConfigError, match=r"unknown field text; the fields are .* \(texts alone are completions\)"):
         parse_columns("text=story")

@@ -166,6 +166,20 @@ def test_a_cell_of_a_notebook_may_run_again() -> None:
         del METRICS["fresh"], ATTACKS["fresh_attack"], FORGET_LOSSES["fresh"]
 
 
+def test_a_metric_that_becomes_an_attack_is_no_metric_any_more() -> None:
+    def fresh(record: TokenRecord) -> float:
+        """A number"""
+        return 0.0
+
+    try:
+        metric("fresh", direction="lower", family="text", source="t")(fresh)
+        attack("fresh", source="t")(fresh)
+        assert "fresh" in ATTACKS
+        assert "fresh" not in METRICS
+    finally:
+        ATTACKS.pop("fresh", None), METRICS.pop("fresh", None)
+
+
 def test_every_metric_says_how_to_read_it() -> None:
     for name, own in {**METRICS, **ATTACKS}.items():
         assert own.name == name

@@ -18,10 +18,14 @@ class Layer(torch.nn.Module):
         self.num_key_value_groups = groups
 
 
-def states(heads: int, key_heads: int, tokens: int, dtype: torch.dtype) -> list[Tensor]:
+def states(heads: int, key_heads: int, tokens: int, dtype: torch.dtype, values: int = WIDTH) -> list[Tensor]:
+    """Queries, keys and values, the last of another width perhaps."""
     chance = torch.Generator().manual_seed(0)
-    sizes = (heads, key_heads, key_heads)
-    return [torch.randn(1, size, tokens, WIDTH, generator=chance).mul_(2).to(dtype).requires_grad_() for size in sizes]
+    sizes = (heads, WIDTH), (key_heads, WIDTH), (key_heads, values)
+    return [
+        torch.randn(1, size, tokens, width, generator=chance).mul_(2).to(dtype).requires_grad_()
+        for size, width in sizes
+    ]
 
 
 def by_formula(query: Tensor, key: Tensor, value: Tensor, lengths: tuple[int, ...]) -> Tensor:
@@ -41,9 +45,20 @@ def apart(value: Tensor, right: Tensor) -> float:
 
 @pytest.mark.parametrize(("heads", "key_heads"), [(4, 4), (6, 2), (4, 1)])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-@pytest.mark.parametrize("lengths", [LENGTHS, (32, 32), (*LENGTHS, SHORT + 1), (SHORT + 40,)])
-def test_each_row_attends_to_itself(heads: int, key_heads: int, dtype: torch.dtype, lengths: tuple[int, ...]) -> None:
-    given = states(heads, key_heads, sum(lengths), dtype)
+@pytest.mark.parametrize(
+    ("lengths", "values"),
+    [
+        (LENGTHS, WIDTH),
+        ((32, 32), WIDTH),
+        ((*LENGTHS, SHORT + 1), WIDTH),
+        ((SHORT + 40,), WIDTH),
+        (LENGTHS, WIDTH // 2),
+    ],
+)
+def test_each_row_attends_to_itself(
+    heads: int, key_heads: int, dtype: torch.dtype, lengths: tuple[int, ...], values: int
+) -> None:
+    given = states(heads, key_heads, sum(lengths), dtype, values)
     output, weights = attend_by_row(Layer(heads // key_heads), *given, None, row_lengths=lengths, scaling=SCALE)
     exact = [part.detach().double().requires_grad_() for part in given]
     right = by_formula(*exact, lengths)
@@ -53,7 +68,7 @@ def test_each_row_attends_to_itself(heads: int, key_heads: int, dtype: torch.dty
 
     most = 2e-2 if dtype == torch.bfloat16 and max(lengths) > SHORT else 5e-3 if dtype == torch.bfloat16 else 1e-5
     assert weights is None
-    assert output.shape == (1, sum(lengths), heads, WIDTH)
+    assert output.shape == (1, sum(lengths), heads, values)
     assert apart(output, right) < most
     assert [apart(*pair) < most for pair in zip(gradients, wanted, strict=True)] == [True] * 3
 

@@ -333,7 +333,10 @@ def recorded(given: Mapping[str, Any]) -> dict[str, Any]:
     if asked.from_manifest is not None:
         from expunge.runs.settings import recorded_settings
 
-        return recorded_settings(asked.from_manifest, asked.model)
+        found = recorded_settings(asked.from_manifest, asked.model)
+        if given.get("loss", found.get("loss")) != found.get("loss"):
+            del found["loss_args"]  # of another loss
+        return found
     if asked.resume and asked.output:
         from expunge.runs.settings import resumed_settings
 

@@ -83,9 +83,11 @@ def choose_columns(source: str | Path, found: Sequence[str], columns: Mapping[st
         known = ", ".join("/".join(filter(None, pair)) for pair in LAYOUTS)
         half = next((completion for prompt, completion in LAYOUTS if prompt and completion in found), None)
         missing = f"{half} holds a completion, and no column its prompt" if half else "no column holds a completion"
+        turns = "conversations" in found  # of ShareGPT
+        rather = "rename it to messages, and from and value in its turns to role (user, assistant) and content"
         raise DataError(
             f"{source}: {missing}; columns found: {_names(source, found)}; known are {known}; "
-            "or say which with --columns prompt=...,completion=..."
+            f"{rather if turns else 'or say which with --columns prompt=...,completion=...'}"
         )
     prompt, completion = chosen.get("prompt"), chosen["completion"]
     if prompt == completion:

@@ -127,7 +127,7 @@ class _ShortRows(torch.autograd.Function):
         with torch.autocast("cpu", enabled=False):
             queries, keys, values = _heads(query, key, value, group)
             output = _weights(queries, keys, scale).to(value.dtype) @ values
-            return _tokens(output, group, query)
+            return _tokens(output, group, query.shape[1])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -142,7 +142,7 @@ class _ShortRows(torch.autograd.Function):
             change.addcmul_(weights, change.sum(-1, keepdim=True), value=-1)
             change = change.mul_(ctx.scale).to(query.dtype)
             changes = change @ keys, change.mT @ queries, weights.to(value.dtype).mT @ given
-            found = (_tokens(grad, group, of) for grad, of in zip(changes, ctx.saved_tensors, strict=True))
+            found = (_tokens(grad, group, of.shape[1]) for grad, of in zip(changes, ctx.saved_tensors, strict=True))
             return *found, None, None
 
 
@@ -157,10 +157,10 @@ def _by_key(states: Tensor, group: Group, key_heads: int) -> Tensor:
     return parts.permute(0, 2, 3, 1, 4).flatten(2, 3)
 
 
-def _tokens(states: Tensor, group: Group, like: Tensor) -> Tensor:
+def _tokens(states: Tensor, group: Group, heads: int) -> Tensor:
     """The way back from `_by_key`, to `(tokens, heads, head_dim)`."""
     parts: Tensor = states.unflatten(2, (-1, group.padded))
-    return parts.permute(0, 3, 1, 2, 4).reshape(-1, *like.shape[1:]).index_select(0, group.back)
+    return parts.permute(0, 3, 1, 2, 4).reshape(-1, heads, states.shape[-1]).index_select(0, group.back)
 
 
 def _weights(queries: Tensor, keys: Tensor, scale: float) -> Tensor:

@@ -69,10 +69,10 @@ class EarlyStopping:
             return None
         latest = [evaluated.violation for evaluated in self.history[-IN_A_ROW:]]
         if latest == [0] * IN_A_ROW:
-            return f"{MET} {IN_A_ROW} times in a row, at step {self.history[-1].step}"
+            return f"{MET} {IN_A_ROW} times in a row, at step {self.history[-1].step:,}"
         since = sum(evaluated.step > best.step for evaluated in self.history)
         improved = best.violation < violation(self.untouched, self.untouched, self.criteria)
-        return f"{NO_BETTER} since step {best.step}" if improved and since >= self.patience else None
+        return f"{NO_BETTER} since step {best.step:,}" if improved and since >= self.patience else None
 
     def tensors(self) -> dict[str, Tensor]:
         """The best state, for a checkpoint."""

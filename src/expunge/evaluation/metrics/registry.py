@@ -220,6 +220,8 @@ def _register(
                 raise ValueError(f"{name}: {key} {more[key]!r} is unknown; there are {', '.join(map(str, known))}")
         if not definition:
             raise ValueError(f"{name}: has no definition: give the function a line of docs")
+        for registered in (METRICS, ATTACKS):
+            registered.pop(name, None)  # the same one, given again, perhaps as the other of the two
         registry[name] = Metric(name, function, needs, definition=definition, **more)
         return function
 
