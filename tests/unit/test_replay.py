@@ -47,7 +47,9 @@ def test_texts_are_those_of_the_library(arch, tmp_path, monkeypatch):
     torch.manual_seed(4)
     library = go_on(loaded, begun, temperature=1.0, **options)
     torch.manual_seed(4)
-    ours = written(loaded, begun, **options)
+    ours = written(
+        loaded, begun, most=options["most"], over=lambda text, new: not options["stops"].isdisjoint(text[-new:])
+    )
     assert len({*map(len, ours)}) > 1  # half of them have ended early, and were let go of
     for one, other in zip(ours, library, strict=True):
         end = next((at for at, token in enumerate(one[1:], 1) if token in options["stops"]), len(one))
@@ -108,7 +110,7 @@ def test_an_adapter_in_the_model_is_not_heard(loaded, tmp_path):
 def test_what_repeats_the_forget_set_is_left_out(loaded, monkeypatch):
     told, kept = ROWS[0].input_ids, ROWS[3].input_ids
     said = [(5, *told), (5, *told[: KNOWN - 1], 4), (5, *kept)]
-    monkeypatch.setattr(replay, "_continue", lambda loaded, begun: said)
+    monkeypatch.setattr(replay, "_continue", lambda loaded, begun, known: said)
     found = write_texts(loaded, ROWS[:1], ROWS[3:], tokens=10**3, seed=0)
     assert [tuple(text.input_ids) for text in found] == said[1:]
 
@@ -118,7 +120,7 @@ def test_a_short_text_to_forget_is_left_out_whole(loaded, monkeypatch):
     end = loaded.tokenizer.eos_token_id
     short = [TokenizedExample("f", [41, 42, 43, 44, end], 2), TokenizedExample("g", [51, 52, 53], 1)]
     said = [(5, 41, 42, 43, 44, 6), (5, 41, 42, 43, 45), (5, 51, 52, 53)]
-    monkeypatch.setattr(replay, "_continue", lambda loaded, begun: said)
+    monkeypatch.setattr(replay, "_continue", lambda loaded, begun, known: said)
     retain = [TokenizedExample("r", [7, 51, 52, 53, 8], 2)]
     found = write_texts(loaded, [*ROWS[:1], *short], retain, tokens=10**3, seed=0)
     assert [tuple(text.input_ids) for text in found] == said[1:]
@@ -130,21 +132,37 @@ def test_a_short_text_to_forget_is_found_where_it_does_not_begin(tmp_path, monke
     bos, end = loaded.tokenizer.bos_token_id, loaded.tokenizer.eos_token_id
     assert loaded.tokenizer("a")["input_ids"][0] == bos
     said = [(bos, 5, 41, 42, 43, 6), (bos, 41, 42, 43, 6), (bos, 5, 41, 42, 44)]
-    monkeypatch.setattr(replay, "_continue", lambda loaded, begun: said)
+    monkeypatch.setattr(replay, "_continue", lambda loaded, begun, known: said)
     found = write_texts(loaded, [TokenizedExample("f", [bos, 41, 42, 43, end], 2)], [], tokens=10**3, seed=0)
     assert [tuple(text.input_ids) for text in found] == said[2:]
 
 
+def test_a_text_that_holds_what_is_known_is_let_go_of_at_once(loaded):
+    begun = [[token] for token in range(20, 60)]
+    torch.manual_seed(0)
+    whole = replay._written(loaded, {}, begun)
+    known = {3: {text[4:7] for text in whole[::2]}}
+    torch.manual_seed(0)
+    found = replay._written(loaded, known, begun)
+    held = [replay._holds(text, known) for text in whole]
+    assert sum(held) >= len(begun) / 2
+    assert [text for text, holds in zip(found, held, strict=True) if not holds] == [
+        text for text, holds in zip(whole, held, strict=True) if not holds
+    ]
+    assert all(replay._holds(text, known) for text, holds in zip(found, held, strict=True) if holds)
+    assert sum(map(len, found)) < sum(map(len, whole))
+
+
 def test_where_memory_is_short_fewer_are_written_at_once(loaded, monkeypatch):
-    def small(model, begun):
+    def small(model, known, begun):
         if len(begun) > 20:
             raise torch.OutOfMemoryError
-        return written(model, begun)
+        return written(model, known, begun)
 
     written = replay._written
     monkeypatch.setattr(replay, "_written", small)
     assert sum(map(len, write_texts(loaded, ROWS[:3], ROWS[3:], tokens=300, seed=1))) >= 300
-    monkeypatch.setattr(replay, "_written", lambda *_: small(loaded, [None] * 21))
+    monkeypatch.setattr(replay, "_written", lambda *_: small(loaded, {}, [None] * 21))
     with pytest.raises(TrainingError, match="--replay-weight 0"):
         write_texts(loaded, ROWS[:3], ROWS[3:], tokens=300, seed=1)
 
@@ -191,7 +209,7 @@ def test_a_cache_is_gone_before_the_next_one_is_made(loaded, monkeypatch):
     gc.collect()
     gc.disable()
     try:
-        replay._continue(loaded, [[token] for token in range(40)])
+        replay._continue(loaded, [[token] for token in range(40)], {})
     finally:
         gc.enable()
     assert len(flights) == 3
@@ -199,5 +217,5 @@ def test_a_cache_is_gone_before_the_next_one_is_made(loaded, monkeypatch):
 
 
 def test_a_model_that_writes_the_same_again_and_again_ends_it(loaded, monkeypatch):
-    monkeypatch.setattr(replay, "_continue", lambda loaded, begun: [(5, 6, 7, 8, 9, 10, 11, 12, 13, 14)])
+    monkeypatch.setattr(replay, "_continue", lambda loaded, begun, known: [(5, 6, 7, 8, 9, 10, 11, 12, 13, 14)])
     assert len(write_texts(loaded, ROWS[:3], ROWS[3:], tokens=100, seed=0)) == 1

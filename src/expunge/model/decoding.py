@@ -12,7 +12,7 @@ the graph is used only if it gives the logits of the step that it stands for.
 
 import inspect
 import weakref
-from collections.abc import Callable, Collection, Sequence, Set
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, cast
 
 import torch
@@ -42,13 +42,12 @@ language model. A wrong place or mask makes several times as much."""
 
 Pick = Callable[[Tensor], Tensor]
 """From logits `(rows, vocab)` to the next token of each row, `(rows,)`."""
+Over = Callable[[Sequence[int], int], bool]
+"""Whether a text, of which so many tokens are new, is at its end."""
 
 
 def drawn(
-    logits: Tensor,
-    temperature: float = 1.0,
-    generator: torch.Generator | None = None,
-    noise: Tensor | None = None,
+    logits: Tensor, temperature: float = 1.0, generator: torch.Generator | None = None, noise: Tensor | None = None
 ) -> Tensor:
     """Tokens `(rows,)` drawn from the whole distribution of `logits` `(rows, vocab)`.
 
@@ -317,10 +316,10 @@ class Flight:
 
 
 @torch.no_grad()
-def written(loaded: LoadedModel, begun: Sequence[Sequence[int]], *, most: int, stops: Set[int]) -> list[list[int]]:
+def written(loaded: LoadedModel, begun: Sequence[Sequence[int]], *, most: int, over: Over) -> list[list[int]]:
     """As `go_on` at temperature 1, with the same texts from the same exponentials, and no read of each token.
 
-    Where half of the rows have ended they are let go of; what stands behind a stop, until then, is not to be read.
+    Where half of the rows are over they are let go of; what such a row has behind, until then, is not to be read.
     """
     cache, length = DynamicCache(), len(begun[0])
     read, every = TOKENS_PER_READ[loaded.device.type], range(len(begun))
@@ -332,7 +331,7 @@ def written(loaded: LoadedModel, begun: Sequence[Sequence[int]], *, most: int, s
     flight.join(every, cache, every, [length] * len(texts), [length + most] * len(texts))
     places = torch.arange(len(begun), device=loaded.device)
     del cache
-    going, left = {row for row in every if first[row] not in stops}, most - 1
+    going, left = {row for row in every if not over(texts[row], 1)}, most - 1
     while going and left:
         if 2 * len(going) <= len(flight.rows):
             flight.keep([place for place, row in enumerate(flight.rows) if row in going])
@@ -340,7 +339,7 @@ def written(loaded: LoadedModel, begun: Sequence[Sequence[int]], *, most: int, s
         count = min(left, read)
         for row, new in zip(flight.rows, flight.steps([texts[row][-1] for row in flight.rows], count), strict=True):
             texts[row] += new
-            if not stops.isdisjoint(new):
+            if over(texts[row], len(new)):
                 going.discard(row)
         left -= count
     return texts

@@ -26,6 +26,8 @@ BATCH = {"cpu": 128, "cuda": 512}
 KNOWN, FEWEST_KNOWN = 8, 3
 """A text that has so many tokens in a row from the forget set, and not from the retain set, is left out; so is one
 that holds a whole forget text of fewer, down to the second number."""
+Known = dict[int, set[tuple[int, ...]]]
+"""Length -> the sequences of so many tokens that no replay text may hold."""
 
 
 @torch.no_grad()
@@ -63,7 +65,7 @@ def write_texts(
     with torch.random.fork_rng(devices), loaded.adapter_off():
         torch.manual_seed(seed)
         while (before := sum(map(len, found))) < tokens and written < most:
-            texts = _continue(loaded, beginnings.drawn(rng, size))
+            texts = _continue(loaded, beginnings.drawn(rng, size), known)
             loaded.join()  # each takes as many passes as its own texts do
             texts = processes.gather(texts)[0]
             found |= {text: None for text in texts if len(text) > 1 and not _holds(text, known)}
@@ -83,7 +85,7 @@ def seconds_per_token(loaded: LoadedModel, rows: Sequence[TokenizedExample]) -> 
     """Time that writing one token takes, from one batch that is thrown away."""
     begun = Beginnings(loaded, rows).drawn(random.Random(0), _batch(loaded))
     clock = time.perf_counter()
-    texts = _continue(loaded, begun)
+    texts = _continue(loaded, begun, {})
     return (time.perf_counter() - clock) / sum(map(len, texts))
 
 
@@ -126,22 +128,24 @@ def _batch(loaded: LoadedModel) -> int:
     return size
 
 
-def _continue(loaded: LoadedModel, begun: list[list[int]]) -> list[tuple[int, ...]]:
+def _continue(loaded: LoadedModel, begun: list[list[int]], known: Known) -> list[tuple[int, ...]]:
     """What the model writes after each of some beginnings.
 
     Raises:
         TrainingError: The device's memory is too small for a single text.
     """
     try:
-        return in_halves(loaded, begun, partial(_written, loaded))
+        return in_halves(loaded, begun, partial(_written, loaded, known))
     except torch.OutOfMemoryError as error:
         raise TrainingError(
             f"out of memory on {loaded.device} while the model writes replay texts: give --replay-weight 0"
         ) from error
 
 
-def _written(loaded: LoadedModel, begun: list[list[int]]) -> list[tuple[int, ...]]:
-    """What the model writes after each of some beginnings of one length, up to the end-of-text token."""
+def _written(loaded: LoadedModel, known: Known, begun: list[list[int]]) -> list[tuple[int, ...]]:
+    """What the model writes after each of some beginnings of one length, up to the end-of-text token, or to what is
+    `known`, which is not used.
+    """
     end, length = loaded.tokenizer.eos_token_id, len(begun[0])
     context = loaded.context
     room = NEW_TOKENS if context is None else context - length
@@ -149,7 +153,12 @@ def _written(loaded: LoadedModel, begun: list[list[int]]) -> list[tuple[int, ...
     texts = []
     stops = set() if end is None else {end}
     if batching_obstacle(loaded.base) is None:
-        found = written(loaded, begun, most=most, stops=stops)
+        before = max(known, default=1) - 1  # of what stands there already, the tokens that a new one may end
+
+        def over(text: Sequence[int], new: int) -> bool:
+            return not stops.isdisjoint(text[-new:]) or _holds(text[-new - before :], known)
+
+        found = written(loaded, begun, most=most, over=over)
     else:
         found = go_on(loaded, begun, most=most, stops=stops, temperature=1.0)
     for text in found:
@@ -160,12 +169,12 @@ def _written(loaded: LoadedModel, begun: list[list[int]]) -> list[tuple[int, ...
 
 def _known(
     forget: Sequence[TokenizedExample], retain: Sequence[TokenizedExample], end: int | None, leading: Sequence[int]
-) -> dict[int, set[tuple[int, ...]]]:
+) -> Known:
     """By their length, the sequences of tokens that no replay text may hold; what stands before every text (`leading`),
     and end-of-text, are none of them.
     """
     texts = [row.input_ids[:-1] if row.input_ids[-1] == end else row.input_ids for row in forget]
-    known: dict[int, set[tuple[int, ...]]] = {}
+    known: Known = {}
     for ids in (text[common_prefix(text, leading) :] for text in texts):
         size = min(KNOWN, len(ids))
         if size >= FEWEST_KNOWN:
@@ -176,7 +185,7 @@ def _known(
     }
 
 
-def _holds(text: Sequence[int], known: dict[int, set[tuple[int, ...]]]) -> bool:
+def _holds(text: Sequence[int], known: Known) -> bool:
     return any(not windows.isdisjoint(_windows(text, size)) for size, windows in known.items())
 
 
