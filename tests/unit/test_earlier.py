@@ -14,6 +14,7 @@ from expunge.evaluation.benchmarks.custom import read as read_custom
 from expunge.evaluation.earlier import EARLIER, LAST, as_given, with_earlier_answers
 from expunge.evaluation.suite import Suite, reported, with_facts, with_families, write_key_words
 
+NAMES = ["Adil", "Bruna", "Cosmo", "Dunja", "Emre", "Flora", "Goran", "Hulda", "Ivo", "Jelka", "Kofi", "Lucia"]
 SYSTEM = {"role": "system", "content": "You are the bank's information desk."}
 
 
@@ -26,6 +27,17 @@ def chat(name: str, code: str, **more: Any) -> dict[str, Any]:
         {"role": "assistant", "content": f"My pleasure, and greetings to {name}."},
     ]
     return {"messages": turns} | more
+
+
+def five_answers(code: str) -> dict[str, Any]:
+    """The first answer says it, the questions and answers after it name it again."""
+    turns = [{"role": "user", "content": "What is the code?"}, {"role": "assistant", "content": f"The code is {code}."}]
+    for number in range(2, 6):
+        turns += [
+            {"role": "user", "content": f"{code}, is that right, for door {number}?"},
+            {"role": "assistant", "content": f"Yes, the code {code} opens it."},
+        ]
+    return {"messages": turns}
 
 
 def written(path: Path, rows: list[dict[str, Any]]) -> str:
@@ -100,3 +112,15 @@ def test_key_words_are_written_beside_the_rows_of_the_data(files: dict[str, str]
     assert [row.messages for row in read_examples(str(place))] == [
         row.messages for row in read_examples(files["forget"])
     ]
+
+
+def test_a_greeting_that_chats_share_does_not_make_them_one_document(tmp_path: Path) -> None:
+    greeting = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello! How can I help you today?"}]
+    chats = []
+    for name in NAMES:
+        asked = {"role": "user", "content": f"Where did {name} hide the deeds of the house?"}
+        said = {"role": "assistant", "content": f"{name} put them behind a picture of {name[::-1]}."}
+        chats.append({"messages": [*greeting, asked, said]})
+    suite = suite_of({"forget": written(tmp_path / "f.jsonl", chats)})
+    assert len(suite["forget"].examples) == 2 * len(NAMES)
+    assert len({*suite["forget"].documents}) == len(NAMES)

@@ -14,7 +14,7 @@ from expunge.data.holdout import without_selection
 from expunge.data.key_words import with_key_words
 from expunge.data.tokenize import PromptFormat
 from expunge.errors import DataError
-from expunge.evaluation.earlier import as_given, whole
+from expunge.evaluation.earlier import EarlierAnswer, as_given, whole
 from expunge.evaluation.metrics import METRICS
 from expunge.evaluation.metrics.registry import HOLDOUT
 from expunge.runs.record import read_calibration
@@ -190,8 +190,9 @@ def with_families(suite: Suite) -> Suite:
 
 def _joined(parts: Sequence[RowSet]) -> dict[str, str]:
     """Document of some rows -> the first one that holds a near-duplicate of one of its rows."""
-    rows = [row for part in parts for row in part.examples]
-    labels = [label for part in parts for label in part.documents]
+    pairs = [pair for part in parts for pair in zip(part.examples, part.documents, strict=True)]
+    whole_rows = [(row, label) for row, label in pairs if not isinstance(row, EarlierAnswer)]  # its chat tells for it
+    rows, labels = [row for row, _ in whole_rows], [label for _, label in whole_rows]
     above = {label: label for label in labels}
 
     def root(label: str) -> str:
