@@ -124,3 +124,11 @@ def test_a_greeting_that_chats_share_does_not_make_them_one_document(tmp_path: P
     suite = suite_of({"forget": written(tmp_path / "f.jsonl", chats)})
     assert len(suite["forget"].examples) == 2 * len(NAMES)
     assert len({*suite["forget"].documents}) == len(NAMES)
+
+
+def test_the_same_chats_in_another_folder_have_the_same_fingerprint(tmp_path: Path) -> None:
+    found = []
+    for folder in (tmp_path / "one", tmp_path / "other"):
+        folder.mkdir()
+        found.append(suite_of({"forget": written(folder / "f.jsonl", [chat("Ida", "4711-22")])}).fingerprints())
+    assert found[0] == found[1]
