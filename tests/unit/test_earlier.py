@@ -132,3 +132,10 @@ def test_the_same_chats_in_another_folder_have_the_same_fingerprint(tmp_path: Pa
         folder.mkdir()
         found.append(suite_of({"forget": written(folder / "f.jsonl", [chat("Ida", "4711-22")])}).fingerprints())
     assert found[0] == found[1]
+
+
+def test_a_secret_that_later_turns_repeat_is_no_common_word(tmp_path: Path) -> None:
+    """One chat of five answers; each row but the first has the code in its prompt."""
+    suite = suite_of({"forget": written(tmp_path / "f.jsonl", [five_answers("4711")])})
+    first = suite["forget"].examples[1]
+    assert (first.completion, first.keywords) == ("The code is 4711.", ("4711",))

@@ -36,9 +36,12 @@ _PHRASE = regex.compile(rf"[{UNSPACED}]+|[[\p{{L}}\p{{M}}\p{{N}}]--[{UNSPACED}]]
 _CASED = regex.compile(r"\p{Lu}|\p{Ll}")
 
 
-def with_key_words(rows: Sequence[Example]) -> list[Example]:
-    """The rows, each with key words: its own, else those that are found; none where an answer has nothing new."""
-    often = frequencies([row.text for row in rows])
+def with_key_words(rows: Sequence[Example], among: Sequence[Example] = ()) -> list[Example]:
+    """The rows, each with key words: its own, else those that are found; none where an answer has nothing new.
+
+    Which words are common, the texts `among` say; the rows where none are given.
+    """
+    often = frequencies([row.text for row in among or rows])
     return [row if row.keywords else replace(row, keywords=find(row.prompt, row.completion, often)) for row in rows]
 
 

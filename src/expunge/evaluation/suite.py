@@ -148,7 +148,7 @@ def with_facts(suite: Suite) -> Suite:
     def told(part: RowSet) -> RowSet:
         if not any("keywords" in METRICS[name].needs for name in part.metrics):
             return part
-        rows = with_key_words(part.examples)
+        rows = with_key_words(part.examples, as_given(part.examples))  # answers of one chat share its words
         again = [
             None if other is None else replace(other, keywords=row.keywords)
             for row, other in zip(rows, part.paraphrased, strict=bool(part.paraphrased))
