@@ -139,3 +139,21 @@ def test_a_secret_that_later_turns_repeat_is_no_common_word(tmp_path: Path) -> N
     suite = suite_of({"forget": written(tmp_path / "f.jsonl", [five_answers("4711")])})
     first = suite["forget"].examples[1]
     assert (first.completion, first.keywords) == ("The code is 4711.", ("4711",))
+
+
+def test_key_words_that_an_earlier_answer_alone_says_are_not_asked_of_the_last(tmp_path: Path) -> None:
+    words = ["4711-22", "pleasure", "Ulm"]
+    rows = read_examples(written(tmp_path / "f.jsonl", [chat("Ida", "4711-22", keywords=words)]))
+    (last, earlier), _ = with_earlier_answers(rows, [])
+    assert earlier.keywords == ("4711-22",)
+    assert last.keywords == ("pleasure", "Ulm")  # what none says stays
+
+
+def test_key_words_that_are_written_and_given_again_go_to_their_answers(files: dict[str, str], tmp_path: Path) -> None:
+    place = tmp_path / "words.jsonl"
+    asked = suite_of(files)["forget"].examples
+    write_key_words(place, asked)
+    assert [{*line.keywords} >= {"107", "101"} for line in read_examples(str(place))] == [True] + 17 * [False]
+    again = suite_of({"forget": str(place)})["forget"].examples
+    assert {*again[1].keywords} >= {"107", "101"}
+    assert [{*row.keywords} for row in again] == [{*row.keywords} for row in asked]

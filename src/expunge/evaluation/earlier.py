@@ -38,8 +38,17 @@ def with_earlier_answers(forget: Sequence[Example], unseen: Sequence[Example]) -
 
 
 def as_given(rows: Sequence[Example]) -> list[Example]:
-    """The rows as the data has them, whatever they were divided into to be asked."""
-    return [alone(row) for row in rows if not isinstance(row, EarlierAnswer)]
+    """The rows as the data has them, whatever they were divided into to be asked; a chat has the key words of all its
+    answers.
+    """
+    found: list[Example] = []
+    for row in rows:
+        if isinstance(row, EarlierAnswer):  # its chat stands before it
+            keywords = dict.fromkeys((*found[-1].keywords, *row.keywords))
+            found[-1] = replace(found[-1], keywords=tuple(keywords))
+        else:
+            found.append(alone(row))
+    return found
 
 
 def whole(row: Example) -> Example:
@@ -48,9 +57,13 @@ def whole(row: Example) -> Example:
 
 
 def _apart(rows: Sequence[Example]) -> list[Example]:
+    """The rows; a chat's key words are with the answers that say them, and with the last if none does."""
     found: list[Example] = []
     for row in rows:
-        found += [replace(row, label=_label(row, LAST)) if row.messages else row, *_earlier(row)]
+        earlier = _earlier(row)
+        said = {word for answer in earlier for word in answer.keywords}
+        left = tuple(word for word in row.keywords if word not in said or contains(row.completion, word))
+        found += [replace(row, keywords=left, label=_label(row, LAST)) if row.messages else row, *earlier]
     return found
 
 
