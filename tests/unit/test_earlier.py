@@ -157,3 +157,10 @@ def test_key_words_that_are_written_and_given_again_go_to_their_answers(files: d
     again = suite_of({"forget": str(place)})["forget"].examples
     assert {*again[1].keywords} >= {"107", "101"}
     assert [{*row.keywords} for row in again] == [{*row.keywords} for row in asked]
+
+
+def test_a_greeting_before_any_question_is_not_asked(tmp_path: Path) -> None:
+    row = chat("Ida", "4711-22")
+    row["messages"].insert(1, {"role": "assistant", "content": "Welcome! I am your assistant."})
+    (_, *earlier), _ = with_earlier_answers(read_examples(written(tmp_path / "f.jsonl", [row])), [])
+    assert [row.completion for row in earlier] == ["The code is 4711-22."]

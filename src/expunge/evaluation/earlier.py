@@ -71,9 +71,10 @@ def _earlier(row: Example) -> list[Example]:
     turns = row.messages or ()
     found: list[Example] = []
     for at, turn in enumerate(turns):
-        if at == 0 or turn["role"] != "assistant" or not visible(turn["content"]).strip() or {*SPOKEN} & {*turn}:
-            continue
         said, before = turn["content"], turns[:at]
+        asked = any(other["role"] == "user" for other in before)  # a greeting answers nothing
+        if not asked or turn["role"] != "assistant" or not visible(said).strip() or {*SPOKEN} & {*turn}:
+            continue
         found.append(
             EarlierAnswer(
                 **vars(row)
