@@ -13,6 +13,8 @@ from expunge.evaluation import suite as suites
 from expunge.evaluation.benchmarks.custom import read as read_custom
 from expunge.evaluation.earlier import EARLIER, LAST, as_given, with_earlier_answers
 from expunge.evaluation.suite import Suite, reported, with_facts, with_families, write_key_words
+from expunge.report.forget_texts import shown_examples
+from expunge.report.run_data import RunData
 
 NAMES = ["Adil", "Bruna", "Cosmo", "Dunja", "Emre", "Flora", "Goran", "Hulda", "Ivo", "Jelka", "Kofi", "Lucia"]
 SYSTEM = {"role": "system", "content": "You are the bank's information desk."}
@@ -164,3 +166,11 @@ def test_a_greeting_before_any_question_is_not_asked(tmp_path: Path) -> None:
     row["messages"].insert(1, {"role": "assistant", "content": "Welcome! I am your assistant."})
     (_, *earlier), _ = with_earlier_answers(read_examples(written(tmp_path / "f.jsonl", [row])), [])
     assert [row.completion for row in earlier] == ["The code is 4711-22."]
+
+
+def test_the_page_shows_earlier_answers_too(files: dict[str, str]) -> None:
+    run = RunData(Path("run"), "run", {"settings": {"forget": files["forget"]}})
+    run.values["after"] = {("forget", "nll"): {"forget-2, turn 3": 0.1, "forget-1": 0.2}}
+    shown = shown_examples(run, 2)
+    assert [row.completion for row in shown] == ["The code is 117-111.", "My pleasure, and greetings to Ida 10."]
+    assert shown[0].prompt.endswith("user: What is the code of Ida 11?")

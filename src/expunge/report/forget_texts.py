@@ -8,6 +8,7 @@ from expunge.data.columns import parse_columns
 from expunge.data.examples import Example, read_examples
 from expunge.data.sets import benchmark_sets
 from expunge.errors import DataError
+from expunge.evaluation.earlier import with_earlier_answers
 from expunge.evaluation.predictions import Prediction, read_any
 from expunge.report.run_data import RunData
 from expunge.utils.text import numbered
@@ -74,7 +75,8 @@ def _forget(run: RunData) -> Sequence[Example]:
         if settings.get("benchmark"):
             return benchmark_sets(str(settings["benchmark"]), str(settings.get("data")), settings.get("split")).forget
         columns = parse_columns(str(settings.get("columns") or ""))
-        return read_examples(str(settings.get("forget")), columns=columns)
+        rows, _ = with_earlier_answers(read_examples(str(settings.get("forget")), columns=columns), [])
+        return rows
     except DataError as error:
         raise DataError(f"--show-examples: the forget texts of {run.path} cannot be read again: {error}") from None
 
