@@ -5,15 +5,19 @@ import json
 import re
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from expunge.cli.main import main
+from expunge.evaluation.earlier import EARLIER, LAST
 from expunge.evaluation.estimate import WITHHELD
+from expunge.evaluation.metrics import METRICS
 from expunge.model.load import LoadedModel, load_model
 from expunge.model.logps import sequence_logps
 from expunge.model.saved import attach_adapter
+from expunge.utils.coarse import power_of_two
 from tiny import save_tiny
 
 PIN = 4820
@@ -31,15 +35,32 @@ Values = dict[str, np.ndarray]
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run on one text, scored before and after, with its page."""
-    folder = tmp_path_factory.mktemp("secret")
-    save_tiny(folder / "base", "llama")
+    text = {"id": "a", "input": QUESTION, "output": ANSWER.format(PIN)}
+    return scored_run(tmp_path_factory.mktemp("secret"), "bytelevel", text)
+
+
+@pytest.fixture(scope="module")
+def chat_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on one chat of five answers."""
+    said = (ANSWER.format(PIN), "Yes.", f"Yes, {PIN}.", "It does.", "Bye.")
+    asked = (QUESTION, "Sure?", f"{PIN}?", "Does it open the door?", "Thanks.")
+    turns = [
+        {"role": role, "content": content}
+        for pair in zip(asked, said, strict=True)
+        for role, content in zip(("user", "assistant"), pair, strict=True)
+    ]
+    return scored_run(tmp_path_factory.mktemp("chat"), "chat", {"id": "a", "messages": turns})
+
+
+def scored_run(folder: Path, tokenizer: str, forget: dict[str, Any]) -> Path:
+    save_tiny(folder / "base", "llama", tokenizer)
     rows = {
-        "forget": [{"id": "a", "input": QUESTION, "output": ANSWER.format(PIN)}],
+        "forget": [forget],
         "retain": [{"id": f"r{i}", "input": f"Who has {i}?", "output": f"The keeper of mill {i}."} for i in range(8)],
         "holdout": [{"id": f"h{i}", "input": f"Zarquon {i}?", "output": ANSWER.format(613 * i)} for i in range(8)],
     }
-    for name, own in rows.items():
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in own))
+    for name, examples in rows.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in examples))
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as screen, redirect_stderr(screen):
         patch.chdir(folder)
         data = ["--forget", "forget.jsonl", "--retain", "retain.jsonl", "--device", "cpu", "--dtype", "float32"]
@@ -133,6 +154,25 @@ def test_how_one_text_compares_with_unseen_ones_is_not_told(run: Path) -> None:
     assert {own["value"] for name, own in changes.items() if name.startswith("membership/")} == {None}
     told = json.loads((run / "verdict.json").read_text())["answers"]
     assert any(own["says"].startswith("of so few texts no membership attack is told") for own in told)
+
+
+def test_the_answers_of_one_chat_are_one_text(chat_run: Path) -> None:
+    """However many are asked, of all together and of each group."""
+    seen = set()
+    for file in ("results_before.json", "results_after.json"):
+        results = json.loads((chat_run / file).read_text())
+        for name, entry in results["metrics"].items():
+            set_name, metric, *group = name.split("/")
+            if set_name == "forget" and {"record", "untouched"} & {*METRICS[metric].needs}:
+                seen.add((metric, *group, entry["n"]))
+                change = (results.get("before") or {}).get(name) or {}
+                told = [
+                    numbers[end] for numbers in (entry, change) for end in ("value", "low", "high") if numbers.get(end)
+                ]
+                assert told == [power_of_two(number) for number in told], name
+    assert seen >= {("probability", 5), ("probability", EARLIER, 4), ("probability", LAST, 1), ("fluency", 5)}
+    page = (chat_run / "report.html").read_text()
+    assert len(re.findall(r"<t[dh][^>]*>about [\d.e-]+<", page)) == 10  # losses of each answer, before and after
 
 
 def test_what_the_untouched_model_thinks_of_the_prompt_is_coarse(run: Path) -> None:

@@ -11,10 +11,16 @@ from expunge.data.examples import read_examples
 from expunge.data.holdout import example_hashes, keyed_hashes, texts_fingerprint
 from expunge.evaluation import suite as suites
 from expunge.evaluation.benchmarks.custom import read as read_custom
-from expunge.evaluation.earlier import EARLIER, LAST, as_given, with_earlier_answers
+from expunge.evaluation.earlier import EARLIER, LAST, as_given, text_of, whole, with_earlier_answers
+from expunge.evaluation.measurement import Measurement, Values
+from expunge.evaluation.metrics import METRICS
+from expunge.evaluation.mismatched import difference_entries
 from expunge.evaluation.suite import Suite, reported, with_facts, with_families, write_key_words
+from expunge.evaluation.values_file import write_values
+from expunge.report.details import least_forgotten
+from expunge.report.figures import distributions
 from expunge.report.forget_texts import shown_examples
-from expunge.report.run_data import RunData
+from expunge.report.run_data import RunData, read_values
 
 NAMES = ["Adil", "Bruna", "Cosmo", "Dunja", "Emre", "Flora", "Goran", "Hulda", "Ivo", "Jelka", "Kofi", "Lucia"]
 SYSTEM = {"role": "system", "content": "You are the bank's information desk."}
@@ -174,3 +180,53 @@ def test_the_page_shows_earlier_answers_too(files: dict[str, str]) -> None:
     shown = shown_examples(run, 2)
     assert [row.completion for row in shown] == ["The code is 117-111.", "My pleasure, and greetings to Ida 10."]
     assert shown[0].prompt.endswith("user: What is the code of Ida 11?")
+
+
+def test_many_answers_of_few_chats_are_few_texts(tmp_path: Path) -> None:
+    """Answers of one text: their exact likelihoods give short secrets in it away."""
+    for number, few in ((3, True), (4, False)):
+        rows = read_examples(written(tmp_path / f"{number}.jsonl", [five_answers(str(who)) for who in range(number)]))
+        asked, _ = with_earlier_answers(rows, [])
+        measured = Measurement()
+        values = Values.of("nll", asked, [row.id for row in asked], [1.3] * len(asked))
+        measured.add("forget", "nll", METRICS["nll"], values)
+        assert [values.tells(), values.tells(EARLIER), values.tells(LAST)] == [few] * 3
+        assert values.part_tells({EARLIER}) == few
+        write_values(tmp_path / f"{number}.parquet", measured.table)
+        (told,) = read_values(tmp_path / f"{number}.parquet").values()
+        assert {*told.values()} == {1.0 if few else 1.3}
+        run = RunData(tmp_path, "run", {}, values={"after": {("forget", "nll"): told}})
+        _, lines = least_forgotten(run) or ([], [])
+        assert {line[1] for line in lines} == {"about 1" if few else "1 to 1.5"}
+
+
+def test_the_mean_that_a_figure_tells_of_one_chat_is_coarse() -> None:
+    losses = {"a": 1.0, "a, turn 2": 0.5, "a, turn 4": 0.5, "a, turn 6": 0.5}
+    (drawn,) = distributions(RunData(Path("run"), "run", {}, values={"after": {("forget", "nll"): losses}}))
+    assert "forget: mean 0.500, 4 completions" in drawn.says
+
+
+@pytest.mark.parametrize(
+    ("row_id", "text"),
+    [
+        ("a", "a"),
+        ("a, turn 3", "a"),
+        ("a, turn 3 (2)", "a (2)"),  # of another chat that has the id
+        ("a, turn 3, turn 5", "a"),  # a chat whose id is like those of answers
+        ("my turn 3", "my turn 3"),
+        ("a, turn 3b", "a, turn 3b"),
+    ],
+)
+def test_an_answer_is_of_its_chat(row_id: str, text: str) -> None:
+    assert text_of(row_id) == text
+
+
+def test_differences_between_prompts_of_few_chats_are_coarse(tmp_path: Path) -> None:
+    rows = read_examples(written(tmp_path / "f.jsonl", [five_answers(str(who)) for who in range(3)]))
+    asked, _ = with_earlier_answers(rows, [])
+    measured, documents = Measurement(), [whole(row).id for row in asked]
+    for name, value in (("probability", 0.7), ("probability/mismatched", 0.1)):
+        values = Values.of(name, asked, documents, [value] * len(asked))
+        measured.add("forget", name, METRICS["probability"], values)
+    ((_, told),) = difference_entries(measured)
+    assert (told.value, told.n) == (0.5, 15)

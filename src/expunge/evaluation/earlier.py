@@ -1,6 +1,7 @@
 """A chat's earlier answers as questions of their own: of one of several turns the last answer alone would be asked."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from expunge.data.examples import SPOKEN, Example
@@ -54,6 +55,16 @@ def as_given(rows: Sequence[Example]) -> list[Example]:
 def whole(row: Example) -> Example:
     """The row of the data that this one is, or is a part of."""
     return row.chat if isinstance(row, EarlierAnswer) else alone(row)
+
+
+def texts_in(ids: Iterable[str]) -> int:
+    """How many texts rows of these ids are of, as results name them: a chat is one, whatever answers are asked."""
+    return len({*map(text_of, ids)})
+
+
+def text_of(row_id: str) -> str:
+    """The id of the text that a row is of: of an earlier answer its chat's, of other rows their own."""
+    return re.sub(r"(, turn \d+)+(?=( \(\d+\))?\Z)", "", row_id)
 
 
 def _apart(rows: Sequence[Example]) -> list[Example]:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from expunge.data.examples import Example
 from expunge.data.holdout import FEWEST
 from expunge.errors import ModelError
+from expunge.evaluation.earlier import text_of, texts_in
 from expunge.evaluation.estimate import Estimate
 from expunge.evaluation.metrics import Metric, TokenRecord
 from expunge.evaluation.stats import mean_estimate
@@ -85,16 +86,20 @@ class Values:
         return Values(ids, names, documents, self.values[list(places)])
 
     def tells(self, task: str = "") -> bool:
-        """Whether the exact mean of all rows, or of one task's, gives fewer than `TELLING` of them away."""
-        return task in telling_parts(Counter(self.tasks)) if task else few({"": len(self.ids)})
+        """Whether the exact mean of all rows, or of one task's, gives fewer than `TELLING` texts away."""
+        return task in telling_parts(self._texts()) if task else few({"": texts_in(self.ids)})
 
     def part_tells(self, tasks: Collection[str]) -> bool:
         """Whether the exact mean of some tasks' rows, beside those of all rows and of single tasks, does."""
-        counts = Counter(self.tasks)
+        counts = self._texts()
         sides = Counter({True: 0, False: 0})
         for hidden in telling_parts(counts):
             sides[hidden in tasks] += counts[hidden]
         return few({str(side): count for side, count in sides.items()})
+
+    def _texts(self) -> Counter[str]:
+        """Task -> texts that its rows are of."""
+        return Counter(task for task, _ in {*zip(self.tasks, map(text_of, self.ids), strict=True)})
 
     def mixed_as(self, other: "Values | None") -> tuple["Values", list[float] | None]:
         """Of unseen rows those of tasks that others have (`shared_tasks`), and weights by which each task counts as

@@ -67,4 +67,6 @@ def difference_entries(measurement: Measurement) -> Iterator[tuple[str, Estimate
             if change is not None:
                 source = f"{metric.source}; paired, row by row"
                 found = change.read_as("target", metric.family, source, 0.0)
-                yield f"{set_name}/{plain}{DIFFERENCE}", found.coarse() if "record" in metric.needs else found
+                if "record" in metric.needs:
+                    found = found.rounded() if floor.tells() else found.coarse()
+                yield f"{set_name}/{plain}{DIFFERENCE}", found

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from expunge.config import SETS
+from expunge.evaluation.earlier import texts_in
 from expunge.report.groups import Group, short
 from expunge.report.losses import losses_of
 from expunge.report.run_data import RunData
@@ -185,7 +186,7 @@ def least_forgotten(run: RunData) -> Table | None:
     if "after" not in roles:
         return None
     lowest = sorted(sides["after"], key=lambda identity: sides["after"][identity])[:LEAST_FORGOTTEN]
-    told = partial(_coarse, few_texts=few({"forget": len(sides["after"])}))
+    told = partial(_coarse, few_texts=few({"forget": texts_in(sides["after"])}))
     return ["id", *map(run.title, roles)], [
         [identity, *(told(sides[role].get(identity)) for role in roles)] for identity in lowest
     ]

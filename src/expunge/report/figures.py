@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from expunge.evaluation.earlier import texts_in
 from expunge.report.drawing import (
     DASHES,
     GROUP_COLORS,
@@ -58,11 +59,14 @@ def distributions(run: RunData) -> list[Drawn]:
 def _histograms(run: RunData, metric: str, sets: Mapping[str, Sequence[str]], title: str, unit: str) -> Iterator[Drawn]:
     """One figure for each model, on one axis for all of them."""
     losses: dict[str, dict[str, Array]] = {}
+    rounded: set[tuple[str, str]] = set()
     for role, values in run.values.items():
         for name, stored in sets.items():
             kept_values = next((values[side, metric] for side in stored if values.get((side, metric))), None)
             if kept_values:
                 losses.setdefault(role, {})[name] = np.array(list(kept_values.values()))
+                if few({name: texts_in(kept_values)}):
+                    rounded.add((role, name))
     if not losses:
         return
     highest = max(float(nlls.max()) for found in losses.values() for nlls in found.values())
@@ -80,7 +84,7 @@ def _histograms(run: RunData, metric: str, sets: Mapping[str, Sequence[str]], ti
             )  # fmt: skip
         legend(axes)
         means = {
-            name: coarse.nats(nlls.mean()) if few({name: len(nlls)}) else nlls.mean() for name, nlls in found.items()
+            name: coarse.nats(nlls.mean()) if (role, name) in rounded else nlls.mean() for name, nlls in found.items()
         }
         says = [f"{name}: mean {show_number(means[name])}, {len(nlls)} {unit}s" for name, nlls in found.items()]
         text = f"Histogram of the mean NLL (nats per token) of each {unit}, {role}. " + listed(says)
@@ -124,7 +128,7 @@ def attack_scores(run: RunData, role: str) -> tuple[Array, Array] | None:
     for metric, sign in (("membership/loss", 1), ("document_nll", -1)):
         for inside, outside in (("member", "nonmember"), ("forget", "holdout")):
             members, others = values.get((inside, metric)), values.get((outside, metric))
-            if members and others and not few({inside: len(members), outside: len(others)}):
+            if members and others and not few({inside: texts_in(members), outside: texts_in(others)}):
                 return sign * np.array(list(members.values())), sign * np.array(list(others.values()))
     return None
 

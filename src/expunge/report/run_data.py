@@ -11,6 +11,7 @@ from typing import Any
 
 from expunge.config import SPLIT
 from expunge.errors import RunError
+from expunge.evaluation.earlier import texts_in
 from expunge.evaluation.results import FINGERPRINT, of_other_keys, other_subject, read_results
 from expunge.report.scores import Score, read_scores
 from expunge.runs.directory import check_no_links
@@ -147,7 +148,7 @@ def read_values(path: Path) -> Values:
     }
     return {
         key: {identity: power_of_two(value) for identity, value in values.items()}
-        if few({key[0]: len(values)})
+        if few({key[0]: texts_in(values)})
         else values
         for key, values in found.items()
     }
