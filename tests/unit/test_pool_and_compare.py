@@ -112,6 +112,13 @@ def test_one_adapter_is_one_run():
         pool_runs(files)
 
 
+def test_the_untouched_model_beside_each_run_is_one_model():
+    files = [(name, results(0.2, fingerprint=PRINT | {"adapter": None})) for name in ("a", "b")]
+    found = pool_runs(files)["forget/probability"]
+    assert found == pool_runs(files[:1])["forget/probability"]
+    assert (found.value, found.runs) == (0.2, 1)
+
+
 def test_runs_that_were_trained_otherwise_are_not_pooled(tmp_path):
     runs = [
         write_run(tmp_path / name, seed=seed, settings=settings)

@@ -36,7 +36,8 @@ def pool_runs(runs: Sequence[tuple[str | Path, Mapping[str, Any]]]) -> dict[str,
         if difference := configuration_difference(first, results):
             raise DataError(f"{first_path} and {path} are not runs of one configuration: {difference}")
     metrics = [measured_metrics(path, results) for path, results in runs]
-    if len(runs) == 1:
+    adapters = {(results.get("fingerprint") or {}).get("adapter", "") for _, results in runs}
+    if len(runs) == 1 or adapters == {None}:  # the untouched model beside each run is one model, measured again
         return metrics[0]
     _check_training(runs)
     from expunge.evaluation.stats import runs_estimate  # half a second that a plain comparison need not pay
