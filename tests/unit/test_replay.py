@@ -35,13 +35,7 @@ def test_enough_is_written_and_the_same_for_the_same_seed(loaded):
 
 
 @pytest.mark.parametrize("arch", ["llama", "gemma3", "gpt2"])
-def test_texts_are_those_of_the_library(arch, tmp_path, monkeypatch):
-    """From its exponentials, which it draws in another way."""
-
-    def drawn_by_torch(logits, rows, generator=None):
-        return logits.new_empty(rows, logits.shape[-1], dtype=torch.float32).exponential_(generator=generator)
-
-    monkeypatch.setattr(decoding, "exponentials", drawn_by_torch)
+def test_texts_are_those_of_the_library(arch, tmp_path):
     loaded = load_model(str(save_tiny(tmp_path, arch)), dtype="float32", device="cpu")
     begun, options = [[token] for token in range(30)], {"most": 20, "stops": {*range(0, 4096, 5)}}
     torch.manual_seed(4)
@@ -141,7 +135,7 @@ def test_a_text_that_holds_what_is_known_is_let_go_of_at_once(loaded):
     begun = [[token] for token in range(20, 60)]
     torch.manual_seed(0)
     whole = replay._written(loaded, {}, begun)
-    known = {3: {text[4:7] for text in whole[::2]}}
+    known = {3: {text[4:7] for text in whole[:30] if len(text) > 6}}
     torch.manual_seed(0)
     found = replay._written(loaded, known, begun)
     held = [replay._holds(text, known) for text in whole]

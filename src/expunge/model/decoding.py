@@ -51,8 +51,8 @@ def drawn(
 ) -> Tensor:
     """Tokens `(rows,)` drawn from the whole distribution of `logits` `(rows, vocab)`.
 
-    As `torch.multinomial` draws one sample, without its checks, for which a GPU would wait: the largest share over an
-    exponential. `noise` are these `(rows, vocab)`, where they have been drawn already.
+    What `torch.multinomial` draws of one sample, without its checks, for which a GPU would wait. `noise` are the
+    exponentials `(rows, vocab)` that it would draw, where they have been drawn already.
     """
     shares = (logits.float() / temperature).softmax(-1)
     return (shares / (exponentials(logits, len(logits), generator) if noise is None else noise)).argmax(-1)
@@ -317,7 +317,7 @@ class Flight:
 
 @torch.no_grad()
 def written(loaded: LoadedModel, begun: Sequence[Sequence[int]], *, most: int, over: Over) -> list[list[int]]:
-    """As `go_on` at temperature 1, with the same texts from the same exponentials, and no read of each token.
+    """As `go_on` at temperature 1, with the same texts from the same random numbers, and no read of each token.
 
     Where half of the rows are over they are let go of; what such a row has behind, until then, is not to be read.
     """
@@ -347,8 +347,7 @@ def written(loaded: LoadedModel, begun: Sequence[Sequence[int]], *, most: int, o
 
 def exponentials(logits: Tensor, rows: int, generator: torch.Generator | None = None) -> Tensor:
     """What `rows` draws from logits `(any, vocab)` take: they are the same whichever of the rows are still there."""
-    uniform = logits.new_empty(rows, logits.shape[-1], dtype=torch.float32).uniform_(generator=generator)
-    return uniform.log_().neg_()  # `exponential_` takes five times as long on the CPU
+    return logits.new_empty(rows, logits.shape[-1], dtype=torch.float32).exponential_(1, generator=generator)
 
 
 def go_on(
