@@ -47,6 +47,7 @@ def write_gguf(model: PreTrainedModel, path: Path) -> None:
     writer.add_token_list(tokens)
     writer.add_token_types([3 if token in special else 1 for token in tokens])
     writer.add_token_merges([own if isinstance(own, str) else " ".join(own) for own in backend["model"]["merges"]])
+    writer.add_bos_token_id(tokens.index("<|user|>"))  # another than the end: they were taken for each other
     writer.add_eos_token_id(tokenizer.eos_token_id)
     writer.add_chat_template(CHAT_TEMPLATE)
     for name, tensor in model.state_dict().items():
@@ -80,6 +81,7 @@ def test_a_gguf_file_is_loaded_trained_on_and_merged(given: str, tmp_path: Path)
     torch.testing.assert_close(found, right.gather(-1, torch.tensor(ROWS[0])[1:, None])[:, 0], rtol=1e-4, atol=1e-4)
     text, own = "Question: Where does Tobias Wren live?<|end|>", tiny_tokenizer("chat")
     assert loaded.tokenizer(text)["input_ids"] == own(text)["input_ids"]
+    assert (loaded.tokenizer.eos_token, loaded.tokenizer.bos_token) == (own.eos_token, "<|user|>")
     turns = [{"role": "user", "content": "Who?"}]
     assert loaded.tokenizer.apply_chat_template(turns, tokenize=False) == own.apply_chat_template(turns, tokenize=False)
 

@@ -154,9 +154,15 @@ def load_tokenizer(
     folder = source.own_tokenizer
     options = source.options if folder is None else {}
     try:
-        return AutoTokenizer.from_pretrained(str(folder or source.base), trust_remote_code=trust_remote_code, **options)
+        found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            str(folder or source.base), trust_remote_code=trust_remote_code, **options
+        )
+        if "gguf_file" in options:  # of which transformers before 5.18 takes the token that begins a text for its end
+            for key in {"bos_token_id", "eos_token_id"} & found.init_kwargs.keys():
+                setattr(found, key, found.init_kwargs[key])
     except Exception as error:  # what damaged files can make of it has no bounds
         raise ModelError(f"--model {name}: no usable tokenizer ({first_line(error)})") from None
+    return found
 
 
 def other_tokenizer(name: str, flag: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
