@@ -10,7 +10,6 @@ from types import SimpleNamespace
 from typing import Any
 from unittest.mock import create_autospec
 
-import httpx2
 import pytest
 from huggingface_hub import HfApi, ModelCard, ModelCardData
 from huggingface_hub.errors import (
@@ -26,11 +25,12 @@ from expunge.cli.main import main
 from expunge.errors import ConfigError, RunError
 from expunge.runs import hub
 from expunge.runs.base import about_base, hub_id
+from hub_http import httpx
 from tiny import save_tiny
 
 
 def refusal(status: int, kind: type[HfHubHTTPError] = HfHubHTTPError) -> HfHubHTTPError:
-    response = httpx2.Response(status, request=httpx2.Request("GET", "https://hub"))
+    response = httpx.Response(status, request=httpx.Request("GET", "https://hub"))
     return kind("no", response=response)
 
 

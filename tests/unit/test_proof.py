@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
-import httpx2
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, PrefixTuningConfig, PromptTuningConfig, get_peft_model
@@ -31,6 +30,7 @@ from expunge.model.saved import OWN, attach_adapter, rescaled, save_adapter, ver
 from expunge.model.source import BASE, places, source_of
 from expunge.model.tokenizer_files import rules, tokenizer_files
 from expunge.runs.reads import check_unchanged, model_state
+from hub_http import httpx
 from tiny import COMMON, GROUPED, save_tiny, save_tokenizer, tiny_model, tiny_tokenizer, to_fp8
 from training import prepared, ready
 
@@ -571,16 +571,17 @@ def test_a_name_on_the_hub_is_checked_as_a_folder_is(
         load("some/model", revision="half")
     shards = sorted(own.name for own in base.glob("*.safetensors"))
 
-    def download(name: str, revision: str, allow_patterns: list[str]) -> None:
+    def download(name: str, revision: str, allow_patterns: list[str], local_files_only: bool) -> str:
         assert allow_patterns == shards
         shutil.copy(base / first.name, half)
+        return str(half)
 
     monkeypatch.setattr("expunge.model.source.snapshot_download", download)
     assert load("some/model", revision="half").source
     monkeypatch.setattr("expunge.model.memory.free_memory", lambda device: 50_000)
     with pytest.raises(ModelError, match=r"^--model some/model needs about .* free on cpu"):
         load("some/model")
-    broken = Mock(side_effect=httpx2.ReadTimeout("timed out"))  # no OSError
+    broken = Mock(side_effect=httpx.ReadTimeout("timed out"))  # no OSError
     (half / first.name).unlink()
     for name, told in (("snapshot_download", "its weights cannot be downloaded"), ("cached_file", "cannot be asked")):
         monkeypatch.setattr(f"expunge.model.source.{name}", broken)

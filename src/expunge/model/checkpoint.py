@@ -84,6 +84,8 @@ def from_pretrained(
         ModelError: It cannot be loaded, or weights are missing.
     """
     options: dict[str, Any] = {"config": config, "trust_remote_code": trust_remote_code, **source.options}
+    if source.revision:  # else transformers 5.17 looks for an adapter on the main branch
+        options["adapter_kwargs"] = {"revision": source.revision}
     method = quantization(config)
     if headers is not None and not (load_in_4bit or method or trust_remote_code):
         check_size(source.base, config, headers)

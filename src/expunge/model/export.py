@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -18,7 +17,7 @@ from expunge.errors import ModelError
 from expunge.model.checkpoint import move, quantization
 from expunge.model.files import INDEX, weight_headers
 from expunge.model.load import LoadedModel
-from expunge.model.source import Source, first_line
+from expunge.model.source import Source, downloaded, first_line
 from expunge.model.tokenizer_files import NAMES, tokenizer_files, write_tokenizer
 from expunge.utils.reading import read_object
 from expunge.utils.text import first_few
@@ -75,7 +74,7 @@ def _files_of(source: Source) -> Path | None:
         return Path(source.base)
     wanted = ["config.json", *CARRIED]  # its weights are there since it was loaded
     try:
-        return Path(snapshot_download(source.base, revision=source.revision, allow_patterns=wanted))
+        return downloaded(source.base, source.revision, wanted)
     except (OSError, ValueError) as error:  # LocalEntryNotFoundError and HTTP errors among them
         raise ModelError(
             f"{source.base}: its files cannot be read from the Hub ({first_line(error)}), and a merged model "

@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download
+from huggingface_hub import constants, snapshot_download
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils.hub import cached_file
 from transformers.utils.peft_utils import find_adapter_config_file
@@ -204,7 +204,7 @@ def stored_weights(source: Source) -> list[dict[str, Any]] | None:
     if not (folder / SINGLE).exists():
         shards = shard_names(folder)
         try:
-            snapshot_download(source.base, revision=source.revision, allow_patterns=shards)
+            downloaded(source.base, source.revision, shards)
         except Exception as error:  # those of a connection have no kind in common
             raise ModelError(f"{source.where}: its weights cannot be downloaded ({first_line(error)})") from None
         if missing := [name for name in shards if not (folder / name).exists()]:
@@ -230,6 +230,15 @@ def _hub_folder(source: Source, name: str) -> Path | None:
     except Exception as error:  # a connection that breaks
         raise ModelError(f"{source.where}: the Hub cannot be asked for {name} ({first_line(error)})") from None
     return Path(found).parent if found else None
+
+
+def downloaded(name: str, revision: str | None, patterns: list[str]) -> Path:
+    """The folder of the Hub's cache with the files of a name that match, downloaded where they are not there yet.
+
+    Offline it is asked for as such: huggingface_hub 1.33 asks the Hub for the files of a commit otherwise.
+    """
+    offline = constants.HF_HUB_OFFLINE
+    return Path(snapshot_download(name, revision=revision, allow_patterns=patterns, local_files_only=offline))
 
 
 def first_line(error: BaseException) -> str:
@@ -258,7 +267,7 @@ def _hub_adapter(name: str, revision: str | None) -> Path | None:
 def _downloaded_adapter(name: str, revision: str | None) -> Path | None:
     if find_adapter_config_file(name, revision=revision) is None:
         return None
-    return Path(snapshot_download(name, revision=revision, allow_patterns=ADAPTER_PARTS))
+    return downloaded(name, revision, ADAPTER_PARTS)
 
 
 def _revision_of(adapter: Path, settings: dict[str, Any]) -> str | None:
