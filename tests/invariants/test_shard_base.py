@@ -168,12 +168,15 @@ def test_a_weight_that_is_not_finite_is_named(folder: Path) -> None:
 
 
 def test_a_broken_model_ends_those_that_wait_for_their_turn(folder: Path) -> None:
-    (folder / "model/model.safetensors").write_bytes(b"no weights")
+    """One whose file is whole, so that it is found out when the weights load."""
+    file = folder / "model/model.safetensors"
+    weights = {name.replace("model.norm", "model.other"): weight for name, weight in load_file(file).items()}
+    save_file(weights, file, metadata={"format": "pt"})
 
     ends = launch(2, folder, *SHARDED, "--output", "many")
 
     assert [end.code for end in ends] == [2, 2], ends
-    assert all("model.safetensors" in end.err and "Traceback" not in end.err for end in ends), ends
+    assert all("--model model" in end.err and "Traceback" not in end.err for end in ends), ends
 
 
 @pytest.mark.parametrize("asked", [{"attacks": "gradient_norm"}, {"tasks": "mmlu"}])

@@ -650,7 +650,7 @@ def test_replay_texts_are_written_in_a_share_of_the_free_memory(
     with SimulatedCuda():
         loaded = load_model(str(folder("llama")), dtype="float32", device="cuda")
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (free, 2**36))
-        monkeypatch.setattr(replay, "_continue", lambda _, begun: sizes.append(len(begun)) or [(1, 2)] * len(begun))
+        monkeypatch.setattr(replay, "_continue", lambda _, begun, __: sizes.append(len(begun)) or [(1, 2)] * len(begun))
         replay.write_texts(loaded, known, known, tokens=100, seed=1)
         replay.seconds_per_token(loaded, known)
     assert {*sizes} == {most}
