@@ -102,7 +102,7 @@ def test_a_bias_on_the_scores_is_left_to_the_library() -> None:
     assert apart(output, given[2][:, :, :1].transpose(1, 2).expand_as(output).double()) < 1e-2
 
 
-def test_what_the_library_does_not_know_either_is_refused() -> None:
+def test_what_it_does_not_know_is_refused() -> None:
     with pytest.raises(ValueError, match="softcap"):
         attend_by_row(Layer(1), *states(4, 4, 32, torch.bfloat16), None, row_lengths=(32,), softcap=30.0)
 

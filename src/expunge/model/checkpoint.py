@@ -12,6 +12,7 @@ from transformers import (
     AutoModelForCausalLM,
     BitsAndBytesConfig,
     FineGrainedFP8Config,
+    GgufConfig,
     PretrainedConfig,
     PreTrainedModel,
 )
@@ -90,7 +91,7 @@ def from_pretrained(
     if headers is not None and not (load_in_4bit or method or trust_remote_code):
         check_size(source.base, config, headers)
     if source.gguf:
-        options |= _gguf_options()
+        options["quantization_config"] = GgufConfig(dequantize=True)
         stored = compute if isinstance(stored, str) else stored
     else:
         options["use_safetensors"] = True
@@ -156,15 +157,6 @@ def move(model: torch.nn.Module, to: torch.device | torch.dtype) -> None:
     `PreTrainedModel.to` itself is declared in a way that no type checker can bind to a model.
     """
     model.to(to)
-
-
-def _gguf_options() -> dict[str, Any]:
-    """What makes transformers widen a GGUF file's weights; older releases always do."""
-    try:
-        from transformers import GgufConfig
-    except ImportError:
-        return {}
-    return {"quantization_config": GgufConfig(dequantize=True)}
 
 
 def quantization(config: Any) -> str | None:

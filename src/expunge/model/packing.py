@@ -65,7 +65,7 @@ def attention_way(model: PreTrainedModel) -> str:
         and getattr(model, "_supports_flash_attn", False)
         and not getattr(model.config.get_text_config(), "v_head_dim", None)  # values of another width than keys
     )
-    return VARLEN if flash and _varlen_options() is not None else MASK
+    return VARLEN if flash else MASK
 
 
 def head_width(config: PretrainedConfig) -> int:
@@ -274,11 +274,11 @@ def _attend_varlen(
     """
     if seen_windows is not None:
         seen_windows.add(sliding_window)
-    options = _varlen_options()
     unknown = [name for name in ("softcap", "position_bias", "s_aux") if kwargs.get(name) is not None]
-    if unknown or attention_mask is not None or options is None:
+    if unknown or attention_mask is not None:
         raise ValueError(f"attention to rows of any length knows no {', '.join(unknown) or 'attention mask'}")
-    if not options:  # of torch 2.11, which has no grouped heads here
+    options: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
+    if not options:  # torch 2.11
         key, value = (repeat_kv(states, query.shape[1] // key.shape[1]) for states in (key, value))
     device = query.device.type
     low = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else query.dtype
@@ -287,14 +287,6 @@ def _attend_varlen(
     cuts, most = cu_seq_lens_q, max_length_q
     output: Any = varlen_attn(query, key, value, cuts, cuts, most, most, scale=scaling, window_size=window, **options)
     return output[None], None
-
-
-def _varlen_options() -> dict[str, Any] | None:
-    """What PyTorch's attention for rows of any length is given beside; None where it is too old (torch 2.10)."""
-    known = inspect.signature(varlen_attn).parameters
-    if "window_size" not in known or "scale" not in known:
-        return None
-    return {"enable_gqa": True} if "enable_gqa" in known else {}
 
 
 AttentionInterface.register(VARLEN, _attend_varlen)

@@ -68,13 +68,15 @@ def attend_by_row(
         `(1, tokens, heads, head_dim)`, and None for the weights.
 
     Raises:
-        ValueError: There is a mask.
+        ValueError: There is a mask, or the layer wants something that this attention does not have.
     """
     if attention_mask is not None:
         raise ValueError("a packed sequence takes no attention mask")
+    if unknown := [name for name in ("softcap", "s_aux") if kwargs.get(name) is not None]:
+        raise ValueError(f"attention row by row knows no {', '.join(unknown)}")
     low = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else query.dtype
     plain = low == torch.bfloat16 and not any(kwargs.get(name) for name in ("dropout", "output_attentions"))
-    plain = plain and all(kwargs.get(name) is None for name in ("softcap", "position_bias", "s_aux", "is_causal"))
+    plain = plain and all(kwargs.get(name) is None for name in ("position_bias", "is_causal"))
     scale = kwargs.get("scaling") or query.shape[-1] ** -0.5
     states = [part[0].transpose(0, 1).to(low) for part in (query, key, value)]
     outputs = []
