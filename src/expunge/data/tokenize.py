@@ -126,10 +126,9 @@ def check_lengths(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example
         DataError: A completion that is too long by more tokens than what stands beside it can change.
     """
     for example in examples:
-        if len(example.completion.encode()) > max_length:  # a token has a byte at least
-            count = len(tokenizer(example.completion, add_special_tokens=False, verbose=False)["input_ids"])
-            if count > max_length + BESIDE:
-                raise _too_long(example, count, bound, max_length)
+        count = len(tokenizer(example.completion, add_special_tokens=False, verbose=False)["input_ids"])
+        if count > max_length + BESIDE:
+            raise _too_long(example, count, bound, max_length)
 
 
 def _too_long(example: Example, count: int, bound: str, max_length: int) -> DataError:

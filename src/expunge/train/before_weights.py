@@ -40,10 +40,10 @@ def check_texts_fit(config: UnlearnConfig, sets: Sets) -> None:
     if config.truncate_completions or source.gguf:
         return
     settings = AutoConfig.from_pretrained(source.base, trust_remote_code=config.trust_remote_code, **source.options)
-    tokenizer = load_tokenizer(config.model, **options)
     max_length, bound = longest_text(config, context_of(settings))
-    for name in SETS:
-        check_lengths(tokenizer, getattr(sets, name), max_length, bound)
+    examples = (example for name in SETS for example in getattr(sets, name))
+    if long := [example for example in examples if len(example.completion.encode()) > max_length]:
+        check_lengths(load_tokenizer(config.model, **options), long, max_length, bound)  # a token has a byte at least
 
 
 def longest_text(config: UnlearnConfig, context: int | None) -> tuple[int, str]:
