@@ -64,10 +64,8 @@ def _titles(call: ast.Call) -> list[ast.expr]:
 @pytest.mark.parametrize(
     "name",
     [
-        *(
-            f"report/{name}"
-            for name in ("judge", "questions", "targets", "doubts", "losses", "answers", "run_data", "details")
-        ),
+        *(f"report/{name}" for name in ("judge", "targets", "doubts", "losses", "answers", "run_data", "details")),
+        *(f"report/questions/{name}" for name in ("said", "told", "rest", "speech")),
         *(f"train/{name}" for name in ("loop", "scale", "targets", "contexts")),
         "evaluation/advice",
     ],

@@ -2,7 +2,7 @@
 
 run_data.py      what a run directory holds; results of anything else are left out
 scores.py        results files as one list of scores
-questions.py     the four questions, answered by the criteria (answers.py); judge.py what follows from them
+questions/       the four questions, answered by the criteria (answers.py); judge.py what follows from them
 groups.py        runs of one configuration pooled, methods side by side
 details.py       cost, method, origin, what was not measured
 figures.py       figures of scores; curves.py of the course of training; drawing.py their way into a page

@@ -13,20 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from expunge.config.criteria import MET, NO_BETTER, Criteria
-from expunge.report.answers import OWN_TARGET, STATES, Answer
+from expunge.report.answers import OWN_TARGET, STATES, TO_SCORE, Answer
 from expunge.report.doubts import doubts
-from expunge.report.questions import (
-    ON_TRAINED,
-    TO_SCORE,
-    recognisable,
-    rest_kept,
-    speaks_well,
-    still_said,
-    unseen_given,
-)
+from expunge.report.questions import recognisable, rest_kept, speaks_well, still_said
+from expunge.report.questions.rest import ON_TRAINED
 from expunge.report.run_data import RunData, read_run
 from expunge.report.scores import UNSEEN, number
-from expunge.report.targets import tests_of
+from expunge.report.targets import tests_of, unseen_given
 from expunge.runs.record import VERDICT
 from expunge.utils.files import write_json
 from expunge.utils.text import BABBLES, DECLINES

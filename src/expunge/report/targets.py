@@ -11,6 +11,11 @@ from expunge.report.scores import CHANGE, Score, number, unseen
 
 FEWEST_OF_TASK = 5
 """Fewest rows by which a task is judged by itself."""
+FEWEST_KEPT = 10
+"""That none of fewer texts to keep is lost shows little; that some are counts."""
+UNKNOWN = "no value of the untouched model"
+WITH_UNSEEN = ("semeval", "lume", "muse")
+"""Benchmarks that bring texts like those to forget that the model has never seen."""
 
 
 def whole(scores: dict[str, Score]) -> list[Score]:
@@ -123,3 +128,12 @@ def tests_of(run: RunData) -> dict[str, float]:
     if not isinstance(tests, dict):
         return {}
     return {str(name): p for name, value in tests.items() if (p := number(value)) is not None}
+
+
+def unseen_given(run: RunData) -> bool:
+    """Whether the run had texts that the model has never seen: the user's, those that steered it, or a benchmark's."""
+    if run.manifest.get("rows", {}).get("holdout") or run.calibration.get("selection_hmac"):
+        return True
+    after = run.scores.get("after")
+    attacked = after is None or any(score.family == "membership" and score.known for score in after.values())
+    return attacked and run.settings.get("benchmark") in WITH_UNSEEN
