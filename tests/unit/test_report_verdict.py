@@ -546,6 +546,29 @@ def test_what_is_better_higher_on_forgotten_texts_too_says_nothing_of_what_is_ke
     assert answers(judge(metrics() | brevity, BEFORE | before))[KEPT] == "yes"
 
 
+@pytest.mark.parametrize(
+    ("change", "half", "n", "tasks", "answer"),
+    [
+        (-0.06, 0.02, 24, 1, "no"),
+        (-0.06, 0.02, 9, 1, "yes"),  # so few texts are lost by chance
+        (-0.01, 0.005, 24, 1, "yes"),  # within the criterion
+        (-0.06, 0.07, 24, 1, "yes"),  # may be none
+        (-0.06, 0.055, 24, 1, "no"),
+        (-0.06, 0.055, 24, 20, "yes"),  # the worst of twenty
+        (-0.06, None, 24, 1, "yes"),  # nothing says how far it can be trusted
+    ],
+)
+def test_a_task_that_was_lost_is_not_hidden_by_the_mean_over_all(change, half, n, tasks, answer):
+    names = [f"retain/rouge_l_recall/Task{number}" for number in range(tasks)]
+    before = BEFORE | {name: entry(0.9, n=n) for name in names}
+    after = metrics() | {name: entry(0.9, n=n) for name in names} | {names[0]: entry(0.9 + change, n=n)}
+    changes = {name: {"value": 0.0, "low": -0.01, "high": 0.01} for name in names}
+    changes[names[0]] = {"value": change, "low": change - (half or 0), "high": change + (half or 0)}
+    judged = judge(after, before, beside={"before": {} if half is None else changes})
+    assert judged.answers[KEPT].answer == answer
+    assert ("Task0" in judged.answers[KEPT].says) == (answer == "no")
+
+
 def test_losses_of_unseen_texts_in_the_manifest_count_as_drift():
     judged = judge(metrics(), losses={"holdout": {"before": 2.0, "after": 2.3}})
     assert answers(judged)[KEPT] == "no"

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from statistics import NormalDist
 
 from expunge.data.holdout import FEWEST
 from expunge.evaluation.results import COMPARED
@@ -32,6 +33,11 @@ def tasks_of(scores: dict[str, Score]) -> list[Score]:
         and score.name.startswith(tuple(PLAIN))
         and (score.n or 0) >= FEWEST_OF_TASK
     ]
+
+
+def widened(numbers: int) -> float:
+    """How many times as long an end of a 95 % interval is that holds for as many numbers together (Bonferroni)."""
+    return NormalDist().inv_cdf(1 - 0.025 / numbers) / NormalDist().inv_cdf(0.975)
 
 
 def with_targets(run: RunData, scores: dict[str, Score]) -> Iterator[tuple[Score, float | None, float | None, str]]:

@@ -8,7 +8,7 @@ from expunge.report.answers import TO_SCORE, UNTOUCHED, Answer, Number, answered
 from expunge.report.losses import MARGIN, drift_of, exact_losses, texts_of
 from expunge.report.run_data import RunData
 from expunge.report.scores import Score, kept
-from expunge.report.targets import FEWEST_KEPT, UNKNOWN, before_of, change_of, may_be_none, unseen_given, whole
+from expunge.report.targets import FEWEST_KEPT, UNKNOWN, before_of, change_of, may_be_none, unseen_given, whole, widened
 from expunge.utils.text import show_number
 
 KEPT = "Is the rest kept?"
@@ -36,11 +36,13 @@ def rest_kept(run: RunData, criteria: Criteria) -> Answer:
         f"Yes when every score of the rest has at least {criteria.min_retain:.0%} of its value before (fewer than "
         f"{FEWEST_KEPT} texts, or so few that the interval of the change reaches beyond a loss of {margin:.0%}, and "
         "those trained on where others were not, count only where they are lost; of the few, where as much as a whole "
-        "text seems lost; a loss is unclear where the interval of the change reaches 0), and the loss of texts that "
-        f"the model has never seen rose by at most {criteria.max_drift:.0%}, "
+        "text seems lost; a loss is unclear where the interval of the change reaches 0), no task of "
+        f"{FEWEST_KEPT} texts and more has less by a change whose interval, widened for as many scores, leaves out 0, "
+        f"and the loss of texts that the model has never seen rose by at most {criteria.max_drift:.0%}, "
         f"and its interval to no more than {max(MARGIN, criteria.max_drift):.0%}."
     )
-    numbers, scores, short = [], whole(kept(run.scores.get("after", {}))), False
+    rest = kept(run.scores.get("after", {}))
+    numbers, scores, short = _lost_tasks(run, criteria, rest), whole(rest), False
 
     def sure(score: Score) -> bool:
         before, least = before_of(run, score) or 0.0, change_of(run, score)[0]
@@ -106,3 +108,23 @@ def rest_kept(run: RunData, criteria: Criteria) -> Answer:
         return answer
     says = f"{answer.says}, which alone proves nothing"
     return replace(answer, answer="not measured", state="not measured", says=says, need=need)
+
+
+def _lost_tasks(run: RunData, criteria: Criteria, scores: dict[str, Score]) -> list[Number]:
+    """Scores of single tasks that have fallen, which those of the others can hide in the mean over all.
+
+    Only a loss counts: below the criterion, by a paired change whose interval, widened for as many scores as are looked
+    at (Bonferroni), leaves out 0. One that may be chance, or whose change is not known, is not told.
+    """
+    looked_at = []
+    for score in scores.values():
+        before, (_, most) = before_of(run, score), change_of(run, score)
+        if score.task and before and most is not None and (score.n or 0) >= FEWEST_KEPT:
+            looked_at.append((score, before, most))
+    lost = []
+    for score, before, most in looked_at:
+        bound, change = criteria.retained(before), score.value - before
+        if bound.violation(score.value) and change + widened(len(looked_at)) * (most - change) < 0:
+            number = shown(score, before, before, UNTOUCHED, f"one task: at least {show_number(bound.least)}")
+            lost.append(replace(number, state="bad", excess=bound.excess(score.value)))
+    return lost

@@ -1,7 +1,6 @@
 """Is it still said?"""
 
 from dataclasses import replace
-from statistics import NormalDist
 
 from expunge.config.criteria import Criteria
 from expunge.data.holdout import FEWEST
@@ -35,6 +34,7 @@ from expunge.report.targets import (
     target_of,
     tasks_of,
     unseen_of,
+    widened,
     with_targets,
 )
 
@@ -135,8 +135,7 @@ def _left_of_task(run: RunData, criteria: Criteria, score: Score, tasks: int) ->
     target = 0.0 if target is None else target
     most, from_whom = max([target, *ends]), f"{whose}, at most" if ends else whose
     if score.bounded:
-        wider = NormalDist().inv_cdf(1 - 0.025 / tasks) / NormalDist().inv_cdf(0.975)
-        low = score.value - wider * (score.value - score.low)
+        low = score.value - widened(tasks) * (score.value - score.low)
         found = _left(run, criteria, replace(score, low=low), before, most, from_whom)
         if found.state == "bad":
             found = replace(found, low=score.low)
