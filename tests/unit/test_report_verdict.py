@@ -670,6 +670,30 @@ def test_the_retrained_model_sets_the_target_of_the_attack():
     assert "50 by chance" in judge(metrics(auc=0.9), reference=None).answers[TOLD].says
 
 
+@pytest.mark.parametrize(
+    ("auc", "difference", "reference", "answer"),
+    [
+        (0.56, 0.07, 0.5, "no"),  # the two AUCs are as far apart as two models' are on these texts
+        (0.62, 0.07, 0.5, "unclear"),
+        (0.56, 0.02, 0.5, "unclear"),  # they rank the texts alike, and the tolerance counts
+        (0.56, None, 0.5, "unclear"),
+        (0.56, 0.07, 0.45, "unclear"),  # the difference from another model's number than the target
+    ],
+)
+def test_two_models_on_the_same_texts_are_as_far_apart_as_their_paired_difference_says(
+    auc, difference, reference, answer
+):
+    paired = {"reference": reference, "difference": {"value": auc - reference, "low": None, "high": None}}
+    if difference is not None:
+        paired["difference"] |= {
+            "low": auc - reference - 1.96 * difference,
+            "high": auc - reference + 1.96 * difference,
+        }
+    attack = entry(auc, "target", "membership", half=0.15, n=5000, target=0.5, **paired)
+    assert answers(judge(metrics() | {"membership/loss_auc": attack}))[TOLD] == answer
+    assert answers(judge(metrics() | {"membership/loss_auc": attack}, kind="origin"))[TOLD] == "unclear"
+
+
 def test_a_test_against_the_retrained_model_overrules_the_attacks():
     judged = judge(metrics(), tests={"loss_ks_p": 0.001, "truth_ratio_ks_p": None})
     assert answers(judged)[TOLD] == "yes"

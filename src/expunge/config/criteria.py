@@ -90,7 +90,8 @@ class Criteria:
         independent (Sidak 1967): 1.9 standard deviations of six.
 
         Args:
-            chance_sd: Standard deviation of an AUC of as many texts that nothing tells apart.
+            chance_sd: Standard deviation of an AUC of as many texts that nothing tells apart; where `target` is another
+                model's AUC on the same texts, that of the difference of two such.
             target: A known model's AUC; `target_auc` when None.
             attacks: How many must be met together; 1 where each of several is judged by itself, as in training.
         """

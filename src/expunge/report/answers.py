@@ -183,7 +183,7 @@ def answered(
     says = max(plain or deciding, key=lambda number: number.excess).says
     if len(counted) > 1:
         says += f"; {_counts([number.state for number in counted])}"
-    need = "Too few texts to tell, the interval is wide: measure on more." if state == "unclear" else ""
+    need = f"{question} Too few texts to tell, the interval is wide: measure on more." if state == "unclear" else ""
     need = OTHER_TARGET if doubted and need else need
     ordered = tuple(sorted(numbers, key=lambda number: -number.excess))
     answer = {"bad": words[0], "good": words[1]}.get(state, state)

@@ -1,10 +1,12 @@
 """Can one tell that it was trained on?"""
 
+import math
 from dataclasses import replace
+from statistics import NormalDist
 
 from expunge.config.criteria import Criteria
 from expunge.data.holdout import FEWEST_ATTACKED
-from expunge.evaluation.estimate import ONE_TEXT, WITHHELD
+from expunge.evaluation.estimate import ONE_TEXT, WITHHELD, Estimate
 from expunge.report.answers import (
     CHANCE,
     ORIGIN,
@@ -24,6 +26,8 @@ from expunge.utils.roc import chance_sd
 from expunge.utils.text import UNSEEN_TEXTS
 
 TOLD = "Can one tell that it was trained on?"
+TWO_SIDED = NormalDist().inv_cdf(0.975)
+"""Standard deviations from the middle to either end of a 95 % interval."""
 FEWEST_TESTED = 25
 """Fewest losses by which a Kolmogorov-Smirnov test can acquit: from here on it finds a shift by a standard deviation
 with a power of 80 %.
@@ -43,7 +47,8 @@ def recognisable(run: RunData, criteria: Criteria) -> Answer:
     """Whether membership attacks, or tests against a reference, tell the forgotten texts from unseen ones."""
     rule = (
         f"No when every membership AUC lies within {criteria.auc_tolerance:g} of its target on either side (or no "
-        "farther than chance gives on so few texts and so many attacks), its interval leaves out the untouched model's "
+        "farther than chance gives on so few texts and so many attacks, of a retrained model's number by the paired "
+        "difference of the two), its interval leaves out the untouched model's "
         f"value, and no test tells the model from a retrained one (p < {criteria.significance:g}, shared among tests). "
         f"What is good by an attack that is less exact than one on {FEWEST_ATTACKED} texts of either side, or by a "
         f"test on fewer than {FEWEST_TESTED}, is unclear, and so is all of an attack on a single document of a side."
@@ -56,7 +61,8 @@ def recognisable(run: RunData, criteria: Criteria) -> Answer:
             whose = CHANCE if target == Criteria.target_auc else OWN_TARGET
         pair = sides(score)
         chance = chance_sd(*pair) if all(pair) else 0.0
-        bound = criteria.auc(chance, target, attack_kinds(found))
+        paired = score.difference if whose == RETRAINED and target == score.reference else None
+        bound = criteria.auc(spread(paired) or chance, target, attack_kinds(found))
         below = 1.0 if before is None or bound.violation(before) == 0 else before  # it had nothing to lose
         number = judged(score, before, bound, whose, below=below)
         few = chance > chance_sd(FEWEST_ATTACKED, FEWEST_ATTACKED) or not (all(pair) or score.bounded)
@@ -105,3 +111,10 @@ def recognisable(run: RunData, criteria: Criteria) -> Answer:
         note = "Chance is an attack that is right for half of the texts; a retrained model's number can be another one."
         return replace(answer, notes=(note,))
     return answer
+
+
+def spread(paired: Estimate | None) -> float:
+    """Standard deviation of an AUC's distance from that of a retrained model on the same texts, by the interval of
+    their paired difference; 0 where that is not known.
+    """
+    return 0.0 if paired is None or math.isnan(paired.low) else (paired.high - paired.low) / (2 * TWO_SIDED)
