@@ -1,6 +1,7 @@
 """Make the bundled subject again: its data, its tokenizer, the model and its retrained model.
 
     python -m experiments.demo.subject --output DIR [--seed N]
+    python -m experiments.demo.subject --output DIR --retrained 101 102     further retrained models alone, the texts in other orders
 
 Both models start from the same training on general texts. Then the subject reads the forget set, the retain set and
 the quiz until it knows them by heart, and the retrained model the same without the forget set, with more of its
@@ -69,18 +70,30 @@ def make(output: Path, seed: int) -> dict[str, dict[str, float]]:
     Returns:
         `subject` and `retrained` -> their figures; see `measure`.
     """
+    tokenizer, start = _begun(output, seed)
+    for name in MODELS:
+        finish(copy.deepcopy(start), tokenizer, name, seed, output / name)
+    figures = {name: measure(output / name, output / "data") for name in MODELS}
+    (output / "figures.json").write_text(json.dumps({"seed": seed, **figures}, indent=2) + "\n", "utf-8")
+    return figures
+
+
+def retrain(output: Path, seed: int, orders: Sequence[int]) -> None:
+    """Make the data and further retrained models, `retrained-ORDER`, which read the same texts in another order."""
+    tokenizer, start = _begun(output, seed)
+    for order in orders:
+        finish(copy.deepcopy(start), tokenizer, "retrained", order, output / f"retrained-{order}")
+
+
+def _begun(output: Path, seed: int) -> tuple[PreTrainedTokenizerFast, LlamaForCausalLM]:
+    """The data, in a folder that must be new or empty, the tokenizer and the shared start."""
     if output.exists() and any(output.iterdir()):
         raise ConfigError(f"--output {output}: is not empty: give a new folder")
     (output / "data").mkdir(parents=True)
     for name, text in data_files(seed).items():
         (output / "data" / name).write_text(text, "utf-8")
     tokenizer = train_tokenizer(islice(general_texts(seed, "tokenizer"), TOKENIZER_TEXTS))
-    start = shared_start(tokenizer, seed)
-    for name, sets in MODELS.items():
-        finish(copy.deepcopy(start), tokenizer, sets, seed, output / name)
-    figures = {name: measure(output / name, output / "data") for name in MODELS}
-    (output / "figures.json").write_text(json.dumps({"seed": seed, **figures}, indent=2) + "\n", "utf-8")
-    return figures
+    return tokenizer, shared_start(tokenizer, seed)
 
 
 def shared_start(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM:
@@ -92,22 +105,20 @@ def shared_start(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausa
     return start
 
 
-def finish(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, sets: Sequence[str], seed: int, folder: Path
-) -> None:
+def finish(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, name: str, seed: int, folder: Path) -> None:
     """Let a model learn sets by heart, with general texts in between, and save it in bf16.
 
     Args:
         model: The shared start, changed in place.
         tokenizer: Its tokenizer, saved beside it.
-        sets: Names of the data files; they lie in `data/` beside `folder`.
+        name: Which of `MODELS`; the data files lie in `data/` beside `folder`.
         seed: Seed of the general texts and of the order.
         folder: Where the model goes.
     """
-    rows = [row for name in sets for row in read_examples(folder.parent / "data" / f"{name}.jsonl")]
+    rows = [row for part in MODELS[name] for row in read_examples(folder.parent / "data" / f"{part}.jsonl")]
     encoded = [tokenize(tokenizer, row, PROMPT_FORMAT, max_length=CONTEXT).input_ids for row in rows]
     general = general_texts(seed, "passes")
-    count = PASSES[folder.name]
+    count = PASSES[name]
     passes = [encoded + _encode(tokenizer, islice(general, GENERAL_TOTAL // count)) for _ in range(count)]
     train(model, passes, LEARNING_RATES[1], seed, folder.name)
     move(model, torch.bfloat16)
@@ -233,7 +244,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m experiments.demo.subject", description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, required=True, help="folder to make, new or empty")
     parser.add_argument("--seed", type=int, default=SEED, help="seed of people, texts and training")
+    parser.add_argument("--retrained", type=int, nargs="+", metavar="ORDER", help="further retrained models alone")
     options = parser.parse_args()
+    if options.retrained:
+        retrain(options.output, options.seed, options.retrained)
+        return
     for name, figures in make(options.output, options.seed).items():
         print(name, figures)
 
