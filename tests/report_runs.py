@@ -58,7 +58,13 @@ def write_run(
     """
     folder.mkdir(parents=True)
     rng = np.random.default_rng(seed)
-    own = {"model": "org/base", "forget": "forget.jsonl", "retain": "retain.jsonl", "output": str(folder), "seed": seed}
+    given = {
+        "model": "org/base",
+        "forget": "forget.jsonl",
+        "retain": "retain.jsonl",
+        "output": str(folder),
+        "seed": seed,
+    }
     resolved = {
         "epochs": 14,
         "learning_rate": 0.0015,
@@ -67,7 +73,7 @@ def write_run(
         "dtype": "float32",
         "device": "cpu",
     }
-    config = UnlearnConfig(recipe="default", **own | resolved | (settings or {}))
+    config = UnlearnConfig(recipe="default", **given | resolved | (settings or {}))
     losses = {name: {"before": before, "after": after} for name, (before, after, _) in ENDS.items()}
     content = {
         "schema": 1,
@@ -142,9 +148,9 @@ def _write_role(path: Path, place: int, extra: dict[str, dict[str, Any]], rows: 
     table: dict[str, list[Any]] = {"id": [], "set": [], "task": [], "document": [], "metric": [], "value": []}
     for name, ends in ENDS.items():
         for i, loss in enumerate(ends[place] * np.exp(rng.normal(0, 0.25, rows))):
-            own = f"{ids}-{name}-{i}"
+            key = f"{ids}-{name}-{i}"
             for metric in ("nll", "document_nll") if name in ("forget", "holdout") else ("nll",):
-                for column, cell in zip(table.values(), (own, name, "Task1", own, metric, float(loss)), strict=True):
+                for column, cell in zip(table.values(), (key, name, "Task1", key, metric, float(loss)), strict=True):
                     column.append(cell)
     pq.write_table(pa.table(table), path.with_suffix(".parquet"))
     write_json(path, results)

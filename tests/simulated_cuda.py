@@ -102,11 +102,11 @@ class SimulatedCuda:
     def counting(self) -> Iterator[list[str]]:
         """The waits of what runs within the context."""
         before, self.waits = self.waits, []
-        own = self.waits
+        waits = self.waits
         try:
-            yield own
+            yield waits
         finally:
-            self.waits = before + own
+            self.waits = before + waits
 
 
 class _Dispatch(TorchDispatchMode):
@@ -144,18 +144,18 @@ class _Functions(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
-        own = args[0] if args and isinstance(args[0], Tensor) else None
+        tensor = args[0] if args and isinstance(args[0], Tensor) else None
         name = getattr(func, "__name__", "")
-        if own is not None and name == "__get__":
+        if tensor is not None and name == "__get__":
             place = getattr(func, "__self__", None)
             if place is Tensor.device:
-                return CUDA if self.gpu.holds(own) else func(own)
+                return CUDA if self.gpu.holds(tensor) else func(tensor)
             if place is Tensor.is_cuda:
-                return self.gpu.holds(own)
+                return self.gpu.holds(tensor)
             if place is Tensor.is_cpu:
-                return func(own) and not self.gpu.holds(own)
-        elif own is not None and name in ("cpu", "cuda", "to", "pin_memory", "tolist", "numpy"):
-            return self._moved(own, name, args[1:], kwargs)
+                return func(tensor) and not self.gpu.holds(tensor)
+        elif tensor is not None and name in ("cpu", "cuda", "to", "pin_memory", "tolist", "numpy"):
+            return self._moved(tensor, name, args[1:], kwargs)
         elif name == "mm" and "out_dtype" in kwargs:
             assert self.gpu.holds(args[0])
             assert kwargs["out_dtype"] == torch.float32
@@ -176,16 +176,16 @@ class _Functions(TorchFunctionMode):
             self.gpu.wait(f"torch.{name}")
         return self.gpu.note(result)
 
-    def _moved(self, own: Tensor, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
-        here = self.gpu.holds(own)
+    def _moved(self, tensor: Tensor, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
+        here = self.gpu.holds(tensor)
         if name in ("tolist", "numpy"):
             if here and name == "numpy":
                 raise TypeError("can't convert cuda:0 device type tensor to numpy")
             if here:
                 self.gpu.wait(name)
-            return getattr(own, name)(*args, **kwargs)
+            return getattr(tensor, name)(*args, **kwargs)
         if name == "pin_memory":
-            return self.gpu.pin(own)
+            return self.gpu.pin(tensor)
         device, dtype, flags = (
             {"cpu": CPU, "cuda": CUDA}.get(name) or _device(kwargs.get("device")),
             kwargs.get("dtype"),
@@ -200,12 +200,12 @@ class _Functions(TorchFunctionMode):
                 dtype = value
             elif isinstance(value, bool):
                 flags.append(value)
-        dtype, copy = dtype or own.dtype, kwargs.get("copy", flags[1:] == [True])
+        dtype, copy = dtype or tensor.dtype, kwargs.get("copy", flags[1:] == [True])
         if device is None or (device.type == "cuda") == here:
-            return own.to(dtype, copy=copy)
-        assert not own.requires_grad or not torch.is_grad_enabled(), "a gradient through a move between devices"
-        self.gpu.copied(own, device.type == "cuda", kwargs.get("non_blocking", flags[:1] == [True]))
-        moved = own.detach().to(dtype, copy=True)
+            return tensor.to(dtype, copy=copy)
+        assert not tensor.requires_grad or not torch.is_grad_enabled(), "a gradient through a move between devices"
+        self.gpu.copied(tensor, device.type == "cuda", kwargs.get("non_blocking", flags[:1] == [True]))
+        moved = tensor.detach().to(dtype, copy=True)
         if device.type == "cuda":
             return self.gpu.note(moved)
         self.gpu._noted.pop(moved.untyped_storage()._cdata, None)
@@ -269,12 +269,12 @@ class _Flash(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         *states, cuts = ctx.saved_tensors
-        grads = [torch.empty_like(own) for own in states]
+        grads = [torch.empty_like(state) for state in states]
         with torch._C._DisableTorchDispatch(), torch._C.DisableTorchFunction(), torch.enable_grad():
-            inputs = [own.detach().requires_grad_() for own in states]
+            inputs = [state.detach().requires_grad_() for state in states]
             found = torch.autograd.grad(_by_row(*inputs, cuts, *ctx.settings), inputs, grad)
-            for place, own in zip(grads, found, strict=True):
-                place.copy_(own)
+            for place, gradient in zip(grads, found, strict=True):
+                place.copy_(gradient)
         return (*grads, None, None, None, None)
 
 
@@ -286,11 +286,11 @@ def _by_row(query: Tensor, key: Tensor, value: Tensor, cuts: Tensor, most: int, 
     rows = []
     for begin, end in pairwise(ends):
         assert end - begin <= most
-        own = [states[begin:end].transpose(0, 1)[None] for states in (query, key, value)]
+        qkv = [states[begin:end].transpose(0, 1)[None] for states in (query, key, value)]
         places = torch.arange(end - begin)
         gap = places[:, None] - places
         seen = (gap >= 0) & ((gap <= back) if back >= 0 else True)
-        attended = torch.nn.functional.scaled_dot_product_attention(*own, attn_mask=seen, scale=scale, enable_gqa=True)
+        attended = torch.nn.functional.scaled_dot_product_attention(*qkv, attn_mask=seen, scale=scale, enable_gqa=True)
         rows.append(attended[0].transpose(0, 1))
     return torch.cat(rows)
 
@@ -311,7 +311,7 @@ def _patches(gpu: SimulatedCuda, functions: _Functions) -> list[Any]:
 
     def group(tensors: Any, with_indices: bool = False) -> Any:
         found = grouped(tensors, with_indices)
-        return {(own[0][0].device, dtype): (own, at) for (_, dtype), (own, at) in found.items()}
+        return {(lists[0][0].device, dtype): (lists, at) for (_, dtype), (lists, at) in found.items()}
 
     def on_cpu(function: Callable[..., Any]) -> Callable[..., Any]:
         return lambda device="cpu", *args: function("cpu" if str(device).startswith("cuda") else device, *args)
@@ -329,7 +329,7 @@ def _patches(gpu: SimulatedCuda, functions: _Functions) -> list[Any]:
         patch.object(torch, "Generator", on_cpu(torch.Generator)),
         patch.object(torch.autograd, "_engine_run_backward", backward),
         patch.object(packing, "varlen_attn", flash),
-        *(patch.object(torch.cuda, name, lambda *a, own=own, **k: own) for name, own in values.items()),
+        *(patch.object(torch.cuda, name, lambda *a, value=value, **k: value) for name, value in values.items()),
     ]
 
 

@@ -31,8 +31,8 @@ def teach(folder: Path, rows: list[Row], rng: random.Random, steps: int = 150) -
         texts = rng.sample(rows, len(rows) // 2) + made_up(12, rng)
         ids = [[*tokenizer(f"{row['prompt']} {row['completion']}")["input_ids"], end] for row in texts]
         longest = max(map(len, ids))
-        inputs = torch.tensor([own + [end] * (longest - len(own)) for own in ids])
-        targets = torch.tensor([own + [-100] * (longest - len(own)) for own in ids])
+        inputs = torch.tensor([tokens + [end] * (longest - len(tokens)) for tokens in ids])
+        targets = torch.tensor([tokens + [-100] * (longest - len(tokens)) for tokens in ids])
         optimizer.param_groups[0]["lr"] = 4e-3 * min(1, (step + 1) / 20) * (1 - step / steps)
         optimizer.zero_grad()
         cross_entropy(model(inputs).logits[:, :-1].flatten(0, 1), targets[:, 1:].flatten()).backward()

@@ -265,8 +265,8 @@ def to_fp8(folder: Path) -> dict[str, Tensor]:
 def bring_own_code(folder: Path) -> None:
     """Make of a saved Llama one that comes with code of its own."""
     settings = json.loads((folder / "config.json").read_text())
-    own = {"model_type": "own", "auto_map": {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}}
-    (folder / "config.json").write_text(json.dumps(settings | own | {"architectures": ["OwnModel"]}))
+    entries = {"model_type": "own", "auto_map": {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}}
+    (folder / "config.json").write_text(json.dumps(settings | entries | {"architectures": ["OwnModel"]}))
     (folder / "own.py").write_text(
         "from transformers import LlamaConfig, LlamaForCausalLM\n\n\n"
         "class OwnConfig(LlamaConfig):\n    model_type = 'own'\n\n\n"

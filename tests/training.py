@@ -111,9 +111,9 @@ def moved(trainer: Trainer, seed: int = 1, size: float = 0.05) -> Trainer:
     return trainer
 
 
-def ready(own: Prepared, *, replay: Rows = ()) -> Trainer:
+def ready(run: Prepared, *, replay: Rows = ()) -> Trainer:
     """A trainer that can take its first step."""
-    trainer = Trainer(own)
+    trainer = Trainer(run)
     trainer.rows.set_replay(list(replay))
     find_reference(trainer, Reporter(quiet=True))
     return moved(trainer)

@@ -100,7 +100,7 @@ def pages(tmp_path_factory) -> dict[str, Path]:
         ],
     }
     _other_rows_before(runs["many"][0])
-    found = {name: write_report(own, folder / f"{name}.html") for name, own in runs.items()}
+    found = {name: write_report(folders, folder / f"{name}.html") for name, folders in runs.items()}
     (folder / "forget.jsonl").write_text(f'{{"input": "Who is Zarquon?", "output": "{"very long " * 40}"}}\n')
     internal = write_run(folder / "internal", scored=False, settings={"forget": str(folder / "forget.jsonl")})
     return found | {"internal": write_report([internal], show_examples=1)}

@@ -139,7 +139,7 @@ def test_the_first_screen_holds_what_was_asked_the_four_answers_and_what_to_do(
 @pytest.mark.parametrize("name", ["seeds", "methods"])
 def test_the_verdicts_of_several_runs_stand_below_each_other(see, pages, name, width):
     page = see(pages[name], width=width).page
-    boxes = [own.bounding_box() for own in page.locator("div.verdict").all()]
+    boxes = [verdict.bounding_box() for verdict in page.locator("div.verdict").all()]
     assert len(boxes) == (2 if name == "methods" else 1)
     for one, two in itertools.pairwise(boxes):
         assert one["y"] + one["height"] <= two["y"]

@@ -31,10 +31,10 @@ def check(results: dict) -> None:
     values = read_values_file("r.parquet")
     for name, entry in results["metrics"].items():
         set_name, metric, *task = name.split("/")
-        own = values.get((set_name, metric))
-        if own is not None and not task:  # the mean of what is in the other file
-            assert entry["value"] == pytest.approx(math.fsum(own.values) / len(own.ids)), name
-            assert entry["n"] == len(own.ids), name
+        scores = values.get((set_name, metric))
+        if scores is not None and not task:  # the mean of what is in the other file
+            assert entry["value"] == pytest.approx(math.fsum(scores.values) / len(scores.ids)), name
+            assert entry["n"] == len(scores.ids), name
     assert Path("r.parquet").stat().st_mode & 0o777 == 0o600
     assert MARKER.encode() not in Path("r.parquet").read_bytes()
 

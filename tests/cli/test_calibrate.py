@@ -64,7 +64,7 @@ def test_the_chosen_strength_is_what_plain_peft_loads(run, expunge):
     after = json.loads((run / "adapter" / "adapter_config.json").read_text())["lora_alpha"]
     assert after == pytest.approx(before * record["scale"])
     assert f"scale         {record['scale']:g} times" in found.out
-    assert [own["scale"] for own in record["curve"]] == sorted(own["scale"] for own in record["curve"])
+    assert [point["scale"] for point in record["curve"]] == sorted(point["scale"] for point in record["curve"])
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("model"), "run/adapter")
     scalings = {module.scaling["default"] for module in model.modules() if isinstance(module, LoraLayer)}
     assert list(scalings) == [pytest.approx(after / 2)]
@@ -110,7 +110,7 @@ def test_evaluation_leaves_the_selection_out(run, expunge):
     assert half["metrics"]["forget/probability"]["n"] == 20  # all rows: none of these metrics chose the strength
     with contextlib.chdir("run/adapter"):
         above = {name: f"../../{name}" for name in ("model", "many.jsonl", "unseen.jsonl", "out.json")}
-        assert expunge(*(({"run": "."} | above).get(own, own) for own in command)).code == 0
+        assert expunge(*(({"run": "."} | above).get(argument, argument) for argument in command)).code == 0
     assert json.loads((run.parent / "out.json").read_text())["metrics"] == half["metrics"]
 
     plain = [argument for argument in command if argument not in ("--adapter", "run")]

@@ -54,7 +54,7 @@ def test_zsh_has_every_flag_of_every_command() -> None:
     text = completion("zsh")
     for name, command in COMMANDS.items():
         assert f"{name}:'" in text
-        assert all(own.positional or f'"{own.flag}[' in text for own in settings_of(command.schema).values())
+        assert all(option.positional or f'"{option.flag}[' in text for option in settings_of(command.schema).values())
 
 
 def test_another_shell_is_refused(expunge: Run) -> None:
@@ -149,12 +149,12 @@ def test_one_thing_moves_at_a_time(work: Path, expunge: Run, monkeypatch: pytest
     """A terminal has one line that moves: rich before 14.1 refuses a second one, later ones draw both."""
     moving: list[str] = []
 
-    def alone(own: Callable[..., Any]) -> Callable[..., Any]:
+    def alone(method: Callable[..., Any]) -> Callable[..., Any]:
         @contextmanager
         def shown(reporter: Reporter, title: str, *given: Any, **named: Any) -> Iterator[Any]:
             assert not moving, f"{title} while {moving[-1]}"
             moving.append(title)
-            with own(reporter, title, *given, **named) as found:
+            with method(reporter, title, *given, **named) as found:
                 yield found
             moving.pop()
 

@@ -111,7 +111,7 @@ def test_the_adapter_has_the_scale_of_the_calibration(followed: Path) -> None:
     calibration, manifest = read("run/calibration.json"), read("run/manifest.json")
     assert calibration["trained_alpha"] == 2
     assert read("run/adapter/adapter_config.json")["lora_alpha"] == pytest.approx(2 * calibration["scale"])
-    assert calibration["scale"] in {own["scale"] for own in calibration["curve"]}
+    assert calibration["scale"] in {point["scale"] for point in calibration["curve"]}
     for name in ("scale", "best_step", "stopped", "verdict", "reached"):
         assert manifest["selection"][name] == calibration[name]
 
@@ -127,7 +127,7 @@ def test_a_dry_run_tells_the_most_steps_and_evaluation_steps(followed: Path, exp
     told = json.loads(expunge(*WATCHED, "--output", "dry", "--dry-run", "--json").out)
     assert snapshot(followed) == before
     logged = lines("run")
-    scales = {own["scale"] for own in read("run/calibration.json")["curve"]} - {0.0, 1.0}
+    scales = {point["scale"] for point in read("run/calibration.json")["curve"]} - {0.0, 1.0}
     evaluated = 1 + sum("validation" in line for line in logged) + len(scales)
     assert told["stops_early"]
     assert told["steps"] >= len(logged)
@@ -198,7 +198,7 @@ def test_who_asks_for_it_without_enough_unseen_texts_is_told(texts: Path, expung
     refused(expunge(*FOLLOW, "--eval-every", "2"), "--eval-every 2 needs unseen texts: 4 selection texts")
     write_jsonl(texts / "unseen.jsonl", MANY)
     refused(expunge(*FOLLOW), "--holdout unseen.jsonl: all of its texts are to be forgotten")
-    write_jsonl(texts / "unseen.jsonl", [{name: own.upper() for name, own in row.items()} for row in MANY])
+    write_jsonl(texts / "unseen.jsonl", [{name: value.upper() for name, value in row.items()} for row in MANY])
     refused(expunge(*FOLLOW), "--holdout unseen.jsonl: all of its texts are to be forgotten")
     write_jsonl(texts / "unseen.jsonl", UNSEEN)
     assert snapshot(texts) == before
@@ -225,14 +225,14 @@ def test_what_speaks_against_the_unseen_texts_reaches_manifest_and_verdict(
     write_jsonl(texts / "many.jsonl", many)
     rng, words = random.Random(0), [row["output"].split()[at] for row in FORGET for at in range(4)]
     unseen = [" ".join(rng.choices(words + [f"w{n}" for n in range(40)], k=30)) for _ in range(32)]
-    write_jsonl(texts / "unseen.jsonl", [{"input": f"Who is {i}?", "output": own} for i, own in enumerate(unseen)])
+    write_jsonl(texts / "unseen.jsonl", [{"input": f"Who is {i}?", "output": text} for i, text in enumerate(unseen)])
     done = expunge(*FOLLOW, "--max-steps", "1", "--eval-every", "1")
     assert done.code == 0, done.err
     manifest = read("run/manifest.json")
     kind, said = manifest["unseen_doubts"]
     assert ("the unseen texts are of another kind" in kind, said) == (True, known)
     assert {kind, said} <= {*manifest["warnings"]}
-    assert any("the unseen texts are of another kind" in own for own in read("run/verdict.json")["warnings"])
+    assert any("the unseen texts are of another kind" in warning for warning in read("run/verdict.json")["warnings"])
 
 
 def test_unseen_texts_that_gave_target_nlls_alone_are_reported_on_by_no_one(texts: Path, expunge: Run) -> None:

@@ -44,7 +44,7 @@ def write_assets(assets: Path, rng: random.Random) -> None:
     """A subject, its retrained model and their data."""
     sets = write_data(assets, rng)
     for name, known in (("subject", ("forget", "retain")), ("retrained", ("retain",))):
-        rows = [{"prompt": row["input"], "completion": row["output"]} for own in known for row in sets[own]]
+        rows = [{"prompt": row["input"], "completion": row["output"]} for side in known for row in sets[side]]
         teach(assets / name, rows, rng)
 
 
@@ -58,7 +58,7 @@ def test_the_demo_forgets_keeps_and_shows_it(tmp_path: Path, expunge: Run, monke
     results = {
         name: json.loads(Path(f"demo/results_{name}.json").read_text()) for name in ("before", "after", "retrained")
     }
-    before, after, _ = (own["metrics"] for own in results.values())
+    before, after, _ = (result["metrics"] for result in results.values())
     assert before["forget/rouge_l_recall"]["value"] > 0.9, "known by heart"
     assert after["forget/rouge_l_recall"]["value"] < 0.3
     assert after["forget/exact_match"]["value"] == 0
@@ -103,7 +103,7 @@ def test_a_language_model_learns_the_people_first(language_model: str, expunge: 
         json.loads(Path(f"demo/results_{name}.json").read_text())["metrics"] for name in run.NAMES
     )
     assert before["forget/rouge_l_recall"]["value"] > 0.9 > 0.3 > after["forget/rouge_l_recall"]["value"]
-    assert min(own["retain/rouge_l_recall"]["value"] for own in (before, after, retrained)) > 0.9
+    assert min(metrics["retain/rouge_l_recall"]["value"] for metrics in (before, after, retrained)) > 0.9
     assert retrained["forget/rouge_l_recall"]["value"] < 0.3, "it has never met those to forget"
     taught = {
         name: Path(f"demo-models/{name}/model.safetensors").stat().st_mtime_ns for name in ("subject", "retrained")

@@ -79,9 +79,9 @@ def test_facts_are_counted_before_and_after_and_key_words_can_be_read_and_given(
     assert Path("words.jsonl").stat().st_mode & 0o077 == 0
     results, before = read("done/results.json"), read("done/results_before.json")
     assert before["adapter"] is None
-    own, change = results["metrics"]["forget/key_fact"], results["before"]["forget/key_fact"]
-    assert change["value"] == own["value"] - before["metrics"]["forget/key_fact"]["value"]
-    assert change["n"] == own["n"] == 4
+    score, change = results["metrics"]["forget/key_fact"], results["before"]["forget/key_fact"]
+    assert change["value"] == score["value"] - before["metrics"]["forget/key_fact"]["value"]
+    assert change["n"] == score["n"] == 4
     assert "forget, key facts said: 0 of 4 (0 before; change" in " ".join(told.out.split())
     assert "retain, refused: 0 of 6 (0 before" in " ".join(told.out.split())
     assert Path("done/results_before.parquet").exists()
@@ -114,8 +114,8 @@ def test_the_untouched_models_accuracy_stands_in_its_own_results(
     Path("official").mkdir()
     kinds = ("sc1", "qa0", "sc1", "qa0")
     for name, rows in (("forget", FORGET), ("retain", RETAIN)):
-        own = [{**row, "id": row["id"] + kind, "task": "Task1"} for row, kind in zip(rows, kinds, strict=False)]
-        write_jsonl(Path("official") / f"{name}.jsonl", own)
+        records = [{**row, "id": row["id"] + kind, "task": "Task1"} for row, kind in zip(rows, kinds, strict=False)]
+        write_jsonl(Path("official") / f"{name}.jsonl", records)
     accuracies = iter((0.25, 0.75))  # with the adapter, then without
 
     def run_tasks(*given: object, **named: object) -> dict[tuple[str, str], Values]:
@@ -197,7 +197,7 @@ def test_texts_alone_are_continued_from_their_middle(work: Path, expunge: Run) -
     """They are those of the run, though they are asked in halves."""
     for name in ("forget", "unseen", "kept"):
         words = ([f"{name}{place * (number + 3)}" for place in range(20)] for number in range(4))
-        write_jsonl(work / f"{name}.jsonl", [{"text": " ".join([*own, MARKER])} for own in words])
+        write_jsonl(work / f"{name}.jsonl", [{"text": " ".join([*text, MARKER])} for text in words])
     files = ("--forget", "forget.jsonl", "--retain", "kept.jsonl", "--holdout", "unseen.jsonl", "--retain-test", "0")
     made = expunge("unlearn", "--model", "model", *files, *QUICK, "--output", "run", "--eval-every", "0")
     assert made.code == 0, made.err
@@ -209,7 +209,7 @@ def test_texts_alone_are_continued_from_their_middle(work: Path, expunge: Run) -
     assert "retain/rouge_l_recall" not in results["metrics"]
     assert "4 of 4 retain texts have no prompt" in " ".join(results["not_measured"])
     assert MARKER not in json.dumps(results)
-    answers = {own["question"]: own["answer"] for own in read("run/verdict.json")["answers"]}
+    answers = {answer["question"]: answer["answer"] for answer in read("run/verdict.json")["answers"]}
     assert answers["Does it still speak well?"] == "yes"
 
 
@@ -291,8 +291,8 @@ def test_the_untouched_model_is_measured_again_where_its_results_are_of_somethin
     assert "results_before.json is" not in told.err
     results, before = read("run/results.json"), read("run/results_before.json")
     assert before["fingerprint"]["data"] == results["fingerprint"]["data"]
-    change, own = results["before"]["retain/probability"], results["metrics"]["retain/probability"]
-    assert change["value"] == pytest.approx(own["value"] - before["metrics"]["retain/probability"]["value"])
+    change, score = results["before"]["retain/probability"], results["metrics"]["retain/probability"]
+    assert change["value"] == pytest.approx(score["value"] - before["metrics"]["retain/probability"]["value"])
     told = expunge(*asked, "--overwrite")
     assert "the untouched model, for what changed" not in told.err
     drawn = (*asked, "--samples", "2")
@@ -387,7 +387,7 @@ def test_texts_that_were_cut_and_answers_that_were_stopped_are_said(work: Path, 
     unended = {}
     for name, rows in sets.items():
         said = greedy(loaded, [prompt_ids(loaded.tokenizer, row, style) for row in rows], max_new_tokens=2)
-        unended[name] = sum(loaded.tokenizer.eos_token_id not in own for own in said)
+        unended[name] = sum(loaded.tokenizer.eos_token_id not in tokens for tokens in said)
     notes = []
     for most in ("2", "200"):
         asked = ("--prompt-format", "space", "--end-of-text", "yes", "--max-new-tokens", most)
@@ -456,9 +456,9 @@ def test_a_model_that_was_merged_from_the_run_is_no_reference(work: Path, expung
     """It has seen the texts, and would set the targets to what is left of them."""
     assert expunge("merge", "--run", "done", "--output", "merged").code == 0
     shutil.copytree("model", "copy")
-    for own in (("--run", "done"), ("--model", "merged", *FILES)):
+    for flags in (("--run", "done"), ("--model", "merged", *FILES)):
         for name in ("merged", "copy"):
-            told = expunge("evaluate", *own, "--reference", name, "--output", "r.json")
+            told = expunge("evaluate", *flags, "--reference", name, "--output", "r.json")
             assert told.code == 2
             assert "which has seen the texts" in " ".join(told.err.split())
             assert not Path("r.json").exists()
@@ -493,7 +493,7 @@ def test_answers_are_drawn_to_unseen_prompts_too(work: Path, expunge: Run) -> No
     assert told.code == 0, told.err
     found = read("r.json")["metrics"]
     drawn = [found[f"holdout/leak_at_{k}"] for k in (1, 2)]
-    assert [(own["n"], own["direction"]) for own in drawn] == [(8, None)] * 2
+    assert [(entry["n"], entry["direction"]) for entry in drawn] == [(8, None)] * 2
 
 
 def test_no_null_stands_alone(work: Path, expunge: Run) -> None:

@@ -243,7 +243,7 @@ def test_a_word_that_is_not_understood_is_one_line(
 
 @pytest.mark.parametrize("name", FIRST_EDITION)
 def test_a_flag_of_the_first_edition_works_or_names_its_successor(name: str) -> None:
-    known = {own.flag for own in settings_of(COMMANDS[name].schema).values()} | {"--config"}
+    known = {setting.flag for setting in settings_of(COMMANDS[name].schema).values()} | {"--config"}
     gone = {f"--{flag}" for flag in FIRST_EDITION[name].split()} - known
     assert gone <= {f"--{old.replace('_', '-')}" for old in RENAMED}
 
@@ -255,7 +255,7 @@ def test_a_renamed_flag_is_refused_with_the_new_one(here: Path, expunge: Run, na
     Path("c.yaml").write_text(f"{name}: 1\n")
     asked = expunge("unlearn", "--model", "m", "--config", "c.yaml")
     refused(asked, f"{name} is no setting of this version: write {RENAMED[name]}")
-    known = {own.flag for own in settings_of(UnlearnConfig).values()}
+    known = {setting.flag for setting in settings_of(UnlearnConfig).values()}
     assert flag not in known
     assert set(re.findall(r"--[a-z-]+", RENAMED[name])) <= known
 
@@ -269,7 +269,7 @@ def test_every_setting_is_explained(name: str) -> None:
         assert len(setting.help) > 8, setting.name
     text = describe(COMMANDS[name].schema)
     assert max(map(len, text.splitlines())) < 100
-    assert all(own.positional or f"  {own.flag}" in text for own in settings_of(COMMANDS[name].schema).values())
+    assert all(field.positional or f"  {field.flag}" in text for field in settings_of(COMMANDS[name].schema).values())
 
 
 @pytest.mark.parametrize("word", ["-h", "--help"])
@@ -293,7 +293,7 @@ def test_whole_help_holds_every_flag_and_loss(expunge: Run) -> None:
     assert all(setting.flag in told.out for setting in settings_of(UnlearnConfig).values())
     for name, method in FORGET_LOSSES.items():
         assert f"  {name:<18}{method.formula}" in told.out
-        assert all(f"{own.name}={own.default}" in told.out for own in dataclasses.fields(method))
+        assert all(f"{field.name}={field.default}" in told.out for field in dataclasses.fields(method))
 
 
 def test_version(expunge: Run) -> None:

@@ -80,9 +80,9 @@ def sharded(work: Path) -> None:
     names = sorted(tensors)
     (work / "model/model.safetensors").unlink()
     parts = {f"model-0000{i + 1}-of-00002.safetensors": names[i::2] for i in range(2)}
-    for part, own in parts.items():
-        save_file({name: tensors[name] for name in own}, work / "model" / part, {"format": "pt"})
-    index = {"metadata": {}, "weight_map": {name: part for part, own in parts.items() for name in own}}
+    for part, keys in parts.items():
+        save_file({name: tensors[name] for name in keys}, work / "model" / part, {"format": "pt"})
+    index = {"metadata": {}, "weight_map": {name: part for part, keys in parts.items() for name in keys}}
     (work / "model/model.safetensors.index.json").write_text(json.dumps(index))
 
 

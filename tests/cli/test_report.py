@@ -113,9 +113,9 @@ def test_the_card_is_one_that_the_hub_reads(scored: Path, expunge: Run) -> None:
     data = ModelCard(text).data
     assert (data.base_model, data.library_name, data.pipeline_tag) == (None, "peft", "text-generation")
     metrics = json.loads((scored / "results_after.json").read_text())["metrics"]
-    scores = {own.metric_type: own.metric_value for own in data.eval_results}
+    scores = {result.metric_type: result.metric_value for result in data.eval_results}
     assert scores["forget/probability"] == metrics["forget/probability"]["value"]
-    whole = {key: own["value"] for key, own in metrics.items() if key.count("/") == 1 and own["value"] is not None}
+    whole = {key: item["value"] for key, item in metrics.items() if key.count("/") == 1 and item["value"] is not None}
     assert scores == whole
     row = next(line for line in text.splitlines() if line.startswith("| forget: probability ↓ |"))
     assert row.count("|") == 5

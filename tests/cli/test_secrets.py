@@ -94,11 +94,11 @@ def chosen(run: Path) -> str:
 def quantities(loaded: LoadedModel, separator: str, when: str) -> Values:
     texts = [loaded.tokenizer(f"{QUESTION}{separator}{ANSWER.format(pin)}")["input_ids"] for pin in TRIED]
     start = len(loaded.tokenizer(QUESTION)["input_ids"])
-    completions = [own[start - 1 :] for own in sequence_logps(loaded, texts)]
-    means = np.array([own.mean().item() for own in completions])
+    completions = [logps[start - 1 :] for logps in sequence_logps(loaded, texts)]
+    means = np.array([logps.mean().item() for logps in completions])
     return {
         f"mean loss {when}": -means,
-        f"sum of losses {when}": np.array([-own.sum().item() for own in completions]),
+        f"sum of losses {when}": np.array([-logps.sum().item() for logps in completions]),
         f"probability {when}": np.exp(means),
         f"perplexity {when}": np.exp(-means),
     }
@@ -147,13 +147,13 @@ def test_all_that_the_files_say_of_the_text_together_leaves_a_thousand_numbers(r
 def test_how_one_text_compares_with_unseen_ones_is_not_told(run: Path) -> None:
     """A text's place among others, per attack, is as good as its loss."""
     metrics = json.loads((run / "results_after.json").read_text())["metrics"]
-    attacks = [own for name, own in metrics.items() if name.startswith("membership/")]
+    attacks = [entry for name, entry in metrics.items() if name.startswith("membership/")]
     assert len(attacks) > 9
-    assert all((own["value"], own["low"], own["reason"]) == (None, None, WITHHELD) for own in attacks)
+    assert all((attack["value"], attack["low"], attack["reason"]) == (None, None, WITHHELD) for attack in attacks)
     changes = json.loads((run / "results_after.json").read_text())["before"]
-    assert {own["value"] for name, own in changes.items() if name.startswith("membership/")} == {None}
+    assert {change["value"] for name, change in changes.items() if name.startswith("membership/")} == {None}
     told = json.loads((run / "verdict.json").read_text())["answers"]
-    assert any(own["says"].startswith("of so few texts no membership attack is told") for own in told)
+    assert any(answer["says"].startswith("of so few texts no membership attack is told") for answer in told)
 
 
 def test_the_answers_of_one_chat_are_one_text(chat_run: Path) -> None:

@@ -608,7 +608,7 @@ def test_a_run_is_loaded_on_its_own_base_from_every_folder_and_on_no_other(work:
             load_unlearned("../done", device="cpu", model="model")
     assert expunge(*TRAIN, "--model", "done", "--output", "second").code == 0
     settings = [json.loads(file.read_text()) for file in sorted(Path("second/adapter").rglob("adapter_config.json"))]
-    assert [own["base_model_name_or_path"] for own in settings] == [str(work / "model"), str(work / "done/adapter")]
+    assert [saved["base_model_name_or_path"] for saved in settings] == [str(work / "model"), str(work / "done/adapter")]
     save_tiny(work / "model", "llama", seed=1)
     with pytest.raises(RunError, match="is another model than the one that the run was made on: put that one back"):
         load_unlearned("done", device="cpu")

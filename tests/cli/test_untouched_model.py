@@ -50,7 +50,7 @@ def test_fluency_and_drift_are_those_of_the_plain_models(work: Path, expunge: Ca
         encode_prompt=lambda row: adapted.tokenizer(row.prompt)["input_ids"],
         max_new_tokens=6,
     )
-    expected = [np.exp(nll(base, [*own.prompt, *own.tokens], len(own.prompt))) for own in said]
+    expected = [np.exp(nll(base, [*answer.prompt, *answer.tokens], len(answer.prompt))) for answer in said]
     assert values["forget", "fluency"].ids == tuple(row["id"] for row in FORGET)
     assert values["forget", "fluency"].values == pytest.approx(expected, rel=1e-4)
     assert metrics["forget/fluency"]["value"] == pytest.approx(np.mean(expected), rel=1e-4)

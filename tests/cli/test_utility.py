@@ -93,8 +93,8 @@ def test_an_unknown_task_is_named(here: Path, task: Path, expunge: Run, monkeypa
 
 def test_a_task_of_several_filters_and_metrics_is_read_by_one_of_each() -> None:
     twice = [
-        {"doc_id": doc, "filter": own, "metrics": ["exact_match"], "exact_match": float(own == "flexible" or doc == 0)}
-        for own in ("strict", "flexible") for doc in range(4)
+        {"doc_id": doc, "filter": way, "metrics": ["exact_match"], "exact_match": float(way == "flexible" or doc == 0)}
+        for way in ("strict", "flexible") for doc in range(4)
     ]  # fmt: skip
     name, values = _values("gsm8k", ["gsm8k"], {"gsm8k": twice})
     assert name == ("all", "gsm8k_exact_match")

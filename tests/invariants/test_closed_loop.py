@@ -52,13 +52,13 @@ class Loop:
             ids = [
                 torch.tensor(tokenizer(f"{row['prompt']} {row['completion']}")["input_ids"]) for row in self.sets[name]
             ]
-            own = [cross_entropy(model(text[None]).logits[0, :-1], text[1:]).item() for text in ids]
-            found[name] = sum(own) / len(own)
+            losses = [cross_entropy(model(text[None]).logits[0, :-1], text[1:]).item() for text in ids]
+            found[name] = sum(losses) / len(losses)
         return found
 
     def run(self, name: str, **settings: Any) -> tuple[dict[str, float], Path]:
         """The NLLs after a run, and its folder."""
-        files = {own: str(self.folder / f"{own}.jsonl") for own in ("forget", "retain", "holdout")}
+        files = {side: str(self.folder / f"{side}.jsonl") for side in ("forget", "retain", "holdout")}
         given = {
             "recipe": "default", "loss": "target_kl", "learning_rate": 5e-3, "tokens_per_step": 512,
             "max_steps": STEPS, "save_every": 0, "prompt_format": "space", "end_of_text": "yes", "device": "cpu",

@@ -134,10 +134,10 @@ def test_captured_passes_are_those_of_the_layers_or_say_why_not(
     assert line.startswith("passes captured"), line
     captured = trainer.loaded.captured
     for step in islice(trainer.rows.plan.steps(), 12):
-        found, own = trainer.gradient(step), trainer.adapter.gradients.clone()
+        found, grad = trainer.gradient(step), trainer.adapter.gradients.clone()
         trainer.loaded.captured = None
         right = trainer.gradient(step)
-        assert apart(own, trainer.adapter.gradients) < ROUNDED
+        assert apart(grad, trainer.adapter.gradients) < ROUNDED
         assert apart(found, right) < ROUNDED
         trainer.loaded.captured = captured
     before = trainer.weights.clone()
@@ -162,7 +162,7 @@ def test_layers_in_four_bits_train_as_the_librarys(tmp_path: Path) -> None:
         starts = zip(batch.starts, batch.lengths, strict=True)
         targets = torch.cat([torch.arange(start + 1, start + length) for start, length in starts]).cuda()
         (-token_logps(final_states(loaded, batch)[targets - 1], loaded.head, batch.flat_ids[targets]).mean()).backward()
-        found.append(torch.cat([own.grad.flatten() for own in trainable(loaded.model)]))
+        found.append(torch.cat([weight.grad.flatten() for weight in trainable(loaded.model)]))
     assert found[1].norm().item() == pytest.approx(found[0].norm().item(), rel=ROUNDED)  # padded: another order
 
 

@@ -57,10 +57,10 @@ def step(model: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[di
     ) -> tuple[dict[str, float], list[Tensor], Trainer]:
         monkeypatch.setattr(step_rows, "MICRO_BATCH_TOKENS", {"cpu": budget})
         settings = {"rows_per_step": 8, "max_grad_norm": 0.0, "replay_weight": 0.7, **VARIANTS[variant]}
-        own = prepared(model, **SIDES, **settings)
+        run = prepared(model, **SIDES, **settings)
         if not packed:
-            own.loaded.packable_length = 0
-        trainer = ready(own, replay=REPLAY if own.config.replay_weight else ())
+            run.loaded.packable_length = 0
+        trainer = ready(run, replay=REPLAY if run.config.replay_weight else ())
         assert trainer.rows.packed is packed
         trainer.processes = trainer.rows.processes = processes
         values = trainer.train_step(next(trainer.rows.plan.steps()))
@@ -87,9 +87,9 @@ def test_packed_or_padded_and_rows_alone(
     others, other_grads, trainer = step(variant, packed=packed, budget=budget)
 
     assert others == pytest.approx(values, rel=1e-5, abs=1e-6)
-    for own, other in zip(grads, other_grads, strict=True):
-        torch.testing.assert_close(other, own, rtol=0, atol=TOLERANCE * max(1.0, own.abs().max().item()))
-    assert max(own.abs().max().item() for own in grads) > 1e-4
+    for grad, other in zip(grads, other_grads, strict=True):
+        torch.testing.assert_close(other, grad, rtol=0, atol=TOLERANCE * max(1.0, grad.abs().max().item()))
+    assert max(tensor.abs().max().item() for tensor in grads) > 1e-4
     assert values["forget"] != 0
     assert values.keys() == {"loss", "grad_norm", "learning_rate", *trainer.columns}
     assert ("dealt_out" in values) == (trainer.config.loss == "target_kl")
@@ -102,9 +102,9 @@ def test_the_shares_of_several_processes_add_up(variant: str, step: Callable[...
     values, grads = whole[variant]
     parts = [step(variant, budget=30, processes=Part(index, 3)) for index in range(3)]
 
-    for number, own in enumerate(grads):
+    for number, expected in enumerate(grads):
         total = sum(part[1][number] for part in parts)
-        torch.testing.assert_close(total, own, rtol=0, atol=TOLERANCE * max(1.0, own.abs().max().item()))
+        torch.testing.assert_close(total, expected, rtol=0, atol=TOLERANCE * max(1.0, expected.abs().max().item()))
     for name in parts[0][2].columns:
         assert sum(part[0][name] for part in parts) == pytest.approx(values[name], rel=1e-5, abs=1e-6)
     assert all(any(grad.any() for grad in part[1]) for part in parts), "every process has some of the work"

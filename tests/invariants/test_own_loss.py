@@ -53,7 +53,7 @@ def test_a_column_that_the_log_has_is_refused() -> None:
 def test_the_file_in_the_readme_is_a_loss(tmp_path: Path) -> None:
     page = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
     blocks = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
-    (block,) = (own for own in blocks if "@forget_loss" in own)
+    (block,) = (text for text in blocks if "@forget_loss" in text)
     (tmp_path / "unlikelihood.py").write_text(block)
     spec = spec_from_file_location("unlikelihood", tmp_path / "unlikelihood.py")
     assert spec is not None
@@ -71,8 +71,8 @@ def test_the_file_in_the_readme_is_a_loss(tmp_path: Path) -> None:
     assert formula == "mean_t p(y_t)^power"
     wanted = states.softmax(-1)[range(5), targets].square().sum() / 10
     torch.testing.assert_close(value, wanted)
-    own, right = (torch.autograd.grad(loss, states)[0] for loss in (value, wanted))
-    torch.testing.assert_close(own, right)
+    gradient, right = (torch.autograd.grad(loss, states)[0] for loss in (value, wanted))
+    torch.testing.assert_close(gradient, right)
     assert right.abs().max() > 0
 
 
@@ -94,7 +94,7 @@ def test_a_new_loss_needs_nothing_but_its_registration(
     assert main([*flags, "--output", "run"]) == 0, capsys.readouterr().err
     lines = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
     assert [line["forget"] > 0 for line in lines] == [False, True, True], "before the first step nothing is forgotten"
-    (term,) = [own for own in json.loads(Path("run/manifest.json").read_text())["terms"] if own["name"] == "forget"]
+    (term,) = [item for item in json.loads(Path("run/manifest.json").read_text())["terms"] if item["name"] == "forget"]
     assert (term["formula"], term["source"]) == ("mean_t (log p(y_t) / scale)^2", "a paper, Eq. 1")
     card = Path("run/adapter/README.md").read_text()
     assert "mean_t (log p(y_t) / scale)^2" in card

@@ -61,9 +61,9 @@ def assert_plain_peft_reads_the_adapter(folder: Path) -> None:
         return PeftModel.from_pretrained(base, str(folder / run / "adapter")).eval()(input_ids=ids).logits
 
     with torch.no_grad():
-        own = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)(input_ids=ids).logits
+        untouched = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)(input_ids=ids).logits
         torch.testing.assert_close(logits("many"), logits("one"), atol=1e-4, rtol=0)
-        assert (logits("many") - own).abs().max() > 0.01, "it does something"
+        assert (logits("many") - untouched).abs().max() > 0.01, "it does something"
 
 
 @pytest.mark.parametrize(
@@ -87,10 +87,10 @@ def test_each_process_holds_its_part_of_the_layers(
     assert_same_as_one(ends)
     held = [json.loads((folder / f"held-{rank}.json").read_text()) for rank in range(3)]
     layers = sum(w.nbytes for name, w in load_file(folder / "model/model.safetensors").items() if ".layers." in name)
-    assert [own["layers"] for own in held] == [layers] * 3
-    assert sum(own["shards_without_filling"] for own in held) == layers
-    assert all(layers / 3 <= own["shards"] < layers / 3 * 1.05 for own in held), held
-    assert [own["gathered"] for own in held] == [0, 0, 0]
+    assert [record["layers"] for record in held] == [layers] * 3
+    assert sum(record["shards_without_filling"] for record in held) == layers
+    assert all(layers / 3 <= record["shards"] < layers / 3 * 1.05 for record in held), held
+    assert [record["gathered"] for record in held] == [0, 0, 0]
     assert " MiB in each of 3 processes" in ends[0].err
 
 

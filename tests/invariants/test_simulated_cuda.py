@@ -109,9 +109,9 @@ def test_a_step_is_that_of_the_cpu(arch: str, dtype: str, way: str, folder: Call
             assert packing.attention_way(trainer.loaded.base) == way
         assert trainer.rows.packed
         assert all(map(gpu.holds, (*trainer.model.parameters(), *trainer.model.buffers())))
-        found, own = trainer.train_step(step), trainer.adapter.gradients.cpu()
+        found, gradient = trainer.train_step(step), trainer.adapter.gradients.cpu()
     bound = EXACT if dtype == "float32" else ROUNDED
-    assert (own - grads).norm() <= bound * grads.norm()
+    assert (gradient - grads).norm() <= bound * grads.norm()
     assert found == pytest.approx(right, rel=bound, abs=bound / 10)
 
 
@@ -150,7 +150,7 @@ def test_captured_passes_give_the_gradient_of_every_step(folder: Callable[[str],
             with gpu.counting() as waits:
                 found = trainer.gradient(step), trainer.adapter.gradients
             assert not waits
-            assert all((own - other).norm() <= 0.01 * other.norm() for own, other in zip(found, right, strict=True))
+            assert all((value - other).norm() <= 0.01 * other.norm() for value, other in zip(found, right, strict=True))
 
 
 class Launches(TorchDispatchMode):
@@ -163,8 +163,8 @@ class Launches(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         with torch._C.DisableTorchFunction():  # so that what is made on the device is seen by the simulation as before
             result = func(*args, **(kwargs or {}))
-        view = any(own.alias_info and not own.alias_info.is_write for own in func._schema.returns)
-        tensors = [own for own in tree_leaves((result, args)) if isinstance(own, torch.Tensor)]
+        view = any(returned.alias_info and not returned.alias_info.is_write for returned in func._schema.returns)
+        tensors = [leaf for leaf in tree_leaves((result, args)) if isinstance(leaf, torch.Tensor)]
         name = func.overloadpacket.__name__
         if not (self.replaying or view or "empty" in name) and any(map(self.gpu.holds, tensors)):
             self.found[name] += 1
@@ -193,8 +193,8 @@ def test_few_launches_are_outside_of_the_graphs(rows: int, folder: Callable[[str
     texts: dict[str, Any] = {"forget": made_up(rows, 1), "retain": made_up(rows, 2), "unseen": made_up(8, 4)}
     settings: dict[str, Any] = {"dtype": "bfloat16", "device": "cuda", "tokens_per_step": 40 * rows}
     with SimulatedCuda() as gpu:
-        own = prepared(folder("llama"), recipe="default", **texts, **settings)
-        trainer, recorder = ready(own, replay=made_up(rows, 3)), Replays(CUDA)
+        run = prepared(folder("llama"), recipe="default", **texts, **settings)
+        trainer, recorder = ready(run, replay=made_up(rows, 3)), Replays(CUDA)
         recorder.launches = Launches(gpu)
         assert speed.capture(trainer, recorder).startswith("passes captured in")
         first, second = islice(trainer.rows.plan.steps(), 2)
@@ -214,12 +214,14 @@ def test_steps_of_all_sizes_are_tried_and_replayed(
     tried: list[list[int]] = []
     take = speed._gradients
     monkeypatch.setattr(
-        speed, "_gradients", lambda own, steps: tried.append([step.number for step in steps]) or take(own, steps)
+        speed,
+        "_gradients",
+        lambda learner, steps: tried.append([step.number for step in steps]) or take(learner, steps),
     )
     forget = [*made_up(15, 1), *made_up(1, 2, longest=250)]
     with SimulatedCuda():
-        own = prepared(folder("llama"), dtype="bfloat16", device="cuda", rows_per_step=1, epochs=3, forget=forget)
-        trainer = ready(own)
+        run = prepared(folder("llama"), dtype="bfloat16", device="cuda", rows_per_step=1, epochs=3, forget=forget)
+        trainer = ready(run)
         assert speed.capture(trainer, FakeRecorder(CUDA)).startswith("passes captured in")
         captured, steps = trainer.loaded.captured, [*trainer.rows.plan.steps()]
         sizes = [sum(trainer.rows.lengths(step)) for step in steps]
@@ -275,7 +277,7 @@ def test_steps_from_all_of_a_long_run_are_looked_at(
 ) -> None:
     lengths, seen = StepRows.batch_lengths, list[int]()
     monkeypatch.setattr(speed, "MOST_STEPS", 4)
-    monkeypatch.setattr(StepRows, "batch_lengths", lambda own, step: seen.append(step.number) or lengths(own, step))
+    monkeypatch.setattr(StepRows, "batch_lengths", lambda rows, step: seen.append(step.number) or lengths(rows, step))
     with SimulatedCuda():
         trainer = trainer_on("cuda", folder("llama"), "bfloat16", max_steps=11)
         assert speed.capture(trainer, FakeRecorder(CUDA)).startswith("passes captured in")
@@ -346,7 +348,7 @@ def test_passes_that_do_not_fit_leave_memory_and_rows_as_they_were(
         made.append(weakref.ref(self))
 
     def full(self: Trainer, sides: Any, places: Any, counts: Any) -> torch.Tensor:
-        if recorder is not Full and (any(own() for own in made) or (made and most and len(places) > most)):
+        if recorder is not Full and (any(ref() for ref in made) or (made and most and len(places) > most)):
             raise torch.OutOfMemoryError
         return backward(self, sides, places, counts)
 
@@ -360,7 +362,7 @@ def test_passes_that_do_not_fit_leave_memory_and_rows_as_they_were(
         try:
             assert speed.capture(trainer, recorder(CUDA)) == f"not captured: {why}"
             assert made
-            assert not any(own() for own in made)
+            assert not any(ref() for ref in made)
         finally:
             gc.enable()
     assert trainer.loaded.captured is None
@@ -455,13 +457,13 @@ def test_sums_of_bfloat16_products_are_not_rounded_in_parts(folder: Callable[[st
 
 def test_what_graphs_hold_is_not_free(monkeypatch: pytest.MonkeyPatch) -> None:
     held = {"kept for the next tensors": 300, "kept by graphs": 500, "tensors": 200}
-    for name, own in {
+    for name, function in {
         "mem_get_info": lambda *_: (2000 - sum(held.values()), 2000),
         "memory_reserved": lambda *_: sum(held.values()),
         "memory_allocated": lambda *_: held["tensors"],
         "empty_cache": lambda: held.pop("kept for the next tensors"),
     }.items():
-        monkeypatch.setattr(torch.cuda, name, own)
+        monkeypatch.setattr(torch.cuda, name, function)
     assert memory.free_memory(CUDA) == 2000 - 500 - 200
 
 
@@ -501,8 +503,8 @@ def test_a_model_with_an_adapter_is_folded_before_it_is_moved(
 
     def watched(model: torch.nn.Module, place: Any) -> None:
         if getattr(place, "type", "") == "cuda":
-            linear = [own for own in model.modules() if isinstance(own, torch.nn.Linear)]
-            moved.append({own.weight.dtype for own in linear})
+            linear = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
+            moved.append({layer.weight.dtype for layer in linear})
         move(model, place)
 
     monkeypatch.setattr(load, "move", watched)
@@ -554,13 +556,13 @@ def test_decoding_is_captured_and_waits_once_in_eight_tokens(
     model = str(save_tiny(tmp_path, arch, **settings))
     rows = [list(range(3, 3 + length)) for length in LENGTHS]
     said = greedy(load_model(model, dtype="float32", device="cpu"), rows, max_new_tokens=28)
-    assert sum(len(own) == 28 for own in said) > 1, "some go on to the end"
+    assert sum(len(answer) == 28 for answer in said) > 1, "some go on to the end"
     with SimulatedCuda() as gpu:
         loaded = load_model(model, dtype="float32", device="cuda")
         counts = []
         for tokens in (12, 28):
             with gpu.counting() as waits:
-                assert greedy(loaded, rows, max_new_tokens=tokens) == [own[:tokens] for own in said]
+                assert greedy(loaded, rows, max_new_tokens=tokens) == [answer[:tokens] for answer in said]
             counts.append(len(waits))
         if arch == "gpt2":  # rows that no one uses any more stay within the context
             assert greedy(loaded, rows * 4, max_new_tokens=28, max_cached_tokens=16 * decoding.COLUMNS) == said * 4
@@ -685,10 +687,10 @@ def test_a_whole_run_is_that_of_the_cpu(
             loop.unlearn(config)
         lines[device] = [json.loads(line) for line in (tmp_path / device / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines["cuda"]] == [1, 2, 3, 4]
-    assert {own: resumed_settings(str(tmp_path / own))["save_every"] for own in lines} == {"cpu": 100, "cuda": 1000}
-    for own, right in zip(lines["cuda"], lines["cpu"], strict=True):
-        assert own["loss"] == pytest.approx(right["loss"], rel=1e-3)
-        assert ("validation" in own) == ("validation" in right) == (own["step"] > 2)
+    assert {name: resumed_settings(str(tmp_path / name))["save_every"] for name in lines} == {"cpu": 100, "cuda": 1000}
+    for entry, right in zip(lines["cuda"], lines["cpu"], strict=True):
+        assert entry["loss"] == pytest.approx(right["loss"], rel=1e-3)
+        assert ("validation" in entry) == ("validation" in right) == (entry["step"] > 2)
 
 
 def test_a_dry_run_times_the_steps_that_a_run_would_take(
@@ -697,7 +699,7 @@ def test_a_dry_run_times_the_steps_that_a_run_would_take(
     """Together: the host waits after the first, which is not timed, and after the last."""
     monkeypatch.setattr(speed, "Recorder", FakeRecorder)
     read, together = Trainer.read, list[int]()
-    monkeypatch.setattr(Trainer, "read", lambda own, taken: together.append(len(taken)) or read(own, taken))
+    monkeypatch.setattr(Trainer, "read", lambda trainer, taken: together.append(len(taken)) or read(trainer, taken))
     with SimulatedCuda():
         config = UnlearnConfig(
             model=str(folder("llama")), **files, output="runs/never", device="cuda", dtype="bfloat16", recipe="default",

@@ -93,7 +93,7 @@ def side_of(tensors, side, dtype=torch.float64, *, unpredicted=False):
     kept[:, 0] &= unpredicted
     logits, ref = (tensors[f"{side}.{name}"].to(dtype, copy=True) for name in ("logits", "ref_logits"))
     logits.requires_grad_()
-    before, ref_before = (own.roll(1, 1)[kept] for own in (logits, ref))  # what predicts each position
+    before, ref_before = (values.roll(1, 1)[kept] for values in (logits, ref))  # what predicts each position
     ids = torch.repeat_interleave(torch.arange(len(labels)), kept.sum(-1))
     return logits, token_batch(before, ref_before, labels[kept], ids)
 
@@ -153,7 +153,7 @@ def published_loss(method, hyper, tensors, dtype):
         batch = replace(batch, pairs=pairs)
     value = loss(batch)
     value.backward()
-    return value.item() + entropy(loss, batch), {side: own.grad for side, own in moved.items()}
+    return value.item() + entropy(loss, batch), {side: tensor.grad for side, tensor in moved.items()}
 
 
 def check_published(case, method, key, entry, tensors, value_of):
@@ -168,10 +168,10 @@ def check_published(case, method, key, entry, tensors, value_of):
         assert value_of(torch.float32)[0] == pytest.approx(in_fp32, rel=FP32, nan_ok=True), key
     if case == "empty_answer_row":  # of which no gradients are stored
         return
-    for side, own in gradients.items():
+    for side, gradient in gradients.items():
         found = [f"grad.{key}.{name}.d_{side}" for name in (variant, SAME)]  # one that is the executed is left out
         stored = next(tensors[name] for name in found if name in tensors)
-        torch.testing.assert_close(own, stored, rtol=0, atol=GRADIENT)
+        torch.testing.assert_close(gradient, stored, rtol=0, atol=GRADIENT)
 
 
 COMPARED = [(case, method) for case in CASES for method in PUBLISHED if (case == "undial") == (method == "UNDIAL")]
@@ -180,10 +180,10 @@ COMPARED = [(case, method) for case in CASES for method in PUBLISHED if (case ==
 @pytest.mark.parametrize("case", CASES)
 def test_no_stored_method_is_passed_over(shared, case):
     found = {key.partition(".")[0] for key in read_case(shared, case)[0]}
-    assert found - ELSEWHERE == {method.partition(" ")[0] for own, method in COMPARED if own == case}
+    assert found - ELSEWHERE == {method.partition(" ")[0] for name, method in COMPARED if name == case}
 
 
-@pytest.mark.parametrize(("case", "method"), [own for own in COMPARED if "RMU" not in own])
+@pytest.mark.parametrize(("case", "method"), [pair for pair in COMPARED if "RMU" not in pair])
 def test_open_unlearnings_losses(shared, case, method):
     stored, tensors = read_case(shared, case)
     for key in (key for key in stored if key.partition(".")[0] == method.partition(" ")[0]):
@@ -264,10 +264,10 @@ def test_ceu_leaves_the_first_tokens_of_completions_alone():
     """By their place in the completion, however long the prompt is and however short the completion."""
     completion = torch.tensor([False, True, True, True, False, False, True, True, True])
     batch = TokenBatch(**{**vars(random_batch()), "completion": completion, "completion_lengths": (2, 1, 3)})
-    own = -torch.log1p(-batch.logps.exp())
+    losses = -torch.log1p(-batch.logps.exp())
     for ignored, kept in ((0, range(9)), (1, (0, 2, 4, 5, 7, 8)), (2, (0, 4, 5, 8)), (9, (0, 4, 5))):
         value = make_forget_loss("ceu", {"ignore_first": ignored})(batch)
-        assert value.item() == pytest.approx(own[list(kept)].mean().item(), rel=1e-9)
+        assert value.item() == pytest.approx(losses[list(kept)].mean().item(), rel=1e-9)
     with pytest.raises(ConfigError, match="0 or more"):
         make_forget_loss("ceu", {"ignore_first": -1})
 
@@ -287,7 +287,7 @@ def aims_one_by_one(batch, free_nll):
     """The targets that `target_kl` aims at, part by part, in plain Python."""
     nll, target = -batch.logps.detach(), batch.target_nll
     aims = target.clone()
-    for part in {(row.item(), own.item()) for row, own in zip(batch.sequence, batch.completion, strict=True)}:
+    for part in {(row.item(), flag.item()) for row, flag in zip(batch.sequence, batch.completion, strict=True)}:
         places = [at for at in range(len(target)) if (batch.sequence[at].item(), batch.completion[at].item()) == part]
         free = [at for at in places if target[at] > free_nll]
         for at, value in zip(sorted(free, key=lambda at: nll[at]), sorted(target[free].tolist()), strict=True):
@@ -326,7 +326,7 @@ def test_target_kl_moves_the_target_alone(nll_weight, free_nll):
 def test_the_targets_of_an_origin_are_each_tokens_own():
     batch = random_batch((6, 1, 8))
     target = 6 * torch.rand(len(batch.targets), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    known, guessed = (TokenBatch(**{**vars(batch), "target_nll": target, "guessed": own}) for own in (False, True))
+    known, guessed = (TokenBatch(**{**vars(batch), "target_nll": target, "guessed": flag}) for flag in (False, True))
     loss, as_they_are = make_forget_loss("target_kl"), make_forget_loss("target_kl", "free_nll=99")
     assert loss(known) == as_they_are(guessed) != loss(guessed)
 
@@ -349,9 +349,9 @@ def test_target_kl_is_zero_where_a_text_has_its_targets_in_another_order():
     """Untouched but for the order of its unlikely tokens: no push; a sure token that became unlikely is pushed back."""
     target = torch.tensor([0.3, 4.0, 2.0, 3.0], dtype=torch.float64)
     for nll, at_rest in (([0.3, 2.0, 3.0, 4.0], True), ([4.0, 0.3, 2.0, 3.0], False)):
-        own = -torch.tensor(nll, dtype=torch.float64)
-        p = torch.stack([own, (-own.expm1()).log() - 0.5, (-own.expm1()).log() - 1.5], -1)
-        p[:, 1:] -= (p[:, 1:].logsumexp(-1) - (-own.expm1()).log())[:, None]
+        logps = -torch.tensor(nll, dtype=torch.float64)
+        p = torch.stack([logps, (-logps.expm1()).log() - 0.5, (-logps.expm1()).log() - 1.5], -1)
+        p[:, 1:] -= (p[:, 1:].logsumexp(-1) - (-logps.expm1()).log())[:, None]
         zeros = torch.zeros(4, dtype=torch.long)
         batch = token_batch(p.clone().requires_grad_(), p, zeros, zeros)
         batch = TokenBatch(**{**vars(batch), "target_nll": target})
@@ -398,7 +398,7 @@ def test_dpo_weighs_completions_whatever_the_span_of_the_forget_texts():
     value = make_forget_loss("dpo", {"beta": 0.3})(batch)
     lost = batch.log_ratios * completion
     sides = ([lost[:3].sum(), lost[3], lost[4:].sum()], pairs.log_ratios.split([2, 4, 1]))
-    margins = torch.stack([own - other.sum() for own, other in zip(*sides, strict=True)])
+    margins = torch.stack([ratio - other.sum() for ratio, other in zip(*sides, strict=True)])
     assert value.item() == pytest.approx((-(2 / 0.3) * (0.3 * margins).sigmoid().log().mean()).item(), rel=1e-9)
 
 
@@ -411,14 +411,14 @@ def test_micro_batches_add_up_to_the_step(name):
     whole = random_batch(hidden=hidden, target_nll=target, pairs=random_batch((2, 4, 1), seed=5))
 
     def part(batch, row):
-        own = batch.sequence == row
+        mask = batch.sequence == row
         values = {
-            key: value[own] if isinstance(value, torch.Tensor) else value
+            key: value[mask] if isinstance(value, torch.Tensor) else value
             for key, value in vars(batch).items()
             if key not in ("logps", "log_ratios", "lengths", "parts", "completion_places")
         }
         pairs = part(batch.pairs, row) if batch.pairs else None
-        zeros = torch.zeros(int(own.sum()), dtype=torch.int64)
+        zeros = torch.zeros(int(mask.sum()), dtype=torch.int64)
         return TokenBatch(**{**values, "sequence": zeros, "num_sequences_here": 1, "pairs": pairs})
 
     together = loss(whole)

@@ -125,7 +125,7 @@ def test_gradient_norm_with_an_adapter_is_that_of_the_merged_model(tmp_path):
         merged.requires_grad_(True)
         ids = torch.tensor([row.input_ids])
         gradients = torch.autograd.grad(merged(input_ids=ids, labels=ids).loss, list(merged.parameters()))
-        assert norm == pytest.approx(torch.cat([own.flatten() for own in gradients]).norm().item(), rel=1e-4)
+        assert norm == pytest.approx(torch.cat([grad.flatten() for grad in gradients]).norm().item(), rel=1e-4)
 
 
 def test_gradient_norm_is_that_of_one_long_vector(golden, subject):

@@ -79,5 +79,5 @@ def test_losses_of_completions(subject: tuple[str, LoadedModel], golden: dict) -
         rows = golden["tokenised"][split]
         logps = sequence_logps(loaded, [row["joint_ids"] for row in rows])
         # The organisers mask as many joint tokens as the prompt has by itself, in the middle of a word or not.
-        losses = [-own[len(row["prompt_ids"]) - 1 :].mean().item() for own, row in zip(logps, rows, strict=True)]
+        losses = [-values[len(row["prompt_ids"]) - 1 :].mean().item() for values, row in zip(logps, rows, strict=True)]
         assert losses == pytest.approx([row["nll"] for row in golden[name][split]], abs=NLL_TOLERANCE)

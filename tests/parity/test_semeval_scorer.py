@@ -84,11 +84,11 @@ def test_the_organisers_files_give_the_organisers_numbers(case: tuple[Path, dict
         rows = getattr(predictions, split)
         for row, want in zip(rows, expected["per_row"][split], strict=True):
             assert row.id == want["id"]
-            own = row.model_output, row.expected_output, row.kind
-            got = official_knowledge(*own) if row.kind == "qa" else official_regurgitation(*own)
+            fields = row.model_output, row.expected_output, row.kind
+            got = official_knowledge(*fields) if row.kind == "qa" else official_regurgitation(*fields)
             assert same(got, want["rougeL_recall"] if want["knowledge"] is None else want["knowledge"])
-            if row.kind == "sc" and all(word.isascii() for text in own[:2] for word in words(text)):
-                ours = rouge(*own[:2])  # of other words their scorer sees nothing
+            if row.kind == "sc" and all(word.isascii() for text in fields[:2] for word in words(text)):
+                ours = rouge(*fields[:2])  # of other words their scorer sees nothing
                 assert same(ours["rouge_1_recall"], want["rouge1_recall"])
                 assert same(ours["rouge_l_recall"], want["rougeL_recall"])
             assert row.model_output == want.get("text_scored", row.model_output)

@@ -60,7 +60,7 @@ def both(golden, model_folder, run, **settings):
             example, prompt_format = Example(row["id"], row["input"], row["output"]), PromptFormat("separate", False)
             sides[side].append(tokenize(plain.tokenizer, example, prompt_format, max_length=2048))
         steps.append(Step(0, places[1], places[0], number=len(steps)))
-    own = prepared(
+    setup = prepared(
         model_folder,
         dtype=dtype,
         forget=sides[1],
@@ -74,14 +74,14 @@ def both(golden, model_folder, run, **settings):
         lora_rank=expected["lora"]["rank"],
         **settings,
     )
-    other = Plain(plain, sides[1], sides[0], own.config, target_token_kl=True)
-    trainer = Trainer(own)
+    other = Plain(plain, sides[1], sides[0], setup.config, target_token_kl=True)
+    trainer = Trainer(setup)
     find_reference(trainer, Reporter(quiet=True))
     with torch.no_grad():
         for model in (trainer.model, other.model):
             for name, parameter in adapter(model).items():
                 parameter.copy_(tensors[f"init.{name}"])
-                parameter.data = parameter.data.to(own.loaded.dtype)
+                parameter.data = parameter.data.to(setup.loaded.dtype)
     return trainer, other, steps
 
 
@@ -160,8 +160,8 @@ def test_five_steps(golden, stepper, index):
                 torch.testing.assert_close(parameter.grad.double(), stored_grad, rtol=0, atol=EXACT if exact else 1e-5)
             if number in (0, 4):
                 weight = tensors[f"{run['hyper']}.after_step{number + 1}.{name}"]
-                own = parameter.detach().double()
-                torch.testing.assert_close(own, weight, rtol=0, atol=EXACT if exact else 1e-6)
+                found = parameter.detach().double()
+                torch.testing.assert_close(found, weight, rtol=0, atol=EXACT if exact else 1e-6)
 
 
 @pytest.mark.parametrize("number", [2, 3])
@@ -171,7 +171,7 @@ def test_gradient_of_one_side_alone(golden, stepper, number):
     _, model, gradient, steps = stepper(expected["runs"][0])
     gradient(steps[number])
     start = f"default.grad_first_step_batch{number}."
-    stored = {name.removeprefix(start): own for name, own in tensors.items() if name.startswith(start)}
+    stored = {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
     assert len(stored) == 4
     for name, wanted in stored.items():
         torch.testing.assert_close(adapter(model)[name].grad, wanted, rtol=0, atol=EXACT)
@@ -205,24 +205,24 @@ def test_sequences_and_divergences_of_the_product(golden, model_folder):
     for step, intended in zip(steps, expected["intended_initial_weights_fp64"], strict=True):
         chosen = {"forget": step.forget, "retain": step.retain}
         counts = {name: count(trainer.rows.sides[name], rows) for name, rows in chosen.items()}
-        for name, own in counts.items():
-            assert own.tokens == intended[f"{name}_answer_tokens"]
+        for name, size in counts.items():
+            assert size.tokens == intended[f"{name}_answer_tokens"]
         with torch.no_grad():
             found = collate(trainer.loaded, trainer.rows.sides, chosen, counts)
         stored = {"forget": "npo_per_sequence", "retain": "retain_forward_kl_full_vocabulary"}
         assert found.keys() == {name for name, key in stored.items() if key in intended}
         if "forget" in found:
-            own = found["forget"]
-            assert trainer.loss(own).item() == pytest.approx(intended["npo_per_sequence"], abs=EXACT)
-            ratios = -own.per_sequence(own.log_ratios)
+            batch = found["forget"]
+            assert trainer.loss(batch).item() == pytest.approx(intended["npo_per_sequence"], abs=EXACT)
+            ratios = -batch.per_sequence(batch.log_ratios)
             assert ratios.tolist() == pytest.approx(intended["sequence_log_ratio"], abs=EXACT)
         if "retain" in found:
-            own = found["retain"]
-            sides = {"reverse": (own.states, own.ref_states), "forward": (own.ref_states, own.states)}
+            batch = found["retain"]
+            sides = {"reverse": (batch.states, batch.ref_states), "forward": (batch.ref_states, batch.states)}
             for way, (first, second) in sides.items():
-                kl = token_kl(first, second, own.head)
+                kl = token_kl(first, second, batch.head)
                 stored_kl = intended[f"retain_{way}_kl_full_vocabulary"]
-                assert own.token_mean(kl).item() == pytest.approx(stored_kl, abs=EXACT)
+                assert batch.token_mean(kl).item() == pytest.approx(stored_kl, abs=EXACT)
 
 
 def check_token_logps(loaded, tensors, name, tolerance):
@@ -245,8 +245,8 @@ def test_token_logps_and_merged_weights(golden, model_folder):
     for step in steps:
         plain.train_step(batch_of(plain, step))
     with torch.no_grad():
-        for own, other in zip(trainer.parameters, plain.parameters, strict=True):
-            own.copy_(other)
+        for parameter, other in zip(trainer.parameters, plain.parameters, strict=True):
+            parameter.copy_(other)
     check_token_logps(trainer.loaded, tensors, "policy_after_5", one_step)
     merged = trainer.model.merge_and_unload()
     for number, layer in enumerate(merged.model.layers):
@@ -258,9 +258,9 @@ def test_the_published_adapter_as_a_peft_folder(shared, golden, model_folder):
     _, tensors = golden
     loaded = load_model(str(model_folder), dtype="float32", device="cpu")
     attach_adapter(loaded, str(shared / "golden" / "train_step" / "peft_adapter_initial"))
-    own = adapter(loaded.model)
-    assert own.keys() == {name.removeprefix("init.") for name in tensors if name.startswith("init.")}
-    for name, parameter in own.items():
+    parameters = adapter(loaded.model)
+    assert parameters.keys() == {name.removeprefix("init.") for name in tensors if name.startswith("init.")}
+    for name, parameter in parameters.items():
         assert torch.equal(parameter, tensors[f"init.{name}"])
     check_token_logps(loaded, tensors, "policy_initial", 5e-6)
     with loaded.model.disable_adapter():
