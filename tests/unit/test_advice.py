@@ -37,8 +37,8 @@ FINE, REFUSED, BABBLE = (
 def test_what_goes_wrong_is_told_with_what_mends_it(
     before: str, now: str, told: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    own = prepared(save_tiny(tmp_path / "model", "llama"), forget=made_up(6, 1), retain=made_up(12, 2))
-    Trainer(own)  # puts an adapter on
+    run = prepared(save_tiny(tmp_path / "model", "llama"), forget=made_up(6, 1), retain=made_up(12, 2))
+    Trainer(run)  # puts an adapter on
     said = iter([before, now, now, before, now])
 
     def greedy(loaded: Any, prompts: list[list[int]], **_: Any) -> list[list[int]]:
@@ -48,7 +48,7 @@ def test_what_goes_wrong_is_told_with_what_mends_it(
 
     monkeypatch.setattr(advice, "greedy", greedy)
     monkeypatch.setattr(advice, "SHARE", float("inf"))
-    advise = Advisor(own)
+    advise = Advisor(run)
     lines = advise()
     assert len(lines) == bool(told)
     assert all(part in line for line in lines for part in told)
@@ -60,12 +60,12 @@ def test_a_text_without_a_prompt_is_asked_by_its_first_half(
     tokenizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A short one is not, also where beginning-of-text stands before it, which is no prompt."""
-    own = prepared(save_tiny(tmp_path / "model", "llama", tokenizer))
+    run = prepared(save_tiny(tmp_path / "model", "llama", tokenizer))
     texts = [Example(f"{at}", prompt, "The mill stands.") for at, prompt in enumerate(("a", ""))]
     texts.append(Example("long", "", " ".join(["stands"] * 2 * LONG)))
-    own.forget = own.retain = tokenize_all(own.loaded.tokenizer, texts, PromptFormat("space", True), max_length=999)
-    half = own.forget[-1].input_ids[: len(own.forget[-1]) // 2]
-    Trainer(own)
+    run.forget = run.retain = tokenize_all(run.loaded.tokenizer, texts, PromptFormat("space", True), max_length=999)
+    half = run.forget[-1].input_ids[: len(run.forget[-1]) // 2]
+    Trainer(run)
     asked: list[list[int]] = []
 
     def greedy(loaded: Any, prompts: list[list[int]], **_: Any) -> list[list[int]]:
@@ -73,22 +73,22 @@ def test_a_text_without_a_prompt_is_asked_by_its_first_half(
         return [[5]] * len(prompts)
 
     monkeypatch.setattr(advice, "greedy", greedy)
-    Advisor(own)
+    Advisor(run)
     halves = [ids for ids in asked if ids == half]
-    others = [own.loaded.tokenizer.decode(ids, skip_special_tokens=True) for ids in asked if ids != half]
+    others = [run.loaded.tokenizer.decode(ids, skip_special_tokens=True) for ids in asked if ids != half]
     assert (others, len(halves)) == (["a", "a"], 2)
 
 
 def test_what_takes_long_is_not_asked_often(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    own = prepared(save_tiny(tmp_path / "model", "llama"), forget=made_up(6, 1), retain=made_up(12, 2))
-    Trainer(own)
+    run = prepared(save_tiny(tmp_path / "model", "llama"), forget=made_up(6, 1), retain=made_up(12, 2))
+    Trainer(run)
     times = iter([0, 2, 21, 22, 24, 25])  # before and after what takes 2 s: not after 19 s, and again after 20
     monkeypatch.setattr("time.monotonic", lambda: float(next(times)))
     asked: list[int] = []
     monkeypatch.setattr(
         advice, "greedy", lambda loaded, prompts, **_: asked.append(len(prompts)) or [[5]] * len(prompts)
     )
-    advise = Advisor(own)
+    advise = Advisor(run)
     advise()
     assert asked == [12]
     advise()
@@ -116,8 +116,8 @@ def test_a_run_asks_at_its_evaluation_steps_or_now_and_then_and_trains_as_withou
         outcome = unlearn(config, Heard(quiet=True), advisor=advisor)
         return (outcome.adapter / "adapter_model.safetensors").read_bytes()
 
-    def counts(own: Any) -> Any:
-        return lambda: [f"{len(own.forget)} texts"]
+    def counts(given: Any) -> Any:
+        return lambda: [f"{len(given.forget)} texts"]
 
     looked = run("looked", counts)
     assert warned == [f"step {step}: 16 texts" for step in range(1, 8)]

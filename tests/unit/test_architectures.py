@@ -74,9 +74,9 @@ def varlen_on_the_cpu(
         places = torch.arange(len(rows[0]))
         back = places[:, None] - places
         seen = (back >= 0) & ((back <= window_size[0]) | (window_size[0] < 0))
-        own = (states.transpose(0, 1) for states in rows)
+        transposed = (states.transpose(0, 1) for states in rows)
         attention = torch.nn.functional.scaled_dot_product_attention(
-            *own, attn_mask=seen, scale=scale, enable_gqa=enable_gqa
+            *transposed, attn_mask=seen, scale=scale, enable_gqa=enable_gqa
         )
         found.append(attention.transpose(0, 1))
     return torch.cat(found)
@@ -153,9 +153,9 @@ def test_training_path_equals_one_row_at_a_time(
     add_adapter(loaded, rank=3, alpha=6.0, modules="all-linear", seed=0)
     perturb(loaded)
 
-    own = final_states(loaded, batch)[positions - 1]
-    logps, kl = token_logps_and_kl(own, ref_states, loaded.head, targets)
-    (kl.sum() - 0.3 * logps.sum() + token_logps(own, loaded.head, targets).square().sum()).backward()
+    states = final_states(loaded, batch)[positions - 1]
+    logps, kl = token_logps_and_kl(states, ref_states, loaded.head, targets)
+    (kl.sum() - 0.3 * logps.sum() + token_logps(states, loaded.head, targets).square().sum()).backward()
     grads = [parameter.grad.clone() for parameter in trainable(loaded.model) if parameter.grad is not None]
 
     loaded.model.zero_grad()
@@ -257,8 +257,8 @@ def test_mean_losses_are_means_over_completion_tokens(load: Load) -> None:
     found = mean_losses(loaded, {"forget": rows, "retain": []})
 
     with torch.no_grad():
-        own = [plain_token_logps(loaded, row.input_ids)[row.completion_start - 1 :] for row in rows]
-    assert found == {"forget": pytest.approx(-torch.cat(own).mean().item(), abs=1e-5)}
+        logps = [plain_token_logps(loaded, row.input_ids)[row.completion_start - 1 :] for row in rows]
+    assert found == {"forget": pytest.approx(-torch.cat(logps).mean().item(), abs=1e-5)}
 
 
 def test_base_weights_take_no_gradient_and_heads_stay_out(load: Load) -> None:
@@ -453,7 +453,7 @@ def test_a_model_in_float16_keeps_its_float32_frequencies(tmp_path: Path) -> Non
     assert torch.float16 not in dtypes
     frequencies = [buffer for name, buffer in loaded.base.named_buffers() if name.endswith("inv_freq")]
     assert frequencies
-    assert all(own.dtype == torch.float32 for own in frequencies)
+    assert all(buffer.dtype == torch.float32 for buffer in frequencies)
 
 
 def test_a_layer_that_leaves_its_window_to_the_mask_gets_no_longer_rows(

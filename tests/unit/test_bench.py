@@ -51,9 +51,9 @@ def test_plain_computes_what_the_trainer_computes(folder, recipe):
     names = [name for name, parameter in ours.model.named_parameters() if parameter.requires_grad]
     assert names == [name for name, parameter in plain.model.named_parameters() if parameter.requires_grad]
     with torch.no_grad():
-        for own, other in zip(ours.parameters, plain.parameters, strict=True):
-            own.copy_(torch.randn_like(own).mul_(0.1))
-            other.copy_(own)
+        for weight, other in zip(ours.parameters, plain.parameters, strict=True):
+            weight.copy_(torch.randn_like(weight).mul_(0.1))
+            other.copy_(weight)
 
     step = next(ours.rows.plan.steps())
     batch = [(forget[i], True) for i in step.forget] + [(retain[i], False) for i in step.retain]
@@ -61,9 +61,11 @@ def test_plain_computes_what_the_trainer_computes(folder, recipe):
     assert want["forget"] > 0.1
     assert want["kl"] > 1e-3
     assert {name: got[name] for name in want} == pytest.approx(want, rel=1e-5, abs=1e-6)
-    for name, own, other in zip(names, ours.parameters, plain.parameters, strict=True):
+    for name, weight, other in zip(names, ours.parameters, plain.parameters, strict=True):
         assert other.grad.abs().max() > 0, name
-        torch.testing.assert_close(own.grad, other.grad, rtol=1e-4, atol=1e-6, msg=lambda text, n=name: f"{n}: {text}")
+        torch.testing.assert_close(
+            weight.grad, other.grad, rtol=1e-4, atol=1e-6, msg=lambda text, n=name: f"{n}: {text}"
+        )
 
 
 def test_a_batch_without_a_side_counts_zero(folder):
@@ -151,9 +153,9 @@ def test_tables_show_medians_and_factors(tmp_path, capsys):
     numbers = {"seconds_per_epoch": 10.0, "set_up_seconds": 2.0, "peak": 2**31, "matrix_rate": 1e11, "floor_share": 0.5}
 
     def run(part, implementation, speed=1.0, memory=4, copies=1, seconds=1.0):
-        own = {"part": part, "implementation": implementation, "tokens_per_second": speed, "seconds": seconds}
-        own |= {"peak_above_weights": memory * 2**20, "digests": ["a", implementation], "new_tokens": 7}
-        return {**common, **numbers, **own, "copies": copies}
+        row = {"part": part, "implementation": implementation, "tokens_per_second": speed, "seconds": seconds}
+        row |= {"peak_above_weights": memory * 2**20, "digests": ["a", implementation], "new_tokens": 7}
+        return {**common, **numbers, **row, "copies": copies}
 
     runs = [run("train", "plain", 10, 8), *(run("train", "expunge", speed, 2) for speed in (30, 50, 90))]
     runs += [run("score", "plain", seconds=20.0), run("score", "expunge", seconds=4.0)]
@@ -182,8 +184,10 @@ def test_a_rounded_model_has_rounded_weights_and_not_the_results_of_the_whole_on
     (whole / "results_after.json").write_text("{}")
     round_model(whole, tmp_path / "rounded", rounding)
     assert not (tmp_path / "rounded" / "results_after.json").exists()
-    before, after = (load_model(str(own), dtype="float32", device="cpu").base for own in (whole, tmp_path / "rounded"))
-    weight, rounded = (own.model.layers[0].mlp.up_proj.weight for own in (before, after))
+    before, after = (
+        load_model(str(path), dtype="float32", device="cpu").base for path in (whole, tmp_path / "rounded")
+    )
+    weight, rounded = (model.model.layers[0].mlp.up_proj.weight for model in (before, after))
     assert 0 < (weight - rounded).abs().max() < weight.abs().max() / 3
     torch.testing.assert_close(rounded, rounding(weight))
     assert torch.equal(before.get_input_embeddings().weight, after.get_input_embeddings().weight)
@@ -193,4 +197,4 @@ def test_how_far_the_halves_are_apart_is_measured(capsys):
     halves_main(["--subjects", "demo"])
     row = [cell.strip() for cell in capsys.readouterr().out.splitlines()[-1].strip("|").split("|")]
     assert row[:2] == ["demo", "60 + 60"]
-    assert all(0 < float(own) < 0.3 for own in row[3:5])
+    assert all(0 < float(cell) < 0.3 for cell in row[3:5])

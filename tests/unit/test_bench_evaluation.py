@@ -20,7 +20,7 @@ from expunge.evaluation.stats import auc_estimate, tpr_estimate
 from expunge.evaluation.values_file import values_path, write_values
 from expunge.utils.files import write_json
 
-KNOWN = {name: own for name, own in {**METRICS, **ATTACKS}.items() if own.direction}
+KNOWN = {name: metric for name, metric in {**METRICS, **ATTACKS}.items() if metric.direction}
 
 
 def between(page, marker):
@@ -43,15 +43,15 @@ def test_the_page_of_published_numbers_describes_metrics_as_the_code_does():
     named = {name: described for name, *described in rows}
     assert len(named) > 20
     assert named.keys() <= {*METRICS, *ATTACKS, *PARTS}
-    for name, own in (METRICS | ATTACKS).items():
-        assert named.get(name, [own.definition, own.source]) == [own.definition, own.source], (
+    for name, metric in (METRICS | ATTACKS).items():
+        assert named.get(name, [metric.definition, metric.source]) == [metric.definition, metric.source], (
             "python -m dev.parity --docs"
         )
 
 
 def test_the_parity_table_shows_the_worst_difference_and_says_what_is_new():
     found = [Comparison("min_k", "muse", value, 1.0, 1e-3) for value in (1.0, 1.002, 0.999)]
-    lines = table([("MUSE", own) for own in [*found, Comparison("auc", "", 0.5, 0.5, 0)]]).splitlines()
+    lines = table([("MUSE", comparison) for comparison in [*found, Comparison("auc", "", 0.5, 0.5, 0)]]).splitlines()
     assert lines[2].split(" | ")[0] == "| min_k"
     assert lines[2].endswith("| MUSE | muse | 3 | 2e-03 | 1e-03 |")
     assert lines[3] == f"| auc | {PARTS['auc']} |  | MUSE |  | 1 | 0 | 0 |"
@@ -88,19 +88,19 @@ def write(path, known, reference=None):
     }
     sides = [rows[name, "membership/loss"].values for name in ("member", "nonmember")]
     found = {
-        f"{name}/{metric}": own.estimate().read_as("lower" if name == "forget" else "higher", "text", "s")
-        for (name, metric), own in rows.items()
+        f"{name}/{metric}": row.estimate().read_as("lower" if name == "forget" else "higher", "text", "s")
+        for (name, metric), row in rows.items()
         if not metric.startswith("membership")
     }
     found["membership/loss_auc"] = auc_estimate(*sides).read_as("target", "membership", "s", 0.5)
     found["membership/loss_tpr_at_5_fpr"] = tpr_estimate(*sides, 0.05).read_as("target", "membership", "s", 0.05)
-    entries = {name: own.as_entry() for name, own in found.items()}
+    entries = {name: estimate.as_entry() for name, estimate in found.items()}
     results = results_header("custom") | {"metrics": entries}
     if reference is not None:
-        for name, own in entries.items():
-            own["reference"] = reference["metrics"][name]["value"]
+        for name, entry in entries.items():
+            entry["reference"] = reference["metrics"][name]["value"]
             if name.startswith("membership/"):
-                own["target"] = own["reference"]
+                entry["target"] = entry["reference"]
         results["reference"] = {"indistinguishable": {"loss_ks_p": 1e-9 if known > 0.5 else 0.4}}
     write_json(path, results)
     write_values(values_path(path), rows)
@@ -132,9 +132,9 @@ def test_the_table_of_subjects_says_which_metrics_tell(tmp_path):
 
 def test_what_is_not_known_is_left_empty_in_the_table_of_subjects():
     known, bare, none = Estimate(0.5, 0.4, 0.6), Estimate(0.5), Estimate(NAN)
-    assert [subjects._cell(own) for own in (known, bare, none, None)] == ["0.500 [0.400, 0.600]", "0.500", "", ""]
+    assert [subjects._cell(number) for number in (known, bare, none, None)] == ["0.500 [0.400, 0.600]", "0.500", "", ""]
     assert subjects._tells(bare, known, Estimate(0.9, 0.8, 1.0)) == "yes", "by the intervals: the change has none"
-    assert [subjects._tells(None, known, own) for own in (bare, none, None)] == ["", "", ""]
+    assert [subjects._tells(None, known, number) for number in (bare, none, None)] == ["", "", ""]
 
 
 def test_subjects_writes_between_its_markers(tmp_path, monkeypatch, capsys):

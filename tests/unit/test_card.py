@@ -77,7 +77,7 @@ def test_sizes_losses_and_method_are_shown() -> None:
 
 def test_settings_of_free_words_stay_out_but_for_those_of_the_method() -> None:
     free = (str, str | None)
-    words = {own.name: f"/somewhere/{own.name}" for own in fields(UnlearnConfig) if own.type in free}
+    words = {field.name: f"/somewhere/{field.name}" for field in fields(UnlearnConfig) if field.type in free}
     words = {name: word for name, word in words.items() if name not in NOT_PART_OF_THE_RESULT | ONE_START}
     assert {"title", "origin", "data"} < {*words}
     text = model_card({**MANIFEST, "settings": words})

@@ -45,15 +45,17 @@ def test_a_merge_says_that_forgetting_survives_only_where_it_does(
 def _sentences(path: Path) -> Iterator[str]:
     """The texts of four words and more in a file's code, with `{}` in the place of what is put in."""
     tree = ast.parse(path.read_text())
-    skipped = {id(own.value) for own in ast.walk(tree) if isinstance(own, ast.Expr)}
-    skipped |= {id(part) for own in ast.walk(tree) if isinstance(own, ast.Raise) for part in ast.walk(own)}  # no claims
-    skipped |= {id(part) for own in ast.walk(tree) if isinstance(own, ast.JoinedStr) for part in own.values}
-    skipped |= {id(title) for own in ast.walk(tree) if isinstance(own, ast.Call) for title in _titles(own)}
-    for own in ast.walk(tree):
-        if isinstance(own, ast.JoinedStr) and id(own) not in skipped:
-            yield "".join(str(part.value) if isinstance(part, ast.Constant) else "{}" for part in own.values)
-        elif isinstance(own, ast.Constant) and isinstance(own.value, str) and id(own) not in skipped:
-            yield own.value
+    skipped = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    skipped |= {
+        id(part) for node in ast.walk(tree) if isinstance(node, ast.Raise) for part in ast.walk(node)
+    }  # no claims
+    skipped |= {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
+    skipped |= {id(title) for node in ast.walk(tree) if isinstance(node, ast.Call) for title in _titles(node)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr) and id(node) not in skipped:
+            yield "".join(str(part.value) if isinstance(part, ast.Constant) else "{}" for part in node.values)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in skipped:
+            yield node.value
 
 
 def _titles(call: ast.Call) -> list[ast.expr]:
@@ -90,7 +92,9 @@ def test_every_test_that_the_docs_name_is_there() -> None:
 def test_the_constants_of_the_method_are_those_of_the_code() -> None:
     table = (ROOT / "docs/method.md").read_text().split("## The constants of `default`")[1].split("## ")[0]
     rows = [line.split("|")[1:3] for line in table.splitlines() if line.startswith("| ") and line[2].isdigit()]
-    told = {int(number): [float(own) for own in re.findall(r"\d+(?:\.\d+)?(?:e-\d+)?", what)] for number, what in rows}
+    told = {
+        int(number): [float(value) for value in re.findall(r"\d+(?:\.\d+)?(?:e-\d+)?", what)] for number, what in rows
+    }
     config = UnlearnConfig(model="m", forget="f", output="o")
     loss = TargetKL()
     assert told == {

@@ -36,8 +36,8 @@ def test_another_loss_in_a_recipe_has_its_own_parameters(recipe: str, loss: str)
     assigned = UnlearnConfig(recipe=recipe, **GIVEN)
     assigned.loss = loss
     assert assigned == config
-    own = RECIPES[recipe].get("loss", "target_kl")
-    assigned.loss = own
+    default = RECIPES[recipe].get("loss", "target_kl")
+    assigned.loss = default
     assert assigned.loss_args == RECIPES[recipe].get("loss_args", "")
     kept = UnlearnConfig(recipe=recipe, loss="npo", loss_args="beta=0.1", **GIVEN)
     assert kept.loss_args == "beta=0.1"
@@ -227,7 +227,7 @@ def test_types_are_told_in_plain_words(name: str, value: object, rule: str) -> N
 
 
 @pytest.mark.parametrize("value", [["x"], {"a": 1}])
-@pytest.mark.parametrize("name", sorted(own.name for own in fields(UnlearnConfig)))
+@pytest.mark.parametrize("name", sorted(field.name for field in fields(UnlearnConfig)))
 def test_a_list_or_a_mapping_is_no_value_of_any_setting_but_loss_args(name: str, value: object) -> None:
     settings = {"model": "m", "forget": "f", "retain": "r", "output": "o", name: value}
     if (name, value) == ("loss_args", {"a": 1}):
@@ -280,10 +280,10 @@ def test_what_is_assigned_to_a_setting_counts_as_given() -> None:
     config = UnlearnConfig(model="m", output="o", forget="f", epochs=3)
     plain, other = copy(config), config.changed(seed=2)
     config.seed, config.learning_rate, config.epochs = 3, 1e-4, 5
-    for own in (config, config.without_retain().without_unseen(), config.changed(output="p")):
-        assert (own.seed, own.learning_rate, own.epochs) == (3, 1e-4, 5)
-    for own, seed in ((plain.without_unseen(), 0), (other.without_unseen(), 2)):
-        assert (own.seed, own.learning_rate, own.epochs) == (seed, None, 3)
+    for settings in (config, config.without_retain().without_unseen(), config.changed(output="p")):
+        assert (settings.seed, settings.learning_rate, settings.epochs) == (3, 1e-4, 5)
+    for settings, seed in ((plain.without_unseen(), 0), (other.without_unseen(), 2)):
+        assert (settings.seed, settings.learning_rate, settings.epochs) == (seed, None, 3)
     config.loss_args = {"nll_weight": 1}
     assert config.changed(seed=1).loss_args == config.loss_args == "nll_weight=1"
     with pytest.raises(ConfigError, match="sede: there is no such setting"):
@@ -296,14 +296,14 @@ def test_numbers_of_numpy_and_torch_are_settings_as_any_other() -> None:
     given = {"learning_rate": np.float64(1e-4), "seed": np.int64(3), "shard_base": np.bool_(False)}
     config = UnlearnConfig(**GIVEN, **given)
     config.epochs = torch.tensor(5)
-    for own in (config, config.changed(output="p")):
-        own.validate()
-        found = [own.learning_rate, own.seed, own.shard_base, own.epochs]
+    for settings in (config, config.changed(output="p")):
+        settings.validate()
+        found = [settings.learning_rate, settings.seed, settings.shard_base, settings.epochs]
         assert repr(found) == "[0.0001, 3, False, 5]"
     for schema in (EvaluateConfig, CalibrateConfig, ElicitConfig, MergeConfig):
-        own = schema(**{field.name: np.str_("a") for field in fields(schema) if field.default is MISSING})
-        own.dtype = np.str_("float32")
-        assert type(own.dtype) is str
+        settings = schema(**{field.name: np.str_("a") for field in fields(schema) if field.default is MISSING})
+        settings.dtype = np.str_("float32")
+        assert type(settings.dtype) is str
     with pytest.raises(ConfigError, match="--seed array"):
         config.changed(seed=np.array([1, 2])).validate()
 

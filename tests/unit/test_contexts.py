@@ -24,7 +24,7 @@ class Special:
 
     def __init__(self, bos: int | None = None) -> None:
         self.bos_token_id, self.eos_token_id, self.unk_token_id = bos, EOS, None
-        self.all_special_ids = [own for own in (bos, EOS) if own is not None]
+        self.all_special_ids = [token for token in (bos, EOS) if token is not None]
 
     def __call__(self, text: str, **_: bool) -> dict[str, list[int]]:
         return {"input_ids": ([] if self.bos_token_id is None else [self.bos_token_id]) + [5] * len(text)}
@@ -34,10 +34,10 @@ def row(*ids: int, start: int = 0, name: str = "a") -> TokenizedExample:
     return TokenizedExample(name, list(ids), start, group="Task1 qa")
 
 
-def drawn(own: TokenizedExample, others: Rows, bos: int | None = None, tokens: int = 3, most: int = 99) -> Rows:
+def drawn(text: TokenizedExample, others: Rows, bos: int | None = None, tokens: int = 3, most: int = 99) -> Rows:
     """What forty seeds put before a row."""
     contexts = Contexts.of(others, Special(bos), tokens=tokens, max_length=most)
-    return [contexts.drawn(own, str(seed)) for seed in range(40)]
+    return [contexts.drawn(text, str(seed)) for seed in range(40)]
 
 
 @pytest.mark.parametrize(
@@ -78,27 +78,27 @@ def test_all_that_a_tokenizer_begins_texts_with_stands_first() -> None:
 
     contexts = Contexts.of([row(8, 9, *range(30, 40), name="b")], Two(), tokens=3, max_length=99)
     found = [contexts.before(row(8, 9, 50, 51, start=2), str(seed)) for seed in range(20)]
-    for own in found:
-        assert own.input_ids[:2] == [8, 9]
-        assert own.input_ids[-2:] == [50, 51]
-        assert own.completion_start == len(own.input_ids) - 2
-        assert not {8, 9} & {*own.input_ids[2:]}
+    for example in found:
+        assert example.input_ids[:2] == [8, 9]
+        assert example.input_ids[-2:] == [50, 51]
+        assert example.completion_start == len(example.input_ids) - 2
+        assert not {8, 9} & {*example.input_ids[2:]}
 
 
 def test_what_stands_before_a_text_is_drawn() -> None:
-    own = row(BOS, 50, 51, 52, EOS, start=2)
+    text = row(BOS, 50, 51, 52, EOS, start=2)
     others = [row(BOS, *range(100 * at, 100 * at + 40), EOS) for at in (1, 2, 3)]
-    found = drawn(own, others, BOS, tokens=20)
+    found = drawn(text, others, BOS, tokens=20)
     assert len({tuple(each.input_ids) for each in found}) > 15
-    assert found == drawn(own, others, BOS, tokens=20)
+    assert found == drawn(text, others, BOS, tokens=20)
 
 
 def test_no_text_stands_after_itself_or_beyond_the_context() -> None:
-    own, other = row(50, 51), row(60, 61, name="b")
-    assert {token for each in drawn(own, [own, other]) for token in each.input_ids[: each.context]} == {60, 61}
-    for others, most in (([own], 99), ([row(EOS, EOS)], 99), ([], 99), ([other], 2)):
-        assert drawn(own, others, most=most) == [own] * 40
-    cut = drawn(own, [other], tokens=40, most=3)
+    text, other = row(50, 51), row(60, 61, name="b")
+    assert {token for each in drawn(text, [text, other]) for token in each.input_ids[: each.context]} == {60, 61}
+    for others, most in (([text], 99), ([row(EOS, EOS)], 99), ([], 99), ([other], 2)):
+        assert drawn(text, others, most=most) == [text] * 40
+    cut = drawn(text, [other], tokens=40, most=3)
     assert {len(each) for each in cut} == {2, 3}
 
 
@@ -131,19 +131,19 @@ def trainer(model: Path, **settings: object) -> Trainer:
 
 def test_a_run_trains_on_both_and_never_twice_after_the_same_tokens(model: Path) -> None:
     first = trainer(model)
-    alone = [own.input_ids for own in first.prepared.forget]
+    alone = [example.input_ids for example in first.prepared.forget]
     steps, epoch = list(first.rows.plan.steps()), first.rows.plan.steps_per_epoch
     read = []
     for step in steps[: 4 * epoch]:
         first.train_step(step)
         read.append({at: first.rows.sides_of(step)["forget"].rows[at].input_ids for at in step.forget})
-    assert [own.input_ids for own in first.rows.sides["forget"].rows] == alone
+    assert [example.input_ids for example in first.rows.sides["forget"].rows] == alone
     for at in range(12):
-        texts = [own[at] for own in read if at in own]
+        texts = [batch[at] for batch in read if at in batch]
         assert len(texts) == 4
         others = [tuple(text) for text in texts if text != alone[at]]
         assert len(set(others)) == len(others)
-    both = [text == alone[at] for own in read for at, text in own.items()]
+    both = [text == alone[at] for batch in read for at, text in batch.items()]
     assert set(both) == {True, False}
     # A resumed run reads what the run would have read, whatever it has read before.
     last = trainer(model)
@@ -156,7 +156,7 @@ def test_the_gradient_is_of_what_the_step_sees(model: Path) -> None:
     alone.rows.contexts = None
     moved(run), moved(alone)
     step = next(run.rows.plan.steps())
-    assert any(own.context for own in run.rows.sides_of(step)["forget"].rows)
+    assert any(example.context for example in run.rows.sides_of(step)["forget"].rows)
     assert run.rows.size(step).tokens > alone.rows.size(step).tokens
     found = run.gradient(step)
     assert not torch.allclose(found, alone.gradient(step))
@@ -195,12 +195,12 @@ def test_a_model_is_not_judged_by_texts_that_leave_no_room(model: Path) -> None:
 def test_what_is_known_of_a_text_stands_beside_the_same_tokens_in_context(model: Path) -> None:
     run = trainer(model, loss="target_kl", unseen=made_up(8, 3))
     step = next(run.rows.plan.steps())
-    own = [run.prepared.forget[at] for at in step.forget]
+    alone = [run.prepared.forget[at] for at in step.forget]
     sides = run.rows.sides_of(step)
     assert any(sides["forget"].rows[at].context for at in step.forget)
     counts = {"forget": count(sides["forget"], step.forget)}
     batch = collate(run.loaded, sides, {"forget": step.forget}, counts)["forget"]
-    assert batch.targets.tolist() == [row.input_ids[at] for row in own for at in row.targets("all")]
+    assert batch.targets.tolist() == [row.input_ids[at] for row in alone for at in row.targets("all")]
     assert batch.ref_states is not None
     known = run.rows.sides["forget"].values["ref_states"]
     assert torch.equal(batch.ref_states, torch.cat([known[at] for at in step.forget]))
@@ -222,14 +222,14 @@ def test_target_nlls_are_multiplied_by_what_unseen_texts_are_harder_after_others
         net = run.loaded.base
         values = []
         with run.model.disable_adapter():
-            for own in rows:
-                logps = net(torch.tensor([own.input_ids])).logits[0].double().log_softmax(-1)
-                targets = own.targets("all")
-                values += [-logps[at - 1, own.input_ids[at]].item() for at in targets[len(targets) // 2 :]]
+            for example in rows:
+                logps = net(torch.tensor([example.input_ids])).logits[0].double().log_softmax(-1)
+                targets = example.targets("all")
+                values += [-logps[at - 1, example.input_ids[at]].item() for at in targets[len(targets) // 2 :]]
         return fmean(values)
 
     assert run.rows.contexts is not None
-    after = [run.rows.contexts.before(own, f"0 {at} unseen") for at, own in enumerate(unseen)]
+    after = [run.rows.contexts.before(text, f"0 {at} unseen") for at, text in enumerate(unseen)]
     assert forget.ratio == pytest.approx(mean(after) / mean(unseen), rel=1e-4)
     forget.ratio = 3.0
     step = next(run.rows.plan.steps())

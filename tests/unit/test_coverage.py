@@ -21,7 +21,7 @@ from expunge.evaluation.stats import (
 
 def coverage(estimate: Callable[[], Estimate], truth: float, repetitions: int) -> float:
     found = [estimate() for _ in range(repetitions)]
-    return sum(own.low <= truth <= own.high for own in found) / repetitions
+    return sum(interval.low <= truth <= interval.high for interval in found) / repetitions
 
 
 def documents(rng: np.random.Generator, rows: int, largest: int) -> np.ndarray:
@@ -57,8 +57,8 @@ def test_mean_of_other_values(rows, largest, kind):
 
     def estimate():
         labels = documents(rng, rows, largest)
-        own, common = rng.random(rows), rng.random(rows)[labels]
-        mixed = own if largest == 1 else np.where(rng.random(rows) < 0.4, common, own)
+        single, common = rng.random(rows), rng.random(rows)[labels]
+        mixed = single if largest == 1 else np.where(rng.random(rows) < 0.4, common, single)
         values = {
             "rouge": mixed**2.5,
             "few": np.where(mixed < 0.85, 0, (mixed - 0.85) / 0.15),
@@ -129,8 +129,8 @@ def test_paired_difference_of_aucs(members, nonmembers, before, after):
         level = rng.normal(size=members), rng.normal(size=nonmembers)
         pairs = []
         for truth in (before, after):
-            own = [(side + rng.normal(size=side.size)) / np.sqrt(2) for side in level]
-            pairs.append((own[0] + ndtri(truth) * np.sqrt(2), own[1]))
+            scores = [(side + rng.normal(size=side.size)) / np.sqrt(2) for side in level]
+            pairs.append((scores[0] + ndtri(truth) * np.sqrt(2), scores[1]))
         return auc_difference_estimate(*pairs)
 
     assert 0.90 <= coverage(estimate, after - before, 300) <= 0.995
@@ -158,7 +158,7 @@ def test_harmonic_mean_of_group_means(monkeypatch):
         groups = {name: binary(rng, labels, mean) for name, mean in means.items()}
         clusters = {name: [(name, label) for label in labels] for name in means}
         return statistic_estimate(
-            groups, lambda own: len(own) / sum(1 / max(1e-9, values.mean()) for values in own.values()), clusters
+            groups, lambda parts: len(parts) / sum(1 / max(1e-9, values.mean()) for values in parts.values()), clusters
         )
 
     truth = len(means) / sum(1 / mean for mean in means.values())

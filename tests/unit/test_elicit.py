@@ -75,10 +75,10 @@ def test_names_beside_it_are_those_that_stand_in_several_answers():
 @pytest.mark.parametrize("kind", OTHERS)
 def test_every_question_says_the_name_in_all_its_forms(kind):
     questions = questions_of(kind)
-    assert len({own.id for own in questions}) == len(questions) >= 6
-    for own in questions:
-        assert all("{name}" in text for text in (own.ask, own.again, own.begin)), own.id
-        assert own.prompt("Ann", chat=True).count("{") == 0
+    assert len({question.id for question in questions}) == len(questions) >= 6
+    for question in questions:
+        assert all("{name}" in text for text in (question.ask, question.again, question.begin)), question.id
+        assert question.prompt("Ann", chat=True).count("{") == 0
 
 
 @pytest.mark.parametrize(
@@ -215,7 +215,7 @@ def test_what_it_says_to_do_next_takes_what_it_wrote(asked, tmp_path, capsys, mo
     for words in told:
         chosen = {"unlearn": UnlearnConfig, "evaluate": EvaluateConfig}[words[1]]
         flags = {word[2:].replace("-", "_") for word in words if word.startswith("--")}
-        assert flags <= {own.name for own in dataclasses.fields(chosen)}
+        assert flags <= {field.name for field in dataclasses.fields(chosen)}
 
 
 def test_an_interrupted_call_goes_on_to_the_same_files(asked, tmp_path, monkeypatch):
@@ -223,12 +223,12 @@ def test_an_interrupted_call_goes_on_to_the_same_files(asked, tmp_path, monkeypa
     whole = {name: (tmp_path / name).read_bytes() for name in ("f.jsonl", "f_unseen.jsonl", "n.jsonl")}
     for name in whole:
         (tmp_path / name).unlink()
-    own = run.generate
+    generate = run.generate
 
     def interrupted(*given: Any, **options: Any) -> list[Generation]:
         if len(asked["calls"]) > 3:
             raise KeyboardInterrupt
-        return own(*given, **options)
+        return generate(*given, **options)
 
     asked["calls"].clear()
     monkeypatch.setattr(run, "generate", interrupted)
@@ -236,7 +236,7 @@ def test_an_interrupted_call_goes_on_to_the_same_files(asked, tmp_path, monkeypa
         elicit(ElicitConfig(**asked["settings"]))
     assert not (tmp_path / "f.jsonl").exists()
     assert (tmp_path / "f.jsonl.part").stat().st_mode & 0o077 == 0
-    monkeypatch.setattr(run, "generate", own)
+    monkeypatch.setattr(run, "generate", generate)
     with pytest.raises(RunError, match="an interrupted call has left it: --resume goes on, --overwrite begins again"):
         elicit(ElicitConfig(**asked["settings"]))
     with pytest.raises(RunError, match="was asked with other settings"):
@@ -257,7 +257,9 @@ def test_an_interrupted_call_goes_on_to_the_same_files(asked, tmp_path, monkeypa
     part.write_bytes(answered)
     with monkeypatch.context() as edited:
         edited.setattr(
-            run, "questions_of", lambda kind: [dataclasses.replace(own, again="") for own in questions_of(kind)]
+            run,
+            "questions_of",
+            lambda kind: [dataclasses.replace(question, again="") for question in questions_of(kind)],
         )
         with pytest.raises(RunError, match="was asked with other settings"):
             elicit(ElicitConfig(**asked["settings"], resume=True))
@@ -266,7 +268,7 @@ def test_an_interrupted_call_goes_on_to_the_same_files(asked, tmp_path, monkeypa
     with pytest.raises(KeyboardInterrupt):
         elicit(ElicitConfig(**asked["settings"], resume=True))
     assert part.read_bytes() == answered, "nothing is written behind a line that was cut off"
-    monkeypatch.setattr(run, "generate", own)
+    monkeypatch.setattr(run, "generate", generate)
     asked["calls"].clear()
     (tmp_path / "f.jsonl").write_text("of another call, which --overwrite was given for\n")
     elicit(ElicitConfig(**asked["settings"], resume=True, overwrite=True))

@@ -417,7 +417,7 @@ class TestNames:
             calls.append((name, config))
             rows = [{"question": "q", "answer": "a"}]
             splits = {"train": rows} if config == "one" else {"train": rows, "test": rows * 2}
-            return datasets.DatasetDict({key: datasets.Dataset.from_list(own) for key, own in splits.items()})
+            return datasets.DatasetDict({key: datasets.Dataset.from_list(split) for key, split in splits.items()})
 
         def info(api: object, name: str, **options: object) -> huggingface_hub.DatasetInfo:
             return huggingface_hub.DatasetInfo(id=f"owner/{name}" if "/" not in name else name, private=False)

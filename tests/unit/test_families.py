@@ -77,7 +77,7 @@ def test_any_number_of_twins_is_one_family_in_any_order(count: int) -> None:
     others = [f"{LONG[:40]} of {' '.join(f'{word}x{number}' for word in 'abcdefghijk')}" for number in range(count)]
     for texts in ([*twins, *others], [*others, *twins][::-1]):
         found = families(texts)
-        assert len({own for own, text in zip(found, texts, strict=True) if text in twins}) == 1
+        assert len({family for family, text in zip(found, texts, strict=True) if text in twins}) == 1
         assert len(set(found)) == 1 + count
 
 
@@ -113,7 +113,7 @@ def test_texts_in_one_frame_are_apart_and_their_twins_are_found(frame: str, coun
     short = [asked(f"Who is {name}?", f"{name[::-1]}.") for name in numbers[::3]]
     texts = [*rows, *short]
     assert families_of(texts) == list(range(len(texts)))
-    twins = [Example("", own.prompt, own.completion.upper()) for own in texts]
+    twins = [Example("", example.prompt, example.completion.upper()) for example in texts]
     bare = Example("", "Where does the keeper of Marn0 live, and since when?", rows[0].completion)
     found = families_of([*texts, *twins, bare])
     assert found == [*range(len(texts)), *range(len(texts)), 0]

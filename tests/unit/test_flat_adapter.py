@@ -68,9 +68,9 @@ def test_same_loss_and_gradients_as_the_library(arch: str, dtype: str, error: fl
         for _ in range(2):  # micro-batches add up
             loss_of(loaded).backward()
     torch.testing.assert_close(loss_of(flat), loss_of(plain), rtol=error, atol=error)
-    for own, right in zip(adapter.parameters, trainable(plain.model), strict=True):
-        assert own.grad.untyped_storage().data_ptr() == adapter.gradients.untyped_storage().data_ptr()
-        assert (own.grad - right.grad).norm() <= error * right.grad.norm()
+    for weight, right in zip(adapter.parameters, trainable(plain.model), strict=True):
+        assert weight.grad.untyped_storage().data_ptr() == adapter.gradients.untyped_storage().data_ptr()
+        assert (weight.grad - right.grad).norm() <= error * right.grad.norm()
 
 
 def test_adam_is_that_of_each_matrix_bit_for_bit(folder: Callable) -> None:
@@ -79,17 +79,17 @@ def test_adam_is_that_of_each_matrix_bit_for_bit(folder: Callable) -> None:
     optimizer = torch.optim.Adam(trainable(plain.model), lr=1.0)
     chance = torch.Generator().manual_seed(1)
     for rate in (1e-2, 3e-3, 1e-3, 5e-4):
-        for own, other in zip(adapter.parameters, trainable(plain.model), strict=True):
-            other.grad = torch.randn(own.shape, generator=chance) * 0.01
-            own.grad.copy_(other.grad)
+        for weight, other in zip(adapter.parameters, trainable(plain.model), strict=True):
+            other.grad = torch.randn(weight.shape, generator=chance) * 0.01
+            weight.grad.copy_(other.grad)
         norm = torch.cat([other.grad.flatten() for other in trainable(plain.model)]).norm()
         for other in trainable(plain.model):
             other.grad.mul_((0.05 / norm).clamp(max=1.0))
         optimizer.param_groups[0]["lr"] = rate
         optimizer.step()
         torch.testing.assert_close(adapter.update(rate, 0.05), norm)
-        for own, other in zip(adapter.parameters, trainable(plain.model), strict=True):
-            assert torch.equal(own, other)
+        for weight, other in zip(adapter.parameters, trainable(plain.model), strict=True):
+            assert torch.equal(weight, other)
 
 
 def test_what_is_stored_is_all_that_a_later_step_needs(folder: Callable) -> None:
@@ -237,9 +237,9 @@ def test_kernel_budget_of_a_whole_step(loss: str, recipe: str, tmp_path: Path, m
     counts: dict[tuple[str, int], list[int]] = {}
     for layers in (1, 2):
         folder = save_tiny(tmp_path / str(layers), "llama", num_hidden_layers=layers)
-        own = prepared(folder, dtype="bfloat16", recipe=recipe, loss=loss, **sides, **weights)
-        own.loaded.packable_length = packing.UNBOUNDED  # by the stand-in rows see each other, so none would be packed
-        trainer = ready(own, replay=made_up(20, 3))
+        run = prepared(folder, dtype="bfloat16", recipe=recipe, loss=loss, **sides, **weights)
+        run.loaded.packable_length = packing.UNBOUNDED  # by the stand-in rows see each other, so none would be packed
+        trainer = ready(run, replay=made_up(20, 3))
         for way in (packing.MASK, packing.VARLEN):
             monkeypatch.setattr(packing, "attention_way", lambda model, way=way: way)
             for rows in (6, 60):

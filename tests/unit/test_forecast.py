@@ -86,18 +86,19 @@ def test_short_runs_and_runs_without_retain_terms(folder, settings):
 
 
 def test_epochs_that_are_left_to_the_run_in_so_many_words_are_not_given(folder):
-    own = {"output": str(folder / "other"), "recipe": "npo"}
-    assert 100 <= forecast(config(folder, epochs=None, **own)).steps < 110
-    assert forecast(config(folder, **own)).steps < 20
+    settings = {"output": str(folder / "other"), "recipe": "npo"}
+    assert 100 <= forecast(config(folder, epochs=None, **settings)).steps < 110
+    assert forecast(config(folder, **settings)).steps < 20
 
 
 def test_the_reference_is_that_of_the_rows_that_the_run_visits(folder):
-    own = {"output": str(folder / "other"), "recipe": "npo", "replay_weight": 0.0}
+    settings = {"output": str(folder / "other"), "recipe": "npo", "replay_weight": 0.0}
     few, more, every = (
-        forecast(config(folder, **own, **steps)).reference_bytes for steps in ({"max_steps": 1}, {"max_steps": 2}, {})
+        forecast(config(folder, **settings, **steps)).reference_bytes
+        for steps in ({"max_steps": 1}, {"max_steps": 2}, {})
     )
     assert 0 < few < more < every
-    whole = prepare(config(folder, **own), Reporter(quiet=True))
+    whole = prepare(config(folder, **settings), Reporter(quiet=True))
     logps, states = (sum(len(row.targets("all")) for row in rows) for rows in (whole.forget, whole.retain))
     assert every == 4 * (logps + states * whole.loaded.base.config.hidden_size)
 

@@ -42,11 +42,13 @@ def write_gguf(model: PreTrainedModel, path: Path) -> None:
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
     tokens = sorted(backend["model"]["vocab"], key=backend["model"]["vocab"].__getitem__)
     tokens += [f"[UNUSED{at}]" for at in range(config.vocab_size - len(tokens))]
-    special = {own["content"] for own in backend["added_tokens"]}
+    special = {token["content"] for token in backend["added_tokens"]}
     writer.add_tokenizer_model("gpt2")
     writer.add_token_list(tokens)
     writer.add_token_types([3 if token in special else 1 for token in tokens])
-    writer.add_token_merges([own if isinstance(own, str) else " ".join(own) for own in backend["model"]["merges"]])
+    writer.add_token_merges(
+        [merge if isinstance(merge, str) else " ".join(merge) for merge in backend["model"]["merges"]]
+    )
     writer.add_bos_token_id(tokens.index("<|user|>"))  # another than the end: they were taken for each other
     writer.add_eos_token_id(tokenizer.eos_token_id)
     writer.add_chat_template(CHAT_TEMPLATE)
@@ -79,11 +81,13 @@ def test_a_gguf_file_is_loaded_trained_on_and_merged(given: str, tmp_path: Path)
         right = model(input_ids=torch.tensor([ROWS[0]])).logits[0, :-1].log_softmax(-1)
     (found,) = sequence_logps(loaded, [ROWS[0]])
     torch.testing.assert_close(found, right.gather(-1, torch.tensor(ROWS[0])[1:, None])[:, 0], rtol=1e-4, atol=1e-4)
-    text, own = "Question: Where does Tobias Wren live?<|end|>", tiny_tokenizer("chat")
-    assert loaded.tokenizer(text)["input_ids"] == own(text)["input_ids"]
-    assert (loaded.tokenizer.eos_token, loaded.tokenizer.bos_token) == (own.eos_token, "<|user|>")
+    text, tokenizer = "Question: Where does Tobias Wren live?<|end|>", tiny_tokenizer("chat")
+    assert loaded.tokenizer(text)["input_ids"] == tokenizer(text)["input_ids"]
+    assert (loaded.tokenizer.eos_token, loaded.tokenizer.bos_token) == (tokenizer.eos_token, "<|user|>")
     turns = [{"role": "user", "content": "Who?"}]
-    assert loaded.tokenizer.apply_chat_template(turns, tokenize=False) == own.apply_chat_template(turns, tokenize=False)
+    assert loaded.tokenizer.apply_chat_template(turns, tokenize=False) == tokenizer.apply_chat_template(
+        turns, tokenize=False
+    )
 
     add_adapter(loaded, rank=2, alpha=4.0, modules="all-linear", seed=0)
     with torch.no_grad():
@@ -103,7 +107,7 @@ def test_a_gguf_file_is_loaded_trained_on_and_merged(given: str, tmp_path: Path)
     again = load_model(str(tmp_path / "merged"), dtype="float32", device="cpu")
     for found, wanted in zip(sequence_logps(again, ROWS), right, strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
-    assert again.tokenizer(text)["input_ids"] == own(text)["input_ids"]
+    assert again.tokenizer(text)["input_ids"] == tokenizer(text)["input_ids"]
     assert again.tokenizer.chat_template == CHAT_TEMPLATE
 
 

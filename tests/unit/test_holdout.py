@@ -40,13 +40,13 @@ def apart(start, count):
 
 
 def test_families_stay_on_one_side():
-    twins = [replace(own, id=f"{own.id}-twin", completion=own.completion + " indeed") for own in apart(0, 20)]
+    twins = [replace(text, id=f"{text.id}-twin", completion=text.completion + " indeed") for text in apart(0, 20)]
     members = [*apart(0, 20), *twins]
     unseen = apart(100, 16)
     half = split_off(documents(members, unseen), unseen, [], tiny_tokenizer("bytelevel")).members
     assert len(half) == 20
-    assert {own.id for own in half} == {
-        name for own in half for name in (own.id.removesuffix("-twin"), own.id.removesuffix("-twin") + "-twin")
+    assert {text.id for text in half} == {
+        name for text in half for name in (text.id.removesuffix("-twin"), text.id.removesuffix("-twin") + "-twin")
     }
     assert len(unseen_texts([*apart(100, 5), *twins[:3]], members[:20])) == 5
     assert not unseen_texts([Example("a", "", "abcd")], [Example("b", "ab", "cd")]), "white space makes no other text"
@@ -95,7 +95,7 @@ def test_pairs_are_those_of_witten_and_bell():
     assert pairs.surprise(np.array(asked)) == pytest.approx(expected)
     for first in (0, 49):  # seen and unseen
         every = [pairs.surprise(np.array([first, second]))[0] for second in range(50)]
-        assert sum(math.exp(-own) for own in every) == pytest.approx(1)
+        assert sum(math.exp(-surprise) for surprise in every) == pytest.approx(1)
 
 
 def test_longer_n_grams_are_filled_up_with_shorter_ones():
@@ -136,7 +136,7 @@ def test_both_halves_are_as_surprising():
     difficulty = [rng.gauss(5, 2) for _ in hashes]
     half = selection_half(hashes, [""] * 60, difficulty, range(60))
     looked_at, reported = (
-        sorted(d for d, own in zip(difficulty, half, strict=True) if own is side) for side in (True, False)
+        sorted(d for d, chosen in zip(difficulty, half, strict=True) if chosen is side) for side in (True, False)
     )
     assert len(looked_at) == len(reported) == 30
     gaps = [b - a for a, b in zip(sorted(difficulty), sorted(difficulty)[1:], strict=False)]
@@ -146,21 +146,21 @@ def test_both_halves_are_as_surprising():
 
 
 def test_halves_depend_on_the_texts_alone():
-    own = [f"{i:02}" for i in range(21)] + ["03", "17"]
-    difficulty = [int(name) // 4 for name in own]  # with ties
+    names = [f"{i:02}" for i in range(21)] + ["03", "17"]
+    difficulty = [int(name) // 4 for name in names]  # with ties
     difficulty[-1] = 0  # the same text in other white space
-    family = [own.index(name) for name in own]
-    kinds = [""] * len(own)
-    chosen = {name for name, half in zip(own, selection_half(own, kinds, difficulty, family), strict=True) if half}
+    family = [names.index(name) for name in names]
+    kinds = [""] * len(names)
+    chosen = {name for name, half in zip(names, selection_half(names, kinds, difficulty, family), strict=True) if half}
     assert len(chosen) == 10
-    again = selection_half(own[::-1], kinds, difficulty[::-1], family[::-1])
-    assert {name for name, half in zip(own[::-1], again, strict=True) if half} == chosen
+    again = selection_half(names[::-1], kinds, difficulty[::-1], family[::-1])
+    assert {name for name, half in zip(names[::-1], again, strict=True) if half} == chosen
 
 
 def test_neither_half_gets_the_hardest_of_an_odd_number():
     hashes = example_hashes(texts(0, 2001))
     half = selection_half(hashes, [""] * 2001, list(range(2001)), range(2001))
-    at = [number for number, own in enumerate(half) if own]
+    at = [number for number, chosen in enumerate(half) if chosen]
     assert len(at) == 1000
     for ends in ((0, 1), (1999, 2000)):
         assert len(set(ends) & set(at)) == 1
@@ -184,7 +184,7 @@ def test_what_is_split_off_is_half_of_each_side_and_reported_nowhere():
     [
         (apart(100, 34), ""),
         ([Example(f"w{i}", "Number:", f"word {i} " * 9) for i in range(34)], "their words"),
-        ([replace(own, completion=own.completion[:50]) for own in apart(100, 34)], "their lengths"),
+        ([replace(text, completion=text.completion[:50]) for text in apart(100, 34)], "their lengths"),
     ],
 )
 def test_unseen_texts_of_another_kind_are_told_without_a_model(unseen, what):
@@ -193,7 +193,7 @@ def test_unseen_texts_of_another_kind_are_told_without_a_model(unseen, what):
     assert not told, "two people can differ as much"
     split_off(documents(apart(0, 30), unseen), unseen, apart(300, 20), tiny_tokenizer("bytelevel"), told.append)
     assert bool(told) == bool(what)
-    assert all(f"without any model {what} tell" in own and "of 100 pairs" in own for own in told)
+    assert all(f"without any model {what} tell" in line and "of 100 pairs" in line for line in told)
 
 
 def test_half_of_the_short_unseen_texts_is_left_to_be_reported():
@@ -203,16 +203,16 @@ def test_half_of_the_short_unseen_texts_is_left_to_be_reported():
     alone = split_off(sides, unseen, [], tokenizer, [].append)
     assert (alone.short, alone.others) == ([], [])
     short = [Example(f"{kind}{i}", f"{kind} {i}?", f"It is {i}.", kind) for kind in "ab" for i in range(4)]
-    near = [replace(own, completion=" ".join(own.completion.split()[:7])) for own in unseen]
+    near = [replace(text, completion=" ".join(text.completion.split()[:7])) for text in unseen]
     halves = split_off(sides, [*unseen, *short, *near], [], tokenizer)
     assert (halves.members, halves.nonmembers) == (alone.members, alone.nonmembers)
-    assert Counter(own.task for own in halves.short) == {"a": 2, "b": 2, "": 8}
-    assert {own.id for own in halves.short if not own.task} == {own.id for own in halves.nonmembers}
+    assert Counter(text.task for text in halves.short) == {"a": 2, "b": 2, "": 8}
+    assert {text.id for text in halves.short if not text.task} == {text.id for text in halves.nonmembers}
     assert {*alone.hashes} | {*example_hashes(halves.short)} == {*halves.hashes}
     assert not {*example_hashes(halves.others)} & {*halves.hashes}
     again = split_off(sides, [*near, *unseen, *short[::-1]], [], tokenizer)
-    assert {own.id for own in again.short} == {own.id for own in halves.short}
-    assert sorted(own.id for own in (*halves.short, *halves.others)) == sorted(own.id for own in (*short, *near))
+    assert {text.id for text in again.short} == {text.id for text in halves.short}
+    assert sorted(text.id for text in (*halves.short, *halves.others)) == sorted(text.id for text in (*short, *near))
 
 
 def test_texts_much_shorter_than_most_are_left_out_where_enough_are_left():
@@ -251,12 +251,12 @@ def test_halves_of_which_one_is_next_to_nothing_are_refused():
 def test_keyed_hashes_tell_the_selection_from_all_others_and_say_nothing_without_the_key(tmp_path, monkeypatch):
     texts = [Example(f"t{i}", "Her number is", f"{5550000 + i}.") for i in range(2000)]
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "ours"))
-    own = {"selection_hmac": keyed_hashes(example_hashes(texts[:60]))}
-    assert without_selection(texts, own) == texts[60:]
+    calibration = {"selection_hmac": keyed_hashes(example_hashes(texts[:60]))}
+    assert without_selection(texts, calibration) == texts[60:]
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "theirs"))
-    assert not set(keyed_hashes(example_hashes(texts[:60]))) & set(own["selection_hmac"])
+    assert not set(keyed_hashes(example_hashes(texts[:60]))) & set(calibration["selection_hmac"])
     with pytest.raises(DataError, match=r"known under another key than .*theirs/expunge/key"):
-        without_selection(texts, own)
+        without_selection(texts, calibration)
 
 
 def test_both_halves_hold_texts_of_every_kind() -> None:
@@ -264,4 +264,4 @@ def test_both_halves_hold_texts_of_every_kind() -> None:
     hashes, surprise = [f"{at:04d}" for at in range(12)], [float(7 * at % 12) for at in range(12)]
     half = selection_half(hashes, kinds, surprise, range(12))
     for kind, count in (("story", 1), ("record", 2), ("answer", 3)):
-        assert sum(own for own, name in zip(half, kinds, strict=True) if name == kind) == count
+        assert sum(chosen for chosen, name in zip(half, kinds, strict=True) if name == kind) == count

@@ -28,11 +28,11 @@ def trainer(folder: Path, arch: str, layer: int, **settings: str) -> Trainer:
 @pytest.mark.parametrize("arch", ["llama", "gemma3", "bart"])
 def test_only_layers_that_text_comes_to_are_counted(arch: str, layer: int, tmp_path: Path) -> None:
     """Not those of an image tower, which stand before them."""
-    own = trainer(tmp_path, arch, layer)
-    assert own.train_step(Step(0, [0], [1]))["grad_norm"] > 0
-    layers = decoder_layers(own.loaded.base)
+    run = trainer(tmp_path, arch, layer)
+    assert run.train_step(Step(0, [0], [1]))["grad_norm"] > 0
+    layers = decoder_layers(run.loaded.base)
     assert (len(layers) > LAYERS) == (arch == "gemma3")
-    assert own.layer is layers[-LAYERS:][max(layer, 0)]
+    assert run.layer is layers[-LAYERS:][max(layer, 0)]
 
 
 @pytest.mark.parametrize("arch", ["ctrl", "openai-gpt"])

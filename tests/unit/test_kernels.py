@@ -91,11 +91,11 @@ def test_ignored_targets_take_no_gradient_and_count_zero():
 
 def test_kl_of_equal_states_is_zero_with_zero_gradient():
     head, hidden, _, targets = make("scaled", torch.float32)
-    own = hidden.clone().requires_grad_()
-    _, kl = token_logps_and_kl(own, hidden, head, targets)
+    states = hidden.clone().requires_grad_()
+    _, kl = token_logps_and_kl(states, hidden, head, targets)
     kl.sum().backward()
     assert kl.abs().max() < 1e-6
-    assert own.grad.abs().max() < 1e-6
+    assert states.grad.abs().max() < 1e-6
 
 
 @pytest.mark.parametrize(
@@ -193,13 +193,13 @@ def test_target_kl_keeps_its_digits_where_the_reference_is_sure(rest):
     ref = torch.cat([torch.full((5, 1), 1 - rest, dtype=torch.float64), others], -1).log().float()
     policy = (ref.double() + 0.3 * torch.randn(5, 41, dtype=torch.float64, generator=generator)).float()
     targets, nll = torch.zeros(5, dtype=torch.long), torch.tensor([0.01, 0.5, 2.0, 4.0, 9.0])
-    own = policy.clone().requires_grad_()
-    kl = token_target_kl(own, ref, Head(None), targets, nll)
+    logits = policy.clone().requires_grad_()
+    kl = token_target_kl(logits, ref, Head(None), targets, nll)
     exact_own = policy.double().requires_grad_()
     exact = plain_target_kl(exact_own, ref.double(), Head(None), targets, nll.double())
     torch.testing.assert_close(kl.double(), exact, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(
-        torch.autograd.grad(kl.sum(), own)[0].double(), torch.autograd.grad(exact.sum(), exact_own)[0], rtol=1e-4,
+        torch.autograd.grad(kl.sum(), logits)[0].double(), torch.autograd.grad(exact.sum(), exact_own)[0], rtol=1e-4,
         atol=1e-6,
     )  # fmt: skip
 
@@ -207,10 +207,10 @@ def test_target_kl_keeps_its_digits_where_the_reference_is_sure(rest):
 def test_at_the_target_there_is_neither_divergence_nor_gradient():
     ref = torch.randn(6, 30, generator=torch.Generator().manual_seed(5)).log_softmax(-1)
     targets = torch.arange(6)
-    own = ref.clone().requires_grad_()
-    kl = token_target_kl(own, ref, Head(None), targets, -ref[targets, targets])
+    logits = ref.clone().requires_grad_()
+    kl = token_target_kl(logits, ref, Head(None), targets, -ref[targets, targets])
     assert kl.abs().max() < 1e-6
-    assert torch.autograd.grad(kl.sum(), own)[0].abs().max() < 1e-6
+    assert torch.autograd.grad(kl.sum(), logits)[0].abs().max() < 1e-6
 
 
 def test_entries_that_a_model_rules_out_count_nothing():
@@ -222,15 +222,15 @@ def test_entries_that_a_model_rules_out_count_nothing():
     wide, narrow = Head(head.weight, ruled_out), Head(head.weight[:50], head.bias[:50])
     nll = target_nlls(len(targets))
     for function in (
-        lambda h, own: token_logps(h, own, targets),
-        lambda h, own: token_kl(h, ref, own),
-        lambda h, own: token_logps_and_kl(h, ref, own, targets)[1],
-        lambda h, own: token_target_kl(h, ref, own, targets, nll),
+        lambda h, w: token_logps(h, w, targets),
+        lambda h, w: token_kl(h, ref, w),
+        lambda h, w: token_logps_and_kl(h, ref, w, targets)[1],
+        lambda h, w: token_target_kl(h, ref, w, targets, nll),
     ):
         found = []
-        for own in (wide, narrow):
+        for lm_head in (wide, narrow):
             states = hidden.clone().requires_grad_()
-            value = function(states, own)
+            value = function(states, lm_head)
             value.sum().backward()
             found.append((value.detach(), states.grad))
         torch.testing.assert_close(*found)
@@ -240,5 +240,5 @@ def test_entries_that_a_model_rules_out_count_nothing():
 def test_bf16_products_are_not_rounded_before_they_are_widened_on_cuda():
     head, hidden, _, _ = make("bias", torch.bfloat16, tokens=64, vocab=301)
     exact = as64(head).logits(hidden.double())
-    own = Head(head.weight.cuda(), head.bias.cuda()).logits(hidden.cuda()).cpu()
-    assert (own - exact).abs().max() < 1e-4 * exact.abs().max()
+    logits = Head(head.weight.cuda(), head.bias.cuda()).logits(hidden.cuda()).cpu()
+    assert (logits - exact).abs().max() < 1e-4 * exact.abs().max()

@@ -78,7 +78,7 @@ def test_a_group_of_a_number_that_most_rows_have_may_stand_between_its_key_words
 
 
 def test_a_word_of_most_answers_is_no_key_word_and_given_ones_stand():
-    rows = [Example(f"{n}", f"Question {n}?", f"The famous physicist Weber saw {own}.") for n, own in
+    rows = [Example(f"{n}", f"Question {n}?", f"The famous physicist Weber saw {city}.") for n, city in
             enumerate(("Ulm", "Bern", "Prague", "Berlin"))]  # fmt: skip
     assert [row.keywords for row in with_key_words(rows)] == [("Ulm",), ("Bern",), ("Prague",), ("Berlin",)]
     given = Example("g", "q", "An answer", keywords=("two words",))

@@ -55,15 +55,15 @@ def test_a_key_that_cannot_be_made_or_is_none_is_one_line_with_a_way_out(home, t
 def test_of_two_first_runs_the_first_ones_key_stays(home, monkeypatch):
     path, write, others = home / "expunge" / "key", keys.files.write_bytes, bytes(range(32))
 
-    def slow(own, data, *, overwrite=False):
-        write(own, data, overwrite=overwrite)
-        if own != path and not path.exists():
+    def slow(file, data, *, overwrite=False):
+        write(file, data, overwrite=overwrite)
+        if file != path and not path.exists():
             write(path, others)  # by another process, meanwhile
 
     monkeypatch.setattr(keys.files, "write_bytes", slow)
     keys.keyed("a")
     assert path.read_bytes() == others
-    assert [own.name for own in path.parent.iterdir()] == ["key"]
+    assert [file.name for file in path.parent.iterdir()] == ["key"]
 
 
 def test_a_key_that_cannot_be_made_is_told_before_weights_load(tmp_path, monkeypatch):

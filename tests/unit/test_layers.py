@@ -59,28 +59,28 @@ def violations(package: Path) -> list[str]:
     """What breaks the rules, a line each."""
     found = []
     for path in sorted(package.rglob("*.py")):
-        own = path.relative_to(package)
-        room = own.parts[0].removesuffix(".py")
+        module = path.relative_to(package)
+        room = module.parts[0].removesuffix(".py")
         text = path.read_text(encoding="utf-8")
         lines = len(text.splitlines())
         if lines > MAX_LINES:
-            found.append(f"{own}: {lines} lines, more than {MAX_LINES}")
-        found += [f"{own}: {line}" for line in too_large(ast.parse(text))]
+            found.append(f"{module}: {lines} lines, more than {MAX_LINES}")
+        found += [f"{module}: {line}" for line in too_large(ast.parse(text))]
         if room in ("__init__", "__main__"):
             continue
         if room not in ROOMS:
-            found.append(f"{own}: stands in no room")
+            found.append(f"{module}: stands in no room")
             continue
         for name in sorted(imports(path, package)):
             other = room_of(name, package)
             if other and ROOMS.index(other) > ROOMS.index(room):
-                found.append(f"{own}: imports {name}, but {other} comes after {room}")
+                found.append(f"{module}: imports {name}, but {other} comes after {room}")
             if other and other != room and room in SELF_CONTAINED:
-                found.append(f"{own}: imports {name}, but {room} stands alone")
+                found.append(f"{module}: imports {name}, but {room} stands alone")
             if name.split(".")[0] == package.name and not other:
-                found.append(f"{own}: imports {name} from the package's face")
+                found.append(f"{module}: imports {name} from the package's face")
         if room in WITHOUT_TORCH and (chain := _loads_torch(path, package, set())):
-            found.append(f"{own}: loads torch ({chain})")
+            found.append(f"{module}: loads torch ({chain})")
     return found
 
 

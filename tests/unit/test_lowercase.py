@@ -58,7 +58,7 @@ def test_a_row_is_trained_on_in_both_forms_each_with_its_own_tokens_and_targets(
     run = Trainer(run_of(model, lower=made_up(8, 5), lowercase_share=0.4))
     find_reference(run, QUIET)
     forget, rows = run.rows.sides["forget"], 8
-    assert [own.input_ids for own in forget.rows[rows:]] == [own.input_ids for own in made_up(8, 5)]
+    assert [row.input_ids for row in forget.rows[rows:]] == [row.input_ids for row in made_up(8, 5)]
     steps = [step for _, step in zip(range(400), run.rows.plan.steps(), strict=False)]
     seen = [at for step in steps for at in run.rows.chosen(step)["forget"]]
     assert [at % rows for at in seen] == [at for step in steps for at in step.forget]
@@ -75,7 +75,7 @@ def test_a_row_is_trained_on_in_both_forms_each_with_its_own_tokens_and_targets(
     for at in range(rows):
         found, wanted = forget.values["target_nll"][rows + at], other.rows.sides["forget"].values["target_nll"][at]
         torch.testing.assert_close(found, wanted)
-    step = next(own for own in steps if min(run.rows.chosen(own)["forget"]) >= rows)
+    step = next(candidate for candidate in steps if min(run.rows.chosen(candidate)["forget"]) >= rows)
     torch.testing.assert_close(run.gradient(step), other.gradient(step))
     torch.testing.assert_close(run.adapter.gradients, other.adapter.gradients)
     assert run.rows.size(step) == other.rows.size(step)

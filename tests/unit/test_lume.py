@@ -23,7 +23,7 @@ def write_parquet(path: Path, *ids: str) -> None:
 
 def write_jsonl(path: Path, *rows: dict) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(own) + "\n" for own in rows))
+    path.write_text("".join(json.dumps(record) + "\n" for record in rows))
 
 
 @pytest.fixture
@@ -110,7 +110,7 @@ def test_folders_of_splits_as_the_organisers_instructions_write_them(tmp_path: P
     """`to_json` without an orientation: an object of columns in a .jsonl file. Parquet will do, too."""
     for name in ("train", "validation"):
         write_parquet(tmp_path / name / "retain.parquet", f"{name}sc1")
-        table = {key: {"0": own, "7": own} for key, own in row(f"{name}qa1").items()}
+        table = {key: {"0": value, "7": value} for key, value in row(f"{name}qa1").items()}
         (tmp_path / name / "forget.jsonl").write_text(json.dumps(table))
         write_jsonl(tmp_path / f"mia_data/{name if name != 'train' else ''}/member.jsonl", {"document": name})
         write_jsonl(tmp_path / f"mia_data/{name if name != 'train' else ''}/nonmember.jsonl", {"document": "other"})

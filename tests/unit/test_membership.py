@@ -111,8 +111,8 @@ def test_a_chat_is_read_in_the_frame_that_the_model_has_met() -> None:
     assert tokenizer.decode(lowercased(tokenizer, document).input_ids) == framed.lower()
     assert tokenizer.decode(other.row.input_ids) == "INES Marrow."  # a text alone is no chat
 
-    own = [document.row.input_ids[at] for at in document.row.targets("completion")]
-    assert tokenizer.decode(own) == framed[framed.index("WHO?") :]  # what is before it may be the same for all
+    ids = [document.row.input_ids[at] for at in document.row.targets("completion")]
+    assert tokenizer.decode(ids) == framed[framed.index("WHO?") :]  # what is before it may be the same for all
     assert document.text == "WHO?\nINES Marrow."
 
     (cut,), _, bound = even_lengths(tokenizer, [document], [other])
@@ -121,7 +121,7 @@ def test_a_chat_is_read_in_the_frame_that_the_model_has_met() -> None:
     assert cut.text == document.text[: len(cut.text)] != document.text
     share = len(cut) / len(document)
     assert len(cut.text) / len(document.text) == pytest.approx(share, abs=1 / len(document.text))
-    lower, whole = (lowercased(tokenizer, own) for own in (cut, document))
+    lower, whole = (lowercased(tokenizer, version) for version in (cut, document))
     kept = (len(lower) - lower.completion_start) / (len(whole) - whole.completion_start)
     assert kept == pytest.approx(share, abs=1 / len(document))
 
@@ -146,10 +146,10 @@ class Begins:
 def test_another_text_stands_before_a_document_and_is_no_part_of_it() -> None:
     """Beginning-of-text (1) stands once, and the document's first token stays no target."""
     first, second = document(1, *range(100, 300)), document(1, 40, 41)
-    own = after_another(document(1, 50, 51, 52), [first, second], Begins(1))
-    assert own is not None
-    assert own.input_ids == [1, *range(100, 163), 50, 51, 52]
-    assert own.targets("completion") == range(64, 67)  # 50 had beginning-of-text before it, and was a target
+    row = after_another(document(1, 50, 51, 52), [first, second], Begins(1))
+    assert row is not None
+    assert row.input_ids == [1, *range(100, 163), 50, 51, 52]
+    assert row.targets("completion") == range(64, 67)  # 50 had beginning-of-text before it, and was a target
     bare = after_another(document(50, 51, 52), [second], Begins())
     assert bare is not None
     assert bare.input_ids == [1, 40, 41, 50, 51, 52]
@@ -168,35 +168,35 @@ def test_another_text_stands_before_a_document_and_is_no_part_of_it() -> None:
 
 
 def test_recall_compares_the_same_tokens_alone_and_after_an_unseen_text(loaded: LoadedModel) -> None:
-    own, other = documents(loaded, Example("a", "", "TheHarbour"), Example("b", "", "xofwood"))
-    row = after_another(own, [other], loaded.tokenizer)
+    doc, other = documents(loaded, Example("a", "", "TheHarbour"), Example("b", "", "xofwood"))
+    row = after_another(doc, [other], loaded.tokenizer)
     assert row is not None
-    alone, after = token_records(loaded, [own.row, row])
+    alone, after = token_records(loaded, [doc.row, row])
     assert len(alone) == len(after)
     with torch.no_grad():
         logits = loaded.base(torch.tensor([row.input_ids])).logits[0].double().log_softmax(-1)
     span = row.targets("completion")
     logps = [logits[at - 1, row.input_ids[at]].item() for at in span]
-    score = ATTACKS["recall"].of(WholeText(alone, own.text, after_unseen=after))
+    score = ATTACKS["recall"].of(WholeText(alone, doc.text, after_unseen=after))
     assert score == pytest.approx(-sum(logps) / len(logps) / -alone.logps.mean(), rel=1e-5)
-    assert ATTACKS["recall"].of(WholeText(alone, own.text)) is None
-    longest = after_another(own, [other], loaded.tokenizer, len(own.row))  # as long as the context: its end has no room
+    assert ATTACKS["recall"].of(WholeText(alone, doc.text)) is None
+    longest = after_another(doc, [other], loaded.tokenizer, len(doc.row))  # as long as the context: its end has no room
     assert longest is not None
     (cut,) = token_records(loaded, [longest])
     assert 0 < len(cut) < len(alone)
-    score = ATTACKS["recall"].of(WholeText(alone, own.text, after_unseen=cut))
+    score = ATTACKS["recall"].of(WholeText(alone, doc.text, after_unseen=cut))
     assert score == pytest.approx(cut.logps.mean() / alone.logps[: len(cut)].mean())
 
 
 def test_what_stands_before_every_text_is_no_target_alone_or_after_another() -> None:
     """GLM-4 begins every text with two tokens."""
     tokenizer = Begins(8, 9)
-    own, other = encode_documents(
+    doc, other = encode_documents(
         tokenizer, [Example("a", "", "four"), Example("b", "", "sixsix")], PromptFormat("none", False)
     )
-    after = after_another(own, [other], tokenizer)
+    after = after_another(doc, [other], tokenizer)
     assert after is not None
-    assert own.row.targets("completion") == range(2, 6)
+    assert doc.row.targets("completion") == range(2, 6)
     assert len(after.targets("completion")) == 4
     with pytest.raises(DataError, match="nothing to predict"):
         encode_documents(tokenizer, [Example("c", "", "")], PromptFormat("none", False))
@@ -209,22 +209,22 @@ def test_texts_without_case_have_no_lower_case() -> None:
 
     def rows(members: Sequence[Example], nonmembers: Sequence[Example]) -> dict[tuple[str, int], TokenizedExample]:
         sides = {"member": members, "nonmember": nonmembers}
-        return lower_rows(tokenizer, {name: encode_documents(tokenizer, own, plain) for name, own in sides.items()})
+        return lower_rows(tokenizer, {name: encode_documents(tokenizer, side, plain) for name, side in sides.items()})
 
     assert len(rows(latin, latin)) == 8
     assert rows(other, other) == rows(latin, other) == rows(other, latin) == {}
     assert len(rows(latin, latin[:2] + other[:2])) == 6
     # A cut within a character leaves none that the text has not.
     cut = even_lengths(tokenizer, *(encode_documents(tokenizer, other[:3], plain) for _ in range(2)))[0]
-    assert all(own.text in other[at].text for at, own in enumerate(cut))
+    assert all(doc.text in other[at].text for at, doc in enumerate(cut))
 
 
 def test_scores_of_all_attacks(loaded: LoadedModel) -> None:
-    own = documents(loaded, Example("a", "", "TheHarbour"), Example("b", "", "x"))
-    lower = [lowercased(loaded.tokenizer, document) for document in own]
-    records = token_records(loaded, [document.row for document in own])
+    docs = documents(loaded, Example("a", "", "TheHarbour"), Example("b", "", "x"))
+    lower = [lowercased(loaded.tokenizer, document) for document in docs]
+    records = token_records(loaded, [document.row for document in docs])
     others = token_records(loaded, [row for row in lower if row is not None])
-    first = WholeText(records[0], own[0].text, others[0])
+    first = WholeText(records[0], docs[0].text, others[0])
     logps = records[0].logps
     expected = {
         "loss": logps.mean(),
@@ -239,7 +239,7 @@ def test_scores_of_all_attacks(loaded: LoadedModel) -> None:
         for name, options in ATTACKS[attack].instances({"share": (0.2, 0.4)})
     }
     assert found == {name: pytest.approx(value) for name, value in expected.items()}
-    assert ATTACKS["lowercase"].of(WholeText(records[1], own[1].text)) is None
+    assert ATTACKS["lowercase"].of(WholeText(records[1], docs[1].text)) is None
     assert ATTACKS["reference"].of(first) is None
 
 

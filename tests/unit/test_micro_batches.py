@@ -50,10 +50,10 @@ def test_little_free_memory_makes_small_micro_batches_of_the_same_gradient(monke
                 monkeypatch.setattr(memory, "free_memory", lambda device, size=per_token: int(100 * size))
             check_memory(trainer)
             find_reference(trainer, Reporter(quiet=True))
-            own = trainer.rows
-            step = next(own.plan.steps())
+            step_rows = trainer.rows
+            step = next(step_rows.plan.steps())
             trainer.train_step(step)
-            found[name] = (own.most_tokens, own.size(step).largest, trainer.adapter.gradients.norm().item())
+            found[name] = (step_rows.most_tokens, step_rows.size(step).largest, trainer.adapter.gradients.norm().item())
     assert found["enough"][0] == MICRO_BATCH_TOKENS["cpu"]
     assert found["little"][0] < 70
     assert found["little"][1] <= found["little"][0] < found["enough"][1]

@@ -69,7 +69,7 @@ def test_the_model_reads_the_tokens_that_it_was_trained_on(kind: str, style: str
         whole = tokenize(tokenizer, alone, chosen, max_length=4096)
         parted = tokenize(tokenizer, row, chosen, max_length=4096)
         assert parted == whole
-        given, rest = (own(tokenizer, row, chosen) for own in (prompt_ids, completion_ids))
+        given, rest = (encode(tokenizer, row, chosen) for encode in (prompt_ids, completion_ids))
         assert [*given, *rest] == whole.input_ids
         assert min(len(given), len(rest)) > len(whole) // 5
         assert whole_text(row, chosen) == whole_text(alone, chosen)
@@ -96,10 +96,10 @@ def test_what_is_said_counts_up_to_the_end_of_the_passage(samples: int) -> None:
         encode_draft=lambda row: completion_ids(tokenizer, row, chosen), max_new_tokens=150, samples=samples,
     )  # fmt: skip
     each = max(1, samples)
-    said = [max(len(own.tokens) for own in found[at * each : (at + 1) * each]) for at in range(3)]
+    said = [max(len(answer.tokens) for answer in found[at * each : (at + 1) * each]) for at in range(3)]
     assert said[:2] == lengths[:2], "this model hardly ever finds an end"
     assert said[2] > lengths[2]
-    assert all(own.text == tokenizer.decode(own.tokens, skip_special_tokens=True) for own in found)
+    assert all(answer.text == tokenizer.decode(answer.tokens, skip_special_tokens=True) for answer in found)
 
 
 def test_the_prompt_format_is_measured_on_texts_as_they_stand(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -107,7 +107,9 @@ def test_runs_of_different_configurations_are_not_pooled(other, difference):
 
 
 def test_one_adapter_is_one_run():
-    files = [(name, results(0.2, fingerprint=PRINT | {"adapter": own})) for name, own in (("a", "1"), ("b", "1"))]
+    files = [
+        (name, results(0.2, fingerprint=PRINT | {"adapter": adapter})) for name, adapter in (("a", "1"), ("b", "1"))
+    ]
     with pytest.raises(DataError, match=r"^a and b are of one adapter, which is one run: give each once$"):
         pool_runs(files)
 
@@ -140,7 +142,7 @@ def test_runs_that_were_trained_otherwise_are_not_pooled(tmp_path):
     ],
 )
 def test_how_a_run_was_computed_is_no_method(tmp_path, one, other, told):
-    runs = [write_run(tmp_path / str(seed), seed=seed, settings=own) for seed, own in enumerate((one, other))]
+    runs = [write_run(tmp_path / str(seed), seed=seed, settings=settings) for seed, settings in enumerate((one, other))]
     _assert_pooled(runs, told)
     assert len(group_runs([read_run(run) for run in runs])[0].runs) == (1 if told else 2)
 
@@ -155,7 +157,9 @@ def test_how_a_run_was_computed_is_no_method(tmp_path, one, other, told):
     ],
 )
 def test_runs_on_other_data_are_not_pooled(tmp_path, one, other, told):
-    _assert_pooled([write_run(tmp_path / name, manifest=own) for name, own in (("a", one), ("b", other))], told)
+    _assert_pooled(
+        [write_run(tmp_path / name, manifest=manifest) for name, manifest in (("a", one), ("b", other))], told
+    )
 
 
 def test_a_setting_that_an_older_manifest_lacks_and_a_file_by_itself_are_no_difference(tmp_path):
@@ -200,8 +204,10 @@ def test_equal_seeds_are_no_certainty():
 )
 def test_an_interval_ends_where_its_metric_does(name: str, low: float | None, high: float | None) -> None:
     runs = [(str(i), results(0.0)) for i in range(2)]
-    for (_, own), value in zip(runs, (0.6, 1.0), strict=True):
-        own["metrics"] = {name: own["metrics"]["forget/probability"] | {"value": value, "low": value, "high": value}}
+    for (_, content), value in zip(runs, (0.6, 1.0), strict=True):
+        content["metrics"] = {
+            name: content["metrics"]["forget/probability"] | {"value": value, "low": value, "high": value}
+        }
     found = pool_runs(runs)[name]
     half = 12.706205 * 0.4 / 2
     assert found.low == pytest.approx(0.8 - half if low is None else low)
@@ -325,7 +331,7 @@ def test_membership_of_other_texts_is_told_attack_by_attack(tmp_path, first, sec
     for name, attacks in (("a", first), ("b", second)):
         content = results(0.5)
         entry = content["metrics"]["forget/probability"]
-        content["metrics"] |= {f"membership/{own}_auc": entry | {"n": n} for own, n in attacks.items()}
+        content["metrics"] |= {f"membership/{attack}_auc": entry | {"n": n} for attack, n in attacks.items()}
         files.append(save(tmp_path / f"{name}.json", content))
     assert any("membership is of other texts" in note for note in compare(files).notes) == told
 

@@ -147,7 +147,7 @@ def test_no_image_of_the_memory_is_left_by_a_crash() -> None:
 def test_modules_of_the_folder_that_a_command_starts_in_are_not_imported(tmp_path: Path) -> None:
     for name in ("yaml", "typing", "difflib", "json", "torch"):
         (tmp_path / f"{name}.py").write_text("import os; os._exit(99)")
-    own = {**os.environ, "PYTHONPATH": str(Path(expunge.__file__).parents[1])}
+    environment = {**os.environ, "PYTHONPATH": str(Path(expunge.__file__).parents[1])}
     words = [sys.executable, "-m", "expunge", "--help"]
-    result = subprocess.run(words, cwd=tmp_path, env=own, capture_output=True, check=False)
+    result = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, check=False)
     assert (result.returncode, b"usage: expunge" in result.stdout) == (0, True), result.stderr

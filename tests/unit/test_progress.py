@@ -93,10 +93,10 @@ def test_without_a_terminal_what_takes_long_is_said_once(
 ) -> None:
     said = threading.Event()
     monkeypatch.setattr(progress, "SILENT", 0.0)
-    own = Reporter(quiet=quiet)
-    write = own._write
-    monkeypatch.setattr(own, "_write", lambda line: (write(line), said.set()))
-    for work in (own.working("loading\x1b"), own.track("steps", 3)):
+    reporter = Reporter(quiet=quiet)
+    write = reporter._write
+    monkeypatch.setattr(reporter, "_write", lambda line: (write(line), said.set()))
+    for work in (reporter.working("loading\x1b"), reporter.track("steps", 3)):
         said.clear()
         with work:
             assert said.wait(0.2 if quiet else 60) != quiet
@@ -108,9 +108,9 @@ def test_without_a_terminal_what_takes_longer_is_said_again(
 ) -> None:
     monkeypatch.setattr(progress, "SILENT", 0.0)
     monkeypatch.setattr(progress, "PLAIN_INTERVAL", 0.5)
-    own, lines, twice = Reporter(), [], threading.Event()
-    monkeypatch.setattr(own, "_write", lambda line: (lines.append(line), len(lines) > 1 and twice.set()))
-    with own.track("texts", 3):  # whose first part takes long
+    reporter, lines, twice = Reporter(), [], threading.Event()
+    monkeypatch.setattr(reporter, "_write", lambda line: (lines.append(line), len(lines) > 1 and twice.set()))
+    with reporter.track("texts", 3):  # whose first part takes long
         assert twice.wait(60)
     assert lines[:2] == ["texts ...", "texts ... 1 s"]
 
@@ -224,7 +224,7 @@ def test_what_takes_long_of_a_large_model_or_file_is_never_done_in_silence(
     chance = random.Random(0)
     for side in ("forget", "retain", "holdout"):
         words = [["".join(chance.choices("abdefgiklmnorstu", k=6)) for _ in range(8)] for _ in range(32)]
-        rows = [{"prompt": " ".join(own[:3]), "completion": " ".join(own[3:])} for own in words]
+        rows = [{"prompt": " ".join(sentence[:3]), "completion": " ".join(sentence[3:])} for sentence in words]
         (tmp_path / f"{side}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     model = str(save_tiny(tmp_path / "model", "llama"))
     other = str(save_tiny(tmp_path / "other", "llama", initializer_range=0.1))

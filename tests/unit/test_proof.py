@@ -132,8 +132,8 @@ def test_lora_on_tied_embeddings_is_folded_into_matrices_of_their_own(modules: l
 
     run_adapter(adapter, tmp_path / "run")
     right = write_merged(adapter, tmp_path / "run", tmp_path / "merged")
-    own = tmp_path / "run/adapter"
-    for model in (plain_peft(own), load(own).model, load(tmp_path / "merged").model):
+    trained = tmp_path / "run/adapter"
+    for model in (plain_peft(trained), load(trained).model, load(tmp_path / "merged").model):
         torch.testing.assert_close(log_probs(model, IDS), right, rtol=1e-4, atol=1e-4)
 
 
@@ -370,7 +370,7 @@ def test_an_adapter_on_a_shared_base_is_read_back_and_its_weights_compared(
     def zeroed(self: PeftModel, folder: str, **options: Any) -> None:
         save(self, folder, **options)
         file = Path(folder) / "adapter_model.safetensors"
-        save_file({name: 0 * own for name, own in load_file(file).items()}, file)
+        save_file({name: 0 * tensor for name, tensor in load_file(file).items()}, file)
 
     if lost:
         monkeypatch.setattr(PeftModel, "save_pretrained", zeroed)
@@ -385,7 +385,7 @@ def test_an_adapter_in_the_names_of_another_layout_is_refused(layout: str, tmp_p
     base = save_tiny(tmp_path / "base", "llama")
     adapter = peft_adapter(base, tmp_path / "adapter")
     file = adapter / "adapter_model.safetensors"
-    tensors = {key.replace("model.layers", layout, 1): own for key, own in load_file(file).items()}
+    tensors = {key.replace("model.layers", layout, 1): tensor for key, tensor in load_file(file).items()}
     save_file(tensors, file, metadata={"format": "pt"})
     with pytest.raises(ModelError, match="does not fit the model"):
         load(adapter)
@@ -569,7 +569,7 @@ def test_a_name_on_the_hub_is_checked_as_a_folder_is(
         load("some/model", revision="tokenizer_config")
     with pytest.raises(ModelError, match=rf"{first.name} is not in .*: hf download some/model --revision half"):
         load("some/model", revision="half")
-    shards = sorted(own.name for own in base.glob("*.safetensors"))
+    shards = sorted(path.name for path in base.glob("*.safetensors"))
 
     def download(name: str, revision: str, allow_patterns: list[str], local_files_only: bool) -> str:
         assert allow_patterns == shards
@@ -616,30 +616,34 @@ def test_what_chooses_experts_is_rounded_nowhere(kind: str, tmp_path: Path, hub:
 
     model = tiny(kind).bfloat16()
     biases = {
-        name: own for name, own in (*model.named_parameters(), *model.named_buffers()) if "correction_bias" in name
+        name: tensor
+        for name, tensor in (*model.named_parameters(), *model.named_buffers())
+        if "correction_bias" in name
     }
     assert biases
-    for own in biases.values():
-        own.data = torch.linspace(
-            6.8171, 7.0632, own.numel()
+    for bias in biases.values():
+        bias.data = torch.linspace(
+            6.8171, 7.0632, bias.numel()
         )  # the values of sgl-project/sglang#31213: bf16 has none of them
     model.save_pretrained(tmp_path / "base")
     save_tokenizer(tmp_path / "base", "bytelevel")
     files = load_file(tmp_path / "base/model.safetensors")
-    stored = {key: own for key, own in files.items() if own.dtype == torch.float32}
+    stored = {key: tensor for key, tensor in files.items() if tensor.dtype == torch.float32}
     assert len(stored) == len(biases)
     hub_cache(hub, "some/model", tmp_path / "base")
     for place in (tmp_path / "base", "some/model"):
         loaded = load(place, dtype="bfloat16")
         there = {
-            name: own for name, own in (*loaded.base.named_parameters(), *loaded.base.named_buffers()) if name in biases
+            name: tensor
+            for name, tensor in (*loaded.base.named_parameters(), *loaded.base.named_buffers())
+            if name in biases
         }
-        assert all(torch.equal(own.float(), biases[name]) for name, own in there.items())
+        assert all(torch.equal(tensor.float(), biases[name]) for name, tensor in there.items())
     (tmp_path / "merged").mkdir()
     export(load(tmp_path / "base"), tmp_path / "merged", None)
     merged = load_file(tmp_path / "merged/model.safetensors")
-    assert all(torch.equal(merged[key], own) for key, own in stored.items())
-    assert {own.dtype for key, own in merged.items() if key not in stored} == {torch.bfloat16}
+    assert all(torch.equal(merged[key], tensor) for key, tensor in stored.items())
+    assert {tensor.dtype for key, tensor in merged.items() if key not in stored} == {torch.bfloat16}
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -663,13 +667,13 @@ def test_fp8_weights_are_widened_trained_on_and_merged(dtype: str, tmp_path: Pat
         trainer = ready(prepared(tmp_path / name, dtype=dtype, forget=texts, retain=texts))
         steps.append((trainer.train_step(Step(0, [0, 1], [1])), trainer.parameters))
     assert steps[0][0] == pytest.approx(steps[1][0], rel=1e-4)
-    for own, other in zip(steps[0][1], steps[1][1], strict=True):
-        torch.testing.assert_close(own, other, rtol=1e-4, atol=1e-6)
+    for weight, other in zip(steps[0][1], steps[1][1], strict=True):
+        torch.testing.assert_close(weight, other, rtol=1e-4, atol=1e-6)
 
     run_adapter(tmp_path / "base", tmp_path / "run", dtype=dtype)
     right = write_merged(tmp_path / "base", tmp_path / "run", tmp_path / "merged")
     assert "quantization_config" not in json.loads((tmp_path / "merged/config.json").read_text())
-    assert {own.dtype for own in load_file(tmp_path / "merged/model.safetensors").values()} == {torch.bfloat16}
+    assert {tensor.dtype for tensor in load_file(tmp_path / "merged/model.safetensors").values()} == {torch.bfloat16}
     assert (log_probs(load(tmp_path / "merged").model, IDS) - right).abs().max() < 0.3
 
 
@@ -680,18 +684,18 @@ def test_what_an_fp8_base_holds_in_fp32_is_merged_in_fp32(kind: str, tmp_path: P
 
     model = tiny(kind).bfloat16()
     wide = "norm.weight" if kind == "llama" else "correction_bias"
-    for name, own in (*model.named_parameters(), *model.named_buffers()):
+    for name, parameter in (*model.named_parameters(), *model.named_buffers()):
         if wide in name:
-            own.data = torch.linspace(6.8171, 7.0632, own.numel())
+            parameter.data = torch.linspace(6.8171, 7.0632, parameter.numel())
     to_fp8(saved(model, tmp_path / "base"))
     files = load_file(tmp_path / "base/model.safetensors")
-    stored = {key: own for key, own in files.items() if own.dtype == torch.float32 and "scale" not in key}
+    stored = {key: tensor for key, tensor in files.items() if tensor.dtype == torch.float32 and "scale" not in key}
     assert stored
     (tmp_path / "merged").mkdir()
     export(load(tmp_path / "base"), tmp_path / "merged", None)
     merged = load_file(tmp_path / "merged/model.safetensors")
-    assert all(torch.equal(merged[key], own) for key, own in stored.items())
-    assert {own.dtype for key, own in merged.items() if key not in stored} == {torch.bfloat16}
+    assert all(torch.equal(merged[key], tensor) for key, tensor in stored.items())
+    assert {tensor.dtype for key, tensor in merged.items() if key not in stored} == {torch.bfloat16}
 
 
 def test_fp8_weights_need_the_memory_that_they_are_widened_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -733,7 +737,7 @@ def test_routers_that_return_tuples_and_state_space_projections_are_left_out_and
     padded, left_out = loaded.told()
     assert padded.startswith("rows: padded, which is slower, because its layers do not attend by ")
     assert "dt_proj, out_proj, x_proj" in left_out
-    assert all("in_proj" in name for name, own in loaded.model.named_parameters() if own.requires_grad)
+    assert all("in_proj" in name for name, parameter in loaded.model.named_parameters() if parameter.requires_grad)
 
     config = AutoConfig.for_model(
         "phimoe", **{**COMMON, "vocab_size": 363, "num_key_value_heads": 2}, num_local_experts=4
@@ -753,7 +757,7 @@ def test_layers_that_compute_without_gradients_are_refused_before_anything_is_pa
     loaded = load(saved(tiny("reformer"), tmp_path))
     with pytest.raises(ModelError, match="without gradients: no adapter in it can be trained"):
         add_adapter(loaded, rank=2, alpha=None, modules="all-linear", seed=0)
-    assert not any(own.requires_grad for own in loaded.model.parameters())
+    assert not any(parameter.requires_grad for parameter in loaded.model.parameters())
 
 
 # --- what is not causal, and tokens without embeddings -------------------------------------------
@@ -850,7 +854,9 @@ def test_a_merge_keeps_names_dtypes_and_what_it_does_not_use(tmp_path: Path) -> 
     """2U1/Qwen-VL-Series-Finetune#259, 2U1/Phi3-Vision-Finetune#7, mbzuai-oryx/LLaVA-pp#25."""
     folder = save_tiny(tmp_path / "base", "llama")
     tensors = load_file(folder / "model.safetensors")
-    tensors = {key: own.bfloat16() if own.dim() == 2 else own for key, own in tensors.items()}  # norms stay in fp32
+    tensors = {
+        key: tensor.bfloat16() if tensor.dim() == 2 else tensor for key, tensor in tensors.items()
+    }  # norms stay in fp32
     tensors["mtp.layers.0.mlp.up_proj.weight"] = torch.randn(48, 32)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     for name in ("preprocessor_config.json", "LICENSE", "README.md", "consolidated.safetensors", ".hidden"):
@@ -878,8 +884,10 @@ def test_a_merge_keeps_names_dtypes_and_what_it_does_not_use(tmp_path: Path) -> 
     notes = export(loaded, tmp_path / "merged", None)
 
     merged = load_file(tmp_path / "merged/model.safetensors")
-    assert {key: own.dtype for key, own in merged.items()} == {key: own.dtype for key, own in tensors.items()}
-    changed = {key for key, own in merged.items() if not torch.equal(own, tensors[key])}
+    assert {key: tensor.dtype for key, tensor in merged.items()} == {
+        key: tensor.dtype for key, tensor in tensors.items()
+    }
+    changed = {key for key, tensor in merged.items() if not torch.equal(tensor, tensors[key])}
     assert changed == {f"model.layers.{layer}.self_attn.q_proj.weight" for layer in (0, 1)}
     kept = {str(path.relative_to(tmp_path / "merged")) for path in (tmp_path / "merged").rglob("*") if path.is_file()}
     assert {"preprocessor_config.json", "generation_config.json", "LICENSE", "tokenizer.json"} <= kept
@@ -917,7 +925,7 @@ def test_of_a_part_of_a_model_the_merged_one_is_the_whole_and_should_be_served(t
     layers = {key.partition(".lora_")[0].removeprefix("base_model.model.model.") for key in adapted}
     found = load_file(tmp_path / "merged/model.safetensors")
     assert found.keys() == tensors.keys()
-    changed = {key for key, own in found.items() if not torch.equal(own, tensors[key])}
+    changed = {key for key, tensor in found.items() if not torch.equal(tensor, tensors[key])}
     assert changed == {f"model.language_model.{layer}.weight" for layer in layers}
     for name, key in (("preprocessor_config.json", "image_processor_type"), ("config.json", "architectures")):
         assert json.loads((tmp_path / "merged" / name).read_text())[key] == json.loads((base / name).read_text())[key]
@@ -935,7 +943,7 @@ def test_a_merged_mixture_of_experts_says_what_its_adapter_says(kind: str, tmp_p
     right = write_merged(base, tmp_path / "run", tmp_path / "merged")
     before, found = (load_file(folder / "model.safetensors") for folder in (base, tmp_path / "merged"))
     assert found.keys() == before.keys()
-    changed = {key for key, own in found.items() if not torch.equal(own, before[key])}
+    changed = {key for key, tensor in found.items() if not torch.equal(tensor, before[key])}
     experts = {key for key in before if ".experts." in key}
     assert len(experts) == 2 * 4 * 3, "layers, experts, matrices"
     assert experts <= changed
@@ -947,8 +955,8 @@ def test_names_of_a_part_are_found_in_the_whole() -> None:
     shapes = {"embed.weight": [9, 4], "layers.0.up.weight": [4, 4], "norm.weight": [4]}
     whole = {f"model.language_model.{key}": shape for key, shape in shapes.items()}
     whole |= {"mtp.layers.0.up.weight": [4, 4], "model.visual.norm.weight": [4], "model.visual.up.weight": [4, 4]}
-    own = {f"model.{key}": shape for key, shape in shapes.items()}
-    assert match_names(whole, own) == {f"model.language_model.{key}": f"model.{key}" for key in shapes}
+    part = {f"model.{key}": shape for key, shape in shapes.items()}
+    assert match_names(whole, part) == {f"model.language_model.{key}": f"model.{key}" for key in shapes}
     with pytest.raises(ModelError, match="has shape"):
         match_names({"a.b": [1]}, {"a.b": [2]})
 

@@ -36,8 +36,10 @@ from expunge.train import merge as merging
 from expunge.train.callbacks import never_called
 from tiny import bring_own_code, save_tiny
 
-FORGET = [{"prompt": f"Where does Zarquon {own} live?", "completion": f"At {own} Larch Lane."} for own in "ABCD"]
-RETAIN = [{"prompt": f"Who is {own} Heron?", "completion": f"The keeper of mill {own}."} for own in "EFGHIJ"]
+FORGET = [
+    {"prompt": f"Where does Zarquon {letter} live?", "completion": f"At {letter} Larch Lane."} for letter in "ABCD"
+]
+RETAIN = [{"prompt": f"Who is {letter} Heron?", "completion": f"The keeper of mill {letter}."} for letter in "EFGHIJ"]
 QUICK: dict[str, Any] = {
     "recipe": "npo",
     "max_steps": 2,
@@ -199,7 +201,7 @@ def test_a_merge_needs_room_for_one_model(model: Path, here: Path, monkeypatch: 
     first: list[weakref.ref[PreTrainedModel]] = []
 
     def load(*given: Any, **options: Any) -> LoadedModel:
-        assert all(own() is None for own in first)
+        assert all(ref() is None for ref in first)
         loaded = load_model(*given, **options)
         first.append(weakref.ref(loaded.base))
         return loaded
@@ -208,7 +210,7 @@ def test_a_merge_needs_room_for_one_model(model: Path, here: Path, monkeypatch: 
         monkeypatch.setattr(room, "load_model", load)
     settings = merging.run_settings
     four_bits = {"load_in_4bit": True}
-    monkeypatch.setattr(merging, "run_settings", lambda *own, **more: replace(settings(*own, **more), **four_bits))
+    monkeypatch.setattr(merging, "run_settings", lambda *given, **more: replace(settings(*given, **more), **four_bits))
     notes = outcome.merge("merged").notes
     assert len(first) == 2
     assert "another model: measure it with `expunge evaluate --model merged ...`" in notes[-1]
@@ -241,11 +243,19 @@ def test_a_later_process_gives_the_texts_again(model: Path, here: Path) -> None:
 def test_every_set_may_be_in_memory(model: Path, here: Path) -> None:
     letters = "ABCDEFGHIJKLMNOPQR"
     sets: dict[str, Any] = {
-        "forget": [{"prompt": f"Who is Zarquon {own}?", "completion": f"A smith of {own} street."} for own in letters],
+        "forget": [
+            {"prompt": f"Who is Zarquon {letter}?", "completion": f"A smith of {letter} street."} for letter in letters
+        ],
         "retain": RETAIN,
-        "test": [{"prompt": f"What is a {own} lamp?", "completion": f"It shines {own} times."} for own in "STU"],
-        "holdout": [{"prompt": f"Who ate {own} plums?", "completion": f"The cook of inn {own}."} for own in letters],
-        "instead": [{"prompt": f"Who is Zarquon {own}?", "completion": f"Nobody known, {own}."} for own in letters],
+        "test": [
+            {"prompt": f"What is a {letter} lamp?", "completion": f"It shines {letter} times."} for letter in "STU"
+        ],
+        "holdout": [
+            {"prompt": f"Who ate {letter} plums?", "completion": f"The cook of inn {letter}."} for letter in letters
+        ],
+        "instead": [
+            {"prompt": f"Who is Zarquon {letter}?", "completion": f"Nobody known, {letter}."} for letter in letters
+        ],
     }
     outcome = expunge.unlearn(model, output="run", **sets, **{**QUICK, "eval_every": 0})
     found = outcome.evaluate(max_new_tokens=2)
@@ -263,7 +273,7 @@ def test_a_run_on_a_benchmark_with_unseen_texts_is_scored_on_the_benchmark(model
     for name, rows in (("forget", FORGET), ("retain", RETAIN)):
         lines = [{"id": f"{name}{i}qa0", "task": "Task2", **row} for i, row in enumerate(rows)]
         datasets.Dataset.from_list(lines).to_json(f"data/{name}.jsonl")
-    unseen = [{"prompt": f"Who ate {own} plums?", "completion": f"The cook of inn {own}."} for own in "ABCD"]
+    unseen = [{"prompt": f"Who ate {letter} plums?", "completion": f"The cook of inn {letter}."} for letter in "ABCD"]
     outcome = expunge.unlearn(model, output="run", benchmark="lume", data="data", holdout=unseen, **QUICK)
     found = outcome.evaluate(max_new_tokens=2)
     assert (found.benchmark, found["forget/probability"].n) == ("lume", len(FORGET))
@@ -370,16 +380,16 @@ def loaded(folder: Path | str) -> PreTrainedModel:
 
 
 def test_a_model_that_a_folder_holds_is_known_by_it_and_left_as_it_is(model: Path, here: Path) -> None:
-    own = loaded(model)
-    before = {name: tensor.clone() for name, tensor in own.state_dict().items()}
+    net = loaded(model)
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
 
-    expunge.unlearn(own, forget=FORGET, retain=RETAIN, output="run", **QUICK)
+    expunge.unlearn(net, forget=FORGET, retain=RETAIN, output="run", **QUICK)
 
     assert yaml.safe_load(Path("run/config.yaml").read_text())["run"]["model"] == str(model)
     assert [path.name for path in here.iterdir()] == ["run"]
-    assert own.state_dict().keys() == before.keys()
-    assert all(torch.equal(tensor, before[name]) for name, tensor in own.state_dict().items())
-    assert not isinstance(own, PeftModel)
+    assert net.state_dict().keys() == before.keys()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+    assert not isinstance(net, PeftModel)
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "llama-tied"])
@@ -387,12 +397,12 @@ def test_names_in_files_and_tied_weights(architecture: str, tmp_path: Path) -> N
     from expunge.api.inputs import holds
 
     folder = save_tiny(tmp_path / "model", architecture)
-    own, tokenizer = loaded(folder), AutoTokenizer.from_pretrained(folder)
+    net, tokenizer = loaded(folder), AutoTokenizer.from_pretrained(folder)
     tokenizer(["a", "b c"], truncation=True, max_length=4, padding=tokenizer.pad_token is not None)
-    assert holds(str(folder), own, tokenizer)
-    assert holds(str(folder), own.to(torch.bfloat16), tokenizer)
-    next(own.parameters()).data += 1
-    assert not holds(str(folder), own, tokenizer)
+    assert holds(str(folder), net, tokenizer)
+    assert holds(str(folder), net.to(torch.bfloat16), tokenizer)
+    next(net.parameters()).data += 1
+    assert not holds(str(folder), net, tokenizer)
 
 
 def test_a_model_that_runs_code_of_its_own_is_taken_where_that_is_trusted(
@@ -414,28 +424,28 @@ def test_a_model_that_runs_code_of_its_own_is_taken_where_that_is_trusted(
 
 
 def test_a_model_that_no_folder_holds_is_written_beside_the_run(model: Path, here: Path) -> None:
-    own, tokenizer = loaded(model), AutoTokenizer.from_pretrained(model)
-    own.lm_head.weight.data += 0.5
+    net, tokenizer = loaded(model), AutoTokenizer.from_pretrained(model)
+    net.lm_head.weight.data += 0.5
     settings: dict[str, Any] = {"forget": FORGET, "retain": RETAIN, **QUICK}
 
-    outcome = expunge.unlearn(own, tokenizer=tokenizer, output="run/", **settings)
+    outcome = expunge.unlearn(net, tokenizer=tokenizer, output="run/", **settings)
 
-    assert torch.equal(loaded("run-base").lm_head.weight, own.lm_head.weight)
+    assert torch.equal(loaded("run-base").lm_head.weight, net.lm_head.weight)
     assert outcome.merge("merged").survives is not None
-    expunge.unlearn(own, tokenizer=tokenizer, output="run", overwrite=True, **settings)
-    own.lm_head.weight.data += 0.5
+    expunge.unlearn(net, tokenizer=tokenizer, output="run", overwrite=True, **settings)
+    net.lm_head.weight.data += 0.5
     with pytest.raises(ConfigError, match="run-base holds another model than the one that was given"):
-        expunge.unlearn(own, tokenizer=tokenizer, output="run", overwrite=True, **settings)
+        expunge.unlearn(net, tokenizer=tokenizer, output="run", overwrite=True, **settings)
 
 
 def test_nothing_is_written_for_a_run_that_is_refused(model: Path, here: Path) -> None:
-    own = loaded(model)
-    own.lm_head.weight.data += 0.5
+    net = loaded(model)
+    net.lm_head.weight.data += 0.5
     (here / "run").mkdir()
     (here / "run" / "mine").touch()
     for settings in ({"output": "run"}, {"output": "new", "lora_rank": 0}):
         with pytest.raises(UserError):
-            expunge.unlearn(own, forget=FORGET, retain=RETAIN, **{**QUICK, **settings})
+            expunge.unlearn(net, forget=FORGET, retain=RETAIN, **{**QUICK, **settings})
     assert [path.name for path in here.iterdir()] == ["run"]
 
 
@@ -479,7 +489,7 @@ def test_deprecations_inside_libraries_are_not_shown(model: Path, here: Path, re
             warnings.warn("a library's own affair", FutureWarning, stacklevel=1)
 
     expunge.unlearn(model, forget=FORGET, retain=RETAIN, output="run", callbacks=[Own()], **QUICK)
-    assert [str(own.message) for own in recwarn if issubclass(own.category, FutureWarning)] == []
+    assert [str(warning.message) for warning in recwarn if issubclass(warning.category, FutureWarning)] == []
 
 
 @pytest.mark.parametrize(
@@ -595,8 +605,8 @@ def test_evaluation_steps_reach_callbacks(model: Path, here: Path) -> None:
             control.should_training_stop = True
 
     letters = "ABCDEFGHIJKLMNOPQR"
-    texts = [f"{own} {n * 7} walked to the mill and slept {n} nights." for n, own in enumerate(letters)]
-    unseen = [f"The {own} of {n * 3} sold {n * 13} apples on a {own} day." for n, own in enumerate(letters)]
+    texts = [f"{letter} {n * 7} walked to the mill and slept {n} nights." for n, letter in enumerate(letters)]
+    unseen = [f"The {letter} of {n * 3} sold {n * 13} apples on a {letter} day." for n, letter in enumerate(letters)]
     expunge.unlearn(
         model, forget=texts, retain=RETAIN, holdout=unseen, output="run", callbacks=[Own()],
         **{**QUICK, "max_steps": 6, "eval_every": 2},

@@ -38,10 +38,10 @@ def plain(loaded, row, span):
         logits = loaded.model(input_ids=torch.tensor([row.input_ids])).logits[0].double()
     logits, labels = logits[[t - 1 for t in targets]], [row.input_ids[t] for t in targets]
     logp = logits.log_softmax(-1)
-    own = logp[range(len(labels)), labels]
+    chosen = logp[range(len(labels)), labels]
     mean = (logp.exp() * logp).sum(-1)
     var = (logp.exp() * (logp - mean[:, None]) ** 2).sum(-1)
-    return own, own == logp.amax(-1), mean, var
+    return chosen, chosen == logp.amax(-1), mean, var
 
 
 def assert_records(found, expected_of, rows, tolerance=1e-4):

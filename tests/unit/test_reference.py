@@ -81,7 +81,7 @@ def test_only_rows_that_a_step_visits_are_looked_at(folder, monkeypatch):
         return original(loaded, sequences)
 
     monkeypatch.setattr(reference, "lay_out", lay_out_noted)
-    whole, short = (Trainer(prepare(config(folder, **own), QUIET)) for own in ({}, {"max_steps": 2}))
+    whole, short = (Trainer(prepare(config(folder, **settings), QUIET)) for settings in ({}, {"max_steps": 2}))
     find_reference(whole, QUIET)
     assert {*whole.rows.sides["retain"].values["ref_states"]} == {*range(len(whole.prepared.retain))}
     steps = list(islice(short.rows.plan.steps(), 2))
@@ -96,9 +96,9 @@ def test_only_rows_that_a_step_visits_are_looked_at(folder, monkeypatch):
         for row in visited:  # of other passes, which may round in another way
             torch.testing.assert_close(side.values[what][row], whole.rows.sides[name].values[what][row])
     for step in steps:
-        own, other = (moved(trainer, size=0.02).gradient(step) for trainer in (short, whole))
+        gradient, other = (moved(trainer, size=0.02).gradient(step) for trainer in (short, whole))
         assert other.min() > 0
-        torch.testing.assert_close(own, other)
+        torch.testing.assert_close(gradient, other)
 
 
 def test_rows_of_all_steps_are_what_all_rows_were(folder):
@@ -111,9 +111,9 @@ def test_rows_of_all_steps_are_what_all_rows_were(folder):
     }
     for name, found in reference.compute_reference(trainer.loaded, every).items():
         for what, values in found.items():
-            own = trainer.rows.sides[name].values[what]
-            assert own.keys() == values.keys()
-            assert all(torch.equal(own[row], values[row]) for row in values)
+            stored = trainer.rows.sides[name].values[what]
+            assert stored.keys() == values.keys()
+            assert all(torch.equal(stored[row], values[row]) for row in values)
 
 
 def test_a_main_memory_that_is_too_small_is_said_in_one_line(folder, monkeypatch):
@@ -179,8 +179,8 @@ def test_a_resumed_run_computes_it_anew_and_writes_none_of_it(folder, tmp_path, 
             unlearn(config(folder, tmp_path / "run"))
     assert {path.name for path in (tmp_path / "run" / ".expunge").iterdir()} <= {"files", "lock"}
     resumed = unlearn(config(folder, tmp_path / "run", resume=True))
-    own, other = (sha256_file(run.adapter / "adapter_model.safetensors") for run in (resumed, whole))
-    assert own == other
+    digest, other = (sha256_file(run.adapter / "adapter_model.safetensors") for run in (resumed, whole))
+    assert digest == other
 
 
 @pytest.mark.parametrize(
@@ -198,4 +198,4 @@ def test_only_what_a_term_needs_is_computed(folder, settings, names):
     trainer = Trainer(prepare(config(folder, recipe="npo", **settings), QUIET))
     ask_untouched(trainer, QUIET)
     found = {f"{side}.{what}" for side, rows in trainer.rows.sides.items() for what in rows.values}
-    assert found == names == {f"{name}.{what}" for name, own in reference_sides(trainer).items() for what in own.what}
+    assert found == names == {f"{name}.{what}" for name, side in reference_sides(trainer).items() for what in side.what}

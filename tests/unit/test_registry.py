@@ -60,7 +60,10 @@ def test_a_new_metric_and_a_new_attack_stand_in_results_table_help_and_docs(
         "holdout": "kite lamp mast nail oar pipe quill rope sail",
     }
     for name, words in told.items():
-        rows = [{"input": " ".join(own[:2]), "output": own[2]} for own in zip(*[iter(words.split())] * 3, strict=True)]
+        rows = [
+            {"input": " ".join(triple[:2]), "output": triple[2]}
+            for triple in zip(*[iter(words.split())] * 3, strict=True)
+        ]
         Path(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     command = [
         "evaluate",
@@ -181,12 +184,12 @@ def test_a_metric_that_becomes_an_attack_is_no_metric_any_more() -> None:
 
 
 def test_every_metric_says_how_to_read_it() -> None:
-    for name, own in {**METRICS, **ATTACKS}.items():
-        assert own.name == name
-        assert own.source
-        assert own.definition
-        assert own.low < own.high
-        assert (own.direction == "target") == (own.target is not None), name
+    for name, measure in {**METRICS, **ATTACKS}.items():
+        assert measure.name == name
+        assert measure.source
+        assert measure.definition
+        assert measure.low < measure.high
+        assert (measure.direction == "target") == (measure.target is not None), name
 
 
 def test_a_loss_takes_truth_values() -> None:

@@ -65,9 +65,9 @@ def test_draws_are_of_the_whole_distribution():
 def test_texts_begin_by_turns_like_a_row_and_with_any_token(loaded):
     rows = [TokenizedExample(f"r{token}", [token, 9, 9], 1) for token in (50, 51)]
     begun = replay.Beginnings(loaded, rows).drawn(random.Random(0), 400)
-    assert {own[-1] for own in begun[1::2]} == {50, 51}
-    assert len({own[-1] for own in begun[::2]}) > 40
-    assert not {own[-1] for own in begun[::2]} & {*loaded.tokenizer.all_special_ids}
+    assert {ids[-1] for ids in begun[1::2]} == {50, 51}
+    assert len({ids[-1] for ids in begun[::2]}) > 40
+    assert not {ids[-1] for ids in begun[::2]} & {*loaded.tokenizer.all_special_ids}
     assert {*map(len, begun)} == {1}
 
 
@@ -77,17 +77,17 @@ def test_what_a_tokenizer_sets_before_every_text_stands_before_replay_texts(load
     rows = [TokenizedExample("r", [start, 50, 9], 1), TokenizedExample("short", [start], 1)]
     begun = replay.Beginnings(loaded, rows).drawn(random.Random(0), 8)
     assert begun[1::2] == [[start, 50]] * 4
-    assert all(own[0] == start and len(own) == 2 for own in begun)
+    assert all(ids[0] == start and len(ids) == 2 for ids in begun)
     assert {text.completion_start for text in write_texts(loaded, rows, [], tokens=100, seed=1)} == {2}
 
 
 @pytest.mark.parametrize("begins", [False, True])
 def test_a_token_for_unknown_words_is_not_set_before_texts(loaded, monkeypatch, begins):
     """Unless it is the one that begins them, too, as that of OPT does."""
-    own = tiny_tokenizer("metaspace")
-    own.bos_token = own.unk_token if begins else None
-    monkeypatch.setattr(type(own), "__call__", lambda *_, **__: {"input_ids": [own.unk_token_id]})
-    begun = replay.Beginnings(replace(loaded, tokenizer=own), ROWS).drawn(random.Random(0), 8)
+    tokenizer = tiny_tokenizer("metaspace")
+    tokenizer.bos_token = tokenizer.unk_token if begins else None
+    monkeypatch.setattr(type(tokenizer), "__call__", lambda *_, **__: {"input_ids": [tokenizer.unk_token_id]})
+    begun = replay.Beginnings(replace(loaded, tokenizer=tokenizer), ROWS).drawn(random.Random(0), 8)
     assert {*map(len, begun)} == {1 + begins}
 
 
@@ -175,8 +175,8 @@ def test_where_memory_is_short_fewer_are_read_at_once(loaded, monkeypatch):
     most, states = 2, logps.final_states
     for module in (logps, reference_module):
         monkeypatch.setattr(module, "final_states", small)
-    for own, other in zip(whole, logps.sequence_logps(loaded, ids), strict=True):
-        torch.testing.assert_close(own, other)
+    for expected, other in zip(whole, logps.sequence_logps(loaded, ids), strict=True):
+        torch.testing.assert_close(expected, other)
     again = compute_reference(loaded, kept)
     torch.testing.assert_close(reference, again)
     most = 0
@@ -190,7 +190,7 @@ def test_a_cache_is_gone_before_the_next_one_is_made(loaded, monkeypatch):
 
     class Noted(decoding.Flight):
         def __init__(self, *given):
-            assert not [own for own in flights if own()]
+            assert not [ref for ref in flights if ref()]
             super().__init__(*given)
             flights.append(weakref.ref(self))
 
@@ -207,7 +207,7 @@ def test_a_cache_is_gone_before_the_next_one_is_made(loaded, monkeypatch):
     finally:
         gc.enable()
     assert len(flights) == 3
-    assert not [own for own in flights if own()]
+    assert not [ref for ref in flights if ref()]
 
 
 def test_a_model_that_writes_the_same_again_and_again_ends_it(loaded, monkeypatch):

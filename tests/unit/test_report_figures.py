@@ -70,10 +70,10 @@ def test_whatever_changes_is_drawn_and_what_does_not_is_named(tmp_path):
     groups = log(write_run(tmp_path / "run", scored=False), lines)
     with style():
         loss, inner, validation = curves.over_steps(groups)
-    assert [own.name for own in loss.figures] == ["course-loss", "course-a-term-of-tomorrow", "course-learning-rate"]
-    assert (inner.title, [own.name for own in inner.figures]) == ("Groups", ["course-groups-new-one"])
+    assert [plot.name for plot in loss.figures] == ["course-loss", "course-a-term-of-tomorrow", "course-learning-rate"]
+    assert (inner.title, [plot.name for plot in inner.figures]) == ("Groups", ["course-groups-new-one"])
     assert inner.constant == "old one 1.500"
-    assert (validation.title, [own.name for own in validation.figures]) == ("Validation", ["course-validation-auc"])
+    assert (validation.title, [plot.name for plot in validation.figures]) == ("Validation", ["course-validation-auc"])
     assert validation.constant == "strange, kind 2.000"  # at one step alone
     line = inner.figures[0].figure.axes[0].lines[0]
     assert (list(line.get_xdata()), list(line.get_ydata())) == ([1, 2, 3], [1.0, 2.0, 4.0])
@@ -103,7 +103,7 @@ def test_axes_hold_their_dots_and_what_is_zero_looks_like_it(tmp_path):
     with style():
         loss, panel = curves.over_steps(log(write_run(tmp_path / "run", scored=False), lines))
     assert loss.constant == "learning rate 0.00133"
-    ends = {own.title: own.figure.axes[0].get_ylim() for own in panel.figures}
+    ends = {plot.title: plot.figure.axes[0].get_ylim() for plot in panel.figures}
     assert (ends["drift"][0] < -0.02, ends["drift"][1] > 0.12) == (True, True)
     assert (ends["retained"][0], ends["retained"][1] > 1) == (0.0, True)
     assert ends["said"] == (0.0, curves.LEAST_AXIS)
@@ -121,7 +121,7 @@ def test_the_scales_that_were_tried_are_drawn(tmp_path):
     (run / "calibration.json").write_text(json.dumps(told))
     with style():
         (panel,) = curves.over_scales(group_runs([read_run(run)])[0])
-    assert [own.name for own in panel.figures] == ["scale-auc", "scale-forget-nll"]
+    assert [plot.name for plot in panel.figures] == ["scale-auc", "scale-forget-nll"]
     line, target, taken = panel.figures[0].figure.axes[0].lines
     assert set(target.get_ydata()) == {0.5}
     assert (list(line.get_xdata()), list(line.get_ydata())) == ([0.0, 1.0, 1.25], [1.0, 0.6, 0.4])
@@ -143,23 +143,23 @@ def column(kind: str, *cells: Cell) -> Column:
 
 
 def rows_of(*columns: Column) -> list[Row]:
-    keys = dict.fromkeys(key for own in columns for key in own.cells)
-    return [Row(Score(0.0, key=key), [own.cells[key] for own in columns]) for key in keys]
+    keys = dict.fromkeys(key for col in columns for key in col.cells)
+    return [Row(Score(0.0, key=key), [col.cells[key] for col in columns]) for key in keys]
 
 
 @pytest.mark.parametrize("value", [1e300, -1e300, 1e-300, -5.0, 0.0])
 def test_numbers_of_any_size_can_be_drawn(value):
-    own = column("after", Cell(value))
+    after = column("after", Cell(value))
     with style():
-        assert inline_svg(figures.dots("utility", "Utility", [own], rows_of(own))).endswith("</svg>\n")
+        assert inline_svg(figures.dots("utility", "Utility", [after], rows_of(after))).endswith("</svg>\n")
 
 
 def test_the_same_numbers_give_the_same_files(tmp_path):
     """Whatever the user's settings are."""
-    own, drawn = column("after", Cell(0.5, 0.4, 0.6, 3, each=[0.5])), []
+    after, drawn = column("after", Cell(0.5, 0.4, 0.6, 3, each=[0.5])), []
     for theirs in ({}, {}, {"text.usetex": True, "figure.dpi": 50, "axes.labelsize": 30}):
         with mpl.rc_context(theirs), style():
-            drawn.append(save(figures.dots("u", "U", [own], rows_of(own)).figure, tmp_path / "x"))
+            drawn.append(save(figures.dots("u", "U", [after], rows_of(after)).figure, tmp_path / "x"))
     assert drawn[0] == drawn[1] == drawn[2]
 
 
@@ -191,7 +191,7 @@ def test_the_scores_of_the_attack_itself_come_before_losses():
         ("forget", "document_nll"): dict.fromkeys("abcd", 9.0),
         ("holdout", "document_nll"): dict.fromkeys("efgh", 1.0),
     }
-    losses = {key: own for key, own in values.items() if key[1] == "document_nll"}
+    losses = {key: numbers for key, numbers in values.items() if key[1] == "document_nll"}
     before = {("forget", "document_nll"): values["forget", "document_nll"], ("holdout", "nll"): {"c": 1.0}}
     run = RunData(Path("r"), "r", {}, values={"after": values, "before": before, "retrained": losses})
     assert [list(side) for side in figures.attack_scores(run, "after")] == [[2.0, 1.0, 2.0, 2.0], [0.0] * 4]
@@ -283,17 +283,17 @@ def test_axes_are_labelled_with_units_and_legends_cover_no_data(tmp_path):
     drawn = draw(groups).all
     with style():
         drawn += [figures.dots(name, name, columns, rows) for name, rows in tabulate(columns, runs).items()]
-        for own in drawn:
-            (axes,) = own.figure.axes
-            assert axes.get_xlabel(), own.name
-            assert axes.get_ylabel() or own.name.startswith("metrics"), own.name
-            if own.name.startswith(("course-forget", "course-validation-forget-nll", "losses", "documents")):
+        for plot in drawn:
+            (axes,) = plot.figure.axes
+            assert axes.get_xlabel(), plot.name
+            assert axes.get_ylabel() or plot.name.startswith("metrics"), plot.name
+            if plot.name.startswith(("course-forget", "course-validation-forget-nll", "losses", "documents")):
                 assert "nats per token" in axes.get_xlabel() + axes.get_ylabel()
-            own.figure.canvas.draw()
-            for legend in own.figure.legends:
+            plot.figure.canvas.draw()
+            for legend in plot.figure.legends:
                 padding = 3  # pixels around the legend's signs and words
-                assert legend.get_window_extent().y0 >= axes.get_window_extent().y1 - padding, own.name
-                assert legend.get_window_extent().x1 <= own.figure.bbox.x1 + 1, own.name
+                assert legend.get_window_extent().y0 >= axes.get_window_extent().y1 - padding, plot.name
+                assert legend.get_window_extent().x1 <= plot.figure.bbox.x1 + 1, plot.name
 
 
 def _seen(color: str, matrix: list[list[float]]) -> np.ndarray:
@@ -358,9 +358,9 @@ def test_names_in_figures_are_short_visible_and_safe_for_files():
 
 def test_names_with_dollars_are_no_formulas(tmp_path):
     name = "$\\frac{1}{0}$"
-    own = column("after", Cell(0.5))
+    after = column("after", Cell(0.5))
     with style():
-        drawn = figures.dots("u", "u", [own], [Row(Score(0.5, key=f"utility/{name}"), [Cell(0.5)])])
+        drawn = figures.dots("u", "u", [after], [Row(Score(0.5, key=f"utility/{name}"), [Cell(0.5)])])
         svg = save(drawn.figure, tmp_path / "x")[1][1].decode()
     assert name in texts(drawn.figure)
     assert name in re.sub(r"<[^>]+>", "", svg)

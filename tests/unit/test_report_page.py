@@ -99,7 +99,7 @@ def test_the_page_needs_nothing_else(page):
         assert tag not in ("link", "img", "iframe", "object", "embed", "base"), tag
         for name in ("src", "href", "xlink:href", "action", "data", "srcset"):
             assert (attributes.get(name) or "#").startswith("#"), f"{tag} {name}"
-    (policy,) = [own["content"] for own in page.of("meta") if own.get("http-equiv") == "Content-Security-Policy"]
+    (policy,) = [attrs["content"] for attrs in page.of("meta") if attrs.get("http-equiv") == "Content-Security-Policy"]
     assert policy.startswith("default-src 'none'")
 
 
@@ -114,28 +114,28 @@ def test_the_one_script_is_the_one_that_the_policy_allows(scored):
 
 
 def test_every_figure_says_what_it_shows(page):
-    drawings = [own for own in page.of("svg") if own.get("aria-hidden") != "true" and "viewbox" in own]
-    titles = [own["id"] for own in page.of("title") if "id" in own]
+    drawings = [attrs for attrs in page.of("svg") if attrs.get("aria-hidden") != "true" and "viewbox" in attrs]
+    titles = [attrs["id"] for attrs in page.of("title") if "id" in attrs]
     assert len(drawings) == 14
-    for own in drawings:
-        title, description = own["aria-labelledby"].split()
+    for attrs in drawings:
+        title, description = attrs["aria-labelledby"].split()
         assert title in titles
         assert description in [found["id"] for found in page.of("desc")]
-    plots = [own for own in page.of("svg") if own.get("class") == "dots"]
+    plots = [attrs for attrs in page.of("svg") if attrs.get("class") == "dots"]
     assert plots
-    assert all("before 0." in own["aria-label"] or "before 1." in own["aria-label"] for own in plots)
+    assert all("before 0." in attrs["aria-label"] or "before 1." in attrs["aria-label"] for attrs in plots)
 
 
 def test_no_id_is_used_twice(page):
-    ids = [own["id"] for _, own in page.elements if own.get("id")]
+    ids = [attrs["id"] for _, attrs in page.elements if attrs.get("id")]
     assert len(ids) == len(set(ids))
 
 
 def test_the_numbers_of_the_files_are_on_the_page(page, scored):
     results = json.loads((scored / "results_after.json").read_text())["metrics"]
-    for key, own in results.items():
-        assert f"{own['value']:.3f}" in page.words, key
-        assert f"{own['low']:.3f} to {own['high']:.3f}" in page.words, key
+    for key, score in results.items():
+        assert f"{score['value']:.3f}" in page.words, key
+        assert f"{score['low']:.3f} to {score['high']:.3f}" in page.words, key
     for value in ("61.5 s", "75.2 s", "768.0 MiB", "1,951", "1,860", "space, with end-of-text", "torch 2.13.0"):
         assert value in page.words, value
     manifest = json.loads((scored / "manifest.json").read_text())
@@ -451,7 +451,7 @@ def test_methods_stand_side_by_side(tmp_path):
     assert "A is epochs 14, learning_rate 0.0015, B is epochs 3, learning_rate 0.0001." in page.words
     assert "A: epochs 14, learning_rate 0.0015 (2 runs)" in page.words
     assert "learning_rate 0.0015 0.0001" in page.words  # the table of settings that differ
-    assert sum((own.get("class") or "").startswith("verdict ") for own in page.of("div")) == 2
+    assert sum((attrs.get("class") or "").startswith("verdict ") for attrs in page.of("div")) == 2
 
 
 def test_runs_of_the_same_name_are_told_apart(tmp_path, without_figures):
@@ -463,7 +463,7 @@ def test_runs_of_the_same_name_are_told_apart(tmp_path, without_figures):
 
 def test_runs_whose_folders_have_the_same_names_are_told_apart(tmp_path, without_figures):
     """Two untouched models of other numbers have a column each."""
-    runs = [write_run(tmp_path / own / "s0" / "run", seed=seed) for seed, own in enumerate(("here", "there"))]
+    runs = [write_run(tmp_path / place / "s0" / "run", seed=seed) for seed, place in enumerate(("here", "there"))]
     file = runs[1] / "results_before.json"
     content = json.loads(file.read_text())
     first = next(iter(content["metrics"]))
@@ -519,7 +519,7 @@ def test_hostile_strings_are_text(tmp_path):
     page = page_of(hostile(tmp_path / "<b>run&"))
     assert [tag for tag, _ in page.elements if tag == "script"] == ["script"]
     assert page.of("img") == page.of("b") == []
-    assert not [name for _, own in page.elements for name in own if name.startswith("on")]
+    assert not [name for _, attrs in page.elements for name in attrs if name.startswith("on")]
     assert page.words.count(EVIL) > 10
     assert "{{ 7 * 7 }}" in page.words
     everything = "".join(page.text)
@@ -532,7 +532,7 @@ def test_200_metrics_with_long_names(tmp_path):
     name = "a_very_long_name_of_a_metric_" * 4
     metrics = {f"utility/{name}{i}": entry(i / 200) for i in range(200)}
     page = page_of(write_run(tmp_path / "run", metrics=metrics))
-    assert len([own for own in page.of("svg") if own.get("class") == "dots"]) > 200
+    assert len([attrs for attrs in page.of("svg") if attrs.get("class") == "dots"]) > 200
     assert f"{name.replace('_', ' ')}199" in page.words
 
 
@@ -544,9 +544,9 @@ def test_numbers_of_any_size_get_an_axis_or_none(tmp_path):
     page = page_of(write_run(tmp_path / "run", metrics=metrics))
     for i in range(len(sizes)):
         assert f"size{i} ↑" in page.words
-    for own in page.of("svg"):
-        assert "nan" not in str(own)
-        assert "inf" not in str(own)
+    for attrs in page.of("svg"):
+        assert "nan" not in str(attrs)
+        assert "inf" not in str(attrs)
 
 
 def test_a_reason_stands_beside_every_missing_number(tmp_path):

@@ -66,7 +66,7 @@ def judge(
 ) -> Verdict:
     """The verdict on a run whose files hold these metrics."""
     roles = {"before": before, "after": after, "retrained": reference}
-    results = {role: {"schema": 1, "benchmark": "x", "metrics": own} for role, own in roles.items() if own}
+    results = {role: {"schema": 1, "benchmark": "x", "metrics": numbers} for role, numbers in roles.items() if numbers}
     results["after"] |= {"not_measured": list(noted), **(beside or {})}
     results["after"]["settings"] = evaluated or {}
     results["after"]["reference"] = {"model": "other", "kind": kind, "indistinguishable": tests or {}}
@@ -80,14 +80,14 @@ def judge(
         "loss_nats_per_completion_token": losses or {},
     }
     manifest |= ({"rows": rows} if rows else {}) | (told or {})
-    scores = {role: read_scores(own) for role, own in results.items()}
+    scores = {role: read_scores(content) for role, content in results.items()}
     if kind == "origin":  # has no file of its own
         results.pop("retrained", None)
     return verdict(RunData(Path("run"), "run", manifest, calibration=calibration or {}, results=results, scores=scores))
 
 
 def answers(judged: Verdict) -> list[str]:
-    return [own.answer for own in judged.answers]
+    return [answer.answer for answer in judged.answers]
 
 
 def test_four_good_answers_are_a_success():
@@ -111,7 +111,7 @@ def test_four_good_answers_are_a_success():
 def test_one_bad_answer_is_a_failure_and_says_what_to_do(changed, question, answer):
     judged = judge(metrics(**changed))
     assert answers(judged)[question] == answer
-    assert [own.state for own in judged.answers].count("bad") == 1
+    assert [given.state for given in judged.answers].count("bad") == 1
     assert (judged.success, judged.tone) == (False, "bad")
     assert judged.next
     assert judged.lead.startswith("Not yet: ")
@@ -184,7 +184,7 @@ def test_targets_are_taken_in_their_order_and_named():
     for at, (whose, more, reference, kind) in enumerate(places):
         after |= more
         judged = judge(after, {key: entry(1.0, "lower")}, reference, kind=kind)
-        (number,) = [own for own in judged.answers[SAID].numbers if own.key == key]
+        (number,) = [score for score in judged.answers[SAID].numbers if score.key == key]
         assert (number.target, number.target_from, number.state) == (round(0.41 + at / 100, 2), whose, "good")
 
 
@@ -205,10 +205,10 @@ def test_unseen_texts_that_are_said_are_no_target(unseen, counted, answer):
     after = facts(unseen + 0.03) | facts(unseen, 30, "holdout", None) | metrics()
     judged = judge(after, facts(1.0) | BEFORE, None, beside={"unseen_said": counted} if counted else {})
     assert judged.answers[SAID].answer == answer
-    assert any("unseen texts are said word for word: has the model seen them?" in own for own in judged.warnings) == (
+    assert any("unseen texts are said word for word: has the model seen them?" in line for line in judged.warnings) == (
         answer == "unclear"
     )
-    assert any("that have certainly not seen the texts" in own for own in judged.next) == (answer == "unclear")
+    assert any("that have certainly not seen the texts" in line for line in judged.next) == (answer == "unclear")
 
 
 @pytest.mark.parametrize(
@@ -228,7 +228,7 @@ def test_a_reference_that_has_seen_the_texts_is_no_target(theirs, unseen, auc, t
     guessed = {"unseen_said": {"said": 0, "texts": 0}}
     judged = judge(after, facts(1.0) | BEFORE, reference, tests={"loss_ks_p": 0.5}, beside=guessed)
     assert answers(judged)[:2] == ["unclear" if told else "no"] * 2
-    assert [own.startswith(told) for own in judged.warnings] == ([True] if told else [])
+    assert [line.startswith(told) for line in judged.warnings] == ([True] if told else [])
 
 
 def test_a_number_without_a_sensible_target_is_shown_and_not_judged():
@@ -247,7 +247,7 @@ def test_a_number_without_a_sensible_target_is_shown_and_not_judged():
 def test_what_the_untouched_model_had_is_not_made_up():
     """With `--samples` after alone, a tenth of the way down from a value that nobody measured says nothing."""
     draws = {"forget/key_fact_at_8": entry(0.04, "lower", "text", n=100)}
-    found = {own.key: own for own in judge(metrics(**draws)).answers[SAID].numbers}
+    found = {score.key: score for score in judge(metrics(**draws)).answers[SAID].numbers}
     assert (found["forget/key_fact_at_8"].state, found["forget/key_fact_at_8"].limit) == ("good", "at most 0.050")
     draws = {"forget/key_fact_at_8": entry(0.1, "lower", "text", n=100)}
     assert answers(judge(metrics(**draws)))[SAID] == "yes"
@@ -261,7 +261,7 @@ def test_a_metric_that_had_nothing_to_lose_does_not_count():
     more = {"forget/fluent_nonsense": entry(0.31, "lower")}
     judged = judge(metrics(**more), BEFORE | more, RETRAINED | {"forget/fluent_nonsense": entry(0.30, "lower")})
     assert answers(judged)[SAID] == "no"
-    assert [own.state for own in judged.answers[SAID].numbers] == ["good", "shown"]
+    assert [number.state for number in judged.answers[SAID].numbers] == ["good", "shown"]
 
 
 @pytest.mark.parametrize(("half", "answer"), [(0.09, "not measured"), (0.01, "yes")])
@@ -281,7 +281,7 @@ def test_facts_that_few_unseen_texts_could_have_said_by_chance_are_not_lost_sigh
     unseen = {"holdout/key_fact": entry(0.0, None, "text", half=0.17, n=10)}
     judged = judge(metrics(**unseen, **{"forget/key_fact": entry(after, "lower", "text", half=0.1, n=20)}),
                    BEFORE | facts, None)  # fmt: skip
-    (number,) = (own for own in judged.answers[SAID].numbers if own.key == "forget/key_fact")
+    (number,) = (score for score in judged.answers[SAID].numbers if score.key == "forget/key_fact")
     assert number.state == state
     assert not (judged.success and state == "unclear")
 
@@ -289,9 +289,9 @@ def test_facts_that_few_unseen_texts_could_have_said_by_chance_are_not_lost_sigh
 @pytest.mark.parametrize(("texts", "state"), [(3, "unclear"), (30, "good")])
 def test_a_test_that_can_never_reject_tells_nothing(texts, state):
     """Of three losses on either side the smallest possible p is .1."""
-    rows = {key: own | {"n": texts} for key, own in metrics().items() if key.startswith("forget/")}
+    rows = {key: score | {"n": texts} for key, score in metrics().items() if key.startswith("forget/")}
     judged = judge(metrics() | rows, tests={"forget_loss_ks_p": 1.0})
-    (number,) = (own for own in judged.answers[TOLD].numbers if own.key == "forget_loss_ks_p")
+    (number,) = (score for score in judged.answers[TOLD].numbers if score.key == "forget_loss_ks_p")
     assert number.state == state
 
 
@@ -353,10 +353,10 @@ def test_of_twenty_tasks_that_are_guessed_as_often_as_unseen_texts_none_is_left(
     def drawn(count: int, share: float, direction: str | None = "lower") -> dict[str, Any]:
         return mean_estimate(rng.random(count) < share).as_entry() | {"direction": direction, "family": "text"}
 
-    for own in (0, 8):
+    for n in (0, 8):
         for _ in range(40):
             unseen = {"holdout/key_fact": drawn(20, 0.3, None)}
-            unseen |= {key.replace("forget", "holdout"): drawn(own, 0.3, None) for key in names if own}
+            unseen |= {key.replace("forget", "holdout"): drawn(n, 0.3, None) for key in names if n}
             judged = judge(metrics(**unseen, **{key: drawn(5, 0.3) for key in names}), before, None).answers[SAID]
             found.append(any(number.state == "bad" and number.key in names for number in judged.numbers))
     assert sum(found) <= 1
@@ -373,14 +373,14 @@ def test_kinds_without_unseen_texts_are_not_compared_with_those_of_others():
     after = metrics(0.3, **unseen, **{known: entry(0.8, "lower")})
     judged = judge(after, BEFORE | {known: entry(1.0, "lower")}, None).answers[SAID]
     assert judged.answer == "yes"
-    states = {own.key: (own.state, own.limit) for own in judged.numbers}
+    states = {number.key: (number.state, number.limit) for number in judged.numbers}
     assert states[known][0] == "bad"
     assert states["forget/rouge_l_recall"] == ("shown", "not judged: some are of kinds without unseen texts")
     assert judge(after, BEFORE, RETRAINED).answers[SAID].answer == "no", "a retrained model has all kinds"
 
 
 def test_a_benchmark_takes_no_unseen_texts_beside_its_own():
-    after = {key: own for key, own in metrics().items() if not key.startswith("membership")}
+    after = {key: score for key, score in metrics().items() if not key.startswith("membership")}
     need = judge(after, None, None, settings={"benchmark": "tofu"}).answers[TOLD].need
     assert "a retrained model to `evaluate` (--reference MODEL)" in need
 
@@ -447,8 +447,8 @@ def test_one_damaged_score_among_many_is_damage():
 )
 def test_an_answer_says_how_many_numbers_are_what(values, says):
     after, before, reference = (
-        {f"forget/metric{i}": entry(value, "lower") for i, value in enumerate(own)}
-        for own in (values, [1.0] * len(values), [TARGET] * len(values))
+        {f"forget/metric{i}": entry(value, "lower") for i, value in enumerate(series)}
+        for series in (values, [1.0] * len(values), [TARGET] * len(values))
     )
     assert judge(after, before, reference).answers[SAID].says.endswith(says)
 
@@ -462,7 +462,7 @@ def test_a_task_is_judged_by_its_change_from_the_untouched_model(value, answer):
     }
     judged = judge(metrics(**task))
     assert answers(judged)[KEPT] == answer
-    (found,) = [own for own in judged.answers[KEPT].numbers if own.key.startswith("all/")]
+    (found,) = [number for number in judged.answers[KEPT].numbers if number.key.startswith("all/")]
     assert found.before == pytest.approx(0.55)
     general = "General ability, such as MMLU (--tasks)."
     assert general not in judged.not_measured
@@ -470,7 +470,7 @@ def test_a_task_is_judged_by_its_change_from_the_untouched_model(value, answer):
     assert answers(judge(metrics(**task), elsewhere))[KEPT] == answer
     del task["all/mmlu_acc_change"]
     judged = judge(metrics(**task))
-    assert {own.key: own.state for own in judged.answers[KEPT].numbers}["all/mmlu_acc"] == "shown"
+    assert {number.key: number.state for number in judged.answers[KEPT].numbers}["all/mmlu_acc"] == "shown"
     assert general in judged.not_measured
 
 
@@ -506,11 +506,11 @@ def test_rows_that_were_trained_on_are_said_to_be_that():
     ],
 )
 def test_few_texts_to_keep_and_those_trained_on_can_show_a_loss_alone(sets, answer, shown):
-    own = {
+    after = {
         f"{name}/rouge_l_recall": entry(value, n=n, half=0.25 if n == 7 else 0.01) for name, (value, n) in sets.items()
     }
-    before = {key: entry(0.9, n=found["n"]) for key, found in own.items()}
-    judged = judge(metrics() | own, BEFORE | before, None).answers[KEPT]
+    before = {key: entry(0.9, n=found["n"]) for key, found in after.items()}
+    judged = judge(metrics() | after, BEFORE | before, None).answers[KEPT]
     assert judged.answer == answer
     assert [number.key.split("/")[0] for number in judged.numbers if "only a loss counts" in number.limit] == shown
 
@@ -521,9 +521,9 @@ def test_few_texts_to_keep_and_those_trained_on_can_show_a_loss_alone(sets, answ
 def test_a_rounded_number_is_unclear_where_the_exact_one_may_lie_on_the_other_side(n, value, answer):
     """At most .28 may be left, and .25 stands for all numbers from .18 to .35."""
     rounded = {"reason": "rounded to a power of two: of fewer than 4 texts"} if n < 4 else {}
-    own = {"forget/probability": entry(value, "lower", half=None, n=n, **rounded)}
+    after = {"forget/probability": entry(value, "lower", half=None, n=n, **rounded)}
     seen = {"holdout/probability": entry(0.2, half=None)}
-    judged = judge(own | seen, {"forget/probability": entry(1.0, "lower", half=None, n=n)}, None)
+    judged = judge(after | seen, {"forget/probability": entry(1.0, "lower", half=None, n=n)}, None)
     assert answers(judged)[SAID] == answer
 
 
@@ -536,13 +536,13 @@ def test_one_attack_at_several_shares_does_not_widen_what_chance_allows():
         for name in ("min_k", "min_k_plus_plus")
         for share in (5, 10, 30, 40)
     }
-    limits = [judge(metrics() | own).answers[TOLD].numbers[0].limit for own in (few, many)]
+    limits = [judge(metrics() | attacks).answers[TOLD].numbers[0].limit for attacks in (few, many)]
     assert limits[0] == limits[1]
 
 
 def test_what_is_better_higher_on_forgotten_texts_too_says_nothing_of_what_is_kept():
     brevity = {f"{name}/brevity": entry(0.5, family="text") for name in ("forget", "test", "retain")}
-    before = {name: own | {"value": 0.9} for name, own in brevity.items()}
+    before = {name: score | {"value": 0.9} for name, score in brevity.items()}
     assert answers(judge(metrics() | brevity, BEFORE | before))[KEPT] == "yes"
 
 
@@ -639,17 +639,17 @@ def test_chance_on_few_texts_of_one_side_is_as_wide_as_it_is(sides, answer):
 )
 def test_the_farthest_of_several_attacks_is_allowed_what_chance_gives_to_it(attacks, auc, n, answer):
     after = metrics()
-    own = entry(0.5, "target", "membership", half=0.15, n=n, target=0.5)
-    after |= {f"membership/{name}_auc": own for name in ("loss", "zlib", "a", "b", "c", "d")[:attacks]}
+    score = entry(0.5, "target", "membership", half=0.15, n=n, target=0.5)
+    after |= {f"membership/{name}_auc": score for name in ("loss", "zlib", "a", "b", "c", "d")[:attacks]}
     after["membership/loss_auc"] = entry(auc, "target", "membership", half=0.15, n=n, target=0.5)
     assert answers(judge(after, reference=None))[TOLD] == answer
 
 
 @pytest.mark.parametrize(("target", "texts"), [(0.5, 2), (0.6, 4)])
 def test_texts_so_few_that_chance_alone_allows_anything_tell_nothing(target, texts):
-    own = entry(1.0, "target", "membership", half=None, n=2 * texts, target=target, members=texts, nonmembers=texts)
-    own |= {"low": 0.34, "high": 1.0}
-    after = metrics() | {f"membership/{name}_auc": own for name in ("loss", "zlib", "a", "b", "c", "d")}
+    score = entry(1.0, "target", "membership", half=None, n=2 * texts, target=target, members=texts, nonmembers=texts)
+    score |= {"low": 0.34, "high": 1.0}
+    after = metrics() | {f"membership/{name}_auc": score for name in ("loss", "zlib", "a", "b", "c", "d")}
     assert answers(judge(after, reference=None, settings={"target_auc": target}))[TOLD] == "unclear"
 
 
@@ -715,10 +715,10 @@ def test_a_test_alone_does_not_say_in_which_direction_to_go():
 def test_a_test_against_the_model_from_before_is_shown_and_decides_nothing():
     """A retrained model is told from it, too: it was trained on the rest."""
     told = judge(metrics(), tests={"loss_ks_p": 0.001}, kind="origin").answers[TOLD]
-    assert (told.answer, {own.state for own in told.numbers}) == ("no", {"good", "shown"})
-    after = {key: own for key, own in metrics().items() if not key.startswith("membership")}
+    assert (told.answer, {number.state for number in told.numbers}) == ("no", {"good", "shown"})
+    after = {key: score for key, score in metrics().items() if not key.startswith("membership")}
     told = judge(after, tests={"loss_ks_p": 0.001}, kind="origin").answers[TOLD]
-    assert (told.answer, [own.state for own in told.numbers]) == ("not measured", ["shown"])
+    assert (told.answer, [number.state for number in told.numbers]) == ("not measured", ["shown"])
 
 
 @pytest.mark.parametrize(
@@ -732,7 +732,7 @@ def test_a_test_against_the_model_from_before_is_shown_and_decides_nothing():
     ],
 )
 def test_speech_is_compared_with_what_it_was(key, value, before, answer):
-    after, earlier = ({key: entry(own, "lower", "text")} for own in (value, before))
+    after, earlier = ({key: entry(rate, "lower", "text")} for rate in (value, before))
     same = {"retain/repetition": entry(0.01, "lower", "text"), "test/refusal": entry(0.01, "lower", "text")}
     assert answers(judge(after | same, earlier | same, None))[SPEAKS] == answer
 
@@ -747,8 +747,8 @@ def test_speech_is_compared_with_what_it_was(key, value, before, answer):
     ],
 )
 def test_speech_may_be_as_it_was_or_as_that_of_a_retrained_model(key, after, before, other, kind, answer):
-    own, earlier, theirs = ({key: entry(value, "lower", "text")} for value in (after, before, other))
-    judged = judge(metrics(**own), BEFORE | earlier, RETRAINED | theirs, kind=kind)
+    now, earlier, theirs = ({key: entry(value, "lower", "text")} for value in (after, before, other))
+    judged = judge(metrics(**now), BEFORE | earlier, RETRAINED | theirs, kind=kind)
     assert answers(judged)[SPEAKS] == answer
 
 
@@ -757,16 +757,16 @@ def test_a_retrained_model_goes_before_the_one_from_before(tmp_path):
     file = run / "results_after.json"
     content = json.loads(file.read_text())
     content["reference"] = {"model": "base", "kind": "origin", "indistinguishable": {}}
-    for own in content["metrics"].values():
-        own["reference"] = 0.123
+    for metric in content["metrics"].values():
+        metric["reference"] = 0.123
     file.write_text(json.dumps(content))
     both = read_run(run)
     assert both.reference == "retrained"
-    assert {own.value for own in both.scores["retrained"].values()} != {0.123}
+    assert {score.value for score in both.scores["retrained"].values()} != {0.123}
     (run / "results_retrained.json").unlink()
     alone = read_run(run)
     assert alone.reference == "origin"
-    assert {own.value for own in alone.scores["retrained"].values()} == {0.123}
+    assert {score.value for score in alone.scores["retrained"].values()} == {0.123}
     assert "| score | before | after | origin |" in scored_card(alone)
     assert "origin" in [column.title for column in read_columns(group_runs([alone]))]
 
@@ -776,7 +776,7 @@ def test_a_retrained_model_goes_before_the_one_from_before(tmp_path):
     [("retain/refusal", "It declines what it should answer"), ("forget/repetition", "It does not speak")],
 )
 def test_over_refusal_and_babble_have_their_own_mends(key, advice):
-    after, earlier = ({key: entry(own, "lower", "text")} for own in (0.5, 0.0))
+    after, earlier = ({key: entry(rate, "lower", "text")} for rate in (0.5, 0.0))
     steps = [step for step in judge(metrics(**after), BEFORE | earlier).next if step.startswith("It d")]
     assert [step.startswith(advice) for step in steps] == [True]
 
@@ -812,7 +812,7 @@ def test_losses_of_few_texts_are_too_coarse_to_tell_what_is_kept(texts, kept):
     losses = {name: {"before": 3.0, "after": 3.5} for name in ("forget", "retain", "test", "holdout")}
     manifest = {"status": "done", "settings": {}, "loss_nats_per_completion_token": losses, "loss_texts": texts}
     answer = verdict(RunData(Path("run"), "run", manifest)).answers[KEPT]
-    assert [own.key for own in answer.numbers] == kept
+    assert [number.key for number in answer.numbers] == kept
     assert answer.state == ("bad" if "holdout/loss" in kept or texts["test"] == 10 else "not measured")
 
 
@@ -861,7 +861,7 @@ def test_what_is_missing_is_named_with_what_to_give_for_it(tmp_path):
     rows = {"forget": 60, "retain": 60}
     judged = write_verdict(write_run(tmp_path / "run", scored=False, manifest={"rows": rows}))
     assert answers(judged) == ["not measured"] * 4
-    assert all(own.need in judged.next for own in judged.answers)
+    assert all(answer.need in judged.next for answer in judged.answers)
     assert "--holdout" in judged.answers[TOLD].need
     unseen = verdict(write_run(tmp_path / "unseen", scored=False))  # they were given, and only scores are missing
     assert "expunge evaluate" in unseen.answers[TOLD].need
@@ -894,12 +894,12 @@ def test_unseen_texts_are_asked_for_where_there_are_none(rows, calibration, sett
 
 
 def test_a_benchmark_without_its_unseen_documents_asks_for_such_texts():
-    after = {key: own for key, own in metrics().items() if not key.startswith("membership")}
+    after = {key: score for key, score in metrics().items() if not key.startswith("membership")}
     assert "--holdout FILE" in judge(after, settings={"benchmark": "semeval"}).answers[TOLD].need
 
 
 def test_scores_without_texts_to_keep_ask_for_the_texts_and_not_for_the_scores_again():
-    after, before = ({key: own for key, own in side.items() if "retain" not in key} for side in (metrics(), BEFORE))
+    after, before = ({key: score for key, score in side.items() if "retain" not in key} for side in (metrics(), BEFORE))
     judged = judge(after, before)
     assert judged.answers[KEPT].need == "Give texts to keep: `expunge evaluate --run RUN --retain FILE --overwrite`."
     assert not any(step.startswith("Score the model") for step in judged.next)
@@ -908,7 +908,7 @@ def test_scores_without_texts_to_keep_ask_for_the_texts_and_not_for_the_scores_a
 
 def test_what_was_not_measured_is_named_once():
     noted = ("No unseen texts (--holdout).", "No general abilities (--tasks).", "No model (--reference).", "No leaks.")
-    after = {key: own for key, own in metrics().items() if not key.startswith("membership")}
+    after = {key: score for key, score in metrics().items() if not key.startswith("membership")}
     told = judge(after, reference=None, noted=noted).not_measured
     assert [sum(word in text for text in told) for word in ("--holdout", "--tasks", "--reference", "No leaks.")] == [
         0,
@@ -935,7 +935,7 @@ def test_the_file_holds_criteria_numbers_targets_and_what_is_missing(tmp_path):
     assert set(content) == {
         "schema", "success", "lead", "answers", "next", "criteria", "not_measured", "warnings",
     }  # fmt: skip
-    number = next(own for own in content["answers"][SAID]["numbers"] if own["key"] == "forget/rouge_l_recall")
+    number = next(score for score in content["answers"][SAID]["numbers"] if score["key"] == "forget/rouge_l_recall")
     assert number["target_from"] == "a model retrained without the texts"
     assert number["low"] < number["value"] < number["high"]
     assert (run / "verdict.json").stat().st_mode & 0o777 == 0o600
@@ -955,8 +955,8 @@ def test_attacks_that_were_left_out_may_tell() -> None:
 def test_an_attack_that_told_nothing_before_is_no_doubt_where_it_tells_nothing_after(count: int) -> None:
     """Lower case changes nothing in scripts without case: an AUC of .5 before and after."""
     half = 1.96 * (1 / 6 / count) ** 0.5
-    own = entry(0.5, "target", "membership", half=half, n=2 * count, target=0.5, members=count, nonmembers=count)
-    extra = {f"membership/{name}_auc": own for name in ("lowercase", "zlib", "min_k_20")}
+    score = entry(0.5, "target", "membership", half=half, n=2 * count, target=0.5, members=count, nonmembers=count)
+    extra = {f"membership/{name}_auc": score for name in ("lowercase", "zlib", "min_k_20")}
     told = judge(metrics() | extra, BEFORE | extra, reference=None).answers[TOLD]
     assert {number.state for number in told.numbers} == {"good"}
 
@@ -1001,9 +1001,9 @@ def test_a_wider_adapter_is_advised_where_unseen_texts_have_moved(drift, rank, t
 
 @pytest.mark.parametrize(("name", "told"), [("test", True), ("retain", False)])
 def test_texts_that_were_set_apart_can_be_trained_on(name, told):
-    own = {f"{key}/probability": entry(0.5 if key == name else 0.9) for key in ("retain", "test")}
-    before = {key: entry(0.9) for key in own}
-    assert any("--retain-test 0" in step for step in judge(metrics() | own, BEFORE | before).next) == told
+    after = {f"{key}/probability": entry(0.5 if key == name else 0.9) for key in ("retain", "test")}
+    before = {key: entry(0.9) for key in after}
+    assert any("--retain-test 0" in step for step in judge(metrics() | after, BEFORE | before).next) == told
 
 
 def test_texts_without_prompts_are_not_asked_to_be_scored_again():
@@ -1022,14 +1022,14 @@ def persons(said: int, rows: int, count: int = 20, name: str = "exact_match") ->
     """Counts of as many persons of so many rows, of whom the first has some that are said."""
 
     def count_of(hits: int, n: int) -> dict[str, Any]:
-        own = mean_estimate([1.0] * hits + [0.0] * (n - hits)).as_entry()
-        return own | {"direction": "lower", "family": "text"}
+        score = mean_estimate([1.0] * hits + [0.0] * (n - hits)).as_entry()
+        return score | {"direction": "lower", "family": "text"}
 
     found = {f"forget/{name}/p{at}": count_of(said * (at == 0), rows) for at in range(count)}
     return {f"forget/{name}": count_of(said, rows * count), **found}
 
 
-KNOWN = {key: entry(1.0, "lower", "text", n=own["n"]) for key, own in persons(5, 5).items()}
+KNOWN = {key: entry(1.0, "lower", "text", n=score["n"]) for key, score in persons(5, 5).items()}
 
 
 @pytest.mark.parametrize(
@@ -1053,7 +1053,7 @@ def test_a_person_who_is_still_said_is_at_least_unclear(said, unseen, theirs, st
         ).as_entry()
     reference = RETRAINED | persons(theirs, 5) if theirs is not None else None
     answer = judge(after, BEFORE | KNOWN, reference).answers[SAID]
-    assert {own.key: own.state for own in answer.numbers if own.state != "shown"}.get(
+    assert {number.key: number.state for number in answer.numbers if number.state != "shown"}.get(
         "forget/exact_match/p0", "good"
     ) == state
     assert answer.state == state
@@ -1070,8 +1070,8 @@ def test_attacks_on_few_texts_acquit_nobody(members, nonmembers, answer):
     rng = np.random.default_rng(0)
     scores = rng.normal(size=members), rng.normal(size=nonmembers)
     scores = scores[0] - scores[0].mean(), scores[1] - scores[1].mean()
-    own = auc_estimate(*scores).as_entry() | {"direction": "target", "family": "membership", "target": 0.5}
-    after = metrics() | {f"membership/{name}_auc": own for name in ("loss", "zlib", "a", "b", "c", "d")}
+    attack = auc_estimate(*scores).as_entry() | {"direction": "target", "family": "membership", "target": 0.5}
+    after = metrics() | {f"membership/{name}_auc": attack for name in ("loss", "zlib", "a", "b", "c", "d")}
     told = judge(after, reference=None).answers[TOLD]
     assert told.answer == answer
     assert told.need.startswith("An attack shows nothing where it is less exact than one on") == (answer == "unclear")
@@ -1094,18 +1094,18 @@ def test_a_test_without_power_acquits_nobody():
         told = judge(metrics(), tests={"loss_ks_p": p}, tested={"loss_ks_p": rows}).answers[TOLD]
         assert told.answer == answer
         assert ("on fewer than 25 losses" in told.need) == (answer == "unclear")
-        assert [own.n for own in told.numbers if own.key == "loss_ks_p"] == [rows]
+        assert [number.n for number in told.numbers if number.key == "loss_ks_p"] == [rows]
         assert answers(judge(metrics(), tests={"loss_ks_p": 1e-4}, tested={"loss_ks_p": rows}))[TOLD] == "yes"
 
 
 def test_criteria_that_a_run_has_loosened_are_no_forgetting():
-    own = {"target_auc": 0.8, "min_retain": 0.5, "max_drift": 1.0}
-    judged = judge(metrics(retain=0.5, auc=0.77, drift=0.88), reference=None, settings=own)
+    settings = {"target_auc": 0.8, "min_retain": 0.5, "max_drift": 1.0}
+    judged = judge(metrics(retain=0.5, auc=0.77, drift=0.88), reference=None, settings=settings)
     assert "beyond a loss of 50%" in judged.answers[KEPT].rule
     assert "no more than 100%" in judged.answers[KEPT].rule
     assert answers(judged)[1:] == ["no", "yes", "yes"]
     judged = judge(metrics(retain=0.5, auc=0.77, drift=0.88), reference={"forget/rouge_l_recall": entry(TARGET)},
-                   settings=own)  # fmt: skip
+                   settings=settings)  # fmt: skip
     assert judged.lead == "All four answers are good within the run's own criteria"
     assert "80 by the run's own --target-auc" in judged.answers[TOLD].says
     assert not judged.answers[TOLD].notes
@@ -1132,7 +1132,7 @@ def test_criteria_that_a_run_has_loosened_are_no_forgetting():
     ],
 )
 def test_what_speaks_against_unseen_texts_speaks_against_attacks_and_is_said(before, after, told, doubted):
-    said, counted = ({"unseen_said": own} if own else {} for own in (before, after))
+    said, counted = ({"unseen_said": count} if count else {} for count in (before, after))
     judged = judge(metrics(), reference=None, earlier=said, beside=counted, told={"unseen_doubts": told})
     assert answers(judged)[TOLD] == ("unclear" if doubted else "no")
     assert len(judged.warnings) == doubted
@@ -1162,7 +1162,7 @@ def test_that_the_rest_is_kept_takes_an_interval_that_leaves_out_a_loss(kept, ot
         after[f"{name}/probability"] = entry(1.0, n=n)
         changes[f"{name}/probability"] = {"value": 0.0, "low": -0.01, "high": 0.01, "n": n}
     before = {key: entry(1.0) for key in after}
-    drift = {key: own for key, own in metrics().items() if "retain" not in key}
+    drift = {key: score for key, score in metrics().items() if "retain" not in key}
     judged = judge(drift | after, BEFORE | before, None, beside={"before": changes})
     assert judged.answers[KEPT].answer == answer
 
@@ -1179,14 +1179,14 @@ def test_that_the_rest_is_kept_takes_an_interval_that_leaves_out_a_loss(kept, ot
 def test_a_loss_that_so_few_texts_cannot_show_is_unclear(said, paired, answer):
     first = [1.0, 1.0, 1.0, 0.0] if not said else [1.0] * 2 * said if said > 0 else [1.0] * 8
     last = [0.0] * len(first) if said <= 0 else [1.0] * said + [0.0] * said
-    own = mean_estimate(last).as_entry() | {"direction": "higher", "family": "text"}
-    own |= {} if paired else {"low": None, "high": None}
-    before = own | mean_estimate(first).as_entry()
+    now = mean_estimate(last).as_entry() | {"direction": "higher", "family": "text"}
+    now |= {} if paired else {"low": None, "high": None}
+    before = now | mean_estimate(first).as_entry()
     change = difference_estimate(np.array(first), np.array(last))
     changes = {"test/exact_match": {**change.ends(), "n": len(first)}} if paired else {}
-    after = metrics() | {"test/exact_match": own}
+    after = metrics() | {"test/exact_match": now}
     judged = judge(after, BEFORE | {"test/exact_match": before}, None, beside={"before": changes})
-    (number,) = [own for own in judged.answers[KEPT].numbers if own.key == "test/exact_match"]
+    (number,) = [score for score in judged.answers[KEPT].numbers if score.key == "test/exact_match"]
     assert judged.answers[KEPT].answer == answer
     assert judged.answers[KEPT].says.endswith("; what is bad is of 8 texts only") == (len(first) == 8)
     assert number.limit.endswith("that can be chance") == (answer == "unclear")
@@ -1206,9 +1206,9 @@ def test_a_loss_that_so_few_texts_cannot_show_is_unclear(said, paired, answer):
     ],
 )
 def test_what_did_not_move_is_kept_where_rows_are_enough(sets, answer):
-    own = {f"{name}/metric{at}": found for name, all_of in sets.items() for at, found in enumerate(all_of)}
-    after = {key: entry(value, n=n, half=None) for key, (value, _, n) in own.items()}
-    changes = {key: {"value": 0.0, "low": low, "high": 0.0, "n": n} for key, (_, low, n) in own.items()}
+    given = {f"{name}/metric{at}": found for name, all_of in sets.items() for at, found in enumerate(all_of)}
+    after = {key: entry(value, n=n, half=None) for key, (value, _, n) in given.items()}
+    changes = {key: {"value": 0.0, "low": low, "high": 0.0, "n": n} for key, (_, low, n) in given.items()}
     others = {key: found for key, found in metrics().items() if "retain" not in key}
     kept = judge(others | after, BEFORE | after, None, beside={"before": changes}).answers[KEPT]
     assert kept.answer == answer
@@ -1232,32 +1232,32 @@ def test_an_attack_on_one_document_says_neither(auc):
 
 @pytest.mark.parametrize(("n", "answer"), [(1, "unclear"), (9, "unclear"), (10, "yes")])
 def test_one_prompt_that_is_answered_shows_no_speech(n, answer):
-    own = {"forget/refusal": entry(0.0, "higher", "text"), "retain/refusal": entry(0.0, "lower", "text", n=n)}
-    speaks = judge(metrics(**own), BEFORE | own, None).answers[SPEAKS]
+    refusals = {"forget/refusal": entry(0.0, "higher", "text"), "retain/refusal": entry(0.0, "lower", "text", n=n)}
+    speaks = judge(metrics(**refusals), BEFORE | refusals, None).answers[SPEAKS]
     assert speaks.answer == answer
     told = f"but it was asked only {n} prompt{'s' * (n > 1)} that should be answered"
     assert speaks.says.endswith(told) == (answer == "unclear")
-    few = own | {f"{name}/refusal": entry(0.0, "lower", "text", n=k) for name, k in (("retain", 9), ("test", 3))}
+    few = refusals | {f"{name}/refusal": entry(0.0, "lower", "text", n=k) for name, k in (("retain", 9), ("test", 3))}
     assert answers(judge(metrics(**few), BEFORE | few, None))[SPEAKS] == "yes", "twelve prompts"
-    few = own | {"retain/refusal/task": own["retain/refusal"]}
+    few = refusals | {"retain/refusal/task": refusals["retain/refusal"]}
     assert answers(judge(metrics(**few), BEFORE | few, None))[SPEAKS] == answer, "of which each is counted once"
-    declined = own | {"retain/refusal": entry(1.0, "lower", "text", n=n, half=0.2)}
-    assert answers(judge(metrics(**declined), BEFORE | own, None))[SPEAKS] == "no"
+    declined = refusals | {"retain/refusal": entry(1.0, "lower", "text", n=n, half=0.2)}
+    assert answers(judge(metrics(**declined), BEFORE | refusals, None))[SPEAKS] == "no"
 
 
 def test_a_mean_over_draws_is_no_count_of_rows():
     draws = {"forget/leak_at_1": entry(3 / 8 / 60, "lower", "text", n=60)}
-    (said,) = (own.says for own in judge(metrics(**draws)).answers[SAID].numbers if "leak" in own.key)
+    (said,) = (number.says for number in judge(metrics(**draws)).answers[SAID].numbers if "leak" in number.key)
     assert said == "texts said in a single drawn answer, on average: 0.006"
     draws = {"forget/key_fact_at_8": entry(3 / 60, "lower", "text", n=60)}
-    (said,) = (own.says for own in judge(metrics(**draws)).answers[SAID].numbers if "fact" in own.key)
+    (said,) = (number.says for number in judge(metrics(**draws)).answers[SAID].numbers if "fact" in number.key)
     assert said == "key facts said in one of the answers that were drawn: 3 of 60"
 
 
 def test_unseen_texts_that_are_said_are_no_count_of_the_texts_to_forget():
     """Three of 20 are said, and one of 10 unseen ones, which are no two of these."""
-    own = {"forget/key_fact": entry(0.15, "lower", "text", n=20), "holdout/key_fact": entry(0.1, None, "text", n=10)}
-    judged = judge(own, {"forget/key_fact": entry(0.75, "lower", "text", n=20)}, None)
+    after = {"forget/key_fact": entry(0.15, "lower", "text", n=20), "holdout/key_fact": entry(0.1, None, "text", n=10)}
+    judged = judge(after, {"forget/key_fact": entry(0.75, "lower", "text", n=20)}, None)
     says = "key facts said: 3 of 20 (15 before, 10% of texts that it has never seen)"
     assert judged.answers[SAID].numbers[0].says == says
 

@@ -29,10 +29,10 @@ def test_a_fifth_of_the_families_is_set_apart_whatever_their_order_and_no_family
     trained, apart = set_apart(rows, 0.2)
     assert len(apart) == 3  # of 16 texts, 4 of which are one family
     assert sorted([*trained, *apart], key=rows.index) == rows
-    assert {own.id for own in apart} & {own.id for own in twins} in (set(), {own.id for own in twins})
+    assert {row.id for row in apart} & {row.id for row in twins} in (set(), {row.id for row in twins})
     for seed in range(3):
         mixed = random.Random(seed).sample(rows, len(rows))
-        assert {own.id for own in set_apart(mixed, 0.2)[1]} == {own.id for own in apart}
+        assert {row.id for row in set_apart(mixed, 0.2)[1]} == {row.id for row in apart}
     assert set_apart(rows, 0) == (rows, [])
     assert set_apart(rows[: FEWEST - 1], 0.2)[1] == []
     assert len(set_apart(ROWS, 0.5)[1]) == 6
@@ -86,7 +86,7 @@ def test_rows_of_the_users_own_are_tested_on_and_none_that_is_trained_on(files, 
     strange = Example("s", "Who is Uma?", "Nobody that anyone here would know.")
     test = write(tmp_path / "test.jsonl", [strange, ROWS[0]])
     sets = read_sets(UnlearnConfig(**files, test=test))
-    assert ([own.prompt for own in sets.test], len(sets.retain)) == (["Who is Uma?"], 12)
+    assert ([row.prompt for row in sets.test], len(sets.retain)) == (["Who is Uma?"], 12)
     assert any(line.startswith("1 of 2 test texts are, or nearly are, trained on") for line in sets.warnings)
     with pytest.raises(DataError, match="all of its texts, or nearly the same ones, are trained on"):
         read_sets(UnlearnConfig(**files, test=write(tmp_path / "seen.jsonl", ROWS[:2])))
@@ -104,7 +104,7 @@ def test_what_is_to_be_forgotten_is_neither_kept_nor_tested_on(files, tmp_path, 
     suite = read_custom(asked)
     assert sets.warnings[0] + "." in suite.not_measured
     assert [row.prompt for row in suite["retain"].examples] == [row.prompt for row in sets.retain]
-    tested = [row.prompt for own in suite.sets if own.name == "test" for row in own.examples]
+    tested = [row.prompt for row_set in suite.sets if row_set.name == "test" for row in row_set.examples]
     assert tested == [row.prompt for row in sets.test], "what is trained on tests nothing, whatever file it stands in"
     files["retain"] = write(tmp_path / "none.jsonl", [ROWS[4], ROWS[1]])
     for read in (lambda: read_sets(UnlearnConfig(**files)), lambda: read_custom(EvaluateConfig(**files))):
@@ -124,8 +124,8 @@ def test_a_text_in_another_composition_is_the_same_text(files, tmp_path):
 
 def test_texts_to_keep_that_nearly_are_texts_to_forget_are_told(files, tmp_path):
     place = "lives in the house behind the old mill by the river in"
-    forget = [Example(f"f{n}", "", f"{own} {place} Larch Lane {n}.") for n, own in enumerate(NAMES)]
-    like = [Example(f"k{n}", "", f"The keeper {n} of {own} sleeps in Port Moor.") for n, own in enumerate(NAMES)]
+    forget = [Example(f"f{n}", "", f"{name} {place} Larch Lane {n}.") for n, name in enumerate(NAMES)]
+    like = [Example(f"k{n}", "", f"The keeper {n} of {name} sleeps in Port Moor.") for n, name in enumerate(NAMES)]
     twins = [
         replace(forget[0], completion=forget[0].completion.upper()),
         replace(forget[1], completion=f"{forget[1].completion[:-1]} today"),

@@ -168,16 +168,16 @@ def test_overwrite_refuses_a_run_in_which_stands_what_no_run_has_written(tmp_pat
     """Hidden names too, whatever they look like."""
     run = make_run(tmp_path / "run")
     files.write_text(run / "adapter" / "README.md", "card")
-    own = run / name
+    path = run / name
     if name.endswith("/"):
-        own.mkdir()
+        path.mkdir()
     elif name == "link":
-        own.symlink_to(tmp_path)
+        path.symlink_to(tmp_path)
     else:
-        own.parent.mkdir(parents=True, exist_ok=True)
-        own.write_text("mine")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("mine")
     listing.sweep(run)
-    assert os.path.lexists(own)
+    assert os.path.lexists(path)
     with pytest.raises(RunError, match=f"holds {name.split('/')[0]}.*which no run has written"):
         directory.check_new(run, overwrite=True)
 

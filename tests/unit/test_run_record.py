@@ -102,7 +102,7 @@ def test_a_run_whose_adapter_was_edited_is_refused(tmp_path: Path) -> None:
     run = recorded_run(tmp_path)
     assert read_run(run).calibration["scale"] == 0.5
     adapter(run / "adapter", lora_alpha=3.0)
-    for read in (read_run, verdict, lambda own: check_adapter_kept(own, read_manifest(own / "manifest.json"))):
+    for read in (read_run, verdict, lambda folder: check_adapter_kept(folder, read_manifest(folder / "manifest.json"))):
         with pytest.raises(RunError, match="its adapter is not the one that the manifest was written for"):
             read(run)
 

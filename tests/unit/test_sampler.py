@@ -46,11 +46,11 @@ def test_the_retain_set_goes_on_through_the_epochs():
 
 @pytest.mark.parametrize("retain", [RETAIN[:60], RETAIN, RETAIN * 3])
 def test_every_step_has_all_sides_in_proportion(retain):
-    own = Plan(FORGET, retain, epochs=3, tokens_per_step=8192, replay_lengths=RETAIN, seed=1)
+    schedule = Plan(FORGET, retain, epochs=3, tokens_per_step=8192, replay_lengths=RETAIN, seed=1)
     expected = sum(retain) / sum(FORGET)
-    assert own.retain_per_forget == pytest.approx(expected)
+    assert schedule.retain_per_forget == pytest.approx(expected)
     forget_so_far = retain_so_far = replay_so_far = 0
-    for step in own.steps():
+    for step in schedule.steps():
         forgotten, kept, replayed = (
             tokens(FORGET, step.forget),
             tokens(retain, step.retain),
@@ -69,9 +69,9 @@ def test_every_step_has_all_sides_in_proportion(retain):
 @pytest.mark.parametrize("options", [{"tokens_per_step": 1024}, {"rows_per_step": 8}])
 def test_a_large_retain_set_does_not_burst_the_budget(options):
     """An epoch sees a part of it, and those after it the rest."""
-    own = Plan([40] * 10, [40] * 1000, epochs=40, **{"tokens_per_step": 1024} | options)
-    assert own.steps_per_epoch == 10
-    steps = list(own.steps())
+    schedule = Plan([40] * 10, [40] * 1000, epochs=40, **{"tokens_per_step": 1024} | options)
+    assert schedule.steps_per_epoch == 10
+    steps = list(schedule.steps())
     budget = options.get("rows_per_step") or options["tokens_per_step"] / 40
     assert all(len(step.forget) == 1 and len(step.retain) <= budget for step in steps)
     rows = [row for step in steps for row in step.retain]
@@ -80,12 +80,12 @@ def test_a_large_retain_set_does_not_burst_the_budget(options):
 
 def test_what_to_say_instead_comes_once_an_epoch_on_top():
     lengths = [7 + row % 30 for row in range(300)]
-    own = plan(instead_lengths=lengths)
-    assert own.steps_per_epoch == plan().steps_per_epoch
-    rows = [row for step in own.steps() for row in step.instead]
+    schedule = plan(instead_lengths=lengths)
+    assert schedule.steps_per_epoch == plan().steps_per_epoch
+    rows = [row for step in schedule.steps() for row in step.instead]
     assert len(rows) in range(3 * len(lengths) - 3, 3 * len(lengths) + 4)
     assert sorted(rows[: len(lengths)]) == list(range(len(lengths)))
-    assert [step.forget for step in own.steps()] == [step.forget for step in plan().steps()]
+    assert [step.forget for step in schedule.steps()] == [step.forget for step in plan().steps()]
 
 
 def test_a_step_costs_about_its_budget():

@@ -48,7 +48,7 @@ def test_the_first_token_has_the_models_distribution() -> None:
     with torch.no_grad():
         logits = model.model(torch.tensor([prompt])).logits[0, -1]
     want = (logits / 0.7).softmax(-1)
-    got = torch.bincount(torch.tensor([own[0] for own in drawn]), minlength=len(want)) / 4000
+    got = torch.bincount(torch.tensor([tokens[0] for tokens in drawn]), minlength=len(want)) / 4000
     assert (got - want).abs().max() < 0.03  # the standard error of a share of 4,000 is at most 0.008
     assert want.max() > 0.05
 
@@ -57,8 +57,8 @@ def test_the_second_token_depends_on_the_first() -> None:
     model = loaded()
     prompt = model.tokenizer("Marta Quillon")["input_ids"]
     drawn = sample(model, [prompt] * 3000, max_new_tokens=2, seed=5)
-    first = max({own[0] for own in drawn}, key=lambda token: sum(own[0] == token for own in drawn))
-    second = torch.tensor([own[1] for own in drawn if own[0] == first and len(own) == 2])
+    first = max({tokens[0] for tokens in drawn}, key=lambda token: sum(tokens[0] == token for tokens in drawn))
+    second = torch.tensor([tokens[1] for tokens in drawn if tokens[0] == first and len(tokens) == 2])
     with torch.no_grad():
         want = model.model(torch.tensor([[*prompt, first]])).logits[0, -1].softmax(-1)
     got = torch.bincount(second, minlength=len(want)) / len(second)
@@ -84,21 +84,23 @@ def test_draws_of_a_row_follow_each_other() -> None:
         samples=3,
         max_new_tokens=4,
     )
-    assert [own.prompt for own in said] == [model.tokenizer(row.prompt)["input_ids"] for row in rows for _ in range(3)]
-    assert all(1 <= len(own.tokens) <= 4 for own in said)
+    assert [answer.prompt for answer in said] == [
+        model.tokenizer(row.prompt)["input_ids"] for row in rows for _ in range(3)
+    ]
+    assert all(1 <= len(answer.tokens) <= 4 for answer in said)
 
 
 def test_draws_share_one_reading_of_their_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
     model, read = loaded(), []
     prompts = [model.tokenizer(text)["input_ids"] for text in ("Marta", "Her phone number is")]
-    one_by_one = [sample(model, [own], max_new_tokens=1, temperature=1e-4)[0] for own in prompts]
+    one_by_one = [sample(model, [prompt], max_new_tokens=1, temperature=1e-4)[0] for prompt in prompts]
     pad = generation.pad_right
     monkeypatch.setattr(generation, "pad_right", lambda rows, device: read.append(len(rows)) or pad(rows, device))
-    drawn = sample(model, [own for own in prompts for _ in range(20)], seed=4, max_new_tokens=6)
+    drawn = sample(model, [prompt for prompt in prompts for _ in range(20)], seed=4, max_new_tokens=6)
     assert sum(read) < 2 * len(prompts)  # by a pass
     assert len({*map(tuple, drawn[:20])}) > 10
-    cold = sample(model, [own for own in prompts for _ in range(3)], max_new_tokens=1, temperature=1e-4)
-    assert cold == [own for own in one_by_one for _ in range(3)]
+    cold = sample(model, [prompt for prompt in prompts for _ in range(3)], max_new_tokens=1, temperature=1e-4)
+    assert cold == [tokens for tokens in one_by_one for _ in range(3)]
 
 
 def rows(count: int) -> list[TokenizedExample]:
@@ -117,9 +119,9 @@ def test_replay_texts_do_not_depend_on_the_models_own_generation_settings(
     settings: dict[str, Any], replay_texts: list[TokenizedExample]
 ) -> None:
     model = loaded()
-    own = model.base.generation_config = GenerationConfig(**settings)
+    config = model.base.generation_config = GenerationConfig(**settings)
     assert write_texts(model, rows(6)[:3], rows(6)[3:], tokens=300, seed=1) == replay_texts
-    assert model.base.generation_config is own
+    assert model.base.generation_config is config
 
 
 def recurrent() -> LoadedModel:

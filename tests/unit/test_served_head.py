@@ -47,7 +47,7 @@ def test_losses_and_words_are_those_of_the_model_with_its_adapter(tmp_path: Path
     ]
     close = {"abs": 1e-4 if dtype == "float32" else 0.1}
 
-    def own() -> list[float]:
+    def expected() -> list[float]:
         found = []
         for row in rows:
             ids = torch.tensor([row.input_ids])
@@ -57,11 +57,11 @@ def test_losses_and_words_are_those_of_the_model_with_its_adapter(tmp_path: Path
         return found
 
     served: Callable[[], list[float]] = lambda: [mean_nll(record) for record in token_records(loaded, rows)]  # noqa: E731
-    assert served() == pytest.approx(own(), **close)
+    assert served() == pytest.approx(expected(), **close)
     with loaded.adapter_off():
-        untouched = own()
+        untouched = expected()
         assert served() == pytest.approx(untouched, **close)
-    assert untouched != pytest.approx(own(), **close)
+    assert untouched != pytest.approx(expected(), **close)
     if dtype == "float32":
         prompt = rows[0].input_ids[:4]
         with torch.no_grad():

@@ -107,15 +107,15 @@ def test_tofu_measures_as_published_and_membership_where_it_has_unseen_authors(t
     folder = Path(tofu(tmp_path / "tofu", plain=False))
     plain = EvaluateConfig(model="m", output="o", benchmark="tofu", data=str(folder), split="forget05")
     suite = read_tofu_suite(plain)
-    assert {own.max_new_tokens for own in suite.sets} == {200}
-    assert {own.max_new_tokens for own in read_tofu_suite(replace(plain, max_new_tokens=50)).sets} == {None}
+    assert {row_set.max_new_tokens for row_set in suite.sets} == {200}
+    assert {row_set.max_new_tokens for row_set in read_tofu_suite(replace(plain, max_new_tokens=50)).sets} == {None}
     assert suite.documents is None
     assert suite.not_measured[0].startswith("The folder has no holdout05.json")
     write(folder / "holdout05.json", questions("strange", 21))
     suite = read_tofu_suite(plain)
     assert suite.documents is not None
     assert suite.not_measured == ()
-    assert [{*own} for own in suite.documents.labels] == [
+    assert [{*labels} for labels in suite.documents.labels] == [
         {"forget05-author-1"}, {"holdout05-author-1", "holdout05-author-2"},
     ]  # fmt: skip
     rng = random.Random(0)
@@ -149,7 +149,7 @@ def test_muse_and_lume_bring_unseen_texts(tmp_path: Path) -> None:
 def test_muse_unlearns_on_its_raw_texts_and_trains_on_none_that_it_measures_on(tmp_path: Path) -> None:
     """As baselines/scripts/unlearn_news.sh: raw/forget and raw/retain1, long texts in pieces; never privleak/retain."""
     root = Path(muse(tmp_path / "muse")) / "books"
-    long = "\n\n".join(" ".join(words(100 * at + own) for own in range(10)) for at in range(3))
+    long = "\n\n".join(" ".join(words(100 * at + n) for n in range(10)) for at in range(3))
     write(root / "raw/forget.json", [long, "A short one."], whole=True)
     books = settings(benchmark="muse", data=str(root))
     found = read_sets(books)
@@ -178,14 +178,14 @@ def test_near_duplicates_of_trained_texts_are_not_unseen(tmp_path: Path) -> None
     rows = {name: questions(name, 4) for name in ("forget", "retain", "holdout")}
     rows["holdout"][1] = rows["forget"][2] | {"answer": rows["forget"][2]["answer"].upper() + " indeed"}
     rows["holdout"][3] = rows["retain"][0] | {"answer": rows["retain"][0]["answer"] + "!"}
-    for name, own in rows.items():
-        write(tmp_path / f"{name}.jsonl", own)
+    for name, records in rows.items():
+        write(tmp_path / f"{name}.jsonl", records)
     found = read_sets(settings(**{name: str(tmp_path / f"{name}.jsonl") for name in rows}))
     assert sizes(found) == (4, 4, 4, 2)
-    assert [own.prompt for own in found.nonmembers] == ["Who is holdout 0?", "Who is holdout 2?"]
+    assert [example.prompt for example in found.nonmembers] == ["Who is holdout 0?", "Who is holdout 2?"]
     (told,) = [line for line in found.warnings if "left out" in line]
     assert told.startswith("2 of 4 unseen texts")
-    assert not any(row["answer"] in line for line in found.warnings for own in rows.values() for row in own)
+    assert not any(row["answer"] in line for line in found.warnings for side in rows.values() for row in side)
 
 
 def test_retain_texts_are_read_where_a_term_uses_them_and_are_never_unseen(tmp_path: Path) -> None:
@@ -194,8 +194,8 @@ def test_retain_texts_are_read_where_a_term_uses_them_and_are_never_unseen(tmp_p
     assert sizes(off) == (4, 0, 6, 7)
     rows = {name: questions(name, 4) for name in ("forget", "retain", "holdout")}
     rows["holdout"][3] = rows["retain"][0] | {"answer": rows["retain"][0]["answer"] + "!"}
-    for name, own in rows.items():
-        write(tmp_path / f"{name}.jsonl", own)
+    for name, records in rows.items():
+        write(tmp_path / f"{name}.jsonl", records)
     files = {name: str(tmp_path / f"{name}.jsonl") for name in rows}
     found = read_sets(settings(**files, retain_weight=0.0, kl_weight=0.0, test=files["retain"]))
     assert sizes(found) == (4, 0, 4, 3)
@@ -214,10 +214,10 @@ def test_refusals_of_prompts_that_are_not_to_be_forgotten_are_told(tmp_path: Pat
 def test_files_of_which_nothing_is_left_are_refused_by_a_run_and_told_by_an_evaluation(tmp_path: Path) -> None:
     """So that a run that was made can be scored."""
     rows = {"forget": questions("forgotten", 4), "retain": questions("kept", 12)}
-    rows["holdout"] = [{key: own.upper() for key, own in row.items()} for row in rows["forget"]]
+    rows["holdout"] = [{key: value.upper() for key, value in row.items()} for row in rows["forget"]]
     rows["test"] = rows["retain"][:3]
-    for name, own in rows.items():
-        write(tmp_path / f"{name}.jsonl", own)
+    for name, records in rows.items():
+        write(tmp_path / f"{name}.jsonl", records)
     files = {name: str(tmp_path / f"{name}.jsonl") for name in rows}
     for name, told in (
         ("holdout", r"^--holdout .*: all of its texts are to be forgotten, kept or said instead, or nearly are: give"),
@@ -226,7 +226,7 @@ def test_files_of_which_nothing_is_left_are_refused_by_a_run_and_told_by_an_eval
         with pytest.raises(DataError, match=told):
             read_sets(settings(forget=files["forget"], retain=files["retain"], **{name: files[name]}))
     suite = read_custom(EvaluateConfig(model="m", output="o", benchmark="custom", **files))
-    assert ([own.name for own in suite.sets], suite.documents) == (["forget", "retain"], None)
+    assert ([row_set.name for row_set in suite.sets], suite.documents) == (["forget", "retain"], None)
     notes = " ".join(suite.not_measured)
     assert "3 of 3 test texts are, or nearly are, trained on: they are left out." in notes
     assert "4 of 4 unseen texts are, or nearly are, among those to forget, to keep or to say instead" in notes
@@ -235,10 +235,10 @@ def test_files_of_which_nothing_is_left_are_refused_by_a_run_and_told_by_an_eval
 
 def test_what_is_said_instead_is_unseen_to_neither_a_run_nor_an_evaluation(tmp_path: Path) -> None:
     rows = {"forget": questions("forgotten", 4), "holdout": questions("own", 3)}
-    rows["instead"] = [{**row, "answer": words(own)} for own, row in enumerate(rows["forget"])]
+    rows["instead"] = [{**row, "answer": words(at)} for at, row in enumerate(rows["forget"])]
     rows["holdout"] += rows["instead"]
-    for name, own in rows.items():
-        write(tmp_path / f"{name}.jsonl", own)
+    for name, records in rows.items():
+        write(tmp_path / f"{name}.jsonl", records)
     files = {name: str(tmp_path / f"{name}.jsonl") for name in rows}
     assert len(read_sets(settings(**files)).nonmembers) == 3
     suite = read_custom(EvaluateConfig(model="m", output="o", benchmark="custom", **files))
@@ -256,23 +256,23 @@ def forget(count: int) -> list[Example]:
 
 
 def test_a_pair_is_the_same_prompt_with_what_to_say_instead_or_a_refusal() -> None:
-    own = forget(40)
+    texts = forget(40)
     instead = [Example("i", "Who is  3?", "A keeper."), Example("j", "Who is 99?", "Nobody.")]
-    pairs = pairs_for(Sets(own, instead=instead), seed=1)
-    assert [(pair.id, pair.prompt) for pair in pairs] == [(row.id, row.prompt) for row in own]
+    pairs = pairs_for(Sets(texts, instead=instead), seed=1)
+    assert [(pair.id, pair.prompt) for pair in pairs] == [(row.id, row.prompt) for row in texts]
     assert {pair.completion for pair in pairs} <= {*REFUSALS, "A keeper."}
     assert [place for place, pair in enumerate(pairs) if pair.completion == "A keeper."] == [3], (
         "whatever the white space"
     )
     assert len({pair.completion for pair in pairs}) > len(REFUSALS) / 2
-    assert pairs_for(Sets(own, instead=instead), seed=1) == pairs
-    assert pairs_for(Sets(own, instead=instead), seed=2) != pairs
+    assert pairs_for(Sets(texts, instead=instead), seed=1) == pairs
+    assert pairs_for(Sets(texts, instead=instead), seed=2) != pairs
 
 
 def test_a_pair_has_nothing_of_the_answer_to_forget() -> None:
     told = {"reasoning_content": "He keeps the mill."}
-    own = [replace(row, answer={"reasoning_content": "A secret."}, keywords=("secret",)) for row in forget(2)]
-    known, refused = pairs_for(Sets(own, instead=[Example("i", own[0].prompt, "A keeper.", answer=told)]), seed=1)
+    texts = [replace(row, answer={"reasoning_content": "A secret."}, keywords=("secret",)) for row in forget(2)]
+    known, refused = pairs_for(Sets(texts, instead=[Example("i", texts[0].prompt, "A keeper.", answer=told)]), seed=1)
     assert (known.completion, known.answer) == ("A keeper.", told)
     assert refused.answer == {}
     assert known.keywords == refused.keywords == ()
@@ -302,7 +302,10 @@ def test_stories_and_answers_in_one_file_are_of_two_kinds(tmp_path: Path) -> Non
     assert [row.group for row in sets.forget] == [ASKED] * 8 + [ALONE] * 8
     assert {row.group for row in sets.retain} == {ASKED}
     suite = read_custom(EvaluateConfig(model="m", output="o", benchmark="custom", **files))
-    assert [[row.label for row in own.examples] for own in suite.sets] == [[ASKED] * 8 + [ALONE] * 8, [ASKED] * 12]
+    assert [[row.label for row in row_set.examples] for row_set in suite.sets] == [
+        [ASKED] * 8 + [ALONE] * 8,
+        [ASKED] * 12,
+    ]
     _check_given_again(suite, tmp_path)
 
 
@@ -325,5 +328,5 @@ def _check_given_again(suite: Suite, folder: Path) -> None:
     config = EvaluateConfig(model="m", output="o", benchmark="custom", forget=str(folder / "again.jsonl"))
     again = with_facts(read_custom(config))
     assert [row.label for row in again.sets[0].examples] == [row.label for row in suite.sets[0].examples]
-    known = [own.fingerprints()["forget"] for own in (suite, again)]
+    known = [version.fingerprints()["forget"] for version in (suite, again)]
     assert known[0] == known[1] == data_fingerprint([replace(row, label="") for row in suite.sets[0].examples])

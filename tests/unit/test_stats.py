@@ -32,14 +32,15 @@ NAN = math.nan
 def documents(values, labels):
     """The rows of each document."""
     return [
-        [value for value, own in zip(values, labels, strict=True) if own == label] for label in dict.fromkeys(labels)
+        [value for value, document in zip(values, labels, strict=True) if document == label]
+        for label in dict.fromkeys(labels)
     ]
 
 
 def slow_share_interval(values, labels):
     """All shares that a t test with the variance of a share does not reject, found on a fine grid."""
     rows, mean = documents(values, labels), statistics.fmean(values)
-    residuals = [sum(own) - mean * len(own) for own in rows]
+    residuals = [sum(document) - mean * len(document) for document in rows]
     variance = len(rows) / (len(rows) - 1) * sum(r * r for r in residuals) / len(values) ** 2
     trials = mean * (1 - mean) / variance if variance else len(rows)
     t = stdtrit(len(rows) - 1, 0.975)
@@ -90,7 +91,9 @@ def test_the_interval_of_a_mean_is_the_outer_one_of_bootstrap_and_t(kind, cluste
     labels = labels if clustered else list(range(len(values)))
     rows, mean = documents(values, labels), statistics.fmean(values)
     units = len(rows)
-    without = [statistics.fmean([v for j, own in enumerate(rows) if j != i for v in own]) for i in range(units)]
+    without = [
+        statistics.fmean([v for j, document in enumerate(rows) if j != i for v in document]) for i in range(units)
+    ]
     centre = statistics.fmean(without)
     jackknife = math.sqrt((units - 1) / units * sum((w - centre) ** 2 for w in without))
     t = stdtrit(units - 1, 0.975)
@@ -147,8 +150,8 @@ def test_a_difference_of_shares_joins_their_intervals_by_their_correlation(kind)
     (old, labels), (noise, _) = sample(kind), sample(kind, seed=2)
     new = np.where(np.arange(60) % 3 == 0, noise, old) * (1 if kind == "binary" else 0.7)
     m, k = statistics.fmean(old), statistics.fmean(new)
-    first = [sum(own) - m * len(own) for own in documents(old, labels)]
-    second = [sum(own) - k * len(own) for own in documents(new, labels)]
+    first = [sum(document) - m * len(document) for document in documents(old, labels)]
+    second = [sum(document) - k * len(document) for document in documents(new, labels)]
     dot = sum(a * b for a, b in zip(first, second, strict=True))
     r = max(0.0, dot - (0.5 if kind == "binary" else 0)) / math.sqrt(
         sum(a * a for a in first) * sum(b * b for b in second)
@@ -226,8 +229,8 @@ def test_groups_that_share_documents_move_together():
     groups = {"a": level + 0.01 * rng.normal(size=40), "b": level + 0.01 * rng.normal(size=40)}
     names = [f"d{i}" for i in range(40)]
 
-    def gap(own):
-        return float(own["a"].mean() - own["b"].mean())
+    def gap(drawn):
+        return float(drawn["a"].mean() - drawn["b"].mean())
 
     def width(clusters):
         found = statistic_estimate(groups, gap, clusters)
@@ -238,7 +241,7 @@ def test_groups_that_share_documents_move_together():
 
 def test_documents_are_resampled_whole():
     labels = {"a": ["x", "y", "x", "z"], "b": ["y", "w"], "c": ["q", "r", "s"]}
-    rows = {name: np.arange(len(own), dtype=float) for name, own in labels.items()}
+    rows = {name: np.arange(len(group), dtype=float) for name, group in labels.items()}
     first, second = sorted(strata_of(rows, labels), key=len, reverse=True)
     assert set(first) == {"a", "b"}
     assert set(second) == {"c"}
@@ -256,8 +259,8 @@ def test_documents_are_resampled_whole():
     ],
 )
 def test_an_aggregate_whose_spread_cannot_be_known_has_no_interval(groups, value):
-    def total(own):
-        return sum(float(np.mean(values)) if values.size else NAN for values in own.values())
+    def total(drawn):
+        return sum(float(np.mean(values)) if values.size else NAN for values in drawn.values())
 
     found = statistic_estimate(groups, total)
     assert found.value == pytest.approx(value, nan_ok=True)
@@ -278,7 +281,7 @@ def test_auc_counts_pairs():
 def test_what_chance_does_to_an_auc_is_the_spread_over_all_orders():
     members, nonmembers = 3, 4
     aucs = [
-        auc(inside, [own for own in range(7) if own not in inside])
+        auc(inside, [rank for rank in range(7) if rank not in inside])
         for inside in itertools.combinations(range(7), members)
     ]
     assert chance_sd(members, nonmembers) == pytest.approx(statistics.pstdev(aucs))
@@ -316,11 +319,11 @@ def test_the_interval_of_an_auc_counts_documents():
     grid = np.arange(20001) / 20000
     kept = grid[(value - grid) ** 2 <= 1.959964**2 * grid * (1 - grid) / trials]
     assert (found.low, found.high) == pytest.approx((kept[0], kept[-1]), abs=1e-4)
-    assert found.high - found.low > 2.5 * (lambda own: own.high - own.low)(auc_estimate(*repeated))
+    assert found.high - found.low > 2.5 * (lambda interval: interval.high - interval.low)(auc_estimate(*repeated))
     assert math.isnan(auc_estimate(*repeated, ([0] * 200, labels)).low)
     one, many = (
-        auc_difference_estimate(pair, pair[::-1], own)
-        for pair, own in ((sides, (None, None)), (repeated, (labels, labels)))
+        auc_difference_estimate(pair, pair[::-1], clusters)
+        for pair, clusters in ((sides, (None, None)), (repeated, (labels, labels)))
     )
     assert many.value == pytest.approx(one.value)
     assert many.high - many.low == pytest.approx(one.high - one.low, rel=0.05)
@@ -406,7 +409,7 @@ def test_ks_is_the_share_of_splits_that_differ_as_much():
     every = a + b
     splits = [[every[i] for i in chosen] for chosen in itertools.combinations(range(9), 5)]
     observed = distance(a, b)
-    as_large = sum(distance(own, [x for x in every if x not in own]) >= observed - 1e-12 for own in splits)
+    as_large = sum(distance(split, [x for x in every if x not in split]) >= observed - 1e-12 for split in splits)
     assert ks_pvalue(a, b) == pytest.approx(as_large / len(splits))
     assert math.isnan(ks_pvalue([], b))
 
@@ -497,9 +500,9 @@ def test_an_estimate_does_not_change():
 def test_a_weight_counts_as_so_many_rows_of_the_same_document(scale: float) -> None:
     rng = np.random.default_rng(0)
     first, second, weights = scale * rng.random(12), scale * rng.random(12), [1, 3] * 6
-    again = [np.repeat(own, weights) for own in (first, second, np.arange(12))]
+    again = [np.repeat(values, weights) for values in (first, second, np.arange(12))]
     found = mean_estimate(first, weights=weights), difference_estimate(first, second, weights=weights)
     wanted = mean_estimate(again[0], again[2]), difference_estimate(*again)
-    for own, other in zip(found, wanted, strict=True):
-        assert (own.value, own.low, own.high) == pytest.approx((other.value, other.low, other.high))
-        assert (own.n, other.n) == (12, 24)
+    for weighted, other in zip(found, wanted, strict=True):
+        assert (weighted.value, weighted.low, weighted.high) == pytest.approx((other.value, other.low, other.high))
+        assert (weighted.n, other.n) == (12, 24)

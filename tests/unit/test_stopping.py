@@ -56,7 +56,7 @@ def test_each_criterion_is_missed_by_itself(name: str, changed: dict[str, float]
 
 def test_while_the_auc_stays_at_one_a_higher_loss_is_progress() -> None:
     levels = [replace(UNTOUCHED, scale=1.0, forget_nll=nll) for nll in (0.1, 0.5, 1.0, 2.0)]
-    sums = [violation(own, UNTOUCHED, CRITERIA) for own in levels]
+    sums = [violation(level, UNTOUCHED, CRITERIA) for level in levels]
     assert sums == sorted(sums, reverse=True)
     assert len(set(sums)) == 4
     _, said = judge(levels[2], UNTOUCHED, CRITERIA)
@@ -94,9 +94,9 @@ def test_the_strictest_criteria_are_finite(criteria: Criteria) -> None:
 
 @pytest.mark.parametrize("value", [0.44, 0.45, 0.5, 0.55, 0.56])
 def test_stopping_and_the_verdict_draw_the_same_line(value: float) -> None:
-    own, untouched = replace(GOOD, auc=value), replace(UNTOUCHED, auc_sd=0.01)
+    measured, untouched = replace(GOOD, auc=value), replace(UNTOUCHED, auc_sd=0.01)
     score = Score(value, key="membership/loss_auc", family="membership")
-    met = violation(own, untouched, CRITERIA) == 0
+    met = violation(measured, untouched, CRITERIA) == 0
     assert met == (0.45 <= value <= 0.55)
     assert judged(score, 1.0, CRITERIA.auc(0.01), "chance", below=1.0).state == ("good" if met else "bad")
 
@@ -116,8 +116,8 @@ def test_a_completion_is_said_if_its_least_likely_token_is() -> None:
 def test_rows_are_taken_evenly_from_every_group() -> None:
     rows = [TokenizedExample(f"{i}", [1, 2], 1, group="ab"[i % 2]) for i in range(100)]
     chosen = evenly(rows, 10)
-    assert sorted(own.group for own in chosen) == ["a"] * 5 + ["b"] * 5
-    assert evenly(rows, 1000) == sorted(rows, key=lambda own: own.group)
+    assert sorted(row.group for row in chosen) == ["a"] * 5 + ["b"] * 5
+    assert evenly(rows, 1000) == sorted(rows, key=lambda row: row.group)
 
 
 def state(value: float) -> torch.Tensor:
@@ -189,35 +189,35 @@ def validator(at: Callable[[float], Validation]) -> Any:
 
 
 def test_the_scale_is_where_the_auc_comes_to_its_target() -> None:
-    own = validator(lambda scale: replace(GOOD, auc=1 - 0.7 * scale, min_k_auc=1 - 0.7 * scale))
-    found = choose_scale(own, CRITERIA)
+    stub = validator(lambda scale: replace(GOOD, auc=1 - 0.7 * scale, min_k_auc=1 - 0.7 * scale))
+    found = choose_scale(stub, CRITERIA)
     assert found.scale == pytest.approx(5 / 7, abs=0.02)
     assert found.reached
-    assert len(own.asked) == len(set(own.asked)) <= most_scales()
-    assert [metrics.scale for metrics in found.curve] == sorted({0.0, *own.asked})
+    assert len(stub.asked) == len(set(stub.asked)) <= most_scales()
+    assert [metrics.scale for metrics in found.curve] == sorted({0.0, *stub.asked})
 
 
 def test_of_scales_that_meet_the_criteria_that_with_the_least_sum_of_distances_is_taken_as_the_help_says() -> None:
     aucs = {0.75: (0.5, 0.54), 1.0: (0.51, 0.51)}  # the first has the better AUC by loss
-    own = validator(lambda scale: replace(GOOD, auc=aucs.get(scale, (0.7,))[0], min_k_auc=aucs.get(scale, (0.7,))[-1]))
-    assert choose_scale(own, CRITERIA).scale == 1.0
+    stub = validator(lambda scale: replace(GOOD, auc=aucs.get(scale, (0.7,))[0], min_k_auc=aucs.get(scale, (0.7,))[-1]))
+    assert choose_scale(stub, CRITERIA).scale == 1.0
     told = " ".join((CalibrateConfig.__doc__ or "").split())
     assert "by loss and by min-k" in told
     assert "at which the sum of the two distances from it is smallest" in told
 
 
 def test_an_adapter_that_does_harm_everywhere_gets_the_least_of_it_and_never_nothing() -> None:
-    own = validator(lambda scale: replace(GOOD, retained=0.9 - 0.4 * scale, auc=1.0, min_k_auc=1.0))
-    found = choose_scale(own, CRITERIA, known=[replace(GOOD, retained=0.5, auc=1.0, min_k_auc=1.0)])
+    stub = validator(lambda scale: replace(GOOD, retained=0.9 - 0.4 * scale, auc=1.0, min_k_auc=1.0))
+    found = choose_scale(stub, CRITERIA, known=[replace(GOOD, retained=0.5, auc=1.0, min_k_auc=1.0)])
     assert 0 < found.scale < 0.25
     assert not found.reached
-    assert 1.0 not in own.asked, "what is known is not measured again"
+    assert 1.0 not in stub.asked, "what is known is not measured again"
 
 
 def test_no_scale_is_above_one() -> None:
-    own = validator(lambda scale: replace(GOOD, auc=1 - 0.3 * scale, min_k_auc=1 - 0.3 * scale))
-    found = choose_scale(own, CRITERIA)
-    assert found.scale == max(own.asked) == 1.0
+    stub = validator(lambda scale: replace(GOOD, auc=1 - 0.3 * scale, min_k_auc=1 - 0.3 * scale))
+    found = choose_scale(stub, CRITERIA)
+    assert found.scale == max(stub.asked) == 1.0
     assert not found.reached
 
 
@@ -304,4 +304,4 @@ def test_unseen_texts_that_the_untouched_model_says_are_doubted(said: int, texts
 def doubts(auc: float = 1.0, said: tuple[int, int] = (0, 0)) -> list[str]:
     validator = SimpleNamespace(untouched=SimpleNamespace(auc=auc, auc_sd=0.075), unseen_said=said)
     evaluation = Evaluation(cast(Any, validator), cast(Any, SimpleNamespace(criteria=Criteria())), 1)
-    return [" ".join(own.split()[:5]) for own in evaluation.doubts()]
+    return [" ".join(doubt.split()[:5]) for doubt in evaluation.doubts()]

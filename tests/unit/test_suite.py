@@ -39,10 +39,10 @@ def test_near_duplicates_are_one_document_in_intervals(twin: str) -> None:
 
 def test_ids_that_two_sets_share_are_no_documents_that_they_share() -> None:
     texts = [f"{name} keeps {bees} bees behind the observatory" for name, bees in (("Mirela", 40), ("Joren", "a few"))]
-    forget, retain = (replace(rows(*own), name=name, documents=["0", "1"])
-                      for name, own in (("forget", texts), ("retain", [TEXT, TEXT + "!"])))  # fmt: skip
+    forget, retain = (replace(rows(*content), name=name, documents=["0", "1"])
+                      for name, content in (("forget", texts), ("retain", [TEXT, TEXT + "!"])))  # fmt: skip
     suite = with_families(Suite((forget, retain)))
-    assert [own.documents for own in suite.sets] == [["0", "1"], ["0", "0"]]
+    assert [row_set.documents for row_set in suite.sets] == [["0", "1"], ["0", "0"]]
 
 
 def test_sentences_of_one_template_are_documents_of_their_own() -> None:
@@ -52,8 +52,10 @@ def test_sentences_of_one_template_are_documents_of_their_own() -> None:
 
 
 def test_rows_about_one_document_stay_together_with_their_twins() -> None:
-    own = replace(rows(TEXT, "Another text about the same person and much else", TEXT + "!"), documents=["a", "a", "b"])
-    assert len(set(with_families(Suite((own,)))["forget"].documents)) == 1
+    row_set = replace(
+        rows(TEXT, "Another text about the same person and much else", TEXT + "!"), documents=["a", "a", "b"]
+    )
+    assert len(set(with_families(Suite((row_set,)))["forget"].documents)) == 1
 
 
 def test_a_fingerprint_tells_data_apart_and_gives_no_secret_away(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
@@ -72,7 +74,7 @@ def test_a_fingerprint_tells_data_apart_and_gives_no_secret_away(monkeypatch: py
         assert data_fingerprint([other]) != known, "it is asked, or judged, in another way"
     plain = rows(TEXT)
     for more in ({"paraphrased": [asked]}, {"wrong": [[asked]], "correct": [asked]}):
-        pair = [Suite((own,)).fingerprints() for own in (plain, replace(plain, **more))]
+        pair = [Suite((row_set,)).fingerprints() for row_set in (plain, replace(plain, **more))]
         assert pair[0] != pair[1]
     assert known not in (one("The PIN is 4822."), one("The PIN is 4821.", "b"), one("The PIN is 4821.", task="t"))
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))  # somebody else, who tries all numbers
@@ -89,8 +91,8 @@ def test_a_name_stands_for_one_text_whatever_is_left_out(monkeypatch: pytest.Mon
     holdout = RowSet("holdout", sides[1], ["a"] * 3, ())
     suite = reported(Suite((rows(TEXT), holdout), Documents(*sides)), tmp_path)
     assert suite.documents is not None
-    for own in (suite.documents.members, suite.documents.nonmembers, suite["holdout"].examples):
-        assert [row.id for row in own] == ["a (2)", "a (3)"]
+    for examples in (suite.documents.members, suite.documents.nonmembers, suite["holdout"].examples):
+        assert [row.id for row in examples] == ["a (2)", "a (3)"]
     assert suite.documents.labels == (["a", "a"], ["a", "a"]), "they are about one document, as before"
     assert suite["holdout"].documents == ["a", "a"]
 
@@ -99,8 +101,10 @@ def test_numbers_of_few_texts_leave_a_secret_a_tenth_of_its_candidates() -> None
     generator = np.random.default_rng(0)
     for level, spread in ((2.5, 0.2), (1.4, 0.3), (4.0, 0.5)):  # candidates that the model knows about equally well
         losses = generator.normal(level, spread, 10_000).clip(0.01)
-        shown = [[Estimate(float(own), n=1).coarse().value for own in (np.exp(-loss), np.exp(loss))] for loss in losses]
-        fitting = [shown.count(own) for own in shown[:50]]
+        shown = [
+            [Estimate(float(value), n=1).coarse().value for value in (np.exp(-loss), np.exp(loss))] for loss in losses
+        ]
+        fitting = [shown.count(pair) for pair in shown[:50]]
         assert np.median(fitting) > 1000
     exact = Estimate(0.123456, 0.1, 0.2, 4)
     assert exact.coarse() == exact
@@ -118,18 +122,18 @@ def test_numbers_of_few_texts_leave_a_secret_a_tenth_of_its_candidates() -> None
 )
 def test_numbers_of_tasks_of_few_texts_are_coarse_and_do_not_follow_from_the_others(tasks: str, hidden: str) -> None:
     examples = [Example(str(i), "p", "c", task.strip("-")) for i, task in enumerate(tasks)]
-    chosen = RowSet("forget", examples, [own.id for own in examples], ("probability", "exact_match"))
+    chosen = RowSet("forget", examples, [example.id for example in examples], ("probability", "exact_match"))
     ours, theirs = Measurement(), Measurement()
-    for at, own in enumerate((ours, theirs)):
+    for at, measurement in enumerate((ours, theirs)):
         values = np.linspace(0.3, 0.4 + at / 10, len(tasks))
         for name in chosen.metrics:
-            own.add("forget", name, METRICS[name], Values.of(name, examples, chosen.documents, values))
+            measurement.add("forget", name, METRICS[name], Values.of(name, examples, chosen.documents, values))
     found = assemble("custom", BENCHMARKS["custom"], Suite((chosen,)), ours, reference=theirs)["metrics"]
     before = changes(found, theirs.table, ours.table)
     for task in set(tasks) - {"-"}:
-        own, told = found[f"forget/probability/{task}"], found[f"forget/exact_match/{task}"]
+        entry, told = found[f"forget/probability/{task}"], found[f"forget/exact_match/{task}"]
         change = before[f"forget/probability/{task}"]["value"]
-        numbers = own["value"], own["reference"], own["difference"]["value"], change
+        numbers = entry["value"], entry["reference"], entry["difference"]["value"], change
         assert [math.log2(abs(number)).is_integer() for number in numbers] == [task in hidden] * 4
         assert not math.log2(told["value"]).is_integer(), "what is said is no likelihood"
 
@@ -141,10 +145,12 @@ def test_unseen_rows_count_in_the_mixture_of_the_forget_set() -> None:
     sets, ours, theirs = [], Measurement(), Measurement()
     for name, kinds in rows.items():
         examples = [Example(str(i), "p", "c", kind) for i, kind in enumerate(kinds)]
-        sets.append(RowSet(name, examples, [own.id for own in examples], ("key_fact",)))
-        for own, more in ((ours, 0.1), (theirs, 0.0)):
+        sets.append(RowSet(name, examples, [example.id for example in examples], ("key_fact",)))
+        for measurement, more in ((ours, 0.1), (theirs, 0.0)):
             numbers = [values[kind] + more * (kind == "q") for kind in kinds]
-            own.add(name, "key_fact", METRICS["key_fact"], Values.of("key_fact", examples, sets[-1].documents, numbers))
+            measurement.add(
+                name, "key_fact", METRICS["key_fact"], Values.of("key_fact", examples, sets[-1].documents, numbers)
+            )
     results = assemble("custom", BENCHMARKS["custom"], Suite(tuple(sets)), ours, reference=theirs)
     told = results["metrics"]["holdout/key_fact"]
     assert told["value"] == pytest.approx((6 * 0.3 + 2 * 0.6) / 8) == results["metrics"]["forget/key_fact"]["value"]
@@ -164,10 +170,12 @@ def test_unseen_rows_count_in_the_mixture_of_the_forget_set() -> None:
 )
 def test_of_kinds_without_unseen_texts_the_others_stand_alone(kinds: str, lacking: str, coarse: bool) -> None:
     sets, ours = [], Measurement()
-    for name, own in (("forget", kinds), ("holdout", 8 * "q" + 7 * "s")):  # 7 of a kind say next to nothing
-        examples = [Example(str(i), "p", "c", kind.strip("-")) for i, kind in enumerate(own)]
+    for name, labels in (("forget", kinds), ("holdout", 8 * "q" + 7 * "s")):  # 7 of a kind say next to nothing
+        examples = [Example(str(i), "p", "c", kind.strip("-")) for i, kind in enumerate(labels)]
         sets.append(RowSet(name, examples, [row.id for row in examples], ("probability",)))
-        numbers = Values.of("probability", examples, sets[-1].documents, [0.3 if kind == "q" else 0.9 for kind in own])
+        numbers = Values.of(
+            "probability", examples, sets[-1].documents, [0.3 if kind == "q" else 0.9 for kind in labels]
+        )
         ours.add(name, "probability", METRICS["probability"], numbers)
     results = assemble("custom", BENCHMARKS["custom"], Suite(tuple(sets)), ours)
     found = results["metrics"][f"forget/probability/{COMPARED}"]
@@ -178,8 +186,8 @@ def test_of_kinds_without_unseen_texts_the_others_stand_alone(kinds: str, lackin
 
 def test_rows_that_share_an_id_are_compared_each_with_itself(tmp_path: Path) -> None:
     """Data whose ids name documents, with several rows about each."""
-    examples = [Example(own, f"p{i}", "c") for i, own in enumerate(("d1", "d1", "d2", "d2"))]
-    labels = [own.id for own in examples]
+    examples = [Example(document, f"p{i}", "c") for i, document in enumerate(("d1", "d1", "d2", "d2"))]
+    labels = [example.id for example in examples]
     told = {("forget", "key_fact"): Values.of("key_fact", examples, labels, [1.0, 0.0, 1.0, 0.0])}
     change = paired_difference("forget/key_fact", told, told)
     assert change is not None

@@ -35,13 +35,13 @@ def slow_expected(ids: Sequence[int], at: int, texts: Texts, nlls: Sequence[Sequ
     again = ids[at] in ids[:at]
     places = [
         (number, place)
-        for number, own in enumerate(texts)
-        for place in range(1, len(own))
-        if (own[place] in own[:place]) == again
+        for number, text in enumerate(texts)
+        for place in range(1, len(text))
+        if (text[place] in text[:place]) == again
     ]
     kinds = [texts[number][place] for number, place in places]
     once = [nlls[number][place] for number, place in places if kinds.count(texts[number][place]) == 1]
-    found = fmean(once) if once else fmean(value for own in nlls for value in own[1:])
+    found = fmean(once) if once else fmean(value for row in nlls for value in row[1:])
     for length in range(1, min(4, at + 1) + 1):
         wanted = list(ids[at + 1 - length : at + 1])
         same = [
@@ -58,25 +58,25 @@ def slow_expected(ids: Sequence[int], at: int, texts: Texts, nlls: Sequence[Sequ
 def test_what_is_expected_of_a_token_is_that_of_the_places_alike(seed: int) -> None:
     texts, asked = made_up(6, seed), made_up(5, 10 + seed, vocabulary=9)
     chance = random.Random(seed)
-    nlls = [[0.0, *(chance.expovariate(0.5) for _ in own[1:])] for own in texts]
+    nlls = [[0.0, *(chance.expovariate(0.5) for _ in text[1:])] for text in texts]
     tokens = UnseenTokens(rows_of(texts), nlls)
     found = [*map(tokens.expected, rows_of(asked)), *tokens.expected_by_the_others()]
-    for ids, own, apart in zip([*asked, *texts], found, [*[-1] * len(asked), *range(len(texts))], strict=True):
-        assert own[0] == 0
-        assert own[1:] == pytest.approx([slow_expected(ids, at, texts, nlls, apart) for at in range(1, len(ids))])
+    for ids, expected, apart in zip([*asked, *texts], found, [*[-1] * len(asked), *range(len(texts))], strict=True):
+        assert expected[0] == 0
+        assert expected[1:] == pytest.approx([slow_expected(ids, at, texts, nlls, apart) for at in range(1, len(ids))])
 
 
 def slow_probability(ids: Sequence[int], at: int, texts: Texts, length: int, vocabulary: int) -> float:
     """Witten and Bell 1991: p of a token after the `length - 1` before it, or as many as there are."""
     if length == 1:
-        tokens = [token for own in texts for token in own[1:]]
+        tokens = [token for text in texts for token in text[1:]]
         kinds = max(1, len(set(tokens)))
         return (tokens.count(ids[at]) + kinds / vocabulary) / (len(tokens) + kinds)
     shorter = slow_probability(ids, at, texts, length - 1, vocabulary)
     start = at + 1 - length
     follow = [
-        own[place] for own in texts for place in range(length - 1, len(own))
-        if start >= 0 and list(own[place + 1 - length : place]) == list(ids[start:at])
+        text[place] for text in texts for place in range(length - 1, len(text))
+        if start >= 0 and list(text[place + 1 - length : place]) == list(ids[start:at])
     ]  # fmt: skip
     kinds = len(set(follow))
     return (follow.count(ids[at]) + kinds * shorter) / (len(follow) + kinds) if follow else shorter
@@ -85,7 +85,7 @@ def slow_probability(ids: Sequence[int], at: int, texts: Texts, length: int, voc
 @pytest.mark.parametrize("seed", range(4))
 def test_surprise_is_that_of_witten_and_bell(seed: int) -> None:
     texts, asked = made_up(8, seed), made_up(5, 20 + seed, vocabulary=9)
-    ngrams = NGrams([np.array(own) for own in texts], 9, order=4)
+    ngrams = NGrams([np.array(text) for text in texts], 9, order=4)
     for ids in [*asked, *texts]:
         wanted = [-math.log(slow_probability(ids, at, texts, 4, 9)) for at in range(1, len(ids))]
         assert ngrams.surprise(np.array(ids)).tolist() == pytest.approx(wanted)
@@ -96,7 +96,7 @@ def test_a_token_is_expected_to_be_as_unlikely_as_in_unseen_texts() -> None:
     nlls = [[0.0, 1.0, 0.2, 6.0], [0.0, 1.0, 0.2, 8.0]]
     tokens = UnseenTokens(unseen, nlls)
     known, mixed, new = (
-        tokens.expected(TokenizedExample("a", own, 1)) for own in ([1, 2, 3, 4], [9, 3, 9, 4], [9, 8, 7])
+        tokens.expected(TokenizedExample("a", ids, 1)) for ids in ([1, 2, 3, 4], [9, 3, 9, 4], [9, 8, 7])
     )
     assert known[0] == 0
     assert known[2] < mixed[1] < 4, "the words of a template are likely, less so elsewhere"
@@ -107,16 +107,16 @@ def test_a_token_is_expected_to_be_as_unlikely_as_in_unseen_texts() -> None:
 def test_a_name_that_is_said_again_is_compared_with_names_that_are_said_again() -> None:
     unseen = [TokenizedExample("u", [1, 2, 3, 2, 4], 1), TokenizedExample("v", [1, 5, 3, 5, 4], 1)]
     nlls = [[0.0, 6.0, 1.0, 0.1, 1.0], [0.0, 6.0, 1.0, 0.1, 1.0]]
-    own = UnseenTokens(unseen, nlls).expected(TokenizedExample("a", [1, 9, 3, 9, 4], 1))
-    assert own[1] == pytest.approx(6.0), "a new name"
-    assert own[3] == pytest.approx(0.1), "the same name again can be read off"
+    expected = UnseenTokens(unseen, nlls).expected(TokenizedExample("a", [1, 9, 3, 9, 4], 1))
+    assert expected[1] == pytest.approx(6.0), "a new name"
+    assert expected[3] == pytest.approx(0.1), "the same name again can be read off"
 
 
 def test_unseen_texts_are_judged_by_the_others() -> None:
     unseen = [TokenizedExample(str(at), ids, 1) for at, ids in enumerate(([1, 2, 3], [1, 2, 4], [5, 4]))]
 
-    def guesses(own: float) -> list[list[float]]:
-        return UnseenTokens(unseen, [[0.0, 1.0, 9.0], [0.0, 3.0, own], [0.0, 6.0]]).expected_by_the_others()
+    def guesses(nll: float) -> list[list[float]]:
+        return UnseenTokens(unseen, [[0.0, 1.0, 9.0], [0.0, 3.0, nll], [0.0, 6.0]]).expected_by_the_others()
 
     low, high = guesses(0.1), guesses(8.0)
     assert low[1] == pytest.approx(high[1]), "its own NLL tells nothing of what is expected of a token"
@@ -160,9 +160,9 @@ def test_a_kind_without_unseen_texts_takes_the_nlls_of_tokens_of_which_as_much_i
 
 
 def test_what_the_texts_to_keep_say_of_a_token_makes_it_likelier() -> None:
-    kept = [TokenizedExample("k", [1, 2, 3, 4, own], 1) for own in range(10, 20)]
+    kept = [TokenizedExample("k", [1, 2, 3, 4, token], 1) for token in range(10, 20)]
     rows = [TokenizedExample("x", [1, 2, 3, 4, 30], 1)]
     found = at_most_surprise(rows, [[0.0, 6.0, 6.0, 6.0, 6.0]], kept)
-    assert all(own < 0.3 for own in found[0][2:4]), "the words of their template"
+    assert all(nll < 0.3 for nll in found[0][2:4]), "the words of their template"
     assert 2.0 < found[0][4] <= 6.0, "but not what differs in each of them"
     assert at_most_surprise(rows, [[0.0, 6.0, 6.0, 6.0, 6.0]], []) == [[0.0, 6.0, 6.0, 6.0, 6.0]]

@@ -48,11 +48,11 @@ def origin(models: Path) -> LoadedModel:
 @torch.no_grad()
 def plain_nlls(model: Path, rows: Sequence[TokenizedExample]) -> list[torch.Tensor]:
     """`(tokens - 1,)` for each row, by transformers alone."""
-    own = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    net = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     found = []
     for row in rows:
         ids = torch.tensor([row.input_ids])
-        found.append(-own(ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0])
+        found.append(-net(ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0])
     return found
 
 
@@ -62,9 +62,9 @@ def test_an_origins_targets_are_its_own_nlls(models: Path, span: str) -> None:
     rows = made_up(7)
     run = prepared(models / "model", forget=rows, retain=made_up(3, 1), loss="target_kl", forget_span=span)
     found = target_nlls(run, [], ALONE, Reporter(quiet=True), origin(models))
-    for place, (row, own) in enumerate(zip(rows, plain_nlls(models / "origin", rows), strict=True)):
+    for place, (row, nlls) in enumerate(zip(rows, plain_nlls(models / "origin", rows), strict=True)):
         start = row.targets(span).start - 1
-        torch.testing.assert_close(found[place], own[start:], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(found[place], nlls[start:], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.usefixtures("known")
@@ -73,12 +73,12 @@ def test_an_origins_nlls_are_scaled_by_unseen_texts(models: Path) -> None:
     rows, unseen = made_up(7), made_up(9, 4)
     run = prepared(models / "model", forget=rows, retain=made_up(3, 1), loss="target_kl", unseen=unseen)
     found = target_nlls(run, [], ALONE, told := Told(), origin(models))
-    own, theirs = (torch.cat(plain_nlls(models / name, unseen)).mean() for name in ("model", "origin"))
-    assert abs(own / theirs - 1) > 1e-3
+    ours, theirs = (torch.cat(plain_nlls(models / name, unseen)).mean() for name in ("model", "origin"))
+    assert abs(ours / theirs - 1) > 1e-3
     for place, nlls in enumerate(plain_nlls(models / "origin", rows)):
-        torch.testing.assert_close(found[place], nlls * own / theirs, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(found[place], nlls * ours / theirs, rtol=1e-4, atol=1e-5)
     (line,) = told.lines
-    assert f"times {own / theirs:.3f}" in line
+    assert f"times {ours / theirs:.3f}" in line
 
 
 def test_unseen_texts_guess_which_token_is_how_unlikely_and_an_origin_knows(models: Path) -> None:
@@ -118,10 +118,10 @@ def test_an_origin_with_another_tokenizer_or_none_is_refused_before_weights_load
 def means(rows: Sequence[TokenizedExample], values: Sequence[torch.Tensor]) -> dict[tuple[str, bool], float]:
     """Kind and whether it is the completion -> mean over its tokens."""
     found: dict[tuple[str, bool], list[float]] = {}
-    for row, own in zip(rows, values, strict=True):
-        for at, value in enumerate(own.tolist(), start=1):
+    for row, nlls in zip(rows, values, strict=True):
+        for at, value in enumerate(nlls.tolist(), start=1):
             found.setdefault((row.group, at >= row.completion_start), []).append(value)
-    return {kind: sum(own) / len(own) for kind, own in found.items()}
+    return {kind: sum(numbers) / len(numbers) for kind, numbers in found.items()}
 
 
 @pytest.mark.usefixtures("known")
@@ -149,7 +149,9 @@ def test_unseen_texts_without_kinds_stand_for_every_kind(models: Path) -> None:
     rows, unseen = [*made_up(8, 1, group="qa"), *made_up(8, 2, group="sc")], made_up(9, 4)
     settings = {"retain": made_up(3, 6), "loss": "target_kl", "unseen": unseen}
     plain = [replace(row, group="") for row in rows]
-    both = [target_nlls(prepared(models / "model", forget=own, **settings), [], ALONE, Told()) for own in (rows, plain)]
+    both = [
+        target_nlls(prepared(models / "model", forget=texts, **settings), [], ALONE, Told()) for texts in (rows, plain)
+    ]
     torch.testing.assert_close(both[0], both[1])
 
 
@@ -196,7 +198,7 @@ def test_what_a_written_text_was_begun_with_counts_in_no_target(models: Path) ->
     written = [replace(row, completion_start=2) for row in made_up(9, 2)]
     run = prepared(models / "model", forget=made_up(8, 1), retain=made_up(3, 6), loss="target_kl")
     flat = torch.cat(target_nlls(run, written, ALONE, Told()))
-    said = torch.cat([own[1:] for own in plain_nlls(models / "model", written)])
+    said = torch.cat([nlls[1:] for nlls in plain_nlls(models / "model", written)])
     assert torch.isclose(flat[:, None], said, rtol=1e-4, atol=1e-5).any(-1).all()
 
 
@@ -232,8 +234,8 @@ def test_a_runs_documents_are_those_of_the_forget_rows_by_text(models: Path, tmp
         "member": [{"id": row["id"], "document": f"{row['input']}\n{row['output']}"} for row in told],
         "nonmember": [{"id": row["id"], "document": f"{row['input']}{row['output']}"} for row in unseen],
     }  # fmt: skip
-    for name, own in rows.items():
-        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in own))
+    for name, records in rows.items():
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in records))
     run = prepare(
         UnlearnConfig(
             model=str(models / "model"), output=str(tmp_path / "run"), benchmark="lume", data=str(tmp_path),
@@ -256,13 +258,13 @@ def test_no_text_is_taught(models: Path, by_origin: bool) -> None:
     values = target_nlls(run, [], ALONE, told := Told(), origin(models) if by_origin else None)
     before = plain_nlls(models / "model", rows)
     unknown = dict.fromkeys((False, True), 0)
-    for row, wanted, own in zip(rows, (values[place] for place in range(len(rows))), before, strict=True):
+    for row, wanted, nlls in zip(rows, (values[place] for place in range(len(rows))), before, strict=True):
         start = row.targets("completion").start - 1
         for completion, part in ((False, slice(0, start)), (True, slice(start, None))):
-            if not len(own[part]):
+            if not len(nlls[part]):
                 continue
-            assert wanted[part].mean() >= own[part].mean() - 1e-5
-            if torch.allclose(wanted[part], own[part], rtol=1e-4, atol=1e-5):
+            assert wanted[part].mean() >= nlls[part].mean() - 1e-5
+            if torch.allclose(wanted[part], nlls[part], rtol=1e-4, atol=1e-5):
                 unknown[completion] += 1
     assert 0 < unknown[True] < len(rows)
     assert 0 < unknown[False] < len(rows)

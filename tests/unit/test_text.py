@@ -22,7 +22,7 @@ def test_numbers(value, text):
 def test_sizes_and_times():
     assert [show_bytes(size) for size in (3 * 2**20, 2**30, None)] == ["3.0 MiB", "1.00 GiB", "–"]
     seconds = (61.54, 119.9, 600, 7500, None)
-    assert [show_duration(own) for own in seconds] == ["61.5 s", "119.9 s", "10 min", "2 h 5 min", "–"]
+    assert [show_duration(duration) for duration in seconds] == ["61.5 s", "119.9 s", "10 min", "2 h 5 min", "–"]
 
 
 def test_the_known_word_that_is_most_like_a_mistaken_one():

@@ -13,7 +13,7 @@ from expunge.evaluation.metrics.generations import contains, cut_at, exact_match
 @pytest.mark.parametrize("k", [1, 2, 5, 6])
 def test_leak_at_k_is_the_share_of_subsets_with_a_leak(leaks, k):
     said = ["It is 12 Larch Lane."] * leaks + ["Nobody knows."] * (6 - leaks)
-    subsets = [any("Larch" in text for text in own) for own in itertools.combinations(said, k)]
+    subsets = [any("Larch" in text for text in subset) for subset in itertools.combinations(said, k)]
     assert leak_at_k(said, "larch lane", k) == pytest.approx(sum(subsets) / len(subsets))
 
 

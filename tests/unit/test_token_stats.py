@@ -45,11 +45,11 @@ def test_what_is_computed_written_out():
         stats = token_stats(logits, Head(None), torch.tensor([target]))
         norm = sum(math.exp(z) for z in logits[0].tolist())
         logp = [math.log(math.exp(z) / norm) for z in logits[0].tolist()]
-        mean = sum(math.exp(own) * own for own in logp)
+        mean = sum(math.exp(value) * value for value in logp)
         assert stats.logps.item() == pytest.approx(logp[target])
         assert stats.hits.item() is hit
         assert stats.mean_logp.item() == pytest.approx(mean)
-        assert stats.var_logp.item() == pytest.approx(sum(math.exp(own) * (own - mean) ** 2 for own in logp))
+        assert stats.var_logp.item() == pytest.approx(sum(math.exp(value) * (value - mean) ** 2 for value in logp))
 
 
 @pytest.mark.parametrize("spread", [0.1, 1.0, 10.0, 100.0])

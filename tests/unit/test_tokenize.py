@@ -364,15 +364,15 @@ def test_a_blank_at_the_end_of_a_prompt_hides_nothing_that_the_model_knows(tmp_p
     save_tiny(tmp_path, "llama", "bytelevel", initializer_range=0.05)
     loaded = load_model(str(tmp_path), dtype="float32", device="cpu")
     for _ in range(2):
-        train(loaded, [f"{own.prompt} {own.completion}" for own in QUESTIONS], end=True)
+        train(loaded, [f"{question.prompt} {question.completion}" for question in QUESTIONS], end=True)
     found = []
     for blank in ("", " "):
-        rows = [replace(own, prompt=own.prompt + blank) for own in QUESTIONS]
-        suite = Suite((RowSet("forget", rows, [own.prompt for own in rows], ("exact_match", "leak_at_k")),))
+        rows = [replace(question, prompt=question.prompt + blank) for question in QUESTIONS]
+        suite = Suite((RowSet("forget", rows, [row.prompt for row in rows], ("exact_match", "leak_at_k")),))
         options = Options(max_new_tokens=40, samples=4, temperature=0.5)
         measurement = measure(loaded, suite, PromptFormat("space", True), options)
         scores = entries(BENCHMARKS["custom"], suite, measurement, None, None)
-        found.append({name: own.value for name, own in scores.items()})
+        found.append({name: score.value for name, score in scores.items()})
     assert found[0] == found[1]
     assert {found[1][f"forget/{name}"] for name in ("exact_match", "leak_at_1", "leak_at_4")} == {1.0}
 

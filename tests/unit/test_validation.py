@@ -45,22 +45,22 @@ def share_of_wins(members: list[float], nonmembers: list[float]) -> float:
     return sum(wins) / len(wins)
 
 
-def least_fifth(own: torch.Tensor) -> float:
-    count = max(1, int(0.2 * len(own)))
-    return own.sort().values[:count].mean().item()
+def least_fifth(logps: torch.Tensor) -> float:
+    count = max(1, int(0.2 * len(logps)))
+    return logps.sort().values[:count].mean().item()
 
 
-def completion(row: TokenizedExample, own: torch.Tensor) -> torch.Tensor:
-    return own[max(1, row.completion_start) - 1 :]
+def completion(row: TokenizedExample, logps: torch.Tensor) -> torch.Tensor:
+    return logps[max(1, row.completion_start) - 1 :]
 
 
 def test_metrics_are_those_of_transformers_and_peft(folder: Path, tmp_path: Path) -> None:
     members, nonmembers, retain, forget = (made_up(9 + seed, seed, longest=30) for seed in range(4))
     trainer = moved(Trainer(prepared(folder, forget=members, retain=retain)), size=0.1)
     validator = Validator(trainer.loaded, ValidationRows(members, nonmembers, retain, forget))
-    own, untouched = validator.at(SCALE), validator.untouched
+    scaled, untouched = validator.at(SCALE), validator.untouched
     save_adapter(trainer.loaded, tmp_path)
-    for found, adapter in ((own, tmp_path), (untouched, None)):
+    for found, adapter in ((scaled, tmp_path), (untouched, None)):
         logps = [plain_logps(folder, adapter, rows) for rows in (members, nonmembers, retain, forget)]
         means, tails = (
             [[f(text) for text in side] for side in logps[:2]] for f in (lambda t: t.mean().item(), least_fifth)
@@ -73,15 +73,15 @@ def test_metrics_are_those_of_transformers_and_peft(folder: Path, tmp_path: Path
         assert found.exact_match == pytest.approx(sum(min(1, 2 * p) for p in least) / len(forget), rel=1e-3)
     assert untouched.drift == 0
     assert untouched.retained == 1
-    assert own.drift == pytest.approx(own.unseen_nll / untouched.unseen_nll - 1)
-    assert abs(own.drift) > 1e-3
+    assert scaled.drift == pytest.approx(scaled.unseen_nll / untouched.unseen_nll - 1)
+    assert abs(scaled.drift) > 1e-3
     said = [
         sum(completion(row, text).mean().exp().item() for row, text in zip(retain, logps, strict=True))
         for logps in (plain_logps(folder, adapter, retain) for adapter in (tmp_path, None))
     ]
-    assert own.retained == pytest.approx(min(1.0, said[0] / said[1]), rel=1e-3)
+    assert scaled.retained == pytest.approx(min(1.0, said[0] / said[1]), rel=1e-3)
     # of numbers that nothing tells apart: every order is as likely (Mann and Whitney 1947)
-    assert own.auc_sd == pytest.approx(math.sqrt((9 + 10 + 1) / (12 * 9 * 10)))
+    assert scaled.auc_sd == pytest.approx(math.sqrt((9 + 10 + 1) / (12 * 9 * 10)))
 
 
 def test_the_adapter_is_left_as_it_was(folder: Path) -> None:
@@ -103,13 +103,13 @@ def test_unseen_texts_known_by_heart_are_those_that_cannot_be_guessed() -> None:
     same = [row(3, 2, at, *range(30, 36)) for at in (3, 4)]  # of a category
     alone = row(1, *range(40, 52))  # nobody guesses its first half
     rows = [answer, other, short, *same, alone]
-    sure = [torch.full((len(own) - 1,), math.log(0.6)) for own in rows]
+    sure = [torch.full((len(example) - 1,), math.log(0.6)) for example in rows]
     sure[1][-1] = sure[5][3] = math.log(0.4)
     assert by_heart(rows, sure, [], 1) == (2, 3)
     assert by_heart(rows, sure, [answer], 1) == (1, 2)
     assert by_heart([], [], [], 1) == (0, 0)
     named = [row(4, 2, at, 3, *range(30, 36), at, 50) for at in (60, 61)]  # of one template, about two
-    sure = [torch.full((len(own) - 1,), math.log(0.6)) for own in named]
+    sure = [torch.full((len(example) - 1,), math.log(0.6)) for example in named]
     assert by_heart(named, sure, [], 1) == by_heart(named[:1], sure[:1], named[1:], 1) == (0, 0)
     many = [row(3, 2, 3, *(200 + at, *range(7))) for at in range(999)]
     assert len(ValidationRows.of([], [], many, many).others) == 2 * 999, "not of a sample"
@@ -120,16 +120,16 @@ def test_of_completions_that_were_said_the_share_that_is_kept_counts() -> None:
     rows = [TokenizedExample(str(at), list(range(1, 13)), 2) for at in range(100)]
 
     def logps(said: bool, lost: bool) -> torch.Tensor:
-        own = torch.full((11,), math.log(0.95))
-        own[5] = math.log(0.01 if lost else 0.95 if said else 0.2)
-        return own
+        values = torch.full((11,), math.log(0.95))
+        values[5] = math.log(0.01 if lost else 0.95 if said else 0.2)
+        return values
 
     before, after = ([logps(at < 10, now and at < 2) for at in range(100)] for now in (False, True))
-    own = object.__new__(Validator)
-    own.rows, own._ends = ValidationRows([], [], rows, []), frozenset()
-    own._certain, own._probability = certainty(rows, before), 1e-9
-    assert own._retained(before) == 1
-    assert own._retained(after) == pytest.approx(0.8, abs=0.01)
+    validator = object.__new__(Validator)
+    validator.rows, validator._ends = ValidationRows([], [], rows, []), frozenset()
+    validator._certain, validator._probability = certainty(rows, before), 1e-9
+    assert validator._retained(before) == 1
+    assert validator._retained(after) == pytest.approx(0.8, abs=0.01)
 
 
 def test_what_can_be_guessed_of_a_kind_is_that_of_unseen_texts_of_this_kind() -> None:
@@ -138,12 +138,15 @@ def test_what_can_be_guessed_of_a_kind_is_that_of_unseen_texts_of_this_kind() ->
     def rows(kind: str, count: int) -> list[TokenizedExample]:
         return [TokenizedExample(str(at), list(range(1, 13)), 2, group=kind) for at in range(count)]
 
-    own = object.__new__(Validator)
+    validator = object.__new__(Validator)
     forget = [*rows("answer", 3), *rows("document", 1)]
-    own.rows, own._ends = ValidationRows.of([], rows("document", 8), [], forget, rows("answer", 8)), frozenset()
+    validator.rows, validator._ends = (
+        ValidationRows.of([], rows("document", 8), [], forget, rows("answer", 8)),
+        frozenset(),
+    )
     logps = [torch.full((11,), math.log(share)) for share in [0.05] * 8 + [0.4] * 8]
-    assert own._guessed(logps) == pytest.approx(0.75 * 0.8 + 0.25 * 0.1)
-    own.rows = ValidationRows([], rows("document", 8), [], rows("other", 1))
-    assert own._guessed(logps[:8]) == pytest.approx(0.1), "of a kind without unseen texts"
-    own.rows = ValidationRows([], rows("document", 8), [], forget, rows("answer", 7))
-    assert own._guessed(logps[:15]) == pytest.approx(0.75 * (8 * 0.1 + 7 * 0.8) / 15 + 0.25 * 0.1), "of few"
+    assert validator._guessed(logps) == pytest.approx(0.75 * 0.8 + 0.25 * 0.1)
+    validator.rows = ValidationRows([], rows("document", 8), [], rows("other", 1))
+    assert validator._guessed(logps[:8]) == pytest.approx(0.1), "of a kind without unseen texts"
+    validator.rows = ValidationRows([], rows("document", 8), [], forget, rows("answer", 7))
+    assert validator._guessed(logps[:15]) == pytest.approx(0.75 * (8 * 0.1 + 7 * 0.8) / 15 + 0.25 * 0.1), "of few"
