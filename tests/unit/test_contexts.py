@@ -41,27 +41,27 @@ def drawn(text: TokenizedExample, others: Rows, bos: int | None = None, tokens: 
 
 
 @pytest.mark.parametrize(
-    ("own", "bos"),
+    ("text", "bos"),
     [
         (row(BOS, 50, 51, 52, EOS, start=2), BOS),
         (row(50, 51, 52, EOS, start=2), None),
         (row(50, 51, 52, EOS), None),
     ],
 )
-def test_a_text_after_another_has_the_targets_that_it_has_alone(own: TokenizedExample, bos: int | None) -> None:
+def test_a_text_after_another_has_the_targets_that_it_has_alone(text: TokenizedExample, bos: int | None) -> None:
     begun = [] if bos is None else [bos]
-    found = drawn(own, [row(*begun, *range(30, 40), EOS, name="b")], bos)
+    found = drawn(text, [row(*begun, *range(30, 40), EOS, name="b")], bos)
     assert {each.context for each in found} == set(range(6)), "none, or one to five tokens, three in the mean"
     assert sum(not each.context for each in found) / 40 == pytest.approx(SHARE_ALONE, abs=0.2)
     for each in found:
         before = each.input_ids[len(begun) : len(begun) + each.context]
-        assert each.input_ids == [*begun, *before, *own.input_ids[len(begun) :]]
+        assert each.input_ids == [*begun, *before, *text.input_ids[len(begun) :]]
         if before:
             assert before == list(range(before[0], before[0] + len(before))), "a piece of the other text"
         for span in ("all", "completion"):
             targets = [each.input_ids[at] for at in each.targets(span)]
-            assert targets == [own.input_ids[at] for at in own.targets(span)]
-        assert (each.id, each.group) == (own.id, own.group)
+            assert targets == [text.input_ids[at] for at in text.targets(span)]
+        assert (each.id, each.group) == (text.id, text.group)
 
 
 def test_all_that_a_tokenizer_begins_texts_with_stands_first() -> None:
