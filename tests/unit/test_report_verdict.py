@@ -694,6 +694,34 @@ def test_two_models_on_the_same_texts_are_as_far_apart_as_their_paired_differenc
     assert answers(judge(metrics() | {"membership/loss_auc": attack}, kind="origin"))[TOLD] == "unclear"
 
 
+@pytest.mark.parametrize(
+    ("value", "retrained", "unseen", "n", "answer"),
+    [
+        (0.55, 0.52, None, 200, "no"),
+        (0.8, 0.52, None, 200, "yes"),
+        (0.3, 0.52, None, 200, "yes"),  # less likely than others gives them away as well
+        (0.8, 0.78, 0.5, 200, "no"),  # the question tells that much to anyone
+        (0.8, None, 0.5, 200, "yes"),
+        (0.8, None, 0.78, 200, "no"),
+        (0.8, None, None, 200, "no"),  # nothing says how much a question tells
+        (0.55, 0.52, None, 15, "unclear"),  # so few acquit nobody
+    ],
+)
+def test_answers_that_can_be_picked_out_of_others_are_told(value, retrained, unseen, n, answer):
+    after = metrics() | {"forget/exposure": entry(value, "lower", n=n, half=0.05)}
+    after |= {} if unseen is None else {"holdout/exposure": entry(unseen, None, n=n, half=0.05)}
+    reference = RETRAINED | ({} if retrained is None else {"forget/exposure": entry(retrained, "lower", n=n)})
+    judged = judge(after, BEFORE | {"forget/exposure": entry(1.0, "lower", n=n)}, reference)
+    assert answers(judged)[TOLD] == answer
+    assert answers(judged)[SAID] == "no", "it is no count of what is said"
+    if answer == "yes":
+        share = f"{100 * value:.0f}"
+        says = f"after its own question a forgotten answer is likelier than another one of its form in {share}"
+        assert says in judged.answers[TOLD].says
+    alone = {key: score for key, score in after.items() if not key.startswith("membership/")}
+    assert answers(judge(alone, BEFORE, reference))[TOLD] == ("yes" if answer == "yes" else "not measured")
+
+
 def test_a_test_against_the_retrained_model_overrules_the_attacks():
     judged = judge(metrics(), tests={"loss_ks_p": 0.001, "truth_ratio_ks_p": None})
     assert answers(judged)[TOLD] == "yes"

@@ -125,7 +125,7 @@ def row_entries(measurement: Measurement, rows: RowSet) -> dict[str, Estimate]:
         shared = shared_tasks(values.tasks, unseen.tasks) if unseen else set()
         if shared and shared < {*values.tasks}:
             parts.append((f"/{COMPARED}", values.of_tasks(shared).estimate(), values.part_tells(shared)))
-        private = set_name == "forget" and {"record", "correct", "wrong", "untouched"} & {*metric.needs}
+        private = set_name == "forget" and {"record", "correct", "wrong", "rivals", "untouched"} & {*metric.needs}
         for suffix, estimate, tells in parts:
             entry = metric.read(estimate, set_name)
             entry = replace(entry, direction=None) if name.endswith(SUFFIX) else entry

@@ -22,7 +22,7 @@ DIFFERENCE = "/own_minus_mismatched"
 """Behind the name of a metric: the paired difference of the two."""
 SEEN = {"record", "text", "expected", "keywords"}
 """What a metric may need to have a value under another prompt."""
-DRAWN = SEEN | {"samples"}
+DRAWN = SEEN | {"samples", "rivals"}
 """What it may need to have a value on texts that no model has seen."""
 
 

@@ -23,6 +23,7 @@ from expunge.evaluation.metrics.generations import contains, cut_at
 from expunge.evaluation.metrics.memorization import mean_nll
 from expunge.evaluation.metrics.registry import Row, WholeText, default_attacks
 from expunge.evaluation.mismatched import SUFFIX, floored, partners, under
+from expunge.evaluation.rivals import rivals
 from expunge.evaluation.suite import Documents, RowSet, Suite
 from expunge.evaluation.teacher_forcing import token_records
 from expunge.model.load import LoadedModel
@@ -90,6 +91,7 @@ class _Passes:
         self._reference, self._reporter = reference, reporter
         self._parts = [part for rows in suite.sets for part in _parts(rows)]
         self._partners = [partners(rows) if rows.name == "forget" and not rows.suffix else () for rows in self._parts]
+        self._rivals = [rivals(rows) if rows.wants("rivals") and not rows.suffix else () for rows in self._parts]
         names = options.attacks or default_attacks()
         self._attacks = [ATTACKS[name] for name in names if reference or "reference" not in ATTACKS[name].needs]
         self._documents: dict[str, list[Document]] = {}
@@ -124,6 +126,9 @@ class _Passes:
             for i, j in enumerate(self._partners[number]):
                 if j is not None:
                     jobs[number, "mismatched", i] = self._encode(under(rows.examples[j], rows.examples[i]))
+            for i, others in enumerate(self._rivals[number]):
+                answers = (under(rows.examples[i], rows.examples[j]) for j in others)
+                jobs |= {(number, "rival", i, at): self._encode(answer) for at, answer in enumerate(answers)}
             for i, wrong in enumerate(rows.wrong if compared else ()):
                 if rows.correct[i] != rows.examples[i]:
                     jobs[number, "correct", i] = self._encode(rows.correct[i])
@@ -280,6 +285,8 @@ class _Passes:
             if (number, "wrong", i, 0) in records:
                 row.correct = records.get((number, "correct", i), record)
                 row.wrong = [records[number, "wrong", i, j] for j in range(len(rows.wrong[i]))]
+            if self._rivals[number] and (others := self._rivals[number][i]):
+                row.rivals = [records[number, "rival", i, at] for at in range(len(others))]
             if answer is not None:
                 row.text, row.tokens, row.untouched = answer.text, answer.tokens, untouched.get((number, i))
             facts.append(row)

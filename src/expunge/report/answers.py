@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from expunge.config.criteria import Bound
 from expunge.evaluation.estimate import ROUNDED
-from expunge.report.scores import Score, spelled
+from expunge.report.scores import EXPOSURE, Score, spelled
 from expunge.utils.coarse import ROUNDING
 from expunge.utils.text import MISSING, show_number
 
@@ -128,6 +128,8 @@ def shown(score: Score, before: float | None, target: float | None, whose: str, 
 
 def _named(score: Score) -> str:
     """A number as it is called in a sentence for everybody."""
+    if score.name == EXPOSURE:
+        return "after its own question a forgotten answer is likelier than another one of its form in"
     if score.family == "membership":
         attack = spelled(score.name.removesuffix("_auc"))
         return f"to the {attack} attack a forgotten text looks more familiar than an unseen one in"
@@ -146,7 +148,7 @@ def _plainly(score: Score, value: float | None) -> str:
     """
     if value is None:
         return MISSING
-    if score.family == "membership":
+    if score.family == "membership" or score.name == EXPOSURE:
         return f"{100 * value:.0f} of 100 pairs" if value is score.value else f"{100 * value:.0f}"
     if not _is_count(score, value):
         return show_number(value)

@@ -39,6 +39,8 @@ SPEECH = ("repetition", "fluency", "refusal")
 GENERAL = ("quiz", "mmlu")
 """Scores of general ability in the set `all`, where most others mix forgetting and keeping."""
 
+EXPOSURE = "exposure"
+"""The metric that is judged as an attack: its target is what a model that knows nothing gets, not the least."""
 CHANGE = "_change"
 """Behind the name of a utility task: the paired change from the untouched model, which was run on it in the same go."""
 
@@ -125,6 +127,7 @@ def knowledge(scores: Mapping[str, Score]) -> dict[str, Score]:
         and score.direction == "lower"
         and score.family in ("memorization", "text", "official")
         and not score.name.startswith(SPEECH)
+        and score.name != EXPOSURE
         and score.known
     }
 

@@ -36,6 +36,7 @@ class Row:
         expected: What a generation is compared with.
         correct: The right answer in other words (the answer itself where the data has no other words).
         wrong: Wrong answers; None where the data has none.
+        rivals: Other rows' answers of the same form, after this row's prompt; None where there are too few.
         text: What the model said, greedily; None where the row has no prompt.
         tokens: The same as token ids.
         untouched: What was said, as the model without its adapter sees it.
@@ -48,6 +49,7 @@ class Row:
     expected: str = ""
     correct: TokenRecord | None = None
     wrong: Sequence[TokenRecord] | None = None
+    rivals: Sequence[TokenRecord] | None = None
     text: str | None = None
     tokens: Sequence[int] | None = None
     untouched: TokenRecord | None = None

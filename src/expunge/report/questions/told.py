@@ -9,6 +9,7 @@ from expunge.data.holdout import FEWEST_ATTACKED
 from expunge.evaluation.estimate import ONE_TEXT, WITHHELD, Estimate
 from expunge.report.answers import (
     CHANCE,
+    NEVER_SEEN,
     ORIGIN,
     OTHER_TARGET,
     OWN_TARGET,
@@ -18,10 +19,12 @@ from expunge.report.answers import (
     Number,
     answered,
     judged,
+    shown,
 )
 from expunge.report.doubts import attack_kinds, attacks, doubts, sides
 from expunge.report.run_data import RunData
-from expunge.report.targets import tests_of, unseen_given, with_targets
+from expunge.report.scores import EXPOSURE
+from expunge.report.targets import before_of, target_of, tests_of, unseen_given, unseen_of, with_targets
 from expunge.utils.roc import chance_sd
 from expunge.utils.text import UNSEEN_TEXTS
 
@@ -51,7 +54,9 @@ def recognisable(run: RunData, criteria: Criteria) -> Answer:
         "difference of the two), its interval leaves out the untouched model's "
         f"value, and no test tells the model from a retrained one (p < {criteria.significance:g}, shared among tests). "
         f"What is good by an attack that is less exact than one on {FEWEST_ATTACKED} texts of either side, or by a "
-        f"test on fewer than {FEWEST_TESTED}, is unclear, and so is all of an attack on a single document of a side."
+        f"test on fewer than {FEWEST_TESTED}, is unclear, and so is all of an attack on a single document of a side. "
+        "How often a forgotten answer is likelier than another one of its form counts as an attack where a retrained "
+        "model or unseen texts say how often it should be."
     )
     numbers, tests, short = [], tests_of(run), False
     found = attacks(run.scores.get("after", {}))
@@ -72,6 +77,7 @@ def recognisable(run: RunData, criteria: Criteria) -> Answer:
         few = alone or (few and number.state == "good")
         short = short or few
         numbers.append(replace(number, state="unclear") if few else number)
+    numbers += _exposure(run, criteria, attack_kinds(found))
     texts = max((score.n or 0 for score in run.scores.get("after", {}).values() if score.set == "forget"), default=0)
     for name, p in tests.items():
         label = name.removesuffix("_p").replace("_ks", ", Kolmogorov-Smirnov").replace("_", " ")
@@ -111,6 +117,30 @@ def recognisable(run: RunData, criteria: Criteria) -> Answer:
         note = "Chance is an attack that is right for half of the texts; a retrained model's number can be another one."
         return replace(answer, notes=(note,))
     return answer
+
+
+def _exposure(run: RunData, criteria: Criteria, attacks: int) -> list[Number]:
+    """Whether forgotten answers can be picked out of others of their form, which no attack on whole texts looks for.
+
+    Judged as `attacks` are, by a retrained model's number or that of unseen texts: a question may tell something of its
+    answer to anyone, so chance is no target. Alone, or on fewer rows than an attack needs, it acquits nobody.
+    """
+    score = run.scores.get("after", {}).get(f"forget/{EXPOSURE}")
+    if score is None or not score.known:
+        return []
+    before, (target, whose) = before_of(run, score), target_of(run, score)
+    if target is None:
+        return [shown(score, before, None, "", "no target is known")]
+    chance = spread(score.difference) if target == score.reference else 0.0
+    if whose == NEVER_SEEN and (unseen := unseen_of(run, score)):
+        ends = [(side.high - side.low) / 2 for side in (score, unseen) if side.bounded]
+        chance = math.hypot(*ends) / TWO_SIDED
+    bound = criteria.auc(chance, target, attacks + 1)
+    number = judged(score, before, bound, whose, below=1.0 if before is None else before)
+    if not attacks and number.state == "good":
+        return [replace(number, state="shown")]
+    few = (score.n or 0) < FEWEST_ATTACKED and number.state == "good"
+    return [replace(number, state="unclear") if few else number]
 
 
 def spread(paired: Estimate | None) -> float:
