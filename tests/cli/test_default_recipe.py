@@ -171,6 +171,21 @@ def test_unseen_texts_that_leave_no_two_halves_stand_aside_as_too_few_do(texts: 
     assert not Path("run/calibration.json").exists()
 
 
+def test_of_a_few_texts_to_forget_unseen_ones_say_how_far_to_go(texts: Path, expunge: Run) -> None:
+    """Nothing can say when to stop, and half of the unseen texts are as good a target as for many."""
+    write_jsonl(texts / "one.jsonl", [json.loads((texts / "forget.jsonl").read_text().splitlines()[0])])
+    few = [*FOLLOW]
+    few[few.index("--forget") + 1] = "one.jsonl"
+    done = expunge(*few, "--max-steps", "2")
+    assert done.code == 0, done.err
+    assert "missing: texts to forget: " in done.err
+    assert "10 unseen texts say how far to go; evaluate reports on the others" in done.err
+    assert "target NLLs by unseen texts" in done.err
+    assert read("run/manifest.json")["loss_texts"]["holdout"] == 10
+    assert len(read("run/calibration.json")["selection_hmac"]) == 10
+    assert not any("validation" in line for line in lines("run"))
+
+
 def test_npo_by_choice_follows_nothing_and_reports_on_all_unseen_texts(texts: Path, expunge: Run) -> None:
     done = expunge(*FOLLOW, "--max-steps", "2", "--recipe", "npo")
     assert done.code == 0, done.err

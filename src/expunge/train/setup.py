@@ -9,27 +9,31 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from expunge.config import SETS, UnlearnConfig
-from expunge.data.examples import Example, check_sets, text_key
-from expunge.data.holdout import FEWEST_ATTACKED, Halves, Side, example_hashes, split_off, texts_fingerprint
+from expunge.data.examples import Example, text_key
+from expunge.data.holdout import (
+    Halves,
+    example_hashes,
+    split_off,
+    texts_fingerprint,
+    unseen_alone,
+)
 from expunge.data.lowercase import in_lower_case
-from expunge.data.sets import Sets, membership_texts, pairs_for, read_sets, unasked
+from expunge.data.sets import pairs_for, unasked
 from expunge.data.tokenize import TokenizedExample, tokenize_all
 from expunge.errors import DataError, ModelError
-from expunge.losses import ForgetLoss, make_forget_loss
+from expunge.losses import ForgetLoss
 from expunge.losses.collate import SideRows
 from expunge.model.load import LoadedModel, load_model, load_shared
 from expunge.model.prompt_format import PromptFormatReport, measure_prompt_format
 from expunge.model.shard import held_bytes, own_part
 from expunge.runs.reads import ModelState, model_state
-from expunge.train.before_weights import check_origin, check_texts_fit, longest_text
+from expunge.train.before_weights import check_origin, check_texts_fit, longest_text, read_texts, without_unseen
 from expunge.train.unused import unused
 from expunge.train.validation import ValidationRows
 from expunge.utils import coarse
 from expunge.utils.distributed import current
-from expunge.utils.keys import keyed
 from expunge.utils.progress import Reporter
 from expunge.utils.text import counted, show_bytes
-from expunge.utils.trackers import check_trackers
 
 REFERENCE_WIDTH, REFERENCE_RATE, BOUNDED_RATE = 256, 1.5e-3, 3e-3
 """The default learning rate is REFERENCE_RATE up to a hidden size of REFERENCE_WIDTH and falls with 1 / width above;
@@ -59,6 +63,14 @@ class SelectionRows:
     unseen: list[TokenizedExample]
     hashes: list[str]
     kinds: frozenset[str]
+
+    @property
+    def does(self) -> str:
+        """What these rows say of the run."""
+        if not self.members:
+            return f"{len(self.nonmembers)} unseen texts say how far to go"
+        counts = f"{len(self.members)} texts to forget and {len(self.nonmembers)} unseen ones"
+        return f"{counts} say how far to go and when to stop"
 
 
 @dataclass
@@ -142,7 +154,7 @@ def prepare(config: UnlearnConfig, reporter: Reporter) -> Prepared:
         UserError: Whatever is wrong, before weights load wherever it can be known by then.
     """
     with reporter.working("reading the texts"):
-        config, loss, sets, followed, whys = _before_weights(config)
+        config, loss, sets, followed, whys = read_texts(config)
     pairs = pairs_for(sets, config.seed) if "pairs" in loss.needs else []
     if others := unasked(sets):
         then = "get their answers all the same"
@@ -190,16 +202,18 @@ def prepare(config: UnlearnConfig, reporter: Reporter) -> Prepared:
     if followed is not None:
         try:
             with reporter.working("dividing the unseen texts"):
-                halves = split_off(followed, sets.nonmembers, sets.retain, loaded.tokenizer, doubts.append)
+                if followed:
+                    halves = split_off(followed, sets.nonmembers, sets.retain, loaded.tokenizer, doubts.append)
+                else:
+                    halves = unseen_alone(sets.nonmembers, sets.retain, loaded.tokenizer)
             sets.warnings += doubts
         except DataError as error:  # near-duplicates cannot be parted into halves
-            config, told = _without_unseen(config, loss, error)
+            config, told = without_unseen(config, loss, error)
             reporter.say(told)
     selection = None if halves is None else _selection(halves, sets.forget, partial(rows, cut=True))
     steers: set[str] = set()
     if selection is not None:
-        counts = f"{len(selection.members)} texts to forget and {len(selection.nonmembers)} unseen ones"
-        reporter.say(f"selection: {counts} say how far to go and when to stop; evaluate reports on the others")
+        reporter.say(f"selection: {selection.does}; evaluate reports on the others")
         steers = set(selection.hashes)
     marked = zip(tokenized["holdout"], example_hashes(sets.holdout), strict=True)
     prepared = Prepared(
@@ -242,73 +256,6 @@ def _selection(
     kinds = frozenset(example.group for example in forget if text_key(example) in texts)
     ends = len(halves.nonmembers), len(halves.nonmembers) + len(halves.short)
     return SelectionRows(rows(halves.members), unseen[: ends[0]], unseen[slice(*ends)], unseen, halves.hashes, kinds)
-
-
-def _before_weights(config: UnlearnConfig) -> tuple[UnlearnConfig, ForgetLoss, Sets, list[Side] | None, list[str]]:
-    """Check and read what needs no model, and settle the recipe and its terms; the texts, forgotten and unseen, that
-    steer the run (None where it is to follow none); and what was settled, and why.
-    """
-    config.validate()
-    check_trackers(config.report_to)
-    keyed()  # which makes the key of hashes, or says why there can be none
-    loss = make_forget_loss(config.loss, config.loss_args)
-    targeted = "target_nll" in loss.needs
-    sets = read_sets(config)
-    kept_count = len(sets.retain) + (0 if config.test else len(sets.test))
-    sets.warnings += check_sets({name: getattr(sets, name) for name in SETS}, kept_count=kept_count)
-    if not sets.forget:
-        raise DataError("the forget set is empty: there is nothing to forget")
-    if len(sets.forget) < (enough := 2 * FEWEST_ATTACKED):
-        sets.warnings.append(
-            f"forget has {counted(len(sets.forget), 'text')}: on fewer than {enough}, and {enough} unseen ones "
-            "(--holdout), answers of the report stay `unclear`: give more where you need them"
-        )
-    whys = []
-    if config.needs_retain and not (config.retain or config.benchmark):
-        config = config.without_retain()
-        whys.append(
-            "no texts to keep: instead of the retain terms, texts that the model writes itself hold the rest in place "
-            f"(--replay-weight {config.replay_weight:g})"
-        )
-    if config.test_share and not sets.test:
-        whys.append("test: too few different retain texts to leave some for testing: all are trained on")
-    if sets.test and not (config.test or sets.retain):
-        whys.append(f"test: {len(sets.test):,} retain texts say whether the rest is kept; none is trained on")
-    elif sets.test and not config.test:
-        whys.append(
-            f"test: {len(sets.test):,} of {len(sets.test) + len(sets.retain):,} retain texts are not trained on and "
-            "say whether the rest is kept (--retain-test)"
-        )
-    if targeted and config.origin:
-        whys.append("target NLLs come from --origin")
-    followed: list[Side] | None = None
-    if targeted or config.eval_every != 0:
-        try:
-            followed = membership_texts(sets)
-        except DataError as error:
-            config, told = _without_unseen(config, loss, error)
-            whys.append(told)
-    return config, loss, sets, followed, whys
-
-
-def _without_unseen(config: UnlearnConfig, loss: ForgetLoss, why: DataError) -> tuple[UnlearnConfig, str]:
-    """The settings of a run that no unseen text steers, and what is to be said of it.
-
-    Raises:
-        DataError: The settings need unseen texts.
-    """
-    written = "target_nll" in loss.needs and not config.origin
-    if config.eval_every:
-        raise DataError(f"--eval-every {config.eval_every} needs unseen texts: {why}; or leave it out")
-    if written and not config.replay_weight:
-        raise DataError(
-            f"--loss {config.loss} needs unseen texts: {why}; or give a --replay-weight above 0: then texts that "
-            "the model writes itself stand for them"
-        )
-    if config.eval_every is None:
-        config = config.without_unseen()
-    stand = "texts that the model writes itself stand for them, and " if written else ""
-    return config, f"missing: unseen texts: {why}. Without them {stand}the run takes a set number of epochs"
 
 
 def _load(config: UnlearnConfig, reporter: Reporter) -> LoadedModel:
