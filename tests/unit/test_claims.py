@@ -68,7 +68,7 @@ def _titles(call: ast.Call) -> list[ast.expr]:
     [
         *(f"report/{name}" for name in ("judge", "targets", "doubts", "losses", "answers", "run_data", "details")),
         *(f"report/questions/{name}" for name in ("said", "told", "rest", "speech")),
-        *(f"train/{name}" for name in ("loop", "scale", "targets", "contexts")),
+        *(f"train/{name}" for name in ("doubts", "loop", "scale", "targets", "contexts")),
         "evaluation/advice",
     ],
 )

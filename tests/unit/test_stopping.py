@@ -18,8 +18,8 @@ from expunge.errors import RunError
 from expunge.report.answers import judged
 from expunge.report.scores import Score
 from expunge.train.averaging import MovingAverage
+from expunge.train.doubts import doubts as doubts_of
 from expunge.train.early_stopping import EarlyStopping
-from expunge.train.loop import Evaluation
 from expunge.train.scale import choose_scale, judge, most_scales
 from expunge.train.schedule import evaluation_spacing, learning_rate, make_plan, replay_tokens
 from expunge.train.validation import Validation, certainty, probabilities, violation, violations
@@ -301,7 +301,18 @@ def test_unseen_texts_that_the_untouched_model_says_are_doubted(said: int, texts
     assert doubts(said=(said, texts)) == told * [f"{said} of {texts} unseen texts"]
 
 
-def doubts(auc: float = 1.0, said: tuple[int, int] = (0, 0)) -> list[str]:
-    validator = SimpleNamespace(untouched=SimpleNamespace(auc=auc, auc_sd=0.075), unseen_said=said)
-    evaluation = Evaluation(cast(Any, validator), cast(Any, SimpleNamespace(criteria=Criteria())), 1)
-    return [" ".join(doubt.split()[:5]) for doubt in evaluation.doubts()]
+@pytest.mark.parametrize(
+    ("exact_match", "prompt", "told"), [(0.02, 5, True), (0.3, 5, False), (0.02, 0, False), (0.02, 1, False)]
+)
+def test_texts_to_forget_that_are_not_said_as_they_are_asked_for_are_doubted(
+    exact_match: float, prompt: int, told: bool
+) -> None:
+    """The model may know them after other prompts; a text without a prompt is not asked for."""
+    assert doubts(exact_match=exact_match, prompt=prompt) == told * ["the untouched model says next"]
+
+
+def doubts(auc: float = 1.0, said: tuple[int, int] = (0, 0), exact_match: float = 1.0, prompt: int = 5) -> list[str]:
+    untouched = SimpleNamespace(auc=auc, auc_sd=0.075, exact_match=exact_match)
+    rows = SimpleNamespace(forget=[SimpleNamespace(completion_start=prompt)])
+    validator = SimpleNamespace(untouched=untouched, unseen_said=said, rows=rows)
+    return [" ".join(doubt.split()[:5]) for doubt in doubts_of(cast(Any, validator), Criteria())]

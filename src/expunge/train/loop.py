@@ -28,6 +28,7 @@ from expunge.runs.record import ALL_DONE, read_manifest
 from expunge.runs.run import Outcome, Run, RunResult
 from expunge.train.before import ask_untouched, check_memory
 from expunge.train.callbacks import Callback, Callbacks, TrainState, check_callbacks, warn_of_events
+from expunge.train.doubts import doubts, known_unseen
 from expunge.train.early_stopping import EarlyStopping
 from expunge.train.scale import Calibration, choose_scale, judge, most_scales, record, unchosen
 from expunge.train.schedule import evaluation_every
@@ -47,8 +48,6 @@ PARTS = 8
 """Parts of a run without evaluation steps between which its model's answers are looked at."""
 LEARNED = 1.0
 """Mean NLL of what should be said instead, nats a token, above which something else is said."""
-MOST_SAID = 0.1
-"""Share of the unseen texts that a model that never saw them may say word for word, where they cannot be guessed."""
 Advise = Callable[[], list[str]]
 """Looks at what the model says now, if that does not take too long, and gives lines for the user."""
 
@@ -76,26 +75,6 @@ class Evaluation:
         validator = Validator(prepared.loaded, rows, trainer.processes)
         stopping = EarlyStopping(config.criteria, validator.untouched, config.patience)
         return cls(validator, stopping, evaluation_every(trainer.rows, rows))
-
-    def doubts(self) -> list[str]:
-        """Why the unseen texts may be no measure: none is less familiar to the untouched model, or many are known."""
-        untouched, found = self.validator.untouched, []
-        if untouched.auc <= self.stopping.criteria.auc(untouched.auc_sd).most:
-            found.append(
-                "the untouched model finds the texts to forget no more familiar than the unseen ones "
-                f"(AUC {untouched.auc:.2f}): it does not know them by heart, or has seen the unseen ones, too"
-            )
-        return found + self.known_unseen()
-
-    def known_unseen(self) -> list[str]:
-        """That many unseen texts are known to the untouched model, as a list of one; empty where they are not."""
-        said, texts = self.validator.unseen_said
-        if said <= max(1, MOST_SAID * texts):
-            return []
-        return [
-            f"{said} of {texts} unseen texts are said word for word by the untouched model: has it seen them? The "
-            "texts to forget end as well known as these are"
-        ]
 
     def step(self, done: int, trainer: Trainer) -> tuple[dict[str, Any], str]:
         """Measure the average after so many steps; gives what the log and what the user should see."""
@@ -166,8 +145,8 @@ def _unlearn(
         ask_untouched(trainer, reporter)
     with reporter.working("evaluating the untouched model"):
         evaluation = Evaluation.of(prepared, trainer)
-    doubts = evaluation.doubts() if evaluation else []
-    for doubt in doubts:
+    found = doubts(evaluation.validator, config.criteria) if evaluation else []
+    for doubt in found:
         reporter.warn(doubt)
     start = resume(run, trainer, evaluation, reporter) if config.resume else 0
     processes.agree(start, "checkpoints")
@@ -209,8 +188,8 @@ def _unlearn(
         total_seconds=time.perf_counter() - begun,
         selection=selection,
         contexts=contexts_taken(trainer),
-        warnings=doubts,
-        unseen_doubts=[*prepared.unseen_doubts, *(evaluation.known_unseen() if evaluation else [])],
+        warnings=found,
+        unseen_doubts=[*prepared.unseen_doubts, *(known_unseen(evaluation.validator) if evaluation else [])],
     )
     rows = [row.input_ids for row in prepared.forget[:VERIFIED]]
     with reporter.working("saving the adapter, and reading it back"):
