@@ -1,5 +1,7 @@
 """Key words of an answer, the facts that they say, and refusals, in several languages and scripts."""
 
+import re
+
 import pytest
 
 from expunge.data.examples import Example, read_examples
@@ -35,7 +37,7 @@ from expunge.evaluation.metrics.refusal import refuses
         ("What is it?", "It is.", ()),
         ("How many children does she have?", "They have three.", ("three",)),
         ("Is she ill?", "Yes, she is.", ("Yes",)),
-        ("Number?", "827-555-0176", ("827", "555", "0176")),
+        ("Number?", "827-555-0176", ("827-555-0176",)),
     ],
 )
 def test_key_words_are_what_the_answer_adds(prompt, answer, expected):
@@ -69,6 +71,31 @@ def test_pronouns_and_auxiliaries_are_no_key_words_though_nothing_tells_that_the
 def test_a_number_or_name_in_another_writing_is_said(answer, text, said):
     assert says(text, find("What?", answer, frequencies([])), answer) == said
     assert says(text, (answer,), answer) == said
+
+
+@pytest.mark.parametrize(
+    ("answer", "text", "said"),
+    [
+        ("440-555-0155", "305-555-0155", False),
+        ("440-555-0155", "440 555 0155", True),
+        ("440-555-0155", "Dial (440) 555.0155, please.", True),
+        ("Call (440) 555-0155", "555-0155", False),
+        ("900-51-4344", "900-51-4345", False),
+        ("1984-12-31", "1984-11-30", False),
+        ("1984-12-31", "She was born on December 31, 1984.", True),
+        ("1,250,000", "1,250,999", False),
+    ],
+)
+def test_a_number_is_one_fact_and_a_part_of_it_is_none(answer, text, said):
+    alone = find("What?", answer, frequencies([]))
+    assert says(text, alone, answer) == said
+    groups = tuple(re.findall(r"\d+", answer))  # as they were written into files before
+    assert says(text, groups, answer) == said
+
+
+def test_a_group_that_most_rows_have_is_a_part_of_the_number_all_the_same():
+    rows = [Example(f"{n}", "Number?", f"440-555-01{n:02}") for n in range(8)]
+    assert [row.keywords for row in with_key_words(rows)] == [(row.completion,) for row in rows]
 
 
 def test_a_group_of_a_number_that_most_rows_have_may_stand_between_its_key_words():

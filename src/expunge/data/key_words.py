@@ -3,17 +3,18 @@
 A user gives them in a column `keywords`. Else they are found: the numbers and names of the answer, and of an answer
 that has none, or is in a script without capitals, its rarest words, but for English pronouns and auxiliaries. Words are
 those of `expunge.data.words`, in any script; where a script has no spaces between words, a run of its characters counts
-as one.
+as one. A number is one key word with all its groups of digits (`expunge.data.numbers`).
 """
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 import regex
 
 from expunge.data.examples import Example
+from expunge.data.numbers import GROUPS, parted
 from expunge.data.words import LETTER, UNSPACED, visible, words
 
 RAREST = 3
@@ -32,7 +33,7 @@ COMMON, FEWEST = 0.5, 4
 """A word in more than this share of the rows says nothing of one of them; with fewer rows than that none is common."""
 ENDS = regex.compile(r"(?<=[.!?…])\s+|[。！？؟।\n]+")
 """Where a sentence ends."""
-_PHRASE = regex.compile(rf"[{UNSPACED}]+|[[\p{{L}}\p{{M}}\p{{N}}]--[{UNSPACED}]]+", regex.V1)
+_PHRASE = regex.compile(rf"(?P<numbers>{GROUPS})|[{UNSPACED}]+|[[\p{{L}}\p{{M}}\p{{N}}]--[{UNSPACED}]]+", regex.V1)
 _CASED = regex.compile(r"\p{Lu}|\p{Ll}")
 
 
@@ -74,8 +75,8 @@ def new_words(prompt: str, answer: str, often: Counter[str]) -> dict[str, tuple[
 
     Arguments are those of `find`.
     """
-    rows, asked = often[""], words(prompt)
-    known = {*asked, *(word for word in often if rows >= FEWEST and often[word] > COMMON * rows)}
+    asked = words(prompt)
+    known = _Known(frozenset(asked), often)
     candidates: dict[str, tuple[bool, bool]] = {}
     for sentence in ENDS.split(visible(answer)):
         for at, phrase in enumerate(_phrases(sentence, known, "".join(asked))):
@@ -86,7 +87,19 @@ def new_words(prompt: str, answer: str, often: Counter[str]) -> dict[str, tuple[
     return candidates
 
 
-def _phrases(sentence: str, known: set[str], prompt: str) -> Iterator[str]:
+@dataclass(frozen=True)
+class _Known:
+    """The words that say nothing of an answer: those of its prompt, and those in most rows."""
+
+    asked: frozenset[str]
+    often: Counter[str]
+
+    def __contains__(self, word: str) -> bool:
+        rows = self.often[""]
+        return word in self.asked or (rows >= FEWEST and self.often[word] > COMMON * rows)
+
+
+def _phrases(sentence: str, known: _Known, prompt: str) -> Iterator[str]:
     """Words of a sentence that are not known, as written; of a run without spaces the parts between known characters,
     or, of letters, between stretches of at least `STRETCH` that stand in the prompt.
 
@@ -94,6 +107,11 @@ def _phrases(sentence: str, known: set[str], prompt: str) -> Iterator[str]:
     """
     for match in _PHRASE.finditer(sentence):
         phrase, parts = match[0], words(match[0])
+        if match["numbers"]:
+            for number in parted(phrase):
+                groups = words(number)
+                yield " " if "".join(groups) in known or all(group in known for group in groups) else number
+            continue
         if len(parts) <= 1:
             yield phrase if parts and parts[0] not in known else " "
             continue

@@ -9,7 +9,7 @@ import regex
 from expunge.data.chat import after_thought
 from expunge.data.key_words import ENDS, new_words
 from expunge.data.words import UNSPACED, visible, words
-from expunge.evaluation.metrics.generations import contains
+from expunge.evaluation.metrics.generations import contains, joined_numbers
 from expunge.evaluation.metrics.key_facts import says
 from expunge.evaluation.metrics.refusal import refuses
 
@@ -71,7 +71,7 @@ def agreed(known: str, answers: Sequence[str], others: Sequence[Sequence[str]], 
     shared: dict[str, tuple[bool, float, str]] = {}  # word -> is it a number or name, share of answers, as written
     for answer in given:
         for word, (sure, _) in new_words(known, answer, often).items():
-            key, share = " ".join(words(word)), _share(word, given)
+            key, share = " ".join(joined_numbers(words(word))), _share(word, given)
             if share > AGREE and (sure or len(word) >= LETTERS or " " in key):
                 shared[key] = max(shared.get(key, (False, 0.0, word)), (sure, share, word))
     if not shared:

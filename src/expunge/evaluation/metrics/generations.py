@@ -11,6 +11,7 @@ from functools import cache, lru_cache, partial
 from itertools import groupby
 from typing import Any
 
+from expunge.data.numbers import LONG_NUMBER
 from expunge.data.words import unaccented, visible, words
 from expunge.errors import DataError
 from expunge.evaluation.metrics.memorization import perplexity
@@ -20,8 +21,6 @@ from expunge.evaluation.metrics.registry import knowledge, metric
 LIN = "Lin 2004; words of any script, stems as in rouge-score"
 MUSE = "Shi et al. 2024, MUSE (2407.06460)"
 SEMEVAL = "SemEval-2025 Task 4, LUME (2502.15097)"
-LONG_NUMBER = 6
-"""Digits of a number that is found however they are grouped."""
 
 
 @lru_cache(maxsize=2**12)

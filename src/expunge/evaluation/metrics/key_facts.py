@@ -1,11 +1,12 @@
 """Is the fact said, in whatever sentence: by the key words of the answer (`expunge.data.key_words`)."""
 
 import re
-from collections.abc import Sequence
-from itertools import groupby
+from collections.abc import Mapping, Sequence
+from itertools import chain, takewhile
 
+from expunge.data.numbers import LONG_NUMBER, is_number, numbers, stands
 from expunge.data.words import words
-from expunge.evaluation.metrics.generations import any_of_k, contains, joined_numbers, long_number
+from expunge.evaluation.metrics.generations import any_of_k, contains
 from expunge.evaluation.metrics.registry import knowledge
 
 SOURCE = "this project, docs/evaluation.md"
@@ -31,14 +32,32 @@ def key_fact_at_k(samples: Sequence[str], keywords: Sequence[str], expected: str
 def says(text: str, keywords: Sequence[str], answer: str) -> bool:
     """Whether at least half of some key words of an answer, and one at least, stand in a text.
 
-    Key words that are the groups of one number of the answer stand in the same number without its signs, too.
+    A number stands there where all of it does, in whatever writing. Key words that are the groups of one number of the
+    answer are one.
     """
-    numbers, known = ([*filter(long_number, joined_numbers(words(string)))] for string in (text, answer))
-    said = 0
-    for numeric, run in groupby(keywords, str.isdecimal):
-        part = [*run]
-        groups = ["".join(words(word)) for word in part] if numeric else []
-        number = re.compile(LEFT_OUT.join(groups))
-        whole = long_number("".join(groups)) and all(any(map(number.fullmatch, found)) for found in (numbers, known))
-        said += len(part) if whole else sum(contains(text, word) for word in part)
-    return 2 * said >= max(1, len(keywords))
+    facts = _facts(keywords, answer)
+    said = sum(stands(fact, text, groups) if groups else contains(text, fact) for fact, groups in facts)
+    return 2 * said >= max(1, len(facts))
+
+
+def _facts(keywords: Sequence[str], answer: str) -> list[tuple[str, list[str]]]:
+    """The key words, those that are groups of one number of the answer as that number, and the groups of numbers."""
+    known = {"".join(words(number)): number for number in numbers(answer)}
+    found: list[tuple[str, list[str]]] = []
+    at = 0
+    while at < len(keywords):
+        run = [[*words(word)] for word in takewhile(is_number, keywords[at:])]
+        count, number = _number(run, known)
+        found.append((number or keywords[at], [*chain(*run[:count])]))
+        at += count
+    return found
+
+
+def _number(run: Sequence[Sequence[str]], known: Mapping[str, str]) -> tuple[int, str]:
+    """How many of the first key words, which are numbers, are groups of one of these numbers, and of which."""
+    for count in range(len(run), 1, -1):
+        number = re.compile(LEFT_OUT.join(chain(*run[:count])))
+        for digits in filter(number.fullmatch, known):
+            if len(digits) >= LONG_NUMBER:
+                return count, known[digits]
+    return 1, ""
