@@ -9,6 +9,7 @@ from expunge.config import SETS, SPLIT, UnlearnConfig
 from expunge.data.columns import parse_columns
 from expunge.data.examples import Example, read_examples
 from expunge.data.holdout import Side, documents, example_hashes, unseen_texts
+from expunge.data.kept_facts import told_facts
 from expunge.data.kinds import with_kinds
 from expunge.data.lume import read_lume
 from expunge.data.muse import read_muse, read_raw
@@ -83,6 +84,7 @@ def read_sets(config: UnlearnConfig, *, refuse: bool = True) -> Sets:
     given = {name: _examples(name, file, columns) if file else [] for name, file in files.items()}
     given = given if config.benchmark else with_kinds(given)
     warnings: list[str] = []
+    near: list[Example] = []
     if config.benchmark:
         sets = benchmark_sets(config.benchmark, config.data or "", config.split)
         if config.holdout:
@@ -92,13 +94,15 @@ def read_sets(config: UnlearnConfig, *, refuse: bool = True) -> Sets:
         forget, holdout = given["forget"], given["holdout"]
         retain, warnings = without_forgotten(config.retain or "", given["retain"], forget)
         apart = {id(row) for row in unseen_texts(retain, forget, held=0.0)}
-        if near := [row.id for row in retain if id(row) not in apart]:
+        if near := [row for row in retain if id(row) not in apart]:
             warnings.append(
                 f"{len(near)} of the retain texts are nearly the same as texts to forget: they are kept, which holds "
-                f"these back, too: {first_few(near, 5)}"
+                f"these back, too: {first_few([row.id for row in near], 5)}"
             )
         sets = Sets(forget, retain, holdout, members=forget, nonmembers=holdout)
     sets.instead = given["instead"]
+    alike = set(map(id, near))  # of which a line says it already
+    warnings += told_facts(sets.forget, [row for row in sets.retain if id(row) not in alike], sets.instead)
     sets.retain, sets.test = set_apart(sets.retain, config.test_share)
     untrained: list[Example] = []
     if not config.needs_retain:
