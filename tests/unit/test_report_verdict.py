@@ -211,6 +211,18 @@ def test_unseen_texts_that_are_said_are_no_target(unseen, counted, answer):
     assert any("that have certainly not seen the texts" in line for line in judged.next) == (answer == "unclear")
 
 
+@pytest.mark.parametrize(("facts_said", "doubted"), [(12, True), (6, False), (None, False)])
+def test_unseen_texts_of_which_the_untouched_model_says_the_facts_are_no_target(facts_said, doubted):
+    after = facts(0.4) | facts(0.4, 30, "holdout", None) | metrics()
+    counted = {"said": 0, "texts": 30} | ({} if facts_said is None else {"facts": facts_said})
+    judged = judge(after, facts(1.0) | BEFORE, None, earlier={"unseen_said": counted})
+    assert judged.answers[SAID].answer == ("unclear" if doubted else "no")
+    says = "The untouched model says the key facts of 12 of 30 unseen texts: has it seen them?"
+    assert judged.warnings == ((says,) if doubted else ())
+    late = judge(after, facts(1.0) | BEFORE, None, beside={"unseen_said": counted})
+    assert late.warnings == (), "of the unlearned model words alone"
+
+
 @pytest.mark.parametrize(
     ("theirs", "unseen", "auc", "told"),
     [

@@ -9,14 +9,15 @@ import pytest
 
 from expunge.data.examples import Example
 from expunge.data.holdout import example_hashes, keyed_hashes
-from expunge.evaluation.assemble import assemble, unseen_said
+from expunge.evaluation.assemble import assemble
 from expunge.evaluation.benchmarks import BENCHMARKS
 from expunge.evaluation.estimate import Estimate
 from expunge.evaluation.measurement import Measurement, Values
 from expunge.evaluation.metrics import METRICS
 from expunge.evaluation.paired import changes, paired_difference
 from expunge.evaluation.results import COMPARED
-from expunge.evaluation.suite import Documents, RowSet, Suite, data_fingerprint, reported, with_families
+from expunge.evaluation.suite import Documents, RowSet, Suite, data_fingerprint, reported, with_facts, with_families
+from expunge.evaluation.unseen import unseen_said
 from expunge.evaluation.values_file import write_values
 from expunge.report.run_data import read_values
 from expunge.utils.text import numbered
@@ -208,8 +209,54 @@ def test_unseen_texts_that_are_said_are_counted_where_they_cannot_be_guessed() -
     assert unseen_said(suite, measured) == {}
     values = Values.of("exact_match", unseen, [row.id for row in unseen], [1.0, 0.0, 1.0, 1.0])
     measured.add("holdout", "exact_match", METRICS["exact_match"], values)
-    assert unseen_said(suite, measured) == {"unseen_said": {"said": 1, "texts": 2}}
+    assert unseen_said(suite, measured) == {"unseen_said": {"said": 1, "texts": 2, "facts": 1}}
     born = [Example(name, f"Where was {name} born?", f"{name} was born in the north.") for name in ("Ann", "Bea")]
     suite, measured = Suite((RowSet("holdout", born, ["a", "b"], ()),)), Measurement()
     measured.add("holdout", "exact_match", METRICS["exact_match"], Values.of("", born, ["a", "b"], [1.0, 1.0]))
-    assert unseen_said(suite, measured) == {"unseen_said": {"said": 0, "texts": 0}}, "one template"
+    assert unseen_said(suite, measured) == {"unseen_said": {"said": 0, "texts": 0, "facts": 0}}, "one template"
+
+
+def counted(unseen: list[Example], said: float, name: str = "exact_match", answers: list[str] | None = None) -> dict:
+    """What is counted of unseen rows that all have one value."""
+    documents = [row.id for row in unseen]
+    suite = with_facts(Suite((rows("in the north"), RowSet("holdout", unseen, documents, ("key_fact",)))))
+    measured = Measurement(said={"holdout": [*answers]} if answers else {})
+    measured.add("holdout", name, METRICS[name], Values.of("", unseen, documents, [said] * len(unseen)))
+    return unseen_said(suite, measured)["unseen_said"]
+
+
+def test_unseen_texts_that_go_on_word_for_word_are_said() -> None:
+    """Texts that are continued are asked no question, and have no exact match."""
+    lives = [
+        Example(f"{n}sc1", "Born on 4 May, she", f"lives at {n} Old Mill Road.", kind="sc") for n in range(100, 108)
+    ]
+    assert counted(lives, 1.0, "extraction_strength") == {"said": 8, "texts": 8, "facts": 8}
+    assert counted(lives, 0.9, "extraction_strength")["said"] == 0
+    alone = [replace(row, prompt="") for row in lives]
+    assert counted(alone, 0.6, "extraction_strength")["said"] == 8, "the second half follows from the first"
+    assert counted(alone, 0.4, "extraction_strength")["said"] == 0
+
+
+@pytest.mark.parametrize(
+    ("answers", "texts"),
+    [
+        ([f"Orvel{n}" for n in range(10)], 10),
+        (["Yes.", "No."] * 5, 0),
+        (["red", "blue", "green", "grey", "pink", "red", "blue", "green", "grey", "brown"], 0),
+        ([f"Orvel{n}" for n in range(7)], 0),  # so few do not tell how many there are to choose from
+        ([f"john{n}.smith{n}@john{n}.example" for n in range(10)], 0),
+        ([f"jsmith{n}@john{n}.example" for n in range(10)], 0),
+    ],
+)
+def test_short_answers_count_where_they_cannot_be_guessed(answers: list[str], texts: int) -> None:
+    asked = [Example(f"h{n}", f"Which one has John{n} Smith{n}?", answer) for n, answer in enumerate(answers)]
+    assert counted(asked, 1.0) == {"said": texts, "texts": texts, "facts": texts}
+
+
+def test_facts_of_unseen_texts_count_in_whatever_words() -> None:
+    asked = [Example(f"h{n}", "Where does she live?", f"She lives in Orvel{n} near Tann{n}.") for n in range(8)]
+    told = [f"Near Tann{n}, in Orvel{n}." for n in range(8)]
+    assert counted(asked, 0.0, answers=told) == {"said": 0, "texts": 8, "facts": 8}
+    assert counted(asked, 0.0, answers=["She lives in a town."] * 8)["facts"] == 0
+    shared = [replace(row, completion=f"She lives in Orvel near Tann, number {n}.") for n, row in enumerate(asked)]
+    assert counted(shared, 0.0, answers=["In Orvel near Tann."] * 8)["facts"] == 0, "what others have is guessed"

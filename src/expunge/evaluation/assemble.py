@@ -1,13 +1,10 @@
 """From measurements to the content of a results file: every number with its interval, and what was not measured."""
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from expunge.data.examples import Example
 from expunge.data.holdout import FEWEST
-from expunge.data.words import words
 from expunge.evaluation.benchmarks import Benchmark
 from expunge.evaluation.estimate import Estimate
 from expunge.evaluation.measurement import Measurement, shared_tasks
@@ -17,12 +14,11 @@ from expunge.evaluation.paired import shown_difference
 from expunge.evaluation.results import CHANCE_AUC, COMPARED, results_header, short_name
 from expunge.evaluation.stats import auc_estimate, ks_pvalue, tpr_estimate
 from expunge.evaluation.suite import Documents, RowSet, Suite
-from expunge.utils.text import first_few, numbered
+from expunge.evaluation.unseen import unseen_said
+from expunge.utils.text import first_few
 
 SIDES = ("forget", HOLDOUT)
 FALSE_ALARMS = (0.01, 0.05)
-TELLING = 3
-"""Fewest words of an answer that nobody gives word for word by chance, where no other row has the same."""
 CARLINI = "Carlini et al. 2022 (2112.03570)"
 STAND_IN = (
     "No model retrained without the forget set was given (--reference): 0.5 as the target of a membership AUC is only "
@@ -82,29 +78,6 @@ def entries(
         **membership_entries(measurement),
         **drift_entries(measurement, suite.documents),
     }
-
-
-def unseen_said(suite: Suite, measurement: Measurement) -> dict[str, dict[str, int]]:
-    """How many unseen texts are said word for word, and of how many, of answers that cannot be guessed: of `TELLING`
-    words and more that their prompts do not have, and no other row says after its own. Empty where none was asked for.
-    """
-    values = measurement.rows.get((HOLDOUT, "exact_match"))
-    if values is None:
-        return {}
-    times = Counter(_new(row) for rows in suite.sets for row in rows.examples)
-    answers = [_new(row) for row in suite[HOLDOUT].examples]
-    ids = numbered(row.id for row in suite[HOLDOUT].examples)
-    telling = {
-        identity for identity, said in zip(ids, answers, strict=True) if len(said) >= TELLING and times[said] == 1
-    }
-    found = [value for identity, value in zip(values.ids, values.values.tolist(), strict=True) if identity in telling]
-    return {"unseen_said": {"said": found.count(1.0), "texts": len(found)}}
-
-
-def _new(row: Example) -> tuple[str, ...]:
-    """The words of an answer that its prompt does not have: two of one template differ in the others alone."""
-    asked = {*words(row.prompt)}
-    return tuple(word for word in words(row.completion) if word not in asked)
 
 
 def row_entries(measurement: Measurement, rows: RowSet) -> dict[str, Estimate]:

@@ -72,6 +72,11 @@ class Values:
             np.concatenate([self.values, other.values]),
         )
 
+    @property
+    def by_id(self) -> dict[str, float]:
+        """Id of each row -> its value."""
+        return dict(zip(self.ids, self.values.tolist(), strict=True))
+
     def of_task(self, task: str) -> "Values":
         """The rows of one task."""
         return self.of_tasks({task})

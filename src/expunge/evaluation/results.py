@@ -10,8 +10,8 @@ Every benchmark has
   (set -> hash under the user's key) and `prompt_format`;
 - `settings`, `reference` (the retrained model, the tests against it and the `rows` that each had) and `not_measured`
   (plain sentences);
-- `unseen_said`: of the unseen texts whose answers cannot be guessed, how many are `said` word for word, of how many
-  `texts`; absent where none was asked for.
+- `unseen_said`: of the unseen texts whose completions cannot be guessed, how many are `said` word for word, of how many
+  `texts`, and of how many the key `facts` are said; absent where none was asked for.
 
 SemEval and LUME have the official numbers too: `forget`, `retain` (task -> `regurgitation`, `knowledge`), `terms`,
 `task_aggregate`, `mia_auc`, `mia_score`, `mmlu`, `final_score`, described at `SemevalScores`; `missing` says why one of
@@ -47,7 +47,7 @@ FIELDS = {
     "reference?": (dict, NoneType),
     "before?": (dict, NoneType),
     "not_measured?": [str],
-    "unseen_said?": {"said": int, "texts": int},
+    "unseen_said?": {"said": int, "texts": int, "facts?": int},
 }
 REFERENCE = {"kind?": str, "indistinguishable?": Each((*NUMBER, NoneType)), "rows?": Each(int)}
 BEFORE = Each({"low?": (*NUMBER, NoneType)})

@@ -15,6 +15,10 @@ CLEARLY = 2
 FAMILIAR = 0.3
 """How far above chance a retrained model's AUC may be at least: unseen texts can be somewhat harder than the others."""
 
+GUESSED = 0.25
+"""Share of unseen texts whose facts may be guessed: half of the key words is enough, in whatever words."""
+NOT_COUNTED = {"said": 0, "texts": 0}
+
 
 def doubts(run: RunData, criteria: Criteria) -> dict[str, str]:
     """What a target is -> why it may be none, of those where that is so.
@@ -47,14 +51,18 @@ def sides(score: Score) -> tuple[float, float]:
 
 
 def _unseen(run: RunData, criteria: Criteria) -> str:
-    """Whether many unseen texts are said to the letter, before or after, of those that cannot be guessed, which older
-    results do not tell from the others; else what the run itself has found against its unseen texts.
+    """Whether many unseen texts are said to the letter, before or after, or their facts by the untouched model, of
+    those that cannot be guessed, which older results do not tell from the others; else what the run itself has found
+    against its unseen texts.
     """
-    for role in ("before", "after"):  # unlearning makes them less likely, too
-        counted = run.results.get(role, {}).get("unseen_said", {"said": 0, "texts": 0})
+    before, after = (run.results.get(role, {}).get("unseen_said", NOT_COUNTED) for role in ("before", "after"))
+    for counted in (before, after):  # unlearning makes them less likely, too
         said, texts = counted["said"], counted["texts"]
         if said > max(1, CLEARLY * criteria.max_exact_match * texts):
             return f"{said} of {texts} unseen texts are said word for word: has the model seen them?"
+    facts, texts = before.get("facts", 0), before["texts"]
+    if facts > max(1, GUESSED * texts):
+        return f"The untouched model says the key facts of {facts} of {texts} unseen texts: has it seen them?"
     return next((doubt[:1].upper() + doubt[1:] for doubt in run.manifest.get("unseen_doubts", [])), "")
 
 
