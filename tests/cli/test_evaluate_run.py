@@ -10,6 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from workspace import FORGET, MARKER, QUICK, RETAIN, UNLEARN, Result, write_jsonl
 
 from expunge.config import EvaluateConfig
@@ -462,6 +465,25 @@ def test_a_model_that_was_merged_from_the_run_is_no_reference(work: Path, expung
             assert told.code == 2
             assert "which has seen the texts" in " ".join(told.err.split())
             assert not Path("r.json").exists()
+
+
+def test_a_model_that_peft_merged_from_the_run_is_no_reference(work: Path, expunge: Run) -> None:
+    """Its files say nothing of the adapter: what it computes does."""
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("model"), "done/adapter")
+    AutoTokenizer.from_pretrained("model").save_pretrained("plain")
+    model.merge_and_unload().save_pretrained("plain")
+    shutil.copytree("plain", "rounded")
+    AutoModelForCausalLM.from_pretrained("plain", dtype=torch.bfloat16).save_pretrained("rounded")
+    write_jsonl(
+        work / "f.jsonl", [{"text": f"{row['output']} {place}"} for row in FORGET for place in ("Or not.", "So?")]
+    )
+    for name in ("plain", "rounded"):
+        asked = ("--forget", "f.jsonl", *SMALL, "--reference", name, "--output", "r.json")
+        told = expunge("evaluate", "--run", "done", *asked)
+        assert told.code == 2
+        says = f"--reference {name}: gives the losses of the unlearned model, which has seen the texts"
+        assert says in " ".join(told.err.split())
+        assert not Path("r.json").exists()
 
 
 def test_membership_is_judged_on_texts_that_are_alike_in_length(work: Path, expunge: Run) -> None:

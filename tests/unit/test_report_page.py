@@ -8,6 +8,8 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -233,6 +235,19 @@ def test_results_of_something_else_are_left_out_and_said_to_be(tmp_path, capsys,
     assert "no value of the untouched model" in page.words
     write_report([run], reporter=Reporter())
     assert "warning: told: results_before.json is left out" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(("role", "left_out"), [("after", True), ("before", True), ("retrained", False)])
+def test_a_reference_that_computes_what_the_runs_model_does_is_left_out(tmp_path, role, left_out, without_figures):
+    """As a model that others have merged from the run's adapter does, whose files say nothing of it."""
+    run = write_run(tmp_path / "run")
+    values = pq.read_table(run / f"results_{role}.parquet")
+    rounded = np.random.default_rng(0).normal(1, 1e-3, len(values)) * values["value"].to_numpy()
+    pq.write_table(values.set_column(5, "value", pa.array(rounded)), run / "results_retrained.parquet")
+    told = read_run(run)
+    assert ("retrained" in told.results) != left_out
+    says = "results_retrained.json is left out: it is of the run's own model, which is no retrained one"
+    assert any(line.startswith(says) for line in told.warnings) == left_out
 
 
 def test_the_terminal_names_the_run_and_the_page_says_what_run_is(tmp_path, capsys):

@@ -1,7 +1,7 @@
 """What is refused before any weights load, and what an evaluation takes from a run instead of asking for it again."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,10 @@ from expunge.data.readers import looks_like_path
 from expunge.errors import ConfigError, DataError, ModelError, RunError
 from expunge.evaluation.earlier import as_given
 from expunge.evaluation.metrics import ATTACKS
+from expunge.evaluation.paired import Table
 from expunge.evaluation.predictions import SPLITS, Predictions, read_predictions
 from expunge.evaluation.results import read_results
+from expunge.evaluation.same_model import same_model
 from expunge.evaluation.suite import Suite
 from expunge.evaluation.values_file import check_values_file, values_path
 from expunge.model.device import pick_device
@@ -233,6 +235,38 @@ def check_reference(config: EvaluateConfig, reference: str, suite: Suite, base: 
         f"{flag} {reference}: its tokenizer is not that of --model {config.model} ({len(theirs):,} and {len(ours):,} "
         "tokens, or other rules), and numbers per token cannot be compared: give one retrained from the same base"
     )
+
+
+def check_computed(
+    config: EvaluateConfig, reference: str, theirs: Table, ours: Mapping[str, Table | None], *, flag: str
+) -> None:
+    """Refuse a reference that gives the losses of the model that was unlearned, or of the untouched one, on the texts
+    to forget: whatever merged it, and whatever its files say.
+
+    Args:
+        config: What is scored.
+        reference: Name of the model that is compared with.
+        theirs: What was measured of it.
+        ours: What a model is -> what was measured of it, where it is known.
+        flag: Where the reference was given.
+
+    Raises:
+        ModelError: So.
+    """
+    if not (config.adapter or (Path(config.model) / MERGED).is_file()):
+        return
+    for what, table in ours.items():
+        if table is not None and same_model(_losses(table), _losses(theirs)):
+            raise ModelError(
+                f"{flag} {reference}: gives the losses of the {what} model, which has seen the texts: give one that "
+                "never did, or leave it out"
+            )
+
+
+def _losses(table: Table) -> dict[str, float]:
+    """Id of each text to forget -> its NLL."""
+    values = table.get(("forget", "nll"))
+    return {} if values is None else values.by_id
 
 
 def mismatches(

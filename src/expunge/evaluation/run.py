@@ -14,6 +14,7 @@ from expunge.evaluation.benchmarks import BENCHMARKS, semeval
 from expunge.evaluation.checks import (
     check_attacks,
     check_bits,
+    check_computed,
     check_output,
     check_place,
     check_predictions,
@@ -135,6 +136,9 @@ def _evaluate(config: EvaluateConfig, reporter: Reporter, processes: Processes) 
         before = None if untouched is None else results_of(untouched, None, **earlier_utility)
     table = measurement.table
     earlier = untouched.table if untouched else _earlier(config, results)
+    if compared and reference:
+        both = {"unlearned": table, "untouched": earlier}
+        check_computed(config, compared, reference.table, both, flag=flag)
     results["before"] = None if earlier is None else changes(results["metrics"], earlier, table)
     if processes.index == 0:  # the first one writes
         _write(config, results, {**table, **utility.rows}, before, earlier)

@@ -13,6 +13,7 @@ from expunge.config import SPLIT
 from expunge.errors import RunError
 from expunge.evaluation.earlier import texts_in
 from expunge.evaluation.results import FINGERPRINT, of_other_keys, other_subject, read_results
+from expunge.evaluation.same_model import same_model
 from expunge.report.scores import Score, read_scores
 from expunge.runs.directory import check_no_links
 from expunge.runs.record import check_adapter_kept, read_calibration, read_manifest, read_steps
@@ -27,6 +28,8 @@ ROLES = {
 """Which results files may play which part: the newest that is of this run counts."""
 ALIKE = ("max_new_tokens", "prompt_format", "samples", "temperature", "limit", "dtype", "load_in_4bit")
 """Settings of an evaluation that must be the same for its numbers to be compared."""
+LOSSES = "forget", "nll"
+OWN_MODEL = "the run's own model, which is no retrained one"
 Values = Mapping[tuple[str, str], Mapping[str, float]]
 """(set, metric) -> id -> value."""
 
@@ -118,7 +121,7 @@ def read_run(path: str | Path | RunData) -> RunData:
             results = read_results(file)
             if role in run.results:
                 run.warnings.append(f"{file.name} is left out: other results {role} are newer.")
-            elif why := _foreign(role, results, run, adapter):
+            elif why := _foreign(role, results, run, adapter) or (role == "retrained" and _same_as_ours(file, run)):
                 run.warnings.append(f"{file.name} is left out: it is of {why}. Evaluate again.")
             else:
                 run.results[role], run.scores[role] = results, read_scores(results, file)
@@ -173,7 +176,7 @@ def _foreign(role: str, results: Mapping[str, Any], run: RunData, adapter: str |
     if role == "after" and base == weights and not theirs:
         return "the untouched model"
     if role == "retrained" and base and (base == weights or (theirs and theirs == adapter)):
-        return "the run's own model, which is no retrained one"
+        return OWN_MODEL
     if role != "retrained" and not base:
         return "a model that it does not tell (stored generations)"
     if role != "retrained" and base != weights and not merged:
@@ -201,6 +204,16 @@ def _foreign(role: str, results: Mapping[str, Any], run: RunData, adapter: str |
         if role in ("before", "retrained") and name in made[0] and name in made[1] and made[0][name] != made[1][name]
     )
     return ""
+
+
+def _same_as_ours(file: Path, run: RunData) -> str:
+    """That results are of the run's own model, by the losses of the texts to forget; empty where they are not, or where
+    the values per row are not there.
+    """
+    values = file.with_suffix(".parquet")
+    theirs = read_values(values).get(LOSSES, {}) if values.is_file() else {}
+    ours = (run.values.get(role, {}).get(LOSSES, {}) for role in ("after", "before"))
+    return OWN_MODEL if any(same_model(known, theirs) for known in ours) else ""
 
 
 def _other_texts(run: RunData, results: Mapping[str, Any]) -> bool:
