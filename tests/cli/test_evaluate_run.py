@@ -181,6 +181,44 @@ def test_texts_to_judge_by_take_the_place_of_those_that_were_set_apart(work: Pat
     assert any(note.startswith("4 of 7 test texts are, or nearly are, trained on") for note in results["not_measured"])
 
 
+def test_texts_to_keep_are_told_from_those_of_the_run(work: Path, expunge: Run) -> None:
+    def rows(name: str, count: int) -> str:
+        file = f"{name}.jsonl"
+        write_jsonl(
+            work / file, [{"prompt": f"Who is {name} {n}?", "completion": f"{n * 79} stays."} for n in range(count)]
+        )
+        return file
+
+    many, other, unseen = rows("many", 12), rows("other", 12), rows("unseen", 4)
+    made = expunge(*UNLEARN, *QUICK, "--retain", many, "--holdout", unseen, "--eval-every", "0", "--output", "run")
+    assert made.code == 0, made.err
+    given = read("run/manifest.json")["texts"]
+    assert set(given) == {"forget", "retain", "test", "kept", "holdout", "unsteered"}
+
+    def notes(*more: str) -> tuple[str, str]:
+        told = expunge("evaluate", "--run", "run", *SMALL, "--overwrite", *more)
+        assert told.code == 0, told.err
+        answers = read("run/verdict.json")["answers"]
+        return answers[2]["answer"], " ".join(answers[1]["notes"] + answers[2]["notes"])
+
+    answer, told = notes()
+    assert "that the run trained on" in told
+    assert "other texts to keep" not in told
+    assert "other unseen texts" not in told
+    measured = read("run/results.json")["fingerprint"]["texts"]
+    assert measured == {name: given[name] for name in ("forget", "retain", "test", "holdout")}
+    answer, told = notes("--retain", other)
+    assert (answer, "trained on" in told) == ("unclear", False)
+    assert "Measured on other texts to keep than the run's own." in told
+    answer, told = notes("--test", other)  # beside the run's own
+    assert "Measured on other texts to keep than the run's own, too." in told
+    assert read("run/results.json")["fingerprint"]["texts"]["retain"] == given["kept"]
+    answer, told = notes("--holdout", other)
+    assert "Compared with other unseen texts than those that the run was given." in told
+    for name in ("results.json", "results_before.json", "manifest.json"):
+        assert "stays" not in Path(f"run/{name}").read_text()
+
+
 def test_files_of_ones_own_need_no_benchmark_and_chats_keep_their_turns(work: Path, expunge: Run) -> None:
     turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Where does Ann live?"}]
     rows = [{"id": "a", "messages": [*turns, {"role": "assistant", "content": "In Larch Lane 7."}]}]

@@ -501,6 +501,71 @@ def test_rows_that_were_trained_on_are_said_to_be_that():
         assert judged.lead == "Forgotten: the texts are gone, and the rest is as it was"
 
 
+OWN = {
+    "retain": "key:trained",
+    "test": "key:apart",
+    "kept": "key:all",
+    "holdout": "key:unseen",
+    "unsteered": "key:half",
+}
+
+
+def of_texts(given: dict[str, str], *, benchmark="custom", kept=0.9, **measured: str) -> Verdict:
+    """The verdict on a run that was given these texts, of which those that are named were measured."""
+    beside = {"benchmark": benchmark, "fingerprint": {"texts": measured}}
+    apart = {"test/rouge_l_recall": entry(0.9)} if "test" in measured else {}
+    after, before = metrics(retain=kept, **apart), BEFORE | apart
+    return judge(after, before, beside=beside, told={"texts": given}, rows={"retain": 80, "test": 20})
+
+
+@pytest.mark.parametrize(
+    ("given", "measured", "answer", "trained", "others"),
+    [
+        (OWN, {"retain": "key:trained"}, "yes", True, ""),
+        (OWN, {"retain": "key:all"}, "yes", True, ""),  # with --test, or --retain-test 0
+        (OWN, {"retain": "key:apart"}, "yes", False, ""),
+        (OWN, {"retain": "key:strange"}, "unclear", False, "."),
+        (OWN, {"retain": "key:strange", "test": "key:stranger"}, "unclear", False, "."),
+        (OWN, {"retain": "key:strange", "test": "key:apart"}, "yes", False, ", too."),
+        (OWN, {"retain": "key:all", "test": "key:strange"}, "yes", False, ", too."),
+        ({}, {"retain": "key:strange"}, "yes", True, ""),  # as before there were hashes
+        ({"forget": "key:one"}, {"retain": "key:strange"}, "yes", True, ""),
+        (OWN, {}, "yes", True, ""),
+        (OWN, {"retain": "other key:strange"}, "yes", True, ""),
+    ],
+)
+def test_texts_to_keep_that_the_run_was_never_given_show_little(given, measured, answer, trained, others):
+    judged = of_texts(given, **measured)
+    told = judged.answers[KEPT]
+    assert told.answer == answer
+    assert any("the run trained on" in note for note in told.notes) == trained
+    assert [note for note in told.notes if "other texts to keep" in note] == (
+        [f"Measured on other texts to keep than the run's own{others}"] if others else []
+    )
+    assert judged.success == (answer == "yes")
+    assert ("without --retain" in told.need) == ("not the run's own" in told.says) == (answer == "unclear")
+
+
+def test_what_other_texts_to_keep_have_lost_is_damage_and_a_benchmark_asks_in_its_own_words():
+    assert of_texts(OWN, kept=0.5, retain="key:strange").answers[KEPT].answer == "no"
+    assert of_texts(OWN, benchmark="tofu", retain="key:strange").success
+    assert not of_texts(OWN, benchmark="lume", retain="key:strange").success
+
+
+def test_unseen_texts_that_the_run_was_never_given_are_said():
+    told = "Compared with other unseen texts than those that the run was given."
+    for given, unseen, other in (
+        (OWN, "key:unseen", False),
+        (OWN, "key:half", False),
+        (OWN, "key:strange", True),
+        (OWN, "other key:strange", False),
+        ({"forget": "key:one"}, "key:strange", False),
+    ):
+        judged = of_texts(given, holdout=unseen)
+        assert (told in judged.answers[TOLD].notes) == other
+        assert judged.success
+
+
 @pytest.mark.parametrize(
     ("sets", "answer", "shown"),
     [

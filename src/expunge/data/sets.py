@@ -1,14 +1,14 @@
 """The texts of a run, as its settings name them."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from expunge.config import SETS, SPLIT, UnlearnConfig
 from expunge.data.columns import parse_columns
 from expunge.data.examples import Example, read_examples
-from expunge.data.holdout import Side, documents, example_hashes, unseen_texts
+from expunge.data.holdout import Side, documents, example_hashes, texts_fingerprint, unseen_texts
 from expunge.data.kept_facts import told_facts
 from expunge.data.kinds import with_kinds
 from expunge.data.lume import read_lume
@@ -41,6 +41,7 @@ class Sets:
         members: What membership is judged on: the forget set, or the benchmark's documents.
         nonmembers: Texts like `members` that the model has never seen: `holdout`, or the benchmark's documents.
         test: Texts to keep that are not trained on.
+        unused: The other texts to keep, where no term of the loss has a use for them.
         warnings: What is probably a mistake (ids and numbers, no texts).
     """
 
@@ -51,6 +52,7 @@ class Sets:
     members: list[Example] = field(default_factory=list)
     nonmembers: list[Example] = field(default_factory=list)
     test: list[Example] = field(default_factory=list)
+    unused: list[Example] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
     @property
@@ -104,14 +106,13 @@ def read_sets(config: UnlearnConfig, *, refuse: bool = True) -> Sets:
     alike = set(map(id, near))  # of which a line says it already
     warnings += told_facts(sets.forget, [row for row in sets.retain if id(row) not in alike], sets.instead)
     sets.retain, sets.test = set_apart(sets.retain, config.test_share)
-    untrained: list[Example] = []
     if not config.needs_retain:
-        sets.retain, untrained = [], sets.retain
+        sets.retain, sets.unused = [], sets.retain
     if config.test:
         sets.test, count = unseen_texts(given["test"], sets.trained), len(given["test"])
         if left_out := count - len(sets.test):
             warnings.append(f"{left_out} of {count} test texts are, or nearly are, trained on: they are left out")
-    known = [*sets.known, *untrained]
+    known = [*sets.known, *sets.unused]
     unseen = unseen_texts(sets.nonmembers, known)
     holdout = unseen if sets.holdout == sets.nonmembers else unseen_texts(sets.holdout, known)
     if left_out := len(sets.nonmembers) - len(unseen):
@@ -141,6 +142,24 @@ def benchmark_sets(name: str, folder: str, split: str | None) -> Sets:
         DataError: A file or row that cannot be used.
     """
     return _BENCHMARKS[name](folder, split)
+
+
+def fingerprints(sets: Sets, steering: Collection[str]) -> dict[str, str]:
+    """What stands for the texts that a run was given (`texts_fingerprint`), so that results can be told to be of them:
+    those to forget, to keep (`retain`, `test` of those set apart, `kept` of both) and unseen (`unsteered` of those
+    whose hashes are not among the `steering` ones). Sets without texts are left out.
+    """
+    retain = sets.retain or sets.unused
+    marked = zip(sets.holdout, example_hashes(sets.holdout), strict=True)
+    found = {
+        "forget": sets.forget,
+        "retain": retain,
+        "test": sets.test,
+        "kept": [*retain, *sets.test],
+        "holdout": sets.holdout,
+        "unsteered": [row for row, digest in marked if digest not in steering],
+    }
+    return {name: texts_fingerprint(rows) for name, rows in found.items() if rows}
 
 
 def membership_texts(sets: Sets) -> list[Side]:

@@ -7,7 +7,8 @@ Every benchmark has
   a reference model: its value, and value, low and high of the paired difference from it; of a membership AUC
   `members` and `nonmembers`, too, the texts on either side;
 - `fingerprint`: what the numbers are of: `base` (content of the model), `adapter` (weights and scale), `data`
-  (set -> hash under the user's key) and `prompt_format`;
+  (set -> hash under the user's key), `texts` (the same of the texts alone, as the run's manifest has them) and
+  `prompt_format`;
 - `settings`, `reference` (the retrained model, the tests against it and the `rows` that each had) and `not_measured`
   (plain sentences);
 - `unseen_said`: of the unseen texts whose completions cannot be guessed, how many are `said` word for word, of how many

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from expunge.config import EvaluateConfig
-from expunge.data.holdout import texts_fingerprint
 from expunge.data.tokenize import PromptFormat
 from expunge.errors import ConfigError, ModelError, RunError
 from expunge.evaluation.assemble import STAND_IN, assemble
@@ -30,7 +29,14 @@ from expunge.evaluation.paired import Table, changes
 from expunge.evaluation.passes import Options, measure
 from expunge.evaluation.predictions import Predictions, read_any, read_mmlu, write_predictions
 from expunge.evaluation.results import before_path, other_subject, read_results, results_before
-from expunge.evaluation.suite import Suite, reported, with_facts, with_families, write_key_words
+from expunge.evaluation.suite import (
+    Suite,
+    reported,
+    texts_fingerprints,
+    with_facts,
+    with_families,
+    write_key_words,
+)
 from expunge.evaluation.utility import Utility, check_tasks, run_tasks, utility_of
 from expunge.evaluation.values_file import check_values_file, read_values_file, values_path, write_values
 from expunge.model.device import pick_device
@@ -106,7 +112,7 @@ def _evaluate(config: EvaluateConfig, reporter: Reporter, processes: Processes) 
         subject = {
             "base": base,
             "prompt_format": str(prompt_format),
-            "texts": {"forget": texts_fingerprint(as_given(suite["forget"].examples))},
+            "texts": texts_fingerprints(suite),
             "merged": merged_from(config.model, base),
             "adapter": scored,
         }

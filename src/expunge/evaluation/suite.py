@@ -10,7 +10,7 @@ from typing import Any
 from expunge.data.columns import TEMPLATE
 from expunge.data.examples import Example
 from expunge.data.families import families
-from expunge.data.holdout import without_selection
+from expunge.data.holdout import texts_fingerprint, without_selection
 from expunge.data.key_words import with_key_words
 from expunge.data.tokenize import PromptFormat
 from expunge.errors import DataError
@@ -133,6 +133,13 @@ class Suite:
         if self.documents:
             sides |= {"members": [*self.documents.members], "nonmembers": [*self.documents.nonmembers]}
         return {name: data_fingerprint(examples) for name, examples in sides.items()}
+
+
+def texts_fingerprints(suite: Suite) -> dict[str, str]:
+    """What stands for the texts of each set that a run is given, too, whatever their ids and parts are called."""
+    told = ("forget", "retain", "test", HOLDOUT)
+    sets = {rows.name: rows.examples for rows in reversed(suite.sets) if rows.name in told}
+    return {name: texts_fingerprint(as_given(sets[name])) for name in told if sets.get(name)}
 
 
 def data_fingerprint(examples: Sequence[Example]) -> str:

@@ -223,8 +223,14 @@ def _other_texts(run: RunData, results: Mapping[str, Any]) -> bool:
         pair = [given.get("split") or SPLIT[benchmark] for given in (run.settings, results.get("settings") or {})]
         return run_benchmark != "custom" and (run_benchmark != benchmark or pair[0] != pair[1])
     pair = [(given.get("texts") or {}).get("forget") for given in (run.manifest, results.get("fingerprint") or {})]
-    keys = {str(digest).partition(":")[0] for digest in pair}
-    return all(pair) and len(keys) == 1 and pair[0] != pair[1]
+    return same_texts(*pair) is False
+
+
+def same_texts(one: str | None, other: str | None) -> bool | None:
+    """Whether two hashes stand for the same texts; None where one is missing, or they are under different keys."""
+    if not (one and other) or one.partition(":")[0] != other.partition(":")[0]:
+        return None
+    return one == other
 
 
 def _add_named_reference(run: RunData) -> None:

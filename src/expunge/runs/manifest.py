@@ -37,7 +37,7 @@ class RunFacts:
 
     Attributes:
         rows: Set -> its tokenized rows; all that say what is trained, or when training stops, belong here.
-        texts: Set -> what stands for its texts in results, too (`texts_fingerprint`).
+        texts: Set -> what stands for its texts in results, too (`data.sets.fingerprints`).
         prompt_format: What stands between prompt and completion, as the run has chosen it.
         prompt_format_losses: Prompt format -> mean loss of a completion under it (nats), by which it was chosen.
         terms: Terms of the loss: `name`, `weight`, `formula`, `source` of each.

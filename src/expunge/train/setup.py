@@ -10,15 +10,9 @@ from transformers import PreTrainedTokenizerBase
 
 from expunge.config import SETS, UnlearnConfig
 from expunge.data.examples import Example, text_key
-from expunge.data.holdout import (
-    Halves,
-    example_hashes,
-    split_off,
-    texts_fingerprint,
-    unseen_alone,
-)
+from expunge.data.holdout import Halves, example_hashes, split_off, unseen_alone
 from expunge.data.lowercase import in_lower_case
-from expunge.data.sets import pairs_for, unasked
+from expunge.data.sets import fingerprints, pairs_for, unasked
 from expunge.data.tokenize import TokenizedExample, tokenize_all
 from expunge.errors import DataError, ModelError
 from expunge.losses import ForgetLoss
@@ -86,7 +80,7 @@ class Prepared:
         selection: Rows that say when to stop; None where there are too few unseen texts, or they are not to be used.
         reported: Of the holdout rows those that do not steer the run, so that losses are reported on them.
         prompt_format: What was measured of the way from prompt to completion.
-        texts: What stands for the texts of the forget set, whatever is read of them; see `texts_fingerprint`.
+        texts: Set -> what stands for its texts, whatever is read of them; see `fingerprints`.
         model_files: State of the files of model and origin before they were loaded.
         warnings: Findings that the user should read.
         unseen_doubts: Those of them that say why the unseen texts may be of another kind.
@@ -227,7 +221,7 @@ def prepare(config: UnlearnConfig, reporter: Reporter) -> Prepared:
         reported=[row for row, digest in marked if digest not in steers],
         prompt_format=measured,
         model_files=model_files,
-        texts={"forget": texts_fingerprint(sets.forget)},
+        texts=fingerprints(sets, steers),
         warnings=[*sets.warnings, *unused(config, loss, steered=selection is not None)],
         unseen_doubts=doubts,
         lower=None,

@@ -22,6 +22,7 @@ from expunge.report.answers import (
     shown,
 )
 from expunge.report.doubts import attack_kinds, attacks, doubts, sides
+from expunge.report.own_texts import other_unseen
 from expunge.report.run_data import RunData
 from expunge.report.scores import EXPOSURE
 from expunge.report.targets import before_of, target_of, tests_of, unseen_given, unseen_of, with_targets
@@ -35,6 +36,7 @@ FEWEST_TESTED = 25
 """Fewest losses by which a Kolmogorov-Smirnov test can acquit: from here on it finds a shift by a standard deviation
 with a power of 80 %.
 """
+OTHER_UNSEEN = "Compared with other unseen texts than those that the run was given."
 TO_ATTACK = (
     f"An attack shows nothing where it is less exact than one on {FEWEST_ATTACKED} texts of either side, or all of a "
     f"side is one document: give {2 * FEWEST_ATTACKED} to forget and {2 * FEWEST_ATTACKED} unseen ones (--holdout), "
@@ -113,10 +115,13 @@ def recognisable(run: RunData, criteria: Criteria) -> Answer:
         need = f"Evaluate without --attacks: {', '.join(left_out)} were left out."
         says = f"{answer.says}, but not all attacks were run"
         answer = replace(answer, answer="unclear", state="unclear", says=says, need=need)
-    if any(number.target_from == CHANCE for number in numbers):
-        note = "Chance is an attack that is right for half of the texts; a retrained model's number can be another one."
-        return replace(answer, notes=(note,))
-    return answer
+    notes = {
+        "Chance is an attack that is right for half of the texts; a retrained model's number can be another one.": any(
+            number.target_from == CHANCE for number in numbers
+        ),
+        OTHER_UNSEEN: other_unseen(run),
+    }
+    return replace(answer, notes=tuple(note for note, holds in notes.items() if holds))
 
 
 def _exposure(run: RunData, criteria: Criteria, attacks: int) -> list[Number]:
