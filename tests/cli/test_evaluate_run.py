@@ -442,6 +442,10 @@ def test_texts_that_were_cut_and_answers_that_were_stopped_are_said(work: Path, 
         assert count > 0
         says = f"{count} of {len(sets[name])} answers to {name} prompts were stopped by --max-new-tokens 2 (or"
         assert says in notes[0]
+        rouge = read("2.json")["metrics"][f"{name}/rouge_l_recall"]  # of as many answers the numbers say little
+        assert rouge["stopped"] == count <= rouge["n"]
+    assert read("200.json")["metrics"]["forget/rouge_l_recall"]["stopped"] == 1
+    assert "stopped" not in read("200.json")["metrics"]["forget/probability"]
     assert "1 of 4 answers to forget prompts were stopped by --max-new-tokens 200 (or" in notes[1]
     assert "retain prompts were stopped" not in notes[1]
 

@@ -455,7 +455,7 @@ def test_answers_that_were_stopped_are_counted(tmp_path: Path, asked: str, said:
     loaded = load_model(str(save_tiny(tmp_path, "llama", "chat")), dtype="float32", device="cpu")
     encode = loaded.tokenizer.encode
     generation = Generation(encode(asked), encode(said), "")
-    assert cut_short(loaded, [Example("x", "Who?", "Marta")], [generation], lambda _: encode("Marta")) == cut
+    assert cut_short(loaded, [Example("x", "Who?", "Marta")], [generation], lambda _: encode("Marta")) == [cut]
 
 
 def test_an_answer_ends_where_the_template_ends_the_turn(tmp_path: Path) -> None:

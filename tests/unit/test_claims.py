@@ -66,7 +66,10 @@ def _titles(call: ast.Call) -> list[ast.expr]:
 @pytest.mark.parametrize(
     "name",
     [
-        *(f"report/{name}" for name in ("judge", "targets", "doubts", "losses", "answers", "run_data", "details")),
+        *(
+            f"report/{name}"
+            for name in ("judge", "targets", "doubts", "losses", "answers", "answering", "run_data", "details")
+        ),
         *(f"report/questions/{name}" for name in ("said", "told", "rest", "speech")),
         *(f"train/{name}" for name in ("doubts", "loop", "scale", "targets", "contexts")),
         "evaluation/advice",

@@ -63,6 +63,7 @@ def judge(
     earlier=None,
     told=None,
     tested=None,
+    theirs=None,
 ) -> Verdict:
     """The verdict on a run whose files hold these metrics."""
     roles = {"before": before, "after": after, "retrained": reference}
@@ -73,6 +74,8 @@ def judge(
     results["after"]["reference"] |= {"rows": tested} if tested else {}
     if before:
         results["before"] |= earlier or {}
+    if reference:
+        results["retrained"] |= theirs or {}
     manifest = {
         "status": status,
         "steps": steps,
@@ -1375,3 +1378,83 @@ def test_that_no_test_was_run_against_the_retrained_model_is_said():
     alone = judge(metrics(), reference=None).not_measured
     assert told not in alone
     assert any("would score (--reference)" in text for text in alone)
+
+
+ANSWERED = {"forget/exact_match": (1.0, 0.0, "lower"), "retain/rouge_1_f1": (0.9, 0.9, "higher")}
+ASKED = {"max_new_tokens": 256, "samples": 8, "temperature": 1.0, "prompt_format": "space"}
+
+
+def asked(before: dict, retrained: dict | None = None, *, fresh: bool = False) -> Verdict:
+    """The verdict on answers that were asked for with these settings before, and with `ASKED` after."""
+    drawn = {"forget/leak_at_8": (1.0, 0.0, "lower")} if fresh else {}
+    earlier, now = (
+        {key: entry(found[at], found[2], "text", half=0.0) for key, found in (ANSWERED | drawn).items()}
+        for at in (0, 1)
+    )
+    return judge(
+        metrics(**now),
+        BEFORE | earlier,
+        RETRAINED | now if retrained else None,
+        evaluated=ASKED,
+        earlier={"settings": ASKED | before},
+        theirs={"settings": ASKED | (retrained or {})},
+    )
+
+
+@pytest.mark.parametrize(
+    ("before", "retrained", "drawn", "states"),
+    [
+        ({}, {}, True, ["good", "good", "good"]),
+        ({"max_new_tokens": 4}, None, False, ["unclear", "unclear", "unclear"]),
+        ({"temperature": 0.5}, None, False, ["good", "good", "good"]),  # nothing was drawn
+        ({"temperature": 0.5}, None, True, ["unclear", "good", "good"]),
+        ({"samples": 2}, None, True, ["unclear", "good", "good"]),
+        ({"dtype": "bfloat16"}, None, True, ["good", "good", "good"]),
+        ({}, {"max_new_tokens": 4}, False, ["unclear", "good", "unclear"]),  # what is kept is compared with before
+    ],
+)
+def test_answers_that_were_not_asked_for_alike_cannot_be_compared(before, retrained, drawn, states):
+    judged = asked(before, retrained, fresh=drawn)
+    found = [judged.answers[at].state for at in (SAID, KEPT, SPEAKS)]
+    assert found == states
+    for at, state in zip((SAID, KEPT, SPEAKS), states, strict=True):
+        assert ("with the same settings" in judged.answers[at].need) == (state == "unclear")
+
+
+def test_what_is_said_now_is_said_whatever_was_asked_before():
+    now = {"forget/exact_match": entry(0.9, "lower", "text")}
+    for before in (0.0, 1.0):  # four tokens held nothing
+        earlier = {"forget/exact_match": entry(before, "lower", "text")}
+        settings = {"earlier": {"settings": {"max_new_tokens": 4}}, "evaluated": {"max_new_tokens": 256}}
+        assert judge(metrics(**now), BEFORE | earlier, None, **settings).answers[SAID].answer == "yes"
+
+
+@pytest.mark.parametrize(
+    ("stopped", "before", "earlier", "answer"),
+    [
+        (0, 1.0, 0, "no"),
+        (5, 1.0, 0, "no"),  # as few as may be said
+        (6, 1.0, 0, "unclear"),
+        (50, 1.0, 0, "unclear"),
+        (50, 0.0, 50, "unclear"),  # so were the untouched model's, so that it seems to have had nothing to lose
+        (50, 0.0, 0, "no"),  # which it had not
+        (0, 0.0, 50, "no"),
+    ],
+)
+def test_answers_that_were_stopped_before_what_is_looked_for_acquit_nobody(stopped, before, earlier, answer):
+    def count(value: float, short: int) -> dict[str, Any]:
+        return {"forget/exact_match": entry(value, "lower", "text", half=None) | ({"stopped": short} if short else {})}
+
+    judged = judge(metrics(**count(0.0, stopped)), BEFORE | count(before, earlier))
+    assert judged.answers[SAID].answer == answer
+    assert ("larger --max-new-tokens" in " ".join(judged.next)) == (answer == "unclear")
+    limits = [number.limit for number in judged.answers[SAID].numbers]
+    assert any(f"stopped too early: {stopped} of 50 answers" in limit for limit in limits) == (answer == "unclear")
+
+
+def test_that_fluency_is_not_judged_is_said_where_it_was_measured():
+    fluent = {"forget/fluency": entry(11.0, "lower", "text")}
+    for more, told in (({}, False), (fluent, True)):
+        speaks = judge(metrics(**more)).answers[SPEAKS]
+        assert speaks.answer == "yes"
+        assert any(note.startswith("Fluency is shown and not judged") for note in speaks.notes) == told

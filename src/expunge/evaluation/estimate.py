@@ -38,6 +38,7 @@ class Estimate:
         std: Standard deviation over runs; NaN of one run.
         members: Of a number that compares two sides, rows of the one that was trained on; None where it is not known.
         nonmembers: Rows of the other side.
+        stopped: Rows whose answers were stopped before they could hold what is looked for.
     """
 
     value: float
@@ -55,6 +56,7 @@ class Estimate:
     std: float = NAN
     members: int | None = None
     nonmembers: int | None = None
+    stopped: int = 0
 
     @property
     def known(self) -> bool:
@@ -101,6 +103,8 @@ class Estimate:
         entry: dict[str, Any] = {**self.ends(), "n": self.n, "direction": self.direction}
         if self.members is not None and self.nonmembers is not None:
             entry |= {"members": self.members, "nonmembers": self.nonmembers}
+        if self.stopped:
+            entry["stopped"] = self.stopped
         if self.target is not None:
             entry["target"] = self.target
         entry |= {"source": self.source, "family": self.family}
@@ -154,6 +158,7 @@ class Estimate:
             cls.from_entry(f"{where}: difference", difference) if isinstance(difference, Mapping) else None,
             members=_side(where, "members", entry),
             nonmembers=_side(where, "nonmembers", entry),
+            stopped=_side(where, "stopped", entry) or 0,
         )
 
 

@@ -30,6 +30,8 @@ from expunge.model.packing import UNBOUNDED
 
 PASSES_PER_CACHE = 4
 """One pass over prompts and drafts takes at most this part of the cache's area and rows; those left over are joined."""
+LEAST = 16
+"""Tokens by which it shows whether a text is gone on with; fewer say too little."""
 AT_ONCE = (
     "The model was asked for its answers at once, as its chat template writes them in finished turns: answers after a "
     "thought were not measured."
@@ -45,11 +47,13 @@ class Generation:
         prompt: Tokens that it was given, cut where they did not fit.
         tokens: Tokens that it said, the end token included where there was one.
         text: The same as text, special tokens left out, otherwise as decoded.
+        stopped: Whether it has no end, and could not hold what is looked for (`cut_short`).
     """
 
     prompt: list[int]
     tokens: list[int]
     text: str
+    stopped: bool = False
 
 
 def stop_ids(loaded: LoadedModel) -> frozenset[int]:
@@ -298,21 +302,22 @@ def cut_short(
     examples: Sequence[Example],
     said: Sequence[Generation],
     encode: Callable[[Example], Sequence[int]],
-) -> int:
-    """How many answers have no end, and are shorter than what is looked for or end within a thought.
+) -> list[bool]:
+    """Which answers have no end, and are shorter than what is looked for or end within a thought.
 
-    `encode` gives what is looked for; a passage is looked for as far as what is said goes.
+    `encode` gives what is looked for; a passage is looked for as far as what is said goes, `LEAST` tokens at least.
     """
     stops, decode = stop_ids(loaded), loaded.tokenizer.decode
-    return sum(
-        not (answer.tokens and answer.tokens[-1] in stops)
-        and (
-            len(answer.tokens) < len(up_to_end(encode(example), stops))
-            or in_thought(str(decode([*answer.prompt, *answer.tokens])))
-        )
-        for example, answer in zip(examples, said, strict=True)
-        if not isinstance(example, Passage)
-    )
+
+    def stopped(example: Example, answer: Generation) -> bool:
+        wanted, passage = len(up_to_end(encode(example), stops)), isinstance(example, Passage)
+        if answer.tokens and answer.tokens[-1] in stops:
+            return False
+        if len(answer.tokens) < (min(wanted, LEAST) if passage else wanted):
+            return True
+        return not passage and in_thought(str(decode([*answer.prompt, *answer.tokens])))
+
+    return [stopped(example, answer) for example, answer in zip(examples, said, strict=True)]
 
 
 def up_to_end(tokens: Sequence[int], stops: frozenset[int]) -> Sequence[int]:

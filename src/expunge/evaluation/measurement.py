@@ -3,7 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,19 +28,26 @@ class Values:
         tasks: Their tasks.
         documents: What each row is about.
         values: float64 `(rows,)`, all finite.
+        stopped: Whether the answer behind it could not hold what is looked for; empty where that is not known.
     """
 
     ids: tuple[str, ...]
     tasks: tuple[str, ...]
     documents: tuple[str, ...]
     values: NDArray[np.float64]
+    stopped: tuple[bool, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "ids", numbered(self.ids))
 
     @classmethod
     def of(
-        cls, what: str, examples: Sequence[Example], documents: Sequence[str], values: Sequence[float | None]
+        cls,
+        what: str,
+        examples: Sequence[Example],
+        documents: Sequence[str],
+        values: Sequence[float | None],
+        stopped: Sequence[bool] = (),
     ) -> "Values":
         """The rows whose value is not None.
 
@@ -61,6 +68,7 @@ class Values:
             tuple(examples[i].label or examples[i].task for i in kept),
             tuple(documents[i] for i in kept),
             array,
+            tuple(stopped[i] for i in kept) if stopped else (),
         )
 
     def __add__(self, other: "Values") -> "Values":
@@ -70,6 +78,7 @@ class Values:
             self.tasks + other.tasks,
             self.documents + other.documents,
             np.concatenate([self.values, other.values]),
+            self.stopped + other.stopped if len(self.stopped) == len(self.ids) else (),
         )
 
     @property
@@ -88,7 +97,8 @@ class Values:
     def at(self, places: Sequence[int]) -> "Values":
         """The rows at some places, in that order."""
         ids, names, documents = (tuple(column[i] for i in places) for column in (self.ids, self.tasks, self.documents))
-        return Values(ids, names, documents, self.values[list(places)])
+        stopped = tuple(self.stopped[i] for i in places) if self.stopped else ()
+        return Values(ids, names, documents, self.values[list(places)], stopped)
 
     def tells(self, task: str = "") -> bool:
         """Whether the exact mean of all rows, or of one task's, gives fewer than `TELLING` texts away."""
@@ -122,7 +132,7 @@ class Values:
         documents.
         """
         kept, weights = self.mixed_as(mixed_as)
-        return mean_estimate(kept.values, kept.documents, weights=weights)
+        return replace(mean_estimate(kept.values, kept.documents, weights=weights), stopped=sum(kept.stopped))
 
 
 def shared_tasks(forget: Sequence[str], unseen: Sequence[str]) -> set[str]:

@@ -198,7 +198,7 @@ class _Passes:
         if self._prompt_format.style == "chat" and chats and asks_past_thoughts(self._loaded.tokenizer, chats[0]):
             self._note(AT_ONCE)
         said = self._answers(rows, [rows.examples[i] for i in asked], samples=0)
-        self._say_stopped(rows, [rows.examples[i] for i in asked], said)
+        self._say_stopped(rows, said)
         answers = dict(zip(asked, said, strict=True))
         return [answers.get(i) for i in range(len(rows.examples))]
 
@@ -226,17 +226,22 @@ class _Passes:
         with self._reporter.track(title, len(examples) * max(1, samples)) as advance:
             # Draws come from one stream of random numbers, which cannot be divided.
             said = (self._processes.once if samples else self._processes.share)(examples, say_all)
-        return [replace(answer, text=cut_at(answer.text, rows.stops)) for answer in said] if rows.stops else said
+        each = [example for example in examples for _ in range(max(1, samples))]
+        stopped = [False] * len(said)
+        if not rows.cut_reference:
+            stopped = cut_short(self._loaded, each, said, self._completion_ids)
+        texts = [cut_at(answer.text, rows.stops) if rows.stops else answer.text for answer in said]
+        return [
+            replace(answer, text=text, stopped=short) for answer, text, short in zip(said, texts, stopped, strict=True)
+        ]
 
     def _completion_ids(self, example: Example) -> list[int]:
         return completion_ids(self._loaded.tokenizer, example, self._prompt_format)
 
-    def _say_stopped(self, rows: RowSet, examples: Sequence[Example], said: Sequence[Generation]) -> None:
+    def _say_stopped(self, rows: RowSet, said: Sequence[Generation]) -> None:
         """Say of how many answers the limit on tokens left out what is looked for."""
         limit = rows.max_new_tokens or self._options.max_new_tokens
-        if rows.cut_reference:
-            return
-        if stopped := cut_short(self._loaded, examples, said, self._completion_ids):
+        if stopped := sum(answer.stopped for answer in said):
             flag = "the benchmark's limit" if rows.max_new_tokens else "--max-new-tokens"
             self._note(
                 f"{stopped} of {len(said)} answers to {rows.name} prompts were stopped by {flag} {limit} (or the "
@@ -244,13 +249,13 @@ class _Passes:
                 "say little."
             )
 
-    def _samples(self, rows: RowSet) -> list[list[str] | None]:
+    def _samples(self, rows: RowSet) -> list[list[Generation] | None]:
         """Answers drawn to each prompt to forget, and unseen one, for the metrics of samples."""
         k = self._options.samples
         if not k or rows.suffix or not rows.wants("samples"):
             return [None] * len(rows.examples)
         asked = [i for i, example in enumerate(rows.examples) if example.prompt]
-        said = [answer.text for answer in self._answers(rows, [rows.examples[i] for i in asked], samples=k)]
+        said = self._answers(rows, [rows.examples[i] for i in asked], samples=k)
         draws = {i: said[at * k : (at + 1) * k] for at, i in enumerate(asked)}
         return [draws.get(i) for i in range(len(rows.examples))]
 
@@ -272,13 +277,14 @@ class _Passes:
         number: int,
         records: dict[Key, TokenRecord],
         said: Sequence[Generation | None],
-        samples: Sequence[list[str] | None],
+        samples: Sequence[list[Generation] | None],
         untouched: dict[Key, TokenRecord],
     ) -> None:
         facts = []
         for i, example in enumerate(rows.examples):
-            record, answer = records[number, "own", i], said[i]
-            row = Row(record, example.kind, self._expected(example, rows), samples=samples[i])
+            record, answer, drawn = records[number, "own", i], said[i], samples[i]
+            row = Row(record, example.kind, self._expected(example, rows))
+            row.samples = None if drawn is None else [draw.text for draw in drawn]
             row.keywords = example.keywords or None
             if isinstance(example, Passage):  # of a long one the limit on tokens may leave some out
                 row.keywords = [word for word in example.keywords if contains(row.expected, word)] or None
@@ -290,12 +296,19 @@ class _Passes:
             if answer is not None:
                 row.text, row.tokens, row.untouched = answer.text, answer.tokens, untouched.get((number, i))
             facts.append(row)
+        stopped = {
+            "text": [answer is not None and answer.stopped for answer in said],
+            "samples": [any(draw.stopped for draw in drawn or ()) for drawn in samples],
+        }
         plan = {"k": [*dict.fromkeys((1, self._options.samples))]}
         for metric in (METRICS[name] for name in rows.metrics):
             for name, options in metric.instances(plan):
                 label = name + rows.suffix
                 values = [metric.of(row, **options) for row in facts]
-                found = Values.of(f"{rows.name}/{label}", rows.examples, rows.documents, values)
+                short = (
+                    () if rows.max_new_tokens else next((stopped[need] for need in metric.needs if need in stopped), ())
+                )
+                found = Values.of(f"{rows.name}/{label}", rows.examples, rows.documents, values, short)
                 self._result.add(rows.name, label, metric, found)
         self._floor(rows, number, records, facts)
         if not rows.suffix:

@@ -5,7 +5,8 @@ Every benchmark has
 - `metrics`: `<set>/<metric>[/<task>]` -> `{"value", "low", "high", "n", "direction", "target", "source", "family",
   "reason", "reference", "difference"}`; the reason says why a value or an interval is null, the last two are there with
   a reference model: its value, and value, low and high of the paired difference from it; of a membership AUC
-  `members` and `nonmembers`, too, the texts on either side;
+  `members` and `nonmembers`, too, the texts on either side; of answers how many were `stopped` before they could hold
+  what is looked for, if any;
 - `fingerprint`: what the numbers are of: `base` (content of the model), `adapter` (weights and scale), `data`
   (set -> hash under the user's key), `texts` (the same of the texts alone, as the run's manifest has them) and
   `prompt_format`;

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from expunge.config.criteria import Criteria
+from expunge.report.answering import doubted, unlike, with_mend
 from expunge.report.answers import TO_SCORE, UNTOUCHED, Answer, Number, answered, judged, shown
 from expunge.report.losses import MARGIN, drift_of, exact_losses, texts_of
 from expunge.report.own_texts import OTHER, TRAINED, kept_texts
@@ -85,6 +86,7 @@ def rest_kept(run: RunData, criteria: Criteria) -> Answer:
     answer = answered(KEPT, ("no", "yes"), numbers, rule, notes)
     if short and answer.state == "unclear":
         answer = replace(answer, need=TO_SHOW)
+    answer = with_mend(answer)
     if scored and not owned and answer.state != "bad":
         says = f"{answer.says}, but these are not the run's own texts to keep"
         answer = replace(answer, answer="unclear", state="unclear", says=says, need=TO_MEASURE_OWN)
@@ -116,10 +118,14 @@ def _whole_sets(run: RunData, criteria: Criteria, scores: Sequence[Score], margi
     def telling(score: Score) -> bool:
         return (score.n is None or score.n >= FEWEST_KEPT) and sure(score)
 
-    enough = {score.set for score in scores if before_of(run, score) and telling(score)}
-    enough -= {score.set for score in scores if (before_of(run, score) or 0.0) >= KNOWN and not sure(score)}
+    alike = [score for score in scores if not unlike(run, score)]
+    enough = {score.set for score in alike if before_of(run, score) and telling(score)}
+    enough -= {score.set for score in alike if (before_of(run, score) or 0.0) >= KNOWN and not sure(score)}
     for score in scores:
         before = before_of(run, score)
+        if before is not None and (why := unlike(run, score)):
+            numbers.append(doubted(shown(score, before, before, UNTOUCHED, ""), why))
+            continue
         if not before:
             why = UNKNOWN if before is None else "nothing to lose: it was 0 before"
             numbers.append(shown(score, before, None, "", why))
@@ -150,7 +156,7 @@ def _lost_tasks(run: RunData, criteria: Criteria, scores: dict[str, Score]) -> l
     looked_at = []
     for score in scores.values():
         before, (_, most) = before_of(run, score), change_of(run, score)
-        if score.task and before and most is not None and (score.n or 0) >= FEWEST_KEPT:
+        if score.task and before and not unlike(run, score) and most is not None and (score.n or 0) >= FEWEST_KEPT:
             looked_at.append((score, before, most))
     lost = []
     for score, before, most in looked_at:

@@ -6,6 +6,7 @@ from expunge.config.criteria import Criteria
 from expunge.data.holdout import FEWEST
 from expunge.evaluation.estimate import NAN
 from expunge.evaluation.results import COMPARED
+from expunge.report.answering import STOPPED, doubted, unheard, unlike, with_mend
 from expunge.report.answers import (
     GUESSED,
     NEVER_SEEN,
@@ -60,7 +61,9 @@ def still_said(run: RunData, criteria: Criteria) -> Answer:
         f"{criteria.max_exact_match:.0%} of the rows), and its interval leaves out the untouched model's value; of "
         f"these three, a task of {FEWEST_OF_TASK} rows and more counts where its whole interval, widened for as many "
         "tasks, is above that for the upper end of what unseen texts give, and is unclear where most of its rows are "
-        f"said. What is good by fewer than {FEWEST} unseen texts is unclear."
+        f"said. What is good by fewer than {FEWEST} unseen texts is unclear, and so is what would not be good if every "
+        "answer that was stopped too early had gone on to say it, or is compared with answers that were asked for "
+        "otherwise."
     )
     numbers, known = [], knowledge(run.scores.get("after", {}))
     for score, before, target, whose in with_targets(run, known):
@@ -75,6 +78,7 @@ def still_said(run: RunData, criteria: Criteria) -> Answer:
         answer = answered(SAID, ("yes", "no"), numbers, rule, doubts=doubts(run, criteria))
         if answer.state == "unclear" and any(number.limit == MOSTLY for number in numbers):
             answer = replace(answer, need=TO_LOOK)
+        answer = with_mend(answer)
         if answer.state == "bad" and {number.target_from for number in numbers if number.state == "bad"} == {NONE}:
             answer = replace(answer, notes=(*answer.notes, GUESSED))
         facts = next((number.says for number in numbers if number.key == "forget/key_fact"), "")
@@ -103,10 +107,16 @@ def _left(
         return shown(score, before, target, whose, "no target is known")
     if before is None and not plain:
         return shown(score, before, target, whose, UNKNOWN)
-    if before is not None and before - target < LEAST_GAP:
-        return shown(score, before, target, whose, "nothing to lose: it was low before")
+    if why := unlike(run, score, whose):  # whatever was known before
+        found = judged(score, before, criteria.left(target, 1.0, counts_rows=plain), whose, below=1.0)
+        return found if found.state == "bad" and unlike(run, score) else doubted(found, why)
     bound = criteria.left(target, target if before is None else before, counts_rows=plain)
+    early = _stopped(run, score, before, target) * (bound.violation(score.value + unheard(score)) > 0)
+    if before is not None and before - target < LEAST_GAP:
+        return doubted(shown(score, before, target, whose, "nothing to lose: it was low before"), early)
     found = judged(score, before, bound, whose, below=1.0 if before is None else before)
+    if found.state == "good" and early:
+        return doubted(found, early)
     if found.state == "good" and whose == NEVER_SEEN:
         unseen = unseen_of(run, score)
         as_none = plain and criteria.left(0.0, before or 0.0, counts_rows=True).violation(score.value) == 0
@@ -116,6 +126,16 @@ def _left(
         return found
     by_few = plain and target <= criteria.max_exact_match and found.state != "good"
     return replace(found, state="unclear") if by_few else shown(score, before, target, whose, AS_UNSEEN)
+
+
+def _stopped(run: RunData, score: Score, before: float | None, target: float) -> str:
+    """That answers were stopped before they could hold what is looked for; empty where none was, or where the untouched
+    model's could not have held more than the target either.
+    """
+    earlier = unheard(run.scores.get("before", {}).get(score.key))
+    if not score.stopped or (before is not None and before + earlier - target < LEAST_GAP):
+        return ""
+    return f"{STOPPED}: {score.stopped} of {score.n or score.stopped} answers"
 
 
 def _left_of_task(run: RunData, criteria: Criteria, score: Score, tasks: int) -> Number:

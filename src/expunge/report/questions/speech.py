@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from expunge.config.criteria import Criteria
+from expunge.report.answering import doubted, unlike, with_mend
 from expunge.report.answers import ORIGIN, TO_SCORE, UNTOUCHED, Answer, answered, judged, shown
 from expunge.report.run_data import RunData
 from expunge.report.scores import UNSEEN, speech
@@ -11,6 +12,10 @@ from expunge.report.targets import FEWEST_KEPT, whole, with_targets
 SPEAKS = "Does it still speak well?"
 TO_ASK = "Give texts with prompts, or longer ones: a short text alone is read, and no answer to it can be judged."
 TO_REFUSE = "Give texts to keep that have prompts: whether the model declines others, too, is not known."
+NOT_JUDGED = (
+    "Fluency is shown and not judged: it is how likely the untouched model finds what is said, and nothing says how "
+    "likely that should be."
+)
 NOT_ASKED = "No prompt that should be answered was asked: whether the model declines others, too, is not known."
 
 
@@ -31,9 +36,11 @@ def speaks_well(run: RunData, criteria: Criteria) -> Answer:
         if target is None or score.name == "fluency" or (score.set == "forget" and "refusal" in score.name):
             numbers.append(shown(score, before, None, "", "no target is known"))
         else:
-            numbers.append(judged(score, before, criteria.speech(target), whose))
+            numbers.append(doubted(judged(score, before, criteria.speech(target), whose), unlike(run, score, whose)))
     if any(number.state != "shown" for number in numbers):
-        answer = answered(SPEAKS, ("no", "yes"), numbers, rule)
+        unjudged = any(number.key.split("/")[1].startswith("fluency") for number in numbers)
+        notes = (NOT_JUDGED,) * unjudged
+        answer = with_mend(answered(SPEAKS, ("no", "yes"), numbers, rule, notes))
         answering = {score.set for score in said.values() if "refusal" in score.name}
         should = [score for score in whole(said) if "refusal" in score.name and score.set not in ("forget", *UNSEEN)]
         count = sum(FEWEST_KEPT if score.n is None else score.n for score in should)
@@ -41,7 +48,7 @@ def speaks_well(run: RunData, criteria: Criteria) -> Answer:
             asked = f"only {count} prompt{'s' * (count > 1)}" if should else "nothing"
             says = f"{answer.says}, but it was asked {asked} that should be answered"
             return replace(answer, answer="unclear", state="unclear", says=says, need=TO_REFUSE)
-        return answer if answering or _asks_others(run) else replace(answer, notes=(NOT_ASKED,))
+        return answer if answering or _asks_others(run) else replace(answer, notes=(*notes, NOT_ASKED))
     says = "there is nothing to compare it with" if numbers else "what the model says was not measured"
     need = TO_ASK if "after" in run.scores and not numbers else TO_SCORE
     return Answer(SPEAKS, "not measured", "not measured", says, rule, need, tuple(numbers))
