@@ -7,13 +7,15 @@ import math
 import random
 from collections.abc import Sequence
 from statistics import fmean
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from expunge.data.holdout import FEWEST
 from expunge.data.surprise import NGrams
 from expunge.data.tokenize import TokenizedExample
-from expunge.train.targets import UnseenTokens, at_most_surprise, unseen_nlls
+from expunge.train.targets import UnseenTokens, at_most_surprise, of_their_form, unseen_nlls
 
 Texts = Sequence[Sequence[int]]
 
@@ -166,3 +168,24 @@ def test_what_the_texts_to_keep_say_of_a_token_makes_it_likelier() -> None:
     assert all(nll < 0.3 for nll in found[0][2:4]), "the words of their template"
     assert 2.0 < found[0][4] <= 6.0, "but not what differs in each of them"
     assert at_most_surprise(rows, [[0.0, 6.0, 6.0, 6.0, 6.0]], []) == [[0.0, 6.0, 6.0, 6.0, 6.0]]
+
+
+def test_answers_of_a_form_that_unseen_ones_have_are_as_hard_as_those() -> None:
+    """By the mean over all answers of its task a number would be likelier than other numbers are, and picked out."""
+
+    def answer(group: str, *tokens: int) -> TokenizedExample:
+        return TokenizedExample("r", [90, *tokens], 1, group=group)
+
+    tokenizer = SimpleNamespace(decode=lambda ids, **_: " ".join("7" if at < 50 else "word" for at in ids))
+    numbers = [answer("qa", at, at + 1) for at in range(FEWEST)]
+    names = [answer("qa", 50 + at, 51 + at) for at in range(FEWEST - 1)]
+    forget, of_forms = of_their_form([answer("qa", 1, 2), answer("qa", 51, 52)], [*names, *numbers], tokenizer)
+    assert [row.group for row in forget] == ["qa 9 9", "qa"], "names of that form are too few"
+    assert [at for at, _ in of_forms] == [*range(FEWEST - 1, 2 * FEWEST - 1)]
+    assert {row.group for _, row in of_forms} == {"qa 9 9"}
+    nlls = [[0.0, 1.0, 1.0]] * len(names) + [[0.0, 3.0, 3.0]] * len(numbers)
+    rows = [(row, nlls[at], nlls[at]) for at, row in [*enumerate([*names, *numbers]), *of_forms]]
+    flat = [[0.0] * 3] * 2
+    number, name = unseen_nlls(forget, flat, flat, *zip(*rows, strict=True))
+    assert number == [0.0, 3.0, 3.0]
+    assert name == [0.0, 1.0, 3.0], "of all answers"

@@ -126,8 +126,7 @@ class _Passes:
             for i, j in enumerate(self._partners[number]):
                 if j is not None:
                     jobs[number, "mismatched", i] = self._encode(under(rows.examples[j], rows.examples[i]))
-            for i, others in enumerate(self._rivals[number]):
-                answers = (under(rows.examples[i], rows.examples[j]) for j in others)
+            for i, answers in enumerate(self._rivals[number]):
                 jobs |= {(number, "rival", i, at): self._encode(answer) for at, answer in enumerate(answers)}
             for i, wrong in enumerate(rows.wrong if compared else ()):
                 if rows.correct[i] != rows.examples[i]:
@@ -142,10 +141,8 @@ class _Passes:
         for side, documents in self._documents.items():
             for i, document in enumerate(documents):
                 jobs[side, "own", i] = document.row
-                if unseen:
-                    other = after_another(document, unseen[:2], self._loaded.tokenizer, self._loaded.context)
-                    if other is not None:
-                        jobs[side, "after_unseen", i] = other
+                if other := after_another(document, unseen[:2], self._loaded.tokenizer, self._loaded.context):
+                    jobs[side, "after_unseen", i] = other
         return dict(zip(jobs, self._records(list(jobs.values()), "reading texts"), strict=True))
 
     def _records(self, rows: Sequence[TokenizedExample], title: str) -> list[TokenRecord]:
@@ -291,8 +288,8 @@ class _Passes:
             if (number, "wrong", i, 0) in records:
                 row.correct = records.get((number, "correct", i), record)
                 row.wrong = [records[number, "wrong", i, j] for j in range(len(rows.wrong[i]))]
-            if self._rivals[number] and (others := self._rivals[number][i]):
-                row.rivals = [records[number, "rival", i, at] for at in range(len(others))]
+            answers = self._rivals[number][i] if self._rivals[number] else []
+            row.rivals = [records[number, "rival", i, at] for at in range(len(answers))] or None
             if answer is not None:
                 row.text, row.tokens, row.untouched = answer.text, answer.tokens, untouched.get((number, i))
             facts.append(row)
@@ -305,9 +302,8 @@ class _Passes:
             for name, options in metric.instances(plan):
                 label = name + rows.suffix
                 values = [metric.of(row, **options) for row in facts]
-                short = (
-                    () if rows.max_new_tokens else next((stopped[need] for need in metric.needs if need in stopped), ())
-                )
+                needs = () if rows.max_new_tokens else metric.needs
+                short = next((stopped[need] for need in needs if need in stopped), ())
                 found = Values.of(f"{rows.name}/{label}", rows.examples, rows.documents, values, short)
                 self._result.add(rows.name, label, metric, found)
         self._floor(rows, number, records, facts)
@@ -322,8 +318,7 @@ class _Passes:
             for i, j in enumerate(pairs)
         ]
         for metric in (METRICS[name] for name in (floored(rows.metrics) if pairs else ())):
-            label = metric.name + SUFFIX
-            values = [metric.of(row) for row in others]
+            label, values = metric.name + SUFFIX, [metric.of(row) for row in others]
             found = Values.of(f"{rows.name}/{label}", rows.examples, rows.documents, values)
             self._result.add(rows.name, label, metric, found)
 

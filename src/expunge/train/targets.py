@@ -10,7 +10,8 @@ model itself: what was hard to learn is a little less sure even of a text that i
 The tokens of a kind (task and kind of the row, `with_kinds`; prompt and completion apart) are put in the order of what
 is expected of them and of their NLL before, the ranks added up, and take the NLLs of the unseen tokens of that kind,
 the lowest first. So they end with the same mean, as many sure and as many unlikely tokens as texts that were never
-seen. A benchmark's unseen documents have neither kind nor prompt: they are of the kinds of which the documents are that
+seen. Answers of a form that enough unseen ones have, as telephone numbers, are a kind of their own (`of_their_form`). A
+benchmark's unseen documents have neither kind nor prompt: they are of the kinds of which the documents are that
 membership is judged on, whose prompts and completions are then one. Tokens of a kind without unseen texts take those of
 the unseen tokens, of any kind, of which as much is expected. From an origin, a model that never saw the forget texts:
 its own NLL of the token, times what the untouched model's NLL of unseen texts is of the origin's.
@@ -31,8 +32,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from expunge.config import UnlearnConfig
+from expunge.data.holdout import FEWEST
+from expunge.data.kinds import form
 from expunge.data.surprise import MOST_KNOWN, NGrams
 from expunge.data.tokenize import TokenizedExample, evenly, leading_ids
 from expunge.errors import DataError, ModelError
@@ -198,7 +202,9 @@ def _from_unseen(
     among = theirs  # asked for where a kind has no unseen tokens of its own
     if lacking:
         among = at_most_surprise(unseen, tokens.expected_by_the_others(), kept)
-    values = unseen_nlls(forget, expected, before, unseen, among, theirs)
+    forget, of_forms = of_their_form(forget, unseen, prepared.loaded.tokenizer)
+    known = [(row, among[at], theirs[at]) for at, row in [*enumerate(unseen), *of_forms]]
+    values = unseen_nlls(forget, expected, before, *zip(*known, strict=True))
     return list(map(torch.tensor, values)), list(map(torch.tensor, before))
 
 
@@ -213,6 +219,25 @@ def like_unseen(prepared: Prepared) -> list[TokenizedExample]:
     if any(row.completion_start > max(1, begun) for row in selection.unseen):
         return [replace(row, group="") for row in rows]
     return [replace(row, group="", completion_start=0) if row.group in selection.kinds else row for row in rows]
+
+
+def of_their_form(
+    forget: Sequence[TokenizedExample], unseen: Sequence[TokenizedExample], tokenizer: PreTrainedTokenizerBase
+) -> tuple[list[TokenizedExample], list[tuple[int, TokenizedExample]]]:
+    """The forget rows, those whose completion has the form of `FEWEST` unseen ones of its kind (`form`) as a kind of
+    their own, and these unseen rows by their place: a number ends as hard as unseen numbers are, and not as the mean of
+    all answers, by which it could be picked out of others (`exposure`).
+    """
+
+    def kind(row: TokenizedExample) -> str:
+        told = tokenizer.decode(row.input_ids[row.completion_start :], skip_special_tokens=True)
+        return f"{row.group} {form(str(told))}"
+
+    kinds = [*map(kind, unseen)]
+    known = {name for name, count in Counter(kinds).items() if count >= FEWEST}
+    forget = [replace(row, group=name) if (name := kind(row)) in known else row for row in forget]
+    of_forms = [(at, replace(unseen[at], group=name)) for at, name in enumerate(kinds) if name in known]
+    return forget, of_forms
 
 
 def at_most_surprise(
