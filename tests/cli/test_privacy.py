@@ -111,7 +111,7 @@ def test_the_search_finds_what_is_there(planted: Path) -> None:
 @pytest.mark.usefixtures("figures")
 def test_every_command_that_writes(planted: Path, expunge: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """With checkpoints and a tracker."""
-    monkeypatch.setattr(import_module("expunge.train.setup"), "check_trackers", lambda report_to: None)
+    monkeypatch.setattr(import_module("expunge.train.before_weights"), "check_trackers", lambda report_to: None)
     tracked = planted / "tracked"
     tracked.touch(mode=0o600)
 

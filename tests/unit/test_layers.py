@@ -1,6 +1,7 @@
 """The data flows one way: a room imports only from rooms before its own; some never load torch."""
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ WITHOUT_TORCH = ("errors", "config", "report")
 """Rooms that must not load torch, by themselves or through what they import at the top of a file."""
 
 
+@cache
 def imports(path: Path, package: Path, *, deferred: bool = True) -> set[str]:
     """Dotted names that a file imports, save those that only a type checker sees.
 
