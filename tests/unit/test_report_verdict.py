@@ -802,6 +802,40 @@ def test_answers_that_can_be_picked_out_of_others_are_told(value, retrained, uns
     assert answers(judge(alone, BEFORE, reference))[TOLD] == ("yes" if answer == "yes" else "not measured")
 
 
+@pytest.mark.parametrize(
+    ("value", "half", "unseen", "state"),
+    [
+        (0.62, None, 0.05, "unclear"),  # a single document, of which nothing says what chance allows
+        (0.62, 0.05, None, "unclear"),
+        (0.62, 0.05, 0.05, "bad"),
+        (0.55, 0.05, 0.05, "good"),
+    ],
+)
+def test_answers_of_a_single_document_are_not_told_from_others(value, half, unseen, state):
+    after = metrics() | {"forget/exposure": entry(value, "lower", n=50, half=half)}
+    after |= {"holdout/exposure": entry(0.5, None, n=50, half=unseen)}
+    judged = judge(after, BEFORE | {"forget/exposure": entry(1.0, "lower", n=50)}, None)
+    assert [number.state for number in judged.answers[TOLD].numbers if "exposure" in number.key] == [state]
+
+
+@pytest.mark.parametrize(("n", "answer"), [(4, "unclear"), (50, "no")])
+def test_answers_that_are_compared_with_those_of_few_unseen_texts_acquit_nobody(n, answer):
+    after = metrics() | {"forget/exposure": entry(0.5, "lower", n=200, half=0.05)}
+    after |= {"holdout/exposure": entry(0.5, None, n=n, half=0.3)}
+    assert answers(judge(after, BEFORE | {"forget/exposure": entry(1.0, "lower", n=200)}, None))[TOLD] == answer
+
+
+def test_answers_of_kinds_without_unseen_texts_are_not_compared_with_those_of_others():
+    """All of one kind follow from their questions, in whatever model; of it there are no unseen texts."""
+    after = metrics() | {"forget/exposure": entry(0.76, "lower", n=200, half=0.05)}
+    after |= {f"forget/exposure/{COMPARED}": entry(0.53, "lower", n=100, half=0.05)}
+    after |= {"holdout/exposure": entry(0.52, None, n=100, half=0.05)}
+    judged = judge(after, BEFORE | {"forget/exposure": entry(1.0, "lower", n=200)}, None)
+    assert judged.answers[TOLD].answer == "no"
+    limits = [number.limit for number in judged.answers[TOLD].numbers if number.key == "forget/exposure"]
+    assert limits == ["not judged: some are of kinds without unseen texts"]
+
+
 def test_a_test_against_the_retrained_model_overrules_the_attacks():
     judged = judge(metrics(), tests={"loss_ks_p": 0.001, "truth_ratio_ks_p": None})
     assert answers(judged)[TOLD] == "yes"
@@ -1419,6 +1453,22 @@ def test_answers_that_were_not_asked_for_alike_cannot_be_compared(before, retrai
     assert found == states
     for at, state in zip((SAID, KEPT, SPEAKS), states, strict=True):
         assert ("with the same settings" in judged.answers[at].need) == (state == "unclear")
+
+
+@pytest.mark.parametrize(("limit", "answer"), [(256, "yes"), (4, "unclear")])
+def test_a_task_is_not_judged_by_answers_of_a_retrained_model_that_were_not_asked_for_alike(limit, answer):
+    def said(*shares: float) -> dict[str, Any]:
+        names = ("", "/few", "/others")
+        return {
+            f"forget/exact_match{name}": entry(share, "lower", "text", half=0.0, n=n)
+            for name, share, n in zip(names, shares, (50, 10, 40), strict=True)
+        }
+
+    theirs = RETRAINED | said(0.2, 0.2, 0.2)
+    settings = {"evaluated": ASKED, "earlier": {"settings": ASKED}}
+    other = {"theirs": {"settings": ASKED | {"max_new_tokens": limit}}}
+    judged = judge(metrics(**said(0.2, 0.9, 0.02)), BEFORE | said(1.0, 1.0, 1.0), theirs, **settings, **other)
+    assert judged.answers[SAID].answer == answer
 
 
 def test_what_is_said_now_is_said_whatever_was_asked_before():

@@ -30,7 +30,7 @@ def unlike(run: RunData, score: Score, whose: str = "") -> str:
         return ""
     ours = _made(run, "after")
     names = [*ASKED, *(DRAWN if "_at_" in score.name else ())]
-    for role in ("before", *(["retrained"] if whose in (RETRAINED, ORIGIN) else [])):
+    for role in ("before", *(["retrained"] if whose.startswith((RETRAINED, ORIGIN)) else [])):
         theirs = _made(run, role)
         for name in names:
             if name in ours and name in theirs and ours[name] != theirs[name]:

@@ -28,6 +28,7 @@ GUESSED = (
 OWN_TARGET = "the run's own --target-auc"
 STATES = ("bad", "unclear", "not measured", "good")
 """From the worst to the best."""
+SOME_UNLIKE = "not judged: some are of kinds without unseen texts"
 TO_SCORE = "Score the model before and after: `expunge evaluate --run RUN`."
 OTHER_TARGET = (
     "Compare with texts of the same kind (--holdout), or a reference, that have certainly not seen the texts to forget."

@@ -14,6 +14,7 @@ from expunge.report.answers import (
     ORIGIN,
     PLAIN,
     RETRAINED,
+    SOME_UNLIKE,
     TO_SCORE,
     Answer,
     Number,
@@ -69,7 +70,7 @@ def still_said(run: RunData, criteria: Criteria) -> Answer:
     for score, before, target, whose in with_targets(run, known):
         alike = known.get(f"{score.key}/{COMPARED}")
         if whose == NEVER_SEEN and alike:
-            numbers.append(shown(score, before, None, "", "not judged: some are of kinds without unseen texts"))
+            numbers.append(shown(score, before, None, "", SOME_UNLIKE))
             score, before = alike, before_of(run, alike)
         numbers.append(_left(run, criteria, score, before, target, whose))
     tasks = tasks_of(known)

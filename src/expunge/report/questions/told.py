@@ -7,6 +7,7 @@ from statistics import NormalDist
 from expunge.config.criteria import Criteria
 from expunge.data.holdout import FEWEST_ATTACKED
 from expunge.evaluation.estimate import ONE_TEXT, WITHHELD, Estimate
+from expunge.evaluation.results import COMPARED
 from expunge.report.answers import (
     CHANCE,
     NEVER_SEEN,
@@ -14,6 +15,7 @@ from expunge.report.answers import (
     OTHER_TARGET,
     OWN_TARGET,
     RETRAINED,
+    SOME_UNLIKE,
     TO_SCORE,
     Answer,
     Number,
@@ -128,24 +130,33 @@ def _exposure(run: RunData, criteria: Criteria, attacks: int) -> list[Number]:
     """Whether forgotten answers can be picked out of others of their form, which no attack on whole texts looks for.
 
     Judged as `attacks` are, by a retrained model's number or that of unseen texts: a question may tell something of its
-    answer to anyone, so chance is no target. Alone, or on fewer rows than an attack needs, it acquits nobody.
+    answer to anyone, so chance is no target. Alone, or on fewer rows of a side than an attack needs, it acquits nobody;
+    where a side has no interval, as of a single document, it is unclear.
     """
-    score = run.scores.get("after", {}).get(f"forget/{EXPOSURE}")
+    after, numbers = run.scores.get("after", {}), []
+    score = after.get(f"forget/{EXPOSURE}")
     if score is None or not score.known:
         return []
     before, (target, whose) = before_of(run, score), target_of(run, score)
     if target is None:
         return [shown(score, before, None, "", "no target is known")]
-    chance = spread(score.difference) if target == score.reference else 0.0
-    if whose == NEVER_SEEN and (unseen := unseen_of(run, score)):
-        ends = [(side.high - side.low) / 2 for side in (score, unseen) if side.bounded]
-        chance = math.hypot(*ends) / TWO_SIDED
-    bound = criteria.auc(chance, target, attacks + 1)
+    other = run.scores.get("retrained", {}).get(score.key)
+    if whose == NEVER_SEEN:
+        other = unseen_of(run, score)
+        if alike := after.get(f"{score.key}/{COMPARED}"):
+            numbers.append(shown(score, before, None, "", SOME_UNLIKE))
+            score, before = alike, before_of(run, alike)
+    pair = [side for side in (score, other) if side]
+    paired = spread(score.difference) if target == score.reference else 0.0
+    ends = [(side.high - side.low) / 2 for side in pair if side.bounded]
+    bound = criteria.auc(paired or math.hypot(*ends) / TWO_SIDED, target, attacks + 1)
     number = judged(score, before, bound, whose, below=1.0 if before is None else before)
+    few = min((side.n for side in pair if side.n is not None), default=0) < FEWEST_ATTACKED
     if not attacks and number.state == "good":
-        return [replace(number, state="shown")]
-    few = (score.n or 0) < FEWEST_ATTACKED and number.state == "good"
-    return [replace(number, state="unclear") if few else number]
+        number = replace(number, state="shown")
+    elif (few and number.state == "good") or not (paired or len(ends) == len(pair)):  # how far chance goes is not known
+        number = replace(number, state="unclear")
+    return [*numbers, number]
 
 
 def spread(paired: Estimate | None) -> float:
