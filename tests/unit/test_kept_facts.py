@@ -106,3 +106,10 @@ def test_benchmarks_keep_nothing_that_they_forget(shared: Path, name: str, split
     start = time.process_time()
     assert told_facts(forget, retain) == []
     assert time.process_time() - start < 2
+
+
+def test_an_address_in_front_of_signs_is_found_and_a_long_word_takes_no_time() -> None:
+    assert told_facts([FORGET[1]], kept("- -mellow.lemur89@example.net"))
+    start = time.process_time()
+    assert told_facts([FORGET[1]], kept("a" * 50_000 + " mellow.lemur89@example.net"))
+    assert time.process_time() - start < 2

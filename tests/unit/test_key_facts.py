@@ -1,6 +1,7 @@
 """Key words of an answer, the facts that they say, and refusals, in several languages and scripts."""
 
 import re
+import time
 
 import pytest
 
@@ -174,3 +175,10 @@ def test_refusals_are_seen(text):
 @pytest.mark.parametrize("text", ANSWERS)
 def test_answers_are_no_refusals(text):
     assert not refuses(text)
+
+
+def test_a_row_of_many_numbers_takes_no_time():
+    numbers = [str(1000 + at) for at in range(150)]
+    start = time.process_time()
+    assert says(", ".join(numbers), numbers, ", ".join(numbers))
+    assert time.process_time() - start < 1

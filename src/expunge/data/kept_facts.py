@@ -25,7 +25,8 @@ FEWEST = 3
 """Words, of names and key words together, that do not meet by chance."""
 COMMON = 8
 """Texts of either side: a number or address that more of both have is in their heads and feet, and nobody's own."""
-_ADDRESS = regex.compile(r"[\p{L}\p{N}][\p{L}\p{N}._%+-]*@[\p{L}\p{N}-]+(?:\.[\p{L}\p{N}-]+)+")
+_LOCAL = r"(?<![\p{L}\p{N}._%+-])[._%+-]*+\K[\p{L}\p{N}][\p{L}\p{N}._%+-]*+"
+_ADDRESS = regex.compile(rf"{_LOCAL}@[\p{{L}}\p{{N}}-]+(?:\.[\p{{L}}\p{{N}}-]+)+")
 _WORD = re.compile(r"[^\W_]+")
 
 

@@ -310,9 +310,9 @@ def cut_short(
     stops, decode = stop_ids(loaded), loaded.tokenizer.decode
 
     def stopped(example: Example, answer: Generation) -> bool:
-        wanted, passage = len(up_to_end(encode(example), stops)), isinstance(example, Passage)
         if answer.tokens and answer.tokens[-1] in stops:
             return False
+        wanted, passage = len(up_to_end(encode(example), stops)), isinstance(example, Passage)
         if len(answer.tokens) < (min(wanted, LEAST) if passage else wanted):
             return True
         return not passage and in_thought(str(decode([*answer.prompt, *answer.tokens])))

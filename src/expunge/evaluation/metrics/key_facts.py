@@ -1,8 +1,9 @@
 """Is the fact said, in whatever sentence: by the key words of the answer (`expunge.data.key_words`)."""
 
 import re
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from itertools import chain, takewhile
+from itertools import accumulate, chain, takewhile
 
 from expunge.data.numbers import LONG_NUMBER, is_number, numbers, stands
 from expunge.data.words import words
@@ -55,7 +56,9 @@ def _facts(keywords: Sequence[str], answer: str) -> list[tuple[str, list[str]]]:
 
 def _number(run: Sequence[Sequence[str]], known: Mapping[str, str]) -> tuple[int, str]:
     """How many of the first key words, which are numbers, are groups of one of these numbers, and of which."""
-    for count in range(len(run), 1, -1):
+    most = max(map(len, known), default=0)
+    ends = [*accumulate(sum(map(len, groups)) for groups in run)]
+    for count in range(bisect_right(ends, most), 1, -1):
         number = re.compile(LEFT_OUT.join(chain(*run[:count])))
         for digits in filter(number.fullmatch, known):
             if len(digits) >= LONG_NUMBER:
