@@ -186,6 +186,26 @@ def test_of_a_few_texts_to_forget_unseen_ones_say_how_far_to_go(texts: Path, exp
     assert not any("validation" in line for line in lines("run"))
 
 
+def test_unseen_texts_that_are_given_twice_are_too_few_and_said_to_be(texts: Path, expunge: Run) -> None:
+    write_jsonl(texts / "unseen.jsonl", [*UNSEEN[:9], *({**row, "id": f"{row['id']} again"} for row in UNSEEN[:9])])
+    done = expunge(*FOLLOW, "--max-steps", "1")
+    assert done.code == 0, done.err
+    assert "missing: unseen texts: 4 selection texts on the unseen side" in done.err
+    assert "missing: texts to forget" not in done.err
+    assert not Path("run/calibration.json").exists()
+
+
+def test_a_run_that_is_told_not_to_look_keeps_its_schedule_where_texts_to_forget_are_few(
+    texts: Path, expunge: Run
+) -> None:
+    write_jsonl(texts / "one.jsonl", [json.loads((texts / "forget.jsonl").read_text().splitlines()[0])])
+    few = [*FOLLOW]
+    few[few.index("--forget") + 1] = "one.jsonl"
+    assert expunge(*few, "--max-steps", "1", "--eval-every", "0").code == 0
+    assert read("run/manifest.json")["settings"]["schedule"] == "stable_decay"
+    assert len(read("run/calibration.json")["selection_hmac"]) == 10
+
+
 def test_npo_by_choice_follows_nothing_and_reports_on_all_unseen_texts(texts: Path, expunge: Run) -> None:
     done = expunge(*FOLLOW, "--max-steps", "2", "--recipe", "npo")
     assert done.code == 0, done.err

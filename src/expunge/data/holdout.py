@@ -190,14 +190,17 @@ def split_off(
     return Halves(members, nonmembers, *_short_halves(sides[1], nonmembers, short, of_short))
 
 
+def enough_unseen(unseen: Sequence[Example]) -> bool:
+    """Whether there are as many different unseen texts as are needed, which are not all near-duplicates."""
+    return len({*example_hashes(unseen)}) >= 2 * FEWEST and len({*families(unseen)}) > 1
+
+
 def unseen_alone(unseen: Sequence[Example], known: Sequence[Example], tokenizer: "PreTrainedTokenizerBase") -> Halves:
     """Half of the unseen texts, for targets where the texts to forget are too few to steer; the others are reported on.
 
     Raises:
-        DataError: There are fewer than twice `FEWEST`, or near-duplicates leave next to nothing in one of the halves.
+        DataError: Near-duplicates leave next to nothing in one of the halves.
     """
-    if len(unseen) < 2 * FEWEST:
-        raise DataError(f"there are {len(unseen)} unseen texts, and {2 * FEWEST} are needed")
     (surprise,) = surprises(tokenizer, known, [unseen])
     return Halves([], _half(Side([*unseen], families(unseen)), surprise), [], [])
 

@@ -7,7 +7,7 @@ from transformers import AutoConfig
 
 from expunge.config import SETS, UnlearnConfig
 from expunge.data.examples import check_sets
-from expunge.data.holdout import FEWEST, FEWEST_ATTACKED, Side
+from expunge.data.holdout import FEWEST_ATTACKED, Side, enough_unseen
 from expunge.data.sets import Sets, membership_texts, read_sets
 from expunge.data.tokenize import check_lengths
 from expunge.errors import ConfigError, DataError
@@ -63,8 +63,8 @@ def read_texts(config: UnlearnConfig) -> tuple[UnlearnConfig, ForgetLoss, Sets, 
         try:
             followed = membership_texts(sets)
         except DataError as error:
-            if targeted and not config.origin and not config.eval_every and len(sets.nonmembers) >= 2 * FEWEST:
-                config, followed = config.without_unseen(), []
+            if targeted and not config.origin and not config.eval_every and enough_unseen(sets.nonmembers):
+                config, followed = config if config.eval_every == 0 else config.without_unseen(), []
                 told = (
                     f"missing: texts to forget: {error}. Half of the unseen texts say how far to go all the same, and "
                     "the run takes a set number of epochs"
