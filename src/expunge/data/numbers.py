@@ -32,6 +32,7 @@ GROUPS = rf"(?<!{_EDGE})\p{{Nd}}+(?:(?:{_SIGN})\p{{Nd}}+)*(?!{_EDGE})"
 """Groups of digits that may be one number, or several: a pattern of version 1 of `regex`."""
 _GROUPS = regex.compile(GROUPS, regex.V1)
 _PART = regex.compile(rf"(\p{{Nd}}+)({_SIGN})?", regex.V1)
+_SEPARATOR = regex.compile(rf"(?<=\p{{Nd}}){_THOUSANDS}")
 _APART = regex.compile(rf"(?:{_SPACE}|[()])+")
 _THOUSAND_SPACES = regex.compile(rf"\p{{Nd}}{{1,3}}(?:{_SPACE}\p{{Nd}}{{3}})+")
 _DIGITS = regex.compile(r"\p{Nd}+")
@@ -53,13 +54,14 @@ def numbers(text: str, fewest: int = 1) -> list[str]:
 
 
 def parted(groups: str) -> list[str]:
-    """The numbers that a match of `GROUPS` is: two years are two, and so is what stands behind a whole number."""
+    """The numbers that a match of `GROUPS` is: two years are two, and so is what follows a date or whole number."""
     found: list[list[str]] = [[]]
     piece, count, size = "", 0, 0
     for digits, sign in _PART.findall(groups):
         size = size + 1 if piece else 1
         piece, count = piece + digits, count + len(digits)
-        whole = count >= WHOLE and (size > 1 or len(digits) >= WHOLE)
+        dated = size == len(DATES[0]) and FOUR in map(len, words(piece)) and bool(date_of(words(piece)))
+        whole = dated or (count >= WHOLE and (size > 1 or len(digits) >= WHOLE))
         if sign and not _APART.fullmatch(sign) and (sign == sign.strip() or not whole):
             piece += sign
             continue
@@ -79,7 +81,7 @@ def is_number(word: str) -> bool:
 
 def stands(number: str, text: str, without: Sequence[str] = ()) -> bool:
     """Whether all of a number stands in a text: its digits however they are grouped, its groups in order with a word
-    between two of them at most, or the date that it is in another writing.
+    between two of them at most, with other signs for thousands or none, or the date that it is in another writing.
 
     Args:
         number: The number.
@@ -90,6 +92,9 @@ def stands(number: str, text: str, without: Sequence[str] = ()) -> bool:
     if any(_regrouped(digits, said) for digits in spellings(number)):
         return True
     if any(_in_order(wanted, said) for wanted in (groups, without) if wanted):
+        return True
+    plain, unsigned = words(_SEPARATOR.sub("", number)), _SEPARATOR.sub("", text)
+    if (len(plain) < len(groups) or len(unsigned) < len(text)) and _in_order(plain, words(unsigned)):
         return True
     dates = date_of(groups)
     return bool(dates) and bool({*dates, *((year, 0, day) for year, _, day in dates)} & _dates(said))
