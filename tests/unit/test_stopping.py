@@ -309,10 +309,14 @@ def test_texts_to_forget_that_are_not_said_as_they_are_asked_for_are_doubted(
 ) -> None:
     """The model may know them after other prompts; a text without a prompt is not asked for."""
     assert doubts(exact_match=exact_match, prompt=prompt) == told * ["the untouched model says next"]
+    assert not doubts(exact_match=exact_match, prompt=prompt, stories=2), "most are not asked for"
 
 
-def doubts(auc: float = 1.0, said: tuple[int, int] = (0, 0), exact_match: float = 1.0, prompt: int = 5) -> list[str]:
+def doubts(
+    auc: float = 1.0, said: tuple[int, int] = (0, 0), exact_match: float = 1.0, prompt: int = 5, stories: int = 0
+) -> list[str]:
     untouched = SimpleNamespace(auc=auc, auc_sd=0.075, exact_match=exact_match)
-    rows = SimpleNamespace(forget=[SimpleNamespace(completion_start=prompt)])
+    starts = [prompt, *[1] * stories]
+    rows = SimpleNamespace(forget=[SimpleNamespace(completion_start=start) for start in starts])
     validator = SimpleNamespace(untouched=untouched, unseen_said=said, rows=rows)
     return [" ".join(doubt.split()[:5]) for doubt in doubts_of(cast(Any, validator), Criteria())]

@@ -19,7 +19,8 @@ def doubts(validator: Validator, criteria: Criteria) -> list[str]:
             "the untouched model finds the texts to forget no more familiar than the unseen ones "
             f"(AUC {untouched.auc:.2f}): it does not know them by heart, or has seen the unseen ones, too"
         )
-    asked = any(row.completion_start > BEGINNING for row in validator.rows.forget)
+    rows = validator.rows.forget
+    asked = 2 * sum(row.completion_start > BEGINNING for row in rows) > len(rows)  # else the others hide what is said
     if asked and untouched.exact_match < HARDLY:
         found.append(
             "the untouched model says next to none of the texts to forget word for word after their prompts: if it "
