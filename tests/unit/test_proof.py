@@ -28,7 +28,7 @@ from expunge.model.logps import lay_out, sequence_logps
 from expunge.model.proof import check_same, log_probs
 from expunge.model.saved import OWN, attach_adapter, rescaled, save_adapter, verify_saved
 from expunge.model.source import BASE, places, source_of
-from expunge.model.tokenizer_files import rules, tokenizer_files
+from expunge.model.tokenizer_files import misread, rules, tokenizer_files
 from expunge.runs.reads import check_unchanged, model_state
 from hub_http import httpx
 from tiny import COMMON, GROUPED, save_tiny, save_tokenizer, tiny_model, tiny_tokenizer, to_fp8
@@ -1049,3 +1049,16 @@ def test_paths_in_a_tokenizers_files_stay_where_they_are(tmp_path: Path) -> None
     export(loaded, tmp_path / "merged", None)
     for folder in (tmp_path / "run/adapter", tmp_path / "merged"):
         assert "secret" not in (folder / "tokenizer_config.json").read_text()
+
+
+def test_texts_that_are_read_otherwise_than_the_models_file_says_are_counted(tmp_path: Path) -> None:
+    """As with model types for which transformers makes rules of its own from the vocabulary."""
+    folder = save_tiny(tmp_path / "model", "llama")
+    loaded = load_model(str(folder), dtype="float32", device="cpu")
+    texts = ["abc", "ABC abc"]
+    assert misread(loaded, texts) == 0
+    rules = json.loads((folder / "tokenizer.json").read_text())
+    (folder / "tokenizer.json").write_text(json.dumps(rules | {"normalizer": {"type": "Lowercase"}}))
+    assert misread(loaded, texts) == 1
+    (folder / "tokenizer.json").unlink()
+    assert misread(loaded, texts) == 0, "nothing says otherwise"

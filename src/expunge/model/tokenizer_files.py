@@ -2,10 +2,12 @@
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import try_to_load_from_cache
+from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from expunge.errors import ModelError
@@ -13,9 +15,9 @@ from expunge.model.load import LoadedModel
 from expunge.model.source import Source
 from expunge.utils.reading import read_object
 
-CONFIG = "tokenizer_config.json"
+CONFIG, FAST = "tokenizer_config.json", "tokenizer.json"
 NAMES = (
-    CONFIG, "tokenizer.json", "special_tokens_map.json", "added_tokens.json", "chat_template.json", "*.jinja",
+    CONFIG, FAST, "special_tokens_map.json", "added_tokens.json", "chat_template.json", "*.jinja",
     "tokenizer.model", "vocab.json", "vocab.txt", "merges.txt", "tekken.json",
 )  # fmt: skip
 """What a tokenizer may be read from, beside the files that its class names."""
@@ -49,6 +51,21 @@ def write_tokenizer(loaded: LoadedModel, folder: Path) -> None:
         for file in copied:
             file.unlink()
         tokenizer.save_pretrained(folder)
+
+
+def misread(loaded: LoadedModel, texts: Sequence[str]) -> int:
+    """How many texts the loaded tokenizer splits otherwise than the model's own tokenizer.json does.
+
+    For some model types transformers makes rules of its own from the vocabulary, whatever stands in that file.
+    """
+    origin = None if loaded.source is None else _origin(loaded.source)
+    if origin is None or not (origin / FAST).is_file():
+        return 0
+    written = Tokenizer.from_file(str(origin / FAST))
+    written.no_truncation()
+    written.no_padding()
+    read = loaded.tokenizer([*texts], add_special_tokens=False)["input_ids"]
+    return sum(written.encode(text, add_special_tokens=False).ids != ids for text, ids in zip(texts, read, strict=True))
 
 
 def _origin(source: Source) -> Path | None:

@@ -12,7 +12,7 @@ from expunge.config import SETS, UnlearnConfig
 from expunge.data.examples import Example, text_key
 from expunge.data.holdout import Halves, example_hashes, split_off, unseen_alone
 from expunge.data.lowercase import in_lower_case
-from expunge.data.sets import fingerprints, pairs_for, unasked
+from expunge.data.sets import Sets, fingerprints, pairs_for, unasked
 from expunge.data.tokenize import TokenizedExample, tokenize_all
 from expunge.errors import DataError, ModelError
 from expunge.losses import ForgetLoss
@@ -20,6 +20,7 @@ from expunge.losses.collate import SideRows
 from expunge.model.load import LoadedModel, load_model, load_shared
 from expunge.model.prompt_format import PromptFormatReport, measure_prompt_format
 from expunge.model.shard import held_bytes, own_part
+from expunge.model.tokenizer_files import misread
 from expunge.runs.reads import ModelState, model_state
 from expunge.train.before_weights import check_origin, check_texts_fit, longest_text, read_texts, without_unseen
 from expunge.train.unused import unused
@@ -32,6 +33,8 @@ from expunge.utils.text import counted, show_bytes
 REFERENCE_WIDTH, REFERENCE_RATE, BOUNDED_RATE = 256, 1.5e-3, 3e-3
 """The default learning rate is REFERENCE_RATE up to a hidden size of REFERENCE_WIDTH and falls with 1 / width above;
 BOUNDED_RATE with `target_kl`, whose gradient is bounded and vanishes at the target."""
+LOOKED_AT = 32
+"""Texts to forget that are read twice, by the tokenizer and by its file."""
 SAVE_EVERY, SAVE_EVERY_OF_SMALL, SMALL = 100, 1000, 1e9
 """Steps between checkpoints where the settings do not say; the second on CUDA with fewer than `SMALL` parameters, of
 which a GPU takes 100 steps in a few seconds."""
@@ -174,6 +177,7 @@ def prepare(config: UnlearnConfig, reporter: Reporter) -> Prepared:
         )
     _check_finite(loaded, measured)
     reporter.say(f"prompt format: {measured}")
+    sets.warnings += _misread(loaded, sets)
 
     def rows(examples: Sequence[Example], *, cut: bool = config.truncate_completions) -> list[TokenizedExample]:
         prompt_format = measured.chosen
@@ -283,6 +287,18 @@ def _tell(name: str, side: list[TokenizedExample], tokenizer: PreTrainedTokenize
                 f"{name}: {told(unknown):,} of {total:,} tokens are unknown to the tokenizer, which has none "
                 "for these characters: the model reads all of them as one, and can neither know nor forget them"
             )
+
+
+def _misread(loaded: LoadedModel, sets: Sets) -> list[str]:
+    """That texts are read as other tokens than the model's file says, as a list of one; empty where they are not."""
+    texts = [row.text for row in sets.forget[:LOOKED_AT]]
+    if not (count := misread(loaded, texts)):
+        return []
+    return [
+        f"{count} of {len(texts)} texts to forget that were looked at are read as other tokens than the model's "
+        f"tokenizer.json says: transformers has rules of its own here ({type(loaded.tokenizer).__name__}). If the "
+        "model learned by that file, what it knows in its own tokens stays: mend tokenizer_class or model_type"
+    ]
 
 
 def _check_finite(loaded: LoadedModel, measured: PromptFormatReport) -> None:
