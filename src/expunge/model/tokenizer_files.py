@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import try_to_load_from_cache
-from tokenizers import Tokenizer
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from expunge.errors import ModelError
 from expunge.model.load import LoadedModel
@@ -61,11 +60,9 @@ def misread(loaded: LoadedModel, texts: Sequence[str]) -> int:
     origin = None if loaded.source is None else _origin(loaded.source)
     if origin is None or not (origin / FAST).is_file():
         return 0
-    written = Tokenizer.from_file(str(origin / FAST))
-    written.no_truncation()
-    written.no_padding()
-    read = loaded.tokenizer([*texts], add_special_tokens=False)["input_ids"]
-    return sum(written.encode(text, add_special_tokens=False).ids != ids for text, ids in zip(texts, read, strict=True))
+    written = PreTrainedTokenizerFast(tokenizer_file=str(origin / FAST))
+    pair = (tokenizer([*texts], add_special_tokens=False)["input_ids"] for tokenizer in (written, loaded.tokenizer))
+    return sum(ids != others for ids, others in zip(*pair, strict=True))
 
 
 def _origin(source: Source) -> Path | None:
