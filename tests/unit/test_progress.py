@@ -199,7 +199,7 @@ def test_what_takes_long_of_a_large_model_or_file_is_never_done_in_silence(
 ) -> None:
     reporter, silent, seen = Watched(), list[str](), set[str]()
     slow = {
-        "train.setup": ("load_model", "tokenize_all", "split_off"),
+        "train.setup": ("load_model", "tokenize_all", "split_off", "misread"),
         "train.before_weights": ("read_sets",),
         "evaluation.run": ("load_model", "with_families"),
         "train.calibrate": ("load_base", "read_sets", "split_off", "run_rows"),

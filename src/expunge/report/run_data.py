@@ -145,10 +145,7 @@ def read_values(path: Path) -> Values:
         read_values_file,  # loads what a run without such a file need not wait for
     )
 
-    found = {
-        key: dict(zip(values.ids, values.values.tolist(), strict=True))
-        for key, values in read_values_file(path).items()
-    }
+    found = {key: values.by_id for key, values in read_values_file(path).items()}
     return {
         key: {identity: power_of_two(value) for identity, value in values.items()}
         if few({key[0]: texts_in(values)})

@@ -1,7 +1,7 @@
 """What a number of the verdict is judged against: the untouched model's value, a target, and tests."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from statistics import NormalDist
 
 from expunge.data.holdout import FEWEST
@@ -10,6 +10,8 @@ from expunge.report.answers import CHANCE, NEVER_SEEN, NONE, ORIGIN, PLAIN, RETR
 from expunge.report.run_data import RunData
 from expunge.report.scores import CHANGE, Score, number, unseen
 
+TWO_SIDED = NormalDist().inv_cdf(0.975)
+"""Standard deviations from the middle to either end of a 95 % interval."""
 FEWEST_OF_TASK = 5
 """Fewest rows by which a task is judged by itself."""
 FEWEST_KEPT = 10
@@ -37,7 +39,7 @@ def tasks_of(scores: dict[str, Score]) -> list[Score]:
 
 def widened(numbers: int) -> float:
     """How many times as long an end of a 95 % interval is that holds for as many numbers together (Bonferroni)."""
-    return NormalDist().inv_cdf(1 - 0.025 / numbers) / NormalDist().inv_cdf(0.975)
+    return NormalDist().inv_cdf(1 - 0.025 / numbers) / TWO_SIDED
 
 
 def with_targets(run: RunData, scores: dict[str, Score]) -> Iterator[tuple[Score, float | None, float | None, str]]:
@@ -106,7 +108,12 @@ def by_chance(run: RunData, score: Score, whose: str) -> float:
     if whose != NEVER_SEEN:
         return 0.0
     pair = run.scores.get("before", {}).get(score.key, score), unseen_of(run, score)
-    return math.hypot(*((side.high - side.low) / 2 for side in pair if side and side.bounded))
+    return reach(pair)
+
+
+def reach(sides: Iterable[Score | None]) -> float:
+    """How far several numbers can be from each other by the intervals that are known, half of each."""
+    return math.hypot(*((side.high - side.low) / 2 for side in sides if side and side.bounded))
 
 
 def by_guessing(score: Score, chance: float) -> float:

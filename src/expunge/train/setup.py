@@ -177,7 +177,7 @@ def prepare(config: UnlearnConfig, reporter: Reporter) -> Prepared:
         )
     _check_finite(loaded, measured)
     reporter.say(f"prompt format: {measured}")
-    sets.warnings += _misread(loaded, sets)
+    sets.warnings += _misread(loaded, sets, reporter)
 
     def rows(examples: Sequence[Example], *, cut: bool = config.truncate_completions) -> list[TokenizedExample]:
         prompt_format = measured.chosen
@@ -289,10 +289,12 @@ def _tell(name: str, side: list[TokenizedExample], tokenizer: PreTrainedTokenize
             )
 
 
-def _misread(loaded: LoadedModel, sets: Sets) -> list[str]:
+def _misread(loaded: LoadedModel, sets: Sets, reporter: Reporter) -> list[str]:
     """That texts are read as other tokens than the model's file says, as a list of one; empty where they are not."""
     texts = [row.text for row in sets.forget[:LOOKED_AT]]
-    if not (count := misread(loaded, texts)):
+    with reporter.working("reading the tokenizer's own file"):
+        count = misread(loaded, texts)
+    if not count:
         return []
     return [
         f"{count} of {len(texts)} texts to forget that were looked at are read as other tokens than the model's "

@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import replace
-from statistics import NormalDist
 
 from expunge.config.criteria import Criteria
 from expunge.data.holdout import FEWEST_ATTACKED
@@ -27,13 +26,20 @@ from expunge.report.doubts import attack_kinds, attacks, doubts, sides
 from expunge.report.own_texts import other_unseen
 from expunge.report.run_data import RunData
 from expunge.report.scores import EXPOSURE
-from expunge.report.targets import before_of, target_of, tests_of, unseen_given, unseen_of, with_targets
+from expunge.report.targets import (
+    TWO_SIDED,
+    before_of,
+    reach,
+    target_of,
+    tests_of,
+    unseen_given,
+    unseen_of,
+    with_targets,
+)
 from expunge.utils.roc import chance_sd
 from expunge.utils.text import UNSEEN_TEXTS
 
 TOLD = "Can one tell that it was trained on?"
-TWO_SIDED = NormalDist().inv_cdf(0.975)
-"""Standard deviations from the middle to either end of a 95 % interval."""
 FEWEST_TESTED = 25
 """Fewest losses by which a Kolmogorov-Smirnov test can acquit: from here on it finds a shift by a standard deviation
 with a power of 80 %.
@@ -148,13 +154,14 @@ def _exposure(run: RunData, criteria: Criteria, attacks: int) -> list[Number]:
             score, before = alike, before_of(run, alike)
     pair = [side for side in (score, other) if side]
     paired = spread(score.difference) if target == score.reference else 0.0
-    ends = [(side.high - side.low) / 2 for side in pair if side.bounded]
-    bound = criteria.auc(paired or math.hypot(*ends) / TWO_SIDED, target, attacks + 1)
+    bound = criteria.auc(paired or reach(pair) / TWO_SIDED, target, attacks + 1)
     number = judged(score, before, bound, whose, below=1.0 if before is None else before)
     few = min((side.n for side in pair if side.n is not None), default=0) < FEWEST_ATTACKED
     if not attacks and number.state == "good":
         number = replace(number, state="shown")
-    elif (few and number.state == "good") or not (paired or len(ends) == len(pair)):  # how far chance goes is not known
+    elif (few and number.state == "good") or not (
+        paired or all(side.bounded for side in pair)
+    ):  # how far chance goes is not known
         number = replace(number, state="unclear")
     return [*numbers, number]
 
