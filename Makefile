@@ -6,8 +6,9 @@ STAMP := .venv/.installed
 # One more than the smallest machine has cores: tests that start processes wait for them.
 WORKERS ?= 3
 
-# One thread per worker, and nothing is fetched: the tests bring their own models.
-TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+# One thread per worker, and nothing is fetched: the tests bring their own models. What Python compiles is kept, also where
+# PYTHONDONTWRITEBYTECODE is set: many tests start a Python of their own, and pytest rewrites every assertion.
+TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false PYTHONDONTWRITEBYTECODE=
 
 .PHONY: install demo test test-slow test-browser check bench audit clean
 

@@ -25,7 +25,7 @@ from expunge.model.load import LoadedModel, load_model
 from expunge.model.logps import sequence_logps
 from expunge.model.replay import write_texts
 from expunge.train.setup import Prepared, prepare
-from expunge.train.targets import UnseenTokens, at_most_surprise, like_unseen, nll_ratio, unseen_nlls
+from expunge.train.targets import UnseenTokens, at_most_surprise, like_unseen, nll_ratio, of_their_form, unseen_nlls
 from expunge.utils.progress import Reporter
 
 Values = list[list[float]]
@@ -74,10 +74,13 @@ def targets(run: Prepared) -> dict[str, Values]:
     guesses, among = [tokens.expected(row) for row in forget], tokens.expected_by_the_others()
     kept = at_most_surprise(forget, guesses, run.retain), at_most_surprise(unseen, among, run.retain)
     level = [[0.0] * len(row.input_ids) for row in forget]
+    alike, of_kinds = of_their_form(forget, unseen, run.loaded.tokenizer)
+    known = [(row, kept[1][at], theirs[at]) for at, row in of_kinds]
     return {
         "unseen texts": unseen_nlls(forget, guesses, level, unseen, among, theirs),
         "and texts to keep": unseen_nlls(forget, kept[0], level, unseen, kept[1], theirs),
         "and the NLL before": unseen_nlls(forget, kept[0], before, unseen, kept[1], theirs),
+        "and answers of a form by themselves": unseen_nlls(alike, kept[0], before, *zip(*known, strict=True)),
     }
 
 

@@ -12,10 +12,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from expunge.data.holdout import FEWEST
 from expunge.data.surprise import NGrams
 from expunge.data.tokenize import TokenizedExample
-from expunge.train.targets import UnseenTokens, at_most_surprise, of_their_form, unseen_nlls
+from expunge.train.targets import ALIKE, UnseenTokens, at_most_surprise, of_their_form, unseen_nlls
 
 Texts = Sequence[Sequence[int]]
 
@@ -170,22 +169,29 @@ def test_what_the_texts_to_keep_say_of_a_token_makes_it_likelier() -> None:
     assert at_most_surprise(rows, [[0.0, 6.0, 6.0, 6.0, 6.0]], []) == [[0.0, 6.0, 6.0, 6.0, 6.0]]
 
 
-def test_answers_of_a_form_that_unseen_ones_have_are_as_hard_as_those() -> None:
-    """By the mean over all answers of its task a number would be likelier than other numbers are, and picked out."""
+@pytest.mark.parametrize(
+    ("others", "name_nlls"),
+    [(ALIKE, [0.0, 1.0, 1.0]), (ALIKE - 1, [0.0, 1.0, 3.0])],
+    ids=["by the names alone", "by all answers, since the names are too few"],
+)
+def test_answers_of_a_form_that_unseen_ones_have_are_as_hard_as_those(others: int, name_nlls: list[float]) -> None:
+    """By the mean over all answers of its task a number would be likelier than other numbers are, and picked out, and a
+    name less likely than other names.
+    """
 
     def answer(group: str, *tokens: int) -> TokenizedExample:
         return TokenizedExample("r", [90, *tokens], 1, group=group)
 
-    tokenizer = SimpleNamespace(decode=lambda ids, **_: " ".join("7" if at < 50 else "word" for at in ids))
-    numbers = [answer("qa", at, at + 1) for at in range(FEWEST)]
-    names = [answer("qa", 50 + at, 51 + at) for at in range(FEWEST - 1)]
-    forget, of_forms = of_their_form([answer("qa", 1, 2), answer("qa", 51, 52)], [*names, *numbers], tokenizer)
-    assert [row.group for row in forget] == ["qa 9 9", "qa"], "names of that form are too few"
-    assert [at for at, _ in of_forms] == [*range(FEWEST - 1, 2 * FEWEST - 1)]
-    assert {row.group for _, row in of_forms} == {"qa 9 9"}
+    tokenizer = SimpleNamespace(decode=lambda ids, **_: "7 7" if ids[0] < 50 else " ".join(["word"] * (ids[0] - 49)))
+    numbers = [answer("qa", at, at + 1) for at in range(ALIKE)]
+    names = [answer("qa", 50 + at, 51 + at) for at in range(others)]  # each of another form: so many words
+    unseen = [*names, *numbers]
+    forget, of_kinds = of_their_form([answer("qa", 1, 2), answer("qa", 51, 52)], unseen, tokenizer)
+    assert [row.group for row in forget] == ["qa 9 9", "qa"], "no form of names is known"
+    assert [at for at, row in of_kinds if row.group == "qa 9 9"] == [*range(others, others + ALIKE)]
     nlls = [[0.0, 1.0, 1.0]] * len(names) + [[0.0, 3.0, 3.0]] * len(numbers)
-    rows = [(row, nlls[at], nlls[at]) for at, row in [*enumerate([*names, *numbers]), *of_forms]]
+    rows = [(row, nlls[at], nlls[at]) for at, row in of_kinds]
     flat = [[0.0] * 3] * 2
     number, name = unseen_nlls(forget, flat, flat, *zip(*rows, strict=True))
     assert number == [0.0, 3.0, 3.0]
-    assert name == [0.0, 1.0, 3.0], "of all answers"
+    assert name == name_nlls

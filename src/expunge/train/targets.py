@@ -35,7 +35,6 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from expunge.config import UnlearnConfig
-from expunge.data.holdout import FEWEST
 from expunge.data.kinds import form
 from expunge.data.surprise import MOST_KNOWN, NGrams
 from expunge.data.tokenize import TokenizedExample, evenly, leading_ids
@@ -52,6 +51,8 @@ LONGEST = 4
 """Tokens in a row that are looked for in other texts, the last of which is predicted."""
 SHORTER = 0.5
 """Places that what is known from a shorter context counts as."""
+ALIKE = 2
+"""Unseen answers of a form by which it is a kind of its own: one may happen to be guessed."""
 MOST_UNSEEN = 200_000
 """Tokens of unseen texts that are counted, of rows evenly from all of them."""
 Kind = tuple[str, bool]
@@ -202,8 +203,8 @@ def _from_unseen(
     among = theirs  # asked for where a kind has no unseen tokens of its own
     if lacking:
         among = at_most_surprise(unseen, tokens.expected_by_the_others(), kept)
-    forget, of_forms = of_their_form(forget, unseen, prepared.loaded.tokenizer)
-    known = [(row, among[at], theirs[at]) for at, row in [*enumerate(unseen), *of_forms]]
+    forget, of_kinds = of_their_form(forget, unseen, prepared.loaded.tokenizer)
+    known = [(row, among[at], theirs[at]) for at, row in of_kinds]
     values = unseen_nlls(forget, expected, before, *zip(*known, strict=True))
     return list(map(torch.tensor, values)), list(map(torch.tensor, before))
 
@@ -224,9 +225,10 @@ def like_unseen(prepared: Prepared) -> list[TokenizedExample]:
 def of_their_form(
     forget: Sequence[TokenizedExample], unseen: Sequence[TokenizedExample], tokenizer: PreTrainedTokenizerBase
 ) -> tuple[list[TokenizedExample], list[tuple[int, TokenizedExample]]]:
-    """The forget rows, those whose completion has the form of `FEWEST` unseen ones of its kind (`form`) as a kind of
-    their own, and these unseen rows by their place: a number ends as hard as unseen numbers are, and not as the mean of
-    all answers, by which it could be picked out of others (`exposure`).
+    """Rows of both, the unseen ones by their place, as a kind of their own where their completion has the form of
+    `ALIKE` unseen ones of their kind: a number ends as hard as unseen numbers are, and not as the mean of all
+    answers, by which it could be picked out of others (`exposure`). The answers left of a kind go by all its unseen
+    ones where fewer than `ALIKE` are left.
     """
 
     def kind(row: TokenizedExample) -> str:
@@ -234,10 +236,12 @@ def of_their_form(
         return f"{row.group} {form(str(told))}"
 
     kinds = [*map(kind, unseen)]
-    known = {name for name, count in Counter(kinds).items() if count >= FEWEST}
-    forget = [replace(row, group=name) if (name := kind(row)) in known else row for row in forget]
-    of_forms = [(at, replace(unseen[at], group=name)) for at, name in enumerate(kinds) if name in known]
-    return forget, of_forms
+    known = {name for name, count in Counter(kinds).items() if count >= ALIKE}
+    left = Counter(row.group for row, name in zip(unseen, kinds, strict=True) if name not in known)
+    found = [(at, replace(unseen[at], group=name)) for at, name in enumerate(kinds) if name in known]
+    few = {row.group for row in unseen if left[row.group] < ALIKE}
+    found += [(at, row) for at, row in enumerate(unseen) if row.group in few or kinds[at] not in known]
+    return [replace(row, group=name) if (name := kind(row)) in known else row for row in forget], found
 
 
 def at_most_surprise(
