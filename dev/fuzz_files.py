@@ -158,7 +158,7 @@ def _reader_of_run(name: str) -> Callable[[Path], None]:
         data = read_run(run)
         groups = group_runs([data])
         draws = path.name not in warm or random.random() < 0.02  # figures take a second, and the first ones more
-        drawings = draw(groups) if draws else Drawings([], [], None, None, [])
+        drawings = draw(groups) if draws else Drawings()
         warm.add(path.name)
         render(groups, drawings)
         if "after" in data.scores:

@@ -45,7 +45,7 @@ def figures() -> None:
 @pytest.fixture(autouse=True)
 def _without_figures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if "figures" not in request.fixturenames:
-        nothing = import_module("expunge.report.page").Drawings([], [], None, None, [])
+        nothing = import_module("expunge.report.page").Drawings()
         monkeypatch.setattr("expunge.report.page.draw", lambda groups: nothing)
 
 

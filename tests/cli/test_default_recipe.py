@@ -40,7 +40,7 @@ def followed_template(template: Path, tmp_path_factory: pytest.TempPathFactory) 
     shutil.copytree(template, folder)
     write_jsonl(folder / "many.jsonl", MANY)
     write_jsonl(folder / "unseen.jsonl", UNSEEN)
-    nothing = import_module("expunge.report.page").Drawings([], [], None, None, [])
+    nothing = import_module("expunge.report.page").Drawings()
     with chdir(folder), pytest.MonkeyPatch.context() as patch:
         patch.setattr("expunge.report.page.draw", lambda groups: nothing)
         assert main(WATCHED) == 0

@@ -27,7 +27,7 @@ def blocks(name: str) -> list[str]:
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A current folder with nothing but a tiny model; pages have no figures, which take longer than these runs."""
-    monkeypatch.setattr("expunge.report.page.draw", lambda groups: Drawings([], [], None, None, []))
+    monkeypatch.setattr("expunge.report.page.draw", lambda groups: Drawings())
     save_tiny(tmp_path / "model", "llama")
     with chdir(tmp_path):
         yield tmp_path

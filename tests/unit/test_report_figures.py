@@ -130,7 +130,7 @@ def test_the_scales_that_were_tried_are_drawn(tmp_path):
 
 def test_many_metrics_are_divided_over_figures(tmp_path, monkeypatch):
     monkeypatch.setattr("expunge.report.drawing.save", lambda figure, stem: [(stem.with_suffix(".svg"), b"")])
-    monkeypatch.setattr("expunge.report.page.draw", lambda groups: Drawings([], [], None, None, []))
+    monkeypatch.setattr("expunge.report.page.draw", lambda groups: Drawings())
     run = write_run(tmp_path / "run", metrics={f"utility/own{i}": entry(0.5) for i in range(90)})
     write_report([run], figures=tmp_path / "figures")
     names = {path.stem for path in (tmp_path / "figures").iterdir()}
@@ -248,7 +248,7 @@ def test_a_folders_name_in_the_settings_hides_no_words(tmp_path):
 
 
 def test_without_scores_there_is_nothing_to_place(tmp_path):
-    assert figures.tradeoff(group_runs([read_run(write_run(tmp_path / "run", scored=False))])) is None
+    assert figures.tradeoff(group_runs([read_run(write_run(tmp_path / "run", scored=False))])) == (None, [])
 
 
 def test_a_copy_of_a_run_is_no_second_run(tmp_path):

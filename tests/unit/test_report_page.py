@@ -66,13 +66,13 @@ class Page(HTMLParser):
 
 def page_of(*runs: Path) -> Page:
     """The page without its figures, which take most of the time."""
-    return Page(render(group_runs([read_run(run) for run in runs]), Drawings([], [], None, None, [])))
+    return Page(render(group_runs([read_run(run) for run in runs]), Drawings()))
 
 
 @pytest.fixture
 def without_figures(monkeypatch):
     """Pages are written without figures, which take most of the time."""
-    monkeypatch.setattr("expunge.report.page.draw", lambda groups: Drawings([], [], None, None, []))
+    monkeypatch.setattr("expunge.report.page.draw", lambda groups: Drawings())
 
 
 @pytest.fixture(scope="module")
@@ -618,10 +618,8 @@ def test_a_last_line_that_was_cut_off_is_left_out(tmp_path):
 
 
 def test_the_speed_of_a_resumed_run_is_that_of_the_steps_that_were_timed(tmp_path):
-    whole = details.cost(group_runs([read_run(write_run(tmp_path / "a", scored=False))]))
-    resumed = details.cost(
-        group_runs([read_run(write_run(tmp_path / "b", scored=False, manifest={"timed_steps": 12}))])
-    )
+    whole = details.cost([read_run(write_run(tmp_path / "a", scored=False))])
+    resumed = details.cost([read_run(write_run(tmp_path / "b", scored=False, manifest={"timed_steps": 12}))])
     rates = [float(rows[0][5].replace(",", "")) for _, rows in (whole, resumed)]
     assert rates[1] == pytest.approx(rates[0] / 10, rel=0.1)
     assert resumed[1][0][2].endswith("(the last 12 steps)")

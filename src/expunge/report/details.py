@@ -56,42 +56,39 @@ def _spread(values: Sequence[float]) -> str:
     return f"{show_number(statistics.fmean(values))} ± {show_number(round(statistics.stdev(values), 3))}"
 
 
-def cost(groups: Sequence[Group]) -> Table:
+def cost(runs: Sequence[RunData]) -> Table:
     """What every run took."""
     lines = []
-    for group in groups:
-        for run in group.runs:
-            manifest = run.manifest
-            counts = [step.get("tokens", 0) for step in run.steps if isinstance(step.get("tokens"), int)]
-            timed = manifest.get("timed_steps", len(counts))  # fewer of a run that was resumed
-            tokens, lately = sum(counts), sum(counts[max(0, len(counts) - timed) :])
-            seconds = number(manifest.get("training_seconds"))
-            lines.append(
-                [
-                    run.name,
-                    _of(manifest.get("steps"), "{:,}"),
-                    show_duration(seconds) + (f" (the last {timed:,} steps)" if 0 < timed < len(counts) else ""),
-                    show_duration(number(manifest.get("total_seconds"))),
-                    f"{tokens:,}" if tokens else MISSING,
-                    f"{lately / seconds:,.0f}" if lately and seconds else MISSING,
-                    show_bytes(number(manifest.get("peak_memory_bytes"))),
-                ]
-            )
+    for run in runs:
+        manifest = run.manifest
+        counts = [step.get("tokens", 0) for step in run.steps if isinstance(step.get("tokens"), int)]
+        timed = manifest.get("timed_steps", len(counts))  # fewer of a run that was resumed
+        tokens, lately = sum(counts), sum(counts[max(0, len(counts) - timed) :])
+        seconds = number(manifest.get("training_seconds"))
+        lines.append(
+            [
+                run.name,
+                _count(manifest.get("steps")),
+                show_duration(seconds) + (f" (the last {timed:,} steps)" if 0 < timed < len(counts) else ""),
+                show_duration(number(manifest.get("total_seconds"))),
+                f"{tokens:,}" if tokens else MISSING,
+                f"{lately / seconds:,.0f}" if lately and seconds else MISSING,
+                show_bytes(number(manifest.get("peak_memory_bytes"))),
+            ]
+        )
     return ["run", "steps", "training", "in all", "tokens trained on", "tokens/s", "peak memory"], lines
 
 
-def stops(groups: Sequence[Group]) -> list[str]:
+def stops(runs: Sequence[RunData]) -> list[str]:
     """Where the runs stopped and why, a sentence for those of which the same is to be said."""
     found: dict[str, list[str]] = {}
-    for group in groups:
-        for run in group.runs:
-            found.setdefault(_stopped(run), []).append(run.name)
+    for run in runs:
+        found.setdefault(_stopped(run), []).append(run.name)
     said = [f"{', '.join(names[:8])}{' …' if len(names) > 8 else ''}: {text}." for text, names in found.items()]
     return said + [
         f"{run.name}: the adapter was then set to {run.calibration['scale']:g} times its trained scale (calibration: "
         f"{run.calibration['verdict']})."
-        for group in groups
-        for run in group.runs
+        for run in runs
         if "verdict" in run.calibration and "best_step" not in run.calibration
     ]
 
@@ -135,21 +132,20 @@ def settings(group: Group) -> list[tuple[str, str]]:
     return [(name, MISSING if value is None else short(value)) for name, value in shown.items()]
 
 
-def data(groups: Sequence[Group]) -> Table:
+def data(runs: Sequence[RunData]) -> Table:
     """Sizes of the sets of texts; runs on the same data share their lines."""
     lines = []
-    for run in (run for group in groups for run in group.runs):
+    for run in runs:
         rows, tokens = run.manifest.get("rows", {}), run.manifest.get("tokens", {})
         for name in SETS:
-            line = [name, _of(rows.get(name), "{:,}"), _of(tokens.get(name), "{:,}")]
+            line = [name, _count(rows.get(name)), _count(tokens.get(name))]
             if rows.get(name) and line not in lines:
                 lines.append(line)
     return ["texts", "rows", "tokens"], lines
 
 
-def provenance(groups: Sequence[Group]) -> Table:
+def provenance(runs: Sequence[RunData]) -> Table:
     """Versions, hardware, hashes and times of every run; what is the same for all of them stands once."""
-    runs = [run for group in groups for run in group.runs]
     facts: dict[str, list[str]] = {}
     for i, run in enumerate(runs):
         manifest = run.manifest
@@ -200,10 +196,10 @@ def _coarse(value: float | None, *, few_texts: bool) -> str:
     return f"about {value:g}" if few_texts else f"{step * HALF:g} to {(step + 1) * HALF:g}"
 
 
-def warnings(groups: Sequence[Group]) -> list[str]:
+def warnings(runs: Sequence[RunData]) -> list[str]:
     """What the runs warned of, without the names of the files of data."""
     found: dict[str, None] = {}
-    for run in (run for group in groups for run in group.runs):
+    for run in runs:
         hide = hidden_names(run)
         found |= dict.fromkeys(hide(str(text)) for text in run.manifest.get("warnings") or [])
     return list(found)
@@ -238,5 +234,5 @@ def model_name(run: RunData) -> str:
     return Path(str(run.settings.get("model", "a model"))).name
 
 
-def _of(value: Any, form: str) -> str:
-    return form.format(value) if isinstance(value, int | float) else MISSING
+def _count(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int | float) else MISSING

@@ -143,11 +143,11 @@ def rates(members: Array, others: Array) -> tuple[Array, Array]:
     return alarms, hits
 
 
-def tradeoff(groups: Sequence[Group]) -> tuple[Drawn, list[tuple[str, float, float]]] | None:
+def tradeoff(groups: Sequence[Group]) -> tuple[Drawn | None, list[tuple[str, float, float]]]:
     """Every scored run, untouched model and reference as a point; the points are given back for the table."""
     points = list(_points(groups))
     if not points:
-        return None
+        return None, []
     x, y = "mean of the forget metrics (← forgotten)", "mean of the scores to keep (kept ↑)"
     figure, axes = canvas(x, y, height=WIDTH * 0.8)
     seen: set[str] = set()

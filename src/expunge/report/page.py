@@ -30,17 +30,17 @@ OTHER_SCALE = 20
 class Drawings(NamedTuple):
     """The figures of a page."""
 
-    panels: list[curves.Panel]
-    distributions: list[Drawn]
-    membership: Drawn | None
-    tradeoff: Drawn | None
-    points: list[tuple[str, float, float]]
+    panels: Sequence[curves.Panel] = ()
+    distributions: Sequence[Drawn] = ()
+    membership: Drawn | None = None
+    tradeoff: Drawn | None = None
+    points: Sequence[tuple[str, float, float]] = ()
 
     @property
     def all(self) -> list[Drawn]:
         """In the order of the page."""
-        found = [figure for panel in self.panels for figure in panel.figures] + self.distributions
-        return found + [figure for figure in (self.membership, self.tradeoff) if figure]
+        found = [figure for panel in self.panels for figure in panel.figures]
+        return found + [figure for figure in (*self.distributions, self.membership, self.tradeoff) if figure]
 
 
 @dataclass(frozen=True)
@@ -82,14 +82,8 @@ def draw(groups: Sequence[Group]) -> Drawings:
     with style():
         panels = curves.over_steps(groups)
         panels += curves.over_scales(groups[0]) if alone and len(groups[0].runs) == 1 else []
-        traded = figures.tradeoff(groups)
-        return Drawings(
-            panels,
-            figures.distributions(first) if alone else [],
-            figures.membership_curves(groups),
-            traded[0] if traded else None,
-            traded[1] if traded else [],
-        )
+        distributions = figures.distributions(first) if alone else []
+        return Drawings(panels, distributions, figures.membership_curves(groups), *figures.tradeoff(groups))
 
 
 def render(groups: Sequence[Group], drawings: Drawings, examples: Sequence[Shown] = ()) -> str:
@@ -142,19 +136,19 @@ def _context(groups: Sequence[Group], drawings: Drawings) -> dict[str, Any]:
         "starred": any(cell.starred for rows in families.values() for row in rows for cell in row.cells),
         "reference": " or ".join(dict.fromkeys(run.reference for run in runs if "retrained" in run.scores)),
         "losses": details.losses(groups),
-        "stopped": details.stops(groups),
+        "stopped": details.stops(runs),
         "drawings": drawings,
         "points": [[name, show_number(x), show_number(y)] for name, x, y in drawings.points],
         "least_forgotten": details.least_forgotten(single) if single else None,
-        "cost": details.cost(groups),
+        "cost": details.cost(runs),
         "settings": [(group, details.settings(group), *details.formula(group.runs[0])) for group in groups],
         "differing": (
             ["setting", *(group.letter for group in groups)],
             [[name, *(short(value) for value in values)] for name, values in differing.items()],
         ),
-        "data": details.data(groups),
-        "provenance": details.provenance(groups),
-        "warnings": details.warnings(groups),
+        "data": details.data(runs),
+        "provenance": details.provenance(runs),
+        "warnings": details.warnings(runs),
         "version": runs[0].manifest.get("versions", {}).get("expunge", ""),
     }
 
