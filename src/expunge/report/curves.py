@@ -39,6 +39,14 @@ class Curve(NamedTuple):
     values: Array
 
 
+class Over(NamedTuple):
+    """What numbers are drawn over: its name in a line, the label of the axis, and the place that was taken."""
+
+    name: str
+    label: str
+    taken: float | None
+
+
 class Panel(NamedTuple):
     """Figures that belong together, and what did not change and needs none."""
 
@@ -49,11 +57,10 @@ class Panel(NamedTuple):
 
 def over_steps(groups: Sequence[Group]) -> list[Panel]:
     """The loss, its terms and the learning rate; then everything else that was logged, by its name."""
-    titles = {"": "Loss, its terms, and the learning rate"}
     lines = [(index, group, run, run.steps) for index, group in enumerate(groups) for run in group.runs]
     selection = groups[0].runs[0].manifest.get("selection") if len(lines) == 1 else None
     taken = number(selection.get("best_step")) if isinstance(selection, Mapping) else None
-    return _panels(lines, "step", "optimizer step", taken, titles)
+    return _panels(lines, Over("step", "optimizer step", taken), "Loss, its terms, and the learning rate")
 
 
 def over_scales(group: Group) -> list[Panel]:
@@ -65,9 +72,8 @@ def over_scales(group: Group) -> list[Panel]:
     lines = sorted((line for line in lines if number(line.get("scale")) is not None), key=lambda line: line["scale"])
     if len(lines) <= 2:  # the untouched model and the adapter as trained
         return []
-    taken = number(run.calibration.get("scale"))
-    title = {"": "Validation metrics over the adapter's scale"}
-    return _panels([(0, group, run, lines)], "scale", "scale of the adapter (1 as trained)", taken, title)
+    over = Over("scale", "scale of the adapter (1 as trained)", number(run.calibration.get("scale")))
+    return _panels([(0, group, run, lines)], over, "Validation metrics over the adapter's scale")
 
 
 def flat(line: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, float]]:
@@ -80,16 +86,15 @@ def flat(line: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, float]
             yield key, known
 
 
-def _panels(
-    runs: Sequence[tuple[int, Group, RunData, Lines]], at: str, xlabel: str, taken: float | None, titles: dict[str, str]
-) -> list[Panel]:
+def _panels(runs: Sequence[tuple[int, Group, RunData, Lines]], over: Over, title: str) -> list[Panel]:
+    """A panel for each part of a line, the first with a title of its own."""
     curves: dict[str, list[Curve]] = {}
     for index, group, run, lines in runs:
         places: dict[str, list[tuple[float, float]]] = {}
         for line in lines:
             for key, value in flat(line):
-                if key not in (at, *NOT_DRAWN):
-                    places.setdefault(key, []).append((float(line[at]), value))
+                if key not in (over.name, *NOT_DRAWN):
+                    places.setdefault(key, []).append((float(line[over.name]), value))
         for key, pairs in places.items():
             curves.setdefault(key, []).append(Curve(index, group, run, *np.array(pairs).T))
     terms = {str(term.get("name")) for *_, run, _ in runs for term in run.manifest.get("terms") or []}
@@ -101,7 +106,7 @@ def _panels(
         if key in targets:
             continue
         side = key.split("/")[0] if "/" in key else ""
-        panel = panels.setdefault(side, Panel(titles.get(side, spelled(side).capitalize()), [], ""))
+        panel = panels.setdefault(side, Panel(spelled(side).capitalize() or title, [], ""))
         aims = curves.get(_aim(key), [])
         steady = all(np.ptp(curve.values) == 0 for curve in (*curves[key], *aims))
         if steady and not aims:
@@ -111,21 +116,7 @@ def _panels(
             continue
         nats = key in terms or {"nll", "kl", "loss"} & {*key.replace("/", "_").split("_")}
         unit = "tolerances" if "violations" in key.split("/") else "nats per token" if nats else ""
-        name = f"{'course' if at == 'step' else at}-{slug(key)}"
-        where = taken if side or at != "step" else None
-        panel.figures.append(
-            _drawn(
-                name,
-                curves[key],
-                title=_spelled(key),
-                unit=unit,
-                least=LEAST_AXIS if side and not unit else 0.0,
-                xlabel=xlabel,
-                targets=aims,
-                taken=where,
-                several=several,
-            )
-        )
+        panel.figures.append(_drawn(key, curves[key], aims, over, unit, several=several))
     return [panel._replace(constant=", ".join(constant.get(side, []))) for side, panel in panels.items()]
 
 
@@ -145,18 +136,11 @@ def _spelled(key: str) -> str:
 
 
 def _drawn(
-    name: str,
-    curves: Sequence[Curve],
-    *,
-    title: str,
-    unit: str,
-    least: float,
-    xlabel: str,
-    targets: Sequence[Curve],
-    taken: float | None,
-    several: bool,
+    key: str, curves: Sequence[Curve], targets: Sequence[Curve], over: Over, unit: str, *, several: bool
 ) -> Drawn:
-    figure, axes = canvas(xlabel, unit or brief(title, 40))
+    """The figure of one number; it has a legend of the groups where these are several."""
+    title, course, logged = _spelled(key), over.name == "step", "/" not in key
+    figure, axes = canvas(over.label, unit or brief(title, 40))
     alone = len(curves) == 1
     says = []
     labelled: set[str] = set()
@@ -189,14 +173,16 @@ def _drawn(
         )
         axes.plot(at, aim, color=INK, linewidth=1.1, linestyle="--", label=None if place else "target")
         says.append(f"target of {target.run.name}: {show_number(float(aim[0]))} to {show_number(float(aim[-1]))}")
+    least = 0.0 if logged or unit else LEAST_AXIS
     axes.set_ylim(*_ends([float(end) for curve in (*curves, *targets) for end in curve.values], least))
-    if taken is not None:
-        axes.axvline(taken, color=INK, linewidth=0.9, linestyle=":", label="taken")
-        says.append(f"taken at {taken:g}")
+    if over.taken is not None and not (course and logged):
+        axes.axvline(over.taken, color=INK, linewidth=0.9, linestyle=":", label="taken")
+        says.append(f"taken at {over.taken:g}")
     if all(float(place).is_integer() for curve in curves for place in curve.at):
         whole_numbers(axes)
     legend(axes, columns=2)
-    return Drawn(name, brief(title, 40), f"{title} over the {xlabel}. {listed(says)}", figure)
+    name = f"{'course' if course else over.name}-{slug(key)}"
+    return Drawn(name, brief(title, 40), f"{title} over the {over.label}. {listed(says)}", figure)
 
 
 def _ends(values: Sequence[float], least: float) -> tuple[float, float]:
