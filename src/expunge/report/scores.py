@@ -109,13 +109,11 @@ def read_scores(results: Mapping[str, Any], path: str | Path = "results file") -
     Raises:
         DataError: An entry does not have the form that results files promise.
     """
-    return {key: _score(key, found) for key, found in measured_metrics(path, results).items()}
-
-
-def _score(key: str, found: Estimate) -> Score:
-    score = Score(**vars(found), key=key)
-    reason = found.reason or ("there are no rows of this kind" if found.n == 0 else "")
-    return replace(score, family=found.family or "official", reason=reason)
+    scores = {}
+    for key, found in measured_metrics(path, results).items():
+        reason = found.reason or ("there are no rows of this kind" if found.n == 0 else "")
+        scores[key] = Score(**vars(found) | {"key": key, "family": found.family or "official", "reason": reason})
+    return scores
 
 
 def knowledge(scores: Mapping[str, Score]) -> dict[str, Score]:

@@ -4,6 +4,8 @@ import math
 from collections.abc import Iterable, Iterator
 from statistics import NormalDist
 
+from scipy.special import bdtrc
+
 from expunge.data.holdout import FEWEST
 from expunge.evaluation.results import COMPARED
 from expunge.report.answers import CHANCE, NEVER_SEEN, NONE, ORIGIN, PLAIN, RETRAINED
@@ -79,7 +81,7 @@ def target_of(run: RunData, score: Score) -> tuple[float | None, str]:
 
     Of models that were retrained, unseen texts come closest, and the checkpoint from before can be far off.
     """
-    known = run.scores.get("retrained", {}).get(score.key), reference_of(run)
+    known = run.scores.get("retrained", {}).get(score.key), ORIGIN if run.reference == "origin" else RETRAINED
     never_seen = unseen_of(run, score) if score.target is None and score.set == "forget" else None, NEVER_SEEN
     for found, whose in (never_seen, known) if known[1] == ORIGIN else (known, never_seen):
         if found and found.known:
@@ -119,20 +121,7 @@ def reach(sides: Iterable[Score | None]) -> float:
 def by_guessing(score: Score, chance: float) -> float:
     """Probability that as many of the rows as are said, or more, would be guessed where each is with some chance."""
     rows = score.n or 0
-    said = round(score.value * rows)
-    if not 0 < chance < 1:
-        return float(chance >= 1 or not said)
-    logs = (
-        math.lgamma(rows + 1) - math.lgamma(count + 1) - math.lgamma(rows - count + 1)
-        + count * math.log(chance) + (rows - count) * math.log1p(-chance)
-        for count in range(said, rows + 1)
-    )  # fmt: skip
-    return sum(map(math.exp, logs))
-
-
-def reference_of(run: RunData) -> str:
-    """What the model is that never saw the texts."""
-    return ORIGIN if run.reference == "origin" else RETRAINED
+    return float(bdtrc(round(score.value * rows) - 1, rows, chance))
 
 
 def tests_of(run: RunData) -> dict[str, float]:
