@@ -116,77 +116,56 @@ def _run() -> Path:
     return folder
 
 
-def run_manifest(rng: random.Random) -> bytes:
-    """A whole run's manifest."""
-    return (_run() / "manifest.json").read_bytes()
+def _of_run(name: str) -> Callable[[random.Random], bytes]:
+    """A file of a whole run."""
+    return lambda rng: (_run() / name).read_bytes()
 
 
-def run_log(rng: random.Random) -> bytes:
-    """Its log."""
-    return (_run() / "metrics.jsonl").read_bytes()
+_drawn: set[str] = set()
+"""Files of runs beside which figures were drawn once."""
 
 
-def run_results(rng: random.Random) -> bytes:
-    """Its results."""
-    return (_run() / "results_after.json").read_bytes()
-
-
-def run_values(rng: random.Random) -> bytes:
-    """Its values of every row."""
-    return (_run() / "results_after.parquet").read_bytes()
-
-
-def _reader_of_run(name: str) -> Callable[[Path], None]:
+def _read_run(path: Path) -> None:
     """Whoever reads a run of which one file is another: verdict, page, card, comparison, evaluation."""
-    warm: set[str] = set()
+    from expunge.config import EvaluateConfig
+    from expunge.evaluation.checks import resolved
+    from expunge.evaluation.compare import compare
+    from expunge.evaluation.compare_formats import FORMATS
+    from expunge.report.groups import group_runs
+    from expunge.report.page import Drawings, draw, render
+    from expunge.report.run_data import read_run
+    from expunge.report.write import scored_card
 
-    def read(path: Path) -> None:
-        from expunge.config import EvaluateConfig
-        from expunge.evaluation.checks import resolved
-        from expunge.evaluation.compare import compare
-        from expunge.evaluation.compare_formats import FORMATS
-        from expunge.report.groups import group_runs
-        from expunge.report.page import Drawings, draw, render
-        from expunge.report.run_data import read_run
-        from expunge.report.write import scored_card
-
-        run = path.parent / "run"
-        shutil.copytree(_run(), run)
-        path.rename(run / name)
-        resolved(EvaluateConfig(run=str(run), benchmark="custom")).validate()
-        FORMATS["table"](compare([str(run / "results_before.json"), str(run / "results_after.json")]))
-        data = read_run(run)
-        groups = group_runs([data])
-        draws = path.name not in warm or random.random() < 0.02  # figures take a second, and the first ones more
-        drawings = draw(groups) if draws else Drawings()
-        warm.add(path.name)
-        render(groups, drawings)
-        if "after" in data.scores:
-            scored_card(data)
-
-    return read
+    run = path.parent
+    shutil.copytree(_run(), run, dirs_exist_ok=True, ignore=shutil.ignore_patterns(path.name))
+    resolved(EvaluateConfig(run=str(run), benchmark="custom")).validate()
+    FORMATS["table"](compare([str(run / "results_before.json"), str(run / "results_after.json")]))
+    data = read_run(run)
+    groups = group_runs([data])
+    draws = path.name not in _drawn or random.random() < 0.02  # figures take a second, and the first ones more
+    drawings = draw(groups) if draws else Drawings()
+    _drawn.add(path.name)
+    render(groups, drawings)
+    if "after" in data.scores:
+        scored_card(data)
 
 
 def _read_merged_note(path: Path) -> None:
-    from expunge.runs.record import MERGED, merged_from
+    from expunge.runs.record import merged_from
 
-    path.rename(path.with_name(MERGED))
     merged_from(str(path.parent), HMAC)
 
 
 def _read_lock(path: Path) -> None:
     from expunge.runs.lock import Lock
 
-    (path.parent / ".expunge").mkdir(exist_ok=True)
-    path.rename(path.parent / ".expunge" / "lock")
-    Lock(path.parent).release()
+    Lock(path.parents[1]).release()
 
 
 def _read_predictions(path: Path) -> None:
     from expunge.evaluation.predictions import read_any
 
     shutil.copy(path, path.with_name("retain.jsonl"))
-    path.rename(path.with_name("forget.jsonl"))
     read_any(path.parent)
 
 
@@ -206,7 +185,6 @@ def _read_manifest(path: Path) -> None:
     if found["status"] == "done":
         model_card(found)
     recorded_settings(str(path))
-    path.rename(path.with_name("manifest.json"))
     resumed_settings(str(path.parent))
 
 
@@ -219,7 +197,6 @@ def _read_results(path: Path) -> None:
 def _read_calibration(path: Path) -> None:
     from expunge.runs.record import read_calibration
 
-    path.rename(path.with_name("calibration.json"))
     read_calibration(path.parent)
 
 
@@ -232,7 +209,6 @@ def _read_metrics(path: Path) -> None:
 def _read_adapter_config(path: Path) -> None:
     from expunge.model.declared import check_adapter_config
 
-    path.rename(path.with_name("adapter_config.json"))
     check_adapter_config(path.parent, {"w": {"shape": [4, 2]}})
 
 
@@ -245,44 +221,40 @@ def _read_weights(path: Path) -> None:
 def _read_model_config(path: Path) -> None:
     from expunge.model.declared import check_folder
 
-    path.rename(path.with_name("config.json"))
     check_folder(path.parent, [{"w": {"shape": [4, 2]}, "v": {"shape": [2]}}])
 
 
 def _read_journal(path: Path) -> None:
     from expunge.utils.files import settle
 
-    path.rename(path.with_name(".expunge-commit-abcd1234"))
     settle(path.parent)
 
 
 def _read_listing(path: Path) -> None:
     from expunge.utils.listing import listed, unlisted
 
-    (path.parent / ".expunge").mkdir(exist_ok=True)
-    path.rename(path.parent / ".expunge" / "files")
-    listed(path.parent)
-    unlisted(path.parent)
+    listed(path.parents[1])
+    unlisted(path.parents[1])
 
 
-KINDS: dict[str, tuple[Callable[[random.Random], bytes], Callable[[Path], Any]]] = {
-    "settings": (settings_yaml, _read_settings),
-    "manifest": (manifest, _read_manifest),
-    "results": (results, _read_results),
-    "calibration": (calibration, _read_calibration),
-    "metrics": (metrics, _read_metrics),
-    "adapter config": (adapter_config, _read_adapter_config),
-    "weights": (weights, _read_weights),
-    "model config": (model_config, _read_model_config),
-    "transaction": (journal, _read_journal),
-    "list of files": (listing, _read_listing),
-    "merged note": (merged_note, _read_merged_note),
-    "lock": (lock, _read_lock),
-    "predictions": (predictions, _read_predictions),
-    "manifest of a run": (run_manifest, _reader_of_run("manifest.json")),
-    "log of a run": (run_log, _reader_of_run("metrics.jsonl")),
-    "results of a run": (run_results, _reader_of_run("results_after.json")),
-    "values of a run": (run_values, _reader_of_run("results_after.parquet")),
-    "calibration of a run": (calibration, _reader_of_run("calibration.json")),
+KINDS: dict[str, tuple[Callable[[random.Random], bytes], str, Callable[[Path], Any]]] = {
+    "settings": (settings_yaml, "file", _read_settings),
+    "manifest": (manifest, "manifest.json", _read_manifest),
+    "results": (results, "file", _read_results),
+    "calibration": (calibration, "calibration.json", _read_calibration),
+    "metrics": (metrics, "file", _read_metrics),
+    "adapter config": (adapter_config, "adapter_config.json", _read_adapter_config),
+    "weights": (weights, "file", _read_weights),
+    "model config": (model_config, "config.json", _read_model_config),
+    "transaction": (journal, ".expunge-commit-abcd1234", _read_journal),
+    "list of files": (listing, ".expunge/files", _read_listing),
+    "merged note": (merged_note, "expunge_merge.json", _read_merged_note),
+    "lock": (lock, ".expunge/lock", _read_lock),
+    "predictions": (predictions, "forget.jsonl", _read_predictions),
+    "manifest of a run": (_of_run("manifest.json"), "manifest.json", _read_run),
+    "log of a run": (_of_run("metrics.jsonl"), "metrics.jsonl", _read_run),
+    "results of a run": (_of_run("results_after.json"), "results_after.json", _read_run),
+    "values of a run": (_of_run("results_after.parquet"), "results_after.parquet", _read_run),
+    "calibration of a run": (calibration, "calibration.json", _read_run),
 }
-"""Kind -> a good file, and who reads it."""
+"""Kind -> a good file, where it stands in a folder, and who reads it there."""
