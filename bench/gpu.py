@@ -16,13 +16,12 @@ from itertools import cycle, islice
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, models
-from transformers import AutoModelForCausalLM, LlamaConfig, OlmoConfig, PretrainedConfig, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig
 
 from bench.machine import clock, matrix_rate, matrix_sizes
 from bench.measure import prepared_for
 from bench.plain import Batch, Plain
-from bench.workload import SHAPES, random_rows
+from bench.workload import olmo_config, one_word, random_rows
 from expunge.config import UnlearnConfig
 from expunge.data.sampler import Step
 from expunge.data.tokenize import TokenizedExample
@@ -61,20 +60,13 @@ def shape(name: str, tiny: bool) -> PretrainedConfig:
     """SmolLM2-135M's shape, or OLMo's of 1B or 7B parameters."""
     if name == "135m":
         sizes: dict[str, Any] = {
-            "hidden_size": 576,
-            "intermediate_size": 1536,
-            "num_attention_heads": 9,
-            "num_key_value_heads": 3,
-        }
-        sizes |= {"num_hidden_layers": 30, "vocab_size": 49152, "max_position_embeddings": 8192}
+            "hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9, "num_key_value_heads": 3,
+            "num_hidden_layers": 30, "vocab_size": 49152, "max_position_embeddings": 8192,
+        }  # fmt: skip
         if tiny:
             sizes |= {"hidden_size": 36, "intermediate_size": 48, "num_hidden_layers": 2, "vocab_size": 128}
         return LlamaConfig(**sizes, tie_word_embeddings=True)
-    hidden, layers, heads, mlp, vocab, tied = SHAPES["olmo-tiny" if tiny else f"olmo-{name}"]
-    return OlmoConfig(
-        hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=heads, intermediate_size=mlp,
-        vocab_size=vocab, tie_word_embeddings=tied, max_position_embeddings=2048, eos_token_id=0, pad_token_id=1,
-    )  # fmt: skip
+    return olmo_config("olmo-tiny" if tiny else f"olmo-{name}")
 
 
 class Bench:
@@ -120,13 +112,9 @@ class Bench:
         base.eval().requires_grad_(False)
         if nf4:
             _to_nf4(base)
-        tokenizer = PreTrainedTokenizerFast(
-            tokenizer_object=Tokenizer(models.WordLevel({"<|endoftext|>": 0}, unk_token="<|endoftext|>")),
-            eos_token="<|endoftext|>",
-        )
         head = Head(None) if plain else cast_head(find_head(base)[0], base, torch.bfloat16)
         longest = 0 if plain else packable_length(base, torch.bfloat16)[0]
-        loaded = LoadedModel(base, tokenizer, head, torch.bfloat16, packable_length=longest)
+        loaded = LoadedModel(base, one_word(), head, torch.bfloat16, packable_length=longest)
         del base
         try:
             yield loaded

@@ -36,26 +36,28 @@ Sides = dict[str, list[TokenizedExample]]
 """`forget` and `retain` rows."""
 
 
+def olmo_config(shape: str) -> OlmoConfig:
+    """The configuration of one of `SHAPES`."""
+    hidden, layers, heads, mlp, vocab, tied = SHAPES[shape]
+    return OlmoConfig(
+        hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=heads, intermediate_size=mlp,
+        vocab_size=vocab, tie_word_embeddings=tied, max_position_embeddings=2048, eos_token_id=0, pad_token_id=1,
+    )  # fmt: skip
+
+
+def one_word() -> PreTrainedTokenizerFast:
+    """A tokenizer of one word, for models that are given token ids."""
+    tokenizer = Tokenizer(models.WordLevel({"<|endoftext|>": 0}, unk_token="<|endoftext|>"))
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>")
+
+
 @contextmanager
 def random_model(shape: str) -> Iterator[str]:
     """A model folder with random weights in one of `SHAPES` and a tokenizer of one word, while the context lasts."""
-    hidden, layers, heads, mlp, vocab, tied = SHAPES[shape]
-    config = OlmoConfig(
-        hidden_size=hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        intermediate_size=mlp,
-        vocab_size=vocab,
-        tie_word_embeddings=tied,
-        max_position_embeddings=2048,
-        eos_token_id=0,
-        pad_token_id=1,
-    )
-    tokenizer = Tokenizer(models.WordLevel({"<|endoftext|>": 0}, unk_token="<|endoftext|>"))
     torch.manual_seed(0)
     with TemporaryDirectory(prefix="bench-") as folder:
-        AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
-        PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>").save_pretrained(folder)
+        AutoModelForCausalLM.from_config(olmo_config(shape), dtype=torch.float32).save_pretrained(folder)
+        one_word().save_pretrained(folder)
         yield folder
 
 
