@@ -115,6 +115,7 @@ class _Ours:
 
     def __init__(self, config: UnlearnConfig, loaded: LoadedModel, sides: dict[str, list[TokenizedExample]]) -> None:
         self.trainer = Trainer(prepared_for(config, loaded, sides))
+        self.steps_per_epoch = self.trainer.rows.plan.steps_per_epoch
         ask_untouched(self.trainer, Reporter(quiet=True))
 
     def steps(self) -> Iterator[Any]:
@@ -133,6 +134,7 @@ class _Plain:
 
     def __init__(self, config: UnlearnConfig, loaded: LoadedModel, sides: dict[str, list[TokenizedExample]]) -> None:
         self.plain, self.epochs = Plain(loaded, sides["forget"], sides["retain"], config), config.epochs or 1
+        self.steps_per_epoch = -(-len(self.plain.rows) // ROWS_PER_BATCH)
 
     def steps(self) -> Iterator[Any]:
         return self.plain.batches(self.epochs)
@@ -149,18 +151,11 @@ def train(spec: Spec) -> dict[str, Any]:
     loaded = _load(spec)
     sides = rows_for(loaded, spec.split, copies=spec.copies)
     # A constant, harmless learning rate: random models must stay finite, and the speed does not depend on it.
-    settings: dict[str, Any] = {
-        "dtype": spec.dtype,
-        "learning_rate": 1e-5,
-        "schedule": "constant",
-        "warmup": 0.0,
-        "device": spec.device,
-    }
-    config = UnlearnConfig(recipe=spec.recipe, model=spec.model, **settings)
+    settings: dict[str, Any] = {"dtype": spec.dtype, "learning_rate": 1e-5, "schedule": "constant", "warmup": 0.0}
+    config = UnlearnConfig(recipe=spec.recipe, model=spec.model, device=spec.device, **settings)
     config = replace(config, lora_alpha=float(config.lora_rank), epochs=1000)
-    sum(
-        float(parameter.detach().sum()) for parameter in loaded.model.parameters()
-    )  # weights mapped from the file: now resident
+    for parameter in loaded.model.parameters():  # weights mapped from the file: now resident
+        parameter.detach().sum().item()
     linear, head = matrix_sizes(loaded)
     rates = [matrix_rate(linear + head, loaded.dtype, loaded.device)]
 
@@ -169,7 +164,7 @@ def train(spec: Spec) -> dict[str, Any]:
     run = (_Ours if spec.implementation == "expunge" else _Plain)(config, loaded, sides)
     set_up_seconds = clock(loaded.device) - begun
     all_rows = [row for rows in sides.values() for row in rows]
-    epoch_steps = list(islice(run.steps(), _steps_per_epoch(run, len(all_rows))))
+    epoch_steps = list(islice(run.steps(), run.steps_per_epoch))
     for step in sorted(epoch_steps, key=lambda step: -_area(run.texts(step)))[:WARM_UP_STEPS]:
         run.train(step)
     tokens = positions = steps = 0
@@ -239,10 +234,6 @@ def _load(spec: Spec) -> LoadedModel:
     if spec.implementation == "plain":
         return load_plain(spec.model, dtype=spec.dtype, device=spec.device)
     return load_model(spec.model, dtype=spec.dtype, device=spec.device, load_in_4bit=spec.load_in_4bit)
-
-
-def _steps_per_epoch(run: _Ours | _Plain, rows: int) -> int:
-    return run.trainer.rows.plan.steps_per_epoch if isinstance(run, _Ours) else -(-rows // ROWS_PER_BATCH)
 
 
 def _area(texts: tuple[list[TokenizedExample], list[TokenizedExample]]) -> int:
