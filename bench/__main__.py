@@ -32,10 +32,7 @@ def main(argv: list[str] | None = None) -> None:
     else:
         with ExitStack() as stack:
             runs = measure(plan(args, stack), args.repeats, args.output)
-    text = tables(runs)
-    print(text)
-    if args.docs:
-        report.write_between(report.PAGE, "cpu", text)
+    report.show(tables(runs), report.PAGE, "cpu", docs=args.docs)
 
 
 def plan(args: argparse.Namespace, stack: ExitStack) -> list[tuple[str, str, Spec]]:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from bench.report import DOCS, write_between
+from bench.report import PAGE, show
 from expunge.model import row_attention
 from expunge.model.row_attention import attend_by_row
 
@@ -79,10 +79,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=20, help="turns of each (default 20)")
     parser.add_argument("--docs", action="store_true", help="also write the table into docs/performance.md")
     args = parser.parse_args()
-    text = table(args.repeats)
-    print(text)
-    if args.docs:
-        write_between(DOCS / "performance.md", "row-attention", text)
+    show(table(args.repeats), PAGE, "row-attention", docs=args.docs)
 
 
 if __name__ == "__main__":

@@ -117,14 +117,19 @@ def write_between(page: Path, marker: str, text: str) -> None:
     page.write_text(head + begin + text.rstrip() + "\n" + end + rest.split(end, 1)[1])
 
 
+def show(text: str, page: Path, marker: str, *, docs: bool) -> None:
+    """Print a table, and with `docs` write it into a page of docs."""
+    print(text)
+    if docs:
+        write_between(page, marker, text)
+
+
 def show_table(module: str, description: str | None, page: Path, marker: str, table: str) -> None:
     """The command of a module that prints a table and, with `--docs`, writes it into a page of docs."""
     parser = argparse.ArgumentParser(prog=f"python -m {module}", description=description)
     parser.add_argument("--docs", action="store_true", help=f"also write it into docs/{page.name}")
     args = parser.parse_args()
-    print(table)
-    if args.docs:
-        write_between(page, marker, table)
+    show(table, page, marker, docs=args.docs)
 
 
 def _grouped(runs: Sequence[Run], *fields: str) -> dict[tuple[Any, ...], list[Run]]:

@@ -10,7 +10,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.report import DOCS, write_between
+from bench.report import DOCS, show
 from expunge.evaluation.compare import Row, compare
 from expunge.evaluation.estimate import Estimate
 from expunge.evaluation.results import read_results
@@ -40,10 +40,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--docs", action="store_true", help="also write the tables into docs/evaluation.md")
     args = parser.parse_args(argv)
-    text = tables(args.results)
-    print(text)
-    if args.docs:
-        write_between(DOCS / "evaluation.md", "subjects", text)
+    show(tables(args.results), DOCS / "evaluation.md", "subjects", docs=args.docs)
 
 
 def tables(files: Sequence[str | Path]) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from transformers import AutoTokenizer
 
-from bench.report import DOCS, table, write_between
+from bench.report import DOCS, show, table
 from experiments.demo.subject import SEED, shared_start
 from experiments.scoring import Subject, subject_arguments, subject_of
 from expunge import EvaluateConfig, evaluate
@@ -49,10 +49,7 @@ def main(argv: list[str] | None = None) -> None:
     rows = [
         row for name in args.subjects for row in targets(name, subject_of(name, args.taught), Path(args.output) / name)
     ]
-    text = table(HEADER, rows)
-    print(text)
-    if args.docs:
-        write_between(DOCS / "evaluation.md", "targets", text)
+    show(table(HEADER, rows), DOCS / "evaluation.md", "targets", docs=args.docs)
 
 
 def targets(name: str, subject: Subject, folder: Path) -> Iterator[list[str]]:

@@ -8,7 +8,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterable
 
-from bench.report import DOCS, write_between
+from bench.report import DOCS, show
 from dev.parity import all_comparisons
 from dev.parity.golden import Comparison, Golden
 from expunge.evaluation.metrics import ATTACKS, METRICS
@@ -38,10 +38,7 @@ def main(argv: list[str] | None = None) -> None:
     if not golden.root.is_dir():
         raise SystemExit("no golden numbers in ../shared/golden beside the project")
     found = list(all_comparisons(golden))
-    text = table(found)
-    print(text)
-    if args.docs:
-        write_between(PAGE, "parity", text)
+    show(table(found), PAGE, "parity", docs=args.docs)
     failed = [(origin, comparison) for origin, comparison in found if not comparison.agrees]
     for origin, comparison in failed:
         print(f"{origin}: {comparison}, difference {comparison.difference:.3g}", file=sys.stderr)
