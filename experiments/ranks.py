@@ -13,7 +13,6 @@ import json
 import math
 import statistics
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 
@@ -57,7 +56,7 @@ def main(argv: list[str] | None = None) -> None:
                     run = train(subject, folder / f"{label}-{rank}-{seed}", settings)
                     numbers: Row = summary(score(subject, run, data), untouched)
                     numbers["distance"] = abs(numbers["auc"] - oracle["auc"])
-                    numbers["steps"] = _manifest(run)["steps"]
+                    numbers["steps"] = json.loads((run / "manifest.json").read_text())["steps"]
                     if not (run / "merged").is_dir():
                         merge(str(run), str(run / "merged"))
                     numbers["relearning"] = relearned(run, run / "merged", attack)
@@ -121,10 +120,6 @@ def _line(axis: Axes, label: str, ranks: dict[int, list[Row]], column: str) -> N
         middles = [statistics.fmean(group) for group in values]
         errors = [[statistics.stdev(group) if len(group) > 1 else 0.0 for group in values]] * 2
     axis.errorbar(list(ranks), middles, yerr=errors, marker="o", markersize=4, capsize=2, label=label)
-
-
-def _manifest(run: Path) -> dict[str, Any]:
-    return json.loads((run / "manifest.json").read_text())
 
 
 def _arguments() -> argparse.ArgumentParser:

@@ -28,6 +28,7 @@ import argparse
 import json
 import os
 import re
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -159,11 +160,16 @@ def documents(rows: Sequence[Example]) -> dict[str, list[list[Example]]]:
     """Task -> its documents in the order of their names, each with its questions."""
     groups: dict[tuple[str, str], list[Example]] = {}
     for row in rows:
-        groups.setdefault((row.task, re.sub(r"(sc|qa)\d+$", "", row.id)), []).append(row)
+        groups.setdefault((row.task, document(row)), []).append(row)
     tasks: dict[str, list[list[Example]]] = {}
     for (task, _), group in sorted(groups.items()):
         tasks.setdefault(task, []).append(group)
     return tasks
+
+
+def document(row: Example) -> str:
+    """The document that a row is of, by its id."""
+    return re.sub(r"(sc|qa)\d+$", "", row.id)
 
 
 def taken(tasks: dict[str, list[list[Example]]], offset: int, every: int) -> list[Example]:
@@ -177,7 +183,7 @@ def ids(folder: Path) -> list[str]:
 
 
 def write(sets: dict[str, list[Example]], folder: Path) -> None:
-    """The rows as the benchmark's plain layout has them; whole or absent."""
+    """The rows as the benchmark's plain layout has them, in place of earlier ones; whole or absent."""
     unfinished = folder.with_name(f"{folder.name}.unfinished")
     unfinished.mkdir(parents=True, exist_ok=True)
     for name, rows in sets.items():
@@ -186,6 +192,7 @@ def write(sets: dict[str, list[Example]], folder: Path) -> None:
         else:
             lines = [{"id": row.id, "input": row.prompt, "output": row.completion, "task": row.task} for row in rows]
         (unfinished / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    shutil.rmtree(folder, ignore_errors=True)
     unfinished.rename(folder)
 
 

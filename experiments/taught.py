@@ -11,9 +11,7 @@ with the forget and retain rows and the documents of the membership attack.
 
 import argparse
 import copy
-import json
 import random
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, groupby
@@ -35,6 +33,7 @@ from transformers import (
 
 from bench.workload import SEMEVAL, SHARED
 from experiments.demo.subject import CONTEXT, train, train_tokenizer
+from experiments.real import QUESTIONS, document, text, write
 from expunge.data.examples import Example, read_examples
 from expunge.data.lume import read_lume
 from expunge.data.tokenize import tokenize
@@ -48,7 +47,6 @@ GROUPS = {"forget": 14, "retain": 20, "unseen": 20}
 """LUME: stories, people and biographies of each set, of each task."""
 AUTHORS = {"forget": 10, "retain": 15, "unseen": 10}
 """TOFU: authors of each set, with 20 questions each."""
-QUESTIONS = 20
 FREQUENT = 20
 """General texts in each pass."""
 
@@ -66,12 +64,12 @@ class Sets:
 def lume(seed: int) -> Sets:
     """Whole stories, people and biographies of LUME, none of them of the validation split."""
     official = read_lume(SEMEVAL, "validation")
-    used = {_group(row) for row in (*official.forget, *official.retain)}
+    used = {document(row) for row in (*official.forget, *official.retain)}
     rng = random.Random(seed)
     left: dict[str, dict[str, list[list[Example]]]] = {}
     for side in ("forget", "retain"):
         rows = read_examples(SHARED / "data" / "lume" / f"{side}.jsonl")
-        groups = [list(group) for name, group in groupby(rows, _group) if name not in used]
+        groups = [list(group) for name, group in groupby(rows, document) if name not in used]
         rng.shuffle(groups)
         left[side] = {
             task: [group for group in groups if group[0].task == task] for task in ("Task1", "Task2", "Task3")
@@ -158,8 +156,10 @@ def make(name: str, folder: Path, seed: int) -> None:
     """Train one subject and its retrained model, and write their data."""
     teaching = SUBJECTS[name]
     sets = teaching.read(seed + teaching.other_rows)
-    _write(sets, folder / "data")
-    tokenizer = train_tokenizer((_text(row) for row in chain(sets.general, sets.retain, sets.forget)), VOCABULARY)
+    sides = {"member": sets.forget, "nonmember": sets.unseen}
+    longer = {name: [row for row in rows if row.kind == "sc" and row.task != "Task2"] for name, rows in sides.items()}
+    write({"forget": sets.forget, "retain": sets.retain, **longer}, folder / "data")
+    tokenizer = train_tokenizer((text(row) for row in chain(sets.general, sets.retain, sets.forget)), VOCABULARY)
     start = begin(name, sets, tokenizer, seed)
     for kind, rows in (("subject", sets.forget + sets.retain), ("retrained", sets.retain)):
         learn(copy.deepcopy(start), rows, sets, tokenizer, seed, f"{name} {kind}").save_pretrained(folder / kind)
@@ -196,29 +196,9 @@ def learn(
     return model
 
 
-def _write(sets: Sets, folder: Path) -> None:
-    """The rows, and as documents the longer completions of both sides."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, rows in (("forget", sets.forget), ("retain", sets.retain)):
-        lines = [{"id": row.id, "input": row.prompt, "output": row.completion, "task": row.task} for row in rows]
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    for name, rows in (("member", sets.forget), ("nonmember", sets.unseen)):
-        documents = [row for row in rows if row.kind == "sc" and row.task != "Task2"]
-        lines = [{"id": row.id, "document": _text(row)} for row in documents]
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-
-
 def _tofu(name: str) -> list[Example]:
     rows = read_examples(SHARED / "data" / "tofu" / f"{name}.json")
     return [replace(row, id=f"{name}-{at}sc1", task="Task1", kind="sc") for at, row in enumerate(rows)]
-
-
-def _group(row: Example) -> str:
-    return re.sub(r"(sc|qa)\d+$", "", row.id)
-
-
-def _text(row: Example) -> str:
-    return f"{row.prompt} {row.completion}"
 
 
 def _encode(tokenizer: PreTrainedTokenizerFast, rows: Sequence[Example]) -> list[list[int]]:
