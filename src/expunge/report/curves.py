@@ -59,20 +59,18 @@ def over_steps(groups: Sequence[Group]) -> list[Panel]:
     """The loss, its terms and the learning rate; then everything else that was logged, by its name."""
     lines = [(index, group, run, run.steps) for index, group in enumerate(groups) for run in group.runs]
     selection = groups[0].runs[0].manifest.get("selection") if len(lines) == 1 else None
-    taken = number(selection.get("best_step")) if isinstance(selection, Mapping) else None
+    taken = (selection or {}).get("best_step")
     return _panels(lines, Over("step", "optimizer step", taken), "Loss, its terms, and the learning rate")
 
 
 def over_scales(group: Group) -> list[Panel]:
     """The validation metrics over the scales of a finished adapter; nothing where none was looked for."""
     run = group.runs[0]
-    curve = run.calibration.get("curve")
     aims = {TARGETS: run.calibration.get(TARGETS, {})}
-    lines = [line | aims for line in curve if isinstance(line, dict)] if isinstance(curve, list) else []
-    lines = sorted((line for line in lines if number(line.get("scale")) is not None), key=lambda line: line["scale"])
+    lines = sorted((line | aims for line in run.calibration.get("curve", [])), key=lambda line: line["scale"])
     if len(lines) <= 2:  # the untouched model and the adapter as trained
         return []
-    over = Over("scale", "scale of the adapter (1 as trained)", number(run.calibration.get("scale")))
+    over = Over("scale", "scale of the adapter (1 as trained)", run.calibration["scale"])
     return _panels([(0, group, run, lines)], over, "Validation metrics over the adapter's scale")
 
 
@@ -97,7 +95,7 @@ def _panels(runs: Sequence[tuple[int, Group, RunData, Lines]], over: Over, title
                     places.setdefault(key, []).append((float(line[over.name]), value))
         for key, pairs in places.items():
             curves.setdefault(key, []).append(Curve(index, group, run, *np.array(pairs).T))
-    terms = {str(term.get("name")) for *_, run, _ in runs for term in run.manifest.get("terms") or []}
+    terms = {term["name"] for *_, run, _ in runs for term in run.manifest.get("terms", [])}
     several = len({id(entry[1]) for entry in runs}) > 1
     panels: dict[str, Panel] = {}
     constant: dict[str, list[str]] = {}

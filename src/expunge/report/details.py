@@ -2,7 +2,7 @@
 
 import re
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,8 +31,8 @@ def title(run: RunData) -> str:
 
 def texts(run: RunData) -> str:
     """How many texts are to be forgotten, in words."""
-    count = number(run.manifest.get("rows", {}).get("forget"))
-    return "some texts" if count is None else f"{count:,.0f} text{'s' if count != 1 else ''}"
+    count = run.manifest.get("rows", {}).get("forget")
+    return "some texts" if count is None else f"{count:,} text{'s' if count != 1 else ''}"
 
 
 def losses(groups: Sequence[Group]) -> Table:
@@ -61,7 +61,7 @@ def cost(runs: Sequence[RunData]) -> Table:
     lines = []
     for run in runs:
         manifest = run.manifest
-        counts = [step.get("tokens", 0) for step in run.steps if isinstance(step.get("tokens"), int)]
+        counts = [step["tokens"] for step in run.steps if "tokens" in step]
         timed = manifest.get("timed_steps", len(counts))  # fewer of a run that was resumed
         tokens, lately = sum(counts), sum(counts[max(0, len(counts) - timed) :])
         seconds = number(manifest.get("training_seconds"))
@@ -95,8 +95,8 @@ def stops(runs: Sequence[RunData]) -> list[str]:
 
 def _stopped(run: RunData) -> str:
     steps = run.manifest.get("steps") or (run.steps[-1]["step"] if run.steps else 0)
-    selection = run.manifest.get("selection")
-    if isinstance(selection, Mapping) and {"stopped", "best_step", "scale", "verdict"} <= selection.keys():
+    selection = run.manifest.get("selection") or {}
+    if {"stopped", "best_step", "scale", "verdict"} <= selection.keys():
         scale = selection["scale"]
         at = "as it was trained" if scale == 1 else f"at {scale:g} times its trained scale"
         return (
@@ -117,10 +117,9 @@ def _stopped(run: RunData) -> str:
 
 def formula(run: RunData) -> tuple[str, list[list[str]]]:
     """The loss as a sum of its weighted terms, and a line on each: name, formula, source."""
-    terms = [term for term in run.manifest.get("terms") or [] if isinstance(term, Mapping) and term.get("name")]
-    used = [term for term in terms if term.get("weight") != 0]
-    total = " + ".join(f"{short(term.get('weight', 1))} · {term['name']}" for term in used)
-    lines = [[str(term.get(name) or MISSING) for name in ("name", "formula", "source")] for term in used]
+    used = [term for term in run.manifest.get("terms", []) if term["weight"] != 0]
+    total = " + ".join(f"{short(term['weight'])} · {term['name']}" for term in used)
+    lines = [[term[name] or MISSING for name in ("name", "formula", "source")] for term in used]
     return f"loss = {total}" if total else "", lines
 
 
@@ -201,7 +200,7 @@ def warnings(runs: Sequence[RunData]) -> list[str]:
     found: dict[str, None] = {}
     for run in runs:
         hide = hidden_names(run)
-        found |= dict.fromkeys(hide(str(text)) for text in run.manifest.get("warnings") or [])
+        found |= dict.fromkeys(map(hide, run.manifest.get("warnings", [])))
     return list(found)
 
 
@@ -234,5 +233,5 @@ def model_name(run: RunData) -> str:
     return Path(str(run.settings.get("model", "a model"))).name
 
 
-def _count(value: Any) -> str:
-    return f"{value:,}" if isinstance(value, int | float) else MISSING
+def _count(value: int | None) -> str:
+    return MISSING if value is None else f"{value:,}"

@@ -262,9 +262,8 @@ def _not_measured(run: RunData, answers: Sequence[Answer]) -> Iterator[str]:
         yield test
     if after and not any(score.set == "all" or score.family == "utility" for score in judged):
         yield general
-    noted = run.results.get("after", {}).get("not_measured")
     told = ["(--reference", "(--tasks", *(["(--holdout"] if answers[1].state == "not measured" else [])]
-    for sentence in map(str, noted if isinstance(noted, list) else []):
+    for sentence in run.results.get("after", {}).get("not_measured", []):
         if not any(flag in sentence for flag in told):
             yield sentence
     yield come_back

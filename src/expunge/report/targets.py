@@ -126,10 +126,8 @@ def by_guessing(score: Score, chance: float) -> float:
 
 def tests_of(run: RunData) -> dict[str, float]:
     """P of the tests against a reference model."""
-    tests = run.compared.get("indistinguishable")
-    if not isinstance(tests, dict):
-        return {}
-    return {str(name): p for name, value in tests.items() if (p := number(value)) is not None}
+    tests = run.compared.get("indistinguishable", {})
+    return {name: p for name, p in tests.items() if p is not None}
 
 
 def unseen_given(run: RunData) -> bool:
