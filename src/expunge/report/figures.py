@@ -32,6 +32,8 @@ from expunge.utils.text import show_number
 
 Array = NDArray[np.float64]
 SPREAD_BINS = 28
+LOOKS = {"before": (MUTED, "o"), "retrained": (INK, "D")}
+"""Colour and marker of the models beside the runs."""
 
 
 class Point(NamedTuple):
@@ -103,7 +105,7 @@ def membership_curves(groups: Sequence[Group]) -> Drawn | None:
         for run in group.runs:
             if sides := attack_scores(run, "after"):
                 name = "after" if len(groups) == 1 else _named(group)
-                color = GROUP_COLORS[index % len(GROUP_COLORS)]
+                color, _ = _look(index)
                 curves.append(("" if group.letter in named else name, color, "-", sides))
                 named.add(group.letter)
     if not curves:
@@ -184,20 +186,20 @@ def _points(groups: Sequence[Group]) -> Iterator[Point]:
     ]
     shared = {key for side in zip(*filter(all, sides), strict=True) for key in set.intersection(*side)}
     for index, group in enumerate(groups):
-        title, color, marker = _look_of_group(groups, index)
+        title = "after" if len(groups) == 1 else _named(group)
         for run in group.runs:
-            for role, shade, sign in (("before", MUTED, "o"), ("retrained", INK, "D")):
+            for role, look in LOOKS.items():
                 place = _place(run.scores.get(role, {}), shared)
                 if place and (role, place) not in drawn:
                     drawn.add((role, place))
-                    yield Point(run.title(role), run.title(role), shade, sign, role == "retrained", place)
+                    yield Point(run.title(role), run.title(role), *look, role == "retrained", place)
             if place := _place(run.scores.get("after", {}), shared):
-                yield Point(title, run.name, color, marker, True, place)
+                yield Point(title, run.name, *_look(index), True, place)
 
 
-def _look_of_group(groups: Sequence[Group], index: int) -> tuple[str, str, str]:
-    title = "after" if len(groups) == 1 else _named(groups[index])
-    return title, GROUP_COLORS[index % len(GROUP_COLORS)], MARKERS[index % len(MARKERS)]
+def _look(index: int) -> tuple[str, str]:
+    """Colour and marker of a group, by its place."""
+    return GROUP_COLORS[index % len(GROUP_COLORS)], MARKERS[index % len(MARKERS)]
 
 
 def _named(group: Group) -> str:
@@ -226,7 +228,7 @@ def dots(family: str, title: str, columns: Sequence[Column], rows: Sequence[Row]
     )
     step = 0.5 / max(1, len(columns))
     for i, column in enumerate(columns):
-        color, marker = _look(column)
+        color, marker = LOOKS.get(column.kind) or _look(column.color - 1)
         ys, xs, bars = [], [], []
         for y, row in enumerate(rows):
             cell = row.cells[i]
@@ -245,11 +247,3 @@ def dots(family: str, title: str, columns: Sequence[Column], rows: Sequence[Row]
     axes.set_ylim(len(rows) - 0.4, -0.6)
     legend(axes, columns=4)
     return Drawn(f"metrics-{slug(family)}", title, title, figure)
-
-
-def _look(column: Column) -> tuple[str, str]:
-    if column.kind == "before":
-        return MUTED, "o"
-    if column.kind == "retrained":
-        return INK, "D"
-    return GROUP_COLORS[(column.color - 1) % len(GROUP_COLORS)], MARKERS[(column.color - 1) % len(MARKERS)]
