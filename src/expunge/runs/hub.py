@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import yaml
 from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
@@ -49,8 +48,8 @@ def check_hub(repo: str, *, public: bool = False) -> None:
         raise ConfigError(f"--push-to-hub {repo}: is no name of a repository: write it as owner/name")
     with _reached(f"--push-to-hub {repo}", ConfigError):
         api = HfApi()
-        who = api.whoami()
-        if _role(who) == "read":
+        token = (api.whoami().get("auth") or {}).get("accessToken") or {}
+        if token.get("role") == "read":
             raise ConfigError(f"--push-to-hub {repo}: the token may only read: log in with one that may write")
         try:
             private = api.repo_info(repo).private
@@ -168,14 +167,9 @@ def _complete_card(api: HfApi, file: Path) -> None:
         return
     fields: dict[str, Any] = taken(theirs.to_dict()) if theirs else {}
     if fields:
-        data = card.data.to_dict() | fields
-        head = yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
-        file.write_text(f"---\n{head}---\n{card.text}", encoding="utf-8")
-
-
-def _role(who: dict[str, Any]) -> str:
-    token = (who.get("auth") or {}).get("accessToken") or {}
-    return str(token.get("role", ""))
+        for name, value in fields.items():
+            card.data[name] = value
+        card.save(file)
 
 
 @contextmanager
