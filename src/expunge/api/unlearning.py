@@ -61,7 +61,8 @@ class Outcome(Written):
 
     def merge(self, output: str | Path, **options: Any) -> MergeReport:
         """Write adapter and base as one plain model; options as for `expunge.merge`."""
-        return merge(self.output, output, **{**_in(self.texts, "forget", "retain"), **options})
+        texts = {name: text for name, text in self.texts.items() if name in ("forget", "retain")}
+        return merge(self.output, output, **{**texts, **options})
 
     def push_to_hub(self, repo: str, *, public: bool = False) -> str:
         """Upload the adapter and its card to a repository on the Hub, private unless `public`; gives its address."""
@@ -169,7 +170,3 @@ def _config(
         check_new(config.output, overwrite=config.overwrite)  # before a model is written beside it
     trusted = config.trust_remote_code
     return UnlearnConfig(**(named | named_model(model, tokenizer, config.output, reporter, trust_remote_code=trusted)))
-
-
-def _in(texts: Mapping[str, str], *names: str) -> dict[str, str]:
-    return {name: texts[name] for name in names if name in texts}

@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import inspect
 import re
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass
 from pathlib import Path
@@ -286,9 +287,8 @@ def describe(schema: type, shown: Sequence[str] = ()) -> str:
     return "\n".join(parts).rstrip()
 
 
-def _line(setting: Setting, width: int = 98, indent: int = 26) -> str:
-    import textwrap
-
+def _line(setting: Setting) -> str:
+    width, indent = 98, 26
     head = f"  {setting.name.upper() + ' ...' if setting.positional else setting.flag}"
     default = setting.default
     tail = "" if default in (MISSING, None, "", False) or default == [] else f" [{default}]"

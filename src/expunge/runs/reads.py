@@ -84,13 +84,12 @@ def paths(flag: str, value: str | Path) -> list[Path]:
     return [found] if found else []
 
 
-def check_apart(output: str | Path, reads: Reads, what: str = "--output") -> None:
+def check_apart(output: str | Path, reads: Reads) -> None:
     """Refuse an output in whose place or folder something stands that the command reads.
 
     Args:
         output: The file or folder to be written.
         reads: Flag, as its setting is called -> what it was given; what was not given is None.
-        what: What the message calls the output.
 
     Raises:
         ConfigError: So; the message names the flag and the path.
@@ -106,7 +105,8 @@ def check_apart(output: str | Path, reads: Reads, what: str = "--output") -> Non
                     if any(_identity(above) == identity for above in (file, *file.parents)):
                         shown = f"{name}" if str(path) == str(name) else f"{name} ({path})"
                         raise ConfigError(
-                            f"{what} {output} holds what --{flag.replace('_', '-')} {shown} reads: choose another place"
+                            f"--output {output} holds what --{flag.replace('_', '-')} {shown} reads: choose another "
+                            "place"
                         )
 
 
