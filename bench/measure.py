@@ -44,7 +44,6 @@ class Spec:
         copies: How often the rows are repeated.
         seconds: Time of the measured steps, the last one whole.
         device: `cpu` or `cuda`.
-        load_in_4bit: nf4 base weights.
         rows: Rows to generate for, evenly over both sides; 0 is all.
         max_new_tokens: Bound on each generation.
     """
@@ -58,7 +57,6 @@ class Spec:
     copies: int = 1
     seconds: float = 30.0
     device: str = "cpu"
-    load_in_4bit: bool = False
     rows: int = 0
     max_new_tokens: int = 256
 
@@ -233,7 +231,7 @@ def score(spec: Spec) -> dict[str, Any]:
 def _load(spec: Spec) -> LoadedModel:
     if spec.implementation == "plain":
         return load_plain(spec.model, dtype=spec.dtype, device=spec.device)
-    return load_model(spec.model, dtype=spec.dtype, device=spec.device, load_in_4bit=spec.load_in_4bit)
+    return load_model(spec.model, dtype=spec.dtype, device=spec.device)
 
 
 def _area(texts: tuple[list[TokenizedExample], list[TokenizedExample]]) -> int:

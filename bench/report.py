@@ -28,11 +28,11 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def training(runs: Sequence[Run], epochs: int) -> str:
     """One row per model, recipe, implementation and precision; factors are against plain fp32 of the same work."""
-    groups = _grouped(runs, "name", "recipe", "implementation", "dtype", "load_in_4bit")
+    groups = _grouped(runs, "name", "recipe", "implementation", "dtype")
     rows = []
-    for (name, recipe, implementation, dtype, in_4bit), group in groups.items():
+    for (name, recipe, implementation, dtype), group in groups.items():
         speed = _median(group, "tokens_per_second")
-        base = groups.get((name, recipe, "plain", "float32", False))
+        base = groups.get((name, recipe, "plain", "float32"))
         faster = f"{speed / _median(base, 'tokens_per_second'):.1f}" if base else ""
         memory = _median(group, "peak_above_weights")
         smaller = f"{memory / _median(base, 'peak_above_weights'):.0%}" if base else ""
@@ -42,7 +42,7 @@ def training(runs: Sequence[Run], epochs: int) -> str:
                 name,
                 recipe,
                 NAMES[implementation],
-                "nf4" if in_4bit else dtype,
+                dtype,
                 f"{speed:,.0f}",
                 f"{min(speeds):,.0f}-{max(speeds):,.0f}",
                 faster,

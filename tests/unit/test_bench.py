@@ -148,7 +148,7 @@ def test_sizes_of_captured_passes_are_counted(capsys, monkeypatch):
 
 
 def test_tables_show_medians_and_factors(tmp_path, capsys):
-    common = {"name": "m", "recipe": "default", "load_in_4bit": False, "copies": 1, "dtype": "float32"}
+    common = {"name": "m", "recipe": "default", "copies": 1, "dtype": "float32"}
     common |= {"machine": "x", "threads": 2, "torch": "2", "max_new_tokens": 9, "rows": 2, "draft_right": 1}
     numbers = {"seconds_per_epoch": 10.0, "set_up_seconds": 2.0, "peak": 2**31, "matrix_rate": 1e11, "floor_share": 0.5}
 
