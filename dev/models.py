@@ -29,6 +29,8 @@ from expunge.model.decoding import batching_obstacle
 from expunge.model.load import load_model
 from expunge.model.logps import sequence_logps
 from expunge.model.saved import save_adapter
+from expunge.train.before import ask_untouched
+from expunge.train.trainer import Trainer
 from expunge.utils.progress import Reporter
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "models.md"
@@ -234,13 +236,18 @@ def _checks(model: PreTrainedModel, folder: Path, row: Row) -> Iterator[tuple[st
     yield CHECKS[6], learns_in_bf16(folder / "base")
 
 
-def _resumes(folder: Path) -> bool:
-    """Whether two steps, a checkpoint, and two more on a model that was loaded again give the adapter of four."""
-    from expunge.train.before import ask_untouched
-    from expunge.train.trainer import Trainer
+def _trainer(model: Path, **settings: Any) -> Trainer:
+    """A run on `ROWS` before its first step."""
     from training import prepared
 
     texts = [TokenizedExample(str(place), ids, 1) for place, ids in enumerate(ROWS)]
+    trainer = Trainer(prepared(model, forget=texts, retain=texts, target_modules="all-linear", **settings))
+    ask_untouched(trainer, Reporter(quiet=True))
+    return trainer
+
+
+def _resumes(folder: Path) -> bool:
+    """Whether two steps, a checkpoint, and two more on a model that was loaded again give the adapter of four."""
     steps = [Step(0, [place % 3], [(place + 1) % 3], number=place) for place in range(4)]
 
     def trained(trainer: Trainer, places: range) -> Trainer:
@@ -249,9 +256,7 @@ def _resumes(folder: Path) -> bool:
         return trainer
 
     def fresh() -> Trainer:
-        trainer = Trainer(prepared(folder / "base", forget=texts, retain=texts, target_modules="all-linear"))
-        ask_untouched(trainer, Reporter(quiet=True))
-        return trainer
+        return _trainer(folder / "base")
 
     whole, first, second = trained(fresh(), range(4)), trained(fresh(), range(2)), fresh()
     save_file(first.state(), folder / "state.safetensors")
@@ -263,14 +268,7 @@ def _resumes(folder: Path) -> bool:
 
 def learns_in_bf16(model: Path) -> bool:
     """Whether a step in bfloat16 moves what the model says."""
-    from expunge.train.before import ask_untouched
-    from expunge.train.trainer import Trainer
-    from training import prepared
-
-    texts = [TokenizedExample(str(place), ids, 1) for place, ids in enumerate(ROWS)]
-    settings = {"forget": texts, "retain": texts, "target_modules": "all-linear", "learning_rate": 0.1}
-    trainer = Trainer(prepared(model, dtype="bfloat16", **settings))
-    ask_untouched(trainer, Reporter(quiet=True))
+    trainer = _trainer(model, dtype="bfloat16", learning_rate=0.1)
     before = sequence_logps(trainer.loaded, ROWS)
     trainer.train_step(Step(0, [0], [1]))
     return not _close(sequence_logps(trainer.loaded, ROWS), before)
