@@ -1,1 +1,1 @@
-"""Quality over seeds, ranks, retrained models and subjects; not part of the package."""
+"""Quality over seeds, arms and subjects; not part of the package."""

@@ -12,8 +12,6 @@ from bench.measure import Spec, measure, prepared_for
 from bench.plain import Plain, load_plain
 from bench.workload import official_lengths, random_model, random_rows
 from experiments import contexts
-from experiments.halves import main as halves_main
-from experiments.rounding import int8, nf4, round_model
 from expunge.config import UnlearnConfig
 from expunge.data.tokenize import TokenizedExample
 from expunge.model.load import load_model
@@ -176,25 +174,3 @@ def test_tables_go_between_their_markers(tmp_path):
     assert page.read_text() == "before\n<!-- cpu -->\n| new |\n<!-- /cpu -->\nafter\n"
     with pytest.raises(SystemExit, match="gpu"):
         report.write_between(page, "gpu", "| new |")
-
-
-@pytest.mark.parametrize("rounding", [int8, nf4])
-def test_a_rounded_model_has_rounded_weights_and_not_the_results_of_the_whole_one(tmp_path, rounding):
-    whole = save_tiny(tmp_path / "whole", "llama")
-    (whole / "results_after.json").write_text("{}")
-    round_model(whole, tmp_path / "rounded", rounding)
-    assert not (tmp_path / "rounded" / "results_after.json").exists()
-    before, after = (
-        load_model(str(path), dtype="float32", device="cpu").base for path in (whole, tmp_path / "rounded")
-    )
-    weight, rounded = (model.model.layers[0].mlp.up_proj.weight for model in (before, after))
-    assert 0 < (weight - rounded).abs().max() < weight.abs().max() / 3
-    torch.testing.assert_close(rounded, rounding(weight))
-    assert torch.equal(before.get_input_embeddings().weight, after.get_input_embeddings().weight)
-
-
-def test_how_far_the_halves_are_apart_is_measured(capsys):
-    halves_main(["--subjects", "demo"])
-    row = [cell.strip() for cell in capsys.readouterr().out.splitlines()[-1].strip("|").split("|")]
-    assert row[:2] == ["demo", "60 + 60"]
-    assert all(0 < float(cell) < 0.3 for cell in row[3:5])
