@@ -33,7 +33,7 @@ from expunge.demo.teach import PROMPT_FORMAT, batches_of
 from expunge.errors import ConfigError
 from expunge.evaluation.benchmarks import semeval
 from expunge.evaluation.benchmarks.official_score import score
-from expunge.evaluation.generate import generate_predictions
+from expunge.evaluation.generate import generate
 from expunge.evaluation.metrics.generations import official_knowledge
 from expunge.evaluation.passes import Options
 from expunge.evaluation.passes import measure as measure_suite
@@ -219,8 +219,9 @@ def measure(model: Path, data: Path) -> dict[str, float]:
     measurement = measure_suite(loaded, suite, PROMPT_FORMAT, Options(max_new_tokens=128, attacks=("loss",)))
     scores = score(measurement, suite)
     asked = read_examples(data / "quiz.jsonl")
-    answers = generate_predictions(loaded, asked, "retain", encode_prompt=encode_prompt, max_new_tokens=16)
-    right = [official_knowledge(row.model_output, row.expected_output, "qa") or 0.0 for row in answers]
+    answers = generate(loaded, asked, "retain", encode_prompt=encode_prompt, max_new_tokens=16)
+    said = zip(asked, answers, strict=True)
+    right = [official_knowledge(answer.text, row.completion, "qa") or 0.0 for row, answer in said]
     figures = {f"{split}_{kind}": scores.overall[split][name] for split in SPLITS for kind, name in KINDS.items()}
     assert scores.mia_auc is not None
     figures |= {"quiz": fmean(right), "mia_auc": scores.mia_auc}

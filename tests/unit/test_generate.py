@@ -17,7 +17,7 @@ from transformers import (
 from expunge.data.examples import Example
 from expunge.errors import DataError
 from expunge.evaluation import generate
-from expunge.evaluation.generate import generate_predictions, greedy, stop_ids
+from expunge.evaluation.generate import greedy, stop_ids
 from expunge.kernels import Head
 from expunge.model.decoding import Flight, batching_obstacle, rounded_rows
 from expunge.model.head import find_head
@@ -211,11 +211,11 @@ def test_a_state_space_model_is_generated_row_by_row_and_says_so() -> None:
     loaded = wrap(MambaForCausalLM(MambaConfig(**sizes, bos_token_id=1, pad_token_id=0)).eval())
     lines: list[str] = []
     rows = [Example(f"r{i}", "x", "y") for i in range(3)]
-    said = generate_predictions(
+    said = generate.generate(
         loaded, rows, "forget", encode_prompt=lambda row: [11, 12, 13], max_new_tokens=5, say=lines.append
     )
     assert len(said) == 3
-    assert said[0].model_output
+    assert said[0].text
     assert lines == [
         "generating one row at a time: MambaForCausalLM cannot be batched, its state is not a key-value cache"
     ]
@@ -227,18 +227,18 @@ def test_a_prompt_that_does_not_fit_loses_its_head_and_is_counted() -> None:
     rows = [Example(name, "x", "y") for name in lengths]
     ids = {name: random.Random(name).choices(range(8, VOCAB), k=length) for name, length in lengths.items()}
     lines: list[str] = []
-    said = generate_predictions(
+    said = generate.generate(
         loaded, rows, "retain", encode_prompt=lambda row: ids[row.id], max_new_tokens=6, say=lines.append
     )
     assert lines == ["1 of 3 retain prompts do not fit into 96 tokens and lose their head"]
     want = greedy(loaded, [ids["short"], ids["full"], ids["long"][-90:]], max_new_tokens=6)
-    assert [row.model_output for row in said] == [NoTokenizer().decode(tokens, True) for tokens in want]
+    assert [answer.text for answer in said] == [NoTokenizer().decode(tokens, True) for tokens in want]
     assert len(want[1]) == 1
 
 
 def test_an_empty_prompt_is_refused_by_name() -> None:
     with pytest.raises(DataError, match=r"data\.csv:3: the prompt is empty"):
-        generate_predictions(
+        generate.generate(
             build("llama"),
             [Example("a", "", "text", source="data.csv:3")],
             "forget",

@@ -4,7 +4,7 @@ The model is the bundled subject, or a language model that learns the people fir
 language model that has learned those to keep alone.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from expunge.data.tokenize import completion_ids, prompt_ids
 from expunge.demo.teach import PROMPT_FORMAT, teach
 from expunge.evaluation.assemble import assemble
 from expunge.evaluation.benchmarks import BENCHMARKS, semeval
-from expunge.evaluation.generate import generate_predictions
+from expunge.evaluation.generate import generate
 from expunge.evaluation.measurement import Measurement
 from expunge.evaluation.metrics.generations import official_knowledge
 from expunge.evaluation.passes import Options, measure
@@ -163,7 +163,7 @@ def _score(
         attach_adapter(loaded, str(adapter))
     measurement = measure(loaded, suite, PROMPT_FORMAT, Options(MAX_NEW_TOKENS), reporter=reporter)
     predictions = semeval.predictions_of(measurement, suite)
-    answers = generate_predictions(
+    answers = generate(
         loaded,
         quiz,
         "retain",
@@ -171,12 +171,9 @@ def _score(
         encode_draft=lambda example: completion_ids(loaded.tokenizer, example, PROMPT_FORMAT),
         max_new_tokens=MAX_NEW_TOKENS,
     )
-    quizzed = replace(
-        mean_estimate([official_knowledge(row.model_output, row.expected_output, "qa") or 0.0 for row in answers]),
-        direction="higher",
-        family="utility",
-        source="exact match, the demo's own questions",
-    )
+    said = zip(quiz, answers, strict=True)
+    right = [official_knowledge(answer.text, row.completion, "qa") or 0.0 for row, answer in said]
+    quizzed = mean_estimate(right).read_as("higher", "utility", "exact match, the demo's own questions")
     results = assemble(
         "semeval", BENCHMARKS["semeval"], suite, measurement,
         reference=retrained, reference_name="retrained", model=model, adapter=str(adapter) if adapter else None,

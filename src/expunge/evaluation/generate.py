@@ -21,7 +21,6 @@ from expunge.data.passages import Passage
 from expunge.data.sampler import halved, micro_batches
 from expunge.data.tokenize import begun
 from expunge.errors import DataError
-from expunge.evaluation.predictions import Prediction
 from expunge.model.decoding import ROWS, TOKENS_PER_READ, Flight, Pick, batching_obstacle, cached_tokens, drawn, go_on
 from expunge.model.limits import check_tokens
 from expunge.model.load import LoadedModel
@@ -236,17 +235,6 @@ def generate(
         tokens = [ids[: ends[at // max(1, samples)]] for at, ids in enumerate(tokens)]
     texts = [str(loaded.tokenizer.decode(ids, skip_special_tokens=True)) for ids in tokens]
     return [Generation(*row) for row in zip(prompts, tokens, texts, strict=True)]
-
-
-def generate_predictions(
-    loaded: LoadedModel, examples: Sequence[Example], split: str, **options: Any
-) -> list[Prediction]:
-    """What the model says to each example of a split (`forget` or `retain`); options and errors as `generate`."""
-    said = generate(loaded, examples, split, **options)
-    return [
-        Prediction(row.id, row.task, row.kind, row.completion, answer.text)
-        for row, answer in zip(examples, said, strict=True)
-    ]
 
 
 def _argmax(logits: Tensor) -> Tensor:
