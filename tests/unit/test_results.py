@@ -12,7 +12,6 @@ from expunge.data.examples import Example
 from expunge.data.lume import LumeData
 from expunge.errors import DataError, ModelError, RunError
 from expunge.evaluation.assemble import assemble
-from expunge.evaluation.benchmarks import BENCHMARKS
 from expunge.evaluation.benchmarks.official_score import score, unranked
 from expunge.evaluation.benchmarks.semeval import predictions_of, suite_of, suite_of_predictions
 from expunge.evaluation.estimate import WITHHELD
@@ -40,7 +39,7 @@ def results(**options: Any) -> dict[str, Any]:
 
 
 def assembled(said: Predictions, **options: Any) -> dict[str, Any]:
-    return assemble("semeval", BENCHMARKS["semeval"], *suite_of_predictions(said), **options)
+    return assemble("semeval", *suite_of_predictions(said), **options)
 
 
 def test_how_few_documents_compare_with_others_is_not_told() -> None:
@@ -162,7 +161,7 @@ def test_a_row_without_a_prompt_counts_neither_as_forgotten_nor_as_lost() -> Non
             measurement.add(
                 rows.name, metric.name, metric, Values.of(metric.name, rows.examples, rows.documents, values)
             )
-    measured = assemble("lume", BENCHMARKS["lume"], suite, measurement)
+    measured = assemble("lume", suite, measurement)
     again = assembled(predictions_of(measurement, suite))
     for found in (measured, again):
         assert found["forget"] == {"Task1": {"regurgitation": None, "knowledge": 1}}

@@ -10,7 +10,6 @@ import pytest
 from expunge.data.examples import Example
 from expunge.data.holdout import example_hashes, keyed_hashes
 from expunge.evaluation.assemble import assemble
-from expunge.evaluation.benchmarks import BENCHMARKS
 from expunge.evaluation.estimate import Estimate
 from expunge.evaluation.measurement import Measurement, Values
 from expunge.evaluation.metrics import METRICS
@@ -129,7 +128,7 @@ def test_numbers_of_tasks_of_few_texts_are_coarse_and_do_not_follow_from_the_oth
         values = np.linspace(0.3, 0.4 + at / 10, len(tasks))
         for name in chosen.metrics:
             measurement.add("forget", name, METRICS[name], Values.of(name, examples, chosen.documents, values))
-    found = assemble("custom", BENCHMARKS["custom"], Suite((chosen,)), ours, reference=theirs)["metrics"]
+    found = assemble("custom", Suite((chosen,)), ours, reference=theirs)["metrics"]
     before = changes(found, theirs.table, ours.table)
     for task in set(tasks) - {"-"}:
         entry, told = found[f"forget/probability/{task}"], found[f"forget/exact_match/{task}"]
@@ -152,7 +151,7 @@ def test_unseen_rows_count_in_the_mixture_of_the_forget_set() -> None:
             measurement.add(
                 name, "key_fact", METRICS["key_fact"], Values.of("key_fact", examples, sets[-1].documents, numbers)
             )
-    results = assemble("custom", BENCHMARKS["custom"], Suite(tuple(sets)), ours, reference=theirs)
+    results = assemble("custom", Suite(tuple(sets)), ours, reference=theirs)
     told = results["metrics"]["holdout/key_fact"]
     assert told["value"] == pytest.approx((6 * 0.3 + 2 * 0.6) / 8) == results["metrics"]["forget/key_fact"]["value"]
     assert told["difference"]["value"] == pytest.approx(told["value"] - told["reference"])
@@ -178,7 +177,7 @@ def test_of_kinds_without_unseen_texts_the_others_stand_alone(kinds: str, lackin
             "probability", examples, sets[-1].documents, [0.3 if kind == "q" else 0.9 for kind in labels]
         )
         ours.add(name, "probability", METRICS["probability"], numbers)
-    results = assemble("custom", BENCHMARKS["custom"], Suite(tuple(sets)), ours)
+    results = assemble("custom", Suite(tuple(sets)), ours)
     found = results["metrics"][f"forget/probability/{COMPARED}"]
     assert found["n"] == 4
     assert found["value"] == pytest.approx(0.25 if coarse else 0.3)

@@ -15,7 +15,7 @@ from expunge.data.lume import LumeData, read_lume
 from expunge.data.tokenize import completion_ids, prompt_ids
 from expunge.demo.teach import PROMPT_FORMAT, teach
 from expunge.evaluation.assemble import assemble
-from expunge.evaluation.benchmarks import BENCHMARKS, semeval
+from expunge.evaluation.benchmarks import semeval
 from expunge.evaluation.generate import generate
 from expunge.evaluation.measurement import Measurement
 from expunge.evaluation.metrics.generations import official_knowledge
@@ -175,7 +175,7 @@ def _score(
     right = [official_knowledge(answer.text, row.completion, "qa") or 0.0 for row, answer in said]
     quizzed = mean_estimate(right).read_as("higher", "utility", "exact match, the demo's own questions")
     results = assemble(
-        "semeval", BENCHMARKS["semeval"], suite, measurement,
+        "semeval", suite, measurement,
         reference=retrained, reference_name="retrained", model=model, adapter=str(adapter) if adapter else None,
         utility={"all/quiz": quizzed},
         fingerprint={

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from expunge.data.holdout import FEWEST
-from expunge.evaluation.benchmarks import Benchmark
+from expunge.evaluation.benchmarks import BENCHMARKS, Benchmark
 from expunge.evaluation.estimate import Estimate
 from expunge.evaluation.measurement import Measurement, shared_tasks
 from expunge.evaluation.metrics.registry import HOLDOUT
@@ -28,7 +28,6 @@ STAND_IN = (
 
 def assemble(
     name: str,
-    benchmark: Benchmark,
     suite: Suite,
     measurement: Measurement,
     *,
@@ -40,12 +39,13 @@ def assemble(
     fingerprint: Mapping[str, Any] | None = None,
     **header: Any,
 ) -> dict[str, Any]:
-    """The content of a results file.
+    """The content of a results file of the benchmark of this name.
 
     `reference` is what was measured on a model that never saw the forget set: one `retrained` without it, or the
     `origin` from before it was seen. `mmlu` is an accuracy in [0, 1], for the final score. `fingerprint` and `header`
     are those of `results_header`; the fingerprint of the data is the suite's.
     """
+    benchmark = BENCHMARKS[name]
     fingerprint = {**(fingerprint or {}), "data": dict(suite.fingerprints())}
     results = results_header(name, fingerprint=fingerprint, **header) | benchmark.fields(measurement, suite, mmlu)
     found = {**entries(benchmark, suite, measurement, reference, mmlu), **(utility or {})}

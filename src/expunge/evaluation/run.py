@@ -120,10 +120,8 @@ def _evaluate(config: EvaluateConfig, reporter: Reporter, processes: Processes) 
         raise ModelError(f"--adapter {config.adapter}: was changed while it was scored: evaluate again")
 
     def results_of(measured: Measurement, adapter: Path | None, **more: Any) -> dict[str, Any]:
-        name = config.chosen_benchmark
         return assemble(
-            name,
-            BENCHMARKS[name],
+            config.chosen_benchmark,
             suite,
             measured,
             reference=reference,
@@ -305,7 +303,7 @@ def score_predictions(
     if data:
         check_same_rows(predictions, found, data, split)
     suite, measurement = semeval.suite_of_predictions(found)
-    results = assemble("semeval", BENCHMARKS["semeval"], suite, measurement, mmlu=accuracy)
+    results = assemble("semeval", suite, measurement, mmlu=accuracy)
     only = "Only what stored texts and losses tell was measured (expunge score)."
     results["not_measured"] = [STAND_IN, only, *semeval.notes(measurement, suite, accuracy)]
     write_json(output, results, overwrite=overwrite)
