@@ -13,7 +13,7 @@ from workspace import Result, snapshot, write_jsonl
 
 from expunge.errors import DataError
 from expunge.evaluation.measurement import Values
-from expunge.evaluation.utility import _values, utility_of
+from expunge.evaluation.utility import _values, mmlu_of
 from expunge.evaluation.values_file import read_values_file
 
 Run = Callable[..., Result]
@@ -117,7 +117,7 @@ def test_a_task_of_several_filters_and_metrics_is_read_by_one_of_each() -> None:
 def test_mmlu_is_that_of_multiple_choice_and_counts_no_row_twice(tasks: dict[str, float], mmlu: float | None) -> None:
     rows = ("a", "b")
     found = {("all", name): Values(rows, ("", ""), rows, np.full(2, value)) for name, value in tasks.items()}
-    assert utility_of(found, None).mmlu == (mmlu if mmlu is None else pytest.approx(mmlu))
+    assert mmlu_of(found) == (mmlu if mmlu is None else pytest.approx(mmlu))
 
 
 def test_without_lm_eval_the_way_to_it_is_said(here: Path, expunge: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -59,7 +59,8 @@ def test_texts_losses_and_scores(subject: tuple[str, LoadedModel], golden: dict,
     options = Options(golden["settings"]["max_new_tokens"], attacks=("loss",))
     measurement = measure(loaded, suite, PromptFormat("none", end_of_text=False), options)
     predictions = semeval.predictions_of(measurement, suite)
-    scores = score(measurement, suite, golden["settings"]["mmlu_average"])
+    measurement.mmlu = golden["settings"]["mmlu_average"]
+    scores = score(measurement, suite)
     for split in ("forget", "retain"):
         got = [(row.id, row.task, row.model_output) for row in getattr(predictions, split)]
         assert got == [(row["id"], row["task"], row["model_output"]) for row in want[split]]

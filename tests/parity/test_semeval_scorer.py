@@ -65,9 +65,9 @@ def check(scores: SemevalScores, expected: dict) -> None:
 
 
 def scored(folder: Path, predictions: Predictions) -> SemevalScores:
-    mmlu = read_mmlu(str(folder / "mmlu.json")) if (folder / "mmlu.json").exists() else None
     suite, found = suite_of_predictions(predictions)
-    return score(found, suite, mmlu)
+    found.mmlu = read_mmlu(str(folder / "mmlu.json")) if (folder / "mmlu.json").exists() else None
+    return score(found, suite)
 
 
 @pytest.fixture(params=CASES)

@@ -73,7 +73,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[Suite, Measureme
 
 def test_what_only_the_own_prompt_leads_to_is_less_likely_under_another(measured: tuple[Suite, Measurement]):
     suite, measurement = measured
-    found = entries(BENCHMARKS["custom"], suite, measurement, None, None)
+    found = entries(BENCHMARKS["custom"], suite, measurement, None)
     for name in ("probability", "exact_memorization"):
         score, floor = found[f"forget/{name}"], found[f"forget/{name}/mismatched"]
         change = found[f"forget/{name}/own_minus_mismatched"]

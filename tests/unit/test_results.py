@@ -12,8 +12,8 @@ from expunge.data.examples import Example
 from expunge.data.lume import LumeData
 from expunge.errors import DataError, ModelError, RunError
 from expunge.evaluation.assemble import assemble
-from expunge.evaluation.benchmarks.official_score import score, unranked
-from expunge.evaluation.benchmarks.semeval import predictions_of, suite_of, suite_of_predictions
+from expunge.evaluation.benchmarks.official_score import score
+from expunge.evaluation.benchmarks.semeval import notes, predictions_of, suite_of, suite_of_predictions
 from expunge.evaluation.estimate import WITHHELD
 from expunge.evaluation.measurement import Measurement, Values
 from expunge.evaluation.metrics import METRICS
@@ -38,8 +38,10 @@ def results(**options: Any) -> dict[str, Any]:
     return assembled(predictions(member=[1.0, 2.0] * 2, nonmember=[1.5] * 4), **options)
 
 
-def assembled(said: Predictions, **options: Any) -> dict[str, Any]:
-    return assemble("semeval", *suite_of_predictions(said), **options)
+def assembled(said: Predictions, mmlu: float | None = None, **options: Any) -> dict[str, Any]:
+    suite, found = suite_of_predictions(said)
+    found.mmlu = mmlu
+    return assemble("semeval", suite, found, **options)
 
 
 def test_how_few_documents_compare_with_others_is_not_told() -> None:
@@ -273,8 +275,9 @@ def test_final_score_is_the_mean_of_the_three() -> None:
     said.forget[1] = Prediction("b", "Task1", "qa", "Gold", "no")
     said.retain.append(Prediction("d", "Task1", "qa", "yes", "Yes"))
     suite, found = suite_of_predictions(said)
-    scores = score(found, suite, mmlu=0.4)
+    found.mmlu = 0.4
+    scores = score(found, suite)
     assert scores.task_aggregate == pytest.approx(4 / (1 / 0.6 + 3))
     assert scores.final_score == pytest.approx((scores.task_aggregate + 0.4 + 1) / 3)
     assert not math.isnan(scores.final_score)
-    assert [len(unranked(mmlu)) for mmlu in (None, 0.371, 0.3709)] == [0, 0, 1]
+    assert [len(notes(Measurement(mmlu=mmlu), suite)) for mmlu in (None, 0.371, 0.3709)] == [0, 0, 1]

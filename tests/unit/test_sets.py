@@ -120,11 +120,11 @@ def test_tofu_measures_as_published_and_membership_where_it_has_unseen_authors(t
     ]  # fmt: skip
     rng = random.Random(0)
     ours, theirs = (rated([rng.random() + more * (at >= 300) for at in range(400)]) for more in (1, 0))
-    found = aggregate_entries(ours, theirs, suite, None)
+    found = aggregate_entries(ours, theirs, suite)
     assert [found[f"all/forget_quality{name}"].n for name in ("", "_300")] == [400, 300]
     assert found["all/forget_quality"].value < 0.01 < found["all/forget_quality_300"].value
     few = [rated([0.5, 0.6]) for _ in range(2)]
-    assert "all/forget_quality_300" not in aggregate_entries(*few, suite, None)
+    assert "all/forget_quality_300" not in aggregate_entries(*few, suite)
 
 
 def rated(ratios: Sequence[float]) -> Measurement:

@@ -371,7 +371,7 @@ def test_a_blank_at_the_end_of_a_prompt_hides_nothing_that_the_model_knows(tmp_p
         suite = Suite((RowSet("forget", rows, [row.prompt for row in rows], ("exact_match", "leak_at_k")),))
         options = Options(max_new_tokens=40, samples=4, temperature=0.5)
         measurement = measure(loaded, suite, PromptFormat("space", True), options)
-        scores = entries(BENCHMARKS["custom"], suite, measurement, None, None)
+        scores = entries(BENCHMARKS["custom"], suite, measurement, None)
         found.append({name: score.value for name, score in scores.items()})
     assert found[0] == found[1]
     assert {found[1][f"forget/{name}"] for name in ("exact_match", "leak_at_1", "leak_at_4")} == {1.0}

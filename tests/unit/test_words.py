@@ -89,6 +89,6 @@ def test_the_official_score_stays_the_organisers_and_says_what_it_cannot_see() -
     suite, found = suite_of_predictions(Predictions(rows, retain))
     assert found.rows["forget", "official_regurgitation"].values.tolist() == [0, 0]
     assert found.rows["forget", "rouge_l_recall"].values.tolist() == [1, 1]
-    (sentence,) = blind_spots(found, suite)
+    (sentence,) = blind_spots(suite)
     assert sentence.startswith("Not measurable by the official ROUGE: 2 of 2 forget completions")
     assert "forget/rouge_l_recall is ours" in sentence

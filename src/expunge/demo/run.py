@@ -174,10 +174,10 @@ def _score(
     said = zip(quiz, answers, strict=True)
     right = [official_knowledge(answer.text, row.completion, "qa") or 0.0 for row, answer in said]
     quizzed = mean_estimate(right).read_as("higher", "utility", "exact match, the demo's own questions")
+    measurement.utility = {"all/quiz": quizzed}
     results = assemble(
         "semeval", suite, measurement,
         reference=retrained, reference_name="retrained", model=model, adapter=str(adapter) if adapter else None,
-        utility={"all/quiz": quizzed},
         fingerprint={
             "base": model_fingerprint(model),
             "adapter": adapter_fingerprint(adapter) if adapter else None,

@@ -34,23 +34,21 @@ def assemble(
     reference: Measurement | None = None,
     reference_name: str | None = None,
     reference_kind: str = "retrained",
-    mmlu: float | None = None,
-    utility: Mapping[str, Estimate] | None = None,
     fingerprint: Mapping[str, Any] | None = None,
     **header: Any,
 ) -> dict[str, Any]:
     """The content of a results file of the benchmark of this name.
 
     `reference` is what was measured on a model that never saw the forget set: one `retrained` without it, or the
-    `origin` from before it was seen. `mmlu` is an accuracy in [0, 1], for the final score. `fingerprint` and `header`
-    are those of `results_header`; the fingerprint of the data is the suite's.
+    `origin` from before it was seen. `fingerprint` and `header` are those of `results_header`; the fingerprint
+    of the data is the suite's.
     """
     benchmark = BENCHMARKS[name]
     fingerprint = {**(fingerprint or {}), "data": dict(suite.fingerprints())}
-    results = results_header(name, fingerprint=fingerprint, **header) | benchmark.fields(measurement, suite, mmlu)
-    found = {**entries(benchmark, suite, measurement, reference, mmlu), **(utility or {})}
+    results = results_header(name, fingerprint=fingerprint, **header) | benchmark.fields(measurement, suite)
+    found = {**entries(benchmark, suite, measurement, reference), **measurement.utility}
     if reference is not None:
-        theirs = entries(benchmark, suite, reference, None, None)
+        theirs = entries(benchmark, suite, reference, None)
         tables = reference.table, measurement.table
         found = {key: _beside(key, estimate, theirs.get(key), *tables) for key, estimate in found.items()}
     results["metrics"] = {key: estimate.as_entry() for key, estimate in found.items()}
@@ -61,18 +59,18 @@ def assemble(
     results["not_measured"] = [
         *suite.not_measured,
         *measurement.not_measured,
-        *benchmark.notes(measurement, suite, mmlu),
-        *_not_measured(suite, measurement, reference, results["settings"], bool(utility) or mmlu is not None),
+        *benchmark.notes(measurement, suite),
+        *_not_measured(suite, measurement, reference, results["settings"]),
     ]
     return results
 
 
 def entries(
-    benchmark: Benchmark, suite: Suite, measurement: Measurement, reference: Measurement | None, mmlu: float | None
+    benchmark: Benchmark, suite: Suite, measurement: Measurement, reference: Measurement | None
 ) -> dict[str, Estimate]:
     """Every number of one model."""
     return {
-        **benchmark.aggregate(measurement, reference, suite, mmlu),
+        **benchmark.aggregate(measurement, reference, suite),
         **{key: estimate for rows in suite.sets for key, estimate in row_entries(measurement, rows).items()},
         **dict(difference_entries(measurement)),
         **membership_entries(measurement),
@@ -176,7 +174,7 @@ def _lacking(suite: Suite) -> list[str]:
 
 
 def _not_measured(
-    suite: Suite, measurement: Measurement, reference: Measurement | None, settings: Mapping[str, Any], general: bool
+    suite: Suite, measurement: Measurement, reference: Measurement | None, settings: Mapping[str, Any]
 ) -> list[str]:
     found = []
     if reference is None:
@@ -202,6 +200,6 @@ def _not_measured(
         found.append("Fluency needs the untouched model: it is measured of an adapter (--adapter).")
     if asked and not any(metric.startswith("leak_at_") for _, metric in measurement.rows):
         found.append("Leaks under sampling were not measured (--samples).")
-    if not general:
+    if not measurement.utility and measurement.mmlu is None:
         found.append("General abilities were not measured (--tasks, --mmlu).")
     return found

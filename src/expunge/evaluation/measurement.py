@@ -161,6 +161,8 @@ class Measurement:
         documents: Records of members and non-members, for the attack that compares two models.
         said: Set -> generation for each row, None where the row has no prompt.
         drift: Loss of unseen documents less that of the untouched model (nats per token); None without an adapter.
+        mmlu: Accuracy on MMLU, in [0, 1], as given or measured; None without.
+        utility: Name in results -> what else it can do: utility tasks, a quiz.
         cut_to: Tokens that the documents of both sides were cut to; None where they were not.
         not_measured: Plain sentences on what is missing, was cut or was stopped.
     """
@@ -172,6 +174,8 @@ class Measurement:
     documents: tuple[list[TokenRecord], list[TokenRecord]] = ([], [])
     said: dict[str, list[str | None]] = field(default_factory=dict)
     drift: Values | None = None
+    mmlu: float | None = None
+    utility: dict[str, Estimate] = field(default_factory=dict)
     cut_to: int | None = None
     not_measured: list[str] = field(default_factory=list)
 

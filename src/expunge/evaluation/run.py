@@ -37,7 +37,7 @@ from expunge.evaluation.suite import (
     with_families,
     write_key_words,
 )
-from expunge.evaluation.utility import Utility, check_tasks, run_tasks, utility_of
+from expunge.evaluation.utility import check_tasks, mmlu_of, run_tasks, task_entries
 from expunge.evaluation.values_file import check_values_file, read_values_file, values_path, write_values
 from expunge.model.device import pick_device
 from expunge.model.flat_adapter import round_once
@@ -106,7 +106,8 @@ def _evaluate(config: EvaluateConfig, reporter: Reporter, processes: Processes) 
     measurement, reference, untouched = _measure(
         loaded, suite, prompt_format, config, compared, reporter, before_too=before_too
     )
-    utility = _utility(loaded, config, reporter)
+    measurement.mmlu = mmlu
+    task_rows = _add_utility(loaded, config, measurement, untouched, reporter)
     with reporter.working("hashing the model"):
         base = base or model_fingerprint(config.model)
         subject = {
@@ -119,7 +120,7 @@ def _evaluate(config: EvaluateConfig, reporter: Reporter, processes: Processes) 
     if adapter and adapter_fingerprint(adapter) != scored:
         raise ModelError(f"--adapter {config.adapter}: was changed while it was scored: evaluate again")
 
-    def results_of(measured: Measurement, adapter: Path | None, **more: Any) -> dict[str, Any]:
+    def results_of(measured: Measurement, adapter: Path | None) -> dict[str, Any]:
         return assemble(
             config.chosen_benchmark,
             suite,
@@ -131,13 +132,11 @@ def _evaluate(config: EvaluateConfig, reporter: Reporter, processes: Processes) 
             adapter=config.adapter if adapter else None,
             settings=_settings(config, loaded, prompt_format, suite, measured),
             fingerprint=subject if adapter else subject | {"adapter": None},
-            **more,
         )
 
     with reporter.working("intervals"):
-        results = results_of(measurement, adapter, mmlu=utility.mmlu if mmlu is None else mmlu, utility=utility.entries)
-        earlier_utility = {"mmlu": utility.untouched_mmlu, "utility": utility.untouched}
-        before = None if untouched is None else results_of(untouched, None, **earlier_utility)
+        results = results_of(measurement, adapter)
+        before = None if untouched is None else results_of(untouched, None)
     table = measurement.table
     earlier = untouched.table if untouched else _earlier(config, results)
     if compared and reference:
@@ -145,7 +144,7 @@ def _evaluate(config: EvaluateConfig, reporter: Reporter, processes: Processes) 
         check_computed(config, compared, reference.table, both, flag=flag)
     results["before"] = None if earlier is None else changes(results["metrics"], earlier, table)
     if processes.index == 0:  # the first one writes
-        _write(config, results, {**table, **utility.rows}, before, earlier)
+        _write(config, results, {**table, **task_rows}, before, earlier)
         if config.keep_predictions:
             said = semeval.predictions_of(measurement, suite)
             write_predictions(config.keep_predictions, said, overwrite=config.overwrite)
@@ -303,24 +302,39 @@ def score_predictions(
     if data:
         check_same_rows(predictions, found, data, split)
     suite, measurement = semeval.suite_of_predictions(found)
-    results = assemble("semeval", suite, measurement, mmlu=accuracy)
+    measurement.mmlu = accuracy
+    results = assemble("semeval", suite, measurement)
     only = "Only what stored texts and losses tell was measured (expunge score)."
-    results["not_measured"] = [STAND_IN, only, *semeval.notes(measurement, suite, accuracy)]
+    results["not_measured"] = [STAND_IN, only, *semeval.notes(measurement, suite)]
     write_json(output, results, overwrite=overwrite)
     return results
 
 
-def _utility(loaded: LoadedModel, config: EvaluateConfig, reporter: Reporter) -> Utility:
-    """The utility tasks, on the model and, under an adapter, on the untouched one."""
+def _add_utility(
+    loaded: LoadedModel,
+    config: EvaluateConfig,
+    measurement: Measurement,
+    untouched: Measurement | None,
+    reporter: Reporter,
+) -> Table:
+    """Run the utility tasks on the model and, under an adapter, on the untouched one, and add what they say of these.
+
+    Returns:
+        The values of the model's rows.
+    """
     if not config.tasks:
-        return Utility()
+        return {}
     run = partial(run_tasks, loaded, config.task_names, task_path=config.task_path, limit=config.limit)
     reporter.say(f"utility tasks: {', '.join(config.task_names)}")
     after, before = run(), None
     if config.adapter:
         with loaded.adapter_off():
             before = run()
-    return utility_of(after, before)
+    measurement.utility = task_entries(after, before)
+    measurement.mmlu = mmlu_of(after) if measurement.mmlu is None else measurement.mmlu
+    if untouched and before:
+        untouched.utility, untouched.mmlu = task_entries(before), mmlu_of(before)
+    return after
 
 
 def _load(config: EvaluateConfig, name: str) -> LoadedModel:

@@ -9,7 +9,6 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr
-from dataclasses import dataclass, field
 from functools import cache
 from importlib.util import find_spec
 from typing import Any
@@ -29,25 +28,6 @@ LIKELIHOOD = "perplexity"
 """What lm-eval calls a row's log-likelihood, from which the task's perplexity is made."""
 BATCH_ROWS = 16
 """Rows of a batch, of 256 tokens or so."""
-
-
-@dataclass(frozen=True)
-class Utility:
-    """What utility tasks gave.
-
-    Attributes:
-        entries: Mean of every task and, where it was asked too, the paired change from the untouched model's.
-        rows: (`all`, task or group with its metric) -> the values of its rows.
-        mmlu: Accuracy of the task `mmlu`, or else over all rows of the `mmlu_...` of multiple choice; None without any.
-        untouched: The means of the untouched model, where it was asked too.
-        untouched_mmlu: Its `mmlu`.
-    """
-
-    entries: Mapping[str, Estimate] = field(default_factory=dict)
-    rows: Mapping[tuple[str, str], Values] = field(default_factory=dict)
-    mmlu: float | None = None
-    untouched: Mapping[str, Estimate] = field(default_factory=dict)
-    untouched_mmlu: float | None = None
 
 
 def check_tasks(tasks: Sequence[str], task_path: str | None) -> None:
@@ -106,22 +86,21 @@ def run_tasks(
     return dict(_values(name, _leaves(name, groups), found["samples"]) for name in tasks)
 
 
-def utility_of(after: Mapping[tuple[str, str], Values], before: Mapping[tuple[str, str], Values] | None) -> Utility:
-    """What the tasks say of a model and, where they were run on it too, of the untouched one."""
-    entries, untouched = _means(after), _means(before or {})
-    for key, values in after.items():
-        if before is not None:
+def task_entries(
+    rows: Mapping[tuple[str, str], Values], before: Mapping[tuple[str, str], Values] | None = None
+) -> dict[str, Estimate]:
+    """Name in results -> mean of a task's rows and, where the untouched model's are given, the paired change."""
+    found = {"/".join(key): values.estimate().read_as("higher", "utility", SOURCE) for key, values in rows.items()}
+    if before is not None:
+        for key, values in rows.items():
             change = difference_estimate(before[key].values, values.values, values.documents)
             source = f"{SOURCE}; paired with the untouched model"
-            entries[f"{'/'.join(key)}_change"] = change.read_as("higher", "utility", source)
-    return Utility(entries, after, _mmlu(after), untouched, _mmlu(before or {}))
+            found[f"{'/'.join(key)}_change"] = change.read_as("higher", "utility", source)
+    return found
 
 
-def _means(rows: Mapping[tuple[str, str], Values]) -> dict[str, Estimate]:
-    return {"/".join(key): values.estimate().read_as("higher", "utility", SOURCE) for key, values in rows.items()}
-
-
-def _mmlu(rows: Mapping[tuple[str, str], Values]) -> float | None:
+def mmlu_of(rows: Mapping[tuple[str, str], Values]) -> float | None:
+    """Accuracy of the task `mmlu`, or else over all rows of the `mmlu_...` of multiple choice; None without any."""
     parts = {
         name: values.values for (_, name), values in rows.items() if name.startswith("mmlu_") and name.endswith("_acc")
     }

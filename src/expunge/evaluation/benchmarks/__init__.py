@@ -17,18 +17,18 @@ class Benchmark:
 
     Attributes:
         read: Its data, as the settings name them.
-        aggregate: Its own numbers over all rows, of the model and, where there is one, the reference; the last two
-            arguments are its data and the accuracy on MMLU.
+        aggregate: Its own numbers over all rows, of the model and, where there is one, the reference; the last argument
+            is its data.
         fields: Fields of the results file beside those that every benchmark has.
-        notes: Sentences on what its numbers do not say; the last argument is the accuracy on MMLU.
+        notes: Sentences on what its numbers do not say.
     """
 
     read: Callable[[EvaluateConfig], Suite]
-    aggregate: Callable[[Measurement, Measurement | None, Suite, float | None], dict[str, Estimate]] = (
-        lambda measurement, reference, suite, mmlu: {}
+    aggregate: Callable[[Measurement, Measurement | None, Suite], dict[str, Estimate]] = (
+        lambda measurement, reference, suite: {}
     )
-    fields: Callable[[Measurement, Suite, float | None], dict[str, Any]] = lambda measurement, suite, mmlu: {}
-    notes: Callable[[Measurement, Suite, float | None], list[str]] = lambda measurement, suite, mmlu: []
+    fields: Callable[[Measurement, Suite], dict[str, Any]] = lambda measurement, suite: {}
+    notes: Callable[[Measurement, Suite], list[str]] = lambda measurement, suite: []
 
 
 _SEMEVAL = Benchmark(semeval.read, semeval.aggregate_entries, semeval.official_fields, semeval.notes)

@@ -50,9 +50,7 @@ def suite_of(data: MuseData) -> Suite:
     )
 
 
-def aggregate_entries(
-    measurement: Measurement, reference: Measurement | None, suite: Suite, mmlu: float | None
-) -> dict[str, Estimate]:
+def aggregate_entries(measurement: Measurement, reference: Measurement | None, suite: Suite) -> dict[str, Estimate]:
     """PrivLeak, where there is a reference."""
     key = f"min_k_{round(100 * PRIVLEAK_SHARE)}"
     if reference is None or key not in measurement.attacks:

@@ -20,8 +20,6 @@ from expunge.utils.coarse import few
 from expunge.utils.files import finite
 from expunge.utils.roc import auc
 
-RANKED_MMLU = 0.371
-"""Accuracy on MMLU below which the organisers ranked no 7B model: 75% of what theirs had before unlearning."""
 NO_ROWS = Values((), (), (), np.empty(0))
 
 
@@ -85,8 +83,8 @@ class SemevalScores:
         return reasons
 
 
-def score(measurement: Measurement, suite: Suite, mmlu: float | None = None) -> SemevalScores:
-    """Score what one model said on both splits; `mmlu` is an accuracy in [0, 1].
+def score(measurement: Measurement, suite: Suite) -> SemevalScores:
+    """Score what one model said on both splits.
 
     The membership part is of the documents' mean negative log-likelihoods (nats per token), and left out where it would
     tell single texts.
@@ -112,8 +110,8 @@ def score(measurement: Measurement, suite: Suite, mmlu: float | None = None) -> 
     if all(documents.values()) and not few(documents):
         mia_auc = auc(*(-nlls for nlls in losses))
         mia_score = 1 - 2 * abs(mia_auc - 0.5)
-        if mmlu is not None:
-            final_score = math.fsum([task_aggregate, mmlu, mia_score]) / 3
+        if measurement.mmlu is not None:
+            final_score = math.fsum([task_aggregate, measurement.mmlu, mia_score]) / 3
     return SemevalScores(
         forget=tasks["forget"],
         retain=tasks["retain"],
@@ -122,7 +120,7 @@ def score(measurement: Measurement, suite: Suite, mmlu: float | None = None) -> 
         task_aggregate=task_aggregate,
         mia_auc=mia_auc,
         mia_score=mia_score,
-        mmlu=mmlu,
+        mmlu=measurement.mmlu,
         final_score=final_score,
         rows={**rows, **documents},
         unscored={
@@ -139,16 +137,6 @@ def term_rows(measurement: Measurement, suite: Suite) -> dict[tuple[str, str, st
         for task in sorted({row.task for row in suite[split].examples} - {""})
         for name in KINDS.values()
     }
-
-
-def unranked(mmlu: float | None) -> list[str]:
-    """What the final score leaves out: that a model with this accuracy on MMLU was not ranked."""
-    if mmlu is None or mmlu >= RANKED_MMLU:
-        return []
-    return [
-        f"MMLU is {mmlu:.4g}, below {RANKED_MMLU}: the official ranking of 7B models leaves such a model out, whatever "
-        "its final score; that of 1B models does not."
-    ]
 
 
 def _scored(measurement: Measurement, split: str, name: str) -> Values:

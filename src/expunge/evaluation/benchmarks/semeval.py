@@ -15,7 +15,7 @@ from expunge.config import EvaluateConfig
 from expunge.data.examples import Example
 from expunge.data.lume import LumeData, read_lume
 from expunge.errors import DataError
-from expunge.evaluation.benchmarks.official_score import score, term_rows, unranked
+from expunge.evaluation.benchmarks.official_score import score, term_rows
 from expunge.evaluation.estimate import Estimate
 from expunge.evaluation.measurement import Measurement, Values, document_of
 from expunge.evaluation.metrics import ATTACKS, METRICS
@@ -27,6 +27,8 @@ from expunge.utils.roc import Floats, auc
 
 SOURCE = "SemEval-2025 Task 4 (2504.02883)"
 OFFICIAL = ("official_regurgitation", "official_knowledge")
+RANKED_MMLU = 0.371
+"""Accuracy on MMLU below which the organisers ranked no 7B model: 75% of what theirs had before unlearning."""
 SCORED = ("rouge_1_recall", "rouge_l_recall", "exact_match")
 """What stored predictions tell."""
 
@@ -96,14 +98,14 @@ def suite_of_predictions(predictions: Predictions) -> tuple[Suite, Measurement]:
     return Suite(tuple(sets)), found
 
 
-def official_fields(measurement: Measurement, suite: Suite, mmlu: float | None) -> dict[str, Any]:
+def official_fields(measurement: Measurement, suite: Suite) -> dict[str, Any]:
     """The official numbers of a results file."""
     losses = {side: values for side in SIDES if (values := measurement.rows.get((side, "document_nll")))}
     means = {side: Estimate(fmean(values.values), n=len(values.ids)).coarse().value for side, values in losses.items()}
-    return {**score(measurement, suite, mmlu).as_dict(), "mean_nll": means}
+    return {**score(measurement, suite).as_dict(), "mean_nll": means}
 
 
-def blind_spots(measurement: Measurement, suite: Suite) -> list[str]:
+def blind_spots(suite: Suite) -> list[str]:
     """What the official score cannot see: its ROUGE knows the letters a to z and the digits 0 to 9 alone."""
     found = []
     for name in SPLITS:
@@ -117,18 +119,22 @@ def blind_spots(measurement: Measurement, suite: Suite) -> list[str]:
     return found
 
 
-def notes(measurement: Measurement, suite: Suite, mmlu: float | None) -> list[str]:
+def notes(measurement: Measurement, suite: Suite) -> list[str]:
     """What the official numbers do not say."""
-    return [*blind_spots(measurement, suite), *unranked(mmlu)]
+    found, mmlu = blind_spots(suite), measurement.mmlu
+    if mmlu is not None and mmlu < RANKED_MMLU:
+        found.append(
+            f"MMLU is {mmlu:.4g}, below {RANKED_MMLU}: the official ranking of 7B models leaves such a model out, "
+            "whatever its final score; that of 1B models does not."
+        )
+    return found
 
 
-def aggregate_entries(
-    measurement: Measurement, reference: Measurement | None, suite: Suite, mmlu: float | None
-) -> dict[str, Estimate]:
+def aggregate_entries(measurement: Measurement, reference: Measurement | None, suite: Suite) -> dict[str, Estimate]:
     """The official aggregates, with intervals where their parts have rows."""
-    scores = score(measurement, suite, mmlu)
+    scores, mmlu = score(measurement, suite), measurement.mmlu
     missing, how = scores.missing(), ("higher", "official", SOURCE)
-    blind = " ".join(blind_spots(measurement, suite))
+    blind = " ".join(blind_spots(suite))
     rows = {"/".join(key): values for key, values in term_rows(measurement, suite).items() if values.ids}
     groups: dict[str, Floats] = {name: values.values for name, values in rows.items()}
     documents = {name: values.documents for name, values in rows.items()}

@@ -47,9 +47,7 @@ def read(config: EvaluateConfig) -> Suite:
     )
 
 
-def aggregate_entries(
-    measurement: Measurement, reference: Measurement | None, suite: Suite, mmlu: float | None
-) -> dict[str, Estimate]:
+def aggregate_entries(measurement: Measurement, reference: Measurement | None, suite: Suite) -> dict[str, Estimate]:
     """Model utility, and forget quality where there is a reference."""
     groups = {f"{name}/{metric}": measurement.rows[name, metric].values for name, metric in UTILITY}
     documents = {f"{name}/{metric}": measurement.rows[name, metric].documents for name, metric in UTILITY}
