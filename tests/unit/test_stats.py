@@ -372,8 +372,6 @@ def test_two_perfect_aucs_may_still_differ():
     assert -0.2 < found.low < -0.05
     assert 0.05 < found.high < 0.2
     assert math.isnan(auc_difference_estimate(([1], [0, 2]), ([3], [0, 2])).low)
-    with pytest.raises(DataError, match="not of the same number of texts"):
-        auc_difference_estimate(([1, 2], [0, 2]), ([3], [0, 2]))
 
 
 def test_tpr_is_the_best_of_all_thresholds():
@@ -394,8 +392,6 @@ def test_too_few_nonmembers_leave_the_lower_end_at_nothing():
     members = np.arange(30) + 100.0
     assert tpr_estimate(members, np.arange(30), 0.01).low == 0
     assert tpr_estimate(np.arange(500) + 1000.0, np.arange(500), 0.05).low > 0.95
-    with pytest.raises(ValueError, match="fpr is 1"):
-        tpr_estimate(members, members, 1)
 
 
 def test_ks_is_the_share_of_splits_that_differ_as_much():
@@ -477,18 +473,9 @@ def test_numbers_that_are_none_are_refused(call, name, bad):
         call(bad)
 
 
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (lambda: mean_estimate([1.0, 2.0], ["a"]), "clusters: 1 labels for 2 rows"),
-        (lambda: difference_estimate([1.0], [1.0, 2.0]), "before has 1 rows, after has 2"),
-        (lambda: statistic_estimate({"a": [1.0, 2.0]}, harmonic_mean_of_means, {"a": [1]}), "group a: 1 labels for 2"),
-        (lambda: mean_estimate([[1.0, 2.0]]), "values: one number per row is needed, and this has 2 dimensions"),
-    ],
-)
-def test_rows_that_do_not_fit_are_refused(call, message):
-    with pytest.raises(DataError, match=message):
-        call()
+def test_more_than_a_number_a_row_is_refused():
+    with pytest.raises(DataError, match="values: one number per row is needed, and this has 2 dimensions"):
+        mean_estimate([[1.0, 2.0]])
 
 
 def test_an_estimate_does_not_change():

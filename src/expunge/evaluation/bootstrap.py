@@ -7,7 +7,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr, ndtri, stdtrit
 
-from expunge.errors import DataError
 from expunge.utils.roc import Floats
 
 TAIL = 0.025
@@ -55,8 +54,6 @@ def strata_of(rows: Mapping[str, Floats], clusters: Mapping[str, Sequence[Hashab
     labels: dict[str, Sequence[Hashable]] = {}
     for name in names:
         given = (clusters or {}).get(name)
-        if given is not None and len(given) != rows[name].size:
-            raise DataError(f"group {name}: {len(given)} labels for {rows[name].size} rows")
         # A row without a label is a unit of its own, which no other group can share.
         labels[name] = given if given is not None else [(name, None, i) for i in range(rows[name].size)]
     joined: list[tuple[list[str], set[Hashable]]] = []

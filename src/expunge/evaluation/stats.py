@@ -10,7 +10,6 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from expunge.errors import DataError
 from expunge.evaluation.bootstrap import (
     RESAMPLES,
     TAIL,
@@ -59,10 +58,10 @@ def mean_estimate(
         weights: How much each row counts, above 0; all the same when None.
 
     Raises:
-        DataError: A value is not finite, or `clusters` has another length.
+        DataError: A value is not finite.
     """
     rows = finite("values", values)
-    return _mean(rows, _codes("clusters", clusters, rows.size), _weights(weights, rows.size))
+    return _mean(rows, _codes(clusters, rows.size), _weights(weights, rows.size))
 
 
 def difference_estimate(
@@ -78,14 +77,10 @@ def difference_estimate(
     method 10, with documents as the unit); other differences are treated as `mean_estimate` treats values.
 
     Raises:
-        DataError: As `mean_estimate`, or the two have different lengths.
+        DataError: A value is not finite.
     """
     first, second = finite("before", before), finite("after", after)
-    if first.size != second.size:
-        raise DataError(
-            f"before has {first.size} rows, after has {second.size}: a paired difference needs the same rows"
-        )
-    codes, weighing = _codes("clusters", clusters, first.size), _weights(weights, first.size)
+    codes, weighing = _codes(clusters, first.size), _weights(weights, first.size)
     if first.size and codes.max() > 0 and _in_unit_range(first) and _in_unit_range(second):
         return _unit_difference(first, second, codes, weighing)
     return _mean(second - first, codes, weighing)
@@ -112,7 +107,7 @@ def statistic_estimate(
         The aggregate. Its interval is NaN if a group has rows of one document only, or a resample has no finite value.
 
     Raises:
-        DataError: A value is not finite, or labels do not match the rows.
+        DataError: A value is not finite.
     """
     rows = {name: finite(f"group {name}", values) for name, values in groups.items()}
     n = sum(values.size for values in rows.values())
@@ -145,14 +140,14 @@ def auc_estimate(
     trials, in documents, which bounds its variance whatever the scores (Birnbaum & Klose 1957).
 
     Raises:
-        DataError: A score is not finite, or labels do not match the scores.
+        DataError: A score is not finite.
     """
     inside, outside = finite("members", members), finite("nonmembers", nonmembers)
     value, above, below = placements(inside, outside)
     m, n = inside.size, outside.size
     if math.isnan(value):
         return Estimate(value, reason=ONE_SIDE)
-    units = [_codes("clusters", labels, size) for labels, size in zip(clusters, (m, n), strict=True)]
+    units = [_codes(labels, size) for labels, size in zip(clusters, (m, n), strict=True)]
     fewest = min(int(codes.max()) + 1 for codes in units)
     if fewest < 2:
         return Estimate(value, n=m + n, reason=ONE_TEXT, members=m, nonmembers=n)
@@ -173,17 +168,15 @@ def auc_difference_estimate(
     Newcombe's method 10 as for other differences, from the intervals of `auc_estimate` and DeLong's correlation.
 
     Raises:
-        DataError: A score is not finite, or the two are not of the same number of texts.
+        DataError: A score is not finite.
     """
     old, new = auc_estimate(*before, clusters), auc_estimate(*after, clusters)
     sides = [[np.asarray(side, dtype=np.float64) for side in pair] for pair in (before, after)]
-    if [side.size for side in sides[0]] != [side.size for side in sides[1]]:
-        raise DataError("before and after are not of the same number of texts: a paired difference needs the same ones")
     if math.isnan(old.low):
         return Estimate(new.value - old.value, n=new.n, reason=new.reason or old.reason)
     parts = []  # of members and of non-members: variance before, covariance, variance after
     for first, second, labels in zip(placements(*sides[0])[1:], placements(*sides[1])[1:], clusters, strict=True):
-        codes = _codes("clusters", labels, first.size)
+        codes = _codes(labels, first.size)
         parts.append([_covariance(*pair, codes) for pair in ((first, first), (first, second), (second, second))])
     earlier, both, later = map(sum, zip(*parts, strict=True))
     scale = math.sqrt(earlier * later)
@@ -191,7 +184,7 @@ def auc_difference_estimate(
 
 
 def tpr_estimate(members: Sequence[float] | Floats, nonmembers: Sequence[float] | Floats, fpr: float) -> Estimate:
-    """Largest share of members above a threshold that flags at most the share `fpr` of the non-members.
+    """Largest share of members above a threshold that flags at most the share `fpr`, below 1, of the non-members.
 
     The measure of Carlini et al. 2022, with an interval that assumes nothing about the scores; `n` counts both sides.
     The number of non-members above the true threshold is binomial (n, fpr), which puts that threshold between two of
@@ -200,11 +193,8 @@ def tpr_estimate(members: Sequence[float] | Floats, nonmembers: Sequence[float] 
 
     Raises:
         DataError: A score is not finite.
-        ValueError: `fpr` is no rate from 0 to below 1.
     """
     inside, outside = finite("members", members), finite("nonmembers", nonmembers)
-    if not 0 <= fpr < 1:
-        raise ValueError(f"fpr is {fpr}: a rate from 0 to below 1 is needed")
     m, n = inside.size, outside.size
     if not m or not n:
         return Estimate(NAN, reason=ONE_SIDE)
@@ -352,11 +342,9 @@ def _covariance(first: Floats, second: Floats, codes: NDArray[np.int64]) -> floa
     return float(units / (units - 1) * (sums[0] @ sums[1]) / first.size**2)
 
 
-def _codes(name: str, clusters: Sequence[Hashable] | None, rows: int) -> NDArray[np.int64]:
+def _codes(clusters: Sequence[Hashable] | None, rows: int) -> NDArray[np.int64]:
     """Number of each row's cluster, from 0."""
     if clusters is None:
         return np.arange(rows)
-    if len(clusters) != rows:
-        raise DataError(f"{name}: {len(clusters)} labels for {rows} rows")
     numbers: dict[Hashable, int] = {}
     return np.array([numbers.setdefault(label, len(numbers)) for label in clusters], dtype=np.int64)

@@ -106,9 +106,7 @@ def mean_of_smallest(record: TokenRecord, values: NDArray[np.float64], share: fl
     """Mean of the floor(share n) smallest of n values, of at least one.
 
     Raises:
-        DataError: There is no target token, or the share is not above 0 and at most 1.
+        DataError: There is no target token.
     """
     record.require_targets()
-    if not 0 < share <= 1:
-        raise DataError(f"min-k of a share of {share} tokens: k must be above 0 and at most 1")
     return float(np.sort(values)[: max(1, int(share * len(values)))].mean())
