@@ -185,23 +185,37 @@ class _Passes:
     def _generate(self, rows: RowSet) -> list[Generation | None]:
         if not rows.wants("text", "tokens", "untouched"):
             return [None] * len(rows.examples)
-        asked = [i for i, example in enumerate(rows.examples) if example.prompt]
+        asked = [example for example in rows.examples if example.prompt]
         if len(asked) < len(rows.examples):
             self._note(
                 f"{len(rows.examples) - len(asked)} of {len(rows.examples)} {rows.name} texts have no prompt, so "
                 "nothing was generated for them."
             )
-        chats = [example for example in rows.examples if example.prompt and not isinstance(example, Passage)]
+        chats = [example for example in asked if not isinstance(example, Passage)]
         if self._prompt_format.style == "chat" and chats and asks_past_thoughts(self._loaded.tokenizer, chats[0]):
             self._note(AT_ONCE)
-        said = self._answers(rows, [rows.examples[i] for i in asked], samples=0)
-        self._say_stopped(rows, said)
-        answers = dict(zip(asked, said, strict=True))
-        return [answers.get(i) for i in range(len(rows.examples))]
+        said = self._answers(rows)
+        limit = rows.max_new_tokens or self._options.max_new_tokens
+        if stopped := sum(answers[0].stopped for answers in said if answers):
+            flag = "the benchmark's limit" if rows.max_new_tokens else "--max-new-tokens"
+            self._note(
+                f"{stopped} of {len(asked)} answers to {rows.name} prompts were stopped by {flag} {limit} (or the "
+                "model's context) before they were as long as what is looked for, or within a thought: their scores "
+                "say little."
+            )
+        return [answers[0] if answers else None for answers in said]
 
-    def _answers(self, rows: RowSet, examples: Sequence[Example], *, samples: int) -> list[Generation]:
-        tokenizer, options = self._loaded.tokenizer, self._options
+    def _samples(self, rows: RowSet) -> list[list[Generation] | None]:
+        """Answers drawn to each prompt to forget, and unseen one, for the metrics of samples."""
+        if not self._options.samples or rows.suffix or not rows.wants("samples"):
+            return [None] * len(rows.examples)
+        return self._answers(rows, self._options.samples)
+
+    def _answers(self, rows: RowSet, samples: int = 0) -> list[list[Generation] | None]:
+        """Of each row with a prompt the greedy answer, or `samples` drawn ones; None of one without."""
+        tokenizer, options, each = self._loaded.tokenizer, self._options, max(1, samples)
         title = f"{'drawing answers to' if samples else 'answering'} {rows.name}{rows.suffix.replace('/', ' ')} prompts"
+        asked = [example for example in rows.examples if example.prompt]
 
         def say_all(part: Sequence[Example]) -> list[Generation]:
             return generate(
@@ -220,41 +234,19 @@ class _Passes:
                 progress=advance,
             )
 
-        with self._reporter.track(title, len(examples) * max(1, samples)) as advance:
+        with self._reporter.track(title, each * len(asked)) as advance:
             # Draws come from one stream of random numbers, which cannot be divided.
-            said = (self._processes.once if samples else self._processes.share)(examples, say_all)
-        each = [example for example in examples for _ in range(max(1, samples))]
-        stopped = [False] * len(said)
+            said = (self._processes.once if samples else self._processes.share)(asked, say_all)
         if not rows.cut_reference:
-            stopped = cut_short(self._loaded, each, said, self._completion_ids)
-        texts = [cut_at(answer.text, rows.stops) if rows.stops else answer.text for answer in said]
-        return [
-            replace(answer, text=text, stopped=short) for answer, text, short in zip(said, texts, stopped, strict=True)
-        ]
+            examples = [example for example in asked for _ in range(each)]
+            stopped = cut_short(self._loaded, examples, said, self._completion_ids)
+            said = [replace(answer, stopped=short) for answer, short in zip(said, stopped, strict=True)]
+        said = [replace(answer, text=cut_at(answer.text, rows.stops)) for answer in said]
+        groups = (said[at : at + each] for at in range(0, len(said), each))
+        return [next(groups) if example.prompt else None for example in rows.examples]
 
     def _completion_ids(self, example: Example) -> list[int]:
         return completion_ids(self._loaded.tokenizer, example, self._prompt_format)
-
-    def _say_stopped(self, rows: RowSet, said: Sequence[Generation]) -> None:
-        """Say of how many answers the limit on tokens left out what is looked for."""
-        limit = rows.max_new_tokens or self._options.max_new_tokens
-        if stopped := sum(answer.stopped for answer in said):
-            flag = "the benchmark's limit" if rows.max_new_tokens else "--max-new-tokens"
-            self._note(
-                f"{stopped} of {len(said)} answers to {rows.name} prompts were stopped by {flag} {limit} (or the "
-                "model's context) before they were as long as what is looked for, or within a thought: their scores "
-                "say little."
-            )
-
-    def _samples(self, rows: RowSet) -> list[list[Generation] | None]:
-        """Answers drawn to each prompt to forget, and unseen one, for the metrics of samples."""
-        k = self._options.samples
-        if not k or rows.suffix or not rows.wants("samples"):
-            return [None] * len(rows.examples)
-        asked = [i for i, example in enumerate(rows.examples) if example.prompt]
-        said = self._answers(rows, [rows.examples[i] for i in asked], samples=k)
-        draws = {i: said[at * k : (at + 1) * k] for at, i in enumerate(asked)}
-        return [draws.get(i) for i in range(len(rows.examples))]
 
     def _expected(self, example: Example, rows: RowSet) -> str:
         """What a generation is compared with."""
