@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from expunge.config.criteria import Criteria
-from expunge.evaluation.passes import SIDES
+from expunge.evaluation.predictions import SIDES
 from expunge.evaluation.stats import auc_difference_estimate
 from expunge.evaluation.values_file import read_values_file
 from expunge.report.questions.told import spread

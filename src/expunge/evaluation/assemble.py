@@ -17,7 +17,6 @@ from expunge.evaluation.suite import Documents, RowSet, Suite
 from expunge.evaluation.unseen import unseen_said
 from expunge.utils.text import first_few
 
-SIDES = ("forget", HOLDOUT)
 FALSE_ALARMS = (0.01, 0.05)
 CARLINI = "Carlini et al. 2022 (2112.03570)"
 STAND_IN = (
@@ -166,7 +165,8 @@ def _tests(ours: Measurement, theirs: Measurement, name: str | None) -> dict[str
 def _lacking(suite: Suite) -> list[str]:
     """Tasks to forget of which there are hardly any unseen rows, where there are of others."""
     forget, unseen = (
-        [row.label or row.task for rows in suite.sets if rows.name == name for row in rows.examples] for name in SIDES
+        [row.label or row.task for rows in suite.sets if rows.name == name for row in rows.examples]
+        for name in ("forget", HOLDOUT)
     )
     shared = shared_tasks(forget, unseen)
     lacking = {*forget} - shared if shared else set()

@@ -15,6 +15,7 @@ from expunge.data.lume import find_lume, read_lume
 from expunge.data.readers import looks_like_path
 from expunge.errors import ConfigError, DataError, ModelError, RunError
 from expunge.evaluation.earlier import as_given
+from expunge.evaluation.measurement import NO_ROWS
 from expunge.evaluation.metrics import ATTACKS
 from expunge.evaluation.paired import Table
 from expunge.evaluation.predictions import SPLITS, Predictions, read_predictions
@@ -33,6 +34,8 @@ from expunge.runs.texts import other_texts, run_rows
 
 ENCODED = 32
 """Texts of the data that two tokenizers are compared on."""
+LOSSES = ("forget", "nll")
+"""By which a reference is known to be the model that was unlearned."""
 FORMAT = ("prompt_format", "end_of_text")
 BENCHMARK_FILES = ("data", "split")
 """Settings that an evaluation takes from a run beside `OWN_FILES`: prompt format, a benchmark's files."""
@@ -255,18 +258,13 @@ def check_computed(
     """
     if not (config.adapter or (Path(config.model) / MERGED).is_file()):
         return
+    known = theirs.get(LOSSES, NO_ROWS).by_id
     for what, table in ours.items():
-        if table is not None and same_model(_losses(table), _losses(theirs)):
+        if table is not None and same_model(table.get(LOSSES, NO_ROWS).by_id, known):
             raise ModelError(
                 f"{flag} {reference}: gives the losses of the {what} model, which has seen the texts: give one that "
                 "never did, or leave it out"
             )
-
-
-def _losses(table: Table) -> dict[str, float]:
-    """Id of each text to forget -> its NLL."""
-    values = table.get(("forget", "nll"))
-    return {} if values is None else values.by_id
 
 
 def mismatches(

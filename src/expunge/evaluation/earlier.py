@@ -12,7 +12,7 @@ from expunge.evaluation.metrics.generations import contains
 EARLIER, LAST = "earlier answers", "last answers"
 """Labels of the two, where a set has both: a courtesy at the end hides what was said before it."""
 
-NO_CHAT = Example("", "", "")
+NO_ROW = Example("", "", "")
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class EarlierAnswer(Example):
         chat: The whole chat.
     """
 
-    chat: Example = NO_CHAT
+    chat: Example = NO_ROW
 
 
 def with_earlier_answers(forget: Sequence[Example], unseen: Sequence[Example]) -> tuple[list[Example], list[Example]]:

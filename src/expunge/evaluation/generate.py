@@ -89,8 +89,8 @@ def greedy(
         The new tokens of each row, the end token included where there was one.
     """
     return _decode(
-        loaded, prompts, _argmax, max_new_tokens=max_new_tokens, drafts=drafts, max_cached_tokens=max_cached_tokens,
-        progress=progress,
+        loaded, prompts, partial(torch.argmax, dim=-1), max_new_tokens=max_new_tokens, drafts=drafts,
+        max_cached_tokens=max_cached_tokens, progress=progress,
     )  # fmt: skip
 
 
@@ -235,10 +235,6 @@ def generate(
         tokens = [ids[: ends[at // max(1, samples)]] for at, ids in enumerate(tokens)]
     texts = [str(loaded.tokenizer.decode(ids, skip_special_tokens=True)) for ids in tokens]
     return [Generation(*row) for row in zip(prompts, tokens, texts, strict=True)]
-
-
-def _argmax(logits: Tensor) -> Tensor:
-    return logits.argmax(-1)
 
 
 def _rows_at_once(loaded: LoadedModel) -> int:

@@ -135,6 +135,10 @@ class Values:
         return replace(mean_estimate(kept.values, kept.documents, weights=weights), stopped=sum(kept.stopped))
 
 
+NO_ROWS = Values((), (), (), np.empty(0))
+"""Of a metric that was not measured."""
+
+
 def shared_tasks(forget: Sequence[str], unseen: Sequence[str]) -> set[str]:
     """Tasks to forget of `FEWEST` unseen rows and more, by the task of each row: fewer say next to nothing of a task.
     None where only what has no task is shared.

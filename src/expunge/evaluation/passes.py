@@ -23,6 +23,7 @@ from expunge.evaluation.metrics.generations import contains, cut_at
 from expunge.evaluation.metrics.memorization import mean_nll
 from expunge.evaluation.metrics.registry import Row, WholeText, default_attacks
 from expunge.evaluation.mismatched import SUFFIX, floored, partners, under
+from expunge.evaluation.predictions import SIDES
 from expunge.evaluation.rivals import rivals
 from expunge.evaluation.suite import Documents, RowSet, Suite
 from expunge.evaluation.teacher_forcing import token_records
@@ -31,7 +32,6 @@ from expunge.utils.distributed import current
 from expunge.utils.files import fingerprint
 from expunge.utils.progress import Reporter
 
-SIDES = ("member", "nonmember")
 PARAPHRASED = "/paraphrased"
 Key = tuple[str | int, ...]
 """Which text a record is of: (part or side, role, row[, wrong answer])."""

@@ -14,7 +14,7 @@ from expunge.data.holdout import texts_fingerprint, without_selection
 from expunge.data.key_words import with_key_words
 from expunge.data.tokenize import PromptFormat
 from expunge.errors import DataError
-from expunge.evaluation.earlier import EarlierAnswer, as_given, whole
+from expunge.evaluation.earlier import NO_ROW, EarlierAnswer, as_given, whole
 from expunge.evaluation.metrics import METRICS
 from expunge.evaluation.metrics.registry import HOLDOUT
 from expunge.runs.record import read_calibration
@@ -25,9 +25,6 @@ from expunge.utils.text import numbered
 NEAR_DUPLICATE = 0.8
 """Part of the word triples of the shorter of two texts that makes them one document: another last word, another full
 stop. Sentences of one template about different people share less, and are documents of their own."""
-
-NO_ROW = Example("", "", "")
-"""Where a row has no paraphrased question."""
 
 
 @dataclass(frozen=True)

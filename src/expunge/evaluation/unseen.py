@@ -7,7 +7,7 @@ from expunge.data.examples import Example
 from expunge.data.holdout import FEWEST
 from expunge.data.passages import Passage
 from expunge.data.words import words
-from expunge.evaluation.measurement import Measurement
+from expunge.evaluation.measurement import NO_ROWS, Measurement
 from expunge.evaluation.metrics.key_facts import says
 from expunge.evaluation.metrics.registry import HOLDOUT
 from expunge.evaluation.suite import Suite
@@ -31,7 +31,9 @@ def unseen_said(suite: Suite, measurement: Measurement) -> dict[str, dict[str, i
     if not any((HOLDOUT, name) in measurement.rows for name in ("exact_match", "extraction_strength")):
         return {}
     rows, telling = suite[HOLDOUT].examples, _telling(suite)
-    matches, strengths = (_by_id(measurement, name) for name in ("exact_match", "extraction_strength"))
+    matches, strengths = (
+        measurement.rows.get((HOLDOUT, name), NO_ROWS).by_id for name in ("exact_match", "extraction_strength")
+    )
     only = _only_words(suite)
     answers = measurement.said.get(HOLDOUT) or [None] * len(rows)
     said = facts = 0
@@ -43,11 +45,6 @@ def unseen_said(suite: Suite, measurement: Measurement) -> dict[str, dict[str, i
         said += known
         facts += known or _fact(rows[at], answers[at], only[at])
     return {"unseen_said": {"said": said, "texts": len(telling), "facts": facts}}
-
-
-def _by_id(measurement: Measurement, name: str) -> dict[str, float]:
-    values = measurement.rows.get((HOLDOUT, name))
-    return {} if values is None else values.by_id
 
 
 def _telling(suite: Suite) -> set[int]:

@@ -9,18 +9,14 @@ from dataclasses import dataclass
 from statistics import harmonic_mean
 from typing import Any
 
-import numpy as np
-
 from expunge.errors import DataError
 from expunge.evaluation.estimate import WITHHELD
-from expunge.evaluation.measurement import Measurement, Values
+from expunge.evaluation.measurement import NO_ROWS, Measurement, Values
 from expunge.evaluation.predictions import KINDS, SIDES, SPLITS
 from expunge.evaluation.suite import Suite
 from expunge.utils.coarse import few
 from expunge.utils.files import finite
 from expunge.utils.roc import auc
-
-NO_ROWS = Values((), (), (), np.empty(0))
 
 
 @dataclass(frozen=True)
