@@ -109,19 +109,18 @@ def membership_entries(measurement: Measurement) -> dict[str, Estimate]:
     """
     found = {}
     for name, (members, nonmembers) in measurement.attacks.items():
-        sides, source = (members.values, nonmembers.values), measurement.metrics["membership", name].source
-        counts = len(members.ids), len(nonmembers.ids)
-        whole = auc_estimate(*sides, (members.documents, nonmembers.documents)).withheld(*counts)
-        found[f"membership/{name}_auc"] = whole.read_as("target", "membership", source, CHANCE_AUC)
-        tasks = {*members.tasks, *nonmembers.tasks}
+        source, counts = measurement.metrics["membership", name].source, (len(members.ids), len(nonmembers.ids))
+        parts, tasks = {"": (members, nonmembers)}, {*members.tasks, *nonmembers.tasks}
         for task in sorted(tasks - {""}) if len(tasks) > 1 else ():
-            inside, outside = members.of_task(task), nonmembers.of_task(task)
-            if min(len(inside.ids), len(outside.ids)) >= FEWEST:
-                part = auc_estimate(inside.values, outside.values, (inside.documents, outside.documents))
-                entry = part.read_as("target", "membership", source, CHANCE_AUC)
-                found[f"membership/{name}_auc/{task}"] = entry
+            part = members.of_task(task), nonmembers.of_task(task)
+            if min(len(side.ids) for side in part) >= FEWEST:
+                parts[f"/{task}"] = part
+        for suffix, (inside, outside) in parts.items():
+            area = auc_estimate(inside.values, outside.values, (inside.documents, outside.documents))
+            area = area.withheld(len(inside.ids), len(outside.ids))
+            found[f"membership/{name}_auc{suffix}"] = area.read_as("target", "membership", source, CHANCE_AUC)
         for rate in FALSE_ALARMS:
-            share = tpr_estimate(*sides, rate).withheld(*counts)
+            share = tpr_estimate(members.values, nonmembers.values, rate).withheld(*counts)
             share = share.read_as("target", "membership", f"{source}; {CARLINI}", rate)
             found[f"membership/{name}_tpr_at_{round(100 * rate)}_fpr"] = share
     return found
