@@ -201,7 +201,12 @@ def check_predictions(name: str, *, overwrite: bool) -> None:
         ) from None
 
 
-def check_reference(config: EvaluateConfig, reference: str, suite: Suite, base: str | None, *, flag: str) -> None:
+def compared_with(config: EvaluateConfig) -> tuple[str, str]:
+    """The model that is shown beside the one that is scored, and its flag; empty without one."""
+    return (config.reference, "--reference") if config.reference else (config.origin or "", "--origin")
+
+
+def check_reference(config: EvaluateConfig, suite: Suite, base: str | None) -> None:
     """Refuse a reference that is no model, reads texts in other tokens than the model does, or is the untouched model.
 
     `base` is the fingerprint of the model where it is known by now.
@@ -209,6 +214,7 @@ def check_reference(config: EvaluateConfig, reference: str, suite: Suite, base: 
     Raises:
         ModelError: So.
     """
+    reference, flag = compared_with(config)
     theirs = other_tokenizer(reference, flag, trust_remote_code=config.trust_remote_code)
     source = source_of(reference)
     if config.load_in_4bit and (source.adapters or source.gguf):
@@ -240,24 +246,21 @@ def check_reference(config: EvaluateConfig, reference: str, suite: Suite, base: 
     )
 
 
-def check_computed(
-    config: EvaluateConfig, reference: str, theirs: Table, ours: Mapping[str, Table | None], *, flag: str
-) -> None:
+def check_computed(config: EvaluateConfig, theirs: Table, ours: Mapping[str, Table | None]) -> None:
     """Refuse a reference that gives the losses of the model that was unlearned, or of the untouched one, on the texts
     to forget: whatever merged it, and whatever its files say.
 
     Args:
         config: What is scored.
-        reference: Name of the model that is compared with.
-        theirs: What was measured of it.
+        theirs: What was measured of the reference.
         ours: What a model is -> what was measured of it, where it is known.
-        flag: Where the reference was given.
 
     Raises:
         ModelError: So.
     """
     if not (config.adapter or (Path(config.model) / MERGED).is_file()):
         return
+    reference, flag = compared_with(config)
     known = theirs.get(LOSSES, NO_ROWS).by_id
     for what, table in ours.items():
         if table is not None and same_model(table.get(LOSSES, NO_ROWS).by_id, known):

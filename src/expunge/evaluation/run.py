@@ -19,6 +19,7 @@ from expunge.evaluation.checks import (
     check_predictions,
     check_reference,
     check_same_rows,
+    compared_with,
     mismatches,
     resolved,
 )
@@ -89,10 +90,10 @@ def _evaluate(config: EvaluateConfig, reporter: Reporter, processes: Processes) 
     with reporter.working("hashing the model"):
         base = known_base(config.model) if config.run else None
     _measures_untouched(config, suite, base, _given_format(suite, config))
-    compared, flag = (config.reference, "--reference") if config.reference else (config.origin, "--origin")
+    compared, flag = compared_with(config)
     if compared:
         with reporter.working("looking at the model to compare with"):
-            check_reference(config, compared, suite, base, flag=flag)
+            check_reference(config, suite, base)
         reporter.say(f"{flag.removeprefix('--')}: {compared}")
     with reporter.working("loading the model"):
         loaded = _load(config, config.model)
@@ -103,9 +104,7 @@ def _evaluate(config: EvaluateConfig, reporter: Reporter, processes: Processes) 
     with reporter.working("measuring the prompt format"):
         prompt_format = _prompt_format(loaded, suite, config, reporter)
     before_too = _measures_untouched(config, suite, base, prompt_format)
-    measurement, reference, untouched = _measure(
-        loaded, suite, prompt_format, config, compared, reporter, before_too=before_too
-    )
+    measurement, reference, untouched = _measure(loaded, suite, prompt_format, config, reporter, before_too=before_too)
     measurement.mmlu = mmlu
     task_rows = _add_utility(loaded, config, measurement, untouched, reporter)
     with reporter.working("hashing the model"):
@@ -139,9 +138,8 @@ def _evaluate(config: EvaluateConfig, reporter: Reporter, processes: Processes) 
         before = None if untouched is None else results_of(untouched, None)
     table = measurement.table
     earlier = untouched.table if untouched else _earlier(config, results)
-    if compared and reference:
-        both = {"unlearned": table, "untouched": earlier}
-        check_computed(config, compared, reference.table, both, flag=flag)
+    if reference:
+        check_computed(config, reference.table, {"unlearned": table, "untouched": earlier})
     results["before"] = None if earlier is None else changes(results["metrics"], earlier, table)
     if processes.index == 0:  # the first one writes
         _write(config, results, {**table, **task_rows}, before, earlier)
@@ -184,7 +182,6 @@ def _measure(
     suite: Suite,
     prompt_format: PromptFormat,
     config: EvaluateConfig,
-    compared: str | None,
     reporter: Reporter,
     *,
     before_too: bool,
@@ -193,7 +190,7 @@ def _measure(
     options = Options(config.max_new_tokens, config.attack_names, config.samples, config.temperature, config.seed)
     passes = partial(measure, suite=suite, prompt_format=prompt_format, options=options, reporter=reporter)
     reference = untouched = None
-    if compared:
+    if compared := compared_with(config)[0]:
         with reporter.working("loading the model to compare with"):
             other = _load(config, compared)
         reference = passes(other)
