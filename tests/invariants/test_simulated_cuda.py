@@ -565,7 +565,9 @@ def test_decoding_is_captured_and_waits_once_in_eight_tokens(
                 assert greedy(loaded, rows, max_new_tokens=tokens) == [answer[:tokens] for answer in said]
             counts.append(len(waits))
         if arch == "gpt2":  # rows that no one uses any more stay within the context
-            assert greedy(loaded, rows * 4, max_new_tokens=28, max_cached_tokens=16 * decoding.COLUMNS) == said * 4
+            with monkeypatch.context() as small:
+                small.setattr("expunge.evaluation.generate.cached_tokens", lambda loaded: 16 * decoding.COLUMNS)
+                assert greedy(loaded, rows * 4, max_new_tokens=28) == said * 4
         monkeypatch.setattr(decoding, "COLUMNS", 16)  # beyond which a cache grew on the way
         recorded.clear()
         assert greedy(loaded, rows, max_new_tokens=28) == said

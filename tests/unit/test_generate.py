@@ -122,8 +122,9 @@ def test_batches_drafts_and_looks_change_nothing(name: str, monkeypatch: pytest.
     done = []
     assert greedy(loaded, prompts, max_new_tokens=24, progress=done.append) == want
     assert sum(done) == len(prompts)
-    # Small caches make rows wait for one another and join in the middle.
-    assert greedy(loaded, prompts, max_new_tokens=24, max_cached_tokens=150) == want
+    with monkeypatch.context() as small:  # small caches make rows wait for one another and join in the middle
+        small.setattr(generate, "cached_tokens", lambda loaded: 150)
+        assert greedy(loaded, prompts, max_new_tokens=24) == want
 
     draw = random.Random(2)
     drafts = []
@@ -141,9 +142,10 @@ def test_batches_drafts_and_looks_change_nothing(name: str, monkeypatch: pytest.
             }[kind]
         )
     assert greedy(loaded, prompts, max_new_tokens=24, drafts=drafts) == want
-    assert greedy(loaded, prompts, max_new_tokens=24, drafts=drafts, max_cached_tokens=150) == want
+    monkeypatch.setattr(generate, "cached_tokens", lambda loaded: 150)
+    assert greedy(loaded, prompts, max_new_tokens=24, drafts=drafts) == want
     monkeypatch.setitem(generate.TOKENS_PER_READ, "cpu", 5)  # as a GPU goes on without being looked at
-    assert greedy(loaded, prompts, max_new_tokens=24, drafts=drafts, max_cached_tokens=150) == want
+    assert greedy(loaded, prompts, max_new_tokens=24, drafts=drafts) == want
 
 
 def test_any_end_token_ends_a_generation_and_is_part_of_it() -> None:
@@ -246,15 +248,16 @@ def test_an_empty_prompt_is_refused_by_name() -> None:
         )
 
 
-def test_real_rows_on_a_real_subject(shared: Path) -> None:
+def test_real_rows_on_a_real_subject(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = load_model(str(shared / "subjects/olmo-5m-validation"), dtype="float32", device="cpu")
     table = pandas.read_parquet(shared / "data/semeval/data/retain_validation-00000-of-00001.parquet")
     rows = table.iloc[:: len(table) // 8]
     prompts = [loaded.tokenizer(text)["input_ids"] for text in rows["input"]]
     drafts = [loaded.tokenizer(text)["input_ids"] for text in rows["output"]]
     want = one_at_a_time(loaded, prompts, 32)
-    assert greedy(loaded, prompts, max_new_tokens=32, max_cached_tokens=2000) == want
     assert greedy(loaded, prompts, max_new_tokens=32, drafts=drafts) == want
+    monkeypatch.setattr(generate, "cached_tokens", lambda loaded: 2000)
+    assert greedy(loaded, prompts, max_new_tokens=32) == want
 
 
 @pytest.mark.parametrize(("rows", "room"), [(1, 1), (2, 2), (3, 3), (5, 8), (17, 20), (32, 32), (33, 64), (65, 96)])

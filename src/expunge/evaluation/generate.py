@@ -69,7 +69,6 @@ def greedy(
     *,
     max_new_tokens: int = 256,
     drafts: Sequence[Sequence[int]] | None = None,
-    max_cached_tokens: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> list[list[int]]:
     """Continue each prompt with the most likely token until an end token or `max_new_tokens`.
@@ -82,7 +81,6 @@ def greedy(
         prompts: Token ids of each prompt; none is empty, each leaves room for a token in the model's context.
         max_new_tokens: Bound on the generated tokens of each row.
         drafts: A guess of each continuation; the better it is the less is left to decode.
-        max_cached_tokens: Bound on the cache, in rows times width; chosen by device when None.
         progress: Called with the number of rows that have just been finished.
 
     Returns:
@@ -90,7 +88,7 @@ def greedy(
     """
     return _decode(
         loaded, prompts, partial(torch.argmax, dim=-1), max_new_tokens=max_new_tokens, drafts=drafts,
-        max_cached_tokens=max_cached_tokens, progress=progress,
+        progress=progress,
     )  # fmt: skip
 
 
@@ -117,7 +115,6 @@ def _decode(
     *,
     max_new_tokens: int = 256,
     drafts: Sequence[Sequence[int]] | None = None,
-    max_cached_tokens: int | None = None,
     progress: Callable[[int], None] | None = None,
     temperature: float | None = None,
 ) -> list[list[int]]:
@@ -140,7 +137,7 @@ def _decode(
     # The last token of a generation is never fed, so neither an end token nor the last one allowed is drafted.
     drafts = drafts or [[]] * len(prompts)
     fed = [[*up_to_end(draft, stops)[: limit - 1]] for draft, limit in zip(drafts, limits, strict=True)]
-    area, at_once = max_cached_tokens or cached_tokens(loaded), _rows_at_once(loaded)
+    area, at_once = cached_tokens(loaded), _rows_at_once(loaded)
     lengths = [len(prompt) + len(draft) for prompt, draft in zip(prompts, fed, strict=True)]
     ends = [len(prompt) + limit for prompt, limit in zip(prompts, limits, strict=True)]
     results: list[list[int]] = [[] for _ in prompts]
