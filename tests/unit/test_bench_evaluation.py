@@ -15,7 +15,7 @@ from experiments import subjects
 from expunge.evaluation.estimate import NAN, Estimate
 from expunge.evaluation.measurement import Values
 from expunge.evaluation.metrics import ATTACKS, METRICS
-from expunge.evaluation.results import results_header
+from expunge.evaluation.results import SCHEMA
 from expunge.evaluation.stats import auc_estimate, tpr_estimate
 from expunge.evaluation.values_file import values_path, write_values
 from expunge.utils.files import write_json
@@ -95,7 +95,7 @@ def write(path, known, reference=None):
     found["membership/loss_auc"] = auc_estimate(*sides).read_as("target", "membership", "s", 0.5)
     found["membership/loss_tpr_at_5_fpr"] = tpr_estimate(*sides, 0.05).read_as("target", "membership", "s", 0.05)
     entries = {name: estimate.as_entry() for name, estimate in found.items()}
-    results = results_header("custom") | {"metrics": entries}
+    results = {"schema": SCHEMA, "benchmark": "custom", "metrics": entries}
     if reference is not None:
         for name, entry in entries.items():
             entry["reference"] = reference["metrics"][name]["value"]

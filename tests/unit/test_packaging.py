@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from expunge.cli.main import main
-from expunge.evaluation.results import results_header
+from expunge.evaluation.results import PACKAGES
 from expunge.runs.manifest import versions
+from expunge.utils.versions import versions_of
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -73,7 +74,7 @@ def test_a_source_tree_that_is_not_installed_knows_its_version(
         return installed(name)
 
     monkeypatch.setattr(Distribution, "from_name", without)
-    for found in (versions(), results_header("custom")["versions"]):
+    for found in (versions(), versions_of(*PACKAGES)):
         assert found["expunge"] == PROJECT["version"]
         assert "torch" in found
         assert "peft" not in found

@@ -11,11 +11,12 @@ from expunge.evaluation.measurement import Measurement, shared_tasks
 from expunge.evaluation.metrics.registry import HOLDOUT
 from expunge.evaluation.mismatched import SUFFIX, difference_entries
 from expunge.evaluation.paired import shown_difference
-from expunge.evaluation.results import CHANCE_AUC, COMPARED, results_header, short_name
+from expunge.evaluation.results import CHANCE_AUC, COMPARED, PACKAGES, SCHEMA, short_name
 from expunge.evaluation.stats import auc_estimate, ks_pvalue, tpr_estimate
 from expunge.evaluation.suite import Documents, RowSet, Suite
 from expunge.evaluation.unseen import unseen_said
 from expunge.utils.text import first_few
+from expunge.utils.versions import versions_of
 
 FALSE_ALARMS = (0.01, 0.05)
 CARLINI = "Carlini et al. 2022 (2112.03570)"
@@ -33,18 +34,28 @@ def assemble(
     reference: Measurement | None = None,
     reference_name: str | None = None,
     reference_kind: str = "retrained",
+    model: str | None = None,
+    adapter: str | None = None,
+    settings: Mapping[str, Any] | None = None,
     fingerprint: Mapping[str, Any] | None = None,
-    **header: Any,
 ) -> dict[str, Any]:
-    """The content of a results file of the benchmark of this name.
+    """The content of a results file of the benchmark of this name; of absolute paths the last part alone.
 
     `reference` is what was measured on a model that never saw the forget set: one `retrained` without it, or the
-    `origin` from before it was seen. `fingerprint` and `header` are those of `results_header`; the fingerprint
-    of the data is the suite's.
+    `origin` from before it was seen. `settings` say how the numbers were made (`max_new_tokens`, `dtype`, ...), the
+    `fingerprint` what they are of (`base`, `adapter`, `prompt_format`, as far as they are known), beside the data.
     """
     benchmark = BENCHMARKS[name]
-    fingerprint = {**(fingerprint or {}), "data": dict(suite.fingerprints())}
-    results = results_header(name, fingerprint=fingerprint, **header) | benchmark.fields(measurement, suite)
+    results: dict[str, Any] = {
+        "schema": SCHEMA,
+        "benchmark": name,
+        "model": short_name(model),
+        "adapter": short_name(adapter),
+        "settings": dict(settings or {}),
+        "fingerprint": {**(fingerprint or {}), "data": dict(suite.fingerprints())},
+        "versions": versions_of(*PACKAGES),
+        **benchmark.fields(measurement, suite),
+    }
     found = {**entries(benchmark, suite, measurement, reference), **measurement.utility}
     if reference is not None:
         theirs = entries(benchmark, suite, reference, None)

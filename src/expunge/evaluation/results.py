@@ -29,7 +29,6 @@ from expunge.errors import DataError
 from expunge.evaluation.estimate import Estimate
 from expunge.utils.files import settle
 from expunge.utils.reading import NUMBER, Each, UnreadableError, check_fields, read_object
-from expunge.utils.versions import versions_of
 
 SCHEMA = 1
 NAME = (str, NoneType)
@@ -71,30 +70,6 @@ COMPARED = "kinds with unseen texts"
 """In the place of a task: the rows to forget that are of tasks of which there are unseen texts, where not all are."""
 FINGERPRINT = {"base": "base model", "prompt_format": "prompt format"}
 """Parts of the fingerprint, beside the data, in which files that are compared should agree, and their names."""
-
-
-def results_header(
-    benchmark: str,
-    *,
-    model: str | None = None,
-    adapter: str | None = None,
-    settings: Mapping[str, Any] | None = None,
-    fingerprint: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """What every results file says beside its numbers; of model and adapter as absolute paths the last part alone.
-
-    `settings` say how the numbers were made (`max_new_tokens`, `dtype`, ...), the `fingerprint` what they are of
-    (`base`, `adapter`, `data`, `prompt_format`, as far as they are known).
-    """
-    return {
-        "schema": SCHEMA,
-        "benchmark": benchmark,
-        "model": short_name(model),
-        "adapter": short_name(adapter),
-        "settings": dict(settings or {}),
-        "fingerprint": dict(fingerprint or {}),
-        "versions": versions_of(*PACKAGES),
-    }
 
 
 def read_results(path: str | Path) -> dict[str, Any]:
