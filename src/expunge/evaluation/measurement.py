@@ -28,7 +28,7 @@ class Values:
         tasks: Their tasks.
         documents: What each row is about.
         values: float64 `(rows,)`, all finite.
-        stopped: Whether the answer behind it could not hold what is looked for; empty where that is not known.
+        stopped: Whether the answer behind it could not hold what is looked for; none where nothing is given.
     """
 
     ids: tuple[str, ...]
@@ -39,6 +39,7 @@ class Values:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "ids", numbered(self.ids))
+        object.__setattr__(self, "stopped", self.stopped or (False,) * len(self.ids))
 
     @classmethod
     def of(
@@ -78,7 +79,7 @@ class Values:
             self.tasks + other.tasks,
             self.documents + other.documents,
             np.concatenate([self.values, other.values]),
-            self.stopped + other.stopped if len(self.stopped) == len(self.ids) else (),
+            self.stopped + other.stopped,
         )
 
     @property
@@ -96,9 +97,8 @@ class Values:
 
     def at(self, places: Sequence[int]) -> "Values":
         """The rows at some places, in that order."""
-        ids, names, documents = (tuple(column[i] for i in places) for column in (self.ids, self.tasks, self.documents))
-        stopped = tuple(self.stopped[i] for i in places) if self.stopped else ()
-        return Values(ids, names, documents, self.values[list(places)], stopped)
+        ids, tasks, documents = (tuple(column[i] for i in places) for column in (self.ids, self.tasks, self.documents))
+        return Values(ids, tasks, documents, self.values[list(places)], tuple(self.stopped[i] for i in places))
 
     def tells(self, task: str = "") -> bool:
         """Whether the exact mean of all rows, or of one task's, gives fewer than `TELLING` texts away."""
