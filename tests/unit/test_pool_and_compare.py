@@ -197,6 +197,8 @@ def test_equal_seeds_are_no_certainty():
         ("membership/min_k_20_tpr_at_1_fpr/Task2 sc", 0, 1),
         ("forget/probability", 0, 1),
         ("forget/leak_at_8/Task1", 0, 1),
+        ("retain/truth_ratio", 0, 1),
+        ("all/task_aggregate", 0, 1),
         ("forget/perplexity", 1, None),
         ("forget/probability/own_minus_mismatched", None, None),
         ("all/a number of nobody", None, None),

@@ -10,7 +10,7 @@ from typing import Any
 
 from expunge.errors import DataError
 from expunge.evaluation.estimate import NAN, Estimate
-from expunge.evaluation.results import measured_metrics, of_other_keys, other_subject
+from expunge.evaluation.results import NUMBERS, measured_metrics, of_other_keys, other_subject
 from expunge.runs.record import method_of, read_manifest
 
 SEED = "seed"
@@ -79,9 +79,10 @@ def _possible(name: str) -> tuple[float, float]:
 
     of_set, _, rest = name.partition("/")
     metric, _, part = rest.partition("/")
-    if of_set == "membership" and ("_auc" in metric or "_tpr_at_" in metric):
+    if metric in NUMBERS or (of_set == "membership" and ("_auc" in metric or "_tpr_at_" in metric)):
         return 0.0, 1.0
-    known = METRICS.get(re.sub(r"_at_\d+$", "_at_k", metric))
+    names = {known.label(0) if known.label else known.name: known for known in METRICS.values()}
+    known = names.get(re.sub(r"_at_\d+$", "_at_0", metric))
     if known is None or "own_minus_mismatched" in part:
         return -math.inf, math.inf
     return known.low, known.high
