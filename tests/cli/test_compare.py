@@ -22,7 +22,7 @@ Run = Callable[..., Result]
 def official(forget: float, auc: float, **others: Any) -> dict[str, Any]:
     """A results file of SemEval without its `metrics`."""
     rows = [Prediction("a", "Task1", kind, "x", "x") for kind in ("sc", "qa")]
-    suite, found = suite_of_predictions(Predictions(rows, rows, [1.0] * 4, [2.0] * 4))
+    suite, found = suite_of_predictions(Predictions(rows, rows, {"member": [1.0] * 4, "nonmember": [2.0] * 4}))
     scores = score(found, suite).as_dict()
     scores["forget"]["Task1"] = {"regurgitation": forget, "knowledge": None}
     header = {"schema": 1, "benchmark": "semeval", "settings": {"max_new_tokens": 8}, "data": {"forget": "f00"}}

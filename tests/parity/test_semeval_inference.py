@@ -66,7 +66,7 @@ def test_texts_losses_and_scores(subject: tuple[str, LoadedModel], golden: dict,
         assert got == [(row["id"], row["task"], row["model_output"]) for row in want[split]]
     for side in ("member", "nonmember"):
         losses = [row["nll"] for row in want[side]]
-        assert getattr(predictions, side) == pytest.approx(losses, abs=NLL_TOLERANCE)
+        assert predictions.losses[side] == pytest.approx(losses, abs=NLL_TOLERANCE)
     results = want.get("intended_results_text_kept_as_written", want["results"])
     assert scores.terms == pytest.approx(results["aggregated-terms"], abs=1e-12)
     assert scores.task_aggregate == pytest.approx(results["harmonic-mean-task-aggregate"], abs=1e-12)

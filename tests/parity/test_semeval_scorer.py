@@ -98,7 +98,7 @@ def test_text_kept_as_written_gives_the_intended_numbers(case: tuple[Path, dict]
     folder, expected = case
     theirs = read_organisers(folder)
     ours = {split: as_written(folder, split) for split in ("forget", "retain")}
-    write_predictions(tmp_path, Predictions(**ours, member=theirs.member, nonmember=theirs.nonmember))
+    write_predictions(tmp_path, Predictions(**ours, losses=theirs.losses))
     predictions = read_predictions(tmp_path)
     assert {split: getattr(predictions, split) for split in ours} == ours
     check(scored(folder, predictions), expected.get("intended_results_text_kept_as_written", expected["results"]))

@@ -31,7 +31,7 @@ def predictions(**losses: list[float]) -> Predictions:
         Prediction("b", "Task1", "qa", "Gold", " gold\n"),
     ]
     retain = [Prediction("c", "Task1", "sc", "kept as is", "kept\ras\u2028is NA")]
-    return Predictions(forget, retain, **losses)
+    return Predictions(forget, retain, losses)
 
 
 def results(**options: Any) -> dict[str, Any]:
@@ -65,7 +65,7 @@ def test_predictions_come_back_as_written_and_private(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"forget\.jsonl exists"):
         write_predictions(folder, predictions())
     write_predictions(tmp_path / "texts only", predictions())
-    assert read_any(tmp_path / "texts only").member is None
+    assert read_any(tmp_path / "texts only").losses == {}
     with pytest.raises(RunError, match=r"forget\.jsonl exists"):
         write_predictions(folder, predictions())
     write_predictions(folder, predictions(), overwrite=True)

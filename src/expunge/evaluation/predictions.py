@@ -10,7 +10,7 @@ to read.
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -53,14 +53,12 @@ class Predictions:
     Attributes:
         forget: Predictions on the forget split.
         retain: Predictions on the retain split.
-        member: Mean negative log-likelihood (nats per token) of each member document, or None.
-        nonmember: The same of the non-members, or None.
+        losses: `member` and `nonmember` -> mean negative log-likelihood (nats per token) of each document, where known.
     """
 
     forget: list[Prediction]
     retain: list[Prediction]
-    member: list[float] | None = None
-    nonmember: list[float] | None = None
+    losses: dict[str, list[float]] = field(default_factory=dict)
 
 
 def write_predictions(folder: str | Path, predictions: Predictions, *, overwrite: bool = False) -> None:
@@ -71,13 +69,9 @@ def write_predictions(folder: str | Path, predictions: Predictions, *, overwrite
     Raises:
         RunError: A file exists and `overwrite` is off; nothing is written then.
     """
-    files = {}
-    for split in SPLITS:
-        files[split] = [vars(row) for row in getattr(predictions, split)]
-    for side in SIDES:
-        losses = getattr(predictions, side)
-        if losses is not None:
-            files[side] = [{"id": f"{side}-{i}", "nll": nll} for i, nll in enumerate(losses, 1)]
+    files = {split: [vars(row) for row in getattr(predictions, split)] for split in SPLITS}
+    for side, losses in predictions.losses.items():
+        files[side] = [{"id": f"{side}-{i}", "nll": nll} for i, nll in enumerate(losses, 1)]
     paths = {name: Path(folder) / f"{name}.jsonl" for name in (*SPLITS, *SIDES)}
     there = [path for path in paths.values() if path.exists()]
     if there and not overwrite:
@@ -129,11 +123,12 @@ def read_predictions(folder: str | Path) -> Predictions:
             if texts["kind"] and texts["kind"] not in KINDS:
                 raise DataError(f"{where}: kind {texts['kind']!r} is unknown, it must be one of sc, qa or empty")
             splits[split].append(Prediction(**texts))
-    losses: dict[str, list[float] | None] = {}
-    for side in SIDES:
-        path = folder / f"{side}.jsonl"
-        losses[side] = [_loss(row.get("nll"), where) for where, row in read_rows(path)] if path.exists() else None
-    return Predictions(splits["forget"], splits["retain"], losses["member"], losses["nonmember"])
+    losses = {
+        side: [_loss(row.get("nll"), where) for where, row in read_rows(path)]
+        for side in SIDES
+        if (path := folder / f"{side}.jsonl").exists()
+    }
+    return Predictions(splits["forget"], splits["retain"], losses)
 
 
 def read_organisers(folder: str | Path) -> Predictions:
@@ -165,14 +160,13 @@ def read_organisers(folder: str | Path) -> Predictions:
                 *([str(cell) for cell in column] for column in read), strict=True
             )
         ]
-    losses: dict[str, list[float] | None] = {}
+    losses = {}
     for side in SIDES:
-        losses[side] = None
-        if list((folder / "mia_results").glob(f"{side}_*.csv")):
-            (values,) = _read_shards(folder / "mia_results", side, ("nll",))
-            where = folder / "mia_results" / f"{side}_*.csv"
+        where = folder / "mia_results" / f"{side}_*.csv"
+        if list(where.parent.glob(where.name)):
+            (values,) = _read_shards(where.parent, side, ("nll",))
             losses[side] = [_loss(value, f"{where}: row {row}") for row, value in enumerate(values, 1)]
-    return Predictions(splits["forget"], splits["retain"], losses["member"], losses["nonmember"])
+    return Predictions(splits["forget"], splits["retain"], losses)
 
 
 def organisers_kind(row_id: str) -> str:

@@ -58,11 +58,8 @@ def predictions_of(measurement: Measurement, suite: Suite) -> Predictions:
             Prediction(row.id, row.task, "" if said is None else row.kind, row.completion, said or "")
             for row, said in rows
         ]
-    losses = [
-        measurement.rows[name, "document_nll"].values.tolist() if (name, "document_nll") in measurement.rows else None
-        for name in SIDES
-    ]
-    return Predictions(sides["forget"], sides["retain"], *losses)
+    losses = {side: values.values.tolist() for side, values in _losses(measurement).items()}
+    return Predictions(sides["forget"], sides["retain"], losses)
 
 
 def suite_of_predictions(predictions: Predictions) -> tuple[Suite, Measurement]:
@@ -71,7 +68,7 @@ def suite_of_predictions(predictions: Predictions) -> tuple[Suite, Measurement]:
     Raises:
         DataError: Losses of one side of the membership attack are missing.
     """
-    given = {side: losses for side in SIDES if (losses := getattr(predictions, side)) is not None}
+    given = predictions.losses
     if given and not all(map(given.get, SIDES)):
         missing = "non-members" if given.get("member") else "members"
         raise DataError(f"the membership attack needs both sides, and the losses of the {missing} are missing")
@@ -87,21 +84,22 @@ def suite_of_predictions(predictions: Predictions) -> tuple[Suite, Measurement]:
             values = [metric.of(row) for row in facts]
             row_values = Values.of(f"{name}/{metric.name}", examples, sets[-1].documents, values)
             found.add(name, metric.name, metric, row_values)
-    scores = []
+    scores = {}
     for side, losses in given.items():
         ids = [f"{side}-{number}" for number in range(1, len(losses) + 1)]
         texts = [Example(row_id, "", "-") for row_id in ids]
         nlls = found.rows[side, "document_nll"] = Values.of(f"{side}/document_nll", texts, ids, losses)
-        scores.append(replace(nlls, values=-nlls.values))
+        scores[side] = replace(nlls, values=-nlls.values)
     if given:
-        found.attacks["loss"], found.metrics["membership", "loss"] = (scores[0], scores[1]), ATTACKS["loss"]
+        found.attacks["loss"] = scores["member"], scores["nonmember"]
+        found.metrics["membership", "loss"] = ATTACKS["loss"]
     return Suite(tuple(sets)), found
 
 
 def official_fields(measurement: Measurement, suite: Suite) -> dict[str, Any]:
     """The official numbers of a results file."""
-    losses = {side: values for side in SIDES if (values := measurement.rows.get((side, "document_nll")))}
-    means = {side: Estimate(fmean(values.values), n=len(values.ids)).coarse().value for side, values in losses.items()}
+    losses = _losses(measurement).items()
+    means = {side: Estimate(fmean(values.values), n=len(values.ids)).coarse().value for side, values in losses}
     return {**score(measurement, suite).as_dict(), "mean_nll": means}
 
 
@@ -159,6 +157,13 @@ def aggregate_entries(measurement: Measurement, reference: Measurement | None, s
 
 def _rows(name: str, examples: Sequence[Example], metrics: Sequence[str]) -> RowSet:
     return RowSet(name, examples, [document_of(example.id) for example in examples], (*metrics, *OFFICIAL))
+
+
+def _losses(measurement: Measurement) -> dict[str, Values]:
+    """Side of the membership attack -> the losses of its documents, where there are any."""
+    return {
+        side: measurement.rows[side, "document_nll"] for side in SIDES if (side, "document_nll") in measurement.rows
+    }
 
 
 def _aggregate(groups: Mapping[str, Floats]) -> float:
