@@ -18,7 +18,7 @@ from expunge.model.decoding import go_on, written
 from expunge.model.flat_adapter import FlatAdapter
 from expunge.model.layers import recompute_layers
 from expunge.model.load import LoadedModel, load_model
-from expunge.model.logps import final_states, lay_out, sequence_logps
+from expunge.model.logps import sequence_logps, target_states
 from expunge.train import speed
 from tiny import ARCHITECTURES, save_tiny
 from training import made_up, prepared, ready
@@ -47,13 +47,16 @@ def with_adapter(folder: Path, arch: str, dtype: str) -> tuple[LoadedModel, Flat
     return loaded, FlatAdapter(loaded)
 
 
+def mean_nll(loaded: LoadedModel) -> torch.Tensor:
+    """Mean NLL over all tokens but the first of each row."""
+    states, ids = target_states(loaded, ROWS, [range(1, len(row)) for row in ROWS])
+    return -token_logps(states, loaded.head, ids).mean()
+
+
 def gradient(loaded: LoadedModel, adapter: FlatAdapter) -> torch.Tensor:
-    """Of the mean NLL over all tokens but the first of each row."""
+    """Of `mean_nll`."""
     adapter.gradients.zero_()
-    batch = lay_out(loaded, ROWS)
-    targets = torch.cat([torch.arange(s + 1, s + n) for s, n in zip(batch.starts, batch.lengths, strict=True)]).cuda()
-    logps = token_logps(final_states(loaded, batch)[targets - 1], loaded.head, batch.flat_ids[targets])
-    (-logps.mean()).backward()
+    mean_nll(loaded).backward()
     return adapter.gradients.clone()
 
 
@@ -158,10 +161,7 @@ def test_layers_in_four_bits_train_as_the_librarys(tmp_path: Path) -> None:
         if flat:
             found.append(gradient(loaded, FlatAdapter(loaded)))
             continue
-        batch = lay_out(loaded, ROWS)
-        starts = zip(batch.starts, batch.lengths, strict=True)
-        targets = torch.cat([torch.arange(start + 1, start + length) for start, length in starts]).cuda()
-        (-token_logps(final_states(loaded, batch)[targets - 1], loaded.head, batch.flat_ids[targets]).mean()).backward()
+        mean_nll(loaded).backward()
         found.append(torch.cat([weight.grad.flatten() for weight in trainable(loaded.model)]))
     assert found[1].norm().item() == pytest.approx(found[0].norm().item(), rel=ROUNDED)  # padded: another order
 

@@ -17,7 +17,7 @@ from expunge.model import packing
 from expunge.model.adapter import add_adapter, trainable
 from expunge.model.limits import context_length
 from expunge.model.load import LoadedModel, load_model
-from expunge.model.logps import PASS_TOKENS, final_states, lay_out, mean_losses, sequence_logps, target_positions
+from expunge.model.logps import PASS_TOKENS, lay_out, mean_losses, sequence_logps, target_states
 from expunge.model.packing import PROBE, UNBOUNDED, packable_length, packed_states
 from tiny import ARCHITECTURES, save_tiny, tiny_model
 
@@ -143,17 +143,15 @@ def test_training_path_equals_one_row_at_a_time(
     rows = texts(loaded)
     if way is None:
         loaded.packable_length = 0
-    batch = lay_out(loaded, [row.input_ids for row in rows])
-    assert batch.packed == (way is not None and arch not in UNPACKABLE[way])
-    positions = target_positions(batch, rows, "completion")
-    targets = batch.flat_ids[positions]
+    ids, places = [row.input_ids for row in rows], [row.targets("completion") for row in rows]
+    assert lay_out(loaded, ids).packed == (way is not None and arch not in UNPACKABLE[way])
     with torch.no_grad():
-        ref_states = final_states(loaded, batch)[positions - 1].clone()
+        ref_states, targets = target_states(loaded, ids, places)
         reference = [plain_logps(loaded, row.input_ids)[row.completion_start - 1 :] for row in rows]
     add_adapter(loaded, rank=3, alpha=6.0, modules="all-linear", seed=0)
     perturb(loaded)
 
-    states = final_states(loaded, batch)[positions - 1]
+    states, _ = target_states(loaded, ids, places)
     logps, kl = token_logps_and_kl(states, ref_states, loaded.head, targets)
     (kl.sum() - 0.3 * logps.sum() + token_logps(states, loaded.head, targets).square().sum()).backward()
     grads = [parameter.grad.clone() for parameter in trainable(loaded.model) if parameter.grad is not None]
@@ -192,9 +190,8 @@ def test_adapter_trains_a_step_and_can_be_switched_off(arch: str, modules: str, 
 
     for _ in range(2):  # the first step moves B alone, since A's gradient is zero as long as B is
         before = [parameter.detach().clone() for parameter in trainable(model)]
-        batch = lay_out(loaded, [row.input_ids])
-        positions = target_positions(batch, [row], "all")
-        loss = -token_logps(final_states(loaded, batch)[positions - 1], loaded.head, batch.flat_ids[positions]).mean()
+        states, targets = target_states(loaded, [row.input_ids], [row.targets("all")])
+        loss = -token_logps(states, loaded.head, targets).mean()
         assert torch.isfinite(loss)
         optimizer.zero_grad()
         loss.backward()
@@ -229,18 +226,17 @@ def test_unknown_head_takes_the_plain_path(
 
     assert loaded.head.weight is None
     assert "differ from the known forms" in loaded.told()[0]
-    batch = lay_out(loaded, [row.input_ids for row in rows])
-    positions = target_positions(batch, rows, "all")
+    ids, places = [row.input_ids for row in rows], [row.targets("all") for row in rows]
     with torch.no_grad():
         reference = torch.cat([plain_logps(loaded, row.input_ids) for row in rows])
-        ref_states = final_states(loaded, batch)[positions - 1]
+        ref_states, token_ids = target_states(loaded, ids, places)
     add_adapter(loaded, rank=2, alpha=4.0, modules="auto", seed=0)
     perturb(loaded)
     with torch.no_grad():
         plain = torch.cat([plain_logps(loaded, row.input_ids) for row in rows])
 
-    states = final_states(loaded, batch)[positions - 1]
-    logps, kl = token_logps_and_kl(states, ref_states, loaded.head, batch.flat_ids[positions])
+    states, _ = target_states(loaded, ids, places)
+    logps, kl = token_logps_and_kl(states, ref_states, loaded.head, token_ids)
 
     targets = torch.cat([torch.tensor(row.input_ids[1:]) for row in rows])[:, None]
     torch.testing.assert_close(logps, plain.gather(-1, targets)[:, 0], rtol=1e-5, atol=3e-5)

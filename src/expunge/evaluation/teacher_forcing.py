@@ -9,7 +9,7 @@ from expunge.data.tokenize import TokenizedExample
 from expunge.evaluation.metrics.record import TokenRecord
 from expunge.kernels import token_stats
 from expunge.model.load import LoadedModel
-from expunge.model.logps import final_states, lay_out, passes, target_positions
+from expunge.model.logps import passes, target_states
 
 
 @torch.no_grad()
@@ -27,14 +27,14 @@ def token_records(
 
     def passed(group: list[int]) -> list[TokenRecord]:
         examples = [rows[index] for index in group]
-        batch = lay_out(loaded, [row.input_ids for row in examples])
-        targets = target_positions(batch, examples, span)
-        stats = token_stats(final_states(loaded, batch)[targets - 1], loaded.head, batch.flat_ids[targets])
+        targets = [row.targets(span) for row in examples]
+        states, ids = target_states(loaded, [row.input_ids for row in examples], targets)
+        stats = token_stats(states, loaded.head, ids)
         # One copy to the CPU: on another device each of them would wait.
         logps, mean, var, hits = (
             torch.stack([stats.logps, stats.mean_logp, stats.var_logp, stats.hits]).double().cpu().numpy()
         )
-        ends = np.cumsum([len(row.targets(span)) for row in examples])[:-1]
+        ends = np.cumsum([*map(len, targets)])[:-1]
         parts = zip(*(np.split(values, ends) for values in (logps, hits > 0, mean, var)), strict=True)
         return [TokenRecord(row.id, *part) for row, part in zip(examples, parts, strict=True)]
 

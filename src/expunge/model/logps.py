@@ -88,11 +88,20 @@ def final_states(loaded: LoadedModel, batch: Batch) -> Tensor:
         return loaded.final(batch.input_ids, use_cache=False).flatten(0, 1)
 
 
-def target_positions(batch: Batch, rows: Sequence[TokenizedExample], span: str) -> Tensor:
-    """Where the targets of the rows of a batch stand in its `flat_ids`: `(targets,)` int64."""
-    ranges = zip(batch.starts, (row.targets(span) for row in rows), strict=True)
-    flat = torch.cat([torch.arange(start + targets.start, start + targets.stop) for start, targets in ranges])
-    return send(flat, batch.input_ids.device)
+def target_states(
+    loaded: LoadedModel, sequences: Sequence[Sequence[int]], targets: Sequence[range]
+) -> tuple[Tensor, Tensor]:
+    """What predicts the tokens at some places of each sequence, and these tokens, from one forward pass.
+
+    Returns:
+        Final hidden states `(targets, hidden)`, as of `final_states`, and token ids `(targets,)`, one sequence's behind
+        the other's.
+    """
+    batch = lay_out(loaded, sequences)
+    ranges = zip(batch.starts, targets, strict=True)
+    places = torch.cat([torch.arange(start + span.start, start + span.stop) for start, span in ranges])
+    places = send(places, loaded.device)
+    return final_states(loaded, batch)[places - 1], batch.flat_ids[places]
 
 
 def in_halves(loaded: LoadedModel, items: list[Item], work: Callable[[list[Item]], list[Result]]) -> list[Result]:
@@ -165,11 +174,9 @@ def sequence_logps(
     results = list(torch.split(torch.zeros(sum(sizes)), sizes))
 
     def passed(group: list[int]) -> list[Tensor]:
-        batch = lay_out(loaded, [sequences[row] for row in group])
-        places = [torch.arange(start + 1, start + n) for start, n in zip(batch.starts, batch.lengths, strict=True)]
-        targets = send(torch.cat(places), loaded.device)
-        logps = token_logps(final_states(loaded, batch)[targets - 1], loaded.head, batch.flat_ids[targets])
-        return list(torch.split(logps.float().cpu(), [length - 1 for length in batch.lengths]))
+        targets = [range(1, len(sequences[row])) for row in group]
+        states, ids = target_states(loaded, [sequences[row] for row in group], targets)
+        return list(torch.split(token_logps(states, loaded.head, ids).float().cpu(), [*map(len, targets)]))
 
     for row, values in passes(loaded, sequences, passed, processes=processes, progress=progress):
         results[row].copy_(values)

@@ -17,7 +17,7 @@ from expunge.data.tokenize import TokenizedExample
 from expunge.errors import ModelError
 from expunge.kernels import token_logps
 from expunge.model.load import LoadedModel
-from expunge.model.logps import final_states, lay_out, passes, target_positions
+from expunge.model.logps import final_states, lay_out, passes, target_states
 from expunge.model.memory import free_memory
 from expunge.utils.distributed import ALONE, Processes
 from expunge.utils.text import show_bytes
@@ -132,13 +132,8 @@ def _passed(
     loaded: LoadedModel, rows: Sequence[TokenizedExample], side: Asked, group: list[int]
 ) -> list[tuple[Tensor, ...]]:
     """For each row of a group what is asked of its targets, from one forward pass."""
-    examples = [rows[place] for place in group]
-    batch = lay_out(loaded, [row.input_ids for row in examples])
-    positions = target_positions(batch, examples, side.span)
-    states = final_states(loaded, batch)[positions - 1]
-    sizes = [len(row.targets(side.span)) for row in examples]
-    found = [
-        token_logps(states, loaded.head, batch.flat_ids[positions]) if what == "ref_logps" else states
-        for what in side.what
-    ]
+    targets = [rows[place].targets(side.span) for place in group]
+    states, ids = target_states(loaded, [rows[place].input_ids for place in group], targets)
+    found = [token_logps(states, loaded.head, ids) if what == "ref_logps" else states for what in side.what]
+    sizes = [*map(len, targets)]
     return list(zip(*(torch.split(values.cpu(), sizes) for values in found), strict=True))  # one transfer a pass
