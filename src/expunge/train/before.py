@@ -53,7 +53,7 @@ def check_memory(trainer: Trainer) -> None:
         while rows.most_tokens > max(len(longest), room / per_token):
             rows.most_tokens //= 2  # and no finer: with nearly as much memory a run takes the same steps
         rows.most_tokens = max(len(longest), rows.most_tokens)
-    rows.most_tokens = trainer.processes.least(rows.most_tokens)  # all of them lay a step out, and take their parts
+    rows.most_tokens = min(trainer.processes.gather(rows.most_tokens))  # all lay a step out, and take their parts
     if device.type == "cpu":
         epoch = islice(rows.plan.steps(), rows.plan.steps_per_epoch)
         most = max(rows.size(step).largest for step in epoch)

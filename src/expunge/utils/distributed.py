@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -71,10 +71,6 @@ class Processes:
         """Whether `flag` is set in any process."""
         return self.total(torch.tensor([int(flag)])).item() > 0
 
-    def least(self, number: int) -> int:
-        """The smallest of what the processes have, for what each measures by itself and all of them must go by."""
-        return min(self.gather(number))
-
     def agree(self, number: int, what: str) -> None:
         """Check that all processes have the same number.
 
@@ -113,17 +109,12 @@ class Processes:
         for turn in range(max(self.gather(self.local_count))):
             if turn == self.local_index:
                 result = work()
-            self.wait()
+            self.gather(turn)  # the others wait
         return result
 
     def mesh(self, device: torch.device) -> DeviceMesh:
         """All processes, as those that share the weights of a model do."""
         return init_device_mesh(device.type, (self.count,), mesh_dim_names=("fsdp",))  # the name that PEFT looks for
-
-    def wait(self) -> None:
-        """Come to the same point as all others."""
-        if self.count > 1:
-            dist.barrier()
 
 
 ALONE = Processes()
@@ -169,7 +160,7 @@ class SharedStop:
 
 def current() -> Processes:
     """The processes of the run that is on."""
-    if not dist.is_available() or not dist.is_initialized():
+    if not dist.is_initialized():
         return ALONE
     rank, count = dist.get_rank(), dist.get_world_size()
     local_count = from_launcher("LOCAL_WORLD_SIZE", count)
@@ -250,11 +241,9 @@ class _Watch:
         lost = isinstance(error, RuntimeError) and any(
             word in str(error) for word in ("Connection", "connection", "gloo", "NCCL", "Socket", "socket")
         )
-        if isinstance(error, KeyboardInterrupt):
-            note = {"process": self.rank, "interrupted": True, "message": str(error)}
-        else:
-            text = str(error) if isinstance(error, UserError) else f"{type(error).__name__} (a bug in Expunge)"
-            note = {"process": self.rank, "interrupted": False, "message": text}
+        told = isinstance(error, UserError | KeyboardInterrupt)
+        text = str(error) if told else f"{type(error).__name__} (a bug in Expunge)"
+        note = {"process": self.rank, "interrupted": isinstance(error, KeyboardInterrupt), "message": text}
         first = self._first_failure(2.0 if lost else 0.0)
         if first is None and lost:
             raise RunError(
@@ -262,7 +251,8 @@ class _Watch:
                 "--resume goes on from the last checkpoint"
             ) from error
         if first is None and self._add("failures") == 1:
-            self._set("failure", json.dumps(note))
+            with suppress(RuntimeError):  # the store is gone, and nobody is left to tell
+                self.store.set("failure", json.dumps(note))
             self.leave()
             raise error
         first = first or self._first_failure(2.0)
@@ -310,14 +300,8 @@ class _Watch:
     def _add(self, key: str, amount: int = 1) -> int:
         try:
             return self.store.add(key, amount)
-        except RuntimeError:  # as above: nobody is left to tell
+        except RuntimeError:  # as above
             return self.count + 1
-
-    def _set(self, key: str, value: str) -> None:
-        try:
-            self.store.set(key, value)
-        except RuntimeError:
-            return
 
 
 def _told(note: dict[str, Any]) -> str:
