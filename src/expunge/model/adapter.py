@@ -54,9 +54,8 @@ def add_adapter(loaded: LoadedModel, *, rank: int, alpha: float | None, modules:
     for parameter in trainable(model):
         parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
     if loaded.dtype == torch.bfloat16:
-        for module in model.modules():
-            if isinstance(module, LoraLayer):
-                module.cast_input_dtype_enabled = False  # autocast rounds inputs anyway; fp32 copies cost a sixth
+        for layer in _layers(model):
+            layer.cast_input_dtype_enabled = False  # autocast rounds inputs anyway; fp32 copies cost a sixth
     model.eval()  # no dropout anywhere, so that the cached reference stays exact
     if loaded.lockstep is None and not _is_reached(loaded, model):
         model.unload()
@@ -64,8 +63,7 @@ def add_adapter(loaded: LoadedModel, *, rank: int, alpha: float | None, modules:
         raise ModelError(f"{kind} computes its layers without gradients: no adapter in it can be trained")
     loaded.model = model
     loaded.notes += targets.notes
-    frozen = frozen_experts(model)
-    if frozen:
+    if frozen := frozen_experts(model):
         loaded.notes.append(
             f"adapter: {len(frozen)} stacks of weights, as of experts, stay frozen: PEFT adapts none here ({frozen[0]})"
         )

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from expunge.errors import ModelError
-from expunge.utils.reading import NUMBER, UnreadableError, check_fields, read_object
+from expunge.utils.reading import NUMBER, Each, UnreadableError, check_fields, read_object
 
 COUNTS = re.compile(r"^(?!.*_(size|dim|rank)$)(.*_)?n?(layers?|experts?|heads?|blocks?|stages?|depth|groups?)($|_)")
 """Settings that say how many parts there are; a size of experts is none."""
@@ -53,7 +53,7 @@ def check_folder(folder: Path, headers: Iterable[Mapping[str, Any]]) -> None:
                 raise ModelError(f"{where} names a weight file of its own choice ({key}): take that out")
             if key in LIBRARY and isinstance(value, str) and re.search(r"[/:@\\]", value):
                 raise ModelError(f"{where} names code to compute with ({key}): take that out")
-            if isinstance(value, str) and key not in OTHER_PLACES and _leads_out(folder, value):
+            if _leads_out(folder, key, value):
                 raise ModelError(f"{where} names a file outside of the folder ({key}: {value}): take that out")
             if name == "config.json" and COUNTS.search(key) and isinstance(value, int):
                 most = tensors if key in ("num_hidden_layers", "n_layer", "n_layers", "num_layers") else MOST_PARTS
@@ -104,17 +104,14 @@ def check_adapter_config(folder: Path, header: Mapping[str, Any]) -> dict[str, A
         lora = settings.get("peft_type", "LORA") in LORA
         if "r" in settings:
             check_fields(settings, {"r": int, **({"lora_alpha": NUMBER} if lora else {})})
-        for name, kinds in (("rank_pattern", int), ("alpha_pattern", NUMBER)):
-            pattern = settings.get(name) or {}
-            check_fields({name: pattern}, {name: dict})
-            for key in pattern:
-                check_fields({name: pattern[key]}, {name: kinds})
+        for name, kind in (("rank_pattern", int), ("alpha_pattern", NUMBER)):
+            check_fields(settings.get(name) or {}, Each(kind), name)
         ranks = [settings.get("r", 1), *(settings.get("rank_pattern") or {}).values()]
         least, most = (1, min(largest, MOST_RANK)) if lora else (0, MOST_RANK)  # others may have a rank above, or none
         if not all(least <= rank <= most for rank in ranks):
             raise UnreadableError("its rank is not that of its weights")
         for key, value in _settings(settings):
-            if isinstance(value, str) and key not in OTHER_PLACES and _leads_out(folder, value):
+            if _leads_out(folder, key, value):
                 raise UnreadableError(f"{key} names a file outside of the folder")
     except UnreadableError as error:
         raise ModelError(f"{path}: {error}: the adapter is damaged or from somewhere else") from None
@@ -133,12 +130,12 @@ def _settings(content: Any, key: str = "") -> Iterator[tuple[str, Any]]:
         yield key, content
 
 
-def _leads_out(folder: Path, value: str) -> bool:
-    """Whether text is the path of something that is there and can be read, outside of the folder.
+def _leads_out(folder: Path, key: str, value: Any) -> bool:
+    """Whether a setting is the path of something that is there and can be read, outside of the folder.
 
     A folder cannot: `/` is a token of some. Files from the Hub are links to those beside the snapshots.
     """
-    if "/" not in value or len(value) > 4096 or "\0" in value:
+    if not isinstance(value, str) or key in OTHER_PLACES or "/" not in value or len(value) > 4096 or "\0" in value:
         return False
     path = folder / value
     try:

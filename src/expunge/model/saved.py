@@ -66,7 +66,7 @@ def save_adapter(
     if loaded.lockstep is not None:
         _check_written(loaded, place)
     write_tokenizer(loaded, folder)
-    if source is not None and stacked and not (loaded.parts and _complete(loaded, folder)):
+    if source is not None and stacked and not _complete(loaded, folder):
         if place != folder:  # PEFT has no configuration for both
             shutil.copytree(place, folder, dirs_exist_ok=True)
             shutil.rmtree(place)
@@ -79,8 +79,7 @@ def save_adapter(
             f"adapter: {source.name} has no form that stands beside another one (DoRA, IA3, saved modules ...): this "
             f"one needs the whole model with it folded in, {place}: hand on both, or merge them"
         )
-    if trained:
-        _verify(loaded, folder, rows, trained, final or folder)
+    _verify(loaded, folder, rows, trained, final or folder)
     return None if (folder / BASE).exists() else Path(_settings(folder)["base_model_name_or_path"] or "").name
 
 
@@ -98,12 +97,14 @@ def verify_saved(
     Raises:
         ModelError: They differ by more than rounding.
     """
-    trained = _trained(loaded, rows)
-    if trained:
-        _verify(loaded, folder, rows, trained, final or folder)
+    _verify(loaded, folder, rows, _trained(loaded, rows), final or folder)
 
 
-def _verify(loaded: LoadedModel, folder: Path, rows: Sequence[Sequence[int]], trained: "_Trained", final: Path) -> None:
+def _verify(
+    loaded: LoadedModel, folder: Path, rows: Sequence[Sequence[int]], trained: "_Trained | None", final: Path
+) -> None:
+    if trained is None:
+        return
     if isinstance(loaded.model, PeftModel):
         loaded.model = loaded.model.unload()
     plain = loaded
@@ -186,12 +187,10 @@ def _complete(loaded: LoadedModel, folder: Path) -> bool:
     """Write the adapters that were folded in and the model's own as one; False where PEFT has no form for that."""
     assert isinstance(loaded.model, PeftModel)
     assert loaded.source is not None
-    trained = pairs_of(loaded.model)
-    if trained is None or not loaded.parts:
+    if not loaded.parts or (trained := pairs_of(loaded.model)) is None:
         return False
-    parts = [*loaded.parts, trained]
     stack = (*loaded.source.adapters, folder / OWN)
-    whole = as_one(parts, [_settings(place) for place in stack])
+    whole = as_one([*loaded.parts, trained], [_settings(place) for place in stack])
     if whole is None:
         return False
     pairs, config = whole

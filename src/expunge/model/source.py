@@ -279,9 +279,7 @@ def _revision_of(adapter: Path, settings: dict[str, Any]) -> str | None:
 
 
 def _base_of(adapter: Path, settings: dict[str, Any]) -> str:
-    base = settings.get("base_model_name_or_path")
-    if not isinstance(base, str | None):
-        raise ModelError(f"--model {adapter}: its adapter_config.json names no base model but a {type(base).__name__}")
+    base: str | None = settings.get("base_model_name_or_path")  # by `check_adapter`
     if not base:
         raise ModelError(f"--model {adapter}: its adapter_config.json names no base model")
     if Path(base).exists():
