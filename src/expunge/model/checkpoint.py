@@ -20,7 +20,6 @@ from transformers.utils.quantization_config import Mxfp4Config
 
 from expunge.errors import ModelError
 from expunge.model.declared import check_size
-from expunge.model.memory import check_fits, weight_bytes
 from expunge.model.source import Source, first_line
 
 DEQUANTIZED = {"fp8": FineGrainedFP8Config, "mxfp4": Mxfp4Config}
@@ -28,27 +27,6 @@ DEQUANTIZED = {"fp8": FineGrainedFP8Config, "mxfp4": Mxfp4Config}
 _MEND = "it is stored in {}, give the model that it was made from"
 Headers = Sequence[Mapping[str, Any]]
 """Of each weight file: tensor -> dtype and shape."""
-
-
-def check_memory(
-    source: Source,
-    config: PretrainedConfig,
-    headers: Headers | None,
-    place: torch.device,
-    stored: torch.dtype | str,
-    *,
-    load_in_4bit: bool,
-    mend: str,
-) -> None:
-    """Refuse weights that do not fit into the memory, as far as their files are known (`stored_weights`).
-
-    Raises:
-        ModelError: They do not.
-    """
-    if headers is not None and not load_in_4bit:
-        quantized = quantization(config) in DEQUANTIZED
-        size = weight_bytes(headers, None if isinstance(stored, str) else stored, quantized=quantized)
-        check_fits(size, place, f"--model {source.base}", mend)
 
 
 def config_of(source: Source, *, trust_remote_code: bool) -> PretrainedConfig:
@@ -72,14 +50,14 @@ def from_pretrained(
     source: Source,
     config: PretrainedConfig,
     headers: Headers | None,
-    stored: torch.dtype | str,
+    stored: torch.dtype | None,
     compute: torch.dtype,
     target: torch.device,
     *,
     load_in_4bit: bool,
     trust_remote_code: bool,
 ) -> tuple[PreTrainedModel, list[str]]:
-    """The base as transformers loads it, in a dtype that it can compute in, and what it leaves out of the files.
+    """The base as transformers loads it, in the dtype `stored` (that of its files when None), and what it leaves out.
 
     Raises:
         ModelError: It cannot be loaded, or weights are missing.
@@ -92,7 +70,7 @@ def from_pretrained(
         check_size(source.base, config, headers)
     if source.gguf:
         options["quantization_config"] = GgufConfig(dequantize=True)
-        stored = compute if isinstance(stored, str) else stored
+        stored = stored or compute
     else:
         options["use_safetensors"] = True
     if load_in_4bit:
@@ -109,7 +87,7 @@ def from_pretrained(
             with warnings.catch_warnings(), _kept_wide(headers or (), config):
                 warnings.simplefilter("ignore")
                 loaded = AutoModelForCausalLM.from_pretrained(
-                    source.base, dtype=stored, output_loading_info=True, **options
+                    source.base, dtype=stored or "auto", output_loading_info=True, **options
                 )
             break
         except (torch.OutOfMemoryError, MemoryError):

@@ -18,12 +18,13 @@ from expunge.errors import ConfigError, ModelError
 from expunge.kernels import Head
 from expunge.kernels.rounding import row_multiple
 from expunge.model.captured import CapturedPasses
-from expunge.model.checkpoint import check_memory, config_of, from_pretrained, move
+from expunge.model.checkpoint import DEQUANTIZED, config_of, from_pretrained, move, quantization
 from expunge.model.device import pick_device, pick_dtype, settle_cpu_memory, settle_cuda
 from expunge.model.fold import fold
 from expunge.model.head import backbone, cast_head, find_head
 from expunge.model.layers import embedding_of
 from expunge.model.limits import context_length
+from expunge.model.memory import check_fits, weight_bytes
 from expunge.model.packing import packable_length
 from expunge.model.proof import check_causal
 from expunge.model.ranks import Pairs
@@ -216,12 +217,14 @@ def load_model(
         raise ModelError(f"--load-in-4bit: --model {name} is an adapter; its fold would be rounded again: merge it")
     # What is sharded, or folded in float32, goes to the GPU when it is cut, or rounded again.
     place = target if mesh is None and not source.adapters else torch.device("cpu")
-    stored = compute if compute != torch.bfloat16 else torch.float32 if source.adapters else "auto"
+    stored = compute if compute != torch.bfloat16 else torch.float32 if source.adapters else None
     config = config_of(source, trust_remote_code=trust_remote_code)
     headers = stored_weights(source)
-    check_memory(source, config, headers, place, stored, load_in_4bit=load_in_4bit, mend=mend)
-    if mesh is None and place != target:
-        check_memory(source, config, headers, target, compute, load_in_4bit=load_in_4bit, mend=mend)
+    if headers is not None and not load_in_4bit:
+        quantized = quantization(config) in DEQUANTIZED
+        check_fits(weight_bytes(headers, stored, quantized=quantized), place, f"--model {source.base}", mend)
+        if mesh is None and place != target:
+            check_fits(weight_bytes(headers, compute, quantized=quantized), target, f"--model {source.base}", mend)
     parts: list[Pairs] | None = None
     model, notes = from_pretrained(
         source, config, headers, stored, compute, target, load_in_4bit=load_in_4bit, trust_remote_code=trust_remote_code
