@@ -13,8 +13,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from expunge.data.words import common_prefix
 from expunge.errors import ModelError
-from expunge.model.checkpoint import move, quantization
+from expunge.model.checkpoint import move
 from expunge.model.files import INDEX, weight_headers
 from expunge.model.load import LoadedModel
 from expunge.model.source import Source, downloaded, first_line
@@ -54,7 +55,7 @@ def export(loaded: LoadedModel, folder: Path, dtype: torch.dtype | None) -> list
     assert source is not None
     base = _files_of(source)
     notes: list[str] = []
-    if base is None or quantization(loaded.base.config) or _quantized(base):
+    if base is None or read_object(base / "config.json", ModelError).get("quantization_config"):
         _round(loaded.base, base, dtype)
         loaded.base.save_pretrained(folder)
     else:
@@ -80,10 +81,6 @@ def _files_of(source: Source) -> Path | None:
             f"{source.base}: its files cannot be read from the Hub ({first_line(error)}), and a merged model "
             "needs what belongs to it (dtypes, tokenizer, licence): try again with a connection"
         ) from error
-
-
-def _quantized(base: Path) -> bool:
-    return bool(read_object(base / "config.json", ModelError).get("quantization_config"))
 
 
 def _round(model: PreTrainedModel, base: Path | None, dtype: torch.dtype | None) -> None:
@@ -154,7 +151,7 @@ def match_names(there: Mapping[str, Any], written: Mapping[str, Any]) -> dict[st
             continue
         alike = [other for other in free if there[other] == written[name] and _tail(other, name) >= 2]
         if alike:
-            best = max(alike, key=lambda other: (_tail(other, name), _head(other, name)))
+            best = max(alike, key=lambda other: (_tail(other, name), common_prefix(other.split("."), name.split("."))))
             pairs[best] = name
             free.remove(best)
     return pairs
@@ -162,12 +159,7 @@ def match_names(there: Mapping[str, Any], written: Mapping[str, Any]) -> dict[st
 
 def _tail(first: str, second: str) -> int:
     """Parts of two dotted names that are the same from the end."""
-    return _head(".".join(reversed(first.split("."))), ".".join(reversed(second.split("."))))
-
-
-def _head(first: str, second: str) -> int:
-    pairs = list(zip(first.split("."), second.split("."), strict=False))
-    return next((at for at, (a, b) in enumerate(pairs) if a != b), len(pairs))
+    return common_prefix(first.split(".")[::-1], second.split(".")[::-1])
 
 
 def _read(file: Path, key: str) -> Tensor:
