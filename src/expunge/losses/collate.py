@@ -87,31 +87,28 @@ def collate(
     with captured_states(layer) as captured:
         states = final_states(loaded, batch)
     before, sequence, completion = index
-    targets, completion = batch.flat_ids[1:][before], completion.bool()
     # Not `states[before]`, whose backward pass sorts the places on a GPU, for those that come twice: none does. And not
     # a slice a side: the gradient of each would be filled up with zeros and added to that of the others.
+    of_all = states.index_select(0, before), batch.flat_ids[1:][before], sequence, completion.bool()
     sizes = [sum(len(sides[name].rows[at].targets(sides[name].span)) for at in chosen[name]) for name in names]
-    predicting = states.index_select(0, before).split(sizes)
-    hidden = captured[0].flatten(0, 1).index_select(0, before + 1) if captured else None
+    predicting, targets, sequences, completions = (values.split(sizes) for values in of_all)
+    hidden = captured[0].flatten(0, 1).index_select(0, before + 1).split(sizes) if captured else None
     found: dict[str, TokenBatch] = {}
-    start = 0
-    for name, own_states, size in zip(names, predicting, sizes, strict=True):
+    for at, name in enumerate(names):
         side, totals, own_rows = sides[name], counts[name], chosen[name]
-        part = slice(start, start + size)
-        start += size
         values: dict[str, Any] = {
-            what: send(torch.cat([side.known(what, at) for at in own_rows]), loaded.device) for what in side.values
+            what: send(torch.cat([side.known(what, row) for row in own_rows]), loaded.device) for what in side.values
         }
         found[name] = TokenBatch(
-            states=own_states,
-            targets=targets[part],
-            sequence=sequence[part],
-            completion=completion[part],
+            states=predicting[at],
+            targets=targets[at],
+            sequence=sequences[at],
+            completion=completions[at],
             head=loaded.head,
             num_sequences_here=len(own_rows),
             num_tokens=totals.tokens,
             completion_lengths=totals.completion_lengths,
-            hidden=None if hidden is None or name != "forget" else hidden[part],
+            hidden=None if hidden is None or name != "forget" else hidden[at],
             guessed=side.guessed,
             **values,
         )

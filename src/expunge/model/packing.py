@@ -251,26 +251,11 @@ def _attend_varlen(
     seen_windows: set[int | None] | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Causal attention of each row to itself in one call; as `attend_by_row`.
+    """Causal attention of each row to itself in one call: what `attend_by_row` takes, gives and refuses.
 
-    Args:
-        module: The attention layer.
-        query: `(1, heads, tokens, head_dim)`.
-        key: `(1, key-value heads, tokens, head_dim)`.
-        value: As `key`.
-        attention_mask: None; what may be seen follows from `cu_seq_lens_q`.
-        cu_seq_lens_q: `(rows + 1,)` int32, where each row begins, and the end.
-        max_length_q: At least the tokens of the longest row.
-        scaling: Factor on the scores.
-        sliding_window: How many tokens back, the token itself included, a layer sees; None for all.
-        seen_windows: Where that is noted.
-        **kwargs: What the layer hands over beside.
-
-    Returns:
-        `(1, tokens, heads, head_dim)`, and None for the weights.
-
-    Raises:
-        ValueError: The layer wants something that this attention does not have.
+    In place of the rows' lengths come `cu_seq_lens_q`, `(rows + 1,)` int32, where each row begins, and the end, and
+    `max_length_q`, at least the tokens of the longest row. A layer sees `sliding_window` tokens back, the token itself
+    included, None for all; that is noted in `seen_windows`.
     """
     if seen_windows is not None:
         seen_windows.add(sliding_window)
