@@ -17,6 +17,7 @@ from expunge.errors import TrainingError
 from expunge.model.decoding import COLUMNS, ROWS, batching_obstacle, go_on, tokens_that_fit, written
 from expunge.model.load import LoadedModel
 from expunge.model.logps import in_halves
+from expunge.model.packing import UNBOUNDED
 from expunge.utils.distributed import ALONE, Processes
 
 NEW_TOKENS = 96
@@ -147,9 +148,7 @@ def _written(loaded: LoadedModel, known: Known, begun: list[list[int]]) -> list[
     `known`, which is not used.
     """
     end, length = loaded.tokenizer.eos_token_id, len(begun[0])
-    context = loaded.context
-    room = NEW_TOKENS if context is None else context - length
-    most = max(1, min(NEW_TOKENS, room))
+    most = max(1, min(NEW_TOKENS, (loaded.context or UNBOUNDED) - length))
     texts = []
     stops = set() if end is None else {end}
     if batching_obstacle(loaded.base) is None:

@@ -7,13 +7,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import FrameType, TracebackType
+from types import FrameType
 
 from expunge.utils.ranks import is_writer
 
 STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
-
-
 LONGEST_WAIT = 1.5
 """Seconds after which a process ends that waits in a library and does not come to its handler."""
 
@@ -36,9 +34,7 @@ class StopRequest:
         self._earlier = _install(self._note)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         global _patient
         _patient -= 1
         _restore(self._earlier)
