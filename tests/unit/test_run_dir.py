@@ -533,12 +533,6 @@ def test_a_failed_publication_leaves_the_earlier_folder(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.rglob("*")] == ["adapter", "old"]
 
 
-def test_a_folder_elsewhere_cannot_be_published(tmp_path):
-    (tmp_path / "a" / "b").mkdir(parents=True)
-    with pytest.raises(ValueError, match="beside"):
-        folders.replace_dir(tmp_path / "a" / "b", tmp_path / "b")
-
-
 def test_hashes(tmp_path):
     (tmp_path / "file").write_bytes(b"abc")
     assert files.sha256_file(tmp_path / "file").startswith("ba7816bf8f01cfea")

@@ -36,7 +36,7 @@ def temporary_folder(final: Path) -> Iterator[Path]:
         raise
 
 
-def replace_dir(temporary: Path | str, final: Path | str) -> None:
+def replace_dir(temporary: Path, final: Path) -> None:
     """Publish a finished folder under its `final` name beside it, whole or not at all; one that is there is replaced.
 
     Everything in it is made private (0600, 0700) and flushed to the disk first.
@@ -44,9 +44,6 @@ def replace_dir(temporary: Path | str, final: Path | str) -> None:
     Raises:
         RunError: The system refuses; `final` is then as it was.
     """
-    temporary, final = Path(temporary), Path(final)
-    if temporary.absolute().parent != final.absolute().parent:
-        raise ValueError(f"{temporary} must stand beside {final}: only then is the renaming atomic")
     with refusal("cannot write", final):
         for path in [*temporary.rglob("*"), temporary]:
             path.chmod(0o700 if path.is_dir() else 0o600)
