@@ -122,10 +122,8 @@ def as_one(parts: Sequence[Pairs], configs: Sequence[Mapping[str, Any]]) -> tupl
         return {name: _padded(pair, rank) for name, pair in pairs.items()}, last
     if any(set(part) != set(parts[-1]) for part in parts):
         return None
-    same = ("target_modules", "target_parameters")
+    same = ("target_modules", "target_parameters", "rank_pattern")
     if any(_unordered(config.get(key)) != _unordered(last.get(key)) for config in configs for key in same):
-        return None
-    if any(set(config.get("rank_pattern") or ()) != set(last.get("rank_pattern") or ()) for config in configs):
         return None
     rank = sum(config["r"] for config in configs)
     patterns = {key: sum(config["rank_pattern"][key] for config in configs) for key in last.get("rank_pattern") or ()}
@@ -133,4 +131,5 @@ def as_one(parts: Sequence[Pairs], configs: Sequence[Mapping[str, Any]]) -> tupl
 
 
 def _unordered(value: Any) -> Any:
-    return sorted(value) if isinstance(value, list | tuple | set) else value
+    """Names that a list holds, or a pattern is for."""
+    return value if isinstance(value, str) else sorted(value or ())
