@@ -34,7 +34,7 @@ def test_a_gguf_file_is_known_by_what_it_holds(given: str, tmp_path: Path) -> No
 
 def test_a_name_on_the_hub_is_known_by_its_commit(monkeypatch: pytest.MonkeyPatch) -> None:
     """tenstorrent/tt-metal#52956: weights that are replaced in place under a name."""
-    monkeypatch.setattr("expunge.model.source._hub_adapter", lambda name, revision: None)
+    monkeypatch.setattr("expunge.model.source._downloaded_adapter", lambda name, revision: None)
     assert known_base("some/model") is None  # nobody knows yet what will be loaded
     manifest = {"model_sha256": known_base("some/model", "a" * 40)}
     check_base("some/model", manifest, "--run")

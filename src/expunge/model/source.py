@@ -177,9 +177,12 @@ def check_model(name: str, *, trust_remote_code: bool = False, revision: str | N
                 f"{source.where}: comes with code of its own, which is not run unless you trust its author and give "
                 "--trust-remote-code"
             ) from None
-        raise ModelError(
-            f"{source.where}: cannot read its configuration ({first_line(error)}){_gguf_mend(source)}{mend}"
-        ) from None
+        if source.gguf:
+            mend = (
+                f": where {source.gguf} is of an architecture that transformers cannot read, give the safetensors "
+                f"folder that it was made from{mend}"
+            )
+        raise ModelError(f"{source.where}: cannot read its configuration ({first_line(error)}){mend}") from None
     if type(config) not in AutoModelForCausalLM._model_mapping and not getattr(config, "auto_map", None):
         raise ModelError(f"{source.where}: architecture {config.model_type} is not a causal language model")
     return source
@@ -251,16 +254,14 @@ def _adapter_at(place: str, revision: str | None) -> Path | None:
     """The adapter folder that a name means, that of the Hub's cache for a name there; None for anything else."""
     if Path(place).exists():
         return Path(place) if (Path(place) / "adapter_config.json").exists() else None
-    return _hub_adapter(place, revision) if place.count("/") == 1 and not place.startswith((".", "~", "/")) else None
-
-
-def _hub_adapter(name: str, revision: str | None) -> Path | None:
+    if place.count("/") != 1 or place.startswith((".", "~", "/")):
+        return None
     try:
-        return _downloaded_adapter(name, revision)
+        return _downloaded_adapter(place, revision)
     except (OSError, ValueError):  # no such name, or the Hub is out of reach, which loading it says better
         return None
     except Exception as error:  # a connection that breaks
-        raise ModelError(f"--model {name}: the Hub cannot be asked for it ({first_line(error)})") from None
+        raise ModelError(f"--model {place}: the Hub cannot be asked for it ({first_line(error)})") from None
 
 
 @cache
@@ -300,12 +301,3 @@ def _gguf_file(place: str) -> str | None:
     if len(found) > 1:
         raise ModelError(f"--model {place}: holds {len(found)} GGUF files: name one, as {path / found[0]}")
     return found[0]
-
-
-def _gguf_mend(source: Source) -> str:
-    return (
-        f": where {source.gguf} is of an architecture that transformers cannot read, give the safetensors folder that "
-        "it was made from"
-        if source.gguf
-        else ""
-    )
