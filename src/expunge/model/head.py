@@ -4,7 +4,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -32,18 +31,16 @@ def backbone(model: PreTrainedModel) -> torch.nn.Module:
     return module
 
 
-def find_head(model: PreTrainedModel | PeftModel) -> tuple[Head, str | None]:
-    """The head of `model`, checked on a few tokens against the model's own log-probabilities, adapter on.
+def find_head(model: PreTrainedModel) -> tuple[Head, str | None]:
+    """The head of `model`, checked on a few tokens against the model's own log-probabilities, with an adapter in it on.
 
     Returns:
         The head and None; or, where the head does something unknown, a `Head` without weights (the plain path: the
         model computes its logits itself) and the reason.
     """
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
-    assert isinstance(base, PreTrainedModel)
-    config = base.config.get_text_config()
-    output = base.get_output_embeddings()
-    if output is None or not hasattr(output, "weight") or not hasattr(base, base.base_model_prefix):
+    config = model.config.get_text_config()
+    output = model.get_output_embeddings()
+    if output is None or not hasattr(output, "weight") or not hasattr(model, model.base_model_prefix):
         return Head(None), "it has no output embedding of the usual form"
     scale = getattr(config, "logit_scale", None)
     if scale is None:
@@ -51,7 +48,7 @@ def find_head(model: PreTrainedModel | PeftModel) -> tuple[Head, str | None]:
     softcap = next((cap for name in SOFT_CAPS if (cap := getattr(config, name, None))), None)
     head = Head(output.weight.detach(), _bias(output), float(scale), softcap)
     try:
-        difference = _difference(base, head)
+        difference = _difference(model, head)
     except torch.OutOfMemoryError:
         raise
     except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:

@@ -258,7 +258,7 @@ def _put(loaded: LoadedModel, folder: Path, alphas: Mapping[str, Any] | None = N
     changed = isinstance(output, BaseTunerLayer | AuxiliaryTrainingWrapper)
     if loaded.lockstep is None and not changed and loaded.head.weight is not None:
         with loaded.autocast():  # without which layers that were rounded on load refuse states that were not
-            changed = find_head(model)[0].weight is None
+            changed = find_head(loaded.base)[0].weight is None
     if changed:
         loaded.head, loaded.packable_length = Head(None), 0
     return model
