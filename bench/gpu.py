@@ -32,6 +32,7 @@ from expunge.model.device import settle_cuda
 from expunge.model.head import cast_head, find_head
 from expunge.model.load import LoadedModel
 from expunge.model.packing import attention_way, packable_length
+from expunge.model.source import Source
 from expunge.train.before import ask_untouched, find_reference, write_replay
 from expunge.train.schedule import evaluation_every, make_plan
 from expunge.train.speed import capture, speed_up
@@ -114,7 +115,7 @@ class Bench:
             _to_nf4(base)
         head = Head(None) if plain else cast_head(find_head(base)[0], base, torch.bfloat16)
         longest = 0 if plain else packable_length(base, torch.bfloat16)[0]
-        loaded = LoadedModel(base, one_word(), head, torch.bfloat16, packable_length=longest)
+        loaded = LoadedModel(base, one_word(), head, torch.bfloat16, Source(name, name), packable_length=longest)
         del base
         try:
             yield loaded

@@ -24,6 +24,7 @@ from expunge.kernels import Head
 from expunge.losses import make_forget_loss
 from expunge.model.checkpoint import move
 from expunge.model.load import LoadedModel
+from expunge.model.source import Source
 from expunge.model.targets import choose_targets
 
 ROWS_PER_BATCH = 4
@@ -37,7 +38,7 @@ def load_plain(name: str, *, dtype: str, device: str) -> LoadedModel:
     stored = "auto" if compute == torch.bfloat16 else compute
     model = AutoModelForCausalLM.from_pretrained(name, dtype=stored)
     move(model, torch.device(device))
-    return LoadedModel(model.eval(), AutoTokenizer.from_pretrained(name), Head(None), compute)
+    return LoadedModel(model.eval(), AutoTokenizer.from_pretrained(name), Head(None), compute, Source(name, name))
 
 
 class Plain:

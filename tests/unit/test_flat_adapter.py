@@ -20,6 +20,7 @@ from expunge.model.head import cast_head, find_head
 from expunge.model.load import LoadedModel, load_model
 from expunge.model.logps import final_states, lay_out, sequence_logps
 from expunge.model.saved import attach_adapter, save_adapter
+from expunge.model.source import Source
 from expunge.train.before import find_reference
 from expunge.train.trainer import Trainer
 from expunge.utils.progress import Reporter
@@ -209,7 +210,8 @@ def test_kernel_budget(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model("llama", num_hidden_layers=LAYERS).to(torch.bfloat16).requires_grad_(False)
     model.set_attn_implementation("sdpa")
     head = cast_head(find_head(model)[0], model, torch.bfloat16)
-    loaded = LoadedModel(model, tiny_tokenizer("bytelevel"), head, torch.bfloat16, packable_length=packing.UNBOUNDED)
+    loaded = LoadedModel(model, tiny_tokenizer("bytelevel"), head, torch.bfloat16, Source("tiny", "tiny"))
+    loaded.packable_length = packing.UNBOUNDED
     add_adapter(loaded, rank=4, alpha=8, modules="all-linear", seed=0)
     adapter = FlatAdapter(loaded)
     counts = {}

@@ -23,6 +23,7 @@ from expunge.model.decoding import Flight, batching_obstacle, rounded_rows
 from expunge.model.head import find_head
 from expunge.model.limits import context_length
 from expunge.model.load import LoadedModel, load_model
+from expunge.model.source import Source
 
 VOCAB = 61
 SMALL = {"vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -88,7 +89,7 @@ def build(name: str) -> LoadedModel:
 
 
 def wrap(model: PreTrainedModel) -> LoadedModel:
-    return LoadedModel(model, NoTokenizer(), find_head(model)[0], torch.float32)
+    return LoadedModel(model, NoTokenizer(), find_head(model)[0], torch.float32, Source("tiny", "tiny"))
 
 
 def one_at_a_time(loaded: LoadedModel, prompts: list[list[int]], max_new_tokens: int) -> list[list[int]]:

@@ -28,6 +28,7 @@ from expunge.evaluation.metrics.registry import WholeText
 from expunge.evaluation.teacher_forcing import token_records
 from expunge.model.head import find_head
 from expunge.model.load import LoadedModel
+from expunge.model.source import Source
 from expunge.utils.roc import auc
 from tiny import tiny_tokenizer
 
@@ -59,7 +60,7 @@ def loaded() -> LoadedModel:
         max_position_embeddings=32,
     )
     model = AutoModelForCausalLM.from_config(config).eval()
-    return LoadedModel(model, Letters(), find_head(model)[0], torch.float32)
+    return LoadedModel(model, Letters(), find_head(model)[0], torch.float32, Source("tiny", "tiny"))
 
 
 def documents(loaded: LoadedModel, *rows: Example, **options: Any) -> list[Document]:

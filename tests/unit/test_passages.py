@@ -19,6 +19,7 @@ from expunge.evaluation.mismatched import partners
 from expunge.evaluation.suite import RowSet, Suite
 from expunge.model.head import find_head
 from expunge.model.load import LoadedModel
+from expunge.model.source import Source
 from expunge.utils.progress import Reporter
 from tiny import TOKENIZERS, tiny_model, tiny_tokenizer
 
@@ -87,7 +88,7 @@ def test_what_is_looked_for_ends_where_the_limit_on_tokens_ends() -> None:
 def test_what_is_said_counts_up_to_the_end_of_the_passage(samples: int) -> None:
     """A model that knows a text by heart says other things behind it; of an answer to a question they count."""
     tokenizer, model = tokenizer_of("bytelevel"), tiny_model("llama", vocab_size=len(tokenizer_of("bytelevel")) + 3)
-    loaded = LoadedModel(model, tokenizer, find_head(model)[0], torch.float32)
+    loaded = LoadedModel(model, tokenizer, find_head(model)[0], torch.float32, Source("tiny", "tiny"))
     chosen = PromptFormat("space", end_of_text=False)
     rows = [passage(STORY), passage(f"{STORY} {STORY}"), Example("q", "Where does Marta live?", "In Port Ellery.")]
     lengths = [len(completion_ids(tokenizer, row, chosen)) for row in rows]

@@ -15,6 +15,7 @@ from expunge.model.decoding import batching_obstacle
 from expunge.model.head import find_head
 from expunge.model.load import LoadedModel
 from expunge.model.replay import write_texts
+from expunge.model.source import Source
 from tiny import tiny_model, tiny_tokenizer
 
 OWN_SETTINGS: list[dict[str, Any]] = [
@@ -38,7 +39,7 @@ OWN_SETTINGS: list[dict[str, Any]] = [
 def loaded(arch: str = "llama") -> LoadedModel:
     tokenizer = tiny_tokenizer("bytelevel")
     model = tiny_model(arch, vocab_size=len(tokenizer) + 3)
-    return LoadedModel(model, tokenizer, find_head(model)[0], torch.float32)
+    return LoadedModel(model, tokenizer, find_head(model)[0], torch.float32, Source("tiny", "tiny"))
 
 
 def test_the_first_token_has_the_models_distribution() -> None:
@@ -132,7 +133,7 @@ def recurrent() -> LoadedModel:
         model = MambaForCausalLM(MambaConfig(**sizes, eos_token_id=0, bos_token_id=1, pad_token_id=0)).eval()
         for parameter in model.parameters():
             parameter.data.mul_(4 if parameter.dim() == 2 else 1)
-    return LoadedModel(model, tiny_tokenizer("bytelevel"), find_head(model)[0], torch.float32)
+    return LoadedModel(model, tiny_tokenizer("bytelevel"), find_head(model)[0], torch.float32, Source("tiny", "tiny"))
 
 
 @pytest.mark.parametrize("settings", OWN_SETTINGS, ids=lambda settings: min(settings))

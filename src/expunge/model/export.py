@@ -51,9 +51,7 @@ def export(loaded: LoadedModel, folder: Path, dtype: torch.dtype | None) -> list
     Raises:
         ModelError: A tensor has another shape than in the base's files, or the Hub does not give them.
     """
-    source = loaded.source
-    assert source is not None
-    base = _files_of(source)
+    base = _files_of(loaded.source)
     notes: list[str] = []
     if base is None or read_object(base / "config.json", ModelError).get("quantization_config"):
         _round(loaded.base, base, dtype)

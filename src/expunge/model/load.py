@@ -42,7 +42,7 @@ class LoadedModel:
         tokenizer: Its tokenizer.
         head: The frozen head as the kernels take it.
         dtype: What matrix products run in: `torch.float32` or `torch.bfloat16` (or `torch.float64` in tests).
-        source: What it is made of; None where it was made by hand.
+        source: What it is made of.
         parts: The adapters that were folded in, where all of them are pairs of matrices and nothing else.
         notes: What the user should know about it, a line each; `told` hands them over.
         packable_length: Longest row that may stand in a packed sequence; 0 when rows are padded.
@@ -54,7 +54,7 @@ class LoadedModel:
     tokenizer: PreTrainedTokenizerBase
     head: Head
     dtype: torch.dtype
-    source: Source | None = None
+    source: Source
     parts: list[Pairs] | None = None
     notes: list[str] = field(default_factory=list)
     packable_length: int = 0

@@ -60,13 +60,12 @@ def save_adapter(
     assert isinstance(loaded.model, PeftModel)
     trained = _trained(loaded, rows)
     source = loaded.source
-    stacked = source is not None and source.adapters
-    place = folder / OWN if stacked and loaded.parts else folder
+    place = folder / OWN if source.adapters and loaded.parts else folder
     _save(loaded, place)
     if loaded.lockstep is not None:
         _check_written(loaded, place)
     write_tokenizer(loaded, folder)
-    if source is not None and stacked and not _complete(loaded, folder):
+    if source.adapters and not _complete(loaded, folder):
         if place != folder:  # PEFT has no configuration for both
             shutil.copytree(place, folder, dirs_exist_ok=True)
             shutil.rmtree(place)
@@ -109,7 +108,6 @@ def _verify(
         loaded.model = loaded.model.unload()
     plain = loaded
     if (folder / OWN).exists():  # on the original base, whose fold in memory may have been rounded
-        assert loaded.source is not None
         name, revision = loaded.source.base_name, loaded.source.revision
         code = loaded.has_own_code  # an `auto_map` in the configuration says nothing of what the user has allowed
         dtype = str(loaded.dtype).removeprefix("torch.")
@@ -156,9 +154,8 @@ def _save(loaded: LoadedModel, folder: Path) -> None:
     loaded.model.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)  # a run writes a card of its own
     settings, source = _settings(folder) | _alphas(loaded.model), loaded.source
-    if source is not None:
-        settings["base_model_name_or_path"] = absolute_name(source.name if source.adapters else source.base_name)
-        settings["revision"] = None if source.adapters and source.on_the_hub else source.revision
+    settings["base_model_name_or_path"] = absolute_name(source.name if source.adapters else source.base_name)
+    settings["revision"] = None if source.adapters and source.on_the_hub else source.revision
     _configure(folder, settings)
 
 
@@ -186,7 +183,6 @@ def _alphas(model: PeftModel) -> dict[str, Any]:
 def _complete(loaded: LoadedModel, folder: Path) -> bool:
     """Write the adapters that were folded in and the model's own as one; False where PEFT has no form for that."""
     assert isinstance(loaded.model, PeftModel)
-    assert loaded.source is not None
     if not loaded.parts or (trained := pairs_of(loaded.model)) is None:
         return False
     stack = (*loaded.source.adapters, folder / OWN)
@@ -242,7 +238,7 @@ def attach_adapter(loaded: LoadedModel, name: str, alphas: Mapping[str, Any] | N
     """
     folder = adapter_folder(name)
     place = folder / OWN
-    stacked = loaded.source is not None and loaded.source.adapters and place.exists()
+    stacked = loaded.source.adapters and place.exists()
     ids = probe_rows(loaded.base)
     untouched = None if loaded.lockstep else log_probs(loaded.base, ids, loaded.autocast())
     model = _put(loaded, place if stacked else folder, alphas)

@@ -42,8 +42,7 @@ def write_tokenizer(loaded: LoadedModel, folder: Path) -> None:
         loaded: The model.
         folder: Where to; it exists, with no tokenizer in it.
     """
-    tokenizer, copied = loaded.tokenizer, []
-    origin = None if loaded.source is None else _origin(loaded.source)
+    tokenizer, origin, copied = loaded.tokenizer, _origin(loaded.source), []
     if origin is not None and not type(tokenizer).__module__.startswith("transformers_modules."):
         copied = _copy(origin, folder, tokenizer)
     if not copied or not _reads_alike(folder, tokenizer):
@@ -57,7 +56,7 @@ def misread(loaded: LoadedModel, texts: Sequence[str]) -> int:
 
     For some model types transformers makes rules of its own from the vocabulary, whatever stands in that file.
     """
-    origin = None if loaded.source is None else _origin(loaded.source)
+    origin = _origin(loaded.source)
     if origin is None or not (origin / FAST).is_file():
         return 0
     written = PreTrainedTokenizerFast(tokenizer_file=str(origin / FAST))
