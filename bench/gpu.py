@@ -36,8 +36,7 @@ from expunge.model.source import Source
 from expunge.train.before import ask_untouched, find_reference, write_replay
 from expunge.train.schedule import evaluation_every, make_plan
 from expunge.train.speed import capture, speed_up
-from expunge.train.step_log import STEPS_PER_READ, TakenStep
-from expunge.train.trainer import Trainer
+from expunge.train.trainer import STEPS_PER_READ, TakenStep, Trainer
 from expunge.train.validation import ValidationRows, Validator
 from expunge.utils.progress import Reporter
 

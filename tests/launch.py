@@ -291,5 +291,5 @@ def one_gets_a_signal() -> None:
 
 def one_gets_a_signal_between_reads() -> None:
     """The same, where the log is read at evaluation steps and checkpoints alone, as on a GPU."""
-    import_module("expunge.train.step_log").STEPS_PER_READ["cpu"] = 16
+    import_module("expunge.train.trainer").STEPS_PER_READ["cpu"] = 16
     one_gets_a_signal()

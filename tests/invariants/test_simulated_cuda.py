@@ -35,9 +35,8 @@ from expunge.model.logps import sequence_logps
 from expunge.runs.settings import resumed_settings
 from expunge.train import loop, speed
 from expunge.train.dry_run import forecast
-from expunge.train.step_log import STEPS_PER_READ
 from expunge.train.step_rows import StepRows
-from expunge.train.trainer import Trainer
+from expunge.train.trainer import STEPS_PER_READ, Trainer
 from expunge.utils.progress import Reporter
 from simulated_cuda import CUDA, FakeRecorder, SimulatedCuda
 from tiny import save_tiny

@@ -31,8 +31,7 @@ from expunge.train.scale import most_scales
 from expunge.train.schedule import evaluation_every
 from expunge.train.setup import Prepared, prepare
 from expunge.train.speed import speed_up
-from expunge.train.step_log import TakenStep
-from expunge.train.trainer import Trainer
+from expunge.train.trainer import TakenStep, Trainer
 from expunge.utils.progress import Reporter
 from expunge.utils.text import counted, show_bytes, show_duration
 

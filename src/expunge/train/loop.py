@@ -34,8 +34,7 @@ from expunge.train.scale import Calibration, choose_scale, judge, most_scales, r
 from expunge.train.schedule import evaluation_every
 from expunge.train.setup import Prepared, prepare
 from expunge.train.speed import beside_graphs, speed_up
-from expunge.train.step_log import STEPS_PER_READ, TakenStep
-from expunge.train.trainer import Trainer
+from expunge.train.trainer import STEPS_PER_READ, TakenStep, Trainer
 from expunge.train.validation import Validator
 from expunge.utils.distributed import Processes, SharedStop, together
 from expunge.utils.interrupt import StopRequest

@@ -4,7 +4,9 @@ A step is a set of rows with a fixed mix of sides, laid out in micro-batches (`S
 share to the gradient, every mean being over the whole step, so neither the layout nor the number of processes matters.
 """
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import reduce
 from itertools import chain, islice
 
@@ -22,13 +24,33 @@ from expunge.model.logps import final_states, lay_out
 from expunge.train.averaging import MovingAverage
 from expunge.train.schedule import learning_rate
 from expunge.train.setup import Prepared
-from expunge.train.step_log import TakenStep, read_steps
 from expunge.train.step_rows import Sides, StepRows, Unit
 from expunge.utils.distributed import ALONE, Processes
 
 ADAPTER, AVERAGE = "adapter.", "average"
 """In a checkpoint: prefix of the adapter and Adam's moments, and the moving average."""
+AT_ITS_END = 1e-3
+"""Of a term up to this the gradient may be zero: it is where it should be, but for rounding."""
+STEPS_PER_READ = {"cpu": 1, "cuda": 16}
+"""Most steps between two reads of what is logged, per device type: with each of them a GPU runs empty."""
 Counted = Mapping[str, Counts]
+
+
+@dataclass(frozen=True)
+class TakenStep:
+    """A step that was taken; what the log has of it stays on the device until some steps are read together.
+
+    Attributes:
+        step: Its rows.
+        rate: Its learning rate.
+        tokens: Area of its rows, in tokens.
+        values: `(columns + 1,)` on the device: terms, what the loss notes, and the gradient's norm before clipping.
+    """
+
+    step: Step
+    rate: float
+    tokens: int
+    values: Tensor
 
 
 class Trainer:
@@ -91,12 +113,33 @@ class Trainer:
         return TakenStep(step, rate, sum(self.rows.lengths(step, sides)), torch.cat([terms, norm[None].to(terms)]))
 
     def read(self, taken: Sequence[TakenStep]) -> list[dict[str, float]]:
-        """What the log has of some steps, in one transfer; see `read_steps`.
+        """What the log has of some steps, in one transfer.
+
+        Returns:
+            For each the loss, its columns (means over the step's denominators, before the update; 0 for a side without
+            rows), the gradient's norm before clipping and the learning rate.
 
         Raises:
-            TrainingError: One of them is not finite.
+            TrainingError: A term or the gradient of one of them is not finite, or that of the first is zero.
         """
-        return read_steps(taken, self.columns, self.rows.ids)
+        lines = []
+        for entry, values in zip(taken, torch.stack([entry.values for entry in taken]).tolist(), strict=True):
+            line = dict(zip([*self.columns, "grad_norm"], values, strict=True))
+            if not all(map(math.isfinite, values)):
+                shown = ", ".join(f"{name} {value:.4g}" for name, value in line.items())
+                raise TrainingError(
+                    f"step {entry.step.number + 1} is not finite ({shown}); rows {', '.join(self.rows.ids(entry.step))}"
+                    ": lower --learning-rate or look at these rows; checkpoints up to here are good"
+                )
+            far = [name for name, weight in self.columns.items() if weight and abs(line[name]) > AT_ITS_END]
+            if entry.step.number == 0 and not line["grad_norm"] and far:
+                raise TrainingError(
+                    "step 1 has no gradient: nothing that the loss looks at depends on the adapter; look at "
+                    "--target-modules"
+                )
+            loss = sum(weight * line[name] for name, weight in self.columns.items())
+            lines.append({"loss": loss, **line, "learning_rate": entry.rate})
+        return lines
 
     def gradient(self, step: Step, sides: Sides | None = None) -> Tensor:
         """Gradient, and the values `(columns,)`, of this process's share of a step; `sides` are those of it."""
