@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from itertools import islice
 
 from expunge.config import UnlearnConfig
-from expunge.config.checks import first_failed
 from expunge.data.sampler import Size, Step, size_of
 from expunge.data.tokenize import TokenizedExample
 from expunge.model.logps import PASS_TOKENS, mean_losses
@@ -109,7 +108,6 @@ def forecast(config: UnlearnConfig, reporter: Reporter | None = None) -> Forecas
     with Run.check(config):
         begun = time.perf_counter()
         prepared = prepare(config, reporter)
-        first_failed([prepared.config.room_for_context()])
         for warning in prepared.warnings:
             reporter.warn(warning)
         return _forecast(prepared, reporter, time.perf_counter() - begun)

@@ -15,7 +15,6 @@ from itertools import islice
 from typing import Any
 
 from expunge.config import UnlearnConfig
-from expunge.config.checks import first_failed
 from expunge.data.holdout import keyed_hashes
 from expunge.errors import ConfigError, RunError
 from expunge.model.adapter import set_scale
@@ -126,7 +125,6 @@ def _unlearn(
     warn_of_events(callbacks, reporter.warn)
     prepared = prepare(config, reporter)
     config, loaded = prepared.config, prepared.loaded
-    first_failed([config.room_for_context()])  # the model's context is known now
     with reporter.working("putting the adapter in, and looking what fits into the memory"):
         trainer = Trainer(prepared, processes)
         check_memory(trainer)

@@ -9,6 +9,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from expunge.config import SETS, UnlearnConfig
+from expunge.config.checks import first_failed
 from expunge.data.examples import Example, text_key
 from expunge.data.holdout import Halves, example_hashes, split_off, unseen_alone
 from expunge.data.lowercase import in_lower_case
@@ -320,7 +321,7 @@ def _check_finite(loaded: LoadedModel, measured: PromptFormatReport) -> None:
 def _resolve(
     config: UnlearnConfig, loaded: LoadedModel, measured: PromptFormatReport, max_length: int
 ) -> UnlearnConfig:
-    """The settings with every choice that was left to the run filled in."""
+    """The settings with every choice that was left to the run filled in, once these fit the model."""
     hidden = loaded.base.config.get_text_config().hidden_size
     reference = BOUNDED_RATE if config.loss == "target_kl" else REFERENCE_RATE
     rate = config.learning_rate or reference * min(1.0, REFERENCE_WIDTH / hidden)
@@ -328,7 +329,7 @@ def _resolve(
     fast = loaded.device.type == "cuda" and loaded.base.num_parameters() < SMALL
     every = SAVE_EVERY_OF_SMALL if fast else SAVE_EVERY
     found: dict[str, Any] = {"prompt_format": measured.chosen.style, "dtype": str(loaded.dtype).removeprefix("torch.")}
-    return replace(
+    resolved = replace(
         config,
         **found,
         learning_rate=rate,
@@ -340,3 +341,5 @@ def _resolve(
         save_every=every if config.save_every is None else config.save_every,
         device=str(loaded.device) if ":" in config.device else loaded.device.type,
     )
+    first_failed([resolved.room_for_context()])  # the model's context is known now
+    return resolved
