@@ -34,7 +34,7 @@ from expunge.model.load import LoadedModel
 from expunge.model.packing import attention_way, packable_length
 from expunge.model.source import Source
 from expunge.train.before import ask_untouched, find_reference, write_replay
-from expunge.train.schedule import evaluation_every, make_plan
+from expunge.train.schedule import make_plan
 from expunge.train.speed import capture, speed_up
 from expunge.train.trainer import STEPS_PER_READ, TakenStep, Trainer
 from expunge.train.validation import ValidationRows, Validator
@@ -248,7 +248,7 @@ class Bench:
             timed("evaluation step", lambda: validator.at(1.0))
             timed("capturing", lambda: self.say("135m run", speed_up(trainer) or "as it is: no CUDA"))
             _, _, count, seconds = self._time(_Steps(trainer))
-            every = evaluation_every(trainer.rows, validation)
+            every = trainer.rows.evaluation_every(validation)
             taken = trainer.rows.num_steps
             evaluations = taken // every * spent.pop("evaluation step")
             spent |= {"training": taken * seconds / count, "evaluation steps": evaluations}

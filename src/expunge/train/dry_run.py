@@ -27,7 +27,6 @@ from expunge.model.replay import seconds_per_token
 from expunge.runs.run import Run, peak_memory
 from expunge.train.before import check_memory, find_reference, reference_sides
 from expunge.train.scale import most_scales
-from expunge.train.schedule import evaluation_every
 from expunge.train.setup import Prepared, prepare
 from expunge.train.speed import speed_up
 from expunge.train.trainer import TakenStep, Trainer
@@ -208,7 +207,7 @@ def _evaluations(trainer: Trainer, prepared: Prepared) -> tuple[int, int]:
     rows = prepared.validation
     if rows is None:
         return 0, 0
-    every = evaluation_every(trainer.rows, rows)
+    every = trainer.rows.evaluation_every(rows)
     return 1 + math.ceil(trainer.rows.num_steps / every) + most_scales(), _area(rows.all, trainer.rows.packed)
 
 

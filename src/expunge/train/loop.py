@@ -30,7 +30,6 @@ from expunge.train.callbacks import Callback, Callbacks, TrainState, check_callb
 from expunge.train.doubts import doubts, known_unseen
 from expunge.train.early_stopping import EarlyStopping
 from expunge.train.scale import Calibration, choose_scale, judge, most_scales, record, unchosen
-from expunge.train.schedule import evaluation_every
 from expunge.train.setup import Prepared, prepare
 from expunge.train.speed import beside_graphs, speed_up
 from expunge.train.trainer import STEPS_PER_READ, TakenStep, Trainer
@@ -72,7 +71,7 @@ class Evaluation:
             return None
         validator = Validator(prepared.loaded, rows, trainer.processes)
         stopping = EarlyStopping(config.criteria, validator.untouched, config.patience)
-        return cls(validator, stopping, evaluation_every(trainer.rows, rows))
+        return cls(validator, stopping, trainer.rows.evaluation_every(rows))
 
     def step(self, done: int, trainer: Trainer) -> tuple[dict[str, Any], str]:
         """Measure the average after so many steps; gives what the log and what the user should see."""

@@ -2,16 +2,10 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from itertools import islice
-from typing import TYPE_CHECKING
 
 from expunge.config import UnlearnConfig
 from expunge.data.sampler import Plan
 from expunge.data.tokenize import TokenizedExample
-
-if TYPE_CHECKING:
-    from expunge.train.step_rows import StepRows
-    from expunge.train.validation import ValidationRows
 
 REPLAY_PER_FORGET_SET = 4
 """Size of the replay set in tokens, in forget sets; smaller where the run needs fewer."""
@@ -33,10 +27,8 @@ def replay_tokens(config: UnlearnConfig, forget: Sequence[TokenizedExample], epo
     return math.ceil(sum(map(len, forget)) * min(REPLAY_PER_FORGET_SET, epochs))
 
 
-def make_plan(
-    config: UnlearnConfig, sides: Mapping[str, Sequence[TokenizedExample]], replay: Sequence[TokenizedExample] = ()
-) -> Plan:
-    """The steps of a run over its rows of `forget`, `retain` and `instead`, and replay texts once these are written."""
+def make_plan(config: UnlearnConfig, sides: Mapping[str, Sequence[TokenizedExample]]) -> Plan:
+    """The steps of a run over its rows of `forget`, `retain` and `instead`, and of `replay` once these are written."""
     stops_early = config.eval_every != 0
     epochs = config.epochs or (MOST_EPOCHS if stops_early else EPOCHS)
     least = max(config.min_steps, MOST_STEPS if stops_early and config.epochs is None else 0)
@@ -47,18 +39,10 @@ def make_plan(
         least_steps=least,
         tokens_per_step=config.tokens_per_step,
         rows_per_step=config.rows_per_step,
-        replay_lengths=[len(row) for row in replay],
+        replay_lengths=[len(row) for row in sides.get("replay", ())],
         instead_lengths=[len(row) for row in sides.get("instead", ())],
         seed=config.seed,
     )
-
-
-def evaluation_every(rows: "StepRows", evaluated: "ValidationRows") -> int:
-    """Steps between two evaluation steps of a run."""
-    if rows.config.eval_every:
-        return rows.config.eval_every
-    steps = [sum(rows.lengths(step)) for step in islice(rows.plan.steps(), rows.plan.steps_per_epoch)]
-    return evaluation_spacing(rows.plan, sum(map(len, evaluated.all)), sum(steps) / len(steps))
 
 
 def evaluation_spacing(plan: Plan, evaluated_tokens: int, step_tokens: float) -> int:

@@ -11,8 +11,9 @@ from expunge.data.sampler import Size, Step, micro_batches, size_of
 from expunge.data.tokenize import TokenizedExample
 from expunge.losses.collate import SIDES, SideRows
 from expunge.train.contexts import contexts_of
-from expunge.train.schedule import make_plan, replay_tokens
+from expunge.train.schedule import evaluation_spacing, make_plan, replay_tokens
 from expunge.train.setup import Prepared
+from expunge.train.validation import ValidationRows
 from expunge.utils.distributed import ALONE, Processes
 
 MICRO_BATCH_TOKENS = {"cpu": 4096, "cuda": 16384}
@@ -57,7 +58,7 @@ class StepRows:
             self.sides["replay"] = SideRows(written, "all")
         # Each forget row counts once, in whatever form it is trained on.
         counted = {name: side.rows for name, side in self.sides.items()} | {"forget": self.prepared.forget}
-        self.plan = make_plan(self.config, counted, written)
+        self.plan = make_plan(self.config, counted)
         self.set_contexts(contexts_of(self.prepared, written))
 
     def set_contexts(self, contexts: Contexts | None) -> None:
@@ -128,6 +129,13 @@ class StepRows:
         units, lengths = self.units(step), self.lengths(step, sides)
         groups = micro_batches(lengths, self.micro_batch_tokens(lengths), packed=self.packed)
         return [[units[at] for at in group] for group in groups]
+
+    def evaluation_every(self, evaluated: ValidationRows) -> int:
+        """Steps between two evaluation steps of the run."""
+        if self.config.eval_every:
+            return self.config.eval_every
+        steps = [sum(self.lengths(step)) for step in islice(self.plan.steps(), self.plan.steps_per_epoch)]
+        return evaluation_spacing(self.plan, sum(map(len, evaluated.all)), sum(steps) / len(steps))
 
     def batch_lengths(self, step: Step) -> list[list[int]]:
         """Lengths of the rows of each micro-batch of a step."""
