@@ -7,8 +7,8 @@ as one. A number is one key word with all its groups of digits (`expunge.data.nu
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import groupby
 
 import regex
@@ -76,7 +76,12 @@ def new_words(prompt: str, answer: str, often: Counter[str]) -> dict[str, tuple[
     Arguments are those of `find`.
     """
     asked = words(prompt)
-    known = _Known(frozenset(asked), often)
+    in_prompt, rows = frozenset(asked), often[""]
+
+    def known(word: str) -> bool:
+        """Whether it says nothing of an answer: it stands in the prompt, or in most rows."""
+        return word in in_prompt or (rows >= FEWEST and often[word] > COMMON * rows)
+
     candidates: dict[str, tuple[bool, bool]] = {}
     for sentence in ENDS.split(visible(answer)):
         for at, phrase in enumerate(_phrases(sentence, known, "".join(asked))):
@@ -87,19 +92,7 @@ def new_words(prompt: str, answer: str, often: Counter[str]) -> dict[str, tuple[
     return candidates
 
 
-@dataclass(frozen=True)
-class _Known:
-    """The words that say nothing of an answer: those of its prompt, and those in most rows."""
-
-    asked: frozenset[str]
-    often: Counter[str]
-
-    def __contains__(self, word: str) -> bool:
-        rows = self.often[""]
-        return word in self.asked or (rows >= FEWEST and self.often[word] > COMMON * rows)
-
-
-def _phrases(sentence: str, known: _Known, prompt: str) -> Iterator[str]:
+def _phrases(sentence: str, known: Callable[[str], bool], prompt: str) -> Iterator[str]:
     """Words of a sentence that are not known, as written; of a run without spaces the parts between known characters,
     or, of letters, between stretches of at least `STRETCH` that stand in the prompt.
 
@@ -110,13 +103,13 @@ def _phrases(sentence: str, known: _Known, prompt: str) -> Iterator[str]:
         if match["numbers"]:
             for number in parted(phrase):
                 groups = words(number)
-                yield " " if "".join(groups) in known or all(group in known for group in groups) else number
+                yield " " if known("".join(groups)) or all(map(known, groups)) else number
             continue
         if len(parts) <= 1:
-            yield phrase if parts and parts[0] not in known else " "
+            yield phrase if parts and not known(parts[0]) else " "
             continue
         letters = bool(LETTER.match(phrase))
-        told = _said(parts, prompt) if letters else [part in known for part in parts]
+        told = _said(parts, prompt) if letters else [*map(known, parts)]
         for new, run in groupby(zip(parts, told, strict=True), lambda pair: not pair[1]):
             piece = [part for part, _ in run]
             if new and (not letters or len(piece) >= STRETCH or len(piece) == len(parts)):  # shorter parts are shreds
