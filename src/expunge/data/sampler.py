@@ -68,16 +68,14 @@ class Plan:
         instead_lengths: Sequence[int] = (),
         seed: int = 0,
     ) -> None:
-        self.rows_per_step, self.seed = rows_per_step, seed
-        by_rows = rows_per_step is not None
-        self._forget_costs = [1] * len(forget_lengths) if by_rows else list(forget_lengths)
-        self._retain_costs = [1] * len(retain_lengths) if by_rows else list(retain_lengths)
-        self._replay_costs = [1] * len(replay_lengths) if by_rows else list(replay_lengths)
-        self._instead_costs = [1] * len(instead_lengths) if by_rows else list(instead_lengths)
-        self._by_rows = by_rows
+        self.seed, self._by_rows = seed, rows_per_step is not None
+        self._forget_costs, self._retain_costs, self._replay_costs, self._instead_costs = (
+            [1] * len(lengths) if self._by_rows else list(lengths)
+            for lengths in (forget_lengths, retain_lengths, replay_lengths, instead_lengths)
+        )
         forget_total, retain_total = sum(self._forget_costs), sum(self._retain_costs)
         self.retain_per_forget = 0.0
-        budget = rows_per_step if rows_per_step is not None else tokens_per_step
+        budget = tokens_per_step if rows_per_step is None else rows_per_step
         if retain_total:
             fits = max(1.0, budget * len(forget_lengths) / forget_total - 1)
             self.retain_per_forget = min(retain_total / forget_total, fits)
