@@ -102,8 +102,11 @@ def tokenize(
     ids, start = encoded.ids, encoded.start
     if start >= len(ids):
         raise DataError(f"{example.source or example.id}: the tokenizer leaves nothing of the completion")
-    if prompt_format.end_of_text and not encoded.ended and ids[-1] != (end := end_of_text_id(tokenizer)):
-        ids = [*ids, end]
+    if prompt_format.end_of_text and not encoded.ended:
+        if tokenizer.eos_token_id is None:
+            raise ConfigError("the tokenizer has no end-of-text token: give --end-of-text no")
+        if ids[-1] != tokenizer.eos_token_id:
+            ids = [*ids, tokenizer.eos_token_id]
     bos = begun(tokenizer, ids) if start and len(ids) > max_length else 0
     excess = len(ids) - max_length
     # The first token of all has nothing to be predicted from, so a completion needs one token of context before it.
@@ -235,17 +238,6 @@ def whole_text(example: Example, prompt_format: PromptFormat) -> str:
     """Prompt and completion as one text, as it may stand in a corpus; a chat's turns are lines."""
     separators = {**SEPARATORS, "separate": "", "chat": "\n"}
     return example.prompt + _separator(example, prompt_format.style, separators) + example.completion
-
-
-def end_of_text_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The tokenizer's end-of-text token.
-
-    Raises:
-        ConfigError: It has none.
-    """
-    if tokenizer.eos_token_id is None:
-        raise ConfigError("the tokenizer has no end-of-text token: give --end-of-text no")
-    return int(tokenizer.eos_token_id)
 
 
 @dataclass(frozen=True)
