@@ -30,11 +30,6 @@ class Bound:
     least: float = -math.inf
     most: float = math.inf
 
-    @property
-    def two_sided(self) -> bool:
-        """Whether a number can lie too low as well as too high."""
-        return math.isfinite(self.least) and math.isfinite(self.most)
-
     def violation(self, value: float) -> float:
         """How far a number is outside, in units; 0 where the criterion is met."""
         return max(0.0, self.least - value, value - self.most) / (self.unit or TINY)
@@ -42,7 +37,9 @@ class Bound:
     def excess(self, value: float) -> float:
         """How far it is from the target, in units, towards where it must not be."""
         away = value - self.target
-        return (abs(away) if self.two_sided else away if math.isfinite(self.most) else -away) / (self.unit or TINY)
+        if math.isfinite(self.least):
+            away = abs(away) if math.isfinite(self.most) else -away
+        return away / (self.unit or TINY)
 
 
 @dataclass(frozen=True)
