@@ -1,6 +1,6 @@
 """Code of your own during a run: four events of transformers' `TrainerCallback`, with a state and a control."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -94,12 +94,6 @@ def never_called(given: Sequence[Callback]) -> list[str]:
                 f"{', '.join(EVENTS)}; the line of a step is kwargs['logs'] of on_step_end"
             )
     return lines
-
-
-def warn_of_events(given: Sequence[Callback], warn: Callable[[str], None]) -> None:
-    """Say what `never_called` finds."""
-    for line in never_called(given):
-        warn(line)
 
 
 def _is_plain(kind: type) -> bool:

@@ -26,7 +26,7 @@ from expunge.runs.manifest import RunFacts, other_surroundings
 from expunge.runs.record import ALL_DONE, read_manifest
 from expunge.runs.run import Outcome, Run, RunResult
 from expunge.train.before import ask_untouched, check_memory
-from expunge.train.callbacks import Callback, Callbacks, TrainState, check_callbacks, warn_of_events
+from expunge.train.callbacks import Callback, Callbacks, TrainState, check_callbacks, never_called
 from expunge.train.doubts import doubts, known_unseen
 from expunge.train.early_stopping import EarlyStopping
 from expunge.train.scale import Calibration, choose_scale, judge, most_scales, record, unchosen
@@ -121,7 +121,8 @@ def _unlearn(
     advisor: Callable[[Prepared], Advise] | None,
 ) -> Outcome:
     begun = time.perf_counter()
-    warn_of_events(callbacks, reporter.warn)
+    for events in never_called(callbacks):
+        reporter.warn(events)
     prepared = prepare(config, reporter)
     config, loaded = prepared.config, prepared.loaded
     with reporter.working("putting the adapter in, and looking what fits into the memory"):
