@@ -71,8 +71,7 @@ def _calibrate(config: CalibrateConfig, settings: UnlearnConfig, reporter: Repor
     pattern = (earlier or {}).get("trained_alpha_pattern") or {}
     alphas = {"lora_alpha": earlier["trained_alpha"], "alpha_pattern": pattern} if earlier else None
     with reporter.working("putting the adapter in"):
-        attach_adapter(loaded, config.run, alphas)
-    trained: Any = loaded.model.peft_config["default"]  # a LoraConfig
+        model = attach_adapter(loaded, config.run, alphas)
     with reporter.working("tokenizing the texts"):
         rows = {name: run_rows(settings, loaded.tokenizer, getattr(sets, name)) for name in SETS}
         check_texts(manifest, settings, {name: side for name, side in rows.items() if name != "holdout"})
@@ -84,8 +83,7 @@ def _calibrate(config: CalibrateConfig, settings: UnlearnConfig, reporter: Repor
     criteria = config.criteria(settings.criteria)
     with reporter.track("adapter scales", most_scales()) as advance:
         found = choose_scale(Validator(loaded, judged_on), criteria, progress=advance)
-    as_trained = unchosen(trained.lora_alpha, trained.alpha_pattern or {}, looked_at)
-    content = record(found, criteria, as_trained, judged_on)
+    content = record(found, criteria, unchosen(model, looked_at), judged_on)
     content |= {name: earlier[name] for name in ("best_step", "stopped") if earlier and name in earlier}
     with reporter.working("tokenizing the unseen texts"):
         rows["holdout"] = run_rows(settings, loaded.tokenizer, without_selection(sets.holdout, content))

@@ -317,9 +317,7 @@ def settle(
     best, config = evaluation.stopping.best if evaluation else None, trainer.config
     trained: dict[str, Any] | None = None
     if prepared.selection is not None:
-        adapter: Any = trainer.model.peft_config["default"]  # a LoraConfig
-        hashes = keyed_hashes(prepared.selection.hashes)
-        trained = unchosen(adapter.lora_alpha, adapter.alpha_pattern or {}, hashes)
+        trained = unchosen(trainer.model, keyed_hashes(prepared.selection.hashes))
     if evaluation is None or best is None or trained is None:
         trainer.weights.copy_(trainer.average.value)
         return trained

@@ -2,13 +2,13 @@
 
 import gc
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
 from torch import Tensor
 
 from expunge.config import MergeConfig, UnlearnConfig
@@ -147,12 +147,11 @@ def _fold(
     """Fold a run's adapter into its base, in fp32, and prove it; the losses before, and the log-probabilities."""
     losses = {"untouched": mean_losses(loaded, {"forget": forget})["forget"]}
     untouched = sequence_logps(loaded, probes)
-    attach_adapter(loaded, run)
-    assert isinstance(loaded.model, PeftModel)
+    model = attach_adapter(loaded, run)
     losses["adapter"], right = mean_losses(loaded, {"forget": forget})["forget"], sequence_logps(loaded, probes)
     if not all(map(math.isfinite, losses.values())):
         raise RunError(f"--run {run}: the losses with its adapter are not finite: there is nothing to merge")
-    loaded.model = loaded.model.merge_and_unload()
+    loaded.model = model.merge_and_unload()
     form, wanted, without = (torch.cat(logps) for logps in (sequence_logps(loaded, probes), right, untouched))
     what = f"--run {run}: its adapter cannot be merged into its base"
     check_same(form, wanted, without, what, dtype=torch.float32)
@@ -174,12 +173,12 @@ def _judge(losses: Mapping[str, float], *, exact: bool = True) -> str:
 
 def _dtypes(folder: Path) -> str:
     """The dtypes of a model folder's weights, the most common first."""
-    counts: dict[str, int] = {}
+    counts = Counter[str]()
     for header in weight_headers(folder).values():
         for entry in header.values():
-            counts[entry["dtype"]] = counts.get(entry["dtype"], 0) + math.prod(entry["shape"])
+            counts[entry["dtype"]] += math.prod(entry["shape"])
     names = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float64"}
-    return " and ".join(names.get(dtype, dtype) for dtype in sorted(counts, key=lambda dtype: -counts[dtype]))
+    return " and ".join(names.get(dtype, dtype) for dtype, _ in counts.most_common())
 
 
 def _check_output(target: Path, run: str, config: UnlearnConfig, *, overwrite: bool) -> None:

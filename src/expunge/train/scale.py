@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from peft import PeftModel
+
 from expunge.config.criteria import Criteria
 from expunge.train.validation import Validation, ValidationRows, Validator, targets, violation, violations
 
@@ -110,13 +112,14 @@ def judge(metrics: Validation, untouched: Validation, criteria: Criteria) -> tup
     return False, "; ".join(WORDS[name].format(**known) for name in failed)
 
 
-def unchosen(trained_alpha: float, pattern: Mapping[str, float], hashes: Sequence[str]) -> dict[str, Any]:
+def unchosen(model: PeftModel, hashes: Sequence[str]) -> dict[str, Any]:
     """The content of calibration.json for an adapter as it was trained: what stands for the texts that steered it."""
+    adapter: Any = model.peft_config["default"]  # a LoraConfig
     return {
         "schema": 1,
         "scale": 1.0,
-        "trained_alpha": trained_alpha,
-        "trained_alpha_pattern": dict(pattern),
+        "trained_alpha": adapter.lora_alpha,
+        "trained_alpha_pattern": dict(adapter.alpha_pattern or {}),
         "selection_hmac": list(hashes),
     }
 
