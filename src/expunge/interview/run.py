@@ -176,10 +176,8 @@ class _Interview:
 
     def ask(self, names: Sequence[str], what: str = "names") -> dict[str, Answers]:
         """All answers about some names."""
-        each, new = (
-            len(self.questions) * (1 + self._config.samples),
-            [name for name in names if name not in self._known],
-        )
+        each = len(self.questions) * (1 + self._config.samples)
+        new = [name for name in names if name not in self._known]
         with self._reporter.track(
             f"asking about {len(names)} {what}", each * len(names), each * (len(names) - len(new))
         ) as advance:
