@@ -60,7 +60,7 @@ def parted(groups: str) -> list[str]:
     for digits, sign in _PART.findall(groups):
         size = size + 1 if piece else 1
         piece, count = piece + digits, count + len(digits)
-        dated = size == len(DATES[0]) and FOUR in map(len, words(piece)) and bool(date_of(words(piece)))
+        dated = size == 3 and FOUR in map(len, words(piece)) and bool(date_of(words(piece)))
         whole = dated or (count >= WHOLE and (size > 1 or len(digits) >= WHOLE))
         if sign and not _APART.fullmatch(sign) and (sign == sign.strip() or not whole):
             piece += sign
@@ -109,7 +109,7 @@ def spellings(number: str) -> list[str]:
 
 def date_of(groups: Sequence[str]) -> set[Date]:
     """The dates that three groups of digits, or one of eight, can mean; none where they are no date."""
-    if len(groups) == 1 and len(groups[0]) == FOUR + 2 + 2:
+    if len(groups) == 1 and len(groups[0]) == 8:
         groups = groups[0][:FOUR], groups[0][FOUR:-2], groups[0][-2:]
     if [*map(len, groups)] not in DATES or not all(map(str.isdecimal, groups)):
         return set()
@@ -126,7 +126,7 @@ def _joined(pieces: Sequence[str]) -> list[str]:
     """Pieces with spaces or brackets between them as one number, where they are one; each by itself where not."""
     whole = _BRACKET.sub(" ", "".join(pieces[:-1])).replace("(", "").replace(")", "")
     groups = words(whole)
-    if len(groups) == len(("from", "to")) and all(len(group) == FOUR and int(group) in YEARS for group in groups):
+    if len(groups) == 2 and all(len(group) == FOUR and int(group) in YEARS for group in groups):
         return [match[0] for match in _DIGITS.finditer(whole)]
     spaced = SPACED <= sum(map(len, groups)) <= MOST or _THOUSAND_SPACES.fullmatch(whole)
     return [whole] if len(pieces) == 2 or spaced else [*pieces[::2]]
