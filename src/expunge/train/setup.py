@@ -250,18 +250,15 @@ def _selection(
     halves: Halves, forget: Sequence[Example], rows: Callable[[Sequence[Example]], list[TokenizedExample]]
 ) -> SelectionRows:
     """The half that steers the run."""
-    unseen = rows([*halves.nonmembers, *halves.short, *halves.others])
+    nonmembers, short, others = map(rows, (halves.nonmembers, halves.short, halves.others))
     texts = {text_key(example) for example in halves.members}
     kinds = frozenset(example.group for example in forget if text_key(example) in texts)
-    ends = len(halves.nonmembers), len(halves.nonmembers) + len(halves.short)
-    return SelectionRows(rows(halves.members), unseen[: ends[0]], unseen[slice(*ends)], unseen, halves.hashes, kinds)
+    unseen = [*nonmembers, *short, *others]
+    return SelectionRows(rows(halves.members), nonmembers, short, unseen, halves.hashes, kinds)
 
 
 def _load(config: UnlearnConfig, reporter: Reporter) -> LoadedModel:
-    options: dict[str, Any] = {
-        "dtype": config.dtype, "device": config.device, "trust_remote_code": config.trust_remote_code,
-        "revision": config.revision,
-    }  # fmt: skip
+    options = {name: getattr(config, name) for name in ("dtype", "device", "trust_remote_code", "revision")}
     with reporter.working("loading the model"):
         if config.shard_base:
             loaded = load_shared(config.model, current(), **options)

@@ -97,7 +97,7 @@ class StepRows:
     def units(self, step: Step) -> list[Unit]:
         """What is never divided between micro-batches: single rows, and forget rows with their pairs."""
         chosen = self.chosen(step)
-        together = [list(zip(("forget", "pairs"), (row, row), strict=True)) for row in chosen.pop("pairs", [])]
+        together = [[("forget", row), ("pairs", row)] for row in chosen.pop("pairs", [])]
         if together:
             chosen.pop("forget")
         return together + [[(name, row)] for name in SIDES for row in chosen.get(name, ())]
