@@ -62,6 +62,11 @@ class Example:
         return f"{self.prompt} {self.completion}".strip()
 
     @property
+    def bare(self) -> bool:
+        """Whether the completion answers nothing: no prompt, turn, tool or document stands before it."""
+        return not (self.prompt or self.messages or self.beyond_text)
+
+    @property
     def group(self) -> str:
         """What the official scores average the row with: its task and kind, or its label."""
         return self.label or f"{self.task} {self.kind}".strip()

@@ -27,7 +27,7 @@ def with_kinds(sets: Mapping[str, Sequence[Example]]) -> dict[str, list[Example]
 
 
 def _shape(row: Example) -> str:
-    return ASKED if row.prompt or row.messages or row.beyond_text else ALONE
+    return ALONE if row.bare else ASKED
 
 
 def form(answer: str) -> str:

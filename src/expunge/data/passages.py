@@ -28,7 +28,7 @@ def divided(rows: Sequence[Example]) -> list[Example]:
     The halves are parted at the white space that is nearest to the middle, within the middle half of the text, else in
     the middle. Joined they are the text.
     """
-    return [row if row.prompt or row.messages or row.beyond_text else _divided(row) for row in rows]
+    return [_divided(row) if row.bare else row for row in rows]
 
 
 def alone(row: Example) -> Example:

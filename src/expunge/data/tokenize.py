@@ -257,7 +257,7 @@ def _encode(tokenizer: PreTrainedTokenizerBase, example: Example, prompt_format:
     if isinstance(example, Passage):
         return replace(_encode_text(tokenizer, "", example.prompt + example.completion), ended=chat)
     if chat:
-        if not (example.prompt or example.messages or example.beyond_text):  # it answers nothing
+        if example.bare:
             return replace(_encode_text(tokenizer, "", example.completion), ended=True)
         asked, said, ended = render(tokenizer, example)
         return replace(_encode_text(tokenizer, asked, said, framed=True), ended=ended)
