@@ -9,7 +9,7 @@ import pytest
 from expunge.config import UnlearnConfig
 from expunge.data.examples import Example, read_examples
 from expunge.data.kept_facts import told_facts
-from expunge.data.sets import benchmark_sets, read_sets
+from expunge.data.sets import BENCHMARKS, read_sets
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = ROOT / "src" / "expunge" / "demo" / "assets" / "data"
@@ -101,7 +101,7 @@ def test_benchmarks_keep_nothing_that_they_forget(shared: Path, name: str, split
     if name == "lume":
         forget, retain = (read_examples(folder / f"{side}.jsonl") for side in ("forget", "retain"))
     else:
-        sets = benchmark_sets(name, str(folder), split)
+        sets = BENCHMARKS[name](str(folder), split)
         forget, retain = sets.forget, sets.retain
     start = time.process_time()
     assert told_facts(forget, retain) == []

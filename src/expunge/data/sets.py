@@ -88,7 +88,7 @@ def read_sets(config: UnlearnConfig, *, refuse: bool = True) -> Sets:
     warnings: list[str] = []
     near: list[Example] = []
     if config.benchmark:
-        sets = benchmark_sets(config.benchmark, config.data or "", config.split)
+        sets = BENCHMARKS[config.benchmark](config.data or "", config.split)
         if config.holdout:
             sets.holdout = given["holdout"]
             sets.members, sets.nonmembers = sets.forget, sets.holdout
@@ -133,15 +133,6 @@ def _examples(name: str, file: str, columns: dict[str, str]) -> list[Example]:
     except DataError as error:
         of_file = not isinstance(file, InMemory) and str(error).startswith(f"{file}: ")
         raise DataError(f"--{name} {error}") if of_file else error from None
-
-
-def benchmark_sets(name: str, folder: str, split: str | None) -> Sets:
-    """All rows of a benchmark's folder, as they stand there; `split` is its own first choice when None.
-
-    Raises:
-        DataError: A file or row that cannot be used.
-    """
-    return _BENCHMARKS[name](folder, split)
 
 
 def fingerprints(sets: Sets, steering: Collection[str]) -> dict[str, str]:
@@ -228,12 +219,13 @@ def _read_muse(folder: str, split: str | None) -> Sets:
     return Sets(forget, retain, members=found.forget, nonmembers=found.holdout)
 
 
-_BENCHMARKS: dict[str, Callable[[str, str | None], Sets]] = {
+BENCHMARKS: dict[str, Callable[[str, str | None], Sets]] = {
     "semeval": _read_lume,
     "lume": _read_lume,
     "tofu": _read_tofu,
     "muse": _read_muse,
 }
+"""Benchmark -> what reads all rows of its folder, as they stand there, of a split; None is its own first choice."""
 
 
 def _check_usable(config: UnlearnConfig, sets: Sets) -> None:

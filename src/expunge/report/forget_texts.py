@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from expunge.data.columns import parse_columns
 from expunge.data.examples import Example, read_examples
-from expunge.data.sets import benchmark_sets
+from expunge.data.sets import BENCHMARKS
 from expunge.errors import DataError
 from expunge.evaluation.earlier import with_earlier_answers
 from expunge.evaluation.predictions import Prediction, read_any
@@ -73,7 +73,8 @@ def _forget(run: RunData) -> Sequence[Example]:
     settings = run.settings
     try:
         if settings.get("benchmark"):
-            return benchmark_sets(str(settings["benchmark"]), str(settings.get("data")), settings.get("split")).forget
+            read = BENCHMARKS[str(settings["benchmark"])]
+            return read(str(settings.get("data")), settings.get("split")).forget
         columns = parse_columns(str(settings.get("columns") or ""))
         rows, _ = with_earlier_answers(read_examples(str(settings.get("forget")), columns=columns), [])
         return rows
