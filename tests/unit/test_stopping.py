@@ -20,7 +20,7 @@ from expunge.report.scores import Score
 from expunge.train.averaging import MovingAverage
 from expunge.train.doubts import doubts as doubts_of
 from expunge.train.early_stopping import EarlyStopping
-from expunge.train.scale import choose_scale, judge, most_scales
+from expunge.train.scale import MOST_SCALES, choose_scale, judge
 from expunge.train.schedule import evaluation_spacing, learning_rate, make_plan, replay_tokens
 from expunge.train.validation import Validation, certainty, probabilities, violation, violations
 
@@ -193,7 +193,7 @@ def test_the_scale_is_where_the_auc_comes_to_its_target() -> None:
     found = choose_scale(stub, CRITERIA)
     assert found.scale == pytest.approx(5 / 7, abs=0.02)
     assert found.reached
-    assert len(stub.asked) == len(set(stub.asked)) <= most_scales()
+    assert len(stub.asked) == len(set(stub.asked)) <= MOST_SCALES
     assert [metrics.scale for metrics in found.curve] == sorted({0.0, *stub.asked})
 
 

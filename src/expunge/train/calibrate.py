@@ -27,7 +27,7 @@ from expunge.runs.record import CALIBRATION, VERDICT, adapter_hashes, read_calib
 from expunge.runs.run import SUMMARY
 from expunge.runs.settings import run_settings
 from expunge.runs.texts import check_texts, run_rows
-from expunge.train.scale import Calibration, choose_scale, most_scales, record, unchosen
+from expunge.train.scale import MOST_SCALES, Calibration, choose_scale, record, unchosen
 from expunge.train.validation import ValidationRows, Validator
 from expunge.utils import coarse, files
 from expunge.utils.progress import Reporter
@@ -81,7 +81,7 @@ def _calibrate(config: CalibrateConfig, settings: UnlearnConfig, reporter: Repor
     looked_at = sorted({*keyed_hashes(halves.hashes), *(earlier["selection_hmac"] if earlier else ())})
     judged_on = ValidationRows.of(members, nonmembers, rows["retain"], rows["forget"], guessed)
     criteria = config.criteria(settings.criteria)
-    with reporter.track("adapter scales", most_scales()) as advance:
+    with reporter.track("adapter scales", MOST_SCALES) as advance:
         found = choose_scale(Validator(loaded, judged_on), criteria, progress=advance)
     content = record(found, criteria, unchosen(model, looked_at), judged_on)
     content |= {name: earlier[name] for name in ("best_step", "stopped") if earlier and name in earlier}

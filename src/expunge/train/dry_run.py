@@ -26,7 +26,7 @@ from expunge.model.reference import layout_bytes, reference_layout
 from expunge.model.replay import seconds_per_token
 from expunge.runs.run import Run, peak_memory
 from expunge.train.before import check_memory, find_reference, reference_sides
-from expunge.train.scale import most_scales
+from expunge.train.scale import MOST_SCALES
 from expunge.train.setup import Prepared, prepare
 from expunge.train.speed import speed_up
 from expunge.train.trainer import TakenStep, Trainer
@@ -208,7 +208,7 @@ def _evaluations(trainer: Trainer, prepared: Prepared) -> tuple[int, int]:
     if rows is None:
         return 0, 0
     every = trainer.rows.evaluation_every(rows)
-    return 1 + math.ceil(trainer.rows.num_steps / every) + most_scales(), _area(rows.all, trainer.rows.packed)
+    return 1 + math.ceil(trainer.rows.num_steps / every) + MOST_SCALES, _area(rows.all, trainer.rows.packed)
 
 
 def _pass_area(trainer: Trainer, prepared: Prepared) -> int:

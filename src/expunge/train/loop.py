@@ -29,7 +29,7 @@ from expunge.train.before import ask_untouched, check_memory
 from expunge.train.callbacks import Callback, Callbacks, TrainState, check_callbacks, never_called
 from expunge.train.doubts import doubts, known_unseen
 from expunge.train.early_stopping import EarlyStopping
-from expunge.train.scale import Calibration, choose_scale, judge, most_scales, record, unchosen
+from expunge.train.scale import MOST_SCALES, Calibration, choose_scale, judge, record, unchosen
 from expunge.train.setup import Prepared, prepare
 from expunge.train.speed import beside_graphs, speed_up
 from expunge.train.trainer import STEPS_PER_READ, TakenStep, Trainer
@@ -328,7 +328,7 @@ def settle(
     if reached:
         chosen, beside = Calibration(1.0, reached, at_one, [stopping.untouched, best.metrics]), ""
     else:
-        with reporter.track("adapter scales", most_scales() - 1) as advance:
+        with reporter.track("adapter scales", MOST_SCALES - 1) as advance:
             chosen = choose_scale(evaluation.validator, config.criteria, known=[best.metrics], progress=advance)
         beside = "" if chosen.scale == 1 else f" (at scale 1: {at_one})"
     set_scale(trainer.model, chosen.scale)

@@ -16,6 +16,8 @@ from expunge.train.validation import Validation, ValidationRows, Validator, targ
 SCALES = (0.25, 0.5, 0.75, 1.0)
 """Where the search begins; then it halves the distance to the neighbours of the best, `REFINEMENTS` times."""
 REFINEMENTS = 4
+MOST_SCALES = len(SCALES) + 2 * REFINEMENTS
+"""Most scales that `choose_scale` measures."""
 WORDS = {
     "auc": "membership AUC {metrics.auc:.2f} ({allowed})",
     "min_k_auc": "membership AUC by min-k {metrics.min_k_auc:.2f} ({allowed})",
@@ -91,11 +93,6 @@ def choose_scale(
     curve = sorted(found.values(), key=lambda metrics: metrics.scale)
     reached, verdict = judge(best_metrics, untouched, criteria)
     return Calibration(best_metrics.scale, reached, verdict, curve)
-
-
-def most_scales() -> int:
-    """Most scales that `choose_scale` measures."""
-    return len(SCALES) + 2 * REFINEMENTS
 
 
 def judge(metrics: Validation, untouched: Validation, criteria: Criteria) -> tuple[bool, str]:
