@@ -80,9 +80,17 @@ def test_a_small_table_of_very_many_rows_is_refused_at_once(tmp_path, rows):
     assert time.monotonic() - begun < 5
 
 
-def test_a_table_whose_cells_grow_is_refused_before_it_fills_the_memory(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "inside",
+    [
+        lambda column: column,
+        lambda column: pa.StructArray.from_arrays([column], names=["role"]),
+        lambda column: pa.ListArray.from_arrays(pa.array([0, len(column)], pa.int32()), column),
+    ],
+)
+def test_a_table_whose_cells_grow_is_refused_before_it_fills_the_memory(tmp_path, monkeypatch, inside):
     monkeypatch.setattr(readers, "MOST_BYTES", 10_000_000)
-    column = pa.DictionaryArray.from_arrays(pa.array([0] * 5000, pa.int32()), ["x" * 1_000_000])
+    column = inside(pa.DictionaryArray.from_arrays(pa.array([0] * 500, pa.int32()), ["x" * 1_000_000]))
     pq.write_table(pa.table({"text": column}), tmp_path / "bomb.parquet", compression="zstd")
     with pytest.raises(DataError, match="10,000,000 bytes"):
         read_examples(str(tmp_path / "bomb.parquet"))

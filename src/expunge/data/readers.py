@@ -233,14 +233,15 @@ def _column_bytes(column: Any) -> int:
     import pyarrow as pa
     import pyarrow.compute as pc
 
+    if isinstance(column, pa.StructArray | pa.ListArray | pa.LargeListArray | pa.FixedSizeListArray):
+        inside = column.flatten()  # the values of a list, the fields of a struct
+        return max(int(column.nbytes), sum(map(_column_bytes, inside if isinstance(inside, list) else [inside])))
     if not pa.types.is_dictionary(column.type):
         return int(column.nbytes)
     values = column.dictionary
-    of_each = values.nbytes // max(1, len(values))
-    lengths = (
-        pc.binary_length(values) if pa.types.is_string(values.type) or pa.types.is_large_string(values.type) else None
-    )
-    return int((pc.sum(lengths.take(column.indices)).as_py() or 0) if lengths is not None else of_each * len(column))
+    if not (pa.types.is_string(values.type) or pa.types.is_large_string(values.type)):
+        return int(values.nbytes // max(1, len(values)) * len(column))
+    return int(pc.sum(pc.binary_length(values).take(column.indices)).as_py() or 0)
 
 
 def _too_many(where: str) -> DataError:
