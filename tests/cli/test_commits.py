@@ -47,7 +47,7 @@ def test_a_later_commit_locks_no_run_out(work: Path, expunge: Run, commit: Calla
 
     load_unlearned("run", device="cpu")
     assert expunge("merge", "--run", "run", "--output", "merged", "--device", "cpu").code == 0
-    scored = expunge("evaluate", "--run", "run", "--device", "cpu", "--dtype", "float32")
+    scored = expunge("evaluate", "--run", "run", "--device", "cpu", "--dtype", "float32", "--max-new-tokens", "8")
     assert (scored.code, "made on" in scored.err) == (0, False)
     assert json.loads(Path("run/results.json").read_text())["fingerprint"]["base"] == manifest["model_sha256"]
     assert expunge(*UNLEARN, "--from-manifest", "run/manifest.json", "--output", "again", "--model", NAME).code == 0

@@ -39,6 +39,7 @@ def test_the_examples_run(here: Path) -> None:
     assert sum(block.count(MODEL) for block in examples) == 5
     for block in examples:
         block = block.replace(MODEL, "model").replace('output="runs', 'max_steps=3, output="runs')
+        block = block.replace("outcome.evaluate()", "outcome.evaluate(max_new_tokens=8)")
         exec(compile(block, "example", "exec"), names)
     assert {path.name for path in (here / "runs").iterdir()} == {"one", "two", "three", "four"}
     assert (here / "runs" / "one" / "report.html").is_file()
