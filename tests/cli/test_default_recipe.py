@@ -151,7 +151,7 @@ def test_with_too_few_unseen_texts_those_that_the_model_writes_stand_for_them(te
     write_jsonl(texts / "unseen.jsonl", UNSEEN[:9])
     done = expunge(*FOLLOW, "--max-steps", "2")
     assert done.code == 0, done.err
-    assert "missing: unseen texts: 4 selection texts on the unseen side" in done.err
+    assert "missing: unseen texts: 16 texts to forget are needed as well as 16 unseen ones" in done.err
     assert "texts that the model writes itself stand for them, and the run takes a set number of epochs" in done.err
     assert "target NLLs by the model's own texts" in done.err
     settings = read("run/manifest.json")["settings"]
@@ -190,7 +190,7 @@ def test_unseen_texts_that_are_given_twice_are_too_few_and_said_to_be(texts: Pat
     write_jsonl(texts / "unseen.jsonl", [*UNSEEN[:9], *({**row, "id": f"{row['id']} again"} for row in UNSEEN[:9])])
     done = expunge(*FOLLOW, "--max-steps", "1")
     assert done.code == 0, done.err
-    assert "missing: unseen texts: 4 selection texts on the unseen side" in done.err
+    assert "missing: unseen texts: 16 texts to forget are needed as well as 16 unseen ones" in done.err
     assert "missing: texts to forget" not in done.err
     assert not Path("run/calibration.json").exists()
 
@@ -229,8 +229,8 @@ def test_who_asks_for_it_without_enough_unseen_texts_is_told(texts: Path, expung
     )
     refused(expunge(*alone), "or give a --replay-weight above 0: then texts that the model writes itself")
     write_jsonl(texts / "unseen.jsonl", UNSEEN[:9])
-    refused(expunge(*FOLLOW, "--replay-weight", "0"), "--loss target_kl needs unseen texts: 4 selection texts")
-    refused(expunge(*FOLLOW, "--eval-every", "2"), "--eval-every 2 needs unseen texts: 4 selection texts")
+    refused(expunge(*FOLLOW, "--replay-weight", "0"), "--loss target_kl needs unseen texts: 16 texts to forget are needed")
+    refused(expunge(*FOLLOW, "--eval-every", "2"), "--eval-every 2 needs unseen texts: 16 texts to forget are needed")
     write_jsonl(texts / "unseen.jsonl", MANY)
     refused(expunge(*FOLLOW), "--holdout unseen.jsonl: all of its texts are to be forgotten")
     write_jsonl(texts / "unseen.jsonl", [{name: value.upper() for name, value in row.items()} for row in MANY])

@@ -224,17 +224,17 @@ def test_texts_much_shorter_than_most_are_left_out_where_enough_are_left():
 
 
 def test_too_few_documents_are_refused():
-    needed = "16 texts to forget are needed as well as 16 unseen ones, and there are"
-    with pytest.raises(DataError, match=rf"7 selection texts on the unseen side \(half of 15\): {needed} 20 and 15"):
+    needed = "16 texts to forget are needed as well as 16 unseen ones, .*, and there are"
+    with pytest.raises(DataError, match=f"{needed} 20 and 15"):
         documents(texts(0, 20), texts(100, 15))
-    with pytest.raises(DataError, match=rf"0 selection texts on the forgotten side \(half of 1\): {needed} 1 and 32"):
+    with pytest.raises(DataError, match=f"{needed} 1 and 32"):
         documents(texts(0, 1), texts(100, 32))
 
 
 def test_near_duplicates_of_one_another_cannot_be_halved():
     shared = "A long sentence that all of these texts have in common, word for word, so that they are of one family. "
     alike = [Example(f"t{i}", "", f"{shared}{i}.") for i in range(40)]
-    with pytest.raises(DataError, match="0 selection texts on the unseen side: all 40 are near-duplicates"):
+    with pytest.raises(DataError, match=r"half of the unseen texts steers .*, and all 40 are near-duplicates"):
         documents(apart(0, 20), alike)
 
 

@@ -135,20 +135,19 @@ def documents(members: Sequence[Example], nonmembers: Sequence[Example]) -> list
         DataError: Half of a side is fewer than `FEWEST`, or all of it are near-duplicates of each other, which cannot
             be halved.
     """
-    hashes = [set(example_hashes(side)) for side in (members, nonmembers)]
     found = [Side(texts, families(texts)) for texts in long_alone(members, nonmembers)]
-    for name, side, different in zip(("forgotten", "unseen"), found, hashes, strict=True):
-        count, half = len(side.texts), len(different) // 2
-        if count > 1 and len(set(side.family)) == 1:
+    for name, side in zip(("texts to forget", "unseen texts"), found, strict=True):
+        if len(side.texts) > 1 and len(set(side.family)) == 1:
             raise DataError(
-                f"0 selection texts on the {name} side: all {count} are near-duplicates of each other, which are "
-                "never divided: texts that differ are needed"
+                f"one half of the {name} steers and the other is reported, and all {len(side.texts)} are "
+                "near-duplicates of each other, which are never divided: texts that differ are needed"
             )
-        if half < FEWEST:
-            raise DataError(
-                f"{half} selection texts on the {name} side (half of {count}): {2 * FEWEST} texts to forget are needed "
-                f"as well as {2 * FEWEST} unseen ones, and there are {len(hashes[0])} and {len(hashes[1])}"
-            )
+    counts = [len(set(example_hashes(side))) for side in (members, nonmembers)]
+    if min(counts) < 2 * FEWEST:
+        raise DataError(
+            f"{2 * FEWEST} texts to forget are needed as well as {2 * FEWEST} unseen ones, since one half of each "
+            f"steers and the other is reported, and there are {counts[0]} and {counts[1]} different ones"
+        )
     return found
 
 
