@@ -15,6 +15,7 @@ from statistics import fmean
 
 from peft import PeftModel
 
+from experiments.real import SUBJECTS as REAL
 from experiments.scoring import SUBJECTS
 from expunge.data.examples import Example, read_examples
 from expunge.data.kinds import form
@@ -35,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Print a line for each model and side."""
     parser = argparse.ArgumentParser(prog="python -m experiments.exposure", description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="+", type=Path, help="runs on the subject")
-    parser.add_argument("--subject", choices=SUBJECTS, default="demo", help="by default the demo's")
+    parser.add_argument("--subject", choices=("demo", *REAL), default="demo", help="by default the demo's")
     parser.add_argument("--retrained", nargs="*", type=Path, default=[], help="further retrained models")
     args = parser.parse_args(argv)
     subject = SUBJECTS[args.subject]

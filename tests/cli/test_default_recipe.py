@@ -229,7 +229,9 @@ def test_who_asks_for_it_without_enough_unseen_texts_is_told(texts: Path, expung
     )
     refused(expunge(*alone), "or give a --replay-weight above 0: then texts that the model writes itself")
     write_jsonl(texts / "unseen.jsonl", UNSEEN[:9])
-    refused(expunge(*FOLLOW, "--replay-weight", "0"), "--loss target_kl needs unseen texts: 16 texts to forget are needed")
+    refused(
+        expunge(*FOLLOW, "--replay-weight", "0"), "--loss target_kl needs unseen texts: 16 texts to forget are needed"
+    )
     refused(expunge(*FOLLOW, "--eval-every", "2"), "--eval-every 2 needs unseen texts: 16 texts to forget are needed")
     write_jsonl(texts / "unseen.jsonl", MANY)
     refused(expunge(*FOLLOW), "--holdout unseen.jsonl: all of its texts are to be forgotten")

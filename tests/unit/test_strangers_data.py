@@ -96,6 +96,13 @@ def test_a_table_whose_cells_grow_is_refused_before_it_fills_the_memory(tmp_path
         read_examples(str(tmp_path / "bomb.parquet"))
 
 
+def test_a_map_beside_the_texts_is_no_damage(tmp_path):
+    told = pa.array([[("source", "a mail")], []], pa.map_(pa.string(), pa.string()))
+    table = pa.table({"prompt": ["one", "two"], "completion": ["1", "2"], "meta": told})
+    pq.write_table(table, tmp_path / "t.parquet")
+    assert [row.completion for row in read_examples(str(tmp_path / "t.parquet"))] == ["1", "2"]
+
+
 @pytest.mark.parametrize(
     "template",
     [

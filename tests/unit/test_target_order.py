@@ -14,7 +14,7 @@ import pytest
 
 from expunge.data.surprise import NGrams
 from expunge.data.tokenize import TokenizedExample
-from expunge.train.targets import ALIKE, UnseenTokens, at_most_surprise, of_their_form, unseen_nlls
+from expunge.train.targets import UnseenTokens, at_most_surprise, of_their_form, unseen_nlls
 
 Texts = Sequence[Sequence[int]]
 
@@ -171,27 +171,37 @@ def test_what_the_texts_to_keep_say_of_a_token_makes_it_likelier() -> None:
 
 @pytest.mark.parametrize(
     ("others", "name_nlls"),
-    [(ALIKE, [0.0, 1.0, 1.0]), (ALIKE - 1, [0.0, 1.0, 3.0])],
-    ids=["by the names alone", "by all answers, since the names are too few"],
+    [(3, [0.0, 1.0, 1.0, 1.0]), (1, [0.0, 1.0, 3.0, 3.0])],
+    ids=["by the names alone", "by all answers, since there is one name"],
 )
 def test_answers_of_a_form_that_unseen_ones_have_are_as_hard_as_those(others: int, name_nlls: list[float]) -> None:
     """By the mean over all answers of its task a number would be likelier than other numbers are, and picked out, and a
     name less likely than other names.
     """
+    forget, found = dealt_out(names=[3] * others, numbers=4)
+    assert [row.group for row in forget] == ["qa\0009 9", "qa"], "no form of names is known"
+    assert found == [[0.0, 3.0, 3.0], name_nlls]
 
-    def answer(group: str, *tokens: int) -> TokenizedExample:
-        return TokenizedExample("r", [90, *tokens], 1, group=group)
+
+def test_two_short_answers_are_no_measure_of_a_long_one() -> None:
+    assert dealt_out(names=[2, 1], numbers=4)[1][1] == [0.0, 1.0, 1.0, 1.0], "as many tokens as it has"
+    assert dealt_out(names=[1, 1], numbers=4)[1][1] == [0.0, 1.0, 3.0, 3.0], "fewer: it goes by all answers"
+
+
+def dealt_out(names: list[int], numbers: int) -> tuple[list[TokenizedExample], list[list[float]]]:
+    """A number of two tokens and a name of three, with their target NLLs by unseen names of so many tokens, of a form
+    each, which cost 1 nat a token, and by so many unseen numbers, which cost 3.
+    """
+
+    def answer(*tokens: int) -> TokenizedExample:
+        return TokenizedExample("r", [90, *tokens], 1, group="qa")
 
     tokenizer = SimpleNamespace(decode=lambda ids, **_: "7 7" if ids[0] < 50 else " ".join(["word"] * (ids[0] - 49)))
-    numbers = [answer("qa", at, at + 1) for at in range(ALIKE)]
-    names = [answer("qa", 50 + at, 51 + at) for at in range(others)]  # each of another form: so many words
-    unseen = [*names, *numbers]
-    forget, of_kinds = of_their_form([answer("qa", 1, 2), answer("qa", 51, 52)], unseen, tokenizer)
-    assert [row.group for row in forget] == ["qa 9 9", "qa"], "no form of names is known"
-    assert [at for at, row in of_kinds if row.group == "qa 9 9"] == [*range(others, others + ALIKE)]
-    nlls = [[0.0, 1.0, 1.0]] * len(names) + [[0.0, 3.0, 3.0]] * len(numbers)
-    rows = [(row, nlls[at], nlls[at]) for at, row in of_kinds]
-    flat = [[0.0] * 3] * 2
-    number, name = unseen_nlls(forget, flat, flat, *zip(*rows, strict=True))
-    assert number == [0.0, 3.0, 3.0]
-    assert name == name_nlls
+    unseen = [answer(*[50 + at] * length) for at, length in enumerate(names)]
+    unseen += [answer(at, at + 1) for at in range(numbers)]
+    costs = [1.0] * len(names) + [3.0] * numbers
+    nlls = [[0.0] + [cost] * (len(row) - 1) for row, cost in zip(unseen, costs, strict=True)]
+    forget, of_kinds = of_their_form([answer(1, 2), answer(61, 62, 63)], unseen, tokenizer)
+    known = [(row, nlls[at], nlls[at]) for at, row in of_kinds]
+    flat = [[0.0] * len(row) for row in forget]
+    return forget, unseen_nlls(forget, flat, flat, *zip(*known, strict=True))

@@ -233,7 +233,8 @@ def _column_bytes(column: Any) -> int:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    if isinstance(column, pa.StructArray | pa.ListArray | pa.LargeListArray | pa.FixedSizeListArray):
+    listed = pa.StructArray | pa.ListArray | pa.LargeListArray | pa.FixedSizeListArray
+    if isinstance(column, listed) and not isinstance(column, pa.MapArray):  # a map is a list, and cannot be flattened
         inside = column.flatten()  # the values of a list, the fields of a struct
         return max(int(column.nbytes), sum(map(_column_bytes, inside if isinstance(inside, list) else [inside])))
     if not pa.types.is_dictionary(column.type):

@@ -200,10 +200,10 @@ def _from_unseen(
         )
     tokens, kept = UnseenTokens(unseen, theirs), [*prepared.retain, *prepared.test]
     expected = at_most_surprise(forget, [tokens.expected(row) for row in forget], kept)
-    among = theirs  # asked for where a kind has no unseen tokens of its own
-    if lacking:
-        among = at_most_surprise(unseen, tokens.expected_by_the_others(), kept)
     forget, of_kinds = of_their_form(forget, unseen, prepared.loaded.tokenizer)
+    among = theirs  # asked for where a kind has no unseen tokens of its own
+    if _kinds(forget) - _kinds([row for _, row in of_kinds]):
+        among = at_most_surprise(unseen, tokens.expected_by_the_others(), kept)
     known = [(row, among[at], theirs[at]) for at, row in of_kinds]
     values = unseen_nlls(forget, expected, before, *zip(*known, strict=True))
     return list(map(torch.tensor, values)), list(map(torch.tensor, before))
@@ -226,22 +226,31 @@ def of_their_form(
     forget: Sequence[TokenizedExample], unseen: Sequence[TokenizedExample], tokenizer: PreTrainedTokenizerBase
 ) -> tuple[list[TokenizedExample], list[tuple[int, TokenizedExample]]]:
     """Rows of both, the unseen ones by their place, as a kind of their own where their completion has the form of
-    `ALIKE` unseen ones of their kind: a number ends as hard as unseen numbers are, and not as the mean of all
-    answers, by which it could be picked out of others (`exposure`). The answers left of a kind go by all its unseen
-    ones where fewer than `ALIKE` are left.
+    `ALIKE` unseen ones of their kind: by the mean of all answers a number could be picked out (`exposure`). What is
+    left of a kind goes by the unseen ones left, or by all where these are fewer than `ALIKE` or have too few tokens.
     """
 
     def kind(row: TokenizedExample) -> str:
         told = tokenizer.decode(row.input_ids[row.completion_start :], skip_special_tokens=True)
-        return f"{row.group} {form(str(told))}"
+        return f"{row.group}\0{form(str(told))}"
 
     kinds = [*map(kind, unseen)]
     known = {name for name, count in Counter(kinds).items() if count >= ALIKE}
-    left = Counter(row.group for row, name in zip(unseen, kinds, strict=True) if name not in known)
+    named = [replace(row, group=name) if (name := kind(row)) in known else row for row in forget]
+    rest = [row for row, name in zip(unseen, kinds, strict=True) if name not in known]
+    left, asked = _completion_lengths(rest), _completion_lengths(named)
+    few = {group for group in asked if len(left[group]) < ALIKE or sum(left[group]) < max(asked[group])}
     found = [(at, replace(unseen[at], group=name)) for at, name in enumerate(kinds) if name in known]
-    few = {row.group for row in unseen if left[row.group] < ALIKE}
     found += [(at, row) for at, row in enumerate(unseen) if row.group in few or kinds[at] not in known]
-    return [replace(row, group=name) if (name := kind(row)) in known else row for row in forget], found
+    return named, found
+
+
+def _completion_lengths(rows: Sequence[TokenizedExample]) -> defaultdict[str, list[int]]:
+    """Kind -> tokens of the completion of each of its rows."""
+    found = defaultdict[str, list[int]](list)
+    for row in rows:
+        found[row.group].append(len(row.input_ids) - row.completion_start)
+    return found
 
 
 def at_most_surprise(
