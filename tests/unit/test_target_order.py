@@ -171,26 +171,26 @@ def test_what_the_texts_to_keep_say_of_a_token_makes_it_likelier() -> None:
 
 @pytest.mark.parametrize(
     ("others", "name_nlls"),
-    [(3, [0.0, 1.0, 1.0, 1.0]), (1, [0.0, 1.0, 3.0, 3.0])],
-    ids=["by the names alone", "by all answers, since there is one name"],
+    [(4, [0.0, 1.0, 1.0, 1.0]), (3, [0.0, 1.0, 3.0, 3.0])],
+    ids=["by the names alone", "by all answers, since the names are too few"],
 )
 def test_answers_of_a_form_that_unseen_ones_have_are_as_hard_as_those(others: int, name_nlls: list[float]) -> None:
     """By the mean over all answers of its task a number would be likelier than other numbers are, and picked out, and a
     name less likely than other names.
     """
-    forget, found = dealt_out(names=[3] * others, numbers=4)
+    forget, found = dealt_out(names=[3, 2, 1, 1][:others], numbers=4)
     assert [row.group for row in forget] == ["qa\0009 9", "qa"], "no form of names is known"
     assert found == [[0.0, 3.0, 3.0], name_nlls]
 
 
-def test_two_short_answers_are_no_measure_of_a_long_one() -> None:
-    assert dealt_out(names=[2, 1], numbers=4)[1][1] == [0.0, 1.0, 1.0, 1.0], "as many tokens as it has"
-    assert dealt_out(names=[1, 1], numbers=4)[1][1] == [0.0, 1.0, 3.0, 3.0], "fewer: it goes by all answers"
+def test_short_answers_are_no_measure_of_a_long_one() -> None:
+    assert dealt_out(names=[2, 1, 1, 1], numbers=4, length=5)[1][1] == [0.0] + [1.0] * 5, "as many tokens as it has"
+    assert dealt_out(names=[1, 1, 1, 1], numbers=4, length=5)[1][1] == [0.0, 1.0, 1.0, 3.0, 3.0, 3.0], "all answers"
 
 
-def dealt_out(names: list[int], numbers: int) -> tuple[list[TokenizedExample], list[list[float]]]:
-    """A number of two tokens and a name of three, with their target NLLs by unseen names of so many tokens, of a form
-    each, which cost 1 nat a token, and by so many unseen numbers, which cost 3.
+def dealt_out(names: list[int], numbers: int, length: int = 3) -> tuple[list[TokenizedExample], list[list[float]]]:
+    """A number of two tokens and a name of `length`, with their target NLLs by unseen names of so many tokens, of a
+    form each, which cost 1 nat a token, and by so many unseen numbers, which cost 3.
     """
 
     def answer(*tokens: int) -> TokenizedExample:
@@ -201,7 +201,7 @@ def dealt_out(names: list[int], numbers: int) -> tuple[list[TokenizedExample], l
     unseen += [answer(at, at + 1) for at in range(numbers)]
     costs = [1.0] * len(names) + [3.0] * numbers
     nlls = [[0.0] + [cost] * (len(row) - 1) for row, cost in zip(unseen, costs, strict=True)]
-    forget, of_kinds = of_their_form([answer(1, 2), answer(61, 62, 63)], unseen, tokenizer)
+    forget, of_kinds = of_their_form([answer(1, 2), answer(*[61] * length)], unseen, tokenizer)
     known = [(row, nlls[at], nlls[at]) for at, row in of_kinds]
     flat = [[0.0] * len(row) for row in forget]
     return forget, unseen_nlls(forget, flat, flat, *zip(*known, strict=True))

@@ -51,8 +51,8 @@ LONGEST = 4
 """Tokens in a row that are looked for in other texts, the last of which is predicted."""
 SHORTER = 0.5
 """Places that what is known from a shorter context counts as."""
-ALIKE = 2
-"""Unseen answers of a form by which it is a kind of its own: one may happen to be guessed."""
+ALIKE = 4
+"""Unseen answers of a form by which it is a kind of its own: by two that were guessed others would go on being said."""
 MOST_UNSEEN = 200_000
 """Tokens of unseen texts that are counted, of rows evenly from all of them."""
 Kind = tuple[str, bool]
